@@ -1,0 +1,286 @@
+"""The claim, the lease and every write of a job's holder: guarded by attempt, owner and an unexpired lease.
+
+Zero rows back means: not mine any more. The attempt number is the fencing token; it grows with every claim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+from sqlalchemy import ColumnElement, and_, func, null, select, text, update
+from sqlalchemy.orm import Session
+
+from app.db.events import take_seq, tell
+from app.db.tables import Attempt, Job
+from app.domain.states import CRASHES, FINAL_STATE, TERMINAL, Desired, JobState, Reason
+
+Kind = Literal["validate", "train"]
+CLAIMED_STATE: dict[Kind, JobState] = {"validate": JobState.VALIDATING, "train": JobState.QUEUED}
+STARTED: dict[Kind, str] = {"validate": "Validating training file: {files}", "train": "Fine-tuning job started"}
+HELD = [JobState.VALIDATING.value, JobState.RUNNING.value]
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Proof of ownership that travels with every write."""
+
+    job_id: str
+    attempt: int
+    owner: str
+
+
+class FencedError(RuntimeError):
+    """The lease is gone: cancelled, expired, or taken by a later attempt. Stop the trainer and drop the result."""
+
+
+def claim(session: Session, kind: Kind, owner: str, ttl_seconds: float) -> Job | None:
+    """Take the next job that waits for this kind of work: highest priority first, then oldest. None if there is none.
+
+    One statement picks the row (SKIP LOCKED: two workers never wait for each other) and takes it.
+    """
+    waiting = (
+        select(Job.id)
+        .where(
+            Job.state == CLAIMED_STATE[kind],
+            Job.lease_owner.is_(None),
+            Job.desired == Desired.RUN,
+            Job.run_after <= func.clock_timestamp(),
+        )
+        .order_by(Job.priority.desc(), Job.seq)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+    values: dict[str, Any] = {"phase": "validating"}
+    if kind == "train":
+        values = {
+            "state": JobState.RUNNING,
+            "phase": "loading",
+            "train_attempts": Job.train_attempts + 1,
+            "started_at": func.coalesce(Job.started_at, func.clock_timestamp()),
+        }
+    job = session.execute(
+        update(Job)
+        .where(Job.id == waiting)
+        .values(
+            attempt=Job.attempt + 1, lease_owner=owner, lease_expires_at=_expiry(ttl_seconds), **take_seq(), **values
+        )
+        .returning(Job)
+        .execution_options(populate_existing=True)
+    ).scalar_one_or_none()
+    if job is None:
+        return None
+    session.add(Attempt(job_id=job.id, attempt=job.attempt, project_id=job.project_id, kind=kind, worker=owner))
+    tell(session, job, _started(kind, job))
+    return job
+
+
+def renew(session: Session, lease: Lease, ttl_seconds: float) -> None:
+    """Raises FencedError."""
+    _guarded(session, lease, {"lease_expires_at": _expiry(ttl_seconds)})
+
+
+def look(session: Session, lease: Lease) -> Desired:
+    """What the user wants of the job I hold. Raises FencedError."""
+    desired = session.scalar(select(Job.desired).where(_held_by(lease)))
+    if desired is None:
+        raise FencedError(lease.job_id)
+    return Desired(desired)
+
+
+def say(
+    session: Session,
+    lease: Lease,
+    message: str,
+    level: str = "info",
+    type: str = "message",
+    data: Mapping[str, Any] | None = None,
+    **columns: Any,
+) -> Job:
+    """Write an event of the job I hold, and columns of its row with it. Raises FencedError."""
+    job = _guarded(session, lease, {**take_seq(), **columns})
+    tell(session, job, message, level, type, data)
+    return job
+
+
+def note(session: Session, lease: Lease, **columns: Any) -> Job:
+    """Change columns of the job I hold without an event. Raises FencedError."""
+    return _guarded(session, lease, columns)
+
+
+def end_attempt(
+    session: Session,
+    lease: Lease,
+    reason: Reason,
+    message: str,
+    level: str = "info",
+    data: Mapping[str, Any] | None = None,
+    param: str | None = None,
+    delay_seconds: float = 0.0,
+    max_crash_streak: int = 3,
+    **columns: Any,
+) -> Job:
+    """Give the job up for a reason, which decides its next state; state, lease, attempt and event in one transaction.
+
+    A success needs `desired = 'run'` as well as the lease. Raises FencedError.
+    """
+    job = session.execute(select(Job).where(_held_by(lease)).with_for_update()).scalar_one_or_none()
+    if job is None or (reason == Reason.DONE and job.desired != Desired.RUN):
+        raise FencedError(lease.job_id)
+    return _end(session, job, reason, message, level, data, param, delay_seconds, max_crash_streak, columns)
+
+
+def validated(session: Session, lease: Lease, message: str, data: Mapping[str, Any] | None = None) -> Job:
+    """`validating_files` -> `queued`. Raises FencedError."""
+    job = _guarded(
+        session,
+        lease,
+        {
+            "state": JobState.QUEUED,
+            "phase": null(),
+            "lease_owner": null(),
+            "lease_expires_at": null(),
+            "crash_streak": 0,
+            **take_seq(),
+        },
+    )
+    _close(session, job, Reason.DONE)
+    tell(session, job, message, data=data)
+    return job
+
+
+def expired(session: Session, grace_seconds: float, limit: int = 100) -> list[Job]:
+    """Jobs whose holder has not renewed for its lease and the grace on top; locked until this transaction ends."""
+    return list(
+        session.scalars(
+            select(Job)
+            .where(
+                Job.lease_owner.is_not(None),
+                Job.lease_expires_at + timedelta(seconds=grace_seconds) < func.clock_timestamp(),
+            )
+            .order_by(Job.lease_expires_at)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        )
+    )
+
+
+def held_count(session: Session) -> int:
+    return session.scalar(select(func.count()).where(Job.lease_owner.is_not(None))) or 0
+
+
+def held_by_predecessors(session: Session, slot: str, owner: str) -> list[Job]:
+    """Jobs an earlier process of this slot still holds; it is dead, as its successor has the slot's lock."""
+    return list(
+        session.scalars(
+            select(Job)
+            .where(Job.lease_owner.startswith(f"{slot}#", autoescape=True), Job.lease_owner != owner)
+            .with_for_update(skip_locked=True)
+        )
+    )
+
+
+def reap(session: Session, job: Job, delay_seconds: float, max_crash_streak: int) -> Job:
+    """End the attempt of a lost holder; `job` was locked by `expired` or `held_by_predecessors`."""
+    message = f"The worker {job.lease_owner} was lost during attempt {job.attempt}"
+    return _end(
+        session, job, Reason.WORKER_LOST, message, "warn", None, None, delay_seconds, max_crash_streak, columns={}
+    )
+
+
+def server_uptime_seconds(session: Session) -> float:
+    """How long PostgreSQL has been up: nobody could renew a lease while it was down."""
+    seconds = session.scalar(text("SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())"))
+    return float(seconds or 0)
+
+
+def _end(
+    session: Session,
+    job: Job,
+    reason: Reason,
+    message: str,
+    level: str,
+    data: Mapping[str, Any] | None,
+    param: str | None,
+    delay_seconds: float,
+    max_crash_streak: int,
+    columns: dict[str, Any],
+) -> Job:
+    streak = job.crash_streak + 1 if reason in CRASHES else job.crash_streak
+    outcome = Reason.WORKER_CRASH_LOOP if reason in CRASHES and streak >= max_crash_streak else reason
+    state = _next_state(job, outcome)
+    if outcome == Reason.WORKER_CRASH_LOOP:
+        message = f"{message}; gave up after {streak} attempts in a row that ended like this"
+    values: dict[str, Any] = {
+        "state": state,
+        "phase": null(),
+        "reason": outcome,
+        "crash_streak": streak,
+        "lease_owner": null(),
+        "lease_expires_at": null(),
+        "run_after": func.clock_timestamp() + timedelta(seconds=delay_seconds * 2 ** max(0, streak - 1)),
+        **columns,
+        **take_seq(),
+    }
+    if state in TERMINAL:
+        values["finished_at"] = func.clock_timestamp()
+    if state == JobState.FAILED:
+        values |= {"error_code": outcome, "error_message": message, "error_param": param}
+        level = "error"
+    ended = session.execute(
+        update(Job).where(Job.id == job.id).values(**values).returning(Job).execution_options(populate_existing=True)
+    ).scalar_one()
+    _close(session, ended, reason)
+    tell(session, ended, message, level, data=data)
+    return ended
+
+
+def _next_state(job: Job, reason: Reason) -> JobState:
+    """Where the reason sends the job; a validation that is interrupted waits to be validated again."""
+    state = FINAL_STATE[reason]
+    if state == JobState.QUEUED and job.state == JobState.VALIDATING:
+        return JobState.VALIDATING
+    if state == JobState.QUEUED and job.desired == Desired.PAUSE:
+        return JobState.PAUSED
+    return state
+
+
+def _guarded(session: Session, lease: Lease, values: dict[str, Any]) -> Job:
+    job = session.execute(
+        update(Job).where(_held_by(lease)).values(**values).returning(Job).execution_options(populate_existing=True)
+    ).scalar_one_or_none()
+    if job is None:
+        raise FencedError(lease.job_id)
+    return job
+
+
+def _held_by(lease: Lease) -> ColumnElement[bool]:
+    return and_(
+        Job.id == lease.job_id,
+        Job.attempt == lease.attempt,
+        Job.lease_owner == lease.owner,
+        Job.state.in_(HELD),
+        Job.lease_expires_at > func.clock_timestamp(),
+    )
+
+
+def _close(session: Session, job: Job, reason: Reason) -> None:
+    session.execute(
+        update(Attempt)
+        .where(Attempt.job_id == job.id, Attempt.ended_at.is_(None))
+        .values(ended_at=func.clock_timestamp(), reason=reason)
+    )
+
+
+def _expiry(ttl_seconds: float) -> ColumnElement[Any]:
+    return func.clock_timestamp() + timedelta(seconds=ttl_seconds)
+
+
+def _started(kind: Kind, job: Job) -> str:
+    files = job.training_file_id
+    if job.validation_file_id:
+        files += f" and validation file: {job.validation_file_id}"
+    return STARTED[kind].format(files=files)

@@ -1,0 +1,42 @@
+"""The connection to PostgreSQL. Queries flush; only the edge (a request, a worker's step) commits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.orm import Session, sessionmaker
+
+Sessions = sessionmaker[Session]
+
+CONNECT_TIMEOUT_SECONDS = 5
+STATEMENT_TIMEOUT_MS = (
+    30_000  # no statement of ours takes a second; a lock held by a stuck client must not hang the API
+)
+
+
+def make_engine(database_url: str, pool_size: int = 5) -> Engine:
+    """`pool_pre_ping` costs one round trip and turns a restarted server into a fresh connection, not an error."""
+    return create_engine(
+        database_url,
+        pool_size=pool_size,
+        max_overflow=pool_size,
+        pool_timeout=10,
+        pool_pre_ping=True,
+        connect_args={
+            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+            "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c timezone=UTC",
+        },
+    )
+
+
+def make_sessions(engine: Engine) -> Sessions:
+    return sessionmaker(engine, expire_on_commit=False)
+
+
+@contextmanager
+def transaction(sessions: Sessions) -> Iterator[Session]:
+    """One transaction: committed at the end of the block, rolled back on any error."""
+    with sessions() as session, session.begin():
+        yield session

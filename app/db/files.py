@@ -1,0 +1,114 @@
+"""Rows about bytes that storage keeps. A deleted file is invisible at once; its bytes go when no job needs them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from sqlalchemy import Select, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from app.db.ids import new_id
+from app.db.jobs import ACTIVE
+from app.db.tables import File, Job
+
+
+def insert(
+    session: Session,
+    project_id: str,
+    purpose: str,
+    filename: str,
+    size_bytes: int,
+    sha256: str,
+    storage_key: str,
+    file_id: str | None = None,
+    line_count: int | None = None,
+    job_id: str | None = None,
+    expires_at: datetime | None = None,
+) -> File:
+    file = File(
+        id=file_id or new_id("file"),
+        project_id=project_id,
+        job_id=job_id,
+        purpose=purpose,
+        filename=filename,
+        bytes=size_bytes,
+        sha256=sha256,
+        storage_key=storage_key,
+        line_count=line_count,
+        expires_at=expires_at,
+    )
+    session.add(file)
+    session.flush()
+    session.refresh(file)
+    return file
+
+
+def get(session: Session, project_id: str, file_id: str) -> File | None:
+    return session.scalar(_visible(project_id).where(File.id == file_id))
+
+
+def get_any(session: Session, file_id: str) -> File | None:
+    """Also a deleted one: a job that was accepted goes on reading its files."""
+    return session.get(File, file_id)
+
+
+def page(
+    session: Session,
+    project_id: str,
+    limit: int,
+    after: File | None = None,
+    order: Literal["asc", "desc"] = "desc",
+    purpose: str | None = None,
+) -> list[File]:
+    """In order of creation, at most `limit`; `after` is the last file of the page before."""
+    query = _visible(project_id).limit(limit)
+    query = query.order_by(File.seq if order == "asc" else File.seq.desc())
+    if purpose is not None:
+        query = query.where(File.purpose == purpose)
+    if after is not None:
+        query = query.where(File.seq > after.seq if order == "asc" else File.seq < after.seq)
+    return list(session.scalars(query))
+
+
+def delete(session: Session, file: File) -> None:
+    file.deleted_at = func.clock_timestamp()
+    session.flush()
+
+
+def expire(session: Session) -> int:
+    """Delete every file whose time is over; the number of them."""
+    expired = session.execute(
+        update(File)
+        .where(File.expires_at < func.clock_timestamp(), File.deleted_at.is_(None))
+        .values(deleted_at=func.clock_timestamp())
+        .returning(File.id)
+    )
+    return len(expired.all())
+
+
+def purgeable(session: Session, limit: int = 100) -> list[File]:
+    """Deleted files whose bytes no unfinished job needs any more; locked until this transaction ends."""
+    in_use = select(Job.id).where(
+        or_(Job.training_file_id == File.id, Job.validation_file_id == File.id), Job.state.in_(ACTIVE)
+    )
+    query = (
+        select(File)
+        .where(File.deleted_at.is_not(None), File.purged_at.is_(None), ~in_use.exists())
+        .limit(limit)
+        .with_for_update(skip_locked=True, of=File)
+    )
+    return list(session.scalars(query))
+
+
+def mark_purged(session: Session, file: File) -> None:
+    file.purged_at = func.clock_timestamp()
+    session.flush()
+
+
+def _visible(project_id: str) -> Select[File]:
+    return select(File).where(
+        File.project_id == project_id,
+        File.deleted_at.is_(None),
+        or_(File.expires_at.is_(None), File.expires_at > func.clock_timestamp()),
+    )

@@ -1,0 +1,142 @@
+"""Jobs as their owner sees them: created, read, listed, cancelled. Never commits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Select, exists, func, null, or_, select, tuple_, update
+from sqlalchemy.orm import Session
+
+from app.db.events import take_seq, tell
+from app.db.ids import new_id
+from app.db.tables import Attempt, Job
+from app.domain.spec import JobSpec
+from app.domain.states import TERMINAL, Desired, JobState, Reason
+
+ACTIVE = [state.value for state in JobState if state not in TERMINAL]
+
+
+def insert(
+    session: Session,
+    project_id: str,
+    spec: JobSpec,
+    training_file_id: str,
+    validation_file_id: str | None = None,
+    suffix: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> Job:
+    """Create a job in `validating_files` together with its first event."""
+    job = Job(
+        id=new_id("ftjob"),
+        project_id=project_id,
+        base_model=spec.base_model,
+        spec=spec.model_dump(mode="json"),
+        training_file_id=training_file_id,
+        validation_file_id=validation_file_id,
+        suffix=suffix,
+        user_metadata=dict(metadata) if metadata is not None else None,
+        event_seq=1,
+    )
+    session.add(job)
+    session.flush()
+    tell(session, job, f"Created fine-tuning job: {job.id}")
+    session.refresh(job)
+    return job
+
+
+def get(session: Session, project_id: str, job_id: str) -> Job | None:
+    return session.scalar(_of(project_id).where(Job.id == job_id))
+
+
+def page(
+    session: Session,
+    project_id: str,
+    limit: int,
+    after: Job | None = None,
+    metadata: Mapping[str, str] | None = None,
+    without_metadata: bool = False,
+) -> list[Job]:
+    """Newest first, at most `limit`; `after` is the last job of the page before. All metadata pairs must match."""
+    query = _of(project_id).order_by(Job.seq.desc()).limit(limit)
+    if after is not None:
+        query = query.where(Job.seq < after.seq)
+    if metadata:
+        query = query.where(Job.user_metadata.contains(dict(metadata)))
+    if without_metadata:
+        query = query.where(or_(Job.user_metadata.is_(None), Job.user_metadata == {}))
+    return list(session.scalars(query))
+
+
+def queue_position(session: Session, job: Job) -> int | None:
+    """1 for the job that the next free worker takes; None for a job that does not wait."""
+    if job.state != JobState.QUEUED:
+        return None
+    ahead = select(func.count()).where(
+        Job.state == JobState.QUEUED,
+        Job.desired == Desired.RUN,
+        tuple_(-Job.priority, Job.seq) < tuple_(-job.priority, job.seq),
+    )
+    return 1 + (session.scalar(ahead) or 0)
+
+
+def cancel(session: Session, project_id: str, job_id: str) -> Job | None:
+    """Move a job that has not ended to `cancelled`, here and now; whoever holds it finds itself fenced.
+
+    None when there is nothing to cancel any more. The one exception to "only the holder writes the state".
+    """
+    job = session.execute(
+        update(Job)
+        .where(Job.project_id == project_id, Job.id == job_id, Job.state.in_(ACTIVE))
+        .values(
+            state=JobState.CANCELLED,
+            desired=Desired.CANCEL,
+            reason=Reason.CANCELLED,
+            phase=None,
+            lease_owner=null(),
+            lease_expires_at=null(),
+            finished_at=func.clock_timestamp(),
+            **take_seq(),
+        )
+        .returning(Job)
+        .execution_options(populate_existing=True)
+    ).scalar_one_or_none()
+    if job is None:
+        return None
+    _close_attempt(session, job.id)
+    tell(session, job, "The job was cancelled")
+    return job
+
+
+def needs_file(session: Session, file_id: str) -> bool:
+    """True while a job that has not ended reads this file: its bytes must stay."""
+    return bool(
+        session.scalar(
+            select(
+                exists().where(
+                    or_(Job.training_file_id == file_id, Job.validation_file_id == file_id), Job.state.in_(ACTIVE)
+                )
+            )
+        )
+    )
+
+
+def counts_by_state(session: Session) -> dict[str, int]:
+    return dict(session.execute(select(Job.state, func.count()).group_by(Job.state)).tuples().all())
+
+
+def _of(project_id: str) -> Select[Job]:
+    return select(Job).where(Job.project_id == project_id)
+
+
+def _close_attempt(session: Session, job_id: str) -> None:
+    session.execute(
+        update(Attempt)
+        .where(Attempt.job_id == job_id, Attempt.ended_at.is_(None))
+        .values(ended_at=func.clock_timestamp(), reason=Reason.CANCELLED)
+    )
+
+
+def describe(job: Job) -> dict[str, Any]:
+    """For logs: which job, in which state, by whom."""
+    return {"job": job.id, "state": job.state, "attempt": job.attempt, "owner": job.lease_owner}

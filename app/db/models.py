@@ -1,0 +1,88 @@
+"""Base models on offer and `ft:` models trained here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import func, or_, select
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.orm import Session
+
+from app.db.tables import BaseModelRow, Checkpoint, Job, TunedModel
+from app.domain.catalog import CatalogEntry
+
+
+def register(
+    session: Session,
+    name: str,
+    directory: Path,
+    files: dict[str, Any],
+    manifest_sha256: str,
+    entry: CatalogEntry,
+) -> None:
+    """Offer a base model; the same name again replaces what it stood for."""
+    values = {
+        "directory": str(directory),
+        "files": files,
+        "manifest_sha256": manifest_sha256,
+        "entry": entry.model_dump(mode="json"),
+    }
+    statement = upsert(BaseModelRow).values(name=name, **values)
+    session.execute(statement.on_conflict_do_update(index_elements=["name"], set_=values))
+
+
+def unregister(session: Session, name: str) -> bool:
+    row = session.get(BaseModelRow, name)
+    if row is None:
+        return False
+    session.delete(row)
+    session.flush()
+    return True
+
+
+def get_base(session: Session, project_id: str, name: str) -> BaseModelRow | None:
+    return session.scalar(
+        select(BaseModelRow).where(
+            BaseModelRow.name == name,
+            or_(BaseModelRow.project_id.is_(None), BaseModelRow.project_id == project_id),
+        )
+    )
+
+
+def list_base(session: Session, project_id: str | None = None) -> list[BaseModelRow]:
+    """Those a project may use; without a project, all of them."""
+    query = select(BaseModelRow).order_by(BaseModelRow.name)
+    if project_id is not None:
+        query = query.where(or_(BaseModelRow.project_id.is_(None), BaseModelRow.project_id == project_id))
+    return list(session.scalars(query))
+
+
+def add_tuned(session: Session, job: Job, checkpoint: Checkpoint) -> TunedModel:
+    model = TunedModel(id=checkpoint.name, project_id=job.project_id, job_id=job.id, checkpoint_id=checkpoint.id)
+    session.add(model)
+    session.flush()
+    return model
+
+
+def get_tuned(session: Session, project_id: str, model_id: str) -> TunedModel | None:
+    return session.scalar(
+        select(TunedModel).where(
+            TunedModel.project_id == project_id, TunedModel.id == model_id, TunedModel.deleted_at.is_(None)
+        )
+    )
+
+
+def list_tuned(session: Session, project_id: str) -> list[TunedModel]:
+    return list(
+        session.scalars(
+            select(TunedModel)
+            .where(TunedModel.project_id == project_id, TunedModel.deleted_at.is_(None))
+            .order_by(TunedModel.seq)
+        )
+    )
+
+
+def delete_tuned(session: Session, model: TunedModel) -> None:
+    model.deleted_at = func.clock_timestamp()
+    session.flush()

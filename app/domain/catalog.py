@@ -1,0 +1,161 @@
+"""A base model on offer: what its directory holds, hashed, and what "auto" and the checks need to know of it.
+
+Everything is read from config.json and the safetensors headers: no torch, no weights in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from app.domain.artifacts import sha256_file
+from app.errors import BadRequest
+
+MAX_HEADER_BYTES = 100 << 20
+# Weights as pickles run code when they are loaded; `auto_map` and `_attn_implementation*` make transformers run code
+# from elsewhere (CVE-2026-4372); *.py is remote code itself.
+FORBIDDEN_SUFFIXES = frozenset({".py", ".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack"})
+FORBIDDEN_CONFIG_KEYS = ("auto_map", "_attn_implementation", "_attn_implementation_internal")
+REQUIRED_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
+IGNORED_LAYERS = frozenset({"lm_head", "embed_tokens", "wte", "wpe"})
+DEFAULT_CONTEXT_LENGTH = 2048
+MAX_RANK = 256
+
+
+class CatalogEntry(BaseModel):
+    """What Tunery knows of a base model. Lengths are in tokens, sizes in bytes, shapes are [out, in]."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    architecture: str
+    context_length: int
+    hidden_size: int
+    vocab_size: int
+    parameters: int
+    size_bytes: int
+    target_modules: dict[str, tuple[int, int]]  # linear layer name -> its smallest [out, in]
+    learning_rate: float  # at learning_rate_multiplier 1
+    max_auto_batch_size: int = 8
+    has_chat_template: bool
+    license: str | None = None
+
+
+class RefusedModel(BadRequest):
+    code = "model_refused"
+
+
+def describe(directory: Path, learning_rate: float | None = None, license_name: str | None = None) -> CatalogEntry:
+    """Read a model directory. Raises RefusedModel naming everything that is wrong with it."""
+    if problems := list(_problems(directory)):
+        raise RefusedModel(f"{directory} cannot be a base model: " + "; ".join(problems))
+    config = _read_json(directory / "config.json")
+    tensors = read_tensor_shapes(directory)
+    hidden_size = int(config["hidden_size"])
+    return CatalogEntry(
+        architecture=str((config.get("architectures") or ["unknown"])[0]),
+        context_length=int(config.get("max_position_embeddings") or DEFAULT_CONTEXT_LENGTH),
+        hidden_size=hidden_size,
+        vocab_size=int(config["vocab_size"]),
+        parameters=sum(_product(shape) for shape in tensors.values()),
+        size_bytes=sum(path.stat().st_size for path in directory.glob("*.safetensors")),
+        target_modules=_linear_layers(tensors),
+        learning_rate=learning_rate or default_learning_rate(hidden_size),
+        has_chat_template=_has_chat_template(directory),
+        license=license_name,
+    )
+
+
+def default_learning_rate(hidden_size: int) -> float:
+    """LoRA's rate as a function of the hidden size: tinker-cookbook's fit for Llama-like models.
+
+    10 x the full fine-tuning rate of 5e-5 ("LoRA Without Regret"), times (2000 / hidden size)^0.781; two digits, as
+    the fit is no better than that. 576 -> 1.3e-3, 2048 -> 4.9e-4, 4096 -> 2.9e-4.
+    """
+    return float(f"{5e-4 * (2000 / hidden_size) ** 0.781:.1e}")
+
+
+def hash_directory(directory: Path) -> tuple[dict[str, dict[str, Any]], str]:
+    """({name: {"bytes", "sha256"}}, SHA-256 over that as canonical JSON) of a model directory's files."""
+    paths = sorted(path for path in directory.iterdir() if path.is_file() and not path.name.startswith("."))
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in paths}
+    canonical = json.dumps(files, sort_keys=True, separators=(",", ":")).encode()
+    return files, hashlib.sha256(canonical).hexdigest()
+
+
+def read_tensor_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
+    """{tensor name: shape} from the headers of every *.safetensors file. Raises RefusedModel for a broken header."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        header = _read_header(path)
+        shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    return shapes
+
+
+def _problems(directory: Path) -> list[str]:
+    if not directory.is_dir():
+        return ["it is not a directory that this user can read"]
+    names = {path.name for path in directory.iterdir()}
+    problems = [f"{name} is missing" for name in REQUIRED_FILES if name not in names]
+    problems += [
+        f"{name} is refused (weights must be safetensors; code and pickles are never loaded)"
+        for name in sorted(names)
+        if Path(name).suffix in FORBIDDEN_SUFFIXES
+    ]
+    if not any(name.endswith(".safetensors") for name in names):
+        problems.append("there is no *.safetensors file in it")
+    if not problems:
+        config = _read_json(directory / "config.json")
+        problems += [
+            f"config.json has the key {key}, which loads code" for key in FORBIDDEN_CONFIG_KEYS if key in config
+        ]
+        problems += [f"config.json has no {key}" for key in ("hidden_size", "vocab_size") if key not in config]
+    return problems
+
+
+def _linear_layers(tensors: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, int]]:
+    """Every two-dimensional `<layer>.weight` but embeddings and the head, by its last name: what "all-linear" means."""
+    layers: dict[str, tuple[int, int]] = {}
+    for name, shape in sorted(tensors.items()):
+        parts = name.split(".")
+        if parts[-1] != "weight" or len(shape) != 2 or len(parts) < 2 or parts[-2] in IGNORED_LAYERS:
+            continue
+        smallest = layers.get(parts[-2], (shape[0], shape[1]))
+        layers[parts[-2]] = min(smallest, (shape[0], shape[1]), key=min)
+    return layers
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        if not 2 <= size <= MAX_HEADER_BYTES:
+            raise RefusedModel(f"{path.name} is not a safetensors file: its header size is {size} bytes")
+        try:
+            return dict(json.loads(file.read(size)))
+        except ValueError as error:
+            raise RefusedModel(f"{path.name} is not a safetensors file: its header is not JSON") from error
+
+
+def _has_chat_template(directory: Path) -> bool:
+    return (directory / "chat_template.jinja").exists() or bool(
+        _read_json(directory / "tokenizer_config.json").get("chat_template")
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise RefusedModel(f"{path.name} is not readable JSON: {error}") from error
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    result = 1
+    for dimension in shape:
+        result *= dimension
+    return result

@@ -1,0 +1,101 @@
+"""What will be trained, fully resolved: no "auto", no default left to anybody's taste.
+
+`JobSpec` is stored in the job row when the job is created and never changes. `TrainerSpec` is the file the trainer
+reads: one base model, one quantization, and a *list* of runs that share them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SPEC_VERSION: Literal[1] = 1
+
+
+class Frozen(BaseModel):
+    """Immutable, and an unknown key is an error: a typo never becomes a silent default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LoraSpec(Frozen):
+    """h = W x + scale * B A x; scale is alpha / r, with rsLoRA alpha / sqrt(r) (arXiv 2106.09685, 2312.03732)."""
+
+    r: Annotated[int, Field(ge=1, le=256)]
+    alpha: Annotated[float, Field(gt=0)]
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: tuple[str, ...]
+    use_rslora: bool = False
+    use_dora: Literal[False] = False
+    bias: Literal["none"] = "none"
+    init: Literal["default"] = "default"
+
+
+class QuantizationSpec(Frozen):
+    """How the frozen base is held (QLoRA, arXiv 2305.14314). Absent in a request means exactly these defaults."""
+
+    bits: Literal[4] = 4
+    type: Literal["nf4", "fp4"] = "nf4"
+    double_quant: bool = True
+    compute_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+
+
+class Hyperparameters(Frozen):
+    n_epochs: Annotated[int, Field(ge=1, le=50)]
+    batch_size: Annotated[int, Field(ge=1, le=256)]  # examples per optimizer step
+    learning_rate: Annotated[float, Field(gt=0)]
+    learning_rate_multiplier: Annotated[float, Field(gt=0)] | None
+    warmup_ratio: Annotated[float, Field(ge=0, le=1)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    max_grad_norm: Annotated[float, Field(gt=0)]
+    lr_scheduler_type: Literal["linear", "cosine", "constant"]
+    context_length: Annotated[int, Field(ge=1)]  # tokens
+    packing: bool = True
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+
+
+class JobSpec(Frozen):
+    version: Literal[1] = SPEC_VERSION
+    base_model: str
+    method: Literal["supervised"] = "supervised"
+    lora: LoraSpec
+    quantization: QuantizationSpec | None
+    hyperparameters: Hyperparameters
+    seed: Annotated[int, Field(ge=0, le=2_147_483_647)]
+
+
+class BaseSpec(Frozen):
+    """A registered base model as the trainer finds it on disk."""
+
+    name: str
+    directory: Path
+    manifest_sha256: str  # of the registered files; the trainer refuses a directory that differs
+
+
+class RunSpec(Frozen):
+    """One adapter to train. Paths are absolute or relative to the work directory."""
+
+    run_id: str
+    lora: LoraSpec
+    hyperparameters: Hyperparameters
+    seed: int
+    training_file: Path
+    training_file_sha256: str
+    validation_file: Path | None = None
+    validation_file_sha256: str | None = None
+    resume_from: Path | None = None  # a snapshot directory whose manifest was verified
+    sample_prompts: tuple[str, ...] = ()
+
+
+class TrainerSpec(Frozen):
+    """WORKDIR/spec.json. Everything the run writes goes to WORKDIR/runs/<run_id>/."""
+
+    version: Literal[1] = SPEC_VERSION
+    base: BaseSpec
+    quantization: QuantizationSpec | None
+    runs: Annotated[tuple[RunSpec, ...], Field(min_length=1)]
+    snapshot_interval_seconds: float = 300.0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = None  # CPU threads; absent = physical cores

@@ -1,0 +1,92 @@
+"""Every error a client can see, as one tree.
+
+    TuneryError                     500 server_error
+    +- BadRequest                   400 invalid_request_error: the client must change something
+    |  +- UnknownParameter          400 unknown_parameter
+    |  +- InvalidDataset            400 invalid_training_file, carries the findings
+    +- InvalidApiKey                401 invalid_api_key
+    +- NotPermitted                 403 permission_denied
+    +- NotFound                     404 not_found
+    +- TooLarge                     413 file_too_large
+    +- RangeNotSatisfiable          416 range_not_satisfiable
+    +- Unavailable                  503 service_unavailable, with Retry-After
+    +- StorageFull                  507 storage_full
+
+Wrong-state answers are 400, not 409: OpenAI's clients retry 409, 429 and every 5xx twice by themselves.
+The classes are picklable (arguments only), as they cross process boundaries.
+"""
+
+from __future__ import annotations
+
+
+class TuneryError(Exception):
+    status = 500
+    type = "server_error"
+    code: str | None = "server_error"
+
+    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message, param, code)
+        self.message = message
+        self.param = param
+        if code is not None:
+            self.code = code
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class BadRequest(TuneryError):
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_value"
+
+
+class UnknownParameter(BadRequest):
+    code = "unknown_parameter"
+
+
+class InvalidDataset(BadRequest):
+    code = "invalid_training_file"
+
+
+class InvalidApiKey(TuneryError):
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+
+class NotPermitted(TuneryError):
+    status = 403
+    type = "invalid_request_error"
+    code = "permission_denied"
+
+
+class NotFound(TuneryError):
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+
+class TooLarge(TuneryError):
+    status = 413
+    type = "invalid_request_error"
+    code = "file_too_large"
+
+
+class RangeNotSatisfiable(TuneryError):
+    status = 416
+    type = "invalid_request_error"
+    code = "range_not_satisfiable"
+
+
+class Unavailable(TuneryError):
+    status = 503
+    type = "server_error"
+    code = "service_unavailable"
+    retry_after_seconds = 5
+
+
+class StorageFull(TuneryError):
+    status = 507
+    type = "server_error"
+    code = "storage_full"

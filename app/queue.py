@@ -1,0 +1,82 @@
+"""The producer's side of Celery: task names, and hints that leave after commit.
+
+A hint says "look for work" and carries nothing. It may be lost, doubled or late: PostgreSQL is the queue, workers poll
+too, and the reconciler sends hints again.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Literal
+
+from celery import Celery
+from sqlalchemy import event
+from sqlalchemy.orm import Session
+
+from app.log import get_logger
+
+Queue = Literal["cpu", "gpu"]
+LOOK_FOR_WORK: dict[Queue, str] = {"cpu": "tunery.validate", "gpu": "tunery.train"}
+HINT_EXPIRES_SECONDS = 300  # hints must not pile up while every slot is busy
+SOCKET_TIMEOUT_SECONDS = 2
+
+log = get_logger(__name__)
+
+
+class Hints:
+    """Sends hints to workers. A broker that is down costs a log line, never a request."""
+
+    def __init__(self, redis_url: str) -> None:
+        self.celery = make_celery(redis_url)
+
+    def after_commit(self, session: Session, queue: Queue) -> None:
+        """Send a hint once `session` has committed; a rollback sends nothing."""
+        event.listen(session, "after_commit", lambda _session: self.send_soon(queue), once=True)
+
+    def send_soon(self, queue: Queue) -> None:
+        """From a thread: with the broker down, connecting takes seconds that no request should wait."""
+        threading.Thread(target=self.send, args=(queue,), daemon=True).start()
+
+    def send(self, queue: Queue) -> bool:
+        try:
+            self.celery.send_task(LOOK_FOR_WORK[queue], queue=queue, expires=HINT_EXPIRES_SECONDS, retry=False)
+        except Exception as error:  # every transport raises its own; none of them may cost more than the hint
+            log.warning("hint not sent", queue=queue, error=str(error))
+            return False
+        return True
+
+    def close(self) -> None:
+        self.celery.close()
+
+
+def make_celery(redis_url: str) -> Celery:
+    """One configuration for the side that sends and the side that works. Every line has a failure behind it.
+
+    Early acknowledgement and no result backend: a late-acknowledged message is delivered again after the visibility
+    timeout, one hour, while its task still runs. `ack_emulation` off makes Redis a plain BRPOP, with nothing to redeliver.
+    Prefetch is disabled: a reserved message would wait behind a day of training while other workers idle.
+    """
+    celery = Celery("tunery", broker=redis_url)
+    celery.conf.update(
+        task_ignore_result=True,
+        task_serializer="json",
+        accept_content=["json"],
+        result_accept_content=["json"],
+        task_acks_late=False,
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,
+        task_publish_retry=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            "ack_emulation": False,
+            "health_check_interval": 25,
+            "socket_connect_timeout": SOCKET_TIMEOUT_SECONDS,
+            "socket_timeout": None,
+            "global_keyprefix": "tunery:",
+        },
+        worker_send_task_events=False,
+        worker_hijack_root_logger=False,
+        worker_soft_shutdown_timeout=30,
+    )
+    return celery

@@ -1,0 +1,74 @@
+"""Every environment variable Tunery reads, typed, with the reason for each default. Built once, passed down.
+
+Ours start with `TUNERY_`; `DATABASE_URL` and `REDIS_URL` keep the names that every platform sets.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import AliasChoices, Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="TUNERY_", extra="ignore", populate_by_name=True)
+
+    # --- where things are
+    database_url: str = Field(validation_alias=AliasChoices("DATABASE_URL", "database_url"))
+    redis_url: str = Field(validation_alias=AliasChoices("REDIS_URL", "redis_url"))
+    data_dir: Path = Path("data")  # files, adapters, snapshots, work directories
+
+    # --- the API
+    organization: str = "tunery"  # `organization_id`, and the third part of ft:base:organization:suffix:id
+    docs_enabled: bool = True  # /docs and /openapi.json without a key; turn off where even the shape is private
+    max_file_bytes: int = 512 << 20  # OpenAI's limit for one file
+    max_line_bytes: int = 4 << 20  # one example; 4 MiB is about a million tokens
+    min_training_examples: int = 10  # OpenAI's floor
+    results_csv_base64: bool = False  # OpenAI served the results CSV in base64 for years; scripts that expect it
+    database_pool_size: int = 20  # connections per API process; PostgreSQL's default limit is 100
+    admin_key_file: Path | None = None  # containers: the first admin key is read from here at start-up
+
+    # --- dispatch. A restart of PostgreSQL takes a minute; a lease outlives it, a lost worker is found in 5.5 minutes.
+    lease_ttl_seconds: float = 300
+    lease_renew_seconds: float = 15
+    watch_seconds: float = 2  # how often the holder looks at `desired` and whether it is fenced
+    self_fence_seconds: float = 240  # without a confirmed renewal the trainer is stopped, before anybody else may start
+    self_fence_kill_seconds: float = 270
+    reap_grace_seconds: float = 30
+    reconcile_seconds: float = 5
+    poll_seconds: float = 5  # idle workers look for themselves: a lost hint costs this much
+    max_crash_streak: int = 3  # attempts that died without a new snapshot between them
+    requeue_delay_seconds: float = 5  # before an attempt that died is tried again; doubles with the streak
+
+    # --- the trainer
+    snapshot_interval_seconds: float = 300  # by time, not steps: what a crash may cost
+    stop_grace_seconds: float = 60  # from asking a trainer to stop until it is killed
+    drain_grace_seconds: float = 100  # the same when the worker itself is stopping; containers give it 120 s
+    stall_seconds: float = 600  # no record from a trainer for so long (or 20 median steps): it hangs
+    device: str = "auto"  # auto, cpu or cuda
+    threads: int | None = None  # CPU threads of a trainer; absent: physical cores
+
+    # --- logs
+    log_json: bool = False  # one JSON object per line, for containers
+
+    @field_validator("database_url")
+    @classmethod
+    def _use_psycopg(cls, url: str) -> str:
+        """`postgres://` and `postgresql://` mean psycopg 3 here: it is the one driver that is installed."""
+        for scheme in ("postgres://", "postgresql://"):
+            if url.startswith(scheme):
+                return "postgresql+psycopg://" + url.removeprefix(scheme)
+        return url
+
+    @property
+    def storage_dir(self) -> Path:
+        return self.data_dir / "storage"
+
+    @property
+    def work_dir(self) -> Path:
+        return self.data_dir / "work"
+
+
+def load_settings() -> Settings:
+    return Settings()

@@ -1,0 +1,81 @@
+"""GGUF to a safetensors directory: `python -m worker.trainer.convert GGUF_FILE DESTINATION`.
+
+Weights become bfloat16: the 4-bit source has no more to say, and QLoRA loads them as NF4 anyway. The directory is
+written aside, synced and renamed, so it is either whole or not there.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import gguf
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers.utils import logging
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 2:
+        print("usage: python -m worker.trainer.convert GGUF_FILE DESTINATION", file=sys.stderr)
+        return 2
+    convert(Path(arguments[0]), Path(arguments[1]))
+    return 0
+
+
+def convert(source: Path, destination: Path) -> None:
+    aside = destination.with_name(destination.name + ".new")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    _parse_once()
+    _save(source, aside)
+    for path in (*aside.iterdir(), aside):
+        _sync(path)
+    aside.rename(destination)
+    _sync(destination.parent)
+
+
+def _save(source: Path, directory: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(
+        source.parent,
+        gguf_file=source.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.bfloat16,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    if not tokenizer.chat_template:
+        raise SystemExit(f"{source} has no chat template, so conversations could not be rendered with it")
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    _name_tokenizer_class(directory / "tokenizer_config.json")
+
+
+def _parse_once() -> None:
+    """transformers reads the file three times and builds the name map once per module: 17 s become 9 s."""
+    for name in ("GGUFReader", "get_tensor_name_map"):
+        setattr(gguf, name, functools.cache(getattr(gguf, name)))
+
+
+def _name_tokenizer_class(path: Path) -> None:
+    """transformers 4 and whoever builds on it know only the old name of TokenizersBackend; 5 knows both."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+if __name__ == "__main__":
+    logging.disable_progress_bar()
+    raise SystemExit(main(sys.argv[1:]))
