@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from app.db.ids import new_id
 from app.db.tables import Checkpoint, Job, Snapshot
+from app.domain.states import TERMINAL
 
 KEPT_CHECKPOINTS = 3
 KEPT_SNAPSHOTS = 2
@@ -47,6 +50,13 @@ def at_step(session: Session, job_id: str, step_number: int) -> Checkpoint | Non
 
 def get(session: Session, job_id: str, checkpoint_id: str) -> Checkpoint | None:
     return session.scalar(select(Checkpoint).where(Checkpoint.job_id == job_id, Checkpoint.id == checkpoint_id))
+
+
+def by_names(session: Session, names: Sequence[str]) -> dict[str, Checkpoint]:
+    """{fine_tuned_model_checkpoint: checkpoint} of those that exist."""
+    if not names:
+        return {}
+    return {found.name: found for found in session.scalars(select(Checkpoint).where(Checkpoint.name.in_(names)))}
 
 
 def page(session: Session, job_id: str, limit: int, after: Checkpoint | None = None) -> list[Checkpoint]:
@@ -95,10 +105,16 @@ def snapshots(session: Session, job_id: str) -> list[Snapshot]:
     )
 
 
-def drop_snapshots(session: Session, job_id: str, keep: int = KEPT_SNAPSHOTS) -> list[str]:
-    """Forget all but the newest `keep`; the storage keys the caller deletes after the commit."""
-    old = snapshots(session, job_id)[keep:]
-    for snapshot in old:
-        session.delete(snapshot)
-    session.flush()
-    return [key for snapshot in old for key in snapshot.storage_keys.values()]
+def old_snapshots(session: Session, job_id: str, keep: int = KEPT_SNAPSHOTS) -> list[Snapshot]:
+    """All but the newest `keep`. Their bytes go first and their rows after: a crash between leaves nothing orphaned."""
+    return snapshots(session, job_id)[keep:]
+
+
+def left_over_snapshots(session: Session, limit: int = 100) -> list[Snapshot]:
+    """Snapshots of jobs that have ended: nobody will resume from them."""
+    ended = select(Job.id).where(Job.state.in_([state.value for state in TERMINAL]))
+    return list(session.scalars(select(Snapshot).where(Snapshot.job_id.in_(ended)).limit(limit)))
+
+
+def forget_snapshots(session: Session, snapshot_ids: Iterable[str]) -> None:
+    session.execute(delete(Snapshot).where(Snapshot.id.in_(list(snapshot_ids))))

@@ -36,6 +36,10 @@ class FencedError(RuntimeError):
     """The lease is gone: cancelled, expired, or taken by a later attempt. Stop the trainer and drop the result."""
 
 
+class UnwantedError(RuntimeError):
+    """The lease holds, but the user does not want a success any more: a pause came in between."""
+
+
 def claim(session: Session, kind: Kind, owner: str, ttl_seconds: float) -> Job | None:
     """Take the next job that waits for this kind of work: highest priority first, then oldest. None if there is none.
 
@@ -43,12 +47,7 @@ def claim(session: Session, kind: Kind, owner: str, ttl_seconds: float) -> Job |
     """
     waiting = (
         select(Job.id)
-        .where(
-            Job.state == CLAIMED_STATE[kind],
-            Job.lease_owner.is_(None),
-            Job.desired == Desired.RUN,
-            Job.run_after <= func.clock_timestamp(),
-        )
+        .where(_waits_for(kind))
         .order_by(Job.priority.desc(), Job.seq)
         .limit(1)
         .with_for_update(skip_locked=True)
@@ -78,6 +77,13 @@ def claim(session: Session, kind: Kind, owner: str, ttl_seconds: float) -> Job |
     return job
 
 
+def held(session: Session, owner: str) -> Job | None:
+    """The job this owner holds: after a COMMIT whose answer was lost, the only way to learn whether a claim worked."""
+    return session.scalar(
+        select(Job).where(Job.lease_owner == owner, Job.lease_expires_at > func.clock_timestamp()).limit(1)
+    )
+
+
 def renew(session: Session, lease: Lease, ttl_seconds: float) -> None:
     """Raises FencedError."""
     _guarded(session, lease, {"lease_expires_at": _expiry(ttl_seconds)})
@@ -98,11 +104,12 @@ def say(
     level: str = "info",
     type: str = "message",
     data: Mapping[str, Any] | None = None,
+    event_id: str | None = None,
     **columns: Any,
 ) -> Job:
     """Write an event of the job I hold, and columns of its row with it. Raises FencedError."""
     job = _guarded(session, lease, {**take_seq(), **columns})
-    tell(session, job, message, level, type, data)
+    tell(session, job, message, level, type, data, event_id)
     return job
 
 
@@ -125,11 +132,13 @@ def end_attempt(
 ) -> Job:
     """Give the job up for a reason, which decides its next state; state, lease, attempt and event in one transaction.
 
-    A success needs `desired = 'run'` as well as the lease. Raises FencedError.
+    A success needs `desired = 'run'` as well as the lease. Raises FencedError, UnwantedError.
     """
     job = session.execute(select(Job).where(_held_by(lease)).with_for_update()).scalar_one_or_none()
-    if job is None or (reason == Reason.DONE and job.desired != Desired.RUN):
+    if job is None:
         raise FencedError(lease.job_id)
+    if reason == Reason.DONE and job.desired != Desired.RUN:
+        raise UnwantedError(lease.job_id)
     return _end(session, job, reason, message, level, data, param, delay_seconds, max_crash_streak, columns)
 
 
@@ -166,6 +175,11 @@ def expired(session: Session, grace_seconds: float, limit: int = 100) -> list[Jo
             .with_for_update(skip_locked=True)
         )
     )
+
+
+def is_waiting(session: Session, kind: Kind) -> bool:
+    """Whether a worker that looked now would find work of this kind."""
+    return session.scalar(select(Job.id).where(_waits_for(kind)).limit(1)) is not None
 
 
 def held_count(session: Session) -> int:
@@ -245,7 +259,18 @@ def _next_state(job: Job, reason: Reason) -> JobState:
         return JobState.VALIDATING
     if state == JobState.QUEUED and job.desired == Desired.PAUSE:
         return JobState.PAUSED
+    if state == JobState.PAUSED and job.desired == Desired.RUN:
+        return JobState.QUEUED  # the user changed their mind while the trainer was stopping
     return state
+
+
+def _waits_for(kind: Kind) -> ColumnElement[bool]:
+    return and_(
+        Job.state == CLAIMED_STATE[kind],
+        Job.lease_owner.is_(None),
+        Job.desired == Desired.RUN,
+        Job.run_after <= func.clock_timestamp(),
+    )
 
 
 def _guarded(session: Session, lease: Lease, values: dict[str, Any]) -> Job:

@@ -11,9 +11,12 @@ from sqlalchemy.orm import Session, sessionmaker
 Sessions = sessionmaker[Session]
 
 CONNECT_TIMEOUT_SECONDS = 5
-STATEMENT_TIMEOUT_MS = (
-    30_000  # no statement of ours takes a second; a lock held by a stuck client must not hang the API
-)
+STATEMENT_TIMEOUT_MS = 30_000  # none of ours takes a second; a lock held by a stuck client must not hang the API
+
+CONNECT_ARGS = {
+    "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+    "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c timezone=UTC",
+}
 
 
 def make_engine(database_url: str, pool_size: int = 5) -> Engine:
@@ -24,10 +27,7 @@ def make_engine(database_url: str, pool_size: int = 5) -> Engine:
         max_overflow=pool_size,
         pool_timeout=10,
         pool_pre_ping=True,
-        connect_args={
-            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
-            "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c timezone=UTC",
-        },
+        connect_args=CONNECT_ARGS,
     )
 
 

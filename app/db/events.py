@@ -24,10 +24,11 @@ def tell(
     level: str = "info",
     type: str = "message",
     data: Mapping[str, Any] | None = None,
+    event_id: str | None = None,
 ) -> JobEvent:
     """Write the event whose number `job.event_seq` was just taken, in the same transaction."""
     event = JobEvent(
-        id=new_id("ftevent"),
+        id=event_id or new_id("ftevent"),
         project_id=job.project_id,
         job_id=job.id,
         seq=job.event_seq,

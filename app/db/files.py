@@ -48,6 +48,11 @@ def get(session: Session, project_id: str, file_id: str) -> File | None:
     return session.scalar(_visible(project_id).where(File.id == file_id))
 
 
+def cursor(session: Session, project_id: str, file_id: str) -> File | None:
+    """A file of the project as the end of a page: also a deleted one, as clients delete while they page through."""
+    return session.scalar(select(File).where(File.project_id == project_id, File.id == file_id))
+
+
 def get_any(session: Session, file_id: str) -> File | None:
     """Also a deleted one: a job that was accepted goes on reading its files."""
     return session.get(File, file_id)

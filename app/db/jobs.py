@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Select, exists, func, null, or_, select, tuple_, update
+from sqlalchemy import Select, case, exists, func, null, or_, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from app.db.events import take_seq, tell
@@ -80,31 +80,77 @@ def queue_position(session: Session, job: Job) -> int | None:
     return 1 + (session.scalar(ahead) or 0)
 
 
+def queue_positions(session: Session, job_ids: Sequence[str]) -> dict[str, int]:
+    """`queue_position` of a whole page in one query; jobs that do not wait are absent."""
+    if not job_ids:
+        return {}
+    waiting = (
+        select(Job.id, func.row_number().over(order_by=(Job.priority.desc(), Job.seq)).label("position"))
+        .where(Job.state == JobState.QUEUED, Job.desired == Desired.RUN)
+        .subquery()
+    )
+    found = session.execute(select(waiting.c.id, waiting.c.position).where(waiting.c.id.in_(job_ids)))
+    return dict(found.tuples().all())
+
+
 def cancel(session: Session, project_id: str, job_id: str) -> Job | None:
     """Move a job that has not ended to `cancelled`, here and now; whoever holds it finds itself fenced.
 
     None when there is nothing to cancel any more. The one exception to "only the holder writes the state".
     """
-    job = session.execute(
-        update(Job)
-        .where(Job.project_id == project_id, Job.id == job_id, Job.state.in_(ACTIVE))
-        .values(
-            state=JobState.CANCELLED,
-            desired=Desired.CANCEL,
-            reason=Reason.CANCELLED,
-            phase=None,
-            lease_owner=null(),
-            lease_expires_at=null(),
-            finished_at=func.clock_timestamp(),
-            **take_seq(),
-        )
-        .returning(Job)
-        .execution_options(populate_existing=True)
-    ).scalar_one_or_none()
+    job = _move(
+        session,
+        project_id,
+        job_id,
+        ACTIVE,
+        state=JobState.CANCELLED,
+        desired=Desired.CANCEL,
+        reason=Reason.CANCELLED,
+        phase=None,
+        lease_owner=null(),
+        lease_expires_at=null(),
+        finished_at=func.clock_timestamp(),
+    )
     if job is None:
         return None
     _close_attempt(session, job.id)
     tell(session, job, "The job was cancelled")
+    return job
+
+
+def pause(session: Session, project_id: str, job_id: str) -> Job | None:
+    """Ask for a pause: a queued job is `paused` here and now, a running one at its next step boundary.
+
+    None when the job is in no state to be paused.
+    """
+    waiting = Job.state == JobState.QUEUED
+    job = _move(
+        session,
+        project_id,
+        job_id,
+        [JobState.QUEUED, JobState.RUNNING],
+        state=case((waiting, JobState.PAUSED.value), else_=Job.state),
+        reason=case((waiting, Reason.PAUSED.value), else_=Job.reason),
+        desired=Desired.PAUSE,
+    )
+    if job is not None:
+        tell(session, job, "The job was paused" if job.state == JobState.PAUSED else "The job will pause at its next step")
+    return job
+
+
+def resume(session: Session, project_id: str, job_id: str) -> Job | None:
+    """`paused` -> `queued`. None when the job is not paused."""
+    job = _move(
+        session,
+        project_id,
+        job_id,
+        [JobState.PAUSED],
+        state=JobState.QUEUED,
+        desired=Desired.RUN,
+        run_after=func.clock_timestamp(),
+    )
+    if job is not None:
+        tell(session, job, "The job was resumed, moving it to queued state")
     return job
 
 
@@ -123,6 +169,17 @@ def needs_file(session: Session, file_id: str) -> bool:
 
 def counts_by_state(session: Session) -> dict[str, int]:
     return dict(session.execute(select(Job.state, func.count()).group_by(Job.state)).tuples().all())
+
+
+def _move(session: Session, project_id: str, job_id: str, states: Sequence[str], **values: Any) -> Job | None:
+    """One guarded UPDATE for the owner's wishes, ready to be told of; None when the job is in none of `states`."""
+    return session.execute(
+        update(Job)
+        .where(Job.project_id == project_id, Job.id == job_id, Job.state.in_(states))
+        .values(**values, **take_seq())
+        .returning(Job)
+        .execution_options(populate_existing=True)
+    ).scalar_one_or_none()
 
 
 def _of(project_id: str) -> Select[Job]:

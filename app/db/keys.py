@@ -59,6 +59,11 @@ def find(session: Session, secret: str) -> ApiKey | None:
     return session.scalar(select(ApiKey).where(ApiKey.secret_sha256 == hash_key(secret), ApiKey.revoked_at.is_(None)))
 
 
+def was_issued(session: Session, secret: str) -> bool:
+    """True for every secret that ever was a key's, revoked ones included."""
+    return session.scalar(select(ApiKey.id).where(ApiKey.secret_sha256 == hash_key(secret))) is not None
+
+
 def touch(session: Session, key: ApiKey) -> None:
     """Remember the last use, at most once a minute: polling must not write a row per request."""
     session.execute(

@@ -10,6 +10,9 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 
+from app.db.engine import make_engine
+from app.settings import load_settings
+
 MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 ADVISORY_LOCK = 0x74756E657279  # "tunery"
 
@@ -55,3 +58,15 @@ def _config(connection: Connection) -> Config:
     config.set_main_option("script_location", str(MIGRATIONS))
     config.attributes["connection"] = connection
     return config
+
+
+def main() -> None:
+    """`python -m app.db.migrate`: what a container runs once before everything else."""
+    engine = make_engine(load_settings().database_url)
+    upgrade(engine)
+    print(f"The database is at revision {head()}.")
+    engine.dispose()
+
+
+if __name__ == "__main__":
+    main()

@@ -5,7 +5,3 @@ from __future__ import annotations
 
 class CannotStart(Exception):
     """Says what was seen, what is allowed and what to do."""
-
-
-class Occupied(CannotStart):
-    """Somebody else runs on this directory."""

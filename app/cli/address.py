@@ -1,0 +1,71 @@
+"""Where the service is, which key opens it, and where its database is: the command line, the environment, then what
+`tunery up` left in its data directory.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from app.cli.errors import CliError, Misused, NotAllowed
+from app.cli.local.layout import Layout, default_data_dir
+
+DEFAULT_BASE_URL = "http://127.0.0.1:8000"
+
+
+@dataclass(frozen=True)
+class Address:
+    base_url: str  # without /v1
+    api_key: str | None
+
+
+def find_service(base_url: str | None, data_dir: Path | None) -> Address:
+    """The key in a data directory opens the service that runs there; it is never sent anywhere else."""
+    layout = find_layout(data_dir)
+    here = _root((layout.read_runtime() or {}).get("base_url") or DEFAULT_BASE_URL)
+    asked = _root(base_url) if base_url else here
+    own_key = os.environ.get("TUNERY_API_KEY", "").strip()
+    return Address(asked, _sendable(own_key) or (_read(layout.admin_key) if asked == here else None))
+
+
+def find_layout(data_dir: Path | None) -> Layout:
+    return Layout((data_dir or default_data_dir()).absolute())
+
+
+def find_database(data_dir: Path | None) -> str:
+    """DATABASE_URL, else the PostgreSQL that `tunery up` runs on this machine."""
+    layout = find_layout(data_dir)
+    url = os.environ.get("DATABASE_URL") or (layout.read_runtime() or {}).get("database_url")
+    if not url:
+        raise CliError(
+            f"This command works on the database, and none was found: DATABASE_URL is not set, and no `tunery up` runs "
+            f"on {layout.root}. Start it, give its --data-dir, or set DATABASE_URL."
+        )
+    return str(url)
+
+
+def _root(base_url: str) -> str:
+    """People write it with and without the /v1 that the official client wants."""
+    try:
+        parts = urlsplit(base_url.strip())
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise Misused(f"{base_url!r} is no address of a service; one looks like {DEFAULT_BASE_URL}.")
+    return base_url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def _sendable(key: str) -> str | None:
+    if not (key.isascii() and key.isprintable()):
+        raise NotAllowed("TUNERY_API_KEY holds characters that no key has. Set it to a key as it was printed.")
+    return key or None
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8").strip() or None
+    except OSError:
+        return None

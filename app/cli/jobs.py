@@ -1,0 +1,208 @@
+"""`tunery jobs`: create a fine-tuning job, look at it, follow it, end it."""
+
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from app.cli import files
+from app.cli.errors import Misused
+from app.cli.options import AsJson, with_client
+from app.cli.output import (
+    duration_text,
+    print_fields,
+    print_json,
+    print_line,
+    print_table,
+    remark,
+    size_text,
+    time_text,
+)
+from app.cli.progress import Losses, numbers_text, status_text
+from app.cli.request import build_body, target_modules
+from app.cli.watch import raise_unless_succeeded, watch
+
+if TYPE_CHECKING:
+    from app.cli.client import Client
+
+commands = typer.Typer(no_args_is_help=True, help="Fine-tuning jobs.")
+
+JobId = Annotated[str, typer.Argument(help="The job's id, such as ftjob-01J….", metavar="JOB")]
+Limit = Annotated[int, typer.Option(min=1, help="At most so many, newest first.")]
+
+
+@commands.command("create")
+@with_client
+def create(
+    client: "Client",
+    model: Annotated[str, typer.Option(help="A base model; `tunery models list` has them.")],
+    training_file: Annotated[str, typer.Option(help="A file's id, or a path to upload.")],
+    validation_file: Annotated[str | None, typer.Option(help="A file's id, or a path to upload.")] = None,
+    suffix: Annotated[str | None, typer.Option(help="A word for the new model's name.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed repeats a run.")] = None,
+    n_epochs: Annotated[int | None, typer.Option(help="Passes over the data, 1 to 50.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples per optimizer step, 1 to 256.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Absolute, such as 2e-4.")] = None,
+    lora_r: Annotated[int | None, typer.Option(help="The adapter's rank (16).")] = None,
+    lora_alpha: Annotated[float | None, typer.Option(help="The adapter's scale is alpha / r (2 r).")] = None,
+    lora_dropout: Annotated[float | None, typer.Option(help="From 0 to below 1 (0).")] = None,
+    modules: Annotated[
+        str | None, typer.Option("--target-modules", help="all-linear, or names such as q_proj,v_proj.")
+    ] = None,
+    no_quantization: Annotated[
+        bool, typer.Option("--no-quantization", help="16-bit LoRA instead of QLoRA in 4 bits.")
+    ] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any other hyperparameter, or lora.… or quantization.…"),
+    ] = None,
+    metadata: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="A note on the job.")] = None,
+    follow: Annotated[bool, typer.Option("--watch", help="Stay until the job is over.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Create a job and print its id. What is not given, the server decides from the data and the base model."""
+    # Everything that can be wrong on the command line, before anything is uploaded.
+    asked = build_body(
+        model=model,
+        training_file=training_file,
+        validation_file=validation_file,
+        suffix=suffix,
+        seed=seed,
+        hyperparameters={"n_epochs": n_epochs, "batch_size": batch_size, "learning_rate": learning_rate},
+        lora={"r": lora_r, "alpha": lora_alpha, "dropout": lora_dropout, "target_modules": target_modules(modules)},
+        no_quantization=no_quantization,
+        settings=settings or [],
+        metadata=metadata or [],
+    )
+    job = client.post("fine_tuning/jobs", _upload_paths(client, asked))
+    _tell_created(job, as_json, follow)
+    if follow:
+        raise_unless_succeeded(watch(client, job["id"], as_json))
+
+
+@commands.command("list")
+@with_client
+def list_jobs(client: "Client", limit: Limit = 20, as_json: AsJson = False) -> None:
+    """List the project's jobs, newest first."""
+    found = list(islice(client.pages("fine_tuning/jobs", min(limit, 100)), limit))
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        [job["id"], status_text(job), _step_text(job), job["model"], job.get("fine_tuned_model") or "",
+         time_text(job["created_at"])]
+        for job in found
+    ]  # fmt: skip
+    columns = ["id", "status", "step", "model", "fine-tuned model", "created"]
+    print_table(columns, rows, "No jobs. `tunery jobs create` makes one.")
+
+
+@commands.command("get")
+@with_client
+def get(client: "Client", job_id: JobId, as_json: AsJson = False) -> None:
+    """Show one job."""
+    job = client.get(f"fine_tuning/jobs/{job_id}")
+    if as_json:
+        print_json(job)
+    else:
+        print_fields(_fields(job))
+
+
+@commands.command("watch")
+@with_client
+def watch_job(client: "Client", job_id: JobId, as_json: AsJson = False) -> None:
+    """Follow a job until it is over. Ctrl-C leaves it alone."""
+    raise_unless_succeeded(watch(client, job_id, as_json))
+
+
+@commands.command("cancel")
+@with_client
+def cancel(client: "Client", job_id: JobId, as_json: AsJson = False) -> None:
+    """End a job; what it trained since its last checkpoint is lost."""
+    job = client.post(f"fine_tuning/jobs/{job_id}/cancel")
+    if as_json:
+        print_json(job)
+    else:
+        print_line(f"{job['id']}  {job['status']}")
+
+
+@commands.command("events")
+@with_client
+def events(client: "Client", job_id: JobId, limit: Limit = 100, as_json: AsJson = False) -> None:
+    """Show what happened to a job, oldest first."""
+    newest_first = islice(client.pages(f"fine_tuning/jobs/{job_id}/events", min(limit, 1000)), limit)
+    told = list(newest_first)[::-1]
+    if as_json:
+        print_json(told)
+        return
+    rows = [[time_text(event["created_at"]), event["level"], event["message"]] for event in told]
+    print_table(["time", "level", "message"], rows, "No events yet.")
+
+
+def _upload_paths(client: "Client", body: dict[str, Any]) -> dict[str, Any]:
+    """A value that is a file here is uploaded; anything else is an id, which the server knows or not."""
+    paths = {name: body[name] for name in ("training_file", "validation_file") if _is_path(body.get(name))}
+    return body | {name: files.send(client, Path(path))["id"] for name, path in paths.items()}
+
+
+def _is_path(value: str | None) -> bool:
+    if value is None or value.startswith("file-"):
+        return False
+    if not Path(value).exists():
+        raise Misused(f"{value} is neither a file's id, which begins with file-, nor a path that exists here.")
+    return True
+
+
+def _tell_created(job: dict[str, Any], as_json: bool, follow: bool) -> None:
+    if as_json:
+        if not follow:
+            print_json(job)
+        return
+    print_line(job["id"])
+    if not follow:
+        remark(f"`tunery jobs watch {job['id']}` follows it.")
+
+
+def _fields(job: dict[str, Any]) -> list[tuple[str, str]]:
+    hyperparameters = ((job.get("method") or {}).get("supervised") or {}).get("hyperparameters") or {}
+    error, adapter = job.get("error") or {}, job.get("adapter") or {}
+    return [
+        ("id", job["id"]),
+        ("status", status_text(job)),
+        ("error", f"{error['code']}: {error['message']}" if error.get("code") else ""),
+        ("progress", numbers_text(job.get("progress") or {}, Losses())),
+        ("model", job["model"]),
+        ("fine-tuned model", job.get("fine_tuned_model") or ""),
+        ("adapter", f"{size_text(adapter['bytes'])}, SHA-256 {adapter['sha256']}" if adapter.get("sha256") else ""),
+        ("training file", job["training_file"]),
+        ("validation file", job.get("validation_file") or ""),
+        ("result files", ", ".join(job.get("result_files") or [])),
+        ("hyperparameters", _pairs(hyperparameters)),
+        ("lora", _pairs(job.get("lora") or {})),
+        ("quantization", _pairs(job["quantization"]) if job.get("quantization") else "none (16-bit LoRA)"),
+        ("seed", str(job["seed"])),
+        ("metadata", _pairs(job.get("metadata") or {})),
+        ("trained tokens", f"{job['trained_tokens']:,}" if job.get("trained_tokens") else ""),
+        ("created", time_text(job["created_at"])),
+        ("finished", _finished(job)),
+    ]
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {_item(value)}" for name, value in values.items() if value is not None)
+
+
+def _item(value: Any) -> str:
+    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _finished(job: dict[str, Any]) -> str:
+    if job.get("finished_at") is None:
+        return ""
+    return f"{time_text(job['finished_at'])} (after {duration_text(job['finished_at'] - job['created_at'])})"
+
+
+def _step_text(job: dict[str, Any]) -> str:
+    progress = job.get("progress") or {}
+    return f"{progress['step']}/{progress['total_steps']}" if progress.get("total_steps") else ""

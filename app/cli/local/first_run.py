@@ -1,0 +1,88 @@
+"""What a database must hold before the service is of use: the schema, a project, a key, a base model.
+
+Each step may be cut short by a kill -9 and is then done by the next start; none is done twice.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from sqlalchemy.exc import IntegrityError, OperationalError
+
+from app.cli.local import base_model
+from app.cli.local.errors import CannotStart
+from app.cli.local.layout import Layout, write_secret
+from app.db import keys, migrate
+from app.db.engine import Sessions, make_engine, transaction
+from app.settings import Settings
+
+KEY_NAME = "tunery up"
+KEY_FILE_VARIABLE = "TUNERY_ADMIN_KEY_FILE"
+
+
+def migrate_database(database_url: str) -> None:
+    """Under the advisory lock of app.db.migrate: two machines may start on one database."""
+    engine = make_engine(Settings(database_url=database_url, redis_url="redis://").database_url)
+    try:
+        migrate.upgrade(engine)
+    except OperationalError as error:
+        raise CannotStart(f"The database does not answer: {error.orig}. Look at DATABASE_URL.") from None
+    finally:
+        engine.dispose()
+
+
+def ensure_admin_key(sessions: Sessions, layout: Layout) -> str | None:
+    """The key, if this start created it. The file is written first: a key that only the database knows is lost."""
+    given = _given_key()
+    if given is None and not layout.admin_key.exists():
+        with transaction(sessions) as session:
+            if keys.any_key(session):  # its owner took the file away, or this database has other keys
+                return None
+        write_secret(layout.admin_key, _new_key() + "\n")
+    elif given is not None:
+        write_secret(layout.admin_key, given + "\n")
+    return _make_known(sessions, layout.admin_key.read_text(encoding="utf-8").strip())
+
+
+def ensure_base_model(sessions: Sessions, directory: Path) -> None:
+    with transaction(sessions) as session:
+        base_model.register(session, directory)
+
+
+def has_base_model(sessions: Sessions) -> bool:
+    with transaction(sessions) as session:
+        return base_model.is_on_offer(session)
+
+
+def _make_known(sessions: Sessions, secret: str) -> str | None:
+    try:
+        with transaction(sessions) as session:
+            project = keys.ensure_project(session, keys.DEFAULT_PROJECT)
+            if keys.find(session, secret) is not None:
+                return None
+            keys.issue(session, project, KEY_NAME, is_admin=True, secret=secret)
+    except IntegrityError:  # it was revoked: its hash is there, and it stays revoked
+        return None
+    return secret
+
+
+def _given_key() -> str | None:
+    file = os.environ.get(KEY_FILE_VARIABLE)
+    if not file:
+        return None
+    try:
+        secret = Path(file).read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise CannotStart(f"{KEY_FILE_VARIABLE} names {file}, which can't be read: {error.strerror}.") from None
+    if len(secret) < 20:
+        raise CannotStart(
+            f"The key in {file} ({KEY_FILE_VARIABLE}) has {len(secret)} characters; at least 20 are needed, "
+            "as from `openssl rand -hex 32`."
+        )
+    return secret
+
+
+def _new_key() -> str:
+    return f"{keys.PREFIX}_{secrets.token_hex(6)}_{secrets.token_urlsafe(32)}"

@@ -1,0 +1,51 @@
+"""What this machine computes with, asked of the system and not of torch, which the CLI never imports."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+NVIDIA_SMI_SECONDS = 20.0  # a cold driver takes several
+
+
+def gpus() -> list[str]:
+    """NVIDIA GPUs by name; empty without any, or without a driver that answers."""
+    answer = nvidia_smi("--query-gpu=name", "--format=csv,noheader")
+    return answer.strip().split("\n") if answer and answer.strip() else []
+
+
+def nvidia_smi(*arguments: str) -> str | None:
+    """None where there is no driver; its error where there is one and it fails."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=NVIDIA_SMI_SECONDS)
+        return done.stdout if done.returncode == 0 else ""
+    return ""
+
+
+def cpu_flags() -> frozenset[str]:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n"):
+            if line.startswith("flags"):
+                return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
+def cpu_cores() -> int:
+    """Those we may use, which a container or taskset makes fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def device() -> str:
+    """What jobs run on, in words."""
+    asked = os.environ.get("TUNERY_DEVICE", "auto")
+    found = gpus() if asked != "cpu" else []
+    if found:
+        return found[0]
+    reason = "no GPU found: " if asked != "cpu" else ""
+    return f"the CPU ({reason}for trying out)"

@@ -1,0 +1,93 @@
+"""`tunery models`: what may be trained. Adding and removing is the operator's business, straight on the database."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from app.cli.errors import Missing, Misused
+from app.cli.options import AsJson, with_client, with_database
+from app.cli.output import print_json, print_line, print_table, remark, time_text
+
+if TYPE_CHECKING:
+    from app.cli.client import Client
+    from app.cli.database import Database
+
+commands = typer.Typer(no_args_is_help=True, help="Base models on offer, and models trained here.")
+
+# A name becomes the second part of ft:base:organization:suffix:id, and one segment of a URL.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+ModelName = Annotated[str, typer.Argument(help="The name that users give, such as Qwen3-4B.", metavar="NAME")]
+
+
+@commands.command("add")
+@with_database
+def add(
+    database: "Database",
+    name: ModelName,
+    directory: Annotated[Path, typer.Argument(help="safetensors, config.json, tokenizer; as every worker sees it.")],
+    learning_rate: Annotated[
+        float | None, typer.Option(help="A measured one for LoRA; absent: from the hidden size.")
+    ] = None,
+    license_name: Annotated[str | None, typer.Option("--license", help="Such as apache-2.0.")] = None,
+) -> None:
+    """Offer a base model to every project. Its files are hashed; the same name again replaces it."""
+    from app.db import models
+    from app.domain import catalog
+
+    _refuse_unusable(name, learning_rate)
+    directory = directory.absolute()
+    entry = catalog.describe(directory, learning_rate, license_name)
+    remark(f"Hashing {entry.size_bytes / 1e9:.2f} GB in {directory} …")
+    files, manifest_sha256 = catalog.hash_directory(directory)
+    with database.transaction() as session:
+        models.register(session, name, directory, files, manifest_sha256, entry)
+    print_line(
+        f"{name}: {entry.architecture}, {entry.parameters / 1e6:,.0f} M parameters, context {entry.context_length}, "
+        f"learning rate {entry.learning_rate:g}, {', '.join(sorted(entry.target_modules))}"
+    )
+
+
+@commands.command("list")
+@with_client
+def list_models(client: "Client", as_json: AsJson = False) -> None:
+    """List the base models on offer and the models trained here."""
+    found = client.get("models")["data"]
+    if as_json:
+        print_json(found)
+        return
+    rows = [[model["id"], _kind(model), _context(model), time_text(model["created"])] for model in found]
+    print_table(["id", "kind", "context", "created"], rows, "No models. `tunery models add NAME DIR` offers one.")
+
+
+@commands.command("remove")
+@with_database
+def remove(database: "Database", name: ModelName) -> None:
+    """Offer a base model no longer. Its files and the adapters trained on it stay."""
+    from app.db import models
+
+    with database.transaction() as session:
+        if not models.unregister(session, name):
+            known = ", ".join(row.name for row in models.list_base(session)) or "none"
+            raise Missing(f"No base model is called {name!r}; on offer: {known}.")
+    print_line(f"{name} is no longer on offer")
+
+
+def _refuse_unusable(name: str, learning_rate: float | None) -> None:
+    if not NAME.fullmatch(name):
+        raise Misused(
+            f"{name!r} can't be a model's name: 1 to 128 letters, digits, dots, dashes and underscores, the first a "
+            "letter or a digit (no slash, no colon: the name becomes part of ft: names and of URLs)."
+        )
+    if learning_rate is not None and not 0 < learning_rate < 1:
+        raise Misused(f"--learning-rate {learning_rate:g} is not above 0 and below 1; LoRA's are about 1e-4 to 2e-3.")
+
+
+def _kind(model: dict[str, Any]) -> str:
+    return "trained" if model["id"].startswith("ft:") else "base"
+
+
+def _context(model: dict[str, Any]) -> str:
+    length = model.get("max_context_length")
+    return "" if length is None else str(length)

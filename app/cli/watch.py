@@ -1,0 +1,86 @@
+"""Follow a job until it is over, through restarts of the server and lost connections."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from app.cli.errors import CliError, Unreachable
+from app.cli.output import remark
+from app.cli.progress import is_over, job_view
+
+if TYPE_CHECKING:
+    from app.cli.client import Client
+
+Json = dict[str, Any]
+T = TypeVar("T")
+POLL_SECONDS = 1.0
+PATIENCE_SECONDS = 120.0  # a restart of the server takes seconds, of the machine a minute
+EVENTS_AT_FIRST = 50  # of a job that began long ago
+EVENTS_A_PAGE = 100
+
+
+def watch(client: Client, job_id: str, as_json: bool = False) -> Json:
+    """Show a job until it is over, and return it. Ctrl-C leaves the job alone and says how to come back."""
+    client.get(f"fine_tuning/jobs/{job_id}")  # patience is for a job that was there: a wrong id or address fails now
+    try:
+        with job_view(as_json) as view:
+            for job, events in follow(client, job_id):
+                for event in events:
+                    view.event(event)
+                view.job(job)
+    except KeyboardInterrupt:
+        remark(
+            f"\nDetached; the job goes on. `tunery jobs watch {job_id}` comes back to it, "
+            f"`tunery jobs cancel {job_id}` ends it."
+        )
+        raise
+    return job
+
+
+def follow(client: Client, job_id: str) -> Iterator[tuple[Json, list[Json]]]:
+    """The job once a second with its new events, oldest first; the last time when it is over."""
+    seen: str | None = None
+    while True:
+        # The job before its events: when it is over, so are they.
+        job = _patiently(partial(client.get, f"fine_tuning/jobs/{job_id}"))
+        events = _patiently(partial(new_events, client, job_id, seen))
+        seen = events[-1]["id"] if events else seen
+        yield job, events
+        if is_over(job):
+            return
+        time.sleep(POLL_SECONDS)
+
+
+def new_events(client: Client, job_id: str, seen: str | None) -> list[Json]:
+    """What was told since `seen`, oldest first (the server lists newest first)."""
+    newest_first = client.pages(f"fine_tuning/jobs/{job_id}/events", EVENTS_A_PAGE)
+    if seen is None:
+        newest_first = itertools.islice(newest_first, EVENTS_AT_FIRST)
+    return list(itertools.takewhile(lambda event: event["id"] != seen, newest_first))[::-1]
+
+
+def raise_unless_succeeded(job: Json) -> None:
+    if job["status"] == "succeeded":
+        return
+    error = job.get("error") or {}
+    reason = f" ({error['code']}): {error.get('message')}" if error.get("code") else "."
+    raise CliError(f"{job['id']} {job['status']}{reason}")
+
+
+def _patiently(ask: Callable[[], T]) -> T:
+    """Ask again for two minutes: a watcher outlives a server that restarts."""
+    lost_at: float | None = None
+    while True:
+        try:
+            return ask()
+        except Unreachable as error:
+            if lost_at is None:
+                lost_at = time.monotonic()
+                remark(f"{error} Trying again for {PATIENCE_SECONDS:.0f} seconds.")
+            if time.monotonic() - lost_at > PATIENCE_SECONDS:
+                raise
+        time.sleep(POLL_SECONDS)

@@ -1,0 +1,61 @@
+"""Connections for the few queries that run in the event loop itself: one that is asked all the time, or that waits.
+
+Made when needed, lent last in first out, never more than `limit`. A server that is down fails the request at once;
+one that was restarted costs a second attempt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import psycopg
+from psycopg.rows import namedtuple_row
+from sqlalchemy import Engine
+
+from app.db.engine import CONNECT_ARGS
+from app.errors import Unavailable
+
+Connection = psycopg.AsyncConnection[Any]
+TIMEOUT_SECONDS = 10
+
+
+class AsyncConnections:
+    def __init__(self, engine: Engine, limit: int) -> None:
+        """Connects to where `engine` does."""
+        self._arguments = CONNECT_ARGS | engine.dialect.create_connect_args(engine.url)[1]
+        self._idle: list[Connection] = []
+        self._free = asyncio.Semaphore(limit)
+
+    async def fetch_one(self, query: str, values: Mapping[str, Any]) -> Any:
+        """The first row, or None; the query is its own transaction. Raises Unavailable."""
+        try:
+            async with asyncio.timeout(TIMEOUT_SECONDS), self._free:
+                return await self._fetch_one(query, values)
+        except (psycopg.OperationalError, TimeoutError) as error:
+            raise Unavailable("PostgreSQL does not answer; try again in a few seconds") from error
+
+    async def close(self) -> None:
+        while self._idle:
+            await self._idle.pop().close()
+
+    async def _fetch_one(self, query: str, values: Mapping[str, Any]) -> Any:
+        if self._idle:
+            try:
+                return await self._run(self._idle.pop(), query, values)
+            except psycopg.OperationalError:
+                await self.close()  # the others lost the same server
+        return await self._run(await self._connect(), query, values)
+
+    async def _connect(self) -> Connection:
+        return await psycopg.AsyncConnection.connect(**self._arguments, autocommit=True, row_factory=namedtuple_row)
+
+    async def _run(self, connection: Connection, query: str, values: Mapping[str, Any]) -> Any:
+        try:
+            row = await (await connection.execute(query, values)).fetchone()
+        except BaseException:
+            await connection.close()
+            raise
+        self._idle.append(connection)
+        return row

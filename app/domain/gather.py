@@ -1,0 +1,125 @@
+"""Where a request may hide its knobs: OpenAI's places, ours, and the aliases that other services taught people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from app.domain.knobs import AUTO, Knobs
+from app.errors import BadRequest, UnknownParameter
+
+ALL_LINEAR = "all-linear"
+HYPERPARAMETERS = {
+    name: name
+    for name in (
+        "n_epochs", "batch_size", "learning_rate_multiplier", "learning_rate", "warmup_ratio", "weight_decay",
+        "max_grad_norm", "lr_scheduler_type", "context_length", "packing", "max_steps",
+    )
+}  # fmt: skip
+LORA_ALIASES = {
+    "lora_r": "r",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "lora_target_modules": "target_modules",
+    "lora_trainable_modules": "target_modules",
+}
+LORA_KEYS = {
+    "r": "r", "rank": "r", "alpha": "alpha", "lora_alpha": "alpha", "dropout": "dropout", "lora_dropout": "dropout",
+    "target_modules": "target_modules", "use_rslora": "use_rslora", "use_dora": "use_dora", "bias": "bias",
+    "init": "init",
+}  # fmt: skip
+QUANTIZATION_KEYS = ("bits", "type", "double_quant", "compute_dtype")
+
+
+def gather(body: Mapping[str, Any]) -> Knobs:
+    knobs = Knobs()
+    for path, hyperparameters in _hyperparameter_objects(body, knobs):
+        for key, value in hyperparameters.items():
+            _gather_one(knobs, f"{path}.{key}", key, value)
+    if "lora" in body:
+        _gather_lora(knobs, body["lora"], "lora")
+    if "quantization" in body:
+        _gather_quantization(knobs, body["quantization"], "quantization")
+    return knobs
+
+
+def _hyperparameter_objects(body: Mapping[str, Any], knobs: Knobs) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    method = body.get("method") or {}
+    kind = method.get("type", "supervised")
+    if kind != "supervised":
+        text = f"method.type {kind!r} is not offered here; allowed is 'supervised'"
+        knobs.problems.append(BadRequest(text, "method.type", "unsupported_value"))
+        return
+    for key in method.keys() - {"type", "supervised"}:
+        knobs.problems.append(_unknown(f"method.{key}", ("type", "supervised")))
+    supervised = method.get("supervised") or {}
+    for key in supervised.keys() - {"hyperparameters"}:
+        knobs.problems.append(_unknown(f"method.supervised.{key}", ("hyperparameters",)))
+    yield "method.supervised.hyperparameters", supervised.get("hyperparameters") or {}
+    yield "hyperparameters", body.get("hyperparameters") or {}
+
+
+def _gather_one(knobs: Knobs, path: str, key: str, value: Any) -> None:
+    if key in HYPERPARAMETERS:
+        knobs.give(HYPERPARAMETERS[key], value, path)
+    elif key in LORA_ALIASES:
+        knobs.give(f"lora.{LORA_ALIASES[key]}", _split_names(value), path)
+    elif key == "lora":
+        _gather_lora(knobs, value, path)
+    elif key == "quantization":
+        _gather_quantization(knobs, value, path)
+    elif key == "load_in_4bit":
+        _gather_load_in_4bit(knobs, value, path)
+    else:
+        knobs.problems.append(_unknown(path, (*HYPERPARAMETERS, *LORA_ALIASES, "lora", "quantization", "load_in_4bit")))
+
+
+def _gather_lora(knobs: Knobs, value: Any, path: str) -> None:
+    if value is None or value is True:
+        return
+    if value is False:
+        text = f"{path} = false asks for full fine-tuning; Tunery trains adapters only"
+        knobs.problems.append(BadRequest(text, path, "unsupported_value"))
+        return
+    if not isinstance(value, Mapping):
+        knobs.problems.append(BadRequest(f'{path} must be an object such as {{"r": 16}}', path, "invalid_type"))
+        return
+    for key, item in value.items():
+        if key in LORA_KEYS:
+            knobs.give(
+                f"lora.{LORA_KEYS[key]}",
+                _split_names(item) if LORA_KEYS[key] == "target_modules" else item,
+                f"{path}.{key}",
+            )
+        else:
+            knobs.problems.append(_unknown(f"{path}.{key}", tuple(LORA_KEYS)))
+
+
+def _gather_quantization(knobs: Knobs, value: Any, path: str) -> None:
+    if value is not None and not isinstance(value, Mapping):
+        text = f'{path} must be null (16-bit LoRA) or an object such as {{"bits": 4, "type": "nf4"}}'
+        knobs.problems.append(BadRequest(text, path, "invalid_type"))
+        return
+    knobs.give("quantization", value is not None, path)
+    for key, item in (value or {}).items():
+        if key in QUANTIZATION_KEYS:
+            knobs.give(f"quantization.{key}", item, f"{path}.{key}")
+        else:
+            knobs.problems.append(_unknown(f"{path}.{key}", QUANTIZATION_KEYS))
+
+
+def _gather_load_in_4bit(knobs: Knobs, value: Any, path: str) -> None:
+    if isinstance(value, bool):
+        knobs.give("quantization", value, path)
+    else:
+        knobs.problems.append(BadRequest(f"{path} must be true or false, not {value!r}", path, "invalid_type"))
+
+
+def _split_names(value: Any) -> Any:
+    if isinstance(value, str) and value not in (ALL_LINEAR, AUTO):
+        return [name.strip() for name in value.split(",")]
+    return value
+
+
+def _unknown(path: str, known: tuple[str, ...]) -> UnknownParameter:
+    return UnknownParameter(f"unknown parameter {path}; known here: {', '.join(sorted(set(known)))}", path)

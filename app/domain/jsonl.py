@@ -1,0 +1,178 @@
+"""Strict JSON lines: the same rules at upload, in `validating_files` and in the trainer.
+
+Python's `json` takes NaN, duplicate keys and lone surrogates, and `str.splitlines()` cuts valid lines at U+2028; so
+bytes are split on b"\\n" only, decoded strictly, and parsed by a decoder that refuses what PostgreSQL would.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+MAX_LINE_BYTES = 4 << 20
+MAX_DEPTH = 64
+UTF8_BOM = b"\xef\xbb\xbf"
+INT64 = 1 << 63
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing wrong with one line, counted from 1; the line's content is never quoted whole."""
+
+    line: int
+    message: str
+    code: str = "invalid_line"
+
+    def __str__(self) -> str:
+        return f"Line {self.line}: {self.message}"
+
+
+@dataclass(frozen=True)
+class Line:
+    number: int
+    value: dict[str, Any]
+
+
+class LineError(ValueError):
+    """Why one line is not acceptable JSON."""
+
+
+def read_lines(file: BinaryIO, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[Line | Finding]:
+    """Yield each non-blank line as a JSON object, or as the finding that says what is wrong with it.
+
+    Reads at most `max_line_bytes` + 1 at a time, so a 100 MB line costs no more memory than a legal one.
+    """
+    number = 0
+    while chunk := file.readline(max_line_bytes + 1):
+        number += 1
+        if len(chunk) > max_line_bytes and not chunk.endswith(b"\n"):
+            _skip_rest_of_line(file)
+            yield Finding(
+                number,
+                f"longer than {max_line_bytes:,} bytes, which is the limit for one line",
+                "line_too_long",
+            )
+            continue
+        if number == 1:
+            chunk = chunk.removeprefix(UTF8_BOM)
+        line = chunk.removesuffix(b"\n").removesuffix(b"\r")
+        if line.strip():
+            yield _parse_line(number, line)
+
+
+def parse_object(line: bytes) -> dict[str, Any]:
+    """Parse one line strictly.
+
+    Raises LineError for what `decode_json` refuses, NUL, a lone surrogate, nesting deeper than 64, or a top level that
+    is not an object.
+    """
+    value = decode_json(line)
+    if not isinstance(value, dict):
+        raise LineError(f'a JSON {json_type(value)}, but every line must be a JSON object like {{"messages": [...]}}')
+    _check_tree(value, depth=1)
+    return value
+
+
+def decode_json(data: bytes) -> Any:
+    """Parse JSON as its standard has it: one line, or the body of a request.
+
+    Raises LineError for invalid UTF-8, a BOM, NaN or infinity, a duplicate key, numbers beyond int64 or double, and
+    nesting that exhausts the parser. The strings in it are still to be checked, by who knows where they stand.
+    """
+    text = _decode(data)
+    try:
+        return json.loads(
+            text,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            parse_int=_int64,
+            object_pairs_hook=_unique,
+        )
+    except RecursionError as error:
+        raise LineError(f"nested deeper than {MAX_DEPTH} levels") from error
+    except json.JSONDecodeError as error:
+        raise LineError(f"not valid JSON: {error.msg} at column {error.colno}") from error
+
+
+def check_text(text: str) -> None:
+    """Raises LineError for what PostgreSQL refuses in a string."""
+    if "\x00" in text:
+        raise LineError("a NUL character (\\u0000) inside a string")
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise LineError("a lone surrogate (\\ud800 to \\udfff without its partner) inside a string")
+
+
+def json_type(value: Any) -> str:
+    """What JSON calls the type of a parsed value."""
+    names = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
+    return names.get(type(value), "number")
+
+
+def quote(text: str) -> str:
+    """A client's word as it may stand in a message: escaped, and at most 40 characters of it."""
+    return json.dumps(text if len(text) <= 40 else text[:40] + "…")
+
+
+def _parse_line(number: int, line: bytes) -> Line | Finding:
+    try:
+        return Line(number, parse_object(line))
+    except LineError as error:
+        return Finding(number, str(error))
+
+
+def _decode(line: bytes) -> str:
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise LineError(f"not valid UTF-8: byte 0x{line[error.start]:02x} at position {error.start + 1}") from error
+    if text.startswith("\ufeff"):
+        raise LineError("a byte order mark, which is accepted only at the very start of the file")
+    return text
+
+
+def _refuse_constant(name: str) -> Any:
+    raise LineError(f"{name} is not JSON; use a number or null")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise LineError(f"the number {text[:40]} is too large for a double")
+    return value
+
+
+def _int64(text: str) -> int:
+    if len(text) > 20 or not -INT64 <= int(text) < INT64:
+        raise LineError(f"the number {text[:40]} is outside the 64-bit integers")
+    return int(text)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise LineError(f"the key {quote(twice)} stands twice in one object")
+    return value
+
+
+def _check_tree(value: Any, depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise LineError(f"nested deeper than {MAX_DEPTH} levels")
+    if isinstance(value, str):
+        check_text(value)
+    elif isinstance(value, list):
+        for item in value:
+            _check_tree(item, depth + 1)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            check_text(key)
+            _check_tree(item, depth + 1)
+
+
+def _skip_rest_of_line(file: BinaryIO) -> None:
+    while (rest := file.readline(1 << 20)) and not rest.endswith(b"\n"):
+        pass

@@ -1,0 +1,90 @@
+"""Manifests and archives: what they promise, and that they notice when it does not hold."""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from app.domain import artifacts
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    directory = tmp_path / "adapter"
+    (directory / "sub").mkdir(parents=True)
+    (directory / "adapter_config.json").write_text("{}")
+    (directory / "sub" / "weights.safetensors").write_bytes(bytes(1000))
+    artifacts.write_manifest(directory, {"step": 7})
+    return directory
+
+
+def test_a_manifest_names_every_file_with_size_and_digest(directory: Path) -> None:
+    manifest = artifacts.verify(directory)
+    assert manifest["step"] == 7
+    assert manifest["files"]["sub/weights.safetensors"] == {
+        "bytes": 1000,
+        "sha256": "541b3e9daa09b20bf85fa273e5cbd3e80185aa4ec298e765db87742b70138a53",
+    }
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[500] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [(truncate, "has 999 bytes instead of 1000"), (flip_a_bit, "was altered"), (Path.unlink, "is missing")],
+)
+def test_damage_to_a_file_is_named(directory: Path, damage: Callable[[Path], None], said: str) -> None:
+    damage(directory / "sub" / "weights.safetensors")
+    with pytest.raises(artifacts.ManifestMismatch, match=f"sub/weights.safetensors {said}"):
+        artifacts.verify(directory)
+
+
+def test_a_file_that_the_manifest_does_not_name_is_refused(directory: Path) -> None:
+    (directory / "stray.bin").write_bytes(b"x")
+    with pytest.raises(artifacts.ManifestMismatch, match=r"stray\.bin is not in the manifest"):
+        artifacts.verify(directory)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"files": []}', "not json"])
+def test_a_broken_manifest_is_refused(directory: Path, content: str) -> None:
+    (directory / artifacts.MANIFEST).write_text(content)
+    with pytest.raises(artifacts.ManifestMismatch, match="missing or unreadable"):
+        artifacts.verify(directory)
+
+
+def test_the_same_files_give_the_same_archive_whatever_their_times_and_order(directory: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in sorted((p for p in directory.rglob("*") if p.is_file()), reverse=True):
+        target = other / path.relative_to(directory)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, target)
+    other.joinpath("adapter_config.json").chmod(0o600)
+    artifacts.write_archive(directory, tmp_path / "a.tar", "job")
+    artifacts.write_archive(other, tmp_path / "b.tar", "job")
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+
+
+def test_an_archive_unpacks_to_a_directory_that_verifies(directory: Path, tmp_path: Path) -> None:
+    artifacts.write_archive(directory, tmp_path / "a.tar", "job")
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        archive.extractall(tmp_path / "out", filter="data")
+    assert artifacts.verify(tmp_path / "out" / "job") == artifacts.read_manifest(directory)
+
+
+def test_publishing_renames_a_whole_directory(directory: Path, tmp_path: Path) -> None:
+    artifacts.publish(directory, tmp_path / "step-7")
+    assert not directory.exists()
+    artifacts.verify(tmp_path / "step-7")

@@ -1,0 +1,82 @@
+"""Registering a base model: what is read, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from app.domain import catalog
+from tests.tiny import make_tiny_base
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return make_tiny_base(tmp_path / "base")
+
+
+def test_a_model_directory_is_described_without_loading_it(base: Path) -> None:
+    entry = catalog.describe(base)
+    assert entry.context_length == 512
+    assert entry.hidden_size == 64
+    assert entry.vocab_size == 259
+    assert entry.has_chat_template
+    assert set(entry.target_modules) == {
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    }  # fmt: skip
+    assert entry.target_modules["down_proj"] == (64, 128)
+
+
+def test_the_embedding_and_the_head_are_no_target_modules(tmp_path: Path) -> None:
+    entry = catalog.describe(make_tiny_base(tmp_path / "untied", tie_word_embeddings=False))
+    assert not {"embed_tokens", "lm_head"} & set(entry.target_modules)
+
+
+@pytest.mark.parametrize(("hidden_size", "rate"), [(576, 1.3e-3), (2048, 4.9e-4), (4096, 2.9e-4)])
+def test_the_default_learning_rate_falls_with_the_hidden_size(hidden_size: int, rate: float) -> None:
+    assert catalog.default_learning_rate(hidden_size) == rate
+
+
+def test_an_operators_learning_rate_wins(base: Path) -> None:
+    assert catalog.describe(base, learning_rate=1e-2).learning_rate == 1e-2
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "modeling_x.py", "training_args.pt", "x.pkl"])
+def test_pickles_and_code_are_refused_by_name(base: Path, name: str) -> None:
+    (base / name).write_bytes(b"x")
+    with pytest.raises(catalog.RefusedModel, match=f"{name} is refused"):
+        catalog.describe(base)
+
+
+@pytest.mark.parametrize("key", catalog.FORBIDDEN_CONFIG_KEYS)
+def test_a_config_that_loads_code_is_refused(base: Path, key: str) -> None:
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, key: "someone/kernel"}))
+    with pytest.raises(catalog.RefusedModel, match=key):
+        catalog.describe(base)
+
+
+def test_everything_that_is_missing_is_named_at_once(tmp_path: Path) -> None:
+    with pytest.raises(catalog.RefusedModel) as caught:
+        catalog.describe(tmp_path)
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "safetensors"):
+        assert name in caught.value.message
+
+
+@pytest.mark.parametrize("content", [b"", b"short", b"\xff" * 16, b"\x02\x00\x00\x00\x00\x00\x00\x00[}"])
+def test_a_broken_weight_file_is_refused(base: Path, content: bytes) -> None:
+    (base / "model.safetensors").write_bytes(content)
+    with pytest.raises(catalog.RefusedModel, match="is not a safetensors file"):
+        catalog.describe(base)
+
+
+def test_the_hash_of_a_directory_changes_with_any_file(base: Path) -> None:
+    _, before = catalog.hash_directory(base)
+    (base / "tokenizer_config.json").write_text("{}")
+    assert catalog.hash_directory(base)[1] != before
+
+
+def test_the_hash_of_a_directory_does_not_depend_on_where_it_lies(base: Path, tmp_path: Path) -> None:
+    other = make_tiny_base(tmp_path / "elsewhere")
+    assert catalog.hash_directory(other) == catalog.hash_directory(base)

@@ -1,0 +1,194 @@
+"""The JSONL check: what is accepted, what is refused, and how it is said."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.domain.dataset import Example, read_examples
+from app.domain.jsonl import Finding, Line, LineError, parse_object, read_lines
+
+CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
+GOOD = json.dumps(CHAT).encode()
+
+
+def lines_of(data: bytes, **limits: int) -> list[Line | Finding]:
+    return list(read_lines(io.BytesIO(data), **limits))
+
+
+def findings_of(example: Any) -> list[str]:
+    found = read_examples(io.BytesIO(json.dumps(example).encode()))
+    return [str(item) for item in found if isinstance(item, Finding)]
+
+
+class TestReadLines:
+    @pytest.mark.parametrize(
+        ("line", "said"),
+        [
+            (b"not json", "not valid JSON"),
+            (b'{"a": 1} trailing', "not valid JSON"),
+            (b'{"a": 1', "not valid JSON"),
+            (b"[1, 2]", "a JSON array, but every line must be a JSON object"),
+            (b'"text"', "a JSON string"),
+            (b"null", "a JSON null"),
+            (b"3", "a JSON number"),
+            (b'{"a": NaN}', "NaN is not JSON"),
+            (b'{"a": -Infinity}', "-Infinity is not JSON"),
+            (b'{"a": 1e999}', "too large for a double"),
+            (b'{"a": 9223372036854775808}', "outside the 64-bit integers"),
+            (b'{"a": ' + b"9" * 5000 + b"}", "outside the 64-bit integers"),
+            (b'{"a": 1, "a": 2}', 'the key "a" stands twice'),
+            (b'{"b": {"a": 1, "a": 1}}', 'the key "a" stands twice'),
+            (b'{"a": "\\u0000"}', "a NUL character"),
+            (b'{"\\u0000": 1}', "a NUL character"),
+            (b'{"a": "\\ud800"}', "a lone surrogate"),
+            (b'{"a": "\xff"}', "not valid UTF-8: byte 0xff at position 8"),
+            (b'{"a": "\xed\xa0\x80"}', "not valid UTF-8"),
+            (b'{"a": "\xc0\xaf"}', "not valid UTF-8"),
+            (b'{"a": "\x01"}', "not valid JSON: Invalid control character"),
+            (b'{"a":' * 70 + b"1" + b"}" * 70, "nested deeper than 64"),
+            (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "nested deeper than 64"),
+            (GOOD.decode().encode("utf-16"), "not valid UTF-8"),
+        ],
+    )
+    @pytest.mark.parametrize("place", [0, 1, 2])
+    def test_a_bad_line_is_named_with_its_number_and_reason(self, line: bytes, said: str, place: int) -> None:
+        lines = [GOOD, GOOD, GOOD]
+        lines[place] = line
+        found = lines_of(b"\n".join(lines))
+        bad = [item for item in found if isinstance(item, Finding) and item.line == place + 1]
+        assert bad
+        assert said in bad[0].message
+
+    def test_a_byte_order_mark_is_skipped_at_the_start_and_refused_elsewhere(self) -> None:
+        first, second = lines_of(b"\xef\xbb\xbf" + GOOD + b"\n\xef\xbb\xbf" + GOOD)
+        assert first == Line(1, CHAT)
+        assert isinstance(second, Finding)
+        assert "byte order mark" in second.message
+
+    def test_blank_lines_and_carriage_returns_are_no_examples_but_count_as_lines(self) -> None:
+        assert [item.number for item in lines_of(b"\r\n" + GOOD + b"\r\n\n  \n" + GOOD) if isinstance(item, Line)] == [
+            2,
+            5,
+        ]
+
+    @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\u0085"])
+    def test_only_newline_ends_a_line(self, separator: str) -> None:
+        value = {"a": f"one{separator}two"}
+        assert lines_of(json.dumps(value, ensure_ascii=False).encode()) == [Line(1, value)]
+
+    def test_a_line_over_the_limit_is_a_finding_and_reading_goes_on(self) -> None:
+        data = b'{"a": "' + b"x" * 5_000_000 + b'"}\n' + GOOD
+        long, good = lines_of(data)
+        assert isinstance(long, Finding)
+        assert long.code == "line_too_long"
+        assert good == Line(2, CHAT)
+
+    def test_a_line_of_exactly_the_limit_is_accepted(self) -> None:
+        assert isinstance(lines_of(GOOD + b"\n", max_line_bytes=len(GOOD))[0], Line)
+
+    @given(st.binary(max_size=200))
+    def test_any_bytes_give_lines_or_findings_never_an_exception(self, data: bytes) -> None:
+        for item in lines_of(data, max_line_bytes=64):
+            assert isinstance(item, Line | Finding)
+
+    @given(
+        st.recursive(
+            st.none()
+            | st.booleans()
+            | st.integers(-(2**63), 2**63 - 1)
+            | st.floats(allow_nan=False, allow_infinity=False)
+            | st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\x00")),
+            lambda inner: st.lists(inner, max_size=3),
+            max_leaves=5,
+        )
+    )
+    def test_what_json_writes_is_read_back_as_it_was(self, value: Any) -> None:
+        assert parse_object(json.dumps({"v": value}).encode()) == {"v": value}
+
+    def test_an_error_never_quotes_the_line(self) -> None:
+        with pytest.raises(LineError) as caught:
+            parse_object(b'{"secret": "' + b"s" * 500)
+        assert len(str(caught.value)) < 120
+
+
+class TestReadExamples:
+    def test_a_chat_line_becomes_an_example(self) -> None:
+        (example,) = read_examples(io.BytesIO(GOOD))
+        assert example == Example(1, messages=tuple(CHAT["messages"]))
+
+    def test_a_prompt_and_completion_become_an_example(self) -> None:
+        (example,) = read_examples(io.BytesIO(b'{"prompt": "a", "completion": "b"}'))
+        assert example == Example(1, prompt="a", completion="b")
+
+    def test_tool_calls_without_content_are_accepted(self) -> None:
+        call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+        messages = [
+            {"role": "system", "content": "s"},
+            {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "c1", "content": "42"},
+            {"role": "assistant", "content": "It is 42.", "weight": 1},
+        ]
+        assert findings_of({"messages": messages, "tools": [{"type": "function"}], "parallel_tool_calls": False}) == []
+
+    @pytest.mark.parametrize(
+        ("example", "said"),
+        [
+            ({"text": "x"}, "unexpected format"),
+            ({"input": {}, "preferred_output": []}, "a preference pair"),
+            ({"messages": []}, "at least one message"),
+            ({"messages": "x"}, "must be a list"),
+            ({"messages": [1]}, "message 1 is a JSON number"),
+            ({"messages": [{"content": "x"}]}, "message 1 has no role"),
+            (
+                {"messages": [{"role": "boss", "content": "x"}]},
+                'unknown role "boss"; allowed are "assistant", "developer"',
+            ),
+            ({"messages": [{"role": ["user"], "content": "x"}]}, "message 1 has a role that is a JSON array"),
+            ({"messages": [{"role": "user"}]}, "message 1 (user): content"),
+            ({"messages": [{"role": "user", "content": "x"}]}, 'the last message is from "user"'),
+            ({"messages": [{"role": "assistant"}]}, "needs content or tool_calls"),
+            ({"messages": [{"role": "assistant", "content": "x", "weight": 2}]}, "message 1 (assistant): weight"),
+            ({"messages": [{"role": "assistant", "content": "x", "weight": 0.5}]}, "message 1 (assistant): weight"),
+            ({"messages": [{"role": "user", "content": "x", "weight": 1}]}, 'contains an extra key "weight"'),
+            ({"messages": [{"role": "tool", "content": "x"}]}, "tool_call_id"),
+            ({**CHAT, "weight": 1}, 'contains an extra key "weight"'),
+            ({**CHAT, "tools": {}}, '"tools" must be a list of objects'),
+            ({"prompt": "x"}, '"completion" is missing'),
+            ({"prompt": 1, "completion": "x"}, '"prompt" is a JSON number'),
+            ({"prompt": "a", "completion": "b", "label": 1}, 'an extra key "label"'),
+        ],
+    )
+    def test_what_is_wrong_is_said_with_line_and_message(self, example: Any, said: str) -> None:
+        findings = findings_of(example)
+        assert findings
+        assert findings[0].startswith("Line 1: ")
+        assert said in findings[0]
+
+    def test_every_bad_message_of_a_line_is_named(self) -> None:
+        findings = findings_of({"messages": [{"role": "x"}, {"role": "user"}, {"role": "assistant", "content": 3}]})
+        assert [text.split(":")[1].split()[1] for text in findings] == ["1", "2", "3"]
+
+    @given(
+        st.dictionaries(
+            st.sampled_from(["messages", "tools", "prompt", "completion"]),
+            st.recursive(
+                st.none() | st.booleans() | st.integers(0, 3) | st.sampled_from(["user", "assistant", "content"]),
+                lambda inner: (
+                    st.lists(inner, max_size=3)
+                    | st.dictionaries(st.sampled_from(["role", "content", "weight", "tool_calls"]), inner, max_size=3)
+                ),
+                max_leaves=8,
+            ),
+        )
+    )
+    def test_any_object_gives_one_example_or_findings(self, value: Any) -> None:
+        found = list(read_examples(io.BytesIO(json.dumps(value).encode())))
+        assert len(found) >= 1
+        assert len(found) == 1 or all(isinstance(item, Finding) for item in found)

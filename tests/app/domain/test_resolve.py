@@ -1,0 +1,202 @@
+"""Requests become specs: every alias, every bound, and nothing replaced in silence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.domain.catalog import CatalogEntry
+from app.domain.resolve import auto_epochs, resolve
+from app.domain.spec import JobSpec, QuantizationSpec
+from app.errors import BadRequest, UnknownParameter
+
+ENTRY = CatalogEntry(
+    architecture="LlamaForCausalLM",
+    context_length=2048,
+    hidden_size=576,
+    vocab_size=49152,
+    parameters=134_515_008,
+    size_bytes=269_060_552,
+    target_modules={"q_proj": (576, 576), "k_proj": (192, 576), "v_proj": (192, 576), "up_proj": (1536, 576)},
+    learning_rate=1e-3,
+    has_chat_template=True,
+)
+
+
+def spec_of(n_examples: int = 100, **body: Any) -> JobSpec:
+    return resolve(body, "base", ENTRY, n_examples)
+
+
+def hyper(**values: Any) -> dict[str, Any]:
+    return {"method": {"type": "supervised", "supervised": {"hyperparameters": values}}}
+
+
+def refusal(**body: Any) -> BadRequest:
+    with pytest.raises(BadRequest) as caught:
+        spec_of(**body)
+    return caught.value
+
+
+class TestDefaults:
+    def test_nothing_asked_means_qlora_on_every_linear_layer(self) -> None:
+        spec = spec_of()
+        assert (spec.lora.r, spec.lora.alpha, spec.lora.dropout) == (16, 32.0, 0.0)
+        assert spec.lora.target_modules == ("k_proj", "q_proj", "up_proj", "v_proj")
+        assert spec.quantization == QuantizationSpec(bits=4, type="nf4", double_quant=True, compute_dtype="bfloat16")
+
+    def test_an_explicit_null_means_sixteen_bit_lora(self) -> None:
+        assert spec_of(quantization=None).quantization is None
+
+    def test_alpha_follows_the_rank(self) -> None:
+        assert spec_of(lora={"r": 8}).lora.alpha == 16.0
+
+    @pytest.mark.parametrize(
+        ("n_examples", "epochs"),
+        [
+            (1, 25),
+            (4, 25),
+            (5, 20),
+            (10, 10),
+            (33, 3),
+            (34, 3),
+            (100, 3),
+            (8333, 3),
+            (8334, 2),
+            (12_500, 2),
+            (12_501, 1),
+            (100_000, 1),
+        ],
+    )
+    def test_epochs_follow_openais_rule(self, n_examples: int, epochs: int) -> None:
+        assert auto_epochs(n_examples) == epochs
+
+    @given(st.integers(1, 10_000_000))
+    def test_automatic_values_are_always_within_their_bounds(self, n_examples: int) -> None:
+        hyperparameters = spec_of(n_examples).hyperparameters
+        assert 1 <= hyperparameters.n_epochs <= 25
+        assert 1 <= hyperparameters.batch_size <= ENTRY.max_auto_batch_size
+
+    def test_auto_says_the_same_as_absence(self) -> None:
+        body = hyper(n_epochs="auto", batch_size="auto", learning_rate_multiplier="auto")
+        assert spec_of(seed=1, **body) == spec_of(seed=1)
+
+    def test_a_seed_is_made_up_once_and_echoed(self) -> None:
+        assert 0 <= spec_of().seed <= 2_147_483_647
+        assert spec_of(seed=0).seed == 0
+
+    def test_the_multiplier_scales_the_models_own_rate(self) -> None:
+        assert spec_of(**hyper(learning_rate_multiplier=2)).hyperparameters.learning_rate == 2e-3
+        absolute = spec_of(**hyper(learning_rate=5e-5)).hyperparameters
+        assert (absolute.learning_rate, absolute.learning_rate_multiplier) == (5e-5, None)
+
+
+WANTED = {"r": 8, "alpha": 24, "dropout": 0.1, "target_modules": ["q_proj", "v_proj"]}
+
+
+class TestAliases:
+    @pytest.mark.parametrize(
+        "body",
+        [
+            {"lora": WANTED},
+            {"lora": {"rank": 8, "lora_alpha": 24, "lora_dropout": 0.1, "target_modules": "q_proj, v_proj"}},
+            hyper(lora_r=8, lora_alpha=24, lora_dropout=0.1, lora_target_modules="v_proj,q_proj"),
+            hyper(lora=WANTED),
+            {"hyperparameters": {"lora_r": 8, "lora_alpha": 24, "lora_dropout": 0.1,
+                                 "lora_trainable_modules": "q_proj,v_proj"}},
+            {"lora": {"r": 8}, "hyperparameters": {"lora_r": 8, "lora": True, "lora_alpha": 24, "lora_dropout": 0.1},
+             **hyper(lora_target_modules=["q_proj", "v_proj"])},
+        ],
+    )  # fmt: skip
+    def test_every_spelling_gives_the_same_adapter(self, body: dict[str, Any]) -> None:
+        assert spec_of(seed=1, **body).lora == spec_of(seed=1, lora=WANTED).lora
+
+    @pytest.mark.parametrize("body", [hyper(load_in_4bit=False), {"hyperparameters": {"quantization": None}}])
+    def test_every_spelling_of_no_quantization(self, body: dict[str, Any]) -> None:
+        assert spec_of(**body).quantization is None
+
+    def test_one_knob_with_two_values_names_both_paths(self) -> None:
+        error = refusal(lora={"r": 8}, hyperparameters={"lora_r": 16})
+        assert error.code == "conflicting_parameters"
+        assert "lora.r = 8" in error.message
+        assert "hyperparameters.lora_r = 16" in error.message
+
+    def test_quantization_asked_for_and_declined_is_a_conflict(self) -> None:
+        assert refusal(quantization={"bits": 4}, **hyper(load_in_4bit=False)).code == "conflicting_parameters"
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("body", "param"),
+        [
+            (hyper(n_epochs=0), "method.supervised.hyperparameters.n_epochs"),
+            (hyper(n_epochs=51), "method.supervised.hyperparameters.n_epochs"),
+            (hyper(n_epochs=1.5), "method.supervised.hyperparameters.n_epochs"),
+            (hyper(n_epochs=True), "method.supervised.hyperparameters.n_epochs"),
+            (hyper(n_epochs="3"), "method.supervised.hyperparameters.n_epochs"),
+            ({"hyperparameters": {"batch_size": 0}}, "hyperparameters.batch_size"),
+            ({"hyperparameters": {"batch_size": 257}}, "hyperparameters.batch_size"),
+            (hyper(learning_rate=0), "method.supervised.hyperparameters.learning_rate"),
+            (hyper(learning_rate=float("nan")), "method.supervised.hyperparameters.learning_rate"),
+            (hyper(learning_rate=float("inf")), "method.supervised.hyperparameters.learning_rate"),
+            (hyper(warmup_ratio=1.1), "method.supervised.hyperparameters.warmup_ratio"),
+            (hyper(weight_decay=-1), "method.supervised.hyperparameters.weight_decay"),
+            (hyper(context_length=2049), "method.supervised.hyperparameters.context_length"),
+            (hyper(lr_scheduler_type="polynomial"), "method.supervised.hyperparameters.lr_scheduler_type"),
+            (hyper(packing="yes"), "method.supervised.hyperparameters.packing"),
+            (hyper(learning_rate=1e-3, learning_rate_multiplier=2), "method.supervised.hyperparameters.learning_rate"),
+            ({"lora": {"r": 0}}, "lora.r"),
+            ({"lora": {"r": 257}}, "lora.r"),
+            ({"lora": {"r": 193}}, "lora.r"),
+            ({"lora": {"alpha": 0}}, "lora.alpha"),
+            ({"lora": {"dropout": 1}}, "lora.dropout"),
+            ({"lora": {"dropout": -0.1}}, "lora.dropout"),
+            ({"lora": {"target_modules": []}}, "lora.target_modules"),
+            ({"lora": {"target_modules": [1]}}, "lora.target_modules"),
+            ({"lora": {"target_modules": ["c_attn"]}}, "lora.target_modules"),
+            ({"lora": {"use_dora": True}}, "lora.use_dora"),
+            ({"lora": {"bias": "all"}}, "lora.bias"),
+            ({"lora": False}, "lora"),
+            ({"lora": "yes"}, "lora"),
+            ({"quantization": "nf4"}, "quantization"),
+            ({"quantization": {"bits": 3}}, "quantization.bits"),
+            ({"quantization": {"type": "int4"}}, "quantization.type"),
+            ({"quantization": {"double_quant": 1}}, "quantization.double_quant"),
+            ({"method": {"type": "dpo"}}, "method.type"),
+        ],
+    )
+    def test_a_value_out_of_bounds_is_refused_by_its_path(self, body: dict[str, Any], param: str) -> None:
+        error = refusal(**body)
+        assert error.param == param
+        assert param in error.message
+
+    @pytest.mark.parametrize(
+        ("body", "param"),
+        [
+            ({"lora": {"rnk": 8}}, "lora.rnk"),
+            (hyper(lora_rnk=8), "method.supervised.hyperparameters.lora_rnk"),
+            (hyper(gradient_accumulation_steps=4), "method.supervised.hyperparameters.gradient_accumulation_steps"),
+            ({"hyperparameters": {"epochs": 3}}, "hyperparameters.epochs"),
+            ({"quantization": {"bit": 4}}, "quantization.bit"),
+            ({"method": {"type": "supervised", "dpo": {}}}, "method.dpo"),
+            ({"method": {"type": "supervised", "supervised": {"hyperparams": {}}}}, "method.supervised.hyperparams"),
+        ],
+    )
+    def test_an_unknown_key_is_refused_by_its_dotted_path(self, body: dict[str, Any], param: str) -> None:
+        error = refusal(**body)
+        assert isinstance(error, UnknownParameter)
+        assert (error.param, error.code) == (param, "unknown_parameter")
+
+    def test_all_problems_are_told_at_once(self) -> None:
+        error = refusal(lora={"dropout": 1, "target_modules": ["x"]}, **hyper(n_epochs=0, batch_size=0))
+        for name in ("lora.dropout", "lora.target_modules", "n_epochs", "batch_size"):
+            assert name in error.message
+
+    def test_unknown_target_modules_are_answered_with_those_there_are(self) -> None:
+        assert "it has k_proj, q_proj, up_proj, v_proj" in refusal(lora={"target_modules": ["c_attn"]}).message
+
+    def test_a_rank_may_be_as_large_as_the_smallest_dimension_of_its_targets(self) -> None:
+        assert spec_of(lora={"r": 192}).lora.r == 192
+        assert spec_of(lora={"r": 256, "target_modules": ["q_proj"]}).lora.r == 256

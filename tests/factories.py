@@ -1,0 +1,229 @@
+"""One `make_...` per kind of row, valid by default and put there by the same functions as in production.
+
+A job is brought to a later state as its worker would do it: claimed, told of, ended with a reason.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import itertools
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.db import checkpoints, claims, files, jobs, keys, models
+from app.db.claims import Lease
+from app.db.ids import new_id
+from app.db.tables import Checkpoint, File, Job, Project
+from app.domain import artifacts, catalog
+from app.domain.resolve import resolve
+from app.domain.states import Reason
+from app.storage import Storage
+from tests.tiny import make_tiny_base
+
+BASE_MODEL = "tiny"
+WORKER = "test-worker#1"
+TTL_SECONDS = 300.0
+NUMBERS = itertools.count(1)
+
+
+def chat_lines(examples: int = 12) -> bytes:
+    """A valid chat data set."""
+    lines = [
+        {"messages": [{"role": "user", "content": f"say {n}"}, {"role": "assistant", "content": f"it is {n}"}]}
+        for n in range(examples)
+    ]
+    return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+
+
+def make_project(session: Session, name: str = keys.DEFAULT_PROJECT) -> Project:
+    return keys.ensure_project(session, name)
+
+
+def make_key(session: Session, project: Project, name: str = "test") -> str:
+    """The secret, as it stands in an Authorization header."""
+    return keys.issue(session, project, name).secret
+
+
+def make_base_model(session: Session, directory: Path, name: str = BASE_MODEL, **config: Any) -> catalog.CatalogEntry:
+    """Write a tiny random model into `directory` and register it for every project."""
+    make_tiny_base(directory, **config)
+    entry = catalog.describe(directory)
+    described, manifest_sha256 = catalog.hash_directory(directory)
+    models.register(session, name, directory, described, manifest_sha256, entry)
+    return entry
+
+
+def make_file(
+    session: Session,
+    storage: Storage,
+    project: Project,
+    content: bytes | None = None,
+    purpose: str = "fine-tune",
+    filename: str = "train.jsonl",
+    job: Job | None = None,
+    **columns: Any,
+) -> File:
+    """A file whose bytes are in `storage`; a chat data set unless `content` is given."""
+    content = chat_lines() if content is None else content
+    file_id = new_id("file")
+    put_bytes(storage, f"files/{file_id}", content)
+    columns = {"line_count": sum(1 for line in content.split(b"\n") if line.strip())} | columns
+    return files.insert(
+        session,
+        project.id,
+        purpose,
+        filename,
+        len(content),
+        hashlib.sha256(content).hexdigest(),
+        f"files/{file_id}",
+        file_id=file_id,
+        job_id=job.id if job else None,
+        **columns,
+    )
+
+
+def put_bytes(storage: Storage, key: str, content: bytes) -> None:
+    with tempfile.NamedTemporaryFile(dir=storage.staging, delete=False) as staged:
+        staged.write(content)
+    storage.put(key, Path(staged.name))
+
+
+def make_job(
+    session: Session,
+    project: Project,
+    training_file: File,
+    base_model: str = BASE_MODEL,
+    body: Mapping[str, Any] | None = None,
+    validation_file: File | None = None,
+    suffix: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> Job:
+    """A job in `validating_files`. Its base model must be registered; `body` is a create body's knobs."""
+    row = models.get_base(session, project.id, base_model)
+    assert row is not None, f"register {base_model!r} first: make_base_model(session, directory)"
+    entry = catalog.CatalogEntry.model_validate(row.entry)
+    spec = resolve({"seed": 7} | dict(body or {}), base_model, entry, training_file.line_count or 1)
+    return jobs.insert(
+        session,
+        project.id,
+        spec,
+        training_file.id,
+        validation_file.id if validation_file else None,
+        suffix=suffix,
+        metadata=metadata,
+    )
+
+
+def validate_job(session: Session, owner: str = WORKER) -> Job:
+    """Take the oldest job that waits for validation through it: `queued`."""
+    job = claims.claim(session, "validate", owner, TTL_SECONDS)
+    assert job is not None, "no job waits for validation"
+    return claims.validated(session, lease_of(job), "Files validated, moving job to queued state")
+
+
+def start_job(session: Session, owner: str = WORKER) -> Job:
+    """Claim the next queued job: `running`."""
+    job = claims.claim(session, "train", owner, TTL_SECONDS)
+    assert job is not None, "no job waits for a worker"
+    return job
+
+
+def lease_of(job: Job) -> Lease:
+    assert job.lease_owner is not None, f"nobody holds {job.id}"
+    return Lease(job.id, job.attempt, job.lease_owner)
+
+
+def tell_step(session: Session, job: Job, step: int, total_steps: int, loss: float = 1.0) -> None:
+    """One metrics event of a running job, and its progress."""
+    data = {"step": step, "total_steps": total_steps, "train_loss": loss, "train_mean_token_accuracy": 0.5}
+    progress = {
+        "step": step,
+        "total_steps": total_steps,
+        "epoch": step / total_steps,
+        "tokens_per_second": 100.0,
+        "eta_seconds": float(total_steps - step),
+    }
+    message = f"Step {step}/{total_steps}: training loss={loss:.2f}"
+    claims.say(session, lease_of(job), message, type="metrics", data=data, progress=progress, phase="training")
+
+
+def make_checkpoint(
+    session: Session, storage: Storage, project: Project, job: Job, step: int, name: str | None = None
+) -> Checkpoint:
+    """An adapter at `step`: its files and its archive are ordinary files, the manifest names them."""
+    name = name or f"ft:{job.base_model}:tunery:{job.suffix or ''}:{next(NUMBERS):08d}:ckpt-step-{step}"
+    contents = {
+        artifacts.ADAPTER_CONFIG: json.dumps({"r": 16, "step": step}).encode(),
+        artifacts.ADAPTER_WEIGHTS: f"weights of step {step}".encode() * 100,
+    }
+    parts = [
+        make_file(session, storage, project, content, "fine-tune-results", filename, job, line_count=None)
+        for filename, content in contents.items()
+    ]
+    archive = make_file(
+        session, storage, project, b"".join(contents.values()), "fine-tune-results", "adapter.tar", job, line_count=None
+    )
+    manifest = {"files": {part.filename: {"bytes": part.bytes, "sha256": part.sha256} for part in parts}}
+    metrics = {"step": step, "train_loss": 1.0 / step}
+    return checkpoints.add(session, job, step, name, metrics, manifest, [part.id for part in parts], archive.id)
+
+
+def finish_job(session: Session, storage: Storage, project: Project, job: Job, steps: int = 3) -> Job:
+    """End a running job with a checkpoint a step, a results file and an adapter: `succeeded`."""
+    name = f"ft:{job.base_model}:tunery:{job.suffix or ''}:{next(NUMBERS):08d}"
+    last: Checkpoint | None = None
+    for step in range(1, steps + 1):
+        tell_step(session, job, step, steps, loss=1.0 / step)
+        last = make_checkpoint(session, storage, project, job, step, name if step == steps else None)
+        models.add_tuned(session, job, last)
+    assert last is not None, "a job has at least one step"
+    archive = files.get(session, project.id, last.archive_file_id)
+    assert archive is not None
+    results = make_file(
+        session, storage, project, results_csv(steps), "fine-tune-results", "step_metrics.csv", job, line_count=None
+    )
+    return claims.end_attempt(
+        session,
+        lease_of(job),
+        Reason.DONE,
+        "The job has successfully completed",
+        trained_tokens=1234,
+        fine_tuned_model=name,
+        result_file_ids=[results.id],
+        adapter_sha256=archive.sha256,
+        adapter_bytes=archive.bytes,
+        adapter_archive_file_id=archive.id,
+    )
+
+
+def results_csv(steps: int) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy"])
+    writer.writerows([step, 1.0 / step, 0.5, "", ""] for step in range(1, steps + 1))
+    return text.getvalue().encode()
+
+
+def make_succeeded_job(session: Session, storage: Storage, project: Project, **asked: Any) -> Job:
+    """A job from upload to adapter. Its base model must be registered, and no other job may be waiting."""
+    job = make_job(session, project, make_file(session, storage, project), **asked)
+    validate_job(session)
+    running = start_job(session)
+    assert running.id == job.id, "another job was waiting"
+    return finish_job(session, storage, project, running)
+
+
+def make_failed_job(session: Session, storage: Storage, project: Project, **asked: Any) -> Job:
+    """A job whose training file was found wanting."""
+    make_job(session, project, make_file(session, storage, project), **asked)
+    job = claims.claim(session, "validate", WORKER, TTL_SECONDS)
+    assert job is not None
+    message = "The job failed due to an invalid training file. Line 3: message 2 has no role"
+    return claims.end_attempt(session, lease_of(job), Reason.INVALID_TRAINING_FILE, message, param="training_file")

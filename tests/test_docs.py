@@ -1,0 +1,87 @@
+"""Docs that cannot drift: what the code has, the docs name; what the docs show, runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from app import errors
+from app.domain.states import Reason
+from app.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
+PYTHON = re.compile(r"```python\n(.*?)```", re.S)
+MAKE = re.compile(r"`make ([a-z-]+)")
+
+
+def read(name: str) -> str:
+    return (ROOT / "docs" / name).read_text(encoding="utf-8")
+
+
+def variable_of(name: str) -> str:
+    return name.upper() if name in ("database_url", "redis_url") else f"TUNERY_{name.upper()}"
+
+
+@pytest.mark.parametrize("name", sorted(Settings.model_fields))
+def test_every_setting_is_documented_with_its_environment_variable(name: str) -> None:
+    assert f"`{variable_of(name)}`" in read("settings.md")
+
+
+def test_the_settings_page_names_no_variable_that_is_not_read() -> None:
+    known = {variable_of(name) for name in Settings.model_fields} | {"TUNERY_BASE_URL", "TUNERY_API_KEY"}
+    assert set(re.findall(r"`(TUNERY_[A-Z_0-9]+)`", read("settings.md"))) <= known
+
+
+def all_errors(root: type[errors.TuneryError] = errors.TuneryError) -> list[type[errors.TuneryError]]:
+    return [root, *(leaf for child in root.__subclasses__() for leaf in all_errors(child))]
+
+
+@pytest.mark.parametrize("error", all_errors(), ids=lambda error: error.__name__)
+def test_every_error_code_is_documented_with_its_status(error: type[errors.TuneryError]) -> None:
+    assert re.search(rf"\| {error.status} \| `{error.code}` \|", read("api.md"))
+
+
+@pytest.mark.parametrize("reason", list(Reason))
+def test_every_reason_that_ends_an_attempt_is_documented(reason: Reason) -> None:
+    assert f"`{reason}`" in read("api.md")
+
+
+def test_every_route_is_documented() -> None:
+    from app.main import create_app
+
+    paths = create_app(Settings(database_url="postgresql://nowhere/x", redis_url="redis://nowhere")).openapi()["paths"]
+    text = read("api.md")
+    missing = [
+        f"{method.upper()} {path}"
+        for path, operations in paths.items()
+        for method in operations
+        if method != "head" and f"`{method.upper()} {path.replace(':path', '')}`" not in text
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_of_a_page_leads_somewhere(path: Path) -> None:
+    broken = [link for link in LINK.findall(path.read_text(encoding="utf-8")) if not (path.parent / link).exists()]
+    assert broken == []
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_python_block_of_a_page_compiles(path: Path) -> None:
+    for number, block in enumerate(PYTHON.findall(path.read_text(encoding="utf-8"))):
+        compile(block, f"{path.name}, block {number}", "exec")
+
+
+def test_every_make_target_that_is_named_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    named = {name for path in DOCS for name in MAKE.findall(path.read_text(encoding="utf-8"))}
+    assert named <= targets
+
+
+def test_the_architecture_page_names_only_rooms_that_exist() -> None:
+    rooms = re.findall(r"`((?:app|worker)/[a-z_/]+\.py)`", read("architecture.md"))
+    assert [room for room in rooms if not (ROOT / room).exists()] == []

@@ -1,0 +1,43 @@
+"""The laws of the house, each in a fresh interpreter: what one process must never be able to reach."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TORCH = ("torch", "transformers", "peft", "bitsandbytes")
+WEB = ("fastapi", "starlette", "uvicorn")
+DATABASE = ("sqlalchemy", "psycopg", "celery", "redis")
+
+LAWS = [
+    ("app.domain.resolve", (*TORCH, *WEB, *DATABASE, "worker", "app.db", "app.settings")),
+    ("app.domain.render", (*TORCH, *WEB, *DATABASE, "worker", "app.db", "app.settings")),
+    ("app.db.jobs", (*TORCH, *WEB, "celery", "worker", "app.api", "app.storage", "app.queue")),
+    ("app.storage", (*TORCH, *WEB, *DATABASE, "worker", "app.api", "app.db", "app.queue")),
+    ("app.queue", (*TORCH, *WEB, "worker", "app.api", "app.db", "app.storage")),
+    ("app.main", (*TORCH, "worker")),
+    ("app.cli.main", (*TORCH, "worker")),
+    ("worker.tasks", (*TORCH, *WEB, "worker.trainer", "app.main", "app.api", "app.services", "app.cli")),
+    ("worker.reconciler", (*TORCH, *WEB, "worker.trainer", "app.main", "app.api", "app.services", "app.cli")),
+    ("worker.trainer.run", (*WEB, *DATABASE, "app.db", "app.storage", "app.queue", "app.settings", "app.log")),
+]
+
+
+@pytest.mark.parametrize(("module", "forbidden"), LAWS, ids=[module for module, _ in LAWS])
+def test_importing_one_room_does_not_load_what_its_law_forbids(module: str, forbidden: tuple[str, ...]) -> None:
+    program = f"import sys, {module}; print(*sorted(sys.modules))"
+    environment = {"PATH": "", "DATABASE_URL": "postgresql://nowhere/x", "REDIS_URL": "redis://nowhere"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    loaded = done.stdout.split()
+    assert [name for name in loaded if name in forbidden or name.startswith(tuple(f"{f}." for f in forbidden))] == []
+
+
+def test_every_python_file_of_ours_is_shorter_than_three_hundred_lines() -> None:
+    files = [path for room in ("app", "worker") for path in (ROOT / room).rglob("*.py")]
+    assert {str(p.relative_to(ROOT)): n for p in files if (n := len(p.read_text().splitlines())) > 300} == {}

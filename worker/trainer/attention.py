@@ -1,0 +1,144 @@
+"""Attention inside each document of a flattened row, and never across.
+
+Registered with transformers under our own name, so no model code changes and no mask is ever built: a 2-D mask would
+silently turn packing off, a 4-D one costs T x T. CPU: causal SDPA, one document at a time. CUDA, sm80 and newer, 16 bits:
+one variable-length kernel for the whole row.
+
+Letters: H query heads, G key/value heads, T tokens of the row, S of one document, D per head.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import accumulate
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812  the name every reader knows
+from transformers import AttentionInterface
+
+from app.domain.states import Reason
+from worker.trainer.failures import Failure
+
+NAME = "tunery_documents"
+# What some models pass and we would otherwise ignore: each changes the result, so it is refused by its name.
+UNSUPPORTED = ("softcap", "s_aux", "position_bias", "head_mask")
+
+
+def document_attention(
+    module: torch.nn.Module,
+    query_1_H_T_D: torch.Tensor,
+    key_1_G_T_D: torch.Tensor,
+    value_1_G_T_D: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    document_lengths: tuple[int, ...] | None = None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **rest: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention within documents of `document_lengths` tokens that lie end to end. Returns (1, T, H, D).
+
+    Raises Failure for a model whose attention is not of this kind: isolation that nobody checks would be lost silently.
+    """
+    asked = [name for name in UNSUPPORTED if rest.get(name) is not None]
+    if asked or document_lengths is None or attention_mask is not None or rest.get("is_causal") is False:
+        raise Failure(
+            Reason.MODEL_UNAVAILABLE,
+            f"This base model's attention ({type(module).__name__}) needs {', '.join(asked) or 'a mask of its own'}, "
+            "which Tunery does not train yet. Choose another base model.",
+            "model",
+        )
+    if query_1_H_T_D.is_cuda and query_1_H_T_D.dtype != torch.float32 and _has_varlen(query_1_H_T_D.device):
+        out_T_H_D = _whole_row(
+            query_1_H_T_D, key_1_G_T_D, value_1_G_T_D, document_lengths, scaling, sliding_window
+        )
+    else:
+        out_T_H_D = _one_by_one(
+            query_1_H_T_D, key_1_G_T_D, value_1_G_T_D, document_lengths, scaling, sliding_window
+        )
+    return out_T_H_D.unsqueeze(0), None
+
+
+def _one_by_one(
+    query_1_H_T_D: torch.Tensor,
+    key_1_G_T_D: torch.Tensor,
+    value_1_G_T_D: torch.Tensor,
+    lengths: tuple[int, ...],
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    documents = zip(*(tensor.split(lengths, dim=2) for tensor in (query_1_H_T_D, key_1_G_T_D, value_1_G_T_D)))
+    outs_1_H_S_D = [_causal(query, key, value, scaling, window) for query, key, value in documents]
+    return torch.cat([out[0].transpose(0, 1) for out in outs_1_H_S_D])
+
+
+def _causal(
+    query_1_H_S_D: torch.Tensor,
+    key_1_G_S_D: torch.Tensor,
+    value_1_G_S_D: torch.Tensor,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    length = query_1_H_S_D.shape[2]
+    banded = window is not None and length > window
+    mask_S_S = _band(length, window, query_1_H_S_D.device) if window is not None and banded else None
+    return F.scaled_dot_product_attention(
+        query_1_H_S_D,
+        key_1_G_S_D,
+        value_1_G_S_D,
+        attn_mask=mask_S_S,
+        is_causal=not banded,
+        scale=scaling,
+        enable_gqa=True,
+    )
+
+
+def _band(length: int, window: int, device: torch.device) -> torch.Tensor:
+    """True where a token may look: at itself and the `window` - 1 tokens before it."""
+    distance_S_S = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)[None, :]
+    return (distance_S_S >= 0) & (distance_S_S < window)
+
+
+def _whole_row(
+    query_1_H_T_D: torch.Tensor,
+    key_1_G_T_D: torch.Tensor,
+    value_1_G_T_D: torch.Tensor,
+    lengths: tuple[int, ...],
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    from torch.nn.attention.varlen import varlen_attn  # needs a CUDA build of torch
+
+    starts, longest = _starts(lengths, query_1_H_T_D.device), max(lengths)
+    query_T_H_D, key_T_G_D, value_T_G_D = (
+        tensor[0].transpose(0, 1).contiguous() for tensor in (query_1_H_T_D, key_1_G_T_D, value_1_G_T_D)
+    )
+    out_T_H_D = varlen_attn(
+        query_T_H_D,
+        key_T_G_D,
+        value_T_G_D,
+        starts,
+        starts,
+        longest,
+        longest,
+        scale=scaling,
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=True,
+    )
+    assert isinstance(out_T_H_D, torch.Tensor)
+    return out_T_H_D
+
+
+@lru_cache(maxsize=8)
+def _starts(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Asked for once a layer with the same row: the copy to the device happens once."""
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+
+
+@lru_cache(maxsize=8)
+def _has_varlen(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+AttentionInterface.register(NAME, document_attention)

@@ -1,0 +1,80 @@
+"""Why a run could not go on: a reason from the closed list, a sentence for the user, an exit code for the parent."""
+
+from __future__ import annotations
+
+import errno
+
+from app.domain.spec import RunSpec
+from app.domain.states import ExitCode, Reason
+
+OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "not enough memory", "std::bad_alloc")
+
+# Bad input is bad again on the next attempt; anything that is not in this table is INTERNAL.
+EXIT_CODES = {
+    Reason.DONE: ExitCode.DONE,
+    Reason.DRAINED: ExitCode.DRAINED,
+    Reason.PAUSED: ExitCode.PAUSED,
+    Reason.CANCELLED: ExitCode.CANCELLED,
+    Reason.OUT_OF_MEMORY: ExitCode.OUT_OF_MEMORY,
+    Reason.INVALID_SPEC: ExitCode.BAD_SPEC,
+    Reason.INVALID_N_EXAMPLES: ExitCode.BAD_SPEC,
+    Reason.INVALID_TRAINING_FILE: ExitCode.BAD_SPEC,
+    Reason.INVALID_VALIDATION_FILE: ExitCode.BAD_SPEC,
+    Reason.MODEL_UNAVAILABLE: ExitCode.BAD_SPEC,
+    Reason.NON_FINITE_LOSS: ExitCode.BAD_SPEC,
+}
+
+
+class Failure(Exception):
+    """Ends a run. `message` is for the user: what was seen, what is allowed, what to do."""
+
+    def __init__(self, reason: Reason, message: str, param: str | None = None) -> None:
+        super().__init__(reason, message, param)
+        self.reason = reason
+        self.message = message
+        self.param = param
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def exit_code(reason: Reason) -> int:
+    return EXIT_CODES.get(reason, ExitCode.INTERNAL)
+
+
+def explain(error: BaseException, run: RunSpec) -> Failure:
+    """Any exception as a failure of `run`. What we cannot name is a crash: the parent tries it again, a few times."""
+    if isinstance(error, Failure):
+        return error
+    if _is_out_of_memory(error):
+        return _out_of_memory(run)
+    if _is_disk_full(error):
+        return Failure(Reason.STORAGE_FULL, "The disk is full: no further checkpoint could be written.")
+    return Failure(
+        Reason.TRAINER_CRASHED,
+        f"The trainer stopped at an internal error ({type(error).__name__}); the full text is in the job's log.",
+    )
+
+
+def _out_of_memory(run: RunSpec) -> Failure:
+    context = run.hyperparameters.context_length
+    return Failure(
+        Reason.OUT_OF_MEMORY,
+        f"The base model, the adapter (r {run.lora.r}) and one row of up to {context:,} tokens do not fit into "
+        "memory. Lower hyperparameters.context_length first, then lora.r; without quantization, ask for 4 bits.",
+        "hyperparameters.context_length",
+    )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """CUDA raises torch.OutOfMemoryError, the CPU allocator a RuntimeError with a sentence, Python MemoryError."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(known in text for known in OUT_OF_MEMORY_TEXTS)
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return "no space left on device" in str(error).lower()  # safetensors wraps the system's error in its own

@@ -1,0 +1,106 @@
+"""A linear layer that never changes: 16 bits wide, or in blocks of 4 bits (QLoRA, arXiv 2305.14314).
+
+PEFT knows both kinds as what they inherit from, so a saved adapter can be put onto these very layers to be checked.
+Unlike bitsandbytes' own forward, ours never repacks the weight for a faster CPU inference: W stays as it is, to the bit.
+
+Letters: T tokens, K inputs and D outputs of a layer.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import bitsandbytes
+import torch
+import torch.nn.functional as F  # noqa: N812
+from bitsandbytes.functional import QuantState, dequantize_4bit, quantize_4bit
+
+from app.domain.spec import QuantizationSpec
+
+BLOCK = 64  # weights that share one scale; double quantisation stores 256 scales as bytes under one of their own
+
+
+class FrozenLinear(Protocol):
+    in_features: int
+    out_features: int
+    weight: torch.nn.Parameter
+    bias: torch.nn.Parameter | None
+
+    def weight_in(self, dtype: torch.dtype) -> torch.Tensor:
+        """W as D x K, made for this use and dropped after it; the stored weight itself where it has that dtype."""
+
+    def bias_in(self, dtype: torch.dtype) -> torch.Tensor | None: ...
+
+
+class Frozen16(torch.nn.Linear):
+    def weight_in(self, dtype: torch.dtype) -> torch.Tensor:
+        return self.weight.to(dtype)
+
+    def bias_in(self, dtype: torch.dtype) -> torch.Tensor | None:
+        return None if self.bias is None else self.bias.to(dtype)
+
+    def forward(self, x_T_K: torch.Tensor) -> torch.Tensor:
+        return F.linear(x_T_K, self.weight_in(x_T_K.dtype), self.bias_in(x_T_K.dtype))
+
+
+class Frozen4(bitsandbytes.nn.Linear4bit):  # type: ignore[misc]  # untyped library
+    def weight_in(self, dtype: torch.dtype) -> torch.Tensor:
+        weight: torch.Tensor = dequantize_4bit(self.weight.data, self.weight.quant_state)
+        return weight.to(dtype)
+
+    def bias_in(self, dtype: torch.dtype) -> torch.Tensor | None:
+        return None if self.bias is None else self.bias.to(dtype)
+
+    def forward(self, x_T_K: torch.Tensor) -> torch.Tensor:
+        return F.linear(x_T_K, self.weight_in(x_T_K.dtype), self.bias_in(x_T_K.dtype))
+
+
+def freeze(
+    weight_D_K: torch.Tensor, quantization: QuantizationSpec | None, compute_dtype: torch.dtype
+) -> FrozenLinear:
+    """A frozen layer, still without a bias, from a checkpoint's tensor, on the device it is on."""
+    if quantization is None:
+        return _in_16_bits(weight_D_K, compute_dtype)
+    return _in_4_bits(weight_D_K, quantization, compute_dtype)
+
+
+def stored_bytes(layer: FrozenLinear) -> int:
+    """What the weight occupies: for 4 bits the packed codes and their scales (4.127 bits a weight when doubled)."""
+    tensors = [layer.weight.data]
+    if state := getattr(layer.weight, "quant_state", None):
+        tensors += [state.absmax, *([state.state2.absmax, state.offset] if state.nested else [])]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _in_16_bits(weight_D_K: torch.Tensor, compute_dtype: torch.dtype) -> Frozen16:
+    layer = Frozen16(weight_D_K.shape[1], weight_D_K.shape[0], bias=False, device="meta")
+    layer.weight = torch.nn.Parameter(weight_D_K.to(compute_dtype, copy=True), requires_grad=False)
+    return layer
+
+
+def _in_4_bits(weight_D_K: torch.Tensor, quantization: QuantizationSpec, compute_dtype: torch.dtype) -> Frozen4:
+    """The codes are found in the checkpoint's own precision; dequantising gives `compute_dtype`."""
+    codes, state = _quantize(weight_D_K, quantization)
+    state.dtype = compute_dtype
+    layer = Frozen4(weight_D_K.shape[1], weight_D_K.shape[0], bias=False, device="meta", compute_dtype=compute_dtype)
+    layer.weight = bitsandbytes.nn.Params4bit(
+        codes,
+        requires_grad=False,
+        quant_state=state,
+        blocksize=BLOCK,
+        compress_statistics=quantization.double_quant,
+        quant_type=quantization.type,
+        bnb_quantized=True,
+        module=layer,
+    )
+    return layer
+
+
+def _quantize(weight_D_K: torch.Tensor, quantization: QuantizationSpec) -> tuple[torch.Tensor, QuantState]:
+    codes, state = quantize_4bit(
+        weight_D_K.contiguous(),
+        blocksize=BLOCK,
+        compress_statistics=quantization.double_quant,
+        quant_type=quantization.type,
+    )
+    return codes, state

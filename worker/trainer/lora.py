@@ -1,0 +1,200 @@
+"""LoRA on frozen linear layers: h = W x + scale * B A x, for the tokens of each run its own A and B.
+
+    row       | tokens of run 0 ....... | tokens of run 1 .. |      one W for all of them
+    products  |  B0 A0 x                |  B1 A1 x           |      one run is the case of one segment
+
+A and B are float32 masters, cast to the compute dtype for the product; the optimizer sees float32 only. B starts at
+zero, so step 0 is the base model. One autograd Function for all of it: the dequantised W is made again in the backward
+instead of being kept, and no T x D delta is ever stored.
+
+Letters: T tokens, K inputs and D outputs of a layer, R the rank, S the tokens of one segment.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from app.domain.spec import LoraSpec
+from app.domain.states import Reason
+from worker.trainer.batch import Segment
+from worker.trainer.failures import Failure
+from worker.trainer.frozen import FrozenLinear
+
+PEFT_PREFIX = "base_model.model."  # what PEFT calls the model inside its own wrapper
+
+
+@dataclass
+class Factors:
+    """One layer's A and B of one run."""
+
+    A_R_K: torch.nn.Parameter
+    B_D_R: torch.nn.Parameter
+
+
+@dataclass
+class Adapter:
+    """Everything that one run trains: the factors by layer name, in the model's order."""
+
+    run_id: str
+    scale: float
+    dropout: float
+    generator: torch.Generator  # of this run's dropout masks, and of nothing else
+    factors: dict[str, Factors]
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return list(self.named_parameters().values())
+
+    def named_parameters(self) -> dict[str, torch.nn.Parameter]:
+        """By the names PEFT gives them in adapter_model.safetensors."""
+        named: dict[str, torch.nn.Parameter] = {}
+        for layer, factors in self.factors.items():
+            named[f"{PEFT_PREFIX}{layer}.lora_A.weight"] = factors.A_R_K
+            named[f"{PEFT_PREFIX}{layer}.lora_B.weight"] = factors.B_D_R
+        return named
+
+
+class Rows:
+    """Which tokens of the row in flight belong to which adapter; every adapted layer looks here."""
+
+    def __init__(self) -> None:
+        self.adapters: dict[str, Adapter] = {}
+        self.segments: Sequence[Segment] = ()
+
+    @contextmanager
+    def of(self, segments: Sequence[Segment]) -> Iterator[None]:
+        self.segments = segments
+        try:
+            yield
+        finally:
+            self.segments = ()
+
+
+class AdaptedLinear(torch.nn.Module):
+    """Stands where a frozen linear layer stood; without segments it is that layer, to the bit."""
+
+    def __init__(self, name: str, base: torch.nn.Linear, rows: Rows) -> None:
+        super().__init__()
+        self.name = name
+        self.base = base
+        self._rows = rows
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x_T_K = x.reshape(-1, x.shape[-1])
+        parts, factors = self._parts(x.dtype)
+        y_T_D = _LoraProduct.apply(x_T_K, self.base, parts, *factors)
+        return y_T_D.view(*x.shape[:-1], y_T_D.shape[-1])  # type: ignore[no-any-return]
+
+    def _parts(self, dtype: torch.dtype) -> tuple[list[_Part], list[torch.Tensor]]:
+        parts: list[_Part] = []
+        factors: list[torch.Tensor] = []
+        for segment in self._rows.segments:
+            adapter = self._rows.adapters[segment.run_id]
+            if mine := adapter.factors.get(self.name):
+                dropout = adapter.dropout if torch.is_grad_enabled() else 0.0  # without gradients: evaluation
+                parts.append(_Part(segment.start, segment.end, adapter.scale, dropout, adapter.generator))
+                factors += [mine.A_R_K.to(dtype), mine.B_D_R.to(dtype)]
+        return parts, factors
+
+
+@dataclass(frozen=True)
+class _Part:
+    start: int
+    end: int | None
+    scale: float
+    dropout: float
+    generator: torch.Generator
+
+
+class _LoraProduct(torch.autograd.Function):
+    """y = x W^T + bias, and in each part's rows + scale * (drop(x) A^T) B^T. W gets no gradient, ever."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_T_K: torch.Tensor, base: FrozenLinear, parts: list[_Part], *factors: torch.Tensor
+    ) -> torch.Tensor:
+        y_T_D = F.linear(x_T_K, base.weight_in(x_T_K.dtype), base.bias_in(x_T_K.dtype))
+        kept: list[torch.Tensor] = []
+        for part, A_R_K, B_D_R in zip(parts, factors[::2], factors[1::2], strict=True):
+            x_S_K, keep_S_K = _drop(x_T_K[part.start : part.end], part)
+            u_S_R = x_S_K @ A_R_K.t()
+            y_T_D[part.start : part.end].addmm_(u_S_R, B_D_R.t(), alpha=part.scale)
+            kept += [u_S_R, keep_S_K]
+        ctx.base, ctx.parts = base, parts
+        ctx.save_for_backward(x_T_K if parts else x_T_K.new_empty(0), *factors, *kept)
+        return y_T_D
+
+    @staticmethod
+    def backward(ctx: Any, dy_T_D: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x_T_K, *rest = ctx.saved_tensors
+        factors, kept = rest[: 2 * len(ctx.parts)], rest[2 * len(ctx.parts) :]
+        dx_T_K = dy_T_D @ ctx.base.weight_in(dy_T_D.dtype) if ctx.needs_input_grad[0] else None
+        gradients: list[torch.Tensor | None] = []
+        for i, part in enumerate(ctx.parts):
+            A_R_K, B_D_R, u_S_R, keep_S_K = *factors[2 * i : 2 * i + 2], *kept[2 * i : 2 * i + 2]
+            dy_S_D = dy_T_D[part.start : part.end]
+            du_S_R = (dy_S_D @ B_D_R).mul_(part.scale)
+            x_S_K = _apply(x_T_K[part.start : part.end], keep_S_K, part)
+            gradients += [du_S_R.t() @ x_S_K, (dy_S_D.t() @ u_S_R).mul_(part.scale)]
+            if dx_T_K is not None:
+                dx_T_K[part.start : part.end].add_(_apply(du_S_R @ A_R_K, keep_S_K, part))
+        return dx_T_K, None, None, *gradients
+
+
+def _drop(x_S_K: torch.Tensor, part: _Part) -> tuple[torch.Tensor, torch.Tensor]:
+    """Dropout on LoRA's input, as PEFT has it, from the run's own generator. An empty mask stands for: none."""
+    if not part.dropout:
+        return x_S_K, x_S_K.new_empty(0, dtype=torch.bool)
+    keep_S_K = torch.empty_like(x_S_K, dtype=torch.bool).bernoulli_(1 - part.dropout, generator=part.generator)
+    return _apply(x_S_K, keep_S_K, part), keep_S_K
+
+
+def _apply(x_S_K: torch.Tensor, keep_S_K: torch.Tensor, part: _Part) -> torch.Tensor:
+    return x_S_K * keep_S_K / (1 - part.dropout) if part.dropout else x_S_K
+
+
+def scale_of(lora: LoraSpec) -> float:
+    """alpha / r (arXiv 2106.09685), or alpha / sqrt(r) with rsLoRA (arXiv 2312.03732)."""
+    return lora.alpha / (math.sqrt(lora.r) if lora.use_rslora else lora.r)
+
+
+def make_adapter(
+    run_id: str, lora: LoraSpec, seed: int, layers: dict[str, AdaptedLinear], device: torch.device
+) -> Adapter:
+    """A as PEFT starts it (Kaiming-uniform with a = sqrt(5): uniform within 1 / sqrt(K)), B zero.
+
+    Drawn on the CPU in the layers' order, so a seed means the same adapter on every device. Raises Failure for target
+    modules that the model does not have, and for a rank above a target's smaller side.
+    """
+    targets = _targets(lora, layers)
+    dice = torch.Generator().manual_seed(seed)
+    factors = {name: _factors(layers[name].base, lora.r, dice, device) for name in targets}
+    generator = torch.Generator(device).manual_seed(seed)
+    return Adapter(run_id, scale_of(lora), lora.dropout, generator, factors)
+
+
+def _factors(base: torch.nn.Linear, r: int, dice: torch.Generator, device: torch.device) -> Factors:
+    reach = 1 / math.sqrt(base.in_features)
+    A_R_K = torch.empty(r, base.in_features).uniform_(-reach, reach, generator=dice)
+    B_D_R = torch.zeros(base.out_features, r)
+    return Factors(torch.nn.Parameter(A_R_K.to(device)), torch.nn.Parameter(B_D_R.to(device)))
+
+
+def _targets(lora: LoraSpec, layers: dict[str, AdaptedLinear]) -> list[str]:
+    """The layers whose last name is asked for."""
+    available = sorted({name.rpartition(".")[2] for name in layers})
+    if unknown := sorted(set(lora.target_modules) - set(available)):
+        text = f"The base model has no linear layer named {', '.join(unknown)}; it has {', '.join(available)}."
+        raise Failure(Reason.INVALID_SPEC, text, "lora.target_modules")
+    targets = [name for name in layers if name.rpartition(".")[2] in lora.target_modules]
+    for name in targets:
+        if lora.r > (limit := min(layers[name].base.in_features, layers[name].base.out_features)):
+            text = f"lora.r is {lora.r}, but the layer {name} is only {limit} wide; choose r up to {limit}."
+            raise Failure(Reason.INVALID_SPEC, text, "lora.r")
+    return targets

@@ -1,0 +1,70 @@
+"""The last matrix product and the cross entropy, for labelled positions only, with the gradient formed in the forward.
+
+The head is frozen, so the only gradient is the hidden states': softmax minus one-hot, times the head. It is formed while
+the logits of a chunk are at hand, and nothing of size N x V outlives its chunk. There is no second matrix product in the
+backward, and none at all for tokens that nobody learns from.
+
+Letters: N labelled tokens, M of one chunk, D the hidden size, V the vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+CHUNK_BYTES = 64 << 20  # of logits: 256 rows at V = 49,152, so that a chunk stays near the cache
+LEAST_CHUNK_ROWS = 128
+BYTES_PER_LOGIT = 6  # as the product leaves it (16 bits), and as float32
+
+
+def head_loss(
+    hidden_N_D: torch.Tensor, head_V_D: torch.Tensor, targets_N: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(sum of the losses with its gradient, loss of each token in nats, whether each token was the likeliest).
+
+    Sums, not means: the one division by labelled tokens is the optimizer step's. The losses are float32.
+    """
+    total, losses_N, hits_N = _HeadLoss.apply(hidden_N_D, head_V_D, targets_N)
+    return total, losses_N, hits_N
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_N_D: torch.Tensor, head_V_D: torch.Tensor, targets_N: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        learns = ctx.needs_input_grad[0]
+        rows = max(LEAST_CHUNK_ROWS, CHUNK_BYTES // (BYTES_PER_LOGIT * head_V_D.shape[0]))
+        chunks = [
+            _chunk(hidden_M_D, head_V_D, targets_M, learns)
+            for hidden_M_D, targets_M in zip(hidden_N_D.split(rows), targets_N.split(rows), strict=True)
+        ]
+        losses_N, hits_N, gradient_N_D = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+        ctx.save_for_backward(gradient_N_D)
+        ctx.mark_non_differentiable(losses_N, hits_N)
+        return losses_N.sum(), losses_N, hits_N
+
+    @staticmethod
+    def backward(ctx: Any, scale: torch.Tensor, *_: Any) -> tuple[torch.Tensor, None, None]:
+        (gradient_N_D,) = ctx.saved_tensors
+        return gradient_N_D * scale.to(gradient_N_D.dtype), None, None
+
+
+def _chunk(
+    hidden_M_D: torch.Tensor, head_V_D: torch.Tensor, targets_M: torch.Tensor, learns: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Losses, hits and the hidden states' gradient. One float32 buffer holds logits, then exponentials, then p - y."""
+    z_M_V = (hidden_M_D @ head_V_D.t()).float()
+    targets_M_1 = targets_M[:, None]
+    target_M_1 = z_M_V.gather(1, targets_M_1)
+    top_M_1 = z_M_V.amax(dim=1, keepdim=True)
+    z_M_V.sub_(top_M_1).exp_()
+    sum_M_1 = z_M_V.sum(dim=1, keepdim=True)
+    losses_M = (sum_M_1.log() + top_M_1 - target_M_1).squeeze(1)
+    hits_M = (target_M_1 == top_M_1).squeeze(1)
+    if not learns:
+        return losses_M, hits_M, hidden_M_D.new_empty(0, hidden_M_D.shape[1])
+    z_M_V.div_(sum_M_1)
+    z_M_V.scatter_add_(1, targets_M_1, z_M_V.new_full((len(targets_M), 1), -1.0))
+    return losses_M, hits_M, z_M_V.to(hidden_M_D.dtype) @ head_V_D

@@ -1,0 +1,236 @@
+"""The frozen base: a registered directory -> modules in memory, every linear layer but the head in its final form.
+
+Weights are read one tensor at a time and quantised on arrival, so there is never a second copy of the base, nor one in
+full precision. Only safetensors are read, no code from the directory is run, and nothing is fetched.
+
+Letters: T tokens of a row, D the hidden size, V the vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from app.domain.catalog import hash_directory
+from app.domain.spec import BaseSpec, QuantizationSpec
+from app.domain.states import Reason
+from worker.trainer import attention
+from worker.trainer.batch import Row
+from worker.trainer.failures import Failure
+from worker.trainer.frozen import freeze, stored_bytes
+from worker.trainer.lora import AdaptedLinear, Rows
+
+INDEX = "model.safetensors.index.json"
+WEIGHTS = "model.safetensors"
+# Heads that are more than one matrix product: our loss would be another model's.
+HEAD_SETTINGS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+
+
+@dataclass
+class Base:
+    name: str
+    directory: Path
+    model: Any  # a transformers causal language model whose linear layers are AdaptedLinear
+    layers: dict[str, AdaptedLinear]
+    rows: Rows  # what the layers look at: whose tokens are in flight
+    device: torch.device
+    compute_dtype: torch.dtype
+
+    @property
+    def head_V_D(self) -> torch.Tensor:
+        weight: torch.Tensor = self.model.get_output_embeddings().weight
+        return weight
+
+    @property
+    def frozen_parameters(self) -> int:
+        layers = sum(layer.base.in_features * layer.base.out_features for layer in self.layers.values())
+        return layers + sum(parameter.numel() for parameter in self._others())
+
+    @property
+    def stored_bytes(self) -> int:
+        layers = sum(stored_bytes(layer.base) for layer in self.layers.values())
+        return layers + sum(parameter.numel() * parameter.element_size() for parameter in self._others())
+
+    def _others(self) -> Iterator[torch.nn.Parameter]:
+        weights = {id(layer.base.weight) for layer in self.layers.values()}
+        return (parameter for parameter in self.model.parameters() if id(parameter) not in weights)
+
+
+def open_base(
+    spec: BaseSpec, quantization: QuantizationSpec | None, compute_dtype: torch.dtype, device: torch.device
+) -> Base:
+    """Check the directory against its registration, then load it. Raises Failure(MODEL_UNAVAILABLE)."""
+    _check_files(spec)
+    return load_base(spec.name, spec.directory, quantization, compute_dtype, device)
+
+
+def load_base(
+    name: str,
+    directory: Path,
+    quantization: QuantizationSpec | None,
+    compute_dtype: torch.dtype,
+    device: torch.device,
+) -> Base:
+    """Load a causal language model with frozen linear layers and no adapter. Raises Failure(MODEL_UNAVAILABLE)."""
+    model = _skeleton(name, directory, compute_dtype)
+    linears = _linear_names(model)
+    for key, tensor in _wanted(name, model, directory):
+        _place(model, key, tensor.to(device), linears, quantization, compute_dtype)
+    model.tie_weights()
+    _check_complete(name, model)
+    _move_buffers(model, device)
+    model.eval().requires_grad_(False)  # frozen layers have no dropout of their own; LoRA's is switched apart
+    rows = Rows()
+    return Base(name, directory, model, _adapt(model, linears, rows), rows, device, compute_dtype)
+
+
+def hidden_states(base: Base, row: Row, *, exact: bool = False) -> torch.Tensor:
+    """The last hidden state of every token, T x D. `exact` carries float32 through the same weights."""
+    tokens_1_T = row.tokens_T.unsqueeze(0)
+    embedded_1_T_D = base.model.get_input_embeddings()(tokens_1_T)
+    with base.rows.of(row.segments):
+        output = base.model.base_model(
+            inputs_embeds=embedded_1_T_D.float() if exact else embedded_1_T_D,
+            position_ids=row.positions_T.unsqueeze(0),
+            use_cache=False,
+            document_lengths=row.lengths,
+        )
+    hidden_1_T_D: torch.Tensor = output.last_hidden_state
+    return hidden_1_T_D[0]
+
+
+@contextmanager
+def in_float32(base: Base) -> Iterator[None]:
+    """Norms and biases in float32 for a while, so that `exact` hidden states meet no other dtype on their way.
+
+    Matrices stay as they are and are widened layer by layer, for one product.
+    """
+    small = [parameter for parameter in base.model.parameters() if parameter.ndim == 1]
+    stored = [parameter.data for parameter in small]
+    try:
+        for parameter in small:
+            parameter.data = parameter.data.float()
+        yield
+    finally:
+        for parameter, data in zip(small, stored, strict=True):
+            parameter.data = data
+
+
+@contextmanager
+def bare(base: Base) -> Iterator[Any]:
+    """The model with its frozen layers where it was born with them, as PEFT expects it."""
+    for name, layer in base.layers.items():
+        base.model.set_submodule(name, layer.base)
+    try:
+        yield base.model
+    finally:
+        for name, layer in base.layers.items():
+            base.model.set_submodule(name, layer)
+
+
+# --- loading ----------------------------------------------------------------------------------------------------------
+
+
+def _check_files(spec: BaseSpec) -> None:
+    try:
+        _, found = hash_directory(spec.directory)
+    except OSError as error:
+        raise _unavailable(spec.name, f"its directory cannot be read ({error.strerror})") from error
+    if found != spec.manifest_sha256:
+        raise _unavailable(spec.name, "a file of it is missing or was altered since it was registered")
+
+
+def _skeleton(name: str, directory: Path, compute_dtype: torch.dtype) -> Any:
+    """The model's modules without their weights (on `meta`), but with the buffers that no file holds."""
+    try:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise _unavailable(name, f"its config.json is not one that transformers knows ({error})") from error
+    if special := [key for key in HEAD_SETTINGS if getattr(config, key, None) not in (None, 1, 1.0)]:
+        raise _unavailable(name, f"its head is scaled by {', '.join(special)}, which Tunery does not train yet")
+    with init_empty_weights(include_buffers=False):
+        return AutoModelForCausalLM.from_config(
+            config, dtype=compute_dtype, attn_implementation=attention.NAME, trust_remote_code=False
+        )
+
+
+def _linear_names(model: Any) -> list[str]:
+    head = model.get_output_embeddings()
+    modules = model.named_modules()
+    return [name for name, module in modules if isinstance(module, torch.nn.Linear) and module is not head]
+
+
+def _wanted(name: str, model: Any, directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of the checkpoint. One that the model has no place for would be dropped silently: refused."""
+    known = set(model.state_dict())
+    ignored = re.compile("|".join([r"rotary_emb\.inv_freq", *(model._keys_to_ignore_on_load_unexpected or ())]))
+    for path in _weight_files(directory):
+        with safe_open(path, framework="pt", device="cpu") as file:
+            for key in file.keys():  # noqa: SIM118  not a dictionary
+                if key in known:
+                    yield key, file.get_tensor(key)
+                elif not ignored.search(key):
+                    raise _unavailable(name, f"{path.name} holds {key}, which {type(model).__name__} has no place for")
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    if not (directory / INDEX).exists():
+        return [directory / WEIGHTS]
+    index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
+    return [directory / Path(name).name for name in sorted(set(index["weight_map"].values()))]
+
+
+def _place(
+    model: Any,
+    key: str,
+    tensor: torch.Tensor,
+    linears: list[str],
+    quantization: QuantizationSpec | None,
+    compute_dtype: torch.dtype,
+) -> None:
+    module_name, _, parameter_name = key.rpartition(".")
+    module = model.get_submodule(module_name)
+    if module_name in linears and parameter_name == "weight":
+        layer: Any = freeze(tensor, quantization, compute_dtype)
+        layer.bias = module.bias  # still on `meta`, or here already: a file names its tensors in any order
+        model.set_submodule(module_name, layer)
+    else:
+        constant = torch.nn.Parameter(tensor.to(compute_dtype, copy=True), requires_grad=False)
+        setattr(module, parameter_name, constant if parameter_name in module._parameters else constant.data)
+
+
+def _check_complete(name: str, model: Any) -> None:
+    absent = [key for key, parameter in model.named_parameters() if parameter.device.type == "meta"]
+    if absent:
+        text = f"its files lack {len(absent)} of the weights {type(model).__name__} needs, such as {absent[0]}"
+        raise _unavailable(name, text)
+    if odd := [key for key, parameter in model.named_parameters() if parameter.ndim > 2]:
+        raise _unavailable(name, f"it keeps experts or other layers in one block ({odd[0]}), which is not trained yet")
+
+
+def _move_buffers(model: Any, device: torch.device) -> None:
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else buffer.to(device)
+
+
+def _adapt(model: Any, linears: list[str], rows: Rows) -> dict[str, AdaptedLinear]:
+    layers = {name: AdaptedLinear(name, model.get_submodule(name), rows) for name in linears}
+    for name, layer in layers.items():
+        model.set_submodule(name, layer)
+    return layers
+
+
+def _unavailable(name: str, why: str) -> Failure:
+    text = f"The base model {name} cannot be used: {why}. Its operator can register it anew with `tunery models add`."
+    return Failure(Reason.MODEL_UNAVAILABLE, text, "model")
