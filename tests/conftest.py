@@ -6,21 +6,21 @@ A test names what it needs: `sessions` (rows), `storage` (bytes), `settings`, `c
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import redis
-from sqlalchemy import Engine, create_engine, make_url, text
+import structlog
+from sqlalchemy import Engine, create_engine, delete, make_url, text
 
 from app.db import migrate
 from app.db.engine import Sessions, make_engine, make_sessions, transaction
-from app.db.tables import Project
+from app.db.tables import Base, Project
 from app.settings import Settings
 from app.storage import LocalStorage
-from tests.factories import make_key, make_project
+from tests.factories import BASE_MODEL, make_base_model, make_key, make_project
 from tests.serving import LiveServer, serve
 from tests.stack import as_redis_py, start_postgres, start_valkey
 
@@ -28,12 +28,23 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.testclient import TestClient
 
-NUMBERS = itertools.count()
+DISCONNECT_OTHERS = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_tracebacks() -> None:
+    """structlog's default renders every local variable of every frame, which takes a second."""
+    renderer = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(
+        processors=[structlog.contextvars.merge_contextvars, structlog.processors.add_log_level, renderer]
+    )
 
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
-    """The URL of a migrated database, the template of every test's own. Nobody connects to it while tests run."""
+    """The URL of a migrated database."""
     url, stop = start_postgres()
     engine = make_engine(url)
     migrate.upgrade(engine)
@@ -43,8 +54,8 @@ def postgres_server() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def postgres_admin(postgres_server: str) -> Iterator[Engine]:
-    engine = create_engine(make_url(postgres_server).set(database="postgres"), isolation_level="AUTOCOMMIT")
+def postgres_cleaner(postgres_server: str) -> Iterator[Engine]:
+    engine = create_engine(postgres_server, isolation_level="AUTOCOMMIT", pool_pre_ping=True)
     yield engine
     engine.dispose()
 
@@ -57,15 +68,27 @@ def valkey_server() -> Iterator[str]:
 
 
 @pytest.fixture
-def database_url(postgres_server: str, postgres_admin: Engine) -> Iterator[str]:
-    """A database of this test's own, at the newest revision. FILE_COPY makes it in 16 ms, WAL_LOG took 98."""
-    template = make_url(postgres_server)
-    name = f"test_{next(NUMBERS)}"
-    with postgres_admin.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template.database} STRATEGY FILE_COPY"))
-    yield template.set(database=name).render_as_string(hide_password=False)
-    with postgres_admin.connect() as connection:
-        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+def database_url(postgres_server: str, postgres_cleaner: Engine) -> str:
+    """The database, empty, at the newest revision, and nobody connected to it.
+
+    DELETE takes a millisecond where TRUNCATE takes 40 and a database of its own, from a template, 20 to 600.
+    """
+    with postgres_cleaner.connect() as connection:
+        connection.execute(text(DISCONNECT_OTHERS))
+        for table in reversed(Base.metadata.sorted_tables):
+            connection.execute(delete(table))
+        connection.execute(text("UPDATE alembic_version SET version_num = :head"), {"head": migrate.head()})
+    return postgres_server
+
+
+@pytest.fixture
+def blank_database_url(postgres_server: str, postgres_cleaner: Engine) -> Iterator[str]:
+    """A database of this test's own without any table, for tests of the migrations themselves."""
+    with postgres_cleaner.connect() as connection:
+        connection.execute(text("CREATE DATABASE blank TEMPLATE template0"))
+    yield make_url(postgres_server).set(database="blank").render_as_string(hide_password=False)
+    with postgres_cleaner.connect() as connection:
+        connection.execute(text("DROP DATABASE blank WITH (FORCE)"))
 
 
 @pytest.fixture
@@ -120,6 +143,14 @@ def api_key(sessions: Sessions, project: Project) -> str:
 
 
 @pytest.fixture
+def base_model(sessions: Sessions, tmp_path: Path) -> str:
+    """The name of a registered tiny base model, on offer to every project."""
+    with transaction(sessions) as session:
+        make_base_model(session, tmp_path / "models" / BASE_MODEL)
+    return BASE_MODEL
+
+
+@pytest.fixture
 def app(settings: Settings, storage: LocalStorage) -> FastAPI:
     from app.main import create_app  # here, so that tests of the worker never load the HTTP process
 
@@ -137,7 +168,12 @@ def client(app: FastAPI, api_key: str) -> Iterator[TestClient]:
 
 
 @pytest.fixture
-def live_server(app: FastAPI) -> Iterator[LiveServer]:
-    """The API behind a real socket: `live_server.url` is what `base_url` wants, with /v1."""
-    with serve(app) as server:
+def live_server(settings: Settings, storage: LocalStorage) -> Iterator[LiveServer]:
+    """The API behind a real socket: `live_server.url` is what `base_url` wants, with /v1.
+
+    An app of its own: connections of one event loop are no use to another's.
+    """
+    from app.main import create_app
+
+    with serve(create_app(settings, storage=storage)) as server:
         yield server

@@ -5,20 +5,23 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from app.cli.errors import CliError, Misused, NotAllowed
+from app.cli.errors import CliError, Missing, Misused, NotAllowed
 from app.cli.local.layout import Layout, default_data_dir
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8000"
+ID = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True)
 class Address:
     base_url: str  # without /v1
     api_key: str | None
+    key_from: str = "TUNERY_API_KEY"
 
 
 def find_service(base_url: str | None, data_dir: Path | None) -> Address:
@@ -26,8 +29,10 @@ def find_service(base_url: str | None, data_dir: Path | None) -> Address:
     layout = find_layout(data_dir)
     here = _root((layout.read_runtime() or {}).get("base_url") or DEFAULT_BASE_URL)
     asked = _root(base_url) if base_url else here
-    own_key = os.environ.get("TUNERY_API_KEY", "").strip()
-    return Address(asked, _sendable(own_key) or (_read(layout.admin_key) if asked == here else None))
+    own_key = _sendable(os.environ.get("TUNERY_API_KEY", "").strip())
+    if own_key is not None or asked != here:
+        return Address(asked, own_key)
+    return Address(here, _read(layout.admin_key), str(layout.admin_key))
 
 
 def find_layout(data_dir: Path | None) -> Layout:
@@ -44,6 +49,13 @@ def find_database(data_dir: Path | None) -> str:
             f"on {layout.root}. Start it, give its --data-dir, or set DATABASE_URL."
         )
     return str(url)
+
+
+def job_path(job_id: str, *rest: str) -> str:
+    """An id is one segment of a path; what can't be one is no id of ours."""
+    if not ID.fullmatch(job_id):
+        raise Missing(f"There is no job {job_id!r}; `tunery jobs list` has them.")
+    return "/".join(("fine_tuning/jobs", job_id, *rest))
 
 
 def _root(base_url: str) -> str:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import tarfile
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -35,15 +35,14 @@ class Refused(CliError):
 def fetch(client: Client, path: str, part: Path, size_bytes: int, on_bytes: Callable[[int], None]) -> None:
     """Bring `part` to its full size, going on from what is already there."""
     for attempt in range(1, ATTEMPTS + 1):
+        if _size(part) >= size_bytes:
+            return
         try:
             _fetch_rest(client, path, part, on_bytes)
-            return
         except Unreachable:
             if attempt == ATTEMPTS:
                 raise
             time.sleep(attempt * ATTEMPT_PAUSE_SECONDS)
-        if _size(part) >= size_bytes:
-            return
 
 
 def check(archive: Path, size_bytes: int, sha256: str) -> None:
@@ -53,19 +52,18 @@ def check(archive: Path, size_bytes: int, sha256: str) -> None:
         return
     archive.unlink()
     raise Refused(
-        f"The download is not the archive that the server promised: {found_bytes} bytes with SHA-256 {found} instead of "
-        f"{size_bytes} bytes with {sha256}. It was thrown away; run the command again."
+        f"The download is not the archive that the server promised: {found_bytes} bytes with SHA-256 {found} "
+        f"instead of {size_bytes} bytes with {sha256}. It was thrown away; run the command again."
     )
 
 
 def unpack(archive: Path, destination: Path) -> dict[str, Any]:
     """Unpack beside `destination`, verify every file, rename into place, return the manifest."""
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+    aside = destination.with_name(f".{destination.name}.{secrets.token_hex(4)}.new")
+    aside.mkdir(parents=True)  # with the user's own permissions, which `tempfile` would narrow
     try:
         _extract(archive, aside)
         manifest = verify(aside)
-        aside.chmod(0o755)
         publish(aside, destination)
     except (tarfile.TarError, ManifestMismatch) as error:
         raise Refused(f"{archive.name} is not an adapter's archive: {error}") from None

@@ -16,6 +16,7 @@ from app.cli.errors import CliError, Missing, Misused, NotAllowed, Unreachable
 CONNECT_SECONDS = 5
 ANSWER_SECONDS = 120  # an upload of 512 MiB is hashed and flushed to disk before it is answered
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+NO_KEY = "No API key: set TUNERY_API_KEY, or name the --data-dir of a `tunery up` that runs on this machine."
 KINDS = {403: NotAllowed, 404: Missing, 502: Unreachable, 503: Unreachable, 504: Unreachable}
 
 Json = dict[str, Any]
@@ -119,15 +120,9 @@ def _refusal(response: httpx2.Response, address: Address) -> CliError:
     except (ValueError, KeyError, TypeError):
         return _stranger(response, address)
     if response.status_code == 401:
-        return NotAllowed(f"{message} {_which_key(address)}")
+        return NotAllowed(f"{message} It came from {address.key_from}." if address.api_key else NO_KEY)
     kind = KINDS.get(response.status_code) or (CliError if response.is_server_error else Misused)
     return kind(message)
-
-
-def _which_key(address: Address) -> str:
-    if address.api_key is None:
-        return "No key was sent: set TUNERY_API_KEY, or name the --data-dir of a `tunery up` on this machine."
-    return "The key came from TUNERY_API_KEY or the data directory's admin-key; `tunery keys create` makes a new one."
 
 
 def _stranger(response: httpx2.Response, address: Address) -> CliError:

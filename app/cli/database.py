@@ -41,12 +41,13 @@ class Database:
 def _normal(database_url: str) -> str:
     try:
         url = Settings(database_url=database_url, redis_url="").database_url
-        make_url(url)
+        is_postgres = make_url(url).get_backend_name() == "postgresql"
     except ArgumentError:
-        text = "DATABASE_URL is no address of a PostgreSQL; one looks like postgresql://user@host/name."
-        raise Misused(text) from None
+        is_postgres = False
     except ValidationError as error:
         raise Misused(f"The environment holds a setting that can't be used: {error}") from None
+    if not is_postgres:
+        raise Misused("DATABASE_URL is no address of a PostgreSQL; one looks like postgresql://user@host/name.")
     return url
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.cli import files
+from app.cli.address import job_path
 from app.cli.errors import Misused
 from app.cli.options import AsJson, with_client
 from app.cli.output import (
@@ -21,13 +22,14 @@ from app.cli.output import (
 )
 from app.cli.progress import Losses, numbers_text, status_text
 from app.cli.request import build_body, target_modules
-from app.cli.watch import raise_unless_succeeded, watch
+from app.cli.watch import raise_unless_succeeded, watch_or_detach
 
 if TYPE_CHECKING:
     from app.cli.client import Client
 
 commands = typer.Typer(no_args_is_help=True, help="Fine-tuning jobs.")
 
+ASKED_FOR_MOST = ("r", "alpha", "dropout", "bits", "type", "n_epochs", "batch_size", "learning_rate")
 JobId = Annotated[str, typer.Argument(help="The job's id, such as ftjob-01J….", metavar="JOB")]
 Limit = Annotated[int, typer.Option(min=1, help="At most so many, newest first.")]
 
@@ -78,7 +80,7 @@ def create(
     job = client.post("fine_tuning/jobs", _upload_paths(client, asked))
     _tell_created(job, as_json, follow)
     if follow:
-        raise_unless_succeeded(watch(client, job["id"], as_json))
+        raise_unless_succeeded(watch_or_detach(client, job["id"], as_json))
 
 
 @commands.command("list")
@@ -102,7 +104,7 @@ def list_jobs(client: "Client", limit: Limit = 20, as_json: AsJson = False) -> N
 @with_client
 def get(client: "Client", job_id: JobId, as_json: AsJson = False) -> None:
     """Show one job."""
-    job = client.get(f"fine_tuning/jobs/{job_id}")
+    job = client.get(job_path(job_id))
     if as_json:
         print_json(job)
     else:
@@ -113,14 +115,14 @@ def get(client: "Client", job_id: JobId, as_json: AsJson = False) -> None:
 @with_client
 def watch_job(client: "Client", job_id: JobId, as_json: AsJson = False) -> None:
     """Follow a job until it is over. Ctrl-C leaves it alone."""
-    raise_unless_succeeded(watch(client, job_id, as_json))
+    raise_unless_succeeded(watch_or_detach(client, job_id, as_json))
 
 
 @commands.command("cancel")
 @with_client
 def cancel(client: "Client", job_id: JobId, as_json: AsJson = False) -> None:
     """End a job; what it trained since its last checkpoint is lost."""
-    job = client.post(f"fine_tuning/jobs/{job_id}/cancel")
+    job = client.post(job_path(job_id, "cancel"))
     if as_json:
         print_json(job)
     else:
@@ -131,7 +133,7 @@ def cancel(client: "Client", job_id: JobId, as_json: AsJson = False) -> None:
 @with_client
 def events(client: "Client", job_id: JobId, limit: Limit = 100, as_json: AsJson = False) -> None:
     """Show what happened to a job, oldest first."""
-    newest_first = islice(client.pages(f"fine_tuning/jobs/{job_id}/events", min(limit, 1000)), limit)
+    newest_first = islice(client.pages(job_path(job_id, "events"), min(limit, 1000)), limit)
     told = list(newest_first)[::-1]
     if as_json:
         print_json(told)
@@ -190,11 +192,15 @@ def _fields(job: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _pairs(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {_item(value)}" for name, value in values.items() if value is not None)
+    names = [name for name in ASKED_FOR_MOST if name in values]
+    names += sorted(values.keys() - set(names))
+    return ", ".join(f"{name} {_item(values[name])}" for name in names if values[name] is not None)
 
 
 def _item(value: Any) -> str:
-    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return "+".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _finished(job: dict[str, Any]) -> str:

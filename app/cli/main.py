@@ -1,5 +1,6 @@
 """The `tunery` command. Every error ends as one sentence and an exit code, never as a stack trace."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from app.cli import adapters, files, jobs, keys, models
+from app.cli.address import find_layout
 from app.cli.errors import INTERRUPTED, CliError, Misused
 from app.cli.local.errors import CannotStart
 from app.cli.options import DataDir
@@ -36,6 +38,37 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Fine-tune language models on your own GPUs, over OpenAI's wire.",
 )
+
+Host = Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 opens it to the network.")]
+Port = Annotated[int, typer.Option(min=0, max=65_535, help="0 takes any free one.")]
+
+
+@app.command()
+def up(data_dir: DataDir = None, host: Host = "127.0.0.1", port: Port = 8000) -> None:
+    """Run the whole service on this machine until Ctrl-C."""
+    from app.cli.local.up import UpOptions, run
+
+    raise typer.Exit(run(UpOptions(find_layout(data_dir).root, host, port)))
+
+
+@app.command()
+def doctor(data_dir: DataDir = None, host: Host = "127.0.0.1", port: Port = 8000) -> None:
+    """Say what this machine lacks for `tunery up`, and what to do about it."""
+    from app.cli.local.doctor import findings, print_findings
+
+    raise typer.Exit(print_findings(findings(find_layout(data_dir).root, host, port)))
+
+
+@app.command()
+def demo(
+    directory: Annotated[Path | None, typer.Option(help="Where its own stack lives; absent: .demo here.")] = None,
+) -> None:
+    """Fine-tune the bundled model through the real service, and show what it learned. Takes a few minutes."""
+    from app.cli.demo import run
+
+    run(directory)
+
+
 app.add_typer(files.commands, name="files")
 app.add_typer(jobs.commands, name="jobs")
 app.add_typer(adapters.commands, name="adapters")
@@ -43,35 +76,48 @@ app.add_typer(models.commands, name="models")
 app.add_typer(keys.commands, name="keys")
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _root(
-    show_version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version.")] = False,
+    context: typer.Context,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if show_version:
         print_line(version("tunery"))
-        raise typer.Exit
+    elif context.invoked_subcommand is None:
+        print_line(context.get_help())
 
 
 @contextmanager
 def _errors_as_sentences() -> Iterator[None]:
     try:
         yield
-    except CliError as error:
-        _end(str(error), error.exit_code)
-    except TuneryError as error:  # from the domain: a model directory that can't be offered, for one
-        _end(str(error), Misused.exit_code)
-    except CannotStart as error:
-        _end(str(error), CliError.exit_code)
+    except (typer.Exit, typer.Abort, typer.TyperException):
+        raise
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
-    except (typer.Exit, typer.Abort, BrokenPipeError):
-        raise
     except Exception as error:
-        if os.environ.get("TUNERY_DEBUG") or _is_usage(error):
+        if os.environ.get("TUNERY_DEBUG") or _is_broken_pipe(error):
             raise
-        _end(f"{type(error).__name__}: {error}. Set TUNERY_DEBUG=1 to see where.", CliError.exit_code)
+        complain(_sentence(error))
+        raise typer.Exit(_exit_code(error)) from None
 
 
-def _end(text: str, exit_code: int) -> None:
-    complain(text)
-    raise typer.Exit(exit_code)
+def _sentence(error: Exception) -> str:
+    if isinstance(error, CliError | CannotStart | TuneryError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{where}."
+    return f"{type(error).__name__}: {error}. This is a mistake of ours; TUNERY_DEBUG=1 shows where."
+
+
+def _exit_code(error: Exception) -> int:
+    if isinstance(error, CliError):
+        return error.exit_code
+    # From the domain: a directory that can't be offered as a base model, for one.
+    return Misused.exit_code if isinstance(error, TuneryError) else CliError.exit_code
+
+
+def _is_broken_pipe(error: Exception) -> bool:
+    """`tunery jobs list | head` is no error."""
+    return isinstance(error, OSError) and error.errno == errno.EPIPE

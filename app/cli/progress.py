@@ -87,10 +87,11 @@ class JobBar:
 
 
 class JobLines:
-    """Every message, and the newest numbers every ten seconds."""
+    """Every message, and the newest numbers every ten seconds and at the end."""
 
     def __init__(self) -> None:
         self._told_at = -SECONDS_BETWEEN_NUMBERS
+        self._told = ""
         self._losses = Losses()
 
     def event(self, event: Json) -> None:
@@ -99,8 +100,9 @@ class JobLines:
 
     def job(self, job: Json) -> None:
         numbers = numbers_text(job.get("progress") or {}, self._losses)
-        if numbers and time.monotonic() - self._told_at >= SECONDS_BETWEEN_NUMBERS:
-            self._told_at = time.monotonic()
+        is_due = is_over(job) or time.monotonic() - self._told_at >= SECONDS_BETWEEN_NUMBERS
+        if is_due and numbers != self._told:
+            self._told_at, self._told = time.monotonic(), numbers
             print_line(f"{status_text(job)}: {numbers}")
 
 
@@ -155,7 +157,7 @@ def numbers_text(progress: Json, losses: Losses) -> str:
         _shown("validation {:.3f}", losses.valid),
         _shown("{:,.0f} tok/s", progress.get("tokens_per_second")),
     ]
-    if progress.get("eta_seconds") is not None:
+    if progress.get("eta_seconds"):
         parts.append(f"{duration_text(progress['eta_seconds'])} left")
     return " · ".join(part for part in parts if part)
 

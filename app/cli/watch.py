@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from app.cli.address import job_path
 from app.cli.errors import CliError, Unreachable
 from app.cli.output import remark
 from app.cli.progress import is_over, job_view
@@ -23,21 +24,26 @@ EVENTS_AT_FIRST = 50  # of a job that began long ago
 EVENTS_A_PAGE = 100
 
 
-def watch(client: Client, job_id: str, as_json: bool = False) -> Json:
-    """Show a job until it is over, and return it. Ctrl-C leaves the job alone and says how to come back."""
-    client.get(f"fine_tuning/jobs/{job_id}")  # patience is for a job that was there: a wrong id or address fails now
+def watch_or_detach(client: Client, job_id: str, as_json: bool = False) -> Json:
+    """Ctrl-C leaves the job alone and says how to come back."""
     try:
-        with job_view(as_json) as view:
-            for job, events in follow(client, job_id):
-                for event in events:
-                    view.event(event)
-                view.job(job)
+        return watch(client, job_id, as_json)
     except KeyboardInterrupt:
         remark(
             f"\nDetached; the job goes on. `tunery jobs watch {job_id}` comes back to it, "
             f"`tunery jobs cancel {job_id}` ends it."
         )
         raise
+
+
+def watch(client: Client, job_id: str, as_json: bool = False) -> Json:
+    """Show a job until it is over, and return it."""
+    job = client.get(job_path(job_id))  # patience is for a job that was there: a wrong id or address fails now
+    with job_view(as_json) as view:
+        for job, events in follow(client, job_id):
+            for event in events:
+                view.event(event)
+            view.job(job)
     return job
 
 
@@ -46,7 +52,7 @@ def follow(client: Client, job_id: str) -> Iterator[tuple[Json, list[Json]]]:
     seen: str | None = None
     while True:
         # The job before its events: when it is over, so are they.
-        job = _patiently(partial(client.get, f"fine_tuning/jobs/{job_id}"))
+        job = _patiently(partial(client.get, job_path(job_id)))
         events = _patiently(partial(new_events, client, job_id, seen))
         seen = events[-1]["id"] if events else seen
         yield job, events
@@ -57,7 +63,7 @@ def follow(client: Client, job_id: str) -> Iterator[tuple[Json, list[Json]]]:
 
 def new_events(client: Client, job_id: str, seen: str | None) -> list[Json]:
     """What was told since `seen`, oldest first (the server lists newest first)."""
-    newest_first = client.pages(f"fine_tuning/jobs/{job_id}/events", EVENTS_A_PAGE)
+    newest_first = client.pages(job_path(job_id, "events"), EVENTS_A_PAGE)
     if seen is None:
         newest_first = itertools.islice(newest_first, EVENTS_AT_FIRST)
     return list(itertools.takewhile(lambda event: event["id"] != seen, newest_first))[::-1]

@@ -24,7 +24,7 @@ TIMEOUT_SECONDS = 10
 class AsyncConnections:
     def __init__(self, engine: Engine, limit: int) -> None:
         """Connects to where `engine` does."""
-        self._arguments = CONNECT_ARGS | engine.dialect.create_connect_args(engine.url)[1]
+        self._arguments: dict[str, Any] = {**CONNECT_ARGS, **engine.dialect.create_connect_args(engine.url)[1]}
         self._idle: list[Connection] = []
         self._free = asyncio.Semaphore(limit)
 

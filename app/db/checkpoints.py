@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import delete, func, select
@@ -40,6 +39,24 @@ def add(
         archive_file_id=archive_file_id,
     )
     session.add(checkpoint)
+    session.flush()
+    return checkpoint
+
+
+def replace(
+    session: Session,
+    checkpoint: Checkpoint,
+    job: Job,
+    name: str,
+    metrics: dict[str, Any],
+    manifest: dict[str, Any],
+    file_ids: list[str],
+    archive_file_id: str,
+) -> Checkpoint:
+    """The same step, published again: it was a pause at the very end. The caller deletes the old files."""
+    checkpoint.attempt, checkpoint.name, checkpoint.retired_at = job.attempt, name, None
+    checkpoint.metrics, checkpoint.manifest = metrics, manifest
+    checkpoint.file_ids, checkpoint.archive_file_id = file_ids, archive_file_id
     session.flush()
     return checkpoint
 

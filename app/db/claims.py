@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, and_, func, null, select, text, update
+from sqlalchemy import ColumnElement, and_, func, null, select, update
 from sqlalchemy.orm import Session
 
 from app.db.events import take_seq, tell
@@ -139,7 +139,7 @@ def end_attempt(
         raise FencedError(lease.job_id)
     if reason == Reason.DONE and job.desired != Desired.RUN:
         raise UnwantedError(lease.job_id)
-    return _end(session, job, reason, message, level, data, param, delay_seconds, max_crash_streak, columns)
+    return end(session, job, reason, message, level, data, param, delay_seconds, max_crash_streak, columns)
 
 
 def validated(session: Session, lease: Lease, message: str, data: Mapping[str, Any] | None = None) -> Job:
@@ -161,57 +161,12 @@ def validated(session: Session, lease: Lease, message: str, data: Mapping[str, A
     return job
 
 
-def expired(session: Session, grace_seconds: float, limit: int = 100) -> list[Job]:
-    """Jobs whose holder has not renewed for its lease and the grace on top; locked until this transaction ends."""
-    return list(
-        session.scalars(
-            select(Job)
-            .where(
-                Job.lease_owner.is_not(None),
-                Job.lease_expires_at + timedelta(seconds=grace_seconds) < func.clock_timestamp(),
-            )
-            .order_by(Job.lease_expires_at)
-            .limit(limit)
-            .with_for_update(skip_locked=True)
-        )
-    )
-
-
 def is_waiting(session: Session, kind: Kind) -> bool:
     """Whether a worker that looked now would find work of this kind."""
     return session.scalar(select(Job.id).where(_waits_for(kind)).limit(1)) is not None
 
 
-def held_count(session: Session) -> int:
-    return session.scalar(select(func.count()).where(Job.lease_owner.is_not(None))) or 0
-
-
-def held_by_predecessors(session: Session, slot: str, owner: str) -> list[Job]:
-    """Jobs an earlier process of this slot still holds; it is dead, as its successor has the slot's lock."""
-    return list(
-        session.scalars(
-            select(Job)
-            .where(Job.lease_owner.startswith(f"{slot}#", autoescape=True), Job.lease_owner != owner)
-            .with_for_update(skip_locked=True)
-        )
-    )
-
-
-def reap(session: Session, job: Job, delay_seconds: float, max_crash_streak: int) -> Job:
-    """End the attempt of a lost holder; `job` was locked by `expired` or `held_by_predecessors`."""
-    message = f"The worker {job.lease_owner} was lost during attempt {job.attempt}"
-    return _end(
-        session, job, Reason.WORKER_LOST, message, "warn", None, None, delay_seconds, max_crash_streak, columns={}
-    )
-
-
-def server_uptime_seconds(session: Session) -> float:
-    """How long PostgreSQL has been up: nobody could renew a lease while it was down."""
-    seconds = session.scalar(text("SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())"))
-    return float(seconds or 0)
-
-
-def _end(
+def end(
     session: Session,
     job: Job,
     reason: Reason,
@@ -223,6 +178,7 @@ def _end(
     max_crash_streak: int,
     columns: dict[str, Any],
 ) -> Job:
+    """The one place that ends an attempt; the caller has locked the row: the holder, or who reaps a lost one."""
     streak = job.crash_streak + 1 if reason in CRASHES else job.crash_streak
     outcome = Reason.WORKER_CRASH_LOOP if reason in CRASHES and streak >= max_crash_streak else reason
     state = _next_state(job, outcome)

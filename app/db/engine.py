@@ -15,18 +15,27 @@ STATEMENT_TIMEOUT_MS = 30_000  # none of ours takes a second; a lock held by a s
 
 CONNECT_ARGS = {
     "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+    # A server that vanishes without a word (power, network) would otherwise be waited for for hours.
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
     "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c timezone=UTC",
 }
 
 
 def make_engine(database_url: str, pool_size: int = 5) -> Engine:
-    """`pool_pre_ping` costs one round trip and turns a restarted server into a fresh connection, not an error."""
+    """`pool_pre_ping` costs one round trip and turns a restarted server into a fresh connection, not an error.
+
+    `hide_parameters`: values stay out of errors, and so out of the logs.
+    """
     return create_engine(
         database_url,
         pool_size=pool_size,
         max_overflow=pool_size,
         pool_timeout=10,
         pool_pre_ping=True,
+        hide_parameters=True,
         connect_args=CONNECT_ARGS,
     )
 

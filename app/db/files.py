@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Literal
 
@@ -79,6 +80,15 @@ def page(
 def delete(session: Session, file: File) -> None:
     file.deleted_at = func.clock_timestamp()
     session.flush()
+
+
+def delete_all(session: Session, file_ids: Iterable[str]) -> None:
+    """Delete files that their owner may have deleted already."""
+    session.execute(
+        update(File)
+        .where(File.id.in_(list(file_ids)), File.deleted_at.is_(None))
+        .values(deleted_at=func.clock_timestamp())
+    )
 
 
 def expire(session: Session) -> int:

@@ -28,7 +28,12 @@ LEFT JOIN jobs AS job ON job.project_id = key.project_id AND job.id = %(job_id)s
 LEFT JOIN checkpoints AS checkpoint ON checkpoint.name = job.fine_tuned_model
 WHERE key.secret_sha256 = %(secret_sha256)s AND key.revoked_at IS NULL
 """
-TOUCH = "UPDATE api_keys SET last_used_at = clock_timestamp() WHERE secret_sha256 = %(secret_sha256)s RETURNING id"
+TOUCH = """
+UPDATE api_keys SET last_used_at = clock_timestamp()
+WHERE secret_sha256 = %(secret_sha256)s
+  AND (last_used_at IS NULL OR last_used_at < clock_timestamp() - interval '1 minute')
+RETURNING id
+"""
 
 
 async def job_by_key(connections: AsyncConnections, secret: str, job_id: str) -> Any:

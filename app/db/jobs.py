@@ -90,7 +90,7 @@ def queue_positions(session: Session, job_ids: Sequence[str]) -> dict[str, int]:
         .subquery()
     )
     found = session.execute(select(waiting.c.id, waiting.c.position).where(waiting.c.id.in_(job_ids)))
-    return dict(found.tuples().all())
+    return {row.id: row.position for row in found}
 
 
 def cancel(session: Session, project_id: str, job_id: str) -> Job | None:
@@ -134,7 +134,8 @@ def pause(session: Session, project_id: str, job_id: str) -> Job | None:
         desired=Desired.PAUSE,
     )
     if job is not None:
-        tell(session, job, "The job was paused" if job.state == JobState.PAUSED else "The job will pause at its next step")
+        done = "The job was paused" if job.state == JobState.PAUSED else "The job will pause at its next step"
+        tell(session, job, done)
     return job
 
 
@@ -168,7 +169,8 @@ def needs_file(session: Session, file_id: str) -> bool:
 
 
 def counts_by_state(session: Session) -> dict[str, int]:
-    return dict(session.execute(select(Job.state, func.count()).group_by(Job.state)).tuples().all())
+    counts = session.execute(select(Job.state, func.count().label("jobs")).group_by(Job.state))
+    return {row.state: row.jobs for row in counts}
 
 
 def _move(session: Session, project_id: str, job_id: str, states: Sequence[str], **values: Any) -> Job | None:

@@ -7,7 +7,7 @@ import secrets
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.db.ids import new_id
@@ -70,7 +70,7 @@ def touch(session: Session, key: ApiKey) -> None:
         update(ApiKey)
         .where(
             ApiKey.id == key.id,
-            func.coalesce(ApiKey.last_used_at, ApiKey.created_at) < func.clock_timestamp() - timedelta(minutes=1),
+            or_(ApiKey.last_used_at.is_(None), ApiKey.last_used_at < func.clock_timestamp() - timedelta(minutes=1)),
         )
         .values(last_used_at=func.clock_timestamp())
     )

@@ -42,8 +42,8 @@ class Base(DeclarativeBase):
         str: Text,
         int: BigInteger,
         datetime: DateTime(timezone=True),
-        dict[str, Any]: JSONB,
-        list[str]: JSONB,
+        dict[str, Any]: JSONB(none_as_null=True),  # None is SQL's NULL, not a JSON null beside it
+        list[str]: JSONB(none_as_null=True),
     }
 
 

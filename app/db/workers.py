@@ -9,7 +9,7 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
-from app.db.tables import Worker
+from app.db.tables import Job, Worker
 
 FORGET_AFTER = timedelta(days=1)
 
@@ -23,6 +23,11 @@ def seen(session: Session, worker_id: str, queue: str, hostname: str, pid: int, 
 def alive(session: Session, within_seconds: float = 60) -> list[Worker]:
     since = func.clock_timestamp() - timedelta(seconds=within_seconds)
     return list(session.scalars(select(Worker).where(Worker.seen_at > since).order_by(Worker.id)))
+
+
+def busy(session: Session) -> list[Worker]:
+    """Those that hold a job."""
+    return list(session.scalars(select(Worker).where(Worker.id.in_(select(Job.lease_owner)))))
 
 
 def gone(session: Session, worker_id: str) -> None:

@@ -14,7 +14,7 @@ from app.domain.catalog import MAX_RANK, CatalogEntry
 from app.domain.gather import ALL_LINEAR, gather
 from app.domain.knobs import Knobs
 from app.domain.spec import Hyperparameters, JobSpec, LoraSpec, QuantizationSpec
-from app.errors import BadRequest
+from app.errors import all_at_once
 
 DEFAULT_RANK = 16
 MAX_SEED = 2_147_483_647
@@ -30,7 +30,7 @@ def resolve(body: Mapping[str, Any], base_model: str, entry: CatalogEntry, n_exa
     if not knobs.problems:
         spec = _fill_in(knobs, body, base_model, entry, max(1, n_examples))
     if spec is None or knobs.problems:
-        raise _all_at_once(knobs.problems)
+        raise all_at_once(knobs.problems)
     return spec
 
 
@@ -154,8 +154,3 @@ def _hyperparameters(knobs: Knobs, entry: CatalogEntry, n_examples: int) -> Hype
         learning_rate=rate or entry.learning_rate * multiplier,
         learning_rate_multiplier=None if rate else multiplier,
     )
-
-
-def _all_at_once(problems: list[BadRequest]) -> BadRequest:
-    first = problems[0]
-    return type(first)("; ".join(problem.message for problem in problems), first.param, first.code)

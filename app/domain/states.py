@@ -61,6 +61,7 @@ class Reason(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     NON_FINITE_LOSS = "non_finite_loss"
     STORAGE_FULL = "storage_full"
+    STORAGE_UNAVAILABLE = "storage_unavailable"
     ADAPTER_MISMATCH = "adapter_mismatch"
     SERVER_ERROR = "server_error"
 
@@ -73,6 +74,7 @@ FINAL_STATE: dict[Reason, JobState] = {
     Reason.WORKER_LOST: JobState.QUEUED,
     Reason.TRAINER_CRASHED: JobState.QUEUED,
     Reason.STALLED: JobState.QUEUED,
+    Reason.STORAGE_UNAVAILABLE: JobState.QUEUED,  # nobody's fault: tried again until it is back
     Reason.WORKER_CRASH_LOOP: JobState.FAILED,
     Reason.INVALID_N_EXAMPLES: JobState.FAILED,
     Reason.INVALID_TRAINING_FILE: JobState.FAILED,

@@ -1,8 +1,8 @@
 """Attention inside each document of a flattened row, and never across.
 
 Registered with transformers under our own name, so no model code changes and no mask is ever built: a 2-D mask would
-silently turn packing off, a 4-D one costs T x T. CPU: causal SDPA, one document at a time. CUDA, sm80 and newer, 16 bits:
-one variable-length kernel for the whole row.
+silently turn packing off, a 4-D one costs T x T. CPU: causal SDPA, one document at a time. CUDA, sm80 and newer,
+16 bits: one variable-length kernel for the whole row.
 
 Letters: H query heads, G key/value heads, T tokens of the row, S of one document, D per head.
 """
@@ -50,13 +50,9 @@ def document_attention(
             "model",
         )
     if query_1_H_T_D.is_cuda and query_1_H_T_D.dtype != torch.float32 and _has_varlen(query_1_H_T_D.device):
-        out_T_H_D = _whole_row(
-            query_1_H_T_D, key_1_G_T_D, value_1_G_T_D, document_lengths, scaling, sliding_window
-        )
+        out_T_H_D = _whole_row(query_1_H_T_D, key_1_G_T_D, value_1_G_T_D, document_lengths, scaling, sliding_window)
     else:
-        out_T_H_D = _one_by_one(
-            query_1_H_T_D, key_1_G_T_D, value_1_G_T_D, document_lengths, scaling, sliding_window
-        )
+        out_T_H_D = _one_by_one(query_1_H_T_D, key_1_G_T_D, value_1_G_T_D, document_lengths, scaling, sliding_window)
     return out_T_H_D.unsqueeze(0), None
 
 
@@ -68,7 +64,8 @@ def _one_by_one(
     scaling: float | None,
     window: int | None,
 ) -> torch.Tensor:
-    documents = zip(*(tensor.split(lengths, dim=2) for tensor in (query_1_H_T_D, key_1_G_T_D, value_1_G_T_D)))
+    tensors = (query_1_H_T_D, key_1_G_T_D, value_1_G_T_D)
+    documents = zip(*(torch.split(tensor, list(lengths), dim=2) for tensor in tensors), strict=True)
     outs_1_H_S_D = [_causal(query, key, value, scaling, window) for query, key, value in documents]
     return torch.cat([out[0].transpose(0, 1) for out in outs_1_H_S_D])
 

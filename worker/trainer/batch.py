@@ -7,10 +7,12 @@
 
 Letters: T tokens in a row, N labelled tokens in a row.
 """
+# ruff: noqa: N815  shapes stand in names
 
 from __future__ import annotations
 
 import random
+import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +25,7 @@ from app.domain.dataset import read_examples
 from app.domain.jsonl import Finding
 from app.domain.render import Document, Renderer, TemplateRefused, cut
 from app.domain.states import Reason
+from worker.trainer.emit import Pulse
 from worker.trainer.failures import Failure
 
 
@@ -72,21 +75,22 @@ class Corpus:
         return self._tokens[start:end], self._labelled[start:end]
 
 
-def read_corpus(renderer: Renderer, path: Path, context_length: int, blame: Reason) -> Corpus:
+def read_corpus(renderer: Renderer, path: Path, context_length: int, blame: Reason, pulse: Pulse) -> Corpus:
     """Render a JSONL file with the base model's own template, each document cut at `context_length` tokens.
 
     Raises Failure with the reason `blame` for a bad line, a conversation that the template refuses, or a file in which
     nothing is labelled.
     """
-    corpus = Corpus()
+    corpus, param = Corpus(), blame.removeprefix("invalid_")  # training_file, validation_file
     with path.open("rb") as file:
         for example in read_examples(file):
+            pulse(f"reading the {param.replace('_', ' ')}")
             if isinstance(example, Finding):
-                raise Failure(blame, str(example), "training_file")
+                raise Failure(blame, str(example), param)
             try:
                 documents = renderer.documents(example)
             except TemplateRefused as error:
-                raise Failure(blame, f"Line {example.line}: {error}", "training_file") from error
+                raise Failure(blame, f"Line {example.line}: {error}", param) from error
             corpus.add(example.line, (cut(document, context_length) for document in documents))
     if not len(corpus):
         text = (
@@ -105,13 +109,16 @@ def permutation(examples: int, seed: int, epoch: int) -> Sequence[int]:
     return order
 
 
+EVERYTHING = sys.maxsize  # as the end of a segment: all tokens there are
+
+
 @dataclass(frozen=True)
 class Segment:
-    """Tokens `start` to `end` of a row (None: to its end) and, of its targets, `first` to `last`: those of one run."""
+    """Tokens `start` to `end` of a row and, of its targets, `first` to `last`: those of one run."""
 
     run_id: str
     start: int
-    end: int | None
+    end: int
     first: int = 0
     last: int = 0
 

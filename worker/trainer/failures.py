@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 
+from app.domain.events import Failed
 from app.domain.spec import RunSpec
 from app.domain.states import ExitCode, Reason
 
@@ -40,6 +41,12 @@ class Failure(Exception):
 
 def exit_code(reason: Reason) -> int:
     return EXIT_CODES.get(reason, ExitCode.INTERNAL)
+
+
+def failed(error: BaseException, run: RunSpec) -> Failed:
+    """The last record of a run that an exception ended."""
+    failure = explain(error, run)
+    return Failed(run_id=run.run_id, reason=failure.reason, message=failure.message, param=failure.param)
 
 
 def explain(error: BaseException, run: RunSpec) -> Failure:

@@ -1,14 +1,14 @@
 """A linear layer that never changes: 16 bits wide, or in blocks of 4 bits (QLoRA, arXiv 2305.14314).
 
 PEFT knows both kinds as what they inherit from, so a saved adapter can be put onto these very layers to be checked.
-Unlike bitsandbytes' own forward, ours never repacks the weight for a faster CPU inference: W stays as it is, to the bit.
+Unlike bitsandbytes' own forward, ours never repacks the weight for faster inference: W stays as it is, to the bit.
 
 Letters: T tokens, K inputs and D outputs of a layer.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import bitsandbytes
 import torch
@@ -23,8 +23,8 @@ BLOCK = 64  # weights that share one scale; double quantisation stores 256 scale
 class FrozenLinear(Protocol):
     in_features: int
     out_features: int
-    weight: torch.nn.Parameter
-    bias: torch.nn.Parameter | None
+    weight: Any  # a Parameter; for 4 bits one that also carries the state of its quantisation
+    bias: Any
 
     def weight_in(self, dtype: torch.dtype) -> torch.Tensor:
         """W as D x K, made for this use and dropped after it; the stored weight itself where it has that dtype."""
@@ -55,9 +55,7 @@ class Frozen4(bitsandbytes.nn.Linear4bit):  # type: ignore[misc]  # untyped libr
         return F.linear(x_T_K, self.weight_in(x_T_K.dtype), self.bias_in(x_T_K.dtype))
 
 
-def freeze(
-    weight_D_K: torch.Tensor, quantization: QuantizationSpec | None, compute_dtype: torch.dtype
-) -> FrozenLinear:
+def freeze(weight_D_K: torch.Tensor, quantization: QuantizationSpec | None, compute_dtype: torch.dtype) -> FrozenLinear:
     """A frozen layer, still without a bias, from a checkpoint's tensor, on the device it is on."""
     if quantization is None:
         return _in_16_bits(weight_D_K, compute_dtype)

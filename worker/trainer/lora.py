@@ -79,17 +79,17 @@ class Rows:
 class AdaptedLinear(torch.nn.Module):
     """Stands where a frozen linear layer stood; without segments it is that layer, to the bit."""
 
-    def __init__(self, name: str, base: torch.nn.Linear, rows: Rows) -> None:
+    def __init__(self, name: str, base: FrozenLinear, rows: Rows) -> None:
         super().__init__()
         self.name = name
-        self.base = base
+        self.base: Any = base
         self._rows = rows
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x_T_K = x.reshape(-1, x.shape[-1])
         parts, factors = self._parts(x.dtype)
-        y_T_D = _LoraProduct.apply(x_T_K, self.base, parts, *factors)
-        return y_T_D.view(*x.shape[:-1], y_T_D.shape[-1])  # type: ignore[no-any-return]
+        y_T_D: torch.Tensor = _LoraProduct.apply(x_T_K, self.base, parts, *factors)  # type: ignore[no-untyped-call]
+        return y_T_D.view(*x.shape[:-1], y_T_D.shape[-1])
 
     def _parts(self, dtype: torch.dtype) -> tuple[list[_Part], list[torch.Tensor]]:
         parts: list[_Part] = []
@@ -106,7 +106,7 @@ class AdaptedLinear(torch.nn.Module):
 @dataclass(frozen=True)
 class _Part:
     start: int
-    end: int | None
+    end: int
     scale: float
     dropout: float
     generator: torch.Generator
@@ -137,7 +137,7 @@ class _LoraProduct(torch.autograd.Function):
         dx_T_K = dy_T_D @ ctx.base.weight_in(dy_T_D.dtype) if ctx.needs_input_grad[0] else None
         gradients: list[torch.Tensor | None] = []
         for i, part in enumerate(ctx.parts):
-            A_R_K, B_D_R, u_S_R, keep_S_K = *factors[2 * i : 2 * i + 2], *kept[2 * i : 2 * i + 2]
+            (A_R_K, B_D_R), (u_S_R, keep_S_K) = factors[2 * i : 2 * i + 2], kept[2 * i : 2 * i + 2]
             dy_S_D = dy_T_D[part.start : part.end]
             du_S_R = (dy_S_D @ B_D_R).mul_(part.scale)
             x_S_K = _apply(x_T_K[part.start : part.end], keep_S_K, part)
@@ -179,7 +179,7 @@ def make_adapter(
     return Adapter(run_id, scale_of(lora), lora.dropout, generator, factors)
 
 
-def _factors(base: torch.nn.Linear, r: int, dice: torch.Generator, device: torch.device) -> Factors:
+def _factors(base: FrozenLinear, r: int, dice: torch.Generator, device: torch.device) -> Factors:
     reach = 1 / math.sqrt(base.in_features)
     A_R_K = torch.empty(r, base.in_features).uniform_(-reach, reach, generator=dice)
     B_D_R = torch.zeros(base.out_features, r)

@@ -1,7 +1,7 @@
 """The last matrix product and the cross entropy, for labelled positions only, with the gradient formed in the forward.
 
-The head is frozen, so the only gradient is the hidden states': softmax minus one-hot, times the head. It is formed while
-the logits of a chunk are at hand, and nothing of size N x V outlives its chunk. There is no second matrix product in the
+The head is frozen, so the only gradient is the hidden states': softmax minus one-hot, times the head. It is formed
+while the logits of a chunk are at hand, and nothing of size N x V outlives its chunk. There is no product left for the
 backward, and none at all for tokens that nobody learns from.
 
 Letters: N labelled tokens, M of one chunk, D the hidden size, V the vocabulary.
@@ -25,7 +25,7 @@ def head_loss(
 
     Sums, not means: the one division by labelled tokens is the optimizer step's. The losses are float32.
     """
-    total, losses_N, hits_N = _HeadLoss.apply(hidden_N_D, head_V_D, targets_N)
+    total, losses_N, hits_N = _HeadLoss.apply(hidden_N_D, head_V_D, targets_N)  # type: ignore[no-untyped-call]
     return total, losses_N, hits_N
 
 
@@ -38,7 +38,7 @@ class _HeadLoss(torch.autograd.Function):
         rows = max(LEAST_CHUNK_ROWS, CHUNK_BYTES // (BYTES_PER_LOGIT * head_V_D.shape[0]))
         chunks = [
             _chunk(hidden_M_D, head_V_D, targets_M, learns)
-            for hidden_M_D, targets_M in zip(hidden_N_D.split(rows), targets_N.split(rows), strict=True)
+            for hidden_M_D, targets_M in zip(torch.split(hidden_N_D, rows), torch.split(targets_N, rows), strict=True)
         ]
         losses_N, hits_N, gradient_N_D = (torch.cat(parts) for parts in zip(*chunks, strict=True))
         ctx.save_for_backward(gradient_N_D)

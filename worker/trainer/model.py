@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
+from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -47,13 +47,13 @@ class Base:
     compute_dtype: torch.dtype
 
     @property
-    def head_V_D(self) -> torch.Tensor:
+    def head_V_D(self) -> torch.Tensor:  # noqa: N802  shapes stand in names
         weight: torch.Tensor = self.model.get_output_embeddings().weight
         return weight
 
     @property
     def frozen_parameters(self) -> int:
-        layers = sum(layer.base.in_features * layer.base.out_features for layer in self.layers.values())
+        layers: int = sum(layer.base.in_features * layer.base.out_features for layer in self.layers.values())
         return layers + sum(parameter.numel() for parameter in self._others())
 
     @property

@@ -1,4 +1,4 @@
-"""AdamW in float32 (arXiv 1711.05101), its learning rate as a function of the step, and the division and clip before it."""
+"""AdamW in float32 (arXiv 1711.05101), the learning rate as a function of the step, the division and the clip."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 def divide_gradients(parameters: Sequence[torch.nn.Parameter], labelled_tokens: int) -> None:
     """The gradients of a sum of losses -> of their mean over the step's labelled tokens. Once per optimizer step."""
-    torch._foreach_div_([parameter.grad for parameter in parameters], float(labelled_tokens))
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    torch._foreach_div_(gradients, float(labelled_tokens))
 
 
 def clip_gradients(parameters: Sequence[torch.nn.Parameter], max_norm: float) -> float:

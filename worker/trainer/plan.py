@@ -28,7 +28,7 @@ class Plan:
         return math.ceil(self.examples / self.batch_size)
 
     def examples_of(self, step: int) -> list[int]:
-        """The batch of one step: the next `batch_size` of its epoch's permutation; the last of an epoch may be short."""
+        """The batch of one step: the next `batch_size` of its epoch's permutation; the last one may be short."""
         epoch, position = divmod(step, self.steps_per_epoch)
         order = permutation(self.examples, self.seed, epoch)
         return list(order[position * self.batch_size : (position + 1) * self.batch_size])

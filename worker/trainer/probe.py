@@ -29,6 +29,8 @@ def check_base(base: Base) -> None:
     with in_float32(base):
         alone_T_D = hidden_states(base, alone, exact=True)
         packed_T_D = hidden_states(base, both, exact=True)[LENGTH:]
+    if not torch.isfinite(alone_T_D).all():
+        raise _refused(base, "gives numbers that are not finite")
     if _difference(alone_T_D, packed_T_D) > LEAK:
         raise _refused(base, "lets the documents of one row see each other")
     if _difference(_own_logits(base, alone), hidden_states(base, alone) @ base.head_V_D.t()) > ANOTHER_HEAD:

@@ -1,60 +1,84 @@
-"""What the training did, for people: the same prompts answered by the base and by the adapter, greedily."""
+"""Answers of a base model without and with an adapter: `python -m worker.trainer.sample BASE ADAPTER PROMPTS`.
+
+Plain transformers and PEFT, as anybody would load the adapter. PROMPTS is a JSONL file of {"messages": [...]}; for each
+one JSON line {"prompt", "base", "tuned"} is printed. Greedy, so that the two columns differ by the adapter alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
 
 import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils import logging as transformers_logging
 
-from app.domain.render import Renderer
-from worker.trainer.attention import NAME
-from worker.trainer.batch import Segment
-from worker.trainer.model import Base
+MAX_NEW_TOKENS = 64
 
-NEW_TOKENS = 64
-
-
-def answers(base: Base, run_id: str, renderer: Renderer, prompts: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-    """(prompt, the base's answer, the tuned model's answer), up to 64 tokens each."""
-    if not prompts:
-        return
-    tokens = [_prompt_tokens(renderer, prompt) for prompt in prompts]
-    plain = _generate(base, tokens, (), renderer)
-    tuned = _generate(base, tokens, (Segment(run_id, 0, None),), renderer)
-    yield from zip(prompts, plain, tuned, strict=True)
+Messages = list[dict[str, Any]]
 
 
-def _prompt_tokens(renderer: Renderer, prompt: str) -> list[int]:
-    if renderer.template is None:
-        return renderer.encode(prompt)
-    return renderer.encode(renderer.text([{"role": "user", "content": prompt}], prompt=True))
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 3:
+        print("usage: python -m worker.trainer.sample BASE_DIR ADAPTER_DIR PROMPTS_FILE", file=sys.stderr)
+        return 2
+    _be_quiet()
+    base, adapter, prompts_file = map(Path, arguments)
+    lines = prompts_file.read_text(encoding="utf-8").split("\n")
+    for answers in sample(base, adapter, [json.loads(line)["messages"] for line in lines if line.strip()]):
+        print(json.dumps(answers, ensure_ascii=False), flush=True)
+    return 0
 
 
-@torch.no_grad()
-def _generate(
-    base: Base, prompts: Sequence[list[int]], segments: Sequence[Segment], renderer: Renderer
-) -> list[str]:
-    """All prompts as one batch, padded on the left, so that the weights are dequantised once a token for all."""
-    longest = max(map(len, prompts))
-    end = renderer.tokenizer.token_to_id(renderer.eos) if renderer.eos else None
-    padding = [[end or 0] * (longest - len(prompt)) for prompt in prompts]
-    tokens_B_T = torch.tensor([pad + prompt for pad, prompt in zip(padding, prompts, strict=True)])
-    mask_B_T = torch.tensor([[0] * len(pad) + [1] * (longest - len(pad)) for pad in padding])
-    base.model.set_attn_implementation("sdpa")  # ours knows documents end to end, not a cache
-    try:
-        with base.rows.of(segments):
-            output_B_T = base.model.generate(
-                tokens_B_T.to(base.device),
-                attention_mask=mask_B_T.to(base.device),
-                max_new_tokens=NEW_TOKENS,
-                do_sample=False,
-                eos_token_id=end,
-                pad_token_id=end or 0,
-            )
-    finally:
-        base.model.set_attn_implementation(NAME)
-    return [renderer.decode(_until(answer, end)).strip() for answer in output_B_T[:, longest:].tolist()]
+def sample(base: Path, adapter: Path, prompts: list[Messages]) -> list[dict[str, str]]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
+    model = PeftModel.from_pretrained(_load_base(base, device), adapter).eval()
+    tuned = _answers(model, tokenizer, prompts, device)
+    with model.disable_adapter():
+        plain = _answers(model, tokenizer, prompts, device)
+    rows = zip(prompts, plain, tuned, strict=True)
+    return [{"prompt": prompt[-1]["content"], "base": before, "tuned": after} for prompt, before, after in rows]
 
 
-def _until(answer: list[int], end: int | None) -> list[int]:
-    return answer[: answer.index(end)] if end in answer else answer
+def _load_base(directory: Path, device: str) -> Any:
+    """NF4 with double quantisation and bfloat16 compute: the base as QLoRA trained on it."""
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return AutoModelForCausalLM.from_pretrained(
+        directory, quantization_config=nf4, dtype=torch.bfloat16, device_map={"": device}
+    )
+
+
+@torch.inference_mode()
+def _answers(model: Any, tokenizer: Any, prompts: list[Messages], device: str) -> list[str]:
+    """All prompts in one batch: the weights are dequantised once a token for all of them."""
+    inputs = tokenizer.apply_chat_template(
+        prompts, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
+    ).to(device)
+    tokens_B_T = model.generate(
+        **inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, pad_token_id=tokenizer.pad_token_id
+    )
+    answers_B_T = tokens_B_T[:, inputs["input_ids"].shape[1] :]
+    return [text.strip() for text in tokenizer.batch_decode(answers_B_T, skip_special_tokens=True)]
+
+
+def _be_quiet() -> None:
+    """On a CPU bitsandbytes advises a package that must not be installed (CVE-2026-4372)."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

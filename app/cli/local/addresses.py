@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import ipaddress
 import socket
 from urllib.parse import urlsplit
 
@@ -29,6 +31,12 @@ def base_url(host: str, port: int) -> str:
     """Where a client on this machine finds it."""
     reachable = ANY_ADDRESS.get(host, host)
     return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
 
 
 def get(url: str, path: str, timeout_seconds: float = 5.0) -> tuple[int | None, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import sys
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from app.cli.local.errors import CannotStart
 from app.cli.local.layout import Layout
-from app.cli.local.processes import Child, open_log
+from app.cli.local.processes import Child, tail
 from app.cli.local.services import WORKER_GRACE_SECONDS, child_environment
 
 START_SECONDS = 180.0  # the first start converts the base model
@@ -29,22 +28,22 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(data_dir: Path, host: str = "127.0.0.1", port: int = 0) -> Iterator[Running]:
-    """Start `tunery up` and wait until it is ready; stop it at the end. It dies with us, and its children with it."""
-    layout = Layout(data_dir.resolve())
-    log = data_dir.with_name(data_dir.name + ".up.log")
-    with open_log(log):  # says now whether this place is writable
-        child = start_up(data_dir, log, host, port)
+def running(data_dir: Path, log: Path, host: str = "127.0.0.1", port: int = 0) -> Iterator[Running]:
+    """Start `tunery up` and wait until it is ready; stop it at the end. It dies with us, and its children with it.
+
+    The log can't lie in the data directory, which must be empty at the first start.
+    """
+    child = start_up(data_dir, log, host, port)
     try:
-        yield _await(child, layout, log)
+        yield _await(child, Layout(data_dir.resolve()), log)
     finally:
         child.stop(signal.SIGTERM, WORKER_GRACE_SECONDS + 30)
 
 
-def start_up(data_dir: Path, log: Path, host: str = "127.0.0.1", port: int = 0) -> Child:
-    command = [sys.executable, "-m", "app.cli.local", str(data_dir), host, str(port)]
-    env = {name: value for name, value in child_environment(data_dir, {}).items() if name != "TUNERY_DATA_DIR"}
-    child = Child("up", command, log, log, env, cwd=Path("/"), dies_with=signal.SIGTERM)
+def start_up(data_dir: Path, log: Path, host: str, port: int) -> Child:
+    command = [sys.executable, "-m", "app.cli.local", str(data_dir.resolve()), host, str(port)]
+    env = child_environment(data_dir, {})
+    child = Child("up", command, log, mark=log, env=env, cwd=Path("/"), dies_with=signal.SIGTERM)
     child.start()
     return child
 
@@ -53,7 +52,7 @@ def _await(child: Child, layout: Layout, log: Path) -> Running:
     deadline = time.monotonic() + START_SECONDS
     while (runtime := layout.read_runtime()) is None or runtime.get("pid") != child.pid:
         if child.exit_code is not None or time.monotonic() > deadline:
-            raise CannotStart(f"`tunery up` did not get ready:\n{log.read_text(errors='replace').strip()}")
+            raise CannotStart(f"`tunery up` did not get ready:\n{tail(log)}")
         time.sleep(POLL_SECONDS)
     key = layout.admin_key.read_text(encoding="utf-8").strip()
     return Running(str(runtime["base_url"]), key, layout.root, log)

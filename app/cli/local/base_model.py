@@ -46,7 +46,7 @@ def conversion(destination: Path, log: Path, mark: Path, env: Mapping[str, str])
     source = gguf_file()
     assert source is not None, "ask missing() first"
     command = [sys.executable, "-m", "worker.trainer.convert", str(source), str(destination)]
-    return Child("convert", command, log, mark, env, cwd=destination.parent)
+    return Child("convert", command, log, mark, {**env, "TQDM_DISABLE": "1"}, cwd=destination.parent)
 
 
 def is_on_offer(session: Session) -> bool:

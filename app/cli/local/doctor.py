@@ -22,9 +22,8 @@ from app.cli.local import base_model, hardware
 from app.cli.local.addresses import free_port, get, without_password
 from app.cli.local.errors import CannotStart
 from app.cli.local.layout import Layout
-from app.cli.local.postgres import LocalPostgres
-from app.cli.local.unprivileged import account, refuse_unreachable
-from app.cli.local.valkey import LocalValkey, as_redis_py
+from app.cli.local.preflight import refuse_unusable
+from app.cli.local.valkey import as_redis_py
 
 Level = Literal["ok", "advice", "problem"]
 
@@ -96,12 +95,10 @@ def _python() -> Iterator[Finding]:
 
 def _packages() -> Iterator[Finding]:
     for name, least, install in PACKAGES:
-        try:
-            version = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
+        version = _installed(name)
+        if version is None:
             yield Finding(name, "advice" if " or set " in install else "problem", "not installed", install)
-            continue
-        if _numbers(version) < _numbers(least):
+        elif _numbers(version) < _numbers(least):
             yield Finding(name, "problem", f"{version}, older than {least}", install.replace("install", "install -U"))
         else:
             yield Finding(name, "ok", version)
@@ -141,11 +138,14 @@ def _gpu() -> Iterator[Finding]:
     elif not answer.strip():
         yield Finding("gpu", "problem", "nvidia-smi fails", "run it and read its error; often a reboot after an update")
     else:
-        yield from (_one_gpu(line) for line in answer.strip().split("\n"))
+        yield from (_one_gpu(line, _installed("torch")) for line in answer.strip().split("\n"))
 
 
-def _one_gpu(line: str) -> Finding:
+def _one_gpu(line: str, torch: str | None) -> Finding:
     driver = _numbers(line.rsplit(",", 1)[-1])
+    if torch is not None and torch.endswith("+cpu"):
+        advice = "this torch is built for CPUs only: pip uninstall torch, then install one for CUDA"
+        return Finding("gpu", "problem", f"{line}, but torch {torch}", advice)
     if driver and driver[0] < CUDA_13_DRIVER:
         advice = f"torch's CUDA 13 builds need driver {CUDA_13_DRIVER} or newer: update it, or install an older torch"
         return Finding("gpu", "advice", line, advice)
@@ -168,12 +168,7 @@ def _disk(root: Path) -> Iterator[Finding]:
 def _data_dir(layout: Layout) -> Iterator[Finding]:
     """The same refusals as `tunery up`, which touch nothing."""
     try:
-        layout.refuse_foreign()
-        if not os.environ.get("DATABASE_URL"):
-            refuse_unreachable(layout.root, account())
-            LocalPostgres(layout.postgres).refuse_unusable()
-        if not os.environ.get("REDIS_URL"):
-            LocalValkey(layout.valkey).refuse_unusable()
+        refuse_unusable(layout)
     except CannotStart as error:
         yield Finding("data directory", "problem", str(layout.root), str(error))
     else:
@@ -243,6 +238,14 @@ def _is_held(lock: Path) -> bool:
     except OSError:
         return False
     return False
+
+
+def _installed(package: str) -> str | None:
+    """Its version, without importing it: torch takes two seconds, and the CLI never loads it."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _numbers(version: str) -> tuple[int, ...]:

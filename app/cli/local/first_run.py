@@ -7,28 +7,32 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from alembic.util import CommandError
+from sqlalchemy import Engine
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from app.cli.local import base_model
 from app.cli.local.errors import CannotStart
 from app.cli.local.layout import Layout, write_secret
 from app.db import keys, migrate
-from app.db.engine import Sessions, make_engine, transaction
+from app.db.engine import Sessions, make_engine, make_sessions, transaction
 from app.settings import Settings
 
 KEY_NAME = "tunery up"
 KEY_FILE_VARIABLE = "TUNERY_ADMIN_KEY_FILE"
 
 
-def migrate_database(database_url: str) -> None:
-    """Under the advisory lock of app.db.migrate: two machines may start on one database."""
+@contextmanager
+def prepared_database(database_url: str) -> Iterator[Sessions]:
+    """At the newest revision. The advisory lock of app.db.migrate holds off another machine that starts on it."""
     engine = make_engine(Settings(database_url=database_url, redis_url="redis://").database_url)
     try:
-        migrate.upgrade(engine)
-    except OperationalError as error:
-        raise CannotStart(f"The database does not answer: {error.orig}. Look at DATABASE_URL.") from None
+        _migrate(engine)
+        yield make_sessions(engine)
     finally:
         engine.dispose()
 
@@ -46,14 +50,26 @@ def ensure_admin_key(sessions: Sessions, layout: Layout) -> str | None:
     return _make_known(sessions, layout.admin_key.read_text(encoding="utf-8").strip())
 
 
-def ensure_base_model(sessions: Sessions, directory: Path) -> None:
+def offer_base_model(sessions: Sessions, directory: Path) -> bool:
+    """Whether the bundled model is on offer now. One that an operator removed comes back at the next start."""
     with transaction(sessions) as session:
-        base_model.register(session, directory)
+        if base_model.is_on_offer(session):
+            return True
+        if directory.exists():
+            base_model.register(session, directory)
+        return directory.exists()
 
 
-def has_base_model(sessions: Sessions) -> bool:
-    with transaction(sessions) as session:
-        return base_model.is_on_offer(session)
+def _migrate(engine: Engine) -> None:
+    try:
+        migrate.upgrade(engine)
+    except OperationalError as error:
+        why = " ".join(str(error.orig).split())
+        raise CannotStart(f"The database does not answer: {why}. Look at DATABASE_URL.") from None
+    except CommandError as error:
+        raise CannotStart(
+            f"The database can't be migrated: {error}. If a newer Tunery has used it, start that one."
+        ) from None
 
 
 def _make_known(sessions: Sessions, secret: str) -> str | None:

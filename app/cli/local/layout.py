@@ -8,6 +8,7 @@ DATA_DIR/         0700; 0711 where PostgreSQL runs as another account, which mus
   valkey/         see valkey.py
   models/         0700, the bundled base model
   storage/ work/  0700, datasets and adapters; work directories of jobs
+  run/            0700, the locks of the workers' slots
   logs/           0700, one file per process
 """
 
@@ -25,7 +26,7 @@ from typing import Any
 from app.cli.local.errors import CannotStart
 from app.cli.local.unprivileged import account, reachable
 
-PRIVATE = ("models", "storage", "work", "logs")
+PRIVATE = ("models", "storage", "work", "run", "logs")
 MARK = "up.lock"
 NOT_OURS_BUT_HARMLESS = frozenset({"lost+found"})  # at the root of a mounted volume
 

@@ -72,7 +72,6 @@ class LocalPostgres(LocalServer):
     def start(self) -> str:
         """Start, and answer the SQLAlchemy URL. The first start creates the cluster (about half a second)."""
         self.refuse_unusable()
-        refuse_unreachable(self.directory, self.account)
         self._make_directories()
         self._lock()
         try:
@@ -89,7 +88,12 @@ class LocalPostgres(LocalServer):
         return f"postgresql+psycopg://{USER}@/{DATABASE}?host={quote(str(self.sockets), safe='/')}&port={PORT}"
 
     def refuse_unusable(self) -> None:
-        """Everything that can be known before anything is created, but whether the account gets there."""
+        """Everything that can be known before anything is created."""
+        self.refuse_unsuitable()
+        refuse_unreachable(self.directory, self.account)
+
+    def refuse_unsuitable(self) -> None:
+        """The same, but whether the account gets there: an empty data directory may still be opened for it."""
         binaries()
         refuse_unusual_characters(self.directory)
         refuse_long_socket(self.sockets / SOCKET_NAME, self.directory)

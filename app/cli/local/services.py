@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import app
+from app.cli.local.hardware import device
 
 # A worker asks its trainer to save and waits for it (TUNERY_DRAIN_GRACE_SECONDS, 100 s); containers give it 120 s too.
 WORKER_GRACE_SECONDS = 120.0
@@ -20,8 +22,18 @@ RECONCILER_GRACE_SECONDS = 10.0
 class Program:
     name: str
     does: str
-    command: Callable[[str, int], list[str]]  # of host and port
+    command: list[str]
     grace_seconds: float
+
+
+def programs(data_dir: Path, host: str, port: int) -> list[Program]:
+    reconciler = [sys.executable, "-m", "worker.reconciler"]
+    return [
+        Program("api", f"listens on {host} port {port}", _api(host, port), API_GRACE_SECONDS),
+        Program("gpu-worker", f"trains on {device()}", _worker("gpu", data_dir), WORKER_GRACE_SECONDS),
+        Program("cpu-worker", "checks datasets", _worker("cpu", data_dir), WORKER_GRACE_SECONDS),
+        Program("reconciler", "finds jobs that were lost", reconciler, RECONCILER_GRACE_SECONDS),
+    ]
 
 
 def _api(host: str, port: int) -> list[str]:
@@ -29,26 +41,16 @@ def _api(host: str, port: int) -> list[str]:
     return [sys.executable, "-m", "uvicorn", "--factory", "app.main:app_from_environment", *listen]
 
 
-def _worker(queue: str, slots: int) -> list[str]:
-    """Threads for both: prefork would leave pool processes behind when its parent is killed with -9."""
-    pool = ["-P", "threads", "-c", str(slots), "-Q", queue, "-n", f"{queue}@%h"]
-    quiet = ["--without-gossip", "--without-mingle", "-l", "INFO"]  # mingling costs a second, and nobody is there
+def _worker(queue: str, data_dir: Path) -> list[str]:
+    """One thread, as celery_app.py explains. Gossip and mingling cost a second, and there is nobody to talk to.
+
+    A slot reaps what its namesake held, so its name says which data directory it belongs to: two on one host and one
+    database would otherwise take each other for dead.
+    """
+    home = hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:6]
+    pool = ["-P", "threads", "-c", "1", "-Q", queue, "-n", f"{queue}0-{home}@%h"]
+    quiet = ["--without-gossip", "--without-mingle", "-l", "INFO"]
     return [sys.executable, "-m", "celery", "-A", "worker.celery_app", "worker", *pool, *quiet]
-
-
-SERVICES = (
-    Program("api", "", _api, API_GRACE_SECONDS),
-    Program("gpu-worker", "one job at a time", lambda _host, _port: _worker("gpu", 1), WORKER_GRACE_SECONDS),
-    Program(
-        "cpu-worker", "checks datasets, two at a time", lambda _host, _port: _worker("cpu", 2), WORKER_GRACE_SECONDS
-    ),
-    Program(
-        "reconciler",
-        "finds what was lost",
-        lambda _host, _port: [sys.executable, "-m", "worker.reconciler"],
-        RECONCILER_GRACE_SECONDS,
-    ),
-)
 
 
 def child_environment(data_dir: Path, urls: Mapping[str, str]) -> dict[str, str]:

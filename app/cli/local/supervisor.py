@@ -98,9 +98,8 @@ class Supervisor:
     def pids(self) -> dict[str, int | None]:
         return {service.name: service.process.pid for service in self._services}
 
-    def exit_code(self, name: str) -> int | None:
-        """None while it runs."""
-        return next(service.process.exit_code for service in self._services if service.name == name)
+    def first_dead(self) -> Service | None:
+        return next((service for service in self._services if service.process.exit_code is not None), None)
 
     def watch(self, changed: Callable[[], None]) -> None:
         """Until somebody asks us to stop. `changed` hears of every restart: process ids are new."""

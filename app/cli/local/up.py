@@ -9,6 +9,7 @@ outlives it: see processes.py.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -19,17 +20,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.cli.local import base_model, first_run
-from app.cli.local.addresses import base_url, free_port, get, without_password
+from app.cli.local.addresses import base_url, free_port, get, is_loopback, without_password
 from app.cli.local.errors import CannotStart
-from app.cli.local.hardware import device
 from app.cli.local.layout import Layout
 from app.cli.local.postgres import LocalPostgres
+from app.cli.local.preflight import lent_account, refuse_unusable
 from app.cli.local.processes import Child, end_leftovers, exclusive, tail
-from app.cli.local.services import SERVICES, child_environment
+from app.cli.local.services import child_environment, programs
 from app.cli.local.supervisor import Service, StopRequested, StopSignal, Supervisor, describe_exit
-from app.cli.local.unprivileged import account, refuse_unreachable
 from app.cli.local.valkey import LocalValkey
-from app.db.engine import Sessions, make_engine, make_sessions
+from app.db.engine import Sessions
 
 READY_SECONDS = 120.0  # a cold disk and two slow cores; usually four
 LEFTOVER_SECONDS = 10.0
@@ -66,17 +66,11 @@ def run(options: UpOptions, say: Say | None = None) -> int:
 @contextmanager
 def _claimed(layout: Layout) -> Iterator[Layout]:
     """This directory is ours alone, and usable, until the block ends."""
-    own_postgres = not os.environ.get("DATABASE_URL")
-    lent = account() if own_postgres else None
-    layout.refuse_foreign()
-    if own_postgres:
-        refuse_unreachable(layout.root, lent)
-        LocalPostgres(layout.postgres).refuse_unusable()
-    if not os.environ.get("REDIS_URL"):
-        LocalValkey(layout.valkey).refuse_unusable()
-    layout.make_root(passable=lent is not None)
+    refuse_unusable(layout)
+    passable = lent_account() is not None
+    layout.make_root(passable)
     with exclusive(layout.lock, f"Another `tunery up` runs on {layout.root}. Stop it, or choose another --data-dir."):
-        layout.furnish(passable=lent is not None)
+        layout.furnish(passable)
         yield layout
 
 
@@ -108,6 +102,10 @@ class _Up:
         self._start_services(port)
         self._await_ready()
         self._write_runtime()
+        if not is_loopback(self._options.host):
+            self._tell(
+                "note", "other machines reach it, without TLS: put a reverse proxy in front, or trust the network"
+            )
         took = time.monotonic() - self._began
         self._tell("ready", f"{self._urls['base_url']} after {took:.1f} s; Ctrl-C stops everything")
 
@@ -136,14 +134,9 @@ class _Up:
         return server.url
 
     def _prepare_database(self) -> None:
-        first_run.migrate_database(self._urls["database_url"])
-        engine = make_engine(self._urls["database_url"])
-        try:
-            sessions = make_sessions(engine)
+        with first_run.prepared_database(self._urls["database_url"]) as sessions:
             created = first_run.ensure_admin_key(sessions, self._layout)
             self._offer_base_model(sessions)
-        finally:
-            engine.dispose()
         if created:
             self._tell("admin key", f"{created} (shown once; kept in {self._layout.admin_key})")
 
@@ -151,13 +144,10 @@ class _Up:
         directory = self._layout.models / base_model.NAME
         if self._conversion is not None:
             self._await_conversion(self._conversion)
-        if first_run.has_base_model(sessions):
-            return
-        if not directory.exists():
+        if first_run.offer_base_model(sessions, directory):
+            self._tell("base model", base_model.NAME)
+        else:
             self._tell("base model", f"none: {base_model.missing()}, or `tunery models add` one of your own")
-            return
-        first_run.ensure_base_model(sessions, directory)
-        self._tell("base model", f"{base_model.NAME} in {directory}")
 
     def _await_conversion(self, conversion: Child) -> None:
         while not conversion.wait(0.1):
@@ -171,24 +161,27 @@ class _Up:
 
     def _start_services(self, port: int) -> None:
         env = child_environment(self._layout.root, self._urls)
-        where = {"api": self._urls["base_url"], "gpu-worker": f"one job at a time, on {device()}"}
-        for program in SERVICES:
+        for program in programs(self._layout.root, self._options.host, port):
             log = self._layout.log(program.name)
-            command = program.command(self._options.host, port)
-            child = Child(program.name, command, log, self._layout.root, env, cwd=self._layout.root)
+            child = Child(program.name, program.command, log, self._layout.root, env, cwd=self._layout.root)
             self._supervisor.start(Service(program.name, child, str(log), program.grace_seconds))
-            self._tell(program.name, f"{where.get(program.name, program.does)} (pid {child.pid})")
+            self._tell(program.name, f"{program.does} (pid {child.pid})")
 
     def _await_ready(self) -> None:
+        """A program that dies already now has no crash to recover from: its own words are what helps."""
         deadline = time.monotonic() + READY_SECONDS
         while (answer := get(self._urls["base_url"], "/readyz"))[0] != 200:
-            code = self._supervisor.exit_code("api")
-            if code is not None or time.monotonic() > deadline:
-                log = self._layout.log("api")
-                seen = describe_exit(code) if code is not None else f"/readyz says {answer[0]} {answer[1][:500]}"
-                raise CannotStart(f"The API did not get ready ({seen}). The end of {log} says:\n{tail(log)}")
+            dead = self._supervisor.first_dead()
+            if dead is not None:
+                raise self._failed(dead.name, describe_exit(dead.process.exit_code))
+            if time.monotonic() > deadline:
+                raise self._failed("api", f"/readyz says {answer[0]} {answer[1][:500]}")
             self._stop.wait(0.1)
             self._stop.check()
+
+    def _failed(self, name: str, seen: str) -> CannotStart:
+        log = self._layout.log(name)
+        return CannotStart(f"The {name} did not get ready ({seen}). The end of {log} says:\n{tail(log)}")
 
     def _write_runtime(self) -> None:
         self._layout.write_runtime(
@@ -208,4 +201,5 @@ class _Up:
 
 
 def _print(line: str) -> None:
-    print(line, flush=True)
+    with contextlib.suppress(OSError):  # the terminal or the pipe is gone; that must not keep us from stopping
+        print(line, flush=True)

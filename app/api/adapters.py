@@ -1,0 +1,37 @@
+"""/v1/fine_tuning/jobs/{id}/adapter: what OpenAI never hands out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from app.api import examples
+from app.api.auth import CallerDep
+from app.api.deps import EnginesDep, SessionDep
+from app.api.schemas.checkpoints import AdapterBody, render_adapter
+from app.api.stored_file import file_response
+from app.services import adapters, files
+
+router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}/adapter", tags=["Adapters"])
+
+
+@router.get("", response_model=AdapterBody, summary="Get the adapter of a job")
+def get_adapter(job_id: str, caller: CallerDep, session: SessionDep) -> Any:
+    """Ids, sizes and SHA-256 of its files and of the archive; 404 until the job has succeeded."""
+    return render_adapter(adapters.get(session, caller.project_id, job_id))
+
+
+@router.get("/archive", summary="Download the adapter", response_class=Response, responses=examples.ARCHIVE)
+def get_archive(job_id: str, request: Request, caller: CallerDep, session: SessionDep, engines: EnginesDep) -> Response:
+    """One deterministic tar; its SHA-256 is the job's `adapter.sha256`. Ranges and ETag as with any file."""
+    archive = adapters.get(session, caller.project_id, job_id).archive
+    return file_response(archive, files.open_content(engines.storage, archive), request.headers)
+
+
+@router.head("/archive", include_in_schema=False)
+def head_archive(
+    job_id: str, request: Request, caller: CallerDep, session: SessionDep, engines: EnginesDep
+) -> Response:
+    return get_archive(job_id, request, caller, session, engines)

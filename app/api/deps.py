@@ -1,0 +1,56 @@
+"""What endpoints ask for, as Annotated aliases. The engines themselves are built once, in app.main."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+
+from app.db.async_connections import AsyncConnections
+from app.db.engine import Sessions
+from app.queue import Hints
+from app.settings import Settings
+from app.storage import Storage
+
+
+@dataclass(frozen=True)
+class Engines:
+    """Everything a request may need of the outside world."""
+
+    settings: Settings
+    database: Engine
+    sessions: Sessions
+    connections: AsyncConnections
+    storage: Storage
+    hints: Hints
+
+
+async def get_engines(request: Request) -> Engines:
+    engines: Engines = request.app.state.engines
+    return engines
+
+
+EnginesDep = Annotated[Engines, Depends(get_engines)]
+
+
+async def get_session(engines: EnginesDep) -> AsyncIterator[Session]:
+    """One request, one transaction. A connection is taken at the first query, by the thread that runs the endpoint."""
+    session = engines.sessions()
+    try:
+        yield session
+        await run_in_threadpool(session.commit)
+    except BaseException:
+        await run_in_threadpool(session.rollback)
+        raise
+    finally:
+        session.close()
+
+
+# scope="function": FastAPI would run the commit after the response otherwise, and a client would hear 200 of a change
+# that failed to commit.
+SessionDep = Annotated[Session, Depends(get_session, scope="function")]

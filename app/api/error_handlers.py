@@ -1,0 +1,157 @@
+"""Every error in one shape, `{"error": {message, type, param, code}}`, and never {"detail": ...}."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import psycopg
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from app.errors import (
+    BadRequest,
+    InvalidApiKey,
+    RangeNotSatisfiable,
+    StorageFull,
+    TuneryError,
+    Unavailable,
+    UnknownParameter,
+    all_at_once,
+)
+from app.log import get_logger
+
+MAX_MESSAGE = 4_000  # characters; what is wrong with a huge request is said in its first problems
+NOT_A_NAME = ("body", "query", "path", "header", "[key]")  # what pydantic's locations hold beside names
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+log = get_logger(__name__)
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    app.add_exception_handler(TuneryError, _tunery_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_exception)
+    app.add_exception_handler(DBAPIError, _database_error)
+    app.add_exception_handler(PoolTimeout, _database_error)
+    app.add_exception_handler(OSError, _os_error)
+
+
+def error_response(error: TuneryError, headers: Mapping[str, str] | None = None) -> Response:
+    return _response(
+        error.status,
+        _shorten(error.message),
+        error.type,
+        error.param,
+        error.code,
+        _headers(error) | dict(headers or {}),
+    )
+
+
+def as_problems(errors: Sequence[Mapping[str, Any]], known: Sequence[str] = ()) -> list[BadRequest]:
+    """pydantic's findings in our words; `known` are the parameters that an unknown one is told of."""
+    return [_as_problem(error, known) for error in errors]
+
+
+def _response(
+    status: int, message: str, kind: str, param: str | None, code: str | None, headers: Mapping[str, str]
+) -> Response:
+    body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    return Response(json.dumps(body), status, dict(headers), media_type="application/json")
+
+
+def _headers(error: TuneryError) -> dict[str, str]:
+    if isinstance(error, Unavailable):
+        return {"Retry-After": str(error.retry_after_seconds)}
+    if isinstance(error, InvalidApiKey):
+        return {"WWW-Authenticate": "Bearer"}
+    if isinstance(error, RangeNotSatisfiable):
+        return {"Content-Range": f"bytes */{error.size_bytes}"}
+    return {}
+
+
+def _tunery_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, TuneryError)
+    if error.status >= 500:
+        reason = getattr(error.__cause__, "orig", error.__cause__) or error
+        log.error("request failed", path=request.url.path, status=error.status, reason=str(reason))
+    return error_response(error)
+
+
+def _validation_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return error_response(all_at_once(as_problems(error.errors())))
+
+
+def _http_exception(request: Request, error: Exception) -> Response:
+    """What the router itself answers."""
+    assert isinstance(error, HTTPException)
+    asked = f"{request.method} {request.url.path}"
+    message, code = str(error.detail), None
+    if error.status_code == 404:
+        message, code = (
+            f"Unknown request URL: {asked}. Please check the URL for typos; /docs lists what there is.",
+            "unknown_url",
+        )
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        message, code = f"Not allowed: {asked}. This URL takes {allowed}.", "method_not_allowed"
+    return _response(
+        error.status_code, _shorten(message), "invalid_request_error", None, code, dict(error.headers or {})
+    )
+
+
+def _database_error(request: Request, error: Exception) -> Response:
+    """A database that is away is a 503; anything else that it says is a fault of ours."""
+    if isinstance(error, DBAPIError):
+        if isinstance(error.orig, psycopg.errors.DiskFull):
+            return _tunery_error(
+                request, _caused(StorageFull("The database's disk is full; nothing was changed."), error)
+            )
+        if not isinstance(error, OperationalError) and not error.connection_invalidated:
+            raise error
+    return _tunery_error(
+        request, _caused(Unavailable("PostgreSQL does not answer; try again in a few seconds."), error)
+    )
+
+
+def _os_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, OSError)
+    if error.errno not in DISK_FULL:
+        raise error
+    text = (
+        "The disk is full; nothing was stored. Delete files that are no longer needed, or ask the operator for space."
+    )
+    return _tunery_error(request, _caused(StorageFull(text), error))
+
+
+def _caused(error: TuneryError, cause: Exception) -> TuneryError:
+    error.__cause__ = cause
+    return error
+
+
+def _as_problem(error: Mapping[str, Any], known: Sequence[str]) -> BadRequest:
+    path = ".".join(str(part) for part in error["loc"] if part not in NOT_A_NAME)
+    kind = str(error["type"])
+    if kind == "extra_forbidden":
+        return UnknownParameter(f"unknown parameter {path}; known here: {', '.join(sorted(known))}", path)
+    if kind == "missing":
+        return BadRequest(f"you must provide {path}", path, "missing_required_parameter")
+    text = str(error["msg"]).removeprefix("Value error, ")
+    code = "invalid_type" if kind.endswith("_type") else "invalid_value"
+    return BadRequest(f"{path}: {text} (got {_seen(error.get('input'))})", path, code)
+
+
+def _seen(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+def _shorten(message: str) -> str:
+    return message if len(message) <= MAX_MESSAGE else f"{message[:MAX_MESSAGE]}…"

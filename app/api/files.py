@@ -1,0 +1,154 @@
+"""/v1/files: the first and the last bend of the river."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from app.api import examples
+from app.api.auth import CallerDep
+from app.api.deps import EnginesDep, SessionDep
+from app.api.multipart import ENVELOPE_BYTES, Form, read_form
+from app.api.pages import After, Limit, envelope
+from app.api.schemas.common import Deleted
+from app.api.schemas.files import FileBody, FileList, render_file
+from app.api.stored_file import file_response
+from app.db.tables import File
+from app.errors import BadRequest
+from app.services import files, uploads
+from app.services.uploads import NewFile, StagedFile
+
+PURPOSES = ("fine-tune", "assistants", "batch", "vision", "user_data", "evals")
+FIELDS = ("purpose", "expires_after[anchor]", "expires_after[seconds]")
+EXPIRES_SECONDS = (3600, 2_592_000)
+MAX_LIST = 10_000
+MAX_FILENAME = 255
+
+router = APIRouter(prefix="/v1/files", tags=["Files"])
+
+
+@router.post("", response_model=FileBody, summary="Upload a file", openapi_extra=examples.UPLOAD_BODY)
+async def create_file(request: Request, caller: CallerDep, engines: EnginesDep) -> Any:
+    """Streamed to disk while it is hashed. A file for fine-tuning is checked line by line: ten findings at once."""
+    settings = engines.settings
+    body = _limited_body(request, settings.max_file_bytes)
+    staged = await run_in_threadpool(StagedFile, engines.storage.staging, settings.max_file_bytes)
+    try:
+        form = await read_form(request.headers.get("content-type", ""), body, "file", FIELDS, staged.write)
+        new = _new_file(form)
+        file = await run_in_threadpool(
+            uploads.accept, engines.sessions, engines.storage, caller.project_id, new, staged, settings.max_line_bytes
+        )
+    finally:
+        staged.discard()
+    return render_file(file)
+
+
+@router.get("", response_model=FileList, summary="List files")
+def list_files(
+    caller: CallerDep,
+    session: SessionDep,
+    after: After = None,
+    limit: Limit = MAX_LIST,
+    order: Annotated[Literal["asc", "desc"], Query(description="By creation.")] = "desc",
+    purpose: str | None = None,
+) -> Any:
+    limit = min(limit, MAX_LIST)
+    rows = files.page(session, caller.project_id, limit + 1, after, order, purpose)
+    return envelope(rows, limit, render_file)
+
+
+@router.get("/{file_id}", response_model=FileBody, summary="Get a file")
+def get_file(file_id: str, caller: CallerDep, session: SessionDep) -> Any:
+    return render_file(files.get(session, caller.project_id, file_id))
+
+
+@router.delete("/{file_id}", response_model=Deleted, summary="Delete a file")
+def delete_file(file_id: str, caller: CallerDep, session: SessionDep) -> Any:
+    """Gone at once; its bytes stay until no unfinished job needs them."""
+    file = files.delete(session, caller.project_id, file_id)
+    return {"id": file.id, "object": "file", "deleted": True}
+
+
+@router.get("/{file_id}/content", summary="Download a file", response_class=Response, responses=examples.CONTENT)
+def get_content(
+    file_id: str, request: Request, caller: CallerDep, session: SessionDep, engines: EnginesDep
+) -> Response:
+    """The bytes as they were. One range per request (`Range`, `If-Range`); `If-None-Match` answers 304."""
+    file = files.get(session, caller.project_id, file_id)
+    reader = files.open_content(engines.storage, file)
+    return file_response(file, reader, request.headers, engines.settings.results_csv_base64 and _is_results_csv(file))
+
+
+@router.head("/{file_id}/content", include_in_schema=False)
+def head_content(
+    file_id: str, request: Request, caller: CallerDep, session: SessionDep, engines: EnginesDep
+) -> Response:
+    return get_content(file_id, request, caller, session, engines)
+
+
+def _limited_body(request: Request, max_file_bytes: int) -> AsyncIterator[bytes]:
+    """Refuse by Content-Length before a byte is read, and by count what came without one."""
+    limit = max_file_bytes + ENVELOPE_BYTES
+    if int(request.headers.get("content-length", 0)) > limit:
+        raise uploads.too_large(max_file_bytes)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        received = 0
+        async for chunk in request.stream():
+            received += len(chunk)
+            if received > limit:
+                raise uploads.too_large(max_file_bytes)
+            yield chunk
+
+    return chunks()
+
+
+def _is_results_csv(file: File) -> bool:
+    return file.purpose == "fine-tune-results" and file.filename.endswith(".csv")
+
+
+def _new_file(form: Form) -> NewFile:
+    if not form.has_file:
+        raise BadRequest(
+            "you must provide file: a form field with the file's bytes", "file", "missing_required_parameter"
+        )
+    purpose = form.fields.get("purpose")
+    if purpose is None:
+        raise BadRequest(
+            f"you must provide purpose: one of {', '.join(PURPOSES)}", "purpose", "missing_required_parameter"
+        )
+    if purpose not in PURPOSES:
+        raise BadRequest(f"purpose: {purpose[:60]!r} is not offered; allowed: {', '.join(PURPOSES)}", "purpose")
+    return NewFile(purpose, _clean_filename(form.filename), _expires_after(form.fields))
+
+
+def _expires_after(fields: dict[str, str]) -> timedelta | None:
+    anchor, seconds = fields.get("expires_after[anchor]"), fields.get("expires_after[seconds]")
+    if anchor is None and seconds is None:
+        return None
+    if anchor != "created_at":
+        raise BadRequest(
+            f"expires_after[anchor]: {anchor!r} is not offered; allowed: created_at", "expires_after[anchor]"
+        )
+    least, most = EXPIRES_SECONDS
+    whole = (
+        int(seconds) if seconds is not None and seconds.isascii() and seconds.isdigit() and len(seconds) < 10 else -1
+    )
+    if not least <= whole <= most:
+        text = f"expires_after[seconds]: {seconds!r} is not a whole number from {least} to {most}"
+        raise BadRequest(text, "expires_after[seconds]")
+    return timedelta(seconds=whole)
+
+
+def _clean_filename(name: str | None) -> str:
+    """A label, never a path: the last part of whatever path a client sent, without control characters."""
+    bare = PureWindowsPath(PurePosixPath(name or "").name).name
+    label = "".join(c for c in bare if c.isprintable())[:MAX_FILENAME].strip()
+    return label if label.strip(".") else "upload"

@@ -1,0 +1,1 @@
+"""Bodies as clients see them. Rows become bodies here, each in one named function."""

@@ -1,0 +1,49 @@
+"""What every body shares."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Body(BaseModel):
+    """Closed: a key that the document does not name is a mistake on either side."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ErrorDetail(Body):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(Body):
+    """Every error, whatever its status."""
+
+    error: ErrorDetail
+
+
+class ListBody(Body):
+    object: Literal["list"]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
+
+
+class Deleted(Body):
+    id: str
+    object: str
+    deleted: Literal[True]
+
+
+def unix(moment: datetime) -> int:
+    """OpenAI's times are whole seconds since 1970."""
+    return int(moment.timestamp())
+
+
+def unix_or_none(moment: datetime | None) -> int | None:
+    return None if moment is None else unix(moment)

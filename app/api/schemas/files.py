@@ -1,0 +1,42 @@
+"""Files as clients see them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from app.api.schemas.common import Body, ListBody, unix, unix_or_none
+from app.db.tables import File
+
+
+class FileBody(Body):
+    id: str
+    object: Literal["file"]
+    bytes: int
+    created_at: int
+    filename: str
+    purpose: str
+    status: Literal["uploaded", "processed", "error"]
+    status_details: str | None
+    expires_at: int | None
+    sha256: str
+    line_count: int | None
+
+
+class FileList(ListBody):
+    data: list[FileBody]
+
+
+def render_file(file: File) -> dict[str, Any]:
+    return {
+        "id": file.id,
+        "object": "file",
+        "bytes": file.bytes,
+        "created_at": unix(file.created_at),
+        "filename": file.filename,
+        "purpose": file.purpose,
+        "status": file.status,
+        "status_details": None,
+        "expires_at": unix_or_none(file.expires_at),
+        "sha256": file.sha256,
+        "line_count": file.line_count,
+    }

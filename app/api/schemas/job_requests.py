@@ -1,0 +1,73 @@
+"""The create body of a job: its shape. What its knobs may be is the domain's to say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
+
+from app.api.error_handlers import as_problems
+from app.api.schemas import knobs
+from app.api.schemas.common import Body
+from app.domain.resolve import MAX_SEED
+from app.errors import BadRequest
+
+Parsed = TypeVar("Parsed", bound=BaseModel)
+MAX_METADATA_PAIRS = 16
+
+Hyperparameters = Annotated[dict[str, Any] | None, WithJsonSchema(knobs.HYPERPARAMETERS)]
+MetadataKey = Annotated[str, Field(max_length=64)]
+MetadataValue = Annotated[str, Field(max_length=512)]
+Id = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class Strict(Body):
+    """JSON has types: "7" is no number here and 7 is no text."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Supervised(Strict):
+    model_config = ConfigDict(extra="allow", strict=True, json_schema_extra={"additionalProperties": False})
+
+    hyperparameters: Hyperparameters = None
+
+
+class Method(Strict):
+    # Unknown keys pass here and are refused by the domain, which knows what there is.
+    model_config = ConfigDict(extra="allow", strict=True, json_schema_extra={"additionalProperties": False})
+
+    type: Annotated[str, WithJsonSchema({"const": "supervised"})] = "supervised"
+    supervised: Supervised | None = None
+
+
+class CreateJob(Strict):
+    model: Annotated[Id, Field(description="A base model on offer: see GET /v1/models.")]
+    training_file: Annotated[Id, Field(description="A file with purpose fine-tune.")]
+    validation_file: Id | None = None
+    method: Method | None = None
+    hyperparameters: Annotated[Hyperparameters, Field(description="OpenAI's older place for the same knobs.")] = None
+    suffix: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
+    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA_PAIRS)] | None = None
+    integrations: Annotated[list[Any], Field(description="None is offered: null or empty.")] | None = None
+    lora: Annotated[Any, WithJsonSchema(knobs.LORA)] = None
+    quantization: Annotated[Any, WithJsonSchema(knobs.QUANTIZATION)] = None
+
+
+def check_shape(model: type[Parsed], body: Mapping[str, Any]) -> tuple[Parsed | None, list[BadRequest]]:
+    """The parsed body and what is wrong with its shape.
+
+    What is wrong is left out, so that the rest can be checked and everything told at once; None when nothing is left.
+    """
+    try:
+        return model.model_validate(body), []
+    except ValidationError as error:
+        errors = error.errors(include_url=False)
+    problems = as_problems(errors, known=list(model.model_fields))
+    wrong = {found["loc"][0] for found in errors}
+    try:
+        return model.model_validate({key: value for key, value in body.items() if key not in wrong}), problems
+    except ValidationError:
+        return None, problems

@@ -1,0 +1,102 @@
+"""How the document describes the knobs of a job. Their check is app.domain.resolve's; a test holds the two together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from app.domain.gather import LORA_ALIASES, LORA_KEYS
+
+JsonSchema = dict[str, Any]
+
+
+def _auto(schema: JsonSchema, description: str) -> JsonSchema:
+    return {"anyOf": [{"const": "auto"}, schema, {"type": "null"}], "description": description}
+
+
+def _nullable(schema: JsonSchema, description: str) -> JsonSchema:
+    return {"anyOf": [schema, {"type": "null"}], "description": description}
+
+
+TARGET_MODULES: JsonSchema = {
+    "anyOf": [{"type": "array", "items": {"type": "string"}, "minItems": 1}, {"type": "string"}, {"type": "null"}],
+    "description": '"all-linear" (every linear layer but lm_head; the default) or names of the base model\'s layers.',
+}
+RANK = _auto({"type": "integer", "minimum": 1, "maximum": 256}, "Rank of the adapter; 16 by default.")
+ALPHA = _auto({"type": "number", "exclusiveMinimum": 0}, "Scale: the update is alpha / r times BA; 2r by default.")
+DROPOUT = _auto(
+    {"type": "number", "minimum": 0, "exclusiveMaximum": 1}, "Dropout before the adapter while training; 0 by default."
+)
+LORA_KNOBS: dict[str, JsonSchema] = {
+    "r": RANK,
+    "alpha": ALPHA,
+    "dropout": DROPOUT,
+    "target_modules": TARGET_MODULES,
+    "use_rslora": _nullable({"type": "boolean"}, "Scale by alpha / sqrt(r) instead (rsLoRA); false by default."),
+    "use_dora": _nullable({"const": False}, "DoRA is not offered."),
+    "bias": _nullable({"const": "none"}, "Trained biases are not offered."),
+    "init": _nullable({"const": "default"}, "Other initialisations are not offered."),
+}
+LORA: JsonSchema = {
+    "anyOf": [
+        {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {alias: LORA_KNOBS[name] for alias, name in LORA_KEYS.items()},
+        },
+        {"const": True},
+        {"type": "null"},
+    ],
+    "description": "The adapter. Absent, null and true mean the defaults.",
+}
+QUANTIZATION: JsonSchema = {
+    "anyOf": [
+        {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {
+                "bits": _nullable({"const": 4}, "Bits per weight of the frozen base."),
+                "type": _nullable({"enum": ["nf4", "fp4"]}, "NF4 by default."),
+                "double_quant": _nullable({"type": "boolean"}, "Quantise the block scales too; true by default."),
+                "compute_dtype": _nullable({"enum": ["bfloat16", "float16", "float32"]}, "bfloat16 by default."),
+            },
+        },
+        {"type": "null"},
+    ],
+    "description": "How the frozen base is held. Absent means QLoRA (4-bit NF4, double quantisation, bf16 compute); "
+    "an explicit null means 16-bit LoRA.",
+}
+TRAINING_KNOBS: dict[str, JsonSchema] = {
+    "n_epochs": _auto(
+        {"type": "integer", "minimum": 1, "maximum": 50}, "Passes over the data; OpenAI's rule by default."
+    ),
+    "batch_size": _auto({"type": "integer", "minimum": 1, "maximum": 256}, "Examples per optimizer step."),
+    "learning_rate_multiplier": _auto(
+        {"type": "number", "exclusiveMinimum": 0}, "Times the base model's measured learning rate; 1 by default."
+    ),
+    "learning_rate": _auto({"type": "number", "exclusiveMinimum": 0}, "Absolute; excludes a multiplier."),
+    "warmup_ratio": _auto({"type": "number", "minimum": 0, "maximum": 1}, "Share of the steps; 0.03 by default."),
+    "weight_decay": _auto({"type": "number", "minimum": 0}, "0 by default."),
+    "max_grad_norm": _auto({"type": "number", "exclusiveMinimum": 0}, "1 by default."),
+    "lr_scheduler_type": _auto({"enum": ["linear", "cosine", "constant"]}, "linear by default."),
+    "context_length": _auto(
+        {"type": "integer", "minimum": 1}, "In tokens; the base model's by default. Longer is cut."
+    ),
+    "packing": _auto({"type": "boolean"}, "Several examples in one row; never changes the result. true by default."),
+    "max_steps": _auto({"type": "integer", "minimum": 1}, "Stop after so many optimizer steps."),
+}
+HYPERPARAMETERS: JsonSchema = {
+    "anyOf": [
+        {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {
+                **TRAINING_KNOBS,
+                **{alias: LORA_KNOBS[name] for alias, name in LORA_ALIASES.items()},
+                "lora": LORA,
+                "quantization": QUANTIZATION,
+                "load_in_4bit": {"type": "boolean", "description": "false means `quantization: null`."},
+            },
+        },
+        {"type": "null"},
+    ]
+}

@@ -1,0 +1,64 @@
+"""Models as clients see them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from app.api.schemas.common import Body, unix
+from app.db.tables import BaseModelRow, TunedModel
+from app.domain.catalog import MAX_RANK, CatalogEntry
+from app.services.models import AnyModel
+
+
+class LoraLimits(Body):
+    max_r: int
+    target_modules: list[str]
+
+
+class ModelBody(Body):
+    """A base model says what may be asked of it, an `ft:` model where it comes from."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    fine_tunable: bool
+    base_model: str | None = None
+    fine_tuning_job_id: str | None = None
+    max_context_length: int | None = None
+    lora_limits: LoraLimits | None = None
+
+
+class ModelList(Body):
+    object: Literal["list"]
+    data: list[ModelBody]
+
+
+def render_model(model: AnyModel, organization: str) -> dict[str, Any]:
+    return _render_tuned(model, organization) if isinstance(model, TunedModel) else _render_base(model)
+
+
+def _render_base(model: BaseModelRow) -> dict[str, Any]:
+    entry = CatalogEntry.model_validate(model.entry)
+    smallest = min((min(shape) for shape in entry.target_modules.values()), default=MAX_RANK)
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": unix(model.created_at),
+        "owned_by": "tunery",
+        "fine_tunable": True,
+        "max_context_length": entry.context_length,
+        "lora_limits": {"max_r": min(MAX_RANK, smallest), "target_modules": sorted(entry.target_modules)},
+    }
+
+
+def _render_tuned(model: TunedModel, organization: str) -> dict[str, Any]:
+    return {
+        "id": model.id,
+        "object": "model",
+        "created": unix(model.created_at),
+        "owned_by": organization,
+        "fine_tunable": False,
+        "base_model": model.id.split(":")[1],
+        "fine_tuning_job_id": model.job_id,
+    }

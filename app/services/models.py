@@ -1,0 +1,34 @@
+"""Base models on offer and `ft:` models trained here."""
+
+from __future__ import annotations
+
+from sqlalchemy.orm import Session
+
+from app.db import models
+from app.db.tables import BaseModelRow, TunedModel
+from app.errors import NotFound, NotPermitted
+
+AnyModel = BaseModelRow | TunedModel
+
+
+def all_of(session: Session, project_id: str) -> list[AnyModel]:
+    return [*models.list_base(session, project_id), *models.list_tuned(session, project_id)]
+
+
+def get(session: Session, project_id: str, model_id: str) -> AnyModel:
+    found = models.get_base(session, project_id, model_id) or models.get_tuned(session, project_id, model_id)
+    if found is None:
+        raise NotFound(
+            f"The model {model_id!r} does not exist; GET /v1/models lists those that do.", "model", "model_not_found"
+        )
+    return found
+
+
+def delete(session: Session, project_id: str, model_id: str) -> None:
+    """Forget an `ft:` model. Its files are deleted one by one, if that is wanted."""
+    found = get(session, project_id, model_id)
+    if isinstance(found, BaseModelRow):
+        raise NotPermitted(
+            f"{model_id!r} is a base model: the operator removes it (`tunery models remove {model_id}`).", "model"
+        )
+    models.delete_tuned(session, found)

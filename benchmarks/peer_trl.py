@@ -1,0 +1,111 @@
+"""TRL's SFTTrainer on the shared workload; runs in the peer's own environment and prints one JSON line a step.
+
+.venv-peer/bin/python benchmarks/peer_trl.py WORKLOAD_DIR '{"micro_batch": 8, "checkpointing": true, ...}'
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, set_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+
+class Tell(TrainerCallback):
+    def on_step_end(self, args, state, control, **_):  # noqa: ARG002  (the callback's signature)
+        say(kind="step", step=state.global_step)
+
+    def on_log(self, args, state, control, logs=None, **_):  # noqa: ARG002
+        if logs and "loss" in logs:
+            say(kind="loss", step=state.global_step, loss=logs["loss"])
+
+
+def main(directory: Path, options: dict) -> None:
+    work = json.loads((directory / "peer.json").read_text())
+    torch.set_num_threads(work["threads"])
+    trainer = make_trainer(directory, work, options)
+    result = set_peft_model_state_dict(trainer.model, load_file(directory / "adapter-start.safetensors"))
+    assert not result.unexpected_keys, result.unexpected_keys[:3]
+    say(kind="ready")
+    trainer.train()
+    if options.get("validate"):
+        say(kind="validation", loss=validation_loss(trainer.model, directory / "validation-rows.jsonl"))
+    memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    say(kind="done", cuda_peak_bytes=memory)
+
+
+def make_trainer(directory: Path, work: dict, options: dict) -> SFTTrainer:
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    model = AutoModelForCausalLM.from_pretrained(work["base"], quantization_config=quantization, dtype=torch.bfloat16)
+    micro_batch = options["micro_batch"]
+    config = SFTConfig(
+        output_dir=str(directory / "trl-out"),
+        max_steps=options.get("steps", work["steps"]),
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=max(1, work["batch_size"] // micro_batch),
+        gradient_checkpointing=options["checkpointing"],
+        packing=options.get("packing", False),
+        padding_free=options.get("padding_free", False),
+        max_length=1024 if not options.get("packing") else 2048,
+        learning_rate=work["learning_rate"],
+        lr_scheduler_type="constant",
+        warmup_steps=0,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        train_sampling_strategy="group_by_length" if options.get("length_groups") else "sequential",
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=work["device"] == "cpu",
+        dataloader_pin_memory=False,
+        seed=0,
+    )
+    return SFTTrainer(
+        model=model,
+        args=config,
+        train_dataset=Dataset.from_list(read(directory / "rows.jsonl")),
+        processing_class=AutoTokenizer.from_pretrained(work["base"]),
+        peft_config=LoraConfig(
+            r=work["r"], lora_alpha=work["alpha"], target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.0
+        ),
+        callbacks=[Tell()],
+    )
+
+
+@torch.no_grad()
+def validation_loss(model, path: Path) -> float:
+    """Summed over labelled tokens and divided once, as ours is."""
+    model.eval()
+    total, count = 0.0, 0
+    for row in read(path):
+        ids = torch.tensor([row["input_ids"]], device=model.device)
+        labels = torch.tensor(row["labels"][1:], device=model.device)
+        with torch.autocast(model.device.type, dtype=torch.bfloat16):
+            logits = model(input_ids=ids).logits[0, :-1].float()
+        total += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
+        count += int((labels != -100).sum())
+    return total / count
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def say(**record) -> None:
+    print(json.dumps(record), flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))

@@ -1,0 +1,120 @@
+"""One workload for both sides: the same base, rows and labels in the same order, and start of the adapter."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from app.domain import catalog
+from app.domain.artifacts import sha256_file
+from app.domain.render import Renderer
+from app.domain.spec import BaseSpec, Hyperparameters, LoraSpec, QuantizationSpec, RunSpec, TrainerSpec
+from app.domain.states import Reason
+from worker.trainer.batch import Corpus, read_corpus
+from worker.trainer.lora import make_adapter
+from worker.trainer.model import open_base
+from worker.trainer.plan import make_plan
+
+RUN_ID = "bench"
+RANK, ALPHA, BATCH, SEED = 16, 32.0, 8, 7
+
+
+@dataclass(frozen=True)
+class Workload:
+    directory: Path
+    base: Path
+    spec: TrainerSpec
+    tokens_of_step: list[int]  # real tokens
+    labelled_of_step: list[int]
+
+    @property
+    def rows(self) -> Path:
+        return self.directory / "rows.jsonl"
+
+    @property
+    def validation_rows(self) -> Path:
+        return self.directory / "validation-rows.jsonl"
+
+    @property
+    def adapter_start(self) -> Path:
+        return self.directory / "adapter-start.safetensors"
+
+
+def make_workload(
+    directory: Path, base: Path, data: Path, validation: Path, steps: int, learning_rate: float, device: str
+) -> Workload:
+    """Write spec, rows and the adapter's start below `directory`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    spec = _spec(base, data, validation, steps, learning_rate, device)
+    run = spec.runs[0]
+    renderer = Renderer.from_directory(base)
+    corpus = read_corpus(renderer, data, run.hyperparameters.context_length, Reason.INVALID_TRAINING_FILE)
+    plan = make_plan(run.hyperparameters, len(corpus), run.seed)
+    batches = [plan.examples_of(step) for step in range(steps)]
+    _write_rows(directory / "rows.jsonl", corpus, [example for batch in batches for example in batch])
+    held_out = read_corpus(renderer, validation, run.hyperparameters.context_length, Reason.INVALID_VALIDATION_FILE)
+    _write_rows(directory / "validation-rows.jsonl", held_out, list(range(len(held_out))))
+    _write_start(directory / "adapter-start.safetensors", spec)
+    return Workload(
+        directory,
+        base,
+        spec,
+        tokens_of_step=[sum(len(_row(corpus, example)[0]) for example in batch) for batch in batches],
+        labelled_of_step=[sum(sum(_row(corpus, example)[1]) for example in batch) for batch in batches],
+    )
+
+
+def _spec(base: Path, data: Path, validation: Path, steps: int, learning_rate: float, device: str) -> TrainerSpec:
+    entry = catalog.describe(base)
+    run = RunSpec(
+        run_id=RUN_ID,
+        seed=SEED,
+        lora=LoraSpec(r=RANK, alpha=ALPHA, target_modules=tuple(sorted(entry.target_modules))),
+        hyperparameters=Hyperparameters(
+            n_epochs=1,
+            batch_size=BATCH,
+            learning_rate=learning_rate,
+            learning_rate_multiplier=None,
+            warmup_ratio=0.0,
+            weight_decay=0.0,
+            max_grad_norm=1.0,
+            lr_scheduler_type="constant",
+            context_length=min(1024, entry.context_length),
+            max_steps=steps,
+        ),
+        training_file=data.resolve(),
+        training_file_sha256=sha256_file(data),
+        validation_file=validation.resolve(),
+        validation_file_sha256=sha256_file(validation),
+    )
+    described = BaseSpec(name=base.name, directory=base, manifest_sha256=catalog.hash_directory(base)[1])
+    return TrainerSpec(base=described, quantization=QuantizationSpec(), runs=(run,), device=device)  # type: ignore[arg-type]
+
+
+def _row(corpus: Corpus, example: int) -> tuple[list[int], list[bool]]:
+    tokens: list[int] = []
+    labelled: list[bool] = []
+    for document in corpus.documents(example):
+        ids, marks = corpus.slice(document)
+        tokens += list(ids)
+        labelled += [bool(mark) for mark in marks]
+    return tokens, labelled
+
+
+def _write_rows(path: Path, corpus: Corpus, examples: list[int]) -> None:
+    with path.open("w") as file:
+        for example in examples:
+            tokens, labelled = _row(corpus, example)
+            labels = [token if mark else -100 for token, mark in zip(tokens, labelled, strict=True)]
+            file.write(json.dumps({"input_ids": tokens, "labels": labels}) + "\n")
+
+
+def _write_start(path: Path, spec: TrainerSpec) -> None:
+    """What our trainer draws from the seed, under PEFT's names, for the other side to load."""
+    base = open_base(spec.base, None, torch.bfloat16, torch.device("cpu"))
+    adapter = make_adapter(RUN_ID, spec.runs[0].lora, spec.runs[0].seed, base.layers, torch.device("cpu"))
+    save_file({name: tensor.detach().clone() for name, tensor in adapter.named_parameters().items()}, path)

@@ -1,0 +1,42 @@
+"""What tests of the API say in one word."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from httpx2 import Response
+from starlette.testclient import TestClient
+
+from app.db.engine import Sessions, transaction
+from tests.factories import chat_lines, make_key, make_project
+
+Upload = Callable[..., Response]
+
+
+@pytest.fixture
+def upload(client: TestClient) -> Upload:
+    """`upload(content, purpose=..., filename=..., **fields)` -> the response of POST /v1/files."""
+
+    def send(
+        content: bytes | None = None, purpose: str = "fine-tune", filename: str = "train.jsonl", **fields: Any
+    ) -> Response:
+        content = chat_lines() if content is None else content
+        return client.post("/v1/files", data={"purpose": purpose, **fields}, files={"file": (filename, content)})
+
+    return send
+
+
+@pytest.fixture
+def training_file(upload: Upload) -> str:
+    """The id of an uploaded data set of twelve examples."""
+    return str(upload().json()["id"])
+
+
+@pytest.fixture
+def foreign_headers(sessions: Sessions) -> dict[str, str]:
+    """Headers with a good key of another project."""
+    with transaction(sessions) as session:
+        secret = make_key(session, make_project(session, "other"))
+    return {"Authorization": f"Bearer {secret}"}

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+
+import pytest
+from httpx2 import Response
+from starlette.testclient import TestClient
+
+from app.api.stored_file import CHUNK_BYTES
+from app.db.engine import Sessions, transaction
+from app.db.tables import Project
+from app.settings import Settings
+from app.storage import LocalStorage
+from tests.app.api.conftest import Upload
+from tests.factories import make_file, results_csv
+
+CONTENT = bytes(range(256)) * 9_001  # several chunks, and no whole number of them
+
+
+@pytest.fixture
+def path(upload: Upload) -> str:
+    return f"/v1/files/{upload(CONTENT, purpose='user_data', filename='größe.bin').json()['id']}/content"
+
+
+def error_of(answer: Response) -> dict[str, str]:
+    return dict(answer.json()["error"])
+
+
+class TestContent:
+    def test_is_the_bytes_with_everything_that_verifies_them(self, client: TestClient, path: str) -> None:
+        assert len(CONTENT) > 2 * CHUNK_BYTES
+        answer = client.get(path)
+        sha256 = hashlib.sha256(CONTENT)
+        digest = f"sha-256=:{base64.b64encode(sha256.digest()).decode()}:"
+        assert answer.content == CONTENT
+        assert answer.headers["content-length"] == str(len(CONTENT))
+        assert answer.headers["etag"] == f'"sha256-{sha256.hexdigest()}"'
+        assert answer.headers["content-digest"] == answer.headers["repr-digest"] == digest
+        assert answer.headers["accept-ranges"] == "bytes"
+        assert answer.headers["cache-control"] == "private, max-age=86400, immutable"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert "content-encoding" not in answer.headers
+
+    def test_is_an_attachment_whatever_its_name(self, client: TestClient, upload: Upload) -> None:
+        for sent, header in (
+            ("größe.bin", "attachment; filename=\"gr__e.bin\"; filename*=UTF-8''gr%C3%B6%C3%9Fe.bin"),
+            ("a\\b;.csv", "attachment; filename=\"b;.csv\"; filename*=UTF-8''b%3B.csv"),
+        ):
+            file_id = upload(b"x", purpose="batch", filename=sent).json()["id"]
+            assert client.get(f"/v1/files/{file_id}/content").headers["content-disposition"] == header
+
+    @pytest.mark.parametrize(
+        ("asked", "start", "end"),
+        [
+            ("bytes=0-0", 0, 1),
+            ("bytes=100-1999999", 100, 2_000_000),
+            ("bytes=2304000-", 2_304_000, 2_304_256),
+            ("bytes=-5", -5, None),
+        ],
+    )
+    def test_in_part_is_a_206(self, client: TestClient, path: str, asked: str, start: int, end: int | None) -> None:
+        answer = client.get(path, headers={"Range": asked})
+        expected = CONTENT[start:end]
+        assert answer.status_code == 206
+        assert answer.content == expected
+        assert answer.headers["content-length"] == str(len(expected))
+        first = start % len(CONTENT)
+        assert answer.headers["content-range"] == f"bytes {first}-{first + len(expected) - 1}/{len(CONTENT)}"
+        assert "content-digest" not in answer.headers
+
+    def test_out_of_range_is_a_416_in_our_shape(self, client: TestClient, path: str) -> None:
+        for asked in (f"bytes={len(CONTENT)}-", "bytes=x"):
+            answer = client.get(path, headers={"Range": asked})
+            assert answer.status_code == 416
+            assert answer.headers["content-range"] == f"bytes */{len(CONTENT)}"
+            assert error_of(answer)["code"] == "range_not_satisfiable"
+
+    def test_can_be_fetched_piece_by_piece(self, client: TestClient, path: str) -> None:
+        etag = client.head(path).headers["etag"]
+        step = 1_000_000
+        pieces = [
+            client.get(path, headers={"Range": f"bytes={start}-{start + step - 1}", "If-Range": etag}).content
+            for start in range(0, len(CONTENT), step)
+        ]
+        assert b"".join(pieces) == CONTENT
+
+    def test_is_sent_whole_when_if_range_names_something_else(self, client: TestClient, path: str) -> None:
+        answer = client.get(path, headers={"Range": "bytes=0-9", "If-Range": '"older"'})
+        assert (answer.status_code, answer.content) == (200, CONTENT)
+
+    def test_that_the_client_has_is_a_304_without_a_body(self, client: TestClient, path: str) -> None:
+        etag = client.get(path).headers["etag"]
+        answer = client.get(path, headers={"If-None-Match": etag})
+        assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", etag)
+
+    def test_head_has_the_headers_of_get_and_no_body(self, client: TestClient, path: str) -> None:
+        head, get = client.head(path), client.get(path)
+        assert head.content == b""
+        for name in ("content-length", "etag", "content-type", "content-disposition", "content-digest"):
+            assert head.headers[name] == get.headers[name]
+
+    def test_of_an_empty_file_is_empty(self, client: TestClient, upload: Upload) -> None:
+        path = f"/v1/files/{upload(b'', purpose='batch').json()['id']}/content"
+        answer = client.get(path)
+        assert (answer.status_code, answer.content, answer.headers["content-length"]) == (200, b"", "0")
+        assert client.get(path, headers={"Range": "bytes=0-"}).status_code == 416
+
+    def test_whose_bytes_are_gone_is_a_404(self, client: TestClient, path: str, storage: LocalStorage) -> None:
+        storage.delete(f"files/{path.split('/')[3]}")
+        assert client.get(path).status_code == 404
+
+
+class TestResultsCsv:
+    @pytest.fixture
+    def settings(self, settings: Settings) -> Settings:
+        return settings.model_copy(update={"results_csv_base64": True})
+
+    @pytest.mark.parametrize("steps", [1, 2, 3, 40_000])
+    def test_comes_in_base64_where_the_operator_wants_it(
+        self, client: TestClient, sessions: Sessions, storage: LocalStorage, project: Project, steps: int
+    ) -> None:
+        content = results_csv(steps)
+        with transaction(sessions) as session:
+            file = make_file(session, storage, project, content, "fine-tune-results", "step_metrics.csv")
+        answer = client.get(f"/v1/files/{file.id}/content")
+        assert base64.b64decode(answer.content, validate=True) == content
+        assert int(answer.headers["content-length"]) == len(answer.content)
+        known = client.get(f"/v1/files/{file.id}/content", headers={"If-None-Match": answer.headers["etag"]})
+        assert known.status_code == 304
+
+    def test_leaves_every_other_file_alone(self, client: TestClient, upload: Upload) -> None:
+        file_id = upload(b"a,b\n", purpose="batch", filename="x.csv").json()["id"]
+        assert client.get(f"/v1/files/{file_id}/content").content == b"a,b\n"

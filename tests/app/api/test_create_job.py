@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import redis
+from httpx2 import Response
+from starlette.testclient import TestClient
+
+from app.api.schemas.jobs import JobBody
+from app.db.engine import Sessions, transaction
+from app.db.tables import Job
+from tests.app.api.conftest import Upload
+from tests.stack import as_redis_py
+from tests.tiny import CONFIG
+
+pytestmark = pytest.mark.usefixtures("base_model")
+
+
+@pytest.fixture
+def create(client: TestClient, training_file: str) -> Any:
+    def send(**body: Any) -> Response:
+        return client.post("/v1/fine_tuning/jobs", json={"model": "tiny", "training_file": training_file} | body)
+
+    return send
+
+
+def error_of(answer: Response) -> dict[str, Any]:
+    assert answer.status_code == 400, answer.text
+    return dict(answer.json()["error"])
+
+
+def jobs_in(sessions: Sessions) -> int:
+    with transaction(sessions) as session:
+        return session.query(Job).count()
+
+
+class TestCreate:
+    def test_answers_at_once_with_everything_resolved(self, create: Any, training_file: str) -> None:
+        answer = create()
+        assert answer.status_code == 200
+        body = answer.json()
+        JobBody.model_validate(body)
+        assert body["status"] == "validating_files"
+        assert body["training_file"] == training_file
+        assert body["hyperparameters"] == {"n_epochs": 8, "batch_size": 1, "learning_rate_multiplier": 1.0}
+        assert body["method"]["supervised"]["hyperparameters"]["context_length"] == CONFIG["max_position_embeddings"]
+        assert body["lora"]["r"] == 16
+        assert body["lora"]["alpha"] == 32
+        assert "q_proj" in body["lora"]["target_modules"]
+        assert body["quantization"] == {"bits": 4, "type": "nf4", "double_quant": True, "compute_dtype": "bfloat16"}
+        assert isinstance(body["seed"], int)
+        assert body["result_files"] == []
+        for empty in (
+            "error",
+            "fine_tuned_model",
+            "finished_at",
+            "adapter",
+            "progress",
+            "metadata",
+            "estimated_finish",
+        ):
+            assert body[empty] is None
+        assert body["integrations"] == []
+
+    def test_takes_every_field(self, create: Any, upload: Upload) -> None:
+        validation_file = upload().json()["id"]
+        knobs = {"n_epochs": 2, "batch_size": 4, "learning_rate": 0.001, "packing": False, "lora_r": 8}
+        body = create(
+            validation_file=validation_file,
+            suffix="demo",
+            seed=7,
+            metadata={"team": "search", "empty": ""},
+            method={"type": "supervised", "supervised": {"hyperparameters": knobs}},
+            lora={"alpha": 4, "dropout": 0.1, "target_modules": ["q_proj", "v_proj"]},
+            quantization=None,
+            integrations=[],
+        ).json()
+        assert body["validation_file"] == validation_file
+        assert (body["seed"], body["user_provided_suffix"]) == (7, "demo")
+        assert body["metadata"] == {"team": "search", "empty": ""}
+        assert body["quantization"] is None
+        assert body["lora"]["r"] == 8
+        assert body["lora"]["target_modules"] == ["q_proj", "v_proj"]
+        assert body["hyperparameters"] == {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": None}
+        assert body["method"]["supervised"]["hyperparameters"]["learning_rate"] == 0.001
+
+    def test_takes_explicit_nulls_as_absent(self, create: Any) -> None:
+        optional = (
+            "validation_file",
+            "method",
+            "hyperparameters",
+            "suffix",
+            "seed",
+            "metadata",
+            "integrations",
+            "lora",
+        )
+        assert create(**dict.fromkeys(optional)).status_code == 200
+
+    def test_takes_the_older_place_of_the_knobs_and_auto(self, create: Any) -> None:
+        body = create(hyperparameters={"n_epochs": 3, "batch_size": "auto"}).json()
+        assert body["hyperparameters"]["n_epochs"] == 3
+
+    def test_sends_a_hint_to_the_cpu_queue_after_the_commit(self, create: Any, redis_url: str) -> None:
+        create()
+        with redis.Redis.from_url(as_redis_py(redis_url)) as broker:
+            _, message = broker.blpop(["tunery:cpu"], timeout=10)
+        assert json.loads(message)["headers"]["task"] == "tunery.validate"
+
+    def test_writes_the_first_event(self, create: Any, client: TestClient) -> None:
+        job_id = create().json()["id"]
+        (event,) = client.get(f"/v1/fine_tuning/jobs/{job_id}/events").json()["data"]
+        assert event["message"] == f"Created fine-tuning job: {job_id}"
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("model", None),
+            ("model", 1),
+            ("model", ""),
+            ("training_file", None),
+            ("training_file", ["a"]),
+            ("suffix", "x" * 65),
+            ("suffix", ""),
+            ("suffix", 7),
+            ("seed", -1),
+            ("seed", 2_147_483_648),
+            ("seed", "7"),
+            ("seed", True),
+            ("metadata", {str(n): "v" for n in range(17)}),
+            ("metadata", {"k" * 65: "v"}),
+            ("metadata", {"k": "v" * 513}),
+            ("metadata", {"k": 1}),
+            ("metadata", []),
+            ("method", "supervised"),
+            ("hyperparameters", []),
+            ("integrations", {}),
+        ],
+    )
+    def test_of_a_field_is_a_400_that_names_it(self, create: Any, sessions: Sessions, field: str, value: Any) -> None:
+        error = error_of(create(**{field: value}))
+        assert error["param"].split(".")[0] == field
+        assert jobs_in(sessions) == 0
+
+    @pytest.mark.parametrize(
+        ("body", "param"),
+        [
+            ({"lora": {"r": 0}}, "lora.r"),
+            ({"lora": {"r": 257}}, "lora.r"),
+            ({"lora": {"r": 33}}, "lora.r"),  # above the smallest target's dimension, which is 32 here
+            ({"lora": {"dropout": 1}}, "lora.dropout"),
+            ({"lora": {"rnk": 8}}, "lora.rnk"),
+            ({"lora": {"target_modules": ["q_proj", "c_attn"]}}, "lora.target_modules"),
+            ({"lora": False}, "lora"),
+            ({"lora": 8}, "lora"),
+            ({"lora": {"r": 8, "rank": 9}}, "lora.rank"),
+            ({"quantization": {"bits": 3}}, "quantization.bits"),
+            ({"quantization": "nf4"}, "quantization"),
+            ({"hyperparameters": {"n_epochs": 0}}, "hyperparameters.n_epochs"),
+            ({"hyperparameters": {"n_epochs": 51}}, "hyperparameters.n_epochs"),
+            ({"hyperparameters": {"batch_size": 0}}, "hyperparameters.batch_size"),
+            ({"hyperparameters": {"batch_size": 257}}, "hyperparameters.batch_size"),
+            ({"hyperparameters": {"context_length": 513}}, "hyperparameters.context_length"),
+            ({"hyperparameters": {"lora_rnk": 8}}, "hyperparameters.lora_rnk"),
+            ({"hyperparameters": {"gradient_accumulation_steps": 2}}, "hyperparameters.gradient_accumulation_steps"),
+            (
+                {"method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epoch": 2}}}},
+                "method.supervised.hyperparameters.n_epoch",
+            ),
+            ({"method": {"type": "dpo", "dpo": {}}}, "method.type"),
+            ({"method": {"type": "supervised", "sft": {}}}, "method.sft"),
+            ({"method": {"type": "supervised", "supervised": {"knobs": {}}}}, "method.supervised.knobs"),
+            ({"method": {"supervised": {"hyperparameters": [1]}}}, "method.supervised.hyperparameters"),
+            ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, "integrations"),
+            ({"sufix": "demo"}, "sufix"),
+            ({"state": "succeeded"}, "state"),
+            ({"project_id": "proj_other"}, "project_id"),
+        ],
+    )
+    def test_of_a_knob_is_a_400_with_its_dotted_param(
+        self, create: Any, sessions: Sessions, body: dict[str, Any], param: str
+    ) -> None:
+        assert error_of(create(**body))["param"] == param
+        assert jobs_in(sessions) == 0
+
+    def test_of_target_modules_lists_those_there_are(self, create: Any) -> None:
+        message = error_of(create(lora={"target_modules": ["c_attn"]}))["message"]
+        assert "'c_attn'" in message
+        assert "q_proj, up_proj, v_proj" in message
+
+    def test_is_told_all_at_once(self, create: Any) -> None:
+        error = error_of(
+            create(
+                suffix="x" * 65,
+                sufix="demo",
+                hyperparameters={"n_epochs": 0},
+                lora={"r": 0},
+                integrations=[{"type": "wandb"}],
+            )
+        )
+        for word in ("suffix", "sufix", "n_epochs", "lora.r", "wandb"):
+            assert word in error["message"]
+
+    def test_names_the_unknown_code(self, create: Any) -> None:
+        for body in ({"sufix": "x"}, {"lora": {"rnk": 1}}):
+            assert error_of(create(**body))["code"] == "unknown_parameter"
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b"",
+            b"{",
+            b"[]",
+            b'{"seed": NaN}',
+            b'{"model": "a", "model": "b"}',
+            b"\xff",
+            b'{"a":' * 100 + b"1" + b"}" * 100,
+        ],
+    )
+    def test_of_the_json_itself_is_a_400(self, client: TestClient, body: bytes) -> None:
+        assert error_of(client.post("/v1/fine_tuning/jobs", content=body))["code"] == "invalid_json"
+
+    def test_of_a_string_that_postgresql_refuses_names_its_place(self, client: TestClient) -> None:
+        answer = client.post("/v1/fine_tuning/jobs", content=b'{"metadata": {"team": "a\\u0000"}}')
+        assert error_of(answer)["param"] == "metadata.team"
+
+    def test_of_a_huge_body_is_a_413(self, client: TestClient) -> None:
+        answer = client.post("/v1/fine_tuning/jobs", content=b'{"suffix": "' + b"x" * (1 << 20) + b'"}')
+        assert answer.status_code == 413
+
+    def test_of_a_model_that_is_not_there_is_a_404_that_lists_those_on_offer(
+        self, create: Any, sessions: Sessions
+    ) -> None:
+        answer = create(model="gpt-4o")
+        assert answer.status_code == 404
+        assert answer.json()["error"]["param"] == "model"
+        assert "Models on offer: tiny" in answer.json()["error"]["message"]
+        assert jobs_in(sessions) == 0
+
+    def test_of_a_file_that_is_not_there_is_a_404(self, create: Any, client: TestClient, training_file: str) -> None:
+        answer = create(validation_file="file-nothere")
+        assert (answer.status_code, answer.json()["error"]["param"]) == (404, "validation_file")
+        client.delete(f"/v1/files/{training_file}")
+        answer = create()
+        assert (answer.status_code, answer.json()["error"]["param"]) == (404, "training_file")
+        assert f"invalid training_file: {training_file}" in answer.json()["error"]["message"]
+
+    def test_of_a_file_with_another_purpose_is_a_400(self, create: Any, upload: Upload) -> None:
+        file_id = upload(purpose="batch").json()["id"]
+        for field in ("training_file", "validation_file"):
+            error = error_of(create(**{field: file_id}))
+            assert error["param"] == field
+            assert f"invalid {field}: {file_id}" in error["message"]

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from app.db.engine import Sessions, transaction
+from app.db.tables import Job, Project
+from app.storage import LocalStorage
+from tests.factories import make_succeeded_job
+
+WITHOUT_IDS = {"/v1/files", "/v1/fine_tuning/jobs", "/v1/models"}
+
+
+@pytest.fixture
+def succeeded(sessions: Sessions, storage: LocalStorage, project: Project, base_model: str) -> Job:
+    with transaction(sessions) as session:
+        return make_succeeded_job(session, storage, project)
+
+
+def operations_on(app: FastAPI, job: Job) -> Iterator[tuple[str, str]]:
+    """(method, path) of every operation that takes an id, with the ids of `job` in it."""
+    ids = {"{file_id}": job.result_file_ids[0], "{job_id}": job.id, "{model}": job.fine_tuned_model or ""}
+    for template, item in app.openapi()["paths"].items():
+        path = template
+        for name, value in ids.items():
+            path = path.replace(name, value)
+        assert "{" not in path, f"this test does not know the id in {template}"
+        if path.startswith("/v1") and template not in WITHOUT_IDS:
+            yield from ((method.upper(), path) for method in item)
+
+
+class TestAnotherProject:
+    def test_meets_404_with_every_id_on_every_operation(
+        self, app: FastAPI, client: TestClient, succeeded: Job, foreign_headers: dict[str, str]
+    ) -> None:
+        operations = list(operations_on(app, succeeded))
+        assert len(operations) >= 12
+        for method, path in operations:
+            foreign = client.request(method, path, headers=foreign_headers)
+            assert foreign.status_code == 404, (method, path, foreign.text)
+        for method, path in operations:
+            if method == "GET":
+                assert client.request(method, path).status_code == 200, (method, path)
+
+    def test_lists_nothing_of_ours(
+        self, client: TestClient, succeeded: Job, foreign_headers: dict[str, str], base_model: str
+    ) -> None:
+        assert client.get("/v1/files", headers=foreign_headers).json()["data"] == []
+        assert client.get("/v1/fine_tuning/jobs", headers=foreign_headers).json()["data"] == []
+        models = client.get("/v1/models", headers=foreign_headers).json()["data"]
+        assert [model["id"] for model in models] == [base_model]
+
+    def test_cannot_train_on_our_files_or_page_by_our_ids(
+        self, client: TestClient, succeeded: Job, foreign_headers: dict[str, str], base_model: str
+    ) -> None:
+        body = {"model": base_model, "training_file": succeeded.training_file_id}
+        assert client.post("/v1/fine_tuning/jobs", json=body, headers=foreign_headers).status_code == 404
+        for path, after in (("/v1/files", succeeded.training_file_id), ("/v1/fine_tuning/jobs", succeeded.id)):
+            assert client.get(path, params={"after": after}, headers=foreign_headers).status_code == 400

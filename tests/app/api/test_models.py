@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from app.api.schemas.models import ModelBody
+from app.db.engine import Sessions, transaction
+from app.db.tables import Job, Project
+from app.storage import LocalStorage
+from tests.factories import make_base_model, make_succeeded_job
+
+
+@pytest.fixture
+def succeeded(sessions: Sessions, storage: LocalStorage, project: Project, base_model: str) -> Job:
+    with transaction(sessions) as session:
+        return make_succeeded_job(session, storage, project)
+
+
+class TestList:
+    def test_has_base_models_with_what_may_be_asked_of_them(self, client: TestClient, base_model: str) -> None:
+        body = client.get("/v1/models").json()
+        assert body["object"] == "list"
+        (model,) = body["data"]
+        ModelBody.model_validate(model)
+        assert model["id"] == base_model
+        assert model["fine_tunable"] is True
+        assert model["max_context_length"] == 512
+        assert model["lora_limits"]["max_r"] == 32
+        assert "q_proj" in model["lora_limits"]["target_modules"]
+
+    def test_has_the_models_that_were_trained_here(self, client: TestClient, succeeded: Job) -> None:
+        names = [model["id"] for model in client.get("/v1/models").json()["data"]]
+        assert names[0] == "tiny"
+        assert succeeded.fine_tuned_model in names
+        assert sum(":ckpt-step-" in name for name in names) == 2
+
+    def test_of_nothing_is_empty(self, client: TestClient) -> None:
+        assert client.get("/v1/models").json() == {"object": "list", "data": []}
+
+
+class TestGet:
+    def test_finds_a_name_with_slashes_raw_and_encoded(
+        self, client: TestClient, sessions: Sessions, tmp_path: Path
+    ) -> None:
+        with transaction(sessions) as session:
+            make_base_model(session, tmp_path / "m", name="org/family/tiny")
+        for path in ("/v1/models/org/family/tiny", "/v1/models/org%2Ffamily%2Ftiny"):
+            assert client.get(path).json()["id"] == "org/family/tiny"
+
+    def test_of_a_trained_model_says_where_it_comes_from(self, client: TestClient, succeeded: Job) -> None:
+        body = client.get(f"/v1/models/{succeeded.fine_tuned_model}").json()
+        ModelBody.model_validate(body)
+        assert (body["base_model"], body["fine_tuning_job_id"]) == ("tiny", succeeded.id)
+
+    def test_of_an_unknown_model_is_a_404(self, client: TestClient) -> None:
+        answer = client.get("/v1/models/gpt-4o")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+
+
+class TestDelete:
+    def test_forgets_a_trained_model(self, client: TestClient, succeeded: Job) -> None:
+        path = f"/v1/models/{succeeded.fine_tuned_model}"
+        assert client.delete(path).json() == {"id": succeeded.fine_tuned_model, "object": "model", "deleted": True}
+        assert client.get(path).status_code == 404
+        assert client.delete(path).status_code == 404
+        assert str(succeeded.fine_tuned_model) not in client.get("/v1/models").text
+
+    def test_of_a_base_model_is_a_403_that_says_who_may(self, client: TestClient, base_model: str) -> None:
+        answer = client.delete(f"/v1/models/{base_model}")
+        assert answer.status_code == 403
+        assert "tunery models remove" in answer.json()["error"]["message"]
+        assert client.get(f"/v1/models/{base_model}").status_code == 200
+
+
+class TestGoingOnFromATrainedModel:
+    def test_is_refused_with_the_models_to_name_instead(
+        self, client: TestClient, succeeded: Job, training_file: str
+    ) -> None:
+        body = {"model": succeeded.fine_tuned_model, "training_file": training_file}
+        answer = client.post("/v1/fine_tuning/jobs", json=body)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unsupported_value")
+        assert "tiny" in answer.json()["error"]["message"]

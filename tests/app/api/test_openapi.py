@@ -1,0 +1,125 @@
+"""`TUNERY_WRITE_SNAPSHOTS=1 pytest tests/app/api/test_openapi.py` writes the snapshot anew; review its diff."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+from starlette.testclient import TestClient
+
+from app.api import examples
+from app.api.schemas import knobs
+from app.api.schemas.checkpoints import AdapterBody, CheckpointList
+from app.api.schemas.common import Deleted, ErrorBody
+from app.api.schemas.events import EventList
+from app.api.schemas.files import FileBody, FileList
+from app.api.schemas.job_requests import CreateJob
+from app.api.schemas.jobs import JobBody, JobList
+from app.api.schemas.models import ModelBody, ModelList
+from app.domain import gather
+from app.main import create_app
+from app.settings import Settings
+from app.storage import LocalStorage
+
+SNAPSHOT = Path(__file__).with_name("openapi.json")
+MODELS: tuple[type[BaseModel], ...] = (
+    AdapterBody, CheckpointList, Deleted, EventList, FileBody, FileList, JobBody, JobList, ModelBody, ModelList,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The document needs no server."""
+    settings = Settings(
+        database_url="postgresql://nowhere/x", redis_url="redis://nowhere", data_dir=tmp_path_factory.mktemp("data")
+    )
+    return create_app(settings).openapi()
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            yield f"{method.upper()} {path}", operation
+
+
+class TestTheDocument:
+    def test_is_the_one_that_was_reviewed(self, document: dict[str, Any]) -> None:
+        reviewed = document | {"info": document["info"] | {"version": "any"}}
+        text = json.dumps(reviewed, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        if os.environ.get("TUNERY_WRITE_SNAPSHOTS"):
+            SNAPSHOT.write_text(text, encoding="utf-8")
+        assert text == SNAPSHOT.read_text(encoding="utf-8"), "the API changed: see this file's first line"
+
+    def test_has_an_example_for_every_answer_and_every_body(self, document: dict[str, Any]) -> None:
+        for name, operation in operations(document):
+            for body in (operation["responses"]["200"], operation.get("requestBody", {"content": {}})):
+                assert all("example" in content for content in body["content"].values()), name
+
+    def test_knows_no_422_and_no_detail(self, document: dict[str, Any]) -> None:
+        assert "422" not in {status for _, operation in operations(document) for status in operation["responses"]}
+        assert "ValidationError" not in json.dumps(document)
+        assert '"detail"' not in json.dumps({name: o for name, o in operations(document) if "/v1" in name})
+
+    def test_asks_for_the_key_exactly_where_it_is_needed(self, document: dict[str, Any]) -> None:
+        for name, operation in operations(document):
+            assert ("security" in operation) == ("/v1" in name)
+
+    def test_points_only_to_what_is_in_it(self, document: dict[str, Any]) -> None:
+        for target in re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)):
+            assert target in document["components"]["schemas"]
+
+    def test_names_every_operation_once(self, document: dict[str, Any]) -> None:
+        names = [operation["operationId"] for _, operation in operations(document)]
+        assert len(names) == len(set(names))
+
+
+class TestTheExamples:
+    @pytest.mark.parametrize("name", [name for name in examples.ANSWERS if "/v1" in name])
+    def test_have_the_documented_shape(self, document: dict[str, Any], name: str) -> None:
+        schema = dict(operations(document))[name]["responses"]["200"]["content"]["application/json"]["schema"]
+        (model,) = (model for model in MODELS if schema["$ref"].endswith(f"/{model.__name__}"))
+        model.model_validate(examples.ANSWERS[name])
+
+    def test_belong_to_operations(self, document: dict[str, Any]) -> None:
+        assert examples.ANSWERS.keys() <= dict(operations(document)).keys()
+
+    def test_of_requests_and_errors_are_valid(self) -> None:
+        CreateJob.model_validate(examples.CREATE_JOB)
+        ErrorBody.model_validate(examples.ERROR)
+
+
+class TestTheKnobs:
+    def test_in_the_document_are_those_the_domain_takes(self) -> None:
+        (hyperparameters, _) = knobs.HYPERPARAMETERS["anyOf"]
+        beside = {"lora", "quantization", "load_in_4bit"}
+        taken = gather.HYPERPARAMETERS.keys() | gather.LORA_ALIASES.keys() | beside
+        assert hyperparameters["properties"].keys() == taken
+        assert knobs.LORA["anyOf"][0]["properties"].keys() == gather.LORA_KEYS.keys()
+        assert knobs.QUANTIZATION["anyOf"][0]["properties"].keys() == set(gather.QUANTIZATION_KEYS)
+
+
+class TestTheDocsPage:
+    def test_tells_of_every_operation(self, client: TestClient, document: dict[str, Any]) -> None:
+        page = client.get("/docs").text
+        for _, operation in operations(document):
+            assert f'<section id="{operation["operationId"]}">' in page
+
+    def test_loads_nothing_and_runs_nothing(self, client: TestClient) -> None:
+        answer = client.get("/docs")
+        assert "<script" not in answer.text
+        assert not re.search(r'(src|href)="(https?:)?//', answer.text)
+        assert "@import" not in answer.text
+        policy = answer.headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'; style-src 'sha256-")
+
+    def test_and_the_document_can_be_closed(self, settings: Settings, storage: LocalStorage) -> None:
+        closed = settings.model_copy(update={"docs_enabled": False})
+        with TestClient(create_app(closed, storage=storage)) as client:
+            for path in ("/docs", "/openapi.json", "/redoc"):
+                assert client.get(path).status_code == 404

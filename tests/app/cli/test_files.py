@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from app.db import files
+from app.db.engine import Sessions, transaction
+from app.db.tables import Project
+from app.storage import LocalStorage
+from tests.app.cli.conftest import Tunery
+from tests.factories import chat_lines, make_file
+from tests.serving import LiveServer
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(chat_lines())
+    return path
+
+
+class TestUpload:
+    def test_the_id_is_all_that_standard_output_has(
+        self, tunery: Tunery, dataset: Path, sessions: Sessions, project: Project, storage: LocalStorage
+    ) -> None:
+        done = tunery("files", "upload", dataset)
+        assert done.exit_code == 0, done.err
+        with transaction(sessions) as session:
+            file = files.get(session, project.id, done.out.strip())
+        assert file is not None
+        assert (file.filename, file.purpose, file.bytes) == ("train.jsonl", "fine-tune", dataset.stat().st_size)
+        with storage.open(file.storage_key) as stored:
+            assert stored.read() == dataset.read_bytes()
+
+    def test_json_is_the_whole_object(self, tunery: Tunery, dataset: Path) -> None:
+        file = tunery("files", "upload", dataset, "--json").json
+        assert (file["object"], file["bytes"]) == ("file", dataset.stat().st_size)
+
+    def test_a_name_that_is_not_ascii_arrives(self, tunery: Tunery, dataset: Path) -> None:
+        other = dataset.rename(dataset.with_name("données «1».jsonl"))
+        assert tunery("files", "upload", other, "--json").json["filename"] == other.name
+
+    def test_what_is_not_jsonl_is_refused_with_the_line(self, tunery: Tunery, tmp_path: Path) -> None:
+        path = tmp_path / "bad.jsonl"
+        path.write_bytes(chat_lines(2) + b"nonsense\n")
+        done = tunery("files", "upload", path)
+        assert done.exit_code == 2
+        assert "ine 3" in done.err
+        assert done.out == ""
+
+    @pytest.mark.parametrize("name", ["missing.jsonl", ""])
+    def test_what_is_not_a_file_is_a_usage_error(self, tunery: Tunery, tmp_path: Path, name: str) -> None:
+        assert tunery("files", "upload", tmp_path / name).exit_code == 2
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+    def test_an_unreadable_file_is_a_usage_error(self, tunery: Tunery, dataset: Path) -> None:
+        dataset.chmod(0)
+        assert tunery("files", "upload", dataset).exit_code == 2
+
+
+class TestList:
+    def test_the_newest_is_first(
+        self, tunery: Tunery, sessions: Sessions, storage: LocalStorage, project: Project
+    ) -> None:
+        with transaction(sessions) as session:
+            made = [make_file(session, storage, project, filename=f"{number}.jsonl").id for number in range(3)]
+        assert [file["id"] for file in tunery("files", "list", "--json").json] == made[::-1]
+        assert [file["id"] for file in tunery("files", "list", "--limit", 2, "--json").json] == made[:0:-1]
+
+    def test_a_pipe_gets_plain_aligned_text(
+        self, tunery: Tunery, sessions: Sessions, storage: LocalStorage, project: Project
+    ) -> None:
+        with transaction(sessions) as session:
+            file = make_file(session, storage, project, filename="[bold]x[/bold].jsonl")
+        head, line = tunery("files", "list").out.strip().split("\n")
+        assert head.split() == ["ID", "FILENAME", "SIZE", "PURPOSE", "CREATED"]
+        assert line.split()[:2] == [file.id, "[bold]x[/bold].jsonl"]
+        assert "\x1b" not in line
+
+    def test_none_is_said_to_the_person_and_is_an_empty_list_to_a_script(self, tunery: Tunery) -> None:
+        done = tunery("files", "list")
+        assert (done.exit_code, done.out) == (0, "")
+        assert "No files" in done.err
+        assert tunery("files", "list", "--json").json == []
+
+
+class TestWithoutAService:
+    def test_nobody_there_says_how_to_start_one(self, bare_tunery: Tunery) -> None:
+        done = bare_tunery("files", "list", "--base-url", "http://127.0.0.1:1")
+        assert done.exit_code == 1
+        assert "No Tunery at http://127.0.0.1:1" in done.err
+        assert "`tunery up`" in done.err
+        assert "Traceback" not in done.err
+
+    def test_a_wrong_key_is_exit_code_4_and_says_where_it_came_from(self, tunery: Tunery) -> None:
+        done = tunery("files", "list", env={"TUNERY_API_KEY": "tnry_wrong"})
+        assert done.exit_code == 4
+        assert "TUNERY_API_KEY" in done.err
+        assert "tnry_wrong" not in done.err
+
+    def test_no_key_is_exit_code_4_and_says_where_to_put_one(self, tunery: Tunery) -> None:
+        done = tunery("files", "list", env={"TUNERY_API_KEY": ""})
+        assert done.exit_code == 4
+        assert "set TUNERY_API_KEY" in done.err
+
+    def test_a_proxy_in_the_environment_is_not_asked_about_this_machine(
+        self, tunery: Tunery, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+        assert tunery("files", "list").exit_code == 0
+
+    def test_an_answer_that_is_not_tunery_is_said_to_be_none(
+        self, bare_tunery: Tunery, live_server: LiveServer, api_key: str
+    ) -> None:
+        """A wrong path on the right server answers in our shape; a web page does not."""
+        import http.server
+        import threading
+
+        class Page(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(200)
+                self.send_header("content-type", "text/html")
+                self.end_headers()
+                self.wfile.write(b"<html>")
+
+            def log_message(self, *_: object) -> None: ...
+
+        with http.server.HTTPServer(("127.0.0.1", 0), Page) as server:
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            done = bare_tunery("files", "list", "--base-url", f"http://127.0.0.1:{server.server_port}")
+            server.shutdown()
+            thread.join()
+        assert done.exit_code == 1
+        assert "not Tunery speaking" in done.err

@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.db import claims, jobs
+from app.db.engine import Sessions, transaction
+from app.db.tables import Job, Project
+from app.domain.states import Reason
+from app.storage import LocalStorage
+from tests.app.cli.conftest import Tunery
+from tests.factories import (
+    chat_lines,
+    lease_of,
+    make_failed_job,
+    make_file,
+    make_job,
+    start_job,
+    tell_step,
+    validate_job,
+)
+
+pytestmark = pytest.mark.usefixtures("base_model")
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(chat_lines())
+    return path
+
+
+@pytest.fixture
+def waiting_job(sessions: Sessions, storage: LocalStorage, project: Project, base_model: str) -> Job:
+    with transaction(sessions) as session:
+        return make_job(session, project, make_file(session, storage, project))
+
+
+class TestCreate:
+    def test_paths_are_uploaded_and_the_id_is_printed(self, tunery: Tunery, dataset: Path) -> None:
+        arguments = ["--model", "tiny", "--training-file", dataset, "--validation-file", dataset]
+        done = tunery("jobs", "create", *arguments)
+        assert done.exit_code == 0, done.err
+        job = tunery("jobs", "get", done.out.strip(), "--json").json
+        assert job["training_file"] != job["validation_file"]
+        assert len(tunery("files", "list", "--json").json) == 2
+
+    def test_every_option_reaches_the_job(self, tunery: Tunery, dataset: Path) -> None:
+        file = tunery("files", "upload", dataset).out.strip()
+        job = tunery(
+            "jobs", "create", "--model", "tiny", "--training-file", file, "--suffix", "s", "--seed", 5,
+            "--n-epochs", 2, "--batch-size", 3, "--learning-rate", "1e-3", "--lora-r", 8, "--lora-alpha", 32,
+            "--lora-dropout", 0.1, "--target-modules", "q_proj,v_proj", "--no-quantization",
+            "--set", "warmup_ratio=0.2", "--set", "lora.use_rslora=true", "--metadata", "team=a", "--json",
+        ).json  # fmt: skip
+        hyperparameters = job["method"]["supervised"]["hyperparameters"]
+        assert (job["training_file"], job["user_provided_suffix"], job["seed"]) == (file, "s", 5)
+        assert [hyperparameters[name] for name in ("n_epochs", "batch_size", "learning_rate")] == [2, 3, 1e-3]
+        assert hyperparameters["warmup_ratio"] == 0.2
+        assert [job["lora"][name] for name in ("r", "alpha", "dropout", "use_rslora")] == [8, 32, 0.1, True]
+        assert job["lora"]["target_modules"] == ["q_proj", "v_proj"]
+        assert job["quantization"] is None
+        assert job["metadata"] == {"team": "a"}
+
+    def test_without_options_it_is_qlora(self, tunery: Tunery, dataset: Path) -> None:
+        job = tunery("jobs", "create", "--model", "tiny", "--training-file", dataset, "--json").json
+        assert job["quantization"]["type"] == "nf4"
+
+    def test_what_the_server_refuses_is_a_usage_error_in_its_words(self, tunery: Tunery, dataset: Path) -> None:
+        done = tunery("jobs", "create", "--model", "tiny", "--training-file", dataset, "--set", "lora_rnk=8")
+        assert done.exit_code == 2
+        assert "method.supervised.hyperparameters.lora_rnk" in done.err
+
+    def test_an_unknown_model_is_not_found(self, tunery: Tunery, dataset: Path) -> None:
+        done = tunery("jobs", "create", "--model", "tony", "--training-file", dataset)
+        assert done.exit_code in (2, 3)
+        assert "tony" in done.err
+
+    def test_neither_an_id_nor_a_path_is_refused_before_anything_is_uploaded(
+        self, tunery: Tunery, dataset: Path
+    ) -> None:
+        arguments = ["--model", "tiny", "--training-file", dataset, "--validation-file", "nothing.jsonl"]
+        done = tunery("jobs", "create", *arguments)
+        assert done.exit_code == 2
+        assert "neither a file's id" in done.err
+        assert tunery("files", "list", "--json").json == []
+
+    def test_a_missing_option_is_a_usage_error(self, tunery: Tunery) -> None:
+        assert tunery("jobs", "create", "--model", "tiny").exit_code == 2
+
+
+class TestRead:
+    def test_the_list_is_newest_first_and_goes_over_pages(
+        self, tunery: Tunery, sessions: Sessions, storage: LocalStorage, project: Project
+    ) -> None:
+        with transaction(sessions) as session:
+            file = make_file(session, storage, project)
+            made = [make_job(session, project, file).id for _ in range(3)]
+        assert [job["id"] for job in tunery("jobs", "list", "--json").json] == made[::-1]
+        assert made[2] in tunery("jobs", "list", "--limit", 1).out
+        assert made[1] not in tunery("jobs", "list", "--limit", 1).out
+
+    def test_a_job_is_shown_with_what_was_resolved(self, tunery: Tunery, waiting_job: Job) -> None:
+        out = tunery("jobs", "get", waiting_job.id).out
+        assert "validating files" in out
+        assert "r 16, alpha 32, dropout 0," in out
+        assert "bits 4, type nf4" in out
+
+    def test_a_failed_one_with_its_reason(
+        self, tunery: Tunery, sessions: Sessions, storage: LocalStorage, project: Project
+    ) -> None:
+        with transaction(sessions) as session:
+            job = make_failed_job(session, storage, project)
+        assert "invalid_training_file: The job failed" in tunery("jobs", "get", job.id).out
+
+    def test_an_unknown_job_is_exit_code_3_everywhere(self, tunery: Tunery) -> None:
+        for command in ("get", "watch", "cancel", "events"):
+            done = tunery("jobs", command, "ftjob-none")
+            assert done.exit_code == 3
+            assert "ftjob-none" in done.err
+
+    def test_what_can_be_no_id_never_becomes_another_path(self, tunery: Tunery) -> None:
+        for odd in ("../models", "a/b", "a?b=c", "a%2Fb", "ключ", ""):
+            assert tunery("jobs", "get", odd).exit_code == 3
+
+    def test_events_are_told_oldest_first(self, tunery: Tunery, trained_job: Job) -> None:
+        told = tunery("jobs", "events", trained_job.id, "--json").json
+        assert told[0]["message"].startswith("Created fine-tuning job")
+        assert told[-1]["message"] == "The job has successfully completed"
+        assert "Step 2/4" in tunery("jobs", "events", trained_job.id).out
+        assert len(tunery("jobs", "events", trained_job.id, "--limit", 2, "--json").json) == 2
+
+
+class TestCancel:
+    def test_a_waiting_job_ends(self, tunery: Tunery, waiting_job: Job) -> None:
+        assert "cancelled" in tunery("jobs", "cancel", waiting_job.id).out
+        assert tunery("jobs", "get", waiting_job.id, "--json").json["status"] == "cancelled"
+
+    def test_a_finished_one_is_left_as_it_is(self, tunery: Tunery, trained_job: Job) -> None:
+        assert tunery("jobs", "cancel", trained_job.id).exit_code == 2
+
+
+class TestWatch:
+    def test_a_finished_job_is_shown_at_once(self, tunery: Tunery, trained_job: Job) -> None:
+        done = tunery("jobs", "watch", trained_job.id)
+        assert done.exit_code == 0, done.err
+        assert "The job has successfully completed" in done.out
+
+    def test_a_job_is_followed_to_its_end(
+        self, tunery: Tunery, sessions: Sessions, waiting_job: Job, background: Callable[..., None]
+    ) -> None:
+        background(work, sessions)
+        done = tunery("jobs", "watch", waiting_job.id)
+        assert done.exit_code == 1
+        assert "failed: step 3/3 · epoch 1.0 · loss 0.333" in done.out
+        assert done.out.count("Created fine-tuning job") == 1
+        assert "failed (out_of_memory): did not fit" in done.err
+
+    def test_json_has_each_event_once_and_the_job_last(
+        self, tunery: Tunery, sessions: Sessions, waiting_job: Job, background: Callable[..., None]
+    ) -> None:
+        background(work, sessions)
+        done = tunery("jobs", "watch", waiting_job.id, "--json")
+        lines: list[dict[str, Any]] = [json.loads(line) for line in done.out.strip().split("\n")]
+        ids = [line["id"] for line in lines[:-1]]
+        assert len(ids) == len(set(ids))
+        assert [line["data"]["step"] for line in lines if line.get("type") == "metrics"] == [1, 2, 3]
+        assert (lines[-1]["id"], lines[-1]["status"]) == (waiting_job.id, "failed")
+
+    def test_a_cancelled_job_is_exit_code_1(self, tunery: Tunery, sessions: Sessions, waiting_job: Job) -> None:
+        with transaction(sessions) as session:
+            jobs.cancel(session, waiting_job.project_id, waiting_job.id)
+        assert tunery("jobs", "watch", waiting_job.id).exit_code == 1
+
+    def test_ctrl_c_leaves_the_job_alone_and_says_how_to_come_back(
+        self, tunery: Tunery, waiting_job: Job, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupt(_seconds: float) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("app.cli.watch.time.sleep", interrupt)
+        done = tunery("jobs", "watch", waiting_job.id)
+        assert done.exit_code == 130
+        assert f"tunery jobs watch {waiting_job.id}" in done.err
+        monkeypatch.undo()
+        assert waiting_job.state == "validating_files"
+
+    def test_create_can_stay_until_the_end(
+        self, tunery: Tunery, sessions: Sessions, dataset: Path, background: Callable[..., None]
+    ) -> None:
+        background(work, sessions)
+        done = tunery("jobs", "create", "--model", "tiny", "--training-file", dataset, "--watch", "--json")
+        assert done.exit_code == 1
+        assert json.loads(done.out.strip().split("\n")[-1])["status"] == "failed"
+
+
+@pytest.fixture
+def background(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Run something beside the test, and let it end before the database goes."""
+
+    def run(target: Callable[..., None], *arguments: object) -> None:
+        thread = threading.Thread(target=target, args=arguments)
+        thread.start()
+        request.addfinalizer(thread.join)
+
+    return run
+
+
+def work(sessions: Sessions) -> None:
+    """What workers do to the next job: validate, three steps, then the memory is full."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        with transaction(sessions) as session:
+            if claims.is_waiting(session, "validate"):
+                break
+        time.sleep(0.01)
+    with transaction(sessions) as session:
+        validate_job(session)
+    with transaction(sessions) as session:
+        job = start_job(session)
+    for step in (1, 2, 3):
+        with transaction(sessions) as session:
+            tell_step(session, job, step, 3, loss=1.0 / step)
+        time.sleep(0.05)
+    with transaction(sessions) as session:
+        claims.end_attempt(session, lease_of(job), Reason.OUT_OF_MEMORY, "did not fit")

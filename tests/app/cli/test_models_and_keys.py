@@ -1,0 +1,153 @@
+"""The operator's commands, straight on the database."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy import make_url
+
+from app.db import keys, models
+from app.db.engine import Sessions, transaction
+from app.domain import catalog
+from tests.app.cli.conftest import Tunery
+from tests.tiny import make_tiny_base
+
+NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
+
+
+@pytest.fixture
+def operator(bare_tunery: Tunery, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Tunery:
+    """Somebody with a database and no API."""
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    return bare_tunery
+
+
+@pytest.fixture
+def model_directory(tmp_path: Path) -> Path:
+    return make_tiny_base(tmp_path / "a-model")
+
+
+class TestModelsAdd:
+    def test_the_directory_is_described_hashed_and_offered(
+        self, operator: Tunery, model_directory: Path, sessions: Sessions
+    ) -> None:
+        done = operator("models", "add", "tiny", model_directory, "--learning-rate", "1e-3", "--license", "mit")
+        assert done.exit_code == 0, done.err
+        with transaction(sessions) as session:
+            [row] = models.list_base(session)
+        entry = catalog.CatalogEntry.model_validate(row.entry)
+        assert (row.name, row.directory) == ("tiny", str(model_directory))
+        assert (entry.learning_rate, entry.license) == (1e-3, "mit")
+        assert (row.files, row.manifest_sha256) == catalog.hash_directory(model_directory)
+
+    def test_a_relative_path_is_stored_as_an_absolute_one(
+        self, operator: Tunery, model_directory: Path, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(model_directory.parent)
+        operator("models", "add", "tiny", "a-model")
+        with transaction(sessions) as session:
+            assert models.list_base(session)[0].directory == str(model_directory)
+
+    def test_the_same_name_again_replaces_it(
+        self, operator: Tunery, model_directory: Path, sessions: Sessions, tmp_path: Path
+    ) -> None:
+        operator("models", "add", "tiny", model_directory)
+        operator("models", "add", "tiny", make_tiny_base(tmp_path / "other", seed=1))
+        with transaction(sessions) as session:
+            assert [row.directory for row in models.list_base(session)] == [str(tmp_path / "other")]
+
+    def test_every_reason_against_a_directory_is_given(self, operator: Tunery, model_directory: Path) -> None:
+        (model_directory / "tokenizer.json").unlink()
+        (model_directory / "modeling.py").write_text("")
+        done = operator("models", "add", "tiny", model_directory)
+        assert done.exit_code == 2
+        assert "tokenizer.json is missing" in done.err
+        assert "modeling.py is refused" in done.err
+
+    @pytest.mark.parametrize("name", ["Qwen/Qwen3-4B", "ft:x", "", ".hidden", "a b", "x" * 129])
+    def test_a_name_that_would_break_a_url_or_an_ft_name_is_refused(
+        self, operator: Tunery, model_directory: Path, name: str
+    ) -> None:
+        done = operator("models", "add", name, model_directory)
+        assert done.exit_code == 2
+        assert "can't be a model's name" in done.err
+
+    @pytest.mark.parametrize("rate", ["0", "1", "nan", "inf"])
+    def test_an_impossible_learning_rate_is_refused(self, operator: Tunery, model_directory: Path, rate: str) -> None:
+        assert operator("models", "add", "tiny", model_directory, "--learning-rate", rate).exit_code == 2
+
+
+class TestModelsRemove:
+    def test_it_is_on_offer_no_longer_and_its_files_stay(
+        self, operator: Tunery, model_directory: Path, sessions: Sessions
+    ) -> None:
+        operator("models", "add", "tiny", model_directory)
+        assert operator("models", "remove", "tiny").exit_code == 0
+        with transaction(sessions) as session:
+            assert models.list_base(session) == []
+        assert (model_directory / "model.safetensors").exists()
+
+    def test_an_unknown_name_is_not_found_and_the_known_ones_are_named(
+        self, operator: Tunery, model_directory: Path
+    ) -> None:
+        operator("models", "add", "tiny", model_directory)
+        done = operator("models", "remove", "tony")
+        assert done.exit_code == 3
+        assert "on offer: tiny" in done.err
+
+
+class TestKeys:
+    def test_a_key_is_all_that_standard_output_has(self, operator: Tunery, sessions: Sessions) -> None:
+        done = operator("keys", "create", "--project", "team", "--name", "ci")
+        with transaction(sessions) as session:
+            key = keys.find(session, done.out.strip())
+            assert key is not None
+            assert key.name == "ci"
+        assert "not shown again" in done.err
+
+    def test_a_new_project_is_said_to_be_new(self, operator: Tunery) -> None:
+        assert "'team' is new" in operator("keys", "create", "--project", "team").err
+        assert "is new" not in operator("keys", "create", "--project", "team").err
+
+    def test_an_empty_project_is_a_usage_error(self, operator: Tunery) -> None:
+        assert operator("keys", "create", "--project", " ").exit_code == 2
+
+    def test_the_list_has_every_key_and_no_secret(self, operator: Tunery) -> None:
+        made = operator("keys", "create", "--project", "team", "--json").json
+        done = operator("keys", "list", "--json")
+        assert [(key["id"], key["project"], key["revoked"]) for key in done.json] == [(made["id"], "team", "")]
+        assert made["key"] not in done.out
+        assert made["id"] in operator("keys", "list").out
+
+    def test_a_revoked_key_opens_nothing_any_more(self, operator: Tunery, sessions: Sessions) -> None:
+        made = operator("keys", "create", "--project", "team", "--json").json
+        assert operator("keys", "revoke", made["id"]).exit_code == 0
+        with transaction(sessions) as session:
+            assert keys.find(session, made["key"]) is None
+        assert operator("keys", "revoke", made["id"]).exit_code == 3
+
+
+class TestWithoutADatabase:
+    def test_one_that_does_not_answer_is_named_without_its_password(self, bare_tunery: Tunery) -> None:
+        done = bare_tunery("keys", "list", env={"DATABASE_URL": NOWHERE.replace("nobody", "nobody:secret")})
+        assert done.exit_code == 1
+        assert "127.0.0.1:1/nothing does not answer" in done.err
+        assert "secret" not in done.err
+
+    def test_no_address_says_where_it_was_looked_for(self, bare_tunery: Tunery) -> None:
+        done = bare_tunery("models", "remove", "x")
+        assert done.exit_code == 1
+        assert "DATABASE_URL is not set" in done.err
+
+    @pytest.mark.parametrize("url", ["nonsense", "mysql://x/y"])
+    def test_something_else_than_an_address_is_said(self, bare_tunery: Tunery, url: str) -> None:
+        done = bare_tunery("keys", "list", env={"DATABASE_URL": url})
+        assert done.exit_code == 2
+        assert "no address of a PostgreSQL" in done.err
+
+    def test_an_empty_database_asks_for_its_migrations(self, bare_tunery: Tunery, postgres_server: str) -> None:
+        url = make_url(postgres_server).set(database="postgres").render_as_string(hide_password=False)
+        done = bare_tunery("keys", "list", env={"DATABASE_URL": url})
+        assert done.exit_code == 1
+        assert "no tables of Tunery yet" in done.err

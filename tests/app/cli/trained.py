@@ -1,0 +1,74 @@
+"""A finished job whose archives are real: a directory with its manifest, packed as a worker packs it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from app.db import checkpoints, claims, models
+from app.db.tables import Checkpoint, File, Job, Project
+from app.domain import artifacts
+from app.domain.states import Reason
+from app.storage import Storage
+from tests.factories import lease_of, make_file, make_job, results_csv, start_job, tell_step, validate_job
+
+STEPS = (2, 4)
+WEIGHTS = bytes(range(256)) * 2048  # half a megabyte, so that a download has a middle
+
+
+def make_trained_job(session: Session, storage: Storage, project: Project, directory: Path) -> Job:
+    make_job(session, project, make_file(session, storage, project), suffix="demo")
+    validate_job(session)
+    job = start_job(session)
+    made = [_make_checkpoint(session, storage, project, job, step, directory) for step in STEPS]
+    last, archive = made[-1]
+    models.add_tuned(session, job, last)
+    results = make_file(session, storage, project, results_csv(4), "fine-tune-results", "step_metrics.csv", job)
+    return claims.end_attempt(
+        session,
+        lease_of(job),
+        Reason.DONE,
+        "The job has successfully completed",
+        trained_tokens=1234,
+        fine_tuned_model=last.name,
+        result_file_ids=[results.id],
+        adapter_sha256=archive.sha256,
+        adapter_bytes=archive.bytes,
+        adapter_archive_file_id=archive.id,
+    )
+
+
+def write_adapter(directory: Path, step: int = 4) -> Path:
+    """What a trainer leaves: two files and the manifest that names them."""
+    directory.mkdir(parents=True)
+    (directory / artifacts.ADAPTER_CONFIG).write_text(json.dumps({"peft_type": "LORA", "r": 16, "step": step}))
+    (directory / artifacts.ADAPTER_WEIGHTS).write_bytes(WEIGHTS)
+    artifacts.write_manifest(directory, {"step": step})
+    return directory
+
+
+def pack(directory: Path) -> Path:
+    archive = directory.with_suffix(".tar")
+    artifacts.write_archive(directory, archive, "adapter")
+    return archive
+
+
+def _make_checkpoint(
+    session: Session, storage: Storage, project: Project, job: Job, step: int, directory: Path
+) -> tuple[Checkpoint, File]:
+    tell_step(session, job, step, STEPS[-1], loss=1.0 / step)
+    adapter = write_adapter(directory / f"step-{step}", step)
+    purpose = "fine-tune-results"
+    content = pack(adapter).read_bytes()
+    archive = make_file(session, storage, project, content, purpose, "adapter.tar", job, line_count=None)
+    parts = [
+        make_file(session, storage, project, path.read_bytes(), purpose, path.name, job, line_count=None)
+        for path in sorted(adapter.iterdir())
+    ]
+    name = f"ft:tiny:tunery:demo:{job.id[-8:].lower()}" + ("" if step == STEPS[-1] else f":ckpt-step-{step}")
+    manifest = artifacts.read_manifest(adapter)
+    metrics = {"step": step, "train_loss": 1.0 / step}
+    file_ids = [part.id for part in parts]
+    return checkpoints.add(session, job, step, name, metrics, manifest, file_ids, archive.id), archive

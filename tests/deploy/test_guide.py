@@ -1,0 +1,72 @@
+"""docs/deploy.md says what is true of the files it is about. test_commands.py runs what it tells people to run."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from app.settings import Settings
+from tests.deploy import compose, guide
+
+SERVICES = compose.services()
+
+
+class Override(yaml.SafeLoader):
+    """`!override` is Compose's: take this in place of what was there."""
+
+
+Override.add_constructor("!override", lambda loader, node: loader.construct_mapping(node, deep=True))
+
+
+def test_every_container_is_in_the_table() -> None:
+    assert set(re.findall(r"^\| `([a-z-]+)` \|", guide.text(), re.MULTILINE)) == SERVICES.keys()
+
+
+def test_every_variable_of_the_compose_file_is_explained() -> None:
+    table = guide.text().partition("## Variables and settings")[2].partition("\n## ")[0]
+    explained = set(re.findall(r"`([A-Z_]+)`", "".join(re.findall(r"^\| (`[^|]*) \|", table, re.MULTILINE))))
+    assert explained == compose.variables() | {"COMPOSE_PROFILES"}
+
+
+def test_every_setting_it_names_exists() -> None:
+    named = set(re.findall(r"\bTUNERY_[A-Z_]*[A-Z]\b", guide.text()))
+    assert named <= {f"TUNERY_{name.upper()}" for name in Settings.model_fields}
+
+
+def test_every_service_its_commands_name_exists() -> None:
+    commands = re.findall(
+        r"^docker compose.* (run|exec|stop|up)((?: -\S+)*)((?: [a-z-]+)*)", _all_shell(), re.MULTILINE
+    )
+    assert len(commands) > 8
+    for verb, _, words in commands:
+        named = words.split()
+        assert set(named[:1] if verb in ("run", "exec") else named) <= SERVICES.keys(), words
+
+
+def test_the_secrets_are_those_of_the_compose_file() -> None:
+    written = set(re.findall(r"> (secrets/\w+)$", guide.shell_block("secrets/pg_service"), re.MULTILINE))
+    assert written == {secret["file"] for secret in compose.load()["secrets"].values()}
+
+
+def test_a_second_gpu_extends_the_first_and_has_a_device_of_its_own() -> None:
+    document: dict[str, Any] = yaml.load(guide.blocks("yaml")[0], Override)
+    for service in document["services"].values():
+        assert service["extends"]["file"] == compose.FILE.name
+        first = SERVICES[service["extends"]["service"]]["deploy"]["resources"]["reservations"]["devices"]
+        second = service["deploy"]["resources"]["reservations"]["devices"]
+        assert [one["capabilities"] for one in second] == [one["capabilities"] for one in first]
+        assert second[0]["device_ids"] != first[0]["device_ids"]
+
+
+def test_the_numbers_are_those_in_force() -> None:
+    drain = Settings.model_fields["drain_grace_seconds"].default
+    grace = compose.seconds(SERVICES["gpu-worker"]["stop_grace_period"])
+    assert f"`TUNERY_DRAIN_GRACE_SECONDS` ({drain:.0f})" in guide.text()
+    assert f"`stop_grace_period` ({grace:.0f} s)" in guide.text()
+    assert f"bodies of {Settings.model_fields['max_file_bytes'].default >> 20} MiB" in guide.text()
+
+
+def _all_shell() -> str:
+    return "".join(guide.blocks("sh"))

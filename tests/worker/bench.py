@@ -1,0 +1,184 @@
+"""A bench for jobs: make them, work on them with a fake trainer, read what became of them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+
+from app.db import checkpoints, claims, events, jobs, reaping
+from app.db.engine import Sessions, transaction
+from app.db.tables import Attempt, Checkpoint, File, Job, JobEvent, Project, Snapshot
+from tests.factories import make_file, make_job, validate_job
+from tests.worker.fake_trainer import Plan
+from worker.resources import Resources
+from worker.supervise import Supervisor
+
+OWNER = "gpu0@test#1"
+DEADLINE_SECONDS = 20.0
+
+
+@dataclass
+class Bench:
+    """Makes jobs, works on them with a fake trainer, and reads what became of them."""
+
+    resources: Resources
+    project: Project
+    trainer_lock: Path
+    threads: list[threading.Thread] = field(default_factory=list)
+
+    @property
+    def sessions(self) -> Sessions:
+        return self.resources.sessions
+
+    def queued(self, content: bytes | None = None, **asked: Any) -> Job:
+        job = self.created(content, **asked)
+        with transaction(self.sessions) as session:
+            return validate_job(session) and session.get_one(Job, job.id)
+
+    def created(self, content: bytes | None = None, validation: bytes | None = None, **asked: Any) -> Job:
+        with transaction(self.sessions) as session:
+            training_file = make_file(session, self.resources.storage, self.project, content)
+            if validation is not None:
+                asked["validation_file"] = make_file(session, self.resources.storage, self.project, validation)
+            return make_job(session, self.project, training_file, **asked)
+
+    def supervisor(self, plan: Plan, owner: str = OWNER) -> Supervisor:
+        return Supervisor(self.resources, owner, self.trainer_lock, plan.command())
+
+    def work(self, plan: Plan, owner: str = OWNER) -> bool:
+        """See one job through, in this thread."""
+        return self.supervisor(plan, owner).take_one()
+
+    def work_aside(self, plan: Plan, owner: str = OWNER) -> threading.Thread:
+        thread = threading.Thread(target=self.work, args=(plan, owner))
+        thread.start()
+        self.threads.append(thread)
+        return thread
+
+    def job(self, job: Job) -> Job:
+        with transaction(self.sessions) as session:
+            return session.get_one(Job, job.id)
+
+    def events(self, job: Job) -> list[JobEvent]:
+        """Oldest first."""
+        with transaction(self.sessions) as session:
+            return list(session.scalars(select(JobEvent).where(JobEvent.job_id == job.id).order_by(JobEvent.seq)))
+
+    def attempts(self, job: Job) -> list[Attempt]:
+        with transaction(self.sessions) as session:
+            return list(session.scalars(select(Attempt).where(Attempt.job_id == job.id).order_by(Attempt.attempt)))
+
+    def snapshots(self, job: Job) -> list[Snapshot]:
+        with transaction(self.sessions) as session:
+            return checkpoints.snapshots(session, job.id)
+
+    def checkpoints(self, job: Job) -> list[Checkpoint]:
+        """Latest first."""
+        with transaction(self.sessions) as session:
+            return checkpoints.page(session, job.id, limit=100)
+
+    def file(self, file_id: str) -> File:
+        with transaction(self.sessions) as session:
+            return session.get_one(File, file_id)
+
+    def content(self, file_id: str) -> bytes:
+        with self.resources.storage.open(self.file(file_id).storage_key) as opened:
+            return opened.read()
+
+    def stored(self, kind: str = "") -> list[Path]:
+        """What jobs have left in storage."""
+        objects = self.resources.settings.storage_dir / "objects" / "jobs"
+        return [path for path in objects.rglob("*") if path.is_file() and kind in path.relative_to(objects).as_posix()]
+
+    def messages(self, job: Job, type: str = "message") -> list[str]:
+        return [event.message for event in self.events(job) if event.type == type]
+
+    def metrics(self, job: Job) -> list[dict[str, Any]]:
+        with transaction(self.sessions) as session:
+            return events.metrics(session, job.id)
+
+    def cancel(self, job: Job) -> None:
+        with transaction(self.sessions) as session:
+            assert jobs.cancel(session, self.project.id, job.id) is not None
+
+    def pause(self, job: Job) -> None:
+        with transaction(self.sessions) as session:
+            assert jobs.pause(session, job.project_id, job.id) is not None
+
+    def resume(self, job: Job) -> None:
+        with transaction(self.sessions) as session:
+            assert jobs.resume(session, job.project_id, job.id) is not None
+
+    def reap(self, grace_seconds: float = 0.0) -> int:
+        """End the attempts whose leases have run out; how many."""
+        with transaction(self.sessions) as session:
+            lost = reaping.expired(session, grace_seconds)
+            return len([reaping.reap(session, job, 0, 3) for job in lost])
+
+    def has_reached(self, job: Job, step: int) -> bool:
+        progress = self.job(job).progress
+        return progress is not None and progress["step"] >= step
+
+    def claim(self, owner: str = OWNER, ttl_seconds: float = 300.0) -> Job:
+        with transaction(self.sessions) as session:
+            job = claims.claim(session, "train", owner, ttl_seconds)
+        assert job is not None
+        return job
+
+    def until(self, is_true: Callable[[], Any], what: str) -> Any:
+        return until(is_true, what)
+
+
+@dataclass(frozen=True)
+class Witness:
+    """What a fake trainer wrote down of each step, in the order in which it happened."""
+
+    path: Path
+
+    def steps(self) -> dict[str, list[int]]:
+        """By attempt."""
+        steps: dict[str, list[int]] = {}
+        for attempt, step, _, _ in self._lines():
+            steps.setdefault(attempt, []).append(int(step))
+        return steps
+
+    def all_steps(self) -> list[int]:
+        return [int(step) for _, step, _, _ in self._lines()]
+
+    def times(self) -> dict[str, list[float]]:
+        times: dict[str, list[float]] = {}
+        for attempt, _, at, _ in self._lines():
+            times.setdefault(attempt, []).append(float(at))
+        return times
+
+    def pid(self) -> int:
+        """Of the trainer that runs: waits for its first step."""
+        return int(until(self._lines, "a first step")[-1][3])
+
+    def _lines(self) -> list[list[str]]:
+        text = self.path.read_text() if self.path.exists() else ""
+        return [line.split() for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def until(is_true: Callable[[], Any], what: str) -> Any:
+    """Wait for something that another process or thread does; what it was."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not (seen := is_true()):
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.02)
+    return seen
+
+
+def is_alive(pid: int) -> bool:
+    """A zombie is not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"

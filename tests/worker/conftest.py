@@ -1,0 +1,60 @@
+"""A worker's surroundings with short times: leases of seconds, polls of milliseconds, a tiny registered base model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app.db.engine import transaction
+from app.db.tables import Project
+from app.settings import Settings
+from tests.factories import make_base_model
+from tests.worker.bench import DEADLINE_SECONDS, Bench, Witness
+from worker.resources import Resources, open_resources
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(
+        update={
+            "lease_ttl_seconds": 10.0,
+            "lease_renew_seconds": 0.5,
+            "watch_seconds": 0.1,
+            "self_fence_seconds": 8.0,
+            "self_fence_kill_seconds": 9.0,
+            "reap_grace_seconds": 0.0,
+            "reconcile_seconds": 0.1,
+            "poll_seconds": 0.2,
+            "requeue_delay_seconds": 0.0,
+            "stop_grace_seconds": 2.0,
+            "drain_grace_seconds": 5.0,
+            "stall_seconds": 15.0,
+            "snapshot_interval_seconds": 0.0,
+        }
+    )
+
+
+@pytest.fixture
+def resources(settings: Settings) -> Iterator[Resources]:
+    resources = open_resources(settings)
+    yield resources
+    resources.close()
+
+
+@pytest.fixture
+def bench(resources: Resources, project: Project, tmp_path: Path) -> Iterator[Bench]:
+    with transaction(resources.sessions) as session:
+        make_base_model(session, tmp_path / "base")
+    bench = Bench(resources, project, tmp_path / "trainer.lock")
+    yield bench
+    resources.stop.set()
+    for thread in bench.threads:
+        thread.join(DEADLINE_SECONDS)
+        assert not thread.is_alive(), "a supervisor did not come to an end"
+
+
+@pytest.fixture
+def witness(tmp_path: Path) -> Witness:
+    return Witness(tmp_path / "witness")

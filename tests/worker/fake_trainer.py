@@ -1,0 +1,187 @@
+"""A trainer without a model: the real pipe protocol, real directories and manifests, faults where a test wants them.
+
+    python fake_trainer.py PLAN WORKDIR
+
+PLAN is a Plan as JSON. `faults` are by attempt ("1", or "*" for every one), then by step: what happens instead of it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    steps: int = 4
+    step_seconds: float = 0.0
+    checkpoint_every: int = 0
+    snapshot_every: int = 0
+    validation: bool = False
+    witness: str | None = None  # one line a step: attempt, step, time, pid
+    wait_for: str | None = None  # before the first step, until this file is there
+    faults: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def command(self) -> tuple[str, ...]:
+        return (sys.executable, str(Path(__file__).resolve()), json.dumps(asdict(self)))
+
+
+def main() -> None:
+    plan, workdir = Plan(**json.loads(sys.argv[1])), Path(sys.argv[2])
+    die_with_parent()
+    from app.domain.spec import TrainerSpec  # after the death signal is set, as imports take a while
+
+    spec = TrainerSpec.model_validate_json((workdir / "spec.json").read_bytes())
+    FakeTrainer(plan, workdir, spec.runs[0]).run()
+
+
+def die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(os.environ["TUNERY_PARENT_PID"]):
+        os._exit(1)
+
+
+class FakeTrainer:
+    def __init__(self, plan: Plan, workdir: Path, run) -> None:
+        self.plan = plan
+        self.workdir = workdir
+        self.run_id = run.run_id
+        self.attempt = workdir.name.removeprefix("attempt-")
+        self.resume_from = run.resume_from
+        self.faults = plan.faults.get("*", {}) | plan.faults.get(self.attempt, {})
+        self.asked: set[str] = set()
+
+    def run(self) -> None:
+        if "SIGTERM" not in self.faults:
+            signal.signal(signal.SIGTERM, lambda *_: self.asked.add("drain"))
+        threading.Thread(target=self.listen, daemon=True).start()
+        step = self.start()
+        while step < self.plan.steps:
+            if self.asked:
+                self.stop(step)
+            step += 1
+            if fault := self.faults.get(str(step)):
+                self.fail(fault, step)
+            self.train(step)
+        self.finish(step)
+
+    def listen(self) -> None:
+        for line in sys.stdin:
+            if "ignore control" not in self.faults:
+                self.asked.add(json.loads(line)["command"])
+
+    def start(self) -> int:
+        step = json.loads((self.resume_from / "MANIFEST.json").read_text())["step"] if self.resume_from else 0
+        self.say(
+            kind="started", device="fake", compute_dtype="float32", threads=1, trainable_parameters=8192,
+            frozen_parameters=100_000, base_bytes=200_000, examples=12, tokens_per_epoch=600,
+            labelled_tokens_per_epoch=200, total_steps=self.plan.steps, start_step=step, versions={"fake": "1"},
+        )  # fmt: skip
+        while self.plan.wait_for and not Path(self.plan.wait_for).exists() and not self.asked:
+            time.sleep(0.01)
+        return step
+
+    def train(self, step: int) -> None:
+        time.sleep(self.plan.step_seconds)
+        if self.plan.witness:
+            with Path(self.plan.witness).open("a") as file:
+                file.write(f"{self.attempt} {step} {time.clock_gettime(time.CLOCK_MONOTONIC)} {os.getpid()}\n")
+        epoch = step / max(1, self.plan.steps)
+        measured = {"valid_loss": 2.0 / step, "valid_mean_token_accuracy": 0.5} if self.plan.validation else {}
+        self.say(
+            kind="metric", step=step, total_steps=self.plan.steps, epoch=epoch, train_loss=1.0 / step,
+            train_mean_token_accuracy=0.75, learning_rate=1e-3, grad_norm=0.5, trained_tokens=100 * step,
+            labelled_tokens=30, tokens_per_second=1000.0, eta_seconds=0.1, **measured,
+        )  # fmt: skip
+        if is_due(self.plan.checkpoint_every, step) and step < self.plan.steps:
+            self.checkpoint(step)
+        if is_due(self.plan.snapshot_every, step):
+            self.snapshot(step)
+
+    def stop(self, step: int) -> None:
+        if "cancel" in self.asked:
+            self.leave("cancelled", step, 77)
+        if "pause" in self.asked:
+            self.checkpoint(step)
+        self.snapshot(step)
+        self.leave(*(("paused", step, 76) if "pause" in self.asked else ("drained", step, 75)))
+
+    def leave(self, reason: str, step: int, code: int) -> None:
+        self.say(kind="stopped", reason=reason, step=step)
+        sys.exit(code)
+
+    def finish(self, step: int) -> None:
+        directory = self.checkpoint(step, final=True)
+        if self.asked:
+            self.stop(step)
+        self.say(kind="done", step=step, trained_tokens=100 * step, directory=directory)
+        if "after done" in self.faults:
+            self.fail(self.faults["after done"], step)
+
+    def checkpoint(self, step: int, final: bool = False) -> str:
+        files = {
+            "adapter_config.json": b'{"r": 16}',
+            "adapter_model.safetensors": b"weights of step %d " % step * 50,
+            "README.md": b"# an adapter",
+        }
+        directory, _ = self.write("checkpoints", step, files)
+        self.say(
+            kind="checkpoint", step=step, epoch=step / max(1, self.plan.steps), directory=directory, final=final,
+            metrics={"train_loss": 1.0 / step if step else None},
+        )  # fmt: skip
+        return directory
+
+    def snapshot(self, step: int) -> None:
+        directory, sha256 = self.write("snapshots", step, {"state.safetensors": b"state of step %d" % step * 20})
+        self.say(kind="snapshot", step=step, directory=directory, manifest_sha256=sha256)
+
+    def write(self, kind: str, step: int, files: dict[str, bytes]) -> tuple[str, str]:
+        from app.domain.artifacts import write_manifest
+
+        relative = f"runs/{self.run_id}/{kind}/step-{step:06d}"
+        directory = self.workdir / relative
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (directory / name).write_bytes(content)
+        return relative, write_manifest(directory, {"step": step})
+
+    def fail(self, fault: str, step: int) -> None:
+        """ "exit:N", "signal:NAME", "failed:REASON:CODE", "print:TEXT", "hang", "hang:close", "escape"."""
+        kind, _, rest = fault.partition(":")
+        if kind == "exit":
+            sys.exit(int(rest))
+        if kind == "signal":
+            os.kill(os.getpid(), signal.Signals[rest])
+            time.sleep(10)
+        if kind == "failed":
+            reason, _, code = rest.partition(":")
+            self.say(kind="failed", reason=reason, message=f"what the trainer says of {reason}", param="model")
+            sys.exit(int(code))
+        if kind == "print":
+            os.write(1, (b"x" * (2 << 20) if rest == "LONG" else rest.replace("RUN", self.run_id).encode()) + b"\n")
+        if kind == "hang":
+            if rest == "close":
+                os.close(1)
+            time.sleep(60)
+        if kind == "escape":
+            self.say(kind="checkpoint", step=step, epoch=0.5, directory="../../../..", final=False, metrics={})
+
+    def say(self, **record: object) -> None:
+        os.write(1, json.dumps({"run_id": self.run_id} | record).encode() + b"\n")
+
+
+def is_due(every: int, step: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+if __name__ == "__main__":
+    main()

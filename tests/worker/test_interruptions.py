@@ -1,0 +1,360 @@
+"""What comes in between: cancel, pause, shutdown, a lost lease, a database or a storage that is away."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, NullPool, create_engine, text
+
+from app.db import claims, jobs, reaping
+from app.db.claims import FencedError, Lease
+from app.db.engine import transaction
+from app.db.tables import Job
+from app.domain.states import Reason
+from app.storage import StoredObject
+from tests.worker.bench import Bench, Witness, is_alive
+from tests.worker.fake_trainer import Plan
+
+DISCONNECT = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"
+
+
+@pytest.fixture
+def reconnecting(postgres_cleaner: Engine) -> Iterator[None]:
+    """The connection that empties the database between tests was cut like all the others."""
+    yield
+    postgres_cleaner.dispose()
+
+
+def slow(witness: Witness, **plan: object) -> Plan:
+    """Long enough for something to come in between."""
+    return Plan(**({"steps": 1000, "step_seconds": 0.02, "witness": str(witness.path)} | plan))  # type: ignore[arg-type]
+
+
+class TestCancel:
+    def test_a_cancelled_job_loses_its_trainer_and_hears_nothing_more(self, bench: Bench, witness: Witness) -> None:
+        job = bench.queued()
+        plan = slow(witness, snapshot_every=1)
+        thread = bench.work_aside(plan)
+        pid = witness.pid()
+        bench.until(lambda: bench.snapshots(job), "a snapshot")
+        bench.cancel(job)
+        told = len(bench.events(job))
+        thread.join(10)
+        assert not thread.is_alive()
+        assert not is_alive(pid)
+        assert bench.job(job).state == "cancelled"
+        assert len(bench.events(job)) == told
+        assert bench.events(job)[-1].message == "The job was cancelled"
+
+    def test_its_snapshots_are_dropped_at_once(self, bench: Bench, witness: Witness) -> None:
+        job = bench.queued()
+        plan = slow(witness, snapshot_every=1)
+        thread = bench.work_aside(plan)
+        bench.until(lambda: bench.snapshots(job), "a snapshot")
+        bench.cancel(job)
+        thread.join(10)
+        assert bench.snapshots(job) == []
+        assert bench.stored("snapshots") == []
+
+
+class TestPause:
+    def test_a_paused_job_leaves_a_checkpoint_and_goes_on_from_there(self, bench: Bench, witness: Witness) -> None:
+        job = bench.queued()
+        plan = slow(witness, steps=60)
+        thread = bench.work_aside(plan)
+        bench.until(lambda: bench.has_reached(job, 3), "a third step")
+        bench.pause(job)
+        thread.join(10)
+        paused = bench.job(job)
+        assert (paused.state, paused.reason, paused.lease_owner, paused.crash_streak) == ("paused", "paused", None, 0)
+        (checkpoint,) = bench.checkpoints(job)
+        step = checkpoint.step_number
+        assert bench.messages(job)[-1] == f"The job was paused at step {step}"
+        assert bench.work(plan) is False
+        bench.resume(job)
+        assert bench.work(plan) is True
+        assert bench.job(job).state == "succeeded"
+        assert witness.all_steps() == list(range(1, 61))
+
+    def test_a_pause_that_comes_while_the_job_loads_is_heard(self, bench: Bench, tmp_path: Path) -> None:
+        job = bench.queued()
+        thread = bench.work_aside(Plan(steps=3, wait_for=str(tmp_path / "never")))
+        bench.until(lambda: bench.job(job).state == "running", "the claim")
+        bench.pause(job)
+        thread.join(10)
+        assert bench.job(job).state == "paused"
+
+    def test_a_user_who_changes_their_mind_while_it_stops_finds_the_job_queued(self, bench: Bench) -> None:
+        job = bench.queued()
+        with transaction(bench.sessions) as session:
+            claimed = claims.claim(session, "train", "gpu0@test#1", 60)
+            assert claimed is not None
+            lease = Lease(job.id, claimed.attempt, "gpu0@test#1")
+            assert jobs.pause(session, job.project_id, job.id) is not None
+        with transaction(bench.sessions) as session:
+            session.get_one(Job, job.id).desired = "run"
+        with transaction(bench.sessions) as session:
+            claims.end_attempt(session, lease, Reason.PAUSED, "The job was paused")
+        assert bench.job(job).state == "queued"
+
+    def test_a_pause_just_before_the_success_pauses(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        job = bench.queued()
+        bench.resources.settings.watch_seconds = 60.0
+        before(bench, monkeypatch, ".csv", lambda: bench.pause(job))
+        bench.work(Plan(steps=2, snapshot_every=1))
+        assert bench.job(job).state == "paused"
+        assert bench.messages(job)[-1] == "The job was paused when it was about to succeed"
+        assert bench.stored("checkpoints") == []
+        monkeypatch.undo()
+        bench.resume(job)
+        bench.work(Plan(steps=2))
+        assert bench.job(job).state == "succeeded"
+
+    def test_a_pause_at_the_very_last_step_is_a_checkpoint_that_the_success_takes_over(
+        self, bench: Bench, tmp_path: Path
+    ) -> None:
+        job = bench.queued()
+        thread = bench.work_aside(Plan(steps=0, wait_for=str(tmp_path / "never")))  # stops where it would finish
+        bench.until(lambda: bench.job(job).phase == "training", "the start")
+        bench.pause(job)
+        thread.join(10)
+        assert bench.job(job).state == "paused"
+        (paused,) = bench.checkpoints(job)
+        assert paused.name.endswith(":ckpt-step-0")
+        bench.resume(job)
+        bench.work(Plan(steps=0))
+        (final,) = bench.checkpoints(job)
+        assert final.id == paused.id
+        assert final.name == bench.job(job).fine_tuned_model
+        assert final.archive_file_id == bench.job(job).adapter_archive_file_id
+
+
+class TestShutdown:
+    def test_a_drained_job_is_queued_without_blame_and_goes_on(self, bench: Bench, witness: Witness) -> None:
+        job = bench.queued()
+        plan = slow(witness, steps=60)
+        thread = bench.work_aside(plan)
+        bench.until(lambda: bench.has_reached(job, 3), "a third step")
+        bench.resources.stop.set()
+        thread.join(10)
+        drained = bench.job(job)
+        assert (drained.state, drained.reason, drained.crash_streak) == ("queued", "drained", 0)
+        bench.resources.stop.clear()
+        assert bench.work(plan) is True
+        assert witness.all_steps() == list(range(1, 61))
+
+    def test_a_trainer_that_does_not_drain_is_killed_after_the_grace(self, bench: Bench, witness: Witness) -> None:
+        job = bench.queued()
+        bench.resources.settings.drain_grace_seconds = 0.5
+        plan = slow(witness, faults={"*": {"SIGTERM": "ignored", "5": "hang"}})
+        thread = bench.work_aside(plan)
+        pid = witness.pid()
+        bench.resources.stop.set()
+        thread.join(10)
+        assert not is_alive(pid)
+        assert (bench.job(job).state, bench.job(job).reason) == ("queued", "drained")
+
+
+class TestFencing:
+    def test_a_superseded_holder_kills_its_trainer_and_changes_no_row(self, bench: Bench, witness: Witness) -> None:
+        job = bench.queued()
+        plan = slow(witness)
+        thread = bench.work_aside(plan)
+        pid = witness.pid()
+        with transaction(bench.sessions) as session:
+            (held,) = reaping.held_by_predecessors(session, "gpu0@test", "gpu0@test#2")
+            reaping.reap(session, held, 0, 3)
+        bench.claim("gpu1@test#1")
+        theirs = len(bench.events(job))
+        thread.join(10)
+        assert not is_alive(pid)
+        assert len(bench.events(job)) == theirs
+        assert (bench.job(job).state, bench.job(job).lease_owner) == ("running", "gpu1@test#1")
+
+    def test_no_step_is_trained_after_the_next_attempt_began(self, bench: Bench, witness: Witness) -> None:
+        """On one slot, where the lock of the trainer makes the new attempt wait for the old one's real end."""
+        job = bench.queued()
+        plan = slow(witness, steps=150)
+        thread = bench.work_aside(plan)
+        witness.pid()
+        with transaction(bench.sessions) as session:
+            (held,) = reaping.held_by_predecessors(session, "gpu0@test", "gpu0@test#2")
+            reaping.reap(session, held, 0, 3)
+        bench.until(lambda: bench.work(plan, "gpu0@test#2"), "the second attempt")
+        thread.join(10)
+        assert bench.job(job).state == "succeeded"
+        times = witness.times()
+        assert max(times["2"]) < min(times["3"])
+
+    def test_a_lost_lease_while_results_are_stored_takes_the_bytes_back(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job = bench.queued()
+        before(bench, monkeypatch, ".csv", lambda: bench.cancel(job))
+        bench.work(Plan(steps=2))
+        assert bench.job(job).state == "cancelled"
+        assert bench.stored() == []
+
+
+@pytest.mark.usefixtures("reconnecting")
+class TestDatabaseAway:
+    def test_a_short_absence_costs_nothing(self, bench: Bench, witness: Witness) -> None:
+        job = bench.queued()
+        plan = slow(witness, steps=80)
+        thread = bench.work_aside(plan)
+        witness.pid()
+        with away(bench):
+            steps = len(witness.all_steps())
+            bench.until(lambda: len(witness.all_steps()) > steps + 20, "twenty steps without a database")
+        thread.join(20)
+        assert bench.job(job).state == "succeeded"
+        told = [event.data["step"] for event in bench.events(job) if event.type == "metrics"]
+        assert told == list(range(1, 81))
+
+    def test_a_long_one_makes_the_holder_fence_itself(self, bench: Bench, witness: Witness) -> None:
+        settings = bench.resources.settings
+        settings.lease_ttl_seconds, settings.self_fence_seconds, settings.self_fence_kill_seconds = 2.5, 1.2, 1.8
+        job = bench.queued()
+        plan = slow(witness, faults={"*": {"SIGTERM": "ignored"}})
+        thread = bench.work_aside(plan)
+        pid = witness.pid()
+        with away(bench):
+            bench.until(lambda: not is_alive(pid), "the trainer's end")
+            thread.join(10)
+        assert bench.job(job).state == "running"
+        bench.until(lambda: bench.reap(), "the lease's end")
+        assert (bench.job(job).state, bench.job(job).reason) == ("queued", "worker_lost")
+
+
+class TestStorageInTrouble:
+    def test_a_checkpoint_that_does_not_fit_is_told_and_the_training_goes_on(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job = bench.queued()
+        before(bench, monkeypatch, "step-000001", no_space)
+        bench.work(Plan(steps=2, checkpoint_every=1))
+        assert bench.job(job).state == "succeeded"
+        warning = next(event for event in bench.events(job) if event.level == "warn")
+        assert warning.message == "The checkpoint was not stored: No space left on device; the training goes on"
+
+    def test_an_adapter_that_does_not_fit_fails_the_job(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        job = bench.queued()
+        before(bench, monkeypatch, ".tar", no_space)
+        bench.work(Plan(steps=2))
+        assert (bench.job(job).state, bench.job(job).error_code) == ("failed", "storage_full")
+        assert bench.stored() == []
+
+    def test_a_storage_that_is_away_costs_no_blame(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        job = bench.queued()
+        before(bench, monkeypatch, ".tar", lambda: os.stat("/proc/self/fd/999"))
+        bench.work(Plan(steps=2))
+        assert (bench.job(job).state, bench.job(job).reason) == ("queued", "storage_unavailable")
+        assert bench.job(job).crash_streak == 0
+
+
+class TestSnapshots:
+    def test_a_damaged_one_is_passed_over_and_an_event_says_so(self, bench: Bench, witness: Witness) -> None:
+        job, plan = self.crashed_after(bench, witness, steps=4)
+        newest, _ = bench.snapshots(job)
+        path = bench.resources.settings.storage_dir / "objects" / newest.storage_keys["state.safetensors"]
+        path.write_bytes(path.read_bytes()[:-1] + b"!")
+        bench.work(plan)
+        assert witness.all_steps() == [1, 2, 3, 4, 4, 5, 6]
+        warning = next(event for event in bench.events(job) if event.level == "warn" and "snapshot" in event.message)
+        assert warning.message.startswith("Going on from the snapshot of step 3; not usable: step 4 of attempt 2: ")
+        assert "state.safetensors was altered" in warning.message
+
+    def test_without_a_whole_one_it_starts_from_zero_and_an_event_says_so(self, bench: Bench, witness: Witness) -> None:
+        job, plan = self.crashed_after(bench, witness, steps=4)
+        for row in bench.snapshots(job):
+            bench.resources.storage.delete(row.storage_keys["MANIFEST.json"])
+        bench.work(plan)
+        assert witness.all_steps() == [1, 2, 3, 4, 1, 2, 3, 4, 5, 6]
+        assert any("Starting again from step 0" in e.message for e in bench.events(job) if e.level == "warn")
+
+    def test_only_the_last_two_are_kept(self, bench: Bench, witness: Witness) -> None:
+        job, _ = self.crashed_after(bench, witness, steps=5)
+        assert [row.step for row in bench.snapshots(job)] == [5, 4]
+        objects = bench.resources.settings.storage_dir / "objects"
+        kept = {path.parent.name for path in objects.glob("jobs/*/*/*/snapshots/*/*")}
+        assert kept == {"step-000004", "step-000005"}
+
+    def crashed_after(self, bench: Bench, witness: Witness, steps: int) -> tuple[Job, Plan]:
+        job = bench.queued()
+        fault = {"2": {str(steps + 1): "signal:SIGKILL"}}
+        plan = slow(witness, steps=6, step_seconds=0.0, snapshot_every=1, faults=fault)
+        bench.work(plan)
+        assert bench.job(job).state == "queued"
+        return job, plan
+
+
+def test_a_write_with_an_old_attempts_lease_changes_nothing(bench: Bench) -> None:
+    job = bench.queued()
+    old = bench.claim("gpu0@test#1")
+    lease = Lease(job.id, old.attempt, "gpu0@test#1")
+    with transaction(bench.sessions) as session:
+        reaping.reap(session, session.get_one(Job, job.id), 0, 3)
+    bench.claim("gpu0@test#1")
+    before_it = bench.job(job)
+    for write in (
+        lambda session: claims.renew(session, lease, 60),
+        lambda session: claims.look(session, lease),
+        lambda session: claims.say(session, lease, "I am still here"),
+        lambda session: claims.note(session, lease, phase="training"),
+        lambda session: claims.end_attempt(session, lease, Reason.DRAINED, "gone"),
+        lambda session: claims.validated(session, lease, "valid"),
+    ):
+        with pytest.raises(FencedError), transaction(bench.sessions) as session:
+            write(session)
+    after = bench.job(job)
+    assert (after.event_seq, after.phase, after.lease_expires_at) == (
+        before_it.event_seq, before_it.phase, before_it.lease_expires_at
+    )  # fmt: skip
+
+
+def no_space() -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def before(bench: Bench, monkeypatch: pytest.MonkeyPatch, key_part: str, do: object) -> None:
+    """Do something just before an object whose key has `key_part` in it is put."""
+    put = bench.resources.storage.put
+
+    def meddled(key: str, source: Path) -> StoredObject:
+        if key_part in key:
+            do()  # type: ignore[operator]
+        return put(key, source)
+
+    monkeypatch.setattr(bench.resources.storage, "put", meddled)
+
+
+@contextmanager
+def away(bench: Bench) -> Iterator[None]:
+    """PostgreSQL, as seen from this test's database: connections are cut, and new ones refused."""
+    url = bench.resources.engine.url
+    name = url.database
+    admin = create_engine(url.set(database="postgres"), isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with admin.connect() as connection:
+        connection.execute(text(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false"))
+        connection.execute(text(DISCONNECT), {"name": name})
+        try:
+            yield
+        finally:
+            connection.execute(text(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true"))
+
+
+def test_threads_of_a_supervisor_end_with_it(bench: Bench) -> None:
+    names = ("lease", "guard", "records", "stderr")
+    bench.queued()
+    bench.work(Plan(steps=2))
+    deadline = time.monotonic() + 5
+    while (left := [t.name for t in threading.enumerate() if t.name.startswith(names)]) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert left == []

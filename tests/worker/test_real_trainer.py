@@ -1,0 +1,61 @@
+"""The real trainer under the real supervisor, on a tiny model: validation, training, an interruption, the adapter."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+
+from app.db.tables import Job
+from tests.worker.bench import OWNER, Bench
+from worker.supervise import Supervisor
+from worker.validate import Validator
+
+pytestmark = pytest.mark.timeout(240)
+BODY = {"hyperparameters": {"n_epochs": 2, "batch_size": 4}, "lora": {"r": 4}}
+
+
+def train(bench: Bench) -> None:
+    assert Supervisor(bench.resources, OWNER, bench.trainer_lock).take_one()
+
+
+def test_a_drained_job_gives_the_same_adapter_as_one_that_was_left_alone(bench: Bench) -> None:
+    bench.resources.settings.lease_ttl_seconds = 120.0
+    bench.resources.settings.self_fence_seconds, bench.resources.settings.self_fence_kill_seconds = 100.0, 110.0
+    bench.resources.settings.drain_grace_seconds = bench.resources.settings.stall_seconds = 100.0
+    left_alone, drained = (bench.created(body=BODY, suffix="demo") for _ in range(2))
+    while Validator(bench.resources, "cpu0@test#1").take_one():
+        pass
+
+    train(bench)
+    drain_after(bench, drained, step=2)
+    train(bench)
+
+    for job in (left_alone, drained):
+        assert bench.job(job).state == "succeeded", bench.messages(job)
+        assert [row["step"] for row in bench.metrics(job)] == [1, 2, 3, 4, 5, 6]
+    assert any(message.startswith("Going on from the snapshot of step") for message in bench.messages(drained))
+    assert weights_of(bench, left_alone) == weights_of(bench, drained)
+
+
+def drain_after(bench: Bench, job: Job, step: int) -> None:
+    stop = threading.Thread(
+        target=lambda: bench.until(lambda: bench.has_reached(job, step), "a step") and bench.resources.stop.set()
+    )
+    stop.start()
+    train(bench)
+    stop.join()
+    assert (bench.job(job).state, bench.job(job).reason) == ("queued", "drained")
+    bench.resources.stop.clear()
+
+
+def weights_of(bench: Bench, job: Job) -> str:
+    """The SHA-256 of the adapter's weights, out of the manifest that is published with them."""
+    (final, *_) = bench.checkpoints(job)
+    assert final.name == bench.job(job).fine_tuned_model
+    manifest = next(bench.file(id) for id in final.file_ids if bench.file(id).filename == "MANIFEST.json")
+    described = json.loads(bench.content(manifest.id))["files"]["adapter_model.safetensors"]
+    weights = next(bench.file(id) for id in final.file_ids if bench.file(id).filename == "adapter_model.safetensors")
+    assert (weights.sha256, weights.bytes) == (described["sha256"], described["bytes"])
+    return str(weights.sha256)

@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny import make_tiny_base, make_tiny_dataset
+
+torch.set_num_threads(1)  # tiny products: a second thread costs more than it gives, above all on a busy machine
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base model's directory. Tests that change it make their own."""
+    return make_tiny_base(tmp_path_factory.mktemp("tiny-base"))
+
+
+@pytest.fixture(scope="session")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve chat examples of uneven length."""
+    return make_tiny_dataset(tmp_path_factory.mktemp("tiny-data") / "train.jsonl", 12)

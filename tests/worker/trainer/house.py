@@ -1,0 +1,136 @@
+"""What the trainer's tests share: specs for a tiny base, a run in this process, and its records."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from app.domain.catalog import hash_directory
+from app.domain.events import Command, Done, Failed, Metric, Record
+from app.domain.render import Renderer
+from app.domain.spec import QuantizationSpec, TrainerSpec
+from worker.trainer import run as program
+from worker.trainer.loop import optimizer_step
+from worker.trainer.model import Base, load_base
+from worker.trainer.state import Run, Step
+from worker.trainer.stop import Stops
+
+ALL_LINEAR = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+CPU = torch.device("cpu")
+FLOAT32 = QuantizationSpec(compute_dtype="float32")
+
+
+def make_spec(base: Path, training_file: Path, **changes: Any) -> TrainerSpec:
+    """A spec of one run; `changes` may name any field of it, of its hyperparameters, of its LoRA, or of the spec."""
+    knobs = _take(changes, "n_epochs", "batch_size", "learning_rate", "warmup_ratio", "weight_decay", "max_grad_norm",
+                  "lr_scheduler_type", "context_length", "packing", "max_steps")  # fmt: skip
+    lora = _take(changes, "r", "alpha", "dropout", "target_modules", "use_rslora")
+    of_run = _take(changes, "run_id", "seed", "validation_file", "resume_from", "sample_prompts")
+    runs = changes.pop("runs", None)
+    one = {
+        "run_id": "run-a",
+        "lora": {"r": 4, "alpha": 8, "target_modules": ALL_LINEAR} | lora,
+        "hyperparameters": HYPERPARAMETERS | knobs,
+        "seed": 7,
+        "training_file": training_file,
+        "training_file_sha256": hashlib.sha256(training_file.read_bytes()).hexdigest(),
+    } | of_run
+    spec = {
+        "base": {"name": "tiny", "directory": base, "manifest_sha256": hash_directory(base)[1]},
+        "quantization": {},
+        "device": "cpu",
+        "threads": 1,
+        "runs": runs or [one],
+    } | changes
+    return TrainerSpec.model_validate(spec)
+
+
+HYPERPARAMETERS = {
+    "n_epochs": 2,
+    "batch_size": 4,
+    "learning_rate": 0.01,
+    "learning_rate_multiplier": 1.0,
+    "warmup_ratio": 0.0,
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "lr_scheduler_type": "linear",
+    "context_length": 512,
+}
+
+
+class Log:
+    """Collects records; can ask for a stop when it sees one."""
+
+    def __init__(self, react: Callable[[Record], None] | None = None) -> None:
+        self.records: list[Any] = []
+        self._react = react
+
+    def __call__(self, record: Record) -> None:
+        json.loads(record.model_dump_json())  # what a parent reads
+        self.records.append(record)
+        if self._react:
+            self._react(record)
+
+    def of(self, kind: type) -> list[Any]:
+        return [record for record in self.records if isinstance(record, kind)]
+
+    @property
+    def losses(self) -> list[float]:
+        return [metric.train_loss for metric in self.of(Metric)]
+
+    @property
+    def last(self) -> Any:
+        return self.records[-1]
+
+
+def run_here(spec: TrainerSpec, workdir: Path, *, stop_at: tuple[int, Command] | None = None) -> tuple[int, Log]:
+    """The whole program but its process. `stop_at` (step, command) asks for a stop when that step is reported."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    stops = Stops(each.run_id for each in spec.runs)
+
+    def react(record: Record) -> None:
+        if stop_at and isinstance(record, Metric) and record.step == stop_at[0]:
+            stops.ask(record.run_id, stop_at[1])
+
+    log = Log(react)
+    return program.run(spec, workdir, log, stops), log
+
+
+def final_adapter(log: Log, workdir: Path) -> dict[str, torch.Tensor]:
+    assert isinstance(log.last, Done), log.last
+    return load_file(workdir / log.last.directory / "adapter_model.safetensors")
+
+
+def failure(log: Log) -> Failed:
+    assert isinstance(log.last, Failed), log.last
+    return log.last
+
+
+def load_tiny(directory: Path, quantization: QuantizationSpec | None = FLOAT32) -> Base:
+    dtype = getattr(torch, quantization.compute_dtype) if quantization else torch.float32
+    return load_base("tiny", directory, quantization, dtype, CPU)
+
+
+def prepare(spec: TrainerSpec, base: Base, workdir: Path) -> list[Run]:
+    """The runs of a spec, ready for their first step."""
+    renderer = Renderer.from_directory(spec.base.directory)
+    facts = {"versions": {}}
+    return [program.prepare(each, workdir, base, renderer, facts, no_pulse) for each in spec.runs]
+
+
+def one_step(base: Base, runs: list[Run], row_tokens: int = 2048) -> list[Step]:
+    return optimizer_step(base, runs, row_tokens, no_pulse)
+
+
+def no_pulse(doing: str) -> None:
+    assert doing
+
+
+def _take(changes: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: changes.pop(name) for name in names if name in changes}

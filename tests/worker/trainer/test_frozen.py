@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+from app.domain.spec import QuantizationSpec
+from worker.trainer.frozen import Frozen4, Frozen16, freeze, stored_bytes
+
+WIDTH, INNER = 576, 1536  # the bundled model's
+
+
+def matrix(rows: int = INNER, columns: int = WIDTH) -> torch.Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+
+
+class TestFourBits:
+    def test_nf4_with_double_quantisation_takes_at_most_4_13_bits_a_parameter(self) -> None:
+        layer = freeze(matrix(), QuantizationSpec(), torch.bfloat16)
+        assert stored_bytes(layer) * 8 / (WIDTH * INNER) <= 4.13
+
+    def test_without_double_quantisation_it_takes_4_5_bits(self) -> None:
+        layer = freeze(matrix(), QuantizationSpec(double_quant=False), torch.bfloat16)
+        assert stored_bytes(layer) * 8 / (WIDTH * INNER) == 4.5
+
+    @pytest.mark.parametrize("kind", ["nf4", "fp4"])
+    def test_the_weight_is_what_bitsandbytes_makes_of_it(self, kind: str) -> None:
+        layer = freeze(matrix(), QuantizationSpec(type=kind), torch.bfloat16)  # type: ignore[arg-type]
+        codes, state = quantize_4bit(matrix(), compress_statistics=True, quant_type=kind)
+        assert torch.equal(layer.weight_in(torch.bfloat16), dequantize_4bit(codes, state))
+        assert isinstance(layer, Frozen4)
+
+    def test_a_product_leaves_the_codes_as_they_are_also_in_evaluation(self) -> None:
+        layer = freeze(matrix(), QuantizationSpec(), torch.bfloat16)
+        before = layer.weight.data.clone()
+        layer.eval()  # type: ignore[attr-defined]  # bitsandbytes' own forward would repack them now
+        with torch.no_grad():
+            layer(torch.ones(3, WIDTH, dtype=torch.bfloat16))  # type: ignore[operator]
+        assert torch.equal(layer.weight.data, before)
+
+    def test_it_is_the_same_number_in_float32_as_in_the_compute_dtype(self) -> None:
+        layer = freeze(matrix(), QuantizationSpec(), torch.bfloat16)
+        assert torch.equal(layer.weight_in(torch.float32), layer.weight_in(torch.bfloat16).float())
+
+
+class TestSixteenBits:
+    def test_the_weight_is_the_checkpoints_own(self) -> None:
+        layer = freeze(matrix(), None, torch.bfloat16)
+        assert isinstance(layer, Frozen16)
+        assert torch.equal(layer.weight_in(torch.bfloat16), matrix())
+        assert stored_bytes(layer) == 2 * WIDTH * INNER

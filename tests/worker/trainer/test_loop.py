@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from tests.worker.trainer.house import ALL_LINEAR, FLOAT32, load_tiny, make_spec, one_step, prepare
+from worker.trainer.batch import Row, Share, rows
+from worker.trainer.model import hidden_states
+from worker.trainer.optim import learning_rate
+from worker.trainer.state import Run, Step
+
+Training = tuple[list[Step], Run]
+NF4 = BitsAndBytesConfig(
+    load_in_4bit=True,
+    bnb_4bit_quant_type="nf4",
+    bnb_4bit_use_double_quant=True,
+    bnb_4bit_compute_dtype=torch.float32,
+)
+
+
+def trained(
+    tiny: Path, examples: Path, steps: int = 4, *, row_tokens: int = 2048, four_bits: bool = True, **changes: Any
+) -> Training:
+    """`steps` steps in float32 on a fresh base."""
+    base = load_tiny(tiny, FLOAT32 if four_bits else None)
+    (run,) = prepare(make_spec(tiny, examples, **changes), base, Path("unused"))
+    return [one_step(base, [run], row_tokens)[0] for _ in range(steps)], run
+
+
+def losses(training: Training) -> list[float]:
+    return [step.loss for step in training[0]]
+
+
+def assert_equal_within_rounding(one: Training, other: Training) -> None:
+    assert losses(one) == pytest.approx(losses(other), rel=1e-5)
+    for mine, theirs in zip(one[1].parameters, other[1].parameters, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+
+
+class TestOptimizerStep:
+    @pytest.mark.parametrize("four_bits", [True, False])
+    def test_step_0_has_the_loss_of_the_base_model(self, tiny: Path, examples: Path, four_bits: bool) -> None:
+        base = load_tiny(tiny, FLOAT32 if four_bits else None)
+        (run,) = prepare(make_spec(tiny, examples), base, Path("unused"))
+        (row,) = rows([run.share()], 2048)
+        with torch.no_grad():
+            assert torch.equal(hidden_states(base, row), hidden_states(base, row.without_adapters()))
+        want = _cross_entropy(hidden_states(base, row.without_adapters()) @ base.head_V_D.t(), row)
+        assert one_step(base, [run])[0].loss == pytest.approx(want, rel=1e-5)
+
+    def test_the_base_stays_as_it_was_to_the_bit(self, tiny: Path, examples: Path) -> None:
+        base = load_tiny(tiny)
+        (run,) = prepare(make_spec(tiny, examples), base, Path("unused"))
+        before = [parameter.data.clone() for parameter in base.model.parameters()]
+        scales = [layer.base.weight.quant_state.absmax.clone() for layer in base.layers.values()]
+        start = [parameter.data.clone() for parameter in run.parameters]
+        for _ in range(3):
+            one_step(base, [run])
+        assert all(torch.equal(a, b) for a, b in zip(before, base.model.parameters(), strict=True))
+        after = [layer.base.weight.quant_state.absmax for layer in base.layers.values()]
+        assert all(torch.equal(a, b) for a, b in zip(scales, after, strict=True))
+        assert not any(torch.equal(a, b) for a, b in zip(start, run.parameters, strict=True))
+
+    @pytest.mark.parametrize("row_tokens", [1, 150, 300])
+    def test_micro_steps_never_change_the_result_beyond_rounding(
+        self, tiny: Path, examples: Path, row_tokens: int
+    ) -> None:
+        assert_equal_within_rounding(
+            trained(tiny, examples, row_tokens=row_tokens), trained(tiny, examples, row_tokens=4096)
+        )
+
+    def test_packing_never_changes_the_result_beyond_rounding(self, tiny: Path, examples: Path) -> None:
+        assert_equal_within_rounding(trained(tiny, examples, packing=False), trained(tiny, examples, packing=True))
+
+    def test_the_loss_is_the_mean_over_labelled_tokens_not_over_examples(self, tiny: Path, examples: Path) -> None:
+        base = load_tiny(tiny)
+        (run,) = prepare(make_spec(tiny, examples, batch_size=12), base, Path("unused"))
+        apart = []
+        for document in range(12):
+            (row,) = rows([Share(run.id, run.corpus, [document])], 2048)
+            with torch.no_grad():
+                logits = hidden_states(base, row) @ base.head_V_D.t()
+            apart.append((_cross_entropy(logits, row), len(row.targets_N)))
+        of_tokens = sum(loss * tokens for loss, tokens in apart) / sum(tokens for _, tokens in apart)
+        of_examples = sum(loss for loss, _ in apart) / 12
+        loss = one_step(base, [run])[0].loss
+        assert loss == pytest.approx(of_tokens, rel=1e-5)
+        assert loss != pytest.approx(of_examples, rel=1e-4)
+
+    def test_it_counts_every_real_token_and_nothing_else(self, tiny: Path, examples: Path) -> None:
+        steps, run = trained(tiny, examples, steps=3, batch_size=4)
+        assert run.trained_tokens == run.corpus.tokens == sum(step.tokens for step in steps)
+        assert sum(step.labelled_tokens for step in steps) == run.corpus.labelled_tokens
+
+    @pytest.mark.parametrize("dropout", [0.0, 0.2])
+    def test_the_same_seed_gives_the_same_bits(self, tiny: Path, examples: Path, dropout: float) -> None:
+        one, other = (trained(tiny, examples, dropout=dropout) for _ in range(2))
+        assert losses(one) == losses(other)
+        assert all(torch.equal(a, b) for a, b in zip(one[1].parameters, other[1].parameters, strict=True))
+
+    def test_another_seed_gives_another_adapter(self, tiny: Path, examples: Path) -> None:
+        one, other = trained(tiny, examples, seed=1), trained(tiny, examples, seed=2)
+        assert not torch.equal(one[1].parameters[0], other[1].parameters[0])
+
+    @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # PEFT, of transformers
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {},
+            {"four_bits": False},
+            {"use_rslora": True},
+            {"target_modules": ["q_proj", "v_proj"]},
+            {"weight_decay": 0.1, "warmup_ratio": 0.5},
+        ],
+    )
+    def test_equals_a_plain_peft_loop_on_the_same_batches(
+        self, tiny: Path, examples: Path, changes: dict[str, Any]
+    ) -> None:
+        """The oracle: transformers' model and PEFT's layers, one example at a time, none of our rooms but the data."""
+        changes = {"four_bits": True} | changes
+        ours = trained(tiny, examples, steps=6, **changes)
+        four_bits = changes.pop("four_bits")
+        theirs = _plain_peft(tiny, ours[1], make_spec(tiny, examples, **changes), four_bits)
+        assert losses(ours) == pytest.approx(theirs["losses"], rel=1e-4)
+        for name, parameter in ours[1].adapter.named_parameters().items():
+            torch.testing.assert_close(parameter.data, theirs["tensors"][name], rtol=1e-2, atol=1e-4)
+
+    def test_a_loss_that_is_not_a_number_leaves_the_run_as_it_was(self, tiny: Path, examples: Path) -> None:
+        base = load_tiny(tiny)
+        (run,) = prepare(make_spec(tiny, examples), base, Path("unused"))
+        one_step(base, [run])
+        with torch.no_grad():
+            run.parameters[1][0, 0] = math.nan
+        before = [parameter.data.clone() for parameter in run.parameters]
+        (step,) = one_step(base, [run])
+        assert not step.is_finite
+        assert run.step == 1
+        assert all(torch.equal(a, b) for a, b in zip(before[2:], run.parameters[2:], strict=True))
+
+
+class TestSeveralRuns:
+    """Rows of different runs share one forward and backward through the frozen weights."""
+
+    def specs(self, tiny: Path, examples: Path) -> tuple[Any, Any]:
+        one = make_spec(tiny, examples, run_id="a", seed=1, r=4, n_epochs=2).runs[0]
+        two = make_spec(
+            tiny, examples, run_id="b", seed=2, r=2, target_modules=["q_proj", "down_proj"], batch_size=3
+        ).runs[0]
+        return one, two
+
+    def test_each_gets_the_adapter_it_would_get_alone(self, tiny: Path, examples: Path) -> None:
+        one, two = self.specs(tiny, examples)
+        base = load_tiny(tiny)
+        together = prepare(make_spec(tiny, examples, runs=[one, two]), base, Path("unused"))
+        shared = [one_step(base, together) for _ in range(3)]
+        for number, spec in enumerate((one, two)):
+            base = load_tiny(tiny)
+            (alone,) = prepare(make_spec(tiny, examples, runs=[spec]), base, Path("unused"))
+            solo = [one_step(base, [alone])[0].loss for _ in range(3)]
+            assert [steps[number].loss for steps in shared] == pytest.approx(solo, rel=1e-5)
+            for mine, theirs in zip(together[number].parameters, alone.parameters, strict=True):
+                torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+
+    def test_one_that_breaks_leaves_the_other_alone(self, tiny: Path, examples: Path) -> None:
+        one, two = self.specs(tiny, examples)
+        base = load_tiny(tiny)
+        good, bad = prepare(make_spec(tiny, examples, runs=[one, two]), base, Path("unused"))
+        with torch.no_grad():
+            bad.parameters[0].fill_(math.nan)
+        steps = one_step(base, [good, bad])
+        assert [step.is_finite for step in steps] == [True, False]
+        assert all(torch.isfinite(parameter).all() for parameter in good.parameters)
+        assert (good.step, bad.step) == (1, 0)
+
+
+def _cross_entropy(logits_T_V: torch.Tensor, row: Row) -> float:
+    return F.cross_entropy(logits_T_V[row.predictors_N], row.targets_N).item()
+
+
+def _plain_peft(tiny: Path, ours: Run, spec: Any, four_bits: bool) -> dict[str, Any]:
+    lora, knobs = spec.runs[0].lora, spec.runs[0].hyperparameters
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        target_modules=[name for name in ALL_LINEAR if name in lora.target_modules],
+        use_rslora=lora.use_rslora,
+        task_type="CAUSAL_LM",
+    )
+    how = {"quantization_config": NF4} if four_bits else {}
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32, **how), config).train()
+    named = {name.replace(".default", ""): p for name, p in model.named_parameters() if p.requires_grad}
+    start = prepare(spec, load_tiny(tiny, None), Path("unused"))[0].adapter.named_parameters()
+    with torch.no_grad():
+        for name, parameter in start.items():
+            named[name].copy_(parameter)
+    optimizer = torch.optim.AdamW(named.values(), lr=0.0, weight_decay=knobs.weight_decay)
+    seen = []
+    for step in range(ours.step):
+        parts = [_plain_loss(model, ours, example) for example in ours.plan.examples_of(step)]
+        loss = sum(loss for loss, _ in parts) / sum(tokens for _, tokens in parts)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(named.values(), knobs.max_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(knobs, step, ours.plan.total_steps)
+        optimizer.step()
+        optimizer.zero_grad()
+        seen.append(loss.item())
+    return {"losses": seen, "tensors": {name: parameter.detach() for name, parameter in named.items()}}
+
+
+def _plain_loss(model: Any, run: Run, example: int) -> tuple[torch.Tensor, int]:
+    tokens, labelled = run.corpus.slice(example)
+    labels = [token if is_labelled else -100 for token, is_labelled in zip(tokens, labelled, strict=True)]
+    logits = model(input_ids=torch.tensor([list(tokens)])).logits[0]
+    loss = F.cross_entropy(logits[:-1], torch.tensor(labels[1:]), ignore_index=-100, reduction="sum")
+    return loss, sum(labelled)

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from app.domain.spec import LoraSpec, QuantizationSpec
+from app.domain.states import Reason
+from tests.worker.trainer.house import CPU
+from worker.trainer.batch import EVERYTHING, Segment
+from worker.trainer.failures import Failure
+from worker.trainer.frozen import freeze
+from worker.trainer.lora import AdaptedLinear, Adapter, Rows, make_adapter, scale_of
+
+T, K, D = 6, 16, 12
+WHOLE = (Segment("a", 0, EVERYTHING),)
+
+
+def lora(**changes: object) -> LoraSpec:
+    return LoraSpec.model_validate({"r": 4, "alpha": 6, "target_modules": ["q_proj"]} | changes)
+
+
+def layer(
+    quantization: QuantizationSpec | None = None, rows: int = D, columns: int = K, bias: bool = False
+) -> AdaptedLinear:
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
+    frozen = freeze(weight, quantization, torch.float32)
+    if bias:
+        frozen.bias = torch.nn.Parameter(torch.arange(float(rows)), requires_grad=False)
+    return AdaptedLinear("model.q_proj", frozen, Rows())
+
+
+def adapt(adapted: AdaptedLinear, spec: LoraSpec, run_id: str = "a", seed: int = 1) -> Adapter:
+    """An adapter whose B is no longer zero."""
+    adapter = make_adapter(run_id, spec, seed, {adapted.name: adapted}, CPU)
+    with torch.no_grad():
+        for factors in adapter.factors.values():
+            factors.B_D_R.normal_(generator=torch.Generator().manual_seed(seed))
+    adapted._rows.adapters[run_id] = adapter
+    return adapter
+
+
+def x(seed: int = 3) -> torch.Tensor:
+    return torch.randn(T, K, generator=torch.Generator().manual_seed(seed))
+
+
+class TestAdaptedLinear:
+    @pytest.mark.parametrize("quantization", [None, QuantizationSpec(compute_dtype="float32")])
+    @pytest.mark.parametrize("bias", [False, True])
+    def test_h_is_w_x_plus_alpha_over_r_times_b_a_x(self, quantization: QuantizationSpec | None, bias: bool) -> None:
+        adapted = layer(quantization, bias=bias)
+        adapter = adapt(adapted, lora(r=4, alpha=6))
+        A, B = adapter.parameters()
+        W = adapted.base.weight_in(torch.float32)
+        with adapted._rows.of(WHOLE):
+            h = adapted(x())
+        want = x() @ W.t() + (6 / 4) * (x() @ A.t() @ B.t())
+        torch.testing.assert_close(h, want + (adapted.base.bias if bias else 0))
+
+    def test_merging_is_w_plus_alpha_over_r_times_b_a(self) -> None:
+        adapted = layer()
+        adapter = adapt(adapted, lora(r=4, alpha=6))
+        A, B = adapter.parameters()
+        merged = adapted.base.weight_in(torch.float32) + (6 / 4) * B @ A
+        with adapted._rows.of(WHOLE):
+            torch.testing.assert_close(adapted(x()), F.linear(x(), merged))
+
+    def test_at_step_0_it_is_the_frozen_layer_to_the_bit(self) -> None:
+        adapted = layer()
+        adapted._rows.adapters["a"] = make_adapter("a", lora(), 1, {adapted.name: adapted}, CPU)
+        with adapted._rows.of(WHOLE):
+            assert torch.equal(adapted(x()), F.linear(x(), adapted.base.weight))
+
+    @pytest.mark.parametrize("dropout", [0.0, 0.3])
+    def test_gradients_equal_autograds_own(self, dropout: float) -> None:
+        adapted = layer(QuantizationSpec(compute_dtype="float32"))
+        adapter = adapt(adapted, lora(dropout=dropout))
+        A, B = adapter.parameters()
+        mine, theirs = x().requires_grad_(), x().requires_grad_()
+        keep = torch.empty(T, K, dtype=torch.bool).bernoulli_(1 - dropout, generator=torch.Generator().manual_seed(1))
+        with adapted._rows.of(WHOLE):
+            adapted(mine).square().sum().backward()
+        got = [mine.grad, A.grad, B.grad]
+        A.grad = B.grad = None
+        dropped = theirs * keep / (1 - dropout)
+        W = adapted.base.weight_in(torch.float32)
+        (theirs @ W.t() + adapter.scale * (dropped @ A.t() @ B.t())).square().sum().backward()
+        for one, other in zip(got, [theirs.grad, A.grad, B.grad], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+    def test_only_a_and_b_get_gradients(self) -> None:
+        adapted = layer()
+        adapter = adapt(adapted, lora())
+        with adapted._rows.of(WHOLE):
+            adapted(x()).sum().backward()
+        assert adapted.base.weight.grad is None
+        assert all(parameter.grad is not None for parameter in adapter.parameters())
+
+    def test_dropout_is_off_where_nothing_is_learned(self) -> None:
+        adapted = layer()
+        adapt(adapted, lora(dropout=0.5))
+        with torch.no_grad(), adapted._rows.of(WHOLE):
+            assert torch.equal(adapted(x()), adapted(x()))
+
+    def test_the_rows_of_each_run_meet_its_own_factors_and_no_others(self) -> None:
+        adapted = layer()
+        for seed, run_id in enumerate("ab", 1):
+            adapt(adapted, lora(), run_id, seed)
+        with adapted._rows.of((Segment("a", 0, 4), Segment("b", 4, 6))):
+            mixed = adapted(x())
+        for run_id, part in (("a", slice(0, 4)), ("b", slice(4, 6))):
+            with adapted._rows.of((Segment(run_id, 0, EVERYTHING),)):
+                torch.testing.assert_close(mixed[part], adapted(x())[part])
+
+    def test_a_run_whose_numbers_are_broken_leaves_the_others_rows_alone(self) -> None:
+        adapted = layer()
+        adapt(adapted, lora(), "a")
+        broken = adapt(adapted, lora(), "b")
+        with torch.no_grad():
+            broken.parameters()[0].fill_(math.nan)
+        with adapted._rows.of((Segment("a", 0, 4), Segment("b", 4, 6))):
+            mixed = adapted(x())
+        assert torch.isfinite(mixed[:4]).all()
+        assert mixed[4:].isnan().all()
+
+
+class TestMakeAdapter:
+    def test_a_layer_of_512_by_512_at_r_8_trains_8192_numbers(self) -> None:
+        adapted = layer(rows=512, columns=512)
+        adapter = make_adapter("a", lora(r=8), 1, {adapted.name: adapted}, CPU)
+        assert sum(parameter.numel() for parameter in adapter.parameters()) == 8_192
+        assert adapted.base.weight.numel() == 262_144
+
+    def test_masters_are_float32_whatever_the_base_is(self) -> None:
+        frozen = freeze(torch.ones(D, K), QuantizationSpec(), torch.bfloat16)
+        adapted = AdaptedLinear("q_proj", frozen, Rows())
+        adapter = make_adapter("a", lora(), 1, {"q_proj": adapted}, CPU)
+        assert {parameter.dtype for parameter in adapter.parameters()} == {torch.float32}
+
+    def test_a_starts_uniform_within_one_over_root_k_as_pefts_does_and_b_at_zero(self) -> None:
+        adapted = layer(rows=64, columns=400)
+        A, B = make_adapter("a", lora(r=32), 1, {adapted.name: adapted}, CPU).parameters()
+        assert A.abs().max() <= 1 / 20
+        assert A.std().item() == pytest.approx(1 / 20 / math.sqrt(3), rel=0.05)
+        assert not B.any()
+
+    def test_the_seed_decides_the_start(self) -> None:
+        adapted = layer()
+        one, same, other = (
+            make_adapter("a", lora(), seed, {adapted.name: adapted}, CPU).parameters()[0] for seed in (1, 1, 2)
+        )
+        assert torch.equal(one, same)
+        assert not torch.equal(one, other)
+
+    def test_scale_is_alpha_over_r_or_over_its_root_with_rslora(self) -> None:
+        assert scale_of(lora(r=4, alpha=6)) == 1.5
+        assert scale_of(lora(r=4, alpha=6, use_rslora=True)) == 3.0
+
+    def test_only_the_asked_for_layers_are_adapted_and_named_as_peft_names_them(self) -> None:
+        layers = {name: layer() for name in ("model.layers.0.q_proj", "model.layers.0.v_proj")}
+        adapter = make_adapter("a", lora(target_modules=["v_proj"]), 1, layers, CPU)
+        assert list(adapter.named_parameters()) == [
+            "base_model.model.model.layers.0.v_proj.lora_A.weight",
+            "base_model.model.model.layers.0.v_proj.lora_B.weight",
+        ]
+
+    def test_a_module_that_is_not_there_is_refused_with_those_that_are(self) -> None:
+        with pytest.raises(Failure, match=r"no linear layer named w1; it has q_proj") as caught:
+            make_adapter("a", lora(target_modules=["q_proj", "w1"]), 1, {"q_proj": layer()}, CPU)
+        assert (caught.value.reason, caught.value.param) == (Reason.INVALID_SPEC, "lora.target_modules")
+
+    def test_a_rank_above_the_layers_smaller_side_is_refused(self) -> None:
+        with pytest.raises(Failure, match="only 12 wide") as caught:
+            make_adapter("a", lora(r=13), 1, {"q_proj": layer()}, CPU)
+        assert caught.value.param == "lora.r"

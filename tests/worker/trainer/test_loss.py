@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from worker.trainer import loss
+from worker.trainer.loss import head_loss
+
+N, D, V = 70, 16, 301
+
+
+def inputs(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    dice = torch.Generator().manual_seed(0)
+    hidden = torch.randn(N, D, generator=dice).to(dtype).requires_grad_()
+    return hidden, torch.randn(V, D, generator=dice).to(dtype), torch.randint(V, (N,), generator=dice)
+
+
+class TestHeadLoss:
+    def test_equals_torchs_cross_entropy_in_value_and_gradient(self) -> None:
+        hidden, head, targets = inputs()
+        total, losses, _ = head_loss(hidden, head, targets)
+        total.backward()
+        twin = hidden.detach().clone().requires_grad_()
+        want = F.cross_entropy(twin @ head.t(), targets, reduction="none")
+        want.sum().backward()
+        torch.testing.assert_close(losses, want)
+        torch.testing.assert_close(total, want.sum())
+        torch.testing.assert_close(hidden.grad, twin.grad)
+
+    def test_the_gradient_follows_the_scale_of_what_comes_after(self) -> None:
+        hidden, head, targets = inputs()
+        (head_loss(hidden, head, targets)[0] * 0.25).backward()
+        twin = hidden.detach().clone().requires_grad_()
+        (F.cross_entropy(twin @ head.t(), targets, reduction="sum") * 0.25).backward()
+        torch.testing.assert_close(hidden.grad, twin.grad)
+
+    def test_chunks_do_not_change_the_result(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        hidden, head, targets = inputs()
+        whole = head_loss(hidden, head, targets)
+        monkeypatch.setattr(loss, "CHUNK_BYTES", 0)
+        monkeypatch.setattr(loss, "LEAST_CHUNK_ROWS", 16)
+        for one, other in zip(whole, head_loss(hidden, head, targets), strict=True):
+            torch.testing.assert_close(one, other)
+
+    def test_a_hit_is_a_target_that_was_the_likeliest(self) -> None:
+        hidden, head, _ = inputs()
+        best = (hidden @ head.t()).argmax(-1)
+        assert head_loss(hidden, head, best)[2].all()
+        assert not head_loss(hidden, head, (best + 1) % V)[2].any()
+
+    def test_the_head_gets_no_gradient(self) -> None:
+        hidden, head, targets = inputs()
+        head.requires_grad_()
+        head_loss(hidden, head, targets)[0].backward()
+        assert head.grad is None
+
+    def test_bfloat16_is_within_its_rounding_of_float32(self) -> None:
+        hidden, head, targets = inputs(torch.bfloat16)
+        total, _, _ = head_loss(hidden, head, targets)
+        total.backward()
+        twin = hidden.detach().float().requires_grad_()
+        want = F.cross_entropy(twin @ head.float().t(), targets, reduction="sum")
+        want.backward()
+        assert total.item() == pytest.approx(want.item(), rel=1e-2)
+        assert (hidden.grad.float() - twin.grad).norm() < 0.01 * twin.grad.norm()  # type: ignore[union-attr, operator]
+
+    def test_large_logits_do_not_overflow(self) -> None:
+        hidden, head, targets = inputs()
+        total, losses, _ = head_loss(hidden * 1e4, head, targets)
+        assert torch.isfinite(losses).all()
+        assert torch.isfinite(total)

@@ -1,0 +1,119 @@
+"""The program as its parent sees it: a process with three streams, signals and an exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.domain.events import Done, Metric, Started, Stopped, parse_record
+from app.domain.states import ExitCode
+from tests.worker.trainer.house import make_spec
+
+ROOT = Path(__file__).parents[3]
+ENDLESS = 1_000_000
+
+
+def write_spec(workdir: Path, tiny: Path, examples: Path, **changes: Any) -> Path:
+    (workdir / "spec.json").write_text(make_spec(tiny, examples, **changes).model_dump_json())
+    return workdir
+
+
+def start(workdir: Path, *, without_input: bool = False, **environment: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "worker.trainer", str(workdir)]
+    return subprocess.Popen(
+        ["sh", "-c", 'exec "$@" <&-', "sh", *command] if without_input else command,
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+@contextmanager
+def running(workdir: Path, **how: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A trainer that has reported its first step and has a million more to go."""
+    process = start(workdir, **how)
+    try:
+        assert process.stdout is not None
+        while not isinstance(parse_record(process.stdout.readline()), Metric):
+            pass
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+class TestProcess:
+    def test_standard_output_is_records_alone_and_it_exits_although_its_input_stays_open(
+        self, tiny: Path, examples: Path, tmp_path: Path
+    ) -> None:
+        process = start(write_spec(tmp_path, tiny, examples), TUNERY_PARENT_PID=str(os.getpid()))
+        assert process.stdout is not None
+        assert process.stderr is not None
+        output, log = process.stdout.read(), process.stderr.read()
+        assert process.wait() == ExitCode.DONE, log.decode()
+        process.communicate()
+        records = [parse_record(line) for line in output.splitlines()]
+        assert isinstance(records[0], Started)
+        assert isinstance(records[-1], Done)
+        assert b"kernels" not in log  # bitsandbytes' advice, which nobody must follow
+
+    def test_sigterm_drains_and_a_closed_input_stops_nothing(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+        workdir = write_spec(tmp_path, tiny, examples, max_steps=ENDLESS)
+        with running(workdir, without_input=True) as process:
+            process.send_signal(signal.SIGTERM)
+            output, _ = process.communicate()
+        assert process.returncode == ExitCode.DRAINED
+        last = parse_record(output.splitlines()[-1])
+        assert isinstance(last, Stopped)
+        assert (tmp_path / f"runs/run-a/snapshots/step-{last.step:06d}/MANIFEST.json").exists()
+
+    def test_a_control_line_pauses(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+        with running(write_spec(tmp_path, tiny, examples, max_steps=ENDLESS)) as process:
+            process.communicate(b'not a control line\n{"command": "pause", "run_id": "run-a"}\n')
+        assert process.returncode == ExitCode.PAUSED
+
+    @pytest.mark.parametrize("content", [None, "{", '{"version": 2}', '{"version": 1, "typo": 1}'])
+    def test_a_spec_that_is_none_is_refused_at_once(self, tmp_path: Path, content: str | None) -> None:
+        if content is not None:
+            (tmp_path / "spec.json").write_text(content)
+        process = start(tmp_path)
+        output, log = process.communicate()
+        assert (process.returncode, output) == (ExitCode.BAD_SPEC, b"")
+        assert b"spec.json" in log
+
+    def test_it_does_not_start_for_a_parent_that_is_gone(self, tmp_path: Path) -> None:
+        process = start(tmp_path, TUNERY_PARENT_PID="1")
+        process.communicate()
+        assert process.returncode == ExitCode.INTERNAL
+
+    def test_it_dies_with_its_parent(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+        """`kill -9` of the parent leaves no orphan: the end of the shared pipe says that nobody holds it any more."""
+        write_spec(tmp_path, tiny, examples, max_steps=ENDLESS)
+        reading, writing = os.pipe()
+        parent = subprocess.Popen(
+            [sys.executable, "-c", PARENT, str(tmp_path)], cwd=ROOT, stdout=writing, stderr=subprocess.DEVNULL
+        )
+        os.close(writing)
+        with os.fdopen(reading, "rb") as pipe:
+            assert json.loads(pipe.readline())["kind"] == "started"
+            parent.kill()
+            parent.wait()
+            pipe.read()
+
+
+PARENT = """
+import os, subprocess, sys
+environment = os.environ | {"TUNERY_PARENT_PID": str(os.getpid())}
+subprocess.run([sys.executable, "-m", "worker.trainer", sys.argv[1]], env=environment)
+"""

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from app.domain.spec import Hyperparameters
+from tests.worker.trainer.house import HYPERPARAMETERS
+from worker.trainer.plan import CPU_ROW_TOKENS, CUDA_ROW_TOKENS, LEAST_ROW_TOKENS, make_plan, row_tokens
+
+LLAMA_8B = SimpleNamespace(
+    hidden_size=4096, intermediate_size=14336, num_attention_heads=32, num_key_value_heads=8, num_hidden_layers=32
+)
+
+
+def knobs(**changes: object) -> Hyperparameters:
+    return Hyperparameters.model_validate(HYPERPARAMETERS | changes)
+
+
+class TestPlan:
+    def test_a_batch_is_exactly_as_many_examples_as_asked_and_the_last_of_an_epoch_is_the_rest(self) -> None:
+        plan = make_plan(knobs(batch_size=4, n_epochs=2), examples=10, seed=1)
+        assert [len(plan.examples_of(step)) for step in range(plan.total_steps)] == [4, 4, 2, 4, 4, 2]
+
+    def test_every_epoch_has_every_example_once_in_an_order_of_its_own(self) -> None:
+        plan = make_plan(knobs(batch_size=4, n_epochs=2), examples=10, seed=1)
+        epochs = [[e for step in range(at, at + 3) for e in plan.examples_of(step)] for at in (0, 3)]
+        assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(10))
+        assert epochs[0] != epochs[1]
+
+    def test_max_steps_replaces_the_epochs_also_beyond_them(self) -> None:
+        assert make_plan(knobs(max_steps=2), examples=10, seed=1).total_steps == 2
+        long = make_plan(knobs(batch_size=4, n_epochs=1, max_steps=7), examples=10, seed=1)
+        assert long.total_steps == 7
+        assert long.epoch(7) == 7 / 3
+
+    def test_a_checkpoint_is_due_at_each_epochs_end_and_at_the_very_end(self) -> None:
+        plan = make_plan(knobs(batch_size=4, max_steps=7), examples=10, seed=1)
+        assert [step for step in range(8) if plan.ends_epoch(step)] == [3, 6, 7]
+
+
+class TestRowTokens:
+    def test_a_cpu_has_a_fixed_budget(self) -> None:
+        assert row_tokens(LLAMA_8B, None) == CPU_ROW_TOKENS
+
+    def test_a_gpu_gets_what_its_free_memory_holds_within_bounds(self) -> None:
+        assert row_tokens(LLAMA_8B, 120 << 30) == CUDA_ROW_TOKENS
+        assert 1000 < row_tokens(LLAMA_8B, 18 << 30) < 8192
+        assert row_tokens(LLAMA_8B, 1 << 30) == LEAST_ROW_TOKENS

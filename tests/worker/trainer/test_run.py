@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from app.domain.catalog import hash_directory
+from app.domain.events import CheckpointSaved, Command, Done, Message, Metric, SnapshotSaved, Started, Stopped
+from app.domain.states import ExitCode, Reason
+from tests.tiny import make_tiny_base, make_tiny_dataset
+from tests.worker.trainer.house import FLOAT32, Log, failure, final_adapter, make_spec, run_here
+from worker.trainer import keep
+from worker.trainer.run import run
+from worker.trainer.stop import Stops
+
+
+class TestRun:
+    def test_it_starts_measures_each_step_saves_each_epoch_and_is_done(
+        self, tiny: Path, examples: Path, tmp_path: Path
+    ) -> None:
+        code, log = run_here(make_spec(tiny, examples, batch_size=6), tmp_path)
+        assert code == ExitCode.DONE
+        assert [record.kind for record in log.records] == [
+            "started", "metric", "metric", "checkpoint", "metric", "metric", "checkpoint", "done",
+        ]  # fmt: skip
+
+    def test_it_says_what_it_starts_with(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+        _, log = run_here(make_spec(tiny, examples), tmp_path)
+        (started,) = log.of(Started)
+        assert (started.device, started.compute_dtype, started.threads) == ("cpu", "bfloat16", 1)
+        assert started.frozen_parameters == 90_624
+        assert started.trainable_parameters == 4 * 2 * ((64 + 64) * 2 + (64 + 32) * 2 + (64 + 128) * 3)
+        assert started.base_bytes < 90_624
+        assert (started.examples, started.total_steps, started.start_step) == (12, 6, 0)
+        assert 0 < started.labelled_tokens_per_epoch < started.tokens_per_epoch
+
+    def test_every_step_has_its_numbers(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+        _, log = run_here(make_spec(tiny, examples, batch_size=5), tmp_path)
+        metrics = log.of(Metric)
+        assert [metric.step for metric in metrics] == [1, 2, 3, 4, 5, 6]
+        assert [round(metric.epoch, 3) for metric in metrics] == [0.333, 0.667, 1.0, 1.333, 1.667, 2.0]
+        assert metrics[0].learning_rate > metrics[-1].learning_rate > 0
+        assert metrics[-1].eta_seconds == 0 < metrics[0].eta_seconds
+        assert all(metric.grad_norm > 0 and metric.tokens_per_second > 0 for metric in metrics)
+        assert all(metric.peak_memory_bytes > 1 << 20 for metric in metrics)
+        assert metrics[-1].trained_tokens == log.last.trained_tokens == 2 * log.of(Started)[0].tokens_per_epoch
+        assert metrics[-1].train_loss < metrics[0].train_loss
+
+    def test_the_validation_file_is_measured_at_each_epochs_end(
+        self, tiny: Path, examples: Path, tmp_path: Path
+    ) -> None:
+        valid = make_tiny_dataset(tmp_path / "valid.jsonl", 5, seed=9)
+        _, log = run_here(make_spec(tiny, examples, validation_file=valid), tmp_path)
+        measured = [metric for metric in log.of(Metric) if metric.full_valid_loss is not None]
+        assert [metric.step for metric in measured] == [3, 6]
+        assert all(metric.valid_loss == metric.full_valid_loss for metric in measured)
+        assert measured[1].full_valid_loss < measured[0].full_valid_loss
+        assert measured[1].full_valid_mean_token_accuracy is not None
+
+    def test_the_same_spec_gives_the_same_adapter_to_the_bit(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+        spec = make_spec(tiny, examples, dropout=0.1)
+        one, other = (final_adapter(run_here(spec, where)[1], where) for where in (tmp_path / "a", tmp_path / "b"))
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"quantization": None},
+            {"quantization": {"type": "fp4", "double_quant": False}},
+            {"quantization": {"compute_dtype": "float16"}},
+            {"quantization": {"compute_dtype": "float32"}},
+            {"packing": False},
+            {"max_steps": 2},
+            {"lr_scheduler_type": "cosine", "warmup_ratio": 0.3},
+            {"alpha": 5.5, "use_rslora": True},
+        ],
+    )
+    def test_what_was_asked_for_is_trained_and_verified(
+        self, tiny: Path, examples: Path, tmp_path: Path, changes: dict[str, Any]
+    ) -> None:
+        code, log = run_here(make_spec(tiny, examples, **changes), tmp_path)
+        assert code == 0, log.last
+        asked = changes.get("quantization", {}) or {}
+        assert log.of(Started)[0].compute_dtype == asked.get("compute_dtype", "bfloat16")
+        assert log.last.step == changes.get("max_steps", 6)
+
+    def test_relative_paths_are_below_the_work_directory(self, tiny: Path, tmp_path: Path) -> None:
+        make_tiny_dataset(tmp_path / "inputs" / "train.jsonl")
+        spec = make_spec(tiny, tmp_path / "inputs" / "train.jsonl")
+        run = spec.runs[0].model_copy(update={"training_file": Path("inputs/train.jsonl")})
+        assert run_here(spec.model_copy(update={"runs": (run,)}), tmp_path)[0] == 0
+
+    def test_prompts_are_answered_by_the_base_and_by_the_adapter(
+        self, tiny: Path, examples: Path, tmp_path: Path
+    ) -> None:
+        prompts = ("1: red blue", "2: amber amber amber")
+        knobs = {"n_epochs": 10, "learning_rate": 0.02, "r": 16, "alpha": 32}
+        _, log = run_here(make_spec(tiny, examples, sample_prompts=prompts, **knobs), tmp_path)
+        samples = [message.data for message in log.of(Message)]
+        assert [sample["prompt"] for sample in samples] == list(prompts)
+        assert all(sample["base"] != sample["tuned"] for sample in samples)
+        assert isinstance(log.last, Done)
+
+
+class TestStopping:
+    def test_cancel_saves_nothing(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+        code, log = run_here(make_spec(tiny, examples), tmp_path, stop_at=(2, Command.CANCEL))
+        assert code == ExitCode.CANCELLED
+        assert log.last == Stopped(run_id="run-a", reason=Reason.CANCELLED, step=2)
+        assert not log.of(CheckpointSaved)
+        assert not log.of(SnapshotSaved)
+
+    def test_pause_leaves_a_checkpoint_and_a_snapshot(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+        code, log = run_here(make_spec(tiny, examples), tmp_path, stop_at=(2, Command.PAUSE))
+        assert code == ExitCode.PAUSED
+        assert [record.kind for record in log.records[-3:]] == ["checkpoint", "snapshot", "stopped"]
+        assert [record.step for record in log.records[-3:]] == [2, 2, 2]
+        assert not log.of(CheckpointSaved)[0].final
+
+    def test_drain_leaves_a_snapshot(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+        code, log = run_here(make_spec(tiny, examples), tmp_path, stop_at=(2, Command.DRAIN))
+        assert code == ExitCode.DRAINED
+        assert [record.kind for record in log.records[-2:]] == ["snapshot", "stopped"]
+
+    def test_a_checkpoint_is_announced_once_also_when_a_pause_meets_an_epochs_end(
+        self, tiny: Path, examples: Path, tmp_path: Path
+    ) -> None:
+        _, log = run_here(make_spec(tiny, examples), tmp_path, stop_at=(3, Command.PAUSE))
+        assert [record.step for record in log.of(CheckpointSaved)] == [3]
+
+    @pytest.mark.parametrize(
+        ("command", "code"), [(Command.PAUSE, ExitCode.PAUSED), (Command.CANCEL, ExitCode.CANCELLED)]
+    )
+    def test_a_stop_after_the_last_step_is_still_obeyed(
+        self, tiny: Path, examples: Path, tmp_path: Path, command: Command, code: int
+    ) -> None:
+        assert run_here(make_spec(tiny, examples), tmp_path, stop_at=(6, command))[0] == code
+
+
+class TestFailing:
+    def fails(self, workdir: Path, spec: Any, code: int, reason: Reason, param: str | None, text: str) -> None:
+        got, log = run_here(spec, workdir)
+        record = failure(log)
+        assert (got, record.reason, record.param) == (code, reason, param)
+        assert text in record.message
+        assert "Traceback" not in record.message
+
+    def test_an_altered_base(self, tmp_path: Path, examples: Path) -> None:
+        base = make_tiny_base(tmp_path / "base")
+        spec = make_spec(base, examples)
+        (base / "tokenizer.json").write_text("{}")
+        self.fails(tmp_path, spec, 64, Reason.MODEL_UNAVAILABLE, "model", "was altered")
+
+    def test_an_unknown_module(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+        spec = make_spec(tiny, examples, target_modules=["c_attn"])
+        self.fails(tmp_path, spec, 64, Reason.INVALID_SPEC, "lora.target_modules", "it has down_proj, gate_proj")
+
+    def test_a_rank_over_the_layers_size(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+        spec = make_spec(tiny, examples, r=33)
+        self.fails(tmp_path, spec, 64, Reason.INVALID_SPEC, "lora.r", "choose r up to 32")
+
+    def test_a_dataset_with_nothing_to_learn(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+        spec = make_spec(tiny, examples, context_length=5)
+        self.fails(
+            tmp_path, spec, 64, Reason.INVALID_TRAINING_FILE, "hyperparameters.context_length", "No example has a token"
+        )
+
+    def test_a_bad_line_of_the_validation_file(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+        (tmp_path / "valid.jsonl").write_text("{}\n")
+        spec = make_spec(tiny, examples, validation_file=tmp_path / "valid.jsonl")
+        self.fails(tmp_path, spec, 64, Reason.INVALID_VALIDATION_FILE, "validation_file", "Line 1")
+
+    def test_a_template_the_base_does_not_have(self, tmp_path: Path, examples: Path) -> None:
+        base = make_tiny_base(tmp_path / "base")
+        (base / "chat_template.jinja").unlink()
+        spec = make_spec(base, examples)
+        self.fails(tmp_path, spec, 64, Reason.INVALID_TRAINING_FILE, "training_file", "no chat template")
+
+    def test_a_gpu_that_is_not_there(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+        if torch.cuda.is_available():
+            pytest.skip("there is one")
+        self.fails(tmp_path, make_spec(tiny, examples, device="cuda"), 64, Reason.INVALID_SPEC, "device", "NVIDIA")
+
+    def test_a_learning_rate_that_blows_up_is_stopped_at_that_step(
+        self, tiny: Path, examples: Path, tmp_path: Path
+    ) -> None:
+        spec = make_spec(tiny, examples, learning_rate=1e30, batch_size=3, quantization=FLOAT32)
+        code, log = run_here(spec, tmp_path)
+        record = failure(log)
+        assert (code, record.reason, record.param) == (64, Reason.NON_FINITE_LOSS, "hyperparameters.learning_rate")
+        assert record.message.startswith("Step 2 gave the loss")
+        assert "In it were the lines " in record.message
+        assert len(log.of(Metric)) == 1
+
+    def test_running_out_of_memory(
+        self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def too_much(*_: object) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr("worker.trainer.loop.head_loss", too_much)
+        self.fails(
+            tmp_path, make_spec(tiny, examples), ExitCode.OUT_OF_MEMORY, Reason.OUT_OF_MEMORY,
+            "hyperparameters.context_length", "Lower hyperparameters.context_length",
+        )  # fmt: skip
+
+    def test_an_adapter_that_is_not_what_was_trained_is_never_done(
+        self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        save = keep.save_checkpoint
+
+        def save_wrongly(*arguments: Any) -> Path:
+            directory = save(*arguments)
+            tensors = load_file(directory / "adapter_model.safetensors")
+            save_file(
+                {name: tensor * 1.01 for name, tensor in tensors.items()}, directory / "adapter_model.safetensors"
+            )
+            return directory
+
+        monkeypatch.setattr(keep, "save_checkpoint", save_wrongly)
+        self.fails(tmp_path, make_spec(tiny, examples), 70, Reason.ADAPTER_MISMATCH, None, "It was not published")
+
+
+class TestSeveralRuns:
+    def specs(self, tiny: Path, examples: Path, **second: Any) -> Any:
+        one = make_spec(tiny, examples, run_id="one", seed=1).runs[0]
+        two = make_spec(tiny, examples, run_id="two", seed=2, n_epochs=3, **second).runs[0]
+        return make_spec(tiny, examples, runs=[one, two])
+
+    def kinds(self, log: Log, run_id: str) -> list[str]:
+        return [record.kind for record in log.records if record.run_id == run_id]
+
+    def test_each_has_its_records_its_directory_and_its_end(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+        code, log = run_here(self.specs(tiny, examples), tmp_path)
+        assert code == 0
+        assert {done.run_id: done.step for done in log.of(Done)} == {"one": 6, "two": 9}
+        assert self.kinds(log, "one").count("metric") == 6
+        assert (tmp_path / "runs" / "two" / "checkpoints" / "step-000009").is_dir()
+
+    def test_one_that_cannot_start_does_not_keep_the_other_from_it(
+        self, tiny: Path, examples: Path, tmp_path: Path
+    ) -> None:
+        code, log = run_here(self.specs(tiny, examples, r=64), tmp_path)
+        assert code == ExitCode.BAD_SPEC
+        assert self.kinds(log, "two") == ["failed"]
+        assert self.kinds(log, "one")[-1] == "done"
+
+    def test_one_that_is_cancelled_leaves_the_other_alone(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+        alone = make_spec(tiny, examples, run_id="one", seed=1, quantization=FLOAT32)
+        spec = self.specs(tiny, examples).model_copy(update={"quantization": FLOAT32})
+        assert spec.base.manifest_sha256 == hash_directory(tiny)[1]
+        stops = Stops(["one", "two"])
+        stops.ask("two", Command.CANCEL)
+        log = Log()
+        assert run(spec, tmp_path, log, stops) == ExitCode.CANCELLED
+        _, solo = run_here(alone, tmp_path / "alone")
+        assert [m.train_loss for m in log.of(Metric)] == pytest.approx(solo.losses, rel=1e-5)

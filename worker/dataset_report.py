@@ -1,0 +1,101 @@
+"""What a data set is like once it is rendered and tokenized: counts, and the first lines of each kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+from app.domain.dataset import MAX_FINDINGS, Example, read_examples
+from app.domain.jsonl import Finding
+from app.domain.render import Renderer, TemplateRefused, cut
+
+ENOUGH_FINDINGS = 100  # a file with so many is not read to its end
+FIRST_LINES = 10
+
+
+@dataclass
+class Lines:
+    """How many lines, and which came first."""
+
+    count: int = 0
+    first: list[int] = field(default_factory=list)
+
+    def add(self, line: int) -> None:
+        self.count += 1
+        if len(self.first) < FIRST_LINES:
+            self.first.append(line)
+
+    def __str__(self) -> str:
+        where = ", ".join(map(str, self.first)) + (", …" if self.count > len(self.first) else "")
+        return f"{self.count:,} ({'line' if self.count == 1 else 'lines'} {where})"
+
+
+@dataclass
+class Report:
+    examples: int = 0
+    tokens: int = 0  # after the cut: what one epoch trains on
+    labelled_tokens: int = 0
+    cut: Lines = field(default_factory=Lines)
+    empty: Lines = field(default_factory=Lines)
+    findings: list[Finding] = field(default_factory=list)
+    finding_count: int = 0
+
+    def find(self, finding: Finding) -> None:
+        self.finding_count += 1
+        if len(self.findings) < MAX_FINDINGS:
+            self.findings.append(finding)
+
+    @property
+    def finding_count_text(self) -> str:
+        return f"at least {self.finding_count}" if self.finding_count >= ENOUGH_FINDINGS else str(self.finding_count)
+
+    def counts(self) -> dict[str, Any]:
+        return {
+            "examples": self.examples,
+            "tokens": self.tokens,
+            "labelled_tokens": self.labelled_tokens,
+            "cut": self.cut.count,
+            "empty": self.empty.count,
+        }
+
+    def remarks(self) -> dict[str, Any]:
+        return {
+            "cut": self.cut.count,
+            "cut_lines": self.cut.first,
+            "empty": self.empty.count,
+            "empty_lines": self.empty.first,
+        }
+
+
+def examine(
+    file: BinaryIO, renderer: Renderer, context_length: int, max_line_bytes: int, between_lines: Callable[[], None]
+) -> Report:
+    """Read a whole file. `between_lines` may raise to end it early."""
+    report = Report()
+    for item in read_examples(file, max_line_bytes):
+        between_lines()
+        if isinstance(item, Finding):
+            report.find(item)
+        else:
+            report.examples += 1
+            _examine_example(item, renderer, context_length, report)
+        if report.finding_count >= ENOUGH_FINDINGS:
+            break
+    return report
+
+
+def _examine_example(example: Example, renderer: Renderer, context_length: int, report: Report) -> None:
+    try:
+        documents = renderer.documents(example)
+    except TemplateRefused as error:
+        report.find(Finding(example.line, str(error), "template_refused"))
+        return
+    if any(len(document) > context_length for document in documents):
+        report.cut.add(example.line)
+    shortened = (cut(document, context_length) for document in documents)
+    learned = [document for document in shortened if document.labelled_count]  # as the trainer keeps them
+    if not learned:
+        report.empty.add(example.line)
+    report.tokens += sum(len(document) for document in learned)
+    report.labelled_tokens += sum(document.labelled_count for document in learned)

@@ -1,0 +1,89 @@
+"""Exit code and last record -> the reason an attempt ended. A pure table: nothing here touches a process or a row."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+
+from app.domain.events import Done, Failed, Stopped
+from app.domain.states import CRASHES, FINAL_STATE, ExitCode, JobState, Reason
+
+# Reasons a trainer may give for a failure. It is not believed when it claims a success, a pause or a crash loop.
+CREDIBLE = frozenset(
+    reason for reason, state in FINAL_STATE.items() if state == JobState.FAILED and reason != Reason.WORKER_CRASH_LOOP
+)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a trainer's process ended, as far as its parent can tell."""
+
+    exit_code: int | None  # negative: a signal; None: it was killed and still did not go
+    final: Done | Stopped | Failed | None = None
+    stalled: bool = False
+    drain_asked: bool = False
+    pause_asked: bool = False
+    oom_killed: bool = False  # the kernel's counter of OOM kills has risen meanwhile
+    crashed_before: bool = False  # the attempt before this one was a crash, too
+
+
+@dataclass(frozen=True)
+class Outcome:
+    reason: Reason
+    message: str
+    param: str | None = None
+
+    @property
+    def level(self) -> str:
+        return "warn" if self.reason in CRASHES else "info"
+
+
+def judge(ending: Ending) -> Outcome:
+    if isinstance(ending.final, Done):
+        return Outcome(Reason.DONE, "")  # verified and complete; a crash on the way out changes nothing
+    if ending.stalled:
+        return Outcome(Reason.STALLED, "The trainer said nothing for too long and was stopped")
+    if isinstance(ending.final, Failed) and ending.final.reason in CREDIBLE:
+        return Outcome(ending.final.reason, ending.final.message, ending.final.param)
+    if ending.exit_code == ExitCode.PAUSED and ending.pause_asked:
+        return Outcome(Reason.PAUSED, f"The job was paused{_at_step(ending)}")
+    if ending.exit_code == ExitCode.DRAINED or _was_drained(ending):
+        return Outcome(Reason.DRAINED, f"The worker stopped the attempt{_at_step(ending)}; the job is queued again")
+    if ending.exit_code == ExitCode.OUT_OF_MEMORY:
+        return Outcome(Reason.OUT_OF_MEMORY, "The trainer ran out of memory; lower context_length or lora.r")
+    if ending.exit_code == ExitCode.BAD_SPEC:
+        return Outcome(Reason.INVALID_SPEC, "The trainer refused what it was given, without a word about why")
+    return _crash(ending)
+
+
+def _was_drained(ending: Ending) -> bool:
+    """Asked to drain, it died of our signal: too early for its handler, or too late for our patience."""
+    return ending.drain_asked and ending.exit_code in (-signal.SIGTERM, -signal.SIGKILL, None)
+
+
+def _crash(ending: Ending) -> Outcome:
+    if ending.oom_killed and ending.exit_code == -signal.SIGKILL:
+        text = "The kernel killed the trainer because the machine ran out of memory"
+        if ending.crashed_before:  # once may be a neighbour's fault
+            return Outcome(Reason.OUT_OF_MEMORY, f"{text}; lower context_length or lora.r")
+        return Outcome(Reason.TRAINER_CRASHED, text)
+    if isinstance(ending.final, Failed):
+        return Outcome(Reason.TRAINER_CRASHED, ending.final.message)
+    return Outcome(Reason.TRAINER_CRASHED, f"The trainer {_how(ending.exit_code)}")
+
+
+def _how(exit_code: int | None) -> str:
+    if exit_code is None:
+        return "did not go when it was killed"
+    if exit_code == 0:
+        return "ended without a result"
+    if exit_code > 0:
+        return f"ended with exit code {exit_code}"
+    try:
+        return f"was ended by {signal.Signals(-exit_code).name}"
+    except ValueError:
+        return f"was ended by signal {-exit_code}"
+
+
+def _at_step(ending: Ending) -> str:
+    return f" at step {ending.final.step}" if isinstance(ending.final, Stopped) else ""

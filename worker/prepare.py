@@ -1,0 +1,142 @@
+"""From a claimed job to a directory that a trainer can start on: data set, snapshot, spec file."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from app.db import checkpoints, files, models
+from app.db.tables import BaseModelRow, File, Job, Snapshot
+from app.domain.catalog import hash_directory
+from app.domain.spec import BaseSpec, JobSpec, RunSpec, TrainerSpec
+from app.domain.states import Reason
+from app.settings import Settings
+from worker import artifacts, snapshots
+from worker.lease import LeaseKeeper
+from worker.outcome import Outcome
+from worker.resources import Resources
+
+
+class CannotStart(Exception):
+    """The attempt ends before it began; the outcome says why."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.message)
+        self.outcome = outcome
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The rows a job needs, read in one transaction."""
+
+    base: BaseModelRow
+    training_file: File
+    validation_file: File | None
+    snapshots: list[Snapshot]
+
+
+def prepare(resources: Resources, job: Job, keeper: LeaseKeeper, directory: Path) -> None:
+    """Fill `directory` and write its spec.json. Raises CannotStart, FencedError, OSError."""
+    inputs = keeper.transact(lambda session: load_inputs(session, job))
+    assert inputs is not None
+    check_base(inputs.base)
+    keeper.check()
+    training_file = fetch_dataset(resources, inputs.training_file, directory / "training.jsonl")
+    validation_file = None
+    if inputs.validation_file is not None:
+        validation_file = fetch_dataset(resources, inputs.validation_file, directory / "validation.jsonl")
+    keeper.check()
+    resume_from = snapshots.restore(resources, job, keeper, inputs.snapshots, directory)
+    spec = trainer_spec(resources.settings, job, inputs, training_file, validation_file, resume_from)
+    (directory / "spec.json").write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def load_inputs(session: Session, job: Job) -> Inputs:
+    """Raises CannotStart when an operator has removed the base model meanwhile."""
+    base = models.get_base(session, job.project_id, job.base_model)
+    if base is None:
+        text = f"The base model {job.base_model!r} is not registered any more"
+        raise CannotStart(Outcome(Reason.MODEL_UNAVAILABLE, text, "model"))
+    training_file = files.get_any(session, job.training_file_id)
+    assert training_file is not None, "a foreign key holds it"
+    validation_file = files.get_any(session, job.validation_file_id) if job.validation_file_id else None
+    return Inputs(base, training_file, validation_file, checkpoints.snapshots(session, job.id))
+
+
+def check_base(base: BaseModelRow) -> None:
+    """The base model's files are those that were registered, to the byte. Raises CannotStart."""
+    directory = Path(base.directory)
+    try:
+        sha256 = _hash_unchanged(directory, _signature(directory))
+    except OSError as error:
+        text = f"The files of the base model {base.name!r} cannot be read on this worker"
+        raise CannotStart(Outcome(Reason.MODEL_UNAVAILABLE, text, "model")) from error
+    if sha256 != base.manifest_sha256:
+        text = f"The files of the base model {base.name!r} are not those that were registered"
+        raise CannotStart(Outcome(Reason.MODEL_UNAVAILABLE, text, "model"))
+
+
+def fetch_dataset(resources: Resources, file: File, destination: Path) -> Path:
+    """Raises CannotStart when storage has lost or altered it."""
+    try:
+        sha256 = artifacts.fetch(resources.storage, file.storage_key, destination)
+    except FileNotFoundError as error:
+        raise CannotStart(Outcome(Reason.SERVER_ERROR, f"The bytes of {file.id} are gone from storage")) from error
+    if sha256 != file.sha256:
+        raise CannotStart(Outcome(Reason.SERVER_ERROR, f"The bytes of {file.id} are not those that were uploaded"))
+    return destination
+
+
+def trainer_spec(
+    settings: Settings,
+    job: Job,
+    inputs: Inputs,
+    training_file: Path,
+    validation_file: Path | None,
+    resume_from: Path | None,
+) -> TrainerSpec:
+    """A list of one run; its id is the job's."""
+    spec = JobSpec.model_validate(job.spec)
+    run = RunSpec(
+        run_id=job.id,
+        lora=spec.lora,
+        hyperparameters=spec.hyperparameters,
+        seed=spec.seed,
+        training_file=training_file,
+        training_file_sha256=inputs.training_file.sha256,
+        validation_file=validation_file,
+        validation_file_sha256=inputs.validation_file.sha256 if inputs.validation_file else None,
+        resume_from=resume_from,
+    )
+    base = BaseSpec(
+        name=inputs.base.name,
+        directory=Path(inputs.base.directory).absolute(),
+        manifest_sha256=inputs.base.manifest_sha256,
+    )
+    return TrainerSpec.model_validate(
+        {
+            "base": base,
+            "quantization": spec.quantization,
+            "runs": (run,),
+            "snapshot_interval_seconds": settings.snapshot_interval_seconds,
+            "device": settings.device,
+            "threads": settings.threads,
+        }
+    )
+
+
+def _signature(directory: Path) -> tuple[tuple[str, int, int, int], ...]:
+    """What changes when a file is changed, replaced or touched: reading 16 GB for each attempt takes half a minute."""
+    entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
+    stats = [(entry.name, entry.stat()) for entry in entries]
+    return tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats)
+
+
+@lru_cache(maxsize=16)
+def _hash_unchanged(directory: Path, signature: tuple[tuple[str, int, int, int], ...]) -> str:
+    del signature  # the key of the cache, no more
+    return hash_directory(directory)[1]

@@ -1,0 +1,187 @@
+"""Public results: checkpoints as they come; at the end adapter, results file and success in one transaction.
+
+Bytes go into storage first, under the attempt's own prefix; they become visible with the rows that point at them. What
+no row points at in the end is taken back.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import secrets
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.db import checkpoints, claims, events, files, models
+from app.db.tables import Checkpoint, Job
+from app.domain.events import CheckpointSaved, Done
+from app.domain.states import Reason
+from worker import artifacts
+from worker.artifacts import StoredFile
+from worker.lease import LeaseKeeper
+from worker.resources import Resources
+
+PURPOSE = "fine-tune-results"
+RESULTS = "step_metrics.csv"
+# OpenAI's five columns first, as scripts read them by position; then ours.
+RESULT_COLUMNS = {
+    "step": "step",
+    "train_loss": "train_loss",
+    "train_accuracy": "train_mean_token_accuracy",
+    "valid_loss": "valid_loss",
+    "valid_mean_token_accuracy": "valid_mean_token_accuracy",
+    "train_mean_token_accuracy": "train_mean_token_accuracy",
+    "full_valid_loss": "full_valid_loss",
+    "full_valid_mean_token_accuracy": "full_valid_mean_token_accuracy",
+    "learning_rate": "learning_rate",
+    "grad_norm": "grad_norm",
+    "epoch": "epoch",
+    "num_tokens": "num_tokens",
+}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A checkpoint's bytes in storage, and what its row will say."""
+
+    step: int
+    name: str
+    metrics: dict[str, Any]
+    manifest: dict[str, Any]
+    files: list[StoredFile]
+    archive: StoredFile
+
+    @property
+    def keys(self) -> list[str]:
+        return [file.key for file in (*self.files, self.archive)]
+
+
+class Publisher:
+    def __init__(self, resources: Resources, job: Job, keeper: LeaseKeeper, directory: Path) -> None:
+        self.resources = resources
+        self.job = job
+        self.keeper = keeper
+        self.directory = directory
+
+    def checkpoint(self, record: CheckpointSaved) -> None:
+        """Publish an intermediate checkpoint, unless an earlier attempt has. Raises ManifestMismatch, OSError."""
+        if self.keeper.transact(lambda session: self._is_published(session, record.step)):
+            return
+        name = f"{self._model_name()}:ckpt-step-{record.step}"
+        with artifacts.taking_back() as undo:
+            stored = self._store(undo, record.directory, record.step, name, record.metrics)
+            self.keeper.transact(
+                lambda session: self._add(session, stored), lambda session: self._is_published(session, record.step)
+            )
+
+    def success(self, done: Done, metrics: dict[str, float | None]) -> None:
+        """Everything a finished job leaves, visible at once or not at all.
+
+        Raises FencedError, UnwantedError, ManifestMismatch, OSError.
+        """
+        self.keeper.transact(lambda session: claims.note(session, self.keeper.lease, phase="publishing"))
+        with artifacts.taking_back() as undo:
+            stored = self._store(undo, done.directory, done.step, self._model_name(), metrics)
+            results = self._store_results(undo)
+            self.keeper.conclude(
+                lambda session: self._succeed(session, stored, results, done.trained_tokens),
+                lambda session: self._has_succeeded(session, stored),
+            )
+
+    def _store(self, undo: ExitStack, directory: str, step: int, name: str, metrics: dict[str, float | None]) -> Stored:
+        """Copy a checkpoint directory, verify it, pack it, put it. Leaving `undo` takes the bytes back."""
+        prefix = f"jobs/{self.job.id}/attempts/{self.job.attempt}/checkpoints/step-{step:06d}"
+        copy = self.directory / "outbox" / f"checkpoint-{step:06d}"
+        manifest = artifacts.take_copy(artifacts.inside(self.directory, directory), copy)
+        archive = artifacts.put_file(
+            self.resources.storage, artifacts.pack(copy, copy.parent), f"{prefix}/{artifacts.ARCHIVE}"
+        )
+        undo.callback(artifacts.discard, self.resources.storage, [archive.key])
+        parts = artifacts.put_directory(self.resources.storage, copy, f"{prefix}/files")
+        undo.callback(artifacts.discard, self.resources.storage, [part.key for part in parts])
+        copy.rmdir()
+        return Stored(step, name, {"step": step} | metrics, manifest, parts, archive)
+
+    def _store_results(self, undo: ExitStack) -> StoredFile:
+        rows = self.keeper.transact(lambda session: events.metrics(session, self.job.id)) or []
+        path = self.directory / "outbox" / RESULTS
+        path.write_bytes(results_csv(rows))
+        key = f"jobs/{self.job.id}/attempts/{self.job.attempt}/{RESULTS}"
+        undo.callback(artifacts.discard, self.resources.storage, [key])
+        return artifacts.put_file(self.resources.storage, path, key)
+
+    def _add(self, session: Session, stored: Stored) -> Checkpoint:
+        message = f"Checkpoint created at step {stored.step} with Snapshot ID: {stored.name}"
+        job = claims.say(session, self.keeper.lease, message, data={"step": stored.step})
+        checkpoint = self._write_row(session, job, stored)
+        for old in checkpoints.retire_old(session, job.id):
+            files.delete_all(session, [*old.file_ids, old.archive_file_id])
+        return checkpoint
+
+    def _write_row(self, session: Session, job: Job, stored: Stored) -> Checkpoint:
+        parts = [self._insert(session, part) for part in stored.files]
+        row = (stored.name, stored.metrics, stored.manifest, parts, self._insert(session, stored.archive))
+        before = checkpoints.at_step(session, job.id, stored.step)
+        if before is None:
+            return checkpoints.add(session, job, stored.step, *row)
+        files.delete_all(session, [*before.file_ids, before.archive_file_id])
+        return checkpoints.replace(session, before, job, *row)
+
+    def _succeed(self, session: Session, stored: Stored, results: StoredFile, trained_tokens: int) -> Job:
+        self._add(session, stored)
+        kept = checkpoints.page(session, self.job.id, checkpoints.KEPT_CHECKPOINTS)
+        for checkpoint in kept:
+            models.add_tuned(session, self.job, checkpoint)
+        claims.say(session, self.keeper.lease, f"New fine-tuned model created: {stored.name}")
+        return claims.end_attempt(
+            session,
+            self.keeper.lease,
+            Reason.DONE,
+            "The job has successfully completed",
+            trained_tokens=trained_tokens,
+            fine_tuned_model=stored.name,
+            result_file_ids=[self._insert(session, results)],
+            adapter_sha256=stored.archive.sha256,
+            adapter_bytes=stored.archive.size_bytes,
+            adapter_archive_file_id=kept[0].archive_file_id,
+            crash_streak=0,
+        )
+
+    def _has_succeeded(self, session: Session, stored: Stored) -> bool:
+        job = session.get(Job, self.job.id)
+        return job is not None and job.fine_tuned_model == stored.name
+
+    def _insert(self, session: Session, stored: StoredFile) -> str:
+        file = files.insert(
+            session, self.job.project_id, PURPOSE, stored.filename, stored.size_bytes, stored.sha256, stored.key,
+            job_id=self.job.id,
+        )  # fmt: skip
+        return file.id
+
+    def _is_published(self, session: Session, step: int) -> bool:
+        return checkpoints.at_step(session, self.job.id, step) is not None
+
+    def _model_name(self) -> str:
+        return model_name(self.job.base_model, self.resources.settings.organization, self.job.suffix)
+
+
+def model_name(base: str, organization: str, suffix: str | None) -> str:
+    """`ft:base:organization:suffix:8 characters`. Without slashes, which clients encode in different ways."""
+    parts = (base, organization, suffix or "", secrets.token_hex(4))
+    return "ft:" + ":".join(part.replace("/", "-").replace(":", "-") for part in parts)
+
+
+def results_csv(rows: Iterable[dict[str, Any]]) -> bytes:
+    """A line per step; blank where nothing was measured."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(RESULT_COLUMNS)
+    for row in rows:
+        values = (row.get(source) for source in RESULT_COLUMNS.values())
+        writer.writerow(["" if value is None else value for value in values])
+    return text.getvalue().encode()

@@ -1,0 +1,143 @@
+"""A trainer's records -> rows: events, progress, checkpoints, snapshots; one transaction a record, in order."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.exc import DBAPIError
+
+from app.db.tables import Job
+from app.domain.artifacts import ManifestMismatch
+from app.domain.events import AnyRecord, CheckpointSaved, Message, Metric, SnapshotSaved, Started
+from app.log import get_logger
+from worker import snapshots
+from worker.lease import DATABASE_AWAY, LeaseKeeper
+from worker.publish import Publisher
+from worker.resources import Resources
+
+# What an event's data names as OpenAI does, and where it stands in our record; the optional ones only when measured.
+METRIC_KEYS = ("step", "total_steps", "train_loss", "train_mean_token_accuracy")
+OPTIONAL_METRIC_KEYS = (
+    "valid_loss",
+    "valid_mean_token_accuracy",
+    "full_valid_loss",
+    "full_valid_mean_token_accuracy",
+    "peak_memory_bytes",
+)
+OUR_METRIC_KEYS = ("learning_rate", "grad_norm", "epoch", "labelled_tokens", "tokens_per_second", "eta_seconds")
+PROGRESS_KEYS = ("step", "total_steps", "epoch", "tokens_per_second", "eta_seconds")
+MAX_MESSAGE_CHARACTERS = 8_000
+
+log = get_logger(__name__)
+
+
+class Relay:
+    """Writes down what a trainer says. Its last words (Done, Stopped, Failed) are the supervisor's to act on."""
+
+    def __init__(self, resources: Resources, job: Job, keeper: LeaseKeeper, directory: Path) -> None:
+        self.final_checkpoint: CheckpointSaved | None = None  # published with the success, when it has been verified
+        self.publisher = Publisher(resources, job, keeper, directory)
+        self._resources = resources
+        self._job = job
+        self._keeper = keeper
+        self._directory = directory
+
+    def write(self, record: AnyRecord) -> None:
+        """Raises FencedError. Whatever else is wrong with one record is told, and costs that record only."""
+        try:
+            self._write(record)
+        except DATABASE_AWAY:
+            raise
+        except DBAPIError as error:  # a value PostgreSQL refuses
+            log.warning("record refused", job=self._job.id, kind=record.kind, error=str(error.orig))
+        except ManifestMismatch as error:
+            self._keeper.say(f"Not stored: {clean(str(error))}", level="warn", data={"kind": record.kind})
+        except OSError as error:
+            text = f"The {record.kind} was not stored: {error.strerror or 'the storage is away'}"
+            self._keeper.say(f"{text}; the training goes on", level="warn", data={"kind": record.kind})
+
+    def _write(self, record: AnyRecord) -> None:
+        match record:
+            case Metric():
+                self._keeper.say(
+                    metric_message(record), type="metrics", data=metric_data(record), progress=progress(record)
+                )
+            case Started():
+                data = clean(record.model_dump(exclude={"kind", "run_id"}))
+                step = {"step": record.start_step, "total_steps": record.total_steps}
+                self._keeper.say(started_message(record), data=data, phase="training", progress=step)
+            case Message():
+                text = clean(record.message)[:MAX_MESSAGE_CHARACTERS]
+                self._keeper.say(text, level=record.level, data=clean(record.data))
+            case CheckpointSaved(final=True):
+                self.final_checkpoint = record
+            case CheckpointSaved():
+                self._checkpoint(record)
+            case SnapshotSaved():
+                snapshots.save(self._resources, self._job, self._keeper, self._directory, record)
+            case _:
+                pass
+
+    def _checkpoint(self, record: CheckpointSaved) -> None:
+        """A trainer keeps its last three as we do: one that is gone before it was copied would be retired by now."""
+        try:
+            self.publisher.checkpoint(record)
+        except ManifestMismatch:
+            if (self._directory / record.directory).exists():
+                raise
+            self._keeper.say(f"The checkpoint at step {record.step} was superseded before it was stored")
+
+    def publish_final_as_any(self) -> None:
+        """After a pause at the very last step: the adapter is a checkpoint like the others."""
+        if self.final_checkpoint is not None:
+            self.write(self.final_checkpoint.model_copy(update={"final": False}))
+
+
+def metric_message(metric: Metric) -> str:
+    parts = [f"training loss={_loss(metric.train_loss)}"]
+    if metric.valid_loss is not None:
+        parts.append(f"validation loss={_loss(metric.valid_loss)}")
+    if metric.full_valid_loss is not None:
+        parts.append(f"full validation loss={_loss(metric.full_valid_loss)}")
+    return f"Step {metric.step}/{metric.total_steps}: {', '.join(parts)}"
+
+
+def metric_data(metric: Metric) -> dict[str, Any]:
+    values = clean(metric.model_dump())
+    data = {key: values[key] for key in (*METRIC_KEYS, *OUR_METRIC_KEYS)}
+    data |= {key: values[key] for key in OPTIONAL_METRIC_KEYS if values[key] is not None}
+    return data | {"num_tokens": metric.trained_tokens}
+
+
+def progress(metric: Metric) -> dict[str, Any]:
+    values = clean(metric.model_dump())
+    return {key: values[key] for key in PROGRESS_KEYS}
+
+
+def started_message(started: Started) -> str:
+    begin = f"Training on {started.device} in {started.compute_dtype}: {started.total_steps} steps"
+    if started.start_step:
+        begin += f", going on after step {started.start_step}"
+    return (
+        f"{clean(begin)}; {started.examples:,} examples with {started.tokens_per_epoch:,} tokens an epoch, "
+        f"{started.labelled_tokens_per_epoch:,} of them learned; {started.trainable_parameters:,} trainable parameters"
+    )
+
+
+def clean(value: Any) -> Any:
+    """What PostgreSQL can hold: no NUL, no lone surrogate, no number that is not finite."""
+    if isinstance(value, str):
+        return value.replace("\x00", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {clean(key): clean(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [clean(item) for item in value]
+    return value
+
+
+def _loss(value: float | None) -> str:
+    return f"{value:.2f}" if value is not None and math.isfinite(value) else "not finite"

@@ -1,0 +1,103 @@
+"""Snapshots: what a later attempt goes on from. Stored as they come, two kept, verified before they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from app.db import checkpoints, claims
+from app.db.engine import transaction
+from app.db.tables import Job, Snapshot
+from app.domain.artifacts import MANIFEST, ManifestMismatch, sha256_file, verify
+from app.domain.events import SnapshotSaved
+from app.log import get_logger
+from worker import artifacts
+from worker.lease import DATABASE_AWAY, LeaseKeeper
+from worker.resources import Resources
+
+log = get_logger(__name__)
+
+
+def save(resources: Resources, job: Job, keeper: LeaseKeeper, directory: Path, record: SnapshotSaved) -> None:
+    """Put a trainer's snapshot into storage, then its row; the oldest goes. Raises ManifestMismatch, OSError."""
+    if keeper.transact(lambda session: _is_known(session, job, record.step)):
+        return
+    copy = directory / "outbox" / f"snapshot-{record.step:06d}"
+    artifacts.take_copy(artifacts.inside(directory, record.directory), copy)
+    if sha256_file(copy / MANIFEST) != record.manifest_sha256:
+        raise ManifestMismatch(f"{record.directory}: the manifest is not the one that was announced")
+    prefix = f"jobs/{job.id}/attempts/{job.attempt}/snapshots/step-{record.step:06d}"
+    with artifacts.taking_back() as undo:
+        keys = {file.filename: file.key for file in artifacts.put_directory(resources.storage, copy, prefix)}
+        undo.callback(artifacts.discard, resources.storage, list(keys.values()))
+        keeper.transact(
+            lambda session: _add(session, keeper, record, keys), lambda session: _is_known(session, job, record.step)
+        )
+    copy.rmdir()
+    drop(resources, keeper.transact(lambda session: checkpoints.old_snapshots(session, job.id)) or [])
+
+
+def restore(
+    resources: Resources, job: Job, keeper: LeaseKeeper, rows: Sequence[Snapshot], directory: Path
+) -> Path | None:
+    """The newest snapshot that verifies, fetched; None to start from zero. An event says which, never in silence."""
+    problems: list[str] = []
+    for row in rows:
+        destination = directory / "resume" / f"step-{row.step:06d}-of-attempt-{row.attempt}"
+        try:
+            _fetch(resources, row, destination)
+        except ManifestMismatch as error:
+            problems.append(f"step {row.step} of attempt {row.attempt}: {error}")
+            continue
+        _tell(keeper, f"Going on from the snapshot of step {row.step}", problems, {"step": row.step})
+        drop(resources, rows[: len(problems)])
+        return destination
+    if job.train_attempts > 1:
+        _tell(keeper, "Starting again from step 0, as there is no snapshot to go on from", problems, {"step": 0})
+    drop(resources, rows)
+    return None
+
+
+def drop(resources: Resources, rows: Sequence[Snapshot]) -> None:
+    """Bytes first, rows after: what a crash leaves between is found again."""
+    if not rows:
+        return
+    artifacts.discard(resources.storage, [key for row in rows for key in row.storage_keys.values()])
+    try:
+        with transaction(resources.sessions) as session:
+            checkpoints.forget_snapshots(session, [row.id for row in rows])
+    except DATABASE_AWAY as error:
+        log.warning("snapshot rows not deleted", error=str(error))
+
+
+def _is_known(session: Session, job: Job, step: int) -> bool:
+    return any(row.step == step and row.attempt == job.attempt for row in checkpoints.snapshots(session, job.id))
+
+
+def _add(session: Session, keeper: LeaseKeeper, record: SnapshotSaved, keys: dict[str, str]) -> None:
+    """A snapshot further on than any before it is progress: whatever crashed before, it starts to count anew."""
+    steps = [row.step for row in checkpoints.snapshots(session, keeper.lease.job_id)]
+    is_progress = record.step > max(steps, default=-1)
+    job = claims.note(session, keeper.lease, crash_streak=0 if is_progress else Job.crash_streak)
+    checkpoints.add_snapshot(session, job, record.step, record.manifest_sha256, keys)
+
+
+def _fetch(resources: Resources, row: Snapshot, destination: Path) -> None:
+    """Raises ManifestMismatch for a snapshot that is not whole; OSError while storage is away, which is no verdict."""
+    try:
+        for name, key in row.storage_keys.items():
+            artifacts.fetch(resources.storage, key, destination / name)
+    except FileNotFoundError as error:
+        raise ManifestMismatch(f"{error.filename} is missing") from error
+    if sha256_file(destination / MANIFEST) != row.manifest_sha256:
+        raise ManifestMismatch("its manifest was altered")
+    verify(destination)
+
+
+def _tell(keeper: LeaseKeeper, text: str, problems: Sequence[str], data: dict[str, int]) -> None:
+    level, message = "info", text
+    if problems:
+        level, message = "warn", f"{text}; not usable: " + "; ".join(problems)
+    keeper.say(message, level=level, data=dict(data))

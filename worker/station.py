@@ -1,0 +1,120 @@
+"""The slots of one worker process, and its sign of life."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.db import workers
+from app.db.engine import transaction
+from app.log import get_logger
+from app.queue import Queue
+from app.settings import Settings
+from worker.child import TRAINER
+from worker.device import describe_machine
+from worker.health import beat
+from worker.lease import DATABASE_AWAY
+from worker.resources import Resources, open_resources
+from worker.slot import Slot, TakeOne
+from worker.supervise import Supervisor
+from worker.validate import Validator
+
+FAREWELL_SECONDS = 15  # on top of the drain's grace: writing the end of the attempt
+
+log = get_logger(__name__)
+
+
+class Station:
+    """Made before Celery is up, opened when it knows its name and queues, closed when it stops."""
+
+    def __init__(self, settings: Settings, trainer: Sequence[str] = TRAINER) -> None:
+        self.settings = settings
+        self.trainer = trainer
+        self.slots: dict[Queue, Slot] = {}
+        self._resources: Resources | None = None
+        self._pulse: threading.Thread | None = None
+
+    def open(self, node: str, queues: Iterable[Queue]) -> None:
+        """Start a slot for each queue. `node` is Celery's name for us: "gpu0@host"."""
+        self._resources = open_resources(self.settings)
+        for queue in queues:
+            slot = Slot(self._resources, queue, slot_name(queue, node), self._taker(self._resources, queue, node))
+            self.slots[queue] = slot
+            slot.start()
+        self._pulse = threading.Thread(target=self._beat, args=(self._resources,), name="pulse", daemon=True)
+        self._pulse.start()
+
+    def look_for_work(self, queue: Queue) -> None:
+        if queue in self.slots:
+            self.slots[queue].look_for_work()
+
+    def stop(self) -> None:
+        """Take nothing new, drain what runs. Called in a signal handler, so it sets events and nothing else."""
+        if self._resources is not None:
+            self._resources.stop.set()
+            for slot in self.slots.values():
+                slot.wake()
+
+    def close(self) -> None:
+        """Wait until everything has drained, as long as the grace allows. Twice is once."""
+        if self._resources is None:
+            return
+        if not self._resources.stop.is_set():
+            self.stop()
+        grace_seconds = self.settings.drain_grace_seconds + FAREWELL_SECONDS
+        for slot in self.slots.values():
+            if not slot.join(grace_seconds):
+                log.error("a slot did not stop in time", slot=slot.name)
+        if self._pulse is not None:
+            self._pulse.join(timeout=FAREWELL_SECONDS)
+        self._resources.close()
+        self._resources = None
+
+    def _taker(self, resources: Resources, queue: Queue, node: str) -> Callable[[str], TakeOne]:
+        if queue == "cpu":
+            return lambda owner: Validator(resources, owner).take_one
+        lock = self.settings.data_dir / "run" / f"{slot_name(queue, node)}.trainer.lock"
+        return lambda owner: Supervisor(resources, owner, lock, self.trainer).take_one
+
+    def _beat(self, resources: Resources) -> None:
+        """Keep the rows of our slots fresh; take them away when we go."""
+        about = describe_machine()
+        while not resources.stop.is_set():
+            self._touch()
+            self._tell(resources, lambda session, slot: _seen(session, slot, about))
+            resources.stop.wait(self.settings.lease_renew_seconds)
+        while any(not slot.join(self.settings.lease_renew_seconds) for slot in self.slots.values()):
+            self._touch()  # draining is life, too
+        self._tell(resources, lambda session, slot: workers.gone(session, slot.owner))
+
+    def _touch(self) -> None:
+        for slot in self.slots.values():
+            if slot.is_alive:
+                try:
+                    beat(self.settings, slot.queue)
+                except OSError as error:
+                    log.warning("sign of life not given", error=str(error))
+
+    def _tell(self, resources: Resources, write: Callable[[Session, Slot], None]) -> None:
+        try:
+            with transaction(resources.sessions) as session:
+                for slot in self.slots.values():
+                    write(session, slot)
+        except DATABASE_AWAY as error:
+            log.warning("sign of life not given", error=str(error).split("\n", 1)[0])
+        except Exception:
+            log.exception("sign of life not given")
+
+
+def slot_name(queue: Queue, node: str) -> str:
+    """Unique among the slots of one process, as a slot's name is the name of its lock."""
+    return node if node.startswith(queue) else f"{queue}.{node}"
+
+
+def _seen(session: Session, slot: Slot, about: dict[str, Any]) -> None:
+    workers.seen(session, slot.owner, slot.queue, socket.gethostname(), os.getpid(), about)

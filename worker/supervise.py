@@ -1,0 +1,191 @@
+"""The story of one job: claim -> prepare -> trainer -> relay -> publish -> end. Short transactions, work between.
+
+What is true stands in PostgreSQL; whoever finds itself fenced drops everything and touches no row again.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+from sqlalchemy.orm import Session
+
+from app.db import checkpoints, claims
+from app.db.claims import FencedError, UnwantedError
+from app.db.engine import transaction
+from app.db.tables import Job
+from app.domain.artifacts import ManifestMismatch
+from app.domain.events import Done
+from app.domain.states import TERMINAL, Desired, JobState, Reason
+from app.log import get_logger
+from worker import snapshots, workdir
+from worker.child import TRAINER, Child, start_trainer
+from worker.device import oom_kills
+from worker.guard import Guard
+from worker.lease import DATABASE_AWAY, Claimer, LeaseKeeper
+from worker.locks import try_lock
+from worker.outcome import Ending, Outcome, judge
+from worker.prepare import CannotStart, prepare
+from worker.relay import Relay
+from worker.resources import Resources
+
+WITHOUT_DELAY = frozenset({Reason.DRAINED, Reason.PAUSED})
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+log = get_logger(__name__)
+
+
+class Supervisor:
+    """Sees the jobs of one GPU slot through, one at a time. `trainer` is the command that WORKDIR is appended to."""
+
+    def __init__(self, resources: Resources, owner: str, trainer_lock: Path, trainer: Sequence[str] = TRAINER) -> None:
+        self.resources = resources
+        self.settings = resources.settings
+        self.claimer = Claimer(resources, "train", owner)
+        self.trainer_lock = trainer_lock
+        self.trainer = trainer
+
+    def take_one(self) -> bool:
+        """One job from its claim to its end; False when there is none, or the GPU is not free.
+
+        The lock comes before the claim: a trainer that won't die keeps its GPU, but no job waits for it here.
+        """
+        with try_lock(self.trainer_lock) as lock:
+            if lock is None:
+                log.error("a trainer of an earlier attempt still holds this slot", lock=str(self.trainer_lock))
+                return False
+            taken = self.claimer.take()
+            if taken is None:
+                return False
+            job, keeper = taken
+            with structlog.contextvars.bound_contextvars(job=job.id, attempt=job.attempt), keeper:
+                self._see_through(job, keeper, lock)
+        return True
+
+    def _see_through(self, job: Job, keeper: LeaseKeeper, lock: int) -> None:
+        log.info("job started", base_model=job.base_model)
+        directory = workdir.make_attempt_directory(self.settings.work_dir, job.id, job.attempt)
+        try:
+            outcome = self._attempt(job, keeper, directory, lock)
+            if outcome.reason != Reason.DONE:  # a success ended the attempt with everything it published
+                self._give_up(keeper, outcome)
+            log.info("attempt ended", reason=outcome.reason.value)
+        except FencedError:
+            log.info("fenced: the result is dropped")
+        finally:
+            workdir.clear(directory)
+        self._forget_snapshots_if_ended(job)
+
+    def _attempt(self, job: Job, keeper: LeaseKeeper, directory: Path, lock: int) -> Outcome:
+        """Everything between the claim and the end; whatever goes wrong becomes an outcome. Raises FencedError."""
+        try:
+            prepare(self.resources, job, keeper, directory)
+            return self._interruption(keeper) or self._train(job, keeper, directory, lock)
+        except FencedError:
+            raise
+        except CannotStart as refusal:
+            return refusal.outcome
+        except UnwantedError:
+            return Outcome(Reason.PAUSED, "The job was paused when it was about to succeed")
+        except ManifestMismatch as error:
+            return Outcome(Reason.TRAINER_CRASHED, f"What the trainer left is not whole: {error}")
+        except OSError as error:
+            log.exception("files or storage failed")
+            return _of_storage(error)
+        except Exception:
+            log.exception("the supervisor failed")
+            return Outcome(Reason.TRAINER_CRASHED, "The worker met an internal error; its log has the details")
+
+    def _interruption(self, keeper: LeaseKeeper) -> Outcome | None:
+        """What came while we prepared, before there was a trainer to be told."""
+        keeper.check()
+        if self.resources.stop.is_set():
+            return Outcome(Reason.DRAINED, "The worker stopped before the training began; the job is queued again")
+        if keeper.desired == Desired.PAUSE:
+            return Outcome(Reason.PAUSED, "The job was paused before the training began")
+        return None
+
+    def _train(self, job: Job, keeper: LeaseKeeper, directory: Path, lock: int) -> Outcome:
+        relay = Relay(self.resources, job, keeper, directory)
+        ending = self._run_trainer(job, keeper, directory, lock, relay)
+        keeper.check()
+        outcome = judge(ending)
+        if outcome.reason == Reason.DONE:
+            assert isinstance(ending.final, Done)
+            metrics = relay.final_checkpoint.metrics if relay.final_checkpoint else {}
+            relay.publisher.success(ending.final, metrics)
+        elif outcome.reason == Reason.PAUSED:
+            relay.publish_final_as_any()
+        return outcome
+
+    def _run_trainer(self, job: Job, keeper: LeaseKeeper, directory: Path, lock: int, relay: Relay) -> Ending:
+        """Start it in this thread, which outlives it; write down what it says until it has no more to say."""
+        kills_before = oom_kills()
+        child = start_trainer(self.trainer, directory, job.id, lock, self.settings.threads)
+        try:
+            with Guard(child, keeper, self.resources.stop, self.settings) as guard:
+                for record in child.records():
+                    relay.write(record)
+                child.wait(self.settings.stop_grace_seconds)
+        finally:
+            exit_code = child.close()
+        _log_end(child, exit_code)
+        return Ending(
+            exit_code=exit_code,
+            final=child.final,
+            stalled=guard.stalled,
+            drain_asked=guard.drain_asked_at is not None,
+            pause_asked=guard.pause_asked,
+            oom_killed=oom_kills() > kills_before,
+            crashed_before=job.crash_streak > 0,
+        )
+
+    def _give_up(self, keeper: LeaseKeeper, outcome: Outcome) -> None:
+        """End the attempt for a reason that decides what becomes of the job. Raises FencedError.
+
+        After a lost COMMIT the repetition finds itself fenced, which says that the first one worked.
+        """
+        asked_for = self.resources.stop.is_set() or outcome.reason == Reason.PAUSED
+        without_delay = outcome.reason in WITHOUT_DELAY and asked_for
+
+        def end(session: Session) -> None:
+            job = claims.end_attempt(
+                session,
+                keeper.lease,
+                outcome.reason,
+                outcome.message,
+                outcome.level,
+                param=outcome.param,
+                delay_seconds=0 if without_delay else self.settings.requeue_delay_seconds,
+                max_crash_streak=self.settings.max_crash_streak,
+            )
+            if job.state == JobState.QUEUED:
+                self.resources.hints.after_commit(session, "gpu")
+
+        keeper.conclude(end)
+
+    def _forget_snapshots_if_ended(self, job: Job) -> None:
+        """Nobody resumes an ended job. The reconciler does the same for those whose holder is gone."""
+        try:
+            with transaction(self.resources.sessions) as session:
+                now = session.get(Job, job.id)
+                rows = checkpoints.snapshots(session, job.id) if now and now.state in TERMINAL else []
+        except DATABASE_AWAY as error:
+            log.warning("snapshots not dropped", error=str(error))
+            return
+        snapshots.drop(self.resources, rows)
+
+
+def _of_storage(error: OSError) -> Outcome:
+    if error.errno in DISK_FULL:
+        return Outcome(Reason.STORAGE_FULL, "The storage is full: the job could not keep its results")
+    return Outcome(Reason.STORAGE_UNAVAILABLE, "Files could not be read or written; the job is tried again")
+
+
+def _log_end(child: Child, exit_code: int | None) -> None:
+    if exit_code == 0:
+        log.info("trainer ended", bad_lines=child.bad_lines)
+    else:
+        log.warning("trainer ended", exit_code=exit_code, bad_lines=child.bad_lines, log_tail=child.log_tail())

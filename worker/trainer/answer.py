@@ -1,0 +1,58 @@
+"""What the training did, for people: the same prompts answered by the base and by the adapter, greedily."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from app.domain.render import Renderer
+from worker.trainer import attention
+from worker.trainer.batch import EVERYTHING, Segment
+from worker.trainer.model import Base
+
+NEW_TOKENS = 64
+
+
+def answers(base: Base, run_id: str, renderer: Renderer, prompts: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """(prompt, the base's answer, the tuned model's answer), up to 64 tokens each."""
+    if not prompts:
+        return
+    tokens = [_prompt_tokens(renderer, prompt) for prompt in prompts]
+    plain = _generate(base, tokens, (), renderer)
+    tuned = _generate(base, tokens, (Segment(run_id, 0, EVERYTHING),), renderer)
+    yield from zip(prompts, plain, tuned, strict=True)
+
+
+def _prompt_tokens(renderer: Renderer, prompt: str) -> list[int]:
+    if renderer.template is None:
+        return renderer.encode(prompt)
+    return renderer.encode(renderer.text([{"role": "user", "content": prompt}], prompt=True))
+
+
+@torch.no_grad()
+def _generate(base: Base, prompts: Sequence[list[int]], segments: Sequence[Segment], renderer: Renderer) -> list[str]:
+    """All prompts as one batch, padded on the left, so that the weights are dequantised once a token for all."""
+    longest = max(map(len, prompts))
+    end = renderer.tokenizer.token_to_id(renderer.eos) if renderer.eos else None
+    padding = [[end or 0] * (longest - len(prompt)) for prompt in prompts]
+    tokens_B_T = torch.tensor([pad + prompt for pad, prompt in zip(padding, prompts, strict=True)])
+    mask_B_T = torch.tensor([[0] * len(pad) + [1] * (longest - len(pad)) for pad in padding])
+    base.model.set_attn_implementation("sdpa")  # ours knows documents end to end, not a cache
+    try:
+        with base.rows.of(segments):
+            output_B_T = base.model.generate(
+                tokens_B_T.to(base.device),
+                attention_mask=mask_B_T.to(base.device),
+                max_new_tokens=NEW_TOKENS,
+                do_sample=False,
+                eos_token_id=end,
+                pad_token_id=end or 0,
+            )
+    finally:
+        base.model.set_attn_implementation(attention.NAME)
+    return [renderer.decode(_until(answer, end)).strip() for answer in output_B_T[:, longest:].tolist()]
+
+
+def _until(answer: list[int], end: int | None) -> list[int]:
+    return answer[: answer.index(end)] if end in answer else answer

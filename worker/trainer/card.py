@@ -1,0 +1,70 @@
+"""README.md of an adapter: the card that model hubs read, and what a person needs to use it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+CARD = """\
+---
+base_model: {base}
+library_name: peft
+pipeline_tag: text-generation
+tags: [lora, tunery]
+---
+
+# LoRA adapter for {name}
+
+Trained with Tunery: {step} optimizer steps, {epoch:.2f} epochs, {tokens:,} tokens{losses}.
+
+## Use
+
+The base model is not in this directory; `{name}` is the name it was registered under.
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE_DIRECTORY), ADAPTER_DIRECTORY)
+tokenizer = AutoTokenizer.from_pretrained(ADAPTER_DIRECTORY)  # with the chat template it was trained with
+```
+
+- vLLM: `vllm serve BASE_DIRECTORY --enable-lora --max-lora-rank {rank} --lora-modules tuned=ADAPTER_DIRECTORY`
+- llama.cpp and Ollama: `convert_lora_to_gguf.py --base BASE_DIRECTORY ADAPTER_DIRECTORY`, then `ADAPTER file.gguf`
+{hint}
+## How it was trained
+
+```json
+{settings}
+```
+
+Every file's size and SHA-256, and those of the training data and the base model, stand in `MANIFEST.json`.
+"""
+QUANTIZED_HINT = """\
+- It was trained on the base in {bits}-bit {type}: it fits best on the base loaded the same way, and very nearly as well
+  on the 16-bit base.
+"""
+
+
+def model_card(about: Mapping[str, Any]) -> str:
+    """The card for a checkpoint whose manifest says `about`."""
+    name = about["base_model"]["name"]
+    quantization = about["quantization"]
+    return CARD.format(
+        base=json.dumps(name),
+        name=name,
+        step=about["step"],
+        epoch=about["epoch"],
+        tokens=about["trained_tokens"],
+        losses=_losses(about["metrics"]),
+        rank=max(8, about["lora"]["r"]),  # vLLM knows no smaller maximum than 8
+        hint=QUANTIZED_HINT.format(**quantization) if quantization else "",
+        settings=json.dumps({key: about[key] for key in ("lora", "quantization", "hyperparameters", "seed")}, indent=2),
+    )
+
+
+def _losses(metrics: Mapping[str, float | None]) -> str:
+    named = {"training loss": metrics.get("train_loss"), "validation loss": metrics.get("full_valid_loss")}
+    said = [f"{what} {value:.4f}" for what, value in named.items() if value is not None]
+    return f" ({', '.join(said)})" if said else ""

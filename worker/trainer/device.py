@@ -1,0 +1,64 @@
+"""Which processor, how many threads, which numbers: decided once, before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import psutil
+import torch
+
+from app.domain.spec import QuantizationSpec
+from app.domain.states import Reason
+from worker.trainer.failures import Failure
+
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "200000 100000": two cores' worth of time in each period
+
+
+def choose_device(wanted: str) -> torch.device:
+    """A GPU where there is one, unless a device was asked for by name. Raises Failure(INVALID_SPEC)."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        text = "The spec asks for the device cuda, but torch sees no NVIDIA GPU here; ask for auto or cpu."
+        raise Failure(Reason.INVALID_SPEC, text, "device")
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def device_name(device: torch.device) -> str:
+    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
+
+
+def free_cuda_bytes(device: torch.device) -> int | None:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+
+
+def choose_compute_dtype(quantization: QuantizationSpec | None, device: torch.device) -> torch.dtype:
+    """What was asked for. 16-bit LoRA asks for no type: bfloat16, or float16 on a GPU that is older than bfloat16."""
+    if quantization is not None:
+        dtype: torch.dtype = getattr(torch, quantization.compute_dtype)
+        return dtype
+    has_bfloat16 = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bfloat16 else torch.float16
+
+
+def choose_threads() -> int:
+    """The physical cores that this process may use: two threads on one core share its one matrix unit."""
+    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    return max(1, min(cores, len(os.sched_getaffinity(0)), _quota()))
+
+
+def make_repeatable(device: torch.device, threads: int) -> None:
+    """The order of float sums depends on the number of threads; with it fixed, a CPU run repeats to the bit."""
+    torch.set_num_threads(threads)
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs a pass
+
+
+def _quota() -> int:
+    try:
+        quota, period = CPU_QUOTA.read_text().split()
+        return max(1, int(quota) // int(period))
+    except (OSError, ValueError):  # no cgroup v2, or "max"
+        return os.cpu_count() or 1

@@ -1,0 +1,148 @@
+"""Between steps: what is saved, evaluated and said, and how a run ends. The loop asks, this room does."""
+
+from __future__ import annotations
+
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from app.domain.events import CheckpointSaved, Command, Done, Message, Metric, SnapshotSaved, Stopped
+from app.domain.render import Renderer
+from app.domain.states import Reason
+from worker.trainer.answer import answers
+from worker.trainer.checkpoint import save_checkpoint
+from worker.trainer.emit import Ledger
+from worker.trainer.evaluate import Validation, evaluate
+from worker.trainer.failures import Failure
+from worker.trainer.model import Base
+from worker.trainer.snapshot import Choices, save_snapshot
+from worker.trainer.state import Run, Step
+from worker.trainer.stop import Stops
+from worker.trainer.verify import verify_adapter
+
+LINES_NAMED = 16
+
+
+@dataclass
+class Keeper:
+    base: Base
+    renderer: Renderer
+    workdir: Path
+    choices: Choices
+    identities: dict[str, dict[str, Any]]  # by run: what its snapshots are bound to
+    snapshot_interval_seconds: float
+    say: Ledger
+    stops: Stops
+
+    def has_ended(self, run: Run) -> bool:
+        return run.id in self.say.endings
+
+    def after_step(self, step: Step) -> None:
+        run = step.run
+        if not step.is_finite:
+            raise _not_finite(step)
+        validation = None
+        if run.plan.ends_epoch(run.step) and run.validation:
+            pulse = self.say.pulse(run.id)
+            validation = evaluate(self.base, run.id, run.validation, self.choices.row_tokens, pulse)
+        self._measure(step, validation)
+        if run.plan.ends_epoch(run.step):
+            self._checkpoint(run)
+
+    def snapshot_if_due(self, run: Run) -> None:
+        is_due = time.monotonic() - run.snapshot_at >= self.snapshot_interval_seconds
+        if is_due and run.step > max(run.first_step, run.snapshot_step):
+            self._snapshot(run)
+
+    def stop(self, run: Run, command: Command) -> None:
+        if command is Command.CANCEL:
+            self.say(Stopped(run_id=run.id, reason=Reason.CANCELLED, step=run.step))
+            return
+        if command is Command.PAUSE:
+            self._checkpoint(run)
+        self._snapshot(run)
+        reason = Reason.PAUSED if command is Command.PAUSE else Reason.DRAINED
+        self.say(Stopped(run_id=run.id, reason=reason, step=run.step))
+
+    def finish(self, run: Run) -> None:
+        """The adapter is loaded again and compared before anybody hears that it is done."""
+        directory = self._checkpoint(run)
+        verify_adapter(self.base, run, directory)
+        for prompt, plain, tuned in answers(self.base, run.id, self.renderer, run.spec.sample_prompts):
+            data = {"prompt": prompt, "base": plain, "tuned": tuned}
+            self.say(Message(run_id=run.id, message="Sample: the base model and the tuned one.", data=data))
+        if command := self.stops.wanted(run.id):
+            self.stop(run, command)
+        else:
+            where = self._name(directory)
+            self.say(Done(run_id=run.id, step=run.step, trained_tokens=run.trained_tokens, directory=where))
+
+    def _measure(self, step: Step, validation: Validation | None) -> None:
+        run = step.run
+        run.metrics = {"train_loss": step.loss, "train_mean_token_accuracy": step.accuracy}
+        if validation:
+            run.metrics |= {f"{scope}valid_loss": validation.loss for scope in ("", "full_")}
+            run.metrics |= {f"{scope}valid_mean_token_accuracy": validation.accuracy for scope in ("", "full_")}
+        self.say(
+            Metric(
+                run_id=run.id,
+                step=run.step,
+                total_steps=run.plan.total_steps,
+                epoch=run.plan.epoch(run.step),
+                learning_rate=step.learning_rate,
+                grad_norm=step.grad_norm,
+                trained_tokens=run.trained_tokens,
+                labelled_tokens=step.labelled_tokens,
+                tokens_per_second=step.tokens / step.seconds,
+                eta_seconds=run.eta_seconds,
+                peak_memory_bytes=peak_memory_bytes(self.base.device),
+                **run.metrics,
+            )
+        )
+
+    def _checkpoint(self, run: Run) -> Path:
+        """The public checkpoint of this step: written and announced, unless that has been done."""
+        if run.checkpoint and run.checkpoint_step == run.step:
+            return run.checkpoint
+        directory = save_checkpoint(run, self.base.name, self.base.directory)
+        self.say(
+            CheckpointSaved(
+                run_id=run.id,
+                step=run.step,
+                epoch=run.plan.epoch(run.step),
+                directory=self._name(directory),
+                final=run.is_complete,
+                metrics=run.metrics,
+            )
+        )
+        return directory
+
+    def _snapshot(self, run: Run) -> None:
+        directory, sha256 = save_snapshot(run, self.identities[run.id], self.choices)
+        saved = SnapshotSaved(run_id=run.id, step=run.step, directory=self._name(directory), manifest_sha256=sha256)
+        self.say(saved)
+
+    def _name(self, directory: Path) -> str:
+        return directory.relative_to(self.workdir).as_posix()
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """On CUDA what tensors occupied at most, on a CPU what the process did."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _not_finite(step: Step) -> Failure:
+    named = ", ".join(map(str, step.lines[:LINES_NAMED]))
+    more = f" and {len(step.lines) - LINES_NAMED} more" if len(step.lines) > LINES_NAMED else ""
+    return Failure(
+        Reason.NON_FINITE_LOSS,
+        f"Step {step.run.step + 1} gave the loss {step.loss} and the gradient norm {step.grad_norm}. In it were the "
+        f"lines {named}{more} of the training file. Look at those lines, or lower hyperparameters.learning_rate.",
+        "hyperparameters.learning_rate",
+    )

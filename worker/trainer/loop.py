@@ -1,0 +1,76 @@
+"""The training loop: every run of a list takes one optimizer step, on shared rows through one frozen base; repeat.
+
+A run leaves the list when it is complete, told to stop, or fails; the others go on. One run is a list of one.
+
+Letters: T tokens of a row, N labelled tokens of a row, D the hidden size.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from worker.trainer.batch import rows
+from worker.trainer.emit import Pulse
+from worker.trainer.keep import Keeper
+from worker.trainer.loss import head_loss
+from worker.trainer.model import Base, hidden_states
+from worker.trainer.optim import clip_gradients, divide_gradients, learning_rate, set_learning_rate
+from worker.trainer.state import Run, Step
+from worker.trainer.stop import Stops
+
+
+def train(base: Base, runs: Sequence[Run], row_tokens: int, stops: Stops, keeper: Keeper) -> None:
+    """Train until every run has ended. What happens between steps is the keeper's: it saves, evaluates and reports."""
+    while runs := [run for run in runs if _goes_on(run, stops, keeper)]:
+        for step in optimizer_step(base, runs, row_tokens, keeper.say.pulse(runs[0].id)):
+            with keeper.say.blaming(step.run.spec):
+                keeper.after_step(step)
+
+
+def _goes_on(run: Run, stops: Stops, keeper: Keeper) -> bool:
+    """A step boundary: the only place where a run is stopped, snapshotted or finished."""
+    if keeper.has_ended(run):
+        return False
+    with keeper.say.blaming(run.spec):
+        if command := stops.wanted(run.id):
+            keeper.stop(run, command)
+        elif run.is_complete:
+            keeper.finish(run)
+        else:
+            keeper.snapshot_if_due(run)
+    return not keeper.has_ended(run)
+
+
+def optimizer_step(base: Base, runs: Sequence[Run], row_tokens: int, pulse: Pulse) -> list[Step]:
+    """One optimizer step of each run. A run whose loss or gradient is not finite stays as it was, with a failure."""
+    began = time.monotonic()
+    steps = {run.id: Step(run, base.device) for run in runs}
+
+    # ------------------------------------------------------------------------------------------------ one step ----
+    for row in rows([run.share() for run in runs], row_tokens):
+        pulse("at the next step")
+        row = row.to(base.device)
+        hidden_T_D = hidden_states(base, row)  # W x + scale * B A x, for each run's tokens with its own A and B
+        hidden_N_D = hidden_T_D.index_select(0, row.predictors_N)  # only what is learned from reaches the head
+        loss_sum, losses_N, hits_N = head_loss(hidden_N_D, base.head_V_D, row.targets_N)
+        loss_sum.backward()  # type: ignore[no-untyped-call]  # of a sum: gradients add up over rows, whatever the rows are
+        for segment in row.segments:
+            steps[segment.run_id].add(segment, losses_N, hits_N)
+
+    for step in steps.values():
+        run, knobs = step.run, step.run.spec.hyperparameters
+        divide_gradients(run.parameters, step.labelled_tokens)  # the one division: sum -> mean over labelled tokens
+        step.grad_norm = clip_gradients(run.parameters, knobs.max_grad_norm)
+        if not step.is_finite:
+            continue
+        step.learning_rate = learning_rate(knobs, run.step, run.plan.total_steps)
+        set_learning_rate(run.optimizer, step.learning_rate)
+        run.optimizer.step()
+        run.optimizer.zero_grad(set_to_none=True)
+        run.step += 1
+    # ---------------------------------------------------------------------------------------------------------------
+
+    for step in steps.values():
+        step.close(time.monotonic() - began)
+    return list(steps.values())

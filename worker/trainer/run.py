@@ -1,0 +1,196 @@
+"""The table of contents: a spec -> device -> base -> runs -> loop -> exit code. Each line has a room of its own."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from app.domain.events import Message, Started
+from app.domain.render import Renderer
+from app.domain.spec import RunSpec, TrainerSpec
+from app.domain.states import Reason
+from worker.trainer.batch import Corpus, read_corpus
+from worker.trainer.device import (
+    choose_compute_dtype,
+    choose_device,
+    choose_threads,
+    device_name,
+    free_cuda_bytes,
+    make_repeatable,
+)
+from worker.trainer.emit import Emit, Ledger, Pulse
+from worker.trainer.failures import exit_code, failed
+from worker.trainer.keep import Keeper
+from worker.trainer.loop import train
+from worker.trainer.lora import make_adapter
+from worker.trainer.model import Base, open_base
+from worker.trainer.optim import make_optimizer
+from worker.trainer.plan import make_plan, row_tokens
+from worker.trainer.probe import check_base
+from worker.trainer.snapshot import Choices, Snapshot, identity, open_snapshot, restore
+from worker.trainer.state import Run
+from worker.trainer.stop import Stops
+
+PACKAGES = ("tunery", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "tokenizers")
+
+
+def run(spec: TrainerSpec, workdir: Path, emit: Emit, stops: Stops) -> int:
+    """Train every run of the spec. Each ends with one last record; the exit code is the first that is not DONE."""
+    say = Ledger(emit)
+    try:
+        _run(spec, workdir, say, stops)
+    except Exception as error:  # of the base or of a shared step: nobody's in particular, so everybody's
+        traceback.print_exc(file=sys.stderr)
+        for unfinished in _going_on(spec, say):
+            say(failed(error, unfinished))
+    codes = [exit_code(say.endings[each.run_id]) for each in spec.runs]
+    return next((code for code in codes if code), 0)
+
+
+def _run(spec: TrainerSpec, workdir: Path, say: Ledger, stops: Stops) -> None:
+    device = choose_device(spec.device)
+    snapshots = _open_snapshots(spec, workdir, say)
+    earlier = next((snapshot.choices for snapshot in snapshots.values()), None)  # what is decided stays decided
+    make_repeatable(device, earlier.threads if earlier else spec.threads or choose_threads())
+
+    dtype = choose_compute_dtype(spec.quantization, device)
+    base = open_base(spec.base, spec.quantization, dtype, device)
+    check_base(base)
+    choices = earlier or _choose(base)
+
+    renderer = Renderer.from_directory(spec.base.directory)
+    runs = _prepare_all(spec, workdir, base, renderer, snapshots, say)
+    for each in runs:
+        say(_started(each, base))
+    interval = spec.snapshot_interval_seconds
+    identities = {each.run_id: _identity(spec, each) for each in spec.runs}
+    keeper = Keeper(base, renderer, workdir, choices, identities, interval, say, stops)
+    train(base, runs, choices.row_tokens, stops, keeper)
+
+
+def _going_on(spec: TrainerSpec, say: Ledger) -> Iterator[RunSpec]:
+    return (each for each in spec.runs if each.run_id not in say.endings)
+
+
+def _identity(spec: TrainerSpec, run_spec: RunSpec) -> dict[str, Any]:
+    return identity(run_spec, spec.base, spec.quantization)
+
+
+def _open_snapshots(spec: TrainerSpec, workdir: Path, say: Ledger) -> dict[str, Snapshot]:
+    snapshots = {}
+    for run_spec in spec.runs:
+        if run_spec.resume_from is not None:
+            with say.blaming(run_spec):
+                directory = workdir / run_spec.resume_from
+                snapshots[run_spec.run_id] = open_snapshot(directory, _identity(spec, run_spec))
+    return snapshots
+
+
+def _choose(base: Base) -> Choices:
+    return Choices(
+        row_tokens=row_tokens(base.model.config, free_cuda_bytes(base.device)),
+        threads=torch.get_num_threads(),
+        compute_dtype=str(base.compute_dtype).removeprefix("torch."),
+        device=device_name(base.device),
+    )
+
+
+def _prepare_all(
+    spec: TrainerSpec,
+    workdir: Path,
+    base: Base,
+    renderer: Renderer,
+    snapshots: Mapping[str, Snapshot],
+    say: Ledger,
+) -> Sequence[Run]:
+    runs = []
+    for run_spec in _going_on(spec, say):
+        with say.blaming(run_spec):
+            run = prepare(run_spec, workdir, base, renderer, _facts(spec, run_spec, base), say.pulse(run_spec.run_id))
+            if snapshot := snapshots.get(run.id):
+                restore(run, snapshot)
+                _warn_of_differences(run, snapshot, base, say)
+            runs.append(run)
+    return runs
+
+
+def prepare(spec: RunSpec, workdir: Path, base: Base, renderer: Renderer, facts: dict[str, Any], pulse: Pulse) -> Run:
+    """Everything a run needs before its first step. Raises Failure for a spec or a file that can't be trained."""
+    knobs = spec.hyperparameters
+
+    def corpus_of(path: Path, blame: Reason) -> Corpus:
+        return read_corpus(renderer, workdir / path, knobs.context_length, blame, pulse)
+
+    adapter = make_adapter(spec.run_id, spec.lora, spec.seed, base.layers, base.device)
+    corpus = corpus_of(spec.training_file, Reason.INVALID_TRAINING_FILE)
+    validation = corpus_of(spec.validation_file, Reason.INVALID_VALIDATION_FILE) if spec.validation_file else None
+    base.rows.adapters[spec.run_id] = adapter
+    return Run(
+        spec=spec,
+        plan=make_plan(knobs, len(corpus), spec.seed),
+        corpus=corpus,
+        validation=validation,
+        adapter=adapter,
+        optimizer=make_optimizer(adapter.parameters(), knobs),
+        directory=workdir / "runs" / spec.run_id,
+        facts=facts,
+    )
+
+
+def _facts(spec: TrainerSpec, run_spec: RunSpec, base: Base) -> dict[str, Any]:
+    return {
+        "base_model": {"name": spec.base.name, "manifest_sha256": spec.base.manifest_sha256},
+        "training_file_sha256": run_spec.training_file_sha256,
+        "validation_file_sha256": run_spec.validation_file_sha256,
+        "lora": run_spec.lora.model_dump(mode="json"),
+        "quantization": spec.quantization.model_dump(mode="json") if spec.quantization else None,
+        "hyperparameters": run_spec.hyperparameters.model_dump(mode="json"),
+        "seed": run_spec.seed,
+        "device": device_name(base.device),
+        "versions": versions(),
+    }
+
+
+def _warn_of_differences(run: Run, snapshot: Snapshot, base: Base, say: Ledger) -> None:
+    """Resumed on another machine or after an upgrade: allowed, but no longer equal to the bit, and said so."""
+    then = {**snapshot.versions, "device": snapshot.choices.device}
+    now = {**versions(), "device": device_name(base.device)}
+    changed = [f"{name} {then.get(name)} -> {now.get(name)}" for name in sorted(now) if then.get(name) != now[name]]
+    if changed:
+        text = f"Going on from {snapshot.name} with {', '.join(changed)}: equal within rounding, not to the bit."
+        say(Message(run_id=run.id, level="warn", message=text))
+
+
+def _started(run: Run, base: Base) -> Started:
+    return Started(
+        run_id=run.id,
+        device=device_name(base.device),
+        compute_dtype=str(base.compute_dtype).removeprefix("torch."),
+        threads=torch.get_num_threads(),
+        trainable_parameters=sum(parameter.numel() for parameter in run.parameters),
+        frozen_parameters=base.frozen_parameters,
+        base_bytes=base.stored_bytes,
+        examples=run.plan.examples,
+        tokens_per_epoch=run.corpus.tokens,
+        labelled_tokens_per_epoch=run.corpus.labelled_tokens,
+        total_steps=run.plan.total_steps,
+        start_step=run.step,
+        versions=versions(),
+    )
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # tunery itself, run from its source tree
+            continue
+    return found

@@ -1,0 +1,150 @@
+"""Private snapshots: what a later attempt needs to go on as if nothing had happened.
+
+    state.safetensors   A and B, AdamW's moments and step counts, the dropout generator's state
+    MANIFEST.json       hashes of that file; the step; what must not change (`identity`); what was decided (`choices`)
+
+safetensors and JSON only: nothing in a snapshot can run code. Which batch comes next follows from the step alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from app.domain.artifacts import ManifestMismatch, verify, write_manifest
+from app.domain.spec import BaseSpec, QuantizationSpec, RunSpec
+from app.domain.states import Reason
+from worker.trainer.checkpoint import staged, step_directory
+from worker.trainer.failures import Failure
+from worker.trainer.state import Run
+
+SNAPSHOTS = "snapshots"
+STATE = "state.safetensors"
+KEPT = 2
+GENERATOR = "random/dropout"
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What was chosen once, at the first attempt, and would change the rounding if it were chosen again."""
+
+    row_tokens: int
+    threads: int
+    compute_dtype: str
+    device: str
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    name: str
+    step: int
+    trained_tokens: int
+    choices: Choices
+    versions: dict[str, str]
+    tensors: dict[str, torch.Tensor]
+
+
+def identity(run: RunSpec, base: BaseSpec, quantization: QuantizationSpec | None) -> dict[str, Any]:
+    """Everything that must be the same when a run goes on, as dotted names: the base (and with it the tokenizer and the
+    chat template), the data, the whole configuration."""
+    return dict(
+        _dotted(
+            {
+                "base_model": {"name": base.name, "manifest_sha256": base.manifest_sha256},
+                "quantization": quantization.model_dump() if quantization else None,
+                "lora": run.lora.model_dump(),
+                "hyperparameters": run.hyperparameters.model_dump(),
+                "seed": run.seed,
+                "training_file_sha256": run.training_file_sha256,
+                "validation_file_sha256": run.validation_file_sha256,
+                "world_size": 1,
+            }
+        )
+    )
+
+
+def save_snapshot(run: Run, identity: Mapping[str, Any], choices: Choices) -> tuple[Path, str]:
+    """Write a snapshot after `run.step` steps and keep the newest two. Returns (directory, its manifest's SHA-256)."""
+    about = {
+        "step": run.step,
+        "trained_tokens": run.trained_tokens,
+        "identity": identity,
+        "choices": vars(choices),
+        "versions": run.facts["versions"],
+    }
+    with staged(run.directory / SNAPSHOTS, run.step, KEPT) as directory:
+        save_file(_tensors(run), directory / STATE)
+        manifest_sha256 = write_manifest(directory, about)
+    run.snapshot_step, run.snapshot_at = run.step, time.monotonic()
+    return step_directory(run.directory / SNAPSHOTS, run.step), manifest_sha256
+
+
+def open_snapshot(directory: Path, identity: Mapping[str, Any]) -> Snapshot:
+    """Read a snapshot whose every byte is what its manifest says, of a run that is this one.
+
+    Raises Failure: TRAINER_CRASHED for a damaged one (the parent then chooses another), INVALID_SPEC naming each
+    difference for one that belongs to another configuration, base or data set.
+    """
+    try:
+        manifest = verify(directory)
+    except ManifestMismatch as error:
+        raise Failure(Reason.TRAINER_CRASHED, f"The snapshot to resume from is damaged: {error}") from error
+    if differences := list(_differences(manifest["identity"], identity)):
+        text = f"This run cannot go on from {directory.name}: " + "; ".join(differences) + "."
+        raise Failure(Reason.INVALID_SPEC, text, "resume_from")
+    return Snapshot(
+        name=directory.name,
+        step=manifest["step"],
+        trained_tokens=manifest["trained_tokens"],
+        choices=Choices(**manifest["choices"]),
+        versions=manifest["versions"],
+        tensors=load_file(directory / STATE),
+    )
+
+
+def restore(run: Run, snapshot: Snapshot) -> None:
+    """Put a run where the snapshot left it: factors, moments, random state, position."""
+    tensors = snapshot.tensors
+    with torch.no_grad():
+        for name, parameter in run.adapter.named_parameters().items():
+            parameter.copy_(tensors[f"adapter/{name}"])
+            moments = {key: tensors.get(f"optimizer/{name}/{key}") for key in ("step", "exp_avg", "exp_avg_sq")}
+            if moments["step"] is not None:
+                run.optimizer.state[parameter] = {key: _placed(moment, parameter) for key, moment in moments.items()}
+    run.adapter.generator.set_state(tensors[GENERATOR])
+    run.step = run.first_step = run.snapshot_step = snapshot.step
+    run.trained_tokens = snapshot.trained_tokens
+
+
+def _tensors(run: Run) -> dict[str, torch.Tensor]:
+    tensors = {GENERATOR: run.adapter.generator.get_state()}
+    for name, parameter in run.adapter.named_parameters().items():
+        tensors[f"adapter/{name}"] = parameter.detach()
+        for key, value in run.optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer/{name}/{key}"] = value
+    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _placed(moment: torch.Tensor | None, parameter: torch.nn.Parameter) -> torch.Tensor:
+    assert moment is not None
+    return moment.clone().to(parameter.device)  # a fused AdamW keeps its step count beside the moments
+
+
+def _dotted(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _dotted(inner, f"{name}.{key}" if name else key)
+    else:
+        yield name, list(value) if isinstance(value, tuple) else value
+
+
+def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    for name in sorted(then.keys() | now.keys()):
+        if then.get(name) != now.get(name):
+            yield f"{name} was {then.get(name)!r} and is {now.get(name)!r}"

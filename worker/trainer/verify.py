@@ -1,0 +1,86 @@
+"""Is the saved adapter what was trained? PEFT answers, with the files as a user gets them, on the base in memory.
+
+Two questions. Are the tensors PEFT loaded equal to the trained ones, to the bit? And does the model PEFT made of them
+give the logits of the model that was trained? The second is asked in float32 on both sides (the same frozen weights,
+widened layer by layer), because bfloat16 would hide a wrong alpha or a swapped layer behind rounding of one part in a
+hundred. What is left is the order of float32 sums: TOLERANCE leaves it a wide margin and an error none.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+
+from app.domain.states import Reason
+from worker.trainer.batch import Row, Share, rows
+from worker.trainer.checkpoint import adapter_tensors
+from worker.trainer.failures import Failure
+from worker.trainer.frozen import Frozen4
+from worker.trainer.model import Base, bare, hidden_states, in_float32
+from worker.trainer.state import Run
+
+ROW_TOKENS = 512
+LOGITS = 64  # positions that are compared, over the whole vocabulary
+TOLERANCE = 1e-3  # of the largest logit; seen: 3e-6 on a 2-layer and 1e-5 on a 30-layer model
+
+
+@torch.no_grad()
+def verify_adapter(base: Base, run: Run, directory: Path) -> float:
+    """Load `directory` with PEFT onto the same base and compare. Returns the largest relative difference of the logits.
+
+    Raises Failure(ADAPTER_MISMATCH).
+    """
+    row = _first_row(run).to(base.device)
+    with in_float32(base):
+        ours_N_V = _logits(base, row)
+        with bare(base) as model:
+            tuned = _load(model, directory, base.device)
+            try:
+                tensors = get_peft_model_state_dict(tuned, save_embedding_layers=False)
+                theirs_N_V = _logits(base, row.without_adapters())
+            finally:
+                tuned.unload()
+    _compare_tensors(adapter_tensors(run), tensors)
+    return _compare_logits(ours_N_V, theirs_N_V)
+
+
+def _first_row(run: Run) -> Row:
+    return next(rows([Share(run.id, run.corpus, run.corpus.documents(0))], ROW_TOKENS))
+
+
+def _load(model: Any, directory: Path, device: torch.device) -> PeftModel:
+    """PEFT chooses its layer class by this flag; transformers sets it when it is transformers that quantises."""
+    model.is_loaded_in_4bit = any(isinstance(module, Frozen4) for module in model.modules())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # between PEFT and transformers: names that will change
+        tuned = PeftModel.from_pretrained(model, directory, is_trainable=False, torch_device=str(device))
+    return tuned.eval()
+
+
+def _logits(base: Base, row: Row) -> torch.Tensor:
+    hidden_N_D = hidden_states(base, row, exact=True)[row.predictors_N[:LOGITS]]
+    return hidden_N_D @ base.head_V_D.float().t()
+
+
+def _compare_tensors(trained: dict[str, torch.Tensor], loaded: dict[str, torch.Tensor]) -> None:
+    if absent := sorted(trained.keys() ^ loaded.keys()):
+        raise _mismatch(f"PEFT did not find the same tensors in it ({absent[0]})")
+    for name, tensor in trained.items():
+        if tensor.dtype != loaded[name].dtype or not torch.equal(tensor, loaded[name].cpu()):
+            raise _mismatch(f"the tensor {name} is not the one that was trained")
+
+
+def _compare_logits(ours_N_V: torch.Tensor, theirs_N_V: torch.Tensor) -> float:
+    difference = float((ours_N_V - theirs_N_V).abs().max() / ours_N_V.abs().max())
+    if not difference <= TOLERANCE:  # also when it is not a number
+        raise _mismatch(f"its logits differ from the trained model's by {difference:.1e} of the largest one")
+    return difference
+
+
+def _mismatch(why: str) -> Failure:
+    text = f"The saved adapter was loaded again with PEFT and is not what was trained: {why}. It was not published."
+    return Failure(Reason.ADAPTER_MISMATCH, text)

@@ -1,0 +1,202 @@
+"""`validating_files`: every line of the files as the trainer will see it, with the base model's own tokenizer.
+
+Streaming, so a file of any size needs the memory of its longest line. What is wrong with a file fails the job with line
+numbers; what will be cut or contribute nothing is told, never done in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+from sqlalchemy.orm import Session
+
+from app.db import claims
+from app.db.claims import FencedError
+from app.db.tables import File, Job
+from app.domain.render import Renderer
+from app.domain.spec import JobSpec
+from app.domain.states import JobState, Reason
+from app.log import get_logger
+from worker.dataset_report import Report, examine
+from worker.lease import Claimer, LeaseKeeper
+from worker.outcome import Outcome
+from worker.prepare import CannotStart, Inputs, load_inputs
+from worker.resources import Resources
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One of the two files a job may have, in words."""
+
+    noun: str
+    reason: Reason
+    least_examples: int
+
+    @property
+    def param(self) -> str:
+        return f"{self.noun}_file"
+
+
+class Rejected(CannotStart):
+    """The file is not fit; `report` has the findings."""
+
+    def __init__(self, outcome: Outcome, report: Report) -> None:
+        super().__init__(outcome)
+        self.report = report
+
+
+class Validator:
+    """Takes the jobs that wait for validation, one at a time."""
+
+    def __init__(self, resources: Resources, owner: str) -> None:
+        self.resources = resources
+        self.settings = resources.settings
+        self.claimer = Claimer(resources, "validate", owner)
+
+    def take_one(self) -> bool:
+        """One job from its claim to `queued` or its end; False when none waits."""
+        taken = self.claimer.take()
+        if taken is None:
+            return False
+        job, keeper = taken
+        with structlog.contextvars.bound_contextvars(job=job.id, attempt=job.attempt), keeper:
+            self._see_through(job, keeper)
+        return True
+
+    def _see_through(self, job: Job, keeper: LeaseKeeper) -> None:
+        try:
+            reports = self._validate(job, keeper)
+            self._accept(job, keeper, reports)
+            log.info("files validated")
+        except FencedError:
+            log.info("fenced: the validation is dropped")
+        except CannotStart as refusal:
+            self._give_up(keeper, refusal.outcome, findings_of(refusal))
+        except OSError:
+            log.exception("storage failed")
+            text = "The files could not be read; the validation is tried again"
+            self._give_up(keeper, Outcome(Reason.STORAGE_UNAVAILABLE, text))
+        except Exception:
+            log.exception("the validator failed")
+            text = "The worker met an internal error while it validated the files"
+            self._give_up(keeper, Outcome(Reason.TRAINER_CRASHED, text))
+
+    def _validate(self, job: Job, keeper: LeaseKeeper) -> dict[str, Report]:
+        """Raises Rejected for the first file that is not fit, CannotStart, FencedError, OSError."""
+        inputs = keeper.transact(lambda session: load_inputs(session, job))
+        assert inputs is not None
+        renderer = open_renderer(inputs)
+        reports = {}
+        for kind, file in self._files(inputs):
+            report = self._examine(job, keeper, renderer, file)
+            if outcome := verdict(kind, report):
+                raise Rejected(outcome, report)
+            if warning := warn_of(kind, report, JobSpec.model_validate(job.spec).hyperparameters.context_length):
+                keeper.say(warning, level="warn", data={"file": file.id} | report.remarks())
+            reports[kind.noun] = report
+        return reports
+
+    def _files(self, inputs: Inputs) -> list[tuple[Kind, File]]:
+        training = Kind("training", Reason.INVALID_TRAINING_FILE, self.settings.min_training_examples)
+        validation = Kind("validation", Reason.INVALID_VALIDATION_FILE, 1)
+        files = [(training, inputs.training_file)]
+        return files + ([(validation, inputs.validation_file)] if inputs.validation_file else [])
+
+    def _examine(self, job: Job, keeper: LeaseKeeper, renderer: Renderer, file: File) -> Report:
+        context_length = JobSpec.model_validate(job.spec).hyperparameters.context_length
+        try:
+            opened = self.resources.storage.open(file.storage_key)
+        except FileNotFoundError as error:
+            raise CannotStart(Outcome(Reason.SERVER_ERROR, f"The bytes of {file.id} are gone from storage")) from error
+        with opened:
+            return examine(opened, renderer, context_length, self.settings.max_line_bytes, self._checkpoint(keeper))
+
+    def _checkpoint(self, keeper: LeaseKeeper) -> Callable[[], None]:
+        """To be called between lines: a cancel and a shutdown are heard within one example."""
+
+        def check() -> None:
+            keeper.check()
+            if self.resources.stop.is_set():
+                raise CannotStart(Outcome(Reason.DRAINED, "The worker stopped during the validation"))
+
+        return check
+
+    def _accept(self, job: Job, keeper: LeaseKeeper, reports: dict[str, Report]) -> None:
+        data = reports["training"].counts()
+        if "validation" in reports:
+            data["validation"] = reports["validation"].counts()
+
+        def accept(session: Session) -> None:
+            claims.validated(session, keeper.lease, "Files validated, moving job to queued state", data)
+            self.resources.hints.after_commit(session, "gpu")
+
+        keeper.conclude(accept, lambda session: _is_accepted(session, job))
+
+    def _give_up(self, keeper: LeaseKeeper, outcome: Outcome, data: dict[str, Any] | None = None) -> None:
+        settings = self.settings
+        delay_seconds = 0 if outcome.reason == Reason.DRAINED else settings.requeue_delay_seconds
+        try:
+            keeper.conclude(
+                lambda session: claims.end_attempt(
+                    session, keeper.lease, outcome.reason, outcome.message, outcome.level, data, outcome.param,
+                    delay_seconds, settings.max_crash_streak,
+                )
+            )  # fmt: skip
+        except FencedError:
+            log.info("fenced: the verdict is dropped")
+
+
+def open_renderer(inputs: Inputs) -> Renderer:
+    try:
+        return Renderer.from_directory(Path(inputs.base.directory))
+    except Exception as error:  # tokenizers raises a bare Exception
+        text = f"The tokenizer of the base model {inputs.base.name!r} cannot be read on this worker"
+        raise CannotStart(Outcome(Reason.MODEL_UNAVAILABLE, text, "model")) from error
+
+
+def verdict(kind: Kind, report: Report) -> Outcome | None:
+    """Why the file is not fit, in OpenAI's words where they exist; None when it is."""
+    begin = f"The job failed due to an invalid {kind.noun} file."
+    if report.finding_count:
+        text = " ".join(f"{finding}." for finding in report.findings)
+        if report.finding_count > len(report.findings):
+            text += f" These are the first {len(report.findings)} of {report.finding_count_text} problems."
+        return Outcome(kind.reason, f"{begin} {text}", kind.param)
+    if report.examples < kind.least_examples:
+        reason = Reason.INVALID_N_EXAMPLES if kind.noun == "training" else kind.reason
+        text = (
+            f"{kind.noun.capitalize()} file has {report.examples} example(s), "
+            f"but must have at least {kind.least_examples} examples"
+        )
+        return Outcome(reason, text, kind.param)
+    if not report.labelled_tokens:
+        text = "No example has a token to learn from: every answer has weight 0 or lies beyond context_length."
+        return Outcome(kind.reason, f"{begin} {text}", kind.param)
+    return None
+
+
+def warn_of(kind: Kind, report: Report, context_length: int) -> str | None:
+    parts = []
+    if report.cut.count:
+        parts.append(f"examples longer than context_length ({context_length:,} tokens), cut at their end: {report.cut}")
+    if report.empty.count:
+        parts.append(f"examples without a token to learn from, which contribute nothing: {report.empty}")
+    return f"{kind.noun.capitalize()} file: {'; '.join(parts)}" if parts else None
+
+
+def findings_of(refusal: CannotStart) -> dict[str, Any] | None:
+    if not isinstance(refusal, Rejected):
+        return None
+    report = refusal.report
+    return {"findings": [asdict(finding) for finding in report.findings], "total": report.finding_count}
+
+
+def _is_accepted(session: Session, job: Job) -> bool:
+    now = session.get(Job, job.id)
+    return now is not None and now.state != JobState.VALIDATING
