@@ -63,7 +63,7 @@ def make_celery(redis_url: str) -> Celery:
     """One configuration for the side that sends and the side that works; every line has a failure behind it.
 
     Early acknowledgement and no result backend: a late-acknowledged message is delivered again after the visibility
-    timeout, one hour, while its task still runs. `ack_emulation` off makes Redis a plain BRPOP, with nothing to redeliver.
+    timeout, one hour, while its task still runs. `ack_emulation` off makes Redis a plain BRPOP: nothing to redeliver.
     Prefetch is disabled: a reserved message would wait behind a day of training while other workers idle.
     """
     celery = Celery("tunery", broker=redis_url)

@@ -30,6 +30,7 @@ PEER = ROOT / ".venv-peer"
 PEER_PACKAGES = ["trl>=1.16", "torch>=2.10", "bitsandbytes>=0.50", "peft>=0.21"]
 DROPPED_STEPS = 3
 DEFAULTS = {"micro_batch": 8, "checkpointing": True}
+COLUMNS = {"tokens/s": 10, "of bound": 10, "speed ratio": 16, "peak": 9, "ratio": 8, "loss": 9, "valid": 9, "start": 8}
 
 
 @dataclass
@@ -229,9 +230,7 @@ def report(
     print(f"\n{machine()}\n{versions()}\nTRL's best: {json.dumps(best)}")
     print(f"{options.data.name}: {sum(work.tokens_of_step):,} tokens in {options.steps} steps of {BATCH} examples\n")
     ours = rows["Tunery"]
-    print(
-        f"{'':20}{'tokens/s':>10}{'of bound':>10}{'ratio':>16}{'peak':>9}{'ratio':>8}{'loss':>9}{'valid':>9}{'start':>8}"
-    )
+    print(" " * 20 + "".join(name.rjust(width) for name, width in COLUMNS.items()))
     for name, runs in rows.items():
         speed = statistics.median(run.tokens_per_second(work) for run in runs)
         paired = [

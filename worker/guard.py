@@ -44,7 +44,6 @@ class Guard:
         self.stalled = False
         self.drain_asked_at: float | None = None
         self.pause_asked = False
-        self.killed = False
         self._child = child
         self._keeper = keeper
         self._stop = stop
@@ -69,21 +68,21 @@ class Guard:
                 self.look()
             except Exception:  # nobody may be left without a guard
                 log.exception("guard failed; killing the trainer")
-                self._kill()
+                self._child.kill()
 
     def look(self) -> None:
         """One look at every reason to stop, the most urgent first."""
         unconfirmed_seconds = self._keeper.unconfirmed_seconds
         if self._keeper.fenced:
-            self._kill()
+            self._child.kill()
         elif unconfirmed_seconds > self._settings.self_fence_kill_seconds:
             self._keeper.lose(f"no renewal was confirmed for {unconfirmed_seconds:.0f} s")
-            self._kill()
+            self._child.kill()
         elif self._child.silent_seconds > self._stall_limit_seconds:
             self.stalled = True
-            self._kill()
+            self._child.kill()
         elif self._is_overdue():
-            self._kill()
+            self._child.kill()
         elif self._stop.is_set() or unconfirmed_seconds > self._settings.self_fence_seconds:
             self._drain()
         elif self._keeper.desired == Desired.PAUSE:
@@ -100,10 +99,6 @@ class Guard:
             return True
         final_at = self._child.final_at
         return final_at is not None and now - final_at > self._settings.stop_grace_seconds
-
-    def _kill(self) -> None:
-        self.killed = True
-        self._child.kill()
 
     def _drain(self) -> None:
         if self.drain_asked_at is None:

@@ -80,7 +80,7 @@ class LeaseKeeper:
     def lose(self, why: str) -> None:
         """From here on the job is not ours: no write is tried any more, the trainer is killed."""
         if not self.fenced:
-            log.warning("lease lost", job=self.lease.job_id, attempt=self.lease.attempt, why=why)
+            log.info("lease lost", job=self.lease.job_id, attempt=self.lease.attempt, why=why)
             self._fenced.set()
 
     def transact(

@@ -7,11 +7,16 @@ from dataclasses import dataclass
 
 from app.domain.events import Done, Failed, Stopped
 from app.domain.states import CRASHES, FINAL_STATE, ExitCode, JobState, Reason
+from worker.untrusted import clean_text
 
 # Reasons a trainer may give for a failure. It is not believed when it claims a success, a pause or a crash loop.
 CREDIBLE = frozenset(
     reason for reason, state in FINAL_STATE.items() if state == JobState.FAILED and reason != Reason.WORKER_CRASH_LOOP
 )
+
+
+# A storage that is away is asked again a minute later, not five seconds: each try leaves two events.
+STORAGE_PATIENCE = 12
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,8 @@ def judge(ending: Ending) -> Outcome:
     if ending.stalled:
         return Outcome(Reason.STALLED, "The trainer said nothing for too long and was stopped")
     if isinstance(ending.final, Failed) and ending.final.reason in CREDIBLE:
-        return Outcome(ending.final.reason, ending.final.message, ending.final.param)
+        param = clean_text(ending.final.param) if ending.final.param is not None else None
+        return Outcome(ending.final.reason, clean_text(ending.final.message), param)
     if ending.exit_code == ExitCode.PAUSED and ending.pause_asked:
         return Outcome(Reason.PAUSED, f"The job was paused{_at_step(ending)}")
     if ending.exit_code == ExitCode.DRAINED or _was_drained(ending):
@@ -68,7 +74,7 @@ def _crash(ending: Ending) -> Outcome:
             return Outcome(Reason.OUT_OF_MEMORY, f"{text}; lower context_length or lora.r")
         return Outcome(Reason.TRAINER_CRASHED, text)
     if isinstance(ending.final, Failed):
-        return Outcome(Reason.TRAINER_CRASHED, ending.final.message)
+        return Outcome(Reason.TRAINER_CRASHED, clean_text(ending.final.message))
     return Outcome(Reason.TRAINER_CRASHED, f"The trainer {_how(ending.exit_code)}")
 
 

@@ -25,6 +25,7 @@ from worker import artifacts
 from worker.artifacts import StoredFile
 from worker.lease import LeaseKeeper
 from worker.resources import Resources
+from worker.untrusted import clean
 
 PURPOSE = "fine-tune-results"
 RESULTS = "step_metrics.csv"
@@ -105,7 +106,7 @@ class Publisher:
         parts = artifacts.put_directory(self.resources.storage, copy, f"{prefix}/files")
         undo.callback(artifacts.discard, self.resources.storage, [part.key for part in parts])
         copy.rmdir()
-        return Stored(step, name, {"step": step} | metrics, manifest, parts, archive)
+        return Stored(step, name, clean({"step": step} | metrics), clean(manifest), parts, archive)
 
     def _store_results(self, undo: ExitStack) -> StoredFile:
         rows = self.keeper.transact(lambda session: events.metrics(session, self.job.id)) or []

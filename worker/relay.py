@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from worker import snapshots
 from worker.lease import DATABASE_AWAY, LeaseKeeper
 from worker.publish import Publisher
 from worker.resources import Resources
+from worker.untrusted import clean, clean_text
 
 # What an event's data names as OpenAI does, and where it stands in our record; the optional ones only when measured.
 METRIC_KEYS = ("step", "total_steps", "train_loss", "train_mean_token_accuracy")
@@ -28,7 +30,6 @@ OPTIONAL_METRIC_KEYS = (
 )
 OUR_METRIC_KEYS = ("learning_rate", "grad_norm", "epoch", "labelled_tokens", "tokens_per_second", "eta_seconds")
 PROGRESS_KEYS = ("step", "total_steps", "epoch", "tokens_per_second", "eta_seconds")
-MAX_MESSAGE_CHARACTERS = 8_000
 
 log = get_logger(__name__)
 
@@ -52,8 +53,8 @@ class Relay:
             raise
         except DBAPIError as error:  # a value PostgreSQL refuses
             log.warning("record refused", job=self._job.id, kind=record.kind, error=str(error.orig))
-        except ManifestMismatch as error:
-            self._keeper.say(f"Not stored: {clean(str(error))}", level="warn", data={"kind": record.kind})
+        except ValueError as error:  # ManifestMismatch, and a name that is no storage key
+            self._keeper.say(f"Not stored: {clean_text(str(error))}", level="warn", data={"kind": record.kind})
         except OSError as error:
             text = f"The {record.kind} was not stored: {error.strerror or 'the storage is away'}"
             self._keeper.say(f"{text}; the training goes on", level="warn", data={"kind": record.kind})
@@ -69,8 +70,7 @@ class Relay:
                 step = {"step": record.start_step, "total_steps": record.total_steps}
                 self._keeper.say(started_message(record), data=data, phase="training", progress=step)
             case Message():
-                text = clean(record.message)[:MAX_MESSAGE_CHARACTERS]
-                self._keeper.say(text, level=record.level, data=clean(record.data))
+                self._keeper.say(clean_text(record.message), level=record.level, data=clean(record.data))
             case CheckpointSaved(final=True):
                 self.final_checkpoint = record
             case CheckpointSaved():
@@ -112,8 +112,10 @@ def metric_data(metric: Metric) -> dict[str, Any]:
 
 
 def progress(metric: Metric) -> dict[str, Any]:
+    """`estimated_finish` is fixed here: reckoned at each poll, it would slide away during a long step."""
     values = clean(metric.model_dump())
-    return {key: values[key] for key in PROGRESS_KEYS}
+    finish = int(time.time() + values["eta_seconds"]) if values["eta_seconds"] is not None else None
+    return {key: values[key] for key in PROGRESS_KEYS} | {"estimated_finish": finish}
 
 
 def started_message(started: Started) -> str:
@@ -121,22 +123,9 @@ def started_message(started: Started) -> str:
     if started.start_step:
         begin += f", going on after step {started.start_step}"
     return (
-        f"{clean(begin)}; {started.examples:,} examples with {started.tokens_per_epoch:,} tokens an epoch, "
+        f"{clean_text(begin)}; {started.examples:,} examples with {started.tokens_per_epoch:,} tokens an epoch, "
         f"{started.labelled_tokens_per_epoch:,} of them learned; {started.trainable_parameters:,} trainable parameters"
     )
-
-
-def clean(value: Any) -> Any:
-    """What PostgreSQL can hold: no NUL, no lone surrogate, no number that is not finite."""
-    if isinstance(value, str):
-        return value.replace("\x00", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode("utf-8")
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {clean(key): clean(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [clean(item) for item in value]
-    return value
 
 
 def _loss(value: float | None) -> str:

@@ -108,4 +108,4 @@ class Slot:
                 return
             except DATABASE_AWAY as error:
                 log.warning("database away", slot=self.name, error=str(error).split("\n", 1)[0])
-                self._wake.wait(settings.poll_seconds)
+                self.resources.stop.wait(settings.poll_seconds)

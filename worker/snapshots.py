@@ -62,12 +62,12 @@ def restore(
 
 def drop(resources: Resources, rows: Sequence[Snapshot]) -> None:
     """Bytes first, rows after: what a crash leaves between is found again."""
-    if not rows:
+    gone = [row.id for row in rows if artifacts.discard(resources.storage, row.storage_keys.values())]
+    if not gone:
         return
-    artifacts.discard(resources.storage, [key for row in rows for key in row.storage_keys.values()])
     try:
         with transaction(resources.sessions) as session:
-            checkpoints.forget_snapshots(session, [row.id for row in rows])
+            checkpoints.forget_snapshots(session, gone)
     except DATABASE_AWAY as error:
         log.warning("snapshot rows not deleted", error=str(error))
 

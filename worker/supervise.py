@@ -26,12 +26,12 @@ from worker.device import oom_kills
 from worker.guard import Guard
 from worker.lease import DATABASE_AWAY, Claimer, LeaseKeeper
 from worker.locks import try_lock
-from worker.outcome import Ending, Outcome, judge
+from worker.outcome import STORAGE_PATIENCE, Ending, Outcome, judge
 from worker.prepare import CannotStart, prepare
 from worker.relay import Relay
 from worker.resources import Resources
+from worker.untrusted import clean_text
 
-WITHOUT_DELAY = frozenset({Reason.DRAINED, Reason.PAUSED})
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 log = get_logger(__name__)
@@ -66,7 +66,7 @@ class Supervisor:
 
     def _see_through(self, job: Job, keeper: LeaseKeeper, lock: int) -> None:
         log.info("job started", base_model=job.base_model)
-        directory = workdir.make_attempt_directory(self.settings.work_dir, job.id, job.attempt)
+        directory = workdir.attempt_directory(self.settings.work_dir, job.id, job.attempt)
         try:
             outcome = self._attempt(job, keeper, directory, lock)
             if outcome.reason != Reason.DONE:  # a success ended the attempt with everything it published
@@ -81,7 +81,7 @@ class Supervisor:
     def _attempt(self, job: Job, keeper: LeaseKeeper, directory: Path, lock: int) -> Outcome:
         """Everything between the claim and the end; whatever goes wrong becomes an outcome. Raises FencedError."""
         try:
-            prepare(self.resources, job, keeper, directory)
+            self._prepare(job, keeper, directory)
             return self._interruption(keeper) or self._train(job, keeper, directory, lock)
         except FencedError:
             raise
@@ -90,13 +90,23 @@ class Supervisor:
         except UnwantedError:
             return Outcome(Reason.PAUSED, "The job was paused when it was about to succeed")
         except ManifestMismatch as error:
-            return Outcome(Reason.TRAINER_CRASHED, f"What the trainer left is not whole: {error}")
+            return Outcome(Reason.TRAINER_CRASHED, clean_text(f"What the trainer left is not whole: {error}"))
         except OSError as error:
             log.exception("files or storage failed")
             return _of_storage(error)
         except Exception:
             log.exception("the supervisor failed")
             return Outcome(Reason.TRAINER_CRASHED, "The worker met an internal error; its log has the details")
+
+    def _prepare(self, job: Job, keeper: LeaseKeeper, directory: Path) -> None:
+        """A full disk of this worker is no fault of the job's: another worker, or a later try, may have room."""
+        try:
+            workdir.make_fresh(directory)
+            prepare(self.resources, job, keeper, directory)
+        except OSError as error:
+            log.exception("could not prepare the work directory")
+            text = "The job's files could not be brought to the worker; it is tried again"
+            raise CannotStart(Outcome(Reason.STORAGE_UNAVAILABLE, text)) from error
 
     def _interruption(self, keeper: LeaseKeeper) -> Outcome | None:
         """What came while we prepared, before there was a trainer to be told."""
@@ -123,7 +133,7 @@ class Supervisor:
     def _run_trainer(self, job: Job, keeper: LeaseKeeper, directory: Path, lock: int, relay: Relay) -> Ending:
         """Start it in this thread, which outlives it; write down what it says until it has no more to say."""
         kills_before = oom_kills()
-        child = start_trainer(self.trainer, directory, job.id, lock, self.settings.threads)
+        child = self._start(job, directory, lock)
         try:
             with Guard(child, keeper, self.resources.stop, self.settings) as guard:
                 for record in child.records():
@@ -142,13 +152,19 @@ class Supervisor:
             crashed_before=job.crash_streak > 0,
         )
 
+    def _start(self, job: Job, directory: Path, lock: int) -> Child:
+        try:
+            return start_trainer(self.trainer, directory, job.id, lock, self.settings.threads)
+        except OSError as error:
+            log.exception("the trainer could not be started")
+            raise CannotStart(Outcome(Reason.TRAINER_CRASHED, "The trainer could not be started")) from error
+
     def _give_up(self, keeper: LeaseKeeper, outcome: Outcome) -> None:
         """End the attempt for a reason that decides what becomes of the job. Raises FencedError.
 
         After a lost COMMIT the repetition finds itself fenced, which says that the first one worked.
         """
-        asked_for = self.resources.stop.is_set() or outcome.reason == Reason.PAUSED
-        without_delay = outcome.reason in WITHOUT_DELAY and asked_for
+        delay_seconds = self._delay_seconds(outcome.reason)
 
         def end(session: Session) -> None:
             job = claims.end_attempt(
@@ -158,13 +174,20 @@ class Supervisor:
                 outcome.message,
                 outcome.level,
                 param=outcome.param,
-                delay_seconds=0 if without_delay else self.settings.requeue_delay_seconds,
+                delay_seconds=delay_seconds,
                 max_crash_streak=self.settings.max_crash_streak,
             )
             if job.state == JobState.QUEUED:
                 self.resources.hints.after_commit(session, "gpu")
 
         keeper.conclude(end)
+
+    def _delay_seconds(self, reason: Reason) -> float:
+        if reason == Reason.PAUSED or (reason == Reason.DRAINED and self.resources.stop.is_set()):
+            return 0.0
+        if reason == Reason.STORAGE_UNAVAILABLE:
+            return STORAGE_PATIENCE * self.settings.requeue_delay_seconds
+        return self.settings.requeue_delay_seconds
 
     def _forget_snapshots_if_ended(self, job: Job) -> None:
         """Nobody resumes an ended job. The reconciler does the same for those whose holder is gone."""

@@ -23,7 +23,7 @@ from app.domain.states import JobState, Reason
 from app.log import get_logger
 from worker.dataset_report import Report, examine
 from worker.lease import Claimer, LeaseKeeper
-from worker.outcome import Outcome
+from worker.outcome import STORAGE_PATIENCE, Outcome
 from worker.prepare import CannotStart, Inputs, load_inputs
 from worker.resources import Resources
 
@@ -140,12 +140,12 @@ class Validator:
 
     def _give_up(self, keeper: LeaseKeeper, outcome: Outcome, data: dict[str, Any] | None = None) -> None:
         settings = self.settings
-        delay_seconds = 0 if outcome.reason == Reason.DRAINED else settings.requeue_delay_seconds
+        patience = {Reason.DRAINED: 0, Reason.STORAGE_UNAVAILABLE: STORAGE_PATIENCE}.get(outcome.reason, 1)
         try:
             keeper.conclude(
                 lambda session: claims.end_attempt(
                     session, keeper.lease, outcome.reason, outcome.message, outcome.level, data, outcome.param,
-                    delay_seconds, settings.max_crash_streak,
+                    patience * settings.requeue_delay_seconds, settings.max_crash_streak,
                 )
             )  # fmt: skip
         except FencedError:

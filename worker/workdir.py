@@ -12,15 +12,13 @@ LOGS_KEPT_SECONDS = 7 * 86_400
 
 
 def attempt_directory(work_dir: Path, job_id: str, attempt: int) -> Path:
-    return work_dir / job_id / f"attempt-{attempt}"
+    return (work_dir / job_id / f"attempt-{attempt}").absolute()
 
 
-def make_attempt_directory(work_dir: Path, job_id: str, attempt: int) -> Path:
-    """A fresh one. It exists only when this very attempt was interrupted before it began: see Claimer."""
-    directory = attempt_directory(work_dir, job_id, attempt).absolute()
+def make_fresh(directory: Path) -> None:
+    """It exists already only when this very attempt was interrupted before it began: see Claimer."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    return directory
 
 
 def clear(directory: Path) -> None:

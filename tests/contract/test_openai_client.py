@@ -1,4 +1,4 @@
-"""Scenarios of reference/openai-contract.md section 6 that need no trainer; the rest is end to end."""
+"""What the official client does that needs no trainer, over a real socket; the rest is end to end."""
 
 from __future__ import annotations
 

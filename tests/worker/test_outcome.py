@@ -62,6 +62,14 @@ def test_a_trainer_is_believed_only_when_it_gives_a_reason_to_fail(reason: Reaso
         assert outcome.reason == Reason.TRAINER_CRASHED
 
 
+def test_what_postgresql_could_not_hold_is_made_harmless() -> None:
+    final = Failed(run_id="r", reason=Reason.NON_FINITE_LOSS, message="a\x00b" + "x" * 10_000, param="p\x00")
+    outcome = judge(Ending(exit_code=64, final=final))
+    assert outcome.message.startswith("a\ufffdbx")
+    assert len(outcome.message) == 8_000
+    assert outcome.param == "p\ufffd"
+
+
 @pytest.mark.parametrize(
     ("exit_code", "text"),
     [

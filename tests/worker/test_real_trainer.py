@@ -8,12 +8,13 @@ import threading
 import pytest
 
 from app.db.tables import Job
-from tests.worker.bench import OWNER, Bench
+from tests.worker.bench import OWNER, Bench, until
 from worker.supervise import Supervisor
 from worker.validate import Validator
 
 pytestmark = pytest.mark.timeout(240)
-BODY = {"hyperparameters": {"n_epochs": 2, "batch_size": 4}, "lora": {"r": 4}}
+BODY = {"hyperparameters": {"n_epochs": 6, "batch_size": 1}, "lora": {"r": 4}}
+STEPS = 72  # enough that a drain asked for at the second finds it still training
 
 
 def train(bench: Bench) -> None:
@@ -34,14 +35,14 @@ def test_a_drained_job_gives_the_same_adapter_as_one_that_was_left_alone(bench: 
 
     for job in (left_alone, drained):
         assert bench.job(job).state == "succeeded", bench.messages(job)
-        assert [row["step"] for row in bench.metrics(job)] == [1, 2, 3, 4, 5, 6]
+        assert [row["step"] for row in bench.metrics(job)] == list(range(1, STEPS + 1))
     assert any(message.startswith("Going on from the snapshot of step") for message in bench.messages(drained))
     assert weights_of(bench, left_alone) == weights_of(bench, drained)
 
 
 def drain_after(bench: Bench, job: Job, step: int) -> None:
     stop = threading.Thread(
-        target=lambda: bench.until(lambda: bench.has_reached(job, step), "a step") and bench.resources.stop.set()
+        target=lambda: until(lambda: bench.has_reached(job, step), "a step", 100) and bench.resources.stop.set()
     )
     stop.start()
     train(bench)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,9 @@ from app.db import files, models
 from app.db.engine import transaction
 from app.db.tables import BaseModelRow, File
 from app.domain.artifacts import verify
-from tests.worker.bench import Bench, Witness
+from tests.worker.bench import OWNER, Bench, Witness
 from tests.worker.fake_trainer import Plan
+from worker.supervise import Supervisor
 
 
 class TestSuccess:
@@ -27,6 +30,8 @@ class TestSuccess:
         assert done.trained_tokens == 400
         assert done.fine_tuned_model is not None
         assert done.fine_tuned_model.startswith("ft:tiny:tunery:demo:")
+        assert done.progress is not None
+        assert abs(done.progress.pop("estimated_finish") - time.time()) < 20
         assert done.progress == {
             "step": 4, "total_steps": 4, "epoch": 1.0, "tokens_per_second": 1000.0, "eta_seconds": 0.1
         }  # fmt: skip
@@ -251,6 +256,23 @@ class TestTroubleWithTheTrainer:
 
 
 class TestBeforeTheTrainer:
+    def test_a_trainer_that_cannot_be_started_is_a_crash(self, bench: Bench) -> None:
+        job = bench.queued()
+        Supervisor(bench.resources, OWNER, bench.trainer_lock, ("/nowhere/python",)).take_one()
+        assert (bench.job(job).state, bench.job(job).reason) == ("queued", "trainer_crashed")
+
+    def test_a_worker_whose_disk_is_full_leaves_the_job_to_others(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job = bench.queued()
+
+        def full(*_: object) -> str:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("worker.artifacts.fetch", full)
+        bench.work(Plan())
+        assert (bench.job(job).state, bench.job(job).reason) == ("queued", "storage_unavailable")
+
     def test_a_base_model_whose_files_changed_fails_the_job(self, bench: Bench) -> None:
         job = bench.queued()
         with transaction(bench.sessions) as session:

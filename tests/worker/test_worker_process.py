@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from tests.worker.fake_trainer import Plan
 from tests.worker.test_interruptions import slow
 
 Start = Callable[..., subprocess.Popen[bytes]]
+ROOT = Path(__file__).resolve().parents[2]
+QUIET = ("--without-gossip", "--without-mingle", "-l", "INFO")
 
 
 @pytest.fixture
@@ -123,6 +126,46 @@ def test_a_stopped_worker_that_wakes_up_fenced_changes_nothing(bench: Bench, sta
     bench.until(lambda: not is_alive(trainer), "the trainer's end")
     assert len(bench.events(job)) == told
     assert bench.job(job).lease_owner == "gpu1@elsewhere#1"
+
+
+def test_the_documented_command_starts_a_worker(bench: Bench, settings: Settings) -> None:
+    pool = ["-P", "threads", "-c", "1", "-Q", "cpu", "-n", "cpu0@%h"]
+    command = ["-m", "celery", "-A", "worker.celery_app", "worker", *pool, *QUIET]
+    worker = run(settings, *command)
+    try:
+        job = bench.created()
+        bench.until(lambda: bench.job(job).state == "queued", "the validation")
+        assert run(settings, "-m", "worker.health", "cpu").wait(10) == 0
+        assert run(settings, "-m", "worker.health", "gpu").wait(10) == 1
+    finally:
+        worker.terminate()
+        assert worker.wait(15) == 0
+
+
+def test_the_reconciler_takes_a_lost_job_back_and_ends_with_zero(bench: Bench, settings: Settings) -> None:
+    job = bench.queued()
+    bench.claim("gpu0@dead#1", ttl_seconds=0.1)
+    reconciler = run(settings, "-m", "worker.reconciler")
+    try:
+        bench.until(lambda: bench.job(job).state == "queued", "the reaping")
+        assert run(settings, "-m", "worker.health", "reconciler").wait(10) == 0
+    finally:
+        reconciler.terminate()
+        assert reconciler.wait(10) == 0
+
+
+def run(settings: Settings, *arguments: str) -> subprocess.Popen[bytes]:
+    """As in production: by its module's name, with settings from the environment."""
+    ours = {
+        f"TUNERY_{name.upper()}": str(getattr(settings, name))
+        for name in ("data_dir", "poll_seconds", "lease_ttl_seconds", "reap_grace_seconds", "reconcile_seconds")
+    }
+    urls = {"DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url}
+    log = (settings.data_dir.parent / "run.log").open("ab")
+    with log:
+        return subprocess.Popen(
+            [sys.executable, *arguments], cwd=ROOT, env=os.environ | urls | ours, stdout=log, stderr=log
+        )
 
 
 def alive(bench: Bench) -> list[str]:

@@ -55,7 +55,7 @@ def control_lines() -> IO[bytes]:
 
 
 def die_with_parent() -> None:
-    """Never outlive the worker that started us: an orphan would hold the GPU (reliability.md 2.5).
+    """Never outlive the worker that started us: an orphan would hold the GPU.
 
     The kernel sends the signal from the moment of the call on; a parent that died before that is looked for afterwards.
     """

@@ -10,7 +10,7 @@ from app.domain.spec import Hyperparameters
 from worker.trainer.batch import permutation
 
 CPU_ROW_TOKENS = 2048  # long enough that operator overhead is a few percent, short enough for 0.8 MB a token at 135M
-CUDA_ROW_TOKENS = 8192  # dequantisation and launches are then at most 4 % on every card (performance.md 3.2)
+CUDA_ROW_TOKENS = 8192  # dequantisation and launches are then at most 4 % on every card
 LEAST_ROW_TOKENS = 512
 
 
@@ -53,7 +53,7 @@ def row_tokens(config: Any, free_cuda_bytes: int | None) -> int:
     """The token budget of one forward. It changes speed and memory, never a result beyond rounding.
 
     On CUDA, what fits into 60 % of the free memory when nothing is recomputed: 2 (12 d + 3 q + kv + 3 ff) bytes a
-    token and layer (performance.md 3.4).
+    token and layer.
     """
     if free_cuda_bytes is None:
         return CPU_ROW_TOKENS

@@ -45,6 +45,7 @@ class Snapshot:
     name: str
     step: int
     trained_tokens: int
+    metrics: dict[str, float | None]  # of that step: a checkpoint written anew says what the first one said
     choices: Choices
     versions: dict[str, str]
     tensors: dict[str, torch.Tensor]
@@ -74,6 +75,7 @@ def save_snapshot(run: Run, identity: Mapping[str, Any], choices: Choices) -> tu
     about = {
         "step": run.step,
         "trained_tokens": run.trained_tokens,
+        "metrics": run.metrics,
         "identity": identity,
         "choices": vars(choices),
         "versions": run.facts["versions"],
@@ -102,6 +104,7 @@ def open_snapshot(directory: Path, identity: Mapping[str, Any]) -> Snapshot:
         name=directory.name,
         step=manifest["step"],
         trained_tokens=manifest["trained_tokens"],
+        metrics=manifest["metrics"],
         choices=Choices(**manifest["choices"]),
         versions=manifest["versions"],
         tensors=load_file(directory / STATE),
@@ -119,7 +122,7 @@ def restore(run: Run, snapshot: Snapshot) -> None:
                 run.optimizer.state[parameter] = {key: _placed(moment, parameter) for key, moment in moments.items()}
     run.adapter.generator.set_state(tensors[GENERATOR])
     run.step = run.first_step = run.snapshot_step = snapshot.step
-    run.trained_tokens = snapshot.trained_tokens
+    run.trained_tokens, run.metrics = snapshot.trained_tokens, dict(snapshot.metrics)
 
 
 def _tensors(run: Run) -> dict[str, torch.Tensor]:

@@ -42,6 +42,9 @@ class TestResume:
         assert second.last.trained_tokens == whole.last.trained_tokens
         one, other = final_adapter(whole, tmp_path / "whole"), final_adapter(second, tmp_path / "second")
         assert all(torch.equal(one[name], other[name]) for name in one)
+        directories = (tmp_path / "whole" / whole.last.directory, tmp_path / "second" / second.last.directory)
+        manifests = [artifacts.verify(directory) for directory in directories]
+        assert manifests[0] == manifests[1]
 
     def test_it_says_where_it_goes_on_from(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         snapshot = drained_at(2, tiny, examples, tmp_path / "a")

@@ -214,8 +214,7 @@ class TestStop:
             server.stop()
 
     def test_a_server_that_was_killed_with_9_starts_again_with_what_was_committed(self, place: Path) -> None:
-        """The kernel has what was committed, so this holds without fsync; a power cut is not tested here."""
-        server = LocalPostgres(place / "pg", throwaway=True)
+        server = LocalPostgres(place / "pg")
         try:
             remember(server.start())
             assert server.pid is not None

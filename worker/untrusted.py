@@ -1,0 +1,25 @@
+"""What a trainer says, made harmless before it reaches a row: its records and manifests are untrusted input."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+MAX_MESSAGE_CHARACTERS = 8_000
+
+
+def clean(value: Any) -> Any:
+    """What PostgreSQL can hold: no NUL, no lone surrogate, no number that is not finite."""
+    if isinstance(value, str):
+        return value.replace("\x00", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {clean(key): clean(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [clean(item) for item in value]
+    return value
+
+
+def clean_text(text: str) -> str:
+    return str(clean(text))[:MAX_MESSAGE_CHARACTERS]
