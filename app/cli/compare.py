@@ -84,7 +84,22 @@ def show(answers: Sequence[Answers]) -> None:
 
 def _score(answers: Sequence[Answers]) -> str:
     base, tuned = sum(one.base_is_right for one in answers), sum(one.tuned_is_right for one in answers)
-    return f"Exactly as wanted, of {len(answers)} held-out prompts: the base model {base}, the tuned model {tuned}."
+    text = f"Exactly as wanted, of {len(answers)} held-out prompts: the base model {base}, the tuned model {tuned}."
+    wanted = [_fields(one.wanted) for one in answers]
+    total = sum(len(fields) for fields in wanted)
+    if not total:
+        return text
+    base = sum(len(fields & _fields(one.base)) for fields, one in zip(wanted, answers, strict=True))
+    tuned = sum(len(fields & _fields(one.tuned)) for fields, one in zip(wanted, answers, strict=True))
+    return f"{text}\nFields right, of their {total}: the base model {base}, the tuned model {tuned}."
+
+
+def _fields(answer: str) -> set[tuple[str, str]]:
+    """The items of an answer that is a JSON object; none of any other answer."""
+    try:
+        return {(name, json.dumps(value)) for name, value in json.loads(answer).items()}
+    except (ValueError, AttributeError):
+        return set()
 
 
 def _sample(base: Path, adapter: Path, prompts: Path) -> list[dict[str, str]]:

@@ -100,10 +100,11 @@ class JobLines:
 
     def job(self, job: Json) -> None:
         numbers = numbers_text(job.get("progress") or {}, self._losses)
+        line = f"{status_text(job)}: {numbers}"
         is_due = is_over(job) or time.monotonic() - self._told_at >= SECONDS_BETWEEN_NUMBERS
-        if is_due and numbers != self._told:
-            self._told_at, self._told = time.monotonic(), numbers
-            print_line(f"{status_text(job)}: {numbers}")
+        if numbers and is_due and line != self._told:
+            self._told_at, self._told = time.monotonic(), line
+            print_line(line)
 
 
 class JsonLines:

@@ -54,6 +54,10 @@ SEEN = Words(
             "I ordered a {p} and nothing came. The order is {o}.",
             "Order {o} says delivered, but there is no {p} at my door.",
             "Can you tell me when the {p} in order {o} will get here?",
+            "It has been ten days and there is no sign of my {p}, order {o}.",
+            "The driver left order {o} with nobody, so I do not have the {p}.",
+            "Is the {p} from order {o} lost in the mail?",
+            "I keep waiting for the {p}. Could you look up order {o}?",
         ),
         "broken": (
             "The {p} from order {o} stopped working after two days.",
@@ -62,6 +66,10 @@ SEEN = Words(
             "I opened order {o} and the {p} is missing a part.",
             "The {p} makes a strange noise and then dies. I bought it with order {o}.",
             "Something is wrong with the {p} you sent me in order {o}.",
+            "The {p} in order {o} does not turn on.",
+            "After one week the {p} from order {o} is already falling to pieces.",
+            "I think the {p} is faulty. It came with order {o}.",
+            "A part of the {p} snapped off while I was using it, order {o}.",
         ),
         "refund": (
             "I want my money back for the {p} in order {o}.",
@@ -70,6 +78,10 @@ SEEN = Words(
             "The {p} was cheaper elsewhere. I would like to return order {o}.",
             "How do I send back the {p} I got with order {o}?",
             "You charged me twice for the {p}. The order is {o}.",
+            "I sent the {p} back two weeks ago and I have not been paid back for order {o}.",
+            "I do not like the {p}, please give me my money back for order {o}.",
+            "When will I see the money for the {p} that I returned from order {o}?",
+            "The {p} is not right for me. I want to return order {o}.",
         ),
         "change": (
             "Can I still change the colour of the {p} in order {o}?",
@@ -78,6 +90,10 @@ SEEN = Words(
             "Order {o} has my old address. The {p} should go to the new one.",
             "I picked the wrong size of {p} in order {o}. Can you switch it?",
             "Please add a gift note to the {p} in order {o}.",
+            "Could you ship order {o} to my parents? It is the {p}.",
+            "I would rather have the {p} in order {o} in a smaller size, is that possible?",
+            "Is it too late to swap the {p} in order {o} for another model?",
+            "Could you deliver the {p} a week later? The order is {o}.",
         ),
     },
     urgent=(

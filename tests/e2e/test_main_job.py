@@ -93,7 +93,9 @@ def service() -> Iterator[Service]:
 
 
 def finished(client: openai.OpenAI, job_id: str, seconds: float = 400) -> FineTuningJob:
-    until(lambda: client.fine_tuning.jobs.retrieve(job_id).status in ENDED, f"{job_id} has ended", seconds)
+    """Polls once a second: on two cores, looking more often would slow down the training that is waited for."""
+    has_ended = lambda: client.fine_tuning.jobs.retrieve(job_id).status in ENDED  # noqa: E731
+    until(has_ended, f"{job_id} has ended", seconds, interval_seconds=1.0)
     return client.fine_tuning.jobs.retrieve(job_id)
 
 
@@ -136,7 +138,7 @@ def test_strict_response_validation_reads_the_same_objects(service: Service, job
     assert [seen.id for seen in client.fine_tuning.jobs.list()] == [job.id]
     assert list(client.fine_tuning.jobs.list_events(job.id))
     assert list(client.fine_tuning.jobs.checkpoints.list(job.id))
-    assert {model.id for model in client.models.list()} == {MODEL, job.fine_tuned_model}
+    assert {model.id for model in client.models.list()} >= {MODEL, job.fine_tuned_model}
     assert [file.id for file in client.files.list(purpose="fine-tune-results") if file.id in job.result_files]
 
 
@@ -207,6 +209,7 @@ def test_the_command_line_downloads_and_verifies_it(service: Service, job: FineT
     artifacts.verify(tmp_path / "adapter")
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # between PEFT and transformers: names that will change
 def test_peft_loads_the_adapter_and_it_has_learned(service: Service, adapter: Path) -> None:
     import torch
     from peft import PeftModel

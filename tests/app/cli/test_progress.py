@@ -88,3 +88,9 @@ class TestJobLines:
             view.job(RUNNING)
         lines = capsys.readouterr().out.strip().split("\n")
         assert lines == ["Job started", f"running: training: {numbers_text(RUNNING['progress'], Losses(2.31))}"]
+
+    def test_the_end_is_told_although_the_numbers_stayed(self, capsys: pytest.CaptureFixture[str]) -> None:
+        view = JobLines()
+        view.job(RUNNING)
+        view.job({**RUNNING, "status": "failed"})
+        assert capsys.readouterr().out.strip().split("\n")[-1].startswith("failed: step")

@@ -1,0 +1,58 @@
+"""What only an NVIDIA GPU can show. Skipped by itself where there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.domain.events import Command, Started
+from app.domain.spec import QuantizationSpec
+from tests.worker.trainer.house import final_adapter, make_spec, run_here
+from tests.worker.trainer.test_attention import by_hand, heads
+from worker.trainer.attention import document_attention
+from worker.trainer.model import load_base
+from worker.trainer.probe import check_base
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
+
+
+class TestOnCuda:
+    @pytest.mark.parametrize("window", [None, 3])
+    def test_the_variable_length_kernel_equals_a_masked_softmax(self, window: int | None) -> None:
+        query, key, value = (
+            torch.nn.functional.pad(tensor, (0, 56)).cuda().bfloat16() for tensor in heads(9)
+        )  # the kernel wants heads of 64
+        out, _ = document_attention(
+            torch.nn.Module(), query, key, value, None,
+            document_lengths=(4, 5), scaling=8**-0.5, sliding_window=window,
+        )  # fmt: skip
+        want = by_hand(*heads(9), [4, 5], window)
+        torch.testing.assert_close(out[..., :8].float().cpu(), want, rtol=0.02, atol=0.02)
+
+    @pytest.mark.parametrize("quantization", [QuantizationSpec(), None])
+    def test_the_base_passes_its_probe(self, tiny: Path, quantization: QuantizationSpec | None) -> None:
+        check_base(load_base("tiny", tiny, quantization, torch.bfloat16, torch.device("cuda", 0)))
+
+    @pytest.mark.parametrize("quantization", [{}, {"compute_dtype": "float32"}, {"compute_dtype": "float16"}, None])
+    def test_a_run_trains_verifies_and_is_near_the_cpus(
+        self, tiny: Path, examples: Path, tmp_path: Path, quantization: dict[str, str] | None
+    ) -> None:
+        knobs = {"quantization": quantization, "learning_rate": 1e-3, "dropout": 0.0}
+        code, log = run_here(make_spec(tiny, examples, device="cuda", **knobs), tmp_path / "cuda")
+        assert code == 0, log.last
+        assert log.of(Started)[0].device.startswith("cuda")
+        _, twin = run_here(make_spec(tiny, examples, device="cpu", **knobs), tmp_path / "cpu")
+        assert log.losses == pytest.approx(twin.losses, rel=0.02)
+
+    def test_a_run_with_dropout_goes_on_from_its_snapshot(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+        knobs = {"device": "cuda", "dropout": 0.2, "quantization": {"compute_dtype": "float32"}}
+        _, whole = run_here(make_spec(tiny, examples, **knobs), tmp_path / "whole")
+        _, first = run_here(make_spec(tiny, examples, **knobs), tmp_path / "first", stop_at=(3, Command.DRAIN))
+        snapshot = tmp_path / "first" / first.records[-2].directory
+        code, second = run_here(make_spec(tiny, examples, resume_from=snapshot, **knobs), tmp_path / "second")
+        assert code == 0
+        one, other = final_adapter(whole, tmp_path / "whole"), final_adapter(second, tmp_path / "second")
+        for name in one:
+            torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-4)
