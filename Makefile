@@ -53,7 +53,7 @@ bench: $(DEV) ## Tokens per second of the trainer beside a plain transformers + 
 	$(BIN)/python -m benchmarks.train $(ARGS)
 
 openapi: $(DEV) ## Write the OpenAPI snapshot again after a wanted change
-	$(BIN)/python -m tests.app.api.test_openapi
+	TUNERY_WRITE_SNAPSHOTS=1 $(BIN)/python -m pytest -q tests/app/api/test_openapi.py
 
 constraints: $(DEV) ## Resolve pyproject.toml anew and pin everything but torch
 	$(BIN)/python -m tests.deploy.constraints

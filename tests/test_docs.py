@@ -50,10 +50,11 @@ def test_every_reason_that_ends_an_attempt_is_documented(reason: Reason) -> None
     assert f"`{reason}`" in read("api.md")
 
 
-def test_every_route_is_documented() -> None:
+def test_every_route_is_documented(tmp_path: Path) -> None:
     from app.main import create_app
 
-    paths = create_app(Settings(database_url="postgresql://nowhere/x", redis_url="redis://nowhere")).openapi()["paths"]
+    settings = Settings(database_url="postgresql://nowhere/x", redis_url="redis://nowhere", data_dir=tmp_path)
+    paths = create_app(settings).openapi()["paths"]
     text = read("api.md")
     missing = [
         f"{method.upper()} {path}"

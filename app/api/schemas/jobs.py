@@ -39,7 +39,7 @@ class MethodBody(Body):
 class Progress(Body):
     step: int
     total_steps: int
-    epoch: float
+    epoch: float | None  # none of these before the first step
     tokens_per_second: float | None
     eta_seconds: float | None
 

@@ -102,6 +102,19 @@ class TestList:
         assert [job["queue_position"] for job in listed] == [2, 1, None]
         assert listed == [client.get(f"{JOBS}/{job['id']}").json() for job in listed]
 
+    def test_has_room_for_a_run_that_has_made_no_step_yet(
+        self, client: TestClient, make: Make, sessions: Sessions
+    ) -> None:
+        """What the worker writes when a trainer has loaded: the totals, and nothing measured."""
+        make()
+        with transaction(sessions) as session:
+            validate_job(session)
+            claims.note(session, lease_of(start_job(session)), progress={"step": 0, "total_steps": 12})
+        (seen,) = client.get(JOBS).json()["data"]
+        assert seen["progress"] == {
+            "step": 0, "total_steps": 12, "epoch": None, "tokens_per_second": None, "eta_seconds": None,
+        }  # fmt: skip
+
 
 class TestCancel:
     @pytest.mark.parametrize("steps", [0, 1, 2])
