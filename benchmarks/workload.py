@@ -52,11 +52,13 @@ def make_workload(
     spec = _spec(base, data, validation, steps, learning_rate, device)
     run = spec.runs[0]
     renderer = Renderer.from_directory(base)
-    corpus = read_corpus(renderer, data, run.hyperparameters.context_length, Reason.INVALID_TRAINING_FILE)
+    corpus = read_corpus(renderer, data, run.hyperparameters.context_length, Reason.INVALID_TRAINING_FILE, _silent)
     plan = make_plan(run.hyperparameters, len(corpus), run.seed)
     batches = [plan.examples_of(step) for step in range(steps)]
     _write_rows(directory / "rows.jsonl", corpus, [example for batch in batches for example in batch])
-    held_out = read_corpus(renderer, validation, run.hyperparameters.context_length, Reason.INVALID_VALIDATION_FILE)
+    held_out = read_corpus(
+        renderer, validation, run.hyperparameters.context_length, Reason.INVALID_VALIDATION_FILE, _silent
+    )
     _write_rows(directory / "validation-rows.jsonl", held_out, list(range(len(held_out))))
     _write_start(directory / "adapter-start.safetensors", spec)
     return Workload(
@@ -93,6 +95,10 @@ def _spec(base: Path, data: Path, validation: Path, steps: int, learning_rate: f
     )
     described = BaseSpec(name=base.name, directory=base, manifest_sha256=catalog.hash_directory(base)[1])
     return TrainerSpec(base=described, quantization=QuantizationSpec(), runs=(run,), device=device)  # type: ignore[arg-type]
+
+
+def _silent(_doing: str) -> None:
+    """Nobody waits for a sign of life here."""
 
 
 def _row(corpus: Corpus, example: int) -> tuple[list[int], list[bool]]:

@@ -26,9 +26,7 @@ def resolve(body: Mapping[str, Any], base_model: str, entry: CatalogEntry, n_exa
     Raises BadRequest: the first problem's `param` and code, a message that lists them all.
     """
     knobs = gather(body)
-    spec = None
-    if not knobs.problems:
-        spec = _fill_in(knobs, body, base_model, entry, max(1, n_examples))
+    spec = _fill_in(knobs, body, base_model, entry, max(1, n_examples))  # also after a problem: all are told at once
     if spec is None or knobs.problems:
         raise all_at_once(knobs.problems)
     return spec

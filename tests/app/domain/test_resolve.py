@@ -190,8 +190,9 @@ class TestRefusals:
         assert (error.param, error.code) == (param, "unknown_parameter")
 
     def test_all_problems_are_told_at_once(self) -> None:
-        error = refusal(lora={"dropout": 1, "target_modules": ["x"]}, **hyper(n_epochs=0, batch_size=0))
-        for name in ("lora.dropout", "lora.target_modules", "n_epochs", "batch_size"):
+        lora = {"dropout": 1, "target_modules": ["x"], "rnk": 3}
+        error = refusal(lora=lora, quantization={"bits": 3}, **hyper(n_epochs=0, batch_size=0, epochs=1))
+        for name in ("lora.dropout", "lora.target_modules", "lora.rnk", "n_epochs", "batch_size", "epochs", "bits"):
             assert name in error.message
 
     def test_unknown_target_modules_are_answered_with_those_there_are(self) -> None:
