@@ -49,7 +49,7 @@ format: $(DEV) ## Apply the formatting
 migrate: $(RUN) ## Bring the database of DATABASE_URL to the newest schema
 	$(BIN)/python -m app.db.migrate
 
-bench: $(DEV) ## Tokens per second of the trainer beside a plain transformers + PEFT loop, in one run
+bench: $(DEV) ## Speed, memory and loss of the trainer beside TRL, in one run (about 40 minutes; ARGS="--pairs 1 --steps 8")
 	$(BIN)/python -m benchmarks.train $(ARGS)
 
 openapi: $(DEV) ## Write the OpenAPI snapshot again after a wanted change

