@@ -44,8 +44,9 @@ class Measured:
     start_seconds: float = 0.0
 
     def tokens_per_second(self, work: Workload) -> float:
-        steps = len(self.step_seconds)
-        return sum(work.tokens_of_step[DROPPED_STEPS:steps]) / sum(self.step_seconds[DROPPED_STEPS:steps])
+        """Without the first steps, which warm up, and the last one, in which our trainer also validates."""
+        counted = slice(DROPPED_STEPS, len(self.step_seconds) - 1)
+        return sum(work.tokens_of_step[counted]) / sum(self.step_seconds[counted])
 
     def last_losses(self) -> float:
         tail = sorted(self.losses)[-max(1, len(self.losses) // 5) :]
@@ -69,7 +70,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--grid-steps", type=int, default=5)
+    parser.add_argument("--grid-steps", type=int, default=6)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--best", help="skip the grid: the peer's best options as JSON")
     return parser.parse_args()
