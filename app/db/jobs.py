@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Select, case, exists, func, null, or_, select, tuple_, update
+from sqlalchemy import Select, case, func, null, or_, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from app.db.events import take_seq, tell
@@ -153,24 +153,6 @@ def resume(session: Session, project_id: str, job_id: str) -> Job | None:
     if job is not None:
         tell(session, job, "The job was resumed, moving it to queued state")
     return job
-
-
-def needs_file(session: Session, file_id: str) -> bool:
-    """True while a job that has not ended reads this file: its bytes must stay."""
-    return bool(
-        session.scalar(
-            select(
-                exists().where(
-                    or_(Job.training_file_id == file_id, Job.validation_file_id == file_id), Job.state.in_(ACTIVE)
-                )
-            )
-        )
-    )
-
-
-def counts_by_state(session: Session) -> dict[str, int]:
-    counts = session.execute(select(Job.state, func.count().label("jobs")).group_by(Job.state))
-    return {row.state: row.jobs for row in counts}
 
 
 def _move(session: Session, project_id: str, job_id: str, states: Sequence[str], **values: Any) -> Job | None:
