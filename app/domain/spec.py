@@ -28,18 +28,33 @@ class LoraSpec(Frozen):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: tuple[str, ...]
     use_rslora: bool = False
-    use_dora: Literal[False] = False
+    use_dora: bool = False  # arXiv 2402.09353; the run then shares its base with no other
+    rank_pattern: dict[str, int] = {}  # layer name, or its end, or a regular expression -> rank, as PEFT reads them
+    alpha_pattern: dict[str, float] = {}
+    modules_to_save: tuple[str, ...] = ()  # trained whole and saved beside A and B; such a run is alone, too
     bias: Literal["none"] = "none"
     init: Literal["default"] = "default"
+
+    @property
+    def is_exclusive(self) -> bool:
+        """Whether the run changes the forward of the base itself, so that no other run can share it."""
+        return self.use_dora or bool(self.modules_to_save)
 
 
 class QuantizationSpec(Frozen):
     """How the frozen base is held (QLoRA, arXiv 2305.14314). Absent in a request means exactly these defaults."""
 
-    bits: Literal[4] = 4
-    type: Literal["nf4", "fp4"] = "nf4"
+    bits: Literal[4, 8] = 4
+    type: Literal["nf4", "fp4"] = "nf4"  # of 4 bits
     double_quant: bool = True
     compute_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+
+
+class EarlyStopping(Frozen):
+    """Stop when the validation loss has not fallen by more than `threshold` nats in `patience` validations in a row."""
+
+    patience: Annotated[int, Field(ge=1, le=100)] = 3
+    threshold: Annotated[float, Field(ge=0)] = 0.0
 
 
 class Hyperparameters(Frozen):
@@ -54,12 +69,19 @@ class Hyperparameters(Frozen):
     context_length: Annotated[int, Field(ge=1)]  # tokens
     packing: bool = True
     max_steps: Annotated[int, Field(ge=1)] | None = None
+    eval_steps: Annotated[int, Field(ge=1)] | None = None  # between validations; absent = at the end of each epoch
+    early_stopping: EarlyStopping | None = None
+    beta: Annotated[float, Field(gt=0)] | None = None  # of DPO (arXiv 2305.18290), and only there
+
+
+Method = Literal["supervised", "dpo"]
 
 
 class JobSpec(Frozen):
     version: Literal[1] = SPEC_VERSION
     base_model: str
-    method: Literal["supervised"] = "supervised"
+    method: Method = "supervised"
+    continued_from: str | None = None  # the id of the job whose adapter training goes on from ("model": "ft:...")
     lora: LoraSpec
     quantization: QuantizationSpec | None
     hyperparameters: Hyperparameters
@@ -78,7 +100,10 @@ class RunSpec(Frozen):
     """One adapter to train. Paths are absolute or relative to the work directory."""
 
     run_id: str
+    method: Method = "supervised"
     lora: LoraSpec
+    start_adapter: Path | None = None  # an adapter directory whose A and B are the start; its manifest was verified
+    start_adapter_sha256: str | None = None  # of its manifest
     hyperparameters: Hyperparameters
     seed: int
     training_file: Path
