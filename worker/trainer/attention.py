@@ -1,14 +1,15 @@
 """Attention inside each document of a flattened row, and never across.
 
 Registered with transformers under our own name, so no model code changes and no mask is ever built: a 2-D mask would
-silently turn packing off, a 4-D one costs T x T. CPU: causal SDPA, one document at a time. CUDA, sm80 and newer,
-16 bits: one variable-length kernel for the whole row.
+silently turn packing off, a 4-D one costs T x T. CUDA, sm80 and newer, 16 bits: one variable-length kernel for the
+whole row. CPU, 16 bits, short documents: blocks of like length. Else: causal SDPA, one document at a time.
 
 Letters: H query heads, G key/value heads, T tokens of the row, S of one document, D per head.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any
@@ -18,7 +19,10 @@ import torch.nn.functional as F  # noqa: N812  the name every reader knows
 from transformers import AttentionInterface
 
 from app.domain.states import Reason
+from worker.trainer.blocks import LONGEST, block_attention
 from worker.trainer.failures import Failure
+
+Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, tuple[int, ...], float | None, int | None], torch.Tensor]
 
 NAME = "tunery_documents"
 # What some models pass and we would otherwise ignore: each changes the result, so it is refused by its name.
@@ -49,11 +53,34 @@ def document_attention(
             "which Tunery does not train yet. Choose another base model.",
             "model",
         )
-    if query_1_H_T_D.is_cuda and query_1_H_T_D.dtype != torch.float32 and _has_varlen(query_1_H_T_D.device):
-        out_T_H_D = _whole_row(query_1_H_T_D, key_1_G_T_D, value_1_G_T_D, document_lengths, scaling, sliding_window)
-    else:
-        out_T_H_D = _one_by_one(query_1_H_T_D, key_1_G_T_D, value_1_G_T_D, document_lengths, scaling, sliding_window)
+    attend = _kernel(query_1_H_T_D, document_lengths)
+    out_T_H_D = attend(query_1_H_T_D, key_1_G_T_D, value_1_G_T_D, document_lengths, scaling, sliding_window)
     return out_T_H_D.unsqueeze(0), None
+
+
+def _kernel(query_1_H_T_D: torch.Tensor, lengths: tuple[int, ...]) -> Kernel:
+    if query_1_H_T_D.dtype == torch.float32:
+        return _one_by_one
+    if query_1_H_T_D.is_cuda:
+        return _whole_row if _has_varlen(query_1_H_T_D.device) else _one_by_one
+    return _in_blocks if max(lengths) <= LONGEST else _one_by_one
+
+
+def _in_blocks(
+    query_1_H_T_D: torch.Tensor,
+    key_1_G_T_D: torch.Tensor,
+    value_1_G_T_D: torch.Tensor,
+    lengths: tuple[int, ...],
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    if window is not None and window < max(lengths):
+        return _one_by_one(query_1_H_T_D, key_1_G_T_D, value_1_G_T_D, lengths, scaling, window)
+    scale = query_1_H_T_D.shape[-1] ** -0.5 if scaling is None else scaling
+    query_T_H_D, key_T_G_D, value_T_G_D = (
+        tensor[0].transpose(0, 1) for tensor in (query_1_H_T_D, key_1_G_T_D, value_1_G_T_D)
+    )
+    return block_attention(query_T_H_D, key_T_G_D, value_T_G_D, lengths, scale)
 
 
 def _one_by_one(

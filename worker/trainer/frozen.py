@@ -27,7 +27,7 @@ class FrozenLinear(Protocol):
     bias: Any
 
     def weight_in(self, dtype: torch.dtype) -> torch.Tensor:
-        """W as D x K, made for this use and dropped after it; the stored weight itself where it has that dtype."""
+        """W as D x K, made for this use and dropped after it; the stored or kept weight where it has that dtype."""
 
     def bias_in(self, dtype: torch.dtype) -> torch.Tensor | None: ...
 
@@ -44,9 +44,21 @@ class Frozen16(torch.nn.Linear):
 
 
 class Frozen4(bitsandbytes.nn.Linear4bit):  # type: ignore[misc]  # untyped library
+    wide: torch.Tensor | None = None
+
+    def keep_wide(self) -> None:
+        """Dequantise once and for all: 2 bytes a weight instead of a pass over it in each forward and backward.
+
+        The same numbers to the bit. Expected 2.6 % of a step at 1,500 tokens on a CPU, 11 % at 2,048 on an H100.
+        """
+        self.wide = self._dequantised()
+
     def weight_in(self, dtype: torch.dtype) -> torch.Tensor:
+        return (self._dequantised() if self.wide is None else self.wide).to(dtype)
+
+    def _dequantised(self) -> torch.Tensor:
         weight: torch.Tensor = dequantize_4bit(self.weight.data, self.weight.quant_state)
-        return weight.to(dtype)
+        return weight
 
     def bias_in(self, dtype: torch.dtype) -> torch.Tensor | None:
         return None if self.bias is None else self.bias.to(dtype)

@@ -143,7 +143,7 @@ class _LoraProduct(torch.autograd.Function):
             x_S_K = _apply(x_T_K[part.start : part.end], keep_S_K, part)
             gradients += [du_S_R.t() @ x_S_K, (dy_S_D.t() @ u_S_R).mul_(part.scale)]
             if dx_T_K is not None:
-                dx_T_K[part.start : part.end].add_(_apply(du_S_R @ A_R_K, keep_S_K, part))
+                _add_product(dx_T_K[part.start : part.end], du_S_R, A_R_K, keep_S_K, part)
         return dx_T_K, None, None, *gradients
 
 
@@ -153,6 +153,15 @@ def _drop(x_S_K: torch.Tensor, part: _Part) -> tuple[torch.Tensor, torch.Tensor]
         return x_S_K, x_S_K.new_empty(0, dtype=torch.bool)
     keep_S_K = torch.empty_like(x_S_K, dtype=torch.bool).bernoulli_(1 - part.dropout, generator=part.generator)
     return _apply(x_S_K, keep_S_K, part), keep_S_K
+
+
+def _add_product(
+    dx_S_K: torch.Tensor, du_S_R: torch.Tensor, A_R_K: torch.Tensor, keep_S_K: torch.Tensor, part: _Part
+) -> None:
+    if part.dropout:
+        dx_S_K.add_(_apply(du_S_R @ A_R_K, keep_S_K, part))
+    else:
+        dx_S_K.addmm_(du_S_R, A_R_K)  # without a temporary of S x K
 
 
 def _apply(x_S_K: torch.Tensor, keep_S_K: torch.Tensor, part: _Part) -> torch.Tensor:

@@ -28,6 +28,7 @@ from worker.trainer import attention
 from worker.trainer.batch import Row
 from worker.trainer.failures import Failure
 from worker.trainer.frozen import freeze, stored_bytes
+from worker.trainer.fused import fuse
 from worker.trainer.lora import AdaptedLinear, Rows
 
 INDEX = "model.safetensors.index.json"
@@ -91,7 +92,9 @@ def load_base(
     _move_buffers(model, device)
     model.eval().requires_grad_(False)  # frozen layers have no dropout of their own; LoRA's is switched apart
     rows = Rows()
-    return Base(name, directory, model, _adapt(model, linears, rows), rows, device, compute_dtype)
+    layers = _adapt(model, linears, rows)
+    fuse(model, compute_dtype)
+    return Base(name, directory, model, layers, rows, device, compute_dtype)
 
 
 def hidden_states(base: Base, row: Row, *, exact: bool = False) -> torch.Tensor:

@@ -23,6 +23,7 @@ from worker.trainer.device import (
     choose_threads,
     device_name,
     free_cuda_bytes,
+    keep_freed_memory,
     make_repeatable,
 )
 from worker.trainer.emit import Emit, Ledger, Pulse
@@ -56,6 +57,8 @@ def run(spec: TrainerSpec, workdir: Path, emit: Emit, stops: Stops) -> int:
 
 def _run(spec: TrainerSpec, workdir: Path, say: Ledger, stops: Stops) -> None:
     device = choose_device(spec.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     snapshots = _open_snapshots(spec, workdir, say)
     earlier = next((snapshot.choices for snapshot in snapshots.values()), None)  # what is decided stays decided
     make_repeatable(device, earlier.threads if earlier else spec.threads or choose_threads())
