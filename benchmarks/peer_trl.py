@@ -18,8 +18,18 @@ from trl import SFTConfig, SFTTrainer
 
 
 class Tell(TrainerCallback):
+    """Says what each step took in: real tokens, whatever the padding, the packing and the micro-batch."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+
+    def count(self, _model, _args, inputs):
+        mask, tokens = inputs.get("attention_mask"), inputs.get("input_ids")
+        self.tokens += int(tokens.numel() if mask is None or mask.shape != tokens.shape else mask.sum())
+
     def on_step_end(self, args, state, control, **_):  # noqa: ARG002  (the callback's signature)
-        say(kind="step", step=state.global_step)
+        say(kind="step", step=state.global_step, tokens=self.tokens)
+        self.tokens = 0
 
     def on_log(self, args, state, control, logs=None, **_):  # noqa: ARG002
         if logs and "loss" in logs:
@@ -32,6 +42,9 @@ def main(directory: Path, options: dict) -> None:
     trainer = make_trainer(directory, work, options)
     result = set_peft_model_state_dict(trainer.model, load_file(directory / "adapter-start.safetensors"))
     assert not result.unexpected_keys, result.unexpected_keys[:3]
+    tell = Tell()
+    trainer.add_callback(tell)
+    trainer.model.register_forward_pre_hook(tell.count, with_kwargs=True)
     say(kind="ready")
     trainer.train()
     if options.get("validate"):
@@ -53,7 +66,7 @@ def make_trainer(directory: Path, work: dict, options: dict) -> SFTTrainer:
         output_dir=str(directory / "trl-out"),
         max_steps=options.get("steps", work["steps"]),
         per_device_train_batch_size=micro_batch,
-        gradient_accumulation_steps=max(1, work["batch_size"] // micro_batch),
+        gradient_accumulation_steps=max(1, work["batch_size"] // micro_batch),  # 16 at once are a larger step
         gradient_checkpointing=options["checkpointing"],
         packing=options.get("packing", False),
         padding_free=options.get("padding_free", False),
@@ -80,7 +93,6 @@ def make_trainer(directory: Path, work: dict, options: dict) -> SFTTrainer:
         peft_config=LoraConfig(
             r=work["r"], lora_alpha=work["alpha"], target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.0
         ),
-        callbacks=[Tell()],
     )
 
 

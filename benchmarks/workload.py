@@ -49,7 +49,7 @@ def make_workload(
 ) -> Workload:
     """Write spec, rows and the adapter's start below `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
-    spec = _spec(base, data, validation, steps, learning_rate, device)
+    spec = make_spec(base, data, validation, steps, learning_rate, device)
     run = spec.runs[0]
     renderer = Renderer.from_directory(base)
     corpus = read_corpus(renderer, data, run.hyperparameters.context_length, Reason.INVALID_TRAINING_FILE, _silent)
@@ -70,7 +70,15 @@ def make_workload(
     )
 
 
-def _spec(base: Path, data: Path, validation: Path, steps: int, learning_rate: float, device: str) -> TrainerSpec:
+def make_spec(
+    base: Path,
+    data: Path,
+    validation: Path | None,
+    steps: int,
+    learning_rate: float,
+    device: str,
+    batch_size: int = BATCH,
+) -> TrainerSpec:
     entry = catalog.describe(base)
     run = RunSpec(
         run_id=RUN_ID,
@@ -78,7 +86,7 @@ def _spec(base: Path, data: Path, validation: Path, steps: int, learning_rate: f
         lora=LoraSpec(r=RANK, alpha=ALPHA, target_modules=tuple(sorted(entry.target_modules))),
         hyperparameters=Hyperparameters(
             n_epochs=1,
-            batch_size=BATCH,
+            batch_size=batch_size,
             learning_rate=learning_rate,
             learning_rate_multiplier=None,
             warmup_ratio=0.0,
@@ -90,8 +98,8 @@ def _spec(base: Path, data: Path, validation: Path, steps: int, learning_rate: f
         ),
         training_file=data.resolve(),
         training_file_sha256=sha256_file(data),
-        validation_file=validation.resolve(),
-        validation_file_sha256=sha256_file(validation),
+        validation_file=validation.resolve() if validation else None,
+        validation_file_sha256=sha256_file(validation) if validation else None,
     )
     described = BaseSpec(name=base.name, directory=base, manifest_sha256=catalog.hash_directory(base)[1])
     return TrainerSpec(base=described, quantization=QuantizationSpec(), runs=(run,), device=device)  # type: ignore[arg-type]

@@ -36,6 +36,11 @@ def free_cuda_bytes(device: torch.device) -> int | None:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
 
 
+def free_bytes(device: torch.device) -> int:
+    free = free_cuda_bytes(device)
+    return psutil.virtual_memory().available if free is None else free
+
+
 def choose_compute_dtype(quantization: QuantizationSpec | None, device: torch.device) -> torch.dtype:
     """What was asked for. 16-bit LoRA asks for no type: bfloat16, or float16 on a GPU that is older than bfloat16."""
     if quantization is not None:

@@ -27,7 +27,7 @@ from app.domain.states import Reason
 from worker.trainer import attention
 from worker.trainer.batch import Row
 from worker.trainer.failures import Failure
-from worker.trainer.frozen import freeze, stored_bytes
+from worker.trainer.frozen import Frozen4, freeze, stored_bytes
 from worker.trainer.fused import fuse
 from worker.trainer.lora import AdaptedLinear, Rows
 
@@ -61,6 +61,12 @@ class Base:
     def stored_bytes(self) -> int:
         layers = sum(stored_bytes(layer.base) for layer in self.layers.values())
         return layers + sum(parameter.numel() * parameter.element_size() for parameter in self._others())
+
+    def keep_wide(self) -> None:
+        """Dequantise every layer for good; the same numbers for 2 bytes a weight."""
+        for layer in self.layers.values():
+            if isinstance(layer.base, Frozen4):
+                layer.base.keep_wide()
 
     def _others(self) -> Iterator[torch.nn.Parameter]:
         weights = {id(layer.base.weight) for layer in self.layers.values()}

@@ -22,6 +22,7 @@ from worker.trainer.device import (
     choose_device,
     choose_threads,
     device_name,
+    free_bytes,
     free_cuda_bytes,
     keep_freed_memory,
     make_repeatable,
@@ -39,6 +40,7 @@ from worker.trainer.snapshot import Choices, Snapshot, identity, open_snapshot, 
 from worker.trainer.state import Run
 from worker.trainer.stop import Stops
 
+CACHE_SHARE = 0.1  # of the free memory, for the dequantised weights
 PACKAGES = ("tunery", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "tokenizers")
 
 
@@ -67,6 +69,8 @@ def _run(spec: TrainerSpec, workdir: Path, say: Ledger, stops: Stops) -> None:
     base = open_base(spec.base, spec.quantization, dtype, device)
     check_base(base)
     choices = earlier or _choose(base)
+    if choices.cache_weights:
+        base.keep_wide()
 
     renderer = Renderer.from_directory(spec.base.directory)
     runs = _prepare_all(spec, workdir, base, renderer, snapshots, say)
@@ -102,6 +106,7 @@ def _choose(base: Base) -> Choices:
         threads=torch.get_num_threads(),
         compute_dtype=str(base.compute_dtype).removeprefix("torch."),
         device=device_name(base.device),
+        cache_weights=2 * base.frozen_parameters <= CACHE_SHARE * free_bytes(base.device),
     )
 
 

@@ -38,6 +38,7 @@ class Choices:
     threads: int
     compute_dtype: str
     device: str
+    cache_weights: bool = False  # dequantised once and kept
 
 
 @dataclass(frozen=True)

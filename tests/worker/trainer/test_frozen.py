@@ -42,6 +42,14 @@ class TestFourBits:
         layer = freeze(matrix(), QuantizationSpec(), torch.bfloat16)
         assert torch.equal(layer.weight_in(torch.float32), layer.weight_in(torch.bfloat16).float())
 
+    def test_kept_wide_it_is_the_same_to_the_bit_and_made_once(self) -> None:
+        layer = freeze(matrix(), QuantizationSpec(), torch.bfloat16)
+        fresh = layer.weight_in(torch.bfloat16)
+        assert isinstance(layer, Frozen4)
+        layer.keep_wide()
+        assert torch.equal(layer.weight_in(torch.bfloat16), fresh)
+        assert layer.weight_in(torch.bfloat16).data_ptr() == layer.weight_in(torch.bfloat16).data_ptr()
+
 
 class TestSixteenBits:
     def test_the_weight_is_the_checkpoints_own(self) -> None:

@@ -1,0 +1,130 @@
+"""What was measured, and the table that says it: medians of paired runs, and each target beside what was seen."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.workload import BATCH, Workload
+
+DROPPED_STEPS = 3
+COLUMNS = {"tokens/s": 10, "of bound": 10, "speed ratio": 18, "peak": 9, "ratio": 8, "loss": 9, "valid": 9, "start": 8}
+
+
+@dataclass
+class Measured:
+    """One run of one side."""
+
+    step_seconds: list[float] = field(default_factory=list)
+    step_tokens: list[int] = field(default_factory=list)  # real ones
+    losses: dict[int, float] = field(default_factory=dict)
+    validation_loss: float | None = None
+    resident_bytes: int = 0
+    cuda_peak_bytes: int | None = None
+    start_seconds: float = 0.0
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.resident_bytes if self.cuda_peak_bytes is None else self.cuda_peak_bytes
+
+    def tokens_per_second(self) -> float:
+        """Without the first steps, which warm up, and the last one, in which our trainer also validates."""
+        counted = slice(DROPPED_STEPS, len(self.step_seconds) - 1)
+        return sum(self.step_tokens[counted]) / sum(self.step_seconds[counted])
+
+    def last_losses(self) -> float:
+        """The mean of the last fifth."""
+        tail = sorted(self.losses)[-max(1, len(self.losses) // 5) :]
+        return statistics.mean(self.losses[step] for step in tail)
+
+
+def report(
+    work: Workload, rows: dict[str, list[Measured]], bounds: list[float], best: dict, data: str, versions: str
+) -> None:
+    bound = statistics.median(bounds)
+    ours = rows["Tunery"]
+    print(f"\n{machine()}\n{versions}\nTRL's best: {json.dumps(best)}")
+    steps = len(ours[0].step_seconds)
+    print(f"{data}: {sum(work.tokens_of_step):,} tokens in {steps} steps of {BATCH} examples\n")
+    print(" " * 20 + "".join(name.rjust(width) for name, width in COLUMNS.items()))
+    for name, measured in rows.items():
+        print(_line(name, ours, measured, bound))
+    print(f"{'matrix products':20}{bound:>10,.0f}\n")
+    print(
+        "speed ratio: Tunery's over the row's, median of the pairs (least-most); memory ratio: Tunery's over the row's."
+    )
+    print("loss: mean of the last fifth of the steps; valid: nats per labelled token of the held-out rows.\n")
+    for text in _targets(rows, bound):
+        print(text)
+
+
+def _line(name: str, ours: list[Measured], theirs: list[Measured], bound: float) -> str:
+    speed = statistics.median(run.tokens_per_second() for run in theirs)
+    paired = _ratios(ours, theirs)
+    spread = f"{statistics.median(paired):.2f} ({min(paired):.2f}-{max(paired):.2f})"
+    valid = _validation(theirs)
+    return (
+        f"{name:20}{speed:>10,.0f}{speed / bound:>10.0%}{spread:>18}{gigabytes(theirs[-1].peak_bytes):>9}"
+        f"{_memory(ours, theirs):>8.2f}{theirs[-1].last_losses():>9.4f}"
+        f"{'' if valid is None else f'{valid:.4f}':>9}{theirs[-1].start_seconds:>7.1f}s"
+    )
+
+
+def _targets(rows: dict[str, list[Measured]], bound: float) -> list[str]:
+    ours, defaults, best = rows.values()
+    has_amx = "amx_bf16" in _cpu_flags()
+    wanted = (6, 8, 0.50) if has_amx else (4, 6, 0.65)
+    speed = statistics.median(run.tokens_per_second() for run in ours)
+    loss = abs(ours[-1].last_losses() / defaults[-1].last_losses() - 1)
+    valid = abs(_validation(ours) / _validation(defaults) - 1)
+    return [
+        _target("of TRL's best speed", statistics.median(_ratios(ours, best)), wanted[0], "x"),
+        _target("of TRL's default speed", statistics.median(_ratios(ours, defaults)), wanted[1], "x"),
+        _target("of the bound", speed / bound, wanted[2], "x"),
+        _target("of TRL's best's memory", _memory(ours, best), 0.40, "x", at_most=True),
+        _target("of TRL's defaults' memory", _memory(ours, defaults), 0.40, "x", at_most=True),
+        _target("training loss, difference", 100 * loss, 1.0, "%", at_most=True),
+        _target("validation loss, difference", 100 * valid, 0.5, "%", at_most=True),
+    ]
+
+
+def _target(name: str, seen: float, wanted: float, unit: str, *, at_most: bool = False) -> str:
+    met = seen <= wanted if at_most else seen >= wanted
+    bound = f"{'at most' if at_most else 'at least'} {wanted:g} {unit}"
+    return f"{'met   ' if met else 'MISSED'} {name}: {seen:.2f} {unit}, {bound}"
+
+
+def _ratios(ours: list[Measured], theirs: list[Measured]) -> list[float]:
+    return [us.tokens_per_second() / them.tokens_per_second() for us, them in zip(ours, theirs, strict=True)]
+
+
+def _memory(ours: list[Measured], theirs: list[Measured]) -> float:
+    return statistics.median(us.peak_bytes / them.peak_bytes for us, them in zip(ours, theirs, strict=True))
+
+
+def _validation(runs: list[Measured]) -> float | None:
+    return next((run.validation_loss for run in reversed(runs) if run.validation_loss is not None), None)
+
+
+def machine() -> str:
+    flags = [flag for flag in ("avx512_bf16", "amx_bf16") if flag in _cpu_flags()]
+    model = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), "")
+    processor = model or platform.processor()
+    return f"{processor}, {os.cpu_count()} CPUs, {', '.join(flags) or 'no 16-bit flags'}, load {os.getloadavg()[0]:.1f}"
+
+
+def _cpu_flags() -> list[str]:
+    return next((line.split(":")[1].split() for line in _cpuinfo() if line.startswith("flags")), [])
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def gigabytes(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.2f} GB"
