@@ -70,7 +70,7 @@ def make_trainer(directory: Path, work: dict, options: dict) -> SFTTrainer:
         gradient_checkpointing=options["checkpointing"],
         packing=options.get("packing", False),
         padding_free=options.get("padding_free", False),
-        max_length=1024 if not options.get("packing") else 2048,
+        max_length=_max_length(options),
         learning_rate=work["learning_rate"],
         lr_scheduler_type="constant",
         warmup_steps=0,
@@ -94,6 +94,13 @@ def make_trainer(directory: Path, work: dict, options: dict) -> SFTTrainer:
             r=work["r"], lora_alpha=work["alpha"], target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=0.0
         ),
     )
+
+
+def _max_length(options: dict) -> int | None:
+    """Padding-free rows are as long as they are: TRL takes no limit for them. Ours are cut at 1,024 for both sides."""
+    if options.get("padding_free"):
+        return None
+    return 2048 if options.get("packing") else 1024
 
 
 @torch.no_grad()
