@@ -1,5 +1,7 @@
 """`python -m worker.trainer WORKDIR`: read WORKDIR/spec.json, train, write below WORKDIR/runs/.
 
+`python -m worker.trainer --spare` imports everything, waits for one line that names WORKDIR, and goes on as above.
+
 Standard output: one record a line (app.domain.events), and nothing else. Standard error: the log. Standard input:
 control lines; its end means nothing. SIGTERM and SIGINT drain. The exit code is one of app.domain.states.ExitCode.
 """
@@ -10,17 +12,20 @@ import ctypes
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 from typing import IO
 
 from pydantic import ValidationError
 
+from app.domain.events import Begin
 from app.domain.spec import TrainerSpec
 from app.domain.states import ExitCode
 from worker.trainer.emit import claim_standard_output
 from worker.trainer.stop import Stops
 
 PARENT = "TUNERY_PARENT_PID"
+SPARE = "--spare"
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -29,9 +34,9 @@ def main(arguments: list[str]) -> int:
     emit = claim_standard_output()
     die_with_parent()
     if len(arguments) != 1:
-        print("usage: python -m worker.trainer WORKDIR", file=sys.stderr)
+        print("usage: python -m worker.trainer WORKDIR | --spare", file=sys.stderr)
         return ExitCode.BAD_SPEC
-    workdir = Path(arguments[0]).resolve()
+    workdir = wait_for_work(control) if arguments == [SPARE] else Path(arguments[0]).resolve()
     try:
         spec = TrainerSpec.model_validate_json((workdir / "spec.json").read_bytes())
     except (OSError, ValidationError) as error:
@@ -52,6 +57,23 @@ def control_lines() -> IO[bytes]:
     except OSError:
         os.open(os.devnull, os.O_RDONLY)  # gets the lowest free number, which is 0
     return os.fdopen(os.dup(0), "rb", buffering=0)
+
+
+def wait_for_work(control: IO[bytes]) -> Path:
+    """Get everything ready that no job decides, then wait. The end of the input means that nobody needs us.
+
+    What was set for the place of waiting (the directory, where temporary files go) becomes the work directory's.
+    """
+    import worker.trainer.run  # noqa: F401  all that a job imports; nothing of it touches a GPU
+
+    line = control.readline()
+    if not line:
+        sys.exit(ExitCode.DONE)
+    workdir = Begin.model_validate_json(line).work_directory.resolve()
+    os.chdir(workdir)
+    os.environ["TMPDIR"] = str(workdir / "tmp")
+    tempfile.tempdir = None  # found once and remembered
+    return workdir
 
 
 def die_with_parent() -> None:
