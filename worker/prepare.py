@@ -128,6 +128,7 @@ def trainer_spec(
             "snapshot_interval_seconds": settings.snapshot_interval_seconds,
             "device": settings.device,
             "threads": settings.threads,
+            "world_size": settings.gpus_per_job,
         }
     )
 

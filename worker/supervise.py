@@ -46,7 +46,8 @@ class Supervisor:
         self.claimer = Claimer(resources, "train", owner)
         self.trainer_lock = trainer_lock
         self.trainer = trainer
-        self.spare = Spare(trainer, trainer_lock, self.settings.threads, self.settings.spare_trainer)
+        has_spare = self.settings.spare_trainer and self.settings.gpus_per_job == 1  # torchrun starts its own processes
+        self.spare = Spare(trainer, trainer_lock, self.settings.threads, has_spare)
 
     def take_one(self) -> bool:
         """One job from its claim to its end; False when there is none, or the GPU is not free.

@@ -8,9 +8,7 @@ control lines; its end means nothing. SIGTERM and SIGINT drain. The exit code is
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -22,11 +20,11 @@ from app.domain.events import Begin
 from app.domain.spec import TrainerSpec
 from app.domain.states import ExitCode
 from worker.trainer.emit import claim_standard_output
+from worker.trainer.launch import run_ranks
+from worker.trainer.process import control_lines, die_with_parent
 from worker.trainer.stop import Stops
 
-PARENT = "TUNERY_PARENT_PID"
 SPARE = "--spare"
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main(arguments: list[str]) -> int:
@@ -42,21 +40,14 @@ def main(arguments: list[str]) -> int:
     except (OSError, ValidationError) as error:
         print(f"{workdir / 'spec.json'} cannot be read: {error}", file=sys.stderr)
         return ExitCode.BAD_SPEC
+    if spec.world_size > 1:
+        return run_ranks(spec, workdir, emit, control)
     stops = Stops(run.run_id for run in spec.runs)
     stops.obey_signals()
     stops.listen(control)
     from worker.trainer.run import run  # torch and transformers, some seconds: after the spec is known to be good
 
     return run(spec, workdir, emit, stops)
-
-
-def control_lines() -> IO[bytes]:
-    """Standard input, unbuffered: Python can't exit while a thread waits in a buffered one. Closed is empty."""
-    try:
-        os.fstat(0)
-    except OSError:
-        os.open(os.devnull, os.O_RDONLY)  # gets the lowest free number, which is 0
-    return os.fdopen(os.dup(0), "rb", buffering=0)
 
 
 def wait_for_work(control: IO[bytes]) -> Path:
@@ -74,20 +65,6 @@ def wait_for_work(control: IO[bytes]) -> Path:
     os.environ["TMPDIR"] = str(workdir / "tmp")
     tempfile.tempdir = None  # found once and remembered
     return workdir
-
-
-def die_with_parent() -> None:
-    """Never outlive the worker that started us: an orphan would hold the GPU.
-
-    The kernel sends the signal from the moment of the call on; a parent that died before that is looked for afterwards.
-    """
-    parent = os.environ.get(PARENT)
-    if parent is None:
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(parent):
-        print(f"the parent {parent} is gone", file=sys.stderr)
-        sys.exit(ExitCode.INTERNAL)
 
 
 if __name__ == "__main__":
