@@ -42,7 +42,8 @@ class Spare:
         self._is_wanted = is_wanted
         self._process: subprocess.Popen[bytes] | None = None
         self._descriptor = -1  # of the lock that the waiting process holds
-        self._not_before = 0.0
+        self._has_job = False  # while `lock` lasts: whether a trainer was asked for
+        self._not_before = time.monotonic() + IDLE_SECONDS
 
     @property
     def pid(self) -> int | None:
@@ -53,20 +54,21 @@ class Spare:
     def lock(self) -> Iterator[int | None]:
         """Hold the slot's trainer lock while the block lasts; None when a trainer still has it."""
         self._forget_if_dead()
-        if self._process is None:
-            with try_lock(self._lock_path) as lock:
-                yield lock
-            return
+        self._has_job = False
         try:
-            yield self._descriptor
+            if self._process is None:
+                with try_lock(self._lock_path) as lock:
+                    yield lock
+            else:
+                yield self._descriptor
         finally:
-            if self._process is None:  # taken, so its lock goes with it
+            if self._has_job:
+                self._not_before = time.monotonic() + IDLE_SECONDS
                 self._let_go()
 
     def take(self, directory: Path, run_id: str) -> Child | None:
         """The waiting trainer, sent to `directory`; None where there is none. Inside `lock` only."""
-        process, self._process = self._process, None
-        self._not_before = time.monotonic() + IDLE_SECONDS
+        process, self._process, self._has_job = self._process, None, True
         if process is None:
             return None
         (directory / TEMPORARY).mkdir(exist_ok=True)
@@ -86,13 +88,13 @@ class Spare:
         directory = self._lock_path.with_suffix(".spare")
         try:
             directory.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.dup(lock)  # the same lock: it is free when the last descriptor of it is closed
             self._process = launch(self._command, directory, lock, self._threads)
+            log.info("spare trainer started", pid=self._process.pid)
         except OSError:
             log.exception("the spare trainer could not be started")
             self._not_before = time.monotonic() + PATIENCE_SECONDS
-            return
-        self._descriptor = os.dup(lock)  # the same lock: it is free when the last descriptor of it is closed
-        log.info("spare trainer started", pid=self._process.pid)
+            self._let_go()
 
     def close(self) -> None:
         """End the waiting trainer and let its lock go."""
@@ -109,8 +111,9 @@ class Spare:
         self.close()
 
     def _let_go(self) -> None:
-        os.close(self._descriptor)
-        self._descriptor = -1
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
 def _tail(process: subprocess.Popen[bytes]) -> str:

@@ -97,11 +97,28 @@ class TestTaking:
     ) -> None:
         spare = make(WAITS)
         monkeypatch.setattr("worker.spare.IDLE_SECONDS", 60.0)
+        with spare.lock():
+            spare.take(tmp_path, RUN)
         with spare.lock() as lock:
             assert lock is not None
-            spare.take(tmp_path, RUN)
             spare.keep_one(lock)
         assert spare.pid is None
+
+    def test_it_is_not_started_in_the_first_moment_of_a_worker(self, lock_path: Path) -> None:
+        spare = Spare((sys.executable, "-c", WAITS), lock_path, threads=1)
+        with spare.lock() as lock:
+            assert lock is not None
+            spare.keep_one(lock)
+        assert spare.pid is None
+
+    def test_one_that_cannot_be_started_costs_nothing_but_itself(self, make: Make, lock_path: Path) -> None:
+        spare = make(WAITS)
+        lock_path.with_suffix(".spare").write_text("in the way")
+        with spare.lock() as lock:
+            assert lock is not None
+            spare.keep_one(lock)
+        assert spare.pid is None
+        assert is_free(lock_path)
 
 
 class TestDeath:
@@ -131,8 +148,9 @@ class TestDeath:
             assert lock is not None
             assert spare.take(tmp_path, RUN) is None
 
-    def test_it_dies_with_the_thread_that_started_it(self, lock_path: Path, tmp_path: Path) -> None:
+    def test_it_dies_with_the_thread_that_started_it(self, lock_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """The real program: its death signal follows the slot's thread, and its lock is free then."""
+        monkeypatch.setattr("worker.spare.IDLE_SECONDS", 0.0)
         spare = Spare(TRAINER, lock_path, threads=1)
         seen: list[int] = []
         goes_on = threading.Event()
@@ -202,7 +220,7 @@ def test_the_real_trainer_waits_and_trains(bench: Bench, monkeypatch: pytest.Mon
     assert bench.job(job).state == "succeeded", bench.messages(job)
     assert supervisor.spare.pid is None
     assert not is_alive(pid)
-    assert not list((bench.trainer_lock.with_suffix(".spare") / "tmp").iterdir())
+    assert not [path for path in bench.trainer_lock.with_suffix(".spare").rglob("*") if path.is_file()]
     assert not supervisor.take_one()
     assert supervisor.spare.pid not in (None, pid)
     supervisor.spare.close()

@@ -25,6 +25,7 @@ from worker.trainer.process import control_lines, die_with_parent
 from worker.trainer.stop import Stops
 
 SPARE = "--spare"
+TORCH_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def main(arguments: list[str]) -> int:
@@ -61,6 +62,8 @@ def wait_for_work(control: IO[bytes]) -> Path:
     if not line:
         sys.exit(ExitCode.DONE)
     workdir = Begin.model_validate_json(line).work_directory.resolve()
+    if Path(os.environ.get(TORCH_CACHE, "")).parent == Path(tempfile.gettempdir()):
+        del os.environ[TORCH_CACHE]  # torch's own choice, made once; an operator's stays
     os.chdir(workdir)
     os.environ["TMPDIR"] = str(workdir / "tmp")
     tempfile.tempdir = None  # found once and remembered

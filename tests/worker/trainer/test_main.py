@@ -138,12 +138,14 @@ class TestSpare:
             "from worker.trainer.__main__ import wait_for_work\n"
             "tempfile.gettempdir()\n"
             "wait_for_work(io.BytesIO(sys.argv[1].encode()))\n"
-            "import torch; print(os.getcwd(), tempfile.gettempdir(), torch.cuda.is_initialized())"
+            "import torch; from torch._inductor.runtime.cache_dir_utils import cache_dir\n"
+            "print(os.getcwd(), tempfile.gettempdir(), os.path.dirname(cache_dir()), torch.cuda.is_initialized())"
         )
         (tmp_path / "tmp").mkdir()
+        temporary = str(tmp_path / "tmp")
         begin = Begin(work_directory=tmp_path).model_dump_json()
         done = subprocess.run([sys.executable, "-c", program, begin], cwd=ROOT, capture_output=True, text=True)
-        assert done.stdout.split() == [str(tmp_path), str(tmp_path / "tmp"), "False"], done.stderr
+        assert done.stdout.split() == [str(tmp_path), temporary, temporary, "False"], done.stderr
 
     def test_it_ends_when_nobody_will_send_a_line(self, tmp_path: Path) -> None:
         process = start("--spare", without_input=True)
