@@ -126,7 +126,7 @@ def fair_threads(threads: int) -> int:
 def _take_gpu(local_rank: int, processes: int) -> None:
     if processes > torch.cuda.device_count():
         text = (
-            f"This worker is told to train on {processes} GPUs at once, but torch sees {torch.cuda.device_count()}. Its "
+            f"This worker is to train on {processes} GPUs at once, but torch sees {torch.cuda.device_count()}. Its "
             "operator can lower TUNERY_GPUS_PER_JOB or show it more GPUs."
         )
         raise Failure(Reason.INVALID_SPEC, text, "world_size")
