@@ -27,6 +27,8 @@ TRAINER = (sys.executable, "-m", "worker.trainer")
 MAX_RECORD_BYTES = 1 << 20
 MAX_WAITING_RECORDS = 10_000  # minutes of a restarting PostgreSQL at a hundred steps a second; beyond, the pipe fills
 BAD_LINES_LOGGED = 10
+LOG_NAME = "trainer.log"
+TEMPORARY = "tmp"  # of a work directory; the trainer of a spare knows the name, too
 STEPS_REMEMBERED = 101
 
 # Of our own environment the trainer gets what names the machine, never a URL, a key or a password.
@@ -187,18 +189,25 @@ def start_trainer(
     From a thread that lives as long as the child: the parent-death signal follows the parent *thread*. The lock's
     descriptor is inherited: the kernel frees the lock when the last of its holders is really gone.
     """
-    (directory / "tmp").mkdir(exist_ok=True)
-    process = subprocess.Popen(
-        [*command, str(directory)],
+    process = launch([*command, str(directory)], directory, lock_descriptor, threads)
+    return Child(process, run_id, directory / LOG_NAME)
+
+
+def launch(
+    command: Sequence[str], directory: Path, lock_descriptor: int, threads: int | None
+) -> subprocess.Popen[bytes]:
+    """A process with pipes, a group and an environment of its own, in `directory`. Raises OSError."""
+    (directory / TEMPORARY).mkdir(exist_ok=True)
+    return subprocess.Popen(
+        command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=directory,
-        env=clean_environment(os.environ, directory / "tmp", threads),
+        env=clean_environment(os.environ, directory / TEMPORARY, threads),
         start_new_session=True,
         pass_fds=(lock_descriptor,),
     )
-    return Child(process, run_id, directory / "trainer.log")
 
 
 def clean_environment(ours: Mapping[str, str], temporary: Path, threads: int | None) -> dict[str, str]:

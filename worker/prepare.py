@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.db import checkpoints, files, models
 from app.db.tables import BaseModelRow, File, Job, Snapshot
-from app.domain.catalog import hash_directory
+from app.domain.catalog import Signature, hash_directory, stat_signature
 from app.domain.spec import BaseSpec, JobSpec, RunSpec, TrainerSpec
 from app.domain.states import Reason
 from app.settings import Settings
@@ -43,7 +42,7 @@ def prepare(resources: Resources, job: Job, keeper: LeaseKeeper, directory: Path
     """Fill `directory` and write its spec.json. Raises CannotStart, FencedError, OSError."""
     inputs = keeper.transact(lambda session: load_inputs(session, job))
     assert inputs is not None
-    check_base(inputs.base)
+    signature = check_base(inputs.base)
     keeper.check()
     training_file = fetch_dataset(resources, inputs.training_file, directory / "training.jsonl")
     validation_file = None
@@ -51,7 +50,7 @@ def prepare(resources: Resources, job: Job, keeper: LeaseKeeper, directory: Path
         validation_file = fetch_dataset(resources, inputs.validation_file, directory / "validation.jsonl")
     keeper.check()
     resume_from = snapshots.restore(resources, job, keeper, inputs.snapshots, directory)
-    spec = trainer_spec(resources.settings, job, inputs, training_file, validation_file, resume_from)
+    spec = trainer_spec(resources.settings, job, inputs, signature, training_file, validation_file, resume_from)
     (directory / "spec.json").write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
@@ -67,17 +66,19 @@ def load_inputs(session: Session, job: Job) -> Inputs:
     return Inputs(base, training_file, validation_file, checkpoints.snapshots(session, job.id))
 
 
-def check_base(base: BaseModelRow) -> None:
+def check_base(base: BaseModelRow) -> Signature:
     """The base model's files are those that were registered, to the byte. Raises CannotStart."""
     directory = Path(base.directory)
     try:
-        sha256 = _hash_unchanged(directory, _signature(directory))
+        signature = stat_signature(directory)  # before the hash: a change meanwhile makes the trainer hash again
+        sha256 = _hash_unchanged(directory, signature)
     except OSError as error:
         text = f"The files of the base model {base.name!r} cannot be read on this worker"
         raise CannotStart(Outcome(Reason.MODEL_UNAVAILABLE, text, "model")) from error
     if sha256 != base.manifest_sha256:
         text = f"The files of the base model {base.name!r} are not those that were registered"
         raise CannotStart(Outcome(Reason.MODEL_UNAVAILABLE, text, "model"))
+    return signature
 
 
 def fetch_dataset(resources: Resources, file: File, destination: Path) -> Path:
@@ -95,6 +96,7 @@ def trainer_spec(
     settings: Settings,
     job: Job,
     inputs: Inputs,
+    signature: Signature,
     training_file: Path,
     validation_file: Path | None,
     resume_from: Path | None,
@@ -116,6 +118,7 @@ def trainer_spec(
         name=inputs.base.name,
         directory=Path(inputs.base.directory).absolute(),
         manifest_sha256=inputs.base.manifest_sha256,
+        signature=signature,
     )
     return TrainerSpec.model_validate(
         {
@@ -125,18 +128,12 @@ def trainer_spec(
             "snapshot_interval_seconds": settings.snapshot_interval_seconds,
             "device": settings.device,
             "threads": settings.threads,
+            "world_size": settings.gpus_per_job,
         }
     )
 
 
-def _signature(directory: Path) -> tuple[tuple[str, int, int, int], ...]:
-    """What changes when a file is changed, replaced or touched: reading 16 GB for each attempt takes half a minute."""
-    entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
-    stats = [(entry.name, entry.stat()) for entry in entries]
-    return tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats)
-
-
 @lru_cache(maxsize=16)
-def _hash_unchanged(directory: Path, signature: tuple[tuple[str, int, int, int], ...]) -> str:
+def _hash_unchanged(directory: Path, signature: Signature) -> str:
     del signature  # the key of the cache, no more
     return hash_directory(directory)[1]

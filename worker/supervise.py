@@ -25,11 +25,11 @@ from worker.child import TRAINER, Child, start_trainer
 from worker.device import oom_kills
 from worker.guard import Guard
 from worker.lease import DATABASE_AWAY, Claimer, LeaseKeeper
-from worker.locks import try_lock
 from worker.outcome import STORAGE_PATIENCE, Ending, Outcome, judge
 from worker.prepare import CannotStart, prepare
 from worker.relay import Relay
 from worker.resources import Resources
+from worker.spare import Spare
 from worker.untrusted import clean_text
 
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -46,18 +46,21 @@ class Supervisor:
         self.claimer = Claimer(resources, "train", owner)
         self.trainer_lock = trainer_lock
         self.trainer = trainer
+        has_spare = self.settings.spare_trainer and self.settings.gpus_per_job == 1  # torchrun starts its own processes
+        self.spare = Spare(trainer, trainer_lock, self.settings.threads, has_spare)
 
     def take_one(self) -> bool:
         """One job from its claim to its end; False when there is none, or the GPU is not free.
 
         The lock comes before the claim: a trainer that won't die keeps its GPU, but no job waits for it here.
         """
-        with try_lock(self.trainer_lock) as lock:
+        with self.spare.lock() as lock:
             if lock is None:
                 log.error("a trainer of an earlier attempt still holds this slot", lock=str(self.trainer_lock))
                 return False
             taken = self.claimer.take()
             if taken is None:
+                self.spare.keep_one(lock)
                 return False
             job, keeper = taken
             with structlog.contextvars.bound_contextvars(job=job.id, attempt=job.attempt), keeper:
@@ -154,7 +157,8 @@ class Supervisor:
 
     def _start(self, job: Job, directory: Path, lock: int) -> Child:
         try:
-            return start_trainer(self.trainer, directory, job.id, lock, self.settings.threads)
+            waiting = self.spare.take(directory, job.id)
+            return waiting or start_trainer(self.trainer, directory, job.id, lock, self.settings.threads)
         except OSError as error:
             log.exception("the trainer could not be started")
             raise CannotStart(Outcome(Reason.TRAINER_CRASHED, "The trainer could not be started")) from error

@@ -6,6 +6,7 @@ A closed union: an unknown kind is an error on either side. Units stand in the n
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -128,6 +129,14 @@ class Control(BaseModel):
 
     command: Command
     run_id: str
+
+
+class Begin(BaseModel):
+    """The one line that a spare trainer waits for: from here on it is the trainer of this work directory."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    work_directory: Path
 
 
 def parse_record(line: str | bytes) -> AnyRecord:

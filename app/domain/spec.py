@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.domain.catalog import Signature
+
 SPEC_VERSION: Literal[1] = 1
 
 
@@ -94,6 +96,7 @@ class BaseSpec(Frozen):
     name: str
     directory: Path
     manifest_sha256: str  # of the registered files; the trainer refuses a directory that differs
+    signature: Signature | None = None  # catalog.stat_signature of the files that gave this hash; absent: hash again
 
 
 class RunSpec(Frozen):
@@ -123,4 +126,5 @@ class TrainerSpec(Frozen):
     runs: Annotated[tuple[RunSpec, ...], Field(min_length=1)]
     snapshot_interval_seconds: float = 300.0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int | None = None  # CPU threads; absent = physical cores
+    threads: int | None = None  # CPU threads of each process; absent = physical cores
+    world_size: Annotated[int, Field(ge=1, le=64)] = 1  # processes that share each step's documents, one a GPU

@@ -32,6 +32,7 @@ def settings(settings: Settings) -> Settings:
             "drain_grace_seconds": 5.0,
             "stall_seconds": 15.0,
             "snapshot_interval_seconds": 0.0,
+            "spare_trainer": False,  # a fake trainer knows no spare; tests/worker/test_spare.py has real ones
         }
     )
 

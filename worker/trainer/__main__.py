@@ -1,27 +1,31 @@
 """`python -m worker.trainer WORKDIR`: read WORKDIR/spec.json, train, write below WORKDIR/runs/.
 
+`python -m worker.trainer --spare` imports everything, waits for one line that names WORKDIR, and goes on as above.
+
 Standard output: one record a line (app.domain.events), and nothing else. Standard error: the log. Standard input:
 control lines; its end means nothing. SIGTERM and SIGINT drain. The exit code is one of app.domain.states.ExitCode.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import sys
+import tempfile
 from pathlib import Path
 from typing import IO
 
 from pydantic import ValidationError
 
+from app.domain.events import Begin
 from app.domain.spec import TrainerSpec
 from app.domain.states import ExitCode
 from worker.trainer.emit import claim_standard_output
+from worker.trainer.launch import run_ranks
+from worker.trainer.process import control_lines, die_with_parent
 from worker.trainer.stop import Stops
 
-PARENT = "TUNERY_PARENT_PID"
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
+SPARE = "--spare"
+TORCH_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def main(arguments: list[str]) -> int:
@@ -29,14 +33,16 @@ def main(arguments: list[str]) -> int:
     emit = claim_standard_output()
     die_with_parent()
     if len(arguments) != 1:
-        print("usage: python -m worker.trainer WORKDIR", file=sys.stderr)
+        print("usage: python -m worker.trainer WORKDIR | --spare", file=sys.stderr)
         return ExitCode.BAD_SPEC
-    workdir = Path(arguments[0]).resolve()
+    workdir = wait_for_work(control) if arguments == [SPARE] else Path(arguments[0]).resolve()
     try:
         spec = TrainerSpec.model_validate_json((workdir / "spec.json").read_bytes())
     except (OSError, ValidationError) as error:
         print(f"{workdir / 'spec.json'} cannot be read: {error}", file=sys.stderr)
         return ExitCode.BAD_SPEC
+    if spec.world_size > 1:
+        return run_ranks(spec, workdir, emit, control)
     stops = Stops(run.run_id for run in spec.runs)
     stops.obey_signals()
     stops.listen(control)
@@ -45,27 +51,23 @@ def main(arguments: list[str]) -> int:
     return run(spec, workdir, emit, stops)
 
 
-def control_lines() -> IO[bytes]:
-    """Standard input, unbuffered: Python can't exit while a thread waits in a buffered one. Closed is empty."""
-    try:
-        os.fstat(0)
-    except OSError:
-        os.open(os.devnull, os.O_RDONLY)  # gets the lowest free number, which is 0
-    return os.fdopen(os.dup(0), "rb", buffering=0)
+def wait_for_work(control: IO[bytes]) -> Path:
+    """Get everything ready that no job decides, then wait. The end of the input means that nobody needs us.
 
-
-def die_with_parent() -> None:
-    """Never outlive the worker that started us: an orphan would hold the GPU.
-
-    The kernel sends the signal from the moment of the call on; a parent that died before that is looked for afterwards.
+    What was set for the place of waiting (the directory, where temporary files go) becomes the work directory's.
     """
-    parent = os.environ.get(PARENT)
-    if parent is None:
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(parent):
-        print(f"the parent {parent} is gone", file=sys.stderr)
-        sys.exit(ExitCode.INTERNAL)
+    import worker.trainer.run  # noqa: F401  all that a job imports; nothing of it touches a GPU
+
+    line = control.readline()
+    if not line:
+        sys.exit(ExitCode.DONE)
+    workdir = Begin.model_validate_json(line).work_directory.resolve()
+    if Path(os.environ.get(TORCH_CACHE, "")).parent == Path(tempfile.gettempdir()):
+        del os.environ[TORCH_CACHE]  # torch's own choice, made once; an operator's stays
+    os.chdir(workdir)
+    os.environ["TMPDIR"] = str(workdir / "tmp")
+    tempfile.tempdir = None  # found once and remembered
+    return workdir
 
 
 if __name__ == "__main__":

@@ -69,6 +69,10 @@ class Corpus:
     def length(self, document: int) -> int:
         return self._document_starts[document + 1] - self._document_starts[document]
 
+    def tokens_of(self, example: int) -> int:
+        first, last = self._example_starts[example], self._example_starts[example + 1]
+        return self._document_starts[last] - self._document_starts[first]
+
     def slice(self, document: int) -> tuple[array[int], bytearray]:
         """Tokens of one document, and for each whether it is a target."""
         start, end = self._document_starts[document], self._document_starts[document + 1]

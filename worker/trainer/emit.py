@@ -34,6 +34,10 @@ class RecordStream:
             while line:  # a pipe may take less than all of it
                 line = line[os.write(self._descriptor, line) :]
 
+    def pass_on(self) -> None:
+        """Descriptor 1 is for records again: a program that is started from here on may say some."""
+        os.dup2(self._descriptor, 1)
+
 
 def claim_standard_output() -> RecordStream:
     """Keep descriptor 1 for records alone: whatever a library prints from now on lands on standard error."""

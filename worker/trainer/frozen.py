@@ -13,11 +13,10 @@ from typing import Any, Protocol
 import bitsandbytes
 import torch
 import torch.nn.functional as F  # noqa: N812
-from bitsandbytes.functional import QuantState, dequantize_4bit, quantize_4bit
+from bitsandbytes.functional import dequantize_4bit
 
 from app.domain.spec import QuantizationSpec
-
-BLOCK = 64  # weights that share one scale; double quantisation stores 256 scales as bytes under one of their own
+from worker.trainer.quantize import BLOCK, quantize
 
 
 class FrozenLinear(Protocol):
@@ -90,7 +89,7 @@ def _in_16_bits(weight_D_K: torch.Tensor, compute_dtype: torch.dtype) -> Frozen1
 
 def _in_4_bits(weight_D_K: torch.Tensor, quantization: QuantizationSpec, compute_dtype: torch.dtype) -> Frozen4:
     """The codes are found in the checkpoint's own precision; dequantising gives `compute_dtype`."""
-    codes, state = _quantize(weight_D_K, quantization)
+    codes, state = quantize(weight_D_K, quantization)
     state.dtype = compute_dtype
     layer = Frozen4(weight_D_K.shape[1], weight_D_K.shape[0], bias=False, device="meta", compute_dtype=compute_dtype)
     layer.weight = bitsandbytes.nn.Params4bit(
@@ -104,13 +103,3 @@ def _in_4_bits(weight_D_K: torch.Tensor, quantization: QuantizationSpec, compute
         module=layer,
     )
     return layer
-
-
-def _quantize(weight_D_K: torch.Tensor, quantization: QuantizationSpec) -> tuple[torch.Tensor, QuantState]:
-    codes, state = quantize_4bit(
-        weight_D_K.contiguous(),
-        blocksize=BLOCK,
-        compress_statistics=quantization.double_quant,
-        quant_type=quantization.type,
-    )
-    return codes, state

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from worker.trainer import parallel
 from worker.trainer.batch import rows
 from worker.trainer.emit import Pulse
 from worker.trainer.keep import Keeper
@@ -22,10 +23,18 @@ from worker.trainer.stop import Stops
 
 def train(base: Base, runs: Sequence[Run], row_tokens: int, stops: Stops, keeper: Keeper) -> None:
     """Train until every run has ended. What happens between steps is the keeper's: it saves, evaluates and reports."""
-    while runs := [run for run in runs if _goes_on(run, stops, keeper)]:
+    while runs := _going_on(runs, stops, keeper):
         for step in optimizer_step(base, runs, row_tokens, keeper.say.pulse(runs[0].id)):
-            with keeper.say.blaming(step.run.spec):
-                keeper.after_step(step)
+            if parallel.is_first():
+                with keeper.say.blaming(step.run.spec):
+                    keeper.after_step(step)
+
+
+def _going_on(runs: Sequence[Run], stops: Stops, keeper: Keeper) -> Sequence[Run]:
+    parallel.gather_random_states(runs)
+    if parallel.is_first():
+        runs = [run for run in runs if _goes_on(run, stops, keeper)]
+    return parallel.agree(runs, keeper.say.endings)
 
 
 def _goes_on(run: Run, stops: Stops, keeper: Keeper) -> bool:
@@ -60,6 +69,7 @@ def optimizer_step(base: Base, runs: Sequence[Run], row_tokens: int, pulse: Puls
 
     for step in steps.values():
         run, knobs = step.run, step.run.spec.hyperparameters
+        parallel.add_up(step)  # over the processes that share the step's examples; there is mostly one
         divide_gradients(run.parameters, step.labelled_tokens)  # the one division: sum -> mean over labelled tokens
         step.grad_norm = clip_gradients(run.parameters, knobs.max_grad_norm)
         if not step.is_finite:

@@ -21,7 +21,7 @@ from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from app.domain.catalog import hash_directory
+from app.domain.catalog import hash_directory, stat_signature
 from app.domain.spec import BaseSpec, QuantizationSpec
 from app.domain.states import Reason
 from worker.trainer import attention
@@ -151,7 +151,10 @@ def bare(base: Base) -> Iterator[Any]:
 
 
 def _check_files(spec: BaseSpec) -> None:
+    """Hashed again, unless the parent has hashed these very files and nobody has touched them since."""
     try:
+        if spec.signature is not None and spec.signature == stat_signature(spec.directory):
+            return
         _, found = hash_directory(spec.directory)
     except OSError as error:
         raise _unavailable(spec.name, f"its directory cannot be read ({error.strerror})") from error

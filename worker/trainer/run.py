@@ -15,7 +15,8 @@ import torch
 from app.domain.events import Message, Started
 from app.domain.render import Renderer
 from app.domain.spec import RunSpec, TrainerSpec
-from app.domain.states import Reason
+from app.domain.states import ExitCode, Reason
+from worker.trainer import parallel
 from worker.trainer.batch import Corpus, read_corpus
 from worker.trainer.device import (
     choose_compute_dtype,
@@ -28,7 +29,7 @@ from worker.trainer.device import (
     make_repeatable,
 )
 from worker.trainer.emit import Emit, Ledger, Pulse
-from worker.trainer.failures import exit_code, failed
+from worker.trainer.failures import Failure, exit_code, explain, failed
 from worker.trainer.keep import Keeper
 from worker.trainer.loop import train
 from worker.trainer.lora import make_adapter
@@ -42,6 +43,7 @@ from worker.trainer.stop import Stops
 
 CACHE_SHARE = 0.1  # of the free memory, for the dequantised weights
 PACKAGES = ("tunery", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "tokenizers")
+ORDERLY = (ExitCode.DONE, ExitCode.DRAINED, ExitCode.PAUSED, ExitCode.CANCELLED)  # every process has come to its end
 
 
 def run(spec: TrainerSpec, workdir: Path, emit: Emit, stops: Stops) -> int:
@@ -51,10 +53,26 @@ def run(spec: TrainerSpec, workdir: Path, emit: Emit, stops: Stops) -> int:
         _run(spec, workdir, say, stops)
     except Exception as error:  # of the base or of a shared step: nobody's in particular, so everybody's
         traceback.print_exc(file=sys.stderr)
+        if not parallel.is_first():  # the first one hears of it from torchrun
+            sys.exit(exit_code(explain(error, spec.runs[0]).reason))
         for unfinished in _going_on(spec, say):
             say(failed(error, unfinished))
     codes = [exit_code(say.endings[each.run_id]) for each in spec.runs]
     return next((code for code in codes if code), 0)
+
+
+def run_rank(spec: TrainerSpec, workdir: Path, emit: Emit, stops: Stops) -> int:
+    """The same as one of `spec.world_size` processes."""
+    try:
+        parallel.join(spec.device)
+    except Failure as error:
+        for each in spec.runs:
+            emit(failed(error, each))
+        return exit_code(error.reason)
+    code = run(spec, workdir, emit, stops)
+    if code in ORDERLY:
+        parallel.part()
+    return code
 
 
 def _run(spec: TrainerSpec, workdir: Path, say: Ledger, stops: Stops) -> None:
@@ -63,7 +81,7 @@ def _run(spec: TrainerSpec, workdir: Path, say: Ledger, stops: Stops) -> None:
         keep_freed_memory()
     snapshots = _open_snapshots(spec, workdir, say)
     earlier = next((snapshot.choices for snapshot in snapshots.values()), None)  # what is decided stays decided
-    make_repeatable(device, earlier.threads if earlier else spec.threads or choose_threads())
+    make_repeatable(device, earlier.threads if earlier else spec.threads or parallel.fair_threads(choose_threads()))
 
     dtype = choose_compute_dtype(spec.quantization, device)
     base = open_base(spec.base, spec.quantization, dtype, device)
@@ -140,6 +158,7 @@ def prepare(spec: RunSpec, workdir: Path, base: Base, renderer: Renderer, facts:
     corpus = corpus_of(spec.training_file, Reason.INVALID_TRAINING_FILE)
     validation = corpus_of(spec.validation_file, Reason.INVALID_VALIDATION_FILE) if spec.validation_file else None
     base.rows.adapters[spec.run_id] = adapter
+    parallel.own_random_numbers(adapter.generator, spec.seed)
     return Run(
         spec=spec,
         plan=make_plan(knobs, len(corpus), spec.seed),

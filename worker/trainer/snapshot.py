@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from app.domain.artifacts import ManifestMismatch, verify, write_manifest
 from app.domain.spec import BaseSpec, QuantizationSpec, RunSpec
 from app.domain.states import Reason
+from worker.trainer import parallel
 from worker.trainer.checkpoint import staged, step_directory
 from worker.trainer.failures import Failure
 from worker.trainer.state import Run
@@ -65,7 +66,7 @@ def identity(run: RunSpec, base: BaseSpec, quantization: QuantizationSpec | None
                 "seed": run.seed,
                 "training_file_sha256": run.training_file_sha256,
                 "validation_file_sha256": run.validation_file_sha256,
-                "world_size": 1,
+                "world_size": parallel.size(),
             }
         )
     )
@@ -121,13 +122,14 @@ def restore(run: Run, snapshot: Snapshot) -> None:
             moments = {key: tensors.get(f"optimizer/{name}/{key}") for key in ("step", "exp_avg", "exp_avg_sq")}
             if moments["step"] is not None:
                 run.optimizer.state[parameter] = {key: _placed(moment, parameter) for key, moment in moments.items()}
-    run.adapter.generator.set_state(tensors[GENERATOR])
+    run.adapter.generator.set_state(tensors.get(f"{GENERATOR}/{parallel.rank()}", tensors[GENERATOR]))
     run.step = run.first_step = run.snapshot_step = snapshot.step
     run.trained_tokens, run.metrics = snapshot.trained_tokens, dict(snapshot.metrics)
 
 
 def _tensors(run: Run) -> dict[str, torch.Tensor]:
     tensors = {GENERATOR: run.adapter.generator.get_state()}
+    tensors |= {f"{GENERATOR}/{rank}": state for rank, state in enumerate(run.random_states)}
     for name, parameter in run.adapter.named_parameters().items():
         tensors[f"adapter/{name}"] = parameter.detach()
         for key, value in run.optimizer.state.get(parameter, {}).items():

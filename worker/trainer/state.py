@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from app.domain.spec import RunSpec
+from worker.trainer import parallel
 from worker.trainer.batch import Corpus, Segment, Share
 from worker.trainer.lora import Adapter
 from worker.trainer.plan import Plan
@@ -35,6 +36,9 @@ class Run:
     metrics: dict[str, float | None] = field(default_factory=dict)  # of the last step: what a checkpoint carries
     checkpoint: Path | None = None  # the newest one of this attempt
     checkpoint_step: int = -1
+    random_states: list[torch.Tensor] = field(
+        default_factory=list
+    )  # of each process's dropout, where there are several
     snapshot_step: int = -1
     snapshot_at: float = field(default_factory=time.monotonic)
     recent_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=RATE_WINDOW_STEPS))
@@ -58,7 +62,7 @@ class Run:
 
     def share(self) -> Share:
         """What this run puts into the next step."""
-        examples = self.plan.examples_of(self.step)
+        examples = parallel.share(self.plan.examples_of(self.step), self.corpus.tokens_of)
         documents = [document for example in examples for document in self.corpus.documents(example)]
         return Share(self.id, self.corpus, documents, self.spec.hyperparameters.packing)
 
@@ -102,6 +106,15 @@ class Step:
     @property
     def is_finite(self) -> bool:
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+    def sums(self) -> torch.Tensor:
+        """What adds up over processes: losses, hits, tokens, labelled tokens; float64 counts exactly up to 2^53."""
+        counts = torch.tensor([self.tokens, self.labelled_tokens], dtype=torch.float64, device=self._loss_sum.device)
+        return torch.cat([torch.stack([self._loss_sum, self._hits.double()]), counts])
+
+    def set_sums(self, sums: torch.Tensor) -> None:
+        self._loss_sum, self._hits = sums[0], sums[1].long()
+        self.tokens, self.labelled_tokens = int(sums[2]), int(sums[3])
 
     def close(self, seconds: float) -> None:
         self.seconds = seconds

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from app.domain.events import Done, Metric, Started, Stopped, parse_record
+from app.domain.events import Begin, Done, Metric, Started, Stopped, parse_record
 from app.domain.states import ExitCode
 from tests.worker.trainer.house import make_spec
 
@@ -27,7 +27,7 @@ def write_spec(workdir: Path, tiny: Path, examples: Path, **changes: Any) -> Pat
     return workdir
 
 
-def start(workdir: Path, *, without_input: bool = False, **environment: str) -> subprocess.Popen[bytes]:
+def start(workdir: Path | str, *, without_input: bool = False, **environment: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "worker.trainer", str(workdir)]
     return subprocess.Popen(
         ["sh", "-c", 'exec "$@" <&-', "sh", *command] if without_input else command,
@@ -110,6 +110,47 @@ class TestProcess:
             parent.kill()
             parent.wait()
             pipe.read()
+
+
+class TestSpare:
+    def test_it_waits_for_a_line_and_trains_where_that_sends_it(
+        self, tiny: Path, examples: Path, tmp_path: Path
+    ) -> None:
+        workdir = write_spec(tmp_path, tiny, examples)
+        process = start("--spare", TUNERY_PARENT_PID=str(os.getpid()))
+        output, log = process.communicate(Begin(work_directory=workdir).model_dump_json().encode() + b"\n")
+        assert process.returncode == ExitCode.DONE, log.decode()
+        records = [parse_record(line) for line in output.splitlines()]
+        assert isinstance(records[0], Started)
+        assert isinstance(records[-1], Done)
+        assert (workdir / records[-1].directory / "MANIFEST.json").exists()
+
+    def test_control_lines_after_it_are_obeyed(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+        workdir = write_spec(tmp_path, tiny, examples, max_steps=ENDLESS)
+        begin = Begin(work_directory=workdir).model_dump_json().encode() + b"\n"
+        process = start("--spare")
+        process.communicate(begin + b'{"command": "pause", "run_id": "run-a"}\n')
+        assert process.returncode == ExitCode.PAUSED
+
+    def test_it_makes_no_cuda_context_and_takes_the_work_directory_for_its_own(self, tmp_path: Path) -> None:
+        program = (
+            "import io, os, sys, tempfile\n"
+            "from worker.trainer.__main__ import wait_for_work\n"
+            "tempfile.gettempdir()\n"
+            "wait_for_work(io.BytesIO(sys.argv[1].encode()))\n"
+            "import torch; from torch._inductor.runtime.cache_dir_utils import cache_dir\n"
+            "print(os.getcwd(), tempfile.gettempdir(), os.path.dirname(cache_dir()), torch.cuda.is_initialized())"
+        )
+        (tmp_path / "tmp").mkdir()
+        temporary = str(tmp_path / "tmp")
+        begin = Begin(work_directory=tmp_path).model_dump_json()
+        done = subprocess.run([sys.executable, "-c", program, begin], cwd=ROOT, capture_output=True, text=True)
+        assert done.stdout.split() == [str(tmp_path), temporary, temporary, "False"], done.stderr
+
+    def test_it_ends_when_nobody_will_send_a_line(self, tmp_path: Path) -> None:
+        process = start("--spare", without_input=True)
+        output, _ = process.communicate()
+        assert (process.returncode, output) == (ExitCode.DONE, b"")
 
 
 PARENT = """

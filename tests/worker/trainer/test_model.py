@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from app.domain.catalog import hash_directory
+from app.domain.catalog import hash_directory, stat_signature
 from app.domain.render import Document
 from app.domain.spec import BaseSpec, QuantizationSpec
 from app.domain.states import Reason
@@ -125,6 +126,22 @@ class TestOpenBase:
         with pytest.raises(Failure, match="altered since it was registered") as caught:
             self.open(directory, sha256)
         assert caught.value.reason is Reason.MODEL_UNAVAILABLE
+
+    def test_files_that_the_parent_has_hashed_are_not_hashed_again(self, tiny: Path) -> None:
+        spec = BaseSpec(name="tiny", directory=tiny, manifest_sha256="of no file", signature=stat_signature(tiny))
+        open_base(BaseSpec.model_validate_json(spec.model_dump_json()), FLOAT32, torch.float32, CPU)
+
+    def test_a_file_that_was_touched_since_is_hashed_again(self, tmp_path: Path) -> None:
+        directory = make_tiny_base(tmp_path / "base")
+        sha256, signature = hash_directory(directory)[1], stat_signature(directory)
+        weights = directory / "model.safetensors"
+        stat, content = weights.stat(), bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+        os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # size, mtime and inode are those of before
+        spec = BaseSpec(name="tiny", directory=directory, manifest_sha256=sha256, signature=signature)
+        with pytest.raises(Failure, match="altered"):
+            open_base(spec, FLOAT32, torch.float32, CPU)
 
     def test_a_missing_directory_is_refused_without_saying_where_it_was(self, tmp_path: Path) -> None:
         with pytest.raises(Failure, match="cannot be read") as caught:

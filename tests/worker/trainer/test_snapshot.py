@@ -119,6 +119,7 @@ class TestSaveSnapshot:
         manifest = artifacts.verify(snapshot)
         assert manifest["step"] == 1
         assert manifest["choices"] == {
+            "cache_weights": True,
             "compute_dtype": "bfloat16", "device": "cpu", "row_tokens": 2048, "threads": 1,
         }  # fmt: skip
 

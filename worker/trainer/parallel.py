@@ -1,0 +1,147 @@
+"""Several processes train as one: each takes some of a step's examples, the sums are added up, all make the same step.
+
+    examples of a step | 0 3 4 7 | 1 2 5 6 |      one process's share each, about equal in tokens
+    sums               |   sum   |   sum   |      of gradients, losses, hits, tokens: all-reduced
+    division           |  the same in every process: one adapter, W equal copies of it
+
+What a run learns does not depend on how many processes there are, beyond the rounding of sums. The first process alone
+decides, saves, evaluates and reports; the others follow. With one process every function here does nothing.
+
+Letters: W processes, P trained parameters of a run.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import traceback
+from collections.abc import Callable, MutableMapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from app.domain.states import ExitCode, Reason
+from worker.trainer.failures import Failure
+
+if TYPE_CHECKING:
+    from worker.trainer.state import Run, Step
+
+T = TypeVar("T")
+
+# The others wait while the first evaluates and saves. A process that dies ends them at once, whatever stands here.
+TIMEOUT = timedelta(hours=4)
+
+
+def size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def is_first() -> bool:
+    return rank() == 0
+
+
+def join(device: str) -> None:
+    """Meet the other processes, as torchrun's environment says; on CUDA, one process a GPU. Raises Failure."""
+    on_cuda = device != "cpu" and torch.cuda.is_available()
+    if on_cuda:
+        _take_gpu(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=TIMEOUT)
+
+
+def part() -> None:
+    """Leave together: a process that is gone early cuts the others off from its last word."""
+    _together(dist.barrier)
+    dist.destroy_process_group()
+
+
+def share(examples: Sequence[int], tokens: Callable[[int], int]) -> list[int]:
+    """This process's examples of a step, in the step's order: the longest first to whoever has the fewest tokens."""
+    if size() == 1:
+        return list(examples)
+    loads = [0] * size()
+    mine = set()
+    for at in sorted(range(len(examples)), key=lambda at: (-tokens(examples[at]), at)):
+        lightest = min(range(size()), key=lambda process: (loads[process], process))
+        loads[lightest] += tokens(examples[at])
+        if lightest == rank():
+            mine.add(at)
+    return [example for at, example in enumerate(examples) if at in mine]
+
+
+def add_up(step: Step) -> None:
+    """Replace the gradients and sums of this process's share by those of the whole step."""
+    if size() == 1:
+        return
+    parameters = step.run.parameters
+    gradient_P = torch.cat([_gradient(parameter).reshape(-1) for parameter in parameters])
+    _together(lambda: dist.all_reduce(gradient_P))
+    parts = torch.split(gradient_P, [parameter.numel() for parameter in parameters])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.grad = part.view_as(parameter)
+    sums = step.sums()
+    _together(lambda: dist.all_reduce(sums))
+    step.set_sums(sums)
+
+
+def agree(runs: Sequence[Run], endings: MutableMapping[str, Reason]) -> Sequence[Run]:
+    """The runs that the first process goes on with, in every process; and how the others have ended."""
+    if size() == 1:
+        return runs
+    said: list[Any] = [[run.id for run in runs], dict(endings)]
+    _together(lambda: dist.broadcast_object_list(said, src=0))
+    wanted, ended = said
+    endings.update(ended)
+    mine = {run.id: run for run in runs}
+    return [mine[run_id] for run_id in wanted]
+
+
+def own_random_numbers(generator: torch.Generator, seed: int) -> None:
+    """Every process its own dropout masks; the first one those of a run alone."""
+    if rank():
+        generator.manual_seed(random.Random(f"{seed}/{rank()}").getrandbits(32))  # the CPU's takes 32 bits of a seed
+
+
+def gather_random_states(runs: Sequence[Run]) -> None:
+    """Tell the first process, which writes the snapshots, where each process's random numbers are."""
+    for run in runs:
+        if size() > 1 and run.adapter.dropout:
+            mine = run.adapter.generator.get_state()
+            states = [torch.empty_like(mine) for _ in range(size())]
+            _together(lambda states=states, mine=mine: dist.all_gather(states, mine))  # type: ignore[misc]
+            run.random_states = states
+
+
+def fair_threads(threads: int) -> int:
+    """The processes of one machine share its cores."""
+    return max(1, threads // size())
+
+
+def _take_gpu(local_rank: int, processes: int) -> None:
+    if processes > torch.cuda.device_count():
+        text = (
+            f"This worker is to train on {processes} GPUs at once, but torch sees {torch.cuda.device_count()}. Its "
+            "operator can lower TUNERY_GPUS_PER_JOB or show it more GPUs."
+        )
+        raise Failure(Reason.INVALID_SPEC, text, "world_size")
+    torch.cuda.set_device(local_rank)
+
+
+def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
+    """Zeros where this process had no example of the step."""
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+def _together(operation: Callable[[], T]) -> T:
+    """What every process does at this point. One of them is gone: so are we, without a word of our own about why."""
+    try:
+        return operation()
+    except RuntimeError:  # torch.distributed's errors are, too
+        traceback.print_exc(file=sys.stderr)
+        sys.exit(ExitCode.INTERNAL)

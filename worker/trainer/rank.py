@@ -1,0 +1,45 @@
+"""One of several processes that train together: `torchrun ... --module worker.trainer.rank WORKDIR`.
+
+The first rank is a trainer like any other: its standard input brings control lines, its standard output takes records,
+and its exit code goes into WORKDIR/exit_code. The others say nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from app.domain.events import Record
+from app.domain.spec import TrainerSpec
+from worker.trainer.emit import claim_standard_output
+from worker.trainer.launch import EXIT_CODE
+from worker.trainer.process import control_lines, die_with_parent
+from worker.trainer.stop import Stops
+
+
+def main(arguments: list[str]) -> int:
+    is_first = os.environ["RANK"] == "0"
+    control = control_lines()
+    emit = claim_standard_output()
+    die_with_parent()
+    workdir = Path(arguments[0])
+    spec = TrainerSpec.model_validate_json((workdir / "spec.json").read_bytes())
+    stops = Stops(run.run_id for run in spec.runs)
+    stops.obey_signals()  # torchrun's, when another rank has failed: not a reason to leave a record half written
+    if is_first:
+        stops.listen(control)
+    from worker.trainer.run import ORDERLY, run_rank
+
+    code = run_rank(spec, workdir, emit if is_first else say_nothing, stops)
+    if is_first:
+        (workdir / EXIT_CODE).write_text(str(code))
+    return 0 if code in ORDERLY else code  # torchrun ends the others at any other number
+
+
+def say_nothing(record: Record) -> None:
+    del record
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
