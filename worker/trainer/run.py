@@ -14,6 +14,7 @@ import torch
 
 from app.domain.events import Message, Started
 from app.domain.render import Renderer
+from app.domain.snapshots import going_on
 from app.domain.spec import RunSpec, TrainerSpec
 from app.domain.states import Reason
 from worker.trainer.batch import Corpus, read_corpus
@@ -26,6 +27,7 @@ from worker.trainer.device import (
     make_repeatable,
 )
 from worker.trainer.emit import Emit, Ledger, Pulse
+from worker.trainer.evaluate import check_validation
 from worker.trainer.failures import exit_code, failed
 from worker.trainer.keep import Keeper
 from worker.trainer.loop import train
@@ -34,7 +36,7 @@ from worker.trainer.model import Base, open_base
 from worker.trainer.optim import make_optimizer
 from worker.trainer.plan import make_plan, row_tokens
 from worker.trainer.probe import check_base
-from worker.trainer.snapshot import Choices, Snapshot, identity, open_snapshot, restore
+from worker.trainer.snapshot import Choices, Snapshot, identity, open_newest, restore
 from worker.trainer.state import Run
 from worker.trainer.stop import Stops
 
@@ -60,7 +62,7 @@ def _run(spec: TrainerSpec, workdir: Path, say: Ledger, stops: Stops) -> None:
     earlier = next((snapshot.choices for snapshot in snapshots.values()), None)  # what is decided stays decided
     make_repeatable(device, earlier.threads if earlier else spec.threads or choose_threads())
 
-    dtype = choose_compute_dtype(spec.quantization, device)
+    dtype = getattr(torch, earlier.compute_dtype) if earlier else choose_compute_dtype(spec.quantization, device)
     base = open_base(spec.base, spec.quantization, dtype, device)
     check_base(base)
     choices = earlier or _choose(base)
@@ -88,8 +90,12 @@ def _open_snapshots(spec: TrainerSpec, workdir: Path, say: Ledger) -> dict[str, 
     for run_spec in spec.runs:
         if run_spec.resume_from is not None:
             with say.blaming(run_spec):
-                directory = workdir / run_spec.resume_from
-                snapshots[run_spec.run_id] = open_snapshot(directory, _identity(spec, run_spec))
+                found, problems = open_newest(workdir / run_spec.resume_from, _identity(spec, run_spec))
+                if problems:  # where there are none, a parent has said it, and `Started` says it by hand
+                    level, text = going_on(found.step if found else None, problems)
+                    say(Message(run_id=run_spec.run_id, level=level, message=text))
+                if found:
+                    snapshots[run_spec.run_id] = found
     return snapshots
 
 
@@ -124,6 +130,7 @@ def _prepare_all(
 def prepare(spec: RunSpec, workdir: Path, base: Base, renderer: Renderer, facts: dict[str, Any], pulse: Pulse) -> Run:
     """Everything a run needs before its first step. Raises Failure for a spec or a file that can't be trained."""
     knobs = spec.hyperparameters
+    check_validation(spec)
 
     def corpus_of(path: Path, blame: Reason) -> Corpus:
         return read_corpus(renderer, workdir / path, knobs.context_length, blame, pulse)
