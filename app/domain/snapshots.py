@@ -8,6 +8,8 @@ from typing import Literal, TypeVar
 
 from app.domain.artifacts import MANIFEST, ManifestMismatch
 
+STEP = "step-"  # begins the name of a snapshot's directory, and of a checkpoint's
+
 Candidate = TypeVar("Candidate")
 Opened = TypeVar("Opened")
 
@@ -26,16 +28,16 @@ def first_whole(
 
 
 def candidates(directory: Path) -> list[Path] | None:
-    """The snapshots in a directory of them, newest first; None for a directory that is itself one."""
-    if (directory / MANIFEST).exists():
+    """The snapshots in a directory of them, newest first, perhaps none yet; None for a directory that is itself one."""
+    if directory.name.startswith(STEP) or (directory / MANIFEST).exists():
         return None
-    return by_step(directory)[::-1] or None
+    return by_step(directory)[::-1]
 
 
 def by_step(parent: Path) -> list[Path]:
     """The directories step-000001, ..., step-1000000 in `parent`, in the order of their numbers."""
     return sorted(
-        (path for path in parent.glob("step-*") if path.is_dir()), key=lambda path: (len(path.name), path.name)
+        (path for path in parent.glob(f"{STEP}*") if path.is_dir()), key=lambda path: (len(path.name), path.name)
     )
 
 

@@ -13,7 +13,7 @@ def endings(run: Run) -> Iterator[str]:
     if run.stops_early:
         yield (
             f"Stopped early after step {run.step} of {run.plan.total_steps}: the full validation loss did not fall in "
-            f"{best.validations_without_fall} validation(s) in a row; the lowest was {best.loss:.4f} after step {best.step}."
+            f"{best.validations_without_fall} validation(s) in a row; it was {best.loss:.4f} after step {best.step}."
         )
     if run.promotes_another:
         yield f"The result is the adapter of step {best.step}, with the lowest full validation loss, {best.loss:.4f}."

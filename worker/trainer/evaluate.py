@@ -6,11 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from app.domain.spec import RunSpec
-from app.domain.states import Reason
 from worker.trainer.batch import Corpus, Share, rows
 from worker.trainer.emit import Pulse
-from worker.trainer.failures import Failure
 from worker.trainer.loss import head_loss
 from worker.trainer.model import Base, hidden_states
 
@@ -19,15 +16,6 @@ from worker.trainer.model import Base, hidden_states
 class Validation:
     loss: float  # nats per labelled token
     accuracy: float  # share of labelled tokens that were the likeliest
-
-
-def check_validation(run: RunSpec) -> None:
-    """Raises Failure(INVALID_SPEC) for a knob that needs a validation file where there is none."""
-    knobs = run.hyperparameters
-    asked = {"eval_steps": knobs.eval_steps, "early_stopping": knobs.early_stopping, "promote_best": knobs.promote_best}
-    for name in (name for name, value in asked.items() if value and run.validation_file is None):
-        text = f"hyperparameters.{name} needs a validation file; name one, or leave the knob out."
-        raise Failure(Reason.INVALID_SPEC, text, f"hyperparameters.{name}")
 
 
 @torch.no_grad()

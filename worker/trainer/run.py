@@ -27,8 +27,8 @@ from worker.trainer.device import (
     make_repeatable,
 )
 from worker.trainer.emit import Emit, Ledger, Pulse
-from worker.trainer.evaluate import check_validation
 from worker.trainer.failures import exit_code, failed
+from worker.trainer.inputs import check_inputs
 from worker.trainer.keep import Keeper
 from worker.trainer.loop import train
 from worker.trainer.lora import make_adapter
@@ -91,7 +91,7 @@ def _open_snapshots(spec: TrainerSpec, workdir: Path, say: Ledger) -> dict[str, 
         if run_spec.resume_from is not None:
             with say.blaming(run_spec):
                 found, problems = open_newest(workdir / run_spec.resume_from, _identity(spec, run_spec))
-                if problems:  # where there are none, a parent has said it, and `Started` says it by hand
+                if problems or found is None:  # `Started` says where a whole one leads to
                     level, text = going_on(found.step if found else None, problems)
                     say(Message(run_id=run_spec.run_id, level=level, message=text))
                 if found:
@@ -130,7 +130,7 @@ def _prepare_all(
 def prepare(spec: RunSpec, workdir: Path, base: Base, renderer: Renderer, facts: dict[str, Any], pulse: Pulse) -> Run:
     """Everything a run needs before its first step. Raises Failure for a spec or a file that can't be trained."""
     knobs = spec.hyperparameters
-    check_validation(spec)
+    check_inputs(spec, workdir)
 
     def corpus_of(path: Path, blame: Reason) -> Corpus:
         return read_corpus(renderer, workdir / path, knobs.context_length, blame, pulse)

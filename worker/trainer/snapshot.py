@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from app.domain.artifacts import ManifestMismatch, verify, write_manifest
+from app.domain.artifacts import ManifestMismatch, sha256_file, verify, write_manifest
 from app.domain.snapshots import candidates, first_whole
 from app.domain.spec import BaseSpec, Frozen, Hyperparameters, LoraSpec, QuantizationSpec, RunSpec
 from app.domain.states import Reason
 from worker.trainer.best import PREFIX, Best
-from worker.trainer.checkpoint import staged, step_directory
+from worker.trainer.checkpoint import TOKENIZER_FILES, staged, step_directory
 from worker.trainer.failures import Failure
 from worker.trainer.state import Run
 
@@ -67,8 +67,8 @@ class Snapshot:
 
 
 def identity(run: RunSpec, base: BaseSpec, quantization: QuantizationSpec | None) -> dict[str, Any]:
-    """Everything that must be the same when a run goes on, as dotted names: the base (and with it the tokenizer and the
-    chat template), the data, the whole configuration."""
+    """Everything that must be the same when a run goes on, as dotted names: the base, its tokenizer and chat template,
+    the data, the whole configuration."""
     return dict(
         _dotted(
             {
@@ -79,6 +79,7 @@ def identity(run: RunSpec, base: BaseSpec, quantization: QuantizationSpec | None
                 "seed": run.seed,
                 "training_file_sha256": run.training_file_sha256,
                 "validation_file_sha256": run.validation_file_sha256,
+                "tokenizer_sha256": _tokenizer(base.directory),
                 "world_size": 1,
             }
         )
@@ -123,7 +124,7 @@ def open_snapshot(directory: Path, identity: Mapping[str, Any]) -> Snapshot:
     Raises ManifestMismatch for a damaged one, Failure(INVALID_SPEC) naming each difference for one that belongs to
     another configuration, base or data set.
     """
-    manifest = verify(directory)
+    manifest = verify(directory, sealed=True)  # by hand nobody else knows what the manifest was
     if differences := list(_differences(_defaults() | manifest["identity"], identity)):
         text = f"This run cannot go on from {directory.name}: " + "; ".join(differences) + "."
         raise Failure(Reason.INVALID_SPEC, text, "resume_from")
@@ -167,6 +168,11 @@ def _tensors(run: Run) -> dict[str, torch.Tensor]:
 def _placed(moment: torch.Tensor | None, parameter: torch.nn.Parameter) -> torch.Tensor:
     assert moment is not None
     return moment.clone().to(parameter.device)  # a fused AdamW keeps its step count beside the moments
+
+
+def _tokenizer(directory: Path) -> dict[str, str]:
+    """Part of the base's manifest, too; apart, so that a difference says what it is about."""
+    return {name: sha256_file(directory / name) for name in TOKENIZER_FILES if (directory / name).is_file()}
 
 
 def _defaults() -> dict[str, Any]:

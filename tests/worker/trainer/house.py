@@ -42,6 +42,8 @@ def make_spec(base: Path, training_file: Path, **changes: Any) -> TrainerSpec:
         "training_file": training_file,
         "training_file_sha256": hashlib.sha256(training_file.read_bytes()).hexdigest(),
     } | of_run
+    if validation_file := of_run.get("validation_file"):
+        one["validation_file_sha256"] = hashlib.sha256(validation_file.read_bytes()).hexdigest()
     spec = {
         "base": {"name": "tiny", "directory": base, "manifest_sha256": hash_directory(base)[1]},
         "quantization": {},
@@ -63,6 +65,18 @@ HYPERPARAMETERS = {
     "lr_scheduler_type": "linear",
     "context_length": 512,
 }
+
+
+def write_answers(path: Path, examples: int, answer: str) -> Path:
+    """Examples with one answer to all questions. Two files with different answers contradict each other: the better a
+    run knows the one, the higher rises its loss on the other."""
+    turns = [(f"{number}: red", answer * (1 + number % 3)) for number in range(examples)]
+    lines = [
+        json.dumps({"messages": [{"role": "user", "content": ask}, {"role": "assistant", "content": say}]}) + "\n"
+        for ask, say in turns
+    ]
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
 
 
 class Log:

@@ -191,6 +191,20 @@ class TestFailing:
         spec = make_spec(tiny, examples, validation_file=tmp_path / "valid.jsonl")
         self.fails(tmp_path, spec, 64, Reason.INVALID_VALIDATION_FILE, "validation_file", "Line 1")
 
+    @pytest.mark.parametrize("knob", [{"eval_steps": 2}, {"early_stopping": {}}, {"promote_best": True}])
+    def test_a_knob_that_needs_a_validation_file(
+        self, tiny: Path, examples: Path, tmp_path: Path, knob: dict[str, Any]
+    ) -> None:
+        param = f"hyperparameters.{next(iter(knob))}"
+        self.fails(tmp_path, make_spec(tiny, examples, **knob), 64, Reason.INVALID_SPEC, param, "needs a validation")
+
+    @pytest.mark.parametrize("which", ["training_file", "validation_file"])
+    def test_a_file_that_is_not_the_one_the_spec_names(self, tiny: Path, tmp_path: Path, which: str) -> None:
+        files = {name: make_tiny_dataset(tmp_path / name) for name in ("training_file", "validation_file")}
+        spec = make_spec(tiny, **files)
+        make_tiny_dataset(tmp_path / which, seed=1)
+        self.fails(tmp_path, spec, 64, Reason(f"invalid_{which}"), which, "is not the")
+
     def test_a_template_the_base_does_not_have(self, tmp_path: Path, examples: Path) -> None:
         base = make_tiny_base(tmp_path / "base")
         (base / "chat_template.jinja").unlink()
