@@ -59,7 +59,7 @@ def run(spec: TrainerSpec, workdir: Path, emit: Emit, stops: Stops) -> int:
 def _run(spec: TrainerSpec, workdir: Path, say: Ledger, stops: Stops) -> None:
     device = choose_device(spec.device)
     snapshots = _open_snapshots(spec, workdir, say)
-    earlier = next((snapshot.choices for snapshot in snapshots.values()), None)  # what is decided stays decided
+    earlier = _decided(snapshots, say)
     make_repeatable(device, earlier.threads if earlier else spec.threads or choose_threads())
 
     dtype = getattr(torch, earlier.compute_dtype) if earlier else choose_compute_dtype(spec.quantization, device)
@@ -97,6 +97,18 @@ def _open_snapshots(spec: TrainerSpec, workdir: Path, say: Ledger) -> dict[str, 
                 if found:
                     snapshots[run_spec.run_id] = found
     return snapshots
+
+
+def _decided(snapshots: Mapping[str, Snapshot], say: Ledger) -> Choices | None:
+    """What is decided stays decided. Runs share a base, so the first one's choices hold for all that go on with it."""
+    earlier = next((snapshot.choices for snapshot in snapshots.values()), None)
+    for run_id, snapshot in snapshots.items():
+        if snapshot.choices != earlier:
+            text = (
+                f"Going on from {snapshot.name} with the choices of another run: equal within rounding, not to the bit."
+            )
+            say(Message(run_id=run_id, level="warn", message=text))
+    return earlier
 
 
 def _choose(base: Base) -> Choices:

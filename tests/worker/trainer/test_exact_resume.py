@@ -18,9 +18,20 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from app.domain import artifacts
-from app.domain.events import Command, Done, Message, Metric, Record, SnapshotSaved, Started, parse_record
+from app.domain.events import (
+    CheckpointSaved,
+    Command,
+    Done,
+    Message,
+    Metric,
+    Record,
+    SnapshotSaved,
+    Started,
+    parse_record,
+)
 from app.domain.spec import TrainerSpec
 from app.domain.states import ExitCode
 from tests.worker.trainer.house import Log, make_spec, run_here, write_answers
@@ -118,6 +129,26 @@ class TestAnyStep:
             killed_at(step, spec, tmp_path)
         _, log = run_here(spec, tmp_path)
         assert_same_result(whole, (log, tmp_path))
+
+    def test_paused_while_the_best_adapter_is_in_place(
+        self, house: House, whole: tuple[Log, Path], tmp_path: Path
+    ) -> None:
+        """The snapshot has the last adapter, not the best one that is being checked."""
+        stops = Stops(["run-a"])
+
+        def pause(record: Record) -> None:
+            if isinstance(record, CheckpointSaved) and record.final:
+                stops.ask("run-a", Command.PAUSE)
+
+        log = Log(pause)
+        assert run(house.spec(snapshot_interval_seconds=3600), tmp_path / "first", log, stops) == ExitCode.PAUSED
+        (saved,) = log.of(SnapshotSaved)
+        assert saved.step == STEPS
+        state = load_file(tmp_path / "first" / saved.directory / "state.safetensors")
+        names = [name.removeprefix("best/") for name in state if name.startswith("best/")]
+        assert not any(torch.equal(state[f"best/{name}"], state[f"adapter/{name}"]) for name in names)
+        _, again = run_here(house.spec(resume_from=tmp_path / "first" / saved.directory), tmp_path / "second")
+        assert_same_result(whole, (again, tmp_path / "second"))
 
     @pytest.mark.timeout(240)
     def test_kill_minus_nine_of_the_real_program(self, house: House, whole: tuple[Log, Path], tmp_path: Path) -> None:

@@ -145,6 +145,23 @@ class TestResume:
         one, other = final_adapter(whole, tmp_path / "whole"), final_adapter(log, tmp_path / "b")
         assert all(torch.equal(one[name], other[name]) for name in one)
 
+    def test_runs_with_different_choices_go_on_with_the_first_ones_and_the_other_hears_of_it(
+        self, tiny: Path, examples: Path, tmp_path: Path
+    ) -> None:
+        runs = []
+        for run_id in ("one", "two"):
+            code, log = run_here(
+                make_spec(tiny, examples, run_id=run_id), tmp_path / run_id, stop_at=(1, Command.DRAIN)
+            )
+            assert code == ExitCode.DRAINED
+            snapshot = rewritten(snapshot_of(log, tmp_path / run_id), choices={"row_tokens": 100} if runs else {})
+            runs.append(make_spec(tiny, examples, run_id=run_id, resume_from=snapshot).runs[0])
+        code, log = run_here(make_spec(tiny, examples, runs=runs), tmp_path / "both")
+        assert code == 0
+        (warning,) = log.of(Message)
+        assert (warning.run_id, warning.level) == ("two", "warn")
+        assert "the choices of another run" in warning.message
+
     def test_a_choice_that_only_a_newer_version_knows_is_refused(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
