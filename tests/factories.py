@@ -109,7 +109,8 @@ def make_job(
     row = models.get_base(session, project.id, base_model)
     assert row is not None, f"register {base_model!r} first: make_base_model(session, directory)"
     entry = catalog.CatalogEntry.model_validate(row.entry)
-    spec = resolve({"seed": 7} | dict(body or {}), base_model, entry, training_file.line_count or 1)
+    files_of_body = {"validation_file": validation_file.id} if validation_file else {}
+    spec = resolve({"seed": 7} | files_of_body | dict(body or {}), base_model, entry, training_file.line_count or 1)
     return jobs.insert(
         session,
         project.id,

@@ -113,6 +113,7 @@ def trainer_spec(
         validation_file=validation_file,
         validation_file_sha256=inputs.validation_file.sha256 if inputs.validation_file else None,
         resume_from=resume_from,
+        sample_prompts=spec.sample_prompts,
     )
     base = BaseSpec(
         name=inputs.base.name,

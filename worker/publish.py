@@ -75,7 +75,7 @@ class Publisher:
             return
         name = f"{self._model_name()}:ckpt-step-{record.step}"
         with artifacts.taking_back() as undo:
-            stored = self._store(undo, record.directory, record.step, name, record.metrics)
+            stored = self._store(undo, record.directory, record.step, name, record.metrics, "")
             self.keeper.transact(
                 lambda session: self._add(session, stored), lambda session: self._is_published(session, record.step)
             )
@@ -87,16 +87,21 @@ class Publisher:
         """
         self.keeper.transact(lambda session: claims.note(session, self.keeper.lease, phase="publishing"))
         with artifacts.taking_back() as undo:
-            stored = self._store(undo, done.directory, done.step, self._model_name(), metrics)
+            stored = self._store(undo, done.directory, done.step, self._model_name(), metrics, "-result")
             results = self._store_results(undo)
             self.keeper.conclude(
                 lambda session: self._succeed(session, stored, results, done.trained_tokens),
                 lambda session: self._has_succeeded(session, stored),
             )
 
-    def _store(self, undo: ExitStack, directory: str, step: int, name: str, metrics: dict[str, float | None]) -> Stored:
-        """Copy a checkpoint directory, verify it, pack it, put it. Leaving `undo` takes the bytes back."""
-        prefix = f"jobs/{self.job.id}/attempts/{self.job.attempt}/checkpoints/step-{step:06d}"
+    def _store(
+        self, undo: ExitStack, directory: str, step: int, name: str, metrics: dict[str, float | None], mark: str
+    ) -> Stored:
+        """Copy a checkpoint directory, verify it, pack it, put it. Leaving `undo` takes the bytes back.
+
+        `mark` keeps the result apart from an earlier checkpoint of the same step, whose bytes go when its files do.
+        """
+        prefix = f"jobs/{self.job.id}/attempts/{self.job.attempt}/checkpoints/step-{step:06d}{mark}"
         copy = self.directory / "outbox" / f"checkpoint-{step:06d}"
         manifest = artifacts.take_copy(artifacts.inside(self.directory, directory), copy)
         archive = artifacts.put_file(
@@ -120,7 +125,7 @@ class Publisher:
         message = f"Checkpoint created at step {stored.step} with Snapshot ID: {stored.name}"
         job = claims.say(session, self.keeper.lease, message, data={"step": stored.step})
         checkpoint = self._write_row(session, job, stored)
-        for old in checkpoints.retire_old(session, job.id):
+        for old in checkpoints.retire_old(session, job.id, checkpoint):
             files.delete_all(session, [*old.file_ids, old.archive_file_id])
         return checkpoint
 
@@ -134,9 +139,8 @@ class Publisher:
         return checkpoints.replace(session, before, job, *row)
 
     def _succeed(self, session: Session, stored: Stored, results: StoredFile, trained_tokens: int) -> Job:
-        self._add(session, stored)
-        kept = checkpoints.page(session, self.job.id, checkpoints.KEPT_CHECKPOINTS)
-        for checkpoint in kept:
+        result = self._add(session, stored)
+        for checkpoint in checkpoints.kept(session, self.job.id):
             models.add_tuned(session, self.job, checkpoint)
         claims.say(session, self.keeper.lease, f"New fine-tuned model created: {stored.name}")
         return claims.end_attempt(
@@ -149,7 +153,7 @@ class Publisher:
             result_file_ids=[self._insert(session, results)],
             adapter_sha256=stored.archive.sha256,
             adapter_bytes=stored.archive.size_bytes,
-            adapter_archive_file_id=kept[0].archive_file_id,
+            adapter_archive_file_id=result.archive_file_id,
             crash_streak=0,
         )
 

@@ -12,6 +12,7 @@ from app.db.engine import transaction
 from app.db.tables import Job, Snapshot
 from app.domain.artifacts import MANIFEST, ManifestMismatch, sha256_file, verify
 from app.domain.events import SnapshotSaved
+from app.domain.snapshots import first_whole, going_on
 from app.log import get_logger
 from worker import artifacts
 from worker.lease import DATABASE_AWAY, LeaseKeeper
@@ -43,21 +44,13 @@ def restore(
     resources: Resources, job: Job, keeper: LeaseKeeper, rows: Sequence[Snapshot], directory: Path
 ) -> Path | None:
     """The newest snapshot that verifies, fetched; None to start from zero. An event says which, never in silence."""
-    problems: list[str] = []
-    for row in rows:
-        destination = directory / "resume" / f"step-{row.step:06d}-of-attempt-{row.attempt}"
-        try:
-            _fetch(resources, row, destination)
-        except ManifestMismatch as error:
-            problems.append(f"step {row.step} of attempt {row.attempt}: {error}")
-            continue
-        _tell(keeper, f"Going on from the snapshot of step {row.step}", problems, {"step": row.step})
-        drop(resources, rows[: len(problems)])
-        return destination
-    if job.train_attempts > 1:
-        _tell(keeper, "Starting again from step 0, as there is no snapshot to go on from", problems, {"step": 0})
-    drop(resources, rows)
-    return None
+    found, problems = first_whole(rows, lambda row: (row, _fetch(resources, row, directory / "resume")))
+    row, destination = found or (None, None)
+    if row is not None or job.train_attempts > 1:
+        level, text = going_on(row.step if row else None, problems)
+        keeper.say(text, level=level, data={"step": row.step if row else 0})
+    drop(resources, rows[: len(problems)])
+    return destination
 
 
 def drop(resources: Resources, rows: Sequence[Snapshot]) -> None:
@@ -84,8 +77,17 @@ def _add(session: Session, keeper: LeaseKeeper, record: SnapshotSaved, keys: dic
     checkpoints.add_snapshot(session, job, record.step, record.manifest_sha256, keys)
 
 
-def _fetch(resources: Resources, row: Snapshot, destination: Path) -> None:
+def _fetch(resources: Resources, row: Snapshot, parent: Path) -> Path:
     """Raises ManifestMismatch for a snapshot that is not whole; OSError while storage is away, which is no verdict."""
+    destination = parent / f"step-{row.step:06d}-of-attempt-{row.attempt}"
+    try:
+        _fetch_files(resources, row, destination)
+    except ManifestMismatch as error:
+        raise ManifestMismatch(f"step {row.step} of attempt {row.attempt}: {error}") from error
+    return destination
+
+
+def _fetch_files(resources: Resources, row: Snapshot, destination: Path) -> None:
     try:
         for name, key in row.storage_keys.items():
             artifacts.fetch(resources.storage, key, destination / name)
@@ -94,10 +96,3 @@ def _fetch(resources: Resources, row: Snapshot, destination: Path) -> None:
     if sha256_file(destination / MANIFEST) != row.manifest_sha256:
         raise ManifestMismatch("its manifest was altered")
     verify(destination)
-
-
-def _tell(keeper: LeaseKeeper, text: str, problems: Sequence[str], data: dict[str, int]) -> None:
-    level, message = "info", text
-    if problems:
-        level, message = "warn", f"{text}; not usable: " + "; ".join(problems)
-    keeper.say(message, level=level, data=dict(data))

@@ -24,7 +24,7 @@ FILE = {
 HYPERPARAMETERS = {
     "n_epochs": 3, "batch_size": 4, "learning_rate": 0.0013, "learning_rate_multiplier": 1.0, "warmup_ratio": 0.03,
     "weight_decay": 0.0, "max_grad_norm": 1.0, "lr_scheduler_type": "linear", "context_length": 2048, "packing": True,
-    "max_steps": None,
+    "max_steps": None, "eval_steps": None, "early_stopping": None, "promote_best": False,
 }  # fmt: skip
 LORA = {
     "r": 16, "alpha": 32.0, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"], "use_rslora": False,
@@ -48,8 +48,8 @@ NEW_JOB = {
     "method": {"type": "supervised", "supervised": {"hyperparameters": HYPERPARAMETERS}},
     "training_file": FILE_ID, "validation_file": None, "result_files": [], "trained_tokens": None, "seed": 7,
     "error": None, "integrations": [], "metadata": {"team": "search"}, "user_provided_suffix": "demo", "lora": LORA,
-    "quantization": QUANTIZATION, "progress": None, "trained_steps": None, "total_steps": None, "phase": None,
-    "queue_position": None, "attempts": 0, "adapter": None,
+    "quantization": QUANTIZATION, "sample_prompts": [], "progress": None, "trained_steps": None, "total_steps": None,
+    "phase": None, "queue_position": None, "attempts": 0, "adapter": None,
 }  # fmt: skip
 FINISHED_JOB = NEW_JOB | {
     "finished_at": 1795000460, "status": "succeeded", "fine_tuned_model": TUNED, "trained_tokens": 51840,
@@ -70,7 +70,7 @@ EVENT = {
 }  # fmt: skip
 CHECKPOINT = {
     "id": "ftckpt_6a1b2c3d4e5f60718293a4b5", "object": "fine_tuning.job.checkpoint", "created_at": 1795000440,
-    "fine_tuning_job_id": JOB_ID, "fine_tuned_model_checkpoint": TUNED, "step_number": 90,
+    "fine_tuning_job_id": JOB_ID, "fine_tuned_model_checkpoint": TUNED, "step_number": 90, "best": False,
     "metrics": {"step": 90, "train_loss": 0.61, "train_mean_token_accuracy": 0.85}, "result_files": ADAPTER_FILES,
     "adapter_archive_file_id": ARCHIVE_ID,
 }  # fmt: skip

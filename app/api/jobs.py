@@ -79,8 +79,8 @@ def list_checkpoints(
 ) -> Any:
     """Latest step first, the last three. `result_files` are the adapter, `adapter_archive_file_id` all of it in one."""
     limit = min(limit, MAX_CHECKPOINTS)
-    rows = jobs.checkpoint_page(session, caller.project_id, job_id, limit + 1, after)
-    return envelope(rows, limit, render_checkpoint)
+    rows, best_id = jobs.checkpoint_page(session, caller.project_id, job_id, limit + 1, after)
+    return envelope(rows, limit, lambda checkpoint: render_checkpoint(checkpoint, best_id))
 
 
 def _render(engines: Engines, seen: SeenJob) -> dict[str, Any]:

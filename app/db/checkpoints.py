@@ -77,21 +77,50 @@ def by_names(session: Session, names: Sequence[str]) -> dict[str, Checkpoint]:
 
 
 def page(session: Session, job_id: str, limit: int, after: Checkpoint | None = None) -> list[Checkpoint]:
-    """Latest step first, the kept ones, at most `limit`."""
+    """The kept ones, at most `limit`: the job's result first, as clients expect it there, then latest step first.
+
+    The result need not be the latest: it may be the best of them.
+    """
+    result = select(Job.fine_tuned_model).where(Job.id == job_id).scalar_subquery()
+    is_result = func.coalesce(Checkpoint.name == result, False)
     query = (
         select(Checkpoint)
         .where(Checkpoint.job_id == job_id, Checkpoint.retired_at.is_(None))
-        .order_by(Checkpoint.step_number.desc())
+        .order_by(is_result.desc(), Checkpoint.step_number.desc())
         .limit(limit)
     )
     if after is not None:
-        query = query.where(Checkpoint.step_number < after.step_number)
+        is_after_result = after.name == session.scalar(select(result))
+        query = query.where(is_result.is_(False))
+        if not is_after_result:
+            query = query.where(Checkpoint.step_number < after.step_number)
     return list(session.scalars(query))
 
 
-def retire_old(session: Session, job_id: str, keep: int = KEPT_CHECKPOINTS) -> list[Checkpoint]:
-    """Mark all but the latest `keep` as retired; the caller deletes their files."""
-    old = page(session, job_id, limit=1_000)[keep:]
+def best(session: Session, job_id: str) -> Checkpoint | None:
+    """The kept one with the lowest full validation loss, the earliest of equals; it is never retired."""
+    return best_of(kept(session, job_id))
+
+
+def best_of(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
+    measured = [each for each in checkpoints if each.metrics.get("full_valid_loss") is not None]
+    return min(measured, key=lambda each: (each.metrics["full_valid_loss"], each.step_number), default=None)
+
+
+def kept(session: Session, job_id: str) -> list[Checkpoint]:
+    """Latest step first."""
+    query = select(Checkpoint).where(Checkpoint.job_id == job_id, Checkpoint.retired_at.is_(None))
+    return list(session.scalars(query.order_by(Checkpoint.step_number.desc())))
+
+
+def retire_old(session: Session, job_id: str, newest: Checkpoint, keep: int = KEPT_CHECKPOINTS) -> list[Checkpoint]:
+    """Mark all but `keep` as retired; the caller deletes their files.
+
+    The best one and the `newest` to be published stay, then those of the latest steps.
+    """
+    everything = kept(session, job_id)
+    spared = [newest.id] + [each.id for each in (best_of(everything),) if each is not None]
+    old = sorted(everything, key=lambda each: each.id not in spared)[keep:]  # stable: latest step first in each part
     for checkpoint in old:
         checkpoint.retired_at = func.clock_timestamp()
     session.flush()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "MANIFEST.json"
+SEAL = "seal"  # in a manifest: the SHA-256 of the rest of it
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -40,7 +41,7 @@ def describe_files(directory: Path) -> dict[str, dict[str, Any]]:
 def write_manifest(directory: Path, about: Mapping[str, Any]) -> str:
     """Write MANIFEST.json over what lies in `directory`, flush everything to disk, return the manifest's SHA-256."""
     body = {**about, "files": describe_files(directory)}
-    text = json.dumps(body, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    text = _as_text({**body, SEAL: _seal(body)})
     (directory / MANIFEST).write_text(text, encoding="utf-8")
     for path in directory.rglob("*"):
         _fsync(path)
@@ -54,21 +55,24 @@ def publish(staged: Path, destination: Path) -> None:
     _fsync(destination.parent)
 
 
-def read_manifest(directory: Path) -> dict[str, Any]:
+def read_manifest(directory: Path, *, sealed: bool = False) -> dict[str, Any]:
+    """Raises ManifestMismatch for one that is missing, unreadable or altered; `sealed`: also for one without a seal."""
     try:
         manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
         manifest["files"].items()
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ManifestMismatch(f"{directory.name}: MANIFEST.json is missing or unreadable ({error})") from error
+    if (sealed or SEAL in manifest) and manifest.get(SEAL) != _seal(manifest):
+        raise ManifestMismatch(f"{directory.name}: MANIFEST.json was altered (its seal differs)")
     return dict(manifest)
 
 
-def verify(directory: Path) -> dict[str, Any]:
+def verify(directory: Path, *, sealed: bool = False) -> dict[str, Any]:
     """Return the manifest of a directory whose every file has the size and SHA-256 it names.
 
     Raises ManifestMismatch naming each file that is missing, truncated, altered or unexpected.
     """
-    manifest = read_manifest(directory)
+    manifest = read_manifest(directory, sealed=sealed)
     found = describe_files(directory)
     wrong = [_difference(name, want, found.get(name)) for name, want in manifest["files"].items()]
     wrong += [f"{name} is not in the manifest" for name in found.keys() - manifest["files"].keys()]
@@ -93,6 +97,16 @@ def write_archive(directory: Path, destination: Path, prefix: str) -> None:
             with path.open("rb") as file:
                 archive.addfile(info, file)
     _fsync(destination)
+
+
+def _as_text(body: Mapping[str, Any]) -> str:
+    return json.dumps(body, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _seal(body: Mapping[str, Any]) -> str:
+    """Over the parsed values: one flipped bit in a digit or a name leaves JSON that reads as well as before."""
+    rest = {name: value for name, value in body.items() if name != SEAL}
+    return hashlib.sha256(_as_text(rest).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _difference(name: str, want: Mapping[str, Any], got: Mapping[str, Any] | None) -> str | None:

@@ -91,8 +91,8 @@ class Done(Record):
     """The final checkpoint was loaded by PEFT onto the same base and is equal to what was trained."""
 
     kind: Literal["done"] = "done"
-    step: int
-    trained_tokens: int
+    step: int  # whose adapter it is: the last one, or the best one where that is promoted
+    trained_tokens: int  # in all
     directory: str  # of the final checkpoint, relative to the work directory
 
 

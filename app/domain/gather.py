@@ -14,8 +14,9 @@ HYPERPARAMETERS = {
     for name in (
         "n_epochs", "batch_size", "learning_rate_multiplier", "learning_rate", "warmup_ratio", "weight_decay",
         "max_grad_norm", "lr_scheduler_type", "context_length", "packing", "max_steps",
+        "eval_steps", "early_stopping", "promote_best",
     )
-}  # fmt: skip
+} | {"load_best_model_at_end": "promote_best"}  # fmt: skip
 LORA_ALIASES = {
     "lora_r": "r",
     "lora_alpha": "alpha",

@@ -13,11 +13,13 @@ from typing import Any
 from app.domain.catalog import MAX_RANK, CatalogEntry
 from app.domain.gather import ALL_LINEAR, gather
 from app.domain.knobs import Knobs
+from app.domain.measuring import measuring
 from app.domain.spec import Hyperparameters, JobSpec, LoraSpec, QuantizationSpec
 from app.errors import all_at_once
 
 DEFAULT_RANK = 16
 MAX_SEED = 2_147_483_647
+MAX_STEPS = 10_000_000
 
 
 def resolve(body: Mapping[str, Any], base_model: str, entry: CatalogEntry, n_examples: int) -> JobSpec:
@@ -51,7 +53,7 @@ def _fill_in(
 ) -> JobSpec | None:
     lora = _lora(knobs, entry)
     quantization = _quantization(knobs)
-    hyperparameters = _hyperparameters(knobs, entry, n_examples)
+    hyperparameters = _hyperparameters(knobs, entry, n_examples, body.get("validation_file") is not None)
     seed = body.get("seed")
     if knobs.problems or lora is None or hyperparameters is None:
         return None
@@ -60,6 +62,7 @@ def _fill_in(
         lora=lora,
         quantization=quantization,
         hyperparameters=hyperparameters,
+        sample_prompts=tuple(body.get("sample_prompts") or ()),
         seed=random.SystemRandom().randint(0, MAX_SEED) if seed is None else seed,
     )
 
@@ -125,7 +128,9 @@ def _quantization(knobs: Knobs) -> QuantizationSpec | None:
     return None if knobs.problems else QuantizationSpec(**values)
 
 
-def _hyperparameters(knobs: Knobs, entry: CatalogEntry, n_examples: int) -> Hyperparameters | None:
+def _hyperparameters(
+    knobs: Knobs, entry: CatalogEntry, n_examples: int, has_validation_file: bool
+) -> Hyperparameters | None:
     multiplier = knobs.number("learning_rate_multiplier", lambda: 1.0, above=0)
     rate = knobs.number("learning_rate", lambda: None, above=0)
     if rate is not None and knobs.value("learning_rate_multiplier") is not None:
@@ -143,7 +148,8 @@ def _hyperparameters(knobs: Knobs, entry: CatalogEntry, n_examples: int) -> Hype
         "lr_scheduler_type": knobs.choice("lr_scheduler_type", ("linear", "cosine", "constant"), "linear"),
         "context_length": knobs.whole("context_length", 1, entry.context_length, lambda: entry.context_length),
         "packing": knobs.flag("packing", True),
-        "max_steps": knobs.whole("max_steps", 1, 10_000_000, lambda: None),
+        "max_steps": knobs.whole("max_steps", 1, MAX_STEPS, lambda: None),
+        **measuring(knobs, has_validation_file),
     }
     if knobs.problems or multiplier is None:
         return None

@@ -53,10 +53,11 @@ class QuantizationSpec(Frozen):
 
 
 class EarlyStopping(Frozen):
-    """Stop when the validation loss has not fallen by more than `threshold` nats in `patience` validations in a row."""
+    """Stop when the full validation loss was not more than `threshold` nats below its lowest in `patience` validations
+    in a row; that lowest is of the last validation that was."""
 
     patience: Annotated[int, Field(ge=1, le=100)] = 3
-    threshold: Annotated[float, Field(ge=0)] = 0.0
+    threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
 class Hyperparameters(Frozen):
@@ -73,10 +74,18 @@ class Hyperparameters(Frozen):
     max_steps: Annotated[int, Field(ge=1)] | None = None
     eval_steps: Annotated[int, Field(ge=1)] | None = None  # between validations; absent = at the end of each epoch
     early_stopping: EarlyStopping | None = None
+    promote_best: bool = False  # the result is the adapter with the lowest full validation loss, not the last one
     beta: Annotated[float, Field(gt=0)] | None = None  # of DPO (arXiv 2305.18290), and only there
 
 
 Method = Literal["supervised", "dpo"]
+
+
+MAX_SAMPLE_PROMPTS = 4  # each is answered with up to 64 tokens at every validation
+MAX_SAMPLE_PROMPT_CHARACTERS = 2_000
+
+SamplePrompt = Annotated[str, Field(min_length=1, max_length=MAX_SAMPLE_PROMPT_CHARACTERS)]
+SamplePrompts = Annotated[tuple[SamplePrompt, ...], Field(max_length=MAX_SAMPLE_PROMPTS)]
 
 
 class JobSpec(Frozen):
@@ -87,6 +96,7 @@ class JobSpec(Frozen):
     lora: LoraSpec
     quantization: QuantizationSpec | None
     hyperparameters: Hyperparameters
+    sample_prompts: SamplePrompts = ()
     seed: Annotated[int, Field(ge=0, le=2_147_483_647)]
 
 
@@ -113,8 +123,8 @@ class RunSpec(Frozen):
     training_file_sha256: str
     validation_file: Path | None = None
     validation_file_sha256: str | None = None
-    resume_from: Path | None = None  # a snapshot directory whose manifest was verified
-    sample_prompts: tuple[str, ...] = ()
+    resume_from: Path | None = None  # a snapshot's directory, or one of snapshots: the newest whole one is taken then
+    sample_prompts: SamplePrompts = ()  # answered by the base and by the adapter at every validation
 
 
 class TrainerSpec(Frozen):

@@ -127,14 +127,18 @@ def event_page(session: Session, project_id: str, job_id: str, limit: int, after
     return events.page(session, job.id, limit, last)
 
 
-def checkpoint_page(session: Session, project_id: str, job_id: str, limit: int, after: str | None) -> list[Checkpoint]:
+def checkpoint_page(
+    session: Session, project_id: str, job_id: str, limit: int, after: str | None
+) -> tuple[list[Checkpoint], str | None]:
+    """A page, and the id of the best checkpoint, on whichever page that is."""
     job = get(session, project_id, job_id)
     last = None
     if after is not None:
         last = checkpoints.get(session, job.id, after)
         if last is None:
             raise unknown_cursor("checkpoint", after)
-    return checkpoints.page(session, job.id, limit, last)
+    best = checkpoints.best(session, job.id)
+    return checkpoints.page(session, job.id, limit, last), best.id if best else None
 
 
 def no_such_job(job_id: str) -> NotFound:

@@ -27,6 +27,7 @@ class Plan:
     checkpoint_every: int = 0
     snapshot_every: int = 0
     validation: bool = False
+    full_losses: tuple[float, ...] = ()  # full validation losses, by step; the adapter of the lowest is the result
     witness: str | None = None  # one line a step: attempt, step, time, pid
     wait_for: str | None = None  # before the first step, until this file is there
     faults: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -97,6 +98,8 @@ class FakeTrainer:
                 file.write(f"{self.attempt} {step} {time.clock_gettime(time.CLOCK_MONOTONIC)} {os.getpid()}\n")
         epoch = step / max(1, self.plan.steps)
         measured = {"valid_loss": 2.0 / step, "valid_mean_token_accuracy": 0.5} if self.plan.validation else {}
+        if self.plan.full_losses:
+            measured["full_valid_loss"] = self.plan.full_losses[step - 1]
         self.say(
             kind="metric", step=step, total_steps=self.plan.steps, epoch=epoch, train_loss=1.0 / step,
             train_mean_token_accuracy=0.75, learning_rate=1e-3, grad_norm=0.5, trained_tokens=100 * step,
@@ -120,6 +123,9 @@ class FakeTrainer:
         sys.exit(code)
 
     def finish(self, step: int) -> None:
+        if losses := self.plan.full_losses:
+            self.checkpoint(step)
+            step = losses.index(min(losses)) + 1
         directory = self.checkpoint(step, final=True)
         if self.asked:
             self.stop(step)
@@ -133,12 +139,17 @@ class FakeTrainer:
             "adapter_model.safetensors": b"weights of step %d " % step * 50,
             "README.md": b"# an adapter",
         }
-        directory, _ = self.write("checkpoints", step, files)
+        directory = f"runs/{self.run_id}/checkpoints/step-{step:06d}"
+        if not (self.workdir / directory / "MANIFEST.json").exists():  # its parent may be reading it
+            self.write("checkpoints", step, files)
         self.say(
             kind="checkpoint", step=step, epoch=step / max(1, self.plan.steps), directory=directory, final=final,
-            metrics={"train_loss": 1.0 / step if step else None},
+            metrics={"train_loss": 1.0 / step if step else None} | self.full_loss(step),
         )  # fmt: skip
         return directory
+
+    def full_loss(self, step: int) -> dict[str, float]:
+        return {"full_valid_loss": self.plan.full_losses[step - 1]} if self.plan.full_losses else {}
 
     def snapshot(self, step: int) -> None:
         directory, sha256 = self.write("snapshots", step, {"state.safetensors": b"state of step %d" % step * 20})

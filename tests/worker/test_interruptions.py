@@ -6,7 +6,7 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +23,18 @@ from tests.worker.bench import Bench, Witness, is_alive
 from tests.worker.fake_trainer import Plan
 from worker import sweep
 
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "missing": Path.unlink,
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-3]),
+    "flipped": flip,
+}
 DISCONNECT = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"
 
 
@@ -261,16 +273,19 @@ class TestStorageInTrouble:
 
 
 class TestSnapshots:
-    def test_a_damaged_one_is_passed_over_and_an_event_says_so(self, bench: Bench, witness: Witness) -> None:
+    @pytest.mark.parametrize("damage", DAMAGES)
+    @pytest.mark.parametrize("name", ["state.safetensors", "MANIFEST.json"])
+    def test_a_damaged_one_is_passed_over_and_an_event_says_so(
+        self, bench: Bench, witness: Witness, name: str, damage: str
+    ) -> None:
         job, plan = self.crashed_after(bench, witness, steps=4)
         newest, _ = bench.snapshots(job)
-        path = bench.resources.settings.storage_dir / "objects" / newest.storage_keys["state.safetensors"]
-        path.write_bytes(path.read_bytes()[:-1] + b"!")
+        DAMAGES[damage](bench.resources.settings.storage_dir / "objects" / newest.storage_keys[name])
         bench.work(plan)
         assert witness.all_steps() == [1, 2, 3, 4, 4, 5, 6]
-        warning = next(event for event in bench.events(job) if event.level == "warn" and "snapshot" in event.message)
+        (warning,) = (event for event in bench.events(job) if event.level == "warn" and "snapshot" in event.message)
         assert warning.message.startswith("Going on from the snapshot of step 3; not usable: step 4 of attempt 2: ")
-        assert "state.safetensors was altered" in warning.message
+        assert name.partition(".")[0].lower() in warning.message.lower()
 
     def test_without_a_whole_one_it_starts_from_zero_and_an_event_says_so(self, bench: Bench, witness: Witness) -> None:
         job, plan = self.crashed_after(bench, witness, steps=4)

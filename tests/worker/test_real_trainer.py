@@ -8,12 +8,17 @@ import threading
 import pytest
 
 from app.db.tables import Job
+from tests.factories import chat_lines
 from tests.worker.bench import OWNER, Bench, until
 from worker.supervise import Supervisor
 from worker.validate import Validator
 
 pytestmark = pytest.mark.timeout(240)
-BODY = {"hyperparameters": {"n_epochs": 6, "batch_size": 1}, "lora": {"r": 4}}
+BODY = {
+    "hyperparameters": {"n_epochs": 6, "batch_size": 1, "eval_steps": 36, "promote_best": True},
+    "lora": {"r": 4},
+    "sample_prompts": ["say 3"],
+}
 STEPS = 72  # enough that a drain asked for at the second finds it still training
 
 
@@ -25,7 +30,7 @@ def test_a_drained_job_gives_the_same_adapter_as_one_that_was_left_alone(bench: 
     bench.resources.settings.lease_ttl_seconds = 120.0
     bench.resources.settings.self_fence_seconds, bench.resources.settings.self_fence_kill_seconds = 100.0, 110.0
     bench.resources.settings.drain_grace_seconds = bench.resources.settings.stall_seconds = 100.0
-    left_alone, drained = (bench.created(body=BODY, suffix="demo") for _ in range(2))
+    left_alone, drained = (bench.created(validation=chat_lines(4), body=BODY, suffix="demo") for _ in range(2))
     while Validator(bench.resources, "cpu0@test#1").take_one():
         pass
 
@@ -36,6 +41,12 @@ def test_a_drained_job_gives_the_same_adapter_as_one_that_was_left_alone(bench: 
     for job in (left_alone, drained):
         assert bench.job(job).state == "succeeded", bench.messages(job)
         assert [row["step"] for row in bench.metrics(job)] == list(range(1, STEPS + 1))
+        losses = {row["step"]: row["full_valid_loss"] for row in bench.metrics(job) if "full_valid_loss" in row}
+        assert list(losses) == [36, 72]
+        assert bench.checkpoints(job)[0].step_number == min(losses, key=losses.__getitem__)
+        samples = [event.data for event in bench.events(job) if "prompt" in event.data]
+        assert samples[0]["step"] == 36
+        assert {sample["prompt"] for sample in samples} == {"say 3"}
     assert any(message.startswith("Going on from the snapshot of step") for message in bench.messages(drained))
     assert weights_of(bench, left_alone) == weights_of(bench, drained)
 

@@ -18,6 +18,7 @@ from app.db.tables import BaseModelRow, File
 from app.domain.artifacts import verify
 from tests.worker.bench import OWNER, Bench, Witness
 from tests.worker.fake_trainer import Plan
+from worker import sweep
 from worker.supervise import Supervisor
 
 
@@ -99,7 +100,30 @@ class TestSuccess:
         steps = {
             row.storage_key.split("/")[5]: row.deleted_at is None for row in rows if "checkpoints" in row.storage_key
         }
-        assert steps == {f"step-00000{step}": step > 2 for step in range(1, 6)}
+        assert steps == {f"step-00000{step}": step > 2 for step in range(1, 5)} | {"step-000005-result": True}
+
+    def test_the_best_checkpoint_is_never_retired(self, bench: Bench) -> None:
+        job = bench.queued()
+        crash = {"2": {"6": "signal:SIGKILL"}}
+        bench.work(Plan(steps=6, checkpoint_every=1, full_losses=(3.0, 1.0, 2.0, 2.5, 2.6, 2.7), faults=crash))
+        assert [checkpoint.step_number for checkpoint in bench.checkpoints(job)] == [5, 4, 2]
+
+    def test_a_best_one_that_is_the_result_comes_first_under_the_models_name_with_bytes_of_its_own(
+        self, bench: Bench
+    ) -> None:
+        job = bench.queued()
+        bench.work(Plan(steps=5, checkpoint_every=1, full_losses=(3.0, 1.0, 2.0, 2.5, 2.6)))
+        done = bench.job(job)
+        assert (done.state, done.progress["step"]) == ("succeeded", 5)
+        first, *others = bench.checkpoints(job)
+        assert (first.name, first.step_number, first.metrics["full_valid_loss"]) == (done.fine_tuned_model, 2, 1.0)
+        assert first.archive_file_id == done.adapter_archive_file_id
+        assert [checkpoint.step_number for checkpoint in others] == [5, 4]
+        weights = next(bench.file(id) for id in first.file_ids if bench.file(id).filename.endswith(".safetensors"))
+        assert bench.content(weights.id).startswith(b"weights of step 2 ")
+        sweep.purge_files(bench.resources)
+        assert bench.content(weights.id).startswith(b"weights of step 2 ")
+        assert len(bench.stored("step-000002/")) == 0
 
     def test_the_adapter_is_ordinary_files_and_one_archive_with_its_hash_in_the_job(
         self, bench: Bench, tmp_path: Path

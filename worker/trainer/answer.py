@@ -10,18 +10,20 @@ from app.domain.render import Renderer
 from worker.trainer import attention
 from worker.trainer.batch import EVERYTHING, Segment
 from worker.trainer.model import Base
+from worker.trainer.state import Run
 
 NEW_TOKENS = 64
 
 
-def answers(base: Base, run_id: str, renderer: Renderer, prompts: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-    """(prompt, the base's answer, the tuned model's answer), up to 64 tokens each."""
+def answers(base: Base, run: Run, renderer: Renderer) -> Iterator[tuple[str, str, str]]:
+    """(prompt, the base's answer, the tuned model's answer) to each sample prompt, up to 64 tokens each."""
+    prompts = run.spec.sample_prompts
     if not prompts:
         return
     tokens = [_prompt_tokens(renderer, prompt) for prompt in prompts]
-    plain = _generate(base, tokens, (), renderer)
-    tuned = _generate(base, tokens, (Segment(run_id, 0, EVERYTHING),), renderer)
-    yield from zip(prompts, plain, tuned, strict=True)
+    run.base_answers = run.base_answers or _generate(base, tokens, (), renderer)
+    tuned = _generate(base, tokens, (Segment(run.id, 0, EVERYTHING),), renderer)
+    yield from zip(prompts, run.base_answers, tuned, strict=True)
 
 
 def _prompt_tokens(renderer: Renderer, prompt: str) -> list[int]:

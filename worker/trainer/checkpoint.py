@@ -23,6 +23,7 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 
 from app.domain.artifacts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, publish, write_manifest
+from app.domain.snapshots import by_step
 from app.domain.spec import LoraSpec
 from worker.trainer.card import model_card
 from worker.trainer.state import Run
@@ -36,7 +37,7 @@ TOKENIZER_FILES = (
 
 
 def save_checkpoint(run: Run, base_name: str, base_directory: Path) -> Path:
-    """Write the adapter as it is after `run.step` steps and keep the newest three. Returns its directory."""
+    """Write the adapter as it is after `run.step` steps; keep the newest three and the best. Returns its directory."""
     about = {
         **run.facts,
         "step": run.step,
@@ -44,14 +45,13 @@ def save_checkpoint(run: Run, base_name: str, base_directory: Path) -> Path:
         "trained_tokens": run.trained_tokens,
         "metrics": run.metrics,
     }
-    with staged(run.directory / CHECKPOINTS, run.step, KEPT) as directory:
+    with staged(run.directory / CHECKPOINTS, run.step, KEPT, spared_step=run.best.step) as directory:
         save_file(adapter_tensors(run), directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         write_config(directory / ADAPTER_CONFIG, run.spec.lora, base_name)
         _copy_tokenizer(base_directory, directory)
         (directory / "README.md").write_text(model_card(about), encoding="utf-8")
         write_manifest(directory, about)
-    run.checkpoint, run.checkpoint_step = step_directory(run.directory / CHECKPOINTS, run.step), run.step
-    return run.checkpoint
+    return step_directory(run.directory / CHECKPOINTS, run.step)
 
 
 def adapter_tensors(run: Run) -> dict[str, torch.Tensor]:
@@ -76,10 +76,10 @@ def write_config(path: Path, lora: LoraSpec, base_name: str) -> None:
 
 
 @contextmanager
-def staged(parent: Path, step: int, kept: int) -> Iterator[Path]:
+def staged(parent: Path, step: int, kept: int, spared_step: int | None = None) -> Iterator[Path]:
     """A directory beside the final one to write into; renamed into place at the end, removed where that fails.
 
-    Afterwards all but the newest `kept` directories in `parent` are removed.
+    Afterwards all but the newest `kept` directories in `parent`, and the one of `spared_step`, are removed.
     """
     aside = parent / f".step-{step:06d}.staged"
     shutil.rmtree(aside, ignore_errors=True)  # left by a crash
@@ -91,8 +91,10 @@ def staged(parent: Path, step: int, kept: int) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    for old in sorted(parent.glob("step-*"))[:-kept]:
-        shutil.rmtree(old)
+    spared = {step_directory(parent, each) for each in (step, spared_step) if each is not None}
+    for old in by_step(parent)[:-kept]:
+        if old not in spared:
+            shutil.rmtree(old)
 
 
 def step_directory(parent: Path, step: int) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from app.domain.states import Reason
 from worker.trainer.answer import answers
 from worker.trainer.checkpoint import save_checkpoint
 from worker.trainer.emit import Ledger
+from worker.trainer.endings import endings
 from worker.trainer.evaluate import Validation, evaluate
 from worker.trainer.failures import Failure
 from worker.trainer.model import Base
 from worker.trainer.snapshot import Choices, save_snapshot
-from worker.trainer.state import Run, Step
+from worker.trainer.state import Run, Step, Written
 from worker.trainer.stop import Stops
 from worker.trainer.verify import verify_adapter
 
@@ -45,13 +47,14 @@ class Keeper:
         run = step.run
         if not step.is_finite:
             raise _not_finite(step)
-        validation = None
-        if run.plan.ends_epoch(run.step) and run.validation:
-            pulse = self.say.pulse(run.id)
-            validation = evaluate(self.base, run.id, run.validation, self.choices.row_tokens, pulse)
+        is_due = run.plan.measures(run.step)
+        validation = self._validate(run) if is_due else None
         self._measure(step, validation)
-        if run.plan.ends_epoch(run.step):
-            self._checkpoint(run)
+        is_better = validation is not None and self._compare(run, validation)
+        if run.plan.ends_epoch(run.step) or run.is_complete or is_better:
+            self._checkpoint(run, final=run.is_complete and not run.promotes_another)
+        if is_due and not run.is_complete:  # the result's answers come when it is known
+            self._sample(run)
 
     def snapshot_if_due(self, run: Run) -> None:
         is_due = time.monotonic() - run.snapshot_at >= self.snapshot_interval_seconds
@@ -63,23 +66,44 @@ class Keeper:
             self.say(Stopped(run_id=run.id, reason=Reason.CANCELLED, step=run.step))
             return
         if command is Command.PAUSE:
-            self._checkpoint(run)
+            self._checkpoint(run, final=run.is_complete and not run.promotes_another)
         self._snapshot(run)
         reason = Reason.PAUSED if command is Command.PAUSE else Reason.DRAINED
         self.say(Stopped(run_id=run.id, reason=reason, step=run.step))
 
     def finish(self, run: Run) -> None:
         """The adapter is loaded again and compared before anybody hears that it is done."""
-        directory = self._checkpoint(run)
-        verify_adapter(self.base, run, directory)
-        for prompt, plain, tuned in answers(self.base, run.id, self.renderer, run.spec.sample_prompts):
-            data = {"prompt": prompt, "base": plain, "tuned": tuned}
-            self.say(Message(run_id=run.id, message="Sample: the base model and the tuned one.", data=data))
+        for text in endings(run):
+            self.say(Message(run_id=run.id, message=text, data={"step": run.step, "best_step": run.best.step}))
+        with run.as_at_best() if run.promotes_another else nullcontext():
+            step, directory = run.step, self._checkpoint(run, final=True)
+            verify_adapter(self.base, run, directory)
+            self._sample(run)
         if command := self.stops.wanted(run.id):
             self.stop(run, command)
         else:
             where = self._name(directory)
-            self.say(Done(run_id=run.id, step=run.step, trained_tokens=run.trained_tokens, directory=where))
+            self.say(Done(run_id=run.id, step=step, trained_tokens=run.trained_tokens, directory=where))
+
+    def _validate(self, run: Run) -> Validation | None:
+        if run.validation is None:
+            return None
+        return evaluate(self.base, run.id, run.validation, self.choices.row_tokens, self.say.pulse(run.id))
+
+    def _compare(self, run: Run, validation: Validation) -> bool:
+        """Whether this step is worth a checkpoint because it is the best so far and may become the result."""
+        knobs = run.spec.hyperparameters
+        threshold = knobs.early_stopping.threshold if knobs.early_stopping else 0.0
+        is_best = run.best.see(run.step, validation.loss, run.metrics, run.trained_tokens, threshold)
+        if is_best and knobs.promote_best:
+            run.best.keep(run.adapter)
+        return is_best and knobs.promote_best
+
+    def _sample(self, run: Run) -> None:
+        for prompt, plain, tuned in answers(self.base, run, self.renderer):
+            data = {"step": run.step, "prompt": prompt, "base": plain, "tuned": tuned}
+            text = f"Sample after step {run.step}: the base model and the tuned one."
+            self.say(Message(run_id=run.id, message=text, data=data))
 
     def _measure(self, step: Step, validation: Validation | None) -> None:
         run = step.run
@@ -104,18 +128,20 @@ class Keeper:
             )
         )
 
-    def _checkpoint(self, run: Run) -> Path:
+    def _checkpoint(self, run: Run, *, final: bool) -> Path:
         """The public checkpoint of this step: written and announced, unless that has been done."""
-        if run.checkpoint and run.checkpoint_step == run.step:
-            return run.checkpoint
-        directory = save_checkpoint(run, self.base.name, self.base.directory)
+        known = run.checkpoints.get(run.step)
+        if known and known.final >= final:
+            return known.directory
+        directory = known.directory if known else save_checkpoint(run, self.base.name, self.base.directory)
+        run.checkpoints[run.step] = Written(directory, final)
         self.say(
             CheckpointSaved(
                 run_id=run.id,
                 step=run.step,
                 epoch=run.plan.epoch(run.step),
                 directory=self._name(directory),
-                final=run.is_complete,
+                final=final,
                 metrics=run.metrics,
             )
         )

@@ -22,6 +22,7 @@ class Plan:
     batch_size: int
     total_steps: int
     seed: int
+    eval_steps: int | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -41,12 +42,18 @@ class Plan:
         """Whether a checkpoint is due after `step` steps: at each epoch's end, and at the very end."""
         return step > 0 and (step % self.steps_per_epoch == 0 or step == self.total_steps)
 
+    def measures(self, step: int) -> bool:
+        """Whether a validation is due after `step` steps: every `eval_steps`, else at epochs' ends; at the very end."""
+        if self.eval_steps is None or step == self.total_steps:
+            return self.ends_epoch(step)
+        return step > 0 and step % self.eval_steps == 0
+
 
 def make_plan(hyperparameters: Hyperparameters, examples: int, seed: int) -> Plan:
     """`max_steps`, where given, replaces the epochs as the end of training, as in other trainers."""
     steps_per_epoch = math.ceil(examples / hyperparameters.batch_size)
     total_steps = hyperparameters.max_steps or hyperparameters.n_epochs * steps_per_epoch
-    return Plan(examples, hyperparameters.batch_size, total_steps, seed)
+    return Plan(examples, hyperparameters.batch_size, total_steps, seed, hyperparameters.eval_steps)
 
 
 def row_tokens(config: Any, free_cuda_bytes: int | None) -> int:

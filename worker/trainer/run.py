@@ -14,6 +14,7 @@ import torch
 
 from app.domain.events import Message, Started
 from app.domain.render import Renderer
+from app.domain.snapshots import going_on
 from app.domain.spec import RunSpec, TrainerSpec
 from app.domain.states import ExitCode, Reason
 from worker.trainer import parallel
@@ -30,6 +31,7 @@ from worker.trainer.device import (
 )
 from worker.trainer.emit import Emit, Ledger, Pulse
 from worker.trainer.failures import Failure, exit_code, explain, failed
+from worker.trainer.inputs import check_inputs
 from worker.trainer.keep import Keeper
 from worker.trainer.loop import train
 from worker.trainer.lora import make_adapter
@@ -37,7 +39,7 @@ from worker.trainer.model import Base, open_base
 from worker.trainer.optim import make_optimizer
 from worker.trainer.plan import make_plan, row_tokens
 from worker.trainer.probe import check_base
-from worker.trainer.snapshot import Choices, Snapshot, identity, open_snapshot, restore
+from worker.trainer.snapshot import Choices, Snapshot, identity, open_newest, restore
 from worker.trainer.state import Run
 from worker.trainer.stop import Stops
 
@@ -80,10 +82,10 @@ def _run(spec: TrainerSpec, workdir: Path, say: Ledger, stops: Stops) -> None:
     if device.type == "cpu":
         keep_freed_memory()
     snapshots = _open_snapshots(spec, workdir, say)
-    earlier = next((snapshot.choices for snapshot in snapshots.values()), None)  # what is decided stays decided
+    earlier = _decided(snapshots, say)
     make_repeatable(device, earlier.threads if earlier else spec.threads or parallel.fair_threads(choose_threads()))
 
-    dtype = choose_compute_dtype(spec.quantization, device)
+    dtype = getattr(torch, earlier.compute_dtype) if earlier else choose_compute_dtype(spec.quantization, device)
     base = open_base(spec.base, spec.quantization, dtype, device)
     check_base(base)
     choices = earlier or _choose(base)
@@ -113,9 +115,25 @@ def _open_snapshots(spec: TrainerSpec, workdir: Path, say: Ledger) -> dict[str, 
     for run_spec in spec.runs:
         if run_spec.resume_from is not None:
             with say.blaming(run_spec):
-                directory = workdir / run_spec.resume_from
-                snapshots[run_spec.run_id] = open_snapshot(directory, _identity(spec, run_spec))
+                found, problems = open_newest(workdir / run_spec.resume_from, _identity(spec, run_spec))
+                if problems or found is None:  # `Started` says where a whole one leads to
+                    level, text = going_on(found.step if found else None, problems)
+                    say(Message(run_id=run_spec.run_id, level=level, message=text))
+                if found:
+                    snapshots[run_spec.run_id] = found
     return snapshots
+
+
+def _decided(snapshots: Mapping[str, Snapshot], say: Ledger) -> Choices | None:
+    """What is decided stays decided. Runs share a base, so the first one's choices hold for all that go on with it."""
+    earlier = next((snapshot.choices for snapshot in snapshots.values()), None)
+    for run_id, snapshot in snapshots.items():
+        if snapshot.choices != earlier:
+            text = (
+                f"Going on from {snapshot.name} with the choices of another run: equal within rounding, not to the bit."
+            )
+            say(Message(run_id=run_id, level="warn", message=text))
+    return earlier
 
 
 def _choose(base: Base) -> Choices:
@@ -150,6 +168,7 @@ def _prepare_all(
 def prepare(spec: RunSpec, workdir: Path, base: Base, renderer: Renderer, facts: dict[str, Any], pulse: Pulse) -> Run:
     """Everything a run needs before its first step. Raises Failure for a spec or a file that can't be trained."""
     knobs = spec.hyperparameters
+    check_inputs(spec, workdir)
 
     def corpus_of(path: Path, blame: Reason) -> Corpus:
         return read_corpus(renderer, workdir / path, knobs.context_length, blame, pulse)

@@ -1,7 +1,8 @@
 """Private snapshots: what a later attempt needs to go on as if nothing had happened.
 
-    state.safetensors   A and B, AdamW's moments and step counts, the dropout generator's state
-    MANIFEST.json       hashes of that file; the step; what must not change (`identity`); what was decided (`choices`)
+    state.safetensors   A and B, AdamW's moments and step counts, the dropout generator's state, the best step's A and B
+    MANIFEST.json       hashes of that file; the step; what must not change (`identity`); what was decided (`choices`);
+                        which validation was the best, and how long ago the loss last fell
 
 safetensors and JSON only: nothing in a snapshot can run code. Which batch comes next follows from the step alone.
 """
@@ -10,18 +11,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from app.domain.artifacts import ManifestMismatch, verify, write_manifest
-from app.domain.spec import BaseSpec, QuantizationSpec, RunSpec
+from app.domain.artifacts import ManifestMismatch, sha256_file, verify, write_manifest
+from app.domain.snapshots import candidates, first_whole
+from app.domain.spec import BaseSpec, Frozen, Hyperparameters, LoraSpec, QuantizationSpec, RunSpec
 from app.domain.states import Reason
 from worker.trainer import parallel
-from worker.trainer.checkpoint import staged, step_directory
+from worker.trainer.best import PREFIX, Best
+from worker.trainer.checkpoint import TOKENIZER_FILES, staged, step_directory
 from worker.trainer.failures import Failure
 from worker.trainer.state import Run
 
@@ -33,13 +36,24 @@ GENERATOR = "random/dropout"
 
 @dataclass(frozen=True)
 class Choices:
-    """What was chosen once, at the first attempt, and would change the rounding if it were chosen again."""
+    """What was chosen once, at the first attempt, and would change the rounding if it were chosen again.
+
+    A new one gets a default, which stands for what was done before there was a choice: older snapshots then still open.
+    """
 
     row_tokens: int
     threads: int
     compute_dtype: str
     device: str
     cache_weights: bool = False  # dequantised once and kept
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Choices:
+        """Raises Failure(INVALID_SPEC) for choices that this version does not know: it could not keep them."""
+        if unknown := sorted(values.keys() - {field.name for field in fields(cls)}):
+            text = f"The snapshot was made by a newer version: this one does not know the choice {', '.join(unknown)}."
+            raise Failure(Reason.INVALID_SPEC, text, "resume_from")
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -50,12 +64,13 @@ class Snapshot:
     metrics: dict[str, float | None]  # of that step: a checkpoint written anew says what the first one said
     choices: Choices
     versions: dict[str, str]
+    best: Best
     tensors: dict[str, torch.Tensor]
 
 
 def identity(run: RunSpec, base: BaseSpec, quantization: QuantizationSpec | None) -> dict[str, Any]:
-    """Everything that must be the same when a run goes on, as dotted names: the base (and with it the tokenizer and the
-    chat template), the data, the whole configuration."""
+    """Everything that must be the same when a run goes on, as dotted names: the base, its tokenizer and chat template,
+    the data, the whole configuration."""
     return dict(
         _dotted(
             {
@@ -66,6 +81,7 @@ def identity(run: RunSpec, base: BaseSpec, quantization: QuantizationSpec | None
                 "seed": run.seed,
                 "training_file_sha256": run.training_file_sha256,
                 "validation_file_sha256": run.validation_file_sha256,
+                "tokenizer_sha256": _tokenizer(base.directory),
                 "world_size": parallel.size(),
             }
         )
@@ -80,6 +96,7 @@ def save_snapshot(run: Run, identity: Mapping[str, Any], choices: Choices) -> tu
         "metrics": run.metrics,
         "identity": identity,
         "choices": vars(choices),
+        "best": run.best.as_dict(),
         "versions": run.facts["versions"],
     }
     with staged(run.directory / SNAPSHOTS, run.step, KEPT) as directory:
@@ -89,27 +106,40 @@ def save_snapshot(run: Run, identity: Mapping[str, Any], choices: Choices) -> tu
     return step_directory(run.directory / SNAPSHOTS, run.step), manifest_sha256
 
 
+def open_newest(directory: Path, identity: Mapping[str, Any]) -> tuple[Snapshot | None, list[str]]:
+    """A snapshot, or the newest whole one of a directory of them, and what is wrong with each that is newer.
+
+    Raises Failure: TRAINER_CRASHED where one was named and is damaged (the parent then chooses another), and those of
+    `open_snapshot`.
+    """
+    if (several := candidates(directory)) is not None:
+        return first_whole(several, lambda each: open_snapshot(each, identity))
+    try:
+        return open_snapshot(directory, identity), []
+    except ManifestMismatch as error:
+        raise Failure(Reason.TRAINER_CRASHED, f"The snapshot to resume from is damaged: {error}") from error
+
+
 def open_snapshot(directory: Path, identity: Mapping[str, Any]) -> Snapshot:
     """Read a snapshot whose every byte is what its manifest says, of a run that is this one.
 
-    Raises Failure: TRAINER_CRASHED for a damaged one (the parent then chooses another), INVALID_SPEC naming each
-    difference for one that belongs to another configuration, base or data set.
+    Raises ManifestMismatch for a damaged one, Failure(INVALID_SPEC) naming each difference for one that belongs to
+    another configuration, base or data set.
     """
-    try:
-        manifest = verify(directory)
-    except ManifestMismatch as error:
-        raise Failure(Reason.TRAINER_CRASHED, f"The snapshot to resume from is damaged: {error}") from error
-    if differences := list(_differences(manifest["identity"], identity)):
+    manifest = verify(directory, sealed=True)  # by hand nobody else knows what the manifest was
+    if differences := list(_differences(_defaults() | manifest["identity"], identity)):
         text = f"This run cannot go on from {directory.name}: " + "; ".join(differences) + "."
         raise Failure(Reason.INVALID_SPEC, text, "resume_from")
+    tensors = load_file(directory / STATE)
     return Snapshot(
         name=directory.name,
         step=manifest["step"],
         trained_tokens=manifest["trained_tokens"],
         metrics=manifest["metrics"],
-        choices=Choices(**manifest["choices"]),
+        choices=Choices.from_dict(manifest["choices"]),
         versions=manifest["versions"],
-        tensors=load_file(directory / STATE),
+        best=Best.from_dict(manifest.get("best", {}), tensors),
+        tensors=tensors,
     )
 
 
@@ -124,12 +154,13 @@ def restore(run: Run, snapshot: Snapshot) -> None:
                 run.optimizer.state[parameter] = {key: _placed(moment, parameter) for key, moment in moments.items()}
     run.adapter.generator.set_state(tensors.get(f"{GENERATOR}/{parallel.rank()}", tensors[GENERATOR]))
     run.step = run.first_step = run.snapshot_step = snapshot.step
-    run.trained_tokens, run.metrics = snapshot.trained_tokens, dict(snapshot.metrics)
+    run.trained_tokens, run.metrics, run.best = snapshot.trained_tokens, dict(snapshot.metrics), snapshot.best
 
 
 def _tensors(run: Run) -> dict[str, torch.Tensor]:
     tensors = {GENERATOR: run.adapter.generator.get_state()}
     tensors |= {f"{GENERATOR}/{rank}": state for rank, state in enumerate(run.random_states)}
+    tensors |= {f"{PREFIX}{name}": tensor for name, tensor in run.best.tensors.items()}
     for name, parameter in run.adapter.named_parameters().items():
         tensors[f"adapter/{name}"] = parameter.detach()
         for key, value in run.optimizer.state.get(parameter, {}).items():
@@ -140,6 +171,24 @@ def _tensors(run: Run) -> dict[str, torch.Tensor]:
 def _placed(moment: torch.Tensor | None, parameter: torch.nn.Parameter) -> torch.Tensor:
     assert moment is not None
     return moment.clone().to(parameter.device)  # a fused AdamW keeps its step count beside the moments
+
+
+def _tokenizer(directory: Path) -> dict[str, str]:
+    """Part of the base's manifest, too; apart, so that a difference says what it is about."""
+    return {name: sha256_file(directory / name) for name in TOKENIZER_FILES if (directory / name).is_file()}
+
+
+def _defaults() -> dict[str, Any]:
+    """What a snapshot means that was written before one of these could be chosen."""
+    models: dict[str, type[Frozen]] = {"lora": LoraSpec, "hyperparameters": Hyperparameters}
+    return dict(
+        _dotted(
+            {
+                room: {name: field.default for name, field in model.model_fields.items() if not field.is_required()}
+                for room, model in models.items()
+            }
+        )
+    )
 
 
 def _dotted(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,19 @@ import torch
 from app.domain.spec import RunSpec
 from worker.trainer import parallel
 from worker.trainer.batch import Corpus, Segment, Share
+from worker.trainer.best import Best
 from worker.trainer.lora import Adapter
 from worker.trainer.plan import Plan
 
 RATE_WINDOW_STEPS = 20  # the steps whose mean duration the ETA is made of
+
+
+@dataclass(frozen=True)
+class Written:
+    """A checkpoint that was written and announced."""
+
+    directory: Path
+    final: bool
 
 
 @dataclass
@@ -34,11 +45,10 @@ class Run:
     trained_tokens: int = 0  # real tokens that went through the model
     first_step: int = 0  # of this attempt
     metrics: dict[str, float | None] = field(default_factory=dict)  # of the last step: what a checkpoint carries
-    checkpoint: Path | None = None  # the newest one of this attempt
-    checkpoint_step: int = -1
-    random_states: list[torch.Tensor] = field(
-        default_factory=list
-    )  # of each process's dropout, where there are several
+    best: Best = field(default_factory=Best)
+    base_answers: list[str] = field(default_factory=list)  # to the sample prompts; the base never changes
+    checkpoints: dict[int, Written] = field(default_factory=dict)  # of this attempt, by step
+    random_states: list[torch.Tensor] = field(default_factory=list)  # of each process's dropout, where they are several
     snapshot_step: int = -1
     snapshot_at: float = field(default_factory=time.monotonic)
     recent_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=RATE_WINDOW_STEPS))
@@ -52,8 +62,29 @@ class Run:
         return self.adapter.parameters()
 
     @property
+    def stops_early(self) -> bool:
+        return self.best.says_stop(self.spec.hyperparameters.early_stopping)
+
+    @property
     def is_complete(self) -> bool:
-        return self.step >= self.plan.total_steps
+        return self.step >= self.plan.total_steps or self.stops_early
+
+    @property
+    def promotes_another(self) -> bool:
+        """Whether the result is not the adapter of this step but that of the best one."""
+        return self.spec.hyperparameters.promote_best and self.best.step not in (None, self.step)
+
+    @contextmanager
+    def as_at_best(self) -> Iterator[None]:
+        """The run as it was at its best step, as far as a checkpoint sees it; afterwards as it is now."""
+        now = self.step, self.trained_tokens, self.metrics
+        assert self.best.step is not None
+        self.step, self.trained_tokens, self.metrics = self.best.step, self.best.trained_tokens, self.best.metrics
+        try:
+            with self.best.in_place(self.adapter):
+                yield
+        finally:
+            self.step, self.trained_tokens, self.metrics = now
 
     @property
     def eta_seconds(self) -> float:

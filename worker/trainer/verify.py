@@ -55,7 +55,8 @@ def _first_row(run: Run) -> Row:
 def _load(model: Any, directory: Path, device: torch.device) -> PeftModel:
     """PEFT chooses its layer class by this flag; transformers sets it when it is transformers that quantises."""
     model.is_loaded_in_4bit = any(isinstance(module, Frozen4) for module in model.modules())
-    with warnings.catch_warnings():
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(cuda), warnings.catch_warnings():  # PEFT draws A before it reads the file's
         warnings.simplefilter("ignore", FutureWarning)  # between PEFT and transformers: names that will change
         tuned = PeftModel.from_pretrained(model, directory, is_trainable=False, torch_device=str(device))
     return tuned.eval()

@@ -16,6 +16,7 @@ class CheckpointBody(Body):
     fine_tuning_job_id: str
     fine_tuned_model_checkpoint: str
     step_number: int
+    best: bool
     metrics: dict[str, float | None]
     result_files: list[str]
     adapter_archive_file_id: str
@@ -45,7 +46,8 @@ class AdapterBody(Body):
     archive: AdapterFile
 
 
-def render_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+def render_checkpoint(checkpoint: Checkpoint, best_id: str | None) -> dict[str, Any]:
+    """`best`: it has the lowest full validation loss of all that the job measured."""
     return {
         "id": checkpoint.id,
         "object": "fine_tuning.job.checkpoint",
@@ -53,6 +55,7 @@ def render_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "fine_tuning_job_id": checkpoint.job_id,
         "fine_tuned_model_checkpoint": checkpoint.name,
         "step_number": checkpoint.step_number,
+        "best": checkpoint.id == best_id,
         "metrics": checkpoint.metrics,
         "result_files": checkpoint.file_ids,
         "adapter_archive_file_id": checkpoint.archive_file_id,

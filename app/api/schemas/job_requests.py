@@ -11,6 +11,7 @@ from app.api.error_handlers import as_problems
 from app.api.schemas import knobs
 from app.api.schemas.common import Body
 from app.domain.resolve import MAX_SEED
+from app.domain.spec import MAX_SAMPLE_PROMPTS, SamplePrompt
 from app.errors import BadRequest
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
@@ -50,6 +51,13 @@ class CreateJob(Strict):
     hyperparameters: Annotated[Hyperparameters, Field(description="OpenAI's older place for the same knobs.")] = None
     suffix: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
+    sample_prompts: Annotated[
+        list[SamplePrompt] | None,
+        Field(
+            max_length=MAX_SAMPLE_PROMPTS,
+            description="Answered by the base and by the adapter, 64 tokens each, at every validation or epoch's end.",
+        ),
+    ] = None
     metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA_PAIRS)] | None = None
     integrations: Annotated[list[Any], Field(description="None is offered: null or empty.")] | None = None
     lora: Annotated[Any, WithJsonSchema(knobs.LORA)] = None

@@ -78,6 +78,7 @@ class JobBody(Body):
     user_provided_suffix: str | None
     lora: LoraSpec
     quantization: QuantizationSpec | None
+    sample_prompts: list[str]
     progress: Progress | None
     trained_steps: int | None
     total_steps: int | None
@@ -169,6 +170,7 @@ def render_job(
         "user_provided_suffix": job.suffix,
         "lora": spec["lora"],
         "quantization": spec["quantization"],
+        "sample_prompts": spec.get("sample_prompts", []),
         "progress": {key: progress.get(key) for key in PROGRESS} if progress else None,
         "trained_steps": progress.get("step"),
         "total_steps": progress.get("total_steps"),

@@ -65,6 +65,28 @@ QUANTIZATION: JsonSchema = {
     "description": "How the frozen base is held. Absent means QLoRA (4-bit NF4, double quantisation, bf16 compute); "
     "an explicit null means 16-bit LoRA.",
 }
+EARLY_STOPPING: JsonSchema = {
+    "anyOf": [
+        {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {
+                "patience": {"type": "integer", "minimum": 1, "maximum": 100, "default": 3},
+                "threshold": {"type": "number", "minimum": 0, "default": 0},
+            },
+        },
+        {"type": "boolean"},
+        {"const": "auto"},
+        {"type": "null"},
+    ],
+    "description": "End when the full validation loss was not more than `threshold` nats below its lowest in "
+    "`patience` validations in a row. Off by default. Needs a validation_file.",
+}
+PROMOTE_BEST = _auto(
+    {"type": "boolean"},
+    "The result is the adapter with the lowest full validation loss, not the last one. On with early_stopping, else "
+    "off. Needs a validation_file.",
+)
 TRAINING_KNOBS: dict[str, JsonSchema] = {
     "n_epochs": _auto(
         {"type": "integer", "minimum": 1, "maximum": 50}, "Passes over the data; OpenAI's rule by default."
@@ -83,6 +105,13 @@ TRAINING_KNOBS: dict[str, JsonSchema] = {
     ),
     "packing": _auto({"type": "boolean"}, "Several examples in one row; never changes the result. true by default."),
     "max_steps": _auto({"type": "integer", "minimum": 1}, "Stop after so many optimizer steps."),
+    "eval_steps": _auto(
+        {"type": "integer", "minimum": 1},
+        "Optimizer steps between validations; at the end of each epoch by default. Needs a validation_file.",
+    ),
+    "early_stopping": EARLY_STOPPING,
+    "promote_best": PROMOTE_BEST,
+    "load_best_model_at_end": PROMOTE_BEST,
 }
 HYPERPARAMETERS: JsonSchema = {
     "anyOf": [

@@ -86,6 +86,36 @@ class TestCreate:
         assert body["hyperparameters"] == {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": None}
         assert body["method"]["supervised"]["hyperparameters"]["learning_rate"] == 0.001
 
+    def test_takes_how_to_measure(self, create: Any, upload: Upload) -> None:
+        knobs = {"eval_steps": 5, "early_stopping": {"patience": 2, "threshold": 0.01}}
+        body = create(
+            validation_file=upload().json()["id"],
+            method={"type": "supervised", "supervised": {"hyperparameters": knobs}},
+            sample_prompts=["What is red?"],
+        ).json()
+        assert body["sample_prompts"] == ["What is red?"]
+        asked = body["method"]["supervised"]["hyperparameters"]
+        assert {key: asked[key] for key in knobs} == knobs
+        assert asked["promote_best"] is True
+
+    @pytest.mark.parametrize(
+        ("prompts", "param"),
+        [
+            (["a"] * 5, "sample_prompts"),
+            ("a", "sample_prompts"),
+            ([1], "sample_prompts.0"),
+            ([""], "sample_prompts.0"),
+            (["x" * 2001], "sample_prompts.0"),
+        ],
+    )
+    def test_refuses_sample_prompts_that_are_none(self, create: Any, prompts: Any, param: str) -> None:
+        assert error_of(create(sample_prompts=prompts))["param"] == param
+
+    def test_early_stopping_needs_a_validation_file(self, create: Any) -> None:
+        error = error_of(create(hyperparameters={"early_stopping": True}))
+        assert error["param"] == "hyperparameters.early_stopping"
+        assert "validation_file" in error["message"]
+
     def test_takes_explicit_nulls_as_absent(self, create: Any) -> None:
         optional = (
             "validation_file",

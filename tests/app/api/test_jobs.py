@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 from app.api.schemas.checkpoints import CheckpointBody
 from app.api.schemas.events import EventBody
 from app.api.schemas.jobs import JobBody
-from app.db import claims
+from app.db import checkpoints, claims
 from app.db.claims import FencedError
 from app.db.engine import Sessions, transaction
 from app.db.tables import Job, Project
@@ -258,6 +258,30 @@ class TestCheckpoints:
         assert seen == [3, 2, 1]
         assert body["has_more"] is False
         assert error_of(client.get(path, params={"after": "ftckpt_none"}))["param"] == "after"
+
+    def test_say_which_is_best_and_the_result_comes_first_also_when_it_is_not_the_latest(
+        self, client: TestClient, sessions: Sessions, succeeded: Job
+    ) -> None:
+        with transaction(sessions) as session:
+            rows = {row.step_number: row for row in checkpoints.kept(session, succeeded.id)}
+            for step, loss in ((1, 1.0), (2, 0.5), (3, 0.5)):
+                rows[step].metrics = {**rows[step].metrics, "full_valid_loss": loss}
+            rows[3].name, session.get_one(Job, succeeded.id).fine_tuned_model = "ft:latest", rows[2].name
+        path = f"{JOBS}/{succeeded.id}/checkpoints"
+        seen: list[tuple[int, bool]] = []
+        after: dict[str, str] = {}
+        while True:
+            body = client.get(path, params={"limit": 1, **after}).json()
+            seen += [(checkpoint["step_number"], checkpoint["best"]) for checkpoint in body["data"]]
+            after = {"after": body["last_id"]}
+            if not body["has_more"]:
+                break
+        assert seen == [(2, True), (3, False), (1, False)]
+        assert [(one["step_number"], one["best"]) for one in client.get(path).json()["data"]] == seen
+
+    def test_none_is_best_where_nothing_was_measured(self, client: TestClient, succeeded: Job) -> None:
+        body = client.get(f"{JOBS}/{succeeded.id}/checkpoints").json()
+        assert [checkpoint["best"] for checkpoint in body["data"]] == [False, False, False]
 
     def test_have_files_that_download(self, client: TestClient, succeeded: Job) -> None:
         checkpoint = client.get(f"{JOBS}/{succeeded.id}/checkpoints").json()["data"][0]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from app.domain import artifacts
 
@@ -88,3 +91,29 @@ def test_publishing_renames_a_whole_directory(directory: Path, tmp_path: Path) -
     artifacts.publish(directory, tmp_path / "step-7")
     assert not directory.exists()
     artifacts.verify(tmp_path / "step-7")
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_single_bit_of_a_sealed_manifest_can_flip_unseen(directory: Path, data: st.DataObject) -> None:
+    """A digit of the step would read as well as before: what is read is refused, or is what was written."""
+    path = directory / artifacts.MANIFEST
+    whole, manifest = path.read_bytes(), artifacts.verify(directory, sealed=True)
+    flipped = bytearray(whole)
+    flipped[data.draw(st.integers(0, len(whole) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(flipped)
+    try:
+        assert artifacts.verify(directory, sealed=True) == manifest
+    except artifacts.ManifestMismatch:
+        pass
+    finally:
+        path.write_bytes(whole)
+
+
+def test_a_manifest_without_a_seal_is_read_but_not_where_one_is_needed(directory: Path) -> None:
+    manifest = artifacts.verify(directory)
+    del manifest["seal"]
+    (directory / artifacts.MANIFEST).write_text(json.dumps(manifest))
+    assert artifacts.verify(directory) == manifest
+    with pytest.raises(artifacts.ManifestMismatch, match="seal"):
+        artifacts.verify(directory, sealed=True)

@@ -29,7 +29,8 @@ FLOAT32 = QuantizationSpec(compute_dtype="float32")
 def make_spec(base: Path, training_file: Path, **changes: Any) -> TrainerSpec:
     """A spec of one run; `changes` may name any field of it, of its hyperparameters, of its LoRA, or of the spec."""
     knobs = _take(changes, "n_epochs", "batch_size", "learning_rate", "warmup_ratio", "weight_decay", "max_grad_norm",
-                  "lr_scheduler_type", "context_length", "packing", "max_steps")  # fmt: skip
+                  "lr_scheduler_type", "context_length", "packing", "max_steps", "eval_steps", "early_stopping",
+                  "promote_best")  # fmt: skip
     lora = _take(changes, "r", "alpha", "dropout", "target_modules", "use_rslora")
     of_run = _take(changes, "run_id", "seed", "validation_file", "resume_from", "sample_prompts")
     runs = changes.pop("runs", None)
@@ -41,6 +42,8 @@ def make_spec(base: Path, training_file: Path, **changes: Any) -> TrainerSpec:
         "training_file": training_file,
         "training_file_sha256": hashlib.sha256(training_file.read_bytes()).hexdigest(),
     } | of_run
+    if validation_file := of_run.get("validation_file"):
+        one["validation_file_sha256"] = hashlib.sha256(validation_file.read_bytes()).hexdigest()
     spec = {
         "base": {"name": "tiny", "directory": base, "manifest_sha256": hash_directory(base)[1]},
         "quantization": {},
@@ -62,6 +65,18 @@ HYPERPARAMETERS = {
     "lr_scheduler_type": "linear",
     "context_length": 512,
 }
+
+
+def write_answers(path: Path, examples: int, answer: str) -> Path:
+    """Examples with one answer to all questions. Two files with different answers contradict each other: the better a
+    run knows the one, the higher rises its loss on the other."""
+    turns = [(f"{number}: red", answer * (1 + number % 3)) for number in range(examples)]
+    lines = [
+        json.dumps({"messages": [{"role": "user", "content": ask}, {"role": "assistant", "content": say}]}) + "\n"
+        for ask, say in turns
+    ]
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
 
 
 class Log:

@@ -26,6 +26,11 @@ class TestPlan:
         assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(10))
         assert epochs[0] != epochs[1]
 
+    def test_a_validation_is_due_every_eval_steps_else_at_each_epochs_end_and_always_at_the_end(self) -> None:
+        by_epoch, by_steps = (make_plan(knobs(batch_size=4, eval_steps=every), 10, seed=1) for every in (None, 4))
+        assert [step for step in range(7) if by_epoch.measures(step)] == [3, 6]
+        assert [step for step in range(7) if by_steps.measures(step)] == [4, 6]
+
     def test_max_steps_replaces_the_epochs_also_beyond_them(self) -> None:
         assert make_plan(knobs(max_steps=2), examples=10, seed=1).total_steps == 2
         long = make_plan(knobs(batch_size=4, n_epochs=1, max_steps=7), examples=10, seed=1)

@@ -12,7 +12,7 @@ from app.domain.events import CheckpointSaved, Command, Done, Message, Metric, S
 from app.domain.states import ExitCode, Reason
 from tests.tiny import make_tiny_base, make_tiny_dataset
 from tests.worker.trainer.house import FLOAT32, Log, failure, final_adapter, make_spec, run_here
-from worker.trainer import keep
+from worker.trainer import answer, keep
 from worker.trainer.run import run
 from worker.trainer.stop import Stops
 
@@ -97,12 +97,30 @@ class TestRun:
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
         prompts = ("1: red blue", "2: amber amber amber")
-        knobs = {"n_epochs": 10, "learning_rate": 0.02, "r": 16, "alpha": 32}
+        knobs = {"n_epochs": 2, "batch_size": 1, "learning_rate": 0.02, "r": 16, "alpha": 32}
         _, log = run_here(make_spec(tiny, examples, sample_prompts=prompts, **knobs), tmp_path)
         samples = [message.data for message in log.of(Message)]
-        assert [sample["prompt"] for sample in samples] == list(prompts)
-        assert all(sample["base"] != sample["tuned"] for sample in samples)
+        assert [(sample["step"], sample["prompt"]) for sample in samples] == [
+            (step, prompt) for step in (12, 24) for prompt in prompts
+        ]
+        assert [sample["base"] for sample in samples[:2]] == [sample["base"] for sample in samples[2:]]
+        assert all(sample["base"] != sample["tuned"] for sample in samples[2:])
         assert isinstance(log.last, Done)
+
+    def test_the_base_answers_once(
+        self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked = []
+        generate = answer._generate
+
+        def counted(base: Any, prompts: Any, segments: Any, renderer: Any) -> list[str]:
+            asked.append("adapter" if segments else "base")
+            return generate(base, prompts, segments, renderer)
+
+        monkeypatch.setattr(answer, "_generate", counted)
+        monkeypatch.setattr(answer, "NEW_TOKENS", 2)
+        run_here(make_spec(tiny, examples, sample_prompts=("1: red",)), tmp_path)
+        assert asked == ["base", "adapter", "adapter"]
 
 
 class TestStopping:
@@ -172,6 +190,20 @@ class TestFailing:
         (tmp_path / "valid.jsonl").write_text("{}\n")
         spec = make_spec(tiny, examples, validation_file=tmp_path / "valid.jsonl")
         self.fails(tmp_path, spec, 64, Reason.INVALID_VALIDATION_FILE, "validation_file", "Line 1")
+
+    @pytest.mark.parametrize("knob", [{"eval_steps": 2}, {"early_stopping": {}}, {"promote_best": True}])
+    def test_a_knob_that_needs_a_validation_file(
+        self, tiny: Path, examples: Path, tmp_path: Path, knob: dict[str, Any]
+    ) -> None:
+        param = f"hyperparameters.{next(iter(knob))}"
+        self.fails(tmp_path, make_spec(tiny, examples, **knob), 64, Reason.INVALID_SPEC, param, "needs a validation")
+
+    @pytest.mark.parametrize("which", ["training_file", "validation_file"])
+    def test_a_file_that_is_not_the_one_the_spec_names(self, tiny: Path, tmp_path: Path, which: str) -> None:
+        files = {name: make_tiny_dataset(tmp_path / name) for name in ("training_file", "validation_file")}
+        spec = make_spec(tiny, **files)
+        make_tiny_dataset(tmp_path / which, seed=1)
+        self.fails(tmp_path, spec, 64, Reason(f"invalid_{which}"), which, "is not the")
 
     def test_a_template_the_base_does_not_have(self, tmp_path: Path, examples: Path) -> None:
         base = make_tiny_base(tmp_path / "base")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,26 @@ import torch
 from app.domain import artifacts
 from app.domain.events import Command, Message, Metric, SnapshotSaved, Started, Stopped
 from app.domain.states import ExitCode, Reason
-from tests.tiny import make_tiny_dataset
+from tests.tiny import CHAT_TEMPLATE, make_tiny_base, make_tiny_dataset
 from tests.worker.trainer.house import Log, failure, final_adapter, make_spec, run_here
 from worker.trainer.run import run
 from worker.trainer.stop import Stops
 
 STEPS = 6  # two epochs of three
+FILES = ("state.safetensors", "MANIFEST.json")
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "missing": Path.unlink,
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-3]),
+    "flipped": flip,
+}
 
 
 def snapshot_of(log: Log, workdir: Path) -> Path:
@@ -93,21 +108,143 @@ class TestResume:
         _, log = run_here(make_spec(tiny, other, resume_from=snapshot), tmp_path / "b")
         assert "training_file_sha256" in failure(log).message
 
-    @pytest.mark.parametrize("damage", ["cut", "flip", "remove"])
-    def test_a_damaged_snapshot_is_never_used(self, tiny: Path, examples: Path, tmp_path: Path, damage: str) -> None:
+    def test_another_tokenizer_is_refused_by_name(self, examples: Path, tmp_path: Path) -> None:
+        base = make_tiny_base(tmp_path / "base")
+        snapshot = drained_at(1, base, examples, tmp_path / "a")
+        (base / "chat_template.jinja").write_text(CHAT_TEMPLATE.replace("\\n", " "))
+        _, log = run_here(make_spec(base, examples, resume_from=snapshot), tmp_path / "b")
+        assert "tokenizer_sha256.chat_template.jinja was" in failure(log).message
+
+    def test_another_base_is_refused_by_name(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         snapshot = drained_at(1, tiny, examples, tmp_path / "a")
-        state = snapshot / "state.safetensors"
-        data = bytearray(state.read_bytes())
-        if damage == "cut":
-            state.write_bytes(data[:-1])
-        elif damage == "flip":
-            data[len(data) // 2] ^= 1
-            state.write_bytes(data)
-        else:
-            state.unlink()
+        other = make_tiny_base(tmp_path / "base", seed=1)
+        _, log = run_here(make_spec(other, examples, resume_from=snapshot), tmp_path / "b")
+        assert "base_model.manifest_sha256 was" in failure(log).message
+        assert "tokenizer" not in failure(log).message
+
+    def test_other_validation_data_is_refused_by_name(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+        snapshot = drained_at(1, tiny, examples, tmp_path / "a", validation_file=examples)
+        other = make_tiny_dataset(tmp_path / "other.jsonl", 12, seed=5)
+        _, log = run_here(make_spec(tiny, examples, resume_from=snapshot, validation_file=other), tmp_path / "b")
+        assert "validation_file_sha256 was" in failure(log).message
+
+    def test_another_number_of_processes_is_refused_by_name(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+        snapshot = rewritten(drained_at(1, tiny, examples, tmp_path / "a"), identity={"world_size": 2})
         code, log = run_here(make_spec(tiny, examples, resume_from=snapshot), tmp_path / "b")
+        assert code == ExitCode.BAD_SPEC
+        assert "world_size was 2 and is 1" in failure(log).message
+
+    def test_a_snapshot_from_before_a_knob_existed_still_opens(
+        self, tiny: Path, examples: Path, tmp_path: Path
+    ) -> None:
+        _, whole = run_here(make_spec(tiny, examples), tmp_path / "whole")
+        snapshot = drained_at(2, tiny, examples, tmp_path / "a")
+        older = rewritten(snapshot, identity={"hyperparameters.promote_best": ..., "lora.use_dora": ...}, best=...)
+        code, log = run_here(make_spec(tiny, examples, resume_from=older), tmp_path / "b")
+        assert code == 0
+        one, other = final_adapter(whole, tmp_path / "whole"), final_adapter(log, tmp_path / "b")
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+    def test_runs_with_different_choices_go_on_with_the_first_ones_and_the_other_hears_of_it(
+        self, tiny: Path, examples: Path, tmp_path: Path
+    ) -> None:
+        runs = []
+        for run_id in ("one", "two"):
+            code, log = run_here(
+                make_spec(tiny, examples, run_id=run_id), tmp_path / run_id, stop_at=(1, Command.DRAIN)
+            )
+            assert code == ExitCode.DRAINED
+            snapshot = rewritten(snapshot_of(log, tmp_path / run_id), choices={"row_tokens": 100} if runs else {})
+            runs.append(make_spec(tiny, examples, run_id=run_id, resume_from=snapshot).runs[0])
+        code, log = run_here(make_spec(tiny, examples, runs=runs), tmp_path / "both")
+        assert code == 0
+        (warning,) = log.of(Message)
+        assert (warning.run_id, warning.level) == ("two", "warn")
+        assert "the choices of another run" in warning.message
+
+    def test_a_choice_that_only_a_newer_version_knows_is_refused(
+        self, tiny: Path, examples: Path, tmp_path: Path
+    ) -> None:
+        newer = rewritten(drained_at(1, tiny, examples, tmp_path / "a"), choices={"warp": 9})
+        _, log = run_here(make_spec(tiny, examples, resume_from=newer), tmp_path / "b")
+        assert failure(log).reason == Reason.INVALID_SPEC
+        assert "does not know the choice warp" in failure(log).message
+
+
+class TestDamage:
+    """Each file of the newest snapshot, in each way: never used, never in silence."""
+
+    @pytest.fixture
+    def two(self, tiny: Path, examples: Path, tmp_path: Path) -> Path:
+        """The directory of snapshots of a run that was stopped after its third step."""
+        spec = make_spec(tiny, examples, snapshot_interval_seconds=0)
+        run_here(spec, tmp_path / "a", stop_at=(3, Command.DRAIN))
+        snapshots = tmp_path / "a" / "runs" / "run-a" / "snapshots"
+        assert [path.name for path in sorted(snapshots.iterdir())] == ["step-000002", "step-000003"]
+        return snapshots
+
+    @pytest.mark.parametrize("damage", DAMAGES)
+    @pytest.mark.parametrize("name", FILES)
+    def test_falls_back_to_the_one_before_with_an_event(
+        self, two: Path, tiny: Path, examples: Path, tmp_path: Path, name: str, damage: str
+    ) -> None:
+        _, whole = run_here(make_spec(tiny, examples), tmp_path / "whole")
+        DAMAGES[damage](two / "step-000003" / name)
+        _, log = run_here(make_spec(tiny, examples, resume_from=two), tmp_path / "b")
+        (event,) = log.of(Message)
+        assert event.level == "warn"
+        assert event.message.startswith("Going on from the snapshot of step 2; not usable: step-000003: ")
+        assert name in event.message
+        assert log.of(Started)[0].start_step == 2
+        one, other = final_adapter(whole, tmp_path / "whole"), final_adapter(log, tmp_path / "b")
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+    @pytest.mark.parametrize("damage", DAMAGES)
+    @pytest.mark.parametrize("name", FILES)
+    def test_of_the_one_that_was_named_is_refused(
+        self, two: Path, tiny: Path, examples: Path, tmp_path: Path, name: str, damage: str
+    ) -> None:
+        DAMAGES[damage](two / "step-000003" / name)
+        code, log = run_here(make_spec(tiny, examples, resume_from=two / "step-000003"), tmp_path / "b")
         assert (code, failure(log).reason) == (ExitCode.INTERNAL, Reason.TRAINER_CRASHED)
-        assert "state.safetensors" in failure(log).message
+        assert name in failure(log).message
+
+    def test_of_both_starts_again_with_an_event(self, two: Path, tiny: Path, examples: Path, tmp_path: Path) -> None:
+        for snapshot in two.iterdir():
+            (snapshot / "state.safetensors").unlink()
+        code, log = run_here(make_spec(tiny, examples, resume_from=two), tmp_path / "b")
+        assert code == 0
+        (event,) = log.of(Message)
+        assert event.level == "warn"
+        assert event.message.startswith("Starting again from step 0, as there is no snapshot to go on from; not usable")
+        assert event.message.count("state.safetensors is missing") == 2
+
+    def test_a_whole_one_of_another_run_is_refused_and_none_before_it_is_tried(
+        self, two: Path, tiny: Path, examples: Path, tmp_path: Path
+    ) -> None:
+        code, log = run_here(make_spec(tiny, examples, resume_from=two, seed=8), tmp_path / "b")
+        assert code == ExitCode.BAD_SPEC
+        assert "seed was 7 and is 8" in failure(log).message
+
+    def test_what_a_crash_left_aside_is_no_snapshot(
+        self, two: Path, tiny: Path, examples: Path, tmp_path: Path
+    ) -> None:
+        (two / ".step-000004.staged").mkdir()
+        code, log = run_here(make_spec(tiny, examples, resume_from=two), tmp_path / "b")
+        assert (code, log.of(Started)[0].start_step, log.of(Message)) == (0, 3, [])
+
+
+def rewritten(snapshot: Path, **changes: Any) -> Path:
+    """The snapshot with another manifest that holds; `...` takes an entry away."""
+    about = artifacts.verify(snapshot)
+    for name, change in changes.items():
+        if isinstance(change, dict):
+            about[name] = {key: value for key, value in (about[name] | change).items() if value is not ...}
+        else:
+            del about[name]
+    del about["seal"]
+    artifacts.write_manifest(snapshot, about)
+    return snapshot
 
 
 class TestSaveSnapshot:

@@ -1,0 +1,203 @@
+"""Stopped or killed at any step, in any epoch: the result is the one of a run that nobody touched, to the bit.
+
+With everything on that has a state: dropout, validation at every step, early stopping, the best adapter promoted. The
+validation file contradicts the training file, so its loss falls for four steps and rises for four: the run stops after
+eight of sixteen, and its result is the adapter of step 4, which the files of a later attempt do not have.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from app.domain import artifacts
+from app.domain.events import (
+    CheckpointSaved,
+    Command,
+    Done,
+    Message,
+    Metric,
+    Record,
+    SnapshotSaved,
+    Started,
+    parse_record,
+)
+from app.domain.spec import TrainerSpec
+from app.domain.states import ExitCode
+from tests.worker.trainer.house import Log, make_spec, run_here, write_answers
+from worker.trainer import run as program
+from worker.trainer.run import run
+from worker.trainer.stop import Stops
+
+STEPS, BEST = 8, 4
+ROOT = Path(__file__).parents[3]
+SNAPSHOTS = Path("runs/run-a/snapshots")
+KNOBS: dict[str, Any] = {
+    "n_epochs": 4, "batch_size": 4, "dropout": 0.2, "eval_steps": 1, "early_stopping": {"patience": 4},
+    "promote_best": True, "snapshot_interval_seconds": 0,
+}  # fmt: skip
+
+
+class Killed(BaseException):
+    """As good as SIGKILL within one process: nobody catches it, nothing is saved."""
+
+
+@dataclass(frozen=True)
+class House:
+    base: Path
+    training_file: Path
+    validation_file: Path
+
+    def spec(self, **changes: Any) -> TrainerSpec:
+        return make_spec(self.base, self.training_file, **{"validation_file": self.validation_file, **KNOBS, **changes})
+
+
+@pytest.fixture(scope="module")
+def house(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> House:
+    at = tmp_path_factory.mktemp("contrary")
+    return House(tiny, write_answers(at / "yes.jsonl", 16, "yes"), write_answers(at / "no.jsonl", 4, "no"))
+
+
+@pytest.fixture(scope="module")
+def whole(house: House, tmp_path_factory: pytest.TempPathFactory) -> tuple[Log, Path]:
+    """The run that nobody touched."""
+    workdir = tmp_path_factory.mktemp("whole")
+    code, log = run_here(house.spec(), workdir)
+    assert code == ExitCode.DONE
+    assert [metric.step for metric in log.of(Metric)] == list(range(1, STEPS + 1))
+    assert log.last.step == BEST
+    return log, workdir
+
+
+def killed_at(step: int, spec: TrainerSpec, workdir: Path) -> None:
+    """While that step is reported: its snapshot is not written yet."""
+
+    def kill(record: Record) -> None:
+        if isinstance(record, Metric) and record.step == step:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(spec, workdir, Log(kill), Stops(["run-a"]))
+
+
+def assert_same_result(one: tuple[Log, Path], other: tuple[Log, Path]) -> None:
+    """The adapter's files, the manifest with its metrics, what was said of each step, and of the end."""
+    manifests = [artifacts.verify(workdir / log.last.directory) for log, workdir in (one, other)]
+    assert manifests[0] == manifests[1]
+    assert (one[0].last.step, one[0].last.trained_tokens) == (other[0].last.step, other[0].last.trained_tokens)
+    first = other[0].of(Started)[0].start_step
+    assert seen(other[0]) == seen(one[0])[first:]
+    assert [message.message for message in other[0].of(Message)][-2:] == [m.message for m in one[0].of(Message)]
+
+
+def seen(log: Log) -> list[Any]:
+    return [(each.step, each.train_loss, each.full_valid_loss, each.learning_rate) for each in log.of(Metric)]
+
+
+class TestAnyStep:
+    @pytest.mark.parametrize("step", range(1, STEPS + 1))
+    def test_stopped_there(self, house: House, whole: tuple[Log, Path], tmp_path: Path, step: int) -> None:
+        code, log = run_here(house.spec(), tmp_path / "first", stop_at=(step, Command.DRAIN))
+        assert code == ExitCode.DRAINED
+        snapshot = tmp_path / "first" / log.of(SnapshotSaved)[-1].directory
+        _, again = run_here(house.spec(resume_from=snapshot), tmp_path / "second")
+        assert again.of(Started)[0].start_step == step
+        assert_same_result(whole, (again, tmp_path / "second"))
+
+    @pytest.mark.parametrize("step", range(1, STEPS + 1))
+    def test_killed_there(self, house: House, whole: tuple[Log, Path], tmp_path: Path, step: int) -> None:
+        killed_at(step, house.spec(), tmp_path / "first")
+        _, log = run_here(house.spec(resume_from=tmp_path / "first" / SNAPSHOTS), tmp_path / "second")
+        assert log.of(Started)[0].start_step == step - 1
+        assert_same_result(whole, (log, tmp_path / "second"))
+
+    def test_killed_at_every_one_in_one_work_directory(
+        self, house: House, whole: tuple[Log, Path], tmp_path: Path
+    ) -> None:
+        spec = house.spec(resume_from=SNAPSHOTS)
+        for step in range(1, STEPS + 1):
+            killed_at(step, spec, tmp_path)
+        _, log = run_here(spec, tmp_path)
+        assert_same_result(whole, (log, tmp_path))
+
+    def test_paused_while_the_best_adapter_is_in_place(
+        self, house: House, whole: tuple[Log, Path], tmp_path: Path
+    ) -> None:
+        """The snapshot has the last adapter, not the best one that is being checked."""
+        stops = Stops(["run-a"])
+
+        def pause(record: Record) -> None:
+            if isinstance(record, CheckpointSaved) and record.final:
+                stops.ask("run-a", Command.PAUSE)
+
+        log = Log(pause)
+        assert run(house.spec(snapshot_interval_seconds=3600), tmp_path / "first", log, stops) == ExitCode.PAUSED
+        (saved,) = log.of(SnapshotSaved)
+        assert saved.step == STEPS
+        state = load_file(tmp_path / "first" / saved.directory / "state.safetensors")
+        names = [name.removeprefix("best/") for name in state if name.startswith("best/")]
+        assert not any(torch.equal(state[f"best/{name}"], state[f"adapter/{name}"]) for name in names)
+        _, again = run_here(house.spec(resume_from=tmp_path / "first" / saved.directory), tmp_path / "second")
+        assert_same_result(whole, (again, tmp_path / "second"))
+
+    @pytest.mark.timeout(240)
+    def test_kill_minus_nine_of_the_real_program(self, house: House, whole: tuple[Log, Path], tmp_path: Path) -> None:
+        (tmp_path / "spec.json").write_text(house.spec(resume_from=SNAPSHOTS).model_dump_json())
+        for step in (2, 5, STEPS):
+            for record in records_of(tmp_path):
+                if isinstance(record, Metric) and record.step >= step:
+                    break  # closes the generator, which kills
+        last = list(records_of(tmp_path))[-1]
+        assert isinstance(last, Done)
+        assert last.step == BEST
+        log, workdir = whole
+        weights = artifacts.verify(tmp_path / last.directory)["files"]["adapter_model.safetensors"]
+        assert weights == artifacts.verify(workdir / log.last.directory)["files"]["adapter_model.safetensors"]
+
+
+def records_of(workdir: Path) -> Iterator[Record]:
+    """A trainer's records as they come; whoever stops listening kills it."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "worker.trainer", str(workdir)], cwd=ROOT,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            yield parse_record(line)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+
+
+class TestAnotherMachine:
+    def test_what_a_probe_would_choose_there_changes_nothing(
+        self, house: House, whole: tuple[Log, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        killed_at(3, house.spec(), tmp_path / "first")
+        monkeypatch.setattr(program, "row_tokens", lambda *_: 64)
+        monkeypatch.setattr(program, "choose_threads", lambda: 2)
+        monkeypatch.setattr(program, "choose_compute_dtype", lambda *_: torch.float32)
+        spec = house.spec(resume_from=tmp_path / "first" / SNAPSHOTS, threads=None)
+        _, log = run_here(spec, tmp_path / "second")
+        assert (log.of(Started)[0].threads, log.of(Started)[0].compute_dtype) == (1, "bfloat16")
+        assert_same_result(whole, (log, tmp_path / "second"))
+
+    def test_without_a_snapshot_it_would_have(
+        self, house: House, whole: tuple[Log, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(program, "row_tokens", lambda *_: 64)
+        _, log = run_here(house.spec(resume_from=SNAPSHOTS), tmp_path)
+        assert seen(log) != seen(whole[0])
+        assert log.of(Message)[0].message == "Starting again from step 0, as there is no snapshot to go on from"

@@ -1,0 +1,206 @@
+"""Between steps: when the validation file is measured, what that leads to, and what it must not touch."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from app.domain import artifacts
+from app.domain.events import CheckpointSaved, Done, Message, Metric
+from app.domain.render import Renderer
+from tests.worker.trainer.house import Log, load_tiny, make_spec, no_pulse, one_step, prepare, run_here, write_answers
+from worker.trainer import answer, keep
+from worker.trainer.answer import answers
+from worker.trainer.evaluate import Validation, evaluate
+from worker.trainer.model import Base
+from worker.trainer.probe import check_base
+from worker.trainer.state import Run
+from worker.trainer.verify import verify_adapter
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The full validation losses that are measured, in order; a test fills the list."""
+    losses: list[float] = []
+    monkeypatch.setattr(keep, "evaluate", lambda *_: Validation(losses.pop(0), 0.5))
+    return losses
+
+
+def measured(log: Log) -> list[int]:
+    return [metric.step for metric in log.of(Metric) if metric.full_valid_loss is not None]
+
+
+def checkpoints(log: Log) -> list[tuple[int, bool]]:
+    return [(record.step, record.final) for record in log.of(CheckpointSaved)]
+
+
+def texts(log: Log) -> list[str]:
+    return [message.message for message in log.of(Message)]
+
+
+class TestCadence:
+    @pytest.mark.parametrize(
+        ("knobs", "steps"),
+        [
+            ({}, [3, 6]),
+            ({"eval_steps": 1}, [1, 2, 3, 4, 5, 6]),
+            ({"eval_steps": 2}, [2, 4, 6]),
+            ({"eval_steps": 4}, [4, 6]),
+            ({"eval_steps": 100}, [6]),
+            ({"eval_steps": 2, "max_steps": 5}, [2, 4, 5]),
+            ({"max_steps": 4}, [3, 4]),
+        ],
+    )
+    def test_every_eval_steps_else_each_epoch_and_at_the_end(
+        self, tiny: Path, examples: Path, tmp_path: Path, knobs: dict[str, Any], steps: list[int]
+    ) -> None:
+        _, log = run_here(make_spec(tiny, examples, validation_file=examples, **knobs), tmp_path)
+        assert measured(log) == steps
+
+    def test_validation_by_steps_adds_no_checkpoints_where_the_last_adapter_is_the_result(
+        self, tiny: Path, examples: Path, tmp_path: Path
+    ) -> None:
+        _, log = run_here(make_spec(tiny, examples, validation_file=examples, eval_steps=1), tmp_path)
+        assert checkpoints(log) == [(3, False), (6, True)]
+
+
+class TestEarlyStopping:
+    def test_the_run_is_done_at_that_step_and_says_why(
+        self, tiny: Path, examples: Path, tmp_path: Path, scripted: list[float]
+    ) -> None:
+        scripted += [3.0, 2.0, 2.1, 2.2, 9.0, 9.0]
+        knobs = {"eval_steps": 1, "early_stopping": {"patience": 2}}
+        code, log = run_here(make_spec(tiny, examples, validation_file=examples, **knobs), tmp_path)
+        assert (code, log.last.step) == (0, 4)
+        assert [metric.step for metric in log.of(Metric)] == [1, 2, 3, 4]
+        assert {metric.total_steps for metric in log.of(Metric)} == {6}
+        assert checkpoints(log) == [(3, False), (4, True)]
+        assert texts(log) == [
+            "Stopped early after step 4 of 6: the full validation loss did not fall in 2 validation(s) in a row; "
+            "it was 2.0000 after step 2.",
+            "The result is the last adapter, of step 4; the full validation loss was lower after step 2, 2.0000. "
+            "hyperparameters.promote_best makes that one the result.",
+        ]
+
+    def test_a_fall_by_less_than_the_threshold_does_not_count(
+        self, tiny: Path, examples: Path, tmp_path: Path, scripted: list[float]
+    ) -> None:
+        scripted += [3.0, 2.95, 2.94, 1.0, 1.0, 1.0]
+        knobs = {"eval_steps": 1, "early_stopping": {"patience": 2, "threshold": 0.1}}
+        _, log = run_here(make_spec(tiny, examples, validation_file=examples, **knobs), tmp_path)
+        assert log.last.step == 3
+
+
+class TestPromotion:
+    def test_the_result_is_the_adapter_of_the_lowest_loss(
+        self, tiny: Path, examples: Path, tmp_path: Path, scripted: list[float]
+    ) -> None:
+        scripted += [3.0, 1.0, 2.0, 2.0, 2.0, 2.0]
+        knobs = {"validation_file": examples, "eval_steps": 1, "promote_best": True}
+        _, log = run_here(make_spec(tiny, examples, **knobs), tmp_path / "best")
+        assert checkpoints(log) == [(1, False), (2, False), (3, False), (6, False), (2, True)]
+        assert isinstance(log.last, Done)
+        assert (log.last.step, log.last.directory) == (2, "runs/run-a/checkpoints/step-000002")
+        assert log.last.trained_tokens == log.of(Metric)[-1].trained_tokens
+        assert log.of(CheckpointSaved)[-1].metrics["full_valid_loss"] == 1.0
+        assert texts(log) == ["The result is the adapter of step 2, with the lowest full validation loss, 1.0000."]
+
+        manifest = artifacts.verify(tmp_path / "best" / log.last.directory)
+        assert (manifest["step"], manifest["metrics"]["full_valid_loss"]) == (2, 1.0)
+        assert manifest["trained_tokens"] == log.of(Metric)[1].trained_tokens
+        _, short = run_here(make_spec(tiny, examples, max_steps=2, lr_scheduler_type="constant"), tmp_path / "short")
+        scripted += [3.0, 1.0, 2.0, 2.0, 2.0, 2.0]
+        spec = make_spec(tiny, examples, lr_scheduler_type="constant", **knobs)
+        _, long = run_here(spec, tmp_path / "long")
+        mine, theirs = (
+            load_file(tmp_path / name / each.last.directory / "adapter_model.safetensors")
+            for name, each in (("long", long), ("short", short))
+        )
+        assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+    def test_the_best_of_all_stays_on_disk_beside_the_last_three(
+        self, tiny: Path, examples: Path, tmp_path: Path, scripted: list[float]
+    ) -> None:
+        scripted += [1.0, 2.0, 3.0, 4.0, 5.0]
+        _, log = run_here(make_spec(tiny, examples, validation_file=examples, n_epochs=5), tmp_path)
+        kept = sorted(path.name for path in (tmp_path / "runs" / "run-a" / "checkpoints").iterdir())
+        assert kept == ["step-000003", "step-000009", "step-000012", "step-000015"]
+        assert log.last.step == 15
+
+    def test_without_being_asked_the_last_adapter_is_the_result_and_the_better_one_is_named(
+        self, tiny: Path, examples: Path, tmp_path: Path, scripted: list[float]
+    ) -> None:
+        scripted += [1.0, 2.0]
+        _, log = run_here(make_spec(tiny, examples, validation_file=examples), tmp_path)
+        assert checkpoints(log) == [(3, False), (6, True)]
+        assert log.last.step == 6
+        assert "lower after step 3, 1.0000. hyperparameters.promote_best" in texts(log)[0]
+
+    def test_losses_that_are_no_numbers_leave_the_last_one(
+        self, tiny: Path, examples: Path, tmp_path: Path, scripted: list[float]
+    ) -> None:
+        scripted += [float("nan"), float("nan")]
+        code, log = run_here(make_spec(tiny, examples, validation_file=examples, promote_best=True), tmp_path)
+        assert (code, log.last.step) == (0, 6)
+
+
+class TestSamples:
+    def test_the_last_ones_are_of_the_adapter_that_is_the_result(
+        self, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(answer, "NEW_TOKENS", 6)
+        train, valid = (write_answers(tmp_path / say, 16, say) for say in ("yes", "no"))
+        knobs = {"n_epochs": 4, "eval_steps": 2, "early_stopping": {"patience": 2}, "promote_best": True}
+        spec = make_spec(tiny, train, validation_file=valid, sample_prompts=("1: red",), **knobs)
+        _, log = run_here(spec, tmp_path)
+        samples = [message.data for message in log.of(Message) if "prompt" in message.data]
+        assert [sample["step"] for sample in samples] == [2, 4, 6, 4]
+        assert log.last.step == 4
+        assert samples[1] == samples[3]
+
+
+class TestLeavingThingsAlone:
+    """A probe, a validation, samples and the final check change neither a weight nor a random state."""
+
+    def test_probes_and_measurements(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+        base = load_tiny(tiny)
+        spec = make_spec(tiny, examples, dropout=0.2, sample_prompts=("1: red",))
+        (run,) = prepare(spec, base, tmp_path)
+        one_step(base, [run])
+        directory = keep.save_checkpoint(with_facts(run), "tiny", tiny)
+        before = fingerprint(base, run)
+        check_base(base)
+        assert fingerprint(base, run) == before
+        evaluate(base, run.id, run.corpus, 2048, no_pulse)
+        assert fingerprint(base, run) == before
+        list(answers(base, run, Renderer.from_directory(tiny)))
+        assert fingerprint(base, run) == before
+        verify_adapter(base, run, directory)
+        assert fingerprint(base, run) == before
+        one_step(base, [run])
+        assert fingerprint(base, run) != before
+
+
+def with_facts(run: Run) -> Run:
+    run.facts |= {
+        "base_model": {"name": "tiny"}, "lora": run.spec.lora.model_dump(mode="json"), "quantization": None,
+        "hyperparameters": run.spec.hyperparameters.model_dump(mode="json"), "seed": run.spec.seed,
+    }  # fmt: skip
+    return run
+
+
+def fingerprint(base: Base, run: Run) -> str:
+    """Of every weight, frozen or trained, and of every random state there is."""
+    digest = hashlib.sha256()
+    frozen = [tensor for _, tensor in sorted(base.model.state_dict().items())]
+    states = [torch.get_rng_state(), run.adapter.generator.get_state()]
+    for tensor in (*frozen, *run.parameters, *states):
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    digest.update(repr(random.getstate()).encode())
+    return digest.hexdigest()
