@@ -23,7 +23,9 @@ import torch
 
 from app.domain.dataset import read_examples
 from app.domain.jsonl import Finding
-from app.domain.render import Document, Renderer, TemplateRefused, cut
+from app.domain.chat_template import TemplateRefused
+from app.domain.documents import Document, fit, learned
+from app.domain.render import Renderer
 from app.domain.states import Reason
 from worker.trainer.emit import Pulse
 from worker.trainer.failures import Failure
