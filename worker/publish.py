@@ -43,6 +43,10 @@ RESULT_COLUMNS = {
     "grad_norm": "grad_norm",
     "epoch": "epoch",
     "num_tokens": "num_tokens",
+    "train_reward_accuracy": "train_reward_accuracy",
+    "train_reward_margin": "train_reward_margin",
+    "full_valid_reward_accuracy": "full_valid_reward_accuracy",
+    "full_valid_reward_margin": "full_valid_reward_margin",
 }
 
 

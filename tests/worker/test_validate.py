@@ -11,7 +11,8 @@ import pytest
 
 from app.db.engine import transaction
 from app.db.tables import File, Job
-from app.domain.render import Document, Renderer
+from app.domain.documents import Document
+from app.domain.render import Renderer
 from tests.factories import chat_lines
 from tests.worker.bench import Bench
 from worker.validate import Validator
@@ -85,7 +86,7 @@ class TestBadFiles:
             ({"messages": GOOD["messages"][:1]}, 'the last message is from "user", but it must be from "assistant"'),
             ({"messages": [*GOOD["messages"], {"role": "assistant"}]}, "message 3 (assistant): an assistant message"),
             ({"messages": GOOD["messages"], "lable": 1}, 'contains an extra key "lable"'),
-            ({"text": "hi"}, "unexpected format"),
+            ({"texts": "hi"}, "unexpected format"),
             (chat("a", "b", weight=2), "message 2 (assistant): weight"),
         ],
         ids=["no role", "unknown role", "last not assistant", "nothing said", "extra key", "no format", "weight 2"],
@@ -135,7 +136,7 @@ class TestBadFiles:
     def test_a_conversation_that_the_template_refuses_is_a_finding(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from app.domain.render import TemplateRefused
+        from app.domain.chat_template import TemplateRefused
 
         def refuse(self: Renderer, example: object) -> list[Document]:
             raise TemplateRefused("the model's chat template refuses this conversation: no system message, please")

@@ -60,7 +60,9 @@ def model_card(about: Mapping[str, Any]) -> str:
         losses=_losses(about["metrics"]),
         rank=max(8, about["lora"]["r"]),  # vLLM knows no smaller maximum than 8
         hint=QUANTIZED_HINT.format(**quantization) if quantization else "",
-        settings=json.dumps({key: about[key] for key in ("lora", "quantization", "hyperparameters", "seed")}, indent=2),
+        settings=json.dumps(
+            {key: about[key] for key in ("method", "lora", "quantization", "hyperparameters", "seed")}, indent=2
+        ),
     )
 
 

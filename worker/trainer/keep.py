@@ -48,7 +48,8 @@ class Keeper:
         validation = None
         if run.plan.ends_epoch(run.step) and run.validation:
             pulse = self.say.pulse(run.id)
-            validation = evaluate(self.base, run.id, run.validation, self.choices.row_tokens, pulse)
+            beta = run.spec.hyperparameters.beta
+            validation = evaluate(self.base, run.id, run.validation, self.choices.row_tokens, pulse, beta)
         self._measure(step, validation)
         if run.plan.ends_epoch(run.step):
             self._checkpoint(run)
@@ -83,10 +84,9 @@ class Keeper:
 
     def _measure(self, step: Step, validation: Validation | None) -> None:
         run = step.run
-        run.metrics = {"train_loss": step.loss, "train_mean_token_accuracy": step.accuracy}
-        if validation:
-            run.metrics |= {f"{scope}valid_loss": validation.loss for scope in ("", "full_")}
-            run.metrics |= {f"{scope}valid_mean_token_accuracy": validation.accuracy for scope in ("", "full_")}
+        run.metrics = step.metrics("train")
+        if validation:  # always of the whole file
+            run.metrics |= validation.metrics("valid") | validation.metrics("full_valid")
         self.say(
             Metric(
                 run_id=run.id,

@@ -16,7 +16,7 @@ from app.domain.events import Message, Started
 from app.domain.render import Renderer
 from app.domain.spec import RunSpec, TrainerSpec
 from app.domain.states import Reason
-from worker.trainer.batch import Corpus, read_corpus
+from worker.trainer.batch import Corpus, read_corpus, reference_id
 from worker.trainer.device import (
     choose_compute_dtype,
     choose_device,
@@ -29,7 +29,7 @@ from worker.trainer.emit import Emit, Ledger, Pulse
 from worker.trainer.failures import exit_code, failed
 from worker.trainer.keep import Keeper
 from worker.trainer.loop import train
-from worker.trainer.lora import make_adapter
+from worker.trainer.lora import frozen_copy, make_adapter
 from worker.trainer.model import Base, open_base
 from worker.trainer.optim import make_optimizer
 from worker.trainer.plan import make_plan, row_tokens
@@ -126,12 +126,14 @@ def prepare(spec: RunSpec, workdir: Path, base: Base, renderer: Renderer, facts:
     knobs = spec.hyperparameters
 
     def corpus_of(path: Path, blame: Reason) -> Corpus:
-        return read_corpus(renderer, workdir / path, knobs.context_length, blame, pulse)
+        return read_corpus(renderer, workdir / path, knobs.context_length, blame, pulse, spec.method)
 
     adapter = make_adapter(spec.run_id, spec.lora, spec.seed, base.layers, base.device)
     corpus = corpus_of(spec.training_file, Reason.INVALID_TRAINING_FILE)
     validation = corpus_of(spec.validation_file, Reason.INVALID_VALIDATION_FILE) if spec.validation_file else None
     base.rows.adapters[spec.run_id] = adapter
+    if spec.method == "dpo" and spec.start_adapter is not None:
+        base.rows.adapters[reference_id(spec.run_id)] = frozen_copy(adapter)
     return Run(
         spec=spec,
         plan=make_plan(knobs, len(corpus), spec.seed),
@@ -147,6 +149,7 @@ def prepare(spec: RunSpec, workdir: Path, base: Base, renderer: Renderer, facts:
 def _facts(spec: TrainerSpec, run_spec: RunSpec, base: Base) -> dict[str, Any]:
     return {
         "base_model": {"name": spec.base.name, "manifest_sha256": spec.base.manifest_sha256},
+        "method": run_spec.method,
         "training_file_sha256": run_spec.training_file_sha256,
         "validation_file_sha256": run_spec.validation_file_sha256,
         "lora": run_spec.lora.model_dump(mode="json"),

@@ -171,7 +171,7 @@ class TestBadInput:
                 {"method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epoch": 2}}}},
                 "method.supervised.hyperparameters.n_epoch",
             ),
-            ({"method": {"type": "dpo", "dpo": {}}}, "method.type"),
+            ({"method": {"type": "reinforcement", "reinforcement": {}}}, "method.type"),
             ({"method": {"type": "supervised", "sft": {}}}, "method.sft"),
             ({"method": {"type": "supervised", "supervised": {"knobs": {}}}}, "method.supervised.knobs"),
             ({"method": {"supervised": {"hyperparameters": [1]}}}, "method.supervised.hyperparameters"),

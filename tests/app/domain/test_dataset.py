@@ -140,7 +140,7 @@ class TestReadExamples:
     @pytest.mark.parametrize(
         ("example", "said"),
         [
-            ({"text": "x"}, "unexpected format"),
+            ({"texts": "x"}, "unexpected format"),
             ({"input": {}, "preferred_output": []}, "a preference pair"),
             ({"messages": []}, "at least one message"),
             ({"messages": "x"}, "must be a list"),

@@ -164,7 +164,7 @@ class TestRefusals:
             ({"quantization": {"bits": 3}}, "quantization.bits"),
             ({"quantization": {"type": "int4"}}, "quantization.type"),
             ({"quantization": {"double_quant": 1}}, "quantization.double_quant"),
-            ({"method": {"type": "dpo"}}, "method.type"),
+            ({"method": {"type": "reinforcement"}}, "method.type"),
         ],
     )
     def test_a_value_out_of_bounds_is_refused_by_its_path(self, body: dict[str, Any], param: str) -> None:

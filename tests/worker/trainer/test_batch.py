@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain.render import Document, Renderer
+from app.domain.documents import Document
+from app.domain.render import Renderer
 from app.domain.states import Reason
 from tests.worker.trainer.house import no_pulse
 from worker.trainer.batch import Corpus, Share, permutation, read_corpus, rows
