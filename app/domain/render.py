@@ -49,6 +49,7 @@ class Renderer:
         self.opening = list(opening)
         self.template = ChatTemplate(chat_template, specials) if chat_template else None
         self._stop = _any_of(self.stops)
+        self._can_cut = _can_cut(tokenizer)
         self._last_special = _any_of(_special_texts(tokenizer), r"\s*\Z")
 
     @classmethod
@@ -189,18 +190,12 @@ class Renderer:
         return Document(line, tokens, labelled)
 
     def _tokens(self, text: str, spans: Sequence[_Span]) -> tuple[list[int], list[int]]:
-        """Tokens, and the character each begins at. None lies across the start of an answer: a prompt ends there."""
-        encoding = self.tokenizer.encode(text, add_special_tokens=False)
-        starts = [start for start, _ in encoding.offsets]
-        borders = {border for span in spans for border in (span.start, span.end)}
-        if not any(start < border < end for start, end in encoding.offsets for border in borders):
-            return list(encoding.ids), starts
-        tokens, shifted = self._tokens_of_parts(text, sorted({0, *borders, len(text)}))
-        if self._exact(tokens) != self._exact(encoding.ids):  # a tokenizer that begins each text with a space
-            return list(encoding.ids), starts
-        return tokens, shifted
+        """Tokens, and the character each begins at.
 
-    def _tokens_of_parts(self, text: str, borders: Sequence[int]) -> tuple[list[int], list[int]]:
+        Cut where an answer begins, so the tokens before it are those of the prompt at serving: in one text the newline
+        that ends a prompt may become one token with what follows it.
+        """
+        borders = sorted({0, len(text), *(span.start for span in spans)}) if self._can_cut else [0, len(text)]
         tokens: list[int] = []
         starts: list[int] = []
         for begin, end in pairwise(borders):
@@ -208,9 +203,6 @@ class Renderer:
             tokens += encoding.ids
             starts += [begin + start for start, _ in encoding.offsets]
         return tokens, starts
-
-    def _exact(self, tokens: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=False))
 
 
 def supervised_texts(renderer: Renderer, document: Document) -> Iterator[str]:
@@ -236,6 +228,12 @@ def _any_of(words: Iterable[str], tail: str = "") -> re.Pattern[str] | None:
 
 def _special_texts(tokenizer: Tokenizer) -> list[str]:
     return [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+
+
+def _can_cut(tokenizer: Tokenizer) -> bool:
+    """Whether a text may be encoded in parts. Not where each part would begin with a space of its own."""
+    part = list(tokenizer.encode("a b", add_special_tokens=False).ids)
+    return str(tokenizer.decode(part + part, skip_special_tokens=False)) == "a ba b"
 
 
 def _opening(tokenizer: Tokenizer) -> list[int]:
