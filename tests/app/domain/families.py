@@ -117,6 +117,10 @@ ZEPHYR = (  # the generation prompt has no newline, and after the end of a turn 
     "{% for m in messages %}{{ '<|' + m.role + '|>\\n' + m.content + eos_token + '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
+WORDS = (  # no special token but at the end, and a prompt that ends in a space
+    "{% for m in messages %}{{ m.role + ': ' + m.content + eos_token + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
 MERGING = (  # the system prompt begins the first question
     "{% set system = messages[0].content + '\\n' if messages[0].role == 'system' else '' %}"
     "{% set rest = messages[1:] if system else messages %}{% for m in rest %}"
@@ -153,6 +157,7 @@ FAMILIES = (
     Family("deepseek", DEEPSEEK, "<｜end▁of▁sentence｜>", "<｜end▁of▁sentence｜>"),
     Family("phi-3", PHI_3, "<|endoftext|>", "<|end|>", ("<|endoftext|>", "<|assistant|>", "<|end|>")),
     Family("zephyr", ZEPHYR, "</s>", "</s>", answer=lambda content: f"\n{content}"),
+    Family("words", WORDS, "</s>", "</s>"),
     Family("merging", MERGING, "<|im_end|>", "<|im_end|>"),
     Family("forgetful", FORGETFUL, "<|im_end|>", "<|im_end|>", keeps_its_past=False),
 )  # fmt: skip
@@ -169,6 +174,22 @@ def write_family(directory: Path, family: Family, tokenizer: Tokenizer) -> Path:
         ids = [tokenizer.token_to_id(stop) for stop in family.stops]
         (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
     return directory
+
+
+def make_sentencepiece_tokenizer() -> Tokenizer:
+    """Begins every text that it is given with a space, as Llama 2's does."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
+    specials = [AddedToken(token, special=True) for token in SPECIALS]
+    trainer = trainers.BpeTrainer(
+        vocab_size=200,
+        special_tokens=specials,
+        initial_alphabet=list("abcdefghijklmnopqrstuvwxyz"),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["the answer is the question"], trainer)
+    return tokenizer
 
 
 def make_tokenizer(bos: str | None = None) -> Tokenizer:

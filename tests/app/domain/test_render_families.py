@@ -22,6 +22,7 @@ from tests.app.domain.families import (
     MISTRAL,
     PHI_3,
     Family,
+    make_sentencepiece_tokenizer,
     make_tokenizer,
     write_family,
 )
@@ -205,6 +206,18 @@ class TestEnds:
         turn = {"role": "assistant", "content": "<think>\nhmm\n</think>\n\nYes."}
         whole = "<think>\nhmm\n</think>\n\nYes.<|im_end|>"
         assert learned_by(renderer, QUESTION, turn, QUESTION, turn) == [whole, whole]
+
+
+def test_a_tokenizer_that_begins_each_text_with_a_space_is_not_given_parts(tmp_path: Path) -> None:
+    llama = next(family for family in FAMILIES if family.name == "llama-2")
+    tokenizer = make_sentencepiece_tokenizer()
+    renderer = Renderer.from_directory(write_family(tmp_path, llama, tokenizer))
+    messages = conversation([("the question", "the answer"), ("a", "b")], None)
+    (document,) = renderer.documents(Example(1, messages=tuple(messages)))
+    whole = renderer.text(messages)
+    assert document.tokens == tokenizer.encode(whole, add_special_tokens=False).ids
+    learned = [t for t, labelled in zip(document.tokens, document.labelled, strict=True) if labelled]
+    assert tokenizer.decode(learned, skip_special_tokens=False).split() == ["the", "answer", "</s>", "b", "</s>"]
 
 
 class TestWithoutATemplate:
