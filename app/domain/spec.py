@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 SPEC_VERSION: Literal[1] = 1
 
@@ -112,6 +112,12 @@ class RunSpec(Frozen):
     validation_file_sha256: str | None = None
     resume_from: Path | None = None  # a snapshot directory whose manifest was verified
     sample_prompts: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _has_beta_for_dpo_alone(self) -> RunSpec:
+        if (self.method == "dpo") != (self.hyperparameters.beta is not None):
+            raise ValueError(f"{self.run_id}: dpo needs hyperparameters.beta, and no other method has it")
+        return self
 
 
 class TrainerSpec(Frozen):

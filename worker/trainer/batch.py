@@ -60,11 +60,19 @@ class Corpus:
         return self._labelled.count(1)
 
     def add(self, line: int, documents: Iterable[Document]) -> None:
-        """Append one example; what has no label contributes nothing and is left out, and a pair only whole."""
+        """Append what one line holds: an example, of plain text one for each piece.
+
+        What has no label contributes nothing and is left out; a pair is left out whole.
+        """
         kept = learned(documents)
-        if not kept:
-            return
-        for document in kept:
+        if kept and not kept[0].is_text:
+            self._append(line, kept)
+        else:
+            for piece in kept:
+                self._append(line, [piece])
+
+    def _append(self, line: int, documents: Iterable[Document]) -> None:
+        for document in documents:
             self._tokens.extend(document.tokens)
             self._labelled.extend(document.labelled)
             self._sides.append(document.side)

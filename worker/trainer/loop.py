@@ -65,9 +65,7 @@ def optimizer_step(base: Base, runs: Sequence[Run], row_tokens: int, pulse: Puls
 
     for step in steps.values():
         run, knobs = step.run, step.run.spec.hyperparameters
-        divide_gradients(
-            run.parameters, step.denominator
-        )  # the one division: sum -> mean over labelled tokens, or pairs
+        divide_gradients(run.parameters, step.denominator)  # the one division: sum -> mean over tokens, or over pairs
         step.grad_norm = clip_gradients(run.parameters, knobs.max_grad_norm)
         if not step.is_finite:
             continue

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from peft import LoraConfig, get_peft_model
+from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
 from app.domain.events import Command, Metric, SnapshotSaved, Started
@@ -230,6 +231,11 @@ class TestTheProgram:
         _, log = run_here(make_spec(tiny, pairs, **asked, resume_from=snapshot), tmp_path / "b")
         resumed = final_adapter(log, tmp_path / "b")
         assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+    @pytest.mark.parametrize(("method", "beta"), [("dpo", None), ("supervised", 0.1)])
+    def test_a_spec_without_its_beta_is_no_spec(self, tiny: Path, pairs: Path, method: str, beta: float | None) -> None:
+        with pytest.raises(ValidationError, match="dpo needs hyperparameters.beta"):
+            make_spec(tiny, pairs, method=method, beta=beta)
 
     @pytest.mark.parametrize(
         ("method", "said"), [("supervised", 'the method "dpo" learns from'), ("dpo", 'the method "supervised" learns')]
