@@ -116,7 +116,7 @@ class RunSpec(Frozen):
     @model_validator(mode="after")
     def _has_beta_for_dpo_alone(self) -> RunSpec:
         if (self.method == "dpo") != (self.hyperparameters.beta is not None):
-            raise ValueError(f"{self.run_id}: dpo needs hyperparameters.beta, and no other method has it")
+            raise ValueError(f"{self.run_id}: dpo needs a beta among its hyperparameters, and no other method has one")
         return self
 
 

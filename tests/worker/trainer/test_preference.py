@@ -234,7 +234,7 @@ class TestTheProgram:
 
     @pytest.mark.parametrize(("method", "beta"), [("dpo", None), ("supervised", 0.1)])
     def test_a_spec_without_its_beta_is_no_spec(self, tiny: Path, pairs: Path, method: str, beta: float | None) -> None:
-        with pytest.raises(ValidationError, match="dpo needs hyperparameters.beta"):
+        with pytest.raises(ValidationError, match="dpo needs a beta"):
             make_spec(tiny, pairs, method=method, beta=beta)
 
     @pytest.mark.parametrize(
