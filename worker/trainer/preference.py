@@ -49,7 +49,8 @@ def compare(base: Base, row: Row, hidden_N_D: torch.Tensor, reference_N: torch.T
     """Hold the row's pairs against the reference, without a gradient; None for a row without pairs."""
     if row.pairs is None or reference_N is None:
         return None
-    return comparison(row.pairs, head_loss(hidden_N_D, base.head_V_D, row.targets_N)[1], reference_N)
+    losses_N = head_loss(hidden_N_D.detach(), base.head_V_D, row.targets_N)[1]  # attached, a gradient would be formed
+    return comparison(row.pairs, losses_N, reference_N)
 
 
 def comparison(pairs: Pairs, losses_N: torch.Tensor, reference_N: torch.Tensor) -> Comparison:

@@ -28,6 +28,7 @@ from tests.worker.trainer.house import (
     prepare,
     run_here,
 )
+from worker.trainer import loss
 from worker.trainer.batch import Pairs, Share, reference_id, rows
 from worker.trainer.evaluate import evaluate
 from worker.trainer.lora import frozen_copy
@@ -110,6 +111,20 @@ class TestOptimizerStep:
         assert steps[-1].reward_accuracy == 1.0
         assert steps[-1].reward_margin is not None
         assert steps[-1].reward_margin > 0.5
+
+    def test_the_head_forms_one_gradient_for_each_answer(
+        self, tiny: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[bool] = []
+        chunk = loss._chunk
+
+        def watched(*arguments: Any) -> Any:
+            asked.append(arguments[-1])
+            return chunk(*arguments)
+
+        monkeypatch.setattr(loss, "_chunk", watched)
+        trained(tiny, pairs, steps=1)
+        assert asked == [False, False, True]  # the reference, the margin, the step
 
     def test_the_loss_is_divided_by_pairs(self, tiny: Path, pairs: Path) -> None:
         steps, run = trained(tiny, pairs, steps=3, batch_size=5)
