@@ -67,6 +67,20 @@ def make_tiny_dataset(path: Path, examples: int = 12, *, seed: int = 0) -> Path:
     return path
 
 
+def make_tiny_pairs(path: Path, pairs: int = 12, *, seed: int = 0) -> Path:
+    """Write `pairs` preference pairs of uneven length: the sorted words are preferred to the words as they came."""
+    dice = random.Random(seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(_pair(number, dice)) + "\n" for number in range(pairs)), encoding="utf-8")
+    return path
+
+
+def _pair(number: int, dice: random.Random) -> dict[str, Any]:
+    question, answer = _chat(number, dice)["messages"]
+    rejected = {"role": "assistant", "content": question["content"][:: dice.choice((1, -1))]}
+    return {"input": {"messages": [question]}, "preferred_output": [answer], "non_preferred_output": [rejected]}
+
+
 def _chat(number: int, dice: random.Random) -> dict[str, Any]:
     words = [dice.choice(("red", "green", "blue", "amber")) for _ in range(dice.randint(1, 12))]
     return {

@@ -6,9 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
+from app.domain.chat_template import TemplateRefused
 from app.domain.dataset import MAX_FINDINGS, Example, read_examples
+from app.domain.documents import fit, is_cut
 from app.domain.jsonl import Finding
-from app.domain.render import Renderer, TemplateRefused, cut
+from app.domain.render import Renderer
+from app.domain.spec import Method
 
 ENOUGH_FINDINGS = 100  # a file with so many is not read to its end
 FIRST_LINES = 10
@@ -69,11 +72,16 @@ class Report:
 
 
 def examine(
-    file: BinaryIO, renderer: Renderer, context_length: int, max_line_bytes: int, between_lines: Callable[[], None]
+    file: BinaryIO,
+    renderer: Renderer,
+    context_length: int,
+    max_line_bytes: int,
+    between_lines: Callable[[], None],
+    method: Method = "supervised",
 ) -> Report:
-    """Read a whole file. `between_lines` may raise to end it early."""
+    """Read a whole file as the method's trainer will. `between_lines` may raise to end it early."""
     report = Report()
-    for item in read_examples(file, max_line_bytes):
+    for item in read_examples(file, max_line_bytes, method):
         between_lines()
         if isinstance(item, Finding):
             report.find(item)
@@ -91,10 +99,9 @@ def _examine_example(example: Example, renderer: Renderer, context_length: int, 
     except TemplateRefused as error:
         report.find(Finding(example.line, str(error), "template_refused"))
         return
-    if any(len(document) > context_length for document in documents):
+    if any(is_cut(document, context_length) for document in documents):
         report.cut.add(example.line)
-    shortened = (cut(document, context_length) for document in documents)
-    learned = [document for document in shortened if document.labelled_count]  # as the trainer keeps them
+    learned = fit(documents, context_length)  # as the trainer keeps them
     if not learned:
         report.empty.add(example.line)
     report.tokens += sum(len(document) for document in learned)

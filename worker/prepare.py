@@ -105,6 +105,7 @@ def trainer_spec(
     spec = JobSpec.model_validate(job.spec)
     run = RunSpec(
         run_id=job.id,
+        method=spec.method,
         lora=spec.lora,
         hyperparameters=spec.hyperparameters,
         seed=spec.seed,

@@ -44,6 +44,12 @@ RESULT_COLUMNS = {
     "epoch": "epoch",
     "num_tokens": "num_tokens",
 }
+REWARD_COLUMNS = {  # of DPO, and there only
+    name: name
+    for name in (
+        "train_reward_accuracy", "train_reward_margin", "full_valid_reward_accuracy", "full_valid_reward_margin",
+    )
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -183,10 +189,12 @@ def model_name(base: str, organization: str, suffix: str | None) -> str:
 
 def results_csv(rows: Iterable[dict[str, Any]]) -> bytes:
     """A line per step; blank where nothing was measured."""
-    text = io.StringIO()
+    text, rows = io.StringIO(), list(rows)
+    has_rewards = any("train_reward_margin" in row for row in rows)
+    columns = RESULT_COLUMNS | (REWARD_COLUMNS if has_rewards else {})
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(RESULT_COLUMNS)
+    writer.writerow(columns)
     for row in rows:
-        values = (row.get(source) for source in RESULT_COLUMNS.values())
+        values = (row.get(source) for source in columns.values())
         writer.writerow(["" if value is None else value for value in values])
     return text.getvalue().encode()

@@ -26,6 +26,12 @@ OPTIONAL_METRIC_KEYS = (
     "valid_mean_token_accuracy",
     "full_valid_loss",
     "full_valid_mean_token_accuracy",
+    "train_reward_accuracy",
+    "train_reward_margin",
+    "valid_reward_accuracy",
+    "valid_reward_margin",
+    "full_valid_reward_accuracy",
+    "full_valid_reward_margin",
     "peak_memory_bytes",
 )
 OUR_METRIC_KEYS = ("learning_rate", "grad_norm", "epoch", "labelled_tokens", "tokens_per_second", "eta_seconds")

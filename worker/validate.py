@@ -18,7 +18,7 @@ from app.db import claims
 from app.db.claims import FencedError
 from app.db.tables import File, Job
 from app.domain.render import Renderer
-from app.domain.spec import JobSpec
+from app.domain.spec import JobSpec, Method
 from app.domain.states import JobState, Reason
 from app.log import get_logger
 from worker.dataset_report import Report, examine
@@ -26,6 +26,11 @@ from worker.lease import Claimer, LeaseKeeper
 from worker.outcome import STORAGE_PATIENCE, Outcome
 from worker.prepare import CannotStart, Inputs, load_inputs
 from worker.resources import Resources
+
+EMPTY: dict[Method, str] = {
+    "supervised": "examples without a token to learn from",
+    "dpo": "pairs without two different answers to learn from",
+}
 
 log = get_logger(__name__)
 
@@ -97,7 +102,7 @@ class Validator:
             report = self._examine(job, keeper, renderer, file)
             if outcome := verdict(kind, report):
                 raise Rejected(outcome, report)
-            if warning := warn_of(kind, report, JobSpec.model_validate(job.spec).hyperparameters.context_length):
+            if warning := warn_of(kind, report, JobSpec.model_validate(job.spec)):
                 keeper.say(warning, level="warn", data={"file": file.id} | report.remarks())
             reports[kind.noun] = report
         return reports
@@ -109,13 +114,20 @@ class Validator:
         return files + ([(validation, inputs.validation_file)] if inputs.validation_file else [])
 
     def _examine(self, job: Job, keeper: LeaseKeeper, renderer: Renderer, file: File) -> Report:
-        context_length = JobSpec.model_validate(job.spec).hyperparameters.context_length
+        spec = JobSpec.model_validate(job.spec)
         try:
             opened = self.resources.storage.open(file.storage_key)
         except FileNotFoundError as error:
             raise CannotStart(Outcome(Reason.SERVER_ERROR, f"The bytes of {file.id} are gone from storage")) from error
         with opened:
-            return examine(opened, renderer, context_length, self.settings.max_line_bytes, self._checkpoint(keeper))
+            return examine(
+                opened,
+                renderer,
+                spec.hyperparameters.context_length,
+                self.settings.max_line_bytes,
+                self._checkpoint(keeper),
+                spec.method,
+            )
 
     def _checkpoint(self, keeper: LeaseKeeper) -> Callable[[], None]:
         """To be called between lines: a cancel and a shutdown are heard within one example."""
@@ -181,12 +193,13 @@ def verdict(kind: Kind, report: Report) -> Outcome | None:
     return None
 
 
-def warn_of(kind: Kind, report: Report, context_length: int) -> str | None:
+def warn_of(kind: Kind, report: Report, spec: JobSpec) -> str | None:
     parts = []
     if report.cut.count:
-        parts.append(f"examples longer than context_length ({context_length:,} tokens), cut at their end: {report.cut}")
+        length = spec.hyperparameters.context_length
+        parts.append(f"examples longer than context_length ({length:,} tokens), cut at their end: {report.cut}")
     if report.empty.count:
-        parts.append(f"examples without a token to learn from, which contribute nothing: {report.empty}")
+        parts.append(f"{EMPTY[spec.method]}, which contribute nothing: {report.empty}")
     return f"{kind.noun.capitalize()} file: {'; '.join(parts)}" if parts else None
 
 

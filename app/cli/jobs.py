@@ -43,6 +43,7 @@ def create(
     validation_file: Annotated[str | None, typer.Option(help="A file's id, or a path to upload.")] = None,
     suffix: Annotated[str | None, typer.Option(help="A word for the new model's name.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed repeats a run.")] = None,
+    method: Annotated[str | None, typer.Option(help="supervised (the default) or dpo.")] = None,
     n_epochs: Annotated[int | None, typer.Option(help="Passes over the data, 1 to 50.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples per optimizer step, 1 to 256.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Absolute, such as 2e-4.")] = None,
@@ -76,6 +77,7 @@ def create(
         no_quantization=no_quantization,
         settings=settings or [],
         metadata=metadata or [],
+        method=method,
     )
     job = client.post("fine_tuning/jobs", _upload_paths(client, asked))
     _tell_created(job, as_json, follow)
@@ -167,7 +169,9 @@ def _tell_created(job: dict[str, Any], as_json: bool, follow: bool) -> None:
 
 
 def _fields(job: dict[str, Any]) -> list[tuple[str, str]]:
-    hyperparameters = ((job.get("method") or {}).get("supervised") or {}).get("hyperparameters") or {}
+    method = job.get("method") or {}
+    kind = method.get("type") or "supervised"
+    hyperparameters = (method.get(kind) or {}).get("hyperparameters") or {}
     error, adapter = job.get("error") or {}, job.get("adapter") or {}
     return [
         ("id", job["id"]),
@@ -180,6 +184,7 @@ def _fields(job: dict[str, Any]) -> list[tuple[str, str]]:
         ("training file", job["training_file"]),
         ("validation file", job.get("validation_file") or ""),
         ("result files", ", ".join(job.get("result_files") or [])),
+        ("method", kind),
         ("hyperparameters", _pairs(hyperparameters)),
         ("lora", _pairs(job.get("lora") or {})),
         ("quantization", _pairs(job["quantization"]) if job.get("quantization") else "none (16-bit LoRA)"),

@@ -23,14 +23,15 @@ def build_body(
     no_quantization: bool,
     settings: Sequence[str],
     metadata: Sequence[str],
+    method: str | None = None,
 ) -> Json:
     body: Json = {"model": model, "training_file": training_file}
     body |= _given({"validation_file": validation_file, "suffix": suffix, "seed": seed})
     objects = {"hyperparameters": _given(hyperparameters), "lora": _given(lora), "quantization": {}}
     _apply(settings, objects)
-    if objects["hyperparameters"]:
-        supervised = {"hyperparameters": objects["hyperparameters"]}
-        body["method"] = {"type": "supervised", "supervised": supervised}
+    if method or objects["hyperparameters"]:
+        kind = method or "supervised"
+        body["method"] = {"type": kind, kind: {"hyperparameters": objects["hyperparameters"]}}
     body |= {name: objects[name] for name in OBJECTS if objects[name]}
     if no_quantization:
         _refuse_contradiction(objects["quantization"])

@@ -1,180 +1,119 @@
-"""What one training example may be: OpenAI's chat lines, or a prompt and its completion."""
+"""What one training example may be: chat lines, a prompt and its completion, plain text; for DPO a preference pair."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from app.domain.jsonl import MAX_LINE_BYTES, Finding, Line, json_type, quote, read_lines
+from app.domain.jsonl import MAX_LINE_BYTES, Finding, Line, json_type, names, read_lines
+from app.domain.messages import message_findings
+from app.domain.spec import Method
 
 MAX_FINDINGS = 10
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class TextPart(_Strict):
-    type: Literal["text"]
-    text: str
-
-
-class FunctionCall(_Strict):
-    name: str
-    arguments: str
-
-
-class ToolCall(_Strict):
-    id: str
-    type: Literal["function"]
-    function: FunctionCall
-
-
-Content = str | list[TextPart]
-
-
-class PromptMessage(_Strict):
-    role: Literal["system", "developer", "user"]
-    content: Content
-    name: str | None = None
-
-
-class AssistantMessage(_Strict):
-    role: Literal["assistant"]
-    content: Content | None = None
-    name: str | None = None
-    refusal: str | None = None
-    weight: Literal[0, 1] | None = None
-    tool_calls: Annotated[list[ToolCall], Field(min_length=1)] | None = None
-    function_call: FunctionCall | None = None
-
-    @model_validator(mode="after")
-    def _says_something(self) -> AssistantMessage:
-        if self.content is None and not self.tool_calls and self.function_call is None:
-            raise ValueError("an assistant message needs content or tool_calls")
-        return self
-
-
-class ToolMessage(_Strict):
-    role: Literal["tool"]
-    content: Content
-    tool_call_id: str
-    name: str | None = None
-
-
-class FunctionMessage(_Strict):
-    role: Literal["function"]
-    name: str
-    content: str | None
-
-
-MESSAGE_BY_ROLE: dict[str, type[_Strict]] = {
-    "system": PromptMessage,
-    "developer": PromptMessage,
-    "user": PromptMessage,
-    "assistant": AssistantMessage,
-    "tool": ToolMessage,
-    "function": FunctionMessage,
-}
 CHAT_KEYS = frozenset({"messages", "tools", "parallel_tool_calls", "functions"})
 COMPLETION_KEYS = frozenset({"prompt", "completion"})
+TEXT_KEYS = frozenset({"text"})
+INPUT_KEYS = frozenset({"messages", "tools", "parallel_tool_calls"})
+# OpenAI's guide has the first spelling, its specification of March 2025 the second.
+PAIR_SPELLINGS = (("preferred_output", "non_preferred_output"), ("preferred_completion", "non_preferred_completion"))
+OUTPUT_KEYS = frozenset(key for spelling in PAIR_SPELLINGS for key in spelling)
+ANSWER_ROLES = frozenset({"assistant", "tool", "function"})
 
 
 @dataclass(frozen=True)
 class Example:
-    """One training example. Chat: `messages` (and `tools`); completion: one prompt, one completion."""
+    """One training example.
+
+    Chat: `messages` (and `tools`). Completion: one prompt, one completion. Plain text: `text`. Preference pair:
+    `messages` (and `tools`) as its prompt, and two answers to it, each a list of messages.
+    """
 
     line: int
     messages: tuple[dict[str, Any], ...] = ()
     tools: tuple[dict[str, Any], ...] = ()
     prompt: str | None = None
     completion: str | None = None
+    text: str | None = None
+    preferred: tuple[dict[str, Any], ...] = ()
+    non_preferred: tuple[dict[str, Any], ...] = ()
 
     @property
-    def is_chat(self) -> bool:
-        return self.completion is None
+    def is_pair(self) -> bool:
+        return bool(self.preferred)
 
 
-def read_examples(file: BinaryIO, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[Example | Finding]:
-    """Yield every example of a supervised data set, or the findings of the line that should have been one."""
+@dataclass(frozen=True)
+class Format:
+    """One shape of a line: what it is called, which method learns from it, how it is checked and read."""
+
+    noun: str
+    method: Method
+    shown: str
+    findings: Callable[[Line], Iterator[Finding]]
+    example: Callable[[Line], Example]
+
+
+def read_examples(
+    file: BinaryIO, max_line_bytes: int = MAX_LINE_BYTES, method: Method = "supervised"
+) -> Iterator[Example | Finding]:
+    """Yield every example of a data set for `method`, or the findings of the line that should have been one."""
+    first: tuple[int, Format] | None = None  # plain text is learned whole, so a file has only that or none of it
     for line in read_lines(file, max_line_bytes):
         if isinstance(line, Finding):
             yield line
-        else:
-            yield from _check_example(line)
+            continue
+        seen = _format_of(line.value)
+        if seen is None or seen.method != method:
+            yield _wrong_format(line, seen, method)
+            continue
+        first = first or (line.number, seen)
+        if seen is not first[1] and TEXT in (seen, first[1]):
+            yield _mixed(line, seen, *first)
+            continue
+        findings = list(seen.findings(line))
+        yield from findings if findings else (seen.example(line),)
 
 
-def _check_example(line: Line) -> Iterator[Example | Finding]:
-    value = line.value
+def _format_of(value: Mapping[str, Any]) -> Format | None:
     if "messages" in value:
-        findings = list(_chat_findings(line))
-        yield from findings if findings else (_chat_example(line),)
-    elif "prompt" in value or "completion" in value:
-        findings = list(_completion_findings(line))
-        yield from findings if findings else (_completion_example(line),)
-    elif "preferred_output" in value or "preferred_completion" in value:
-        yield Finding(line.number, "a preference pair, but this job's method is supervised", "wrong_format")
+        return CHAT
+    if value.keys() & COMPLETION_KEYS:
+        return COMPLETION
+    if value.keys() & OUTPUT_KEYS:
+        return PAIR
+    return TEXT if "text" in value else None
+
+
+def _wrong_format(line: Line, seen: Format | None, method: Method) -> Finding:
+    allowed = " or ".join(f"{form.noun} ({form.shown})" for form in FORMATS if form.method == method)
+    if seen is None:
+        text = f"unexpected format: expected {allowed}; found the keys {names(line.value)}"
     else:
-        yield Finding(
-            line.number,
-            'unexpected format: expected chat messages ({"messages": [...]}) or a prompt/completion pair; '
-            f"found the keys {_names(value)}",
-            "wrong_format",
+        text = (
+            f'{seen.noun}, which the method "{seen.method}" learns from, but this job\'s method is "{method}" and '
+            f"needs {allowed}"
         )
+    return Finding(line.number, text, "wrong_format")
+
+
+def _mixed(line: Line, seen: Format, first_line: int, first: Format) -> Finding:
+    text = f"{seen.noun}, but line {first_line} is {first.noun}; plain text stands in a file of its own"
+    return Finding(line.number, text, "mixed_formats")
+
+
+# --- chat -------------------------------------------------------------------------------------------------------------
 
 
 def _chat_findings(line: Line) -> Iterator[Finding]:
-    value = line.value
-    if extra := value.keys() - CHAT_KEYS:
-        yield Finding(
-            line.number,
-            f"contains an extra key {_names(extra)}; allowed are {_names(CHAT_KEYS)}",
-            "extra_key",
-        )
-    for key in ("tools", "functions"):
-        if value.get(key) is not None and not _is_list_of_objects(value[key]):
-            yield Finding(line.number, f'"{key}" must be a list of objects', "invalid_tools")
-    messages = value["messages"]
-    if not isinstance(messages, list) or not messages:
-        yield Finding(line.number, '"messages" must be a list with at least one message', "invalid_messages")
-        return
-    found = [f for number, message in enumerate(messages, 1) for f in _message_findings(line.number, number, message)]
+    yield from _extra_keys(line.number, line.value, CHAT_KEYS)
+    yield from _tool_findings(line.number, line.value, ("tools", "functions"))
+    messages = line.value["messages"]
+    found = list(_list_findings(line.number, messages, '"messages"'))
     yield from found
     if not found and messages[-1]["role"] != "assistant":
-        yield Finding(
-            line.number,
-            f'the last message is from "{messages[-1]["role"]}", but it must be from "assistant", as that is learned',
-            "last_message_not_assistant",
-        )
-
-
-def _message_findings(line: int, number: int, message: Any) -> Iterator[Finding]:
-    if not isinstance(message, dict):
-        yield Finding(line, f"message {number} is a JSON {json_type(message)}, not an object", "invalid_message")
-        return
-    role = message.get("role")
-    if not isinstance(role, str) or role not in MESSAGE_BY_ROLE:
-        yield Finding(
-            line, f"message {number} {_seen_role(role)}; allowed are {_names(MESSAGE_BY_ROLE)}", "invalid_role"
-        )
-        return
-    try:
-        MESSAGE_BY_ROLE[role].model_validate(message)
-    except ValidationError as error:
-        yield Finding(line, f"message {number} ({role}): {_first_problem(error)}", "invalid_message")
-
-
-def _completion_findings(line: Line) -> Iterator[Finding]:
-    value = line.value
-    if extra := value.keys() - COMPLETION_KEYS:
-        yield Finding(line.number, f"contains an extra key {_names(extra)} beside prompt and completion", "extra_key")
-    for key in sorted(COMPLETION_KEYS, reverse=True):
-        if not isinstance(value.get(key), str):
-            seen = "is missing" if key not in value else f"is a JSON {json_type(value[key])}"
-            yield Finding(line.number, f'"{key}" {seen}, but it must be a string', "invalid_completion")
+        text = f'the last message is from "{messages[-1]["role"]}", but it must be from "assistant", as that is learned'
+        yield Finding(line.number, text, "last_message_not_assistant")
 
 
 def _chat_example(line: Line) -> Example:
@@ -184,32 +123,135 @@ def _chat_example(line: Line) -> Example:
     return Example(line.number, messages=tuple(line.value["messages"]), tools=tuple(tools))
 
 
+# --- prompt and completion, plain text --------------------------------------------------------------------------------
+
+
+def _completion_findings(line: Line) -> Iterator[Finding]:
+    yield from _extra_keys(line.number, line.value, COMPLETION_KEYS)
+    for key in sorted(COMPLETION_KEYS, reverse=True):
+        yield from _string_findings(line, key, "invalid_completion")
+
+
 def _completion_example(line: Line) -> Example:
     return Example(line.number, prompt=line.value["prompt"], completion=line.value["completion"])
 
 
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        return f"contains an extra key {quote(where)}"
-    text = problem["msg"].removeprefix("Value error, ")
-    return f"{where}: {text}" if where else text
+def _text_findings(line: Line) -> Iterator[Finding]:
+    yield from _extra_keys(line.number, line.value, TEXT_KEYS)
+    yield from _string_findings(line, "text", "invalid_text")
 
 
-def _seen_role(role: Any) -> str:
-    if role is None:
-        return "has no role"
-    return (
-        f"has the unknown role {quote(role)}"
-        if isinstance(role, str)
-        else f"has a role that is a JSON {json_type(role)}"
+def _text_example(line: Line) -> Example:
+    return Example(line.number, text=line.value["text"])
+
+
+# --- preference pairs -------------------------------------------------------------------------------------------------
+
+
+def _pair_findings(line: Line) -> Iterator[Finding]:
+    value = line.value
+    spelling = _spelling(value)
+    yield from _extra_keys(line.number, value, frozenset({"input", *spelling}))
+    yield from _input_findings(line.number, value.get("input"))
+    for key in spelling:
+        yield from _answer_findings(line.number, key, value.get(key))
+
+
+def _spelling(value: Mapping[str, Any]) -> tuple[str, str]:
+    """The one of which a key is there: the other's keys are extra ones."""
+    return next(spelling for spelling in PAIR_SPELLINGS if value.keys() & set(spelling))
+
+
+def _input_findings(line: int, value: Any) -> Iterator[Finding]:
+    if not isinstance(value, dict):
+        seen = "is missing" if value is None else f"is a JSON {json_type(value)}"
+        yield Finding(line, f'"input" {seen}, but it must be an object like {{"messages": [...]}}', "invalid_input")
+        return
+    yield from _extra_keys(line, value, INPUT_KEYS, '"input" ')
+    yield from _tool_findings(line, value, ("tools",))
+    messages: Any = value.get("messages")
+    found = list(_list_findings(line, messages, '"messages" of "input"', "input, "))
+    yield from found or _weight_findings(line, messages, "input, ")
+    if not found and messages[-1]["role"] == "assistant":
+        text = (
+            'the last message of "input" is from "assistant", but the answers follow it, and they are the assistant\'s'
+        )
+        yield Finding(line, text, "last_message_assistant")
+
+
+def _answer_findings(line: int, key: str, messages: Any) -> Iterator[Finding]:
+    found = list(_list_findings(line, messages, f'"{key}"', f"{key}, "))
+    yield from found or _weight_findings(line, messages, f"{key}, ")
+    if found:
+        return
+    roles = [message["role"] for message in messages]
+    if roles[0] != "assistant" or roles[-1] != "assistant" or not ANSWER_ROLES.issuperset(roles):
+        text = f'"{key}" has messages from {names(set(roles))}; it must begin and end with one from "assistant"'
+        yield Finding(line, f'{text}, with none but "tool" between', "invalid_output")
+
+
+def _weight_findings(line: int, messages: list[dict[str, Any]], where: str) -> Iterator[Finding]:
+    for number, message in enumerate(messages, 1):
+        if "weight" in message:
+            text = f'{where}message {number} has the key "weight", but of a pair both outputs are learned, and no more'
+            yield Finding(line, text, "extra_key")
+
+
+def _pair_example(line: Line) -> Example:
+    preferred, non_preferred = (tuple(line.value[key]) for key in _spelling(line.value))
+    asked = line.value["input"]
+    return Example(
+        line.number,
+        messages=tuple(asked["messages"]),
+        tools=tuple(asked.get("tools") or ()),
+        preferred=preferred,
+        non_preferred=non_preferred,
     )
 
 
-def _is_list_of_objects(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
+# --- checks that several formats share --------------------------------------------------------------------------------
 
 
-def _names(names: Any) -> str:
-    return ", ".join(quote(name) for name in sorted(names)[:8]) or "none"
+def _extra_keys(line: int, value: Mapping[str, Any], allowed: frozenset[str], where: str = "") -> Iterator[Finding]:
+    if extra := value.keys() - allowed:
+        text = f"{where}contains an extra key {names(extra)}; allowed are {names(allowed)}"
+        yield Finding(line, text, "extra_key")
+
+
+def _tool_findings(line: int, value: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[Finding]:
+    for key in keys:
+        tools = value.get(key)
+        if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+            yield Finding(line, f'"{key}" must be a list of objects', "invalid_tools")
+
+
+def _list_findings(line: int, messages: Any, name: str, where: str = "") -> Iterator[Finding]:
+    if not isinstance(messages, list) or not messages:
+        yield Finding(line, f"{name} must be a list with at least one message", "invalid_messages")
+    else:
+        yield from message_findings(line, messages, where)
+
+
+def _string_findings(line: Line, key: str, code: str) -> Iterator[Finding]:
+    if not isinstance(line.value.get(key), str):
+        seen = "is missing" if key not in line.value else f"is a JSON {json_type(line.value[key])}"
+        yield Finding(line.number, f'"{key}" {seen}, but it must be a string', code)
+
+
+CHAT = Format("chat messages", "supervised", '{"messages": [...]}', _chat_findings, _chat_example)
+COMPLETION = Format(
+    "a prompt/completion pair",
+    "supervised",
+    '{"prompt": "...", "completion": "..."}',
+    _completion_findings,
+    _completion_example,
+)
+TEXT = Format("plain text", "supervised", '{"text": "..."}', _text_findings, _text_example)
+PAIR = Format(
+    "a preference pair",
+    "dpo",
+    '{"input": {"messages": [...]}, "preferred_output": [...], "non_preferred_output": [...]}',
+    _pair_findings,
+    _pair_example,
+)
+FORMATS = (CHAT, COMPLETION, TEXT, PAIR)

@@ -47,6 +47,8 @@ class Metric(Record):
     epoch: float
     train_loss: float | None  # None stands for a value that is not finite
     train_mean_token_accuracy: float | None = None
+    train_reward_accuracy: float | None = None  # of DPO: the share of pairs whose preferred answer gained more
+    train_reward_margin: float | None = None  # of DPO: beta times what it gained over the other, in nats
     learning_rate: float
     grad_norm: float | None
     trained_tokens: int  # real tokens that went through the model so far
@@ -57,6 +59,10 @@ class Metric(Record):
     valid_mean_token_accuracy: float | None = None
     full_valid_loss: float | None = None
     full_valid_mean_token_accuracy: float | None = None
+    valid_reward_accuracy: float | None = None
+    valid_reward_margin: float | None = None
+    full_valid_reward_accuracy: float | None = None
+    full_valid_reward_margin: float | None = None
     peak_memory_bytes: int | None = None
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from app.domain.knobs import AUTO, Knobs
+from app.domain.spec import Method
 from app.errors import BadRequest, UnknownParameter
 
 ALL_LINEAR = "all-linear"
@@ -14,7 +15,7 @@ HYPERPARAMETERS = {
     for name in (
         "n_epochs", "batch_size", "learning_rate_multiplier", "learning_rate", "warmup_ratio", "weight_decay",
         "max_grad_norm", "lr_scheduler_type", "context_length", "packing", "max_steps",
-        "eval_steps", "early_stopping", "promote_best",
+        "eval_steps", "early_stopping", "promote_best", "beta",
     )
 } | {"load_best_model_at_end": "promote_best"}  # fmt: skip
 LORA_ALIASES = {
@@ -32,7 +33,12 @@ LORA_KEYS = {
 QUANTIZATION_KEYS = ("bits", "type", "double_quant", "compute_dtype")
 
 
+METHODS: tuple[Method, ...] = ("supervised", "dpo")
+OF_METHOD: dict[str, Method] = {"beta": "dpo"}  # knobs that mean nothing elsewhere
+
+
 def gather(body: Mapping[str, Any]) -> Knobs:
+    """Every knob of a create body; which of them its method does not have is among the problems."""
     knobs = Knobs()
     for path, hyperparameters in _hyperparameter_objects(body, knobs):
         for key, value in hyperparameters.items():
@@ -41,23 +47,41 @@ def gather(body: Mapping[str, Any]) -> Knobs:
         _gather_lora(knobs, body["lora"], "lora")
     if "quantization" in body:
         _gather_quantization(knobs, body["quantization"], "quantization")
+    _refuse_knobs_of_other_methods(knobs, method_of(body))
     return knobs
 
 
+def method_of(body: Mapping[str, Any]) -> Method | None:
+    """None for one that is not offered here."""
+    kind = (body.get("method") or {}).get("type") or "supervised"
+    return next((method for method in METHODS if method == kind), None)
+
+
 def _hyperparameter_objects(body: Mapping[str, Any], knobs: Knobs) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    method = body.get("method") or {}
-    kind = method.get("type", "supervised")
-    if kind != "supervised":
-        text = f"method.type {kind!r} is not offered here; allowed is 'supervised'"
+    method, kind = body.get("method") or {}, method_of(body)
+    if kind is None:
+        text = f"method.type {method['type']!r} is not offered here; allowed are {' and '.join(map(repr, METHODS))}"
         knobs.problems.append(BadRequest(text, "method.type", "unsupported_value"))
         return
-    for key in method.keys() - {"type", "supervised"}:
-        knobs.problems.append(_unknown(f"method.{key}", ("type", "supervised")))
-    supervised = method.get("supervised") or {}
-    for key in supervised.keys() - {"hyperparameters"}:
-        knobs.problems.append(_unknown(f"method.supervised.{key}", ("hyperparameters",)))
-    yield "method.supervised.hyperparameters", supervised.get("hyperparameters") or {}
+    for key in sorted(method.keys() - {"type", kind}):
+        if key not in METHODS:
+            knobs.problems.append(_unknown(f"method.{key}", ("type", kind)))
+        elif method[key] is not None:
+            text = f"method.{key} belongs to the type {key!r}, but method.type is {kind!r}; give only method.{kind}"
+            knobs.problems.append(UnknownParameter(text, f"method.{key}"))
+    chosen = method.get(kind) or {}
+    for key in chosen.keys() - {"hyperparameters"}:
+        knobs.problems.append(_unknown(f"method.{kind}.{key}", ("hyperparameters",)))
+    yield f"method.{kind}.hyperparameters", chosen.get("hyperparameters") or {}
     yield "hyperparameters", body.get("hyperparameters") or {}
+
+
+def _refuse_knobs_of_other_methods(knobs: Knobs, method: Method | None) -> None:
+    for name, owner in OF_METHOD.items():
+        knob = knobs.values.get(name)
+        if knob is not None and knob.value is not None and method not in (owner, None):
+            text = f"belongs to the method {owner!r}, but this job's method is {method!r}; leave it out"
+            knobs.refuse(name, text, "unsupported_value")
 
 
 def _gather_one(knobs: Knobs, path: str, key: str, value: Any) -> None:

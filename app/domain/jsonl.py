@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -114,6 +114,11 @@ def json_type(value: Any) -> str:
 def quote(text: str) -> str:
     """A client's word as it may stand in a message: escaped, and at most 40 characters of it."""
     return json.dumps(text if len(text) <= 40 else text[:40] + "…")
+
+
+def names(words: Iterable[str]) -> str:
+    """Some keys or roles as they may stand in a message: sorted, quoted, at most eight."""
+    return ", ".join(quote(word) for word in sorted(words)[:8]) or "none"
 
 
 def _parse_line(number: int, line: bytes) -> Line | Finding:

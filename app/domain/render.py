@@ -1,4 +1,4 @@
-"""Chat template -> tokens and loss mask, as plain lists: what the model sees, and which of it is learned.
+"""Examples -> tokens and loss mask, as plain lists: what the model sees, and which of it is learned.
 
 The mask follows from the template the adapter will be served with. A turn is learned from where generation would start
 (the template rendered up to it, with the generation prompt) to the end-of-turn token that generation would produce.
@@ -6,42 +6,22 @@ The mask follows from the template the adapter will be served with. A turn is le
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, processors
 
+from app.domain.chat_template import ChatTemplate, Message, for_template, read_template
+from app.domain.chat_template import TemplateRefused as TemplateRefused
 from app.domain.dataset import Example
+from app.domain.documents import NON_PREFERRED, PREFERRED, Document
 
-
-class TemplateRefused(ValueError):
-    """The chat template cannot render this example; the message is the template's own, for the user."""
-
-
-@dataclass(frozen=True)
-class Document:
-    """Tokens that attend to each other, and for each whether it is a target of the loss (never the first one)."""
-
-    line: int
-    tokens: list[int]
-    labelled: list[bool]
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    @property
-    def labelled_count(self) -> int:
-        return sum(self.labelled)
+GENERATION_CONFIGS = ("generation_config.json", "config.json")  # as transformers reads them: the first that is there
 
 
 @dataclass(frozen=True)
@@ -53,174 +33,176 @@ class _Span:
 class Renderer:
     """A tokenizer and its chat template, read from a base model's directory without importing transformers or torch."""
 
-    def __init__(self, tokenizer: Tokenizer, chat_template: str | None, specials: dict[str, str]) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        chat_template: str | None,
+        specials: Mapping[str, str],
+        stops: Sequence[str] = (),
+        opening: Sequence[int] = (),
+    ) -> None:
+        """`stops` end generation beside the eos token; `opening` is what begins every text that no template writes."""
         self.tokenizer = tokenizer
         self.specials = specials
-        self.eos = specials.get("eos_token", "")
-        self.template = _environment().from_string(chat_template) if chat_template else None
+        self.eos = specials.get("eos_token") or next(iter(stops), "")
+        self.stops = tuple(dict.fromkeys(filter(None, (self.eos, *stops))))
+        self.opening = list(opening)
+        self.template = ChatTemplate(chat_template, specials) if chat_template else None
+        self._stop = _any_of(self.stops)
+        self._can_cut = _can_cut(tokenizer)
+        self._last_special = _any_of(_special_texts(tokenizer), r"\s*\Z")
 
     @classmethod
     def from_directory(cls, directory: Path) -> Renderer:
-        config = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
+        config = _read_json(directory / "tokenizer_config.json")
         specials = {key: _token_text(value) for key, value in config.items() if key.endswith("_token") and value}
         tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        return cls(tokenizer, _read_template(directory, config), specials)
+        opening = _opening(tokenizer)
+        tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)  # adds nothing; others shift the offsets
+        return cls(tokenizer, read_template(directory, config), specials, _read_stops(directory, tokenizer), opening)
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """The tokens at which generation ends."""
+        ids = (self.tokenizer.token_to_id(stop) for stop in self.stops)
+        return [token for token in ids if token is not None]
 
     def documents(self, example: Example) -> list[Document]:
         """One document, or one per learned turn where the template renders earlier turns differently later on.
 
-        Raises TemplateRefused.
+        Of a pair, those of the preferred answer and then those of the other. Raises TemplateRefused.
         """
-        if not example.is_chat:
-            return [self._completion(example)]
-        messages = [_for_template(message) for message in example.messages]
-        learned = [i for i, message in enumerate(example.messages) if _is_learned(message)]
-        whole = self.text(messages, example.tools)
-        spans = [self._span(messages, i, example.tools, whole) for i in learned]
-        stable = [span for span in spans if span is not None]
-        if len(stable) == len(spans):
-            return [self._document(example.line, whole, stable)]
-        return [self._turn(example, messages, i) for i in learned]
+        if example.text is not None:
+            return [self._plain(example.line, example.text)]
+        if example.completion is not None:
+            return [self._completion(example.line, str(example.prompt), example.completion)]
+        if not example.is_pair:
+            return self._conversation(example.line, example.messages, example.tools)
+        return [
+            replace(document, side=side)
+            for side, answer in ((PREFERRED, example.preferred), (NON_PREFERRED, example.non_preferred))
+            for document in self._conversation(
+                example.line, (*example.messages, *answer), example.tools, first=len(example.messages)
+            )
+        ]
 
-    def text(
-        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = (), prompt: bool = False
-    ) -> str:
+    def text(self, messages: Sequence[Message], tools: Sequence[Message] = (), prompt: bool = False) -> str:
         """The template's text; `prompt` adds what precedes an answer. Raises TemplateRefused."""
         if self.template is None:
             raise TemplateRefused("the base model's tokenizer has no chat template; use prompt/completion lines")
-        try:
-            return self.template.render(
-                messages=list(messages),
-                tools=list(tools) or None,
-                add_generation_prompt=prompt,
-                **self.specials,
-            )
-        except (jinja2.TemplateError, TypeError, KeyError, AttributeError) as error:
-            raise TemplateRefused(f"the model's chat template refuses this conversation: {error}") from error
+        return self.template.text(messages, tools, prompt)
 
     def encode(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
+    def encode_plain(self, text: str) -> list[int]:
+        """A text that no template wrote, as it is served: after the token that begins a sequence, if there is one."""
+        tokens = self.encode(text)
+        return tokens if tokens[: len(self.opening)] == self.opening else [*self.opening, *tokens]
+
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
-    def _span(
-        self, messages: list[dict[str, Any]], turn: int, tools: Sequence[dict[str, Any]], whole: str
-    ) -> _Span | None:
+    # --- a conversation ----------------------------------------------------------------------------------------------
+
+    def _conversation(
+        self, line: int, messages: Sequence[Message], tools: Sequence[Message], first: int = 0
+    ) -> list[Document]:
+        """Learned are the assistant's messages from the index `first` on, but for those with weight 0."""
+        learned = [i for i, message in enumerate(messages) if i >= first and _is_learned(message)]
+        shaped = for_template(messages)
+        whole = self.text(shaped, tools)
+        spans = [self._span(shaped, i, tools, whole) for i in learned]
+        stable = [span for span in spans if span is not None]
+        if len(stable) == len(spans):
+            return [self._document(line, whole, stable)]
+        return [self._turn(line, shaped, i, tools) for i in learned]
+
+    def _span(self, messages: list[Message], turn: int, tools: Sequence[Message], whole: str) -> _Span | None:
+        """Where the turn stands in the whole text; None where the whole text is another one up to there."""
         before = self.text(messages[:turn], tools, prompt=True)
         through = self.text(messages[: turn + 1], tools)
-        if not (whole.startswith(through) and through.startswith(before)):
-            return None
-        return _Span(len(before), self._end_of_turn(through, len(before)))
-
-    def _turn(self, example: Example, messages: list[dict[str, Any]], turn: int) -> Document:
-        before = self.text(messages[:turn], example.tools, prompt=True)
-        through = self.text(messages[: turn + 1], example.tools)
         if not through.startswith(before):
+            return None
+        span = _Span(len(before), self._end_of_turn(through, len(before)))
+        if not whole.startswith(through[: span.end]):  # what follows the turn is nobody's to learn, and may differ
+            return None
+        self._check(messages[turn], turn, through[span.start : span.end])
+        return span
+
+    def _turn(self, line: int, messages: list[Message], turn: int, tools: Sequence[Message]) -> Document:
+        """The conversation as it is when this turn is the newest."""
+        through = self.text(messages[: turn + 1], tools)
+        span = self._span(messages, turn, tools, through)
+        if span is None:
             raise TemplateRefused(
                 f"message {turn + 1}: the model's chat template does not begin an answer with its generation prompt, "
                 "so what is learned would not be what is generated"
             )
-        return self._document(example.line, through, [_Span(len(before), self._end_of_turn(through, len(before)))])
+        return self._document(line, through, [span])
 
     def _end_of_turn(self, text: str, start: int) -> int:
-        """Generation stops at the end-of-sequence token: what a template prints after it is never generated."""
-        at = text.rfind(self.eos, start) if self.eos else -1
-        return at + len(self.eos) if at >= 0 else len(text)
+        """Generation stops at the first stop token: what a template prints after it is never generated.
 
-    def _completion(self, example: Example) -> Document:
-        prompt, completion = str(example.prompt), str(example.completion)
+        A template may end its turns with a special token that the model's files do not name as a stop; then that one.
+        """
+        found = self._stop.search(text, start) if self._stop else None
+        if found is None and self._last_special:
+            found = self._last_special.search(text, start)
+        return found.end(1) if found else len(text)
+
+    def _check(self, message: Message, turn: int, learned: str) -> None:
+        """What the user wrote is learned, or refused: a template may print less than that, and a stop token ends it."""
+        if self._stop and (stop := self._stop.search(message["content"])):
+            raise TemplateRefused(
+                f"message {turn + 1} contains {stop[1]!r}, which ends the model's turn: nothing after it can be "
+                "generated; remove it from the text"
+            )
+        for call in message.get("tool_calls", ()):
+            if call["function"]["name"] not in learned:
+                raise TemplateRefused(
+                    f"message {turn + 1}: the model's chat template does not print tool calls, so "
+                    f"{call['function']['name']!r} would not be learned; write the call into the content, or choose a "
+                    "base model whose template knows tools"
+                )
+
+    # --- what no template writes -------------------------------------------------------------------------------------
+
+    def _completion(self, line: int, prompt: str, completion: str) -> Document:
         text = prompt + completion + self.eos
-        return self._document(example.line, text, [_Span(len(prompt), len(text))])
+        return self._document(line, text, [_Span(len(prompt), len(text))], self.opening)
 
-    def _document(self, line: int, text: str, spans: Sequence[_Span]) -> Document:
-        encoding = self.tokenizer.encode(text, add_special_tokens=False)
-        labelled = [any(span.start <= start < span.end for span in spans) for start, _ in encoding.offsets]
+    def _plain(self, line: int, text: str) -> Document:
+        text += self.eos
+        return replace(self._document(line, text, [_Span(0, len(text))], self.opening), is_text=True)
+
+    # --- tokens ------------------------------------------------------------------------------------------------------
+
+    def _document(self, line: int, text: str, spans: Sequence[_Span], opening: Sequence[int] = ()) -> Document:
+        tokens, starts = self._tokens(text, spans)
+        labelled = [any(span.start <= start < span.end for span in spans) for start in starts]
+        if tokens[: len(opening)] != list(opening):
+            tokens, labelled = [*opening, *tokens], [False] * len(opening) + labelled
         if labelled:
             labelled[0] = False  # nothing precedes the first token, so nothing can predict it
-        return Document(line, list(encoding.ids), labelled)
+        return Document(line, tokens, labelled)
 
+    def _tokens(self, text: str, spans: Sequence[_Span]) -> tuple[list[int], list[int]]:
+        """Tokens, and the character each begins at.
 
-def cut(document: Document, context_length: int) -> Document:
-    """Cut a document at its end, as OpenAI does; the caller reports it."""
-    if len(document) <= context_length:
-        return document
-    return Document(document.line, document.tokens[:context_length], document.labelled[:context_length])
-
-
-def _is_learned(message: dict[str, Any]) -> bool:
-    return message["role"] == "assistant" and message.get("weight") != 0
-
-
-def _for_template(message: dict[str, Any]) -> dict[str, Any]:
-    """What templates expect: plain text content, tool arguments as an object, `developer` called `system`."""
-    shaped = {key: value for key, value in message.items() if key not in ("weight", "refusal") and value is not None}
-    if message["role"] == "developer":
-        shaped["role"] = "system"
-    if isinstance(message.get("content"), list):
-        shaped["content"] = "".join(part["text"] for part in message["content"])
-    shaped.setdefault("content", message.get("refusal") or "")
-    if message.get("tool_calls"):
-        shaped["tool_calls"] = [_with_parsed_arguments(call) for call in message["tool_calls"]]
-    return shaped
-
-
-def _with_parsed_arguments(call: dict[str, Any]) -> dict[str, Any]:
-    function = dict(call["function"])
-    with contextlib.suppress(ValueError):  # not JSON: the template prints the string as it is
-        function["arguments"] = json.loads(function["arguments"])
-    return {**call, "function": function}
-
-
-def _token_text(value: Any) -> str:
-    return str(value["content"]) if isinstance(value, dict) else str(value)
-
-
-def _read_template(directory: Path, config: dict[str, Any]) -> str | None:
-    file = directory / "chat_template.jinja"
-    if file.exists():
-        return file.read_text(encoding="utf-8")
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
-    return template
-
-
-class _Generation(Extension):
-    """`{% generation %}` marks answers for other trainers; our mask does not need it, so it is passed through."""
-
-    tags = {"generation"}  # noqa: RUF012  (the base class declares a plain set)
-
-    def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _environment() -> jinja2.Environment:
-    """The sandbox that transformers renders chat templates in: same whitespace rules, same helpers."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
-    return environment
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
+        Cut where an answer begins, so the tokens before it are those of the prompt at serving: in one text the newline
+        that ends a prompt may become one token with what follows it.
+        """
+        borders = sorted({0, len(text), *(span.start for span in spans)}) if self._can_cut else [0, len(text)]
+        tokens: list[int] = []
+        starts: list[int] = []
+        for begin, end in pairwise(borders):
+            encoding = self.tokenizer.encode(text[begin:end], add_special_tokens=False)
+            tokens += encoding.ids
+            starts += [begin + start for start, _ in encoding.offsets]
+        return tokens, starts
 
 
 def supervised_texts(renderer: Renderer, document: Document) -> Iterator[str]:
@@ -232,3 +214,47 @@ def supervised_texts(renderer: Renderer, document: Document) -> Iterator[str]:
         elif stretch:
             yield str(renderer.tokenizer.decode(stretch, skip_special_tokens=False))
             stretch = []
+
+
+def _is_learned(message: Message) -> bool:
+    return message["role"] == "assistant" and message.get("weight") != 0
+
+
+def _any_of(words: Iterable[str], tail: str = "") -> re.Pattern[str] | None:
+    """Any of the words, the longest first, as group 1."""
+    alternatives = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+    return re.compile(f"({alternatives}){tail}") if alternatives else None
+
+
+def _special_texts(tokenizer: Tokenizer) -> list[str]:
+    return [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+
+
+def _can_cut(tokenizer: Tokenizer) -> bool:
+    """Whether a text may be encoded in parts. Not where each part would begin with a space of its own."""
+    part = list(tokenizer.encode("a b", add_special_tokens=False).ids)
+    return str(tokenizer.decode(part + part, skip_special_tokens=False)) == "a ba b"
+
+
+def _opening(tokenizer: Tokenizer) -> list[int]:
+    """What the tokenizer itself puts before a text, such as the token that begins a sequence."""
+    plain = list(tokenizer.encode("a", add_special_tokens=False).ids)
+    whole = list(tokenizer.encode("a", add_special_tokens=True).ids)
+    return next((whole[:at] for at in range(len(whole)) if whole[at : at + len(plain)] == plain), [])
+
+
+def _read_stops(directory: Path, tokenizer: Tokenizer) -> list[str]:
+    """The end-of-turn tokens that generation knows beside the tokenizer's eos token: Llama 3, Gemma and others."""
+    name = next((name for name in GENERATION_CONFIGS if (directory / name).exists()), None)
+    ids = _read_json(directory / name).get("eos_token_id") if name else None
+    added = tokenizer.get_added_tokens_decoder()
+    wanted = ids if isinstance(ids, list) else [ids]
+    return [added[number].content for number in wanted if number in added]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _token_text(value: Any) -> str:
+    return str(value["content"]) if isinstance(value, dict) else str(value)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.domain.catalog import Signature
 
@@ -125,6 +125,12 @@ class RunSpec(Frozen):
     validation_file_sha256: str | None = None
     resume_from: Path | None = None  # a snapshot's directory, or one of snapshots: the newest whole one is taken then
     sample_prompts: SamplePrompts = ()  # answered by the base and by the adapter at every validation
+
+    @model_validator(mode="after")
+    def _has_beta_for_dpo_alone(self) -> RunSpec:
+        if (self.method == "dpo") != (self.hyperparameters.beta is not None):
+            raise ValueError(f"{self.run_id}: dpo needs a beta among its hyperparameters, and no other method has one")
+        return self
 
 
 class TrainerSpec(Frozen):

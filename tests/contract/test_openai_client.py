@@ -188,6 +188,22 @@ class TestJobs:
         with pytest.raises(openai.NotFoundError):
             official.models.retrieve(job.fine_tuned_model)
 
+    def test_learn_from_preferences(self, official: OpenAI, data_set: Path) -> None:
+        file = official.files.create(file=data_set, purpose="fine-tune")
+        job = official.fine_tuning.jobs.create(
+            model="tiny",
+            training_file=file.id,
+            method={"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2, "n_epochs": "auto"}}},
+        )
+        assert job.method
+        assert job.method.type == "dpo"
+        assert job.method.dpo
+        assert job.method.dpo.hyperparameters
+        assert job.method.dpo.hyperparameters.beta == 0.2
+        assert job.hyperparameters.n_epochs is None
+        assert official.fine_tuning.jobs.retrieve(job.id) == job
+        assert next(iter(official.fine_tuning.jobs.list())) == job
+
     def test_take_their_knobs_in_every_place(self, official: OpenAI, data_set: Path) -> None:
         file = official.files.create(file=data_set, purpose="fine-tune")
         flat: Any = {"lora_r": 8, "lora_alpha": 4, "lora_trainable_modules": "q_proj,v_proj", "load_in_4bit": False}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
+from pathlib import Path
 
 import pytest
 
 from app.db.tables import Job
 from tests.factories import chat_lines
+from tests.tiny import make_tiny_pairs
 from tests.worker.bench import OWNER, Bench, until
 from worker.supervise import Supervisor
 from worker.validate import Validator
@@ -22,14 +24,18 @@ BODY = {
 STEPS = 72  # enough that a drain asked for at the second finds it still training
 
 
+def be_patient(bench: Bench) -> None:
+    bench.resources.settings.lease_ttl_seconds = 120.0
+    bench.resources.settings.self_fence_seconds, bench.resources.settings.self_fence_kill_seconds = 100.0, 110.0
+    bench.resources.settings.drain_grace_seconds = bench.resources.settings.stall_seconds = 100.0
+
+
 def train(bench: Bench) -> None:
     assert Supervisor(bench.resources, OWNER, bench.trainer_lock).take_one()
 
 
 def test_a_drained_job_gives_the_same_adapter_as_one_that_was_left_alone(bench: Bench) -> None:
-    bench.resources.settings.lease_ttl_seconds = 120.0
-    bench.resources.settings.self_fence_seconds, bench.resources.settings.self_fence_kill_seconds = 100.0, 110.0
-    bench.resources.settings.drain_grace_seconds = bench.resources.settings.stall_seconds = 100.0
+    be_patient(bench)
     left_alone, drained = (bench.created(validation=chat_lines(4), body=BODY, suffix="demo") for _ in range(2))
     while Validator(bench.resources, "cpu0@test#1").take_one():
         pass
@@ -49,6 +55,22 @@ def test_a_drained_job_gives_the_same_adapter_as_one_that_was_left_alone(bench: 
         assert {sample["prompt"] for sample in samples} == {"say 3"}
     assert any(message.startswith("Going on from the snapshot of step") for message in bench.messages(drained))
     assert weights_of(bench, left_alone) == weights_of(bench, drained)
+
+
+def test_a_job_learns_preferences(bench: Bench, tmp_path: Path) -> None:
+    be_patient(bench)
+    pairs, valid = (make_tiny_pairs(tmp_path / f"{seed}.jsonl", 12, seed=seed).read_bytes() for seed in (1, 2))
+    knobs = {"beta": 0.5, "n_epochs": 2, "batch_size": 4, "learning_rate": 0.01}
+    method = {"type": "dpo", "dpo": {"hyperparameters": knobs}}
+    job = bench.created(pairs, validation=valid, body={"method": method, "lora": {"r": 4}})
+    assert Validator(bench.resources, "cpu0@test#1").take_one()
+    train(bench)
+    assert bench.job(job).state == "succeeded", bench.messages(job)
+    first, *_, last = bench.metrics(job)
+    assert first["train_loss"] == pytest.approx(0.693, abs=1e-3)
+    assert last["full_valid_reward_accuracy"] is not None
+    (final, *_) = bench.checkpoints(job)
+    assert final.metrics["train_reward_margin"] == last["train_reward_margin"] > 0
 
 
 def drain_after(bench: Bench, job: Job, step: int) -> None:

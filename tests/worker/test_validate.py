@@ -11,7 +11,8 @@ import pytest
 
 from app.db.engine import transaction
 from app.db.tables import File, Job
-from app.domain.render import Document, Renderer
+from app.domain.documents import Document
+from app.domain.render import Renderer
 from tests.factories import chat_lines
 from tests.worker.bench import Bench
 from worker.validate import Validator
@@ -73,6 +74,52 @@ class TestGoodFiles:
         assert Validator(bench.resources, "cpu0@test#1").take_one() is False
 
 
+DPO = {"method": {"type": "dpo"}}
+
+
+def pair(question: str, good: str, bad: str) -> dict[str, object]:
+    answers = ([{"role": "assistant", "content": answer}] for answer in (good, bad))
+    asked = {"messages": [{"role": "user", "content": question}]}
+    return {"input": asked} | dict(zip(("preferred_output", "non_preferred_output"), answers, strict=True))
+
+
+class TestMethods:
+    def test_pairs_are_what_a_dpo_job_learns_from(self, bench: Bench) -> None:
+        pairs = [pair(f"{n}", "yes", "no") for n in range(10)]
+        job = bench.created(jsonl(*pairs, pair("a", "same", "same"), pair("y" * 600, "beyond", "it")), body=DPO)
+        assert validate(bench, job).state == "queued"
+        warning = next(event for event in bench.events(job) if event.level == "warn")
+        assert warning.message == (
+            "Training file: examples longer than context_length (512 tokens), cut at their end: 1 (line 12); "
+            "pairs without two different answers to learn from, which contribute nothing: 2 (lines 11, 12)"
+        )
+        data = bench.events(job)[-1].data
+        assert (data["examples"], data["empty"]) == (12, 2)
+        assert data["labelled_tokens"] == 10 * (4 + 3)
+
+    @pytest.mark.parametrize(
+        ("content", "body", "said"),
+        [
+            (chat_lines(12), DPO, 'chat messages, which the method "supervised" learns from'),
+            (jsonl(*[pair("a", "b", "c")] * 12), {}, 'a preference pair, which the method "dpo" learns from'),
+        ],
+        ids=["chat", "pairs"],
+    )
+    def test_a_file_for_the_other_method_fails_the_job(
+        self, bench: Bench, content: bytes, body: dict[str, object], said: str
+    ) -> None:
+        failed = validate(bench, bench.created(content, body=body))
+        assert (failed.state, failed.error_code) == ("failed", "invalid_training_file")
+        assert said in str(failed.error_message)
+
+    def test_a_long_text_is_split_and_nothing_of_it_is_lost(self, bench: Bench) -> None:
+        job = bench.created(jsonl(*[{"text": "x" * 1200}] * 10))
+        assert validate(bench, job).state == "queued"
+        data = bench.events(job)[-1].data
+        assert (data["cut"], data["empty"], data["labelled_tokens"]) == (0, 0, 10 * 1200)
+        assert data["tokens"] == 10 * (1201 + 2)  # two pieces more begin with the last token of the one before
+
+
 class TestBadFiles:
     @pytest.mark.parametrize(
         ("line", "reason"),
@@ -85,7 +132,7 @@ class TestBadFiles:
             ({"messages": GOOD["messages"][:1]}, 'the last message is from "user", but it must be from "assistant"'),
             ({"messages": [*GOOD["messages"], {"role": "assistant"}]}, "message 3 (assistant): an assistant message"),
             ({"messages": GOOD["messages"], "lable": 1}, 'contains an extra key "lable"'),
-            ({"text": "hi"}, "unexpected format"),
+            ({"texts": "hi"}, "unexpected format"),
             (chat("a", "b", weight=2), "message 2 (assistant): weight"),
         ],
         ids=["no role", "unknown role", "last not assistant", "nothing said", "extra key", "no format", "weight 2"],
@@ -135,7 +182,7 @@ class TestBadFiles:
     def test_a_conversation_that_the_template_refuses_is_a_finding(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from app.domain.render import TemplateRefused
+        from app.domain.chat_template import TemplateRefused
 
         def refuse(self: Renderer, example: object) -> list[Document]:
             raise TemplateRefused("the model's chat template refuses this conversation: no system message, please")

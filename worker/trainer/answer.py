@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 
 import torch
 
@@ -28,7 +29,7 @@ def answers(base: Base, run: Run, renderer: Renderer) -> Iterator[tuple[str, str
 
 def _prompt_tokens(renderer: Renderer, prompt: str) -> list[int]:
     if renderer.template is None:
-        return renderer.encode(prompt)
+        return renderer.encode_plain(prompt)
     return renderer.encode(renderer.text([{"role": "user", "content": prompt}], prompt=True))
 
 
@@ -36,8 +37,9 @@ def _prompt_tokens(renderer: Renderer, prompt: str) -> list[int]:
 def _generate(base: Base, prompts: Sequence[list[int]], segments: Sequence[Segment], renderer: Renderer) -> list[str]:
     """All prompts as one batch, padded on the left, so that the weights are dequantised once a token for all."""
     longest = max(map(len, prompts))
-    end = renderer.tokenizer.token_to_id(renderer.eos) if renderer.eos else None
-    padding = [[end or 0] * (longest - len(prompt)) for prompt in prompts]
+    ends = renderer.stop_ids
+    pad_token = ends[0] if ends else 0
+    padding = [[pad_token] * (longest - len(prompt)) for prompt in prompts]
     tokens_B_T = torch.tensor([pad + prompt for pad, prompt in zip(padding, prompts, strict=True)])
     mask_B_T = torch.tensor([[0] * len(pad) + [1] * (longest - len(pad)) for pad in padding])
     base.model.set_attn_implementation("sdpa")  # ours knows documents end to end, not a cache
@@ -48,13 +50,13 @@ def _generate(base: Base, prompts: Sequence[list[int]], segments: Sequence[Segme
                 attention_mask=mask_B_T.to(base.device),
                 max_new_tokens=NEW_TOKENS,
                 do_sample=False,
-                eos_token_id=end,
-                pad_token_id=end or 0,
+                eos_token_id=ends or None,
+                pad_token_id=pad_token,
             )
     finally:
         base.model.set_attn_implementation(attention.NAME)
-    return [renderer.decode(_until(answer, end)).strip() for answer in output_B_T[:, longest:].tolist()]
+    return [renderer.decode(_until(answer, ends)).strip() for answer in output_B_T[:, longest:].tolist()]
 
 
-def _until(answer: list[int], end: int | None) -> list[int]:
-    return answer[: answer.index(end)] if end in answer else answer
+def _until(answer: list[int], ends: Sequence[int]) -> list[int]:
+    return list(takewhile(lambda token: token not in ends, answer))

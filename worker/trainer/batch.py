@@ -5,7 +5,9 @@
     position   0 1 2 3 4    0 1 2      0 1 2 3 4 5                  restarts with each document
     target       ^ ^ ^        ^            ^ ^ ^                    where a label stands, the token *before* predicts it
 
-Letters: T tokens in a row, N labelled tokens in a row.
+Of DPO the documents of a pair, its two answers each after the prompt, stay in one row: its margin is a sum over both.
+
+Letters: T tokens in a row, N labelled tokens in a row, P pairs in a row.
 """
 # ruff: noqa: N815  shapes stand in names
 
@@ -14,16 +16,21 @@ from __future__ import annotations
 import random
 import sys
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 
 import torch
 
+from app.domain.chat_template import TemplateRefused
 from app.domain.dataset import read_examples
+from app.domain.documents import Document, fit, learned
 from app.domain.jsonl import Finding
-from app.domain.render import Document, Renderer, TemplateRefused, cut
+from app.domain.render import Renderer
+from app.domain.spec import Method
 from app.domain.states import Reason
 from worker.trainer.emit import Pulse
 from worker.trainer.failures import Failure
@@ -35,6 +42,7 @@ class Corpus:
     def __init__(self) -> None:
         self._tokens = array("i")
         self._labelled = bytearray()
+        self._sides = array("b")  # of each document
         self._document_starts = array("q", [0])  # document d is the tokens from start d to start d + 1
         self._example_starts = array("q", [0])  # example e is the documents from start e to start e + 1
         self.lines = array("q")  # of each example, in the data set's file
@@ -52,19 +60,35 @@ class Corpus:
         return self._labelled.count(1)
 
     def add(self, line: int, documents: Iterable[Document]) -> None:
-        """Append one example; what has no label contributes nothing and is left out."""
-        learned = [document for document in documents if document.labelled_count]
-        if not learned:
-            return
-        for document in learned:
+        """Append what one line holds: an example, of plain text one for each piece.
+
+        What has no label contributes nothing and is left out; a pair is left out whole.
+        """
+        kept = learned(documents)
+        if kept and not kept[0].is_text:
+            self._append(line, kept)
+        else:
+            for piece in kept:
+                self._append(line, [piece])
+
+    def _append(self, line: int, documents: Iterable[Document]) -> None:
+        for document in documents:
             self._tokens.extend(document.tokens)
             self._labelled.extend(document.labelled)
+            self._sides.append(document.side)
             self._document_starts.append(len(self._tokens))
         self._example_starts.append(len(self._document_starts) - 1)
         self.lines.append(line)
 
     def documents(self, example: int) -> range:
         return range(self._example_starts[example], self._example_starts[example + 1])
+
+    def example_of(self, document: int) -> int:
+        return bisect_right(self._example_starts, document) - 1
+
+    def side(self, document: int) -> int:
+        """1 for a document of a pair's preferred answer, -1 for one of the other, 0 where there are no pairs."""
+        return self._sides[document]
 
     def length(self, document: int) -> int:
         return self._document_starts[document + 1] - self._document_starts[document]
@@ -79,15 +103,22 @@ class Corpus:
         return self._tokens[start:end], self._labelled[start:end]
 
 
-def read_corpus(renderer: Renderer, path: Path, context_length: int, blame: Reason, pulse: Pulse) -> Corpus:
-    """Render a JSONL file with the base model's own template, each document cut at `context_length` tokens.
+def read_corpus(
+    renderer: Renderer,
+    path: Path,
+    context_length: int,
+    blame: Reason,
+    pulse: Pulse,
+    method: Method = "supervised",
+) -> Corpus:
+    """Render a JSONL file with the base model's own template, each document within `context_length` tokens.
 
     Raises Failure with the reason `blame` for a bad line, a conversation that the template refuses, or a file in which
     nothing is labelled.
     """
     corpus, param = Corpus(), blame.removeprefix("invalid_")  # training_file, validation_file
     with path.open("rb") as file:
-        for example in read_examples(file):
+        for example in read_examples(file, method=method):
             pulse(f"reading the {param.replace('_', ' ')}")
             if isinstance(example, Finding):
                 raise Failure(blame, str(example), param)
@@ -95,7 +126,7 @@ def read_corpus(renderer: Renderer, path: Path, context_length: int, blame: Reas
                 documents = renderer.documents(example)
             except TemplateRefused as error:
                 raise Failure(blame, f"Line {example.line}: {error}", param) from error
-            corpus.add(example.line, (cut(document, context_length) for document in documents))
+            corpus.add(example.line, fit(documents, context_length))
     if not len(corpus):
         text = (
             f"No example has a token to learn within {context_length:,} tokens: every assistant message is empty, has "
@@ -118,13 +149,27 @@ EVERYTHING = sys.maxsize  # as the end of a segment: all tokens there are
 
 @dataclass(frozen=True)
 class Segment:
-    """Tokens `start` to `end` of a row and, of its targets, `first` to `last`: those of one run."""
+    """Of a row the tokens `start` to `end`, the targets `first` to `last` and some of its pairs: those of one run."""
 
     run_id: str
     start: int
     end: int
     first: int = 0
     last: int = 0
+    first_pair: int = 0
+    last_pair: int = 0
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Which of a row's targets belong to which pair. A target of no pair counts for pair number P."""
+
+    pairs_N: torch.Tensor  # int64
+    signs_N: torch.Tensor  # float32: 1 for what is preferred and for what belongs to no pair, -1 for what is not
+    betas_P: torch.Tensor  # float64
+
+    def to(self, device: torch.device) -> Pairs:
+        return Pairs(*(part.to(device, non_blocking=True) for part in (self.pairs_N, self.signs_N, self.betas_P)))
 
 
 @dataclass(frozen=True)
@@ -137,13 +182,25 @@ class Row:
     predictors_N: torch.Tensor  # positions whose next token is labelled
     targets_N: torch.Tensor  # that next token
     segments: tuple[Segment, ...]
+    pairs: Pairs | None = None  # where there are any
 
     def to(self, device: torch.device) -> Row:
         names = ("tokens_T", "positions_T", "predictors_N", "targets_N")
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
+        return replace(self, **moved, pairs=self.pairs.to(device) if self.pairs else None)
 
     def without_adapters(self) -> Row:
         return replace(self, segments=())
+
+    def as_reference(self, adapters: Container[str]) -> Row:
+        """The row as DPO's reference model has it: adapters off, but for those that a run began from."""
+        named = [(segment, reference_id(segment.run_id)) for segment in self.segments]
+        return replace(self, segments=tuple(replace(seg, run_id=name) for seg, name in named if name in adapters))
+
+
+def reference_id(run_id: str) -> str:
+    """The name of the adapter that a run began from, where it is kept as DPO's reference."""
+    return f"{run_id} at its start"
 
 
 @dataclass(frozen=True)
@@ -154,26 +211,37 @@ class Share:
     corpus: Corpus
     documents: Sequence[int]
     packing: bool = True
+    beta: float | None = None  # of DPO: then the documents are those of pairs
+
+    def units(self) -> Iterator[list[int]]:
+        """What must stay in one row: a document, or of DPO all documents of a pair."""
+        if self.beta is None:
+            return ([document] for document in self.documents)
+        return (list(pair) for _, pair in groupby(self.documents, self.corpus.example_of))
+
+
+Unit = tuple[Share, list[int]]
 
 
 def rows(shares: Sequence[Share], token_budget: int) -> Iterator[Row]:
-    """Fill rows with whole documents, up to `token_budget` tokens each; a longer document gets a row of its own."""
-    waiting: list[tuple[Share, int]] = []
+    """Fill rows with whole documents, up to `token_budget` tokens each; what is longer gets a row of its own."""
+    waiting: list[Unit] = []
     tokens = 0
     for share in shares:
-        for document in share.documents:
-            length = share.corpus.length(document)
+        for unit in share.units():
+            length = sum(map(share.corpus.length, unit))
             packs = share.packing and waiting and waiting[-1][0].packing
             if waiting and (tokens + length > token_budget or not packs):
                 yield _row(waiting)
                 waiting, tokens = [], 0
-            waiting.append((share, document))
+            waiting.append((share, unit))
             tokens += length
     if waiting:
         yield _row(waiting)
 
 
-def _row(documents: Sequence[tuple[Share, int]]) -> Row:
+def _row(units: Sequence[Unit]) -> Row:
+    documents = [(share, document) for share, unit in units for document in unit]
     tokens, positions, predictors, lengths = array("i"), array("i"), array("i"), []
     segments: list[Segment] = []
     for share, document in documents:
@@ -193,8 +261,31 @@ def _row(documents: Sequence[tuple[Share, int]]) -> Row:
         lengths=tuple(lengths),
         predictors_N=predictors_N,
         targets_N=tokens_T[predictors_N + 1],
-        segments=tuple(segments),
+        segments=tuple(_with_pairs(segments, units)),
+        pairs=_pairs(units),
     )
+
+
+def _pairs(units: Sequence[Unit]) -> Pairs | None:
+    betas = [share.beta for share, _ in units if share.beta is not None]
+    if not betas:
+        return None
+    pairs, signs, pair = array("i"), array("i"), 0
+    for share, unit in units:
+        for document in unit:
+            labels = share.corpus.slice(document)[1].count(1)
+            pairs.extend([len(betas) if share.beta is None else pair] * labels)
+            signs.extend([share.corpus.side(document) if share.beta is not None else 1] * labels)
+        pair += share.beta is not None
+    return Pairs(_int64(pairs), _int64(signs).float(), torch.tensor(betas, dtype=torch.float64))
+
+
+def _with_pairs(segments: Sequence[Segment], units: Sequence[Unit]) -> Iterator[Segment]:
+    first = 0
+    for segment in segments:
+        last = first + sum(share.run_id == segment.run_id and share.beta is not None for share, _ in units)
+        yield replace(segment, first_pair=first, last_pair=last)
+        first = last
 
 
 def _int64(numbers: array[int]) -> torch.Tensor:

@@ -41,6 +41,7 @@ tokenizer = AutoTokenizer.from_pretrained(ADAPTER_DIRECTORY)  # with the chat te
 
 Every file's size and SHA-256, and those of the training data and the base model, stand in `MANIFEST.json`.
 """
+SETTINGS = ("method", "lora", "quantization", "hyperparameters", "seed")
 QUANTIZED_HINT = """\
 - It was trained on the base in {bits}-bit {type}: it fits best on the base loaded the same way, and very nearly as well
   on the 16-bit base.
@@ -60,7 +61,7 @@ def model_card(about: Mapping[str, Any]) -> str:
         losses=_losses(about["metrics"]),
         rank=max(8, about["lora"]["r"]),  # vLLM knows no smaller maximum than 8
         hint=QUANTIZED_HINT.format(**quantization) if quantization else "",
-        settings=json.dumps({key: about[key] for key in ("lora", "quantization", "hyperparameters", "seed")}, indent=2),
+        settings=json.dumps({key: about[key] for key in SETTINGS if key in about}, indent=2),
     )
 
 

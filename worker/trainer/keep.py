@@ -88,7 +88,8 @@ class Keeper:
     def _validate(self, run: Run) -> Validation | None:
         if run.validation is None:
             return None
-        return evaluate(self.base, run.id, run.validation, self.choices.row_tokens, self.say.pulse(run.id))
+        pulse, beta = self.say.pulse(run.id), run.spec.hyperparameters.beta
+        return evaluate(self.base, run.id, run.validation, self.choices.row_tokens, pulse, beta)
 
     def _compare(self, run: Run, validation: Validation) -> bool:
         """Whether this step is worth a checkpoint because it is the best so far and may become the result."""
@@ -107,10 +108,9 @@ class Keeper:
 
     def _measure(self, step: Step, validation: Validation | None) -> None:
         run = step.run
-        run.metrics = {"train_loss": step.loss, "train_mean_token_accuracy": step.accuracy}
-        if validation:
-            run.metrics |= {f"{scope}valid_loss": validation.loss for scope in ("", "full_")}
-            run.metrics |= {f"{scope}valid_mean_token_accuracy": validation.accuracy for scope in ("", "full_")}
+        run.metrics = step.metrics("train")
+        if validation:  # always of the whole file
+            run.metrics |= validation.metrics("valid") | validation.metrics("full_valid")
         self.say(
             Metric(
                 run_id=run.id,

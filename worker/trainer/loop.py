@@ -3,6 +3,7 @@
 A run leaves the list when it is complete, told to stop, or fails; the others go on. One run is a list of one.
 
 Letters: T tokens of a row, N labelled tokens of a row, D the hidden size.
+Supervised runs learn from every labelled token alike; of DPO's pairs each token has a weight (preference.py).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from worker.trainer.keep import Keeper
 from worker.trainer.loss import head_loss
 from worker.trainer.model import Base, hidden_states
 from worker.trainer.optim import clip_gradients, divide_gradients, learning_rate, set_learning_rate
+from worker.trainer.preference import compare, reference_losses
 from worker.trainer.state import Run, Step
 from worker.trainer.stop import Stops
 
@@ -60,17 +62,20 @@ def optimizer_step(base: Base, runs: Sequence[Run], row_tokens: int, pulse: Puls
     for row in rows([run.share() for run in runs], row_tokens):
         pulse("at the next step")
         row = row.to(base.device)
+        reference_N = reference_losses(base, row)  # of DPO: with the adapters off; None where the row has no pairs
         hidden_T_D = hidden_states(base, row)  # W x + scale * B A x, for each run's tokens with its own A and B
         hidden_N_D = hidden_T_D.index_select(0, row.predictors_N)  # only what is learned from reaches the head
-        loss_sum, losses_N, hits_N = head_loss(hidden_N_D, base.head_V_D, row.targets_N)
+        pairs = compare(base, row, hidden_N_D, reference_N)  # margins, and what each token weighs in their loss
+        weights_N = pairs.weights_N if pairs else None
+        loss_sum, losses_N, hits_N = head_loss(hidden_N_D, base.head_V_D, row.targets_N, weights_N)
         loss_sum.backward()  # type: ignore[no-untyped-call]  # of a sum: gradients add up over rows, whatever the rows are
         for segment in row.segments:
-            steps[segment.run_id].add(segment, losses_N, hits_N)
+            steps[segment.run_id].add(segment, losses_N, hits_N, pairs)
 
     for step in steps.values():
         run, knobs = step.run, step.run.spec.hyperparameters
         parallel.add_up(step)  # over the processes that share the step's examples; there is mostly one
-        divide_gradients(run.parameters, step.labelled_tokens)  # the one division: sum -> mean over labelled tokens
+        divide_gradients(run.parameters, step.denominator)  # the one division: sum -> mean over tokens, or over pairs
         step.grad_norm = clip_gradients(run.parameters, knobs.max_grad_norm)
         if not step.is_finite:
             continue

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -186,6 +187,11 @@ def make_adapter(
     factors = {name: _factors(layers[name].base, lora.r, dice, device) for name in targets}
     generator = torch.Generator(device).manual_seed(seed)
     return Adapter(run_id, scale_of(lora), lora.dropout, generator, factors)
+
+
+def frozen_copy(adapter: Adapter) -> Adapter:
+    """The adapter as it is now, for forwards without a gradient: those draw no dropout, so the dice stay shared."""
+    return deepcopy(adapter, {id(adapter.generator): adapter.generator})
 
 
 def _factors(base: FrozenLinear, r: int, dice: torch.Generator, device: torch.device) -> Factors:

@@ -9,6 +9,7 @@ Letters: N labelled tokens, M of one chunk, D the hidden size, V the vocabulary.
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -19,40 +20,54 @@ BYTES_PER_LOGIT = 6  # as the product leaves it (16 bits), and as float32
 
 
 def head_loss(
-    hidden_N_D: torch.Tensor, head_V_D: torch.Tensor, targets_N: torch.Tensor
+    hidden_N_D: torch.Tensor,
+    head_V_D: torch.Tensor,
+    targets_N: torch.Tensor,
+    weights_N: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(sum of the losses with its gradient, loss of each token in nats, whether each token was the likeliest).
 
-    Sums, not means: the one division by labelled tokens is the optimizer step's. The losses are float32.
+    `weights_N` (float32, 1 where absent) weigh the sum and its gradient, not the losses of the tokens. Sums, not means:
+    the one division is the optimizer step's. The losses are float32.
     """
-    total, losses_N, hits_N = _HeadLoss.apply(hidden_N_D, head_V_D, targets_N)  # type: ignore[no-untyped-call]
+    total, losses_N, hits_N = _HeadLoss.apply(hidden_N_D, head_V_D, targets_N, weights_N)  # type: ignore[no-untyped-call]
     return total, losses_N, hits_N
 
 
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_N_D: torch.Tensor, head_V_D: torch.Tensor, targets_N: torch.Tensor
+        ctx: Any,
+        hidden_N_D: torch.Tensor,
+        head_V_D: torch.Tensor,
+        targets_N: torch.Tensor,
+        weights_N: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         learns = ctx.needs_input_grad[0]
         rows = max(LEAST_CHUNK_ROWS, CHUNK_BYTES // (BYTES_PER_LOGIT * head_V_D.shape[0]))
+        parts = (torch.split(tensor, rows) for tensor in (hidden_N_D, targets_N))
+        weights = repeat(None) if weights_N is None else torch.split(weights_N, rows)
         chunks = [
-            _chunk(hidden_M_D, head_V_D, targets_M, learns)
-            for hidden_M_D, targets_M in zip(torch.split(hidden_N_D, rows), torch.split(targets_N, rows), strict=True)
+            _chunk(hidden_M_D, head_V_D, targets_M, weights_M, learns)
+            for hidden_M_D, targets_M, weights_M in zip(*parts, weights, strict=False)
         ]
         losses_N, hits_N, gradient_N_D = (torch.cat(parts) for parts in zip(*chunks, strict=True))
         ctx.save_for_backward(gradient_N_D)
         ctx.mark_non_differentiable(losses_N, hits_N)
-        return losses_N.sum(), losses_N, hits_N
+        return (losses_N if weights_N is None else losses_N * weights_N).sum(), losses_N, hits_N
 
     @staticmethod
-    def backward(ctx: Any, scale: torch.Tensor, *_: Any) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, scale: torch.Tensor, *_: Any) -> tuple[torch.Tensor, None, None, None]:
         (gradient_N_D,) = ctx.saved_tensors
-        return gradient_N_D * scale.to(gradient_N_D.dtype), None, None
+        return gradient_N_D * scale.to(gradient_N_D.dtype), None, None, None
 
 
 def _chunk(
-    hidden_M_D: torch.Tensor, head_V_D: torch.Tensor, targets_M: torch.Tensor, learns: bool
+    hidden_M_D: torch.Tensor,
+    head_V_D: torch.Tensor,
+    targets_M: torch.Tensor,
+    weights_M: torch.Tensor | None,
+    learns: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Losses, hits and the hidden states' gradient. One float32 buffer holds logits, then exponentials, then p - y."""
     z_M_V = (hidden_M_D @ head_V_D.t()).float()
@@ -67,4 +82,6 @@ def _chunk(
         return losses_M, hits_M, hidden_M_D.new_empty(0, hidden_M_D.shape[1])
     z_M_V.div_(sum_M_1)
     z_M_V.scatter_add_(1, targets_M_1, z_M_V.new_full((len(targets_M), 1), -1.0))
+    if weights_M is not None:
+        z_M_V.mul_(weights_M[:, None])
     return losses_M, hits_M, z_M_V.to(hidden_M_D.dtype) @ head_V_D

@@ -48,10 +48,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def divide_gradients(parameters: Sequence[torch.nn.Parameter], labelled_tokens: int) -> None:
-    """The gradients of a sum of losses -> of their mean over the step's labelled tokens. Once per optimizer step."""
+def divide_gradients(parameters: Sequence[torch.nn.Parameter], denominator: int) -> None:
+    """The gradients of a sum of losses -> of their mean over the step's tokens or pairs. Once per optimizer step."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    torch._foreach_div_(gradients, float(labelled_tokens))
+    torch._foreach_div_(gradients, float(denominator))
 
 
 def clip_gradients(parameters: Sequence[torch.nn.Parameter], max_norm: float) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from app.domain.render import Document
+from app.domain.documents import Document
 from app.domain.states import Reason
 from worker.trainer.batch import Corpus, Row, Share, rows
 from worker.trainer.failures import Failure

@@ -18,7 +18,7 @@ from app.domain.snapshots import going_on
 from app.domain.spec import RunSpec, TrainerSpec
 from app.domain.states import ExitCode, Reason
 from worker.trainer import parallel
-from worker.trainer.batch import Corpus, read_corpus
+from worker.trainer.batch import Corpus, read_corpus, reference_id
 from worker.trainer.device import (
     choose_compute_dtype,
     choose_device,
@@ -34,7 +34,7 @@ from worker.trainer.failures import Failure, exit_code, explain, failed
 from worker.trainer.inputs import check_inputs
 from worker.trainer.keep import Keeper
 from worker.trainer.loop import train
-from worker.trainer.lora import make_adapter
+from worker.trainer.lora import frozen_copy, make_adapter
 from worker.trainer.model import Base, open_base
 from worker.trainer.optim import make_optimizer
 from worker.trainer.plan import make_plan, row_tokens
@@ -171,12 +171,14 @@ def prepare(spec: RunSpec, workdir: Path, base: Base, renderer: Renderer, facts:
     check_inputs(spec, workdir)
 
     def corpus_of(path: Path, blame: Reason) -> Corpus:
-        return read_corpus(renderer, workdir / path, knobs.context_length, blame, pulse)
+        return read_corpus(renderer, workdir / path, knobs.context_length, blame, pulse, spec.method)
 
     adapter = make_adapter(spec.run_id, spec.lora, spec.seed, base.layers, base.device)
     corpus = corpus_of(spec.training_file, Reason.INVALID_TRAINING_FILE)
     validation = corpus_of(spec.validation_file, Reason.INVALID_VALIDATION_FILE) if spec.validation_file else None
     base.rows.adapters[spec.run_id] = adapter
+    if spec.method == "dpo" and spec.start_adapter is not None:
+        base.rows.adapters[reference_id(spec.run_id)] = frozen_copy(adapter)
     parallel.own_random_numbers(adapter.generator, spec.seed)
     return Run(
         spec=spec,
@@ -193,6 +195,7 @@ def prepare(spec: RunSpec, workdir: Path, base: Base, renderer: Renderer, facts:
 def _facts(spec: TrainerSpec, run_spec: RunSpec, base: Base) -> dict[str, Any]:
     return {
         "base_model": {"name": spec.base.name, "manifest_sha256": spec.base.manifest_sha256},
+        "method": run_spec.method,
         "training_file_sha256": run_spec.training_file_sha256,
         "validation_file_sha256": run_spec.validation_file_sha256,
         "lora": run_spec.lora.model_dump(mode="json"),

@@ -15,10 +15,11 @@ import torch
 
 from app.domain.spec import RunSpec
 from worker.trainer import parallel
-from worker.trainer.batch import Corpus, Segment, Share
+from worker.trainer.batch import Corpus, Share
 from worker.trainer.best import Best
 from worker.trainer.lora import Adapter
 from worker.trainer.plan import Plan
+from worker.trainer.tally import Tally
 
 RATE_WINDOW_STEPS = 20  # the steps whose mean duration the ETA is made of
 
@@ -95,57 +96,28 @@ class Run:
         """What this run puts into the next step."""
         examples = parallel.share(self.plan.examples_of(self.step), self.corpus.tokens_of)
         documents = [document for example in examples for document in self.corpus.documents(example)]
-        return Share(self.id, self.corpus, documents, self.spec.hyperparameters.packing)
+        knobs = self.spec.hyperparameters
+        return Share(self.id, self.corpus, documents, knobs.packing, knobs.beta)
 
     def lines(self) -> list[int]:
         """The next step's lines in the training file."""
         return sorted({self.corpus.lines[example] for example in self.plan.examples_of(self.step)})
 
 
-class Step:
-    """What one step of a run was made of, and what came of it. Sums stay on the device until somebody asks."""
+class Step(Tally):
+    """What one step of a run was made of, and what came of it."""
 
     def __init__(self, run: Run, device: torch.device) -> None:
+        super().__init__(device)
         self.run = run
         self.lines = run.lines()
-        self.tokens = 0  # real tokens that went through the model
-        self.labelled_tokens = 0
         self.grad_norm = math.nan  # before clipping
         self.learning_rate = 0.0
         self.seconds = 0.0
-        self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-        self._hits = torch.zeros((), dtype=torch.int64, device=device)
-
-    def add(self, segment: Segment, losses_N: torch.Tensor, hits_N: torch.Tensor) -> None:
-        """Take this run's part of a row into account."""
-        mine = slice(segment.first, segment.last)
-        self._loss_sum += losses_N[mine].sum(dtype=torch.float64)
-        self._hits += hits_N[mine].sum()
-        self.tokens += segment.end - segment.start
-        self.labelled_tokens += segment.last - segment.first
-
-    @property
-    def loss(self) -> float:
-        """Nats per labelled token."""
-        return self._loss_sum.item() / self.labelled_tokens
-
-    @property
-    def accuracy(self) -> float:
-        """The share of labelled tokens that were the likeliest."""
-        return self._hits.item() / self.labelled_tokens
 
     @property
     def is_finite(self) -> bool:
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
-
-    def sums(self) -> torch.Tensor:
-        """What adds up over processes: losses, hits, tokens, labelled tokens; float64 counts exactly up to 2^53."""
-        counts = torch.tensor([self.tokens, self.labelled_tokens], dtype=torch.float64, device=self._loss_sum.device)
-        return torch.cat([torch.stack([self._loss_sum, self._hits.double()]), counts])
-
-    def set_sums(self, sums: torch.Tensor) -> None:
-        self._loss_sum, self._hits = sums[0], sums[1].long()
-        self.tokens, self.labelled_tokens = int(sums[2]), int(sums[3])
 
     def close(self, seconds: float) -> None:
         self.seconds = seconds

@@ -18,6 +18,7 @@ Parsed = TypeVar("Parsed", bound=BaseModel)
 MAX_METADATA_PAIRS = 16
 
 Hyperparameters = Annotated[dict[str, Any] | None, WithJsonSchema(knobs.HYPERPARAMETERS)]
+DpoHyperparameters = Annotated[dict[str, Any] | None, WithJsonSchema(knobs.DPO_HYPERPARAMETERS)]
 MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
 Id = Annotated[str, Field(min_length=1, max_length=256)]
@@ -35,12 +36,19 @@ class Supervised(Strict):
     hyperparameters: Hyperparameters = None
 
 
+class Dpo(Strict):
+    model_config = ConfigDict(extra="allow", strict=True, json_schema_extra={"additionalProperties": False})
+
+    hyperparameters: DpoHyperparameters = None
+
+
 class Method(Strict):
     # Unknown keys pass here and are refused by the domain, which knows what there is.
     model_config = ConfigDict(extra="allow", strict=True, json_schema_extra={"additionalProperties": False})
 
-    type: Annotated[str, WithJsonSchema({"const": "supervised"})] = "supervised"
+    type: Annotated[str, WithJsonSchema({"enum": ["supervised", "dpo"]})] = "supervised"
     supervised: Supervised | None = None
+    dpo: Dpo | None = None
 
 
 class CreateJob(Strict):
@@ -48,7 +56,7 @@ class CreateJob(Strict):
     training_file: Annotated[Id, Field(description="A file with purpose fine-tune.")]
     validation_file: Id | None = None
     method: Method | None = None
-    hyperparameters: Annotated[Hyperparameters, Field(description="OpenAI's older place for the same knobs.")] = None
+    hyperparameters: Annotated[DpoHyperparameters, Field(description="OpenAI's older place for the same knobs.")] = None
     suffix: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     sample_prompts: Annotated[

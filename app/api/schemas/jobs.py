@@ -27,13 +27,22 @@ class LegacyHyperparameters(Body):
     learning_rate_multiplier: float | None
 
 
-class SupervisedBody(Body):
+class NoHyperparameters(Body):
+    """OpenAI's older field knows supervised jobs only; an empty object is what its strict clients take for others."""
+
+
+class HyperparametersBody(Body):
     hyperparameters: Hyperparameters
 
 
-class MethodBody(Body):
+class SupervisedMethod(Body):
     type: Literal["supervised"]
-    supervised: SupervisedBody
+    supervised: HyperparametersBody
+
+
+class DpoMethod(Body):
+    type: Literal["dpo"]
+    dpo: HyperparametersBody
 
 
 class Progress(Body):
@@ -65,8 +74,8 @@ class JobBody(Body):
     fine_tuned_model: str | None
     organization_id: str
     status: Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
-    hyperparameters: LegacyHyperparameters
-    method: MethodBody
+    hyperparameters: LegacyHyperparameters | NoHyperparameters
+    method: SupervisedMethod | DpoMethod
     training_file: str
     validation_file: str | None
     result_files: list[str]
@@ -146,6 +155,7 @@ def render_job(
 ) -> dict[str, Any]:
     spec = job.spec
     hyperparameters = spec["hyperparameters"]
+    method = spec.get("method", "supervised")  # rows from before there was a choice
     progress = job.progress or {}
     return {
         "id": job.id,
@@ -157,8 +167,8 @@ def render_job(
         "fine_tuned_model": job.fine_tuned_model,
         "organization_id": organization,
         "status": job.state,
-        "hyperparameters": {key: hyperparameters[key] for key in OPENAI_HYPERPARAMETERS},
-        "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
+        "hyperparameters": {k: hyperparameters[k] for k in OPENAI_HYPERPARAMETERS} if method == "supervised" else {},
+        "method": {"type": method, method: {"hyperparameters": hyperparameters}},
         "training_file": job.training_file_id,
         "validation_file": job.validation_file_id,
         "result_files": job.result_file_ids,

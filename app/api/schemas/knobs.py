@@ -93,7 +93,8 @@ TRAINING_KNOBS: dict[str, JsonSchema] = {
     ),
     "batch_size": _auto({"type": "integer", "minimum": 1, "maximum": 256}, "Examples per optimizer step."),
     "learning_rate_multiplier": _auto(
-        {"type": "number", "exclusiveMinimum": 0}, "Times the base model's measured learning rate; 1 by default."
+        {"type": "number", "exclusiveMinimum": 0},
+        "Times the base model's learning rate, of which DPO takes a tenth; 1 by default.",
     ),
     "learning_rate": _auto({"type": "number", "exclusiveMinimum": 0}, "Absolute; excludes a multiplier."),
     "warmup_ratio": _auto({"type": "number", "minimum": 0, "maximum": 1}, "Share of the steps; 0.03 by default."),
@@ -113,19 +114,24 @@ TRAINING_KNOBS: dict[str, JsonSchema] = {
     "promote_best": PROMOTE_BEST,
     "load_best_model_at_end": PROMOTE_BEST,
 }
-HYPERPARAMETERS: JsonSchema = {
-    "anyOf": [
-        {
-            "type": "object",
-            "additionalProperties": False,
-            "properties": {
-                **TRAINING_KNOBS,
-                **{alias: LORA_KNOBS[name] for alias, name in LORA_ALIASES.items()},
-                "lora": LORA,
-                "quantization": QUANTIZATION,
-                "load_in_4bit": {"type": "boolean", "description": "false means `quantization: null`."},
-            },
-        },
-        {"type": "null"},
-    ]
+DPO_KNOBS: dict[str, JsonSchema] = {
+    "beta": _auto(
+        {"type": "number", "exclusiveMinimum": 0, "maximum": 2},
+        "Of the method dpo alone: how dear it is to move away from the base model; 0.1 by default.",
+    ),
 }
+
+
+def _hyperparameters(training: dict[str, JsonSchema]) -> JsonSchema:
+    properties = {
+        **training,
+        **{alias: LORA_KNOBS[name] for alias, name in LORA_ALIASES.items()},
+        "lora": LORA,
+        "quantization": QUANTIZATION,
+        "load_in_4bit": {"type": "boolean", "description": "false means `quantization: null`."},
+    }
+    return {"anyOf": [{"type": "object", "additionalProperties": False, "properties": properties}, {"type": "null"}]}
+
+
+HYPERPARAMETERS = _hyperparameters(TRAINING_KNOBS)
+DPO_HYPERPARAMETERS = _hyperparameters(TRAINING_KNOBS | DPO_KNOBS)

@@ -133,6 +133,18 @@ class TestCreate:
         body = create(hyperparameters={"n_epochs": 3, "batch_size": "auto"}).json()
         assert body["hyperparameters"]["n_epochs"] == 3
 
+    def test_echoes_dpo_in_openais_shape(self, create: Any, client: TestClient) -> None:
+        body = create(method={"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2, "n_epochs": 2}}}).json()
+        JobBody.model_validate(body)
+        assert body["hyperparameters"] == {}
+        assert body["method"].keys() == {"type", "dpo"}
+        assert body["method"]["type"] == "dpo"
+        hyperparameters = body["method"]["dpo"]["hyperparameters"]
+        assert (hyperparameters["beta"], hyperparameters["n_epochs"]) == (0.2, 2)
+        assert client.get(f"/v1/fine_tuning/jobs/{body['id']}").json()["method"] == body["method"]
+        (listed,) = client.get("/v1/fine_tuning/jobs").json()["data"]
+        assert (listed["method"], listed["hyperparameters"]) == (body["method"], {})
+
     def test_sends_a_hint_to_the_cpu_queue_after_the_commit(self, create: Any, redis_url: str) -> None:
         create()
         with redis.Redis.from_url(as_redis_py(redis_url)) as broker:
@@ -201,7 +213,7 @@ class TestBadInput:
                 {"method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epoch": 2}}}},
                 "method.supervised.hyperparameters.n_epoch",
             ),
-            ({"method": {"type": "dpo", "dpo": {}}}, "method.type"),
+            ({"method": {"type": "reinforcement", "reinforcement": {}}}, "method.type"),
             ({"method": {"type": "supervised", "sft": {}}}, "method.sft"),
             ({"method": {"type": "supervised", "supervised": {"knobs": {}}}}, "method.supervised.knobs"),
             ({"method": {"supervised": {"hyperparameters": [1]}}}, "method.supervised.hyperparameters"),

@@ -96,10 +96,11 @@ class TestTheExamples:
 
 class TestTheKnobs:
     def test_in_the_document_are_those_the_domain_takes(self) -> None:
-        (hyperparameters, _) = knobs.HYPERPARAMETERS["anyOf"]
+        supervised, dpo = (schema["anyOf"][0] for schema in (knobs.HYPERPARAMETERS, knobs.DPO_HYPERPARAMETERS))
         beside = {"lora", "quantization", "load_in_4bit"}
         taken = gather.HYPERPARAMETERS.keys() | gather.LORA_ALIASES.keys() | beside
-        assert hyperparameters["properties"].keys() == taken
+        assert dpo["properties"].keys() == taken
+        assert supervised["properties"].keys() == taken - gather.OF_METHOD.keys()
         assert knobs.LORA["anyOf"][0]["properties"].keys() == gather.LORA_KEYS.keys()
         assert knobs.QUANTIZATION["anyOf"][0]["properties"].keys() == set(gather.QUANTIZATION_KEYS)
 

@@ -65,3 +65,9 @@ def test_a_contradiction_is_refused_here(given: dict[str, Any], words: str) -> N
 )
 def test_target_modules_are_a_word_or_names(text: str | None, meant: object) -> None:
     assert target_modules(text) == meant
+
+
+def test_another_method_has_the_hyperparameters() -> None:
+    asked = body(method="dpo", hyperparameters={"n_epochs": 2}, settings=["beta=0.2"])
+    assert asked["method"] == {"type": "dpo", "dpo": {"hyperparameters": {"n_epochs": 2, "beta": 0.2}}}
+    assert body(method="dpo")["method"] == {"type": "dpo", "dpo": {"hyperparameters": {}}}

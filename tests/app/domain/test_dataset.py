@@ -12,18 +12,29 @@ from hypothesis import strategies as st
 
 from app.domain.dataset import Example, read_examples
 from app.domain.jsonl import Finding, Line, LineError, parse_object, read_lines
+from app.domain.spec import Method
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
 GOOD = json.dumps(CHAT).encode()
+ASKED, SAID = CHAT["messages"]
+PAIR: dict[str, Any] = {
+    "input": {"messages": [ASKED]},
+    "preferred_output": [SAID],
+    "non_preferred_output": [{"role": "assistant", "content": "go away"}],
+}
 
 
 def lines_of(data: bytes, **limits: int) -> list[Line | Finding]:
     return list(read_lines(io.BytesIO(data), **limits))
 
 
-def findings_of(example: Any) -> list[str]:
-    found = read_examples(io.BytesIO(json.dumps(example).encode()))
-    return [str(item) for item in found if isinstance(item, Finding)]
+def findings_of(*examples: Any, method: Method = "supervised") -> list[str]:
+    return [str(finding) for finding in found_in(*examples, method=method)]
+
+
+def found_in(*examples: Any, method: Method = "supervised") -> list[Finding]:
+    file = io.BytesIO("\n".join(map(json.dumps, examples)).encode())
+    return [item for item in read_examples(file, method=method) if isinstance(item, Finding)]
 
 
 class TestReadLines:
@@ -140,7 +151,7 @@ class TestReadExamples:
     @pytest.mark.parametrize(
         ("example", "said"),
         [
-            ({"text": "x"}, "unexpected format"),
+            ({"texts": "x"}, "unexpected format"),
             ({"input": {}, "preferred_output": []}, "a preference pair"),
             ({"messages": []}, "at least one message"),
             ({"messages": "x"}, "must be a list"),
@@ -160,6 +171,8 @@ class TestReadExamples:
             ({"messages": [{"role": "tool", "content": "x"}]}, "tool_call_id"),
             ({**CHAT, "weight": 1}, 'contains an extra key "weight"'),
             ({**CHAT, "tools": {}}, '"tools" must be a list of objects'),
+            ({"text": 3}, '"text" is a JSON number, but it must be a string'),
+            ({"text": "a", "label": 1}, 'an extra key "label"'),
             ({"prompt": "x"}, '"completion" is missing'),
             ({"prompt": 1, "completion": "x"}, '"prompt" is a JSON number'),
             ({"prompt": "a", "completion": "b", "label": 1}, 'an extra key "label"'),
@@ -192,3 +205,86 @@ class TestReadExamples:
         found = list(read_examples(io.BytesIO(json.dumps(value).encode())))
         assert len(found) >= 1
         assert len(found) == 1 or all(isinstance(item, Finding) for item in found)
+
+
+class TestPlainText:
+    def test_a_text_becomes_an_example(self) -> None:
+        (example,) = read_examples(io.BytesIO(b'{"text": "Once."}'))
+        assert example == Example(1, text="Once.")
+
+    @pytest.mark.parametrize("other", [CHAT, {"prompt": "a", "completion": "b"}])
+    def test_stands_in_a_file_of_its_own(self, other: Any) -> None:
+        (after,) = found_in({"text": "a"}, other, {"text": "b"})
+        assert (after.line, after.code) == (2, "mixed_formats")
+        assert "but line 1 is plain text; plain text stands in a file of its own" in after.message
+        (before,) = found_in(other, other, {"text": "a"})
+        assert (before.line, before.code) == (3, "mixed_formats")
+
+    def test_chats_and_completions_may_be_mixed(self) -> None:
+        assert found_in(CHAT, {"prompt": "a", "completion": "b"}, CHAT) == []
+
+
+class TestPairs:
+    @pytest.mark.parametrize("spelling", ["output", "completion"])
+    def test_a_pair_of_either_spelling_becomes_an_example(self, spelling: str) -> None:
+        tool = {"type": "function", "function": {"name": "f"}}
+        line = {
+            "input": {"messages": [ASKED], "tools": [tool], "parallel_tool_calls": True},
+            f"preferred_{spelling}": [SAID],
+            f"non_preferred_{spelling}": PAIR["non_preferred_output"],
+        }
+        (example,) = read_examples(io.BytesIO(json.dumps(line).encode()), method="dpo")
+        answers = {"preferred": (SAID,), "non_preferred": tuple(PAIR["non_preferred_output"])}
+        assert example == Example(1, messages=(ASKED,), tools=(tool,), **answers)
+        assert example.is_pair
+
+    def test_an_answer_may_call_tools_and_go_on(self) -> None:
+        call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+        answer = [
+            {"role": "assistant", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "c1", "content": "42"},
+            SAID,
+        ]
+        assert found_in(PAIR | {"preferred_output": answer}, method="dpo") == []
+
+    @pytest.mark.parametrize("line", [CHAT, {"prompt": "a", "completion": "b"}, {"text": "a"}])
+    def test_what_supervised_training_learns_from_is_refused_by_the_method_that_fits(self, line: Any) -> None:
+        (finding,) = found_in(line, method="dpo")
+        assert finding.code == "wrong_format"
+        assert 'which the method "supervised" learns from, but this job\'s method is "dpo"' in finding.message
+        assert '"non_preferred_output": [...]' in finding.message
+
+    def test_a_pair_is_refused_by_the_method_that_fits(self) -> None:
+        (finding,) = found_in(PAIR)
+        assert finding.code == "wrong_format"
+        assert 'a preference pair, which the method "dpo" learns from' in finding.message
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ({"input": None}, '"input" is missing'),
+            ({"input": [ASKED]}, '"input" is a JSON array'),
+            ({"input": {"messages": []}}, '"messages" of "input" must be a list with at least one message'),
+            ({"input": {"messages": [{"role": "user"}]}}, "input, message 1 (user): content"),
+            ({"input": {"messages": [ASKED], "tool": []}}, '"input" contains an extra key "tool"'),
+            ({"input": {"messages": [ASKED], "tools": {}}}, '"tools" must be a list of objects'),
+            ({"input": {"messages": [ASKED, SAID]}}, 'the last message of "input" is from "assistant"'),
+            ({"input": {"messages": [SAID | {"weight": 0}, ASKED]}}, 'input, message 1 has the key "weight"'),
+            ({"preferred_output": []}, '"preferred_output" must be a list with at least one message'),
+            ({"preferred_output": "hello"}, '"preferred_output" must be a list'),
+            ({"preferred_output": [ASKED]}, '"preferred_output" has messages from "user"; it must begin and end'),
+            ({"non_preferred_output": [SAID, ASKED, SAID]}, 'with none but "tool" between'),
+            ({"non_preferred_output": [{"role": "assistant"}]}, "non_preferred_output, message 1 (assistant)"),
+            ({"non_preferred_output": [SAID | {"weight": 1}]}, 'non_preferred_output, message 1 has the key "weight"'),
+            ({"preferred_completion": [SAID]}, 'an extra key "preferred_completion"'),
+            ({"chosen": [SAID]}, 'an extra key "chosen"'),
+        ],
+    )
+    def test_what_is_wrong_is_said(self, change: Any, said: str) -> None:
+        findings = findings_of(PAIR | change, method="dpo")
+        assert findings
+        assert said in findings[0]
+
+    def test_a_side_that_is_missing_is_named(self) -> None:
+        line = {key: value for key, value in PAIR.items() if key != "non_preferred_output"}
+        assert '"non_preferred_output" must be a list' in findings_of(line, method="dpo")[0]

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from app.domain.chat_template import TemplateRefused
 from app.domain.dataset import Example
-from app.domain.render import Renderer, TemplateRefused, cut, supervised_texts
+from app.domain.documents import cut
+from app.domain.render import Renderer, supervised_texts
 from tests.tiny import make_tiny_base
 
 # Drops what an assistant said before the last question, as templates of reasoning models drop their thoughts.

@@ -34,6 +34,10 @@ def hyper(**values: Any) -> dict[str, Any]:
     return {"method": {"type": "supervised", "supervised": {"hyperparameters": values}}}
 
 
+def dpo(**values: Any) -> dict[str, Any]:
+    return {"method": {"type": "dpo", "dpo": {"hyperparameters": values}}}
+
+
 def refusal(**body: Any) -> BadRequest:
     with pytest.raises(BadRequest) as caught:
         spec_of(**body)
@@ -164,7 +168,14 @@ class TestRefusals:
             ({"quantization": {"bits": 3}}, "quantization.bits"),
             ({"quantization": {"type": "int4"}}, "quantization.type"),
             ({"quantization": {"double_quant": 1}}, "quantization.double_quant"),
-            ({"method": {"type": "dpo"}}, "method.type"),
+            ({"method": {"type": "reinforcement"}}, "method.type"),
+            (dpo(beta=0), "method.dpo.hyperparameters.beta"),
+            (dpo(beta=2.1), "method.dpo.hyperparameters.beta"),
+            (dpo(beta="high"), "method.dpo.hyperparameters.beta"),
+            (hyper(beta=0.1), "method.supervised.hyperparameters.beta"),
+            (hyper(beta="auto"), "method.supervised.hyperparameters.beta"),
+            ({"hyperparameters": {"beta": 0.1}}, "hyperparameters.beta"),
+            (dpo(n_epochs=0), "method.dpo.hyperparameters.n_epochs"),
         ],
     )
     def test_a_value_out_of_bounds_is_refused_by_its_path(self, body: dict[str, Any], param: str) -> None:
@@ -181,6 +192,9 @@ class TestRefusals:
             ({"hyperparameters": {"epochs": 3}}, "hyperparameters.epochs"),
             ({"quantization": {"bit": 4}}, "quantization.bit"),
             ({"method": {"type": "supervised", "dpo": {}}}, "method.dpo"),
+            ({"method": {"type": "dpo", "supervised": {}}}, "method.supervised"),
+            ({"method": {"type": "dpo", "dpo": {"beta": 0.1}}}, "method.dpo.beta"),
+            (dpo(betta=0.1), "method.dpo.hyperparameters.betta"),
             ({"method": {"type": "supervised", "supervised": {"hyperparams": {}}}}, "method.supervised.hyperparams"),
         ],
     )
@@ -201,3 +215,30 @@ class TestRefusals:
     def test_a_rank_may_be_as_large_as_the_smallest_dimension_of_its_targets(self) -> None:
         assert spec_of(lora={"r": 192}).lora.r == 192
         assert spec_of(lora={"r": 256, "target_modules": ["q_proj"]}).lora.r == 256
+
+
+class TestDpo:
+    def test_beta_is_a_tenth_when_nothing_or_auto_is_said(self) -> None:
+        for body in (dpo(), dpo(beta="auto"), {"method": {"type": "dpo"}}):
+            spec = spec_of(**body)
+            assert (spec.method, spec.hyperparameters.beta) == ("dpo", 0.1)
+
+    def test_every_knob_works_as_under_supervised(self) -> None:
+        knobs = {"n_epochs": 2, "batch_size": 3, "learning_rate": 1e-5, "packing": False, "lora_r": 8}
+        one, other = spec_of(seed=1, **dpo(**knobs, beta=0.5)), spec_of(seed=1, **hyper(**knobs))
+        assert one.hyperparameters == other.hyperparameters.model_copy(update={"beta": 0.5})
+        assert one.lora == other.lora
+
+    def test_the_older_place_of_the_knobs_works_too(self) -> None:
+        body = {"method": {"type": "dpo"}, "hyperparameters": {"beta": 0.3, "n_epochs": 2}}
+        assert spec_of(**body).hyperparameters.beta == 0.3
+
+    def test_its_rate_is_a_tenth_of_the_models_unless_one_is_given(self) -> None:
+        assert spec_of(**dpo()).hyperparameters.learning_rate == pytest.approx(1e-4)
+        assert spec_of(**dpo(learning_rate_multiplier=2)).hyperparameters.learning_rate == pytest.approx(2e-4)
+        assert spec_of(**dpo(learning_rate=3e-4)).hyperparameters.learning_rate == 3e-4
+
+    def test_a_supervised_job_has_no_beta(self) -> None:
+        assert spec_of().hyperparameters.beta is None
+        assert spec_of(**hyper(beta=None)).hyperparameters.beta is None
+        assert spec_of().method == "supervised"

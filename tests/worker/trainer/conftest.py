@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tiny import make_tiny_base, make_tiny_dataset
+from tests.tiny import make_tiny_base, make_tiny_dataset, make_tiny_pairs
 
 torch.set_num_threads(1)  # tiny products: a second thread costs more than it gives, above all on a busy machine
 
@@ -20,3 +20,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve chat examples of uneven length."""
     return make_tiny_dataset(tmp_path_factory.mktemp("tiny-data") / "train.jsonl", 12)
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve preference pairs of uneven length."""
+    return make_tiny_pairs(tmp_path_factory.mktemp("tiny-data") / "pairs.jsonl", 12)

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain.render import Document, Renderer
+from app.domain.documents import Document
+from app.domain.render import Renderer
 from app.domain.states import Reason
 from tests.worker.trainer.house import no_pulse
 from worker.trainer.batch import Corpus, Share, permutation, read_corpus, rows
@@ -97,6 +98,19 @@ class TestReadCorpus:
         corpus = self.read(tiny, tmp_path / "a.jsonl", context_length=64)
         assert len(corpus) == 1
         assert list(corpus.lines) == [2]
+
+    def test_each_piece_of_a_long_text_is_an_example_of_its_own(self, tiny: Path, tmp_path: Path) -> None:
+        (tmp_path / "a.jsonl").write_text('{"text": "abcdefghij"}\n{"text": "xyz"}\n')
+        corpus = self.read(tiny, tmp_path / "a.jsonl", context_length=6)
+        assert list(corpus.lines) == [1, 1, 2]
+        texts = [Renderer.from_directory(tiny).decode(corpus.slice(document)[0]) for document in range(3)]
+        assert texts == ["abcdef", "fghij", "xyz"]
+        assert [list(corpus.slice(document)[1]) for document in range(3)] == [
+            [0] + [1] * 5,
+            [0] + [1] * 5,
+            [0, 1, 1, 1],
+        ]
+        assert corpus.labelled_tokens == 10 + 3
 
     def test_a_file_without_any_label_is_refused_with_the_knob_to_turn(self, tiny: Path, examples: Path) -> None:
         with pytest.raises(Failure, match="context_length") as caught:

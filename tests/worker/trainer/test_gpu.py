@@ -46,6 +46,13 @@ class TestOnCuda:
         _, twin = run_here(make_spec(tiny, examples, device="cpu", **knobs), tmp_path / "cpu")
         assert log.losses == pytest.approx(twin.losses, rel=0.02)
 
+    def test_a_run_of_pairs_is_near_the_cpus(self, tiny: Path, pairs: Path, tmp_path: Path) -> None:
+        knobs = {"method": "dpo", "beta": 0.5, "learning_rate": 1e-3, "quantization": {"compute_dtype": "float32"}}
+        code, log = run_here(make_spec(tiny, pairs, device="cuda", **knobs), tmp_path / "cuda")
+        assert code == 0, log.last
+        _, twin = run_here(make_spec(tiny, pairs, device="cpu", **knobs), tmp_path / "cpu")
+        assert log.losses == pytest.approx(twin.losses, rel=0.02)
+
     def test_a_run_with_dropout_goes_on_from_its_snapshot(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         knobs = {"device": "cuda", "dropout": 0.2, "quantization": {"compute_dtype": "float32"}}
         _, whole = run_here(make_spec(tiny, examples, **knobs), tmp_path / "whole")

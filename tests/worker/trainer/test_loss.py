@@ -43,6 +43,23 @@ class TestHeadLoss:
         for one, other in zip(whole, head_loss(hidden, head, targets), strict=True):
             torch.testing.assert_close(one, other)
 
+    @pytest.mark.parametrize("rows", [16, 128])
+    def test_weights_weigh_the_sum_and_its_gradient_and_no_tokens_loss(
+        self, monkeypatch: pytest.MonkeyPatch, rows: int
+    ) -> None:
+        monkeypatch.setattr(loss, "CHUNK_BYTES", 0)
+        monkeypatch.setattr(loss, "LEAST_CHUNK_ROWS", rows)
+        hidden, head, targets = inputs()
+        weights = torch.linspace(-1, 2, N)
+        total, losses, _ = head_loss(hidden, head, targets, weights)
+        total.backward()
+        twin = hidden.detach().clone().requires_grad_()
+        want = F.cross_entropy(twin @ head.t(), targets, reduction="none")
+        (want * weights).sum().backward()
+        torch.testing.assert_close(losses, want)
+        torch.testing.assert_close(total, (want * weights).sum())
+        torch.testing.assert_close(hidden.grad, twin.grad)
+
     def test_a_hit_is_a_target_that_was_the_likeliest(self) -> None:
         hidden, head, _ = inputs()
         best = (hidden @ head.t()).argmax(-1)

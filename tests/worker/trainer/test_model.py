@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from app.domain.catalog import hash_directory, stat_signature
-from app.domain.render import Document
+from app.domain.documents import Document
 from app.domain.spec import BaseSpec, QuantizationSpec
 from app.domain.states import Reason
 from tests.tiny import make_tiny_base

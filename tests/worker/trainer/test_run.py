@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,16 @@ class TestRun:
         asked = changes.get("quantization", {}) or {}
         assert log.of(Started)[0].compute_dtype == asked.get("compute_dtype", "bfloat16")
         assert log.last.step == changes.get("max_steps", 6)
+
+    def test_plain_text_is_trained_piece_by_piece(self, tiny: Path, tmp_path: Path) -> None:
+        lines = [json.dumps({"text": f"{number} green bottles hanging on the wall " * 4}) for number in range(6)]
+        (tmp_path / "text.jsonl").write_text("\n".join(lines))
+        code, log = run_here(make_spec(tiny, tmp_path / "text.jsonl", context_length=64, n_epochs=3), tmp_path)
+        assert code == 0, log.last
+        (started,) = log.of(Started)
+        pieces = started.tokens_per_epoch - started.labelled_tokens_per_epoch  # each has one token to begin with
+        assert started.examples == pieces == 6 * 3
+        assert log.losses[-1] < log.losses[0]
 
     def test_relative_paths_are_below_the_work_directory(self, tiny: Path, tmp_path: Path) -> None:
         make_tiny_dataset(tmp_path / "inputs" / "train.jsonl")

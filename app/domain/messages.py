@@ -1,0 +1,115 @@
+"""What one message of a conversation may be, by its role; strict, so that a typo is a finding and not a silence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from app.domain.jsonl import Finding, json_type, names, quote
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class TextPart(Strict):
+    type: Literal["text"]
+    text: str
+
+
+class FunctionCall(Strict):
+    name: str
+    arguments: str
+
+
+class ToolCall(Strict):
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
+
+
+Content = str | list[TextPart]
+
+
+class PromptMessage(Strict):
+    role: Literal["system", "developer", "user"]
+    content: Content
+    name: str | None = None
+
+
+class AssistantMessage(Strict):
+    role: Literal["assistant"]
+    content: Content | None = None
+    name: str | None = None
+    refusal: str | None = None
+    weight: Literal[0, 1] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(min_length=1)] | None = None
+    function_call: FunctionCall | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> AssistantMessage:
+        if self.content is None and not self.tool_calls and self.function_call is None:
+            raise ValueError("an assistant message needs content or tool_calls")
+        return self
+
+
+class ToolMessage(Strict):
+    role: Literal["tool"]
+    content: Content
+    tool_call_id: str
+    name: str | None = None
+
+
+class FunctionMessage(Strict):
+    role: Literal["function"]
+    name: str
+    content: str | None
+
+
+MESSAGE_BY_ROLE: dict[str, type[Strict]] = {
+    "system": PromptMessage,
+    "developer": PromptMessage,
+    "user": PromptMessage,
+    "assistant": AssistantMessage,
+    "tool": ToolMessage,
+    "function": FunctionMessage,
+}
+
+
+def message_findings(line: int, messages: Sequence[Any], where: str = "") -> Iterator[Finding]:
+    """What is wrong with each message; `where` says in which list of the line they stand."""
+    for number, message in enumerate(messages, 1):
+        yield from _message_findings(line, f"{where}message {number}", message)
+
+
+def _message_findings(line: int, name: str, message: Any) -> Iterator[Finding]:
+    if not isinstance(message, dict):
+        yield Finding(line, f"{name} is a JSON {json_type(message)}, not an object", "invalid_message")
+        return
+    role = message.get("role")
+    if not isinstance(role, str) or role not in MESSAGE_BY_ROLE:
+        yield Finding(line, f"{name} {_seen_role(role)}; allowed are {names(MESSAGE_BY_ROLE)}", "invalid_role")
+        return
+    try:
+        MESSAGE_BY_ROLE[role].model_validate(message)
+    except ValidationError as error:
+        yield Finding(line, f"{name} ({role}): {_first_problem(error)}", "invalid_message")
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"contains an extra key {quote(where)}"
+    text = problem["msg"].removeprefix("Value error, ")
+    return f"{where}: {text}" if where else text
+
+
+def _seen_role(role: Any) -> str:
+    if role is None:
+        return "has no role"
+    if isinstance(role, str):
+        return f"has the unknown role {quote(role)}"
+    return f"has a role that is a JSON {json_type(role)}"

@@ -1,0 +1,58 @@
+"""A DPO job on its way through the worker: into the trainer's spec, and out into events and results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from app.db.engine import transaction
+from app.db.tables import Job
+from app.domain.events import Metric
+from tests.worker.bench import Bench
+from worker.prepare import load_inputs, trainer_spec
+from worker.publish import results_csv
+from worker.relay import metric_data
+
+
+def measured(**values: float | None) -> Metric:
+    return Metric(
+        run_id="a", step=1, total_steps=2, epoch=0.5, learning_rate=1e-4, grad_norm=0.5, trained_tokens=100,
+        labelled_tokens=30, tokens_per_second=9.0, eta_seconds=1.0, **values,
+    )  # fmt: skip
+
+
+class TestTheSpec:
+    def test_has_the_method_and_beta(self, bench: Bench) -> None:
+        body = {"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.3}}}}
+        job = bench.created(body=body)
+        with transaction(bench.sessions) as session:
+            row = session.get_one(Job, job.id)
+            inputs = load_inputs(session, row)
+            spec = trainer_spec(bench.resources.settings, row, inputs, Path("training.jsonl"), None, None)
+        assert spec.runs[0].method == "dpo"
+        assert spec.runs[0].hyperparameters.beta == 0.3
+
+    def test_of_another_job_is_supervised(self, bench: Bench) -> None:
+        job = bench.created()
+        with transaction(bench.sessions) as session:
+            row = session.get_one(Job, job.id)
+            spec = trainer_spec(
+                bench.resources.settings, row, load_inputs(session, row), Path("training.jsonl"), None, None
+            )
+        assert (spec.runs[0].method, spec.runs[0].hyperparameters.beta) == ("supervised", None)
+
+
+class TestMetrics:
+    def test_of_pairs_stand_in_the_event(self) -> None:
+        data = metric_data(measured(train_loss=0.69, train_reward_accuracy=0.5, train_reward_margin=0.1))
+        assert (data["train_reward_accuracy"], data["train_reward_margin"]) == (0.5, 0.1)
+        assert data["train_mean_token_accuracy"] is None
+        assert "valid_reward_margin" not in data
+
+    def test_of_pairs_stand_at_the_end_of_the_results_and_only_theirs(self) -> None:
+        pairs = metric_data(measured(train_loss=0.69, train_reward_accuracy=0.5, train_reward_margin=0.1))
+        tokens = metric_data(measured(train_loss=0.69, train_mean_token_accuracy=0.5))
+        header, row = results_csv([pairs]).decode().splitlines()
+        names = "train_reward_accuracy,train_reward_margin,full_valid_reward_accuracy,full_valid_reward_margin"
+        assert header.endswith(f",num_tokens,{names}")
+        assert row.endswith(",100,0.5,0.1,,")
+        assert results_csv([tokens]).decode().splitlines()[0].endswith(",num_tokens")
