@@ -28,7 +28,7 @@ def evaluate(base: Base, run_id: str, corpus: Corpus, token_budget: int, pulse: 
         pulse("measuring the validation loss")
         row = row.to(base.device)
         hidden_T_D = hidden_states(base, row)
-        _, losses_N, hits_N = head_loss(hidden_T_D[row.predictors_N], base.head_V_D, row.targets_N)
+        _, losses_N, hits_N = head_loss(hidden_T_D[row.predictors_N], base.head_of(row), row.targets_N)
         loss_sum += losses_N.sum(dtype=torch.float64)
         hits += hits_N.sum()
     return Validation(loss_sum.item() / corpus.labelled_tokens, hits.item() / corpus.labelled_tokens)

@@ -53,7 +53,7 @@ def optimizer_step(base: Base, runs: Sequence[Run], row_tokens: int, pulse: Puls
         row = row.to(base.device)
         hidden_T_D = hidden_states(base, row)  # W x + scale * B A x, for each run's tokens with its own A and B
         hidden_N_D = hidden_T_D.index_select(0, row.predictors_N)  # only what is learned from reaches the head
-        loss_sum, losses_N, hits_N = head_loss(hidden_N_D, base.head_V_D, row.targets_N)
+        loss_sum, losses_N, hits_N = head_loss(hidden_N_D, base.head_of(row), row.targets_N)
         loss_sum.backward()  # type: ignore[no-untyped-call]  # of a sum: gradients add up over rows, whatever the rows are
         for segment in row.segments:
             steps[segment.run_id].add(segment, losses_N, hits_N)

@@ -29,12 +29,12 @@ from worker.trainer.emit import Emit, Ledger, Pulse
 from worker.trainer.failures import exit_code, failed
 from worker.trainer.keep import Keeper
 from worker.trainer.loop import train
-from worker.trainer.lora import make_adapter
 from worker.trainer.model import Base, open_base
 from worker.trainer.optim import make_optimizer
 from worker.trainer.plan import make_plan, row_tokens
 from worker.trainer.probe import check_base
 from worker.trainer.snapshot import Choices, Snapshot, identity, open_snapshot, restore
+from worker.trainer.start import first_adapter
 from worker.trainer.state import Run
 from worker.trainer.stop import Stops
 
@@ -128,10 +128,9 @@ def prepare(spec: RunSpec, workdir: Path, base: Base, renderer: Renderer, facts:
     def corpus_of(path: Path, blame: Reason) -> Corpus:
         return read_corpus(renderer, workdir / path, knobs.context_length, blame, pulse)
 
-    adapter = make_adapter(spec.run_id, spec.lora, spec.seed, base.layers, base.device)
+    adapter = first_adapter(spec, workdir, base)
     corpus = corpus_of(spec.training_file, Reason.INVALID_TRAINING_FILE)
     validation = corpus_of(spec.validation_file, Reason.INVALID_VALIDATION_FILE) if spec.validation_file else None
-    base.rows.adapters[spec.run_id] = adapter
     return Run(
         spec=spec,
         plan=make_plan(knobs, len(corpus), spec.seed),
@@ -149,6 +148,7 @@ def _facts(spec: TrainerSpec, run_spec: RunSpec, base: Base) -> dict[str, Any]:
         "base_model": {"name": spec.base.name, "manifest_sha256": spec.base.manifest_sha256},
         "training_file_sha256": run_spec.training_file_sha256,
         "validation_file_sha256": run_spec.validation_file_sha256,
+        "continued_from": _ancestor(run_spec),
         "lora": run_spec.lora.model_dump(mode="json"),
         "quantization": spec.quantization.model_dump(mode="json") if spec.quantization else None,
         "hyperparameters": run_spec.hyperparameters.model_dump(mode="json"),
@@ -156,6 +156,12 @@ def _facts(spec: TrainerSpec, run_spec: RunSpec, base: Base) -> dict[str, Any]:
         "device": device_name(base.device),
         "versions": versions(),
     }
+
+
+def _ancestor(run_spec: RunSpec) -> dict[str, Any] | None:
+    if run_spec.start_adapter is None:
+        return None
+    return {"model": run_spec.start_adapter_name, "manifest_sha256": run_spec.start_adapter_sha256}
 
 
 def _warn_of_differences(run: Run, snapshot: Snapshot, base: Base, say: Ledger) -> None:

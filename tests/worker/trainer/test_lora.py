@@ -6,13 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from app.domain.patterns import scale_of
 from app.domain.spec import LoraSpec, QuantizationSpec
 from app.domain.states import Reason
 from tests.worker.trainer.house import CPU
 from worker.trainer.batch import EVERYTHING, Segment
 from worker.trainer.failures import Failure
 from worker.trainer.frozen import freeze
-from worker.trainer.lora import AdaptedLinear, Adapter, Rows, make_adapter, scale_of
+from worker.trainer.lora import AdaptedLinear, Adapter, Rows, make_adapter
 
 T, K, D = 6, 16, 12
 WHOLE = (Segment("a", 0, EVERYTHING),)
@@ -86,7 +87,7 @@ class TestAdaptedLinear:
         A.grad = B.grad = None
         dropped = theirs * keep / (1 - dropout)
         W = adapted.base.weight_in(torch.float32)
-        (theirs @ W.t() + adapter.scale * (dropped @ A.t() @ B.t())).square().sum().backward()
+        (theirs @ W.t() + adapter.factors["model.q_proj"].scale * (dropped @ A.t() @ B.t())).square().sum().backward()
         for one, other in zip(got, [theirs.grad, A.grad, B.grad], strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
@@ -155,8 +156,8 @@ class TestMakeAdapter:
         assert not torch.equal(one, other)
 
     def test_scale_is_alpha_over_r_or_over_its_root_with_rslora(self) -> None:
-        assert scale_of(lora(r=4, alpha=6)) == 1.5
-        assert scale_of(lora(r=4, alpha=6, use_rslora=True)) == 3.0
+        assert scale_of(lora(r=4, alpha=6), "q_proj") == 1.5
+        assert scale_of(lora(r=4, alpha=6, use_rslora=True), "q_proj") == 3.0
 
     def test_only_the_asked_for_layers_are_adapted_and_named_as_peft_names_them(self) -> None:
         layers = {name: layer() for name in ("model.layers.0.q_proj", "model.layers.0.v_proj")}
