@@ -87,3 +87,47 @@ def _losses(metrics: Mapping[str, float | None]) -> str:
     named = {"training loss": metrics.get("train_loss"), "validation loss": metrics.get("full_valid_loss")}
     said = [f"{what} {value:.4f}" for what, value in named.items() if value is not None]
     return f" ({', '.join(said)})" if said else ""
+
+
+MERGED_CARD = """\
+---
+base_model: {base}
+library_name: transformers
+pipeline_tag: text-generation
+tags: [tunery]
+---
+
+# {name}, fine-tuned
+
+A LoRA adapter trained with Tunery for {step} optimizer steps, merged into its base model `{name}`. An ordinary model:
+nothing of PEFT is needed to use it.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained(MODEL_DIRECTORY)
+tokenizer = AutoTokenizer.from_pretrained(MODEL_DIRECTORY)  # with the chat template it was trained with
+```
+
+The base model's licence holds for it, too.
+
+## How it was trained
+
+```json
+{settings}
+```
+
+Every file's size and SHA-256, and those of the adapter, the training data and the base model, stand in `MANIFEST.json`.
+"""
+
+
+def merged_card(about: Mapping[str, Any]) -> str:
+    """The card for a merged model whose manifest says `about`."""
+    adapter = about["adapter"]
+    settings = {key: adapter.get(key) for key in ("lora", "quantization", "hyperparameters", "seed")}
+    return MERGED_CARD.format(
+        base=json.dumps(about["base_model"]["name"]),
+        name=about["base_model"]["name"],
+        step=adapter["step"],
+        settings=json.dumps(settings, indent=2),
+    )

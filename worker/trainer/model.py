@@ -186,7 +186,7 @@ def _wanted(name: str, model: Any, directory: Path) -> Iterator[tuple[str, torch
     """Every tensor of the checkpoint. One that the model has no place for would be dropped silently: refused."""
     known = set(model.state_dict())
     ignored = re.compile("|".join([r"rotary_emb\.inv_freq", *(model._keys_to_ignore_on_load_unexpected or ())]))
-    for path in _weight_files(directory):
+    for path in weight_files(directory):
         with safe_open(path, framework="pt", device="cpu") as file:
             for key in file.keys():  # noqa: SIM118  not a dictionary
                 if key in known:
@@ -195,7 +195,7 @@ def _wanted(name: str, model: Any, directory: Path) -> Iterator[tuple[str, torch
                     raise _unavailable(name, f"{path.name} holds {key}, which {type(model).__name__} has no place for")
 
 
-def _weight_files(directory: Path) -> list[Path]:
+def weight_files(directory: Path) -> list[Path]:
     if not (directory / INDEX).exists():
         return [directory / WEIGHTS]
     index = json.loads((directory / INDEX).read_text(encoding="utf-8"))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -176,3 +177,23 @@ class TestMakeAdapter:
         with pytest.raises(Failure, match="only 12 wide") as caught:
             make_adapter("a", lora(r=13), 1, {"q_proj": layer()}, CPU)
         assert caught.value.param == "lora.r"
+
+    def test_each_layer_has_the_rank_and_the_scale_of_its_pattern(self) -> None:
+        layers = {name: layer() for name in ("model.layers.0.q_proj", "model.layers.1.q_proj")}
+        spec = lora(rank_pattern={r"layers\.1\..*": 2}, alpha_pattern={"model.layers.0.q_proj": 12})
+        factors = make_adapter("a", spec, 1, layers, CPU).factors
+        assert [tuple(each.A_R_K.shape) for each in factors.values()] == [(4, K), (2, K)]
+        assert [each.scale for each in factors.values()] == [3.0, 3.0]
+
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({"rank_pattern": {"v_proj": 2}}, "'v_proj' fits no target module; targets are q_proj"),
+            ({"rank_pattern": {"q_proj": 13}}, "the rank 13, but it is only 12 wide"),
+            ({"alpha_pattern": {"(": 13}}, "no regular expression"),
+        ],
+    )
+    def test_a_pattern_that_cannot_be_is_refused(self, changes: dict[str, object], said: str) -> None:
+        with pytest.raises(Failure, match=re.escape(said)) as caught:
+            make_adapter("a", lora(**changes), 1, {"q_proj": layer()}, CPU)
+        assert (caught.value.reason, caught.value.param) == (Reason.INVALID_SPEC, f"lora.{next(iter(changes))}")
