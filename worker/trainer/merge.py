@@ -99,7 +99,9 @@ def _check(base: Path, adapter: Path, destination: Path) -> dict[str, Any]:
         raise CannotMerge(f"The adapter is not whole: {error}. Download it again.") from error
     except OSError as error:
         raise CannotMerge(f"The base model's directory {base} cannot be read: {error.strerror}.") from error
-    wanted = manifest["base_model"]
+    wanted = manifest.get("base_model")
+    if wanted is None or "lora" not in manifest:
+        raise CannotMerge(f"{adapter} has no manifest that says which base model it was trained on, and how.")
     if found != wanted["manifest_sha256"]:
         raise CannotMerge(
             f"The files in {base} are not the base model {wanted['name']} that the adapter was trained on: their hash "
