@@ -22,6 +22,7 @@ from app.db.claims import Lease
 from app.db.ids import new_id
 from app.db.tables import Checkpoint, File, Job, Project
 from app.domain import artifacts, catalog
+from app.domain.lora_knobs import Ancestor
 from app.domain.resolve import resolve
 from app.domain.states import Reason
 from app.storage import Storage
@@ -104,13 +105,15 @@ def make_job(
     validation_file: File | None = None,
     suffix: str | None = None,
     metadata: Mapping[str, str] | None = None,
+    ancestor: Ancestor | None = None,
 ) -> Job:
     """A job in `validating_files`. Its base model must be registered; `body` is a create body's knobs."""
     row = models.get_base(session, project.id, base_model)
     assert row is not None, f"register {base_model!r} first: make_base_model(session, directory)"
     entry = catalog.CatalogEntry.model_validate(row.entry)
     files_of_body = {"validation_file": validation_file.id} if validation_file else {}
-    spec = resolve({"seed": 7} | files_of_body | dict(body or {}), base_model, entry, training_file.line_count or 1)
+    asked = {"seed": 7} | files_of_body | dict(body or {})
+    spec = resolve(asked, base_model, entry, training_file.line_count or 1, ancestor)
     return jobs.insert(
         session,
         project.id,

@@ -10,11 +10,13 @@ from sqlalchemy.orm import Session
 
 from app.db import checkpoints, files, models
 from app.db.tables import BaseModelRow, File, Job, Snapshot
+from app.domain.artifacts import ManifestMismatch
 from app.domain.catalog import Signature, hash_directory, stat_signature
 from app.domain.spec import BaseSpec, JobSpec, RunSpec, TrainerSpec
 from app.domain.states import Reason
 from app.settings import Settings
-from worker import artifacts, snapshots
+from worker import ancestors, artifacts, snapshots
+from worker.ancestors import StartAdapter
 from worker.lease import LeaseKeeper
 from worker.outcome import Outcome
 from worker.resources import Resources
@@ -36,6 +38,7 @@ class Inputs:
     training_file: File
     validation_file: File | None
     snapshots: list[Snapshot]
+    ancestor_files: list[File] | None = None  # of the adapter to go on from
 
 
 def prepare(resources: Resources, job: Job, keeper: LeaseKeeper, directory: Path) -> None:
@@ -49,8 +52,12 @@ def prepare(resources: Resources, job: Job, keeper: LeaseKeeper, directory: Path
     if inputs.validation_file is not None:
         validation_file = fetch_dataset(resources, inputs.validation_file, directory / "validation.jsonl")
     keeper.check()
+    start = None
+    if inputs.ancestor_files is not None:
+        start = fetch_ancestor(resources, inputs.ancestor_files, inputs.base, directory)
+    keeper.check()
     resume_from = snapshots.restore(resources, job, keeper, inputs.snapshots, directory)
-    spec = trainer_spec(resources.settings, job, inputs, signature, training_file, validation_file, resume_from)
+    spec = trainer_spec(resources.settings, job, inputs, signature, training_file, validation_file, resume_from, start)
     (directory / "spec.json").write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
@@ -63,7 +70,8 @@ def load_inputs(session: Session, job: Job) -> Inputs:
     training_file = files.get_any(session, job.training_file_id)
     assert training_file is not None, "a foreign key holds it"
     validation_file = files.get_any(session, job.validation_file_id) if job.validation_file_id else None
-    return Inputs(base, training_file, validation_file, checkpoints.snapshots(session, job.id))
+    kept = checkpoints.snapshots(session, job.id)
+    return Inputs(base, training_file, validation_file, kept, ancestors.load(session, job))
 
 
 def check_base(base: BaseModelRow) -> Signature:
@@ -92,6 +100,19 @@ def fetch_dataset(resources: Resources, file: File, destination: Path) -> Path:
     return destination
 
 
+def fetch_ancestor(resources: Resources, rows: list[File], base: BaseModelRow, directory: Path) -> StartAdapter:
+    """Raises CannotStart when its bytes are not what was published, or belong to another base model."""
+    try:
+        start = ancestors.fetch(resources, rows, directory)
+    except ManifestMismatch as error:
+        text = f"The adapter to go on from is not whole: {error}"
+        raise CannotStart(Outcome(Reason.SERVER_ERROR, text, "model")) from error
+    if start.base_manifest_sha256 != base.manifest_sha256:
+        text = f"The adapter to go on from was trained on other files than those registered as {base.name!r}"
+        raise CannotStart(Outcome(Reason.MODEL_UNAVAILABLE, text, "model"))
+    return start
+
+
 def trainer_spec(
     settings: Settings,
     job: Job,
@@ -100,6 +121,7 @@ def trainer_spec(
     training_file: Path,
     validation_file: Path | None,
     resume_from: Path | None,
+    start: StartAdapter | None = None,
 ) -> TrainerSpec:
     """A list of one run; its id is the job's."""
     spec = JobSpec.model_validate(job.spec)
@@ -115,6 +137,9 @@ def trainer_spec(
         validation_file_sha256=inputs.validation_file.sha256 if inputs.validation_file else None,
         resume_from=resume_from,
         sample_prompts=spec.sample_prompts,
+        start_adapter=start.directory if start else None,
+        start_adapter_sha256=start.manifest_sha256 if start else None,
+        start_adapter_name=spec.continued_from,
     )
     base = BaseSpec(
         name=inputs.base.name,

@@ -1,5 +1,9 @@
 """`tunery adapters`: a finished job's adapter, or one of its checkpoints, as a directory that PEFT loads."""
 
+import json
+import subprocess
+import sys
+import tempfile
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -18,6 +22,8 @@ if TYPE_CHECKING:
 
 commands = typer.Typer(no_args_is_help=True, help="Trained adapters.")
 
+MERGER = "worker.trainer.merge"  # a child process: torch is never imported here
+MERGER_REFUSES = 64
 DIGEST_LETTERS_IN_NAME = 12  # enough that a half of one archive is never continued with another's
 
 
@@ -56,6 +62,30 @@ def download_adapter(
     remark(f"Verified {len(files)} files, {size_text(done.source.size_bytes)}, SHA-256 {done.source.sha256}.")
 
 
+@commands.command("merge")
+@with_client
+def merge_adapter(
+    client: "Client",
+    job_id: Annotated[str, typer.Argument(help="The job's id.", metavar="JOB")],
+    base: Annotated[Path, typer.Option("--base", help="The base model's directory, as it was registered.")],
+    directory: Annotated[Path, typer.Option("--to", help="A directory that is not there yet, for the model.")],
+    checkpoint: Annotated[int | None, typer.Option(help="The step of a kept checkpoint, instead of the end.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Download an adapter and merge it into its base model on this machine: an ordinary model, without PEFT."""
+    if directory.exists():
+        raise Misused(f"{directory} is there already. Choose another directory with --to, or remove it.")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".merge-", dir=directory.parent) as aside:
+        adapter = download(client, job_id, Path(aside) / "adapter", checkpoint)
+        merged = _merge(base, adapter.directory, directory)
+    if as_json:
+        print_json(merged)
+        return
+    print_line(str(directory))
+    remark(f"{merged['changed']} of {merged['tensors']} tensors are not the base model's.")
+
+
 def download(client: "Client", job_id: str, directory: Path, checkpoint: int | None = None) -> Download:
     """Fetch aside, check, unpack aside, verify, rename: `directory` is there whole or not at all."""
     if directory.exists() or directory.is_symlink():
@@ -70,6 +100,17 @@ def download(client: "Client", job_id: str, directory: Path, checkpoint: int | N
     manifest = unpack(part, directory)
     part.unlink()
     return Download(directory, source, manifest)
+
+
+def _merge(base: Path, adapter: Path, directory: Path) -> dict[str, Any]:
+    command = [sys.executable, "-m", MERGER, str(base), str(adapter), str(directory)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    last = (done.stderr.strip().split("\n") or [""])[-1]
+    if done.returncode == MERGER_REFUSES:
+        raise Misused(last)
+    if done.returncode != 0:
+        raise CliError(f"The merge failed ({last}). The adapter can be had with `tunery adapters download`.")
+    return dict(json.loads(done.stdout))
 
 
 def _adapter(client: "Client", job_id: str) -> Source:

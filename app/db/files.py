@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Literal
 
@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from app.db.ids import new_id
 from app.db.jobs import ACTIVE
-from app.db.tables import File, Job
+from app.db.tables import Checkpoint, File, Job
 
 
 def insert(
@@ -102,14 +102,25 @@ def expire(session: Session) -> int:
     return len(expired.all())
 
 
+def hold(session: Session, project_id: str, file_ids: Sequence[str]) -> int:
+    """Keep visible files' bytes until this transaction ends; how many there are. `purgeable` skips them."""
+    held = _visible(project_id).where(File.id.in_(file_ids)).with_for_update(read=True, key_share=True)
+    return len(session.scalars(held).all())
+
+
 def purgeable(session: Session, limit: int = 100) -> list[File]:
     """Deleted files whose bytes no unfinished job needs any more; locked until this transaction ends."""
     in_use = select(Job.id).where(
         or_(Job.training_file_id == File.id, Job.validation_file_id == File.id), Job.state.in_(ACTIVE)
     )
+    continued = (
+        select(Job.id)
+        .join(Checkpoint, Checkpoint.name == Job.spec["continued_from"].astext)
+        .where(Checkpoint.job_id == File.job_id, Checkpoint.file_ids.has_key(File.id), Job.state.in_(ACTIVE))
+    )
     query = (
         select(File)
-        .where(File.deleted_at.is_not(None), File.purged_at.is_(None), ~in_use.exists())
+        .where(File.deleted_at.is_not(None), File.purged_at.is_(None), ~in_use.exists(), ~continued.exists())
         .limit(limit)
         .with_for_update(skip_locked=True, of=File)
     )

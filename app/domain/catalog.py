@@ -25,6 +25,7 @@ REQUIRED_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
 IGNORED_LAYERS = frozenset({"lm_head", "embed_tokens", "wte", "wpe"})
 DEFAULT_CONTEXT_LENGTH = 2048
 MAX_RANK = 256
+MAX_LISTED_LAYERS = 4096  # a row of the database names them all; a dense 70B model has 560
 
 Signature = tuple[tuple[str, int, int, int, int], ...]
 
@@ -41,6 +42,8 @@ class CatalogEntry(BaseModel):
     parameters: int
     size_bytes: int
     target_modules: dict[str, tuple[int, int]]  # linear layer name -> its smallest [out, in]
+    layers: dict[str, tuple[int, int]] = {}  # full name of each of them -> [out, in]; what patterns are held against
+    whole_modules: tuple[str, ...] = ()  # what can be trained whole, by last name: norms, the embedding, the head
     learning_rate: float  # at learning_rate_multiplier 1
     max_auto_batch_size: int = 8
     has_chat_template: bool
@@ -57,6 +60,7 @@ def describe(directory: Path, learning_rate: float | None = None, license_name: 
         raise RefusedModel(f"{directory} cannot be a base model: " + "; ".join(problems))
     config = _read_json(directory / "config.json")
     tensors = read_tensor_shapes(directory)
+    layers = _linear_layers(tensors)
     hidden_size = int(config["hidden_size"])
     return CatalogEntry(
         architecture=str((config.get("architectures") or ["unknown"])[0]),
@@ -65,7 +69,9 @@ def describe(directory: Path, learning_rate: float | None = None, license_name: 
         vocab_size=int(config["vocab_size"]),
         parameters=sum(_product(shape) for shape in tensors.values()),
         size_bytes=sum(path.stat().st_size for path in directory.glob("*.safetensors")),
-        target_modules=_linear_layers(tensors),
+        target_modules=_smallest_by_name(layers),
+        layers=layers if len(layers) <= MAX_LISTED_LAYERS else {},
+        whole_modules=_whole_modules(tensors, layers),
         learning_rate=learning_rate or default_learning_rate(hidden_size),
         has_chat_template=_has_chat_template(directory),
         license=license_name,
@@ -131,15 +137,27 @@ def _problems(directory: Path) -> list[str]:
 
 
 def _linear_layers(tensors: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, int]]:
-    """Every two-dimensional `<layer>.weight` but embeddings and the head, by its last name: what "all-linear" means."""
+    """Every two-dimensional `<layer>.weight` but embeddings and the head, by its full name: what "all-linear" means."""
     layers: dict[str, tuple[int, int]] = {}
     for name, shape in sorted(tensors.items()):
-        parts = name.split(".")
-        if parts[-1] != "weight" or len(shape) != 2 or len(parts) < 2 or parts[-2] in IGNORED_LAYERS:
-            continue
-        smallest = layers.get(parts[-2], (shape[0], shape[1]))
-        layers[parts[-2]] = min(smallest, (shape[0], shape[1]), key=min)
+        layer, _, parameter = name.rpartition(".")
+        if parameter == "weight" and len(shape) == 2 and layer.rpartition(".")[2] not in IGNORED_LAYERS:
+            layers[layer] = (shape[0], shape[1])
     return layers
+
+
+def _smallest_by_name(layers: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    smallest: dict[str, tuple[int, int]] = {}
+    for layer, shape in layers.items():
+        name = layer.rpartition(".")[2]
+        smallest[name] = min(smallest.get(name, shape), shape, key=min)
+    return smallest
+
+
+def _whole_modules(tensors: dict[str, tuple[int, ...]], layers: dict[str, tuple[int, int]]) -> tuple[str, ...]:
+    """The head is always there, also where no file holds it because it is the embedding."""
+    owners = {name.rpartition(".")[0] for name in tensors}
+    return tuple(sorted({owner.rpartition(".")[2] for owner in owners - layers.keys() if owner} | {"lm_head"}))
 
 
 def _read_header(path: Path) -> dict[str, Any]:

@@ -28,8 +28,10 @@ LORA_ALIASES = {
 LORA_KEYS = {
     "r": "r", "rank": "r", "alpha": "alpha", "lora_alpha": "alpha", "dropout": "dropout", "lora_dropout": "dropout",
     "target_modules": "target_modules", "use_rslora": "use_rslora", "use_dora": "use_dora", "bias": "bias",
-    "init": "init",
+    "init": "init", "rank_pattern": "rank_pattern", "alpha_pattern": "alpha_pattern",
+    "modules_to_save": "modules_to_save",
 }  # fmt: skip
+NAME_LISTS = ("target_modules", "modules_to_save")  # also taken as one text with commas
 QUANTIZATION_KEYS = ("bits", "type", "double_quant", "compute_dtype")
 
 
@@ -113,7 +115,7 @@ def _gather_lora(knobs: Knobs, value: Any, path: str) -> None:
         if key in LORA_KEYS:
             knobs.give(
                 f"lora.{LORA_KEYS[key]}",
-                _split_names(item) if LORA_KEYS[key] == "target_modules" else item,
+                _split_names(item) if LORA_KEYS[key] in NAME_LISTS else item,
                 f"{path}.{key}",
             )
         else:

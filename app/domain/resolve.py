@@ -10,14 +10,14 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-from app.domain.catalog import MAX_RANK, CatalogEntry
-from app.domain.gather import ALL_LINEAR, gather, method_of
+from app.domain.catalog import CatalogEntry
+from app.domain.gather import gather, method_of
 from app.domain.knobs import Knobs
+from app.domain.lora_knobs import Ancestor, resolve_lora
 from app.domain.measuring import measuring
-from app.domain.spec import Hyperparameters, JobSpec, LoraSpec, Method, QuantizationSpec
+from app.domain.spec import Hyperparameters, JobSpec, Method, QuantizationSpec
 from app.errors import all_at_once
 
-DEFAULT_RANK = 16
 MAX_SEED = 2_147_483_647
 MAX_STEPS = 10_000_000
 DEFAULT_BETA = 0.1  # TRL's default, and the low end of what the paper tries (0.1 to 0.5)
@@ -26,13 +26,17 @@ DEFAULT_BETA = 0.1  # TRL's default, and the low end of what the paper tries (0.
 DPO_RATE = 0.1
 
 
-def resolve(body: Mapping[str, Any], base_model: str, entry: CatalogEntry, n_examples: int) -> JobSpec:
-    """Turn a create body into a JobSpec for a training file of `n_examples` lines.
+def resolve(
+    body: Mapping[str, Any], base_model: str, entry: CatalogEntry, n_examples: int, ancestor: Ancestor | None = None
+) -> JobSpec:
+    """Turn a create body into a JobSpec for a training file of `n_examples` lines, on a base model or on an ancestor.
 
     Raises BadRequest: the first problem's `param` and code, a message that lists them all.
     """
     knobs = gather(body)
-    spec = _fill_in(knobs, body, base_model, entry, max(1, n_examples))  # also after a problem: all are told at once
+    spec = _fill_in(
+        knobs, body, base_model, entry, max(1, n_examples), ancestor
+    )  # also after a problem: all are told at once
     if spec is None or knobs.problems:
         raise all_at_once(knobs.problems)
     return spec
@@ -58,9 +62,14 @@ def default_rate(entry: CatalogEntry, method: Method) -> float:
 
 
 def _fill_in(
-    knobs: Knobs, body: Mapping[str, Any], base_model: str, entry: CatalogEntry, n_examples: int
+    knobs: Knobs,
+    body: Mapping[str, Any],
+    base_model: str,
+    entry: CatalogEntry,
+    n_examples: int,
+    ancestor: Ancestor | None,
 ) -> JobSpec | None:
-    lora = _lora(knobs, entry)
+    lora = resolve_lora(knobs, entry, ancestor)
     quantization = _quantization(knobs)
     method = method_of(body) or "supervised"  # another one is a problem already
     hyperparameters = _hyperparameters(knobs, entry, n_examples, method, body.get("validation_file") is not None)
@@ -70,6 +79,7 @@ def _fill_in(
     return JobSpec(
         base_model=base_model,
         method=method,
+        continued_from=ancestor.model if ancestor else None,
         lora=lora,
         quantization=quantization,
         hyperparameters=hyperparameters,
@@ -78,51 +88,13 @@ def _fill_in(
     )
 
 
-def _lora(knobs: Knobs, entry: CatalogEntry) -> LoraSpec | None:
-    targets = _target_modules(knobs, entry)
-    limit = min((min(entry.target_modules[name]) for name in targets), default=MAX_RANK)
-    limit = min(limit, MAX_RANK)
-    r = knobs.whole("lora.r", 1, MAX_RANK, lambda: DEFAULT_RANK)
-    if r is not None and r > limit and targets:
-        knobs.refuse("lora.r", f"{r} is above the smallest dimension of the target modules, which is {limit}")
-    alpha = knobs.number("lora.alpha", lambda: 2.0 * (r or DEFAULT_RANK), above=0)
-    dropout = knobs.number("lora.dropout", lambda: 0.0, least=0, below=1)
-    use_rslora = knobs.flag("lora.use_rslora", False)
-    knobs.only("lora.use_dora", False, "DoRA is not offered yet")
-    knobs.only("lora.bias", "none", "trained biases do not load in most servers and are not offered")
-    knobs.only(
-        "lora.init",
-        "default",
-        "other initialisations (PiSSA, LoftQ, ...) change the base and are not offered",
-    )
-    if knobs.problems or r is None or alpha is None or dropout is None:
-        return None
-    return LoraSpec(r=r, alpha=alpha, dropout=dropout, target_modules=targets, use_rslora=use_rslora)
-
-
-def _target_modules(knobs: Knobs, entry: CatalogEntry) -> tuple[str, ...]:
-    available = tuple(sorted(entry.target_modules))
-    asked = knobs.value("lora.target_modules")
-    if asked in (None, ALL_LINEAR, [ALL_LINEAR]):
-        return available
-    if not isinstance(asked, list) or not asked or not all(isinstance(name, str) for name in asked):
-        knobs.refuse("lora.target_modules", f'must be "all-linear" or a list of names out of {", ".join(available)}')
-        return ()
-    unknown = [name for name in asked if name not in available]
-    if unknown:
-        seen = ", ".join(repr(name) for name in unknown[:8])
-        knobs.refuse("lora.target_modules", f"this model does not have {seen}; it has {', '.join(available)}")
-        return ()
-    return tuple(sorted(set(asked)))
-
-
 def _quantization(knobs: Knobs) -> QuantizationSpec | None:
     wanted = knobs.values.get("quantization")
     if wanted is not None and not wanted.value:
         return None
     values: dict[str, Any] = {}
     for key, allowed in (
-        ("bits", (4,)),
+        ("bits", (4, 8)),
         ("type", ("nf4", "fp4")),
         ("compute_dtype", ("bfloat16", "float16", "float32")),
     ):
@@ -135,8 +107,17 @@ def _quantization(knobs: Knobs) -> QuantizationSpec | None:
             )
         elif value is not None:
             values[key] = value
-    values["double_quant"] = knobs.flag("quantization.double_quant", True)
+    if values.get("bits", 4) == 8:
+        _refuse_knobs_of_4_bits(knobs)
+    else:
+        values["double_quant"] = knobs.flag("quantization.double_quant", True)
     return None if knobs.problems else QuantizationSpec(**values)
+
+
+def _refuse_knobs_of_4_bits(knobs: Knobs) -> None:
+    for name in ("quantization.type", "quantization.double_quant"):
+        if knobs.value(name) is not None:
+            knobs.refuse(name, "belongs to 4 bits; 8 bits have one scale a row and no choice", "conflicting_parameters")
 
 
 def _hyperparameters(

@@ -7,7 +7,7 @@ reads: one base model, one quantization, and a *list* of runs that share them.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -31,7 +31,7 @@ class LoraSpec(Frozen):
     target_modules: tuple[str, ...]
     use_rslora: bool = False
     use_dora: bool = False  # arXiv 2402.09353; the run then shares its base with no other
-    rank_pattern: dict[str, int] = {}  # layer name, or its end, or a regular expression -> rank, as PEFT reads them
+    rank_pattern: dict[str, int] = {}  # regular expression for the end of a layer's name -> rank (app.domain.patterns)
     alpha_pattern: dict[str, float] = {}
     modules_to_save: tuple[str, ...] = ()  # trained whole and saved beside A and B; such a run is alone, too
     bias: Literal["none"] = "none"
@@ -46,10 +46,26 @@ class LoraSpec(Frozen):
 class QuantizationSpec(Frozen):
     """How the frozen base is held (QLoRA, arXiv 2305.14314). Absent in a request means exactly these defaults."""
 
-    bits: Literal[4, 8] = 4
-    type: Literal["nf4", "fp4"] = "nf4"  # of 4 bits
-    double_quant: bool = True
+    bits: Literal[4, 8] = 4  # 8: rows of int8 with one scale each (LLM.int8, arXiv 2208.07339)
+    type: Literal["nf4", "fp4"] | None = None  # of 4 bits, where it is NF4 if not given; None for 8
+    double_quant: bool | None = None  # of 4 bits, where it is on if not given; None for 8
     compute_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("bits", 4) != 4:
+            return values
+        return {"type": "nf4", "double_quant": True} | values
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        given = [name for name in ("type", "double_quant") if getattr(self, name) is not None]
+        if self.bits == 8 and given:
+            raise ValueError(f"{' and '.join(given)} belong to 4 bits; 8 bits have one scale a row, no choice")
+        if self.bits == 4 and len(given) < 2:
+            raise ValueError("4 bits need a type and a double_quant")
+        return self
 
 
 class EarlyStopping(Frozen):
@@ -92,7 +108,7 @@ class JobSpec(Frozen):
     version: Literal[1] = SPEC_VERSION
     base_model: str
     method: Method = "supervised"
-    continued_from: str | None = None  # the id of the job whose adapter training goes on from ("model": "ft:...")
+    continued_from: str | None = None  # the "ft:..." model, an adapter of this project, that training goes on from
     lora: LoraSpec
     quantization: QuantizationSpec | None
     hyperparameters: Hyperparameters
@@ -117,6 +133,7 @@ class RunSpec(Frozen):
     lora: LoraSpec
     start_adapter: Path | None = None  # an adapter directory whose A and B are the start; its manifest was verified
     start_adapter_sha256: str | None = None  # of its manifest
+    start_adapter_name: str | None = None  # its "ft:..." name, for the new adapter's manifest
     hyperparameters: Hyperparameters
     seed: int
     training_file: Path
@@ -144,3 +161,13 @@ class TrainerSpec(Frozen):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None  # CPU threads of each process; absent = physical cores
     world_size: Annotated[int, Field(ge=1, le=64)] = 1  # processes that share each step's documents, one a GPU
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        exclusive = [run.run_id for run in self.runs if run.lora.is_exclusive]
+        if exclusive and len(self.runs) > 1:
+            raise ValueError(
+                f"{', '.join(exclusive)} trains DoRA or whole modules and so changes the base that {len(self.runs)} "
+                "runs would share; give it a spec of its own"
+            )
+        return self

@@ -11,11 +11,13 @@ from sqlalchemy.orm import Session
 from app.db import checkpoints, events, files, jobs, models
 from app.db.tables import BaseModelRow, Checkpoint, File, Job, JobEvent
 from app.domain.catalog import CatalogEntry
+from app.domain.lora_knobs import Ancestor
 from app.domain.resolve import resolve
 from app.domain.spec import JobSpec
 from app.domain.states import Desired, JobState
 from app.errors import BadRequest, NotFound, all_at_once
 from app.queue import Hints
+from app.services import ancestors
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class SeenJob:
 def create(session: Session, hints: Hints, project_id: str, request: JobRequest) -> SeenJob:
     """Raises BadRequest naming everything that is wrong, NotFound if that is only a model or file that is not there."""
     try:
-        base = _base_model(session, project_id, request.model)
+        base, ancestor = _model(session, project_id, request.model)
         training_file = _file(session, project_id, request.training_file, "training_file")
         validation_file = None
         if request.validation_file is not None:
@@ -53,7 +55,7 @@ def create(session: Session, hints: Hints, project_id: str, request: JobRequest)
         if request.problems:
             raise all_at_once(request.problems) from None
         raise
-    spec = _resolve(request, base, training_file, validation_file)
+    spec = _resolve(request, base, ancestor, training_file, validation_file)
     job = jobs.insert(
         session,
         project_id,
@@ -151,17 +153,14 @@ def unknown_cursor(kind: str, after: str) -> BadRequest:
     )
 
 
-def _base_model(session: Session, project_id: str, name: str) -> BaseModelRow:
+def _model(session: Session, project_id: str, name: str) -> tuple[BaseModelRow, Ancestor | None]:
     base = models.get_base(session, project_id, name)
     if base is not None:
-        return base
+        return base, None
+    found = ancestors.find(session, project_id, name)
+    if found is not None:
+        return found
     on_offer = ", ".join(row.name for row in models.list_base(session, project_id)) or "none yet"
-    if models.get_tuned(session, project_id, name) is not None:
-        raise BadRequest(
-            f"model: {name!r} was trained here; going on from it is not offered yet. Name a base model: {on_offer}",
-            "model",
-            "unsupported_value",
-        )
     raise NotFound(f"The model {name!r} does not exist. Models on offer: {on_offer}.", "model", "model_not_found")
 
 
@@ -172,16 +171,21 @@ def _file(session: Session, project_id: str, file_id: str, param: str) -> File:
     return file
 
 
-def _resolve(request: JobRequest, base: BaseModelRow, training_file: File, validation_file: File | None) -> JobSpec:
+def _resolve(
+    request: JobRequest,
+    base: BaseModelRow,
+    ancestor: Ancestor | None,
+    training_file: File,
+    validation_file: File | None,
+) -> JobSpec:
     problems = [*request.problems, *_wrong_purpose(training_file, "training_file")]
     problems += _integration_problems(request.integrations)
     if validation_file is not None:
         problems += _wrong_purpose(validation_file, "validation_file")
     spec = None
     try:
-        spec = resolve(
-            request.body, base.name, CatalogEntry.model_validate(base.entry), n_examples=training_file.line_count or 0
-        )
+        entry = CatalogEntry.model_validate(base.entry)
+        spec = resolve(request.body, base.name, entry, training_file.line_count or 0, ancestor)
     except BadRequest as error:
         problems.append(error)
     if spec is None or problems:

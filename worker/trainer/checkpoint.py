@@ -1,6 +1,6 @@
 """Public checkpoints: an adapter directory as PEFT writes it, with everything needed to use it and to trust it.
 
-    adapter_model.safetensors   A and B in float32, under PEFT's names
+    adapter_model.safetensors   A and B, and what else was trained, in float32, under PEFT's names
     adapter_config.json         the base model by its registered name, never by a path
     tokenizer*, chat_template*  the base model's own, byte for byte
     README.md                   the model card
@@ -62,10 +62,14 @@ def write_config(path: Path, lora: LoraSpec, base_name: str) -> None:
     """adapter_config.json through PEFT's own class; sets are sorted, so that the same run gives the same bytes."""
     config = LoraConfig(
         r=lora.r,
-        lora_alpha=int(lora.alpha) if lora.alpha.is_integer() else lora.alpha,
+        lora_alpha=_plain(lora.alpha),
         lora_dropout=lora.dropout,
         target_modules=list(lora.target_modules),
         use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        rank_pattern=lora.rank_pattern,
+        alpha_pattern={key: _plain(alpha) for key, alpha in lora.alpha_pattern.items()},
+        modules_to_save=list(lora.modules_to_save) or None,
         bias=lora.bias,
         task_type="CAUSAL_LM",
         base_model_name_or_path=base_name,
@@ -105,6 +109,11 @@ def _copy_tokenizer(base_directory: Path, staged: Path) -> None:
     for name in TOKENIZER_FILES:
         if (base_directory / name).exists():
             shutil.copyfile(base_directory / name, staged / name)
+
+
+def _plain(alpha: float) -> float:
+    """A whole number without a point, as PEFT writes it and some readers want it."""
+    return int(alpha) if alpha.is_integer() else alpha
 
 
 def _sorted(value: Any) -> Any:

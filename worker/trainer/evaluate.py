@@ -26,7 +26,7 @@ def evaluate(
         row = row.to(base.device)
         reference_N = reference_losses(base, row)
         hidden_T_D = hidden_states(base, row)
-        _, losses_N, hits_N = head_loss(hidden_T_D[row.predictors_N], base.head_V_D, row.targets_N)
+        _, losses_N, hits_N = head_loss(hidden_T_D[row.predictors_N], base.head_of(row), row.targets_N)
         pairs = comparison(row.pairs, losses_N, reference_N) if row.pairs and reference_N is not None else None
         for segment in row.segments:
             validation.add(segment, losses_N, hits_N, pairs)

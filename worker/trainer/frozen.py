@@ -1,6 +1,6 @@
-"""A linear layer that never changes: 16 bits wide, or in blocks of 4 bits (QLoRA, arXiv 2305.14314).
+"""A linear layer that never changes: 16 bits wide, in blocks of 4 bits (QLoRA, arXiv 2305.14314), or in rows of 8.
 
-PEFT knows both kinds as what they inherit from, so a saved adapter can be put onto these very layers to be checked.
+PEFT knows all kinds as what they inherit from, so a saved adapter can be put onto these very layers to be checked.
 Unlike bitsandbytes' own forward, ours never repacks the weight for faster inference: W stays as it is, to the bit.
 
 Letters: T tokens, K inputs and D outputs of a layer.
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import bitsandbytes
 import torch
 import torch.nn.functional as F  # noqa: N812
-from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant, int8_vectorwise_quant
 
 from app.domain.spec import QuantizationSpec
 from worker.trainer.quantize import BLOCK, quantize
@@ -66,16 +66,34 @@ class Frozen4(bitsandbytes.nn.Linear4bit):  # type: ignore[misc]  # untyped libr
         return F.linear(x_T_K, self.weight_in(x_T_K.dtype), self.bias_in(x_T_K.dtype))
 
 
+class Frozen8(bitsandbytes.nn.Linear8bitLt):  # type: ignore[misc]  # untyped library
+    """Rows of int8 with one scale each (LLM.int8, arXiv 2208.07339). Only the weight: x is not rounded to int8."""
+
+    def weight_in(self, dtype: torch.dtype) -> torch.Tensor:
+        weight: torch.Tensor = int8_vectorwise_dequant(self.weight.data, self.state.SCB)
+        return weight.to(dtype)
+
+    def bias_in(self, dtype: torch.dtype) -> torch.Tensor | None:
+        return None if self.bias is None else self.bias.to(dtype)
+
+    def forward(self, x_T_K: torch.Tensor) -> torch.Tensor:
+        return F.linear(x_T_K, self.weight_in(x_T_K.dtype), self.bias_in(x_T_K.dtype))
+
+
 def freeze(weight_D_K: torch.Tensor, quantization: QuantizationSpec | None, compute_dtype: torch.dtype) -> FrozenLinear:
     """A frozen layer, still without a bias, from a checkpoint's tensor, on the device it is on."""
     if quantization is None:
         return _in_16_bits(weight_D_K, compute_dtype)
+    if quantization.bits == 8:
+        return _in_8_bits(weight_D_K)
     return _in_4_bits(weight_D_K, quantization, compute_dtype)
 
 
 def stored_bytes(layer: FrozenLinear) -> int:
-    """What the weight occupies: for 4 bits the packed codes and their scales (4.127 bits a weight when doubled)."""
+    """What the weight occupies: the codes and their scales (4.127 bits a weight for 4 bits, doubly quantised)."""
     tensors = [layer.weight.data]
+    if isinstance(layer, Frozen8):
+        tensors += [layer.state.SCB]
     if state := getattr(layer.weight, "quant_state", None):
         tensors += [state.absmax, *([state.state2.absmax, state.offset] if state.nested else [])]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
@@ -84,6 +102,15 @@ def stored_bytes(layer: FrozenLinear) -> int:
 def _in_16_bits(weight_D_K: torch.Tensor, compute_dtype: torch.dtype) -> Frozen16:
     layer = Frozen16(weight_D_K.shape[1], weight_D_K.shape[0], bias=False, device="meta")
     layer.weight = torch.nn.Parameter(weight_D_K.to(compute_dtype, copy=True), requires_grad=False)
+    return layer
+
+
+def _in_8_bits(weight_D_K: torch.Tensor) -> Frozen8:
+    """As bitsandbytes does it: from float16, whatever the checkpoint has."""
+    codes, scales_D, _ = int8_vectorwise_quant(weight_D_K.contiguous().to(torch.float16))
+    layer = Frozen8(weight_D_K.shape[1], weight_D_K.shape[0], bias=False, has_fp16_weights=False, device="meta")
+    layer.weight = bitsandbytes.nn.Int8Params(codes, requires_grad=False, has_fp16_weights=False)
+    layer.state.SCB = scales_D
     return layer
 
 

@@ -22,7 +22,7 @@ GATED = ("gate_proj", "up_proj", "down_proj")
 
 
 class Norm(torch.nn.Module):
-    """Root mean square norm (arXiv 1910.07467) with a frozen weight."""
+    """Root mean square norm (arXiv 1910.07467); its weight is frozen, but for a run that trains it whole."""
 
     def __init__(self, weight_K: torch.nn.Parameter, epsilon: float) -> None:
         super().__init__()
@@ -84,12 +84,13 @@ class _Norm(torch.autograd.Function):
         return wide.mul(scale_T_1).to(x.dtype).mul_(weight_K)
 
     @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None]:
         x, scale_T_1, weight_K = ctx.saved_tensors
         dnormed, normed = (dy * weight_K).float(), x.float().mul(scale_T_1)
         along_T_1 = torch.linalg.vecdot(dnormed, normed).unsqueeze(-1).div_(x.shape[-1])
         dx = dnormed.addcmul(normed, along_T_1, value=-1).mul_(scale_T_1)
-        return dx.to(x.dtype), None, None
+        dweight_K = (dy.float() * normed).flatten(0, -2).sum(0).to(weight_K.dtype) if ctx.needs_input_grad[1] else None
+        return dx.to(x.dtype), dweight_K, None
 
 
 class _Gate(torch.autograd.Function):

@@ -67,7 +67,7 @@ def optimizer_step(base: Base, runs: Sequence[Run], row_tokens: int, pulse: Puls
         hidden_N_D = hidden_T_D.index_select(0, row.predictors_N)  # only what is learned from reaches the head
         pairs = compare(base, row, hidden_N_D, reference_N)  # margins, and what each token weighs in their loss
         weights_N = pairs.weights_N if pairs else None
-        loss_sum, losses_N, hits_N = head_loss(hidden_N_D, base.head_V_D, row.targets_N, weights_N)
+        loss_sum, losses_N, hits_N = head_loss(hidden_N_D, base.head_of(row), row.targets_N, weights_N)
         loss_sum.backward()  # type: ignore[no-untyped-call]  # of a sum: gradients add up over rows, whatever the rows are
         for segment in row.segments:
             steps[segment.run_id].add(segment, losses_N, hits_N, pairs)

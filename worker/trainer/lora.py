@@ -16,12 +16,13 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from app.domain.patterns import pattern_problems, rank_of, scale_of
 from app.domain.spec import LoraSpec
 from app.domain.states import Reason
 from worker.trainer.batch import Segment
@@ -33,21 +34,23 @@ PEFT_PREFIX = "base_model.model."  # what PEFT calls the model inside its own wr
 
 @dataclass
 class Factors:
-    """One layer's A and B of one run."""
+    """One layer's A and B of one run, and its scale: each layer may have a rank and an alpha of its own."""
 
     A_R_K: torch.nn.Parameter
     B_D_R: torch.nn.Parameter
+    scale: float
+    magnitude_D: torch.nn.Parameter | None = None  # noqa: N815  of DoRA
 
 
 @dataclass
 class Adapter:
-    """Everything that one run trains: the factors by layer name, in the model's order."""
+    """Everything that one run trains: the factors by layer name, in the model's order, and whole modules."""
 
     run_id: str
-    scale: float
     dropout: float
     generator: torch.Generator  # of this run's dropout masks, and of nothing else
     factors: dict[str, Factors]
+    whole: dict[str, torch.nn.Parameter] = field(default_factory=dict)  # float32, by the name in the base model
 
     def parameters(self) -> list[torch.nn.Parameter]:
         return list(self.named_parameters().values())
@@ -58,7 +61,9 @@ class Adapter:
         for layer, factors in self.factors.items():
             named[f"{PEFT_PREFIX}{layer}.lora_A.weight"] = factors.A_R_K
             named[f"{PEFT_PREFIX}{layer}.lora_B.weight"] = factors.B_D_R
-        return named
+            if factors.magnitude_D is not None:
+                named[f"{PEFT_PREFIX}{layer}.lora_magnitude_vector"] = factors.magnitude_D
+        return named | {PEFT_PREFIX + name: parameter for name, parameter in self.whole.items()}
 
 
 class Rows:
@@ -67,6 +72,11 @@ class Rows:
     def __init__(self) -> None:
         self.adapters: dict[str, Adapter] = {}
         self.segments: Sequence[Segment] = ()
+
+    @property
+    def alone(self) -> Adapter | None:
+        """The adapter of an exclusive run, which has every row to itself; None where adapters are off."""
+        return self.adapters[self.segments[0].run_id] if self.segments else None
 
     @contextmanager
     def of(self, segments: Sequence[Segment]) -> Iterator[None]:
@@ -99,7 +109,7 @@ class AdaptedLinear(torch.nn.Module):
             adapter = self._rows.adapters[segment.run_id]
             if mine := adapter.factors.get(self.name):
                 dropout = adapter.dropout if torch.is_grad_enabled() else 0.0  # without gradients: evaluation
-                parts.append(_Part(segment.start, segment.end, adapter.scale, dropout, adapter.generator))
+                parts.append(_Part(segment.start, segment.end, mine.scale, dropout, adapter.generator))
                 factors += [mine.A_R_K.to(dtype), mine.B_D_R.to(dtype)]
         return parts, factors
 
@@ -169,9 +179,10 @@ def _apply(x_S_K: torch.Tensor, keep_S_K: torch.Tensor, part: _Part) -> torch.Te
     return x_S_K * keep_S_K / (1 - part.dropout) if part.dropout else x_S_K
 
 
-def scale_of(lora: LoraSpec) -> float:
-    """alpha / r (arXiv 2106.09685), or alpha / sqrt(r) with rsLoRA (arXiv 2312.03732)."""
-    return lora.alpha / (math.sqrt(lora.r) if lora.use_rslora else lora.r)
+def frozen_product(x_T_K: torch.Tensor, base: FrozenLinear) -> torch.Tensor:
+    """x W^T + bias. The dequantised W is made again in the backward, which plain autograd would keep instead."""
+    y_T_D: torch.Tensor = _LoraProduct.apply(x_T_K, base, [])  # type: ignore[no-untyped-call]
+    return y_T_D
 
 
 def make_adapter(
@@ -180,13 +191,13 @@ def make_adapter(
     """A as PEFT starts it (Kaiming-uniform with a = sqrt(5): uniform within 1 / sqrt(K)), B zero.
 
     Drawn on the CPU in the layers' order, so a seed means the same adapter on every device. Raises Failure for target
-    modules that the model does not have, and for a rank above a target's smaller side.
+    modules that the model does not have, for patterns without a target, and for a rank above a target's smaller side.
     """
     targets = _targets(lora, layers)
     dice = torch.Generator().manual_seed(seed)
-    factors = {name: _factors(layers[name].base, lora.r, dice, device) for name in targets}
+    factors = {name: _factors(layers[name].base, lora, name, dice, device) for name in targets}
     generator = torch.Generator(device).manual_seed(seed)
-    return Adapter(run_id, scale_of(lora), lora.dropout, generator, factors)
+    return Adapter(run_id, lora.dropout, generator, factors)
 
 
 def frozen_copy(adapter: Adapter) -> Adapter:
@@ -194,11 +205,11 @@ def frozen_copy(adapter: Adapter) -> Adapter:
     return deepcopy(adapter, {id(adapter.generator): adapter.generator})
 
 
-def _factors(base: FrozenLinear, r: int, dice: torch.Generator, device: torch.device) -> Factors:
-    reach = 1 / math.sqrt(base.in_features)
+def _factors(base: FrozenLinear, lora: LoraSpec, name: str, dice: torch.Generator, device: torch.device) -> Factors:
+    reach, r = 1 / math.sqrt(base.in_features), rank_of(lora, name)
     A_R_K = torch.empty(r, base.in_features).uniform_(-reach, reach, generator=dice)
     B_D_R = torch.zeros(base.out_features, r)
-    return Factors(torch.nn.Parameter(A_R_K.to(device)), torch.nn.Parameter(B_D_R.to(device)))
+    return Factors(torch.nn.Parameter(A_R_K.to(device)), torch.nn.Parameter(B_D_R.to(device)), scale_of(lora, name))
 
 
 def _targets(lora: LoraSpec, layers: dict[str, AdaptedLinear]) -> list[str]:
@@ -208,8 +219,11 @@ def _targets(lora: LoraSpec, layers: dict[str, AdaptedLinear]) -> list[str]:
         text = f"The base model has no linear layer named {', '.join(unknown)}; it has {', '.join(available)}."
         raise Failure(Reason.INVALID_SPEC, text, "lora.target_modules")
     targets = [name for name in layers if name.rpartition(".")[2] in lora.target_modules]
+    sizes = {name: (layers[name].base.out_features, layers[name].base.in_features) for name in targets}
+    if problem := next(pattern_problems(lora, sizes), None):
+        raise Failure(Reason.INVALID_SPEC, f"{problem.param}: {problem.text}.", problem.param)
     for name in targets:
-        if lora.r > (limit := min(layers[name].base.in_features, layers[name].base.out_features)):
-            text = f"lora.r is {lora.r}, but the layer {name} is only {limit} wide; choose r up to {limit}."
+        if (r := rank_of(lora, name)) > (limit := min(sizes[name])):
+            text = f"lora.r is {r}, but the layer {name} is only {limit} wide; choose r up to {limit}."
             raise Failure(Reason.INVALID_SPEC, text, "lora.r")
     return targets

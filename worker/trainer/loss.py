@@ -1,8 +1,9 @@
 """The last matrix product and the cross entropy, for labelled positions only, with the gradient formed in the forward.
 
-The head is frozen, so the only gradient is the hidden states': softmax minus one-hot, times the head. It is formed
+A head is frozen mostly, so the only gradient is the hidden states': softmax minus one-hot, times the head. It is formed
 while the logits of a chunk are at hand, and nothing of size N x V outlives its chunk. There is no product left for the
-backward, and none at all for tokens that nobody learns from.
+backward, and none at all for tokens that nobody learns from. A head that is trained (`modules_to_save`) comes as its
+float32 master; its own gradient is summed over the chunks in float32, and costs one more product and V x D numbers.
 
 Letters: N labelled tokens, M of one chunk, D the hidden size, V the vocabulary.
 """
@@ -43,12 +44,14 @@ class _HeadLoss(torch.autograd.Function):
         targets_N: torch.Tensor,
         weights_N: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        learns = ctx.needs_input_grad[0]
+        learns = any(ctx.needs_input_grad[:2])
         rows = max(LEAST_CHUNK_ROWS, CHUNK_BYTES // (BYTES_PER_LOGIT * head_V_D.shape[0]))
+        ctx.head_gradient_V_D = torch.zeros_like(head_V_D) if ctx.needs_input_grad[1] else None
+        head_V_D = head_V_D.to(hidden_N_D.dtype)
         parts = (torch.split(tensor, rows) for tensor in (hidden_N_D, targets_N))
         weights = repeat(None) if weights_N is None else torch.split(weights_N, rows)
         chunks = [
-            _chunk(hidden_M_D, head_V_D, targets_M, weights_M, learns)
+            _chunk(hidden_M_D, head_V_D, targets_M, weights_M, learns, ctx.head_gradient_V_D)
             for hidden_M_D, targets_M, weights_M in zip(*parts, weights, strict=False)
         ]
         losses_N, hits_N, gradient_N_D = (torch.cat(parts) for parts in zip(*chunks, strict=True))
@@ -57,9 +60,10 @@ class _HeadLoss(torch.autograd.Function):
         return (losses_N if weights_N is None else losses_N * weights_N).sum(), losses_N, hits_N
 
     @staticmethod
-    def backward(ctx: Any, scale: torch.Tensor, *_: Any) -> tuple[torch.Tensor, None, None, None]:
+    def backward(ctx: Any, scale: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
         (gradient_N_D,) = ctx.saved_tensors
-        return gradient_N_D * scale.to(gradient_N_D.dtype), None, None, None
+        head_gradient_V_D = None if ctx.head_gradient_V_D is None else ctx.head_gradient_V_D.mul_(scale)
+        return gradient_N_D * scale.to(gradient_N_D.dtype), head_gradient_V_D, None, None
 
 
 def _chunk(
@@ -68,8 +72,12 @@ def _chunk(
     targets_M: torch.Tensor,
     weights_M: torch.Tensor | None,
     learns: bool,
+    head_gradient_V_D: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Losses, hits and the hidden states' gradient. One float32 buffer holds logits, then exponentials, then p - y."""
+    """Losses, hits and the hidden states' gradient; the head's, where it learns, is added to the buffer given.
+
+    One float32 buffer holds logits, then exponentials, then p - y.
+    """
     z_M_V = (hidden_M_D @ head_V_D.t()).float()
     targets_M_1 = targets_M[:, None]
     target_M_1 = z_M_V.gather(1, targets_M_1)
@@ -84,4 +92,7 @@ def _chunk(
     z_M_V.scatter_add_(1, targets_M_1, z_M_V.new_full((len(targets_M), 1), -1.0))
     if weights_M is not None:
         z_M_V.mul_(weights_M[:, None])
-    return losses_M, hits_M, z_M_V.to(hidden_M_D.dtype) @ head_V_D
+    dz_M_V = z_M_V.to(hidden_M_D.dtype)
+    if head_gradient_V_D is not None:
+        head_gradient_V_D.add_(dz_M_V.t() @ hidden_M_D)
+    return losses_M, hits_M, dz_M_V @ head_V_D

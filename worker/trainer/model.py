@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from worker.trainer.failures import Failure
 from worker.trainer.frozen import Frozen4, freeze, stored_bytes
 from worker.trainer.fused import fuse
 from worker.trainer.lora import AdaptedLinear, Rows
+from worker.trainer.whole import WholeModule
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
@@ -46,11 +47,20 @@ class Base:
     rows: Rows  # what the layers look at: whose tokens are in flight
     device: torch.device
     compute_dtype: torch.dtype
+    wholes: dict[str, WholeModule] = field(default_factory=dict)  # modules that the one run trains whole
 
     @property
     def head_V_D(self) -> torch.Tensor:  # noqa: N802  shapes stand in names
+        """The base model's own."""
         weight: torch.Tensor = self.model.get_output_embeddings().weight
         return weight
+
+    def head_of(self, row: Row) -> torch.Tensor:
+        """The head that a row's tokens meet, V x D: the base model's, or the float32 master of a run that trains it."""
+        head = self.model.get_output_embeddings()
+        if row.segments and isinstance(head, WholeModule):
+            return head.master(self.rows.adapters[row.segments[0].run_id], "weight")
+        return self.head_V_D
 
     @property
     def frozen_parameters(self) -> int:
@@ -106,8 +116,8 @@ def load_base(
 def hidden_states(base: Base, row: Row, *, exact: bool = False) -> torch.Tensor:
     """The last hidden state of every token, T x D. `exact` carries float32 through the same weights."""
     tokens_1_T = row.tokens_T.unsqueeze(0)
-    embedded_1_T_D = base.model.get_input_embeddings()(tokens_1_T)
     with base.rows.of(row.segments):
+        embedded_1_T_D = base.model.get_input_embeddings()(tokens_1_T)
         output = base.model.base_model(
             inputs_embeds=embedded_1_T_D.float() if exact else embedded_1_T_D,
             position_ids=row.positions_T.unsqueeze(0),
@@ -138,13 +148,15 @@ def in_float32(base: Base) -> Iterator[None]:
 @contextmanager
 def bare(base: Base) -> Iterator[Any]:
     """The model with its frozen layers where it was born with them, as PEFT expects it."""
-    for name, layer in base.layers.items():
-        base.model.set_submodule(name, layer.base)
+    ours = {**base.layers, **base.wholes}
+    born = {name: layer.base for name, layer in base.layers.items()}
+    for name, module in (born | {name: whole.frozen for name, whole in base.wholes.items()}).items():
+        base.model.set_submodule(name, module)
     try:
         yield base.model
     finally:
-        for name, layer in base.layers.items():
-            base.model.set_submodule(name, layer)
+        for name, module in ours.items():
+            base.model.set_submodule(name, module)
 
 
 # --- loading ----------------------------------------------------------------------------------------------------------
@@ -186,7 +198,7 @@ def _wanted(name: str, model: Any, directory: Path) -> Iterator[tuple[str, torch
     """Every tensor of the checkpoint. One that the model has no place for would be dropped silently: refused."""
     known = set(model.state_dict())
     ignored = re.compile("|".join([r"rotary_emb\.inv_freq", *(model._keys_to_ignore_on_load_unexpected or ())]))
-    for path in _weight_files(directory):
+    for path in weight_files(directory):
         with safe_open(path, framework="pt", device="cpu") as file:
             for key in file.keys():  # noqa: SIM118  not a dictionary
                 if key in known:
@@ -195,7 +207,7 @@ def _wanted(name: str, model: Any, directory: Path) -> Iterator[tuple[str, torch
                     raise _unavailable(name, f"{path.name} holds {key}, which {type(model).__name__} has no place for")
 
 
-def _weight_files(directory: Path) -> list[Path]:
+def weight_files(directory: Path) -> list[Path]:
     if not (directory / INDEX).exists():
         return [directory / WEIGHTS]
     index = json.loads((directory / INDEX).read_text(encoding="utf-8"))

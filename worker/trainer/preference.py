@@ -41,7 +41,7 @@ def reference_losses(base: Base, row: Row) -> torch.Tensor | None:
         return None
     reference = row.as_reference(base.rows.adapters)
     hidden_N_D = hidden_states(base, reference).index_select(0, row.predictors_N)
-    return head_loss(hidden_N_D, base.head_V_D, row.targets_N)[1]
+    return head_loss(hidden_N_D, base.head_of(reference), row.targets_N)[1]
 
 
 @torch.no_grad()
@@ -49,7 +49,7 @@ def compare(base: Base, row: Row, hidden_N_D: torch.Tensor, reference_N: torch.T
     """Hold the row's pairs against the reference, without a gradient; None for a row without pairs."""
     if row.pairs is None or reference_N is None:
         return None
-    losses_N = head_loss(hidden_N_D.detach(), base.head_V_D, row.targets_N)[1]  # attached, a gradient would be formed
+    losses_N = head_loss(hidden_N_D.detach(), base.head_of(row), row.targets_N)[1]  # attached: a gradient, too
     return comparison(row.pairs, losses_N, reference_N)
 
 

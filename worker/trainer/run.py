@@ -34,12 +34,13 @@ from worker.trainer.failures import Failure, exit_code, explain, failed
 from worker.trainer.inputs import check_inputs
 from worker.trainer.keep import Keeper
 from worker.trainer.loop import train
-from worker.trainer.lora import frozen_copy, make_adapter
+from worker.trainer.lora import frozen_copy
 from worker.trainer.model import Base, open_base
 from worker.trainer.optim import make_optimizer
 from worker.trainer.plan import make_plan, row_tokens
 from worker.trainer.probe import check_base
 from worker.trainer.snapshot import Choices, Snapshot, identity, open_newest, restore
+from worker.trainer.start import first_adapter
 from worker.trainer.state import Run
 from worker.trainer.stop import Stops
 
@@ -173,10 +174,9 @@ def prepare(spec: RunSpec, workdir: Path, base: Base, renderer: Renderer, facts:
     def corpus_of(path: Path, blame: Reason) -> Corpus:
         return read_corpus(renderer, workdir / path, knobs.context_length, blame, pulse, spec.method)
 
-    adapter = make_adapter(spec.run_id, spec.lora, spec.seed, base.layers, base.device)
+    adapter = first_adapter(spec, workdir, base)
     corpus = corpus_of(spec.training_file, Reason.INVALID_TRAINING_FILE)
     validation = corpus_of(spec.validation_file, Reason.INVALID_VALIDATION_FILE) if spec.validation_file else None
-    base.rows.adapters[spec.run_id] = adapter
     if spec.method == "dpo" and spec.start_adapter is not None:
         base.rows.adapters[reference_id(spec.run_id)] = frozen_copy(adapter)
     parallel.own_random_numbers(adapter.generator, spec.seed)
@@ -198,6 +198,7 @@ def _facts(spec: TrainerSpec, run_spec: RunSpec, base: Base) -> dict[str, Any]:
         "method": run_spec.method,
         "training_file_sha256": run_spec.training_file_sha256,
         "validation_file_sha256": run_spec.validation_file_sha256,
+        "continued_from": _ancestor(run_spec),
         "lora": run_spec.lora.model_dump(mode="json"),
         "quantization": spec.quantization.model_dump(mode="json") if spec.quantization else None,
         "hyperparameters": run_spec.hyperparameters.model_dump(mode="json"),
@@ -205,6 +206,12 @@ def _facts(spec: TrainerSpec, run_spec: RunSpec, base: Base) -> dict[str, Any]:
         "device": device_name(base.device),
         "versions": versions(),
     }
+
+
+def _ancestor(run_spec: RunSpec) -> dict[str, Any] | None:
+    if run_spec.start_adapter is None:
+        return None
+    return {"model": run_spec.start_adapter_name, "manifest_sha256": run_spec.start_adapter_sha256}
 
 
 def _warn_of_differences(run: Run, snapshot: Snapshot, base: Base, say: Ledger) -> None:

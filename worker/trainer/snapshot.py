@@ -77,6 +77,7 @@ def identity(run: RunSpec, base: BaseSpec, quantization: QuantizationSpec | None
                 "base_model": {"name": base.name, "manifest_sha256": base.manifest_sha256},
                 "quantization": quantization.model_dump() if quantization else None,
                 "lora": run.lora.model_dump(),
+                "start_adapter_sha256": run.start_adapter_sha256,
                 "hyperparameters": run.hyperparameters.model_dump(),
                 "seed": run.seed,
                 "training_file_sha256": run.training_file_sha256,

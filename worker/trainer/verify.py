@@ -9,6 +9,7 @@ hundred. What is left is the order of float32 sums: TOLERANCE leaves it a wide m
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from app.domain.states import Reason
 from worker.trainer.batch import Row, Share, rows
 from worker.trainer.checkpoint import adapter_tensors
 from worker.trainer.failures import Failure
-from worker.trainer.frozen import Frozen4
+from worker.trainer.frozen import Frozen4, Frozen8
+from worker.trainer.lora import PEFT_PREFIX
 from worker.trainer.model import Base, bare, hidden_states, in_float32
 from worker.trainer.state import Run
 
@@ -44,7 +46,7 @@ def verify_adapter(base: Base, run: Run, directory: Path) -> float:
                 theirs_N_V = _logits(base, row.without_adapters())
             finally:
                 tuned.unload()
-    _compare_tensors(adapter_tensors(run), tensors)
+    _compare_tensors(adapter_tensors(run), tensors, [PEFT_PREFIX + name for name in run.adapter.whole])
     return _compare_logits(ours_N_V, theirs_N_V)
 
 
@@ -55,23 +57,26 @@ def _first_row(run: Run) -> Row:
 def _load(model: Any, directory: Path, device: torch.device) -> PeftModel:
     """PEFT chooses its layer class by this flag; transformers sets it when it is transformers that quantises."""
     model.is_loaded_in_4bit = any(isinstance(module, Frozen4) for module in model.modules())
+    model.is_loaded_in_8bit = any(isinstance(module, Frozen8) for module in model.modules())
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(cuda), warnings.catch_warnings():  # PEFT draws A before it reads the file's
         warnings.simplefilter("ignore", FutureWarning)  # between PEFT and transformers: names that will change
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # merging unties them: merge.py
         tuned = PeftModel.from_pretrained(model, directory, is_trainable=False, torch_device=str(device))
     return tuned.eval()
 
 
 def _logits(base: Base, row: Row) -> torch.Tensor:
     hidden_N_D = hidden_states(base, row, exact=True)[row.predictors_N[:LOGITS]]
-    return hidden_N_D @ base.head_V_D.float().t()
+    return hidden_N_D @ base.head_of(row).to(base.compute_dtype).float().t()
 
 
-def _compare_tensors(trained: dict[str, torch.Tensor], loaded: dict[str, torch.Tensor]) -> None:
+def _compare_tensors(trained: dict[str, torch.Tensor], loaded: dict[str, torch.Tensor], whole: Collection[str]) -> None:
     if absent := sorted(trained.keys() ^ loaded.keys()):
         raise _mismatch(f"PEFT did not find the same tensors in it ({absent[0]})")
     for name, tensor in trained.items():
-        if tensor.dtype != loaded[name].dtype or not torch.equal(tensor, loaded[name].cpu()):
+        dtype = loaded[name].dtype if name in whole else tensor.dtype  # PEFT keeps whole modules in the base's dtype
+        if loaded[name].dtype != dtype or not torch.equal(tensor.to(dtype), loaded[name].cpu()):
             raise _mismatch(f"the tensor {name} is not the one that was trained")
 
 

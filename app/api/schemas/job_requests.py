@@ -52,7 +52,7 @@ class Method(Strict):
 
 
 class CreateJob(Strict):
-    model: Annotated[Id, Field(description="A base model on offer: see GET /v1/models.")]
+    model: Annotated[Id, Field(description="A base model, or an `ft:` model to go on from: see GET /v1/models.")]
     training_file: Annotated[Id, Field(description="A file with purpose fine-tune.")]
     validation_file: Id | None = None
     method: Method | None = None

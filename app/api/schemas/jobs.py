@@ -163,7 +163,7 @@ def render_job(
         "created_at": unix(job.created_at),
         "finished_at": unix_or_none(job.finished_at),
         "estimated_finish": _estimated_finish(job, progress),
-        "model": job.base_model,
+        "model": spec.get("continued_from") or job.base_model,
         "fine_tuned_model": job.fine_tuned_model,
         "organization_id": organization,
         "status": job.state,

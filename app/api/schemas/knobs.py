@@ -32,7 +32,19 @@ LORA_KNOBS: dict[str, JsonSchema] = {
     "dropout": DROPOUT,
     "target_modules": TARGET_MODULES,
     "use_rslora": _nullable({"type": "boolean"}, "Scale by alpha / sqrt(r) instead (rsLoRA); false by default."),
-    "use_dora": _nullable({"const": False}, "DoRA is not offered."),
+    "use_dora": _nullable({"type": "boolean"}, "Train the length of each row of a weight, too (DoRA); slower."),
+    "rank_pattern": _nullable(
+        {"type": "object", "additionalProperties": {"type": "integer", "minimum": 1, "maximum": 256}},
+        "Ranks of single layers: the end of a layer's name, or a regular expression for it -> rank, as PEFT reads it.",
+    ),
+    "alpha_pattern": _nullable(
+        {"type": "object", "additionalProperties": {"type": "number", "exclusiveMinimum": 0}},
+        "The same for alpha.",
+    ),
+    "modules_to_save": {
+        "anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "string"}, {"type": "null"}],
+        "description": "Modules to train whole and save beside the adapter: norms, embed_tokens, lm_head.",
+    },
     "bias": _nullable({"const": "none"}, "Trained biases are not offered."),
     "init": _nullable({"const": "default"}, "Other initialisations are not offered."),
 }
@@ -54,9 +66,11 @@ QUANTIZATION: JsonSchema = {
             "type": "object",
             "additionalProperties": False,
             "properties": {
-                "bits": _nullable({"const": 4}, "Bits per weight of the frozen base."),
-                "type": _nullable({"enum": ["nf4", "fp4"]}, "NF4 by default."),
-                "double_quant": _nullable({"type": "boolean"}, "Quantise the block scales too; true by default."),
+                "bits": _nullable({"enum": [4, 8]}, "Bits per weight of the frozen base; 4 by default."),
+                "type": _nullable({"enum": ["nf4", "fp4"]}, "Of 4 bits; NF4 by default."),
+                "double_quant": _nullable(
+                    {"type": "boolean"}, "Of 4 bits: quantise the block scales too; true by default."
+                ),
                 "compute_dtype": _nullable({"enum": ["bfloat16", "float16", "float32"]}, "bfloat16 by default."),
             },
         },

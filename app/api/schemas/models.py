@@ -58,7 +58,7 @@ def _render_tuned(model: TunedModel, organization: str) -> dict[str, Any]:
         "object": "model",
         "created": unix(model.created_at),
         "owned_by": organization,
-        "fine_tunable": False,
+        "fine_tunable": True,
         "base_model": model.id.split(":")[1],
         "fine_tuning_job_id": model.job_id,
     }

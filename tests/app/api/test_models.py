@@ -72,13 +72,3 @@ class TestDelete:
         assert answer.status_code == 403
         assert "tunery models remove" in answer.json()["error"]["message"]
         assert client.get(f"/v1/models/{base_model}").status_code == 200
-
-
-class TestGoingOnFromATrainedModel:
-    def test_is_refused_with_the_models_to_name_instead(
-        self, client: TestClient, succeeded: Job, training_file: str
-    ) -> None:
-        body = {"model": succeeded.fine_tuned_model, "training_file": training_file}
-        answer = client.post("/v1/fine_tuning/jobs", json=body)
-        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unsupported_value")
-        assert "tiny" in answer.json()["error"]["message"]

@@ -6,13 +6,18 @@ from pathlib import Path
 
 import httpx2
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from app.db import checkpoints, files
 from app.db.engine import Sessions, transaction
-from app.db.tables import File, Job
-from app.domain.artifacts import verify
+from app.db.tables import File, Job, Project
+from app.domain.artifacts import ADAPTER_WEIGHTS, verify, write_manifest
+from app.domain.catalog import hash_directory
 from app.storage import LocalStorage
 from tests.app.cli.conftest import Tunery
+from tests.app.cli.trained import make_trained_job
+from tests.tiny import make_tiny_base
 
 
 @pytest.fixture
@@ -146,3 +151,46 @@ class TestCorruption:
         done = tunery("adapters", "download", trained_job.id, "--checkpoint", 2, "-o", tmp_path / "a")
         assert done.exit_code == 1
         assert not (tmp_path / "a").exists()
+
+
+class TestMerge:
+    """The program runs as a child on this machine; the command itself never imports torch."""
+
+    @pytest.fixture
+    def job(self, sessions: Sessions, storage: LocalStorage, project: Project, base_model: str, tmp_path: Path) -> Job:
+        base = tmp_path / "tiny"
+
+        def write(directory: Path, step: int) -> Path:
+            directory.mkdir(parents=True)
+            layer = "base_model.model.model.layers.0.self_attn.q_proj"
+            factors = {f"{layer}.lora_A.weight": torch.ones(2, 64), f"{layer}.lora_B.weight": torch.ones(64, 2)}
+            save_file(factors, directory / ADAPTER_WEIGHTS)
+            about = {
+                "step": step,
+                "base_model": {"name": base_model, "manifest_sha256": hash_directory(base)[1]},
+                "lora": {"r": 2, "alpha": 1, "target_modules": ["q_proj"]},
+            }
+            write_manifest(directory, about)
+            return directory
+
+        with transaction(sessions) as session:
+            return make_trained_job(session, storage, project, tmp_path / "made", write)
+
+    def test_makes_a_model_of_an_adapter_and_its_base(self, tunery: Tunery, job: Job, tmp_path: Path) -> None:
+        base, merged = tmp_path / "tiny", tmp_path / "out" / "merged"
+        told = tunery("adapters", "merge", job.id, "--base", base, "--to", merged, "--json").json
+        assert (told["directory"], told["changed"]) == (str(merged), 1)
+        assert [path.name for path in merged.parent.iterdir()] == ["merged"]
+        name = "model.layers.0.self_attn.q_proj.weight"
+        before, after = (load_file(each / "model.safetensors")[name].float() for each in (base, merged))
+        torch.testing.assert_close(after, before + 1, rtol=2**-8, atol=0)
+
+    def test_another_base_and_an_existing_directory_are_refused(self, tunery: Tunery, job: Job, tmp_path: Path) -> None:
+        other = make_tiny_base(tmp_path / "other", seed=1)
+        done = tunery("adapters", "merge", job.id, "--base", other, "--to", tmp_path / "out" / "merged")
+        assert done.exit_code == 2
+        assert "are not the base model tiny" in done.err
+        assert list((tmp_path / "out").iterdir()) == []
+        done = tunery("adapters", "merge", job.id, "--base", tmp_path / "tiny", "--to", tmp_path / "out")
+        assert done.exit_code == 2
+        assert "is there already" in done.err

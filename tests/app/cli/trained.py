@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from sqlalchemy.orm import Session
@@ -18,11 +19,21 @@ STEPS = (2, 4)
 WEIGHTS = bytes(range(256)) * 2048  # half a megabyte, so that a download has a middle
 
 
-def make_trained_job(session: Session, storage: Storage, project: Project, directory: Path) -> Job:
+def make_trained_job(
+    session: Session,
+    storage: Storage,
+    project: Project,
+    directory: Path,
+    write: Callable[[Path, int], Path] | None = None,
+) -> Job:
+    write = write or write_adapter
     make_job(session, project, make_file(session, storage, project), suffix="demo")
     validate_job(session)
     job = start_job(session)
-    made = [_make_checkpoint(session, storage, project, job, step, directory) for step in STEPS]
+    made = [
+        _make_checkpoint(session, storage, project, job, step, write(directory / f"step-{step}", step))
+        for step in STEPS
+    ]
     last, archive = made[-1]
     models.add_tuned(session, job, last)
     results = make_file(session, storage, project, results_csv(4), "fine-tune-results", "step_metrics.csv", job)
@@ -56,10 +67,9 @@ def pack(directory: Path) -> Path:
 
 
 def _make_checkpoint(
-    session: Session, storage: Storage, project: Project, job: Job, step: int, directory: Path
+    session: Session, storage: Storage, project: Project, job: Job, step: int, adapter: Path
 ) -> tuple[Checkpoint, File]:
     tell_step(session, job, step, STEPS[-1], loss=1.0 / step)
-    adapter = write_adapter(directory / f"step-{step}", step)
     purpose = "fine-tune-results"
     content = pack(adapter).read_bytes()
     archive = make_file(session, storage, project, content, purpose, "adapter.tar", job, line_count=None)

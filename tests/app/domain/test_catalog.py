@@ -33,6 +33,20 @@ def test_the_embedding_and_the_head_are_no_target_modules(tmp_path: Path) -> Non
     assert not {"embed_tokens", "lm_head"} & set(entry.target_modules)
 
 
+def test_every_linear_layer_is_known_by_its_full_name_and_what_can_be_trained_whole_by_its_last(base: Path) -> None:
+    entry = catalog.describe(base)
+    assert len(entry.layers) == 14
+    assert entry.layers["model.layers.1.mlp.down_proj"] == (64, 128)
+    assert entry.whole_modules == ("embed_tokens", "input_layernorm", "lm_head", "norm", "post_attention_layernorm")
+
+
+def test_thousands_of_layers_are_left_to_the_trainer(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "MAX_LISTED_LAYERS", 13)
+    entry = catalog.describe(base)
+    assert entry.layers == {}
+    assert len(entry.target_modules) == 7
+
+
 @pytest.mark.parametrize(("hidden_size", "rate"), [(576, 1.3e-3), (2048, 4.9e-4), (4096, 2.9e-4)])
 def test_the_default_learning_rate_falls_with_the_hidden_size(hidden_size: int, rate: float) -> None:
     assert catalog.default_learning_rate(hidden_size) == rate

@@ -31,8 +31,10 @@ def make_spec(base: Path, training_file: Path, **changes: Any) -> TrainerSpec:
     knobs = _take(changes, "n_epochs", "batch_size", "learning_rate", "warmup_ratio", "weight_decay", "max_grad_norm",
                   "lr_scheduler_type", "context_length", "packing", "max_steps", "eval_steps", "early_stopping",
                   "promote_best", "beta")  # fmt: skip
-    lora = _take(changes, "r", "alpha", "dropout", "target_modules", "use_rslora")
-    of_run = _take(changes, "run_id", "method", "seed", "validation_file", "resume_from", "sample_prompts")
+    lora = _take(changes, "r", "alpha", "dropout", "target_modules", "use_rslora", "use_dora", "rank_pattern",
+                 "alpha_pattern", "modules_to_save")  # fmt: skip
+    of_run = _take(changes, "run_id", "method", "seed", "validation_file", "resume_from", "sample_prompts",
+                   "start_adapter", "start_adapter_sha256", "start_adapter_name")  # fmt: skip
     runs = changes.pop("runs", None)
     one = {
         "run_id": "run-a",

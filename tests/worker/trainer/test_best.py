@@ -73,8 +73,8 @@ class TestSaysStop:
 
 class TestTensors:
     def adapter(self, value: float) -> Adapter:
-        factors = Factors(*(torch.nn.Parameter(torch.full(shape, value)) for shape in ((2, 3), (4, 2))))
-        return Adapter("run-a", 1.0, 0.0, torch.Generator(), {"layer": factors})
+        factors = Factors(*(torch.nn.Parameter(torch.full(shape, value)) for shape in ((2, 3), (4, 2))), scale=1.0)
+        return Adapter("run-a", 0.0, torch.Generator(), {"layer": factors})
 
     def test_they_are_copies(self) -> None:
         adapter, best = self.adapter(1.0), Best()

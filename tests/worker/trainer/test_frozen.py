@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant, int8_vectorwise_quant, quantize_4bit
 
 from app.domain.spec import QuantizationSpec
-from worker.trainer.frozen import Frozen4, Frozen16, freeze, stored_bytes
+from worker.trainer.frozen import Frozen4, Frozen8, Frozen16, freeze, stored_bytes
 
 WIDTH, INNER = 576, 1536  # the bundled model's
 
@@ -57,3 +57,28 @@ class TestSixteenBits:
         assert isinstance(layer, Frozen16)
         assert torch.equal(layer.weight_in(torch.bfloat16), matrix())
         assert stored_bytes(layer) == 2 * WIDTH * INNER
+
+
+class TestEightBits:
+    def test_the_weight_is_what_bitsandbytes_makes_of_it_to_the_last_digit_of_float32(self) -> None:
+        layer = freeze(matrix(), QuantizationSpec(bits=8), torch.bfloat16)
+        codes, scales, _ = int8_vectorwise_quant(matrix().to(torch.float16))
+        assert isinstance(layer, Frozen8)
+        assert torch.equal(layer.weight_in(torch.float32), int8_vectorwise_dequant(codes, scales))
+        assert torch.equal(layer.weight_in(torch.bfloat16), layer.weight_in(torch.float32).to(torch.bfloat16))
+
+    def test_it_takes_a_byte_a_parameter_and_a_scale_a_row(self) -> None:
+        layer = freeze(matrix(), QuantizationSpec(bits=8), torch.bfloat16)
+        assert stored_bytes(layer) == WIDTH * INNER + 4 * INNER
+
+    def test_it_is_nearer_to_the_checkpoint_than_4_bits(self) -> None:
+        four, eight = (freeze(matrix(), QuantizationSpec(bits=bits), torch.float32) for bits in (4, 8))
+        error = [(layer.weight_in(torch.float32) - matrix().float()).norm() for layer in (four, eight)]
+        assert error[1] < error[0] / 5
+
+    def test_a_product_leaves_codes_and_scales_as_they_are(self) -> None:
+        layer = freeze(matrix(), QuantizationSpec(bits=8), torch.bfloat16)
+        before = layer.weight_in(torch.float32)
+        x = torch.ones(3, WIDTH, dtype=torch.bfloat16)
+        assert torch.equal(layer(x), layer(x))  # type: ignore[operator]
+        assert torch.equal(layer.weight_in(torch.float32), before)

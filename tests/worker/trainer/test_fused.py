@@ -38,6 +38,17 @@ class TestNorm:
         for ours, want in zip(gradients(Norm(theirs.weight, 1e-5), x, dy), gradients(theirs, x, dy), strict=True):
             torch.testing.assert_close(ours, want, rtol=tolerance, atol=tolerance)
 
+    def test_a_weight_that_is_trained_gets_the_gradient_it_always_got(self) -> None:
+        theirs = llama_norm(48, torch.float32).requires_grad_()
+        x, dy = (torch.randn(2, 7, 48, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+        grads = []
+        for norm in (theirs, Norm(theirs.weight, 1e-5)):
+            norm(x).backward(dy)
+            assert theirs.weight.grad is not None
+            grads.append(theirs.weight.grad)
+            theirs.weight.grad = None
+        torch.testing.assert_close(*grads)
+
 
 class TestGatedLayer:
     @pytest.mark.parametrize("quantization", [None, QuantizationSpec()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,6 +53,22 @@ class TestOnCuda:
         assert code == 0, log.last
         _, twin = run_here(make_spec(tiny, pairs, device="cpu", **knobs), tmp_path / "cpu")
         assert log.losses == pytest.approx(twin.losses, rel=0.02)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"use_dora": True, "dropout": 0.1},
+            {"modules_to_save": ["lm_head", "embed_tokens", "norm"]},
+            {"use_dora": True, "modules_to_save": ["lm_head"], "quantization": {"bits": 8}},
+            {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 3}, "quantization": {"bits": 8}},
+            {"use_dora": True, "quantization": None},
+        ],
+    )
+    def test_a_variant_trains_and_verifies(
+        self, tiny: Path, examples: Path, tmp_path: Path, changes: dict[str, Any]
+    ) -> None:
+        code, log = run_here(make_spec(tiny, examples, device="cuda", sample_prompts=["red"], **changes), tmp_path)
+        assert code == 0, log.last
 
     def test_a_run_with_dropout_goes_on_from_its_snapshot(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         knobs = {"device": "cuda", "dropout": 0.2, "quantization": {"compute_dtype": "float32"}}

@@ -17,6 +17,7 @@ from app.domain.render import Renderer
 from tests.worker.trainer.house import Log, load_tiny, make_spec, no_pulse, one_step, prepare, run_here, write_answers
 from worker.trainer import answer, keep
 from worker.trainer.answer import answers
+from worker.trainer.batch import Segment
 from worker.trainer.evaluate import Validation, evaluate
 from worker.trainer.model import Base
 from worker.trainer.probe import check_base
@@ -28,8 +29,15 @@ from worker.trainer.verify import verify_adapter
 def scripted(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The full validation losses that are measured, in order; a test fills the list."""
     losses: list[float] = []
-    monkeypatch.setattr(keep, "evaluate", lambda *_: Validation(losses.pop(0), 0.5))
+    monkeypatch.setattr(keep, "evaluate", lambda *_: of_loss(losses.pop(0)))
     return losses
+
+
+def of_loss(loss: float) -> Validation:
+    """A validation of one labelled token."""
+    validation = Validation(torch.device("cpu"))
+    validation.add(Segment("run-a", 0, 1, 0, 1), torch.tensor([loss]), torch.tensor([True]), None)
+    return validation
 
 
 def measured(log: Log) -> list[int]:

@@ -1,18 +1,20 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from app.domain.patterns import scale_of
 from app.domain.spec import LoraSpec, QuantizationSpec
 from app.domain.states import Reason
 from tests.worker.trainer.house import CPU
 from worker.trainer.batch import EVERYTHING, Segment
 from worker.trainer.failures import Failure
 from worker.trainer.frozen import freeze
-from worker.trainer.lora import AdaptedLinear, Adapter, Rows, make_adapter, scale_of
+from worker.trainer.lora import AdaptedLinear, Adapter, Rows, make_adapter
 
 T, K, D = 6, 16, 12
 WHOLE = (Segment("a", 0, EVERYTHING),)
@@ -86,7 +88,7 @@ class TestAdaptedLinear:
         A.grad = B.grad = None
         dropped = theirs * keep / (1 - dropout)
         W = adapted.base.weight_in(torch.float32)
-        (theirs @ W.t() + adapter.scale * (dropped @ A.t() @ B.t())).square().sum().backward()
+        (theirs @ W.t() + adapter.factors["model.q_proj"].scale * (dropped @ A.t() @ B.t())).square().sum().backward()
         for one, other in zip(got, [theirs.grad, A.grad, B.grad], strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
@@ -155,8 +157,8 @@ class TestMakeAdapter:
         assert not torch.equal(one, other)
 
     def test_scale_is_alpha_over_r_or_over_its_root_with_rslora(self) -> None:
-        assert scale_of(lora(r=4, alpha=6)) == 1.5
-        assert scale_of(lora(r=4, alpha=6, use_rslora=True)) == 3.0
+        assert scale_of(lora(r=4, alpha=6), "q_proj") == 1.5
+        assert scale_of(lora(r=4, alpha=6, use_rslora=True), "q_proj") == 3.0
 
     def test_only_the_asked_for_layers_are_adapted_and_named_as_peft_names_them(self) -> None:
         layers = {name: layer() for name in ("model.layers.0.q_proj", "model.layers.0.v_proj")}
@@ -175,3 +177,23 @@ class TestMakeAdapter:
         with pytest.raises(Failure, match="only 12 wide") as caught:
             make_adapter("a", lora(r=13), 1, {"q_proj": layer()}, CPU)
         assert caught.value.param == "lora.r"
+
+    def test_each_layer_has_the_rank_and_the_scale_of_its_pattern(self) -> None:
+        layers = {name: layer() for name in ("model.layers.0.q_proj", "model.layers.1.q_proj")}
+        spec = lora(rank_pattern={r"layers\.1\..*": 2}, alpha_pattern={"model.layers.0.q_proj": 12})
+        factors = make_adapter("a", spec, 1, layers, CPU).factors
+        assert [tuple(each.A_R_K.shape) for each in factors.values()] == [(4, K), (2, K)]
+        assert [each.scale for each in factors.values()] == [3.0, 3.0]
+
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({"rank_pattern": {"v_proj": 2}}, "'v_proj' fits no target module; targets are q_proj"),
+            ({"rank_pattern": {"q_proj": 13}}, "the rank 13, but it is only 12 wide"),
+            ({"alpha_pattern": {"(": 13}}, "no regular expression"),
+        ],
+    )
+    def test_a_pattern_that_cannot_be_is_refused(self, changes: dict[str, object], said: str) -> None:
+        with pytest.raises(Failure, match=re.escape(said)) as caught:
+            make_adapter("a", lora(**changes), 1, {"q_proj": layer()}, CPU)
+        assert (caught.value.reason, caught.value.param) == (Reason.INVALID_SPEC, f"lora.{next(iter(changes))}")

@@ -66,11 +66,27 @@ class TestHeadLoss:
         assert head_loss(hidden, head, best)[2].all()
         assert not head_loss(hidden, head, (best + 1) % V)[2].any()
 
-    def test_the_head_gets_no_gradient(self) -> None:
+    def test_a_frozen_head_gets_no_gradient(self) -> None:
         hidden, head, targets = inputs()
-        head.requires_grad_()
         head_loss(hidden, head, targets)[0].backward()
         assert head.grad is None
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_a_head_that_is_trained_gets_its_own_over_all_chunks_in_float32(
+        self, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+    ) -> None:
+        monkeypatch.setattr(loss, "CHUNK_BYTES", 0)
+        monkeypatch.setattr(loss, "LEAST_CHUNK_ROWS", 16)
+        hidden, head, targets = inputs(dtype)
+        master = head.float().requires_grad_()
+        (head_loss(hidden, master, targets)[0] * 0.5).backward()
+        twin = head.float().requires_grad_()
+        (F.cross_entropy(hidden.detach().float() @ twin.t(), targets, reduction="sum") * 0.5).backward()
+        assert master.grad is not None
+        assert twin.grad is not None
+        assert master.grad.dtype == torch.float32
+        rounding = 1e-6 if dtype == torch.float32 else 1e-2
+        assert (master.grad - twin.grad).norm() < rounding * twin.grad.norm()
 
     def test_bfloat16_is_within_its_rounding_of_float32(self) -> None:
         hidden, head, targets = inputs(torch.bfloat16)

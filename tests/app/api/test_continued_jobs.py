@@ -1,0 +1,141 @@
+""" "model": "ft:...": a job that goes on from an adapter that was trained here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from httpx2 import Response
+from starlette.testclient import TestClient
+
+from app.api.schemas.jobs import JobBody
+from app.db import checkpoints, files
+from app.db.engine import Sessions, transaction
+from app.db.tables import File, Job, Project
+from app.storage import LocalStorage
+from tests.factories import make_succeeded_job
+
+pytestmark = pytest.mark.usefixtures("base_model")
+
+
+@pytest.fixture
+def ancestor(sessions: Sessions, storage: LocalStorage, project: Project, base_model: str) -> Job:
+    lora = {
+        "r": 4,
+        "alpha": 6,
+        "target_modules": ["q_proj", "v_proj"],
+        "use_dora": True,
+        "alpha_pattern": {"q_proj": 3},
+    }
+    with transaction(sessions) as session:
+        return make_succeeded_job(session, storage, project, body={"lora": lora})
+
+
+@pytest.fixture
+def create(client: TestClient, training_file: str, ancestor: Job) -> Any:
+    def send(**body: Any) -> Response:
+        asked = {"model": ancestor.fine_tuned_model, "training_file": training_file} | body
+        return client.post("/v1/fine_tuning/jobs", json=asked)
+
+    return send
+
+
+def files_of(sessions: Sessions, name: str | None) -> list[str]:
+    assert name is not None
+    with transaction(sessions) as session:
+        return list(checkpoints.by_names(session, [name])[name].file_ids)
+
+
+def purgeable(sessions: Sessions) -> list[str]:
+    with transaction(sessions) as session:
+        return [file.id for file in files.purgeable(session)]
+
+
+class TestCreate:
+    def test_follows_the_earlier_adapter(self, create: Any, ancestor: Job, client: TestClient) -> None:
+        body = create().json()
+        JobBody.model_validate(body)
+        assert body["model"] == ancestor.fine_tuned_model
+        assert body["lora"] == ancestor.spec["lora"]
+        assert client.get(f"/v1/fine_tuning/jobs/{body['id']}").json()["model"] == ancestor.fine_tuned_model
+
+    def test_also_goes_on_from_a_checkpoint(self, create: Any, client: TestClient, ancestor: Job) -> None:
+        page = client.get(f"/v1/fine_tuning/jobs/{ancestor.id}/checkpoints").json()["data"]
+        name = page[1]["fine_tuned_model_checkpoint"]
+        assert ":ckpt-step-" in name
+        assert create(model=name).json()["model"] == name
+
+    def test_with_a_knob_that_contradicts_it_is_a_400_with_both_values(self, create: Any) -> None:
+        error = create(lora={"r": 8}).json()["error"]
+        assert (error["param"], error["code"]) == ("lora.r", "conflicting_parameters")
+        assert "8 contradicts the 4" in error["message"]
+
+    def test_the_base_may_be_held_in_another_width(self, create: Any) -> None:
+        assert create(quantization=None).json()["quantization"] is None
+        eight = create(quantization={"bits": 8}).json()["quantization"]
+        assert eight == {"bits": 8, "type": None, "double_quant": None, "compute_dtype": "bfloat16"}
+
+    def test_a_trained_model_says_that_it_can_be_tuned(self, client: TestClient, ancestor: Job) -> None:
+        assert client.get(f"/v1/models/{ancestor.fine_tuned_model}").json()["fine_tunable"] is True
+
+    def test_of_another_projects_model_is_a_404(
+        self, client: TestClient, ancestor: Job, foreign_headers: dict[str, str], upload: Any
+    ) -> None:
+        theirs = client.post(
+            "/v1/files",
+            data={"purpose": "fine-tune"},
+            files={"file": ("train.jsonl", b'{"prompt": "a", "completion": "b"}\n' * 12)},
+            headers=foreign_headers,
+        ).json()["id"]
+        body = {"model": ancestor.fine_tuned_model, "training_file": theirs}
+        assert client.post("/v1/fine_tuning/jobs", json=body, headers=foreign_headers).status_code == 404
+
+    def test_of_a_deleted_model_is_a_404(self, create: Any, client: TestClient, ancestor: Job) -> None:
+        client.delete(f"/v1/models/{ancestor.fine_tuned_model}")
+        assert create().status_code == 404
+
+    def test_of_a_model_whose_files_were_deleted_is_a_400(
+        self, create: Any, client: TestClient, sessions: Sessions, ancestor: Job
+    ) -> None:
+        client.delete(f"/v1/files/{files_of(sessions, ancestor.fine_tuned_model)[0]}")
+        error = create().json()["error"]
+        assert error["param"] == "model"
+        assert "files of its adapter were deleted" in error["message"]
+
+
+class TestDeletingTheAncestor:
+    """Once a job was accepted, its ancestor can be forgotten like a training file; its bytes stay meanwhile."""
+
+    def test_leaves_the_bytes_until_no_unfinished_job_needs_them(
+        self, create: Any, client: TestClient, sessions: Sessions, ancestor: Job
+    ) -> None:
+        job_id = create().json()["id"]
+        needed = files_of(sessions, ancestor.fine_tuned_model)
+        assert client.delete(f"/v1/models/{ancestor.fine_tuned_model}").status_code == 200
+        for file_id in needed:
+            assert client.delete(f"/v1/files/{file_id}").status_code == 200
+        assert not set(purgeable(sessions)) & set(needed)
+        client.post(f"/v1/fine_tuning/jobs/{job_id}/cancel")
+        assert set(purgeable(sessions)) == set(needed)
+
+    def test_the_files_of_other_checkpoints_are_not_held(
+        self, create: Any, client: TestClient, sessions: Sessions, ancestor: Job
+    ) -> None:
+        create()
+        page = client.get(f"/v1/fine_tuning/jobs/{ancestor.id}/checkpoints").json()["data"]
+        other = page[2]["result_files"][0]
+        client.delete(f"/v1/files/{other}")
+        assert purgeable(sessions) == [other]
+
+    def test_while_a_job_is_being_created_nothing_is_purged(
+        self, sessions: Sessions, ancestor: Job, project: Project
+    ) -> None:
+        needed = files_of(sessions, ancestor.fine_tuned_model)
+        with transaction(sessions) as creating:
+            assert files.hold(creating, project.id, needed) == len(needed)
+            with transaction(sessions) as session:
+                files.delete_all(session, needed)
+            assert purgeable(sessions) == []
+        assert set(purgeable(sessions)) == set(needed)
+        with transaction(sessions) as session:
+            assert session.get_one(File, needed[0]).purged_at is None

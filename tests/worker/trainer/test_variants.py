@@ -1,0 +1,291 @@
+"""Every variant of LoRA on every width of the base: trained as PEFT trains it, and loaded by PEFT as it was trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from app.domain.events import Command, Done, SnapshotSaved
+from app.domain.spec import QuantizationSpec
+from app.domain.states import ExitCode
+from tests.tiny import make_tiny_base
+from tests.worker.trainer import plain_peft
+from tests.worker.trainer.house import (
+    FLOAT32,
+    final_adapter,
+    load_tiny,
+    make_spec,
+    no_pulse,
+    one_step,
+    prepare,
+    run_here,
+)
+from worker.trainer.batch import Row, Share, rows
+from worker.trainer.card import model_card
+from worker.trainer.checkpoint import save_checkpoint
+from worker.trainer.evaluate import evaluate
+from worker.trainer.failures import Failure
+from worker.trainer.model import Base, hidden_states
+from worker.trainer.state import Run
+from worker.trainer.verify import TOLERANCE, verify_adapter
+
+EIGHT_BITS = QuantizationSpec(bits=8, compute_dtype="float32")
+WIDTHS = {
+    "16 bits": None,
+    "NF4": FLOAT32,
+    "FP4": QuantizationSpec(type="fp4", compute_dtype="float32"),
+    "8 bits": EIGHT_BITS,
+}
+PATTERNS: dict[str, Any] = {
+    "rank_pattern": {"q_proj": 2, r"layers\.1\..*(up|down)_proj": 6},
+    "alpha_pattern": {"v_proj": 3, "model.layers.0.mlp.down_proj": 1.5},
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "LoRA": {},
+    "rsLoRA": {"use_rslora": True},
+    "patterns": PATTERNS,
+    "patterns with rsLoRA": PATTERNS | {"use_rslora": True},
+    "DoRA": {"use_dora": True},
+    "DoRA with patterns and rsLoRA": PATTERNS | {"use_dora": True, "use_rslora": True},
+    "norms": {"modules_to_save": ["norm"]},
+    "head": {"modules_to_save": ["lm_head"]},
+    "embedding and head": {"modules_to_save": ["embed_tokens", "lm_head"]},
+    "embedding": {"modules_to_save": ["embed_tokens"]},
+    "DoRA with a head": {"use_dora": True, "modules_to_save": ["lm_head", "model.norm"]},
+}
+STEPS = 5
+
+
+@pytest.fixture(scope="module")
+def untied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_base(tmp_path_factory.mktemp("untied"), tie_word_embeddings=False, attention_bias=False)
+
+
+@pytest.fixture(autouse=True)
+def whole_peft(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("peft.tuners.lora.dora.dequantize_module_weight", plain_peft.dequantized_in_place)
+
+
+def started(base: Path, examples: Path, quantization: QuantizationSpec | None, **changes: Any) -> tuple[Base, Run]:
+    loaded = load_tiny(base, quantization)
+    (run,) = prepare(make_spec(base, examples, quantization=quantization, **changes), loaded, Path("unused"))
+    return loaded, run
+
+
+def trained(base: Path, examples: Path, quantization: QuantizationSpec | None, **changes: Any) -> tuple[Base, Run]:
+    loaded, run = started(base, examples, quantization, **changes)
+    for _ in range(STEPS):
+        one_step(loaded, [run])
+    return loaded, run
+
+
+def saved(base: Base, run: Run, where: Path) -> Path:
+    run.directory = where
+    run.facts |= {
+        "base_model": {"name": "tiny"}, "quantization": None, "hyperparameters": {}, "seed": 7,
+        "lora": run.spec.lora.model_dump(mode="json"),
+    }  # fmt: skip
+    return save_checkpoint(run, base.name, base.directory)
+
+
+def a_row(run: Run) -> Row:
+    return next(rows([Share(run.id, run.corpus, [0])], 512))
+
+
+@torch.no_grad()
+def our_logits(base: Base, row: Row) -> torch.Tensor:
+    return hidden_states(base, row) @ base.head_of(row).t()
+
+
+def difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).abs().max() / other.abs().max())
+
+
+class TestTraining:
+    @pytest.mark.parametrize("width", ["16 bits", "NF4", "8 bits"])
+    @pytest.mark.parametrize("variant", VARIANTS)
+    def test_equals_plain_pefts_step_by_step(self, tiny: Path, examples: Path, variant: str, width: str) -> None:
+        self.compare(tiny, examples, VARIANTS[variant], WIDTHS[width])
+
+    @pytest.mark.parametrize("variant", ["head", "embedding and head", "embedding"])
+    def test_equals_plain_pefts_also_where_the_head_is_a_matrix_of_its_own(
+        self, untied: Path, examples: Path, variant: str
+    ) -> None:
+        self.compare(untied, examples, VARIANTS[variant], FLOAT32)
+
+    @pytest.mark.parametrize("variant", ["LoRA", "DoRA"])
+    def test_equals_plain_pefts_also_where_layers_have_a_bias(
+        self, tmp_path: Path, examples: Path, variant: str
+    ) -> None:
+        base = make_tiny_base(tmp_path / "biased", attention_bias=True)
+        tensors = load_file(base / "model.safetensors")
+        for name in [name for name in tensors if "self_attn" in name]:
+            tensors[name.removesuffix("weight") + "bias"] = tensors[name][:, 0].clone()
+        save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+        self.compare(base, examples, VARIANTS[variant], None)
+
+    def compare(self, tiny: Path, examples: Path, changes: dict[str, Any], width: QuantizationSpec | None) -> None:
+        base, run = started(tiny, examples, width, **changes)
+        start = {name: parameter.detach().clone() for name, parameter in run.adapter.named_parameters().items()}
+        losses = [one_step(base, [run])[0].loss for _ in range(STEPS)]
+        theirs, tensors = plain_peft.train(tiny, run, start, width)
+        assert losses == pytest.approx(theirs, rel=1e-4)
+        assert run.adapter.named_parameters().keys() == tensors.keys()
+        for name, parameter in run.adapter.named_parameters().items():
+            assert not torch.equal(parameter, start[name]), f"{name} was not trained"
+            torch.testing.assert_close(parameter.data, tensors[name], rtol=1e-2, atol=2e-4)
+
+    @pytest.mark.parametrize("variant", VARIANTS)
+    def test_step_0_is_the_base_model(self, tiny: Path, examples: Path, variant: str) -> None:
+        base, run = started(tiny, examples, FLOAT32, **VARIANTS[variant])
+        row = a_row(run)
+        assert torch.equal(our_logits(base, row), our_logits(base, row.without_adapters()))
+
+    @pytest.mark.parametrize("variant", VARIANTS)
+    def test_the_base_stays_as_it_was_to_the_bit(self, tiny: Path, examples: Path, variant: str) -> None:
+        base, run = started(tiny, examples, None, **VARIANTS[variant])
+        row = a_row(run).without_adapters()
+        before = our_logits(base, row)
+        for _ in range(2):
+            one_step(base, [run])
+        assert torch.equal(our_logits(base, row), before)
+        assert not any(parameter.requires_grad for parameter in base.model.parameters())
+
+    @pytest.mark.parametrize("variant", ["DoRA", "embedding and head"])
+    def test_micro_steps_never_change_the_result_beyond_rounding(
+        self, tiny: Path, examples: Path, variant: str
+    ) -> None:
+        one, other = (started(tiny, examples, FLOAT32, **VARIANTS[variant]) for _ in range(2))
+        for _ in range(3):
+            few, many = one_step(one[0], [one[1]], 100)[0].loss, one_step(other[0], [other[1]], 4096)[0].loss
+            assert few == pytest.approx(many, rel=1e-5)
+
+
+class TestSaved:
+    @pytest.mark.parametrize("width", WIDTHS)
+    @pytest.mark.parametrize("variant", VARIANTS)
+    def test_plain_peft_loads_it_on_an_ordinary_base_and_gives_the_trained_models_logits(
+        self, tiny: Path, examples: Path, tmp_path: Path, variant: str, width: str
+    ) -> None:
+        base, run = trained(tiny, examples, WIDTHS[width], **VARIANTS[variant])
+        row, directory = a_row(run), saved(base, run, tmp_path)
+        theirs = plain_peft.logits(plain_peft.load(tiny, directory, WIDTHS[width]), row.tokens_T.tolist())
+        assert difference(our_logits(base, row), our_logits(base, row.without_adapters())) > 0.01
+        assert difference(theirs, our_logits(base, row)) < 1e-4
+        assert verify_adapter(base, run, directory) < TOLERANCE / 10
+
+    @pytest.mark.parametrize("variant", ["DoRA with a head", "embedding and head"])
+    def test_training_can_go_on_after_verification_as_if_nothing_had_happened(
+        self, tiny: Path, examples: Path, tmp_path: Path, variant: str
+    ) -> None:
+        base, run = trained(tiny, examples, FLOAT32, **VARIANTS[variant])
+        twin_base, twin = trained(tiny, examples, FLOAT32, **VARIANTS[variant])
+        verify_adapter(base, run, saved(base, run, tmp_path))
+        assert one_step(base, [run])[0].loss == one_step(twin_base, [twin])[0].loss
+
+    @pytest.mark.parametrize("variant", ["patterns", "DoRA", "norms", "embedding and head", "DoRA with a head"])
+    def test_the_whole_program_trains_it_in_the_defaults_and_verifies_it(
+        self, tiny: Path, examples: Path, tmp_path: Path, variant: str
+    ) -> None:
+        spec = make_spec(tiny, examples, validation_file=examples, sample_prompts=["red"], **VARIANTS[variant])
+        code, log = run_here(spec, tmp_path)
+        assert code == ExitCode.DONE, log.last
+        assert isinstance(log.last, Done)
+        assert all(tensor.dtype == torch.float32 for tensor in final_adapter(log, tmp_path).values())
+
+    @pytest.mark.parametrize(
+        ("variant", "tensor"),
+        [("DoRA", "q_proj.lora_magnitude_vector"), ("norms", "norm.weight"), ("head", "lm_head.weight")],
+    )
+    def test_verification_finds_one_altered_number(
+        self, tiny: Path, examples: Path, tmp_path: Path, variant: str, tensor: str
+    ) -> None:
+        base, run = trained(tiny, examples, FLOAT32, **VARIANTS[variant])
+        path = saved(base, run, tmp_path) / "adapter_model.safetensors"
+        tensors = load_file(path)
+        tensors[next(name for name in tensors if name.endswith(tensor))].view(-1)[0] += 0.01
+        save_file(tensors, path)
+        with pytest.raises(Failure, match=tensor):
+            verify_adapter(base, run, path.parent)
+
+    @pytest.mark.parametrize(
+        ("variant", "changes"),
+        [
+            ("patterns", {"rank_pattern": PATTERNS["rank_pattern"], "alpha_pattern": {}}),
+            ("patterns", {"alpha_pattern": {"v_proj": 4}}),
+        ],
+    )
+    def test_verification_finds_a_wrong_scale_of_one_layer(
+        self, tiny: Path, examples: Path, tmp_path: Path, variant: str, changes: dict[str, Any]
+    ) -> None:
+        base, run = trained(tiny, examples, FLOAT32, **VARIANTS[variant])
+        path = saved(base, run, tmp_path) / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        with pytest.raises(Failure, match="logits differ"):
+            verify_adapter(base, run, path.parent)
+
+    def test_eight_bits_too(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+        code, log = run_here(make_spec(tiny, examples, quantization={"bits": 8}, use_dora=True), tmp_path)
+        assert code == ExitCode.DONE, log.last
+        assert "8-bit" in (tmp_path / log.last.directory / "README.md").read_text()
+
+    def test_validation_meets_the_trained_head_and_answers_without_the_adapter_do_not(
+        self, tiny: Path, examples: Path
+    ) -> None:
+        base, run = trained(tiny, examples, FLOAT32, modules_to_save=["lm_head"], validation_file=examples)
+        assert run.validation is not None
+        before = evaluate(base, run.id, run.validation, 512, no_pulse).loss
+        with torch.no_grad():
+            run.adapter.whole["lm_head.weight"].mul_(3)
+        assert evaluate(base, run.id, run.validation, 512, no_pulse).loss != before
+
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({"use_dora": True}, "merge"),
+            ({"modules_to_save": ["lm_head"]}, "merge"),
+            (PATTERNS, "rank patterns, alpha patterns. Merge"),
+            ({"r": 32}, "--max-lora-rank 32"),
+        ],
+    )
+    def test_the_card_says_what_servers_need_to_know(
+        self, tiny: Path, examples: Path, changes: dict[str, Any], said: str
+    ) -> None:
+        lora = make_spec(tiny, examples, **changes).runs[0].lora.model_dump(mode="json")
+        about = {
+            "base_model": {"name": "tiny"}, "step": 1, "epoch": 1.0, "trained_tokens": 5, "metrics": {}, "seed": 1,
+            "quantization": None, "hyperparameters": {}, "lora": lora,
+        }  # fmt: skip
+        assert said in model_card(about)
+
+
+class TestResume:
+    @pytest.mark.parametrize("step", [1, 3, 4])
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"use_dora": True, "dropout": 0.2},
+            {"modules_to_save": ["lm_head", "embed_tokens", "norm"], "dropout": 0.2},
+            {"use_dora": True, "modules_to_save": ["lm_head"]} | PATTERNS,
+            {"quantization": {"bits": 8}},
+        ],
+        ids=["DoRA", "whole modules", "both, with patterns", "8 bits"],
+    )
+    def test_ends_with_the_bits_of_a_run_that_was_not_interrupted(
+        self, tiny: Path, examples: Path, tmp_path: Path, step: int, changes: dict[str, Any]
+    ) -> None:
+        _, whole = run_here(make_spec(tiny, examples, **changes), tmp_path / "whole")
+        drained = make_spec(tiny, examples, **changes)
+        code, first = run_here(drained, tmp_path / "first", stop_at=(step, Command.DRAIN))
+        assert code == ExitCode.DRAINED
+        snapshot = tmp_path / "first" / str(first.of(SnapshotSaved)[-1].directory)
+        code, second = run_here(make_spec(tiny, examples, resume_from=snapshot, **changes), tmp_path / "second")
+        assert code == ExitCode.DONE, second.last
+        one, other = final_adapter(whole, tmp_path / "whole"), final_adapter(second, tmp_path / "second")
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)

@@ -1,0 +1,63 @@
+"""DoRA (arXiv 2402.09353): the direction by LoRA, the length of each row of the weight by a vector of its own.
+
+    h = g * (W + scale * B A) x + bias,   g = m / ||W + scale * B A||, by rows
+
+m starts as the rows' lengths, so step 0 is the base model. The norm gets no gradient (section 4.3 of the paper), and is
+made anew in every forward: this is the slow path, which shares its base with no other run. Dropout is PEFT's: the same
+dropped x for W and for B A in what is added to W x.
+
+Letters: T tokens, K inputs and D outputs of a layer, R the rank.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from worker.trainer.frozen import FrozenLinear
+from worker.trainer.lora import AdaptedLinear, Adapter, Factors, frozen_product
+from worker.trainer.model import Base
+
+
+def train_magnitudes(base: Base, adapter: Adapter) -> None:
+    """Give every target layer a magnitude, and put layers that know it into the model."""
+    for name, factors in adapter.factors.items():
+        layer = base.layers[name]
+        factors.magnitude_D = torch.nn.Parameter(row_lengths(layer.base, factors))
+        base.layers[name] = DoraLinear(name, layer.base, base.rows)
+        base.model.set_submodule(name, base.layers[name])
+
+
+@torch.no_grad()
+def row_lengths(base: FrozenLinear, factors: Factors) -> torch.Tensor:
+    """||W + scale * B A||, float32, one number for each of the D rows."""
+    W_D_K = base.weight_in(torch.float32)
+    lengths_D: torch.Tensor = torch.addmm(W_D_K, factors.B_D_R, factors.A_R_K, alpha=factors.scale).norm(dim=1)
+    return lengths_D
+
+
+class DoraLinear(AdaptedLinear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x_T_K = x.reshape(-1, x.shape[-1])
+        y_T_D = frozen_product(x_T_K, self.base)
+        if adapter := self._rows.alone:
+            y_T_D = y_T_D + self._change(x_T_K, y_T_D, adapter)
+        return y_T_D.view(*x.shape[:-1], y_T_D.shape[-1])
+
+    def _change(self, x_T_K: torch.Tensor, y_T_D: torch.Tensor, adapter: Adapter) -> torch.Tensor:
+        """(g - 1) * W x + g * scale * B A x, in float32 where g is near 1 and a difference would lose its digits."""
+        mine, dtype = adapter.factors[self.name], x_T_K.dtype
+        assert mine.magnitude_D is not None
+        g_D = mine.magnitude_D / row_lengths(self.base, mine)
+        bias_D = self.base.bias_in(dtype)
+        wx_T_D = y_T_D if bias_D is None else y_T_D - bias_D
+        if adapter.dropout and torch.is_grad_enabled():
+            x_T_K = _drop(x_T_K, adapter)
+            wx_T_D = frozen_product(x_T_K, self.base)
+            wx_T_D = wx_T_D if bias_D is None else wx_T_D - bias_D
+        bax_T_D = x_T_K @ mine.A_R_K.to(dtype).t() @ mine.B_D_R.to(dtype).t()
+        return (g_D - 1).to(dtype) * wx_T_D + (g_D * mine.scale).to(dtype) * bax_T_D
+
+
+def _drop(x_T_K: torch.Tensor, adapter: Adapter) -> torch.Tensor:
+    keep_T_K = torch.empty_like(x_T_K, dtype=torch.bool).bernoulli_(1 - adapter.dropout, generator=adapter.generator)
+    return x_T_K * keep_T_K / (1 - adapter.dropout)

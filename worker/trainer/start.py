@@ -1,0 +1,51 @@
+"""What a run begins with: a new adapter, or the tensors of an earlier one that training goes on from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from app.domain.artifacts import ADAPTER_WEIGHTS, MANIFEST, ManifestMismatch, sha256_file, verify
+from app.domain.spec import RunSpec
+from app.domain.states import Reason
+from worker.trainer.dora import train_magnitudes
+from worker.trainer.failures import Failure
+from worker.trainer.lora import Adapter, make_adapter
+from worker.trainer.model import Base
+from worker.trainer.whole import train_whole
+
+
+def first_adapter(spec: RunSpec, workdir: Path, base: Base) -> Adapter:
+    """The adapter before the first step, known to the layers of the base. Raises Failure."""
+    adapter = make_adapter(spec.run_id, spec.lora, spec.seed, base.layers, base.device)
+    base.rows.adapters[spec.run_id] = adapter
+    if spec.lora.use_dora:
+        train_magnitudes(base, adapter)
+    base.wholes |= train_whole(base.model, spec.lora.modules_to_save, adapter, base.rows)
+    if spec.start_adapter is not None:
+        _go_on_from(workdir / spec.start_adapter, spec.start_adapter_sha256, adapter)
+    return adapter
+
+
+@torch.no_grad()
+def _go_on_from(directory: Path, manifest_sha256: str | None, adapter: Adapter) -> None:
+    """Its A, B and whatever else it trained; the optimizer begins anew. Every byte is what the manifest says."""
+    try:
+        verify(directory)
+        if sha256_file(directory / MANIFEST) != manifest_sha256:
+            raise ManifestMismatch(f"{directory.name}: its manifest is not the one that the spec names")
+    except ManifestMismatch as error:
+        raise Failure(Reason.TRAINER_CRASHED, f"The adapter to go on from is damaged: {error}") from error
+    tensors = load_file(directory / ADAPTER_WEIGHTS)
+    named = adapter.named_parameters()
+    wrong = sorted(tensors.keys() ^ named.keys())
+    wrong += [name for name in named.keys() & tensors.keys() if named[name].shape != tensors[name].shape]
+    if wrong:
+        text = (
+            f"The adapter to go on from has other tensors than this run trains ({wrong[0]}): give the same lora knobs."
+        )
+        raise Failure(Reason.INVALID_SPEC, text, "model")
+    for name, parameter in named.items():
+        parameter.copy_(tensors[name])
