@@ -10,6 +10,7 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
+from app.domain.auto import WARMUP_RATIO, auto_batch_size, auto_epochs, auto_learning_rate, total_steps
 from app.domain.catalog import MAX_RANK, CatalogEntry
 from app.domain.gather import ALL_LINEAR, gather
 from app.domain.knobs import Knobs
@@ -30,20 +31,6 @@ def resolve(body: Mapping[str, Any], base_model: str, entry: CatalogEntry, n_exa
     if spec is None or knobs.problems:
         raise all_at_once(knobs.problems)
     return spec
-
-
-def auto_epochs(n_examples: int) -> int:
-    """OpenAI's rule (its cookbook): start at 3 and keep examples x epochs within 100 to 25,000."""
-    if 3 * n_examples < 100:
-        return min(25, 100 // n_examples)
-    if 3 * n_examples > 25_000:
-        return max(1, 25_000 // n_examples)
-    return 3
-
-
-def auto_batch_size(n_examples: int, entry: CatalogEntry) -> int:
-    """Small batches suit LoRA ("LoRA Without Regret"): at least 32 steps an epoch, up to the catalogue's bound."""
-    return max(1, min(entry.max_auto_batch_size, n_examples // 32))
 
 
 def _fill_in(
@@ -134,10 +121,10 @@ def _hyperparameters(knobs: Knobs, entry: CatalogEntry, n_examples: int) -> Hype
             "is absolute, so it excludes a learning_rate_multiplier",
             "conflicting_parameters",
         )
-    values = {
+    values: dict[str, Any] = {
         "n_epochs": knobs.whole("n_epochs", 1, 50, lambda: auto_epochs(n_examples)),
-        "batch_size": knobs.whole("batch_size", 1, 256, lambda: auto_batch_size(n_examples, entry)),
-        "warmup_ratio": knobs.number("warmup_ratio", lambda: 0.03, least=0, most=1),
+        "batch_size": knobs.whole("batch_size", 1, 256, lambda: auto_batch_size(n_examples, entry.max_auto_batch_size)),
+        "warmup_ratio": knobs.number("warmup_ratio", lambda: WARMUP_RATIO, least=0, most=1),
         "weight_decay": knobs.number("weight_decay", lambda: 0.0, least=0),
         "max_grad_norm": knobs.number("max_grad_norm", lambda: 1.0, above=0),
         "lr_scheduler_type": knobs.choice("lr_scheduler_type", ("linear", "cosine", "constant"), "linear"),
@@ -147,8 +134,9 @@ def _hyperparameters(knobs: Knobs, entry: CatalogEntry, n_examples: int) -> Hype
     }
     if knobs.problems or multiplier is None:
         return None
+    steps = total_steps(n_examples, values["n_epochs"], values["batch_size"], values["max_steps"])
     return Hyperparameters(
         **values,
-        learning_rate=rate or entry.learning_rate * multiplier,
+        learning_rate=rate or auto_learning_rate(entry.learning_rate, steps) * multiplier,
         learning_rate_multiplier=None if rate else multiplier,
     )

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.domain.auto import auto_learning_rate
 from app.domain.catalog import CatalogEntry
-from app.domain.resolve import auto_epochs, resolve
+from app.domain.resolve import resolve
 from app.domain.spec import JobSpec, QuantizationSpec
 from app.errors import BadRequest, UnknownParameter
 
@@ -53,31 +54,12 @@ class TestDefaults:
     def test_alpha_follows_the_rank(self) -> None:
         assert spec_of(lora={"r": 8}).lora.alpha == 16.0
 
-    @pytest.mark.parametrize(
-        ("n_examples", "epochs"),
-        [
-            (1, 25),
-            (4, 25),
-            (5, 20),
-            (10, 10),
-            (33, 3),
-            (34, 3),
-            (100, 3),
-            (8333, 3),
-            (8334, 2),
-            (12_500, 2),
-            (12_501, 1),
-            (100_000, 1),
-        ],
-    )
-    def test_epochs_follow_openais_rule(self, n_examples: int, epochs: int) -> None:
-        assert auto_epochs(n_examples) == epochs
-
     @given(st.integers(1, 10_000_000))
     def test_automatic_values_are_always_within_their_bounds(self, n_examples: int) -> None:
         hyperparameters = spec_of(n_examples).hyperparameters
         assert 1 <= hyperparameters.n_epochs <= 25
         assert 1 <= hyperparameters.batch_size <= ENTRY.max_auto_batch_size
+        assert 0.5 * ENTRY.learning_rate <= hyperparameters.learning_rate <= 1.5 * ENTRY.learning_rate
 
     def test_auto_says_the_same_as_absence(self) -> None:
         body = hyper(n_epochs="auto", batch_size="auto", learning_rate_multiplier="auto")
@@ -87,8 +69,16 @@ class TestDefaults:
         assert 0 <= spec_of().seed <= 2_147_483_647
         assert spec_of(seed=0).seed == 0
 
-    def test_the_multiplier_scales_the_models_own_rate(self) -> None:
-        assert spec_of(**hyper(learning_rate_multiplier=2)).hyperparameters.learning_rate == 2e-3
+    def test_the_rate_is_that_of_the_steps_the_run_will_take(self) -> None:
+        """500 examples make 3 x 63 steps, and so does whatever else comes to 189."""
+        rate = spec_of(500).hyperparameters.learning_rate
+        assert rate == auto_learning_rate(ENTRY.learning_rate, 189)
+        assert spec_of(10_000, **hyper(max_steps=189)).hyperparameters.learning_rate == rate
+        assert spec_of(189, **hyper(n_epochs=1, batch_size=1)).hyperparameters.learning_rate == rate
+
+    def test_the_multiplier_scales_the_automatic_rate(self) -> None:
+        automatic = spec_of().hyperparameters.learning_rate
+        assert spec_of(**hyper(learning_rate_multiplier=2)).hyperparameters.learning_rate == 2 * automatic
         absolute = spec_of(**hyper(learning_rate=5e-5)).hyperparameters
         assert (absolute.learning_rate, absolute.learning_rate_multiplier) == (5e-5, None)
 

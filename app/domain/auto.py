@@ -1,0 +1,46 @@
+"""What "auto" means: rules from the number of examples and the base model's entry to numbers. Pure arithmetic.
+
+Where each rule comes from, and what was measured with it: docs/decisions/0017-auto.md. What is not here has one value
+for everybody (Hyperparameters and LoraSpec are filled in by resolve.py).
+"""
+
+from __future__ import annotations
+
+import math
+
+REFERENCE_STEPS = 200  # optimizer steps for which the rate in a base model's entry is meant
+LEAST_FACTOR, MOST_FACTOR = 0.5, 1.5
+STEPS_PER_EPOCH = 32
+WARMUP_RATIO = 0.03
+
+
+def auto_epochs(n_examples: int) -> int:
+    """OpenAI's rule (its cookbook): start at 3 and keep examples x epochs within 100 to 25,000."""
+    if 3 * n_examples < 100:
+        return min(25, 100 // n_examples)
+    if 3 * n_examples > 25_000:
+        return max(1, 25_000 // n_examples)
+    return 3
+
+
+def auto_batch_size(n_examples: int, most: int) -> int:
+    """Examples per step: small batches suit LoRA ("LoRA Without Regret"), so at least 32 steps an epoch, and no more
+    than `most`, which is the base model's own bound.
+    """
+    return max(1, min(most, n_examples // STEPS_PER_EPOCH))
+
+
+def total_steps(n_examples: int, n_epochs: int, batch_size: int, max_steps: int | None) -> int:
+    """Optimizer steps of a run, for a file of which every line is learned from."""
+    return max_steps or n_epochs * math.ceil(n_examples / batch_size)
+
+
+def auto_learning_rate(reference: float, steps: int) -> float:
+    """The peak rate of a run of `steps` optimizer steps; `reference` is the base model's, for 200 of them.
+
+    A short run has to get there in fewer steps, a long one repeats itself and overfits: with the square root of the
+    steps, from 1.5 times the reference (89 steps and less) to half of it (800 and more). Two digits: it is no better
+    known than that.
+    """
+    factor = math.sqrt(REFERENCE_STEPS / steps)
+    return float(f"{reference * min(MOST_FACTOR, max(LEAST_FACTOR, factor)):.1e}")

@@ -1,0 +1,63 @@
+"""What "auto" gives, number by number. Why: docs/decisions/0017-auto.md."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.domain.auto import auto_batch_size, auto_epochs, auto_learning_rate, total_steps
+
+
+@pytest.mark.parametrize(
+    ("n_examples", "epochs"),
+    [
+        (1, 25),
+        (4, 25),
+        (5, 20),
+        (10, 10),
+        (33, 3),
+        (34, 3),
+        (100, 3),
+        (8333, 3),
+        (8334, 2),
+        (12_500, 2),
+        (12_501, 1),
+        (100_000, 1),
+    ],
+)
+def test_epochs_follow_openais_rule(n_examples: int, epochs: int) -> None:
+    assert auto_epochs(n_examples) == epochs
+
+
+@pytest.mark.parametrize(
+    ("n_examples", "batch_size"), [(1, 1), (63, 1), (64, 2), (160, 5), (256, 8), (500, 8), (100_000, 8)]
+)
+def test_a_batch_leaves_an_epoch_its_steps_and_stays_small(n_examples: int, batch_size: int) -> None:
+    assert auto_batch_size(n_examples, most=8) == batch_size
+
+
+def test_the_models_entry_bounds_the_batch() -> None:
+    assert auto_batch_size(10_000, most=4) == 4
+
+
+@pytest.mark.parametrize(
+    ("n_examples", "n_epochs", "batch_size", "max_steps", "steps"),
+    [(500, 3, 8, None, 189), (1, 25, 1, None, 25), (500, 3, 8, 40, 40)],
+)
+def test_steps_are_counted_as_the_trainer_takes_them(
+    n_examples: int, n_epochs: int, batch_size: int, max_steps: int | None, steps: int
+) -> None:
+    assert total_steps(n_examples, n_epochs, batch_size, max_steps) == steps
+
+
+@pytest.mark.parametrize(
+    ("steps", "rate"), [(1, 1.5e-3), (88, 1.5e-3), (100, 1.4e-3), (200, 1e-3), (400, 7.1e-4), (800, 5e-4), (9000, 5e-4)]
+)
+def test_a_longer_run_gets_a_lower_rate_within_bounds(steps: int, rate: float) -> None:
+    assert auto_learning_rate(1e-3, steps) == rate
+
+
+@given(st.integers(1, 1_000_000))
+def test_one_more_step_never_raises_the_rate(steps: int) -> None:
+    assert auto_learning_rate(1e-3, steps + 1) <= auto_learning_rate(1e-3, steps)
