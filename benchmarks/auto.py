@@ -84,6 +84,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, help="at most so many training rows a task")
     parser.add_argument("--epochs", type=int, help="instead of what auto says, on both sides")
     parser.add_argument("--batch-size", type=int, help="instead of what auto says, on both sides")
+    parser.add_argument("--rank", type=int, help="instead of what auto says, on both sides")
     parser.add_argument("--model", type=Path, help="a model directory (default: the bundled 135M model)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: physical cores)")
@@ -112,7 +113,7 @@ def job_spec(
 ) -> JobSpec:
     """What the API would store for a request that says nothing but this; seeds are set run by run."""
     asked = {"n_epochs": options.epochs, "batch_size": options.batch_size, "learning_rate": rate}
-    return resolve({"seed": 0, "hyperparameters": asked}, base.name, entry, n_examples)
+    return resolve({"seed": 0, "hyperparameters": asked, "lora": {"r": options.rank}}, base.name, entry, n_examples)
 
 
 def estimate(works: Sequence[Work], options: argparse.Namespace) -> None:

@@ -33,7 +33,7 @@ from benchmarks.words import (
 )
 
 MOST_ROWS = 500
-HELD_OUT = 240
+HELD_OUT = 200
 SYSTEM = {
     "classification": "Name the desk.",
     "extraction": "Extract the fields as JSON.",
@@ -129,8 +129,8 @@ TASKS = {
     task.name: task
     for task in (
         Task("classification", MOST_ROWS, True, _classification),
-        Task("extraction", 160, True, _extraction),
-        Task("style", 160, False, _style),
-        Task("arithmetic", 320, True, _arithmetic),
+        Task("extraction", 120, True, _extraction),
+        Task("style", 120, False, _style),
+        Task("arithmetic", 200, True, _arithmetic),
     )
 }

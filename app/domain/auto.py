@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import math
 
+from app.domain.spec import LoraSpec
+
 REFERENCE_STEPS = 200  # optimizer steps for which the rate in a base model's entry is meant
 LEAST_FACTOR, MOST_FACTOR = 0.5, 1.5
+REFERENCE_STRENGTH = 32.0  # scale x rank: alpha, but for rsLoRA; "LoRA Without Regret" has alpha 32 for every rank
 STEPS_PER_EPOCH = 32
 WARMUP_RATIO = 0.03
 
@@ -35,12 +38,18 @@ def total_steps(n_examples: int, n_epochs: int, batch_size: int, max_steps: int 
     return max_steps or n_epochs * math.ceil(n_examples / batch_size)
 
 
-def auto_learning_rate(reference: float, steps: int) -> float:
-    """The peak rate of a run of `steps` optimizer steps; `reference` is the base model's, for 200 of them.
+def auto_learning_rate(reference: float, steps: int, lora: LoraSpec) -> float:
+    """The peak rate of a run of `steps` optimizer steps; `reference` is the base model's, for 200 of them and alpha 32.
 
     A short run has to get there in fewer steps, a long one repeats itself and overfits: with the square root of the
-    steps, from 1.5 times the reference (89 steps and less) to half of it (800 and more). Two digits: it is no better
-    known than that.
+    steps, from 1.5 times the reference (88 steps and less) to half of it (800 and more). And one step of Adam moves
+    B A x by about rate x scale x rank, so more of those means a lower rate. Two digits: nobody knows it better.
     """
-    factor = math.sqrt(REFERENCE_STEPS / steps)
-    return float(f"{reference * min(MOST_FACTOR, max(LEAST_FACTOR, factor)):.1e}")
+    by_steps = min(MOST_FACTOR, max(LEAST_FACTOR, math.sqrt(REFERENCE_STEPS / steps)))
+    by_strength = min(1.0, REFERENCE_STRENGTH / _strength(lora))  # a higher rate for less would upset A
+    return float(f"{reference * by_steps * by_strength:.1e}")
+
+
+def _strength(lora: LoraSpec) -> float:
+    """scale x rank, with the scale alpha / r (arXiv 2106.09685) or, in rsLoRA, alpha / sqrt(r) (arXiv 2312.03732)."""
+    return lora.alpha * (math.sqrt(lora.r) if lora.use_rslora else 1.0)

@@ -38,7 +38,7 @@ def _fill_in(
 ) -> JobSpec | None:
     lora = _lora(knobs, entry)
     quantization = _quantization(knobs)
-    hyperparameters = _hyperparameters(knobs, entry, n_examples)
+    hyperparameters = _hyperparameters(knobs, entry, n_examples, lora)
     seed = body.get("seed")
     if knobs.problems or lora is None or hyperparameters is None:
         return None
@@ -112,7 +112,9 @@ def _quantization(knobs: Knobs) -> QuantizationSpec | None:
     return None if knobs.problems else QuantizationSpec(**values)
 
 
-def _hyperparameters(knobs: Knobs, entry: CatalogEntry, n_examples: int) -> Hyperparameters | None:
+def _hyperparameters(
+    knobs: Knobs, entry: CatalogEntry, n_examples: int, lora: LoraSpec | None
+) -> Hyperparameters | None:
     multiplier = knobs.number("learning_rate_multiplier", lambda: 1.0, above=0)
     rate = knobs.number("learning_rate", lambda: None, above=0)
     if rate is not None and knobs.value("learning_rate_multiplier") is not None:
@@ -132,11 +134,11 @@ def _hyperparameters(knobs: Knobs, entry: CatalogEntry, n_examples: int) -> Hype
         "packing": knobs.flag("packing", True),
         "max_steps": knobs.whole("max_steps", 1, 10_000_000, lambda: None),
     }
-    if knobs.problems or multiplier is None:
+    if knobs.problems or lora is None or multiplier is None:
         return None
     steps = total_steps(n_examples, values["n_epochs"], values["batch_size"], values["max_steps"])
     return Hyperparameters(
         **values,
-        learning_rate=rate or auto_learning_rate(entry.learning_rate, steps) * multiplier,
+        learning_rate=rate or auto_learning_rate(entry.learning_rate, steps, lora) * multiplier,
         learning_rate_multiplier=None if rate else multiplier,
     )

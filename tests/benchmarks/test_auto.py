@@ -38,7 +38,7 @@ def test_a_rate_that_blows_up_is_told_and_left_out(tiny: Path, capsys: pytest.Ca
 def test_auto_below_the_grid_is_told_and_is_the_exit_code(
     tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.domain.resolve.auto_learning_rate", lambda _reference, _steps: 1e-9)
+    monkeypatch.setattr("app.domain.resolve.auto_learning_rate", lambda *_: 1e-9)
     code, text = table(tiny, capsys, "--tasks", "style", "--seeds", "1", "--rates", "1e-2")
     assert "auto is BELOW the grid's best" in text
     assert code == 1

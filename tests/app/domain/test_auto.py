@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app.domain.auto import auto_batch_size, auto_epochs, auto_learning_rate, total_steps
+from app.domain.spec import LoraSpec
+
+
+def lora(**changes: Any) -> LoraSpec:
+    return LoraSpec.model_validate({"r": 16, "alpha": 32, "target_modules": ("q_proj",)} | changes)
 
 
 @pytest.mark.parametrize(
@@ -55,9 +62,26 @@ def test_steps_are_counted_as_the_trainer_takes_them(
     ("steps", "rate"), [(1, 1.5e-3), (88, 1.5e-3), (100, 1.4e-3), (200, 1e-3), (400, 7.1e-4), (800, 5e-4), (9000, 5e-4)]
 )
 def test_a_longer_run_gets_a_lower_rate_within_bounds(steps: int, rate: float) -> None:
-    assert auto_learning_rate(1e-3, steps) == rate
+    assert auto_learning_rate(1e-3, steps, lora()) == rate
 
 
 @given(st.integers(1, 1_000_000))
 def test_one_more_step_never_raises_the_rate(steps: int) -> None:
-    assert auto_learning_rate(1e-3, steps + 1) <= auto_learning_rate(1e-3, steps)
+    assert auto_learning_rate(1e-3, steps + 1, lora()) <= auto_learning_rate(1e-3, steps, lora())
+
+
+@pytest.mark.parametrize(
+    ("shape", "rate"),
+    [
+        ({"r": 64, "alpha": 32}, 1e-3),
+        ({"r": 64, "alpha": 128}, 2.5e-4),
+        ({"r": 16, "alpha": 64}, 5e-4),
+        ({"r": 16, "alpha": 32, "use_rslora": True}, 2.5e-4),
+        ({"r": 8, "alpha": 16}, 1e-3),
+        ({"r": 1, "alpha": 2}, 1e-3),
+    ],
+)
+def test_an_adapter_that_moves_more_in_a_step_gets_a_lower_rate_but_none_a_higher_one(
+    shape: dict[str, Any], rate: float
+) -> None:
+    assert auto_learning_rate(1e-3, 200, lora(**shape)) == rate

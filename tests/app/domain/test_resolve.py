@@ -72,7 +72,7 @@ class TestDefaults:
     def test_the_rate_is_that_of_the_steps_the_run_will_take(self) -> None:
         """500 examples make 3 x 63 steps, and so does whatever else comes to 189."""
         rate = spec_of(500).hyperparameters.learning_rate
-        assert rate == auto_learning_rate(ENTRY.learning_rate, 189)
+        assert rate == auto_learning_rate(ENTRY.learning_rate, 189, spec_of().lora)
         assert spec_of(10_000, **hyper(max_steps=189)).hyperparameters.learning_rate == rate
         assert spec_of(189, **hyper(n_epochs=1, batch_size=1)).hyperparameters.learning_rate == rate
 
