@@ -82,6 +82,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rates", nargs="+", type=float, default=list(RATES), help="the grid, absolute")
     parser.add_argument("--rows", type=int, help="at most so many training rows a task")
+    parser.add_argument("--held-out", type=int, help="at most so many held-out rows a task")
     parser.add_argument("--epochs", type=int, help="instead of what auto says, on both sides")
     parser.add_argument("--batch-size", type=int, help="instead of what auto says, on both sides")
     parser.add_argument("--rank", type=int, help="instead of what auto says, on both sides")
@@ -100,7 +101,7 @@ def convert(destination: Path) -> Path:
 def prepare(directory: Path, base: Path, entry: CatalogEntry, task: Task, options: argparse.Namespace) -> Work:
     pairs = task.training_rows(options.rows)
     training_file = write(directory / f"{task.name}.jsonl", task, pairs)
-    held_out_file = write(directory / f"{task.name}-held-out.jsonl", task, task.held_out_rows())
+    held_out_file = write(directory / f"{task.name}-held-out.jsonl", task, task.held_out_rows(options.held_out))
     renderer, job = Renderer.from_directory(base), job_spec(base, entry, len(pairs), options)
     context_length = job.hyperparameters.context_length
     corpus = read_corpus(renderer, training_file, context_length, Reason.INVALID_TRAINING_FILE, _silent)

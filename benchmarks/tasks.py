@@ -1,6 +1,6 @@
 """Four small tasks of different kinds, generated: the same rows every time, and held-out rows that training never saw.
 
-    classification  a customer's sentence -> one of 77 desks, whose names say nothing; held-out phrasings are unseen
+    classification  a customer's sentence -> one of 77 labels; held-out sentences are phrased in ways unseen in training
     extraction      a delivery note -> one line of JSON; held-out names, cities and wordings are unseen
     style           a plain notice -> the same in a house style that is free in places; judged by loss alone
     arithmetic      a word problem of two steps -> the two sums; held-out numbers are unseen
@@ -10,7 +10,6 @@ Invented by Tunery's authors from the lists below, so there is nothing in it to 
 
 from __future__ import annotations
 
-import itertools
 import json
 import random
 from collections.abc import Callable, Iterator
@@ -35,12 +34,11 @@ from benchmarks.words import (
 MOST_ROWS = 500
 HELD_OUT = 200
 SYSTEM = {
-    "classification": "Name the desk.",
+    "classification": "Label the request.",
     "extraction": "Extract the fields as JSON.",
     "style": "Rewrite in our style.",
     "arithmetic": "Solve.",
 }
-DESKS = dict(zip(itertools.product(OBJECTS, ISSUES), random.Random(77).sample(range(100, 1000), 77), strict=True))
 Pair = tuple[str, str]  # what is asked, what is answered
 
 
@@ -54,8 +52,8 @@ class Task:
     def training_rows(self, limit: int | None = None) -> list[Pair]:
         return list(self._draw(held_out=False))[:limit]
 
-    def held_out_rows(self) -> list[Pair]:
-        return list(self._draw(held_out=True))
+    def held_out_rows(self, limit: int | None = None) -> list[Pair]:
+        return list(self._draw(held_out=True))[:limit]
 
     def _draw(self, *, held_out: bool) -> Iterator[Pair]:
         """Distinct questions; the held-out ones are never among the training ones, however many of these are used."""
@@ -84,7 +82,7 @@ def _classification(dice: random.Random, held_out: bool) -> Pair:
     noun = dice.choice(OBJECTS[thing] if held_out else split(OBJECTS[thing], False))
     sentence = dice.choice(split(ISSUES[issue], held_out)).format(x=noun)
     before, after = dice.choice(FILLERS)
-    return _typo(dice, f"{before}{sentence}{after}"), f"desk {DESKS[thing, issue]}"
+    return _typo(dice, f"{before}{sentence}{after}"), f"{thing}_{issue}"
 
 
 def _extraction(dice: random.Random, held_out: bool) -> Pair:

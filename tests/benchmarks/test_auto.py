@@ -16,7 +16,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def table(tiny: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    common = ["--model", str(tiny), "--rows", "6", "--epochs", "1", "--threads", "1", "--device", "cpu"]
+    common = ["--model", str(tiny), "--rows", "6", "--held-out", "20", "--epochs", "1", "--threads", "1", "--device", "cpu"]
     code = auto.main([*common, *arguments])
     return code, capsys.readouterr().out
 

@@ -13,7 +13,7 @@ from benchmarks.tasks import HELD_OUT, MOST_ROWS, TASKS, Task, write
 from benchmarks.words import ISSUES, split
 
 FINGERPRINTS = {
-    "classification": "42b0bba883d0",
+    "classification": "e7655fe44f34",
     "extraction": "a7a539c032f7",
     "style": "7b4e708f679d",
     "arithmetic": "2a98d1d497b0",
@@ -41,6 +41,11 @@ def test_no_held_out_question_is_in_training_and_none_is_asked_twice(task: Task)
     assert len({*trained, *held_out}) == len(trained) + len(held_out)
 
 
+def test_a_question_that_came_up_in_training_is_not_asked_again() -> None:
+    toy = Task("toy", 40, True, lambda dice, _held_out: (str(dice.randrange(250)), "an answer"))
+    assert not set(toy.training_rows()) & set(toy.held_out_rows())
+
+
 @each_task
 def test_a_task_has_at_most_five_hundred_rows_and_fewer_are_its_first(task: Task) -> None:
     assert task.rows <= MOST_ROWS
@@ -56,9 +61,9 @@ def test_every_row_is_an_example_that_the_trainer_accepts(task: Task, tmp_path: 
     assert all(isinstance(example, Example) for example in examples)
 
 
-def test_classification_asks_for_all_of_its_desks_and_phrases_the_held_out_ones_anew() -> None:
+def test_classification_asks_for_all_of_its_labels_and_phrases_the_held_out_ones_anew() -> None:
     task = TASKS["classification"]
-    assert len({desk for _, desk in task.training_rows()}) == 77
+    assert len({label for _, label in task.training_rows()}) == 77
     assert not any(set(split(wordings, True)) & set(split(wordings, False)) for wordings in ISSUES.values())
 
 
