@@ -16,8 +16,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def table(tiny: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    common = ["--model", str(tiny), "--rows", "6", "--held-out", "20", "--epochs", "1", "--threads", "1", "--device", "cpu"]
-    code = auto.main([*common, *arguments])
+    small = ["--rows", "4", "--held-out", "10", "--epochs", "1"]
+    code = auto.main(["--model", str(tiny), "--threads", "1", "--device", "cpu", *small, *arguments])
     return code, capsys.readouterr().out
 
 
