@@ -10,7 +10,9 @@ import math
 
 from app.domain.spec import LoraSpec
 
-REFERENCE_STEPS = 200  # optimizer steps for which the rate in a base model's entry is meant
+REFERENCE_LENGTH = (
+    400  # steps x epochs for which the rate in a base model's entry is meant: 133 steps, read three times
+)
 LEAST_FACTOR, MOST_FACTOR = 0.5, 1.5
 REFERENCE_STRENGTH = 32.0  # scale x rank: alpha, but for rsLoRA; "LoRA Without Regret" has alpha 32 for every rank
 STEPS_PER_EPOCH = 32
@@ -33,21 +35,18 @@ def auto_batch_size(n_examples: int, most: int) -> int:
     return max(1, min(most, n_examples // STEPS_PER_EPOCH))
 
 
-def total_steps(n_examples: int, n_epochs: int, batch_size: int, max_steps: int | None) -> int:
-    """Optimizer steps of a run, for a file of which every line is learned from."""
-    return max_steps or n_epochs * math.ceil(n_examples / batch_size)
+def auto_learning_rate(reference: float, steps: int, steps_per_epoch: int, lora: LoraSpec) -> float:
+    """The peak rate of a run of `steps` optimizer steps; `reference` is the base model's own.
 
-
-def auto_learning_rate(reference: float, steps: int, lora: LoraSpec) -> float:
-    """The peak rate of a run of `steps` optimizer steps; `reference` is the base model's, for 200 of them and alpha 32.
-
-    A short run has to get there in fewer steps, a long one repeats itself and overfits: with the square root of the
-    steps, from 1.5 times the reference (88 steps and less) to half of it (800 and more). And one step of Adam moves
-    B A x by about rate x scale x rank, so more of those means a lower rate. Two digits: nobody knows it better.
+    A short run has to get there in fewer steps; a long one, above all one that reads its rows again and again, learns
+    them by heart. So it falls with the square root of steps x epochs, from 1.5 times the reference (177 and less) to
+    half of it (1,600 and more). And one step of Adam moves B A x by about rate x scale x rank, so more of those means
+    a lower rate. Two digits: nobody knows it better.
     """
-    by_steps = min(MOST_FACTOR, max(LEAST_FACTOR, math.sqrt(REFERENCE_STEPS / steps)))
+    epochs = max(1.0, steps / steps_per_epoch)
+    by_length = min(MOST_FACTOR, max(LEAST_FACTOR, math.sqrt(REFERENCE_LENGTH / (steps * epochs))))
     by_strength = min(1.0, REFERENCE_STRENGTH / _strength(lora))  # a higher rate for less would upset A
-    return float(f"{reference * by_steps * by_strength:.1e}")
+    return float(f"{reference * by_length * by_strength:.1e}")
 
 
 def _strength(lora: LoraSpec) -> float:

@@ -6,11 +6,12 @@ error), check the values, fill in what is absent. All problems of a request are 
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping
 from typing import Any
 
-from app.domain.auto import WARMUP_RATIO, auto_batch_size, auto_epochs, auto_learning_rate, total_steps
+from app.domain.auto import WARMUP_RATIO, auto_batch_size, auto_epochs, auto_learning_rate
 from app.domain.catalog import MAX_RANK, CatalogEntry
 from app.domain.gather import ALL_LINEAR, gather
 from app.domain.knobs import Knobs
@@ -136,9 +137,10 @@ def _hyperparameters(
     }
     if knobs.problems or lora is None or multiplier is None:
         return None
-    steps = total_steps(n_examples, values["n_epochs"], values["batch_size"], values["max_steps"])
+    steps_per_epoch = math.ceil(n_examples / values["batch_size"])
+    steps = values["max_steps"] or values["n_epochs"] * steps_per_epoch
     return Hyperparameters(
         **values,
-        learning_rate=rate or auto_learning_rate(entry.learning_rate, steps, lora) * multiplier,
+        learning_rate=rate or auto_learning_rate(entry.learning_rate, steps, steps_per_epoch, lora) * multiplier,
         learning_rate_multiplier=None if rate else multiplier,
     )

@@ -78,7 +78,7 @@ TRAINING_KNOBS: dict[str, JsonSchema] = {
     ),
     "learning_rate": _auto(
         {"type": "number", "exclusiveMinimum": 0},
-        "Absolute; excludes a multiplier. By default the base model's, adjusted to the number of steps.",
+        "Absolute; excludes a multiplier. By default the base model's, adjusted to the run's length.",
     ),
     "warmup_ratio": _auto({"type": "number", "minimum": 0, "maximum": 1}, "Share of the steps; 0.03 by default."),
     "weight_decay": _auto({"type": "number", "minimum": 0}, "0 by default."),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain.auto import auto_batch_size, auto_epochs, auto_learning_rate, total_steps
+from app.domain.auto import auto_batch_size, auto_epochs, auto_learning_rate
 from app.domain.spec import LoraSpec
 
 
@@ -49,25 +49,30 @@ def test_the_models_entry_bounds_the_batch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n_examples", "n_epochs", "batch_size", "max_steps", "steps"),
-    [(500, 3, 8, None, 189), (1, 25, 1, None, 25), (500, 3, 8, 40, 40)],
+    ("steps", "steps_per_epoch", "rate"),
+    [
+        (1, 1, 1.5e-3),
+        (177, 177, 1.5e-3),
+        (400, 400, 1e-3),
+        (400, 800, 1e-3),  # half an epoch repeats nothing
+        (133, 44, 1e-3),
+        (96, 32, 1.2e-3),
+        (750, 250, 5e-4),
+        (500, 250, 6.3e-4),
+        (250, 250, 1.3e-3),
+        (9000, 9000, 5e-4),
+    ],
 )
-def test_steps_are_counted_as_the_trainer_takes_them(
-    n_examples: int, n_epochs: int, batch_size: int, max_steps: int | None, steps: int
+def test_a_longer_run_gets_a_lower_rate_within_bounds_and_so_does_a_repetitive_one(
+    steps: int, steps_per_epoch: int, rate: float
 ) -> None:
-    assert total_steps(n_examples, n_epochs, batch_size, max_steps) == steps
+    assert auto_learning_rate(1e-3, steps, steps_per_epoch, lora()) == rate
 
 
-@pytest.mark.parametrize(
-    ("steps", "rate"), [(1, 1.5e-3), (88, 1.5e-3), (100, 1.4e-3), (200, 1e-3), (400, 7.1e-4), (800, 5e-4), (9000, 5e-4)]
-)
-def test_a_longer_run_gets_a_lower_rate_within_bounds(steps: int, rate: float) -> None:
-    assert auto_learning_rate(1e-3, steps, lora()) == rate
-
-
-@given(st.integers(1, 1_000_000))
-def test_one_more_step_never_raises_the_rate(steps: int) -> None:
-    assert auto_learning_rate(1e-3, steps + 1, lora()) <= auto_learning_rate(1e-3, steps, lora())
+@given(st.integers(1, 1_000_000), st.integers(1, 10_000))
+def test_one_more_step_never_raises_the_rate(steps: int, steps_per_epoch: int) -> None:
+    now, later = (auto_learning_rate(1e-3, count, steps_per_epoch, lora()) for count in (steps, steps + 1))
+    assert later <= now
 
 
 @pytest.mark.parametrize(
@@ -84,4 +89,4 @@ def test_one_more_step_never_raises_the_rate(steps: int) -> None:
 def test_an_adapter_that_moves_more_in_a_step_gets_a_lower_rate_but_none_a_higher_one(
     shape: dict[str, Any], rate: float
 ) -> None:
-    assert auto_learning_rate(1e-3, 200, lora(**shape)) == rate
+    assert auto_learning_rate(1e-3, 400, 400, lora(**shape)) == rate

@@ -70,11 +70,16 @@ class TestDefaults:
         assert spec_of(seed=0).seed == 0
 
     def test_the_rate_is_that_of_the_steps_the_run_will_take(self) -> None:
-        """500 examples make 3 x 63 steps, and so does whatever else comes to 189."""
-        rate = spec_of(500).hyperparameters.learning_rate
-        assert rate == auto_learning_rate(ENTRY.learning_rate, 189, spec_of().lora)
-        assert spec_of(10_000, **hyper(max_steps=189)).hyperparameters.learning_rate == rate
-        assert spec_of(189, **hyper(n_epochs=1, batch_size=1)).hyperparameters.learning_rate == rate
+        """500 examples by 8 are 63 steps an epoch: three times by OpenAI's rule, or as often as was asked for."""
+        wanted = {steps: auto_learning_rate(ENTRY.learning_rate, steps, 63, spec_of().lora) for steps in (63, 189, 300)}
+        assert len(set(wanted.values())) == 3
+        assert spec_of(500).hyperparameters.learning_rate == wanted[189]
+        assert spec_of(500, **hyper(n_epochs=1)).hyperparameters.learning_rate == wanted[63]
+        assert spec_of(500, **hyper(max_steps=300)).hyperparameters.learning_rate == wanted[300]
+
+    def test_the_rate_is_lower_for_a_stronger_adapter(self) -> None:
+        plain, strong = spec_of(), spec_of(lora={"r": 64})
+        assert strong.hyperparameters.learning_rate < plain.hyperparameters.learning_rate
 
     def test_the_multiplier_scales_the_automatic_rate(self) -> None:
         automatic = spec_of().hyperparameters.learning_rate
