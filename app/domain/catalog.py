@@ -40,7 +40,7 @@ class CatalogEntry(BaseModel):
     parameters: int
     size_bytes: int
     target_modules: dict[str, tuple[int, int]]  # linear layer name -> its smallest [out, in]
-    learning_rate: float  # at multiplier 1, for steps x epochs = 400 (app/domain/auto.py)
+    learning_rate: float  # at multiplier 1, for steps x epochs = 200 (app/domain/auto.py)
     max_auto_batch_size: int = 8
     has_chat_template: bool
     license: str | None = None
