@@ -28,6 +28,7 @@ MAX_RANK = 256
 MAX_LISTED_LAYERS = 4096  # a row of the database names them all; a dense 70B model has 560
 
 Signature = tuple[tuple[str, int, int, int, int], ...]
+LLAMA_EXPONENT, QWEN_EXPONENT = 0.781, 0.0775  # of the learning rate over the hidden size
 
 
 class CatalogEntry(BaseModel):
@@ -44,7 +45,7 @@ class CatalogEntry(BaseModel):
     target_modules: dict[str, tuple[int, int]]  # linear layer name -> its smallest [out, in]
     layers: dict[str, tuple[int, int]] = {}  # full name of each of them -> [out, in]; what patterns are held against
     whole_modules: tuple[str, ...] = ()  # what can be trained whole, by last name: norms, the embedding, the head
-    learning_rate: float  # at learning_rate_multiplier 1
+    learning_rate: float  # at multiplier 1, for steps x epochs = 200 (app/domain/auto.py)
     max_auto_batch_size: int = 8
     has_chat_template: bool
     license: str | None = None
@@ -62,8 +63,9 @@ def describe(directory: Path, learning_rate: float | None = None, license_name: 
     tensors = read_tensor_shapes(directory)
     layers = _linear_layers(tensors)
     hidden_size = int(config["hidden_size"])
+    architecture = str((config.get("architectures") or ["unknown"])[0])
     return CatalogEntry(
-        architecture=str((config.get("architectures") or ["unknown"])[0]),
+        architecture=architecture,
         context_length=int(config.get("max_position_embeddings") or DEFAULT_CONTEXT_LENGTH),
         hidden_size=hidden_size,
         vocab_size=int(config["vocab_size"]),
@@ -72,19 +74,21 @@ def describe(directory: Path, learning_rate: float | None = None, license_name: 
         target_modules=_smallest_by_name(layers),
         layers=layers if len(layers) <= MAX_LISTED_LAYERS else {},
         whole_modules=_whole_modules(tensors, layers),
-        learning_rate=learning_rate or default_learning_rate(hidden_size),
+        learning_rate=learning_rate or default_learning_rate(hidden_size, architecture),
         has_chat_template=_has_chat_template(directory),
         license=license_name,
     )
 
 
-def default_learning_rate(hidden_size: int) -> float:
-    """LoRA's rate as a function of the hidden size: tinker-cookbook's fit for Llama-like models.
+def default_learning_rate(hidden_size: int, architecture: str = "") -> float:
+    """LoRA's rate as a function of the hidden size: tinker-cookbook's fits, one for Qwen and one for Llama-like models.
 
-    10 x the full fine-tuning rate of 5e-5 ("LoRA Without Regret"), times (2000 / hidden size)^0.781; two digits, as
-    the fit is no better than that. 576 -> 1.3e-3, 2048 -> 4.9e-4, 4096 -> 2.9e-4.
+    10 x the full fine-tuning rate of 5e-5 ("LoRA Without Regret"), times (2000 / hidden size) to the power of 0.0775
+    or 0.781; two digits, as the fit is no better than that. Llama: 576 -> 1.3e-3, 2048 -> 4.9e-4, 4096 -> 2.9e-4. A
+    family without a fit gets Llama's, which is the lower one for all but small models.
     """
-    return float(f"{5e-4 * (2000 / hidden_size) ** 0.781:.1e}")
+    exponent = QWEN_EXPONENT if architecture.startswith("Qwen") else LLAMA_EXPONENT
+    return float(f"{5e-4 * (2000 / hidden_size) ** exponent:.1e}")
 
 
 def hash_directory(directory: Path) -> tuple[dict[str, dict[str, Any]], str]:

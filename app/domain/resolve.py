@@ -6,16 +6,18 @@ error), check the values, fill in what is absent. All problems of a request are 
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping
 from typing import Any
 
+from app.domain.auto import WARMUP_RATIO, auto_batch_size, auto_epochs, auto_learning_rate
 from app.domain.catalog import CatalogEntry
 from app.domain.gather import gather, method_of
 from app.domain.knobs import Knobs
 from app.domain.lora_knobs import Ancestor, resolve_lora
 from app.domain.measuring import measuring
-from app.domain.spec import Hyperparameters, JobSpec, Method, QuantizationSpec
+from app.domain.spec import Hyperparameters, JobSpec, LoraSpec, Method, QuantizationSpec
 from app.errors import all_at_once
 
 MAX_SEED = 2_147_483_647
@@ -42,22 +44,8 @@ def resolve(
     return spec
 
 
-def auto_epochs(n_examples: int) -> int:
-    """OpenAI's rule (its cookbook): start at 3 and keep examples x epochs within 100 to 25,000."""
-    if 3 * n_examples < 100:
-        return min(25, 100 // n_examples)
-    if 3 * n_examples > 25_000:
-        return max(1, 25_000 // n_examples)
-    return 3
-
-
-def auto_batch_size(n_examples: int, entry: CatalogEntry) -> int:
-    """Small batches suit LoRA ("LoRA Without Regret"): at least 32 steps an epoch, up to the catalogue's bound."""
-    return max(1, min(entry.max_auto_batch_size, n_examples // 32))
-
-
 def default_rate(entry: CatalogEntry, method: Method) -> float:
-    """The learning rate at multiplier 1."""
+    """The learning rate at multiplier 1, before the run's length and the adapter's strength are looked at."""
     return entry.learning_rate * (DPO_RATE if method == "dpo" else 1)
 
 
@@ -72,7 +60,8 @@ def _fill_in(
     lora = resolve_lora(knobs, entry, ancestor)
     quantization = _quantization(knobs)
     method = method_of(body) or "supervised"  # another one is a problem already
-    hyperparameters = _hyperparameters(knobs, entry, n_examples, method, body.get("validation_file") is not None)
+    has_validation_file = body.get("validation_file") is not None
+    hyperparameters = _hyperparameters(knobs, entry, n_examples, lora, method, has_validation_file)
     seed = body.get("seed")
     if knobs.problems or lora is None or hyperparameters is None:
         return None
@@ -121,7 +110,12 @@ def _refuse_knobs_of_4_bits(knobs: Knobs) -> None:
 
 
 def _hyperparameters(
-    knobs: Knobs, entry: CatalogEntry, n_examples: int, method: Method, has_validation_file: bool
+    knobs: Knobs,
+    entry: CatalogEntry,
+    n_examples: int,
+    lora: LoraSpec | None,
+    method: Method,
+    has_validation_file: bool,
 ) -> Hyperparameters | None:
     multiplier = knobs.number("learning_rate_multiplier", lambda: 1.0, above=0)
     rate = knobs.number("learning_rate", lambda: None, above=0)
@@ -131,10 +125,10 @@ def _hyperparameters(
             "is absolute, so it excludes a learning_rate_multiplier",
             "conflicting_parameters",
         )
-    values = {
+    values: dict[str, Any] = {
         "n_epochs": knobs.whole("n_epochs", 1, 50, lambda: auto_epochs(n_examples)),
-        "batch_size": knobs.whole("batch_size", 1, 256, lambda: auto_batch_size(n_examples, entry)),
-        "warmup_ratio": knobs.number("warmup_ratio", lambda: 0.03, least=0, most=1),
+        "batch_size": knobs.whole("batch_size", 1, 256, lambda: auto_batch_size(n_examples, entry.max_auto_batch_size)),
+        "warmup_ratio": knobs.number("warmup_ratio", lambda: WARMUP_RATIO, least=0, most=1),
         "weight_decay": knobs.number("weight_decay", lambda: 0.0, least=0),
         "max_grad_norm": knobs.number("max_grad_norm", lambda: 1.0, above=0),
         "lr_scheduler_type": knobs.choice("lr_scheduler_type", ("linear", "cosine", "constant"), "linear"),
@@ -144,10 +138,13 @@ def _hyperparameters(
         **measuring(knobs, has_validation_file),
         "beta": knobs.number("beta", lambda: DEFAULT_BETA, most=2, above=0) if method == "dpo" else None,
     }
-    if knobs.problems or multiplier is None:
+    if knobs.problems or lora is None or multiplier is None:
         return None
+    steps_per_epoch = math.ceil(n_examples / values["batch_size"])
+    steps = values["max_steps"] or values["n_epochs"] * steps_per_epoch
     return Hyperparameters(
         **values,
-        learning_rate=rate or default_rate(entry, method) * multiplier,
+        learning_rate=rate
+        or multiplier * auto_learning_rate(default_rate(entry, method), steps, steps_per_epoch, lora),
         learning_rate_multiplier=None if rate else multiplier,
     )

@@ -105,12 +105,18 @@ TRAINING_KNOBS: dict[str, JsonSchema] = {
     "n_epochs": _auto(
         {"type": "integer", "minimum": 1, "maximum": 50}, "Passes over the data; OpenAI's rule by default."
     ),
-    "batch_size": _auto({"type": "integer", "minimum": 1, "maximum": 256}, "Examples per optimizer step."),
+    "batch_size": _auto(
+        {"type": "integer", "minimum": 1, "maximum": 256},
+        "Examples per optimizer step; by default examples / 32, at most 8.",
+    ),
     "learning_rate_multiplier": _auto(
         {"type": "number", "exclusiveMinimum": 0},
-        "Times the base model's learning rate, of which DPO takes a tenth; 1 by default.",
+        "Times the automatic learning rate, of which DPO takes a tenth; 1 by default.",
     ),
-    "learning_rate": _auto({"type": "number", "exclusiveMinimum": 0}, "Absolute; excludes a multiplier."),
+    "learning_rate": _auto(
+        {"type": "number", "exclusiveMinimum": 0},
+        "Absolute; excludes a multiplier. By default the base model's, adjusted to the run's length.",
+    ),
     "warmup_ratio": _auto({"type": "number", "minimum": 0, "maximum": 1}, "Share of the steps; 0.03 by default."),
     "weight_decay": _auto({"type": "number", "minimum": 0}, "0 by default."),
     "max_grad_norm": _auto({"type": "number", "exclusiveMinimum": 0}, "1 by default."),

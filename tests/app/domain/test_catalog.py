@@ -52,6 +52,16 @@ def test_the_default_learning_rate_falls_with_the_hidden_size(hidden_size: int, 
     assert catalog.default_learning_rate(hidden_size) == rate
 
 
+@pytest.mark.parametrize(("hidden_size", "rate"), [(896, 5.3e-4), (4096, 4.7e-4)])
+def test_the_learning_rate_of_qwen_models_hardly_depends_on_their_size(hidden_size: int, rate: float) -> None:
+    assert catalog.default_learning_rate(hidden_size, "Qwen3ForCausalLM") == rate
+
+
+def test_the_architecture_decides_which_fit_a_described_model_gets(tmp_path: Path) -> None:
+    qwen = make_tiny_base(tmp_path / "qwen", architectures=["Qwen3ForCausalLM"])
+    assert catalog.describe(qwen).learning_rate == catalog.default_learning_rate(64, "Qwen3ForCausalLM") == 6.5e-4
+
+
 def test_an_operators_learning_rate_wins(base: Path) -> None:
     assert catalog.describe(base, learning_rate=1e-2).learning_rate == 1e-2
 

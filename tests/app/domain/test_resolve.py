@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.domain.auto import auto_learning_rate
 from app.domain.catalog import CatalogEntry
-from app.domain.resolve import auto_epochs, resolve
+from app.domain.resolve import resolve
 from app.domain.spec import JobSpec, QuantizationSpec
 from app.errors import BadRequest, UnknownParameter
 
@@ -57,31 +58,12 @@ class TestDefaults:
     def test_alpha_follows_the_rank(self) -> None:
         assert spec_of(lora={"r": 8}).lora.alpha == 16.0
 
-    @pytest.mark.parametrize(
-        ("n_examples", "epochs"),
-        [
-            (1, 25),
-            (4, 25),
-            (5, 20),
-            (10, 10),
-            (33, 3),
-            (34, 3),
-            (100, 3),
-            (8333, 3),
-            (8334, 2),
-            (12_500, 2),
-            (12_501, 1),
-            (100_000, 1),
-        ],
-    )
-    def test_epochs_follow_openais_rule(self, n_examples: int, epochs: int) -> None:
-        assert auto_epochs(n_examples) == epochs
-
     @given(st.integers(1, 10_000_000))
     def test_automatic_values_are_always_within_their_bounds(self, n_examples: int) -> None:
         hyperparameters = spec_of(n_examples).hyperparameters
         assert 1 <= hyperparameters.n_epochs <= 25
         assert 1 <= hyperparameters.batch_size <= ENTRY.max_auto_batch_size
+        assert 0.5 * ENTRY.learning_rate <= hyperparameters.learning_rate <= 1.5 * ENTRY.learning_rate
 
     def test_auto_says_the_same_as_absence(self) -> None:
         body = hyper(n_epochs="auto", batch_size="auto", learning_rate_multiplier="auto")
@@ -91,8 +73,21 @@ class TestDefaults:
         assert 0 <= spec_of().seed <= 2_147_483_647
         assert spec_of(seed=0).seed == 0
 
-    def test_the_multiplier_scales_the_models_own_rate(self) -> None:
-        assert spec_of(**hyper(learning_rate_multiplier=2)).hyperparameters.learning_rate == 2e-3
+    def test_the_rate_is_that_of_the_steps_the_run_will_take(self) -> None:
+        """500 examples by 8 are 63 steps an epoch: three times by OpenAI's rule, or as often as was asked for."""
+        wanted = {steps: auto_learning_rate(ENTRY.learning_rate, steps, 63, spec_of().lora) for steps in (63, 189, 300)}
+        assert len(set(wanted.values())) == 3
+        assert spec_of(500).hyperparameters.learning_rate == wanted[189]
+        assert spec_of(500, **hyper(n_epochs=1)).hyperparameters.learning_rate == wanted[63]
+        assert spec_of(500, **hyper(max_steps=300)).hyperparameters.learning_rate == wanted[300]
+
+    def test_the_rate_is_lower_for_a_stronger_adapter(self) -> None:
+        plain, strong = spec_of(), spec_of(lora={"r": 64})
+        assert strong.hyperparameters.learning_rate < plain.hyperparameters.learning_rate
+
+    def test_the_multiplier_scales_the_automatic_rate(self) -> None:
+        automatic = spec_of().hyperparameters.learning_rate
+        assert spec_of(**hyper(learning_rate_multiplier=2)).hyperparameters.learning_rate == 2 * automatic
         absolute = spec_of(**hyper(learning_rate=5e-5)).hyperparameters
         assert (absolute.learning_rate, absolute.learning_rate_multiplier) == (5e-5, None)
 

@@ -1,0 +1,44 @@
+"""The whole comparison on the tiny model: every line of the table, and what becomes of a rate that blows up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import auto
+from tests.tiny import make_tiny_base
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_base(tmp_path_factory.mktemp("auto-base"))
+
+
+def table(tiny: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    small = ["--rows", "4", "--held-out", "10", "--epochs", "1"]
+    code = auto.main(["--model", str(tiny), "--threads", "1", "--device", "cpu", *small, *arguments])
+    return code, capsys.readouterr().out
+
+
+def test_it_says_what_it_will_cost_and_then_what_each_rate_gave(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, text = table(tiny, capsys, "--tasks", "extraction", "--seeds", "1", "2", "--rates", "1e-3")
+    assert "4 runs: 1 tasks, seeds [1, 2], rates auto, 0.001" in text
+    assert "About " in text
+    assert text.count("exact 0.") == 2
+    assert "95 % interval" in text
+
+
+def test_a_rate_that_blows_up_is_told_and_left_out(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, text = table(tiny, capsys, "--tasks", "style", "--seeds", "1", "--rates", "1e30", "1e-3")
+    assert "1e+30 (1e+30)  failed" in text
+    assert "auto - 0.001, loss" in text
+
+
+def test_auto_below_the_grid_is_told_and_is_the_exit_code(
+    tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.domain.resolve.auto_learning_rate", lambda *_: 1e-9)
+    code, text = table(tiny, capsys, "--tasks", "style", "--seeds", "1", "--rates", "1e-2")
+    assert "auto is BELOW the grid's best" in text
+    assert code == 1
