@@ -41,6 +41,12 @@ class CatalogEntry(BaseModel):
     target_modules: dict[str, tuple[int, int]]  # linear layer name -> its smallest [out, in]
     learning_rate: float  # at learning_rate_multiplier 1
     max_auto_batch_size: int = 8
+    # What a plan reckons with. Zero in entries of before: app.services.plan then reads the directory again.
+    layers: int = 0
+    query_size: int = 0  # heads x head size
+    key_size: int = 0  # of keys, and as much of values
+    intermediate_size: int = 0
+    linear_parameters: int = 0  # of every linear layer but the head: what is quantised
     has_chat_template: bool
     license: str | None = None
 
@@ -67,6 +73,8 @@ def describe(directory: Path, learning_rate: float | None = None, license_name: 
         learning_rate=learning_rate or default_learning_rate(hidden_size),
         has_chat_template=_has_chat_template(directory),
         license=license_name,
+        **_sizes(config),
+        linear_parameters=sum(_product(shape) for name, shape in tensors.items() if _linear_name(name, shape)),
     )
 
 
@@ -121,12 +129,28 @@ def _linear_layers(tensors: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, 
     """Every two-dimensional `<layer>.weight` but embeddings and the head, by its last name: what "all-linear" means."""
     layers: dict[str, tuple[int, int]] = {}
     for name, shape in sorted(tensors.items()):
-        parts = name.split(".")
-        if parts[-1] != "weight" or len(shape) != 2 or len(parts) < 2 or parts[-2] in IGNORED_LAYERS:
-            continue
-        smallest = layers.get(parts[-2], (shape[0], shape[1]))
-        layers[parts[-2]] = min(smallest, (shape[0], shape[1]), key=min)
+        if layer := _linear_name(name, shape):
+            smallest = layers.get(layer, (shape[0], shape[1]))
+            layers[layer] = min(smallest, (shape[0], shape[1]), key=min)
     return layers
+
+
+def _linear_name(tensor: str, shape: tuple[int, ...]) -> str | None:
+    """`q_proj` of "model.layers.0.self_attn.q_proj.weight"; None for what is no linear layer to adapt."""
+    *_, layer, kind = ["", *tensor.split(".")]
+    return layer if kind == "weight" and len(shape) == 2 and layer and layer not in IGNORED_LAYERS else None
+
+
+def _sizes(config: dict[str, Any]) -> dict[str, int]:
+    """The widths of a decoder layer, zero where config.json does not say."""
+    hidden, heads = int(config["hidden_size"]), int(config.get("num_attention_heads") or 1)
+    head = int(config.get("head_dim") or hidden // heads)
+    return {
+        "layers": int(config.get("num_hidden_layers") or 0),
+        "query_size": heads * head,
+        "key_size": int(config.get("num_key_value_heads") or heads) * head,
+        "intermediate_size": int(config.get("intermediate_size") or 4 * hidden),
+    }
 
 
 def _read_header(path: Path) -> dict[str, Any]:

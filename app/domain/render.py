@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -148,6 +148,11 @@ def cut(document: Document, context_length: int) -> Document:
     if len(document) <= context_length:
         return document
     return Document(document.line, document.tokens[:context_length], document.labelled[:context_length])
+
+
+def learned(documents: Iterable[Document]) -> list[Document]:
+    """What of an example is trained on: a document without anything to learn contributes nothing."""
+    return [document for document in documents if document.labelled_count]
 
 
 def _is_learned(message: dict[str, Any]) -> bool:

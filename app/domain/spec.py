@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.domain.modes import Measurement
+
 SPEC_VERSION: Literal[1] = 1
 
 
@@ -124,3 +126,5 @@ class TrainerSpec(Frozen):
     snapshot_interval_seconds: float = 300.0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None  # CPU threads; absent = physical cores
+    measurements: tuple[Measurement, ...] = ()  # of earlier jobs on this device, base and quantization
+    out_of_memory_kills: Annotated[int, Field(ge=0)] = 0  # of earlier attempts, by the kernel: be smaller this time

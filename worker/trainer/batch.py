@@ -11,19 +11,18 @@ Letters: T tokens in a row, N labelled tokens in a row.
 
 from __future__ import annotations
 
-import random
 import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
 import torch
 
 from app.domain.dataset import read_examples
 from app.domain.jsonl import Finding
-from app.domain.render import Document, Renderer, TemplateRefused, cut
+from app.domain.layout import Lengths, packed
+from app.domain.render import Document, Renderer, TemplateRefused, cut, learned
 from app.domain.states import Reason
 from worker.trainer.emit import Pulse
 from worker.trainer.failures import Failure
@@ -53,10 +52,10 @@ class Corpus:
 
     def add(self, line: int, documents: Iterable[Document]) -> None:
         """Append one example; what has no label contributes nothing and is left out."""
-        learned = [document for document in documents if document.labelled_count]
-        if not learned:
+        kept = learned(documents)
+        if not kept:
             return
-        for document in learned:
+        for document in kept:
             self._tokens.extend(document.tokens)
             self._labelled.extend(document.labelled)
             self._document_starts.append(len(self._tokens))
@@ -68,6 +67,10 @@ class Corpus:
 
     def length(self, document: int) -> int:
         return self._document_starts[document + 1] - self._document_starts[document]
+
+    def lengths(self) -> Lengths:
+        documents = array("i", (self.length(document) for document in range(len(self._document_starts) - 1)))
+        return Lengths(documents, self._example_starts)
 
     def slice(self, document: int) -> tuple[array[int], bytearray]:
         """Tokens of one document, and for each whether it is a target."""
@@ -99,14 +102,6 @@ def read_corpus(renderer: Renderer, path: Path, context_length: int, blame: Reas
         )
         raise Failure(blame, text, "hyperparameters.context_length")
     return corpus
-
-
-@lru_cache(maxsize=16)
-def permutation(examples: int, seed: int, epoch: int) -> Sequence[int]:
-    """The order of an epoch: a function of its arguments alone, so any step can be found again without a history."""
-    order = list(range(examples))
-    random.Random(f"{seed}/{epoch}").shuffle(order)
-    return order
 
 
 EVERYTHING = sys.maxsize  # as the end of a segment: all tokens there are
@@ -154,19 +149,9 @@ class Share:
 
 def rows(shares: Sequence[Share], token_budget: int) -> Iterator[Row]:
     """Fill rows with whole documents, up to `token_budget` tokens each; a longer document gets a row of its own."""
-    waiting: list[tuple[Share, int]] = []
-    tokens = 0
-    for share in shares:
-        for document in share.documents:
-            length = share.corpus.length(document)
-            packs = share.packing and waiting and waiting[-1][0].packing
-            if waiting and (tokens + length > token_budget or not packs):
-                yield _row(waiting)
-                waiting, tokens = [], 0
-            waiting.append((share, document))
-            tokens += length
-    if waiting:
-        yield _row(waiting)
+    documents = [(share, document) for share in shares for document in share.documents]
+    lengths = ((share.corpus.length(document), share.packing) for share, document in documents)
+    return (_row(documents[row]) for row in packed(lengths, token_budget))
 
 
 def _row(documents: Sequence[tuple[Share, int]]) -> Row:

@@ -29,10 +29,6 @@ def device_name(device: torch.device) -> str:
     return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
 
 
-def free_cuda_bytes(device: torch.device) -> int | None:
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
-
-
 def choose_compute_dtype(quantization: QuantizationSpec | None, device: torch.device) -> torch.dtype:
     """What was asked for. 16-bit LoRA asks for no type: bfloat16, or float16 on a GPU that is older than bfloat16."""
     if quantization is not None:

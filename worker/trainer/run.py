@@ -6,6 +6,7 @@ import platform
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,23 +23,27 @@ from worker.trainer.device import (
     choose_device,
     choose_threads,
     device_name,
-    free_cuda_bytes,
     make_repeatable,
 )
 from worker.trainer.emit import Emit, Ledger, Pulse
-from worker.trainer.failures import exit_code, failed
+from worker.trainer.failures import Failure, exit_code, failed
 from worker.trainer.keep import Keeper
 from worker.trainer.loop import train
 from worker.trainer.lora import make_adapter
 from worker.trainer.model import Base, open_base
 from worker.trainer.optim import make_optimizer
-from worker.trainer.plan import make_plan, row_tokens
+from worker.trainer.plan import make_plan
 from worker.trainer.probe import check_base
+from worker.trainer.recompute import Recomputation
+from worker.trainer.repair import Layout
+from worker.trainer.settle import planned, rehearse, settle
 from worker.trainer.snapshot import Choices, Snapshot, identity, open_snapshot, restore
 from worker.trainer.state import Run
 from worker.trainer.stop import Stops
 
 PACKAGES = ("tunery", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "tokenizers")
+
+HOPELESS = 1.05  # times the memory there is: nearer to it, only trying tells
 
 
 def run(spec: TrainerSpec, workdir: Path, emit: Emit, stops: Stops) -> int:
@@ -63,16 +68,20 @@ def _run(spec: TrainerSpec, workdir: Path, say: Ledger, stops: Stops) -> None:
     dtype = choose_compute_dtype(spec.quantization, device)
     base = open_base(spec.base, spec.quantization, dtype, device)
     check_base(base)
-    choices = earlier or _choose(base)
 
     renderer = Renderer.from_directory(spec.base.directory)
     runs = _prepare_all(spec, workdir, base, renderer, snapshots, say)
+    if not runs:
+        return
     for each in runs:
         say(_started(each, base))
+    choices = _choose(spec, base, runs, earlier, say)
     interval = spec.snapshot_interval_seconds
     identities = {each.run_id: _identity(spec, each) for each in spec.runs}
     keeper = Keeper(base, renderer, workdir, choices, identities, interval, say, stops)
-    train(base, runs, choices.row_tokens, stops, keeper)
+    layout = Layout(base, keeper, Recomputation(base.model, base.rows))
+    _confirm(base, runs, keeper, layout)
+    train(base, runs, layout, stops, keeper)
 
 
 def _going_on(spec: TrainerSpec, say: Ledger) -> Iterator[RunSpec]:
@@ -93,13 +102,32 @@ def _open_snapshots(spec: TrainerSpec, workdir: Path, say: Ledger) -> dict[str, 
     return snapshots
 
 
-def _choose(base: Base) -> Choices:
-    return Choices(
-        row_tokens=row_tokens(base.model.config, free_cuda_bytes(base.device)),
+def _choose(spec: TrainerSpec, base: Base, runs: Sequence[Run], earlier: Choices | None, say: Ledger) -> Choices:
+    """What the first attempt decided, unless the kernel thought it too much. Raises Failure(OUT_OF_MEMORY)."""
+    if earlier and not spec.out_of_memory_kills:
+        return earlier
+    placement = settle(spec, base, runs, earlier.row_tokens if earlier else None)
+    for each in runs:
+        say(planned(spec, each, placement))
+    if placement.memory.total > HOPELESS * placement.device.memory_bytes:
+        raise Failure(Reason.OUT_OF_MEMORY, placement.message, "hyperparameters.context_length")
+    decided = earlier or Choices(
+        row_tokens=placement.mode.row_tokens,
         threads=torch.get_num_threads(),
         compute_dtype=str(base.compute_dtype).removeprefix("torch."),
         device=device_name(base.device),
     )
+    return decided.laid_out(placement.mode)
+
+
+def _confirm(base: Base, runs: Sequence[Run], keeper: Keeper, layout: Layout) -> None:
+    """The plan's largest row, once, before the first step; too large a plan is repaired here."""
+    if keeper.choices.probed:
+        return
+    measured = layout.attempt(runs, lambda row_tokens: rehearse(base, runs, row_tokens))
+    for each in runs:
+        keeper.say(measured.model_copy(update={"run_id": each.id}))
+    keeper.choices = replace(keeper.choices, probed=True)
 
 
 def _prepare_all(

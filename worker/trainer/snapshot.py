@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from app.domain.artifacts import ManifestMismatch, verify, write_manifest
+from app.domain.modes import Mode, Recompute
 from app.domain.spec import BaseSpec, QuantizationSpec, RunSpec
 from app.domain.states import Reason
 from worker.trainer.checkpoint import staged, step_directory
@@ -38,6 +39,22 @@ class Choices:
     threads: int
     compute_dtype: str
     device: str
+    recompute: Recompute = "nothing"
+    recompute_layers: int = 0
+    cache_weights: bool = False
+    probed: bool = False  # the plan was confirmed by one forward and backward: never again
+
+    @property
+    def mode(self) -> Mode:
+        return Mode(
+            row_tokens=self.row_tokens,
+            recompute=self.recompute,
+            recompute_layers=self.recompute_layers,
+            cache_weights=self.cache_weights,
+        )
+
+    def laid_out(self, mode: Mode) -> Choices:
+        return replace(self, **dict(mode))
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,8 @@ class Run:
     checkpoint_step: int = -1
     snapshot_step: int = -1
     snapshot_at: float = field(default_factory=time.monotonic)
+    step_seconds: float = 0.0  # of this attempt's steps
+    step_tokens: int = 0  # that went through the model in them
     recent_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=RATE_WINDOW_STEPS))
 
     @property
@@ -58,7 +60,10 @@ class Run:
 
     def share(self) -> Share:
         """What this run puts into the next step."""
-        examples = self.plan.examples_of(self.step)
+        return self.share_of(self.step)
+
+    def share_of(self, step: int) -> Share:
+        examples = self.plan.examples_of(step)
         documents = [document for example in examples for document in self.corpus.documents(example)]
         return Share(self.id, self.corpus, documents, self.spec.hyperparameters.packing)
 
@@ -106,5 +111,7 @@ class Step:
     def close(self, seconds: float) -> None:
         self.seconds = seconds
         self.run.recent_seconds.append(seconds)
+        self.run.step_seconds += seconds
+        self.run.step_tokens += self.tokens
         if self.is_finite:
             self.run.trained_tokens += self.tokens

@@ -119,7 +119,8 @@ class TestSaveSnapshot:
         manifest = artifacts.verify(snapshot)
         assert manifest["step"] == 1
         assert manifest["choices"] == {
-            "compute_dtype": "bfloat16", "device": "cpu", "row_tokens": 2048, "threads": 1,
+            "compute_dtype": "bfloat16", "device": "cpu", "row_tokens": 2048, "threads": 1, "recompute": "nothing",
+            "recompute_layers": 0, "cache_weights": False, "probed": True,
         }  # fmt: skip
 
     def test_the_record_names_the_manifests_hash(self, tiny: Path, examples: Path, tmp_path: Path) -> None:

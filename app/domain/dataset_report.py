@@ -8,7 +8,8 @@ from typing import Any, BinaryIO
 
 from app.domain.dataset import MAX_FINDINGS, Example, read_examples
 from app.domain.jsonl import Finding
-from app.domain.render import Renderer, TemplateRefused, cut
+from app.domain.layout import Lengths
+from app.domain.render import Renderer, TemplateRefused, cut, learned
 
 ENOUGH_FINDINGS = 100  # a file with so many is not read to its end
 FIRST_LINES = 10
@@ -37,7 +38,9 @@ class Report:
     tokens: int = 0  # after the cut: what one epoch trains on
     labelled_tokens: int = 0
     cut: Lines = field(default_factory=Lines)
-    empty: Lines = field(default_factory=Lines)
+    empty: Lines = field(default_factory=Lines)  # no token to learn: masked out, or beyond the cut
+    masked: Lines = field(default_factory=Lines)  # of those, the ones that had none before the cut either
+    lengths: Lengths = field(default_factory=Lengths)
     findings: list[Finding] = field(default_factory=list)
     finding_count: int = 0
 
@@ -93,9 +96,12 @@ def _examine_example(example: Example, renderer: Renderer, context_length: int, 
         return
     if any(len(document) > context_length for document in documents):
         report.cut.add(example.line)
-    shortened = (cut(document, context_length) for document in documents)
-    learned = [document for document in shortened if document.labelled_count]  # as the trainer keeps them
-    if not learned:
+    kept = learned(cut(document, context_length) for document in documents)  # as the trainer keeps them
+    if not kept:
         report.empty.add(example.line)
-    report.tokens += sum(len(document) for document in learned)
-    report.labelled_tokens += sum(document.labelled_count for document in learned)
+        if not any(document.labelled_count for document in documents):
+            report.masked.add(example.line)
+        return
+    report.lengths.add([len(document) for document in kept])
+    report.tokens += sum(len(document) for document in kept)
+    report.labelled_tokens += sum(document.labelled_count for document in kept)

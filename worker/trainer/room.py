@@ -1,0 +1,97 @@
+"""How much memory there is for this process, how much it has taken, and how much at most since somebody asked.
+
+CUDA: the card's, as torch counts it. CPU: the least of the machine, the cgroup and the process's own limits, each with
+what counts against it: resident pages for the first two, mapped ones for the others, whether touched or not.
+"""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from app.domain.memory import PROCESS_BYTES
+
+CGROUP = Path("/sys/fs/cgroup")
+STATUS = Path("/proc/self/status")
+CLEAR_REFS = Path("/proc/self/clear_refs")
+RESET_PEAK = "5"  # proc(5): set VmHWM to what is resident now
+
+
+@dataclass(frozen=True)
+class Room:
+    capacity_bytes: int
+    used_bytes: int
+
+    @property
+    def free_bytes(self) -> int:
+        return self.capacity_bytes - self.used_bytes
+
+
+def measure(device: torch.device) -> Room:
+    """Where the least is left."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        used = torch.cuda.memory_allocated(device)
+        idle = torch.cuda.memory_reserved(device) - used
+        return Room(free + idle + used + PROCESS_BYTES["cuda"], used + PROCESS_BYTES["cuda"])
+    return min(_cpu_rooms(), key=lambda room: room.free_bytes)
+
+
+def reset_peak(device: torch.device) -> None:
+    """Count the peak from here. Where the kernel does not let us, it stays that of the whole process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    try:
+        CLEAR_REFS.write_text(RESET_PEAK, encoding="ascii")
+    except OSError:
+        return
+
+
+def used_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device) + PROCESS_BYTES["cuda"]
+    return _status("VmRSS")
+
+
+def peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) + PROCESS_BYTES["cuda"]
+    return _status("VmHWM")
+
+
+def _cpu_rooms() -> list[Room]:
+    resident, rooms = _status("VmRSS"), []
+    if available := _number(Path("/proc/meminfo"), "MemAvailable:"):
+        rooms.append(Room(resident + available, resident))
+    if (limit := _cgroup("memory.max")) is not None and (current := _cgroup("memory.current")) is not None:
+        idle = _number(CGROUP / "memory.stat", "inactive_file", unit=1) or 0  # given back before anybody is killed
+        rooms.append(Room(resident + limit - current + idle, resident))
+    for kind, counted in ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize")):
+        soft, _ = resource.getrlimit(kind)
+        if soft != resource.RLIM_INFINITY:
+            rooms.append(Room(soft, _status(counted)))
+    return rooms
+
+
+def _status(name: str) -> int:
+    return _number(STATUS, f"{name}:") or 0
+
+
+def _cgroup(name: str) -> int | None:
+    try:
+        return int((CGROUP / name).read_text())
+    except (OSError, ValueError):  # no cgroup v2 of our own, or "max"
+        return None
+
+
+def _number(path: Path, name: str, unit: int = 1024) -> int | None:
+    try:
+        lines = path.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    found = (line.split() for line in lines if line.startswith(name))
+    return next((int(words[1]) * unit for words in found), None)
