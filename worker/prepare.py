@@ -9,13 +9,15 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from app.db import checkpoints, files, models
+from app.db import checkpoints, files, measurements, models
 from app.db.tables import BaseModelRow, File, Job, Snapshot
 from app.domain.catalog import hash_directory
+from app.domain.modes import Measurement
 from app.domain.spec import BaseSpec, JobSpec, RunSpec, TrainerSpec
 from app.domain.states import Reason
 from app.settings import Settings
 from worker import artifacts, snapshots
+from worker.device import training_device
 from worker.lease import LeaseKeeper
 from worker.outcome import Outcome
 from worker.resources import Resources
@@ -37,11 +39,14 @@ class Inputs:
     training_file: File
     validation_file: File | None
     snapshots: list[Snapshot]
+    measurements: list[Measurement]
+    memory_kills: int
 
 
 def prepare(resources: Resources, job: Job, keeper: LeaseKeeper, directory: Path) -> None:
     """Fill `directory` and write its spec.json. Raises CannotStart, FencedError, OSError."""
-    inputs = keeper.transact(lambda session: load_inputs(session, job))
+    device = training_device(resources.settings.device)
+    inputs = keeper.transact(lambda session: load_inputs(session, job, device.name))
     assert inputs is not None
     check_base(inputs.base)
     keeper.check()
@@ -55,7 +60,7 @@ def prepare(resources: Resources, job: Job, keeper: LeaseKeeper, directory: Path
     (directory / "spec.json").write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
-def load_inputs(session: Session, job: Job) -> Inputs:
+def load_inputs(session: Session, job: Job, device_name: str = "") -> Inputs:
     """Raises CannotStart when an operator has removed the base model meanwhile."""
     base = models.get_base(session, job.project_id, job.base_model)
     if base is None:
@@ -64,7 +69,15 @@ def load_inputs(session: Session, job: Job) -> Inputs:
     training_file = files.get_any(session, job.training_file_id)
     assert training_file is not None, "a foreign key holds it"
     validation_file = files.get_any(session, job.validation_file_id) if job.validation_file_id else None
-    return Inputs(base, training_file, validation_file, checkpoints.snapshots(session, job.id))
+    spec = JobSpec.model_validate(job.spec)
+    return Inputs(
+        base=base,
+        training_file=training_file,
+        validation_file=validation_file,
+        snapshots=checkpoints.snapshots(session, job.id),
+        measurements=measurements.alike(session, device_name, base.manifest_sha256, spec.quantization, spec.method),
+        memory_kills=measurements.memory_kills(session, job.id),
+    )
 
 
 def check_base(base: BaseModelRow) -> None:
@@ -125,6 +138,8 @@ def trainer_spec(
             "snapshot_interval_seconds": settings.snapshot_interval_seconds,
             "device": settings.device,
             "threads": settings.threads,
+            "measurements": tuple(inputs.measurements),
+            "out_of_memory_kills": inputs.memory_kills,
         }
     )
 
