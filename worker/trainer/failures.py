@@ -8,8 +8,14 @@ from app.domain.events import Failed
 from app.domain.spec import RunSpec
 from app.domain.states import ExitCode, Reason
 
-OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "not enough memory", "std::bad_alloc",
-                       "could not create a memory object")  # fmt: skip
+OUT_OF_MEMORY_TEXTS = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "std::bad_alloc",
+    "could not create a memory object",
+)
+ONEDNN_TEXT = "could not create a primitive"  # its code needs memory, too; a product it does not know has a longer text
 
 # Bad input is bad again on the next attempt; anything that is not in this table is INTERNAL.
 EXIT_CODES = {
@@ -79,7 +85,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(known in text for known in OUT_OF_MEMORY_TEXTS)
+    known = text == ONEDNN_TEXT or any(known in text for known in OUT_OF_MEMORY_TEXTS)
+    return isinstance(error, RuntimeError) and known
 
 
 def _is_disk_full(error: BaseException) -> bool:

@@ -25,7 +25,7 @@ from worker.trainer.stop import Stops
 def train(base: Base, runs: Sequence[Run], layout: Layout, stops: Stops, keeper: Keeper) -> None:
     """Train until every run has ended. What happens between steps is the keeper's: it saves, evaluates and reports."""
     while runs := [run for run in runs if _goes_on(run, stops, keeper)]:
-        pulse = keeper.say.pulse(runs[0].id)
+        pulse = layout.tidying(keeper.say.pulse(runs[0].id))
         for step in layout.attempt(runs, partial(optimizer_step, base, runs, pulse=pulse)):
             with keeper.say.blaming(step.run.spec):
                 keeper.after_step(step)

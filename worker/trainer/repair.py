@@ -16,13 +16,16 @@ import torch
 
 from app.domain.events import Message
 from app.domain.modes import Mode, Recompute
-from worker.trainer.emit import Ledger
+from worker.trainer import room
+from worker.trainer.emit import Ledger, Pulse
 from worker.trainer.failures import is_out_of_memory, out_of_memory
 from worker.trainer.keep import Keeper
 from worker.trainer.model import Base
 from worker.trainer.recompute import Recomputation
 from worker.trainer.settle import forget_gradients
 from worker.trainer.state import Run
+
+GROWTH = 1.1  # of the planned peak, which gaps in the heap may add before they are given back
 
 Result = TypeVar("Result")
 NEXT: dict[Recompute, Recompute] = {"nothing": "elementwise", "elementwise": "everything", "layers": "everything"}
@@ -57,6 +60,15 @@ class Layout:
                 generator.set_state(state)
             self._free(runs)
             self._shrink(runs)
+
+    def tidying(self, pulse: Pulse) -> Pulse:
+        """A pulse that, between two rows, gives back what they left in the heap beyond what any of them needs."""
+
+        def beat(doing: str) -> None:
+            pulse(doing)
+            room.give_back(self._base.device, int(GROWTH * self._keeper.choices.peak_bytes))
+
+        return beat
 
     def _free(self, runs: Sequence[Run]) -> None:
         forget_gradients(runs)

@@ -17,6 +17,7 @@ from app.domain.events import Message, Started
 from app.domain.render import Renderer
 from app.domain.spec import RunSpec, TrainerSpec
 from app.domain.states import Reason
+from worker.trainer import room
 from worker.trainer.batch import Corpus, read_corpus
 from worker.trainer.device import (
     choose_compute_dtype,
@@ -60,6 +61,7 @@ def run(spec: TrainerSpec, workdir: Path, emit: Emit, stops: Stops) -> int:
 
 
 def _run(spec: TrainerSpec, workdir: Path, say: Ledger, stops: Stops) -> None:
+    room.return_what_is_freed()
     device = choose_device(spec.device)
     snapshots = _open_snapshots(spec, workdir, say)
     earlier = next((snapshot.choices for snapshot in snapshots.values()), None)  # what is decided stays decided
@@ -117,7 +119,7 @@ def _choose(spec: TrainerSpec, base: Base, runs: Sequence[Run], earlier: Choices
         compute_dtype=str(base.compute_dtype).removeprefix("torch."),
         device=device_name(base.device),
     )
-    return decided.laid_out(placement.mode)
+    return replace(decided.laid_out(placement.mode), peak_bytes=placement.memory.total)
 
 
 def _confirm(base: Base, runs: Sequence[Run], keeper: Keeper, layout: Layout) -> None:
@@ -127,7 +129,9 @@ def _confirm(base: Base, runs: Sequence[Run], keeper: Keeper, layout: Layout) ->
     measured = layout.attempt(runs, lambda row_tokens: rehearse(base, runs, row_tokens))
     for each in runs:
         keeper.say(measured.model_copy(update={"run_id": each.id}))
-    keeper.choices = replace(keeper.choices, probed=True)
+    keeper.choices = replace(
+        keeper.choices, probed=True, peak_bytes=max(keeper.choices.peak_bytes, measured.peak_bytes)
+    )
 
 
 def _prepare_all(

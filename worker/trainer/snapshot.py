@@ -43,6 +43,7 @@ class Choices:
     recompute_layers: int = 0
     cache_weights: bool = False
     probed: bool = False  # the plan was confirmed by one forward and backward: never again
+    peak_bytes: int = 0  # what it predicted, or measured if that was more
 
     @property
     def mode(self) -> Mode:
