@@ -8,7 +8,7 @@ RUN := .venv/.run-ready
 DEV := .venv/.dev-ready
 ARGS ?=
 
-.PHONY: help setup up demo doctor test test-fast lint types laws format check migrate bench openapi constraints clean
+.PHONY: help setup up demo doctor test test-fast lint types laws format check migrate bench bench-fit openapi constraints clean
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2}'
@@ -51,6 +51,9 @@ migrate: $(RUN) ## Bring the database of DATABASE_URL to the newest schema
 
 bench: $(DEV) ## Speed, memory and loss of the trainer beside TRL, in one run (about 40 minutes; ARGS="--pairs 1 --steps 8")
 	$(BIN)/python -m benchmarks.train $(ARGS)
+
+bench-fit: $(DEV) ## Is the plan's verdict on memory true? Twenty jobs under limits (about 6 minutes; ARGS="--jobs 5")
+	$(BIN)/python -m benchmarks.fit $(ARGS)
 
 openapi: $(DEV) ## Write the OpenAPI snapshot again after a wanted change
 	TUNERY_WRITE_SNAPSHOTS=1 $(BIN)/python -m pytest -q tests/app/api/test_openapi.py

@@ -139,7 +139,7 @@ def place(
     fitting = [each for each in placements if each.fits]
     if fitting:
         return min(fitting, key=lambda each: _cost(entry, each.mode, device))
-    return min(placements, key=lambda each: each.memory.total)
+    return min(placements, key=lambda each: (each.memory.total, each.memory.activations))
 
 
 def _ladder(device: Device, longest: int, most_row_tokens: int | None) -> list[int]:

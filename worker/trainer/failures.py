@@ -11,6 +11,7 @@ from app.domain.states import ExitCode, Reason
 OUT_OF_MEMORY_TEXTS = (
     "out of memory",
     "can't allocate memory",
+    "cannot allocate memory",
     "not enough memory",
     "std::bad_alloc",
     "could not create a memory object",

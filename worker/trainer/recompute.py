@@ -15,13 +15,12 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.checkpoint import checkpoint
 
 from app.domain.modes import Recompute
 from worker.trainer.batch import Segment
@@ -43,6 +42,7 @@ class Recomputation:
         self.layers = decoder_layers(model)
         self._rows = rows
         self._notes = _Notes()
+        self._anchor = torch.empty(0, requires_grad=True)  # the first layer's input needs no gradient, its adapter does
         for number, layer in enumerate(self.layers):
             _make_remakable(layer, self._notes)
             layer.forward = self._around(number, layer.forward)
@@ -62,16 +62,14 @@ class Recomputation:
 
         return run
 
-    def _whole(self, forward: Callable[..., Any], *inputs: Any, **more: Any) -> Any:
-        again = _Again(self._rows)
-        return checkpoint(
-            forward,
-            *inputs,
-            use_reentrant=False,
-            preserve_rng_state=False,  # of the global generators, which no layer of ours draws from
-            context_fn=lambda: (nullcontext(), again),
-            **more,
-        )
+    def _whole(self, forward: Callable[..., Any], hidden: torch.Tensor, *inputs: Any, **more: Any) -> Any:
+        def layer(hidden: torch.Tensor) -> torch.Tensor:
+            made = forward(hidden, *inputs, **more)
+            only: torch.Tensor = made if isinstance(made, torch.Tensor) else made[0]
+            return only
+
+        made: torch.Tensor = _Twice.apply(hidden, self._anchor, layer, _Again(self._rows))  # type: ignore[no-untyped-call]
+        return made
 
 
 def decoder_layers(model: Any) -> Sequence[torch.nn.Module]:
@@ -79,6 +77,27 @@ def decoder_layers(model: Any) -> Sequence[torch.nn.Module]:
     count = getattr(model.config, "num_hidden_layers", 0)
     stacks = (each for each in model.base_model.modules() if isinstance(each, torch.nn.ModuleList))
     return list(next((stack for stack in stacks if len(stack) == count), ()))
+
+
+class _Twice(torch.autograd.Function):
+    """A layer of which only the input is kept. torch.utils.checkpoint does as much, and loads the compiler: 40 MB."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, _anchor: torch.Tensor, layer: Maker, again: AbstractContextManager[None]
+    ) -> torch.Tensor:
+        ctx.layer, ctx.again = layer, again
+        ctx.save_for_backward(hidden)
+        with torch.enable_grad():  # without gradients a layer would take itself for evaluated, and leave out dropout
+            return layer(hidden.detach()).detach()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None]:
+        hidden = ctx.saved_tensors[0].detach().requires_grad_(ctx.needs_input_grad[0])
+        with ctx.again, torch.enable_grad():
+            made = ctx.layer(hidden)
+        torch.autograd.backward(made, gradient)  # into the adapter's factors, and into `hidden`
+        return hidden.grad, None, None, None
 
 
 class _Again(AbstractContextManager[None]):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,13 @@ from worker.trainer.recompute import Recomputation
 from worker.trainer.state import Run
 
 MODES: list[tuple[Recompute, int]] = [("elementwise", 0), ("layers", 1), ("everything", 0)]
+
+
+class Kept:
+    """What autograd holds of a tensor, for as long as it does."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
 
 
 class Bench:
@@ -45,31 +53,36 @@ class Bench:
         for run, state in zip(self.runs, self.states, strict=True):
             run.adapter.generator.set_state(state)
             run.optimizer.zero_grad()
-        kept: dict[int, int] = {}
+        kept: weakref.WeakSet[Kept] = weakref.WeakSet()
 
-        def count_bytes(tensor: torch.Tensor) -> torch.Tensor:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
+        def keep(tensor: torch.Tensor) -> Kept:
+            holder = Kept(tensor)
+            kept.add(holder)
+            return holder
 
         notes = self.recomputation._notes  # its hooks hide ours: the innermost ones alone are asked
-        keep = type(notes)._keep.__get__(notes)
+        notes._keep = lambda tensor: keep_or_recipe(type(notes)._keep(notes, tensor))  # type: ignore[method-assign]
+        notes._make_again = lambda it: type(notes)._make_again(  # type: ignore[method-assign]
+            notes, it.tensor if isinstance(it, Kept) else it
+        )
 
-        def keep_and_count(tensor: torch.Tensor) -> Any:
-            kept_instead = keep(tensor)
-            for each in [kept_instead] if isinstance(kept_instead, torch.Tensor) else kept_instead[0].inputs:
-                count_bytes(each)
-            return kept_instead
+        def keep_or_recipe(it: Any) -> Any:
+            if isinstance(it, torch.Tensor):
+                return keep(it)
+            it[0].holders = [keep(each) for each in it[0].inputs]
+            return it
 
-        notes._keep = keep_and_count  # type: ignore[method-assign]
         row = next(rows([run.share() for run in self.runs], 4096))
-        with saved_tensors_hooks(count_bytes, lambda tensor: tensor):
+        with saved_tensors_hooks(keep, lambda holder: holder.tensor):
             hidden_T_D = hidden_states(self.base, row)
+        storages = {each.tensor.untyped_storage().data_ptr(): each.tensor.untyped_storage() for each in kept}
+        kept_bytes = sum(storage.nbytes() for storage in storages.values())
         loss, _, _ = head_loss(hidden_T_D[row.predictors_N], self.base.head_V_D, row.targets_N)
         assert self.base.rows.segments == ()  # as in training: the backward runs outside of the row
         loss.backward()
         gradients = [parameter.grad.clone() for parameter in self.parameters if parameter.grad is not None]
         states = [run.adapter.generator.get_state() for run in self.runs]
-        return loss.item(), gradients, states, sum(kept.values())
+        return loss.item(), gradients, states, kept_bytes
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
