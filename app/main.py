@@ -19,6 +19,7 @@ from app.db.async_connections import AsyncConnections
 from app.db.engine import make_engine, make_sessions
 from app.log import configure_logging
 from app.queue import Hints
+from app.services.counting import Counter
 from app.services.first_key import ensure_first_key
 from app.services.uploads import sweep_staging
 from app.settings import Settings, load_settings
@@ -60,6 +61,7 @@ def _build_engines(settings: Settings, storage: Storage | None) -> Engines:
         connections=AsyncConnections(database, settings.database_pool_size),
         storage=storage or LocalStorage(settings.storage_dir),
         hints=Hints(settings.redis_url),
+        counter=Counter(settings.max_line_bytes),
     )
 
 

@@ -6,20 +6,28 @@ import os
 import platform
 import subprocess
 from contextlib import suppress
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from app.domain.estimate import Device
+
 NVIDIA_SMI = ("nvidia-smi", "--query-gpu=uuid,name,memory.total", "--format=csv,noheader,nounits")
 NVIDIA_SMI_SECONDS = 10  # on a machine whose driver hangs it never returns
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 CGROUP_EVENTS = Path("/sys/fs/cgroup/memory.events")
 VMSTAT = Path("/proc/vmstat")
 
 
-def describe_machine() -> dict[str, Any]:
-    gpus = list_gpus()
+def describe_machine(wanted: str = "auto") -> dict[str, Any]:
+    gpus, device = list_gpus(), training_device(wanted)
     return {
-        "device": gpus[0]["name"] if gpus else cpu_name(),
+        "device": device.name,
+        "kind": device.kind,
+        "memory_bytes": device.memory_bytes,
         "gpus": gpus,
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
@@ -35,6 +43,23 @@ def list_gpus() -> list[dict[str, Any]]:
         return []
     rows = (line.split(", ") for line in answer.stdout.splitlines())
     return [{"uuid": row[0], "name": row[1], "memory_mib": row[2]} for row in rows if len(row) == 3]
+
+
+@lru_cache(maxsize=4)
+def training_device(wanted: str = "auto") -> Device:
+    """Where a trainer of this worker trains: the first GPU, or the CPU with the memory it may use."""
+    gpus = list_gpus() if wanted != "cpu" else []
+    if gpus:
+        return Device("cuda", gpus[0]["name"], int(gpus[0]["memory_mib"]) << 20)
+    return Device("cpu", cpu_name(), usable_bytes(), len(os.sched_getaffinity(0)))
+
+
+def usable_bytes() -> int:
+    """The machine's memory, or what its cgroup allows."""
+    limits = [psutil.virtual_memory().total]
+    with suppress(OSError, ValueError):  # no cgroup v2, or "max"
+        limits.append(int(CGROUP_LIMIT.read_text(encoding="ascii")))
+    return min(limits)
 
 
 def cpu_name() -> str:

@@ -17,6 +17,7 @@ CREDIBLE = frozenset(
 
 # A storage that is away is asked again a minute later, not five seconds: each try leaves two events.
 STORAGE_PATIENCE = 12
+PATIENT_KILLS = 2  # a kill may be a neighbour's fault, and each time the trainer plans with 30 % less
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Ending:
     drain_asked: bool = False
     pause_asked: bool = False
     oom_killed: bool = False  # the kernel's counter of OOM kills has risen meanwhile
-    crashed_before: bool = False  # the attempt before this one was a crash, too
+    memory_kills: int = 0  # of the job's earlier attempts
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,12 @@ def _was_drained(ending: Ending) -> bool:
 def _crash(ending: Ending) -> Outcome:
     if ending.oom_killed and ending.exit_code == -signal.SIGKILL:
         text = "The kernel killed the trainer because the machine ran out of memory"
-        if ending.crashed_before:  # once may be a neighbour's fault
-            return Outcome(Reason.OUT_OF_MEMORY, f"{text}; lower context_length or lora.r")
-        return Outcome(Reason.TRAINER_CRASHED, text)
+        if ending.memory_kills >= PATIENT_KILLS:
+            text += f" {ending.memory_kills + 1} times, although it took less each time"
+            return Outcome(
+                Reason.OUT_OF_MEMORY, f"{text}; lower context_length or lora.r", "hyperparameters.context_length"
+            )
+        return Outcome(Reason.KILLED_FOR_MEMORY, f"{text}; the next attempt takes less")
     if isinstance(ending.final, Failed):
         return Outcome(Reason.TRAINER_CRASHED, clean_text(ending.final.message))
     return Outcome(Reason.TRAINER_CRASHED, f"The trainer {_how(ending.exit_code)}")

@@ -8,15 +8,17 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from app.db import checkpoints, files, models
+from app.db import checkpoints, files, measurements, models
 from app.db.tables import BaseModelRow, File, Job, Snapshot
 from app.domain.artifacts import ManifestMismatch
 from app.domain.catalog import Signature, hash_directory, stat_signature
+from app.domain.modes import Measurement
 from app.domain.spec import BaseSpec, JobSpec, RunSpec, TrainerSpec
 from app.domain.states import Reason
 from app.settings import Settings
 from worker import ancestors, artifacts, snapshots
 from worker.ancestors import StartAdapter
+from worker.device import training_device
 from worker.lease import LeaseKeeper
 from worker.outcome import Outcome
 from worker.resources import Resources
@@ -38,12 +40,15 @@ class Inputs:
     training_file: File
     validation_file: File | None
     snapshots: list[Snapshot]
-    ancestor_files: list[File] | None = None  # of the adapter to go on from
+    ancestor_files: list[File] | None  # of the adapter to go on from
+    measurements: list[Measurement]
+    memory_kills: int
 
 
 def prepare(resources: Resources, job: Job, keeper: LeaseKeeper, directory: Path) -> None:
     """Fill `directory` and write its spec.json. Raises CannotStart, FencedError, OSError."""
-    inputs = keeper.transact(lambda session: load_inputs(session, job))
+    device = training_device(resources.settings.device)
+    inputs = keeper.transact(lambda session: load_inputs(session, job, device.name))
     assert inputs is not None
     signature = check_base(inputs.base)
     keeper.check()
@@ -61,7 +66,7 @@ def prepare(resources: Resources, job: Job, keeper: LeaseKeeper, directory: Path
     (directory / "spec.json").write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
-def load_inputs(session: Session, job: Job) -> Inputs:
+def load_inputs(session: Session, job: Job, device_name: str = "") -> Inputs:
     """Raises CannotStart when an operator has removed the base model meanwhile."""
     base = models.get_base(session, job.project_id, job.base_model)
     if base is None:
@@ -70,8 +75,16 @@ def load_inputs(session: Session, job: Job) -> Inputs:
     training_file = files.get_any(session, job.training_file_id)
     assert training_file is not None, "a foreign key holds it"
     validation_file = files.get_any(session, job.validation_file_id) if job.validation_file_id else None
-    kept = checkpoints.snapshots(session, job.id)
-    return Inputs(base, training_file, validation_file, kept, ancestors.load(session, job))
+    spec = JobSpec.model_validate(job.spec)
+    return Inputs(
+        base=base,
+        training_file=training_file,
+        validation_file=validation_file,
+        snapshots=checkpoints.snapshots(session, job.id),
+        ancestor_files=ancestors.load(session, job),
+        measurements=measurements.alike(session, device_name, base.manifest_sha256, spec.quantization, spec.method),
+        memory_kills=measurements.memory_kills(session, job.id),
+    )
 
 
 def check_base(base: BaseModelRow) -> Signature:
@@ -156,6 +169,8 @@ def trainer_spec(
             "device": settings.device,
             "threads": settings.threads,
             "world_size": settings.gpus_per_job,
+            "measurements": tuple(inputs.measurements),
+            "out_of_memory_kills": inputs.memory_kills,
         }
     )
 

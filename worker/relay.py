@@ -8,12 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
 
+from app.db import measurements, models
 from app.db.tables import Job
 from app.domain.artifacts import ManifestMismatch
-from app.domain.events import AnyRecord, CheckpointSaved, Message, Metric, SnapshotSaved, Started
+from app.domain.events import (
+    AnyRecord,
+    CheckpointSaved,
+    Measured,
+    Message,
+    Metric,
+    Planned,
+    Probed,
+    SnapshotSaved,
+    Started,
+)
 from app.log import get_logger
 from worker import snapshots
+from worker.device import training_device
 from worker.lease import DATABASE_AWAY, LeaseKeeper
 from worker.publish import Publisher
 from worker.resources import Resources
@@ -50,6 +63,7 @@ class Relay:
         self._job = job
         self._keeper = keeper
         self._directory = directory
+        self._planned: Planned | None = None
 
     def write(self, record: AnyRecord) -> None:
         """Raises FencedError. Whatever else is wrong with one record is told, and costs that record only."""
@@ -75,6 +89,13 @@ class Relay:
                 data = clean(record.model_dump(exclude={"kind", "run_id"}))
                 step = {"step": record.start_step, "total_steps": record.total_steps}
                 self._keeper.say(started_message(record), data=data, phase="training", progress=step)
+            case Planned():
+                self._planned = record
+                self._keeper.say(planned_message(record), data=clean(record.model_dump(exclude={"kind", "run_id"})))
+            case Probed():
+                self._probed(record)
+            case Measured():
+                self._measured(record)
             case Message():
                 self._keeper.say(clean_text(record.message), level=record.level, data=clean(record.data))
             case CheckpointSaved(final=True):
@@ -95,10 +116,53 @@ class Relay:
                 raise
             self._keeper.say(f"The checkpoint at step {record.step} was superseded before it was stored")
 
+    def _probed(self, record: Probed) -> None:
+        """The plan held against one forward and backward; kept, so that the next plan of the kind knows better."""
+        planned = self._planned
+        if planned is None:
+            return
+        device = training_device(self._resources.settings.device)
+
+        def keep(session: Session) -> None:
+            base = models.get_base(session, self._job.project_id, self._job.base_model)
+            if base is not None:
+                sha256 = base.manifest_sha256
+                measurements.add(session, self._job, device.kind, device.name, sha256, planned, record)
+
+        self._keeper.transact(keep)
+        text = f"Tried the largest row, {record.row_tokens:,} tokens: {gigabytes(record.peak_bytes)}"
+        said = {"predicted_peak_bytes": planned.peak_bytes, **record.model_dump(exclude={"kind", "run_id"})}
+        self._keeper.say(f"{text}, where {gigabytes(planned.peak_bytes)} were predicted", data=clean(said))
+
+    def _measured(self, record: Measured) -> None:
+        self._keeper.transact(lambda session: measurements.finish(session, self._job, record))
+        text = f"The training took {_duration(record.seconds)} and {gigabytes(record.peak_bytes)}"
+        said = record.model_dump(exclude={"kind", "run_id"})
+        if planned := self._planned:  # an attempt that went on from a snapshot did but a part of it
+            text += f"; predicted were {_duration(planned.seconds)} and {gigabytes(planned.peak_bytes)}"
+            said |= {"predicted_seconds": planned.seconds, "predicted_peak_bytes": planned.peak_bytes}
+        self._keeper.say(text, data=clean(said))
+
     def publish_final_as_any(self) -> None:
         """After a pause at the very last step: the adapter is a checkpoint like the others."""
         if self.final_checkpoint is not None:
             self.write(self.final_checkpoint.model_copy(update={"final": False}))
+
+
+def planned_message(planned: Planned) -> str:
+    basis = "" if planned.basis == "measured" else "; a first guess, as no such job has run here yet"
+    return (
+        f"Planned: {planned.mode}; {gigabytes(planned.peak_bytes)} of {gigabytes(planned.memory_bytes)} at the most, "
+        f"about {_duration(planned.seconds)}{basis}"
+    )
+
+
+def gigabytes(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.2f} GB"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
 
 
 def metric_message(metric: Metric) -> str:

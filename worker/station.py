@@ -83,7 +83,7 @@ class Station:
 
     def _beat(self, resources: Resources) -> None:
         """Keep the rows of our slots fresh; take them away when we go."""
-        about = describe_machine()
+        about = describe_machine(self.settings.device)
         while not resources.stop.is_set():
             self._touch()
             self._tell(resources, lambda session, slot: _seen(session, slot, about))

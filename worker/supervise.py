@@ -12,7 +12,7 @@ from pathlib import Path
 import structlog
 from sqlalchemy.orm import Session
 
-from app.db import checkpoints, claims
+from app.db import checkpoints, claims, measurements
 from app.db.claims import FencedError, UnwantedError
 from app.db.engine import transaction
 from app.db.tables import Job
@@ -152,7 +152,7 @@ class Supervisor:
             drain_asked=guard.drain_asked_at is not None,
             pause_asked=guard.pause_asked,
             oom_killed=oom_kills() > kills_before,
-            crashed_before=job.crash_streak > 0,
+            memory_kills=keeper.transact(lambda session: measurements.memory_kills(session, job.id)) or 0,
         )
 
     def _start(self, job: Job, directory: Path, lock: int) -> Child:

@@ -17,11 +17,11 @@ from sqlalchemy.orm import Session
 from app.db import claims
 from app.db.claims import FencedError
 from app.db.tables import File, Job
+from app.domain.dataset_report import Report, examine
 from app.domain.render import Renderer
 from app.domain.spec import JobSpec, Method
 from app.domain.states import JobState, Reason
 from app.log import get_logger
-from worker.dataset_report import Report, examine
 from worker.lease import Claimer, LeaseKeeper
 from worker.outcome import STORAGE_PATIENCE, Outcome
 from worker.prepare import CannotStart, Inputs, load_inputs

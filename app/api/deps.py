@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from app.db.async_connections import AsyncConnections
 from app.db.engine import Sessions
 from app.queue import Hints
+from app.services.counting import Counter
 from app.settings import Settings
 from app.storage import Storage
 
@@ -28,6 +29,7 @@ class Engines:
     connections: AsyncConnections
     storage: Storage
     hints: Hints
+    counter: Counter
 
 
 async def get_engines(request: Request) -> Engines:

@@ -63,6 +63,31 @@ FINISHED_JOB = NEW_JOB | {
 CANCELLED_JOB = NEW_JOB | {"status": "cancelled", "finished_at": 1795000200}
 PAUSED_JOB = NEW_JOB | {"status": "paused"}
 QUEUED_JOB = NEW_JOB | {"status": "queued", "queue_position": 1}
+PLAN = {
+    "object": "fine_tuning.plan", "model": MODEL, "training_file": FILE_ID, "verdict": "fits",
+    "message": "Fits NVIDIA L4: 1.93 GB of 24.15 GB, with rows of 8,192 tokens, nothing recomputed.",
+    "method": "supervised", "hyperparameters": HYPERPARAMETERS | {
+        "eval_steps": None, "early_stopping": None, "beta": None,
+    },
+    "lora": LORA | {"rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": []}, "quantization": QUANTIZATION,
+    "seed": 7, "examples": 120, "trained_examples": 118, "tokens_per_epoch": 17280, "labelled_tokens_per_epoch": 4320,
+    "longest_document_tokens": 512, "total_steps": 90, "trained_tokens": 51840,
+    "cut": {"count": 1, "first_lines": [17]}, "masked": {"count": 2, "first_lines": [4, 60]},
+    "empty": {"count": 2, "first_lines": [4, 60]},
+    "devices": [
+        {
+            "kind": "cuda", "name": "NVIDIA L4", "memory_bytes": 24_152_899_584, "workers": 2, "fits": True,
+            "message": "Fits NVIDIA L4: 1.93 GB of 24.15 GB, with rows of 8,192 tokens, nothing recomputed.",
+            "mode": {"row_tokens": 8192, "recompute": "nothing", "recompute_layers": 0, "cache_weights": False},
+            "memory": {
+                "process": 500_000_000, "base": 111_000_000, "adapter": 78_151_680, "cache": 0,
+                "activations": 1_140_000_000, "live_layer": 9_000_000, "loss": 72_000_000, "verify": 170_000_000,
+                "peak": 1_901_151_680,
+            },
+            "seconds": 41.0, "basis": "measured",
+        }
+    ],
+}  # fmt: skip
 EVENT = {
     "id": "ftevent-5a1b2c3d4e5f60718293a4b5", "object": "fine_tuning.job.event", "created_at": 1795000300,
     "level": "info", "message": "Step 30/90: training loss=1.42", "type": "metrics",
@@ -125,6 +150,7 @@ ANSWERS: dict[str, Any] = {
     "GET /v1/files/{file_id}": FILE,
     "DELETE /v1/files/{file_id}": _deleted(FILE),
     "POST /v1/fine_tuning/jobs": NEW_JOB,
+    "POST /v1/fine_tuning/jobs/plan": PLAN,
     "GET /v1/fine_tuning/jobs": _page(FINISHED_JOB),
     "GET /v1/fine_tuning/jobs/{job_id}": FINISHED_JOB,
     "POST /v1/fine_tuning/jobs/{job_id}/cancel": CANCELLED_JOB,

@@ -15,8 +15,10 @@ from app.api.schemas.checkpoints import CheckpointList, render_checkpoint
 from app.api.schemas.events import EventList, render_event
 from app.api.schemas.job_requests import CreateJob, check_shape
 from app.api.schemas.jobs import JobBody, JobList, render_job
+from app.api.schemas.plans import PlanBody, render_plan
+from app.db.engine import transaction
 from app.errors import BadRequest, all_at_once
-from app.services import jobs
+from app.services import jobs, plan
 from app.services.jobs import JobRequest, SeenJob
 
 MAX_JOBS = 100
@@ -30,6 +32,15 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"])
 def create_job(body: JsonBodyDep, caller: CallerDep, session: SessionDep, engines: EnginesDep) -> Any:
     """Answers at once in `validating_files`; what is wrong with the data itself is told by the job."""
     return _render(engines, jobs.create(session, engines.hints, caller.project_id, _job_request(body)))
+
+
+@router.post("/plan", response_model=PlanBody, summary="Plan a job", openapi_extra=examples.CREATE_JOB_BODY)
+def plan_job(body: JsonBodyDep, caller: CallerDep, engines: EnginesDep) -> Any:
+    """The body of a create call; nothing is created. Exact tokens and steps, and what it takes on each device."""
+    request = _job_request(body)
+    with transaction(engines.sessions) as session:
+        question = plan.ask(session, caller.project_id, request)
+    return render_plan(plan.answer(engines.storage, engines.counter, question))
 
 
 @router.get("", response_model=JobList, summary="List jobs", openapi_extra=examples.METADATA_FILTER)

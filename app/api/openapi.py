@@ -22,6 +22,7 @@ ERRORS = {
 MORE_ERRORS = {
     "POST /v1/files": {"413": "The file is too large.", "507": "The disk is full; nothing was stored."},
     "POST /v1/fine_tuning/jobs": {"413": "The body is too large."},
+    "POST /v1/fine_tuning/jobs/plan": {"413": "The body is too large."},
     "GET /v1/files/{file_id}/content": {"416": "The range selects nothing."},
     "GET /v1/fine_tuning/jobs/{job_id}/adapter/archive": {"416": "The range selects nothing."},
     "DELETE /v1/models/{model}": {"403": "A base model belongs to the operator."},

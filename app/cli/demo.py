@@ -32,6 +32,7 @@ from app.cli.local.postgres import LocalPostgres
 from app.cli.local.unprivileged import account, reachable
 from app.cli.local.valkey import LocalValkey
 from app.cli.output import duration_text, print_line, remark, size_text
+from app.cli.plans import sentence
 from app.cli.progress import is_over
 from app.cli.watch import raise_unless_succeeded, watch
 
@@ -151,11 +152,22 @@ def _train(client: Client, example: Path) -> Json:
         "seed": 1,
         "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": EPOCHS}}},
     }
+    predicted = sentence(client.post("fine_tuning/jobs/plan", body))
     job = client.post("fine_tuning/jobs", body)
     _say("3/5", f"training a QLoRA adapter on {base_model.NAME}: {job['id']}")
     job = watch(client, job["id"])
     raise_unless_succeeded(job)
+    _hold_against(client, job, predicted)
     return job
+
+
+def _hold_against(client: Client, job: Json, predicted: str | None) -> None:
+    """The plan and the truth, side by side."""
+    told = client.pages(job_path(job["id"], "events"), 100)
+    took = next((event["data"] for event in told if event["message"].startswith("The training took")), None)
+    if predicted and took:
+        took_text = f"{duration_text(took['seconds'])} and {size_text(took['peak_bytes'])}"
+        _say("", f"planned were {predicted}; it took {took_text}")
 
 
 def _fetch(client: Client, job: Json, directory: Path) -> Download:

@@ -79,7 +79,7 @@ def create(
         metadata=metadata or [],
         method=method,
     )
-    job = client.post("fine_tuning/jobs", _upload_paths(client, asked))
+    job = client.post("fine_tuning/jobs", upload_paths(client, asked))
     _tell_created(job, as_json, follow)
     if follow:
         raise_unless_succeeded(watch_or_detach(client, job["id"], as_json))
@@ -144,7 +144,7 @@ def events(client: "Client", job_id: JobId, limit: Limit = 100, as_json: AsJson 
     print_table(["time", "level", "message"], rows, "No events yet.")
 
 
-def _upload_paths(client: "Client", body: dict[str, Any]) -> dict[str, Any]:
+def upload_paths(client: "Client", body: dict[str, Any]) -> dict[str, Any]:
     """A value that is a file here is uploaded; anything else is an id, which the server knows or not."""
     paths = {name: body[name] for name in ("training_file", "validation_file") if _is_path(body.get(name))}
     return body | {name: files.send(client, Path(path))["id"] for name, path in paths.items()}

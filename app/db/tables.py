@@ -10,49 +10,19 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
-    BigInteger,
     CheckConstraint,
-    DateTime,
     ForeignKey,
     Identity,
     Index,
-    MetaData,
-    Text,
     UniqueConstraint,
-    func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column
 
+from app.db.base import Base as Base
+from app.db.base import now as _now
+from app.db.base import one_of as _one_of
 from app.domain.states import TERMINAL, Desired, JobState
-
-
-class Base(DeclarativeBase):
-    metadata = MetaData(
-        naming_convention={
-            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-            "ck": "ck_%(table_name)s_%(constraint_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
-            "pk": "pk_%(table_name)s",
-        }
-    )
-    type_annotation_map = {  # noqa: RUF012  (SQLAlchemy declares it so)
-        str: Text,
-        int: BigInteger,
-        datetime: DateTime(timezone=True),
-        dict[str, Any]: JSONB(none_as_null=True),  # None is SQL's NULL, not a JSON null beside it
-        list[str]: JSONB(none_as_null=True),
-    }
-
-
-def _now() -> Mapped[datetime]:
-    return mapped_column(server_default=func.clock_timestamp())
-
-
-def _one_of(values: Any) -> str:
-    return ", ".join(f"'{value}'" for value in sorted(values))
 
 
 class Project(Base):
@@ -271,6 +241,36 @@ class TunedModel(Base):
     checkpoint_id: Mapped[str] = mapped_column(ForeignKey("checkpoints.id"))
     created_at: Mapped[datetime] = _now()
     deleted_at: Mapped[datetime | None]
+
+
+class MeasurementRow(Base):
+    """What one attempt took, against its plan. `formula_*` are predictions without any correction by measurements."""
+
+    __tablename__ = "measurements"
+    __table_args__ = (
+        Index("ix_measurements_alike", "base_manifest_sha256", "device_name", "quantization", "created_at"),
+    )
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    created_at: Mapped[datetime] = _now()
+    device_kind: Mapped[str]
+    device_name: Mapped[str]
+    base_manifest_sha256: Mapped[str]
+    quantization: Mapped[str]  # canonical JSON
+    method: Mapped[str]
+    recompute: Mapped[str]
+    cache_weights: Mapped[bool]
+    formula_loaded_bytes: Mapped[int]
+    formula_working_bytes: Mapped[int]
+    predicted_peak_bytes: Mapped[int]
+    predicted_seconds: Mapped[float]
+    loaded_bytes: Mapped[int]
+    peak_bytes: Mapped[int]  # of the probe, then of the whole run
+    seconds: Mapped[float | None]  # these three when the run is done
+    step_seconds: Mapped[float | None]
+    step_tokens: Mapped[int | None]
 
 
 class Worker(Base):

@@ -47,6 +47,13 @@ class CatalogEntry(BaseModel):
     whole_modules: tuple[str, ...] = ()  # what can be trained whole, by last name: norms, the embedding, the head
     learning_rate: float  # at multiplier 1, for steps x epochs = 200 (app/domain/auto.py)
     max_auto_batch_size: int = 8
+    # What a plan reckons with. Zero in entries of before: app.services.plan then reads the directory again.
+    decoder_layers: int = 0
+    attention_heads: int = 0
+    query_size: int = 0  # heads x head size
+    key_size: int = 0  # of keys, and as much of values
+    intermediate_size: int = 0
+    linear_parameters: int = 0  # of every linear layer but the head: what is quantised
     has_chat_template: bool
     license: str | None = None
 
@@ -77,6 +84,8 @@ def describe(directory: Path, learning_rate: float | None = None, license_name: 
         learning_rate=learning_rate or default_learning_rate(hidden_size, architecture),
         has_chat_template=_has_chat_template(directory),
         license=license_name,
+        **_sizes(config),
+        linear_parameters=sum(_product(shape) for shape in layers.values()),
     )
 
 
@@ -162,6 +171,19 @@ def _whole_modules(tensors: dict[str, tuple[int, ...]], layers: dict[str, tuple[
     """The head is always there, also where no file holds it because it is the embedding."""
     owners = {name.rpartition(".")[0] for name in tensors}
     return tuple(sorted({owner.rpartition(".")[2] for owner in owners - layers.keys() if owner} | {"lm_head"}))
+
+
+def _sizes(config: dict[str, Any]) -> dict[str, int]:
+    """The widths of a decoder layer, zero where config.json does not say."""
+    hidden, heads = int(config["hidden_size"]), int(config.get("num_attention_heads") or 1)
+    head = int(config.get("head_dim") or hidden // heads)
+    return {
+        "decoder_layers": int(config.get("num_hidden_layers") or 0),
+        "attention_heads": heads,
+        "query_size": heads * head,
+        "key_size": int(config.get("num_key_value_heads") or heads) * head,
+        "intermediate_size": int(config.get("intermediate_size") or 4 * hidden),
+    }
 
 
 def _read_header(path: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 PREFERRED, NON_PREFERRED = 1, -1  # the sides of a pair, as signs of what they add to its margin
@@ -43,6 +43,17 @@ def learned(documents: Iterable[Document]) -> list[Document]:
     for document in kept:
         sides[document.side].append((document.tokens, document.labelled))
     return kept if all(sides.values()) and sides[PREFERRED] != sides[NON_PREFERRED] else []
+
+
+def in_units(kept: Sequence[Document]) -> list[list[int]]:
+    """Examples of one line, each as the tokens of what must stay in one row: a document, or both sides of a pair.
+
+    Every piece of a text is an example of its own.
+    """
+    lengths = [len(document) for document in kept]
+    if kept[0].is_text:
+        return [[length] for length in lengths]
+    return [[sum(lengths)] if kept[0].side else lengths]
 
 
 def cut(document: Document, context_length: int) -> Document:

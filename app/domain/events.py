@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from app.domain.modes import Mode
 from app.domain.states import Reason
 
 
@@ -36,6 +37,44 @@ class Started(Record):
     total_steps: int
     start_step: int  # 0, or the step of the snapshot this attempt goes on from
     versions: dict[str, str]
+
+
+class Planned(Record):
+    """How the steps will be laid out, and what that should take: once, at the first attempt."""
+
+    kind: Literal["planned"] = "planned"
+    device_kind: Literal["cpu", "cuda"]
+    device: str
+    memory_bytes: int  # what there is for this process
+    mode: Mode
+    largest_row_tokens: int
+    components: dict[str, int]  # bytes, by component of app.domain.memory.Memory
+    loaded_bytes: int  # predicted by the formula alone, from the first step to the last
+    working_bytes: int  # and what a step adds to it
+    peak_bytes: int  # predicted by the formula, what was loaded, and earlier measurements
+    seconds: float
+    basis: Literal["formula", "measured"]
+
+
+class Probed(Record):
+    """One forward and backward of the largest row, before the first step; nothing was changed by it."""
+
+    kind: Literal["probed"] = "probed"
+    row_tokens: int
+    seconds: float
+    loaded_bytes: int  # measured, with what the optimizer will add to it
+    peak_bytes: int
+
+
+class Measured(Record):
+    """What the whole run took, against its plan."""
+
+    kind: Literal["measured"] = "measured"
+    mode: Mode
+    peak_bytes: int
+    seconds: float  # from the start of the process
+    step_seconds: float  # of this attempt's steps alone
+    step_tokens: int  # real tokens that went through them
 
 
 class Metric(Record):
@@ -116,7 +155,17 @@ class Failed(Record):
 
 
 AnyRecord = Annotated[
-    Started | Metric | Message | CheckpointSaved | SnapshotSaved | Done | Stopped | Failed,
+    Started
+    | Planned
+    | Probed
+    | Measured
+    | Metric
+    | Message
+    | CheckpointSaved
+    | SnapshotSaved
+    | Done
+    | Stopped
+    | Failed,
     Field(discriminator="kind"),
 ]
 RECORD: TypeAdapter[AnyRecord] = TypeAdapter(AnyRecord)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.domain.catalog import Signature
+from app.domain.modes import Measurement
 
 SPEC_VERSION: Literal[1] = 1
 
@@ -161,6 +162,8 @@ class TrainerSpec(Frozen):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None  # CPU threads of each process; absent = physical cores
     world_size: Annotated[int, Field(ge=1, le=64)] = 1  # processes that share each step's documents, one a GPU
+    measurements: tuple[Measurement, ...] = ()  # of earlier jobs on this device, base and quantization
+    out_of_memory_kills: Annotated[int, Field(ge=0)] = 0  # of earlier attempts, by the kernel: be smaller this time
 
     @model_validator(mode="after")
     def _check(self) -> Self:

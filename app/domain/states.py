@@ -51,6 +51,7 @@ class Reason(StrEnum):
     CANCELLED = "cancelled"
     WORKER_LOST = "worker_lost"
     TRAINER_CRASHED = "trainer_crashed"
+    KILLED_FOR_MEMORY = "killed_for_memory"
     STALLED = "stalled"
     WORKER_CRASH_LOOP = "worker_crash_loop"
     INVALID_N_EXAMPLES = "invalid_n_examples"
@@ -73,6 +74,7 @@ FINAL_STATE: dict[Reason, JobState] = {
     Reason.CANCELLED: JobState.CANCELLED,
     Reason.WORKER_LOST: JobState.QUEUED,
     Reason.TRAINER_CRASHED: JobState.QUEUED,
+    Reason.KILLED_FOR_MEMORY: JobState.QUEUED,  # and smaller the next time
     Reason.STALLED: JobState.QUEUED,
     Reason.STORAGE_UNAVAILABLE: JobState.QUEUED,  # nobody's fault: tried again until it is back
     Reason.WORKER_CRASH_LOOP: JobState.FAILED,
@@ -89,7 +91,7 @@ FINAL_STATE: dict[Reason, JobState] = {
 }
 
 # Attempts that died under us count towards the crash streak; a drain or a pause does not.
-CRASHES = frozenset({Reason.WORKER_LOST, Reason.TRAINER_CRASHED, Reason.STALLED})
+CRASHES = frozenset({Reason.WORKER_LOST, Reason.TRAINER_CRASHED, Reason.KILLED_FOR_MEMORY, Reason.STALLED})
 
 
 class ExitCode:

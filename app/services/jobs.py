@@ -44,18 +44,8 @@ class SeenJob:
 
 
 def create(session: Session, hints: Hints, project_id: str, request: JobRequest) -> SeenJob:
-    """Raises BadRequest naming everything that is wrong, NotFound if that is only a model or file that is not there."""
-    try:
-        base, ancestor = _model(session, project_id, request.model)
-        training_file = _file(session, project_id, request.training_file, "training_file")
-        validation_file = None
-        if request.validation_file is not None:
-            validation_file = _file(session, project_id, request.validation_file, "validation_file")
-    except NotFound:
-        if request.problems:
-            raise all_at_once(request.problems) from None
-        raise
-    spec = _resolve(request, base, ancestor, training_file, validation_file)
+    """Raises as `resolved`."""
+    _, training_file, validation_file, spec = resolved(session, project_id, request)
     job = jobs.insert(
         session,
         project_id,
@@ -67,6 +57,25 @@ def create(session: Session, hints: Hints, project_id: str, request: JobRequest)
     )
     hints.after_commit(session, "cpu")
     return SeenJob(job, None, None)
+
+
+def resolved(session: Session, project_id: str, request: JobRequest) -> tuple[BaseModelRow, File, File | None, JobSpec]:
+    """What a request asks for. Writes nothing.
+
+    Raises BadRequest naming everything that is wrong, NotFound if that is only a model or file that is not there.
+    """
+    try:
+        base, ancestor = _model(session, project_id, request.model)
+        training_file = _file(session, project_id, request.training_file, "training_file")
+        validation_file = None
+        if request.validation_file is not None:
+            validation_file = _file(session, project_id, request.validation_file, "validation_file")
+    except NotFound:
+        if request.problems:
+            raise all_at_once(request.problems) from None
+        raise
+    spec = _resolve(request, base, ancestor, training_file, validation_file)
+    return base, training_file, validation_file, spec
 
 
 def get(session: Session, project_id: str, job_id: str) -> Job:

@@ -43,9 +43,10 @@ def failed(reason: Reason) -> Failed:
         ({"exit_code": -signal.SIGKILL}, Reason.TRAINER_CRASHED),
         ({"exit_code": None}, Reason.TRAINER_CRASHED),
         ({"exit_code": -signal.SIGKILL, "stalled": True}, Reason.STALLED),
-        ({"exit_code": -signal.SIGKILL, "oom_killed": True}, Reason.TRAINER_CRASHED),
-        ({"exit_code": -signal.SIGKILL, "oom_killed": True, "crashed_before": True}, Reason.OUT_OF_MEMORY),
-        ({"exit_code": 1, "oom_killed": True, "crashed_before": True}, Reason.TRAINER_CRASHED),
+        ({"exit_code": -signal.SIGKILL, "oom_killed": True}, Reason.KILLED_FOR_MEMORY),
+        ({"exit_code": -signal.SIGKILL, "oom_killed": True, "memory_kills": 1}, Reason.KILLED_FOR_MEMORY),
+        ({"exit_code": -signal.SIGKILL, "oom_killed": True, "memory_kills": 2}, Reason.OUT_OF_MEMORY),
+        ({"exit_code": 1, "oom_killed": True, "memory_kills": 2}, Reason.TRAINER_CRASHED),
         ({"exit_code": -200}, Reason.TRAINER_CRASHED),
     ],
 )

@@ -13,13 +13,11 @@ Letters: T tokens in a row, N labelled tokens in a row, P pairs in a row.
 
 from __future__ import annotations
 
-import random
 import sys
 from array import array
 from bisect import bisect_right
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 
@@ -29,6 +27,7 @@ from app.domain.chat_template import TemplateRefused
 from app.domain.dataset import read_examples
 from app.domain.documents import Document, fit, learned
 from app.domain.jsonl import Finding
+from app.domain.layout import Lengths, packed
 from app.domain.render import Renderer
 from app.domain.spec import Method
 from app.domain.states import Reason
@@ -97,6 +96,15 @@ class Corpus:
         first, last = self._example_starts[example], self._example_starts[example + 1]
         return self._document_starts[last] - self._document_starts[first]
 
+    def lengths(self) -> Lengths:
+        """Of what must stay in one row: documents, or both sides of a pair."""
+        lengths = Lengths()
+        for example in range(len(self)):
+            documents = self.documents(example)
+            is_pair = self.side(documents[0]) != 0
+            lengths.add([self.tokens_of(example)] if is_pair else [self.length(document) for document in documents])
+        return lengths
+
     def slice(self, document: int) -> tuple[array[int], bytearray]:
         """Tokens of one document, and for each whether it is a target."""
         start, end = self._document_starts[document], self._document_starts[document + 1]
@@ -134,14 +142,6 @@ def read_corpus(
         )
         raise Failure(blame, text, "hyperparameters.context_length")
     return corpus
-
-
-@lru_cache(maxsize=16)
-def permutation(examples: int, seed: int, epoch: int) -> Sequence[int]:
-    """The order of an epoch: a function of its arguments alone, so any step can be found again without a history."""
-    order = list(range(examples))
-    random.Random(f"{seed}/{epoch}").shuffle(order)
-    return order
 
 
 EVERYTHING = sys.maxsize  # as the end of a segment: all tokens there are
@@ -225,19 +225,9 @@ Unit = tuple[Share, list[int]]
 
 def rows(shares: Sequence[Share], token_budget: int) -> Iterator[Row]:
     """Fill rows with whole documents, up to `token_budget` tokens each; what is longer gets a row of its own."""
-    waiting: list[Unit] = []
-    tokens = 0
-    for share in shares:
-        for unit in share.units():
-            length = sum(map(share.corpus.length, unit))
-            packs = share.packing and waiting and waiting[-1][0].packing
-            if waiting and (tokens + length > token_budget or not packs):
-                yield _row(waiting)
-                waiting, tokens = [], 0
-            waiting.append((share, unit))
-            tokens += length
-    if waiting:
-        yield _row(waiting)
+    units = [(share, unit) for share in shares for unit in share.units()]
+    lengths = ((sum(map(share.corpus.length, unit)), share.packing) for share, unit in units)
+    return (_row(units[row]) for row in packed(lengths, token_budget))
 
 
 def _row(units: Sequence[Unit]) -> Row:

@@ -8,7 +8,15 @@ from app.domain.events import Failed
 from app.domain.spec import RunSpec
 from app.domain.states import ExitCode, Reason
 
-OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "not enough memory", "std::bad_alloc")
+OUT_OF_MEMORY_TEXTS = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "std::bad_alloc",
+    "could not create a memory object",
+)
+ONEDNN_TEXT = "could not create a primitive"  # its code needs memory, too; a product it does not know has a longer text
 
 # Bad input is bad again on the next attempt; anything that is not in this table is INTERNAL.
 EXIT_CODES = {
@@ -53,8 +61,8 @@ def explain(error: BaseException, run: RunSpec) -> Failure:
     """Any exception as a failure of `run`. What we cannot name is a crash: the parent tries it again, a few times."""
     if isinstance(error, Failure):
         return error
-    if _is_out_of_memory(error):
-        return _out_of_memory(run)
+    if is_out_of_memory(error):
+        return out_of_memory(run)
     if _is_disk_full(error):
         return Failure(Reason.STORAGE_FULL, "The disk is full: no further checkpoint could be written.")
     return Failure(
@@ -63,7 +71,7 @@ def explain(error: BaseException, run: RunSpec) -> Failure:
     )
 
 
-def _out_of_memory(run: RunSpec) -> Failure:
+def out_of_memory(run: RunSpec) -> Failure:
     context = run.hyperparameters.context_length
     return Failure(
         Reason.OUT_OF_MEMORY,
@@ -73,12 +81,13 @@ def _out_of_memory(run: RunSpec) -> Failure:
     )
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """CUDA raises torch.OutOfMemoryError, the CPU allocator a RuntimeError with a sentence, Python MemoryError."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(known in text for known in OUT_OF_MEMORY_TEXTS)
+    known = text == ONEDNN_TEXT or any(known in text for known in OUT_OF_MEMORY_TEXTS)
+    return isinstance(error, RuntimeError) and known
 
 
 def _is_disk_full(error: BaseException) -> bool:

@@ -42,9 +42,14 @@ class GatedLayer(torch.nn.Module):
         self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        inner: torch.Tensor = _Gate.apply(self.gate_proj(x), self.up_proj(x))  # type: ignore[no-untyped-call]
-        out: torch.Tensor = self.down_proj(inner)
+        out: torch.Tensor = self.down_proj(gated(self.gate_proj(x), self.up_proj(x)))
         return out
+
+
+def gated(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up"""
+    inner: torch.Tensor = _Gate.apply(gate, up)  # type: ignore[no-untyped-call]
+    return inner
 
 
 @torch.no_grad()

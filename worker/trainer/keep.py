@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
-from app.domain.events import CheckpointSaved, Command, Done, Message, Metric, SnapshotSaved, Stopped
+from app.domain.events import CheckpointSaved, Command, Done, Measured, Message, Metric, SnapshotSaved, Stopped
 from app.domain.render import Renderer
 from app.domain.states import Reason
+from worker.trainer import room
 from worker.trainer.answer import answers
 from worker.trainer.checkpoint import save_checkpoint
 from worker.trainer.emit import Ledger
@@ -83,6 +85,7 @@ class Keeper:
             self.stop(run, command)
         else:
             where = self._name(directory)
+            self._measure_all(run)
             self.say(Done(run_id=run.id, step=step, trained_tokens=run.trained_tokens, directory=where))
 
     def _validate(self, run: Run) -> Validation | None:
@@ -125,6 +128,18 @@ class Keeper:
                 eta_seconds=run.eta_seconds,
                 peak_memory_bytes=peak_memory_bytes(self.base.device),
                 **run.metrics,
+            )
+        )
+
+    def _measure_all(self, run: Run) -> None:
+        self.say(
+            Measured(
+                run_id=run.id,
+                mode=self.choices.mode,
+                peak_bytes=room.peak_bytes(self.base.device),
+                seconds=time.time() - psutil.Process().create_time(),
+                step_seconds=run.step_seconds,
+                step_tokens=run.step_tokens,
             )
         )
 

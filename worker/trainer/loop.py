@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 
 from worker.trainer import parallel
 from worker.trainer.batch import rows
@@ -19,14 +20,16 @@ from worker.trainer.loss import head_loss
 from worker.trainer.model import Base, hidden_states
 from worker.trainer.optim import clip_gradients, divide_gradients, learning_rate, set_learning_rate
 from worker.trainer.preference import compare, reference_losses
+from worker.trainer.repair import Layout
 from worker.trainer.state import Run, Step
 from worker.trainer.stop import Stops
 
 
-def train(base: Base, runs: Sequence[Run], row_tokens: int, stops: Stops, keeper: Keeper) -> None:
+def train(base: Base, runs: Sequence[Run], layout: Layout, stops: Stops, keeper: Keeper) -> None:
     """Train until every run has ended. What happens between steps is the keeper's: it saves, evaluates and reports."""
     while runs := _going_on(runs, stops, keeper):
-        for step in optimizer_step(base, runs, row_tokens, keeper.say.pulse(runs[0].id)):
+        pulse = layout.tidying(keeper.say.pulse(runs[0].id))
+        for step in layout.attempt(runs, partial(optimizer_step, base, runs, pulse=pulse)):
             if parallel.is_first():
                 with keeper.say.blaming(step.run.spec):
                     keeper.after_step(step)

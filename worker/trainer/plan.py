@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
+from app.domain.layout import permutation, total_steps
 from app.domain.spec import Hyperparameters
-from worker.trainer.batch import permutation
-
-CPU_ROW_TOKENS = 2048  # long enough that operator overhead is a few percent, short enough for 0.8 MB a token at 135M
-CUDA_ROW_TOKENS = 8192  # dequantisation and launches are then at most 4 % on every card
-LEAST_ROW_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -50,27 +45,5 @@ class Plan:
 
 
 def make_plan(hyperparameters: Hyperparameters, examples: int, seed: int) -> Plan:
-    """`max_steps`, where given, replaces the epochs as the end of training, as in other trainers."""
-    steps_per_epoch = math.ceil(examples / hyperparameters.batch_size)
-    total_steps = hyperparameters.max_steps or hyperparameters.n_epochs * steps_per_epoch
-    return Plan(examples, hyperparameters.batch_size, total_steps, seed, hyperparameters.eval_steps)
-
-
-def row_tokens(config: Any, free_cuda_bytes: int | None) -> int:
-    """The token budget of one forward. It changes speed and memory, never a result beyond rounding.
-
-    On CUDA, what fits into 60 % of the free memory when nothing is recomputed: 2 (12 d + 3 q + kv + 3 ff) bytes a
-    token and layer.
-    """
-    if free_cuda_bytes is None:
-        return CPU_ROW_TOKENS
-    tokens = int(0.6 * free_cuda_bytes / _activation_bytes_per_token(config))
-    return max(LEAST_ROW_TOKENS, min(CUDA_ROW_TOKENS, tokens))
-
-
-def _activation_bytes_per_token(config: Any) -> int:
-    width, inner = config.hidden_size, config.intermediate_size
-    head = getattr(config, "head_dim", None) or width // config.num_attention_heads
-    queries = config.num_attention_heads * head
-    keys = (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * head
-    return int(config.num_hidden_layers * 2 * (12 * width + 3 * queries + keys + 3 * inner))
+    steps = total_steps(hyperparameters, examples)
+    return Plan(examples, hyperparameters.batch_size, steps, seed, hyperparameters.eval_steps)

@@ -6,6 +6,7 @@ import platform
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,13 @@ from app.domain.render import Renderer
 from app.domain.snapshots import going_on
 from app.domain.spec import RunSpec, TrainerSpec
 from app.domain.states import ExitCode, Reason
-from worker.trainer import parallel
+from worker.trainer import parallel, room
 from worker.trainer.batch import Corpus, read_corpus, reference_id
 from worker.trainer.device import (
     choose_compute_dtype,
     choose_device,
     choose_threads,
     device_name,
-    free_bytes,
-    free_cuda_bytes,
-    keep_freed_memory,
     make_repeatable,
 )
 from worker.trainer.emit import Emit, Ledger, Pulse
@@ -37,16 +35,20 @@ from worker.trainer.loop import train
 from worker.trainer.lora import frozen_copy
 from worker.trainer.model import Base, open_base
 from worker.trainer.optim import make_optimizer
-from worker.trainer.plan import make_plan, row_tokens
+from worker.trainer.plan import make_plan
 from worker.trainer.probe import check_base
+from worker.trainer.recompute import Recomputation
+from worker.trainer.repair import Layout
+from worker.trainer.settle import planned, rehearse, settle
 from worker.trainer.snapshot import Choices, Snapshot, identity, open_newest, restore
 from worker.trainer.start import first_adapter
 from worker.trainer.state import Run
 from worker.trainer.stop import Stops
 
-CACHE_SHARE = 0.1  # of the free memory, for the dequantised weights
 PACKAGES = ("tunery", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "tokenizers")
 ORDERLY = (ExitCode.DONE, ExitCode.DRAINED, ExitCode.PAUSED, ExitCode.CANCELLED)  # every process has come to its end
+
+HOPELESS = 1.05  # times the memory there is: nearer to it, only trying tells
 
 
 def run(spec: TrainerSpec, workdir: Path, emit: Emit, stops: Stops) -> int:
@@ -80,8 +82,7 @@ def run_rank(spec: TrainerSpec, workdir: Path, emit: Emit, stops: Stops) -> int:
 
 def _run(spec: TrainerSpec, workdir: Path, say: Ledger, stops: Stops) -> None:
     device = choose_device(spec.device)
-    if device.type == "cpu":
-        keep_freed_memory()
+    room.arrange_heap(device)
     snapshots = _open_snapshots(spec, workdir, say)
     earlier = _decided(snapshots, say)
     make_repeatable(device, earlier.threads if earlier else spec.threads or parallel.fair_threads(choose_threads()))
@@ -89,18 +90,20 @@ def _run(spec: TrainerSpec, workdir: Path, say: Ledger, stops: Stops) -> None:
     dtype = getattr(torch, earlier.compute_dtype) if earlier else choose_compute_dtype(spec.quantization, device)
     base = open_base(spec.base, spec.quantization, dtype, device)
     check_base(base)
-    choices = earlier or _choose(base)
-    if choices.cache_weights:
-        base.keep_wide()
 
     renderer = Renderer.from_directory(spec.base.directory)
     runs = _prepare_all(spec, workdir, base, renderer, snapshots, say)
+    if not runs:
+        return
     for each in runs:
         say(_started(each, base))
+    choices = _choose(spec, base, runs, earlier, say)
     interval = spec.snapshot_interval_seconds
     identities = {each.run_id: _identity(spec, each) for each in spec.runs}
     keeper = Keeper(base, renderer, workdir, choices, identities, interval, say, stops)
-    train(base, runs, choices.row_tokens, stops, keeper)
+    layout = Layout(base, keeper, Recomputation(base.model, base.rows))
+    _confirm(base, runs, keeper, layout)
+    train(base, runs, layout, stops, keeper)
 
 
 def _going_on(spec: TrainerSpec, say: Ledger) -> Iterator[RunSpec]:
@@ -137,13 +140,33 @@ def _decided(snapshots: Mapping[str, Snapshot], say: Ledger) -> Choices | None:
     return earlier
 
 
-def _choose(base: Base) -> Choices:
-    return Choices(
-        row_tokens=row_tokens(base.model.config, free_cuda_bytes(base.device)),
+def _choose(spec: TrainerSpec, base: Base, runs: Sequence[Run], earlier: Choices | None, say: Ledger) -> Choices:
+    """What the first attempt decided, unless the kernel thought it too much. Raises Failure(OUT_OF_MEMORY)."""
+    if earlier and not spec.out_of_memory_kills:
+        return earlier
+    placement = settle(spec, base, runs, earlier.row_tokens if earlier else None)
+    for each in runs:
+        say(planned(spec, each, placement))
+    if placement.memory.total > HOPELESS * placement.device.memory_bytes:
+        raise Failure(Reason.OUT_OF_MEMORY, placement.message, "hyperparameters.context_length")
+    decided = earlier or Choices(
+        row_tokens=placement.mode.row_tokens,
         threads=torch.get_num_threads(),
         compute_dtype=str(base.compute_dtype).removeprefix("torch."),
         device=device_name(base.device),
-        cache_weights=2 * base.frozen_parameters <= CACHE_SHARE * free_bytes(base.device),
+    )
+    return replace(decided.laid_out(placement.mode), peak_bytes=placement.memory.total)
+
+
+def _confirm(base: Base, runs: Sequence[Run], keeper: Keeper, layout: Layout) -> None:
+    """The plan's largest row, once, before the first step; too large a plan is repaired here."""
+    if keeper.choices.probed:
+        return
+    measured = layout.attempt(runs, lambda row_tokens: rehearse(base, runs, row_tokens))
+    for each in runs:
+        keeper.say(measured.model_copy(update={"run_id": each.id}))
+    keeper.choices = replace(
+        keeper.choices, probed=True, peak_bytes=max(keeper.choices.peak_bytes, measured.peak_bytes)
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from app.domain.artifacts import ManifestMismatch, sha256_file, verify, write_manifest
+from app.domain.modes import Mode, Recompute
 from app.domain.snapshots import candidates, first_whole
 from app.domain.spec import BaseSpec, Frozen, Hyperparameters, LoraSpec, QuantizationSpec, RunSpec
 from app.domain.states import Reason
@@ -45,7 +46,11 @@ class Choices:
     threads: int
     compute_dtype: str
     device: str
+    recompute: Recompute = "nothing"
+    recompute_layers: int = 0
     cache_weights: bool = False  # dequantised once and kept
+    probed: bool = False  # the plan was confirmed by one forward and backward: never again
+    peak_bytes: int = 0  # what it predicted, or measured if that was more
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Choices:
@@ -54,6 +59,18 @@ class Choices:
             text = f"The snapshot was made by a newer version: this one does not know the choice {', '.join(unknown)}."
             raise Failure(Reason.INVALID_SPEC, text, "resume_from")
         return cls(**values)
+
+    @property
+    def mode(self) -> Mode:
+        return Mode(
+            row_tokens=self.row_tokens,
+            recompute=self.recompute,
+            recompute_layers=self.recompute_layers,
+            cache_weights=self.cache_weights,
+        )
+
+    def laid_out(self, mode: Mode) -> Choices:
+        return replace(self, **dict(mode))
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,8 @@ class Run:
     random_states: list[torch.Tensor] = field(default_factory=list)  # of each process's dropout, where they are several
     snapshot_step: int = -1
     snapshot_at: float = field(default_factory=time.monotonic)
+    step_seconds: float = 0.0  # of this attempt's steps
+    step_tokens: int = 0  # that went through the model in them
     recent_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=RATE_WINDOW_STEPS))
 
     @property
@@ -94,7 +96,10 @@ class Run:
 
     def share(self) -> Share:
         """What this run puts into the next step."""
-        examples = parallel.share(self.plan.examples_of(self.step), self.corpus.tokens_of)
+        return self.share_of(self.step)
+
+    def share_of(self, step: int) -> Share:
+        examples = parallel.share(self.plan.examples_of(step), self.corpus.tokens_of)
         documents = [document for example in examples for document in self.corpus.documents(example)]
         knobs = self.spec.hyperparameters
         return Share(self.id, self.corpus, documents, knobs.packing, knobs.beta)
@@ -122,5 +127,7 @@ class Step(Tally):
     def close(self, seconds: float) -> None:
         self.seconds = seconds
         self.run.recent_seconds.append(seconds)
+        self.run.step_seconds += seconds
+        self.run.step_tokens += self.tokens
         if self.is_finite:
             self.run.trained_tokens += self.tokens

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app.db import claims, jobs
+from app.db import claims, jobs, workers
 from app.db.engine import Sessions, transaction
 from app.db.tables import Job, Project
 from app.domain.states import Reason
@@ -230,3 +230,25 @@ def work(sessions: Sessions) -> None:
         time.sleep(0.05)
     with transaction(sessions) as session:
         claims.end_attempt(session, lease_of(job), Reason.OUT_OF_MEMORY, "did not fit")
+
+
+class TestPlan:
+    def test_it_says_what_a_job_would_need_and_makes_none(
+        self, tunery: Tunery, dataset: Path, sessions: Sessions
+    ) -> None:
+        about = {"device": "NVIDIA L4", "kind": "cuda", "memory_bytes": 24 << 30}
+        with transaction(sessions) as session:
+            workers.seen(session, "gpu0@a#1", "gpu", "host", 1, about)
+        done = tunery("jobs", "plan", "--model", "tiny", "--training-file", dataset, "--n-epochs", "2")
+        assert done.exit_code == 0, done.err
+        assert "Fits NVIDIA L4" in done.out
+        assert "DEVICE" in done.out
+        assert tunery("jobs", "list", "--json").json == []
+
+    def test_where_nothing_has_room_it_exits_with_1(self, tunery: Tunery, dataset: Path, sessions: Sessions) -> None:
+        about = {"device": "NVIDIA Toy", "kind": "cuda", "memory_bytes": 1 << 20}
+        with transaction(sessions) as session:
+            workers.seen(session, "gpu0@a#1", "gpu", "host", 1, about)
+        done = tunery("jobs", "plan", "--model", "tiny", "--training-file", dataset)
+        assert done.exit_code == 1
+        assert "No device here has room" in done.out

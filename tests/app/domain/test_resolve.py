@@ -232,8 +232,9 @@ class TestDpo:
         assert spec_of(**body).hyperparameters.beta == 0.3
 
     def test_its_rate_is_a_tenth_of_the_models_unless_one_is_given(self) -> None:
-        assert spec_of(**dpo()).hyperparameters.learning_rate == pytest.approx(1e-4)
-        assert spec_of(**dpo(learning_rate_multiplier=2)).hyperparameters.learning_rate == pytest.approx(2e-4)
+        supervised = spec_of().hyperparameters.learning_rate
+        assert spec_of(**dpo()).hyperparameters.learning_rate == pytest.approx(supervised / 10)
+        assert spec_of(**dpo(learning_rate_multiplier=2)).hyperparameters.learning_rate == pytest.approx(supervised / 5)
         assert spec_of(**dpo(learning_rate=3e-4)).hyperparameters.learning_rate == 3e-4
 
     def test_a_supervised_job_has_no_beta(self) -> None:

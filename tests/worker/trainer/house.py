@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from app.domain.catalog import hash_directory
+from app.domain.estimate import Placement
 from app.domain.events import Command, Done, Failed, Metric, Record
 from app.domain.render import Renderer
 from app.domain.spec import QuantizationSpec, TrainerSpec
@@ -143,6 +146,17 @@ def prepare(spec: TrainerSpec, base: Base, workdir: Path) -> list[Run]:
 
 def one_step(base: Base, runs: list[Run], row_tokens: int = 2048) -> list[Step]:
     return optimizer_step(base, runs, row_tokens, no_pulse)
+
+
+def with_rows_of(patch: pytest.MonkeyPatch, row_tokens: int) -> None:
+    """Have the plan choose this row length, whatever there is room for."""
+    settle = program.settle
+
+    def chosen(*arguments: Any) -> Placement:
+        placement = settle(*arguments)
+        return replace(placement, mode=placement.mode.model_copy(update={"row_tokens": row_tokens}))
+
+    patch.setattr(program, "settle", chosen)
 
 
 def no_pulse(doing: str) -> None:

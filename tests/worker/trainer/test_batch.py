@@ -10,7 +10,7 @@ from app.domain.documents import Document
 from app.domain.render import Renderer
 from app.domain.states import Reason
 from tests.worker.trainer.house import no_pulse
-from worker.trainer.batch import Corpus, Share, permutation, read_corpus, rows
+from worker.trainer.batch import Corpus, Share, read_corpus, rows
 from worker.trainer.failures import Failure
 
 
@@ -61,18 +61,6 @@ class TestRows:
         for row in made:
             assert len(row.tokens_T) == sum(row.lengths)
             assert len(row.tokens_T) <= budget or len(row.lengths) == 1
-
-
-class TestPermutation:
-    def test_is_a_function_of_seed_and_epoch_alone(self) -> None:
-        first = list(permutation(50, 3, 0))
-        permutation.cache_clear()
-        assert list(permutation(50, 3, 0)) == first
-        assert list(permutation(50, 3, 1)) != first
-        assert list(permutation(50, 4, 0)) != first
-
-    def test_has_every_example_once(self) -> None:
-        assert sorted(permutation(50, 3, 2)) == list(range(50))
 
 
 class TestReadCorpus:

@@ -34,7 +34,7 @@ from app.domain.events import (
 )
 from app.domain.spec import TrainerSpec
 from app.domain.states import ExitCode
-from tests.worker.trainer.house import Log, make_spec, run_here, write_answers
+from tests.worker.trainer.house import Log, make_spec, run_here, with_rows_of, write_answers
 from worker.trainer import run as program
 from worker.trainer.run import run
 from worker.trainer.stop import Stops
@@ -186,7 +186,7 @@ class TestAnotherMachine:
         self, house: House, whole: tuple[Log, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         killed_at(3, house.spec(), tmp_path / "first")
-        monkeypatch.setattr(program, "row_tokens", lambda *_: 64)
+        with_rows_of(monkeypatch, 64)
         monkeypatch.setattr(program, "choose_threads", lambda: 2)
         monkeypatch.setattr(program, "choose_compute_dtype", lambda *_: torch.float32)
         spec = house.spec(resume_from=tmp_path / "first" / SNAPSHOTS, threads=None)
@@ -197,7 +197,7 @@ class TestAnotherMachine:
     def test_without_a_snapshot_it_would_have(
         self, house: House, whole: tuple[Log, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(program, "row_tokens", lambda *_: 64)
+        with_rows_of(monkeypatch, 64)
         _, log = run_here(house.spec(resume_from=SNAPSHOTS), tmp_path)
         assert seen(log) != seen(whole[0])
         assert log.of(Message)[0].message == "Starting again from step 0, as there is no snapshot to go on from"

@@ -46,7 +46,7 @@ class TestFourBits:
         layer = freeze(matrix(), QuantizationSpec(), torch.bfloat16)
         fresh = layer.weight_in(torch.bfloat16)
         assert isinstance(layer, Frozen4)
-        layer.keep_wide()
+        layer.keep_wide(True)
         assert torch.equal(layer.weight_in(torch.bfloat16), fresh)
         assert layer.weight_in(torch.bfloat16).data_ptr() == layer.weight_in(torch.bfloat16).data_ptr()
 

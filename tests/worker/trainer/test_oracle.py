@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, get_linear_schedul
 
 from app.domain.events import Metric
 from app.domain.spec import TrainerSpec
-from tests.worker.trainer.house import ALL_LINEAR, load_tiny, make_spec, prepare, run_here
+from tests.worker.trainer.house import ALL_LINEAR, load_tiny, make_spec, prepare, run_here, with_rows_of
 from worker.trainer import run as program
 
 EXAMPLES, BATCH_SIZE, STEPS = 14, 4, 8  # two epochs of three whole batches and one of two examples
@@ -57,7 +57,7 @@ def ours(tiny: Path, conversations: Path, workdir: Path, row_tokens: int = 2048,
     """From spec to saved file, in float32."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(program, "choose_compute_dtype", lambda *_: torch.float32)
-        patch.setattr(program, "row_tokens", lambda *_: row_tokens)
+        with_rows_of(patch, row_tokens)
         code, log = run_here(make_spec(tiny, conversations, **KNOBS, **knobs), workdir)
     assert code == 0
     assert len(log.of(Metric)) == STEPS

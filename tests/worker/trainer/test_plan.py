@@ -1,14 +1,8 @@
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 from app.domain.spec import Hyperparameters
 from tests.worker.trainer.house import HYPERPARAMETERS
-from worker.trainer.plan import CPU_ROW_TOKENS, CUDA_ROW_TOKENS, LEAST_ROW_TOKENS, make_plan, row_tokens
-
-LLAMA_8B = SimpleNamespace(
-    hidden_size=4096, intermediate_size=14336, num_attention_heads=32, num_key_value_heads=8, num_hidden_layers=32
-)
+from worker.trainer.plan import make_plan
 
 
 def knobs(**changes: object) -> Hyperparameters:
@@ -40,13 +34,3 @@ class TestPlan:
     def test_a_checkpoint_is_due_at_each_epochs_end_and_at_the_very_end(self) -> None:
         plan = make_plan(knobs(batch_size=4, max_steps=7), examples=10, seed=1)
         assert [step for step in range(8) if plan.ends_epoch(step)] == [3, 6, 7]
-
-
-class TestRowTokens:
-    def test_a_cpu_has_a_fixed_budget(self) -> None:
-        assert row_tokens(LLAMA_8B, None) == CPU_ROW_TOKENS
-
-    def test_a_gpu_gets_what_its_free_memory_holds_within_bounds(self) -> None:
-        assert row_tokens(LLAMA_8B, 120 << 30) == CUDA_ROW_TOKENS
-        assert 1000 < row_tokens(LLAMA_8B, 18 << 30) < 8192
-        assert row_tokens(LLAMA_8B, 1 << 30) == LEAST_ROW_TOKENS

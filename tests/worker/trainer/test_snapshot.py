@@ -255,9 +255,10 @@ class TestSaveSnapshot:
         assert {path.name for path in snapshot.iterdir()} == {"state.safetensors", "MANIFEST.json"}
         manifest = artifacts.verify(snapshot)
         assert manifest["step"] == 1
+        assert manifest["choices"].pop("peak_bytes") > 0
         assert manifest["choices"] == {
-            "cache_weights": True,
-            "compute_dtype": "bfloat16", "device": "cpu", "row_tokens": 2048, "threads": 1,
+            "compute_dtype": "bfloat16", "device": "cpu", "row_tokens": 2048, "threads": 1, "recompute": "nothing",
+            "recompute_layers": 0, "cache_weights": True, "probed": True,
         }  # fmt: skip
 
     def test_the_record_names_the_manifests_hash(self, tiny: Path, examples: Path, tmp_path: Path) -> None:

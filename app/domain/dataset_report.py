@@ -8,8 +8,9 @@ from typing import Any, BinaryIO
 
 from app.domain.chat_template import TemplateRefused
 from app.domain.dataset import MAX_FINDINGS, Example, read_examples
-from app.domain.documents import fit, is_cut
+from app.domain.documents import fit, in_units, is_cut
 from app.domain.jsonl import Finding
+from app.domain.layout import Lengths
 from app.domain.render import Renderer
 from app.domain.spec import Method
 
@@ -40,7 +41,9 @@ class Report:
     tokens: int = 0  # after the cut: what one epoch trains on
     labelled_tokens: int = 0
     cut: Lines = field(default_factory=Lines)
-    empty: Lines = field(default_factory=Lines)
+    empty: Lines = field(default_factory=Lines)  # no token to learn: masked out, or beyond the cut
+    masked: Lines = field(default_factory=Lines)  # of those, the ones that had none before the cut either
+    lengths: Lengths = field(default_factory=Lengths)
     findings: list[Finding] = field(default_factory=list)
     finding_count: int = 0
 
@@ -101,8 +104,13 @@ def _examine_example(example: Example, renderer: Renderer, context_length: int, 
         return
     if any(is_cut(document, context_length) for document in documents):
         report.cut.add(example.line)
-    learned = fit(documents, context_length)  # as the trainer keeps them
-    if not learned:
+    kept = fit(documents, context_length)  # as the trainer keeps them
+    if not kept:
         report.empty.add(example.line)
-    report.tokens += sum(len(document) for document in learned)
-    report.labelled_tokens += sum(document.labelled_count for document in learned)
+        if not any(document.labelled_count for document in documents):
+            report.masked.add(example.line)
+        return
+    for units in in_units(kept):
+        report.lengths.add(units)
+    report.tokens += sum(len(document) for document in kept)
+    report.labelled_tokens += sum(document.labelled_count for document in kept)

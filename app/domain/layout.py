@@ -1,0 +1,94 @@
+"""Which examples make a step, which documents a row: arithmetic on lengths, for a plan and for the trainer."""
+
+from __future__ import annotations
+
+import math
+import random
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from app.domain.spec import Hyperparameters
+
+
+@lru_cache(maxsize=16)
+def permutation(examples: int, seed: int, epoch: int) -> Sequence[int]:
+    """The order of an epoch: a function of its arguments alone, so any step can be found again without a history."""
+    order = list(range(examples))
+    random.Random(f"{seed}/{epoch}").shuffle(order)
+    return order
+
+
+def packed(lengths: Iterable[tuple[int, bool]], token_budget: int) -> Iterator[slice]:
+    """Rows as slices of documents, given as (tokens, whether it shares a row): whole documents up to `token_budget`.
+
+    A longer document has a row of its own.
+    """
+    start = end = tokens = 0
+    packs = True
+    for length, shares in lengths:
+        if end > start and (tokens + length > token_budget or not (shares and packs)):
+            yield slice(start, end)
+            start, tokens = end, 0
+        end, tokens, packs = end + 1, tokens + length, shares
+    if end > start:
+        yield slice(start, end)
+
+
+def total_steps(hyperparameters: Hyperparameters, examples: int) -> int:
+    """`max_steps`, where given, replaces the epochs as the end of training, as in other trainers."""
+    steps_per_epoch = math.ceil(examples / hyperparameters.batch_size)
+    return hyperparameters.max_steps or hyperparameters.n_epochs * steps_per_epoch
+
+
+@dataclass
+class Lengths:
+    """Tokens of each document that has something to learn, and how many documents each example has."""
+
+    tokens: array[int] = field(default_factory=lambda: array("i"))
+    starts: array[int] = field(default_factory=lambda: array("q", [0]))  # example e is the documents start e to e + 1
+
+    def __len__(self) -> int:
+        """Examples."""
+        return len(self.starts) - 1
+
+    @property
+    def longest(self) -> int:
+        return max(self.tokens, default=0)
+
+    @property
+    def attended(self) -> int:
+        """How many tokens a token's document has, on average over tokens."""
+        return sum(length * length for length in self.tokens) // max(1, sum(self.tokens))
+
+    def add(self, documents: Sequence[int]) -> None:
+        self.tokens.extend(documents)
+        self.starts.append(len(self.tokens))
+
+    def of_example(self, example: int) -> array[int]:
+        return self.tokens[self.starts[example] : self.starts[example + 1]]
+
+
+def trained_tokens(lengths: Lengths, knobs: Hyperparameters, seed: int) -> int:
+    """Real tokens that go through the model until the last step: exact, also with `max_steps`."""
+    steps, per_epoch = total_steps(knobs, len(lengths)), math.ceil(len(lengths) / knobs.batch_size)
+    whole, rest = divmod(steps, per_epoch)
+    order = permutation(len(lengths), seed, whole)[: rest * knobs.batch_size]
+    return whole * sum(lengths.tokens) + sum(sum(lengths.of_example(example)) for example in order)
+
+
+def largest_row(lengths: Lengths, knobs: Hyperparameters, seed: int, row_tokens: int) -> tuple[int, int]:
+    """(step, tokens) of the largest row that will be trained on; the first of equals. (0, 0) without examples."""
+    found = (0, 0)
+    per_epoch = math.ceil(len(lengths) / knobs.batch_size)
+    for step in range(total_steps(knobs, len(lengths)) if len(lengths) else 0):
+        epoch, position = divmod(step, per_epoch)
+        batch = permutation(len(lengths), seed, epoch)[position * knobs.batch_size : (position + 1) * knobs.batch_size]
+        documents = [length for example in batch for length in lengths.of_example(example)]
+        for row in packed([(length, knobs.packing) for length in documents], row_tokens):
+            if (tokens := sum(documents[row])) > found[1]:
+                found = step, tokens
+        if found[1] >= max(row_tokens, lengths.longest):
+            break  # no row can be larger
+    return found

@@ -1,0 +1,188 @@
+"""What a training step holds in memory, by component, from the shapes of the base alone.
+
+Letters as in the papers: L layers, d hidden size, q and kv the widths of queries and keys, f the inner width, V the
+vocabulary, T tokens of the largest row, N parameters of the linear layers, P of the adapter; w bytes of a computed
+number, a of a number inside attention. Derived from what autograd keeps of transformers' Llama-like layers under our
+LoRA product, and held against measurements: docs/decisions/0014-the-plan.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from app.domain.catalog import CatalogEntry
+from app.domain.modes import Mode
+from app.domain.spec import JobSpec, LoraSpec, QuantizationSpec
+
+DeviceKind = Literal["cpu", "cuda"]
+
+PROCESS_BYTES = {"cpu": 440_000_000, "cuda": 500_000_000}  # Python, torch and transformers; the CUDA context
+LOSS_BYTES = 64 << 20  # of logits at a time: worker/trainer/loss.py
+LEAST_LOSS_ROWS = 128
+BYTES_PER_LOGIT = 6
+OPTIMIZER_BYTES = 16  # of a trained number: master, gradient, two moments, float32 each
+LONGEST_IN_BLOCKS = 512  # tokens of a document: worker/trainer/blocks.py
+VERIFY_TOKENS = 512  # the last check carries so many in float32, over the whole vocabulary for 64 of them
+ALLOCATOR = {"cpu": 1.02, "cuda": 1.04}  # what blocks lose to rounding and gaps
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes at the peak. `total` is less than their sum: loss, live layer and last check come one after the other."""
+
+    process: int
+    base: int
+    adapter: int  # with its gradient and optimizer state
+    cache: int  # dequantised weights
+    activations: int
+    live_layer: int  # what the backward of one layer needs beside that
+    loss: int
+    verify: int
+
+    @property
+    def loaded(self) -> int:
+        """What stays from the first step to the last."""
+        return self.process + self.base + self.adapter + self.cache
+
+    @property
+    def working(self) -> int:
+        """What a step adds and gives back."""
+        return max(self.activations + max(self.live_layer, self.loss), self.verify)
+
+    @property
+    def total(self) -> int:
+        return self.loaded + self.working
+
+    def scaled(self, loaded: float, working: float) -> Memory:
+        """Corrected by what was measured: ratios of the part that stays and the part that comes and goes."""
+        stays = ("process", "base", "adapter", "cache")
+        return Memory(
+            **{each.name: int(getattr(self, each.name) * (loaded if each.name in stays else working))
+               for each in fields(self)}
+        )  # fmt: skip
+
+
+def memory(
+    entry: CatalogEntry, spec: JobSpec, mode: Mode, kind: DeviceKind, row_tokens: int, attended_tokens: int = 0
+) -> Memory:
+    """The peak of a job whose largest row has `row_tokens` tokens, in documents of `attended_tokens` on average."""
+    width = computed_bytes(spec.quantization)
+    trained = adapter_parameters(entry, spec.lora)
+    overhead = ALLOCATOR[kind]
+    return Memory(
+        process=PROCESS_BYTES[kind],
+        base=int(base_bytes(entry, spec.quantization)),
+        adapter=trained * OPTIMIZER_BYTES,
+        cache=cache_bytes(entry, spec.quantization) if mode.cache_weights else 0,
+        activations=int(overhead * _activations(entry, spec.lora, mode, kind, row_tokens, width, attended_tokens)),
+        live_layer=int(overhead * _live_layer(entry, spec.lora, mode, kind, row_tokens, width, attended_tokens)),
+        loss=int(overhead * _loss(entry, row_tokens, width)),
+        verify=int(overhead * _verify(entry, trained)),
+    )
+
+
+def computed_bytes(quantization: QuantizationSpec | None) -> int:
+    return 4 if quantization is not None and quantization.compute_dtype == "float32" else 2
+
+
+def base_bytes(entry: CatalogEntry, quantization: QuantizationSpec | None) -> float:
+    """NF4 in blocks of 64 with a float32 scale each; double quantisation keeps bytes and a scale per 256 of them."""
+    width = computed_bytes(quantization)
+    rest = (entry.parameters - entry.linear_parameters) * width
+    if quantization is None:
+        return entry.linear_parameters * width + rest
+    if quantization.bits == 8:
+        return entry.linear_parameters * 1.0 + rest
+    scales = 1 / 64 + 4 / (64 * 256) if quantization.double_quant else 4 / 64
+    return entry.linear_parameters * (0.5 + scales) + rest
+
+
+def cache_bytes(entry: CatalogEntry, quantization: QuantizationSpec | None) -> int:
+    """Of a base that is not quantised nothing need be cached."""
+    return entry.linear_parameters * computed_bytes(quantization) if quantization is not None else 0
+
+
+def adapter_parameters(entry: CatalogEntry, lora: LoraSpec) -> int:
+    """P: r x (inputs + outputs) of each target, in every layer."""
+    shapes = ((entry.target_modules[name], lora.rank_pattern.get(name, lora.r)) for name in lora.target_modules)
+    return entry.decoder_layers * sum(rank * (outputs + inputs) for (outputs, inputs), rank in shapes)
+
+
+def kept_bytes_per_token(
+    entry: CatalogEntry, lora: LoraSpec, kind: DeviceKind, width: int, attended_tokens: int, elementwise: bool
+) -> int:
+    """What one layer keeps of a token for its backward.
+
+    Norms keep their input and output, the gated product gate, up and product. Made again element by element, what is
+    left of those are the inputs: the residual twice, gate and up.
+    """
+    d, f = entry.hidden_size, entry.intermediate_size
+    others = 2 * width * (d + f) if elementwise else width * (4 * d + 3 * f)
+    of_adapter = width * lora.r * len(lora.target_modules)
+    masks = sum(entry.target_modules[name][1] for name in lora.target_modules) if lora.dropout else 0
+    return _attention_bytes(entry, kind, width, attended_tokens) + others + of_adapter + masks
+
+
+def _attention_bytes(entry: CatalogEntry, kind: DeviceKind, width: int, attended_tokens: int) -> int:
+    """Queries, keys, values and the output; on a CPU short documents keep their softmax too (worker/trainer/blocks.py),
+    and long ones, or float32, all in float32 beside the output."""
+    q, kv = entry.query_size, entry.key_size
+    if kind == "cuda":
+        return width * (2 * q + 2 * kv)
+    if width == 4 or attended_tokens > LONGEST_IN_BLOCKS:
+        return 4 * (2 * q + 2 * kv) + width * q
+    return width * (2 * q + 2 * kv + entry.attention_heads * attended_tokens)
+
+
+def _activations(
+    entry: CatalogEntry,
+    lora: LoraSpec,
+    mode: Mode,
+    kind: DeviceKind,
+    row_tokens: int,
+    width: int,
+    attended_tokens: int,
+) -> int:
+    """All layers' kept numbers, the embedding and the last norm's."""
+    whole = {"layers": mode.recompute_layers, "everything": entry.decoder_layers}.get(mode.recompute, 0)
+    kept = kept_bytes_per_token(entry, lora, kind, width, attended_tokens, elementwise=mode.recompute != "nothing")
+    ends = (4 + 3 * width) * entry.hidden_size
+    factors = adapter_parameters(entry, lora) * width * (entry.decoder_layers - whole) // max(1, entry.decoder_layers)
+    return row_tokens * (whole * width * entry.hidden_size + (entry.decoder_layers - whole) * kept + ends) + factors
+
+
+def _live_layer(
+    entry: CatalogEntry,
+    lora: LoraSpec,
+    mode: Mode,
+    kind: DeviceKind,
+    row_tokens: int,
+    width: int,
+    attended_tokens: int,
+) -> int:
+    """Gradients of the gated product's parts; what was not kept, made again; one dequantised weight."""
+    d, f = entry.hidden_size, entry.intermediate_size
+    per_token = width * (d + 3 * f)
+    if mode.recompute in ("elementwise", "layers"):
+        per_token += 2 * width * f
+    if mode.recompute in ("layers", "everything"):
+        kept = kept_bytes_per_token(entry, lora, kind, width, attended_tokens, elementwise=False)
+        per_token = max(per_token, kept + 2 * width * f)
+    weight = 0 if mode.cache_weights else width * d * max(f, entry.query_size)
+    return row_tokens * per_token + weight
+
+
+def _loss(entry: CatalogEntry, row_tokens: int, width: int) -> int:
+    """One chunk of logits, as the product leaves them and in float32; the labelled hidden states and their gradient."""
+    vocabulary = entry.vocab_size
+    rows = min(row_tokens, max(LEAST_LOSS_ROWS, LOSS_BYTES // (BYTES_PER_LOGIT * vocabulary)))
+    return rows * vocabulary * (4 + width) + 2 * row_tokens * width * entry.hidden_size
+
+
+def _verify(entry: CatalogEntry, trained: int) -> int:
+    """The saved adapter beside the trained one, the head in float32, one layer of a short row in float32."""
+    head = entry.vocab_size * entry.hidden_size * 4
+    weight = 4 * entry.hidden_size * max(entry.intermediate_size, entry.query_size)
+    row = VERIFY_TOKENS * 4 * (4 * entry.hidden_size + 3 * entry.intermediate_size)
+    return 2 * 4 * trained + head + weight + row

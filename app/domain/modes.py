@@ -1,0 +1,43 @@
+"""How a step is laid out in memory: what was decided before the first one, from what there is room for."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Recompute = Literal["nothing", "elementwise", "layers", "everything"]
+
+
+class Mode(BaseModel):
+    """None of it changes a result beyond rounding. The rounding changes with the row length alone."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    row_tokens: Annotated[int, Field(ge=1)]  # tokens of one forward; a longer document has a row of its own
+    recompute: Recompute = "nothing"
+    recompute_layers: Annotated[int, Field(ge=0)] = 0  # of "layers": the first so many
+    cache_weights: bool = False  # the dequantised base is kept beside the quantised one
+
+    def __str__(self) -> str:
+        what = {"nothing": "nothing recomputed", "elementwise": "norms and activations recomputed",
+                "layers": f"the first {self.recompute_layers} layers recomputed",
+                "everything": "every layer recomputed"}[self.recompute]  # fmt: skip
+        cache = ", dequantised weights kept" if self.cache_weights else ""
+        return f"rows of {self.row_tokens:,} tokens, {what}{cache}"
+
+
+class Measurement(BaseModel):
+    """What one earlier job with the same device, base and quantization was, against what had been predicted of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recompute: Recompute
+    cache_weights: bool
+    loaded_ratio: float  # measured / predicted, of what stays in memory
+    working_ratio: float  # and of what a step adds to it
+    tokens_per_second: float | None = None  # absent while the job still runs
+    other_seconds: float | None = None  # beside its steps: start, evaluation, saving
+
+    def is_like(self, mode: Mode) -> bool:
+        return (self.recompute, self.cache_weights) == (mode.recompute, mode.cache_weights)

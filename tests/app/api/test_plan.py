@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from app.api.schemas.plans import PlanBody
+from app.db import workers
+from app.db.engine import Sessions, transaction
+from app.db.tables import BaseModelRow, Job
+from app.services import counting
+from tests.app.api.conftest import Upload
+
+pytestmark = pytest.mark.usefixtures("base_model")
+PLAN = "/v1/fine_tuning/jobs/plan"
+ABOUT = {"device": "NVIDIA L4", "kind": "cuda", "memory_bytes": 24 << 30, "cpus": 8}
+
+
+@pytest.fixture
+def worker(sessions: Sessions) -> None:
+    have_worker(sessions, "gpu0@a#1", ABOUT)
+
+
+def have_worker(sessions: Sessions, name: str, about: dict[str, Any]) -> None:
+    with transaction(sessions) as session:
+        workers.seen(session, name, "gpu", "host", 1, about)
+
+
+def lines(*examples: tuple[str, str, int]) -> bytes:
+    return b"".join(
+        json.dumps(
+            {
+                "messages": [
+                    {"role": "user", "content": asked},
+                    {"role": "assistant", "content": said, "weight": weight},
+                ]
+            }
+        ).encode()
+        + b"\n"
+        for asked, said, weight in examples
+    )
+
+
+@pytest.mark.usefixtures("worker")
+class TestPlan:
+    def test_says_what_the_job_would_be_and_creates_nothing(
+        self, client: TestClient, training_file: str, sessions: Sessions
+    ) -> None:
+        answer = client.post(PLAN, json={"model": "tiny", "training_file": training_file, "seed": 1})
+        assert answer.status_code == 200, answer.text
+        body = answer.json()
+        PlanBody.model_validate(body)
+        assert (body["examples"], body["trained_examples"]) == (12, 12)
+        assert body["trained_tokens"] == body["tokens_per_epoch"] * body["hyperparameters"]["n_epochs"]
+        assert body["total_steps"] == 12 * 8
+        assert body["verdict"] == "fits"
+        (device,) = body["devices"]
+        assert (device["name"], device["workers"], device["basis"]) == ("NVIDIA L4", 1, "formula")
+        assert device["mode"]["row_tokens"] == 8192
+        with transaction(sessions) as session:
+            assert session.query(Job).count() == 0
+
+    def test_names_the_lines_that_are_cut_masked_or_without_anything_to_learn(
+        self, client: TestClient, upload: Upload
+    ) -> None:
+        data = [("hello", "you", 1)] * 10 + [("x" * 80, "beyond", 1), ("not", "learned", 0)]
+        file = upload(lines(*data)).json()["id"]
+        hyperparameters = {"context_length": 64}
+        body = client.post(
+            PLAN, json={"model": "tiny", "training_file": file, "hyperparameters": hyperparameters}
+        ).json()
+        assert body["cut"] == {"count": 1, "first_lines": [11]}
+        assert body["empty"] == {"count": 2, "first_lines": [11, 12]}
+        assert body["masked"] == {"count": 1, "first_lines": [12]}
+        assert body["trained_examples"] == 10
+
+    def test_a_base_that_fits_no_device_is_refused_in_a_sentence(
+        self, client: TestClient, training_file: str, sessions: Sessions
+    ) -> None:
+        with transaction(sessions) as session:
+            row = session.get_one(BaseModelRow, "tiny")
+            row.entry = row.entry | {"parameters": 400 * 10**9, "linear_parameters": 400 * 10**9}
+        body = client.post(PLAN, json={"model": "tiny", "training_file": training_file}).json()
+        assert body["verdict"] == "no_device_fits"
+        assert "No device here has room for this job" in body["message"]
+        assert "context_length" in body["message"]
+
+    def test_an_entry_from_before_there_were_plans_is_completed_from_its_directory(
+        self, client: TestClient, training_file: str, sessions: Sessions
+    ) -> None:
+        ask = {"model": "tiny", "training_file": training_file, "seed": 1}
+        whole = client.post(PLAN, json=ask).json()
+        new = ("decoder_layers", "attention_heads", "query_size", "key_size", "intermediate_size", "linear_parameters")
+        with transaction(sessions) as session:
+            row = session.get_one(BaseModelRow, "tiny")
+            row.entry = {key: value for key, value in row.entry.items() if key not in new}
+        assert client.post(PLAN, json=ask).json() == whole
+
+    def test_a_large_file_is_counted_in_a_child_with_the_same_result(
+        self, client: TestClient, training_file: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ask = {"model": "tiny", "training_file": training_file, "seed": 1}
+        here = client.post(PLAN, json=ask).json()
+        client.app.state.engines.counter._known.clear()  # type: ignore[attr-defined]
+        monkeypatch.setattr(counting, "COUNTED_HERE_BYTES", 0)
+        assert client.post(PLAN, json=ask).json() == here
+
+    def test_a_file_that_takes_too_long_is_refused(
+        self, client: TestClient, training_file: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(counting, "COUNTED_HERE_BYTES", 0)
+        monkeypatch.setattr(counting, "DEADLINE_SECONDS", 0.0)
+        answer = client.post(PLAN, json={"model": "tiny", "training_file": training_file})
+        assert answer.status_code == 400
+        assert answer.json()["error"]["code"] == "file_too_large_to_plan"
+
+    def test_a_bad_line_is_told_as_its_job_would(self, client: TestClient, upload: Upload) -> None:
+        file = upload(lines(*[("a", "b", 1)] * 10) + b'{"messages": []}\n').json()["id"]
+        error = client.post(PLAN, json={"model": "tiny", "training_file": file}).json()["error"]
+        assert error["code"] == "invalid_training_file"
+        assert error["message"].startswith("Line 11: ")
+
+    def test_what_create_refuses_is_refused(self, client: TestClient, training_file: str) -> None:
+        answer = client.post(PLAN, json={"model": "tiny", "training_file": training_file, "lora": {"r": 0}})
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == "lora.r"
+
+    def test_another_projects_file_is_not_there(
+        self, client: TestClient, training_file: str, foreign_headers: dict[str, str]
+    ) -> None:
+        answer = client.post(PLAN, json={"model": "tiny", "training_file": training_file}, headers=foreign_headers)
+        assert answer.status_code == 404
+
+
+def test_without_a_worker_it_says_so(client: TestClient, training_file: str) -> None:
+    body = client.post(PLAN, json={"model": "tiny", "training_file": training_file}).json()
+    assert (body["verdict"], body["devices"]) == ("no_worker", [])
+    assert body["trained_tokens"] > 0

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import pytest
+
+from app.db import measurements
+from app.db.engine import Sessions, transaction
+from app.db.tables import Job, Project
+from app.domain.events import Measured, Planned, Probed
+from app.domain.modes import Mode
+from app.domain.spec import JobSpec, QuantizationSpec
+from app.domain.states import Reason
+from app.storage import LocalStorage
+from tests.factories import lease_of, make_file, make_job, start_job, validate_job
+
+pytestmark = pytest.mark.usefixtures("base_model")
+
+MODE = Mode(row_tokens=2048)
+PLANNED = Planned(
+    run_id="r", device_kind="cpu", device="cpu", memory_bytes=8_000, mode=MODE, largest_row_tokens=100, components={},
+    loaded_bytes=1_000, working_bytes=500, peak_bytes=1_500, seconds=9.0, basis="formula",
+)  # fmt: skip
+PROBED = Probed(run_id="r", row_tokens=100, seconds=1.0, loaded_bytes=1_100, peak_bytes=1_700)
+
+
+@pytest.fixture
+def running(sessions: Sessions, storage: LocalStorage, project: Project) -> Job:
+    with transaction(sessions) as session:
+        make_job(session, project, make_file(session, storage, project))
+        validate_job(session)
+        return start_job(session)
+
+
+def found(sessions: Sessions, job: Job, device: str = "EPYC") -> list[dict[str, object]]:
+    spec = JobSpec.model_validate(job.spec)
+    with transaction(sessions) as session:
+        rows = measurements.alike(session, device, "sha", spec.quantization, "supervised")
+        return [row.model_dump() for row in rows]
+
+
+def test_a_probe_is_known_at_once_and_the_whole_run_when_it_is_done(sessions: Sessions, running: Job) -> None:
+    with transaction(sessions) as session:
+        measurements.add(session, running, "cpu", "EPYC", "sha", PLANNED, PROBED)
+    (first,) = found(sessions, running)
+    assert (first["loaded_ratio"], first["working_ratio"], first["tokens_per_second"]) == (1.1, 1.2, None)
+    done = Measured(run_id="r", mode=MODE, peak_bytes=1_900, seconds=30.0, step_seconds=20.0, step_tokens=4_000)
+    with transaction(sessions) as session:
+        measurements.finish(session, running, done)
+    (last,) = found(sessions, running)
+    assert (last["working_ratio"], last["tokens_per_second"], last["other_seconds"]) == (1.6, 200.0, 10.0)
+
+
+def test_another_device_or_quantization_is_another_kind(sessions: Sessions, running: Job) -> None:
+    with transaction(sessions) as session:
+        measurements.add(session, running, "cpu", "EPYC", "sha", PLANNED, PROBED)
+        measurements.add(session, running, "cpu", "EPYC", "sha", PLANNED, PROBED)  # twice is once
+        other = QuantizationSpec(type="fp4")
+        assert measurements.alike(session, "EPYC", "sha", other, "supervised") == []
+    assert found(sessions, running, device="Xeon") == []
+    assert len(found(sessions, running)) == 1
+
+
+def test_a_repaired_run_teaches_nothing_about_the_mode_that_was_planned(sessions: Sessions, running: Job) -> None:
+    repaired = Mode(row_tokens=1024, recompute="everything")
+    done = Measured(run_id="r", mode=repaired, peak_bytes=9_000, seconds=30.0, step_seconds=20.0, step_tokens=4_000)
+    with transaction(sessions) as session:
+        measurements.add(session, running, "cpu", "EPYC", "sha", PLANNED, PROBED)
+        measurements.finish(session, running, done)
+    (row,) = found(sessions, running)
+    assert (row["working_ratio"], row["tokens_per_second"]) == (1.2, None)
+
+
+def test_attempts_that_the_kernel_killed_for_memory_are_counted(sessions: Sessions, running: Job) -> None:
+    from app.db import claims
+
+    with transaction(sessions) as session:
+        assert measurements.memory_kills(session, running.id) == 0
+        claims.end_attempt(session, lease_of(running), Reason.KILLED_FOR_MEMORY, "killed", "warn")
+        assert measurements.memory_kills(session, running.id) == 1

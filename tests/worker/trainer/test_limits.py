@@ -1,0 +1,80 @@
+"""A real trainer under a real limit on its memory: RLIMIT_DATA counts what it maps privately, touched or not."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.domain.modes import Measurement
+from app.domain.spec import TrainerSpec
+from app.domain.states import ExitCode
+from tests.tiny import make_tiny_base, make_tiny_dataset
+from tests.worker.trainer.house import make_spec
+
+LIMIT_BYTES = 680_000_000  # a trainer that has loaded takes about 500 MB of data, 2,048 tokens of this model 400 more
+TOO_HOPEFUL = Measurement(recompute="nothing", cache_weights=True, loaded_ratio=1.0, working_ratio=0.01)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with more activations: 90 kB a token."""
+    return make_tiny_base(tmp_path_factory.mktemp("wide"), hidden_size=64, intermediate_size=2048, num_hidden_layers=10)
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    return make_tiny_dataset(tmp_path / "many.jsonl", 60)
+
+
+def train(spec: TrainerSpec, workdir: Path, limit_bytes: int) -> tuple[int, list[dict[str, Any]], str]:
+    """(exit code, records, log) of a trainer that may map so many bytes."""
+    workdir.mkdir(exist_ok=True)
+    (workdir / "spec.json").write_text(spec.model_dump_json())
+    command = (
+        "import resource, runpy, sys; "
+        f"resource.setrlimit(resource.RLIMIT_DATA, ({limit_bytes}, {limit_bytes})); "
+        f"sys.argv = ['trainer', {str(workdir)!r}]; "
+        "runpy.run_module('worker.trainer', run_name='__main__', alter_sys=True)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", command], stdin=subprocess.DEVNULL, capture_output=True, cwd=Path.cwd(),
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr.decode()
+
+
+def of(kind: str, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [record for record in records if record["kind"] == kind]
+
+
+def test_a_plan_stays_within_the_limit_of_its_process(wide: Path, many: Path, tmp_path: Path) -> None:
+    spec = make_spec(wide, many, batch_size=30, max_steps=1)
+    code, records, log = train(spec, tmp_path / "limited", LIMIT_BYTES)
+    assert code == ExitCode.DONE, log
+    (planned,) = of("planned", records)
+    assert planned["memory_bytes"] == LIMIT_BYTES
+    assert planned["mode"]["recompute"] != "nothing" or planned["mode"]["row_tokens"] < 2048
+    _, free, _ = train(spec, tmp_path / "free", resource.RLIM_INFINITY)
+    assert of("planned", free)[0]["mode"] == {
+        "row_tokens": 2048, "recompute": "nothing", "recompute_layers": 0, "cache_weights": True
+    }  # fmt: skip
+    losses = [of("metric", each)[0]["train_loss"] for each in (records, free)]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3)  # bfloat16, in rows of other lengths
+
+
+def test_a_plan_that_promised_too_much_is_repaired_and_the_job_succeeds(wide: Path, many: Path, tmp_path: Path) -> None:
+    spec = make_spec(wide, many, batch_size=30, max_steps=1, measurements=(TOO_HOPEFUL,))
+    code, records, log = train(spec, tmp_path / "work", LIMIT_BYTES)
+    assert code == ExitCode.DONE, log
+    warned = [each for each in of("message", records) if each["level"] == "warn"]
+    assert warned
+    assert warned[0]["message"].startswith("Out of memory in step 1, with rows of 2,048 tokens, nothing recomputed")
+    (probed,) = of("probed", records)
+    assert probed["row_tokens"] <= 1024

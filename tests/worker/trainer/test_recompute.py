@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+
+from app.domain.modes import Recompute
+from app.domain.spec import QuantizationSpec
+from tests.worker.trainer.house import load_tiny, make_spec, prepare
+from worker.trainer.batch import rows
+from worker.trainer.loss import head_loss
+from worker.trainer.model import Base, hidden_states
+from worker.trainer.recompute import Recomputation
+from worker.trainer.state import Run
+
+MODES: list[tuple[Recompute, int]] = [("elementwise", 0), ("layers", 1), ("everything", 0)]
+
+
+class Kept:
+    """What autograd holds of a tensor, for as long as it does."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
+class Bench:
+    """Two runs with dropout on one tiny base, and what one row gives with this or that recomputation."""
+
+    def __init__(self, tiny: Path, examples: Path, tmp_path: Path, dtype: str) -> None:
+        self.base: Base = load_tiny(tiny, QuantizationSpec(compute_dtype=dtype))  # type: ignore[arg-type]
+        self.recomputation = Recomputation(self.base.model, self.base.rows)
+        first = make_spec(tiny, examples, dropout=0.3).runs[0]
+        second = first.model_copy(update={"run_id": "run-b", "seed": 8})
+        spec = make_spec(tiny, examples, runs=[first, second])
+        self.runs: list[Run] = prepare(spec, self.base, tmp_path)
+        dice = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in self.parameters:
+                parameter.add_(torch.empty_like(parameter).normal_(std=0.02, generator=dice))
+        self.states = [run.adapter.generator.get_state() for run in self.runs]
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return [parameter for run in self.runs for parameter in run.parameters]
+
+    def step(self, mode: Recompute, count: int = 0) -> tuple[float, list[torch.Tensor], list[torch.Tensor], int]:
+        """(loss, gradients, the generators' states afterwards, bytes kept between forward and backward)."""
+        self.recomputation.set(mode, count)
+        for run, state in zip(self.runs, self.states, strict=True):
+            run.adapter.generator.set_state(state)
+            run.optimizer.zero_grad()
+        kept: weakref.WeakSet[Kept] = weakref.WeakSet()
+
+        def keep(tensor: torch.Tensor) -> Kept:
+            holder = Kept(tensor)
+            kept.add(holder)
+            return holder
+
+        notes = self.recomputation._notes  # its hooks hide ours: the innermost ones alone are asked
+        notes._keep = lambda tensor: keep_or_recipe(type(notes)._keep(notes, tensor))  # type: ignore[method-assign]
+        notes._make_again = lambda it: type(notes)._make_again(  # type: ignore[method-assign]
+            notes, it.tensor if isinstance(it, Kept) else it
+        )
+
+        def keep_or_recipe(it: Any) -> Any:
+            if isinstance(it, torch.Tensor):
+                return keep(it)
+            it[0].holders = [keep(each) for each in it[0].inputs]
+            return it
+
+        row = next(rows([run.share() for run in self.runs], 4096))
+        with saved_tensors_hooks(keep, lambda holder: holder.tensor):
+            hidden_T_D = hidden_states(self.base, row)
+        storages = {each.tensor.untyped_storage().data_ptr(): each.tensor.untyped_storage() for each in kept}
+        kept_bytes = sum(storage.nbytes() for storage in storages.values())
+        loss, _, _ = head_loss(hidden_T_D[row.predictors_N], self.base.head_V_D, row.targets_N)
+        assert self.base.rows.segments == ()  # as in training: the backward runs outside of the row
+        loss.backward()
+        gradients = [parameter.grad.clone() for parameter in self.parameters if parameter.grad is not None]
+        states = [run.adapter.generator.get_state() for run in self.runs]
+        return loss.item(), gradients, states, kept_bytes
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("mode", "count"), MODES)
+def test_gradients_with_dropout_are_the_same_to_the_bit_whatever_is_made_again(
+    tiny: Path, examples: Path, tmp_path: Path, dtype: str, mode: Recompute, count: int
+) -> None:
+    bench = Bench(tiny, examples, tmp_path, dtype)
+    loss, gradients, states, _ = bench.step("nothing")
+    again_loss, again, again_states, _ = bench.step(mode, count)
+    assert again_loss == loss
+    assert len(again) == len(bench.parameters)
+    assert all(torch.equal(one, other) for one, other in zip(again, gradients, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(again_states, states, strict=True))
+    assert bench.base.rows.segments == ()
+
+
+def test_each_degree_keeps_less_than_the_one_before(tiny: Path, examples: Path, tmp_path: Path) -> None:
+    bench = Bench(tiny, examples, tmp_path, "bfloat16")
+    kept = [bench.step(mode, count)[3] for mode, count in [("nothing", 0), *MODES]]
+    assert kept == sorted(kept, reverse=True)
+    assert len(set(kept)) == 4
+
+
+def test_without_gradients_nothing_is_wrapped(tiny: Path, examples: Path, tmp_path: Path) -> None:
+    bench = Bench(tiny, examples, tmp_path, "float32")
+    row = next(rows([run.share() for run in bench.runs], 4096))
+    with torch.no_grad():
+        plain = hidden_states(bench.base, row)
+        bench.recomputation.set("everything")
+        assert torch.equal(hidden_states(bench.base, row), plain)

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from app.domain.events import Command, Done, Failed, Message, Metric, Planned, Probed, SnapshotSaved
+from app.domain.modes import Mode
+from app.domain.states import ExitCode, Reason
+from tests.worker.trainer.house import final_adapter, make_spec, run_here
+from worker.trainer import loop, settle
+from worker.trainer.repair import smaller
+
+SENTENCE = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"
+
+
+class Shortage:
+    """Out of memory whenever `is_short(tokens of the row, how many rows went before)` says so."""
+
+    def __init__(self, is_short: Callable[[int, int], bool]) -> None:
+        self.is_short = is_short
+        self.rows: list[int] = []
+
+    def __call__(self, base: Any, row: Any, **more: Any) -> torch.Tensor:
+        from worker.trainer.model import hidden_states
+
+        self.rows.append(len(row.tokens_T))
+        hidden_T_D = hidden_states(base, row, **more)  # dropout has been drawn by then
+        if self.is_short(self.rows[-1], len(self.rows)):
+            raise RuntimeError(SENTENCE)
+        return hidden_T_D
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int, int], bool]], Shortage]:
+    def make(is_short: Callable[[int, int], bool]) -> Shortage:
+        shortage = Shortage(is_short)
+        monkeypatch.setattr(loop, "hidden_states", shortage)
+        monkeypatch.setattr(settle, "hidden_states", shortage)
+        return shortage
+
+    return make
+
+
+def test_a_step_that_ran_out_of_memory_is_made_again_with_shorter_rows_and_the_same_result(
+    tiny: Path, examples: Path, tmp_path: Path, short: Callable[..., Shortage]
+) -> None:
+    """The third row is the second step's: its dropout is drawn again from where it was."""
+    spec = make_spec(tiny, examples, dropout=0.2, quantization={"compute_dtype": "float32"})
+    code, plain = run_here(spec, tmp_path / "plain")
+    assert code == ExitCode.DONE
+    short(lambda tokens, rows: rows == 3)
+    code, log = run_here(spec, tmp_path / "short")
+    assert code == ExitCode.DONE
+    (told,) = [message for message in log.of(Message) if message.level == "warn"]
+    assert told.message.startswith("Out of memory in step 2, with rows of 2,048 tokens, nothing recomputed")
+    assert told.data["after"]["row_tokens"] == 1024
+    assert told.data["after"]["recompute"] == "elementwise"
+    assert log.losses == pytest.approx(plain.losses, rel=1e-6)
+    mine, theirs = final_adapter(log, tmp_path / "short"), final_adapter(plain, tmp_path / "plain")
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)  # each step is still one row here
+
+
+def test_it_shrinks_until_the_row_fits_at_the_same_batch(
+    tiny: Path, examples: Path, tmp_path: Path, short: Callable[..., Shortage]
+) -> None:
+    shortage = short(lambda tokens, rows: tokens > 200)
+    code, log = run_here(make_spec(tiny, examples, batch_size=6), tmp_path)
+    assert code == ExitCode.DONE
+    assert max(shortage.rows[-8:]) <= 200
+    assert log.last.step == 4
+    (probed,) = log.of(Probed)
+    assert probed.row_tokens <= 200
+    assert not [message for message in log.of(Message) if message.level == "error"]
+
+
+def test_what_was_repaired_is_kept_by_the_next_attempt_without_a_probe(
+    tiny: Path, examples: Path, tmp_path: Path, short: Callable[..., Shortage]
+) -> None:
+    short(lambda tokens, rows: rows == 2)
+    spec = make_spec(tiny, examples)
+    _, log = run_here(spec, tmp_path, stop_at=(1, Command.DRAIN))
+    snapshot = tmp_path / log.of(SnapshotSaved)[-1].directory
+    choices = json.loads((snapshot / "MANIFEST.json").read_text())["choices"]
+    assert (choices["row_tokens"], choices["recompute"]) == (1024, "elementwise")
+    resumed = spec.runs[0].model_copy(update={"resume_from": snapshot})
+    code, log = run_here(spec.model_copy(update={"runs": (resumed,)}), tmp_path / "again")
+    assert code == ExitCode.DONE
+    assert not log.of(Planned)
+    assert not log.of(Probed)
+
+
+def test_when_the_smallest_does_not_fit_the_job_fails_with_the_knob_to_turn(
+    tiny: Path, examples: Path, tmp_path: Path, short: Callable[..., Shortage]
+) -> None:
+    short(lambda tokens, rows: True)
+    code, log = run_here(make_spec(tiny, examples), tmp_path)
+    assert code == ExitCode.OUT_OF_MEMORY
+    assert isinstance(log.last, Failed)
+    assert (log.last.reason, log.last.param) == (Reason.OUT_OF_MEMORY, "hyperparameters.context_length")
+    assert not log.of(Metric)
+
+
+def test_another_error_is_not_taken_for_a_shortage(
+    tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> torch.Tensor:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(loop, "hidden_states", broken)
+    code, log = run_here(make_spec(tiny, examples), tmp_path)
+    assert code == ExitCode.INTERNAL
+    assert log.last.reason == Reason.TRAINER_CRASHED
+
+
+def test_an_attempt_after_a_kill_plans_with_less_memory(tiny: Path, examples: Path, tmp_path: Path) -> None:
+    spec = make_spec(tiny, examples)
+    _, first = run_here(spec, tmp_path / "first")
+    _, second = run_here(spec.model_copy(update={"out_of_memory_kills": 2}), tmp_path / "second")
+    (before,), (after,) = first.of(Planned), second.of(Planned)
+    assert after.memory_bytes < 0.8 * before.memory_bytes
+    assert isinstance(second.last, Done)
+
+
+class TestProbe:
+    def test_it_takes_the_largest_planned_row_and_leaves_everything_as_it_was(
+        self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        spec = make_spec(tiny, examples, dropout=0.2)
+        code, log = run_here(spec, tmp_path / "probed")
+        assert code == ExitCode.DONE
+        (probed,), (planned,) = log.of(Probed), log.of(Planned)
+        assert probed.row_tokens == planned.largest_row_tokens
+        assert probed.peak_bytes >= probed.loaded_bytes * 0.9
+
+        from worker.trainer import run
+
+        monkeypatch.setattr(run, "_confirm", lambda *_: None)
+        _, plain = run_here(spec, tmp_path / "plain")
+        mine, theirs = final_adapter(log, tmp_path / "probed"), final_adapter(plain, tmp_path / "plain")
+        assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+class TestSmaller:
+    def test_it_halves_the_row_down_to_the_longest_document(self) -> None:
+        seen, mode = [], Mode(row_tokens=2048, cache_weights=True)
+        while (after := smaller(mode, longest_document=300)) is not None:
+            seen.append((after.row_tokens, after.recompute, after.cache_weights))
+            mode = after
+        assert seen == [
+            (1024, "elementwise", False), (512, "everything", False), (300, "everything", False)
+        ]  # fmt: skip
+
+    def test_a_row_is_never_made_longer(self) -> None:
+        after = smaller(Mode(row_tokens=128), longest_document=300)
+        assert after is not None
+        assert after.row_tokens == 128

@@ -1,0 +1,114 @@
+"""Out of memory in a step: back to its start, laid out smaller, the same step again.
+
+Nothing has been stepped yet, so nothing is lost but time: gradients are dropped, each run's dropout generator is put
+back, and the effective batch stays what it was. Results stay equal within rounding, and an event says so.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+
+from app.domain.events import Message
+from app.domain.modes import Mode, Recompute
+from worker.trainer import room
+from worker.trainer.emit import Ledger, Pulse
+from worker.trainer.failures import is_out_of_memory, out_of_memory
+from worker.trainer.keep import Keeper
+from worker.trainer.model import Base
+from worker.trainer.recompute import Recomputation
+from worker.trainer.settle import forget_gradients
+from worker.trainer.state import Run
+
+GROWTH = 1.1  # of the planned peak, which gaps in the heap may add before they are given back
+
+Result = TypeVar("Result")
+NEXT: dict[Recompute, Recompute] = {"nothing": "elementwise", "elementwise": "everything", "layers": "everything"}
+
+
+class Layout:
+    """The mode in force. It changes between two tries of a step, always to something smaller."""
+
+    def __init__(self, base: Base, keeper: Keeper, recomputation: Recomputation) -> None:
+        self._base = base
+        self._keeper = keeper
+        self._recomputation = recomputation
+        self._apply()
+
+    @property
+    def row_tokens(self) -> int:
+        return self._keeper.choices.row_tokens
+
+    def attempt(self, runs: Sequence[Run], work: Callable[[int], Result]) -> Result:
+        """`work(row_tokens)`, as often as there is something left to make smaller. Raises Failure(OUT_OF_MEMORY)."""
+        generators = [run.adapter.generator for run in runs]
+        states, steps = [each.get_state() for each in generators], [run.step for run in runs]
+        while True:
+            try:
+                return work(self.row_tokens)
+            except Exception as error:
+                if not is_out_of_memory(error) or steps != [run.step for run in runs]:
+                    raise
+                traceback.print_exc(file=sys.stderr)
+            # Only now, without the exception, are the step's tensors free: its traceback held every frame.
+            for generator, state in zip(generators, states, strict=True):
+                generator.set_state(state)
+            self._free(runs)
+            self._shrink(runs)
+
+    def tidying(self, pulse: Pulse) -> Pulse:
+        """A pulse that, between two rows, gives back what they left in the heap beyond what any of them needs."""
+
+        def beat(doing: str) -> None:
+            pulse(doing)
+            room.give_back(self._base.device, int(GROWTH * self._keeper.choices.peak_bytes))
+
+        return beat
+
+    def _free(self, runs: Sequence[Run]) -> None:
+        forget_gradients(runs)
+        gc.collect()
+        if self._base.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _shrink(self, runs: Sequence[Run]) -> None:
+        before, least = self._keeper.choices.mode, max(run.corpus.lengths().longest for run in runs)
+        after = smaller(before, least, can_recompute=bool(self._recomputation.layers))
+        if after is None:
+            raise out_of_memory(runs[0].spec)
+        self._keeper.choices = self._keeper.choices.laid_out(after)
+        self._apply()
+        tell_repaired(self._keeper.say, runs, before, after)
+        for run in runs:
+            run.snapshot_at = 0.0  # due at the next boundary: a later attempt need not run out of memory, too
+
+    def _apply(self) -> None:
+        mode = self._keeper.choices.mode
+        self._recomputation.set(mode.recompute, mode.recompute_layers)
+        self._base.keep_wide(mode.cache_weights)
+
+
+def smaller(mode: Mode, longest_document: int, can_recompute: bool = True) -> Mode | None:
+    """Rows half as long, one degree more of recomputation, no cache; None where nothing is left to give."""
+    after = Mode(
+        row_tokens=max(longest_document, mode.row_tokens // 2),
+        recompute=NEXT.get(mode.recompute, mode.recompute) if can_recompute else mode.recompute,
+    )
+    if mode.row_tokens < after.row_tokens:  # a row of one long document is that document anyway
+        after = after.model_copy(update={"row_tokens": mode.row_tokens})
+    return after if after != mode else None
+
+
+def tell_repaired(say: Ledger, runs: Sequence[Run], before: Mode, after: Mode) -> None:
+    for run in runs:
+        text = (
+            f"Out of memory in step {run.step + 1}, with {before}. The step is made again with {after}; "
+            "its examples and the result stay the same, within rounding."
+        )
+        data = {"step": run.step + 1, "before": before.model_dump(), "after": after.model_dump()}
+        say(Message(run_id=run.id, level="warn", message=text, data=data))

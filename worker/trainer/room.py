@@ -1,0 +1,132 @@
+"""How much memory there is for this process, how much it has taken, and how much at most since somebody asked.
+
+CUDA: the card's, as torch counts it. CPU: the least of the machine, the cgroup and the process's own limits, each with
+what counts against it: resident pages for the first two, mapped ones for the others, whether touched or not.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from app.domain.memory import PROCESS_BYTES
+
+CGROUP = Path("/sys/fs/cgroup")
+STATUS = Path("/proc/self/status")
+CLEAR_REFS = Path("/proc/self/clear_refs")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # malloc.h
+LARGE_BLOCK_BYTES = 256 << 10
+RESET_PEAK = "5"  # proc(5): set VmHWM to what is resident now
+
+
+@dataclass(frozen=True)
+class Room:
+    capacity_bytes: int
+    used_bytes: int
+
+    @property
+    def free_bytes(self) -> int:
+        return self.capacity_bytes - self.used_bytes
+
+
+def measure(device: torch.device) -> Room:
+    """Where the least is left."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        used = torch.cuda.memory_allocated(device)
+        idle = torch.cuda.memory_reserved(device) - used
+        return Room(free + idle + used + PROCESS_BYTES["cuda"], used + PROCESS_BYTES["cuda"])
+    return min(_cpu_rooms(), key=lambda room: room.free_bytes)
+
+
+def reset_peak(device: torch.device) -> None:
+    """Count the peak from here. Where the kernel does not let us, it stays that of the whole process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    try:
+        CLEAR_REFS.write_text(RESET_PEAK, encoding="ascii")
+    except OSError:
+        return
+
+
+def used_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device) + PROCESS_BYTES["cuda"]
+    return _status("VmRSS")
+
+
+def peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) + PROCESS_BYTES["cuda"]
+    return _status("VmHWM")
+
+
+def arrange_heap(device: torch.device) -> None:
+    """Keep what is freed, or give it back at once where the process has a limit of its own. glibc only.
+
+    Given back, every tensor of a step is a fresh mapping whose pages the kernel clears one by one: measured on
+    SmolLM2-135M with rows of 1,519 tokens, 4 % of a step's CPU time. Kept, it counts against RLIMIT_DATA and RLIMIT_AS
+    for good.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None or device.type == "cuda":
+        return
+    limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_DATA, resource.RLIMIT_AS))
+    if any(limit != resource.RLIM_INFINITY for limit in limits):
+        mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
+    else:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def give_back(device: torch.device, above_bytes: int) -> bool:
+    """Return what was freed to the machine, where more than `above_bytes` is resident. CPU only; whether it did.
+
+    Rows of ever new sizes leave gaps in the heap: within ten steps it was seen to grow by 12 % over what any step
+    needs. To trim it after every step would cost a tenth of the speed, as its pages must be zeroed again.
+    """
+    if device.type == "cuda" or used_bytes(device) <= above_bytes:
+        return False
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc
+    if trim is not None:
+        trim(0)
+    return trim is not None
+
+
+def _cpu_rooms() -> list[Room]:
+    resident, rooms = _status("VmRSS"), []
+    if available := _number(Path("/proc/meminfo"), "MemAvailable:"):
+        rooms.append(Room(resident + available, resident))
+    if (limit := _cgroup("memory.max")) is not None and (current := _cgroup("memory.current")) is not None:
+        idle = _number(CGROUP / "memory.stat", "inactive_file", unit=1) or 0  # given back before anybody is killed
+        rooms.append(Room(resident + limit - current + idle, resident))
+    for kind, counted in ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize")):
+        soft, _ = resource.getrlimit(kind)
+        if soft != resource.RLIM_INFINITY:
+            rooms.append(Room(soft, _status(counted)))
+    return rooms
+
+
+def _status(name: str) -> int:
+    return _number(STATUS, f"{name}:") or 0
+
+
+def _cgroup(name: str) -> int | None:
+    try:
+        return int((CGROUP / name).read_text())
+    except (OSError, ValueError):  # no cgroup v2 of our own, or "max"
+        return None
+
+
+def _number(path: Path, name: str, unit: int = 1024) -> int | None:
+    try:
+        lines = path.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    found = (line.split() for line in lines if line.startswith(name))
+    return next((int(words[1]) * unit for words in found), None)

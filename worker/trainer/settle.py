@@ -1,0 +1,145 @@
+"""How the steps are laid out in memory: planned from what there is, tried once on the largest row, said beside it.
+
+A later attempt keeps what the first one settled. Where the kernel killed an earlier attempt for memory, it reckons with
+less than there seems to be.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import torch
+
+from app.domain import estimate
+from app.domain.catalog import describe
+from app.domain.estimate import Device, Placement, Work
+from app.domain.events import Planned, Probed
+from app.domain.layout import Lengths, largest_row
+from app.domain.memory import OPTIMIZER_BYTES, DeviceKind, memory
+from app.domain.spec import JobSpec, RunSpec, TrainerSpec
+from worker.trainer import room
+from worker.trainer.batch import Row, rows
+from worker.trainer.device import device_name
+from worker.trainer.loss import head_loss
+from worker.trainer.model import Base, hidden_states
+from worker.trainer.preference import compare, reference_losses
+from worker.trainer.state import Run
+
+AFTER_A_KILL = 0.7  # of the memory that seemed free, for each time the kernel disagreed
+MASTER_BYTES = 4  # of a trained number; the rest of OPTIMIZER_BYTES comes with the first step
+MOST_BATCH = 256
+
+
+def settle(spec: TrainerSpec, base: Base, runs: Sequence[Run], most_row_tokens: int | None = None) -> Placement:
+    """The layout for these runs on this device, and what it should take. The base and the adapters are loaded."""
+    space = room.measure(base.device)
+    capacity = space.used_bytes + int(space.free_bytes * AFTER_A_KILL**spec.out_of_memory_kills)
+    device = _device(base, capacity)
+    job, work = _as_one(spec, runs)
+    loaded = space.used_bytes + _yet_to_come(runs)
+    entry = describe(spec.base.directory)
+    return estimate.place(entry, job, work, device, spec.measurements, loaded, most_row_tokens)
+
+
+def planned(spec: TrainerSpec, run: Run, placement: Placement) -> Planned:
+    """For the record: what was predicted, and what the formula alone would have said, which is what gets corrected."""
+    entry, job = describe(spec.base.directory), _as_job(spec, run.spec)
+    attended = run.corpus.lengths().attended
+    plain = memory(entry, job, placement.mode, placement.device.kind, placement.largest_row, attended)
+    return Planned(
+        run_id=run.id,
+        device_kind=placement.device.kind,
+        device=placement.device.name,
+        memory_bytes=placement.device.memory_bytes,
+        mode=placement.mode,
+        largest_row_tokens=placement.largest_row,
+        components=asdict(placement.memory),
+        loaded_bytes=plain.loaded,
+        working_bytes=plain.working,
+        peak_bytes=placement.memory.total,
+        seconds=placement.seconds,
+        basis=placement.basis,
+    )
+
+
+def rehearse(base: Base, runs: Sequence[Run], row_tokens: int) -> Probed:
+    """One forward and backward of the largest planned row. Weights, optimizer and random states stay as they are."""
+    states = [(run.adapter.generator, run.adapter.generator.get_state()) for run in runs]
+    row = largest_planned_row(runs, row_tokens).to(base.device)
+    room.reset_peak(base.device)
+    loaded, began = room.used_bytes(base.device), time.monotonic()
+    try:
+        reference_N = reference_losses(base, row)
+        hidden_N_D = hidden_states(base, row).index_select(0, row.predictors_N)
+        pairs = compare(base, row, hidden_N_D, reference_N)
+        weights_N = pairs.weights_N if pairs else None
+        total, _, _ = head_loss(hidden_N_D, base.head_of(row), row.targets_N, weights_N)
+        total.backward()  # type: ignore[no-untyped-call]
+        if base.device.type == "cuda":
+            torch.cuda.synchronize(base.device)
+        seconds, peak = time.monotonic() - began, room.peak_bytes(base.device)
+    finally:
+        forget_gradients(runs)
+        for generator, state in states:
+            generator.set_state(state)
+    moments = sum(parameter.numel() for run in runs for parameter in run.parameters) * (OPTIMIZER_BYTES - 8)
+    return Probed(
+        run_id=runs[0].id,
+        row_tokens=len(row.tokens_T),
+        seconds=seconds,
+        loaded_bytes=loaded + _yet_to_come(runs),
+        peak_bytes=peak + moments,
+    )
+
+
+def largest_planned_row(runs: Sequence[Run], row_tokens: int) -> Row:
+    """Of the step that holds one run's largest row; with several runs, of what they then put into it together."""
+    steps = {run.id: _largest_step(run, row_tokens) for run in runs}
+    shares = [run.share_of(steps[run.id]) for run in runs]
+    return max(rows(shares, row_tokens), key=lambda row: len(row.tokens_T))
+
+
+def forget_gradients(runs: Sequence[Run]) -> None:
+    for run in runs:
+        run.optimizer.zero_grad(set_to_none=True)
+
+
+def _largest_step(run: Run, row_tokens: int) -> int:
+    return largest_row(run.corpus.lengths(), run.spec.hyperparameters, run.spec.seed, row_tokens)[0]
+
+
+def _device(base: Base, capacity_bytes: int) -> Device:
+    kind: DeviceKind = "cuda" if base.device.type == "cuda" else "cpu"
+    return Device(kind, device_name(base.device), capacity_bytes, torch.get_num_threads())
+
+
+def _yet_to_come(runs: Sequence[Run]) -> int:
+    """Gradients and moments of what is trained."""
+    trained = sum(parameter.numel() for run in runs for parameter in run.parameters)
+    return trained * (OPTIMIZER_BYTES - MASTER_BYTES)
+
+
+def _as_one(spec: TrainerSpec, runs: Sequence[Run]) -> tuple[JobSpec, Work]:
+    """Several runs fill their rows together, as one with all their examples would."""
+    first, lengths = runs[0].spec, Lengths()
+    for run in runs:
+        own = run.corpus.lengths()
+        for example in range(len(own)):
+            lengths.add(own.of_example(example))
+    batch = min(MOST_BATCH, sum(run.spec.hyperparameters.batch_size for run in runs))
+    knobs = first.hyperparameters.model_copy(update={"batch_size": batch})
+    job = _as_job(spec, first.model_copy(update={"hyperparameters": knobs}))
+    return job, Work.of(job, lengths)
+
+
+def _as_job(spec: TrainerSpec, run: RunSpec) -> JobSpec:
+    return JobSpec(
+        base_model=spec.base.name,
+        method=run.method,
+        lora=run.lora,
+        quantization=spec.quantization,
+        hyperparameters=run.hyperparameters,
+        seed=run.seed,
+    )
