@@ -19,7 +19,7 @@ from pathlib import Path
 from app.cli.local.base_model import gguf_file
 from app.domain import catalog
 from benchmarks import runs
-from benchmarks.table import Measured, gigabytes, report
+from benchmarks.table import DROPPED_STEPS, Measured, gigabytes, report
 from benchmarks.workload import ALPHA, BATCH, RANK, Workload, make_workload
 from worker.trainer.device import choose_threads
 
@@ -27,6 +27,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 PEER = ROOT / ".venv-peer"
 PEER_PACKAGES = ["trl>=1.16", "torch>=2.10", "bitsandbytes>=0.50", "peft>=0.21"]
+LEAST_STEPS = DROPPED_STEPS + 2
 DEFAULTS = {"micro_batch": 8, "checkpointing": True}
 
 
@@ -55,7 +56,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--grid-steps", type=int, default=6)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--best", help="skip the grid: the peer's best options as JSON")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if min(options.steps, options.grid_steps) < LEAST_STEPS:
+        parser.error(f"--steps and --grid-steps must be at least {LEAST_STEPS}: the first 3 and the last are not counted")
+    return options
 
 
 def make_peer() -> None:

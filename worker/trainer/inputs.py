@@ -22,6 +22,17 @@ def check_inputs(run: RunSpec, workdir: Path) -> None:
         _check_file(workdir / run.validation_file, run.validation_file_sha256, Reason.INVALID_VALIDATION_FILE)
 
 
+def check_context_length(run: RunSpec, longest: int | None) -> None:
+    """Raises Failure(INVALID_SPEC) for more tokens than the base model has positions for."""
+    asked = run.hyperparameters.context_length
+    if longest is not None and asked > longest:
+        text = (
+            f"hyperparameters.context_length is {asked:,}, but the base model reads at most {longest:,} tokens; "
+            f"choose up to {longest:,}."
+        )
+        raise Failure(Reason.INVALID_SPEC, text, "hyperparameters.context_length")
+
+
 def _check_file(path: Path, sha256: str | None, blame: Reason) -> None:
     """A snapshot is bound to the digest in the spec, which is worth nothing if the bytes are others."""
     if sha256 is not None and sha256_file(path) != sha256:

@@ -29,7 +29,7 @@ from worker.trainer.device import (
 )
 from worker.trainer.emit import Emit, Ledger, Pulse
 from worker.trainer.failures import Failure, exit_code, explain, failed
-from worker.trainer.inputs import check_inputs
+from worker.trainer.inputs import check_context_length, check_inputs
 from worker.trainer.keep import Keeper
 from worker.trainer.loop import train
 from worker.trainer.lora import frozen_copy
@@ -193,6 +193,7 @@ def prepare(spec: RunSpec, workdir: Path, base: Base, renderer: Renderer, facts:
     """Everything a run needs before its first step. Raises Failure for a spec or a file that can't be trained."""
     knobs = spec.hyperparameters
     check_inputs(spec, workdir)
+    check_context_length(spec, getattr(base.model.config, "max_position_embeddings", None))
 
     def corpus_of(path: Path, blame: Reason) -> Corpus:
         return read_corpus(renderer, workdir / path, knobs.context_length, blame, pulse, spec.method)

@@ -8,14 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from app.domain.catalog import hash_directory
 from app.domain.events import CheckpointSaved, Command, Done, Message, Metric, SnapshotSaved, Started, Stopped
 from app.domain.states import ExitCode, Reason
 from tests.tiny import make_tiny_base, make_tiny_dataset
-from tests.worker.trainer.house import FLOAT32, Log, failure, final_adapter, make_spec, run_here
+from tests.worker.trainer.house import FLOAT32, failure, final_adapter, make_spec, run_here
 from worker.trainer import answer, keep
-from worker.trainer.run import run
-from worker.trainer.stop import Stops
 
 
 class TestRun:
@@ -192,6 +189,12 @@ class TestFailing:
         spec = make_spec(tiny, examples, r=33)
         self.fails(tmp_path, spec, 64, Reason.INVALID_SPEC, "lora.r", "choose r up to 32")
 
+    def test_a_context_longer_than_the_models(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+        spec = make_spec(tiny, examples, context_length=513)
+        text = "hyperparameters.context_length is 513, but the base model reads at most 512 tokens; choose up to 512."
+        param = "hyperparameters.context_length"
+        self.fails(tmp_path, spec, ExitCode.BAD_SPEC, Reason.INVALID_SPEC, param, text)
+
     def test_a_dataset_with_nothing_to_learn(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         spec = make_spec(tiny, examples, context_length=5)
         self.fails(
@@ -266,39 +269,3 @@ class TestFailing:
 
         monkeypatch.setattr(keep, "save_checkpoint", save_wrongly)
         self.fails(tmp_path, make_spec(tiny, examples), 70, Reason.ADAPTER_MISMATCH, None, "It was not published")
-
-
-class TestSeveralRuns:
-    def specs(self, tiny: Path, examples: Path, **second: Any) -> Any:
-        one = make_spec(tiny, examples, run_id="one", seed=1).runs[0]
-        two = make_spec(tiny, examples, run_id="two", seed=2, n_epochs=3, **second).runs[0]
-        return make_spec(tiny, examples, runs=[one, two])
-
-    def kinds(self, log: Log, run_id: str) -> list[str]:
-        return [record.kind for record in log.records if record.run_id == run_id]
-
-    def test_each_has_its_records_its_directory_and_its_end(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        code, log = run_here(self.specs(tiny, examples), tmp_path)
-        assert code == 0
-        assert {done.run_id: done.step for done in log.of(Done)} == {"one": 6, "two": 9}
-        assert self.kinds(log, "one").count("metric") == 6
-        assert (tmp_path / "runs" / "two" / "checkpoints" / "step-000009").is_dir()
-
-    def test_one_that_cannot_start_does_not_keep_the_other_from_it(
-        self, tiny: Path, examples: Path, tmp_path: Path
-    ) -> None:
-        code, log = run_here(self.specs(tiny, examples, r=64), tmp_path)
-        assert code == ExitCode.BAD_SPEC
-        assert self.kinds(log, "two") == ["failed"]
-        assert self.kinds(log, "one")[-1] == "done"
-
-    def test_one_that_is_cancelled_leaves_the_other_alone(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        alone = make_spec(tiny, examples, run_id="one", seed=1, quantization=FLOAT32)
-        spec = self.specs(tiny, examples).model_copy(update={"quantization": FLOAT32})
-        assert spec.base.manifest_sha256 == hash_directory(tiny)[1]
-        stops = Stops(["one", "two"])
-        stops.ask("two", Command.CANCEL)
-        log = Log()
-        assert run(spec, tmp_path, log, stops) == ExitCode.CANCELLED
-        _, solo = run_here(alone, tmp_path / "alone")
-        assert [m.train_loss for m in log.of(Metric)] == pytest.approx(solo.losses, rel=1e-5)

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.domain.catalog import hash_directory
+from app.domain.events import Command, Done, Metric
+from app.domain.states import ExitCode
+from tests.worker.trainer.house import FLOAT32, Log, make_spec, run_here
+from worker.trainer.run import run
+from worker.trainer.stop import Stops
+
+
+class TestSeveralRuns:
+    def specs(self, tiny: Path, examples: Path, **second: Any) -> Any:
+        one = make_spec(tiny, examples, run_id="one", seed=1).runs[0]
+        two = make_spec(tiny, examples, run_id="two", seed=2, n_epochs=3, **second).runs[0]
+        return make_spec(tiny, examples, runs=[one, two])
+
+    def kinds(self, log: Log, run_id: str) -> list[str]:
+        return [record.kind for record in log.records if record.run_id == run_id]
+
+    def test_each_has_its_records_its_directory_and_its_end(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+        code, log = run_here(self.specs(tiny, examples), tmp_path)
+        assert code == 0
+        assert {done.run_id: done.step for done in log.of(Done)} == {"one": 6, "two": 9}
+        assert self.kinds(log, "one").count("metric") == 6
+        assert (tmp_path / "runs" / "two" / "checkpoints" / "step-000009").is_dir()
+
+    def test_one_that_cannot_start_does_not_keep_the_other_from_it(
+        self, tiny: Path, examples: Path, tmp_path: Path
+    ) -> None:
+        code, log = run_here(self.specs(tiny, examples, r=64), tmp_path)
+        assert code == ExitCode.BAD_SPEC
+        assert self.kinds(log, "two") == ["failed"]
+        assert self.kinds(log, "one")[-1] == "done"
+
+    def test_one_that_is_cancelled_leaves_the_other_alone(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+        alone = make_spec(tiny, examples, run_id="one", seed=1, quantization=FLOAT32)
+        spec = self.specs(tiny, examples).model_copy(update={"quantization": FLOAT32})
+        assert spec.base.manifest_sha256 == hash_directory(tiny)[1]
+        stops = Stops(["one", "two"])
+        stops.ask("two", Command.CANCEL)
+        log = Log()
+        assert run(spec, tmp_path, log, stops) == ExitCode.CANCELLED
+        _, solo = run_here(alone, tmp_path / "alone")
+        assert [m.train_loss for m in log.of(Metric)] == pytest.approx(solo.losses, rel=1e-5)
