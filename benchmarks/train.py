@@ -58,7 +58,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--best", help="skip the grid: the peer's best options as JSON")
     options = parser.parse_args()
     if min(options.steps, options.grid_steps) < LEAST_STEPS:
-        parser.error(f"--steps and --grid-steps must be at least {LEAST_STEPS}: the first 3 and the last are not counted")
+        parser.error(
+            f"--steps and --grid-steps must be at least {LEAST_STEPS}: the first 3 and the last are not counted"
+        )
     return options
 
 

@@ -63,6 +63,19 @@ class Memory:
         )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class _Row:
+    """The largest row there is, and what it goes through."""
+
+    entry: CatalogEntry
+    lora: LoraSpec
+    mode: Mode
+    kind: DeviceKind
+    tokens: int
+    width: int  # bytes of a computed number
+    attended_tokens: int  # of a token's document, on average over tokens
+
+
 def memory(
     entry: CatalogEntry, spec: JobSpec, mode: Mode, kind: DeviceKind, row_tokens: int, attended_tokens: int = 0
 ) -> Memory:
@@ -70,13 +83,14 @@ def memory(
     width = computed_bytes(spec.quantization)
     trained = adapter_parameters(entry, spec.lora)
     overhead = ALLOCATOR[kind]
+    row = _Row(entry, spec.lora, mode, kind, row_tokens, width, attended_tokens)
     return Memory(
         process=PROCESS_BYTES[kind],
         base=int(base_bytes(entry, spec.quantization)),
         adapter=trained * OPTIMIZER_BYTES,
         cache=cache_bytes(entry, spec.quantization) if mode.cache_weights else 0,
-        activations=int(overhead * _activations(entry, spec.lora, mode, kind, row_tokens, width, attended_tokens)),
-        live_layer=int(overhead * _live_layer(entry, spec.lora, mode, kind, row_tokens, width, attended_tokens)),
+        activations=int(overhead * _activations(row)),
+        live_layer=int(overhead * _live_layer(row)),
         loss=int(overhead * _loss(entry, row_tokens, width)),
         verify=int(overhead * _verify(entry, trained)),
     )
@@ -109,68 +123,50 @@ def adapter_parameters(entry: CatalogEntry, lora: LoraSpec) -> int:
     return entry.decoder_layers * sum(rank * (outputs + inputs) for (outputs, inputs), rank in shapes)
 
 
-def kept_bytes_per_token(
-    entry: CatalogEntry, lora: LoraSpec, kind: DeviceKind, width: int, attended_tokens: int, elementwise: bool
-) -> int:
+def kept_bytes_per_token(row: _Row, elementwise: bool) -> int:
     """What one layer keeps of a token for its backward.
 
     Norms keep their input and output, the gated product gate, up and product. Made again element by element, what is
     left of those are the inputs: the residual twice, gate and up.
     """
-    d, f = entry.hidden_size, entry.intermediate_size
-    others = 2 * width * (d + f) if elementwise else width * (4 * d + 3 * f)
-    of_adapter = width * lora.r * len(lora.target_modules)
-    masks = sum(entry.target_modules[name][1] for name in lora.target_modules) if lora.dropout else 0
-    return _attention_bytes(entry, kind, width, attended_tokens) + others + of_adapter + masks
+    d, f, lora = row.entry.hidden_size, row.entry.intermediate_size, row.lora
+    others = 2 * row.width * (d + f) if elementwise else row.width * (4 * d + 3 * f)
+    of_adapter = row.width * lora.r * len(lora.target_modules)
+    masks = sum(row.entry.target_modules[name][1] for name in lora.target_modules) if lora.dropout else 0
+    return _attention_bytes(row) + others + of_adapter + masks
 
 
-def _attention_bytes(entry: CatalogEntry, kind: DeviceKind, width: int, attended_tokens: int) -> int:
+def _attention_bytes(row: _Row) -> int:
     """Queries, keys, values and the output; on a CPU short documents keep their softmax too (worker/trainer/blocks.py),
     and long ones, or float32, all in float32 beside the output."""
-    q, kv = entry.query_size, entry.key_size
-    if kind == "cuda":
-        return width * (2 * q + 2 * kv)
-    if width == 4 or attended_tokens > LONGEST_IN_BLOCKS:
-        return 4 * (2 * q + 2 * kv) + width * q
-    return width * (2 * q + 2 * kv + entry.attention_heads * attended_tokens)
+    q, kv = row.entry.query_size, row.entry.key_size
+    if row.kind == "cuda":
+        return row.width * (2 * q + 2 * kv)
+    if row.width == 4 or row.attended_tokens > LONGEST_IN_BLOCKS:
+        return 4 * (2 * q + 2 * kv) + row.width * q
+    return row.width * (2 * q + 2 * kv + row.entry.attention_heads * row.attended_tokens)
 
 
-def _activations(
-    entry: CatalogEntry,
-    lora: LoraSpec,
-    mode: Mode,
-    kind: DeviceKind,
-    row_tokens: int,
-    width: int,
-    attended_tokens: int,
-) -> int:
+def _activations(row: _Row) -> int:
     """All layers' kept numbers, the embedding and the last norm's."""
-    whole = {"layers": mode.recompute_layers, "everything": entry.decoder_layers}.get(mode.recompute, 0)
-    kept = kept_bytes_per_token(entry, lora, kind, width, attended_tokens, elementwise=mode.recompute != "nothing")
-    ends = (4 + 3 * width) * entry.hidden_size
-    factors = adapter_parameters(entry, lora) * width * (entry.decoder_layers - whole) // max(1, entry.decoder_layers)
-    return row_tokens * (whole * width * entry.hidden_size + (entry.decoder_layers - whole) * kept + ends) + factors
+    entry, layers = row.entry, row.entry.decoder_layers
+    whole = {"layers": row.mode.recompute_layers, "everything": layers}.get(row.mode.recompute, 0)
+    kept = kept_bytes_per_token(row, elementwise=row.mode.recompute != "nothing")
+    ends = (4 + 3 * row.width) * entry.hidden_size
+    factors = adapter_parameters(entry, row.lora) * row.width * (layers - whole) // max(1, layers)
+    return row.tokens * (whole * row.width * entry.hidden_size + (layers - whole) * kept + ends) + factors
 
 
-def _live_layer(
-    entry: CatalogEntry,
-    lora: LoraSpec,
-    mode: Mode,
-    kind: DeviceKind,
-    row_tokens: int,
-    width: int,
-    attended_tokens: int,
-) -> int:
+def _live_layer(row: _Row) -> int:
     """Gradients of the gated product's parts; what was not kept, made again; one dequantised weight."""
-    d, f = entry.hidden_size, entry.intermediate_size
-    per_token = width * (d + 3 * f)
-    if mode.recompute in ("elementwise", "layers"):
-        per_token += 2 * width * f
-    if mode.recompute in ("layers", "everything"):
-        kept = kept_bytes_per_token(entry, lora, kind, width, attended_tokens, elementwise=False)
-        per_token = max(per_token, kept + 2 * width * f)
-    weight = 0 if mode.cache_weights else width * d * max(f, entry.query_size)
-    return row_tokens * per_token + weight
+    d, f = row.entry.hidden_size, row.entry.intermediate_size
+    per_token = row.width * (d + 3 * f)
+    if row.mode.recompute in ("elementwise", "layers"):
+        per_token += 2 * row.width * f
+    if row.mode.recompute in ("layers", "everything"):
+        per_token = max(per_token, kept_bytes_per_token(row, elementwise=False) + 2 * row.width * f)
+    weight = 0 if row.mode.cache_weights else row.width * d * max(f, row.entry.query_size)
+    return row.tokens * per_token + weight
 
 
 def _loss(entry: CatalogEntry, row_tokens: int, width: int) -> int:

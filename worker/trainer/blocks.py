@@ -127,9 +127,10 @@ class _BlockAttention(torch.autograd.Function):
             query_BG_NS_D, key_BG_S_D, value_BG_S_D, chances_BG_NS_S = (next(kept) for _ in range(4))
             dout_BG_NS_D = _gather(dout_T_H_D, block, ctx.groups, without_padding=True)
             dvalues.append(torch.bmm(chances_BG_NS_S.transpose(1, 2), dout_BG_NS_D))
-            dchances = torch.bmm(dout_BG_NS_D, value_BG_S_D.transpose(1, 2)).float()
-            dscores = torch._softmax_backward_data(dchances, chances_BG_NS_S.float(), -1, torch.float32)
-            dscores_BG_NS_S = dscores.mul_(ctx.scale).to(query_BG_NS_D.dtype)
+            dchances_BG_NS_S = torch.bmm(dout_BG_NS_D, value_BG_S_D.transpose(1, 2))
+            dscores_BG_NS_S = torch._softmax_backward_data(  # sums in float32, whatever goes in and out
+                dchances_BG_NS_S, chances_BG_NS_S, -1, chances_BG_NS_S.dtype
+            ).mul_(ctx.scale)
             dqueries.append(torch.bmm(dscores_BG_NS_S, key_BG_S_D))
             dkeys.append(torch.bmm(dscores_BG_NS_S.transpose(1, 2), query_BG_NS_D))
         shape_T_G_D = (dout_T_H_D.shape[0], ctx.groups, dout_T_H_D.shape[2])

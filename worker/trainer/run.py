@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import platform
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from app.domain.events import Message, Started
+from app.domain.events import Message
 from app.domain.render import Renderer
 from app.domain.snapshots import going_on
 from app.domain.spec import RunSpec, TrainerSpec
@@ -28,6 +26,7 @@ from worker.trainer.device import (
     make_repeatable,
 )
 from worker.trainer.emit import Emit, Ledger, Pulse
+from worker.trainer.facts import facts_of, started, warn_of_differences, warn_of_slow_numbers
 from worker.trainer.failures import Failure, exit_code, explain, failed
 from worker.trainer.inputs import check_context_length, check_inputs
 from worker.trainer.keep import Keeper
@@ -45,7 +44,6 @@ from worker.trainer.start import first_adapter
 from worker.trainer.state import Run
 from worker.trainer.stop import Stops
 
-PACKAGES = ("tunery", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "tokenizers")
 ORDERLY = (ExitCode.DONE, ExitCode.DRAINED, ExitCode.PAUSED, ExitCode.CANCELLED)  # every process has come to its end
 
 HOPELESS = 1.05  # times the memory there is: nearer to it, only trying tells
@@ -88,6 +86,7 @@ def _run(spec: TrainerSpec, workdir: Path, say: Ledger, stops: Stops) -> None:
     make_repeatable(device, earlier.threads if earlier else spec.threads or parallel.fair_threads(choose_threads()))
 
     dtype = getattr(torch, earlier.compute_dtype) if earlier else choose_compute_dtype(spec.quantization, device)
+    warn_of_slow_numbers(spec, dtype, device, say)
     base = open_base(spec.base, spec.quantization, dtype, device)
     check_base(base)
 
@@ -96,7 +95,7 @@ def _run(spec: TrainerSpec, workdir: Path, say: Ledger, stops: Stops) -> None:
     if not runs:
         return
     for each in runs:
-        say(_started(each, base))
+        say(started(each, base))
     choices = _choose(spec, base, runs, earlier, say)
     interval = spec.snapshot_interval_seconds
     identities = {each.run_id: _identity(spec, each) for each in spec.runs}
@@ -181,10 +180,10 @@ def _prepare_all(
     runs = []
     for run_spec in _going_on(spec, say):
         with say.blaming(run_spec):
-            run = prepare(run_spec, workdir, base, renderer, _facts(spec, run_spec, base), say.pulse(run_spec.run_id))
+            run = prepare(run_spec, workdir, base, renderer, facts_of(spec, run_spec, base), say.pulse(run_spec.run_id))
             if snapshot := snapshots.get(run.id):
                 restore(run, snapshot)
-                _warn_of_differences(run, snapshot, base, say)
+                warn_of_differences(run, snapshot, base, say)
             runs.append(run)
     return runs
 
@@ -214,63 +213,3 @@ def prepare(spec: RunSpec, workdir: Path, base: Base, renderer: Renderer, facts:
         directory=workdir / "runs" / spec.run_id,
         facts=facts,
     )
-
-
-def _facts(spec: TrainerSpec, run_spec: RunSpec, base: Base) -> dict[str, Any]:
-    return {
-        "base_model": {"name": spec.base.name, "manifest_sha256": spec.base.manifest_sha256},
-        "method": run_spec.method,
-        "training_file_sha256": run_spec.training_file_sha256,
-        "validation_file_sha256": run_spec.validation_file_sha256,
-        "continued_from": _ancestor(run_spec),
-        "lora": run_spec.lora.model_dump(mode="json"),
-        "quantization": spec.quantization.model_dump(mode="json") if spec.quantization else None,
-        "hyperparameters": run_spec.hyperparameters.model_dump(mode="json"),
-        "seed": run_spec.seed,
-        "device": device_name(base.device),
-        "versions": versions(),
-    }
-
-
-def _ancestor(run_spec: RunSpec) -> dict[str, Any] | None:
-    if run_spec.start_adapter is None:
-        return None
-    return {"model": run_spec.start_adapter_name, "manifest_sha256": run_spec.start_adapter_sha256}
-
-
-def _warn_of_differences(run: Run, snapshot: Snapshot, base: Base, say: Ledger) -> None:
-    """Resumed on another machine or after an upgrade: allowed, but no longer equal to the bit, and said so."""
-    then = {**snapshot.versions, "device": snapshot.choices.device}
-    now = {**versions(), "device": device_name(base.device)}
-    changed = [f"{name} {then.get(name)} -> {now.get(name)}" for name in sorted(now) if then.get(name) != now[name]]
-    if changed:
-        text = f"Going on from {snapshot.name} with {', '.join(changed)}: equal within rounding, not to the bit."
-        say(Message(run_id=run.id, level="warn", message=text))
-
-
-def _started(run: Run, base: Base) -> Started:
-    return Started(
-        run_id=run.id,
-        device=device_name(base.device),
-        compute_dtype=str(base.compute_dtype).removeprefix("torch."),
-        threads=torch.get_num_threads(),
-        trainable_parameters=sum(parameter.numel() for parameter in run.parameters),
-        frozen_parameters=base.frozen_parameters,
-        base_bytes=base.stored_bytes,
-        examples=run.plan.examples,
-        tokens_per_epoch=run.corpus.tokens,
-        labelled_tokens_per_epoch=run.corpus.labelled_tokens,
-        total_steps=run.plan.total_steps,
-        start_step=run.step,
-        versions=versions(),
-    )
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # tunery itself, run from its source tree
-            continue
-    return found

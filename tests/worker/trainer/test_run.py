@@ -12,7 +12,7 @@ from app.domain.events import CheckpointSaved, Command, Done, Message, Metric, S
 from app.domain.states import ExitCode, Reason
 from tests.tiny import make_tiny_base, make_tiny_dataset
 from tests.worker.trainer.house import FLOAT32, failure, final_adapter, make_spec, run_here
-from worker.trainer import answer, keep
+from worker.trainer import answer, facts, keep
 
 
 class TestRun:
@@ -130,6 +130,14 @@ class TestRun:
         monkeypatch.setattr(answer, "NEW_TOKENS", 2)
         run_here(make_spec(tiny, examples, sample_prompts=("1: red",)), tmp_path)
         assert asked == ["base", "adapter", "adapter"]
+
+    def test_a_processor_that_imitates_the_compute_dtype_is_named(
+        self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(facts, "times_float32", lambda *_: 3.04)
+        _, log = run_here(make_spec(tiny, examples, max_steps=1), tmp_path)
+        warned = [message.message for message in log.of(Message) if message.level == "warn"]
+        assert warned[0].startswith("This processor has no instructions for bfloat16: a matrix product takes 3.0 times")
 
 
 class TestStopping:
