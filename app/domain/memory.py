@@ -18,6 +18,7 @@ from app.domain.spec import JobSpec, LoraSpec, QuantizationSpec
 DeviceKind = Literal["cpu", "cuda"]
 
 PROCESS_BYTES = {"cpu": 440_000_000, "cuda": 500_000_000}  # Python, torch and transformers; the CUDA context
+KERNEL_BYTES = {"cpu": 120_000_000, "cuda": 0}  # seen: 55 MB after the first row, then 0.5 MB for each of 128 shapes
 LOSS_BYTES = 64 << 20  # of logits at a time: worker/trainer/loss.py
 LEAST_LOSS_ROWS = 128
 BYTES_PER_LOGIT = 6
@@ -39,6 +40,7 @@ class Memory:
     live_layer: int  # what the backward of one layer needs beside that
     loss: int
     verify: int
+    kernels: int  # what the libraries of a CPU build for each new shape and keep, and their own buffers
 
     @property
     def loaded(self) -> int:
@@ -48,7 +50,7 @@ class Memory:
     @property
     def working(self) -> int:
         """What a step adds and gives back."""
-        return max(self.activations + max(self.live_layer, self.loss), self.verify)
+        return max(self.activations + max(self.live_layer, self.loss), self.verify) + self.kernels
 
     @property
     def total(self) -> int:
@@ -93,6 +95,7 @@ def memory(
         live_layer=int(overhead * _live_layer(row)),
         loss=int(overhead * _loss(entry, row_tokens, width)),
         verify=int(overhead * _verify(entry, trained)),
+        kernels=KERNEL_BYTES[kind],
     )
 
 
@@ -158,13 +161,13 @@ def _activations(row: _Row) -> int:
 
 
 def _live_layer(row: _Row) -> int:
-    """Gradients of the gated product's parts; what was not kept, made again; one dequantised weight."""
+    """Gradients of the gated product's parts; beside them what was not kept, made again; one dequantised weight."""
     d, f = row.entry.hidden_size, row.entry.intermediate_size
     per_token = row.width * (d + 3 * f)
     if row.mode.recompute in ("elementwise", "layers"):
         per_token += 2 * row.width * f
     if row.mode.recompute in ("layers", "everything"):
-        per_token = max(per_token, kept_bytes_per_token(row, elementwise=False) + 2 * row.width * f)
+        per_token += kept_bytes_per_token(row, elementwise=False) + 2 * row.width * f
     weight = 0 if row.mode.cache_weights else row.width * d * max(f, row.entry.query_size)
     return row.tokens * per_token + weight
 
