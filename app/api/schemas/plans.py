@@ -28,6 +28,7 @@ class MemoryBody(Body):
     live_layer: int
     loss: int
     verify: int
+    kernels: int
     peak: int
 
 

@@ -76,7 +76,7 @@ class TestResume:
         self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         snapshot = drained_at(2, tiny, examples, tmp_path / "a")
-        monkeypatch.setattr("worker.trainer.run.version", lambda package: "9.9")
+        monkeypatch.setattr("worker.trainer.facts.version", lambda package: "9.9")
         code, log = run_here(make_spec(tiny, examples, resume_from=snapshot), tmp_path / "b")
         assert code == 0
         (message,) = log.of(Message)
@@ -257,7 +257,7 @@ class TestSaveSnapshot:
         assert manifest["step"] == 1
         assert manifest["choices"].pop("peak_bytes") > 0
         assert manifest["choices"] == {
-            "compute_dtype": "bfloat16", "device": "cpu", "row_tokens": 2048, "threads": 1, "recompute": "nothing",
+            "compute_dtype": "bfloat16", "device": "cpu", "row_tokens": 1024, "threads": 1, "recompute": "nothing",
             "recompute_layers": 0, "cache_weights": True, "probed": True,
         }  # fmt: skip
 
