@@ -82,7 +82,7 @@ PLAN = {
             "memory": {
                 "process": 500_000_000, "base": 111_000_000, "adapter": 78_151_680, "cache": 0,
                 "activations": 1_140_000_000, "live_layer": 9_000_000, "loss": 72_000_000, "verify": 170_000_000,
-                "peak": 1_901_151_680,
+                "kernels": 0, "peak": 1_901_151_680,
             },
             "seconds": 41.0, "basis": "measured",
         }

@@ -18,7 +18,7 @@ from app.domain.memory import PROCESS_BYTES
 CGROUP = Path("/sys/fs/cgroup")
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # malloc.h
+M_MMAP_THRESHOLD = -3  # malloc.h
 LARGE_BLOCK_BYTES = 256 << 10
 RESET_PEAK = "5"  # proc(5): set VmHWM to what is resident now
 
@@ -66,22 +66,15 @@ def peak_bytes(device: torch.device) -> int:
     return _status("VmHWM")
 
 
-def arrange_heap(device: torch.device) -> None:
-    """Keep what is freed, or give it back at once where the process has a limit of its own. glibc only.
+def return_what_is_freed() -> None:
+    """Where the process has a limit of its own, map every large block by itself, so that freeing it unmaps it.
 
-    Given back, every tensor of a step is a fresh mapping whose pages the kernel clears one by one: measured on
-    SmolLM2-135M with rows of 1,519 tokens, 4 % of a step's CPU time. Kept, it counts against RLIMIT_DATA and RLIMIT_AS
-    for good.
+    Freed memory otherwise stays in the heap and counts against RLIMIT_DATA and RLIMIT_AS for good.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None or device.type == "cuda":
-        return
     limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_DATA, resource.RLIMIT_AS))
-    if any(limit != resource.RLIM_INFINITY for limit in limits):
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc
+    if mallopt is not None and any(limit != resource.RLIM_INFINITY for limit in limits):
         mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
-    else:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def give_back(device: torch.device, above_bytes: int) -> bool:

@@ -79,8 +79,8 @@ def run_rank(spec: TrainerSpec, workdir: Path, emit: Emit, stops: Stops) -> int:
 
 
 def _run(spec: TrainerSpec, workdir: Path, say: Ledger, stops: Stops) -> None:
+    room.return_what_is_freed()
     device = choose_device(spec.device)
-    room.arrange_heap(device)
     snapshots = _open_snapshots(spec, workdir, say)
     earlier = _decided(snapshots, say)
     make_repeatable(device, earlier.threads if earlier else spec.threads or parallel.fair_threads(choose_threads()))
