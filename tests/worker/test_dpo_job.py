@@ -7,8 +7,9 @@ from pathlib import Path
 from app.db.engine import transaction
 from app.db.tables import Job
 from app.domain.events import Metric
+from app.domain.spec import TrainerSpec
 from tests.worker.bench import Bench
-from worker.prepare import load_inputs, trainer_spec
+from worker.prepare import Inputs, load_inputs, trainer_spec
 from worker.publish import results_csv
 from worker.relay import metric_data
 
@@ -20,14 +21,17 @@ def measured(**values: float | None) -> Metric:
     )  # fmt: skip
 
 
+def spec_of(bench: Bench, job: Job, inputs: Inputs) -> TrainerSpec:
+    return trainer_spec(bench.resources.settings, job, inputs, (), Path("training.jsonl"), None, None)
+
+
 class TestTheSpec:
     def test_has_the_method_and_beta(self, bench: Bench) -> None:
         body = {"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.3}}}}
         job = bench.created(body=body)
         with transaction(bench.sessions) as session:
             row = session.get_one(Job, job.id)
-            inputs = load_inputs(session, row)
-            spec = trainer_spec(bench.resources.settings, row, inputs, Path("training.jsonl"), None, None)
+            spec = spec_of(bench, row, load_inputs(session, row, "cpu"))
         assert spec.runs[0].method == "dpo"
         assert spec.runs[0].hyperparameters.beta == 0.3
 
@@ -35,9 +39,7 @@ class TestTheSpec:
         job = bench.created()
         with transaction(bench.sessions) as session:
             row = session.get_one(Job, job.id)
-            spec = trainer_spec(
-                bench.resources.settings, row, load_inputs(session, row), Path("training.jsonl"), None, None
-            )
+            spec = spec_of(bench, row, load_inputs(session, row, "cpu"))
         assert (spec.runs[0].method, spec.runs[0].hyperparameters.beta) == ("supervised", None)
 
 

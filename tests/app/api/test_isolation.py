@@ -11,7 +11,7 @@ from app.db.tables import Job, Project
 from app.storage import LocalStorage
 from tests.factories import make_succeeded_job
 
-WITHOUT_IDS = {"/v1/files", "/v1/fine_tuning/jobs", "/v1/models"}
+WITHOUT_IDS = {"/v1/files", "/v1/fine_tuning/jobs", "/v1/fine_tuning/jobs/plan", "/v1/models"}
 
 
 @pytest.fixture
@@ -57,6 +57,7 @@ class TestAnotherProject:
         self, client: TestClient, succeeded: Job, foreign_headers: dict[str, str], base_model: str
     ) -> None:
         body = {"model": base_model, "training_file": succeeded.training_file_id}
-        assert client.post("/v1/fine_tuning/jobs", json=body, headers=foreign_headers).status_code == 404
+        for path in ("/v1/fine_tuning/jobs", "/v1/fine_tuning/jobs/plan"):
+            assert client.post(path, json=body, headers=foreign_headers).status_code == 404
         for path, after in (("/v1/files", succeeded.training_file_id), ("/v1/fine_tuning/jobs", succeeded.id)):
             assert client.get(path, params={"after": after}, headers=foreign_headers).status_code == 400
