@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,8 @@ class TestCheckBase:
     def test_a_leak_between_documents_is_seen(self, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         whole = attention._one_by_one
 
-        def leaky(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: tuple[int, ...], *rest: object) -> object:
-            return whole(q, k, v, (sum(lengths),), *rest)  # type: ignore[arg-type]
+        def leaky(heads: attention.Heads) -> torch.Tensor:
+            return whole(replace(heads, lengths=(sum(heads.lengths),)))
 
         monkeypatch.setattr(attention, "_one_by_one", leaky)
         with pytest.raises(Failure, match="see each other"):
