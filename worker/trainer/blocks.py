@@ -4,8 +4,8 @@
     blocks    | doc 0 .........  |          | doc 1 ... |       padding behind a document's end
               | doc 2 .......... |          | doc 3 ... |       is seen by nobody: attention is causal
 
-Two batched products in 16 bits with a float32 softmax between them, and its gradient by hand. torch's own kernel takes
-1.6 times as long for documents of 190 tokens, and a call for each of them; beyond LONGEST its tiles win.
+Two batched products in 16 bits with a float32 softmax between them, and its gradient by hand. In place of torch's own
+kernel, called once a document, it took 5 % off a step's CPU time at 1,519 tokens; beyond LONGEST its tiles win.
 
 Letters: T tokens of the row, B documents of a block, S its length, H query heads, G key/value heads, N = H / G, D per
 head.
