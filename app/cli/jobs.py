@@ -9,6 +9,17 @@ import typer
 from app.cli import files
 from app.cli.address import job_path
 from app.cli.errors import Misused
+from app.cli.job_options import (
+    BatchSize,
+    Epochs,
+    LoraRank,
+    Model,
+    NoQuantization,
+    Seed,
+    Settings,
+    TargetModules,
+    TrainingFile,
+)
 from app.cli.options import AsJson, with_client
 from app.cli.output import (
     duration_text,
@@ -38,28 +49,21 @@ Limit = Annotated[int, typer.Option(min=1, help="At most so many, newest first."
 @with_client
 def create(
     client: "Client",
-    model: Annotated[str, typer.Option(help="A base model; `tunery models list` has them.")],
-    training_file: Annotated[str, typer.Option(help="A file's id, or a path to upload.")],
+    model: Model,
+    training_file: TrainingFile,
     validation_file: Annotated[str | None, typer.Option(help="A file's id, or a path to upload.")] = None,
     suffix: Annotated[str | None, typer.Option(help="A word for the new model's name.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed repeats a run.")] = None,
+    seed: Seed = None,
     method: Annotated[str | None, typer.Option(help="supervised (the default) or dpo.")] = None,
-    n_epochs: Annotated[int | None, typer.Option(help="Passes over the data, 1 to 50.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Examples per optimizer step, 1 to 256.")] = None,
+    n_epochs: Epochs = None,
+    batch_size: BatchSize = None,
     learning_rate: Annotated[float | None, typer.Option(help="Absolute, such as 2e-4.")] = None,
-    lora_r: Annotated[int | None, typer.Option(help="The adapter's rank (16).")] = None,
+    lora_r: LoraRank = None,
     lora_alpha: Annotated[float | None, typer.Option(help="The adapter's scale is alpha / r (2 r).")] = None,
     lora_dropout: Annotated[float | None, typer.Option(help="From 0 to below 1 (0).")] = None,
-    modules: Annotated[
-        str | None, typer.Option("--target-modules", help="all-linear, or names such as q_proj,v_proj.")
-    ] = None,
-    no_quantization: Annotated[
-        bool, typer.Option("--no-quantization", help="16-bit LoRA instead of QLoRA in 4 bits.")
-    ] = False,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any other hyperparameter, or lora.… or quantization.…"),
-    ] = None,
+    modules: TargetModules = None,
+    no_quantization: NoQuantization = False,
+    settings: Settings = None,
     metadata: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="A note on the job.")] = None,
     follow: Annotated[bool, typer.Option("--watch", help="Stay until the job is over.")] = False,
     as_json: AsJson = False,

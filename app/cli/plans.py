@@ -1,9 +1,20 @@
 """`tunery jobs plan`: what a job would need, before it is created."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from app.cli.job_options import (
+    BatchSize,
+    Epochs,
+    LoraRank,
+    Model,
+    NoQuantization,
+    Seed,
+    Settings,
+    TargetModules,
+    TrainingFile,
+)
 from app.cli.jobs import upload_paths
 from app.cli.options import AsJson, with_client
 from app.cli.output import duration_text, print_fields, print_json, print_line, print_table, size_text
@@ -20,22 +31,15 @@ commands = typer.Typer()
 @with_client
 def plan(
     client: "Client",
-    model: Annotated[str, typer.Option(help="A base model; `tunery models list` has them.")],
-    training_file: Annotated[str, typer.Option(help="A file's id, or a path to upload.")],
-    seed: Annotated[int | None, typer.Option(help="The same seed repeats a run.")] = None,
-    n_epochs: Annotated[int | None, typer.Option(help="Passes over the data, 1 to 50.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Examples per optimizer step, 1 to 256.")] = None,
-    lora_r: Annotated[int | None, typer.Option(help="The adapter's rank (16).")] = None,
-    modules: Annotated[
-        str | None, typer.Option("--target-modules", help="all-linear, or names such as q_proj,v_proj.")
-    ] = None,
-    no_quantization: Annotated[
-        bool, typer.Option("--no-quantization", help="16-bit LoRA instead of QLoRA in 4 bits.")
-    ] = False,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any other hyperparameter, or lora.… or quantization.…"),
-    ] = None,
+    model: Model,
+    training_file: TrainingFile,
+    seed: Seed = None,
+    n_epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lora_r: LoraRank = None,
+    modules: TargetModules = None,
+    no_quantization: NoQuantization = False,
+    settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what a job would need: tokens, steps, memory and time on each device. Exits with 1 where none has room."""
