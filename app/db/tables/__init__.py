@@ -1,0 +1,19 @@
+"""Every table, by subject. Each row carries its project; the database itself refuses impossible rows.
+
+Times are `clock_timestamp()` of the server: a worker never compares its own clock with another's. `seq` columns order
+pages: creation times tie, sequences do not.
+"""
+
+from app.db.base import Base as Base
+from app.db.tables.base_models import BaseModelRow as BaseModelRow
+from app.db.tables.files import File as File
+from app.db.tables.fleet import MeasurementRow as MeasurementRow
+from app.db.tables.fleet import Worker as Worker
+from app.db.tables.jobs import Attempt as Attempt
+from app.db.tables.jobs import Job as Job
+from app.db.tables.jobs import JobEvent as JobEvent
+from app.db.tables.projects import ApiKey as ApiKey
+from app.db.tables.projects import Project as Project
+from app.db.tables.results import Checkpoint as Checkpoint
+from app.db.tables.results import Snapshot as Snapshot
+from app.db.tables.results import TunedModel as TunedModel

@@ -1,0 +1,25 @@
+"""What can be tuned."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ForeignKey
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.db.base import Base, now
+
+
+class BaseModelRow(Base):
+    """A registered base model. `project_id` NULL offers it to every project. `entry` is a catalog.CatalogEntry."""
+
+    __tablename__ = "base_models"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str | None] = mapped_column(ForeignKey("projects.id"))
+    directory: Mapped[str]
+    manifest_sha256: Mapped[str]
+    files: Mapped[dict[str, Any]]
+    entry: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = now()

@@ -1,0 +1,36 @@
+"""Bytes that storage keeps."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.db.base import Base, now
+
+
+class File(Base):
+    """`line_count` is the number of non-blank lines of a checked JSONL file: what "auto" reckons with."""
+
+    __tablename__ = "files"
+    __table_args__ = (
+        Index("ix_files_page", "project_id", "seq", postgresql_where=text("deleted_at IS NULL")),
+        CheckConstraint("bytes >= 0", name="bytes"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    seq: Mapped[int] = mapped_column(Identity(), unique=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    job_id: Mapped[str | None] = mapped_column(index=True)  # of a file that a job produced
+    purpose: Mapped[str]
+    filename: Mapped[str]
+    bytes: Mapped[int]
+    sha256: Mapped[str]
+    storage_key: Mapped[str]
+    line_count: Mapped[int | None]
+    status: Mapped[str] = mapped_column(server_default="processed")
+    created_at: Mapped[datetime] = now()
+    expires_at: Mapped[datetime | None]
+    deleted_at: Mapped[datetime | None]
+    purged_at: Mapped[datetime | None]  # when the bytes went; they stay while a job still needs them

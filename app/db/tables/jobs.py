@@ -1,0 +1,116 @@
+"""A job, its attempts and what is told of it: the queue and the truth."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.db.base import Base, now, one_of
+from app.domain.states import TERMINAL, Desired, JobState
+
+
+class Job(Base):
+    __tablename__ = "jobs"
+    __table_args__ = (
+        CheckConstraint(f"state IN ({one_of(JobState)})", name="state"),
+        CheckConstraint(f"desired IN ({one_of(Desired)})", name="desired"),
+        CheckConstraint("(lease_owner IS NULL) = (lease_expires_at IS NULL)", name="lease_whole"),
+        CheckConstraint("(state = 'running') <= (lease_owner IS NOT NULL)", name="running_has_lease"),
+        CheckConstraint(
+            "(lease_owner IS NOT NULL) <= (state IN ('running', 'validating_files'))", name="lease_only_while_active"
+        ),
+        CheckConstraint(f"(state IN ({one_of(TERMINAL)})) = (finished_at IS NOT NULL)", name="finished_at"),
+        CheckConstraint("(state = 'succeeded') = (adapter_sha256 IS NOT NULL)", name="adapter"),
+        CheckConstraint("(state = 'failed') = (error_code IS NOT NULL)", name="error"),
+        Index("ix_jobs_page", "project_id", "seq"),
+        Index(
+            "ix_jobs_claim",
+            "state",
+            text("priority DESC"),
+            "seq",
+            postgresql_where=text("state IN ('queued', 'validating_files')"),
+        ),
+        Index("ix_jobs_lease", "lease_expires_at", postgresql_where=text("lease_owner IS NOT NULL")),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    seq: Mapped[int] = mapped_column(Identity(), unique=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    created_at: Mapped[datetime] = now()
+
+    # what was asked for; never changes
+    base_model: Mapped[str]
+    training_file_id: Mapped[str] = mapped_column(ForeignKey("files.id"), index=True)
+    validation_file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"), index=True)
+    spec: Mapped[dict[str, Any]]  # a spec.JobSpec
+    suffix: Mapped[str | None]
+    user_metadata: Mapped[dict[str, Any] | None] = mapped_column("metadata")
+    priority: Mapped[int] = mapped_column(server_default="0")
+
+    # what is true
+    state: Mapped[str] = mapped_column(server_default=JobState.VALIDATING.value)
+    desired: Mapped[str] = mapped_column(server_default=Desired.RUN.value)
+    phase: Mapped[str | None]  # finer than the state, for people: "loading", "training", "publishing"
+    attempt: Mapped[int] = mapped_column(server_default="0")  # the fencing token: every claim takes the next one
+    train_attempts: Mapped[int] = mapped_column(server_default="0")
+    crash_streak: Mapped[int] = mapped_column(server_default="0")
+    run_after: Mapped[datetime] = now()
+    lease_owner: Mapped[str | None]
+    lease_expires_at: Mapped[datetime | None]
+    event_seq: Mapped[int] = mapped_column(server_default="0")
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    progress: Mapped[dict[str, Any] | None]  # {step, total_steps, epoch, tokens_per_second, eta_seconds, ...}
+
+    # what came out
+    trained_tokens: Mapped[int | None]
+    fine_tuned_model: Mapped[str | None]
+    result_file_ids: Mapped[list[str]] = mapped_column(server_default=text("'[]'::jsonb"))
+    adapter_sha256: Mapped[str | None]  # of the archive
+    adapter_bytes: Mapped[int | None]
+    adapter_archive_file_id: Mapped[str | None]
+    reason: Mapped[str | None]  # a states.Reason
+    error_code: Mapped[str | None]
+    error_message: Mapped[str | None]
+    error_param: Mapped[str | None]
+
+
+class Attempt(Base):
+    __tablename__ = "attempts"
+    __table_args__ = (
+        Index("uq_attempts_one_open", "job_id", unique=True, postgresql_where=text("ended_at IS NULL")),
+        CheckConstraint("kind IN ('validate', 'train')", name="kind"),
+    )
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    kind: Mapped[str]
+    worker: Mapped[str]
+    started_at: Mapped[datetime] = now()
+    ended_at: Mapped[datetime | None]
+    reason: Mapped[str | None]
+
+
+class JobEvent(Base):
+    """`seq` is taken from the job row in the same UPDATE: per job 1..n without a gap, in commit order."""
+
+    __tablename__ = "job_events"
+    __table_args__ = (
+        CheckConstraint("level IN ('info', 'warn', 'error')", name="level"),
+        CheckConstraint("type IN ('message', 'metrics')", name="type"),
+    )
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    id: Mapped[str] = mapped_column(unique=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    attempt: Mapped[int]
+    created_at: Mapped[datetime] = now()
+    level: Mapped[str]
+    type: Mapped[str]
+    message: Mapped[str]
+    data: Mapped[dict[str, Any]]
