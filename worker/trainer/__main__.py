@@ -23,6 +23,7 @@ from worker.trainer.emit import claim_standard_output
 from worker.trainer.launch import run_ranks
 from worker.trainer.process import control_lines, die_with_parent
 from worker.trainer.stop import Stops
+from worker.trainer.waiting import allow_spinning
 
 SPARE = "--spare"
 TORCH_CACHE = "TORCHINDUCTOR_CACHE_DIR"
@@ -32,6 +33,7 @@ def main(arguments: list[str]) -> int:
     control = control_lines()
     emit = claim_standard_output()
     die_with_parent()
+    allow_spinning()
     if len(arguments) != 1:
         print("usage: python -m worker.trainer WORKDIR | --spare", file=sys.stderr)
         return ExitCode.BAD_SPEC
