@@ -7,6 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := .venv/.run-ready
 DEV := .venv/.dev-ready
 ARGS ?=
+JOBS ?= 2
 
 .PHONY: help setup up demo doctor test test-fast lint types laws format check migrate bench-train bench-start bench-auto bench-fit openapi constraints clean
 
@@ -24,11 +25,11 @@ demo: $(RUN) ## The main job, end to end: upload, train, download, compare (3 to
 doctor: $(RUN) ## Check this machine and say what to do about each finding
 	$(BIN)/tunery doctor $(ARGS)
 
-test: $(DEV) ## Every test, with real PostgreSQL, real Valkey and the real 135M model (ARGS="-k name")
-	$(BIN)/python -m pytest $(ARGS)
+test: $(DEV) ## Every test, with real PostgreSQL, real Valkey and the real 135M model (ARGS="-k name", JOBS=4 at a time)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-fast: $(DEV) ## The tests that need no real model
-	$(BIN)/python -m pytest -m "not e2e" $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not e2e" $(ARGS)
 
 lint: $(DEV) ## Style: ruff, formatting included
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -143,7 +144,8 @@ class TestWorkers:
         os.utime(sign, (a_minute_ago, a_minute_ago))
         check = migrated.health(name)
         assert check.returncode == 1
-        assert "61 s ago" in check.stderr
+        (age,) = re.findall(r"(\d+) s ago", check.stderr)
+        assert int(age) >= 61  # more on a machine that takes long to start the check
 
 
 class TestBroker:
