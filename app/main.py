@@ -10,22 +10,24 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
-from app.api import adapters, docs, files, health, job_read, jobs, models
+from app.api import adapters, audit_logs, docs, files, health, job_read, jobs, models, project_keys, projects
 from app.api.deps import Engines
 from app.api.envelope import Envelope
 from app.api.error_handlers import add_error_handlers
 from app.api.openapi import build_openapi
+from app.db import audit
 from app.db.async_connections import AsyncConnections
 from app.db.engine import make_engine, make_sessions
 from app.log import configure_logging
 from app.queue import Hints
 from app.services.counting import Counter
 from app.services.first_key import ensure_first_key
+from app.services.rate import RateLimiter
 from app.services.uploads import sweep_staging
 from app.settings import Settings, load_settings
 from app.storage import LocalStorage, Storage
 
-ROOMS = (files, job_read, jobs, adapters, models, health)
+ROOMS = (files, job_read, jobs, adapters, models, projects, project_keys, audit_logs, health)
 
 
 def create_app(settings: Settings, storage: Storage | None = None) -> FastAPI:
@@ -54,14 +56,17 @@ def app_from_environment() -> FastAPI:
 
 def _build_engines(settings: Settings, storage: Storage | None) -> Engines:
     database = make_engine(settings.database_url, settings.database_pool_size)
+    sessions = make_sessions(database)
+    audit.watch(sessions)
     return Engines(
         settings=settings,
         database=database,
-        sessions=make_sessions(database),
+        sessions=sessions,
         connections=AsyncConnections(database, settings.database_pool_size),
         storage=storage or LocalStorage(settings.storage_dir),
         hints=Hints(settings.redis_url),
         counter=Counter(settings.max_line_bytes),
+        limiter=RateLimiter(settings.max_requests_per_second),
     )
 
 

@@ -61,7 +61,7 @@ def _upgrade_keys() -> None:
         "api_keys",
         sa.Column("scopes", postgresql.JSONB(astext_type=sa.Text()), server_default=everything, nullable=False),
     )
-    op.execute("UPDATE api_keys SET scopes = '[\"all\", \"admin\"]'::jsonb WHERE is_admin")
+    op.execute('UPDATE api_keys SET scopes = \'["all", "admin"]\'::jsonb WHERE is_admin')
     op.drop_column("api_keys", "is_admin")
     op.create_check_constraint(
         op.f("ck_api_keys_previous_whole"),
@@ -106,9 +106,7 @@ def _create_audit_log() -> None:
         sa.Column("object_ids", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
         sa.Column("address", sa.Text(), nullable=True),
         sa.Column("request_id", sa.Text(), nullable=True),
-        sa.CheckConstraint(
-            "actor_type IN ('api_key', 'operator', 'system')", name=op.f("ck_audit_log_actor_type")
-        ),
+        sa.CheckConstraint("actor_type IN ('api_key', 'operator', 'system')", name=op.f("ck_audit_log_actor_type")),
         sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name=op.f("fk_audit_log_project_id_projects")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_audit_log")),
         sa.UniqueConstraint("seq", name=op.f("uq_audit_log_seq")),

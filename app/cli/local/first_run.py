@@ -78,7 +78,7 @@ def _make_known(sessions: Sessions, secret: str) -> str | None:
             project = keys.ensure_project(session, keys.DEFAULT_PROJECT)
             if keys.find(session, secret) is not None:
                 return None
-            keys.issue(session, project, KEY_NAME, is_admin=True, secret=secret)
+            keys.issue(session, project, KEY_NAME, keys.ADMIN_SCOPES, secret=secret)
     except IntegrityError:  # it was revoked: its hash is there, and it stays revoked
         return None
     return secret
@@ -92,10 +92,10 @@ def _given_key() -> str | None:
         secret = Path(file).read_text(encoding="utf-8").strip()
     except OSError as error:
         raise CannotStart(f"{KEY_FILE_VARIABLE} names {file}, which can't be read: {error.strerror}.") from None
-    if len(secret) < 20:
+    if not keys.is_good_secret(secret):
         raise CannotStart(
-            f"The key in {file} ({KEY_FILE_VARIABLE}) has {len(secret)} characters; at least 20 are needed, "
-            "as from `openssl rand -hex 32`."
+            f"The key in {file} ({KEY_FILE_VARIABLE}) has {len(secret)} characters; needed are at least "
+            f"{keys.MIN_GIVEN_CHARACTERS}, printable ASCII without spaces, as from `openssl rand -hex 32`."
         )
     return secret
 

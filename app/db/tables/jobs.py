@@ -92,7 +92,9 @@ class Attempt(Base):
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
     kind: Mapped[str]
     worker: Mapped[str]
-    gpus: Mapped[int] = mapped_column(server_default="1")  # what its seconds are multiplied by; a CPU slot counts as one
+    gpus: Mapped[int] = mapped_column(
+        server_default="1"
+    )  # what its seconds are multiplied by; a CPU slot counts as one
     started_at: Mapped[datetime] = now()
     ended_at: Mapped[datetime | None]
     reason: Mapped[str | None]
