@@ -18,10 +18,10 @@ from sqlalchemy.orm import ORMExecuteState, Session
 
 from app.db.engine import Sessions
 from app.db.ids import new_id
-from app.db.tables import AuditEntry
+from app.db.tables import AuditEntry, Project
 
 ActorType = Literal["api_key", "operator", "system"]
-CHANGED = "audit.changed"  # in session.info: the ids of new rows, once anything was written
+CHANGED = "audit.changed"  # in session.info: (id, project) of rows that changed, once anything was written
 MAX_OBJECTS = 20
 
 
@@ -61,6 +61,14 @@ def watch(sessions: Sessions) -> None:
     event.listen(sessions, "after_flush", _on_flush)
     event.listen(sessions, "before_commit", _on_commit)
     event.listen(sessions, "after_rollback", _on_rollback)
+
+
+def about(object_id: str, project_id: str | None) -> None:
+    """What a command without a path is about, where a statement changes it and no object of the session does."""
+    act = CURRENT.get()
+    if act is not None:
+        act.object_ids.append(object_id)
+        act.project_id = act.project_id or project_id
 
 
 def get(session: Session, entry_id: str) -> AuditEntry | None:
@@ -106,9 +114,10 @@ def _on_statement(state: ORMExecuteState) -> None:
 
 
 def _on_flush(session: Session, _context: Any) -> None:
-    new = [row for row in session.new if not isinstance(row, AuditEntry)]
-    if new or session.dirty or session.deleted:
-        session.info.setdefault(CHANGED, []).extend(_ids(new))
+    modified = [row for row in session.dirty if session.is_modified(row)]
+    rows = [row for row in (*session.new, *modified, *session.deleted) if not isinstance(row, AuditEntry)]
+    if rows:
+        session.info.setdefault(CHANGED, []).extend(_identified(rows))
 
 
 def _on_commit(session: Session) -> None:
@@ -116,29 +125,34 @@ def _on_commit(session: Session) -> None:
     if act is None or not act.is_attributed:
         return
     session.flush()
-    created: list[str] | None = session.info.pop(CHANGED, None)
-    if created is not None:
-        session.add(_entry(act, created))
+    changed: list[tuple[str, str | None]] | None = session.info.pop(CHANGED, None)
+    if changed is not None:
+        session.add(_entry(act, changed))
 
 
 def _on_rollback(session: Session) -> None:
     session.info.pop(CHANGED, None)
 
 
-def _entry(act: Act, created: Sequence[str]) -> AuditEntry:
+def _entry(act: Act, changed: Sequence[tuple[str, str | None]]) -> AuditEntry:
+    project_ids = [act.project_id, *(project_id for _, project_id in changed)]
     return AuditEntry(
         id=new_id("audit_log"),
-        project_id=act.project_id,
+        project_id=next((project_id for project_id in project_ids if project_id is not None), None),
         action=act.action,
         actor_type=act.actor_type,
         actor_id=act.actor_id,
-        object_ids=list(dict.fromkeys([*act.object_ids, *created]))[:MAX_OBJECTS],
+        object_ids=list(dict.fromkeys([*act.object_ids, *(object_id for object_id, _ in changed)]))[:MAX_OBJECTS],
         address=act.address,
         request_id=act.request_id,
     )
 
 
-def _ids(rows: Sequence[Any]) -> list[str]:
+def _identified(rows: Sequence[Any]) -> list[tuple[str, str | None]]:
     """What has an id of its own, and not only a place in something else: the job, and not its events."""
-    keys = (row.__mapper__.primary_key_from_instance(row) for row in rows)
-    return [str(key[0]) for key in keys if len(key) == 1]
+    found = []
+    for row in rows:
+        key = row.__mapper__.primary_key_from_instance(row)
+        if len(key) == 1:
+            found.append((str(key[0]), row.id if isinstance(row, Project) else getattr(row, "project_id", None)))
+    return found
