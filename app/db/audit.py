@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import Select, event, select
+from sqlalchemy import ARRAY, Select, Text, cast, event, select
 from sqlalchemy.orm import ORMExecuteState, Session
 
 from app.db.engine import Sessions
@@ -58,7 +58,7 @@ def acting(act: Act) -> Iterator[Act]:
 
 def watch(sessions: Sessions) -> None:
     event.listen(sessions, "do_orm_execute", _on_statement)
-    event.listen(sessions, "after_flush", _on_flush)
+    event.listen(sessions, "before_flush", _on_flush)
     event.listen(sessions, "before_commit", _on_commit)
     event.listen(sessions, "after_rollback", _on_rollback)
 
@@ -96,7 +96,7 @@ def page(
         if wanted:
             query = query.where(column.in_(wanted))
     if object_ids:
-        query = query.where(AuditEntry.object_ids.has_any(list(object_ids)))
+        query = query.where(AuditEntry.object_ids.has_any(cast(list(object_ids), ARRAY(Text))))
     return list(session.scalars(_within(query, since, until)))
 
 
@@ -113,7 +113,8 @@ def _on_statement(state: ORMExecuteState) -> None:
         state.session.info.setdefault(CHANGED, [])
 
 
-def _on_flush(session: Session, _context: Any) -> None:
+def _on_flush(session: Session, _context: Any, _instances: Any) -> None:
+    """Before the flush: after it, a column that the database computes looks as if nobody had changed it."""
     modified = [row for row in session.dirty if session.is_modified(row)]
     rows = [row for row in (*session.new, *modified, *session.deleted) if not isinstance(row, AuditEntry)]
     if rows:
