@@ -111,8 +111,8 @@ def _attribute(request: Request, key: KnownKey, path: str) -> None:
 
 def _template(request: Request) -> str:
     """The path of the route, with names in place of ids."""
-    path: str = getattr(request.scope.get("route"), "path_format", request.url.path)
-    return path
+    path: str | None = getattr(request.scope.get("route"), "path_format", None)
+    return request.scope["path"] if path is None else path
 
 
 def _rate_headers(allowance: Allowance) -> Mapping[str, str]:

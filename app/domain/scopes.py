@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 
 from app.errors import BadRequest
 
@@ -35,6 +36,7 @@ READING_METHODS = ("GET", "HEAD", "OPTIONS")
 READING_POSTS = ("/v1/fine_tuning/jobs/plan", "/v1/files/{file_id}/validate")  # they answer, and change nothing
 
 
+@lru_cache(maxsize=1024)  # asked at every request; there are as many answers as routes
 def needed(method: str, path: str) -> str | None:
     """The scope of a call, by the template of its path; None where any good key will do."""
     if path in ANY_KEY:
