@@ -6,10 +6,14 @@
     |  +- InvalidDataset            400 invalid_training_file, carries the findings
     +- InvalidApiKey                401 invalid_api_key
     +- NotPermitted                 403 permission_denied
+    |  +- MissingScope              403 insufficient_permissions, names the scope
     +- NotFound                     404 not_found
     +- TooLarge                     413 file_too_large
     +- RangeNotSatisfiable          416 range_not_satisfiable
+    +- RateLimited                  429 rate_limit_exceeded, with Retry-After
+    +- QuotaExceeded                429 insufficient_quota: seconds don't cure it, so clients are told not to retry
     +- Unavailable                  503 service_unavailable, with Retry-After
+    |  +- NoKeyYet                  503 no_api_key: not open to other machines before it has a key
     +- StorageFull                  507 storage_full
 
 Wrong-state answers are 400, not 409: OpenAI's clients retry 409, 429 and every 5xx twice by themselves.
@@ -70,6 +74,10 @@ class NotPermitted(TuneryError):
     code = "permission_denied"
 
 
+class MissingScope(NotPermitted):
+    code = "insufficient_permissions"
+
+
 class NotFound(TuneryError):
     status = 404
     type = "invalid_request_error"
@@ -93,11 +101,35 @@ class RangeNotSatisfiable(TuneryError):
         self.size_bytes = size_bytes
 
 
+class RateLimited(TuneryError):
+    status = 429
+    type = "requests"
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, retry_after_seconds: float) -> None:
+        super().__init__(message)
+        self.args = (message, retry_after_seconds)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class QuotaExceeded(TuneryError):
+    """`param` names the limit."""
+
+    status = 429
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+    retry_after_seconds = 60  # the most that every official client heeds; 1.x ignores more
+
+
 class Unavailable(TuneryError):
     status = 503
     type = "server_error"
     code = "service_unavailable"
     retry_after_seconds = 5
+
+
+class NoKeyYet(Unavailable):
+    code = "no_api_key"
 
 
 class StorageFull(TuneryError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -10,37 +12,44 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
-from app.api import adapters, docs, files, health, job_read, jobs, models
+from app.api import adapters, audit_logs, docs, door, files, health, job_read, jobs, models, project_keys, projects
 from app.api.deps import Engines
 from app.api.envelope import Envelope
 from app.api.error_handlers import add_error_handlers
 from app.api.openapi import build_openapi
+from app.db import audit
 from app.db.async_connections import AsyncConnections
 from app.db.engine import make_engine, make_sessions
 from app.log import configure_logging
 from app.queue import Hints
 from app.services.counting import Counter
 from app.services.first_key import ensure_first_key
+from app.services.rate import RateLimiter
 from app.services.uploads import sweep_staging
 from app.settings import Settings, load_settings
 from app.storage import LocalStorage, Storage
 
-ROOMS = (files, job_read, jobs, adapters, models, health)
+ROOMS = (files, job_read, jobs, adapters, models, projects, project_keys, audit_logs, health)
 
 
-def create_app(settings: Settings, storage: Storage | None = None) -> FastAPI:
-    """Connects to nothing yet: a database or a broker that is down costs requests, not the start."""
+def create_app(settings: Settings, storage: Storage | None = None, host: str = door.DEFAULT_HOST) -> FastAPI:
+    """Connects to nothing yet: a database or a broker that is down costs requests, not the start.
+
+    `host` is where it will listen: on anything but loopback it does not start without a key.
+    """
     app = FastAPI(
         title="Tunery", version=_version(), lifespan=_lifespan, openapi_url=None, docs_url=None, redoc_url=None,
         redirect_slashes=False,
     )  # fmt: skip
-    app.state.engines = _build_engines(settings, storage)
+    engines = app.state.engines = _build_engines(settings, storage)
+    app.state.host = host
     for room in ROOMS:
         app.include_router(room.router)
     if settings.docs_enabled:
         app.include_router(docs.router)
     app.openapi = partial(build_openapi, app)  # type: ignore[method-assign]
     add_error_handlers(app)
+    app.add_middleware(door.Door, sessions=engines.sessions)
     app.add_middleware(Envelope)
     return app
 
@@ -49,36 +58,40 @@ def app_from_environment() -> FastAPI:
     """`uvicorn app.main:app_from_environment --factory`"""
     settings = load_settings()
     configure_logging(json=settings.log_json)
-    return create_app(settings)
+    return create_app(settings, host=door.asked_host(sys.argv, os.environ))
 
 
 def _build_engines(settings: Settings, storage: Storage | None) -> Engines:
     database = make_engine(settings.database_url, settings.database_pool_size)
+    sessions = make_sessions(database)
+    audit.watch(sessions)
     return Engines(
         settings=settings,
         database=database,
-        sessions=make_sessions(database),
+        sessions=sessions,
         connections=AsyncConnections(database, settings.database_pool_size),
         storage=storage or LocalStorage(settings.storage_dir),
         hints=Hints(settings.redis_url),
         counter=Counter(settings.max_line_bytes),
+        limiter=RateLimiter(settings.max_requests_per_second),
     )
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     engines: Engines = app.state.engines
-    await run_in_threadpool(_prepare, engines)
+    await run_in_threadpool(_prepare, engines, app.state.host)
     yield
     await engines.connections.close()
     engines.hints.close()
     engines.database.dispose()
 
 
-def _prepare(engines: Engines) -> None:
+def _prepare(engines: Engines, host: str) -> None:
     sweep_staging(engines.storage)
     if engines.settings.admin_key_file is not None:
         ensure_first_key(engines.sessions, engines.settings.admin_key_file)
+    door.refuse_without_key(engines.sessions, host)
 
 
 def _version() -> str:

@@ -16,7 +16,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
-from app.db import claims, events
+from app.db import claims, events, usage
 from app.db.claims import FencedError, Kind, Lease
 from app.db.engine import transaction
 from app.db.ids import new_id
@@ -170,7 +170,7 @@ class Claimer:
         claimed_at = boottime_seconds()
         try:
             with transaction(self.resources.sessions) as session:
-                job = self._adopt(session) or claims.claim(session, self.kind, self.owner, self._ttl_seconds)
+                job = self._adopt(session) or self._claim(session)
         except DATABASE_AWAY:
             self._unsure = True
             raise
@@ -182,6 +182,12 @@ class Claimer:
     @property
     def _ttl_seconds(self) -> float:
         return self.resources.settings.lease_ttl_seconds
+
+    def _claim(self, session: Session) -> Job | None:
+        job = claims.claim(session, self.kind, self.owner, self._ttl_seconds)
+        if job is not None and self.kind == "train" and self.resources.settings.gpus_per_job > 1:
+            usage.note_gpus(session, job, self.resources.settings.gpus_per_job)
+        return job
 
     def _adopt(self, session: Session) -> Job | None:
         job = claims.held(session, self.owner) if self._unsure else None

@@ -1,41 +1,77 @@
-"""Bearer key -> caller. In a transaction of its own: no connection is held while a client sends its body."""
+"""Bearer key -> caller. In a transaction of its own: no connection is held while a client sends its body.
+
+What a caller may is decided here for every route, by method and path: a route needs no code of its own for it.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 from fastapi import Depends, Request
 
-from app.api.deps import EnginesDep
-from app.db import keys
+from app.api.deps import Engines, EnginesDep
+from app.api.envelope import tell_with_answer
+from app.db import audit, key_reads
 from app.db.engine import transaction
-from app.db.tables import ApiKey
-from app.errors import InvalidApiKey
+from app.db.key_reads import KnownKey
+from app.domain import actions, scopes
+from app.errors import InvalidApiKey, MissingScope, RateLimited
+from app.services.rate import Allowance
 
-TOUCH_AFTER = timedelta(minutes=1)
+REFUSALS = {
+    "revoked": "This API key was revoked. `tunery keys create` makes a new one.",
+    "expired": "This API key has expired. An admin can create another, or move the expiry of one that still lives.",
+    "rotated": "This is the old secret of an API key that was rotated, and its time is over. Use the new one.",
+    "archived": "The project of this API key is archived: its keys open nothing any more.",
+}
 
 
 @dataclass(frozen=True)
 class Caller:
     key_id: str
     project_id: str
-    is_admin: bool
+    scopes: tuple[str, ...] = (scopes.ALL,)
+
+    @property
+    def is_admin(self) -> bool:
+        return scopes.ADMIN in self.scopes
 
 
 def authenticate(request: Request, engines: EnginesDep) -> Caller:
     secret = bearer_secret(request)
     with transaction(engines.sessions) as session:
-        key = keys.find(session, secret)
-        if key is None:
-            raise wrong_key()
-        if _touch_is_due(key):
-            keys.touch(session, key)
-        return Caller(key.id, key.project_id, key.is_admin)
+        key = key_reads.find(session, secret)
+        if key is not None and key.touch_due and key.refusal is None:
+            key_reads.touch(session, key.key_id)
+    return admit(request, key)
 
 
-CallerDep = Annotated[Caller, Depends(authenticate)]
+AUTHENTICATED = Depends(authenticate)  # for a router whose routes need not know who calls
+CallerDep = Annotated[Caller, AUTHENTICATED]
+
+
+def admit(request: Request, key: KnownKey | None) -> Caller:
+    """Whoever has this key may make this call, now. Raises InvalidApiKey, RateLimited, MissingScope, in this order."""
+    if key is None:
+        raise wrong_key()
+    if key.refusal is not None:
+        raise InvalidApiKey(REFUSALS[key.refusal])
+    engines: Engines = request.app.state.engines
+    allowance = engines.limiter.take(key.project_id, key.max_requests_per_second)
+    tell_with_answer(request.scope, _rate_headers(allowance))
+    if allowance.wait_seconds:
+        raise RateLimited(
+            f"Rate limit reached: this project may send {allowance.limit} requests a second. "
+            f"Try again in {allowance.wait_seconds:.3f} s.",
+            allowance.wait_seconds,
+        )
+    path = _template(request)
+    _check_scope(key.scopes, scopes.needed(request.method, path), f"{request.method} {path}")
+    _attribute(request, key, path)
+    return Caller(key.key_id, key.project_id, tuple(key.scopes))
 
 
 def bearer_secret(request: Request) -> str:
@@ -51,11 +87,38 @@ def bearer_secret(request: Request) -> str:
 
 def wrong_key() -> InvalidApiKey:
     """The key itself is not repeated: answers end up in logs."""
-    return InvalidApiKey(
-        "Incorrect API key provided: it is unknown or was revoked. `tunery keys create` makes a new one."
-    )
+    return InvalidApiKey("Incorrect API key provided: nobody issued it here. `tunery keys create` makes a new one.")
 
 
-def _touch_is_due(key: ApiKey) -> bool:
-    """By our own clock, to save a query; the UPDATE asks the database's."""
-    return key.last_used_at is None or key.last_used_at < datetime.now(UTC) - TOUCH_AFTER
+def _check_scope(has: Sequence[str], scope: str | None, call: str) -> None:
+    if not scopes.allow(has, scope):
+        raise MissingScope(
+            f"This API key may not do {call}: that takes the scope {scope!r}, and the key has {', '.join(has)}. "
+            "An admin can give it another scope."
+        )
+
+
+def _attribute(request: Request, key: KnownKey, path: str) -> None:
+    """From here on, what this request changes is this key's doing."""
+    act = audit.CURRENT.get()
+    if act is None or scopes.reads_only(request.method, path):
+        return
+    act.action = actions.name_of(request.method, path)
+    act.actor_id = key.key_id
+    act.project_id = request.path_params.get("project_id", key.project_id)
+    act.object_ids = [str(value) for value in request.path_params.values()]
+
+
+def _template(request: Request) -> str:
+    """The path of the route, with names in place of ids."""
+    path: str | None = getattr(request.scope.get("route"), "path_format", None)
+    return request.scope["path"] if path is None else path
+
+
+def _rate_headers(allowance: Allowance) -> Mapping[str, str]:
+    """OpenAI's names; a duration is written as they write it."""
+    return {
+        "x-ratelimit-limit-requests": str(allowance.limit),
+        "x-ratelimit-remaining-requests": str(allowance.remaining),
+        "x-ratelimit-reset-requests": f"{math.ceil(allowance.reset_seconds * 1000)}ms",
+    }

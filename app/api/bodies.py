@@ -38,6 +38,15 @@ def parse_json_object(data: bytes) -> dict[str, Any]:
     return value
 
 
+async def read_optional_json_object(request: Request, _caller: CallerDep) -> dict[str, Any]:
+    """For calls that need no body: none at all is an empty object."""
+    data = await _read_limited(request)
+    return parse_json_object(data) if data else {}
+
+
+OptionalJsonBodyDep = Annotated[dict[str, Any], Depends(read_optional_json_object)]
+
+
 async def _read_limited(request: Request) -> bytes:
     body = bytearray()
     async for chunk in request.stream():

@@ -15,6 +15,7 @@ from app.db.async_connections import AsyncConnections
 from app.db.engine import Sessions
 from app.queue import Hints
 from app.services.counting import Counter
+from app.services.rate import RateLimiter
 from app.settings import Settings
 from app.storage import Storage
 
@@ -30,6 +31,7 @@ class Engines:
     storage: Storage
     hints: Hints
     counter: Counter
+    limiter: RateLimiter
 
 
 async def get_engines(request: Request) -> Engines:

@@ -1,4 +1,4 @@
-"""Around every request: its id, its time, its log context, and a JSON answer to what nobody handled.
+"""Around every request: its id, its time, its log context, who acts in it, and a JSON answer to what nobody handled.
 
 Outermost of our middlewares, and plain ASGI: bodies stream through it untouched.
 """
@@ -8,12 +8,14 @@ from __future__ import annotations
 import re
 import secrets
 import time
+from collections.abc import Mapping
 
 import structlog
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.error_handlers import error_response
+from app.db.audit import Act, acting
 from app.errors import BadRequest, NotFound, TuneryError
 from app.log import get_logger
 
@@ -31,10 +33,12 @@ class Envelope:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        answer = _Answer(send, _request_id(scope))
-        structlog.contextvars.bind_contextvars(request_id=answer.request_id.decode())
+        request_id = _request_id(scope)
+        answer = _Answer(send, request_id, _told(scope))
+        structlog.contextvars.bind_contextvars(request_id=request_id.decode())
         try:
-            await self._answer(scope, receive, answer)
+            with acting(Act(request_id=request_id.decode(), address=_address(scope))):
+                await self._answer(scope, receive, answer)
         finally:
             structlog.contextvars.unbind_contextvars("request_id")
 
@@ -55,12 +59,18 @@ class Envelope:
             )
 
 
+def tell_with_answer(scope: Scope, headers: Mapping[str, str]) -> None:
+    """Headers for whatever this request is answered with, an error included."""
+    _told(scope).extend((name.encode(), value.encode()) for name, value in headers.items())
+
+
 class _Answer:
     """`send`, with our headers on the first message."""
 
-    def __init__(self, send: Send, request_id: bytes) -> None:
+    def __init__(self, send: Send, request_id: bytes, told: list[tuple[bytes, bytes]]) -> None:
         self.send = send
         self.request_id = request_id
+        self.told = told
         self.started = False
         self.began = time.perf_counter()
 
@@ -70,12 +80,25 @@ class _Answer:
             milliseconds = round((time.perf_counter() - self.began) * 1000)
             message["headers"] = [
                 *message["headers"],
+                *self.told,
                 (b"x-request-id", self.request_id),
                 (b"openai-processing-ms", str(milliseconds).encode()),
                 (b"openai-version", API_VERSION),
                 (b"x-content-type-options", b"nosniff"),
             ]
         await self.send(message)
+
+
+def _told(scope: Scope) -> list[tuple[bytes, bytes]]:
+    """In `state`, which every copy of a scope shares."""
+    headers: list[tuple[bytes, bytes]] = scope.setdefault("state", {}).setdefault("answer_headers", [])
+    return headers
+
+
+def _address(scope: Scope) -> str | None:
+    """Behind a proxy: the client's, if the server was told to trust the proxy's word (FORWARDED_ALLOW_IPS)."""
+    client = scope.get("client")
+    return str(client[0]) if client else None
 
 
 def _request_id(scope: Scope) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,9 @@ from starlette.responses import Response
 from app.errors import (
     BadRequest,
     InvalidApiKey,
+    QuotaExceeded,
     RangeNotSatisfiable,
+    RateLimited,
     StorageFull,
     TuneryError,
     Unavailable,
@@ -69,6 +72,11 @@ def _response(
 def _headers(error: TuneryError) -> dict[str, str]:
     if isinstance(error, Unavailable):
         return {"Retry-After": str(error.retry_after_seconds)}
+    if isinstance(error, RateLimited):
+        milliseconds = math.ceil(error.retry_after_seconds * 1000)
+        return {"Retry-After": str(math.ceil(milliseconds / 1000)), "Retry-After-Ms": str(milliseconds)}
+    if isinstance(error, QuotaExceeded):
+        return {"Retry-After": str(error.retry_after_seconds), "X-Should-Retry": "false"}
     if isinstance(error, InvalidApiKey):
         return {"WWW-Authenticate": "Bearer"}
     if isinstance(error, RangeNotSatisfiable):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from app.api import examples_organization
 from app.api.schemas.job_requests import CreateJob
 
 OpenApi = dict[str, Any]
@@ -164,6 +165,7 @@ ANSWERS: dict[str, Any] = {
     "DELETE /v1/models/{model}": _deleted(TUNED_MODEL),
     "GET /healthz": {"status": "ok"},
     "GET /readyz": READY,
+    **examples_organization.ANSWERS,
 }
 ERROR = {
     "error": {

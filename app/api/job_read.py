@@ -11,7 +11,7 @@ import json
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from app.api.auth import bearer_secret, wrong_key
+from app.api.auth import admit, bearer_secret
 from app.api.deps import Engines
 from app.api.ranges import is_known
 from app.api.schemas.jobs import JobBody, render_job
@@ -31,8 +31,7 @@ async def get_job(request: Request, job_id: str) -> Response:
     """Made to be polled: send the last `ETag` as `If-None-Match`, and an unchanged job is a 304 without a body."""
     engines: Engines = request.app.state.engines
     row = await job_by_key(engines.connections, bearer_secret(request), job_id)
-    if row is None:
-        raise wrong_key()
+    admit(request, row)
     if row.id is None:
         raise no_such_job(job_id)
     rendered = render_job(row, engines.settings.organization, row.queue_position, row.adapter_file_ids)

@@ -8,15 +8,18 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from app.api import examples
+from app.api import examples, examples_organization
 from app.api.schemas.common import ErrorBody
+from app.domain import scopes
 
 METHODS = ("get", "post", "put", "patch", "delete")
 SECURITY_SCHEME = "ApiKey"
 ERRORS = {
     "400": "The request is wrong; `param` says where.",
     "401": "No API key, or not a good one.",
+    "403": "The key lacks the scope that this operation takes.",
     "404": "No such thing in this project.",
+    "429": "Too many requests (`rate_limit_exceeded`), or a limit of the project is reached (`insufficient_quota`).",
     "503": "PostgreSQL does not answer; try again after `Retry-After` seconds.",
 }
 MORE_ERRORS = {
@@ -25,7 +28,9 @@ MORE_ERRORS = {
     "POST /v1/fine_tuning/jobs/plan": {"413": "The body is too large."},
     "GET /v1/files/{file_id}/content": {"416": "The range selects nothing."},
     "GET /v1/fine_tuning/jobs/{job_id}/adapter/archive": {"416": "The range selects nothing."},
-    "DELETE /v1/models/{model}": {"403": "A base model belongs to the operator."},
+    "DELETE /v1/models/{model}": {
+        "403": "A base model belongs to the operator, or the key lacks the scope that this operation takes."
+    },
 }
 DESCRIPTION = """\
 Fine-tuning jobs in OpenAI's wire contract, QLoRA on your own GPUs, and the adapter is yours.
@@ -59,6 +64,7 @@ def _add_schemas(schemas: dict[str, Any]) -> None:
     for schema in (
         ErrorBody.model_json_schema(ref_template="#/components/schemas/{model}"),
         examples.CREATE_JOB_SCHEMA,
+        *examples_organization.BODY_SCHEMAS,
     ):
         schema = dict(schema)
         schemas |= schema.pop("$defs", {})
@@ -81,6 +87,7 @@ def _complete(method: str, path: str, operation: dict[str, Any]) -> None:
         responses["200"]["content"]["application/json"]["example"] = answer
     if path.startswith("/v1"):
         operation["security"] = [{SECURITY_SCHEME: []}]
+        operation["x-scope"] = scopes.needed(method.upper(), path)
         errors = ERRORS | MORE_ERRORS.get(name, {})
         responses |= {status: _error(description) for status, description in errors.items()}
     operation["responses"] = dict(sorted(responses.items()))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
+import os
+import socket
 from collections.abc import Iterator
 
 from psycopg.errors import UndefinedTable
@@ -12,20 +15,25 @@ from sqlalchemy.exc import ArgumentError, OperationalError, ProgrammingError
 from sqlalchemy.orm import Session
 
 from app.cli.errors import CliError, Misused
+from app.db import audit
 from app.db.engine import make_engine, make_sessions, transaction
 from app.settings import Settings
 
 
 class Database:
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, action: str) -> None:
+        """`action` names the command in the audit log."""
         self._url = _normal(url)
+        self._action = action
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Session]:
         """Committed when the block ends: what a command prints after it is true."""
         engine = make_engine(self._url, pool_size=1)
         try:
-            with transaction(make_sessions(engine)) as session:
+            sessions = make_sessions(engine)
+            audit.watch(sessions)
+            with audit.acting(operator(self._action)), transaction(sessions) as session:
                 yield session
         except OperationalError as error:
             reason = str(error.orig).strip().split("\n")[0]
@@ -36,6 +44,19 @@ class Database:
             raise CliError(f"{_shown(self._url)} has no tables of Tunery yet. Run the migrations first.") from None
         finally:
             engine.dispose()
+
+
+def operator(action: str) -> audit.Act:
+    """Whoever can reach the database: the account and the host of this command."""
+    return audit.Act(action=action, actor_type="operator", actor_id=f"{_account()}@{socket.gethostname()}")
+
+
+def _account() -> str:
+    """A container's account has a number and no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid-{os.getuid()}"
 
 
 def _normal(database_url: str) -> str:

@@ -1,5 +1,6 @@
 """`tunery keys`: API keys, straight on the database. The secret is shown once; only its hash is kept."""
 
+import re
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 
 commands = typer.Typer(no_args_is_help=True, help="API keys and the projects they open.")
 
+DURATION = re.compile(r"([0-9]{1,6})([smhdw])")
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+KeyId = Annotated[str, typer.Argument(metavar="ID", help="As `keys list` has it.")]
+
 
 @commands.command("create")
 @with_database
@@ -22,17 +27,26 @@ def create(
     database: "Database",
     project: Annotated[str, typer.Option(help="The project it opens; a new name makes a new project.")],
     name: Annotated[str, typer.Option(help="Who or what uses it.")] = "cli",
+    scope: Annotated[
+        list[str] | None, typer.Option(help="What it may do; again for more. Absent: all, which is not admin.")
+    ] = None,
+    expires_in: Annotated[str | None, typer.Option(help="Such as 90d or 12h; absent: never.", metavar="TIME")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Create a key and print it, this once."""
-    from app.db import keys
+    from app.db import projects
+    from app.domain.scopes import ALL
+    from app.services import keys
+    from app.services.projects import checked_name
 
     if not project.strip():
         raise Misused("--project is empty; give the project's name, such as `default`.")
     with database.transaction() as session:
-        is_new = keys.get_project(session, project) is None
-        issued = keys.issue(session, keys.ensure_project(session, project), name)
-    if is_new:
+        known = projects.get(session, project) or projects.get_by_name(session, project)
+        owner = known or projects.ensure(session, checked_name(project, "--project"))
+        expires_in_seconds = None if expires_in is None else _seconds("--expires-in", expires_in)
+        issued = keys.create(session, owner, name, scope or [ALL], expires_in_seconds)
+    if known is None:
         remark(f"The project {project!r} is new.")
     if as_json:
         print_json({"id": issued.id, "project": issued.project, "name": name, "key": issued.secret})
@@ -49,9 +63,10 @@ def list_keys(database: "Database", as_json: AsJson = False) -> None:
 
     with database.transaction() as session:
         found = keys.list_keys(session)
-    columns = ["id", "project", "name", "created", "last used", "revoked"]
+    columns = ["id", "project", "name", "scopes", "created", "last used", "expires", "revoked"]
     rows = [
-        [key.id, project.name, key.name, _time(key.created_at), _time(key.last_used_at), _time(key.revoked_at)]
+        [key.id, project.name, key.name, ",".join(key.scopes)]
+        + [_time(moment) for moment in (key.created_at, key.last_used_at, key.expires_at, key.revoked_at)]
         for key, project in found
     ]
     if as_json:
@@ -60,18 +75,47 @@ def list_keys(database: "Database", as_json: AsJson = False) -> None:
         print_table(columns, rows, "No keys. `tunery keys create --project NAME` makes one.")
 
 
-@commands.command("revoke")
+@commands.command("rotate")
 @with_database
-def revoke(
-    database: "Database", key_id: Annotated[str, typer.Argument(metavar="ID", help="As `keys list` has it.")]
+def rotate(
+    database: "Database",
+    key_id: KeyId,
+    overlap: Annotated[
+        str, typer.Option(help="How long the old secret goes on working, such as 24h; 0s: no longer.", metavar="TIME")
+    ] = "24h",
+    as_json: AsJson = False,
 ) -> None:
-    """End a key at once."""
-    from app.db import keys
+    """Give a key a new secret and print it, this once. Its id, project and scopes stay."""
+    from app.services import keys
 
     with database.transaction() as session:
+        key, secret = keys.rotate(session, None, key_id, _seconds("--overlap", overlap))
+    if as_json:
+        print_json({"id": key.id, "key": secret, "old_key_expires": _time(key.previous_expires_at)})
+        return
+    print_line(secret)
+    remark(f"Keep it: it is not shown again. The old one works until {_time(key.previous_expires_at)}.")
+
+
+@commands.command("revoke")
+@with_database
+def revoke(database: "Database", key_id: KeyId) -> None:
+    """End a key at once."""
+    from app.db import audit, keys
+
+    with database.transaction() as session:
+        key = keys.get(session, key_id)
+        audit.about(key_id, key.project_id if key else None)
         if not keys.revoke(session, key_id):
             raise Missing(f"No live key has the id {key_id!r}; `tunery keys list` has them.")
     print_line(f"{key_id} revoked")
+
+
+def _seconds(option: str, text: str) -> int:
+    match = DURATION.fullmatch(text.strip())
+    if match is None:
+        raise Misused(f"{option} {text}: it takes a number and one of s, m, h, d, w, such as 90d.")
+    return int(match[1]) * SECONDS[match[2]]
 
 
 def _time(moment: "datetime | None") -> str:

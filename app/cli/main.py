@@ -11,13 +11,13 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from app.cli import adapters, files, jobs, keys, models, plans
+from app.cli import adapters, audit, files, jobs, keys, models, plans, projects
 from app.cli.address import find_layout
-from app.cli.errors import INTERRUPTED, CliError, Misused
+from app.cli.errors import INTERRUPTED, CliError, Missing, Misused
 from app.cli.local.errors import CannotStart
 from app.cli.options import DataDir
 from app.cli.output import complain, print_line
-from app.errors import TuneryError
+from app.errors import NotFound, TuneryError
 
 
 def main() -> None:
@@ -74,7 +74,9 @@ app.add_typer(jobs.commands, name="jobs")
 jobs.commands.add_typer(plans.commands)  # no name: its one command is another of theirs
 app.add_typer(adapters.commands, name="adapters")
 app.add_typer(models.commands, name="models")
+app.add_typer(projects.commands, name="projects")
 app.add_typer(keys.commands, name="keys")
+app.add_typer(audit.commands, name="audit")
 
 
 @app.callback(invoke_without_command=True)
@@ -115,6 +117,8 @@ def _sentence(error: Exception) -> str:
 def _exit_code(error: Exception) -> int:
     if isinstance(error, CliError):
         return error.exit_code
+    if isinstance(error, NotFound):
+        return Missing.exit_code
     # From the domain: a directory that can't be offered as a base model, for one.
     return Misused.exit_code if isinstance(error, TuneryError) else CliError.exit_code
 

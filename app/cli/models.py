@@ -33,7 +33,7 @@ def add(
     license_name: Annotated[str | None, typer.Option("--license", help="Such as apache-2.0.")] = None,
 ) -> None:
     """Offer a base model to every project. Its files are hashed; the same name again replaces it."""
-    from app.db import models
+    from app.db import audit, models
     from app.domain import catalog
 
     _refuse_unusable(name, learning_rate)
@@ -42,6 +42,7 @@ def add(
     remark(f"Hashing {entry.size_bytes / 1e9:.2f} GB in {directory} …")
     files, manifest_sha256 = catalog.hash_directory(directory)
     with database.transaction() as session:
+        audit.about(name, None)
         models.register(session, name, directory, files, manifest_sha256, entry)
     print_line(
         f"{name}: {entry.architecture}, {entry.parameters / 1e6:,.0f} M parameters, context {entry.context_length}, "

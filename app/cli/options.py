@@ -58,7 +58,8 @@ def with_database(command: Callable[Concatenate[Database, P], None]) -> Callable
     def run(*args: Any, data_dir: Path | None, **values: Any) -> None:
         from app.cli.database import Database  # not for `--help`, and not for a client without a database
 
-        command(Database(find_database(data_dir)), *args, **values)
+        action = f"{command.__module__.rpartition('.')[2]}.{command.__name__}"
+        command(Database(find_database(data_dir), action), *args, **values)
 
     return _with_options(run, command, data_dir=DataDir)
 

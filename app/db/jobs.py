@@ -68,6 +68,13 @@ def page(
     return list(session.scalars(query))
 
 
+def unfinished(session: Session, project_id: str) -> list[str]:
+    """Ids, oldest first."""
+    return list(
+        session.scalars(select(Job.id).where(Job.project_id == project_id, Job.state.in_(ACTIVE)).order_by(Job.seq))
+    )
+
+
 def queue_position(session: Session, job: Job) -> int | None:
     """1 for the job that the next free worker takes; None for a job that does not wait."""
     if job.state != JobState.QUEUED:

@@ -7,10 +7,10 @@ from pathlib import Path
 from sqlalchemy.exc import IntegrityError
 
 from app.db import keys
+from app.db.audit import Act, acting
 from app.db.engine import Sessions, transaction
 from app.log import get_logger
 
-MIN_CHARACTERS = 16
 KEY_NAME = "admin-key-file"
 
 log = get_logger(__name__)
@@ -22,8 +22,10 @@ def ensure_first_key(sessions: Sessions, path: Path) -> None:
     A revoked key stays revoked. Raises ValueError for a secret that is too short, OSError for an unreadable file.
     """
     secret = path.read_text(encoding="utf-8").strip()
-    if len(secret) < MIN_CHARACTERS or not secret.isascii() or not secret.isprintable() or " " in secret:
-        raise ValueError(f"{path}: an admin key is at least {MIN_CHARACTERS} printable ASCII characters without spaces")
+    if not keys.is_good_secret(secret):
+        raise ValueError(
+            f"{path}: an admin key is at least {keys.MIN_GIVEN_CHARACTERS} printable ASCII characters without spaces"
+        )
     try:
         _issue_once(sessions, secret)
     except IntegrityError:
@@ -31,9 +33,11 @@ def ensure_first_key(sessions: Sessions, path: Path) -> None:
 
 
 def _issue_once(sessions: Sessions, secret: str) -> None:
-    with transaction(sessions) as session:
+    act = Act(action="keys.first", actor_type="system", actor_id="api")
+    with acting(act), transaction(sessions) as session:
         if keys.was_issued(session, secret):
             return
         project = keys.ensure_project(session, keys.DEFAULT_PROJECT)
-        keys.issue(session, project, KEY_NAME, is_admin=True, secret=secret)
+        act.project_id = project.id
+        keys.issue(session, project, KEY_NAME, keys.ADMIN_SCOPES, secret=secret)
     log.info("issued the first admin key", project=keys.DEFAULT_PROJECT)

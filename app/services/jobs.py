@@ -17,7 +17,7 @@ from app.domain.spec import JobSpec
 from app.domain.states import Desired, JobState
 from app.errors import BadRequest, NotFound, all_at_once
 from app.queue import Hints
-from app.services import ancestors
+from app.services import ancestors, quotas
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,9 @@ class SeenJob:
 
 
 def create(session: Session, hints: Hints, project_id: str, request: JobRequest) -> SeenJob:
-    """Raises as `resolved`."""
+    """Raises as `resolved`, and QuotaExceeded."""
     _, training_file, validation_file, spec = resolved(session, project_id, request)
+    quotas.ensure_may_queue(session, project_id)
     job = jobs.insert(
         session,
         project_id,
@@ -121,6 +122,9 @@ def pause(session: Session, project_id: str, job_id: str) -> SeenJob:
 
 
 def resume(session: Session, hints: Hints, project_id: str, job_id: str) -> SeenJob:
+    """A wrong state is told before a full quota is: the client can't wait the first one away."""
+    if get(session, project_id, job_id).state == JobState.PAUSED:
+        quotas.ensure_may_queue(session, project_id)
     job = jobs.resume(session, project_id, job_id)
     if job is None:
         raise _wrong_state(get(session, project_id, job_id), "resumed", "a paused job")

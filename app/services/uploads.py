@@ -20,6 +20,7 @@ from app.db.tables import File
 from app.domain.dataset import MAX_FINDINGS
 from app.domain.jsonl import Finding, read_lines
 from app.errors import InvalidDataset, TooLarge
+from app.services import quotas
 from app.storage import Storage
 
 PREFIX = "upload-"
@@ -108,6 +109,7 @@ def _insert(
     session: Session, project_id: str, file_id: str, key: str, new: NewFile, staged: StagedFile, line_count: int | None
 ) -> File:
     size_bytes, sha256 = staged.size_bytes, staged.sha256
+    quotas.ensure_room(session, project_id, size_bytes)
     file = files.insert(
         session, project_id, new.purpose, new.filename, size_bytes, sha256, key, file_id=file_id, line_count=line_count
     )

@@ -12,7 +12,7 @@ from app.api.schemas import knobs
 from app.api.schemas.common import Body
 from app.domain.resolve import MAX_SEED
 from app.domain.spec import MAX_SAMPLE_PROMPTS, SamplePrompt
-from app.errors import BadRequest
+from app.errors import BadRequest, all_at_once
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
 MAX_METADATA_PAIRS = 16
@@ -70,6 +70,14 @@ class CreateJob(Strict):
     integrations: Annotated[list[Any], Field(description="None is offered: null or empty.")] | None = None
     lora: Annotated[Any, WithJsonSchema(knobs.LORA)] = None
     quantization: Annotated[Any, WithJsonSchema(knobs.QUANTIZATION)] = None
+
+
+def parsed(model: type[Parsed], body: Mapping[str, Any]) -> Parsed:
+    """For bodies that are nothing but their shape. Raises BadRequest naming everything that is wrong."""
+    found, problems = check_shape(model, body)
+    if found is None or problems:
+        raise all_at_once(problems)
+    return found
 
 
 def check_shape(model: type[Parsed], body: Mapping[str, Any]) -> tuple[Parsed | None, list[BadRequest]]:

@@ -15,10 +15,12 @@ from alembic.util import CommandError
 from sqlalchemy import Engine
 from sqlalchemy.exc import IntegrityError, OperationalError
 
+from app.cli.database import operator
 from app.cli.local import base_model
+from app.cli.local.addresses import is_loopback
 from app.cli.local.errors import CannotStart
 from app.cli.local.layout import Layout, write_secret
-from app.db import keys, migrate
+from app.db import audit, keys, migrate
 from app.db.engine import Sessions, make_engine, make_sessions, transaction
 from app.settings import Settings
 
@@ -32,7 +34,10 @@ def prepared_database(database_url: str) -> Iterator[Sessions]:
     engine = make_engine(Settings(database_url=database_url, redis_url="redis://").database_url)
     try:
         _migrate(engine)
-        yield make_sessions(engine)
+        sessions = make_sessions(engine)
+        audit.watch(sessions)
+        with audit.acting(operator("up")):
+            yield sessions
     finally:
         engine.dispose()
 
@@ -48,6 +53,16 @@ def ensure_admin_key(sessions: Sessions, layout: Layout) -> str | None:
     elif given is not None:
         write_secret(layout.admin_key, given + "\n")
     return _make_known(sessions, layout.admin_key.read_text(encoding="utf-8").strip())
+
+
+def refuse_open_without_key(sessions: Sessions, host: str) -> None:
+    """Other machines may reach it only once somebody has a key. Raises CannotStart."""
+    with transaction(sessions) as session:
+        if not is_loopback(host) and not keys.any_key(session):
+            raise CannotStart(
+                f"No API key opens this service, so it does not listen on {host}. Start it without --host, create one "
+                "(`tunery keys create --project default --scope all --scope admin`), and start it again."
+            )
 
 
 def offer_base_model(sessions: Sessions, directory: Path) -> bool:
@@ -78,7 +93,7 @@ def _make_known(sessions: Sessions, secret: str) -> str | None:
             project = keys.ensure_project(session, keys.DEFAULT_PROJECT)
             if keys.find(session, secret) is not None:
                 return None
-            keys.issue(session, project, KEY_NAME, is_admin=True, secret=secret)
+            keys.issue(session, project, KEY_NAME, keys.ADMIN_SCOPES, secret=secret)
     except IntegrityError:  # it was revoked: its hash is there, and it stays revoked
         return None
     return secret
@@ -92,10 +107,10 @@ def _given_key() -> str | None:
         secret = Path(file).read_text(encoding="utf-8").strip()
     except OSError as error:
         raise CannotStart(f"{KEY_FILE_VARIABLE} names {file}, which can't be read: {error.strerror}.") from None
-    if len(secret) < 20:
+    if not keys.is_good_secret(secret):
         raise CannotStart(
-            f"The key in {file} ({KEY_FILE_VARIABLE}) has {len(secret)} characters; at least 20 are needed, "
-            "as from `openssl rand -hex 32`."
+            f"The key in {file} ({KEY_FILE_VARIABLE}) has {len(secret)} characters; needed are at least "
+            f"{keys.MIN_GIVEN_CHARACTERS}, printable ASCII without spaces, as from `openssl rand -hex 32`."
         )
     return secret
 

@@ -136,6 +136,7 @@ class _Up:
     def _prepare_database(self) -> None:
         with first_run.prepared_database(self._urls["database_url"]) as sessions:
             created = first_run.ensure_admin_key(sessions, self._layout)
+            first_run.refuse_open_without_key(sessions, self._options.host)
             self._offer_base_model(sessions)
         if created:
             self._tell("admin key", f"{created} (shown once; kept in {self._layout.admin_key})")

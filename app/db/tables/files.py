@@ -16,6 +16,9 @@ class File(Base):
     __tablename__ = "files"
     __table_args__ = (
         Index("ix_files_page", "project_id", "seq", postgresql_where=text("deleted_at IS NULL")),
+        Index(
+            "ix_files_stored", "project_id", postgresql_include=["bytes"], postgresql_where=text("purged_at IS NULL")
+        ),
         CheckConstraint("bytes >= 0", name="bytes"),
     )
 

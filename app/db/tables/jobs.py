@@ -82,7 +82,9 @@ class Attempt(Base):
     __tablename__ = "attempts"
     __table_args__ = (
         Index("uq_attempts_one_open", "job_id", unique=True, postgresql_where=text("ended_at IS NULL")),
+        Index("ix_attempts_usage", "project_id", "ended_at", postgresql_where=text("kind = 'train'")),
         CheckConstraint("kind IN ('validate', 'train')", name="kind"),
+        CheckConstraint("gpus >= 1", name="gpus"),
     )
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
@@ -90,6 +92,9 @@ class Attempt(Base):
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
     kind: Mapped[str]
     worker: Mapped[str]
+    gpus: Mapped[int] = mapped_column(
+        server_default="1"
+    )  # what its seconds are multiplied by; a CPU slot counts as one
     started_at: Mapped[datetime] = now()
     ended_at: Mapped[datetime | None]
     reason: Mapped[str | None]

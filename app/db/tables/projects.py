@@ -1,33 +1,75 @@
-"""Who may come in: projects and the keys to them."""
+"""Who may come in, and how far: projects and the keys to them."""
 
 from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import ForeignKey, text
+from sqlalchemy import CheckConstraint, ForeignKey, Identity, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db.base import Base, now
+from app.domain import scopes
+
+LIMITS = (
+    "max_stored_bytes", "max_queued_jobs", "max_running_jobs", "max_gpu_seconds_per_month", "max_requests_per_second",
+)  # fmt: skip
+EVERYTHING = text(f"'[\"{scopes.ALL}\"]'::jsonb")
 
 
 class Project(Base):
+    """A limit that is NULL is none. `share_weight` is the project's part of the GPUs when several wait."""
+
     __tablename__ = "projects"
+    __table_args__ = (
+        CheckConstraint(
+            "max_stored_bytes >= 0 AND max_queued_jobs >= 0 AND max_running_jobs >= 0 "
+            "AND max_gpu_seconds_per_month >= 0 AND max_requests_per_second >= 1",
+            name="limits",
+        ),
+        CheckConstraint("share_weight > 0 AND share_weight < 'Infinity'", name="share_weight"),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True)
+    seq: Mapped[int] = mapped_column(Identity(), unique=True)
     name: Mapped[str] = mapped_column(unique=True)
     created_at: Mapped[datetime] = now()
+    archived_at: Mapped[datetime | None]
+    max_stored_bytes: Mapped[int | None]
+    max_queued_jobs: Mapped[int | None]
+    max_running_jobs: Mapped[int | None]
+    max_gpu_seconds_per_month: Mapped[int | None]
+    max_requests_per_second: Mapped[int | None]
+    share_weight: Mapped[float] = mapped_column(server_default=text("1"))
 
 
 class ApiKey(Base):
-    """Only the SHA-256 of the secret is kept: it is 256 random bits, so a slow hash would add nothing."""
+    """Only the SHA-256 of the secret is kept: it is 256 random bits, so a slow hash would add nothing.
+
+    After a rotation the secret before it opens the door until `previous_expires_at`.
+    """
 
     __tablename__ = "api_keys"
+    __table_args__ = (
+        CheckConstraint("(previous_secret_sha256 IS NULL) = (previous_expires_at IS NULL)", name="previous_whole"),
+        CheckConstraint("previous_secret_sha256 <> secret_sha256", name="previous_differs"),
+        CheckConstraint("jsonb_typeof(scopes) = 'array' AND scopes <> '[]'::jsonb", name="scopes"),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True)
+    seq: Mapped[int] = mapped_column(Identity(), unique=True)
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), index=True)
     name: Mapped[str]
     secret_sha256: Mapped[str] = mapped_column(unique=True)
-    is_admin: Mapped[bool] = mapped_column(server_default=text("false"))
+    redacted: Mapped[str] = mapped_column(server_default="")  # enough of the secret to tell it from others
+    previous_secret_sha256: Mapped[str | None] = mapped_column(unique=True)
+    previous_expires_at: Mapped[datetime | None]
+    scopes: Mapped[list[str]] = mapped_column(server_default=EVERYTHING)
     created_at: Mapped[datetime] = now()
+    rotated_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]
+    expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
+
+    @property
+    def is_admin(self) -> bool:
+        return scopes.ADMIN in self.scopes

@@ -11,7 +11,7 @@ from app.db.tables import Job, Project
 from app.storage import LocalStorage
 from tests.factories import make_succeeded_job
 
-WITHOUT_IDS = {"/v1/files", "/v1/fine_tuning/jobs", "/v1/fine_tuning/jobs/plan", "/v1/models"}
+WITHOUT_IDS = {"/v1/project", "/v1/files", "/v1/fine_tuning/jobs", "/v1/fine_tuning/jobs/plan", "/v1/models"}
 
 
 @pytest.fixture
@@ -25,6 +25,8 @@ def operations_on(app: FastAPI, job: Job) -> Iterator[tuple[str, str]]:
     ids = {"{file_id}": job.result_file_ids[0], "{job_id}": job.id, "{model}": job.fine_tuned_model or ""}
     for template, item in app.openapi()["paths"].items():
         path = template
+        if template.startswith("/v1/organization"):
+            continue  # closed to every key that is no admin's, and an admin's opens every project: test_organization.py
         for name, value in ids.items():
             path = path.replace(name, value)
         assert "{" not in path, f"this test does not know the id in {template}"

@@ -15,14 +15,17 @@ from starlette.testclient import TestClient
 
 from app.api import examples
 from app.api.schemas import knobs
+from app.api.schemas.audit import AuditList
 from app.api.schemas.checkpoints import AdapterBody, CheckpointList
 from app.api.schemas.common import Deleted, ErrorBody
 from app.api.schemas.events import EventList
 from app.api.schemas.files import FileBody, FileList
 from app.api.schemas.job_requests import CreateJob
 from app.api.schemas.jobs import JobBody, JobList
+from app.api.schemas.keys import KeyBody, KeyList, KeyRevoked, NewKey
 from app.api.schemas.models import ModelBody, ModelList
 from app.api.schemas.plans import PlanBody
+from app.api.schemas.projects import OwnProject, ProjectBody, ProjectList, ProjectWithUsage
 from app.domain import gather
 from app.main import create_app
 from app.settings import Settings
@@ -31,7 +34,7 @@ from app.storage import LocalStorage
 SNAPSHOT = Path(__file__).with_name("openapi.json")
 MODELS: tuple[type[BaseModel], ...] = (
     AdapterBody, CheckpointList, Deleted, EventList, FileBody, FileList, JobBody, JobList, ModelBody, ModelList,
-    PlanBody,
+    PlanBody, AuditList, KeyBody, KeyList, KeyRevoked, NewKey, OwnProject, ProjectBody, ProjectList, ProjectWithUsage,
 )  # fmt: skip
 
 

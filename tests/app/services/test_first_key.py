@@ -52,7 +52,7 @@ class TestEnsureFirstKey:
     @pytest.mark.parametrize("content", ["", "short", "with spaces in it, and long", "nötig-nötig-nötig-nötig"])
     def test_refuses_a_secret_that_is_none(self, sessions: Sessions, key_file: Path, content: str) -> None:
         key_file.write_text(content, encoding="utf-8")
-        with pytest.raises(ValueError, match="at least 16 printable ASCII characters"):
+        with pytest.raises(ValueError, match="at least 20 printable ASCII characters"):
             ensure_first_key(sessions, key_file)
         assert key_rows(sessions) == []
 

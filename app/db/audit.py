@@ -1,0 +1,159 @@
+"""The audit log: one row for each transaction that changed something, written in that transaction.
+
+Who calls is known to the edge (a request, a command), what changed to the session. The edge says the first with
+`acting`; the sessions of a `watch`ed factory do the rest, so no route and no use-case has to think of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+from sqlalchemy import ARRAY, Select, Text, cast, event, select
+from sqlalchemy.orm import ORMExecuteState, Session
+
+from app.db.engine import Sessions
+from app.db.ids import new_id
+from app.db.tables import AuditEntry, Project
+
+ActorType = Literal["api_key", "operator", "system"]
+CHANGED = "audit.changed"  # in session.info: (id, project) of rows that changed, once anything was written
+MAX_OBJECTS = 20
+
+
+@dataclass
+class Act:
+    """Filled in as it becomes known: a request has an address before it has a key. No actor, no entry."""
+
+    request_id: str | None = None
+    address: str | None = None
+    action: str | None = None
+    actor_type: ActorType = "api_key"
+    actor_id: str | None = None
+    project_id: str | None = None
+    object_ids: list[str] = field(default_factory=list)
+    is_over: bool = False  # a task that outlives the request that started it acts for nobody
+
+    @property
+    def is_attributed(self) -> bool:
+        return self.action is not None and self.actor_id is not None and not self.is_over
+
+
+CURRENT: ContextVar[Act | None] = ContextVar("act", default=None)
+
+
+@contextmanager
+def acting(act: Act) -> Iterator[Act]:
+    token = CURRENT.set(act)
+    try:
+        yield act
+    finally:
+        act.is_over = True
+        CURRENT.reset(token)
+
+
+def watch(sessions: Sessions) -> None:
+    event.listen(sessions, "do_orm_execute", _on_statement)
+    event.listen(sessions, "before_flush", _on_flush)
+    event.listen(sessions, "before_commit", _on_commit)
+    event.listen(sessions, "after_rollback", _on_rollback)
+
+
+def about(object_id: str, project_id: str | None) -> None:
+    """What a command without a path is about, where a statement changes it and no object of the session does."""
+    act = CURRENT.get()
+    if act is not None:
+        act.object_ids.append(object_id)
+        act.project_id = act.project_id or project_id
+
+
+def get(session: Session, entry_id: str) -> AuditEntry | None:
+    return session.get(AuditEntry, entry_id)
+
+
+def page(
+    session: Session,
+    limit: int,
+    after: AuditEntry | None = None,
+    project_ids: Collection[str] = (),
+    actor_ids: Collection[str] = (),
+    actions: Collection[str] = (),
+    object_ids: Collection[str] = (),
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> list[AuditEntry]:
+    """Newest first, at most `limit`; an empty filter lets everything through."""
+    query = select(AuditEntry).order_by(AuditEntry.seq.desc()).limit(limit)
+    if after is not None:
+        query = query.where(AuditEntry.seq < after.seq)
+    for column, wanted in (
+        (AuditEntry.project_id, project_ids), (AuditEntry.actor_id, actor_ids), (AuditEntry.action, actions),
+    ):  # fmt: skip
+        if wanted:
+            query = query.where(column.in_(wanted))
+    if object_ids:
+        query = query.where(AuditEntry.object_ids.has_any(cast(list(object_ids), ARRAY(Text))))
+    return list(session.scalars(_within(query, since, until)))
+
+
+def _within(query: Select[AuditEntry], since: datetime | None, until: datetime | None) -> Select[AuditEntry]:
+    if since is not None:
+        query = query.where(AuditEntry.created_at >= since)
+    if until is not None:
+        query = query.where(AuditEntry.created_at < until)
+    return query
+
+
+def _on_statement(state: ORMExecuteState) -> None:
+    if state.is_insert or state.is_update or state.is_delete:
+        state.session.info.setdefault(CHANGED, [])
+
+
+def _on_flush(session: Session, _context: Any, _instances: Any) -> None:
+    """Before the flush: after it, a column that the database computes looks as if nobody had changed it."""
+    modified = [row for row in session.dirty if session.is_modified(row)]
+    rows = [row for row in (*session.new, *modified, *session.deleted) if not isinstance(row, AuditEntry)]
+    if rows:
+        session.info.setdefault(CHANGED, []).extend(_identified(rows))
+
+
+def _on_commit(session: Session) -> None:
+    act = CURRENT.get()
+    if act is None or not act.is_attributed:
+        return
+    session.flush()
+    changed: list[tuple[str, str | None]] | None = session.info.pop(CHANGED, None)
+    if changed is not None:
+        session.add(_entry(act, changed))
+
+
+def _on_rollback(session: Session) -> None:
+    session.info.pop(CHANGED, None)
+
+
+def _entry(act: Act, changed: Sequence[tuple[str, str | None]]) -> AuditEntry:
+    project_ids = [act.project_id, *(project_id for _, project_id in changed)]
+    return AuditEntry(
+        id=new_id("audit_log"),
+        project_id=next((project_id for project_id in project_ids if project_id is not None), None),
+        action=act.action,
+        actor_type=act.actor_type,
+        actor_id=act.actor_id,
+        object_ids=list(dict.fromkeys([*act.object_ids, *(object_id for object_id, _ in changed)]))[:MAX_OBJECTS],
+        address=act.address,
+        request_id=act.request_id,
+    )
+
+
+def _identified(rows: Sequence[Any]) -> list[tuple[str, str | None]]:
+    """What has an id of its own, and not only a place in something else: the job, and not its events."""
+    found = []
+    for row in rows:
+        key = row.__mapper__.primary_key_from_instance(row)
+        if len(key) == 1:
+            found.append((str(key[0]), row.id if isinstance(row, Project) else getattr(row, "project_id", None)))
+    return found

@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+from typing import Any
+
+import openai
+import pytest
+from fastapi import FastAPI
+from sqlalchemy import select
+from starlette.testclient import TestClient
+
+from app.db import jobs, keys
+from app.db.engine import Sessions, transaction
+from app.db.tables import ApiKey, Project
+from app.storage import LocalStorage
+from tests.factories import make_file, make_job, make_project
+
+PROJECTS = "/v1/organization/projects"
+
+
+@pytest.fixture
+def admin(client: TestClient, sessions: Sessions) -> TestClient:
+    """A client with the key of an admin, of the project `default`."""
+    with transaction(sessions) as session:
+        for key in session.scalars(select(ApiKey)):
+            key.scopes = list(keys.ADMIN_SCOPES)
+    return client
+
+
+@pytest.fixture
+def research(admin: TestClient) -> str:
+    """The id of a project that an admin made."""
+    return str(admin.post(PROJECTS, json={"name": "research"}).json()["id"])
+
+
+def error_of(answer: Any) -> dict[str, Any]:
+    assert answer.status_code == 400, answer.text
+    return dict(answer.json()["error"])
+
+
+class TestProjects:
+    def test_are_created_with_limits_and_a_weight(self, admin: TestClient) -> None:
+        body = {"name": " research ", "limits": {"max_queued_jobs": 5}, "share_weight": 2.5}
+        made = admin.post(PROJECTS, json=body).json()
+        assert (made["name"], made["status"], made["share_weight"]) == ("research", "active", 2.5)
+        assert made["limits"]["max_queued_jobs"] == 5
+        assert made["limits"]["max_stored_bytes"] is None
+        seen = admin.get(f"{PROJECTS}/{made['id']}").json()
+        assert seen.pop("usage") == {
+            "stored_bytes": 0, "queued_jobs": 0, "running_jobs": 0, "gpu_seconds_this_month": 0, "held_gpu_seconds": 0,
+        }  # fmt: skip
+        assert seen == made
+
+    def test_change_only_what_is_given_and_lose_a_limit_that_is_null(self, admin: TestClient, research: str) -> None:
+        admin.post(f"{PROJECTS}/{research}", json={"limits": {"max_queued_jobs": 5, "max_running_jobs": 1}})
+        changed = admin.post(f"{PROJECTS}/{research}", json={"name": "lab", "limits": {"max_queued_jobs": None}}).json()
+        assert (changed["name"], changed["share_weight"]) == ("lab", 1)
+        assert (changed["limits"]["max_queued_jobs"], changed["limits"]["max_running_jobs"]) == (None, 1)
+
+    @pytest.mark.parametrize(
+        ("body", "param"),
+        [
+            ({}, "name"),
+            ({"name": "default"}, "name"),
+            ({"name": "  "}, "name"),
+            ({"name": "a\u0007b"}, "name"),
+            ({"name": "x" * 101}, "name"),
+            ({"name": "a", "owner": "me"}, "owner"),
+            ({"name": "a", "share_weight": 0}, "share_weight"),
+            ({"name": "a", "limits": {"max_stored_bytes": -1}}, "limits.max_stored_bytes"),
+            ({"name": "a", "limits": {"max_queued_jobs": "5"}}, "limits.max_queued_jobs"),
+            ({"name": "a", "limits": {"max_requests_per_second": 0}}, "limits.max_requests_per_second"),
+            ({"name": "a", "limits": {"max_jobs": 1}}, "limits.max_jobs"),
+        ],
+    )
+    def test_that_cannot_be_are_refused_by_name(self, admin: TestClient, body: dict[str, Any], param: str) -> None:
+        assert error_of(admin.post(PROJECTS, json=body))["param"] == param
+        assert len(admin.get(PROJECTS).json()["data"]) == 1
+
+    def test_take_no_other_project_s_name(self, admin: TestClient, research: str) -> None:
+        assert error_of(admin.post(f"{PROJECTS}/{research}", json={"name": "default"}))["param"] == "name"
+        assert admin.get(f"{PROJECTS}/{research}").json()["name"] == "research"
+
+    def test_are_listed_newest_first_in_pages(self, admin: TestClient) -> None:
+        made = [admin.post(PROJECTS, json={"name": f"p{number}"}).json()["id"] for number in range(3)]
+        first = admin.get(PROJECTS, params={"limit": 2}).json()
+        assert [each["id"] for each in first["data"]] == [made[2], made[1]]
+        assert first["has_more"]
+        rest = admin.get(PROJECTS, params={"after": first["last_id"]}).json()
+        assert [each["name"] for each in rest["data"]] == ["p0", "default"]
+        assert error_of(admin.get(PROJECTS, params={"after": "proj_none"}))["param"] == "after"
+
+    def test_tell_their_own_keys_what_is_left(self, client: TestClient, project: Project) -> None:
+        client.post("/v1/files", data={"purpose": "batch"}, files={"file": b"12345"})
+        seen = client.get("/v1/project").json()
+        assert (seen["id"], seen["usage"]["stored_bytes"]) == (project.id, 5)
+        assert seen["api_key"]["scopes"] == ["all"]
+
+
+class TestArchive:
+    def test_closes_the_door_for_its_keys_and_takes_it_off_the_list(self, admin: TestClient, research: str) -> None:
+        key = admin.post(f"{PROJECTS}/{research}/api_keys", json={"name": "a"}).json()["value"]
+        theirs = {"Authorization": f"Bearer {key}"}
+        assert admin.get("/v1/files", headers=theirs).status_code == 200
+        assert admin.post(f"{PROJECTS}/{research}/archive").json()["status"] == "archived"
+        assert admin.get("/v1/files", headers=theirs).status_code == 401
+        assert research not in [each["id"] for each in admin.get(PROJECTS).json()["data"]]
+        everything = admin.get(PROJECTS, params={"include_archived": True}).json()["data"]
+        assert research in [each["id"] for each in everything]
+
+    def test_twice_is_once_and_nothing_changes_after_it(self, admin: TestClient, research: str) -> None:
+        once = admin.post(f"{PROJECTS}/{research}/archive").json()
+        assert admin.post(f"{PROJECTS}/{research}/archive").json() == once
+        error_of(admin.post(f"{PROJECTS}/{research}", json={"name": "other"}))
+        error_of(admin.post(f"{PROJECTS}/{research}/api_keys", json={"name": "a"}))
+
+    def test_refuses_while_jobs_run_unless_they_are_to_be_cancelled(
+        self, admin: TestClient, sessions: Sessions, storage: LocalStorage, base_model: str
+    ) -> None:
+        with transaction(sessions) as session:
+            other = make_project(session, "other")
+            job = make_job(session, other, make_file(session, storage, other))
+        error = error_of(admin.post(f"{PROJECTS}/{other.id}/archive"))
+        assert job.id in error["message"]
+        assert error["param"] == "cancel_jobs"
+        assert admin.post(f"{PROJECTS}/{other.id}/archive", json={"cancel_jobs": True}).status_code == 200
+        with transaction(sessions) as session:
+            found = jobs.get(session, other.id, job.id)
+            assert found is not None
+            assert found.state == "cancelled"
+
+    def test_of_the_project_of_the_very_key_is_refused(self, admin: TestClient, project: Project) -> None:
+        error_of(admin.post(f"{PROJECTS}/{project.id}/archive"))
+        assert admin.get("/v1/files").status_code == 200
+
+
+class TestKeys:
+    def test_are_shown_whole_once(self, admin: TestClient, research: str) -> None:
+        made = admin.post(f"{PROJECTS}/{research}/api_keys", json={"name": "ci", "scopes": ["jobs:read"]}).json()
+        secret = made.pop("value")
+        path = f"{PROJECTS}/{research}/api_keys/{made['id']}"
+        assert admin.get(path).json() == made
+        assert admin.get(f"{PROJECTS}/{research}/api_keys").json()["data"] == [made]
+        assert secret not in admin.get(path).text
+        assert made["redacted_value"] == f"{secret[:9]}…{secret[-4:]}"
+        theirs = {"Authorization": f"Bearer {secret}"}
+        assert admin.get("/v1/fine_tuning/jobs", headers=theirs).status_code == 200
+        assert admin.get("/v1/files", headers=theirs).status_code == 403
+
+    def test_expire_when_they_are_told_to(self, admin: TestClient, research: str) -> None:
+        made = admin.post(f"{PROJECTS}/{research}/api_keys", json={"name": "a", "expires_in_seconds": 3600}).json()
+        assert made["expires_at"] - made["created_at"] in (3600, 3601)
+
+    def test_change_from_the_next_request_on(self, admin: TestClient, research: str) -> None:
+        made = admin.post(f"{PROJECTS}/{research}/api_keys", json={"name": "a"}).json()
+        path = f"{PROJECTS}/{research}/api_keys/{made['id']}"
+        changed = admin.post(path, json={"name": "b", "scopes": ["files:read"], "expires_in_seconds": 600}).json()
+        assert (changed["name"], changed["scopes"]) == ("b", ["files:read"])
+        assert changed["expires_at"] is not None
+        theirs = {"Authorization": f"Bearer {made['value']}"}
+        assert admin.get("/v1/models", headers=theirs).status_code == 403
+
+    def test_rotate_with_an_overlap_of_a_day_or_of_what_is_asked(self, admin: TestClient, research: str) -> None:
+        made = admin.post(f"{PROJECTS}/{research}/api_keys", json={"name": "a"}).json()
+        path = f"{PROJECTS}/{research}/api_keys/{made['id']}"
+        turned = admin.post(f"{path}/rotate").json()
+        assert turned["value"] != made["value"]
+        assert turned["previous_value_expires_at"] - turned["rotated_at"] in (86_400, 86_401)
+        assert admin.get("/v1/files", headers={"Authorization": f"Bearer {made['value']}"}).status_code == 200
+        again = admin.post(f"{path}/rotate", json={"overlap_seconds": 0}).json()
+        for value, status in ((made["value"], 401), (turned["value"], 401), (again["value"], 200)):
+            assert admin.get("/v1/files", headers={"Authorization": f"Bearer {value}"}).status_code == status
+
+    def test_are_revoked_with_both_their_secrets_and_do_not_come_back(self, admin: TestClient, research: str) -> None:
+        made = admin.post(f"{PROJECTS}/{research}/api_keys", json={"name": "a"}).json()
+        path = f"{PROJECTS}/{research}/api_keys/{made['id']}"
+        turned = admin.post(f"{path}/rotate").json()
+        for _ in range(2):
+            assert admin.delete(path).json() == {
+                "id": made["id"], "object": "organization.project.api_key.deleted", "deleted": True,
+            }  # fmt: skip
+        for value in (made["value"], turned["value"]):
+            assert admin.get("/v1/files", headers={"Authorization": f"Bearer {value}"}).status_code == 401
+        assert admin.get(f"{PROJECTS}/{research}/api_keys").json()["data"] == []
+        listed = admin.get(f"{PROJECTS}/{research}/api_keys", params={"include_revoked": True}).json()["data"]
+        assert [key["status"] for key in listed] == ["revoked"]
+        for body, call in (({"name": "b"}, path), ({}, f"{path}/rotate")):
+            assert "revoked" in error_of(admin.post(call, json=body))["message"]
+
+    @pytest.mark.parametrize(
+        ("body", "param"),
+        [
+            ({"scopes": ["all"]}, "name"),
+            ({"name": "a", "scopes": []}, "scopes"),
+            ({"name": "a", "scopes": ["root"]}, "scopes"),
+            ({"name": "a", "expires_in_seconds": 1}, "expires_in_seconds"),
+            ({"name": "a", "secret": "x"}, "secret"),
+        ],
+    )
+    def test_that_cannot_be_are_refused_by_name(
+        self, admin: TestClient, research: str, body: dict[str, Any], param: str
+    ) -> None:
+        assert error_of(admin.post(f"{PROJECTS}/{research}/api_keys", json=body))["param"] == param
+
+
+class TestIds:
+    def test_that_do_not_exist_or_belong_to_another_project_are_404(
+        self, app: FastAPI, admin: TestClient, research: str, project: Project
+    ) -> None:
+        own_key = admin.get("/v1/project").json()["api_key"]["id"]
+        seen = 0
+        for template, item in app.openapi()["paths"].items():
+            if not template.startswith(f"{PROJECTS}/{{project_id}}"):
+                continue
+            foreign = template.replace("{project_id}", research).replace("{key_id}", own_key)
+            paths = [template.replace("{project_id}", "proj_none").replace("{key_id}", own_key)]
+            if "{key_id}" in template:
+                paths.append(foreign)
+            for method in item:
+                for path in paths:
+                    answer = admin.request(method.upper(), path, json={"name": "x"} if method == "post" else None)
+                    if path.endswith(("/archive", "/rotate")) and answer.status_code == 400:
+                        answer = admin.request(method.upper(), path)
+                    assert answer.status_code == 404, (method, path, answer.text)
+                    seen += 1
+        assert seen >= 12
+        assert admin.get("/v1/files").status_code == 200
+
+
+class TestTheOfficialClient:
+    def test_manages_projects_and_keys(self, app: FastAPI, admin: TestClient, api_key: str) -> None:
+        del admin.headers["Authorization"]
+        client = openai.OpenAI(
+            api_key="none", admin_api_key=api_key, base_url="http://testserver/v1", http_client=admin,
+            _strict_response_validation=True,
+        )  # fmt: skip
+        organization = client.admin.organization
+        made = organization.projects.create(name="from-openai")
+        assert organization.projects.retrieve(made.id).name == "from-openai"
+        assert organization.projects.update(made.id, name="renamed").name == "renamed"
+        assert {each.name for each in organization.projects.list(limit=1)} == {"renamed", "default"}
+        key = organization.projects.api_keys
+        value = client.post(
+            f"/organization/projects/{made.id}/api_keys", body={"name": "k"}, cast_to=dict[str, Any],
+            options={"headers": {"Authorization": f"Bearer {api_key}"}},
+        )  # fmt: skip
+        listed = list(key.list(made.id, limit=1))
+        assert [each.id for each in listed] == [value["id"]]
+        assert key.update(listed[0].id, project_id=made.id, scopes=["jobs:read"]).id == listed[0].id
+        assert key.delete(listed[0].id, project_id=made.id).deleted
+        assert organization.projects.archive(made.id).status == "archived"
