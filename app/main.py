@@ -10,22 +10,25 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
-from app.api import adapters, docs, files, health, job_read, jobs, models
+from app.api import adapters, docs, files, health, job_read, job_records, jobs, models, streams
+from app.api.departures import told_of_stop
 from app.api.deps import Engines
 from app.api.envelope import Envelope
 from app.api.error_handlers import add_error_handlers
 from app.api.openapi import build_openapi
 from app.db.async_connections import AsyncConnections
+from app.db.changes import Changes
 from app.db.engine import make_engine, make_sessions
 from app.log import configure_logging
 from app.queue import Hints
 from app.services.counting import Counter
+from app.services.feeds import Feeds
 from app.services.first_key import ensure_first_key
 from app.services.uploads import sweep_staging
 from app.settings import Settings, load_settings
 from app.storage import LocalStorage, Storage
 
-ROOMS = (files, job_read, jobs, adapters, models, health)
+ROOMS = (files, job_read, jobs, job_records, streams, adapters, models, health)
 
 
 def create_app(settings: Settings, storage: Storage | None = None) -> FastAPI:
@@ -54,11 +57,14 @@ def app_from_environment() -> FastAPI:
 
 def _build_engines(settings: Settings, storage: Storage | None) -> Engines:
     database = make_engine(settings.database_url, settings.database_pool_size)
+    connections = AsyncConnections(database, settings.database_pool_size)
     return Engines(
         settings=settings,
         database=database,
         sessions=make_sessions(database),
-        connections=AsyncConnections(database, settings.database_pool_size),
+        connections=connections,
+        changes=Changes(database),
+        feeds=Feeds(connections, streams.render_event_bytes),
         storage=storage or LocalStorage(settings.storage_dir),
         hints=Hints(settings.redis_url),
         counter=Counter(settings.max_line_bytes),
@@ -69,7 +75,9 @@ def _build_engines(settings: Settings, storage: Storage | None) -> Engines:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     engines: Engines = app.state.engines
     await run_in_threadpool(_prepare, engines)
-    yield
+    with told_of_stop(engines.changes.end):
+        yield
+    await engines.changes.close()
     await engines.connections.close()
     engines.hints.close()
     engines.database.dispose()

@@ -1,4 +1,4 @@
-"""The read that clients poll: key, project, job, place in the queue and adapter in one query, without an ORM.
+"""The reads that clients poll or wait for: key, project, job and place in the queue in one query, without an ORM.
 
 An ORM session and a response model made 440 to 510 requests a second of it where this makes 1,900 (2 cores,
 64 connections, 50,000 jobs).
@@ -6,40 +6,95 @@ An ORM session and a response model made 440 to 510 requests a second of it wher
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from app.db.async_connections import AsyncConnections
 from app.db.keys import hash_key
 
-JOB_BY_KEY = """
-SELECT
-  key.last_used_at IS NULL OR key.last_used_at < clock_timestamp() - interval '1 minute' AS touch_due,
-  job.id, job.created_at, job.finished_at, job.base_model, job.training_file_id, job.validation_file_id, job.spec,
-  job.suffix, job.metadata AS user_metadata, job.state, job.desired, job.phase, job.train_attempts, job.progress,
-  job.trained_tokens, job.fine_tuned_model, job.result_file_ids, job.adapter_sha256, job.adapter_bytes,
-  job.adapter_archive_file_id, job.error_code, job.error_message, job.error_param,
-  checkpoint.file_ids AS adapter_file_ids,
+PAGE = 500  # events in one read of a stream
+
+GOOD_KEY = "key.secret_sha256 = %(secret_sha256)s AND key.revoked_at IS NULL"
+TOUCH_DUE = "key.last_used_at IS NULL OR key.last_used_at < clock_timestamp() - interval '1 minute' AS touch_due"
+QUEUE_POSITION = """
   CASE WHEN job.state = 'queued' THEN (
     SELECT 1 + count(*) FROM jobs AS ahead
     WHERE ahead.state = 'queued' AND ahead.desired = 'run' AND (-ahead.priority, ahead.seq) < (-job.priority, job.seq)
   ) END AS queue_position
+"""
+
+JOB_BY_KEY = f"""
+SELECT
+  {TOUCH_DUE},
+  job.id, job.version, job.created_at, job.finished_at, job.base_model, job.training_file_id, job.validation_file_id,
+  job.spec, job.suffix, job.metadata AS user_metadata, job.state, job.desired, job.phase, job.train_attempts,
+  job.progress, job.trained_tokens, job.fine_tuned_model, job.result_file_ids, job.adapter_sha256, job.adapter_bytes,
+  job.adapter_archive_file_id, job.error_code, job.error_message, job.error_param,
+  checkpoint.file_ids AS adapter_file_ids,
+  {QUEUE_POSITION}
 FROM api_keys AS key
 LEFT JOIN jobs AS job ON job.project_id = key.project_id AND job.id = %(job_id)s
 LEFT JOIN checkpoints AS checkpoint ON checkpoint.name = job.fine_tuned_model
-WHERE key.secret_sha256 = %(secret_sha256)s AND key.revoked_at IS NULL
+WHERE {GOOD_KEY}
 """
+# What the ETag is made of, and nothing of what it stands for: a 304 costs this.
+VERSION_BY_KEY = f"""
+SELECT {TOUCH_DUE}, key.project_id, job.id, job.version, job.state, job.event_seq, {QUEUE_POSITION}
+FROM api_keys AS key
+LEFT JOIN jobs AS job ON job.project_id = key.project_id AND job.id = %(job_id)s
+WHERE {GOOD_KEY}
+"""
+PROJECT_BY_KEY = f"SELECT {TOUCH_DUE}, key.project_id FROM api_keys AS key WHERE {GOOD_KEY}"
 TOUCH = """
 UPDATE api_keys SET last_used_at = clock_timestamp()
 WHERE secret_sha256 = %(secret_sha256)s
   AND (last_used_at IS NULL OR last_used_at < clock_timestamp() - interval '1 minute')
 RETURNING id
 """
+SEQ_OF_EVENT = "SELECT seq FROM job_events WHERE job_id = %(job_id)s AND id = %(event_id)s"
+# One statement, so one snapshot: whether the job is over, and whether these are its last events, belong together.
+EVENTS_AFTER = f"""
+SELECT
+  job.state, job.event_seq,
+  event.seq, event.id, event.created_at, event.level, event.type, event.message, event.data
+FROM jobs AS job
+LEFT JOIN LATERAL (
+  SELECT * FROM job_events WHERE job_id = job.id AND seq > %(seq)s ORDER BY seq LIMIT {PAGE}
+) AS event ON true
+WHERE job.id = %(job_id)s
+ORDER BY event.seq
+"""
 
 
 async def job_by_key(connections: AsyncConnections, secret: str, job_id: str) -> Any:
     """None for a key that is not good; a row without `id` for a job that the key's project does not have."""
-    values = {"secret_sha256": hash_key(secret), "job_id": job_id}
-    row = await connections.fetch_one(JOB_BY_KEY, values)
+    return await _by_key(connections, JOB_BY_KEY, secret, {"job_id": job_id})
+
+
+async def version_by_key(connections: AsyncConnections, secret: str, job_id: str) -> Any:
+    """As `job_by_key`: {id, project_id, version, state, event_seq, queue_position}."""
+    return await _by_key(connections, VERSION_BY_KEY, secret, {"job_id": job_id})
+
+
+async def project_by_key(connections: AsyncConnections, secret: str) -> str | None:
+    """None for a key that is not good."""
+    row = await _by_key(connections, PROJECT_BY_KEY, secret, {})
+    return None if row is None else str(row.project_id)
+
+
+async def seq_of_event(connections: AsyncConnections, job_id: str, event_id: str) -> int | None:
+    row = await connections.fetch_one(SEQ_OF_EVENT, {"job_id": job_id, "event_id": event_id})
+    return None if row is None else int(row.seq)
+
+
+async def events_after(connections: AsyncConnections, job_id: str, seq: int) -> list[Any]:
+    """The next events, at most PAGE, each with the job's `state` and `event_seq`; one row without `id` if none are."""
+    return await connections.fetch_all(EVENTS_AFTER, {"job_id": job_id, "seq": seq})
+
+
+async def _by_key(connections: AsyncConnections, query: str, secret: str, more: Mapping[str, str]) -> Any:
+    values = {"secret_sha256": hash_key(secret), **more}
+    row = await connections.fetch_one(query, values)
     if row is not None and row.touch_due:
         await connections.fetch_one(TOUCH, values)
     return row
