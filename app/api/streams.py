@@ -40,7 +40,7 @@ router = APIRouter(prefix="/v1", tags=["Fine-tuning"])
 
 @router.get(
     "/fine_tuning/jobs/{job_id}/events/stream",
-    response_class=EventSourceResponse,
+    response_class=Response,
     responses=examples.EVENT_STREAM,
     summary="Follow the events of a job",
 )
@@ -63,7 +63,7 @@ async def follow_job(
 
 @router.get(
     "/events/stream",
-    response_class=EventSourceResponse,
+    response_class=Response,
     responses=examples.CHANGE_STREAM,
     summary="Follow the jobs of a project",
 )

@@ -1,4 +1,4 @@
-"""Readers are told of changes: a version of what a job shows, a notification with each change, and trainers' logs.
+"""Readers are told of changes: a version of a job and its events, a notification of each, and trainers' logs.
 
 A renewed lease changes nothing that anybody reads, so it neither counts nor is told.
 """
@@ -22,7 +22,6 @@ BEGIN
   seen.lease_expires_at := old.lease_expires_at;
   seen.run_after := old.run_after;
   seen.crash_streak := old.crash_streak;
-  seen.event_seq := old.event_seq;
   seen.version := old.version;
   new.version := old.version + (seen IS DISTINCT FROM old)::int;
   RETURN new;
@@ -55,7 +54,7 @@ def upgrade() -> None:
     op.execute("CREATE TRIGGER notify_new_job AFTER INSERT ON jobs FOR EACH ROW EXECUTE FUNCTION notify_job()")
     op.execute(
         "CREATE TRIGGER notify_job AFTER UPDATE ON jobs FOR EACH ROW "
-        "WHEN (new.version <> old.version OR new.event_seq <> old.event_seq) EXECUTE FUNCTION notify_job()"
+        "WHEN (new.version <> old.version) EXECUTE FUNCTION notify_job()"
     )
     op.create_table(
         "job_logs",
