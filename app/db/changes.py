@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import Iterator
 from types import TracebackType
 
 import psycopg
@@ -35,6 +34,11 @@ class Changes:
         self._task: asyncio.Task[None] | None = None
         self._queue_told: asyncio.TimerHandle | None = None
         self._is_ending = False
+
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return len(self._everybody())
 
     def watch(self, topic: str) -> Watch:
         """Of a job's id or a project's. What happens from here on is not missed."""
@@ -96,8 +100,8 @@ class Changes:
         for watch in self._watches.get(QUEUE, ()):
             watch.wake(None)
 
-    def _everybody(self) -> Iterator[Watch]:
-        return iter({watch for watches in self._watches.values() for watch in watches})
+    def _everybody(self) -> set[Watch]:
+        return {watch for watches in self._watches.values() for watch in watches}
 
 
 class Watch:

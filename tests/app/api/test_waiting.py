@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from fastapi import FastAPI
 from sqlalchemy import Engine, text
 from sqlalchemy import update as update_rows
 
@@ -26,6 +28,8 @@ from tests.deadline import until
 from tests.factories import finish_job, lease_of, make_file, make_job, start_job, tell_step, validate_job
 from tests.serving import LiveServer, serve
 
+BUSY = """SELECT count(*) FROM pg_stat_activity
+          WHERE state = 'active' AND pid <> pg_backend_pid() AND datname = current_database()"""
 LISTENERS = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"
 
 
@@ -44,11 +48,7 @@ def running(sessions: Sessions, job: Job) -> Job:
 
 @pytest.fixture
 def http(live_server: LiveServer, api_key: str) -> Iterator[httpx2.Client]:
-    headers = {"Authorization": f"Bearer {api_key}"}
-    limits = httpx2.Limits(max_connections=200)
-    with httpx2.Client(
-        base_url=live_server.url, headers=headers, trust_env=False, timeout=30, limits=limits
-    ) as client:
+    with client_of(live_server, api_key) as client:
         yield client
 
 
@@ -57,6 +57,11 @@ def aside() -> Iterator[Callable[..., Any]]:
     """Run something in a thread; its `.result()`."""
     with ThreadPoolExecutor(60) as pool:
         yield pool.submit
+
+
+def client_of(server: LiveServer, api_key: str) -> httpx2.Client:
+    headers, limits = {"Authorization": f"Bearer {api_key}"}, httpx2.Limits(max_connections=100)
+    return httpx2.Client(base_url=server.url, headers=headers, trust_env=False, timeout=30, limits=limits)
 
 
 def step(sessions: Sessions, job: Job, number: int) -> None:
@@ -87,16 +92,21 @@ def frames(lines: Iterator[str]) -> Iterator[dict[str, str]]:
 
 class TestWait:
     def test_answers_when_the_job_changes(
-        self, http: httpx2.Client, job: Job, sessions: Sessions, engine: Engine, aside: Callable[..., Any]
+        self, http: httpx2.Client, running: Job, sessions: Sessions, aside: Callable[..., Any]
     ) -> None:
         began = time.monotonic()
-        waiting = aside(http.get, path_of(job), params={"wait": 20})
-        until(lambda: is_listening(engine), "a LISTEN connection")
-        time.sleep(0.2)  # the read that follows it may take longer than the change
-        with transaction(sessions) as session:
-            validate_job(session)
+        waiting = aside(http.get, path_of(running), params={"wait": 20})
+        steps = itertools.count(1)
+
+        def is_answered() -> bool:
+            """It waits for what happens after its first look, whenever that is."""
+            if not waiting.done():
+                step(sessions, running, next(steps))
+            return bool(waiting.done())
+
+        until(is_answered, "an answer", interval_seconds=0.2)
         answer = waiting.result()
-        assert (answer.status_code, answer.json()["status"]) == (200, "queued")
+        assert (answer.status_code, answer.json()["status"]) == (200, "running")
         assert time.monotonic() - began < 15
 
     def test_answers_at_once_who_has_an_older_one(self, http: httpx2.Client, job: Job, sessions: Sessions) -> None:
@@ -157,20 +167,25 @@ class TestWait:
         assert waiting.result().json()["status"] == "cancelled"
 
     def test_fifty_hold_no_thread_and_no_connection(
-        self, http: httpx2.Client, job: Job, engine: Engine, aside: Callable[..., Any]
+        self, app: FastAPI, api_key: str, job: Job, engine: Engine, aside: Callable[..., Any]
     ) -> None:
-        http.get(path_of(job))
-        etag = http.get(path_of(job)).headers["etag"]
-        known = {"If-None-Match": etag}
-        threads = threading.active_count()
-        waiting = [aside(http.get, path_of(job), params={"wait": 2}, headers=known) for _ in range(50)]
-        until(lambda: is_listening(engine), "a LISTEN connection")
-        time.sleep(0.5)
-        assert threading.active_count() - threads <= 50 + 2  # those of this test's own clients
-        with engine.connect() as connection:
-            busy = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND pid <> pg_backend_pid()"
-            assert connection.scalar(text(f"{busy} AND datname = current_database()")) == 0
-        assert {each.result().status_code for each in waiting} == {304}
+        with serve(app) as server, client_of(server, api_key) as http:
+            known = {"If-None-Match": http.get(path_of(job)).headers["etag"]}
+            threads = threading.active_count()
+            waiting = [aside(http.get, path_of(job), params={"wait": 4}, headers=known) for _ in range(50)]
+            until(lambda: app.state.engines.changes.waiting == 50, "fifty who wait")
+            assert threading.active_count() - threads <= 50  # those of this test's own clients
+            with engine.connect() as connection:
+                until(lambda: connection.scalar(text(BUSY)) == 0, "idle connections", seconds=2)
+            assert {each.result().status_code for each in waiting} == {304}
+
+    def test_who_hangs_up_is_waited_for_no_longer(self, app: FastAPI, api_key: str, job: Job) -> None:
+        with serve(app) as server, client_of(server, api_key) as http:
+            changes = app.state.engines.changes
+            for path in (f"{path_of(job)}?wait=60", path_of(job, "events", "stream"), "events/stream"):
+                with pytest.raises(httpx2.ReadTimeout), http.stream("GET", path, timeout=0.5) as answer:
+                    list(answer.iter_lines())
+                until(lambda: changes.waiting == 0, "nobody who waits")
 
     def test_refuses_a_key_that_was_revoked_meanwhile(
         self, http: httpx2.Client, job: Job, sessions: Sessions, aside: Callable[..., Any], engine: Engine
