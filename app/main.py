@@ -28,7 +28,7 @@ from app.services.uploads import sweep_staging
 from app.settings import Settings, load_settings
 from app.storage import LocalStorage, Storage
 
-ROOMS = (files, job_read, jobs, job_records, streams, adapters, models, health)
+ROOMS = (job_read, files, jobs, job_records, streams, adapters, models, health)  # the most polled comes first
 
 
 def create_app(settings: Settings, storage: Storage | None = None) -> FastAPI:

@@ -59,7 +59,7 @@ def page(session: Session, job_id: str, limit: int, after: JobEvent | None = Non
 def points(session: Session, job_id: str) -> list[Point]:
     """Every step's loss, oldest first, one per step, with the event's number as its `row`: a tenth of the whole data.
 
-    Steps without a loss (it was not finite) are left out.
+    A loss that was not finite stands there as 0: in a chart it is a spike, and so it is kept.
     """
     data = JobEvent.data
     rows = session.execute(
@@ -72,7 +72,7 @@ def points(session: Session, job_id: str) -> list[Point]:
         .where(JobEvent.job_id == job_id, JobEvent.type == "metrics")
         .order_by(JobEvent.seq)
     )
-    latest = {row.step: Point(row.step, row.loss, row.is_validated, row.seq) for row in rows if row.loss is not None}
+    latest = {row.step: Point(row.step, row.loss or 0.0, row.is_validated, row.seq) for row in rows}
     return [point for _, point in sorted(latest.items())]
 
 
