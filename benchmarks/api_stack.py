@@ -89,10 +89,10 @@ def service(server_url: str, redis_url: str, name: str, jobs: int, directory: Pa
 
 
 @contextmanager
-def bare(database_url: str, directory: Path) -> Iterator[int]:
-    """The port of the bare route on the same database."""
-    with _uvicorn(["benchmarks.bare:app"], database_url, "", directory) as (port, _):
-        yield port
+def bare(database_url: str, directory: Path) -> Iterator[tuple[int, psutil.Process]]:
+    """Port and process of the bare route on the same database."""
+    with _uvicorn(["benchmarks.bare:app"], database_url, "", directory) as served:
+        yield served
 
 
 def fill(database_url: str, jobs: int, data_dir: Path) -> tuple[str, str, list[str]]:
