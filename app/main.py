@@ -12,24 +12,44 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
-from app.api import adapters, audit_logs, docs, door, files, health, job_read, jobs, models, project_keys, projects
+from app.api import (
+    adapters,
+    audit_logs,
+    docs,
+    door,
+    files,
+    health,
+    job_read,
+    job_records,
+    jobs,
+    models,
+    project_keys,
+    projects,
+    streams,
+)  # fmt: skip
+from app.api.departures import told_of_stop
 from app.api.deps import Engines
 from app.api.envelope import Envelope
 from app.api.error_handlers import add_error_handlers
 from app.api.openapi import build_openapi
 from app.db import audit
 from app.db.async_connections import AsyncConnections
+from app.db.changes import Changes
 from app.db.engine import make_engine, make_sessions
 from app.log import configure_logging
 from app.queue import Hints
 from app.services.counting import Counter
+from app.services.feeds import Feeds
 from app.services.first_key import ensure_first_key
 from app.services.rate import RateLimiter
 from app.services.uploads import sweep_staging
 from app.settings import Settings, load_settings
 from app.storage import LocalStorage, Storage
 
-ROOMS = (files, job_read, jobs, adapters, models, projects, project_keys, audit_logs, health)
+# the most polled comes first
+ROOMS = (
+    job_read, files, jobs, job_records, streams, adapters, models, projects, project_keys, audit_logs, health,
+)  # fmt: skip
 
 
 def create_app(settings: Settings, storage: Storage | None = None, host: str = door.DEFAULT_HOST) -> FastAPI:
@@ -63,13 +83,16 @@ def app_from_environment() -> FastAPI:
 
 def _build_engines(settings: Settings, storage: Storage | None) -> Engines:
     database = make_engine(settings.database_url, settings.database_pool_size)
+    connections = AsyncConnections(database, settings.database_pool_size)
     sessions = make_sessions(database)
     audit.watch(sessions)
     return Engines(
         settings=settings,
         database=database,
         sessions=sessions,
-        connections=AsyncConnections(database, settings.database_pool_size),
+        connections=connections,
+        changes=Changes(database),
+        feeds=Feeds(connections, streams.render_event_bytes),
         storage=storage or LocalStorage(settings.storage_dir),
         hints=Hints(settings.redis_url),
         counter=Counter(settings.max_line_bytes),
@@ -81,7 +104,9 @@ def _build_engines(settings: Settings, storage: Storage | None) -> Engines:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     engines: Engines = app.state.engines
     await run_in_threadpool(_prepare, engines, app.state.host)
-    yield
+    with told_of_stop(engines.changes.end):
+        yield
+    await engines.changes.close()
     await engines.connections.close()
     engines.hints.close()
     engines.database.dispose()

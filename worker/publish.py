@@ -6,10 +6,7 @@ no row points at in the end is taken back.
 
 from __future__ import annotations
 
-import csv
-import io
 import secrets
-from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +18,7 @@ from app.db import checkpoints, claims, events, files, models
 from app.db.tables import Checkpoint, Job
 from app.domain.events import CheckpointSaved, Done
 from app.domain.states import Reason
+from app.domain.step_metrics import results_csv
 from worker import artifacts
 from worker.artifacts import StoredFile
 from worker.lease import LeaseKeeper
@@ -29,27 +27,6 @@ from worker.untrusted import clean
 
 PURPOSE = "fine-tune-results"
 RESULTS = "step_metrics.csv"
-# OpenAI's five columns first, as scripts read them by position; then ours.
-RESULT_COLUMNS = {
-    "step": "step",
-    "train_loss": "train_loss",
-    "train_accuracy": "train_mean_token_accuracy",
-    "valid_loss": "valid_loss",
-    "valid_mean_token_accuracy": "valid_mean_token_accuracy",
-    "train_mean_token_accuracy": "train_mean_token_accuracy",
-    "full_valid_loss": "full_valid_loss",
-    "full_valid_mean_token_accuracy": "full_valid_mean_token_accuracy",
-    "learning_rate": "learning_rate",
-    "grad_norm": "grad_norm",
-    "epoch": "epoch",
-    "num_tokens": "num_tokens",
-}
-REWARD_COLUMNS = {  # of DPO, and there only
-    name: name
-    for name in (
-        "train_reward_accuracy", "train_reward_margin", "full_valid_reward_accuracy", "full_valid_reward_margin",
-    )
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -185,16 +162,3 @@ def model_name(base: str, organization: str, suffix: str | None) -> str:
     """`ft:base:organization:suffix:8 characters`. Without slashes, which clients encode in different ways."""
     parts = (base, organization, suffix or "", secrets.token_hex(4))
     return "ft:" + ":".join(part.replace("/", "-").replace(":", "-") for part in parts)
-
-
-def results_csv(rows: Iterable[dict[str, Any]]) -> bytes:
-    """A line per step; blank where nothing was measured."""
-    text, rows = io.StringIO(), list(rows)
-    has_rewards = any("train_reward_margin" in row for row in rows)
-    columns = RESULT_COLUMNS | (REWARD_COLUMNS if has_rewards else {})
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    for row in rows:
-        values = (row.get(source) for source in columns.values())
-        writer.writerow(["" if value is None else value for value in values])
-    return text.getvalue().encode()

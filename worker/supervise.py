@@ -27,6 +27,7 @@ from worker.guard import Guard
 from worker.lease import DATABASE_AWAY, Claimer, LeaseKeeper
 from worker.outcome import STORAGE_PATIENCE, Ending, Outcome, judge
 from worker.prepare import CannotStart, prepare
+from worker.published_log import PublishedLog
 from worker.relay import Relay
 from worker.resources import Resources
 from worker.spare import Spare
@@ -137,13 +138,14 @@ class Supervisor:
         """Start it in this thread, which outlives it; write down what it says until it has no more to say."""
         kills_before = oom_kills()
         child = self._start(job, directory, lock)
-        try:
-            with Guard(child, keeper, self.resources.stop, self.settings) as guard:
-                for record in child.records():
-                    relay.write(record)
-                child.wait(self.settings.stop_grace_seconds)
-        finally:
-            exit_code = child.close()
+        with PublishedLog(self.resources, job, directory):
+            try:
+                with Guard(child, keeper, self.resources.stop, self.settings) as guard:
+                    for record in child.records():
+                        relay.write(record)
+                    child.wait(self.settings.stop_grace_seconds)
+            finally:
+                exit_code = child.close()
         _log_end(child, exit_code)
         return Ending(
             exit_code=exit_code,

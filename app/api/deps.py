@@ -12,9 +12,11 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from app.db.async_connections import AsyncConnections
+from app.db.changes import Changes
 from app.db.engine import Sessions
 from app.queue import Hints
 from app.services.counting import Counter
+from app.services.feeds import Feeds
 from app.services.rate import RateLimiter
 from app.settings import Settings
 from app.storage import Storage
@@ -28,6 +30,8 @@ class Engines:
     database: Engine
     sessions: Sessions
     connections: AsyncConnections
+    changes: Changes
+    feeds: Feeds
     storage: Storage
     hints: Hints
     counter: Counter

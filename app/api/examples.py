@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from app.api import examples_organization
@@ -100,6 +101,13 @@ CHECKPOINT = {
     "metrics": {"step": 90, "train_loss": 0.61, "train_mean_token_accuracy": 0.85}, "result_files": ADAPTER_FILES,
     "adapter_archive_file_id": ARCHIVE_ID,
 }  # fmt: skip
+STEP_METRICS = {
+    "object": "fine_tuning.job.metrics", "fine_tuning_job_id": JOB_ID, "total": 90,
+    "data": [
+        {"step": 1, "total_steps": 90, "train_loss": 2.31, "train_mean_token_accuracy": 0.48, "learning_rate": 0.0001},
+        {"step": 90, "total_steps": 90, "train_loss": 0.61, "train_mean_token_accuracy": 0.85, "learning_rate": 0.0},
+    ],
+}  # fmt: skip
 ADAPTER = {
     "object": "fine_tuning.job.adapter", "fine_tuning_job_id": JOB_ID, "fine_tuned_model": TUNED, "base_model": MODEL,
     "format": "peft", "step_number": 90,
@@ -159,6 +167,7 @@ ANSWERS: dict[str, Any] = {
     "POST /v1/fine_tuning/jobs/{job_id}/resume": QUEUED_JOB,
     "GET /v1/fine_tuning/jobs/{job_id}/events": _page(EVENT),
     "GET /v1/fine_tuning/jobs/{job_id}/checkpoints": _page(CHECKPOINT),
+    "GET /v1/fine_tuning/jobs/{job_id}/metrics": STEP_METRICS,
     "GET /v1/fine_tuning/jobs/{job_id}/adapter": ADAPTER,
     "GET /v1/models": {"object": "list", "data": [BASE_MODEL, TUNED_MODEL]},
     "GET /v1/models/{model}": BASE_MODEL,
@@ -240,4 +249,30 @@ ARCHIVE: dict[int | str, dict[str, Any]] = {
     200: _bytes("The whole archive.", "application/x-tar", "adapter/adapter_config.json ..."),
     206: _bytes("The range that was asked for.", "application/x-tar", "adapter/adap"),
     304: {"description": "The client has it already (If-None-Match)."},
+}
+NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "Unchanged since the ETag in If-None-Match."}}
+METRICS: dict[int | str, dict[str, Any]] = NOT_MODIFIED | {
+    200: _bytes(
+        "With format=csv the columns of the job's results file.",
+        "text/csv",
+        "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy\n1,2.31,0.48,,\n",
+    )
+}
+LOG: dict[int | str, dict[str, Any]] = NOT_MODIFIED | {
+    200: _bytes("The end of the log.", "text/plain", "Loading weights: 100%\n")
+}
+EVENT_STREAM: dict[int | str, dict[str, Any]] = {
+    200: _bytes(
+        "Server-sent events: the events' own JSON, then one named `end`.",
+        "text/event-stream",
+        f'data: {json.dumps(EVENT)}\nid: 37\n\nevent: end\ndata: {{"status": "succeeded"}}\n\n',
+    ),
+    204: {"description": "The job is over, and `Last-Event-ID` names its last event: there is nothing to wait for."},
+}
+CHANGE_STREAM: dict[int | str, dict[str, Any]] = {
+    200: _bytes(
+        "Server-sent events: which job has changed.",
+        "text/event-stream",
+        f'data: {{"object": "fine_tuning.job.changed", "job_id": "{JOB_ID}"}}\n\n',
+    )
 }

@@ -1,43 +1,90 @@
 """GET /v1/fine_tuning/jobs/{id}: the read that is polled, so it has no thread, no ORM and no response model.
 
-The ETag is a hash of the body: whatever changes in it, the place in the queue included, ends the 304s.
+The ETag counts what changes in the body, the place in the queue included. With `?wait=` the answer comes when it does.
 """
 
 from __future__ import annotations
 
-import hashlib
+import asyncio
 import json
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
+from app.api import examples
 from app.api.auth import admit, bearer_secret
+from app.api.departures import closed_when_gone
 from app.api.deps import Engines
+from app.api.etags import headers_of, job_etag, not_modified
 from app.api.ranges import is_known
 from app.api.schemas.jobs import JobBody, render_job
-from app.db.job_reads import job_by_key
+from app.db.job_reads import job_by_key, version_by_key
+from app.domain.states import TERMINAL, JobState
 from app.services.jobs import no_such_job
+
+MAX_WAIT_SECONDS = 60.0  # below the idle limit of the usual proxies
+LOOK_SECONDS = 15.0  # even without a notification: a place in the queue changes by other rows, too
+
+Wait = Annotated[
+    float,
+    Query(
+        ge=0,
+        description="Seconds to wait for a change of the job, at most 60. Since the ETag in If-None-Match, if there is "
+        "one (a job that has changed already is answered at once; 304 when time is over), else since now.",
+    ),
+]
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"])
 
 
-@router.get(
-    "/{job_id}",
-    response_model=JobBody,
-    responses={304: {"description": "Unchanged since the ETag in If-None-Match."}},
-    summary="Get a job",
-)
-async def get_job(request: Request, job_id: str) -> Response:
+@router.get("/{job_id}", response_model=JobBody, responses=examples.NOT_MODIFIED, summary="Get a job")
+async def get_job(request: Request, job_id: str, wait: Wait = 0) -> Response:
     """Made to be polled: send the last `ETag` as `If-None-Match`, and an unchanged job is a 304 without a body."""
     engines: Engines = request.app.state.engines
-    row = await job_by_key(engines.connections, bearer_secret(request), job_id)
-    admit(request, row)
-    if row.id is None:
-        raise no_such_job(job_id)
+    secret = bearer_secret(request)
+    if wait:
+        await _until_changed(engines, request, secret, job_id, min(wait, MAX_WAIT_SECONDS))
+    if "if-none-match" in request.headers:
+        etag = _etag(engines, await version_of(engines, request, secret, job_id))
+        if is_known(request.headers, etag):
+            return not_modified(etag)
+    row = _known(request, await job_by_key(engines.connections, secret, job_id), job_id)
     rendered = render_job(row, engines.settings.organization, row.queue_position, row.adapter_file_ids)
     body = json.dumps(rendered, separators=(",", ":"), ensure_ascii=False).encode()
-    etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-    headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
-    if is_known(request.headers, etag):
-        return Response(status_code=304, headers=headers)
-    return Response(body, headers=headers, media_type="application/json")
+    return Response(body, headers=headers_of(_etag(engines, row)), media_type="application/json")
+
+
+async def version_of(engines: Engines, request: Request, secret: str, job_id: str) -> Any:
+    """What tells whether a job has changed. Raises InvalidApiKey, RateLimited, MissingScope, NotFound, Unavailable."""
+    return _known(request, await version_by_key(engines.connections, secret, job_id), job_id)
+
+
+async def _until_changed(engines: Engines, request: Request, secret: str, job_id: str, seconds: float) -> None:
+    """Holds neither a thread nor a connection. A job that is over is waited for only by who has it already."""
+    now = asyncio.get_running_loop().time
+    deadline = now() + seconds
+    with engines.changes.watch(job_id) as watch:
+        version = await version_of(engines, request, secret, job_id)
+        first = _etag(engines, version)
+        has_it = "if-none-match" in request.headers
+        if (version.state in TERMINAL and not has_it) or (has_it and not is_known(request.headers, first)):
+            return
+        async with closed_when_gone(request, watch):
+            while _etag(engines, version) == first and (left := deadline - now()) > 0 and not watch.is_closed:
+                watch.mind_queue(version.state == JobState.QUEUED)
+                if await watch.wait(min(left, LOOK_SECONDS)) or left > LOOK_SECONDS:
+                    version = await version_of(engines, request, secret, job_id)
+
+
+def _etag(engines: Engines, row: Any) -> str:
+    return job_etag(engines.settings.organization, row.version, row.queue_position)
+
+
+def _known(request: Request, row: Any, job_id: str) -> Any:
+    """A request is admitted once, and counts once; a key that is revoked while it waits ends it."""
+    if not hasattr(request.state, "caller") or row is None or row.refusal is not None:
+        request.state.caller = admit(request, row)
+    if row.id is None:
+        raise no_such_job(job_id)
+    return row

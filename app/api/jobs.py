@@ -10,7 +10,9 @@ from app.api import examples
 from app.api.auth import CallerDep
 from app.api.bodies import JsonBodyDep
 from app.api.deps import Engines, EnginesDep, SessionDep
+from app.api.etags import checkpoints_etag, events_etag, jobs_etag, json_with, not_modified
 from app.api.pages import After, Limit, envelope
+from app.api.ranges import is_known
 from app.api.schemas.checkpoints import CheckpointList, render_checkpoint
 from app.api.schemas.events import EventList, render_event
 from app.api.schemas.job_requests import CreateJob, check_shape
@@ -43,7 +45,13 @@ def plan_job(body: JsonBodyDep, caller: CallerDep, engines: EnginesDep) -> Any:
     return render_plan(plan.answer(engines.storage, engines.counter, question))
 
 
-@router.get("", response_model=JobList, summary="List jobs", openapi_extra=examples.METADATA_FILTER)
+@router.get(
+    "",
+    response_model=JobList,
+    responses=examples.NOT_MODIFIED,
+    summary="List jobs",
+    openapi_extra=examples.METADATA_FILTER,
+)
 def list_jobs(
     request: Request,
     caller: CallerDep,
@@ -54,9 +62,15 @@ def list_jobs(
 ) -> Any:
     """Newest first. `metadata[key]=value` keeps the jobs that have every pair; `metadata=null` those without any."""
     limit = min(limit, MAX_JOBS)
-    wanted, without = _metadata_filter(request)
-    rows = jobs.page(session, caller.project_id, limit + 1, after, wanted, without)
-    return envelope(rows, limit, lambda seen: _render(engines, seen))
+    organization = engines.settings.organization
+    asked = (session, caller.project_id, limit + 1, after, *_metadata_filter(request))
+    if "if-none-match" in request.headers:
+        etag = jobs_etag(organization, jobs.page_versions(*asked))
+        if is_known(request.headers, etag):
+            return not_modified(etag)
+    rows = jobs.page(*asked)
+    etag = jobs_etag(organization, ((seen.job.id, seen.job.version, seen.queue_position) for seen in rows))
+    return json_with(etag, envelope(rows, limit, lambda seen: _render(engines, seen)))
 
 
 @router.post("/{job_id}/cancel", response_model=JobBody, summary="Cancel a job")
@@ -77,21 +91,38 @@ def resume_job(job_id: str, caller: CallerDep, session: SessionDep, engines: Eng
     return _render(engines, jobs.resume(session, engines.hints, caller.project_id, job_id))
 
 
-@router.get("/{job_id}/events", response_model=EventList, summary="List events of a job")
-def list_events(job_id: str, caller: CallerDep, session: SessionDep, after: After = None, limit: Limit = 20) -> Any:
+@router.get(
+    "/{job_id}/events", response_model=EventList, responses=examples.NOT_MODIFIED, summary="List events of a job"
+)
+def list_events(
+    request: Request, job_id: str, caller: CallerDep, session: SessionDep, after: After = None, limit: Limit = 20
+) -> Any:
     """Newest first: what happened, and the metrics of every step."""
     limit = min(limit, MAX_EVENTS)
-    return envelope(jobs.event_page(session, caller.project_id, job_id, limit + 1, after), limit, render_event)
+    event_seq, _ = jobs.numbers(session, caller.project_id, job_id)
+    etag = events_etag(event_seq)
+    if is_known(request.headers, etag):
+        return not_modified(etag)
+    rows = jobs.event_page(session, caller.project_id, job_id, limit + 1, after)
+    return json_with(etag, envelope(rows, limit, render_event))
 
 
-@router.get("/{job_id}/checkpoints", response_model=CheckpointList, summary="List checkpoints of a job")
+@router.get(
+    "/{job_id}/checkpoints",
+    response_model=CheckpointList,
+    responses=examples.NOT_MODIFIED,
+    summary="List checkpoints of a job",
+)
 def list_checkpoints(
-    job_id: str, caller: CallerDep, session: SessionDep, after: After = None, limit: Limit = 10
+    request: Request, job_id: str, caller: CallerDep, session: SessionDep, after: After = None, limit: Limit = 10
 ) -> Any:
     """Latest step first, the last three. `result_files` are the adapter, `adapter_archive_file_id` all of it in one."""
     limit = min(limit, MAX_CHECKPOINTS)
+    etag = checkpoints_etag(*jobs.numbers(session, caller.project_id, job_id))
+    if is_known(request.headers, etag):
+        return not_modified(etag)
     rows, best_id = jobs.checkpoint_page(session, caller.project_id, job_id, limit + 1, after)
-    return envelope(rows, limit, lambda checkpoint: render_checkpoint(checkpoint, best_id))
+    return json_with(etag, envelope(rows, limit, lambda checkpoint: render_checkpoint(checkpoint, best_id)))
 
 
 def _render(engines: Engines, seen: SeenJob) -> dict[str, Any]:

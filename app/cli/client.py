@@ -16,6 +16,7 @@ from app.cli.errors import CliError, Missing, Misused, NotAllowed, Unreachable
 CONNECT_SECONDS = 5
 ANSWER_SECONDS = 120  # an upload of 512 MiB is hashed and flushed to disk before it is answered
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+NOT_MODIFIED = 304
 NO_KEY = "No API key: set TUNERY_API_KEY, or name the --data-dir of a `tunery up` that runs on this machine."
 KINDS = {403: NotAllowed, 404: Missing, 502: Unreachable, 503: Unreachable, 504: Unreachable}
 
@@ -36,6 +37,22 @@ class Client:
 
     def get(self, path: str, **params: Any) -> Json:
         return self._ask("GET", path, params=params)
+
+    def text(self, path: str, **params: Any) -> str:
+        return self._send("GET", path, params=params).text
+
+    def get_if_changed(self, path: str, etag: str | None, wait_seconds: float) -> tuple[Json | None, str | None]:
+        """An object and its ETag; None for the object as long as it is the one that `etag` was of.
+
+        A server that knows how waits `wait_seconds` for it to change; an older one answers at once.
+        """
+        if etag is None:
+            response = self._send("GET", path)
+        else:
+            response = self._send("GET", path, params={"wait": wait_seconds}, headers={"If-None-Match": etag})
+        if response.status_code == NOT_MODIFIED:
+            return None, etag
+        return self._json(response), response.headers.get("etag")
 
     def post(self, path: str, body: Mapping[str, Any] | None = None) -> Json:
         return self._ask("POST", path, json=body)
@@ -69,10 +86,16 @@ class Client:
         self._http.close()
 
     def _ask(self, method: str, path: str, **request: Any) -> Json:
+        return self._json(self._send(method, path, **request))
+
+    def _send(self, method: str, path: str, **request: Any) -> httpx2.Response:
         with self._answers():
             response = self._http.request(method, path, **request)
         if response.is_error:
             raise _refusal(response, self.address)
+        return response
+
+    def _json(self, response: httpx2.Response) -> Json:
         try:
             return dict(response.json())
         except (ValueError, TypeError):

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from app.cli import adapters, audit, files, jobs, keys, models, plans, projects
+from app.cli import adapters, audit, files, jobs, keys, models, plans, projects, records
 from app.cli.address import find_layout
 from app.cli.errors import INTERRUPTED, CliError, Missing, Misused
 from app.cli.local.errors import CannotStart
@@ -72,6 +72,7 @@ def demo(
 app.add_typer(files.commands, name="files")
 app.add_typer(jobs.commands, name="jobs")
 jobs.commands.add_typer(plans.commands)  # no name: its one command is another of theirs
+jobs.commands.add_typer(records.commands)
 app.add_typer(adapters.commands, name="adapters")
 app.add_typer(models.commands, name="models")
 app.add_typer(projects.commands, name="projects")

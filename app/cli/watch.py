@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 T = TypeVar("T")
-POLL_SECONDS = 1.0
+PAUSE_SECONDS = 1.0  # between two looks at a job that changes with every step
+WAIT_SECONDS = 20  # for a change, in one request
 PATIENCE_SECONDS = 120.0  # a restart of the server takes seconds, of the machine a minute
 EVENTS_AT_FIRST = 50  # of a job that began long ago
 EVENTS_A_PAGE = 100
@@ -48,17 +49,22 @@ def watch(client: Client, job_id: str, as_json: bool = False) -> Json:
 
 
 def follow(client: Client, job_id: str) -> Iterator[tuple[Json, list[Json]]]:
-    """The job once a second with its new events, oldest first; the last time when it is over."""
+    """The job whenever it has changed, with its new events, oldest first; the last time when it is over.
+
+    The server answers when there is something to tell. One that does not know `wait` is asked once a second.
+    """
     seen: str | None = None
+    etag: str | None = None
     while True:
         # The job before its events: when it is over, so are they.
-        job = _patiently(partial(client.get, job_path(job_id)))
-        events = _patiently(partial(new_events, client, job_id, seen))
-        seen = events[-1]["id"] if events else seen
-        yield job, events
-        if is_over(job):
-            return
-        time.sleep(POLL_SECONDS)
+        job, etag = _patiently(partial(client.get_if_changed, job_path(job_id), etag, WAIT_SECONDS))
+        if job is not None:
+            events = _patiently(partial(new_events, client, job_id, seen))
+            seen = events[-1]["id"] if events else seen
+            yield job, events
+            if is_over(job):
+                return
+        time.sleep(PAUSE_SECONDS)
 
 
 def new_events(client: Client, job_id: str, seen: str | None) -> list[Json]:
@@ -89,4 +95,4 @@ def _patiently(ask: Callable[[], T]) -> T:
                 remark(f"{error} Trying again for {PATIENCE_SECONDS:.0f} seconds.")
             if time.monotonic() - lost_at > PATIENCE_SECONDS:
                 raise
-        time.sleep(POLL_SECONDS)
+        time.sleep(PAUSE_SECONDS)

@@ -24,15 +24,19 @@ TIMEOUT_SECONDS = 10
 class AsyncConnections:
     def __init__(self, engine: Engine, limit: int) -> None:
         """Connects to where `engine` does."""
-        self._arguments: dict[str, Any] = {**CONNECT_ARGS, **engine.dialect.create_connect_args(engine.url)[1]}
+        self._arguments = connect_arguments(engine)
         self._idle: list[Connection] = []
         self._free = asyncio.Semaphore(limit)
 
     async def fetch_one(self, query: str, values: Mapping[str, Any]) -> Any:
         """The first row, or None; the query is its own transaction. Raises Unavailable."""
+        return next(iter(await self.fetch_all(query, values)), None)
+
+    async def fetch_all(self, query: str, values: Mapping[str, Any]) -> list[Any]:
+        """Every row; the query is its own transaction. Raises Unavailable."""
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS), self._free:
-                return await self._fetch_one(query, values)
+                return await self._fetch_all(query, values)
         except (psycopg.OperationalError, TimeoutError) as error:
             raise Unavailable("PostgreSQL does not answer; try again in a few seconds") from error
 
@@ -40,7 +44,7 @@ class AsyncConnections:
         while self._idle:
             await self._idle.pop().close()
 
-    async def _fetch_one(self, query: str, values: Mapping[str, Any]) -> Any:
+    async def _fetch_all(self, query: str, values: Mapping[str, Any]) -> list[Any]:
         if self._idle:
             try:
                 return await self._run(self._idle.pop(), query, values)
@@ -51,11 +55,16 @@ class AsyncConnections:
     async def _connect(self) -> Connection:
         return await psycopg.AsyncConnection.connect(**self._arguments, autocommit=True, row_factory=namedtuple_row)
 
-    async def _run(self, connection: Connection, query: str, values: Mapping[str, Any]) -> Any:
+    async def _run(self, connection: Connection, query: str, values: Mapping[str, Any]) -> list[Any]:
         try:
-            row = await (await connection.execute(query, values)).fetchone()
+            rows = await (await connection.execute(query, values)).fetchall()
         except BaseException:
             await connection.close()
             raise
         self._idle.append(connection)
-        return row
+        return rows
+
+
+def connect_arguments(engine: Engine) -> dict[str, Any]:
+    """What psycopg's own `connect` takes to get to where `engine` does."""
+    return {**CONNECT_ARGS, **engine.dialect.create_connect_args(engine.url)[1]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import select
@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.db.ids import new_id
 from app.db.tables import Job, JobEvent
+from app.domain.step_metrics import Point
 
 
 def take_seq() -> dict[str, Any]:
@@ -53,6 +54,32 @@ def page(session: Session, job_id: str, limit: int, after: JobEvent | None = Non
     if after is not None:
         query = query.where(JobEvent.seq < after.seq)
     return list(session.scalars(query))
+
+
+def points(session: Session, job_id: str) -> list[Point]:
+    """Every step's loss, oldest first, one per step, with the event's number as its `row`: a tenth of the whole data.
+
+    A loss that was not finite stands there as 0: in a chart it is a spike, and so it is kept.
+    """
+    data = JobEvent.data
+    rows = session.execute(
+        select(
+            JobEvent.seq,
+            data["step"].as_integer().label("step"),
+            data["train_loss"].as_float().label("loss"),
+            data["full_valid_loss"].astext.is_not(None).label("is_validated"),
+        )
+        .where(JobEvent.job_id == job_id, JobEvent.type == "metrics")
+        .order_by(JobEvent.seq)
+    )
+    latest = {row.step: Point(row.step, row.loss or 0.0, row.is_validated, row.seq) for row in rows}
+    return [point for _, point in sorted(latest.items())]
+
+
+def data_of(session: Session, job_id: str, seqs: Sequence[int]) -> list[dict[str, Any]]:
+    """The data of these events, in order of their steps."""
+    rows = session.scalars(select(JobEvent.data).where(JobEvent.job_id == job_id, JobEvent.seq.in_(seqs)))
+    return sorted(rows, key=lambda data: int(data["step"]))
 
 
 def metrics(session: Session, job_id: str) -> list[dict[str, Any]]:

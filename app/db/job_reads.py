@@ -1,4 +1,4 @@
-"""The read that clients poll: key, project, job, place in the queue and adapter in one query, without an ORM.
+"""The reads that clients poll or wait for: key, project, job and place in the queue in one query, without an ORM.
 
 An ORM session and a response model made 440 to 510 requests a second of it where this makes 1,900 (2 cores,
 64 connections, 50,000 jobs).
@@ -6,27 +6,53 @@ An ORM session and a response model made 440 to 510 requests a second of it wher
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from app.db.async_connections import AsyncConnections
-from app.db.key_reads import KEY_BY_SECRET, TOUCH
+from app.db.key_reads import KEY_BY_SECRET, TOUCH, KnownKey
 from app.db.keys import hash_key
 
-JOB_BY_KEY = f"""
-SELECT
-  key.*,
-  job.id, job.created_at, job.finished_at, job.base_model, job.training_file_id, job.validation_file_id, job.spec,
-  job.suffix, job.metadata AS user_metadata, job.state, job.desired, job.phase, job.train_attempts, job.progress,
-  job.trained_tokens, job.fine_tuned_model, job.result_file_ids, job.adapter_sha256, job.adapter_bytes,
-  job.adapter_archive_file_id, job.error_code, job.error_message, job.error_param,
-  checkpoint.file_ids AS adapter_file_ids,
+PAGE = 500  # events in one read of a stream
+
+QUEUE_POSITION = """
   CASE WHEN job.state = 'queued' THEN (
     SELECT 1 + count(*) FROM jobs AS ahead
     WHERE ahead.state = 'queued' AND ahead.desired = 'run' AND (-ahead.priority, ahead.seq) < (-job.priority, job.seq)
   ) END AS queue_position
+"""
+
+JOB_BY_KEY = f"""
+SELECT
+  key.*,
+  job.id, job.version, job.created_at, job.finished_at, job.base_model, job.training_file_id, job.validation_file_id,
+  job.spec, job.suffix, job.metadata AS user_metadata, job.state, job.desired, job.phase, job.train_attempts,
+  job.progress, job.trained_tokens, job.fine_tuned_model, job.result_file_ids, job.adapter_sha256, job.adapter_bytes,
+  job.adapter_archive_file_id, job.error_code, job.error_message, job.error_param,
+  checkpoint.file_ids AS adapter_file_ids,
+  {QUEUE_POSITION}
 FROM ({KEY_BY_SECRET}) AS key
 LEFT JOIN jobs AS job ON job.project_id = key.project_id AND job.id = %(job_id)s
 LEFT JOIN checkpoints AS checkpoint ON checkpoint.name = job.fine_tuned_model
+"""
+# What the ETag is made of, and nothing of what it stands for: a 304 costs this.
+VERSION_BY_KEY = f"""
+SELECT key.*, job.id, job.version, job.state, job.event_seq, {QUEUE_POSITION}
+FROM ({KEY_BY_SECRET}) AS key
+LEFT JOIN jobs AS job ON job.project_id = key.project_id AND job.id = %(job_id)s
+"""
+SEQ_OF_EVENT = "SELECT seq FROM job_events WHERE job_id = %(job_id)s AND id = %(event_id)s"
+# One statement, so one snapshot: whether the job is over, and whether these are its last events, belong together.
+EVENTS_AFTER = f"""
+SELECT
+  job.state, job.event_seq,
+  event.seq, event.id, event.created_at, event.level, event.type, event.message, event.data
+FROM jobs AS job
+LEFT JOIN LATERAL (
+  SELECT * FROM job_events WHERE job_id = job.id AND seq > %(seq)s ORDER BY seq LIMIT {PAGE}
+) AS event ON true
+WHERE job.id = %(job_id)s
+ORDER BY event.seq
 """
 
 
@@ -35,7 +61,31 @@ async def job_by_key(connections: AsyncConnections, secret: str, job_id: str) ->
 
     The row is a KnownKey as well: whether that key may read the job is for the caller to ask.
     """
-    row = await connections.fetch_one(JOB_BY_KEY, {"secret_sha256": hash_key(secret), "job_id": job_id})
+    return await _by_key(connections, JOB_BY_KEY, secret, {"job_id": job_id})
+
+
+async def version_by_key(connections: AsyncConnections, secret: str, job_id: str) -> Any:
+    """As `job_by_key`: a KnownKey with {id, version, state, event_seq, queue_position}."""
+    return await _by_key(connections, VERSION_BY_KEY, secret, {"job_id": job_id})
+
+
+async def known_key(connections: AsyncConnections, secret: str) -> KnownKey | None:
+    key: KnownKey | None = await _by_key(connections, KEY_BY_SECRET, secret, {})
+    return key
+
+
+async def seq_of_event(connections: AsyncConnections, job_id: str, event_id: str) -> int | None:
+    row = await connections.fetch_one(SEQ_OF_EVENT, {"job_id": job_id, "event_id": event_id})
+    return None if row is None else int(row.seq)
+
+
+async def events_after(connections: AsyncConnections, job_id: str, seq: int) -> list[Any]:
+    """The next events, at most PAGE, each with the job's `state` and `event_seq`; one row without `id` if none are."""
+    return await connections.fetch_all(EVENTS_AFTER, {"job_id": job_id, "seq": seq})
+
+
+async def _by_key(connections: AsyncConnections, query: str, secret: str, more: Mapping[str, str]) -> Any:
+    row = await connections.fetch_one(query, {"secret_sha256": hash_key(secret), **more})
     if row is not None and row.touch_due and row.refusal is None:
         await connections.fetch_one(TOUCH, {"key_id": row.key_id})
     return row

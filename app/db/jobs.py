@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Select, case, func, null, or_, select, tuple_, update
 from sqlalchemy.orm import Session
@@ -14,6 +14,7 @@ from app.db.tables import Attempt, Job
 from app.domain.spec import JobSpec
 from app.domain.states import TERMINAL, Desired, JobState, Reason
 
+Query = TypeVar("Query", bound=Select[*tuple[Any, ...]])
 ACTIVE = [state.value for state in JobState if state not in TERMINAL]
 
 
@@ -58,14 +59,29 @@ def page(
     without_metadata: bool = False,
 ) -> list[Job]:
     """Newest first, at most `limit`; `after` is the last job of the page before. All metadata pairs must match."""
-    query = _of(project_id).order_by(Job.seq.desc()).limit(limit)
-    if after is not None:
-        query = query.where(Job.seq < after.seq)
-    if metadata:
-        query = query.where(Job.user_metadata.contains(dict(metadata)))
-    if without_metadata:
-        query = query.where(or_(Job.user_metadata.is_(None), Job.user_metadata == {}))
-    return list(session.scalars(query))
+    return list(session.scalars(_page(_of(project_id), limit, after, metadata, without_metadata)))
+
+
+def page_versions(
+    session: Session,
+    project_id: str,
+    limit: int,
+    after: Job | None = None,
+    metadata: Mapping[str, str] | None = None,
+    without_metadata: bool = False,
+) -> list[tuple[str, int, int | None]]:
+    """(id, version, place in the queue) of what `page` finds: whether a page has changed, for a tenth of its price."""
+    query = select(Job.id, Job.version, Job.state).where(Job.project_id == project_id)
+    rows = session.execute(_page(query, limit, after, metadata, without_metadata)).all()
+    positions = queue_positions(session, [row.id for row in rows if row.state == JobState.QUEUED])
+    return [(row.id, row.version, positions.get(row.id)) for row in rows]
+
+
+def numbers(session: Session, project_id: str, job_id: str) -> tuple[int, int] | None:
+    """(event_seq, version): what tells whether a job, its events and its checkpoints have changed."""
+    query = select(Job.event_seq, Job.version).where(Job.project_id == project_id, Job.id == job_id)
+    found = session.execute(query).one_or_none()
+    return None if found is None else (found.event_seq, found.version)
 
 
 def unfinished(session: Session, project_id: str) -> list[str]:
@@ -171,6 +187,19 @@ def _move(session: Session, project_id: str, job_id: str, states: Sequence[str],
         .returning(Job)
         .execution_options(populate_existing=True)
     ).scalar_one_or_none()
+
+
+def _page(
+    query: Query, limit: int, after: Job | None, metadata: Mapping[str, str] | None, without_metadata: bool
+) -> Query:
+    query = query.order_by(Job.seq.desc()).limit(limit)
+    if after is not None:
+        query = query.where(Job.seq < after.seq)
+    if metadata:
+        query = query.where(Job.user_metadata.contains(dict(metadata)))
+    if without_metadata:
+        query = query.where(or_(Job.user_metadata.is_(None), Job.user_metadata == {}))
+    return query
 
 
 def _of(project_id: str) -> Select[Job]:

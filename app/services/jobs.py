@@ -94,12 +94,29 @@ def page(
     metadata: Mapping[str, str],
     without_metadata: bool,
 ) -> list[SeenJob]:
-    last = None
-    if after is not None:
-        last = jobs.get(session, project_id, after)
-        if last is None:
-            raise unknown_cursor("job", after)
+    last = _cursor(session, project_id, after)
     return _seen(session, jobs.page(session, project_id, limit, last, metadata, without_metadata))
+
+
+def page_versions(
+    session: Session,
+    project_id: str,
+    limit: int,
+    after: str | None,
+    metadata: Mapping[str, str],
+    without_metadata: bool,
+) -> list[tuple[str, int, int | None]]:
+    """(id, version, place in the queue) of each job of a page."""
+    last = _cursor(session, project_id, after)
+    return jobs.page_versions(session, project_id, limit, last, metadata, without_metadata)
+
+
+def numbers(session: Session, project_id: str, job_id: str) -> tuple[int, int]:
+    """(event_seq, version) of a job."""
+    found = jobs.numbers(session, project_id, job_id)
+    if found is None:
+        raise no_such_job(job_id)
+    return found
 
 
 def cancel(session: Session, project_id: str, job_id: str) -> SeenJob:
@@ -164,6 +181,13 @@ def unknown_cursor(kind: str, after: str) -> BadRequest:
     return BadRequest(
         f"after: there is no {kind} {after!r} here; give the id of the last item of the page before", "after"
     )
+
+
+def _cursor(session: Session, project_id: str, after: str | None) -> Job | None:
+    last = jobs.get(session, project_id, after) if after is not None else None
+    if after is not None and last is None:
+        raise unknown_cursor("job", after)
+    return last
 
 
 def _model(session: Session, project_id: str, name: str) -> tuple[BaseModelRow, Ancestor | None]:

@@ -166,7 +166,7 @@ class FakeTrainer:
         return relative, write_manifest(directory, {"step": step})
 
     def fail(self, fault: str, step: int) -> None:
-        """ "exit:N", "signal:NAME", "failed:REASON:CODE", "print:TEXT", "hang", "hang:close", "escape"."""
+        """ "exit:N", "signal:NAME", "failed:REASON:CODE", "print:TEXT", "stderr:TEXT", "hang[:close]", "escape"."""
         kind, _, rest = fault.partition(":")
         if kind == "exit":
             sys.exit(int(rest))
@@ -179,6 +179,8 @@ class FakeTrainer:
             sys.exit(int(code))
         if kind == "print":
             os.write(1, (b"x" * (2 << 20) if rest == "LONG" else rest.replace("RUN", self.run_id).encode()) + b"\n")
+        if kind == "stderr":
+            os.write(2, rest.encode() + b"\n")
         if kind == "hang":
             if rest == "close":
                 os.close(1)

@@ -8,9 +8,9 @@ from app.db.engine import transaction
 from app.db.tables import Job
 from app.domain.events import Metric
 from app.domain.spec import TrainerSpec
+from app.domain.step_metrics import results_csv
 from tests.worker.bench import Bench
 from worker.prepare import Inputs, load_inputs, trainer_spec
-from worker.publish import results_csv
 from worker.relay import metric_data
 
 

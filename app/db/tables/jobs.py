@@ -61,6 +61,7 @@ class Job(Base):
     lease_owner: Mapped[str | None]
     lease_expires_at: Mapped[datetime | None]
     event_seq: Mapped[int] = mapped_column(server_default="0")
+    version: Mapped[int] = mapped_column(server_default="1")  # of all that clients see; a trigger counts it
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     progress: Mapped[dict[str, Any] | None]  # {step, total_steps, epoch, tokens_per_second, eta_seconds, ...}

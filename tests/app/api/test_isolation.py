@@ -11,7 +11,9 @@ from app.db.tables import Job, Project
 from app.storage import LocalStorage
 from tests.factories import make_succeeded_job
 
-WITHOUT_IDS = {"/v1/project", "/v1/files", "/v1/fine_tuning/jobs", "/v1/fine_tuning/jobs/plan", "/v1/models"}
+WITHOUT_IDS = {
+    "/v1/project", "/v1/events/stream", "/v1/files", "/v1/fine_tuning/jobs", "/v1/fine_tuning/jobs/plan", "/v1/models",
+}  # fmt: skip
 
 
 @pytest.fixture

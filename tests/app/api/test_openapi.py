@@ -23,6 +23,7 @@ from app.api.schemas.files import FileBody, FileList
 from app.api.schemas.job_requests import CreateJob
 from app.api.schemas.jobs import JobBody, JobList
 from app.api.schemas.keys import KeyBody, KeyList, KeyRevoked, NewKey
+from app.api.schemas.metrics import StepMetricsBody
 from app.api.schemas.models import ModelBody, ModelList
 from app.api.schemas.plans import PlanBody
 from app.api.schemas.projects import OwnProject, ProjectBody, ProjectList, ProjectWithUsage
@@ -35,6 +36,7 @@ SNAPSHOT = Path(__file__).with_name("openapi.json")
 MODELS: tuple[type[BaseModel], ...] = (
     AdapterBody, CheckpointList, Deleted, EventList, FileBody, FileList, JobBody, JobList, ModelBody, ModelList,
     PlanBody, AuditList, KeyBody, KeyList, KeyRevoked, NewKey, OwnProject, ProjectBody, ProjectList, ProjectWithUsage,
+    StepMetricsBody,
 )  # fmt: skip
 
 

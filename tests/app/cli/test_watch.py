@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from app.cli import watch
@@ -48,3 +50,30 @@ def test_an_answer_that_will_not_change_is_not_asked_for_again() -> None:
 def test_any_end_but_success_is_an_error_with_its_reason(job: dict[str, object], words: str) -> None:
     with pytest.raises(watch.CliError, match=words):
         watch.raise_unless_succeeded(job)
+
+
+class OlderServer:
+    """One that does not know `wait`: it answers at once, and a third time with the end."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def get_if_changed(self, _path: str, etag: str | None, _seconds: float) -> tuple[dict[str, str] | None, str]:
+        self.asked += 1
+        if self.asked in (2, 3):
+            return None, "one"
+        return {"id": "j", "status": "running" if self.asked == 1 else "succeeded"}, "one"
+
+    def pages(self, _path: str, _limit: int) -> Iterator[dict[str, str]]:
+        return iter([{"id": f"e{number}"} for number in range(self.asked, 0, -1)])
+
+
+def test_a_server_that_cannot_wait_is_asked_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(watch.time, "sleep", slept.append)
+    seen = list(watch.follow(OlderServer(), "ftjob-1"))  # type: ignore[arg-type]
+    assert [(job["status"], [event["id"] for event in events]) for job, events in seen] == [
+        ("running", ["e1"]),
+        ("succeeded", ["e2", "e3", "e4"]),
+    ]
+    assert slept == [watch.PAUSE_SECONDS] * 3
