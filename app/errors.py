@@ -7,6 +7,7 @@
     +- InvalidApiKey                401 invalid_api_key
     +- NotPermitted                 403 permission_denied
     +- NotFound                     404 not_found
+    +- RequestTimeout               408 request_timeout: the client stopped sending
     +- TooLarge                     413 file_too_large
     +- RangeNotSatisfiable          416 range_not_satisfiable
     +- Unavailable                  503 service_unavailable, with Retry-After
@@ -74,6 +75,12 @@ class NotFound(TuneryError):
     status = 404
     type = "invalid_request_error"
     code = "not_found"
+
+
+class RequestTimeout(TuneryError):
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
 
 
 class TooLarge(TuneryError):
