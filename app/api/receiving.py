@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 
 from anyio import CapacityLimiter, to_thread
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 
 from app.errors import BadRequest, RequestTimeout, TooLarge
 
@@ -72,11 +73,15 @@ async def limited(
 async def batches(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """The same bytes in pieces worth a thread's while."""
     batch = bytearray()
-    async for chunk in chunks:
-        batch += chunk
-        if len(batch) >= BATCH_BYTES:
-            yield bytes(batch)
-            batch.clear()
+    try:
+        async for chunk in chunks:
+            batch += chunk
+            if len(batch) >= BATCH_BYTES:
+                yield bytes(batch)
+                batch.clear()
+    except (ClientDisconnect, RequestTimeout):
+        yield bytes(batch)  # what came before a break is worth keeping
+        raise
     if batch:
         yield bytes(batch)
 

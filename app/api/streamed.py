@@ -53,11 +53,15 @@ class _Pieces:
         self._there_bytes = writer.start
 
     async def write(self, batch: bytes) -> None:
-        if self._staged is None:
-            self._staged = await self._engines.lanes.write(StagedFile, self._engines.storage.staging, 2 * PIECE_BYTES)
-        await self._engines.lanes.write(self._staged.write, batch)
-        if self._staged.size_bytes >= PIECE_BYTES:
-            await self.keep()
+        engines, rest = self._engines, batch
+        while rest:
+            if self._staged is None:
+                self._staged = await engines.lanes.write(StagedFile, engines.storage.staging, PIECE_BYTES)
+            room = PIECE_BYTES - self._staged.size_bytes
+            await engines.lanes.write(self._staged.write, rest[:room])
+            rest = rest[room:]
+            if self._staged.size_bytes == PIECE_BYTES:
+                await self.keep()
 
     async def keep(self) -> int:
         """Store what is staged; where the content ends."""

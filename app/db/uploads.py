@@ -128,3 +128,8 @@ def left_over(session: Session, limit: int = 100) -> list[UploadPart]:
 
 def forget(session: Session, parts: Sequence[UploadPart]) -> None:
     session.execute(delete(UploadPart).where(UploadPart.id.in_([part.id for part in parts])))
+
+
+def keys_in_use(session: Session, keys: Sequence[str]) -> set[str]:
+    """Those of the keys whose bytes are a part's."""
+    return set(session.scalars(select(UploadPart.storage_key).where(UploadPart.storage_key.in_(keys))))

@@ -184,7 +184,7 @@ class TestParts:
     @pytest.mark.parametrize(
         ("request_body", "param", "code"),
         [
-            ({"data": {"other": "x"}}, "other", "unknown_parameter"),
+            ({"files": {"other": (None, "x")}}, "other", "unknown_parameter"),
             ({"files": {"file": ("a", b"x")}}, "file", "unknown_parameter"),
             ({"content": b"x" * 100}, None, "invalid_multipart"),
             ({"files": [("data", ("a", b"x")), ("data", ("b", b"y"))]}, "data", "invalid_value"),
