@@ -8,7 +8,7 @@ RUN := .venv/.run-ready
 DEV := .venv/.dev-ready
 ARGS ?=
 
-.PHONY: help setup up demo doctor test test-fast lint types laws format check migrate bench-train bench-start bench-auto bench-fit openapi constraints clean
+.PHONY: help setup up demo doctor test test-fast lint types laws format check migrate bench-train bench-start bench-auto bench-fit bench-upload openapi constraints clean
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2}'
@@ -60,6 +60,9 @@ bench-auto: $(DEV) ## "auto" beside a grid of learning rates on four small tasks
 
 bench-fit: $(DEV) ## Is the plan's verdict on memory true? Twenty jobs under limits (about 6 minutes; ARGS="--jobs 5")
 	$(BIN)/python -m benchmarks.fit $(ARGS)
+
+bench-upload: $(DEV) ## Uploads beside a script that writes and hashes, a download beside a file server (3 minutes; ARGS="--mb 64")
+	$(BIN)/python -m benchmarks.upload $(ARGS)
 
 openapi: $(DEV) ## Write the OpenAPI snapshot again after a wanted change
 	TUNERY_WRITE_SNAPSHOTS=1 $(BIN)/python -m pytest -q tests/app/api/test_openapi.py

@@ -72,18 +72,20 @@ async def limited(
 
 async def batches(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """The same bytes in pieces worth a thread's while."""
-    batch = bytearray()
+    batch: list[bytes] = []
+    size_bytes = 0
     try:
         async for chunk in chunks:
-            batch += chunk
-            if len(batch) >= BATCH_BYTES:
-                yield bytes(batch)
-                batch.clear()
+            batch.append(chunk)
+            size_bytes += len(chunk)
+            if size_bytes >= BATCH_BYTES:
+                yield b"".join(batch)
+                batch, size_bytes = [], 0
     except (ClientDisconnect, RequestTimeout):
-        yield bytes(batch)  # what came before a break is worth keeping
+        yield b"".join(batch)  # what came before a break is worth keeping
         raise
     if batch:
-        yield bytes(batch)
+        yield b"".join(batch)
 
 
 async def _impatient(request: Request, idle_seconds: float) -> AsyncIterator[bytes]:
