@@ -1,7 +1,8 @@
 """Bodies of gigabytes: as a stream, with a limit on size and on silence, on threads of their own.
 
-A client that trickles holds a socket, a file and at most a megabyte, never a thread or a database connection. Writing
-and finishing have lanes of their own, so that every other request finds a thread however many uploads there are.
+A client that trickles holds a socket, a file and at most a megabyte, never a thread or a database connection. Writing,
+storing and finishing have lanes of their own, so that every other request finds a thread however many uploads there
+are, and nobody's bytes wait to be hashed while somebody else's are flushed to the disk.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ Arguments = ParamSpec("Arguments")
 
 BATCH_BYTES = 1 << 20  # handed to a thread at a time: large enough that the hops cost nothing, small enough to hold
 WRITERS = 4  # threads that hash and write; more of them only wait for the same disk
+STORERS = 8  # threads that wait for the disk
 FINISHED_SOON_BYTES = 8 << 20  # hashed, checked and flushed within some tenths of a second
 
 
@@ -32,6 +34,7 @@ class Lanes:
 
     def __init__(self) -> None:
         self._writing = CapacityLimiter(WRITERS)
+        self._storing = CapacityLimiter(STORERS)
         self._finishing = CapacityLimiter(max(2, os.cpu_count() or 2))
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -41,11 +44,17 @@ class Lanes:
         """Milliseconds of hashing and writing."""
         return await to_thread.run_sync(partial(work, *args, **kwargs), limiter=self._writing)
 
+    async def store(
+        self, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Result:
+        """Flushing to the disk, and the row after it."""
+        return await to_thread.run_sync(partial(work, *args, **kwargs), limiter=self._storing)
+
     async def finish(
         self, size_bytes: int, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Result:
         """What follows the last byte: for a large file seconds, which no small one waits for."""
-        lane = self._writing if size_bytes <= FINISHED_SOON_BYTES else self._finishing
+        lane = self._storing if size_bytes <= FINISHED_SOON_BYTES else self._finishing
         return await to_thread.run_sync(partial(work, *args, **kwargs), limiter=lane)
 
     def alone(self, name: str) -> asyncio.Lock:

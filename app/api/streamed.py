@@ -67,7 +67,7 @@ class _Pieces:
         """Store what is staged; where the content ends."""
         if self._staged is not None:
             engines, staged = self._engines, self._staged
-            self._there_bytes = await engines.lanes.write(
+            self._there_bytes = await engines.lanes.store(
                 content.add_piece, engines.sessions, engines.storage, self._writer, staged, self._there_bytes
             )
             self._staged = None

@@ -67,7 +67,7 @@ async def add_part(upload_id: str, request: Request, caller: CallerDep, engines:
         if not form.has_file:
             text = "you must provide data: a form field with the part's bytes"
             raise BadRequest(text, "data", "missing_required_parameter")
-        part = await lanes.write(uploads.add_part, engines.sessions, engines.storage, project_id, upload_id, staged)
+        part = await lanes.store(uploads.add_part, engines.sessions, engines.storage, project_id, upload_id, staged)
     finally:
         staged.discard()
     return render_part(part)
