@@ -1,6 +1,6 @@
 """A stored file as a response: Range, ETag and 304, digests, never compressed, constant memory.
 
-Read in a thread, a megabyte at a time: the event loop only hands buffers on.
+Read in a thread, a megabyte or two at a time: the event loop only hands buffers on.
 """
 
 from __future__ import annotations
