@@ -9,7 +9,7 @@ DEV := .venv/.dev-ready
 ARGS ?=
 JOBS ?= 2
 
-.PHONY: help setup up demo doctor test test-fast lint types laws format check migrate bench-train bench-start bench-auto bench-fit bench-api openapi constraints clean
+.PHONY: help setup up demo doctor test test-fast lint types laws format check migrate bench-train bench-start bench-auto bench-fit bench-api bench-upload openapi constraints clean
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2}'
@@ -64,6 +64,9 @@ bench-fit: $(DEV) ## Is the plan's verdict on memory true? Twenty jobs under lim
 
 bench-api: $(DEV) ## The API beside a bare FastAPI route: polling, 304s, waits, lists, creates, streams (4 minutes; ARGS="--only polling")
 	$(BIN)/python -m benchmarks.api $(ARGS)
+
+bench-upload: $(DEV) ## Uploads beside a script that writes and hashes, a download beside a file server (3 minutes; ARGS="--mb 64")
+	$(BIN)/python -m benchmarks.upload $(ARGS)
 
 openapi: $(DEV) ## Write the OpenAPI snapshot again after a wanted change
 	TUNERY_WRITE_SNAPSHOTS=1 $(BIN)/python -m pytest -q tests/app/api/test_openapi.py

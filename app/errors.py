@@ -8,6 +8,7 @@
     +- NotPermitted                 403 permission_denied
     |  +- MissingScope              403 insufficient_permissions, names the scope
     +- NotFound                     404 not_found
+    +- RequestTimeout               408 request_timeout: the client stopped sending
     +- TooLarge                     413 file_too_large
     +- RangeNotSatisfiable          416 range_not_satisfiable
     +- RateLimited                  429 rate_limit_exceeded, with Retry-After
@@ -82,6 +83,12 @@ class NotFound(TuneryError):
     status = 404
     type = "invalid_request_error"
     code = "not_found"
+
+
+class RequestTimeout(TuneryError):
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
 
 
 class TooLarge(TuneryError):

@@ -26,7 +26,8 @@ from app.api import (
     project_keys,
     projects,
     streams,
-)  # fmt: skip
+    uploads,
+)
 from app.api.departures import told_of_stop
 from app.api.deps import Engines
 from app.api.envelope import Envelope
@@ -41,14 +42,14 @@ from app.queue import Hints
 from app.services.counting import Counter
 from app.services.feeds import Feeds
 from app.services.first_key import ensure_first_key
+from app.services.intake import sweep_staging
 from app.services.rate import RateLimiter
-from app.services.uploads import sweep_staging
 from app.settings import Settings, load_settings
 from app.storage import LocalStorage, Storage
 
 # the most polled comes first
 ROOMS = (
-    job_read, files, jobs, job_records, streams, adapters, models, projects, project_keys, audit_logs, health,
+    job_read, files, uploads, jobs, job_records, streams, adapters, models, projects, project_keys, audit_logs, health,
 )  # fmt: skip
 
 

@@ -23,6 +23,9 @@ class Settings(BaseSettings):
     organization: str = "tunery"  # `organization_id`, and the third part of ft:base:organization:suffix:id
     docs_enabled: bool = True  # /docs and /openapi.json without a key; turn off where even the shape is private
     max_file_bytes: int = 512 << 20  # OpenAI's limit for one file
+    max_upload_bytes: int = 8 << 30  # OpenAI's limit for a file that comes in parts
+    upload_ttl_seconds: float = Field(default=3600, gt=0)  # how long such an upload may take; OpenAI's hour
+    upload_idle_seconds: float = Field(default=60, gt=0)  # a client that sends nothing for so long is let go
     max_line_bytes: int = 4 << 20  # one example; 4 MiB is about a million tokens
     min_training_examples: int = 10  # OpenAI's floor
     results_csv_base64: bool = False  # OpenAI served the results CSV in base64 for years; scripts that expect it

@@ -23,11 +23,12 @@ from app.settings import load_settings
 from worker.health import beat
 from worker.lease import DATABASE_AWAY, boottime_seconds
 from worker.resources import Resources, open_resources
-from worker.sweep import sweep
+from worker.sweep import delete_orphans, sweep
 
 ADVISORY_LOCK = 0x7265636F6E63  # "reconc"
 MASS_EXPIRY = 3  # so many leases at once, and more than half of all, are an outage and not so many deaths
 SWEEP_SECONDS = 60
+ORPHANS_SECONDS = 3600  # it looks at every object in storage
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 WORK: dict[Queue, Kind] = {"cpu": "validate", "gpu": "train"}
 
@@ -63,6 +64,7 @@ class Reconciler:
         self.settings = resources.settings
         self.brake = Brake(self.settings.lease_ttl_seconds)
         self._swept_at = -float("inf")
+        self._orphans_at = -float("inf")
 
     def run(self) -> None:
         """Until `resources.stop` is set. Nothing that goes wrong in a round ends it."""
@@ -110,6 +112,9 @@ class Reconciler:
         if time.monotonic() - self._swept_at >= SWEEP_SECONDS:
             self._swept_at = time.monotonic()
             sweep(self.resources)
+        if time.monotonic() - self._orphans_at >= ORPHANS_SECONDS:
+            self._orphans_at = time.monotonic()
+            delete_orphans(self.resources)
 
     @contextlib.contextmanager
     def _lead(self) -> Iterator[bool]:

@@ -5,13 +5,16 @@ Bytes go first and rows after: a crash between leaves work for the next sweep, n
 
 from __future__ import annotations
 
+import shutil
 import time
+from collections.abc import Iterable
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 from sqlalchemy import select
 
-from app.db import checkpoints, files, workers
+from app.db import checkpoints, files, uploads, workers
 from app.db.engine import transaction
 from app.db.tables import Job
 from app.domain.states import TERMINAL
@@ -20,6 +23,9 @@ from worker import snapshots, workdir
 from worker.resources import Resources
 
 STAGED_SECONDS = 3600  # an upload that has not been written to for so long was cut off
+ORPHANED_SECONDS = 24 * 3600  # between an object and the row that names it lie milliseconds, in a bad hour minutes
+PREFIXES = ("files", "jobs", "uploads")  # where this sweep knows every table that may name an object
+BATCH = 500
 
 log = get_logger(__name__)
 
@@ -28,6 +34,8 @@ def sweep(resources: Resources) -> None:
     """Raises what DATABASE_AWAY names, OSError."""
     expire_files(resources)
     purge_files(resources)
+    expire_uploads(resources)
+    purge_parts(resources)
     drop_snapshots(resources)
     sweep_staging(resources.storage.staging)
     sweep_work_directories(resources)
@@ -52,6 +60,44 @@ def purge_files(resources: Resources) -> None:
             files.mark_purged(session, session.merge(file))
 
 
+def expire_uploads(resources: Resources) -> None:
+    with transaction(resources.sessions) as session:
+        if expired := uploads.expire(session):
+            log.info("uploads expired", count=expired)
+
+
+def purge_parts(resources: Resources) -> None:
+    """Parts of uploads that have ended. A file that was composed of them keeps its bytes without them."""
+    with transaction(resources.sessions) as session:
+        doomed = uploads.left_over(session)
+    for part in doomed:
+        resources.storage.delete(part.storage_key)
+    with transaction(resources.sessions) as session:
+        uploads.forget(session, doomed)
+
+
+def delete_orphans(resources: Resources, older_than_seconds: float = ORPHANED_SECONDS) -> int:
+    """Objects that no row names: their process was killed between storing them and the commit. How many there were.
+
+    A row comes right after its object, so what has none after a day never gets one.
+    """
+    count = 0
+    for prefix in PREFIXES:
+        keys = resources.storage.older_than(prefix, time.time() - older_than_seconds)
+        while batch := list(islice(keys, BATCH)):
+            for key in _unnamed(resources, batch):
+                resources.storage.delete(key)
+                log.warning("orphaned object deleted", key=key)
+                count += 1
+    return count
+
+
+def _unnamed(resources: Resources, keys: list[str]) -> Iterable[str]:
+    with transaction(resources.sessions) as session:
+        named = files.keys_in_use(session, keys) | uploads.keys_in_use(session, keys)
+        return sorted(set(keys) - named - checkpoints.snapshot_keys(session))
+
+
 def drop_snapshots(resources: Resources) -> None:
     with transaction(resources.sessions) as session:
         rows = checkpoints.left_over_snapshots(session)
@@ -60,10 +106,17 @@ def drop_snapshots(resources: Resources) -> None:
 
 def sweep_staging(staging: Path) -> None:
     for path in staging.iterdir():
-        with suppress(FileNotFoundError, IsADirectoryError):
+        with suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > STAGED_SECONDS:
-                path.unlink()
+                _remove(path)
                 log.info("staged file removed", name=path.name)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def sweep_work_directories(resources: Resources) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
+from app.api.receiving import Lanes
 from app.db.async_connections import AsyncConnections
 from app.db.changes import Changes
 from app.db.engine import Sessions
@@ -36,6 +37,7 @@ class Engines:
     hints: Hints
     counter: Counter
     limiter: RateLimiter
+    lanes: Lanes = field(default_factory=Lanes)
 
 
 async def get_engines(request: Request) -> Engines:

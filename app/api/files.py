@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from datetime import timedelta
-from pathlib import PurePosixPath, PureWindowsPath
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from app.api import examples
@@ -16,19 +14,18 @@ from app.api.auth import CallerDep
 from app.api.deps import EnginesDep, SessionDep
 from app.api.multipart import ENVELOPE_BYTES, Form, read_form
 from app.api.pages import After, Limit, envelope
+from app.api.receiving import limited
 from app.api.schemas.common import Deleted
 from app.api.schemas.files import FileBody, FileList, render_file
 from app.api.stored_file import file_response
 from app.db.tables import File
+from app.domain.uploads import EXPIRES_SECONDS, PURPOSES, clean_filename
 from app.errors import BadRequest
-from app.services import files, uploads
-from app.services.uploads import NewFile, StagedFile
+from app.services import files, intake
+from app.services.intake import NewFile, StagedFile
 
-PURPOSES = ("fine-tune", "assistants", "batch", "vision", "user_data", "evals")
 FIELDS = ("purpose", "expires_after[anchor]", "expires_after[seconds]")
-EXPIRES_SECONDS = (3600, 2_592_000)
 MAX_LIST = 10_000
-MAX_FILENAME = 255
 
 router = APIRouter(prefix="/v1/files", tags=["Files"])
 
@@ -36,15 +33,17 @@ router = APIRouter(prefix="/v1/files", tags=["Files"])
 @router.post("", response_model=FileBody, summary="Upload a file", openapi_extra=examples.UPLOAD_BODY)
 async def create_file(request: Request, caller: CallerDep, engines: EnginesDep) -> Any:
     """Streamed to disk while it is hashed. A file for fine-tuning is checked line by line: ten findings at once."""
-    settings = engines.settings
-    body = _limited_body(request, settings.max_file_bytes)
-    staged = await run_in_threadpool(StagedFile, engines.storage.staging, settings.max_file_bytes)
+    settings, lanes = engines.settings, engines.lanes
+    most = settings.max_file_bytes
+    body = limited(request, most + ENVELOPE_BYTES, partial(intake.too_large, most), settings.upload_idle_seconds)
+    staged = await lanes.write(StagedFile, engines.storage.staging, most)
     try:
-        form = await read_form(request.headers.get("content-type", ""), body, "file", FIELDS, staged.write)
+        form = await read_form(lanes, request.headers.get("content-type", ""), body, "file", FIELDS, staged.write)
         new = _new_file(form)
-        file = await run_in_threadpool(
-            uploads.accept, engines.sessions, engines.storage, caller.project_id, new, staged, settings.max_line_bytes
-        )
+        file = await lanes.finish(
+            staged.size_bytes, intake.accept, engines.sessions, engines.storage, caller.project_id, new, staged,
+            settings.max_line_bytes,
+        )  # fmt: skip
     finally:
         staged.discard()
     return render_file(file)
@@ -93,23 +92,6 @@ def head_content(
     return get_content(file_id, request, caller, session, engines)
 
 
-def _limited_body(request: Request, max_file_bytes: int) -> AsyncIterator[bytes]:
-    """Refuse by Content-Length before a byte is read, and by count what came without one."""
-    limit = max_file_bytes + ENVELOPE_BYTES
-    if int(request.headers.get("content-length", 0)) > limit:
-        raise uploads.too_large(max_file_bytes)
-
-    async def chunks() -> AsyncIterator[bytes]:
-        received = 0
-        async for chunk in request.stream():
-            received += len(chunk)
-            if received > limit:
-                raise uploads.too_large(max_file_bytes)
-            yield chunk
-
-    return chunks()
-
-
 def _is_results_csv(file: File) -> bool:
     return file.purpose == "fine-tune-results" and file.filename.endswith(".csv")
 
@@ -126,7 +108,7 @@ def _new_file(form: Form) -> NewFile:
         )
     if purpose not in PURPOSES:
         raise BadRequest(f"purpose: {purpose[:60]!r} is not offered; allowed: {', '.join(PURPOSES)}", "purpose")
-    return NewFile(purpose, _clean_filename(form.filename), _expires_after(form.fields))
+    return NewFile(purpose, clean_filename(form.filename), _expires_after(form.fields))
 
 
 def _expires_after(fields: dict[str, str]) -> timedelta | None:
@@ -145,10 +127,3 @@ def _expires_after(fields: dict[str, str]) -> timedelta | None:
         text = f"expires_after[seconds]: {seconds!r} is not a whole number from {least} to {most}"
         raise BadRequest(text, "expires_after[seconds]")
     return timedelta(seconds=whole)
-
-
-def _clean_filename(name: str | None) -> str:
-    """A label, never a path: the last part of whatever path a client sent, without control characters."""
-    bare = PureWindowsPath(PurePosixPath(name or "").name).name
-    label = "".join(c for c in bare if c.isprintable())[:MAX_FILENAME].strip()
-    return label if label.strip(".") else "upload"

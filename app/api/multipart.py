@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.concurrency import run_in_threadpool
 
+from app.api.receiving import Lanes, batches
 from app.errors import BadRequest, UnknownParameter
 
-BATCH_BYTES = 1 << 20  # handed to a thread at a time: large enough that the hops cost nothing, small enough to hold
 MAX_FIELD_BYTES = 64 << 10
 MAX_FIELDS = 32
 MAX_BOUNDARY_BYTES = 256  # what the parser takes; the standard says 70
@@ -31,6 +30,7 @@ class Form:
 
 
 async def read_form(
+    lanes: Lanes,
     content_type: str,
     body: AsyncIterator[bytes],
     file_name: str,
@@ -42,13 +42,8 @@ async def read_form(
     Raises BadRequest for anything but a complete body of that file and `fields`; whatever `write` raises comes through.
     """
     reader = _FormReader(_boundary(content_type), file_name, fields, write)
-    batch = bytearray()
-    async for chunk in body:
-        batch += chunk
-        if len(batch) >= BATCH_BYTES:
-            await run_in_threadpool(reader.feed, bytes(batch))
-            batch.clear()
-    await run_in_threadpool(reader.feed, bytes(batch))
+    async for batch in batches(body):
+        await lanes.write(reader.feed, batch)
     return reader.finish()
 
 

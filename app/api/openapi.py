@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from app.api import examples, examples_organization
+from app.api import examples, examples_organization, upload_examples
 from app.api.schemas.common import ErrorBody
 from app.domain import scopes
 
@@ -23,7 +23,19 @@ ERRORS = {
     "503": "PostgreSQL does not answer; try again after `Retry-After` seconds.",
 }
 MORE_ERRORS = {
-    "POST /v1/files": {"413": "The file is too large.", "507": "The disk is full; nothing was stored."},
+    "POST /v1/files": {
+        "408": "Nothing came for a minute.", "413": "The file is too large.",
+        "507": "The disk is full; nothing was stored.",
+    },
+    "POST /v1/uploads": {"413": "The body is too large."},
+    "POST /v1/uploads/{upload_id}/parts": {
+        "408": "Nothing came for a minute.", "413": "The part is too large.",
+        "507": "The disk is full; nothing was stored.",
+    },
+    "POST /v1/uploads/{upload_id}/complete": {"413": "The body is too large."},
+    "PUT /v1/uploads/{upload_id}/content": {
+        "408": "Nothing came for a minute; what did is kept.", "507": "The disk is full; nothing more was stored.",
+    },
     "POST /v1/fine_tuning/jobs": {"413": "The body is too large."},
     "POST /v1/fine_tuning/jobs/plan": {"413": "The body is too large."},
     "GET /v1/files/{file_id}/content": {"416": "The range selects nothing."},
@@ -31,7 +43,8 @@ MORE_ERRORS = {
     "DELETE /v1/models/{model}": {
         "403": "A base model belongs to the operator, or the key lacks the scope that this operation takes."
     },
-}
+}  # fmt: skip
+ANSWERS = examples.ANSWERS | upload_examples.ANSWERS
 DESCRIPTION = """\
 Fine-tuning jobs in OpenAI's wire contract, QLoRA on your own GPUs, and the adapter is yours.
 
@@ -65,6 +78,7 @@ def _add_schemas(schemas: dict[str, Any]) -> None:
         ErrorBody.model_json_schema(ref_template="#/components/schemas/{model}"),
         examples.CREATE_JOB_SCHEMA,
         *examples_organization.BODY_SCHEMAS,
+        *upload_examples.REQUEST_SCHEMAS,
     ):
         schema = dict(schema)
         schemas |= schema.pop("$defs", {})
@@ -82,7 +96,7 @@ def _complete(method: str, path: str, operation: dict[str, Any]) -> None:
     responses = operation["responses"]
     responses.pop("422", None)
     name = f"{method.upper()} {path}"
-    answer = examples.ANSWERS.get(name)
+    answer = ANSWERS.get(name)
     if answer is not None:
         responses["200"]["content"]["application/json"]["example"] = answer
     if path.startswith("/v1"):

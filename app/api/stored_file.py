@@ -1,6 +1,6 @@
 """A stored file as a response: Range, ETag and 304, digests, never compressed, constant memory.
 
-Read in a thread, a megabyte at a time: the event loop only hands buffers on.
+Read in a thread, a megabyte or two at a time: the event loop only hands buffers on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from app.api.ranges import is_known, requested_span
 from app.db.tables import File
 
-CHUNK_BYTES = 3 << 18  # 768 KiB; divisible by three, so that chunks of base64 join without padding between them
+CHUNK_BYTES = 3 << 19  # 1.5 MiB: fewer hops; divisible by three, so that chunks of base64 join without padding
 MEDIA_TYPES = {
     ".csv": "text/csv; charset=utf-8",
     ".json": "application/json",

@@ -18,7 +18,7 @@ ANSWER_SECONDS = 120  # an upload of 512 MiB is hashed and flushed to disk befor
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 NOT_MODIFIED = 304
 NO_KEY = "No API key: set TUNERY_API_KEY, or name the --data-dir of a `tunery up` that runs on this machine."
-KINDS = {403: NotAllowed, 404: Missing, 502: Unreachable, 503: Unreachable, 504: Unreachable}
+KINDS = {403: NotAllowed, 404: Missing, 408: Unreachable, 502: Unreachable, 503: Unreachable, 504: Unreachable}
 
 Json = dict[str, Any]
 
@@ -71,6 +71,24 @@ class Client:
         with path.open("rb") as file:
             content = (path.name, _Counted(file, on_bytes), "application/jsonl")
             return self._ask("POST", "files", data={"purpose": purpose}, files={"file": content})
+
+    def put_file(self, url: str, path: Path, first_byte: int, size_bytes: int, on_bytes: Callable[[int], None]) -> Json:
+        """Send a file from `first_byte` to its end."""
+        headers = {
+            "Content-Length": str(size_bytes - first_byte),
+            "Content-Range": f"bytes {first_byte}-{size_bytes - 1}/{size_bytes}",
+        }
+        with path.open("rb") as file:
+            file.seek(first_byte)
+            return self._ask("PUT", url, content=iter(_Counted(file, on_bytes)), headers=headers)
+
+    def head(self, path: str) -> Mapping[str, str]:
+        with self._answers():
+            response = self._http.head(path)
+        if response.is_error:  # without a body: GET has the sentence
+            self.get(path.removesuffix("/content"))
+            raise _stranger(response, self.address)
+        return response.headers
 
     @contextlib.contextmanager
     def download(self, path: str, first_byte: int = 0) -> Iterator[httpx2.Response]:

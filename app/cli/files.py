@@ -12,6 +12,7 @@ from app.cli.errors import Misused
 from app.cli.options import AsJson, with_client
 from app.cli.output import print_json, print_line, print_table, size_text, time_text
 from app.cli.progress import bytes_bar
+from app.cli.sending import send_file
 
 if TYPE_CHECKING:
     from app.cli.client import Client
@@ -25,10 +26,11 @@ def upload(
     client: "Client",
     path: Annotated[Path, typer.Argument(help="A JSONL file: one chat or prompt/completion example a line.")],
     purpose: Annotated[str, typer.Option(help="What it is for.")] = "fine-tune",
+    resume: Annotated[str | None, typer.Option(help="Go on with this upload, which was broken off.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Upload a file and print its id."""
-    file = send(client, path, purpose)
+    """Upload a file and print its id. From 64 MB on it goes up as a stream that is taken up again after a break."""
+    file = send(client, path, purpose, resume)
     if as_json:
         print_json(file)
     else:
@@ -57,9 +59,9 @@ def list_files(
     print_table(columns, rows, "No files. `tunery files upload PATH` adds one.")
 
 
-def send(client: "Client", path: Path, purpose: str = "fine-tune") -> dict[str, Any]:
+def send(client: "Client", path: Path, purpose: str = "fine-tune", upload_id: str | None = None) -> dict[str, Any]:
     with _readable(path) as size_bytes, bytes_bar(f"uploading {path.name}", size_bytes) as advance:
-        return client.upload(path, purpose, advance)
+        return send_file(client, path, purpose, upload_id, advance)
 
 
 @contextmanager

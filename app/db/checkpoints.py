@@ -164,3 +164,8 @@ def left_over_snapshots(session: Session, limit: int = 100) -> list[Snapshot]:
 
 def forget_snapshots(session: Session, snapshot_ids: Iterable[str]) -> None:
     session.execute(delete(Snapshot).where(Snapshot.id.in_(list(snapshot_ids))))
+
+
+def snapshot_keys(session: Session) -> set[str]:
+    """Every object that a snapshot names; there are two snapshots for each unfinished job."""
+    return {key for keys in session.scalars(select(Snapshot.storage_keys)) for key in keys.values()}

@@ -132,6 +132,12 @@ def mark_purged(session: Session, file: File) -> None:
     session.flush()
 
 
+def keys_in_use(session: Session, keys: Sequence[str]) -> set[str]:
+    """Those of the keys whose bytes a row names and still has."""
+    query = select(File.storage_key).where(File.storage_key.in_(keys), File.purged_at.is_(None))
+    return set(session.scalars(query))
+
+
 def _visible(project_id: str) -> Select[File]:
     return select(File).where(
         File.project_id == project_id,

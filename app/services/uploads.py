@@ -1,142 +1,151 @@
-"""A file on its way in: bytes go to disk while they are counted and hashed; it becomes a file whole, or not at all."""
+"""Uploads by parts: begun, added to, cancelled. Putting them together is app.services.completing.
+
+The row decides: every change takes its lock, and what the row says then is what is answered.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import os
-import tempfile
-import time
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from app.db import files
+from app.db import files, uploads
 from app.db.engine import Sessions, transaction
 from app.db.ids import new_id
-from app.db.tables import File
-from app.domain.dataset import MAX_FINDINGS
-from app.domain.jsonl import Finding, read_lines
-from app.errors import InvalidDataset, TooLarge
+from app.db.tables import File, Upload, UploadPart
+from app.domain.uploads import MAX_PART_BYTES, MAX_PARTS, UploadStatus, max_stored_bytes
+from app.errors import BadRequest, NotFound, TooLarge
 from app.services import quotas
+from app.services.intake import StagedFile
 from app.storage import Storage
-
-PREFIX = "upload-"
-FORGOTTEN_AFTER_SECONDS = 24 * 3600  # a staged file of that age belongs to a process that was killed
 
 
 @dataclass(frozen=True)
-class NewFile:
-    purpose: str
+class NewUpload:
     filename: str
-    expires_after: timedelta | None = None
+    purpose: str
+    mime_type: str
+    size_bytes: int
+    file_expires_after: timedelta | None = None
 
 
-class StagedFile:
-    """Written by one thread at a time, taken over by the storage or discarded."""
+@dataclass(frozen=True)
+class SeenUpload:
+    """An upload as it is now: `status` is "expired" from the moment on at which its time is over."""
 
-    def __init__(self, directory: Path, max_bytes: int) -> None:
-        self._descriptor, path = tempfile.mkstemp(dir=directory, prefix=PREFIX)
-        self._hash = hashlib.sha256()
-        self._max_bytes = max_bytes
-        self._is_open = True
-        self.path = Path(path)
-        self.size_bytes = 0
-
-    def write(self, data: bytes) -> None:
-        """Raises TooLarge as soon as the limit is passed, OSError (ENOSPC) when the disk is full."""
-        self.size_bytes += len(data)
-        if self.size_bytes > self._max_bytes:
-            raise too_large(self._max_bytes)
-        self._hash.update(data)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._descriptor, view) :]
-
-    @property
-    def sha256(self) -> str:
-        return self._hash.hexdigest()
-
-    def close(self) -> None:
-        if self._is_open:
-            self._is_open = False
-            os.close(self._descriptor)
-
-    def discard(self) -> None:
-        """Nothing is left; after the storage took the file over, nothing is there to discard."""
-        self.close()
-        with contextlib.suppress(FileNotFoundError):
-            self.path.unlink()
+    upload: Upload
+    status: UploadStatus
+    received_bytes: int
+    file: File | None = None
 
 
-def accept(
-    sessions: Sessions, storage: Storage, project_id: str, new: NewFile, staged: StagedFile, max_line_bytes: int
-) -> File:
-    """Check, store, and only then let a row tell of it. Raises InvalidDataset with up to ten findings."""
+def create(session: Session, project_id: str, new: NewUpload, ttl_seconds: float, max_upload_bytes: int) -> SeenUpload:
+    if new.size_bytes > max_upload_bytes:
+        text = f"bytes: {new.size_bytes:,} is more than {max_upload_bytes:,}, the limit for one upload"
+        raise BadRequest(text, "bytes", "file_too_large")
+    quotas.ensure_room(session, project_id, new.size_bytes)
+    upload = uploads.insert(
+        session, project_id, ttl_seconds, filename=new.filename, purpose=new.purpose, mime_type=new.mime_type,
+        bytes=new.size_bytes,
+        file_expires_after_seconds=int(new.file_expires_after.total_seconds()) if new.file_expires_after else None,
+    )  # fmt: skip
+    return see(session, upload)
+
+
+def get(session: Session, project_id: str, upload_id: str) -> SeenUpload:
+    return see(session, known(uploads.get(session, project_id, upload_id), upload_id))
+
+
+def parts(session: Session, project_id: str, upload_id: str) -> list[UploadPart]:
+    """What was posted so far, in the order it arrived: from here a client goes on after a break."""
+    return uploads.all_posted(session, known(uploads.get(session, project_id, upload_id), upload_id))
+
+
+def check_pending(sessions: Sessions, project_id: str, upload_id: str) -> None:
+    """Before a body is read: whether it could be of any use. Raises NotFound, BadRequest."""
+    with transaction(sessions) as session:
+        require_pending(get(session, project_id, upload_id), "takes no more parts")
+
+
+def add_part(sessions: Sessions, storage: Storage, project_id: str, upload_id: str, staged: StagedFile) -> UploadPart:
+    """Store a part, and then its row; a part that is sent again is another part, which no list needs to name."""
     staged.close()
-    line_count = _count_lines(staged.path, max_line_bytes) if new.purpose == "fine-tune" else None
-    file_id = new_id("file")
-    key = f"files/{file_id}"
+    part_id = new_id("part", "_")
+    key = part_key(upload_id, part_id)
     storage.put(key, staged.path)
     inserted = False
     try:
         with transaction(sessions) as session:
-            file = _insert(session, project_id, file_id, key, new, staged, line_count)
+            upload = known(uploads.lock(session, project_id, upload_id), upload_id)
+            require_pending(see(session, upload), "takes no more parts")
+            require_room(session, upload, staged.size_bytes)
+            part = uploads.insert_part(session, upload, part_id, staged.size_bytes, staged.sha256, key, start=None)
             inserted = True
     except BaseException:
-        # A commit whose answer was lost may have happened: then the bytes must stay. Without a row nobody sees them.
-        if not inserted:
+        if not inserted:  # a commit whose answer was lost may have happened
             storage.delete(key)
         raise
-    return file
+    return part
 
 
-def too_large(max_bytes: int) -> TooLarge:
-    return TooLarge(f"The file is larger than {max_bytes:,} bytes, the limit for one file; nothing was stored.", "file")
+def cancel(session: Session, project_id: str, upload_id: str) -> SeenUpload:
+    """Cancelling twice is cancelling once; the parts' bytes go with the next sweep."""
+    upload = known(uploads.lock(session, project_id, upload_id), upload_id)
+    seen = see(session, upload)
+    if seen.status == UploadStatus.CANCELLED:
+        return seen
+    require_pending(seen, "cannot be cancelled")
+    uploads.cancel(session, upload)
+    return see(session, upload)
 
 
-def sweep_staging(storage: Storage) -> None:
-    """Remove what a killed process left; a file of that age is nobody's any more."""
-    for path in storage.staging.glob(f"{PREFIX}*"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > FORGOTTEN_AFTER_SECONDS:
-                path.unlink()
+def see(session: Session, upload: Upload) -> SeenUpload:
+    status = UploadStatus(upload.status)
+    if status == UploadStatus.COMPLETED:
+        file = files.get(session, upload.project_id, upload.file_id or "")
+        return SeenUpload(upload, status, upload.bytes, file)
+    if status == UploadStatus.PENDING and uploads.is_over(session, upload):
+        status = UploadStatus.EXPIRED
+    return SeenUpload(upload, status, uploads.totals(session, upload)[1])
 
 
-def _insert(
-    session: Session, project_id: str, file_id: str, key: str, new: NewFile, staged: StagedFile, line_count: int | None
-) -> File:
-    size_bytes, sha256 = staged.size_bytes, staged.sha256
-    quotas.ensure_room(session, project_id, size_bytes)
-    file = files.insert(
-        session, project_id, new.purpose, new.filename, size_bytes, sha256, key, file_id=file_id, line_count=line_count
-    )
-    if new.expires_after is not None:  # reckoned from the row's own moment: exactly so many seconds after `created_at`
-        file.expires_at = file.created_at + new.expires_after
-        session.flush()
-    return file
+def known(upload: Upload | None, upload_id: str) -> Upload:
+    if upload is None:
+        raise NotFound(f"No such Upload object: {upload_id}", "id")
+    return upload
 
 
-def _count_lines(path: Path, max_line_bytes: int) -> int:
-    """The number of examples in a JSONL file. Raises InvalidDataset."""
-    findings: list[Finding] = []
-    count = 0
-    with path.open("rb") as file:
-        for line in read_lines(file, max_line_bytes):
-            if isinstance(line, Finding):
-                findings.append(line)
-            count += 1
-            if len(findings) == MAX_FINDINGS:
-                break
-    if findings:
-        raise _not_jsonl(". ".join(str(finding) for finding in findings))
-    if count == 0:
-        raise _not_jsonl("The file is empty")
-    return count
+def require_pending(seen: SeenUpload, then: str) -> None:
+    upload = seen.upload
+    if seen.status == UploadStatus.EXPIRED:
+        text = f"Upload {upload.id} has expired, so it {then}; begin another one with POST /v1/uploads."
+        raise BadRequest(text, code="upload_expired")
+    if seen.status != UploadStatus.PENDING:
+        whose = f" as {upload.file_id}" if upload.file_id else ""
+        text = f"Upload {upload.id} is {seen.status}{whose}, so it {then}; only a pending one could."
+        raise BadRequest(text, code="invalid_upload_state")
 
 
-def _not_jsonl(reason: str) -> InvalidDataset:
-    text = f"Expected file to have JSONL format, where every line is a valid JSON dictionary. {reason}."
-    return InvalidDataset(text, "file")
+def require_room(session: Session, upload: Upload, more_bytes: int) -> None:
+    """Raises BadRequest: parts of one upload may take twice its bytes, as retries leave some that are not needed."""
+    count, stored_bytes = uploads.totals(session, upload)
+    most = max_stored_bytes(upload.bytes)
+    if count >= MAX_PARTS:
+        raise BadRequest(
+            f"Upload {upload.id} has {count:,} parts, and more there may not be; send larger ones.", "data"
+        )
+    if stored_bytes + more_bytes > most:
+        text = (
+            f"Upload {upload.id} was declared with {upload.bytes:,} bytes, and its parts have {stored_bytes:,}; "
+            f"with these {more_bytes:,} they would have more than {most:,}, which is all that retries may take."
+        )
+        raise BadRequest(text, "data")
+
+
+def part_key(upload_id: str, part_id: str) -> str:
+    return f"uploads/{upload_id}/{part_id}"
+
+
+def part_too_large(max_bytes: int = MAX_PART_BYTES) -> TooLarge:
+    return TooLarge(f"The part is larger than {max_bytes:,} bytes, the limit for one part; send smaller ones.", "data")

@@ -1,4 +1,4 @@
-"""Where bytes live: four verbs, and the same builtin errors from every implementation.
+"""Where bytes live: six verbs, and the same builtin errors from every implementation.
 
 A key is ours, never a client's file name: lower-case words, digits, dashes and dots, separated by slashes. An object is
 immutable: it is there whole or not at all.
@@ -7,6 +7,7 @@ immutable: it is there whole or not at all.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -27,6 +28,11 @@ class Storage(Protocol):
     def put(self, key: str, source: Path) -> StoredObject:
         """Take over the file at `source` (gone afterwards), durably. Raises OSError (ENOSPC) and leaves nothing."""
 
+    def compose(self, key: str, parts: Sequence[str]) -> StoredObject:
+        """One object of the bytes of others that were put, one after the other, without copying any; they may be
+        deleted afterwards. Raises FileNotFoundError with the missing key in it, and leaves nothing.
+        """
+
     def open(self, key: str) -> BinaryIO:
         """A seekable reader. Raises FileNotFoundError with the key in it."""
 
@@ -35,6 +41,9 @@ class Storage(Protocol):
 
     def delete(self, key: str) -> None:
         """An object that is not there is no error: deleting twice is deleting once."""
+
+    def older_than(self, prefix: str, moment: float) -> Iterator[str]:
+        """The key of every object below `prefix` that was stored before `moment`, in seconds since 1970."""
 
 
 def check_key(key: str) -> str:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from app.storage.base import StoredObject, check_key
+from app.storage.segments import MARK, link_segments, open_segments, segments_of
 
 
 class LocalStorage:
@@ -30,24 +33,76 @@ class LocalStorage:
         _fsync(destination.parent)
         return StoredObject(key, size_bytes)
 
-    def open(self, key: str) -> BinaryIO:
+    def compose(self, key: str, parts: Sequence[str]) -> StoredObject:
+        destination = self._path(key)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        staged = self.staging / f"compose-{secrets.token_hex(8)}"
         try:
-            return self._path(key).open("rb")
-        except FileNotFoundError:
-            raise FileNotFoundError(errno.ENOENT, "no such object", key) from None
+            size_bytes = self._compose(staged, parts)
+            os.replace(staged, destination)
+        except FileNotFoundError as error:
+            raise _no_such_object(self._key_of(error.filename)) from None
+        finally:
+            _remove(staged)
+        _fsync(destination.parent)
+        return StoredObject(key, size_bytes)
+
+    def open(self, key: str) -> BinaryIO:
+        path = self._path(key)
+        with _telling_of(key):
+            return open_segments(path) if path.is_dir() else path.open("rb")
 
     def stat(self, key: str) -> StoredObject:
-        try:
-            return StoredObject(key, self._path(key).stat().st_size)
-        except FileNotFoundError:
-            raise FileNotFoundError(errno.ENOENT, "no such object", key) from None
+        path = self._path(key)
+        with _telling_of(key):
+            if not path.is_dir():
+                return StoredObject(key, path.stat().st_size)
+            sizes = [segment.stat().st_size for segment in segments_of(path)]
+        if not sizes:
+            raise _no_such_object(key)
+        return StoredObject(key, sum(sizes))
 
     def delete(self, key: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self._path(key).unlink()
+        """An object of segments goes whole as well: out of sight first, then piece by piece."""
+        path = self._path(key)
+        if not path.is_dir():
+            path.unlink(missing_ok=True)
+        elif segments_of(path):
+            doomed = self.staging / f"deleted-{secrets.token_hex(8)}"
+            os.replace(path, doomed)
+            shutil.rmtree(doomed)
+
+    def older_than(self, prefix: str, moment: float) -> Iterator[str]:
+        """By the time of the rename or link that stored it: its bytes may have been written long before."""
+        for parent, directories, names in os.walk(self._path(prefix)):
+            if any(name.startswith(MARK) for name in names):
+                directories.clear()
+                names = [""]
+            for name in names:
+                path = Path(parent, name)
+                with contextlib.suppress(FileNotFoundError):
+                    if path.stat().st_ctime < moment:
+                        yield path.relative_to(self.objects).as_posix()
 
     def _path(self, key: str) -> Path:
         return self.objects / check_key(key)
+
+    def _key_of(self, path: str) -> str:
+        return Path(path).relative_to(self.objects).as_posix() if path.startswith(f"{self.objects}/") else path
+
+    def _compose(self, staged: Path, parts: Sequence[str]) -> int:
+        """At `staged`: a plain file if it is of one part or none, which every reader opens faster."""
+        sources = [self._path(part) for part in parts]
+        if len(sources) > 1:
+            size_bytes = link_segments(staged, sources)
+        elif sources:
+            os.link(sources[0], staged)
+            size_bytes = staged.stat().st_size
+        else:
+            staged.touch()
+            size_bytes = 0
+        _fsync(staged)
+        return size_bytes
 
     def _on_this_filesystem(self, source: Path) -> Path:
         """Rename is atomic only within one filesystem, so a file from another one is copied into staging first."""
@@ -61,6 +116,25 @@ class LocalStorage:
             raise
         source.unlink()
         return staged
+
+
+@contextlib.contextmanager
+def _telling_of(key: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise _no_such_object(key) from None
+
+
+def _no_such_object(key: str) -> FileNotFoundError:
+    return FileNotFoundError(errno.ENOENT, "no such object", key)
+
+
+def _remove(staged: Path) -> None:
+    if staged.is_dir():
+        shutil.rmtree(staged)
+    else:
+        staged.unlink(missing_ok=True)
 
 
 def _fsync(path: Path) -> None:

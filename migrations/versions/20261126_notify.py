@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0006_notify"
-down_revision = "0004_tenancy"
+down_revision = "0005_uploads"
 branch_labels = None
 depends_on = None
 

@@ -66,6 +66,7 @@ def test_the_numbers_are_those_in_force() -> None:
     assert f"`TUNERY_DRAIN_GRACE_SECONDS` ({drain:.0f})" in guide.text()
     assert f"`stop_grace_period` ({grace:.0f} s)" in guide.text()
     assert f"bodies of {Settings.model_fields['max_file_bytes'].default >> 20} MiB" in guide.text()
+    assert f"of {Settings.model_fields['max_upload_bytes'].default >> 30} GiB for files" in guide.text()
 
 
 def _all_shell() -> str:

@@ -19,3 +19,5 @@ from app.db.tables.projects import Project as Project
 from app.db.tables.results import Checkpoint as Checkpoint
 from app.db.tables.results import Snapshot as Snapshot
 from app.db.tables.results import TunedModel as TunedModel
+from app.db.tables.uploads import Upload as Upload
+from app.db.tables.uploads import UploadPart as UploadPart

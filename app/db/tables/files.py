@@ -30,7 +30,7 @@ class File(Base):
     filename: Mapped[str]
     bytes: Mapped[int]
     sha256: Mapped[str]
-    storage_key: Mapped[str]
+    storage_key: Mapped[str] = mapped_column(index=True)
     line_count: Mapped[int | None]
     status: Mapped[str] = mapped_column(server_default="processed")
     created_at: Mapped[datetime] = now()

@@ -15,7 +15,7 @@ from app.storage import LocalStorage
 from tests.app.api.conftest import Upload
 from tests.factories import make_file, results_csv
 
-CONTENT = bytes(range(256)) * 9_001  # several chunks, and no whole number of them
+CONTENT = bytes(range(256)) * 13_001  # several chunks, and no whole number of them
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ class TestContent:
         [
             ("bytes=0-0", 0, 1),
             ("bytes=100-1999999", 100, 2_000_000),
-            ("bytes=2304000-", 2_304_000, 2_304_256),
+            ("bytes=3328000-", 3_328_000, 3_328_256),
             ("bytes=-5", -5, None),
         ],
     )

@@ -6,13 +6,15 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from app.db import uploads
 from app.db.engine import Sessions, transaction
-from app.db.tables import Job, Project
+from app.db.tables import Job, Project, Upload
 from app.storage import LocalStorage
 from tests.factories import make_succeeded_job
 
 WITHOUT_IDS = {
-    "/v1/project", "/v1/events/stream", "/v1/files", "/v1/fine_tuning/jobs", "/v1/fine_tuning/jobs/plan", "/v1/models",
+    "/v1/project", "/v1/events/stream", "/v1/files", "/v1/uploads", "/v1/fine_tuning/jobs", "/v1/fine_tuning/jobs/plan",
+    "/v1/models",
 }  # fmt: skip
 
 
@@ -22,9 +24,17 @@ def succeeded(sessions: Sessions, storage: LocalStorage, project: Project, base_
         return make_succeeded_job(session, storage, project)
 
 
-def operations_on(app: FastAPI, job: Job) -> Iterator[tuple[str, str]]:
-    """(method, path) of every operation that takes an id, with the ids of `job` in it."""
+@pytest.fixture
+def upload(sessions: Sessions, project: Project) -> Upload:
+    columns = {"filename": "a", "purpose": "batch", "mime_type": "text/plain", "bytes": 0}
+    with transaction(sessions) as session:
+        return uploads.insert(session, project.id, 3600, **columns)
+
+
+def operations_on(app: FastAPI, job: Job, upload: Upload) -> Iterator[tuple[str, str]]:
+    """(method, path) of every operation that takes an id, with the ids of ours in it."""
     ids = {"{file_id}": job.result_file_ids[0], "{job_id}": job.id, "{model}": job.fine_tuned_model or ""}
+    ids["{upload_id}"] = upload.id
     for template, item in app.openapi()["paths"].items():
         path = template
         if template.startswith("/v1/organization"):
@@ -38,12 +48,18 @@ def operations_on(app: FastAPI, job: Job) -> Iterator[tuple[str, str]]:
 
 class TestAnotherProject:
     def test_meets_404_with_every_id_on_every_operation(
-        self, app: FastAPI, client: TestClient, succeeded: Job, foreign_headers: dict[str, str]
+        self,
+        app: FastAPI,
+        client: TestClient,
+        succeeded: Job,
+        upload: Upload,
+        foreign_headers: dict[str, str],
     ) -> None:
-        operations = list(operations_on(app, succeeded))
+        operations = list(operations_on(app, succeeded, upload))
         assert len(operations) >= 12
         for method, path in operations:
-            foreign = client.request(method, path, headers=foreign_headers)
+            body = {"json": {}} if path.endswith("/complete") else {}
+            foreign = client.request(method, path, headers=foreign_headers, **body)
             assert foreign.status_code == 404, (method, path, foreign.text)
         for method, path in operations:
             if method == "GET":

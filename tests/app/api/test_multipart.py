@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from app.api.multipart import MAX_FIELD_BYTES, Form, read_form
+from app.api.receiving import Lanes
 from app.errors import BadRequest, UnknownParameter
 
 CONTENT_TYPE = "multipart/form-data; boundary=XX"
@@ -29,7 +30,7 @@ def read(body: bytes, chunk_bytes: int = 1 << 20, content_type: str = CONTENT_TY
         for start in range(0, len(body), chunk_bytes):
             yield body[start : start + chunk_bytes]
 
-    return asyncio.run(read_form(content_type, chunks(), "file", FIELDS, written.extend)), bytes(written)
+    return asyncio.run(read_form(Lanes(), content_type, chunks(), "file", FIELDS, written.extend)), bytes(written)
 
 
 class TestReadForm:
@@ -99,4 +100,4 @@ class TestReadForm:
             yield part("file", b"x") + END
 
         with pytest.raises(OSError, match="No space left"):
-            asyncio.run(read_form(CONTENT_TYPE, chunks(), "file", FIELDS, refuse))
+            asyncio.run(read_form(Lanes(), CONTENT_TYPE, chunks(), "file", FIELDS, refuse))

@@ -13,7 +13,8 @@ import pytest
 from pydantic import BaseModel
 from starlette.testclient import TestClient
 
-from app.api import examples
+from app.api import examples, upload_examples
+from app.api.openapi import ANSWERS
 from app.api.schemas import knobs
 from app.api.schemas.audit import AuditList
 from app.api.schemas.checkpoints import AdapterBody, CheckpointList
@@ -27,6 +28,7 @@ from app.api.schemas.metrics import StepMetricsBody
 from app.api.schemas.models import ModelBody, ModelList
 from app.api.schemas.plans import PlanBody
 from app.api.schemas.projects import OwnProject, ProjectBody, ProjectList, ProjectWithUsage
+from app.api.schemas.uploads import CompleteUpload, CreateUpload, PartBody, PartList, UploadBody
 from app.domain import gather
 from app.main import create_app
 from app.settings import Settings
@@ -37,6 +39,7 @@ MODELS: tuple[type[BaseModel], ...] = (
     AdapterBody, CheckpointList, Deleted, EventList, FileBody, FileList, JobBody, JobList, ModelBody, ModelList,
     PlanBody, AuditList, KeyBody, KeyList, KeyRevoked, NewKey, OwnProject, ProjectBody, ProjectList, ProjectWithUsage,
     StepMetricsBody,
+    PartBody, PartList, UploadBody,
 )  # fmt: skip
 
 
@@ -87,17 +90,19 @@ class TestTheDocument:
 
 
 class TestTheExamples:
-    @pytest.mark.parametrize("name", [name for name in examples.ANSWERS if "/v1" in name])
+    @pytest.mark.parametrize("name", [name for name in ANSWERS if "/v1" in name])
     def test_have_the_documented_shape(self, document: dict[str, Any], name: str) -> None:
         schema = dict(operations(document))[name]["responses"]["200"]["content"]["application/json"]["schema"]
         (model,) = (model for model in MODELS if schema["$ref"].endswith(f"/{model.__name__}"))
-        model.model_validate(examples.ANSWERS[name])
+        model.model_validate(ANSWERS[name])
 
     def test_belong_to_operations(self, document: dict[str, Any]) -> None:
-        assert examples.ANSWERS.keys() <= dict(operations(document)).keys()
+        assert ANSWERS.keys() <= dict(operations(document)).keys()
 
     def test_of_requests_and_errors_are_valid(self) -> None:
         CreateJob.model_validate(examples.CREATE_JOB)
+        CreateUpload.model_validate(upload_examples.CREATE_UPLOAD)
+        CompleteUpload.model_validate(upload_examples.COMPLETE_UPLOAD)
         ErrorBody.model_validate(examples.ERROR)
 
 

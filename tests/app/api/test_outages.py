@@ -17,7 +17,7 @@ from app.db.engine import Sessions, make_engine, make_sessions, transaction
 from app.main import create_app
 from app.settings import Settings
 from app.storage import LocalStorage
-from tests.app.api.test_auth import operations
+from tests.app.api.test_auth import asked, routes
 from tests.factories import chat_lines, make_key, make_project
 from tests.stack import open_directory
 
@@ -53,8 +53,8 @@ class TestPostgresDown:
     @staticmethod
     def assert_every_operation_is_unavailable(client: TestClient) -> None:
         began = time.monotonic()
-        for method, path in operations(client.app):  # type: ignore[arg-type]
-            answer = client.request(method, path)
+        for method, path in routes(client.app):  # type: ignore[arg-type]
+            answer = client.request(method, asked(path))
             assert answer.status_code == 503, (method, path, answer.text)
             assert answer.json()["error"]["code"] == "service_unavailable"
             assert int(answer.headers["retry-after"]) > 0

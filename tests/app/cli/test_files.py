@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import select
 
+from app.cli.client import Client
+from app.cli.errors import Unreachable
 from app.db import files
 from app.db.engine import Sessions, transaction
-from app.db.tables import Project
+from app.db.tables import Project, Upload
 from app.storage import LocalStorage
 from tests.app.cli.conftest import Tunery
 from tests.factories import chat_lines, make_file
@@ -58,6 +64,66 @@ class TestUpload:
     def test_an_unreadable_file_is_a_usage_error(self, tunery: Tunery, dataset: Path) -> None:
         dataset.chmod(0)
         assert tunery("files", "upload", dataset).exit_code == 2
+
+
+class TestLargeFiles:
+    @pytest.fixture(autouse=True)
+    def streamed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("app.cli.sending.STREAMED_FROM_BYTES", 100)
+        monkeypatch.setattr("app.cli.sending.ATTEMPT_PAUSE_SECONDS", 0.0)
+
+    def test_go_up_as_a_stream(self, tunery: Tunery, dataset: Path, sessions: Sessions) -> None:
+        file = tunery("files", "upload", dataset, "--json").json
+        assert file["sha256"] == hashlib.sha256(dataset.read_bytes()).hexdigest()
+        with transaction(sessions) as session:
+            assert session.scalars(select(Upload.status)).all() == ["completed"]
+
+    def test_are_taken_up_again_where_the_connection_broke(
+        self, tunery: Tunery, dataset: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        put_file, starts = Client.put_file, []
+
+        def break_once(self: Client, url: str, path: Path, first_byte: int, size: int, on_bytes: Any) -> Any:
+            starts.append(first_byte)
+            if first_byte == 0:
+                with path.open("rb") as file:
+                    headers = {"Content-Range": f"bytes 0-299/{size}"}
+                    self._ask("PUT", url, content=file.read(300), headers=headers)
+                raise Unreachable("cut")
+            return put_file(self, url, path, first_byte, size, on_bytes)
+
+        monkeypatch.setattr(Client, "put_file", break_once)
+        file = tunery("files", "upload", dataset, "--json").json
+        assert starts == [0, 300]
+        assert file["sha256"] == hashlib.sha256(dataset.read_bytes()).hexdigest()
+
+    def test_say_how_to_go_on_when_nobody_answers_any_more(
+        self, tunery: Tunery, dataset: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def break_always(*_: object) -> None:
+            raise Unreachable("cut")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Client, "put_file", break_always)
+            done = tunery("files", "upload", dataset)
+        assert done.exit_code == 1
+        upload_id = re.findall(r"--resume (upload_\w+)", done.err)[0]
+        file = tunery("files", "upload", dataset, "--resume", upload_id, "--json").json
+        assert file["bytes"] == dataset.stat().st_size
+        again = tunery("files", "upload", dataset, "--resume", upload_id, "--json").json
+        assert again["id"] == file["id"]
+
+    def test_are_not_mixed_up_with_another_upload(self, tunery: Tunery, dataset: Path, tmp_path: Path) -> None:
+        done = tunery("files", "upload", dataset, "--resume", "upload_unknown")
+        assert done.exit_code == 3
+        assert "upload_unknown" in done.err
+
+    def test_that_are_no_data_sets_are_refused_with_the_line(self, tunery: Tunery, tmp_path: Path) -> None:
+        path = tmp_path / "bad.jsonl"
+        path.write_bytes(chat_lines(2) + b"nonsense\n")
+        done = tunery("files", "upload", path)
+        assert done.exit_code == 2
+        assert "ine 3" in done.err
 
 
 class TestList:

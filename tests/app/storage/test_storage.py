@@ -1,13 +1,17 @@
-"""One suite for every Storage: the four verbs, and the same builtin errors from each."""
+"""One suite for every Storage: the six verbs, and the same builtin errors from each."""
 
 from __future__ import annotations
 
 import errno
+import io
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from app.storage import LocalStorage, Storage
 from app.storage.base import check_key
@@ -93,3 +97,82 @@ def test_a_full_disk_raises_and_leaves_nothing_visible(tmp_path: Path, monkeypat
         storage.put("k", staged(storage))
     with pytest.raises(FileNotFoundError):
         storage.stat("k")
+
+
+class TestCompose:
+    PARTS = (b"first,", b"", b"second,", b"third")
+
+    @pytest.fixture
+    def parts(self, storage: Storage) -> list[str]:
+        for number, content in enumerate(self.PARTS):
+            storage.put(f"uploads/u/part-{number}", staged(storage, content))
+        return [f"uploads/u/part-{number}" for number in range(len(self.PARTS))]
+
+    def test_makes_one_object_in_the_given_order_that_outlives_its_parts(
+        self, storage: Storage, parts: list[str]
+    ) -> None:
+        order = [parts[3], parts[0], parts[1], parts[2]]
+        assert storage.compose("files/f", order).size_bytes == 18
+        for part in parts:
+            storage.delete(part)
+        assert storage.stat("files/f").size_bytes == 18
+        with storage.open("files/f") as file:
+            assert file.read() == b"thirdfirst,second,"
+
+    @pytest.mark.parametrize(("count", "content"), [(0, b""), (1, b"first,")])
+    def test_of_one_part_or_none_is_an_object_too(
+        self, storage: Storage, parts: list[str], count: int, content: bytes
+    ) -> None:
+        storage.compose("files/f", parts[:count])
+        with storage.open("files/f") as file:
+            assert file.read() == content
+
+    def test_names_the_part_that_is_missing_and_leaves_nothing(self, storage: Storage, parts: list[str]) -> None:
+        for keys in ([parts[0], "uploads/u/gone"], ["uploads/u/gone"]):
+            with pytest.raises(FileNotFoundError, match="uploads/u/gone"):
+                storage.compose("files/f", keys)
+        with pytest.raises(FileNotFoundError, match="files/f"):
+            storage.stat("files/f")
+        assert list(storage.staging.iterdir()) == []
+
+    def test_is_deleted_whole_and_twice(self, storage: Storage, parts: list[str]) -> None:
+        storage.compose("files/f", parts)
+        storage.delete("files/f")
+        storage.delete("files/f")
+        for verb in (storage.stat, storage.open):
+            with pytest.raises(FileNotFoundError, match="files/f"):
+                verb("files/f")
+        assert list(storage.staging.iterdir()) == []
+
+    @given(
+        contents=st.lists(st.binary(max_size=9), max_size=5),
+        reads=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=6),
+    )
+    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    def test_reads_like_its_bytes_in_one_file(
+        self, storage: Storage, contents: list[bytes], reads: list[tuple[int, int]]
+    ) -> None:
+        keys = [f"parts/{number}" for number in range(len(contents))]
+        for key, content in zip(keys, contents, strict=True):
+            storage.put(key, staged(storage, content))
+        storage.compose("whole", keys)
+        with storage.open("whole") as file:
+            plain = io.BytesIO(b"".join(contents))
+            for start, size in reads:
+                assert (file.seek(start), file.read(size)) == (plain.seek(start), plain.read(size))
+            assert file.seek(0, io.SEEK_END) == plain.seek(0, io.SEEK_END)
+        storage.delete("whole")
+
+
+class TestOlderThan:
+    def test_lists_what_was_stored_before_a_moment_below_a_prefix(self, storage: Storage) -> None:
+        for key in ("files/a", "files/b", "jobs/j/snapshots/s", "uploads/u/p"):
+            source = staged(storage)
+            os.utime(source, (1, 1))  # written long ago: what counts is when it was stored
+            storage.put(key, source)
+        storage.compose("files/whole", ["files/a", "files/b"])
+        later, earlier = time.time() + 10, time.time() - 1000
+        assert sorted(storage.older_than("files", later)) == ["files/a", "files/b", "files/whole"]
+        assert list(storage.older_than("jobs", later)) == ["jobs/j/snapshots/s"]
+        assert list(storage.older_than("files", earlier)) == []
+        assert list(storage.older_than("nothing", later)) == []

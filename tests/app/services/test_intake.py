@@ -15,7 +15,7 @@ from app.db import files
 from app.db.engine import Sessions, transaction
 from app.db.tables import Project
 from app.errors import InvalidDataset, TooLarge
-from app.services.uploads import FORGOTTEN_AFTER_SECONDS, NewFile, StagedFile, accept, sweep_staging
+from app.services.intake import FORGOTTEN_AFTER_SECONDS, NewFile, StagedFile, accept, sweep_staging
 from app.storage import LocalStorage
 from tests.factories import chat_lines
 
@@ -87,7 +87,7 @@ class TestAccept:
                 yield session
             raise OperationalError("COMMIT", {}, Exception("connection lost"))
 
-        monkeypatch.setattr("app.services.uploads.transaction", losing_the_answer)
+        monkeypatch.setattr("app.services.intake.transaction", losing_the_answer)
         with pytest.raises(OperationalError):
             accept(sessions, storage, project.id, FINE_TUNE, staged, 1 << 20)
         with transaction(sessions) as session:

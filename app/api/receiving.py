@@ -1,0 +1,113 @@
+"""Bodies of gigabytes: as a stream, with a limit on size and on silence, on threads of their own.
+
+A client that trickles holds a socket, a file and at most a megabyte, never a thread or a database connection. Writing,
+storing and finishing have lanes of their own, so that every other request finds a thread however many uploads there
+are, and nobody's bytes wait to be hashed while somebody else's are flushed to the disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from typing import ParamSpec, TypeVar
+from weakref import WeakValueDictionary
+
+from anyio import CapacityLimiter, to_thread
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+
+from app.errors import BadRequest, RequestTimeout, TooLarge
+
+Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
+
+BATCH_BYTES = 1 << 20  # handed to a thread at a time: large enough that the hops cost nothing, small enough to hold
+WRITERS = 4  # threads that hash and write; more of them only wait for the same disk
+STORERS = 8  # threads that wait for the disk
+FINISHED_SOON_BYTES = 8 << 20  # hashed, checked and flushed within some tenths of a second
+
+
+class Lanes:
+    """Who may work on bodies at once; built once per process."""
+
+    def __init__(self) -> None:
+        self._writing = CapacityLimiter(WRITERS)
+        self._storing = CapacityLimiter(STORERS)
+        self._finishing = CapacityLimiter(max(2, os.cpu_count() or 2))
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def write(
+        self, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Result:
+        """Milliseconds of hashing and writing."""
+        return await to_thread.run_sync(partial(work, *args, **kwargs), limiter=self._writing)
+
+    async def store(
+        self, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Result:
+        """Flushing to the disk, and the row after it."""
+        return await to_thread.run_sync(partial(work, *args, **kwargs), limiter=self._storing)
+
+    async def finish(
+        self, size_bytes: int, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Result:
+        """What follows the last byte: for a large file seconds, which no small one waits for."""
+        lane = self._storing if size_bytes <= FINISHED_SOON_BYTES else self._finishing
+        return await to_thread.run_sync(partial(work, *args, **kwargs), limiter=lane)
+
+    def alone(self, name: str) -> asyncio.Lock:
+        """One at a time by that name: a client that lost patience asks again while its first request still works."""
+        return self._locks.setdefault(name, asyncio.Lock())
+
+
+async def limited(
+    request: Request, max_bytes: int, refusal: Callable[[], TooLarge | BadRequest], idle_seconds: float
+) -> AsyncIterator[bytes]:
+    """The body. Raises what `refusal` makes when there is too much of it, RequestTimeout after a silence.
+
+    What Content-Length announces is refused before a byte is read.
+    """
+    if int(request.headers.get("content-length", 0)) > max_bytes:
+        raise refusal()
+    received = 0
+    async for chunk in _impatient(request, idle_seconds):
+        received += len(chunk)
+        if received > max_bytes:
+            raise refusal()
+        yield chunk
+
+
+async def batches(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same bytes in pieces worth a thread's while."""
+    batch: list[bytes] = []
+    size_bytes = 0
+    try:
+        async for chunk in chunks:
+            batch.append(chunk)
+            size_bytes += len(chunk)
+            if size_bytes >= BATCH_BYTES:
+                yield b"".join(batch)
+                batch, size_bytes = [], 0
+    except (ClientDisconnect, RequestTimeout):
+        yield b"".join(batch)  # what came before a break is worth keeping
+        raise
+    if batch:
+        yield b"".join(batch)
+
+
+async def _impatient(request: Request, idle_seconds: float) -> AsyncIterator[bytes]:
+    stream = request.stream()
+    while True:
+        try:
+            async with asyncio.timeout(idle_seconds):
+                chunk = await anext(stream)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            text = (
+                f"Nothing came for {idle_seconds:g} seconds, so the upload was let go; send it again, or go on with it."
+            )
+            raise RequestTimeout(text) from None
+        yield chunk

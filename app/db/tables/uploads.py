@@ -1,0 +1,57 @@
+"""Files on their way in by parts, and the parts."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import CheckConstraint, ForeignKey, Index, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.db.base import Base, now, one_of
+from app.domain.uploads import UploadStatus
+
+
+class Upload(Base):
+    """`writer` numbers the requests that send the content as one stream: only the latest may add to it."""
+
+    __tablename__ = "uploads"
+    __table_args__ = (
+        CheckConstraint(f"status IN ({one_of(UploadStatus)})", name="status"),
+        CheckConstraint("(status = 'completed') = (file_id IS NOT NULL)", name="completed"),
+        CheckConstraint("bytes >= 0", name="bytes"),
+        Index("ix_uploads_pending", "expires_at", postgresql_where=text("status = 'pending'")),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), index=True)
+    filename: Mapped[str]
+    purpose: Mapped[str]
+    mime_type: Mapped[str]
+    bytes: Mapped[int]  # what the client said the whole will have
+    file_expires_after_seconds: Mapped[int | None]
+    status: Mapped[str] = mapped_column(server_default="pending")
+    writer: Mapped[int] = mapped_column(server_default=text("0"))
+    part_ids: Mapped[list[str] | None]  # of a completed one, in the order it was put together
+    file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
+    created_at: Mapped[datetime] = now()
+    expires_at: Mapped[datetime]
+
+
+class UploadPart(Base):
+    """`start` is where a piece of streamed content begins; a part that was posted has none."""
+
+    __tablename__ = "upload_parts"
+    __table_args__ = (
+        CheckConstraint("bytes >= 0", name="bytes"),
+        CheckConstraint("start >= 0", name="start"),
+        Index("ix_upload_parts_start", "upload_id", "start", unique=True, postgresql_where=text("start IS NOT NULL")),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    upload_id: Mapped[str] = mapped_column(ForeignKey("uploads.id"), index=True)
+    start: Mapped[int | None]
+    bytes: Mapped[int]
+    sha256: Mapped[str]
+    storage_key: Mapped[str] = mapped_column(unique=True)
+    created_at: Mapped[datetime] = now()

@@ -1,0 +1,135 @@
+"""Rows about uploads by parts. The row of an upload decides every race: it is locked by whoever changes anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, delete, func, select
+from sqlalchemy.orm import Session
+
+from app.db.ids import new_id
+from app.db.tables import File, Upload, UploadPart
+from app.domain.uploads import UploadStatus
+
+COMPLETING_SECONDS = 1800  # a file that is put together when its upload's time ends gets so much longer
+
+
+def insert(session: Session, project_id: str, ttl_seconds: float, **columns: Any) -> Upload:
+    upload = Upload(id=new_id("upload", "_"), project_id=project_id, **columns)
+    upload.created_at = session.scalars(select(func.clock_timestamp())).one()
+    upload.expires_at = upload.created_at + timedelta(seconds=ttl_seconds)
+    session.add(upload)
+    session.flush()
+    session.refresh(upload)
+    return upload
+
+
+def get(session: Session, project_id: str, upload_id: str) -> Upload | None:
+    return session.scalar(select(Upload).where(Upload.project_id == project_id, Upload.id == upload_id))
+
+
+def lock(session: Session, project_id: str, upload_id: str) -> Upload | None:
+    """Until this transaction ends; read anew."""
+    query = select(Upload).where(Upload.project_id == project_id, Upload.id == upload_id)
+    return session.scalar(query.with_for_update().execution_options(populate_existing=True))
+
+
+def is_over(session: Session, upload: Upload) -> bool:
+    """Whether its time has come, by the database's clock."""
+    return bool(session.scalar(select(func.clock_timestamp() >= upload.expires_at)))
+
+
+def insert_part(
+    session: Session, upload: Upload, part_id: str, size_bytes: int, sha256: str, key: str, start: int | None
+) -> UploadPart:
+    part = UploadPart(
+        id=part_id,
+        project_id=upload.project_id,
+        upload_id=upload.id,
+        start=start,
+        bytes=size_bytes,
+        sha256=sha256,
+        storage_key=key,
+    )
+    session.add(part)
+    session.flush()
+    session.refresh(part)
+    return part
+
+
+def totals(session: Session, upload: Upload) -> tuple[int, int]:
+    """How many parts there are, and their bytes."""
+    counted = select(func.count(), func.coalesce(func.sum(UploadPart.bytes), 0))
+    count, total_bytes = session.execute(counted.where(UploadPart.upload_id == upload.id)).one()
+    return int(count), int(total_bytes)
+
+
+def posted(session: Session, upload: Upload, part_ids: Sequence[str]) -> dict[str, UploadPart]:
+    """Those of the parts that belong to this upload and were posted, by id."""
+    query = select(UploadPart).where(
+        UploadPart.upload_id == upload.id, UploadPart.start.is_(None), UploadPart.id.in_(part_ids)
+    )
+    return {part.id: part for part in session.scalars(query)}
+
+
+def all_posted(session: Session, upload: Upload) -> list[UploadPart]:
+    """In the order they arrived."""
+    query = select(UploadPart).where(UploadPart.upload_id == upload.id, UploadPart.start.is_(None))
+    return list(session.scalars(query.order_by(UploadPart.created_at, UploadPart.id)))
+
+
+def streamed(session: Session, upload: Upload) -> list[UploadPart]:
+    """The pieces of content that came as one stream, in order; the unique `start` leaves no two for one place."""
+    query = select(UploadPart).where(UploadPart.upload_id == upload.id, UploadPart.start.is_not(None))
+    return list(session.scalars(query.order_by(UploadPart.start)))
+
+
+def streamed_bytes(session: Session, upload: Upload) -> int:
+    query = select(func.max(UploadPart.start + UploadPart.bytes)).where(UploadPart.upload_id == upload.id)
+    return int(session.scalar(query) or 0)
+
+
+def next_writer(session: Session, upload: Upload) -> int:
+    """The number of a request that is to send content; any request before it may add nothing more."""
+    upload.writer += 1
+    session.flush()
+    return upload.writer
+
+
+def complete(session: Session, upload: Upload, file: File, part_ids: list[str]) -> None:
+    upload.status, upload.file_id, upload.part_ids = UploadStatus.COMPLETED, file.id, part_ids
+    session.flush()
+
+
+def cancel(session: Session, upload: Upload) -> None:
+    upload.status = UploadStatus.CANCELLED
+    session.flush()
+
+
+def expire(session: Session) -> int:
+    """End the pending ones whose time is over; the number of them."""
+    over = Upload.expires_at + timedelta(seconds=COMPLETING_SECONDS) < func.clock_timestamp()
+    query = select(Upload).where(Upload.status == UploadStatus.PENDING, over).with_for_update(skip_locked=True)
+    expired = list(session.scalars(query))
+    for upload in expired:
+        upload.status = UploadStatus.EXPIRED
+    session.flush()
+    return len(expired)
+
+
+def left_over(session: Session, limit: int = 100) -> list[UploadPart]:
+    """Parts of uploads that have ended: their bytes are a file's by now, or nobody's."""
+    ended: ColumnElement[bool] = Upload.status != UploadStatus.PENDING
+    query = select(UploadPart).join(Upload, Upload.id == UploadPart.upload_id).where(ended)
+    return list(session.scalars(query.limit(limit)))
+
+
+def forget(session: Session, parts: Sequence[UploadPart]) -> None:
+    session.execute(delete(UploadPart).where(UploadPart.id.in_([part.id for part in parts])))
+
+
+def keys_in_use(session: Session, keys: Sequence[str]) -> set[str]:
+    """Those of the keys whose bytes are a part's."""
+    return set(session.scalars(select(UploadPart.storage_key).where(UploadPart.storage_key.in_(keys))))

@@ -1,0 +1,129 @@
+"""What the reconciler's sweep does about uploads that ended, and about objects that nobody knows."""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select, update
+
+from app.db import checkpoints, files, uploads
+from app.db.engine import transaction
+from app.db.ids import new_id
+from app.db.tables import Base, File, Job, Upload, UploadPart
+from tests.factories import make_file, put_bytes
+from tests.worker.bench import Bench
+from worker import sweep
+
+
+def make_upload(bench: Bench, content: bytes = b"part", **columns: Any) -> tuple[str, str]:
+    """An upload with one part in storage: its id, and the part's key."""
+    defaults = {"filename": "a", "purpose": "batch", "mime_type": "text/plain", "bytes": len(content)}
+    with transaction(bench.sessions) as session:
+        upload = uploads.insert(session, bench.project.id, 3600, **defaults | columns)
+        key = f"uploads/{upload.id}/part"
+        put_bytes(bench.resources.storage, key, content)
+        uploads.insert_part(session, upload, new_id("part", "_"), len(content), "0" * 64, key, None)
+    return upload.id, key
+
+
+def end_at(bench: Bench, upload_id: str, seconds_ago: float) -> None:
+    with transaction(bench.sessions) as session:
+        moment = func.clock_timestamp() - timedelta(seconds=seconds_ago)
+        session.execute(update(Upload).where(Upload.id == upload_id).values(expires_at=moment))
+
+
+def is_stored(bench: Bench, key: str) -> bool:
+    try:
+        return bench.resources.storage.stat(key).size_bytes >= 0
+    except FileNotFoundError:
+        return False
+
+
+class TestUploads:
+    def test_that_are_over_expire_and_their_parts_go(self, bench: Bench) -> None:
+        over, over_key = make_upload(bench)
+        completing, completing_key = make_upload(bench)
+        pending, pending_key = make_upload(bench)
+        end_at(bench, over, uploads.COMPLETING_SECONDS + 1)
+        end_at(bench, completing, uploads.COMPLETING_SECONDS - 60)
+        sweep.sweep(bench.resources)
+        with transaction(bench.sessions) as session:
+            status = {upload.id: upload.status for upload in session.scalars(select(Upload))}
+            left = set(session.scalars(select(UploadPart.upload_id)))
+        assert status == {over: "expired", completing: "pending", pending: "pending"}
+        assert left == {completing, pending}
+        assert [is_stored(bench, key) for key in (over_key, completing_key, pending_key)] == [False, True, True]
+
+    def test_that_were_cancelled_lose_their_parts(self, bench: Bench) -> None:
+        upload_id, key = make_upload(bench)
+        with transaction(bench.sessions) as session:
+            uploads.cancel(session, session.get_one(Upload, upload_id))
+        sweep.purge_parts(bench.resources)
+        assert not is_stored(bench, key)
+
+    def test_that_became_a_file_lose_their_parts_but_not_its_bytes(self, bench: Bench) -> None:
+        upload_id, key = make_upload(bench, b"the whole")
+        bench.resources.storage.compose("files/file-whole", [key, key])
+        with transaction(bench.sessions) as session:
+            file = files.insert(session, bench.project.id, "batch", "a", 18, "0" * 64, "files/file-whole")
+            uploads.complete(session, session.get_one(Upload, upload_id), file, [])
+        sweep.purge_parts(bench.resources)
+        assert not is_stored(bench, key)
+        with bench.resources.storage.open("files/file-whole") as stored:
+            assert stored.read() == b"the wholethe whole"
+
+
+class TestOrphans:
+    def test_are_deleted_and_what_a_row_names_stays(self, bench: Bench) -> None:
+        storage = bench.resources.storage
+        job = bench.queued()
+        _, part_key = make_upload(bench)
+        orphans = ["files/file-lost", "jobs/ftjob-lost/attempts/1/adapter.tar", "uploads/upload_lost/part_1"]
+        for key in (*orphans, f"jobs/{job.id}/attempts/1/snapshots/s", "exports/of/a/later/day"):
+            put_bytes(storage, key, b"x")
+        storage.compose("files/file-lost-too", orphans)
+        with transaction(bench.sessions) as session:
+            deleted = make_file(session, storage, bench.project, filename="deleted, and its bytes are still there")
+            files.delete(session, deleted)
+            snapshot_keys = {"s": f"jobs/{job.id}/attempts/1/snapshots/s"}
+            checkpoints.add_snapshot(session, session.get_one(Job, job.id), 1, "0" * 64, snapshot_keys)
+        kept = [deleted.storage_key, bench.file(job.training_file_id).storage_key, part_key, *snapshot_keys.values()]
+        assert sweep.delete_orphans(bench.resources) == 0  # all of them are younger than a day
+        assert sweep.delete_orphans(bench.resources, older_than_seconds=-60) == 4
+        assert [key for key in (*orphans, "files/file-lost-too") if is_stored(bench, key)] == []
+        assert [key for key in (*kept, "exports/of/a/later/day") if not is_stored(bench, key)] == []
+
+    def test_of_a_purged_file_go_too(self, bench: Bench) -> None:
+        with transaction(bench.sessions) as session:
+            file = make_file(session, bench.resources.storage, bench.project)
+            files.delete(session, file)
+            files.mark_purged(session, file)
+        sweep.delete_orphans(bench.resources, older_than_seconds=-60)
+        assert not is_stored(bench, file.storage_key)
+
+    def test_are_told_by_every_table_that_names_an_object(self) -> None:
+        """A table that is added here must be asked by `delete_orphans`, or keep its objects below another prefix."""
+        naming = {
+            table.name
+            for table in Base.metadata.tables.values()
+            for name in (column.name for column in table.columns)
+            if "storage_key" in name
+        }
+        assert naming == {File.__tablename__, "snapshots", UploadPart.__tablename__}
+
+
+@pytest.mark.parametrize("is_directory", [True, False])
+def test_what_a_killed_process_staged_goes_whatever_it_is(bench: Bench, is_directory: bool) -> None:
+    staged = bench.resources.storage.staging / "compose-of-a-killed-process"
+    if is_directory:
+        staged.mkdir()
+        (staged / ".000000").write_bytes(b"x")
+    else:
+        staged.write_bytes(b"x")
+    os.utime(staged, (time.time() - 3700, time.time() - 3700))
+    sweep.sweep_staging(bench.resources.storage.staging)
+    assert not staged.exists()
