@@ -109,6 +109,7 @@ def cancel(session: Session, project_id: str, job_id: str) -> Job | None:
         phase=None,
         lease_owner=null(),
         lease_expires_at=null(),
+        yield_requested_at=null(),
         finished_at=func.clock_timestamp(),
     )
     if job is None:

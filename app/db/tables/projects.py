@@ -16,6 +16,9 @@ class Project(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(unique=True)
     created_at: Mapped[datetime] = now()
+    max_running_jobs: Mapped[int | None]
+    share_weight: Mapped[float] = mapped_column(server_default="1")
+    may_be_urgent: Mapped[bool] = mapped_column(server_default=text("false"))  # its jobs may go before everybody's
 
 
 class ApiKey(Base):
