@@ -49,7 +49,8 @@ NEW_JOB = {
     "training_file": FILE_ID, "validation_file": None, "result_files": [], "trained_tokens": None, "seed": 7,
     "error": None, "integrations": [], "metadata": {"team": "search"}, "user_provided_suffix": "demo", "lora": LORA,
     "quantization": QUANTIZATION, "sample_prompts": [], "progress": None, "trained_steps": None, "total_steps": None,
-    "phase": None, "queue_position": None, "attempts": 0, "adapter": None,
+    "phase": None, "queue_position": None, "expected_start": None, "waiting_for": None, "priority": 0, "urgent": False,
+    "worker_labels": [], "attempts": 0, "adapter": None,
 }  # fmt: skip
 FINISHED_JOB = NEW_JOB | {
     "finished_at": 1795000460, "status": "succeeded", "fine_tuned_model": TUNED, "trained_tokens": 51840,
@@ -62,7 +63,7 @@ FINISHED_JOB = NEW_JOB | {
 }  # fmt: skip
 CANCELLED_JOB = NEW_JOB | {"status": "cancelled", "finished_at": 1795000200}
 PAUSED_JOB = NEW_JOB | {"status": "paused"}
-QUEUED_JOB = NEW_JOB | {"status": "queued", "queue_position": 1}
+QUEUED_JOB = NEW_JOB | {"status": "queued", "queue_position": 1, "expected_start": 1795000340}
 PLAN = {
     "object": "fine_tuning.plan", "model": MODEL, "training_file": FILE_ID, "verdict": "fits",
     "message": "Fits NVIDIA L4: 1.93 GB of 24.15 GB, with rows of 8,192 tokens, nothing recomputed.",

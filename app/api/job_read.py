@@ -35,7 +35,10 @@ async def get_job(request: Request, job_id: str) -> Response:
         raise wrong_key()
     if row.id is None:
         raise no_such_job(job_id)
-    rendered = render_job(row, engines.settings.organization, row.queue_position, row.adapter_file_ids)
+    rendered = render_job(
+        row, engines.settings.organization, row.queue_position, row.adapter_file_ids, row.expected_start_at,
+        row.waiting_for,
+    )  # fmt: skip
     body = json.dumps(rendered, separators=(",", ":"), ensure_ascii=False).encode()
     etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
     headers = {"ETag": etag, "Cache-Control": "private, no-cache"}

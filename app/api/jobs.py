@@ -19,7 +19,7 @@ from app.api.schemas.plans import PlanBody, render_plan
 from app.db.engine import transaction
 from app.errors import BadRequest, all_at_once
 from app.services import jobs, plan
-from app.services.jobs import JobRequest, SeenJob
+from app.services.jobs import JobRequest, SeenJob, Turn
 
 MAX_JOBS = 100
 MAX_EVENTS = 1_000
@@ -31,7 +31,7 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"])
 @router.post("", response_model=JobBody, summary="Create a job", openapi_extra=examples.CREATE_JOB_BODY)
 def create_job(body: JsonBodyDep, caller: CallerDep, session: SessionDep, engines: EnginesDep) -> Any:
     """Answers at once in `validating_files`; what is wrong with the data itself is told by the job."""
-    return _render(engines, jobs.create(session, engines.hints, caller.project_id, _job_request(body)))
+    return _render(engines, jobs.create(session, engines.hints, caller.project_id, _job_request(body), caller.is_admin))
 
 
 @router.post("/plan", response_model=PlanBody, summary="Plan a job", openapi_extra=examples.CREATE_JOB_BODY)
@@ -95,7 +95,10 @@ def list_checkpoints(
 
 
 def _render(engines: Engines, seen: SeenJob) -> dict[str, Any]:
-    return render_job(seen.job, engines.settings.organization, seen.queue_position, seen.adapter_file_ids)
+    return render_job(
+        seen.job, engines.settings.organization, seen.queue_position, seen.adapter_file_ids, seen.expected_start_at,
+        seen.waiting_for,
+    )  # fmt: skip
 
 
 def _job_request(body: dict[str, Any]) -> JobRequest:
@@ -111,6 +114,7 @@ def _job_request(body: dict[str, Any]) -> JobRequest:
         integrations=parsed.integrations or (),
         body=parsed.model_dump(exclude_unset=True),
         problems=problems,
+        turn=Turn(parsed.priority or 0, parsed.urgent or False, sorted(set(parsed.worker_labels or ()))),
     )
 
 

@@ -19,12 +19,12 @@ SELECT
   job.trained_tokens, job.fine_tuned_model, job.result_file_ids, job.adapter_sha256, job.adapter_bytes,
   job.adapter_archive_file_id, job.error_code, job.error_message, job.error_param,
   checkpoint.file_ids AS adapter_file_ids,
-  CASE WHEN job.state = 'queued' THEN (
-    SELECT 1 + count(*) FROM jobs AS ahead
-    WHERE ahead.state = 'queued' AND ahead.desired = 'run' AND (-ahead.priority, ahead.seq) < (-job.priority, job.seq)
-  ) END AS queue_position
+  job.priority, job.is_urgent, job.worker_labels, place.expected_start_at, place.waiting_for,
+  CASE WHEN job.state = 'queued'  -- one that has just come is the last until the next forecast
+    THEN coalesce(place.position, 1 + coalesce((SELECT max(position) FROM queue_places), 0)) END AS queue_position
 FROM api_keys AS key
 LEFT JOIN jobs AS job ON job.project_id = key.project_id AND job.id = %(job_id)s
+LEFT JOIN queue_places AS place ON place.job_id = job.id AND job.state = 'queued'
 LEFT JOIN checkpoints AS checkpoint ON checkpoint.name = job.fine_tuned_model
 WHERE key.secret_sha256 = %(secret_sha256)s AND key.revoked_at IS NULL
 """

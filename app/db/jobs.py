@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Select, case, func, null, or_, select, tuple_, update
+from sqlalchemy import Select, case, func, null, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.db.events import take_seq, tell
@@ -25,6 +25,7 @@ def insert(
     validation_file_id: str | None = None,
     suffix: str | None = None,
     metadata: Mapping[str, str] | None = None,
+    **columns: Any,
 ) -> Job:
     """Create a job in `validating_files` together with its first event."""
     job = Job(
@@ -37,6 +38,7 @@ def insert(
         suffix=suffix,
         user_metadata=dict(metadata) if metadata is not None else None,
         event_seq=1,
+        **columns,
     )
     session.add(job)
     session.flush()
@@ -66,31 +68,6 @@ def page(
     if without_metadata:
         query = query.where(or_(Job.user_metadata.is_(None), Job.user_metadata == {}))
     return list(session.scalars(query))
-
-
-def queue_position(session: Session, job: Job) -> int | None:
-    """1 for the job that the next free worker takes; None for a job that does not wait."""
-    if job.state != JobState.QUEUED:
-        return None
-    ahead = select(func.count()).where(
-        Job.state == JobState.QUEUED,
-        Job.desired == Desired.RUN,
-        tuple_(-Job.priority, Job.seq) < tuple_(-job.priority, job.seq),
-    )
-    return 1 + (session.scalar(ahead) or 0)
-
-
-def queue_positions(session: Session, job_ids: Sequence[str]) -> dict[str, int]:
-    """`queue_position` of a whole page in one query; jobs that do not wait are absent."""
-    if not job_ids:
-        return {}
-    waiting = (
-        select(Job.id, func.row_number().over(order_by=(Job.priority.desc(), Job.seq)).label("position"))
-        .where(Job.state == JobState.QUEUED, Job.desired == Desired.RUN)
-        .subquery()
-    )
-    found = session.execute(select(waiting.c.id, waiting.c.position).where(waiting.c.id.in_(job_ids)))
-    return {row.id: row.position for row in found}
 
 
 def cancel(session: Session, project_id: str, job_id: str) -> Job | None:

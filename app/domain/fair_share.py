@@ -43,7 +43,7 @@ class Standing:
 
 def faded(gpu_seconds: float, seconds: float, half_life: float = HALF_LIFE_SECONDS) -> float:
     """What `seconds` leave of usage."""
-    return gpu_seconds * 0.5 ** min(MOST_HALF_LIVES, max(0.0, seconds) / half_life)
+    return gpu_seconds * math.pow(0.5, min(MOST_HALF_LIVES, max(0.0, seconds) / half_life))
 
 
 def used(gpus: int, began_ago: float, ended_ago: float = 0.0, half_life: float = HALF_LIFE_SECONDS) -> float:

@@ -181,6 +181,4 @@ def _head(project: _Project, offer: Offer) -> deque[Waiting] | None:
 
 
 def _without_limits(known: dict[str, Standing]) -> dict[str, Standing]:
-    return {
-        name: Standing(name, standing.usage, standing.held, standing.weight) for name, standing in known.items()
-    }
+    return {name: Standing(name, standing.usage, standing.held, standing.weight) for name, standing in known.items()}

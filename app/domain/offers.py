@@ -74,7 +74,9 @@ def what_lacks(offers: Sequence[Offer], need: Need) -> str | None:
         return f"No living worker that has the model {need.base_model!r} has the labels {asked}."
     largest = max(labelled, key=lambda offer: offer.usable_bytes - need.bytes_on(offer.kind))
     needed, there = need.bytes_on(largest.kind) / 1e9, largest.memory_bytes / 1e9
-    return f"No living worker that may take the job has the memory: it needs {needed:.2f} GB, the largest has {there:.2f}."
+    return (
+        f"No living worker that may take the job has the memory: it needs {needed:.2f} GB, the largest has {there:.2f}."
+    )
 
 
 def offer_of(about: Mapping[str, Any]) -> Offer:

@@ -99,9 +99,7 @@ class Attempt(Base):
         Index("uq_attempts_one_open", "job_id", unique=True, postgresql_where=text("ended_at IS NULL")),
         CheckConstraint("kind IN ('validate', 'train')", name="kind"),
         CheckConstraint("gpus >= 1", name="gpus"),
-        Index(
-            "ix_attempts_uncounted", "project_id", postgresql_where=text("NOT is_counted AND kind = 'train'")
-        ),
+        Index("ix_attempts_uncounted", "project_id", postgresql_where=text("NOT is_counted AND kind = 'train'")),
     )
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
