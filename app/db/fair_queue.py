@@ -63,7 +63,7 @@ WAITS = """waiting.state = '{state}' AND waiting.lease_owner IS NULL AND waiting
       AND waiting.run_after <= moment.now"""
 FITS = """
       AND (CAST(:models AS text[]) IS NULL OR waiting.base_model = ANY(CAST(:models AS text[])))
-      AND waiting.worker_labels <@ CAST(:labels AS jsonb)
+      AND (CAST(:labels AS jsonb) IS NULL OR waiting.worker_labels <@ CAST(:labels AS jsonb))
       AND coalesce(waiting.{needed}, 0) <= :usable_bytes"""
 # The few first of each project, then the one whose project's turn it is. The last WHERE is looked at again on the
 # row's newest version when it is locked.
@@ -129,7 +129,7 @@ def next_job(kind: Kind, offer: Offer | None, half_life: float = HALF_LIFE_SECON
     if offer is not None:
         fits = FITS.format(needed=f"needed_{offer.kind}_bytes")
         values["models"] = None if offer.models is None else sorted(offer.models)
-        values["labels"] = _json_list(offer.labels)
+        values["labels"] = None if offer.labels is None else _json_list(offer.labels)
         values["usable_bytes"] = offer.usable_bytes
     state = STATES[kind]
     query = NEXT.format(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from app.domain.fair_share import HALF_LIFE_SECONDS, MOST_HALF_LIVES, UNPLANNED_SECONDS, Standing
 from app.domain.offers import Need, Offer, fits, what_lacks
 
-ANYTHING = Offer("cuda", 1 << 62, None)
+ANYTHING = Offer("cuda", 1 << 62, models=None, labels=None)
 
 
 @dataclass(frozen=True)

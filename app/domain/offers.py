@@ -17,12 +17,12 @@ MAX_LABELS = 8
 
 @dataclass(frozen=True)
 class Offer:
-    """What one GPU slot has for a job. `models` None: it does not say, so it is asked for none."""
+    """What one GPU slot has for a job. None: it does not say, so it is asked for nothing."""
 
     kind: DeviceKind
     memory_bytes: int
     models: frozenset[str] | None = None
-    labels: frozenset[str] = frozenset()
+    labels: frozenset[str] | None = frozenset()
     gpus: int = 1
 
     @property
@@ -48,7 +48,7 @@ def has_model(offer: Offer, need: Need) -> bool:
 
 
 def has_labels(offer: Offer, need: Need) -> bool:
-    return need.labels <= offer.labels
+    return offer.labels is None or need.labels <= offer.labels
 
 
 def has_memory(offer: Offer, need: Need) -> bool:

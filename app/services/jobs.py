@@ -16,7 +16,7 @@ from app.domain.lora_knobs import Ancestor
 from app.domain.resolve import resolve
 from app.domain.spec import JobSpec
 from app.domain.states import Desired, JobState
-from app.errors import BadRequest, NotFound, PermissionDenied, all_at_once
+from app.errors import BadRequest, NotFound, NotPermitted, all_at_once
 from app.queue import Hints
 from app.services import ancestors
 
@@ -57,7 +57,7 @@ class SeenJob:
 
 
 def create(session: Session, hints: Hints, project_id: str, request: JobRequest, is_admin: bool = False) -> SeenJob:
-    """Raises as `resolved`; PermissionDenied for an urgent job of a project that may have none."""
+    """Raises as `resolved`; NotPermitted for an urgent job of a project that may have none."""
     _, training_file, validation_file, spec = resolved(session, project_id, request)
     _refuse_urgency(session, project_id, request.turn, is_admin)
     job = jobs.insert(
@@ -185,7 +185,7 @@ def _refuse_urgency(session: Session, project_id: str, turn: Turn, is_admin: boo
             "urgent: the jobs of this project may not go before those of others; use priority to order them among "
             "themselves, or ask the operator (`tunery queue allow-urgent`)."
         )
-        raise PermissionDenied(text, "urgent")
+        raise NotPermitted(text, "urgent")
 
 
 def _model(session: Session, project_id: str, name: str) -> tuple[BaseModelRow, Ancestor | None]:
