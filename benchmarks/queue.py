@@ -10,6 +10,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from app.db import fair_queue
 from app.domain.giving_way import Policy
@@ -65,7 +66,8 @@ def through_the_service(arrivals: Sequence[Arrival], options: argparse.Namespace
 def print_waits(what: str, groups: Sequence[Group], plain: Sequence[Run], fair: Sequence[Run]) -> None:
     """Minutes without a GPU, from a job's arrival to its end."""
     numbers = "".join(f"{name:>9}" for name in ("median", "p95", "p99"))
-    print(f"{'waits in minutes, by ' + what:26}{'jobs':>6}   first come:{numbers[12:]}   fair:{numbers[6:]}")
+    print(f"{'minutes of waiting':32}   {'first come, first served':>27}   {'fair':>27}")
+    print(f"{'  by ' + what:26}{'jobs':>6}   {numbers}   {numbers}")
     for name, is_in in groups:
         rows = [[run.wait / 60 for run in runs if is_in(run)] for runs in (plain, fair)]
         if rows[0]:
@@ -75,7 +77,7 @@ def print_waits(what: str, groups: Sequence[Group], plain: Sequence[Run], fair: 
 
 
 def print_shares(plain: Sequence[Run], fair: Sequence[Run]) -> None:
-    """Of the GPU time in which jobs of two projects or more waited or ran short: who had it?"""
+    """Of the GPU time in which jobs of two projects or more waited: who had it?"""
     print(f"{'GPU time while 2+ projects wait':34}{'first come':>12}{'fair':>12}")
     shares = [contended_shares(runs) for runs in (plain, fair)]
     for name in sorted(shares[0].keys() | shares[1].keys()):
@@ -86,10 +88,9 @@ def print_shares(plain: Sequence[Run], fair: Sequence[Run]) -> None:
 def contended_shares(runs: Sequence[Run]) -> dict[str, float]:
     marks = sorted({mark for run in runs for mark in _marks(run)})
     had: dict[str, float] = {}
-    for start, end in zip(marks, marks[1:], strict=False):
+    for start, end in pairwise(marks):
         alive = [run for run in runs if run.arrival.at <= start and (run.ended or 0) >= end]
         running = [run for run in alive if any(a <= start and b >= end for a, b in run.pieces)]
-        waiting = {run.arrival.project for run in alive} - set()
         waiting = {run.arrival.project for run in alive if run not in running}
         if len(waiting) >= 2:
             for run in running:

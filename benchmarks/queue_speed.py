@@ -43,7 +43,9 @@ def main(jobs: int) -> None:
 
 
 def fill(session: Session, jobs: int) -> None:
-    session.execute(text(f"INSERT INTO projects (id, name) SELECT 'p' || n, 'p' || n FROM generate_series(1, {PROJECTS}) n"))
+    session.execute(
+        text(f"INSERT INTO projects (id, name) SELECT 'p' || n, 'p' || n FROM generate_series(1, {PROJECTS}) n")
+    )
     session.execute(
         text(
             "INSERT INTO files (id, project_id, purpose, filename, bytes, sha256, storage_key) "
@@ -55,7 +57,8 @@ def fill(session: Session, jobs: int) -> None:
         {
             "id": f"ftjob-{number:06}", "project_id": f"p{dice.randint(1, PROJECTS)}", "spec": {}, "state": "queued",
             "base_model": f"model-{dice.randrange(MODELS)}", "training_file_id": "file-1",
-            "priority": dice.randint(-1, 1), "needed_cuda_bytes": dice.randrange(40) * 10**9, "planned_seconds": 600.0, "worker_labels": ["a"],
+            "priority": dice.randint(-1, 1), "needed_cuda_bytes": dice.randrange(40) * 10**9,
+            "planned_seconds": 600.0, "worker_labels": ["a"],
         }
         for number in range(jobs)
     ]  # fmt: skip
@@ -103,4 +106,6 @@ def tell(what: str, act: Callable[[], Any], times: int) -> None:
         began = time.perf_counter()
         act()
         taken.append(1000 * (time.perf_counter() - began))
-    print(f"{what:32} median {statistics.median(taken):9.2f} ms, largest {max(taken):9.2f} ms ({times} times)", flush=True)
+    print(
+        f"{what:32} median {statistics.median(taken):9.2f} ms, largest {max(taken):9.2f} ms ({times} times)", flush=True
+    )

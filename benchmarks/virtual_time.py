@@ -32,7 +32,9 @@ def virtual_database() -> Iterator[Engine]:
             connection.execute(text("CREATE SCHEMA virtual"))
             connection.execute(text(CLOCK))
         plain.dispose()
-        engine = create_engine(url, connect_args={"options": "-c search_path=virtual,pg_catalog,public -c timezone=UTC"})
+        engine = create_engine(
+            url, connect_args={"options": "-c search_path=virtual,pg_catalog,public -c timezone=UTC"}
+        )
         migrate.upgrade(engine)
         yield engine
         engine.dispose()

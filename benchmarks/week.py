@@ -1,4 +1,4 @@
-"""One week of a queue, event by event: either the service's own claim on a real PostgreSQL, or first come, first served."""
+"""One week of a queue, event by event: by the service's own claim on a real PostgreSQL, or first come, first served."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def simulate(arrivals: Sequence[Arrival], gpus: Sequence[int], queue: Queue) -> 
 
 
 def _fill(queue: Queue, held: dict[int, int], offers: Sequence[Offer], now: float) -> Iterator[tuple[int, int]]:
-    """Small cards first, as a job that fits a small one leaves the large ones alone; both orders are seen in practice."""
+    """Small cards first, so that a job that fits one leaves the large ones alone."""
     for slot, offer in enumerate(offers):
         if slot not in held:
             number = queue.take(slot, offer, now)
@@ -111,10 +111,10 @@ class FirstComeFirstServed:
     def __init__(self) -> None:
         self.waiting: dict[int, Arrival] = {}
 
-    def add(self, number: int, arrival: Arrival, now: float) -> None:
+    def add(self, number: int, arrival: Arrival, now: float) -> None:  # noqa: ARG002
         self.waiting[number] = arrival
 
-    def take(self, slot: int, offer: Offer, now: float) -> int | None:
+    def take(self, slot: int, offer: Offer, now: float) -> int | None:  # noqa: ARG002
         fitting = [number for number, job in self.waiting.items() if job.needed_bytes <= offer.usable_bytes]
         if not fitting:
             return None
@@ -125,7 +125,7 @@ class FirstComeFirstServed:
 
     def give_way(self, number: int, now: float) -> None: ...
 
-    def to_interrupt(self, held: dict[int, int], offers: Sequence[Offer], now: float) -> list[int]:
+    def to_interrupt(self, *_: object) -> list[int]:
         return []
 
 

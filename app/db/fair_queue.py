@@ -37,12 +37,12 @@ active AS (
   FROM moment, attempts AS attempt JOIN jobs AS job ON job.id = attempt.job_id
   WHERE NOT attempt.is_counted AND attempt.kind = 'train'
 ),
-activity AS (
+activity AS MATERIALIZED (
   SELECT project_id, count(*) FILTER (WHERE is_open) AS running, sum(gpus * seconds_left) AS held,
     sum(gpus * :half_life / ln(2::float8) * (power(0.5::float8, ended) - power(0.5::float8, began))) AS used
   FROM active GROUP BY project_id
 ),
-standing AS (
+standing AS MATERIALIZED (
   SELECT project.id AS project_id, project.share_weight AS weight, project.max_running_jobs AS max_running,
     coalesce(activity.running, 0) AS running, coalesce(activity.held, 0) AS held, usage.validation_turn_at,
     coalesce(activity.used, 0) + coalesce(usage.gpu_seconds * power(0.5::float8, least({MOST_HALF_LIVES},

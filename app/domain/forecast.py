@@ -53,12 +53,12 @@ class Placed:
 
 @dataclass
 class _Project:
-    """One project while the queue is played. Its jobs stand in a line for each kind of need."""
+    """One project while the queue is played. Its jobs stand in a line for each set of offers that fit them."""
 
     share: float
     weight: float
     room: int | None
-    lines: dict[Need, deque[Waiting]] = field(default_factory=dict)
+    lines: dict[frozenset[int], deque[Waiting]] = field(default_factory=dict)
     stamp: int = 0
 
     @property
@@ -94,8 +94,9 @@ class _Play:
     ) -> None:
         self.half_life = half_life
         self.offers = list({slot.offer: None for slot in slots})
-        self.projects = _line_up(jobs, known)
-        self.turns: dict[Offer, list[tuple[bool, float, int, int, str]]] = {offer: [] for offer in self.offers}
+        self.numbers = {offer: number for number, offer in enumerate(self.offers)}
+        self.projects = _line_up(jobs, known, self.offers)
+        self.turns: list[list[tuple[bool, float, int, int, str]]] = [[] for _ in self.offers]
         self.left = len(jobs)
         self.idle: list[Slot] = []
         # (when, number, the slot that is free then, the project that has room for one more)
@@ -135,11 +136,12 @@ class _Play:
         return idle
 
     def _next(self, offer: Offer) -> Waiting | None:
-        turns = self.turns[offer]
+        kind = self.numbers[offer]
+        turns = self.turns[kind]
         while turns:
             _, _, _, stamp, project_id = heapq.heappop(turns)
             project = self.projects[project_id]
-            if stamp == project.stamp and not project.is_full and (line := _head(project, offer)):
+            if stamp == project.stamp and not project.is_full and (line := _head(project, kind)):
                 self.left -= 1
                 return line.popleft()
         return None
@@ -156,27 +158,31 @@ class _Play:
         """Give a project its turn anew for every kind of slot; turns with an older stamp are void."""
         project = self.projects[project_id]
         project.stamp += 1
-        for offer in self.offers:
-            if line := _head(project, offer):
+        for kind, turns in enumerate(self.turns):
+            if line := _head(project, kind):
                 head = line[0]
                 turn = (not head.is_urgent, project.share, head.seq, project.stamp, project_id)
-                heapq.heappush(self.turns[offer], turn)
+                heapq.heappush(turns, turn)
 
 
-def _line_up(jobs: Sequence[Waiting], known: dict[str, Standing]) -> dict[str, _Project]:
+def _line_up(jobs: Sequence[Waiting], known: dict[str, Standing], offers: Sequence[Offer]) -> dict[str, _Project]:
     projects: dict[str, _Project] = {}
+    fitting = {
+        need: frozenset(number for number, offer in enumerate(offers) if fits(offer, need))
+        for need in {job.need for job in jobs}
+    }
     for job in jobs:
         if job.project_id not in projects:
             standing = known.get(job.project_id) or Standing(job.project_id)
             room = None if standing.max_running is None else standing.max_running - standing.running
             projects[job.project_id] = _Project(standing.share, standing.weight, room)
-        projects[job.project_id].lines.setdefault(job.need, deque()).append(job)
+        projects[job.project_id].lines.setdefault(fitting[job.need], deque()).append(job)
     return projects
 
 
-def _head(project: _Project, offer: Offer) -> deque[Waiting] | None:
-    """The line whose first job would be the project's next on such a slot."""
-    lines = [line for need, line in project.lines.items() if line and fits(offer, need)]
+def _head(project: _Project, kind: int) -> deque[Waiting] | None:
+    """The line whose first job would be the project's next on a slot with the offer of this number."""
+    lines = [line for kinds, line in project.lines.items() if line and kind in kinds]
     return min(lines, key=lambda line: line[0].order, default=None)
 
 
