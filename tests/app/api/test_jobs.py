@@ -17,6 +17,7 @@ from app.db.tables import Job, Project
 from app.domain.states import Desired, JobState, Reason
 from app.storage import LocalStorage
 from tests.factories import (
+    forecast_queue,
     lease_of,
     make_failed_job,
     make_file,
