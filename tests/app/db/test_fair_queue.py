@@ -149,7 +149,10 @@ class TestFit:
             assert claims.claim(session, "train", "w", 60, CARD) is None
             add_job(session, "b1", "b", worker_labels=["site=berlin"], needed_cuda_bytes=20 * GB)
         assert take(two) == "b1"
-        assert take(two, offer=Offer("cuda", 80 * GB, frozenset({"m", "other"}), frozenset({"site=berlin", "fast"}))) == "b0"
+        assert (
+            take(two, offer=Offer("cuda", 80 * GB, frozenset({"m", "other"}), frozenset({"site=berlin", "fast"})))
+            == "b0"
+        )
 
     def test_memory_is_that_of_the_workers_kind_of_device(self, two: Sessions) -> None:
         with transaction(two) as session:

@@ -16,7 +16,9 @@ def holder(name: str = "long", offer: Offer = SMALL, share: float = 1.0, **more:
     return Holder(name, "a", offer, share, **({"ran_seconds": 3600.0, "seconds_left": 3600.0} | more))  # type: ignore[arg-type]
 
 
-def ask(holders: list[Holder], urgent: list[Urgent] | None = None, free: list[Offer] | None = None, **room: int) -> list[str]:
+def ask(
+    holders: list[Holder], urgent: list[Urgent] | None = None, free: list[Offer] | None = None, **room: int
+) -> list[str]:
     return [each.job_id for each in who_gives_way(urgent or [URGENT], free or [], holders, room, POLICY)]
 
 
