@@ -75,8 +75,7 @@ jobs.commands.add_typer(plans.commands)  # no name: its one command is another o
 app.add_typer(adapters.commands, name="adapters")
 app.add_typer(models.commands, name="models")
 app.add_typer(keys.commands, name="keys")
-app.add_typer(queue.commands, name="queue")
-app.add_typer(queue.workers_commands)  # no name: its one command is one of ours
+app.add_typer(queue.commands)  # no name: its commands are ours
 
 
 @app.callback(invoke_without_command=True)

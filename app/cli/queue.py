@@ -13,13 +13,12 @@ if TYPE_CHECKING:
     from app.cli.client import Client
     from app.cli.database import Database
 
-commands = typer.Typer(help="What runs, what waits, and who is at work.")
-workers_commands = typer.Typer()
+commands = typer.Typer()
 
 Limit = Annotated[int, typer.Option(min=1, max=1000, help="Of the waiting jobs, the first so many.")]
 
 
-@commands.command("show")
+@commands.command("queue")
 @with_client
 def show(client: "Client", limit: Limit = 50, as_json: AsJson = False) -> None:
     """Show what runs and what waits, with position and expected start. Others' jobs are counts, but for admin keys."""
@@ -39,7 +38,7 @@ def show(client: "Client", limit: Limit = 50, as_json: AsJson = False) -> None:
         remark(f"Of other projects {others['running']} run and {others['waiting']} wait.")
 
 
-@workers_commands.command("workers")
+@commands.command("workers")
 @with_client
 def workers(client: "Client", as_json: AsJson = False) -> None:
     """List the workers that are alive: device, models, labels, and what they have."""

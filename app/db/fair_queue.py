@@ -22,7 +22,8 @@ HEADS = 3  # of each project, in case its first ones are being cancelled or paus
 # Of the job `job` in its attempt `attempt`: what is left of its plan, by its own word or by the plan's.
 SECONDS_LEFT = f"""
 greatest(0, coalesce(
-  (job.progress->>'estimated_finish')::float8 - extract(epoch FROM moment.now)::float8,
+  CASE WHEN job.phase = 'training'  -- before, it is the word of an earlier attempt
+    THEN (job.progress->>'estimated_finish')::float8 - extract(epoch FROM moment.now)::float8 END,
   coalesce(job.planned_seconds, {UNPLANNED_SECONDS}) - extract(epoch FROM moment.now - attempt.started_at)::float8
 ))"""
 # Attempts that are not counted yet: those that run, and those that ended since the last count.

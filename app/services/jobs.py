@@ -183,7 +183,7 @@ def _refuse_urgency(session: Session, project_id: str, turn: Turn, is_admin: boo
     if turn.is_urgent and not is_admin and not session.get_one(Project, project_id).may_be_urgent:
         text = (
             "urgent: the jobs of this project may not go before those of others; use priority to order them among "
-            "themselves, or ask the operator (`tunery queue allow-urgent`)."
+            "themselves, or ask the operator (`tunery allow-urgent`)."
         )
         raise NotPermitted(text, "urgent")
 
