@@ -9,7 +9,7 @@ DEV := .venv/.dev-ready
 ARGS ?=
 JOBS ?= 2
 
-.PHONY: help setup up demo doctor test test-fast lint types laws format check migrate bench-train bench-start bench-auto bench-fit bench-api bench-upload openapi constraints clean
+.PHONY: help setup up demo doctor test test-fast lint types laws format check migrate bench-train bench-start bench-auto bench-fit bench-api bench-upload bench-queue openapi constraints clean
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2}'
@@ -58,6 +58,9 @@ bench-start: $(DEV) ## From claim to the first step of the bundled model, with a
 
 bench-auto: $(DEV) ## "auto" beside a grid of learning rates on four small tasks (about 90 minutes; ARGS="--tasks style --seeds 1")
 	$(BIN)/python -m benchmarks.auto $(ARGS)
+
+bench-queue: $(DEV) ## A week of made traffic through the fair queue and first come, first served (2 minutes; ARGS="--seed 2", ARGS=--speed)
+	$(BIN)/python -m benchmarks.queue $(ARGS)
 
 bench-fit: $(DEV) ## Is the plan's verdict on memory true? Twenty jobs under limits (about 6 minutes; ARGS="--jobs 5")
 	$(BIN)/python -m benchmarks.fit $(ARGS)

@@ -25,6 +25,7 @@ from app.api import (
     models,
     project_keys,
     projects,
+    queue,
     streams,
     uploads,
 )
@@ -49,7 +50,8 @@ from app.storage import LocalStorage, Storage
 
 # the most polled comes first
 ROOMS = (
-    job_read, files, uploads, jobs, job_records, streams, adapters, models, projects, project_keys, audit_logs, health,
+    job_read, files, uploads, jobs, job_records, streams, adapters, models, queue, projects, project_keys, audit_logs,
+    health,
 )  # fmt: skip
 
 

@@ -6,9 +6,12 @@ Ours start with `TUNERY_`; `DATABASE_URL` and `REDIS_URL` keep the names that ev
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import AliasChoices, Field, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.domain.offers import LABEL, LABEL_RULE
 
 
 class Settings(BaseSettings):
@@ -45,6 +48,13 @@ class Settings(BaseSettings):
     max_crash_streak: int = 3  # attempts that died without a new snapshot between them
     requeue_delay_seconds: float = 5  # before an attempt that died is tried again; doubles with the streak
 
+    # --- the queue. Give every process of a service the same numbers.
+    labels: Annotated[tuple[str, ...], NoDecode] = ()  # of this worker: "a100,team=search"; jobs may ask for labels
+    fair_share_half_life_seconds: float = Field(default=86_400, ge=60)  # after a day GPU time counts half
+    give_way: bool = False  # an urgent job that finds no free slot makes a long one stop at a step, and go on later
+    give_way_after_seconds: float = Field(default=600, ge=0)  # so long an attempt runs undisturbed
+    give_way_limit: int = Field(default=3, ge=0)  # so often one job gives way at most
+
     # --- the trainer
     snapshot_interval_seconds: float = 300  # by time, not steps: what a crash may cost
     stop_grace_seconds: float = 60  # from asking a trainer to stop until it is killed
@@ -66,6 +76,19 @@ class Settings(BaseSettings):
             if url.startswith(scheme):
                 return "postgresql+psycopg://" + url.removeprefix(scheme)
         return url
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _split_labels(cls, given: object) -> object:
+        """One text with commas, or a list."""
+        return tuple(filter(None, map(str.strip, given.split(",")))) if isinstance(given, str) else given
+
+    @field_validator("labels")
+    @classmethod
+    def _check_labels(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := [label for label in labels if not LABEL.fullmatch(label)]:
+            raise ValueError(f"{', '.join(map(repr, wrong))}: a label has {LABEL_RULE}")
+        return labels
 
     @property
     def storage_dir(self) -> Path:

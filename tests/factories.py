@@ -17,11 +17,12 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app.db import checkpoints, claims, files, jobs, keys, models
+from app.db import checkpoints, claims, fair_queue, files, jobs, keys, models, queue_places
 from app.db.claims import Lease
 from app.db.ids import new_id
 from app.db.tables import Checkpoint, File, Job, Project
 from app.domain import artifacts, catalog
+from app.domain.forecast import Slot, forecast
 from app.domain.lora_knobs import Ancestor
 from app.domain.resolve import resolve
 from app.domain.states import Reason
@@ -137,6 +138,12 @@ def start_job(session: Session, owner: str = WORKER) -> Job:
     job = claims.claim(session, "train", owner, TTL_SECONDS)
     assert job is not None, "no job waits for a worker"
     return job
+
+
+def forecast_queue(session: Session, *slots: Slot) -> None:
+    """What the reconciler does every few seconds."""
+    placed = forecast(slots, queue_places.waiting(session), fair_queue.standings(session))
+    queue_places.write(session, placed)
 
 
 def lease_of(job: Job) -> Lease:

@@ -36,13 +36,31 @@ def describe_machine(wanted: str = "auto") -> dict[str, Any]:
 
 
 def list_gpus() -> list[dict[str, Any]]:
-    """Every NVIDIA GPU the driver shows; none where there is no driver, or one that does not answer."""
+    """Every NVIDIA GPU that we may use; none where there is no driver, or one that does not answer."""
     try:
         answer = subprocess.run(NVIDIA_SMI, capture_output=True, text=True, timeout=NVIDIA_SMI_SECONDS, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
     rows = (line.split(", ") for line in answer.stdout.splitlines())
-    return [{"uuid": row[0], "name": row[1], "memory_mib": row[2]} for row in rows if len(row) == 3]
+    return visible([{"uuid": row[0], "name": row[1], "memory_mib": row[2]} for row in rows if len(row) == 3])
+
+
+def visible(gpus: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that CUDA_VISIBLE_DEVICES leaves us, in its order; nvidia-smi shows them all. Names of MIG slices: all."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is None:
+        return gpus
+    found = []
+    for name in filter(None, map(str.strip, given.split(","))):
+        if name.startswith("MIG"):
+            return gpus
+        chosen = next(
+            (gpu for number, gpu in enumerate(gpus) if str(number) == name or gpu["uuid"].startswith(name)), None
+        )
+        if chosen is None:  # CUDA, too, ignores what follows an invalid one
+            break
+        found.append(chosen)
+    return found
 
 
 @lru_cache(maxsize=4)

@@ -44,6 +44,7 @@ class Guard:
         self.stalled = False
         self.drain_asked_at: float | None = None
         self.pause_asked = False
+        self.yield_asked = False
         self._child = child
         self._keeper = keeper
         self._stop = stop
@@ -87,6 +88,8 @@ class Guard:
             self._drain()
         elif self._keeper.desired == Desired.PAUSE:
             self._pause()
+        elif self._keeper.gives_way:
+            self._yield()
 
     @property
     def _stall_limit_seconds(self) -> float:
@@ -110,3 +113,9 @@ class Guard:
         if not self.pause_asked:
             self.pause_asked = True
             self._child.tell(Command.PAUSE)
+
+    def _yield(self) -> None:
+        """As patient as a pause, and for the same reason."""
+        if not self.yield_asked:
+            self.yield_asked = True
+            self._child.tell(Command.DRAIN)

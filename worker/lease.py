@@ -16,11 +16,13 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
-from app.db import claims, events, usage
-from app.db.claims import FencedError, Kind, Lease
+from app.db import claims, events
+from app.db.claims import FencedError, Lease
 from app.db.engine import transaction
+from app.db.fair_queue import Kind
 from app.db.ids import new_id
 from app.db.tables import Job
+from app.domain.offers import Offer
 from app.domain.states import Desired
 from app.log import get_logger
 from worker.resources import Resources
@@ -46,6 +48,7 @@ class LeaseKeeper:
     def __init__(self, resources: Resources, lease: Lease, claimed_at: float) -> None:
         self.lease = lease
         self.desired = Desired.RUN
+        self.gives_way = False
         self._resources = resources
         self._settings = resources.settings
         self._confirmed_at = claimed_at  # when the last renewal that PostgreSQL confirmed was *sent*
@@ -145,13 +148,14 @@ class LeaseKeeper:
                 log.exception("lease not renewed", job=self.lease.job_id)
 
     def _look(self) -> None:
-        """One look at `desired`, which also finds out that we are fenced; a renewal when it is time."""
+        """One look at what is wanted, which also finds out that we are fenced; a renewal when it is time."""
         sent_at = boottime_seconds()
         is_due = sent_at - self._confirmed_at >= self._settings.lease_renew_seconds
         with transaction(self._resources.sessions) as session:
             if is_due:
                 claims.renew(session, self.lease, self._settings.lease_ttl_seconds)
-            self.desired = claims.look(session, self.lease)
+            wish = claims.look(session, self.lease)
+        self.desired, self.gives_way = wish.desired, wish.gives_way
         if is_due:
             self._confirmed_at = sent_at
 
@@ -159,9 +163,11 @@ class LeaseKeeper:
 class Claimer:
     """Takes the jobs of one slot, one at a time."""
 
-    def __init__(self, resources: Resources, kind: Kind, owner: str) -> None:
+    def __init__(self, resources: Resources, kind: Kind, owner: str, offer: Callable[[], Offer] | None = None) -> None:
+        """`offer` says what there is for jobs at this moment; without it every job is taken."""
         self.resources = resources
         self.kind = kind
+        self.offer = offer
         self.owner = owner
         self._unsure = False  # the last claim's COMMIT was not answered: a job may be ours without our knowing
 
@@ -184,10 +190,9 @@ class Claimer:
         return self.resources.settings.lease_ttl_seconds
 
     def _claim(self, session: Session) -> Job | None:
-        job = claims.claim(session, self.kind, self.owner, self._ttl_seconds)
-        if job is not None and self.kind == "train" and self.resources.settings.gpus_per_job > 1:
-            usage.note_gpus(session, job, self.resources.settings.gpus_per_job)
-        return job
+        offer = self.offer() if self.offer else None
+        half_life_seconds = self.resources.settings.fair_share_half_life_seconds
+        return claims.claim(session, self.kind, self.owner, self._ttl_seconds, offer, half_life_seconds)
 
     def _adopt(self, session: Session) -> Job | None:
         job = claims.held(session, self.owner) if self._unsure else None

@@ -29,6 +29,7 @@ class Ending:
     stalled: bool = False
     drain_asked: bool = False
     pause_asked: bool = False
+    yield_asked: bool = False
     oom_killed: bool = False  # the kernel's counter of OOM kills has risen meanwhile
     memory_kills: int = 0  # of the job's earlier attempts
 
@@ -54,6 +55,8 @@ def judge(ending: Ending) -> Outcome:
         return Outcome(ending.final.reason, clean_text(ending.final.message), param)
     if ending.exit_code == ExitCode.PAUSED and ending.pause_asked:
         return Outcome(Reason.PAUSED, f"The job was paused{_at_step(ending)}")
+    if ending.exit_code == ExitCode.DRAINED and ending.yield_asked and not ending.drain_asked:
+        return Outcome(Reason.GAVE_WAY, f"The job gave way to an urgent one{_at_step(ending)} and is queued again")
     if ending.exit_code == ExitCode.DRAINED or _was_drained(ending):
         return Outcome(Reason.DRAINED, f"The worker stopped the attempt{_at_step(ending)}; the job is queued again")
     if ending.exit_code == ExitCode.OUT_OF_MEMORY:

@@ -175,7 +175,7 @@ def trainer_spec(
     )
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 def _hash_unchanged(directory: Path, signature: Signature) -> str:
     del signature  # the key of the cache, no more
     return hash_directory(directory)[1]

@@ -1,4 +1,4 @@
-"""`python -m worker.reconciler`: finds jobs whose holder is gone, sends hints again, cleans up.
+"""`python -m worker.reconciler`: finds jobs whose holder is gone, sends hints again, keeps the queue, cleans up.
 
 Its own process, on PostgreSQL and storage alone: what repairs a lost message must not hang on the broker. Any number
 may run; an advisory lock lets one of them work at a time.
@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterator
 from sqlalchemy import text
 
 from app.db import claims, reaping, workers
-from app.db.claims import Kind
 from app.db.engine import transaction
+from app.db.fair_queue import Kind
 from app.log import configure_logging, get_logger
 from app.queue import Queue
 from app.settings import load_settings
 from worker.health import beat
 from worker.lease import DATABASE_AWAY, boottime_seconds
+from worker.queueing import QueueKeeper
 from worker.resources import Resources, open_resources
 from worker.sweep import delete_orphans, sweep
 
@@ -63,6 +64,7 @@ class Reconciler:
         self.resources = resources
         self.settings = resources.settings
         self.brake = Brake(self.settings.lease_ttl_seconds)
+        self.queue = QueueKeeper(resources)
         self._swept_at = -float("inf")
         self._orphans_at = -float("inf")
 
@@ -84,6 +86,7 @@ class Reconciler:
             if is_leader:
                 self.reap()
                 self.send_hints()
+                self.queue.look()
                 self._sweep_sometimes()
         return is_leader
 

@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -20,6 +21,7 @@ from worker.device import describe_machine
 from worker.health import beat
 from worker.lease import DATABASE_AWAY
 from worker.resources import Resources, open_resources
+from worker.shelf import Shelf
 from worker.slot import Slot, TakeOne
 from worker.supervise import Supervisor
 from worker.validate import Validator
@@ -38,14 +40,19 @@ class Station:
         self.slots: dict[Queue, Slot] = {}
         self._resources: Resources | None = None
         self._pulse: threading.Thread | None = None
+        self._shelf: Shelf | None = None
+        self._about_changed = threading.Event()
 
     def open(self, node: str, queues: Iterable[Queue]) -> None:
         """Start a slot for each queue. `node` is Celery's name for us: "gpu0@host"."""
         self._resources = open_resources(self.settings)
+        self._shelf = Shelf(self._resources, self._offer_changed)
         for queue in queues:
             slot = Slot(self._resources, queue, slot_name(queue, node), self._taker(self._resources, queue, node))
             self.slots[queue] = slot
             slot.start()
+        if "gpu" in self.slots:
+            self._shelf.start()
         self._pulse = threading.Thread(target=self._beat, args=(self._resources,), name="pulse", daemon=True)
         self._pulse.start()
 
@@ -57,6 +64,7 @@ class Station:
         """Take nothing new, drain what runs. Called in a signal handler, so it sets events and nothing else."""
         if self._resources is not None:
             self._resources.stop.set()
+            self._about_changed.set()
             for slot in self.slots.values():
                 slot.wake()
 
@@ -79,15 +87,26 @@ class Station:
         if queue == "cpu":
             return lambda owner: Validator(resources, owner).take_one
         lock = self.settings.data_dir / "run" / f"{slot_name(queue, node)}.trainer.lock"
-        return lambda owner: Supervisor(resources, owner, lock, self.trainer).take_one
+        assert self._shelf is not None
+        offer = self._shelf.offer
+        return lambda owner: Supervisor(resources, owner, lock, self.trainer, offer).take_one
+
+    def _offer_changed(self) -> None:
+        """Tell of it at once, and look whether there is a job for it."""
+        self._about_changed.set()
+        for slot in self.slots.values():
+            slot.wake()
 
     def _beat(self, resources: Resources) -> None:
         """Keep the rows of our slots fresh; take them away when we go."""
-        about = describe_machine(self.settings.device)
+        assert self._shelf is not None
+        machine = describe_machine(self.settings.device)
         while not resources.stop.is_set():
+            self._about_changed.clear()
             self._touch()
-            self._tell(resources, lambda session, slot: _seen(session, slot, about))
-            resources.stop.wait(self.settings.lease_renew_seconds)
+            about = machine | self._shelf.about()
+            self._tell(resources, partial(_seen, about=about))
+            self._about_changed.wait(self.settings.lease_renew_seconds)
         while any(not slot.join(self.settings.lease_renew_seconds) for slot in self.slots.values()):
             self._touch()  # draining is life, too
         self._tell(resources, lambda session, slot: workers.gone(session, slot.owner))

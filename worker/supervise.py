@@ -6,7 +6,7 @@ What is true stands in PostgreSQL; whoever finds itself fenced drops everything 
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import structlog
@@ -18,6 +18,7 @@ from app.db.engine import transaction
 from app.db.tables import Job
 from app.domain.artifacts import ManifestMismatch
 from app.domain.events import Done
+from app.domain.offers import Offer
 from app.domain.states import TERMINAL, Desired, JobState, Reason
 from app.log import get_logger
 from worker import snapshots, workdir
@@ -41,10 +42,17 @@ log = get_logger(__name__)
 class Supervisor:
     """Sees the jobs of one GPU slot through, one at a time. `trainer` is the command that WORKDIR is appended to."""
 
-    def __init__(self, resources: Resources, owner: str, trainer_lock: Path, trainer: Sequence[str] = TRAINER) -> None:
+    def __init__(
+        self,
+        resources: Resources,
+        owner: str,
+        trainer_lock: Path,
+        trainer: Sequence[str] = TRAINER,
+        offer: Callable[[], Offer] | None = None,
+    ) -> None:
         self.resources = resources
         self.settings = resources.settings
-        self.claimer = Claimer(resources, "train", owner)
+        self.claimer = Claimer(resources, "train", owner, offer)
         self.trainer_lock = trainer_lock
         self.trainer = trainer
         has_spare = self.settings.spare_trainer and self.settings.gpus_per_job == 1  # torchrun starts its own processes
@@ -119,6 +127,8 @@ class Supervisor:
             return Outcome(Reason.DRAINED, "The worker stopped before the training began; the job is queued again")
         if keeper.desired == Desired.PAUSE:
             return Outcome(Reason.PAUSED, "The job was paused before the training began")
+        if keeper.gives_way:
+            return Outcome(Reason.GAVE_WAY, "The job gave way to an urgent one before the training began")
         return None
 
     def _train(self, job: Job, keeper: LeaseKeeper, directory: Path, lock: int) -> Outcome:
@@ -153,6 +163,7 @@ class Supervisor:
             stalled=guard.stalled,
             drain_asked=guard.drain_asked_at is not None,
             pause_asked=guard.pause_asked,
+            yield_asked=guard.yield_asked,
             oom_killed=oom_kills() > kills_before,
             memory_kills=keeper.transact(lambda session: measurements.memory_kills(session, job.id)) or 0,
         )
@@ -189,7 +200,7 @@ class Supervisor:
         keeper.conclude(end)
 
     def _delay_seconds(self, reason: Reason) -> float:
-        if reason == Reason.PAUSED or (reason == Reason.DRAINED and self.resources.stop.is_set()):
+        if reason in (Reason.PAUSED, Reason.GAVE_WAY) or (reason == Reason.DRAINED and self.resources.stop.is_set()):
             return 0.0
         if reason == Reason.STORAGE_UNAVAILABLE:
             return STORAGE_PATIENCE * self.settings.requeue_delay_seconds

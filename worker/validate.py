@@ -25,6 +25,7 @@ from app.log import get_logger
 from worker.lease import Claimer, LeaseKeeper
 from worker.outcome import STORAGE_PATIENCE, Outcome
 from worker.prepare import CannotStart, Inputs, load_inputs
+from worker.reckon import reckon_needs
 from worker.resources import Resources
 
 EMPTY: dict[Method, str] = {
@@ -76,8 +77,8 @@ class Validator:
 
     def _see_through(self, job: Job, keeper: LeaseKeeper) -> None:
         try:
-            reports = self._validate(job, keeper)
-            self._accept(job, keeper, reports)
+            inputs, reports = self._validate(job, keeper)
+            self._accept(job, keeper, reports, reckon_needs(keeper, job, inputs, reports["training"]))
             log.info("files validated")
         except FencedError:
             log.info("fenced: the validation is dropped")
@@ -92,7 +93,7 @@ class Validator:
             text = "The worker met an internal error while it validated the files"
             self._give_up(keeper, Outcome(Reason.TRAINER_CRASHED, text))
 
-    def _validate(self, job: Job, keeper: LeaseKeeper) -> dict[str, Report]:
+    def _validate(self, job: Job, keeper: LeaseKeeper) -> tuple[Inputs, dict[str, Report]]:
         """Raises Rejected for the first file that is not fit, CannotStart, FencedError, OSError."""
         inputs = keeper.transact(lambda session: load_inputs(session, job))
         assert inputs is not None
@@ -105,7 +106,7 @@ class Validator:
             if warning := warn_of(kind, report, JobSpec.model_validate(job.spec)):
                 keeper.say(warning, level="warn", data={"file": file.id} | report.remarks())
             reports[kind.noun] = report
-        return reports
+        return inputs, reports
 
     def _files(self, inputs: Inputs) -> list[tuple[Kind, File]]:
         training = Kind("training", Reason.INVALID_TRAINING_FILE, self.settings.min_training_examples)
@@ -139,13 +140,13 @@ class Validator:
 
         return check
 
-    def _accept(self, job: Job, keeper: LeaseKeeper, reports: dict[str, Report]) -> None:
+    def _accept(self, job: Job, keeper: LeaseKeeper, reports: dict[str, Report], needs: dict[str, Any]) -> None:
         data = reports["training"].counts()
         if "validation" in reports:
             data["validation"] = reports["validation"].counts()
 
         def accept(session: Session) -> None:
-            claims.validated(session, keeper.lease, "Files validated, moving job to queued state", data)
+            claims.validated(session, keeper.lease, "Files validated, moving job to queued state", data, **needs)
             self.resources.hints.after_commit(session, "gpu")
 
         keeper.conclude(accept, lambda session: _is_accepted(session, job))

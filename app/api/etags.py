@@ -20,15 +20,22 @@ from app.api.schemas.events import EventBody
 from app.api.schemas.jobs import JobBody
 
 
-def job_etag(organization: str, version: int, queue_position: int | None) -> str:
-    """`queue_position` is what a job shows besides its own row."""
-    return f'"{version}-{queue_position or 0}-{_shape(organization)}"'
+def job_etag(organization: str, version: int, place: str) -> str:
+    """`place` is what a job shows besides its own row."""
+    return f'"{version}-{place}-{_shape(organization)}"'
 
 
-def jobs_etag(organization: str, jobs: Iterable[tuple[str, int, int | None]]) -> str:
-    """Of a page: (id, version, queue position) of each, and one more job where there is another page."""
-    named = "\n".join(f"{job_id} {version} {position}" for job_id, version, position in jobs)
+def jobs_etag(organization: str, jobs: Iterable[tuple[str, int, str]]) -> str:
+    """Of a page: (id, version, place) of each, and one more job where there is another page."""
+    named = "\n".join(f"{job_id} {version} {place}" for job_id, version, place in jobs)
     return f'"{_hash(named)}-{_shape(organization)}"'
+
+
+def place_tag(position: int | None, expected_start_at: datetime | None, waiting_for: str | None) -> str:
+    """The place in the queue, which the forecast writes apart from the job."""
+    start = 0 if expected_start_at is None else int(expected_start_at.timestamp())
+    lack = "" if waiting_for is None else _hash(waiting_for)[:8]
+    return f"{position or 0}.{start}.{lack}"
 
 
 def events_etag(event_seq: int) -> str:

@@ -51,7 +51,8 @@ NEW_JOB = {
     "training_file": FILE_ID, "validation_file": None, "result_files": [], "trained_tokens": None, "seed": 7,
     "error": None, "integrations": [], "metadata": {"team": "search"}, "user_provided_suffix": "demo", "lora": LORA,
     "quantization": QUANTIZATION, "sample_prompts": [], "progress": None, "trained_steps": None, "total_steps": None,
-    "phase": None, "queue_position": None, "attempts": 0, "adapter": None,
+    "phase": None, "queue_position": None, "expected_start": None, "waiting_for": None, "priority": 0, "urgent": False,
+    "worker_labels": [], "attempts": 0, "adapter": None,
 }  # fmt: skip
 FINISHED_JOB = NEW_JOB | {
     "finished_at": 1795000460, "status": "succeeded", "fine_tuned_model": TUNED, "trained_tokens": 51840,
@@ -64,7 +65,7 @@ FINISHED_JOB = NEW_JOB | {
 }  # fmt: skip
 CANCELLED_JOB = NEW_JOB | {"status": "cancelled", "finished_at": 1795000200}
 PAUSED_JOB = NEW_JOB | {"status": "paused"}
-QUEUED_JOB = NEW_JOB | {"status": "queued", "queue_position": 1}
+QUEUED_JOB = NEW_JOB | {"status": "queued", "queue_position": 1, "expected_start": 1795000340}
 PLAN = {
     "object": "fine_tuning.plan", "model": MODEL, "training_file": FILE_ID, "verdict": "fits",
     "message": "Fits NVIDIA L4: 1.93 GB of 24.15 GB, with rows of 8,192 tokens, nothing recomputed.",
@@ -126,6 +127,37 @@ TUNED_MODEL = {
     "id": TUNED, "object": "model", "created": 1795000460, "owned_by": "tunery", "fine_tunable": False,
     "base_model": MODEL, "fine_tuning_job_id": JOB_ID,
 }  # fmt: skip
+WORKER = {
+    "id": "worker_3f9a1c07d2b845e6", "object": "worker", "queue": "gpu", "status": "busy",
+    "device": {"kind": "cuda", "name": "NVIDIA L4", "memory_bytes": 24_152_899_584, "count": 1}, "models": [MODEL],
+    "labels": ["site=berlin"], "job_id": JOB_ID, "started_at": 1794990000, "seen_at": 1795000300, "name": None,
+    "hostname": None, "pid": None, "versions": None,
+}  # fmt: skip
+QUEUE = {
+    "object": "queue", "workers": {"alive": 2, "busy": 2}, "own": {"validating": 0, "waiting": 1, "running": 1},
+    "others": {"validating": 0, "waiting": 3, "running": 1},
+    "running": [
+        {
+            "id": JOB_ID, "project_id": "proj_1a2b3c4d5e6f", "model": MODEL, "worker_id": WORKER["id"], "priority": 0,
+            "urgent": False, "phase": "training", "started_at": 1795000110, "expected_finish": 1795000460,
+            "gives_way": False,
+        }
+    ],
+    "waiting": [
+        {
+            "id": "ftjob-7c8d9e0f1a2b3c4d5e6f7a8b", "project_id": "proj_1a2b3c4d5e6f", "model": MODEL, "position": 2,
+            "expected_start": 1795000460, "waiting_for": None, "priority": 10, "urgent": False, "worker_labels": [],
+            "planned_seconds": 41.0, "created_at": 1795000200,
+        }
+    ],
+    "has_more": False,
+    "projects": [
+        {
+            "project_id": "proj_1a2b3c4d5e6f", "gpu_seconds": 5400.0, "held_gpu_seconds": 160.0, "share_weight": 1.0,
+            "share": 5560.0, "running_jobs": 1, "max_running_jobs": 4,
+        }
+    ],
+}  # fmt: skip
 READY = {
     "status": "ready",
     "checks": {
@@ -172,6 +204,8 @@ ANSWERS: dict[str, Any] = {
     "GET /v1/models": {"object": "list", "data": [BASE_MODEL, TUNED_MODEL]},
     "GET /v1/models/{model}": BASE_MODEL,
     "DELETE /v1/models/{model}": _deleted(TUNED_MODEL),
+    "GET /v1/workers": _page(WORKER),
+    "GET /v1/queue": QUEUE,
     "GET /healthz": {"status": "ok"},
     "GET /readyz": READY,
     **examples_organization.ANSWERS,

@@ -16,7 +16,7 @@ from app.api import examples
 from app.api.auth import admit, bearer_secret
 from app.api.departures import closed_when_gone
 from app.api.deps import Engines
-from app.api.etags import headers_of, job_etag, not_modified
+from app.api.etags import headers_of, job_etag, not_modified, place_tag
 from app.api.ranges import is_known
 from app.api.schemas.jobs import JobBody, render_job
 from app.db.job_reads import job_by_key, version_by_key
@@ -50,7 +50,10 @@ async def get_job(request: Request, job_id: str, wait: Wait = 0) -> Response:
         if is_known(request.headers, etag):
             return not_modified(etag)
     row = _known(request, await job_by_key(engines.connections, secret, job_id), job_id)
-    rendered = render_job(row, engines.settings.organization, row.queue_position, row.adapter_file_ids)
+    rendered = render_job(
+        row, engines.settings.organization, row.queue_position, row.adapter_file_ids, row.expected_start_at,
+        row.waiting_for,
+    )  # fmt: skip
     body = json.dumps(rendered, separators=(",", ":"), ensure_ascii=False).encode()
     return Response(body, headers=headers_of(_etag(engines, row)), media_type="application/json")
 
@@ -78,7 +81,8 @@ async def _until_changed(engines: Engines, request: Request, secret: str, job_id
 
 
 def _etag(engines: Engines, row: Any) -> str:
-    return job_etag(engines.settings.organization, row.version, row.queue_position)
+    place = place_tag(row.queue_position, row.expected_start_at, row.waiting_for)
+    return job_etag(engines.settings.organization, row.version, place)
 
 
 def _known(request: Request, row: Any, job_id: str) -> Any:

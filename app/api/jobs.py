@@ -10,7 +10,7 @@ from app.api import examples
 from app.api.auth import CallerDep
 from app.api.bodies import JsonBodyDep
 from app.api.deps import Engines, EnginesDep, SessionDep
-from app.api.etags import checkpoints_etag, events_etag, jobs_etag, json_with, not_modified
+from app.api.etags import checkpoints_etag, events_etag, jobs_etag, json_with, not_modified, place_tag
 from app.api.pages import After, Limit, envelope
 from app.api.ranges import is_known
 from app.api.schemas.checkpoints import CheckpointList, render_checkpoint
@@ -21,7 +21,7 @@ from app.api.schemas.plans import PlanBody, render_plan
 from app.db.engine import transaction
 from app.errors import BadRequest, all_at_once
 from app.services import jobs, plan
-from app.services.jobs import JobRequest, SeenJob
+from app.services.jobs import JobRequest, SeenJob, Turn
 
 MAX_JOBS = 100
 MAX_EVENTS = 1_000
@@ -33,7 +33,7 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"])
 @router.post("", response_model=JobBody, summary="Create a job", openapi_extra=examples.CREATE_JOB_BODY)
 def create_job(body: JsonBodyDep, caller: CallerDep, session: SessionDep, engines: EnginesDep) -> Any:
     """Answers at once in `validating_files`; what is wrong with the data itself is told by the job."""
-    return _render(engines, jobs.create(session, engines.hints, caller.project_id, _job_request(body)))
+    return _render(engines, jobs.create(session, engines.hints, caller.project_id, _job_request(body), caller.is_admin))
 
 
 @router.post("/plan", response_model=PlanBody, summary="Plan a job", openapi_extra=examples.CREATE_JOB_BODY)
@@ -65,11 +65,12 @@ def list_jobs(
     organization = engines.settings.organization
     asked = (session, caller.project_id, limit + 1, after, *_metadata_filter(request))
     if "if-none-match" in request.headers:
-        etag = jobs_etag(organization, jobs.page_versions(*asked))
+        known = jobs.page_versions(*asked)
+        etag = jobs_etag(organization, ((job_id, version, place_tag(*place)) for job_id, version, place in known))
         if is_known(request.headers, etag):
             return not_modified(etag)
     rows = jobs.page(*asked)
-    etag = jobs_etag(organization, ((seen.job.id, seen.job.version, seen.queue_position) for seen in rows))
+    etag = jobs_etag(organization, ((seen.job.id, seen.job.version, place_tag(*seen.place)) for seen in rows))
     return json_with(etag, envelope(rows, limit, lambda seen: _render(engines, seen)))
 
 
@@ -126,7 +127,10 @@ def list_checkpoints(
 
 
 def _render(engines: Engines, seen: SeenJob) -> dict[str, Any]:
-    return render_job(seen.job, engines.settings.organization, seen.queue_position, seen.adapter_file_ids)
+    return render_job(
+        seen.job, engines.settings.organization, seen.queue_position, seen.adapter_file_ids, seen.expected_start_at,
+        seen.waiting_for,
+    )  # fmt: skip
 
 
 def _job_request(body: dict[str, Any]) -> JobRequest:
@@ -142,6 +146,7 @@ def _job_request(body: dict[str, Any]) -> JobRequest:
         integrations=parsed.integrations or (),
         body=parsed.model_dump(exclude_unset=True),
         problems=problems,
+        turn=Turn(parsed.priority or 0, parsed.urgent or False, sorted(set(parsed.worker_labels or ()))),
     )
 
 

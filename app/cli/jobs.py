@@ -65,6 +65,15 @@ def create(
     no_quantization: NoQuantization = False,
     settings: Settings = None,
     metadata: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="A note on the job.")] = None,
+    priority: Annotated[
+        int | None, typer.Option(min=-100, max=100, help="Among your project's waiting jobs: higher goes first (0).")
+    ] = None,
+    urgent: Annotated[
+        bool, typer.Option("--urgent", help="Go before everybody's jobs, where that is allowed.")
+    ] = False,
+    labels: Annotated[
+        list[str] | None, typer.Option("--worker-label", help="Only a worker with this label takes the job.")
+    ] = None,
     follow: Annotated[bool, typer.Option("--watch", help="Stay until the job is over.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -82,6 +91,7 @@ def create(
         settings=settings or [],
         metadata=metadata or [],
         method=method,
+        queue={"priority": priority, "urgent": urgent or None, "worker_labels": labels or None},
     )
     job = client.post("fine_tuning/jobs", upload_paths(client, asked))
     _tell_created(job, as_json, follow)

@@ -24,9 +24,11 @@ def build_body(
     settings: Sequence[str],
     metadata: Sequence[str],
     method: str | None = None,
+    queue: Json | None = None,
 ) -> Json:
     body: Json = {"model": model, "training_file": training_file}
     body |= _given({"validation_file": validation_file, "suffix": suffix, "seed": seed})
+    body |= _given(queue or {})
     objects = {"hyperparameters": _given(hyperparameters), "lora": _given(lora), "quantization": {}}
     _apply(settings, objects)
     if method or objects["hyperparameters"]:

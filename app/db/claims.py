@@ -8,16 +8,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy import ColumnElement, and_, func, null, select, update
 from sqlalchemy.orm import Session
 
+from app.db import fair_queue
 from app.db.events import take_seq, tell
+from app.db.fair_queue import Kind
 from app.db.tables import Attempt, Job
+from app.domain.fair_share import HALF_LIFE_SECONDS
+from app.domain.offers import Offer
 from app.domain.states import CRASHES, FINAL_STATE, TERMINAL, Desired, JobState, Reason
 
-Kind = Literal["validate", "train"]
 CLAIMED_STATE: dict[Kind, JobState] = {"validate": JobState.VALIDATING, "train": JobState.QUEUED}
 STARTED: dict[Kind, str] = {"validate": "Validating training file: {files}", "train": "Fine-tuning job started"}
 HELD = [JobState.VALIDATING.value, JobState.RUNNING.value]
@@ -40,39 +43,49 @@ class UnwantedError(RuntimeError):
     """The lease holds, but the user does not want a success any more: a pause came in between."""
 
 
-def claim(session: Session, kind: Kind, owner: str, ttl_seconds: float) -> Job | None:
-    """Take the next job that waits for this kind of work: highest priority first, then oldest. None if there is none.
+@dataclass(frozen=True)
+class Wish:
+    """What is wanted of a running job: by its user, and by the operator, who may let it give way to an urgent one."""
 
-    One statement picks the row (SKIP LOCKED: two workers never wait for each other) and takes it.
+    desired: Desired
+    gives_way: bool = False
+
+
+def claim(
+    session: Session,
+    kind: Kind,
+    owner: str,
+    ttl_seconds: float,
+    offer: Offer | None = None,
+    half_life_seconds: float = HALF_LIFE_SECONDS,
+) -> Job | None:
+    """Take the job whose turn it is (app.db.fair_queue) and that `offer` has room for; None if there is none.
+
+    One statement picks the row and takes it. SKIP LOCKED: who cancels or pauses a job keeps no worker waiting.
     """
-    waiting = (
-        select(Job.id)
-        .where(_waits_for(kind))
-        .order_by(Job.priority.desc(), Job.seq)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-        .scalar_subquery()
-    )
-    values: dict[str, Any] = {"phase": "validating"}
-    if kind == "train":
-        values = {
-            "state": JobState.RUNNING,
-            "phase": "loading",
-            "train_attempts": Job.train_attempts + 1,
-            "started_at": func.coalesce(Job.started_at, func.clock_timestamp()),
-        }
+    if not is_waiting(session, kind):
+        return None
+    fair_queue.enter(session, kind)
     job = session.execute(
         update(Job)
-        .where(Job.id == waiting)
+        .where(Job.id == fair_queue.next_job(kind, offer, half_life_seconds))
         .values(
-            attempt=Job.attempt + 1, lease_owner=owner, lease_expires_at=_expiry(ttl_seconds), **take_seq(), **values
+            attempt=Job.attempt + 1, lease_owner=owner, lease_expires_at=_expiry(ttl_seconds), **take_seq(),
+            **_begin(kind),
         )
         .returning(Job)
         .execution_options(populate_existing=True)
-    ).scalar_one_or_none()
+    ).scalar_one_or_none()  # fmt: skip
     if job is None:
         return None
-    session.add(Attempt(job_id=job.id, attempt=job.attempt, project_id=job.project_id, kind=kind, worker=owner))
+    if kind == "validate":
+        fair_queue.take_turn(session, job.project_id)
+    session.add(
+        Attempt(
+            job_id=job.id, attempt=job.attempt, project_id=job.project_id, kind=kind, worker=owner,
+            gpus=offer.gpus if offer else 1,
+        )
+    )  # fmt: skip
     tell(session, job, _started(kind, job))
     return job
 
@@ -89,12 +102,12 @@ def renew(session: Session, lease: Lease, ttl_seconds: float) -> None:
     _guarded(session, lease, {"lease_expires_at": _expiry(ttl_seconds)})
 
 
-def look(session: Session, lease: Lease) -> Desired:
-    """What the user wants of the job I hold. Raises FencedError."""
-    desired = session.scalar(select(Job.desired).where(_held_by(lease)))
-    if desired is None:
+def look(session: Session, lease: Lease) -> Wish:
+    """What is wanted of the job I hold. Raises FencedError."""
+    row = session.execute(select(Job.desired, Job.yield_requested_at).where(_held_by(lease))).one_or_none()
+    if row is None:
         raise FencedError(lease.job_id)
-    return Desired(desired)
+    return Wish(Desired(row.desired), row.yield_requested_at is not None)
 
 
 def say(
@@ -142,8 +155,10 @@ def end_attempt(
     return end(session, job, reason, message, level, data, param, delay_seconds, max_crash_streak, columns)
 
 
-def validated(session: Session, lease: Lease, message: str, data: Mapping[str, Any] | None = None) -> Job:
-    """`validating_files` -> `queued`. Raises FencedError."""
+def validated(
+    session: Session, lease: Lease, message: str, data: Mapping[str, Any] | None = None, **columns: Any
+) -> Job:
+    """`validating_files` -> `queued`; columns of the row with it. Raises FencedError."""
     job = _guarded(
         session,
         lease,
@@ -153,6 +168,7 @@ def validated(session: Session, lease: Lease, message: str, data: Mapping[str, A
             "lease_owner": null(),
             "lease_expires_at": null(),
             "crash_streak": 0,
+            **columns,
             **take_seq(),
         },
     )
@@ -191,6 +207,8 @@ def end(
         "crash_streak": streak,
         "lease_owner": null(),
         "lease_expires_at": null(),
+        "yield_requested_at": null(),
+        "times_yielded": Job.times_yielded + (1 if reason == Reason.GAVE_WAY else 0),
         "run_after": func.clock_timestamp() + timedelta(seconds=delay_seconds * 2 ** max(0, streak - 1)),
         **columns,
         **take_seq(),
@@ -218,6 +236,17 @@ def _next_state(job: Job, reason: Reason) -> JobState:
     if state == JobState.PAUSED and job.desired == Desired.RUN:
         return JobState.QUEUED  # the user changed their mind while the trainer was stopping
     return state
+
+
+def _begin(kind: Kind) -> dict[str, Any]:
+    if kind == "validate":
+        return {"phase": "validating"}
+    return {
+        "state": JobState.RUNNING,
+        "phase": "loading",
+        "train_attempts": Job.train_attempts + 1,
+        "started_at": func.coalesce(Job.started_at, func.clock_timestamp()),
+    }
 
 
 def _waits_for(kind: Kind) -> ColumnElement[bool]:

@@ -15,11 +15,16 @@ from app.db.keys import hash_key
 
 PAGE = 500  # events in one read of a stream
 
-QUEUE_POSITION = """
-  CASE WHEN job.state = 'queued' THEN (
-    SELECT 1 + count(*) FROM jobs AS ahead
-    WHERE ahead.state = 'queued' AND ahead.desired = 'run' AND (-ahead.priority, ahead.seq) < (-job.priority, job.seq)
-  ) END AS queue_position
+# One that has just come is the last until the next forecast.
+PLACE = """
+  place.expected_start_at, place.waiting_for,
+  CASE WHEN job.state = 'queued'
+    THEN coalesce(place.position, 1 + coalesce((SELECT max(position) FROM queue_places), 0)) END AS queue_position
+"""
+OF_KEY = f"""
+FROM ({KEY_BY_SECRET}) AS key
+LEFT JOIN jobs AS job ON job.project_id = key.project_id AND job.id = %(job_id)s
+LEFT JOIN queue_places AS place ON place.job_id = job.id AND job.state = 'queued'
 """
 
 JOB_BY_KEY = f"""
@@ -30,17 +35,13 @@ SELECT
   job.progress, job.trained_tokens, job.fine_tuned_model, job.result_file_ids, job.adapter_sha256, job.adapter_bytes,
   job.adapter_archive_file_id, job.error_code, job.error_message, job.error_param,
   checkpoint.file_ids AS adapter_file_ids,
-  {QUEUE_POSITION}
-FROM ({KEY_BY_SECRET}) AS key
-LEFT JOIN jobs AS job ON job.project_id = key.project_id AND job.id = %(job_id)s
+  job.priority, job.is_urgent, job.worker_labels,
+  {PLACE}
+{OF_KEY}
 LEFT JOIN checkpoints AS checkpoint ON checkpoint.name = job.fine_tuned_model
 """
 # What the ETag is made of, and nothing of what it stands for: a 304 costs this.
-VERSION_BY_KEY = f"""
-SELECT key.*, job.id, job.version, job.state, job.event_seq, {QUEUE_POSITION}
-FROM ({KEY_BY_SECRET}) AS key
-LEFT JOIN jobs AS job ON job.project_id = key.project_id AND job.id = %(job_id)s
-"""
+VERSION_BY_KEY = f"SELECT key.*, job.id, job.version, job.state, job.event_seq, {PLACE} {OF_KEY}"
 SEQ_OF_EVENT = "SELECT seq FROM job_events WHERE job_id = %(job_id)s AND id = %(event_id)s"
 # One statement, so one snapshot: whether the job is over, and whether these are its last events, belong together.
 EVENTS_AFTER = f"""

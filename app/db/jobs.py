@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import Select, case, func, null, or_, select, tuple_, update
+from sqlalchemy import Select, case, func, null, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.db.events import take_seq, tell
@@ -26,6 +26,7 @@ def insert(
     validation_file_id: str | None = None,
     suffix: str | None = None,
     metadata: Mapping[str, str] | None = None,
+    **columns: Any,
 ) -> Job:
     """Create a job in `validating_files` together with its first event."""
     job = Job(
@@ -38,6 +39,7 @@ def insert(
         suffix=suffix,
         user_metadata=dict(metadata) if metadata is not None else None,
         event_seq=1,
+        **columns,
     )
     session.add(job)
     session.flush()
@@ -69,12 +71,11 @@ def page_versions(
     after: Job | None = None,
     metadata: Mapping[str, str] | None = None,
     without_metadata: bool = False,
-) -> list[tuple[str, int, int | None]]:
-    """(id, version, place in the queue) of what `page` finds: whether a page has changed, for a tenth of its price."""
+) -> list[tuple[str, int, str]]:
+    """(id, version, state) of what `page` finds: whether a page has changed, for a tenth of its price."""
     query = select(Job.id, Job.version, Job.state).where(Job.project_id == project_id)
-    rows = session.execute(_page(query, limit, after, metadata, without_metadata)).all()
-    positions = queue_positions(session, [row.id for row in rows if row.state == JobState.QUEUED])
-    return [(row.id, row.version, positions.get(row.id)) for row in rows]
+    rows = session.execute(_page(query, limit, after, metadata, without_metadata))
+    return [(row.id, row.version, row.state) for row in rows]
 
 
 def numbers(session: Session, project_id: str, job_id: str) -> tuple[int, int] | None:
@@ -89,31 +90,6 @@ def unfinished(session: Session, project_id: str) -> list[str]:
     return list(
         session.scalars(select(Job.id).where(Job.project_id == project_id, Job.state.in_(ACTIVE)).order_by(Job.seq))
     )
-
-
-def queue_position(session: Session, job: Job) -> int | None:
-    """1 for the job that the next free worker takes; None for a job that does not wait."""
-    if job.state != JobState.QUEUED:
-        return None
-    ahead = select(func.count()).where(
-        Job.state == JobState.QUEUED,
-        Job.desired == Desired.RUN,
-        tuple_(-Job.priority, Job.seq) < tuple_(-job.priority, job.seq),
-    )
-    return 1 + (session.scalar(ahead) or 0)
-
-
-def queue_positions(session: Session, job_ids: Sequence[str]) -> dict[str, int]:
-    """`queue_position` of a whole page in one query; jobs that do not wait are absent."""
-    if not job_ids:
-        return {}
-    waiting = (
-        select(Job.id, func.row_number().over(order_by=(Job.priority.desc(), Job.seq)).label("position"))
-        .where(Job.state == JobState.QUEUED, Job.desired == Desired.RUN)
-        .subquery()
-    )
-    found = session.execute(select(waiting.c.id, waiting.c.position).where(waiting.c.id.in_(job_ids)))
-    return {row.id: row.position for row in found}
 
 
 def cancel(session: Session, project_id: str, job_id: str) -> Job | None:
@@ -132,6 +108,7 @@ def cancel(session: Session, project_id: str, job_id: str) -> Job | None:
         phase=None,
         lease_owner=null(),
         lease_expires_at=null(),
+        yield_requested_at=null(),
         finished_at=func.clock_timestamp(),
     )
     if job is None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import func, select, text, update
+from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
-from app.db.tables import Attempt, File, Job
+from app.db.tables import File, Job
 from app.domain.states import JobState
 
 WAITING = (JobState.VALIDATING, JobState.QUEUED)
@@ -60,11 +60,6 @@ def gpu_seconds(session: Session, project_id: str) -> tuple[float, float]:
     """(used this month, held for what running attempts will still take)."""
     row = session.execute(text(GPU_SECONDS), {"project_id": project_id}).one()
     return row.used, row.held
-
-
-def note_gpus(session: Session, job: Job, gpus: int) -> None:
-    """How many GPUs the attempt that was just claimed takes."""
-    session.execute(update(Attempt).where(Attempt.job_id == job.id, Attempt.attempt == job.attempt).values(gpus=gpus))
 
 
 def _jobs(session: Session, project_id: str, *states: JobState) -> int:

@@ -9,7 +9,12 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
+from app.db import measurements
 from app.db.tables import Job, Worker
+from app.domain.estimate import Device
+from app.domain.needs import Place
+from app.domain.offers import device_of
+from app.domain.spec import JobSpec
 
 FORGET_AFTER = timedelta(days=1)
 
@@ -28,6 +33,18 @@ def alive(session: Session, within_seconds: float = 60) -> list[Worker]:
 def busy(session: Session) -> list[Worker]:
     """Those that hold a job."""
     return list(session.scalars(select(Worker).where(Worker.id.in_(select(Job.lease_owner)))))
+
+
+def places(session: Session, spec: JobSpec, manifest_sha256: str) -> list[Place]:
+    """The kinds of devices of the workers that train and are alive, with what such jobs took on them."""
+    found: dict[Device, int] = {}
+    for worker in alive(session):
+        if worker.queue == "gpu" and (device := device_of(worker.about)):
+            found[device] = found.get(device, 0) + 1
+    return [
+        Place(device, count, measurements.alike(session, device.name, manifest_sha256, spec.quantization, spec.method))
+        for device, count in found.items()
+    ]
 
 
 def gone(session: Session, worker_id: str) -> None:

@@ -47,6 +47,7 @@ class Reason(StrEnum):
 
     DONE = "done"
     DRAINED = "drained"
+    GAVE_WAY = "gave_way"
     PAUSED = "paused"
     CANCELLED = "cancelled"
     WORKER_LOST = "worker_lost"
@@ -70,6 +71,7 @@ class Reason(StrEnum):
 FINAL_STATE: dict[Reason, JobState] = {
     Reason.DONE: JobState.SUCCEEDED,
     Reason.DRAINED: JobState.QUEUED,
+    Reason.GAVE_WAY: JobState.QUEUED,  # to an urgent job; nobody's fault either
     Reason.PAUSED: JobState.PAUSED,
     Reason.CANCELLED: JobState.CANCELLED,
     Reason.WORKER_LOST: JobState.QUEUED,

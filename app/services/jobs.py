@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app.db import checkpoints, events, files, jobs, models
-from app.db.tables import BaseModelRow, Checkpoint, File, Job, JobEvent
+from app.db import checkpoints, events, files, jobs, models, queue_places
+from app.db.tables import BaseModelRow, Checkpoint, File, Job, JobEvent, Project, QueuePlace
 from app.domain.catalog import CatalogEntry
 from app.domain.lora_knobs import Ancestor
 from app.domain.resolve import resolve
 from app.domain.spec import JobSpec
 from app.domain.states import Desired, JobState
-from app.errors import BadRequest, NotFound, all_at_once
+from app.errors import BadRequest, NotFound, NotPermitted, all_at_once
 from app.queue import Hints
 from app.services import ancestors, quotas
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a job asks of the queue."""
+
+    priority: int = 0
+    is_urgent: bool = False
+    worker_labels: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,10 @@ class JobRequest:
     integrations: Sequence[Any]
     body: Mapping[str, Any]
     problems: Sequence[BadRequest] = ()
+    turn: Turn = Turn()
+
+
+Place = tuple[int | None, datetime | None, str | None]  # position, expected start, what it waits for
 
 
 @dataclass(frozen=True)
@@ -41,11 +55,18 @@ class SeenJob:
     job: Job
     queue_position: int | None
     adapter_file_ids: list[str] | None
+    expected_start_at: datetime | None = None
+    waiting_for: str | None = None
+
+    @property
+    def place(self) -> Place:
+        return self.queue_position, self.expected_start_at, self.waiting_for
 
 
-def create(session: Session, hints: Hints, project_id: str, request: JobRequest) -> SeenJob:
-    """Raises as `resolved`, and QuotaExceeded."""
+def create(session: Session, hints: Hints, project_id: str, request: JobRequest, is_admin: bool = False) -> SeenJob:
+    """Raises as `resolved`; NotPermitted for an urgent job of a project that may have none; QuotaExceeded."""
     _, training_file, validation_file, spec = resolved(session, project_id, request)
+    _refuse_urgency(session, project_id, request.turn, is_admin)
     quotas.ensure_may_queue(session, project_id)
     job = jobs.insert(
         session,
@@ -55,6 +76,9 @@ def create(session: Session, hints: Hints, project_id: str, request: JobRequest)
         validation_file.id if validation_file else None,
         suffix=request.suffix,
         metadata=request.metadata,
+        priority=request.turn.priority,
+        is_urgent=request.turn.is_urgent,
+        worker_labels=list(request.turn.worker_labels),
     )
     hints.after_commit(session, "cpu")
     return SeenJob(job, None, None)
@@ -105,10 +129,12 @@ def page_versions(
     after: str | None,
     metadata: Mapping[str, str],
     without_metadata: bool,
-) -> list[tuple[str, int, int | None]]:
+) -> list[tuple[str, int, Place]]:
     """(id, version, place in the queue) of each job of a page."""
     last = _cursor(session, project_id, after)
-    return jobs.page_versions(session, project_id, limit, last, metadata, without_metadata)
+    rows = jobs.page_versions(session, project_id, limit, last, metadata, without_metadata)
+    places = queue_places.of(session, [job_id for job_id, _, state in rows if state == JobState.QUEUED])
+    return [(job_id, version, _place(places.get(job_id))) for job_id, version, _ in rows]
 
 
 def numbers(session: Session, project_id: str, job_id: str) -> tuple[int, int]:
@@ -190,6 +216,15 @@ def _cursor(session: Session, project_id: str, after: str | None) -> Job | None:
     return last
 
 
+def _refuse_urgency(session: Session, project_id: str, turn: Turn, is_admin: bool) -> None:
+    if turn.is_urgent and not is_admin and not session.get_one(Project, project_id).may_be_urgent:
+        text = (
+            "urgent: the jobs of this project may not go before those of others; use priority to order them among "
+            "themselves, or ask the operator (`tunery allow-urgent`)."
+        )
+        raise NotPermitted(text, "urgent")
+
+
 def _model(session: Session, project_id: str, name: str) -> tuple[BaseModelRow, Ancestor | None]:
     base = models.get_base(session, project_id, name)
     if base is not None:
@@ -254,10 +289,19 @@ def _wrong_state(job: Job, verb: str, allowed: str) -> BadRequest:
 
 def _seen(session: Session, page: list[Job]) -> list[SeenJob]:
     """Two queries for a whole page, whatever its length."""
-    positions = jobs.queue_positions(session, [job.id for job in page if job.state == JobState.QUEUED])
+    places = queue_places.of(session, [job.id for job in page if job.state == JobState.QUEUED])
     names = [job.fine_tuned_model for job in page if job.fine_tuned_model is not None]
     finals = checkpoints.by_names(session, names)
-    return [SeenJob(job, positions.get(job.id), _final_file_ids(job, finals)) for job in page]
+    return [_with_place(SeenJob(job, None, _final_file_ids(job, finals)), places.get(job.id)) for job in page]
+
+
+def _place(place: QueuePlace | None) -> Place:
+    return (None, None, None) if place is None else (place.position, place.expected_start_at, place.waiting_for)
+
+
+def _with_place(seen: SeenJob, place: QueuePlace | None) -> SeenJob:
+    position, expected_start_at, waiting_for = _place(place)
+    return replace(seen, queue_position=position, expected_start_at=expected_start_at, waiting_for=waiting_for)
 
 
 def _final_file_ids(job: Job, finals: Mapping[str, Checkpoint]) -> list[str] | None:

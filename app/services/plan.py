@@ -12,12 +12,11 @@ from typing import Literal
 
 from sqlalchemy.orm import Session
 
-from app.db import measurements, workers
-from app.db.tables import Worker
+from app.db import workers
 from app.domain.catalog import CatalogEntry, RefusedModel, describe
 from app.domain.dataset_report import Report
-from app.domain.estimate import Device, Placement, Work, place
-from app.domain.modes import Measurement
+from app.domain.estimate import Placement, Work, place
+from app.domain.needs import Place
 from app.domain.spec import JobSpec
 from app.errors import InvalidDataset, NotFound, Unavailable
 from app.services import jobs
@@ -26,15 +25,6 @@ from app.services.jobs import JobRequest
 from app.storage import Storage
 
 Verdict = Literal["fits", "no_device_fits", "no_worker"]
-
-
-@dataclass(frozen=True)
-class Place:
-    """A kind of device, and how many workers have it."""
-
-    device: Device
-    workers: int
-    measurements: Sequence[Measurement]
 
 
 @dataclass(frozen=True)
@@ -88,7 +78,7 @@ def ask(session: Session, project_id: str, request: JobRequest) -> Question:
         storage_key=training_file.storage_key,
         file_sha256=training_file.sha256,
         file_bytes=training_file.bytes,
-        places=_places(session, spec, base.manifest_sha256),
+        places=workers.places(session, spec, base.manifest_sha256),
     )
 
 
@@ -107,30 +97,6 @@ def answer(storage: Storage, counter: Counter, question: Question) -> Answer:
     entry = _whole(question.entry, question.directory)
     placements = [place(entry, spec, work, each.device, each.measurements) for each in question.places]
     return Answer(question, report, work, placements)
-
-
-def _places(session: Session, spec: JobSpec, manifest_sha256: str) -> list[Place]:
-    """The kinds of devices of the workers that train and are alive."""
-    found: dict[Device, int] = {}
-    for worker in workers.alive(session):
-        if worker.queue == "gpu" and (device := _device(worker)):
-            found[device] = found.get(device, 0) + 1
-    return [
-        Place(
-            device,
-            count,
-            measurements.alike(session, device.name, manifest_sha256, spec.quantization, spec.method),
-        )
-        for device, count in found.items()
-    ]
-
-
-def _device(worker: Worker) -> Device | None:
-    """A worker of before this room existed does not say what it has."""
-    about = worker.about
-    if about.get("kind") not in ("cpu", "cuda") or not about.get("memory_bytes"):
-        return None
-    return Device(about["kind"], str(about["device"]), int(about["memory_bytes"]), int(about.get("cpus") or 1))
 
 
 def _refuse_unfit(report: Report) -> None:

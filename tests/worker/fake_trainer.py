@@ -24,6 +24,7 @@ PR_SET_PDEATHSIG = 1
 class Plan:
     steps: int = 4
     step_seconds: float = 0.0
+    eta_seconds: float = 0.1  # what it says is left, at every step
     checkpoint_every: int = 0
     snapshot_every: int = 0
     validation: bool = False
@@ -103,7 +104,7 @@ class FakeTrainer:
         self.say(
             kind="metric", step=step, total_steps=self.plan.steps, epoch=epoch, train_loss=1.0 / step,
             train_mean_token_accuracy=0.75, learning_rate=1e-3, grad_norm=0.5, trained_tokens=100 * step,
-            labelled_tokens=30, tokens_per_second=1000.0, eta_seconds=0.1, **measured,
+            labelled_tokens=30, tokens_per_second=1000.0, eta_seconds=self.plan.eta_seconds, **measured,
         )  # fmt: skip
         if is_due(self.plan.checkpoint_every, step) and step < self.plan.steps:
             self.checkpoint(step)

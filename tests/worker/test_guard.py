@@ -46,6 +46,7 @@ class FakeKeeper:
     fenced: bool = False
     unconfirmed_seconds: float = 0.0
     desired: Desired = Desired.RUN
+    gives_way: bool = False
 
     def lose(self, why: str) -> None:
         self.fenced = True
@@ -150,3 +151,16 @@ def test_a_guard_that_fails_kills(scene: Scene, monkeypatch: pytest.MonkeyPatch)
         while not scene.child.done and time.monotonic() < deadline:
             time.sleep(0.01)
     assert "kill" in scene.child.done
+
+
+def test_giving_way_is_a_drain_by_word_and_without_a_deadline(scene: Scene) -> None:
+    scene.keeper.gives_way = True
+    scene.guard.look()
+    scene.guard.look()
+    assert (scene.child.done, scene.guard.yield_asked, scene.guard.drain_asked_at) == (["drain"], True, None)
+
+
+def test_a_pause_outranks_giving_way(scene: Scene) -> None:
+    scene.keeper.gives_way, scene.keeper.desired = True, Desired.PAUSE
+    scene.guard.look()
+    assert scene.child.done == ["pause"]

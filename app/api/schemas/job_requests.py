@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSche
 from app.api.error_handlers import as_problems
 from app.api.schemas import knobs
 from app.api.schemas.common import Body
+from app.domain.fair_share import HIGHEST_PRIORITY, LOWEST_PRIORITY
+from app.domain.offers import LABEL, MAX_LABELS
 from app.domain.resolve import MAX_SEED
 from app.domain.spec import MAX_SAMPLE_PROMPTS, SamplePrompt
 from app.errors import BadRequest, all_at_once
@@ -51,6 +53,9 @@ class Method(Strict):
     dpo: Dpo | None = None
 
 
+WorkerLabel = Annotated[str, Field(pattern=f"^{LABEL.pattern}$")]
+
+
 class CreateJob(Strict):
     model: Annotated[Id, Field(description="A base model, or an `ft:` model to go on from: see GET /v1/models.")]
     training_file: Annotated[Id, Field(description="A file with purpose fine-tune.")]
@@ -70,6 +75,22 @@ class CreateJob(Strict):
     integrations: Annotated[list[Any], Field(description="None is offered: null or empty.")] | None = None
     lora: Annotated[Any, WithJsonSchema(knobs.LORA)] = None
     quantization: Annotated[Any, WithJsonSchema(knobs.QUANTIZATION)] = None
+    priority: Annotated[
+        int | None,
+        Field(
+            ge=LOWEST_PRIORITY,
+            le=HIGHEST_PRIORITY,
+            description="Among the waiting jobs of your project: higher goes first. Absent: 0.",
+        ),
+    ] = None
+    urgent: Annotated[
+        bool | None,
+        Field(description="Go before every project's other jobs. For admin keys, and projects that were allowed to."),
+    ] = None
+    worker_labels: Annotated[
+        list[WorkerLabel] | None,
+        Field(max_length=MAX_LABELS, description="Only a worker that has all of these labels takes the job."),
+    ] = None
 
 
 def parsed(model: type[Parsed], body: Mapping[str, Any]) -> Parsed:

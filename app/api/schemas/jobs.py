@@ -93,6 +93,11 @@ class JobBody(Body):
     total_steps: int | None
     phase: str | None
     queue_position: int | None
+    expected_start: int | None
+    waiting_for: str | None
+    priority: int
+    urgent: bool
+    worker_labels: list[str]
     attempts: int
     adapter: AdapterOfJob | None
 
@@ -143,6 +148,12 @@ class JobView(Protocol):
     @property
     def train_attempts(self) -> int: ...
     @property
+    def priority(self) -> int: ...
+    @property
+    def is_urgent(self) -> bool: ...
+    @property
+    def worker_labels(self) -> list[str]: ...
+    @property
     def adapter_archive_file_id(self) -> str | None: ...
     @property
     def adapter_sha256(self) -> str | None: ...
@@ -151,7 +162,12 @@ class JobView(Protocol):
 
 
 def render_job(
-    job: JobView, organization: str, queue_position: int | None, adapter_file_ids: Sequence[str] | None
+    job: JobView,
+    organization: str,
+    queue_position: int | None,
+    adapter_file_ids: Sequence[str] | None,
+    expected_start_at: datetime | None = None,
+    waiting_for: str | None = None,
 ) -> dict[str, Any]:
     spec = job.spec
     hyperparameters = spec["hyperparameters"]
@@ -186,6 +202,11 @@ def render_job(
         "total_steps": progress.get("total_steps"),
         "phase": job.phase,
         "queue_position": queue_position,
+        "expected_start": unix_or_none(expected_start_at),
+        "waiting_for": waiting_for,
+        "priority": job.priority,
+        "urgent": job.is_urgent,
+        "worker_labels": job.worker_labels,
         "attempts": job.train_attempts,
         "adapter": _adapter(job, adapter_file_ids),
     }

@@ -8,8 +8,9 @@ from app.api.schemas.common import Body
 from app.domain.dataset_report import Lines
 from app.domain.estimate import Placement
 from app.domain.modes import Mode
+from app.domain.needs import Place
 from app.domain.spec import Hyperparameters, LoraSpec, QuantizationSpec
-from app.services.plan import Answer, Place
+from app.services.plan import Answer
 
 
 class LinesBody(Body):

@@ -17,6 +17,18 @@ def gpus() -> list[str]:
     return answer.strip().split("\n") if answer and answer.strip() else []
 
 
+def gpu_groups() -> list[str | None]:
+    """CUDA_VISIBLE_DEVICES for each GPU worker: one for so many GPUs as a job takes. [None]: one worker, as it is."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    found = gpus() if os.environ.get("TUNERY_DEVICE", "auto") != "cpu" else []
+    names = [str(number) for number in range(len(found))] if given is None else [*filter(None, given.split(","))]
+    size = max(1, int(os.environ.get("TUNERY_GPUS_PER_JOB") or 1))
+    whole = len(names) // size
+    if not found or whole < 2:
+        return [None]
+    return [",".join(names[size * number : size * (number + 1)]) for number in range(whole)]
+
+
 def nvidia_smi(*arguments: str) -> str | None:
     """None where there is no driver; its error where there is one and it fails."""
     program = shutil.which("nvidia-smi")

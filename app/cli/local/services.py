@@ -1,4 +1,4 @@
-"""The four programs of Tunery that `tunery up` runs, exactly as the containers run them."""
+"""The programs of Tunery that `tunery up` runs, exactly as the containers run them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import hashlib
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import app
-from app.cli.local.hardware import device
+from app.cli.local.hardware import device, gpu_groups
 
 # A worker asks its trainer to save and waits for it (TUNERY_DRAIN_GRACE_SECONDS, 100 s); containers give it 120 s too.
 WORKER_GRACE_SECONDS = 120.0
@@ -24,14 +24,15 @@ class Program:
     does: str
     command: list[str]
     grace_seconds: float
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def programs(data_dir: Path, host: str, port: int) -> list[Program]:
     reconciler = [sys.executable, "-m", "worker.reconciler"]
     return [
         Program("api", f"listens on {host} port {port}", _api(host, port), API_GRACE_SECONDS),
-        Program("gpu-worker", f"trains on {device()}", _worker("gpu", data_dir), WORKER_GRACE_SECONDS),
-        Program("cpu-worker", "checks datasets", _worker("cpu", data_dir), WORKER_GRACE_SECONDS),
+        *(_gpu_worker(number, visible, data_dir) for number, visible in enumerate(gpu_groups())),
+        Program("cpu-worker", "checks datasets", _worker("cpu0", data_dir), WORKER_GRACE_SECONDS),
         Program("reconciler", "finds jobs that were lost", reconciler, RECONCILER_GRACE_SECONDS),
     ]
 
@@ -41,14 +42,22 @@ def _api(host: str, port: int) -> list[str]:
     return [sys.executable, "-m", "uvicorn", "--factory", "app.main:app_from_environment", *listen]
 
 
-def _worker(queue: str, data_dir: Path) -> list[str]:
+def _gpu_worker(number: int, visible: str | None, data_dir: Path) -> Program:
+    """nvidia-smi counts GPUs by their place on the bus, CUDA by speed unless it is told otherwise."""
+    name = f"gpu-worker-{number}" if number else "gpu-worker"
+    own = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    on = device() if visible is None else f"GPU {visible}"
+    return Program(name, f"trains on {on}", _worker(f"gpu{number}", data_dir), WORKER_GRACE_SECONDS, own)
+
+
+def _worker(slot: str, data_dir: Path) -> list[str]:
     """One thread, as celery_app.py explains. Gossip and mingling cost a second, and there is nobody to talk to.
 
     A slot reaps what its namesake held, so its name says which data directory it belongs to: two on one host and one
     database would otherwise take each other for dead.
     """
     home = hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:6]
-    pool = ["-P", "threads", "-c", "1", "-Q", queue, "-n", f"{queue}0-{home}@%h"]
+    pool = ["-P", "threads", "-c", "1", "-Q", slot[:3], "-n", f"{slot}-{home}@%h"]
     quiet = ["--without-gossip", "--without-mingle", "-l", "INFO"]
     return [sys.executable, "-m", "celery", "-A", "worker.celery_app", "worker", *pool, *quiet]
 

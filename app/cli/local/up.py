@@ -164,7 +164,8 @@ class _Up:
         env = child_environment(self._layout.root, self._urls)
         for program in programs(self._layout.root, self._options.host, port):
             log = self._layout.log(program.name)
-            child = Child(program.name, program.command, log, self._layout.root, env, cwd=self._layout.root)
+            own = {**env, **program.environment}
+            child = Child(program.name, program.command, log, self._layout.root, own, cwd=self._layout.root)
             self._supervisor.start(Service(program.name, child, str(log), program.grace_seconds))
             self._tell(program.name, f"{program.does} (pid {child.pid})")
 
@@ -195,7 +196,8 @@ class _Up:
             self._tell("stopping", "once more Ctrl-C does not wait for running jobs to save")
         if self._conversion is not None:
             self._conversion.kill()
-        self._supervisor.stop(STOP_ORDER)
+        several = tuple(name for name in self._supervisor.pids if name.startswith("gpu-worker-"))
+        self._supervisor.stop(((*STOP_ORDER[0], *several), *STOP_ORDER[1:]))
 
     def _tell(self, what: str, text: str) -> None:
         self._say(f"{what:<11} {text}")

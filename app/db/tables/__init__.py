@@ -16,6 +16,8 @@ from app.db.tables.jobs import JobEvent as JobEvent
 from app.db.tables.logs import JobLog as JobLog
 from app.db.tables.projects import ApiKey as ApiKey
 from app.db.tables.projects import Project as Project
+from app.db.tables.queue import ProjectUsage as ProjectUsage
+from app.db.tables.queue import QueuePlace as QueuePlace
 from app.db.tables.results import Checkpoint as Checkpoint
 from app.db.tables.results import Snapshot as Snapshot
 from app.db.tables.results import TunedModel as TunedModel

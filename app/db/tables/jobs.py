@@ -25,10 +25,14 @@ class Job(Base):
         CheckConstraint(f"(state IN ({one_of(TERMINAL)})) = (finished_at IS NOT NULL)", name="finished_at"),
         CheckConstraint("(state = 'succeeded') = (adapter_sha256 IS NOT NULL)", name="adapter"),
         CheckConstraint("(state = 'failed') = (error_code IS NOT NULL)", name="error"),
+        CheckConstraint("priority BETWEEN -100 AND 100", name="priority"),
+        CheckConstraint("(yield_requested_at IS NOT NULL) <= (state = 'running')", name="yield_only_while_running"),
         Index("ix_jobs_page", "project_id", "seq"),
         Index(
             "ix_jobs_claim",
             "state",
+            "project_id",
+            text("is_urgent DESC"),
             text("priority DESC"),
             "seq",
             postgresql_where=text("state IN ('queued', 'validating_files')"),
@@ -48,7 +52,18 @@ class Job(Base):
     spec: Mapped[dict[str, Any]]  # a spec.JobSpec
     suffix: Mapped[str | None]
     user_metadata: Mapped[dict[str, Any] | None] = mapped_column("metadata")
-    priority: Mapped[int] = mapped_column(server_default="0")
+    priority: Mapped[int] = mapped_column(server_default="0")  # within its project
+    is_urgent: Mapped[bool] = mapped_column(server_default=text("false"))  # goes before everybody's, if allowed
+    worker_labels: Mapped[list[str]] = mapped_column(server_default=text("'[]'::jsonb"))  # its worker has them all
+
+    # what it will need, known once its files are validated
+    needed_cpu_bytes: Mapped[int | None]
+    needed_cuda_bytes: Mapped[int | None]
+    planned_seconds: Mapped[float | None]
+
+    # what the operator wants
+    yield_requested_at: Mapped[datetime | None]  # give way to an urgent job at the next step boundary
+    times_yielded: Mapped[int] = mapped_column(server_default="0")
 
     # what is true
     state: Mapped[str] = mapped_column(server_default=JobState.VALIDATING.value)
@@ -86,6 +101,7 @@ class Attempt(Base):
         Index("ix_attempts_usage", "project_id", "ended_at", postgresql_where=text("kind = 'train'")),
         CheckConstraint("kind IN ('validate', 'train')", name="kind"),
         CheckConstraint("gpus >= 1", name="gpus"),
+        Index("ix_attempts_uncounted", "project_id", postgresql_where=text("NOT is_counted AND kind = 'train'")),
     )
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
@@ -93,9 +109,8 @@ class Attempt(Base):
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
     kind: Mapped[str]
     worker: Mapped[str]
-    gpus: Mapped[int] = mapped_column(
-        server_default="1"
-    )  # what its seconds are multiplied by; a CPU slot counts as one
+    gpus: Mapped[int] = mapped_column(server_default="1")
+    is_counted: Mapped[bool] = mapped_column(server_default=text("false"))  # in its project's usage
     started_at: Mapped[datetime] = now()
     ended_at: Mapped[datetime | None]
     reason: Mapped[str | None]

@@ -40,6 +40,7 @@ class Project(Base):
     max_gpu_seconds_per_month: Mapped[int | None]
     max_requests_per_second: Mapped[int | None]
     share_weight: Mapped[float] = mapped_column(server_default=text("1"))
+    may_be_urgent: Mapped[bool] = mapped_column(server_default=text("false"))  # its jobs may go before everybody's
 
 
 class ApiKey(Base):

@@ -13,7 +13,7 @@ from app.db.engine import Sessions, make_engine, transaction
 from app.db.tables import Job, Project
 from app.errors import Unavailable
 from app.storage import LocalStorage
-from tests.factories import make_file, make_job, start_job, tell_step, validate_job
+from tests.factories import forecast_queue, make_file, make_job, start_job, tell_step, validate_job
 
 JOBS = "/v1/fine_tuning/jobs"
 
@@ -60,10 +60,12 @@ class TestGetJob:
             later = make_job(session, project, make_file(session, storage, project))
             validate_job(session)
             validate_job(session)
+            forecast_queue(session)
         assert client.get(f"{JOBS}/{job.id}").json()["queue_position"] == 1
         assert client.get(f"{JOBS}/{later.id}").json()["queue_position"] == 2
         with transaction(sessions) as session:
             start_job(session)
+            forecast_queue(session)
         assert client.get(f"{JOBS}/{later.id}").json()["queue_position"] == 1
 
     def test_of_a_running_job_tells_progress_and_when_it_will_end(

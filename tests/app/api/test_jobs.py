@@ -17,6 +17,7 @@ from app.db.tables import Job, Project
 from app.domain.states import Desired, JobState, Reason
 from app.storage import LocalStorage
 from tests.factories import (
+    forecast_queue,
     lease_of,
     make_failed_job,
     make_file,
@@ -97,6 +98,7 @@ class TestList:
             for _ in range(3):
                 validate_job(session)
             start_job(session)
+            forecast_queue(session)
         listed = client.get(JOBS).json()["data"]
         assert [job["status"] for job in listed] == ["queued", "queued", "running"]
         assert [job["queue_position"] for job in listed] == [2, 1, None]
@@ -185,7 +187,7 @@ class TestPauseAndResume:
         for _ in range(2):
             assert client.post(f"{JOBS}/{job.id}/pause").json()["status"] == "running"
         with transaction(sessions) as session:
-            assert claims.look(session, lease_of(job)) == Desired.PAUSE
+            assert claims.look(session, lease_of(job)).desired == Desired.PAUSE
             claims.end_attempt(session, lease_of(job), Reason.PAUSED, "The job was paused")
         assert client.get(f"{JOBS}/{job.id}").json()["status"] == "paused"
         messages = [event["message"] for event in client.get(f"{JOBS}/{job.id}/events").json()["data"]]

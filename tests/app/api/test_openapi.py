@@ -28,6 +28,7 @@ from app.api.schemas.metrics import StepMetricsBody
 from app.api.schemas.models import ModelBody, ModelList
 from app.api.schemas.plans import PlanBody
 from app.api.schemas.projects import OwnProject, ProjectBody, ProjectList, ProjectWithUsage
+from app.api.schemas.queue import QueueBody, WorkerList
 from app.api.schemas.uploads import CompleteUpload, CreateUpload, PartBody, PartList, UploadBody
 from app.domain import gather
 from app.main import create_app
@@ -40,6 +41,7 @@ MODELS: tuple[type[BaseModel], ...] = (
     PlanBody, AuditList, KeyBody, KeyList, KeyRevoked, NewKey, OwnProject, ProjectBody, ProjectList, ProjectWithUsage,
     StepMetricsBody,
     PartBody, PartList, UploadBody,
+    QueueBody, WorkerList,
 )  # fmt: skip
 
 

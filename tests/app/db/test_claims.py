@@ -13,6 +13,7 @@ from sqlalchemy import select, text, update
 from app.db import claims, jobs, reaping
 from app.db.claims import FencedError, Lease, UnwantedError
 from app.db.engine import Sessions, transaction
+from app.db.fair_queue import Kind
 from app.db.tables import Attempt, Job, JobEvent, Project
 from app.domain.states import CRASHES, FINAL_STATE, TERMINAL, JobState, Reason
 from app.storage import LocalStorage
@@ -49,7 +50,7 @@ def queued(sessions: Sessions, created: MakeJob) -> MakeJob:
     return make
 
 
-def claim(sessions: Sessions, kind: claims.Kind = "train", owner: str = "me", ttl_seconds: float = 60) -> Job | None:
+def claim(sessions: Sessions, kind: Kind = "train", owner: str = "me", ttl_seconds: float = 60) -> Job | None:
     with transaction(sessions) as session:
         return claims.claim(session, kind, owner, ttl_seconds)
 

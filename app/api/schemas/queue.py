@@ -1,0 +1,190 @@
+"""Workers and the queue as clients see them; what only an admin key sees is null for others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Literal
+
+from sqlalchemy import Row
+
+from app.api.schemas.common import Body, ListBody, unix, unix_or_none
+from app.db.tables import Job, QueuePlace
+from app.domain.fair_share import Standing
+from app.domain.states import JobState
+from app.services.queue import SeenQueue, SeenWorker, worker_id
+
+
+class DeviceBody(Body):
+    kind: str | None
+    name: str | None
+    memory_bytes: int | None
+    count: int
+
+
+class WorkerBody(Body):
+    id: str
+    object: Literal["worker"]
+    queue: Literal["gpu", "cpu"]
+    status: Literal["idle", "busy"]
+    device: DeviceBody
+    models: list[str]
+    labels: list[str]
+    job_id: str | None
+    started_at: int
+    seen_at: int
+    name: str | None
+    hostname: str | None
+    pid: int | None
+    versions: dict[str, str | None] | None
+
+
+class WorkerList(ListBody):
+    data: list[WorkerBody]
+
+
+class JobCounts(Body):
+    validating: int
+    waiting: int
+    running: int
+
+
+class WorkerCounts(Body):
+    alive: int
+    busy: int
+
+
+class RunningBody(Body):
+    id: str
+    project_id: str
+    model: str
+    worker_id: str
+    priority: int
+    urgent: bool
+    phase: str | None
+    started_at: int
+    expected_finish: int
+    gives_way: bool
+
+
+class WaitingBody(Body):
+    id: str
+    project_id: str
+    model: str
+    position: int
+    expected_start: int | None
+    waiting_for: str | None
+    priority: int
+    urgent: bool
+    worker_labels: list[str]
+    planned_seconds: float | None
+    created_at: int
+
+
+class StandingBody(Body):
+    project_id: str
+    gpu_seconds: float
+    held_gpu_seconds: float
+    share_weight: float
+    share: float
+    running_jobs: int
+    max_running_jobs: int | None
+
+
+class QueueBody(Body):
+    object: Literal["queue"]
+    workers: WorkerCounts
+    own: JobCounts
+    others: JobCounts
+    running: list[RunningBody]
+    waiting: list[WaitingBody]
+    has_more: bool
+    projects: list[StandingBody]
+
+
+def render_worker(seen: SeenWorker) -> dict[str, Any]:
+    row, about = seen.row, seen.row.about
+    only_admin = {"name": row.id, "hostname": row.hostname, "pid": row.pid, "versions": about.get("versions")}
+    return {
+        "id": seen.id,
+        "object": "worker",
+        "queue": row.queue,
+        "status": "busy" if seen.is_busy else "idle",
+        "device": {
+            "kind": about.get("kind"),
+            "name": about.get("device"),
+            "memory_bytes": about.get("memory_bytes"),
+            "count": int(about.get("gpus_per_job") or 1),
+        },
+        "models": list(seen.models),
+        "labels": about.get("labels") or [],
+        "job_id": seen.job_id,
+        "started_at": unix(row.started_at),
+        "seen_at": unix(row.seen_at),
+    } | {key: value if seen.is_all_seen else None for key, value in only_admin.items()}
+
+
+def render_queue(seen: SeenQueue, limit: int) -> dict[str, Any]:
+    training = [worker for worker in seen.workers if worker.row.queue == "gpu"]
+    return {
+        "object": "queue",
+        "workers": {"alive": len(training), "busy": sum(worker.is_busy for worker in training)},
+        "own": _counts(seen, True),
+        "others": _counts(seen, False),
+        "running": [_running(row) for row in seen.running],
+        "waiting": [_waiting(job, place, seen.last_position) for job, place in seen.waiting[:limit]],
+        "has_more": len(seen.waiting) > limit,
+        "projects": _standings(seen.standings),
+    }
+
+
+def _counts(seen: SeenQueue, own: bool) -> dict[str, int]:
+    names = {"validating": JobState.VALIDATING, "waiting": JobState.QUEUED, "running": JobState.RUNNING}
+    return {name: seen.count(state, own) for name, state in names.items()}
+
+
+def _running(row: Row[Any]) -> dict[str, Any]:
+    started_at: datetime = row.started_at
+    return {
+        "id": row.id,
+        "project_id": row.project_id,
+        "model": row.base_model,
+        "worker_id": worker_id(row.lease_owner),
+        "priority": row.priority,
+        "urgent": row.is_urgent,
+        "phase": row.phase,
+        "started_at": unix(started_at),
+        "expected_finish": unix(row.expected_finish_at),
+        "gives_way": row.gives_way,
+    }
+
+
+def _waiting(job: Job, place: QueuePlace | None, last_position: int) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "project_id": job.project_id,
+        "model": job.base_model,
+        "position": place.position if place else last_position + 1,
+        "expected_start": unix_or_none(place.expected_start_at) if place else None,
+        "waiting_for": place.waiting_for if place else None,
+        "priority": job.priority,
+        "urgent": job.is_urgent,
+        "worker_labels": job.worker_labels,
+        "planned_seconds": job.planned_seconds,
+        "created_at": unix(job.created_at),
+    }
+
+
+def _standings(standings: Sequence[Standing]) -> list[dict[str, Any]]:
+    return [
+        {
+            "project_id": each.project_id,
+            "gpu_seconds": round(each.usage, 1),
+            "held_gpu_seconds": round(each.held, 1),
+            "share_weight": each.weight,
+            "share": round(each.share, 1),
+            "running_jobs": each.running,
+            "max_running_jobs": each.max_running,
+        }
+        for each in sorted(standings, key=lambda each: (each.share, each.project_id))
+    ]

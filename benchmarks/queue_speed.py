@@ -1,0 +1,111 @@
+"""How long a claim, a forecast and a look at a place take with many waiting jobs. Of this machine, unlike the week."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import insert, text
+from sqlalchemy.orm import Session
+
+from app.db import claims, fair_queue, migrate, queue_places
+from app.db.engine import make_engine
+from app.db.tables import Job
+from app.domain.forecast import Slot, forecast
+from app.domain.offers import Offer
+from tests.stack import start_postgres
+from worker.device import cpu_name
+
+PROJECTS = 200
+MODELS = 5
+CLAIMS = 100
+OFFER = Offer("cuda", 24 * 10**9, frozenset({"model-0", "model-1"}), frozenset({"a"}))
+HISTORY = 50  # attempts of each project that are not counted yet
+
+
+def main(jobs: int) -> None:
+    print(f"{cpu_name()}, load {Path('/proc/loadavg').read_text().split()[0]}; {jobs:,} jobs wait, {PROJECTS} projects")
+    url, stop = start_postgres()
+    try:
+        engine = make_engine(url)
+        migrate.upgrade(engine)
+        with Session(engine) as session:
+            fill(session, jobs)
+            measure(session)
+        engine.dispose()
+    finally:
+        stop()
+
+
+def fill(session: Session, jobs: int) -> None:
+    session.execute(
+        text(f"INSERT INTO projects (id, name) SELECT 'p' || n, 'p' || n FROM generate_series(1, {PROJECTS}) n")
+    )
+    session.execute(
+        text(
+            "INSERT INTO files (id, project_id, purpose, filename, bytes, sha256, storage_key) "
+            "VALUES ('file-1', 'p1', 'fine-tune', 'x', 1, '', 'x')"
+        )
+    )
+    dice = random.Random(1)
+    rows = [
+        {
+            "id": f"ftjob-{number:06}", "project_id": f"p{dice.randint(1, PROJECTS)}", "spec": {}, "state": "queued",
+            "base_model": f"model-{dice.randrange(MODELS)}", "training_file_id": "file-1",
+            "priority": dice.randint(-1, 1), "needed_cuda_bytes": dice.randrange(40) * 10**9,
+            "planned_seconds": 600.0, "worker_labels": ["a"],
+        }
+        for number in range(jobs)
+    ]  # fmt: skip
+    session.execute(insert(Job), rows)
+    session.commit()
+    session.execute(text("ANALYZE"))
+    session.commit()
+
+
+def measure(session: Session) -> None:
+    number = 0
+
+    def claim() -> None:
+        nonlocal number
+        number += 1
+        assert claims.claim(session, "train", f"gpu{number}", 300, OFFER) is not None
+        session.commit()
+
+    def claim_nothing() -> None:
+        nowhere = Offer("cuda", 24 * 10**9, frozenset({"another"}), frozenset({"a"}))
+        assert claims.claim(session, "train", "gpu", 300, nowhere) is None
+        session.commit()
+
+    tell("a claim", claim, CLAIMS)
+    tell("a claim where no job fits", claim_nothing, 10)
+    tell("is anything waiting?", lambda: claims.is_waiting(session, "train"), CLAIMS)
+    tell("usage counted", lambda: fair_queue.count_usage(session), 10)
+    waiting = queue_places.waiting(session)
+    standings = fair_queue.standings(session)
+    slots = [Slot(OFFER, free_in_seconds=60.0 * n) for n in range(16)]
+    placed = forecast(slots, waiting, standings)
+    moved = [replace(each, position=each.position + 1) for each in placed]
+    tell("jobs read for a forecast", lambda: queue_places.waiting(session), 3)
+    tell("a forecast", lambda: forecast(slots, waiting, standings), 3)
+    tell("its places written, all new", lambda: queue_places.write(session, placed), 1)
+    tell("its places written, unchanged", lambda: queue_places.write(session, placed), 3)
+    tell("its places written, all moved", lambda: queue_places.write(session, moved), 1)
+    session.commit()
+    tell("one job's place read", lambda: queue_places.of(session, [waiting[0].job_id]), CLAIMS)
+
+
+def tell(what: str, act: Callable[[], Any], times: int) -> None:
+    taken = []
+    for _ in range(times):
+        began = time.perf_counter()
+        act()
+        taken.append(1000 * (time.perf_counter() - began))
+    print(
+        f"{what:32} median {statistics.median(taken):9.2f} ms, largest {max(taken):9.2f} ms ({times} times)", flush=True
+    )

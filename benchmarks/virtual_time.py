@@ -1,0 +1,48 @@
+"""A PostgreSQL whose clock_timestamp() is ours: the queries are those of the service, to the letter.
+
+A schema that is looked through before pg_catalog has a function of that name; the tables are made with it in place, so
+their defaults use it, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.orm import Session
+
+from app.db import migrate
+from tests.stack import start_postgres
+
+MONDAY = datetime(2026, 1, 5, tzinfo=UTC)
+CLOCK = """
+CREATE FUNCTION virtual.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE AS
+$$ SELECT coalesce(nullif(current_setting('virtual.now', true), '')::timestamptz, pg_catalog.clock_timestamp()) $$
+"""
+
+
+@contextmanager
+def virtual_database() -> Iterator[Engine]:
+    url, stop = start_postgres()
+    try:
+        plain = create_engine(url)
+        with plain.begin() as connection:
+            connection.execute(text("CREATE SCHEMA virtual"))
+            connection.execute(text(CLOCK))
+        plain.dispose()
+        engine = create_engine(
+            url, connect_args={"options": "-c search_path=virtual,pg_catalog,public -c timezone=UTC"}
+        )
+        migrate.upgrade(engine)
+        yield engine
+        engine.dispose()
+    finally:
+        stop()
+
+
+def set_clock(session: Session, seconds: float) -> None:
+    """For what this connection does from here on."""
+    now = (MONDAY + timedelta(seconds=seconds)).isoformat()
+    session.execute(text("SELECT set_config('virtual.now', :now, false)"), {"now": now})

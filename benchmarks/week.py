@@ -1,0 +1,233 @@
+"""One week of a queue, event by event: by the service's own claim on a real PostgreSQL, or first come, first served."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from app.db import claims, fair_queue, queue_places
+from app.db.claims import Lease
+from app.db.ids import new_id
+from app.db.tables import File, Job, Project
+from app.domain.forecast import Waiting
+from app.domain.giving_way import Holder, Policy, Urgent, who_gives_way
+from app.domain.offers import Need, Offer
+from app.domain.states import Reason
+from benchmarks.traffic import Arrival
+from benchmarks.virtual_time import set_clock
+
+LEASE_SECONDS = 90 * 86_400.0
+STEP_SECONDS = 20.0  # until a job that is asked to give way has done so
+RESUME_SECONDS = 30.0  # what starting again costs
+ROUND_SECONDS = 5.0  # of the reconciler, which counts usage and asks
+
+
+class Queue(Protocol):
+    """What decides who goes next."""
+
+    def add(self, number: int, arrival: Arrival, now: float) -> None: ...
+    def take(self, slot: int, offer: Offer, now: float) -> int | None: ...
+    def end(self, number: int, now: float) -> None: ...
+    def give_way(self, number: int, now: float) -> None: ...
+    def to_interrupt(self, held: dict[int, int], offers: Sequence[Offer], now: float) -> list[int]: ...
+
+
+@dataclass
+class Run:
+    """What became of one arrival."""
+
+    arrival: Arrival
+    left: float
+    first_start: float | None = None
+    started: float = 0.0
+    ended: float | None = None
+    pieces: list[tuple[float, float]] = field(default_factory=list)  # when it had a GPU
+    attempt: int = 0
+
+    @property
+    def wait(self) -> float:
+        """All the time that it had no GPU."""
+        assert self.ended is not None
+        return self.ended - self.arrival.at - sum(end - start for start, end in self.pieces)
+
+
+def simulate(arrivals: Sequence[Arrival], gpus: Sequence[int], queue: Queue) -> list[Run]:
+    offers = [Offer("cuda", memory) for memory in gpus]
+    runs = [Run(arrival, arrival.seconds) for arrival in arrivals]
+    held: dict[int, int] = {}  # slot -> run
+    moments: list[tuple[float, int, str, int, int]] = []
+    for number, arrival in enumerate(arrivals):
+        heapq.heappush(moments, (arrival.at, number, "arrive", number, 0))
+    while moments:
+        now, _, what, number, attempt = heapq.heappop(moments)
+        run = runs[number]
+        if what == "arrive":
+            queue.add(number, arrivals[number], now)
+        elif run.attempt != attempt or number not in held.values():
+            continue  # of an attempt that was interrupted, or that ended before it was
+        else:
+            del held[next(slot for slot, holder in held.items() if holder == number)]
+            run.pieces.append((run.started, now))
+            if what == "end":
+                run.ended = now
+                queue.end(number, now)
+            else:
+                run.left = max(1.0, run.left - (now - run.started)) + RESUME_SECONDS
+                queue.give_way(number, now)
+        for number, slot in _fill(queue, held, offers, now):
+            _start(runs[number], number, now, moments)
+            held[slot] = number
+        for number in queue.to_interrupt(held, offers, now + ROUND_SECONDS):
+            stop_at = now + ROUND_SECONDS + STEP_SECONDS
+            heapq.heappush(moments, (stop_at, number, "yield", number, runs[number].attempt))
+    return runs
+
+
+def _fill(queue: Queue, held: dict[int, int], offers: Sequence[Offer], now: float) -> Iterator[tuple[int, int]]:
+    """Small cards first, so that a job that fits one leaves the large ones alone."""
+    for slot, offer in enumerate(offers):
+        if slot not in held:
+            number = queue.take(slot, offer, now)
+            if number is not None:
+                yield number, slot
+
+
+def _start(run: Run, number: int, now: float, moments: list[tuple[float, int, str, int, int]]) -> None:
+    run.attempt += 1
+    run.started = now
+    if run.first_start is None:
+        run.first_start = now
+    heapq.heappush(moments, (now + run.left, number, "end", number, run.attempt))
+
+
+class FirstComeFirstServed:
+    """The oldest job that fits, whoever's it is."""
+
+    def __init__(self) -> None:
+        self.waiting: dict[int, Arrival] = {}
+
+    def add(self, number: int, arrival: Arrival, now: float) -> None:  # noqa: ARG002
+        self.waiting[number] = arrival
+
+    def take(self, slot: int, offer: Offer, now: float) -> int | None:  # noqa: ARG002
+        fitting = [number for number, job in self.waiting.items() if job.needed_bytes <= offer.usable_bytes]
+        if not fitting:
+            return None
+        del self.waiting[min(fitting)]
+        return min(fitting)
+
+    def end(self, number: int, now: float) -> None: ...
+
+    def give_way(self, number: int, now: float) -> None: ...
+
+    def to_interrupt(self, *_: object) -> list[int]:
+        return []
+
+
+class TheService:
+    """app.db.claims and app.db.fair_queue as they are, in a PostgreSQL whose clock we set."""
+
+    def __init__(self, engine: Engine, arrivals: Sequence[Arrival], half_life: float, policy: Policy | None) -> None:
+        self.session = Session(engine, expire_on_commit=False)
+        self.half_life = half_life
+        self.policy = policy
+        self.jobs: dict[int, str] = {}
+        self.numbers: dict[str, int] = {}
+        self.leases: dict[int, Lease] = {}
+        self.asked: set[int] = set()
+        self._found(arrivals)
+
+    def _found(self, arrivals: Sequence[Arrival]) -> None:
+        for name in sorted({arrival.project for arrival in arrivals}):
+            self.session.add(Project(id=name, name=name))
+            self.session.flush()
+            self.session.add(
+                File(
+                    id=f"file-{name}", project_id=name, purpose="fine-tune", filename="x", bytes=1, sha256="",
+                    storage_key="x",
+                )
+            )  # fmt: skip
+        self.session.commit()
+
+    def add(self, number: int, arrival: Arrival, now: float) -> None:
+        job_id = new_id("ftjob")
+        self.jobs[number], self.numbers[job_id] = job_id, number
+        with self._at(now):
+            self.session.add(
+                Job(
+                    id=job_id, project_id=arrival.project, base_model="m", training_file_id=f"file-{arrival.project}",
+                    spec={}, state="queued", is_urgent=arrival.is_urgent, needed_cuda_bytes=arrival.needed_bytes,
+                    planned_seconds=arrival.planned_seconds,
+                )
+            )  # fmt: skip
+
+    def take(self, slot: int, offer: Offer, now: float) -> int | None:
+        with self._at(now):
+            job = claims.claim(self.session, "train", f"gpu{slot}", LEASE_SECONDS, offer, self.half_life)
+        if job is None:
+            return None
+        number = self.numbers[job.id]
+        self.leases[number] = Lease(job.id, job.attempt, f"gpu{slot}")
+        return number
+
+    def end(self, number: int, now: float) -> None:
+        with self._at(now):
+            claims.end_attempt(self.session, self.leases.pop(number), Reason.DONE, "done", adapter_sha256="x")
+            fair_queue.count_usage(self.session, self.half_life)
+
+    def give_way(self, number: int, now: float) -> None:
+        self.asked.discard(number)
+        with self._at(now):
+            claims.end_attempt(self.session, self.leases.pop(number), Reason.GAVE_WAY, "gave way")
+
+    def to_interrupt(self, held: dict[int, int], offers: Sequence[Offer], now: float) -> list[int]:
+        if self.policy is None:
+            return []
+        with self._at(now):
+            urgent = [job for job in queue_places.waiting(self.session) if job.is_urgent]
+            holders = self._holders(held, offers) if urgent else []
+            free = [offer for slot, offer in enumerate(offers) if slot not in held]
+            chosen = who_gives_way([_urgent(job) for job in urgent], free, holders, {}, self.policy)
+            for holder in chosen:
+                lease = self.leases[self.numbers[holder.job_id]]
+                assert queue_places.ask_to_yield(self.session, holder.job_id, lease.attempt)
+        return [self.numbers[holder.job_id] for holder in chosen]
+
+    def _holders(self, held: dict[int, int], offers: Sequence[Offer]) -> list[Holder]:
+        shares = {each.project_id: each.share for each in fair_queue.standings(self.session, self.half_life)}
+        slots = {self.jobs[number]: slot for slot, number in held.items()}
+        return [
+            Holder(
+                job.id, job.project_id, offers[slots[job.id]], shares[job.project_id], job.ran_seconds,
+                job.seconds_left, job.priority, job.is_urgent, job.is_asked, True, job.times_yielded,
+            )
+            for job in queue_places.running(self.session)
+        ]  # fmt: skip
+
+    def _at(self, now: float) -> _Moment:
+        return _Moment(self.session, now)
+
+
+class _Moment:
+    """One transaction at one moment."""
+
+    def __init__(self, session: Session, now: float) -> None:
+        self.session, self.now = session, now
+
+    def __enter__(self) -> None:
+        set_clock(self.session, self.now)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.session.commit()
+        else:
+            self.session.rollback()
+
+
+def _urgent(job: Waiting) -> Urgent:
+    return Urgent(job.job_id, job.project_id, Need("m", job.need.labels, job.need.cpu_bytes, job.need.cuda_bytes))

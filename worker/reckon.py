@@ -1,0 +1,40 @@
+"""What a job will need, as columns of its row: reckoned when its files have been read, for claim and forecast."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from app.db import workers
+from app.db.tables import Job
+from app.domain.catalog import CatalogEntry
+from app.domain.dataset_report import Report
+from app.domain.estimate import Work
+from app.domain.needs import reckon
+from app.domain.spec import JobSpec
+from app.log import get_logger
+from worker.lease import LeaseKeeper
+from worker.prepare import Inputs
+
+log = get_logger(__name__)
+
+
+def reckon_needs(keeper: LeaseKeeper, job: Job, inputs: Inputs, report: Report) -> dict[str, Any]:
+    """Nothing where it cannot be reckoned: such a job is tried by any worker, whose trainer plans it again.
+
+    Raises FencedError.
+    """
+    spec = JobSpec.model_validate(job.spec)
+    entry = CatalogEntry.model_validate(inputs.base.entry)
+    if not entry.decoder_layers:  # registered before there were plans
+        return {}
+    places = keeper.transact(lambda session: workers.places(session, spec, inputs.base.manifest_sha256))
+    try:
+        needed = reckon(entry, spec, Work.of(spec, report.lengths), places or ())
+    except Exception:  # a plan is worth less than the job
+        log.exception("the job's needs could not be reckoned")
+        return {}
+    return {
+        "needed_cpu_bytes": needed.cpu_bytes,
+        "needed_cuda_bytes": needed.cuda_bytes,
+        "planned_seconds": needed.seconds,
+    }
