@@ -4,15 +4,18 @@
     +- BadRequest                   400 invalid_request_error: the client must change something
     |  +- UnknownParameter          400 unknown_parameter
     |  +- InvalidDataset            400 invalid_training_file, carries the findings
+    |  +- IdempotencyKeyReused      400 idempotency_key_reused
     +- InvalidApiKey                401 invalid_api_key
     +- NotPermitted                 403 permission_denied
     +- NotFound                     404 not_found
+    +- IdempotencyKeyInUse          409 idempotency_key_in_use, with Retry-After
     +- TooLarge                     413 file_too_large
     +- RangeNotSatisfiable          416 range_not_satisfiable
     +- Unavailable                  503 service_unavailable, with Retry-After
     +- StorageFull                  507 storage_full
 
-Wrong-state answers are 400, not 409: OpenAI's clients retry 409, 429 and every 5xx twice by themselves.
+Wrong-state answers are 400, not 409: OpenAI's clients retry 409, 429 and every 5xx twice by themselves. The one 409 is
+made for that: a twin of a request that is still at work finds its answer when it is sent again.
 The classes are picklable (arguments only), as they cross process boundaries.
 """
 
@@ -58,6 +61,10 @@ class InvalidDataset(BadRequest):
     code = "invalid_training_file"
 
 
+class IdempotencyKeyReused(BadRequest):
+    code = "idempotency_key_reused"
+
+
 class InvalidApiKey(TuneryError):
     status = 401
     type = "invalid_request_error"
@@ -74,6 +81,13 @@ class NotFound(TuneryError):
     status = 404
     type = "invalid_request_error"
     code = "not_found"
+
+
+class IdempotencyKeyInUse(TuneryError):
+    status = 409
+    type = "invalid_request_error"
+    code = "idempotency_key_in_use"
+    retry_after_seconds = 1
 
 
 class TooLarge(TuneryError):

@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from app.errors import (
     BadRequest,
+    IdempotencyKeyInUse,
     InvalidApiKey,
     RangeNotSatisfiable,
     StorageFull,
@@ -67,7 +68,7 @@ def _response(
 
 
 def _headers(error: TuneryError) -> dict[str, str]:
-    if isinstance(error, Unavailable):
+    if isinstance(error, Unavailable | IdempotencyKeyInUse):
         return {"Retry-After": str(error.retry_after_seconds)}
     if isinstance(error, InvalidApiKey):
         return {"WWW-Authenticate": "Bearer"}

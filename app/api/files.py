@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import PurePosixPath, PureWindowsPath
@@ -15,6 +16,7 @@ from app.api import examples
 from app.api.auth import CallerDep
 from app.api.deps import EnginesDep, SessionDep
 from app.api.multipart import ENVELOPE_BYTES, Form, read_form
+from app.api.once import OnceDep, OnceRoute
 from app.api.pages import After, Limit, envelope
 from app.api.schemas.common import Deleted
 from app.api.schemas.files import FileBody, FileList, render_file
@@ -22,6 +24,7 @@ from app.api.stored_file import file_response
 from app.db.tables import File
 from app.errors import BadRequest
 from app.services import files, uploads
+from app.services.once import fingerprint_of
 from app.services.uploads import NewFile, StagedFile
 
 PURPOSES = ("fine-tune", "assistants", "batch", "vision", "user_data", "evals")
@@ -30,11 +33,11 @@ EXPIRES_SECONDS = (3600, 2_592_000)
 MAX_LIST = 10_000
 MAX_FILENAME = 255
 
-router = APIRouter(prefix="/v1/files", tags=["Files"])
+router = APIRouter(prefix="/v1/files", tags=["Files"], route_class=OnceRoute)
 
 
 @router.post("", response_model=FileBody, summary="Upload a file", openapi_extra=examples.UPLOAD_BODY)
-async def create_file(request: Request, caller: CallerDep, engines: EnginesDep) -> Any:
+async def create_file(request: Request, caller: CallerDep, engines: EnginesDep, once: OnceDep) -> Any:
     """Streamed to disk while it is hashed. A file for fine-tuning is checked line by line: ten findings at once."""
     settings = engines.settings
     body = _limited_body(request, settings.max_file_bytes)
@@ -43,7 +46,15 @@ async def create_file(request: Request, caller: CallerDep, engines: EnginesDep) 
         form = await read_form(request.headers.get("content-type", ""), body, "file", FIELDS, staged.write)
         new = _new_file(form)
         file = await run_in_threadpool(
-            uploads.accept, engines.sessions, engines.storage, caller.project_id, new, staged, settings.max_line_bytes
+            uploads.accept,
+            engines.sessions,
+            engines.storage,
+            caller.project_id,
+            new,
+            staged,
+            settings.max_line_bytes,
+            lambda session: once.begin(session, _fingerprint(form, staged)),
+            lambda session, created: once.end(session, 200, json.dumps(render_file(created))),
         )
     finally:
         staged.discard()
@@ -91,6 +102,11 @@ def head_content(
     file_id: str, request: Request, caller: CallerDep, session: SessionDep, engines: EnginesDep
 ) -> Response:
     return get_content(file_id, request, caller, session, engines)
+
+
+def _fingerprint(form: Form, staged: StagedFile) -> str:
+    """Of the fields and the bytes: a client draws a new boundary each time it sends a form."""
+    return fingerprint_of({"fields": form.fields, "filename": form.filename, "sha256": staged.sha256})
 
 
 def _limited_body(request: Request, max_file_bytes: int) -> AsyncIterator[bytes]:
