@@ -10,6 +10,8 @@ from pathlib import Path
 from pydantic import AliasChoices, Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.domain.networks import Network, parse_networks
+
 
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TUNERY_", extra="ignore", populate_by_name=True)
@@ -51,6 +53,15 @@ class Settings(BaseSettings):
     device: str = "auto"  # auto, cpu or cuda
     threads: int | None = None  # CPU threads of a trainer; absent: physical cores
 
+    # --- webhooks
+    webhook_allow_http: bool = False  # https only: the body names jobs, and a signature is no secret-keeper
+    webhook_allowed_networks: str = ""  # CIDRs, comma-separated: private addresses that endpoints may have
+    webhook_connect_seconds: float = 5  # to resolve the name is not in it
+    webhook_timeout_seconds: float = 15  # for one try in all; Standard Webhooks recommends 15 to 30
+    webhook_poll_seconds: float = 1  # how often the sender looks for what is due
+    webhook_disable_seconds: float = 432_000  # an endpoint that has failed for so long (five days) is disabled
+    webhook_keep_seconds: float = 2_592_000  # 30 days of deliveries are kept
+
     # --- logs
     log_json: bool = False  # one JSON object per line, for containers
 
@@ -62,6 +73,16 @@ class Settings(BaseSettings):
             if url.startswith(scheme):
                 return "postgresql+psycopg://" + url.removeprefix(scheme)
         return url
+
+    @field_validator("webhook_allowed_networks")
+    @classmethod
+    def _are_networks(cls, text: str) -> str:
+        parse_networks(text)
+        return text
+
+    @property
+    def webhook_networks(self) -> tuple[Network, ...]:
+        return parse_networks(self.webhook_allowed_networks)
 
     @property
     def storage_dir(self) -> Path:

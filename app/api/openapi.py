@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from app.api import examples
+from app.api import examples, webhook_examples
 from app.api.schemas.common import ErrorBody
 
 METHODS = ("get", "post", "put", "patch", "delete")
@@ -19,14 +19,17 @@ ERRORS = {
     "404": "No such thing in this project.",
     "503": "PostgreSQL does not answer; try again after `Retry-After` seconds.",
 }
+POST_ERRORS = {
+    "409": "The first request with this `Idempotency-Key` has not ended; send it again after `Retry-After` seconds.",
+    "413": "The body is too large.",
+}
 MORE_ERRORS = {
     "POST /v1/files": {"413": "The file is too large.", "507": "The disk is full; nothing was stored."},
-    "POST /v1/fine_tuning/jobs": {"413": "The body is too large."},
-    "POST /v1/fine_tuning/jobs/plan": {"413": "The body is too large."},
     "GET /v1/files/{file_id}/content": {"416": "The range selects nothing."},
     "GET /v1/fine_tuning/jobs/{job_id}/adapter/archive": {"416": "The range selects nothing."},
     "DELETE /v1/models/{model}": {"403": "A base model belongs to the operator."},
 }
+ANSWERS = examples.ANSWERS | webhook_examples.ANSWERS
 DESCRIPTION = """\
 Fine-tuning jobs in OpenAI's wire contract, QLoRA on your own GPUs, and the adapter is yours.
 
@@ -76,12 +79,12 @@ def _complete(method: str, path: str, operation: dict[str, Any]) -> None:
     responses = operation["responses"]
     responses.pop("422", None)
     name = f"{method.upper()} {path}"
-    answer = examples.ANSWERS.get(name)
+    answer = ANSWERS.get(name)
     if answer is not None:
         responses["200"]["content"]["application/json"]["example"] = answer
     if path.startswith("/v1"):
         operation["security"] = [{SECURITY_SCHEME: []}]
-        errors = ERRORS | MORE_ERRORS.get(name, {})
+        errors = ERRORS | (POST_ERRORS if method == "post" else {}) | MORE_ERRORS.get(name, {})
         responses |= {status: _error(description) for status, description in errors.items()}
     operation["responses"] = dict(sorted(responses.items()))
 

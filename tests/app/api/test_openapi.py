@@ -13,7 +13,7 @@ import pytest
 from pydantic import BaseModel
 from starlette.testclient import TestClient
 
-from app.api import examples
+from app.api import examples, openapi
 from app.api.schemas import knobs
 from app.api.schemas.checkpoints import AdapterBody, CheckpointList
 from app.api.schemas.common import Deleted, ErrorBody
@@ -23,6 +23,16 @@ from app.api.schemas.job_requests import CreateJob
 from app.api.schemas.jobs import JobBody, JobList
 from app.api.schemas.models import ModelBody, ModelList
 from app.api.schemas.plans import PlanBody
+from app.api.schemas.webhooks import (
+    WebhookDeliveryBody,
+    WebhookDeliveryList,
+    WebhookEndpointBody,
+    WebhookEndpointDeleted,
+    WebhookEndpointList,
+    WebhookEndpointTestResult,
+    WebhookEndpointWithSecret,
+    WebhookEventTypeList,
+)
 from app.domain import gather
 from app.main import create_app
 from app.settings import Settings
@@ -31,7 +41,8 @@ from app.storage import LocalStorage
 SNAPSHOT = Path(__file__).with_name("openapi.json")
 MODELS: tuple[type[BaseModel], ...] = (
     AdapterBody, CheckpointList, Deleted, EventList, FileBody, FileList, JobBody, JobList, ModelBody, ModelList,
-    PlanBody,
+    PlanBody, WebhookDeliveryBody, WebhookDeliveryList, WebhookEndpointBody, WebhookEndpointDeleted,
+    WebhookEndpointList, WebhookEndpointTestResult, WebhookEndpointWithSecret, WebhookEventTypeList,
 )  # fmt: skip
 
 
@@ -82,14 +93,14 @@ class TestTheDocument:
 
 
 class TestTheExamples:
-    @pytest.mark.parametrize("name", [name for name in examples.ANSWERS if "/v1" in name])
+    @pytest.mark.parametrize("name", [name for name in openapi.ANSWERS if "/v1" in name])
     def test_have_the_documented_shape(self, document: dict[str, Any], name: str) -> None:
         schema = dict(operations(document))[name]["responses"]["200"]["content"]["application/json"]["schema"]
         (model,) = (model for model in MODELS if schema["$ref"].endswith(f"/{model.__name__}"))
-        model.model_validate(examples.ANSWERS[name])
+        model.model_validate(openapi.ANSWERS[name])
 
     def test_belong_to_operations(self, document: dict[str, Any]) -> None:
-        assert examples.ANSWERS.keys() <= dict(operations(document)).keys()
+        assert openapi.ANSWERS.keys() <= dict(operations(document)).keys()
 
     def test_of_requests_and_errors_are_valid(self) -> None:
         CreateJob.model_validate(examples.CREATE_JOB)
