@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from app.cli import adapters, files, jobs, keys, models, plans
+from app.cli import adapters, files, jobs, keys, models, plans, webhooks
 from app.cli.address import find_layout
 from app.cli.errors import INTERRUPTED, CliError, Misused
 from app.cli.local.errors import CannotStart
@@ -75,6 +75,7 @@ jobs.commands.add_typer(plans.commands)  # no name: its one command is another o
 app.add_typer(adapters.commands, name="adapters")
 app.add_typer(models.commands, name="models")
 app.add_typer(keys.commands, name="keys")
+app.add_typer(webhooks.commands, name="webhooks")
 
 
 @app.callback(invoke_without_command=True)

@@ -1,4 +1,4 @@
-"""The four programs of Tunery that `tunery up` runs, exactly as the containers run them."""
+"""The five programs of Tunery that `tunery up` runs, exactly as the containers run them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from app.cli.local.hardware import device
 WORKER_GRACE_SECONDS = 120.0
 API_GRACE_SECONDS = 15.0  # open streams are cut after 5
 RECONCILER_GRACE_SECONDS = 10.0
+WEBHOOKS_GRACE_SECONDS = 20.0  # a try in hand may take TUNERY_WEBHOOK_TIMEOUT_SECONDS, 15 s
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,13 @@ class Program:
 
 def programs(data_dir: Path, host: str, port: int) -> list[Program]:
     reconciler = [sys.executable, "-m", "worker.reconciler"]
+    webhooks = [sys.executable, "-m", "worker.webhooks"]
     return [
         Program("api", f"listens on {host} port {port}", _api(host, port), API_GRACE_SECONDS),
         Program("gpu-worker", f"trains on {device()}", _worker("gpu", data_dir), WORKER_GRACE_SECONDS),
         Program("cpu-worker", "checks datasets", _worker("cpu", data_dir), WORKER_GRACE_SECONDS),
         Program("reconciler", "finds jobs that were lost", reconciler, RECONCILER_GRACE_SECONDS),
+        Program("webhooks", "tells webhook endpoints of events", webhooks, WEBHOOKS_GRACE_SECONDS),
     ]
 
 
