@@ -27,7 +27,9 @@ TAKE = text(
       WHERE idempotency_keys.created_at < clock_timestamp() - CAST(:kept AS interval)
       RETURNING 1
     )
-    SELECT is_mine, EXISTS (SELECT FROM taken) AS is_new FROM lock
+    SELECT is_mine, EXISTS (SELECT FROM taken) AS is_new, k.method, k.path, k.fingerprint, k.status, k.answer
+    FROM lock LEFT JOIN idempotency_keys k ON k.project_id = :project_id AND k.key = :key
+      AND k.created_at >= clock_timestamp() - CAST(:kept AS interval)
     """
 )
 
@@ -43,17 +45,32 @@ class Asked:
     fingerprint: str
 
 
+@dataclass(frozen=True)
+class Answered:
+    """What the first request with a key asked for, and was answered."""
+
+    method: str
+    path: str
+    fingerprint: str
+    status: int
+    answer: str
+
+
 class InUseError(RuntimeError):
     """Another transaction holds the key and has not ended."""
 
 
-def take(session: Session, asked: Asked) -> IdempotencyKey | None:
-    """None when the key is this transaction's now; else the row of who had it first. Raises InUseError."""
+def take(session: Session, asked: Asked) -> Answered | None:
+    """None when the key is this transaction's now; else what became of it before. Raises InUseError."""
     values = {"lock": _lock(asked), "kept": KEPT, **vars(asked)}
     found = session.execute(TAKE, values).one()
     if not found.is_mine:
         raise InUseError(asked.key)
-    return None if found.is_new else session.scalars(select(IdempotencyKey).where(_is(asked))).one()
+    if found.is_new:
+        return None
+    if found.answer is None:  # it was answered while the statement ran, which sees what was there when it began
+        found = session.execute(select(IdempotencyKey.__table__).where(_is(asked))).one()
+    return Answered(found.method, found.path, found.fingerprint, found.status, found.answer)
 
 
 def answer(session: Session, asked: Asked, status: int, body: str) -> None:

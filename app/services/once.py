@@ -64,8 +64,6 @@ class Once:
             return
         if (earlier.method, earlier.path, earlier.fingerprint) != (method, path, fingerprint):
             raise _reused(asked, earlier.method, earlier.path)
-        assert earlier.status is not None
-        assert earlier.answer is not None
         raise Replay(earlier.status, earlier.answer)
 
     def end(self, session: Session, status: int, body: str) -> None:
