@@ -4,11 +4,13 @@
     +- BadRequest                   400 invalid_request_error: the client must change something
     |  +- UnknownParameter          400 unknown_parameter
     |  +- InvalidDataset            400 invalid_training_file, carries the findings
+    |  +- IdempotencyKeyReused      400 idempotency_key_reused
     +- InvalidApiKey                401 invalid_api_key
     +- NotPermitted                 403 permission_denied
     |  +- MissingScope              403 insufficient_permissions, names the scope
     +- NotFound                     404 not_found
     +- RequestTimeout               408 request_timeout: the client stopped sending
+    +- IdempotencyKeyInUse          409 idempotency_key_in_use, with Retry-After
     +- TooLarge                     413 file_too_large
     +- RangeNotSatisfiable          416 range_not_satisfiable
     +- RateLimited                  429 rate_limit_exceeded, with Retry-After
@@ -17,7 +19,8 @@
     |  +- NoKeyYet                  503 no_api_key: not open to other machines before it has a key
     +- StorageFull                  507 storage_full
 
-Wrong-state answers are 400, not 409: OpenAI's clients retry 409, 429 and every 5xx twice by themselves.
+Wrong-state answers are 400, not 409: OpenAI's clients retry 409, 429 and every 5xx twice by themselves. The one 409 is
+made for that: a twin of a request that is still at work finds its answer when it is sent again.
 The classes are picklable (arguments only), as they cross process boundaries.
 """
 
@@ -63,6 +66,10 @@ class InvalidDataset(BadRequest):
     code = "invalid_training_file"
 
 
+class IdempotencyKeyReused(BadRequest):
+    code = "idempotency_key_reused"
+
+
 class InvalidApiKey(TuneryError):
     status = 401
     type = "invalid_request_error"
@@ -89,6 +96,13 @@ class RequestTimeout(TuneryError):
     status = 408
     type = "invalid_request_error"
     code = "request_timeout"
+
+
+class IdempotencyKeyInUse(TuneryError):
+    status = 409
+    type = "invalid_request_error"
+    code = "idempotency_key_in_use"
+    retry_after_seconds = 1
 
 
 class TooLarge(TuneryError):

@@ -28,6 +28,7 @@ from app.api import (
     queue,
     streams,
     uploads,
+    webhooks,
 )
 from app.api.departures import told_of_stop
 from app.api.deps import Engines
@@ -50,8 +51,8 @@ from app.storage import LocalStorage, Storage
 
 # the most polled comes first
 ROOMS = (
-    job_read, files, uploads, jobs, job_records, streams, adapters, models, queue, projects, project_keys, audit_logs,
-    health,
+    job_read, files, uploads, jobs, job_records, streams, adapters, models, queue, webhooks, projects, project_keys,
+    audit_logs, health,
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from typing import Annotated
 from pydantic import AliasChoices, Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.domain.networks import Network, parse_networks
 from app.domain.offers import LABEL, LABEL_RULE
 
 
@@ -65,6 +66,15 @@ class Settings(BaseSettings):
     device: str = "auto"  # auto, cpu or cuda
     threads: int | None = None  # CPU threads of a trainer; absent: physical cores
 
+    # --- webhooks
+    webhook_allow_http: bool = False  # https only: the body names jobs, and a signature is no secret-keeper
+    webhook_allowed_networks: str = ""  # CIDRs, comma-separated: private addresses that endpoints may have
+    webhook_connect_seconds: float = 5  # to resolve the name is not in it
+    webhook_timeout_seconds: float = 15  # for one try in all; Standard Webhooks recommends 15 to 30
+    webhook_poll_seconds: float = 1  # how often the sender looks for what is due
+    webhook_disable_seconds: float = 432_000  # an endpoint that has failed for so long (five days) is disabled
+    webhook_keep_seconds: float = 2_592_000  # 30 days of deliveries are kept
+
     # --- logs
     log_json: bool = False  # one JSON object per line, for containers
 
@@ -89,6 +99,16 @@ class Settings(BaseSettings):
         if wrong := [label for label in labels if not LABEL.fullmatch(label)]:
             raise ValueError(f"{', '.join(map(repr, wrong))}: a label has {LABEL_RULE}")
         return labels
+
+    @field_validator("webhook_allowed_networks")
+    @classmethod
+    def _are_networks(cls, text: str) -> str:
+        parse_networks(text)
+        return text
+
+    @property
+    def webhook_networks(self) -> tuple[Network, ...]:
+        return parse_networks(self.webhook_allowed_networks)
 
     @property
     def storage_dir(self) -> Path:

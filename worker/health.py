@@ -1,4 +1,4 @@
-"""Is the process on this host alive? `python -m worker.health gpu|cpu|reconciler` exits 0 if it is, else 1.
+"""Is the process on this host alive? `python -m worker.health gpu|cpu|reconciler|webhooks` exits 0 if it is, else 1.
 
 Whoever does the work touches a file every few seconds; the check looks how old it is. `celery inspect ping` would cost
 seconds of CPU and go through the broker, and a question to PostgreSQL would call a worker dead when PostgreSQL is.
@@ -36,7 +36,7 @@ def age_seconds(settings: Settings, name: str) -> float | None:
 
 def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
-        print("usage: python -m worker.health gpu|cpu|reconciler", file=sys.stderr)
+        print("usage: python -m worker.health gpu|cpu|reconciler|webhooks", file=sys.stderr)
         return 1
     try:
         age = age_seconds(load_settings(), arguments[0])

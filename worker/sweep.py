@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sqlalchemy import select
 
-from app.db import checkpoints, files, uploads, workers
+from app.db import checkpoints, deliveries, files, idempotency, uploads, workers
 from app.db.engine import transaction
 from app.db.tables import Job
 from app.domain.states import TERMINAL
@@ -41,6 +41,8 @@ def sweep(resources: Resources) -> None:
     sweep_work_directories(resources)
     with transaction(resources.sessions) as session:
         workers.forget_old(session)
+        idempotency.forget_old(session)
+        deliveries.forget_old(session, resources.settings.webhook_keep_seconds)
 
 
 def expire_files(resources: Resources) -> None:

@@ -14,9 +14,16 @@ from app.errors import BadRequest, TooLarge
 MAX_BODY_BYTES = 1 << 20
 
 
-async def read_json_object(request: Request, _caller: CallerDep) -> dict[str, Any]:
+async def read_body(request: Request, _caller: CallerDep) -> bytes:
     """The caller comes first in the signature, so that nobody's body is read without a good key."""
-    return parse_json_object(await _read_limited(request))
+    return await _read_limited(request)
+
+
+BodyBytesDep = Annotated[bytes, Depends(read_body)]
+
+
+async def read_json_object(body: BodyBytesDep) -> dict[str, Any]:
+    return parse_json_object(body)
 
 
 JsonBodyDep = Annotated[dict[str, Any], Depends(read_json_object)]

@@ -18,6 +18,7 @@ from starlette.responses import Response
 
 from app.errors import (
     BadRequest,
+    IdempotencyKeyInUse,
     InvalidApiKey,
     QuotaExceeded,
     RangeNotSatisfiable,
@@ -70,7 +71,7 @@ def _response(
 
 
 def _headers(error: TuneryError) -> dict[str, str]:
-    if isinstance(error, Unavailable):
+    if isinstance(error, Unavailable | IdempotencyKeyInUse):
         return {"Retry-After": str(error.retry_after_seconds)}
     if isinstance(error, RateLimited):
         milliseconds = math.ceil(error.retry_after_seconds * 1000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -13,6 +14,7 @@ from app.api import examples
 from app.api.auth import CallerDep
 from app.api.deps import EnginesDep, SessionDep
 from app.api.multipart import ENVELOPE_BYTES, Form, read_form
+from app.api.once import OnceDep, OnceRoute
 from app.api.pages import After, Limit, envelope
 from app.api.receiving import limited
 from app.api.schemas.common import Deleted
@@ -23,15 +25,16 @@ from app.domain.uploads import EXPIRES_SECONDS, PURPOSES, clean_filename
 from app.errors import BadRequest
 from app.services import files, intake
 from app.services.intake import NewFile, StagedFile
+from app.services.once import fingerprint_of
 
 FIELDS = ("purpose", "expires_after[anchor]", "expires_after[seconds]")
 MAX_LIST = 10_000
 
-router = APIRouter(prefix="/v1/files", tags=["Files"])
+router = APIRouter(prefix="/v1/files", tags=["Files"], route_class=OnceRoute)
 
 
 @router.post("", response_model=FileBody, summary="Upload a file", openapi_extra=examples.UPLOAD_BODY)
-async def create_file(request: Request, caller: CallerDep, engines: EnginesDep) -> Any:
+async def create_file(request: Request, caller: CallerDep, engines: EnginesDep, once: OnceDep) -> Any:
     """Streamed to disk while it is hashed. A file for fine-tuning is checked line by line: ten findings at once."""
     settings, lanes = engines.settings, engines.lanes
     most = settings.max_file_bytes
@@ -43,6 +46,8 @@ async def create_file(request: Request, caller: CallerDep, engines: EnginesDep) 
         file = await lanes.finish(
             staged.size_bytes, intake.accept, engines.sessions, engines.storage, caller.project_id, new, staged,
             settings.max_line_bytes,
+            lambda session: once.begin(session, _fingerprint(form, staged)),
+            lambda session, created: once.end(session, 200, json.dumps(render_file(created))),
         )  # fmt: skip
     finally:
         staged.discard()
@@ -90,6 +95,11 @@ def head_content(
     file_id: str, request: Request, caller: CallerDep, session: SessionDep, engines: EnginesDep
 ) -> Response:
     return get_content(file_id, request, caller, session, engines)
+
+
+def _fingerprint(form: Form, staged: StagedFile) -> str:
+    """Of the fields and the bytes: a client draws a new boundary each time it sends a form."""
+    return fingerprint_of({"fields": form.fields, "filename": form.filename, "sha256": staged.sha256})
 
 
 def _is_results_csv(file: File) -> bool:

@@ -11,6 +11,7 @@ from app.api.auth import CallerDep
 from app.api.bodies import JsonBodyDep
 from app.api.deps import Engines, EnginesDep, SessionDep
 from app.api.etags import checkpoints_etag, events_etag, jobs_etag, json_with, not_modified, place_tag
+from app.api.once import OnceRoute
 from app.api.pages import After, Limit, envelope
 from app.api.ranges import is_known
 from app.api.schemas.checkpoints import CheckpointList, render_checkpoint
@@ -27,7 +28,7 @@ MAX_JOBS = 100
 MAX_EVENTS = 1_000
 MAX_CHECKPOINTS = 100
 
-router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"])
+router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"], route_class=OnceRoute)
 
 
 @router.post("", response_model=JobBody, summary="Create a job", openapi_extra=examples.CREATE_JOB_BODY)

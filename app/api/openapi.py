@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from app.api import examples, examples_organization, upload_examples
+from app.api import examples, examples_organization, upload_examples, webhook_examples
 from app.api.schemas.common import ErrorBody
 from app.domain import scopes
 
@@ -22,29 +22,29 @@ ERRORS = {
     "429": "Too many requests (`rate_limit_exceeded`), or a limit of the project is reached (`insufficient_quota`).",
     "503": "PostgreSQL does not answer; try again after `Retry-After` seconds.",
 }
+POST_ERRORS = {
+    "409": "The first request with this `Idempotency-Key` has not ended; send it again after `Retry-After` seconds.",
+    "413": "The body is too large.",
+}
 MORE_ERRORS = {
     "POST /v1/files": {
         "408": "Nothing came for a minute.", "413": "The file is too large.",
         "507": "The disk is full; nothing was stored.",
     },
-    "POST /v1/uploads": {"413": "The body is too large."},
     "POST /v1/uploads/{upload_id}/parts": {
         "408": "Nothing came for a minute.", "413": "The part is too large.",
         "507": "The disk is full; nothing was stored.",
     },
-    "POST /v1/uploads/{upload_id}/complete": {"413": "The body is too large."},
     "PUT /v1/uploads/{upload_id}/content": {
         "408": "Nothing came for a minute; what did is kept.", "507": "The disk is full; nothing more was stored.",
     },
-    "POST /v1/fine_tuning/jobs": {"413": "The body is too large."},
-    "POST /v1/fine_tuning/jobs/plan": {"413": "The body is too large."},
     "GET /v1/files/{file_id}/content": {"416": "The range selects nothing."},
     "GET /v1/fine_tuning/jobs/{job_id}/adapter/archive": {"416": "The range selects nothing."},
     "DELETE /v1/models/{model}": {
         "403": "A base model belongs to the operator, or the key lacks the scope that this operation takes."
     },
 }  # fmt: skip
-ANSWERS = examples.ANSWERS | upload_examples.ANSWERS
+ANSWERS = examples.ANSWERS | upload_examples.ANSWERS | webhook_examples.ANSWERS
 DESCRIPTION = """\
 Fine-tuning jobs in OpenAI's wire contract, QLoRA on your own GPUs, and the adapter is yours.
 
@@ -102,7 +102,7 @@ def _complete(method: str, path: str, operation: dict[str, Any]) -> None:
     if path.startswith("/v1"):
         operation["security"] = [{SECURITY_SCHEME: []}]
         operation["x-scope"] = scopes.needed(method.upper(), path)
-        errors = ERRORS | MORE_ERRORS.get(name, {})
+        errors = ERRORS | (POST_ERRORS if method == "post" else {}) | MORE_ERRORS.get(name, {})
         responses |= {status: _error(description) for status, description in errors.items()}
     operation["responses"] = dict(sorted(responses.items()))
 

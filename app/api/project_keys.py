@@ -19,6 +19,7 @@ MAX_KEYS = 100
 
 router = APIRouter(
     prefix="/v1/organization/projects/{project_id}/api_keys", tags=["Projects and keys"], dependencies=[AUTHENTICATED]
+    route_class=OnceRoute,
 )
 
 

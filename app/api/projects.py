@@ -10,6 +10,7 @@ from app.api import examples_organization as examples
 from app.api.auth import AUTHENTICATED, CallerDep
 from app.api.bodies import JsonBodyDep, OptionalJsonBodyDep
 from app.api.deps import SessionDep
+from app.api.once import OnceRoute
 from app.api.pages import After, Limit, envelope
 from app.api.schemas.job_requests import parsed
 from app.api.schemas.projects import (
@@ -29,7 +30,7 @@ from app.services import projects
 
 MAX_PROJECTS = 100
 
-router = APIRouter(tags=["Projects and keys"], dependencies=[AUTHENTICATED])
+router = APIRouter(tags=["Projects and keys"], dependencies=[AUTHENTICATED], route_class=OnceRoute)
 
 
 @router.get("/v1/project", response_model=OwnProject, summary="Get the project of this key")

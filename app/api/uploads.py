@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from app.api.bodies import JsonBodyDep
 from app.api.content_range import asked_span
 from app.api.deps import EnginesDep, SessionDep
 from app.api.multipart import ENVELOPE_BYTES, read_form
+from app.api.once import OnceDep, OnceRoute
 from app.api.pages import envelope
 from app.api.receiving import limited
 from app.api.schemas.job_requests import Parsed, check_shape
@@ -33,8 +35,9 @@ from app.domain.uploads import MAX_PART_BYTES, MAX_PARTS
 from app.errors import BadRequest, all_at_once
 from app.services import completing, content, uploads
 from app.services.intake import StagedFile
+from app.services.once import fingerprint_of
 
-router = APIRouter(prefix="/v1/uploads", tags=["Uploads"])
+router = APIRouter(prefix="/v1/uploads", tags=["Uploads"], route_class=OnceRoute)
 
 
 @router.post("", response_model=UploadBody, summary="Begin an upload", openapi_extra=examples.CREATE_UPLOAD_BODY)
@@ -55,7 +58,7 @@ def get_upload(upload_id: str, caller: CallerDep, session: SessionDep) -> Any:
 @router.post(
     "/{upload_id}/parts", response_model=PartBody, summary="Add a part", openapi_extra=examples.UPLOAD_PART_BODY
 )
-async def add_part(upload_id: str, request: Request, caller: CallerDep, engines: EnginesDep) -> Any:
+async def add_part(upload_id: str, request: Request, caller: CallerDep, engines: EnginesDep, once: OnceDep) -> Any:
     """Up to 64 MiB; several at once, in any order. A part that is sent again is another part."""
     lanes, project_id = engines.lanes, caller.project_id
     await lanes.write(uploads.check_pending, engines.sessions, project_id, upload_id)
@@ -67,7 +70,11 @@ async def add_part(upload_id: str, request: Request, caller: CallerDep, engines:
         if not form.has_file:
             text = "you must provide data: a form field with the part's bytes"
             raise BadRequest(text, "data", "missing_required_parameter")
-        part = await lanes.store(uploads.add_part, engines.sessions, engines.storage, project_id, upload_id, staged)
+        part = await lanes.store(
+            uploads.add_part, engines.sessions, engines.storage, project_id, upload_id, staged,
+            lambda session: once.begin(session, fingerprint_of({"fields": form.fields, "sha256": staged.sha256})),
+            lambda session, added: once.end(session, 200, json.dumps(render_part(added))),
+        )  # fmt: skip
     finally:
         staged.discard()
     return render_part(part)

@@ -57,6 +57,9 @@ class Client:
     def post(self, path: str, body: Mapping[str, Any] | None = None) -> Json:
         return self._ask("POST", path, json=body)
 
+    def delete(self, path: str) -> Json:
+        return self._ask("DELETE", path)
+
     def pages(self, path: str, limit: int, **params: Any) -> Iterator[Json]:
         """Every item of a list, page by page, for as long as the caller asks for more."""
         while True:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from app.cli import adapters, audit, files, jobs, keys, models, plans, projects, queue, records
+from app.cli import adapters, audit, files, jobs, keys, models, plans, projects, queue, records, webhooks
 from app.cli.address import find_layout
 from app.cli.errors import INTERRUPTED, CliError, Missing, Misused
 from app.cli.local.errors import CannotStart
@@ -78,6 +78,7 @@ app.add_typer(models.commands, name="models")
 app.add_typer(projects.commands, name="projects")
 app.add_typer(keys.commands, name="keys")
 app.add_typer(audit.commands, name="audit")
+app.add_typer(webhooks.commands, name="webhooks")
 app.add_typer(queue.commands)  # no name: its commands are ours
 
 

@@ -91,9 +91,19 @@ class StagedFile:
 
 
 def accept(
-    sessions: Sessions, storage: Storage, project_id: str, new: NewFile, staged: StagedFile, max_line_bytes: int
+    sessions: Sessions,
+    storage: Storage,
+    project_id: str,
+    new: NewFile,
+    staged: StagedFile,
+    max_line_bytes: int,
+    begin: Callable[[Session], None] = lambda _session: None,
+    end: Callable[[Session, File], None] = lambda _session, _file: None,
 ) -> File:
-    """Check, store, and only then let a row tell of it. Raises InvalidDataset with up to ten findings."""
+    """Check, store, and only then let a row tell of it. Raises InvalidDataset with up to ten findings.
+
+    `begin` and `end` belong to the transaction of that row; what `begin` raises comes through, and nothing was stored.
+    """
     staged.close()
     line_count = _count_lines(staged, max_line_bytes) if new.purpose == "fine-tune" else None
     file_id = new_id("file")
@@ -102,7 +112,9 @@ def accept(
     inserted = False
     try:
         with transaction(sessions) as session:
+            begin(session)
             file = insert(session, project_id, file_id, new, content)
+            end(session, file)
             inserted = True
     except BaseException:
         # A commit whose answer was lost may have happened: then the bytes must stay. Without a row nobody sees them.

@@ -5,6 +5,7 @@ The row decides: every change takes its lock, and what the row says then is what
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -68,8 +69,19 @@ def check_pending(sessions: Sessions, project_id: str, upload_id: str) -> None:
         require_pending(get(session, project_id, upload_id), "takes no more parts")
 
 
-def add_part(sessions: Sessions, storage: Storage, project_id: str, upload_id: str, staged: StagedFile) -> UploadPart:
-    """Store a part, and then its row; a part that is sent again is another part, which no list needs to name."""
+def add_part(
+    sessions: Sessions,
+    storage: Storage,
+    project_id: str,
+    upload_id: str,
+    staged: StagedFile,
+    begin: Callable[[Session], None] = lambda _session: None,
+    end: Callable[[Session, UploadPart], None] = lambda _session, _part: None,
+) -> UploadPart:
+    """Store a part, and then its row; a part that is sent again is another part, which no list needs to name.
+
+    `begin` and `end` belong to the transaction of that row.
+    """
     staged.close()
     part_id = new_id("part", "_")
     key = part_key(upload_id, part_id)
@@ -77,10 +89,12 @@ def add_part(sessions: Sessions, storage: Storage, project_id: str, upload_id: s
     inserted = False
     try:
         with transaction(sessions) as session:
+            begin(session)
             upload = known(uploads.lock(session, project_id, upload_id), upload_id)
             require_pending(see(session, upload), "takes no more parts")
             require_room(session, upload, staged.size_bytes)
             part = uploads.insert_part(session, upload, part_id, staged.size_bytes, staged.sha256, key, start=None)
+            end(session, part)
             inserted = True
     except BaseException:
         if not inserted:  # a commit whose answer was lost may have happened

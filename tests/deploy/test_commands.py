@@ -29,7 +29,7 @@ from tests.tiny import make_tiny_base
 from worker.health import beat
 
 STOP_SECONDS = 15.0
-WORKERS = ["cpu-worker", "gpu-worker", "gpu-worker-without-gpu", "reconciler"]
+WORKERS = ["cpu-worker", "gpu-worker", "gpu-worker-without-gpu", "reconciler", "webhooks"]
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from app.cli.local.hardware import device, gpu_groups
 WORKER_GRACE_SECONDS = 120.0
 API_GRACE_SECONDS = 15.0  # open streams are cut after 5
 RECONCILER_GRACE_SECONDS = 10.0
+WEBHOOKS_GRACE_SECONDS = 20.0  # a try in hand may take TUNERY_WEBHOOK_TIMEOUT_SECONDS, 15 s
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,13 @@ class Program:
 
 def programs(data_dir: Path, host: str, port: int) -> list[Program]:
     reconciler = [sys.executable, "-m", "worker.reconciler"]
+    webhooks = [sys.executable, "-m", "worker.webhooks"]
     return [
         Program("api", f"listens on {host} port {port}", _api(host, port), API_GRACE_SECONDS),
         *(_gpu_worker(number, visible, data_dir) for number, visible in enumerate(gpu_groups())),
         Program("cpu-worker", "checks datasets", _worker("cpu0", data_dir), WORKER_GRACE_SECONDS),
         Program("reconciler", "finds jobs that were lost", reconciler, RECONCILER_GRACE_SECONDS),
+        Program("webhooks", "tells webhook endpoints of events", webhooks, WEBHOOKS_GRACE_SECONDS),
     ]
 
 

@@ -34,7 +34,7 @@ from app.db.engine import Sessions
 READY_SECONDS = 120.0  # a cold disk and two slow cores; usually four
 LEFTOVER_SECONDS = 10.0
 # Workers first, so that they can still write down what they saved; then who serves readers; the servers last.
-STOP_ORDER = (("reconciler", "gpu-worker", "cpu-worker"), ("api",), ("valkey",), ("postgres",))
+STOP_ORDER = (("reconciler", "webhooks", "gpu-worker", "cpu-worker"), ("api",), ("valkey",), ("postgres",))
 
 Say = Callable[[str], None]
 

@@ -10,6 +10,7 @@ from app.db.tables.base_models import BaseModelRow as BaseModelRow
 from app.db.tables.files import File as File
 from app.db.tables.fleet import MeasurementRow as MeasurementRow
 from app.db.tables.fleet import Worker as Worker
+from app.db.tables.idempotency import IdempotencyKey as IdempotencyKey
 from app.db.tables.jobs import Attempt as Attempt
 from app.db.tables.jobs import Job as Job
 from app.db.tables.jobs import JobEvent as JobEvent
@@ -23,3 +24,6 @@ from app.db.tables.results import Snapshot as Snapshot
 from app.db.tables.results import TunedModel as TunedModel
 from app.db.tables.uploads import Upload as Upload
 from app.db.tables.uploads import UploadPart as UploadPart
+from app.db.tables.webhooks import WebhookAttempt as WebhookAttempt
+from app.db.tables.webhooks import WebhookDelivery as WebhookDelivery
+from app.db.tables.webhooks import WebhookEndpoint as WebhookEndpoint

@@ -30,6 +30,16 @@ from app.api.schemas.plans import PlanBody
 from app.api.schemas.projects import OwnProject, ProjectBody, ProjectList, ProjectWithUsage
 from app.api.schemas.queue import QueueBody, WorkerList
 from app.api.schemas.uploads import CompleteUpload, CreateUpload, PartBody, PartList, UploadBody
+from app.api.schemas.webhooks import (
+    WebhookDeliveryBody,
+    WebhookDeliveryList,
+    WebhookEndpointBody,
+    WebhookEndpointDeleted,
+    WebhookEndpointList,
+    WebhookEndpointTestResult,
+    WebhookEndpointWithSecret,
+    WebhookEventTypeList,
+)
 from app.domain import gather
 from app.main import create_app
 from app.settings import Settings
@@ -39,9 +49,9 @@ SNAPSHOT = Path(__file__).with_name("openapi.json")
 MODELS: tuple[type[BaseModel], ...] = (
     AdapterBody, CheckpointList, Deleted, EventList, FileBody, FileList, JobBody, JobList, ModelBody, ModelList,
     PlanBody, AuditList, KeyBody, KeyList, KeyRevoked, NewKey, OwnProject, ProjectBody, ProjectList, ProjectWithUsage,
-    StepMetricsBody,
-    PartBody, PartList, UploadBody,
-    QueueBody, WorkerList,
+    StepMetricsBody, PartBody, PartList, UploadBody, QueueBody, WorkerList,
+    WebhookDeliveryBody, WebhookDeliveryList, WebhookEndpointBody, WebhookEndpointDeleted,
+    WebhookEndpointList, WebhookEndpointTestResult, WebhookEndpointWithSecret, WebhookEventTypeList,
 )  # fmt: skip
 
 

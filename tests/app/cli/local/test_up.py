@@ -31,7 +31,7 @@ from tests.app.cli.local.support import (
 )
 from tests.tiny import make_tiny_base
 
-SERVICES = {"postgres", "valkey", "api", "gpu-worker", "cpu-worker", "reconciler"}
+SERVICES = {"postgres", "valkey", "api", "gpu-worker", "cpu-worker", "reconciler", "webhooks"}
 START_SECONDS = 120.0
 
 Start = Callable[..., "Running"]

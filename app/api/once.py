@@ -1,0 +1,113 @@
+"""`Idempotency-Key` on every POST, without a line in the endpoints.
+
+A router with `route_class=OnceRoute` gives it to each of its POST routes that takes a SessionDep. A route with
+transactions of its own takes an OnceDep and calls `begin` first and `end` last in the one that creates.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from itertools import chain, repeat
+from typing import Annotated, Any, get_type_hints
+
+from fastapi import Depends, Header, Request
+from fastapi.routing import APIRoute
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from app.api.auth import CallerDep
+from app.api.bodies import BodyBytesDep
+from app.api.deps import SessionDep
+from app.domain.jsonl import LineError, decode_json
+from app.errors import IdempotencyKeyInUse
+from app.services.once import Once, Replay, fingerprint_of
+
+REPLAYED = {"Idempotency-Replayed": "true"}
+PATIENCE_SECONDS = 20.0  # for a twin that is at work: a create takes milliseconds
+PAUSES_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2)  # between looks; then the last again and again
+
+KeyHeader = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        description="The same key and body within 24 hours: done once, and answered the same again.",
+    ),
+]
+
+
+async def get_once(request: Request, caller: CallerDep, idempotency_key: KeyHeader = None) -> Once:
+    url = request.url
+    path = f"{url.path}?{url.query}" if url.query else url.path
+    return Once(caller.project_id, idempotency_key, request.method, path)
+
+
+OnceDep = Annotated[Once, Depends(get_once)]
+
+
+async def begin_once(request: Request, body: BodyBytesDep, once: OnceDep, session: SessionDep) -> None:
+    """Raises what Once.begin does, IdempotencyKeyInUse only after a wait that held no thread and no connection."""
+    if not once.is_asked_for:
+        return
+    fingerprint = _fingerprint(body)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    pauses = chain(PAUSES_SECONDS, repeat(PAUSES_SECONDS[-1]))
+    while not await run_in_threadpool(_begin, once, session, fingerprint, time.monotonic() < deadline):
+        await asyncio.sleep(next(pauses))
+    request.state.once = (once, session)
+
+
+class OnceRoute(APIRoute):
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        if "POST" in (options.get("methods") or ()) and takes_session(endpoint):
+            options["dependencies"] = [*(options.get("dependencies") or ()), Depends(begin_once)]
+        super().__init__(path, endpoint, **options)
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The answer is made here and sent later: SessionDep commits in between."""
+        handle = super().get_route_handler()
+
+        async def handle_once(request: Request) -> Response:
+            try:
+                response = await handle(request)
+            except Replay as replay:
+                return Response(replay.body, replay.status, REPLAYED, media_type="application/json")
+            begun = getattr(request.state, "once", None)
+            if begun is not None:
+                once, session = begun
+                await run_in_threadpool(_end, once, session, response)
+            return response
+
+        return handle_once
+
+
+def takes_session(endpoint: Callable[..., Any]) -> bool:
+    return SessionDep in get_type_hints(endpoint, include_extras=True).values()
+
+
+def _begin(once: Once, session: Session, fingerprint: str, may_wait: bool) -> bool:
+    """False while a twin is at work and waiting is worth it; the connection is given back then."""
+    try:
+        once.begin(session, fingerprint)
+    except IdempotencyKeyInUse:
+        session.rollback()
+        if may_wait:
+            return False
+        raise
+    return True
+
+
+def _end(once: Once, session: Session, response: Response) -> None:
+    once.end(session, response.status_code, bytes(response.body).decode())
+
+
+def _fingerprint(body: bytes) -> str:
+    """Of the parsed body: a client may write the same JSON differently. What is no JSON is refused by the endpoint."""
+    try:
+        return fingerprint_of({"json": decode_json(body)})
+    except (LineError, RecursionError):
+        return fingerprint_of({"bytes": body.hex()})

@@ -1,0 +1,206 @@
+"""Deliveries of events to endpoints: what is due, what came of it, what is kept.
+
+A claim takes a delivery for the time of a lease and counts it; what is written afterwards is guarded by that count. A
+sender that dies in between costs the lease, and the event goes out again under the same id: at least once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+from sqlalchemy import delete, func, null, select, text, update
+from sqlalchemy.orm import Session
+
+from app.db.ids import new_id
+from app.db.tables import WebhookAttempt, WebhookDelivery, WebhookEndpoint
+
+State = Literal["pending", "delivered", "failed"]
+
+# One of each endpoint: a thousand that wait for a slow one cost a prompt one nothing. The oldest of an endpoint first.
+CLAIM = text(
+    """
+    UPDATE webhook_deliveries d
+    SET attempt = d.attempt + 1, tries = d.tries + 1,
+        leased_until = clock_timestamp() + CAST(:lease AS interval)
+    FROM (
+      SELECT due.id FROM webhook_endpoints e CROSS JOIN LATERAL (
+        SELECT w.id, w.next_attempt_at FROM webhook_deliveries w
+        WHERE w.endpoint_id = e.id AND w.state = 'pending' AND w.next_attempt_at <= clock_timestamp()
+          AND (w.leased_until IS NULL OR w.leased_until < clock_timestamp()) AND (e.enabled OR w.is_test)
+        ORDER BY w.next_attempt_at LIMIT 1 FOR UPDATE SKIP LOCKED
+      ) due
+      WHERE e.id <> ALL(CAST(:busy AS text[]))
+      ORDER BY due.next_attempt_at LIMIT :limit
+    ) chosen, webhook_endpoints e
+    WHERE d.id = chosen.id AND e.id = d.endpoint_id
+    RETURNING d.id, d.project_id, d.endpoint_id, d.event_id, d.event_type, d.data, d.is_test, d.attempt, d.tries,
+      d.created_at, e.url, e.secret, e.failing_since,
+      CASE WHEN e.previous_secret_expires_at > clock_timestamp() THEN e.previous_secret END AS previous_secret
+    """
+)
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """A delivery to be made, and where."""
+
+    id: str
+    project_id: str
+    endpoint_id: str
+    event_id: str
+    event_type: str
+    data: Mapping[str, Any]
+    is_test: bool
+    attempt: int
+    tries: int
+    created_at: Any
+    url: str
+    secret: str
+    failing_since: Any
+    previous_secret: str | None
+
+    @property
+    def signers(self) -> Sequence[str]:
+        return [secret for secret in (self.secret, self.previous_secret) if secret is not None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a try. `retry_seconds` is None when there is to be no other."""
+
+    is_delivered: bool
+    duration_ms: int
+    status_code: int | None
+    error: str | None
+    response: str | None
+    retry_seconds: float | None
+
+
+def claim(session: Session, limit: int, lease_seconds: float, busy: Sequence[str] = ()) -> list[Claimed]:
+    """At most `limit` that are due, one of each endpoint but the `busy` ones."""
+    values = {"limit": limit, "lease": timedelta(seconds=lease_seconds), "busy": list(busy)}
+    return [Claimed(**row._mapping) for row in session.execute(CLAIM, values)]
+
+
+def record(session: Session, claimed: Claimed, outcome: Outcome) -> bool:
+    """Write down what came of it; False when somebody else has the delivery by now, or nobody."""
+    recorded = session.execute(
+        update(WebhookDelivery)
+        .where(
+            WebhookDelivery.id == claimed.id,
+            WebhookDelivery.attempt == claimed.attempt,
+            WebhookDelivery.state == "pending",
+        )
+        .values(leased_until=null(), **_next(outcome))
+        .returning(WebhookDelivery.id)
+    ).scalar_one_or_none()
+    if recorded is None:
+        return False
+    session.add(
+        WebhookAttempt(
+            delivery_id=claimed.id,
+            attempt=claimed.attempt,
+            project_id=claimed.project_id,
+            duration_ms=outcome.duration_ms,
+            status_code=outcome.status_code,
+            error=outcome.error,
+            response=outcome.response,
+        )
+    )
+    session.flush()
+    return True
+
+
+def note_success(session: Session, endpoint_id: str) -> None:
+    session.execute(
+        update(WebhookEndpoint)
+        .where(WebhookEndpoint.id == endpoint_id, WebhookEndpoint.failing_since.is_not(None))
+        .values(failing_since=null())
+    )
+
+
+def note_failure(session: Session, endpoint_id: str) -> float:
+    """For how many seconds the endpoint has been failing now."""
+    since = func.coalesce(WebhookEndpoint.failing_since, func.clock_timestamp())
+    seconds = session.scalar(
+        update(WebhookEndpoint)
+        .where(WebhookEndpoint.id == endpoint_id)
+        .values(failing_since=since)
+        .returning(func.extract("epoch", func.clock_timestamp() - WebhookEndpoint.failing_since))
+    )
+    return float(seconds or 0)
+
+
+def add_test(session: Session, endpoint: WebhookEndpoint, event_type: str, data: dict[str, Any]) -> WebhookDelivery:
+    delivery = WebhookDelivery(
+        id=new_id("whd", "_"),
+        project_id=endpoint.project_id,
+        endpoint_id=endpoint.id,
+        event_id=new_id("evt", "_"),
+        event_type=event_type,
+        data=data,
+        is_test=True,
+        next_attempt_at=func.clock_timestamp(),
+    )
+    session.add(delivery)
+    session.flush()
+    return delivery
+
+
+def redeliver(session: Session, delivery: WebhookDelivery) -> WebhookDelivery:
+    """From the start of the schedule, whatever became of it; one that a sender has in its hands stays there."""
+    return session.execute(
+        update(WebhookDelivery)
+        .where(WebhookDelivery.id == delivery.id)
+        .values(state="pending", next_attempt_at=func.clock_timestamp(), finished_at=null(), tries=0)
+        .returning(WebhookDelivery)
+        .execution_options(populate_existing=True)
+    ).scalar_one()
+
+
+def get(session: Session, endpoint_id: str, delivery_id: str) -> WebhookDelivery | None:
+    query = select(WebhookDelivery).where(WebhookDelivery.endpoint_id == endpoint_id, WebhookDelivery.id == delivery_id)
+    return session.scalar(query)
+
+
+def page(
+    session: Session, endpoint_id: str, limit: int, after: WebhookDelivery | None = None, state: State | None = None
+) -> list[WebhookDelivery]:
+    """Newest first, at most `limit`; `after` is the last of the page before."""
+    query = select(WebhookDelivery).where(WebhookDelivery.endpoint_id == endpoint_id)
+    if after is not None:
+        query = query.where(WebhookDelivery.seq < after.seq)
+    if state is not None:
+        query = query.where(WebhookDelivery.state == state)
+    return list(session.scalars(query.order_by(WebhookDelivery.seq.desc()).limit(limit)))
+
+
+def attempts(session: Session, delivery_ids: Sequence[str]) -> dict[str, list[WebhookAttempt]]:
+    """What came of each try, the latest first, by delivery."""
+    query = select(WebhookAttempt).where(WebhookAttempt.delivery_id.in_(delivery_ids))
+    found: dict[str, list[WebhookAttempt]] = {delivery_id: [] for delivery_id in delivery_ids}
+    for attempt in session.scalars(query.order_by(WebhookAttempt.attempt.desc())):
+        found[attempt.delivery_id].append(attempt)
+    return found
+
+
+def forget_old(session: Session, keep_seconds: float, limit: int = 10_000) -> int:
+    """Delete deliveries that are older, also those that still wait for a disabled endpoint; how many."""
+    old = (
+        select(WebhookDelivery.id)
+        .where(WebhookDelivery.created_at < func.clock_timestamp() - timedelta(seconds=keep_seconds))
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    gone = session.execute(delete(WebhookDelivery).where(WebhookDelivery.id.in_(old)).returning(WebhookDelivery.id))
+    return len(gone.all())
+
+
+def _next(outcome: Outcome) -> dict[str, Any]:
+    if not outcome.is_delivered and outcome.retry_seconds is not None:
+        return {"next_attempt_at": func.clock_timestamp() + timedelta(seconds=outcome.retry_seconds)}
+    state = "delivered" if outcome.is_delivered else "failed"
+    return {"state": state, "next_attempt_at": null(), "finished_at": func.clock_timestamp()}

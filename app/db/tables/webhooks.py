@@ -1,0 +1,99 @@
+"""Who wants to hear of events, what is to be sent to whom, and what came of each try."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, UniqueConstraint, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.db.base import Base, now
+
+
+class WebhookEndpoint(Base):
+    """The secret is kept as it is: signing needs it. While it is rotated, the one before signs beside it."""
+
+    __tablename__ = "webhook_endpoints"
+    __table_args__ = (
+        CheckConstraint("secret LIKE 'whsec_%'", name="secret"),
+        CheckConstraint("(previous_secret IS NULL) = (previous_secret_expires_at IS NULL)", name="previous_secret"),
+        CheckConstraint("jsonb_array_length(event_types) > 0", name="event_types"),
+        CheckConstraint("enabled = (disabled_at IS NULL)", name="disabled_at"),
+        CheckConstraint("enabled = (disabled_reason IS NULL)", name="disabled_reason"),
+        Index("ix_webhook_endpoints_page", "project_id", "seq"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    seq: Mapped[int] = mapped_column(Identity(), unique=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    name: Mapped[str]
+    url: Mapped[str]
+    event_types: Mapped[list[str]]
+    enabled: Mapped[bool] = mapped_column(server_default=text("true"))
+    disabled_at: Mapped[datetime | None]
+    disabled_reason: Mapped[str | None]
+    failing_since: Mapped[datetime | None]  # the first failure after the last success
+    secret: Mapped[str]
+    previous_secret: Mapped[str | None]
+    previous_secret_expires_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = now()
+    updated_at: Mapped[datetime] = now()
+
+
+class WebhookDelivery(Base):
+    """One event for one endpoint: the outbox. The rows of events are written by the function `announce_event`.
+
+    `attempt` is the fencing token: every try takes the next one. `tries` counts along the schedule and starts over when
+    somebody asks for another delivery.
+    """
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (
+        UniqueConstraint("endpoint_id", "event_id"),
+        CheckConstraint("state IN ('pending', 'delivered', 'failed')", name="state"),
+        CheckConstraint("(state = 'pending') = (next_attempt_at IS NOT NULL)", name="next_attempt_at"),
+        CheckConstraint("(state = 'pending') = (finished_at IS NULL)", name="finished_at"),
+        CheckConstraint("(leased_until IS NOT NULL) <= (state = 'pending')", name="leased_while_pending"),
+        CheckConstraint("tries BETWEEN 0 AND attempt", name="tries"),
+        Index("ix_webhook_deliveries_page", "endpoint_id", "seq"),
+        Index(
+            "ix_webhook_deliveries_due", "endpoint_id", "next_attempt_at", postgresql_where=text("state = 'pending'")
+        ),
+        Index("ix_webhook_deliveries_created_at", "created_at"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    seq: Mapped[int] = mapped_column(Identity(), unique=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    endpoint_id: Mapped[str] = mapped_column(ForeignKey("webhook_endpoints.id", ondelete="CASCADE"))
+    event_id: Mapped[str]  # the header `webhook-id`: the same at every try
+    event_type: Mapped[str]
+    data: Mapped[dict[str, Any]]
+    is_test: Mapped[bool] = mapped_column(server_default=text("false"))  # one try, and nobody is blamed
+    created_at: Mapped[datetime] = now()
+    state: Mapped[str] = mapped_column(server_default="pending")
+    attempt: Mapped[int] = mapped_column(server_default="0")
+    tries: Mapped[int] = mapped_column(server_default="0")
+    next_attempt_at: Mapped[datetime | None]
+    leased_until: Mapped[datetime | None]  # a sender is at it
+    finished_at: Mapped[datetime | None]
+
+
+class WebhookAttempt(Base):
+    """What came of one try. A try whose sender died before it could say so has no row."""
+
+    __tablename__ = "webhook_attempts"
+    __table_args__ = (
+        CheckConstraint("status_code IS NOT NULL OR error IS NOT NULL", name="outcome"),
+        CheckConstraint("duration_ms >= 0", name="duration_ms"),
+    )
+
+    delivery_id: Mapped[str] = mapped_column(ForeignKey("webhook_deliveries.id", ondelete="CASCADE"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    finished_at: Mapped[datetime] = now()
+    duration_ms: Mapped[int]
+    status_code: Mapped[int | None]
+    error: Mapped[str | None]
+    response: Mapped[str | None]  # its first bytes

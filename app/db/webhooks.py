@@ -1,0 +1,108 @@
+"""Webhook endpoints of a project."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import delete, func, null, select, text, update
+from sqlalchemy.orm import Session
+
+from app.db.ids import new_id
+from app.db.tables import WebhookEndpoint
+
+ROTATION = timedelta(hours=24)  # what OpenAI's clients call keep_old_secret_active_for_24_hours
+ANNOUNCE = text("SELECT announce_event(:project_id, :type, CAST(:data AS jsonb))")
+
+
+def insert(
+    session: Session, project_id: str, name: str, url: str, event_types: list[str], secret: str, enabled: bool
+) -> WebhookEndpoint:
+    endpoint = WebhookEndpoint(
+        id=new_id("wh", "_"), project_id=project_id, name=name, url=url, event_types=event_types, secret=secret
+    )
+    session.add(endpoint)
+    session.flush()
+    if not enabled:
+        _disable(session, endpoint.id, "by request, when it was created")
+    session.refresh(endpoint)
+    return endpoint
+
+
+def get(session: Session, project_id: str, endpoint_id: str, lock: bool = False) -> WebhookEndpoint | None:
+    query = select(WebhookEndpoint).where(WebhookEndpoint.project_id == project_id, WebhookEndpoint.id == endpoint_id)
+    return session.scalar(query.with_for_update(key_share=True) if lock else query)
+
+
+def count(session: Session, project_id: str) -> int:
+    query = select(func.count()).select_from(WebhookEndpoint).where(WebhookEndpoint.project_id == project_id)
+    return session.scalar(query) or 0
+
+
+def page(session: Session, project_id: str, limit: int, after: WebhookEndpoint | None = None) -> list[WebhookEndpoint]:
+    """Newest first, at most `limit`; `after` is the last of the page before."""
+    query = select(WebhookEndpoint).where(WebhookEndpoint.project_id == project_id)
+    if after is not None:
+        query = query.where(WebhookEndpoint.seq < after.seq)
+    return list(session.scalars(query.order_by(WebhookEndpoint.seq.desc()).limit(limit)))
+
+
+def change(session: Session, endpoint: WebhookEndpoint, **columns: Any) -> WebhookEndpoint:
+    """New values for some of name, url, event types and secret."""
+    return _update(session, endpoint.id, updated_at=func.clock_timestamp(), **columns)
+
+
+def rotate(session: Session, endpoint: WebhookEndpoint, secret: str, keep_old: bool) -> WebhookEndpoint:
+    """`keep_old`: until its time is over, the secret before signs beside the new one."""
+    previous: dict[str, Any] = {"previous_secret": null(), "previous_secret_expires_at": null()}
+    if keep_old:
+        previous = {
+            "previous_secret": endpoint.secret,
+            "previous_secret_expires_at": func.clock_timestamp() + ROTATION,
+        }
+    return change(session, endpoint, secret=secret, **previous)
+
+
+def enable(session: Session, endpoint: WebhookEndpoint) -> WebhookEndpoint:
+    """What waited for it is sent from now on; its failures are forgotten."""
+    columns = {"disabled_at": null(), "disabled_reason": null(), "failing_since": null()}
+    return change(session, endpoint, enabled=True, **columns)
+
+
+def disable(session: Session, endpoint_id: str, reason: str) -> WebhookEndpoint:
+    return _disable(session, endpoint_id, reason)
+
+
+def announce(session: Session, project_id: str, event_type: str, data: str) -> None:
+    """Write an event for whoever of the project wants it; `data` is JSON. Moves of jobs announce themselves."""
+    session.execute(ANNOUNCE, {"project_id": project_id, "type": event_type, "data": data})
+
+
+def remove(session: Session, endpoint: WebhookEndpoint) -> None:
+    """With everything that was or is to be sent to it."""
+    session.execute(delete(WebhookEndpoint).where(WebhookEndpoint.id == endpoint.id))
+    session.expunge(endpoint)
+
+
+def hold(session: Session, endpoint_id: str) -> bool:
+    """Keep the endpoint from being deleted until this transaction ends; False if it is gone.
+
+    Taken before its deliveries are written to: a deletion locks in the same order, so neither waits for the other.
+    """
+    query = select(WebhookEndpoint.id).where(WebhookEndpoint.id == endpoint_id)
+    return session.scalar(query.with_for_update(read=True, key_share=True)) is not None
+
+
+def _disable(session: Session, endpoint_id: str, reason: str) -> WebhookEndpoint:
+    now = func.clock_timestamp()
+    return _update(session, endpoint_id, enabled=False, disabled_at=now, disabled_reason=reason, updated_at=now)
+
+
+def _update(session: Session, endpoint_id: str, **columns: Any) -> WebhookEndpoint:
+    return session.execute(
+        update(WebhookEndpoint)
+        .where(WebhookEndpoint.id == endpoint_id)
+        .values(**columns)
+        .returning(WebhookEndpoint)
+        .execution_options(populate_existing=True)
+    ).scalar_one()

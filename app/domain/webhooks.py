@@ -1,0 +1,132 @@
+"""What a webhook is: its events, its signature (Standard Webhooks), its schedule, and the URLs it may go to."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+
+from app.domain.networks import Network, is_allowed, parse_address
+from app.domain.states import JobState
+from app.errors import BadRequest
+
+JOB_EVENT = "fine_tuning.job."
+# OpenAI's three first. A validated, resumed or interrupted job is queued; each attempt is running.
+TOLD_STATES = (
+    JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.QUEUED, JobState.RUNNING, JobState.PAUSED,
+)  # fmt: skip
+ENDPOINT_DISABLED = "webhook_endpoint.disabled"
+EVENT_TYPES = (*(f"{JOB_EVENT}{state}" for state in TOLD_STATES), ENDPOINT_DISABLED)
+
+# After the first try, which is at once: in all ten, over three days and a quarter.
+RETRY_SECONDS = (5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400)
+JITTER = 0.2  # up to so much later, so that what failed together does not come back together
+MAX_RETRY_AFTER_SECONDS = 86_400.0
+SECRET_BYTES = 32
+SECRET_PREFIX = "whsec_"
+MAX_URL = 2_048
+
+
+def new_secret() -> str:
+    return SECRET_PREFIX + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()
+
+
+def hint(secret: str) -> str:
+    return f"{SECRET_PREFIX}...{secret[-4:]}"
+
+
+def body(event_id: str, event_type: str, created_at: int, data: Mapping[str, Any]) -> bytes:
+    """The same bytes at every try."""
+    event = {"id": event_id, "object": "event", "created_at": created_at, "type": event_type, "data": dict(data)}
+    return json.dumps(event, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def headers(event_id: str, timestamp: int, content: bytes, signers: Sequence[str]) -> dict[str, str]:
+    """One signature for each of `signers`: a receiver takes the message if one of them is by its secret."""
+    signatures = " ".join(sign(secret, event_id, timestamp, content) for secret in signers)
+    return {"webhook-id": event_id, "webhook-timestamp": str(timestamp), "webhook-signature": signatures}
+
+
+def sign(secret: str, event_id: str, timestamp: int, content: bytes) -> str:
+    key = base64.b64decode(secret.removeprefix(SECRET_PREFIX))
+    digest = hmac.new(key, f"{event_id}.{timestamp}.".encode() + content, hashlib.sha256).digest()
+    return f"v1,{base64.b64encode(digest).decode()}"
+
+
+def retry_delay_seconds(tries: int, chance: float, retry_after_seconds: float | None = None) -> float | None:
+    """How long to wait after so many tries; None when that was the last. `chance` is from 0 to 1.
+
+    A receiver that asks for more time gets it, up to a day; one that asks for less does not.
+    """
+    if tries > len(RETRY_SECONDS):
+        return None
+    planned = RETRY_SECONDS[tries - 1] * (1 + JITTER * chance)
+    return max(planned, min(retry_after_seconds or 0.0, MAX_RETRY_AFTER_SECONDS))
+
+
+def parse_retry_after(value: str | None, now: datetime) -> float | None:
+    """Seconds, or a date; None for what is neither."""
+    text = (value or "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text[:10])
+    try:
+        return max(0.0, (parsedate_to_datetime(text) - now).total_seconds())
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def check_event_types(types: Sequence[str]) -> list[str]:
+    """Each once, in the order they were given. Raises BadRequest."""
+    unknown = [name for name in types if name not in EVENT_TYPES]
+    if unknown or not types:
+        seen = f"{unknown[0][:60]!r} is no event here" if unknown else "the list is empty"
+        raise BadRequest(f"event_types: {seen}; there are {', '.join(EVENT_TYPES)}", "event_types")
+    return list(dict.fromkeys(types))
+
+
+def check_url(url: str, allow_http: bool, networks: Sequence[Network]) -> str:
+    """What can be said without asking anybody; where a name leads is looked at for each delivery. Raises BadRequest."""
+    problem = _url_problem(url, allow_http, networks)
+    if problem:
+        raise BadRequest(f"url: {problem}", "url")
+    return url
+
+
+def _url_problem(url: str, allow_http: bool, networks: Sequence[Network]) -> str | None:
+    if len(url) > MAX_URL or not url.isascii() or any(c <= " " or c in '"<>\\^`{|}' or c == "\x7f" for c in url):
+        return f"up to {MAX_URL:,} printable ASCII characters without spaces; encode others (%20, punycode)"
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        return f"{url[:100]!r} is no URL: {error}"
+    schemes = ("https", "http") if allow_http else ("https",)
+    if parts.scheme not in schemes or not host or port == 0:
+        return f"{url[:100]!r} is not an address that begins with {' or '.join(f'{one}://' for one in schemes)}"
+    if parts.username is not None or parts.password is not None:
+        return "a user name or password in it is refused: it would be in logs; the signature says who sends"
+    if parts.fragment:
+        return "a fragment (#...) is never sent; leave it out"
+    return None if _may_be_public(parts, networks) else _private(host)
+
+
+def _may_be_public(parts: SplitResult, networks: Sequence[Network]) -> bool:
+    host = parts.hostname or ""
+    address = parse_address(host)
+    if address is not None:
+        return is_allowed(address, networks)
+    # 127.1, 0x7f000001 and 2130706433 are addresses to some resolvers; a name's last label is never a number.
+    last = host.rstrip(".").rpartition(".")[2]
+    is_number = last.isdigit() or last.startswith("0x")
+    return not is_number and (bool(networks) or (last != "localhost" and "." in host.rstrip(".")))
+
+
+def _private(host: str) -> str:
+    return f"{host!r} is not a public address; the operator can allow private ones (TUNERY_WEBHOOK_ALLOWED_NETWORKS)"

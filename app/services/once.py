@@ -1,0 +1,98 @@
+"""`Idempotency-Key`: a request that is sent again is answered again, and done once.
+
+The key is taken first and the answer kept last in the one transaction that creates what was asked for: a crash leaves
+both or neither. Only what was done is remembered: a request that was refused created nothing, and its cause may be
+gone by the next try.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.db import idempotency
+from app.db.idempotency import Asked, InUseError
+from app.db.keys import PREFIX
+from app.errors import IdempotencyKeyInUse, IdempotencyKeyReused
+
+# An API key is kept as a hash and nowhere else: the copy of an answer that shows a new one does without it.
+API_KEY = re.compile(rf'"{PREFIX}_[^"\\]*"')
+SHOWN_ONCE = '"shown once, in the first answer"'
+
+
+class Replay(Exception):
+    """The request was done before; this is what it was answered."""
+
+    def __init__(self, status: int, body: str) -> None:
+        super().__init__(status, body)
+        self.status = status
+        self.body = body
+
+
+class Once:
+    """One request's key; without one, everything here does nothing."""
+
+    def __init__(self, project_id: str, key: str | None, method: str, path: str) -> None:
+        self._who = (project_id, key, method, path)
+        self._asked: Asked | None = None
+
+    @property
+    def is_asked_for(self) -> bool:
+        return self._who[1] is not None
+
+    def begin(self, session: Session, fingerprint: str) -> None:
+        """To be the first statement of the transaction that creates.
+
+        Raises Replay; IdempotencyKeyReused for another request under the same key; IdempotencyKeyInUse while the first
+        one has not ended.
+        """
+        project_id, key, method, path = self._who
+        if key is None:
+            return
+        asked = Asked(project_id, key, method, path, fingerprint)
+        try:
+            earlier = idempotency.take(session, asked)
+        except InUseError as error:
+            raise _in_use(key) from error
+        if earlier is None:
+            self._asked = asked
+            return
+        if (earlier.method, earlier.path, earlier.fingerprint) != (method, path, fingerprint):
+            raise _reused(asked, earlier.method, earlier.path)
+        raise Replay(earlier.status, earlier.answer)
+
+    def end(self, session: Session, status: int, body: str) -> None:
+        """To be the last statement of that transaction."""
+        if self._asked is None:
+            return
+        if 200 <= status < 300:
+            idempotency.answer(session, self._asked, status, API_KEY.sub(SHOWN_ONCE, body))
+        else:
+            idempotency.release(session, self._asked)
+
+
+def fingerprint_of(value: Mapping[str, Any]) -> str:
+    """Of what was asked for, not of how it was written down."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _reused(asked: Asked, method: str, path: str) -> IdempotencyKeyReused:
+    same_route = (method, path) == (asked.method, asked.path)
+    seen = "another body" if same_route else f"{method} {path}"
+    return IdempotencyKeyReused(
+        f"Idempotency-Key: {asked.key[:60]!r} was used within the last 24 hours for {seen}; send the same request "
+        "again, or a new request with a new key",
+        "Idempotency-Key",
+    )
+
+
+def _in_use(key: str) -> IdempotencyKeyInUse:
+    return IdempotencyKeyInUse(
+        f"Idempotency-Key: the first request with {key[:60]!r} has not ended yet; send it again in a second",
+        "Idempotency-Key",
+    )

@@ -1,0 +1,159 @@
+"""Use-cases on webhook endpoints and their deliveries. One transaction each, the caller's; sending is the worker's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.db import deliveries, webhooks
+from app.db.tables import WebhookAttempt, WebhookDelivery, WebhookEndpoint
+from app.domain.networks import Network
+from app.domain.webhooks import EVENT_TYPES, JOB_EVENT, check_event_types, check_url, new_secret
+from app.errors import BadRequest, NotFound, all_at_once
+
+MAX_ENDPOINTS = 50
+BY_REQUEST = "by request"
+SAMPLE_JOB = "ftjob-sample"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the operator allows."""
+
+    allow_http: bool
+    networks: Sequence[Network]
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What of an endpoint is to be another; None leaves it as it is."""
+
+    name: str | None = None
+    url: str | None = None
+    event_types: list[str] | None = None
+    enabled: bool | None = None
+
+
+@dataclass(frozen=True)
+class SeenDelivery:
+    delivery: WebhookDelivery
+    attempts: list[WebhookAttempt]  # the latest first
+
+
+def create(session: Session, rules: Rules, project_id: str, asked: Changes) -> WebhookEndpoint:
+    """Raises BadRequest naming everything that is wrong."""
+    _check(rules, asked)
+    if webhooks.count(session, project_id) >= MAX_ENDPOINTS:
+        raise BadRequest(f"A project has at most {MAX_ENDPOINTS} webhook endpoints; delete one that is not needed.")
+    types = check_event_types(asked.event_types or [])
+    enabled = asked.enabled is not False
+    return webhooks.insert(session, project_id, asked.name or "", asked.url or "", types, new_secret(), enabled)
+
+
+def get(session: Session, project_id: str, endpoint_id: str, lock: bool = False) -> WebhookEndpoint:
+    endpoint = webhooks.get(session, project_id, endpoint_id, lock)
+    if endpoint is None:
+        raise NotFound(f"No such webhook endpoint: {endpoint_id}", "id")
+    return endpoint
+
+
+def page(session: Session, project_id: str, limit: int, after: str | None) -> list[WebhookEndpoint]:
+    last = webhooks.get(session, project_id, after) if after is not None else None
+    if after is not None and last is None:
+        raise _unknown_cursor("webhook endpoint", after)
+    return webhooks.page(session, project_id, limit, last)
+
+
+def change(session: Session, rules: Rules, project_id: str, endpoint_id: str, asked: Changes) -> WebhookEndpoint:
+    """Raises BadRequest naming everything that is wrong. A change that changes nothing is none."""
+    endpoint = get(session, project_id, endpoint_id, lock=True)
+    _check(rules, asked)
+    wanted: dict[str, Any] = {"name": asked.name, "url": asked.url}
+    if asked.event_types is not None:
+        wanted["event_types"] = check_event_types(asked.event_types)
+    new = {name: value for name, value in wanted.items() if value not in (None, getattr(endpoint, name))}
+    if new:
+        endpoint = webhooks.change(session, endpoint, **new)
+    if asked.enabled is None or asked.enabled == endpoint.enabled:
+        return endpoint
+    return webhooks.enable(session, endpoint) if asked.enabled else webhooks.disable(session, endpoint.id, BY_REQUEST)
+
+
+def delete(session: Session, project_id: str, endpoint_id: str) -> None:
+    webhooks.remove(session, get(session, project_id, endpoint_id))
+
+
+def rotate_secret(session: Session, project_id: str, endpoint_id: str, keep_old: bool) -> WebhookEndpoint:
+    return webhooks.rotate(session, get(session, project_id, endpoint_id, lock=True), new_secret(), keep_old)
+
+
+def begin_test(session: Session, project_id: str, endpoint_id: str, event_type: str) -> WebhookDelivery:
+    """One try, which a sender makes; also of a disabled endpoint."""
+    endpoint = get(session, project_id, endpoint_id)
+    check_event_types([event_type])
+    sample = {"id": SAMPLE_JOB if event_type.startswith(JOB_EVENT) else endpoint.id}
+    return deliveries.add_test(session, endpoint, event_type, sample)
+
+
+def delivery_page(
+    session: Session, project_id: str, endpoint_id: str, limit: int, after: str | None, state: deliveries.State | None
+) -> list[SeenDelivery]:
+    endpoint = get(session, project_id, endpoint_id)
+    last = deliveries.get(session, endpoint.id, after) if after is not None else None
+    if after is not None and last is None:
+        raise _unknown_cursor("delivery", after)
+    return _seen(session, deliveries.page(session, endpoint.id, limit, last, state))
+
+
+def delivery(session: Session, project_id: str, endpoint_id: str, delivery_id: str) -> SeenDelivery:
+    return _seen(session, [_delivery(session, project_id, endpoint_id, delivery_id)])[0]
+
+
+def redeliver(session: Session, project_id: str, endpoint_id: str, delivery_id: str) -> SeenDelivery:
+    """The same event under the same id, from the start of the schedule."""
+    found = _delivery(session, project_id, endpoint_id, delivery_id)
+    if not get(session, project_id, endpoint_id).enabled:
+        raise BadRequest(f"Endpoint {endpoint_id} is disabled; enable it first.", code="invalid_endpoint_state")
+    if found.is_test:
+        raise BadRequest(f"Delivery {delivery_id} is a test; send another test.", code="invalid_endpoint_state")
+    return _seen(session, [deliveries.redeliver(session, found)])[0]
+
+
+def event_types() -> list[str]:
+    return list(EVENT_TYPES)
+
+
+def _check(rules: Rules, asked: Changes) -> None:
+    problems = []
+    try:
+        if asked.url is not None:
+            check_url(asked.url, rules.allow_http, rules.networks)
+    except BadRequest as problem:
+        problems.append(problem)
+    try:
+        if asked.event_types is not None:
+            check_event_types(asked.event_types)
+    except BadRequest as problem:
+        problems.append(problem)
+    if problems:
+        raise all_at_once(problems)
+
+
+def _delivery(session: Session, project_id: str, endpoint_id: str, delivery_id: str) -> WebhookDelivery:
+    found = deliveries.get(session, get(session, project_id, endpoint_id).id, delivery_id)
+    if found is None:
+        raise NotFound(f"No such delivery: {delivery_id}", "delivery_id")
+    return found
+
+
+def _seen(session: Session, page: list[WebhookDelivery]) -> list[SeenDelivery]:
+    attempts = deliveries.attempts(session, [one.id for one in page])
+    return [SeenDelivery(one, attempts[one.id]) for one in page]
+
+
+def _unknown_cursor(kind: str, after: str) -> BadRequest:
+    text = f"after: there is no {kind} {after!r} here; give the id of the last item of the page before"
+    return BadRequest(text, "after")

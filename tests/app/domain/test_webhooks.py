@@ -1,0 +1,198 @@
+"""Signatures, schedule and URLs of webhooks."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import openai
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.domain import webhooks
+from app.domain.networks import parse_networks
+from app.errors import BadRequest
+
+TEXT = st.characters(exclude_categories=["Cs"])
+NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def official() -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(api_key="unused") as client:
+        yield client
+
+
+class TestSignatures:
+    @settings(deadline=None, max_examples=30)
+    @given(data=st.dictionaries(st.text(TEXT), st.text(TEXT), max_size=5))
+    def test_are_those_of_the_official_client(self, official: openai.OpenAI, data: dict[str, str]) -> None:
+        secret, content = webhooks.new_secret(), webhooks.body("evt_1", "fine_tuning.job.failed", 1, data)
+        headers = webhooks.headers("evt_1", int(time.time()), content, [secret])
+        official.webhooks.verify_signature(content, headers, secret=secret)
+        with pytest.raises(openai.InvalidWebhookSignatureError):
+            official.webhooks.verify_signature(content + b" ", headers, secret=secret)
+
+    def test_of_two_secrets_satisfy_the_holder_of_either(self, official: openai.OpenAI) -> None:
+        old, new, other = (webhooks.new_secret() for _ in range(3))
+        headers = webhooks.headers("evt_1", int(time.time()), b"{}", [new, old])
+        for secret in (old, new):
+            official.webhooks.verify_signature("{}", headers, secret=secret)
+        with pytest.raises(openai.InvalidWebhookSignatureError):
+            official.webhooks.verify_signature("{}", headers, secret=other)
+
+    def test_are_of_the_known_example(self) -> None:
+        """The test vector of Standard Webhooks."""
+        secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+        signed = webhooks.sign(secret, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}')
+        assert signed == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+    def test_a_secret_is_32_random_bytes_and_its_hint_shows_four_characters(self) -> None:
+        secret = webhooks.new_secret()
+        assert len(secret) == len("whsec_") + 44
+        assert webhooks.hint(secret) == f"whsec_...{secret[-4:]}"
+        assert secret != webhooks.new_secret()
+
+
+def test_a_body_is_openais_event() -> None:
+    text = webhooks.body("evt_1", "fine_tuning.job.succeeded", 1795000000, {"id": "ftjob-1"})
+    assert json.loads(text) == {
+        "id": "evt_1",
+        "object": "event",
+        "created_at": 1795000000,
+        "type": "fine_tuning.job.succeeded",
+        "data": {"id": "ftjob-1"},
+    }
+
+
+class TestSchedule:
+    def test_is_ten_tries_over_three_days_and_a_quarter(self) -> None:
+        delays = [webhooks.retry_delay_seconds(tries, 0.0) for tries in range(1, 11)]
+        assert delays == [5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400, None]
+
+    @given(st.integers(1, 9), st.floats(0, 1))
+    def test_jitter_only_adds_and_at_most_a_fifth(self, tries: int, chance: float) -> None:
+        planned, drawn = (webhooks.retry_delay_seconds(tries, each) for each in (0.0, chance))
+        assert planned is not None
+        assert drawn is not None
+        assert planned <= drawn <= 1.2 * planned
+
+    @pytest.mark.parametrize(
+        ("asked", "expected"), [(None, 5), (1, 5), (60, 60), (10_000_000, 86_400)], ids=["no", "less", "more", "huge"]
+    )
+    def test_a_receiver_may_ask_for_more_time_up_to_a_day(self, asked: float | None, expected: float) -> None:
+        assert webhooks.retry_delay_seconds(1, 0.0, asked) == expected
+
+    def test_asking_for_time_gives_no_further_try(self) -> None:
+        assert webhooks.retry_delay_seconds(10, 0.5, 60) is None
+
+    @pytest.mark.parametrize(
+        ("header", "seconds"),
+        [
+            ("120", 120),
+            (" 7 ", 7),
+            ("Wed, 25 Nov 2026 12:01:00 GMT", 60),
+            ("Wed, 25 Nov 2026 11:00:00 GMT", 0),
+            ("soon", None),
+            ("-5", None),
+            ("1.5", None),
+            ("", None),
+            (None, None),
+            ("9" * 400, 9_999_999_999),
+            ("Wed, 25 Nov 2026 12:01:00", None),
+        ],
+    )
+    def test_retry_after_is_seconds_or_a_date(self, header: str | None, seconds: float | None) -> None:
+        assert webhooks.parse_retry_after(header, NOW) == seconds
+
+
+def refused(url: str, allow_http: bool = False, networks: str = "") -> str:
+    with pytest.raises(BadRequest) as caught:
+        webhooks.check_url(url, allow_http, parse_networks(networks))
+    assert caught.value.param == "url"
+    return caught.value.message
+
+
+class TestUrls:
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "https://hooks.example.com/tunery",
+            "https://hooks.example.com:8443/a?b=c",
+            "https://xn--bcher-kva.example/",
+            "https://8.8.8.8/",
+            "https://[2606:4700:4700::1111]/hook",
+            "HTTPS://Hooks.Example.COM.",
+        ],
+    )
+    def test_of_the_public_internet_are_taken(self, url: str) -> None:
+        assert webhooks.check_url(url, False, ()) == url
+
+    @pytest.mark.parametrize(
+        "host",
+        [
+            "localhost", "LOCALHOST.", "127.0.0.1", "127.1", "2130706433", "0x7f000001", "0x7f.1", "0177.0.0.1",
+            "10.1.2.3", "169.254.169.254", "192.168.1.1", "[::1]", "[::ffff:127.0.0.1]", "[fe80::1]", "[fd00::1]",
+            "[::]", "0.0.0.0", "[64:ff9b::a9fe:a9fe]", "intranet", "db",
+        ],
+    )  # fmt: skip
+    def test_of_this_machine_and_its_neighbours_are_refused(self, host: str) -> None:
+        assert "not a public address" in refused(f"https://{host}/hook")
+
+    @pytest.mark.parametrize(
+        ("url", "because"),
+        [
+            ("http://hooks.example.com/", "begins with https://"),
+            ("ftp://hooks.example.com/", "begins with https://"),
+            ("file:///etc/passwd", "begins with https://"),
+            ("hooks.example.com", "begins with https://"),
+            ("https://", "begins with https://"),
+            ("https://hooks.example.com:0/", "begins with https://"),
+            ("https://user:secret@hooks.example.com/", "user name or password"),
+            ("https://user@hooks.example.com/", "user name or password"),
+            ("https://@hooks.example.com/", "user name or password"),
+            ("https://hooks.example.com/#top", "fragment"),
+            ("https://hooks.example.com:99999/", "no URL"),
+            ("https://[::1/", "no URL"),
+            ("https://hooks.example.com/a b", "printable ASCII"),
+            ("https://hooks.example.com/\r\nX: y", "printable ASCII"),
+            ("https://hooks.example.com/\x7f", "printable ASCII"),
+            ("https://bücher.example/", "printable ASCII"),
+            ("https://hooks.example.com\\@127.0.0.1/", "printable ASCII"),
+            ("https://hooks.example.com/" + "x" * 2048, "2,048"),
+        ],
+    )
+    def test_that_are_none_or_too_clever_are_refused(self, url: str, because: str) -> None:
+        assert because in refused(url)
+
+    def test_a_password_is_not_repeated(self) -> None:
+        assert "secret" not in refused("https://user:secret@hooks.example.com/")
+
+    def test_the_operator_may_allow_more(self) -> None:
+        ours = parse_networks("10.0.0.0/8,127.0.0.0/8")
+        for url in ("http://10.1.2.3/hook", "http://127.0.0.1:9000/", "http://intranet/hook", "http://localhost/"):
+            assert webhooks.check_url(url, True, ours) == url
+        assert "not a public address" in refused("http://192.168.0.1/", allow_http=True, networks="10.0.0.0/8")
+
+
+class TestEventTypes:
+    def test_are_openais_three_and_ours(self) -> None:
+        assert set(webhooks.EVENT_TYPES) == {
+            *(
+                f"fine_tuning.job.{state}"
+                for state in ("succeeded", "failed", "cancelled", "queued", "running", "paused")
+            ),
+            "webhook_endpoint.disabled",
+        }
+
+    def test_are_kept_once_each(self) -> None:
+        name = webhooks.EVENT_TYPES[0]
+        assert webhooks.check_event_types([name, name]) == [name]
+
+    @pytest.mark.parametrize("types", [[], ["batch.completed"], ["fine_tuning.job.succeeded", "*"]])
+    def test_of_which_there_are_none_are_refused_with_those_there_are(self, types: list[str]) -> None:
+        with pytest.raises(BadRequest, match=r"fine_tuning\.job\.paused"):
+            webhooks.check_event_types(types)

@@ -1,0 +1,101 @@
+"""The official client's own calls for webhooks, in both of its modes, with a real sender and a real receiver."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import openai
+import pytest
+from openai import OpenAI
+
+from app.db.tables import Job
+from app.settings import Settings
+from tests.deadline import until
+from tests.factories import chat_lines
+from tests.receiver import Receiver, receiving
+from worker.resources import open_resources
+from worker.webhooks import Sender
+
+pytestmark = pytest.mark.usefixtures("base_model")
+ENDED: Any = ["fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled"]
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    allowed = {"webhook_allow_http": True, "webhook_allowed_networks": "127.0.0.0/8", "webhook_poll_seconds": 0.05}
+    return settings.model_copy(update=allowed)
+
+
+@pytest.fixture
+def receiver(settings: Settings) -> Iterator[Receiver]:
+    """With a sender that runs as long."""
+    resources = open_resources(settings)
+    thread = threading.Thread(target=Sender(resources).run)
+    with receiving() as receiver:
+        thread.start()
+        yield receiver
+        resources.stop.set()
+        thread.join(20)
+    resources.close()
+    assert not thread.is_alive()
+
+
+def test_everything_it_can_do_with_endpoints(official: OpenAI, receiver: Receiver) -> None:
+    hooks = official.webhooks
+    made = hooks.create(name="pipeline", url=receiver.url, event_types=ENDED)
+    assert made.signing_secret.startswith("whsec_")
+    assert hooks.retrieve(made.id).event_types == ENDED
+    assert hooks.update(made.id, name="renamed", event_types=ENDED[:1]).name == "renamed"
+    assert [one.id for one in hooks.list(limit=1)] == [made.id]
+    rotated = hooks.rotate_secret(made.id, keep_old_secret_active_for_24_hours=True)
+    assert rotated.signing_secret != made.signing_secret
+    assert ENDED[0] in hooks.event_types.list().data
+    receiver.answers = [202]
+    tested = hooks.test(made.id, event_type=ENDED[1])
+    assert (tested.status_code, tested.success, tested.event_type) == (202, True, ENDED[1])
+    for secret in (made.signing_secret, rotated.signing_secret):
+        got = receiver.received[0]
+        assert hooks.unwrap(got.body, got.headers, secret=secret).type == ENDED[1]
+    assert hooks.delete(made.id).deleted is True
+    with pytest.raises(openai.NotFoundError):
+        hooks.retrieve(made.id)
+
+
+def test_the_ends_of_jobs_arrive_as_its_typed_events(
+    official: OpenAI, receiver: Receiver, work: Callable[[], Job]
+) -> None:
+    made = official.webhooks.create(name="a", url=receiver.url, event_types=ENDED)
+    file = official.files.create(file=chat_lines(), purpose="fine-tune")
+    create = official.fine_tuning.jobs.create
+    done = create(model="tiny", training_file=file.id)
+    work()
+    cancelled = official.fine_tuning.jobs.cancel(create(model="tiny", training_file=file.id).id)
+    until(lambda: len(receiver.received) == 2, "both are told")
+    events = [official.webhooks.unwrap(got.body, got.headers, secret=made.signing_secret) for got in receiver.received]
+    told = {(type(event).__name__, event.data.id) for event in events}  # type: ignore[union-attr]
+    assert told == {
+        ("FineTuningJobSucceededWebhookEvent", done.id),
+        ("FineTuningJobCancelledWebhookEvent", cancelled.id),
+    }
+
+
+def test_an_endpoint_that_cannot_be_reached_is_a_bad_request_with_the_reason(
+    official: OpenAI, receiver: Receiver
+) -> None:
+    with receiving() as gone:
+        pass
+    made = official.webhooks.create(name="a", url=gone.url, event_types=ENDED)
+    with pytest.raises(openai.BadRequestError, match="refused") as caught:
+        official.webhooks.test(made.id, event_type=ENDED[0])
+    assert caught.value.code == "webhook_unreachable"
+    assert official.webhooks.retrieve(made.id).model_extra["enabled"] is True  # type: ignore[index]
+
+
+def test_a_tampered_message_is_refused(official: OpenAI, receiver: Receiver) -> None:
+    made = official.webhooks.create(name="a", url=receiver.url, event_types=ENDED)
+    official.webhooks.test(made.id, event_type=ENDED[0])
+    got = receiver.received[0]
+    with pytest.raises(openai.InvalidWebhookSignatureError):
+        official.webhooks.unwrap(got.body + b" ", got.headers, secret=made.signing_secret)
