@@ -25,6 +25,13 @@ def routes(app: FastAPI) -> Iterator[tuple[str, str]]:
         yield from ((method, route.path_format) for method in sorted(route.methods))
 
 
+def operations(app: FastAPI) -> Iterator[tuple[str, str]]:
+    """(method, path with made-up ids) of everything under /v1 that the document has."""
+    for path, item in app.openapi()["paths"].items():
+        if path.startswith("/v1"):
+            yield from ((method.upper(), asked(path)) for method in item)
+
+
 def every_route(app: FastAPI) -> list[APIRoute]:
     """Also those of included routers, which FastAPI keeps in a tree."""
     found: list[APIRoute] = []
