@@ -18,7 +18,9 @@ from app.services import keys, projects
 MAX_KEYS = 100
 
 router = APIRouter(
-    prefix="/v1/organization/projects/{project_id}/api_keys", tags=["Projects and keys"], dependencies=[AUTHENTICATED]
+    prefix="/v1/organization/projects/{project_id}/api_keys",
+    tags=["Projects and keys"],
+    dependencies=[AUTHENTICATED],
     route_class=OnceRoute,
 )
 
