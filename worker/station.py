@@ -17,6 +17,7 @@ from app.queue import Queue
 from app.settings import Settings
 from worker.child import TRAINER
 from worker.device import describe_machine
+from worker.exporter import Exporter
 from worker.health import beat
 from worker.lease import DATABASE_AWAY
 from worker.resources import Resources, open_resources
@@ -36,6 +37,7 @@ class Station:
         self.settings = settings
         self.trainer = trainer
         self.slots: dict[Queue, Slot] = {}
+        self.exporting: Slot | None = None  # beside "cpu": a merge takes minutes, in which validation must not wait
         self._resources: Resources | None = None
         self._pulse: threading.Thread | None = None
 
@@ -46,10 +48,16 @@ class Station:
             slot = Slot(self._resources, queue, slot_name(queue, node), self._taker(self._resources, queue, node))
             self.slots[queue] = slot
             slot.start()
+        if "cpu" in self.slots:
+            name = f"export.{slot_name('cpu', node)}"
+            self.exporting = Slot(self._resources, "cpu", name, self._exporter(self._resources, name))
+            self.exporting.start()
         self._pulse = threading.Thread(target=self._beat, args=(self._resources,), name="pulse", daemon=True)
         self._pulse.start()
 
     def look_for_work(self, queue: Queue) -> None:
+        if queue == "cpu" and self.exporting is not None:
+            self.exporting.wake()
         if queue in self.slots:
             self.slots[queue].look_for_work()
 
@@ -57,7 +65,7 @@ class Station:
         """Take nothing new, drain what runs. Called in a signal handler, so it sets events and nothing else."""
         if self._resources is not None:
             self._resources.stop.set()
-            for slot in self.slots.values():
+            for slot in self._all_slots():
                 slot.wake()
 
     def close(self) -> None:
@@ -67,7 +75,7 @@ class Station:
         if not self._resources.stop.is_set():
             self.stop()
         grace_seconds = self.settings.drain_grace_seconds + FAREWELL_SECONDS
-        for slot in self.slots.values():
+        for slot in self._all_slots():
             if not slot.join(grace_seconds):
                 log.error("a slot did not stop in time", slot=slot.name)
         if self._pulse is not None:
@@ -81,6 +89,13 @@ class Station:
         lock = self.settings.data_dir / "run" / f"{slot_name(queue, node)}.trainer.lock"
         return lambda owner: Supervisor(resources, owner, lock, self.trainer).take_one
 
+    def _exporter(self, resources: Resources, name: str) -> Callable[[str], TakeOne]:
+        lock = self.settings.data_dir / "run" / f"{name}.merge.lock"
+        return lambda owner: Exporter(resources, owner, lock).take_one
+
+    def _all_slots(self) -> list[Slot]:
+        return [*self.slots.values(), *([self.exporting] if self.exporting else [])]
+
     def _beat(self, resources: Resources) -> None:
         """Keep the rows of our slots fresh; take them away when we go."""
         about = describe_machine(self.settings.device)
@@ -88,7 +103,7 @@ class Station:
             self._touch()
             self._tell(resources, lambda session, slot: _seen(session, slot, about))
             resources.stop.wait(self.settings.lease_renew_seconds)
-        while any(not slot.join(self.settings.lease_renew_seconds) for slot in self.slots.values()):
+        while any(not slot.join(self.settings.lease_renew_seconds) for slot in self._all_slots()):
             self._touch()  # draining is life, too
         self._tell(resources, lambda session, slot: workers.gone(session, slot.owner))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sqlalchemy import select
 
-from app.db import checkpoints, files, workers
+from app.db import checkpoints, exports, files, workers
 from app.db.engine import transaction
 from app.db.tables import Job
 from app.domain.states import TERMINAL
@@ -67,7 +67,7 @@ def sweep_staging(staging: Path) -> None:
 
 
 def sweep_work_directories(resources: Resources) -> None:
-    """Attempts that are over: their job has ended, has gone, or has a later attempt. Their logs stay for a week."""
+    """Attempts that are over: their job or export has ended, has gone, or has a later one. Logs stay for a week."""
     found = workdir.attempts(resources.settings.work_dir)
     if not found:
         return
@@ -77,7 +77,9 @@ def sweep_work_directories(resources: Resources) -> None:
                 Job.id.in_({job_id for job_id, _, _ in found})
             )
         ).all()
+        exported = exports.active_attempts(session, [each for each, _, _ in found])
     running = {row.id: row.attempt for row in rows if row.state not in TERMINAL and row.lease_owner is not None}
+    running |= exported
     for job_id, attempt, directory in found:
         if running.get(job_id) != attempt:
             workdir.clear(directory)

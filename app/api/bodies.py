@@ -19,7 +19,14 @@ async def read_json_object(request: Request, _caller: CallerDep) -> dict[str, An
     return parse_json_object(await _read_limited(request))
 
 
+async def read_optional_json_object(request: Request, _caller: CallerDep) -> dict[str, Any]:
+    """No body at all is an empty object."""
+    body = await _read_limited(request)
+    return parse_json_object(body) if body else {}
+
+
 JsonBodyDep = Annotated[dict[str, Any], Depends(read_json_object)]
+OptionalJsonBodyDep = Annotated[dict[str, Any], Depends(read_optional_json_object)]
 
 
 def parse_json_object(data: bytes) -> dict[str, Any]:

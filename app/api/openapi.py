@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from app.api import examples
+from app.api import examples, own_examples
 from app.api.schemas.common import ErrorBody
 
 METHODS = ("get", "post", "put", "patch", "delete")
@@ -27,6 +27,7 @@ MORE_ERRORS = {
     "GET /v1/fine_tuning/jobs/{job_id}/adapter/archive": {"416": "The range selects nothing."},
     "DELETE /v1/models/{model}": {"403": "A base model belongs to the operator."},
 }
+ANSWERS = examples.ANSWERS | own_examples.ANSWERS
 DESCRIPTION = """\
 Fine-tuning jobs in OpenAI's wire contract, QLoRA on your own GPUs, and the adapter is yours.
 
@@ -76,7 +77,7 @@ def _complete(method: str, path: str, operation: dict[str, Any]) -> None:
     responses = operation["responses"]
     responses.pop("422", None)
     name = f"{method.upper()} {path}"
-    answer = examples.ANSWERS.get(name)
+    answer = ANSWERS.get(name)
     if answer is not None:
         responses["200"]["content"]["application/json"]["example"] = answer
     if path.startswith("/v1"):

@@ -49,6 +49,7 @@ class Job(Base):
     suffix: Mapped[str | None]
     user_metadata: Mapped[dict[str, Any] | None] = mapped_column("metadata")
     priority: Mapped[int] = mapped_column(server_default="0")
+    cloned_from: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
 
     # what is true
     state: Mapped[str] = mapped_column(server_default=JobState.VALIDATING.value)

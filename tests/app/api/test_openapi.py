@@ -14,10 +14,12 @@ from pydantic import BaseModel
 from starlette.testclient import TestClient
 
 from app.api import examples
+from app.api.openapi import ANSWERS
 from app.api.schemas import knobs
 from app.api.schemas.checkpoints import AdapterBody, CheckpointList
 from app.api.schemas.common import Deleted, ErrorBody
 from app.api.schemas.events import EventList
+from app.api.schemas.exports import ExportBody, ExportList
 from app.api.schemas.files import FileBody, FileList
 from app.api.schemas.job_requests import CreateJob
 from app.api.schemas.jobs import JobBody, JobList
@@ -30,7 +32,7 @@ from app.storage import LocalStorage
 
 SNAPSHOT = Path(__file__).with_name("openapi.json")
 MODELS: tuple[type[BaseModel], ...] = (
-    AdapterBody, CheckpointList, Deleted, EventList, FileBody, FileList, JobBody, JobList, ModelBody, ModelList,
+    AdapterBody, CheckpointList, Deleted, EventList, ExportBody, ExportList, FileBody, FileList, JobBody, JobList, ModelBody, ModelList,
     PlanBody,
 )  # fmt: skip
 
@@ -82,14 +84,14 @@ class TestTheDocument:
 
 
 class TestTheExamples:
-    @pytest.mark.parametrize("name", [name for name in examples.ANSWERS if "/v1" in name])
+    @pytest.mark.parametrize("name", [name for name in ANSWERS if "/v1" in name])
     def test_have_the_documented_shape(self, document: dict[str, Any], name: str) -> None:
         schema = dict(operations(document))[name]["responses"]["200"]["content"]["application/json"]["schema"]
         (model,) = (model for model in MODELS if schema["$ref"].endswith(f"/{model.__name__}"))
-        model.model_validate(examples.ANSWERS[name])
+        model.model_validate(ANSWERS[name])
 
     def test_belong_to_operations(self, document: dict[str, Any]) -> None:
-        assert examples.ANSWERS.keys() <= dict(operations(document)).keys()
+        assert ANSWERS.keys() <= dict(operations(document)).keys()
 
     def test_of_requests_and_errors_are_valid(self) -> None:
         CreateJob.model_validate(examples.CREATE_JOB)
