@@ -25,6 +25,7 @@ def insert(
     validation_file_id: str | None = None,
     suffix: str | None = None,
     metadata: Mapping[str, str] | None = None,
+    cloned_from: str | None = None,
 ) -> Job:
     """Create a job in `validating_files` together with its first event."""
     job = Job(
@@ -36,6 +37,7 @@ def insert(
         validation_file_id=validation_file_id,
         suffix=suffix,
         user_metadata=dict(metadata) if metadata is not None else None,
+        cloned_from=cloned_from,
         event_seq=1,
     )
     session.add(job)

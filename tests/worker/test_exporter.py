@@ -35,6 +35,19 @@ from worker.slot import Slot
 OWNER = "export.cpu0@test#1"
 
 
+# A merge in a tenth of a second: the destination is the adapter's weights, and says so.
+MERGE = """
+import hashlib, json, shutil
+base, adapter, out = map(Path, sys.argv[1:])
+out.mkdir()
+shutil.copyfile(adapter / 'adapter_model.safetensors', out / 'model.safetensors')
+sha256 = hashlib.sha256((out / 'model.safetensors').read_bytes()).hexdigest()
+step = json.loads((adapter / 'MANIFEST.json').read_text())['step']
+about = {'adapter': {'step': step}, 'files': {'model.safetensors': {'bytes': 1, 'sha256': sha256}}}
+(out / 'MANIFEST.json').write_text(json.dumps(about))
+"""
+
+
 def write_real_adapter(base: Path) -> Callable[[Path, int], Path]:
     """What a trainer leaves for `base`, with numbers that depend on the step."""
     from peft import LoraConfig, get_peft_model
@@ -66,8 +79,14 @@ def base(bench: Bench, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def trained(bench: Bench, base: Path, tmp_path: Path) -> Job:
-    """A job with a real adapter at steps 2 and 4, the latter its result."""
+def trained(bench: Bench, tmp_path: Path) -> Job:
+    """A job with an adapter at steps 2 and 4, the latter its result; no real merge can be made of it."""
+    with transaction(bench.sessions) as session:
+        return make_trained_job(session, bench.resources.storage, bench.project, tmp_path / "made")
+
+
+@pytest.fixture
+def really_trained(bench: Bench, base: Path, tmp_path: Path) -> Job:
     with transaction(bench.sessions) as session:
         return make_trained_job(
             session, bench.resources.storage, bench.project, tmp_path / "made", write_real_adapter(base)
@@ -86,7 +105,7 @@ def read(bench: Bench, export: Export) -> Export:
 
 
 def exporter(bench: Bench, tmp_path: Path, *command: str, owner: str = OWNER) -> Exporter:
-    return Exporter(bench.resources, owner, tmp_path / "merge.lock", command or MERGER)
+    return Exporter(bench.resources, owner, tmp_path / "merge.lock", command or fake(tmp_path, MERGE))
 
 
 def fake(tmp_path: Path, code: str) -> tuple[str, ...]:
@@ -106,11 +125,12 @@ def download(bench: Bench, export: Export, directory: Path) -> Path:
 
 class TestMade:
     def test_it_is_an_ordinary_model_with_the_logits_of_base_plus_adapter(
-        self, bench: Bench, trained: Job, base: Path, tmp_path: Path
+        self, bench: Bench, really_trained: Job, base: Path, tmp_path: Path
     ) -> None:
+        trained = really_trained
         asked = ask(bench, trained)
         assert (asked.state, asked.step_number, asked.model) == ("queued", 4, trained.fine_tuned_model)
-        assert exporter(bench, tmp_path).take_one()
+        assert exporter(bench, tmp_path, *MERGER).take_one()
         made = read(bench, asked)
         assert (made.state, made.error_message, made.attempt, made.lease_owner) == ("succeeded", None, 1, None)
         rows = [bench.file(file_id) for file_id in made.file_ids]
@@ -234,15 +254,15 @@ class TestRefused:
         assert "'tiny' is not registered any more" in str(failed.error_message)
 
     def test_a_base_whose_files_changed_fails_with_the_programs_own_sentence(
-        self, bench: Bench, trained: Job, base: Path, tmp_path: Path
+        self, bench: Bench, really_trained: Job, base: Path, tmp_path: Path
     ) -> None:
-        asked = ask(bench, trained)
+        asked = ask(bench, really_trained)
         (base / "generation_config.json").write_text("{}")
-        exporter(bench, tmp_path).take_one()
+        exporter(bench, tmp_path, *MERGER).take_one()
         failed = read(bench, asked)
         assert (failed.state, failed.error_code) == ("failed", "cannot_merge")
         assert "are not the base model tiny that the adapter was trained on" in str(failed.error_message)
-        assert ask(bench, trained).id != asked.id  # a failed one keeps nobody from trying again
+        assert ask(bench, really_trained).id != asked.id  # a failed one keeps nobody from trying again
 
 
 class TestLost:

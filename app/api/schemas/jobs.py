@@ -94,6 +94,7 @@ class JobBody(Body):
     phase: str | None
     queue_position: int | None
     attempts: int
+    cloned_from: str | None
     adapter: AdapterOfJob | None
 
 
@@ -143,6 +144,8 @@ class JobView(Protocol):
     @property
     def train_attempts(self) -> int: ...
     @property
+    def cloned_from(self) -> str | None: ...
+    @property
     def adapter_archive_file_id(self) -> str | None: ...
     @property
     def adapter_sha256(self) -> str | None: ...
@@ -187,6 +190,7 @@ def render_job(
         "phase": job.phase,
         "queue_position": queue_position,
         "attempts": job.train_attempts,
+        "cloned_from": job.cloned_from,
         "adapter": _adapter(job, adapter_file_ids),
     }
 

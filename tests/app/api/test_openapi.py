@@ -18,8 +18,10 @@ from app.api.openapi import ANSWERS
 from app.api.schemas import knobs
 from app.api.schemas.checkpoints import AdapterBody, CheckpointList
 from app.api.schemas.common import Deleted, ErrorBody
+from app.api.schemas.diffs import DiffBody
 from app.api.schemas.events import EventList
 from app.api.schemas.exports import ExportBody, ExportList
+from app.api.schemas.file_reports import FileReportBody
 from app.api.schemas.files import FileBody, FileList
 from app.api.schemas.job_requests import CreateJob
 from app.api.schemas.jobs import JobBody, JobList
@@ -32,8 +34,8 @@ from app.storage import LocalStorage
 
 SNAPSHOT = Path(__file__).with_name("openapi.json")
 MODELS: tuple[type[BaseModel], ...] = (
-    AdapterBody, CheckpointList, Deleted, EventList, ExportBody, ExportList, FileBody, FileList, JobBody, JobList, ModelBody, ModelList,
-    PlanBody,
+    AdapterBody, CheckpointList, Deleted, DiffBody, EventList, ExportBody, ExportList, FileBody, FileList, JobBody,
+    JobList, ModelBody, ModelList, PlanBody, FileReportBody,
 )  # fmt: skip
 
 
