@@ -6,8 +6,10 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from app.db import checkpoints, exports
 from app.db.engine import Sessions, transaction
-from app.db.tables import Job, Project
+from app.db.tables import Export, Job, Project
+from app.domain.exports import ExportType
 from app.storage import LocalStorage
 from tests.factories import make_succeeded_job
 
@@ -17,12 +19,28 @@ WITHOUT_IDS = {"/v1/files", "/v1/fine_tuning/jobs", "/v1/fine_tuning/jobs/plan",
 @pytest.fixture
 def succeeded(sessions: Sessions, storage: LocalStorage, project: Project, base_model: str) -> Job:
     with transaction(sessions) as session:
-        return make_succeeded_job(session, storage, project)
+        job = make_succeeded_job(session, storage, project)
+        (result, *_) = checkpoints.kept(session, job.id)
+        assert exports.insert(session, job, result, ExportType.MERGED, 1) is not None
+        return job
 
 
-def operations_on(app: FastAPI, job: Job) -> Iterator[tuple[str, str]]:
+@pytest.fixture
+def export(sessions: Sessions, succeeded: Job) -> Export:
+    with transaction(sessions) as session:
+        (export,) = exports.page(session, succeeded.project_id, succeeded.id, 10)
+        return export
+
+
+def operations_on(app: FastAPI, job: Job, export: Export) -> Iterator[tuple[str, str]]:
     """(method, path) of every operation that takes an id, with the ids of `job` in it."""
-    ids = {"{file_id}": job.result_file_ids[0], "{job_id}": job.id, "{model}": job.fine_tuned_model or ""}
+    ids = {
+        "{file_id}": job.result_file_ids[0],
+        "{job_id}": job.id,
+        "{model}": job.fine_tuned_model or "",
+        "{export_id}": export.id,
+        "/diff": f"/diff?with={job.id}",
+    }
     for template, item in app.openapi()["paths"].items():
         path = template
         for name, value in ids.items():
@@ -34,9 +52,9 @@ def operations_on(app: FastAPI, job: Job) -> Iterator[tuple[str, str]]:
 
 class TestAnotherProject:
     def test_meets_404_with_every_id_on_every_operation(
-        self, app: FastAPI, client: TestClient, succeeded: Job, foreign_headers: dict[str, str]
+        self, app: FastAPI, client: TestClient, succeeded: Job, export: Export, foreign_headers: dict[str, str]
     ) -> None:
-        operations = list(operations_on(app, succeeded))
+        operations = list(operations_on(app, succeeded, export))
         assert len(operations) >= 12
         for method, path in operations:
             foreign = client.request(method, path, headers=foreign_headers)
