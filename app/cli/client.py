@@ -37,8 +37,8 @@ class Client:
     def get(self, path: str, **params: Any) -> Json:
         return self._ask("GET", path, params=params)
 
-    def post(self, path: str, body: Mapping[str, Any] | None = None) -> Json:
-        return self._ask("POST", path, json=body)
+    def post(self, path: str, body: Mapping[str, Any] | None = None, **params: Any) -> Json:
+        return self._ask("POST", path, json=body, params=params)
 
     def pages(self, path: str, limit: int, **params: Any) -> Iterator[Json]:
         """Every item of a list, page by page, for as long as the caller asks for more."""

@@ -130,9 +130,8 @@ class TestReading:
     def test_pages_are_newest_first_and_go_on_after_a_deleted_one(
         self, client: TestClient, succeeded: Job, sessions: Sessions
     ) -> None:
-        made = []
-        for checkpoint in client.get(f"{JOBS}/{succeeded.id}/checkpoints").json()["data"]:
-            made.append(ask(client, succeeded, checkpoint=checkpoint["id"])["id"])
+        kept = client.get(f"{JOBS}/{succeeded.id}/checkpoints").json()["data"]
+        made = [ask(client, succeeded, checkpoint=checkpoint["id"])["id"] for checkpoint in kept]
         first = client.get(path(succeeded), params={"limit": 2}).json()
         ExportList.model_validate(first)
         assert ([each["id"] for each in first["data"]], first["has_more"]) == (made[:0:-1], True)
