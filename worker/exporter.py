@@ -1,6 +1,7 @@
 """Exports: base and adapter become one ordinary model, in a child process, and its files ordinary files of the project.
 
-A slot of its own beside validation: a merge of a large model takes minutes, in which new jobs must not wait.
+A slot of its own, in every worker that has torch: a merge of a large model takes minutes, in which new jobs must not
+wait for their validation.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import errno
 import signal
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,11 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 MERGED = "merged"
 
 log = get_logger(__name__)
+
+
+def can_merge() -> bool:
+    """Whether this worker's environment has what the merge program needs; a worker that only validates has no torch."""
+    return find_spec("torch") is not None
 
 
 class NotMade(Exception):

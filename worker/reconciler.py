@@ -117,8 +117,8 @@ class Reconciler:
             busy = {worker.id for worker in workers.busy(session)}
             free = {worker.queue for worker in workers.alive(session) if worker.id not in busy}
             wanted = [queue for queue, kind in WORK.items() if queue in free and claims.is_waiting(session, kind)]
-            if "cpu" in free and "cpu" not in wanted and exports.is_waiting(session):
-                wanted.append("cpu")
+            if exports.is_waiting(session):  # any worker that has torch; those that are busy poll by themselves
+                wanted = [queue for queue in WORK if queue in free]
         for queue in wanted:
             self.resources.hints.send(queue)
 

@@ -17,7 +17,7 @@ from app.queue import Queue
 from app.settings import Settings
 from worker.child import TRAINER
 from worker.device import describe_machine
-from worker.exporter import Exporter
+from worker.exporter import Exporter, can_merge
 from worker.health import beat
 from worker.lease import DATABASE_AWAY
 from worker.resources import Resources, open_resources
@@ -37,7 +37,7 @@ class Station:
         self.settings = settings
         self.trainer = trainer
         self.slots: dict[Queue, Slot] = {}
-        self.exporting: Slot | None = None  # beside "cpu": a merge takes minutes, in which validation must not wait
+        self.exporting: Slot | None = None  # beside the others: a merge takes minutes, in which nothing must wait
         self._resources: Resources | None = None
         self._pulse: threading.Thread | None = None
 
@@ -48,15 +48,14 @@ class Station:
             slot = Slot(self._resources, queue, slot_name(queue, node), self._taker(self._resources, queue, node))
             self.slots[queue] = slot
             slot.start()
-        if "cpu" in self.slots:
-            name = f"export.{slot_name('cpu', node)}"
-            self.exporting = Slot(self._resources, "cpu", name, self._exporter(self._resources, name))
+        if can_merge():
+            self.exporting = Slot(self._resources, "cpu", f"export.{node}", self._exporter(self._resources))
             self.exporting.start()
         self._pulse = threading.Thread(target=self._beat, args=(self._resources,), name="pulse", daemon=True)
         self._pulse.start()
 
     def look_for_work(self, queue: Queue) -> None:
-        if queue == "cpu" and self.exporting is not None:
+        if self.exporting is not None:
             self.exporting.wake()
         if queue in self.slots:
             self.slots[queue].look_for_work()
@@ -89,8 +88,9 @@ class Station:
         lock = self.settings.data_dir / "run" / f"{slot_name(queue, node)}.trainer.lock"
         return lambda owner: Supervisor(resources, owner, lock, self.trainer).take_one
 
-    def _exporter(self, resources: Resources, name: str) -> Callable[[str], TakeOne]:
-        lock = self.settings.data_dir / "run" / f"{name}.merge.lock"
+    def _exporter(self, resources: Resources) -> Callable[[str], TakeOne]:
+        """One merge at a time on this host, however many workers it has."""
+        lock = self.settings.data_dir / "run" / f"export@{socket.gethostname()}.merge.lock"
         return lambda owner: Exporter(resources, owner, lock).take_one
 
     def _all_slots(self) -> list[Slot]:

@@ -12,10 +12,11 @@ from app.db import checkpoints, exports, files, models
 from app.db.tables import BaseModelRow, Checkpoint, Export, File, Job
 from app.domain.exports import ExportState, ExportType
 from app.errors import BadRequest, NotFound, UnknownParameter, all_at_once
-from app.queue import Hints
+from app.queue import Hints, Queue
 from app.services import jobs
 
 KEYS = ("type", "checkpoint")
+QUEUES: tuple[Queue, ...] = ("cpu", "gpu")  # in a deployment that keeps torch from one of them, the other can merge
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ def create(session: Session, hints: Hints, project_id: str, job_id: str, body: M
     export = exports.insert(session, job, checkpoint, type, _size_of(base))
     if export is None:  # somebody else asked at the same moment
         return _existing(session, checkpoint, type)
-    hints.after_commit(session, "cpu")
+    for queue in QUEUES:
+        hints.after_commit(session, queue)
     return SeenExport(export, [])
 
 

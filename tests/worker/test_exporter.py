@@ -16,7 +16,7 @@ import torch
 from sqlalchemy import text, update
 from transformers import AutoModelForCausalLM
 
-from app.db import exports, files
+from app.db import exports, files, workers
 from app.db.claims import FencedError, Lease
 from app.db.engine import transaction
 from app.db.tables import BaseModelRow, Export, Job
@@ -31,6 +31,7 @@ from worker.exporter import Exporter
 from worker.merging import MERGER
 from worker.reconciler import Reconciler
 from worker.slot import Slot
+from worker.station import Station
 
 OWNER = "export.cpu0@test#1"
 
@@ -378,17 +379,39 @@ class TestLost:
 
 class TestHints:
     def test_a_waiting_export_is_hinted_at(self, bench: Bench, trained: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-        from app.db import workers
-
         sent: list[str] = []
         monkeypatch.setattr(bench.resources.hints, "send", sent.append)
         with transaction(bench.sessions) as session:
             workers.seen(session, "cpu0@test#1", "cpu", "test", 1, {})
         Reconciler(bench.resources).send_hints()
         ask(bench, trained)
-        bench.until(lambda: sent == ["cpu"], "the hint that leaves after the commit")
+        bench.until(lambda: sorted(sent) == ["cpu", "gpu"], "the hints that leave after the commit")
         Reconciler(bench.resources).send_hints()
-        assert sent == ["cpu", "cpu"]
+        assert sorted(sent) == ["cpu", "cpu", "gpu"]  # of those queues that have a free worker
+
+
+class TestStation:
+    def test_a_worker_takes_exports_beside_its_other_work(self, bench: Bench, trained: Job) -> None:
+        asked = ask(bench, trained)
+        bench.resources.storage.delete(bench.file(asked.adapter_file_ids[0]).storage_key)
+        station = Station(bench.resources.settings)
+        station.open("cpu0@test", ["cpu"])
+        try:
+            bench.until(lambda: read(bench, asked).state == "failed", "the export's end")
+            with transaction(bench.sessions) as session:
+                seen = [worker.id.partition("#")[0] for worker in workers.alive(session)]
+            assert seen == ["cpu0@test"]
+        finally:
+            station.close()
+
+    def test_one_without_torch_leaves_them_to_others(
+        self, bench: Bench, trained: Job, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("worker.exporter.find_spec", lambda name: None)
+        station = Station(bench.resources.settings)
+        station.open("cpu0@test", ["cpu"])
+        station.close()
+        assert station.exporting is None
 
 
 def test_the_program_dies_with_its_parent() -> None:
