@@ -15,8 +15,11 @@ from starlette.concurrency import run_in_threadpool
 from app.api import (
     adapters,
     audit_logs,
+    clones,
     docs,
     door,
+    exports,
+    file_reports,
     files,
     health,
     job_read,
@@ -51,8 +54,8 @@ from app.storage import LocalStorage, Storage
 
 # the most polled comes first
 ROOMS = (
-    job_read, files, uploads, jobs, job_records, streams, adapters, models, queue, webhooks, projects, project_keys,
-    audit_logs, health,
+    job_read, files, file_reports, uploads, jobs, clones, job_records, streams, adapters, exports, models, queue,
+    webhooks, projects, project_keys, audit_logs, health,
 )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 from sqlalchemy import text
 
-from app.db import claims, reaping, workers
+from app.db import claims, exports, reaping, workers
 from app.db.engine import transaction
 from app.db.fair_queue import Kind
 from app.log import configure_logging, get_logger
@@ -85,6 +85,7 @@ class Reconciler:
         with self._lead() as is_leader:
             if is_leader:
                 self.reap()
+                self.reap_exports()
                 self.send_hints()
                 self.queue.look()
                 self._sweep_sometimes()
@@ -102,12 +103,27 @@ class Reconciler:
                 reaping.reap(session, job, self.settings.requeue_delay_seconds, self.settings.max_crash_streak)
         return len(lost)
 
+    def reap_exports(self) -> int:
+        """The same for exports; how many. Not right after PostgreSQL's start: nobody could renew while it was down."""
+        settings = self.settings
+        with transaction(self.resources.sessions) as session:
+            if reaping.server_uptime_seconds(session) < self.brake.ttl_seconds:
+                return 0
+            lost = exports.reap_expired(
+                session, settings.reap_grace_seconds, settings.requeue_delay_seconds, settings.max_crash_streak
+            )
+        for export in lost:
+            log.warning("lease of an export reaped", export=export.id, attempt=export.attempt, state=export.state)
+        return len(lost)
+
     def send_hints(self) -> None:
         """For work that waits while a worker is free: a hint was lost, or a delay is over. Busy workers need none."""
         with transaction(self.resources.sessions) as session:
             busy = {worker.id for worker in workers.busy(session)}
             free = {worker.queue for worker in workers.alive(session) if worker.id not in busy}
             wanted = [queue for queue, kind in WORK.items() if queue in free and claims.is_waiting(session, kind)]
+            if exports.is_waiting(session):  # any worker that has torch; those that are busy poll by themselves
+                wanted = [queue for queue in WORK if queue in free]
         for queue in wanted:
             self.resources.hints.send(queue)
 

@@ -11,7 +11,7 @@ import secrets
 import threading
 from collections.abc import Callable
 
-from app.db import reaping
+from app.db import exports, reaping
 from app.db.engine import transaction
 from app.log import get_logger
 from app.queue import Queue
@@ -105,6 +105,9 @@ class Slot:
                     for job in reaping.held_by_predecessors(session, self.name, self.owner):
                         log.warning("reaping the predecessor's job", job=job.id, owner=job.lease_owner)
                         reaping.reap(session, job, settings.requeue_delay_seconds, settings.max_crash_streak)
+                    exports.reap_predecessors(
+                        session, self.name, self.owner, settings.requeue_delay_seconds, settings.max_crash_streak
+                    )
                 return
             except DATABASE_AWAY as error:
                 log.warning("database away", slot=self.name, error=str(error).split("\n", 1)[0])

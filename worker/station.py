@@ -18,6 +18,7 @@ from app.queue import Queue
 from app.settings import Settings
 from worker.child import TRAINER
 from worker.device import describe_machine
+from worker.exporter import Exporter, can_merge
 from worker.health import beat
 from worker.lease import DATABASE_AWAY
 from worker.resources import Resources, open_resources
@@ -38,6 +39,7 @@ class Station:
         self.settings = settings
         self.trainer = trainer
         self.slots: dict[Queue, Slot] = {}
+        self.exporting: Slot | None = None  # beside the others: a merge takes minutes, in which nothing must wait
         self._resources: Resources | None = None
         self._pulse: threading.Thread | None = None
         self._shelf: Shelf | None = None
@@ -53,10 +55,15 @@ class Station:
             slot.start()
         if "gpu" in self.slots:
             self._shelf.start()
+        if can_merge():
+            self.exporting = Slot(self._resources, "cpu", f"export.{node}", self._exporter(self._resources))
+            self.exporting.start()
         self._pulse = threading.Thread(target=self._beat, args=(self._resources,), name="pulse", daemon=True)
         self._pulse.start()
 
     def look_for_work(self, queue: Queue) -> None:
+        if self.exporting is not None:
+            self.exporting.wake()
         if queue in self.slots:
             self.slots[queue].look_for_work()
 
@@ -65,7 +72,7 @@ class Station:
         if self._resources is not None:
             self._resources.stop.set()
             self._about_changed.set()
-            for slot in self.slots.values():
+            for slot in self._all_slots():
                 slot.wake()
 
     def close(self) -> None:
@@ -75,7 +82,7 @@ class Station:
         if not self._resources.stop.is_set():
             self.stop()
         grace_seconds = self.settings.drain_grace_seconds + FAREWELL_SECONDS
-        for slot in self.slots.values():
+        for slot in self._all_slots():
             if not slot.join(grace_seconds):
                 log.error("a slot did not stop in time", slot=slot.name)
         if self._pulse is not None:
@@ -97,6 +104,14 @@ class Station:
         for slot in self.slots.values():
             slot.wake()
 
+    def _exporter(self, resources: Resources) -> Callable[[str], TakeOne]:
+        """One merge at a time on this host, however many workers it has."""
+        lock = self.settings.data_dir / "run" / f"export@{socket.gethostname()}.merge.lock"
+        return lambda owner: Exporter(resources, owner, lock).take_one
+
+    def _all_slots(self) -> list[Slot]:
+        return [*self.slots.values(), *([self.exporting] if self.exporting else [])]
+
     def _beat(self, resources: Resources) -> None:
         """Keep the rows of our slots fresh; take them away when we go."""
         assert self._shelf is not None
@@ -107,7 +122,7 @@ class Station:
             about = machine | self._shelf.about()
             self._tell(resources, partial(_seen, about=about))
             self._about_changed.wait(self.settings.lease_renew_seconds)
-        while any(not slot.join(self.settings.lease_renew_seconds) for slot in self.slots.values()):
+        while any(not slot.join(self.settings.lease_renew_seconds) for slot in self._all_slots()):
             self._touch()  # draining is life, too
         self._tell(resources, lambda session, slot: workers.gone(session, slot.owner))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sqlalchemy import select
 
-from app.db import checkpoints, deliveries, files, idempotency, uploads, workers
+from app.db import checkpoints, deliveries, exports, files, idempotency, uploads, workers
 from app.db.engine import transaction
 from app.db.tables import Job
 from app.domain.states import TERMINAL
@@ -122,7 +122,7 @@ def _remove(path: Path) -> None:
 
 
 def sweep_work_directories(resources: Resources) -> None:
-    """Attempts that are over: their job has ended, has gone, or has a later attempt. Their logs stay for a week."""
+    """Attempts that are over: their job or export has ended, has gone, or has a later one. Logs stay for a week."""
     found = workdir.attempts(resources.settings.work_dir)
     if not found:
         return
@@ -132,7 +132,9 @@ def sweep_work_directories(resources: Resources) -> None:
                 Job.id.in_({job_id for job_id, _, _ in found})
             )
         ).all()
+        exported = exports.active_attempts(session, [each for each, _, _ in found])
     running = {row.id: row.attempt for row in rows if row.state not in TERMINAL and row.lease_owner is not None}
+    running |= exported
     for job_id, attempt, directory in found:
         if running.get(job_id) != attempt:
             workdir.clear(directory)

@@ -29,6 +29,14 @@ async def read_json_object(body: BodyBytesDep) -> dict[str, Any]:
 JsonBodyDep = Annotated[dict[str, Any], Depends(read_json_object)]
 
 
+async def read_optional_json_object(body: BodyBytesDep) -> dict[str, Any]:
+    """For calls that need no body: none at all is an empty object."""
+    return parse_json_object(body) if body else {}
+
+
+OptionalJsonBodyDep = Annotated[dict[str, Any], Depends(read_optional_json_object)]
+
+
 def parse_json_object(data: bytes) -> dict[str, Any]:
     """Raises BadRequest: with a dotted `param` where a string is at fault, without where the JSON itself is."""
     try:
@@ -43,15 +51,6 @@ def parse_json_object(data: bytes) -> dict[str, Any]:
         except LineError as error:
             raise BadRequest(f"{path}: {error}", path) from error
     return value
-
-
-async def read_optional_json_object(request: Request, _caller: CallerDep) -> dict[str, Any]:
-    """For calls that need no body: none at all is an empty object."""
-    data = await _read_limited(request)
-    return parse_json_object(data) if data else {}
-
-
-OptionalJsonBodyDep = Annotated[dict[str, Any], Depends(read_optional_json_object)]
 
 
 async def _read_limited(request: Request) -> bytes:

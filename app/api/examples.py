@@ -52,7 +52,7 @@ NEW_JOB = {
     "error": None, "integrations": [], "metadata": {"team": "search"}, "user_provided_suffix": "demo", "lora": LORA,
     "quantization": QUANTIZATION, "sample_prompts": [], "progress": None, "trained_steps": None, "total_steps": None,
     "phase": None, "queue_position": None, "expected_start": None, "waiting_for": None, "priority": 0, "urgent": False,
-    "worker_labels": [], "attempts": 0, "adapter": None,
+    "worker_labels": [], "attempts": 0, "cloned_from": None, "adapter": None,
 }  # fmt: skip
 FINISHED_JOB = NEW_JOB | {
     "finished_at": 1795000460, "status": "succeeded", "fine_tuned_model": TUNED, "trained_tokens": 51840,
@@ -170,7 +170,7 @@ READY = {
 }
 
 
-def _page(*items: dict[str, Any]) -> dict[str, Any]:
+def page_of(*items: dict[str, Any]) -> dict[str, Any]:
     return {
         "object": "list",
         "data": list(items),
@@ -180,31 +180,31 @@ def _page(*items: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _deleted(item: dict[str, Any]) -> dict[str, Any]:
+def deleted(item: dict[str, Any]) -> dict[str, Any]:
     return {"id": item["id"], "object": item["object"], "deleted": True}
 
 
 # "METHOD path" -> what it answers; app.api.openapi writes them into the document.
 ANSWERS: dict[str, Any] = {
     "POST /v1/files": FILE,
-    "GET /v1/files": _page(FILE),
+    "GET /v1/files": page_of(FILE),
     "GET /v1/files/{file_id}": FILE,
-    "DELETE /v1/files/{file_id}": _deleted(FILE),
+    "DELETE /v1/files/{file_id}": deleted(FILE),
     "POST /v1/fine_tuning/jobs": NEW_JOB,
     "POST /v1/fine_tuning/jobs/plan": PLAN,
-    "GET /v1/fine_tuning/jobs": _page(FINISHED_JOB),
+    "GET /v1/fine_tuning/jobs": page_of(FINISHED_JOB),
     "GET /v1/fine_tuning/jobs/{job_id}": FINISHED_JOB,
     "POST /v1/fine_tuning/jobs/{job_id}/cancel": CANCELLED_JOB,
     "POST /v1/fine_tuning/jobs/{job_id}/pause": PAUSED_JOB,
     "POST /v1/fine_tuning/jobs/{job_id}/resume": QUEUED_JOB,
-    "GET /v1/fine_tuning/jobs/{job_id}/events": _page(EVENT),
-    "GET /v1/fine_tuning/jobs/{job_id}/checkpoints": _page(CHECKPOINT),
+    "GET /v1/fine_tuning/jobs/{job_id}/events": page_of(EVENT),
+    "GET /v1/fine_tuning/jobs/{job_id}/checkpoints": page_of(CHECKPOINT),
     "GET /v1/fine_tuning/jobs/{job_id}/metrics": STEP_METRICS,
     "GET /v1/fine_tuning/jobs/{job_id}/adapter": ADAPTER,
     "GET /v1/models": {"object": "list", "data": [BASE_MODEL, TUNED_MODEL]},
     "GET /v1/models/{model}": BASE_MODEL,
-    "DELETE /v1/models/{model}": _deleted(TUNED_MODEL),
-    "GET /v1/workers": _page(WORKER),
+    "DELETE /v1/models/{model}": deleted(TUNED_MODEL),
+    "GET /v1/workers": page_of(WORKER),
     "GET /v1/queue": QUEUE,
     "GET /healthz": {"status": "ok"},
     "GET /readyz": READY,

@@ -11,18 +11,18 @@ from app.api.auth import CallerDep
 from app.api.bodies import JsonBodyDep
 from app.api.deps import Engines, EnginesDep, SessionDep
 from app.api.etags import checkpoints_etag, events_etag, jobs_etag, json_with, not_modified, place_tag
+from app.api.job_requests import job_request
 from app.api.once import OnceRoute
 from app.api.pages import After, Limit, envelope
 from app.api.ranges import is_known
 from app.api.schemas.checkpoints import CheckpointList, render_checkpoint
 from app.api.schemas.events import EventList, render_event
-from app.api.schemas.job_requests import CreateJob, check_shape
 from app.api.schemas.jobs import JobBody, JobList, render_job
 from app.api.schemas.plans import PlanBody, render_plan
 from app.db.engine import transaction
-from app.errors import BadRequest, all_at_once
+from app.errors import BadRequest
 from app.services import jobs, plan
-from app.services.jobs import JobRequest, SeenJob, Turn
+from app.services.jobs import SeenJob
 
 MAX_JOBS = 100
 MAX_EVENTS = 1_000
@@ -34,13 +34,14 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"], route_cl
 @router.post("", response_model=JobBody, summary="Create a job", openapi_extra=examples.CREATE_JOB_BODY)
 def create_job(body: JsonBodyDep, caller: CallerDep, session: SessionDep, engines: EnginesDep) -> Any:
     """Answers at once in `validating_files`; what is wrong with the data itself is told by the job."""
-    return _render(engines, jobs.create(session, engines.hints, caller.project_id, _job_request(body), caller.is_admin))
+    asked = job_request(body)
+    return render(engines, jobs.create(session, engines.hints, caller.project_id, asked, caller.is_admin))
 
 
 @router.post("/plan", response_model=PlanBody, summary="Plan a job", openapi_extra=examples.CREATE_JOB_BODY)
 def plan_job(body: JsonBodyDep, caller: CallerDep, engines: EnginesDep) -> Any:
     """The body of a create call; nothing is created. Exact tokens and steps, and what it takes on each device."""
-    request = _job_request(body)
+    request = job_request(body)
     with transaction(engines.sessions) as session:
         question = plan.ask(session, caller.project_id, request)
     return render_plan(plan.answer(engines.storage, engines.counter, question))
@@ -72,25 +73,25 @@ def list_jobs(
             return not_modified(etag)
     rows = jobs.page(*asked)
     etag = jobs_etag(organization, ((seen.job.id, seen.job.version, place_tag(*seen.place)) for seen in rows))
-    return json_with(etag, envelope(rows, limit, lambda seen: _render(engines, seen)))
+    return json_with(etag, envelope(rows, limit, lambda seen: render(engines, seen)))
 
 
 @router.post("/{job_id}/cancel", response_model=JobBody, summary="Cancel a job")
 def cancel_job(job_id: str, caller: CallerDep, session: SessionDep, engines: EnginesDep) -> Any:
     """At once, in every state that is not final; cancelling a cancelled job answers the same job."""
-    return _render(engines, jobs.cancel(session, caller.project_id, job_id))
+    return render(engines, jobs.cancel(session, caller.project_id, job_id))
 
 
 @router.post("/{job_id}/pause", response_model=JobBody, summary="Pause a job")
 def pause_job(job_id: str, caller: CallerDep, session: SessionDep, engines: EnginesDep) -> Any:
     """A queued job at once; a running one leaves a checkpoint at its next step and is `paused` then."""
-    return _render(engines, jobs.pause(session, caller.project_id, job_id))
+    return render(engines, jobs.pause(session, caller.project_id, job_id))
 
 
 @router.post("/{job_id}/resume", response_model=JobBody, summary="Resume a paused job")
 def resume_job(job_id: str, caller: CallerDep, session: SessionDep, engines: EnginesDep) -> Any:
     """Back to `queued`; the next attempt goes on from where the pause left it."""
-    return _render(engines, jobs.resume(session, engines.hints, caller.project_id, job_id))
+    return render(engines, jobs.resume(session, engines.hints, caller.project_id, job_id))
 
 
 @router.get(
@@ -127,28 +128,11 @@ def list_checkpoints(
     return json_with(etag, envelope(rows, limit, lambda checkpoint: render_checkpoint(checkpoint, best_id)))
 
 
-def _render(engines: Engines, seen: SeenJob) -> dict[str, Any]:
+def render(engines: Engines, seen: SeenJob) -> dict[str, Any]:
     return render_job(
         seen.job, engines.settings.organization, seen.queue_position, seen.adapter_file_ids, seen.expected_start_at,
         seen.waiting_for,
     )  # fmt: skip
-
-
-def _job_request(body: dict[str, Any]) -> JobRequest:
-    parsed, problems = check_shape(CreateJob, body)
-    if parsed is None:
-        raise all_at_once(problems)
-    return JobRequest(
-        model=parsed.model,
-        training_file=parsed.training_file,
-        validation_file=parsed.validation_file,
-        suffix=parsed.suffix,
-        metadata=parsed.metadata,
-        integrations=parsed.integrations or (),
-        body=parsed.model_dump(exclude_unset=True),
-        problems=problems,
-        turn=Turn(parsed.priority or 0, parsed.urgent or False, sorted(set(parsed.worker_labels or ()))),
-    )
 
 
 def _metadata_filter(request: Request) -> tuple[dict[str, str], bool]:

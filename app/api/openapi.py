@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from app.api import examples, examples_organization, upload_examples, webhook_examples
+from app.api import examples, examples_organization, own_examples, upload_examples, webhook_examples
 from app.api.schemas.common import ErrorBody
 from app.domain import scopes
 
@@ -44,7 +44,7 @@ MORE_ERRORS = {
         "403": "A base model belongs to the operator, or the key lacks the scope that this operation takes."
     },
 }  # fmt: skip
-ANSWERS = examples.ANSWERS | upload_examples.ANSWERS | webhook_examples.ANSWERS
+ANSWERS = examples.ANSWERS | upload_examples.ANSWERS | webhook_examples.ANSWERS | own_examples.ANSWERS
 DESCRIPTION = """\
 Fine-tuning jobs in OpenAI's wire contract, QLoRA on your own GPUs, and the adapter is yours.
 

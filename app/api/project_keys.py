@@ -10,6 +10,7 @@ from app.api import examples_organization as examples
 from app.api.auth import AUTHENTICATED
 from app.api.bodies import JsonBodyDep, OptionalJsonBodyDep
 from app.api.deps import SessionDep
+from app.api.once import OnceRoute
 from app.api.pages import After, Limit, envelope
 from app.api.schemas.job_requests import parsed
 from app.api.schemas.keys import CreateKey, KeyBody, KeyList, KeyRevoked, NewKey, RotateKey, UpdateKey, render_key

@@ -54,8 +54,8 @@ class Client:
             return None, etag
         return self._json(response), response.headers.get("etag")
 
-    def post(self, path: str, body: Mapping[str, Any] | None = None) -> Json:
-        return self._ask("POST", path, json=body)
+    def post(self, path: str, body: Mapping[str, Any] | None = None, **params: Any) -> Json:
+        return self._ask("POST", path, json=body, params=params)
 
     def delete(self, path: str) -> Json:
         return self._ask("DELETE", path)

@@ -94,7 +94,7 @@ def create(
         queue={"priority": priority, "urgent": urgent or None, "worker_labels": labels or None},
     )
     job = client.post("fine_tuning/jobs", upload_paths(client, asked))
-    _tell_created(job, as_json, follow)
+    tell_created(job, as_json, follow)
     if follow:
         raise_unless_succeeded(watch_or_detach(client, job["id"], as_json))
 
@@ -160,11 +160,11 @@ def events(client: "Client", job_id: JobId, limit: Limit = 100, as_json: AsJson 
 
 def upload_paths(client: "Client", body: dict[str, Any]) -> dict[str, Any]:
     """A value that is a file here is uploaded; anything else is an id, which the server knows or not."""
-    paths = {name: body[name] for name in ("training_file", "validation_file") if _is_path(body.get(name))}
+    paths = {name: body[name] for name in ("training_file", "validation_file") if is_path(body.get(name))}
     return body | {name: files.send(client, Path(path))["id"] for name, path in paths.items()}
 
 
-def _is_path(value: str | None) -> bool:
+def is_path(value: str | None) -> bool:
     if value is None or value.startswith("file-"):
         return False
     if not Path(value).exists():
@@ -172,7 +172,7 @@ def _is_path(value: str | None) -> bool:
     return True
 
 
-def _tell_created(job: dict[str, Any], as_json: bool, follow: bool) -> None:
+def tell_created(job: dict[str, Any], as_json: bool, follow: bool) -> None:
     if as_json:
         if not follow:
             print_json(job)
@@ -213,10 +213,10 @@ def _fields(job: dict[str, Any]) -> list[tuple[str, str]]:
 def _pairs(values: dict[str, Any]) -> str:
     names = [name for name in ASKED_FOR_MOST if name in values]
     names += sorted(values.keys() - set(names))
-    return ", ".join(f"{name} {_item(values[name])}" for name in names if values[name] is not None)
+    return ", ".join(f"{name} {item_text(values[name])}" for name in names if values[name] is not None)
 
 
-def _item(value: Any) -> str:
+def item_text(value: Any) -> str:
     if isinstance(value, list):
         return "+".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)

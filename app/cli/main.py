@@ -11,7 +11,22 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from app.cli import adapters, audit, files, jobs, keys, models, plans, projects, queue, records, webhooks
+from app.cli import (
+    adapters,
+    audit,
+    clones,
+    exports,
+    file_reports,
+    files,
+    jobs,
+    keys,
+    models,
+    plans,
+    projects,
+    queue,
+    records,
+    webhooks,
+)
 from app.cli.address import find_layout
 from app.cli.errors import INTERRUPTED, CliError, Missing, Misused
 from app.cli.local.errors import CannotStart
@@ -71,8 +86,9 @@ def demo(
 
 app.add_typer(files.commands, name="files")
 app.add_typer(jobs.commands, name="jobs")
-jobs.commands.add_typer(plans.commands)  # no name: its one command is another of theirs
-jobs.commands.add_typer(records.commands)
+files.commands.add_typer(file_reports.commands)  # no name: its one command is another of theirs
+for more in (plans, records, clones, exports):
+    jobs.commands.add_typer(more.commands)
 app.add_typer(adapters.commands, name="adapters")
 app.add_typer(models.commands, name="models")
 app.add_typer(projects.commands, name="projects")

@@ -43,6 +43,26 @@ def build_body(
     return body
 
 
+def build_changes(
+    given: Json,
+    hyperparameters: Json,
+    lora: Json,
+    no_quantization: bool,
+    settings: Sequence[str],
+    metadata: Sequence[str],
+) -> Json:
+    """What a clone is to have instead of the original's, whichever method that has."""
+    objects = {"hyperparameters": _given(hyperparameters), "lora": _given(lora), "quantization": {}}
+    _apply(settings, objects)
+    body = _given(given) | {name: values for name, values in objects.items() if values}
+    if no_quantization:
+        _refuse_contradiction(objects["quantization"])
+        body["quantization"] = None
+    if metadata:
+        body["metadata"] = dict(_split(pair, "--metadata") for pair in metadata)
+    return body
+
+
 def target_modules(text: str | None) -> str | list[str] | None:
     """`all-linear`, or names with commas between them."""
     if text is None or text == "all-linear":

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Literal
 
-from sqlalchemy import Select, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.db.ids import new_id
 from app.db.jobs import ACTIVE
-from app.db.tables import Checkpoint, File, Job
+from app.db.tables import Checkpoint, Export, File, Job
+from app.domain.exports import UNFINISHED
 
 
 def insert(
@@ -47,6 +48,14 @@ def insert(
 
 def get(session: Session, project_id: str, file_id: str) -> File | None:
     return session.scalar(_visible(project_id).where(File.id == file_id))
+
+
+def visible(session: Session, file_ids: Sequence[str]) -> dict[str, File]:
+    """Those of one project's files that are still there, by id."""
+    if not file_ids:
+        return {}
+    found = select(File).where(File.id.in_(file_ids), _is_visible())
+    return {file.id: file for file in session.scalars(found)}
 
 
 def cursor(session: Session, project_id: str, file_id: str) -> File | None:
@@ -109,7 +118,7 @@ def hold(session: Session, project_id: str, file_ids: Sequence[str]) -> int:
 
 
 def purgeable(session: Session, limit: int = 100) -> list[File]:
-    """Deleted files whose bytes no unfinished job needs any more; locked until this transaction ends."""
+    """Deleted files whose bytes no unfinished job or export needs any more; locked until this transaction ends."""
     in_use = select(Job.id).where(
         or_(Job.training_file_id == File.id, Job.validation_file_id == File.id), Job.state.in_(ACTIVE)
     )
@@ -118,9 +127,15 @@ def purgeable(session: Session, limit: int = 100) -> list[File]:
         .join(Checkpoint, Checkpoint.name == Job.spec["continued_from"].astext)
         .where(Checkpoint.job_id == File.job_id, Checkpoint.file_ids.has_key(File.id), Job.state.in_(ACTIVE))
     )
+    exported = select(Export.id).where(
+        Export.job_id == File.job_id,
+        Export.adapter_file_ids.has_key(File.id),
+        Export.state.in_([state.value for state in UNFINISHED]),
+    )
+    unneeded = (~in_use.exists(), ~continued.exists(), ~exported.exists())
     query = (
         select(File)
-        .where(File.deleted_at.is_not(None), File.purged_at.is_(None), ~in_use.exists(), ~continued.exists())
+        .where(File.deleted_at.is_not(None), File.purged_at.is_(None), *unneeded)
         .limit(limit)
         .with_for_update(skip_locked=True, of=File)
     )
@@ -139,8 +154,8 @@ def keys_in_use(session: Session, keys: Sequence[str]) -> set[str]:
 
 
 def _visible(project_id: str) -> Select[File]:
-    return select(File).where(
-        File.project_id == project_id,
-        File.deleted_at.is_(None),
-        or_(File.expires_at.is_(None), File.expires_at > func.clock_timestamp()),
-    )
+    return select(File).where(File.project_id == project_id, _is_visible())
+
+
+def _is_visible() -> ColumnElement[bool]:
+    return and_(File.deleted_at.is_(None), or_(File.expires_at.is_(None), File.expires_at > func.clock_timestamp()))

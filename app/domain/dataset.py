@@ -63,7 +63,7 @@ def read_examples(
         if isinstance(line, Finding):
             yield line
             continue
-        seen = _format_of(line.value)
+        seen = format_of(line.value)
         if seen is None or seen.method != method:
             yield _wrong_format(line, seen, method)
             continue
@@ -75,7 +75,7 @@ def read_examples(
         yield from findings if findings else (seen.example(line),)
 
 
-def _format_of(value: Mapping[str, Any]) -> Format | None:
+def format_of(value: Mapping[str, Any]) -> Format | None:
     if "messages" in value:
         return CHAT
     if value.keys() & COMPLETION_KEYS:

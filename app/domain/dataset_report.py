@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 from app.domain.chat_template import TemplateRefused
 from app.domain.dataset import MAX_FINDINGS, Example, read_examples
-from app.domain.documents import fit, in_units, is_cut
+from app.domain.documents import Document, fit, in_units, is_cut
 from app.domain.jsonl import Finding
 from app.domain.layout import Lengths
 from app.domain.render import Renderer
@@ -46,10 +46,11 @@ class Report:
     lengths: Lengths = field(default_factory=Lengths)
     findings: list[Finding] = field(default_factory=list)
     finding_count: int = 0
+    most_findings: int = MAX_FINDINGS  # so many are kept, the others counted
 
     def find(self, finding: Finding) -> None:
         self.finding_count += 1
-        if len(self.findings) < MAX_FINDINGS:
+        if len(self.findings) < self.most_findings:
             self.findings.append(finding)
 
     @property
@@ -90,18 +91,27 @@ def examine(
             report.find(item)
         else:
             report.examples += 1
-            _examine_example(item, renderer, context_length, report)
+            examine_example(item, renderer, context_length, report)
         if report.finding_count >= ENOUGH_FINDINGS:
             break
     return report
 
 
-def _examine_example(example: Example, renderer: Renderer, context_length: int, report: Report) -> None:
+@dataclass(frozen=True)
+class Rendered:
+    """An example as tokens: whole, and what of it is trained."""
+
+    documents: list[Document]
+    kept: list[Document]
+
+
+def examine_example(example: Example, renderer: Renderer, context_length: int, report: Report) -> Rendered | None:
+    """Add one example to the report. None for one that the template refuses, which is a finding."""
     try:
         documents = renderer.documents(example)
     except TemplateRefused as error:
         report.find(Finding(example.line, str(error), "template_refused"))
-        return
+        return None
     if any(is_cut(document, context_length) for document in documents):
         report.cut.add(example.line)
     kept = fit(documents, context_length)  # as the trainer keeps them
@@ -109,8 +119,9 @@ def _examine_example(example: Example, renderer: Renderer, context_length: int, 
         report.empty.add(example.line)
         if not any(document.labelled_count for document in documents):
             report.masked.add(example.line)
-        return
+        return Rendered(documents, kept)
     for units in in_units(kept):
         report.lengths.add(units)
     report.tokens += sum(len(document) for document in kept)
     report.labelled_tokens += sum(document.labelled_count for document in kept)
+    return Rendered(documents, kept)

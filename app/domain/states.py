@@ -103,6 +103,7 @@ class ExitCode:
     BAD_SPEC = 64
     INTERNAL = 70
     OUT_OF_MEMORY = 71
+    STORAGE = 74
     DRAINED = 75
     PAUSED = 76
     CANCELLED = 77

@@ -43,6 +43,7 @@ class JobRequest:
     body: Mapping[str, Any]
     problems: Sequence[BadRequest] = ()
     turn: Turn = Turn()
+    cloned_from: str | None = None
 
 
 Place = tuple[int | None, datetime | None, str | None]  # position, expected start, what it waits for
@@ -79,6 +80,7 @@ def create(session: Session, hints: Hints, project_id: str, request: JobRequest,
         priority=request.turn.priority,
         is_urgent=request.turn.is_urgent,
         worker_labels=list(request.turn.worker_labels),
+        cloned_from=request.cloned_from,
     )
     hints.after_commit(session, "cpu")
     return SeenJob(job, None, None)
@@ -90,11 +92,11 @@ def resolved(session: Session, project_id: str, request: JobRequest) -> tuple[Ba
     Raises BadRequest naming everything that is wrong, NotFound if that is only a model or file that is not there.
     """
     try:
-        base, ancestor = _model(session, project_id, request.model)
-        training_file = _file(session, project_id, request.training_file, "training_file")
+        base, ancestor = find_model(session, project_id, request.model)
+        training_file = find_file(session, project_id, request.training_file, "training_file")
         validation_file = None
         if request.validation_file is not None:
-            validation_file = _file(session, project_id, request.validation_file, "validation_file")
+            validation_file = find_file(session, project_id, request.validation_file, "validation_file")
     except NotFound:
         if request.problems:
             raise all_at_once(request.problems) from None
@@ -225,7 +227,7 @@ def _refuse_urgency(session: Session, project_id: str, turn: Turn, is_admin: boo
         raise NotPermitted(text, "urgent")
 
 
-def _model(session: Session, project_id: str, name: str) -> tuple[BaseModelRow, Ancestor | None]:
+def find_model(session: Session, project_id: str, name: str) -> tuple[BaseModelRow, Ancestor | None]:
     base = models.get_base(session, project_id, name)
     if base is not None:
         return base, None
@@ -236,7 +238,7 @@ def _model(session: Session, project_id: str, name: str) -> tuple[BaseModelRow, 
     raise NotFound(f"The model {name!r} does not exist. Models on offer: {on_offer}.", "model", "model_not_found")
 
 
-def _file(session: Session, project_id: str, file_id: str, param: str) -> File:
+def find_file(session: Session, project_id: str, file_id: str, param: str) -> File:
     file = files.get(session, project_id, file_id)
     if file is None:
         raise NotFound(f"invalid {param}: {file_id}. No such File object; upload one with purpose fine-tune.", param)
@@ -263,6 +265,15 @@ def _resolve(
     if spec is None or problems:
         raise all_at_once(problems)
     return spec
+
+
+def refuse_purposes(file: File, validation_file: File | None, param: str) -> None:
+    """Raises BadRequest for files that no job would take, whatever is in them."""
+    problems = _wrong_purpose(file, param)
+    if validation_file is not None:
+        problems += _wrong_purpose(validation_file, "validation_file")
+    if problems:
+        raise all_at_once(problems)
 
 
 def _wrong_purpose(file: File, param: str) -> list[BadRequest]:

@@ -38,6 +38,7 @@ from app.domain.states import ExitCode
 from worker.trainer.card import merged_card
 from worker.trainer.lora import PEFT_PREFIX
 from worker.trainer.model import INDEX, weight_files
+from worker.trainer.process import die_with_parent
 
 FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors names them
 
@@ -64,11 +65,15 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 3:
         print("usage: python -m worker.trainer.merge BASE_DIR ADAPTER_DIR OUT_DIR", file=sys.stderr)
         return ExitCode.BAD_SPEC
+    die_with_parent()
     try:
         about = merge(*map(Path, arguments))
     except CannotMerge as refusal:
         print(refusal, file=sys.stderr)
         return ExitCode.BAD_SPEC
+    except OSError as error:
+        print(f"The merged model cannot be written: {error.strerror or error}.", file=sys.stderr)
+        return ExitCode.STORAGE
     print(json.dumps({"directory": arguments[2], **about["merged"]}))
     return ExitCode.DONE
 

@@ -99,6 +99,7 @@ class JobBody(Body):
     urgent: bool
     worker_labels: list[str]
     attempts: int
+    cloned_from: str | None
     adapter: AdapterOfJob | None
 
 
@@ -154,6 +155,8 @@ class JobView(Protocol):
     @property
     def worker_labels(self) -> list[str]: ...
     @property
+    def cloned_from(self) -> str | None: ...
+    @property
     def adapter_archive_file_id(self) -> str | None: ...
     @property
     def adapter_sha256(self) -> str | None: ...
@@ -208,6 +211,7 @@ def render_job(
         "urgent": job.is_urgent,
         "worker_labels": job.worker_labels,
         "attempts": job.train_attempts,
+        "cloned_from": job.cloned_from,
         "adapter": _adapter(job, adapter_file_ids),
     }
 

@@ -55,6 +55,7 @@ class Job(Base):
     priority: Mapped[int] = mapped_column(server_default="0")  # within its project
     is_urgent: Mapped[bool] = mapped_column(server_default=text("false"))  # goes before everybody's, if allowed
     worker_labels: Mapped[list[str]] = mapped_column(server_default=text("'[]'::jsonb"))  # its worker has them all
+    cloned_from: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
 
     # what it will need, known once its files are validated
     needed_cpu_bytes: Mapped[int | None]

@@ -6,9 +6,10 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from app.db import uploads
+from app.db import checkpoints, exports, uploads
 from app.db.engine import Sessions, transaction
-from app.db.tables import Job, Project, Upload
+from app.db.tables import Export, Job, Project, Upload
+from app.domain.exports import ExportType
 from app.storage import LocalStorage
 from tests.factories import make_succeeded_job
 
@@ -21,7 +22,10 @@ WITHOUT_IDS = {
 @pytest.fixture
 def succeeded(sessions: Sessions, storage: LocalStorage, project: Project, base_model: str) -> Job:
     with transaction(sessions) as session:
-        return make_succeeded_job(session, storage, project)
+        job = make_succeeded_job(session, storage, project)
+        (result, *_) = checkpoints.kept(session, job.id)
+        assert exports.insert(session, job, result, ExportType.MERGED, 1) is not None
+        return job
 
 
 @pytest.fixture
@@ -31,10 +35,23 @@ def upload(sessions: Sessions, project: Project) -> Upload:
         return uploads.insert(session, project.id, 3600, **columns)
 
 
-def operations_on(app: FastAPI, job: Job, upload: Upload) -> Iterator[tuple[str, str]]:
+@pytest.fixture
+def export(sessions: Sessions, succeeded: Job) -> Export:
+    with transaction(sessions) as session:
+        (export,) = exports.page(session, succeeded.project_id, succeeded.id, 10)
+        return export
+
+
+def operations_on(app: FastAPI, job: Job, upload: Upload, export: Export) -> Iterator[tuple[str, str]]:
     """(method, path) of every operation that takes an id, with the ids of ours in it."""
-    ids = {"{file_id}": job.result_file_ids[0], "{job_id}": job.id, "{model}": job.fine_tuned_model or ""}
-    ids["{upload_id}"] = upload.id
+    ids = {
+        "{file_id}": job.result_file_ids[0],
+        "{job_id}": job.id,
+        "{model}": job.fine_tuned_model or "",
+        "{upload_id}": upload.id,
+        "{export_id}": export.id,
+        "/diff": f"/diff?with={job.id}",
+    }
     for template, item in app.openapi()["paths"].items():
         path = template
         if template.startswith("/v1/organization"):
@@ -53,9 +70,10 @@ class TestAnotherProject:
         client: TestClient,
         succeeded: Job,
         upload: Upload,
+        export: Export,
         foreign_headers: dict[str, str],
     ) -> None:
-        operations = list(operations_on(app, succeeded, upload))
+        operations = list(operations_on(app, succeeded, upload, export))
         assert len(operations) >= 12
         for method, path in operations:
             body = {"json": {}} if path.endswith("/complete") else {}

@@ -19,7 +19,10 @@ from app.api.schemas import knobs
 from app.api.schemas.audit import AuditList
 from app.api.schemas.checkpoints import AdapterBody, CheckpointList
 from app.api.schemas.common import Deleted, ErrorBody
+from app.api.schemas.diffs import DiffBody
 from app.api.schemas.events import EventList
+from app.api.schemas.exports import ExportBody, ExportList
+from app.api.schemas.file_reports import FileReportBody
 from app.api.schemas.files import FileBody, FileList
 from app.api.schemas.job_requests import CreateJob
 from app.api.schemas.jobs import JobBody, JobList
@@ -52,6 +55,7 @@ MODELS: tuple[type[BaseModel], ...] = (
     StepMetricsBody, PartBody, PartList, UploadBody, QueueBody, WorkerList,
     WebhookDeliveryBody, WebhookDeliveryList, WebhookEndpointBody, WebhookEndpointDeleted,
     WebhookEndpointList, WebhookEndpointTestResult, WebhookEndpointWithSecret, WebhookEventTypeList,
+    DiffBody, ExportBody, ExportList, FileReportBody,
 )  # fmt: skip
 
 

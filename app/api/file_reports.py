@@ -1,0 +1,48 @@
+"""/v1/files/{id}/validate: what a job would make of a file, before there is one."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Any
+
+from anyio import CapacityLimiter, to_thread
+from fastapi import APIRouter, Query
+from starlette.concurrency import run_in_threadpool
+
+from app.api.auth import CallerDep
+from app.api.deps import Engines, EnginesDep
+from app.api.schemas.file_reports import FileReportBody, render_report
+from app.db.engine import transaction
+from app.services import surveying
+from app.services.surveying import Question, Wish
+
+# A report takes up to a minute: who waits for his turn waits without a thread, and none of those that others need.
+REPORTS = CapacityLimiter(surveying.AT_ONCE)
+
+router = APIRouter(prefix="/v1/files", tags=["Files"])
+
+
+@router.post("/{file_id}/validate", response_model=FileReportBody, summary="Report on a data set")
+async def validate_file(
+    file_id: str,
+    caller: CallerDep,
+    engines: EnginesDep,
+    model: Annotated[str | None, Query(description="Whose tokenizer and chat template are used; required.")] = None,
+    validation_file: Annotated[str | None, Query(description="Rows that stand in both files are told.")] = None,
+    method: Annotated[str | None, Query(description="supervised or dpo; absent: what the first row is for.")] = None,
+    context_length: Annotated[int | None, Query(description="Tokens; absent: the model's.")] = None,
+    rows: Annotated[int, Query(description="So many rows are shown as the model sees them, up to 50.")] = 3,
+) -> Any:
+    """Format, findings with line numbers, tokens, what is cut or empty, duplicates, and rows as they are trained.
+
+    The rules are those of a job's validation. Nothing is created.
+    """
+    wish = Wish(model, validation_file, method, context_length, rows)
+    question = await run_in_threadpool(_ask, engines, caller.project_id, file_id, wish)
+    answer = await to_thread.run_sync(partial(surveying.answer, engines.storage, question), limiter=REPORTS)
+    return render_report(answer)
+
+
+def _ask(engines: Engines, project_id: str, file_id: str, wish: Wish) -> Question:
+    with transaction(engines.sessions) as session:
+        return surveying.ask(session, engines.settings, project_id, file_id, wish)

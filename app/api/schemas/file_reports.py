@@ -1,0 +1,222 @@
+"""A report on a data set as clients see it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from app.api.schemas.common import Body
+from app.services.surveying import Answer, Json
+
+Format = Literal["chat", "completion", "text", "preference", "mixed"]
+
+
+class ReportLines(Body):
+    count: int
+    first_lines: list[int]
+
+
+class ReportFinding(Body):
+    line: int
+    code: str
+    message: str
+
+
+class ReportFindings(Body):
+    """`data` has the first hundred; `count` is of all."""
+
+    count: int
+    data: list[ReportFinding]
+
+
+class Coverage(Body):
+    """What the numbers stand for. `tokenized_every` above 1: tokens, lengths, cut, empty and masked are of a sample."""
+
+    complete: bool
+    lines_read: int
+    rows: int
+    tokenized_rows: int
+    tokenized_every: int
+    rows_compared: int
+    validation_file_complete: bool | None
+
+
+class Lengths(Body):
+    """Tokens of each row's longest document, before any cut: what `context_length` is held against."""
+
+    min: int
+    median: int
+    mean: float
+    p90: int
+    p99: int
+    max: int
+
+
+class Bucket(Body):
+    """`most` belongs to the bucket."""
+
+    least: int
+    most: int
+    rows: int
+
+
+class Tokens(Body):
+    """`total` and `trained` are of one epoch, after the cut."""
+
+    total: int
+    trained: int
+    lengths: Lengths | None
+    histogram: list[Bucket]
+
+
+class DuplicateGroup(Body):
+    lines: list[int]
+
+
+class Duplicates(Body):
+    """`rows` repeat an earlier row of the file; the first hundred groups, up to eleven lines of each."""
+
+    rows: int
+    groups: list[DuplicateGroup]
+
+
+class OverlapRow(Body):
+    line: int
+    validation_line: int
+
+
+class Overlap(Body):
+    """`rows` of the file that stand in the validation file, too; the first hundred of them."""
+
+    validation_file: str
+    rows: int
+    data: list[OverlapRow]
+
+
+class Segment(Body):
+    text: str
+    trained: bool
+    token_ids: list[int]
+
+
+class PreviewDocument(Body):
+    side: Literal["preferred", "non_preferred"] | None
+    tokens: int
+    trained_tokens: int
+    omitted_tokens: int
+    segments: list[Segment]
+
+
+class PreviewRow(Body):
+    line: int
+    format: Format
+    trained: bool
+    tokens: int
+    cut_tokens: int
+    documents: list[PreviewDocument]
+
+
+class FileReportBody(Body):
+    object: Literal["file.report"]
+    file: str
+    filename: str
+    bytes: int
+    sha256: str
+    model: str
+    method: Literal["supervised", "dpo"]
+    context_length: int
+    valid: bool
+    message: str
+    format: Format | None
+    formats: dict[str, int]
+    findings: ReportFindings
+    coverage: Coverage
+    tokens: Tokens
+    cut: ReportLines
+    empty: ReportLines
+    masked: ReportLines
+    duplicates: Duplicates
+    overlap: Overlap | None
+    rows: list[PreviewRow]
+
+
+def render_report(answer: Answer) -> dict[str, Any]:
+    question, report = answer.question, answer.report
+    problem = _problem(report, question.least_examples)
+    formats = report["formats"]
+    return {
+        "object": "file.report",
+        "file": question.file.id,
+        "filename": question.file.filename,
+        "bytes": question.file.bytes,
+        "sha256": question.file.sha256,
+        "model": question.model,
+        "method": report["method"],
+        "context_length": question.limits.context_length,
+        "valid": problem is None,
+        "message": " ".join([problem or "A job would take this file.", *_remarks(answer)]),
+        "format": next(iter(formats)) if len(formats) == 1 else "mixed" if formats else None,
+        "formats": formats,
+        "findings": {"count": report["finding_count"], "data": report["findings"]},
+        "coverage": _coverage(answer),
+        "tokens": {
+            "total": report["tokens"],
+            "trained": report["labelled_tokens"],
+            "lengths": report["lengths"],
+            "histogram": report["histogram"],
+        },
+        **{name: _lines(report[name]) for name in ("cut", "empty", "masked")},
+        "duplicates": {
+            "rows": report["duplicate_rows"], "groups": [{"lines": lines} for lines in report["duplicates"]]
+        },
+        "overlap": _overlap(answer),
+        "rows": report["previews"],
+    }  # fmt: skip
+
+
+def _problem(report: Json, least_examples: int) -> str | None:
+    """What would fail the job, as its validation would say."""
+    if report["finding_count"]:
+        lines = "line is" if report["finding_count"] == 1 else "lines are"
+        return f"{report['finding_count']:,} {lines} not what a {report['method']} job learns from."
+    if report["rows"] < least_examples and report["is_complete"]:
+        return f"The file has {report['rows']} example(s), but must have at least {least_examples}."
+    if not report["labelled_tokens"]:
+        return "No example has a token to learn from: every answer has weight 0 or lies beyond context_length."
+    return None
+
+
+def _remarks(answer: Answer) -> list[str]:
+    report, every = answer.report, answer.question.limits.tokenize_every
+    said = []
+    if every > 1:
+        said.append(f"Every line was checked, but of this large file only every {every}th row was tokenized.")
+    if not report["is_complete"]:
+        said.append(f"The time was over at line {report['lines_read']:,}: what follows it was not looked at.")
+    if not report["is_validation_complete"]:
+        said.append("The validation file was compared only in part.")
+    return said
+
+
+def _coverage(answer: Answer) -> dict[str, Any]:
+    question, report = answer.question, answer.report
+    return {
+        "complete": report["is_complete"],
+        "lines_read": report["lines_read"],
+        "rows": report["rows"],
+        "tokenized_rows": report["tokenized_rows"],
+        "tokenized_every": question.limits.tokenize_every,
+        "rows_compared": report["rows_remembered"],
+        "validation_file_complete": report["is_validation_complete"] if question.validation_file else None,
+    }
+
+
+def _overlap(answer: Answer) -> dict[str, Any] | None:
+    held_out, report = answer.question.validation_file, answer.report
+    if held_out is None:
+        return None
+    data = [{"line": line, "validation_line": other} for line, other in report["overlap"]]
+    return {"validation_file": held_out.id, "rows": report["overlap_rows"], "data": data}
+
+
+def _lines(lines: Json) -> dict[str, Any]:
+    return {"count": lines["count"], "first_lines": lines["first"]}

@@ -1,0 +1,98 @@
+"""`tunery jobs export`: the merged model, made by a worker, and on request brought here, every byte verified."""
+
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from app.cli.address import job_path
+from app.cli.archive import check, fetch
+from app.cli.errors import CliError, Misused
+from app.cli.jobs import JobId
+from app.cli.options import AsJson, with_client
+from app.cli.output import print_json, print_line, print_table, remark, size_text, time_text
+from app.cli.progress import bytes_bar
+
+if TYPE_CHECKING:
+    from app.cli.client import Client
+
+commands = typer.Typer()
+
+POLL_SECONDS = 1.0
+MOST_LISTED = 100
+
+
+@commands.command("export")
+@with_client
+def export(
+    client: "Client",
+    job_id: JobId,
+    kind: Annotated[str, typer.Option("--type", help="What to make.")] = "merged",
+    checkpoint: Annotated[str | None, typer.Option(help="A kept checkpoint's id, instead of the result.")] = None,
+    directory: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Download it into a directory that is not there yet.")
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Don't wait for it.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Have a worker make one ordinary model of an adapter and its base. Asked again, it is the same export."""
+    if directory is not None and (detach or directory.exists()):
+        why = "needs the export to be done; leave --detach out" if detach else "is there already; choose another"
+        raise Misused(f"--output {directory} {why}.")
+    asked = {"type": kind} | ({"checkpoint": checkpoint} if checkpoint else {})
+    made = client.post(job_path(job_id, "exports"), asked)
+    if not detach:
+        made = _wait(client, job_id, made)
+    if directory is not None:
+        _download(client, made, directory)
+    if as_json:
+        print_json(made)
+        return
+    print_line(str(directory or made["id"]))
+    if made["status"] == "succeeded":
+        remark(f"{len(made['files'])} files, {size_text(made['bytes'])}; each has its SHA-256 in `--json`.")
+
+
+@commands.command("exports")
+@with_client
+def list_exports(client: "Client", job_id: JobId, as_json: AsJson = False) -> None:
+    """List a job's exports, newest first."""
+    found = list(client.pages(job_path(job_id, "exports"), MOST_LISTED))
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        [one["id"], one["type"], one["status"], str(one["step_number"]), size_text(one["bytes"] or 0),
+         time_text(one["created_at"])]
+        for one in found
+    ]  # fmt: skip
+    columns = ["id", "type", "status", "step", "size", "created"]
+    print_table(columns, rows, f"No exports. `tunery jobs export {job_id}` makes one.")
+
+
+def _wait(client: "Client", job_id: str, made: dict[str, Any]) -> dict[str, Any]:
+    if made["status"] in ("queued", "running"):
+        remark(f"{made['id']} is {made['status']}; Ctrl-C leaves it to the worker.")
+    while made["status"] in ("queued", "running"):
+        time.sleep(POLL_SECONDS)
+        made = client.get(job_path(job_id, "exports", made["id"]))
+    if made["status"] == "failed":
+        raise CliError(f"The export failed ({made['error']['code']}): {made['error']['message']}")
+    return made
+
+
+def _download(client: "Client", made: dict[str, Any], directory: Path) -> None:
+    """Aside, verified, renamed: `directory` is there whole or not at all. An interrupted download goes on."""
+    aside = directory.with_name(f".{directory.name}.{made['id']}.part")
+    aside.mkdir(parents=True, exist_ok=True)
+    for file in made["files"]:
+        part = aside / Path(file["filename"]).name
+        part.touch()
+        have = part.stat().st_size
+        if have < file["bytes"]:
+            with bytes_bar(f"downloading {part.name}", file["bytes"], have) as advance:
+                fetch(client, f"files/{file['id']}/content", part, file["bytes"], advance)
+        check(part, file["bytes"], file["sha256"])
+    shutil.move(aside, directory)

@@ -1,0 +1,73 @@
+"""What is made of a checkpoint on request: a small queue of its own, with leases and fencing as jobs have them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.db.base import Base, now, one_of
+from app.domain.exports import FINISHED, ExportState, ExportType
+
+
+class Export(Base):
+    """`model` names the checkpoint's content: a checkpoint that is published again gets another name, its row stays."""
+
+    __tablename__ = "exports"
+    __table_args__ = (
+        CheckConstraint(f"type IN ({one_of(ExportType)})", name="type"),
+        CheckConstraint(f"state IN ({one_of(ExportState)})", name="state"),
+        CheckConstraint("(lease_owner IS NULL) = (lease_expires_at IS NULL)", name="lease_whole"),
+        CheckConstraint("(state = 'running') = (lease_owner IS NOT NULL)", name="running_has_lease"),
+        CheckConstraint(f"(state IN ({one_of(FINISHED)})) = (finished_at IS NOT NULL)", name="finished_at"),
+        CheckConstraint("(state = 'succeeded') = (manifest IS NOT NULL)", name="manifest"),
+        CheckConstraint("(state = 'failed') = (error_code IS NOT NULL)", name="error"),
+        CheckConstraint("(state = 'cancelled') <= (deleted_at IS NOT NULL)", name="cancelled_is_deleted"),
+        CheckConstraint("(deleted_at IS NOT NULL) <= (finished_at IS NOT NULL)", name="deleted_is_finished"),
+        # Asking twice is asking once, also at the same moment.
+        Index(
+            "uq_exports_one_of_a_kind",
+            "model",
+            "type",
+            unique=True,
+            postgresql_where=text("deleted_at IS NULL AND state <> 'failed'"),
+        ),
+        Index("ix_exports_claim", "seq", postgresql_where=text("state = 'queued'")),
+        Index("ix_exports_lease", "lease_expires_at", postgresql_where=text("lease_owner IS NOT NULL")),
+        Index("ix_exports_page", "job_id", "seq"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    seq: Mapped[int] = mapped_column(Identity(), unique=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    checkpoint_id: Mapped[str] = mapped_column(ForeignKey("checkpoints.id"), index=True)
+    created_at: Mapped[datetime] = now()
+
+    # what was asked for; never changes
+    type: Mapped[str]
+    model: Mapped[str]  # the checkpoint's fine_tuned_model_checkpoint
+    base_model: Mapped[str]
+    step_number: Mapped[int]
+    adapter_file_ids: Mapped[list[str]]
+    expected_bytes: Mapped[int]  # what the base's files take: a merged model is as large
+
+    # what is true
+    state: Mapped[str] = mapped_column(server_default=ExportState.QUEUED.value)
+    attempt: Mapped[int] = mapped_column(server_default="0")  # the fencing token
+    crash_streak: Mapped[int] = mapped_column(server_default="0")
+    run_after: Mapped[datetime] = now()
+    lease_owner: Mapped[str | None]
+    lease_expires_at: Mapped[datetime | None]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    deleted_at: Mapped[datetime | None]
+
+    # what came out
+    file_ids: Mapped[list[str]] = mapped_column(server_default=text("'[]'::jsonb"))
+    size_bytes: Mapped[int | None]
+    manifest: Mapped[dict[str, Any] | None]
+    error_code: Mapped[str | None]
+    error_message: Mapped[str | None]

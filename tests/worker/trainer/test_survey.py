@@ -1,0 +1,76 @@
+"""The report on a file, a job's validation and the trainer read a data set alike."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.domain.dataset_report import examine
+from app.domain.render import Renderer
+from app.domain.spec import Method
+from app.domain.states import Reason
+from app.domain.survey import Limits, survey
+from tests.factories import chat_lines
+from tests.tiny import make_tiny_base, make_tiny_dataset, make_tiny_pairs
+from worker.trainer.batch import read_corpus
+
+CONTEXT_LENGTH = 48
+
+
+@pytest.fixture(scope="module")
+def renderer(tmp_path_factory: pytest.TempPathFactory) -> Renderer:
+    return Renderer.from_directory(make_tiny_base(tmp_path_factory.mktemp("survey") / "base"))
+
+
+def lines(*rows: Any) -> bytes:
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+def files(directory: Path) -> dict[str, tuple[Method, bytes]]:
+    bad = lines({"messages": []}, {"text": "x"}) + b"no json\n\n"
+    return {
+        "chat": ("supervised", make_tiny_dataset(directory / "chat.jsonl", 30).read_bytes()),
+        "chat with bad lines": ("supervised", chat_lines(12) + bad + chat_lines(3)),
+        "completions": ("supervised", lines(*({"prompt": "a" * n, "completion": "b"} for n in range(1, 80, 7)))),
+        "texts": ("supervised", lines(*({"text": "word " * n} for n in range(1, 60, 5)))),
+        "pairs": ("dpo", make_tiny_pairs(directory / "pairs.jsonl", 30).read_bytes()),
+        "nothing": ("supervised", b""),
+    }
+
+
+NAMES = ("chat", "chat with bad lines", "completions", "texts", "pairs", "nothing")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_counts_are_those_of_validation(renderer: Renderer, tmp_path: Path, name: str) -> None:
+    method, content = files(tmp_path)[name]
+    limits = Limits(CONTEXT_LENGTH, 4096)
+    found = survey(io.BytesIO(content), renderer, method, limits).report
+    wanted = examine(io.BytesIO(content), renderer, CONTEXT_LENGTH, 4096, lambda: None, method)
+    assert found.counts() == wanted.counts()
+    assert found.remarks() == wanted.remarks()
+    assert (found.masked, found.findings, found.finding_count) == (wanted.masked, wanted.findings, wanted.finding_count)
+    assert found.lengths.tokens == wanted.lengths.tokens
+
+
+@pytest.mark.parametrize("name", NAMES[:-1])
+def test_the_rows_shown_are_what_the_trainer_trains(renderer: Renderer, tmp_path: Path, name: str) -> None:
+    method, content = files(tmp_path)[name]
+    if name == "chat with bad lines":
+        content = chat_lines(15)  # the trainer never meets a bad line: validation has failed the job
+    (tmp_path / "data.jsonl").write_bytes(content)
+    found = survey(io.BytesIO(content), renderer, method, Limits(CONTEXT_LENGTH, 1 << 20, preview_rows=50))
+    shown = [document for row in found.previews if row["trained"] for document in row["documents"]]
+    reason = Reason.INVALID_TRAINING_FILE
+    corpus = read_corpus(renderer, tmp_path / "data.jsonl", CONTEXT_LENGTH, reason, lambda _: None, method)
+    documents = [corpus.slice(number) for example in range(len(corpus)) for number in corpus.documents(example)]
+    trained = [list(zip(tokens, map(bool, labelled), strict=True)) for tokens, labelled in documents]
+    assert [tokens_of(document) for document in shown] == trained
+
+
+def tokens_of(document: dict[str, Any]) -> list[tuple[int, bool]]:
+    return [(token, segment["trained"]) for segment in document["segments"] for token in segment["token_ids"]]
