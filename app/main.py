@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
-from app.api import adapters, docs, files, health, job_read, jobs, models
+from app.api import adapters, docs, files, health, job_read, jobs, models, permissions
 from app.api.deps import Engines
 from app.api.envelope import Envelope
 from app.api.error_handlers import add_error_handlers
@@ -25,7 +25,7 @@ from app.services.uploads import sweep_staging
 from app.settings import Settings, load_settings
 from app.storage import LocalStorage, Storage
 
-ROOMS = (files, job_read, jobs, adapters, models, health)
+ROOMS = (files, job_read, jobs, adapters, permissions, models, health)
 
 
 def create_app(settings: Settings, storage: Storage | None = None) -> FastAPI:

@@ -25,7 +25,12 @@ MORE_ERRORS = {
     "POST /v1/fine_tuning/jobs/plan": {"413": "The body is too large."},
     "GET /v1/files/{file_id}/content": {"416": "The range selects nothing."},
     "GET /v1/fine_tuning/jobs/{job_id}/adapter/archive": {"416": "The range selects nothing."},
-    "DELETE /v1/models/{model}": {"403": "A base model belongs to the operator."},
+    "DELETE /v1/models/{model}": {"403": "A base model belongs to the operator, a shared one to its project."},
+    "POST /v1/fine_tuning/checkpoints/{model}/permissions": {
+        "403": "Not an admin key.",
+        "413": "The body is too large.",
+    },
+    "DELETE /v1/fine_tuning/checkpoints/{model}/permissions/{permission_id}": {"403": "Not an admin key."},
 }
 DESCRIPTION = """\
 Fine-tuning jobs in OpenAI's wire contract, QLoRA on your own GPUs, and the adapter is yours.

@@ -23,6 +23,7 @@ def succeeded(sessions: Sessions, storage: LocalStorage, project: Project, base_
 def operations_on(app: FastAPI, job: Job) -> Iterator[tuple[str, str]]:
     """(method, path) of every operation that takes an id, with the ids of `job` in it."""
     ids = {"{file_id}": job.result_file_ids[0], "{job_id}": job.id, "{model}": job.fine_tuned_model or ""}
+    ids |= {"{permission_id}": "cp_0a1b2c3d4e5f60718293a4b5"}
     for template, item in app.openapi()["paths"].items():
         path = template
         for name, value in ids.items():

@@ -22,6 +22,7 @@ from app.api.schemas.files import FileBody, FileList
 from app.api.schemas.job_requests import CreateJob
 from app.api.schemas.jobs import JobBody, JobList
 from app.api.schemas.models import ModelBody, ModelList
+from app.api.schemas.permissions import PermissionList
 from app.api.schemas.plans import PlanBody
 from app.domain import gather
 from app.main import create_app
@@ -31,7 +32,7 @@ from app.storage import LocalStorage
 SNAPSHOT = Path(__file__).with_name("openapi.json")
 MODELS: tuple[type[BaseModel], ...] = (
     AdapterBody, CheckpointList, Deleted, EventList, FileBody, FileList, JobBody, JobList, ModelBody, ModelList,
-    PlanBody,
+    PermissionList, PlanBody,
 )  # fmt: skip
 
 
