@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from app.api import examples
+from app.api.meanings import add_meanings
 from app.api.schemas.common import ErrorBody
 
 METHODS = ("get", "post", "put", "patch", "delete")
@@ -54,6 +55,7 @@ def build_openapi(app: FastAPI) -> dict[str, Any]:
     document["components"]["securitySchemes"] = {SECURITY_SCHEME: {"type": "http", "scheme": "bearer"}}
     for method, path, operation in _operations(document):
         _complete(method, path, operation)
+    add_meanings(document)
     return document
 
 
@@ -80,6 +82,9 @@ def _operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, 
 def _complete(method: str, path: str, operation: dict[str, Any]) -> None:
     responses = operation["responses"]
     responses.pop("422", None)
+    for response in responses.values():
+        if response["description"] == "Successful Response":  # FastAPI's
+            response["description"] = "Success."
     name = f"{method.upper()} {path}"
     answer = examples.ANSWERS.get(name)
     if answer is not None:
