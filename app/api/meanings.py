@@ -32,7 +32,6 @@ EVERYWHERE = {
     "step_number": "Optimizer steps done.",
     "total_steps": "Optimizer steps of the whole job, as planned.",
     "trained_tokens": "Tokens that go through the model, times epochs; padding is never counted.",
-    "data": "The items of this page.",
     "has_more": "Whether another page follows: ask with `after` set to the last id.",
     "first_id": "The first item's id; null on an empty page.",
     "last_id": "The last item's id; null on an empty page.",
@@ -41,6 +40,10 @@ EVERYWHERE = {
     "purpose": "What the file is for: `fine-tune`, or `fine-tune-results` for what a job made.",
     "project_id": "The project.",
     "status": "How it stands.",
+    "file": "The bytes. The filename that comes with them is kept as a label.",
+    "data": "The items of this page.",
+    "expires_after[anchor]": "From when on: its creation.",
+    "expires_after[seconds]": "After how long the file is deleted by itself: an hour to 30 days.",
 }  # fmt: skip
 BY_SCHEMA = {
     "AdapterBody.files": "Every file, to be fetched by its id from `/v1/files/{file_id}/content`.",
@@ -182,6 +185,9 @@ def add_meanings(document: dict[str, Any]) -> None:
         for operation in item.values():
             for parameter in operation.get("parameters", ()):
                 _describe(parameter, PARAMETERS.get(parameter["name"]))
+            for content in operation.get("requestBody", {}).get("content", {}).values():
+                for field, inner in content["schema"].get("properties", {}).items():
+                    _describe(inner, EVERYWHERE.get(field))
 
 
 def _of_field(schema: str, field: str) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ def reference() -> dict[str, str]:
     return {f"reference/{name}": text for name, text in pages(document()).items()} | {"errors.md": errors_page()}
 
 
+@lru_cache(maxsize=1)
 def document() -> dict[str, Any]:
     """The OpenAPI document; it needs no server."""
     with tempfile.TemporaryDirectory() as data_dir:
