@@ -8,7 +8,7 @@ RUN := .venv/.run-ready
 DEV := .venv/.dev-ready
 ARGS ?=
 
-.PHONY: help setup up demo doctor test test-fast lint types laws format check migrate bench-train bench-start bench-auto bench-fit openapi constraints clean
+.PHONY: help setup up demo doctor test test-fast lint types laws format check migrate bench-train bench-start bench-auto bench-fit openapi reference constraints clean
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2}'
@@ -63,6 +63,9 @@ bench-fit: $(DEV) ## Is the plan's verdict on memory true? Twenty jobs under lim
 
 openapi: $(DEV) ## Write the OpenAPI snapshot again after a wanted change
 	TUNERY_WRITE_SNAPSHOTS=1 $(BIN)/python -m pytest -q tests/app/api/test_openapi.py
+
+reference: $(RUN) ## Write docs/reference and docs/errors.md again from the code
+	$(BIN)/python -m app.api.reference
 
 constraints: $(DEV) ## Resolve pyproject.toml anew and pin everything but torch
 	$(BIN)/python -m tests.deploy.constraints

@@ -22,7 +22,7 @@ BAD_REQUESTS = (
         "invalid_job_state", 400,
         "The job is in a state that does not allow this: a cancel of one that has ended, a resume of one that runs.",
         "Read the job again. It is a 400 because the official client would send a 409 three times.",
-        "Job ftjob-… is succeeded; only a job that has not ended can be cancelled.",
+        "Job ftjob-… is …; only a paused job can be resumed.",
     ),
     ErrorCode(
         "invalid_json", 400,
@@ -71,7 +71,7 @@ BAD_REQUESTS = (
         "unknown_parameter", 400,
         "A key that does not exist; nothing is ignored silently.",
         "Mend the spelling: `param` is its dotted path, the message lists what is known there.",
-        "lora.rnak: unknown parameter; known here: …",
+        "unknown parameter lora.rnak; known here: …",
     ),
     ErrorCode(
         "unsupported_value", 400,

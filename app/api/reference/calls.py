@@ -162,7 +162,7 @@ def _by_path(request: Request) -> str:
 
 
 def _value(request: Request, name: str, value: Any) -> str:
-    return f'open("{A_FILE}", "rb")' if name in request.files else _literal(value)
+    return f'Path("{A_FILE}")' if name in request.files else _literal(value)
 
 
 def _layout(call: str, words: list[str]) -> str:

@@ -24,6 +24,18 @@ ANSWERS = (
         "'tiny' is a base model: the operator removes it (`tunery models remove tiny`).",
     ),
     ErrorCode(
+        "adapter_deleted", 404,
+        "The job succeeded, but a file of its adapter was deleted since.",
+        "Train again, or take the adapter of another checkpoint, if its files are still there.",
+        "File … of the adapter of job … was deleted.",
+    ),
+    ErrorCode(
+        "adapter_not_found", 404,
+        "The job has no adapter (yet).",
+        "Wait for `succeeded`. The checkpoints of a job that failed or was cancelled have adapters of their own.",
+        "Job … is …, so there is no adapter: it is there when the job has succeeded.",
+    ),
+    ErrorCode(
         "model_not_found", 404,
         "No base model and no `ft:` model of the project has this name.",
         "GET /v1/models lists them. OpenAI's names do not exist here, until an operator offers one under such a name.",

@@ -31,10 +31,10 @@ JOB_ERRORS: dict[Reason, JobErrorCode] = {
         "The job failed due to an invalid validation file. Line 3: message 2 has no role.",
     ),
     Reason.INVALID_SPEC: JobErrorCode(
-        "The trainer can't do what was asked, which only it could see: a module that the model lacks, a device that "
-        "the worker lacks.",
+        "The trainer can't do what was asked, which only it could see: a module that the model lacks, more "
+        "tokens than it has positions for.",
         "Change the knob in `param`.",
-        "lora.modules_to_save: ….",
+        "hyperparameters.context_length is …, but the base model reads at most … tokens; choose up to ….",
     ),
     Reason.MODEL_UNAVAILABLE: JobErrorCode(
         "The base model's directory is gone, was altered since it was registered, or has parts that can't be trained.",

@@ -19,6 +19,8 @@ export TUNERY=http://127.0.0.1:8000 KEY="Authorization: Bearer tnry_..."
 ```
 
 ```python
+from pathlib import Path
+
 from openai import HttpxBinaryResponseContent, OpenAI
 
 client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="tnry_...")

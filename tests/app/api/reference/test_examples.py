@@ -106,7 +106,7 @@ def test_every_python_example_sends_the_request_it_stands_for(
                 answered.clear()
                 exec(
                     replaced(snippet, ids),
-                    {"client": client, "HttpxBinaryResponseContent": HttpxBinaryResponseContent},
+                    {"client": client, "HttpxBinaryResponseContent": HttpxBinaryResponseContent, "Path": Path},
                 )
                 sent = answered[0].request
                 assert (sent.method, sent.url.path) == (request.method, replaced(request.path, ids))
