@@ -23,6 +23,16 @@ A_FILE = "train.jsonl"
 JSON, FORM, STREAM = "application/json", "multipart/form-data", "text/event-stream"
 
 
+# What every example takes for given.
+SETUP_SH = 'export TUNERY=http://127.0.0.1:8000 KEY="Authorization: Bearer tnry_..."'
+SETUP_PYTHON = """\
+from pathlib import Path
+
+from openai import HttpxBinaryResponseContent, OpenAI
+
+client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="tnry_...")"""
+
+
 @dataclass(frozen=True)
 class Request:
     """One operation with example values."""

@@ -13,19 +13,6 @@ from app.api.reference.words import Field
 NOTE = "<!-- Written by `make reference` from the OpenAPI document. Change the code, not this page. -->\n"
 Document = Mapping[str, Any]
 Operation = tuple[str, str, Mapping[str, Any]]  # method, path, operation
-SETUP = """\
-```sh
-export TUNERY=http://127.0.0.1:8000 KEY="Authorization: Bearer tnry_..."
-```
-
-```python
-from pathlib import Path
-
-from openai import HttpxBinaryResponseContent, OpenAI
-
-client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="tnry_...")
-```
-"""
 
 
 def pages(document: Document) -> dict[str, str]:
@@ -58,7 +45,8 @@ def _index(groups: Mapping[str, list[Operation]]) -> str:
         "Every operation, with its parameters, its body, its answer and an example. The narrative is in\n"
         "[the API](../api.md), what can go wrong in [errors](../errors.md), what differs from OpenAI in\n"
         "[coming from OpenAI](../coming-from-openai.md). The examples take these two for given:\n",
-        SETUP,
+        f"```sh\n{calls.SETUP_SH}\n```\n",
+        f"```python\n{calls.SETUP_PYTHON}\n```\n",
     ]
     for tag, operations in groups.items():
         rows = [
