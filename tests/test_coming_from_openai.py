@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -16,6 +18,7 @@ from sqlalchemy import select
 
 from app.db.engine import Sessions, transaction
 from app.db.tables import Job, Project
+from app.domain.dataset import Example, read_examples
 from app.domain.states import JobState
 from app.storage import LocalStorage
 from tests.factories import chat_lines, finish_job, make_base_model, start_job, validate_job
@@ -84,3 +87,36 @@ def test_the_azure_class_is_refused_as_the_page_says(live_server: LiveServer, ap
         pytest.raises(openai.AuthenticationError),
     ):
         azure.fine_tuning.jobs.list()
+
+
+class TestWhatIsNotOffered:
+    """The table of the page, and what it says of Nebius' scripts."""
+
+    def test_is_refused_by_name(
+        self, live_server: LiveServer, api_key: str, base_model: str, here: Path, subtests: pytest.Subtests
+    ) -> None:
+        with openai.OpenAI(organization="org-x", project="proj-x") as client:  # headers without an effect
+            file = client.files.create(file=Path("train.jsonl"), purpose="fine-tune")
+            other = client.files.create(file=Path("train.jsonl"), purpose="batch")
+            jobs = client.fine_tuning.jobs
+            bodies: tuple[tuple[str, dict[str, Any], str], ...] = (
+                ("method.type", {"method": {"type": "reinforcement"}}, "unsupported_value"),
+                ("training_file", {"training_file": other.id}, "invalid_value"),
+                ("hyperparameters.lora", {"hyperparameters": {"lora": False}}, "unsupported_value"),
+                ("from_checkpoint", {"from_checkpoint": {"repo": "x"}}, "unknown_parameter"),
+                ("tags", {"tags": "mine"}, "unknown_parameter"),
+            )
+            for param, body, code in bodies:
+                with subtests.test(param), pytest.raises(openai.BadRequestError) as refused:
+                    jobs.create(model=base_model, training_file=file.id, extra_body=body)
+                assert (refused.value.param, refused.value.code) == (param, code)
+            for path in ("/fine_tuning/alpha/graders/run", "/chat/completions", "/batches", "/evals"):
+                with subtests.test(path), pytest.raises(openai.NotFoundError) as unknown:
+                    client.post(path, body={}, cast_to=object)
+                assert unknown.value.code == "unknown_url"
+
+    def test_images_are_findings_of_the_data(self) -> None:
+        content = [{"type": "image_url", "image_url": {"url": "https://example.com/cat.png"}}]
+        line = {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "a cat"}]}
+        (found,) = read_examples(io.BytesIO(json.dumps(line).encode()))
+        assert not isinstance(found, Example)
