@@ -56,8 +56,16 @@ def inner_object(schema: Schema, document: Schema) -> Schema | None:
 
 
 def fields(schema: Schema, document: Schema) -> list[Field]:
-    """Every field of a body, those of inner objects after the field that holds them, each object told once."""
-    return list(_fields(schema, document, "", {}))
+    """Every field of a body, those of inner objects after the field that holds them, each object told once.
+
+    At the top, if it stands there and holds no object itself: `lora` rather than a place four levels down.
+    """
+    simple: dict[str, Schema] = {}
+    for name, one in schema["properties"].items():
+        inner = inner_object(one, document)
+        if inner is not None and _is_simple(inner, document) and inner["properties"] not in simple.values():
+            simple[name] = inner["properties"]
+    return list(_fields(schema, document, "", simple))
 
 
 def own_fields(schema: Schema) -> list[Field]:
@@ -68,7 +76,8 @@ def own_fields(schema: Schema) -> list[Field]:
 
 def _fields(schema: Schema, document: Schema, prefix: str, told: dict[str, Schema]) -> Iterator[Field]:
     properties, required = schema["properties"], schema.get("required", ())
-    alike = _told_before(properties, told)
+    here = prefix.removesuffix(".").removesuffix("[]")
+    alike = None if here in told else _told_before(properties, told)
     if alike:
         yield Field(
             f"{prefix}*", "", False, None, f"As in `{alike}`" + ("." if properties == told[alike] else ", and:")
@@ -81,8 +90,12 @@ def _fields(schema: Schema, document: Schema, prefix: str, told: dict[str, Schem
         if deeper is not None:
             mark = "[]." if inner.get("type") == "array" else "."
             yield from _fields(deeper, document, f"{prefix}{name}{mark}", told)
-    if prefix:
-        told.setdefault(prefix.rstrip("."), properties)
+    if prefix and not alike:
+        told[here] = properties
+
+
+def _is_simple(schema: Schema, document: Schema) -> bool:
+    return all(inner_object(one, document) is None for one in schema["properties"].values())
 
 
 def _told_before(properties: Schema, told: Mapping[str, Schema]) -> str | None:

@@ -39,10 +39,17 @@ class TestFields:
 
     def test_that_were_told_before_are_told_once(self) -> None:
         more = {"properties": INNER["properties"] | {"e": {"type": "string"}}}
-        rows = words.fields({"properties": {"first": INNER, "same": INNER, "more": more}}, {})
-        told = [(row.path, row.meaning) for row in rows][5:]
-        assert told == [("same", ""), ("same.*", "As in `first`."), ("more", ""), ("more.*", "As in `first`, and:"),
-                        ("more.e", "")]  # fmt: skip
+        schema = {"properties": {"first": INNER, "same": INNER, "outer": {"properties": {"more": more}}}}
+        told = [(row.path, row.meaning) for row in words.fields(schema, {})][5:]
+        assert told == [
+            ("same", ""), ("same.*", "As in `first`."), ("outer", ""), ("outer.more", ""),
+            ("outer.more.*", "As in `first`, and:"), ("outer.more.e", ""),
+        ]  # fmt: skip
+
+    def test_are_told_at_the_top_rather_than_deep_inside(self) -> None:
+        deep = {"properties": {"again": INNER}}
+        paths = [row.path for row in words.fields({"properties": {"deep": deep, "top": INNER}}, {})]
+        assert paths == ["deep", "deep.again", "deep.again.*", "top", "top.a", "top.b", "top.c", "top.d"]
 
 
 VALUE = {"text": "is true, or null", "yes": True, "nothing": None, "numbers": list(range(40))}
