@@ -23,12 +23,13 @@ JOB_ERRORS: dict[Reason, JobErrorCode] = {
     Reason.INVALID_TRAINING_FILE: JobErrorCode(
         "Examples that can't be learned as they are, a file for another method, or none with a token to learn.",
         "Mend the lines that are named: up to ten findings with line numbers, the rest counted.",
-        "The job failed due to an invalid training file. Line 3: message 2 has no role.",
+        "The job failed due to an invalid training file. Line 3: message 2 has no role; allowed are …",
     ),
     Reason.INVALID_VALIDATION_FILE: JobErrorCode(
         "The same of the validation file.",
         "Mend it, or leave it out.",
-        "The job failed due to an invalid validation file. Line 3: message 2 has no role.",
+        'The job failed due to an invalid validation file. Line 7: the last message is from "user", but it must be '
+        'from "assistant", as that is learned.',
     ),
     Reason.INVALID_SPEC: JobErrorCode(
         "The trainer can't do what was asked, which only it could see: a module that the model lacks, more "
