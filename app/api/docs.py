@@ -119,8 +119,7 @@ def _body(request: calls.Request, operation: dict[str, Any], document: dict[str,
 
 
 def _example(operation: dict[str, Any]) -> str | None:
-    content = operation["responses"].get("200", {}).get("content", {})
-    for one in content.values():
+    for one in operation["responses"].get("200", {}).get("content", {}).values():
         return one["example"] if isinstance(one.get("example"), str) else calls.json_text(one.get("example"))
     return None
 

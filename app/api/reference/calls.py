@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from app.api import examples
 from app.api.reference.official import CALLS, OfficialCall
@@ -40,6 +40,7 @@ class Request:
     method: str
     template: str
     values: tuple[str, ...]  # of the path's parameters, in their order
+    query: tuple[tuple[str, str], ...]  # parameters that have an example
     media_type: str | None  # of the body
     body: Any
     files: tuple[str, ...]  # fields of the body that are bytes
@@ -50,6 +51,10 @@ class Request:
     def path(self) -> str:
         values = iter(self.values)
         return PARAMETER.sub(lambda _: quote(next(values), safe=":"), self.template)
+
+    @property
+    def url(self) -> str:
+        return self.path + (f"?{urlencode(self.query, safe=':')}" if self.query else "")
 
     @property
     def is_open(self) -> bool:
@@ -65,6 +70,7 @@ def example_request(method: str, template: str, operation: Mapping[str, Any], do
         method=method.upper(),
         template=template,
         values=_path_values(template, operation, answer),
+        query=_query(operation),
         media_type=media_type,
         body=content.get("example"),
         files=tuple(name for name, schema in fields.items() if _is_bytes(schema)),
@@ -85,7 +91,7 @@ def json_text(value: Any) -> str:
 
 def curl(request: Request) -> str:
     """`$TUNERY` is the address, `$KEY` the Authorization header."""
-    words = ["curl -s", *(["-N"] if request.answer_type == STREAM else []), f"$TUNERY{request.path}"]
+    words = ["curl -s", *(["-N"] if request.answer_type == STREAM else []), f"$TUNERY{_shell_word(request.url)}"]
     if request.method not in ("GET", "POST") or (request.method == "POST" and request.media_type is None):
         words.insert(1, f"-X {request.method}")
     options = [] if request.is_open else ['-H "$KEY"']
@@ -134,6 +140,16 @@ def _path_values(template: str, operation: Mapping[str, Any], answer: Any) -> tu
     return tuple(values)
 
 
+def _query(operation: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    parameters = [one for one in operation.get("parameters", ()) if one["in"] == "query"]
+    return tuple((one["name"], str(one["example"])) for one in parameters if isinstance(one.get("example"), str | int))
+
+
+def _shell_word(url: str) -> str:
+    """A question mark and an ampersand mean something to a shell."""
+    return f'"{url}"' if "?" in url else url
+
+
 def _is_bytes(schema: Mapping[str, Any]) -> bool:
     return "contentMediaType" in schema or schema.get("format") == "binary"
 
@@ -167,7 +183,7 @@ def _by_path(request: Request) -> str:
     """What the client has no method for, by the client all the same: key, retries and errors are its own."""
     cast_to = "object" if request.answer_type == JSON else "HttpxBinaryResponseContent"
     body = [f"body={_literal(request.body)}"] if isinstance(request.body, Mapping) else []
-    path = json.dumps(request.path.removeprefix("/v1"))
+    path = json.dumps(request.url.removeprefix("/v1"))
     return _layout(f"client.{request.method.lower()}", [path, *body, f"cast_to={cast_to}"])
 
 

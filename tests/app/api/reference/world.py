@@ -58,7 +58,7 @@ class World:
         request = self.request(name)
         content = None if request.body is None else replaced(calls.json_text(request.body), ids)
         headers = {"Content-Type": "application/json"} if content else {}
-        return self.http.request(request.method, replaced(request.path, ids), content=content, headers=headers)
+        return self.http.request(request.method, replaced(request.url, ids), content=content, headers=headers)
 
     def _rows(self, state: str) -> Ids:
         with transaction(self.sessions) as session:
@@ -100,4 +100,4 @@ def replaced(text: str, ids: Ids) -> str:
 
 # "METHOD path" -> what else its example names: {shown: existing}, made by whatever it takes.
 SPECIAL: dict[str, Callable[[World], Ids]] = {}
-TRAINING_DATA = chat_lines()
+TRAINING_DATA = chat_lines()  # what an example sends as a file
