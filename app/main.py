@@ -26,6 +26,7 @@ from app.api import (
     job_records,
     jobs,
     models,
+    permissions,
     project_keys,
     projects,
     queue,
@@ -54,8 +55,8 @@ from app.storage import LocalStorage, Storage
 
 # the most polled comes first
 ROOMS = (
-    job_read, files, file_reports, uploads, jobs, clones, job_records, streams, adapters, exports, models, queue,
-    webhooks, projects, project_keys, audit_logs, health,
+    job_read, files, file_reports, uploads, jobs, clones, job_records, streams, adapters, exports, permissions, models,
+    queue, webhooks, projects, project_keys, audit_logs, health,
 )  # fmt: skip
 
 

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from app import errors
-from app.domain.states import Reason
 from app.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,20 +32,6 @@ def test_every_setting_is_documented_with_its_environment_variable(name: str) ->
 def test_the_settings_page_names_no_variable_that_is_not_read() -> None:
     known = {variable_of(name) for name in Settings.model_fields} | {"TUNERY_BASE_URL", "TUNERY_API_KEY"}
     assert set(re.findall(r"`(TUNERY_[A-Z_0-9]+)`", read("settings.md"))) <= known
-
-
-def all_errors(root: type[errors.TuneryError] = errors.TuneryError) -> list[type[errors.TuneryError]]:
-    return [root, *(leaf for child in root.__subclasses__() for leaf in all_errors(child))]
-
-
-@pytest.mark.parametrize("error", all_errors(), ids=lambda error: error.__name__)
-def test_every_error_code_is_documented_with_its_status(error: type[errors.TuneryError]) -> None:
-    assert re.search(rf"\| {error.status} \| `{error.code}` \|", read("api.md"))
-
-
-@pytest.mark.parametrize("reason", list(Reason))
-def test_every_reason_that_ends_an_attempt_is_documented(reason: Reason) -> None:
-    assert f"`{reason}`" in read("api.md")
 
 
 def test_every_route_is_documented(tmp_path: Path) -> None:

@@ -1,11 +1,15 @@
-"""/openapi.json and /docs, without a key unless a setting closes them. The page is one file: no script, no internet."""
+"""/openapi.json and /docs, without a key unless a setting closes them.
+
+The page is one answer: style and script stand in it, and its policy lets the browser load nothing and talk to
+nobody but this server. What it shows is what app.api.reference says in docs/reference.
+"""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import re
+from collections import defaultdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,8 +19,10 @@ from jinja2 import Environment
 from markupsafe import Markup, escape
 from starlette.responses import HTMLResponse, JSONResponse
 
-TEMPLATE = Path(__file__).with_name("docs.html")
-STYLE = Path(__file__).with_name("docs.css")
+from app.api.reference import calls, words
+
+TEMPLATE, STYLE, SCRIPT = (Path(__file__).with_name(name) for name in ("docs.html", "docs.css", "docs.js"))
+FEW_FIELDS = 12  # so many are shown at once; more unfold on a click
 
 router = APIRouter(include_in_schema=False)
 
@@ -28,14 +34,27 @@ def openapi_document(request: Request) -> JSONResponse:
 
 @router.get("/docs")
 def reference(request: Request) -> HTMLResponse:
-    """Every operation with its parameters, body and answer; the style is the one thing the browser may load."""
-    style = STYLE.read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = (
-        f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    """Every operation with its parameters, body and answer, and a form to try it."""
+    style, script = STYLE.read_text(encoding="utf-8"), SCRIPT.read_text(encoding="utf-8")
+    document = _document(request.app)
+    setup = {"sh": calls.SETUP_SH, "python": calls.SETUP_PYTHON}
+    page = _template().render(info=document["info"], groups=_groups(document), setup=setup, style=style, script=script)
+    return HTMLResponse(page, headers={"Content-Security-Policy": _policy(style, script), **_HEADERS})
+
+
+_HEADERS = {"Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
+
+
+def _policy(style: str, script: str) -> str:
+    """By hash, not by 'unsafe-inline': a description that held a script would not run."""
+    return (
+        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
-    page = _template().render(document=_document(request.app), style=style)
-    return HTMLResponse(page, headers={"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer"})
+
+
+def _digest(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def _document(app: FastAPI) -> dict[str, Any]:
@@ -48,46 +67,70 @@ def _document(app: FastAPI) -> dict[str, Any]:
 @lru_cache(maxsize=1)
 def _template() -> Any:
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["pretty"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
-    environment.filters["type_name"] = _type_name
+    environment.filters["type_name"] = words.type_name
     environment.filters["prose"] = _prose
-    environment.filters["inner_object"] = _inner_object
+    environment.globals["few_fields"] = FEW_FIELDS
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+
+
+def _groups(document: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """{tag: operations}, each with what the page shows of it."""
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            found[(operation.get("tags") or ["Others"])[0]].append(_operation(method, path, operation, document))
+    return dict(found)
+
+
+def _operation(method: str, path: str, operation: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
+    request = calls.example_request(method, path, operation, document)
+    values = iter(request.values)
+    shown = {name: next(values) for name in calls.PARAMETER.findall(path)}
+    parameters = [one | {"value": shown.get(one["name"], "")} for one in operation.get("parameters", ())]
+    return {
+        "id": operation["operationId"],
+        "method": method,
+        "path": path.replace(":path}", "}"),
+        "summary": operation["summary"],
+        "description": operation.get("description", ""),
+        "parameters": parameters,
+        "body": _body(request, operation, document),
+        "curl": calls.curl(request),
+        "python": calls.python(request),
+        "answers": operation["responses"],
+        "example": _example(operation),
+        "answer_fields": _answer_fields(operation, document),
+        "is_open": request.is_open,
+    }
+
+
+def _body(request: calls.Request, operation: dict[str, Any], document: dict[str, Any]) -> dict[str, Any] | None:
+    if request.media_type is None:
+        return None
+    schema = words.inner_object(operation["requestBody"]["content"][request.media_type]["schema"], document)
+    return {
+        "media_type": request.media_type,
+        "fields": words.fields(schema, document) if schema else [],
+        "names": list((schema or {}).get("properties", {})),
+        "files": request.files,
+        "example": request.body if isinstance(request.body, dict) else {},
+        "text": calls.json_text(request.body) if request.media_type == calls.JSON else None,
+    }
+
+
+def _example(operation: dict[str, Any]) -> str | None:
+    for one in operation["responses"].get("200", {}).get("content", {}).values():
+        return one["example"] if isinstance(one.get("example"), str) else calls.json_text(one.get("example"))
+    return None
+
+
+def _answer_fields(operation: dict[str, Any], document: dict[str, Any]) -> list[words.Field]:
+    schema = operation["responses"].get("200", {}).get("content", {}).get(calls.JSON, {}).get("schema", {})
+    inner = words.inner_object(schema, document)
+    return words.fields(inner, document) if inner else []
 
 
 def _prose(text: str) -> Markup:
     """Descriptions are Markdown, of which they use paragraphs and `code`."""
     paragraphs = str(escape(text)).replace("\n\n", "<br><br>")
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", paragraphs))
-
-
-def _type_name(schema: dict[str, Any]) -> str:
-    """A schema in a few words: `integer 1 to 50`, `"auto" or number`, `FileBody`."""
-    if "$ref" in schema:
-        return str(schema["$ref"]).rsplit("/", 1)[-1]
-    if "anyOf" in schema:
-        return " or ".join(_type_name(option) for option in schema["anyOf"])
-    if "const" in schema:
-        return json.dumps(schema["const"])
-    if "enum" in schema:
-        return ", ".join(json.dumps(value) for value in schema["enum"])
-    if schema.get("type") == "array":
-        return f"list of {_type_name(schema.get('items', {}))}"
-    return str(schema.get("type", "any")) + _bounds(schema)
-
-
-def _inner_object(schema: dict[str, Any], document: dict[str, Any]) -> dict[str, Any] | None:
-    """The object with named properties that a schema is, points to, or may be."""
-    if "$ref" in schema:
-        schema = document["components"]["schemas"][_type_name(schema)]
-    options = schema.get("anyOf", ())
-    found = [inner for option in options if (inner := _inner_object(option, document)) is not None]
-    return schema if "properties" in schema else next(iter(found), None)
-
-
-def _bounds(schema: dict[str, Any]) -> str:
-    words = {
-        "minimum": "from {}", "exclusiveMinimum": "above {}", "maximum": "to {}", "exclusiveMaximum": "below {}",
-        "minLength": "from {} characters", "maxLength": "to {} characters",
-    }  # fmt: skip
-    return "".join(f" {text.format(schema[key])}" for key, text in words.items() if key in schema)

@@ -7,6 +7,7 @@ from typing import Any
 
 from app.api import examples_organization
 from app.api.schemas.job_requests import CreateJob
+from app.api.schemas.permissions import CreatePermissions
 
 OpenApi = dict[str, Any]
 SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
@@ -127,37 +128,12 @@ TUNED_MODEL = {
     "id": TUNED, "object": "model", "created": 1795000460, "owned_by": "tunery", "fine_tunable": False,
     "base_model": MODEL, "fine_tuning_job_id": JOB_ID,
 }  # fmt: skip
-WORKER = {
-    "id": "worker_3f9a1c07d2b845e6", "object": "worker", "queue": "gpu", "status": "busy",
-    "device": {"kind": "cuda", "name": "NVIDIA L4", "memory_bytes": 24_152_899_584, "count": 1}, "models": [MODEL],
-    "labels": ["site=berlin"], "job_id": JOB_ID, "started_at": 1794990000, "seen_at": 1795000300, "name": None,
-    "hostname": None, "pid": None, "versions": None,
+OTHER_PROJECT = "proj_7a1b2c3d4e5f60718293a4b5"
+PERMISSION = {
+    "id": "cp_8a1b2c3d4e5f60718293a4b5", "object": "checkpoint.permission", "created_at": 1795000500,
+    "project_id": OTHER_PROJECT,
 }  # fmt: skip
-QUEUE = {
-    "object": "queue", "workers": {"alive": 2, "busy": 2}, "own": {"validating": 0, "waiting": 1, "running": 1},
-    "others": {"validating": 0, "waiting": 3, "running": 1},
-    "running": [
-        {
-            "id": JOB_ID, "project_id": "proj_1a2b3c4d5e6f", "model": MODEL, "worker_id": WORKER["id"], "priority": 0,
-            "urgent": False, "phase": "training", "started_at": 1795000110, "expected_finish": 1795000460,
-            "gives_way": False,
-        }
-    ],
-    "waiting": [
-        {
-            "id": "ftjob-7c8d9e0f1a2b3c4d5e6f7a8b", "project_id": "proj_1a2b3c4d5e6f", "model": MODEL, "position": 2,
-            "expected_start": 1795000460, "waiting_for": None, "priority": 10, "urgent": False, "worker_labels": [],
-            "planned_seconds": 41.0, "created_at": 1795000200,
-        }
-    ],
-    "has_more": False,
-    "projects": [
-        {
-            "project_id": "proj_1a2b3c4d5e6f", "gpu_seconds": 5400.0, "held_gpu_seconds": 160.0, "share_weight": 1.0,
-            "share": 5560.0, "running_jobs": 1, "max_running_jobs": 4,
-        }
-    ],
-}  # fmt: skip
+PERMISSIONS = "/v1/fine_tuning/checkpoints/{model}/permissions"
 READY = {
     "status": "ready",
     "checks": {
@@ -201,11 +177,12 @@ ANSWERS: dict[str, Any] = {
     "GET /v1/fine_tuning/jobs/{job_id}/checkpoints": page_of(CHECKPOINT),
     "GET /v1/fine_tuning/jobs/{job_id}/metrics": STEP_METRICS,
     "GET /v1/fine_tuning/jobs/{job_id}/adapter": ADAPTER,
+    f"POST {PERMISSIONS}": page_of(PERMISSION),
+    f"GET {PERMISSIONS}": page_of(PERMISSION),
+    f"DELETE {PERMISSIONS}/{{permission_id}}": deleted(PERMISSION),
     "GET /v1/models": {"object": "list", "data": [BASE_MODEL, TUNED_MODEL]},
     "GET /v1/models/{model}": BASE_MODEL,
     "DELETE /v1/models/{model}": deleted(TUNED_MODEL),
-    "GET /v1/workers": page_of(WORKER),
-    "GET /v1/queue": QUEUE,
     "GET /healthz": {"status": "ok"},
     "GET /readyz": READY,
     **examples_organization.ANSWERS,
@@ -253,6 +230,17 @@ CREATE_JOB_BODY: OpenApi = {
     }
 }
 CREATE_JOB_SCHEMA = CreateJob.model_json_schema(ref_template="#/components/schemas/{model}")
+CREATE_PERMISSIONS_BODY: OpenApi = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": CreatePermissions.model_json_schema(),
+                "example": {"project_ids": [OTHER_PROJECT]},
+            }
+        },
+    }
+}
 METADATA_FILTER: OpenApi = {
     "parameters": [
         {

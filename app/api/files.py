@@ -63,6 +63,7 @@ def list_files(
     order: Annotated[Literal["asc", "desc"], Query(description="By creation.")] = "desc",
     purpose: str | None = None,
 ) -> Any:
+    """Newest first unless `order` is asc. `purpose` keeps the files of one purpose."""
     limit = min(limit, MAX_LIST)
     rows = files.page(session, caller.project_id, limit + 1, after, order, purpose)
     return envelope(rows, limit, render_file)
@@ -70,6 +71,7 @@ def list_files(
 
 @router.get("/{file_id}", response_model=FileBody, summary="Get a file")
 def get_file(file_id: str, caller: CallerDep, session: SessionDep) -> Any:
+    """Its size, its digest, and until when it is kept."""
     return render_file(files.get(session, caller.project_id, file_id))
 
 

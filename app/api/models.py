@@ -17,12 +17,14 @@ router = APIRouter(prefix="/v1/models", tags=["Models"])
 
 @router.get("", response_model=ModelList, response_model_exclude_unset=True, summary="List models")
 def list_models(caller: CallerDep, session: SessionDep, engines: EnginesDep) -> Any:
+    """Base models on offer, then the `ft:` models that were trained here or are shared with the project."""
     found = models.all_of(session, caller.project_id)
     return {"object": "list", "data": [render_model(model, engines.settings.organization) for model in found]}
 
 
 @router.get("/{model:path}", response_model=ModelBody, response_model_exclude_unset=True, summary="Get a model")
 def get_model(model: str, caller: CallerDep, session: SessionDep, engines: EnginesDep) -> Any:
+    """A base model says what may be asked of it, an `ft:` model where it comes from."""
     return render_model(models.get(session, caller.project_id, model), engines.settings.organization)
 
 

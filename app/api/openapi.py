@@ -8,7 +8,15 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from app.api import examples, examples_organization, own_examples, upload_examples, webhook_examples
+from app.api import (
+    examples,
+    examples_organization,
+    own_examples,
+    queue_examples,
+    upload_examples,
+    webhook_examples,
+)
+from app.api.meanings import add_meanings
 from app.api.schemas.common import ErrorBody
 from app.domain import scopes
 
@@ -41,10 +49,16 @@ MORE_ERRORS = {
     "GET /v1/files/{file_id}/content": {"416": "The range selects nothing."},
     "GET /v1/fine_tuning/jobs/{job_id}/adapter/archive": {"416": "The range selects nothing."},
     "DELETE /v1/models/{model}": {
-        "403": "A base model belongs to the operator, or the key lacks the scope that this operation takes."
+        "403": "A base model belongs to the operator, a shared one to its project; or the key lacks the scope for this."
     },
 }  # fmt: skip
-ANSWERS = examples.ANSWERS | upload_examples.ANSWERS | webhook_examples.ANSWERS | own_examples.ANSWERS
+ANSWERS = (
+    examples.ANSWERS
+    | own_examples.ANSWERS
+    | queue_examples.ANSWERS
+    | upload_examples.ANSWERS
+    | webhook_examples.ANSWERS
+)
 DESCRIPTION = """\
 Fine-tuning jobs in OpenAI's wire contract, QLoRA on your own GPUs, and the adapter is yours.
 
@@ -67,6 +81,7 @@ def build_openapi(app: FastAPI) -> dict[str, Any]:
     document["components"]["securitySchemes"] = {SECURITY_SCHEME: {"type": "http", "scheme": "bearer"}}
     for method, path, operation in _operations(document):
         _complete(method, path, operation)
+    add_meanings(document)
     return document
 
 
@@ -95,6 +110,9 @@ def _operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, 
 def _complete(method: str, path: str, operation: dict[str, Any]) -> None:
     responses = operation["responses"]
     responses.pop("422", None)
+    for response in responses.values():
+        if response["description"] == "Successful Response":  # FastAPI's
+            response["description"] = "Success."
     name = f"{method.upper()} {path}"
     answer = ANSWERS.get(name)
     if answer is not None:

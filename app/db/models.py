@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import Select, func, or_, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
-from app.db.tables import BaseModelRow, Checkpoint, Job, TunedModel
+from app.db.tables import BaseModelRow, Checkpoint, CheckpointPermission, Job, TunedModel
 from app.domain.catalog import CatalogEntry
 
 
@@ -73,6 +73,20 @@ def get_tuned(session: Session, project_id: str, model_id: str) -> TunedModel | 
     )
 
 
+def get_usable(session: Session, project_id: str, model_id: str) -> TunedModel | None:
+    """The project's own, or one that another project shares with it."""
+    return session.scalar(_usable(project_id).where(TunedModel.id == model_id))
+
+
+def get_any(session: Session, model_id: str) -> TunedModel | None:
+    """Of whichever project: what an admin key may name."""
+    return session.scalar(select(TunedModel).where(TunedModel.id == model_id, TunedModel.deleted_at.is_(None)))
+
+
+def list_usable(session: Session, project_id: str) -> list[TunedModel]:
+    return list(session.scalars(_usable(project_id).order_by(TunedModel.seq)))
+
+
 def list_tuned(session: Session, project_id: str) -> list[TunedModel]:
     return list(
         session.scalars(
@@ -86,3 +100,10 @@ def list_tuned(session: Session, project_id: str) -> list[TunedModel]:
 def delete_tuned(session: Session, model: TunedModel) -> None:
     model.deleted_at = func.clock_timestamp()
     session.flush()
+
+
+def _usable(project_id: str) -> Select[TunedModel]:
+    shared = select(CheckpointPermission.model_id).where(CheckpointPermission.grantee_id == project_id)
+    return select(TunedModel).where(
+        or_(TunedModel.project_id == project_id, TunedModel.id.in_(shared)), TunedModel.deleted_at.is_(None)
+    )

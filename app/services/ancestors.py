@@ -1,4 +1,4 @@
-""" "model": "ft:...": an adapter of this project that a new job goes on from."""
+""" "model": "ft:...": an adapter that a new job goes on from, the project's own or shared with it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from app.errors import BadRequest
 
 
 def find(session: Session, project_id: str, name: str) -> tuple[BaseModelRow, Ancestor] | None:
-    """The base model and the adapter of an `ft:` model; None for a name that is not one of the project's.
+    """The base model and the adapter of an `ft:` model; None for a name that the project may not use.
 
     Its files are held until this transaction ends, and from then on by the job: deleting the model or its files later
     takes nothing away from a job that was accepted. Raises BadRequest when the adapter can't be continued any more.
     """
-    tuned = models.get_tuned(session, project_id, name)
+    tuned = models.get_usable(session, project_id, name)
     if tuned is None:
         return None
-    job = jobs.get(session, project_id, tuned.job_id)
+    job = jobs.get(session, tuned.project_id, tuned.job_id)
     checkpoint = checkpoints.by_names(session, [name]).get(name)
     assert job is not None, "a foreign key holds it"
-    if checkpoint is None or files.hold(session, project_id, checkpoint.file_ids) < len(checkpoint.file_ids):
+    if checkpoint is None or files.hold(session, tuned.project_id, checkpoint.file_ids) < len(checkpoint.file_ids):
         raise _gone(name, "files of its adapter were deleted")
     base = models.get_base(session, project_id, job.base_model)
     if base is None:

@@ -12,11 +12,11 @@ AnyModel = BaseModelRow | TunedModel
 
 
 def all_of(session: Session, project_id: str) -> list[AnyModel]:
-    return [*models.list_base(session, project_id), *models.list_tuned(session, project_id)]
+    return [*models.list_base(session, project_id), *models.list_usable(session, project_id)]
 
 
 def get(session: Session, project_id: str, model_id: str) -> AnyModel:
-    found = models.get_base(session, project_id, model_id) or models.get_tuned(session, project_id, model_id)
+    found = models.get_base(session, project_id, model_id) or models.get_usable(session, project_id, model_id)
     if found is None:
         raise NotFound(
             f"The model {model_id!r} does not exist; GET /v1/models lists those that do.", "model", "model_not_found"
@@ -31,4 +31,6 @@ def delete(session: Session, project_id: str, model_id: str) -> None:
         raise NotPermitted(
             f"{model_id!r} is a base model: the operator removes it (`tunery models remove {model_id}`).", "model"
         )
+    if found.project_id != project_id:
+        raise NotPermitted(f"{model_id!r} belongs to another project, which shares it with yours.", "model")
     models.delete_tuned(session, found)

@@ -85,8 +85,10 @@ EARLY_STOPPING: JsonSchema = {
             "type": "object",
             "additionalProperties": False,
             "properties": {
-                "patience": {"type": "integer", "minimum": 1, "maximum": 100, "default": 3},
-                "threshold": {"type": "number", "minimum": 0, "default": 0},
+                "patience": {
+                    "type": "integer", "minimum": 1, "maximum": 100, "default": 3, "description": "Validations.",
+                },
+                "threshold": {"type": "number", "minimum": 0, "default": 0, "description": "In nats."},
             },
         },
         {"type": "boolean"},
@@ -95,7 +97,7 @@ EARLY_STOPPING: JsonSchema = {
     ],
     "description": "End when the full validation loss was not more than `threshold` nats below its lowest in "
     "`patience` validations in a row. Off by default. Needs a validation_file.",
-}
+}  # fmt: skip
 PROMOTE_BEST = _auto(
     {"type": "boolean"},
     "The result is the adapter with the lowest full validation loss, not the last one. On with early_stopping, else "

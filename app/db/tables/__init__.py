@@ -16,6 +16,7 @@ from app.db.tables.jobs import Attempt as Attempt
 from app.db.tables.jobs import Job as Job
 from app.db.tables.jobs import JobEvent as JobEvent
 from app.db.tables.logs import JobLog as JobLog
+from app.db.tables.permissions import CheckpointPermission as CheckpointPermission
 from app.db.tables.projects import ApiKey as ApiKey
 from app.db.tables.projects import Project as Project
 from app.db.tables.queue import ProjectUsage as ProjectUsage

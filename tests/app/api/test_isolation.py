@@ -50,6 +50,7 @@ def operations_on(app: FastAPI, job: Job, upload: Upload, export: Export) -> Ite
         "{model}": job.fine_tuned_model or "",
         "{upload_id}": upload.id,
         "{export_id}": export.id,
+        "{permission_id}": "cp_0a1b2c3d4e5f60718293a4b5",
         "/diff": f"/diff?with={job.id}",
     }
     for template, item in app.openapi()["paths"].items():

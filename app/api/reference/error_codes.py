@@ -1,0 +1,98 @@
+"""Every code of an answer, with its cause, its remedy and a message; docs/errors.md is made of it.
+
+Tests hold the list against the code: that no code is missing or too many, that each answers with this status and such
+a message.
+"""
+
+from __future__ import annotations
+
+from app.api.reference.bad_requests import BAD_REQUESTS
+from app.api.reference.error_code import ErrorCode
+
+ANSWERS = (
+    *BAD_REQUESTS,
+    ErrorCode(
+        "invalid_api_key", 401,
+        "No key, a wrong one, or a revoked one.",
+        "`Authorization: Bearer <key>`; an operator makes keys with `tunery keys create`.",
+        "Incorrect API key provided: it is unknown or was revoked. `tunery keys create` makes a new one.",
+    ),
+    ErrorCode(
+        "permission_denied", 403,
+        "The key is good, but this takes another: base models belong to the operator, sharing takes an admin key.",
+        "Ask the operator.",
+        "'tiny' is a base model: the operator removes it (`tunery models remove tiny`).",
+    ),
+    ErrorCode(
+        "adapter_deleted", 404,
+        "The job succeeded, but a file of its adapter was deleted since.",
+        "Train again, or take the adapter of another checkpoint, if its files are still there.",
+        "File … of the adapter of job … was deleted.",
+    ),
+    ErrorCode(
+        "adapter_not_found", 404,
+        "The job has no adapter (yet).",
+        "Wait for `succeeded`. The checkpoints of a job that failed or was cancelled have adapters of their own.",
+        "Job … is …, so there is no adapter: it is there when the job has succeeded.",
+    ),
+    ErrorCode(
+        "model_not_found", 404,
+        "No base model and no `ft:` model of the project has this name.",
+        "GET /v1/models lists them. OpenAI's names do not exist here, until an operator offers one under such a name.",
+        "The model 'gpt-4o' does not exist. Models on offer: ….",
+    ),
+    ErrorCode(
+        "not_found", 404,
+        "There is no such file, job or other thing, it was deleted, or it belongs to another project.",
+        "Check the id, and that the key is one of its project.",
+        "No such File object: file-nothere",
+    ),
+    ErrorCode(
+        "unknown_url", 404,
+        "The path does not exist. Often `base_url` lacks its `/v1`, or there is a slash at the end.",
+        "Compare with [the reference](reference/README.md).",
+        "Unknown request URL: GET /files. Please check the URL for typos; /docs lists what there is.",
+    ),
+    ErrorCode(
+        "method_not_allowed", 405,
+        "The path exists, but not with this HTTP method.",
+        "The message and the `Allow` header have the right one.",
+        "Not allowed: PUT /v1/files. This URL takes ….",
+    ),
+    ErrorCode(
+        "file_too_large", 413,
+        "The file is larger than `TUNERY_MAX_FILE_BYTES`.",
+        "Split the data, or ask the operator for more.",
+        "The file is larger than … bytes, the limit for one file; nothing was stored.",
+    ),
+    ErrorCode(
+        "request_too_large", 413,
+        "A JSON body of more than 1 MiB.",
+        "Data belongs into a file, not into the body.",
+        "The body is longer than … bytes.",
+    ),
+    ErrorCode(
+        "range_not_satisfiable", 416,
+        "A `Range` outside the file, or one that is not a single range of bytes.",
+        "The `Content-Range` header has the size. At the end of a resumed download it means: complete.",
+        "Range: bytes=999999- selects nothing of the … bytes there are",
+    ),
+    ErrorCode(
+        "server_error", 500,
+        "A fault of ours.",
+        "Give the operator the `x-request-id`: the log has the rest under it.",
+        "Something went wrong on our side; the log has the details.",
+    ),
+    ErrorCode(
+        "service_unavailable", 503,
+        "PostgreSQL does not answer, or something else that the request needs.",
+        "Wait as long as `Retry-After` says; the official client does. Nothing was changed.",
+        "PostgreSQL does not answer; try again in a few seconds.",
+    ),
+    ErrorCode(
+        "storage_full", 507,
+        "The disk is full. Nothing half-written is visible.",
+        "Delete files that are no longer needed, or ask the operator for space.",
+        "The disk is full; nothing was stored. Delete files that are no longer needed, or ask the operator for space.",
+    ),
+)  # fmt: skip

@@ -1,0 +1,180 @@
+"""docs/reference: a page for each group of operations, one for the objects they answer with, and a list of all."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from app.api.reference import calls, words
+from app.api.reference.words import Field
+
+NOTE = "<!-- Written by `make reference` from the OpenAPI document. Change the code, not this page. -->\n"
+Document = Mapping[str, Any]
+Operation = tuple[str, str, Mapping[str, Any]]  # method, path, operation
+
+
+def pages(document: Document) -> dict[str, str]:
+    """{file name: text} of the whole reference."""
+    groups = _groups(document)
+    written = {_file_of(tag): _group_page(tag, operations, document) for tag, operations in groups.items()}
+    return {"README.md": _index(groups), **written, "objects.md": _objects(document)}
+
+
+def _groups(document: Document) -> dict[str, list[Operation]]:
+    found: dict[str, list[Operation]] = defaultdict(list)
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            found[(operation.get("tags") or ["Others"])[0]].append((method.upper(), path, operation))
+    return dict(sorted(found.items()))
+
+
+def _file_of(tag: str) -> str:
+    return f"{_slug(tag)}.md"
+
+
+def _slug(text: str) -> str:
+    """As a reader of Markdown makes an anchor of a heading."""
+    return re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
+
+
+def _index(groups: Mapping[str, list[Operation]]) -> str:
+    parts = [
+        f"# API reference\n\n{NOTE}",
+        "Every operation, with its parameters, its body, its answer and an example. The narrative is in\n"
+        "[the API](../api.md), what can go wrong in [errors](../errors.md), what differs from OpenAI in\n"
+        "[coming from OpenAI](../coming-from-openai.md). The examples take these two for given:\n",
+        f"```sh\n{calls.SETUP_SH}\n```\n",
+        f"```python\n{calls.SETUP_PYTHON}\n```\n",
+    ]
+    for tag, operations in groups.items():
+        rows = [
+            f"| `{method} {path}` | [{one['summary']}]({_file_of(tag)}#{_slug(one['summary'])}) |"
+            for method, path, one in operations
+        ]
+        parts.append(f"## {tag}\n\n| operation | |\n|---|---|\n" + "\n".join(rows) + "\n")
+    return "\n".join(parts)
+
+
+def _group_page(tag: str, operations: list[Operation], document: Document) -> str:
+    head = f"# {tag}\n\n{NOTE}\n[All operations](README.md) · [objects](objects.md) · [errors](../errors.md)\n"
+    return "\n".join([head, *(_operation(*operation, document) for operation in operations)])
+
+
+def _operation(method: str, path: str, operation: Mapping[str, Any], document: Document) -> str:
+    request = calls.example_request(method, path, operation, document)
+    parts = [f"## {operation['summary']}\n\n`{method} {path}`\n"]
+    if operation.get("description"):
+        parts.append(operation["description"] + "\n")
+    parts += _parameters(operation)
+    parts += _body(operation, document)
+    parts += _examples(request)
+    parts += _answers(operation)
+    return "\n".join(parts)
+
+
+def _parameters(operation: Mapping[str, Any]) -> Iterator[str]:
+    parameters = operation.get("parameters", ())
+    if not parameters:
+        return
+    yield "**Parameters**\n"
+    rows = [
+        Field(
+            f"{one['name']} ({one['in']})",
+            words.type_name(one["schema"]),
+            one.get("required", False),
+            words.default_of(one["schema"]),
+            one.get("description", ""),
+        )
+        for one in parameters
+    ]
+    yield _table("parameter", rows)
+
+
+def _body(operation: Mapping[str, Any], document: Document) -> Iterator[str]:
+    for media_type, content in operation.get("requestBody", {}).get("content", {}).items():
+        yield f"**Body** (`{media_type}`)\n"
+        schema = words.inner_object(content["schema"], document)
+        if schema is not None:
+            yield _table("field", words.fields(schema, document))
+
+
+def _examples(request: calls.Request) -> Iterator[str]:
+    yield f"**Example**\n\n```sh\n{calls.curl(request)}\n```\n"
+    python = calls.python(request)
+    if python is not None:
+        yield f"```python\n{python}\n```\n"
+
+
+def _answers(operation: Mapping[str, Any]) -> Iterator[str]:
+    yield "**Answers**\n\n| status | what | body |\n|---|---|---|"
+    for status, answer in operation["responses"].items():
+        yield f"| {status} | {_cell(answer['description'])} | {_answer_body(answer)} |"
+    yield ""
+    for status, answer in operation["responses"].items():
+        if status.startswith("2"):
+            yield from _answer_examples(status, answer)
+
+
+def _answer_body(answer: Mapping[str, Any]) -> str:
+    said = [
+        _linked(content["schema"]) if media_type == calls.JSON else f"`{media_type}`"
+        for media_type, content in answer.get("content", {}).items()
+    ]
+    return " or ".join(said)
+
+
+def _linked(schema: Mapping[str, Any]) -> str:
+    if "$ref" not in schema:
+        return _cell(words.type_name(schema))
+    name = words.ref_name(schema)
+    return f"[{name}](objects.md#{_slug(name)})"
+
+
+def _answer_examples(status: str, answer: Mapping[str, Any]) -> Iterator[str]:
+    for media_type, content in answer.get("content", {}).items():
+        if media_type == calls.JSON and status == "200":
+            yield f"```json\n{calls.json_text(content.get('example'))}\n```\n"
+
+
+def _objects(document: Document) -> str:
+    parts = [
+        f"# Objects\n\n{NOTE}\nWhat the operations answer with, by name. Every error is an [ErrorBody](#errorbody).\n"
+    ]
+    for name, schema in sorted(document["components"]["schemas"].items()):
+        parts.append(f"## {name}\n")
+        if schema.get("description"):
+            parts.append(schema["description"] + "\n")
+        if schema.get("properties"):
+            parts.append(_object_table(schema))
+    return "\n".join(parts)
+
+
+def _object_table(schema: Mapping[str, Any]) -> str:
+    rows = [
+        f"| `{one.path}` | {_with_links(one.type, schema['properties'][one.path])} | {_cell(one.meaning)} |"
+        for one in words.own_fields(schema)
+    ]
+    return "| field | type | meaning |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+
+
+def _with_links(text: str, schema: Mapping[str, Any]) -> str:
+    names = set(re.findall(r"#/components/schemas/(\w+)", str(schema)))
+    text = _cell(text)
+    for name in names:
+        text = re.sub(rf"\b{name}\b", f"[{name}](#{_slug(name)})", text)
+    return text
+
+
+def _table(title: str, rows: list[Field]) -> str:
+    lines = [f"| {title} | type | default | meaning |", "|---|---|---|---|"]
+    for row in rows:
+        name = f"`{row.path}`" if " (" not in row.path else "`{}` ({}".format(*row.path.split(" (", 1))
+        default = "required" if row.required else f"`{row.default}`" if row.default is not None else ""
+        lines.append(f"| {name} | {_cell(row.type)} | {default} | {_cell(row.meaning)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")

@@ -1,0 +1,42 @@
+"""Permissions on a checkpoint as clients see them: OpenAI's objects."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from app.api.schemas.common import Body, ListBody, unix
+from app.api.schemas.job_requests import Id, Strict
+from app.db.tables import CheckpointPermission
+
+MAX_PROJECTS = 100
+
+
+class CreatePermissions(Strict):
+    project_ids: Annotated[
+        list[Id],
+        Field(
+            min_length=1, max_length=MAX_PROJECTS, description="The projects that may use the checkpoint: `proj_...`."
+        ),
+    ]
+
+
+class PermissionBody(Body):
+    id: str
+    object: Literal["checkpoint.permission"]
+    created_at: int
+    project_id: str
+
+
+class PermissionList(ListBody):
+    data: list[PermissionBody]
+
+
+def render_permission(permission: CheckpointPermission) -> dict[str, Any]:
+    return {
+        "id": permission.id,
+        "object": "checkpoint.permission",
+        "created_at": unix(permission.created_at),
+        "project_id": permission.grantee_id,
+    }

@@ -1,0 +1,60 @@
+"""Rows that let another project use an `ft:` model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from sqlalchemy import Select, select
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.orm import Session
+
+from app.db.ids import new_id
+from app.db.tables import CheckpointPermission, Project, TunedModel
+
+Order = Literal["ascending", "descending"]
+
+
+def grant(session: Session, model: TunedModel, project_ids: Sequence[str]) -> list[CheckpointPermission]:
+    """One row a project, in the order asked for; a project that has one already keeps it."""
+    for project_id in project_ids:
+        row = {"id": new_id("cp", "_"), "project_id": model.project_id, "model_id": model.id, "grantee_id": project_id}
+        session.execute(upsert(CheckpointPermission).values(row).on_conflict_do_nothing())
+    rows = session.scalars(_of(model).where(CheckpointPermission.grantee_id.in_(project_ids)))
+    by_project = {row.grantee_id: row for row in rows}
+    return [by_project[project_id] for project_id in dict.fromkeys(project_ids)]
+
+
+def get(session: Session, model: TunedModel, permission_id: str) -> CheckpointPermission | None:
+    return session.scalar(_of(model).where(CheckpointPermission.id == permission_id))
+
+
+def page(
+    session: Session,
+    model: TunedModel,
+    limit: int,
+    after: CheckpointPermission | None = None,
+    order: Order = "descending",
+    project_id: str | None = None,
+) -> list[CheckpointPermission]:
+    """By creation, at most `limit`; `project_id` asks for that project's alone."""
+    seq, rising = CheckpointPermission.seq, order == "ascending"
+    query = _of(model).order_by(seq if rising else seq.desc()).limit(limit)
+    if project_id is not None:
+        query = query.where(CheckpointPermission.grantee_id == project_id)
+    if after is not None:
+        query = query.where(seq > after.seq if rising else seq < after.seq)
+    return list(session.scalars(query))
+
+
+def withdraw(session: Session, permission: CheckpointPermission) -> None:
+    session.delete(permission)
+    session.flush()
+
+
+def known_projects(session: Session, project_ids: Sequence[str]) -> set[str]:
+    return set(session.scalars(select(Project.id).where(Project.id.in_(project_ids))))
+
+
+def _of(model: TunedModel) -> Select[CheckpointPermission]:
+    return select(CheckpointPermission).where(CheckpointPermission.model_id == model.id)

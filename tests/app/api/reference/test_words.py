@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from app.api.reference import words
+from app.api.reference.calls import _literal, json_text
+
+INNER = {"properties": {name: {"type": "integer"} for name in "abcd"}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        ({"type": "integer", "minimum": 1, "maximum": 50}, "integer from 1 to 50"),
+        ({"anyOf": [{"const": "auto"}, {"type": "number", "exclusiveMinimum": 0}]}, '"auto" or number above 0'),
+        ({"type": "string", "minLength": 1, "maxLength": 64}, "string (1 to 64 characters)"),
+        ({"type": "array", "items": {"type": "string"}, "maxItems": 4}, "list of string (up to 4 of them)"),
+        ({"type": "object", "additionalProperties": {"type": "string"}}, "object of string"),
+        ({"type": "string", "contentMediaType": "application/octet-stream"}, "bytes"),
+        ({"$ref": "#/components/schemas/JobBody"}, "JobBody"),
+        ({"enum": [4, 8]}, "4, 8"),
+        ({}, "anything"),
+    ],
+)
+def test_a_schema_is_said_in_a_few_words(schema: dict[str, Any], said: str) -> None:
+    assert words.type_name(schema) == said
+
+
+class TestFields:
+    def test_of_inner_objects_come_after_the_field_that_holds_them(self) -> None:
+        document = {"components": {"schemas": {"Inner": {"properties": {"x": {}}}}}}
+        schema = {
+            "properties": {"one": {"$ref": "#/components/schemas/Inner"}, "many": {"type": "array", "items": INNER}}
+        }
+        paths = [row.path for row in words.fields(schema, document)]
+        assert paths == ["one", "one.x", "many", "many[].a", "many[].b", "many[].c", "many[].d"]
+
+    def test_that_were_told_before_are_told_once(self) -> None:
+        more = {"properties": INNER["properties"] | {"e": {"type": "string"}}}
+        schema = {"properties": {"first": INNER, "same": INNER, "outer": {"properties": {"more": more}}}}
+        told = [(row.path, row.meaning) for row in words.fields(schema, {})][5:]
+        assert told == [
+            ("same", ""), ("same.*", "As in `first`."), ("outer", ""), ("outer.more", ""),
+            ("outer.more.*", "As in `first`, and:"), ("outer.more.e", ""),
+        ]  # fmt: skip
+
+    def test_are_told_at_the_top_rather_than_deep_inside(self) -> None:
+        deep = {"properties": {"again": INNER}}
+        paths = [row.path for row in words.fields({"properties": {"deep": deep, "top": INNER}}, {})]
+        assert paths == ["deep", "deep.again", "deep.again.*", "top", "top.a", "top.b", "top.c", "top.d"]
+
+
+VALUE = {"text": "is true, or null", "yes": True, "nothing": None, "numbers": list(range(40))}
+
+
+def test_a_value_is_written_as_python_writes_it() -> None:
+    assert eval(_literal(VALUE)) == VALUE
+
+
+def test_a_value_is_written_as_json() -> None:
+    import json
+
+    assert json.loads(json_text(VALUE)) == VALUE

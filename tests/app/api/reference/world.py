@@ -1,0 +1,103 @@
+"""A service in which every example of the reference can be sent, with ids that exist in place of those shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+from sqlalchemy import select
+
+from app.api import examples
+from app.api.reference import calls
+from app.api.reference.__main__ import document
+from app.api.reference.calls import PARAMETER, Request, example_request
+from app.db import jobs
+from app.db.engine import Sessions, transaction
+from app.db.tables import Job, Project
+from app.domain.states import TERMINAL
+from app.storage import LocalStorage
+from tests.factories import BASE_MODEL, chat_lines, make_file, make_job, make_project, make_succeeded_job, validate_job
+
+Ids = dict[str, str]  # what an example shows -> what exists
+
+# The state in which an operation wants its job; any other takes a succeeded one.
+STATES = {"cancel": "queued", "pause": "queued", "resume": "paused"}
+
+
+@dataclass(frozen=True)
+class World:
+    sessions: Sessions
+    storage: LocalStorage
+    project: Project
+    http: httpx2.Client  # with an admin key of the project
+
+    def operations(self) -> dict[str, Mapping[str, Any]]:
+        return {
+            f"{method.upper()} {path}": operation
+            for path, item in document()["paths"].items()
+            for method, operation in item.items()
+        }
+
+    def request(self, name: str) -> Request:
+        method, path = name.split(" ", 1)
+        return example_request(method, path, self.operations()[name], document())
+
+    def ids(self, name: str) -> Ids:
+        """Everything that the example of this operation names, made anew."""
+        ids = self._rows(STATES.get(name.rsplit("/", 1)[-1], "succeeded")) | SPECIAL.get(name, lambda _: {})(self)
+        request = self.request(name)
+        for position, shown in enumerate(request.values):
+            if shown not in ids:
+                ids[shown] = self._created(request, position, ids)
+        return ids
+
+    def send(self, name: str, ids: Ids) -> httpx2.Response:
+        """The example of an operation with a JSON body, or without one."""
+        request = self.request(name)
+        content = None if request.body is None else replaced(calls.json_text(request.body), ids)
+        headers = {"Content-Type": "application/json"} if content else {}
+        return self.http.request(request.method, replaced(request.url, ids), content=content, headers=headers)
+
+    def _rows(self, state: str) -> Ids:
+        with transaction(self.sessions) as session:
+            for waiting in session.scalars(select(Job).where(Job.state.not_in(TERMINAL))):
+                jobs.cancel(session, self.project.id, waiting.id)
+            if state == "succeeded":
+                job = make_succeeded_job(session, self.storage, self.project)
+            else:
+                job = make_job(session, self.project, make_file(session, self.storage, self.project))
+                job = validate_job(session)
+            if state == "paused":
+                job = jobs.pause(session, self.project.id, job.id) or job
+            other = make_project(session, "other")
+            return {
+                examples.JOB_ID: job.id,
+                examples.FILE_ID: job.training_file_id,
+                examples.TUNED: job.fine_tuned_model or "",
+                examples.OTHER_PROJECT: other.id,
+                examples.MODEL: BASE_MODEL,
+            }
+
+    def _created(self, request: Request, position: int, ids: Ids) -> str:
+        """The id of a thing made by a POST to where such things are: what stands before the parameter in the path."""
+        collection = request.template[: [*PARAMETER.finditer(request.template)][position].start()].rstrip("/")
+        creating = f"POST {collection}"
+        assert creating in self.operations(), f"no id for {request.template}: say in SPECIAL how to come by one"
+        answer = self.send(creating, ids)
+        assert answer.status_code < 300, f"{creating}: {answer.text}"
+        made = answer.json()
+        return str((made["data"][0] if made.get("object") == "list" else made)["id"])
+
+
+def replaced(text: str, ids: Ids) -> str:
+    """Longest first: an `ft:` name has its base model's name in it."""
+    for shown in sorted(ids, key=len, reverse=True):
+        text = text.replace(shown, ids[shown])
+    return text
+
+
+# "METHOD path" -> what else its example names: {shown: existing}, made by whatever it takes.
+SPECIAL: dict[str, Callable[[World], Ids]] = {}
+TRAINING_DATA = chat_lines()  # what an example sends as a file
