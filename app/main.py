@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
 from app.api import adapters, docs, files, health, job_read, jobs, models
+from app.api.azure import AzureNames
 from app.api.deps import Engines
 from app.api.envelope import Envelope
 from app.api.error_handlers import add_error_handlers
@@ -41,6 +42,7 @@ def create_app(settings: Settings, storage: Storage | None = None) -> FastAPI:
         app.include_router(docs.router)
     app.openapi = partial(build_openapi, app)  # type: ignore[method-assign]
     add_error_handlers(app)
+    app.add_middleware(AzureNames)
     app.add_middleware(Envelope)
     return app
 

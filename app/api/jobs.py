@@ -13,7 +13,7 @@ from app.api.deps import Engines, EnginesDep, SessionDep
 from app.api.pages import After, Limit, envelope
 from app.api.schemas.checkpoints import CheckpointList, render_checkpoint
 from app.api.schemas.events import EventList, render_event
-from app.api.schemas.job_requests import CreateJob, check_shape
+from app.api.schemas.job_requests import CreateJob, check_shape, without_effect
 from app.api.schemas.jobs import JobBody, JobList, render_job
 from app.api.schemas.plans import PlanBody, render_plan
 from app.db.engine import transaction
@@ -111,6 +111,7 @@ def _job_request(body: dict[str, Any]) -> JobRequest:
         integrations=parsed.integrations or (),
         body=parsed.model_dump(exclude_unset=True),
         problems=problems,
+        warnings=without_effect(parsed),
     )
 
 

@@ -32,6 +32,7 @@ class JobRequest:
     integrations: Sequence[Any]
     body: Mapping[str, Any]
     problems: Sequence[BadRequest] = ()
+    warnings: Sequence[str] = ()  # what was taken and has no effect here; the job tells of it
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ def create(session: Session, hints: Hints, project_id: str, request: JobRequest)
         validation_file.id if validation_file else None,
         suffix=request.suffix,
         metadata=request.metadata,
+        warnings=request.warnings,
     )
     hints.after_commit(session, "cpu")
     return SeenJob(job, None, None)
