@@ -93,8 +93,7 @@ def _config(seeded: Seeded) -> str:
 
 
 def _cases(report: Path) -> int:
-    found = json.loads(report.read_text(encoding="utf-8"))
-    return int(found["summary"]["cases"]) if "summary" in found else 0
+    return int(json.loads(report.read_text(encoding="utf-8"))["test_cases"]["generated"])
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ def test_a_trailing_slash_of_the_base_url_does_not_matter(base_url: str) -> None
 
 
 def test_organization_and_project_headers_are_taken(client: openai.OpenAI) -> None:
-    with client.with_options(organization="org-1", project="proj_1") as other:
-        assert other.models.retrieve(MODEL).object == "model"
+    other = client.with_options(organization="org-1", project="proj_1")
+    assert other.models.retrieve(MODEL).object == "model"
 
 
 def test_a_base_url_without_v1_is_told_what_is_missing() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import openai
 import pytest
 from data import Created
-from world import CONTEXT, MODEL, connect, extra, succeeded
+from world import CONTEXT, MAJOR, MODEL, connect, extra, need_route, succeeded
 
 
 @pytest.fixture(scope="session")
@@ -68,6 +68,15 @@ def test_a_model_is_deleted_and_its_job_stays(default: openai.OpenAI, continued:
     with pytest.raises(openai.NotFoundError):
         default.models.retrieve(continued.fine_tuned_model)
     assert default.fine_tuning.jobs.retrieve(continued.id).status == "succeeded"
+
+
+def test_the_permissions_of_a_checkpoint_have_the_clients_shape(client: openai.OpenAI, jobs: Created) -> None:
+    need_route("GET /v1/fine_tuning/checkpoints/{model}/permissions")
+    model = succeeded(client, jobs.main).fine_tuned_model
+    permissions = client.fine_tuning.checkpoints.permissions
+    page = permissions.retrieve(model) if MAJOR == 1 else permissions.list(model)
+    assert list(page.data) == []
+    assert page.has_more is False
 
 
 def test_a_base_model_belongs_to_the_operator(client: openai.OpenAI) -> None:
