@@ -7,7 +7,7 @@ from typing import Any
 
 import openai
 import pytest
-from data import LORA, QUANTIZATION, Created, chats, lines, pairs, silent, with_tools
+from material import LORA, QUANTIZATION, Created, chats, lines, pairs, silent, with_tools
 from world import MODEL, connect
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import openai
 import pytest
-from data import Created, chats, lines
+from material import Created, chats, lines
 from world import BASE_URL, CONTEXT, KEY, MAJOR, MODEL, connect, counting
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import openai
 import pytest
-from data import chats, lines
+from material import chats, lines
 
 DATA = lines(chats(10))
 

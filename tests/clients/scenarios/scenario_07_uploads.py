@@ -10,7 +10,7 @@ from typing import Any
 
 import openai
 import pytest
-from data import chats, lines
+from material import chats, lines
 from world import counting, need_route
 
 DEFAULT_PART_BYTES = 64 << 20

@@ -6,7 +6,7 @@ from typing import Any
 
 import openai
 import pytest
-from data import LORA, QUANTIZATION
+from material import LORA, QUANTIZATION
 from world import MODEL, counting, extra
 
 FLAT = {

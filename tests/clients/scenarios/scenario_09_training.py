@@ -13,7 +13,7 @@ from typing import Any
 
 import openai
 import pytest
-from data import LORA, Created, chats, lines
+from material import LORA, Created, chats, lines
 from world import CONTEXT, MODEL, connect, extra, succeeded
 
 COLUMNS = ["step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy"]

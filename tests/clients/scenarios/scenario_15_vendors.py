@@ -9,8 +9,8 @@ from typing import Any
 
 import openai
 import pytest
-from data import chats, lines
 from gateway import gateway
+from material import chats, lines
 from world import CONTEXT, KEY, MODEL, ROOT_URL, connect, extra, succeeded
 
 

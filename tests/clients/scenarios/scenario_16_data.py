@@ -7,7 +7,7 @@ from typing import Any
 
 import openai
 import pytest
-from data import Created, assistant, chats, lines, silent, user
+from material import Created, assistant, chats, lines, silent, user
 from world import MODEL, finished, succeeded
 
 GOOD = chats(9)

@@ -10,7 +10,7 @@ from typing import Any
 
 import openai
 import pytest
-from data import Created, chats, lines
+from material import Created, chats, lines
 from world import CONTEXT, ENDED, MODEL, connect, counting, extra, step_of, succeeded, until
 
 LONG: Any = {"n_epochs": 50, "batch_size": 1}  # 600 steps, some seconds

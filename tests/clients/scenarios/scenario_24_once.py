@@ -7,8 +7,8 @@ from typing import Any
 
 import openai
 import pytest
-from data import chats, lines
 from gateway import gateway
+from material import chats, lines
 from world import MODEL, ROOT_URL, connect, need_word
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import openai
 import pytest
-from data import Created
+from material import Created
 from world import CONTEXT, MAJOR, MODEL, connect, extra, need_route, succeeded
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import openai
 import pytest
-from data import LORA, chats, lines
+from material import LORA, chats, lines
 from world import BASE_URL, KEY, MAJOR, MODEL, extra
 
 pytestmark = pytest.mark.skipif(MAJOR > 1, reason="openai 2.x and 3.x ship no command line client")
