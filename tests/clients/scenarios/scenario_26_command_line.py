@@ -30,6 +30,18 @@ def ask(*arguments: str) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
+def ask_for_all(*arguments: str) -> list[dict[str, Any]]:
+    """Some of its lists are printed as one document after another."""
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    found, rest = [], done.stdout.strip()
+    while rest:
+        document, end = json.JSONDecoder().raw_decode(rest)
+        found.append(document)
+        rest = rest[end:].strip()
+    return found
+
+
 @pytest.fixture
 def data_set(tmp_path: Path) -> str:
     path = tmp_path / "train.jsonl"
@@ -40,7 +52,7 @@ def data_set(tmp_path: Path) -> str:
 def test_files_are_created_listed_and_deleted(data_set: str) -> None:
     file = ask("files.create", "-f", data_set, "-p", "fine-tune")
     assert ask("files.retrieve", "-i", file["id"])["filename"] == "train.jsonl"
-    assert file["id"] in {listed["id"] for listed in ask("files.list")["data"]}
+    assert file["id"] in {listed["id"] for listed in ask_for_all("files.list")}
     assert ask("files.delete", "-i", file["id"])["deleted"] is True
 
 
@@ -65,5 +77,5 @@ def test_a_typo_is_told(data_set: str) -> None:
 
 
 def test_models_are_listed_and_told(data_set: str) -> None:
-    assert MODEL in {model["id"] for model in ask("models.list")["data"]}
+    assert MODEL in {model["id"] for model in ask_for_all("models.list")}
     assert ask("models.retrieve", "-i", MODEL)["id"] == MODEL
