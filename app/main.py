@@ -34,6 +34,7 @@ from app.api import (
     uploads,
     webhooks,
 )
+from app.api.azure import AzureNames
 from app.api.departures import told_of_stop
 from app.api.deps import Engines
 from app.api.envelope import Envelope
@@ -78,6 +79,7 @@ def create_app(settings: Settings, storage: Storage | None = None, host: str = d
     app.openapi = partial(build_openapi, app)  # type: ignore[method-assign]
     add_error_handlers(app)
     app.add_middleware(door.Door, sessions=engines.sessions)
+    app.add_middleware(AzureNames)
     app.add_middleware(Envelope)
     return app
 

@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from app.errors import (
     BadRequest,
@@ -33,6 +34,7 @@ from app.log import get_logger
 
 MAX_MESSAGE = 4_000  # characters; what is wrong with a huge request is said in its first problems
 NOT_A_NAME = ("body", "query", "path", "header", "[key]")  # what pydantic's locations hold beside names
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 log = get_logger(__name__)
@@ -102,18 +104,26 @@ def _http_exception(request: Request, error: Exception) -> Response:
     """What the router itself answers."""
     assert isinstance(error, HTTPException)
     asked = f"{request.method} {request.url.path}"
-    message, code = str(error.detail), None
+    message, code, headers = str(error.detail), None, dict(error.headers or {})
     if error.status_code == 404:
         message, code = (
             f"Unknown request URL: {asked}. Please check the URL for typos; /docs lists what there is.",
             "unknown_url",
         )
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "another method")
-        message, code = f"Not allowed: {asked}. This URL takes {allowed}.", "method_not_allowed"
-    return _response(
-        error.status_code, _shorten(message), "invalid_request_error", None, code, dict(error.headers or {})
-    )
+        headers["Allow"] = ", ".join(_methods_of(request))
+        message, code = f"Not allowed: {asked}. This URL takes {headers['Allow']}.", "method_not_allowed"
+    return _response(error.status_code, _shorten(message), "invalid_request_error", None, code, headers)
+
+
+def _methods_of(request: Request) -> list[str]:
+    """Of every route under this URL; the framework names those of the first one only."""
+    routes = request.app.router.routes
+    return [
+        method
+        for method in METHODS
+        if any(route.matches({**request.scope, "method": method})[0] == Match.FULL for route in routes)
+    ]
 
 
 def _database_error(request: Request, error: Exception) -> Response:

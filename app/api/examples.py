@@ -258,13 +258,15 @@ METADATA_FILTER: OpenApi = {
 
 
 def _bytes(description: str, media_type: str, example: str) -> dict[str, Any]:
-    content = {media_type: {"schema": {"type": "string", "contentMediaType": media_type}, "example": example}}
+    """`*/*` is any type, and then no schema can say more than that."""
+    schema = {} if media_type == "*/*" else {"schema": {"type": "string", "contentMediaType": media_type}}
+    content = {media_type: schema | {"example": example}}
     return {"description": description, "content": content}
 
 
 CONTENT: dict[int | str, dict[str, Any]] = {
-    200: _bytes("The whole file.", "application/octet-stream", '{"messages": []}'),
-    206: _bytes("The range that was asked for.", "application/octet-stream", '{"mess'),
+    200: _bytes("The whole file; its type follows its name.", "*/*", '{"messages": []}'),
+    206: _bytes("The range that was asked for.", "*/*", '{"mess'),
     304: {"description": "The client has it already (If-None-Match)."},
 }
 ARCHIVE: dict[int | str, dict[str, Any]] = {

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from app.api.schemas.job_requests import CreateJob, check_shape
+from app.api.schemas.job_requests import CreateJob, check_shape, without_effect
 from app.db.tables import Job
 from app.domain.cloning import overridden, request_of
 from app.domain.spec import JobSpec
 from app.errors import BadRequest, all_at_once
-from app.services.jobs import JobRequest, Turn
+from app.services.requests import JobRequest, Turn
 
 
 def job_request(body: Mapping[str, Any]) -> JobRequest:
@@ -53,4 +53,5 @@ def _request(
         problems=problems,
         turn=Turn(parsed.priority or 0, parsed.urgent or False, sorted(set(parsed.worker_labels or ()))),
         cloned_from=cloned_from,
+        warnings=without_effect(parsed),
     )

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 commands = typer.Typer(no_args_is_help=True, help="Base models on offer, and models trained here.")
 
-# A name becomes the second part of ft:base:organization:suffix:id, and one segment of a URL.
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+# As hubs name models: Qwen/Qwen3-4B, so that scripts keep theirs. A colon would split ft:base:organization:suffix:id.
+NAME = re.compile(r"(?=.{1,128}\Z)[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 ModelName = Annotated[str, typer.Argument(help="The name that users give, such as Qwen3-4B.", metavar="NAME")]
 
 
@@ -78,8 +78,8 @@ def remove(database: "Database", name: ModelName) -> None:
 def _refuse_unusable(name: str, learning_rate: float | None) -> None:
     if not NAME.fullmatch(name):
         raise Misused(
-            f"{name!r} can't be a model's name: 1 to 128 letters, digits, dots, dashes and underscores, the first a "
-            "letter or a digit (no slash, no colon: the name becomes part of ft: names and of URLs)."
+            f"{name!r} can't be a model's name: 1 to 128 letters, digits, dots, dashes and underscores, with "
+            "slashes between parts that begin with a letter or a digit (no colon: the name becomes part of ft: names)."
         )
     if learning_rate is not None and not 0 < learning_rate < 1:
         raise Misused(f"--learning-rate {learning_rate:g} is not above 0 and below 1; LoRA's are about 1e-4 to 2e-3.")

@@ -26,9 +26,10 @@ def insert(
     validation_file_id: str | None = None,
     suffix: str | None = None,
     metadata: Mapping[str, str] | None = None,
+    warnings: Sequence[str] = (),
     **columns: Any,
 ) -> Job:
-    """Create a job in `validating_files` together with its first event."""
+    """Create a job in `validating_files` together with its first event, and one for each warning."""
     job = Job(
         id=new_id("ftjob"),
         project_id=project_id,
@@ -44,6 +45,9 @@ def insert(
     session.add(job)
     session.flush()
     tell(session, job, f"Created fine-tuning job: {job.id}")
+    for warning in warnings:
+        job.event_seq += 1
+        tell(session, job, warning, level="warn")
     session.refresh(job)
     return job
 

@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 from app.db import files
 from app.db.tables import Job
 from app.errors import BadRequest, all_at_once
-from app.services.jobs import JobRequest
+from app.services.requests import JobRequest
 
 
 def check_files(session: Session, original: Job, request: JobRequest) -> None:

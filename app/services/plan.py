@@ -19,9 +19,8 @@ from app.domain.estimate import Placement, Work, place
 from app.domain.needs import Place
 from app.domain.spec import JobSpec
 from app.errors import InvalidDataset, NotFound, Unavailable
-from app.services import jobs
 from app.services.counting import Counter
-from app.services.jobs import JobRequest
+from app.services.requests import JobRequest, resolved
 from app.storage import Storage
 
 Verdict = Literal["fits", "no_device_fits", "no_worker"]
@@ -68,7 +67,7 @@ class Answer:
 
 def ask(session: Session, project_id: str, request: JobRequest) -> Question:
     """Raises what creating the job would."""
-    base, training_file, _, spec = jobs.resolved(session, project_id, request)
+    base, training_file, _, spec = resolved(session, project_id, request)
     return Question(
         spec=spec,
         entry=CatalogEntry.model_validate(base.entry),

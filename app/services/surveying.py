@@ -28,7 +28,7 @@ from app.domain.render import Renderer
 from app.domain.spec import Method
 from app.domain.survey import Limits, Survey, histogram, method_of_file, quantiles, survey
 from app.errors import BadRequest, Unavailable
-from app.services import files, jobs
+from app.services import files, requests
 from app.services.files import open_content
 from app.settings import Settings
 from app.storage import Storage
@@ -80,12 +80,12 @@ def ask(session: Session, settings: Settings, project_id: str, file_id: str, wis
     if not wish.model:
         text = "model: is missing; name the model whose tokenizer and template are to be used"
         raise BadRequest(text, "model", "missing_required_parameter")
-    base, _ = jobs.find_model(session, project_id, wish.model)
+    base, _ = requests.find_model(session, project_id, wish.model)
     entry = CatalogEntry.model_validate(base.entry)
     validation_file = None
     if wish.validation_file is not None:
-        validation_file = jobs.find_file(session, project_id, wish.validation_file, "validation_file")
-    jobs.refuse_purposes(file, validation_file, param="file_id")
+        validation_file = requests.find_file(session, project_id, wish.validation_file, "validation_file")
+    requests.refuse_purposes(file, validation_file, param="file_id")
     return Question(
         file=file,
         validation_file=validation_file,

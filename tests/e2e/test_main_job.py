@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import signal
-import subprocess
-import sys
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,62 +19,17 @@ from app.domain import artifacts
 from tests.deadline import until
 from tests.stack import open_directory
 from tests.tiny import make_tiny_base, make_tiny_dataset
+from tests.up import ROOT, Service
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
-ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "support-tickets"
 MODEL = "SmolLM2-135M-Instruct"
 ENDED = ("succeeded", "failed", "cancelled")
 
 
-@dataclass
-class Service:
-    """`tunery up` in a directory of its own."""
-
-    directory: Path
-    process: subprocess.Popen[str] | None = None
-
-    def start(self) -> None:
-        environment = {k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "REDIS_URL")}
-        command = [sys.executable, "-m", "app.cli", "up", "--data-dir", str(self.data), "--port", "0"]
-        with (self.directory / "up.log").open("a") as log:
-            self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, text=True)
-        until(self.is_ready, "tunery up is ready", seconds=120)
-
-    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
-        if self.process is not None:
-            self.process.send_signal(how)
-            self.process.wait(timeout=120)
-            self.process = None
-
-    @property
-    def data(self) -> Path:
-        return self.directory / "data"
-
-    @property
-    def url(self) -> str:
-        return str(json.loads((self.data / "runtime.json").read_text())["base_url"])
-
-    @property
-    def key(self) -> str:
-        return (self.data / "admin-key").read_text().strip()
-
-    def is_ready(self) -> bool:
-        assert self.process is not None
-        assert self.process.poll() is None, (self.directory / "up.log").read_text()
-        try:
-            runtime = json.loads((self.data / "runtime.json").read_text())
-            return runtime["pid"] == self.process.pid and httpx2.get(f"{self.url}/readyz").is_success
-        except (OSError, ValueError, KeyError, httpx2.HTTPError):
-            return False
-
-    def client(self, **options: Any) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.key, **options)
-
-    def tunery(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "app.cli", *arguments, "--data-dir", str(self.data)]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+def connect(service: Service, **options: Any) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{service.url}/v1", api_key=service.key, **options)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +53,7 @@ def finished(client: openai.OpenAI, job_id: str, seconds: float = 400) -> FineTu
 @pytest.fixture(scope="module")
 def job(service: Service) -> FineTuningJob:
     """The main job, on the first 48 example tickets: LoRA knobs in extra_body, a validation file, two epochs."""
-    client = service.client()
+    client = connect(service)
     lines = (EXAMPLE / "train.jsonl").read_bytes().splitlines(keepends=True)[:48]
     training = client.files.create(file=("train.jsonl", b"".join(lines)), purpose="fine-tune")
     validation = client.files.create(file=EXAMPLE / "valid.jsonl", purpose="fine-tune")
@@ -133,7 +84,7 @@ def test_the_job_tells_what_was_trained(job: FineTuningJob) -> None:
 
 
 def test_strict_response_validation_reads_the_same_objects(service: Service, job: FineTuningJob) -> None:
-    client = service.client(_strict_response_validation=True)
+    client = connect(service, _strict_response_validation=True)
     assert client.fine_tuning.jobs.retrieve(job.id).id == job.id
     assert [seen.id for seen in client.fine_tuning.jobs.list()] == [job.id]
     assert list(client.fine_tuning.jobs.list_events(job.id))
@@ -143,7 +94,7 @@ def test_strict_response_validation_reads_the_same_objects(service: Service, job
 
 
 def test_the_events_tell_the_run_in_order(service: Service, job: FineTuningJob) -> None:
-    events = list(reversed(list(service.client().fine_tuning.jobs.list_events(job.id, limit=100))))
+    events = list(reversed(list(connect(service).fine_tuning.jobs.list_events(job.id, limit=100))))
     messages = [event.message for event in events]
     told = (
         f"Created fine-tuning job: {job.id}",
@@ -167,14 +118,14 @@ def test_the_results_file_begins_with_openais_columns_and_has_a_row_for_each_ste
     service: Service, job: FineTuningJob
 ) -> None:
     (file_id,) = job.result_files
-    header, *rows = service.client().files.content(file_id).text.strip().split("\n")
+    header, *rows = connect(service).files.content(file_id).text.strip().split("\n")
     assert header.startswith("step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy")
     assert len(rows) == 12
     assert all(rows[step].split(",")[3] for step in (5, 11))  # validation was measured at the end of each epoch
 
 
 def test_the_last_checkpoint_is_the_model(service: Service, job: FineTuningJob) -> None:
-    checkpoints = list(service.client().fine_tuning.jobs.checkpoints.list(job.id))
+    checkpoints = list(connect(service).fine_tuning.jobs.checkpoints.list(job.id))
     assert [checkpoint.step_number for checkpoint in checkpoints] == [12, 6]
     assert checkpoints[0].fine_tuned_model_checkpoint == job.fine_tuned_model
     assert checkpoints[1].fine_tuned_model_checkpoint.endswith(":ckpt-step-6")
@@ -184,7 +135,7 @@ def test_the_last_checkpoint_is_the_model(service: Service, job: FineTuningJob) 
 def adapter(service: Service, job: FineTuningJob, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Downloaded file by file, through `result_files` of the last checkpoint."""
     directory = tmp_path_factory.mktemp("adapter")
-    client = service.client()
+    client = connect(service)
     checkpoint = next(iter(client.fine_tuning.jobs.checkpoints.list(job.id)))
     for file_id in (checkpoint.model_extra or {})["result_files"]:
         client.files.content(file_id).write_to_file(directory / client.files.retrieve(file_id).filename)
@@ -197,7 +148,7 @@ def test_the_adapter_is_what_its_manifest_says_file_by_file_and_as_an_archive(
     artifacts.verify(adapter)
     promised = (job.model_extra or {})["adapter"]
     path = f"/fine_tuning/jobs/{job.id}/adapter/archive"
-    content = service.client().get(path, cast_to=httpx2.Response).content
+    content = connect(service).get(path, cast_to=httpx2.Response).content
     assert (len(content), hashlib.sha256(content).hexdigest()) == (promised["bytes"], promised["sha256"])
     (tmp_path / "adapter.tar").write_bytes(content)
     with tarfile.open(tmp_path / "adapter.tar") as archive:
@@ -232,14 +183,14 @@ def test_peft_loads_the_adapter_and_it_has_learned(service: Service, adapter: Pa
 def test_a_job_goes_on_after_everything_was_killed(service: Service, tmp_path: Path) -> None:
     """`kill -9` of `tunery up`, and a new start: no orphan holds a lock, and the accepted job is trained to its end."""
     service.tunery("models", "add", "tiny", str(make_tiny_base(tmp_path / "base")))
-    training = service.client().files.create(file=make_tiny_dataset(tmp_path / "tiny.jsonl", 16), purpose="fine-tune")
-    created = service.client().fine_tuning.jobs.create(
+    training = connect(service).files.create(file=make_tiny_dataset(tmp_path / "tiny.jsonl", 16), purpose="fine-tune")
+    created = connect(service).fine_tuning.jobs.create(
         model="tiny", training_file=training.id, hyperparameters={"n_epochs": 50, "batch_size": 1}
     )
-    retrieve = service.client().fine_tuning.jobs.retrieve
+    retrieve = connect(service).fine_tuning.jobs.retrieve
     until(lambda: ((retrieve(created.id).model_extra or {})["progress"] or {}).get("step", 0) > 3, "it trains", 60)
     service.stop(signal.SIGKILL)
     service.start()
-    done = finished(service.client(), created.id)
+    done = finished(connect(service), created.id)
     assert done.status == "succeeded", done.error
     assert (done.model_extra or {})["attempts"] == 2

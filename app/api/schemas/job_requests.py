@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from app.api.error_handlers import as_problems
 from app.api.schemas import knobs
@@ -24,6 +24,18 @@ DpoHyperparameters = Annotated[dict[str, Any] | None, WithJsonSchema(knobs.DPO_H
 MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
 Id = Annotated[str, Field(min_length=1, max_length=256)]
+AZURE_TRAINING_TYPES = ("standard", "globalstandard", "developertier")  # Azure's scripts write them in any case
+
+
+def _one_of_azures(value: str) -> str:
+    if value.lower() not in AZURE_TRAINING_TYPES:
+        raise ValueError("not one of Azure's training types, Standard, GlobalStandard and DeveloperTier")
+    return value
+
+
+TrainingType = Annotated[
+    str, AfterValidator(_one_of_azures), WithJsonSchema({"enum": ["Standard", "GlobalStandard", "DeveloperTier"]})
+]
 
 
 class Strict(Body):
@@ -91,6 +103,13 @@ class CreateJob(Strict):
         list[WorkerLabel] | None,
         Field(max_length=MAX_LABELS, description="Only a worker that has all of these labels takes the job."),
     ] = None
+    training_type: Annotated[
+        TrainingType | None,
+        Field(
+            alias="trainingType",
+            description="Azure's: where and at which price it trains. No effect; an event says so.",
+        ),
+    ] = None
 
 
 def parsed(model: type[Parsed], body: Mapping[str, Any]) -> Parsed:
@@ -110,9 +129,20 @@ def check_shape(model: type[Parsed], body: Mapping[str, Any]) -> tuple[Parsed | 
         return model.model_validate(body), []
     except ValidationError as error:
         errors = error.errors(include_url=False)
-    problems = as_problems(errors, known=list(model.model_fields))
+    known = [field.alias or name for name, field in model.model_fields.items()]
+    problems = as_problems(errors, known)
     wrong = {found["loc"][0] for found in errors}
     try:
         return model.model_validate({key: value for key, value in body.items() if key not in wrong}), problems
     except ValidationError:
         return None, problems
+
+
+def without_effect(request: CreateJob) -> list[str]:
+    """What was taken because scripts of other services send it, and changes nothing about what is trained."""
+    if request.training_type is None:
+        return []
+    return [
+        f"trainingType {request.training_type!r} was ignored: it says where Azure trains and at which price; "
+        "here every job trains on this server's own workers"
+    ]

@@ -27,9 +27,11 @@ class TestEveryError:
             assert path in str(error_of(answer)["message"])
 
     def test_of_a_wrong_method_names_the_right_one(self, client: TestClient) -> None:
-        answer = client.put("/v1/files")
-        assert answer.status_code == 405
-        assert answer.headers["allow"] in str(error_of(answer)["message"])
+        for url, allowed in (("/v1/files", "GET, POST"), ("/v1/files/x", "GET, DELETE"), ("/healthz", "GET")):
+            answer = client.put(url)
+            assert answer.status_code == 405
+            assert answer.headers["allow"] == allowed
+            assert allowed in str(error_of(answer)["message"])
 
     def test_of_a_query_is_a_400_with_its_param_and_tells_all(self, client: TestClient) -> None:
         answer = client.get("/v1/files?limit=no&order=up")

@@ -65,7 +65,12 @@ class TestModelsAdd:
         assert "tokenizer.json is missing" in done.err
         assert "modeling.py is refused" in done.err
 
-    @pytest.mark.parametrize("name", ["Qwen/Qwen3-4B", "ft:x", "", ".hidden", "a b", "x" * 129])
+    def test_a_name_may_have_slashes_as_on_a_hub(self, operator: Tunery, model_directory: Path) -> None:
+        assert operator("models", "add", "Qwen/Qwen3-4B", model_directory).exit_code == 0
+
+    @pytest.mark.parametrize(
+        "name", ["ft:x", "", ".hidden", "a b", "x" * 129, "a/" * 65 + "a", "/a", "a/", "a//b", "a/../b", "a\n"]
+    )
     def test_a_name_that_would_break_a_url_or_an_ft_name_is_refused(
         self, operator: Tunery, model_directory: Path, name: str
     ) -> None:

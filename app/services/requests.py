@@ -1,0 +1,130 @@
+"""What a create call asks for: its model, its files and every knob, found and resolved; nothing is written here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.db import files, models
+from app.db.tables import BaseModelRow, File
+from app.domain.catalog import CatalogEntry
+from app.domain.lora_knobs import Ancestor
+from app.domain.resolve import resolve
+from app.domain.spec import JobSpec
+from app.errors import BadRequest, NotFound, all_at_once
+from app.services import ancestors
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a job asks of the queue."""
+
+    priority: int = 0
+    is_urgent: bool = False
+    worker_labels: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """A create body whose shape was checked: `problems` says what of it was left out, `body` has the knobs."""
+
+    model: str
+    training_file: str
+    validation_file: str | None
+    suffix: str | None
+    metadata: dict[str, str] | None
+    integrations: Sequence[Any]
+    body: Mapping[str, Any]
+    problems: Sequence[BadRequest] = ()
+    turn: Turn = Turn()
+    cloned_from: str | None = None
+    warnings: Sequence[str] = ()  # what was taken and has no effect here; the job tells of it
+
+
+def resolved(session: Session, project_id: str, request: JobRequest) -> tuple[BaseModelRow, File, File | None, JobSpec]:
+    """What a request asks for. Writes nothing.
+
+    Raises BadRequest naming everything that is wrong, NotFound if that is only a model or file that is not there.
+    """
+    try:
+        base, ancestor = find_model(session, project_id, request.model)
+        training_file = find_file(session, project_id, request.training_file, "training_file")
+        validation_file = None
+        if request.validation_file is not None:
+            validation_file = find_file(session, project_id, request.validation_file, "validation_file")
+    except NotFound:
+        if request.problems:
+            raise all_at_once(request.problems) from None
+        raise
+    spec = _resolve(request, base, ancestor, training_file, validation_file)
+    return base, training_file, validation_file, spec
+
+
+def find_model(session: Session, project_id: str, name: str) -> tuple[BaseModelRow, Ancestor | None]:
+    base = models.get_base(session, project_id, name)
+    if base is not None:
+        return base, None
+    found = ancestors.find(session, project_id, name)
+    if found is not None:
+        return found
+    on_offer = ", ".join(row.name for row in models.list_base(session, project_id)) or "none yet"
+    raise NotFound(f"The model {name!r} does not exist. Models on offer: {on_offer}.", "model", "model_not_found")
+
+
+def find_file(session: Session, project_id: str, file_id: str, param: str) -> File:
+    file = files.get(session, project_id, file_id)
+    if file is None:
+        raise NotFound(f"invalid {param}: {file_id}. No such File object; upload one with purpose fine-tune.", param)
+    return file
+
+
+def _resolve(
+    request: JobRequest,
+    base: BaseModelRow,
+    ancestor: Ancestor | None,
+    training_file: File,
+    validation_file: File | None,
+) -> JobSpec:
+    problems = [*request.problems, *_wrong_purpose(training_file, "training_file")]
+    problems += _integration_problems(request.integrations)
+    if validation_file is not None:
+        problems += _wrong_purpose(validation_file, "validation_file")
+    spec = None
+    try:
+        entry = CatalogEntry.model_validate(base.entry)
+        spec = resolve(request.body, base.name, entry, training_file.line_count or 0, ancestor)
+    except BadRequest as error:
+        problems.append(error)
+    if spec is None or problems:
+        raise all_at_once(problems)
+    return spec
+
+
+def refuse_purposes(file: File, validation_file: File | None, param: str) -> None:
+    """Raises BadRequest for files that no job would take, whatever is in them."""
+    problems = _wrong_purpose(file, param)
+    if validation_file is not None:
+        problems += _wrong_purpose(validation_file, "validation_file")
+    if problems:
+        raise all_at_once(problems)
+
+
+def _wrong_purpose(file: File, param: str) -> list[BadRequest]:
+    if file.purpose == "fine-tune":
+        return []
+    text = f"invalid {param}: {file.id}. Its purpose is {file.purpose!r}; a {param} needs the purpose 'fine-tune'"
+    return [BadRequest(text, param)]
+
+
+def _integration_problems(integrations: Sequence[Any]) -> list[BadRequest]:
+    if not integrations:
+        return []
+    named = [item.get("type") for item in integrations if isinstance(item, dict)]
+    asked = ", ".join(repr(name) for name in named) or "this"
+    text = (
+        f"integrations: {asked} is not offered here; the metrics are in the events and in the results file of the job"
+    )
+    return [BadRequest(text, "integrations", "unsupported_value")]

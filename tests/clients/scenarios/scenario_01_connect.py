@@ -1,0 +1,101 @@
+"""1 and 2: two environment variables are enough; what is not there is the exception that scripts catch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import openai
+import pytest
+from material import Created, chats, lines
+from world import BASE_URL, CONTEXT, KEY, MAJOR, MODEL, connect, counting
+
+
+def test_two_environment_variables_repoint_an_unmodified_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", BASE_URL)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with openai.OpenAI() as client:
+        models = client.models.list()
+        assert {MODEL, CONTEXT["slashed_model"]} <= {model.id for model in models}
+        assert models._request_id
+
+
+@pytest.mark.parametrize("base_url", [BASE_URL, f"{BASE_URL}/"], ids=["plain", "trailing slash"])
+def test_a_trailing_slash_of_the_base_url_does_not_matter(base_url: str) -> None:
+    with connect(base_url=base_url) as client:
+        assert client.models.retrieve(MODEL).id == MODEL
+
+
+def test_organization_and_project_headers_are_taken(client: openai.OpenAI) -> None:
+    other = client.with_options(organization="org-1", project="proj_1")
+    assert other.models.retrieve(MODEL).object == "model"
+
+
+def test_a_base_url_without_v1_is_told_what_is_missing() -> None:
+    with connect(base_url=BASE_URL.removesuffix("/v1")) as client, pytest.raises(openai.NotFoundError) as caught:
+        client.models.list()
+    assert "/models" in caught.value.message
+
+
+@pytest.mark.parametrize("key", ["wrong", "sk-" + "0" * 40, KEY + "x", KEY[:-1]])
+def test_a_bad_key_is_an_authentication_error_in_one_request(key: str) -> None:
+    seen: list[str] = []
+    with counting(seen, api_key=key) as client, pytest.raises(openai.AuthenticationError) as caught:
+        client.models.list()
+    assert caught.value.code == "invalid_api_key"
+    assert seen == ["GET /v1/models"]
+
+
+@pytest.mark.skipif(MAJOR > 1, reason="newer clients refuse an empty key themselves")
+def test_an_empty_key_is_an_authentication_error() -> None:
+    with connect(api_key="") as client, pytest.raises(openai.AuthenticationError):
+        client.models.list()
+
+
+def test_what_is_not_there_is_a_not_found_error_with_a_message(client: openai.OpenAI, jobs: Created) -> None:
+    asks: tuple[Callable[[], object], ...] = (
+        lambda: client.files.retrieve("file-nothere"),
+        lambda: client.files.content("file-nothere"),
+        lambda: client.files.delete("file-nothere"),
+        lambda: client.fine_tuning.jobs.retrieve("ftjob-nothere"),
+        lambda: client.fine_tuning.jobs.cancel("ftjob-nothere"),
+        lambda: client.fine_tuning.jobs.pause("ftjob-nothere"),
+        lambda: client.fine_tuning.jobs.resume("ftjob-nothere"),
+        lambda: list(client.fine_tuning.jobs.list_events("ftjob-nothere")),
+        lambda: list(client.fine_tuning.jobs.checkpoints.list("ftjob-nothere")),
+        lambda: client.models.retrieve("gpt-4o"),
+        lambda: client.models.retrieve("org/not/there"),
+        lambda: client.models.delete("ft:gone:org::1"),
+        lambda: client.get("/nowhere", cast_to=object),
+    )
+    for ask in asks:
+        with pytest.raises(openai.NotFoundError) as caught:
+            ask()
+        assert caught.value.message
+        assert caught.value.type == "invalid_request_error"
+        assert caught.value.request_id
+
+
+def test_a_wrong_method_is_an_error_in_the_same_shape(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.APIStatusError) as caught:
+        client.put("/files", cast_to=object, body={})
+    assert (caught.value.status_code, caught.value.code) == (405, "method_not_allowed")
+    assert caught.value.message
+
+
+def test_an_id_with_a_slash_is_a_model_whichever_way_it_is_encoded(client: openai.OpenAI) -> None:
+    slashed = CONTEXT["slashed_model"]
+    assert client.models.retrieve(slashed).id == slashed
+    for path in (f"/models/{slashed}", f"/models/{slashed.replace('/', '%2F')}"):
+        assert client.get(path, cast_to=object)["id"] == slashed  # type: ignore[index]
+
+
+def test_the_asynchronous_client_works_too() -> None:
+    async def run() -> list[str]:
+        async with openai.AsyncOpenAI(base_url=BASE_URL, api_key=KEY) as client:
+            file = await client.files.create(file=lines(chats(10)), purpose="fine-tune")
+            found = [seen.id async for seen in client.files.list(limit=1, purpose="fine-tune") if seen.id == file.id]
+            await client.files.delete(file.id)
+            return found
+
+    assert len(asyncio.run(run())) == 1

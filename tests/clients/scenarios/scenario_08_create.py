@@ -1,0 +1,165 @@
+"""8, 12 (the request), 13 and 22: what a job may be asked for, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import openai
+import pytest
+from material import LORA, QUANTIZATION
+from world import MODEL, counting, extra
+
+FLAT = {
+    "lora_r": 8,
+    "lora_alpha": 16,
+    "lora_dropout": 0.05,
+    "lora_trainable_modules": "q_proj,v_proj",
+    "load_in_4bit": True,
+}
+
+
+def supervised(**hyperparameters: Any) -> Any:
+    return {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}
+
+
+@pytest.fixture
+def create(client: openai.OpenAI, training_file: str) -> Any:
+    """Create a job and cancel it: what it was resolved to is what is looked at."""
+
+    def create(**asked: Any) -> Any:
+        job = client.fine_tuning.jobs.create(**{"model": MODEL, "training_file": training_file, **asked})
+        client.fine_tuning.jobs.cancel(job.id)
+        return job
+
+    return create
+
+
+def test_a_minimal_job_is_complete_at_once(create: Any) -> None:
+    job = create()
+    assert job.object == "fine_tuning.job"
+    assert job.status in ("validating_files", "queued")
+    assert isinstance(job.seed, int)
+    assert (job.error, job.fine_tuned_model, job.finished_at, job.result_files) == (None, None, None, [])
+    assert (job.method.type, job.integrations, job.trained_tokens) == ("supervised", [], None)
+    assert job.hyperparameters.n_epochs == 10  # a hundred examples' worth
+
+
+def test_explicit_nulls_are_taken(create: Any) -> None:
+    job = create(suffix=None, seed=None, validation_file=None, metadata=None, integrations=None)
+    assert (job.metadata, job.validation_file) == (None, None)
+
+
+def test_the_knobs_are_the_same_wherever_they_stand(create: Any) -> None:
+    jobs = [
+        create(extra_body={"lora": LORA, "quantization": QUANTIZATION}),
+        create(method=supervised(**FLAT)),
+        create(method=supervised(lora=LORA, quantization=QUANTIZATION)),
+        create(hyperparameters=FLAT),
+    ]
+    assert {**LORA, "target_modules": sorted(LORA["target_modules"])}.items() <= {
+        **extra(jobs[0])["lora"],
+        "target_modules": sorted(extra(jobs[0])["lora"]["target_modules"]),
+    }.items()
+    assert extra(jobs[0])["quantization"] == QUANTIZATION
+    for job in jobs[1:]:
+        assert extra(job)["lora"] == extra(jobs[0])["lora"]
+        assert extra(job)["quantization"] == extra(jobs[0])["quantization"]
+        assert job.hyperparameters == jobs[0].hyperparameters
+
+
+def test_a_null_quantization_is_a_16_bit_base(create: Any) -> None:
+    assert extra(create(extra_body={"quantization": None}))["quantization"] is None
+    assert extra(create(method=supervised(load_in_4bit=False)))["quantization"] is None
+
+
+def test_auto_is_resolved_at_once(create: Any) -> None:
+    job = create(method=supervised(n_epochs="auto", batch_size="auto", learning_rate_multiplier="auto"))
+    found = job.method.supervised.hyperparameters
+    assert (found.n_epochs, found.batch_size, found.learning_rate_multiplier) == (10, 1, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "code", "param"),
+    [
+        (
+            {"extra_body": {"lora": {"r": 4}}, "method": supervised(lora_r=8)},
+            "conflicting_parameters",
+            "lora.r",
+        ),
+        (
+            {"hyperparameters": {"n_epochs": 1}, "method": supervised(n_epochs=2)},
+            "conflicting_parameters",
+            "hyperparameters.n_epochs",
+        ),
+        ({"method": supervised(lora_rnk=8)}, "unknown_parameter", "method.supervised.hyperparameters.lora_rnk"),
+        ({"hyperparameters": {"lora_rnk": 8}}, "unknown_parameter", "hyperparameters.lora_rnk"),
+        ({"extra_body": {"lora": {"rnk": 8}}}, "unknown_parameter", "lora.rnk"),
+        ({"extra_body": {"loar": {"r": 8}}}, "unknown_parameter", "loar"),
+        ({"method": supervised(lora=False)}, "unsupported_value", "method.supervised.hyperparameters.lora"),
+        ({"method": {"type": "reinforcement"}}, "unsupported_value", "method.type"),
+        ({"metadata": {f"k{n}": "v" for n in range(17)}}, "invalid_value", "metadata"),
+        ({"metadata": {"k" * 65: "v"}}, "invalid_value", None),
+        ({"metadata": {"k": "v" * 513}}, "invalid_value", "metadata.k"),
+        ({"metadata": {"k": 1}}, "invalid_type", "metadata.k"),
+        ({"suffix": "s" * 65}, "invalid_value", "suffix"),
+        ({"suffix": ""}, "invalid_value", "suffix"),
+        ({"seed": -1}, "invalid_value", "seed"),
+        ({"seed": 2_147_483_648}, "invalid_value", "seed"),
+        ({"seed": True}, "invalid_type", "seed"),
+        ({"method": supervised(n_epochs=0)}, "invalid_value", "method.supervised.hyperparameters.n_epochs"),
+        ({"method": supervised(n_epochs=51)}, "invalid_value", "method.supervised.hyperparameters.n_epochs"),
+        ({"method": supervised(batch_size=257)}, "invalid_value", "method.supervised.hyperparameters.batch_size"),
+        (
+            {"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 2.1}}}},
+            "invalid_value",
+            "method.dpo.hyperparameters.beta",
+        ),
+        ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, "unsupported_value", "integrations"),
+        ({"extra_body": {"model": 7}}, "invalid_type", "model"),
+        ({"extra_body": {"quantization": {"bits": 3}}}, "unsupported_value", "quantization.bits"),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_what_is_refused_is_named_in_one_request(
+    training_file: str, asked: dict[str, Any], code: str, param: str | None
+) -> None:
+    seen: list[str] = []
+    with counting(seen) as counted, pytest.raises(openai.BadRequestError) as caught:
+        counted.fine_tuning.jobs.create(**{"model": MODEL, "training_file": training_file, **asked})
+    assert caught.value.code == code
+    assert caught.value.param == param or param is None
+    assert caught.value.message
+    assert len(seen) == 1
+
+
+def test_a_model_or_file_that_is_not_there_is_a_not_found_error(client: openai.OpenAI, training_file: str) -> None:
+    create = client.fine_tuning.jobs.create
+    with pytest.raises(openai.NotFoundError) as caught:
+        create(model="gpt-4o", training_file=training_file)
+    assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
+    assert MODEL in caught.value.message
+    with pytest.raises(openai.NotFoundError) as caught:
+        create(model=MODEL, training_file="file-nothere")
+    assert caught.value.param == "training_file"
+
+
+def test_a_file_of_another_purpose_is_refused(client: openai.OpenAI) -> None:
+    file = client.files.create(file=b"x", purpose="user_data")
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.fine_tuning.jobs.create(model=MODEL, training_file=file.id)
+    assert caught.value.param == "training_file"
+
+
+def test_jobs_are_found_by_their_metadata(client: openai.OpenAI, create: Any) -> None:
+    marked = create(metadata={"team": "search", "run": client.api_key[-4:] + str(client._strict_response_validation)})
+    plain = create()
+    jobs = client.fine_tuning.jobs
+    assert marked.id in [job.id for job in jobs.list(metadata={"team": "search"})]
+    assert [job.id for job in jobs.list(metadata=dict(marked.metadata))] == [marked.id]
+    assert list(jobs.list(metadata={"team": "nobody"})) == []
+    without = [job.id for job in jobs.list(extra_query={"metadata": "null"})]
+    assert plain.id in without
+    assert marked.id not in without
+    page = jobs.list(limit=1)
+    assert page.data[0].id == plain.id
+    assert page.has_next_page()

@@ -1,0 +1,96 @@
+"""What the generated requests hit: files, jobs in every state, checkpoints, models; made as in production."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from app.db import claims, jobs
+from app.db.engine import Sessions, transaction
+from app.db.ids import new_id
+from app.db.tables import Job, Project
+from app.domain.states import Reason
+from app.storage import LocalStorage
+from tests import factories
+
+COPIES = 3  # of each kind: some are deleted or cancelled on the way
+
+
+@dataclass
+class Seeded:
+    """Ids by the name of the path parameter that takes them."""
+
+    key: str = ""
+    ids: dict[str, list[str]] = field(default_factory=dict)
+
+    def note(self, parameter: str, *values: str) -> None:
+        self.ids.setdefault(parameter, []).extend(values)
+
+
+def seed(sessions: Sessions, storage: LocalStorage, directory: Path) -> Seeded:
+    seeded = Seeded()
+    with transaction(sessions) as session:
+        project = factories.make_project(session)
+        seeded.key = factories.make_key(session, project)
+        factories.make_base_model(session, directory / factories.BASE_MODEL)
+        seeded.note("model", factories.BASE_MODEL)
+        for _ in range(COPIES):
+            _files(session, storage, project, seeded)
+            _note(seeded, _begun(session, storage, project))
+        for _ in range(COPIES):
+            _note(seeded, [_queued(session, storage, project)])
+        for _ in range(COPIES):
+            file = factories.make_file(session, storage, project)
+            _note(seeded, [factories.make_job(session, project, file)])
+    return seeded
+
+
+def _note(seeded: Seeded, found: list[Job]) -> None:
+    for job in found:
+        seeded.note("job_id", job.id)
+        if job.fine_tuned_model:
+            seeded.note("model", job.fine_tuned_model)
+
+
+def _files(session: Session, storage: LocalStorage, project: Project, seeded: Seeded) -> None:
+    for purpose in ("fine-tune", "user_data"):
+        seeded.note("file_id", factories.make_file(session, storage, project, purpose=purpose).id)
+
+
+def _begun(session: Session, storage: LocalStorage, project: Project) -> list[Job]:
+    """One in each state that a job comes to by being claimed; nothing may wait meanwhile, or a claim would take it."""
+    return [
+        factories.make_succeeded_job(session, storage, project, suffix="seeded", metadata={"k": "v"}),
+        factories.make_failed_job(session, storage, project),
+        _cancelled(session, storage, project),
+        _paused(session, storage, project),
+        _running(session, storage, project),
+    ]
+
+
+def _queued(session: Session, storage: LocalStorage, project: Project) -> Job:
+    factories.make_job(session, project, factories.make_file(session, storage, project))
+    return factories.validate_job(session)
+
+
+def _running(session: Session, storage: LocalStorage, project: Project) -> Job:
+    _queued(session, storage, project)
+    job = factories.start_job(session, owner=new_id("worker"))
+    factories.tell_step(session, job, 1, 3)
+    factories.make_checkpoint(session, storage, project, job, 1)
+    return job
+
+
+def _paused(session: Session, storage: LocalStorage, project: Project) -> Job:
+    job = _running(session, storage, project)
+    jobs.pause(session, project.id, job.id)
+    return claims.end_attempt(session, factories.lease_of(job), Reason.PAUSED, "The job is paused")
+
+
+def _cancelled(session: Session, storage: LocalStorage, project: Project) -> Job:
+    job = _queued(session, storage, project)
+    cancelled = jobs.cancel(session, project.id, job.id)
+    assert cancelled is not None
+    return cancelled

@@ -1,0 +1,76 @@
+"""The whole service as a stranger starts it: `tunery up` in a directory of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx2
+
+from tests.deadline import until
+
+ROOT = Path(__file__).resolve().parents[1]
+READY_SECONDS = 120.0
+
+
+@dataclass
+class Service:
+    directory: Path
+    environment: Mapping[str, str] = field(default_factory=dict)  # on top of the caller's own
+    process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        theirs = {k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "REDIS_URL")}
+        command = [sys.executable, "-m", "app.cli", "up", "--data-dir", str(self.data), "--port", "0"]
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env={**theirs, **self.environment}, stdout=log, stderr=log, text=True
+            )
+        until(self.is_ready, "tunery up is ready", READY_SECONDS)
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        if self.process is not None:
+            self.process.send_signal(how)
+            self.process.wait(timeout=120)
+            self.process = None
+
+    @property
+    def data(self) -> Path:
+        return self.directory / "data"
+
+    @property
+    def log(self) -> Path:
+        return self.directory / "up.log"
+
+    @property
+    def runtime(self) -> Path:
+        """What runs where: `base_url`, and the process id of every program under `pids`."""
+        return self.data / "runtime.json"
+
+    @property
+    def url(self) -> str:
+        return str(json.loads(self.runtime.read_text())["base_url"])
+
+    @property
+    def key(self) -> str:
+        return (self.data / "admin-key").read_text().strip()
+
+    def is_ready(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, self.log.read_text()
+        try:
+            runtime = json.loads(self.runtime.read_text())
+            return runtime["pid"] == self.process.pid and httpx2.get(f"{self.url}/readyz").is_success
+        except (OSError, ValueError, KeyError, httpx2.HTTPError):
+            return False
+
+    def tunery(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """A command of the `tunery` program against this service."""
+        command = [sys.executable, "-m", "app.cli", *arguments, "--data-dir", str(self.data)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
