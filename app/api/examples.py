@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from app.api import examples_organization
 from app.api.schemas.job_requests import CreateJob
-from app.api.schemas.permissions import CreatePermissions
 
 OpenApi = dict[str, Any]
 SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
@@ -128,12 +126,6 @@ TUNED_MODEL = {
     "id": TUNED, "object": "model", "created": 1795000460, "owned_by": "tunery", "fine_tunable": False,
     "base_model": MODEL, "fine_tuning_job_id": JOB_ID,
 }  # fmt: skip
-OTHER_PROJECT = "proj_7a1b2c3d4e5f60718293a4b5"
-PERMISSION = {
-    "id": "cp_8a1b2c3d4e5f60718293a4b5", "object": "checkpoint.permission", "created_at": 1795000500,
-    "project_id": OTHER_PROJECT,
-}  # fmt: skip
-PERMISSIONS = "/v1/fine_tuning/checkpoints/{model}/permissions"
 READY = {
     "status": "ready",
     "checks": {
@@ -177,15 +169,11 @@ ANSWERS: dict[str, Any] = {
     "GET /v1/fine_tuning/jobs/{job_id}/checkpoints": page_of(CHECKPOINT),
     "GET /v1/fine_tuning/jobs/{job_id}/metrics": STEP_METRICS,
     "GET /v1/fine_tuning/jobs/{job_id}/adapter": ADAPTER,
-    f"POST {PERMISSIONS}": page_of(PERMISSION),
-    f"GET {PERMISSIONS}": page_of(PERMISSION),
-    f"DELETE {PERMISSIONS}/{{permission_id}}": deleted(PERMISSION),
     "GET /v1/models": {"object": "list", "data": [BASE_MODEL, TUNED_MODEL]},
     "GET /v1/models/{model}": BASE_MODEL,
     "DELETE /v1/models/{model}": deleted(TUNED_MODEL),
     "GET /healthz": {"status": "ok"},
     "GET /readyz": READY,
-    **examples_organization.ANSWERS,
 }
 ERROR = {
     "error": {
@@ -230,17 +218,6 @@ CREATE_JOB_BODY: OpenApi = {
     }
 }
 CREATE_JOB_SCHEMA = CreateJob.model_json_schema(ref_template="#/components/schemas/{model}")
-CREATE_PERMISSIONS_BODY: OpenApi = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": CreatePermissions.model_json_schema(),
-                "example": {"project_ids": [OTHER_PROJECT]},
-            }
-        },
-    }
-}
 METADATA_FILTER: OpenApi = {
     "parameters": [
         {

@@ -12,6 +12,7 @@ from app.api import (
     examples,
     examples_organization,
     own_examples,
+    permission_examples,
     queue_examples,
     upload_examples,
     webhook_examples,
@@ -52,13 +53,14 @@ MORE_ERRORS = {
         "403": "A base model belongs to the operator, a shared one to its project; or the key lacks the scope for this."
     },
 }  # fmt: skip
-ANSWERS = (
-    examples.ANSWERS
-    | own_examples.ANSWERS
-    | queue_examples.ANSWERS
-    | upload_examples.ANSWERS
-    | webhook_examples.ANSWERS
-)
+ANSWERS = {
+    operation: answer
+    for module in (
+        examples, examples_organization, own_examples, permission_examples, queue_examples, upload_examples,
+        webhook_examples,
+    )
+    for operation, answer in module.ANSWERS.items()
+}  # fmt: skip
 DESCRIPTION = """\
 Fine-tuning jobs in OpenAI's wire contract, QLoRA on your own GPUs, and the adapter is yours.
 

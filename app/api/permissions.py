@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
 
-from app.api import examples
+from app.api import permission_examples
 from app.api.auth import CallerDep
 from app.api.bodies import JsonBodyDep
 from app.api.deps import EnginesDep, SessionDep
@@ -48,7 +48,7 @@ AdminModelDep = Annotated[TunedModel, Depends(find_model_as_admin)]
     "/{model:path}/permissions",
     response_model=PermissionList,
     summary="Share a checkpoint",
-    openapi_extra=examples.CREATE_PERMISSIONS_BODY,
+    openapi_extra=permission_examples.CREATE_PERMISSIONS_BODY,
 )
 def create_permissions(checkpoint: AdminModelDep, body: JsonBodyDep, session: SessionDep) -> Any:
     """Let other projects see this `ft:` model and train it further. Takes an admin key, as at OpenAI."""

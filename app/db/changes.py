@@ -19,6 +19,7 @@ from app.log import get_logger
 
 CHANNEL = "tunery_jobs"  # "project job event_seq", and " queue" when it changed who waits before whom
 QUEUE = "queue"  # the topic of those who wait for a place in the queue
+QUEUE_MOVED = f"- - 0 {QUEUE}"  # of no project and no job: places were written anew
 QUEUE_PAUSE_SECONDS = 1.0  # one job that leaves moves all others: they are told of a burst once
 RETRY_SECONDS = 1.0
 

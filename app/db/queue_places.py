@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import delete, exists, func, select, text, update
 from sqlalchemy.orm import Session
 
+from app.db.changes import CHANNEL, QUEUE_MOVED
 from app.db.events import take_seq, tell
 from app.db.fair_queue import SECONDS_LEFT
 from app.db.tables import Job, QueuePlace
@@ -105,7 +106,8 @@ def write(session: Session, placed: Sequence[Placed]) -> None:
             "seconds": [each.start_in_seconds for each in placed],
             "waiting_for": [each.waiting_for for each in placed],
         }
-        session.execute(text(WRITE), values)
+        if session.connection().execute(text(WRITE), values).rowcount:
+            session.execute(select(func.pg_notify(CHANNEL, QUEUE_MOVED)))  # who waits by `?wait=` looks at its place
 
 
 def of(session: Session, job_ids: Sequence[str]) -> dict[str, QueuePlace]:

@@ -4,18 +4,22 @@ from collections.abc import Iterator
 
 import pytest
 from fastapi import FastAPI
+from sqlalchemy import select
 from starlette.testclient import TestClient
 
-from app.db import checkpoints, exports, uploads
+from app.db import checkpoints, exports, uploads, webhooks
 from app.db.engine import Sessions, transaction
-from app.db.tables import Export, Job, Project, Upload
+from app.db.tables import Export, Job, Project, Upload, WebhookDelivery
 from app.domain.exports import ExportType
 from app.storage import LocalStorage
 from tests.factories import make_succeeded_job
 
+FAILED = "fine_tuning.job.failed"
+BODIES = {"test": {"event_type": FAILED}, "permissions": {"project_ids": ["proj_x"]}}
 WITHOUT_IDS = {
     "/v1/project", "/v1/events/stream", "/v1/files", "/v1/uploads", "/v1/fine_tuning/jobs", "/v1/fine_tuning/jobs/plan",
     "/v1/models",
+    "/v1/queue", "/v1/workers", "/v1/webhook_endpoints", "/v1/webhook_event_types",
 }  # fmt: skip
 
 
@@ -42,7 +46,19 @@ def export(sessions: Sessions, succeeded: Job) -> Export:
         return export
 
 
-def operations_on(app: FastAPI, job: Job, upload: Upload, export: Export) -> Iterator[tuple[str, str]]:
+@pytest.fixture
+def delivery(sessions: Sessions, project: Project) -> WebhookDelivery:
+    with transaction(sessions) as session:
+        webhooks.insert(
+            session, project.id, "n", "https://example.com/hook", ["fine_tuning.job.failed"], "whsec_x", True
+        )
+        webhooks.announce(session, project.id, "fine_tuning.job.failed", "{}")
+        return session.scalars(select(WebhookDelivery)).one()
+
+
+def operations_on(
+    app: FastAPI, job: Job, upload: Upload, export: Export, delivery: WebhookDelivery
+) -> Iterator[tuple[str, str]]:
     """(method, path) of every operation that takes an id, with the ids of ours in it."""
     ids = {
         "{file_id}": job.result_file_ids[0],
@@ -50,6 +66,8 @@ def operations_on(app: FastAPI, job: Job, upload: Upload, export: Export) -> Ite
         "{model}": job.fine_tuned_model or "",
         "{upload_id}": upload.id,
         "{export_id}": export.id,
+        "{endpoint_id}": delivery.endpoint_id,
+        "{delivery_id}": delivery.id,
         "{permission_id}": "cp_0a1b2c3d4e5f60718293a4b5",
         "/diff": f"/diff?with={job.id}",
     }
@@ -72,12 +90,13 @@ class TestAnotherProject:
         succeeded: Job,
         upload: Upload,
         export: Export,
+        delivery: WebhookDelivery,
         foreign_headers: dict[str, str],
     ) -> None:
-        operations = list(operations_on(app, succeeded, upload, export))
+        operations = list(operations_on(app, succeeded, upload, export, delivery))
         assert len(operations) >= 12
         for method, path in operations:
-            body = {"json": {}} if path.endswith("/complete") else {}
+            body = {"json": BODIES.get(path.rsplit("/", 1)[1], {})} if method == "POST" else {}
             foreign = client.request(method, path, headers=foreign_headers, **body)
             assert foreign.status_code == 404, (method, path, foreign.text)
         for method, path in operations:

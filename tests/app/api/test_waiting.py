@@ -25,7 +25,16 @@ from app.settings import Settings
 from app.storage import LocalStorage
 from tests.conftest import DISCONNECT_OTHERS
 from tests.deadline import until
-from tests.factories import finish_job, lease_of, make_file, make_job, start_job, tell_step, validate_job
+from tests.factories import (
+    finish_job,
+    forecast_queue,
+    lease_of,
+    make_file,
+    make_job,
+    start_job,
+    tell_step,
+    validate_job,
+)
 from tests.serving import LiveServer, serve
 
 BUSY = """SELECT count(*) FROM pg_stat_activity
@@ -146,11 +155,13 @@ class TestWait:
             second = make_job(session, project, make_file(session, storage, project))
             validate_job(session)
             validate_job(session)
+            forecast_queue(session)
         etag = http.get(path_of(second)).headers["etag"]
         waiting = aside(http.get, path_of(second), params={"wait": 20}, headers={"If-None-Match": etag})
         until(lambda: is_listening(engine), "a LISTEN connection")
         with transaction(sessions) as session:
             start_job(session)
+            forecast_queue(session)
         assert waiting.result().json()["queue_position"] == 1
 
     def test_sees_what_another_process_wrote(

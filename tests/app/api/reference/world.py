@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 from sqlalchemy import select
 
-from app.api import examples
+from app.api import examples, permission_examples
 from app.api.reference import calls
 from app.api.reference.__main__ import document
 from app.api.reference.calls import PARAMETER, Request, example_request
@@ -76,7 +76,7 @@ class World:
                 examples.JOB_ID: job.id,
                 examples.FILE_ID: job.training_file_id,
                 examples.TUNED: job.fine_tuned_model or "",
-                examples.OTHER_PROJECT: other.id,
+                permission_examples.OTHER_PROJECT: other.id,
                 examples.MODEL: BASE_MODEL,
             }
 
