@@ -15,6 +15,7 @@ from app.db.tables import ApiKey, Project
 from app.domain import scopes
 from tests.factories import make_key, make_project
 
+ENDLESS = ("/v1/events/stream",)
 OPEN = ("/healthz", "/readyz", "/docs", "/openapi.json")
 
 
@@ -126,6 +127,8 @@ class TestEveryRouteUnderV1:
 
     def test_lets_a_key_with_its_scope_in(self, app: FastAPI, client: TestClient, sessions: Sessions) -> None:
         for method, template in routes(app):
+            if template in ENDLESS:
+                continue  # test_waiting.py listens to it
             needed = scopes.needed(method, template)
             give_scopes(sessions, [needed] if needed else ["files:read"])
             assert client.request(method, asked(template)).status_code not in (401, 403), (method, template)
