@@ -31,7 +31,7 @@ STREAM_ENDED = 28  # curl's own word for its time limit: a stream goes on until 
 @pytest.fixture
 def admin_key(sessions: Sessions, project: Project) -> str:
     with transaction(sessions) as session:
-        return keys.issue(session, project, "admin", is_admin=True).secret
+        return keys.issue(session, project, "admin", keys.ADMIN_SCOPES).secret
 
 
 @pytest.fixture
