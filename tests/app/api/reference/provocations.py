@@ -58,8 +58,9 @@ class Server:
         changed = engines.settings.model_copy(update=settings)
         self.monkeypatch.setitem(self.app.state._state, "engines", replace(engines, settings=changed))
 
-    def upload(self, content: bytes = chat_lines(), filename: str = "train.jsonl") -> Any:
-        return self.client.post("/v1/files", data={"purpose": "fine-tune"}, files={"file": (filename, content)})
+    def upload(self, content: bytes = chat_lines(), filename: str = "train.jsonl", **how: Any) -> Any:
+        file = {"file": (filename, content)}
+        return self.client.post("/v1/files", data={"purpose": "fine-tune"}, files=file, **how)
 
     def create(self, **body: Any) -> Any:
         asked = {"model": "tiny", "training_file": self.upload().json()["id"]} | body
@@ -102,8 +103,8 @@ def ask_for_a_deleted_adapter(server: Server) -> Any:
 
 
 def read_past_the_end(server: Server) -> Any:
-    path = f"/v1/files/{server.upload().json()['id']}/content"
-    return server.client.get(path, headers={"Range": "bytes=999999-"})
+    headers = {"Range": "bytes=999999-"}
+    return server.client.get(f"/v1/files/{server.upload().json()['id']}/content", headers=headers)
 
 
 def post_json(text: str) -> Provoke:
@@ -140,8 +141,8 @@ def export_on_another_base(server: Server) -> Any:
 def succeeded(server: Server) -> Job:
     """With nothing else that waits for a worker."""
     with transaction(server.sessions) as session:
-        for waiting in session.scalars(select(Job).where(Job.state.not_in(TERMINAL))):
-            jobs.cancel(session, waiting.project_id, waiting.id)
+        for waiting in session.scalars(select(Job.id).where(Job.state.not_in(TERMINAL))).all():
+            jobs.cancel(session, server.project.id, waiting)
         return make_succeeded_job(session, server.storage, server.project)
 
 
@@ -241,13 +242,8 @@ def ask_too_often(server: Server) -> Any:
 
 def queue_more_than_allowed(server: Server) -> Any:
     headers = server.as_another("full", max_queued_jobs=0)
-    form = {"data": {"purpose": "fine-tune"}, "files": {"file": ("train.jsonl", chat_lines())}}
-    file_id = server.client.post("/v1/files", headers=headers, **form).json()["id"]
+    file_id = server.upload(headers=headers).json()["id"]
     return server.client.post(JOBS, json={"model": "tiny", "training_file": file_id}, headers=headers)
-
-
-def create_with_a_readers_key(server: Server) -> Any:
-    return server.client.post(JOBS, json={}, headers=server.as_another("readers", ["all:read"]))
 
 
 def knock_from_outside(server: Server) -> Any:
@@ -283,7 +279,7 @@ PROVOCATIONS: dict[str, Provoke] = {
     "validation_too_slow": report_too_slowly,
     "webhook_unreachable": try_a_deaf_endpoint,
     "invalid_api_key": lambda s: s.client.get("/v1/models", headers={"Authorization": "Bearer wrong"}),
-    "insufficient_permissions": create_with_a_readers_key,
+    "insufficient_permissions": lambda s: s.client.post(JOBS, json={}, headers=s.as_another("x", ["all:read"])),
     "permission_denied": lambda s: s.client.delete("/v1/models/tiny"),
     "model_not_found": lambda s: s.create(model="gpt-4o"),
     "not_found": lambda s: s.client.get("/v1/files/file-nothere"),

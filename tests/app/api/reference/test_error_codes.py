@@ -116,12 +116,17 @@ class TestTheList:
     @pytest.mark.parametrize("reason", JOB_ERRORS)
     def test_shows_a_message_that_the_code_can_say(self, reason: Reason) -> None:
         message = JOB_ERRORS[reason].message
-        said = [one for one in sentences() if re.search(as_pattern(one.rstrip(".")), message)]
+        maybe = [
+            one.rstrip(".") for one in sentences() if all(part in message for part in one.rstrip(".").split(ANYTHING))
+        ]
+        said = [one for one in maybe if re.search(as_pattern(one), message)]
         assert said, f"nothing in the code says {message!r}"
 
 
 class TestTheOfficialClient:
-    @pytest.mark.parametrize("one", ANSWERS, ids=lambda one: one.code)
+    @pytest.mark.parametrize(
+        "one", {(one.status, one.is_final): one for one in ANSWERS}.values(), ids=lambda one: one.code
+    )
     def test_raises_and_retries_what_the_page_says(self, one: ErrorCode) -> None:
         headers = {"retry-after-ms": "1"} | ({"x-should-retry": "false"} if one.is_final else {})
         asked: list[httpx2.Request] = []
