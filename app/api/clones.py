@@ -18,6 +18,8 @@ from app.api.schemas.jobs import JobBody
 from app.errors import BadRequest
 from app.services import clones, diffs, jobs
 
+OTHER = [own_examples.CLONE_ID]
+
 router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["Fine-tuning"], route_class=OnceRoute)
 
 
@@ -37,7 +39,7 @@ def diff_jobs(
     job_id: str,
     caller: CallerDep,
     session: SessionDep,
-    other: Annotated[str | None, Query(alias="with", description="The job to compare with.")] = None,
+    other: Annotated[str | None, Query(alias="with", description="The job to compare with.", examples=OTHER)] = None,
 ) -> Any:
     """Data, configuration, environment and result of both, value by value, with a mark where they differ."""
     left = jobs.get(session, caller.project_id, job_id)

@@ -73,7 +73,7 @@ def _body(model: type[BaseModel], example: dict[str, Any], required: bool = True
 
 
 CREATE_PROJECT_BODY = _body(CreateProject, {"name": "research", "limits": {"max_queued_jobs": 50}})
-UPDATE_PROJECT_BODY = _body(UpdateProject, {"limits": {"max_gpu_seconds_per_month": None}})
+UPDATE_PROJECT_BODY = _body(UpdateProject, {"limits": {"max_gpu_seconds_per_month": 720_000}})
 ARCHIVE_PROJECT_BODY = _body(ArchiveProject, {"cancel_jobs": True}, required=False)
 CREATE_KEY_BODY = _body(
     CreateKey, {"name": "nightly", "scopes": ["files:write", "jobs:write"], "expires_in_seconds": 7_776_000}

@@ -9,6 +9,7 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Query
 from starlette.concurrency import run_in_threadpool
 
+from app.api import examples
 from app.api.auth import CallerDep
 from app.api.deps import Engines, EnginesDep
 from app.api.schemas.file_reports import FileReportBody, render_report
@@ -27,7 +28,10 @@ async def validate_file(
     file_id: str,
     caller: CallerDep,
     engines: EnginesDep,
-    model: Annotated[str | None, Query(description="Whose tokenizer and chat template are used; required.")] = None,
+    model: Annotated[
+        str | None,
+        Query(description="Whose tokenizer and chat template are used; required.", examples=[examples.MODEL]),
+    ] = None,
     validation_file: Annotated[str | None, Query(description="Rows that stand in both files are told.")] = None,
     method: Annotated[str | None, Query(description="supervised or dpo; absent: what the first row is for.")] = None,
     context_length: Annotated[int | None, Query(description="Tokens; absent: the model's.")] = None,

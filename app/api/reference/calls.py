@@ -13,12 +13,17 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from app.api import examples
+from app.api import examples, examples_organization, own_examples, upload_examples, webhook_examples
 from app.api.reference.official import CALLS, OfficialCall
 from app.api.reference.words import inner_object
 
 PARAMETER = re.compile(r"{(\w+)(?::path)?}")
-PATH_EXAMPLES = {"file_id": examples.FILE_ID, "job_id": examples.JOB_ID, "model": examples.TUNED}
+PATH_EXAMPLES = {
+    "file_id": examples.FILE_ID, "job_id": examples.JOB_ID, "model": examples.TUNED,
+    "upload_id": upload_examples.UPLOAD_ID, "export_id": own_examples.EXPORT["id"],
+    "endpoint_id": webhook_examples.ENDPOINT_ID, "delivery_id": webhook_examples.DELIVERY["id"],
+    "project_id": examples_organization.PROJECT_ID, "key_id": examples_organization.KEY_ID,
+}  # fmt: skip
 A_FILE = "train.jsonl"
 JSON, FORM, STREAM = "application/json", "multipart/form-data", "text/event-stream"
 
@@ -30,7 +35,8 @@ from pathlib import Path
 
 from openai import HttpxBinaryResponseContent, OpenAI
 
-client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="tnry_...")"""
+# admin_api_key is what client.admin sends: a key with the scope `admin`
+client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="tnry_...", admin_api_key="tnry_...")"""
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ def example_request(method: str, template: str, operation: Mapping[str, Any], do
         body=content.get("example"),
         files=tuple(name for name, schema in fields.items() if _is_bytes(schema)),
         answer_type=answer_type,
-        is_list=isinstance(answer, Mapping) and answer.get("object") == "list",
+        is_list=_is_list_of_things(answer),
     )
 
 
@@ -130,6 +136,11 @@ def _first(contents: Mapping[str, Mapping[str, Any]]) -> tuple[str | None, Mappi
     return next(iter(contents.items()), (None, {}))
 
 
+def _is_list_of_things(answer: Any) -> bool:
+    """And not of words."""
+    return isinstance(answer, Mapping) and answer.get("object") == "list" and isinstance(answer["data"][0], Mapping)
+
+
 def _path_values(template: str, operation: Mapping[str, Any], answer: Any) -> tuple[str, ...]:
     """What the document shows: the parameter's own example, the id in the answer, or one of the examples' ids."""
     shown = {one["name"]: one["example"] for one in operation.get("parameters", ()) if "example" in one}
@@ -142,7 +153,8 @@ def _path_values(template: str, operation: Mapping[str, Any], answer: Any) -> tu
 
 def _query(operation: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     parameters = [one for one in operation.get("parameters", ()) if one["in"] == "query"]
-    return tuple((one["name"], str(one["example"])) for one in parameters if isinstance(one.get("example"), str | int))
+    shown = {one["name"]: one.get("example", *one.get("schema", {}).get("examples", ())[:1]) for one in parameters}
+    return tuple((name, str(value)) for name, value in shown.items() if isinstance(value, str | int))
 
 
 def _shell_word(url: str) -> str:

@@ -15,7 +15,14 @@ ANSWERS = (
         "invalid_api_key", 401,
         "No key, a wrong one, or a revoked one.",
         "`Authorization: Bearer <key>`; an operator makes keys with `tunery keys create`.",
-        "Incorrect API key provided: it is unknown or was revoked. `tunery keys create` makes a new one.",
+        "Incorrect API key provided: nobody issued it here. `tunery keys create` makes a new one.",
+    ),
+    ErrorCode(
+        "insufficient_permissions", 403,
+        "The key is good, but lacks the scope that this call takes.",
+        "The message names the scope; an admin can give it to the key, or make another one.",
+        "This API key may not do POST /v1/fine_tuning/jobs: that takes the scope '…', and the key has …. An "
+        "admin can give it another scope.",
     ),
     ErrorCode(
         "permission_denied", 403,
@@ -60,10 +67,24 @@ ANSWERS = (
         "Not allowed: PUT /v1/files. This URL takes ….",
     ),
     ErrorCode(
+        "request_timeout", 408,
+        "Nothing came from the client for a minute (`TUNERY_UPLOAD_IDLE_SECONDS`) while it was to send a file.",
+        "Send it again. A stream to `/v1/uploads/{id}/content` goes on from `Upload-Offset`.",
+        "Nothing came for … seconds, so the upload was let go; send it again, or go on with it.",
+    ),
+    ErrorCode(
+        "idempotency_key_in_use", 409,
+        "The first request with this `Idempotency-Key` is still at work.",
+        "Send it again after `Retry-After`; then it is answered as the first one was. The official client does.",
+        "Idempotency-Key: the first request with '…' has not ended yet; send it again in a second",
+    ),
+    ErrorCode(
         "file_too_large", 413,
-        "The file is larger than `TUNERY_MAX_FILE_BYTES`.",
-        "Split the data, or ask the operator for more.",
-        "The file is larger than … bytes, the limit for one file; nothing was stored.",
+        "The file is larger than `TUNERY_MAX_FILE_BYTES`, or a part of an upload than 64 MiB. An upload that is "
+        "declared with more than `TUNERY_MAX_UPLOAD_BYTES` is a 400 with this code.",
+        "Send a larger file in parts, and more of them. Else split the data, or ask the operator for more.",
+        "The file is larger than … bytes, the limit for one file; nothing was stored. A larger one goes up in parts: "
+        "POST /v1/uploads.",
     ),
     ErrorCode(
         "request_too_large", 413,
@@ -78,6 +99,21 @@ ANSWERS = (
         "Range: bytes=999999- selects nothing of the … bytes there are",
     ),
     ErrorCode(
+        "rate_limit_exceeded", 429,
+        "The project sends more requests a second than it may.",
+        "Wait as long as `Retry-After` says; the official client does. The `x-ratelimit-...` headers tell how "
+        "much is left.",
+        "Rate limit reached: this project may send … requests a second. Try again in … s.",
+    ),
+    ErrorCode(
+        "insufficient_quota", 429,
+        "A limit of the project is reached; `param` names it: stored bytes, waiting jobs, GPU-seconds of the month.",
+        "`GET /v1/project` has the limits and what is used. Delete files, wait for jobs, or ask an admin for more.",
+        "Project '…' may have … waiting jobs and has …. Try again when one of them runs, cancel one, or ask "
+        "an admin for a higher max_queued_jobs.",
+        is_final=True,
+    ),
+    ErrorCode(
         "server_error", 500,
         "A fault of ours.",
         "Give the operator the `x-request-id`: the log has the rest under it.",
@@ -88,6 +124,13 @@ ANSWERS = (
         "PostgreSQL does not answer, or something else that the request needs.",
         "Wait as long as `Retry-After` says; the official client does. Nothing was changed.",
         "PostgreSQL does not answer; try again in a few seconds.",
+    ),
+    ErrorCode(
+        "no_api_key", 503,
+        "The service has no API key yet, so it answers its own machine only.",
+        "Its operator makes the first one: `tunery keys create`, or `TUNERY_ADMIN_KEY_FILE`.",
+        "There is no API key yet, so this service is open to its own machine only, not at …. Create one first "
+        "(`tunery keys create …`), or set TUNERY_ADMIN_KEY_FILE.",
     ),
     ErrorCode(
         "storage_full", 507,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from app.api.reference.error_code import ErrorCode
 from app.api.reference.error_codes import ANSWERS
 from app.api.reference.job_errors import ENDINGS, JOB_ERRORS
 
@@ -23,7 +24,8 @@ Every error has one shape, whatever its status:
 request was good. Every answer has an `x-request-id`: give it to the operator, whose log has the rest under it.
 
 The official client makes an exception of each status, with `e.code`, `e.param`, `e.message` and `e.request_id`. It
-sends some requests twice more by itself (`max_retries=2`); that is why a wrong state is a 400 here and no 409.
+sends some requests twice more by itself (`max_retries=2`); that is why a wrong state is a 400 here and no 409. Where
+that is of no use though the status is one of those, the answer has `x-should-retry: false`, and the client does not.
 """
 
 
@@ -32,9 +34,9 @@ def exception_of(status: int) -> str:
     return "InternalServerError" if status >= 500 else EXCEPTIONS.get(status, "APIStatusError")
 
 
-def is_retried(status: int) -> bool:
+def is_retried(one: ErrorCode) -> bool:
     """By the official client, twice, without being asked to."""
-    return status in RETRIED or status >= 500
+    return not one.is_final and (one.status in RETRIED or one.status >= 500)
 
 
 def errors_page() -> str:
@@ -43,14 +45,14 @@ def errors_page() -> str:
 
 def _answers() -> str:
     parts = ["## Of requests\n"]
-    for status in sorted({one.status for one in ANSWERS}):
-        retried = "sent again by the client" if is_retried(status) else "not sent again"
-        parts.append(f"### {status}: `{exception_of(status)}`, {retried}\n")
+    for status, retried in sorted({(one.status, is_retried(one)) for one in ANSWERS}):
+        said = "sent again by the client" if retried else "not sent again"
+        parts.append(f"### {status}: `{exception_of(status)}`, {said}\n")
         parts.append("| code | cause | what to do | for example |\n|---|---|---|---|")
         parts += [
             f"| `{one.code}` | {_cell(one.cause)} | {_cell(one.remedy)} | {_cell(one.message)} |"
             for one in ANSWERS
-            if one.status == status
+            if (one.status, is_retried(one)) == (status, retried)
         ]
         parts.append("")
     return "\n".join(parts)

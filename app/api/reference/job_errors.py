@@ -78,6 +78,7 @@ JOB_ERRORS: dict[Reason, JobErrorCode] = {
 _MEANT: dict[Reason, str] = {
     Reason.DONE: "the adapter was saved, loaded by PEFT and found equal",
     Reason.DRAINED: "its worker was stopped; a snapshot was taken",
+    Reason.GAVE_WAY: "an urgent job needed its worker; a snapshot was taken",
     Reason.PAUSED: "as asked",
     Reason.CANCELLED: "as asked",
     Reason.WORKER_LOST: "the lease ran out without a renewal",

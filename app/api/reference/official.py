@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 JOBS = "/v1/fine_tuning/jobs"
 PERMISSIONS = "/v1/fine_tuning/checkpoints/{}/permissions"
+HOOKS = "/v1/webhook_endpoints"
+PROJECTS = "/v1/organization/projects"
+KEYS = f"{PROJECTS}/{{}}/api_keys"
 
 
 @dataclass(frozen=True)
@@ -53,4 +56,30 @@ CALLS: dict[str, OfficialCall] = {
     "GET /v1/models": OfficialCall("models.list"),
     "GET /v1/models/{}": OfficialCall("models.retrieve", (0,)),
     "DELETE /v1/models/{}": OfficialCall("models.delete", (0,)),
+    f"POST {HOOKS}": OfficialCall("webhooks.create", body=("name", "url", "event_types")),
+    f"GET {HOOKS}": OfficialCall("webhooks.list"),
+    f"GET {HOOKS}/{{}}": OfficialCall("webhooks.retrieve", (0,)),
+    f"POST {HOOKS}/{{}}": OfficialCall("webhooks.update", (0,), body=("name", "url", "event_types")),
+    f"DELETE {HOOKS}/{{}}": OfficialCall("webhooks.delete", (0,)),
+    f"POST {HOOKS}/{{}}/rotate_secret": OfficialCall(
+        "webhooks.rotate_secret", (0,), body=("keep_old_secret_active_for_24_hours",)
+    ),
+    f"POST {HOOKS}/{{}}/test": OfficialCall("webhooks.test", (0,), body=("event_type",)),
+    "GET /v1/webhook_event_types": OfficialCall("webhooks.event_types.list"),
+    f"POST {PROJECTS}": OfficialCall(
+        "admin.organization.projects.create", body=("name", "external_key_id", "geography", "residency")
+    ),
+    f"GET {PROJECTS}": OfficialCall("admin.organization.projects.list"),
+    f"GET {PROJECTS}/{{}}": OfficialCall("admin.organization.projects.retrieve", (0,)),
+    f"POST {PROJECTS}/{{}}": OfficialCall(
+        "admin.organization.projects.update", (0,), body=("name", "external_key_id", "geography")
+    ),
+    f"POST {PROJECTS}/{{}}/archive": OfficialCall("admin.organization.projects.archive", (0,)),
+    f"GET {KEYS}": OfficialCall("admin.organization.projects.api_keys.list", (0,)),
+    f"GET {KEYS}/{{}}": OfficialCall("admin.organization.projects.api_keys.retrieve", (1,), {"project_id": 0}),
+    f"POST {KEYS}/{{}}": OfficialCall(
+        "admin.organization.projects.api_keys.update", (1,), {"project_id": 0}, body=("scopes", "expires_in_seconds")
+    ),
+    f"DELETE {KEYS}/{{}}": OfficialCall("admin.organization.projects.api_keys.delete", (1,), {"project_id": 0}),
+    "GET /v1/organization/audit_logs": OfficialCall("admin.organization.audit_logs.list"),
 }

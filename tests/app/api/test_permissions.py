@@ -42,7 +42,7 @@ def theirs(sessions: Sessions, other: Project) -> dict[str, str]:
 def admin(sessions: Sessions) -> dict[str, str]:
     """Headers with an admin key, of a third project."""
     with transaction(sessions) as session:
-        issued = keys.issue(session, make_project(session, "operators"), "admin", is_admin=True)
+        issued = keys.issue(session, make_project(session, "operators"), "admin", keys.ADMIN_SCOPES)
         return {"Authorization": f"Bearer {issued.secret}"}
 
 

@@ -23,7 +23,7 @@ ABOUT = {"kind": "cpu", "device": "a CPU", "memory_bytes": 8 << 30, "models": ["
 @pytest.fixture
 def admin(sessions: Sessions, project: Project) -> dict[str, str]:
     with transaction(sessions) as session:
-        secret = keys.issue(session, make_project(session, "operators"), "admin", is_admin=True).secret
+        secret = keys.issue(session, make_project(session, "operators"), "admin", keys.ADMIN_SCOPES).secret
     return {"Authorization": f"Bearer {secret}"}
 
 
@@ -130,7 +130,7 @@ class TestCreate:
         refused = client.post(JOBS, json=asked)
         assert (refused.status_code, refused.json()["error"]["code"]) == (403, "permission_denied")
         with transaction(sessions) as session:
-            secret = keys.issue(session, project, "admin", is_admin=True).secret
+            secret = keys.issue(session, project, "admin", keys.ADMIN_SCOPES).secret
         assert client.post(JOBS, json=asked, headers={"Authorization": f"Bearer {secret}"}).json()["urgent"]
         with transaction(sessions) as session:
             session.get_one(Project, project.id).may_be_urgent = True

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,17 +22,40 @@ from app.api.reference.__main__ import document
 from app.db import keys
 from app.db.engine import Sessions, transaction
 from app.db.tables import Project
+from app.settings import Settings
 from app.storage import LocalStorage
 from tests.app.api.reference.world import TRAINING_DATA, World, replaced
+from tests.receiver import Receiver, receiving
 from tests.serving import LiveServer
+from worker.resources import open_resources
+from worker.webhooks import Sender
 
 STREAM_ENDED = 28  # curl's own word for its time limit: a stream goes on until then
 
 
 @pytest.fixture
+def settings(settings: Settings) -> Settings:
+    allowed = {"webhook_allow_http": True, "webhook_allowed_networks": "127.0.0.0/8", "webhook_poll_seconds": 0.05}
+    return settings.model_copy(update=allowed)
+
+
+@pytest.fixture
+def receiver(settings: Settings) -> Iterator[Receiver]:
+    """With a sender that runs as long."""
+    resources = open_resources(settings)
+    thread = threading.Thread(target=Sender(resources).run)
+    with receiving() as receiver:
+        thread.start()
+        yield receiver
+        resources.stop.set()
+        thread.join(20)
+    resources.close()
+
+
+@pytest.fixture
 def admin_key(sessions: Sessions, project: Project) -> str:
     with transaction(sessions) as session:
-        return keys.issue(session, project, "admin", is_admin=True).secret
+        return keys.issue(session, project, "admin", keys.ADMIN_SCOPES).secret
 
 
 @pytest.fixture
@@ -44,13 +68,13 @@ def http(live_server: LiveServer, admin_key: str, monkeypatch: pytest.MonkeyPatc
 @pytest.fixture
 def world(
     sessions: Sessions, storage: LocalStorage, project: Project, base_model: str, http: httpx2.Client, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, receiver: Receiver,
 ) -> World:  # fmt: skip
     here = tmp_path / "here"
     here.mkdir()
     (here / calls.A_FILE).write_bytes(TRAINING_DATA)
     monkeypatch.chdir(here)
-    return World(sessions, storage, project, http)
+    return World(sessions, storage, project, http, receiver.url)
 
 
 def check_body(name: str, status: int, media_type: str, body: bytes) -> None:
@@ -95,7 +119,9 @@ def test_every_python_example_sends_the_request_it_stands_for(
 ) -> None:
     answered: list[httpx2.Response] = []
     with httpx2.Client(event_hooks={"response": [answered.append]}) as recorded:
-        client = OpenAI(base_url=live_server.url, api_key=admin_key, http_client=recorded, max_retries=0)
+        client = OpenAI(
+            base_url=live_server.url, api_key=admin_key, admin_api_key=admin_key, http_client=recorded, max_retries=0
+        )
         for name in world.operations():
             request = world.request(name)
             snippet = calls.python(request)

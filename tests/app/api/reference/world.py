@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,16 +11,32 @@ from typing import Any
 import httpx2
 from sqlalchemy import select
 
-from app.api import examples, permission_examples
+from app.api import (
+    examples,
+    examples_organization,
+    own_examples,
+    permission_examples,
+    upload_examples,
+    webhook_examples,
+)
 from app.api.reference import calls
 from app.api.reference.__main__ import document
 from app.api.reference.calls import PARAMETER, Request, example_request
-from app.db import jobs
+from app.db import jobs, webhooks
 from app.db.engine import Sessions, transaction
 from app.db.tables import Job, Project
 from app.domain.states import TERMINAL
 from app.storage import LocalStorage
-from tests.factories import BASE_MODEL, chat_lines, make_file, make_job, make_project, make_succeeded_job, validate_job
+from tests.factories import (
+    BASE_MODEL,
+    NUMBERS,
+    chat_lines,
+    make_file,
+    make_job,
+    make_project,
+    make_succeeded_job,
+    validate_job,
+)
 
 Ids = dict[str, str]  # what an example shows -> what exists
 
@@ -32,6 +50,7 @@ class World:
     storage: LocalStorage
     project: Project
     http: httpx2.Client  # with an admin key of the project
+    receiver_url: str  # of webhooks
 
     def operations(self) -> dict[str, Mapping[str, Any]]:
         return {
@@ -46,7 +65,8 @@ class World:
 
     def ids(self, name: str) -> Ids:
         """Everything that the example of this operation names, made anew."""
-        ids = self._rows(STATES.get(name.rsplit("/", 1)[-1], "succeeded")) | SPECIAL.get(name, lambda _: {})(self)
+        ids = self._rows(STATES.get(name.rsplit("/", 1)[-1], "succeeded"))
+        ids |= SPECIAL.get(name, lambda _, __: {})(self, ids)
         request = self.request(name)
         for position, shown in enumerate(request.values):
             if shown not in ids:
@@ -71,13 +91,15 @@ class World:
                 job = validate_job(session)
             if state == "paused":
                 job = jobs.pause(session, self.project.id, job.id) or job
-            other = make_project(session, "other")
+            other = make_project(session, f"other-{next(NUMBERS)}")
             return {
                 examples.JOB_ID: job.id,
                 examples.FILE_ID: job.training_file_id,
                 examples.TUNED: job.fine_tuned_model or "",
                 permission_examples.OTHER_PROJECT: other.id,
                 examples.MODEL: BASE_MODEL,
+                examples_organization.PROJECT["name"]: f"new-{next(NUMBERS)}",
+                webhook_examples.CREATE["url"]: self.receiver_url,
             }
 
     def _created(self, request: Request, position: int, ids: Ids) -> str:
@@ -98,6 +120,46 @@ def replaced(text: str, ids: Ids) -> str:
     return text
 
 
-# "METHOD path" -> what else its example names: {shown: existing}, made by whatever it takes.
-SPECIAL: dict[str, Callable[[World], Ids]] = {}
 TRAINING_DATA = chat_lines()  # what an example sends as a file
+
+
+def a_declared_upload(world: World, _: Ids) -> Ids:
+    """Of as many bytes as there are."""
+    asked = upload_examples.CREATE_UPLOAD | {"bytes": len(TRAINING_DATA)}
+    return {upload_examples.UPLOAD_ID: world.http.post("/v1/uploads", json=asked).json()["id"]}
+
+
+def an_upload_with_its_parts(world: World, ids: Ids) -> Ids:
+    upload = a_declared_upload(world, ids)
+    (upload_id,) = upload.values()
+    halves = TRAINING_DATA[:100], TRAINING_DATA[100:]
+    added = [world.http.post(f"/v1/uploads/{upload_id}/parts", files={"data": half}).json()["id"] for half in halves]
+    md5 = hashlib.md5(TRAINING_DATA, usedforsecurity=False).hexdigest()
+    return (
+        upload | dict(zip(upload_examples.PART_IDS, added, strict=True)) | {upload_examples.COMPLETE_UPLOAD["md5"]: md5}
+    )
+
+
+def a_clone(world: World, ids: Ids) -> Ids:
+    cloned = world.http.post(f"/v1/fine_tuning/jobs/{ids[examples.JOB_ID]}/clone", json={}).json()
+    return {own_examples.CLONE_ID: cloned["id"]}
+
+
+def a_delivery(world: World, ids: Ids) -> Ids:
+    endpoint = world.send("POST /v1/webhook_endpoints", ids).json()["id"]
+    with transaction(world.sessions) as session:
+        webhooks.announce(session, world.project.id, webhook_examples.EVENTS[0], json.dumps({"id": "ftjob-1"}))
+    deliveries = world.http.get(f"/v1/webhook_endpoints/{endpoint}/deliveries").json()["data"]
+    return {webhook_examples.ENDPOINT_ID: endpoint, webhook_examples.DELIVERY["id"]: deliveries[0]["id"]}
+
+
+# "METHOD path" -> what else its example names: {shown: existing}, made by whatever it takes.
+DELIVERIES = "/v1/webhook_endpoints/{endpoint_id}/deliveries"
+SPECIAL: dict[str, Callable[[World, Ids], Ids]] = {
+    "PUT /v1/uploads/{upload_id}/content": a_declared_upload,
+    "POST /v1/uploads/{upload_id}/complete": an_upload_with_its_parts,
+    "GET /v1/fine_tuning/jobs/{job_id}/diff": a_clone,
+    f"GET {DELIVERIES}": a_delivery,
+    f"GET {DELIVERIES}/{{delivery_id}}": a_delivery,
+    f"POST {DELIVERIES}/{{delivery_id}}/redeliver": a_delivery,
+}
