@@ -17,7 +17,7 @@ Scopes = Annotated[
 ]
 Name = Annotated[str, Field(min_length=1, max_length=100)]
 least, most = keys.EXPIRY_SECONDS
-Expiry = Annotated[int, Field(ge=least, le=most, description="From now.")]
+Expiry = Annotated[int, Field(ge=least, le=most)]
 least, most = keys.OVERLAP_SECONDS
 Overlap = Annotated[int, Field(ge=least, le=most, description="How long the old secret goes on working.")]
 
