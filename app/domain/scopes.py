@@ -27,6 +27,7 @@ AREAS = {  # the longest prefix decides
     "/v1/models": "models",
     "/v1/webhooks": "webhooks",
     "/v1/webhook_endpoints": "webhooks",
+    "/v1/webhook_event_types": "webhooks",
 }
 RESOURCES = tuple(dict.fromkeys(AREAS.values()))
 SCOPES = (ALL, ALL_READ, ADMIN, *(f"{resource}:{access}" for resource in RESOURCES for access in ("read", "write")))

@@ -19,5 +19,5 @@ BY_SCHEMA = {
     "Readiness.checks": "One for each thing that the service needs.",
     "ReadinessCheck.detail": "What was found.",
     "ReadinessCheck.ok": "Whether it is good.",
-    "ReadinessCheck.required": "Whether the service is ready without it.",
+    "ReadinessCheck.required": "Whether the service is not ready without it.",
 }  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 BY_SCHEMA = {
     "CreateWebhookEndpoint.enabled": "False: nothing is sent to it until it is enabled.",
     "CreateWebhookEndpoint.event_types": "What it is told of; `GET /v1/webhook_event_types` lists them.",
-    "CreateWebhookEndpoint.name": "For people.",
+    "CreateWebhookEndpoint.name": "What people call it.",
     "CreateWebhookEndpoint.url": "https, and a public address, unless the operator allows others.",
     "RotateSecret.keep_old_secret_active_for_24_hours": (
         "Sign with both secrets for a day; else the old one is void at once."
@@ -38,7 +38,7 @@ BY_SCHEMA = {
     "WebhookEndpointBody.failing_since": (
         "The first failure after the last success, in seconds since 1970; null: the last one went well."
     ),
-    "WebhookEndpointBody.name": "For people.",
+    "WebhookEndpointBody.name": "What people call it.",
     "WebhookEndpointBody.old_secret_active_until": (
         "Until when messages are signed with the secret before, too, in seconds since 1970; null: with one only."
     ),
