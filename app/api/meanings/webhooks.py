@@ -36,7 +36,7 @@ BY_SCHEMA = {
     "WebhookEndpointBody.enabled": "Whether anything is sent to it.",
     "WebhookEndpointBody.event_types": "What it is told of.",
     "WebhookEndpointBody.failing_since": (
-        "The first failure after the last success, in seconds since 1970; null: the last one went well."
+        "The first failure after the last success, in seconds since 1970; null: nothing has failed since."
     ),
     "WebhookEndpointBody.name": "What people call it.",
     "WebhookEndpointBody.old_secret_active_until": (

@@ -39,6 +39,8 @@ def type_name(schema: Schema) -> str:
     inner = schema.get("additionalProperties")
     if schema.get("type") == "object" and isinstance(inner, Mapping):
         return f"object of {type_name(inner)}{_count(schema, 'Properties', 'pairs')}"
+    if isinstance(schema.get("type"), list):
+        return " or ".join(type_name({**schema, "type": one}) for one in schema["type"])
     return str(schema.get("type", "anything")) + _range(schema) + _count(schema, "Length", "characters")
 
 

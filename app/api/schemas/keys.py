@@ -55,11 +55,14 @@ class KeyBody(Body):
     scopes: list[str]
     status: Literal["active", "expired", "revoked"]
     created_at: int
-    last_used_at: Annotated[int | None, Field(description="To the minute.")]
+    last_used_at: Annotated[int | None, Field(description="Seconds since 1970, true to the minute; null: never.")]
     expires_at: int | None
     revoked_at: int | None
     rotated_at: int | None
-    previous_value_expires_at: Annotated[int | None, Field(description="Until when the secret before works, too.")]
+    previous_value_expires_at: Annotated[
+        int | None,
+        Field(description="Until when the secret before works, too, in seconds since 1970; null: it does not."),
+    ]
     owner: Owner
     owner_project_access: Literal["active", "inactive"]
 

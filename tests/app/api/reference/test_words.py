@@ -23,6 +23,7 @@ INNER = {"properties": {name: {"type": "integer"} for name in "abcd"}}
         ({"type": "object", "additionalProperties": {"type": "string"}}, "object of string"),
         ({"type": "string", "contentMediaType": "application/octet-stream"}, "bytes"),
         ({"$ref": "#/components/schemas/JobBody"}, "JobBody"),
+        ({"type": ["string", "null"]}, "string or null"),
         ({"enum": [4, 8]}, "4, 8"),
         ({}, "anything"),
     ],
