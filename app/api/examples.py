@@ -211,12 +211,13 @@ UPLOAD_BODY: OpenApi = {
         },
     }
 }
-CREATE_JOB_BODY: OpenApi = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/CreateJob"}, "example": CREATE_JOB}},
-    }
-}
+
+
+def _json_body(schema: dict[str, Any], example: dict[str, Any]) -> OpenApi:
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema, "example": example}}}}
+
+
+CREATE_JOB_BODY = _json_body({"$ref": "#/components/schemas/CreateJob"}, CREATE_JOB)
 CREATE_JOB_SCHEMA = CreateJob.model_json_schema(ref_template="#/components/schemas/{model}")
 METADATA_FILTER: OpenApi = {
     "parameters": [
@@ -254,7 +255,7 @@ ARCHIVE: dict[int | str, dict[str, Any]] = {
 NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "Unchanged since the ETag in If-None-Match."}}
 METRICS: dict[int | str, dict[str, Any]] = NOT_MODIFIED | {
     200: _bytes(
-        "With format=csv the columns of the job's results file.",
+        "A row per step; with format=csv the columns of the job's results file.",
         "text/csv",
         "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy\n1,2.31,0.48,,\n",
     )

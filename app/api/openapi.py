@@ -96,6 +96,7 @@ def _add_schemas(schemas: dict[str, Any]) -> None:
         examples.CREATE_JOB_SCHEMA,
         *examples_organization.BODY_SCHEMAS,
         *upload_examples.REQUEST_SCHEMAS,
+        *webhook_examples.BODY_SCHEMAS,
     ):
         schema = dict(schema)
         schemas |= schema.pop("$defs", {})

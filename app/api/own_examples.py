@@ -198,7 +198,7 @@ CLONE_BODY: OpenApi = {
                     "additionalProperties": False,
                     "properties": {
                         name: {"description": f"As in a create body; instead of the original's {name}."}
-                        for name in CreateJob.model_fields
+                        for name in (field.alias or name for name, field in CreateJob.model_fields.items())
                     },
                 },
                 "example": {"lora": {"r": 32}},

@@ -51,6 +51,7 @@ def list_keys(
 
 @router.get("/{key_id}", response_model=KeyBody, summary="Get an API key")
 def get_key(project_id: str, key_id: str, session: SessionDep) -> Any:
+    """Whether it opens anything, what, and when it was used last. Never the key itself."""
     return render_key(keys.get(session, project_id, key_id))
 
 

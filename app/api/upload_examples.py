@@ -47,12 +47,13 @@ def _body(media_type: str, schema: dict[str, Any], example: Any) -> OpenApi:
 
 
 BYTES = {"type": "string", "contentMediaType": "application/octet-stream"}
+PART_BYTES = BYTES | {"description": "The bytes of this part, up to 64 MiB."}
 LINE = '{"prompt": "Capital of Peru?", "completion": "Lima"}'
 CREATE_UPLOAD_BODY = _body("application/json", {"$ref": "#/components/schemas/CreateUpload"}, CREATE_UPLOAD)
 COMPLETE_UPLOAD_BODY = _body("application/json", {"$ref": "#/components/schemas/CompleteUpload"}, COMPLETE_UPLOAD)
 UPLOAD_PART_BODY = _body(
     "multipart/form-data",
-    {"type": "object", "required": ["data"], "additionalProperties": False, "properties": {"data": BYTES}},
+    {"type": "object", "required": ["data"], "additionalProperties": False, "properties": {"data": PART_BYTES}},
     {"data": LINE},
 )
 UPLOAD_CONTENT_BODY = _body("application/octet-stream", BYTES, LINE) | {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import BaseModel
+
 from app.api.examples import JOB_ID, OpenApi
 from app.api.schemas.webhooks import (
     CreateWebhookEndpoint,
@@ -66,12 +68,16 @@ ANSWERS: dict[str, Any] = {
 }
 
 
-def _body(model: Any, example: dict[str, Any], required: bool = True) -> OpenApi:
-    content = {"application/json": {"schema": model.model_json_schema(), "example": example}}
-    return {"requestBody": {"required": required, "content": content}}
+def _body(model: type[BaseModel], example: dict[str, Any], required: bool = True) -> OpenApi:
+    content = {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}, "example": example}
+    return {"requestBody": {"required": required, "content": {"application/json": content}}}
 
 
 CREATE_BODY = _body(CreateWebhookEndpoint, CREATE)
 UPDATE_BODY = _body(UpdateWebhookEndpoint, {"enabled": True})
 ROTATE_BODY = _body(RotateSecret, {"keep_old_secret_active_for_24_hours": True}, required=False)
 TEST_BODY = _body(TestWebhookEndpoint, {"event_type": EVENTS[0]})
+BODY_SCHEMAS = [
+    model.model_json_schema(ref_template="#/components/schemas/{model}")
+    for model in (CreateWebhookEndpoint, RotateSecret, TestWebhookEndpoint, UpdateWebhookEndpoint)
+]

@@ -73,11 +73,13 @@ def list_endpoints(caller: CallerDep, session: SessionDep, after: After = None, 
 
 @router.get("/webhook_event_types", response_model=WebhookEventTypeList, summary="List webhook event types")
 def list_event_types(_caller: CallerDep) -> Any:
+    """Every event that an endpoint can be told of."""
     return {"object": "list", "data": webhooks.event_types()}
 
 
 @router.get("/webhook_endpoints/{endpoint_id}", response_model=WebhookEndpointBody, summary="Get a webhook endpoint")
 def get_endpoint(endpoint_id: str, caller: CallerDep, session: SessionDep) -> Any:
+    """What it is told of, and whether anything is sent to it; of its secret only the end."""
     return render_endpoint(webhooks.get(session, caller.project_id, endpoint_id))
 
 
@@ -165,6 +167,7 @@ def list_deliveries(
     summary="Get a delivery of a webhook endpoint",
 )
 def get_delivery(endpoint_id: str, delivery_id: str, caller: CallerDep, session: SessionDep) -> Any:
+    """With what came of every try. Deliveries are kept for 30 days."""
     return render_delivery(webhooks.delivery(session, caller.project_id, endpoint_id, delivery_id))
 
 

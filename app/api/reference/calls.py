@@ -115,6 +115,8 @@ def python(request: Request) -> str | None:
     if official is None and (request.files or request.media_type not in (None, JSON)):
         return None
     call = _official(request, official) if official else _by_path(request)
+    if request.answer_type.startswith("text/"):
+        return f"answer = {call}\nprint(answer.text)"
     if request.answer_type != JSON:
         return f"{call}.write_to_file({_download_name(request)!r})".replace("'", '"')
     if request.is_list and official:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,23 +11,37 @@ from app.api.reference import calls, words
 from app.api.reference.words import Field
 
 NOTE = "<!-- Written by `make reference` from the OpenAPI document. Change the code, not this page. -->\n"
+COMMON = "What every operation may answer"
 Document = Mapping[str, Any]
 Operation = tuple[str, str, Mapping[str, Any]]  # method, path, operation
 
 
 def pages(document: Document) -> dict[str, str]:
     """{file name: text} of the whole reference."""
-    groups = _groups(document)
-    written = {_file_of(tag): _group_page(tag, operations, document) for tag, operations in groups.items()}
-    return {"README.md": _index(groups), **written, "objects.md": _objects(document)}
+    groups, common = _groups(document), _common_errors(document)
+    written = {_file_of(tag): _group_page(tag, operations, document, common) for tag, operations in groups.items()}
+    return {"README.md": _index(groups, common), **written, "objects.md": _objects(document)}
+
+
+def _common_errors(document: Document) -> dict[str, str]:
+    """{status: description} of what most operations may answer: told once, instead of with each of them."""
+    operations = [operation for item in document["paths"].values() for operation in item.values()]
+    counted = Counter(
+        (status, answer["description"])
+        for operation in operations
+        for status, answer in operation["responses"].items()
+        if status >= "4"
+    )
+    return {status: said for (status, said), count in sorted(counted.items()) if count > len(operations) / 2}
 
 
 def _groups(document: Document) -> dict[str, list[Operation]]:
+    """What is about no single thing (create, list) comes first."""
     found: dict[str, list[Operation]] = defaultdict(list)
     for path, item in document["paths"].items():
         for method, operation in item.items():
             found[(operation.get("tags") or ["Others"])[0]].append((method.upper(), path, operation))
-    return dict(sorted(found.items()))
+    return {tag: sorted(found[tag], key=lambda operation: "{" in operation[1]) for tag in sorted(found)}
 
 
 def _file_of(tag: str) -> str:
@@ -39,7 +53,7 @@ def _slug(text: str) -> str:
     return re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
 
 
-def _index(groups: Mapping[str, list[Operation]]) -> str:
+def _index(groups: Mapping[str, list[Operation]], common: Mapping[str, str]) -> str:
     parts = [
         f"# API reference\n\n{NOTE}",
         "Every operation, with its parameters, its body, its answer and an example. The narrative is in\n"
@@ -47,6 +61,10 @@ def _index(groups: Mapping[str, list[Operation]]) -> str:
         "[coming from OpenAI](../coming-from-openai.md). The examples take these two for given:\n",
         f"```sh\n{calls.SETUP_SH}\n```\n",
         f"```python\n{calls.SETUP_PYTHON}\n```\n",
+        "The scope beside an operation is what its key must have ([scopes](../tenancy.md#scopes)).\n",
+        f"## {COMMON}\n\nEach is an [ErrorBody](objects.md#errorbody).\n\n| status | what |\n|---|---|",
+        *(f"| {status} | {_cell(said)} |" for status, said in common.items()),
+        "",
     ]
     for tag, operations in groups.items():
         rows = [
@@ -57,20 +75,23 @@ def _index(groups: Mapping[str, list[Operation]]) -> str:
     return "\n".join(parts)
 
 
-def _group_page(tag: str, operations: list[Operation], document: Document) -> str:
+def _group_page(tag: str, operations: list[Operation], document: Document, common: Mapping[str, str]) -> str:
     head = f"# {tag}\n\n{NOTE}\n[All operations](README.md) · [objects](objects.md) · [errors](../errors.md)\n"
-    return "\n".join([head, *(_operation(*operation, document) for operation in operations)])
+    return "\n".join([head, *(_operation(*operation, document, common) for operation in operations)])
 
 
-def _operation(method: str, path: str, operation: Mapping[str, Any], document: Document) -> str:
+def _operation(
+    method: str, path: str, operation: Mapping[str, Any], document: Document, common: Mapping[str, str]
+) -> str:
     request = calls.example_request(method, path, operation, document)
-    parts = [f"## {operation['summary']}\n\n`{method} {path}`\n"]
+    scope = operation.get("x-scope")
+    parts = [f"## {operation['summary']}\n\n`{method} {path}`" + (f" · scope `{scope}`\n" if scope else "\n")]
     if operation.get("description"):
         parts.append(operation["description"] + "\n")
     parts += _parameters(operation)
     parts += _body(operation, document)
     parts += _examples(request)
-    parts += _answers(operation)
+    parts += _answers(operation, common)
     return "\n".join(parts)
 
 
@@ -82,7 +103,7 @@ def _parameters(operation: Mapping[str, Any]) -> Iterator[str]:
     rows = [
         Field(
             f"{one['name']} ({one['in']})",
-            words.type_name(one["schema"]),
+            words.type_name(one["schema"]).removesuffix(" or null"),  # which cannot be said in a URL
             one.get("required", False),
             words.default_of(one["schema"]),
             one.get("description", ""),
@@ -96,8 +117,7 @@ def _body(operation: Mapping[str, Any], document: Document) -> Iterator[str]:
     for media_type, content in operation.get("requestBody", {}).get("content", {}).items():
         yield f"**Body** (`{media_type}`)\n"
         schema = words.inner_object(content["schema"], document)
-        if schema is not None:
-            yield _table("field", words.fields(schema, document))
+        yield "The bytes as they are.\n" if schema is None else _table("field", words.fields(schema, document))
 
 
 def _examples(request: calls.Request) -> Iterator[str]:
@@ -107,11 +127,15 @@ def _examples(request: calls.Request) -> Iterator[str]:
         yield f"```python\n{python}\n```\n"
 
 
-def _answers(operation: Mapping[str, Any]) -> Iterator[str]:
+def _answers(operation: Mapping[str, Any], common: Mapping[str, str]) -> Iterator[str]:
+    responses = operation["responses"]
+    shared = [status for status, answer in responses.items() if common.get(status) == answer["description"]]
     yield "**Answers**\n\n| status | what | body |\n|---|---|---|"
-    for status, answer in operation["responses"].items():
-        yield f"| {status} | {_cell(answer['description'])} | {_answer_body(answer)} |"
+    for status in [status for status in responses if status not in shared]:
+        yield f"| {status} | {_cell(responses[status]['description'])} | {_answer_body(responses[status])} |"
     yield ""
+    if shared:
+        yield f"And [{COMMON.lower()}](README.md#{_slug(COMMON)}): {', '.join(shared)}.\n"
     for status, answer in operation["responses"].items():
         if status.startswith("2"):
             yield from _answer_examples(status, answer)

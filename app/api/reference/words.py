@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Schema = Mapping[str, Any]
+MAX_TOLD = 1 << 53
 MIN_ALIKE = 4  # an object that repeats so many fields of an earlier one is told by what it adds
 
 
@@ -31,12 +32,15 @@ def type_name(schema: Schema) -> str:
     if "enum" in schema:
         return ", ".join(json.dumps(value) for value in schema["enum"])
     if schema.get("type") == "array":
-        return f"list of {type_name(schema.get('items', {}))}{_count(schema, 'Items', 'of them')}"
+        items = schema.get("items", {})
+        return f"list of {'any of ' * ('enum' in items)}{type_name(items)}{_count(schema, 'Items', 'of them')}"
     if "contentMediaType" in schema or schema.get("format") == "binary":
         return "bytes"
     inner = schema.get("additionalProperties")
     if schema.get("type") == "object" and isinstance(inner, Mapping):
         return f"object of {type_name(inner)}{_count(schema, 'Properties', 'pairs')}"
+    if isinstance(schema.get("type"), list):
+        return " or ".join(type_name({**schema, "type": one}) for one in schema["type"])
     return str(schema.get("type", "anything")) + _range(schema) + _count(schema, "Length", "characters")
 
 
@@ -117,7 +121,16 @@ def _field(path: str, schema: Schema, required: bool) -> Field:
 def _range(schema: Schema) -> str:
     """` from 1 to 50`, ` above 0`."""
     words = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
-    return "".join(f" {word} {schema[key]}" for key, word in words.items() if key in schema)
+    return "".join(f" {word} {_number(schema[key])}" for key, word in words.items() if _is_bound(schema.get(key)))
+
+
+def _is_bound(value: float | None) -> bool:
+    """The largest number that a database can hold tells a reader nothing."""
+    return value is not None and value < MAX_TOLD
+
+
+def _number(value: float) -> float:
+    return int(value) if value == int(value) else value
 
 
 def _count(schema: Schema, what: str, unit: str) -> str:

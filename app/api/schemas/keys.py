@@ -17,7 +17,7 @@ Scopes = Annotated[
 ]
 Name = Annotated[str, Field(min_length=1, max_length=100)]
 least, most = keys.EXPIRY_SECONDS
-Expiry = Annotated[int, Field(ge=least, le=most, description="From now.")]
+Expiry = Annotated[int, Field(ge=least, le=most)]
 least, most = keys.OVERLAP_SECONDS
 Overlap = Annotated[int, Field(ge=least, le=most, description="How long the old secret goes on working.")]
 
@@ -55,11 +55,14 @@ class KeyBody(Body):
     scopes: list[str]
     status: Literal["active", "expired", "revoked"]
     created_at: int
-    last_used_at: Annotated[int | None, Field(description="To the minute.")]
+    last_used_at: Annotated[int | None, Field(description="Seconds since 1970, true to the minute; null: never.")]
     expires_at: int | None
     revoked_at: int | None
     rotated_at: int | None
-    previous_value_expires_at: Annotated[int | None, Field(description="Until when the secret before works, too.")]
+    previous_value_expires_at: Annotated[
+        int | None,
+        Field(description="Until when the secret before works, too, in seconds since 1970; null: it does not."),
+    ]
     owner: Owner
     owner_project_access: Literal["active", "inactive"]
 

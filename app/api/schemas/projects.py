@@ -20,12 +20,10 @@ class Limits(Strict):
     """null is no limit."""
 
     max_stored_bytes: Count | None = None
-    max_queued_jobs: Annotated[Count | None, Field(description="Jobs that wait for a worker or for their check.")] = (
-        None
-    )
-    max_running_jobs: Annotated[Count | None, Field(description="More of them wait, whatever is free.")] = None
-    max_gpu_seconds_per_month: Annotated[Count | None, Field(description="A calendar month of UTC.")] = None
-    max_requests_per_second: Annotated[int, Field(ge=1, le=1_000_000, description="In each API process.")] | None = None
+    max_queued_jobs: Count | None = None
+    max_running_jobs: Count | None = None
+    max_gpu_seconds_per_month: Count | None = None
+    max_requests_per_second: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
 
 
 class CreateProject(Strict):

@@ -15,7 +15,7 @@ from app.domain.states import JobState
 from app.services.queue import SeenQueue, SeenWorker, worker_id
 
 
-class DeviceBody(Body):
+class WorkerDevice(Body):
     kind: str | None
     name: str | None
     memory_bytes: int | None
@@ -27,7 +27,7 @@ class WorkerBody(Body):
     object: Literal["worker"]
     queue: Literal["gpu", "cpu"]
     status: Literal["idle", "busy"]
-    device: DeviceBody
+    device: WorkerDevice
     models: list[str]
     labels: list[str]
     job_id: str | None

@@ -16,7 +16,7 @@ from app.services.webhooks import SeenDelivery
 EventType = Annotated[str, WithJsonSchema({"enum": list(EVENT_TYPES)})]
 EventTypes = Annotated[list[EventType], Field(min_length=1, max_length=100)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
-Url = Annotated[str, Field(min_length=1, max_length=webhooks.MAX_URL, description="https, and a public address.")]
+Url = Annotated[str, Field(min_length=1, max_length=webhooks.MAX_URL)]
 DeliveryState = Literal["pending", "delivered", "failed"]
 
 

@@ -22,6 +22,7 @@ class TestNeeded:
             ("DELETE", "/v1/models/{model}", "models:write"),
             ("GET", "/v1/organization/projects", "admin"),
             ("POST", "/v1/organization/projects/{project_id}/archive", "admin"),
+            ("GET", "/v1/webhook_event_types", "webhooks:read"),
             ("GET", "/v1/project", None),
             ("GET", "/v1/filesystem", "filesystem:read"),
             ("POST", "/v1/tomorrow/{id}", "tomorrow:write"),

@@ -10,6 +10,7 @@ import pytest
 
 from app.api.reference import calls, words
 from app.api.reference.__main__ import DOCS, document, reference
+from app.domain import scopes
 
 DOCUMENT = document()
 REFERENCE = reference()
@@ -42,6 +43,22 @@ class TestTheCommittedPages:
         assert there == {name for name in REFERENCE if name.startswith("reference/")}, AGAIN
 
 
+class TestAPage:
+    def test_tells_once_what_every_operation_may_answer(self) -> None:
+        row = "| 401 | No API key, or not a good one. |"
+        assert [name for name, text in REFERENCE.items() if row in text] == ["reference/README.md"]
+
+    def test_tells_the_scope_and_the_errors_of_an_operation_alone(self) -> None:
+        page = REFERENCE["reference/models.md"]
+        assert "`DELETE /v1/models/{model}` · scope `models:write`" in page
+        assert "| 403 | A base model belongs to the operator" in page
+        assert "may-answer): 400, 401, 404, 429, 503." in page
+
+    def test_begins_with_what_is_about_no_single_thing(self) -> None:
+        page = REFERENCE["reference/fine-tuning.md"]
+        assert page.index("## Create a job\n") < page.index("## List jobs\n") < page.index("## Get a job\n")
+
+
 @pytest.mark.parametrize("name", OPERATIONS)
 class TestEveryOperation:
     def test_has_a_summary_of_its_own_and_a_description(self, name: str) -> None:
@@ -55,7 +72,8 @@ class TestEveryOperation:
         successes = {status: one for status, one in OPERATIONS[name]["responses"].items() if status.startswith("2")}
         assert successes, f"{name} documents no success"
         for what, content in contents(OPERATIONS[name]):
-            assert content.get("schema"), f"{name}: {what} has no schema: give its route a response_model"
+            is_said = content.get("schema") or what.endswith(" */*")  # of bytes of any type there is no schema
+            assert is_said, f"{name}: {what} has no schema: give its route a response_model"
             if "example" not in content and not what.startswith(("4", "5")):
                 pytest.fail(f"{name}: {what} has no example: put one into app/api/examples.py")
 
@@ -76,6 +94,10 @@ class TestEveryOperation:
             rows = words.fields(body, DOCUMENT) if body else []
             silent += [row.path for row in rows if not row.meaning]
         assert silent == [], f"{name}: give them a description (Field, Query), or a line in app/api/meanings.py"
+
+    def test_takes_a_scope_that_a_key_can_have(self, name: str) -> None:
+        scope = OPERATIONS[name].get("x-scope")
+        assert scope is None or scope in scopes.SCOPES, f"{name}: give its path an area in app/domain/scopes.py"
 
     def test_can_be_sent_with_curl(self, name: str) -> None:
         method, path = name.split(" ", 1)
