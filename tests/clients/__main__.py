@@ -74,7 +74,7 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.clients", description=__doc__)
     parser.add_argument("--only", help="one generation, by name (oldest, middle, newest) or version")
-    parser.add_argument("--at-once", type=int, default=3, help="how many generations (1.5 GB of memory each)")
+    parser.add_argument("--at-once", type=int, default=3, help="how many generations")
     parser.add_argument("--no-node", action="store_true", help="leave out the Node client")
     parser.add_argument("--logs", type=Path, help="keep the service's logs in this directory")
     parser.add_argument("pytest", nargs="*", help="after `--`: arguments for pytest")
