@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from app.api.schemas.job_requests import CreateJob
@@ -262,19 +261,4 @@ METRICS: dict[int | str, dict[str, Any]] = NOT_MODIFIED | {
 }
 LOG: dict[int | str, dict[str, Any]] = NOT_MODIFIED | {
     200: _bytes("The end of the log.", "text/plain", "Loading weights: 100%\n")
-}
-EVENT_STREAM: dict[int | str, dict[str, Any]] = {
-    200: _bytes(
-        "Server-sent events: the events' own JSON, then one named `end`.",
-        "text/event-stream",
-        f'data: {json.dumps(EVENT)}\nid: 37\n\nevent: end\ndata: {{"status": "succeeded"}}\n\n',
-    ),
-    204: {"description": "The job is over, and `Last-Event-ID` names its last event: there is nothing to wait for."},
-}
-CHANGE_STREAM: dict[int | str, dict[str, Any]] = {
-    200: _bytes(
-        "Server-sent events: which job has changed.",
-        "text/event-stream",
-        f'data: {{"object": "fine_tuning.job.changed", "job_id": "{JOB_ID}"}}\n\n',
-    )
 }

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from starlette.responses import Response
 
-from app.api import examples
+from app.api import stream_examples as examples
 from app.api.auth import admit, bearer_secret
 from app.api.deps import Engines
 from app.api.job_read import version_of

@@ -1,8 +1,9 @@
-"""`python -m tests.clients`: every scenario with every generation of the official client, against one real service.
+"""`python -m tests.clients`: every scenario with every generation of the official client, against the whole service.
 
-    environments -> tunery up -> tiny base models -> for each generation: a project, keys, the scenarios -> Node
+    environments -> at the same time for each generation: tunery up -> tiny base models -> keys -> the scenarios
 
-What follows `--` goes to pytest, such as `-- -k uploads`.
+Each generation has a service of its own, as one of the scenarios kills a worker. Node follows on one of them. What
+follows `--` goes to pytest, such as `-- -k uploads`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,48 +65,58 @@ def main() -> int:
         print(f"environment of openai {generation.version}", flush=True)
         environments.prepare(generation)
     began = time.monotonic()
-    with open_directory() as directory:
-        service = Service(directory, QUICK)
-        try:
-            service.start()
-            outcomes = _run_all(service, directory, chosen, options)
-        finally:
-            service.stop(signal.SIGTERM)
-            _keep_logs(service, options.logs)
+    with ThreadPoolExecutor(options.at_once) as pool:
+        found = pool.map(lambda generation: _try(generation, chosen, options), chosen)
+        outcomes = [outcome for outcomes in found for outcome in outcomes]
     return _summary(outcomes, time.monotonic() - began)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.clients", description=__doc__)
     parser.add_argument("--only", help="one generation, by name (oldest, middle, newest) or version")
+    parser.add_argument("--at-once", type=int, default=3, help="how many generations")
     parser.add_argument("--no-node", action="store_true", help="leave out the Node client")
     parser.add_argument("--logs", type=Path, help="keep the service's logs in this directory")
     parser.add_argument("pytest", nargs="*", help="after `--`: arguments for pytest")
     return parser.parse_args()
 
 
-def _run_all(service: Service, directory: Path, chosen: list[Generation], options: argparse.Namespace) -> list[Outcome]:
-    base = make_tiny_base(directory / "bases" / "tiny")
-    (base / "chat_template.jinja").write_text(TOOLS_TEMPLATE, encoding="utf-8")
-    for name in (TINY, SLASHED):
-        service.tunery("models", "add", name, str(base))
-    stranger = _key(service, "stranger")
-    outcomes = []
-    for generation in chosen:
-        context = _context(service, base, generation, stranger) | {"real_model": _real(generation, chosen)}
-        outcomes.append(_run_python(directory, generation, context, options.pytest))
-    if not options.no_node:
-        outcomes += _run_node(directory, _context(service, base, Generation("node", "node"), stranger))
-    return outcomes
+def _try(generation: Generation, chosen: list[Generation], options: argparse.Namespace) -> list[Outcome]:
+    """What goes wrong around the scenarios of one generation leaves those of the others alone."""
+    began = time.monotonic()
+    try:
+        return _run_all(generation, chosen, options)
+    except Exception:
+        print(traceback.format_exc(), flush=True)
+        return [Outcome(f"openai {generation.version}", False, time.monotonic() - began)]
 
 
-def _context(service: Service, base: Path, generation: Generation, stranger: str) -> dict[str, Any]:
+def _run_all(generation: Generation, chosen: list[Generation], options: argparse.Namespace) -> list[Outcome]:
+    with open_directory() as directory:
+        service = Service(directory, QUICK)
+        try:
+            service.start()
+            base = make_tiny_base(directory / "bases" / "tiny")
+            (base / "chat_template.jinja").write_text(TOOLS_TEMPLATE, encoding="utf-8")
+            for name in (TINY, SLASHED):
+                service.tunery("models", "add", name, str(base))
+            context = _context(service, base, generation) | {"real_model": _real(generation, chosen)}
+            outcomes = [_run_python(directory, generation, context, options.pytest)]
+            if _brings_node(generation, chosen) and not options.no_node:
+                outcomes += _run_node(directory, _context(service, base, Generation("node", "node")))
+            return outcomes
+        finally:
+            service.stop(signal.SIGTERM)
+            _keep_logs(service, options.logs and options.logs / generation.name)
+
+
+def _context(service: Service, base: Path, generation: Generation) -> dict[str, Any]:
     """Everything a scenario may know; it sees the service from outside otherwise."""
     return {
         "generation": generation.version,
         "base_url": f"{service.url}/v1",
         "key": _key(service, f"openai-{generation.version}"),
-        "stranger_key": stranger,
+        "stranger_key": _key(service, "stranger"),
         "model": TINY,
         "slashed_model": SLASHED,
         "base_directory": str(base),
@@ -121,25 +134,39 @@ def _real(generation: Generation, chosen: list[Generation]) -> str | None:
     return REAL if generation == chosen[-1] else None
 
 
+def _brings_node(generation: Generation, chosen: list[Generation]) -> bool:
+    """The one in the middle has neither a command line client nor the real model, so it is finished first."""
+    return generation == chosen[len(chosen) // 2]
+
+
 def _run_python(directory: Path, generation: Generation, context: dict[str, Any], more: list[str]) -> Outcome:
-    print(f"\n===== openai {generation.version} (Python)", flush=True)
     began = time.monotonic()
     command = [str(generation.python), "-m", "pytest", "-c", str(SCENARIOS / "pytest.ini"), str(SCENARIOS), *more]
-    done = subprocess.run(command, cwd=SCENARIOS, env=_environment(directory, context))
-    return Outcome(f"openai {generation.version}", done.returncode == 0, time.monotonic() - began)
+    name = f"openai {generation.version}"
+    code = _tell(name, command, SCENARIOS, _environment(directory, context))
+    return Outcome(name, code == 0, time.monotonic() - began)
 
 
 def _run_node(directory: Path, context: dict[str, Any]) -> list[Outcome]:
     home = environments.node_client()
     if home is None:
-        print("\n===== openai (Node): skipped, as neither `node` nor `npm` is on the PATH", flush=True)
+        print("openai for Node: skipped, as `node` or `npm` is not on the PATH", flush=True)
         return []
-    print(f"\n===== {home.name.replace('-', ' ')} (Node)", flush=True)
     began = time.monotonic()
     program = home / "main_path.mjs"  # Node looks for packages beside the program
     program.write_bytes((HERE / "node" / "main_path.mjs").read_bytes())
-    done = subprocess.run(["node", "--test", str(program)], cwd=home, env=_environment(directory, context))
-    return [Outcome(home.name, done.returncode == 0, time.monotonic() - began)]
+    code = _tell(home.name, ["node", "--test", str(program)], home, _environment(directory, context))
+    return [Outcome(home.name, code == 0, time.monotonic() - began)]
+
+
+def _tell(name: str, command: list[str], directory: Path, environment: dict[str, str]) -> int:
+    """Run it; each of its lines is told at once, and whose it is."""
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, cwd=directory, env=environment, **options) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(f"{name} | {line}", end="", flush=True)
+    return process.returncode
 
 
 def _environment(directory: Path, context: dict[str, Any]) -> dict[str, str]:

@@ -7,27 +7,46 @@ service is real and seeded: most requests carry an id that is there.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from app.api import job_read
 from app.db import migrate
 from app.db.engine import make_engine, make_sessions
 from app.main import create_app
 from app.settings import Settings
 from app.storage import LocalStorage
+from tests.receiver import receiving
+from tests.schema.asked import PROJECTS, ask_for_the_rest
+from tests.schema.brief import WAIT_SECONDS, BriefStreams
 from tests.schema.seeded import Seeded, seed
 from tests.serving import LiveServer, serve
 from tests.stack import start_postgres, start_valkey
+from worker.resources import open_resources
+from worker.webhooks import Sender
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 METHODS = ("get", "post", "put", "patch", "delete")
+ADMIN = f"^({PROJECTS}|/v1/organization/audit_logs)"
+# What admins do goes without sequences of requests: one would archive the project and revoke the key of all the others.
+PARTS = (("--exclude-path-regex", ADMIN), ("--include-path-regex", ADMIN, "--phases", "examples,coverage,fuzzing"))
+WEBHOOKS: dict[str, Any] = {  # one that does not answer is not what is tested here
+    "webhook_allow_http": True,
+    "webhook_allowed_networks": "127.0.0.0/8",
+    "webhook_connect_seconds": 0.5,
+    "webhook_timeout_seconds": 1.0,
+    "webhook_poll_seconds": 0.05,
+}
 OF_SEEDED_IDS = 0.7  # the share of requests whose id is there
 
 
@@ -46,18 +65,36 @@ def _with_servers(directory: Path, options: argparse.Namespace) -> int:
     database_url, stop_postgres = start_postgres()
     redis_url, stop_valkey = start_valkey()
     try:
-        settings = Settings(database_url=database_url, redis_url=redis_url, data_dir=directory / "data")
+        settings = Settings(database_url=database_url, redis_url=redis_url, data_dir=directory / "data", **WEBHOOKS)
         storage = LocalStorage(settings.storage_dir)
         engine = make_engine(database_url)
         migrate.upgrade(engine)
         seeded = seed(make_sessions(engine), storage, directory / "models")
         engine.dispose()
+        job_read.MAX_WAIT_SECONDS = WAIT_SECONDS
         app = create_app(settings, storage=storage)
-        with serve(app) as server:
-            return _run(server, seeded, app.openapi(), directory, options)
+        document = app.openapi()
+        app.add_middleware(BriefStreams)
+        with _sender(settings), receiving() as receiver, serve(app) as server:
+            ask_for_the_rest(server, seeded, receiver.url)
+            return _run(server, seeded, document, directory, options)
     finally:
         stop_valkey()
         stop_postgres()
+
+
+@contextlib.contextmanager
+def _sender(settings: Settings) -> Iterator[None]:
+    """Of webhooks, as `tunery up` has one: a test of an endpoint waits for it."""
+    resources = open_resources(settings)
+    thread = threading.Thread(target=Sender(resources).run)
+    thread.start()
+    try:
+        yield
+    finally:
+        resources.stop.set()
+        thread.join()
+        resources.close()
 
 
 def _run(
@@ -67,29 +104,45 @@ def _run(
     report, config = directory / "report.json", directory / "schemathesis.toml"
     config.write_text(_config(seeded), encoding="utf-8")
     operations = sum(method in METHODS for item in document["paths"].values() for method in item)
-    began, done = time.monotonic(), 0
+    began, done, code = time.monotonic(), 0, 0
     for number in range(100):
         most = max(10, math.ceil((options.cases - done) / operations))
-        command = [
-            *(str(Path(sys.executable).with_name("st")), "--config-file", str(config), "run"),
-            *(f"{server.root}/openapi.json", "--max-examples", str(most), "--seed", str(options.seed + number)),
-            *("--report", "json", "--report-json-path", str(report), *options.st),
-        ]
-        code = subprocess.run(command, cwd=directory, env=os.environ | {"TUNERY_KEY": seeded.key}).returncode
-        done += _cases(report)
+        for part in [options.st] if options.st else PARTS:
+            code |= _round(server, seeded, config, report, most, options.seed + number, part)
+            done += _cases(report)
         if code != 0 or done >= options.cases:
             break
     print(f"{done:,} generated requests to {operations} operations in {time.monotonic() - began:.0f} s")
     return code
 
 
+def _round(
+    server: LiveServer, seeded: Seeded, config: Path, report: Path, most: int, seed: int, more: Sequence[str]
+) -> int:
+    command = [
+        *(str(Path(sys.executable).with_name("st")), "--config-file", str(config), "run"),
+        *(f"{server.root}/openapi.json", "--max-examples", str(most), "--seed", str(seed)),
+        *("--report", "json", "--report-json-path", str(report), *more),
+    ]
+    return subprocess.run(command, cwd=report.parent, env=os.environ | {"TUNERY_KEY": seeded.key}).returncode
+
+
 def _config(seeded: Seeded) -> str:
     """Ours, and the ids of this run's database."""
-    lines = [CONFIG.read_text(encoding="utf-8"), "[dictionaries]"]
+    lines = [CONFIG.read_text(encoding="utf-8")]
+    for number, (path, (parameter, owner)) in enumerate(seeded.owners.items()):
+        seeded.ids[f"owner_{number}"] = [owner]
+        lines += ["[[operations]]", f"include-path = {json.dumps(path)}", "[operations.parameters]"]
+        lines += [_draw(parameter, f"owner_{number}")]
+    lines += ["[dictionaries]"]
     lines += [f"{name} = {{ values = {json.dumps(values)} }}" for name, values in seeded.ids.items()]
     lines += ["[parameters]"]
-    lines += [f'"path.{name}" = {{ dictionary = "{name}", probability = {OF_SEEDED_IDS} }}' for name in seeded.ids]
+    lines += [_draw(name, name) for name in seeded.ids if not name.startswith("owner_")]
     return "\n".join(lines) + "\n"
+
+
+def _draw(parameter: str, dictionary: str) -> str:
+    return f'"path.{parameter}" = {{ dictionary = "{dictionary}", probability = {OF_SEEDED_IDS} }}'
 
 
 def _cases(report: Path) -> int:

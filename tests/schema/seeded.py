@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from app.db import claims, jobs
+from app.db import claims, jobs, keys
 from app.db.engine import Sessions, transaction
 from app.db.ids import new_id
 from app.db.tables import Job, Project
@@ -24,16 +24,21 @@ class Seeded:
 
     key: str = ""
     ids: dict[str, list[str]] = field(default_factory=dict)
+    owners: dict[str, tuple[str, str]] = field(default_factory=dict)  # path -> which parameter takes which id alone
 
     def note(self, parameter: str, *values: str) -> None:
         self.ids.setdefault(parameter, []).extend(values)
+
+    def belongs(self, path: str, parameter: str, owner: str) -> None:
+        """What is asked for by this path is all of this one."""
+        self.owners[path] = (parameter, owner)
 
 
 def seed(sessions: Sessions, storage: LocalStorage, directory: Path) -> Seeded:
     seeded = Seeded()
     with transaction(sessions) as session:
         project = factories.make_project(session)
-        seeded.key = factories.make_key(session, project)
+        seeded.key = keys.issue(session, project, "generated requests", keys.ADMIN_SCOPES).secret
         factories.make_base_model(session, directory / factories.BASE_MODEL)
         seeded.note("model", factories.BASE_MODEL)
         for _ in range(COPIES):

@@ -99,6 +99,14 @@ class TestTheDocument:
         for target in re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)):
             assert target in document["components"]["schemas"]
 
+    def test_says_of_a_stream_what_each_of_its_events_is(self, document: dict[str, Any]) -> None:
+        """`schema` would be of an event, too, for a document of this version."""
+        answers = [operation["responses"]["200"]["content"] for _, operation in operations(document)]
+        streams = [content["text/event-stream"] for content in answers if "text/event-stream" in content]
+        assert len(streams) == 2
+        assert all("schema" not in stream for stream in streams)
+        assert all(stream["itemSchema"]["properties"]["data"]["contentSchema"] for stream in streams)
+
     def test_names_every_operation_once(self, document: dict[str, Any]) -> None:
         names = [operation["operationId"] for _, operation in operations(document)]
         assert len(names) == len(set(names))

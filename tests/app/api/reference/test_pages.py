@@ -28,7 +28,8 @@ def contents(operation: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"body {media_type}", content
     for status, answer in operation["responses"].items():
         for media_type, content in answer.get("content", {}).items():
-            yield f"{status} {media_type}", content
+            of_each_event = {"schema": content["itemSchema"]} if "itemSchema" in content else {}
+            yield f"{status} {media_type}", content | of_each_event
 
 
 class TestTheCommittedPages:
