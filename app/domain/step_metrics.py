@@ -65,7 +65,7 @@ def thin_out(points: Sequence[Point], most: int) -> list[Point]:
         return list(points)
     chosen = [points[0]]
     buckets = _buckets(points, most - 2)
-    for bucket, following in zip(buckets, [*buckets[1:], [points[-1]]], strict=True):
+    for bucket, following in zip(buckets, [*buckets, [points[-1]]][1:], strict=True):
         candidates = [point for point in bucket if point.is_validated] or bucket
         chosen.append(max(candidates, key=_area(chosen[-1], following)))
     return [*chosen, points[-1]]
