@@ -48,7 +48,8 @@ def insert(
     for warning in warnings:
         job.event_seq += 1
         tell(session, job, warning, level="warn")
-    session.refresh(job)
+    if warnings:
+        session.refresh(job)  # the UPDATE counted its version; the INSERT has told every other default
     return job
 
 
