@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TypeVar
 
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
@@ -28,7 +28,8 @@ from app.log import get_logger
 from worker.resources import Resources
 
 Result = TypeVar("Result")
-DATABASE_AWAY = (OperationalError, InterfaceError, PoolTimeout)
+# InternalError: PostgreSQL gave up our transaction, as this process stood still in the middle of it.
+DATABASE_AWAY = (OperationalError, InterfaceError, InternalError, PoolTimeout)
 RETRY_SECONDS = 0.5
 
 log = get_logger(__name__)

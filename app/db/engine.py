@@ -12,6 +12,7 @@ Sessions = sessionmaker[Session]
 
 CONNECT_TIMEOUT_SECONDS = 5
 STATEMENT_TIMEOUT_MS = 30_000  # none of ours takes a second; a lock held by a stuck client must not hang the API
+IDLE_IN_TRANSACTION_MS = 20_000  # a process that froze in the middle of one (SIGSTOP, a paused VM) keeps no row locked
 
 CONNECT_ARGS = {
     "connect_timeout": CONNECT_TIMEOUT_SECONDS,
@@ -20,7 +21,8 @@ CONNECT_ARGS = {
     "keepalives_interval": 5,
     "keepalives_count": 3,
     "tcp_user_timeout": 30_000,
-    "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c timezone=UTC",
+    "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c timezone=UTC "
+    f"-c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_MS}",
 }
 
 

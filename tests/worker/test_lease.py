@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import psycopg
 import pytest
@@ -15,6 +14,7 @@ from app.db import claims
 from app.db.claims import FencedError, Lease
 from app.db.engine import transaction
 from app.db.tables import Attempt, Job, JobEvent
+from app.domain.offers import Offer
 from tests.worker.bench import OWNER, Bench
 from worker.lease import Claimer, LeaseKeeper, OutOfTouch, boottime_seconds
 
@@ -107,8 +107,8 @@ def test_when_the_lease_has_run_out_meanwhile_nothing_is_known(
 @pytest.mark.parametrize("gpus", [1, 2])
 def test_a_claim_says_how_many_gpus_its_seconds_are_of(bench: Bench, gpus: int) -> None:
     job = bench.queued()
-    resources = replace(bench.resources, settings=bench.resources.settings.model_copy(update={"gpus_per_job": gpus}))
-    assert Claimer(resources, "train", OWNER).take() is not None
+    offer = Offer("cuda", 1 << 40, gpus=gpus)
+    assert Claimer(bench.resources, "train", OWNER, lambda: offer).take() is not None
     with transaction(bench.resources.sessions) as session:
         found = session.scalars(select(Attempt).where(Attempt.job_id == job.id, Attempt.kind == "train"))
         assert [attempt.gpus for attempt in found] == [gpus]
