@@ -66,7 +66,7 @@ bench-auto: $(DEV) ## "auto" beside a grid of learning rates on four small tasks
 	$(BIN)/python -m benchmarks.auto $(ARGS)
 
 bench-queue: $(DEV) ## A week of made traffic through the fair queue and first come, first served (2 minutes; ARGS="--seed 2", ARGS=--speed)
-	$(BIN)/python -m benchmarks.queue $(ARGS)
+	$(BIN)/python -m benchmarks.fair_queue $(ARGS)
 
 bench-fit: $(DEV) ## Is the plan's verdict on memory true? Twenty jobs under limits (about 6 minutes; ARGS="--jobs 5")
 	$(BIN)/python -m benchmarks.fit $(ARGS)
