@@ -43,7 +43,7 @@ from worker.trainer.snapshot import Choices, Snapshot, identity, open_newest, re
 from worker.trainer.start import first_adapter
 from worker.trainer.state import Run
 from worker.trainer.stop import Stops
-from worker.trainer.waiting import watch_the_cores
+from worker.trainer.waiting import cores_watched
 
 ORDERLY = (ExitCode.DONE, ExitCode.DRAINED, ExitCode.PAUSED, ExitCode.CANCELLED)  # every process has come to its end
 
@@ -85,8 +85,19 @@ def _run(spec: TrainerSpec, workdir: Path, say: Ledger, stops: Stops) -> None:
     snapshots = _open_snapshots(spec, workdir, say)
     earlier = _decided(snapshots, say)
     make_repeatable(device, earlier.threads if earlier else spec.threads or parallel.fair_threads(choose_threads()))
-    watch_the_cores(torch.get_num_threads())
+    with cores_watched(torch.get_num_threads()):
+        _run_on(device, spec, workdir, snapshots, earlier, say, stops)
 
+
+def _run_on(
+    device: torch.device,
+    spec: TrainerSpec,
+    workdir: Path,
+    snapshots: dict[str, Snapshot],
+    earlier: Choices | None,
+    say: Ledger,
+    stops: Stops,
+) -> None:
     dtype = getattr(torch, earlier.compute_dtype) if earlier else choose_compute_dtype(spec.quantization, device)
     warn_of_slow_numbers(spec, dtype, device, say)
     base = open_base(spec.base, spec.quantization, dtype, device)

@@ -14,6 +14,8 @@ import ctypes
 import os
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,17 +88,24 @@ class Crowd:
         dismissed.wait()
 
 
-def watch_the_cores(threads: int) -> None:
-    """From now on, in a thread of its own that ends with the process. Until the first look nobody spins."""
-    crowd = Crowd(threads)
+@contextmanager
+def cores_watched(threads: int) -> Iterator[None]:
+    """While the block runs, by a thread of its own. Until its first look nobody spins."""
+    crowd, over = Crowd(threads), threading.Event()
     crowd.gather()
-    threading.Thread(target=_watch, args=(crowd, threads), name="cores", daemon=True).start()
+    watcher = threading.Thread(target=_watch, args=(crowd, threads, over), name="cores", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+        crowd.dismiss()
 
 
-def _watch(crowd: Crowd, threads: int) -> None:
+def _watch(crowd: Crowd, threads: int, over: threading.Event) -> None:
     cores, before = len(os.sched_getaffinity(0)), take_sample()
-    while True:
-        time.sleep(LOOK_SECONDS)
+    while not over.wait(LOOK_SECONDS):
         after = take_sample()
         if is_crowded(before, after, cores, threads):
             crowd.gather()

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
-from worker.trainer.waiting import Sample, is_crowded, take_sample
+from worker.trainer.waiting import Sample, cores_watched, is_crowded, take_sample
 
 STAND = """
 import worker.trainer, os
@@ -76,3 +77,11 @@ class TestCrowd:
 
         assert 2 + int(gathered) > int(cores)
         assert is_here == "False"
+
+
+class TestCoresWatched:
+    def test_leaves_no_thread_of_python_behind(self) -> None:
+        before = set(threading.enumerate())
+        with cores_watched(1):
+            assert {thread.name for thread in set(threading.enumerate()) - before} >= {"cores"}
+        assert [thread.name for thread in set(threading.enumerate()) - before if thread.name == "cores"] == []
