@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,8 +14,7 @@ from app.settings import Settings
 from tests.deadline import until
 from tests.factories import chat_lines
 from tests.receiver import Receiver, receiving
-from worker.resources import open_resources
-from worker.webhooks import Sender
+from tests.sending import TO_LOOPBACK, sending
 
 pytestmark = pytest.mark.usefixtures("base_model")
 ENDED: Any = ["fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled"]
@@ -24,22 +22,13 @@ ENDED: Any = ["fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tunin
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    allowed = {"webhook_allow_http": True, "webhook_allowed_networks": "127.0.0.0/8", "webhook_poll_seconds": 0.05}
-    return settings.model_copy(update=allowed)
+    return settings.model_copy(update=TO_LOOPBACK)
 
 
 @pytest.fixture
 def receiver(settings: Settings) -> Iterator[Receiver]:
-    """With a sender that runs as long."""
-    resources = open_resources(settings)
-    thread = threading.Thread(target=Sender(resources).run)
-    with receiving() as receiver:
-        thread.start()
+    with sending(settings) as receiver:
         yield receiver
-        resources.stop.set()
-        thread.join(20)
-    resources.close()
-    assert not thread.is_alive()
 
 
 def test_everything_it_can_do_with_endpoints(official: OpenAI, receiver: Receiver) -> None:

@@ -124,10 +124,6 @@ def python(request: Request) -> str | None:
     return f"answer = {call}\nprint(answer)"
 
 
-def is_official(request: Request) -> bool:
-    return f"{request.method} {PARAMETER.sub('{}', request.template)}" in CALLS
-
-
 def _answer(operation: Mapping[str, Any]) -> tuple[str, Any]:
     success = next(answer for status, answer in operation["responses"].items() if status.startswith("2"))
     media_type, content = _first(success.get("content", {}))

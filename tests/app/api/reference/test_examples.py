@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,31 +24,22 @@ from app.db.tables import Project
 from app.settings import Settings
 from app.storage import LocalStorage
 from tests.app.api.reference.world import TRAINING_DATA, World, replaced
-from tests.receiver import Receiver, receiving
+from tests.receiver import Receiver
+from tests.sending import TO_LOOPBACK, sending
 from tests.serving import LiveServer
-from worker.resources import open_resources
-from worker.webhooks import Sender
 
 STREAM_ENDED = 28  # curl's own word for its time limit: a stream goes on until then
 
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    allowed = {"webhook_allow_http": True, "webhook_allowed_networks": "127.0.0.0/8", "webhook_poll_seconds": 0.05}
-    return settings.model_copy(update=allowed)
+    return settings.model_copy(update=TO_LOOPBACK)
 
 
 @pytest.fixture
 def receiver(settings: Settings) -> Iterator[Receiver]:
-    """With a sender that runs as long."""
-    resources = open_resources(settings)
-    thread = threading.Thread(target=Sender(resources).run)
-    with receiving() as receiver:
-        thread.start()
+    with sending(settings) as receiver:
         yield receiver
-        resources.stop.set()
-        thread.join(20)
-    resources.close()
 
 
 @pytest.fixture

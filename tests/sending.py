@@ -1,0 +1,28 @@
+"""A real sender of webhooks beside the test, and the receiver it may reach."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from app.settings import Settings
+from tests.receiver import Receiver, receiving
+from worker.resources import open_resources
+from worker.webhooks import Sender
+
+TO_LOOPBACK = {"webhook_allow_http": True, "webhook_allowed_networks": "127.0.0.0/8", "webhook_poll_seconds": 0.05}
+
+
+@contextmanager
+def sending(settings: Settings) -> Iterator[Receiver]:
+    """The receiver, with a sender that runs as long."""
+    resources = open_resources(settings)
+    thread = threading.Thread(target=Sender(resources).run)
+    with receiving() as receiver:
+        thread.start()
+        yield receiver
+        resources.stop.set()
+        thread.join(20)
+    resources.close()
+    assert not thread.is_alive()
