@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -107,6 +108,7 @@ def _build_engines(settings: Settings, storage: Storage | None) -> Engines:
         hints=Hints(settings.redis_url),
         counter=Counter(settings.max_line_bytes),
         limiter=RateLimiter(settings.max_requests_per_second),
+        free_slots=asyncio.Semaphore(settings.database_pool_size),
     )
 
 

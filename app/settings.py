@@ -33,7 +33,7 @@ class Settings(BaseSettings):
     max_line_bytes: int = 4 << 20  # one example; 4 MiB is about a million tokens
     min_training_examples: int = 10  # OpenAI's floor
     results_csv_base64: bool = False  # OpenAI served the results CSV in base64 for years; scripts that expect it
-    database_pool_size: int = 20  # connections per API process; PostgreSQL's default limit is 100
+    database_pool_size: int = 20  # requests in a transaction at once; a process opens up to 2 n + 6 connections
     max_requests_per_second: int = Field(default=10_000, ge=1)  # of a project that has no limit of its own
     admin_key_file: Path | None = None  # containers: the first admin key is read from here at start-up
 

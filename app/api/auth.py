@@ -1,4 +1,4 @@
-"""Bearer key -> caller. In a transaction of its own: no connection is held while a client sends its body.
+"""Bearer key -> caller. A query of its own, in the event loop: no connection is held while a client sends its body.
 
 What a caller may is decided here for every route, by method and path: a route needs no code of its own for it.
 """
@@ -15,7 +15,6 @@ from fastapi import Depends, Request
 from app.api.deps import Engines, EnginesDep
 from app.api.envelope import tell_with_answer
 from app.db import audit, key_reads
-from app.db.engine import transaction
 from app.db.key_reads import KnownKey
 from app.domain import actions, scopes
 from app.errors import InvalidApiKey, MissingScope, RateLimited
@@ -40,13 +39,8 @@ class Caller:
         return scopes.ADMIN in self.scopes
 
 
-def authenticate(request: Request, engines: EnginesDep) -> Caller:
-    secret = bearer_secret(request)
-    with transaction(engines.sessions) as session:
-        key = key_reads.find(session, secret)
-        if key is not None and key.touch_due and key.refusal is None:
-            key_reads.touch(session, key.key_id)
-    return admit(request, key)
+async def authenticate(request: Request, engines: EnginesDep) -> Caller:
+    return admit(request, await key_reads.find(engines.connections, bearer_secret(request)))
 
 
 AUTHENTICATED = Depends(authenticate)  # for a router whose routes need not know who calls

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -12,6 +13,7 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from app.api.receiving import Lanes
+from app.api.slots import Slot
 from app.db.async_connections import AsyncConnections
 from app.db.changes import Changes
 from app.db.engine import Sessions
@@ -37,6 +39,7 @@ class Engines:
     hints: Hints
     counter: Counter
     limiter: RateLimiter
+    free_slots: asyncio.Semaphore
     lanes: Lanes = field(default_factory=Lanes)
 
 
@@ -48,7 +51,20 @@ async def get_engines(request: Request) -> Engines:
 EnginesDep = Annotated[Engines, Depends(get_engines)]
 
 
-async def get_session(engines: EnginesDep) -> AsyncIterator[Session]:
+async def get_slot(engines: EnginesDep) -> AsyncIterator[Slot]:
+    """Raises Unavailable when there is none for too long."""
+    slot = Slot(engines.free_slots)
+    await slot.take()
+    try:
+        yield slot
+    finally:
+        slot.leave()
+
+
+SlotDep = Annotated[Slot, Depends(get_slot, scope="function")]
+
+
+async def get_session(engines: EnginesDep, _slot: SlotDep) -> AsyncIterator[Session]:
     """One request, one transaction. A connection is taken at the first query, by the thread that runs the endpoint."""
     session = engines.sessions()
     try:

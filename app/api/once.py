@@ -20,7 +20,7 @@ from starlette.responses import Response
 
 from app.api.auth import CallerDep
 from app.api.bodies import BodyBytesDep
-from app.api.deps import SessionDep
+from app.api.deps import SessionDep, SlotDep
 from app.domain.jsonl import LineError, decode_json
 from app.errors import IdempotencyKeyInUse
 from app.services.once import Once, Replay, fingerprint_of
@@ -49,7 +49,7 @@ async def get_once(request: Request, caller: CallerDep, idempotency_key: KeyHead
 OnceDep = Annotated[Once, Depends(get_once)]
 
 
-async def begin_once(request: Request, body: BodyBytesDep, once: OnceDep, session: SessionDep) -> None:
+async def begin_once(request: Request, body: BodyBytesDep, once: OnceDep, session: SessionDep, slot: SlotDep) -> None:
     """Raises what Once.begin does, IdempotencyKeyInUse only after a wait that held no thread and no connection."""
     if not once.is_asked_for:
         return
@@ -57,7 +57,9 @@ async def begin_once(request: Request, body: BodyBytesDep, once: OnceDep, sessio
     deadline = time.monotonic() + PATIENCE_SECONDS
     pauses = chain(PAUSES_SECONDS, repeat(PAUSES_SECONDS[-1]))
     while not await run_in_threadpool(_begin, once, session, fingerprint, time.monotonic() < deadline):
+        slot.leave()
         await asyncio.sleep(next(pauses))
+        await slot.take()
     request.state.once = (once, session)
 
 

@@ -17,8 +17,9 @@ from app.api.auth import admit, bearer_secret
 from app.api.deps import Engines
 from app.api.job_read import version_of
 from app.api.schemas.events import render_event
+from app.db import key_reads
 from app.db.changes import Watch
-from app.db.job_reads import known_key, seq_of_event
+from app.db.job_reads import seq_of_event
 from app.domain.states import TERMINAL
 from app.errors import BadRequest, Unavailable
 from app.services.feeds import Part
@@ -74,7 +75,7 @@ async def follow_project(request: Request) -> Response:
     """
     engines: Engines = request.app.state.engines
     secret = bearer_secret(request)
-    caller = admit(request, await known_key(engines.connections, secret))
+    caller = admit(request, await key_reads.find(engines.connections, secret))
     return EventSourceResponse(_changes(engines, secret, caller.project_id), headers=HEADERS)
 
 
@@ -144,7 +145,7 @@ def _key_check(engines: Engines, secret: str) -> Callable[[], Any]:
         if now() - checked_at < KEY_SECONDS:
             return True
         with suppress(Unavailable):
-            key = await known_key(engines.connections, secret)
+            key = await key_reads.find(engines.connections, secret)
             if key is None or key.refusal is not None:
                 return False
             checked_at = now()

@@ -26,15 +26,16 @@ CONNECT_ARGS = {
 }
 
 
-def make_engine(database_url: str, pool_size: int = 5) -> Engine:
-    """`pool_pre_ping` costs one round trip and turns a restarted server into a fresh connection, not an error.
+def make_engine(database_url: str, pool_size: int = 5, spare: int = 5) -> Engine:
+    """At most `pool_size` connections and, for what comes on top, `spare` more.
 
+    `pool_pre_ping` costs one round trip and turns a restarted server into a fresh connection, not an error.
     `hide_parameters`: values stay out of errors, and so out of the logs.
     """
     return create_engine(
         database_url,
         pool_size=pool_size,
-        max_overflow=pool_size,
+        max_overflow=spare,
         pool_timeout=10,
         pool_pre_ping=True,
         hide_parameters=True,

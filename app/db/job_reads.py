@@ -6,12 +6,10 @@ An ORM session and a response model made 440 to 510 requests a second of it wher
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from app.db.async_connections import AsyncConnections
-from app.db.key_reads import KEY_BY_SECRET, TOUCH, KnownKey
-from app.db.keys import hash_key
+from app.db.key_reads import KEY_BY_SECRET, find_with
 
 PAGE = 500  # events in one read of a stream
 
@@ -62,17 +60,12 @@ async def job_by_key(connections: AsyncConnections, secret: str, job_id: str) ->
 
     The row is a KnownKey as well: whether that key may read the job is for the caller to ask.
     """
-    return await _by_key(connections, JOB_BY_KEY, secret, {"job_id": job_id})
+    return await find_with(connections, JOB_BY_KEY, secret, {"job_id": job_id})
 
 
 async def version_by_key(connections: AsyncConnections, secret: str, job_id: str) -> Any:
     """As `job_by_key`: a KnownKey with {id, version, state, event_seq, queue_position}."""
-    return await _by_key(connections, VERSION_BY_KEY, secret, {"job_id": job_id})
-
-
-async def known_key(connections: AsyncConnections, secret: str) -> KnownKey | None:
-    key: KnownKey | None = await _by_key(connections, KEY_BY_SECRET, secret, {})
-    return key
+    return await find_with(connections, VERSION_BY_KEY, secret, {"job_id": job_id})
 
 
 async def seq_of_event(connections: AsyncConnections, job_id: str, event_id: str) -> int | None:
@@ -83,10 +76,3 @@ async def seq_of_event(connections: AsyncConnections, job_id: str, event_id: str
 async def events_after(connections: AsyncConnections, job_id: str, seq: int) -> list[Any]:
     """The next events, at most PAGE, each with the job's `state` and `event_seq`; one row without `id` if none are."""
     return await connections.fetch_all(EVENTS_AFTER, {"job_id": job_id, "seq": seq})
-
-
-async def _by_key(connections: AsyncConnections, query: str, secret: str, more: Mapping[str, str]) -> Any:
-    row = await connections.fetch_one(query, {"secret_sha256": hash_key(secret), **more})
-    if row is not None and row.touch_due and row.refusal is None:
-        await connections.fetch_one(TOUCH, {"key_id": row.key_id})
-    return row

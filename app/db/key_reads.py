@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
-from sqlalchemy.orm import Session
-
+from app.db.async_connections import AsyncConnections
 from app.db.keys import hash_key
 
 # Without an ORM, as it runs before everything else. `refusal` says why a secret that we know opens nothing.
@@ -48,11 +47,15 @@ class KnownKey(Protocol):
     def touch_due(self) -> bool: ...
 
 
-def find(session: Session, secret: str) -> KnownKey | None:
-    """The key that has, or had, this secret. The look-up is by hash, so its timing tells nothing of the secret."""
-    values = {"secret_sha256": hash_key(secret)}
-    return session.connection().exec_driver_sql(KEY_BY_SECRET, values).one_or_none()
+async def find(connections: AsyncConnections, secret: str) -> KnownKey | None:
+    """The key that has, or had, this secret."""
+    key: KnownKey | None = await find_with(connections, KEY_BY_SECRET, secret, {})
+    return key
 
 
-def touch(session: Session, key_id: str) -> None:
-    session.connection().exec_driver_sql(TOUCH, {"key_id": key_id})
+async def find_with(connections: AsyncConnections, query: str, secret: str, more: Mapping[str, str]) -> Any:
+    """A KnownKey and what else `query` reads. The look-up is by hash, so its timing tells nothing of the secret."""
+    row = await connections.fetch_one(query, {"secret_sha256": hash_key(secret), **more})
+    if row is not None and row.touch_due and row.refusal is None:
+        await connections.fetch_one(TOUCH, {"key_id": row.key_id})
+    return row

@@ -44,7 +44,6 @@ SETTINGS = {
     "port": str(PORT),
     "unix_socket_permissions": "0700",
     "shared_buffers": "64MB",
-    "max_connections": "100",
     "max_wal_size": "256MB",
     "io_method": "sync",  # the default would keep three processes for asynchronous reads
     "jit": "off",  # costs more than it gives on queries of a millisecond
@@ -59,12 +58,13 @@ class LocalPostgres(LocalServer):
     stop_signal = signal.SIGINT  # fast shutdown: open transactions are rolled back, what was committed is on disk
     stop_seconds = 20.0
 
-    def __init__(self, directory: Path, *, throwaway: bool = False) -> None:
+    def __init__(self, directory: Path, *, throwaway: bool = False, max_connections: int = 100) -> None:
         """`throwaway` gives up durability, for tests."""
         super().__init__(directory)
         self.data = self.directory / "data"
         self.sockets = self.directory / "run"
         self._throwaway = throwaway
+        self._max_connections = max_connections
         self.account = account()
         self._uid = None if self.account is None else self.account.uid
         self._gid = None if self.account is None else self.account.gid
@@ -184,7 +184,8 @@ class LocalPostgres(LocalServer):
         return False
 
     def _command(self) -> list[str]:
-        settings = {**SETTINGS, "unix_socket_directories": _as_list_item(self.sockets)}
+        settings = {**SETTINGS, "max_connections": str(self._max_connections)}
+        settings |= {"unix_socket_directories": _as_list_item(self.sockets)}
         settings |= THROWAWAY if self._throwaway else {}
         options = [f"--{name}={value}" for name, value in settings.items()]
         return [str(self._program("postgres")), "-D", str(self.data), *options]
