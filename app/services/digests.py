@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hashlib import _Hash as Digest
+    from hashlib import _Hash
+
+    Digest = _Hash
 
 MOST_UPLOADS = 1000  # some hundred bytes each, and the ids of their parts
 
