@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -10,10 +13,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import httpx2
 import uvicorn
+
+from tests.deadline import until
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+
+    from app.settings import Settings
 
 START_SECONDS = 10.0
 
@@ -54,3 +62,29 @@ def _wait_until_started(server: uvicorn.Server, thread: threading.Thread) -> Non
         if not thread.is_alive() or time.monotonic() > deadline:
             raise RuntimeError("the API did not start")
         time.sleep(0.005)
+
+
+@contextmanager
+def api_process(settings: Settings) -> Iterator[tuple[LiveServer, subprocess.Popen[bytes]]]:
+    """The API as a process of its own, as `tunery up` starts it: one that can be killed."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = LiveServer(*listener.getsockname()[:2])
+    environment = os.environ | {
+        "DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url,
+        "TUNERY_DATA_DIR": str(settings.data_dir),
+    }  # fmt: skip
+    command = [sys.executable, "-m", "uvicorn", "--factory", "app.main:app_from_environment", "--no-access-log"]
+    process = subprocess.Popen([*command, "--port", str(server.port)], env=environment)
+    try:
+        until(lambda: _answers(server), "the API", seconds=30)
+        yield server, process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _answers(server: LiveServer) -> bool:
+    try:
+        return httpx2.get(f"{server.root}/healthz", trust_env=False).status_code == 200
+    except httpx2.TransportError:
+        return False

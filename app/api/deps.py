@@ -19,6 +19,7 @@ from app.db.changes import Changes
 from app.db.engine import Sessions
 from app.queue import Hints
 from app.services.counting import Counter
+from app.services.digests import Digests
 from app.services.feeds import Feeds
 from app.services.rate import RateLimiter
 from app.settings import Settings
@@ -41,6 +42,7 @@ class Engines:
     limiter: RateLimiter
     free_slots: asyncio.Semaphore
     lanes: Lanes = field(default_factory=Lanes)
+    digests: Digests = field(default_factory=Digests)
 
 
 async def get_engines(request: Request) -> Engines:

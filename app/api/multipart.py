@@ -35,7 +35,7 @@ async def read_form(
     body: AsyncIterator[bytes],
     file_name: str,
     fields: Collection[str],
-    write: Callable[[bytes], None],
+    write: Callable[[memoryview], None],
 ) -> Form:
     """Feed the part named `file_name` to `write`, in a thread, and return the rest.
 
@@ -49,7 +49,7 @@ async def read_form(
 
 class _FormReader:
     def __init__(
-        self, boundary: bytes, file_name: str, fields: Collection[str], write: Callable[[bytes], None]
+        self, boundary: bytes, file_name: str, fields: Collection[str], write: Callable[[memoryview], None]
     ) -> None:
         self.form = Form()
         self._file_name = file_name
@@ -118,7 +118,7 @@ class _FormReader:
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._name == self._file_name:
-            self._write(data[start:end])
+            self._write(memoryview(data)[start:end])
             return
         self._value += data[start:end]
         if len(self._value) > MAX_FIELD_BYTES:

@@ -14,6 +14,7 @@ from app.domain.uploads import MAX_PART_BYTES
 from app.errors import BadRequest, RequestTimeout
 from app.services import content
 from app.services.content import Writer
+from app.services.digests import digests_of_piece
 from app.services.intake import StagedFile
 
 PIECE_BYTES = MAX_PART_BYTES
@@ -51,12 +52,15 @@ class _Pieces:
         self._writer = writer
         self._staged: StagedFile | None = None
         self._there_bytes = writer.start
+        self._carried = engines.digests.at(writer.upload_id, writer.start)
 
     async def write(self, batch: bytes) -> None:
         engines, rest = self._engines, batch
         while rest:
             if self._staged is None:
-                self._staged = await engines.lanes.write(StagedFile, engines.storage.staging, PIECE_BYTES)
+                self._staged = await engines.lanes.write(
+                    StagedFile, engines.storage.staging, PIECE_BYTES, digests=digests_of_piece(self._carried)
+                )
             room = PIECE_BYTES - self._staged.size_bytes
             await engines.lanes.write(self._staged.write, rest[:room])
             rest = rest[room:]
@@ -67,10 +71,14 @@ class _Pieces:
         """Store what is staged; where the content ends."""
         if self._staged is not None:
             engines, staged = self._engines, self._staged
-            self._there_bytes = await engines.lanes.store(
+            piece = await engines.lanes.store(
                 content.add_piece, engines.sessions, engines.storage, self._writer, staged, self._there_bytes
             )
             self._staged = None
+            self._there_bytes += piece.bytes
+            if self._carried is not None:
+                self._carried = self._carried.and_then(piece.id, piece.bytes, staged.digests[-1])
+                engines.digests.keep(self._writer.upload_id, self._carried)
         return self._there_bytes
 
     def discard(self) -> None:

@@ -34,6 +34,7 @@ from app.db.engine import transaction
 from app.domain.uploads import MAX_PART_BYTES, MAX_PARTS
 from app.errors import BadRequest, all_at_once
 from app.services import completing, content, uploads
+from app.services.digests import digests_of_part
 from app.services.intake import StagedFile
 from app.services.once import fingerprint_of
 
@@ -61,10 +62,13 @@ def get_upload(upload_id: str, caller: CallerDep, session: SessionDep) -> Any:
 async def add_part(upload_id: str, request: Request, caller: CallerDep, engines: EnginesDep, once: OnceDep) -> Any:
     """Up to 64 MiB; several at once, in any order. A part that is sent again is another part."""
     lanes, project_id = engines.lanes, caller.project_id
-    await lanes.write(uploads.check_pending, engines.sessions, project_id, upload_id)
+    seen = await lanes.write(uploads.check_pending, engines.sessions, project_id, upload_id)
+    carried = engines.digests.at(upload_id, seen.received_bytes)
     idle_seconds = engines.settings.upload_idle_seconds
     body = limited(request, MAX_PART_BYTES + ENVELOPE_BYTES, uploads.part_too_large, idle_seconds)
-    staged = await lanes.write(StagedFile, engines.storage.staging, MAX_PART_BYTES, uploads.part_too_large)
+    staged = await lanes.write(
+        StagedFile, engines.storage.staging, MAX_PART_BYTES, uploads.part_too_large, digests_of_part(carried)
+    )
     try:
         form = await read_form(lanes, request.headers.get("content-type", ""), body, "data", (), staged.write)
         if not form.has_file:
@@ -77,6 +81,8 @@ async def add_part(upload_id: str, request: Request, caller: CallerDep, engines:
         )  # fmt: skip
     finally:
         staged.discard()
+    if carried is not None:
+        engines.digests.keep(upload_id, carried.and_then(part.id, part.bytes, staged.digests[-1]))
     return render_part(part)
 
 
@@ -141,8 +147,8 @@ async def _complete(
     async with lanes.alone(upload_id):
         seen = await lanes.write(_seen, engines, project_id, upload_id)
         seen = await lanes.finish(
-            seen.upload.bytes, completing.complete, engines.sessions, engines.storage, project_id, upload_id, part_ids,
-            md5, settings.max_line_bytes,
+            seen.upload.bytes, completing.complete, engines.sessions, engines.storage, engines.digests, project_id,
+            upload_id, part_ids, md5, settings.max_line_bytes,
         )  # fmt: skip
     return render_upload(seen)
 

@@ -1,4 +1,4 @@
-"""The parts of an upload become a file: composed without a copy, read once to be hashed and checked.
+"""The parts of an upload become a file: composed without a copy, read as far as they were not hashed in their order.
 
 Load (a transaction), work (none: gigabytes are read), apply (a transaction under the row's lock). Two requests that
 complete one upload at once both work; the row takes the first, and the other is answered with its file.
@@ -20,6 +20,7 @@ from app.db.tables import Upload, UploadPart
 from app.domain.uploads import UploadStatus
 from app.errors import BadRequest
 from app.services import intake
+from app.services.digests import Carried, Digests
 from app.services.intake import Content, NewFile
 from app.services.line_check import count_lines
 from app.services.uploads import SeenUpload, known, require_pending, see
@@ -32,6 +33,7 @@ THEN = "cannot be completed"
 def complete(
     sessions: Sessions,
     storage: Storage,
+    digests: Digests,
     project_id: str,
     upload_id: str,
     part_ids: Sequence[str] | None,
@@ -51,8 +53,12 @@ def complete(
         parts = _chosen(session, upload, part_ids)
     _require_total(upload, parts)
     file_id = new_id("file")
-    content = _compose(sessions, storage, upload, f"files/{file_id}", parts, md5, max_line_bytes)
-    return _apply(sessions, storage, upload, file_id, content, [part.id for part in parts])
+    ids = [part.id for part in parts]
+    carried = digests.leading(upload_id, ids)
+    content = _compose(sessions, storage, upload, f"files/{file_id}", parts, carried, md5, max_line_bytes)
+    seen = _apply(sessions, storage, upload, file_id, content, ids)
+    digests.forget(upload_id)
+    return seen
 
 
 def _is_done(upload: Upload, part_ids: Sequence[str] | None) -> bool:
@@ -89,6 +95,7 @@ def _compose(
     upload: Upload,
     key: str,
     parts: Sequence[UploadPart],
+    carried: Carried,
     md5: str | None,
     max_line_bytes: int,
 ) -> Content:
@@ -102,7 +109,7 @@ def _compose(
     try:
         if stored.size_bytes != upload.bytes:
             raise RuntimeError(f"stored parts of {upload.id} have {stored.size_bytes:,} bytes, not {upload.bytes:,}")
-        sha256 = parts[0].sha256 if len(parts) == 1 and md5 is None else _hash(storage, key, md5)
+        sha256 = parts[0].sha256 if len(parts) == 1 and md5 is None else _hash(storage, key, carried, md5)
         line_count = None
         if upload.purpose == "fine-tune":
             with storage.open(key) as file:
@@ -113,17 +120,20 @@ def _compose(
     return Content(key, upload.bytes, sha256, line_count)
 
 
-def _hash(storage: Storage, key: str, md5: str | None) -> str:
-    """The SHA-256 of an object. Raises BadRequest when its MD5 is not the one that the client told."""
-    digests = [hashlib.sha256()] if md5 is None else [hashlib.sha256(), hashlib.md5(usedforsecurity=False)]
+def _hash(storage: Storage, key: str, carried: Carried, md5: str | None) -> str:
+    """The SHA-256 of an object whose beginning is hashed already. Raises BadRequest when its MD5 is another one."""
+    sha256, whole = carried.digest.copy(), hashlib.md5(usedforsecurity=False)
     with storage.open(key) as file:
+        position = file.seek(0 if md5 is not None else carried.size_bytes)
         for chunk in _chunks(file):
-            for digest in digests:
-                digest.update(chunk)
-    if md5 is not None and digests[1].hexdigest() != md5.lower():
-        text = f"md5: the file's is {digests[1].hexdigest()}, not {md5}; a part was altered, left out or misplaced"
+            sha256.update(memoryview(chunk)[max(0, carried.size_bytes - position) :])
+            if md5 is not None:
+                whole.update(chunk)
+            position += len(chunk)
+    if md5 is not None and whole.hexdigest() != md5.lower():
+        text = f"md5: the file's is {whole.hexdigest()}, not {md5}; a part was altered, left out or misplaced"
         raise BadRequest(text, "md5", "md5_mismatch")
-    return digests[0].hexdigest()
+    return sha256.hexdigest()
 
 
 def _chunks(file: BinaryIO) -> Iterator[bytes]:

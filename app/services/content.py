@@ -60,8 +60,8 @@ def begin(sessions: Sessions, storage: Storage, project_id: str, upload_id: str,
     return writer
 
 
-def add_piece(sessions: Sessions, storage: Storage, writer: Writer, staged: StagedFile, start: int) -> int:
-    """Store what was staged as the content from `start` on; where it ends. Raises BadRequest for an old writer."""
+def add_piece(sessions: Sessions, storage: Storage, writer: Writer, staged: StagedFile, start: int) -> UploadPart:
+    """Store what was staged as the content from `start` on. Raises BadRequest for an old writer."""
     staged.close()
     piece_id = new_id("part", "_")
     key = part_key(writer.upload_id, piece_id)
@@ -71,13 +71,13 @@ def add_piece(sessions: Sessions, storage: Storage, writer: Writer, staged: Stag
         with transaction(sessions) as session:
             upload = known(uploads.lock(session, writer.project_id, writer.upload_id), writer.upload_id)
             _require_writer(session, upload, writer)
-            uploads.insert_part(session, upload, piece_id, staged.size_bytes, staged.sha256, key, start)
+            piece = uploads.insert_part(session, upload, piece_id, staged.size_bytes, staged.sha256, key, start)
             inserted = True
     except BaseException:
         if not inserted:  # a commit whose answer was lost may have happened
             storage.delete(key)
         raise
-    return start + staged.size_bytes
+    return piece
 
 
 def _require_offset(upload: Upload, there_bytes: int, start: int) -> None:

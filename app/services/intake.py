@@ -7,10 +7,11 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sqlalchemy.orm import Session
 
@@ -22,8 +23,15 @@ from app.errors import TooLarge
 from app.services import quotas
 from app.services.line_check import count_lines
 from app.storage import Storage
+from app.storage.writeback import begin_writeback
+
+if TYPE_CHECKING:
+    from app.services.digests import Digest
 
 PREFIX = "upload-"
+WRITEBACK_BYTES = (
+    8 << 20
+)  # handed to the disk at a time: eight clients flush at the same moment otherwise, and all wait
 FORGOTTEN_AFTER_SECONDS = 24 * 3600  # a staged file of that age belongs to a process that was killed
 
 
@@ -53,30 +61,42 @@ def too_large(max_bytes: int) -> TooLarge:
 
 
 class StagedFile:
-    """Written by one thread at a time, taken over by the storage or discarded."""
+    """Written by one thread at a time, taken over by the storage or discarded.
 
-    def __init__(self, directory: Path, max_bytes: int, refusal: Callable[[int], TooLarge] = too_large) -> None:
+    Every one of `digests` takes in what is written; `sha256` is that of the first.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        max_bytes: int,
+        refusal: Callable[[int], TooLarge] = too_large,
+        digests: Sequence[Digest] = (),
+    ) -> None:
         self._descriptor, path = tempfile.mkstemp(dir=directory, prefix=PREFIX)
-        self._hash = hashlib.sha256()
+        self.digests = tuple(digests) or (hashlib.sha256(),)
         self._max_bytes = max_bytes
         self._refusal = refusal
         self._is_open = True
         self.path = Path(path)
         self.size_bytes = 0
+        self._handed_bytes = 0
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Raises TooLarge as soon as the limit is passed, OSError (ENOSPC) when the disk is full."""
         self.size_bytes += len(data)
         if self.size_bytes > self._max_bytes:
             raise self._refusal(self._max_bytes)
-        self._hash.update(data)
+        for digest in self.digests:
+            digest.update(data)
         view = memoryview(data)
         while view:
             view = view[os.write(self._descriptor, view) :]
+        self._hand_over()
 
     @property
     def sha256(self) -> str:
-        return self._hash.hexdigest()
+        return self.digests[0].hexdigest()
 
     def close(self) -> None:
         if self._is_open:
@@ -88,6 +108,12 @@ class StagedFile:
         self.close()
         with contextlib.suppress(FileNotFoundError):
             self.path.unlink()
+
+    def _hand_over(self) -> None:
+        more_bytes = self.size_bytes - self._handed_bytes
+        if more_bytes >= WRITEBACK_BYTES:
+            begin_writeback(self._descriptor, self._handed_bytes, more_bytes)
+            self._handed_bytes = self.size_bytes
 
 
 def accept(

@@ -63,10 +63,12 @@ def parts(session: Session, project_id: str, upload_id: str) -> list[UploadPart]
     return uploads.all_posted(session, known(uploads.get(session, project_id, upload_id), upload_id))
 
 
-def check_pending(sessions: Sessions, project_id: str, upload_id: str) -> None:
+def check_pending(sessions: Sessions, project_id: str, upload_id: str) -> SeenUpload:
     """Before a body is read: whether it could be of any use. Raises NotFound, BadRequest."""
     with transaction(sessions) as session:
-        require_pending(get(session, project_id, upload_id), "takes no more parts")
+        seen = get(session, project_id, upload_id)
+        require_pending(seen, "takes no more parts")
+        return seen
 
 
 def add_part(

@@ -38,7 +38,10 @@ class Upload(Base):
 
 
 class UploadPart(Base):
-    """`start` is where a piece of streamed content begins; a part that was posted has none."""
+    """`start` is where a piece of streamed content begins; a part that was posted has none.
+
+    `sha256` is of the part. Of a piece it is that of the content up to its end, where what came before had been seen.
+    """
 
     __tablename__ = "upload_parts"
     __table_args__ = (

@@ -185,12 +185,12 @@ class TestTwoWriters:
             return file
 
         old = content.begin(sessions, storage, project.id, upload_id, None)
-        assert content.add_piece(sessions, storage, old, staged(CONTENT[:100]), 0) == 100
+        assert content.add_piece(sessions, storage, old, staged(CONTENT[:100]), 0).bytes == 100
         new = content.begin(sessions, storage, project.id, upload_id, 100)
         left = staged(CONTENT[100:200])
         with pytest.raises(Exception, match="Another request"):
             content.add_piece(sessions, storage, old, left, 100)
-        assert content.add_piece(sessions, storage, new, staged(CONTENT[100:200]), 100) == 200
+        assert content.add_piece(sessions, storage, new, staged(CONTENT[100:200]), 100).start == 100
         with transaction(sessions) as session:
             assert content.progress(session, project.id, upload_id)[1] == 200
         assert len(list(storage.older_than("uploads", float("inf")))) == 2

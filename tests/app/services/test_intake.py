@@ -15,6 +15,7 @@ from app.db import files
 from app.db.engine import Sessions, transaction
 from app.db.tables import Project
 from app.errors import InvalidDataset, TooLarge
+from app.services import intake
 from app.services.intake import FORGOTTEN_AFTER_SECONDS, NewFile, StagedFile, accept, sweep_staging
 from app.storage import LocalStorage
 from tests.factories import chat_lines
@@ -39,6 +40,18 @@ class TestStagedFile:
         staged.discard()
         staged.discard()
         assert list(tmp_path.iterdir()) == []
+
+    def test_hands_every_byte_but_the_last_few_to_the_disk_once(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        handed: list[tuple[int, int]] = []
+        monkeypatch.setattr(intake, "begin_writeback", lambda _, start, size: handed.append((start, size)))
+        monkeypatch.setattr(intake, "WRITEBACK_BYTES", 10)
+        staged = StagedFile(tmp_path, max_bytes=100)
+        for size in (4, 5, 3, 25, 9):
+            staged.write(b"x" * size)
+        assert handed == [(0, 12), (12, 25)]
+        staged.discard()
 
     def test_refuses_the_first_byte_too_many(self, tmp_path: Path) -> None:
         staged = StagedFile(tmp_path, max_bytes=5)

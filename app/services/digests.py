@@ -1,0 +1,78 @@
+"""The SHA-256 of what is still arriving, carried on from part to part, so that completing need not read it all again.
+
+It is known to this process alone, and only for parts that come one after the other: who does not find it here reads the
+bytes. What is kept is always true, so nothing has to be taken back: these parts in this order have that digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+    Digest = _Hash
+
+MOST_UPLOADS = 1000  # some hundred bytes each, and the ids of their parts
+
+
+@dataclass(frozen=True)
+class Carried:
+    """The digest of parts in the order they came, and how many bytes they have together."""
+
+    part_ids: tuple[str, ...] = ()
+    size_bytes: int = 0
+    digest: Digest = field(default_factory=hashlib.sha256)
+
+    def and_then(self, part_id: str, size_bytes: int, digest: Digest) -> Carried:
+        return Carried((*self.part_ids, part_id), self.size_bytes + size_bytes, digest)
+
+
+def digests_of_part(carried: Carried | None) -> list[Digest]:
+    """What a part goes through: its own digest, and that of everything up to its end; of a first part they are one."""
+    own = hashlib.sha256()
+    return [own, carried.digest.copy()] if carried is not None and carried.part_ids else [own]
+
+
+def digests_of_piece(carried: Carried | None) -> list[Digest]:
+    """A piece of a stream has no use for a digest of its own."""
+    return [hashlib.sha256() if carried is None else carried.digest.copy()]
+
+
+class Digests:
+    """Of the uploads that this process has seen last; built once per process."""
+
+    def __init__(self, most_uploads: int = MOST_UPLOADS) -> None:
+        self._most_uploads = most_uploads
+        self._carried: OrderedDict[str, Carried] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def at(self, upload_id: str, size_bytes: int) -> Carried | None:
+        """What to carry on from where so many bytes have arrived; for parts that are sent at once soon nothing."""
+        if size_bytes == 0:
+            return Carried()
+        with self._lock:
+            carried = self._carried.get(upload_id)
+        return carried if carried is not None and carried.size_bytes == size_bytes else None
+
+    def keep(self, upload_id: str, carried: Carried) -> None:
+        with self._lock:
+            self._carried[upload_id] = carried
+            self._carried.move_to_end(upload_id)
+            while len(self._carried) > self._most_uploads:
+                self._carried.popitem(last=False)
+
+    def leading(self, upload_id: str, part_ids: Sequence[str]) -> Carried:
+        """What is known of the beginning of these parts in this order: all of them at best, nothing at worst."""
+        with self._lock:
+            carried = self._carried.get(upload_id, Carried())
+        return carried if tuple(part_ids[: len(carried.part_ids)]) == carried.part_ids else Carried()
+
+    def forget(self, upload_id: str) -> None:
+        with self._lock:
+            self._carried.pop(upload_id, None)
