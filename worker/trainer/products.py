@@ -9,11 +9,10 @@ The code is that of training, the weights are made up, and nobody's dice are thr
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
-from app.domain.catalog import CatalogEntry
 from worker.trainer.batch import Segment
 from worker.trainer.device import Way
 from worker.trainer.frozen import freeze
@@ -33,8 +32,8 @@ class Products:
     The weight is in the type of the computation, as a quantised one is once it is dequantised and kept.
     """
 
-    def __init__(self, entry: CatalogEntry, rank: int) -> None:
-        self._counts = Counter(_clipped(shape) for shape in entry.target_modules.values())
+    def __init__(self, shapes: Iterable[Shape], rank: int) -> None:
+        self._counts = Counter(map(_clipped, shapes))
         self._rank = rank
         self._rows = Rows()
         self._rows.adapters[NAME] = Adapter(NAME, 0.0, torch.Generator(), {})

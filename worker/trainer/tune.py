@@ -6,6 +6,7 @@ reach. What was asked for by name is not timed. The answer is kept with the othe
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -99,11 +100,12 @@ def _is_dtype_open(spec: TrainerSpec, rule: Way) -> bool:
 
 
 def _find(spec: TrainerSpec, workdir: Path, entry: CatalogEntry, rule: Way) -> Findings:
-    products, found = Products(entry, spec.runs[0].lora.r), Findings(rule)
+    shapes, rank, found = list(entry.target_modules.values()), spec.runs[0].lora.r, Findings(rule)
+    products, largest = Products(shapes, rank), Products([max(shapes, key=math.prod)], rank)
     if _is_dtype_open(spec, rule):
         _find_dtype(spec, workdir, entry, products, found)
     if spec.threads is None:  # a number of threads that was asked for is what makes runs repeat: rows stay as planned
-        _find_threads_and_rows(products, found)
+        _find_threads_and_rows(products, largest, found)
     return found
 
 
@@ -122,17 +124,20 @@ def _find_dtype(spec: TrainerSpec, workdir: Path, entry: CatalogEntry, products:
         found.notes.append("float32 would be faster, but takes more memory than there is.")
 
 
-def _find_threads_and_rows(products: Products, found: Findings) -> None:
-    """By the clock, as threads that wait for each other take no processor time; so it counts on quiet cores only."""
+def _find_threads_and_rows(products: Products, largest: Products, found: Findings) -> None:
+    """By the clock, as threads that wait for each other take no processor time; so it counts on quiet cores only.
+
+    Rows by the largest layer alone: each product of each length leaves half a megabyte of compiled code behind.
+    """
     before, rule = take_sample(), found.way
     counts = [rule.threads, *sorted({granted_cores(), max(1, rule.threads // 2)} - {rule.threads})]
     timed = _timed(products, [replace(rule, threads=each, row_tokens=TOKENS) for each in counts], time.perf_counter)
     found.threads = {way.threads: seconds for way, seconds in timed.items()}
     if not _is_crowded(before, counts, found):
         found.way = replace(rule, threads=fastest_threads(found.threads))
-        found.rows = _time_rows(products, found.way, _rows_worth_timing(), rounds=1)
+        found.rows = _time_rows(largest, found.way, _rows_worth_timing(), rounds=1)
         row = fastest_row(found.rows)
-        if row and row == fastest_row(_time_rows(products, found.way, [max(found.rows), row], rounds=ROUNDS)):
+        if row and row == fastest_row(_time_rows(largest, found.way, [max(found.rows), row], rounds=ROUNDS)):
             found.way = replace(found.way, row_tokens=row)
         if _is_crowded(before, counts, found):
             found.way = rule
@@ -145,8 +150,8 @@ def _is_crowded(before: Sample, counts: Sequence[int], found: Findings) -> bool:
     return True
 
 
-def _time_rows(products: Products, way: Way, lengths: Sequence[int], rounds: int) -> dict[int, float]:
-    timed = _timed(products, [replace(way, row_tokens=each) for each in lengths], time.perf_counter, rounds)
+def _time_rows(largest: Products, way: Way, lengths: Sequence[int], rounds: int) -> dict[int, float]:
+    timed = _timed(largest, [replace(way, row_tokens=each) for each in lengths], time.perf_counter, rounds)
     return {each.row_tokens: seconds for each, seconds in timed.items() if each.row_tokens}
 
 

@@ -18,7 +18,7 @@ from worker.trainer.products import Products
 
 @pytest.fixture
 def timed(tiny: Path) -> Products:
-    return Products(describe(tiny), rank=4)
+    return Products(describe(tiny).target_modules.values(), rank=4)
 
 
 class TestProducts:
@@ -62,7 +62,7 @@ class TestProducts:
         self, tiny: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(products, "LARGEST_SIDE", 16)
-        clipped = Products(describe(tiny), rank=64)
+        clipped = Products(describe(tiny).target_modules.values(), rank=64)
         assert clipped.seconds(Way(torch.float32, 1, 8), iter(range(99)).__next__) == 7
         (layer,) = clipped._layers.values()
         assert tuple(layer.base.weight.shape) == (16, 16)
