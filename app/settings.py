@@ -64,7 +64,7 @@ class Settings(BaseSettings):
     spare_trainer: bool = True  # an idle slot keeps the next trainer ready: 400 MB for a start 4 s earlier
     gpus_per_job: int = Field(default=1, ge=1, le=64)  # each step's examples are shared out over so many GPUs of a slot
     device: str = "auto"  # auto, cpu or cuda
-    threads: int | None = None  # CPU threads of a trainer; absent: physical cores
+    threads: int | None = None  # CPU threads of a trainer; absent: physical cores, or what a probe finds faster
 
     # --- webhooks
     webhook_allow_http: bool = False  # https only: the body names jobs, and a signature is no secret-keeper

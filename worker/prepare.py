@@ -168,6 +168,7 @@ def trainer_spec(
             "snapshot_interval_seconds": settings.snapshot_interval_seconds,
             "device": settings.device,
             "threads": settings.threads,
+            "dtype_is_free": spec.dtype_is_free,
             "world_size": settings.gpus_per_job,
             "measurements": tuple(inputs.measurements),
             "out_of_memory_kills": inputs.memory_kills,

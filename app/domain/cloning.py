@@ -25,6 +25,8 @@ def request_of(
     knobs = plain["hyperparameters"]
     if knobs["learning_rate"] is not None:
         knobs.pop("learning_rate_multiplier")
+    if spec.dtype_is_free:
+        plain["quantization"].pop("compute_dtype")  # as nobody asked for it then, nobody does now
     body = {
         "model": spec.continued_from or spec.base_model,
         "training_file": training_file,

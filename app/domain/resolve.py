@@ -71,6 +71,7 @@ def _fill_in(
         continued_from=ancestor.model if ancestor else None,
         lora=lora,
         quantization=quantization,
+        dtype_is_free=quantization is not None and knobs.value("quantization.compute_dtype") is None,
         hyperparameters=hyperparameters,
         sample_prompts=tuple(body.get("sample_prompts") or ()),
         seed=random.SystemRandom().randint(0, MAX_SEED) if seed is None else seed,

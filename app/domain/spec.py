@@ -112,6 +112,7 @@ class JobSpec(Frozen):
     continued_from: str | None = None  # the "ft:..." model, an adapter of this project, that training goes on from
     lora: LoraSpec
     quantization: QuantizationSpec | None
+    dtype_is_free: bool = False  # the request named no compute_dtype: bfloat16, unless another is faster where it runs
     hyperparameters: Hyperparameters
     sample_prompts: SamplePrompts = ()
     seed: Annotated[int, Field(ge=0, le=2_147_483_647)]
@@ -160,7 +161,8 @@ class TrainerSpec(Frozen):
     runs: Annotated[tuple[RunSpec, ...], Field(min_length=1)]
     snapshot_interval_seconds: float = 300.0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int | None = None  # CPU threads of each process; absent = physical cores
+    threads: int | None = None  # CPU threads of each process; absent = physical cores, or what is faster
+    dtype_is_free: bool = False  # nobody asked for quantization.compute_dtype: it may be another that is faster here
     world_size: Annotated[int, Field(ge=1, le=64)] = 1  # processes that share each step's documents, one a GPU
     measurements: tuple[Measurement, ...] = ()  # of earlier jobs on this device, base and quantization
     out_of_memory_kills: Annotated[int, Field(ge=0)] = 0  # of earlier attempts, by the kernel: be smaller this time

@@ -83,7 +83,7 @@ def _file(session: Session, file_id: str | None) -> dict[str, Any] | None:
 
 
 def _config(session: Session, job: Job) -> dict[str, Any]:
-    spec = JobSpec.model_validate(job.spec).model_dump(mode="json", exclude={"version"})
+    spec = JobSpec.model_validate(job.spec).model_dump(mode="json", exclude={"version", "dtype_is_free"})
     return {
         "base_model": spec.pop("base_model"),
         "base_model_sha256": _base_sha256(session, job),

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app.db.engine import transaction
 from app.domain.catalog import stat_signature
-from app.domain.spec import TrainerSpec
+from app.domain.spec import QuantizationSpec, TrainerSpec
 from tests.worker.bench import Bench
 from worker.prepare import CannotStart, check_base, load_inputs, trainer_spec
 
 
-def spec_of(bench: Bench) -> TrainerSpec:
-    job = bench.queued()
+def spec_of(bench: Bench, body: dict[str, Any] | None = None) -> TrainerSpec:
+    job = bench.queued(body=body)
     with transaction(bench.sessions) as session:
         inputs = load_inputs(session, job)
     settings = bench.resources.settings
@@ -38,3 +39,9 @@ def test_the_slots_number_of_gpus_is_the_number_of_processes(bench: Bench) -> No
     assert spec_of(bench).world_size == 1
     bench.resources.settings.gpus_per_job = 4
     assert spec_of(bench).world_size == 4
+
+
+def test_a_trainer_knows_whether_somebody_asked_for_the_numbers_it_computes_in(bench: Bench) -> None:
+    assert spec_of(bench).dtype_is_free
+    asked = spec_of(bench, {"quantization": {"compute_dtype": "bfloat16"}})
+    assert (asked.dtype_is_free, asked.quantization) == (False, QuantizationSpec())

@@ -1,19 +1,41 @@
-"""Which processor, how many threads, which numbers: decided once, before anything is loaded."""
+"""Which processor, how many threads, which numbers, by rule: decided once, before anything is loaded.
+
+On a CPU `tune.py` then looks whether something else is faster.
+"""
 
 from __future__ import annotations
 
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import torch
 
-from app.domain.spec import QuantizationSpec
+from app.domain.spec import QuantizationSpec, TrainerSpec
 from app.domain.states import Reason
 from worker.trainer.failures import Failure
 
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "200000 100000": two cores' worth of time in each period
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a row is computed here: what was stored by the first attempt, or a rule, or what is faster than the rule."""
+
+    compute_dtype: torch.dtype
+    threads: int
+    row_tokens: int | None = None  # at most so many; None: as many as the plan finds best
+
+    def __str__(self) -> str:
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        rows = f", rows of at most {self.row_tokens:,} tokens" if self.row_tokens else ""
+        return f"{name_of(self.compute_dtype)} with {threads}{rows}"
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -30,13 +52,23 @@ def device_name(device: torch.device) -> str:
     return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
 
 
-def choose_compute_dtype(quantization: QuantizationSpec | None, device: torch.device) -> torch.dtype:
-    """What was asked for. 16-bit LoRA asks for no type: bfloat16, or float16 on a GPU that is older than bfloat16."""
-    if quantization is not None:
+def choose_compute_dtype(
+    quantization: QuantizationSpec | None, device: torch.device, is_free: bool = False
+) -> torch.dtype:
+    """What was asked for. Where no type was, it is bfloat16, or float16 on a GPU that is older than bfloat16."""
+    if quantization is not None and not is_free:
         dtype: torch.dtype = getattr(torch, quantization.compute_dtype)
         return dtype
     has_bfloat16 = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if has_bfloat16 else torch.float16
+
+
+def computed_in(spec: TrainerSpec, dtype: torch.dtype) -> TrainerSpec:
+    """The spec with the numbers that are computed in, where nobody asked for those that it names."""
+    if spec.quantization is None:
+        return spec
+    quantization = spec.quantization.model_copy(update={"compute_dtype": name_of(dtype)})
+    return spec.model_copy(update={"quantization": quantization})
 
 
 def times_float32(dtype: torch.dtype, device: torch.device) -> float:
@@ -59,8 +91,12 @@ def _product_seconds(dtype: torch.dtype, device: torch.device) -> float:
 
 def choose_threads() -> int:
     """The physical cores that this process may use: two threads on one core share its one matrix unit."""
-    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    return max(1, min(cores, len(os.sched_getaffinity(0)), _quota()))
+    return min(psutil.cpu_count(logical=False) or os.cpu_count() or 1, granted_cores())
+
+
+def granted_cores() -> int:
+    """The logical processors that this process may use, and no more than its quota is worth."""
+    return max(1, min(len(os.sched_getaffinity(0)), _quota()))
 
 
 def make_repeatable(device: torch.device, threads: int) -> None:

@@ -19,11 +19,14 @@ from app.domain.states import ExitCode, Reason
 from worker.trainer import parallel, room
 from worker.trainer.batch import Corpus, read_corpus, reference_id
 from worker.trainer.device import (
+    Way,
     choose_compute_dtype,
     choose_device,
     choose_threads,
+    computed_in,
     device_name,
     make_repeatable,
+    name_of,
 )
 from worker.trainer.emit import Emit, Ledger, Pulse
 from worker.trainer.facts import facts_of, started, warn_of_differences, warn_of_slow_numbers
@@ -43,6 +46,7 @@ from worker.trainer.snapshot import Choices, Snapshot, identity, open_newest, re
 from worker.trainer.start import first_adapter
 from worker.trainer.state import Run
 from worker.trainer.stop import Stops
+from worker.trainer.tune import faster
 from worker.trainer.waiting import cores_watched
 
 ORDERLY = (ExitCode.DONE, ExitCode.DRAINED, ExitCode.PAUSED, ExitCode.CANCELLED)  # every process has come to its end
@@ -84,13 +88,15 @@ def _run(spec: TrainerSpec, workdir: Path, say: Ledger, stops: Stops) -> None:
     device = choose_device(spec.device)
     snapshots = _open_snapshots(spec, workdir, say)
     earlier = _decided(snapshots, say)
-    make_repeatable(device, earlier.threads if earlier else spec.threads or parallel.fair_threads(choose_threads()))
-    with cores_watched(torch.get_num_threads()):
-        _run_on(device, spec, workdir, snapshots, earlier, say, stops)
+    way = _way(spec, workdir, device, earlier, say)
+    make_repeatable(device, way.threads)
+    with cores_watched(way.threads):
+        _run_on(device, way, spec, workdir, snapshots, earlier, say, stops)
 
 
 def _run_on(
     device: torch.device,
+    way: Way,
     spec: TrainerSpec,
     workdir: Path,
     snapshots: dict[str, Snapshot],
@@ -98,9 +104,9 @@ def _run_on(
     say: Ledger,
     stops: Stops,
 ) -> None:
-    dtype = getattr(torch, earlier.compute_dtype) if earlier else choose_compute_dtype(spec.quantization, device)
-    warn_of_slow_numbers(spec, dtype, device, say)
-    base = open_base(spec.base, spec.quantization, dtype, device)
+    if not spec.dtype_is_free:
+        warn_of_slow_numbers(spec, way.compute_dtype, device, say)
+    base = open_base(spec.base, spec.quantization, way.compute_dtype, device)
     check_base(base)
 
     renderer = Renderer.from_directory(spec.base.directory)
@@ -109,7 +115,7 @@ def _run_on(
         return
     for each in runs:
         say(started(each, base))
-    choices = _choose(spec, base, runs, earlier, say)
+    choices = _choose(computed_in(spec, way.compute_dtype), base, runs, way, earlier, say)
     interval = spec.snapshot_interval_seconds
     identities = {each.run_id: _identity(spec, each) for each in spec.runs}
     keeper = Keeper(base, renderer, workdir, choices, identities, interval, say, stops)
@@ -152,19 +158,30 @@ def _decided(snapshots: Mapping[str, Snapshot], say: Ledger) -> Choices | None:
     return earlier
 
 
-def _choose(spec: TrainerSpec, base: Base, runs: Sequence[Run], earlier: Choices | None, say: Ledger) -> Choices:
+def _way(spec: TrainerSpec, workdir: Path, device: torch.device, earlier: Choices | None, say: Ledger) -> Way:
+    """What the first attempt chose; in the first one the rule, or what is faster than that here."""
+    if earlier:
+        return Way(getattr(torch, earlier.compute_dtype), earlier.threads, earlier.row_tokens)
+    threads = spec.threads or parallel.fair_threads(choose_threads())
+    rule = Way(choose_compute_dtype(spec.quantization, device, spec.dtype_is_free), threads)
+    return faster(spec, workdir, device, rule, say)
+
+
+def _choose(
+    spec: TrainerSpec, base: Base, runs: Sequence[Run], way: Way, earlier: Choices | None, say: Ledger
+) -> Choices:
     """What the first attempt decided, unless the kernel thought it too much. Raises Failure(OUT_OF_MEMORY)."""
     if earlier and not spec.out_of_memory_kills:
         return earlier
-    placement = settle(spec, base, runs, earlier.row_tokens if earlier else None)
+    placement = settle(spec, base, runs, way.row_tokens)
     for each in runs:
         say(planned(spec, each, placement))
     if placement.memory.total > HOPELESS * placement.device.memory_bytes:
         raise Failure(Reason.OUT_OF_MEMORY, placement.message, "hyperparameters.context_length")
     decided = earlier or Choices(
         row_tokens=placement.mode.row_tokens,
-        threads=torch.get_num_threads(),
-        compute_dtype=str(base.compute_dtype).removeprefix("torch."),
+        threads=way.threads,
+        compute_dtype=name_of(way.compute_dtype),
         device=device_name(base.device),
     )
     return replace(decided.laid_out(placement.mode), peak_bytes=placement.memory.total)

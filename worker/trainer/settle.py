@@ -45,7 +45,7 @@ def settle(spec: TrainerSpec, base: Base, runs: Sequence[Run], most_row_tokens: 
 
 def planned(spec: TrainerSpec, run: Run, placement: Placement) -> Planned:
     """For the record: what was predicted, and what the formula alone would have said, which is what gets corrected."""
-    entry, job = describe(spec.base.directory), _as_job(spec, run.spec)
+    entry, job = describe(spec.base.directory), as_job(spec, run.spec)
     attended = run.corpus.lengths().attended
     plain = memory(entry, job, placement.mode, placement.device.kind, placement.largest_row, attended)
     return Planned(
@@ -130,11 +130,12 @@ def _as_one(spec: TrainerSpec, runs: Sequence[Run]) -> tuple[JobSpec, Work]:
             lengths.add(own.of_example(example))
     batch = min(MOST_BATCH, sum(run.spec.hyperparameters.batch_size for run in runs))
     knobs = first.hyperparameters.model_copy(update={"batch_size": batch})
-    job = _as_job(spec, first.model_copy(update={"hyperparameters": knobs}))
+    job = as_job(spec, first.model_copy(update={"hyperparameters": knobs}))
     return job, Work.of(job, lengths)
 
 
-def _as_job(spec: TrainerSpec, run: RunSpec) -> JobSpec:
+def as_job(spec: TrainerSpec, run: RunSpec) -> JobSpec:
+    """One run as the plan knows it."""
     return JobSpec(
         base_model=spec.base.name,
         method=run.method,

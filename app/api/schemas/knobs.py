@@ -71,7 +71,10 @@ QUANTIZATION: JsonSchema = {
                 "double_quant": _nullable(
                     {"type": "boolean"}, "Of 4 bits: quantise the block scales too; true by default."
                 ),
-                "compute_dtype": _nullable({"enum": ["bfloat16", "float16", "float32"]}, "bfloat16 by default."),
+                "compute_dtype": _nullable(
+                    {"enum": ["bfloat16", "float16", "float32"]},
+                    "bfloat16 by default, or what is faster where it runs.",
+                ),
             },
         },
         {"type": "null"},

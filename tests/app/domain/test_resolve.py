@@ -52,6 +52,21 @@ class TestDefaults:
         assert spec.lora.target_modules == ("k_proj", "q_proj", "up_proj", "v_proj")
         assert spec.quantization == QuantizationSpec(bits=4, type="nf4", double_quant=True, compute_dtype="bfloat16")
 
+    @pytest.mark.parametrize(
+        ("quantization", "is_free"),
+        [
+            ({}, True),
+            ({"bits": 8}, True),
+            ({"compute_dtype": "auto"}, True),
+            ({"compute_dtype": "bfloat16"}, False),
+            ({"compute_dtype": "float32"}, False),
+            (None, False),
+        ],
+    )
+    def test_only_a_type_that_nobody_named_may_become_a_faster_one(self, quantization: Any, is_free: bool) -> None:
+        assert spec_of(quantization=quantization).dtype_is_free is is_free
+        assert spec_of().dtype_is_free
+
     def test_an_explicit_null_means_sixteen_bit_lora(self) -> None:
         assert spec_of(quantization=None).quantization is None
 

@@ -9,7 +9,7 @@ import torch
 from app.domain.spec import QuantizationSpec
 from tests.worker.trainer.house import CPU
 from worker.trainer import device
-from worker.trainer.device import choose_compute_dtype, choose_device, choose_threads
+from worker.trainer.device import choose_compute_dtype, choose_device, choose_threads, granted_cores
 from worker.trainer.failures import Failure
 
 
@@ -24,6 +24,7 @@ class TestChooseThreads:
         (tmp_path / "cpu.max").write_text(quota)
         monkeypatch.setattr(device, "CPU_QUOTA", tmp_path / "cpu.max")
         assert 1 <= choose_threads() <= most
+        assert 1 <= granted_cores() <= most
 
 
 class TestChooseComputeDtype:
@@ -34,6 +35,16 @@ class TestChooseComputeDtype:
 
     def test_is_bfloat16_for_16_bit_lora(self) -> None:
         assert choose_compute_dtype(None, CPU) is torch.bfloat16
+
+    def test_is_bfloat16_on_a_cpu_where_nobody_asked(self) -> None:
+        assert choose_compute_dtype(QuantizationSpec(), CPU, True) is torch.bfloat16
+
+    @pytest.mark.parametrize("quantization", [QuantizationSpec(), None])
+    def test_is_float16_on_a_gpu_without_bfloat16_where_nobody_asked(
+        self, monkeypatch: pytest.MonkeyPatch, quantization: QuantizationSpec | None
+    ) -> None:
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+        assert choose_compute_dtype(quantization, torch.device("cuda"), True) is torch.float16
 
 
 class TestChooseDevice:

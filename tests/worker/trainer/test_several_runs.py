@@ -9,6 +9,7 @@ from app.domain.catalog import hash_directory
 from app.domain.events import Command, Done, Metric
 from app.domain.states import ExitCode
 from tests.worker.trainer.house import FLOAT32, Log, make_spec, run_here
+from worker.trainer import facts
 from worker.trainer.run import run
 from worker.trainer.stop import Stops
 
@@ -34,6 +35,17 @@ class TestSeveralRuns:
     ) -> None:
         code, log = run_here(self.specs(tiny, examples, r=64), tmp_path)
         assert code == ExitCode.BAD_SPEC
+        assert self.kinds(log, "two") == ["failed"]
+        assert self.kinds(log, "one")[-1] == "done"
+
+    def test_one_that_cannot_go_on_hears_nothing_of_the_processor(
+        self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its last record is its last."""
+        monkeypatch.setattr(facts, "times_float32", lambda *_: 3.0)
+        (tmp_path / "step-000002").mkdir()
+        code, log = run_here(self.specs(tiny, examples, resume_from=tmp_path / "step-000002"), tmp_path)
+        assert code == ExitCode.INTERNAL
         assert self.kinds(log, "two") == ["failed"]
         assert self.kinds(log, "one")[-1] == "done"
 

@@ -1,0 +1,72 @@
+"""The matrix products of a decoder layer, forward and backward, timed by themselves.
+
+They are 59 % of a step on a CPU (docs/decisions/0018), and what one processor does otherwise than another: some have
+instructions for bfloat16 and some imitate it, some have two threads a core and some one.
+
+The code is that of training, the weights are made up, and nobody's dice are thrown.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+import torch
+
+from worker.trainer.batch import Segment
+from worker.trainer.device import Way
+from worker.trainer.frozen import freeze
+from worker.trainer.lora import AdaptedLinear, Adapter, Factors, Rows
+
+Clock = Callable[[], float]
+Shape = tuple[int, int]  # outputs, inputs
+
+LARGEST_SIDE = 2048  # of a weight that is timed: a larger one takes longer, but is not faster in another way
+VALUE = 0.01  # no zero, and no product of it so small that a processor takes long over it
+NAME = "timed"
+
+
+class Products:
+    """Each shape of a layer once, counted as often as the layer has it; with factors of `rank` beside the weight.
+
+    The weight is in the type of the computation, as a quantised one is once it is dequantised and kept.
+    """
+
+    def __init__(self, shapes: Iterable[Shape], rank: int) -> None:
+        self._counts = Counter(map(_clipped, shapes))
+        self._rank = rank
+        self._rows = Rows()
+        self._rows.adapters[NAME] = Adapter(NAME, 0.0, torch.Generator(), {})
+        self._layers: dict[tuple[Shape, torch.dtype], AdaptedLinear] = {}
+
+    def seconds(self, way: Way, clock: Clock) -> float:
+        """What one of the way's rows takes by `clock`. Leaves torch with the way's number of threads."""
+        torch.set_num_threads(way.threads)
+        return sum(count * self._time(shape, way, clock) for shape, count in self._counts.items())
+
+    def _time(self, shape: Shape, way: Way, clock: Clock) -> float:
+        (outputs, inputs), tokens, dtype = shape, way.row_tokens, way.compute_dtype
+        assert tokens is not None
+        layer, factors = self._layer(shape, dtype), self._rows.adapters[NAME].factors[str(shape)]
+        x_T_K = torch.full((tokens, inputs), VALUE, dtype=dtype, requires_grad=True)
+        dy_T_D = torch.full((tokens, outputs), VALUE, dtype=dtype)
+        began = clock()
+        with self._rows.of((Segment(NAME, 0, tokens),)):
+            y_T_D = layer(x_T_K)
+        torch.autograd.grad(y_T_D, (x_T_K, factors.A_R_K, factors.B_D_R), dy_T_D)
+        return clock() - began
+
+    def _layer(self, shape: Shape, dtype: torch.dtype) -> AdaptedLinear:
+        if (shape, dtype) not in self._layers:
+            outputs, inputs = shape
+            rank = min(self._rank, *shape)
+            A_R_K, B_D_R = (torch.full(each, VALUE) for each in ((rank, inputs), (outputs, rank)))
+            factors = Factors(torch.nn.Parameter(A_R_K), torch.nn.Parameter(B_D_R), 1.0)
+            self._rows.adapters[NAME].factors.setdefault(str(shape), factors)
+            frozen = freeze(torch.full(shape, VALUE, dtype=dtype), None, dtype)
+            self._layers[shape, dtype] = AdaptedLinear(str(shape), frozen, self._rows)
+        return self._layers[shape, dtype]
+
+
+def _clipped(shape: Shape) -> Shape:
+    return min(shape[0], LARGEST_SIDE), min(shape[1], LARGEST_SIDE)
