@@ -13,12 +13,11 @@ from typing import Any
 
 import psutil
 
+from app.domain.cgroups import control_groups, number
 from app.domain.estimate import Device
 
 NVIDIA_SMI = ("nvidia-smi", "--query-gpu=uuid,name,memory.total", "--format=csv,noheader,nounits")
 NVIDIA_SMI_SECONDS = 10  # on a machine whose driver hangs it never returns
-CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-CGROUP_EVENTS = Path("/sys/fs/cgroup/memory.events")
 VMSTAT = Path("/proc/vmstat")
 
 
@@ -73,11 +72,9 @@ def training_device(wanted: str = "auto") -> Device:
 
 
 def usable_bytes() -> int:
-    """The machine's memory, or what its cgroup allows."""
-    limits = [psutil.virtual_memory().total]
-    with suppress(OSError, ValueError):  # no cgroup v2, or "max"
-        limits.append(int(CGROUP_LIMIT.read_text(encoding="ascii")))
-    return min(limits)
+    """The machine's memory, or what our control groups allow."""
+    limits = (number(group, "memory.max") for group in control_groups())
+    return min([psutil.virtual_memory().total, *(limit for limit in limits if limit is not None)])
 
 
 def cpu_name() -> str:
@@ -89,8 +86,8 @@ def cpu_name() -> str:
 
 
 def oom_kills() -> int:
-    """How often the kernel has killed for memory, here and in our cgroup: only whether it has risen means anything."""
-    return _counter(CGROUP_EVENTS) + _counter(VMSTAT)
+    """How often the kernel has killed for memory, here and in our groups: only whether it has risen means anything."""
+    return _counter(VMSTAT) + sum(_counter(group / "memory.events") for group in control_groups())
 
 
 def _counter(path: Path) -> int:

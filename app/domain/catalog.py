@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ MAX_RANK = 256
 MAX_LISTED_LAYERS = 4096  # a row of the database names them all; a dense 70B model has 560
 
 Signature = tuple[tuple[str, int, int, int, int], ...]
+ROPE_OF_THE_ROW = ("longrope", "dynamic", "su")  # "su": longrope in the first Phi-3 files
 LLAMA_EXPONENT, QWEN_EXPONENT = 0.781, 0.0775  # of the learning rate over the hidden size
 
 
@@ -73,7 +75,7 @@ def describe(directory: Path, learning_rate: float | None = None, license_name: 
     architecture = str((config.get("architectures") or ["unknown"])[0])
     return CatalogEntry(
         architecture=architecture,
-        context_length=int(config.get("max_position_embeddings") or DEFAULT_CONTEXT_LENGTH),
+        context_length=longest_document(config) or DEFAULT_CONTEXT_LENGTH,
         hidden_size=hidden_size,
         vocab_size=int(config["vocab_size"]),
         parameters=sum(_product(shape) for shape in tensors.values()),
@@ -87,6 +89,21 @@ def describe(directory: Path, learning_rate: float | None = None, license_name: 
         **_sizes(config),
         linear_parameters=sum(_product(shape) for shape in layers.values()),
     )
+
+
+def longest_document(config: Mapping[str, Any]) -> int | None:
+    """How many tokens of one document the model of this config.json reads; None if it does not say.
+
+    Some rotary embeddings turn by other angles once the longest document of a row passes the length of their original
+    training: what shares a row would change the result. Up to that length they are like all others.
+    """
+    limits = [config.get("max_position_embeddings")]
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    for each in (rope, *(value for value in rope.values() if isinstance(value, Mapping))):
+        if each.get("rope_type", each.get("type")) in ROPE_OF_THE_ROW:
+            key = "original_max_position_embeddings"
+            limits.append(each.get(key) or config.get(key))
+    return min((int(limit) for limit in limits if limit), default=None)
 
 
 def default_learning_rate(hidden_size: int, architecture: str = "") -> float:

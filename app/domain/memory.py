@@ -13,6 +13,7 @@ from typing import Literal
 
 from app.domain.catalog import CatalogEntry
 from app.domain.modes import Mode
+from app.domain.patterns import rank_of
 from app.domain.spec import JobSpec, LoraSpec, QuantizationSpec
 
 DeviceKind = Literal["cpu", "cuda"]
@@ -121,9 +122,11 @@ def cache_bytes(entry: CatalogEntry, quantization: QuantizationSpec | None) -> i
 
 
 def adapter_parameters(entry: CatalogEntry, lora: LoraSpec) -> int:
-    """P: r x (inputs + outputs) of each target, in every layer."""
-    shapes = ((entry.target_modules[name], lora.rank_pattern.get(name, lora.r)) for name in lora.target_modules)
-    return entry.decoder_layers * sum(rank * (outputs + inputs) for (outputs, inputs), rank in shapes)
+    """P: r x (inputs + outputs) of each target, in every layer; patterns count where the layers' names are known."""
+    targets = [(name, shape) for name, shape in entry.layers.items() if name.split(".")[-1] in lora.target_modules]
+    if targets:
+        return sum(rank_of(lora, name) * sum(shape) for name, shape in targets)
+    return entry.decoder_layers * sum(lora.r * sum(entry.target_modules[name]) for name in lora.target_modules)
 
 
 def kept_bytes_per_token(row: _Row, elementwise: bool) -> int:

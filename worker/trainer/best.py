@@ -23,7 +23,10 @@ PREFIX = "best/"  # of its tensors in a snapshot
 
 @dataclass
 class Best:
-    """Losses are nats per labelled token over the whole validation file. The lowest wins, the earliest of equals."""
+    """Losses are of the whole validation file: nats per labelled token, of DPO per pair.
+
+    The lowest wins, the earliest of equals.
+    """
 
     step: int | None = None  # of the lowest loss; None before the first validation
     loss: float = math.inf

@@ -111,7 +111,7 @@ class _BlockAttention(torch.autograd.Function):
             )
             scores = torch.bmm(query_BG_NS_D, key_BG_S_D.transpose(1, 2)).float()
             scores = scores.view(-1, heads // groups, block.length, block.length)
-            torch.add(_causal_mask(block.length), scores, alpha=scale, out=scores)
+            torch.add(_causal_mask()[: block.length, : block.length], scores, alpha=scale, out=scores)
             chances_BG_NS_S = torch.softmax(scores, -1).to(query_T_H_D.dtype).view(len(key_BG_S_D), -1, block.length)
             outs.append(torch.bmm(chances_BG_NS_S, value_BG_S_D))
             kept += [query_BG_NS_D, key_BG_S_D, value_BG_S_D, chances_BG_NS_S]
@@ -167,6 +167,7 @@ def _scatter(
     return torch.cat(flat).index_select(0, blocks.places_T).view(*shape_T_H_D)
 
 
-@lru_cache(maxsize=LONGEST)
-def _causal_mask(length: int) -> torch.Tensor:
-    return torch.full((length, length), -math.inf).triu_(1)
+@lru_cache(maxsize=1)
+def _causal_mask() -> torch.Tensor:
+    """One for all: a corner of it is that of a shorter block. One for each length took up to 179 MB."""
+    return torch.full((LONGEST, LONGEST), -math.inf).triu_(1)

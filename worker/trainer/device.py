@@ -13,11 +13,12 @@ from pathlib import Path
 import psutil
 import torch
 
+from app.domain.cgroups import control_groups
 from app.domain.spec import QuantizationSpec, TrainerSpec
 from app.domain.states import Reason
 from worker.trainer.failures import Failure
 
-CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "200000 100000": two cores' worth of time in each period
+CPU_QUOTA = "cpu.max"
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,14 @@ def make_repeatable(device: torch.device, threads: int) -> None:
 
 
 def _quota() -> int:
+    """Cores' worth of time that the narrowest control group gives: "200000 100000" are two."""
+    quotas = (_whole_cores(group / CPU_QUOTA) for group in control_groups())
+    return min((cores for cores in quotas if cores), default=os.cpu_count() or 1)
+
+
+def _whole_cores(path: Path) -> int | None:
     try:
-        quota, period = CPU_QUOTA.read_text().split()
+        quota, period = path.read_text().split()
         return max(1, int(quota) // int(period))
-    except (OSError, ValueError):  # no cgroup v2, or "max"
-        return os.cpu_count() or 1
+    except (OSError, ValueError):  # no such file, or "max"
+        return None

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from app.domain.events import CheckpointSaved, Command, Done, Measured, Message, Metric, SnapshotSaved, Stopped
@@ -23,6 +22,7 @@ from worker.trainer.endings import endings
 from worker.trainer.evaluate import Validation, evaluate
 from worker.trainer.failures import Failure
 from worker.trainer.model import Base
+from worker.trainer.process import WORK
 from worker.trainer.snapshot import Choices, save_snapshot
 from worker.trainer.state import Run, Step, Written
 from worker.trainer.stop import Stops
@@ -137,7 +137,7 @@ class Keeper:
                 run_id=run.id,
                 mode=self.choices.mode,
                 peak_bytes=room.peak_bytes(self.base.device),
-                seconds=time.time() - psutil.Process().create_time(),
+                seconds=WORK.seconds,
                 step_seconds=run.step_seconds,
                 step_tokens=run.step_tokens,
             )

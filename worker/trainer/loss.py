@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-CHUNK_BYTES = 64 << 20  # of logits: 256 rows at V = 49,152, so that a chunk stays near the cache
+CHUNK_BYTES = 64 << 20  # of logits: 227 rows at V = 49,152, so that a chunk stays near the cache
 LEAST_CHUNK_ROWS = 128
 BYTES_PER_LOGIT = 6  # as the product leaves it (16 bits), and as float32
 
@@ -31,6 +31,8 @@ def head_loss(
     `weights_N` (float32, 1 where absent) weigh the sum and its gradient, not the losses of the tokens. Sums, not means:
     the one division is the optimizer step's. The losses are float32.
     """
+    if not torch.is_grad_enabled():  # `needs_input_grad` would still say that a trained head wants its V x D numbers
+        hidden_N_D, head_V_D = hidden_N_D.detach(), head_V_D.detach()
     total, losses_N, hits_N = _HeadLoss.apply(hidden_N_D, head_V_D, targets_N, weights_N)  # type: ignore[no-untyped-call]
     return total, losses_N, hits_N
 
@@ -63,6 +65,7 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, scale: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
         (gradient_N_D,) = ctx.saved_tensors
         head_gradient_V_D = None if ctx.head_gradient_V_D is None else ctx.head_gradient_V_D.mul_(scale)
+        ctx.head_gradient_V_D = None  # what was returned becomes .grad; kept here it would outlive the row
         return gradient_N_D * scale.to(gradient_N_D.dtype), head_gradient_V_D, None, None
 
 

@@ -6,12 +6,33 @@ import ctypes
 import os
 import signal
 import sys
+import time
+from dataclasses import dataclass, field
 from typing import IO
+
+import psutil
 
 from app.domain.states import ExitCode
 
 PARENT = "TUNERY_PARENT_PID"
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+@dataclass
+class Work:
+    """When the process's work began: with the process, but for a spare, which may have waited for days."""
+
+    began_at: float = field(default_factory=lambda: psutil.Process().create_time())
+
+    def begin(self) -> None:
+        self.began_at = time.time()
+
+    @property
+    def seconds(self) -> float:
+        return time.time() - self.began_at
+
+
+WORK = Work()
 
 
 def control_lines() -> IO[bytes]:

@@ -227,7 +227,7 @@ def _norm(forward: Maker, notes: _Notes) -> Maker:
     def run(x: torch.Tensor, *more: Any) -> torch.Tensor:
         if notes.is_open and not more:
             return notes.make(forward, x)
-        return forward(x.view_as(x), *more)  # the norm's gradients are summed before they meet the residual's, as above
+        return forward(x.view_as(x), *more)  # the norm's gradients are summed before they meet the residual's
 
     return run
 

@@ -1,6 +1,6 @@
 """How much memory there is for this process, how much it has taken, and how much at most since somebody asked.
 
-CUDA: the card's, as torch counts it. CPU: the least of the machine, the cgroup and the process's own limits, each with
+CUDA: the card's, as torch counts it. CPU: the least of the machine, the cgroups and the process's own limits, each with
 what counts against it: resident pages for the first two, mapped ones for the others, whether touched or not.
 """
 
@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
+from app.domain.cgroups import control_groups, number
 from app.domain.memory import PROCESS_BYTES
 
-CGROUP = Path("/sys/fs/cgroup")
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
 M_MMAP_THRESHOLD = -3  # malloc.h
@@ -95,9 +95,11 @@ def _cpu_rooms() -> list[Room]:
     resident, rooms = _status("VmRSS"), []
     if available := _number(Path("/proc/meminfo"), "MemAvailable:"):
         rooms.append(Room(resident + available, resident))
-    if (limit := _cgroup("memory.max")) is not None and (current := _cgroup("memory.current")) is not None:
-        idle = _number(CGROUP / "memory.stat", "inactive_file", unit=1) or 0  # given back before anybody is killed
-        rooms.append(Room(resident + limit - current + idle, resident))
+    for group in control_groups():
+        limit, current = number(group, "memory.max"), number(group, "memory.current")
+        if limit is not None and current is not None:
+            idle = _number(group / "memory.stat", "inactive_file", unit=1) or 0  # given back before anybody is killed
+            rooms.append(Room(resident + limit - current + idle, resident))
     for kind, counted in ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize")):
         soft, _ = resource.getrlimit(kind)
         if soft != resource.RLIM_INFINITY:
@@ -107,13 +109,6 @@ def _cpu_rooms() -> list[Room]:
 
 def _status(name: str) -> int:
     return _number(STATUS, f"{name}:") or 0
-
-
-def _cgroup(name: str) -> int | None:
-    try:
-        return int((CGROUP / name).read_text())
-    except (OSError, ValueError):  # no cgroup v2 of our own, or "max"
-        return None
 
 
 def _number(path: Path, name: str, unit: int = 1024) -> int | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from app.domain.catalog import longest_document
 from app.domain.events import Message
 from app.domain.render import Renderer
 from app.domain.snapshots import going_on
@@ -204,14 +205,14 @@ def _prepare_all(
     workdir: Path,
     base: Base,
     renderer: Renderer,
-    snapshots: Mapping[str, Snapshot],
+    snapshots: dict[str, Snapshot],
     say: Ledger,
 ) -> Sequence[Run]:
     runs = []
     for run_spec in _going_on(spec, say):
         with say.blaming(run_spec):
             run = prepare(run_spec, workdir, base, renderer, facts_of(spec, run_spec, base), say.pulse(run_spec.run_id))
-            if snapshot := snapshots.get(run.id):
+            if snapshot := snapshots.pop(run.id, None):  # its tensors would stay a second time
                 restore(run, snapshot)
                 warn_of_differences(run, snapshot, base, say)
             runs.append(run)
@@ -222,7 +223,7 @@ def prepare(spec: RunSpec, workdir: Path, base: Base, renderer: Renderer, facts:
     """Everything a run needs before its first step. Raises Failure for a spec or a file that can't be trained."""
     knobs = spec.hyperparameters
     check_inputs(spec, workdir)
-    check_context_length(spec, getattr(base.model.config, "max_position_embeddings", None))
+    check_context_length(spec, longest_document(base.model.config.to_dict()))
 
     def corpus_of(path: Path, blame: Reason) -> Corpus:
         return read_corpus(renderer, workdir / path, knobs.context_length, blame, pulse, spec.method)

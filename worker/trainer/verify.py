@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 
+from app.domain.documents import Document
 from app.domain.states import Reason
-from worker.trainer.batch import Row, Share, rows
+from worker.trainer.batch import Corpus, Row, Share, rows
 from worker.trainer.checkpoint import adapter_tensors
 from worker.trainer.failures import Failure
 from worker.trainer.frozen import Frozen4, Frozen8
@@ -26,7 +27,7 @@ from worker.trainer.model import Base, bare, hidden_states, in_float32
 from worker.trainer.state import Run
 
 ROW_TOKENS = 512
-LOGITS = 64  # positions that are compared, over the whole vocabulary
+LOGITS = 64  # positions that are compared, the last ones, over the whole vocabulary
 TOLERANCE = 1e-4  # of the largest logit; measured: 5e-7 on 2 layers, 1e-6 on 30, 0 where alpha / r is a power of two
 
 
@@ -51,7 +52,11 @@ def verify_adapter(base: Base, run: Run, directory: Path) -> float:
 
 
 def _first_row(run: Run) -> Row:
-    return next(rows([Share(run.id, run.corpus, run.corpus.documents(0))], ROW_TOKENS))
+    """The first document, no more of it than the plan has room for in float32; each of its tokens counts."""
+    tokens = run.corpus.slice(run.corpus.documents(0)[0])[0][:ROW_TOKENS].tolist()
+    corpus = Corpus()
+    corpus.add(1, [Document(1, tokens, [False] + [True] * (len(tokens) - 1))])
+    return next(rows([Share(run.id, corpus, corpus.documents(0))], ROW_TOKENS))
 
 
 def _load(model: Any, directory: Path, device: torch.device) -> PeftModel:
@@ -67,7 +72,7 @@ def _load(model: Any, directory: Path, device: torch.device) -> PeftModel:
 
 
 def _logits(base: Base, row: Row) -> torch.Tensor:
-    hidden_N_D = hidden_states(base, row, exact=True)[row.predictors_N[:LOGITS]]
+    hidden_N_D = hidden_states(base, row, exact=True)[row.predictors_N[-LOGITS:]]
     return hidden_N_D @ base.head_of(row).to(base.compute_dtype).float().t()
 
 

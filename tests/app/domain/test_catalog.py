@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,6 +46,28 @@ def test_thousands_of_layers_are_left_to_the_trainer(base: Path, monkeypatch: py
     entry = catalog.describe(base)
     assert entry.layers == {}
     assert len(entry.target_modules) == 7
+
+
+@pytest.mark.parametrize(
+    ("config", "longest"),
+    [
+        ({}, None),
+        ({"max_position_embeddings": 4096, "rope_scaling": None}, 4096),
+        ({"max_position_embeddings": 4096, "rope_parameters": {"rope_type": "llama3",
+          "original_max_position_embeddings": 128}}, 4096),
+        ({"max_position_embeddings": 4096, "rope_parameters": {"rope_type": "longrope",
+          "original_max_position_embeddings": 128}}, 128),
+        ({"max_position_embeddings": 4096, "original_max_position_embeddings": 128,
+          "rope_scaling": {"type": "su"}}, 128),
+        ({"max_position_embeddings": 4096, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, 4096),
+        ({"max_position_embeddings": 4096, "rope_parameters": {"full_attention": {"rope_type": "longrope",
+          "original_max_position_embeddings": 64}, "sliding_attention": {"rope_type": "default"}}}, 64),
+    ],
+)  # fmt: skip
+def test_documents_stay_where_the_rotary_embedding_does_not_depend_on_the_row(
+    config: dict[str, Any], longest: int | None
+) -> None:
+    assert catalog.longest_document(config) == longest
 
 
 @pytest.mark.parametrize(("hidden_size", "rate"), [(576, 1.3e-3), (2048, 4.9e-4), (4096, 2.9e-4)])

@@ -60,6 +60,14 @@ class TestMemory:
         assert cache_bytes(LLAMA_8B, job.quantization) == 2 * LLAMA_8B.linear_parameters
         assert cache_bytes(LLAMA_8B, None) == 0
 
+    def test_a_pattern_gives_the_layers_that_it_fits_a_rank_of_their_own(self) -> None:
+        layers = {f"model.layers.{n}.self_attn.q_proj": (64, 64) for n in range(3)}
+        entry = LLAMA_8B.model_copy(update={"layers": layers})
+        lora = spec(
+            lora={"r": 8, "alpha": 16, "target_modules": ["q_proj"], "rank_pattern": {r"layers\.[01]\..*": 2}}
+        ).lora
+        assert adapter_parameters(entry, lora) == (2 + 2 + 8) * 128
+
     def test_it_grows_with_the_row_and_shrinks_with_recomputation(self) -> None:
         job, seen = spec(), []
         for mode in ("nothing", "elementwise", "everything"):

@@ -22,7 +22,7 @@ class TestChooseThreads:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, most: int
     ) -> None:
         (tmp_path / "cpu.max").write_text(quota)
-        monkeypatch.setattr(device, "CPU_QUOTA", tmp_path / "cpu.max")
+        monkeypatch.setattr(device, "control_groups", lambda: [tmp_path / "none", tmp_path])
         assert 1 <= choose_threads() <= most
         assert 1 <= granted_cores() <= most
 

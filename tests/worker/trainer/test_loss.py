@@ -35,6 +35,22 @@ class TestHeadLoss:
         (F.cross_entropy(twin @ head.t(), targets, reduction="sum") * 0.25).backward()
         torch.testing.assert_close(hidden.grad, twin.grad)
 
+    def test_a_trained_head_costs_nothing_where_nobody_learns(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """autograd says of its inputs under no_grad, too, that they want gradients: V x D numbers of them."""
+        hidden, head, targets = inputs()
+        learned = []
+        chunk = loss._chunk
+        monkeypatch.setattr(loss, "_chunk", lambda *given: (learned.append(given[4:]), chunk(*given))[1])
+        with torch.no_grad():
+            head_loss(hidden, head.requires_grad_(), targets)
+        assert learned == [(False, None)]
+
+    def test_the_gradient_of_a_trained_head_is_kept_once(self) -> None:
+        hidden, head, targets = inputs()
+        total, *_ = head_loss(hidden, head.requires_grad_(), targets)
+        total.backward()
+        assert total.grad_fn.head_gradient_V_D is None  # type: ignore[union-attr]
+
     def test_chunks_do_not_change_the_result(self, monkeypatch: pytest.MonkeyPatch) -> None:
         hidden, head, targets = inputs()
         whole = head_loss(hidden, head, targets)

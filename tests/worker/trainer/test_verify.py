@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from app.domain.spec import QuantizationSpec
 from app.domain.states import Reason
 from tests.worker.trainer.house import FLOAT32, load_tiny, make_spec, one_step, prepare
+from worker.trainer import verify
 from worker.trainer.checkpoint import save_checkpoint
 from worker.trainer.failures import Failure
 from worker.trainer.model import Base
@@ -73,6 +74,20 @@ class TestVerifyAdapter:
         twin_base, twin, _ = train(tiny, examples, tmp_path / "b", QuantizationSpec())
         verify_adapter(base, run, directory)
         assert one_step(base, [run])[0].loss == one_step(twin_base, [twin])[0].loss
+
+    def test_no_more_of_a_long_document_is_taken_than_there_is_room_for(
+        self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        base, run, directory = train(tiny, examples, tmp_path, FLOAT32)
+        monkeypatch.setattr(verify, "ROW_TOKENS", 16)
+        seen, hidden_states = [], verify.hidden_states
+        monkeypatch.setattr(
+            verify,
+            "hidden_states",
+            lambda base, row, **how: (seen.append(len(row.tokens_T)), hidden_states(base, row, **how))[1],
+        )
+        verify_adapter(base, run, directory)
+        assert seen == [16, 16]
 
     def test_one_altered_number_is_found(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         base, run, directory = train(tiny, examples, tmp_path, QuantizationSpec())
