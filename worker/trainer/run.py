@@ -27,7 +27,7 @@ from worker.trainer.device import (
 )
 from worker.trainer.emit import Emit, Ledger, Pulse
 from worker.trainer.facts import facts_of, started, warn_of_differences, warn_of_slow_numbers
-from worker.trainer.failures import Failure, exit_code, explain, failed
+from worker.trainer.failures import Failure, exit_code, explain, failed, loading
 from worker.trainer.inputs import check_context_length, check_inputs
 from worker.trainer.keep import Keeper
 from worker.trainer.loop import train
@@ -100,8 +100,9 @@ def _run_on(
 ) -> None:
     dtype = getattr(torch, earlier.compute_dtype) if earlier else choose_compute_dtype(spec.quantization, device)
     warn_of_slow_numbers(spec, dtype, device, say)
-    base = open_base(spec.base, spec.quantization, dtype, device)
-    check_base(base)
+    with loading(spec):
+        base = open_base(spec.base, spec.quantization, dtype, device)
+        check_base(base)
 
     renderer = Renderer.from_directory(spec.base.directory)
     runs = _prepare_all(spec, workdir, base, renderer, snapshots, say)
@@ -167,7 +168,8 @@ def _choose(spec: TrainerSpec, base: Base, runs: Sequence[Run], earlier: Choices
         compute_dtype=str(base.compute_dtype).removeprefix("torch."),
         device=device_name(base.device),
     )
-    return replace(decided.laid_out(placement.mode), peak_bytes=placement.memory.total)
+    laid_out = decided.laid_out(placement.mode).after_kills(spec.out_of_memory_kills)
+    return replace(laid_out, peak_bytes=placement.memory.total)
 
 
 def _confirm(base: Base, runs: Sequence[Run], keeper: Keeper, layout: Layout) -> None:

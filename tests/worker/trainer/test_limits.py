@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from app.domain.catalog import read_tensor_shapes
 from app.domain.modes import Measurement
 from app.domain.spec import TrainerSpec
 from app.domain.states import ExitCode
@@ -20,6 +23,9 @@ from tests.worker.trainer.house import make_spec
 
 LIMIT_BYTES = 840_000_000  # a trainer that has loaded takes about 500 MB of data, 1,024 tokens of this model 400 more
 TIGHT_BYTES = 790_000_000
+NARROW_BYTES = 600_000_000
+LOADING_BYTES = 620_000_000
+LARGE_VOCABULARY = 2_000_000  # times 64 times 2 bytes
 TOO_HOPEFUL = Measurement(recompute="nothing", cache_weights=True, loaded_ratio=1.0, working_ratio=0.01)
 
 
@@ -79,3 +85,44 @@ def test_a_plan_that_promised_too_much_is_repaired_and_the_job_succeeds(wide: Pa
     assert warned[0]["message"].startswith("Out of memory in step 1, with rows of 1,024 tokens, nothing recomputed")
     (probed,) = of("probed", records)
     assert probed["row_tokens"] <= 512
+
+
+def test_a_validation_that_does_not_fit_is_made_with_shorter_rows(wide: Path, tmp_path: Path) -> None:
+    """A step has one example of some 60 tokens, a row of the validation file thirty of them."""
+    training, validation = make_tiny_dataset(tmp_path / "few.jsonl", 4), make_tiny_dataset(tmp_path / "many.jsonl", 60)
+    spec = make_spec(wide, training, batch_size=1, max_steps=1, validation_file=validation)
+    free_code, free, log = train(spec, tmp_path / "free", resource.RLIM_INFINITY)
+    code, records, log = train(spec, tmp_path / "limited", NARROW_BYTES)
+    assert (free_code, code) == (ExitCode.DONE, ExitCode.DONE), log
+    warned = [each["message"] for each in of("message", records) if each["level"] == "warn"]
+    assert warned[0].startswith("Out of memory while measuring the validation loss after step 1. It begins again with")
+    losses = [of("metric", each)[0]["full_valid_loss"] for each in (records, free)]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3)  # bfloat16, in rows of other lengths
+
+
+def test_a_base_that_does_not_fit_ends_with_the_knob_to_turn(tmp_path: Path) -> None:
+    """Its embedding alone takes more than is left after the imports."""
+    spec = make_spec(make_large_base(tmp_path / "base"), make_tiny_dataset(tmp_path / "train.jsonl"))
+    code, records, log = train(spec, tmp_path / "work", LOADING_BYTES)
+    assert code == ExitCode.OUT_OF_MEMORY, log
+    failed = records[-1]
+    assert (failed["kind"], failed["reason"], failed["param"]) == ("failed", "out_of_memory", "model")
+    assert failed["message"].startswith("The base model tiny does not fit into memory in 4 bits")
+    assert "Traceback (most recent call last):" in log
+
+
+def make_large_base(directory: Path) -> Path:
+    """The tiny model with an embedding of zeros, which takes no room on the disk."""
+    base = make_tiny_base(directory)
+    shapes = read_tensor_shapes(base) | {"model.embed_tokens.weight": (LARGE_VOCABULARY, 64)}
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with (base / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+    config = json.loads((base / "config.json").read_text()) | {"vocab_size": LARGE_VOCABULARY}
+    (base / "config.json").write_text(json.dumps(config))
+    return base
