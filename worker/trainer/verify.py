@@ -79,7 +79,7 @@ def _load(model: Any, directory: Path, device: torch.device) -> PeftModel:
 def _logits(base: Base, row: Row) -> torch.Tensor:
     hidden_N_D = hidden_states(base, row, exact=True)[row.predictors_N[:LOGITS]]
     head_V_D = base.head_of(row).to(base.compute_dtype)
-    return torch.cat([hidden_N_D @ part.float().t() for part in head_V_D.split(HEAD_ROWS)], dim=1)
+    return torch.cat([hidden_N_D @ part.float().t() for part in torch.split(head_V_D, HEAD_ROWS)], dim=1)
 
 
 def _compare_tensors(trained: dict[str, torch.Tensor], loaded: dict[str, torch.Tensor], whole: Collection[str]) -> None:
