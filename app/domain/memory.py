@@ -26,6 +26,8 @@ BYTES_PER_LOGIT = 6
 OPTIMIZER_BYTES = 16  # of a trained number: master, gradient, two moments, float32 each
 LONGEST_IN_BLOCKS = 512  # tokens of a document: worker/trainer/blocks.py
 VERIFY_TOKENS = 512  # the last check carries so many in float32, over the whole vocabulary for 64 of them
+VERIFY_HEAD_ROWS = 8192  # of the vocabulary at a time: worker/trainer/verify.py
+VERIFY_LOGITS = 64
 ALLOCATOR = {"cpu": 1.02, "cuda": 1.04}  # what blocks lose to rounding and gaps
 
 
@@ -183,8 +185,9 @@ def _loss(entry: CatalogEntry, row_tokens: int, width: int) -> int:
 
 
 def _verify(entry: CatalogEntry, trained: int) -> int:
-    """The saved adapter beside the trained one, the head in float32, one layer of a short row in float32."""
-    head = entry.vocab_size * entry.hidden_size * 4
+    """The saved adapter beside the trained one, a part of the head and one layer of a short row in float32, logits."""
+    head = 4 * min(entry.vocab_size, VERIFY_HEAD_ROWS) * entry.hidden_size
+    logits = 4 * 4 * VERIFY_LOGITS * entry.vocab_size  # ours, PEFT's, their difference and its absolute
     weight = 4 * entry.hidden_size * max(entry.intermediate_size, entry.query_size)
     row = VERIFY_TOKENS * 4 * (4 * entry.hidden_size + 3 * entry.intermediate_size)
-    return 2 * 4 * trained + head + weight + row
+    return 2 * 4 * trained + head + logits + weight + row

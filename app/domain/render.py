@@ -114,6 +114,7 @@ class Renderer:
         learned = [i for i, message in enumerate(messages) if i >= first and _is_learned(message)]
         shaped = for_template(messages)
         whole = self.text(shaped, tools)
+        self._check_context(shaped, learned, tools)
         spans = [self._span(shaped, i, tools, whole) for i in learned]
         stable = [span for span in spans if span is not None]
         if len(stable) == len(spans):
@@ -168,6 +169,31 @@ class Renderer:
                     "base model whose template knows tools"
                 )
 
+    def _check_context(self, messages: list[Message], learned: Sequence[int], tools: Sequence[Message]) -> None:
+        """Tools, calls that are not learned, and results are seen by the model, or refused: never left out unsaid."""
+        if tools and not self._prints(messages, tools, messages, ()):
+            raise _unprinted("tools", f"the {len(tools)} of this line would be left out", "describe them in a message")
+        for turn, message in enumerate(messages):
+            through, before = messages[: turn + 1], messages[:turn]
+            if message["role"] == "tool" and not self._prints(through, tools, before, tools):
+                raise _unprinted(
+                    "the results of tools", f"message {turn + 1} would be left out", "write it as a user's"
+                )
+            if message.get("tool_calls") and turn not in learned:
+                silent = {key: value for key, value in message.items() if key != "tool_calls"}
+                if not self._prints(through, tools, [*before, silent], tools):
+                    what = f"that of message {turn + 1} would be left out"
+                    raise _unprinted("tool calls", what, "write the call into the content")
+
+    def _prints(
+        self, whole: list[Message], tools: Sequence[Message], less: list[Message], fewer_tools: Sequence[Message]
+    ) -> bool:
+        """Whether the text is another one with less in it. A template that refuses it then has seen the difference."""
+        try:
+            return self.text(less, fewer_tools) != self.text(whole, tools)
+        except TemplateRefused:
+            return True
+
     # --- what no template writes -------------------------------------------------------------------------------------
 
     def _completion(self, line: int, prompt: str, completion: str) -> Document:
@@ -214,6 +240,13 @@ def supervised_texts(renderer: Renderer, document: Document) -> Iterator[str]:
         elif stretch:
             yield str(renderer.tokenizer.decode(stretch, skip_special_tokens=False))
             stretch = []
+
+
+def _unprinted(what: str, left_out: str, instead: str) -> TemplateRefused:
+    return TemplateRefused(
+        f"the model's chat template does not print {what}, so {left_out}; {instead}, or choose a base model whose "
+        "template knows tools"
+    )
 
 
 def _is_learned(message: Message) -> bool:

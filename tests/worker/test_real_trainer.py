@@ -93,3 +93,19 @@ def weights_of(bench: Bench, job: Job) -> str:
     weights = next(bench.file(id) for id in final.file_ids if bench.file(id).filename == "adapter_model.safetensors")
     assert (weights.sha256, weights.bytes) == (described["sha256"], described["bytes"])
     return str(weights.sha256)
+
+
+def test_what_the_trainer_cannot_satisfy_is_a_sentence_for_the_user_and_a_traceback_in_the_log(bench: Bench) -> None:
+    """Queued without a validation, which would have seen it first."""
+    be_patient(bench)
+    silent = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho", "weight": 0}]}
+    job = bench.queued(json.dumps(silent).encode() + b"\n")
+    train(bench)
+    failed = bench.job(job)
+    assert (failed.state, failed.error_code) == ("failed", "invalid_training_file")
+    assert failed.error_param == "hyperparameters.context_length"
+    assert str(failed.error_message).startswith("No example has a token to learn within 512 tokens")
+    told = json.dumps([[event.message, event.data] for event in bench.events(job)])
+    assert "Traceback" not in told + str(failed.error_message)
+    (log,) = (bench.resources.settings.work_dir / job.id).rglob("trainer.log")
+    assert "Traceback (most recent call last):" in log.read_text()

@@ -193,6 +193,22 @@ class TestBadFiles:
             failed.error_message
         )
 
+    def test_tools_that_the_template_does_not_print_are_findings_with_their_lines(self, bench: Bench) -> None:
+        tool = {"type": "function", "function": {"name": "weather"}}
+        called = {
+            "role": "assistant",
+            "tool_calls": [{"id": "1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}],
+        }
+        examples = [*[GOOD] * 10, {**GOOD, "tools": [tool]}, {"messages": [{"role": "user", "content": "hm"}, called]}]
+        failed = validate(bench, bench.created(jsonl(*examples)))
+        assert (failed.error_code, failed.error_param) == ("invalid_training_file", "training_file")
+        message = str(failed.error_message)
+        assert (
+            "Line 11: the model's chat template does not print tools, so the 1 of this line would be left out"
+            in message
+        )
+        assert "Line 12: message 2: the model's chat template does not print tool calls" in message
+
 
 class TestWarnings:
     def test_examples_that_are_cut_or_empty_are_told_with_their_first_lines(self, bench: Bench) -> None:

@@ -16,14 +16,23 @@ from worker.trainer.state import Run
 NEW_TOKENS = 64
 
 
-def answers(base: Base, run: Run, renderer: Renderer) -> Iterator[tuple[str, str, str]]:
-    """(prompt, the base's answer, the tuned model's answer) to each sample prompt, up to 64 tokens each."""
+def answers(base: Base, run: Run, renderer: Renderer, at_once: int | None = None) -> Iterator[tuple[str, str, str]]:
+    """(prompt, the base's answer, the tuned model's answer) to each sample prompt, up to 64 tokens each.
+
+    `at_once` prompts make one batch: None for all, 0 for no answers at all.
+    """
     prompts = run.spec.sample_prompts
-    if not prompts:
+    if not prompts or at_once == 0:
         return
     tokens = [_prompt_tokens(renderer, prompt) for prompt in prompts]
-    run.base_answers = run.base_answers or _generate(base, tokens, (), renderer)
-    tuned = _generate(base, tokens, (Segment(run.id, 0, EVERYTHING),), renderer)
+    size = at_once or len(tokens)
+    batches = [tokens[start : start + size] for start in range(0, len(tokens), size)]
+
+    def answered(*segments: Segment) -> list[str]:
+        return [answer for batch in batches for answer in _generate(base, batch, segments, renderer)]
+
+    run.base_answers = run.base_answers or answered()
+    tuned = answered(Segment(run.id, 0, EVERYTHING))
     yield from zip(prompts, run.base_answers, tuned, strict=True)
 
 
@@ -35,7 +44,7 @@ def _prompt_tokens(renderer: Renderer, prompt: str) -> list[int]:
 
 @torch.no_grad()
 def _generate(base: Base, prompts: Sequence[list[int]], segments: Sequence[Segment], renderer: Renderer) -> list[str]:
-    """All prompts as one batch, padded on the left, so that the weights are dequantised once a token for all."""
+    """The prompts as one batch, padded on the left, so that the weights are dequantised once a token for all."""
     longest = max(map(len, prompts))
     ends = renderer.stop_ids
     pad_token = ends[0] if ends else 0

@@ -129,11 +129,11 @@ def read_corpus(
         for example in read_examples(file, method=method):
             pulse(f"reading the {param.replace('_', ' ')}")
             if isinstance(example, Finding):
-                raise Failure(blame, str(example), param)
+                raise Failure(blame, f"{example}.", param)
             try:
                 documents = renderer.documents(example)
             except TemplateRefused as error:
-                raise Failure(blame, f"Line {example.line}: {error}", param) from error
+                raise Failure(blame, f"Line {example.line}: {error}.", param) from error
             corpus.add(example.line, fit(documents, context_length))
     if not len(corpus):
         text = (

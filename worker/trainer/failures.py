@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from app.domain.events import Failed
-from app.domain.spec import RunSpec
+from app.domain.spec import QuantizationSpec, RunSpec, TrainerSpec
 from app.domain.states import ExitCode, Reason
 
 OUT_OF_MEMORY_TEXTS = (
@@ -81,13 +83,37 @@ def out_of_memory(run: RunSpec) -> Failure:
     )
 
 
+@contextmanager
+def loading(spec: TrainerSpec) -> Iterator[None]:
+    """Nothing but the base model is in memory yet, so the knobs of rows and adapters are not those to turn."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise _base_too_large(spec.base.name, spec.quantization) from error
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA raises torch.OutOfMemoryError, the CPU allocator a RuntimeError with a sentence, Python MemoryError."""
+    """CUDA raises torch.OutOfMemoryError, the CPU allocator a RuntimeError with a sentence, Python MemoryError.
+
+    A file that cannot be mapped is an OSError, or the one that safetensors makes of it.
+    """
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     text = str(error).lower()
     known = text == ONEDNN_TEXT or any(known in text for known in OUT_OF_MEMORY_TEXTS)
-    return isinstance(error, RuntimeError) and known
+    return known and (isinstance(error, RuntimeError | OSError) or type(error).__name__ == "SafetensorError")
+
+
+def _base_too_large(name: str, quantization: QuantizationSpec | None) -> Failure:
+    bits = 16 if quantization is None else quantization.bits
+    ask, param = ("Choose", "model") if bits == 4 else ("Ask for quantization in 4 bits, or choose", "quantization")
+    text = (
+        f"The base model {name} does not fit into memory in {bits} bits: there was too little of it while its weights "
+        f"were loaded. {ask} a smaller base model, or use a worker with more memory."
+    )
+    return Failure(Reason.OUT_OF_MEMORY, text, param)
 
 
 def _is_disk_full(error: BaseException) -> bool:

@@ -6,6 +6,7 @@ import resource
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from worker.trainer.evaluate import Validation, evaluate
 from worker.trainer.failures import Failure
 from worker.trainer.model import Base
 from worker.trainer.process import WORK
+from worker.trainer.relief import fewer_prompts, shorter_rows, with_less, without_moments
 from worker.trainer.snapshot import Choices, save_snapshot
 from worker.trainer.state import Run, Step, Written
 from worker.trainer.stop import Stops
@@ -41,6 +43,7 @@ class Keeper:
     snapshot_interval_seconds: float
     say: Ledger
     stops: Stops
+    repaired_at: float = 0.0  # when something last took too much: later attempts are to have it smaller from the start
 
     def has_ended(self, run: Run) -> bool:
         return run.id in self.say.endings
@@ -59,7 +62,8 @@ class Keeper:
             self._sample(run)
 
     def snapshot_if_due(self, run: Run) -> None:
-        is_due = time.monotonic() - run.snapshot_at >= self.snapshot_interval_seconds
+        has_passed = time.monotonic() - run.snapshot_at >= self.snapshot_interval_seconds
+        is_due = has_passed or self.repaired_at > run.snapshot_at
         if is_due and run.step > max(run.first_step, run.snapshot_step):
             self._snapshot(run)
 
@@ -79,7 +83,7 @@ class Keeper:
             self.say(Message(run_id=run.id, message=text, data={"step": run.step, "best_step": run.best.step}))
         with run.as_at_best() if run.promotes_another else nullcontext():
             step, directory = run.step, self._checkpoint(run, final=True)
-            verify_adapter(self.base, run, directory)
+            self._verify(run, directory)
             self._sample(run)
         if command := self.stops.wanted(run.id):
             self.stop(run, command)
@@ -91,8 +95,12 @@ class Keeper:
     def _validate(self, run: Run) -> Validation | None:
         if run.validation is None:
             return None
-        pulse, beta = self.say.pulse(run.id), run.spec.hyperparameters.beta
-        return evaluate(self.base, run.id, run.validation, self.choices.row_tokens, pulse, beta)
+        corpus, pulse, beta = run.validation, self.say.pulse(run.id), run.spec.hyperparameters.beta
+
+        def work() -> Validation:
+            return evaluate(self.base, run.id, corpus, self.choices.validated_row_tokens, pulse, beta)
+
+        return with_less(self, run, "measuring the validation loss", work, partial(shorter_rows, corpus))
 
     def _compare(self, run: Run, validation: Validation) -> bool:
         """Whether this step is worth a checkpoint because it is the best so far and may become the result."""
@@ -103,8 +111,18 @@ class Keeper:
             run.best.keep(run.adapter)
         return is_best and knobs.promote_best
 
+    def _verify(self, run: Run, directory: Path) -> None:
+        def work() -> float:
+            return verify_adapter(self.base, run, directory)
+
+        with_less(self, run, "comparing the saved adapter", work, partial(without_moments, run))
+
     def _sample(self, run: Run) -> None:
-        for prompt, plain, tuned in answers(self.base, run, self.renderer):
+        def work() -> list[tuple[str, str, str]]:
+            return list(answers(self.base, run, self.renderer, self.choices.prompts_at_once))
+
+        less = partial(fewer_prompts, len(run.spec.sample_prompts))
+        for prompt, plain, tuned in with_less(self, run, "answering the sample prompts", work, less):
             data = {"step": run.step, "prompt": prompt, "base": plain, "tuned": tuned}
             text = f"Sample after step {run.step}: the base model and the tuned one."
             self.say(Message(run_id=run.id, message=text, data=data))

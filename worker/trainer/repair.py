@@ -6,17 +6,15 @@ back, and the effective batch stays what it was. Results stay equal within round
 
 from __future__ import annotations
 
-import gc
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-import torch
-
 from app.domain.events import Message
 from app.domain.modes import Mode, Recompute
-from worker.trainer import room
+from worker.trainer import relief, room
 from worker.trainer.emit import Ledger, Pulse
 from worker.trainer.failures import is_out_of_memory, out_of_memory
 from worker.trainer.keep import Keeper
@@ -72,9 +70,7 @@ class Layout:
 
     def _free(self, runs: Sequence[Run]) -> None:
         forget_gradients(runs)
-        gc.collect()
-        if self._base.device.type == "cuda":
-            torch.cuda.empty_cache()
+        room.free(self._base.device)
 
     def _shrink(self, runs: Sequence[Run]) -> None:
         before, least = self._keeper.choices.mode, max(run.corpus.lengths().longest for run in runs)
@@ -84,13 +80,12 @@ class Layout:
         self._keeper.choices = self._keeper.choices.laid_out(after)
         self._apply()
         tell_repaired(self._keeper.say, runs, before, after)
-        for run in runs:
-            run.snapshot_at = 0.0  # due at the next boundary: a later attempt need not run out of memory, too
+        self._keeper.repaired_at = time.monotonic()
 
     def _apply(self) -> None:
         mode = self._keeper.choices.mode
         self._recomputation.set(mode.recompute, mode.recompute_layers)
-        self._base.keep_wide(mode.cache_weights)
+        relief.keep_wide(self._keeper)
 
 
 def smaller(mode: Mode, longest_document: int, can_recompute: bool = True) -> Mode | None:

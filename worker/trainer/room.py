@@ -7,6 +7,7 @@ what counts against it: resident pages for the first two, mapped ones for the ot
 from __future__ import annotations
 
 import ctypes
+import gc
 import resource
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,14 @@ def give_back(device: torch.device, above_bytes: int) -> bool:
     if trim is not None:
         trim(0)
     return trim is not None
+
+
+def free(device: torch.device) -> None:
+    """After a shortage: what its exception held, and what the allocators keep of it."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    give_back(device, above_bytes=0)
 
 
 def _cpu_rooms() -> list[Room]:

@@ -31,7 +31,7 @@ from worker.trainer.device import (
 )
 from worker.trainer.emit import Emit, Ledger, Pulse
 from worker.trainer.facts import facts_of, started, warn_of_differences, warn_of_slow_numbers
-from worker.trainer.failures import Failure, exit_code, explain, failed
+from worker.trainer.failures import Failure, exit_code, explain, failed, loading
 from worker.trainer.inputs import check_context_length, check_inputs
 from worker.trainer.keep import Keeper
 from worker.trainer.loop import train
@@ -107,8 +107,9 @@ def _run_on(
 ) -> None:
     if not spec.dtype_is_free:
         warn_of_slow_numbers(spec, way.compute_dtype, device, say)
-    base = open_base(spec.base, spec.quantization, way.compute_dtype, device)
-    check_base(base)
+    with loading(spec):
+        base = open_base(spec.base, spec.quantization, way.compute_dtype, device)
+        check_base(base)
 
     renderer = Renderer.from_directory(spec.base.directory)
     runs = _prepare_all(spec, workdir, base, renderer, snapshots, say)
@@ -185,7 +186,8 @@ def _choose(
         compute_dtype=name_of(way.compute_dtype),
         device=device_name(base.device),
     )
-    return replace(decided.laid_out(placement.mode), peak_bytes=placement.memory.total)
+    laid_out = decided.laid_out(placement.mode).after_kills(spec.out_of_memory_kills)
+    return replace(laid_out, peak_bytes=placement.memory.total)
 
 
 def _confirm(base: Base, runs: Sequence[Run], keeper: Keeper, layout: Layout) -> None:

@@ -18,6 +18,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
+from worker.trainer.failures import is_out_of_memory
+
 MAX_NEW_TOKENS = 64
 
 Messages = list[dict[str, Any]]
@@ -61,7 +63,18 @@ def _load_base(directory: Path, device: str) -> Any:
 
 @torch.inference_mode()
 def _answers(model: Any, tokenizer: Any, prompts: list[Messages], device: str) -> list[str]:
-    """All prompts in one batch: the weights are dequantised once a token for all of them."""
+    """All prompts in one batch: the weights are dequantised once a token for all of them. Out of memory: by halves."""
+    try:
+        return _answers_at_once(model, tokenizer, prompts, device)
+    except Exception as error:
+        if len(prompts) == 1 or not is_out_of_memory(error):
+            raise
+    half = len(prompts) // 2  # only now, without the exception, is the batch gone
+    print(f"Out of memory with {len(prompts)} prompts at once; going on with {half}.", file=sys.stderr)
+    return [answer for part in (prompts[:half], prompts[half:]) for answer in _answers(model, tokenizer, part, device)]
+
+
+def _answers_at_once(model: Any, tokenizer: Any, prompts: list[Messages], device: str) -> list[str]:
     inputs = tokenizer.apply_chat_template(
         prompts, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
     ).to(device)

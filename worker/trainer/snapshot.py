@@ -21,7 +21,15 @@ from safetensors.torch import load_file, save_file
 from app.domain.artifacts import ManifestMismatch, sha256_file, verify, write_manifest
 from app.domain.modes import Mode, Recompute
 from app.domain.snapshots import candidates, first_whole
-from app.domain.spec import BaseSpec, Frozen, Hyperparameters, LoraSpec, QuantizationSpec, RunSpec
+from app.domain.spec import (
+    MAX_SAMPLE_PROMPTS,
+    BaseSpec,
+    Frozen,
+    Hyperparameters,
+    LoraSpec,
+    QuantizationSpec,
+    RunSpec,
+)
 from app.domain.states import Reason
 from worker.trainer import parallel
 from worker.trainer.best import PREFIX, Best
@@ -51,6 +59,8 @@ class Choices:
     cache_weights: bool = False  # dequantised once and kept
     probed: bool = False  # the plan was confirmed by one forward and backward: never again
     peak_bytes: int = 0  # what it predicted, or measured if that was more
+    validation_row_tokens: int | None = None  # where a validation ran out of memory: fewer than a step has
+    prompts_at_once: int | None = None  # of the sample prompts; None: all, 0: there was too little memory for one
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Choices:
@@ -69,8 +79,23 @@ class Choices:
             cache_weights=self.cache_weights,
         )
 
+    @property
+    def validated_row_tokens(self) -> int:
+        return min(self.row_tokens, self.validation_row_tokens or self.row_tokens)
+
     def laid_out(self, mode: Mode) -> Choices:
         return replace(self, **dict(mode))
+
+    def after_kills(self, kills: int) -> Choices:
+        """Smaller in what no plan knows, too: an attempt that the kernel killed cannot say what it was at."""
+        if not kills:
+            return self
+        most = MAX_SAMPLE_PROMPTS if self.prompts_at_once is None else self.prompts_at_once
+        return replace(
+            self,
+            validation_row_tokens=max(1, min(self.validated_row_tokens, self.row_tokens >> kills)),
+            prompts_at_once=min(most, max(1, MAX_SAMPLE_PROMPTS >> kills)),
+        )
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from app.domain.documents import Document
 from app.domain.render import Renderer, supervised_texts
 from tests.app.domain.families import (
     CHATML,
+    DEEPSEEK,
     DEEPSEEK_R1,
     FAMILIES,
     HERMES,
@@ -172,6 +173,36 @@ class TestTools:
     def test_calls_that_the_template_does_not_print_are_refused(self, renderer_of: Any) -> None:
         with pytest.raises(TemplateRefused, match="message 2: the model's chat template does not print tool calls"):
             learned_by(renderer_of(CHATML), QUESTION, {"role": "assistant", "content": "", "tool_calls": [CALL]})
+
+    def test_tools_that_the_template_does_not_print_are_refused(self, renderer_of: Any) -> None:
+        with pytest.raises(TemplateRefused, match="does not print tools, so the 1 of this line would be left out"):
+            learned_by(renderer_of(CHATML), QUESTION, {"role": "assistant", "content": "no idea"}, tools=(TOOL,))
+
+    @pytest.mark.parametrize("is_pair", [False, True])
+    def test_so_are_calls_that_are_seen_and_not_learned(self, renderer_of: Any, is_pair: bool) -> None:
+        call = {"role": "assistant", "content": "", "tool_calls": [CALL]} | ({} if is_pair else {"weight": 0})
+        asked, answer = (QUESTION, call, QUESTION), {"role": "assistant", "content": "It is cold."}
+        more = {"preferred": (answer,), "non_preferred": (answer,)} if is_pair else {}
+        example = Example(1, messages=asked if is_pair else (*asked, answer), **more)
+        with pytest.raises(TemplateRefused, match="print tool calls, so that of message 2 would be left out"):
+            renderer_of(CHATML).documents(example)
+        assert renderer_of(HERMES).documents(example)
+
+    def test_so_are_results(self, renderer_of: Any) -> None:
+        messages = (
+            QUESTION,
+            {"role": "assistant", "content": "I will look."},
+            {"role": "tool", "tool_call_id": "abcdefghi", "content": "cold"},
+            {"role": "assistant", "content": "It is cold."},
+        )
+        with pytest.raises(TemplateRefused, match="the results of tools, so message 3 would be left out"):
+            learned_by(renderer_of(DEEPSEEK, "<｜end▁of▁sentence｜>"), *messages)
+        assert learned_by(renderer_of(HERMES), *messages)
+
+    def test_tools_that_a_template_insists_on_are_printed(self, renderer_of: Any) -> None:
+        insisting = HERMES + "{% if not tools %}{{ raise_exception('give tools') }}{% endif %}"
+        answer = {"role": "assistant", "content": "no idea"}
+        assert learned_by(renderer_of(insisting), QUESTION, answer, tools=(TOOL,)) == ["no idea<|im_end|>"]
 
     def test_arguments_that_are_no_object_are_printed_as_they_are(self, renderer_of: Any) -> None:
         call = {**CALL, "function": {"name": "weather", "arguments": "5"}}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from app.domain.catalog import read_tensor_shapes
 from app.domain.modes import Measurement
 from app.domain.spec import TrainerSpec
 from app.domain.states import ExitCode
@@ -20,6 +23,8 @@ from tests.worker.trainer.house import make_spec
 
 LIMIT_BYTES = 840_000_000  # a trainer that has loaded takes about 500 MB of data, 1,024 tokens of this model 400 more
 TIGHT_BYTES = 790_000_000
+LOADING_BYTES = 620_000_000
+LARGE_VOCABULARY = 2_000_000  # times 64 times 2 bytes
 TOO_HOPEFUL = Measurement(recompute="nothing", cache_weights=True, loaded_ratio=1.0, working_ratio=0.01)
 
 
@@ -79,3 +84,31 @@ def test_a_plan_that_promised_too_much_is_repaired_and_the_job_succeeds(wide: Pa
     assert warned[0]["message"].startswith("Out of memory in step 1, with rows of 1,024 tokens, nothing recomputed")
     (probed,) = of("probed", records)
     assert probed["row_tokens"] <= 512
+
+
+def test_a_base_that_does_not_fit_ends_with_the_knob_to_turn(tmp_path: Path) -> None:
+    """Its embedding alone takes more than is left after the imports."""
+    spec = make_spec(make_large_base(tmp_path / "base"), make_tiny_dataset(tmp_path / "train.jsonl"))
+    code, records, log = train(spec, tmp_path / "work", LOADING_BYTES)
+    assert code == ExitCode.OUT_OF_MEMORY, log
+    failed = records[-1]
+    assert (failed["kind"], failed["reason"], failed["param"]) == ("failed", "out_of_memory", "model")
+    assert failed["message"].startswith("The base model tiny does not fit into memory in 4 bits")
+    assert "Traceback (most recent call last):" in log
+
+
+def make_large_base(directory: Path) -> Path:
+    """The tiny model with an embedding of zeros, which takes no room on the disk."""
+    base = make_tiny_base(directory)
+    shapes = read_tensor_shapes(base) | {"model.embed_tokens.weight": (LARGE_VOCABULARY, 64)}
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with (base / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+    config = json.loads((base / "config.json").read_text()) | {"vocab_size": LARGE_VOCABULARY}
+    (base / "config.json").write_text(json.dumps(config))
+    return base

@@ -1,0 +1,145 @@
+"""What the trainer can't satisfy, as its parent sees it: an exit code, a reason and a sentence; the rest is in the log.
+
+Every case is a process of its own, forked from one that has imported everything: that takes four seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.domain.events import Failed, Started, parse_record
+from app.domain.spec import TrainerSpec
+from app.domain.states import ExitCode, Reason
+from tests.tiny import make_tiny_base, make_tiny_dataset
+from tests.worker.trainer.house import make_spec
+
+ROOT = Path(__file__).parents[3]
+CONTEXT_LENGTH = "hyperparameters.context_length"
+
+
+@dataclass(frozen=True)
+class Case:
+    """`damage` is done to the base's directory after it was registered, `edit` before."""
+
+    name: str
+    reason: Reason
+    param: str
+    text: str
+    knobs: dict[str, Any] = field(default_factory=dict)
+    edit: Callable[[Path], object] = lambda base: None
+    damage: Callable[[Path], object] = lambda base: None
+    is_silent: bool = False
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def flip_a_bit(base: Path) -> None:
+    path = base / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+CASES = (
+    Case("a module that the base does not have", Reason.INVALID_SPEC, "lora.target_modules",
+         "it has down_proj, gate_proj", {"target_modules": ["c_attn"]}),
+    Case("a rank over the size of a layer", Reason.INVALID_SPEC, "lora.r", "choose r up to 32", {"r": 33}),
+    Case("a context longer than the model's", Reason.INVALID_SPEC, CONTEXT_LENGTH,
+         "is 513, but the base model reads at most 512 tokens; choose up to 512", {"context_length": 513}),
+    Case("a data set with no supervised token", Reason.INVALID_TRAINING_FILE, CONTEXT_LENGTH,
+         "No example has a token to learn within 512 tokens", is_silent=True),
+    Case("chats for a tokenizer without a template", Reason.INVALID_TRAINING_FILE, "training_file",
+         "no chat template; use prompt/completion lines", edit=lambda base: (base / "chat_template.jinja").unlink()),
+    Case("a base without one of its files", Reason.MODEL_UNAVAILABLE, "model",
+         "a file of it is missing or was altered since it was registered",
+         damage=lambda base: (base / "model.safetensors").unlink()),
+    Case("a base with a flipped bit", Reason.MODEL_UNAVAILABLE, "model",
+         "a file of it is missing or was altered since it was registered", damage=flip_a_bit),
+    Case("a base whose directory is gone", Reason.MODEL_UNAVAILABLE, "model",
+         "its directory cannot be read (No such file or directory)", damage=shutil.rmtree),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    output: bytes
+    log: str
+    workdir: Path
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
+    """How each case ended, by its name."""
+    workdirs = {case.name: tmp_path_factory.mktemp("bad") for case in CASES}
+    for case in CASES:
+        (workdirs[case.name] / "spec.json").write_text(spec_of(case, workdirs[case.name]).model_dump_json())
+    command = [sys.executable, "-c", PROGRAM, *map(str, workdirs.values())]
+    subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, check=True)
+    return {name: read_end(workdir) for name, workdir in workdirs.items()}
+
+
+def read_end(workdir: Path) -> Ended:
+    code = int((workdir / "code").read_text())
+    return Ended(code, (workdir / "out").read_bytes(), (workdir / "log").read_text(), workdir)
+
+
+def spec_of(case: Case, workdir: Path) -> TrainerSpec:
+    base, data = make_tiny_base(workdir / "base"), make_tiny_dataset(workdir / "train.jsonl")
+    if case.is_silent:
+        lines = [json.loads(line) for line in data.read_text().splitlines()]
+        for line in lines:
+            line["messages"][-1]["weight"] = 0
+        data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    case.edit(base)
+    spec = make_spec(base, data, **case.knobs)
+    case.damage(base)
+    return spec
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_it_ends_with_a_reason_and_a_sentence_and_the_log_has_the_rest(case: Case, ended: dict[str, Ended]) -> None:
+    end = ended[case.name]
+    assert end.code == ExitCode.BAD_SPEC, end.log
+    records = [parse_record(line) for line in end.output.splitlines()]
+    (last,) = (record for record in records if isinstance(record, Failed))
+    assert last is records[-1]
+    assert not any(isinstance(record, Started) for record in records)
+    assert (last.reason, last.param) == (case.reason, case.param)
+    assert case.text in last.message
+    assert last.message[-1] == "."
+
+    assert b"Traceback" not in end.output  # what a user may come to see
+    assert str(end.workdir).encode() not in end.output
+    assert "Traceback (most recent call last):" in end.log
+    assert f"worker.trainer.failures.Failure: {last.message}" in end.log
+
+
+PROGRAM = """
+import os, sys
+import worker.trainer.run
+from worker.trainer.__main__ import main
+
+def train(workdir):
+    for number, name in ((1, "out"), (2, "log")):
+        os.dup2(os.open(os.path.join(workdir, name), os.O_WRONLY | os.O_CREAT), number)
+    sys.exit(main([workdir]))
+
+for workdir in sys.argv[1:]:
+    child = os.fork()
+    if child == 0:
+        train(workdir)
+    _, status = os.waitpid(child, 0)
+    with open(os.path.join(workdir, "code"), "w") as file:
+        file.write(str(os.waitstatus_to_exitcode(status)))
+"""

@@ -1,0 +1,286 @@
+"""Out of memory beside the steps: what is given up, that it is said, and that what is learned stays the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from app.domain.events import Command, Done, Message, Metric, Planned, SnapshotSaved
+from app.domain.spec import TrainerSpec
+from app.domain.states import ExitCode, Reason
+from tests.tiny import make_tiny_base
+from tests.worker.trainer.house import (
+    FLOAT32,
+    Log,
+    failure,
+    final_adapter,
+    load_tiny,
+    make_spec,
+    prepare,
+    run_here,
+)
+from worker.trainer import answer, evaluate, keep, model, probe, sample, verify
+from worker.trainer.frozen import Frozen4
+
+SENTENCE = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"
+FITS_TOKENS = 300  # of a row; the longest document has 120
+
+
+class Shortage:
+    """In place of a function: out of memory whenever `is_short(its arguments)` says so, else what it would do."""
+
+    def __init__(self, instead_of: Callable[..., Any], is_short: Callable[..., bool]) -> None:
+        self.instead_of = instead_of
+        self.is_short = is_short
+        self.calls = 0
+
+    def __call__(self, *arguments: Any, **more: Any) -> Any:
+        self.calls += 1
+        if self.is_short(*arguments):
+            raise RuntimeError(SENTENCE)
+        return self.instead_of(*arguments, **more)
+
+
+def first_time() -> Callable[..., bool]:
+    tries = iter([True])
+    return lambda *_: next(tries, False)
+
+
+def warnings_of(log: Log) -> list[Message]:
+    return [message for message in log.of(Message) if message.level == "warn"]
+
+
+def choices_of(log: Log, workdir: Path) -> dict[str, Any]:
+    directory = workdir / str(log.of(SnapshotSaved)[-1].directory)
+    choices: dict[str, Any] = json.loads((directory / "MANIFEST.json").read_text())["choices"]
+    return choices
+
+
+def valid_losses(log: Log) -> list[float | None]:
+    return [metric.full_valid_loss for metric in log.of(Metric)]
+
+
+def assert_same_adapter(one: tuple[Log, Path], other: tuple[Log, Path]) -> None:
+    mine, theirs = final_adapter(*one), final_adapter(*other)
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+class TestValidation:
+    @pytest.fixture
+    def spec(self, tiny: Path, examples: Path) -> TrainerSpec:
+        return make_spec(tiny, examples, validation_file=examples, quantization=FLOAT32, dropout=0.2)
+
+    @pytest.fixture
+    def short(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Shortage]:
+        """Out of memory in each row of a validation that has more tokens."""
+
+        def make(fits_tokens: int) -> Shortage:
+            shortage = Shortage(model.hidden_states, lambda base, row: len(row.tokens_T) > fits_tokens)
+            monkeypatch.setattr(evaluate, "hidden_states", shortage)
+            return shortage
+
+        return make
+
+    def test_it_begins_again_with_shorter_rows_and_gives_the_same_loss(
+        self, spec: TrainerSpec, tmp_path: Path, short: Callable[[int], Shortage]
+    ) -> None:
+        _, plain = run_here(spec, tmp_path / "plain")
+        short(FITS_TOKENS)
+        code, log = run_here(spec, tmp_path / "short")
+        assert code == ExitCode.DONE
+        first, second = warnings_of(log)  # once, in the first validation; the second one knows
+        assert first.message == (
+            "Out of memory while measuring the validation loss after step 3. It begins again with rows of 512 tokens "
+            "instead of 1,024: the same loss, within rounding."
+        )
+        change = {"before": {"validation_row_tokens": None}, "after": {"validation_row_tokens": 512}}
+        assert first.data == {"step": 3} | change
+        assert second.data["after"] == {"validation_row_tokens": 256}
+        assert valid_losses(log)[2::3] == pytest.approx(valid_losses(plain)[2::3], rel=1e-5)
+        assert_same_adapter((log, tmp_path / "short"), (plain, tmp_path / "plain"))
+
+    def test_a_later_attempt_begins_with_what_was_found_and_ends_with_the_same_bits(
+        self, spec: TrainerSpec, tmp_path: Path, short: Callable[[int], Shortage]
+    ) -> None:
+        short(FITS_TOKENS)
+        _, whole = run_here(spec, tmp_path / "whole")
+        assert [saved.step for saved in whole.of(SnapshotSaved)] == [3]  # at once, and not in five minutes
+        assert choices_of(whole, tmp_path / "whole")["validation_row_tokens"] == 256
+
+        _, first = run_here(spec, tmp_path / "first", stop_at=(4, Command.DRAIN))
+        snapshot = tmp_path / "first" / first.of(SnapshotSaved)[-1].directory
+        resumed = spec.runs[0].model_copy(update={"resume_from": snapshot})
+        code, second = run_here(spec.model_copy(update={"runs": (resumed,)}), tmp_path / "second")
+        assert code == ExitCode.DONE
+        assert warnings_of(second) == []
+        assert valid_losses(second) == valid_losses(whole)[4:]
+        assert_same_adapter((second, tmp_path / "second"), (whole, tmp_path / "whole"))
+
+    def test_a_document_that_does_not_fit_by_itself_fails_the_job_with_the_knob_to_turn(
+        self, spec: TrainerSpec, tmp_path: Path, short: Callable[[int], Shortage]
+    ) -> None:
+        short(20)
+        code, log = run_here(spec, tmp_path)
+        assert code == ExitCode.OUT_OF_MEMORY
+        assert (failure(log).reason, failure(log).param) == (Reason.OUT_OF_MEMORY, "hyperparameters.context_length")
+        assert failure(log).message.startswith("The validation file's longest document, of ")
+        assert warnings_of(log)[-1].data["after"] == {"cache_weights": False}  # everything was tried
+
+    def test_the_rows_of_a_validation_are_never_longer_than_those_of_a_step(self) -> None:
+        choices = keep.Choices(row_tokens=128, threads=1, compute_dtype="float32", device="cpu")
+        assert choices.validated_row_tokens == 128
+        assert keep.Choices(**vars(choices) | {"validation_row_tokens": 256}).validated_row_tokens == 128
+        assert keep.Choices(**vars(choices) | {"validation_row_tokens": 64}).validated_row_tokens == 64
+
+    def test_after_a_kill_by_the_kernel_rows_and_prompts_are_fewer_from_the_start(
+        self, spec: TrainerSpec, tmp_path: Path
+    ) -> None:
+        killed = spec.model_copy(update={"out_of_memory_kills": 1})
+        _, log = run_here(killed, tmp_path, stop_at=(1, Command.DRAIN))
+        choices = choices_of(log, tmp_path)
+        assert choices["validation_row_tokens"] == choices["row_tokens"] // 2
+        assert choices["prompts_at_once"] == 2
+        assert keep.Choices(**choices | {"prompts_at_once": 0}).after_kills(2).prompts_at_once == 0
+
+    def test_another_error_ends_the_run_as_it_did(
+        self, spec: TrainerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken(*_: Any) -> None:
+            raise RuntimeError("shapes do not match")
+
+        monkeypatch.setattr(evaluate, "hidden_states", broken)
+        code, log = run_here(spec, tmp_path)
+        assert (code, failure(log).reason) == (ExitCode.INTERNAL, Reason.TRAINER_CRASHED)
+        assert warnings_of(log) == []
+
+
+class TestSamples:
+    @pytest.fixture
+    def spec(self, tiny: Path, examples: Path, monkeypatch: pytest.MonkeyPatch) -> TrainerSpec:
+        monkeypatch.setattr(answer, "NEW_TOKENS", 4)
+        prompts = ("1: red blue", "2: amber amber amber", "3: green")
+        return make_spec(tiny, examples, sample_prompts=prompts, quantization=FLOAT32)
+
+    def answers(self, log: Log) -> list[dict[str, Any]]:
+        return [message.data for message in log.of(Message) if "prompt" in message.data]
+
+    def test_fewer_prompts_at_once_give_the_same_answers(
+        self, spec: TrainerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        _, plain = run_here(spec, tmp_path / "plain")
+        shortage = Shortage(answer._generate, lambda base, prompts, *_: len(prompts) > 1)
+        monkeypatch.setattr(answer, "_generate", shortage)
+        code, log = run_here(spec, tmp_path / "short")
+        assert code == ExitCode.DONE
+        assert self.answers(log) == self.answers(plain)
+        assert [warning.data["after"] for warning in warnings_of(log)] == [
+            {"prompts_at_once": 2}, {"prompts_at_once": 1}
+        ]  # fmt: skip
+        assert choices_of(log, tmp_path / "short")["prompts_at_once"] == 1
+
+    def test_where_not_one_fits_the_run_goes_on_without(
+        self, spec: TrainerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shortage = Shortage(answer._generate, lambda *_: True)
+        monkeypatch.setattr(answer, "_generate", shortage)
+        code, log = run_here(spec, tmp_path)
+        assert (code, self.answers(log)) == (ExitCode.DONE, [])
+        assert warnings_of(log)[-1].message.endswith(
+            "Not even one prompt fits, so none is answered from here on; what is learned does not depend on it."
+        )
+        assert shortage.calls == len(warnings_of(log))  # and none after the last of them
+        assert choices_of(log, tmp_path)["prompts_at_once"] == 0
+
+    def test_the_program_for_two_columns_halves_its_batch_too(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def answered(model: Any, tokenizer: Any, prompts: list[Any], device: str) -> list[str]:
+            return [prompt[0]["content"].upper() for prompt in prompts]
+
+        shortage = Shortage(answered, lambda model, tokenizer, prompts, device: len(prompts) > 2)
+        monkeypatch.setattr(sample, "_answers_at_once", shortage)
+        prompts = [[{"content": letter}] for letter in "abcde"]
+        assert sample._answers(None, None, prompts, "cpu") == ["A", "B", "C", "D", "E"]
+        assert "Out of memory with 5 prompts at once" in capsys.readouterr().err
+
+
+class TestLastCheck:
+    @pytest.mark.parametrize("place", ["while PEFT loads", "when it has loaded"])
+    def test_it_is_done_again_without_what_no_step_needs_any_more(
+        self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+    ) -> None:
+        if place == "while PEFT loads":
+            load = Shortage(verify.PeftModel.load_adapter, first_time())
+            monkeypatch.setattr(verify.PeftModel, "load_adapter", lambda *each, **more: load(*each, **more))
+        else:
+            read = Shortage(verify.get_peft_model_state_dict, first_time())
+            monkeypatch.setattr(verify, "get_peft_model_state_dict", read)
+        code, log = run_here(make_spec(tiny, examples), tmp_path)
+        assert (code, log.last.kind) == (ExitCode.DONE, "done")
+        (warning,) = warnings_of(log)
+        assert warning.message.startswith(
+            "Out of memory while comparing the saved adapter after step 6. It is done again without the optimizer's"
+        )
+        assert warning.data["after"] == {"cache_weights": False}
+
+    def test_where_nothing_is_left_to_give_up_it_says_so_and_publishes_nothing(
+        self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shortage = Shortage(keep.verify_adapter, lambda *_: True)
+        monkeypatch.setattr(keep, "verify_adapter", shortage)
+        code, log = run_here(make_spec(tiny, examples), tmp_path)
+        assert (code, shortage.calls) == (ExitCode.OUT_OF_MEMORY, 2)
+        assert (failure(log).reason, failure(log).param) == (Reason.OUT_OF_MEMORY, "lora.r")
+        assert failure(log).message.startswith("The adapter of step 6 is saved, but there is too little memory")
+        assert not log.of(Done)
+
+
+class TestLoading:
+    @pytest.mark.parametrize(
+        ("quantization", "param", "bits"),
+        [({}, "model", "4 bits"), ({"bits": 8}, "quantization", "8 bits"), (None, "quantization", "16 bits")],
+    )
+    def test_a_base_that_does_not_fit_says_what_would(
+        self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        quantization: dict[str, Any] | None, param: str, bits: str,
+    ) -> None:  # fmt: skip
+        monkeypatch.setattr(model, "freeze", Shortage(model.freeze, lambda *_: True))
+        code, log = run_here(make_spec(tiny, examples, quantization=quantization), tmp_path)
+        assert code == ExitCode.OUT_OF_MEMORY
+        assert (failure(log).reason, failure(log).param) == (Reason.OUT_OF_MEMORY, param)
+        assert f"The base model tiny does not fit into memory in {bits}" in failure(log).message
+
+    def test_so_does_one_that_does_not_fit_beside_its_first_product(
+        self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(probe, "hidden_states", Shortage(probe.hidden_states, lambda *_: True))
+        code, log = run_here(make_spec(tiny, examples), tmp_path)
+        assert (code, failure(log).param) == (ExitCode.OUT_OF_MEMORY, "model")
+
+    def test_weights_that_cannot_be_kept_dequantised_are_not_kept(
+        self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        _, plain = run_here(make_spec(tiny, examples), tmp_path / "plain")
+        layers: list[Frozen4] = []
+        keep_wide = Frozen4.keep_wide
+
+        def short(layer: Frozen4, keep: bool) -> None:
+            if keep and len(layers) == 3:
+                raise RuntimeError(SENTENCE)
+            layers.append(layer)
+            keep_wide(layer, keep)
+
+        monkeypatch.setattr(Frozen4, "keep_wide", short)
+        code, log = run_here(make_spec(tiny, examples), tmp_path / "short", stop_at=(5, Command.DRAIN))
+        assert code == ExitCode.DRAINED
+        assert log.of(Planned)[0].mode.cache_weights
+        (warning,) = warnings_of(log)
+        assert warning.message.startswith("Out of memory while the weights were dequantised.")
+        assert not choices_of(log, tmp_path / "short")["cache_weights"]
+        assert all(layer.wide is None for layer in layers)
+        assert log.losses == plain.losses[:5]
