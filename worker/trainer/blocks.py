@@ -167,6 +167,11 @@ def _scatter(
     return torch.cat(flat).index_select(0, blocks.places_T).view(*shape_T_H_D)
 
 
-@lru_cache(maxsize=LONGEST)
 def _causal_mask(length: int) -> torch.Tensor:
+    """A corner of one mask: one for each length that occurs grew to 180 MB."""
+    return _largest_mask(max(length, LONGEST))[:length, :length]
+
+
+@lru_cache(maxsize=1)
+def _largest_mask(length: int) -> torch.Tensor:
     return torch.full((length, length), -math.inf).triu_(1)

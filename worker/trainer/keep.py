@@ -79,6 +79,9 @@ class Keeper:
             self.say(Message(run_id=run.id, message=text, data={"step": run.step, "best_step": run.best.step}))
         with run.as_at_best() if run.promotes_another else nullcontext():
             step, directory = run.step, self._checkpoint(run, final=True)
+            room.give_back(
+                self.base.device, above_bytes=0
+            )  # gaps between rows: none is as large as the head in float32
             verify_adapter(self.base, run, directory)
             self._sample(run)
         if command := self.stops.wanted(run.id):
