@@ -29,7 +29,9 @@ ROW_LADDER: dict[DeviceKind, tuple[int, ...]] = {
 LAUNCH_TOKENS: dict[DeviceKind, int] = {"cpu": 100, "cuda": 400}
 DEQUANTISE_TOKENS: dict[DeviceKind, int] = {"cpu": 50, "cuda": 250}
 RECOMPUTE_COST = 0.45  # of a step, when every layer runs its forward again: 2 of 4 N FLOP, without the head's
-ELEMENTWISE_COST = 0.03
+# Norms and activations made again: a few passes over what a layer keeps. On a CPU they are lost beside its products.
+ELEMENTWISE_COST: dict[DeviceKind, float] = {"cpu": 0.01, "cuda": 0.03}
+LEVEL = 0.012  # layouts that differ by less in time are equally fast: the smallest of them is taken
 HEADROOM = 0.97  # of the memory there is; what a fresh process cannot foresee
 START_SECONDS = 10.0  # imports, and reading the base
 BASE_BYTES_PER_SECOND = 1e9
@@ -138,8 +140,15 @@ def place(
         placements.append(_placement(entry, work, device, correction, mode, needed, rows[mode.row_tokens]))
     fitting = [each for each in placements if each.fits]
     if fitting:
-        return min(fitting, key=lambda each: _cost(entry, each.mode, device))
+        return _smallest_of_the_fastest(entry, device, fitting)
     return min(placements, key=lambda each: (each.memory.total, each.memory.activations))
+
+
+def _smallest_of_the_fastest(entry: CatalogEntry, device: Device, placements: Sequence[Placement]) -> Placement:
+    costs = {each.mode: _cost(entry, each.mode, device) for each in placements}
+    bound = (1 + LEVEL) * min(costs.values())
+    level = (each for each in placements if costs[each.mode] <= bound)
+    return min(level, key=lambda each: (each.memory.total, costs[each.mode]))
 
 
 def _ladder(device: Device, longest: int, most_row_tokens: int | None) -> list[int]:
@@ -164,11 +173,11 @@ def _modes(entry: CatalogEntry, spec: JobSpec, ladder: Sequence[int]) -> Iterato
 def _cost(entry: CatalogEntry, mode: Mode, device: Device) -> float:
     """Time of a token, as a multiple of that in an endless row with nothing recomputed."""
     extra = LAUNCH_TOKENS[device.kind] + (0 if mode.cache_weights else DEQUANTISE_TOKENS[device.kind])
-    layers = max(1, entry.decoder_layers)
+    layers, elementwise = max(1, entry.decoder_layers), ELEMENTWISE_COST[device.kind]
     again = {
         "nothing": 0.0,
-        "elementwise": ELEMENTWISE_COST,
-        "layers": ELEMENTWISE_COST + (RECOMPUTE_COST - ELEMENTWISE_COST) * mode.recompute_layers / layers,
+        "elementwise": elementwise,
+        "layers": elementwise + (RECOMPUTE_COST - elementwise) * mode.recompute_layers / layers,
         "everything": RECOMPUTE_COST,
     }[mode.recompute]
     return (1 + again) * (1 + extra / mode.row_tokens)

@@ -19,8 +19,8 @@ from app.domain.spec import JobSpec, LoraSpec, QuantizationSpec
 DeviceKind = Literal["cpu", "cuda"]
 
 PROCESS_BYTES = {"cpu": 440_000_000, "cuda": 500_000_000}  # Python, torch and transformers; the CUDA context
-KERNEL_BYTES = {"cpu": 180_000_000, "cuda": 0}  # seen: 55 MB after the first row, then 0.5 MB for each of 256 shapes
-LOSS_BYTES = 64 << 20  # of logits at a time: worker/trainer/loss.py
+KERNEL_BYTES = {"cpu": 180_000_000, "cuda": 0}  # seen: 55 MB after the first row, then 1 MB for each of 128 shapes
+LOSS_BYTES = 32 << 20  # of logits at a time: worker/trainer/loss.py
 LEAST_LOSS_ROWS = 128
 BYTES_PER_LOGIT = 6
 OPTIMIZER_BYTES = 16  # of a trained number: master, gradient, two moments, float32 each

@@ -18,7 +18,3 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 # time of the one it waits for: on two busy cores 7 to 22 times slower. Read when torch is loaded, so it stands here.
 # The training program lets them spin after all while it has its cores to itself (waiting.py).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# oneDNN keeps the code it made for a product of some shape, 1,024 times. Every row is of a new length, so most are not
-# asked for again: 16 MB a row were seen to pile up. With fewer than a row needs each layer makes them anew: 128 took an
-# eighth of the speed, 256 none.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")

@@ -21,6 +21,7 @@ from app.domain.spec import TrainerSpec
 from app.domain.states import ExitCode
 from worker.trainer.emit import claim_standard_output
 from worker.trainer.launch import run_ranks
+from worker.trainer.onednn import keep_few
 from worker.trainer.process import WORK, control_lines, die_with_parent
 from worker.trainer.stop import Stops
 from worker.trainer.waiting import allow_spinning
@@ -43,6 +44,7 @@ def main(arguments: list[str]) -> int:
     except (OSError, ValidationError) as error:
         print(f"{workdir / 'spec.json'} cannot be read: {error}", file=sys.stderr)
         return ExitCode.BAD_SPEC
+    keep_few(len(spec.runs))
     if spec.world_size > 1:
         return run_ranks(spec, workdir, emit, control)
     stops = Stops(run.run_id for run in spec.runs)

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-import bitsandbytes
 import torch
 import torch.nn.functional as F  # noqa: N812
-from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant, int8_vectorwise_quant
 
 from app.domain.spec import QuantizationSpec
 from worker.trainer.quantize import BLOCK, quantize
+from worker.trainer.uncompiled import bitsandbytes
+
+dequantize_4bit = bitsandbytes.functional.dequantize_4bit
+int8_vectorwise_dequant = bitsandbytes.functional.int8_vectorwise_dequant
+int8_vectorwise_quant = bitsandbytes.functional.int8_vectorwise_quant
 
 
 class FrozenLinear(Protocol):

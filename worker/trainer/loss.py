@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-CHUNK_BYTES = 64 << 20  # of logits: 227 rows at V = 49,152, so that a chunk stays near the cache
+CHUNK_BYTES = 32 << 20  # of logits: 128 rows at V = 49,152, so that a chunk stays near the cache
 LEAST_CHUNK_ROWS = 128
 BYTES_PER_LOGIT = 6  # as the product leaves it (16 bits), and as float32
 

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from bitsandbytes.functional import QuantState, get_4bit_type, quantize_4bit, quantize_blockwise
 
 from app.domain.spec import QuantizationSpec
+from worker.trainer import uncompiled  # noqa: F401  before bitsandbytes is imported by its own name
+
+from bitsandbytes.functional import QuantState, get_4bit_type, quantize_4bit, quantize_blockwise  # isort: skip
 
 BLOCK = 64  # weights that share one scale; double quantisation stores 256 scales as bytes under one of their own
 CHUNK = 1 << 16  # weights: 256 KiB in float32

@@ -23,7 +23,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from app.domain.modes import Recompute
 from worker.trainer.batch import Segment
-from worker.trainer.fused import GatedLayer, gated
+from worker.trainer.fused import GatedLayer, Norm, gated
 from worker.trainer.lora import Rows
 from worker.trainer.whole import WholeModule
 
@@ -166,8 +166,9 @@ class _Notes(AbstractContextManager[None]):
         self.is_open = False
         self._recipes.clear()
 
-    def make(self, make: Maker, *inputs: torch.Tensor) -> torch.Tensor:
-        made: torch.Tensor = _Remade.apply(make, *inputs)  # type: ignore[no-untyped-call]
+    def make(self, make: Maker, *inputs: torch.Tensor, is_lean: bool = False) -> torch.Tensor:
+        """What is lean (fused.py) keeps nothing but its inputs by itself; of anything else only the inputs are kept."""
+        made: torch.Tensor = make(*inputs) if is_lean else _Remade.apply(make, *inputs)  # type: ignore[no-untyped-call]
         self._recipes[made.untyped_storage().data_ptr()] = _Recipe(make, inputs, made)
         return made
 
@@ -218,15 +219,15 @@ def _make_remakable(layer: torch.nn.Module, notes: _Notes) -> None:
     for module in remakable:
         is_gated = isinstance(module, GatedLayer)
         if type(module).__name__.endswith("Norm"):
-            module.forward = _norm(module.forward, notes)
+            module.forward = _norm(module.forward, notes, is_lean=isinstance(module, Norm))
         elif is_gated:
             module.forward = _gated_layer(module, notes)
 
 
-def _norm(forward: Maker, notes: _Notes) -> Maker:
+def _norm(forward: Maker, notes: _Notes, *, is_lean: bool) -> Maker:
     def run(x: torch.Tensor, *more: Any) -> torch.Tensor:
         if notes.is_open and not more:
-            return notes.make(forward, x)
+            return notes.make(forward, x, is_lean=is_lean)
         return forward(x.view_as(x), *more)  # the norm's gradients are summed before they meet the residual's
 
     return run
@@ -235,7 +236,7 @@ def _norm(forward: Maker, notes: _Notes) -> Maker:
 def _gated_layer(layer: GatedLayer, notes: _Notes) -> Maker:
     def run(x: torch.Tensor) -> torch.Tensor:
         gate, up = layer.gate_proj(x), layer.up_proj(x)
-        inner = notes.make(gated, gate, up) if notes.is_open else gated(gate, up)
+        inner = notes.make(gated, gate, up, is_lean=True) if notes.is_open else gated(gate, up)
         down: torch.Tensor = layer.down_proj(inner)
         return down
 

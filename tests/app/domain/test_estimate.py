@@ -94,6 +94,14 @@ class TestPlace:
         assert placement.mode == Mode(row_tokens=8192, cache_weights=True)
         assert placement.largest_row == 8192
 
+    def test_of_layouts_that_are_as_fast_the_smallest_is_taken(self) -> None:
+        """On a CPU it costs next to nothing to make norms and activations again, on a card 3 %."""
+        job = spec()
+        roomy = Device("cpu", "cpu", 200 << 30)
+        placement = place(LLAMA_8B, job, work(job), roomy)
+        assert placement.mode == Mode(row_tokens=1024, cache_weights=True, recompute="elementwise")
+        assert place(LLAMA_8B, job, work(job), replace(H100, memory_bytes=200 << 30)).mode.recompute == "nothing"
+
     def test_with_less_room_it_takes_what_costs_least_time(self) -> None:
         job = spec()
         costs = []

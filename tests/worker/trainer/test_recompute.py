@@ -11,7 +11,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from app.domain.modes import Recompute
 from app.domain.spec import QuantizationSpec
 from tests.worker.trainer.house import load_tiny, make_spec, prepare
+from worker.trainer import recompute
 from worker.trainer.batch import rows
+from worker.trainer.fused import gated
 from worker.trainer.loss import head_loss
 from worker.trainer.model import Base, hidden_states
 from worker.trainer.recompute import Recomputation
@@ -114,3 +116,18 @@ def test_without_gradients_nothing_is_wrapped(tiny: Path, examples: Path, tmp_pa
         plain = hidden_states(bench.base, row)
         bench.recomputation.set("everything")
         assert torch.equal(hidden_states(bench.base, row), plain)
+
+
+def test_a_gated_product_is_made_again_once_and_not_for_its_own_gradient_too(
+    tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[torch.Size] = []
+
+    def counted(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        made.append(gate.shape)
+        return gated(gate, up)
+
+    monkeypatch.setattr(recompute, "gated", counted)
+    bench = Bench(tiny, examples, tmp_path, "float32")
+    bench.step("elementwise")
+    assert len(made) == 2 * len(bench.recomputation.layers)

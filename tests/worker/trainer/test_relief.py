@@ -13,15 +13,12 @@ import torch
 from app.domain.events import Command, Done, Message, Metric, Planned, SnapshotSaved
 from app.domain.spec import TrainerSpec
 from app.domain.states import ExitCode, Reason
-from tests.tiny import make_tiny_base
 from tests.worker.trainer.house import (
     FLOAT32,
     Log,
     failure,
     final_adapter,
-    load_tiny,
     make_spec,
-    prepare,
     run_here,
 )
 from worker.trainer import answer, evaluate, keep, model, probe, sample, verify

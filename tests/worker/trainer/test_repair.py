@@ -57,9 +57,9 @@ def test_a_step_that_ran_out_of_memory_is_made_again_with_shorter_rows_and_the_s
     code, log = run_here(spec, tmp_path / "short")
     assert code == ExitCode.DONE
     (told,) = [message for message in log.of(Message) if message.level == "warn"]
-    assert told.message.startswith("Out of memory in step 2, with rows of 1,024 tokens, nothing recomputed")
+    assert told.message.startswith("Out of memory in step 2, with rows of 1,024 tokens, norms and")
     assert told.data["after"]["row_tokens"] == 512
-    assert told.data["after"]["recompute"] == "elementwise"
+    assert told.data["after"]["recompute"] == "everything"
     assert log.losses == pytest.approx(plain.losses, rel=1e-6)
     mine, theirs = final_adapter(log, tmp_path / "short"), final_adapter(plain, tmp_path / "plain")
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)  # each step is still one row here
@@ -86,7 +86,7 @@ def test_what_was_repaired_is_kept_by_the_next_attempt_without_a_probe(
     _, log = run_here(spec, tmp_path, stop_at=(1, Command.DRAIN))
     snapshot = tmp_path / log.of(SnapshotSaved)[-1].directory
     choices = json.loads((snapshot / "MANIFEST.json").read_text())["choices"]
-    assert (choices["row_tokens"], choices["recompute"]) == (512, "elementwise")
+    assert (choices["row_tokens"], choices["recompute"]) == (512, "everything")
     resumed = spec.runs[0].model_copy(update={"resume_from": snapshot})
     code, log = run_here(spec.model_copy(update={"runs": (resumed,)}), tmp_path / "again")
     assert code == ExitCode.DONE

@@ -257,7 +257,7 @@ class TestSaveSnapshot:
         assert manifest["step"] == 1
         assert manifest["choices"].pop("peak_bytes") > 0
         assert manifest["choices"] == {
-            "compute_dtype": "bfloat16", "device": "cpu", "row_tokens": 1024, "threads": 1, "recompute": "nothing",
+            "compute_dtype": "bfloat16", "device": "cpu", "row_tokens": 1024, "threads": 1, "recompute": "elementwise",
             "recompute_layers": 0, "cache_weights": True, "probed": True,
         }  # fmt: skip
 

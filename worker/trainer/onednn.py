@@ -1,0 +1,19 @@
+"""How many compiled matrix products oneDNN keeps: those of two rows.
+
+It keeps the code it made for a product of some shape, 1,024 times. Every row is of a new length, so most are not asked
+for again: nearly 1 MB each, 0.8 ms to make. A row of one run needs about 60; with fewer than a row needs each layer
+would make them anew. Of several runs in one row each has products of its own.
+"""
+
+from __future__ import annotations
+
+import os
+
+CAPACITY = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+OF_ONE_RUN = 128
+OF_SEVERAL = 256
+
+
+def keep_few(runs: int) -> None:
+    """Before the first product: oneDNN reads it once. An operator's own setting stays."""
+    os.environ.setdefault(CAPACITY, str(OF_ONE_RUN if runs == 1 else OF_SEVERAL))
