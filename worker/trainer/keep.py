@@ -59,8 +59,10 @@ class Keeper:
             self._sample(run)
 
     def snapshot_if_due(self, run: Run) -> None:
+        """What was decided is written before a step is made with it: chosen again, it may come out otherwise."""
+        is_new = run.snapshot_choices != self.choices
         is_due = time.monotonic() - run.snapshot_at >= self.snapshot_interval_seconds
-        if is_due and run.step > max(run.first_step, run.snapshot_step):
+        if is_new or (is_due and run.step > max(run.first_step, run.snapshot_step)):
             self._snapshot(run)
 
     def stop(self, run: Run, command: Command) -> None:

@@ -4,6 +4,8 @@
     MANIFEST.json       hashes of that file; the step; what must not change (`identity`); what was decided (`choices`);
                         which validation was the best, and how long ago the loss last fell
 
+That of step 0 is written before the first step and has no tensors: all but what was decided follows from the spec.
+
 safetensors and JSON only: nothing in a snapshot can run code. Which batch comes next follows from the step alone.
 """
 
@@ -118,9 +120,10 @@ def save_snapshot(run: Run, identity: Mapping[str, Any], choices: Choices) -> tu
         "versions": run.facts["versions"],
     }
     with staged(run.directory / SNAPSHOTS, run.step, KEPT) as directory:
-        save_file(_tensors(run), directory / STATE)
+        if run.step:
+            save_file(_tensors(run), directory / STATE)
         manifest_sha256 = write_manifest(directory, about)
-    run.snapshot_step, run.snapshot_at = run.step, time.monotonic()
+    run.snapshot_step, run.snapshot_at, run.snapshot_choices = run.step, time.monotonic(), choices
     return step_directory(run.directory / SNAPSHOTS, run.step), manifest_sha256
 
 
@@ -148,7 +151,7 @@ def open_snapshot(directory: Path, identity: Mapping[str, Any]) -> Snapshot:
     if differences := list(_differences(_defaults() | manifest["identity"], identity)):
         text = f"This run cannot go on from {directory.name}: " + "; ".join(differences) + "."
         raise Failure(Reason.INVALID_SPEC, text, "resume_from")
-    tensors = load_file(directory / STATE)
+    tensors = load_file(directory / STATE) if STATE in manifest["files"] else {}
     return Snapshot(
         name=directory.name,
         step=manifest["step"],
@@ -163,7 +166,14 @@ def open_snapshot(directory: Path, identity: Mapping[str, Any]) -> Snapshot:
 
 def restore(run: Run, snapshot: Snapshot) -> None:
     """Put a run where the snapshot left it: factors, moments, random state, position."""
-    tensors = snapshot.tensors
+    if snapshot.tensors:
+        _restore_tensors(run, snapshot.tensors)
+    run.step = run.first_step = run.snapshot_step = snapshot.step
+    run.snapshot_choices = snapshot.choices
+    run.trained_tokens, run.metrics, run.best = snapshot.trained_tokens, dict(snapshot.metrics), snapshot.best
+
+
+def _restore_tensors(run: Run, tensors: Mapping[str, torch.Tensor]) -> None:
     with torch.no_grad():
         for name, parameter in run.adapter.named_parameters().items():
             parameter.copy_(tensors[f"adapter/{name}"])
@@ -171,8 +181,6 @@ def restore(run: Run, snapshot: Snapshot) -> None:
             if moments["step"] is not None:
                 run.optimizer.state[parameter] = {key: _placed(moment, parameter) for key, moment in moments.items()}
     run.adapter.generator.set_state(tensors.get(f"{GENERATOR}/{parallel.rank()}", tensors[GENERATOR]))
-    run.step = run.first_step = run.snapshot_step = snapshot.step
-    run.trained_tokens, run.metrics, run.best = snapshot.trained_tokens, dict(snapshot.metrics), snapshot.best
 
 
 def _tensors(run: Run) -> dict[str, torch.Tensor]:

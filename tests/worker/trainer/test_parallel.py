@@ -138,7 +138,7 @@ class TestResume:
         first.hear_metric()
         first.tell(Command.PAUSE)
         assert first.end() == ExitCode.PAUSED, first.said()
-        snapshot = next(record for record in first.records if isinstance(record, SnapshotSaved))
+        *_, snapshot = (record for record in first.records if isinstance(record, SnapshotSaved))
         assert 0 < snapshot.step < max(whole.losses())
         resume_from = first.workdir / snapshot.directory
 

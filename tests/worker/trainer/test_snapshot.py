@@ -263,20 +263,25 @@ class TestSaveSnapshot:
 
     def test_the_record_names_the_manifests_hash(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         _, log = run_here(make_spec(tiny, examples), tmp_path, stop_at=(1, Command.DRAIN))
-        (record,) = log.of(SnapshotSaved)
+        *_, record = log.of(SnapshotSaved)
         assert record.manifest_sha256 == artifacts.sha256_file(tmp_path / record.directory / "MANIFEST.json")
 
     def test_one_is_written_whenever_the_interval_is_over_and_the_last_two_are_kept(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
         _, log = run_here(make_spec(tiny, examples, snapshot_interval_seconds=0), tmp_path)
-        assert [record.step for record in log.of(SnapshotSaved)] == [1, 2, 3, 4, 5]
+        assert [record.step for record in log.of(SnapshotSaved)] == [0, 1, 2, 3, 4, 5]
         kept = sorted(path.name for path in (tmp_path / "runs" / "run-a" / "snapshots").iterdir())
         assert kept == ["step-000004", "step-000005"]
 
-    def test_none_is_written_before_it_is_over(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+    def test_before_it_is_over_there_is_only_what_was_decided_and_no_tensor(
+        self, tiny: Path, examples: Path, tmp_path: Path
+    ) -> None:
         _, log = run_here(make_spec(tiny, examples, snapshot_interval_seconds=3600), tmp_path)
-        assert log.of(SnapshotSaved) == []
+        (record,) = log.of(SnapshotSaved)
+        assert record.step == 0
+        assert log.records.index(record) < log.records.index(log.of(Metric)[0])
+        assert artifacts.verify(tmp_path / record.directory)["files"] == {}
 
     def test_an_optimizer_that_has_not_moved_yet_can_be_saved_too(
         self, tiny: Path, examples: Path, tmp_path: Path
