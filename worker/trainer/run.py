@@ -153,8 +153,8 @@ def _decided(snapshots: Mapping[str, Snapshot], say: Ledger) -> Choices | None:
 
 
 def _choose(spec: TrainerSpec, base: Base, runs: Sequence[Run], earlier: Choices | None, say: Ledger) -> Choices:
-    """What the first attempt decided, unless the kernel thought it too much. Raises Failure(OUT_OF_MEMORY)."""
-    if earlier and not spec.out_of_memory_kills:
+    """What was decided earlier, unless the kernel has thought it too much since. Raises Failure(OUT_OF_MEMORY)."""
+    if earlier and spec.out_of_memory_kills <= earlier.out_of_memory_kills:
         return earlier
     placement = settle(spec, base, runs, earlier.row_tokens if earlier else None)
     for each in runs:
@@ -167,7 +167,8 @@ def _choose(spec: TrainerSpec, base: Base, runs: Sequence[Run], earlier: Choices
         compute_dtype=str(base.compute_dtype).removeprefix("torch."),
         device=device_name(base.device),
     )
-    return replace(decided.laid_out(placement.mode), peak_bytes=placement.memory.total)
+    kills = spec.out_of_memory_kills
+    return replace(decided.laid_out(placement.mode), peak_bytes=placement.memory.total, out_of_memory_kills=kills)
 
 
 def _confirm(base: Base, runs: Sequence[Run], keeper: Keeper, layout: Layout) -> None:

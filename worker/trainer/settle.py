@@ -17,7 +17,7 @@ from app.domain.catalog import describe
 from app.domain.estimate import Device, Placement, Work
 from app.domain.events import Planned, Probed
 from app.domain.layout import Lengths, largest_row
-from app.domain.memory import OPTIMIZER_BYTES, DeviceKind, memory
+from app.domain.memory import DeviceKind, memory
 from app.domain.spec import JobSpec, RunSpec, TrainerSpec
 from worker.trainer import room
 from worker.trainer.batch import Row, rows
@@ -28,7 +28,7 @@ from worker.trainer.preference import compare, reference_losses
 from worker.trainer.state import Run
 
 AFTER_A_KILL = 0.7  # of the memory that seemed free, for each time the kernel disagreed
-MASTER_BYTES = 4  # of a trained number; the rest of OPTIMIZER_BYTES comes with the first step
+GRADIENT_BYTES, MOMENT_BYTES = 4, 8  # of a trained number; beside its master's they make OPTIMIZER_BYTES
 MOST_BATCH = 256
 
 
@@ -84,13 +84,12 @@ def rehearse(base: Base, runs: Sequence[Run], row_tokens: int) -> Probed:
         forget_gradients(runs)
         for generator, state in states:
             generator.set_state(state)
-    moments = sum(parameter.numel() for run in runs for parameter in run.parameters) * (OPTIMIZER_BYTES - 8)
     return Probed(
         run_id=runs[0].id,
         row_tokens=len(row.tokens_T),
         seconds=seconds,
         loaded_bytes=loaded + _yet_to_come(runs),
-        peak_bytes=peak + moments,
+        peak_bytes=peak + _moments_to_come(runs),
     )
 
 
@@ -118,7 +117,14 @@ def _device(base: Base, capacity_bytes: int) -> Device:
 def _yet_to_come(runs: Sequence[Run]) -> int:
     """Gradients and moments of what is trained."""
     trained = sum(parameter.numel() for run in runs for parameter in run.parameters)
-    return trained * (OPTIMIZER_BYTES - MASTER_BYTES)
+    return trained * GRADIENT_BYTES + _moments_to_come(runs)
+
+
+def _moments_to_come(runs: Sequence[Run]) -> int:
+    """They come with the first step; a snapshot has brought them already."""
+    return MOMENT_BYTES * sum(
+        parameter.numel() for run in runs for parameter in run.parameters if not run.optimizer.state.get(parameter)
+    )
 
 
 def _as_one(spec: TrainerSpec, runs: Sequence[Run]) -> tuple[JobSpec, Work]:

@@ -53,6 +53,7 @@ class Choices:
     cache_weights: bool = False  # dequantised once and kept
     probed: bool = False  # the plan was confirmed by one forward and backward: never again
     peak_bytes: int = 0  # what it predicted, or measured if that was more
+    out_of_memory_kills: int = 0  # of earlier attempts, which it reckoned with
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Choices:

@@ -11,7 +11,7 @@ import torch
 from app.domain.events import Command, Done, Failed, Message, Metric, Planned, Probed, SnapshotSaved
 from app.domain.modes import Mode
 from app.domain.states import ExitCode, Reason
-from tests.worker.trainer.house import final_adapter, make_spec, run_here
+from tests.worker.trainer.house import final_adapter, load_tiny, make_spec, one_step, prepare, run_here
 from worker.trainer import loop, settle
 from worker.trainer.repair import smaller
 
@@ -126,6 +126,18 @@ def test_an_attempt_after_a_kill_plans_with_less_memory(tiny: Path, examples: Pa
     assert isinstance(second.last, Done)
 
 
+def test_the_attempts_after_that_one_keep_its_plan(tiny: Path, examples: Path, tmp_path: Path) -> None:
+    killed_once = {"out_of_memory_kills": 1}
+    _, first = run_here(make_spec(tiny, examples), tmp_path / "0", stop_at=(1, Command.DRAIN))
+    attempts = [(tmp_path / "0", first)]
+    for number in (1, 2):
+        snapshot = attempts[-1][0] / attempts[-1][1].of(SnapshotSaved)[-1].directory
+        workdir, spec = tmp_path / str(number), make_spec(tiny, examples, resume_from=snapshot, **killed_once)
+        attempts.append((workdir, run_here(spec, workdir, stop_at=(number + 1, Command.DRAIN))[1]))
+    assert [len(log.of(Planned)) for _, log in attempts] == [1, 1, 0]
+    assert [saved.step for saved in attempts[1][1].of(SnapshotSaved)] == [1, 2]  # the new plan before its first step
+
+
 class TestProbe:
     def test_it_takes_the_largest_planned_row_and_leaves_everything_as_it_was(
         self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -143,6 +155,16 @@ class TestProbe:
         _, plain = run_here(spec, tmp_path / "plain")
         mine, theirs = final_adapter(log, tmp_path / "probed"), final_adapter(plain, tmp_path / "plain")
         assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+    def test_moments_that_a_snapshot_brought_are_not_counted_again(
+        self, tiny: Path, examples: Path, tmp_path: Path
+    ) -> None:
+        base = load_tiny(tiny)
+        runs = prepare(make_spec(tiny, examples), base, tmp_path)
+        trained = sum(parameter.numel() for parameter in runs[0].parameters)
+        assert settle._yet_to_come(runs) == 12 * trained
+        one_step(base, runs)
+        assert settle._yet_to_come(runs) == 4 * trained
 
 
 class TestSmaller:

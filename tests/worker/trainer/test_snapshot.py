@@ -258,7 +258,7 @@ class TestSaveSnapshot:
         assert manifest["choices"].pop("peak_bytes") > 0
         assert manifest["choices"] == {
             "compute_dtype": "bfloat16", "device": "cpu", "row_tokens": 1024, "threads": 1, "recompute": "nothing",
-            "recompute_layers": 0, "cache_weights": True, "probed": True,
+            "recompute_layers": 0, "cache_weights": True, "probed": True, "out_of_memory_kills": 0,
         }  # fmt: skip
 
     def test_the_record_names_the_manifests_hash(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
