@@ -64,10 +64,16 @@ def planned(spec: TrainerSpec, run: Run, placement: Placement) -> Planned:
     )
 
 
-def rehearse(base: Base, runs: Sequence[Run], row_tokens: int) -> Probed:
-    """One forward and backward of the largest planned row. Weights, optimizer and random states stay as they are."""
+def rehearse(base: Base, runs: Sequence[Run], row_tokens: int) -> Probed | None:
+    """One forward and backward of the largest planned row. Weights, optimizer and random states stay as they are.
+
+    None for one of several processes that has no example of that step.
+    """
     states = [(run.adapter.generator, run.adapter.generator.get_state()) for run in runs]
-    row = largest_planned_row(runs, row_tokens).to(base.device)
+    row = largest_planned_row(runs, row_tokens)
+    if row is None:
+        return None
+    row = row.to(base.device)
     room.reset_peak(base.device)
     loaded, began = room.used_bytes(base.device), time.monotonic()
     try:
@@ -93,11 +99,11 @@ def rehearse(base: Base, runs: Sequence[Run], row_tokens: int) -> Probed:
     )
 
 
-def largest_planned_row(runs: Sequence[Run], row_tokens: int) -> Row:
+def largest_planned_row(runs: Sequence[Run], row_tokens: int) -> Row | None:
     """Of the step that holds one run's largest row; with several runs, of what they then put into it together."""
     steps = {run.id: _largest_step(run, row_tokens) for run in runs}
     shares = [run.share_of(steps[run.id]) for run in runs]
-    return max(rows(shares, row_tokens), key=lambda row: len(row.tokens_T))
+    return max(rows(shares, row_tokens), key=lambda row: len(row.tokens_T), default=None)
 
 
 def forget_gradients(runs: Sequence[Run]) -> None:
