@@ -16,7 +16,7 @@ import torch
 
 from app.domain.events import Message
 from app.domain.modes import Mode, Recompute
-from worker.trainer import room
+from worker.trainer import parallel, room
 from worker.trainer.emit import Ledger, Pulse
 from worker.trainer.failures import is_out_of_memory, out_of_memory
 from worker.trainer.keep import Keeper
@@ -28,6 +28,7 @@ from worker.trainer.state import Run
 GROWTH = 1.1  # of the planned peak, which gaps in the heap may add before they are given back
 
 Result = TypeVar("Result")
+DEGREES: Sequence[Recompute] = ("nothing", "elementwise", "layers", "everything")  # each takes less than the one before
 NEXT: dict[Recompute, Recompute] = {"nothing": "elementwise", "elementwise": "everything", "layers": "everything"}
 
 
@@ -61,6 +62,13 @@ class Layout:
             self._free(runs)
             self._shrink(runs)
 
+    def agree(self) -> None:
+        """Several processes: what is too much for one is so for all, and the first one's choices are everybody's."""
+        agreed = smallest(parallel.gather(self._keeper.choices.mode))
+        if agreed != self._keeper.choices.mode:
+            self._keeper.choices = self._keeper.choices.laid_out(agreed)
+            self._apply()
+
     def tidying(self, pulse: Pulse) -> Pulse:
         """A pulse that, between two rows, gives back what they left in the heap beyond what any of them needs."""
 
@@ -91,6 +99,18 @@ class Layout:
         mode = self._keeper.choices.mode
         self._recomputation.set(mode.recompute, mode.recompute_layers)
         self._base.keep_wide(mode.cache_weights)
+
+
+def smallest(modes: Sequence[Mode]) -> Mode:
+    """Of each choice the one that takes the least memory."""
+    recompute = max((mode.recompute for mode in modes), key=DEGREES.index)
+    layers = max(mode.recompute_layers for mode in modes) if recompute == "layers" else 0
+    return Mode(
+        row_tokens=min(mode.row_tokens for mode in modes),
+        recompute=recompute,
+        recompute_layers=layers,
+        cache_weights=all(mode.cache_weights for mode in modes),
+    )
 
 
 def smaller(mode: Mode, longest_document: int, can_recompute: bool = True) -> Mode | None:

@@ -19,7 +19,7 @@ from app.domain.events import Planned, Probed
 from app.domain.layout import Lengths, largest_row
 from app.domain.memory import DeviceKind, memory
 from app.domain.spec import JobSpec, RunSpec, TrainerSpec
-from worker.trainer import room
+from worker.trainer import parallel, room
 from worker.trainer.batch import Row, rows
 from worker.trainer.device import device_name
 from worker.trainer.loss import head_loss
@@ -35,7 +35,8 @@ MOST_BATCH = 256
 def settle(spec: TrainerSpec, base: Base, runs: Sequence[Run], most_row_tokens: int | None = None) -> Placement:
     """The layout for these runs on this device, and what it should take. The base and the adapters are loaded."""
     space = room.measure(base.device)
-    capacity = space.used_bytes + int(space.free_bytes * AFTER_A_KILL**spec.out_of_memory_kills)
+    sharers = parallel.size() if base.device.type == "cpu" else 1  # each has a GPU of its own
+    capacity = space.used_bytes + int(space.free_bytes / sharers * AFTER_A_KILL**spec.out_of_memory_kills)
     device = _device(base, capacity)
     job, work = _as_one(spec, runs)
     loaded = space.used_bytes + _yet_to_come(runs)
