@@ -11,6 +11,7 @@ safetensors and JSON only: nothing in a snapshot can run code. Which batch comes
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
@@ -22,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from app.domain.artifacts import ManifestMismatch, sha256_file, verify, write_manifest
 from app.domain.modes import Mode, Recompute
-from app.domain.snapshots import candidates, first_whole
+from app.domain.snapshots import by_step, candidates, first_whole
 from app.domain.spec import BaseSpec, Frozen, Hyperparameters, LoraSpec, QuantizationSpec, RunSpec
 from app.domain.states import Reason
 from worker.trainer import parallel
@@ -110,7 +111,10 @@ def identity(run: RunSpec, base: BaseSpec, quantization: QuantizationSpec | None
 
 
 def save_snapshot(run: Run, identity: Mapping[str, Any], choices: Choices) -> tuple[Path, str]:
-    """Write a snapshot after `run.step` steps and keep the newest two. Returns (directory, its manifest's SHA-256)."""
+    """Write a snapshot after `run.step` steps and keep the newest two. Returns (directory, its manifest's SHA-256).
+
+    A damaged one of a later step, which the run could not go on from, must not count as one of them.
+    """
     about = {
         "step": run.step,
         "trained_tokens": run.trained_tokens,
@@ -124,8 +128,19 @@ def save_snapshot(run: Run, identity: Mapping[str, Any], choices: Choices) -> tu
         if run.step:
             save_file(_tensors(run), directory / STATE)
         manifest_sha256 = write_manifest(directory, about)
+        _forget_damaged(run)
     run.snapshot_step, run.snapshot_at, run.snapshot_choices = run.step, time.monotonic(), choices
     return step_directory(run.directory / SNAPSHOTS, run.step), manifest_sha256
+
+
+def _forget_damaged(run: Run) -> None:
+    mine = step_directory(run.directory / SNAPSHOTS, run.step)
+    for each in by_step(mine.parent):
+        if (len(each.name), each.name) > (len(mine.name), mine.name):
+            try:
+                verify(each, sealed=True)
+            except ManifestMismatch:
+                shutil.rmtree(each)
 
 
 def open_newest(directory: Path, identity: Mapping[str, Any]) -> tuple[Snapshot | None, list[str]]:

@@ -219,6 +219,16 @@ class TestDamage:
         assert event.message.startswith("Starting again from step 0, as there is no snapshot to go on from; not usable")
         assert event.message.count("state.safetensors is missing") == 2
 
+    def test_of_the_newest_leaves_two_whole_ones_behind_all_the_same(
+        self, two: Path, tiny: Path, examples: Path
+    ) -> None:
+        damaged = (two / "step-000003").rename(two / "step-000005")
+        (damaged / "state.safetensors").unlink()
+        spec = make_spec(tiny, examples, resume_from=two, snapshot_interval_seconds=0)
+        run_here(spec, two.parents[2], stop_at=(3, Command.DRAIN))
+        assert [path.name for path in sorted(two.iterdir())] == ["step-000002", "step-000003"]
+        assert all(artifacts.verify(path) for path in two.iterdir())
+
     def test_a_whole_one_of_another_run_is_refused_and_none_before_it_is_tried(
         self, two: Path, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
