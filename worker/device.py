@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 
 from app.domain.estimate import Device
+from app.domain.processor import cpu_name
 
 NVIDIA_SMI = ("nvidia-smi", "--query-gpu=uuid,name,memory.total", "--format=csv,noheader,nounits")
 NVIDIA_SMI_SECONDS = 10  # on a machine whose driver hangs it never returns
@@ -78,14 +79,6 @@ def usable_bytes() -> int:
     with suppress(OSError, ValueError):  # no cgroup v2, or "max"
         limits.append(int(CGROUP_LIMIT.read_text(encoding="ascii")))
     return min(limits)
-
-
-def cpu_name() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.machine()
 
 
 def oom_kills() -> int:

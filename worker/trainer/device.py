@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from app.domain.processor import cpu_name
 from app.domain.spec import QuantizationSpec
 from app.domain.states import Reason
 from worker.trainer.failures import Failure
@@ -27,7 +28,7 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
+    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else f"cpu ({cpu_name()})"
 
 
 def choose_compute_dtype(quantization: QuantizationSpec | None, device: torch.device) -> torch.dtype:

@@ -10,6 +10,7 @@ import torch
 
 from app.domain import artifacts
 from app.domain.events import Command, Message, Metric, SnapshotSaved, Started, Stopped
+from app.domain.processor import cpu_name
 from app.domain.states import ExitCode, Reason
 from tests.tiny import CHAT_TEMPLATE, make_tiny_base, make_tiny_dataset
 from tests.worker.trainer.house import Log, failure, final_adapter, make_spec, run_here
@@ -82,6 +83,17 @@ class TestResume:
         (message,) = log.of(Message)
         assert message.level == "warn"
         assert "-> 9.9" in message.message
+
+    def test_another_processor_is_allowed_and_said(
+        self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        snapshot = drained_at(2, tiny, examples, tmp_path / "a")
+        monkeypatch.setattr("worker.trainer.device.cpu_name", lambda: "Another CPU")
+        code, log = run_here(make_spec(tiny, examples, resume_from=snapshot), tmp_path / "b")
+        assert code == 0
+        (message,) = log.of(Message)
+        assert message.level == "warn"
+        assert "-> cpu (Another CPU): equal within rounding" in message.message
 
     @pytest.mark.parametrize(
         ("changes", "named"),
@@ -267,8 +279,9 @@ class TestSaveSnapshot:
         assert manifest["step"] == 1
         assert manifest["choices"].pop("peak_bytes") > 0
         assert manifest["choices"] == {
-            "compute_dtype": "bfloat16", "device": "cpu", "row_tokens": 1024, "threads": 1, "recompute": "nothing",
-            "recompute_layers": 0, "cache_weights": True, "probed": True, "out_of_memory_kills": 0,
+            "compute_dtype": "bfloat16", "device": f"cpu ({cpu_name()})", "row_tokens": 1024, "threads": 1,
+            "recompute": "nothing", "recompute_layers": 0, "cache_weights": True, "probed": True,
+            "out_of_memory_kills": 0,
         }  # fmt: skip
 
     def test_the_record_names_the_manifests_hash(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
