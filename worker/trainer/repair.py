@@ -74,7 +74,8 @@ class Layout:
 
         def beat(doing: str) -> None:
             pulse(doing)
-            room.give_back(self._base.device, int(GROWTH * self._keeper.choices.peak_bytes))
+            if peak_bytes := self._keeper.choices.peak_bytes:  # older snapshots know of none
+                room.give_back(self._base.device, int(GROWTH * peak_bytes))
 
         return beat
 

@@ -14,6 +14,7 @@ from app.domain.processor import cpu_name
 from app.domain.states import ExitCode, Reason
 from tests.tiny import CHAT_TEMPLATE, make_tiny_base, make_tiny_dataset
 from tests.worker.trainer.house import Log, failure, final_adapter, make_spec, run_here
+from worker.trainer import room
 from worker.trainer.run import run
 from worker.trainer.stop import Stops
 
@@ -156,6 +157,15 @@ class TestResume:
         assert code == 0
         one, other = final_adapter(whole, tmp_path / "whole"), final_adapter(log, tmp_path / "b")
         assert all(torch.equal(one[name], other[name]) for name in one)
+
+    def test_one_from_before_peaks_were_kept_does_not_trim_the_heap_before_every_row(
+        self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        older = rewritten(drained_at(2, tiny, examples, tmp_path / "a"), choices={"peak_bytes": ...})
+        trimmed: list[int] = []
+        monkeypatch.setattr(room, "give_back", lambda device, above_bytes: trimmed.append(above_bytes))
+        assert run_here(make_spec(tiny, examples, resume_from=older), tmp_path / "b")[0] == 0
+        assert 0 not in trimmed
 
     def test_runs_with_different_choices_go_on_with_the_first_ones_and_the_other_hears_of_it(
         self, tiny: Path, examples: Path, tmp_path: Path
