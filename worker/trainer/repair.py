@@ -93,8 +93,6 @@ class Layout:
         self._keeper.choices = self._keeper.choices.laid_out(after)
         self._apply()
         tell_repaired(self._keeper.say, runs, before, after)
-        for run in runs:
-            run.snapshot_at = 0.0  # due at the next boundary: a later attempt need not run out of memory, too
 
     def _apply(self) -> None:
         mode = self._keeper.choices.mode

@@ -95,6 +95,14 @@ def test_what_was_repaired_is_kept_by_the_next_attempt_without_a_probe(
     assert not log.of(Probed)
 
 
+def test_what_was_repaired_is_written_at_the_next_boundary_however_long_the_interval(
+    tiny: Path, examples: Path, tmp_path: Path, short: Callable[..., Shortage]
+) -> None:
+    short(lambda tokens, rows: rows == 3)  # the second step's
+    _, log = run_here(make_spec(tiny, examples, snapshot_interval_seconds=1e9), tmp_path)
+    assert [saved.step for saved in log.of(SnapshotSaved)] == [0, 2]
+
+
 def test_when_the_smallest_does_not_fit_the_job_fails_with_the_knob_to_turn(
     tiny: Path, examples: Path, tmp_path: Path, short: Callable[..., Shortage]
 ) -> None:
