@@ -25,11 +25,11 @@ from sqlalchemy import func, select
 
 from app.db.engine import transaction
 from app.db.tables import Job
+from app.domain.processor import cpu_name
 from benchmarks import api_stack, followers
 from benchmarks.api_stack import Service
 from benchmarks.load import Load, drive, request
 from tests.stack import start_valkey
-from worker.device import cpu_name
 
 CONNECTIONS = 64
 PARTS = ("polling", "unchanged", "wait", "lists", "size", "creates", "followers")

@@ -18,8 +18,8 @@ from app.db.engine import make_engine
 from app.db.tables import Job
 from app.domain.forecast import Slot, forecast
 from app.domain.offers import Offer
+from app.domain.processor import cpu_name
 from tests.stack import start_postgres
-from worker.device import cpu_name
 
 PROJECTS = 200
 MODELS = 5

@@ -25,6 +25,7 @@ from app.cli.local import base_model
 from app.db import migrate
 from app.db.engine import Sessions, make_engine, make_sessions, transaction
 from app.db.tables import Attempt, Job, JobEvent, Project
+from app.domain.processor import cpu_name
 from app.domain.states import TERMINAL
 from app.settings import Settings
 from app.storage import LocalStorage
@@ -32,7 +33,6 @@ from tests.factories import make_file, make_job, make_project, validate_job
 from tests.stack import start_postgres, start_valkey
 from tests.worker import worker_process
 from worker.child import TRAINER
-from worker.device import cpu_name
 
 HERE = Path(__file__).resolve().parent
 BODY = {"hyperparameters": {"max_steps": 1, "batch_size": 8}}  # the rest is "auto": rank 16, all linear layers, NF4

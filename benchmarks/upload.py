@@ -28,11 +28,11 @@ from pathlib import Path
 
 import psutil
 
+from app.domain.processor import cpu_name
 from app.settings import Settings
 from benchmarks.download import bench_downloads
 from benchmarks.senders import Blocks, Json, same, send_content, send_multipart, send_parts
 from benchmarks.served import BLOCK, HOST, Service, listed, serving
-from worker.device import cpu_name
 
 LINE = b'{"messages": [{"role": "user", "content": "%s"}, {"role": "assistant", "content": "%s"}]}\n'
 POLLERS, POLLS_A_SECOND = 16, 10

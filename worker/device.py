@@ -15,6 +15,7 @@ import psutil
 
 from app.domain.cgroups import control_groups, number
 from app.domain.estimate import Device
+from app.domain.processor import cpu_name
 
 NVIDIA_SMI = ("nvidia-smi", "--query-gpu=uuid,name,memory.total", "--format=csv,noheader,nounits")
 NVIDIA_SMI_SECONDS = 10  # on a machine whose driver hangs it never returns
@@ -75,14 +76,6 @@ def usable_bytes() -> int:
     """The machine's memory, or what our control groups allow."""
     limits = (number(group, "memory.max") for group in control_groups())
     return min([psutil.virtual_memory().total, *(limit for limit in limits if limit is not None)])
-
-
-def cpu_name() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.machine()
 
 
 def oom_kills() -> int:

@@ -17,6 +17,7 @@ CREDIBLE = frozenset(
 
 # A storage that is away is asked again a minute later, not five seconds: each try leaves two events.
 STORAGE_PATIENCE = 12
+KILLED = (-signal.SIGKILL, ExitCode.KILLED)
 PATIENT_KILLS = 2  # a kill may be a neighbour's fault, and each time the trainer plans with 30 % less
 
 
@@ -72,7 +73,7 @@ def _was_drained(ending: Ending) -> bool:
 
 
 def _crash(ending: Ending) -> Outcome:
-    if ending.oom_killed and ending.exit_code == -signal.SIGKILL:
+    if ending.oom_killed and ending.exit_code in KILLED:
         text = "The kernel killed the trainer because the machine ran out of memory"
         if ending.memory_kills >= PATIENT_KILLS:
             text += f" {ending.memory_kills + 1} times, although it took less each time"
@@ -90,6 +91,8 @@ def _how(exit_code: int | None) -> str:
         return "did not go when it was killed"
     if exit_code == 0:
         return "ended without a result"
+    if exit_code == ExitCode.KILLED:
+        exit_code = -signal.SIGKILL
     if exit_code > 0:
         return f"ended with exit code {exit_code}"
     try:

@@ -70,9 +70,12 @@ def _is_known(session: Session, job: Job, step: int) -> bool:
 
 
 def _add(session: Session, keeper: LeaseKeeper, record: SnapshotSaved, keys: dict[str, str]) -> None:
-    """A snapshot further on than any before it is progress: whatever crashed before, it starts to count anew."""
+    """A snapshot further on than any before it is progress: whatever crashed before, it starts to count anew.
+
+    That of step 0 is none: every job has it.
+    """
     steps = [row.step for row in checkpoints.snapshots(session, keeper.lease.job_id)]
-    is_progress = record.step > max(steps, default=-1)
+    is_progress = record.step > max(steps, default=0)
     job = claims.note(session, keeper.lease, crash_streak=0 if is_progress else Job.crash_streak)
     checkpoints.add_snapshot(session, job, record.step, record.manifest_sha256, keys)
 

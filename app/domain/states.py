@@ -107,6 +107,7 @@ class ExitCode:
     DRAINED = 75
     PAUSED = 76
     CANCELLED = 77
+    KILLED = 137  # SIGKILL ended one of several processes, said as a shell does
 
 
 def may_follow(current: JobState, following: JobState) -> bool:

@@ -90,8 +90,7 @@ def staged(parent: Path, step: int, kept: int, spared_step: int | None = None) -
     aside.mkdir(parents=True)
     try:
         yield aside
-        shutil.rmtree(step_directory(parent, step), ignore_errors=True)  # of an earlier attempt in this work directory
-        publish(aside, step_directory(parent, step))
+        _replace(step_directory(parent, step), aside)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -99,6 +98,21 @@ def staged(parent: Path, step: int, kept: int, spared_step: int | None = None) -
     for old in by_step(parent)[:-kept]:
         if old not in spared:
             shutil.rmtree(old)
+
+
+def _replace(directory: Path, staged: Path) -> None:
+    """What an earlier attempt left there makes way by a rename, and is removed when its successor is there."""
+    replaced = directory.with_name(f".{directory.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)  # left by a crash
+    if directory.exists():
+        directory.rename(replaced)
+    try:
+        publish(staged, directory)
+    except BaseException:
+        if replaced.exists():
+            replaced.rename(directory)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def step_directory(parent: Path, step: int) -> Path:

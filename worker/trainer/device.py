@@ -14,6 +14,7 @@ import psutil
 import torch
 
 from app.domain.cgroups import control_groups
+from app.domain.processor import cpu_name
 from app.domain.spec import QuantizationSpec, TrainerSpec
 from app.domain.states import Reason
 from worker.trainer.failures import Failure
@@ -50,7 +51,7 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
+    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else f"cpu ({cpu_name()})"
 
 
 def choose_compute_dtype(

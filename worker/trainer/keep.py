@@ -43,7 +43,6 @@ class Keeper:
     snapshot_interval_seconds: float
     say: Ledger
     stops: Stops
-    repaired_at: float = 0.0  # when something last took too much: later attempts are to have it smaller from the start
 
     def has_ended(self, run: Run) -> bool:
         return run.id in self.say.endings
@@ -62,9 +61,10 @@ class Keeper:
             self._sample(run)
 
     def snapshot_if_due(self, run: Run) -> None:
-        has_passed = time.monotonic() - run.snapshot_at >= self.snapshot_interval_seconds
-        is_due = has_passed or self.repaired_at > run.snapshot_at
-        if is_due and run.step > max(run.first_step, run.snapshot_step):
+        """What was decided is written before a step is made with it: chosen again, it may come out otherwise."""
+        is_new = run.snapshot_choices != self.choices
+        is_due = time.monotonic() - run.snapshot_at >= self.snapshot_interval_seconds
+        if is_new or (is_due and run.step > max(run.first_step, run.snapshot_step)):
             self._snapshot(run)
 
     def stop(self, run: Run, command: Command) -> None:

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
@@ -40,7 +41,14 @@ def run_ranks(spec: TrainerSpec, workdir: Path, records: RecordStream, control: 
     try:
         return int((workdir / EXIT_CODE).read_text())
     except (OSError, ValueError):
-        return next((code for code in failures if code in KNOWN), ExitCode.INTERNAL)
+        return of_failures(failures)
+
+
+def of_failures(failures: Sequence[int]) -> int:
+    """The exit code of the whole, where the first rank left none. The kernel's kill is why the others ended."""
+    if -signal.SIGKILL in failures:
+        return ExitCode.KILLED
+    return next((code for code in failures if code in KNOWN), ExitCode.INTERNAL)
 
 
 def _torchrun(processes: int, workdir: Path) -> list[int]:

@@ -27,7 +27,7 @@ from worker.trainer.stop import Stops
 
 def train(base: Base, runs: Sequence[Run], layout: Layout, stops: Stops, keeper: Keeper) -> None:
     """Train until every run has ended. What happens between steps is the keeper's: it saves, evaluates and reports."""
-    while runs := _going_on(runs, stops, keeper):
+    while runs := _going_on(runs, layout, stops, keeper):
         pulse = layout.tidying(keeper.say.pulse(runs[0].id))
         for step in layout.attempt(runs, partial(optimizer_step, base, runs, pulse=pulse)):
             if parallel.is_first():
@@ -35,7 +35,8 @@ def train(base: Base, runs: Sequence[Run], layout: Layout, stops: Stops, keeper:
                     keeper.after_step(step)
 
 
-def _going_on(runs: Sequence[Run], stops: Stops, keeper: Keeper) -> Sequence[Run]:
+def _going_on(runs: Sequence[Run], layout: Layout, stops: Stops, keeper: Keeper) -> Sequence[Run]:
+    layout.agree()
     parallel.gather_random_states(runs)
     if parallel.is_first():
         runs = [run for run in runs if _goes_on(run, stops, keeper)]

@@ -102,6 +102,15 @@ def agree(runs: Sequence[Run], endings: MutableMapping[str, Reason]) -> Sequence
     return [mine[run_id] for run_id in wanted]
 
 
+def gather(mine: T) -> list[T]:
+    """What each process has, in their order."""
+    if size() == 1:
+        return [mine]
+    everybodys: list[Any] = [None] * size()
+    _together(lambda: dist.all_gather_object(everybodys, mine))
+    return everybodys
+
+
 def own_random_numbers(generator: torch.Generator, seed: int) -> None:
     """Every process its own dropout masks; the first one those of a run alone."""
     if rank():

@@ -12,7 +12,6 @@ adapter changes by it. What is learned has a room of its own, repair.py.
 from __future__ import annotations
 
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
@@ -115,7 +114,7 @@ def without_moments(run: Run, choices: Choices) -> Less:
 
 
 def _settle_for(keeper: Keeper, choices: Choices) -> None:
-    keeper.choices, keeper.repaired_at = choices, time.monotonic()
+    keeper.choices = choices
     keeper.base.keep_wide(choices.cache_weights)
 
 

@@ -7,14 +7,13 @@ back, and the effective batch stays what it was. Results stay equal within round
 from __future__ import annotations
 
 import sys
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from app.domain.events import Message
 from app.domain.modes import Mode, Recompute
-from worker.trainer import relief, room
+from worker.trainer import parallel, relief, room
 from worker.trainer.emit import Ledger, Pulse
 from worker.trainer.failures import is_out_of_memory, out_of_memory
 from worker.trainer.keep import Keeper
@@ -26,6 +25,7 @@ from worker.trainer.state import Run
 GROWTH = 1.1  # of the planned peak, which gaps in the heap may add before they are given back
 
 Result = TypeVar("Result")
+DEGREES: Sequence[Recompute] = ("nothing", "elementwise", "layers", "everything")  # each takes less than the one before
 NEXT: dict[Recompute, Recompute] = {"nothing": "elementwise", "elementwise": "everything", "layers": "everything"}
 
 
@@ -59,12 +59,20 @@ class Layout:
             self._free(runs)
             self._shrink(runs)
 
+    def agree(self) -> None:
+        """Several processes: what is too much for one is so for all, and the first one's choices are everybody's."""
+        agreed = smallest(parallel.gather(self._keeper.choices.mode))
+        if agreed != self._keeper.choices.mode:
+            self._keeper.choices = self._keeper.choices.laid_out(agreed)
+            self._apply()
+
     def tidying(self, pulse: Pulse) -> Pulse:
         """A pulse that, between two rows, gives back what they left in the heap beyond what any of them needs."""
 
         def beat(doing: str) -> None:
             pulse(doing)
-            room.give_back(self._base.device, int(GROWTH * self._keeper.choices.peak_bytes))
+            if peak_bytes := self._keeper.choices.peak_bytes:  # older snapshots know of none
+                room.give_back(self._base.device, int(GROWTH * peak_bytes))
 
         return beat
 
@@ -80,12 +88,23 @@ class Layout:
         self._keeper.choices = self._keeper.choices.laid_out(after)
         self._apply()
         tell_repaired(self._keeper.say, runs, before, after)
-        self._keeper.repaired_at = time.monotonic()
 
     def _apply(self) -> None:
         mode = self._keeper.choices.mode
         self._recomputation.set(mode.recompute, mode.recompute_layers)
         relief.keep_wide(self._keeper)
+
+
+def smallest(modes: Sequence[Mode]) -> Mode:
+    """Of each choice the one that takes the least memory."""
+    recompute = max((mode.recompute for mode in modes), key=DEGREES.index)
+    layers = max(mode.recompute_layers for mode in modes) if recompute == "layers" else 0
+    return Mode(
+        row_tokens=min(mode.row_tokens for mode in modes),
+        recompute=recompute,
+        recompute_layers=layers,
+        cache_weights=all(mode.cache_weights for mode in modes),
+    )
 
 
 def smaller(mode: Mode, longest_document: int, can_recompute: bool = True) -> Mode | None:

@@ -172,8 +172,8 @@ def _way(spec: TrainerSpec, workdir: Path, device: torch.device, earlier: Choice
 def _choose(
     spec: TrainerSpec, base: Base, runs: Sequence[Run], way: Way, earlier: Choices | None, say: Ledger
 ) -> Choices:
-    """What the first attempt decided, unless the kernel thought it too much. Raises Failure(OUT_OF_MEMORY)."""
-    if earlier and not spec.out_of_memory_kills:
+    """What was decided earlier, unless the kernel has thought it too much since. Raises Failure(OUT_OF_MEMORY)."""
+    if earlier and spec.out_of_memory_kills <= earlier.out_of_memory_kills:
         return earlier
     placement = settle(spec, base, runs, way.row_tokens)
     for each in runs:
@@ -195,11 +195,12 @@ def _confirm(base: Base, runs: Sequence[Run], keeper: Keeper, layout: Layout) ->
     if keeper.choices.probed:
         return
     measured = layout.attempt(runs, lambda row_tokens: rehearse(base, runs, row_tokens))
+    keeper.choices = replace(keeper.choices, probed=True)
+    if measured is None:
+        return
     for each in runs:
         keeper.say(measured.model_copy(update={"run_id": each.id}))
-    keeper.choices = replace(
-        keeper.choices, probed=True, peak_bytes=max(keeper.choices.peak_bytes, measured.peak_bytes)
-    )
+    keeper.choices = replace(keeper.choices, peak_bytes=max(keeper.choices.peak_bytes, measured.peak_bytes))
 
 
 def _prepare_all(

@@ -17,9 +17,9 @@ from app.domain.catalog import describe
 from app.domain.estimate import Device, Placement, Work
 from app.domain.events import Planned, Probed
 from app.domain.layout import Lengths, largest_row
-from app.domain.memory import OPTIMIZER_BYTES, DeviceKind, memory
+from app.domain.memory import DeviceKind, memory
 from app.domain.spec import JobSpec, RunSpec, TrainerSpec
-from worker.trainer import room
+from worker.trainer import parallel, room
 from worker.trainer.batch import Row, rows
 from worker.trainer.device import device_name
 from worker.trainer.loss import head_loss
@@ -28,14 +28,15 @@ from worker.trainer.preference import compare, reference_losses
 from worker.trainer.state import Run
 
 AFTER_A_KILL = 0.7  # of the memory that seemed free, for each time the kernel disagreed
-MASTER_BYTES = 4  # of a trained number; the rest of OPTIMIZER_BYTES comes with the first step
+GRADIENT_BYTES, MOMENT_BYTES = 4, 8  # of a trained number; beside its master's they make OPTIMIZER_BYTES
 MOST_BATCH = 256
 
 
 def settle(spec: TrainerSpec, base: Base, runs: Sequence[Run], most_row_tokens: int | None = None) -> Placement:
     """The layout for these runs on this device, and what it should take. The base and the adapters are loaded."""
     space = room.measure(base.device)
-    capacity = space.used_bytes + int(space.free_bytes * AFTER_A_KILL**spec.out_of_memory_kills)
+    sharers = parallel.size() if base.device.type == "cpu" else 1  # each has a GPU of its own
+    capacity = space.used_bytes + int(space.free_bytes / sharers * AFTER_A_KILL**spec.out_of_memory_kills)
     device = _device(base, capacity)
     job, work = _as_one(spec, runs)
     loaded = space.used_bytes + _yet_to_come(runs)
@@ -64,10 +65,16 @@ def planned(spec: TrainerSpec, run: Run, placement: Placement) -> Planned:
     )
 
 
-def rehearse(base: Base, runs: Sequence[Run], row_tokens: int) -> Probed:
-    """One forward and backward of the largest planned row. Weights, optimizer and random states stay as they are."""
+def rehearse(base: Base, runs: Sequence[Run], row_tokens: int) -> Probed | None:
+    """One forward and backward of the largest planned row. Weights, optimizer and random states stay as they are.
+
+    None for one of several processes that has no example of that step.
+    """
     states = [(run.adapter.generator, run.adapter.generator.get_state()) for run in runs]
-    row = largest_planned_row(runs, row_tokens).to(base.device)
+    row = largest_planned_row(runs, row_tokens)
+    if row is None:
+        return None
+    row = row.to(base.device)
     room.reset_peak(base.device)
     loaded, began = room.used_bytes(base.device), time.monotonic()
     try:
@@ -84,21 +91,20 @@ def rehearse(base: Base, runs: Sequence[Run], row_tokens: int) -> Probed:
         forget_gradients(runs)
         for generator, state in states:
             generator.set_state(state)
-    moments = sum(parameter.numel() for run in runs for parameter in run.parameters) * (OPTIMIZER_BYTES - 8)
     return Probed(
         run_id=runs[0].id,
         row_tokens=len(row.tokens_T),
         seconds=seconds,
         loaded_bytes=loaded + _yet_to_come(runs),
-        peak_bytes=peak + moments,
+        peak_bytes=peak + _moments_to_come(runs),
     )
 
 
-def largest_planned_row(runs: Sequence[Run], row_tokens: int) -> Row:
+def largest_planned_row(runs: Sequence[Run], row_tokens: int) -> Row | None:
     """Of the step that holds one run's largest row; with several runs, of what they then put into it together."""
     steps = {run.id: _largest_step(run, row_tokens) for run in runs}
     shares = [run.share_of(steps[run.id]) for run in runs]
-    return max(rows(shares, row_tokens), key=lambda row: len(row.tokens_T))
+    return max(rows(shares, row_tokens), key=lambda row: len(row.tokens_T), default=None)
 
 
 def forget_gradients(runs: Sequence[Run]) -> None:
@@ -118,7 +124,14 @@ def _device(base: Base, capacity_bytes: int) -> Device:
 def _yet_to_come(runs: Sequence[Run]) -> int:
     """Gradients and moments of what is trained."""
     trained = sum(parameter.numel() for run in runs for parameter in run.parameters)
-    return trained * (OPTIMIZER_BYTES - MASTER_BYTES)
+    return trained * GRADIENT_BYTES + _moments_to_come(runs)
+
+
+def _moments_to_come(runs: Sequence[Run]) -> int:
+    """They come with the first step; a snapshot has brought them already."""
+    return MOMENT_BYTES * sum(
+        parameter.numel() for run in runs for parameter in run.parameters if not run.optimizer.state.get(parameter)
+    )
 
 
 def _as_one(spec: TrainerSpec, runs: Sequence[Run]) -> tuple[JobSpec, Work]:

@@ -4,11 +4,14 @@
     MANIFEST.json       hashes of that file; the step; what must not change (`identity`); what was decided (`choices`);
                         which validation was the best, and how long ago the loss last fell
 
+That of step 0 is written before the first step and has no tensors: all but what was decided follows from the spec.
+
 safetensors and JSON only: nothing in a snapshot can run code. Which batch comes next follows from the step alone.
 """
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
@@ -20,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from app.domain.artifacts import ManifestMismatch, sha256_file, verify, write_manifest
 from app.domain.modes import Mode, Recompute
-from app.domain.snapshots import candidates, first_whole
+from app.domain.snapshots import by_step, candidates, first_whole
 from app.domain.spec import (
     MAX_SAMPLE_PROMPTS,
     BaseSpec,
@@ -59,6 +62,7 @@ class Choices:
     cache_weights: bool = False  # dequantised once and kept
     probed: bool = False  # the plan was confirmed by one forward and backward: never again
     peak_bytes: int = 0  # what it predicted, or measured if that was more
+    out_of_memory_kills: int = 0  # of earlier attempts, which it reckoned with
     validation_row_tokens: int | None = None  # where a validation ran out of memory: fewer than a step has
     prompts_at_once: int | None = None  # of the sample prompts; None: all, 0: there was too little memory for one
 
@@ -93,6 +97,7 @@ class Choices:
         most = MAX_SAMPLE_PROMPTS if self.prompts_at_once is None else self.prompts_at_once
         return replace(
             self,
+            out_of_memory_kills=kills,
             validation_row_tokens=max(1, min(self.validated_row_tokens, self.row_tokens >> kills)),
             prompts_at_once=min(most, max(1, MAX_SAMPLE_PROMPTS >> kills)),
         )
@@ -132,7 +137,10 @@ def identity(run: RunSpec, base: BaseSpec, quantization: QuantizationSpec | None
 
 
 def save_snapshot(run: Run, identity: Mapping[str, Any], choices: Choices) -> tuple[Path, str]:
-    """Write a snapshot after `run.step` steps and keep the newest two. Returns (directory, its manifest's SHA-256)."""
+    """Write a snapshot after `run.step` steps and keep the newest two. Returns (directory, its manifest's SHA-256).
+
+    A damaged one of a later step, which the run could not go on from, must not count as one of them.
+    """
     about = {
         "step": run.step,
         "trained_tokens": run.trained_tokens,
@@ -143,10 +151,22 @@ def save_snapshot(run: Run, identity: Mapping[str, Any], choices: Choices) -> tu
         "versions": run.facts["versions"],
     }
     with staged(run.directory / SNAPSHOTS, run.step, KEPT) as directory:
-        save_file(_tensors(run), directory / STATE)
+        if run.step:
+            save_file(_tensors(run), directory / STATE)
         manifest_sha256 = write_manifest(directory, about)
-    run.snapshot_step, run.snapshot_at = run.step, time.monotonic()
+        _forget_damaged(run)
+    run.snapshot_step, run.snapshot_at, run.snapshot_choices = run.step, time.monotonic(), choices
     return step_directory(run.directory / SNAPSHOTS, run.step), manifest_sha256
+
+
+def _forget_damaged(run: Run) -> None:
+    mine = step_directory(run.directory / SNAPSHOTS, run.step)
+    for each in by_step(mine.parent):
+        if (len(each.name), each.name) > (len(mine.name), mine.name):
+            try:
+                verify(each, sealed=True)
+            except ManifestMismatch:
+                shutil.rmtree(each)
 
 
 def open_newest(directory: Path, identity: Mapping[str, Any]) -> tuple[Snapshot | None, list[str]]:
@@ -173,7 +193,7 @@ def open_snapshot(directory: Path, identity: Mapping[str, Any]) -> Snapshot:
     if differences := list(_differences(_defaults() | manifest["identity"], identity)):
         text = f"This run cannot go on from {directory.name}: " + "; ".join(differences) + "."
         raise Failure(Reason.INVALID_SPEC, text, "resume_from")
-    tensors = load_file(directory / STATE)
+    tensors = load_file(directory / STATE) if STATE in manifest["files"] else {}
     return Snapshot(
         name=directory.name,
         step=manifest["step"],
@@ -188,7 +208,14 @@ def open_snapshot(directory: Path, identity: Mapping[str, Any]) -> Snapshot:
 
 def restore(run: Run, snapshot: Snapshot) -> None:
     """Put a run where the snapshot left it: factors, moments, random state, position."""
-    tensors = snapshot.tensors
+    if snapshot.tensors:
+        _restore_tensors(run, snapshot.tensors)
+    run.step = run.first_step = run.snapshot_step = snapshot.step
+    run.snapshot_choices = snapshot.choices
+    run.trained_tokens, run.metrics, run.best = snapshot.trained_tokens, dict(snapshot.metrics), snapshot.best
+
+
+def _restore_tensors(run: Run, tensors: Mapping[str, torch.Tensor]) -> None:
     with torch.no_grad():
         for name, parameter in run.adapter.named_parameters().items():
             parameter.copy_(tensors[f"adapter/{name}"])
@@ -196,8 +223,6 @@ def restore(run: Run, snapshot: Snapshot) -> None:
             if moments["step"] is not None:
                 run.optimizer.state[parameter] = {key: _placed(moment, parameter) for key, moment in moments.items()}
     run.adapter.generator.set_state(tensors.get(f"{GENERATOR}/{parallel.rank()}", tensors[GENERATOR]))
-    run.step = run.first_step = run.snapshot_step = snapshot.step
-    run.trained_tokens, run.metrics, run.best = snapshot.trained_tokens, dict(snapshot.metrics), snapshot.best
 
 
 def _tensors(run: Run) -> dict[str, torch.Tensor]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,6 +20,9 @@ from worker.trainer.best import Best
 from worker.trainer.lora import Adapter
 from worker.trainer.plan import Plan
 from worker.trainer.tally import Tally
+
+if TYPE_CHECKING:
+    from worker.trainer.snapshot import Choices
 
 RATE_WINDOW_STEPS = 20  # the steps whose mean duration the ETA is made of
 
@@ -52,6 +55,7 @@ class Run:
     random_states: list[torch.Tensor] = field(default_factory=list)  # of each process's dropout, where they are several
     snapshot_step: int = -1
     snapshot_at: float = field(default_factory=time.monotonic)
+    snapshot_choices: Choices | None = None  # those in the newest one: what a later attempt would go on with
     step_seconds: float = 0.0  # of this attempt's steps
     step_tokens: int = 0  # that went through the model in them
     recent_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=RATE_WINDOW_STEPS))

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from app.domain import artifacts
 from app.domain.events import CheckpointSaved
 from tests.worker.trainer.house import FLOAT32, Log, make_spec, run_here
+from worker.trainer import checkpoint
 from worker.trainer.checkpoint import staged
 
 
@@ -126,6 +127,26 @@ class TestStaged:
         with pytest.raises(RuntimeError):
             fail_half_way()
         assert list(tmp_path.iterdir()) == []
+
+    def test_one_of_the_same_step_is_there_until_its_successor_is(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def write(text: str) -> None:
+            with staged(tmp_path, 1, kept=3) as directory:
+                (directory / "file").write_text(text)
+
+        def fail(*_: Path) -> None:
+            raise OSError("no space left on device")
+
+        write("old")
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "publish", fail)
+            with pytest.raises(OSError, match="no space"):
+                write("new")
+        assert (tmp_path / "step-000001" / "file").read_text() == "old"
+        write("new")
+        assert (tmp_path / "step-000001" / "file").read_text() == "new"
+        assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
 
     def test_what_a_crash_left_is_removed(self, tmp_path: Path) -> None:
         (tmp_path / ".step-000001.staged").mkdir()

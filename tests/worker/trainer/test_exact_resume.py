@@ -142,7 +142,7 @@ class TestAnyStep:
 
         log = Log(pause)
         assert run(house.spec(snapshot_interval_seconds=3600), tmp_path / "first", log, stops) == ExitCode.PAUSED
-        (saved,) = log.of(SnapshotSaved)
+        *_, saved = log.of(SnapshotSaved)
         assert saved.step == STEPS
         state = load_file(tmp_path / "first" / saved.directory / "state.safetensors")
         names = [name.removeprefix("best/") for name in state if name.startswith("best/")]
@@ -194,7 +194,17 @@ class TestAnotherMachine:
         assert (log.of(Started)[0].threads, log.of(Started)[0].compute_dtype) == (1, "bfloat16")
         assert_same_result(whole, (log, tmp_path / "second"))
 
-    def test_without_a_snapshot_it_would_have(
+    def test_killed_before_the_first_snapshot_was_due(
+        self, house: House, whole: tuple[Log, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        killed_at(3, house.spec(snapshot_interval_seconds=3600), tmp_path / "first")
+        with_rows_of(monkeypatch, 64)
+        spec = house.spec(resume_from=tmp_path / "first" / SNAPSHOTS)
+        _, log = run_here(spec, tmp_path / "second")
+        assert log.of(Started)[0].start_step == 0
+        assert_same_result(whole, (log, tmp_path / "second"))
+
+    def test_without_what_was_decided_it_would_have(
         self, house: House, whole: tuple[Log, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with_rows_of(monkeypatch, 64)

@@ -17,12 +17,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from app.domain.events import Command, Control, Done, Failed, Metric, SnapshotSaved, Started, Stopped, parse_record
+from app.domain.events import (
+    Command,
+    Control,
+    Done,
+    Failed,
+    Metric,
+    Probed,
+    SnapshotSaved,
+    Started,
+    Stopped,
+    parse_record,
+)
 from app.domain.states import ExitCode, Reason
 from tests.worker.bench import until
-from tests.worker.trainer.house import failure, final_adapter, make_spec, run_here
+from tests.worker.trainer.house import failure, final_adapter, load_tiny, make_spec, prepare, run_here
 from worker.locks import try_lock
 from worker.trainer import parallel
+from worker.trainer.settle import rehearse
 
 ROOT = Path(__file__).parents[3]
 ENDLESS = 1_000_000
@@ -138,7 +150,7 @@ class TestResume:
         first.hear_metric()
         first.tell(Command.PAUSE)
         assert first.end() == ExitCode.PAUSED, first.said()
-        snapshot = next(record for record in first.records if isinstance(record, SnapshotSaved))
+        *_, snapshot = (record for record in first.records if isinstance(record, SnapshotSaved))
         assert 0 < snapshot.step < max(whole.losses())
         resume_from = first.workdir / snapshot.directory
 
@@ -179,8 +191,8 @@ class TestEnd:
         trainer.hear_metric()
         ranks = trainer.ranks()
         assert len(ranks) == 2
-        ranks[1].kill()
-        assert trainer.end() == ExitCode.INTERNAL, trainer.said()
+        ranks[1].kill()  # as the kernel does where memory runs out
+        assert trainer.end() == ExitCode.KILLED, trainer.said()
         assert not any(rank.is_running() for rank in ranks)
         assert not isinstance(trainer.records[-1], Failed)  # the one that is left knows nothing to say
 
@@ -195,6 +207,18 @@ class TestEnd:
         trainer = start(learning_rate=1e30)
         assert trainer.end() == ExitCode.BAD_SPEC, trainer.said()
         assert trainer.records[-1].reason == Reason.NON_FINITE_LOSS
+
+
+class TestRehearsal:
+    def test_a_process_without_an_example_of_the_largest_step_rehearses_nothing(
+        self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        base = load_tiny(tiny)
+        runs = prepare(make_spec(tiny, examples, batch_size=1), base, tmp_path)
+        monkeypatch.setattr(parallel, "size", lambda: 2)
+        assert isinstance(rehearse(base, runs, 512), Probed)
+        monkeypatch.setattr(parallel, "rank", lambda: 1)
+        assert rehearse(base, runs, 512) is None
 
 
 class TestShare:

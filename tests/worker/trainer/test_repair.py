@@ -11,9 +11,10 @@ import torch
 from app.domain.events import Command, Done, Failed, Message, Metric, Planned, Probed, SnapshotSaved
 from app.domain.modes import Mode
 from app.domain.states import ExitCode, Reason
-from tests.worker.trainer.house import final_adapter, make_spec, run_here
-from worker.trainer import loop, settle
-from worker.trainer.repair import smaller
+from tests.worker.trainer.house import final_adapter, load_tiny, make_spec, one_step, prepare, run_here
+from worker.trainer import loop, parallel, settle
+from worker.trainer import room as room_of
+from worker.trainer.repair import smaller, smallest
 
 SENTENCE = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"
 
@@ -94,6 +95,14 @@ def test_what_was_repaired_is_kept_by_the_next_attempt_without_a_probe(
     assert not log.of(Probed)
 
 
+def test_what_was_repaired_is_written_at_the_next_boundary_however_long_the_interval(
+    tiny: Path, examples: Path, tmp_path: Path, short: Callable[..., Shortage]
+) -> None:
+    short(lambda tokens, rows: rows == 3)  # the second step's
+    _, log = run_here(make_spec(tiny, examples, snapshot_interval_seconds=1e9), tmp_path)
+    assert [saved.step for saved in log.of(SnapshotSaved)] == [0, 2]
+
+
 def test_when_the_smallest_does_not_fit_the_job_fails_with_the_knob_to_turn(
     tiny: Path, examples: Path, tmp_path: Path, short: Callable[..., Shortage]
 ) -> None:
@@ -126,6 +135,44 @@ def test_an_attempt_after_a_kill_plans_with_less_memory(tiny: Path, examples: Pa
     assert isinstance(second.last, Done)
 
 
+def test_the_attempts_after_that_one_keep_its_plan(tiny: Path, examples: Path, tmp_path: Path) -> None:
+    killed_once = {"out_of_memory_kills": 1}
+    _, first = run_here(make_spec(tiny, examples), tmp_path / "0", stop_at=(1, Command.DRAIN))
+    attempts = [(tmp_path / "0", first)]
+    for number in (1, 2):
+        snapshot = attempts[-1][0] / attempts[-1][1].of(SnapshotSaved)[-1].directory
+        workdir, spec = tmp_path / str(number), make_spec(tiny, examples, resume_from=snapshot, **killed_once)
+        attempts.append((workdir, run_here(spec, workdir, stop_at=(number + 1, Command.DRAIN))[1]))
+    assert [len(log.of(Planned)) for _, log in attempts] == [1, 1, 0]
+    assert [saved.step for saved in attempts[1][1].of(SnapshotSaved)] == [1, 2]  # the new plan before its first step
+
+
+def test_processes_of_one_machine_plan_for_a_part_of_its_memory_each(
+    tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load_tiny(tiny)
+    spec = make_spec(tiny, examples)
+    runs = prepare(spec, base, tmp_path)
+    monkeypatch.setattr(room_of, "measure", lambda device: room_of.Room(10_000_000_000, 1_000_000_000))
+    alone = settle.settle(spec, base, runs).device.memory_bytes
+    monkeypatch.setattr(parallel, "size", lambda: 2)
+    space = room_of.measure(base.device)
+    assert alone == space.used_bytes + space.free_bytes
+    assert settle.settle(spec, base, runs).device.memory_bytes == space.used_bytes + space.free_bytes // 2
+
+
+def test_what_is_too_much_for_one_process_is_so_for_all(
+    tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = Mode(row_tokens=256, recompute="everything")
+    monkeypatch.setattr(parallel, "gather", lambda mine: [mine, theirs])
+    _, log = run_here(make_spec(tiny, examples), tmp_path)
+    saved = tmp_path / log.of(SnapshotSaved)[0].directory
+    assert isinstance(log.last, Done)
+    choices = json.loads((saved / "MANIFEST.json").read_text())["choices"]
+    assert {name: choices[name] for name in dict(theirs)} == dict(theirs)
+
+
 class TestProbe:
     def test_it_takes_the_largest_planned_row_and_leaves_everything_as_it_was(
         self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -143,6 +190,28 @@ class TestProbe:
         _, plain = run_here(spec, tmp_path / "plain")
         mine, theirs = final_adapter(log, tmp_path / "probed"), final_adapter(plain, tmp_path / "plain")
         assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+    def test_moments_that_a_snapshot_brought_are_not_counted_again(
+        self, tiny: Path, examples: Path, tmp_path: Path
+    ) -> None:
+        base = load_tiny(tiny)
+        runs = prepare(make_spec(tiny, examples), base, tmp_path)
+        trained = sum(parameter.numel() for parameter in runs[0].parameters)
+        assert settle._yet_to_come(runs) == 12 * trained
+        one_step(base, runs)
+        assert settle._yet_to_come(runs) == 4 * trained
+
+
+class TestSmallest:
+    def test_of_each_choice_it_takes_the_one_that_takes_least(self) -> None:
+        modes = [
+            Mode(row_tokens=512, recompute="layers", recompute_layers=3, cache_weights=True),
+            Mode(row_tokens=1024),
+        ]
+        assert smallest(modes) == Mode(row_tokens=512, recompute="layers", recompute_layers=3)
+        modes.append(Mode(row_tokens=2048, recompute="everything"))
+        assert smallest(modes) == Mode(row_tokens=512, recompute="everything")
+        assert smallest(modes[:1]) == modes[0]
 
 
 class TestSmaller:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from app.domain.events import CheckpointSaved, Command, Done, Message, Metric, SnapshotSaved, Started, Stopped
+from app.domain.processor import cpu_name
 from app.domain.states import ExitCode, Reason
 from tests.tiny import make_tiny_base, make_tiny_dataset
 from tests.worker.trainer.house import FLOAT32, failure, final_adapter, make_spec, run_here
@@ -29,7 +30,7 @@ class TestRun:
     def test_it_says_what_it_starts_with(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         _, log = run_here(make_spec(tiny, examples), tmp_path)
         (started,) = log.of(Started)
-        assert (started.device, started.compute_dtype, started.threads) == ("cpu", "bfloat16", 1)
+        assert (started.device, started.compute_dtype, started.threads) == (f"cpu ({cpu_name()})", "bfloat16", 1)
         assert started.frozen_parameters == 90_624
         assert started.trainable_parameters == 4 * 2 * ((64 + 64) * 2 + (64 + 32) * 2 + (64 + 128) * 3)
         assert started.base_bytes < 90_624
@@ -146,7 +147,7 @@ class TestStopping:
         assert code == ExitCode.CANCELLED
         assert log.last == Stopped(run_id="run-a", reason=Reason.CANCELLED, step=2)
         assert not log.of(CheckpointSaved)
-        assert not log.of(SnapshotSaved)
+        assert [saved.step for saved in log.of(SnapshotSaved)] == [0]  # what was decided before the first step
 
     def test_pause_leaves_a_checkpoint_and_a_snapshot(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         code, log = run_here(make_spec(tiny, examples), tmp_path, stop_at=(2, Command.PAUSE))

@@ -10,9 +10,11 @@ import torch
 
 from app.domain import artifacts
 from app.domain.events import Command, Message, Metric, SnapshotSaved, Started, Stopped
+from app.domain.processor import cpu_name
 from app.domain.states import ExitCode, Reason
 from tests.tiny import CHAT_TEMPLATE, make_tiny_base, make_tiny_dataset
 from tests.worker.trainer.house import Log, failure, final_adapter, make_spec, run_here
+from worker.trainer import room
 from worker.trainer.run import run
 from worker.trainer.stop import Stops
 
@@ -83,6 +85,17 @@ class TestResume:
         assert message.level == "warn"
         assert "-> 9.9" in message.message
 
+    def test_another_processor_is_allowed_and_said(
+        self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        snapshot = drained_at(2, tiny, examples, tmp_path / "a")
+        monkeypatch.setattr("worker.trainer.device.cpu_name", lambda: "Another CPU")
+        code, log = run_here(make_spec(tiny, examples, resume_from=snapshot), tmp_path / "b")
+        assert code == 0
+        (message,) = log.of(Message)
+        assert message.level == "warn"
+        assert "-> cpu (Another CPU): equal within rounding" in message.message
+
     @pytest.mark.parametrize(
         ("changes", "named"),
         [
@@ -144,6 +157,15 @@ class TestResume:
         assert code == 0
         one, other = final_adapter(whole, tmp_path / "whole"), final_adapter(log, tmp_path / "b")
         assert all(torch.equal(one[name], other[name]) for name in one)
+
+    def test_one_from_before_peaks_were_kept_does_not_trim_the_heap_before_every_row(
+        self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        older = rewritten(drained_at(2, tiny, examples, tmp_path / "a"), choices={"peak_bytes": ...})
+        trimmed: list[int] = []
+        monkeypatch.setattr(room, "give_back", lambda device, above_bytes: trimmed.append(above_bytes))
+        _, log = run_here(make_spec(tiny, examples, resume_from=older), tmp_path / "b")
+        assert trimmed.count(0) < len(log.of(Metric))
 
     def test_runs_with_different_choices_go_on_with_the_first_ones_and_the_other_hears_of_it(
         self, tiny: Path, examples: Path, tmp_path: Path
@@ -219,6 +241,16 @@ class TestDamage:
         assert event.message.startswith("Starting again from step 0, as there is no snapshot to go on from; not usable")
         assert event.message.count("state.safetensors is missing") == 2
 
+    def test_of_the_newest_leaves_two_whole_ones_behind_all_the_same(
+        self, two: Path, tiny: Path, examples: Path
+    ) -> None:
+        damaged = (two / "step-000003").rename(two / "step-000005")
+        (damaged / "state.safetensors").unlink()
+        spec = make_spec(tiny, examples, resume_from=two, snapshot_interval_seconds=0)
+        run_here(spec, two.parents[2], stop_at=(3, Command.DRAIN))
+        assert [path.name for path in sorted(two.iterdir())] == ["step-000002", "step-000003"]
+        assert all(artifacts.verify(path) for path in two.iterdir())
+
     def test_a_whole_one_of_another_run_is_refused_and_none_before_it_is_tried(
         self, two: Path, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
@@ -257,26 +289,32 @@ class TestSaveSnapshot:
         assert manifest["step"] == 1
         assert manifest["choices"].pop("peak_bytes") > 0
         assert manifest["choices"] == {
-            "compute_dtype": "bfloat16", "device": "cpu", "row_tokens": 1024, "threads": 1, "recompute": "elementwise",
-            "recompute_layers": 0, "cache_weights": True, "probed": True,
+            "compute_dtype": "bfloat16", "device": f"cpu ({cpu_name()})", "row_tokens": 1024, "threads": 1,
+            "recompute": "elementwise", "recompute_layers": 0, "cache_weights": True, "probed": True,
+            "out_of_memory_kills": 0, "validation_row_tokens": None, "prompts_at_once": None,
         }  # fmt: skip
 
     def test_the_record_names_the_manifests_hash(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         _, log = run_here(make_spec(tiny, examples), tmp_path, stop_at=(1, Command.DRAIN))
-        (record,) = log.of(SnapshotSaved)
+        *_, record = log.of(SnapshotSaved)
         assert record.manifest_sha256 == artifacts.sha256_file(tmp_path / record.directory / "MANIFEST.json")
 
     def test_one_is_written_whenever_the_interval_is_over_and_the_last_two_are_kept(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
         _, log = run_here(make_spec(tiny, examples, snapshot_interval_seconds=0), tmp_path)
-        assert [record.step for record in log.of(SnapshotSaved)] == [1, 2, 3, 4, 5]
+        assert [record.step for record in log.of(SnapshotSaved)] == [0, 1, 2, 3, 4, 5]
         kept = sorted(path.name for path in (tmp_path / "runs" / "run-a" / "snapshots").iterdir())
         assert kept == ["step-000004", "step-000005"]
 
-    def test_none_is_written_before_it_is_over(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+    def test_before_it_is_over_there_is_only_what_was_decided_and_no_tensor(
+        self, tiny: Path, examples: Path, tmp_path: Path
+    ) -> None:
         _, log = run_here(make_spec(tiny, examples, snapshot_interval_seconds=3600), tmp_path)
-        assert log.of(SnapshotSaved) == []
+        (record,) = log.of(SnapshotSaved)
+        assert record.step == 0
+        assert log.records.index(record) < log.records.index(log.of(Metric)[0])
+        assert artifacts.verify(tmp_path / record.directory)["files"] == {}
 
     def test_an_optimizer_that_has_not_moved_yet_can_be_saved_too(
         self, tiny: Path, examples: Path, tmp_path: Path
