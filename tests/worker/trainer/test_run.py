@@ -23,8 +23,8 @@ class TestRun:
         code, log = run_here(make_spec(tiny, examples, batch_size=6), tmp_path)
         assert code == ExitCode.DONE
         assert [record.kind for record in log.records] == [
-            "started", "planned", "probed", "metric", "metric", "checkpoint", "metric", "metric", "checkpoint",
-            "measured", "done",
+            "started", "planned", "probed", "snapshot", "metric", "metric", "checkpoint", "metric", "metric",
+            "checkpoint", "measured", "done",
         ]  # fmt: skip
 
     def test_it_says_what_it_starts_with(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
