@@ -16,6 +16,7 @@ from app.domain.states import TERMINAL, Desired, JobState, Reason
 
 Query = TypeVar("Query", bound=Select[*tuple[Any, ...]])
 ACTIVE = [state.value for state in JobState if state not in TERMINAL]
+ALL = [state.value for state in JobState]
 
 
 def insert(
@@ -88,6 +89,16 @@ def numbers(session: Session, project_id: str, job_id: str) -> tuple[int, int] |
     query = select(Job.event_seq, Job.version).where(Job.project_id == project_id, Job.id == job_id)
     found = session.execute(query).one_or_none()
     return None if found is None else (found.event_seq, found.version)
+
+
+def change(
+    session: Session, project_id: str, job_id: str, states: Sequence[str], message: str, **columns: Any
+) -> Job | None:
+    """What its owner may change of a job that was created. None when it is in none of `states`."""
+    job = _move(session, project_id, job_id, states, **columns)
+    if job is not None:
+        tell(session, job, message)
+    return job
 
 
 def unfinished(session: Session, project_id: str) -> list[str]:
