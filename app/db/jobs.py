@@ -67,6 +67,7 @@ def page(
     without_metadata: bool = False,
 ) -> list[Job]:
     """Newest first, at most `limit`; `after` is the last job of the page before. All metadata pairs must match."""
+    _plan_for(session, metadata)
     return list(session.scalars(_page(_of(project_id), limit, after, metadata, without_metadata)))
 
 
@@ -79,6 +80,7 @@ def page_versions(
     without_metadata: bool = False,
 ) -> list[tuple[str, int, str]]:
     """(id, version, state) of what `page` finds: whether a page has changed, for a tenth of its price."""
+    _plan_for(session, metadata)
     query = select(Job.id, Job.version, Job.state).where(Job.project_id == project_id)
     rows = session.execute(_page(query, limit, after, metadata, without_metadata))
     return [(row.id, row.version, row.state) for row in rows]
@@ -193,6 +195,15 @@ def _page(
     if without_metadata:
         query = query.where(or_(Job.user_metadata.is_(None), Job.user_metadata == {}))
     return query
+
+
+def _plan_for(session: Session, metadata: Mapping[str, str] | None) -> None:
+    """A rare pair is found by its index, a common one by walking back from the newest job: 1 ms each, 30 the other way.
+
+    PostgreSQL tells them apart by the values, and looks at those no more once a prepared statement has run five times.
+    """
+    if metadata:
+        session.execute(select(func.set_config("plan_cache_mode", "force_custom_plan", True)))
 
 
 def _of(project_id: str) -> Select[Job]:
