@@ -198,7 +198,7 @@ def _page(
 
 
 def _plan_for(session: Session, metadata: Mapping[str, str] | None) -> None:
-    """A rare pair is found by its index, a common one by walking back from the newest job: 1 ms each, 30 the other way.
+    """A rare pair is found by its index in 1 ms (17 without), a common one by walking back from the newest job.
 
     PostgreSQL tells them apart by the values, and looks at those no more once a prepared statement has run five times.
     """
