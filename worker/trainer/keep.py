@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from app.domain.events import CheckpointSaved, Command, Done, Measured, Message, Metric, SnapshotSaved, Stopped
@@ -23,6 +22,7 @@ from worker.trainer.endings import endings
 from worker.trainer.evaluate import Validation, evaluate
 from worker.trainer.failures import Failure
 from worker.trainer.model import Base
+from worker.trainer.process import working_seconds
 from worker.trainer.snapshot import Choices, save_snapshot
 from worker.trainer.state import Run, Step, Written
 from worker.trainer.stop import Stops
@@ -49,8 +49,9 @@ class Keeper:
         run = step.run
         if not step.is_finite:
             raise _not_finite(step)
-        is_due = run.plan.measures(run.step)
+        is_due, began = run.plan.measures(run.step), time.monotonic()
         validation = self._validate(run) if is_due else None
+        run.validation_seconds += time.monotonic() - began if validation else 0.0
         self._measure(step, validation)
         is_better = validation is not None and self._compare(run, validation)
         if run.plan.ends_epoch(run.step) or run.is_complete or is_better:
@@ -77,6 +78,7 @@ class Keeper:
         """The adapter is loaded again and compared before anybody hears that it is done."""
         for text in endings(run):
             self.say(Message(run_id=run.id, message=text, data={"step": run.step, "best_step": run.best.step}))
+        room.give_back(self.base.device, above_bytes=0)  # the check's large blocks would come on top of it
         with run.as_at_best() if run.promotes_another else nullcontext():
             step, directory = run.step, self._checkpoint(run, final=True)
             verify_adapter(self.base, run, directory)
@@ -137,9 +139,10 @@ class Keeper:
                 run_id=run.id,
                 mode=self.choices.mode,
                 peak_bytes=room.peak_bytes(self.base.device),
-                seconds=time.time() - psutil.Process().create_time(),
+                seconds=working_seconds(),
                 step_seconds=run.step_seconds,
                 step_tokens=run.step_tokens,
+                validation_seconds=run.validation_seconds,
             )
         )
 

@@ -1,4 +1,4 @@
-"""What a trainer's process is to the one that started it: it hears control lines, and it never outlives it."""
+"""What a trainer's process is to the one that started it: it hears control lines, never outlives it, has a clock."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from typing import IO
+
+import psutil
 
 from app.domain.states import ExitCode
 
 PARENT = "TUNERY_PARENT_PID"
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+_began_at: float | None = None  # as time.time() has it; of a spare alone
 
 
 def control_lines() -> IO[bytes]:
@@ -35,3 +40,14 @@ def die_with_parent() -> None:
     if os.getppid() != int(parent):
         print(f"the parent {parent} is gone", file=sys.stderr)
         sys.exit(ExitCode.INTERNAL)
+
+
+def work_begins() -> None:
+    """A spare's wait is over: what it waited is no part of the job."""
+    global _began_at
+    _began_at = time.time()
+
+
+def working_seconds() -> float:
+    """Since this process began, or has had its work."""
+    return time.time() - (_began_at or psutil.Process().create_time())
