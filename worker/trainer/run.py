@@ -197,9 +197,7 @@ def _confirm(base: Base, runs: Sequence[Run], keeper: Keeper, layout: Layout) ->
     measured = layout.attempt(runs, lambda row_tokens: rehearse(base, runs, row_tokens))
     for each in runs:
         keeper.say(measured.model_copy(update={"run_id": each.id}))
-    keeper.choices = replace(
-        keeper.choices, probed=True, peak_bytes=max(keeper.choices.peak_bytes, measured.peak_bytes)
-    )
+    keeper.choices = replace(keeper.choices, probed=True, peak_bytes=measured.peak_bytes)
 
 
 def _prepare_all(

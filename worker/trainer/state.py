@@ -54,6 +54,7 @@ class Run:
     snapshot_at: float = field(default_factory=time.monotonic)
     step_seconds: float = 0.0  # of this attempt's steps
     step_tokens: int = 0  # that went through the model in them
+    validation_seconds: float = 0.0
     recent_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=RATE_WINDOW_STEPS))
 
     @property
