@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0011_speed"
-down_revision = "0010_permissions"
+revision = "0012_speed"
+down_revision = "0011_metadata"
 branch_labels = None
 depends_on = None
 
