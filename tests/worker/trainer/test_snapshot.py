@@ -258,7 +258,8 @@ class TestSaveSnapshot:
         assert manifest["choices"].pop("peak_bytes") > 0
         assert manifest["choices"] == {
             "compute_dtype": "bfloat16", "device": "cpu", "row_tokens": 1024, "threads": 1, "recompute": "elementwise",
-            "recompute_layers": 0, "cache_weights": True, "probed": True,
+            "recompute_layers": 0, "cache_weights": True, "probed": True, "prompts_at_once": None,
+            "validation_row_tokens": None,
         }  # fmt: skip
 
     def test_the_record_names_the_manifests_hash(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
