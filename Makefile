@@ -9,7 +9,7 @@ DEV := .venv/.dev-ready
 ARGS ?=
 JOBS ?= 2
 
-.PHONY: help setup up demo doctor test test-fast test-schema test-sdk lint types laws format check migrate bench-train bench-start bench-auto bench-fit bench-api bench-upload bench-queue openapi reference constraints clean
+.PHONY: help setup up demo doctor test test-fast test-schema test-sdk lint types laws format check migrate bench-train bench-start bench-auto bench-fit bench-plan bench-api bench-upload bench-queue openapi reference constraints clean
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2}'
@@ -70,6 +70,9 @@ bench-queue: $(DEV) ## A week of made traffic through the fair queue and first c
 
 bench-fit: $(DEV) ## Is the plan's verdict on memory true? Twenty jobs under limits (about 6 minutes; ARGS="--jobs 5")
 	$(BIN)/python -m benchmarks.fit $(ARGS)
+
+bench-plan: $(DEV) ## Is the plan true? Five jobs planned after a first one, run, compared: tokens, memory, time (8 minutes; ARGS="--jobs 2")
+	$(BIN)/python -m benchmarks.plan $(ARGS)
 
 bench-api: $(DEV) ## The API beside a bare FastAPI route: polling, 304s, waits, lists, creates, streams (4 minutes; ARGS="--only polling")
 	$(BIN)/python -m benchmarks.api $(ARGS)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -36,7 +37,8 @@ class Tell(TrainerCallback):
             say(kind="loss", step=state.global_step, loss=logs["loss"])
 
 
-def main(directory: Path, options: dict) -> None:
+def train(directory: Path, options: dict, make_trainer: Callable[[Path, dict, dict], SFTTrainer]) -> None:
+    """What both peers do alike: from the same LoRA start through the same rows, telling of every step."""
     work = json.loads((directory / "peer.json").read_text())
     torch.set_num_threads(work["threads"])
     trainer = make_trainer(directory, work, options)
@@ -45,22 +47,28 @@ def main(directory: Path, options: dict) -> None:
     tell = Tell()
     trainer.add_callback(tell)
     trainer.model.register_forward_pre_hook(tell.count, with_kwargs=True)
+    on_cuda = work["device"] == "cuda"
+    if on_cuda:  # ours begins to count at its probe, when everything is loaded
+        torch.cuda.reset_peak_memory_stats()
     say(kind="ready")
     trainer.train()
+    memory = torch.cuda.max_memory_allocated() if on_cuda else None
     if options.get("validate"):
         say(kind="validation", loss=validation_loss(trainer.model, directory / "validation-rows.jsonl"))
-    memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
     say(kind="done", cuda_peak_bytes=memory)
 
 
-def make_trainer(directory: Path, work: dict, options: dict) -> SFTTrainer:
-    quantization = BitsAndBytesConfig(
+def quantization() -> BitsAndBytesConfig:
+    return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-    model = AutoModelForCausalLM.from_pretrained(work["base"], quantization_config=quantization, dtype=torch.bfloat16)
+
+
+def make_trainer(directory: Path, work: dict, options: dict) -> SFTTrainer:
+    model = AutoModelForCausalLM.from_pretrained(work["base"], quantization_config=quantization(), dtype=torch.bfloat16)
     micro_batch = options["micro_batch"]
     config = SFTConfig(
         output_dir=str(directory / "trl-out"),
@@ -127,4 +135,4 @@ def say(**record) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
+    train(Path(sys.argv[1]), json.loads(sys.argv[2]), make_trainer)

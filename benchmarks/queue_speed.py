@@ -6,7 +6,6 @@ import random
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +89,23 @@ def measure(session: Session) -> None:
     standings = fair_queue.standings(session)
     slots = [Slot(OFFER, free_in_seconds=60.0 * n) for n in range(16)]
     placed = forecast(slots, waiting, standings)
-    moved = [replace(each, position=each.position + 1) for each in placed]
+    moved = [each._replace(position=each.position + 1) for each in placed]
+    shuffled = [each._replace(position=each.position + len(placed) // 10) for each in placed]
     tell("jobs read for a forecast", lambda: queue_places.waiting(session), 3)
     tell("a forecast", lambda: forecast(slots, waiting, standings), 3)
     tell("its places written, all new", lambda: queue_places.write(session, placed), 1)
     tell("its places written, unchanged", lambda: queue_places.write(session, placed), 3)
-    tell("its places written, all moved", lambda: queue_places.write(session, moved), 1)
+    tell("its places written, all one further", lambda: queue_places.write(session, moved), 1)
+    tell("its places written, all far away", lambda: queue_places.write(session, shuffled), 1)
+    queue_places.write(session, placed)
+    session.commit()
+
+    def round_after_a_claim() -> None:
+        claim()
+        queue_places.write(session, forecast(slots, queue_places.waiting(session), fair_queue.standings(session)))
+        session.commit()
+
+    tell("a claim and a whole round after it", round_after_a_claim, 5)
     session.commit()
     tell("one job's place read", lambda: queue_places.of(session, [waiting[0].job_id]), CLAIMS)
 
@@ -107,5 +117,5 @@ def tell(what: str, act: Callable[[], Any], times: int) -> None:
         act()
         taken.append(1000 * (time.perf_counter() - began))
     print(
-        f"{what:32} median {statistics.median(taken):9.2f} ms, largest {max(taken):9.2f} ms ({times} times)", flush=True
+        f"{what:36} median {statistics.median(taken):9.2f} ms, largest {max(taken):9.2f} ms ({times} times)", flush=True
     )

@@ -18,17 +18,16 @@ from pathlib import Path
 
 from app.cli.local.base_model import gguf_file
 from app.domain import catalog
-from benchmarks import runs
+from benchmarks import peers, runs
+from benchmarks.peers import TRL_PYTHON, Peer
 from benchmarks.table import DROPPED_STEPS, Measured, gigabytes, report
 from benchmarks.workload import ALPHA, BATCH, RANK, Workload, make_workload
 from worker.trainer.device import choose_threads
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-PEER = ROOT / ".venv-peer"
-PEER_PACKAGES = ["trl>=1.16", "torch>=2.10", "bitsandbytes>=0.50", "peft>=0.21"]
 LEAST_STEPS = DROPPED_STEPS + 2
-DEFAULTS = {"micro_batch": 8, "checkpointing": True}
+VALIDATED = ("TRL, its defaults", "Unsloth")  # at the end of their last run
 
 
 def main() -> None:
@@ -36,12 +35,13 @@ def main() -> None:
     if options.runs:
         runs.main(options)
         return
-    make_peer()
+    peers.build_trl()
+    others, absent = peers.unsloth(options.device, options.unsloth_python)
     with tempfile.TemporaryDirectory(prefix="tunery-bench-") as directory:
         work = prepare(Path(directory), options)
         best = json.loads(options.best) if options.best else search(work, options)
-        rows, bounds = compare(work, best, options)
-        report(work, rows, bounds, best, options.data.name, versions())
+        rows, bounds = compare(work, [*peers.trl(best), *others], options)
+        report(work, rows, bounds, best, options.data.name, versions(others), absent)
 
 
 def parse() -> argparse.Namespace:
@@ -50,6 +50,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--validation", type=Path, default=HERE / "gsm8k-valid-64.jsonl")
     parser.add_argument("--model", type=Path, help="a model directory (default: the bundled 135M model)")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument(
+        "--unsloth-python", type=Path, default=TRL_PYTHON, help="the Python that has Unsloth, for CUDA (TRL's own)"
+    )
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--runs", type=int, help="instead: 1 to this many runs on one base, see benchmarks/runs.py")
@@ -62,17 +65,6 @@ def parse() -> argparse.Namespace:
             f"--steps and --grid-steps must be at least {LEAST_STEPS}: the first 3 and the last are not counted"
         )
     return options
-
-
-def make_peer() -> None:
-    if (PEER / ".ready").exists():
-        return
-    print("Building the peer's environment (.venv-peer) ...", flush=True)
-    subprocess.run([sys.executable, "-m", "venv", PEER], check=True)
-    pip = [PEER / "bin/python", "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-    subprocess.run([*pip, "--upgrade", "pip"], check=True)
-    subprocess.run([*pip, *PEER_PACKAGES], check=True)
-    (PEER / ".ready").touch()
 
 
 def prepare(directory: Path, options: argparse.Namespace) -> Workload:
@@ -98,6 +90,7 @@ def prepare(directory: Path, options: argparse.Namespace) -> Workload:
         "labelled_of_step": work.labelled_of_step,
         "layers": [[list(shape), count] for shape, count in layers.items()],
         "head": [entry.vocab_size, entry.hidden_size],
+        "target_modules": sorted(entry.target_modules),
     }
     (work.directory / "peer.json").write_text(json.dumps(peer))
     return work
@@ -115,7 +108,7 @@ def search(work: Workload, options: argparse.Namespace) -> dict:
     results = []
     for candidate in grid():
         try:
-            measured = run_peer(work, {**candidate, "steps": options.grid_steps})
+            measured = run_peer(work, Peer("TRL", "peer_trl.py", options=candidate), steps=options.grid_steps)
         except RuntimeError as error:
             print(f"  {json.dumps(candidate)}: failed ({error})", flush=True)
             continue
@@ -140,15 +133,25 @@ def grid() -> list[dict]:
     ]
 
 
-def compare(work: Workload, best: dict, options: argparse.Namespace) -> tuple[dict[str, list[Measured]], list[float]]:
-    rows: dict[str, list[Measured]] = {"Tunery": [], "TRL, its defaults": [], "TRL, its best": []}
+def compare(
+    work: Workload, others: list[Peer], options: argparse.Namespace
+) -> tuple[dict[str, list[Measured]], list[float]]:
+    """A peer that may be left out is, with its reason, when one of its runs fails."""
+    rows: dict[str, list[Measured]] = {"Tunery": []} | {peer.name: [] for peer in others}
     bounds = []
     for pair in range(options.pairs):
         last = pair == options.pairs - 1
         bounds.append(run_bound(work))
         rows["Tunery"].append(run_tunery(work, pair))
-        rows["TRL, its defaults"].append(run_peer(work, {**DEFAULTS, "validate": last}))
-        rows["TRL, its best"].append(run_peer(work, best))
+        for peer in [each for each in others if each.name in rows]:
+            more = {"validate": True} if last and peer.name in VALIDATED else {}
+            try:
+                rows[peer.name].append(run_peer(work, peer, **more))
+            except RuntimeError as error:
+                if not peer.is_optional:
+                    raise
+                print(f"{peer.name} is left out: {error}", flush=True)
+                del rows[peer.name]
         print(f"pair {pair + 1} of {options.pairs} done", flush=True)
     return rows, bounds
 
@@ -173,10 +176,9 @@ def run_tunery(work: Workload, number: int) -> Measured:
     return measured
 
 
-def run_peer(work: Workload, options: dict) -> Measured:
+def run_peer(work: Workload, peer: Peer, **more: object) -> Measured:
     measured = Measured()
-    command = [str(PEER / "bin/python"), str(HERE / "peer_trl.py"), str(work.directory), json.dumps(options)]
-    for at, record in watch(command, measured):
+    for at, record in watch(peer.command(work.directory, **more), measured):
         if record["kind"] == "ready":
             measured.start_seconds, previous = at, at
         elif record["kind"] == "step":
@@ -220,12 +222,10 @@ def run_bound(work: Workload) -> float:
     return json.loads(done.stdout)["tokens_per_second"]
 
 
-def versions() -> str:
-    lines = subprocess.run(
-        [PEER / "bin/python", "-m", "pip", "list", "--format=freeze"], capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    wanted = ("trl", "torch", "transformers", "peft", "bitsandbytes", "accelerate")
-    return ", ".join(line for line in lines if line.split("==")[0] in wanted)
+def versions(others: list[Peer]) -> str:
+    """One line for each environment."""
+    pythons = dict.fromkeys([TRL_PYTHON, *(peer.python for peer in others)])
+    return "\n".join(peers.versions(python) for python in pythons)
 
 
 if __name__ == "__main__":

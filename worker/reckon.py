@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from app.db import workers
 from app.db.tables import Job
 from app.domain.catalog import CatalogEntry
 from app.domain.dataset_report import Report
-from app.domain.estimate import Work
 from app.domain.needs import reckon
 from app.domain.spec import JobSpec
+from app.domain.work import Work
 from app.log import get_logger
 from worker.lease import LeaseKeeper
 from worker.prepare import Inputs
@@ -18,7 +19,7 @@ from worker.prepare import Inputs
 log = get_logger(__name__)
 
 
-def reckon_needs(keeper: LeaseKeeper, job: Job, inputs: Inputs, report: Report) -> dict[str, Any]:
+def reckon_needs(keeper: LeaseKeeper, job: Job, inputs: Inputs, reports: Mapping[str, Report]) -> dict[str, Any]:
     """Nothing where it cannot be reckoned: such a job is tried by any worker, whose trainer plans it again.
 
     Raises FencedError.
@@ -29,7 +30,7 @@ def reckon_needs(keeper: LeaseKeeper, job: Job, inputs: Inputs, report: Report) 
         return {}
     places = keeper.transact(lambda session: workers.places(session, spec, inputs.base.manifest_sha256))
     try:
-        needed = reckon(entry, spec, Work.of(spec, report.lengths), places or ())
+        needed = reckon(entry, spec, _work(spec, reports), places or ())
     except Exception:  # a plan is worth less than the job
         log.exception("the job's needs could not be reckoned")
         return {}
@@ -38,3 +39,8 @@ def reckon_needs(keeper: LeaseKeeper, job: Job, inputs: Inputs, report: Report) 
         "needed_cuda_bytes": needed.cuda_bytes,
         "planned_seconds": needed.seconds,
     }
+
+
+def _work(spec: JobSpec, reports: Mapping[str, Report]) -> Work:
+    training, validation = reports["training"], reports.get("validation")
+    return Work.of(spec, training.lengths, training.labelled_tokens, validation.tokens if validation else 0)

@@ -78,7 +78,7 @@ class Validator:
     def _see_through(self, job: Job, keeper: LeaseKeeper) -> None:
         try:
             inputs, reports = self._validate(job, keeper)
-            self._accept(job, keeper, reports, reckon_needs(keeper, job, inputs, reports["training"]))
+            self._accept(job, keeper, reports, reckon_needs(keeper, job, inputs, reports))
             log.info("files validated")
         except FencedError:
             log.info("fenced: the validation is dropped")

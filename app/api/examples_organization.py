@@ -56,6 +56,7 @@ ANSWERS: dict[str, Any] = {
     f"GET {PROJECTS}/{{project_id}}": PROJECT | {"usage": USAGE},
     f"POST {PROJECTS}/{{project_id}}": PROJECT,
     f"POST {PROJECTS}/{{project_id}}/archive": PROJECT | {"status": "archived", "archived_at": 1795100000},
+    f"POST {PROJECTS}/{{project_id}}/unarchive": PROJECT,
     f"POST {KEYS}": NEW_KEY,
     f"GET {KEYS}": _page(KEY),
     f"GET {KEYS}/{{key_id}}": KEY,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -19,6 +20,7 @@ from app.api.deps import Engines
 from app.api.etags import headers_of, job_etag, not_modified, place_tag
 from app.api.ranges import is_known
 from app.api.schemas.jobs import JobBody, render_job
+from app.db.async_connections import AsyncConnections
 from app.db.job_reads import job_by_key, version_by_key
 from app.domain.states import TERMINAL, JobState
 from app.services.jobs import no_such_job
@@ -35,6 +37,8 @@ Wait = Annotated[
     ),
 ]
 
+Read = Callable[[AsyncConnections, str, str], Coroutine[Any, Any, Any]]
+
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"])
 
 
@@ -43,13 +47,14 @@ async def get_job(request: Request, job_id: str, wait: Wait = 0) -> Response:
     """Made to be polled: send the last `ETag` as `If-None-Match`, and an unchanged job is a 304 without a body."""
     engines: Engines = request.app.state.engines
     secret = bearer_secret(request)
+    since = None
     if wait:
-        await _until_changed(engines, request, secret, job_id, min(wait, MAX_WAIT_SECONDS))
+        since = await _until_changed(engines, request, secret, job_id, min(wait, MAX_WAIT_SECONDS))
     if "if-none-match" in request.headers:
-        etag = _etag(engines, await version_of(engines, request, secret, job_id))
+        etag = _etag(engines, await version_of(engines, request, secret, job_id, since))
         if is_known(request.headers, etag):
             return not_modified(etag)
-    row = _known(request, await job_by_key(engines.connections, secret, job_id), job_id)
+    row = _known(request, await _look(engines, job_by_key, secret, job_id, since), job_id)
     rendered = render_job(
         row, engines.settings.organization, row.queue_position, row.adapter_file_ids, row.expected_start_at,
         row.waiting_for,
@@ -58,13 +63,16 @@ async def get_job(request: Request, job_id: str, wait: Wait = 0) -> Response:
     return Response(body, headers=headers_of(_etag(engines, row)), media_type="application/json")
 
 
-async def version_of(engines: Engines, request: Request, secret: str, job_id: str) -> Any:
+async def version_of(engines: Engines, request: Request, secret: str, job_id: str, since: float | None = None) -> Any:
     """What tells whether a job has changed. Raises InvalidApiKey, RateLimited, MissingScope, NotFound, Unavailable."""
-    return _known(request, await version_by_key(engines.connections, secret, job_id), job_id)
+    return _known(request, await _look(engines, version_by_key, secret, job_id, since), job_id)
 
 
-async def _until_changed(engines: Engines, request: Request, secret: str, job_id: str, seconds: float) -> None:
-    """Holds neither a thread nor a connection. A job that is over is waited for only by who has it already."""
+async def _until_changed(engines: Engines, request: Request, secret: str, job_id: str, seconds: float) -> float | None:
+    """Holds neither a thread nor a connection. A job that is over is waited for only by who has it already.
+
+    When the change was heard of: a read that began since then knows it. None where there was none.
+    """
     now = asyncio.get_running_loop().time
     deadline = now() + seconds
     with engines.changes.watch(job_id) as watch:
@@ -72,12 +80,26 @@ async def _until_changed(engines: Engines, request: Request, secret: str, job_id
         first = _etag(engines, version)
         has_it = "if-none-match" in request.headers
         if (version.state in TERMINAL and not has_it) or (has_it and not is_known(request.headers, first)):
-            return
+            return None
         async with closed_when_gone(request, watch):
-            while _etag(engines, version) == first and (left := deadline - now()) > 0 and not watch.is_closed:
+            while (left := deadline - now()) > 0 and not watch.is_closed:
                 watch.mind_queue(version.state == JobState.QUEUED)
-                if await watch.wait(min(left, LOOK_SECONDS)) or left > LOOK_SECONDS:
-                    version = await version_of(engines, request, secret, job_id)
+                is_heard = await watch.wait(min(left, LOOK_SECONDS))
+                if is_heard or left > LOOK_SECONDS:
+                    since = watch.heard_at if is_heard else None
+                    version = await version_of(engines, request, secret, job_id, since)
+                    if _etag(engines, version) != first:
+                        return since
+    return None
+
+
+async def _look(engines: Engines, read: Read, secret: str, job_id: str, since: float | None) -> Any:
+    """Thousands may have heard of one change: with one key they share the read that began after it."""
+    if since is None:
+        return await read(engines.connections, secret, job_id)
+    return await engines.changes.looks.share(
+        (read, secret, job_id), since, lambda: read(engines.connections, secret, job_id)
+    )
 
 
 def _etag(engines: Engines, row: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from app.api.schemas.job_requests import CreateJob, check_shape, without_effect
+from app.api.schemas.job_requests import CreateJob, UpdateJob, check_shape, without_effect
 from app.db.tables import Job
 from app.domain.cloning import overridden, request_of
 from app.domain.spec import JobSpec
@@ -37,6 +37,13 @@ def clone_request(job: Job, overrides: Mapping[str, Any]) -> JobRequest:
     if parsed is None:
         raise all_at_once([*problems, *more])
     return _request(parsed, body, [*problems, *more], cloned_from=job.id)
+
+
+def job_changes(asked: UpdateJob) -> dict[str, Any]:
+    """{column: value} of what an update gives."""
+    changes: dict[str, Any] = {"priority": asked.priority or 0, "user_metadata": asked.metadata}
+    given = {"user_metadata" if name == "metadata" else name for name in asked.model_fields_set}
+    return {column: value for column, value in changes.items() if column in given}
 
 
 def _request(

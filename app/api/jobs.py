@@ -6,17 +6,18 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from app.api import examples
+from app.api import examples, own_examples
 from app.api.auth import CallerDep
 from app.api.bodies import JsonBodyDep
 from app.api.deps import Engines, EnginesDep, SessionDep
 from app.api.etags import checkpoints_etag, events_etag, jobs_etag, json_with, not_modified, place_tag
-from app.api.job_requests import job_request
+from app.api.job_requests import job_changes, job_request
 from app.api.once import OnceRoute
 from app.api.pages import After, Limit, envelope
 from app.api.ranges import is_known
 from app.api.schemas.checkpoints import CheckpointList, render_checkpoint
 from app.api.schemas.events import EventList, render_event
+from app.api.schemas.job_requests import UpdateJob, parsed
 from app.api.schemas.jobs import JobBody, JobList, render_job
 from app.api.schemas.plans import PlanBody, render_plan
 from app.db.engine import transaction
@@ -74,6 +75,13 @@ def list_jobs(
     rows = jobs.page(*asked)
     etag = jobs_etag(organization, ((seen.job.id, seen.job.version, place_tag(*seen.place)) for seen in rows))
     return json_with(etag, envelope(rows, limit, lambda seen: render(engines, seen)))
+
+
+@router.post("/{job_id}", response_model=JobBody, summary="Change a job", openapi_extra=own_examples.UPDATE_JOB_BODY)
+def update_job(job_id: str, body: JsonBodyDep, caller: CallerDep, session: SessionDep, engines: EnginesDep) -> Any:
+    """Its `priority` while it has not ended, its `metadata` at any time. An event says so, and its place follows."""
+    changes = job_changes(parsed(UpdateJob, body))
+    return render(engines, jobs.change(session, caller.project_id, job_id, changes))
 
 
 @router.post("/{job_id}/cancel", response_model=JobBody, summary="Cancel a job")

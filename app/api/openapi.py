@@ -31,10 +31,10 @@ ERRORS = {
     "429": "Too many requests (`rate_limit_exceeded`), or a limit of the project is reached (`insufficient_quota`).",
     "503": "PostgreSQL does not answer; try again after `Retry-After` seconds.",
 }
-POST_ERRORS = {
+TWIN_ERROR = {
     "409": "The first request with this `Idempotency-Key` has not ended; send it again after `Retry-After` seconds.",
-    "413": "The body is too large.",
 }
+POST_ERRORS = {"413": "The body is too large."}
 MORE_ERRORS = {
     "POST /v1/files": {
         "408": "Nothing came for a minute.", "413": "The file is too large.",
@@ -94,6 +94,7 @@ def _add_schemas(schemas: dict[str, Any]) -> None:
     for schema in (
         ErrorBody.model_json_schema(ref_template="#/components/schemas/{model}"),
         examples.CREATE_JOB_SCHEMA,
+        *own_examples.BODY_SCHEMAS,
         *examples_organization.BODY_SCHEMAS,
         *upload_examples.REQUEST_SCHEMAS,
         *webhook_examples.BODY_SCHEMAS,
@@ -123,9 +124,14 @@ def _complete(method: str, path: str, operation: dict[str, Any]) -> None:
     if path.startswith("/v1"):
         operation["security"] = [{SECURITY_SCHEME: []}]
         operation["x-scope"] = scopes.needed(method.upper(), path)
-        errors = ERRORS | (POST_ERRORS if method == "post" else {}) | MORE_ERRORS.get(name, {})
+        errors = ERRORS | (POST_ERRORS if method == "post" else {}) | (TWIN_ERROR if _may_have_twin(operation) else {})
+        errors |= MORE_ERRORS.get(name, {})
         responses |= {status: _error(description) for status, description in errors.items()}
     operation["responses"] = dict(sorted(responses.items()))
+
+
+def _may_have_twin(operation: dict[str, Any]) -> bool:
+    return any(parameter["name"] == "Idempotency-Key" for parameter in operation.get("parameters", ()))
 
 
 def _error(description: str) -> dict[str, Any]:

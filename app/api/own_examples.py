@@ -6,7 +6,9 @@ from typing import Any
 
 from app.api import examples
 from app.api.examples import OpenApi
-from app.api.schemas.job_requests import CreateJob
+from app.api.schemas.job_requests import CreateJob, UpdateJob
+
+REF = "#/components/schemas/{model}"
 
 EXPORT = {
     "id": "ftexport-7a1b2c3d4e5f60718293a4b5",
@@ -50,6 +52,7 @@ CLONE = examples.NEW_JOB | {
     "lora": examples.LORA | {"r": 32},
     "cloned_from": examples.JOB_ID,
 }
+CHANGED_JOB = examples.QUEUED_JOB | {"priority": 10, "metadata": {"team": "search", "for": "release 3"}}
 DIFF = {
     "object": "fine_tuning.job.diff",
     "left": {
@@ -158,6 +161,7 @@ REPORT = {
 }
 
 ANSWERS: dict[str, Any] = {
+    "POST /v1/fine_tuning/jobs/{job_id}": CHANGED_JOB,
     "POST /v1/fine_tuning/jobs/{job_id}/exports": QUEUED_EXPORT,
     "GET /v1/fine_tuning/jobs/{job_id}/exports": examples.page_of(EXPORT),
     "GET /v1/fine_tuning/jobs/{job_id}/exports/{export_id}": EXPORT,
@@ -188,21 +192,30 @@ CREATE_EXPORT_BODY: OpenApi = {
         },
     }
 }
-CLONE_BODY: OpenApi = {
-    "requestBody": {
-        "required": False,
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "additionalProperties": False,
-                    "properties": {
-                        name: {"description": f"As in a create body; instead of the original's {name}."}
-                        for name in (field.alias or name for name, field in CreateJob.model_fields.items())
-                    },
-                },
-                "example": {"lora": {"r": 32}},
-            }
-        },
+
+
+def _clone_of(create: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a create body, in which everything may be absent."""
+    properties = {
+        name: {key: value for key, value in inner.items() if key != "default"}
+        | {"description": f"As in a create body; instead of the original's {name}."}
+        for name, inner in create["properties"].items()
     }
-}
+    kept = {key: value for key, value in create.items() if key != "required"}
+    return kept | {
+        "title": "CloneJob",
+        "description": "What the clone has instead of what the original has.",
+        "properties": properties,
+    }
+
+
+def _body(schema: dict[str, Any], example: dict[str, Any], required: bool = True) -> OpenApi:
+    content = {"schema": {"$ref": f"#/components/schemas/{schema['title']}"}, "example": example}
+    return {"requestBody": {"required": required, "content": {"application/json": content}}}
+
+
+CLONE_JOB = _clone_of(CreateJob.model_json_schema(ref_template=REF))
+UPDATE_JOB = UpdateJob.model_json_schema(ref_template=REF)
+BODY_SCHEMAS = [CLONE_JOB, UPDATE_JOB]
+CLONE_BODY = _body(CLONE_JOB, {"lora": {"r": 32}}, required=False)
+UPDATE_JOB_BODY = _body(UPDATE_JOB, {"priority": 10, "metadata": {"team": "search", "for": "release 3"}})

@@ -86,6 +86,14 @@ def update_project(project_id: str, body: JsonBodyDep, session: SessionDep) -> A
     openapi_extra=examples.ARCHIVE_PROJECT_BODY,
 )
 def archive_project(project_id: str, body: OptionalJsonBodyDep, caller: CallerDep, session: SessionDep) -> Any:
-    """For good: its keys open nothing any more. Files and results stay."""
+    """Its keys open nothing until it is unarchived. Files and results stay."""
     asked = parsed(ArchiveProject, body)
     return render_project(projects.archive(session, project_id, caller.project_id, asked.cancel_jobs))
+
+
+@router.post(
+    "/v1/organization/projects/{project_id}/unarchive", response_model=ProjectBody, summary="Unarchive a project"
+)
+def unarchive_project(project_id: str, session: SessionDep) -> Any:
+    """Open again, with the keys that it has and that were neither revoked nor have expired."""
+    return render_project(projects.unarchive(session, project_id))

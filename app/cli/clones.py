@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.cli.address import job_path
-from app.cli.job_options import BatchSize, Epochs, LoraRank, NoQuantization, Seed, Settings, TargetModules
+from app.cli.job_options import BatchSize, Epochs, LoraRank, Metadata, NoQuantization, Seed, Settings, TargetModules
 from app.cli.jobs import JobId, item_text, tell_created, upload_paths
 from app.cli.options import AsJson, with_client
 from app.cli.output import print_json, print_table, remark
@@ -40,7 +40,7 @@ def clone(
     modules: TargetModules = None,
     no_quantization: NoQuantization = False,
     settings: Settings = None,
-    metadata: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="A note on the job.")] = None,
+    metadata: Metadata = None,
     follow: Annotated[bool, typer.Option("--watch", help="Stay until the job is over.")] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.address import job_path
+from app.cli.address import ID, job_path
 from app.cli.archive import check, fetch
-from app.cli.errors import CliError, Misused
+from app.cli.errors import CliError, Missing, Misused
 from app.cli.jobs import JobId
 from app.cli.options import AsJson, with_client
 from app.cli.output import print_json, print_line, print_table, remark, size_text, time_text
@@ -70,6 +70,20 @@ def list_exports(client: "Client", job_id: JobId, as_json: AsJson = False) -> No
     ]  # fmt: skip
     columns = ["id", "type", "status", "step", "size", "created"]
     print_table(columns, rows, f"No exports. `tunery jobs export {job_id}` makes one.")
+
+
+@commands.command("delete-export")
+@with_client
+def delete_export(
+    client: "Client",
+    job_id: JobId,
+    export_id: Annotated[str, typer.Argument(help="The export's id, such as ftexport-01J….", metavar="EXPORT")],
+) -> None:
+    """Delete an export with its files. One that is being made is given up."""
+    if not ID.fullmatch(export_id):
+        raise Missing(f"There is no export {export_id!r}; `tunery jobs exports {job_id}` has them.")
+    client.delete(job_path(job_id, "exports", export_id))
+    print_line(f"{export_id} deleted")
 
 
 def _wait(client: "Client", job_id: str, made: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What creating a job and planning one are both told on the command line."""
+"""What several commands on jobs are told."""
 
 from typing import Annotated
 
@@ -17,4 +17,8 @@ NoQuantization = Annotated[bool, typer.Option("--no-quantization", help="16-bit 
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any other hyperparameter, or lora.… or quantization.…"),
+]
+Metadata = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="A note on the job.")]
+Priority = Annotated[
+    int | None, typer.Option(min=-100, max=100, help="Among your project's waiting jobs: higher goes first (0).")
 ]

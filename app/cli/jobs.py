@@ -13,8 +13,10 @@ from app.cli.job_options import (
     BatchSize,
     Epochs,
     LoraRank,
+    Metadata,
     Model,
     NoQuantization,
+    Priority,
     Seed,
     Settings,
     TargetModules,
@@ -32,7 +34,7 @@ from app.cli.output import (
     time_text,
 )
 from app.cli.progress import Losses, numbers_text, status_text
-from app.cli.request import build_body, target_modules
+from app.cli.request import build_body, build_update, target_modules
 from app.cli.watch import raise_unless_succeeded, watch_or_detach
 
 if TYPE_CHECKING:
@@ -64,10 +66,8 @@ def create(
     modules: TargetModules = None,
     no_quantization: NoQuantization = False,
     settings: Settings = None,
-    metadata: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="A note on the job.")] = None,
-    priority: Annotated[
-        int | None, typer.Option(min=-100, max=100, help="Among your project's waiting jobs: higher goes first (0).")
-    ] = None,
+    metadata: Metadata = None,
+    priority: Priority = None,
     urgent: Annotated[
         bool, typer.Option("--urgent", help="Go before everybody's jobs, where that is allowed.")
     ] = False,
@@ -132,6 +132,25 @@ def get(client: "Client", job_id: JobId, as_json: AsJson = False) -> None:
 def watch_job(client: "Client", job_id: JobId, as_json: AsJson = False) -> None:
     """Follow a job until it is over. Ctrl-C leaves it alone."""
     raise_unless_succeeded(watch_or_detach(client, job_id, as_json))
+
+
+@commands.command("set")
+@with_client
+def set_job(
+    client: "Client",
+    job_id: JobId,
+    priority: Priority = None,
+    metadata: Metadata = None,
+    no_metadata: Annotated[bool, typer.Option("--no-metadata", help="Take every note off the job.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Change a job's priority, until it has ended, or its notes. Notes that are given replace those it has."""
+    job = client.post(job_path(job_id), build_update(priority, metadata or [], no_metadata))
+    if as_json:
+        print_json(job)
+    else:
+        print_line(job["id"])
+        remark(f"priority {job['priority']}, metadata: {_pairs(job['metadata'] or {}) or 'none'}")
 
 
 @commands.command("cancel")

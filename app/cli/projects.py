@@ -132,12 +132,23 @@ def archive(
     project: ProjectName,
     cancel_jobs: Annotated[bool, typer.Option("--cancel-jobs", help="Cancel what has not ended.")] = False,
 ) -> None:
-    """Close a project for good: its keys open nothing any more. Files and results stay."""
+    """Close a project: its keys open nothing any more, until it is unarchived. Files and results stay."""
     from app.services import projects
 
     with database.transaction() as session:
         closed = projects.archive(session, find(session, project).id, None, cancel_jobs)
     print_line(f"{closed.name} is archived")
+
+
+@commands.command("unarchive")
+@with_database
+def unarchive(database: "Database", project: ProjectName) -> None:
+    """Open an archived project again, with its keys that were neither revoked nor have expired."""
+    from app.services import projects
+
+    with database.transaction() as session:
+        opened = projects.unarchive(session, find(session, project).id)
+    print_line(f"{opened.name} is open")
 
 
 def find(session: "Session", project: str) -> "Project":

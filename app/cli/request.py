@@ -63,6 +63,18 @@ def build_changes(
     return body
 
 
+def build_update(priority: int | None, metadata: Sequence[str], no_metadata: bool) -> Json:
+    """What is to change of a job that there is. Raises Misused for nothing."""
+    if metadata and no_metadata:
+        raise Misused("--metadata and --no-metadata contradict each other; give one of them.")
+    body = _given({"priority": priority})
+    if metadata or no_metadata:
+        body["metadata"] = dict(_split(pair, "--metadata") for pair in metadata) or None
+    if not body:
+        raise Misused("Nothing to change: give --priority, --metadata or --no-metadata.")
+    return body
+
+
 def target_modules(text: str | None) -> str | list[str] | None:
     """`all-linear`, or names with commas between them."""
     if text is None or text == "all-linear":

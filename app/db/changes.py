@@ -15,6 +15,7 @@ import psycopg
 from sqlalchemy import Engine
 
 from app.db.async_connections import connect_arguments
+from app.db.looks import Looks
 from app.log import get_logger
 
 CHANNEL = "tunery_jobs"  # "project job event_seq", and " queue" when it changed who waits before whom
@@ -32,6 +33,7 @@ class Changes:
     def __init__(self, engine: Engine) -> None:
         self._arguments = connect_arguments(engine)
         self._watches: defaultdict[str, set[Watch]] = defaultdict(set)
+        self.looks = Looks()  # of those who were woken by the same change
         self._task: asyncio.Task[None] | None = None
         self._queue_told: asyncio.TimerHandle | None = None
         self._is_ending = False

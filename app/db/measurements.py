@@ -47,6 +47,8 @@ def add(
             formula_working_bytes=planned.working_bytes,
             predicted_peak_bytes=planned.peak_bytes,
             predicted_seconds=planned.seconds,
+            step_flop=planned.step_flop,
+            probe_seconds=probed.seconds,
             loaded_bytes=probed.loaded_bytes,
             peak_bytes=probed.peak_bytes,
         )
@@ -68,6 +70,7 @@ def finish(session: Session, job: Job, measured: Measured) -> None:
             seconds=measured.seconds,
             step_seconds=measured.step_seconds,
             step_tokens=measured.step_tokens,
+            validation_seconds=measured.validation_seconds,
         )
     )
 
@@ -107,16 +110,25 @@ def quantization_key(quantization: QuantizationSpec | None) -> str:
 
 
 def _measurement(row: MeasurementRow) -> Measurement:
-    rate = other = None
-    if row.seconds is not None and row.step_seconds and row.step_tokens:
-        rate, other = row.step_tokens / row.step_seconds, max(0.0, row.seconds - row.step_seconds)
     return Measurement.model_validate(
         {
             "recompute": row.recompute,
             "cache_weights": row.cache_weights,
             "loaded_ratio": row.loaded_bytes / row.formula_loaded_bytes,
             "working_ratio": max(1, row.peak_bytes - row.loaded_bytes) / max(1, row.formula_working_bytes),
-            "tokens_per_second": rate,
-            "other_seconds": other,
+            "flops": _flops(row),
+            "other_seconds": _other_seconds(row),
         }
     )
+
+
+def _flops(row: MeasurementRow) -> float | None:
+    if not (row.step_seconds and row.step_tokens and row.step_flop):
+        return None
+    return row.step_tokens * row.step_flop / row.step_seconds
+
+
+def _other_seconds(row: MeasurementRow) -> float | None:
+    if row.seconds is None or row.step_seconds is None or row.validation_seconds is None:
+        return None
+    return max(0.0, row.seconds - row.step_seconds - row.validation_seconds - (row.probe_seconds or 0.0))

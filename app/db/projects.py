@@ -55,3 +55,8 @@ def archive(session: Session, project: Project) -> None:
     project.archived_at = func.clock_timestamp()
     session.flush()
     session.refresh(project)
+
+
+def unarchive(session: Session, project: Project) -> None:
+    project.archived_at = None
+    session.flush()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import delete, exists, func, select, text, update
+from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
 from app.db.changes import CHANNEL, QUEUE_MOVED
@@ -15,9 +16,12 @@ from app.db.fair_queue import SECONDS_LEFT
 from app.db.tables import Job, QueuePlace
 from app.domain.forecast import Placed, Waiting
 from app.domain.offers import Need
-from app.domain.states import Desired, JobState
+from app.domain.states import JobState
 
 TOLD_AT_ONCE = 100  # events a round, should thousands of jobs wait for one model
+# A forecast is none of seconds: who polls gets a 304 as long as nothing has moved by as much as this.
+SAME_SECONDS, SAME_SHARE_OF_WAIT = 30.0, 0.1  # of a start
+SAME_SHARE_OF_POSITION = 0.01  # so the first hundred places are exact; one job that leaves moves all behind it
 
 RUNNING = f"""
 WITH moment AS MATERIALIZED (SELECT clock_timestamp() AS now)
@@ -28,8 +32,19 @@ FROM moment, attempts AS attempt JOIN jobs AS job ON job.id = attempt.job_id
 WHERE NOT attempt.is_counted AND attempt.kind = 'train' AND attempt.ended_at IS NULL AND job.state = 'running'
 ORDER BY job.seq
 """
-# A start that moves by less than a tenth of the wait, or half a minute, stays where it was: who polls gets a 304.
-WRITE = """
+# What is left of a job that has made steps is so much less.
+WAITING = """
+SELECT id, project_id, seq, priority, is_urgent, base_model, worker_labels::text, needed_cpu_bytes, needed_cuda_bytes,
+  planned_seconds * CASE WHEN (progress->>'total_steps')::float8 > 0
+    THEN greatest(0, 1 - coalesce((progress->>'step')::float8, 0) / (progress->>'total_steps')::float8) ELSE 1 END
+FROM jobs WHERE state = 'queued' AND desired = 'run'
+"""
+PLACES = """
+SELECT job_id, position, extract(epoch FROM expected_start_at - statement_timestamp())::float8, waiting_for
+FROM queue_places
+"""
+# Of a place that has changed in another way, too, a start that hardly moved stays.
+WRITE = f"""
 WITH moment AS MATERIALIZED (SELECT clock_timestamp() AS now),
 fresh AS (
   SELECT job_id, project_id, position, waiting_for, moment.now, moment.now + seconds * interval '1 second' AS start_at
@@ -39,13 +54,9 @@ fresh AS (
 ),
 settled AS (
   SELECT fresh.*, CASE WHEN abs(extract(epoch FROM fresh.start_at - old.expected_start_at)) <=
-    greatest(30, extract(epoch FROM fresh.start_at - fresh.now) / 10) THEN old.expected_start_at
-    ELSE fresh.start_at END AS expected_start_at
+    greatest({SAME_SECONDS}, {SAME_SHARE_OF_WAIT} * extract(epoch FROM fresh.start_at - fresh.now))
+    THEN old.expected_start_at ELSE fresh.start_at END AS expected_start_at
   FROM fresh LEFT JOIN queue_places AS old USING (job_id)
-  WHERE old.job_id IS NULL OR old.position <> fresh.position OR old.waiting_for IS DISTINCT FROM fresh.waiting_for
-    OR (old.expected_start_at IS NULL) <> (fresh.start_at IS NULL)
-    OR abs(extract(epoch FROM fresh.start_at - old.expected_start_at)) >
-      greatest(30, extract(epoch FROM fresh.start_at - fresh.now) / 10)
 )
 INSERT INTO queue_places AS old (job_id, project_id, position, expected_start_at, waiting_for, waiting_since)
 SELECT job_id, project_id, position, expected_start_at, waiting_for, CASE WHEN waiting_for IS NOT NULL THEN now END
@@ -55,6 +66,7 @@ ON CONFLICT (job_id) DO UPDATE SET position = excluded.position, expected_start_
   waiting_since =
     CASE WHEN excluded.waiting_for IS NOT NULL THEN coalesce(old.waiting_since, excluded.waiting_since) END
 """
+GONE = "DELETE FROM queue_places WHERE job_id = ANY(CAST(:job_ids AS text[]))"
 
 
 @dataclass(frozen=True)
@@ -77,37 +89,34 @@ def running(session: Session) -> list[RunningJob]:
 
 
 def waiting(session: Session) -> list[Waiting]:
-    """Every job that waits for a GPU. One that has made steps already has so much less to do."""
-    rows = session.execute(
-        select(
-            Job.id, Job.project_id, Job.seq, Job.priority, Job.is_urgent, Job.base_model, Job.worker_labels,
-            Job.needed_cpu_bytes, Job.needed_cuda_bytes, Job.planned_seconds, Job.progress,
-        ).where(Job.state == JobState.QUEUED, Job.desired == Desired.RUN)
-    )  # fmt: skip
-    return [
-        Waiting(
-            row.id, row.project_id, row.seq,
-            Need(row.base_model, frozenset(row.worker_labels), row.needed_cpu_bytes, row.needed_cuda_bytes),
-            row.priority, row.is_urgent, _seconds_left(row.planned_seconds, row.progress),
-        )
-        for row in rows
-    ]  # fmt: skip
+    """Every job that waits for a GPU."""
+    needs: dict[tuple[Any, ...], Need] = {}  # thousands of jobs have a few needs
+    found = []
+    for job_id, project_id, seq, priority, is_urgent, *needed, seconds in session.execute(text(WAITING)):
+        key = tuple(needed)
+        if key not in needs:
+            needs[key] = _need(*key)
+        found.append(Waiting(job_id, project_id, seq, needs[key], priority, is_urgent, seconds))
+    return found
 
 
-def write(session: Session, placed: Sequence[Placed]) -> None:
-    """Rows whose place did not change are left alone."""
-    waits = exists().where(Job.id == QueuePlace.job_id, Job.state == JobState.QUEUED, Job.desired == Desired.RUN)
-    session.execute(delete(QueuePlace).where(~waits).execution_options(synchronize_session=False))
-    if placed:
+def write(session: Session, placed: Sequence[Placed]) -> int:
+    """Rows whose place did not change are left alone. How many were written."""
+    known = {job_id: (position, seconds, lack) for job_id, position, seconds, lack in session.execute(text(PLACES))}
+    moved = [each for each in placed if _has_moved(known.pop(each.job_id, None), each)]
+    if known:
+        session.execute(text(GONE), {"job_ids": list(known)})
+    if moved:
         values = {
-            "job_ids": [each.job_id for each in placed],
-            "project_ids": [each.project_id for each in placed],
-            "positions": [each.position for each in placed],
-            "seconds": [each.start_in_seconds for each in placed],
-            "waiting_for": [each.waiting_for for each in placed],
+            "job_ids": [each.job_id for each in moved],
+            "project_ids": [each.project_id for each in moved],
+            "positions": [each.position for each in moved],
+            "seconds": [each.start_in_seconds for each in moved],
+            "waiting_for": [each.waiting_for for each in moved],
         }
-        if session.connection().execute(text(WRITE), values).rowcount:
-            session.execute(select(func.pg_notify(CHANNEL, QUEUE_MOVED)))  # who waits by `?wait=` looks at its place
+        session.execute(text(WRITE), values)
+        session.execute(select(func.pg_notify(CHANNEL, QUEUE_MOVED)))  # who waits by `?wait=` looks at its place
+    return len(moved)
 
 
 def of(session: Session, job_ids: Sequence[str]) -> dict[str, QueuePlace]:
@@ -163,6 +172,16 @@ def _tell(session: Session, which: Any, is_told: bool) -> int:
     return len(places)
 
 
-def _seconds_left(planned: float | None, progress: Mapping[str, Any] | None) -> float | None:
-    done, total = (progress or {}).get("step") or 0, (progress or {}).get("total_steps") or 0
-    return planned if planned is None or not total else planned * max(0.0, 1 - done / total)
+def _need(base_model: str, labels: str, cpu_bytes: int | None, cuda_bytes: int | None) -> Need:
+    return Need(base_model, frozenset(json.loads(labels)), cpu_bytes, cuda_bytes)
+
+
+def _has_moved(old: tuple[int, float | None, str | None] | None, new: Placed) -> bool:
+    if old is None:
+        return True
+    position, seconds, lack = old
+    if abs(new.position - position) > SAME_SHARE_OF_POSITION * new.position or lack != new.waiting_for:
+        return True
+    if seconds is None or new.start_in_seconds is None:
+        return seconds is not new.start_in_seconds
+    return abs(new.start_in_seconds - seconds) > max(SAME_SECONDS, SAME_SHARE_OF_WAIT * new.start_in_seconds)

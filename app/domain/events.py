@@ -52,6 +52,7 @@ class Planned(Record):
     loaded_bytes: int  # predicted by the formula alone, from the first step to the last
     working_bytes: int  # and what a step adds to it
     peak_bytes: int  # predicted by the formula, what was loaded, and earlier measurements
+    step_flop: float  # of a token, by the formula (app.domain.duration)
     seconds: float
     basis: Literal["formula", "measured"]
 
@@ -72,9 +73,10 @@ class Measured(Record):
     kind: Literal["measured"] = "measured"
     mode: Mode
     peak_bytes: int
-    seconds: float  # from the start of the process
+    seconds: float  # from the start of the process, of a spare one from its work directory on
     step_seconds: float  # of this attempt's steps alone
     step_tokens: int  # real tokens that went through them
+    validation_seconds: float  # of its validations
 
 
 class Metric(Record):

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from app.domain.fair_share import HALF_LIFE_SECONDS, MOST_HALF_LIVES, UNPLANNED_SECONDS, Standing
 from app.domain.offers import Need, Offer, fits, what_lacks
 
 ANYTHING = Offer("cuda", 1 << 62, models=None, labels=None)
+ALL_OF_ONE = frozenset({0})
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,8 @@ class Slot:
     project_id: str | None = None
 
 
-@dataclass(frozen=True)
-class Waiting:
+# A forecast makes 50,000 of each, and a frozen dataclass takes four times as long to make.
+class Waiting(NamedTuple):
     job_id: str
     project_id: str
     seq: int
@@ -36,19 +38,20 @@ class Waiting:
     is_urgent: bool = False
     seconds: float | None = None  # what is left of its plan
 
-    @property
     def order(self) -> tuple[bool, int, int]:
         """Within its project."""
         return (not self.is_urgent, -self.priority, self.seq)
 
 
-@dataclass(frozen=True)
-class Placed:
+class Placed(NamedTuple):
     job_id: str
     project_id: str
     position: int
     start_in_seconds: float | None  # None: nobody knows
     waiting_for: str | None
+
+
+Fitted = tuple[Waiting, frozenset[int]]  # a job, and the numbers of the offers that fit it
 
 
 @dataclass
@@ -73,57 +76,87 @@ def forecast(
     half_life: float = HALF_LIFE_SECONDS,
 ) -> list[Placed]:
     """Every waiting job, in the order in which they are expected to start; those that nobody can take come last."""
-    jobs = sorted(waiting, key=lambda job: job.order)
     known = {standing.project_id: standing for standing in standings}
     offers = list({slot.offer: None for slot in slots})
-    lacks = {need: what_lacks(offers, need) for need in {job.need for job in jobs}}
-    able = [job for job in jobs if lacks[job.need] is None]
-    starts = _Play(slots, able, known, half_life).run()
-    rest = [job for job in jobs if job.job_id not in starts]
-    order = [*starts, *_Play([Slot(ANYTHING)], rest, _without_limits(known), half_life).run()]
-    by_id = {job.job_id: job for job in jobs}
+    kinds = _Kinds(offers)
+    jobs = [(job, kinds.of(job.need)) for job in waiting]
+    started = _Play(slots, offers, jobs, known, half_life).run()
+    placed = {job.job_id for job, _ in started}
+    rest = [(job, ALL_OF_ONE) for job, _ in jobs if job.job_id not in placed]
+    anywhere = _Play([Slot(ANYTHING)], [ANYTHING], rest, _without_limits(known), half_life).run()
     return [
-        Placed(job_id, by_id[job_id].project_id, number, starts.get(job_id), lacks[by_id[job_id].need])
-        for number, job_id in enumerate(order, 1)
+        *(Placed(job.job_id, job.project_id, number, start, None) for number, (job, start) in enumerate(started, 1)),
+        *(
+            Placed(job.job_id, job.project_id, number, None, kinds.lack(job.need))
+            for number, (job, _) in enumerate(anywhere, len(started) + 1)
+        ),
     ]
+
+
+class _Kinds:
+    """Which offers, by their numbers, fit a need; thousands of jobs have a few needs."""
+
+    def __init__(self, offers: Sequence[Offer]) -> None:
+        self._offers = offers
+        self._kinds: dict[Need, frozenset[int]] = {}
+        self._lacks: dict[Need, str | None] = {}
+
+    def of(self, need: Need) -> frozenset[int]:
+        found = self._kinds.get(need)
+        if found is None:
+            found = frozenset(number for number, offer in enumerate(self._offers) if fits(offer, need))
+            self._kinds[need] = found
+        return found
+
+    def lack(self, need: Need) -> str | None:
+        """In a sentence; None where one fits."""
+        if need not in self._lacks:
+            self._lacks[need] = what_lacks(self._offers, need)
+        return self._lacks[need]
 
 
 class _Play:
     def __init__(
-        self, slots: Sequence[Slot], jobs: Sequence[Waiting], known: dict[str, Standing], half_life: float
+        self,
+        slots: Sequence[Slot],
+        offers: Sequence[Offer],
+        jobs: Sequence[Fitted],
+        known: Mapping[str, Standing],
+        half_life: float,
     ) -> None:
         self.half_life = half_life
-        self.offers = list({slot.offer: None for slot in slots})
-        self.numbers = {offer: number for number, offer in enumerate(self.offers)}
-        self.projects = _line_up(jobs, known, self.offers)
-        self.turns: list[list[tuple[bool, float, int, int, str]]] = [[] for _ in self.offers]
-        self.left = len(jobs)
-        self.idle: list[Slot] = []
+        self.projects, self.left = _line_up(jobs, known)
+        self.turns: list[list[tuple[bool, float, int, int, str, deque[Waiting]]]] = [[] for _ in offers]
+        self.idle: list[_Free] = []
         # (when, number, the slot that is free then, the project that has room for one more)
-        self.moments = [(slot.free_in_seconds, number, slot, slot.project_id) for number, slot in enumerate(slots)]
+        numbers = {offer: number for number, offer in enumerate(offers)}
+        self.moments = [
+            (slot.free_in_seconds, number, _Free(numbers[slot.offer], slot.offer.gpus), slot.project_id)
+            for number, slot in enumerate(slots)
+        ]
         heapq.heapify(self.moments)
         for project_id in self.projects:
             self._enter(project_id)
 
-    def run(self) -> dict[str, float]:
-        """Job -> seconds until it starts, in that order."""
-        starts: dict[str, float] = {}
+    def run(self) -> list[tuple[Waiting, float]]:
+        """Each job that starts, and in how many seconds, in that order."""
+        starts: list[tuple[Waiting, float]] = []
         number = len(self.moments)
         while self.left and self.moments:
             now, _, slot, ended = heapq.heappop(self.moments)
             for free in (slot, *self._freed_by(ended)):
-                job = self._next(free.offer)
+                job = self._next(free.kind)
                 if job is None:
                     self.idle.append(free)
                     continue
-                starts[job.job_id] = now
+                starts.append((job, now))
                 seconds = UNPLANNED_SECONDS if job.seconds is None else job.seconds
-                self._charge(job, now, seconds * free.offer.gpus)
+                self._charge(job, now, seconds * free.gpus)
                 number += 1
                 heapq.heappush(self.moments, (now + max(1.0, seconds), number, free, job.project_id))
         return starts
 
-    def _freed_by(self, ended: str | None) -> list[Slot]:
+    def _freed_by(self, ended: str | None) -> list[_Free]:
         """Slots that had nothing to do, now that a job of a project which was full has ended."""
         project = self.projects.get(ended or "")
         if project is None or project.room is None:
@@ -135,13 +168,12 @@ class _Play:
         idle, self.idle = self.idle, []
         return idle
 
-    def _next(self, offer: Offer) -> Waiting | None:
-        kind = self.numbers[offer]
+    def _next(self, kind: int) -> Waiting | None:
         turns = self.turns[kind]
         while turns:
-            _, _, _, stamp, project_id = heapq.heappop(turns)
+            _, _, _, stamp, project_id, line = heapq.heappop(turns)
             project = self.projects[project_id]
-            if stamp == project.stamp and not project.is_full and (line := _head(project, kind)):
+            if stamp == project.stamp and not project.is_full:
                 self.left -= 1
                 return line.popleft()
         return None
@@ -161,30 +193,44 @@ class _Play:
         for kind, turns in enumerate(self.turns):
             if line := _head(project, kind):
                 head = line[0]
-                turn = (not head.is_urgent, project.share, head.seq, project.stamp, project_id)
+                turn = (not head.is_urgent, project.share, head.seq, project.stamp, project_id, line)
                 heapq.heappush(turns, turn)
 
 
-def _line_up(jobs: Sequence[Waiting], known: dict[str, Standing], offers: Sequence[Offer]) -> dict[str, _Project]:
+class _Free(NamedTuple):
+    """A slot while the queue is played: the number of its offer, and its GPUs."""
+
+    kind: int
+    gpus: int
+
+
+def _line_up(jobs: Sequence[Fitted], known: Mapping[str, Standing]) -> tuple[dict[str, _Project], int]:
+    """The projects, each line in its order, and how many stand there: those that no offer fits do not."""
+    waiting: dict[tuple[str, frozenset[int]], list[Waiting]] = {}
+    for job, kinds in jobs:
+        if kinds:
+            waiting.setdefault((job.project_id, kinds), []).append(job)
     projects: dict[str, _Project] = {}
-    fitting = {
-        need: frozenset(number for number, offer in enumerate(offers) if fits(offer, need))
-        for need in {job.need for job in jobs}
-    }
-    for job in jobs:
-        if job.project_id not in projects:
-            standing = known.get(job.project_id) or Standing(job.project_id)
-            room = None if standing.max_running is None else standing.max_running - standing.running
-            projects[job.project_id] = _Project(standing.share, standing.weight, room)
-        projects[job.project_id].lines.setdefault(fitting[job.need], deque()).append(job)
-    return projects
+    for (project_id, kinds), line in waiting.items():
+        if project_id not in projects:
+            projects[project_id] = _project(known.get(project_id) or Standing(project_id))
+        projects[project_id].lines[kinds] = deque(sorted(line, key=Waiting.order))
+    return projects, sum(map(len, waiting.values()))
+
+
+def _project(standing: Standing) -> _Project:
+    room = None if standing.max_running is None else standing.max_running - standing.running
+    return _Project(standing.share, standing.weight, room)
 
 
 def _head(project: _Project, kind: int) -> deque[Waiting] | None:
     """The line whose first job would be the project's next on a slot with the offer of this number."""
-    lines = [line for kinds, line in project.lines.items() if line and kind in kinds]
-    return min(lines, key=lambda line: line[0].order, default=None)
+    first: deque[Waiting] | None = None
+    for kinds, line in project.lines.items():
+        if line and kind in kinds and (first is None or line[0].order() < first[0].order()):
+            first = line
+    return first
 
 
-def _without_limits(known: dict[str, Standing]) -> dict[str, Standing]:
+def _without_limits(known: Mapping[str, Standing]) -> dict[str, Standing]:
     return {name: Standing(name, standing.usage, standing.held, standing.weight) for name, standing in known.items()}

@@ -11,6 +11,8 @@ from functools import lru_cache
 
 from app.domain.spec import Hyperparameters
 
+SAMPLED_STEPS = 256  # whose rows are counted: enough for their average length
+
 
 @lru_cache(maxsize=16)
 def permutation(examples: int, seed: int, epoch: int) -> Sequence[int]:
@@ -40,6 +42,12 @@ def total_steps(hyperparameters: Hyperparameters, examples: int) -> int:
     """`max_steps`, where given, replaces the epochs as the end of training, as in other trainers."""
     steps_per_epoch = math.ceil(examples / hyperparameters.batch_size)
     return hyperparameters.max_steps or hyperparameters.n_epochs * steps_per_epoch
+
+
+def validations(hyperparameters: Hyperparameters, examples: int) -> int:
+    """Every `eval_steps`, else at each epoch's end; at the very end always."""
+    steps_per_epoch = math.ceil(examples / hyperparameters.batch_size)
+    return math.ceil(total_steps(hyperparameters, examples) / (hyperparameters.eval_steps or steps_per_epoch))
 
 
 @dataclass
@@ -81,14 +89,28 @@ def trained_tokens(lengths: Lengths, knobs: Hyperparameters, seed: int) -> int:
 def largest_row(lengths: Lengths, knobs: Hyperparameters, seed: int, row_tokens: int) -> tuple[int, int]:
     """(step, tokens) of the largest row that will be trained on; the first of equals. (0, 0) without examples."""
     found = (0, 0)
-    per_epoch = math.ceil(len(lengths) / knobs.batch_size)
     for step in range(total_steps(knobs, len(lengths)) if len(lengths) else 0):
-        epoch, position = divmod(step, per_epoch)
-        batch = permutation(len(lengths), seed, epoch)[position * knobs.batch_size : (position + 1) * knobs.batch_size]
-        documents = [length for example in batch for length in lengths.of_example(example)]
+        documents = _documents(lengths, knobs, seed, step)
         for row in packed([(length, knobs.packing) for length in documents], row_tokens):
             if (tokens := sum(documents[row])) > found[1]:
                 found = step, tokens
         if found[1] >= max(row_tokens, lengths.longest):
             break  # no row can be larger
     return found
+
+
+def mean_row(lengths: Lengths, knobs: Hyperparameters, seed: int, row_tokens: int) -> float:
+    """Tokens of a row on average, over the first steps of the run; 0 without examples."""
+    tokens = rows = 0
+    for step in range(min(SAMPLED_STEPS, total_steps(knobs, len(lengths))) if len(lengths) else 0):
+        documents = _documents(lengths, knobs, seed, step)
+        tokens += sum(documents)
+        rows += sum(1 for _ in packed([(length, knobs.packing) for length in documents], row_tokens))
+    return tokens / max(1, rows)
+
+
+def _documents(lengths: Lengths, knobs: Hyperparameters, seed: int, step: int) -> list[int]:
+    """The lengths of what one step is made of, in its order."""
+    epoch, position = divmod(step, math.ceil(len(lengths) / knobs.batch_size))
+    batch = permutation(len(lengths), seed, epoch)[position * knobs.batch_size : (position + 1) * knobs.batch_size]
+    return [length for example in batch for length in lengths.of_example(example)]

@@ -36,8 +36,8 @@ class Measurement(BaseModel):
     cache_weights: bool
     loaded_ratio: float  # measured / predicted, of what stays in memory
     working_ratio: float  # and of what a step adds to it
-    tokens_per_second: float | None = None  # absent while the job still runs
-    other_seconds: float | None = None  # beside its steps: start, evaluation, saving
+    flops: float | None = None  # FLOP a second in its steps, as app.domain.duration counts; absent while it still runs
+    other_seconds: float | None = None  # beside steps, validations and the probe: start, saving, the last check
 
     def is_like(self, mode: Mode) -> bool:
         return (self.recompute, self.cache_weights) == (mode.recompute, mode.cache_weights)

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.domain.catalog import CatalogEntry
-from app.domain.estimate import Device, Work, place
+from app.domain.estimate import Device, place
 from app.domain.memory import DeviceKind
 from app.domain.modes import Measurement
 from app.domain.spec import JobSpec
+from app.domain.work import Work
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What a data set is like once it is tokenized: exact, by the rules of validation and of the trainer.
 
-    python -m app.services.counting MODEL_DIRECTORY CONTEXT_LENGTH MAX_LINE_BYTES < FILE > COUNTS
+    python -m app.services.counting MODEL_DIRECTORY CONTEXT_LENGTH METHOD MAX_LINE_BYTES < FILE > COUNTS
 
 A small file is counted here. A large one would keep other requests waiting for the interpreter: a child does it,
 with a deadline; a megabyte of chat takes about 1.3 s. The last few results are remembered, as who plans turns knobs.
@@ -22,6 +22,7 @@ from app.domain.dataset_report import Report, examine
 from app.domain.jsonl import Finding
 from app.domain.layout import Lengths
 from app.domain.render import Renderer
+from app.domain.spec import Method
 from app.errors import BadRequest, Unavailable
 
 COUNTED_HERE_BYTES = 256 << 10
@@ -29,27 +30,27 @@ DEADLINE_SECONDS = 300.0
 CHILDREN = threading.BoundedSemaphore(2)
 REMEMBERED = 16
 
-Key = tuple[str, str, int]
+Key = tuple[str, str, int, Method]
 
 
 class Counter:
-    """Counts, and remembers by (model, file, context length), all three by their hashes."""
+    """Counts, and remembers by (hash of the model, hash of the file, context length, method)."""
 
     def __init__(self, max_line_bytes: int) -> None:
         self._max_line_bytes = max_line_bytes
         self._known: OrderedDict[Key, Report] = OrderedDict()
         self._lock = threading.Lock()
 
-    def count(self, key: Key, model_directory: Path, file: BinaryIO, size_bytes: int) -> Report:
+    def count(self, key: Key, model_directory: Path, file: BinaryIO, size_bytes: int, param: str) -> Report:
         """Raises BadRequest for a file that takes longer than a request may, Unavailable without a tokenizer."""
         with self._lock:
             if key in self._known:
                 self._known.move_to_end(key)
                 return self._known[key]
         if size_bytes <= COUNTED_HERE_BYTES:
-            report = _count_here(model_directory, file, key[2], self._max_line_bytes)
+            report = _count_here(model_directory, file, key[2], key[3], self._max_line_bytes)
         else:
-            report = _count_aside(model_directory, file, key[2], self._max_line_bytes)
+            report = _count_aside(model_directory, file, key[2], key[3], self._max_line_bytes, param)
         with self._lock:
             self._known[key] = report
             while len(self._known) > REMEMBERED:
@@ -57,16 +58,20 @@ class Counter:
         return report
 
 
-def _count_here(model_directory: Path, file: BinaryIO, context_length: int, max_line_bytes: int) -> Report:
+def _count_here(
+    model_directory: Path, file: BinaryIO, context_length: int, method: Method, max_line_bytes: int
+) -> Report:
     try:
         renderer = Renderer.from_directory(model_directory)
     except Exception as error:  # tokenizers raises a bare Exception
         raise _no_tokenizer() from error
-    return examine(file, renderer, context_length, max_line_bytes, lambda: None)
+    return examine(file, renderer, context_length, max_line_bytes, lambda: None, method)
 
 
-def _count_aside(model_directory: Path, file: BinaryIO, context_length: int, max_line_bytes: int) -> Report:
-    arguments = [str(model_directory), str(context_length), str(max_line_bytes)]
+def _count_aside(
+    model_directory: Path, file: BinaryIO, context_length: int, method: Method, max_line_bytes: int, param: str
+) -> Report:
+    arguments = [str(model_directory), str(context_length), method, str(max_line_bytes)]
     command = [sys.executable, "-m", __name__, *arguments]
     with CHILDREN, subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         deadline = threading.Timer(DEADLINE_SECONDS, child.kill)
@@ -82,8 +87,8 @@ def _count_aside(model_directory: Path, file: BinaryIO, context_length: int, max
             deadline.cancel()
             child.kill()
     if is_late:
-        text = f"training_file: counting its tokens takes longer than {DEADLINE_SECONDS:.0f} s; create the job instead"
-        raise BadRequest(f"{text}, whose validation counts them", "training_file", "file_too_large_to_plan")
+        text = f"{param}: counting its tokens takes longer than {DEADLINE_SECONDS:.0f} s; create the job instead"
+        raise BadRequest(f"{text}, whose validation counts them", param, "file_too_large_to_plan")
     if code != 0:
         raise _no_tokenizer()
     return _from_json(counted)
@@ -127,8 +132,10 @@ def _from_json(counted: bytes) -> Report:
 
 
 def main(arguments: list[str]) -> int:
-    directory, context_length, max_line_bytes = Path(arguments[0]), int(arguments[1]), int(arguments[2])
-    sys.stdout.buffer.write(_to_json(_count_here(directory, sys.stdin.buffer, context_length, max_line_bytes)))
+    directory, context_length, max_line_bytes = Path(arguments[0]), int(arguments[1]), int(arguments[3])
+    method: Method = "dpo" if arguments[2] == "dpo" else "supervised"
+    report = _count_here(directory, sys.stdin.buffer, context_length, method, max_line_bytes)
+    sys.stdout.buffer.write(_to_json(report))
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -129,6 +130,21 @@ def resume(session: Session, hints: Hints, project_id: str, job_id: str) -> Seen
     return _seen(session, [job])[0]
 
 
+def change(session: Session, project_id: str, job_id: str, asked: Mapping[str, Any]) -> SeenJob:
+    """`asked` has columns of a job with their values; those that are as they were are no change.
+
+    Raises NotFound; BadRequest for the `priority` of a job that has ended, as it has no turn any more.
+    """
+    job = get(session, project_id, job_id)
+    states = jobs.ACTIVE if "priority" in asked else jobs.ALL
+    columns = {name: value for name, value in asked.items() if getattr(job, name) != value}
+    if columns and jobs.change(session, project_id, job_id, states, _told(columns), **columns) is None:
+        session.refresh(job)  # it may have ended at this moment
+    if job.state not in states:
+        raise _wrong_state(job, "given another priority", "a job that has not ended")
+    return _seen(session, [job])[0]
+
+
 def event_page(session: Session, project_id: str, job_id: str, limit: int, after: str | None) -> list[JobEvent]:
     job = get(session, project_id, job_id)
     last = None
@@ -177,6 +193,12 @@ def _refuse_urgency(session: Session, project_id: str, turn: Turn, is_admin: boo
             "themselves, or ask the operator (`tunery allow-urgent`)."
         )
         raise NotPermitted(text, "urgent")
+
+
+def _told(columns: Mapping[str, Any]) -> str:
+    if "priority" not in columns:
+        return "The metadata was changed"
+    return f"The priority was changed to {columns['priority']}" + (", and the metadata" if len(columns) > 1 else "")
 
 
 def _wrong_state(job: Job, verb: str, allowed: str) -> BadRequest:

@@ -13,17 +13,34 @@ from typing import Literal
 from sqlalchemy.orm import Session
 
 from app.db import workers
+from app.db.tables import File
 from app.domain.catalog import CatalogEntry, RefusedModel, describe
 from app.domain.dataset_report import Report
-from app.domain.estimate import Placement, Work, place
+from app.domain.estimate import Placement, place
 from app.domain.needs import Place
 from app.domain.spec import JobSpec
-from app.errors import InvalidDataset, NotFound, Unavailable
+from app.domain.work import Work
+from app.errors import BadRequest, InvalidDataset, NotFound, Unavailable
 from app.services.counting import Counter
 from app.services.requests import JobRequest, resolved
 from app.storage import Storage
 
 Verdict = Literal["fits", "no_device_fits", "no_worker"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file to count."""
+
+    param: str
+    id: str
+    storage_key: str
+    sha256: str
+    size_bytes: int
+
+    @classmethod
+    def of(cls, param: str, file: File) -> Source:
+        return cls(param, file.id, file.storage_key, file.sha256, file.bytes)
 
 
 @dataclass(frozen=True)
@@ -34,10 +51,8 @@ class Question:
     entry: CatalogEntry
     directory: Path
     manifest_sha256: str
-    training_file_id: str
-    storage_key: str
-    file_sha256: str
-    file_bytes: int
+    training_file: Source
+    validation_file: Source | None
     places: Sequence[Place]
 
 
@@ -67,42 +82,49 @@ class Answer:
 
 def ask(session: Session, project_id: str, request: JobRequest) -> Question:
     """Raises what creating the job would."""
-    base, training_file, _, spec = resolved(session, project_id, request)
+    base, training_file, validation_file, spec = resolved(session, project_id, request)
     return Question(
         spec=spec,
         entry=CatalogEntry.model_validate(base.entry),
         directory=Path(base.directory),
         manifest_sha256=base.manifest_sha256,
-        training_file_id=training_file.id,
-        storage_key=training_file.storage_key,
-        file_sha256=training_file.sha256,
-        file_bytes=training_file.bytes,
+        training_file=Source.of("training_file", training_file),
+        validation_file=Source.of("validation_file", validation_file) if validation_file else None,
         places=workers.places(session, spec, base.manifest_sha256),
     )
 
 
 def answer(storage: Storage, counter: Counter, question: Question) -> Answer:
-    """Raises InvalidDataset for a file that no job could be trained on; BadRequest, Unavailable as Counter.count."""
-    spec = question.spec
-    key = (question.manifest_sha256, question.file_sha256, spec.hyperparameters.context_length)
-    try:
-        with storage.open(question.storage_key) as file:
-            report = counter.count(key, question.directory, file, question.file_bytes)
-    except FileNotFoundError as error:
-        text = f"invalid training_file: {question.training_file_id}. Its bytes are gone from storage."
-        raise NotFound(text, "training_file") from error
-    _refuse_unfit(report)
-    work = Work.of(spec, report.lengths)
+    """Raises InvalidDataset, BadRequest for files that no job could be trained on; Unavailable as Counter.count."""
+    report = _count(storage, counter, question, question.training_file)
+    validation_tokens = 0
+    if question.validation_file is not None:
+        validation_tokens = _count(storage, counter, question, question.validation_file).tokens
+    work = Work.of(question.spec, report.lengths, report.labelled_tokens, validation_tokens)
     entry = _whole(question.entry, question.directory)
-    placements = [place(entry, spec, work, each.device, each.measurements) for each in question.places]
+    placements = [place(entry, question.spec, work, each.device, each.measurements) for each in question.places]
     return Answer(question, report, work, placements)
 
 
-def _refuse_unfit(report: Report) -> None:
+def _count(storage: Storage, counter: Counter, question: Question, source: Source) -> Report:
+    spec = question.spec
+    key = (question.manifest_sha256, source.sha256, spec.hyperparameters.context_length, spec.method)
+    try:
+        with storage.open(source.storage_key) as file:
+            report = counter.count(key, question.directory, file, source.size_bytes, source.param)
+    except FileNotFoundError as error:
+        text = f"invalid {source.param}: {source.id}. Its bytes are gone from storage."
+        raise NotFound(text, source.param) from error
+    _refuse_unfit(report, source.param)
+    return report
+
+
+def _refuse_unfit(report: Report, param: str) -> None:
+    unfit = InvalidDataset if param == "training_file" else BadRequest
     if report.findings:
-        raise InvalidDataset(" ".join(f"{finding}." for finding in report.findings), "training_file")
+        raise unfit(" ".join(f"{finding}." for finding in report.findings), param)
     if not len(report.lengths):
-        raise InvalidDataset("No example has a token to learn within context_length.", "training_file")
+        raise unfit("No example has a token to learn within context_length.", param)
 
 
 def _whole(entry: CatalogEntry, directory: Path) -> CatalogEntry:

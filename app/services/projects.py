@@ -36,7 +36,7 @@ def modify(session: Session, project_id: str, name: str | None, settings: Mappin
 
 
 def archive(session: Session, project_id: str, own_project_id: str | None, cancel_jobs: bool = False) -> Project:
-    """Its keys open nothing any more; files and results stay. Archiving twice is archiving once."""
+    """Its keys open nothing until it is unarchived; files and results stay. Archiving twice is archiving once."""
     project = get(session, project_id)
     if project.archived_at is not None:
         return project
@@ -53,6 +53,14 @@ def archive(session: Session, project_id: str, own_project_id: str | None, cance
     for job_id in unfinished:
         jobs.cancel(session, project.id, job_id)
     projects.archive(session, project)
+    return project
+
+
+def unarchive(session: Session, project_id: str) -> Project:
+    """Its keys open again, but for those that were revoked or have expired. Cancelled jobs stay cancelled."""
+    project = get(session, project_id)
+    if project.archived_at is not None:
+        projects.unarchive(session, project)
     return project
 
 
@@ -97,7 +105,8 @@ def _named(job_ids: Sequence[str]) -> str:
 
 def _refuse_archived(project: Project) -> None:
     if project.archived_at is not None:
-        raise BadRequest(f"Project {project.name!r} is archived and does not change.", "id", "invalid_project_state")
+        text = f"Project {project.name!r} is archived and does not change until it is unarchived."
+        raise BadRequest(text, "id", "invalid_project_state")
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from app.domain.states import ExitCode
 from worker.trainer.emit import claim_standard_output
 from worker.trainer.launch import run_ranks
 from worker.trainer.onednn import keep_few
-from worker.trainer.process import WORK, control_lines, die_with_parent
+from worker.trainer.process import control_lines, die_with_parent, work_begins
 from worker.trainer.stop import Stops
 from worker.trainer.waiting import allow_spinning
 
@@ -65,7 +65,7 @@ def wait_for_work(control: IO[bytes]) -> Path:
     line = control.readline()
     if not line:
         sys.exit(ExitCode.DONE)
-    WORK.begin()
+    work_begins()
     workdir = Begin.model_validate_json(line).work_directory.resolve()
     if Path(os.environ.get(TORCH_CACHE, "")).parent == Path(tempfile.gettempdir()):
         del os.environ[TORCH_CACHE]  # torch's own choice, made once; an operator's stays

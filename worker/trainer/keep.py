@@ -23,7 +23,7 @@ from worker.trainer.endings import endings
 from worker.trainer.evaluate import Validation, evaluate
 from worker.trainer.failures import Failure
 from worker.trainer.model import Base
-from worker.trainer.process import WORK
+from worker.trainer.process import working_seconds
 from worker.trainer.relief import fewer_prompts, shorter_rows, with_less, without_moments
 from worker.trainer.snapshot import Choices, save_snapshot
 from worker.trainer.state import Run, Step, Written
@@ -51,8 +51,9 @@ class Keeper:
         run = step.run
         if not step.is_finite:
             raise _not_finite(step)
-        is_due = run.plan.measures(run.step)
+        is_due, began = run.plan.measures(run.step), time.monotonic()
         validation = self._validate(run) if is_due else None
+        run.validation_seconds += time.monotonic() - began if validation else 0.0
         self._measure(step, validation)
         is_better = validation is not None and self._compare(run, validation)
         if run.plan.ends_epoch(run.step) or run.is_complete or is_better:
@@ -81,6 +82,7 @@ class Keeper:
         """The adapter is loaded again and compared before anybody hears that it is done."""
         for text in endings(run):
             self.say(Message(run_id=run.id, message=text, data={"step": run.step, "best_step": run.best.step}))
+        room.give_back(self.base.device, above_bytes=0)  # the check's large blocks would come on top of it
         with run.as_at_best() if run.promotes_another else nullcontext():
             step, directory = run.step, self._checkpoint(run, final=True)
             self._verify(run, directory)
@@ -115,7 +117,6 @@ class Keeper:
         def work() -> float:
             return verify_adapter(self.base, run, directory)
 
-        room.give_back(self.base.device, above_bytes=0)  # gaps between rows: none is as large as the head in float32
         with_less(self, run, "comparing the saved adapter", work, partial(without_moments, run))
 
     def _sample(self, run: Run) -> None:
@@ -156,9 +157,10 @@ class Keeper:
                 run_id=run.id,
                 mode=self.choices.mode,
                 peak_bytes=room.peak_bytes(self.base.device),
-                seconds=WORK.seconds,
+                seconds=working_seconds(),
                 step_seconds=run.step_seconds,
                 step_tokens=run.step_tokens,
+                validation_seconds=run.validation_seconds,
             )
         )
 

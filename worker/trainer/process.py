@@ -1,4 +1,4 @@
-"""What a trainer's process is to the one that started it: it hears control lines, and it never outlives it."""
+"""What a trainer's process is to the one that started it: it hears control lines, never outlives it, has a clock."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import time
-from dataclasses import dataclass, field
 from typing import IO
 
 import psutil
@@ -17,22 +16,7 @@ from app.domain.states import ExitCode
 PARENT = "TUNERY_PARENT_PID"
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
-
-@dataclass
-class Work:
-    """When the process's work began: with the process, but for a spare, which may have waited for days."""
-
-    began_at: float = field(default_factory=lambda: psutil.Process().create_time())
-
-    def begin(self) -> None:
-        self.began_at = time.time()
-
-    @property
-    def seconds(self) -> float:
-        return time.time() - self.began_at
-
-
-WORK = Work()
+_began_at: float | None = None  # as time.time() has it; of a spare alone
 
 
 def control_lines() -> IO[bytes]:
@@ -56,3 +40,14 @@ def die_with_parent() -> None:
     if os.getppid() != int(parent):
         print(f"the parent {parent} is gone", file=sys.stderr)
         sys.exit(ExitCode.INTERNAL)
+
+
+def work_begins() -> None:
+    """A spare's wait is over: what it waited is no part of the job."""
+    global _began_at
+    _began_at = time.time()
+
+
+def working_seconds() -> float:
+    """Since this process began, or has had its work."""
+    return time.time() - (_began_at or psutil.Process().create_time())

@@ -28,6 +28,7 @@ RESET_PEAK = "5"  # proc(5): set VmHWM to what is resident now
 class Room:
     capacity_bytes: int
     used_bytes: int
+    counts_mapped: bool = False  # also what is mapped and never touched
 
     @property
     def free_bytes(self) -> int:
@@ -112,7 +113,7 @@ def _cpu_rooms() -> list[Room]:
     for kind, counted in ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize")):
         soft, _ = resource.getrlimit(kind)
         if soft != resource.RLIM_INFINITY:
-            rooms.append(Room(soft, _status(counted)))
+            rooms.append(Room(soft, _status(counted), counts_mapped=True))
     return rooms
 
 

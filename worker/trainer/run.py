@@ -200,7 +200,7 @@ def _confirm(base: Base, runs: Sequence[Run], keeper: Keeper, layout: Layout) ->
         return
     for each in runs:
         keeper.say(measured.model_copy(update={"run_id": each.id}))
-    keeper.choices = replace(keeper.choices, peak_bytes=max(keeper.choices.peak_bytes, measured.peak_bytes))
+    keeper.choices = replace(keeper.choices, peak_bytes=measured.peak_bytes)
 
 
 def _prepare_all(

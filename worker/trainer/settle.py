@@ -14,11 +14,12 @@ import torch
 
 from app.domain import estimate
 from app.domain.catalog import describe
-from app.domain.estimate import Device, Placement, Work
+from app.domain.estimate import Device, Placement
 from app.domain.events import Planned, Probed
 from app.domain.layout import Lengths, largest_row
 from app.domain.memory import DeviceKind, memory
 from app.domain.spec import JobSpec, RunSpec, TrainerSpec
+from app.domain.work import Work
 from worker.trainer import parallel, room
 from worker.trainer.batch import Row, rows
 from worker.trainer.device import device_name
@@ -41,7 +42,7 @@ def settle(spec: TrainerSpec, base: Base, runs: Sequence[Run], most_row_tokens: 
     job, work = _as_one(spec, runs)
     loaded = space.used_bytes + _yet_to_come(runs)
     entry = describe(spec.base.directory)
-    return estimate.place(entry, job, work, device, spec.measurements, loaded, most_row_tokens)
+    return estimate.place(entry, job, work, device, spec.measurements, loaded, most_row_tokens, space.counts_mapped)
 
 
 def planned(spec: TrainerSpec, run: Run, placement: Placement) -> Planned:
@@ -60,6 +61,7 @@ def planned(spec: TrainerSpec, run: Run, placement: Placement) -> Planned:
         loaded_bytes=plain.loaded,
         working_bytes=plain.working,
         peak_bytes=placement.memory.total,
+        step_flop=placement.step_flop,
         seconds=placement.seconds,
         basis=placement.basis,
     )
@@ -144,7 +146,9 @@ def _as_one(spec: TrainerSpec, runs: Sequence[Run]) -> tuple[JobSpec, Work]:
     batch = min(MOST_BATCH, sum(run.spec.hyperparameters.batch_size for run in runs))
     knobs = first.hyperparameters.model_copy(update={"batch_size": batch})
     job = as_job(spec, first.model_copy(update={"hyperparameters": knobs}))
-    return job, Work.of(job, lengths)
+    labelled = sum(run.corpus.labelled_tokens for run in runs)
+    validation = sum(run.validation.tokens for run in runs if run.validation)
+    return job, Work.of(job, lengths, labelled, validation)
 
 
 def as_job(spec: TrainerSpec, run: RunSpec) -> JobSpec:

@@ -58,6 +58,7 @@ class Run:
     snapshot_choices: Choices | None = None  # those in the newest one: what a later attempt would go on with
     step_seconds: float = 0.0  # of this attempt's steps
     step_tokens: int = 0  # that went through the model in them
+    validation_seconds: float = 0.0
     recent_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=RATE_WINDOW_STEPS))
 
     @property

@@ -20,10 +20,12 @@ import torch
 
 from app.domain import estimate
 from app.domain.catalog import CatalogEntry, describe
-from app.domain.estimate import LAUNCH_TOKENS, ROW_LADDER, Device, Placement, Work
+from app.domain.duration import LAUNCH_TOKENS
+from app.domain.estimate import ROW_LADDER, Device, Placement
 from app.domain.events import Message
 from app.domain.layout import Lengths
 from app.domain.spec import RunSpec, TrainerSpec
+from app.domain.work import Work
 from worker.trainer import parallel, room
 from worker.trainer.device import Way, computed_in, device_name, granted_cores, name_of
 from worker.trainer.emit import Ledger

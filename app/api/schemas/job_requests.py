@@ -23,6 +23,7 @@ Hyperparameters = Annotated[dict[str, Any] | None, WithJsonSchema(knobs.HYPERPAR
 DpoHyperparameters = Annotated[dict[str, Any] | None, WithJsonSchema(knobs.DPO_HYPERPARAMETERS)]
 MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
+Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA_PAIRS)]
 Id = Annotated[str, Field(min_length=1, max_length=256)]
 AZURE_TRAINING_TYPES = ("standard", "globalstandard", "developertier")  # Azure's scripts write them in any case
 
@@ -83,7 +84,7 @@ class CreateJob(Strict):
             description="Answered by the base and by the adapter, 64 tokens each, at every validation or epoch's end.",
         ),
     ] = None
-    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA_PAIRS)] | None = None
+    metadata: Metadata | None = None
     integrations: Annotated[list[Any], Field(description="None is offered: null or empty.")] | None = None
     lora: Annotated[Any, WithJsonSchema(knobs.LORA)] = None
     quantization: Annotated[Any, WithJsonSchema(knobs.QUANTIZATION)] = None
@@ -109,6 +110,22 @@ class CreateJob(Strict):
             alias="trainingType",
             description="Azure's: where and at which price it trains. No effect; an event says so.",
         ),
+    ] = None
+
+
+class UpdateJob(Strict):
+    """What is absent stays as it is; null is what it would be if it had never been given."""
+
+    priority: Annotated[
+        int | None,
+        Field(
+            ge=LOWEST_PRIORITY,
+            le=HIGHEST_PRIORITY,
+            description="Among the waiting jobs of your project: higher goes first; null: 0. Until the job has ended.",
+        ),
+    ] = None
+    metadata: Annotated[
+        Metadata | None, Field(description="Instead of all the pairs that the job has; null takes them away.")
     ] = None
 
 

@@ -76,7 +76,7 @@ def render_plan(answer: Answer) -> dict[str, Any]:
     return {
         "object": "fine_tuning.plan",
         "model": spec.base_model,
-        "training_file": answer.question.training_file_id,
+        "training_file": answer.question.training_file.id,
         "verdict": answer.verdict,
         "message": answer.message,
         "method": spec.method,

@@ -54,3 +54,7 @@ class MeasurementRow(Base):
     seconds: Mapped[float | None]  # these three when the run is done
     step_seconds: Mapped[float | None]
     step_tokens: Mapped[int | None]
+    # NULL in rows of before they were measured:
+    step_flop: Mapped[float | None]  # of a token, by the formula
+    probe_seconds: Mapped[float | None]
+    validation_seconds: Mapped[float | None]

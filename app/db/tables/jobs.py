@@ -38,6 +38,13 @@ class Job(Base):
             postgresql_where=text("state IN ('queued', 'validating_files')"),
         ),
         Index("ix_jobs_lease", "lease_expires_at", postgresql_where=text("lease_owner IS NOT NULL")),
+        Index(
+            "ix_jobs_metadata",
+            "metadata",
+            postgresql_using="gin",
+            postgresql_ops={"metadata": "jsonb_path_ops"},
+            postgresql_where=text("metadata IS NOT NULL"),
+        ),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -51,11 +58,13 @@ class Job(Base):
     validation_file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"), index=True)
     spec: Mapped[dict[str, Any]]  # a spec.JobSpec
     suffix: Mapped[str | None]
-    user_metadata: Mapped[dict[str, Any] | None] = mapped_column("metadata")
-    priority: Mapped[int] = mapped_column(server_default="0")  # within its project
     is_urgent: Mapped[bool] = mapped_column(server_default=text("false"))  # goes before everybody's, if allowed
     worker_labels: Mapped[list[str]] = mapped_column(server_default=text("'[]'::jsonb"))  # its worker has them all
     cloned_from: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
+
+    # what its owner may change
+    user_metadata: Mapped[dict[str, Any] | None] = mapped_column("metadata")
+    priority: Mapped[int] = mapped_column(server_default="0")  # within its project; while it has not ended
 
     # what it will need, known once its files are validated
     needed_cpu_bytes: Mapped[int | None]

@@ -73,6 +73,13 @@ def operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]
             yield f"{method.upper()} {path}", operation
 
 
+def values_of(schema: dict[str, Any]) -> dict[str, Any]:
+    """{field: what its value may be}."""
+    beside = ("default", "description", "title")
+    fields = schema["properties"].items()
+    return {name: {key: value for key, value in field.items() if key not in beside} for name, field in fields}
+
+
 class TestTheDocument:
     def test_is_the_one_that_was_reviewed(self, document: dict[str, Any]) -> None:
         reviewed = document | {"info": document["info"] | {"version": "any"}}
@@ -94,6 +101,20 @@ class TestTheDocument:
     def test_asks_for_the_key_exactly_where_it_is_needed(self, document: dict[str, Any]) -> None:
         for name, operation in operations(document):
             assert ("security" in operation) == ("/v1" in name)
+
+    def test_promises_a_409_exactly_where_a_request_may_have_a_twin(self, document: dict[str, Any]) -> None:
+        for name, operation in operations(document):
+            takes_key = "Idempotency-Key" in {given["name"] for given in operation.get("parameters", ())}
+            assert ("409" in operation["responses"]) == takes_key, name
+
+    def test_says_of_the_fields_of_a_clone_what_it_says_of_a_create_body_and_asks_for_none(
+        self, document: dict[str, Any]
+    ) -> None:
+        create, clone = (document["components"]["schemas"][name] for name in ("CreateJob", "CloneJob"))
+        assert values_of(clone) == values_of(create)
+        assert all(values_of(clone).values())
+        assert "required" not in clone
+        assert clone["additionalProperties"] is False
 
     def test_points_only_to_what_is_in_it(self, document: dict[str, Any]) -> None:
         for target in re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)):

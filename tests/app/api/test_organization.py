@@ -133,6 +133,44 @@ class TestArchive:
         assert admin.get("/v1/files").status_code == 200
 
 
+class TestUnarchive:
+    def test_opens_the_door_for_the_keys_that_have_not_ended(self, admin: TestClient, research: str) -> None:
+        made = [admin.post(f"{PROJECTS}/{research}/api_keys", json={"name": name}).json() for name in "ab"]
+        admin.post(f"{PROJECTS}/{research}/archive")
+        admin.delete(f"{PROJECTS}/{research}/api_keys/{made[1]['id']}")
+        opened = admin.post(f"{PROJECTS}/{research}/unarchive")
+        assert (opened.status_code, opened.json()["status"], opened.json()["archived_at"]) == (200, "active", None)
+        theirs = [{"Authorization": f"Bearer {key['value']}"} for key in made]
+        assert [admin.get("/v1/files", headers=headers).status_code for headers in theirs] == [200, 401]
+        assert research in [each["id"] for each in admin.get(PROJECTS).json()["data"]]
+        assert admin.post(f"{PROJECTS}/{research}", json={"name": "lab"}).json()["name"] == "lab"
+
+    def test_is_in_the_audit_log_once_and_of_one_that_is_open_not_at_all(
+        self, admin: TestClient, research: str
+    ) -> None:
+        def unarchived() -> int:
+            assert admin.post(f"{PROJECTS}/{research}/unarchive").json()["status"] == "active"
+            told = admin.get("/v1/organization/audit_logs", params={"project_ids[]": research}).json()["data"]
+            return [entry["type"] for entry in told].count("organization.projects.unarchive")
+
+        assert unarchived() == 0
+        admin.post(f"{PROJECTS}/{research}/archive")
+        assert [unarchived(), unarchived()] == [1, 1]
+
+    def test_leaves_cancelled_jobs_cancelled(
+        self, admin: TestClient, sessions: Sessions, storage: LocalStorage, base_model: str
+    ) -> None:
+        with transaction(sessions) as session:
+            other = make_project(session, "other")
+            job = make_job(session, other, make_file(session, storage, other))
+        admin.post(f"{PROJECTS}/{other.id}/archive", json={"cancel_jobs": True})
+        admin.post(f"{PROJECTS}/{other.id}/unarchive")
+        with transaction(sessions) as session:
+            found = jobs.get(session, other.id, job.id)
+            assert found is not None
+            assert found.state == "cancelled"
+
+
 class TestKeys:
     def test_are_shown_whole_once(self, admin: TestClient, research: str) -> None:
         made = admin.post(f"{PROJECTS}/{research}/api_keys", json={"name": "ci", "scopes": ["jobs:read"]}).json()

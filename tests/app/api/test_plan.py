@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
 from app.api.schemas.plans import PlanBody
-from app.db import workers
+from app.db import measurements, workers
 from app.db.engine import Sessions, transaction
 from app.db.tables import BaseModelRow, Job
+from app.domain.modes import Measurement
 from app.services import counting
 from tests.app.api.conftest import Upload
+from tests.tiny import make_tiny_pairs
 
 pytestmark = pytest.mark.usefixtures("base_model")
 PLAN = "/v1/fine_tuning/jobs/plan"
@@ -121,6 +124,47 @@ class TestPlan:
         error = client.post(PLAN, json={"model": "tiny", "training_file": file}).json()["error"]
         assert error["code"] == "invalid_training_file"
         assert error["message"].startswith("Line 11: ")
+
+    def test_of_pairs_it_counts_what_the_trainer_of_pairs_will_see(
+        self, client: TestClient, upload: Upload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        file = upload(make_tiny_pairs(tmp_path / "pairs.jsonl", 12).read_bytes()).json()["id"]
+        ask = {"model": "tiny", "training_file": file, "method": {"type": "dpo"}, "seed": 1}
+        answer = client.post(PLAN, json=ask)
+        assert answer.status_code == 200, answer.text
+        assert (answer.json()["method"], answer.json()["trained_examples"]) == ("dpo", 12)
+        client.app.state.engines.counter._known.clear()  # type: ignore[attr-defined]
+        monkeypatch.setattr(counting, "COUNTED_HERE_BYTES", 0)
+        assert client.post(PLAN, json=ask).json() == answer.json()
+
+    def test_a_validation_file_takes_its_time_at_each_validation(
+        self, client: TestClient, training_file: str, upload: Upload, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        learned = Measurement(
+            recompute="nothing", cache_weights=True, loaded_ratio=1.0, working_ratio=1.0, flops=1e6, other_seconds=0.0
+        )
+        monkeypatch.setattr(measurements, "alike", lambda *_: [learned])
+        file = upload(lines(*[("question", "answer", 1)] * 50)).json()["id"]
+
+        def seconds(knobs: dict[str, int], **more: str) -> float:
+            knobs = {"n_epochs": 2, "batch_size": 1} | knobs
+            ask = {"model": "tiny", "training_file": training_file, "seed": 1, "hyperparameters": knobs} | more
+            return float(client.post(PLAN, json=ask).json()["devices"][0]["seconds"])
+
+        alone, twice = seconds({}), seconds({}, validation_file=file)
+        four_times = seconds({"eval_steps": 6}, validation_file=file)
+        assert twice > alone
+        assert four_times - alone == pytest.approx(2 * (twice - alone), rel=0.01)
+
+    def test_a_validation_file_that_no_job_would_take_is_refused(
+        self, client: TestClient, training_file: str, upload: Upload
+    ) -> None:
+        bad = upload(lines(("a", "b", 1)) + b'{"messages": []}\n').json()["id"]
+        answer = client.post(PLAN, json={"model": "tiny", "training_file": training_file, "validation_file": bad})
+        assert answer.status_code == 400
+        error = answer.json()["error"]
+        assert (error["param"], error["code"]) == ("validation_file", "invalid_value")
+        assert error["message"].startswith("Line 2: ")
 
     def test_what_create_refuses_is_refused(self, client: TestClient, training_file: str) -> None:
         answer = client.post(PLAN, json={"model": "tiny", "training_file": training_file, "lora": {"r": 0}})

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from sqlalchemy import Engine, text
 from sqlalchemy import update as update_rows
 
-from app.api import streams
+from app.api import job_read, streams
 from app.db import claims, jobs, keys
 from app.db.engine import Sessions, transaction
 from app.db.tables import ApiKey, Job, Project
@@ -189,6 +189,29 @@ class TestWait:
             with engine.connect() as connection:
                 until(lambda: connection.scalar(text(BUSY)) == 0, "idle connections", seconds=2)
             assert {each.result().status_code for each in waiting} == {304}
+
+    def test_fifty_who_hear_of_one_change_share_their_looks(
+        self, app: FastAPI, api_key: str, job: Job, sessions: Sessions, engine: Engine, aside: Callable[..., Any],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        looks: list[str] = []
+
+        def counted(name: str) -> None:
+            read = getattr(job_read, name)
+            monkeypatch.setattr(job_read, name, lambda *given: (looks.append(name), read(*given))[1])
+
+        counted("version_by_key")
+        counted("job_by_key")
+        with serve(app) as server, client_of(server, api_key) as http:
+            known = {"If-None-Match": http.get(path_of(job)).headers["etag"]}
+            waiting = [aside(http.get, path_of(job), params={"wait": 20}, headers=known) for _ in range(50)]
+            until(lambda: app.state.engines.changes.waiting == 50, "fifty who wait")
+            until(lambda: is_listening(engine), "a LISTEN connection")
+            looks.clear()
+            with transaction(sessions) as session:
+                validate_job(session)
+            assert {each.result().json()["status"] for each in waiting} == {"queued"}
+        assert len(looks) < 50  # three each would be 150
 
     def test_who_hangs_up_is_waited_for_no_longer(self, app: FastAPI, api_key: str, job: Job) -> None:
         with serve(app) as server, client_of(server, api_key) as http:

@@ -101,6 +101,14 @@ class TestExport:
         export_id = tunery("jobs", "export", trained_job.id, "--detach").out.strip()
         assert tunery("jobs", "exports", trained_job.id, "--json").json[0]["id"] == export_id
 
+    def test_is_deleted_by_its_id(self, tunery: Tunery, trained_job: Job) -> None:
+        export_id = tunery("jobs", "export", trained_job.id, "--detach").out.strip()
+        done = tunery("jobs", "delete-export", trained_job.id, export_id)
+        assert (done.exit_code, done.out.strip()) == (0, f"{export_id} deleted")
+        assert tunery("jobs", "exports", trained_job.id, "--json").json == []
+        for odd in (export_id, "a/b", ""):
+            assert tunery("jobs", "delete-export", trained_job.id, odd).exit_code == 3
+
     def test_a_failed_one_is_an_error_with_its_sentence(
         self, tunery: Tunery, trained_job: Job, sessions: Sessions
     ) -> None:

@@ -137,6 +137,27 @@ class TestRead:
         assert len(tunery("jobs", "events", trained_job.id, "--limit", 2, "--json").json) == 2
 
 
+class TestSet:
+    def test_changes_what_is_given_and_leaves_the_rest(self, tunery: Tunery, waiting_job: Job) -> None:
+        done = tunery("jobs", "set", waiting_job.id, "--priority", 7, "--metadata", "team=a", "--metadata", "n=1")
+        assert (done.exit_code, done.out.strip()) == (0, waiting_job.id)
+        assert "priority 7, metadata: n 1, team a" in done.err
+        job = tunery("jobs", "set", waiting_job.id, "--priority", -1, "--json").json
+        assert (job["priority"], job["metadata"]) == (-1, {"team": "a", "n": "1"})
+        job = tunery("jobs", "set", waiting_job.id, "--no-metadata", "--json").json
+        assert (job["priority"], job["metadata"]) == (-1, None)
+
+    @pytest.mark.parametrize("options", [[], ["--metadata", "a=b", "--no-metadata"], ["--metadata", "a"]], ids=str)
+    def test_what_says_nothing_is_a_usage_error(self, tunery: Tunery, waiting_job: Job, options: list[str]) -> None:
+        assert tunery("jobs", "set", waiting_job.id, *options).exit_code == 2
+
+    def test_the_priority_of_a_finished_job_is_refused_in_the_servers_words(
+        self, tunery: Tunery, trained_job: Job
+    ) -> None:
+        done = tunery("jobs", "set", trained_job.id, "--priority", 1)
+        assert (done.exit_code, "only a job that has not ended" in done.err) == (2, True)
+
+
 class TestCancel:
     def test_a_waiting_job_ends(self, tunery: Tunery, waiting_job: Job) -> None:
         assert "cancelled" in tunery("jobs", "cancel", waiting_job.id).out

@@ -51,6 +51,16 @@ class TestProjects:
         assert operator("projects", "list", "--json").json == []
         assert len(operator("projects", "list", "--archived", "--json").json) == 1
 
+    def test_are_opened_again(self, operator: Tunery) -> None:
+        operator("projects", "create", "lab")
+        operator("projects", "archive", "lab")
+        assert operator("projects", "unarchive", "lab").out.strip() == "lab is open"
+        assert [each["name"] for each in operator("projects", "list", "--json").json] == ["lab"]
+        assert operator("projects", "unarchive", "lab").exit_code == 0
+        actions = [entry["action"] for entry in operator("audit", "list", "--project", "lab", "--json").json]
+        assert actions == ["projects.unarchive", "projects.archive", "projects.create"]
+        assert operator("projects", "unarchive", "nobody").exit_code == 3
+
     @pytest.mark.parametrize(
         ("arguments", "exit_code"),
         [

@@ -4,7 +4,7 @@ import pytest
 
 from app.db import measurements
 from app.db.engine import Sessions, transaction
-from app.db.tables import Job, Project
+from app.db.tables import Job, MeasurementRow, Project
 from app.domain.events import Measured, Planned, Probed
 from app.domain.modes import Mode
 from app.domain.spec import JobSpec, QuantizationSpec
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("base_model")
 MODE = Mode(row_tokens=2048)
 PLANNED = Planned(
     run_id="r", device_kind="cpu", device="cpu", memory_bytes=8_000, mode=MODE, largest_row_tokens=100, components={},
-    loaded_bytes=1_000, working_bytes=500, peak_bytes=1_500, seconds=9.0, basis="formula",
+    loaded_bytes=1_000, working_bytes=500, peak_bytes=1_500, step_flop=3e9, seconds=9.0, basis="formula",
 )  # fmt: skip
 PROBED = Probed(run_id="r", row_tokens=100, seconds=1.0, loaded_bytes=1_100, peak_bytes=1_700)
 
@@ -41,12 +41,15 @@ def test_a_probe_is_known_at_once_and_the_whole_run_when_it_is_done(sessions: Se
     with transaction(sessions) as session:
         measurements.add(session, running, "cpu", "EPYC", "sha", PLANNED, PROBED)
     (first,) = found(sessions, running)
-    assert (first["loaded_ratio"], first["working_ratio"], first["tokens_per_second"]) == (1.1, 1.2, None)
-    done = Measured(run_id="r", mode=MODE, peak_bytes=1_900, seconds=30.0, step_seconds=20.0, step_tokens=4_000)
+    assert (first["loaded_ratio"], first["working_ratio"], first["flops"]) == (1.1, 1.2, None)
+    done = Measured(
+        run_id="r", mode=MODE, peak_bytes=1_900, seconds=30.0, step_seconds=20.0, step_tokens=4_000,
+        validation_seconds=4.0,
+    )  # fmt: skip
     with transaction(sessions) as session:
         measurements.finish(session, running, done)
     (last,) = found(sessions, running)
-    assert (last["working_ratio"], last["tokens_per_second"], last["other_seconds"]) == (1.6, 200.0, 10.0)
+    assert (last["working_ratio"], last["flops"], last["other_seconds"]) == (1.6, 200 * 3e9, 5.0)
 
 
 def test_another_device_or_quantization_is_another_kind(sessions: Sessions, running: Job) -> None:
@@ -61,12 +64,15 @@ def test_another_device_or_quantization_is_another_kind(sessions: Sessions, runn
 
 def test_a_repaired_run_teaches_nothing_about_the_mode_that_was_planned(sessions: Sessions, running: Job) -> None:
     repaired = Mode(row_tokens=1024, recompute="everything")
-    done = Measured(run_id="r", mode=repaired, peak_bytes=9_000, seconds=30.0, step_seconds=20.0, step_tokens=4_000)
+    done = Measured(
+        run_id="r", mode=repaired, peak_bytes=9_000, seconds=30.0, step_seconds=20.0, step_tokens=4_000,
+        validation_seconds=0.0,
+    )  # fmt: skip
     with transaction(sessions) as session:
         measurements.add(session, running, "cpu", "EPYC", "sha", PLANNED, PROBED)
         measurements.finish(session, running, done)
     (row,) = found(sessions, running)
-    assert (row["working_ratio"], row["tokens_per_second"]) == (1.2, None)
+    assert (row["working_ratio"], row["flops"]) == (1.2, None)
 
 
 def test_attempts_that_the_kernel_killed_for_memory_are_counted(sessions: Sessions, running: Job) -> None:
@@ -76,3 +82,17 @@ def test_attempts_that_the_kernel_killed_for_memory_are_counted(sessions: Sessio
         assert measurements.memory_kills(session, running.id) == 0
         claims.end_attempt(session, lease_of(running), Reason.KILLED_FOR_MEMORY, "killed", "warn")
         assert measurements.memory_kills(session, running.id) == 1
+
+
+def test_a_row_of_before_speed_was_told_apart_teaches_of_memory_alone(sessions: Sessions, running: Job) -> None:
+    done = Measured(
+        run_id="r", mode=MODE, peak_bytes=1_900, seconds=30.0, step_seconds=20.0, step_tokens=4_000,
+        validation_seconds=4.0,
+    )  # fmt: skip
+    with transaction(sessions) as session:
+        measurements.add(session, running, "cpu", "EPYC", "sha", PLANNED, PROBED)
+        measurements.finish(session, running, done)
+        row = session.get_one(MeasurementRow, (running.id, running.attempt))
+        row.step_flop = row.probe_seconds = row.validation_seconds = None
+    (old,) = found(sessions, running)
+    assert (old["working_ratio"], old["flops"], old["other_seconds"]) == (1.6, None, None)

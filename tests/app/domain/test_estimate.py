@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from app.domain.catalog import CatalogEntry, describe
-from app.domain.estimate import HEADROOM, Correction, Device, Work, place
+from app.domain.estimate import HEADROOM, Correction, Device, place
 from app.domain.layout import Lengths
 from app.domain.memory import adapter_parameters, base_bytes, cache_bytes, memory
 from app.domain.modes import Measurement, Mode
 from app.domain.spec import JobSpec
+from app.domain.work import Work
 from tests.app.domain.test_layout import KNOBS
 from tests.tiny import CONFIG, make_tiny_base
 
@@ -131,6 +132,17 @@ class TestPlace:
         placement = place(LLAMA_8B, job, work(job), H100, loaded_bytes=9 << 30)
         assert placement.memory.loaded - placement.memory.cache == pytest.approx(9 << 30, rel=1e-6)
 
+    def test_where_what_is_mapped_counts_each_row_of_a_new_length_costs_more_up_to_what_is_kept(self) -> None:
+        cpu, seen = Device("cpu", "EPYC", 64 << 30), []
+        for examples in (2, 4, 12, 24):  # rows of two documents
+            job = spec(hyperparameters=KNOBS | {"batch_size": 2, "n_epochs": 1})
+            touched, mapped = (
+                place(LLAMA_8B, job, work(job, examples=examples), cpu, counts_mapped=counts)
+                for counts in (False, True)
+            )
+            seen.append(mapped.memory.kernels - touched.memory.kernels)
+        assert seen == [26_000_000, 52_000_000, 130_000_000, 130_000_000]
+
     def test_a_cache_comes_before_recomputing_nothing_without_one_where_there_is_room(self) -> None:
         job, can = spec(), H100
         assert place(LLAMA_8B, job, work(job), can).mode.cache_weights
@@ -141,7 +153,7 @@ class TestPlace:
 class TestCorrection:
     def measured(self, **changes: object) -> Measurement:
         plain = {"recompute": "nothing", "cache_weights": True, "loaded_ratio": 1.1, "working_ratio": 0.9}
-        return Measurement.model_validate(plain | {"tokens_per_second": 1000.0, "other_seconds": 20.0} | changes)
+        return Measurement.model_validate(plain | {"flops": 1e14, "other_seconds": 20.0} | changes)
 
     def test_the_next_plan_is_the_formula_times_the_median_ratio(self) -> None:
         job = spec()
@@ -151,12 +163,15 @@ class TestCorrection:
         assert after.memory.loaded == pytest.approx(1.1 * before.memory.loaded, rel=1e-6)
         assert after.memory.working == pytest.approx(0.9 * before.memory.working, rel=1e-6)
         assert (before.basis, after.basis) == ("formula", "measured")
-        assert after.seconds == pytest.approx(20 + work(job).tokens / 1000)
+        computed = after.step_flop * (work(job).tokens + after.largest_row)
+        assert after.seconds == pytest.approx(20 + computed / 1e14)
 
-    def test_a_speed_does_not_carry_over_to_another_layout_but_memory_does(self) -> None:
+    def test_what_was_measured_in_another_layout_counts_until_there_is_one_like_it(self) -> None:
         other = [self.measured(recompute="everything")]
         found = Correction.of(other, Mode(row_tokens=8192))
-        assert (found.loaded, found.working, found.tokens_per_second, found.jobs) == (1.1, 0.9, None, 0)
+        assert (found.loaded, found.working, found.flops, found.jobs) == (1.1, 0.9, 1e14, 0)
+        alike = Correction.of([*other, self.measured(flops=2e14, cache_weights=False)], Mode(row_tokens=512))
+        assert (alike.flops, alike.jobs) == (2e14, 1)
 
 
 class TestSizes:

@@ -1,6 +1,15 @@
 from __future__ import annotations
 
-from app.domain.layout import Lengths, largest_row, packed, permutation, total_steps, trained_tokens
+from app.domain.layout import (
+    Lengths,
+    largest_row,
+    mean_row,
+    packed,
+    permutation,
+    total_steps,
+    trained_tokens,
+    validations,
+)
 from app.domain.spec import Hyperparameters
 
 KNOBS = {
@@ -84,3 +93,26 @@ class TestLargestRow:
 
     def test_there_is_none_without_examples(self) -> None:
         assert largest_row(lengths(), knobs(), 1, row_tokens=40) == (0, 0)
+
+
+class TestMeanRow:
+    def test_is_over_the_rows_of_the_steps(self) -> None:
+        """Each step is one of two examples: 70 tokens in one row where they fit, else 30 and 40."""
+        data = lengths((30,), (40,))
+        assert mean_row(data, knobs(), 1, row_tokens=70) == 70
+        assert mean_row(data, knobs(), 1, row_tokens=69) == 35
+        assert mean_row(data, knobs(packing=False), 1, row_tokens=70) == 35
+
+    def test_a_long_run_is_sampled(self) -> None:
+        data = lengths(*[(10,)] * 2000)
+        assert mean_row(data, knobs(n_epochs=50), 1, row_tokens=20) == 20
+
+    def test_is_nothing_without_examples(self) -> None:
+        assert mean_row(lengths(), knobs(), 1, 100) == 0
+
+
+def test_validations_come_every_so_many_steps_else_at_each_epochs_end_and_at_the_very_end() -> None:
+    assert validations(knobs(n_epochs=3), 5) == 3
+    assert validations(knobs(max_steps=7), 5) == 3  # epochs of three steps, and the seventh
+    assert validations(knobs(n_epochs=3, eval_steps=4), 5) == 3  # after 4, 8 and 9
+    assert validations(knobs(n_epochs=3, eval_steps=3), 5) == 3

@@ -147,19 +147,6 @@ class TestSpare:
         done = subprocess.run([sys.executable, "-c", program, begin], cwd=ROOT, capture_output=True, text=True)
         assert done.stdout.split() == [str(tmp_path), temporary, temporary, "False"], done.stderr
 
-    def test_the_days_it_waited_are_no_part_of_its_work(self, tmp_path: Path) -> None:
-        program = (
-            "import io, sys\n"
-            "from worker.trainer.__main__ import wait_for_work\n"
-            "from worker.trainer.process import WORK\n"
-            "WORK.began_at -= 86_400.0\n"
-            "wait_for_work(io.BytesIO(sys.argv[1].encode()))\n"
-            "print(WORK.seconds)"
-        )
-        begin = Begin(work_directory=tmp_path).model_dump_json()
-        done = subprocess.run([sys.executable, "-c", program, begin], cwd=ROOT, capture_output=True, text=True)
-        assert 0 <= float(done.stdout) < 3_600, done.stderr
-
     def test_it_ends_when_nobody_will_send_a_line(self, tmp_path: Path) -> None:
         process = start("--spare", without_input=True)
         output, _ = process.communicate()

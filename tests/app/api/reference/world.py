@@ -41,7 +41,12 @@ from tests.factories import (
 Ids = dict[str, str]  # what an example shows -> what exists
 
 # The state in which an operation wants its job; any other takes a succeeded one.
-STATES = {"cancel": "queued", "pause": "queued", "resume": "paused"}
+STATES = {
+    "POST /v1/fine_tuning/jobs/{job_id}": "queued",
+    "POST /v1/fine_tuning/jobs/{job_id}/cancel": "queued",
+    "POST /v1/fine_tuning/jobs/{job_id}/pause": "queued",
+    "POST /v1/fine_tuning/jobs/{job_id}/resume": "paused",
+}
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class World:
 
     def ids(self, name: str) -> Ids:
         """Everything that the example of this operation names, made anew."""
-        ids = self._rows(STATES.get(name.rsplit("/", 1)[-1], "succeeded"))
+        ids = self._rows(STATES.get(name, "succeeded"))
         ids |= SPECIAL.get(name, lambda _, __: {})(self, ids)
         request = self.request(name)
         for position, shown in enumerate(request.values):

@@ -1,0 +1,88 @@
+"""The list of jobs filtered by metadata, 50,000 jobs: with the index and without, for pairs of every frequency.
+
+python -m benchmarks.metadata_filter
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from app.db import jobs, migrate
+from app.db.engine import make_engine
+from benchmarks.table import machine
+from tests.stack import start_postgres
+
+JOBS = 50_000
+TIMES = 30  # psycopg prepares a statement at its fifth execution, PostgreSQL may take another plan at its sixth
+# Pair -> the share of the jobs that have it. Every job has a `run` of its own; a tenth has no metadata at all.
+PAIRS = {"all": 1, "half": 2, "tenth": 10, "hundredth": 100, "thousandth": 1_000, "one": 0}
+FILL = """
+INSERT INTO jobs (id, project_id, base_model, training_file_id, spec, metadata, state, event_seq)
+SELECT 'ftjob-' || n, 'p' || (n % 4), 'm', 'file-1', '{}', CASE WHEN n % 10 <> 9 THEN jsonb_build_object(
+  'all', 'yes', 'half', (n / 4 % 2)::text, 'tenth', (n / 4 % 10)::text, 'hundredth', (n / 4 % 100)::text,
+  'thousandth', (n / 4 % 1000)::text, 'run', n::text) END, 'validating_files', 1
+FROM generate_series(1, :jobs) AS n
+"""
+
+
+def main() -> None:
+    print(f"{machine()}; {JOBS:,} jobs of 4 projects")
+    url, stop = start_postgres()
+    try:
+        engine = make_engine(url)
+        migrate.upgrade(engine)
+        with Session(engine) as session:
+            fill(session)
+            measure(session, "with the index")
+            index_bytes = session.scalar(text("SELECT pg_relation_size('ix_jobs_metadata')")) or 0
+            print(f"the index: {index_bytes / 1e6:.1f} MB")
+            session.execute(text("DROP INDEX ix_jobs_metadata"))
+            session.commit()
+            measure(session, "without it")
+        engine.dispose()
+    finally:
+        stop()
+
+
+def fill(session: Session) -> None:
+    for number in range(4):
+        session.execute(text("INSERT INTO projects (id, name) VALUES (:id, :id)"), {"id": f"p{number}"})
+    session.execute(
+        text(
+            "INSERT INTO files (id, project_id, purpose, filename, bytes, sha256, storage_key) "
+            "VALUES ('file-1', 'p0', 'fine-tune', 'x', 1, '', 'x')"
+        )
+    )
+    began = time.perf_counter()
+    session.execute(text(FILL), {"jobs": JOBS})
+    session.commit()
+    print(f"filled in {time.perf_counter() - began:.1f} s")
+    session.execute(text("ANALYZE"))
+    session.commit()
+
+
+def measure(session: Session, title: str) -> None:
+    print(f"\n{title}")
+    for name in PAIRS:
+        pair = {"run": "20000"} if name == "one" else {name: "yes" if name == "all" else "0"}
+        for when, after in (("first page", None), ("in the middle", jobs.get(session, "p0", f"ftjob-{JOBS // 2}"))):
+            tell(f"{name}, {when}", lambda pair=pair, after=after: jobs.page(session, "p0", 21, after, pair))
+    tell("null", lambda: jobs.page(session, "p0", 21, None, None, True))
+
+
+def tell(what: str, act: Callable[[], list[object]]) -> None:
+    taken = []
+    for _ in range(TIMES):
+        began = time.perf_counter()
+        found = len(act())
+        taken.append(1000 * (time.perf_counter() - began))
+    print(f"{what:28} {found:3} found, median {statistics.median(taken):7.2f} ms, largest {max(taken):7.2f} ms")
+
+
+if __name__ == "__main__":
+    main()

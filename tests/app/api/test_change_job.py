@@ -1,0 +1,197 @@
+"""POST /v1/fine_tuning/jobs/{job_id}: what its owner may change of a job that was created."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+from starlette.testclient import TestClient
+
+from app.api.schemas.jobs import JobBody
+from app.db import claims, jobs
+from app.db.engine import Sessions, transaction
+from app.db.tables import AuditEntry, Job, Project
+from app.services import jobs as service
+from app.storage import LocalStorage
+from tests.factories import (
+    forecast_queue,
+    make_failed_job,
+    make_file,
+    make_job,
+    make_succeeded_job,
+    start_job,
+    validate_job,
+)
+
+JOBS = "/v1/fine_tuning/jobs"
+
+
+@pytest.fixture
+def waiting(sessions: Sessions, storage: LocalStorage, project: Project, base_model: str) -> list[Job]:
+    """Two that are queued, in this order."""
+    with transaction(sessions) as session:
+        made = [make_job(session, project, make_file(session, storage, project), metadata={"a": "b"}) for _ in "12"]
+        for _ in made:
+            validate_job(session)
+        forecast_queue(session)
+    return made
+
+
+def change(client: TestClient, job: Job, **body: Any) -> Any:
+    return client.post(f"{JOBS}/{job.id}", json=body)
+
+
+def messages(client: TestClient, job: Job) -> list[str]:
+    """Newest first."""
+    return [event["message"] for event in client.get(f"{JOBS}/{job.id}/events").json()["data"]]
+
+
+class TestPriority:
+    def test_decides_from_now_on_which_job_goes_first(
+        self, client: TestClient, waiting: list[Job], sessions: Sessions
+    ) -> None:
+        first, second = waiting
+        assert client.get(f"{JOBS}/{second.id}").json()["queue_position"] == 2
+        changed = change(client, second, priority=7)
+        assert changed.status_code == 200, changed.text
+        JobBody.model_validate(changed.json())
+        assert changed.json()["priority"] == 7
+        with transaction(sessions) as session:
+            forecast_queue(session)
+        assert [client.get(f"{JOBS}/{job.id}").json()["queue_position"] for job in (first, second)] == [2, 1]
+        with transaction(sessions) as session:
+            assert start_job(session).id == second.id
+
+    def test_of_a_running_job_is_the_one_that_it_would_be_queued_with_again(
+        self, client: TestClient, waiting: list[Job], sessions: Sessions
+    ) -> None:
+        with transaction(sessions) as session:
+            running = start_job(session)
+        assert change(client, running, priority=-5).json()["priority"] == -5
+        assert client.get(f"{JOBS}/{running.id}").json()["status"] == "running"
+
+    def test_that_is_null_is_the_usual_one(self, client: TestClient, waiting: list[Job]) -> None:
+        change(client, waiting[0], priority=9)
+        assert change(client, waiting[0], priority=None).json()["priority"] == 0
+
+    def test_of_a_job_that_has_ended_is_a_400_that_changes_nothing(
+        self, client: TestClient, base_model: str, sessions: Sessions, storage: LocalStorage, project: Project
+    ) -> None:
+        with transaction(sessions) as session:
+            ended = [
+                make_succeeded_job(session, storage, project),
+                make_failed_job(session, storage, project),
+                make_job(session, project, make_file(session, storage, project)),
+            ]
+            assert jobs.cancel(session, project.id, ended[2].id) is not None
+        for job in ended:
+            before = client.get(f"{JOBS}/{job.id}").json()
+            for body in ({"priority": 3, "metadata": {"x": "y"}}, {"priority": job.priority}):
+                refused = change(client, job, **body)
+                assert refused.status_code == 400
+                assert refused.json()["error"]["code"] == "invalid_job_state"
+                assert before["status"] in refused.json()["error"]["message"]
+            assert client.get(f"{JOBS}/{job.id}").json() == before
+
+    def test_of_a_job_that_ends_at_this_moment_is_refused_too(
+        self, client: TestClient, waiting: list[Job], sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        get = service.get
+
+        def get_and_cancel(session: Any, project_id: str, job_id: str) -> Job:
+            found = get(session, project_id, job_id)
+            with transaction(sessions) as another:
+                jobs.cancel(another, project_id, job_id)
+            return found
+
+        monkeypatch.setattr(service, "get", get_and_cancel)
+        refused = change(client, waiting[0], priority=3)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_job_state")
+        assert "is cancelled" in refused.json()["error"]["message"]
+
+
+class TestMetadata:
+    def test_is_what_is_given_and_nothing_of_what_was(self, client: TestClient, waiting: list[Job]) -> None:
+        job = waiting[0]
+        assert change(client, job, metadata={"c": "d"}).json()["metadata"] == {"c": "d"}
+        assert client.get(JOBS, params={"metadata[a]": "b"}).json()["data"][0]["id"] == waiting[1].id
+        assert change(client, job, metadata=None).json()["metadata"] is None
+        assert client.get(JOBS, params={"metadata": "null"}).json()["data"][0]["id"] == job.id
+
+    def test_of_a_job_that_has_ended_can_still_be_changed(
+        self, client: TestClient, base_model: str, sessions: Sessions, storage: LocalStorage, project: Project
+    ) -> None:
+        with transaction(sessions) as session:
+            job = make_succeeded_job(session, storage, project)
+        assert change(client, job, metadata={"verdict": "ship"}).json()["metadata"] == {"verdict": "ship"}
+
+
+class TestAChange:
+    def test_is_told_of_in_the_events_and_in_the_audit_log(
+        self, client: TestClient, waiting: list[Job], sessions: Sessions
+    ) -> None:
+        job = waiting[0]
+        change(client, job, priority=2, metadata={"c": "d"})
+        change(client, job, metadata={})
+        change(client, job, priority=1)
+        assert messages(client, job)[:3] == [
+            "The priority was changed to 1",
+            "The metadata was changed",
+            "The priority was changed to 2, and the metadata",
+        ]
+        with transaction(sessions) as session:
+            entries = session.scalars(select(AuditEntry)).all()
+        assert {(entry.action, tuple(entry.object_ids)) for entry in entries} == {
+            ("fine_tuning.jobs.update", (job.id,))
+        }
+        assert len(entries) == 3
+
+    def test_is_another_etag_for_who_polls(self, client: TestClient, waiting: list[Job]) -> None:
+        paths = (f"{JOBS}/{waiting[0].id}", JOBS)
+        before = [client.get(path).headers["etag"] for path in paths]
+        change(client, waiting[0], metadata={"c": "d"})
+        for path, etag in zip(paths, before, strict=True):
+            answer = client.get(path, headers={"If-None-Match": etag})
+            assert answer.status_code == 200
+            assert answer.headers["etag"] != etag
+
+    @pytest.mark.parametrize("body", [{}, {"priority": 0}, {"metadata": {"a": "b"}}], ids=str)
+    def test_to_what_it_is_already_is_none(self, client: TestClient, waiting: list[Job], body: dict[str, Any]) -> None:
+        before, told = client.get(f"{JOBS}/{waiting[0].id}"), messages(client, waiting[0])
+        assert change(client, waiting[0], **body).json() == before.json()
+        assert client.get(f"{JOBS}/{waiting[0].id}").headers["etag"] == before.headers["etag"]
+        assert messages(client, waiting[0]) == told
+
+    def test_leaves_the_holder_of_a_running_job_its_lease(
+        self, client: TestClient, waiting: list[Job], sessions: Sessions
+    ) -> None:
+        with transaction(sessions) as session:
+            running = start_job(session)
+        change(client, running, priority=3, metadata={})
+        with transaction(sessions) as session:
+            assert claims.held(session, running.lease_owner or "") is not None
+
+    @pytest.mark.parametrize(
+        ("body", "param"),
+        [
+            ({"priority": 101}, "priority"),
+            ({"priority": "high"}, "priority"),
+            ({"priority": 1.5}, "priority"),
+            ({"metadata": {"a": 1}}, "metadata.a"),
+            ({"metadata": {str(n): "" for n in range(17)}}, "metadata"),
+            ({"metadata": {"a": "x" * 513}}, "metadata.a"),
+            ({"model": "tiny"}, "model"),
+            ({"urgent": True}, "urgent"),
+        ],
+    )
+    def test_that_cannot_be_is_refused_by_name(
+        self, client: TestClient, waiting: list[Job], body: dict[str, Any], param: str
+    ) -> None:
+        before = client.get(f"{JOBS}/{waiting[0].id}").json()
+        refused = change(client, waiting[0], **body)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+        assert client.get(f"{JOBS}/{waiting[0].id}").json() == before
+
+    def test_of_a_job_that_is_not_there_is_a_404(self, client: TestClient) -> None:
+        assert client.post(f"{JOBS}/ftjob-nothere", json={"priority": 1}).status_code == 404

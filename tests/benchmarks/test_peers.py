@@ -1,0 +1,219 @@
+"""Who is compared with whom: Unsloth has rows where it can be imported and there is a GPU for it, else a reason."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from benchmarks import peers, table, train
+from benchmarks.peers import Peer
+from benchmarks.table import Measured
+
+HERE = Path(peers.__file__).parent
+
+
+@pytest.fixture
+def has_unsloth(tmp_path: Path) -> Path:
+    """A Python that imports something of that name."""
+    (tmp_path / "unsloth.py").touch()
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{tmp_path}" exec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    return python
+
+
+class TestUnsloth:
+    def test_has_no_row_on_a_cpu(self, has_unsloth: Path) -> None:
+        rows, absent = peers.unsloth("cpu", has_unsloth)
+        assert rows == []
+        assert absent is not None
+        assert "needs an NVIDIA GPU" in absent
+
+    def test_is_left_out_with_what_python_said_where_it_cannot_be_imported(self) -> None:
+        rows, absent = peers.unsloth("cuda", Path(sys.executable))
+        assert rows == []
+        assert absent is not None
+        assert "ModuleNotFoundError: No module named 'unsloth'" in absent
+        assert "--unsloth-python" in absent
+
+    def test_is_left_out_where_there_is_no_such_python(self, tmp_path: Path) -> None:
+        rows, absent = peers.unsloth("cuda", tmp_path / "none")
+        assert rows == []
+        assert absent is not None
+        assert "No such file or directory" in absent
+
+    def test_has_a_row_with_its_own_checkpointing_and_one_without_any(self, has_unsloth: Path, tmp_path: Path) -> None:
+        rows, absent = peers.unsloth("cuda", has_unsloth)
+        assert absent is None
+        commands = [row.command(tmp_path, validate=True) for row in rows]
+        assert [command[:3] for command in commands] == [
+            [str(has_unsloth), str(HERE / "peer_unsloth.py"), str(tmp_path)]
+        ] * 2
+        told = [json.loads(command[3]) for command in commands]
+        assert [each["checkpointing"] for each in told] == [True, False]
+        assert all(each["validate"] and each["micro_batch"] == 8 for each in told)
+
+
+class Recorder:
+    """A class whose calls are written down."""
+
+    def __init__(self) -> None:
+        self.calls: dict[str, dict[str, Any]] = {}
+
+    def from_pretrained(self, **how: Any) -> tuple[str, str]:
+        self.calls["from_pretrained"] = how
+        return "model", "tokenizer"
+
+    def get_peft_model(self, model: str, **how: Any) -> str:
+        self.calls["get_peft_model"] = how
+        return "adapted"
+
+
+class Trainer:
+    def __init__(self, **how: Any) -> None:
+        self.how = how
+        self.train_dataset = how["train_dataset"]
+
+
+@pytest.fixture
+def unsloth(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    """In place of the packages that are not here; what they are asked for is known then, not what they do."""
+    recorder = Recorder()
+    stand_ins = {
+        "unsloth": {"FastLanguageModel": recorder},
+        "datasets": {"Dataset": SimpleNamespace(from_list=list)},
+        "trl": {"SFTConfig": SimpleNamespace, "SFTTrainer": Trainer},
+    }
+    for name, content in stand_ins.items():
+        module = ModuleType(name)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    for name in ("peer_trl", "peer_unsloth"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(str(HERE))
+    return recorder
+
+
+@pytest.mark.parametrize(("checkpointing", "kind"), [(True, "unsloth"), (False, False)])
+def test_unsloth_is_asked_for_what_the_others_train(
+    unsloth: Recorder, tmp_path: Path, checkpointing: bool, kind: object
+) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"input_ids": [1, 2], "labels": [-100, 2]}\n')
+    work = {
+        "base": "DIR", "r": 16, "alpha": 32.0, "target_modules": ["q_proj"], "steps": 15, "batch_size": 8,
+        "learning_rate": 1e-3,
+    }  # fmt: skip
+    script = importlib.import_module("peer_unsloth")
+    trainer = script.make_trainer(tmp_path, work, {"micro_batch": 4, "checkpointing": checkpointing})
+    loaded, adapted = unsloth.calls["from_pretrained"], unsloth.calls["get_peft_model"]
+    assert loaded["quantization_config"].bnb_4bit_quant_type == "nf4"
+    assert loaded["quantization_config"].bnb_4bit_use_double_quant
+    assert loaded["use_exact_model_name"]
+    assert loaded["use_gradient_checkpointing"] == adapted["use_gradient_checkpointing"] == kind
+    assert (adapted["r"], adapted["lora_alpha"], adapted["lora_dropout"]) == (16, 32.0, 0.0)
+    assert adapted["target_modules"] == ["q_proj"]
+    config = trainer.how["args"]
+    assert config.per_device_train_batch_size * config.gradient_accumulation_steps == 8
+    assert (config.lr_scheduler_type, config.max_steps, config.packing) == ("constant", 15, False)
+    assert trainer.how["train_dataset"] == [{"input_ids": [1, 2], "labels": [-100, 2]}]
+    assert list(trainer._get_train_sampler()) == [0]
+
+
+def test_unsloth_comes_before_everything_that_it_patches() -> None:
+    lines = (HERE / "peer_unsloth.py").read_text().splitlines()
+    first = {name: next(at for at, line in enumerate(lines) if f"import {name}" in line or f"from {name}" in line)
+             for name in ("unsloth", "torch", "datasets", "peer_trl", "trl")}  # fmt: skip
+    assert min(first, key=first.__getitem__) == "unsloth"
+
+
+def measured(tokens_per_second: float, cuda_peak_bytes: int | None = None) -> Measured:
+    return Measured(
+        step_seconds=[1.0] * 6, step_tokens=[int(tokens_per_second)] * 6, losses=dict.fromkeys(range(1, 7), 2.0),
+        validation_loss=1.0, resident_bytes=8_000_000_000, cuda_peak_bytes=cuda_peak_bytes,
+    )  # fmt: skip
+
+
+class TestCompare:
+    def test_a_peer_that_may_be_left_out_is_when_it_fails(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        told: list[tuple[str, bool]] = []
+
+        def run_peer(work: object, peer: Peer, **more: object) -> Measured:
+            told.append((peer.name, "validate" in more))
+            if peer.name == "Unsloth":
+                raise RuntimeError("CUDA error: no kernel image")
+            return measured(10)
+
+        monkeypatch.setattr(train, "run_bound", lambda work: 100.0)
+        monkeypatch.setattr(train, "run_tunery", lambda work, number: measured(40))
+        monkeypatch.setattr(train, "run_peer", run_peer)
+        others = [*peers.trl({"micro_batch": 4}), Peer("Unsloth", "peer_unsloth.py", is_optional=True)]
+        rows, bounds = train.compare(SimpleNamespace(), others, argparse.Namespace(pairs=2))  # type: ignore[arg-type]
+        assert list(rows) == ["Tunery", "TRL, its defaults", "TRL, its best"]
+        assert [len(each) for each in rows.values()] == [2, 2, 2]
+        assert bounds == [100.0, 100.0]
+        assert "Unsloth is left out: CUDA error: no kernel image" in capsys.readouterr().out
+        assert told == [
+            ("TRL, its defaults", False), ("TRL, its best", False), ("Unsloth", False),
+            ("TRL, its defaults", True), ("TRL, its best", False),
+        ]  # fmt: skip
+
+    def test_without_trl_there_is_no_table(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fails(work: object, peer: Peer, **more: object) -> Measured:
+            raise RuntimeError("no trl")
+
+        monkeypatch.setattr(train, "run_bound", lambda work: 100.0)
+        monkeypatch.setattr(train, "run_tunery", lambda work, number: measured(40))
+        monkeypatch.setattr(train, "run_peer", fails)
+        with pytest.raises(RuntimeError, match="no trl"):
+            train.compare(SimpleNamespace(), peers.trl({}), argparse.Namespace(pairs=1))  # type: ignore[arg-type]
+
+
+class TestTable:
+    def report(self, device: str, rows: dict[str, list[Measured]], absent: str | None, monkeypatch: Any) -> None:
+        monkeypatch.setattr(table, "list_gpus", lambda: [{"name": "NVIDIA H100"}])
+        work = SimpleNamespace(spec=SimpleNamespace(device=device), tokens_of_step=[40] * 6)
+        table.report(work, rows, [100.0], {"micro_batch": 4}, "rows.jsonl", "trl==1.16", absent)  # type: ignore[arg-type]
+
+    def test_on_cuda_memory_is_the_cards_and_speed_has_no_target(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        rows = {
+            "Tunery": [measured(40, 1_000_000_000)],
+            "TRL, its defaults": [measured(10, 4_000_000_000)],
+            "TRL, its best": [measured(20, 5_000_000_000)],
+            "Unsloth": [measured(30, 2_000_000_000)],
+        }
+        self.report("cuda", rows, None, monkeypatch)
+        text = capsys.readouterr().out
+        (line,) = [line for line in text.splitlines() if line.startswith("Unsloth")]
+        assert line.split()[1:6] == ["30", "30%", "1.33", "(1.33-1.33)", "2.00"]
+        assert "NVIDIA H100" in text
+        assert "what tensors occupied on the card" in text
+        assert "met    of TRL's best's memory: 0.20 x" in text
+        assert "of TRL's best speed" not in text
+
+    def test_who_is_not_there_is_named_below_it(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        rows = {name: [measured(40)] for name in ("Tunery", "TRL, its defaults", "TRL, its best")}
+        _, absent = peers.unsloth("cpu", Path(sys.executable))
+        self.report("cpu", rows, absent, monkeypatch)
+        text = capsys.readouterr().out
+        assert "Unsloth is left out: it needs an NVIDIA GPU" in text
+        assert "MISSED of TRL's best speed: 1.00 x" in text
+        assert "8.00 GB" in text
+
+
+def test_both_scripts_are_whole() -> None:
+    for name in ("peer_trl.py", "peer_unsloth.py"):
+        subprocess.run([sys.executable, "-m", "py_compile", str(HERE / name)], check=True)

@@ -1,0 +1,82 @@
+"""Giving way as it happens: a worker's process, the real trainer, a reconciler, and an urgent job that comes late."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import update
+
+from app.db.engine import transaction
+from app.db.tables import Attempt, Job
+from app.domain import giving_way
+from app.domain.states import TERMINAL
+from tests.factories import chat_lines
+from tests.worker import worker_process
+from tests.worker.bench import Bench, until
+from tests.worker.test_real_trainer import be_patient, weights_of
+from worker.child import TRAINER
+from worker.reconciler import Reconciler
+from worker.validate import Validator
+
+pytestmark = pytest.mark.timeout(400)
+STEPS = 60  # enough that who is asked at the third finds it still training
+LONG = {"hyperparameters": {"n_epochs": 2, "batch_size": 1}, "lora": {"r": 4}, "quantization": None}
+SHORT = {"hyperparameters": {"max_steps": 2}, "lora": {"r": 4}, "quantization": None}
+PATIENCE_SECONDS = 150.0
+
+
+@pytest.fixture
+def service(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Bench]:
+    """One GPU slot in a process of its own, and a reconciler that may ask a job to give way, at any time."""
+    be_patient(bench)
+    settings = bench.resources.settings
+    settings.give_way, settings.give_way_after_seconds, settings.stop_grace_seconds = True, 0.0, PATIENCE_SECONDS
+    monkeypatch.setattr(giving_way, "SOON_SECONDS", 0.0)  # a tiny model trains for seconds
+    reconciler = threading.Thread(target=Reconciler(bench.resources).run)
+    bench.threads.append(reconciler)
+    worker = worker_process.start(settings, TRAINER, "gpu", "gpu0")
+    reconciler.start()
+    yield bench
+    worker.kill()
+    worker.wait()
+    print((tmp_path / "gpu0.log").read_text())
+
+
+def test_a_job_that_gave_way_has_the_adapter_of_one_that_was_left_alone(service: Bench) -> None:
+    left_alone, long = (service.created(chat_lines(STEPS // 2), body=LONG, suffix="demo") for _ in range(2))
+    urgent = service.created(body=SHORT)
+    validate_all(service)
+    service.pause(urgent)  # it comes when the test says so
+    with transaction(service.sessions) as session:
+        session.execute(update(Job).where(Job.id == urgent.id).values(is_urgent=True))
+    until(lambda: service.has_reached(long, 3), "a third step", PATIENCE_SECONDS)
+    service.resume(urgent)
+    jobs = (left_alone, long, urgent)
+    until(lambda: all(service.job(job).state in TERMINAL for job in jobs), "three ends", PATIENCE_SECONDS)
+
+    for job in jobs:
+        assert service.job(job).state == "succeeded", service.messages(job)
+    gone = service.job(long)
+    assert (gone.times_yielded, gone.desired, gone.crash_streak) == (1, "run", 0)
+    (first, second), (between,) = trainings(service, long), trainings(service, urgent)
+    assert (first.reason, second.reason) == ("gave_way", "done")
+    assert first.ended_at is not None
+    assert between.ended_at is not None
+    assert first.ended_at <= between.started_at <= between.ended_at <= second.started_at
+    told = [event.data["step"] for event in service.events(long) if event.type == "metrics"]
+    assert told == list(range(1, STEPS + 1))
+    assert any(message.startswith("The job gave way to an urgent one at step ") for message in service.messages(long))
+    assert weights_of(service, long) == weights_of(service, left_alone)
+
+
+def validate_all(service: Bench) -> None:
+    validator = Validator(service.resources, "cpu0@test#1")
+    while validator.take_one():
+        pass
+
+
+def trainings(service: Bench, job: Job) -> list[Attempt]:
+    return [attempt for attempt in service.attempts(job) if attempt.kind == "train"]
