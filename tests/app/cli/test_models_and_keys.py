@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
-from app.db import keys, models
+from app.db import keys, models, projects
 from app.db.engine import Sessions, transaction
 from app.domain import catalog
 from tests.app.cli.conftest import Tunery
@@ -111,9 +111,19 @@ class TestKeys:
             assert key.name == "ci"
         assert "not shown again" in done.err
 
-    def test_a_new_project_is_said_to_be_new(self, operator: Tunery) -> None:
+    def test_the_first_of_all_makes_its_project_and_says_so(self, operator: Tunery) -> None:
         assert "'team' is new" in operator("keys", "create", "--project", "team").err
         assert "is new" not in operator("keys", "create", "--project", "team").err
+
+    def test_a_later_one_makes_a_project_only_when_asked(self, operator: Tunery, sessions: Sessions) -> None:
+        operator("keys", "create", "--project", "team")
+        refused = operator("keys", "create", "--project", "taem")
+        assert (refused.exit_code, refused.out) == (3, "")
+        assert "no project 'taem'" in refused.err
+        assert "--create-project" in refused.err
+        with transaction(sessions) as session:
+            assert projects.get_by_name(session, "taem") is None
+        assert "'other' is new" in operator("keys", "create", "--project", "other", "--create-project").err
 
     def test_an_empty_project_is_a_usage_error(self, operator: Tunery) -> None:
         assert operator("keys", "create", "--project", " ").exit_code == 2
