@@ -9,6 +9,7 @@ from sqlalchemy import make_url
 
 from app.db import keys, models, projects
 from app.db.engine import Sessions, transaction
+from app.db.tables import Job
 from app.domain import catalog
 from tests.app.cli.conftest import Tunery
 from tests.tiny import make_tiny_base
@@ -100,6 +101,35 @@ class TestModelsRemove:
         done = operator("models", "remove", "tony")
         assert done.exit_code == 3
         assert "on offer: tiny" in done.err
+
+
+class TestModelsWhere:
+    def test_prints_the_directory_that_an_adapter_needs(self, operator: Tunery, model_directory: Path) -> None:
+        operator("models", "add", "tiny", model_directory)
+        assert operator("models", "where", "tiny").out == f"{model_directory}\n"
+        unknown = operator("models", "where", "tony")
+        assert (unknown.exit_code, "on offer: tiny" in unknown.err) == (3, True)
+
+
+class TestModelsDelete:
+    def test_the_name_is_gone_and_the_adapter_stays(self, tunery: Tunery, trained_job: Job) -> None:
+        name = trained_job.fine_tuned_model
+        assert tunery("models", "delete", name).out == f"{name} deleted\n"
+        assert name not in tunery("models", "list").out
+        assert tunery("models", "delete", name).exit_code == 3
+        job = tunery("jobs", "get", trained_job.id, "--json").json
+        assert (job["fine_tuned_model"], tunery("files", "get", job["adapter"]["archive_file_id"]).exit_code) == (
+            name,
+            0,
+        )
+
+    def test_a_base_model_is_the_operators(self, tunery: Tunery, base_model: str) -> None:
+        assert "tunery models remove" in tunery("models", "delete", base_model).err
+        assert base_model in tunery("models", "list").out
+
+    @pytest.mark.parametrize("name", ["no/such", "a?b=c", "../files"])
+    def test_whatever_is_no_name_is_not_found(self, tunery: Tunery, name: str) -> None:
+        assert tunery("models", "delete", name).exit_code == 3
 
 
 class TestKeys:
