@@ -19,7 +19,7 @@ setup: $(DEV) ## Create .venv with everything for running and developing
 up: $(RUN) ## Start the whole service on this machine (ARGS="--port 9000")
 	$(BIN)/tunery up $(ARGS)
 
-demo: $(RUN) ## The main job, end to end: upload, train, download, compare (3 to 5 minutes on 2 cores)
+demo: $(RUN) ## The main job, end to end: upload, train, download, compare (3 to 5 minutes on 2 idle cores)
 	$(BIN)/tunery demo $(ARGS)
 
 doctor: $(RUN) ## Check this machine and say what to do about each finding

@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from app.api import examples
+from app.cli.local import base_model
 from app.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 PYTHON = re.compile(r"```python\n(.*?)```", re.S)
+SHELL = re.compile(r"```sh\n(.*?)```", re.S)
+BUNDLED = re.compile(r"\bsmollm2-135m-instruct\b", re.I)
 MAKE = re.compile(r"`make ([a-z-]+)")
 
 
@@ -30,7 +34,11 @@ def test_every_setting_is_documented_with_its_environment_variable(name: str) ->
 
 
 def test_the_settings_page_names_no_variable_that_is_not_read() -> None:
-    known = {variable_of(name) for name in Settings.model_fields} | {"TUNERY_BASE_URL", "TUNERY_API_KEY"}
+    known = {variable_of(name) for name in Settings.model_fields} | {
+        "TUNERY_BASE_URL",
+        "TUNERY_API_KEY",
+        "TUNERY_DEBUG",
+    }
     assert set(re.findall(r"`(TUNERY_[A-Z_0-9]+)`", read("settings.md"))) <= known
 
 
@@ -59,6 +67,19 @@ def test_every_link_of_a_page_leads_somewhere(path: Path) -> None:
 def test_every_python_block_of_a_page_compiles(path: Path) -> None:
     for number, block in enumerate(PYTHON.findall(path.read_text(encoding="utf-8"))):
         compile(block, f"{path.name}, block {number}", "exec")
+
+
+def test_the_bundled_model_has_one_name_everywhere() -> None:
+    written = {name for path in DOCS if "reference" not in path.parts
+               for name in BUNDLED.findall(path.read_text(encoding="utf-8"))}  # fmt: skip
+    assert written == {base_model.NAME}
+    assert examples.MODEL == base_model.NAME  # of which the reference is made
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_curl_takes_its_key_and_address_from_what_the_readme_sets(path: Path) -> None:
+    shell = "".join(SHELL.findall(path.read_text(encoding="utf-8")))
+    assert re.findall(r"Bearer \$\w+|\$URL\b", shell) == []
 
 
 def test_every_make_target_that_is_named_exists() -> None:

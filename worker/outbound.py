@@ -49,7 +49,10 @@ class RefusedAddressError(Exception):
 
 def resolve(host: str, port: int) -> list[str]:
     """Every address of a name. Raises OSError."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise OSError(f"{host} was not found ({error.strerror or error})") from error
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 

@@ -70,13 +70,26 @@ def admit(request: Request, key: KnownKey | None) -> Caller:
 
 def bearer_secret(request: Request) -> str:
     """Raises InvalidApiKey when there is no key in the request."""
-    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    header = request.headers.get("authorization", "").strip()
+    scheme, _, secret = header.partition(" ")
+    if _is_a_header_in_a_header(header, secret):
+        raise InvalidApiKey(
+            "The value of the Authorization header begins with its own name, or says Bearer twice. Send "
+            'Authorization: Bearer YOUR_KEY; a shell variable that holds the whole header is used as it is, -H "$KEY".'
+        )
     if scheme.lower() != "bearer" or not secret.strip():
         raise InvalidApiKey(
             "You didn't provide an API key. Send it as a header: Authorization: Bearer YOUR_KEY "
             "(`tunery keys create` makes one)."
         )
     return secret.strip()
+
+
+def _is_a_header_in_a_header(header: str, secret: str) -> bool:
+    """Of a shell variable that holds more, or less, than where it is used takes it for."""
+    return header.lower().startswith("authorization:") or secret.strip().lower().startswith(
+        ("authorization:", "bearer ")
+    )
 
 
 def wrong_key() -> InvalidApiKey:

@@ -8,7 +8,7 @@ from app.api.schemas.job_requests import CreateJob
 
 OpenApi = dict[str, Any]
 SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
-MODEL = "smollm2-135m-instruct"
+MODEL = "SmolLM2-135M-Instruct"
 TUNED = f"ft:{MODEL}:tunery:demo:1f8a20c4"
 JOB_ID = "ftjob-4f6e1c0b9d2a7e8c3b5a6d1f"
 FILE_ID = "file-0a1b2c3d4e5f60718293a4b5"
@@ -122,7 +122,7 @@ BASE_MODEL = {
     "lora_limits": {"max_r": 192, "target_modules": ["down_proj", "k_proj", "q_proj", "v_proj"]},
 }  # fmt: skip
 TUNED_MODEL = {
-    "id": TUNED, "object": "model", "created": 1795000460, "owned_by": "tunery", "fine_tunable": False,
+    "id": TUNED, "object": "model", "created": 1795000460, "owned_by": "tunery", "fine_tunable": True,
     "base_model": MODEL, "fine_tuning_job_id": JOB_ID,
 }  # fmt: skip
 READY = {

@@ -66,7 +66,7 @@ DIFF = {
     "right": {
         "id": CLONE_ID,
         "status": "succeeded",
-        "fine_tuned_model": "ft:smollm2-135m-instruct:tunery:demo:2a9b31d5",
+        "fine_tuned_model": "ft:SmolLM2-135M-Instruct:tunery:demo:2a9b31d5",
         "training_file": examples.FILE_ID,
         "validation_file": None,
         "cloned_from": examples.JOB_ID,

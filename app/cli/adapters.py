@@ -83,7 +83,7 @@ def merge_adapter(
         print_json(merged)
         return
     print_line(str(directory))
-    remark(f"{merged['changed']} of {merged['tensors']} tensors are not the base model's.")
+    remark(f"The adapter changed {merged['changed']} of the base model's {merged['tensors']} tensors.")
 
 
 def download(client: "Client", job_id: str, directory: Path, checkpoint: int | None = None) -> Download:

@@ -8,7 +8,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from app.cli.errors import CliError, Missing, Misused, NotAllowed
 from app.cli.local.layout import Layout, default_data_dir
@@ -56,6 +56,17 @@ def job_path(job_id: str, *rest: str) -> str:
     if not ID.fullmatch(job_id):
         raise Missing(f"There is no job {job_id!r}; `tunery jobs list` has them.")
     return "/".join(("fine_tuning/jobs", job_id, *rest))
+
+
+def file_path(file_id: str, *rest: str) -> str:
+    if not ID.fullmatch(file_id):
+        raise Missing(f"There is no file {file_id!r}; `tunery files list` has them.")
+    return "/".join(("files", file_id, *rest))
+
+
+def model_path(name: str) -> str:
+    """A name may hold slashes and colons, and whatever somebody mistook for one."""
+    return f"models/{quote(name, safe='')}"
 
 
 def _root(base_url: str) -> str:

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.cli.address import ID, job_path
-from app.cli.archive import check, fetch
 from app.cli.errors import CliError, Missing, Misused
+from app.cli.files import fetch_file
 from app.cli.jobs import JobId
 from app.cli.options import AsJson, with_client
 from app.cli.output import print_json, print_line, print_table, remark, size_text, time_text
-from app.cli.progress import bytes_bar
 
 if TYPE_CHECKING:
     from app.cli.client import Client
@@ -103,10 +102,5 @@ def _download(client: "Client", made: dict[str, Any], directory: Path) -> None:
     aside.mkdir(parents=True, exist_ok=True)
     for file in made["files"]:
         part = aside / Path(file["filename"]).name
-        part.touch()
-        have = part.stat().st_size
-        if have < file["bytes"]:
-            with bytes_bar(f"downloading {part.name}", file["bytes"], have) as advance:
-                fetch(client, f"files/{file['id']}/content", part, file["bytes"], advance)
-        check(part, file["bytes"], file["sha256"])
+        fetch_file(client, file, part)
     shutil.move(aside, directory)

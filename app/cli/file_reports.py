@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from app.cli import files
+from app.cli.address import model_path
 from app.cli.job_options import Model
 from app.cli.jobs import is_path
 from app.cli.options import AsJson, with_client
@@ -36,6 +37,8 @@ def validate(
     as_json: AsJson = False,
 ) -> None:
     """Report on a data set by the rules of training. Exits with 1 where a job would not take the file."""
+    if any([is_path(file), is_path(validation_file)]):
+        client.get(model_path(model))  # before anything is uploaded for a name that is not on offer
     asked = {"model": model, "method": method, "context_length": context_length, "rows": rows}
     asked["validation_file"] = _id_of(client, validation_file) if validation_file else None
     file_id = _id_of(client, file)

@@ -1,4 +1,4 @@
-"""`tunery files`: upload a dataset, list what is there."""
+"""`tunery files`: upload a dataset, list what is there, bring it here, delete it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from app.cli.address import file_path
+from app.cli.archive import check, fetch
 from app.cli.errors import Misused
 from app.cli.options import AsJson, with_client
-from app.cli.output import print_json, print_line, print_table, size_text, time_text
+from app.cli.output import print_fields, print_json, print_line, print_table, size_text, time_text
 from app.cli.progress import bytes_bar
 from app.cli.sending import send_file
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from app.cli.client import Client
 
 commands = typer.Typer(no_args_is_help=True, help="Datasets and results on the server.")
+
+FileId = Annotated[str, typer.Argument(help="The file's id, such as file-0a1b….", metavar="FILE")]
 
 
 @commands.command("upload")
@@ -59,9 +63,72 @@ def list_files(
     print_table(columns, rows, "No files. `tunery files upload PATH` adds one.")
 
 
+@commands.command("get")
+@with_client
+def get(client: "Client", file_id: FileId, as_json: AsJson = False) -> None:
+    """Show one file."""
+    file = client.get(file_path(file_id))
+    if as_json:
+        print_json(file)
+    else:
+        print_fields(_fields(file))
+
+
+@commands.command("download")
+@with_client
+def download(
+    client: "Client",
+    file_id: FileId,
+    path: Annotated[Path | None, typer.Option("--output", "-o", help="Absent: its own name, here.")] = None,
+) -> None:
+    """Bring a file here, every byte verified. An interrupted download goes on where it broke off."""
+    file = client.get(file_path(file_id))
+    to = path or Path(Path(file["filename"]).name or file_id)
+    if to.exists() or to.is_symlink():
+        raise Misused(f"{to} is there already. Choose another place with -o, or remove it.")
+    to.parent.mkdir(parents=True, exist_ok=True)
+    fetch_file(client, file, to.with_name(f".{to.name}.{file_id}.part")).replace(to)
+    print_line(str(to))
+
+
+@commands.command("delete")
+@with_client
+def delete(
+    client: "Client",
+    file_ids: Annotated[list[str], typer.Argument(help="Files' ids; several at once.", metavar="FILE...")],
+) -> None:
+    """Delete files for good. Their bytes go as soon as no unfinished job needs them."""
+    for path in [file_path(file_id) for file_id in file_ids]:
+        print_line(f"{client.delete(path)['id']} deleted")
+
+
+def fetch_file(client: "Client", file: dict[str, Any], part: Path) -> Path:
+    """Bring a file to `part`, going on from what is there of it, and verify it."""
+    part.touch()
+    have = part.stat().st_size
+    if have < file["bytes"]:
+        with bytes_bar(f"downloading {file['filename']}", file["bytes"], have) as advance:
+            fetch(client, file_path(file["id"], "content"), part, file["bytes"], advance)
+    check(part, file["bytes"], file["sha256"])
+    return part
+
+
 def send(client: "Client", path: Path, purpose: str = "fine-tune", upload_id: str | None = None) -> dict[str, Any]:
     with _readable(path) as size_bytes, bytes_bar(f"uploading {path.name}", size_bytes) as advance:
         return send_file(client, path, purpose, upload_id, advance)
+
+
+def _fields(file: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        ("id", file["id"]),
+        ("filename", file["filename"]),
+        ("size", size_text(file["bytes"])),
+        ("lines", f"{file['line_count']:,}" if file.get("line_count") is not None else ""),
+        ("SHA-256", file["sha256"]),
+        ("purpose", file["purpose"]),
+        ("created", time_text(file["created_at"])),
+        ("expires", time_text(file["expires_at"]) if file.get("expires_at") else ""),
+    ]
 
 
 @contextmanager

@@ -157,11 +157,21 @@ def set_job(
 @with_client
 def cancel(client: "Client", job_id: JobId, as_json: AsJson = False) -> None:
     """End a job; what it trained since its last checkpoint is lost."""
-    job = client.post(job_path(job_id, "cancel"))
-    if as_json:
-        print_json(job)
-    else:
-        print_line(f"{job['id']}  {job['status']}")
+    _move(client, job_id, "cancel", as_json)
+
+
+@commands.command("pause")
+@with_client
+def pause(client: "Client", job_id: JobId, as_json: AsJson = False) -> None:
+    """Let a job stop at its next step; it keeps what it has trained and frees its GPU."""
+    _move(client, job_id, "pause", as_json)
+
+
+@commands.command("resume")
+@with_client
+def resume(client: "Client", job_id: JobId, as_json: AsJson = False) -> None:
+    """Put a paused job back into the queue; it goes on where it stopped."""
+    _move(client, job_id, "resume", as_json)
 
 
 @commands.command("events")
@@ -199,6 +209,14 @@ def tell_created(job: dict[str, Any], as_json: bool, follow: bool) -> None:
     print_line(job["id"])
     if not follow:
         remark(f"`tunery jobs watch {job['id']}` follows it.")
+
+
+def _move(client: "Client", job_id: str, verb: str, as_json: bool) -> None:
+    job = client.post(job_path(job_id, verb))
+    if as_json:
+        print_json(job)
+    else:
+        print_line(f"{job['id']}  {job['status']}")
 
 
 def _fields(job: dict[str, Any]) -> list[tuple[str, str]]:

@@ -12,7 +12,10 @@ from app.cli.output import print_json, print_line, print_table, remark
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from sqlalchemy.orm import Session
+
     from app.cli.database import Database
+    from app.db.tables import Project
 
 commands = typer.Typer(no_args_is_help=True, help="API keys and the projects they open.")
 
@@ -25,25 +28,27 @@ KeyId = Annotated[str, typer.Argument(metavar="ID", help="As `keys list` has it.
 @with_database
 def create(
     database: "Database",
-    project: Annotated[str, typer.Option(help="The project it opens; a new name makes a new project.")],
+    project: Annotated[str, typer.Option(help="The project it opens: its name or its id.")],
     name: Annotated[str, typer.Option(help="Who or what uses it.")] = "cli",
     scope: Annotated[
         list[str] | None, typer.Option(help="What it may do; again for more. Absent: all, which is not admin.")
     ] = None,
     expires_in: Annotated[str | None, typer.Option(help="Such as 90d or 12h; absent: never.", metavar="TIME")] = None,
+    create_project: Annotated[
+        bool, typer.Option("--create-project", help="Make the project if it is not there.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Create a key and print it, this once."""
+    """Create a key and print it, this once. The first key of all makes its project, too."""
     from app.db import projects
     from app.domain.scopes import ALL
     from app.services import keys
-    from app.services.projects import checked_name
 
     if not project.strip():
         raise Misused("--project is empty; give the project's name, such as `default`.")
     with database.transaction() as session:
         known = projects.get(session, project) or projects.get_by_name(session, project)
-        owner = known or projects.ensure(session, checked_name(project, "--project"))
+        owner = known or _new_project(session, project, create_project)
         expires_in_seconds = None if expires_in is None else _seconds("--expires-in", expires_in)
         issued = keys.create(session, owner, name, scope or [ALL], expires_in_seconds)
     if known is None:
@@ -109,6 +114,19 @@ def revoke(database: "Database", key_id: KeyId) -> None:
         if not keys.revoke(session, key_id):
             raise Missing(f"No live key has the id {key_id!r}; `tunery keys list` has them.")
     print_line(f"{key_id} revoked")
+
+
+def _new_project(session: "Session", name: str, asked_for: bool) -> "Project":
+    """Only when asked for, as a slip of the fingers would otherwise make one; nobody has any before the first key."""
+    from app.db import keys, projects
+    from app.services.projects import checked_name
+
+    if not asked_for and keys.any_key(session):
+        raise Missing(
+            f"There is no project {name!r}; `tunery projects list` has them, and `tunery projects create` or "
+            "--create-project makes a new one."
+        )
+    return projects.ensure(session, checked_name(name, "--project"))
 
 
 def _seconds(option: str, text: str) -> int:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from app.cli.address import model_path
 from app.cli.errors import Missing, Misused
 from app.cli.options import AsJson, with_client, with_database
 from app.cli.output import print_json, print_line, print_table, remark, time_text
@@ -62,6 +63,28 @@ def list_models(client: "Client", as_json: AsJson = False) -> None:
     print_table(["id", "kind", "context", "created"], rows, "No models. `tunery models add NAME DIR` offers one.")
 
 
+@commands.command("where")
+@with_database
+def where(database: "Database", name: ModelName) -> None:
+    """Print the directory of a base model, which PEFT, vLLM and `tunery adapters merge` need beside an adapter."""
+    from app.db import models
+
+    with database.transaction() as session:
+        directories = {row.name: row.directory for row in models.list_base(session)}
+    if name not in directories:
+        raise _unknown(name, list(directories))
+    print_line(directories[name])
+
+
+@commands.command("delete")
+@with_client
+def delete(
+    client: "Client", name: Annotated[str, typer.Argument(help="Such as ft:base:organization:suffix:id.")]
+) -> None:
+    """Delete a model that was trained here: its name is gone, its job and the files of its adapter stay."""
+    print_line(f"{client.delete(model_path(name))['id']} deleted")
+
+
 @commands.command("remove")
 @with_database
 def remove(database: "Database", name: ModelName) -> None:
@@ -70,9 +93,12 @@ def remove(database: "Database", name: ModelName) -> None:
 
     with database.transaction() as session:
         if not models.unregister(session, name):
-            known = ", ".join(row.name for row in models.list_base(session)) or "none"
-            raise Missing(f"No base model is called {name!r}; on offer: {known}.")
+            raise _unknown(name, [row.name for row in models.list_base(session)])
     print_line(f"{name} is no longer on offer")
+
+
+def _unknown(name: str, known: list[str]) -> Missing:
+    return Missing(f"No base model is called {name!r}; on offer: {', '.join(known) or 'none'}.")
 
 
 def _refuse_unusable(name: str, learning_rate: float | None) -> None:

@@ -32,6 +32,7 @@ MAX_RETRY_AFTER_SECONDS = 86_400.0
 SECRET_BYTES = 32
 SECRET_PREFIX = "whsec_"
 MAX_URL = 2_048
+PLAIN = "is not an address that begins with https://; the operator can allow http:// (TUNERY_WEBHOOK_ALLOW_HTTP=true)"
 
 
 def new_secret() -> str:
@@ -108,13 +109,15 @@ def _url_problem(url: str, allow_http: bool, networks: Sequence[Network]) -> str
     except ValueError as error:
         return f"{url[:100]!r} is no URL: {error}"
     schemes = ("https", "http") if allow_http else ("https",)
-    if parts.scheme not in schemes or not host or port == 0:
+    if parts.scheme not in ("https", "http") or not host or port == 0:
         return f"{url[:100]!r} is not an address that begins with {' or '.join(f'{one}://' for one in schemes)}"
     if parts.username is not None or parts.password is not None:
         return "a user name or password in it is refused: it would be in logs; the signature says who sends"
     if parts.fragment:
         return "a fragment (#...) is never sent; leave it out"
-    return None if _may_be_public(parts, networks) else _private(host)
+    problems = [] if parts.scheme in schemes else [f"{url[:100]!r} {PLAIN}"]
+    problems += [] if _may_be_public(parts, networks) else [_private(host)]
+    return "; ".join(problems) or None
 
 
 def _may_be_public(parts: SplitResult, networks: Sequence[Network]) -> bool:

@@ -14,6 +14,7 @@ from app.domain.spec import JobSpec
 from app.errors import NotFound
 
 COUNTS = ("examples", "tokens_per_epoch", "labelled_tokens_per_epoch")
+BASE_SHA256 = "base_model_sha256"
 MACHINE = ("device", "compute_dtype", "threads", "versions")
 RESULT_METRICS = ("train_loss", "train_mean_token_accuracy", "full_valid_loss", "full_valid_mean_token_accuracy")
 
@@ -50,9 +51,9 @@ def compare(session: Session, left: Job, right: Job) -> Diff:
     return Diff(
         left,
         right,
-        data=side_by_side(one.data, other.data),
-        config=side_by_side(one.config, other.config),
-        environment=side_by_side(one.environment, other.environment),
+        data=side_by_side(one.data, other.data, told_by_a_run=COUNTS),
+        config=side_by_side(one.config, other.config, told_by_a_run=(BASE_SHA256,)),
+        environment=side_by_side(one.environment, other.environment, told_by_a_run=one.environment),
         result=side_by_side(one.result, other.result),
     )
 
@@ -84,9 +85,11 @@ def _file(session: Session, file_id: str | None) -> dict[str, Any] | None:
 
 def _config(session: Session, job: Job) -> dict[str, Any]:
     spec = JobSpec.model_validate(job.spec).model_dump(mode="json", exclude={"version", "dtype_is_free"})
+    if spec["hyperparameters"]["learning_rate"] is not None:
+        spec["hyperparameters"].pop("learning_rate_multiplier")  # only the way to that rate; a clone asks for the rate
     return {
         "base_model": spec.pop("base_model"),
-        "base_model_sha256": _base_sha256(session, job),
+        BASE_SHA256: _base_sha256(session, job),
         "method": spec.pop("method"),
         "continued_from": spec.pop("continued_from"),
         "seed": spec.pop("seed"),

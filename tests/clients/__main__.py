@@ -126,7 +126,7 @@ def _context(service: Service, base: Path, generation: Generation) -> dict[str, 
 
 
 def _key(service: Service, project: str) -> str:
-    return service.tunery("keys", "create", "--project", project).stdout.strip()
+    return service.tunery("keys", "create", "--project", project, "--create-project").stdout.strip()
 
 
 def _real(generation: Generation, chosen: list[Generation]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 import threading
 import time
@@ -98,6 +99,14 @@ class TestWhereItMayGo:
 
         answer = post("https://hooks.example.com/", {}, b"", OURS, resolve)
         assert "Name or service not known" in str(answer.error)
+
+    def test_a_name_without_an_address_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def getaddrinfo(*_: object, **__: object) -> None:
+            raise socket.gaierror(-2, "Name or service not known")
+
+        monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+        answer = post("https://hooks.example.com/", {}, b"", OURS)
+        assert answer.error == "hooks.example.com was not found (Name or service not known)"
 
 
 class TestLimits:

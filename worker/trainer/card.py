@@ -20,7 +20,8 @@ Trained with Tunery: {step} optimizer steps, {epoch:.2f} epochs, {tokens:,} toke
 
 ## Use
 
-The base model is not in this directory; `{name}` is the name it was registered under.
+The base model is not in this directory; `{name}` is the name it was registered under, and where it was trained
+`tunery models where {name}` prints its directory.
 
 ```python
 from peft import PeftModel

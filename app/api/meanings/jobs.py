@@ -86,7 +86,10 @@ BY_SCHEMA = {
     "DiffJob.cloned_from": "The job that it was cloned from, or null.",
     "DiffJob.fine_tuned_model": "The `ft:` name of the result; null until it has succeeded.",
     "DiffJob.status": "As the job says it.",
-    "DiffRow.differs": "Whether the two values are not the same, in type or in value.",
+    "DiffRow.differs": (
+        "Whether the two values are not the same, in type or in value. What only a run tells is null before it, and "
+        "that is no difference."
+    ),
     "DiffRow.left": "The value of the job of the path; null: it has none.",
     "DiffRow.path": "Where the value stands, dotted, such as `lora.r`.",
     "DiffRow.right": "The value of the job of `with`; null: it has none.",

@@ -198,6 +198,8 @@ class _Up:
             self._conversion.kill()
         several = tuple(name for name in self._supervisor.pids if name.startswith("gpu-worker-"))
         self._supervisor.stop(((*STOP_ORDER[0], *several), *STOP_ORDER[1:]))
+        if self._stop.requested:
+            self._tell("stopped", f"nothing runs any more; the data stays in {self._layout.root}")
 
     def _tell(self, what: str, text: str) -> None:
         self._say(f"{what:<11} {text}")

@@ -137,6 +137,15 @@ class TestEveryRouteUnderV1:
         secret = "tnry_0123456789ab_almost-right"
         assert secret not in client.get("/v1/files", headers={"Authorization": f"Bearer {secret}"}).text
 
+    @pytest.mark.parametrize(
+        "value", ["Bearer Authorization: Bearer x-1", "Authorization: Bearer x-1", "Bearer Bearer x-1"]
+    )
+    def test_says_when_a_header_was_put_into_the_header(self, client: TestClient, value: str) -> None:
+        answer = client.get("/v1/models", headers={"Authorization": value})
+        assert answer.status_code == 401
+        assert "begins with its own name, or says Bearer twice" in answer.json()["error"]["message"]
+        assert "x-1" not in answer.text
+
     def test_looks_at_the_key_before_it_reads_a_json_body(self, client: TestClient) -> None:
         answer = client.post("/v1/fine_tuning/jobs", content=b"{not json", headers={"Authorization": "Bearer wrong"})
         assert answer.status_code == 401

@@ -170,7 +170,14 @@ class TestDiff:
         new = client.post(JOBS, json={"model": "tiny", "training_file": training_file}).json()["id"]
         body = client.get(f"{JOBS}/{new}/diff", params={"with": finished[0].id}).json()
         assert self.values(body["environment"])["device"] == (None, "NVIDIA L4")
+        assert (self.differing(body["data"]), self.differing(body["environment"])) == ({}, {})
         assert self.values(body["result"])["status"] == ("validating_files", "succeeded")
+
+    def test_a_clone_differs_in_what_was_named(self, client: TestClient, finished: list[Job]) -> None:
+        original = finished[0].id
+        clone = client.post(f"{JOBS}/{original}/clone", json={"lora": {"r": 4}, "seed": 1}).json()["id"]
+        body = client.get(f"{JOBS}/{original}/diff", params={"with": clone}).json()
+        assert self.differing(body["config"]) == {"lora.r": (8, 4), "seed": (7, 1)}
 
     def test_the_other_job_must_be_named_and_the_projects(
         self, client: TestClient, finished: list[Job], foreign_headers: dict[str, str]

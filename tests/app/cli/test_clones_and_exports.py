@@ -138,6 +138,15 @@ class TestValidate:
         assert "12 rows" in done.out  # that stand in the validation file, too
         assert "400 an epoch, 98 of them trained" in done.out
 
+    @pytest.mark.parametrize("wrong", [("--model", "tony"), ("--model", "tiny", "--validation-file", "none.jsonl")])
+    def test_nothing_is_uploaded_for_what_cannot_be(
+        self, tunery: Tunery, tmp_path: Path, wrong: tuple[str, ...]
+    ) -> None:
+        data = tmp_path / "train.jsonl"
+        data.write_bytes(chat_lines(12))
+        assert tunery("files", "validate", data, *wrong).exit_code in (2, 3)
+        assert tunery("files", "list", "--json").json == []
+
     def test_a_file_that_no_job_takes_ends_with_one_and_names_the_lines(self, tunery: Tunery, tmp_path: Path) -> None:
         data = tmp_path / "train.jsonl"
         data.write_bytes(chat_lines(10) + json.dumps({"messages": []}).encode() + b"\n")

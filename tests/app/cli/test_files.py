@@ -27,6 +27,55 @@ def dataset(tmp_path: Path) -> Path:
     return path
 
 
+class TestOneFile:
+    @pytest.fixture
+    def file_id(self, tunery: Tunery, dataset: Path) -> str:
+        return tunery("files", "upload", dataset).out.strip()
+
+    def test_is_shown(self, tunery: Tunery, file_id: str, dataset: Path) -> None:
+        shown = tunery("files", "get", file_id).out
+        assert "train.jsonl" in shown
+        assert hashlib.sha256(dataset.read_bytes()).hexdigest() in shown
+        assert tunery("files", "get", file_id, "--json").json["id"] == file_id
+
+    def test_comes_here_under_its_own_name_and_nothing_is_overwritten(
+        self, tunery: Tunery, file_id: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        here = tmp_path / "here"
+        here.mkdir()
+        monkeypatch.chdir(here)
+        assert tunery("files", "download", file_id).out == "train.jsonl\n"
+        assert (here / "train.jsonl").read_bytes() == dataset.read_bytes()
+        again = tunery("files", "download", file_id)
+        assert (again.exit_code, "is there already" in again.err) == (2, True)
+        assert [path.name for path in here.iterdir()] == ["train.jsonl"]
+
+    def test_goes_on_where_a_download_broke_off_and_is_verified(
+        self, tunery: Tunery, file_id: str, dataset: Path, tmp_path: Path
+    ) -> None:
+        to, part = tmp_path / "got", tmp_path / f".got.{file_id}.part"
+        part.write_bytes(dataset.read_bytes()[:100])
+        assert tunery("files", "download", file_id, "-o", to).exit_code == 0
+        assert to.read_bytes() == dataset.read_bytes()
+        part.write_bytes(b"x" * 100)
+        wrong = tunery("files", "download", file_id, "-o", tmp_path / "other" / "got")
+        assert wrong.exit_code == 0  # another place, another part
+        to.unlink()
+        assert "SHA-256" in tunery("files", "download", file_id, "-o", to).err
+        assert not to.exists()
+
+    def test_is_deleted_with_others(self, tunery: Tunery, file_id: str, dataset: Path) -> None:
+        other = tunery("files", "upload", dataset).out.strip()
+        assert tunery("files", "delete", file_id, other).out == f"{file_id} deleted\n{other} deleted\n"
+        assert tunery("files", "list", "--json").json == []
+        assert tunery("files", "delete", file_id).exit_code == 3
+
+    @pytest.mark.parametrize("verb", ["get", "download", "delete"])
+    def test_that_is_none_is_not_found(self, tunery: Tunery, verb: str) -> None:
+        for file_id in ("file-none", "../models"):
+            assert tunery("files", verb, file_id).exit_code == 3
+
+
 class TestUpload:
     def test_the_id_is_all_that_standard_output_has(
         self, tunery: Tunery, dataset: Path, sessions: Sessions, project: Project, storage: LocalStorage

@@ -120,7 +120,7 @@ class TestRead:
         assert "invalid_training_file: The job failed" in tunery("jobs", "get", job.id).out
 
     def test_an_unknown_job_is_exit_code_3_everywhere(self, tunery: Tunery) -> None:
-        for command in ("get", "watch", "cancel", "events"):
+        for command in ("get", "watch", "cancel", "pause", "resume", "events"):
             done = tunery("jobs", command, "ftjob-none")
             assert done.exit_code == 3
             assert "ftjob-none" in done.err
@@ -165,6 +165,20 @@ class TestCancel:
 
     def test_a_finished_one_is_left_as_it_is(self, tunery: Tunery, trained_job: Job) -> None:
         assert tunery("jobs", "cancel", trained_job.id).exit_code == 2
+
+
+class TestPause:
+    def test_a_waiting_job_pauses_and_resumes(self, tunery: Tunery, sessions: Sessions, waiting_job: Job) -> None:
+        with transaction(sessions) as session:
+            validate_job(session)
+        assert tunery("jobs", "pause", waiting_job.id).out == f"{waiting_job.id}  paused\n"
+        assert tunery("jobs", "get", waiting_job.id, "--json").json["status"] == "paused"
+        assert tunery("jobs", "resume", waiting_job.id, "--json").json["status"] == "queued"
+
+    def test_a_job_in_another_state_is_a_usage_error_that_names_it(self, tunery: Tunery, trained_job: Job) -> None:
+        for verb in ("pause", "resume"):
+            done = tunery("jobs", verb, trained_job.id)
+            assert (done.exit_code, "succeeded" in done.err) == (2, True)
 
 
 class TestWatch:

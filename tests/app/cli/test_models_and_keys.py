@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
-from app.db import keys, models
+from app.db import keys, models, projects
 from app.db.engine import Sessions, transaction
+from app.db.tables import Job
 from app.domain import catalog
 from tests.app.cli.conftest import Tunery
 from tests.tiny import make_tiny_base
@@ -102,6 +103,35 @@ class TestModelsRemove:
         assert "on offer: tiny" in done.err
 
 
+class TestModelsWhere:
+    def test_prints_the_directory_that_an_adapter_needs(self, operator: Tunery, model_directory: Path) -> None:
+        operator("models", "add", "tiny", model_directory)
+        assert operator("models", "where", "tiny").out == f"{model_directory}\n"
+        unknown = operator("models", "where", "tony")
+        assert (unknown.exit_code, "on offer: tiny" in unknown.err) == (3, True)
+
+
+class TestModelsDelete:
+    def test_the_name_is_gone_and_the_adapter_stays(self, tunery: Tunery, trained_job: Job) -> None:
+        name = trained_job.fine_tuned_model
+        assert tunery("models", "delete", name).out == f"{name} deleted\n"
+        assert name not in tunery("models", "list").out
+        assert tunery("models", "delete", name).exit_code == 3
+        job = tunery("jobs", "get", trained_job.id, "--json").json
+        assert (job["fine_tuned_model"], tunery("files", "get", job["adapter"]["archive_file_id"]).exit_code) == (
+            name,
+            0,
+        )
+
+    def test_a_base_model_is_the_operators(self, tunery: Tunery, base_model: str) -> None:
+        assert "tunery models remove" in tunery("models", "delete", base_model).err
+        assert base_model in tunery("models", "list").out
+
+    @pytest.mark.parametrize("name", ["no/such", "a?b=c", "../files"])
+    def test_whatever_is_no_name_is_not_found(self, tunery: Tunery, name: str) -> None:
+        assert tunery("models", "delete", name).exit_code == 3
+
+
 class TestKeys:
     def test_a_key_is_all_that_standard_output_has(self, operator: Tunery, sessions: Sessions) -> None:
         done = operator("keys", "create", "--project", "team", "--name", "ci")
@@ -111,9 +141,19 @@ class TestKeys:
             assert key.name == "ci"
         assert "not shown again" in done.err
 
-    def test_a_new_project_is_said_to_be_new(self, operator: Tunery) -> None:
+    def test_the_first_of_all_makes_its_project_and_says_so(self, operator: Tunery) -> None:
         assert "'team' is new" in operator("keys", "create", "--project", "team").err
         assert "is new" not in operator("keys", "create", "--project", "team").err
+
+    def test_a_later_one_makes_a_project_only_when_asked(self, operator: Tunery, sessions: Sessions) -> None:
+        operator("keys", "create", "--project", "team")
+        refused = operator("keys", "create", "--project", "taem")
+        assert (refused.exit_code, refused.out) == (3, "")
+        assert "no project 'taem'" in refused.err
+        assert "--create-project" in refused.err
+        with transaction(sessions) as session:
+            assert projects.get_by_name(session, "taem") is None
+        assert "'other' is new" in operator("keys", "create", "--project", "other", "--create-project").err
 
     def test_an_empty_project_is_a_usage_error(self, operator: Tunery) -> None:
         assert operator("keys", "create", "--project", " ").exit_code == 2

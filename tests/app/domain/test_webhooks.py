@@ -168,6 +168,11 @@ class TestUrls:
     def test_that_are_none_or_too_clever_are_refused(self, url: str, because: str) -> None:
         assert because in refused(url)
 
+    def test_both_switches_of_the_operator_are_named_at_once(self) -> None:
+        said = refused("http://127.0.0.1:5000/tunery")
+        assert "TUNERY_WEBHOOK_ALLOW_HTTP" in said
+        assert "TUNERY_WEBHOOK_ALLOWED_NETWORKS" in said
+
     def test_a_password_is_not_repeated(self) -> None:
         assert "secret" not in refused("https://user:secret@hooks.example.com/")
 

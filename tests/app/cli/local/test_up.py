@@ -117,6 +117,7 @@ class TestALife:
         assert first.get("/readyz") == 200
 
         assert first.end(signal.SIGTERM) == 0
+        assert first.said.rstrip().split("\n")[-1].startswith("stopped ")
         assert processes_naming(data_dir) == {}
         assert first.layout.read_runtime() is None
 
