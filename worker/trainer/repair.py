@@ -72,12 +72,15 @@ class Layout:
         def beat(doing: str) -> None:
             pulse(doing)
             if peak_bytes := self._keeper.choices.peak_bytes:  # older snapshots know of none
-                room.give_back(self._base.device, int(GROWTH * peak_bytes))
+                room.give_back(self._base.device, min(int(GROWTH * peak_bytes), room.brim_bytes(self._base.device)))
 
         return beat
 
     def _free(self, runs: Sequence[Run]) -> None:
         forget_gradients(runs)
+        for run in runs:
+            if not run.step:
+                run.optimizer.state.clear()  # half of the moments, should it be they that did not fit
         room.free(self._base.device)
 
     def _shrink(self, runs: Sequence[Run]) -> None:

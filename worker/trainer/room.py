@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import resource
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
 M_MMAP_THRESHOLD = -3  # malloc.h
 LARGE_BLOCK_BYTES = 256 << 10
+BRIM = 0.95  # of the memory there is; a plan may count on 0.97
 RESET_PEAK = "5"  # proc(5): set VmHWM to what is resident now
 
 
@@ -77,6 +79,11 @@ def return_what_is_freed() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc
     if mallopt is not None and any(limit != resource.RLIM_INFINITY for limit in limits):
         mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
+
+
+def brim_bytes(device: torch.device) -> int:
+    """So much may be resident before what was freed is worth giving back, whatever was planned."""
+    return int(BRIM * measure(device).capacity_bytes) if device.type == "cpu" else sys.maxsize
 
 
 def give_back(device: torch.device, above_bytes: int) -> bool:

@@ -66,6 +66,33 @@ def test_a_step_that_ran_out_of_memory_is_made_again_with_shorter_rows_and_the_s
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)  # each step is still one row here
 
 
+def test_moments_of_which_half_fitted_are_made_anew(
+    tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make_spec(tiny, examples, quantization={"compute_dtype": "float32"})
+    _, plain = run_here(spec, tmp_path / "plain")
+    step, calls = torch.optim.AdamW.step, []
+
+    def half(optimizer: torch.optim.AdamW) -> None:
+        calls.append(optimizer)
+        if len(calls) == 1:
+            parameter = optimizer.param_groups[0]["params"][0]
+            optimizer.state[parameter]["step"] = torch.tensor(0.0)
+            raise RuntimeError(SENTENCE)
+        step(optimizer)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", half)
+    code, log = run_here(spec, tmp_path / "half")
+    assert code == ExitCode.DONE
+    assert log.losses == pytest.approx(plain.losses, rel=1e-6)
+
+
+def test_what_was_freed_is_given_back_before_the_memory_there_is_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room_of, "_cpu_rooms", lambda: [room_of.Room(700, 600), room_of.Room(9_000, 100)])
+    assert room_of.brim_bytes(torch.device("cpu")) == 665
+    assert room_of.brim_bytes(torch.device("cuda")) > 1 << 60
+
+
 def test_it_shrinks_until_the_row_fits_at_the_same_batch(
     tiny: Path, examples: Path, tmp_path: Path, short: Callable[..., Shortage]
 ) -> None:
