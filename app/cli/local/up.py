@@ -51,9 +51,8 @@ def run(options: UpOptions, say: Say | None = None) -> int:
     say = say or _print
     stop = StopSignal()
     stop.listen()
-    os.umask(0o077)
     try:
-        with _claimed(Layout(options.data_dir.resolve())) as layout:
+        with _private_files(), _claimed(Layout(options.data_dir.resolve())) as layout:
             _Up(options, layout, stop, say).run()
     except (CannotStart, OSError) as error:
         print(f"tunery up: {error}", file=sys.stderr, flush=True)
@@ -61,6 +60,15 @@ def run(options: UpOptions, say: Say | None = None) -> int:
     except StopRequested:
         pass
     return 0
+
+
+@contextmanager
+def _private_files() -> Iterator[None]:
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 @contextmanager
