@@ -11,6 +11,9 @@ from functools import lru_cache
 
 from app.domain.spec import Hyperparameters
 
+# For the largest row: with a million steps a job was planned for half a minute. A larger row that comes later is one
+# that the trainer makes room for when it does (out of memory in a step is repaired).
+SEARCHED_STEPS = 20_000
 SAMPLED_STEPS = 256  # whose rows are counted: enough for their average length
 
 
@@ -87,9 +90,9 @@ def trained_tokens(lengths: Lengths, knobs: Hyperparameters, seed: int) -> int:
 
 
 def largest_row(lengths: Lengths, knobs: Hyperparameters, seed: int, row_tokens: int) -> tuple[int, int]:
-    """(step, tokens) of the largest row that will be trained on; the first of equals. (0, 0) without examples."""
+    """(step, tokens) of the largest row of the first SEARCHED_STEPS; the first of equals. (0, 0) without examples."""
     found = (0, 0)
-    for step in range(total_steps(knobs, len(lengths)) if len(lengths) else 0):
+    for step in range(min(SEARCHED_STEPS, total_steps(knobs, len(lengths))) if len(lengths) else 0):
         documents = _documents(lengths, knobs, seed, step)
         for row in packed([(length, knobs.packing) for length in documents], row_tokens):
             if (tokens := sum(documents[row])) > found[1]:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import pytest
+
+from app.domain import layout
 from app.domain.layout import (
     Lengths,
     largest_row,
@@ -90,6 +93,13 @@ class TestLargestRow:
     def test_no_row_is_longer_than_the_budget_but_one_of_one_document(self) -> None:
         assert largest_row(lengths((30,), (30,)), knobs(), 1, row_tokens=40)[1] == 30
         assert largest_row(lengths((30,), (90,)), knobs(), 1, row_tokens=40)[1] == 90
+
+    def test_of_a_long_run_the_first_steps_are_searched(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        data, seed = lengths((30,), (40,), (50,), (60,)), 1
+        last = largest_row(data, knobs(batch_size=1, n_epochs=1), seed, row_tokens=100)
+        assert last[1] == 60
+        monkeypatch.setattr(layout, "SEARCHED_STEPS", last[0])
+        assert largest_row(data, knobs(batch_size=1, n_epochs=1), seed, row_tokens=100)[1] < 60
 
     def test_there_is_none_without_examples(self) -> None:
         assert largest_row(lengths(), knobs(), 1, row_tokens=40) == (0, 0)
