@@ -31,7 +31,7 @@ test: $(DEV) ## Every test, with real PostgreSQL, real Valkey and the real 135M 
 test-fast: $(DEV) ## The tests that need no real model
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not e2e" $(ARGS)
 
-test-schema: $(DEV) ## Generated requests to every operation of the OpenAPI document (CASES=20000, about 10 minutes; ARGS="--seed 1")
+test-schema: $(DEV) ## Generated requests to every operation of the OpenAPI document (CASES=20000, about 20 minutes; ARGS="--seed 1")
 	$(BIN)/python -m tests.schema --cases $(or $(CASES),20000) $(ARGS)
 
 test-sdk: $(DEV) ## The official client's scenarios, three generations of it, against the whole service (ARGS="--only newest -- -k uploads")
