@@ -34,9 +34,10 @@ ROW_LADDER: dict[DeviceKind, tuple[int, ...]] = {
 }
 LEVEL = 0.012  # layouts that differ by less in time are equally fast: the smallest of them is taken
 # What oneDNN compiles for a row of a new length, 30 to 44 products, is mapped in larger pieces than it fills; the last
-# 128 products stay. Where what is mapped counts, eight rows took 854 MB; by what is touched, which `memory` knows, 640.
+# 128 products stay. Where what is mapped counts, eight rows took 854 MB; by what is touched, which `memory` knows, 640
+# (with 256 kept).
 MAPPED_IN_VAIN_BYTES = 26_000_000  # a row
-MOST_ROWS_KEPT = 5
+MOST_ROWS_KEPT = 5  # 128 by 30: reckoned, not measured
 HEADROOM = 0.97  # of the memory there is; what a fresh process cannot foresee
 
 
