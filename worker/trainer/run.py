@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -111,13 +112,14 @@ def _run_on(
         base = open_base(spec.base, spec.quantization, way.compute_dtype, device)
         check_base(base)
 
-    renderer = Renderer.from_directory(spec.base.directory)
+    renderer = Renderer.from_directory(spec.base.directory, _rendered_at(earlier))
     runs = _prepare_all(spec, workdir, base, renderer, snapshots, say)
     if not runs:
         return
     for each in runs:
         say(started(each, base))
     choices = _choose(computed_in(spec, way.compute_dtype), base, runs, way, earlier, say)
+    choices = replace(choices, rendered_at=renderer.now.isoformat())
     interval = spec.snapshot_interval_seconds
     identities = {each.run_id: _identity(spec, each) for each in spec.runs}
     keeper = Keeper(base, renderer, workdir, choices, identities, interval, say, stops)
@@ -167,6 +169,13 @@ def _way(spec: TrainerSpec, workdir: Path, device: torch.device, earlier: Choice
     threads = spec.threads or parallel.fair_threads(choose_threads())
     rule = Way(choose_compute_dtype(spec.quantization, device, spec.dtype_is_free), threads)
     return faster(spec, workdir, device, rule, say)
+
+
+def _rendered_at(earlier: Choices | None) -> datetime:
+    """When the first attempt was: a template that prints the date would give a later one other tokens."""
+    if earlier and earlier.rendered_at:
+        return datetime.fromisoformat(earlier.rendered_at)
+    return parallel.gather(datetime.now())[0]
 
 
 def _choose(

@@ -65,6 +65,7 @@ class Choices:
     out_of_memory_kills: int = 0  # of earlier attempts, which it reckoned with
     validation_row_tokens: int | None = None  # where a validation ran out of memory: fewer than a step has
     prompts_at_once: int | None = None  # of the sample prompts; None: all, 0: there was too little memory for one
+    rendered_at: str | None = None  # ISO 8601: what a chat template was told that asks for the time
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Choices:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +289,7 @@ class TestSaveSnapshot:
         manifest = artifacts.verify(snapshot)
         assert manifest["step"] == 1
         assert manifest["choices"].pop("peak_bytes") > 0
+        assert datetime.fromisoformat(manifest["choices"].pop("rendered_at")) < datetime.now()
         assert manifest["choices"] == {
             "compute_dtype": "bfloat16", "device": f"cpu ({cpu_name()})", "row_tokens": 1024, "threads": 1,
             "recompute": "elementwise", "recompute_layers": 0, "cache_weights": True, "probed": True,
