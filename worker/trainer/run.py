@@ -33,7 +33,7 @@ from worker.trainer.device import (
 from worker.trainer.emit import Emit, Ledger, Pulse
 from worker.trainer.facts import facts_of, started, warn_of_differences, warn_of_slow_numbers
 from worker.trainer.failures import Failure, exit_code, explain, failed, loading
-from worker.trainer.inputs import check_context_length, check_inputs
+from worker.trainer.inputs import check_context_length, check_inputs, check_prompts
 from worker.trainer.keep import Keeper
 from worker.trainer.loop import train
 from worker.trainer.lora import frozen_copy
@@ -236,6 +236,7 @@ def prepare(spec: RunSpec, workdir: Path, base: Base, renderer: Renderer, facts:
     knobs = spec.hyperparameters
     check_inputs(spec, workdir)
     check_context_length(spec, longest_document(base.model.config.to_dict()))
+    check_prompts(spec, renderer)
 
     def corpus_of(path: Path, blame: Reason) -> Corpus:
         return read_corpus(renderer, workdir / path, knobs.context_length, blame, pulse, spec.method)
