@@ -1,7 +1,8 @@
 """Out of memory in a step: back to its start, laid out smaller, the same step again.
 
 Nothing has been stepped yet, so nothing is lost but time: gradients are dropped, each run's dropout generator is put
-back, and the effective batch stays what it was. Results stay equal within rounding, and an event says so.
+back, and the effective batch stays what it was. Results stay equal within rounding, and an event says so. Dropout
+draws its masks row by row: other rows, other masks, which the event says as well.
 """
 
 from __future__ import annotations
@@ -125,7 +126,13 @@ def tell_repaired(say: Ledger, runs: Sequence[Run], before: Mode, after: Mode) -
     for run in runs:
         text = (
             f"Out of memory in step {run.step + 1}, with {before}. The step is made again with {after}; "
-            "its examples and the result stay the same, within rounding."
+            f"{_what_stays(run, before, after)}."
         )
         data = {"step": run.step + 1, "before": before.model_dump(), "after": after.model_dump()}
         say(Message(run_id=run.id, level="warn", message=text, data=data))
+
+
+def _what_stays(run: Run, before: Mode, after: Mode) -> str:
+    if run.adapter.dropout and after.row_tokens != before.row_tokens:
+        return "its examples stay the same, and the result within rounding but for dropout: other rows draw other masks"
+    return "its examples and the result stay the same, within rounding"

@@ -59,6 +59,7 @@ def test_a_step_that_ran_out_of_memory_is_made_again_with_shorter_rows_and_the_s
     assert code == ExitCode.DONE
     (told,) = [message for message in log.of(Message) if message.level == "warn"]
     assert told.message.startswith("Out of memory in step 2, with rows of 1,024 tokens, norms and")
+    assert told.message.endswith("within rounding but for dropout: other rows draw other masks.")
     assert told.data["after"]["row_tokens"] == 512
     assert told.data["after"]["recompute"] == "everything"
     assert log.losses == pytest.approx(plain.losses, rel=1e-6)
@@ -103,6 +104,8 @@ def test_it_shrinks_until_the_row_fits_at_the_same_batch(
     assert log.last.step == 4
     (probed,) = log.of(Probed)
     assert probed.row_tokens <= 200
+    told = [message.message for message in log.of(Message) if message.level == "warn"]
+    assert all(text.endswith("; its examples and the result stay the same, within rounding.") for text in told)
     assert not [message for message in log.of(Message) if message.level == "error"]
 
 
