@@ -27,7 +27,7 @@ from worker.trainer.stop import Stops
 
 def train(base: Base, runs: Sequence[Run], layout: Layout, stops: Stops, keeper: Keeper) -> None:
     """Train until every run has ended. What happens between steps is the keeper's: it saves, evaluates and reports."""
-    while runs := _going_on(runs, layout, stops, keeper):
+    while runs := _at_boundary(runs, layout, stops, keeper):
         pulse = layout.tidying(keeper.say.pulse(runs[0].id))
         for step in layout.attempt(runs, partial(optimizer_step, base, runs, pulse=pulse)):
             if parallel.is_first():
@@ -35,16 +35,19 @@ def train(base: Base, runs: Sequence[Run], layout: Layout, stops: Stops, keeper:
                     keeper.after_step(step)
 
 
-def _going_on(runs: Sequence[Run], layout: Layout, stops: Stops, keeper: Keeper) -> Sequence[Run]:
+def _at_boundary(runs: Sequence[Run], layout: Layout, stops: Stops, keeper: Keeper) -> Sequence[Run]:
+    """Between two steps, the only place where a run is stopped, snapshotted or finished: those that go on."""
     layout.agree()
     parallel.gather_random_states(runs)
-    if parallel.is_first():
-        runs = [run for run in runs if _goes_on(run, stops, keeper)]
-    return parallel.agree(runs, keeper.say.endings)
+    going = [run for run in runs if _goes_on(run, stops, keeper)] if parallel.is_first() else runs
+    going = parallel.agree(going, keeper.say.endings)
+    for run in runs:
+        if keeper.has_ended(run):
+            run.let_go()
+    return going
 
 
 def _goes_on(run: Run, stops: Stops, keeper: Keeper) -> bool:
-    """A step boundary: the only place where a run is stopped, snapshotted or finished."""
     if keeper.has_ended(run):
         return False
     with keeper.say.blaming(run.spec):
@@ -81,13 +84,12 @@ def optimizer_step(base: Base, runs: Sequence[Run], row_tokens: int, pulse: Puls
         parallel.add_up(step)  # over the processes that share the step's examples; there is mostly one
         divide_gradients(run.parameters, step.denominator)  # the one division: sum -> mean over tokens, or over pairs
         step.grad_norm = clip_gradients(run.parameters, knobs.max_grad_norm)
-        if not step.is_finite:
-            continue
-        step.learning_rate = learning_rate(knobs, run.step, run.plan.total_steps)
-        set_learning_rate(run.optimizer, step.learning_rate)
-        run.optimizer.step()
+        if step.is_finite:
+            step.learning_rate = learning_rate(knobs, run.step, run.plan.total_steps)
+            set_learning_rate(run.optimizer, step.learning_rate)
+            run.optimizer.step()
+            run.step += 1
         run.optimizer.zero_grad(set_to_none=True)
-        run.step += 1
     # ---------------------------------------------------------------------------------------------------------------
 
     for step in steps.values():

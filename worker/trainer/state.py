@@ -82,6 +82,12 @@ class Run:
         """Whether the result is not the adapter of this step but that of the best one."""
         return self.spec.hyperparameters.promote_best and self.best.step not in (None, self.step)
 
+    def let_go(self) -> None:
+        """It has ended: what only a further step would need is room for the runs that go on."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.state.clear()
+        self.best.tensors.clear()
+
     @contextmanager
     def as_at_best(self) -> Iterator[None]:
         """The run as it was at its best step, as far as a checkpoint sees it; afterwards as it is now."""
