@@ -48,6 +48,10 @@ class Recomputation:
         self.mode = mode
         self.whole_layers = {"layers": whole_layers, "everything": len(self.layers)}.get(mode, 0)
 
+    def forget(self) -> None:
+        """After a step that came to no end: what it made again is held no longer."""
+        self._notes.forget()
+
     def _around(self, number: int, forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(*inputs: Any, **more: Any) -> Any:
             if self.mode == "nothing" or not torch.is_grad_enabled():
@@ -137,6 +141,7 @@ class _Recipe:
         self.make = make
         self.inputs = [each.detach() for each in inputs]
         self.size = made.numel()
+        self.awaited = 0  # by so many operations that kept it
         self._made = weakref.ref(made)
 
     def is_of(self, tensor: torch.Tensor) -> bool:
@@ -174,7 +179,10 @@ class _Notes(AbstractContextManager[None]):
 
     def _keep(self, tensor: torch.Tensor) -> torch.Tensor | tuple[_Recipe, torch.Size]:
         recipe = self._recipes.get(tensor.untyped_storage().data_ptr())
-        return (recipe, tensor.shape) if recipe is not None and recipe.is_of(tensor) else tensor
+        if recipe is None or not recipe.is_of(tensor):
+            return tensor
+        recipe.awaited += 1
+        return recipe, tensor.shape
 
     def _make_again(self, kept: torch.Tensor | tuple[_Recipe, torch.Size]) -> torch.Tensor:
         if isinstance(kept, torch.Tensor):
@@ -184,7 +192,15 @@ class _Notes(AbstractContextManager[None]):
             self._last = None  # before the next is made: there is never more than one
             with torch.no_grad():
                 self._last = recipe, recipe.make(*recipe.inputs)
-        return self._last[1].view(shape)
+        made = self._last[1].view(shape)
+        recipe.awaited -= 1
+        if not recipe.awaited:
+            self.forget()  # the last one of a backward would stay, with its inputs, until the next forward
+        return made
+
+    def forget(self) -> None:
+        """What was made last. After an error in a backward somebody still awaits it, and nobody will come."""
+        self._last = None
 
 
 class _Remade(torch.autograd.Function):

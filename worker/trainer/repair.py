@@ -79,6 +79,7 @@ class Layout:
 
     def _free(self, runs: Sequence[Run]) -> None:
         forget_gradients(runs)
+        self._recomputation.forget()
         for run in runs:
             if not run.step:
                 run.optimizer.state.clear()  # half of the moments, should it be they that did not fit

@@ -102,6 +102,15 @@ def test_gradients_with_dropout_are_the_same_to_the_bit_whatever_is_made_again(
     assert bench.base.rows.segments == ()
 
 
+@pytest.mark.parametrize(("mode", "count"), MODES)
+def test_after_the_backward_nothing_that_was_made_again_is_held(
+    tiny: Path, examples: Path, tmp_path: Path, mode: Recompute, count: int
+) -> None:
+    bench = Bench(tiny, examples, tmp_path, "float32")
+    bench.step(mode, count)
+    assert bench.recomputation._notes._last is None
+
+
 def test_each_degree_keeps_less_than_the_one_before(tiny: Path, examples: Path, tmp_path: Path) -> None:
     bench = Bench(tiny, examples, tmp_path, "bfloat16")
     kept = [bench.step(mode, count)[3] for mode, count in [("nothing", 0), *MODES]]
