@@ -96,6 +96,15 @@ class TestEarlyStopping:
             "hyperparameters.promote_best makes that one the result.",
         ]
 
+    def test_patience_that_ends_with_the_last_step_stops_nothing_early(
+        self, tiny: Path, examples: Path, tmp_path: Path, scripted: list[float]
+    ) -> None:
+        scripted += [3.0, 2.8, 2.5, 2.0, 2.1, 2.2]
+        knobs = {"eval_steps": 1, "early_stopping": {"patience": 2}, "promote_best": True}
+        _, log = run_here(make_spec(tiny, examples, validation_file=examples, **knobs), tmp_path)
+        assert log.of(Metric)[-1].step == 6
+        assert texts(log) == ["The result is the adapter of step 4, with the lowest full validation loss, 2.0000."]
+
     def test_a_fall_by_less_than_the_threshold_does_not_count(
         self, tiny: Path, examples: Path, tmp_path: Path, scripted: list[float]
     ) -> None:
