@@ -12,6 +12,7 @@ import torch
 from app.domain.documents import Document
 from app.domain.states import Reason
 from worker.trainer.batch import Corpus, Row, Share, rows
+from worker.trainer.device import name_of
 from worker.trainer.failures import Failure
 from worker.trainer.model import Base, hidden_states, in_float32
 
@@ -22,7 +23,7 @@ ANOTHER_HEAD = 2e-2  # of the largest logit, in the compute dtype: bfloat16 has 
 
 @torch.no_grad()
 def check_base(base: Base) -> None:
-    """Raises Failure(MODEL_UNAVAILABLE) for a base model that this trainer would train wrongly."""
+    """Raises Failure: MODEL_UNAVAILABLE where we would train it wrongly, INVALID_SPEC where its dtype is too narrow."""
     vocabulary = base.head_V_D.shape[0]
     first, second = (_document(start, vocabulary) for start in (1, 1 + vocabulary // 2))
     alone, both = _row(second).to(base.device), _row(first, second).to(base.device)
@@ -33,7 +34,10 @@ def check_base(base: Base) -> None:
         raise _refused(base, "gives numbers that are not finite")
     if _difference(alone_T_D, packed_T_D) > LEAK:
         raise _refused(base, "lets the documents of one row see each other")
-    if _difference(_own_logits(base, alone), hidden_states(base, alone) @ base.head_V_D.t()) > ANOTHER_HEAD:
+    logits_T_V = _own_logits(base, alone)
+    if not torch.isfinite(logits_T_V).all():
+        raise _too_narrow(base)
+    if _difference(logits_T_V, hidden_states(base, alone) @ base.head_V_D.t()) > ANOTHER_HEAD:
         raise _refused(base, "does more to its logits than one matrix product")
 
 
@@ -61,6 +65,15 @@ def _own_logits(base: Base, row: Row) -> torch.Tensor:
 
 def _difference(want: torch.Tensor, got: torch.Tensor) -> float:
     return float((want.float() - got.float()).abs().max() / want.float().abs().max())
+
+
+def _too_narrow(base: Base) -> Failure:
+    """In float32 it has just been finite."""
+    text = (
+        f"The base model {base.name} gives numbers that are not finite in {name_of(base.compute_dtype)}. Ask for "
+        'quantization {"compute_dtype": "float32"}, or choose another base model.'
+    )
+    return Failure(Reason.INVALID_SPEC, text, "quantization.compute_dtype")
 
 
 def _refused(base: Base, what: str) -> Failure:

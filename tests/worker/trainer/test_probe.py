@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from app.domain.spec import QuantizationSpec
 from tests.worker.trainer.house import load_tiny
 from worker.trainer import attention
 from worker.trainer.failures import Failure
@@ -37,6 +38,13 @@ class TestCheckBase:
         base = load_tiny(tiny)
         base.model.base_model.norm.weight.data.fill_(torch.inf)
         with pytest.raises(Failure, match="not finite"):
+            check_base(base)
+
+    def test_a_base_that_is_too_large_for_half_precision_is_seen(self, tiny: Path) -> None:
+        """As a loss that is not a number, the training file would be blamed."""
+        base = load_tiny(tiny, QuantizationSpec(compute_dtype="float16"))
+        base.model.base_model.norm.weight.data.fill_(65_000)
+        with pytest.raises(Failure, match="not finite in float16"):
             check_base(base)
 
     def test_weights_and_random_state_stay_as_they_are(self, tiny: Path) -> None:
