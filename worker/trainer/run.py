@@ -19,6 +19,7 @@ from app.domain.snapshots import going_on
 from app.domain.spec import RunSpec, TrainerSpec
 from app.domain.states import ExitCode, Reason
 from worker.trainer import parallel, room
+from worker.trainer.base_check import check_base
 from worker.trainer.batch import Corpus, read_corpus, reference_id
 from worker.trainer.device import (
     Way,
@@ -40,7 +41,6 @@ from worker.trainer.lora import frozen_copy
 from worker.trainer.model import Base, open_base
 from worker.trainer.optim import make_optimizer
 from worker.trainer.plan import make_plan
-from worker.trainer.probe import check_base
 from worker.trainer.recompute import Recomputation
 from worker.trainer.repair import Layout
 from worker.trainer.settle import planned, rehearse, settle

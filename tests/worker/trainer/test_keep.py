@@ -17,10 +17,10 @@ from app.domain.render import Renderer
 from tests.worker.trainer.house import Log, load_tiny, make_spec, no_pulse, one_step, prepare, run_here, write_answers
 from worker.trainer import answer, keep
 from worker.trainer.answer import answers
+from worker.trainer.base_check import check_base
 from worker.trainer.batch import Segment
 from worker.trainer.evaluate import Validation, evaluate
 from worker.trainer.model import Base
-from worker.trainer.probe import check_base
 from worker.trainer.state import Run
 from worker.trainer.verify import verify_adapter
 

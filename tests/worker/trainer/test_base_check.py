@@ -9,8 +9,8 @@ import torch
 from app.domain.spec import QuantizationSpec
 from tests.worker.trainer.house import load_tiny
 from worker.trainer import attention
+from worker.trainer.base_check import check_base
 from worker.trainer.failures import Failure
-from worker.trainer.probe import check_base
 
 
 class TestCheckBase:

@@ -16,7 +16,7 @@ from worker.trainer.device import name_of
 from worker.trainer.failures import Failure
 from worker.trainer.model import Base, hidden_states, in_float32
 
-LENGTH = 12  # tokens of a probe document
+LENGTH = 12  # tokens of a document
 LEAK = 1e-3  # of the largest value, in float32: rounding leaves 1e-6, another document's influence about 1
 ANOTHER_HEAD = 2e-2  # of the largest logit, in the compute dtype: bfloat16 has steps of 4e-3
 
@@ -49,7 +49,7 @@ def _document(start: int, vocabulary: int) -> Document:
 def _row(*documents: Document) -> Row:
     corpus = Corpus()
     corpus.add(1, documents)
-    return next(rows([Share("probe", corpus, corpus.documents(0))], token_budget=2 * LENGTH)).without_adapters()
+    return next(rows([Share("check", corpus, corpus.documents(0))], token_budget=2 * LENGTH)).without_adapters()
 
 
 def _own_logits(base: Base, row: Row) -> torch.Tensor:
