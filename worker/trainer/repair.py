@@ -7,8 +7,6 @@ draws its masks row by row: other rows, other masks, which the event says as wel
 
 from __future__ import annotations
 
-import sys
-import traceback
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -16,7 +14,7 @@ from app.domain.events import Message
 from app.domain.modes import Mode, Recompute
 from worker.trainer import parallel, relief, room
 from worker.trainer.emit import Ledger, Pulse
-from worker.trainer.failures import is_out_of_memory, out_of_memory
+from worker.trainer.failures import SurvivedShortage, out_of_memory
 from worker.trainer.keep import Keeper
 from worker.trainer.model import Base
 from worker.trainer.recompute import Recomputation
@@ -48,13 +46,8 @@ class Layout:
         generators = [run.adapter.generator for run in runs]
         states, steps = [each.get_state() for each in generators], [run.step for run in runs]
         while True:
-            try:
+            with SurvivedShortage(lambda: steps == [run.step for run in runs]):
                 return work(self.row_tokens)
-            except Exception as error:
-                if not is_out_of_memory(error) or steps != [run.step for run in runs]:
-                    raise
-                traceback.print_exc(file=sys.stderr)
-            # Only now, without the exception, are the step's tensors free: its traceback held every frame.
             for generator, state in zip(generators, states, strict=True):
                 generator.set_state(state)
             self._free(runs)
