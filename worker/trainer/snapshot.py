@@ -11,6 +11,7 @@ safetensors and JSON only: nothing in a snapshot can run code. Which batch comes
 
 from __future__ import annotations
 
+import random
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -211,6 +212,7 @@ def restore(run: Run, snapshot: Snapshot) -> None:
     """Put a run where the snapshot left it: factors, moments, random state, position."""
     if snapshot.tensors:
         _restore_tensors(run, snapshot.tensors)
+        _restore_random_state(run, snapshot)
     run.step = run.first_step = run.snapshot_step = snapshot.step
     run.snapshot_choices = snapshot.choices
     run.trained_tokens, run.metrics, run.best = snapshot.trained_tokens, dict(snapshot.metrics), snapshot.best
@@ -223,7 +225,16 @@ def _restore_tensors(run: Run, tensors: Mapping[str, torch.Tensor]) -> None:
             moments = {key: tensors.get(f"optimizer/{name}/{key}") for key in ("step", "exp_avg", "exp_avg_sq")}
             if moments["step"] is not None:
                 run.optimizer.state[parameter] = {key: _placed(moment, parameter) for key, moment in moments.items()}
-    run.adapter.generator.set_state(tensors.get(f"{GENERATOR}/{parallel.rank()}", tensors[GENERATOR]))
+
+
+def _restore_random_state(run: Run, snapshot: Snapshot) -> None:
+    """A GPU's random numbers are not a CPU's. Where they can't go on, they begin anew, but not with those of step 0."""
+    generator, rank, tensors = run.adapter.generator, parallel.rank(), snapshot.tensors
+    state = tensors.get(f"{GENERATOR}/{rank}", tensors[GENERATOR])
+    if len(state) == len(generator.get_state()):
+        generator.set_state(state)
+    else:
+        generator.manual_seed(random.Random(f"{run.spec.seed}/{rank}/{snapshot.step}").getrandbits(32))
 
 
 def _tensors(run: Run) -> dict[str, torch.Tensor]:
