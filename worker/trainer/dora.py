@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 
 from worker.trainer.frozen import FrozenLinear
-from worker.trainer.lora import AdaptedLinear, Adapter, Factors, frozen_product
+from worker.trainer.lora import AdaptedLinear, Adapter, Factors, drop, frozen_product
 from worker.trainer.model import Base
 
 
@@ -51,13 +51,8 @@ class DoraLinear(AdaptedLinear):
         bias_D = self.base.bias_in(dtype)
         wx_T_D = y_T_D if bias_D is None else y_T_D - bias_D
         if adapter.dropout and torch.is_grad_enabled():
-            x_T_K = _drop(x_T_K, adapter)
+            x_T_K, _ = drop(x_T_K, adapter.dropout, adapter.generator)
             wx_T_D = frozen_product(x_T_K, self.base)
             wx_T_D = wx_T_D if bias_D is None else wx_T_D - bias_D
         bax_T_D = x_T_K @ mine.A_R_K.to(dtype).t() @ mine.B_D_R.to(dtype).t()
         return (g_D - 1).to(dtype) * wx_T_D + (g_D * mine.scale).to(dtype) * bax_T_D
-
-
-def _drop(x_T_K: torch.Tensor, adapter: Adapter) -> torch.Tensor:
-    keep_T_K = torch.empty_like(x_T_K, dtype=torch.bool).bernoulli_(1 - adapter.dropout, generator=adapter.generator)
-    return x_T_K * keep_T_K / (1 - adapter.dropout)
