@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,11 @@ class TestPromotion:
         scripted += [float("nan"), float("nan")]
         code, log = run_here(make_spec(tiny, examples, validation_file=examples, promote_best=True), tmp_path)
         assert (code, log.last.step) == (0, 6)
+        assert texts(log) == [
+            f"The full validation loss after step {step} is nan: it counts as one that rose." for step in (3, 6)
+        ]
+        manifest = (tmp_path / log.last.directory / artifacts.MANIFEST).read_text()
+        assert json.loads(manifest, parse_constant=pytest.fail)["metrics"]["full_valid_loss"] is None
 
 
 class TestSamples:
