@@ -9,11 +9,11 @@ Supervised runs learn from every labelled token alike; of DPO's pairs each token
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from worker.trainer import parallel
-from worker.trainer.batch import rows
+from worker.trainer.batch import Row, rows
 from worker.trainer.emit import Pulse
 from worker.trainer.keep import Keeper
 from worker.trainer.loss import head_loss
@@ -65,20 +65,9 @@ def optimizer_step(base: Base, runs: Sequence[Run], row_tokens: int, pulse: Puls
     began = time.monotonic()
     steps = {run.id: Step(run, base.device) for run in runs}
 
-    # ------------------------------------------------------------------------------------------------ one step ----
     for row in rows([run.share() for run in runs], row_tokens):
         pulse("at the next step")
-        row = row.to(base.device)
-        reference_N = reference_losses(base, row)  # of DPO: with the adapters off; None where the row has no pairs
-        hidden_T_D = hidden_states(base, row)  # W x + scale * B A x, for each run's tokens with its own A and B
-        hidden_N_D = hidden_T_D.index_select(0, row.predictors_N)  # only what is learned from reaches the head
-        pairs = compare(base, row, hidden_N_D, reference_N)  # margins, and what each token weighs in their loss
-        weights_N = pairs.weights_N if pairs else None
-        loss_sum, losses_N, hits_N = head_loss(hidden_N_D, base.head_of(row), row.targets_N, weights_N)
-        loss_sum.backward()  # type: ignore[no-untyped-call]  # of a sum: gradients add up over rows, whatever the rows are
-        for segment in row.segments:
-            steps[segment.run_id].add(segment, losses_N, hits_N, pairs)
-
+        forward_backward(base, row.to(base.device), steps)
     for step in steps.values():
         run, knobs = step.run, step.run.spec.hyperparameters
         parallel.add_up(step)  # over the processes that share the step's examples; there is mostly one
@@ -89,9 +78,20 @@ def optimizer_step(base: Base, runs: Sequence[Run], row_tokens: int, pulse: Puls
             set_learning_rate(run.optimizer, step.learning_rate)
             run.optimizer.step()
             run.step += 1
-        run.optimizer.zero_grad(set_to_none=True)
-    # ---------------------------------------------------------------------------------------------------------------
-
+        run.forget_gradients()
     for step in steps.values():
         step.close(time.monotonic() - began)
     return list(steps.values())
+
+
+def forward_backward(base: Base, row: Row, steps: Mapping[str, Step]) -> None:
+    """Add the gradients of a row's sums of losses to those of its runs, and what it was made of to their steps."""
+    reference_N = reference_losses(base, row)  # of DPO: with the adapters off; None where the row has no pairs
+    hidden_T_D = hidden_states(base, row)  # W x + scale * B A x, for each run's tokens with its own A and B
+    hidden_N_D = hidden_T_D.index_select(0, row.predictors_N)  # only what is learned from reaches the head
+    pairs = compare(base, row, hidden_N_D, reference_N)  # margins, and what each token weighs in their loss
+    weights_N = pairs.weights_N if pairs else None
+    loss_sum, losses_N, hits_N = head_loss(hidden_N_D, base.head_of(row), row.targets_N, weights_N)
+    loss_sum.backward()  # type: ignore[no-untyped-call]  # of a sum: gradients add up over rows, whatever the rows are
+    for segment in row.segments:
+        steps[segment.run_id].add(segment, losses_N, hits_N, pairs)

@@ -18,7 +18,6 @@ from worker.trainer.failures import SurvivedShortage, out_of_memory
 from worker.trainer.keep import Keeper
 from worker.trainer.model import Base
 from worker.trainer.recompute import Recomputation
-from worker.trainer.settle import forget_gradients
 from worker.trainer.state import Run
 
 GROWTH = 1.1  # of the planned peak, which gaps in the heap may add before they are given back
@@ -71,9 +70,9 @@ class Layout:
         return beat
 
     def _free(self, runs: Sequence[Run]) -> None:
-        forget_gradients(runs)
         self._recomputation.forget()
         for run in runs:
+            run.forget_gradients()
             if not run.step:
                 run.optimizer.state.clear()  # half of the moments, should it be they that did not fit
         room.free(self._base.device)

@@ -41,9 +41,10 @@ from worker.trainer.lora import frozen_copy
 from worker.trainer.model import Base, open_base
 from worker.trainer.optim import make_optimizer
 from worker.trainer.plan import make_plan
+from worker.trainer.probe import probe
 from worker.trainer.recompute import Recomputation
 from worker.trainer.repair import Layout
-from worker.trainer.settle import planned, rehearse, settle
+from worker.trainer.settle import planned, settle
 from worker.trainer.snapshot import Choices, Snapshot, identity, open_newest, restore
 from worker.trainer.start import first_adapter
 from worker.trainer.state import Run
@@ -264,7 +265,7 @@ def _confirm(base: Base, runs: Sequence[Run], keeper: Keeper, layout: Layout) ->
     """The plan's largest row, once, before the first step; too large a plan is repaired here."""
     if keeper.choices.probed:
         return
-    measured = layout.attempt(runs, lambda row_tokens: rehearse(base, runs, row_tokens))
+    measured = layout.attempt(runs, lambda row_tokens: probe(base, runs, row_tokens))
     keeper.choices = replace(keeper.choices, probed=True)
     if measured is None:
         return

@@ -82,9 +82,12 @@ class Run:
         """Whether the result is not the adapter of this step but that of the best one."""
         return self.spec.hyperparameters.promote_best and self.best.step not in (None, self.step)
 
+    def forget_gradients(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+
     def let_go(self) -> None:
         """It has ended: what only a further step would need is room for the runs that go on."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self.forget_gradients()
         self.optimizer.state.clear()
         self.best.tensors.clear()
 

@@ -23,7 +23,6 @@ from app.domain.events import (
     Done,
     Failed,
     Metric,
-    Probed,
     SnapshotSaved,
     Started,
     Stopped,
@@ -31,10 +30,9 @@ from app.domain.events import (
 )
 from app.domain.states import ExitCode, Reason
 from tests.worker.bench import until
-from tests.worker.trainer.house import failure, final_adapter, load_tiny, make_spec, prepare, run_here
+from tests.worker.trainer.house import failure, final_adapter, make_spec, run_here
 from worker.locks import try_lock
 from worker.trainer import parallel
-from worker.trainer.settle import rehearse
 
 ROOT = Path(__file__).parents[3]
 ENDLESS = 1_000_000
@@ -207,18 +205,6 @@ class TestEnd:
         trainer = start(learning_rate=1e30)
         assert trainer.end() == ExitCode.BAD_SPEC, trainer.said()
         assert trainer.records[-1].reason == Reason.NON_FINITE_LOSS
-
-
-class TestRehearsal:
-    def test_a_process_without_an_example_of_the_largest_step_rehearses_nothing(
-        self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        base = load_tiny(tiny)
-        runs = prepare(make_spec(tiny, examples, batch_size=1), base, tmp_path)
-        monkeypatch.setattr(parallel, "size", lambda: 2)
-        assert isinstance(rehearse(base, runs, 512), Probed)
-        monkeypatch.setattr(parallel, "rank", lambda: 1)
-        assert rehearse(base, runs, 512) is None
 
 
 class TestShare:
