@@ -54,7 +54,7 @@ def _generate(base: Base, prompts: Sequence[list[int]], segments: Sequence[Segme
     mask_B_T = torch.tensor([[0] * len(pad) + [1] * (longest - len(pad)) for pad in padding])
     base.model.set_attn_implementation("sdpa")  # ours knows documents end to end, not a cache
     try:
-        with base.rows.of(segments):
+        with base.routing.of(segments):
             output_B_T = base.model.generate(
                 tokens_B_T.to(base.device),
                 attention_mask=mask_B_T.to(base.device),

@@ -23,7 +23,7 @@ def train_magnitudes(base: Base, adapter: Adapter) -> None:
     for name, factors in adapter.factors.items():
         layer = base.layers[name]
         factors.magnitude_D = torch.nn.Parameter(row_lengths(layer.base, factors))
-        base.layers[name] = DoraLinear(name, layer.base, base.rows)
+        base.layers[name] = DoraLinear(name, layer.base, base.routing)
         base.model.set_submodule(name, base.layers[name])
 
 
@@ -39,7 +39,7 @@ class DoraLinear(AdaptedLinear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x_T_K = x.reshape(-1, x.shape[-1])
         y_T_D = frozen_product(x_T_K, self.base)
-        if adapter := self._rows.alone:
+        if adapter := self._routing.alone:
             y_T_D = y_T_D + self._change(x_T_K, y_T_D, adapter)
         return y_T_D.view(*x.shape[:-1], y_T_D.shape[-1])
 

@@ -66,7 +66,7 @@ class Adapter:
         return named | {PEFT_PREFIX + name: parameter for name, parameter in self.whole.items()}
 
 
-class Rows:
+class Routing:
     """Which tokens of the row in flight belong to which adapter; every adapted layer looks here."""
 
     def __init__(self) -> None:
@@ -90,11 +90,11 @@ class Rows:
 class AdaptedLinear(torch.nn.Module):
     """Stands where a frozen linear layer stood; without segments it is that layer, to the bit."""
 
-    def __init__(self, name: str, base: FrozenLinear, rows: Rows) -> None:
+    def __init__(self, name: str, base: FrozenLinear, routing: Routing) -> None:
         super().__init__()
         self.name = name
         self.base: Any = base
-        self._rows = rows
+        self._routing = routing
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x_T_K = x.reshape(-1, x.shape[-1])
@@ -105,8 +105,8 @@ class AdaptedLinear(torch.nn.Module):
     def _parts(self, dtype: torch.dtype) -> tuple[list[_Part], list[torch.Tensor]]:
         parts: list[_Part] = []
         factors: list[torch.Tensor] = []
-        for segment in self._rows.segments:
-            adapter = self._rows.adapters[segment.run_id]
+        for segment in self._routing.segments:
+            adapter = self._routing.adapters[segment.run_id]
             if mine := adapter.factors.get(self.name):
                 dropout = adapter.dropout if torch.is_grad_enabled() else 0.0  # without gradients: evaluation
                 parts.append(_Part(segment.start, segment.end, mine.scale, dropout, adapter.generator))

@@ -142,7 +142,7 @@ def _train(attempt: Attempt, device: torch.device, way: Way, earlier: Earlier) -
         say=say,
         stops=attempt.stops,
     )
-    layout = Layout(base, keeper, Recomputation(base.model, base.rows))
+    layout = Layout(base, keeper, Recomputation(base.model, base.routing))
     _confirm(base, runs, keeper, layout)
     train(base, runs, layout, attempt.stops, keeper)
 
@@ -227,7 +227,7 @@ def prepare(spec: RunSpec, workdir: Path, base: Base, renderer: Renderer, facts:
     corpus = corpus_of(spec.training_file, Reason.INVALID_TRAINING_FILE)
     validation = corpus_of(spec.validation_file, Reason.INVALID_VALIDATION_FILE) if spec.validation_file else None
     if spec.method == "dpo" and spec.start_adapter is not None:
-        base.rows.adapters[reference_id(spec.run_id)] = frozen_copy(adapter)
+        base.routing.adapters[reference_id(spec.run_id)] = frozen_copy(adapter)
     parallel.own_random_numbers(adapter.generator, spec.seed)
     return Run(
         spec=spec,
