@@ -113,7 +113,7 @@ class Run:
         return self.share_of(self.step)
 
     def share_of(self, step: int) -> Share:
-        examples = parallel.share(self.plan.examples_of(step), self.corpus.tokens_of)
+        examples = parallel.own_examples(self.plan.examples_of(step), self.corpus.tokens_of)
         documents = [document for example in examples for document in self.corpus.documents(example)]
         knobs = self.spec.hyperparameters
         return Share(self.id, self.corpus, documents, knobs.packing, knobs.beta)

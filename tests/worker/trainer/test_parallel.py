@@ -218,7 +218,7 @@ class TestShare:
         shares = []
         for rank in range(2):
             two(rank)
-            shares.append(parallel.share(list(lengths), lengths.__getitem__))
+            shares.append(parallel.own_examples(list(lengths), lengths.__getitem__))
         assert shares == [[4, 2], [9, 7, 1, 3]]
         assert [sum(lengths[example] for example in share) for share in shares] == [100, 100]
 
@@ -226,11 +226,11 @@ class TestShare:
         both = []
         for rank in range(2):
             two(rank)
-            both += parallel.share([5, 5, 6], lambda example: 7)
+            both += parallel.own_examples([5, 5, 6], lambda example: 7)
         assert sorted(both) == [5, 5, 6]
 
     def test_one_process_has_all_of_them(self) -> None:
-        assert parallel.share([3, 1, 2], lambda example: example) == [3, 1, 2]
+        assert parallel.own_examples([3, 1, 2], lambda example: example) == [3, 1, 2]
 
     def test_each_process_has_dropout_masks_of_its_own(self, two: Callable[[int], None]) -> None:
         masks = []
