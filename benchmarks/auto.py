@@ -146,7 +146,7 @@ def train(
         for each, adapter in trained(workdir, base, runs, work.job.quantization, options):
             load_adapter(scorer, each, workdir / adapter)
             scores[each.run_id].append(score(scorer, each.run_id, work.held_out))
-            del scorer.rows.adapters[each.run_id]
+            del scorer.routing.adapters[each.run_id]
     return scores
 
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -27,8 +26,7 @@ from app.domain.modes import Mode
 from app.domain.states import TERMINAL
 from benchmarks.plan_table import HEADER, Outcome, line, verdicts
 from tests.deadline import until
-from tests.stack import open_directory
-from tests.up import Service
+from tests.up import Service, serving
 from worker.device import cpu_name
 
 HERE = Path(__file__).resolve().parent
@@ -88,17 +86,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=len(OTHERS), choices=range(1, len(OTHERS) + 1))
     parser.add_argument("--model", type=Path, help="a model directory (default: the bundled 135M model)")
     return parser.parse_args()
-
-
-@contextmanager
-def serving() -> Iterator[Service]:
-    with open_directory() as directory:
-        service = Service(directory)
-        try:
-            service.start()
-            yield service
-        finally:
-            service.stop()
 
 
 def client_of(service: Service) -> httpx2.Client:

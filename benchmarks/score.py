@@ -47,7 +47,7 @@ def load_adapter(base: Base, run: RunSpec, directory: Path) -> None:
     saved = load_file(directory / ADAPTER_WEIGHTS, device=str(base.device))
     for name, parameter in adapter.named_parameters().items():
         parameter.data.copy_(saved[name])
-    base.rows.adapters[run.run_id] = adapter
+    base.routing.adapters[run.run_id] = adapter
 
 
 @torch.no_grad()

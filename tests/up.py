@@ -7,16 +7,30 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx2
 
 from tests.deadline import until
+from tests.stack import open_directory
 
 ROOT = Path(__file__).resolve().parents[1]
 READY_SECONDS = 120.0
+
+
+@contextmanager
+def serving() -> Iterator[Service]:
+    """A service in a directory that goes with it."""
+    with open_directory() as directory:
+        service = Service(directory)
+        try:
+            service.start()
+            yield service
+        finally:
+            service.stop()
 
 
 @dataclass

@@ -27,10 +27,13 @@ class TemplateRefused(ValueError):
 
 
 class ChatTemplate:
-    """One template, and the names of the model's special tokens that it may print."""
+    """One template, the names of the model's special tokens that it may print, and the time that it may ask for.
 
-    def __init__(self, source: str, specials: Mapping[str, str]) -> None:
-        self._template = _environment().from_string(source)
+    The time stands still: one that went on would give one conversation two texts.
+    """
+
+    def __init__(self, source: str, specials: Mapping[str, str], now: datetime) -> None:
+        self._template = _environment(now).from_string(source)
         self._specials = specials
 
     def text(self, messages: Sequence[Message], tools: Sequence[Message] = (), prompt: bool = False) -> str:
@@ -105,14 +108,14 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _environment() -> jinja2.Environment:
+def _environment(now: datetime) -> jinja2.Environment:
     """The sandbox that transformers renders chat templates in: same whitespace rules, same helpers."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
+    environment.globals["strftime_now"] = now.strftime
     return environment
 
 

@@ -10,7 +10,10 @@ Recompute = Literal["nothing", "elementwise", "layers", "everything"]
 
 
 class Mode(BaseModel):
-    """None of it changes a result beyond rounding. The rounding changes with the row length alone."""
+    """None of it changes a result beyond rounding. The rounding changes with the row length alone.
+
+    So do the masks of dropout, which are drawn row by row.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -40,20 +41,25 @@ class Renderer:
         specials: Mapping[str, str],
         stops: Sequence[str] = (),
         opening: Sequence[int] = (),
+        now: datetime | None = None,
     ) -> None:
-        """`stops` end generation beside the eos token; `opening` is what begins every text that no template writes."""
+        """`stops` end generation beside the eos token; `opening` is what begins every text that no template writes.
+
+        `now` is what a template prints that asks for the time, as Llama 3's do; absent: that of this call.
+        """
         self.tokenizer = tokenizer
         self.specials = specials
         self.eos = specials.get("eos_token") or next(iter(stops), "")
         self.stops = tuple(dict.fromkeys(filter(None, (self.eos, *stops))))
         self.opening = list(opening)
-        self.template = ChatTemplate(chat_template, specials) if chat_template else None
+        self.now = now or datetime.now()
+        self.template = ChatTemplate(chat_template, specials, self.now) if chat_template else None
         self._stop = _any_of(self.stops)
         self._can_cut = _can_cut(tokenizer)
         self._last_special = _any_of(_special_texts(tokenizer), r"\s*\Z")
 
     @classmethod
-    def from_directory(cls, directory: Path) -> Renderer:
+    def from_directory(cls, directory: Path, now: datetime | None = None) -> Renderer:
         config = _read_json(directory / "tokenizer_config.json")
         specials = {key: _token_text(value) for key, value in config.items() if key.endswith("_token") and value}
         tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
@@ -61,7 +67,8 @@ class Renderer:
         tokenizer.no_padding()
         opening = _opening(tokenizer)
         tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)  # adds nothing; others shift the offsets
-        return cls(tokenizer, read_template(directory, config), specials, _read_stops(directory, tokenizer), opening)
+        template, stops = read_template(directory, config), _read_stops(directory, tokenizer)
+        return cls(tokenizer, template, specials, stops, opening, now)
 
     @property
     def stop_ids(self) -> list[int]:

@@ -74,5 +74,5 @@ def test_a_greedy_answer_is_exact_and_one_with_another_token_is_not(base: Base, 
 def test_it_is_the_adapter_that_is_scored(base: Base, run: RunSpec) -> None:
     corpus = corpus_of(Document(1, [7, 8, 9, 10], [False] * 2 + [True] * 2))
     tuned = score(base, run.run_id, corpus)
-    base.rows.adapters[run.run_id].factors.clear()
+    base.routing.adapters[run.run_id].factors.clear()
     assert score(base, run.run_id, corpus).nats != tuned.nats

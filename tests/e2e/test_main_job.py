@@ -17,9 +17,8 @@ from openai.types.fine_tuning import FineTuningJob
 
 from app.domain import artifacts
 from tests.deadline import until
-from tests.stack import open_directory
 from tests.tiny import make_tiny_base, make_tiny_dataset
-from tests.up import ROOT, Service
+from tests.up import ROOT, Service, serving
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -34,13 +33,8 @@ def connect(service: Service, **options: Any) -> openai.OpenAI:
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Service]:
-    with open_directory() as directory:
-        service = Service(directory)
-        try:
-            service.start()
-            yield service
-        finally:
-            service.stop()
+    with serving() as service:
+        yield service
 
 
 def finished(client: openai.OpenAI, job_id: str, seconds: float = 400) -> FineTuningJob:

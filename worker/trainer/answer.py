@@ -24,7 +24,7 @@ def answers(base: Base, run: Run, renderer: Renderer, at_once: int | None = None
     prompts = run.spec.sample_prompts
     if not prompts or at_once == 0:
         return
-    tokens = [_prompt_tokens(renderer, prompt) for prompt in prompts]
+    tokens = [prompt_tokens(renderer, prompt) for prompt in prompts]
     size = at_once or len(tokens)
     batches = [tokens[start : start + size] for start in range(0, len(tokens), size)]
 
@@ -36,7 +36,8 @@ def answers(base: Base, run: Run, renderer: Renderer, at_once: int | None = None
     yield from zip(prompts, run.base_answers, tuned, strict=True)
 
 
-def _prompt_tokens(renderer: Renderer, prompt: str) -> list[int]:
+def prompt_tokens(renderer: Renderer, prompt: str) -> list[int]:
+    """As it is served: a user's message, or as it stands where there is no chat template. Raises TemplateRefused."""
     if renderer.template is None:
         return renderer.encode_plain(prompt)
     return renderer.encode(renderer.text([{"role": "user", "content": prompt}], prompt=True))
@@ -53,7 +54,7 @@ def _generate(base: Base, prompts: Sequence[list[int]], segments: Sequence[Segme
     mask_B_T = torch.tensor([[0] * len(pad) + [1] * (longest - len(pad)) for pad in padding])
     base.model.set_attn_implementation("sdpa")  # ours knows documents end to end, not a cache
     try:
-        with base.rows.of(segments):
+        with base.routing.of(segments):
             output_B_T = base.model.generate(
                 tokens_B_T.to(base.device),
                 attention_mask=mask_B_T.to(base.device),

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 
 from worker.trainer.frozen import FrozenLinear
-from worker.trainer.lora import AdaptedLinear, Adapter, Factors, frozen_product
+from worker.trainer.lora import AdaptedLinear, Adapter, Factors, drop, frozen_product
 from worker.trainer.model import Base
 
 
@@ -23,7 +23,7 @@ def train_magnitudes(base: Base, adapter: Adapter) -> None:
     for name, factors in adapter.factors.items():
         layer = base.layers[name]
         factors.magnitude_D = torch.nn.Parameter(row_lengths(layer.base, factors))
-        base.layers[name] = DoraLinear(name, layer.base, base.rows)
+        base.layers[name] = DoraLinear(name, layer.base, base.routing)
         base.model.set_submodule(name, base.layers[name])
 
 
@@ -39,7 +39,7 @@ class DoraLinear(AdaptedLinear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x_T_K = x.reshape(-1, x.shape[-1])
         y_T_D = frozen_product(x_T_K, self.base)
-        if adapter := self._rows.alone:
+        if adapter := self._routing.alone:
             y_T_D = y_T_D + self._change(x_T_K, y_T_D, adapter)
         return y_T_D.view(*x.shape[:-1], y_T_D.shape[-1])
 
@@ -51,13 +51,8 @@ class DoraLinear(AdaptedLinear):
         bias_D = self.base.bias_in(dtype)
         wx_T_D = y_T_D if bias_D is None else y_T_D - bias_D
         if adapter.dropout and torch.is_grad_enabled():
-            x_T_K = _drop(x_T_K, adapter)
+            x_T_K, _ = drop(x_T_K, adapter.dropout, adapter.generator)
             wx_T_D = frozen_product(x_T_K, self.base)
             wx_T_D = wx_T_D if bias_D is None else wx_T_D - bias_D
         bax_T_D = x_T_K @ mine.A_R_K.to(dtype).t() @ mine.B_D_R.to(dtype).t()
         return (g_D - 1).to(dtype) * wx_T_D + (g_D * mine.scale).to(dtype) * bax_T_D
-
-
-def _drop(x_T_K: torch.Tensor, adapter: Adapter) -> torch.Tensor:
-    keep_T_K = torch.empty_like(x_T_K, dtype=torch.bool).bernoulli_(1 - adapter.dropout, generator=adapter.generator)
-    return x_T_K * keep_T_K / (1 - adapter.dropout)

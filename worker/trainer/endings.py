@@ -10,7 +10,7 @@ from worker.trainer.state import Run
 def endings(run: Run) -> Iterator[str]:
     """Sentences for the user; none for a run that went to its end and whose last adapter is its best."""
     best = run.best
-    if run.stops_early:
+    if run.stops_early and run.step < run.plan.total_steps:
         yield (
             f"Stopped early after step {run.step} of {run.plan.total_steps}: the full validation loss did not fall in "
             f"{best.validations_without_fall} validation(s) in a row; it was {best.loss:.4f} after step {best.step}."

@@ -67,8 +67,14 @@ def warn_of_differences(run: Run, snapshot: Snapshot, base: Base, say: Ledger) -
     now = {**versions(), "device": device_name(base.device)}
     changed = [f"{name} {then.get(name)} -> {now.get(name)}" for name in sorted(now) if then.get(name) != now[name]]
     if changed:
-        text = f"Going on from {snapshot.name} with {', '.join(changed)}: equal within rounding, not to the bit."
+        draws_anew = run.adapter.dropout and _kind_of(then["device"]) != _kind_of(now["device"])
+        how = "with other dropout masks" if draws_anew else "equal within rounding, not to the bit"
+        text = f"Going on from {snapshot.name} with {', '.join(changed)}: {how}."
         say(Message(run_id=run.id, level="warn", message=text))
+
+
+def _kind_of(device: str) -> str:
+    return device.partition(" ")[0]
 
 
 def warn_of_slow_numbers(spec: TrainerSpec, dtype: torch.dtype, device: torch.device, say: Ledger) -> None:

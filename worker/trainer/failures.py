@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from types import TracebackType
 
 from app.domain.events import Failed
 from app.domain.spec import QuantizationSpec, RunSpec, TrainerSpec
@@ -92,6 +95,24 @@ def loading(spec: TrainerSpec) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise _base_too_large(spec.base.name, spec.quantization) from error
+
+
+class SurvivedShortage(AbstractContextManager[None]):
+    """Out of memory in here goes to the log and no further, unless `is_repeatable` says no.
+
+    Behind the block, without the exception, the block's tensors are free: its traceback held every frame.
+    """
+
+    def __init__(self, is_repeatable: Callable[[], bool] = lambda: True) -> None:
+        self._is_repeatable = is_repeatable
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, Exception) or not is_out_of_memory(error) or not self._is_repeatable():
+            return False
+        traceback.print_exception(error, file=sys.stderr)
+        return True
 
 
 def is_out_of_memory(error: BaseException) -> bool:

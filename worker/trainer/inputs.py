@@ -1,12 +1,14 @@
-"""Before a run is prepared: its files are those that the spec names, and each knob has the file that it needs."""
+"""Before a run is prepared: its files are those that the spec names, and each knob is one that can be had here."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from app.domain.artifacts import sha256_file
+from app.domain.render import Renderer, TemplateRefused
 from app.domain.spec import RunSpec
 from app.domain.states import Reason
+from worker.trainer.answer import prompt_tokens
 from worker.trainer.failures import Failure
 
 
@@ -31,6 +33,16 @@ def check_context_length(run: RunSpec, longest: int | None) -> None:
             f"choose up to {longest:,}."
         )
         raise Failure(Reason.INVALID_SPEC, text, "hyperparameters.context_length")
+
+
+def check_prompts(run: RunSpec, renderer: Renderer) -> None:
+    """Raises Failure(INVALID_SPEC) for a sample prompt that the chat template refuses: now, not after an epoch."""
+    for number, prompt in enumerate(run.sample_prompts):
+        try:
+            prompt_tokens(renderer, prompt)
+        except TemplateRefused as error:
+            text = f"sample_prompts.{number}: {error}. Change this prompt, or leave it out."
+            raise Failure(Reason.INVALID_SPEC, text, f"sample_prompts.{number}") from error
 
 
 def _check_file(path: Path, sha256: str | None, blame: Reason) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import time
 from contextlib import nullcontext
@@ -134,6 +135,11 @@ class Keeper:
         run.metrics = step.metrics("train")
         if validation:  # always of the whole file
             run.metrics |= validation.metrics("valid") | validation.metrics("full_valid")
+            if not math.isfinite(validation.loss):
+                text = (
+                    f"The full validation loss after step {run.step} is {validation.loss}: it counts as one that rose."
+                )
+                self.say(Message(run_id=run.id, level="warn", message=text, data={"step": run.step}))
         self.say(
             Metric(
                 run_id=run.id,

@@ -9,11 +9,11 @@ Supervised runs learn from every labelled token alike; of DPO's pairs each token
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from worker.trainer import parallel
-from worker.trainer.batch import rows
+from worker.trainer.batch import Row, rows
 from worker.trainer.emit import Pulse
 from worker.trainer.keep import Keeper
 from worker.trainer.loss import head_loss
@@ -27,7 +27,7 @@ from worker.trainer.stop import Stops
 
 def train(base: Base, runs: Sequence[Run], layout: Layout, stops: Stops, keeper: Keeper) -> None:
     """Train until every run has ended. What happens between steps is the keeper's: it saves, evaluates and reports."""
-    while runs := _going_on(runs, layout, stops, keeper):
+    while runs := _at_boundary(runs, layout, stops, keeper):
         pulse = layout.tidying(keeper.say.pulse(runs[0].id))
         for step in layout.attempt(runs, partial(optimizer_step, base, runs, pulse=pulse)):
             if parallel.is_first():
@@ -35,16 +35,19 @@ def train(base: Base, runs: Sequence[Run], layout: Layout, stops: Stops, keeper:
                     keeper.after_step(step)
 
 
-def _going_on(runs: Sequence[Run], layout: Layout, stops: Stops, keeper: Keeper) -> Sequence[Run]:
+def _at_boundary(runs: Sequence[Run], layout: Layout, stops: Stops, keeper: Keeper) -> Sequence[Run]:
+    """Between two steps, the only place where a run is stopped, snapshotted or finished: those that go on."""
     layout.agree()
     parallel.gather_random_states(runs)
-    if parallel.is_first():
-        runs = [run for run in runs if _goes_on(run, stops, keeper)]
-    return parallel.agree(runs, keeper.say.endings)
+    going = [run for run in runs if _goes_on(run, stops, keeper)] if parallel.is_first() else runs
+    going = parallel.agree(going, keeper.say.endings)
+    for run in runs:
+        if keeper.has_ended(run):
+            run.let_go()
+    return going
 
 
 def _goes_on(run: Run, stops: Stops, keeper: Keeper) -> bool:
-    """A step boundary: the only place where a run is stopped, snapshotted or finished."""
     if keeper.has_ended(run):
         return False
     with keeper.say.blaming(run.spec):
@@ -62,34 +65,33 @@ def optimizer_step(base: Base, runs: Sequence[Run], row_tokens: int, pulse: Puls
     began = time.monotonic()
     steps = {run.id: Step(run, base.device) for run in runs}
 
-    # ------------------------------------------------------------------------------------------------ one step ----
     for row in rows([run.share() for run in runs], row_tokens):
         pulse("at the next step")
-        row = row.to(base.device)
-        reference_N = reference_losses(base, row)  # of DPO: with the adapters off; None where the row has no pairs
-        hidden_T_D = hidden_states(base, row)  # W x + scale * B A x, for each run's tokens with its own A and B
-        hidden_N_D = hidden_T_D.index_select(0, row.predictors_N)  # only what is learned from reaches the head
-        pairs = compare(base, row, hidden_N_D, reference_N)  # margins, and what each token weighs in their loss
-        weights_N = pairs.weights_N if pairs else None
-        loss_sum, losses_N, hits_N = head_loss(hidden_N_D, base.head_of(row), row.targets_N, weights_N)
-        loss_sum.backward()  # type: ignore[no-untyped-call]  # of a sum: gradients add up over rows, whatever the rows are
-        for segment in row.segments:
-            steps[segment.run_id].add(segment, losses_N, hits_N, pairs)
-
+        forward_backward(base, row.to(base.device), steps)
     for step in steps.values():
         run, knobs = step.run, step.run.spec.hyperparameters
         parallel.add_up(step)  # over the processes that share the step's examples; there is mostly one
         divide_gradients(run.parameters, step.denominator)  # the one division: sum -> mean over tokens, or over pairs
         step.grad_norm = clip_gradients(run.parameters, knobs.max_grad_norm)
-        if not step.is_finite:
-            continue
-        step.learning_rate = learning_rate(knobs, run.step, run.plan.total_steps)
-        set_learning_rate(run.optimizer, step.learning_rate)
-        run.optimizer.step()
-        run.optimizer.zero_grad(set_to_none=True)
-        run.step += 1
-    # ---------------------------------------------------------------------------------------------------------------
-
+        if step.is_finite:
+            step.learning_rate = learning_rate(knobs, run.step, run.plan.total_steps)
+            set_learning_rate(run.optimizer, step.learning_rate)
+            run.optimizer.step()
+            run.step += 1
+        run.forget_gradients()
     for step in steps.values():
         step.close(time.monotonic() - began)
     return list(steps.values())
+
+
+def forward_backward(base: Base, row: Row, steps: Mapping[str, Step]) -> None:
+    """Add the gradients of a row's sums of losses to those of its runs, and what it was made of to their steps."""
+    reference_N = reference_losses(base, row)  # of DPO: with the adapters off; None where the row has no pairs
+    hidden_T_D = hidden_states(base, row)  # W x + scale * B A x, for each run's tokens with its own A and B
+    hidden_N_D = hidden_T_D.index_select(0, row.predictors_N)  # only what is learned from reaches the head
+    pairs = compare(base, row, hidden_N_D, reference_N)  # margins, and what each token weighs in their loss
+    weights_N = pairs.weights_N if pairs else None
+    loss_sum, losses_N, hits_N = head_loss(hidden_N_D, base.head_of(row), row.targets_N, weights_N)
+    loss_sum.backward()  # type: ignore[no-untyped-call]  # of a sum: gradients add up over rows, whatever the rows are
+    for segment in row.segments:
+        steps[segment.run_id].add(segment, losses_N, hits_N, pairs)

@@ -66,7 +66,7 @@ class Adapter:
         return named | {PEFT_PREFIX + name: parameter for name, parameter in self.whole.items()}
 
 
-class Rows:
+class Routing:
     """Which tokens of the row in flight belong to which adapter; every adapted layer looks here."""
 
     def __init__(self) -> None:
@@ -90,11 +90,11 @@ class Rows:
 class AdaptedLinear(torch.nn.Module):
     """Stands where a frozen linear layer stood; without segments it is that layer, to the bit."""
 
-    def __init__(self, name: str, base: FrozenLinear, rows: Rows) -> None:
+    def __init__(self, name: str, base: FrozenLinear, routing: Routing) -> None:
         super().__init__()
         self.name = name
         self.base: Any = base
-        self._rows = rows
+        self._routing = routing
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x_T_K = x.reshape(-1, x.shape[-1])
@@ -105,8 +105,8 @@ class AdaptedLinear(torch.nn.Module):
     def _parts(self, dtype: torch.dtype) -> tuple[list[_Part], list[torch.Tensor]]:
         parts: list[_Part] = []
         factors: list[torch.Tensor] = []
-        for segment in self._rows.segments:
-            adapter = self._rows.adapters[segment.run_id]
+        for segment in self._routing.segments:
+            adapter = self._routing.adapters[segment.run_id]
             if mine := adapter.factors.get(self.name):
                 dropout = adapter.dropout if torch.is_grad_enabled() else 0.0  # without gradients: evaluation
                 parts.append(_Part(segment.start, segment.end, mine.scale, dropout, adapter.generator))
@@ -133,7 +133,7 @@ class _LoraProduct(torch.autograd.Function):
         y_T_D = F.linear(x_T_K, base.weight_in(x_T_K.dtype), base.bias_in(x_T_K.dtype))
         kept: list[torch.Tensor] = []
         for part, A_R_K, B_D_R in zip(parts, factors[::2], factors[1::2], strict=True):
-            x_S_K, keep_S_K = _drop(x_T_K[part.start : part.end], part)
+            x_S_K, keep_S_K = drop(x_T_K[part.start : part.end], part.dropout, part.generator)
             u_S_R = x_S_K @ A_R_K.t()
             y_T_D[part.start : part.end].addmm_(u_S_R, B_D_R.t(), alpha=part.scale)
             kept += [u_S_R, keep_S_K]
@@ -151,32 +151,32 @@ class _LoraProduct(torch.autograd.Function):
             (A_R_K, B_D_R), (u_S_R, keep_S_K) = factors[2 * i : 2 * i + 2], kept[2 * i : 2 * i + 2]
             dy_S_D = dy_T_D[part.start : part.end]
             du_S_R = (dy_S_D @ B_D_R).mul_(part.scale)
-            x_S_K = _apply(x_T_K[part.start : part.end], keep_S_K, part)
+            x_S_K = _apply(x_T_K[part.start : part.end], keep_S_K, part.dropout)
             gradients += [du_S_R.t() @ x_S_K, (dy_S_D.t() @ u_S_R).mul_(part.scale)]
             if dx_T_K is not None:
                 _add_product(dx_T_K[part.start : part.end], du_S_R, A_R_K, keep_S_K, part)
         return dx_T_K, None, None, *gradients
 
 
-def _drop(x_S_K: torch.Tensor, part: _Part) -> tuple[torch.Tensor, torch.Tensor]:
-    """Dropout on LoRA's input, as PEFT has it, from the run's own generator. An empty mask stands for: none."""
-    if not part.dropout:
+def drop(x_S_K: torch.Tensor, dropout: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Dropout on LoRA's input, as PEFT has it, and what was kept. An empty mask stands for: everything."""
+    if not dropout:
         return x_S_K, x_S_K.new_empty(0, dtype=torch.bool)
-    keep_S_K = torch.empty_like(x_S_K, dtype=torch.bool).bernoulli_(1 - part.dropout, generator=part.generator)
-    return _apply(x_S_K, keep_S_K, part), keep_S_K
+    keep_S_K = torch.empty_like(x_S_K, dtype=torch.bool).bernoulli_(1 - dropout, generator=generator)
+    return _apply(x_S_K, keep_S_K, dropout), keep_S_K
 
 
 def _add_product(
     dx_S_K: torch.Tensor, du_S_R: torch.Tensor, A_R_K: torch.Tensor, keep_S_K: torch.Tensor, part: _Part
 ) -> None:
     if part.dropout:
-        dx_S_K.add_(_apply(du_S_R @ A_R_K, keep_S_K, part))
+        dx_S_K.add_(_apply(du_S_R @ A_R_K, keep_S_K, part.dropout))
     else:
         dx_S_K.addmm_(du_S_R, A_R_K)  # without a temporary of S x K
 
 
-def _apply(x_S_K: torch.Tensor, keep_S_K: torch.Tensor, part: _Part) -> torch.Tensor:
-    return x_S_K * keep_S_K / (1 - part.dropout) if part.dropout else x_S_K
+def _apply(x_S_K: torch.Tensor, keep_S_K: torch.Tensor, dropout: float) -> torch.Tensor:
+    return x_S_K * keep_S_K / (1 - dropout) if dropout else x_S_K
 
 
 def frozen_product(x_T_K: torch.Tensor, base: FrozenLinear) -> torch.Tensor:

@@ -29,7 +29,7 @@ from worker.trainer.batch import Row
 from worker.trainer.failures import Failure
 from worker.trainer.frozen import Frozen4, freeze, stored_bytes
 from worker.trainer.fused import fuse
-from worker.trainer.lora import AdaptedLinear, Rows
+from worker.trainer.lora import AdaptedLinear, Routing
 from worker.trainer.whole import WholeModule
 
 INDEX = "model.safetensors.index.json"
@@ -44,7 +44,7 @@ class Base:
     directory: Path
     model: Any  # a transformers causal language model whose linear layers are AdaptedLinear
     layers: dict[str, AdaptedLinear]
-    rows: Rows  # what the layers look at: whose tokens are in flight
+    routing: Routing  # what the layers look at: whose tokens are in flight
     device: torch.device
     compute_dtype: torch.dtype
     wholes: dict[str, WholeModule] = field(default_factory=dict)  # modules that the one run trains whole
@@ -59,7 +59,7 @@ class Base:
         """The head that a row's tokens meet, V x D: the base model's, or the float32 master of a run that trains it."""
         head = self.model.get_output_embeddings()
         if row.segments and isinstance(head, WholeModule):
-            return head.master(self.rows.adapters[row.segments[0].run_id], "weight")
+            return head.master(self.routing.adapters[row.segments[0].run_id], "weight")
         return self.head_V_D
 
     @property
@@ -107,16 +107,16 @@ def load_base(
     _check_complete(name, model)
     _move_buffers(model, device)
     model.eval().requires_grad_(False)  # frozen layers have no dropout of their own; LoRA's is switched apart
-    rows = Rows()
-    layers = _adapt(model, linears, rows)
+    routing = Routing()
+    layers = _adapt(model, linears, routing)
     fuse(model, compute_dtype)
-    return Base(name, directory, model, layers, rows, device, compute_dtype)
+    return Base(name, directory, model, layers, routing, device, compute_dtype)
 
 
 def hidden_states(base: Base, row: Row, *, exact: bool = False) -> torch.Tensor:
     """The last hidden state of every token, T x D. `exact` carries float32 through the same weights."""
     tokens_1_T = row.tokens_T.unsqueeze(0)
-    with base.rows.of(row.segments):
+    with base.routing.of(row.segments):
         embedded_1_T_D = base.model.get_input_embeddings()(tokens_1_T)
         output = base.model.base_model(
             inputs_embeds=embedded_1_T_D.float() if exact else embedded_1_T_D,
@@ -248,8 +248,8 @@ def _move_buffers(model: Any, device: torch.device) -> None:
             module._buffers[name] = None if buffer is None else buffer.to(device)
 
 
-def _adapt(model: Any, linears: list[str], rows: Rows) -> dict[str, AdaptedLinear]:
-    layers = {name: AdaptedLinear(name, model.get_submodule(name), rows) for name in linears}
+def _adapt(model: Any, linears: list[str], routing: Routing) -> dict[str, AdaptedLinear]:
+    layers = {name: AdaptedLinear(name, model.get_submodule(name), routing) for name in linears}
     for name, layer in layers.items():
         model.set_submodule(name, layer)
     return layers

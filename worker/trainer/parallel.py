@@ -61,7 +61,7 @@ def part() -> None:
     dist.destroy_process_group()
 
 
-def share(examples: Sequence[int], tokens: Callable[[int], int]) -> list[int]:
+def own_examples(examples: Sequence[int], tokens: Callable[[int], int]) -> list[int]:
     """This process's examples of a step, in the step's order: the longest first to whoever has the fewest tokens."""
     if size() == 1:
         return list(examples)

@@ -39,7 +39,7 @@ def reference_losses(base: Base, row: Row) -> torch.Tensor | None:
     """The reference's loss of each labelled token in nats; None for a row without pairs."""
     if row.pairs is None:
         return None
-    reference = row.as_reference(base.rows.adapters)
+    reference = row.as_reference(base.routing.adapters)
     hidden_N_D = hidden_states(base, reference).index_select(0, row.predictors_N)
     return head_loss(hidden_N_D, base.head_of(reference), row.targets_N)[1]
 

@@ -1,68 +1,56 @@
-"""One look at the base model before anything is trained on it: is it what our shortcuts take it for?
+"""The plan tried once: forward and backward of the largest planned row, by the code of a step, before the first one.
 
-Two things would go wrong without a sound: a model that mixes documents of one row by another way than attention, and a
-head that does more than one matrix product. Both are compared with the model's own answer on a few tokens. Weights and
-random states stay as they are.
+Weights, optimizer and random states stay as they are.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+
 import torch
 
-from app.domain.documents import Document
-from app.domain.states import Reason
-from worker.trainer.batch import Corpus, Row, Share, rows
-from worker.trainer.failures import Failure
-from worker.trainer.model import Base, hidden_states, in_float32
-
-LENGTH = 12  # tokens of a probe document
-LEAK = 1e-3  # of the largest value, in float32: rounding leaves 1e-6, another document's influence about 1
-ANOTHER_HEAD = 2e-2  # of the largest logit, in the compute dtype: bfloat16 has steps of 4e-3
-
-
-@torch.no_grad()
-def check_base(base: Base) -> None:
-    """Raises Failure(MODEL_UNAVAILABLE) for a base model that this trainer would train wrongly."""
-    vocabulary = base.head_V_D.shape[0]
-    first, second = (_document(start, vocabulary) for start in (1, 1 + vocabulary // 2))
-    alone, both = _row(second).to(base.device), _row(first, second).to(base.device)
-    with in_float32(base):
-        alone_T_D = hidden_states(base, alone, exact=True)
-        packed_T_D = hidden_states(base, both, exact=True)[LENGTH:]
-    if not torch.isfinite(alone_T_D).all():
-        raise _refused(base, "gives numbers that are not finite")
-    if _difference(alone_T_D, packed_T_D) > LEAK:
-        raise _refused(base, "lets the documents of one row see each other")
-    if _difference(_own_logits(base, alone), hidden_states(base, alone) @ base.head_V_D.t()) > ANOTHER_HEAD:
-        raise _refused(base, "does more to its logits than one matrix product")
+from app.domain.events import Probed
+from app.domain.layout import largest_row
+from worker.trainer import room
+from worker.trainer.batch import Row, rows
+from worker.trainer.loop import forward_backward
+from worker.trainer.model import Base
+from worker.trainer.settle import moments_to_come, yet_to_come
+from worker.trainer.state import Run, Step
 
 
-def _document(start: int, vocabulary: int) -> Document:
-    tokens = [(start + 7 * i) % vocabulary for i in range(LENGTH)]
-    return Document(1, tokens, [False] + [True] * (LENGTH - 1))
-
-
-def _row(*documents: Document) -> Row:
-    corpus = Corpus()
-    corpus.add(1, documents)
-    return next(rows([Share("probe", corpus, corpus.documents(0))], token_budget=2 * LENGTH)).without_adapters()
-
-
-def _own_logits(base: Base, row: Row) -> torch.Tensor:
-    output = base.model(
-        input_ids=row.tokens_T.unsqueeze(0),
-        position_ids=row.positions_T.unsqueeze(0),
-        use_cache=False,
-        document_lengths=row.lengths,
+def probe(base: Base, runs: Sequence[Run], row_tokens: int) -> Probed | None:
+    """What it took. None for one of several processes that has no example of that step."""
+    row = largest_planned_row(runs, row_tokens)
+    if row is None:
+        return None
+    row, states = row.to(base.device), [run.adapter.generator.get_state() for run in runs]
+    room.reset_peak(base.device)
+    loaded, began = room.used_bytes(base.device), time.monotonic()
+    try:
+        forward_backward(base, row, {run.id: Step(run, base.device) for run in runs})
+        if base.device.type == "cuda":
+            torch.cuda.synchronize(base.device)
+        seconds, peak = time.monotonic() - began, room.peak_bytes(base.device)
+    finally:
+        for run, state in zip(runs, states, strict=True):
+            run.forget_gradients()
+            run.adapter.generator.set_state(state)
+    return Probed(
+        run_id=runs[0].id,
+        row_tokens=len(row.tokens_T),
+        seconds=seconds,
+        loaded_bytes=loaded + yet_to_come(runs),
+        peak_bytes=peak + moments_to_come(runs),
     )
-    logits_1_T_V: torch.Tensor = output.logits
-    return logits_1_T_V[0]
 
 
-def _difference(want: torch.Tensor, got: torch.Tensor) -> float:
-    return float((want.float() - got.float()).abs().max() / want.float().abs().max())
+def largest_planned_row(runs: Sequence[Run], row_tokens: int) -> Row | None:
+    """Of the step that holds one run's largest row; with several runs, of what they then put into it together."""
+    shares = [run.share_of(_largest_step(run, row_tokens)) for run in runs]
+    return max(rows(shares, row_tokens), key=lambda row: len(row.tokens_T), default=None)
 
 
-def _refused(base: Base, what: str) -> Failure:
-    text = f"The base model {base.name} {what}, which Tunery does not train yet. Choose another base model."
-    return Failure(Reason.MODEL_UNAVAILABLE, text, "model")
+def _largest_step(run: Run, row_tokens: int) -> int:
+    return largest_row(run.corpus.lengths(), run.spec.hyperparameters, run.spec.seed, row_tokens)[0]

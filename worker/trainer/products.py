@@ -16,7 +16,7 @@ import torch
 from worker.trainer.batch import Segment
 from worker.trainer.device import Way
 from worker.trainer.frozen import freeze
-from worker.trainer.lora import AdaptedLinear, Adapter, Factors, Rows
+from worker.trainer.lora import AdaptedLinear, Adapter, Factors, Routing
 
 Clock = Callable[[], float]
 Shape = tuple[int, int]  # outputs, inputs
@@ -35,8 +35,8 @@ class Products:
     def __init__(self, shapes: Iterable[Shape], rank: int) -> None:
         self._counts = Counter(map(_clipped, shapes))
         self._rank = rank
-        self._rows = Rows()
-        self._rows.adapters[NAME] = Adapter(NAME, 0.0, torch.Generator(), {})
+        self._routing = Routing()
+        self._routing.adapters[NAME] = Adapter(NAME, 0.0, torch.Generator(), {})
         self._layers: dict[tuple[Shape, torch.dtype], AdaptedLinear] = {}
 
     def seconds(self, way: Way, clock: Clock) -> float:
@@ -47,11 +47,11 @@ class Products:
     def _time(self, shape: Shape, way: Way, clock: Clock) -> float:
         (outputs, inputs), tokens, dtype = shape, way.row_tokens, way.compute_dtype
         assert tokens is not None
-        layer, factors = self._layer(shape, dtype), self._rows.adapters[NAME].factors[str(shape)]
+        layer, factors = self._layer(shape, dtype), self._routing.adapters[NAME].factors[str(shape)]
         x_T_K = torch.full((tokens, inputs), VALUE, dtype=dtype, requires_grad=True)
         dy_T_D = torch.full((tokens, outputs), VALUE, dtype=dtype)
         began = clock()
-        with self._rows.of((Segment(NAME, 0, tokens),)):
+        with self._routing.of((Segment(NAME, 0, tokens),)):
             y_T_D = layer(x_T_K)
         torch.autograd.grad(y_T_D, (x_T_K, factors.A_R_K, factors.B_D_R), dy_T_D)
         return clock() - began
@@ -62,9 +62,9 @@ class Products:
             rank = min(self._rank, *shape)
             A_R_K, B_D_R = (torch.full(each, VALUE) for each in ((rank, inputs), (outputs, rank)))
             factors = Factors(torch.nn.Parameter(A_R_K), torch.nn.Parameter(B_D_R), 1.0)
-            self._rows.adapters[NAME].factors.setdefault(str(shape), factors)
+            self._routing.adapters[NAME].factors.setdefault(str(shape), factors)
             frozen = freeze(torch.full(shape, VALUE, dtype=dtype), None, dtype)
-            self._layers[shape, dtype] = AdaptedLinear(str(shape), frozen, self._rows)
+            self._layers[shape, dtype] = AdaptedLinear(str(shape), frozen, self._routing)
         return self._layers[shape, dtype]
 
 

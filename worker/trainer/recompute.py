@@ -6,8 +6,8 @@
     everything    of every decoder layer only its input is kept (arXiv 1604.06174)
 
 A layer that runs again must see what it saw the first time. Two things are not among its arguments: whose tokens are in
-flight (`Rows.segments`), and the state of each run's dropout generator. Both are noted in the forward and put back for
-the second run. Element-wise recomputation draws nothing, so it has no such need.
+flight (`Routing.segments`), and the state of each run's dropout generator. Both are noted in the forward and put back
+for the second run. Element-wise recomputation draws nothing, so it has no such need.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from app.domain.modes import Recompute
 from worker.trainer.batch import Segment
 from worker.trainer.fused import GatedLayer, Norm, gated
-from worker.trainer.lora import Rows
+from worker.trainer.lora import Routing
 from worker.trainer.whole import WholeModule
 
 Maker = Callable[..., torch.Tensor]
@@ -33,11 +33,11 @@ Maker = Callable[..., torch.Tensor]
 class Recomputation:
     """Stands in the forward of every decoder layer; `mode` may change between two steps."""
 
-    def __init__(self, model: Any, rows: Rows) -> None:
+    def __init__(self, model: Any, routing: Routing) -> None:
         self.mode: Recompute = "nothing"
         self.whole_layers = 0  # of mode "layers": how many, from the first
         self.layers = decoder_layers(model)
-        self._rows = rows
+        self._routing = routing
         self._notes = _Notes()
         self._anchor = torch.empty(0, requires_grad=True)  # the first layer's input needs no gradient, its adapter does
         for number, layer in enumerate(self.layers):
@@ -47,6 +47,10 @@ class Recomputation:
     def set(self, mode: Recompute, whole_layers: int = 0) -> None:
         self.mode = mode
         self.whole_layers = {"layers": whole_layers, "everything": len(self.layers)}.get(mode, 0)
+
+    def forget(self) -> None:
+        """After a step that came to no end: what it made again is held no longer."""
+        self._notes.forget()
 
     def _around(self, number: int, forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(*inputs: Any, **more: Any) -> Any:
@@ -65,7 +69,7 @@ class Recomputation:
             only: torch.Tensor = made if isinstance(made, torch.Tensor) else made[0]
             return only
 
-        made: torch.Tensor = _Twice.apply(hidden, self._anchor, layer, _Again(self._rows))  # type: ignore[no-untyped-call]
+        made: torch.Tensor = _Twice.apply(hidden, self._anchor, layer, _Again(self._routing))  # type: ignore[no-untyped-call]
         return made
 
 
@@ -100,15 +104,15 @@ class _Twice(torch.autograd.Function):
 class _Again(AbstractContextManager[None]):
     """The world as a layer saw it in its forward, while it runs a second time."""
 
-    def __init__(self, rows: Rows) -> None:
-        self._rows = rows
-        self._segments: Sequence[Segment] = rows.segments
-        self._states = {generator: generator.get_state() for generator in _generators(rows)}
+    def __init__(self, routing: Routing) -> None:
+        self._routing = routing
+        self._segments: Sequence[Segment] = routing.segments
+        self._states = {generator: generator.get_state() for generator in _generators(routing)}
         self._now: tuple[Sequence[Segment], dict[torch.Generator, torch.Tensor]] = ((), {})
 
     def __enter__(self) -> None:
         now = {generator: generator.get_state() for generator in self._states}
-        self._now = (self._rows.segments, now)
+        self._now = (self._routing.segments, now)
         self._put(self._segments, self._states)
 
     def __exit__(
@@ -117,13 +121,13 @@ class _Again(AbstractContextManager[None]):
         self._put(*self._now)
 
     def _put(self, segments: Sequence[Segment], states: dict[torch.Generator, torch.Tensor]) -> None:
-        self._rows.segments = segments
+        self._routing.segments = segments
         for generator, state in states.items():
             generator.set_state(state)
 
 
-def _generators(rows: Rows) -> list[torch.Generator]:
-    adapters = {segment.run_id: rows.adapters[segment.run_id] for segment in rows.segments}
+def _generators(routing: Routing) -> list[torch.Generator]:
+    adapters = {segment.run_id: routing.adapters[segment.run_id] for segment in routing.segments}
     return [adapter.generator for adapter in adapters.values() if adapter.dropout]
 
 
@@ -137,6 +141,7 @@ class _Recipe:
         self.make = make
         self.inputs = [each.detach() for each in inputs]
         self.size = made.numel()
+        self.awaited = 0  # by so many operations that kept it
         self._made = weakref.ref(made)
 
     def is_of(self, tensor: torch.Tensor) -> bool:
@@ -174,7 +179,10 @@ class _Notes(AbstractContextManager[None]):
 
     def _keep(self, tensor: torch.Tensor) -> torch.Tensor | tuple[_Recipe, torch.Size]:
         recipe = self._recipes.get(tensor.untyped_storage().data_ptr())
-        return (recipe, tensor.shape) if recipe is not None and recipe.is_of(tensor) else tensor
+        if recipe is None or not recipe.is_of(tensor):
+            return tensor
+        recipe.awaited += 1
+        return recipe, tensor.shape
 
     def _make_again(self, kept: torch.Tensor | tuple[_Recipe, torch.Size]) -> torch.Tensor:
         if isinstance(kept, torch.Tensor):
@@ -184,7 +192,15 @@ class _Notes(AbstractContextManager[None]):
             self._last = None  # before the next is made: there is never more than one
             with torch.no_grad():
                 self._last = recipe, recipe.make(*recipe.inputs)
-        return self._last[1].view(shape)
+        made = self._last[1].view(shape)
+        recipe.awaited -= 1
+        if not recipe.awaited:
+            self.forget()  # the last one of a backward would stay, with its inputs, until the next forward
+        return made
+
+    def forget(self) -> None:
+        """What was made last. After an error in a backward somebody still awaits it, and nobody will come."""
+        self._last = None
 
 
 class _Remade(torch.autograd.Function):

@@ -11,8 +11,6 @@ adapter changes by it. What is learned has a room of its own, repair.py.
 
 from __future__ import annotations
 
-import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
@@ -21,7 +19,7 @@ from app.domain.events import Message
 from app.domain.states import Reason
 from worker.trainer import room
 from worker.trainer.batch import Corpus
-from worker.trainer.failures import Failure, is_out_of_memory
+from worker.trainer.failures import Failure, SurvivedShortage
 from worker.trainer.snapshot import Choices
 from worker.trainer.state import Run
 
@@ -39,13 +37,8 @@ def with_less(
 ) -> Result:
     """`work()`, which looks up the keeper's choices, as often as `give_up` finds something; that raises Failure."""
     while True:
-        try:
+        with SurvivedShortage():
             return work()
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            traceback.print_exc(file=sys.stderr)
-        # Only now, without the exception, are its tensors free: the traceback held every frame.
         room.free(keeper.base.device)
         before = keeper.choices
         after, what = give_up(before)
@@ -56,13 +49,9 @@ def with_less(
 
 def keep_wide(keeper: Keeper) -> None:
     """Lay the dequantised weights beside the quantised ones, where that was chosen and there is room for it."""
-    try:
+    with SurvivedShortage():
         keeper.base.keep_wide(keeper.choices.cache_weights)
         return
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        traceback.print_exc(file=sys.stderr)
     before = keeper.choices
     _settle_for(keeper, replace(before, cache_weights=False))
     room.free(keeper.base.device)

@@ -1,13 +1,12 @@
 """Out of memory in a step: back to its start, laid out smaller, the same step again.
 
 Nothing has been stepped yet, so nothing is lost but time: gradients are dropped, each run's dropout generator is put
-back, and the effective batch stays what it was. Results stay equal within rounding, and an event says so.
+back, and the effective batch stays what it was. Results stay equal within rounding, and an event says so. Dropout
+draws its masks row by row: other rows, other masks, which the event says as well.
 """
 
 from __future__ import annotations
 
-import sys
-import traceback
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -15,11 +14,10 @@ from app.domain.events import Message
 from app.domain.modes import Mode, Recompute
 from worker.trainer import parallel, relief, room
 from worker.trainer.emit import Ledger, Pulse
-from worker.trainer.failures import is_out_of_memory, out_of_memory
+from worker.trainer.failures import SurvivedShortage, out_of_memory
 from worker.trainer.keep import Keeper
 from worker.trainer.model import Base
 from worker.trainer.recompute import Recomputation
-from worker.trainer.settle import forget_gradients
 from worker.trainer.state import Run
 
 GROWTH = 1.1  # of the planned peak, which gaps in the heap may add before they are given back
@@ -47,13 +45,8 @@ class Layout:
         generators = [run.adapter.generator for run in runs]
         states, steps = [each.get_state() for each in generators], [run.step for run in runs]
         while True:
-            try:
+            with SurvivedShortage(lambda: steps == [run.step for run in runs]):
                 return work(self.row_tokens)
-            except Exception as error:
-                if not is_out_of_memory(error) or steps != [run.step for run in runs]:
-                    raise
-                traceback.print_exc(file=sys.stderr)
-            # Only now, without the exception, are the step's tensors free: its traceback held every frame.
             for generator, state in zip(generators, states, strict=True):
                 generator.set_state(state)
             self._free(runs)
@@ -77,8 +70,9 @@ class Layout:
         return beat
 
     def _free(self, runs: Sequence[Run]) -> None:
-        forget_gradients(runs)
+        self._recomputation.forget()
         for run in runs:
+            run.forget_gradients()
             if not run.step:
                 run.optimizer.state.clear()  # half of the moments, should it be they that did not fit
         room.free(self._base.device)
@@ -125,7 +119,13 @@ def tell_repaired(say: Ledger, runs: Sequence[Run], before: Mode, after: Mode) -
     for run in runs:
         text = (
             f"Out of memory in step {run.step + 1}, with {before}. The step is made again with {after}; "
-            "its examples and the result stay the same, within rounding."
+            f"{_what_stays(run, before, after)}."
         )
         data = {"step": run.step + 1, "before": before.model_dump(), "after": after.model_dump()}
         say(Message(run_id=run.id, level="warn", message=text, data=data))
+
+
+def _what_stays(run: Run, before: Mode, after: Mode) -> str:
+    if run.adapter.dropout and after.row_tokens != before.row_tokens:
+        return "its examples stay the same, and the result within rounding but for dropout: other rows draw other masks"
+    return "its examples and the result stay the same, within rounding"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from app.domain.snapshots import going_on
 from app.domain.spec import RunSpec, TrainerSpec
 from app.domain.states import ExitCode, Reason
 from worker.trainer import parallel, room
+from worker.trainer.base_check import check_base
 from worker.trainer.batch import Corpus, read_corpus, reference_id
 from worker.trainer.device import (
     Way,
@@ -32,17 +34,17 @@ from worker.trainer.device import (
 from worker.trainer.emit import Emit, Ledger, Pulse
 from worker.trainer.facts import facts_of, started, warn_of_differences, warn_of_slow_numbers
 from worker.trainer.failures import Failure, exit_code, explain, failed, loading
-from worker.trainer.inputs import check_context_length, check_inputs
+from worker.trainer.inputs import check_context_length, check_inputs, check_prompts
 from worker.trainer.keep import Keeper
 from worker.trainer.loop import train
 from worker.trainer.lora import frozen_copy
 from worker.trainer.model import Base, open_base
 from worker.trainer.optim import make_optimizer
 from worker.trainer.plan import make_plan
-from worker.trainer.probe import check_base
+from worker.trainer.probe import probe
 from worker.trainer.recompute import Recomputation
 from worker.trainer.repair import Layout
-from worker.trainer.settle import planned, rehearse, settle
+from worker.trainer.settle import planned, settle
 from worker.trainer.snapshot import Choices, Snapshot, identity, open_newest, restore
 from worker.trainer.start import first_adapter
 from worker.trainer.state import Run
@@ -55,17 +57,42 @@ ORDERLY = (ExitCode.DONE, ExitCode.DRAINED, ExitCode.PAUSED, ExitCode.CANCELLED)
 HOPELESS = 1.05  # times the memory there is: nearer to it, only trying tells
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """What is to be trained, where its files are, who hears of it, and who may stop it."""
+
+    spec: TrainerSpec
+    workdir: Path
+    say: Ledger
+    stops: Stops
+
+    def unfinished(self) -> Iterator[RunSpec]:
+        return (each for each in self.spec.runs if each.run_id not in self.say.endings)
+
+    def identity(self, run_spec: RunSpec) -> dict[str, Any]:
+        return identity(run_spec, self.spec.base, self.spec.quantization)
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What an attempt before this one left: snapshots by run, and what was decided."""
+
+    snapshots: dict[str, Snapshot]
+    choices: Choices | None
+
+
 def run(spec: TrainerSpec, workdir: Path, emit: Emit, stops: Stops) -> int:
     """Train every run of the spec. Each ends with one last record; the exit code is the first that is not DONE."""
     say = Ledger(emit)
+    attempt = Attempt(spec, workdir, say, stops)
     try:
-        _run(spec, workdir, say, stops)
+        _run(attempt)
     except Exception as error:  # of the base or of a shared step: nobody's in particular, so everybody's
         traceback.print_exc(file=sys.stderr)
         if not parallel.is_first():  # the first one hears of it from torchrun
             sys.exit(exit_code(explain(error, spec.runs[0]).reason))
-        for unfinished in _going_on(spec, say):
-            say(failed(error, unfinished))
+        for each in attempt.unfinished():
+            say(failed(error, each))
     codes = [exit_code(say.endings[each.run_id]) for each in spec.runs]
     return next((code for code in codes if code), 0)
 
@@ -84,62 +111,48 @@ def run_rank(spec: TrainerSpec, workdir: Path, emit: Emit, stops: Stops) -> int:
     return code
 
 
-def _run(spec: TrainerSpec, workdir: Path, say: Ledger, stops: Stops) -> None:
+def _run(attempt: Attempt) -> None:
     room.return_what_is_freed()
-    device = choose_device(spec.device)
-    snapshots = _open_snapshots(spec, workdir, say)
-    earlier = _decided(snapshots, say)
-    way = _way(spec, workdir, device, earlier, say)
+    device = choose_device(attempt.spec.device)
+    snapshots = _open_snapshots(attempt)
+    earlier = Earlier(snapshots, _decided(snapshots, attempt.say))
+    way = _way(attempt, device, earlier.choices)
     make_repeatable(device, way.threads)
     with cores_watched(way.threads):
-        _run_on(device, way, spec, workdir, snapshots, earlier, say, stops)
+        _train(attempt, device, way, earlier)
 
 
-def _run_on(
-    device: torch.device,
-    way: Way,
-    spec: TrainerSpec,
-    workdir: Path,
-    snapshots: dict[str, Snapshot],
-    earlier: Choices | None,
-    say: Ledger,
-    stops: Stops,
-) -> None:
-    if not spec.dtype_is_free:
-        warn_of_slow_numbers(spec, way.compute_dtype, device, say)
-    with loading(spec):
-        base = open_base(spec.base, spec.quantization, way.compute_dtype, device)
-        check_base(base)
-
-    renderer = Renderer.from_directory(spec.base.directory)
-    runs = _prepare_all(spec, workdir, base, renderer, snapshots, say)
+def _train(attempt: Attempt, device: torch.device, way: Way, earlier: Earlier) -> None:
+    spec, say = attempt.spec, attempt.say
+    base = _open(attempt, device, way)
+    renderer = Renderer.from_directory(spec.base.directory, _rendered_at(earlier.choices))
+    runs = _prepare_all(attempt, base, renderer, earlier.snapshots)
     if not runs:
         return
     for each in runs:
         say(started(each, base))
-    choices = _choose(computed_in(spec, way.compute_dtype), base, runs, way, earlier, say)
-    interval = spec.snapshot_interval_seconds
-    identities = {each.run_id: _identity(spec, each) for each in spec.runs}
-    keeper = Keeper(base, renderer, workdir, choices, identities, interval, say, stops)
-    layout = Layout(base, keeper, Recomputation(base.model, base.rows))
+    choices = _choose(attempt, base, runs, way, earlier.choices)
+    keeper = Keeper(
+        base=base,
+        renderer=renderer,
+        workdir=attempt.workdir,
+        choices=replace(choices, rendered_at=renderer.now.isoformat()),
+        identities={each.run_id: attempt.identity(each) for each in spec.runs},
+        snapshot_interval_seconds=spec.snapshot_interval_seconds,
+        say=say,
+        stops=attempt.stops,
+    )
+    layout = Layout(base, keeper, Recomputation(base.model, base.routing))
     _confirm(base, runs, keeper, layout)
-    train(base, runs, layout, stops, keeper)
+    train(base, runs, layout, attempt.stops, keeper)
 
 
-def _going_on(spec: TrainerSpec, say: Ledger) -> Iterator[RunSpec]:
-    return (each for each in spec.runs if each.run_id not in say.endings)
-
-
-def _identity(spec: TrainerSpec, run_spec: RunSpec) -> dict[str, Any]:
-    return identity(run_spec, spec.base, spec.quantization)
-
-
-def _open_snapshots(spec: TrainerSpec, workdir: Path, say: Ledger) -> dict[str, Snapshot]:
-    snapshots = {}
-    for run_spec in spec.runs:
+def _open_snapshots(attempt: Attempt) -> dict[str, Snapshot]:
+    snapshots, say = {}, attempt.say
+    for run_spec in attempt.spec.runs:
         if run_spec.resume_from is not None:
             with say.blaming(run_spec):
-                found, problems = open_newest(workdir / run_spec.resume_from, _identity(spec, run_spec))
+                found, problems = open_newest(attempt.workdir / run_spec.resume_from, attempt.identity(run_spec))
                 if problems or found is None:  # `Started` says where a whole one leads to
                     level, text = going_on(found.step if found else None, problems)
                     say(Message(run_id=run_spec.run_id, level=level, message=text))
@@ -160,24 +173,82 @@ def _decided(snapshots: Mapping[str, Snapshot], say: Ledger) -> Choices | None:
     return earlier
 
 
-def _way(spec: TrainerSpec, workdir: Path, device: torch.device, earlier: Choices | None, say: Ledger) -> Way:
+def _way(attempt: Attempt, device: torch.device, earlier: Choices | None) -> Way:
     """What the first attempt chose; in the first one the rule, or what is faster than that here."""
     if earlier:
         return Way(getattr(torch, earlier.compute_dtype), earlier.threads, earlier.row_tokens)
+    spec = attempt.spec
     threads = spec.threads or parallel.fair_threads(choose_threads())
     rule = Way(choose_compute_dtype(spec.quantization, device, spec.dtype_is_free), threads)
-    return faster(spec, workdir, device, rule, say)
+    return faster(spec, attempt.workdir, device, rule, attempt.say)
 
 
-def _choose(
-    spec: TrainerSpec, base: Base, runs: Sequence[Run], way: Way, earlier: Choices | None, say: Ledger
-) -> Choices:
+def _open(attempt: Attempt, device: torch.device, way: Way) -> Base:
+    spec = attempt.spec
+    if not spec.dtype_is_free:
+        warn_of_slow_numbers(spec, way.compute_dtype, device, attempt.say)
+    with loading(spec):
+        base = open_base(spec.base, spec.quantization, way.compute_dtype, device)
+        check_base(base)
+    return base
+
+
+def _rendered_at(earlier: Choices | None) -> datetime:
+    """When the first attempt was: a template that prints the date would give a later one other tokens."""
+    if earlier and earlier.rendered_at:
+        return datetime.fromisoformat(earlier.rendered_at)
+    return parallel.gather(datetime.now())[0]
+
+
+def _prepare_all(attempt: Attempt, base: Base, renderer: Renderer, snapshots: dict[str, Snapshot]) -> Sequence[Run]:
+    runs, say = [], attempt.say
+    for run_spec in attempt.unfinished():
+        with say.blaming(run_spec):
+            facts, pulse = facts_of(attempt.spec, run_spec, base), say.pulse(run_spec.run_id)
+            run = prepare(run_spec, attempt.workdir, base, renderer, facts, pulse)
+            if snapshot := snapshots.pop(run.id, None):  # its tensors would stay a second time
+                restore(run, snapshot)
+                warn_of_differences(run, snapshot, base, say)
+            runs.append(run)
+    return runs
+
+
+def prepare(spec: RunSpec, workdir: Path, base: Base, renderer: Renderer, facts: dict[str, Any], pulse: Pulse) -> Run:
+    """Everything a run needs before its first step. Raises Failure for a spec or a file that can't be trained."""
+    knobs = spec.hyperparameters
+    check_inputs(spec, workdir)
+    check_context_length(spec, longest_document(base.model.config.to_dict()))
+    check_prompts(spec, renderer)
+
+    def corpus_of(path: Path, blame: Reason) -> Corpus:
+        return read_corpus(renderer, workdir / path, knobs.context_length, blame, pulse, spec.method)
+
+    adapter = first_adapter(spec, workdir, base)
+    corpus = corpus_of(spec.training_file, Reason.INVALID_TRAINING_FILE)
+    validation = corpus_of(spec.validation_file, Reason.INVALID_VALIDATION_FILE) if spec.validation_file else None
+    if spec.method == "dpo" and spec.start_adapter is not None:
+        base.routing.adapters[reference_id(spec.run_id)] = frozen_copy(adapter)
+    parallel.own_random_numbers(adapter.generator, spec.seed)
+    return Run(
+        spec=spec,
+        plan=make_plan(knobs, len(corpus), spec.seed),
+        corpus=corpus,
+        validation=validation,
+        adapter=adapter,
+        optimizer=make_optimizer(adapter.parameters(), knobs),
+        directory=workdir / "runs" / spec.run_id,
+        facts=facts,
+    )
+
+
+def _choose(attempt: Attempt, base: Base, runs: Sequence[Run], way: Way, earlier: Choices | None) -> Choices:
     """What was decided earlier, unless the kernel has thought it too much since. Raises Failure(OUT_OF_MEMORY)."""
+    spec = computed_in(attempt.spec, way.compute_dtype)
     if earlier and spec.out_of_memory_kills <= earlier.out_of_memory_kills:
         return earlier
     placement = settle(spec, base, runs, way.row_tokens)
     for each in runs:
-        say(planned(spec, each, placement))
+        attempt.say(planned(spec, each, placement))
     if placement.memory.total > HOPELESS * placement.device.memory_bytes:
         raise Failure(Reason.OUT_OF_MEMORY, placement.message, "hyperparameters.context_length")
     decided = earlier or Choices(
@@ -194,56 +265,10 @@ def _confirm(base: Base, runs: Sequence[Run], keeper: Keeper, layout: Layout) ->
     """The plan's largest row, once, before the first step; too large a plan is repaired here."""
     if keeper.choices.probed:
         return
-    measured = layout.attempt(runs, lambda row_tokens: rehearse(base, runs, row_tokens))
+    measured = layout.attempt(runs, lambda row_tokens: probe(base, runs, row_tokens))
     keeper.choices = replace(keeper.choices, probed=True)
     if measured is None:
         return
     for each in runs:
         keeper.say(measured.model_copy(update={"run_id": each.id}))
     keeper.choices = replace(keeper.choices, peak_bytes=measured.peak_bytes)
-
-
-def _prepare_all(
-    spec: TrainerSpec,
-    workdir: Path,
-    base: Base,
-    renderer: Renderer,
-    snapshots: dict[str, Snapshot],
-    say: Ledger,
-) -> Sequence[Run]:
-    runs = []
-    for run_spec in _going_on(spec, say):
-        with say.blaming(run_spec):
-            run = prepare(run_spec, workdir, base, renderer, facts_of(spec, run_spec, base), say.pulse(run_spec.run_id))
-            if snapshot := snapshots.pop(run.id, None):  # its tensors would stay a second time
-                restore(run, snapshot)
-                warn_of_differences(run, snapshot, base, say)
-            runs.append(run)
-    return runs
-
-
-def prepare(spec: RunSpec, workdir: Path, base: Base, renderer: Renderer, facts: dict[str, Any], pulse: Pulse) -> Run:
-    """Everything a run needs before its first step. Raises Failure for a spec or a file that can't be trained."""
-    knobs = spec.hyperparameters
-    check_inputs(spec, workdir)
-    check_context_length(spec, longest_document(base.model.config.to_dict()))
-
-    def corpus_of(path: Path, blame: Reason) -> Corpus:
-        return read_corpus(renderer, workdir / path, knobs.context_length, blame, pulse, spec.method)
-
-    adapter = first_adapter(spec, workdir, base)
-    corpus = corpus_of(spec.training_file, Reason.INVALID_TRAINING_FILE)
-    validation = corpus_of(spec.validation_file, Reason.INVALID_VALIDATION_FILE) if spec.validation_file else None
-    if spec.method == "dpo" and spec.start_adapter is not None:
-        base.rows.adapters[reference_id(spec.run_id)] = frozen_copy(adapter)
-    parallel.own_random_numbers(adapter.generator, spec.seed)
-    return Run(
-        spec=spec,
-        plan=make_plan(knobs, len(corpus), spec.seed),
-        corpus=corpus,
-        validation=validation,
-        adapter=adapter,
-        optimizer=make_optimizer(adapter.parameters(), knobs),
-        directory=workdir / "runs" / spec.run_id,
-        facts=facts,
-    )

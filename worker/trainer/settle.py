@@ -1,4 +1,4 @@
-"""How the steps are laid out in memory: planned from what there is, tried once on the largest row, said beside it.
+"""How the steps are laid out in memory, planned from what there is. The probe (probe.py) then tries it.
 
 A later attempt keeps what the first one settled. Where the kernel killed an earlier attempt for memory, it reckons with
 less than there seems to be.
@@ -6,7 +6,6 @@ less than there seems to be.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -15,17 +14,14 @@ import torch
 from app.domain import estimate
 from app.domain.catalog import describe
 from app.domain.estimate import Device, Placement
-from app.domain.events import Planned, Probed
-from app.domain.layout import Lengths, largest_row
+from app.domain.events import Planned
+from app.domain.layout import Lengths
 from app.domain.memory import DeviceKind, memory
 from app.domain.spec import JobSpec, RunSpec, TrainerSpec
 from app.domain.work import Work
 from worker.trainer import parallel, room
-from worker.trainer.batch import Row, rows
 from worker.trainer.device import device_name
-from worker.trainer.loss import head_loss
-from worker.trainer.model import Base, hidden_states
-from worker.trainer.preference import compare, reference_losses
+from worker.trainer.model import Base
 from worker.trainer.state import Run
 
 AFTER_A_KILL = 0.7  # of the memory that seemed free, for each time the kernel disagreed
@@ -40,7 +36,7 @@ def settle(spec: TrainerSpec, base: Base, runs: Sequence[Run], most_row_tokens: 
     capacity = space.used_bytes + int(space.free_bytes / sharers * AFTER_A_KILL**spec.out_of_memory_kills)
     device = _device(base, capacity)
     job, work = _as_one(spec, runs)
-    loaded = space.used_bytes + _yet_to_come(runs)
+    loaded = space.used_bytes + yet_to_come(runs)
     entry = describe(spec.base.directory)
     return estimate.place(entry, job, work, device, spec.measurements, loaded, most_row_tokens, space.counts_mapped)
 
@@ -67,73 +63,22 @@ def planned(spec: TrainerSpec, run: Run, placement: Placement) -> Planned:
     )
 
 
-def rehearse(base: Base, runs: Sequence[Run], row_tokens: int) -> Probed | None:
-    """One forward and backward of the largest planned row. Weights, optimizer and random states stay as they are.
+def yet_to_come(runs: Sequence[Run]) -> int:
+    """Gradients and moments of what is trained."""
+    trained = sum(parameter.numel() for run in runs for parameter in run.parameters)
+    return trained * GRADIENT_BYTES + moments_to_come(runs)
 
-    None for one of several processes that has no example of that step.
-    """
-    states = [(run.adapter.generator, run.adapter.generator.get_state()) for run in runs]
-    row = largest_planned_row(runs, row_tokens)
-    if row is None:
-        return None
-    row = row.to(base.device)
-    room.reset_peak(base.device)
-    loaded, began = room.used_bytes(base.device), time.monotonic()
-    try:
-        reference_N = reference_losses(base, row)
-        hidden_N_D = hidden_states(base, row).index_select(0, row.predictors_N)
-        pairs = compare(base, row, hidden_N_D, reference_N)
-        weights_N = pairs.weights_N if pairs else None
-        total, _, _ = head_loss(hidden_N_D, base.head_of(row), row.targets_N, weights_N)
-        total.backward()  # type: ignore[no-untyped-call]
-        if base.device.type == "cuda":
-            torch.cuda.synchronize(base.device)
-        seconds, peak = time.monotonic() - began, room.peak_bytes(base.device)
-    finally:
-        forget_gradients(runs)
-        for generator, state in states:
-            generator.set_state(state)
-    return Probed(
-        run_id=runs[0].id,
-        row_tokens=len(row.tokens_T),
-        seconds=seconds,
-        loaded_bytes=loaded + _yet_to_come(runs),
-        peak_bytes=peak + _moments_to_come(runs),
+
+def moments_to_come(runs: Sequence[Run]) -> int:
+    """They come with the first step; a snapshot has brought them already."""
+    return MOMENT_BYTES * sum(
+        parameter.numel() for run in runs for parameter in run.parameters if not run.optimizer.state.get(parameter)
     )
-
-
-def largest_planned_row(runs: Sequence[Run], row_tokens: int) -> Row | None:
-    """Of the step that holds one run's largest row; with several runs, of what they then put into it together."""
-    steps = {run.id: _largest_step(run, row_tokens) for run in runs}
-    shares = [run.share_of(steps[run.id]) for run in runs]
-    return max(rows(shares, row_tokens), key=lambda row: len(row.tokens_T), default=None)
-
-
-def forget_gradients(runs: Sequence[Run]) -> None:
-    for run in runs:
-        run.optimizer.zero_grad(set_to_none=True)
-
-
-def _largest_step(run: Run, row_tokens: int) -> int:
-    return largest_row(run.corpus.lengths(), run.spec.hyperparameters, run.spec.seed, row_tokens)[0]
 
 
 def _device(base: Base, capacity_bytes: int) -> Device:
     kind: DeviceKind = "cuda" if base.device.type == "cuda" else "cpu"
     return Device(kind, device_name(base.device), capacity_bytes, torch.get_num_threads())
-
-
-def _yet_to_come(runs: Sequence[Run]) -> int:
-    """Gradients and moments of what is trained."""
-    trained = sum(parameter.numel() for run in runs for parameter in run.parameters)
-    return trained * GRADIENT_BYTES + _moments_to_come(runs)
-
-
-def _moments_to_come(runs: Sequence[Run]) -> int:
-    """They come with the first step; a snapshot has brought them already."""
-    return MOMENT_BYTES * sum(
-        parameter.numel() for run in runs for parameter in run.parameters if not run.optimizer.state.get(parameter)
-    )
 
 
 def _as_one(spec: TrainerSpec, runs: Sequence[Run]) -> tuple[JobSpec, Work]:

@@ -11,6 +11,7 @@ safetensors and JSON only: nothing in a snapshot can run code. Which batch comes
 
 from __future__ import annotations
 
+import random
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -65,6 +66,7 @@ class Choices:
     out_of_memory_kills: int = 0  # of earlier attempts, which it reckoned with
     validation_row_tokens: int | None = None  # where a validation ran out of memory: fewer than a step has
     prompts_at_once: int | None = None  # of the sample prompts; None: all, 0: there was too little memory for one
+    rendered_at: str | None = None  # ISO 8601: what a chat template was told that asks for the time
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Choices:
@@ -210,6 +212,7 @@ def restore(run: Run, snapshot: Snapshot) -> None:
     """Put a run where the snapshot left it: factors, moments, random state, position."""
     if snapshot.tensors:
         _restore_tensors(run, snapshot.tensors)
+        _restore_random_state(run, snapshot)
     run.step = run.first_step = run.snapshot_step = snapshot.step
     run.snapshot_choices = snapshot.choices
     run.trained_tokens, run.metrics, run.best = snapshot.trained_tokens, dict(snapshot.metrics), snapshot.best
@@ -222,7 +225,16 @@ def _restore_tensors(run: Run, tensors: Mapping[str, torch.Tensor]) -> None:
             moments = {key: tensors.get(f"optimizer/{name}/{key}") for key in ("step", "exp_avg", "exp_avg_sq")}
             if moments["step"] is not None:
                 run.optimizer.state[parameter] = {key: _placed(moment, parameter) for key, moment in moments.items()}
-    run.adapter.generator.set_state(tensors.get(f"{GENERATOR}/{parallel.rank()}", tensors[GENERATOR]))
+
+
+def _restore_random_state(run: Run, snapshot: Snapshot) -> None:
+    """A GPU's random numbers are not a CPU's. Where they can't go on, they begin anew, but not with those of step 0."""
+    generator, rank, tensors = run.adapter.generator, parallel.rank(), snapshot.tensors
+    state = tensors.get(f"{GENERATOR}/{rank}", tensors[GENERATOR])
+    if len(state) == len(generator.get_state()):
+        generator.set_state(state)
+    else:
+        generator.manual_seed(random.Random(f"{run.spec.seed}/{rank}/{snapshot.step}").getrandbits(32))
 
 
 def _tensors(run: Run) -> dict[str, torch.Tensor]:

@@ -20,10 +20,10 @@ from worker.trainer.whole import train_whole
 def first_adapter(spec: RunSpec, workdir: Path, base: Base) -> Adapter:
     """The adapter before the first step, known to the layers of the base. Raises Failure."""
     adapter = make_adapter(spec.run_id, spec.lora, spec.seed, base.layers, base.device)
-    base.rows.adapters[spec.run_id] = adapter
+    base.routing.adapters[spec.run_id] = adapter
     if spec.lora.use_dora:
         train_magnitudes(base, adapter)
-    base.wholes |= train_whole(base.model, spec.lora.modules_to_save, adapter, base.rows)
+    base.wholes |= train_whole(base.model, spec.lora.modules_to_save, adapter, base.routing)
     if spec.start_adapter is not None:
         _go_on_from(workdir / spec.start_adapter, spec.start_adapter_sha256, adapter)
     return adapter

@@ -82,6 +82,15 @@ class Run:
         """Whether the result is not the adapter of this step but that of the best one."""
         return self.spec.hyperparameters.promote_best and self.best.step not in (None, self.step)
 
+    def forget_gradients(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def let_go(self) -> None:
+        """It has ended: what only a further step would need is room for the runs that go on."""
+        self.forget_gradients()
+        self.optimizer.state.clear()
+        self.best.tensors.clear()
+
     @contextmanager
     def as_at_best(self) -> Iterator[None]:
         """The run as it was at its best step, as far as a checkpoint sees it; afterwards as it is now."""
@@ -104,7 +113,7 @@ class Run:
         return self.share_of(self.step)
 
     def share_of(self, step: int) -> Share:
-        examples = parallel.share(self.plan.examples_of(step), self.corpus.tokens_of)
+        examples = parallel.own_examples(self.plan.examples_of(step), self.corpus.tokens_of)
         documents = [document for example in examples for document in self.corpus.documents(example)]
         knobs = self.spec.hyperparameters
         return Share(self.id, self.corpus, documents, knobs.packing, knobs.beta)

@@ -5,6 +5,8 @@ They stay on the device until somebody asks: each look costs a wait for the GPU.
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from worker.trainer.batch import Segment
@@ -73,11 +75,11 @@ class Tally:
         return self._margins.item() / self.pairs if self.pairs else None
 
     def metrics(self, scope: str) -> dict[str, float | None]:
-        """Under OpenAI's names, and ours for pairs; `scope` is train, valid or full_valid."""
-        if not self.pairs:
-            return {f"{scope}_loss": self.loss, f"{scope}_mean_token_accuracy": self.accuracy}
-        return {
-            f"{scope}_loss": self.loss,
-            f"{scope}_reward_accuracy": self.reward_accuracy,
-            f"{scope}_reward_margin": self.reward_margin,
-        }
+        """Under OpenAI's names, and ours for pairs; `scope` is train, valid or full_valid.
+
+        None for what is not finite: a manifest is JSON, which has no word for it.
+        """
+        of_tokens = {"loss": self.loss, "mean_token_accuracy": self.accuracy}
+        of_pairs = {"loss": self.loss, "reward_accuracy": self.reward_accuracy, "reward_margin": self.reward_margin}
+        found = of_pairs if self.pairs else of_tokens
+        return {f"{scope}_{name}": value if math.isfinite(value or 0) else None for name, value in found.items()}

@@ -16,17 +16,17 @@ from torch.func import functional_call
 
 from app.domain.states import Reason
 from worker.trainer.failures import Failure
-from worker.trainer.lora import AdaptedLinear, Adapter, Rows
+from worker.trainer.lora import AdaptedLinear, Adapter, Routing
 
 
 class WholeModule(torch.nn.Module):
     """Stands where a module stood; without segments it is that module, to the bit."""
 
-    def __init__(self, name: str, frozen: torch.nn.Module, rows: Rows) -> None:
+    def __init__(self, name: str, frozen: torch.nn.Module, routing: Routing) -> None:
         super().__init__()
         self.name = name
         self.frozen = frozen
-        self._rows = rows
+        self._routing = routing
 
     @property
     def weight(self) -> Any:
@@ -37,7 +37,7 @@ class WholeModule(torch.nn.Module):
         return adapter.whole[f"{self.name}.{parameter}"]
 
     def forward(self, *inputs: Any) -> Any:
-        adapter = self._rows.alone
+        adapter = self._routing.alone
         if adapter is None:
             return self.frozen(*inputs)
         names = self.frozen.named_parameters()
@@ -45,7 +45,7 @@ class WholeModule(torch.nn.Module):
         return functional_call(self.frozen, trained, inputs)
 
 
-def train_whole(model: Any, names: Sequence[str], adapter: Adapter, rows: Rows) -> dict[str, WholeModule]:
+def train_whole(model: Any, names: Sequence[str], adapter: Adapter, routing: Routing) -> dict[str, WholeModule]:
     """Put a WholeModule in the place of each module that is named, and its masters into the adapter.
 
     Returns them by their full names. Raises Failure for a name that fits nothing, and for modules that can't be trained
@@ -57,7 +57,7 @@ def train_whole(model: Any, names: Sequence[str], adapter: Adapter, rows: Rows) 
         fitting = {full: module for full, module in modules.items() if full.endswith(name)}
         _check(name, fitting, modules)
         chosen |= fitting
-    wholes = {full: WholeModule(full, module, rows) for full, module in chosen.items()}
+    wholes = {full: WholeModule(full, module, routing) for full, module in chosen.items()}
     for full, whole in wholes.items():
         for parameter_name, parameter in whole.frozen.named_parameters():
             master = parameter.detach().to(torch.float32, copy=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,15 @@ def chat(*turns: tuple[str, str], **extra: Any) -> Example:
     for question, answer in turns:
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer, **extra}]
     return Example(1, messages=tuple(messages))
+
+
+def test_a_template_that_asks_for_the_time_is_told_the_renderers_each_time(base: Path) -> None:
+    known, then = Renderer.from_directory(base), datetime(2026, 11, 26, 23, 59, 59)
+    template = "{{ strftime_now('%d %b %Y %H:%M:%S.%f') }}" + MARKED
+    renderer = Renderer(known.tokenizer, template, known.specials, now=then)
+    assert renderer.text([]) == "26 Nov 2026 23:59:59.000000"
+    (document,) = with_template(base, template).documents(chat(("a", "b")))  # several renderings, which must agree
+    assert document.labelled_count
 
 
 @given(TURNS)

@@ -50,6 +50,12 @@ def flip_a_bit(base: Path) -> None:
     path.write_bytes(data)
 
 
+def refuse(base: Path, content: str, why: str) -> None:
+    template = base / "chat_template.jinja"
+    check = f"{{% if messages[-1]['content'] == {content!r} %}}{{{{ raise_exception({why!r}) }}}}{{% endif %}}"
+    template.write_text(check + template.read_text())
+
+
 CASES = (
     Case("a module that the base does not have", Reason.INVALID_SPEC, "lora.target_modules",
          "it has down_proj, gate_proj", {"target_modules": ["c_attn"]}),
@@ -60,6 +66,9 @@ CASES = (
          "No example has a token to learn within 512 tokens", is_silent=True),
     Case("chats for a tokenizer without a template", Reason.INVALID_TRAINING_FILE, "training_file",
          "no chat template; use prompt/completion lines", edit=lambda base: (base / "chat_template.jinja").unlink()),
+    Case("a sample prompt that the template refuses", Reason.INVALID_SPEC, "sample_prompts.1",
+         "sample_prompts.1: the model's chat template refuses this conversation: no shouting. Change this prompt, or",
+         {"sample_prompts": ["say 3", "SAY 3"]}, edit=lambda base: refuse(base, "SAY 3", "no shouting")),
     Case("a base without one of its files", Reason.MODEL_UNAVAILABLE, "model",
          "a file of it is missing or was altered since it was registered",
          damage=lambda base: (base / "model.safetensors").unlink()),

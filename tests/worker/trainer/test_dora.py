@@ -15,7 +15,7 @@ from tests.worker.trainer.house import CPU
 from worker.trainer.batch import EVERYTHING, Segment
 from worker.trainer.dora import DoraLinear, row_lengths
 from worker.trainer.frozen import freeze
-from worker.trainer.lora import AdaptedLinear, Adapter, Rows, make_adapter
+from worker.trainer.lora import AdaptedLinear, Adapter, Routing, make_adapter
 
 T, K, D = 6, 16, 12
 WHOLE = (Segment("a", 0, EVERYTHING),)
@@ -37,14 +37,14 @@ def dora(dropout: float, quantization: QuantizationSpec | None = None) -> tuple[
     dice = torch.Generator().manual_seed(0)
     frozen = freeze(torch.randn(D, K, generator=dice), quantization, torch.float32)
     frozen.bias = torch.nn.Parameter(torch.randn(D, generator=dice), requires_grad=False)
-    layer = DoraLinear("q_proj", frozen, Rows())
+    layer = DoraLinear("q_proj", frozen, Routing())
     spec = LoraSpec(r=4, alpha=6, dropout=dropout, target_modules=("q_proj",), use_dora=True)
-    adapter = make_adapter("a", spec, 1, {"q_proj": AdaptedLinear("q_proj", frozen, layer._rows)}, CPU)
+    adapter = make_adapter("a", spec, 1, {"q_proj": AdaptedLinear("q_proj", frozen, layer._routing)}, CPU)
     mine = adapter.factors["q_proj"]
     with torch.no_grad():
         mine.B_D_R.normal_(generator=dice)
     mine.magnitude_D = torch.nn.Parameter(row_lengths(frozen, mine) * 1.2 + 0.1)
-    layer._rows.adapters["a"] = adapter
+    layer._routing.adapters["a"] = adapter
     return layer, adapter
 
 
@@ -69,7 +69,7 @@ def test_value_and_gradients_are_pefts(dropout: float, quantization: Quantizatio
     layer, adapter = dora(dropout, quantization)
     twin = copy.deepcopy(adapter.generator.get_state())
     x = torch.randn(T, K, generator=torch.Generator().manual_seed(3), requires_grad=True)
-    with layer._rows.of(WHOLE):
+    with layer._routing.of(WHOLE):
         ours = layer(x)
     ours.square().sum().backward()
     mine = adapter.factors["q_proj"]
@@ -93,7 +93,7 @@ def test_value_and_gradients_are_pefts(dropout: float, quantization: Quantizatio
 
 def test_dropout_is_off_where_nothing_is_learned() -> None:
     layer, _ = dora(0.5)
-    with torch.no_grad(), layer._rows.of(WHOLE):
+    with torch.no_grad(), layer._routing.of(WHOLE):
         assert torch.equal(layer(torch.ones(T, K)), layer(torch.ones(T, K)))
 
 

@@ -34,6 +34,7 @@ from app.domain.events import (
 )
 from app.domain.spec import TrainerSpec
 from app.domain.states import ExitCode
+from tests.tiny import make_tiny_base
 from tests.worker.trainer.house import Log, make_spec, run_here, with_rows_of, write_answers
 from worker.trainer import run as program
 from worker.trainer.run import run
@@ -203,6 +204,19 @@ class TestAnotherMachine:
         _, log = run_here(spec, tmp_path / "second")
         assert log.of(Started)[0].start_step == 0
         assert_same_result(whole, (log, tmp_path / "second"))
+
+    def test_on_another_day_a_template_that_prints_the_date_prints_that_of_the_first_attempt(
+        self, house: House, tmp_path: Path
+    ) -> None:
+        dated = make_tiny_base(tmp_path / "dated")
+        template = dated / "chat_template.jinja"
+        template.write_text("{{ strftime_now('%H:%M:%S.%f') }}" + template.read_text())
+        spec = make_spec(dated, house.training_file, snapshot_interval_seconds=0)
+        _, first = run_here(spec, tmp_path)
+        resumed = spec.runs[0].model_copy(update={"resume_from": SNAPSHOTS / "step-000007"})
+        _, second = run_here(spec.model_copy(update={"runs": (resumed,)}), tmp_path)
+        assert second.of(Started)[0].start_step == 7
+        assert seen(second) == seen(first)[7:]
 
     def test_without_what_was_decided_it_would_have(
         self, house: House, whole: tuple[Log, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import weakref
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from app.domain.spec import RunSpec
 from app.domain.states import ExitCode, Reason
 from tests.worker.trainer.house import make_spec
-from worker.trainer.failures import Failure, exit_code, explain, failed
+from worker.trainer.failures import Failure, SurvivedShortage, exit_code, explain, failed
 
 
 @pytest.fixture
@@ -49,6 +50,29 @@ class TestExplain:
         assert (record.run_id, record.reason, record.message, record.param) == (
             run.run_id, Reason.INVALID_SPEC, "no", "lora.r",
         )  # fmt: skip
+
+
+class TestSurvivedShortage:
+    def test_behind_the_block_its_tensors_are_free_and_the_log_has_the_error(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        held: list[weakref.ref[torch.Tensor]] = []
+
+        def work() -> None:
+            tensor = torch.zeros(1)
+            held.append(weakref.ref(tensor))
+            raise MemoryError("so little")
+
+        with SurvivedShortage():
+            work()
+        assert held[0]() is None
+        assert "MemoryError: so little" in capsys.readouterr().err
+
+    def test_what_cannot_be_done_again_and_any_other_error_go_through(self) -> None:
+        with pytest.raises(MemoryError), SurvivedShortage(lambda: False):
+            raise MemoryError
+        with pytest.raises(RuntimeError, match="shapes"), SurvivedShortage():
+            raise RuntimeError("shapes do not match")
 
 
 class TestExitCode:

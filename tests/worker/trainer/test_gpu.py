@@ -13,8 +13,8 @@ from app.domain.spec import QuantizationSpec
 from tests.worker.trainer.house import final_adapter, make_spec, run_here
 from tests.worker.trainer.test_attention import by_hand, heads
 from worker.trainer.attention import document_attention
+from worker.trainer.base_check import check_base
 from worker.trainer.model import load_base
-from worker.trainer.probe import check_base
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 
@@ -33,7 +33,7 @@ class TestOnCuda:
         torch.testing.assert_close(out[..., :8].float().cpu(), want, rtol=0.02, atol=0.02)
 
     @pytest.mark.parametrize("quantization", [QuantizationSpec(), None])
-    def test_the_base_passes_its_probe(self, tiny: Path, quantization: QuantizationSpec | None) -> None:
+    def test_the_base_passes_its_check(self, tiny: Path, quantization: QuantizationSpec | None) -> None:
         check_base(load_base("tiny", tiny, quantization, torch.bfloat16, torch.device("cuda", 0)))
 
     @pytest.mark.parametrize("quantization", [{}, {"compute_dtype": "float32"}, {"compute_dtype": "float16"}, None])

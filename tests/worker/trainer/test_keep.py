@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,10 @@ from app.domain.render import Renderer
 from tests.worker.trainer.house import Log, load_tiny, make_spec, no_pulse, one_step, prepare, run_here, write_answers
 from worker.trainer import answer, keep
 from worker.trainer.answer import answers
+from worker.trainer.base_check import check_base
 from worker.trainer.batch import Segment
 from worker.trainer.evaluate import Validation, evaluate
 from worker.trainer.model import Base
-from worker.trainer.probe import check_base
 from worker.trainer.state import Run
 from worker.trainer.verify import verify_adapter
 
@@ -96,6 +97,15 @@ class TestEarlyStopping:
             "hyperparameters.promote_best makes that one the result.",
         ]
 
+    def test_patience_that_ends_with_the_last_step_stops_nothing_early(
+        self, tiny: Path, examples: Path, tmp_path: Path, scripted: list[float]
+    ) -> None:
+        scripted += [3.0, 2.8, 2.5, 2.0, 2.1, 2.2]
+        knobs = {"eval_steps": 1, "early_stopping": {"patience": 2}, "promote_best": True}
+        _, log = run_here(make_spec(tiny, examples, validation_file=examples, **knobs), tmp_path)
+        assert log.of(Metric)[-1].step == 6
+        assert texts(log) == ["The result is the adapter of step 4, with the lowest full validation loss, 2.0000."]
+
     def test_a_fall_by_less_than_the_threshold_does_not_count(
         self, tiny: Path, examples: Path, tmp_path: Path, scripted: list[float]
     ) -> None:
@@ -156,6 +166,11 @@ class TestPromotion:
         scripted += [float("nan"), float("nan")]
         code, log = run_here(make_spec(tiny, examples, validation_file=examples, promote_best=True), tmp_path)
         assert (code, log.last.step) == (0, 6)
+        assert texts(log) == [
+            f"The full validation loss after step {step} is nan: it counts as one that rose." for step in (3, 6)
+        ]
+        manifest = (tmp_path / log.last.directory / artifacts.MANIFEST).read_text()
+        assert json.loads(manifest, parse_constant=pytest.fail)["metrics"]["full_valid_loss"] is None
 
 
 class TestSamples:

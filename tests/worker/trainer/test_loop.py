@@ -143,6 +143,7 @@ class TestOptimizerStep:
         assert not step.is_finite
         assert run.step == 1
         assert all(torch.equal(a, b) for a, b in zip(before[2:], run.parameters[2:], strict=True))
+        assert all(parameter.grad is None for parameter in run.parameters)  # others may go on beside it
 
 
 class TestSeveralRuns:

@@ -14,7 +14,7 @@ from tests.worker.trainer.house import CPU
 from worker.trainer.batch import EVERYTHING, Segment
 from worker.trainer.failures import Failure
 from worker.trainer.frozen import freeze
-from worker.trainer.lora import AdaptedLinear, Adapter, Rows, make_adapter
+from worker.trainer.lora import AdaptedLinear, Adapter, Routing, make_adapter
 
 T, K, D = 6, 16, 12
 WHOLE = (Segment("a", 0, EVERYTHING),)
@@ -31,7 +31,7 @@ def layer(
     frozen = freeze(weight, quantization, torch.float32)
     if bias:
         frozen.bias = torch.nn.Parameter(torch.arange(float(rows)), requires_grad=False)
-    return AdaptedLinear("model.q_proj", frozen, Rows())
+    return AdaptedLinear("model.q_proj", frozen, Routing())
 
 
 def adapt(adapted: AdaptedLinear, spec: LoraSpec, run_id: str = "a", seed: int = 1) -> Adapter:
@@ -40,7 +40,7 @@ def adapt(adapted: AdaptedLinear, spec: LoraSpec, run_id: str = "a", seed: int =
     with torch.no_grad():
         for factors in adapter.factors.values():
             factors.B_D_R.normal_(generator=torch.Generator().manual_seed(seed))
-    adapted._rows.adapters[run_id] = adapter
+    adapted._routing.adapters[run_id] = adapter
     return adapter
 
 
@@ -56,7 +56,7 @@ class TestAdaptedLinear:
         adapter = adapt(adapted, lora(r=4, alpha=6))
         A, B = adapter.parameters()
         W = adapted.base.weight_in(torch.float32)
-        with adapted._rows.of(WHOLE):
+        with adapted._routing.of(WHOLE):
             h = adapted(x())
         want = x() @ W.t() + (6 / 4) * (x() @ A.t() @ B.t())
         torch.testing.assert_close(h, want + (adapted.base.bias if bias else 0))
@@ -66,13 +66,13 @@ class TestAdaptedLinear:
         adapter = adapt(adapted, lora(r=4, alpha=6))
         A, B = adapter.parameters()
         merged = adapted.base.weight_in(torch.float32) + (6 / 4) * B @ A
-        with adapted._rows.of(WHOLE):
+        with adapted._routing.of(WHOLE):
             torch.testing.assert_close(adapted(x()), F.linear(x(), merged))
 
     def test_at_step_0_it_is_the_frozen_layer_to_the_bit(self) -> None:
         adapted = layer()
-        adapted._rows.adapters["a"] = make_adapter("a", lora(), 1, {adapted.name: adapted}, CPU)
-        with adapted._rows.of(WHOLE):
+        adapted._routing.adapters["a"] = make_adapter("a", lora(), 1, {adapted.name: adapted}, CPU)
+        with adapted._routing.of(WHOLE):
             assert torch.equal(adapted(x()), F.linear(x(), adapted.base.weight))
 
     @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -82,7 +82,7 @@ class TestAdaptedLinear:
         A, B = adapter.parameters()
         mine, theirs = x().requires_grad_(), x().requires_grad_()
         keep = torch.empty(T, K, dtype=torch.bool).bernoulli_(1 - dropout, generator=torch.Generator().manual_seed(1))
-        with adapted._rows.of(WHOLE):
+        with adapted._routing.of(WHOLE):
             adapted(mine).square().sum().backward()
         got = [mine.grad, A.grad, B.grad]
         A.grad = B.grad = None
@@ -95,7 +95,7 @@ class TestAdaptedLinear:
     def test_only_a_and_b_get_gradients(self) -> None:
         adapted = layer()
         adapter = adapt(adapted, lora())
-        with adapted._rows.of(WHOLE):
+        with adapted._routing.of(WHOLE):
             adapted(x()).sum().backward()
         assert adapted.base.weight.grad is None
         assert all(parameter.grad is not None for parameter in adapter.parameters())
@@ -103,17 +103,17 @@ class TestAdaptedLinear:
     def test_dropout_is_off_where_nothing_is_learned(self) -> None:
         adapted = layer()
         adapt(adapted, lora(dropout=0.5))
-        with torch.no_grad(), adapted._rows.of(WHOLE):
+        with torch.no_grad(), adapted._routing.of(WHOLE):
             assert torch.equal(adapted(x()), adapted(x()))
 
     def test_the_rows_of_each_run_meet_its_own_factors_and_no_others(self) -> None:
         adapted = layer()
         for seed, run_id in enumerate("ab", 1):
             adapt(adapted, lora(), run_id, seed)
-        with adapted._rows.of((Segment("a", 0, 4), Segment("b", 4, 6))):
+        with adapted._routing.of((Segment("a", 0, 4), Segment("b", 4, 6))):
             mixed = adapted(x())
         for run_id, part in (("a", slice(0, 4)), ("b", slice(4, 6))):
-            with adapted._rows.of((Segment(run_id, 0, EVERYTHING),)):
+            with adapted._routing.of((Segment(run_id, 0, EVERYTHING),)):
                 torch.testing.assert_close(mixed[part], adapted(x())[part])
 
     def test_a_run_whose_numbers_are_broken_leaves_the_others_rows_alone(self) -> None:
@@ -122,7 +122,7 @@ class TestAdaptedLinear:
         broken = adapt(adapted, lora(), "b")
         with torch.no_grad():
             broken.parameters()[0].fill_(math.nan)
-        with adapted._rows.of((Segment("a", 0, 4), Segment("b", 4, 6))):
+        with adapted._routing.of((Segment("a", 0, 4), Segment("b", 4, 6))):
             mixed = adapted(x())
         assert torch.isfinite(mixed[:4]).all()
         assert mixed[4:].isnan().all()
@@ -137,7 +137,7 @@ class TestMakeAdapter:
 
     def test_masters_are_float32_whatever_the_base_is(self) -> None:
         frozen = freeze(torch.ones(D, K), QuantizationSpec(), torch.bfloat16)
-        adapted = AdaptedLinear("q_proj", frozen, Rows())
+        adapted = AdaptedLinear("q_proj", frozen, Routing())
         adapter = make_adapter("a", lora(), 1, {"q_proj": adapted}, CPU)
         assert {parameter.dtype for parameter in adapter.parameters()} == {torch.float32}
 

@@ -23,7 +23,6 @@ from app.domain.events import (
     Done,
     Failed,
     Metric,
-    Probed,
     SnapshotSaved,
     Started,
     Stopped,
@@ -31,10 +30,9 @@ from app.domain.events import (
 )
 from app.domain.states import ExitCode, Reason
 from tests.worker.bench import until
-from tests.worker.trainer.house import failure, final_adapter, load_tiny, make_spec, prepare, run_here
+from tests.worker.trainer.house import failure, final_adapter, make_spec, run_here
 from worker.locks import try_lock
 from worker.trainer import parallel
-from worker.trainer.settle import rehearse
 
 ROOT = Path(__file__).parents[3]
 ENDLESS = 1_000_000
@@ -209,18 +207,6 @@ class TestEnd:
         assert trainer.records[-1].reason == Reason.NON_FINITE_LOSS
 
 
-class TestRehearsal:
-    def test_a_process_without_an_example_of_the_largest_step_rehearses_nothing(
-        self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        base = load_tiny(tiny)
-        runs = prepare(make_spec(tiny, examples, batch_size=1), base, tmp_path)
-        monkeypatch.setattr(parallel, "size", lambda: 2)
-        assert isinstance(rehearse(base, runs, 512), Probed)
-        monkeypatch.setattr(parallel, "rank", lambda: 1)
-        assert rehearse(base, runs, 512) is None
-
-
 class TestShare:
     @pytest.fixture
     def two(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
@@ -232,7 +218,7 @@ class TestShare:
         shares = []
         for rank in range(2):
             two(rank)
-            shares.append(parallel.share(list(lengths), lengths.__getitem__))
+            shares.append(parallel.own_examples(list(lengths), lengths.__getitem__))
         assert shares == [[4, 2], [9, 7, 1, 3]]
         assert [sum(lengths[example] for example in share) for share in shares] == [100, 100]
 
@@ -240,11 +226,11 @@ class TestShare:
         both = []
         for rank in range(2):
             two(rank)
-            both += parallel.share([5, 5, 6], lambda example: 7)
+            both += parallel.own_examples([5, 5, 6], lambda example: 7)
         assert sorted(both) == [5, 5, 6]
 
     def test_one_process_has_all_of_them(self) -> None:
-        assert parallel.share([3, 1, 2], lambda example: example) == [3, 1, 2]
+        assert parallel.own_examples([3, 1, 2], lambda example: example) == [3, 1, 2]
 
     def test_each_process_has_dropout_masks_of_its_own(self, two: Callable[[int], None]) -> None:
         masks = []

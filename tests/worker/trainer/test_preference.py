@@ -130,7 +130,7 @@ class TestOptimizerStep:
             for parameter in run.parameters:
                 parameter.add_(0.05)
         assert one_step(base, [run])[0].reward_margin != 0.0
-        base.rows.adapters[reference_id(run.id)] = frozen_copy(run.adapter)
+        base.routing.adapters[reference_id(run.id)] = frozen_copy(run.adapter)
         assert one_step(base, [run])[0].loss == pytest.approx(math.log(2), abs=1e-12)
         assert one_step(base, [run])[0].reward_margin != 0.0  # the copy stayed where it was
 

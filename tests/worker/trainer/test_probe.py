@@ -1,49 +1,39 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.worker.trainer.house import load_tiny
-from worker.trainer import attention
-from worker.trainer.failures import Failure
-from worker.trainer.probe import check_base
+from app.domain.events import Planned, Probed
+from app.domain.states import ExitCode
+from tests.worker.trainer.house import final_adapter, load_tiny, make_spec, prepare, run_here
+from worker.trainer import parallel, run
+from worker.trainer.probe import probe
 
 
-class TestCheckBase:
-    @pytest.mark.parametrize("four_bits", [True, False])
-    def test_an_ordinary_model_passes(self, tiny: Path, four_bits: bool) -> None:
-        check_base(load_tiny(tiny) if four_bits else load_tiny(tiny, None))
+def test_it_takes_the_largest_planned_row_and_leaves_everything_as_it_was(
+    tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make_spec(tiny, examples, dropout=0.2)
+    code, log = run_here(spec, tmp_path / "probed")
+    assert code == ExitCode.DONE
+    (probed,), (planned,) = log.of(Probed), log.of(Planned)
+    assert probed.row_tokens == planned.largest_row_tokens
+    assert probed.peak_bytes >= probed.loaded_bytes * 0.9
 
-    def test_a_leak_between_documents_is_seen(self, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        whole = attention._one_by_one
+    monkeypatch.setattr(run, "_confirm", lambda *_: None)
+    _, plain = run_here(spec, tmp_path / "plain")
+    mine, theirs = final_adapter(log, tmp_path / "probed"), final_adapter(plain, tmp_path / "plain")
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
-        def leaky(heads: attention.Heads) -> torch.Tensor:
-            return whole(replace(heads, lengths=(sum(heads.lengths),)))
 
-        monkeypatch.setattr(attention, "_one_by_one", leaky)
-        with pytest.raises(Failure, match="see each other"):
-            check_base(load_tiny(tiny))
-
-    def test_a_head_that_does_more_than_one_product_is_seen(self, tiny: Path) -> None:
-        base = load_tiny(tiny)
-        base.model.get_output_embeddings().register_forward_hook(lambda _module, _inputs, logits: logits.tanh())
-        with pytest.raises(Failure, match="logits"):
-            check_base(base)
-
-    def test_a_base_that_is_broken_is_seen(self, tiny: Path) -> None:
-        base = load_tiny(tiny)
-        base.model.base_model.norm.weight.data.fill_(torch.inf)
-        with pytest.raises(Failure, match="not finite"):
-            check_base(base)
-
-    def test_weights_and_random_state_stay_as_they_are(self, tiny: Path) -> None:
-        base = load_tiny(tiny)
-        before = [parameter.data.clone() for parameter in base.model.parameters()]
-        random_state = torch.get_rng_state()
-        check_base(base)
-        assert torch.equal(torch.get_rng_state(), random_state)
-        after = [parameter.data for parameter in base.model.parameters()]
-        assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+def test_a_process_without_an_example_of_the_largest_step_tries_nothing(
+    tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load_tiny(tiny)
+    runs = prepare(make_spec(tiny, examples, batch_size=1), base, tmp_path)
+    monkeypatch.setattr(parallel, "size", lambda: 2)
+    assert isinstance(probe(base, runs, 512), Probed)
+    monkeypatch.setattr(parallel, "rank", lambda: 1)
+    assert probe(base, runs, 512) is None

@@ -34,7 +34,7 @@ class Bench:
 
     def __init__(self, tiny: Path, examples: Path, tmp_path: Path, dtype: str) -> None:
         self.base: Base = load_tiny(tiny, QuantizationSpec(compute_dtype=dtype))  # type: ignore[arg-type]
-        self.recomputation = Recomputation(self.base.model, self.base.rows)
+        self.recomputation = Recomputation(self.base.model, self.base.routing)
         first = make_spec(tiny, examples, dropout=0.3).runs[0]
         second = first.model_copy(update={"run_id": "run-b", "seed": 8})
         spec = make_spec(tiny, examples, runs=[first, second])
@@ -80,7 +80,7 @@ class Bench:
         storages = {each.tensor.untyped_storage().data_ptr(): each.tensor.untyped_storage() for each in kept}
         kept_bytes = sum(storage.nbytes() for storage in storages.values())
         loss, _, _ = head_loss(hidden_T_D[row.predictors_N], self.base.head_V_D, row.targets_N)
-        assert self.base.rows.segments == ()  # as in training: the backward runs outside of the row
+        assert self.base.routing.segments == ()  # as in training: the backward runs outside of the row
         loss.backward()
         gradients = [parameter.grad.clone() for parameter in self.parameters if parameter.grad is not None]
         states = [run.adapter.generator.get_state() for run in self.runs]
@@ -99,7 +99,16 @@ def test_gradients_with_dropout_are_the_same_to_the_bit_whatever_is_made_again(
     assert len(again) == len(bench.parameters)
     assert all(torch.equal(one, other) for one, other in zip(again, gradients, strict=True))
     assert all(torch.equal(one, other) for one, other in zip(again_states, states, strict=True))
-    assert bench.base.rows.segments == ()
+    assert bench.base.routing.segments == ()
+
+
+@pytest.mark.parametrize(("mode", "count"), MODES)
+def test_after_the_backward_nothing_that_was_made_again_is_held(
+    tiny: Path, examples: Path, tmp_path: Path, mode: Recompute, count: int
+) -> None:
+    bench = Bench(tiny, examples, tmp_path, "float32")
+    bench.step(mode, count)
+    assert bench.recomputation._notes._last is None
 
 
 def test_each_degree_keeps_less_than_the_one_before(tiny: Path, examples: Path, tmp_path: Path) -> None:

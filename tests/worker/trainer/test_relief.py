@@ -21,7 +21,7 @@ from tests.worker.trainer.house import (
     make_spec,
     run_here,
 )
-from worker.trainer import answer, evaluate, keep, model, probe, sample, verify
+from worker.trainer import answer, base_check, evaluate, keep, model, sample, verify
 from worker.trainer.frozen import Frozen4
 
 SENTENCE = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"
@@ -255,7 +255,7 @@ class TestLoading:
     def test_so_does_one_that_does_not_fit_beside_its_first_product(
         self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(probe, "hidden_states", Shortage(probe.hidden_states, lambda *_: True))
+        monkeypatch.setattr(base_check, "hidden_states", Shortage(base_check.hidden_states, lambda *_: True))
         code, log = run_here(make_spec(tiny, examples), tmp_path)
         assert (code, failure(log).param) == (ExitCode.OUT_OF_MEMORY, "model")
 

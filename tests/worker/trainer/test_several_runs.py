@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from app.domain.catalog import hash_directory
-from app.domain.events import Command, Done, Metric
+from app.domain.events import Command, Done, Metric, Record
 from app.domain.states import ExitCode
 from tests.worker.trainer.house import FLOAT32, Log, make_spec, run_here
-from worker.trainer import facts
+from worker.trainer import facts, loop
 from worker.trainer.run import run
+from worker.trainer.state import Run, Step
 from worker.trainer.stop import Stops
 
 
@@ -59,3 +61,23 @@ class TestSeveralRuns:
         assert run(spec, tmp_path, log, stops) == ExitCode.CANCELLED
         _, solo = run_here(alone, tmp_path / "alone")
         assert [m.train_loss for m in log.of(Metric)] == pytest.approx(solo.losses, rel=1e-5)
+
+    def test_one_that_has_ended_leaves_its_moments_to_the_other(
+        self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: dict[str, Run] = {}
+        moments: list[tuple[int, int]] = []  # of run one, after each step of run two
+        step = loop.optimizer_step
+
+        def watched(base: Any, runs: Sequence[Run], *arguments: Any, **more: Any) -> list[Step]:
+            seen.update({run.id: run for run in runs})
+            return step(base, runs, *arguments, **more)
+
+        def look(record: Record) -> None:
+            if isinstance(record, Metric) and record.run_id == "two":
+                moments.append((record.step, len(seen["one"].optimizer.state)))
+
+        monkeypatch.setattr(loop, "optimizer_step", watched)
+        assert run(self.specs(tiny, examples), tmp_path, Log(look), Stops(["one", "two"])) == 0
+        trained = len(seen["one"].parameters)
+        assert moments == [(step, trained if step <= 6 else 0) for step in range(1, 10)]

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from app.domain import artifacts
 from app.domain.events import Command, Message, Metric, SnapshotSaved, Started, Stopped
@@ -84,6 +86,23 @@ class TestResume:
         (message,) = log.of(Message)
         assert message.level == "warn"
         assert "-> 9.9" in message.message
+
+    @pytest.mark.parametrize(
+        ("dropout", "how"), [(0.0, "equal within rounding, not to the bit."), (0.2, "with other dropout masks.")]
+    )
+    def test_from_a_gpu_to_a_cpu_random_numbers_begin_anew_and_that_is_said(
+        self, tiny: Path, examples: Path, tmp_path: Path, dropout: float, how: str
+    ) -> None:
+        _, whole = run_here(make_spec(tiny, examples, dropout=dropout), tmp_path / "whole")
+        snapshot = drained_at(2, tiny, examples, tmp_path / "a", dropout=dropout)
+        manifest, state = artifacts.verify(snapshot), load_file(snapshot / "state.safetensors")
+        save_file(state | {"random/dropout": torch.zeros(16, dtype=torch.uint8)}, snapshot / "state.safetensors")
+        manifest["choices"]["device"] = "cuda (NVIDIA H100)"
+        artifacts.write_manifest(snapshot, manifest)
+        code, log = run_here(make_spec(tiny, examples, resume_from=snapshot, dropout=dropout), tmp_path / "b")
+        assert code == ExitCode.DONE
+        assert log.of(Message)[0].message.endswith(how)
+        assert (log.losses == whole.losses[2:]) == (not dropout)
 
     def test_another_processor_is_allowed_and_said(
         self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -288,6 +307,7 @@ class TestSaveSnapshot:
         manifest = artifacts.verify(snapshot)
         assert manifest["step"] == 1
         assert manifest["choices"].pop("peak_bytes") > 0
+        assert datetime.fromisoformat(manifest["choices"].pop("rendered_at")) < datetime.now()
         assert manifest["choices"] == {
             "compute_dtype": "bfloat16", "device": f"cpu ({cpu_name()})", "row_tokens": 1024, "threads": 1,
             "recompute": "elementwise", "recompute_layers": 0, "cache_weights": True, "probed": True,
