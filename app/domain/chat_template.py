@@ -22,6 +22,12 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 Message = dict[str, Any]
 
 
+# What a template's own expressions raise: 1 // 0, an index beyond the end, a macro that calls itself over deep tools.
+OF_A_TEMPLATE = (
+    jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError
+)  # fmt: skip
+
+
 class TemplateRefused(ValueError):
     """The chat template cannot render this example; the message is the template's own, for the user."""
 
@@ -45,7 +51,7 @@ class ChatTemplate:
                 add_generation_prompt=prompt,
                 **self._specials,
             )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+        except OF_A_TEMPLATE as error:
             raise TemplateRefused(f"the model's chat template refuses this conversation: {error}") from error
 
 

@@ -123,6 +123,14 @@ def test_a_template_that_refuses_a_conversation_is_quoted(base: Path) -> None:
         with_template(base, PICKY).documents(example)
 
 
+@pytest.mark.parametrize(
+    "mistake", ["{{ 1 // 0 }}", "{% macro deeper() %}{{ deeper() }}{% endmacro %}{{ deeper() }}", "{{ ''.join([1]) }}"]
+)
+def test_a_template_with_a_mistake_of_its_own_refuses_and_does_not_crash(base: Path, mistake: str) -> None:
+    with pytest.raises(TemplateRefused, match="chat template refuses"):
+        with_template(base, mistake).documents(chat(("a", "b")))
+
+
 def test_a_tokenizer_without_a_template_says_what_to_use_instead(base: Path) -> None:
     known = Renderer.from_directory(base)
     with pytest.raises(TemplateRefused, match="use prompt/completion lines"):
