@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Annotated
+from weakref import WeakValueDictionary
 
 from fastapi import Depends, Request
 from sqlalchemy import Engine
@@ -25,6 +26,8 @@ from app.services.rate import RateLimiter
 from app.settings import Settings
 from app.storage import Storage
 
+KeyLocks = WeakValueDictionary[tuple[str, str], asyncio.Lock]  # (project, idempotency key) of requests at work here
+
 
 @dataclass(frozen=True)
 class Engines:
@@ -41,6 +44,7 @@ class Engines:
     counter: Counter
     limiter: RateLimiter
     free_slots: asyncio.Semaphore
+    key_locks: KeyLocks = field(default_factory=WeakValueDictionary)
     lanes: Lanes = field(default_factory=Lanes)
     digests: Digests = field(default_factory=Digests)
 
@@ -71,7 +75,8 @@ async def get_session(engines: EnginesDep, _slot: SlotDep) -> AsyncIterator[Sess
     session = engines.sessions()
     try:
         yield session
-        await run_in_threadpool(session.commit)
+        if session.in_transaction():  # OnceRoute has committed in the thread that it needs anyway
+            await run_in_threadpool(session.commit)
     except BaseException:
         await run_in_threadpool(session.rollback)
         raise
