@@ -49,17 +49,22 @@ class Engines:
     digests: Digests = field(default_factory=Digests)
 
 
-async def get_engines(request: Request) -> Engines:
+def engines_of(request: Request) -> Engines:
+    """For dependencies: FastAPI walks through each one's own dependencies every time, those that it has at hand too."""
     engines: Engines = request.app.state.engines
     return engines
+
+
+async def get_engines(request: Request) -> Engines:
+    return engines_of(request)
 
 
 EnginesDep = Annotated[Engines, Depends(get_engines)]
 
 
-async def get_slot(engines: EnginesDep) -> AsyncIterator[Slot]:
+async def get_slot(request: Request) -> AsyncIterator[Slot]:
     """Raises Unavailable when there is none for too long."""
-    slot = Slot(engines.free_slots)
+    slot = Slot(engines_of(request).free_slots)
     await slot.take()
     try:
         yield slot
@@ -70,9 +75,9 @@ async def get_slot(engines: EnginesDep) -> AsyncIterator[Slot]:
 SlotDep = Annotated[Slot, Depends(get_slot, scope="function")]
 
 
-async def get_session(engines: EnginesDep, _slot: SlotDep) -> AsyncIterator[Session]:
+async def get_session(request: Request, _slot: SlotDep) -> AsyncIterator[Session]:
     """One request, one transaction. A connection is taken at the first query, by the thread that runs the endpoint."""
-    session = engines.sessions()
+    session = engines_of(request).sessions()
     try:
         yield session
         if session.in_transaction():  # OnceRoute has committed in the thread that it needs anyway

@@ -20,7 +20,7 @@ from starlette.responses import Response
 
 from app.api.auth import CallerDep
 from app.api.bodies import BodyBytesDep
-from app.api.deps import EnginesDep, SessionDep, SlotDep
+from app.api.deps import SessionDep, SlotDep, engines_of
 from app.domain.jsonl import LineError, decode_json
 from app.errors import IdempotencyKeyInUse
 from app.services.once import Once, Replay, fingerprint_of, in_use
@@ -49,7 +49,7 @@ async def get_once(request: Request, caller: CallerDep, idempotency_key: KeyHead
 OnceDep = Annotated[Once, Depends(get_once)]
 
 
-async def take_turn(body: BodyBytesDep, once: OnceDep, engines: EnginesDep) -> AsyncIterator[str | None]:
+async def take_turn(request: Request, body: BodyBytesDep, once: OnceDep) -> AsyncIterator[str | None]:
     """The request's fingerprint, if it has a key and no twin is at work in this process any more.
 
     Raises what Once.look does, and IdempotencyKeyInUse. Who waits here holds neither a thread nor a connection.
@@ -57,7 +57,7 @@ async def take_turn(body: BodyBytesDep, once: OnceDep, engines: EnginesDep) -> A
     if once.key is None:
         yield None
         return
-    fingerprint = _fingerprint(body)
+    engines, fingerprint = engines_of(request), _fingerprint(body)
     lock = engines.key_locks.setdefault((once.project_id, once.key), asyncio.Lock())
     has_twin = lock.locked()
     await _acquire(lock, once.key)
