@@ -7,6 +7,7 @@ too, and the reconciler sends hints again.
 from __future__ import annotations
 
 import threading
+import time
 from typing import Literal
 
 from celery import Celery
@@ -17,6 +18,8 @@ from app.log import get_logger
 
 Queue = Literal["cpu", "gpu"]
 LOOK_FOR_WORK: dict[Queue, str] = {"cpu": "tunery.validate", "gpu": "tunery.train"}
+HINT_PAUSE_SECONDS = 0.05  # between two of a burst
+MOST_HINTS_WAITING = 20  # of a burst: workers that are not woken within a second look for themselves
 HINT_EXPIRES_SECONDS = 300  # hints must not pile up while every slot is busy
 SOCKET_TIMEOUT_SECONDS = 2
 
@@ -28,6 +31,7 @@ class Hints:
 
     def __init__(self, redis_url: str) -> None:
         self.celery = make_celery(redis_url)
+        self._lanes = {queue: _Lane(self, queue) for queue in LOOK_FOR_WORK}
 
     def after_commit(self, session: Session, queue: Queue) -> None:
         """Send a hint once `session` has committed; a rollback sends nothing."""
@@ -35,7 +39,7 @@ class Hints:
 
     def send_soon(self, queue: Queue) -> None:
         """From a thread: with the broker down, connecting takes seconds that no request should wait."""
-        threading.Thread(target=self.send, args=(queue,), daemon=True).start()
+        self._lanes[queue].add()
 
     def send(self, queue: Queue) -> bool:
         try:
@@ -57,6 +61,40 @@ class Hints:
 
     def close(self) -> None:
         self.celery.close()
+
+
+class _Lane:
+    """Hints on their way to one queue, one after the other, by a thread that ends with the last of them.
+
+    A worker that was woken works until nothing waits any more. So a burst of jobs needs a hint for each idle worker
+    and not for each job, which would take a tenth of what it costs to create one.
+    """
+
+    def __init__(self, hints: Hints, queue: Queue) -> None:
+        self._hints = hints
+        self._queue: Queue = queue
+        self._lock = threading.Lock()
+        self._waiting = 0
+        self._is_moving = False
+
+    def add(self) -> None:
+        with self._lock:
+            self._waiting = min(self._waiting + 1, MOST_HINTS_WAITING)
+            if self._is_moving:
+                return
+            self._is_moving = True
+        threading.Thread(target=self._move, daemon=True).start()
+
+    def _move(self) -> None:
+        while self._take():
+            self._hints.send(self._queue)
+            time.sleep(HINT_PAUSE_SECONDS)
+
+    def _take(self) -> bool:
+        with self._lock:
+            self._is_moving = self._waiting > 0
+            self._waiting -= self._is_moving
+            return self._is_moving
 
 
 def make_celery(redis_url: str) -> Celery:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from app.api.deps import Engines, EnginesDep
+from app.api.deps import engines_of
 from app.api.envelope import tell_with_answer
 from app.db import audit, key_reads
 from app.db.key_reads import KnownKey
@@ -39,8 +39,8 @@ class Caller:
         return scopes.ADMIN in self.scopes
 
 
-async def authenticate(request: Request, engines: EnginesDep) -> Caller:
-    return admit(request, await key_reads.find(engines.connections, bearer_secret(request)))
+async def authenticate(request: Request) -> Caller:
+    return admit(request, await key_reads.find(engines_of(request).connections, bearer_secret(request)))
 
 
 AUTHENTICATED = Depends(authenticate)  # for a router whose routes need not know who calls
@@ -53,8 +53,7 @@ def admit(request: Request, key: KnownKey | None) -> Caller:
         raise wrong_key()
     if key.refusal is not None:
         raise InvalidApiKey(REFUSALS[key.refusal])
-    engines: Engines = request.app.state.engines
-    allowance = engines.limiter.take(key.project_id, key.max_requests_per_second)
+    allowance = engines_of(request).limiter.take(key.project_id, key.max_requests_per_second)
     tell_with_answer(request.scope, _rate_headers(allowance))
     if allowance.wait_seconds:
         raise RateLimited(

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Annotated
+from weakref import WeakValueDictionary
 
 from fastapi import Depends, Request
 from sqlalchemy import Engine
@@ -25,6 +26,8 @@ from app.services.rate import RateLimiter
 from app.settings import Settings
 from app.storage import Storage
 
+KeyLocks = WeakValueDictionary[tuple[str, str], asyncio.Lock]  # (project, idempotency key) of requests at work here
+
 
 @dataclass(frozen=True)
 class Engines:
@@ -41,21 +44,27 @@ class Engines:
     counter: Counter
     limiter: RateLimiter
     free_slots: asyncio.Semaphore
+    key_locks: KeyLocks = field(default_factory=WeakValueDictionary)
     lanes: Lanes = field(default_factory=Lanes)
     digests: Digests = field(default_factory=Digests)
 
 
-async def get_engines(request: Request) -> Engines:
+def engines_of(request: Request) -> Engines:
+    """For dependencies: FastAPI walks through each one's own dependencies every time, those that it has at hand too."""
     engines: Engines = request.app.state.engines
     return engines
+
+
+async def get_engines(request: Request) -> Engines:
+    return engines_of(request)
 
 
 EnginesDep = Annotated[Engines, Depends(get_engines)]
 
 
-async def get_slot(engines: EnginesDep) -> AsyncIterator[Slot]:
+async def get_slot(request: Request) -> AsyncIterator[Slot]:
     """Raises Unavailable when there is none for too long."""
-    slot = Slot(engines.free_slots)
+    slot = Slot(engines_of(request).free_slots)
     await slot.take()
     try:
         yield slot
@@ -66,12 +75,13 @@ async def get_slot(engines: EnginesDep) -> AsyncIterator[Slot]:
 SlotDep = Annotated[Slot, Depends(get_slot, scope="function")]
 
 
-async def get_session(engines: EnginesDep, _slot: SlotDep) -> AsyncIterator[Session]:
+async def get_session(request: Request, _slot: SlotDep) -> AsyncIterator[Session]:
     """One request, one transaction. A connection is taken at the first query, by the thread that runs the endpoint."""
-    session = engines.sessions()
+    session = engines_of(request).sessions()
     try:
         yield session
-        await run_in_threadpool(session.commit)
+        if session.in_transaction():  # OnceRoute has committed in the thread that it needs anyway
+            await run_in_threadpool(session.commit)
     except BaseException:
         await run_in_threadpool(session.rollback)
         raise

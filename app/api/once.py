@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from itertools import chain, repeat
 from typing import Annotated, Any, get_type_hints
 
@@ -20,10 +20,10 @@ from starlette.responses import Response
 
 from app.api.auth import CallerDep
 from app.api.bodies import BodyBytesDep
-from app.api.deps import SessionDep, SlotDep
+from app.api.deps import SessionDep, SlotDep, engines_of
 from app.domain.jsonl import LineError, decode_json
 from app.errors import IdempotencyKeyInUse
-from app.services.once import Once, Replay, fingerprint_of
+from app.services.once import Once, Replay, fingerprint_of, in_use
 
 REPLAYED = {"Idempotency-Replayed": "true"}
 PATIENCE_SECONDS = 20.0  # for a twin that is at work: a create takes milliseconds
@@ -49,11 +49,36 @@ async def get_once(request: Request, caller: CallerDep, idempotency_key: KeyHead
 OnceDep = Annotated[Once, Depends(get_once)]
 
 
-async def begin_once(request: Request, body: BodyBytesDep, once: OnceDep, session: SessionDep, slot: SlotDep) -> None:
-    """Raises what Once.begin does, IdempotencyKeyInUse only after a wait that held no thread and no connection."""
-    if not once.is_asked_for:
+async def take_turn(request: Request, body: BodyBytesDep, once: OnceDep) -> AsyncIterator[str | None]:
+    """The request's fingerprint, if it has a key and no twin is at work in this process any more.
+
+    Raises what Once.look does, and IdempotencyKeyInUse. Who waits here holds neither a thread nor a connection.
+    """
+    if once.key is None:
+        yield None
         return
-    fingerprint = _fingerprint(body)
+    engines, fingerprint = engines_of(request), _fingerprint(body)
+    lock = engines.key_locks.setdefault((once.project_id, once.key), asyncio.Lock())
+    has_twin = lock.locked()
+    await _acquire(lock, once.key)
+    try:
+        if has_twin:
+            await once.look(engines.connections, fingerprint)
+        yield fingerprint
+    finally:
+        lock.release()
+
+
+FingerprintDep = Annotated[str | None, Depends(take_turn, scope="function")]
+
+
+# The turn is taken before the session and the slot, and so is given on after the commit.
+async def begin_once(
+    request: Request, once: OnceDep, fingerprint: FingerprintDep, session: SessionDep, slot: SlotDep
+) -> None:
+    """Raises what Once.begin does. A twin in another process is waited for in the same way, but by asking again."""
+    if fingerprint is None:
+        return
     deadline = time.monotonic() + PATIENCE_SECONDS
     pauses = chain(PAUSES_SECONDS, repeat(PAUSES_SECONDS[-1]))
     while not await run_in_threadpool(_begin, once, session, fingerprint, time.monotonic() < deadline):
@@ -70,7 +95,7 @@ class OnceRoute(APIRoute):
         super().__init__(path, endpoint, **options)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The answer is made here and sent later: SessionDep commits in between."""
+        """The answer is made here, kept and committed, and sent later."""
         handle = super().get_route_handler()
 
         async def handle_once(request: Request) -> Response:
@@ -91,6 +116,14 @@ def takes_session(endpoint: Callable[..., Any]) -> bool:
     return SessionDep in get_type_hints(endpoint, include_extras=True).values()
 
 
+async def _acquire(lock: asyncio.Lock, key: str) -> None:
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await lock.acquire()
+    except TimeoutError as error:
+        raise in_use(key) from error
+
+
 def _begin(once: Once, session: Session, fingerprint: str, may_wait: bool) -> bool:
     """False while a twin is at work and waiting is worth it; the connection is given back then."""
     try:
@@ -105,6 +138,7 @@ def _begin(once: Once, session: Session, fingerprint: str, may_wait: bool) -> bo
 
 def _end(once: Once, session: Session, response: Response) -> None:
     once.end(session, response.status_code, bytes(response.body).decode())
+    session.commit()
 
 
 def _fingerprint(body: bytes) -> str:

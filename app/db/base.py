@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import BigInteger, DateTime, MetaData, Text, func
+from sqlalchemy import BigInteger, DateTime, MetaData, Table, Text, func
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -27,6 +27,11 @@ class Base(DeclarativeBase):
         dict[str, Any]: JSONB(none_as_null=True),  # None is SQL's NULL, not a JSON null beside it
         list[str]: JSONB(none_as_null=True),
     }
+
+
+def table_of(rows: type[Base]) -> Table:
+    """For writes that need no object of the session, which cost a third of one that does."""
+    return cast(Table, rows.__table__)
 
 
 def now() -> Mapped[datetime]:

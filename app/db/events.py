@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
+from app.db.base import table_of
 from app.db.ids import new_id
 from app.db.tables import Job, JobEvent
 from app.domain.step_metrics import Point
+
+INSERT = insert(table_of(JobEvent))
 
 
 def take_seq() -> dict[str, Any]:
@@ -26,22 +29,20 @@ def tell(
     type: str = "message",
     data: Mapping[str, Any] | None = None,
     event_id: str | None = None,
-) -> JobEvent:
+) -> None:
     """Write the event whose number `job.event_seq` was just taken, in the same transaction."""
-    event = JobEvent(
-        id=event_id or new_id("ftevent"),
-        project_id=job.project_id,
-        job_id=job.id,
-        seq=job.event_seq,
-        attempt=job.attempt,
-        level=level,
-        type=type,
-        message=message,
-        data=dict(data or {}),
-    )
-    session.add(event)
-    session.flush()
-    return event
+    event = {
+        "id": event_id or new_id("ftevent"),
+        "project_id": job.project_id,
+        "job_id": job.id,
+        "seq": job.event_seq,
+        "attempt": job.attempt,
+        "level": level,
+        "type": type,
+        "message": message,
+        "data": dict(data or {}),
+    }
+    session.execute(INSERT, event)
 
 
 def get(session: Session, job_id: str, event_id: str) -> JobEvent | None:

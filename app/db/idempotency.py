@@ -9,9 +9,12 @@ from datetime import timedelta
 from sqlalchemy import ColumnElement, and_, delete, func, select, text, update
 from sqlalchemy.orm import Session
 
+from app.db.async_connections import AsyncConnections
+from app.db.base import table_of
 from app.db.tables import IdempotencyKey
 
 KEPT = timedelta(hours=24)
+KEYS = table_of(IdempotencyKey)
 
 # One round trip, whether the key is new or in use. An advisory lock and not the row's own tells that a twin is at work:
 # who asked can then give its connection back and wait without one. A key whose time is over is new.
@@ -32,6 +35,10 @@ TAKE = text(
       AND k.created_at >= clock_timestamp() - CAST(:kept AS interval)
     """
 )
+FIND = """
+SELECT method, path, fingerprint, status, answer FROM idempotency_keys
+WHERE project_id = %(project_id)s AND key = %(key)s AND created_at >= clock_timestamp() - %(kept)s
+"""
 
 
 @dataclass(frozen=True)
@@ -69,18 +76,25 @@ def take(session: Session, asked: Asked) -> Answered | None:
     if found.is_new:
         return None
     if found.answer is None:  # it was answered while the statement ran, which sees what was there when it began
-        found = session.execute(select(IdempotencyKey.__table__).where(_is(asked))).one()
+        found = session.execute(select(KEYS).where(_is(asked))).one()
     return Answered(found.method, found.path, found.fingerprint, found.status, found.answer)
+
+
+async def find(connections: AsyncConnections, asked: Asked) -> Answered | None:
+    """What became of the key, if a transaction that took it has committed."""
+    values = {"project_id": asked.project_id, "key": asked.key, "kept": KEPT}
+    found = await connections.fetch_one(FIND, values)
+    return None if found is None else Answered(*found)
 
 
 def answer(session: Session, asked: Asked, status: int, body: str) -> None:
     """Remember the answer of a request whose key this transaction has taken."""
-    session.execute(update(IdempotencyKey).where(_is(asked)).values(status=status, answer=body))
+    session.execute(update(KEYS).where(_is(asked)).values(status=status, answer=body))
 
 
 def release(session: Session, asked: Asked) -> None:
     """Nothing was created after all: the key is free again."""
-    session.execute(delete(IdempotencyKey).where(_is(asked)))
+    session.execute(delete(KEYS).where(_is(asked)))
 
 
 def forget_old(session: Session, limit: int = 10_000) -> int:
@@ -101,7 +115,7 @@ def forget_old(session: Session, limit: int = 10_000) -> int:
 
 
 def _is(asked: Asked) -> ColumnElement[bool]:
-    return and_(IdempotencyKey.project_id == asked.project_id, IdempotencyKey.key == asked.key)
+    return and_(KEYS.c.project_id == asked.project_id, KEYS.c.key == asked.key)
 
 
 def _lock(asked: Asked) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import func, select
+from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 from app.db.ids import new_id
@@ -32,13 +32,15 @@ def get_by_name(session: Session, name: str) -> Project | None:
     return session.scalar(select(Project).where(Project.name == name))
 
 
-def lock(session: Session, project_id: str) -> Project:
+def lock_limited(session: Session, project_id: str, *limits: str) -> Project | None:
     """Until this transaction ends nobody else passes here: what is counted now stays true until the commit.
 
-    Rows that only refer to the project go on being written: their foreign keys take a weaker lock.
+    None for a project without any of these limits, and no lock. Rows that only refer to the project go on being
+    written: their foreign keys take a weaker one.
     """
-    query = select(Project).where(Project.id == project_id).with_for_update(key_share=True)
-    return session.execute(query.execution_options(populate_existing=True)).scalar_one()
+    is_limited = or_(*(getattr(Project, limit).is_not(None) for limit in limits))
+    query = select(Project).where(Project.id == project_id, is_limited).with_for_update(key_share=True)
+    return session.execute(query.execution_options(populate_existing=True)).scalar_one_or_none()
 
 
 def page(session: Session, limit: int, after: Project | None = None, with_archived: bool = False) -> list[Project]:

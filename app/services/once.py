@@ -16,7 +16,8 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app.db import idempotency
-from app.db.idempotency import Asked, InUseError
+from app.db.async_connections import AsyncConnections
+from app.db.idempotency import Answered, Asked, InUseError
 from app.db.keys import PREFIX
 from app.errors import IdempotencyKeyInUse, IdempotencyKeyReused
 
@@ -38,12 +39,19 @@ class Once:
     """One request's key; without one, everything here does nothing."""
 
     def __init__(self, project_id: str, key: str | None, method: str, path: str) -> None:
-        self._who = (project_id, key, method, path)
+        self.project_id = project_id
+        self.key = key
+        self._call = (method, path)
         self._asked: Asked | None = None
 
-    @property
-    def is_asked_for(self) -> bool:
-        return self._who[1] is not None
+    async def look(self, connections: AsyncConnections, fingerprint: str) -> None:
+        """Returns if nothing is kept for the key. Raises Replay, and IdempotencyKeyReused as `begin` does."""
+        if self.key is None:
+            return
+        asked = Asked(self.project_id, self.key, *self._call, fingerprint)
+        earlier = await idempotency.find(connections, asked)
+        if earlier is not None:
+            raise _outcome(asked, earlier)
 
     def begin(self, session: Session, fingerprint: str) -> None:
         """To be the first statement of the transaction that creates.
@@ -51,20 +59,16 @@ class Once:
         Raises Replay; IdempotencyKeyReused for another request under the same key; IdempotencyKeyInUse while the first
         one has not ended.
         """
-        project_id, key, method, path = self._who
-        if key is None:
+        if self.key is None:
             return
-        asked = Asked(project_id, key, method, path, fingerprint)
+        asked = Asked(self.project_id, self.key, *self._call, fingerprint)
         try:
             earlier = idempotency.take(session, asked)
         except InUseError as error:
-            raise _in_use(key) from error
-        if earlier is None:
-            self._asked = asked
-            return
-        if (earlier.method, earlier.path, earlier.fingerprint) != (method, path, fingerprint):
-            raise _reused(asked, earlier.method, earlier.path)
-        raise Replay(earlier.status, earlier.answer)
+            raise in_use(self.key) from error
+        if earlier is not None:
+            raise _outcome(asked, earlier)
+        self._asked = asked
 
     def end(self, session: Session, status: int, body: str) -> None:
         """To be the last statement of that transaction."""
@@ -81,18 +85,24 @@ def fingerprint_of(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def in_use(key: str) -> IdempotencyKeyInUse:
+    return IdempotencyKeyInUse(
+        f"Idempotency-Key: the first request with {key[:60]!r} has not ended yet; send it again in a second",
+        "Idempotency-Key",
+    )
+
+
+def _outcome(asked: Asked, earlier: Answered) -> Replay | IdempotencyKeyReused:
+    if (earlier.method, earlier.path, earlier.fingerprint) != (asked.method, asked.path, asked.fingerprint):
+        return _reused(asked, earlier.method, earlier.path)
+    return Replay(earlier.status, earlier.answer)
+
+
 def _reused(asked: Asked, method: str, path: str) -> IdempotencyKeyReused:
     same_route = (method, path) == (asked.method, asked.path)
     seen = "another body" if same_route else f"{method} {path}"
     return IdempotencyKeyReused(
         f"Idempotency-Key: {asked.key[:60]!r} was used within the last 24 hours for {seen}; send the same request "
         "again, or a new request with a new key",
-        "Idempotency-Key",
-    )
-
-
-def _in_use(key: str) -> IdempotencyKeyInUse:
-    return IdempotencyKeyInUse(
-        f"Idempotency-Key: the first request with {key[:60]!r} has not ended yet; send it again in a second",
         "Idempotency-Key",
     )

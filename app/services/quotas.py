@@ -15,7 +15,7 @@ from app.errors import QuotaExceeded
 
 def ensure_room(session: Session, project_id: str, size_bytes: int) -> None:
     """For so many bytes more."""
-    project = _limited(session, project_id, "max_stored_bytes")
+    project = projects.lock_limited(session, project_id, "max_stored_bytes")
     if project is None or project.max_stored_bytes is None:
         return
     stored = usage.stored_bytes(session, project_id)
@@ -30,21 +30,13 @@ def ensure_room(session: Session, project_id: str, size_bytes: int) -> None:
 
 def ensure_may_queue(session: Session, project_id: str) -> None:
     """One more job that waits, by their number and by what the project's GPUs have worked this month."""
-    project = _limited(session, project_id, "max_queued_jobs", "max_gpu_seconds_per_month")
+    project = projects.lock_limited(session, project_id, "max_queued_jobs", "max_gpu_seconds_per_month")
     if project is None:
         return
     if project.max_queued_jobs is not None:
         _refuse_full_queue(project, usage.queued_jobs(session, project_id), project.max_queued_jobs)
     if project.max_gpu_seconds_per_month is not None:
         _refuse_spent_month(project, usage.gpu_seconds(session, project_id), project.max_gpu_seconds_per_month)
-
-
-def _limited(session: Session, project_id: str, *limits: str) -> Project | None:
-    """The locked project, if it has one of these limits."""
-    project = projects.get(session, project_id)
-    if project is None or all(getattr(project, limit) is None for limit in limits):
-        return None
-    return projects.lock(session, project_id)
 
 
 def _refuse_full_queue(project: Project, queued: int, limit: int) -> None:

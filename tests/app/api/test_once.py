@@ -16,6 +16,7 @@ from httpx2 import Response
 from sqlalchemy import func, select, update
 from starlette.testclient import TestClient
 
+from app.api import once
 from app.api.once import OnceRoute, get_once
 from app.db import idempotency, jobs
 from app.db.engine import Sessions, transaction
@@ -237,6 +238,41 @@ class TestAtOnce:
         assert {answer.status_code for answer in answers} == {200}
         assert len({answer.content for answer in answers}) == 8
         assert count(sessions) == 8
+
+    def test_twins_of_one_process_wait_for_each_other_and_not_for_a_look(
+        self, create: Create, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        looks, asked, all_are_here = [], [], threading.Event()
+        take, fingerprint_of = idempotency.take, once.fingerprint_of
+
+        def take_slowly(*given: Any) -> Any:
+            looks.append(1)
+            all_are_here.wait(10)
+            return take(*given)
+
+        monkeypatch.setattr(idempotency, "take", take_slowly)
+        monkeypatch.setattr(once, "fingerprint_of", lambda value: (asked.append(1), fingerprint_of(value))[1])
+        with ThreadPoolExecutor(8) as pool:
+            twins = [pool.submit(create) for _ in range(8)]
+            until(lambda: len(asked) == 8, "all of them are here")
+            all_are_here.set()
+            answers = [twin.result(10) for twin in twins]
+        assert len({answer.content for answer in answers}) == 1
+        assert [answer.headers.get("idempotency-replayed") for answer in answers].count("true") == 7
+        assert len(looks) == 1
+
+    def test_a_twin_of_one_that_was_refused_is_a_try_of_its_own(self, create: Create, sessions: Sessions) -> None:
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda _: create(training_file="file-none"), range(8)))
+        assert {answer.status_code for answer in answers} == {404}
+        assert create().status_code == 200
+        assert count(sessions) == 1
+
+    def test_a_twin_with_another_body_is_told_so(self, create: Create, sessions: Sessions) -> None:
+        with ThreadPoolExecutor(2) as pool:
+            answers = list(pool.map(lambda seed: create(seed=seed), (1, 2)))
+        assert sorted(answer.status_code for answer in answers) == [200, 400]
+        assert count(sessions) == 1
 
     def test_a_twin_waits_without_a_connection_and_hears_what_the_first_did(
         self, create: Create, sessions: Sessions, project: Project, app: FastAPI, monkeypatch: pytest.MonkeyPatch

@@ -61,8 +61,10 @@ def test_a_twin_that_waits_takes_no_turn_from_others(
     looks, take = [], idempotency.take
     monkeypatch.setattr("app.db.idempotency.take", lambda *given: (looks.append(1), take(*given))[1])
     with sessions() as first, ThreadPoolExecutor(most) as pool:
-        assert take(first, Asked(project.id, "k", "POST", JOBS, "other")) is None
-        twins = [pool.submit(client.post, JOBS, json=body, headers={"Idempotency-Key": "k"}) for _ in range(most)]
+        for number in range(most):  # each of them in another process
+            assert take(first, Asked(project.id, f"k{number}", "POST", JOBS, "other")) is None
+        headers = [{"Idempotency-Key": f"k{number}"} for number in range(most)]
+        twins = [pool.submit(client.post, JOBS, json=body, headers=each) for each in headers]
         until(lambda: len(looks) > 3 * most, "all of them look again and again")
         assert client.get(JOBS).status_code == 200
         assert not any(twin.done() for twin in twins)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
-from sqlalchemy import create_engine, select, text
+from sqlalchemy import Engine, create_engine, select, text
 
 from app.db import engine as engine_module
 from app.db.engine import make_engine, make_sessions, transaction
@@ -35,3 +37,41 @@ def test_a_frozen_process_keeps_no_row_locked(database_url: str, monkeypatch: py
         assert connection.invalidated
     for each in (frozen, waiting):
         each.dispose()
+
+
+class TestAConnectionOfThePool:
+    @pytest.fixture
+    def alone(self, database_url: str) -> Iterator[Engine]:
+        engine = make_engine(database_url, pool_size=1, spare=0)
+        yield engine
+        engine.dispose()
+
+    def test_that_was_used_just_now_is_lent_without_a_round_trip(
+        self, alone: Engine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pid = pid_of(alone)
+        monkeypatch.setattr(alone.dialect, "do_ping", lambda *_: pytest.fail("it was pinged"))
+        assert pid_of(alone) == pid
+
+    def test_that_stood_still_is_asked_whether_it_lives(self, alone: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+        pings, ping = [], alone.dialect.do_ping
+        monkeypatch.setattr(engine_module, "PING_AFTER_SECONDS", 0.0)
+        monkeypatch.setattr(alone.dialect, "do_ping", lambda connection: (pings.append(1), ping(connection))[1])
+        assert pid_of(alone) == pid_of(alone)
+        assert pings == [1]
+
+    @pytest.mark.parametrize("ping_after_seconds", [0.0, 3600.0])
+    def test_whose_server_has_ended_it_is_replaced_whenever_it_was_used(
+        self, alone: Engine, engine: Engine, monkeypatch: pytest.MonkeyPatch, ping_after_seconds: float
+    ) -> None:
+        monkeypatch.setattr(engine_module, "PING_AFTER_SECONDS", ping_after_seconds)
+        pid = pid_of(alone)
+        with engine.connect() as other:
+            other.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid})
+        assert pid_of(alone) != pid
+
+
+def pid_of(engine: Engine) -> int:
+    """Of the server's process behind the connection that is lent."""
+    with engine.connect() as connection:
+        return int(connection.execute(text("SELECT pg_backend_pid()")).scalar_one())
