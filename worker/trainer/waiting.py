@@ -21,6 +21,7 @@ from pathlib import Path
 
 import psutil
 
+MAPS = Path("/proc/self/maps")
 SPIN_COUNT = "300000"  # some milliseconds, libgomp's own default
 LOOK_SECONDS = 0.5
 TOLERATED = 0.25  # cores that others may take of those our threads run on
@@ -116,5 +117,8 @@ def _watch(crowd: Crowd, threads: int, over: threading.Event) -> None:
 
 def _libgomp() -> ctypes.CDLL | None:
     """The one that torch has loaded; another OpenMP has switches of its own, and obeys OMP_WAIT_POLICY."""
-    loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/libgomp" in line}
-    return ctypes.CDLL(loaded.pop()) if len(loaded) == 1 else None
+    loaded = {line.split()[-1] for line in MAPS.read_text().splitlines() if "/libgomp" in line}
+    try:
+        return ctypes.CDLL(loaded.pop()) if len(loaded) == 1 else None
+    except OSError:  # its file was replaced while we run: "(deleted)" stands behind its path then
+        return None

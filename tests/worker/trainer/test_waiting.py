@@ -4,10 +4,12 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from worker.trainer.waiting import Sample, cores_watched, is_crowded, take_sample
+from worker.trainer import waiting
+from worker.trainer.waiting import Crowd, Sample, cores_watched, is_crowded, take_sample
 
 STAND = """
 import worker.trainer, os
@@ -55,6 +57,19 @@ class TestIsCrowded:
         before = Sample(0.0, 0.0, 0.0)
 
         assert not is_crowded(before, Sample(1.0, 2.0, 2.0), cores=2, threads=2)
+
+
+def test_a_library_that_was_replaced_while_it_runs_costs_the_switch_and_not_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maps = tmp_path / "maps"
+    maps.write_text("7f00-7f01 r-xp 00000000 fe:00 42   /usr/lib/torch.libs/libgomp-a34b3233.so.1 (deleted)\n")
+    monkeypatch.setattr(waiting, "MAPS", maps)
+
+    crowd = Crowd(1)
+    crowd.gather()
+
+    assert not crowd.is_here
 
 
 class TestTakeSample:
