@@ -77,8 +77,8 @@ def refuse_compressed(headers: Mapping[str, str]) -> None:
 async def limited(
     request: Request, max_bytes: int, refusal: Callable[[], TooLarge | BadRequest], idle_seconds: float
 ) -> AsyncIterator[bytes]:
-    """The body. Raises what `refusal` makes when there is too much of it, RequestTimeout after a silence, BadRequest for
-    a compressed one.
+    """The body. Raises what `refusal` makes when there is too much of it, RequestTimeout after a silence, BadRequest
+    for a compressed one.
 
     What Content-Length announces is refused before a byte is read.
     """

@@ -12,15 +12,19 @@ OLDER_NAMES = {
     "fine_tunes": ("fine_tuning", "jobs"),
     "finetune": ("fine_tuning", "jobs"),
 }
+INFERENCE = ("chat", "completions", "responses", "embeddings", "deployments", "engines")
 
 
-def meant_by(request: Request) -> str | None:
-    """The path that exists where only such a slip is wrong with the one that was asked for."""
+def advice_for(request: Request) -> str:
+    """One sentence for who asked for a URL that is not there."""
     asked = str(request.scope["path"])
     words = [word for word in asked.split("/") if word not in PREFIXES]
-    first = OLDER_NAMES.get(words[0], (words[0],)) if words else ()
-    path = "/".join(["/v1", *first, *words[1:]])
-    return path if path != asked and _is_there(request, path) else None
+    if not words:
+        return "Please check the URL for typos."
+    if words[0] in INFERENCE:
+        return "Tunery trains models and serves none: load the adapter into vLLM, for example, and ask there."
+    path = "/".join(["/v1", *OLDER_NAMES.get(words[0], (words[0],)), *words[1:]])
+    return f"Did you mean {path}?" if path != asked and _is_there(request, path) else "Please check the URL for typos."
 
 
 def _is_there(request: Request, path: str) -> bool:

@@ -280,6 +280,7 @@ class TestEveryUrl:
                 allowed = set(answer.headers["allow"].split(", "))
                 assert allowed >= {known.upper() for known in item}, f"{method} {url}: {allowed}"
 
+    @pytest.mark.usefixtures("base_model")  # without one the service is not ready
     def test_answers_head_without_a_body_and_never_with_our_fault(
         self, client: TestClient, document: dict[str, Any]
     ) -> None:
