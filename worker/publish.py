@@ -27,6 +27,7 @@ from worker.untrusted import clean
 
 PURPOSE = "fine-tune-results"
 RESULTS = "step_metrics.csv"
+UNFIT_FOR_NAMES = " /:?#%\\"
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,10 @@ class Publisher:
 
 
 def model_name(base: str, organization: str, suffix: str | None) -> str:
-    """`ft:base:organization:suffix:8 characters`. Without slashes, which clients encode in different ways."""
+    """`ft:base:organization:suffix:8 characters`, without what clients put into a URL in different ways."""
     parts = (base, organization, suffix or "", secrets.token_hex(4))
-    return "ft:" + ":".join(part.replace("/", "-").replace(":", "-") for part in parts)
+    return "ft:" + ":".join("".join(map(_fit, part)) for part in parts)
+
+
+def _fit(character: str) -> str:
+    return character if character.isprintable() and character not in UNFIT_FOR_NAMES else "-"

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from app.api.auth import CallerDep
+from app.api.receiving import refuse_compressed
 from app.domain.jsonl import MAX_DEPTH, LineError, check_text, decode_json, json_type
 from app.errors import BadRequest, TooLarge
 
@@ -54,6 +55,7 @@ def parse_json_object(data: bytes) -> dict[str, Any]:
 
 
 async def _read_limited(request: Request) -> bytes:
+    refuse_compressed(request.headers)
     body = bytearray()
     async for chunk in request.stream():
         body += chunk

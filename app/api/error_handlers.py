@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
 
+from app.api.slips import advice_for
 from app.errors import (
     BadRequest,
     IdempotencyKeyInUse,
@@ -106,10 +107,8 @@ def _http_exception(request: Request, error: Exception) -> Response:
     asked = f"{request.method} {request.url.path}"
     message, code, headers = str(error.detail), None, dict(error.headers or {})
     if error.status_code == 404:
-        message, code = (
-            f"Unknown request URL: {asked}. Please check the URL for typos; /docs lists what there is.",
-            "unknown_url",
-        )
+        text = f"Unknown request URL: {asked}. {advice_for(request)} /docs lists what there is."
+        message, code = text, "unknown_url"
     if error.status_code == 405:
         headers["Allow"] = ", ".join(_methods_of(request))
         message, code = f"Not allowed: {asked}. This URL takes {headers['Allow']}.", "method_not_allowed"

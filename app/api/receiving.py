@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from typing import ParamSpec, TypeVar
 from weakref import WeakValueDictionary
@@ -26,6 +26,7 @@ Arguments = ParamSpec("Arguments")
 BATCH_BYTES = 1 << 20  # handed to a thread at a time: large enough that the hops cost nothing, small enough to hold
 WRITERS = 4  # threads that hash and write; more of them only wait for the same disk
 STORERS = 8  # threads that wait for the disk
+COMPRESSIONS = ("gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress")
 FINISHED_SOON_BYTES = 8 << 20  # hashed, checked and flushed within some tenths of a second
 
 
@@ -62,13 +63,26 @@ class Lanes:
         return self._locks.setdefault(name, asyncio.Lock())
 
 
+def refuse_compressed(headers: Mapping[str, str]) -> None:
+    """Raises BadRequest: what is stored and hashed has to be what the client means, and no archive bomb."""
+    encoding = headers.get("content-encoding", "")
+    if encoding.strip().lower() in COMPRESSIONS:
+        raise BadRequest(
+            f"Content-Encoding: {encoding!r} is not taken; send the body as it is, without compressing it",
+            "Content-Encoding",
+            "unsupported_value",
+        )
+
+
 async def limited(
     request: Request, max_bytes: int, refusal: Callable[[], TooLarge | BadRequest], idle_seconds: float
 ) -> AsyncIterator[bytes]:
-    """The body. Raises what `refusal` makes when there is too much of it, RequestTimeout after a silence.
+    """The body. Raises what `refusal` makes when there is too much of it, RequestTimeout after a silence, BadRequest
+    for a compressed one.
 
     What Content-Length announces is refused before a byte is read.
     """
+    refuse_compressed(request.headers)
     if int(request.headers.get("content-length", 0)) > max_bytes:
         raise refusal()
     received = 0

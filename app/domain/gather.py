@@ -32,10 +32,12 @@ LORA_KEYS = {
     "modules_to_save": "modules_to_save",
 }  # fmt: skip
 NAME_LISTS = ("target_modules", "modules_to_save")  # also taken as one text with commas
+KNOBS = (*HYPERPARAMETERS, *LORA_ALIASES, "lora", "quantization", "load_in_4bit")  # what hyperparameters may hold
 QUANTIZATION_KEYS = ("bits", "type", "double_quant", "compute_dtype")
 
 
 METHODS: tuple[Method, ...] = ("supervised", "dpo")
+OPENAIS_METHODS = (*METHODS, "reinforcement")  # its client writes those that are not meant as null
 OF_METHOD: dict[str, Method] = {"beta": "dpo"}  # knobs that mean nothing elsewhere
 
 
@@ -66,7 +68,7 @@ def _hyperparameter_objects(body: Mapping[str, Any], knobs: Knobs) -> Iterator[t
         knobs.problems.append(BadRequest(text, "method.type", "unsupported_value"))
         return
     for key in sorted(method.keys() - {"type", kind}):
-        if key not in METHODS:
+        if key not in OPENAIS_METHODS:
             knobs.problems.append(_unknown(f"method.{key}", ("type", kind)))
         elif method[key] is not None:
             text = f"method.{key} belongs to the type {key!r}, but method.type is {kind!r}; give only method.{kind}"
@@ -90,7 +92,7 @@ def _gather_one(knobs: Knobs, path: str, key: str, value: Any) -> None:
     if key in HYPERPARAMETERS:
         knobs.give(HYPERPARAMETERS[key], value, path)
     elif key in LORA_ALIASES:
-        knobs.give(f"lora.{LORA_ALIASES[key]}", _split_names(value), path)
+        _give_lora(knobs, LORA_ALIASES[key], value, path)
     elif key == "lora":
         _gather_lora(knobs, value, path)
     elif key == "quantization":
@@ -98,7 +100,7 @@ def _gather_one(knobs: Knobs, path: str, key: str, value: Any) -> None:
     elif key == "load_in_4bit":
         _gather_load_in_4bit(knobs, value, path)
     else:
-        knobs.problems.append(_unknown(path, (*HYPERPARAMETERS, *LORA_ALIASES, "lora", "quantization", "load_in_4bit")))
+        knobs.problems.append(_unknown(path, KNOBS))
 
 
 def _gather_lora(knobs: Knobs, value: Any, path: str) -> None:
@@ -113,13 +115,13 @@ def _gather_lora(knobs: Knobs, value: Any, path: str) -> None:
         return
     for key, item in value.items():
         if key in LORA_KEYS:
-            knobs.give(
-                f"lora.{LORA_KEYS[key]}",
-                _split_names(item) if LORA_KEYS[key] in NAME_LISTS else item,
-                f"{path}.{key}",
-            )
+            _give_lora(knobs, LORA_KEYS[key], item, f"{path}.{key}")
         else:
             knobs.problems.append(_unknown(f"{path}.{key}", tuple(LORA_KEYS)))
+
+
+def _give_lora(knobs: Knobs, name: str, value: Any, path: str) -> None:
+    knobs.give(f"lora.{name}", _split_names(value) if name in NAME_LISTS else value, path)
 
 
 def _gather_quantization(knobs: Knobs, value: Any, path: str) -> None:

@@ -133,7 +133,7 @@ def _decode(line: bytes) -> str:
     except UnicodeDecodeError as error:
         raise LineError(f"not valid UTF-8: byte 0x{line[error.start]:02x} at position {error.start + 1}") from error
     if text.startswith("\ufeff"):
-        raise LineError("a byte order mark, which is accepted only at the very start of the file")
+        raise LineError("a byte order mark (U+FEFF), which only a file may begin with")
     return text
 
 

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from app.domain.jsonl import Finding, json_type, names, quote
 
+OR_PARTS = ' or a list of parts such as {"type": "text", "text": "..."}, as only text is trained'
+
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -47,6 +49,9 @@ class AssistantMessage(Strict):
     weight: Literal[0, 1] | None = None
     tool_calls: Annotated[list[ToolCall], Field(min_length=1)] | None = None
     function_call: FunctionCall | None = None
+    # What OpenAI's client writes into every answer of its own, and what no text model learns from.
+    audio: None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
 
     @model_validator(mode="after")
     def _says_something(self) -> AssistantMessage:
@@ -95,16 +100,26 @@ def _message_findings(line: int, name: str, message: Any) -> Iterator[Finding]:
     try:
         MESSAGE_BY_ROLE[role].model_validate(message)
     except ValidationError as error:
-        yield Finding(line, f"{name} ({role}): {_first_problem(error)}", "invalid_message")
+        yield Finding(line, f"{name} ({role}): {_first_problem(error, message)}", "invalid_message")
 
 
-def _first_problem(error: ValidationError) -> str:
+def _first_problem(error: ValidationError, message: dict[str, Any]) -> str:
     problem = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in problem["loc"])
+    if where.startswith("content."):
+        return f"content {_seen_content(message['content'])}; it must be a string{OR_PARTS}"
     if problem["type"] == "extra_forbidden":
         return f"contains an extra key {quote(where)}"
     text = problem["msg"].removeprefix("Value error, ")
     return f"{where}: {text}" if where else text
+
+
+def _seen_content(content: Any) -> str:
+    if not isinstance(content, list):
+        return f"is a JSON {json_type(content)}"
+    kinds = (part.get("type") for part in content if isinstance(part, dict))
+    other = next((kind for kind in kinds if isinstance(kind, str) and kind != "text"), None)
+    return f"has a part of the type {quote(other)}" if other else "has a part that is not as it should be"
 
 
 def _seen_role(role: Any) -> str:

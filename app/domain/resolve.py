@@ -120,12 +120,6 @@ def _hyperparameters(
 ) -> Hyperparameters | None:
     multiplier = knobs.number("learning_rate_multiplier", lambda: 1.0, above=0)
     rate = knobs.number("learning_rate", lambda: None, above=0)
-    if rate is not None and knobs.value("learning_rate_multiplier") is not None:
-        knobs.refuse(
-            "learning_rate",
-            "is absolute, so it excludes a learning_rate_multiplier",
-            "conflicting_parameters",
-        )
     values: dict[str, Any] = {
         "n_epochs": knobs.whole("n_epochs", 1, 50, lambda: auto_epochs(n_examples)),
         "batch_size": knobs.whole("batch_size", 1, 256, lambda: auto_batch_size(n_examples, entry.max_auto_batch_size)),
@@ -143,9 +137,20 @@ def _hyperparameters(
         return None
     steps_per_epoch = math.ceil(n_examples / values["batch_size"])
     steps = values["max_steps"] or values["n_epochs"] * steps_per_epoch
+    automatic = multiplier * auto_learning_rate(default_rate(entry, method), steps, steps_per_epoch, lora)
+    is_relative = rate is None or _says_nothing_new(knobs, rate, automatic)
     return Hyperparameters(
         **values,
-        learning_rate=rate
-        or multiplier * auto_learning_rate(default_rate(entry, method), steps, steps_per_epoch, lora),
-        learning_rate_multiplier=None if rate else multiplier,
+        learning_rate=automatic if is_relative else rate,
+        learning_rate_multiplier=multiplier if is_relative else None,
     )
+
+
+def _says_nothing_new(knobs: Knobs, rate: float, automatic: float) -> bool:
+    """Of an absolute rate: a job shows its multiplier and what came of it, and people copy what it shows."""
+    if knobs.value("learning_rate_multiplier") is None:
+        return False
+    if not math.isclose(rate, automatic):
+        text = f"is absolute, so it excludes a learning_rate_multiplier, which would make it {automatic:g} here"
+        knobs.refuse("learning_rate", text, "conflicting_parameters")
+    return True

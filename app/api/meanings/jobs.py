@@ -19,7 +19,7 @@ BY_SCHEMA = {
     "CreateJob.integrations": "None is offered: null or empty.",
     "CreateJob.method": "`supervised` unless said otherwise.",
     "CreateJob.seed": "Drawn if absent, and shown by the job.",
-    "CreateJob.suffix": "A word of your own in the name of the `ft:` model.",
+    "CreateJob.suffix": "A word of your own in the name of the `ft:` model; what a URL cannot hold is a dash there.",
     "Dpo.hyperparameters": 'Each may be absent, null or "auto".',
     "DpoMethod.dpo": "Its hyperparameters.",
     "DpoMethod.type": "Preference pairs.",

@@ -58,7 +58,7 @@ ANSWERS = (
         "unknown_url", 404,
         "The path does not exist. Often `base_url` lacks its `/v1`, or there is a slash at the end.",
         "Compare with [the reference](reference/README.md).",
-        "Unknown request URL: GET /files. Please check the URL for typos; /docs lists what there is.",
+        "Unknown request URL: GET /files. Did you mean /v1/files? /docs lists what there is.",
     ),
     ErrorCode(
         "method_not_allowed", 405,

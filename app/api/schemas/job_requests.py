@@ -11,10 +11,11 @@ from app.api.error_handlers import as_problems
 from app.api.schemas import knobs
 from app.api.schemas.common import Body
 from app.domain.fair_share import HIGHEST_PRIORITY, LOWEST_PRIORITY
+from app.domain.gather import KNOBS
 from app.domain.offers import LABEL, MAX_LABELS
 from app.domain.resolve import MAX_SEED
 from app.domain.spec import MAX_SAMPLE_PROMPTS, SamplePrompt
-from app.errors import BadRequest, all_at_once
+from app.errors import BadRequest, UnknownParameter, all_at_once
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
 MAX_METADATA_PAIRS = 16
@@ -25,17 +26,19 @@ MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA_PAIRS)]
 Id = Annotated[str, Field(min_length=1, max_length=256)]
-AZURE_TRAINING_TYPES = ("standard", "globalstandard", "developertier")  # Azure's scripts write them in any case
+# Azure's scripts write them in any case; LiteLLM sends 1 to every Azure address unless told otherwise.
+AZURE_TRAINING_TYPES = ("standard", "globalstandard", "developertier", "1")
 
 
-def _one_of_azures(value: str) -> str:
-    if value.lower() not in AZURE_TRAINING_TYPES:
+def _one_of_azures(value: Any) -> str | int:
+    if isinstance(value, bool | float) or value == "1" or str(value).lower() not in AZURE_TRAINING_TYPES:
         raise ValueError("not one of Azure's training types, Standard, GlobalStandard and DeveloperTier")
-    return value
+    found: str | int = value
+    return found
 
 
 TrainingType = Annotated[
-    str, AfterValidator(_one_of_azures), WithJsonSchema({"enum": ["Standard", "GlobalStandard", "DeveloperTier"]})
+    Any, AfterValidator(_one_of_azures), WithJsonSchema({"enum": ["Standard", "GlobalStandard", "DeveloperTier", 1]})
 ]
 
 
@@ -147,12 +150,23 @@ def check_shape(model: type[Parsed], body: Mapping[str, Any]) -> tuple[Parsed | 
     except ValidationError as error:
         errors = error.errors(include_url=False)
     known = [field.alias or name for name, field in model.model_fields.items()]
-    problems = as_problems(errors, known)
+    problems = [_told_its_place(problem) for problem in as_problems(errors, known)]
     wrong = {found["loc"][0] for found in errors}
     try:
         return model.model_validate({key: value for key, value in body.items() if key not in wrong}), problems
     except ValidationError:
         return None, problems
+
+
+def _told_its_place(problem: BadRequest) -> BadRequest:
+    """Other services take the knobs beside the model; here that key has a place of its own."""
+    if not isinstance(problem, UnknownParameter) or problem.param not in KNOBS:
+        return problem
+    name = problem.param
+    return UnknownParameter(
+        f"unknown parameter {name}: it belongs into hyperparameters, such as method.supervised.hyperparameters.{name}",
+        name,
+    )
 
 
 def without_effect(request: CreateJob) -> list[str]:

@@ -174,6 +174,24 @@ class TestEveryBody:
             assert answer.status_code == 400
             assert error_of(answer, "cancel")["code"] == "invalid_job_state"
 
+    @pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "deflate", "br", "zstd", "GZIP"])
+    def test_that_is_compressed_is_asked_for_as_it_is(self, client: TestClient, encoding: str) -> None:
+        declared = {"filename": "a.bin", "purpose": "user_data", "bytes": 3, "mime_type": "application/octet-stream"}
+        upload = client.post("/v1/uploads", json=declared).json()["id"]
+        for method, url in (("POST", JOBS), ("POST", "/v1/files"), ("PUT", f"/v1/uploads/{upload}/content")):
+            headers = {"Content-Encoding": encoding, "Content-Type": "multipart/form-data; boundary=x"}
+            answer = client.request(method, url, content=b"abc", headers=headers)
+            assert answer.status_code == 400, f"{method} {url}"
+            error = error_of(answer, f"{method} {url}")
+            assert (error["param"], error["code"]) == ("Content-Encoding", "unsupported_value")
+
+    def test_that_names_no_compression_as_its_encoding_is_read(
+        self, client: TestClient, base_model: str, training_file: str
+    ) -> None:
+        body = {"model": base_model, "training_file": training_file}
+        for encoding in ("identity", "", "utf-8"):
+            assert client.post(JOBS, json=body, headers={"Content-Encoding": encoding}).status_code == 200
+
     def test_of_an_upload_that_is_no_multipart_form_is_refused(self, client: TestClient) -> None:
         for content_type in ("application/json", "application/x-www-form-urlencoded", "", "multipart/"):
             answer = client.post("/v1/files", content=b'{"purpose": "batch"}', headers={"Content-Type": content_type})
@@ -262,6 +280,7 @@ class TestEveryUrl:
                 allowed = set(answer.headers["allow"].split(", "))
                 assert allowed >= {known.upper() for known in item}, f"{method} {url}: {allowed}"
 
+    @pytest.mark.usefixtures("base_model")  # without one the service is not ready
     def test_answers_head_without_a_body_and_never_with_our_fault(
         self, client: TestClient, document: dict[str, Any]
     ) -> None:

@@ -247,6 +247,12 @@ class TestBadInput:
         for word in ("suffix", "sufix", "n_epochs", "lora.r", "wandb"):
             assert word in error["message"]
 
+    @pytest.mark.parametrize("knob", ["n_epochs", "lora_r", "load_in_4bit"])
+    def test_of_a_knob_beside_the_model_says_where_it_belongs(self, create: Any, knob: str) -> None:
+        error = error_of(create(**{knob: 1}))
+        assert (error["code"], error["param"]) == ("unknown_parameter", knob)
+        assert f"method.supervised.hyperparameters.{knob}" in error["message"]
+
     def test_names_the_unknown_code(self, create: Any) -> None:
         for body in ({"sufix": "x"}, {"lora": {"rnk": 1}}):
             assert error_of(create(**body))["code"] == "unknown_parameter"

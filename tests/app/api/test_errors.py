@@ -26,8 +26,41 @@ class TestEveryError:
             assert answer.status_code == 404
             assert path in str(error_of(answer)["message"])
 
+    @pytest.mark.parametrize(
+        ("asked", "meant"),
+        [
+            ("/models", "/v1/models"),
+            ("/v1/v1/models", "/v1/models"),
+            ("//v1/files", "/v1/files"),
+            ("/v1/files/", "/v1/files"),
+            ("/v1/fine_tuning/jobs/", "/v1/fine_tuning/jobs"),
+            ("/v1/fine-tuning/jobs", "/v1/fine_tuning/jobs"),
+            ("/v1/fine-tunes", "/v1/fine_tuning/jobs"),
+            ("/v1/fine_tunes/ft-x/events", "/v1/fine_tuning/jobs/ft-x/events"),
+            ("/v1/finetune", "/v1/fine_tuning/jobs"),
+        ],
+    )
+    def test_of_a_url_with_a_usual_slip_names_the_one_that_is_meant(
+        self, client: TestClient, asked: str, meant: str
+    ) -> None:
+        answer = client.get(f"http://testserver{asked}")
+        assert answer.status_code == 404
+        assert f"Did you mean {meant}?" in str(error_of(answer)["message"])
+
+    @pytest.mark.parametrize(
+        "path", ["/v1/chat/completions", "/v1/responses", "/chat/completions", "/openai/deployments/mine/completions"]
+    )
+    def test_of_a_url_for_inference_says_where_that_is_to_be_had(self, client: TestClient, path: str) -> None:
+        answer = client.post(path, json={"model": "ft:tiny:org::1"})
+        assert answer.status_code == 404
+        assert "vLLM" in str(error_of(answer)["message"])
+
+    def test_of_a_url_with_another_slip_guesses_nothing(self, client: TestClient) -> None:
+        for path in ("/v1", "/v1/nowhere", "/nowhere/", "/v1/assistants", "/v1/fine_tuning"):
+            assert "Did you mean" not in str(error_of(client.get(path))["message"])
+
     def test_of_a_wrong_method_names_the_right_one(self, client: TestClient) -> None:
-        for url, allowed in (("/v1/files", "GET, POST"), ("/v1/files/x", "GET, DELETE"), ("/healthz", "GET")):
+        for url, allowed in (("/v1/files", "GET, POST"), ("/v1/files/x", "GET, DELETE"), ("/v1/queue", "GET")):
             answer = client.put(url)
             assert answer.status_code == 405
             assert answer.headers["allow"] == allowed

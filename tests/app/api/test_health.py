@@ -19,6 +19,10 @@ class TestHealthz:
         with TestClient(create_app(away, storage=storage)) as client:
             assert client.get("/healthz").json() == {"status": "ok"}
 
+    def test_of_a_probe_that_sends_head_is_ok_too(self, client: TestClient, base_model: str) -> None:
+        for path in ("/healthz", "/readyz"):
+            assert client.head(path).status_code == 200
+
 
 class TestReadyz:
     def test_is_ready_with_a_database_a_storage_and_a_model(self, client: TestClient, base_model: str) -> None:

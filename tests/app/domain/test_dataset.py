@@ -184,6 +184,30 @@ class TestReadExamples:
         assert findings[0].startswith("Line 1: ")
         assert said in findings[0]
 
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [
+            ([{"type": "image_url", "image_url": {"url": "https://x/y.png"}}], 'has a part of the type "image_url"'),
+            ([{"type": "text", "text": "a"}, {"type": "input_audio"}], 'has a part of the type "input_audio"'),
+            ([{"type": "text", "txt": "a"}], "has a part that is not as it should be"),
+            (["a"], "has a part that is not as it should be"),
+            (None, "is a JSON null"),
+            ({"text": "a"}, "is a JSON object"),
+        ],
+    )
+    def test_content_that_is_no_text_is_told_what_may_stand_there(self, content: Any, said: str) -> None:
+        (message,) = findings_of({"messages": [{"role": "user", "content": content}, CHAT["messages"][-1]]})
+        assert f"message 1 (user): content {said}" in message
+        assert 'parts such as {"type": "text", "text": "..."}' in message
+
+    def test_what_the_official_client_dumps_of_an_answer_is_a_message(self) -> None:
+        """Data is often distilled from answers of chat completions, as they are."""
+        nothing = {"refusal": None, "annotations": [], "audio": None, "function_call": None, "tool_calls": None}
+        answer = {"role": "assistant", "content": "a", **nothing}
+        line = json.dumps({"messages": [{"role": "user", "content": "q"}, answer]}).encode()
+        (example,) = read_examples(io.BytesIO(line))
+        assert isinstance(example, Example)
+
     def test_every_bad_message_of_a_line_is_named(self) -> None:
         findings = findings_of({"messages": [{"role": "x"}, {"role": "user"}, {"role": "assistant", "content": 3}]})
         assert [text.split(":")[1].split()[1] for text in findings] == ["1", "2", "3"]

@@ -100,6 +100,19 @@ class TestDefaults:
         plain, strong = spec_of(), spec_of(lora={"r": 64})
         assert strong.hyperparameters.learning_rate < plain.hyperparameters.learning_rate
 
+    @pytest.mark.parametrize("knob", ["lora_r", "lora_alpha", "lora_dropout"])
+    def test_a_number_that_came_as_text_is_quoted_as_it_came(self, knob: str) -> None:
+        assert ": '8' is not " in refusal(**hyper(**{knob: "8"})).message
+
+    @pytest.mark.parametrize("kind", ["supervised", "dpo"])
+    def test_what_a_job_shows_may_be_asked_for_again(self, kind: str) -> None:
+        """Scripts copy the `method` of a job; OpenAI's client adds the methods that it knows, as null."""
+        nulls = {"supervised": None, "dpo": None, "reinforcement": None}
+        first = spec_of(method={**nulls, "type": kind, kind: {"hyperparameters": {"learning_rate_multiplier": 2}}})
+        shown = {"hyperparameters": first.hyperparameters.model_dump()}
+        again = spec_of(method={**nulls, "type": kind, kind: shown})
+        assert again.hyperparameters == first.hyperparameters
+
     def test_the_multiplier_scales_the_automatic_rate(self) -> None:
         automatic = spec_of().hyperparameters.learning_rate
         assert spec_of(**hyper(learning_rate_multiplier=2)).hyperparameters.learning_rate == 2 * automatic
