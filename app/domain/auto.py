@@ -10,7 +10,7 @@ import math
 
 from app.domain.spec import LoraSpec
 
-REFERENCE_LENGTH = 200  # steps x epochs for which the rate in a model's entry is meant, such as 67 steps in 3 epochs
+REFERENCE_LENGTH = 450  # steps x epochs for which the rate in a model's entry is meant, such as 150 steps in 3 epochs
 LEAST_FACTOR, MOST_FACTOR = 0.5, 1.5
 REFERENCE_STRENGTH = 32.0  # scale x rank: alpha, but for rsLoRA; "LoRA Without Regret" has alpha 32 for every rank
 STEPS_PER_EPOCH = 32
@@ -37,12 +37,12 @@ def auto_learning_rate(reference: float, steps: int, steps_per_epoch: int, lora:
     """The peak rate of a run of `steps` optimizer steps; `reference` is the base model's own.
 
     A short run has to get there in fewer steps; a long one, above all one that reads its rows again and again, learns
-    them by heart. So it falls with the square root of steps x epochs, from 1.5 times the reference (88 and less) to
-    half of it (800 and more). And one step of Adam moves B A x by about rate x scale x rank, so more of those means
+    them by heart. So it falls with the fourth root of steps x epochs, from 1.5 times the reference (88 and less) to
+    half of it (7,200 and more). And one step of Adam moves B A x by about rate x scale x rank, so more of those means
     a lower rate. Two digits: nobody knows it better.
     """
     epochs = max(1.0, steps / steps_per_epoch)
-    by_length = min(MOST_FACTOR, max(LEAST_FACTOR, math.sqrt(REFERENCE_LENGTH / (steps * epochs))))
+    by_length = min(MOST_FACTOR, max(LEAST_FACTOR, (REFERENCE_LENGTH / (steps * epochs)) ** 0.25))
     by_strength = min(1.0, REFERENCE_STRENGTH / _strength(lora))  # a higher rate for less would upset A
     return float(f"{reference * by_length * by_strength:.1e}")
 

@@ -53,11 +53,11 @@ def test_the_models_entry_bounds_the_batch() -> None:
     [
         (1, 1, 1.5e-3),
         (88, 88, 1.5e-3),
-        (200, 200, 1e-3),
-        (200, 400, 1e-3),  # half an epoch repeats nothing
-        (96, 32, 8.3e-4),
-        (750, 250, 5e-4),
-        (189, 63, 5.9e-4),
+        (450, 450, 1e-3),
+        (450, 900, 1e-3),  # half an epoch repeats nothing
+        (96, 32, 1.1e-3),
+        (189, 63, 9.4e-4),
+        (750, 250, 6.7e-4),
         (9000, 9000, 5e-4),
     ],
 )
@@ -87,4 +87,4 @@ def test_one_more_step_never_raises_the_rate(steps: int, steps_per_epoch: int) -
 def test_an_adapter_that_moves_more_in_a_step_gets_a_lower_rate_but_none_a_higher_one(
     shape: dict[str, Any], rate: float
 ) -> None:
-    assert auto_learning_rate(1e-3, 200, 200, lora(**shape)) == rate
+    assert auto_learning_rate(1e-3, 450, 450, lora(**shape)) == rate
