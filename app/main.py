@@ -62,7 +62,7 @@ ROOMS = (
     queue, webhooks, projects, project_keys, audit_logs, health,
 )  # fmt: skip
 
-GARBAGE_LOOKED_FOR_AFTER = 20_000  # objects; by default 700, which one create makes
+GARBAGE_LOOKED_FOR_AFTER = 20_000  # new objects; Python's own number is 700
 
 
 def create_app(settings: Settings, storage: Storage | None = None, host: str = door.DEFAULT_HOST) -> FastAPI:

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Annotated
-from weakref import WeakValueDictionary
 
 from fastapi import Depends, Request
 from sqlalchemy import Engine
@@ -26,8 +25,6 @@ from app.services.rate import RateLimiter
 from app.settings import Settings
 from app.storage import Storage
 
-KeyLocks = WeakValueDictionary[tuple[str, str], asyncio.Lock]  # (project, idempotency key) of requests at work here
-
 
 @dataclass(frozen=True)
 class Engines:
@@ -44,7 +41,6 @@ class Engines:
     counter: Counter
     limiter: RateLimiter
     free_slots: asyncio.Semaphore
-    key_locks: KeyLocks = field(default_factory=WeakValueDictionary)
     lanes: Lanes = field(default_factory=Lanes)
     digests: Digests = field(default_factory=Digests)
 

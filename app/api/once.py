@@ -58,7 +58,7 @@ async def take_turn(request: Request, body: BodyBytesDep, once: OnceDep) -> Asyn
         yield None
         return
     engines, fingerprint = engines_of(request), _fingerprint(body)
-    lock = engines.key_locks.setdefault((once.project_id, once.key), asyncio.Lock())
+    lock = engines.lanes.alone(f"key {once.project_id} {once.key}")
     has_twin = lock.locked()
     await _acquire(lock, once.key)
     try:

@@ -31,7 +31,7 @@ FINISHED_SOON_BYTES = 8 << 20  # hashed, checked and flushed within some tenths 
 
 
 class Lanes:
-    """Who may work on bodies at once; built once per process."""
+    """Who may work at once, on bodies above all; built once per process."""
 
     def __init__(self) -> None:
         self._writing = CapacityLimiter(WRITERS)
