@@ -81,6 +81,7 @@ async function send(form, shown, signal) {
   await show(answer, text);
 }
 
+// Relative to this page: a gateway may show both below a path of its own.
 function address(form) {
   const query = new URLSearchParams();
   let path = form.dataset.path;

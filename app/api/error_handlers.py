@@ -6,11 +6,12 @@ import errno
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import psycopg
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
@@ -61,9 +62,9 @@ def error_response(error: TuneryError, headers: Mapping[str, str] | None = None)
     )
 
 
-def as_problems(errors: Sequence[Mapping[str, Any]], known: Sequence[str] = ()) -> list[BadRequest]:
-    """pydantic's findings in our words; `known` are the parameters that an unknown one is told of."""
-    return [_as_problem(error, known) for error in errors]
+def as_problems(errors: Sequence[Mapping[str, Any]], model: type[BaseModel] | None = None) -> list[BadRequest]:
+    """pydantic's findings in our words; an unknown parameter is told of those that `model` has in its place."""
+    return [_as_problem(error, model) for error in errors]
 
 
 def _response(
@@ -154,16 +155,30 @@ def _caused(error: TuneryError, cause: Exception) -> TuneryError:
     return error
 
 
-def _as_problem(error: Mapping[str, Any], known: Sequence[str]) -> BadRequest:
+def _as_problem(error: Mapping[str, Any], model: type[BaseModel] | None) -> BadRequest:
     path = ".".join(str(part) for part in error["loc"] if part not in NOT_A_NAME)
     kind = str(error["type"])
     if kind == "extra_forbidden":
-        return UnknownParameter(f"unknown parameter {path}; known here: {', '.join(sorted(known))}", path)
+        known = ", ".join(sorted(_names_at(model, error["loc"][:-1])))
+        return UnknownParameter(f"unknown parameter {path}; known here: {known}", path)
     if kind == "missing":
         return BadRequest(f"you must provide {path}", path, "missing_required_parameter")
     text = str(error["msg"]).removeprefix("Value error, ")
     code = "invalid_type" if kind.endswith("_type") else "invalid_value"
     return BadRequest(f"{path}: {text} (got {_seen(error.get('input'))})", path, code)
+
+
+def _names_at(model: type[BaseModel] | None, location: Sequence[int | str]) -> list[str]:
+    """Of the parameters in the object at `location` of a body of `model`."""
+    if model is None:
+        return []
+    if not location:
+        return [field.alias or name for name, field in model.model_fields.items()]
+    annotation = model.model_fields[str(location[0])].annotation
+    inner = next(
+        one for one in (annotation, *get_args(annotation)) if isinstance(one, type) and issubclass(one, BaseModel)
+    )
+    return _names_at(inner, location[1:])
 
 
 def _seen(value: Any) -> str:

@@ -44,7 +44,7 @@ def plan_job(body: JsonBodyDep, caller: CallerDep, engines: EnginesDep) -> Any:
     """The body of a create call; nothing is created. Exact tokens and steps, and what it takes on each device."""
     request = job_request(body)
     with transaction(engines.sessions) as session:
-        question = plan.ask(session, caller.project_id, request)
+        question = plan.ask(session, caller.project_id, request, caller.is_admin)
     return render_plan(plan.answer(engines.storage, engines.counter, question))
 
 

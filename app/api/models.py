@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, HTTPException
 
 from app.api.auth import CallerDep
 from app.api.deps import EnginesDep, SessionDep
@@ -25,11 +25,19 @@ def list_models(caller: CallerDep, session: SessionDep, engines: EnginesDep) -> 
 @router.get("/{model:path}", response_model=ModelBody, response_model_exclude_unset=True, summary="Get a model")
 def get_model(model: str, caller: CallerDep, session: SessionDep, engines: EnginesDep) -> Any:
     """A base model says what may be asked of it, an `ft:` model where it comes from."""
-    return render_model(models.get(session, caller.project_id, model), engines.settings.organization)
+    found = models.get(session, caller.project_id, _named(model))
+    return render_model(found, engines.settings.organization)
 
 
 @router.delete("/{model:path}", response_model=Deleted, summary="Delete a model that was trained here")
 def delete_model(model: str, caller: CallerDep, session: SessionDep) -> Any:
     """Base models belong to the operator: deleting one is a 403."""
-    models.delete(session, caller.project_id, model)
+    models.delete(session, caller.project_id, _named(model))
     return {"id": model, "object": "model", "deleted": True}
+
+
+def _named(model: str) -> str:
+    """A path parameter may be empty, so the list with a slash too many would be a model without a name."""
+    if not model:
+        raise HTTPException(404)
+    return model

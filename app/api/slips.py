@@ -21,6 +21,7 @@ def advice_for(request: Request) -> str:
     words = [word for word in asked.split("/") if word not in PREFIXES]
     if not words:
         return "Please check the URL for typos."
+    words[0] = words[0].removeprefix("v1")  # `openai -b URL/v1`, the 1.x command line, joins without a slash between
     if words[0] in INFERENCE:
         return "Tunery trains models and serves none: load the adapter into vLLM, for example, and ask there."
     path = "/".join(["/v1", *OLDER_NAMES.get(words[0], (words[0],)), *words[1:]])

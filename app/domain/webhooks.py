@@ -83,12 +83,12 @@ def parse_retry_after(value: str | None, now: datetime) -> float | None:
         return None
 
 
-def check_event_types(types: Sequence[str]) -> list[str]:
-    """Each once, in the order they were given. Raises BadRequest."""
+def check_event_types(types: Sequence[str], param: str = "event_types") -> list[str]:
+    """Each once, in the order they were given. Raises BadRequest that names `param`."""
     unknown = [name for name in types if name not in EVENT_TYPES]
     if unknown or not types:
         seen = f"{unknown[0][:60]!r} is no event here" if unknown else "the list is empty"
-        raise BadRequest(f"event_types: {seen}; there are {', '.join(EVENT_TYPES)}", "event_types")
+        raise BadRequest(f"{param}: {seen}; there are {', '.join(EVENT_TYPES)}", param)
     return list(dict.fromkeys(types))
 
 

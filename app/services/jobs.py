@@ -38,7 +38,7 @@ class SeenJob:
 def create(session: Session, hints: Hints, project_id: str, request: JobRequest, is_admin: bool = False) -> SeenJob:
     """Raises as `resolved`; NotPermitted for an urgent job of a project that may have none; QuotaExceeded."""
     _, training_file, validation_file, spec = resolved(session, project_id, request)
-    _refuse_urgency(session, project_id, request.turn, is_admin)
+    refuse_urgency(session, project_id, request.turn, is_admin)
     quotas.ensure_may_queue(session, project_id)
     job = jobs.insert(
         session,
@@ -186,7 +186,8 @@ def _cursor(session: Session, project_id: str, after: str | None) -> Job | None:
     return last
 
 
-def _refuse_urgency(session: Session, project_id: str, turn: Turn, is_admin: bool) -> None:
+def refuse_urgency(session: Session, project_id: str, turn: Turn, is_admin: bool) -> None:
+    """Raises NotPermitted."""
     if turn.is_urgent and not is_admin and not session.get_one(Project, project_id).may_be_urgent:
         text = (
             "urgent: the jobs of this project may not go before those of others; use priority to order them among "

@@ -22,6 +22,7 @@ from app.domain.spec import JobSpec
 from app.domain.work import Work
 from app.errors import BadRequest, InvalidDataset, NotFound, Unavailable
 from app.services.counting import Counter
+from app.services.jobs import refuse_urgency
 from app.services.requests import JobRequest, resolved
 from app.storage import Storage
 
@@ -80,9 +81,10 @@ class Answer:
         return f"No device here has room for this job; it would fail as out_of_memory. {nearest.message}"
 
 
-def ask(session: Session, project_id: str, request: JobRequest) -> Question:
-    """Raises what creating the job would."""
+def ask(session: Session, project_id: str, request: JobRequest, is_admin: bool = False) -> Question:
+    """Raises what creating the job would, but for a limit of the project that is reached: that passes."""
     base, training_file, validation_file, spec = resolved(session, project_id, request)
+    refuse_urgency(session, project_id, request.turn, is_admin)
     return Question(
         spec=spec,
         entry=CatalogEntry.model_validate(base.entry),

@@ -46,7 +46,8 @@ def archive(session: Session, project_id: str, own_project_id: str | None, cance
     if unfinished and not cancel_jobs:
         raise BadRequest(
             f"Project {project.name!r} has {len(unfinished)} unfinished jobs ({_named(unfinished)}), and nobody could "
-            'reach them any more. Cancel them, or send {"cancel_jobs": true}.',
+            'reach them any more. Cancel them, or have them cancelled: {"cancel_jobs": true}, on the command line '
+            "`tunery projects archive --cancel-jobs`.",
             "cancel_jobs",
             "invalid_project_state",
         )

@@ -93,7 +93,7 @@ def rotate_secret(session: Session, project_id: str, endpoint_id: str, keep_old:
 def begin_test(session: Session, project_id: str, endpoint_id: str, event_type: str) -> WebhookDelivery:
     """One try, which a sender makes; also of a disabled endpoint."""
     endpoint = get(session, project_id, endpoint_id)
-    check_event_types([event_type])
+    check_event_types([event_type], "event_type")
     sample = {"id": SAMPLE_JOB if event_type.startswith(JOB_EVENT) else endpoint.id}
     return deliveries.add_test(session, endpoint, event_type, sample)
 

@@ -149,8 +149,7 @@ def check_shape(model: type[Parsed], body: Mapping[str, Any]) -> tuple[Parsed | 
         return model.model_validate(body), []
     except ValidationError as error:
         errors = error.errors(include_url=False)
-    known = [field.alias or name for name, field in model.model_fields.items()]
-    problems = [_told_its_place(problem) for problem in as_problems(errors, known)]
+    problems = [_told_its_place(problem) for problem in as_problems(errors, model)]
     wrong = {found["loc"][0] for found in errors}
     try:
         return model.model_validate({key: value for key, value in body.items() if key not in wrong}), problems

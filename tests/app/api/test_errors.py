@@ -32,6 +32,8 @@ class TestEveryError:
             ("/models", "/v1/models"),
             ("/v1/v1/models", "/v1/models"),
             ("//v1/files", "/v1/files"),
+            ("/v1models", "/v1/models"),
+            ("/v1fine_tuning/jobs", "/v1/fine_tuning/jobs"),
             ("/v1/files/", "/v1/files"),
             ("/v1/fine_tuning/jobs/", "/v1/fine_tuning/jobs"),
             ("/v1/fine-tuning/jobs", "/v1/fine_tuning/jobs"),

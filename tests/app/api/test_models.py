@@ -58,6 +58,11 @@ class TestGet:
         answer = client.get("/v1/models/gpt-4o")
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
 
+    def test_without_a_name_is_told_of_the_list(self, client: TestClient) -> None:
+        for method in ("GET", "DELETE"):
+            error = client.request(method, "/v1/models/").json()["error"]
+            assert (error["code"], "/v1/models?" in error["message"]) == ("unknown_url", True)
+
 
 class TestDelete:
     def test_forgets_a_trained_model(self, client: TestClient, succeeded: Job) -> None:

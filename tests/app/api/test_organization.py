@@ -56,6 +56,11 @@ class TestProjects:
         assert (changed["name"], changed["share_weight"]) == ("lab", 1)
         assert (changed["limits"]["max_queued_jobs"], changed["limits"]["max_running_jobs"]) == (None, 1)
 
+    def test_with_an_unknown_limit_are_told_of_the_limits_there_are(self, admin: TestClient) -> None:
+        message = error_of(admin.post(PROJECTS, json={"name": "a", "limits": {"max_jobs": 1}}))["message"]
+        assert "known here: max_gpu_seconds_per_month, max_queued_jobs, " in message
+        assert "share_weight" not in message
+
     @pytest.mark.parametrize(
         ("body", "param"),
         [
@@ -122,6 +127,7 @@ class TestArchive:
         error = error_of(admin.post(f"{PROJECTS}/{other.id}/archive"))
         assert job.id in error["message"]
         assert error["param"] == "cancel_jobs"
+        assert "`tunery projects archive --cancel-jobs`" in error["message"]
         assert admin.post(f"{PROJECTS}/{other.id}/archive", json={"cancel_jobs": True}).status_code == 200
         with transaction(sessions) as session:
             found = jobs.get(session, other.id, job.id)

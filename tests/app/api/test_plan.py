@@ -17,7 +17,8 @@ from tests.app.api.conftest import Upload
 from tests.tiny import make_tiny_pairs
 
 pytestmark = pytest.mark.usefixtures("base_model")
-PLAN = "/v1/fine_tuning/jobs/plan"
+JOBS = "/v1/fine_tuning/jobs"
+PLAN = f"{JOBS}/plan"
 ABOUT = {"device": "NVIDIA L4", "kind": "cuda", "memory_bytes": 24 << 30, "cpus": 8}
 
 
@@ -64,6 +65,11 @@ class TestPlan:
         assert device["mode"]["row_tokens"] == 8192
         with transaction(sessions) as session:
             assert session.query(Job).count() == 0
+
+    def test_of_an_urgent_job_is_for_those_who_may_create_one(self, client: TestClient, training_file: str) -> None:
+        asked = {"model": "tiny", "training_file": training_file, "urgent": True}
+        refused = client.post(PLAN, json=asked)
+        assert (refused.status_code, refused.json()) == (403, client.post(JOBS, json=asked).json())
 
     def test_names_the_lines_that_are_cut_masked_or_without_anything_to_learn(
         self, client: TestClient, upload: Upload

@@ -187,7 +187,9 @@ class TestTest:
 
     def test_of_an_event_that_there_is_not_is_refused(self, endpoint: dict[str, Any], client: TestClient) -> None:
         answer = client.post(f"{PATH}/{endpoint['id']}/test", json={"event_type": "batch.completed"})
-        assert error_of(answer)["param"] == "event_types"
+        error = error_of(answer)
+        assert error["param"] == "event_type"
+        assert error["message"].startswith("event_type: 'batch.completed'")
 
 
 class TestOtherProjects:
