@@ -164,6 +164,8 @@ def _as_problem(error: Mapping[str, Any], model: type[BaseModel] | None) -> BadR
     if kind == "missing":
         return BadRequest(f"you must provide {path}", path, "missing_required_parameter")
     text = str(error["msg"]).removeprefix("Value error, ")
+    if kind in ("model_type", "dict_type"):  # pydantic's own texts are for those who write Python
+        text = "Input should be a JSON object"
     code = "invalid_type" if kind.endswith("_type") else "invalid_value"
     return BadRequest(f"{path}: {text} (got {_seen(error.get('input'))})", path, code)
 

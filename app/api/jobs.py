@@ -152,6 +152,8 @@ def _metadata_filter(request: Request) -> tuple[dict[str, str], bool]:
                 text = f"metadata: {value[:60]!r} is not understood; write metadata[key]=value, or metadata=null"
                 raise BadRequest(text, "metadata")
             without = True
-        elif name.startswith("metadata[") and name.endswith("]"):
+        elif name.startswith("metadata["):
+            if not name.endswith("]"):
+                raise BadRequest(f"{name[:60]!r} is not understood; write metadata[key]=value", "metadata")
             wanted[name.removeprefix("metadata[").removesuffix("]")] = value
     return wanted, without

@@ -253,6 +253,12 @@ class TestBadInput:
         assert (error["code"], error["param"]) == ("unknown_parameter", knob)
         assert f"method.supervised.hyperparameters.{knob}" in error["message"]
 
+    @pytest.mark.parametrize("field", ["method", "hyperparameters"])
+    def test_of_a_field_that_is_no_object_says_so_in_json_words(self, create: Any, field: str) -> None:
+        error = error_of(create(**{field: "x"}))
+        assert (error["code"], error["param"]) == ("invalid_type", field)
+        assert error["message"] == f"{field}: Input should be a JSON object (got 'x')"
+
     def test_names_the_unknown_code(self, create: Any) -> None:
         for body in ({"sufix": "x"}, {"lora": {"rnk": 1}}):
             assert error_of(create(**body))["code"] == "unknown_parameter"

@@ -88,6 +88,12 @@ class TestList:
     def test_refuses_a_filter_it_does_not_understand(self, client: TestClient) -> None:
         assert error_of(client.get(JOBS, params={"metadata": "team"}))["param"] == "metadata"
 
+    def test_refuses_a_filter_without_its_closing_bracket(self, client: TestClient, make: Make) -> None:
+        make(metadata={"team": "a"})
+        problem = error_of(client.get(JOBS, params={"metadata[team": "a"}))
+        assert problem["param"] == "metadata"
+        assert "metadata[key]=value" in problem["message"]
+
     def test_refuses_an_unknown_cursor(self, client: TestClient) -> None:
         assert error_of(client.get(JOBS, params={"after": "ftjob-nothere"}))["param"] == "after"
 
