@@ -26,6 +26,7 @@ REQUIRED_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
 IGNORED_LAYERS = frozenset({"lm_head", "embed_tokens", "wte", "wpe"})
 DEFAULT_CONTEXT_LENGTH = 2048
 MAX_RANK = 256
+ALTERED = "a file of it is missing or was altered since it was registered"
 MAX_LISTED_LAYERS = 4096  # a row of the database names them all; a dense 70B model has 560
 
 Signature = tuple[tuple[str, int, int, int, int], ...]
@@ -89,6 +90,11 @@ def describe(directory: Path, learning_rate: float | None = None, license_name: 
         **_sizes(config),
         linear_parameters=sum(_product(shape) for shape in layers.values()),
     )
+
+
+def unusable(name: str, why: str) -> str:
+    """What a user is told of a base model that a job cannot have, whoever finds out: what is wrong, and what to do."""
+    return f"The base model {name} cannot be used: {why}. Its operator can register it anew with `tunery models add`."
 
 
 def longest_document(config: Mapping[str, Any]) -> int | None:

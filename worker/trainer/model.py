@@ -21,7 +21,7 @@ from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from app.domain.catalog import hash_directory, stat_signature
+from app.domain.catalog import ALTERED, hash_directory, stat_signature, unusable
 from app.domain.spec import BaseSpec, QuantizationSpec
 from app.domain.states import Reason
 from worker.trainer import attention
@@ -171,7 +171,7 @@ def _check_files(spec: BaseSpec) -> None:
     except OSError as error:
         raise _unavailable(spec.name, f"its directory cannot be read ({error.strerror})") from error
     if found != spec.manifest_sha256:
-        raise _unavailable(spec.name, "a file of it is missing or was altered since it was registered")
+        raise _unavailable(spec.name, ALTERED)
 
 
 def _skeleton(name: str, directory: Path, compute_dtype: torch.dtype) -> Any:
@@ -256,5 +256,4 @@ def _adapt(model: Any, linears: list[str], routing: Routing) -> dict[str, Adapte
 
 
 def _unavailable(name: str, why: str) -> Failure:
-    text = f"The base model {name} cannot be used: {why}. Its operator can register it anew with `tunery models add`."
-    return Failure(Reason.MODEL_UNAVAILABLE, text, "model")
+    return Failure(Reason.MODEL_UNAVAILABLE, unusable(name, why), "model")
