@@ -18,6 +18,7 @@ from app.db import claims
 from app.db.claims import FencedError
 from app.db.tables import File, Job
 from app.domain.dataset_report import Report, examine, nothing_to_learn
+from app.domain.jsonl import told
 from app.domain.render import Renderer
 from app.domain.spec import JobSpec, Method
 from app.domain.states import JobState, Reason
@@ -176,7 +177,7 @@ def verdict(kind: Kind, report: Report, spec: JobSpec) -> Outcome | None:
     """Why the file is not fit, in OpenAI's words where they exist; None when it is."""
     begin = f"The job failed due to an invalid {kind.noun} file."
     if report.finding_count:
-        text = " ".join(f"{finding}." for finding in report.findings)
+        text = told(report.findings)
         if report.finding_count > len(report.findings):
             text += f" These are the first {len(report.findings)} of {report.finding_count_text} problems."
         return Outcome(kind.reason, f"{begin} {text}", kind.param)

@@ -17,6 +17,7 @@ from app.db.tables import File
 from app.domain.catalog import CatalogEntry, RefusedModel, describe
 from app.domain.dataset_report import Report, nothing_to_learn
 from app.domain.estimate import Placement, place
+from app.domain.jsonl import told
 from app.domain.needs import Place
 from app.domain.spec import JobSpec
 from app.domain.work import Work
@@ -125,7 +126,7 @@ def _count(storage: Storage, counter: Counter, question: Question, source: Sourc
 def _refuse_unfit(report: Report, param: str, spec: JobSpec) -> None:
     unfit = InvalidDataset if param == "training_file" else BadRequest
     if report.findings:
-        raise unfit(" ".join(f"{finding}." for finding in report.findings), param)
+        raise unfit(told(report.findings), param)
     if not len(report.lengths):
         raise unfit(nothing_to_learn(spec.method, spec.hyperparameters.context_length), param)
 

@@ -214,9 +214,10 @@ class TestBadFiles:
 
         monkeypatch.setattr(Renderer, "documents", refuse)
         failed = validate(bench, bench.created())
-        assert "Line 1: the model's chat template refuses this conversation: no system message" in str(
-            failed.error_message
-        )
+        assert (
+            "Lines 1, 2, 3, 4, 5, 6, 7, 8, 9 and 10: the model's chat template refuses this conversation: no system "
+            "message, please. These are the first 10 of 12 problems."
+        ) in str(failed.error_message)
 
     def test_tools_that_the_template_does_not_print_are_findings_with_their_lines(self, bench: Bench) -> None:
         tool = {"type": "function", "function": {"name": "weather"}}
