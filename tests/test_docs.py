@@ -9,6 +9,7 @@ import pytest
 
 from app.api import examples
 from app.cli.local import base_model
+from app.domain.auto import MOST_FACTOR, REFERENCE_LENGTH
 from app.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,6 +41,11 @@ def test_the_settings_page_names_no_variable_that_is_not_read() -> None:
         "TUNERY_DEBUG",
     }
     assert set(re.findall(r"`(TUNERY_[A-Z_0-9]+)`", read("settings.md"))) <= known
+
+
+def test_the_rule_for_the_learning_rate_is_the_one_in_force() -> None:
+    bounds = f"but at least half and at most {MOST_FACTOR} times it"
+    assert f"the fourth root of {REFERENCE_LENGTH} / (steps x epochs), {bounds}" in read("api.md")
 
 
 def test_every_route_is_documented(tmp_path: Path) -> None:

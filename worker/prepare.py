@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from app.db import checkpoints, files, measurements, models
 from app.db.tables import BaseModelRow, File, Job, Snapshot
 from app.domain.artifacts import ManifestMismatch
-from app.domain.catalog import Signature, hash_directory, stat_signature
+from app.domain.catalog import ALTERED, Signature, hash_directory, stat_signature, unusable
 from app.domain.modes import Measurement
 from app.domain.spec import BaseSpec, JobSpec, RunSpec, TrainerSpec
 from app.domain.states import Reason
@@ -70,8 +70,7 @@ def load_inputs(session: Session, job: Job, device_name: str = "") -> Inputs:
     """Raises CannotStart when an operator has removed the base model meanwhile."""
     base = models.get_base(session, job.project_id, job.base_model)
     if base is None:
-        text = f"The base model {job.base_model!r} is not registered any more"
-        raise CannotStart(Outcome(Reason.MODEL_UNAVAILABLE, text, "model"))
+        raise base_unusable(job.base_model, "it is not registered any more")
     training_file = files.get_any(session, job.training_file_id)
     assert training_file is not None, "a foreign key holds it"
     validation_file = files.get_any(session, job.validation_file_id) if job.validation_file_id else None
@@ -94,12 +93,14 @@ def check_base(base: BaseModelRow) -> Signature:
         signature = stat_signature(directory)  # before the hash: a change meanwhile makes the trainer hash again
         sha256 = _hash_unchanged(directory, signature)
     except OSError as error:
-        text = f"The files of the base model {base.name!r} cannot be read on this worker"
-        raise CannotStart(Outcome(Reason.MODEL_UNAVAILABLE, text, "model")) from error
+        raise base_unusable(base.name, f"its files cannot be read on this worker ({error.strerror})") from error
     if sha256 != base.manifest_sha256:
-        text = f"The files of the base model {base.name!r} are not those that were registered"
-        raise CannotStart(Outcome(Reason.MODEL_UNAVAILABLE, text, "model"))
+        raise base_unusable(base.name, ALTERED)
     return signature
+
+
+def base_unusable(name: str, why: str) -> CannotStart:
+    return CannotStart(Outcome(Reason.MODEL_UNAVAILABLE, unusable(name, why), "model"))
 
 
 def fetch_dataset(resources: Resources, file: File, destination: Path) -> Path:

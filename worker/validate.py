@@ -17,14 +17,15 @@ from sqlalchemy.orm import Session
 from app.db import claims
 from app.db.claims import FencedError
 from app.db.tables import File, Job
-from app.domain.dataset_report import Report, examine
+from app.domain.dataset_report import Report, examine, nothing_to_learn
+from app.domain.jsonl import told
 from app.domain.render import Renderer
 from app.domain.spec import JobSpec, Method
 from app.domain.states import JobState, Reason
 from app.log import get_logger
 from worker.lease import Claimer, LeaseKeeper
 from worker.outcome import STORAGE_PATIENCE, Outcome
-from worker.prepare import CannotStart, Inputs, load_inputs
+from worker.prepare import CannotStart, Inputs, base_unusable, load_inputs
 from worker.reckon import reckon_needs
 from worker.resources import Resources
 
@@ -101,7 +102,7 @@ class Validator:
         reports = {}
         for kind, file in self._files(inputs):
             report = self._examine(job, keeper, renderer, file)
-            if outcome := verdict(kind, report):
+            if outcome := verdict(kind, report, JobSpec.model_validate(job.spec)):
                 raise Rejected(outcome, report)
             if warning := warn_of(kind, report, JobSpec.model_validate(job.spec)):
                 keeper.say(warning, level="warn", data={"file": file.id} | report.remarks())
@@ -169,15 +170,14 @@ def open_renderer(inputs: Inputs) -> Renderer:
     try:
         return Renderer.from_directory(Path(inputs.base.directory))
     except Exception as error:  # tokenizers raises a bare Exception
-        text = f"The tokenizer of the base model {inputs.base.name!r} cannot be read on this worker"
-        raise CannotStart(Outcome(Reason.MODEL_UNAVAILABLE, text, "model")) from error
+        raise base_unusable(inputs.base.name, "its tokenizer cannot be read on this worker") from error
 
 
-def verdict(kind: Kind, report: Report) -> Outcome | None:
+def verdict(kind: Kind, report: Report, spec: JobSpec) -> Outcome | None:
     """Why the file is not fit, in OpenAI's words where they exist; None when it is."""
     begin = f"The job failed due to an invalid {kind.noun} file."
     if report.finding_count:
-        text = " ".join(f"{finding}." for finding in report.findings)
+        text = told(report.findings)
         if report.finding_count > len(report.findings):
             text += f" These are the first {len(report.findings)} of {report.finding_count_text} problems."
         return Outcome(kind.reason, f"{begin} {text}", kind.param)
@@ -189,7 +189,7 @@ def verdict(kind: Kind, report: Report) -> Outcome | None:
         )
         return Outcome(reason, text, kind.param)
     if not report.labelled_tokens:
-        text = "No example has a token to learn from: every answer has weight 0 or lies beyond context_length."
+        text = nothing_to_learn(spec.method, spec.hyperparameters.context_length)
         return Outcome(kind.reason, f"{begin} {text}", kind.param)
     return None
 

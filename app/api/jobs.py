@@ -45,7 +45,8 @@ def plan_job(body: JsonBodyDep, caller: CallerDep, engines: EnginesDep) -> Any:
     request = job_request(body)
     with transaction(engines.sessions) as session:
         question = plan.ask(session, caller.project_id, request, caller.is_admin)
-    return render_plan(plan.answer(engines.storage, engines.counter, question))
+    least_examples = engines.settings.min_training_examples
+    return render_plan(plan.answer(engines.storage, engines.counter, question, least_examples))
 
 
 @router.get(

@@ -26,6 +26,9 @@ REQUIRED_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
 IGNORED_LAYERS = frozenset({"lm_head", "embed_tokens", "wte", "wpe"})
 DEFAULT_CONTEXT_LENGTH = 2048
 MAX_RANK = 256
+INDEX = "model.safetensors.index.json"
+WEIGHTS = "model.safetensors"
+ALTERED = "a file of it is missing or was altered since it was registered"
 MAX_LISTED_LAYERS = 4096  # a row of the database names them all; a dense 70B model has 560
 
 Signature = tuple[tuple[str, int, int, int, int], ...]
@@ -79,7 +82,7 @@ def describe(directory: Path, learning_rate: float | None = None, license_name: 
         hidden_size=hidden_size,
         vocab_size=int(config["vocab_size"]),
         parameters=sum(_product(shape) for shape in tensors.values()),
-        size_bytes=sum(path.stat().st_size for path in directory.glob("*.safetensors")),
+        size_bytes=sum(path.stat().st_size for path in weight_files(directory)),
         target_modules=_smallest_by_name(layers),
         layers=layers if len(layers) <= MAX_LISTED_LAYERS else {},
         whole_modules=_whole_modules(tensors, layers),
@@ -89,6 +92,11 @@ def describe(directory: Path, learning_rate: float | None = None, license_name: 
         **_sizes(config),
         linear_parameters=sum(_product(shape) for shape in layers.values()),
     )
+
+
+def unusable(name: str, why: str) -> str:
+    """What a user is told of a base model that a job cannot have, whoever finds out: what is wrong, and what to do."""
+    return f"The base model {name} cannot be used: {why}. Its operator can register it anew with `tunery models add`."
 
 
 def longest_document(config: Mapping[str, Any]) -> int | None:
@@ -136,10 +144,18 @@ def stat_signature(directory: Path) -> Signature:
     return tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino) for name, stat in stats)
 
 
+def weight_files(directory: Path) -> list[Path]:
+    """Those that transformers loads: what the index names, or the one file there is without an index."""
+    if not (directory / INDEX).exists():
+        return [directory / WEIGHTS]
+    names = (_read_json(directory / INDEX).get("weight_map") or {}).values()
+    return [directory / Path(name).name for name in sorted(set(names))]
+
+
 def read_tensor_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
-    """{tensor name: shape} from the headers of every *.safetensors file. Raises RefusedModel for a broken header."""
+    """{tensor name: shape} from the headers of the weights. Raises RefusedModel for a file that is not whole."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for path in sorted(directory.glob("*.safetensors")):
+    for path in weight_files(directory):
         header = _read_header(path)
         shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
     return shapes
@@ -155,8 +171,10 @@ def _problems(directory: Path) -> list[str]:
         for name in sorted(names)
         if Path(name).suffix in FORBIDDEN_SUFFIXES
     ]
-    if not any(name.endswith(".safetensors") for name in names):
-        problems.append("there is no *.safetensors file in it")
+    weights = weight_files(directory)
+    problems += [f"{path.name} is missing" for path in weights if path.name not in names]
+    if not weights:
+        problems.append(f"{INDEX} names no file of weights")
     if not problems:
         config = _read_json(directory / "config.json")
         problems += [
@@ -210,9 +228,20 @@ def _read_header(path: Path) -> dict[str, Any]:
         if not 2 <= size <= MAX_HEADER_BYTES:
             raise RefusedModel(f"{path.name} is not a safetensors file: its header size is {size} bytes")
         try:
-            return dict(json.loads(file.read(size)))
+            header = dict(json.loads(file.read(size)))
         except ValueError as error:
             raise RefusedModel(f"{path.name} is not a safetensors file: its header is not JSON") from error
+    _check_length(path, 8 + size, header)
+    return header
+
+
+def _check_length(path: Path, start: int, header: Mapping[str, Any]) -> None:
+    """A download that was broken off ends early; every job on such a base would."""
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    want, found = start + max(ends, default=0), path.stat().st_size
+    if found != want:
+        text = f"{path.name} has {found:,} bytes, but its header speaks of {want:,}"
+        raise RefusedModel(f"{text}; it was cut short or altered")
 
 
 def _has_chat_template(directory: Path) -> bool:

@@ -18,6 +18,20 @@ ENOUGH_FINDINGS = 100  # a file with so many is not read to its end
 FIRST_LINES = 10
 
 
+def nothing_to_learn(method: Method, context_length: int) -> str:
+    """What is wrong with a file of which nothing is learned within so many tokens, and what to change."""
+    raise_it = "or raise hyperparameters.context_length"
+    if method == "dpo":
+        return (
+            f"No pair has two different answers to learn from within {context_length:,} tokens. Let the two outputs of "
+            f"a pair differ, shorten the prompts, {raise_it}."
+        )
+    return (
+        f"No example has a token to learn within {context_length:,} tokens: every answer is empty, has weight 0, or "
+        f"begins after the cut. Give an answer weight 1, shorten the prompts, {raise_it}."
+    )
+
+
 @dataclass
 class Lines:
     """How many lines, and which came first."""

@@ -31,6 +31,9 @@ LORA_KEYS = {
     "init": "init", "rank_pattern": "rank_pattern", "alpha_pattern": "alpha_pattern",
     "modules_to_save": "modules_to_save",
 }  # fmt: skip
+# PEFT's own words for what starts from changed base weights: who sends them is told more than that they are unknown.
+INITIALISATIONS = ("init_lora_weights", "loftq_config", "eva_config", "corda_config")
+NO_INITIALISATION = "PiSSA, LoftQ and other initialisations start from changed base weights, which are not offered"
 NAME_LISTS = ("target_modules", "modules_to_save")  # also taken as one text with commas
 KNOBS = (*HYPERPARAMETERS, *LORA_ALIASES, "lora", "quantization", "load_in_4bit")  # what hyperparameters may hold
 QUANTIZATION_KEYS = ("bits", "type", "double_quant", "compute_dtype")
@@ -116,6 +119,8 @@ def _gather_lora(knobs: Knobs, value: Any, path: str) -> None:
     for key, item in value.items():
         if key in LORA_KEYS:
             _give_lora(knobs, LORA_KEYS[key], item, f"{path}.{key}")
+        elif key in INITIALISATIONS:
+            knobs.problems.append(UnknownParameter(f"{path}.{key}: {NO_INITIALISATION}; leave it out", f"{path}.{key}"))
         else:
             knobs.problems.append(_unknown(f"{path}.{key}", tuple(LORA_KEYS)))
 

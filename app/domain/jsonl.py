@@ -32,6 +32,19 @@ class Finding:
         return f"Line {self.line}: {self.message}"
 
 
+def told(findings: Iterable[Finding]) -> str:
+    """Findings in sentences. What is wrong with several lines is said once: it is often the same in all of them."""
+    lines: dict[str, list[str]] = {}
+    for finding in findings:
+        lines.setdefault(finding.message, []).append(str(finding.line))
+    return " ".join(f"{_named(numbers)}: {message}." for message, numbers in lines.items())
+
+
+def _named(numbers: list[str]) -> str:
+    *others, last = numbers
+    return f"Lines {', '.join(others)} and {last}" if others else f"Line {last}"
+
+
 @dataclass(frozen=True)
 class Line:
     number: int

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from app.domain.catalog import MAX_RANK, CatalogEntry
-from app.domain.gather import ALL_LINEAR
+from app.domain.gather import ALL_LINEAR, NO_INITIALISATION
 from app.domain.knobs import Knobs
 from app.domain.patterns import MAX_KEYS, key_problem, pattern_problems
 from app.domain.spec import LoraSpec
@@ -128,11 +128,7 @@ def _modules_to_save(knobs: Knobs, entry: CatalogEntry) -> tuple[str, ...] | Non
 
 def _refuse_what_is_not_offered(knobs: Knobs) -> None:
     knobs.only("lora.bias", "none", "trained biases do not load in most servers and are not offered")
-    knobs.only(
-        "lora.init",
-        "default",
-        "PiSSA, LoftQ and other initialisations start from changed base weights, which are not offered",
-    )
+    knobs.only("lora.init", "default", NO_INITIALISATION)
 
 
 def _or_like(asked: Any, like: Any) -> Any:

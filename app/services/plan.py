@@ -15,8 +15,9 @@ from sqlalchemy.orm import Session
 from app.db import workers
 from app.db.tables import File
 from app.domain.catalog import CatalogEntry, RefusedModel, describe
-from app.domain.dataset_report import Report
+from app.domain.dataset_report import Report, nothing_to_learn
 from app.domain.estimate import Placement, place
+from app.domain.jsonl import told
 from app.domain.needs import Place
 from app.domain.spec import JobSpec
 from app.domain.work import Work
@@ -96,9 +97,12 @@ def ask(session: Session, project_id: str, request: JobRequest, is_admin: bool =
     )
 
 
-def answer(storage: Storage, counter: Counter, question: Question) -> Answer:
+def answer(storage: Storage, counter: Counter, question: Question, least_examples: int) -> Answer:
     """Raises InvalidDataset, BadRequest for files that no job could be trained on; Unavailable as Counter.count."""
     report = _count(storage, counter, question, question.training_file)
+    if report.examples < least_examples:
+        text = f"Training file has {report.examples} example(s), but must have at least {least_examples} examples"
+        raise InvalidDataset(text, "training_file")
     validation_tokens = 0
     if question.validation_file is not None:
         validation_tokens = _count(storage, counter, question, question.validation_file).tokens
@@ -117,16 +121,16 @@ def _count(storage: Storage, counter: Counter, question: Question, source: Sourc
     except FileNotFoundError as error:
         text = f"invalid {source.param}: {source.id}. Its bytes are gone from storage."
         raise NotFound(text, source.param) from error
-    _refuse_unfit(report, source.param)
+    _refuse_unfit(report, source.param, spec)
     return report
 
 
-def _refuse_unfit(report: Report, param: str) -> None:
+def _refuse_unfit(report: Report, param: str, spec: JobSpec) -> None:
     unfit = InvalidDataset if param == "training_file" else BadRequest
     if report.findings:
-        raise unfit(" ".join(f"{finding}." for finding in report.findings), param)
+        raise unfit(told(report.findings), param)
     if not len(report.lengths):
-        raise unfit("No example has a token to learn within context_length.", param)
+        raise unfit(nothing_to_learn(spec.method, spec.hyperparameters.context_length), param)
 
 
 def _whole(entry: CatalogEntry, directory: Path) -> CatalogEntry:

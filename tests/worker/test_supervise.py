@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import io
+import shutil
 import tarfile
 import time
 from pathlib import Path
@@ -305,14 +306,32 @@ class TestBeforeTheTrainer:
         bench.work(Plan())
         failed = bench.job(job)
         assert (failed.error_code, failed.error_param) == ("model_unavailable", "model")
-        assert failed.error_message == "The files of the base model 'tiny' are not those that were registered"
+        assert failed.error_message == (
+            "The base model tiny cannot be used: a file of it is missing or was altered since it was registered. Its "
+            "operator can register it anew with `tunery models add`."
+        )
 
     def test_a_base_model_that_was_removed_fails_the_job(self, bench: Bench) -> None:
         job = bench.queued()
         with transaction(bench.sessions) as session:
             models.unregister(session, "tiny")
         bench.work(Plan())
-        assert bench.job(job).error_code == "model_unavailable"
+        failed = bench.job(job)
+        assert (failed.error_code, failed.error_param) == ("model_unavailable", "model")
+        assert "it is not registered any more. Its operator can register it anew" in str(failed.error_message)
+
+    def test_a_base_model_whose_directory_is_gone_fails_the_job_without_naming_a_path(self, bench: Bench) -> None:
+        job = bench.queued()
+        with transaction(bench.sessions) as session:
+            directory = Path(session.get_one(BaseModelRow, "tiny").directory)
+        shutil.rmtree(directory)
+        bench.work(Plan())
+        failed = bench.job(job)
+        assert (failed.error_code, failed.error_param) == ("model_unavailable", "model")
+        assert "its files cannot be read on this worker (No such file or directory). Its operator" in str(
+            failed.error_message
+        )
+        assert str(directory) not in str(failed.error_message)
 
     def test_a_data_set_whose_bytes_changed_fails_the_job(self, bench: Bench) -> None:
         job = bench.queued()

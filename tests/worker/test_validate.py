@@ -6,11 +6,12 @@ import json
 import threading
 import tracemalloc
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from app.db.engine import transaction
-from app.db.tables import File, Job
+from app.db.tables import BaseModelRow, File, Job
 from app.domain.documents import Document
 from app.domain.render import Renderer
 from tests.factories import chat_lines
@@ -177,7 +178,31 @@ class TestBadFiles:
     def test_a_file_without_a_token_to_learn_from_fails(self, bench: Bench) -> None:
         failed = validate(bench, bench.created(jsonl(*[chat("a", "b", weight=0)] * 10)))
         assert failed.error_code == "invalid_training_file"
-        assert "No example has a token to learn from" in str(failed.error_message)
+        assert str(failed.error_message).endswith(
+            "No example has a token to learn within 512 tokens: every answer is empty, has weight 0, or begins after "
+            "the cut. Give an answer weight 1, shorten the prompts, or raise hyperparameters.context_length."
+        )
+
+    def test_pairs_of_which_none_has_two_answers_fail_and_the_sentence_is_about_pairs(self, bench: Bench) -> None:
+        pair = {"input": {"messages": [{"role": "user", "content": "hi"}]}}
+        pair |= {key: [{"role": "assistant", "content": "ho"}] for key in ("preferred_output", "non_preferred_output")}
+        failed = validate(bench, bench.created(jsonl(*[pair] * 10), body={"method": {"type": "dpo"}}))
+        assert (failed.error_code, failed.error_param) == ("invalid_training_file", "training_file")
+        assert "No pair has two different answers to learn from within 512 tokens. Let the two outputs" in str(
+            failed.error_message
+        )
+
+    def test_a_base_model_whose_tokenizer_is_gone_fails_and_says_who_can_mend_it(self, bench: Bench) -> None:
+        job = bench.created()
+        with transaction(bench.sessions) as session:
+            directory = Path(session.get_one(BaseModelRow, "tiny").directory)
+        (directory / "tokenizer.json").unlink()
+        failed = validate(bench, job)
+        assert (failed.error_code, failed.error_param) == ("model_unavailable", "model")
+        assert failed.error_message == (
+            "The base model tiny cannot be used: its tokenizer cannot be read on this worker. Its operator can "
+            "register it anew with `tunery models add`."
+        )
 
     def test_a_conversation_that_the_template_refuses_is_a_finding(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
@@ -189,9 +214,10 @@ class TestBadFiles:
 
         monkeypatch.setattr(Renderer, "documents", refuse)
         failed = validate(bench, bench.created())
-        assert "Line 1: the model's chat template refuses this conversation: no system message" in str(
-            failed.error_message
-        )
+        assert (
+            "Lines 1, 2, 3, 4, 5, 6, 7, 8, 9 and 10: the model's chat template refuses this conversation: no system "
+            "message, please. These are the first 10 of 12 problems."
+        ) in str(failed.error_message)
 
     def test_tools_that_the_template_does_not_print_are_findings_with_their_lines(self, bench: Bench) -> None:
         tool = {"type": "function", "function": {"name": "weather"}}

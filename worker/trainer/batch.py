@@ -25,6 +25,7 @@ import torch
 
 from app.domain.chat_template import TemplateRefused
 from app.domain.dataset import read_examples
+from app.domain.dataset_report import nothing_to_learn
 from app.domain.documents import Document, fit, learned
 from app.domain.jsonl import Finding
 from app.domain.layout import Lengths, packed
@@ -136,11 +137,7 @@ def read_corpus(
                 raise Failure(blame, f"Line {example.line}: {error}.", param) from error
             corpus.add(example.line, fit(documents, context_length))
     if not len(corpus):
-        text = (
-            f"No example has a token to learn within {context_length:,} tokens: every assistant message is empty, has "
-            "weight 0, or begins after the cut. Raise hyperparameters.context_length or shorten the prompts."
-        )
-        raise Failure(blame, text, "hyperparameters.context_length")
+        raise Failure(blame, nothing_to_learn(method, context_length), "hyperparameters.context_length")
     return corpus
 
 

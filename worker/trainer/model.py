@@ -18,22 +18,20 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
-from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM
+from safetensors import SafetensorError, safe_open
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
-from app.domain.catalog import hash_directory, stat_signature
+from app.domain.catalog import ALTERED, hash_directory, stat_signature, unusable, weight_files
 from app.domain.spec import BaseSpec, QuantizationSpec
 from app.domain.states import Reason
 from worker.trainer import attention
 from worker.trainer.batch import Row
-from worker.trainer.failures import Failure
+from worker.trainer.failures import Failure, is_out_of_memory
 from worker.trainer.frozen import Frozen4, freeze, stored_bytes
 from worker.trainer.fused import fuse
 from worker.trainer.lora import AdaptedLinear, Routing
 from worker.trainer.whole import WholeModule
 
-INDEX = "model.safetensors.index.json"
-WEIGHTS = "model.safetensors"
 # Heads that are more than one matrix product: our loss would be another model's.
 HEAD_SETTINGS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
@@ -171,7 +169,7 @@ def _check_files(spec: BaseSpec) -> None:
     except OSError as error:
         raise _unavailable(spec.name, f"its directory cannot be read ({error.strerror})") from error
     if found != spec.manifest_sha256:
-        raise _unavailable(spec.name, "a file of it is missing or was altered since it was registered")
+        raise _unavailable(spec.name, ALTERED)
 
 
 def _skeleton(name: str, directory: Path, compute_dtype: torch.dtype) -> Any:
@@ -179,7 +177,11 @@ def _skeleton(name: str, directory: Path, compute_dtype: torch.dtype) -> Any:
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise _unavailable(name, f"its config.json is not one that transformers knows ({error})") from error
+        kind = json.loads((directory / "config.json").read_bytes()).get("model_type")  # its own text names paths
+        raise _unavailable(name, f"its config.json is not one that transformers knows (model_type {kind!r})") from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        why = f"transformers knows no causal language model of its kind (model_type {config.model_type!r})"
+        raise _unavailable(name, why)
     if special := [key for key in HEAD_SETTINGS if getattr(config, key, None) not in (None, 1, 1.0)]:
         raise _unavailable(name, f"its head is scaled by {', '.join(special)}, which Tunery does not train yet")
     with init_empty_weights(include_buffers=False):
@@ -199,7 +201,7 @@ def _wanted(name: str, model: Any, directory: Path) -> Iterator[tuple[str, torch
     known = set(model.state_dict())
     ignored = re.compile("|".join([r"rotary_emb\.inv_freq", *(model._keys_to_ignore_on_load_unexpected or ())]))
     for path in weight_files(directory):
-        with safe_open(path, framework="pt", device="cpu") as file:
+        with _reading(name, path), safe_open(path, framework="pt", device="cpu") as file:
             for key in file.keys():  # noqa: SIM118  not a dictionary
                 if key in known:
                     yield key, file.get_tensor(key)
@@ -207,11 +209,17 @@ def _wanted(name: str, model: Any, directory: Path) -> Iterator[tuple[str, torch
                     raise _unavailable(name, f"{path.name} holds {key}, which {type(model).__name__} has no place for")
 
 
-def weight_files(directory: Path) -> list[Path]:
-    if not (directory / INDEX).exists():
-        return [directory / WEIGHTS]
-    index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
-    return [directory / Path(name).name for name in sorted(set(index["weight_map"].values()))]
+@contextmanager
+def _reading(name: str, path: Path) -> Iterator[None]:
+    """A file that was not there, or broken, when the base was registered is so for every attempt."""
+    if not path.exists():
+        raise _unavailable(name, f"its files lack {path.name}")
+    try:
+        yield
+    except SafetensorError as error:
+        if is_out_of_memory(error):
+            raise
+        raise _unavailable(name, f"{path.name} is not whole ({error})") from error
 
 
 def _place(
@@ -256,5 +264,4 @@ def _adapt(model: Any, linears: list[str], routing: Routing) -> dict[str, Adapte
 
 
 def _unavailable(name: str, why: str) -> Failure:
-    text = f"The base model {name} cannot be used: {why}. Its operator can register it anew with `tunery models add`."
-    return Failure(Reason.MODEL_UNAVAILABLE, text, "model")
+    return Failure(Reason.MODEL_UNAVAILABLE, unusable(name, why), "model")

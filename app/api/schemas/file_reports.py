@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from app.api.schemas.common import Body
-from app.services.surveying import Answer, Json
+from app.domain.dataset_report import nothing_to_learn
+from app.services.surveying import Answer, Json, Question
 
 Format = Literal["chat", "completion", "text", "preference", "mixed"]
 
@@ -141,7 +142,7 @@ class FileReportBody(Body):
 
 def render_report(answer: Answer) -> dict[str, Any]:
     question, report = answer.question, answer.report
-    problem = _problem(report, question.least_examples)
+    problem = _problem(report, question)
     formats = report["formats"]
     return {
         "object": "file.report",
@@ -173,15 +174,15 @@ def render_report(answer: Answer) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _problem(report: Json, least_examples: int) -> str | None:
+def _problem(report: Json, question: Question) -> str | None:
     """What would fail the job, as its validation would say."""
     if report["finding_count"]:
         lines = "line is" if report["finding_count"] == 1 else "lines are"
         return f"{report['finding_count']:,} {lines} not what a {report['method']} job learns from."
-    if report["rows"] < least_examples and report["is_complete"]:
-        return f"The file has {report['rows']} example(s), but must have at least {least_examples}."
+    if report["rows"] < question.least_examples and report["is_complete"]:
+        return f"The file has {report['rows']} example(s), but must have at least {question.least_examples}."
     if not report["labelled_tokens"]:
-        return "No example has a token to learn from: every answer has weight 0 or lies beyond context_length."
+        return nothing_to_learn(report["method"], question.limits.context_length)
     return None
 
 

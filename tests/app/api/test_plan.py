@@ -131,6 +131,21 @@ class TestPlan:
         assert error["code"] == "invalid_training_file"
         assert error["message"].startswith("Line 11: ")
 
+    def test_too_few_examples_are_told_as_their_job_would(self, client: TestClient, upload: Upload) -> None:
+        file = upload(lines(*[("a", "b", 1)] * 9)).json()["id"]
+        error = client.post(PLAN, json={"model": "tiny", "training_file": file}).json()["error"]
+        assert (error["code"], error["param"]) == ("invalid_training_file", "training_file")
+        assert error["message"] == "Training file has 9 example(s), but must have at least 10 examples"
+
+    def test_a_file_of_which_nothing_is_learned_is_refused_with_what_to_change(
+        self, client: TestClient, upload: Upload
+    ) -> None:
+        file = upload(lines(*[("a", "b", 0)] * 10)).json()["id"]
+        error = client.post(PLAN, json={"model": "tiny", "training_file": file}).json()["error"]
+        assert error["code"] == "invalid_training_file"
+        assert error["message"].startswith("No example has a token to learn within 512 tokens: ")
+        assert "Give an answer weight 1" in error["message"]
+
     def test_of_pairs_it_counts_what_the_trainer_of_pairs_will_see(
         self, client: TestClient, upload: Upload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

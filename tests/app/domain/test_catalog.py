@@ -118,6 +118,34 @@ def test_a_broken_weight_file_is_refused(base: Path, content: bytes) -> None:
         catalog.describe(base)
 
 
+def test_weights_cut_short_are_refused(base: Path) -> None:
+    path = base / "model.safetensors"
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(catalog.RefusedModel, match=f"has {size - 1000:,} bytes, but its header speaks of {size:,}"):
+        catalog.describe(base)
+
+
+def test_a_file_that_the_index_names_and_that_never_came_is_named(base: Path) -> None:
+    (base / "model.safetensors").rename(base / "one.safetensors")
+    (base / catalog.INDEX).write_text(json.dumps({"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}))
+    with pytest.raises(catalog.RefusedModel, match=r"cannot be a base model: two\.safetensors is missing$"):
+        catalog.describe(base)
+
+
+def test_an_index_that_names_no_file_is_refused(base: Path) -> None:
+    (base / catalog.INDEX).write_text("{}")
+    with pytest.raises(catalog.RefusedModel, match="names no file of weights"):
+        catalog.describe(base)
+
+
+def test_weights_in_another_form_beside_those_that_are_loaded_do_not_count(base: Path) -> None:
+    """Mistral's directories have consolidated.safetensors, with other names, beside what transformers reads."""
+    before = catalog.describe(base)
+    (base / "consolidated.safetensors").write_bytes((base / "model.safetensors").read_bytes())
+    assert catalog.describe(base) == before
+
+
 def test_the_hash_of_a_directory_changes_with_any_file(base: Path) -> None:
     _, before = catalog.hash_directory(base)
     (base / "tokenizer_config.json").write_text("{}")

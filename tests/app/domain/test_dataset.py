@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.domain.dataset import Example, read_examples
-from app.domain.jsonl import Finding, Line, LineError, parse_object, read_lines
+from app.domain.jsonl import Finding, Line, LineError, parse_object, read_lines, told
 from app.domain.spec import Method
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
@@ -312,3 +312,16 @@ class TestPairs:
     def test_a_side_that_is_missing_is_named(self) -> None:
         line = {key: value for key, value in PAIR.items() if key != "non_preferred_output"}
         assert '"non_preferred_output" must be a list' in findings_of(line, method="dpo")[0]
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        ([(3, "a")], "Line 3: a."),
+        ([(3, "a"), (4, "b"), (7, "a")], "Lines 3 and 7: a. Line 4: b."),
+        ([(1, "a"), (2, "a"), (9, "a")], "Lines 1, 2 and 9: a."),
+        ([(2, "a"), (2, "b")], "Line 2: a. Line 2: b."),
+    ],
+)
+def test_what_is_wrong_with_several_lines_is_told_once(found: list[tuple[int, str]], text: str) -> None:
+    assert told([Finding(line, message) for line, message in found]) == text

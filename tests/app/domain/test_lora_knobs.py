@@ -95,6 +95,8 @@ class TestVariants:
             ({"bias": "all"}, "lora.bias", "not offered"),
             ({"init": "pissa"}, "lora.init", "PiSSA, LoftQ"),
             ({"init": "loftq"}, "lora.init", "PiSSA, LoftQ"),
+            ({"init_lora_weights": "pissa"}, "lora.init_lora_weights", "PiSSA, LoftQ"),
+            ({"loftq_config": {"loftq_bits": 4}}, "lora.loftq_config", "PiSSA, LoftQ"),
         ],
     )  # fmt: skip
     def test_what_cannot_be_is_refused_by_name(self, lora: dict[str, Any], param: str, said: str) -> None:

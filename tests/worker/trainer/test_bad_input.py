@@ -56,6 +56,26 @@ def refuse(base: Path, content: str, why: str) -> None:
     template.write_text(check + template.read_text())
 
 
+def set_kind(base: Path, kind: str) -> None:
+    path = base / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": kind}))
+
+
+def name_a_file_that_never_came(base: Path) -> None:
+    """As a download leaves it that was broken off."""
+    (base / "model.safetensors").rename(base / "model-00001-of-00002.safetensors")
+    files = {
+        "model.norm.weight": "model-00001-of-00002.safetensors",
+        "lm_head.weight": "model-00002-of-00002.safetensors",
+    }
+    (base / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+
+
+def cut_short(base: Path) -> None:
+    path = base / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
 CASES = (
     Case("a module that the base does not have", Reason.INVALID_SPEC, "lora.target_modules",
          "it has down_proj, gate_proj", {"target_modules": ["c_attn"]}),
@@ -76,6 +96,17 @@ CASES = (
          "a file of it is missing or was altered since it was registered", damage=flip_a_bit),
     Case("a base whose directory is gone", Reason.MODEL_UNAVAILABLE, "model",
          "its directory cannot be read (No such file or directory)", damage=shutil.rmtree),
+    Case("a base of a kind that nobody knows", Reason.MODEL_UNAVAILABLE, "model",
+         "its config.json is not one that transformers knows (model_type 'ours')",
+         edit=lambda base: set_kind(base, "ours")),
+    Case("a base that is no causal language model", Reason.MODEL_UNAVAILABLE, "model",
+         "transformers knows no causal language model of its kind (model_type 'modernbert')",
+         edit=lambda base: set_kind(base, "modernbert")),
+    Case("a base that was registered without one of its files", Reason.MODEL_UNAVAILABLE, "model",
+         "its files lack model-00002-of-00002.safetensors",
+         edit=name_a_file_that_never_came),
+    Case("a base that was registered with weights cut short", Reason.MODEL_UNAVAILABLE, "model",
+         "model.safetensors is not whole (", edit=cut_short),
 )  # fmt: skip
 
 
