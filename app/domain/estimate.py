@@ -23,6 +23,7 @@ from app.domain.duration import (
 from app.domain.layout import largest_row, mean_row, most_attended
 from app.domain.memory import LONGEST_IN_BLOCKS, DeviceKind, Memory, memory
 from app.domain.modes import Measurement, Mode
+from app.domain.processor import CORE_FLOPS
 from app.domain.spec import JobSpec
 from app.domain.work import Work
 
@@ -49,6 +50,11 @@ class Device:
     name: str
     memory_bytes: int  # of the card; on a CPU what the process may use
     cores: int = 1
+    core_flops: float = CORE_FLOPS  # of one core of a CPU, as guessed from what it says of itself
+
+    @property
+    def guessed_flops(self) -> float:
+        return guessed_flops(self.kind, self.name, self.cores, self.core_flops)
 
 
 @dataclass(frozen=True)
@@ -216,7 +222,7 @@ def _placement(
         formula=formula,
         largest_row=rows.largest,
         step_flop=per_token,
-        seconds=other + flop / (correction.flops or guessed_flops(device.kind, device.name, device.cores)),
+        seconds=other + flop / (correction.flops or device.guessed_flops),
         basis="measured" if correction.jobs else "formula",
     )
 

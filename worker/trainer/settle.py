@@ -17,6 +17,7 @@ from app.domain.estimate import Device, Placement
 from app.domain.events import Planned
 from app.domain.layout import Lengths
 from app.domain.memory import DeviceKind
+from app.domain.processor import core_flops
 from app.domain.spec import JobSpec, RunSpec, TrainerSpec
 from app.domain.work import Work
 from worker.trainer import parallel, room
@@ -75,7 +76,7 @@ def moments_to_come(runs: Sequence[Run]) -> int:
 
 def _device(base: Base, capacity_bytes: int) -> Device:
     kind: DeviceKind = "cuda" if base.device.type == "cuda" else "cpu"
-    return Device(kind, device_name(base.device), capacity_bytes, torch.get_num_threads())
+    return Device(kind, device_name(base.device), capacity_bytes, torch.get_num_threads(), core_flops())
 
 
 def _as_one(spec: TrainerSpec, runs: Sequence[Run]) -> tuple[JobSpec, Work]:
