@@ -15,7 +15,7 @@ import psutil
 
 from app.domain.cgroups import control_groups, number
 from app.domain.estimate import Device
-from app.domain.processor import cpu_name
+from app.domain.processor import core_flops, cpu_name
 
 NVIDIA_SMI = ("nvidia-smi", "--query-gpu=uuid,name,memory.total", "--format=csv,noheader,nounits")
 NVIDIA_SMI_SECONDS = 10  # on a machine whose driver hangs it never returns
@@ -28,6 +28,7 @@ def describe_machine(wanted: str = "auto") -> dict[str, Any]:
         "device": device.name,
         "kind": device.kind,
         "memory_bytes": device.memory_bytes,
+        "core_flops": device.core_flops,
         "gpus": gpus,
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
@@ -69,7 +70,7 @@ def training_device(wanted: str = "auto") -> Device:
     gpus = list_gpus() if wanted != "cpu" else []
     if gpus:
         return Device("cuda", gpus[0]["name"], int(gpus[0]["memory_mib"]) << 20)
-    return Device("cpu", cpu_name(), usable_bytes(), len(os.sched_getaffinity(0)))
+    return Device("cpu", cpu_name(), usable_bytes(), len(os.sched_getaffinity(0)), core_flops())
 
 
 def usable_bytes() -> int:

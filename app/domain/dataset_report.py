@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 from app.domain.chat_template import TemplateRefused
 from app.domain.dataset import MAX_FINDINGS, Example, read_examples
-from app.domain.documents import Document, fit, in_units, is_cut
+from app.domain.documents import Document, by_example, fit, is_cut
 from app.domain.jsonl import Finding
 from app.domain.layout import Lengths
 from app.domain.render import Renderer
@@ -134,8 +134,8 @@ def examine_example(example: Example, renderer: Renderer, context_length: int, r
         if not any(document.labelled_count for document in documents):
             report.masked.add(example.line)
         return Rendered(documents, kept)
-    for units in in_units(kept):
-        report.lengths.add(units)
+    for trained in by_example(kept):
+        report.lengths.add(list(map(len, trained)), is_pair=bool(kept[0].side))
     report.tokens += sum(len(document) for document in kept)
     report.labelled_tokens += sum(document.labelled_count for document in kept)
     return Rendered(documents, kept)

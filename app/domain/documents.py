@@ -45,15 +45,9 @@ def learned(documents: Iterable[Document]) -> list[Document]:
     return kept if all(sides.values()) and sides[PREFERRED] != sides[NON_PREFERRED] else []
 
 
-def in_units(kept: Sequence[Document]) -> list[list[int]]:
-    """Examples of one line, each as the tokens of what must stay in one row: a document, or both sides of a pair.
-
-    Every piece of a text is an example of its own.
-    """
-    lengths = [len(document) for document in kept]
-    if kept[0].is_text:
-        return [[length] for length in lengths]
-    return [[sum(lengths)] if kept[0].side else lengths]
+def by_example(kept: Sequence[Document]) -> list[list[Document]]:
+    """The examples of one line: every piece of a text is one of its own."""
+    return [[document] for document in kept] if kept[0].is_text else [list(kept)]
 
 
 def cut(document: Document, context_length: int) -> Document:

@@ -27,7 +27,6 @@ ELEMENTWISE_COST: dict[DeviceKind, float] = {"cpu": 0.01, "cuda": 0.03}
 ATTENTION_COST: dict[DeviceKind, float] = {"cpu": 3.0, "cuda": 1.0}
 # Of a trained number, in each step: clipping and AdamW took 30 ms for 4.9 million on two cores.
 OPTIMIZER_FLOP: dict[DeviceKind, float] = {"cpu": 1000.0, "cuda": 4000.0}
-CORE_FLOPS = 2e11  # bfloat16 of one core with AVX-512; with AMX five times that, which the first measurement tells
 CUDA_FLOPS = 1e14  # of a card that is not in the table
 # Dense bfloat16 (T4: float16) peaks of the data sheets; trained at such a part of it until something was measured.
 PEAK_FLOPS = {"H200": 9.9e14, "H100": 9.9e14, "A100": 3.1e14, "4090": 1.65e14, "L4": 1.2e14, "A10": 7e13, "T4": 6.5e13}
@@ -69,10 +68,10 @@ def validation_flop(entry: CatalogEntry, spec: JobSpec, work: Work, mode: Mode, 
     return forward * cost(entry, kept, kind, mode.row_tokens)
 
 
-def guessed_flops(kind: DeviceKind, name: str, cores: int) -> float:
+def guessed_flops(kind: DeviceKind, name: str, cores: int, core_flops: float) -> float:
     """FLOP a second, before anything was measured."""
     if kind == "cpu":
-        return REACHED[kind] * cores * CORE_FLOPS
+        return REACHED[kind] * cores * core_flops
     return REACHED[kind] * next((flops for card, flops in PEAK_FLOPS.items() if card in name), CUDA_FLOPS)
 
 

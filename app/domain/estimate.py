@@ -20,9 +20,10 @@ from app.domain.duration import (
     step_flop,
     validation_flop,
 )
-from app.domain.layout import largest_row, mean_row
-from app.domain.memory import DeviceKind, Memory, memory
+from app.domain.layout import largest_row, mean_row, most_attended
+from app.domain.memory import LONGEST_IN_BLOCKS, DeviceKind, Memory, memory
 from app.domain.modes import Measurement, Mode
+from app.domain.processor import CORE_FLOPS
 from app.domain.spec import JobSpec
 from app.domain.work import Work
 
@@ -49,6 +50,11 @@ class Device:
     name: str
     memory_bytes: int  # of the card; on a CPU what the process may use
     cores: int = 1
+    core_flops: float = CORE_FLOPS  # of one core of a CPU, as guessed from what it says of itself
+
+    @property
+    def guessed_flops(self) -> float:
+        return guessed_flops(self.kind, self.name, self.cores, self.core_flops)
 
 
 @dataclass(frozen=True)
@@ -62,16 +68,18 @@ class Correction:
     jobs: int = 0
 
     @classmethod
-    def of(cls, measurements: Sequence[Measurement], mode: Mode) -> Correction:
+    def of(cls, measurements: Sequence[Measurement], mode: Mode, working_bytes: int, tokens: int) -> Correction:
         """From jobs with the same device, base and quantization. Without one that was laid out alike the others count:
-        the formulas err alike in all."""
+        the formulas err alike in all. What a step adds is lowered only by jobs that were near in size."""
         alike = [each for each in measurements if each.is_like(mode)]
         found = alike or measurements
+        near = [each.working_ratio for each in found if each.is_near(working_bytes, tokens)]
+        far = [max(1.0, each.working_ratio) for each in found]
         rates = [each.flops for each in found if each.flops]
         others = [each.other_seconds for each in measurements if each.other_seconds is not None]
         return cls(
             loaded=statistics.median([each.loaded_ratio for each in found] or [1.0]),
-            working=statistics.median([each.working_ratio for each in found] or [1.0]),
+            working=statistics.median(near or far or [1.0]),
             flops=statistics.median(rates) if rates else None,
             other_seconds=statistics.median(others) if others else None,
             jobs=len(alike),
@@ -86,6 +94,7 @@ class Placement:
     fits: bool
     mode: Mode
     memory: Memory
+    formula: Memory  # the same before any correction, which is what gets corrected
     largest_row: int  # tokens
     step_flop: float  # of a token
     seconds: float
@@ -109,6 +118,7 @@ class _Rows:
     largest: int
     mean: float
     count: float
+    densest: int  # tokens of a token's document, in the row in which it is most
 
 
 def place(
@@ -130,12 +140,13 @@ def place(
     rows = {tokens: _rows(spec, work, tokens) for tokens in ladder}
     placements = []
     for mode in _modes(entry, spec, ladder):
-        correction = Correction.of(measurements, mode)
-        needed = memory(entry, spec, mode, device.kind, rows[mode.row_tokens].largest, work.attended)
-        needed = _corrected(needed, correction, loaded_bytes)
+        row = rows[mode.row_tokens]
+        formula = memory(entry, spec, mode, device.kind, row.largest, work.attended, row.densest)
+        correction = Correction.of(measurements, mode, formula.working, work.tokens)
+        needed = _corrected(formula, correction, loaded_bytes)
         if counts_mapped:
-            needed = replace(needed, kernels=needed.kernels + _mapped_in_vain(rows[mode.row_tokens]))
-        placements.append(_placement(entry, spec, work, device, correction, mode, needed, rows[mode.row_tokens]))
+            needed = replace(needed, kernels=needed.kernels + _mapped_in_vain(row))
+        placements.append(_placement(entry, spec, work, device, correction, mode, formula, needed, row))
     fitting = [each for each in placements if each.fits]
     if fitting:
         return _smallest_of_the_fastest(entry, device, fitting)
@@ -158,7 +169,8 @@ def _ladder(device: Device, longest: int, most_row_tokens: int | None) -> list[i
 def _rows(spec: JobSpec, work: Work, row_tokens: int) -> _Rows:
     largest = largest_row(work.lengths, spec.hyperparameters, spec.seed, row_tokens)[1]
     mean = mean_row(work.lengths, spec.hyperparameters, spec.seed, row_tokens)
-    return _Rows(largest, mean, work.tokens / max(1.0, mean))
+    densest = most_attended(work.lengths, spec.hyperparameters, spec.seed, row_tokens, LONGEST_IN_BLOCKS)
+    return _Rows(largest, mean, work.tokens / max(1.0, mean), densest // max(1, largest))
 
 
 def _mapped_in_vain(rows: _Rows) -> int:
@@ -193,6 +205,7 @@ def _placement(
     device: Device,
     correction: Correction,
     mode: Mode,
+    formula: Memory,
     needed: Memory,
     rows: _Rows,
 ) -> Placement:
@@ -206,9 +219,10 @@ def _placement(
         fits=needed.total <= HEADROOM * device.memory_bytes,
         mode=mode,
         memory=needed,
+        formula=formula,
         largest_row=rows.largest,
         step_flop=per_token,
-        seconds=other + flop / (correction.flops or guessed_flops(device.kind, device.name, device.cores)),
+        seconds=other + flop / (correction.flops or device.guessed_flops),
         basis="measured" if correction.jobs else "formula",
     )
 

@@ -55,10 +55,14 @@ def validations(hyperparameters: Hyperparameters, examples: int) -> int:
 
 @dataclass
 class Lengths:
-    """Tokens of each document that has something to learn, and how many documents each example has."""
+    """Tokens of each unit that has something to learn and stays in one row, and how many units each example has.
+
+    A unit is a document; of DPO both documents of a pair.
+    """
 
     tokens: array[int] = field(default_factory=lambda: array("i"))
-    starts: array[int] = field(default_factory=lambda: array("q", [0]))  # example e is the documents start e to e + 1
+    starts: array[int] = field(default_factory=lambda: array("q", [0]))  # example e is the units start e to e + 1
+    squares: int = 0  # of the documents' tokens: what attends to each other
 
     def __len__(self) -> int:
         """Examples."""
@@ -71,11 +75,19 @@ class Lengths:
     @property
     def attended(self) -> int:
         """How many tokens a token's document has, on average over tokens."""
-        return sum(length * length for length in self.tokens) // max(1, sum(self.tokens))
+        return self.squares // max(1, sum(self.tokens))
 
-    def add(self, documents: Sequence[int]) -> None:
-        self.tokens.extend(documents)
+    def add(self, documents: Sequence[int], is_pair: bool = False) -> None:
+        """One example."""
+        self.tokens.extend([sum(documents)] if is_pair else documents)
         self.starts.append(len(self.tokens))
+        self.squares += sum(length * length for length in documents)
+
+    def join(self, other: Lengths) -> None:
+        """The examples of another run."""
+        self.starts.extend(len(self.tokens) + start for start in other.starts[1:])
+        self.tokens.extend(other.tokens)
+        self.squares += other.squares
 
     def of_example(self, example: int) -> array[int]:
         return self.tokens[self.starts[example] : self.starts[example + 1]]
@@ -110,6 +122,19 @@ def mean_row(lengths: Lengths, knobs: Hyperparameters, seed: int, row_tokens: in
         tokens += sum(documents)
         rows += sum(1 for _ in packed([(length, knobs.packing) for length in documents], row_tokens))
     return tokens / max(1, rows)
+
+
+def most_attended(lengths: Lengths, knobs: Hyperparameters, seed: int, row_tokens: int, longest: int) -> int:
+    """Squares of documents' lengths in one row, at most: of the rows of the first steps that have no document of more
+    than `longest` tokens. The sides of DPO's pairs don't see each other."""
+    seen = lengths.squares / max(1, sum(length * length for length in lengths.tokens))
+    most = 0
+    for step in range(min(SAMPLED_STEPS, total_steps(knobs, len(lengths))) if len(lengths) else 0):
+        documents = _documents(lengths, knobs, seed, step)
+        for row in packed([(length, knobs.packing) for length in documents], row_tokens):
+            if seen * max(documents[row]) <= longest:
+                most = max(most, sum(length * length for length in documents[row]))
+    return int(seen * most)
 
 
 def _documents(lengths: Lengths, knobs: Hyperparameters, seed: int, step: int) -> list[int]:

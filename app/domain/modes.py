@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Recompute = Literal["nothing", "elementwise", "layers", "everything"]
 
+NEAR = 2.0  # times as large, or half: a short row's part of what is constant is another than a long one's
+SETTLED_TOKENS = 10_000  # from so many on a C heap grows no more; two rows of 1,000 took 0.81 of the formula, nine 0.98
+
 
 class Mode(BaseModel):
     """None of it changes a result beyond rounding. The rounding changes with the row length alone.
@@ -39,8 +42,19 @@ class Measurement(BaseModel):
     cache_weights: bool
     loaded_ratio: float  # measured / predicted, of what stays in memory
     working_ratio: float  # and of what a step adds to it
+    working_bytes: int | None = None  # what had been predicted of that
+    tokens: int | None = None  # that went through its steps
     flops: float | None = None  # FLOP a second in its steps, as app.domain.duration counts; absent while it still runs
     other_seconds: float | None = None  # beside steps, validations and the probe: start, saving, the last check
 
     def is_like(self, mode: Mode) -> bool:
         return (self.recompute, self.cache_weights) == (mode.recompute, mode.cache_weights)
+
+    def is_near(self, working_bytes: int, tokens: int) -> bool:
+        """Whether steps of such a size, and so many, err as these did; one that does not say counts as near."""
+        steps = self.tokens is None or _are_near(min(self.tokens, SETTLED_TOKENS), min(tokens, SETTLED_TOKENS))
+        return steps and (self.working_bytes is None or _are_near(self.working_bytes, working_bytes))
+
+
+def _are_near(one: int, other: int) -> bool:
+    return max(one, other) <= NEAR * min(one, other)

@@ -115,6 +115,7 @@ def _to_json(report: Report) -> bytes:
         "finding_count": report.finding_count,
         "documents": report.lengths.tokens.tolist(),
         "starts": report.lengths.starts.tolist(),
+        "squares": report.lengths.squares,
     }
     return json.dumps(plain).encode()
 
@@ -127,7 +128,7 @@ def _from_json(counted: bytes) -> Report:
         lines.count, lines.first = plain[name], plain[f"{name}_lines"]
     report.findings = [Finding(**finding) for finding in plain["findings"]]
     report.finding_count = plain["finding_count"]
-    report.lengths = Lengths(array("i", plain["documents"]), array("q", plain["starts"]))
+    report.lengths = Lengths(array("i", plain["documents"]), array("q", plain["starts"]), plain["squares"])
     return report
 
 

@@ -102,8 +102,7 @@ class Corpus:
         lengths = Lengths()
         for example in range(len(self)):
             documents = self.documents(example)
-            is_pair = self.side(documents[0]) != 0
-            lengths.add([self.tokens_of(example)] if is_pair else [self.length(document) for document in documents])
+            lengths.add([self.length(document) for document in documents], is_pair=self.side(documents[0]) != 0)
         return lengths
 
     def slice(self, document: int) -> tuple[array[int], bytearray]:

@@ -248,7 +248,7 @@ def _choose(attempt: Attempt, base: Base, runs: Sequence[Run], way: Way, earlier
         return earlier
     placement = settle(spec, base, runs, way.row_tokens)
     for each in runs:
-        attempt.say(planned(spec, each, placement))
+        attempt.say(planned(each, placement))
     if placement.memory.total > HOPELESS * placement.device.memory_bytes:
         raise Failure(Reason.OUT_OF_MEMORY, placement.message, "hyperparameters.context_length")
     decided = earlier or Choices(

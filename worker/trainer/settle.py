@@ -16,7 +16,8 @@ from app.domain.catalog import describe
 from app.domain.estimate import Device, Placement
 from app.domain.events import Planned
 from app.domain.layout import Lengths
-from app.domain.memory import DeviceKind, memory
+from app.domain.memory import DeviceKind
+from app.domain.processor import core_flops
 from app.domain.spec import JobSpec, RunSpec, TrainerSpec
 from app.domain.work import Work
 from worker.trainer import parallel, room
@@ -41,11 +42,8 @@ def settle(spec: TrainerSpec, base: Base, runs: Sequence[Run], most_row_tokens: 
     return estimate.place(entry, job, work, device, spec.measurements, loaded, most_row_tokens, space.counts_mapped)
 
 
-def planned(spec: TrainerSpec, run: Run, placement: Placement) -> Planned:
+def planned(run: Run, placement: Placement) -> Planned:
     """For the record: what was predicted, and what the formula alone would have said, which is what gets corrected."""
-    entry, job = describe(spec.base.directory), as_job(spec, run.spec)
-    attended = run.corpus.lengths().attended
-    plain = memory(entry, job, placement.mode, placement.device.kind, placement.largest_row, attended)
     return Planned(
         run_id=run.id,
         device_kind=placement.device.kind,
@@ -54,8 +52,8 @@ def planned(spec: TrainerSpec, run: Run, placement: Placement) -> Planned:
         mode=placement.mode,
         largest_row_tokens=placement.largest_row,
         components=asdict(placement.memory),
-        loaded_bytes=plain.loaded,
-        working_bytes=plain.working,
+        loaded_bytes=placement.formula.loaded,
+        working_bytes=placement.formula.working,
         peak_bytes=placement.memory.total,
         step_flop=placement.step_flop,
         seconds=placement.seconds,
@@ -78,16 +76,14 @@ def moments_to_come(runs: Sequence[Run]) -> int:
 
 def _device(base: Base, capacity_bytes: int) -> Device:
     kind: DeviceKind = "cuda" if base.device.type == "cuda" else "cpu"
-    return Device(kind, device_name(base.device), capacity_bytes, torch.get_num_threads())
+    return Device(kind, device_name(base.device), capacity_bytes, torch.get_num_threads(), core_flops())
 
 
 def _as_one(spec: TrainerSpec, runs: Sequence[Run]) -> tuple[JobSpec, Work]:
     """Several runs fill their rows together, as one with all their examples would."""
     first, lengths = runs[0].spec, Lengths()
     for run in runs:
-        own = run.corpus.lengths()
-        for example in range(len(own)):
-            lengths.add(own.of_example(example))
+        lengths.join(run.corpus.lengths())
     batch = min(MOST_BATCH, sum(run.spec.hyperparameters.batch_size for run in runs))
     knobs = first.hyperparameters.model_copy(update={"batch_size": batch})
     job = as_job(spec, first.model_copy(update={"hyperparameters": knobs}))

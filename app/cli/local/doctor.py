@@ -24,6 +24,7 @@ from app.cli.local.errors import CannotStart
 from app.cli.local.layout import Layout
 from app.cli.local.preflight import refuse_unusable
 from app.cli.local.valkey import as_redis_py
+from app.domain.processor import cpu_flags
 
 Level = Literal["ok", "advice", "problem"]
 
@@ -113,7 +114,7 @@ def _base_model() -> Iterator[Finding]:
 
 
 def _cpu() -> Iterator[Finding]:
-    flags = hardware.cpu_flags()
+    flags = cpu_flags()
     fast = [name for name in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if name in flags]
     seen = f"{hardware.cpu_cores()} cores, {', '.join(fast) or platform.machine()}"
     if {"amx_bf16", "avx512_bf16"} & flags or hardware.gpus():

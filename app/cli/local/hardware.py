@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import subprocess
-from pathlib import Path
 
 NVIDIA_SMI_SECONDS = 20.0  # a cold driver takes several
 
@@ -38,14 +37,6 @@ def nvidia_smi(*arguments: str) -> str | None:
         done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=NVIDIA_SMI_SECONDS)
         return done.stdout if done.returncode == 0 else ""
     return ""
-
-
-def cpu_flags() -> frozenset[str]:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n"):
-            if line.startswith("flags"):
-                return frozenset(line.partition(":")[2].split())
-    return frozenset()
 
 
 def cpu_cores() -> int:

@@ -103,10 +103,10 @@ class TestSeconds:
         assert with_one > without
         assert with_two - without == pytest.approx(2 * (with_one - without))
 
-    def test_before_anything_was_measured_it_is_a_guess_from_the_data_sheet(self) -> None:
-        assert guessed_flops("cuda", "NVIDIA H100 80GB HBM3", 1) == pytest.approx(0.4 * 9.9e14)
-        assert guessed_flops("cuda", "Another", 1) == pytest.approx(0.4 * 1e14)
-        assert guessed_flops("cpu", "EPYC", 4) == pytest.approx(4 * 0.6 * 2e11)
+    def test_before_anything_was_measured_it_is_a_guess_from_the_data_sheet_or_the_processors_flags(self) -> None:
+        assert guessed_flops("cuda", "NVIDIA H100 80GB HBM3", 1, 2e11) == pytest.approx(0.4 * 9.9e14)
+        assert guessed_flops("cuda", "Another", 1, 2e11) == pytest.approx(0.4 * 1e14)
+        assert guessed_flops("cpu", "EPYC", 4, 5e11) == pytest.approx(4 * 0.6 * 5e11)
 
 
 def test_work_is_what_the_steps_and_the_validations_send_through_the_model() -> None:

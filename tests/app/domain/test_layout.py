@@ -7,6 +7,7 @@ from app.domain.layout import (
     Lengths,
     largest_row,
     mean_row,
+    most_attended,
     packed,
     permutation,
     total_steps,
@@ -126,3 +127,35 @@ def test_validations_come_every_so_many_steps_else_at_each_epochs_end_and_at_the
     assert validations(knobs(max_steps=7), 5) == 3  # epochs of three steps, and the seventh
     assert validations(knobs(n_epochs=3, eval_steps=4), 5) == 3  # after 4, 8 and 9
     assert validations(knobs(n_epochs=3, eval_steps=3), 5) == 3
+
+
+class TestLengths:
+    def test_of_a_pair_each_side_sees_itself_alone(self) -> None:
+        """Both stay in one row; of 200 and 300 tokens one sees 260 on average, not 500."""
+        pairs = Lengths()
+        pairs.add([200, 300], is_pair=True)
+        assert (list(pairs.tokens), pairs.longest, pairs.attended) == ([500], 500, 260)
+        assert lengths((200,), (300,)).attended == 260
+
+    def test_joined_are_the_examples_of_both(self) -> None:
+        one, other = lengths((1, 2), (3,)), lengths((4, 5))
+        one.join(other)
+        assert [list(one.of_example(example)) for example in range(len(one))] == [[1, 2], [3], [4, 5]]
+        assert one.squares == 1 + 4 + 9 + 16 + 25
+
+
+class TestMostAttended:
+    def test_is_of_the_row_in_which_most_sees_most(self) -> None:
+        of = lengths((100,), (300,), (50,), (50,))
+        assert most_attended(of, knobs(batch_size=4), 1, row_tokens=1000, longest=512) == 100**2 + 300**2 + 2 * 50**2
+        assert most_attended(of, knobs(batch_size=1), 1, row_tokens=1000, longest=512) == 300**2
+
+    def test_rows_with_a_longer_document_are_another_kernels(self) -> None:
+        of = lengths((100,), (600,))
+        assert most_attended(of, knobs(batch_size=1), 1, row_tokens=1000, longest=512) == 100**2
+        assert most_attended(lengths(), knobs(), 1, row_tokens=1000, longest=512) == 0
+
+    def test_the_sides_of_a_pair_do_not_see_each_other(self) -> None:
+        pairs = Lengths()
+        pairs.add([300, 300], is_pair=True)
+        assert most_attended(pairs, knobs(batch_size=1), 1, row_tokens=1000, longest=512) == 2 * 300**2
