@@ -65,7 +65,7 @@ class _Scene:
     """Workers, running and waiting jobs, and how projects stand, read in one transaction."""
 
     def __init__(self, session: Session, half_life: float) -> None:
-        self.offers = {row.id: offer_of(row.about) for row in workers.alive(session) if row.queue == "gpu"}
+        self.offers = {row.id: offer_of(row.about) for row in workers.that_train(session)}
         self.running = queue_places.running(session)
         self.waiting = queue_places.waiting(session)
         self.standings = {each.project_id: each for each in fair_queue.standings(session, half_life)}

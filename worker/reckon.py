@@ -10,6 +10,7 @@ from app.db.tables import Job
 from app.domain.catalog import CatalogEntry
 from app.domain.dataset_report import Report
 from app.domain.needs import reckon
+from app.domain.offers import Need
 from app.domain.spec import JobSpec
 from app.domain.work import Work
 from app.log import get_logger
@@ -28,7 +29,8 @@ def reckon_needs(keeper: LeaseKeeper, job: Job, inputs: Inputs, reports: Mapping
     entry = CatalogEntry.model_validate(inputs.base.entry)
     if not entry.decoder_layers:  # registered before there were plans
         return {}
-    places = keeper.transact(lambda session: workers.places(session, spec, inputs.base.manifest_sha256))
+    need, sha256 = Need(spec.base_model, frozenset(job.worker_labels)), inputs.base.manifest_sha256
+    places = keeper.transact(lambda session: workers.places(session, spec, sha256, need))
     try:
         needed = reckon(entry, spec, _work(spec, reports), places or ())
     except Exception:  # a plan is worth less than the job

@@ -13,7 +13,7 @@ from app.db import measurements
 from app.db.tables import Job, Worker
 from app.domain.estimate import Device
 from app.domain.needs import Place
-from app.domain.offers import device_of
+from app.domain.offers import Need, device_of, has_labels, has_model, offer_of
 from app.domain.spec import JobSpec
 
 FORGET_AFTER = timedelta(days=1)
@@ -35,11 +35,16 @@ def busy(session: Session) -> list[Worker]:
     return list(session.scalars(select(Worker).where(Worker.id.in_(select(Job.lease_owner)))))
 
 
-def places(session: Session, spec: JobSpec, manifest_sha256: str) -> list[Place]:
-    """The kinds of devices of the workers that train and are alive, with what such jobs took on them."""
+def that_train(session: Session) -> list[Worker]:
+    return [worker for worker in alive(session) if worker.queue == "gpu"]
+
+
+def places(session: Session, spec: JobSpec, manifest_sha256: str, need: Need) -> list[Place]:
+    """The kinds of devices of the living workers that may take the job, with what such jobs took on them."""
     found: dict[Device, int] = {}
-    for worker in alive(session):
-        if worker.queue == "gpu" and (device := device_of(worker.about)):
+    for worker in that_train(session):
+        offer, device = offer_of(worker.about), device_of(worker.about)
+        if device and has_model(offer, need) and has_labels(offer, need):
             found[device] = found.get(device, 0) + 1
     return [
         Place(device, count, measurements.alike(session, device.name, manifest_sha256, spec.quantization, spec.method))

@@ -105,10 +105,10 @@ class Placement:
         need, have = _gigabytes(self.memory.total), _gigabytes(self.device.memory_bytes)
         if self.fits:
             return f"Fits {self.device.name}: {need} of {have}, with {self.mode}."
-        return (
-            f"Does not fit {self.device.name}: it needs {need} of {have} even with {self.mode}. "
-            "Lower hyperparameters.context_length first, then lora.r; without quantization, ask for 4 bits."
-        )
+        remedy = "Lower hyperparameters.context_length first, then lora.r; without quantization, ask for 4 bits."
+        if self.memory.process + self.memory.base > HEADROOM * self.device.memory_bytes:  # whatever the knobs say
+            remedy = "Choose a smaller base model or a worker with more memory; without quantization, ask for 4 bits."
+        return f"Does not fit {self.device.name}: it needs {need} of {have} even with {self.mode}. {remedy}"
 
 
 @dataclass(frozen=True)

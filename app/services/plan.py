@@ -19,6 +19,7 @@ from app.domain.dataset_report import Report, nothing_to_learn
 from app.domain.estimate import Placement, place
 from app.domain.jsonl import told
 from app.domain.needs import Place
+from app.domain.offers import Need, offer_of, what_lacks
 from app.domain.spec import JobSpec
 from app.domain.work import Work
 from app.errors import BadRequest, InvalidDataset, NotFound, Unavailable
@@ -56,6 +57,7 @@ class Question:
     training_file: Source
     validation_file: Source | None
     places: Sequence[Place]
+    lack: str | None  # why there are no places
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ class Answer:
     @property
     def message(self) -> str:
         if not self.placements:
-            return "No worker that trains is alive, so there is nothing to hold the job against; it would wait."
+            lack = self.question.lack or "No worker that may take the job says what it has."
+            return f"{lack} So there is nothing to hold the job against; it would wait."
         fitting = [each for each in self.placements if each.fits]
         if fitting:
             return min(fitting, key=lambda each: each.seconds).message
@@ -86,6 +89,7 @@ def ask(session: Session, project_id: str, request: JobRequest, is_admin: bool =
     """Raises what creating the job would, but for a limit of the project that is reached: that passes."""
     base, training_file, validation_file, spec = resolved(session, project_id, request)
     refuse_urgency(session, project_id, request.turn, is_admin)
+    need = Need(spec.base_model, frozenset(request.turn.worker_labels))
     return Question(
         spec=spec,
         entry=CatalogEntry.model_validate(base.entry),
@@ -93,7 +97,8 @@ def ask(session: Session, project_id: str, request: JobRequest, is_admin: bool =
         manifest_sha256=base.manifest_sha256,
         training_file=Source.of("training_file", training_file),
         validation_file=Source.of("validation_file", validation_file) if validation_file else None,
-        places=workers.places(session, spec, base.manifest_sha256),
+        places=workers.places(session, spec, base.manifest_sha256, need),
+        lack=what_lacks([offer_of(worker.about) for worker in workers.that_train(session)], need),
     )
 
 

@@ -94,7 +94,8 @@ class TestPlan:
         body = client.post(PLAN, json={"model": "tiny", "training_file": training_file}).json()
         assert body["verdict"] == "no_device_fits"
         assert "No device here has room for this job" in body["message"]
-        assert "context_length" in body["message"]
+        assert "Choose a smaller base model or a worker with more memory" in body["message"]
+        assert "context_length" not in body["message"]
 
     def test_an_entry_from_before_there_were_plans_is_completed_from_its_directory(
         self, client: TestClient, training_file: str, sessions: Sessions
@@ -197,6 +198,28 @@ class TestPlan:
     ) -> None:
         answer = client.post(PLAN, json={"model": "tiny", "training_file": training_file}, headers=foreign_headers)
         assert answer.status_code == 404
+
+
+class TestWorkersThatMayNotTakeTheJob:
+    def test_are_no_devices_of_the_plan_of_a_job_with_labels(
+        self, client: TestClient, training_file: str, sessions: Sessions
+    ) -> None:
+        have_worker(sessions, "gpu0@a#1", ABOUT)
+        have_worker(sessions, "gpu0@b#1", ABOUT | {"device": "NVIDIA H100", "labels": ["team=a"]})
+        ask = {"model": "tiny", "training_file": training_file, "worker_labels": ["team=a"]}
+        body = client.post(PLAN, json=ask).json()
+        assert [each["name"] for each in body["devices"]] == ["NVIDIA H100"]
+        body = client.post(PLAN, json=ask | {"worker_labels": ["team=b"]}).json()
+        assert (body["verdict"], body["devices"]) == ("no_worker", [])
+        assert body["message"].startswith("No living worker that has the model 'tiny' has the labels team=b.")
+
+    def test_are_no_devices_where_they_lack_the_model(
+        self, client: TestClient, training_file: str, sessions: Sessions
+    ) -> None:
+        have_worker(sessions, "gpu0@a#1", ABOUT | {"models": ["another"]})
+        body = client.post(PLAN, json={"model": "tiny", "training_file": training_file}).json()
+        assert (body["verdict"], body["devices"]) == ("no_worker", [])
+        assert "No living worker has the model 'tiny'" in body["message"]
 
 
 def test_without_a_worker_it_says_so(client: TestClient, training_file: str) -> None:

@@ -174,11 +174,16 @@ class TestPlace:
 
     def test_what_fits_nowhere_is_refused_in_a_sentence_that_says_what_to_change(self) -> None:
         job = spec()
-        placement = place(LLAMA_8B, job, work(job), replace(L4, memory_bytes=6 << 30))
+        placement = place(LLAMA_8B, job, work(job), replace(L4, memory_bytes=7 << 30))
         assert not placement.fits
         assert placement.mode.recompute == "everything"
         assert "Does not fit NVIDIA L4: it needs" in placement.message
-        assert "context_length" in placement.message
+        assert "Lower hyperparameters.context_length first" in placement.message
+
+    def test_a_base_that_no_knob_makes_fit_is_told_of_other_remedies(self) -> None:
+        placement = place(LLAMA_8B, spec(), work(spec()), replace(L4, memory_bytes=4 << 30))
+        assert not placement.fits
+        assert "Choose a smaller base model or a worker with more memory" in placement.message
 
     def test_a_row_is_at_least_the_longest_document(self) -> None:
         job = spec()
