@@ -100,21 +100,22 @@ class Relay:
                 self._keeper.say(clean_text(record.message), level=record.level, data=clean(record.data))
             case CheckpointSaved(final=True):
                 self.final_checkpoint = record
-            case CheckpointSaved():
-                self._checkpoint(record)
-            case SnapshotSaved():
-                snapshots.save(self._resources, self._job, self._keeper, self._directory, record)
+            case CheckpointSaved() | SnapshotSaved():
+                self._store(record)
             case _:
                 pass
 
-    def _checkpoint(self, record: CheckpointSaved) -> None:
-        """A trainer keeps its last three as we do: one that is gone before it was copied would be retired by now."""
+    def _store(self, record: CheckpointSaved | SnapshotSaved) -> None:
+        """A trainer keeps its last few as we do: one that is gone before it was copied would be retired by now."""
         try:
-            self.publisher.checkpoint(record)
+            if isinstance(record, CheckpointSaved):
+                self.publisher.checkpoint(record)
+            else:
+                snapshots.save(self._resources, self._job, self._keeper, self._directory, record)
         except ManifestMismatch:
             if (self._directory / record.directory).exists():
                 raise
-            self._keeper.say(f"The checkpoint at step {record.step} was superseded before it was stored")
+            self._keeper.say(f"The {record.kind} at step {record.step} was superseded before it was stored")
 
     def _probed(self, record: Probed) -> None:
         """The plan held against one forward and backward; kept, so that the next plan of the kind knows better."""

@@ -61,7 +61,8 @@ def read_manifest(directory: Path, *, sealed: bool = False) -> dict[str, Any]:
         manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
         manifest["files"].items()
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ManifestMismatch(f"{directory.name}: MANIFEST.json is missing or unreadable ({error})") from error
+        why = getattr(error, "strerror", None) or error  # an OSError's own text has the machine's path
+        raise ManifestMismatch(f"{directory.name}: MANIFEST.json is missing or unreadable ({why})") from error
     if (sealed or SEAL in manifest) and manifest.get(SEAL) != _seal(manifest):
         raise ManifestMismatch(f"{directory.name}: MANIFEST.json was altered (its seal differs)")
     return dict(manifest)

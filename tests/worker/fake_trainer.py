@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -27,6 +28,7 @@ class Plan:
     eta_seconds: float = 0.1  # what it says is left, at every step
     checkpoint_every: int = 0
     snapshot_every: int = 0
+    retired_snapshot: int | None = None  # of this step: gone before anybody has heard of it
     validation: bool = False
     full_losses: tuple[float, ...] = ()  # full validation losses, by step; the adapter of the lowest is the result
     witness: str | None = None  # one line a step: attempt, step, time, pid
@@ -154,6 +156,8 @@ class FakeTrainer:
 
     def snapshot(self, step: int) -> None:
         directory, sha256 = self.write("snapshots", step, {"state.safetensors": b"state of step %d" % step * 20})
+        if step == self.plan.retired_snapshot:
+            shutil.rmtree(self.workdir / directory)
         self.say(kind="snapshot", step=step, directory=directory, manifest_sha256=sha256)
 
     def write(self, kind: str, step: int, files: dict[str, bytes]) -> tuple[str, str]:

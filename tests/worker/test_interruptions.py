@@ -246,6 +246,15 @@ class TestDatabaseAway:
         assert (bench.job(job).state, bench.job(job).reason) == ("queued", "worker_lost")
 
 
+class TestATrainerAheadOfItsCopies:
+    def test_that_retired_a_snapshot_before_it_was_stored_alarms_nobody(self, bench: Bench) -> None:
+        job = bench.queued()
+        bench.work(Plan(steps=3, snapshot_every=1, retired_snapshot=2))
+        assert bench.job(job).state == "succeeded"
+        said = [(event.level, event.message) for event in bench.events(job) if "snapshot" in event.message]
+        assert said == [("info", "The snapshot at step 2 was superseded before it was stored")]
+
+
 class TestStorageInTrouble:
     def test_a_checkpoint_that_does_not_fit_is_told_and_the_training_goes_on(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch

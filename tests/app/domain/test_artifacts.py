@@ -67,6 +67,13 @@ def test_a_broken_manifest_is_refused(directory: Path, content: str) -> None:
         artifacts.verify(directory)
 
 
+def test_a_missing_manifest_is_told_without_the_path_of_the_machine(directory: Path) -> None:
+    (directory / artifacts.MANIFEST).unlink()
+    with pytest.raises(artifacts.ManifestMismatch) as refused:
+        artifacts.read_manifest(directory)
+    assert str(refused.value) == f"{directory.name}: MANIFEST.json is missing or unreadable (No such file or directory)"
+
+
 def test_the_same_files_give_the_same_archive_whatever_their_times_and_order(directory: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
