@@ -82,15 +82,16 @@ class Answer:
 
 def ask(session: Session, project_id: str, request: JobRequest) -> Question:
     """Raises what creating the job would."""
-    base, training_file, validation_file, spec = resolved(session, project_id, request)
+    found = resolved(session, project_id, request)
+    held_out = found.validation_file
     return Question(
-        spec=spec,
-        entry=CatalogEntry.model_validate(base.entry),
-        directory=Path(base.directory),
-        manifest_sha256=base.manifest_sha256,
-        training_file=Source.of("training_file", training_file),
-        validation_file=Source.of("validation_file", validation_file) if validation_file else None,
-        places=workers.places(session, spec, base.manifest_sha256),
+        spec=found.spec,
+        entry=CatalogEntry.model_validate(found.base.entry),
+        directory=Path(found.base.directory),
+        manifest_sha256=found.base.manifest_sha256,
+        training_file=Source.of("training_file", found.training_file),
+        validation_file=Source.of("validation_file", held_out) if held_out else None,
+        places=workers.places(session, found.spec, found.base.manifest_sha256),
     )
 
 
