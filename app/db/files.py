@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Literal
 
-from sqlalchemy import ColumnElement, Select, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, SQLColumnExpression, and_, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.db.ids import new_id
@@ -50,11 +50,15 @@ def get(session: Session, project_id: str, file_id: str) -> File | None:
     return session.scalar(_visible(project_id).where(File.id == file_id))
 
 
+def is_visible_to(project_id: str | SQLColumnExpression[str], file: type[File] = File) -> ColumnElement[bool]:
+    return and_(file.project_id == project_id, _is_there(file))
+
+
 def visible(session: Session, file_ids: Sequence[str]) -> dict[str, File]:
     """Those of one project's files that are still there, by id."""
     if not file_ids:
         return {}
-    found = select(File).where(File.id.in_(file_ids), _is_visible())
+    found = select(File).where(File.id.in_(file_ids), _is_there(File))
     return {file.id: file for file in session.scalars(found)}
 
 
@@ -154,8 +158,8 @@ def keys_in_use(session: Session, keys: Sequence[str]) -> set[str]:
 
 
 def _visible(project_id: str) -> Select[File]:
-    return select(File).where(File.project_id == project_id, _is_visible())
+    return select(File).where(is_visible_to(project_id))
 
 
-def _is_visible() -> ColumnElement[bool]:
-    return and_(File.deleted_at.is_(None), or_(File.expires_at.is_(None), File.expires_at > func.clock_timestamp()))
+def _is_there(file: type[File]) -> ColumnElement[bool]:
+    return and_(file.deleted_at.is_(None), or_(file.expires_at.is_(None), file.expires_at > func.clock_timestamp()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Select, func, or_, select
+from sqlalchemy import ColumnElement, Select, SQLColumnExpression, func, or_, select
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
@@ -42,19 +42,18 @@ def unregister(session: Session, name: str) -> bool:
 
 
 def get_base(session: Session, project_id: str, name: str) -> BaseModelRow | None:
-    return session.scalar(
-        select(BaseModelRow).where(
-            BaseModelRow.name == name,
-            or_(BaseModelRow.project_id.is_(None), BaseModelRow.project_id == project_id),
-        )
-    )
+    return session.scalar(select(BaseModelRow).where(BaseModelRow.name == name, is_offered_to(project_id)))
+
+
+def is_offered_to(project_id: str | SQLColumnExpression[str]) -> ColumnElement[bool]:
+    return or_(BaseModelRow.project_id.is_(None), BaseModelRow.project_id == project_id)
 
 
 def list_base(session: Session, project_id: str | None = None) -> list[BaseModelRow]:
     """Those a project may use; without a project, all of them."""
     query = select(BaseModelRow).order_by(BaseModelRow.name)
     if project_id is not None:
-        query = query.where(or_(BaseModelRow.project_id.is_(None), BaseModelRow.project_id == project_id))
+        query = query.where(is_offered_to(project_id))
     return list(session.scalars(query))
 
 

@@ -37,15 +37,15 @@ class SeenJob:
 
 def create(session: Session, hints: Hints, project_id: str, request: JobRequest, is_admin: bool = False) -> SeenJob:
     """Raises as `resolved`; NotPermitted for an urgent job of a project that may have none; QuotaExceeded."""
-    _, training_file, validation_file, spec = resolved(session, project_id, request)
-    refuse_urgency(session, project_id, request.turn, is_admin)
-    quotas.ensure_may_queue(session, project_id)
+    found = resolved(session, project_id, request)
+    refuse_urgency(found.project, request.turn, is_admin)
+    quotas.ensure_may_queue(session, found.project)
     job = jobs.insert(
         session,
         project_id,
-        spec,
-        training_file.id,
-        validation_file.id if validation_file else None,
+        found.spec,
+        found.training_file.id,
+        found.validation_file.id if found.validation_file else None,
         suffix=request.suffix,
         metadata=request.metadata,
         priority=request.turn.priority,
@@ -122,7 +122,7 @@ def pause(session: Session, project_id: str, job_id: str) -> SeenJob:
 def resume(session: Session, hints: Hints, project_id: str, job_id: str) -> SeenJob:
     """A wrong state is told before a full quota is: the client can't wait the first one away."""
     if get(session, project_id, job_id).state == JobState.PAUSED:
-        quotas.ensure_may_queue(session, project_id)
+        quotas.ensure_may_queue(session, session.get_one(Project, project_id))
     job = jobs.resume(session, project_id, job_id)
     if job is None:
         raise _wrong_state(get(session, project_id, job_id), "resumed", "a paused job")
@@ -186,9 +186,9 @@ def _cursor(session: Session, project_id: str, after: str | None) -> Job | None:
     return last
 
 
-def refuse_urgency(session: Session, project_id: str, turn: Turn, is_admin: bool) -> None:
+def refuse_urgency(project: Project, turn: Turn, is_admin: bool) -> None:
     """Raises NotPermitted."""
-    if turn.is_urgent and not is_admin and not session.get_one(Project, project_id).may_be_urgent:
+    if turn.is_urgent and not is_admin and not project.may_be_urgent:
         text = (
             "urgent: the jobs of this project may not go before those of others; use priority to order them among "
             "themselves, or ask the operator (`tunery allow-urgent`)."

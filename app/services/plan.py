@@ -87,17 +87,17 @@ class Answer:
 
 def ask(session: Session, project_id: str, request: JobRequest, is_admin: bool = False) -> Question:
     """Raises what creating the job would, but for a limit of the project that is reached: that passes."""
-    base, training_file, validation_file, spec = resolved(session, project_id, request)
-    refuse_urgency(session, project_id, request.turn, is_admin)
-    need = Need(spec.base_model, frozenset(request.turn.worker_labels))
+    found = resolved(session, project_id, request)
+    refuse_urgency(found.project, request.turn, is_admin)
+    held_out, need = found.validation_file, Need(found.spec.base_model, frozenset(request.turn.worker_labels))
     return Question(
-        spec=spec,
-        entry=CatalogEntry.model_validate(base.entry),
-        directory=Path(base.directory),
-        manifest_sha256=base.manifest_sha256,
-        training_file=Source.of("training_file", training_file),
-        validation_file=Source.of("validation_file", validation_file) if validation_file else None,
-        places=workers.places(session, spec, base.manifest_sha256, need),
+        spec=found.spec,
+        entry=CatalogEntry.model_validate(found.base.entry),
+        directory=Path(found.base.directory),
+        manifest_sha256=found.base.manifest_sha256,
+        training_file=Source.of("training_file", found.training_file),
+        validation_file=Source.of("validation_file", held_out) if held_out else None,
+        places=workers.places(session, found.spec, found.base.manifest_sha256, need),
         lack=what_lacks([offer_of(worker.about) for worker in workers.that_train(session)], need),
     )
 

@@ -28,15 +28,20 @@ def ensure_room(session: Session, project_id: str, size_bytes: int) -> None:
         )
 
 
-def ensure_may_queue(session: Session, project_id: str) -> None:
-    """One more job that waits, by their number and by what the project's GPUs have worked this month."""
-    project = projects.lock_limited(session, project_id, "max_queued_jobs", "max_gpu_seconds_per_month")
-    if project is None:
+def ensure_may_queue(session: Session, project: Project) -> None:
+    """One more job that waits, by their number and by what the project's GPUs have worked this month.
+
+    `project` was read in this transaction; its limits are read again once it is locked.
+    """
+    if project.max_queued_jobs is None and project.max_gpu_seconds_per_month is None:
         return
-    if project.max_queued_jobs is not None:
-        _refuse_full_queue(project, usage.queued_jobs(session, project_id), project.max_queued_jobs)
-    if project.max_gpu_seconds_per_month is not None:
-        _refuse_spent_month(project, usage.gpu_seconds(session, project_id), project.max_gpu_seconds_per_month)
+    locked = projects.lock_limited(session, project.id, "max_queued_jobs", "max_gpu_seconds_per_month")
+    if locked is None:
+        return
+    if locked.max_queued_jobs is not None:
+        _refuse_full_queue(locked, usage.queued_jobs(session, locked.id), locked.max_queued_jobs)
+    if locked.max_gpu_seconds_per_month is not None:
+        _refuse_spent_month(locked, usage.gpu_seconds(session, locked.id), locked.max_gpu_seconds_per_month)
 
 
 def _refuse_full_queue(project: Project, queued: int, limit: int) -> None:

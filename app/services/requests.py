@@ -8,8 +8,8 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app.db import files, models
-from app.db.tables import BaseModelRow, File
+from app.db import files, models, named
+from app.db.tables import BaseModelRow, File, Project
 from app.domain.catalog import CatalogEntry
 from app.domain.lora_knobs import Ancestor
 from app.domain.resolve import resolve
@@ -44,27 +44,48 @@ class JobRequest:
     warnings: Sequence[str] = ()  # what was taken and has no effect here; the job tells of it
 
 
-def resolved(session: Session, project_id: str, request: JobRequest) -> tuple[BaseModelRow, File, File | None, JobSpec]:
+@dataclass(frozen=True)
+class Resolved:
+    """A request whose every name stands for a row and every "auto" for a number."""
+
+    project: Project
+    base: BaseModelRow
+    training_file: File
+    validation_file: File | None
+    spec: JobSpec
+
+
+def resolved(session: Session, project_id: str, request: JobRequest) -> Resolved:
     """What a request asks for. Writes nothing.
 
     Raises BadRequest naming everything that is wrong, NotFound if that is only a model or file that is not there.
     """
+    found = named.find(session, project_id, request.model, request.training_file, request.validation_file)
     try:
-        base, ancestor = find_model(session, project_id, request.model)
-        training_file = find_file(session, project_id, request.training_file, "training_file")
+        base, ancestor = _model_or_ancestor(session, project_id, request.model, found.base)
+        training_file = _there(found.training_file, request.training_file, "training_file")
         validation_file = None
         if request.validation_file is not None:
-            validation_file = find_file(session, project_id, request.validation_file, "validation_file")
+            validation_file = _there(found.validation_file, request.validation_file, "validation_file")
     except NotFound:
         if request.problems:
             raise all_at_once(request.problems) from None
         raise
     spec = _resolve(request, base, ancestor, training_file, validation_file)
-    return base, training_file, validation_file, spec
+    return Resolved(found.project, base, training_file, validation_file, spec)
 
 
 def find_model(session: Session, project_id: str, name: str) -> tuple[BaseModelRow, Ancestor | None]:
-    base = models.get_base(session, project_id, name)
+    return _model_or_ancestor(session, project_id, name, models.get_base(session, project_id, name))
+
+
+def find_file(session: Session, project_id: str, file_id: str, param: str) -> File:
+    return _there(files.get(session, project_id, file_id), file_id, param)
+
+
+def _model_or_ancestor(
+    session: Session, project_id: str, name: str, base: BaseModelRow | None
+) -> tuple[BaseModelRow, Ancestor | None]:
     if base is not None:
         return base, None
     found = ancestors.find(session, project_id, name)
@@ -74,8 +95,7 @@ def find_model(session: Session, project_id: str, name: str) -> tuple[BaseModelR
     raise NotFound(f"The model {name!r} does not exist. Models on offer: {on_offer}.", "model", "model_not_found")
 
 
-def find_file(session: Session, project_id: str, file_id: str, param: str) -> File:
-    file = files.get(session, project_id, file_id)
+def _there(file: File | None, file_id: str, param: str) -> File:
     if file is None:
         raise NotFound(f"invalid {param}: {file_id}. No such File object; upload one with purpose fine-tune.", param)
     return file
