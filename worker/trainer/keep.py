@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import resource
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -44,9 +45,19 @@ class Keeper:
     snapshot_interval_seconds: float
     say: Ledger
     stops: Stops
+    is_snapshot_due: bool = False  # at this boundary
 
     def has_ended(self, run: Run) -> bool:
         return run.id in self.say.endings
+
+    def at_boundary(self, runs: Sequence[Run]) -> None:
+        """Snapshots are due for all runs at once: those of different steps are no state that a later attempt could
+        go on from to the bit."""
+        going = [run for run in runs if not self.has_ended(run)]
+        for run in going:
+            run.beside = {other.id: other.step for other in going if other is not run}
+        oldest = min((run.snapshot_at for run in going), default=math.inf)
+        self.is_snapshot_due = time.monotonic() - oldest >= self.snapshot_interval_seconds
 
     def after_step(self, step: Step) -> None:
         run = step.run
@@ -65,8 +76,7 @@ class Keeper:
     def snapshot_if_due(self, run: Run) -> None:
         """What was decided is written before a step is made with it: chosen again, it may come out otherwise."""
         is_new = run.snapshot_choices != self.choices
-        is_due = time.monotonic() - run.snapshot_at >= self.snapshot_interval_seconds
-        if is_new or (is_due and run.step > max(run.first_step, run.snapshot_step)):
+        if is_new or (self.is_snapshot_due and run.step > max(run.first_step, run.snapshot_step)):
             self._snapshot(run)
 
     def stop(self, run: Run, command: Command) -> None:
@@ -92,6 +102,8 @@ class Keeper:
             self.stop(run, command)
         else:
             where = self._name(directory)
+            if run.beside:  # an attempt that goes on with the others must not train it again
+                self._snapshot(run)
             self._measure_all(run)
             self.say(Done(run_id=run.id, step=step, trained_tokens=run.trained_tokens, directory=where))
 

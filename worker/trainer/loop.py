@@ -39,6 +39,7 @@ def _at_boundary(runs: Sequence[Run], layout: Layout, stops: Stops, keeper: Keep
     """Between two steps, the only place where a run is stopped, snapshotted or finished: those that go on."""
     layout.agree()
     parallel.gather_random_states(runs)
+    keeper.at_boundary(runs)
     going = [run for run in runs if _goes_on(run, stops, keeper)] if parallel.is_first() else runs
     going = parallel.agree(going, keeper.say.endings)
     for run in runs:

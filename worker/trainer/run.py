@@ -12,15 +12,18 @@ from typing import Any
 
 import torch
 
+from app.domain.artifacts import ManifestMismatch
 from app.domain.catalog import longest_document
 from app.domain.events import Message
 from app.domain.render import Renderer
-from app.domain.snapshots import going_on
+from app.domain.snapshots import candidates, going_on
 from app.domain.spec import RunSpec, TrainerSpec
 from app.domain.states import ExitCode, Reason
 from worker.trainer import parallel, room
 from worker.trainer.base_check import check_base
 from worker.trainer.batch import Corpus, read_corpus, reference_id
+from worker.trainer.checkpoint import step_directory
+from worker.trainer.cut import abreast
 from worker.trainer.device import (
     Way,
     choose_compute_dtype,
@@ -45,7 +48,7 @@ from worker.trainer.probe import probe
 from worker.trainer.recompute import Recomputation
 from worker.trainer.repair import Layout
 from worker.trainer.settle import planned, settle
-from worker.trainer.snapshot import Choices, Snapshot, identity, open_newest, restore
+from worker.trainer.snapshot import Choices, Snapshot, identity, open_newest, open_snapshot, restore
 from worker.trainer.start import first_adapter
 from worker.trainer.state import Run
 from worker.trainer.stop import Stops
@@ -158,7 +161,20 @@ def _open_snapshots(attempt: Attempt) -> dict[str, Snapshot]:
                     say(Message(run_id=run_spec.run_id, level=level, message=text))
                 if found:
                     snapshots[run_spec.run_id] = found
+    going = {each.run_id: each for each in attempt.unfinished()}
+    for message in abreast(snapshots, going.keys(), lambda run_id, step: _open_earlier(attempt, going[run_id], step)):
+        say(message)
     return snapshots
+
+
+def _open_earlier(attempt: Attempt, run_spec: RunSpec, step: int) -> Snapshot | None:
+    """None where there is no whole one of that step, or where one was named."""
+    if run_spec.resume_from is None or candidates(directory := attempt.workdir / run_spec.resume_from) is None:
+        return None
+    try:
+        return open_snapshot(step_directory(directory, step), attempt.identity(run_spec))
+    except (ManifestMismatch, Failure):
+        return None
 
 
 def _decided(snapshots: Mapping[str, Snapshot], say: Ledger) -> Choices | None:

@@ -2,7 +2,7 @@
 
     state.safetensors   A and B, AdamW's moments and step counts, the dropout generator's state, the best step's A and B
     MANIFEST.json       hashes of that file; the step; what must not change (`identity`); what was decided (`choices`);
-                        which validation was the best, and how long ago the loss last fell
+                        which validation was the best, and how long ago the loss last fell; where the other runs were
 
 That of step 0 is written before the first step and has no tensors: all but what was decided follows from the spec.
 
@@ -15,7 +15,7 @@ import random
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,8 @@ class Snapshot:
     versions: dict[str, str]
     best: Best
     tensors: dict[str, torch.Tensor]
+    is_complete: bool = False  # no step is left
+    beside: dict[str, int] = field(default_factory=dict)  # the other runs' steps at that moment
 
 
 def identity(run: RunSpec, base: BaseSpec, quantization: QuantizationSpec | None) -> dict[str, Any]:
@@ -150,6 +152,8 @@ def save_snapshot(run: Run, identity: Mapping[str, Any], choices: Choices) -> tu
         "identity": identity,
         "choices": vars(choices),
         "best": run.best.as_dict(),
+        "is_complete": run.is_complete,
+        "beside": run.beside,
         "versions": run.facts["versions"],
     }
     with staged(run.directory / SNAPSHOTS, run.step, KEPT) as directory:
@@ -205,6 +209,8 @@ def open_snapshot(directory: Path, identity: Mapping[str, Any]) -> Snapshot:
         versions=manifest["versions"],
         best=Best.from_dict(manifest.get("best", {}), tensors),
         tensors=tensors,
+        is_complete=manifest.get("is_complete", False),
+        beside=manifest.get("beside", {}),
     )
 
 

@@ -48,6 +48,7 @@ class Run:
     step: int = 0  # optimizer steps done, so also the index of the next one
     trained_tokens: int = 0  # real tokens that went through the model
     first_step: int = 0  # of this attempt
+    beside: dict[str, int] = field(default_factory=dict)  # the other runs of the next step, and how many they have done
     metrics: dict[str, float | None] = field(default_factory=dict)  # of the last step: what a checkpoint carries
     best: Best = field(default_factory=Best)
     base_answers: list[str] = field(default_factory=list)  # to the sample prompts; the base never changes
