@@ -37,12 +37,12 @@ def auto_learning_rate(reference: float, steps: int, steps_per_epoch: int, lora:
     """The peak rate of a run of `steps` optimizer steps; `reference` is the base model's own.
 
     A short run has to get there in fewer steps; a long one, above all one that reads its rows again and again, learns
-    them by heart. So it falls with the fourth root of steps x epochs, from 1.5 times the reference (88 and less) to
-    half of it (7,200 and more). And one step of Adam moves B A x by about rate x scale x rank, so more of those means
-    a lower rate. Two digits: nobody knows it better.
+    them by heart. So it falls with the eighth root of steps x epochs: 1.5 times the reference up to 17, 0.8 times it
+    for 2,700, half of it from 115,200 on. And one step of Adam moves B A x by about rate x scale x rank, so more of
+    those means a lower rate. Two digits: nobody knows it better.
     """
     epochs = max(1.0, steps / steps_per_epoch)
-    by_length = min(MOST_FACTOR, max(LEAST_FACTOR, (REFERENCE_LENGTH / (steps * epochs)) ** 0.25))
+    by_length = min(MOST_FACTOR, max(LEAST_FACTOR, (REFERENCE_LENGTH / (steps * epochs)) ** 0.125))
     by_strength = min(1.0, REFERENCE_STRENGTH / _strength(lora))  # a higher rate for less would upset A
     return float(f"{reference * by_length * by_strength:.1e}")
 
