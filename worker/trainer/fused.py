@@ -22,7 +22,7 @@ GATED = ("gate_proj", "up_proj", "down_proj")
 
 
 class Norm(torch.nn.Module):
-    """Root mean square norm (arXiv 1910.07467); its weight is frozen, but for a run that trains it whole."""
+    """Root mean square norm (arXiv 1910.07467); its weight is frozen, but in modules_to_save."""
 
     def __init__(self, weight_K: torch.nn.Parameter, epsilon: float) -> None:
         super().__init__()

@@ -44,13 +44,13 @@ class Factors:
 
 @dataclass
 class Adapter:
-    """Everything that one run trains: the factors by layer name, in the model's order, and whole modules."""
+    """Everything that one run trains: the factors by layer name, in the model's order, and modules_to_save."""
 
     run_id: str
     dropout: float
     generator: torch.Generator  # of this run's dropout masks, and of nothing else
     factors: dict[str, Factors]
-    whole: dict[str, torch.nn.Parameter] = field(default_factory=dict)  # float32, by the name in the base model
+    module_masters: dict[str, torch.nn.Parameter] = field(default_factory=dict)  # by names in the base, float32
 
     def parameters(self) -> list[torch.nn.Parameter]:
         return list(self.named_parameters().values())
@@ -63,7 +63,7 @@ class Adapter:
             named[f"{PEFT_PREFIX}{layer}.lora_B.weight"] = factors.B_D_R
             if factors.magnitude_D is not None:
                 named[f"{PEFT_PREFIX}{layer}.lora_magnitude_vector"] = factors.magnitude_D
-        return named | {PEFT_PREFIX + name: parameter for name, parameter in self.whole.items()}
+        return named | {PEFT_PREFIX + name: parameter for name, parameter in self.module_masters.items()}
 
 
 class Routing:

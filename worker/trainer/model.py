@@ -30,7 +30,7 @@ from worker.trainer.failures import Failure
 from worker.trainer.frozen import Frozen4, freeze, stored_bytes
 from worker.trainer.fused import fuse
 from worker.trainer.lora import AdaptedLinear, Routing
-from worker.trainer.whole import WholeModule
+from worker.trainer.modules_to_save import ModuleToSave
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
@@ -47,7 +47,7 @@ class Base:
     routing: Routing  # what the layers look at: whose tokens are in flight
     device: torch.device
     compute_dtype: torch.dtype
-    wholes: dict[str, WholeModule] = field(default_factory=dict)  # modules that the one run trains whole
+    modules_to_save: dict[str, ModuleToSave] = field(default_factory=dict)  # of the one run that trains any
 
     @property
     def head_V_D(self) -> torch.Tensor:  # noqa: N802  shapes stand in names
@@ -58,7 +58,7 @@ class Base:
     def head_of(self, row: Row) -> torch.Tensor:
         """The head that a row's tokens meet, V x D: the base model's, or the float32 master of a run that trains it."""
         head = self.model.get_output_embeddings()
-        if row.segments and isinstance(head, WholeModule):
+        if row.segments and isinstance(head, ModuleToSave):
             return head.master(self.routing.adapters[row.segments[0].run_id], "weight")
         return self.head_V_D
 
@@ -148,9 +148,9 @@ def in_float32(base: Base) -> Iterator[None]:
 @contextmanager
 def bare(base: Base) -> Iterator[Any]:
     """The model with its frozen layers where it was born with them, as PEFT expects it."""
-    ours = {**base.layers, **base.wholes}
+    ours = {**base.layers, **base.modules_to_save}
     born = {name: layer.base for name, layer in base.layers.items()}
-    for name, module in (born | {name: whole.frozen for name, whole in base.wholes.items()}).items():
+    for name, module in (born | {name: module.frozen for name, module in base.modules_to_save.items()}).items():
         base.model.set_submodule(name, module)
     try:
         yield base.model

@@ -25,7 +25,7 @@ from app.domain.modes import Recompute
 from worker.trainer.batch import Segment
 from worker.trainer.fused import GatedLayer, Norm, gated
 from worker.trainer.lora import Routing
-from worker.trainer.whole import WholeModule
+from worker.trainer.modules_to_save import ModuleToSave
 
 Maker = Callable[..., torch.Tensor]
 
@@ -35,7 +35,7 @@ class Recomputation:
 
     def __init__(self, model: Any, routing: Routing) -> None:
         self.mode: Recompute = "nothing"
-        self.whole_layers = 0  # of mode "layers": how many, from the first
+        self.recomputed_layers = 0  # how many, from the first
         self.layers = decoder_layers(model)
         self._routing = routing
         self._notes = _Notes()
@@ -44,9 +44,9 @@ class Recomputation:
             _make_remakable(layer, self._notes)
             layer.forward = self._around(number, layer.forward)
 
-    def set(self, mode: Recompute, whole_layers: int = 0) -> None:
+    def set(self, mode: Recompute, recomputed_layers: int = 0) -> None:
         self.mode = mode
-        self.whole_layers = {"layers": whole_layers, "everything": len(self.layers)}.get(mode, 0)
+        self.recomputed_layers = {"layers": recomputed_layers, "everything": len(self.layers)}.get(mode, 0)
 
     def forget(self) -> None:
         """After a step that came to no end: what it made again is held no longer."""
@@ -56,14 +56,14 @@ class Recomputation:
         def run(*inputs: Any, **more: Any) -> Any:
             if self.mode == "nothing" or not torch.is_grad_enabled():
                 return forward(*inputs, **more)
-            if number < self.whole_layers:
-                return self._whole(forward, *inputs, **more)
+            if number < self.recomputed_layers:
+                return self._recomputed(forward, *inputs, **more)
             with self._notes:
                 return forward(*inputs, **more)
 
         return run
 
-    def _whole(self, forward: Callable[..., Any], hidden: torch.Tensor, *inputs: Any, **more: Any) -> Any:
+    def _recomputed(self, forward: Callable[..., Any], hidden: torch.Tensor, *inputs: Any, **more: Any) -> Any:
         def layer(hidden: torch.Tensor) -> torch.Tensor:
             made = forward(hidden, *inputs, **more)
             only: torch.Tensor = made if isinstance(made, torch.Tensor) else made[0]
@@ -228,9 +228,9 @@ class _Remade(torch.autograd.Function):
 def _make_remakable(layer: torch.nn.Module, notes: _Notes) -> None:
     """Norms by their class's name, and gated layers of the form we know (fused.py); others stay.
 
-    So does what a run trains whole: made again, it would have the frozen weight, and its own no gradient.
+    So do modules_to_save: made again, they would have the frozen weight, and their own no gradient.
     """
-    trained = {id(module.frozen) for module in layer.modules() if isinstance(module, WholeModule)}
+    trained = {id(module.frozen) for module in layer.modules() if isinstance(module, ModuleToSave)}
     remakable: list[Any] = [module for module in layer.modules() if id(module) not in trained]
     for module in remakable:
         is_gated = isinstance(module, GatedLayer)

@@ -241,7 +241,7 @@ class TestSaved:
         assert run.validation is not None
         before = evaluate(base, run.id, run.validation, 512, no_pulse).loss
         with torch.no_grad():
-            run.adapter.whole["lm_head.weight"].mul_(3)
+            run.adapter.module_masters["lm_head.weight"].mul_(3)
         assert evaluate(base, run.id, run.validation, 512, no_pulse).loss != before
 
     @pytest.mark.parametrize(
