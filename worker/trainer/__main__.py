@@ -20,10 +20,10 @@ from app.domain.events import Begin
 from app.domain.spec import TrainerSpec
 from app.domain.states import ExitCode
 from worker.trainer.emit import claim_standard_output
-from worker.trainer.launch import run_ranks
 from worker.trainer.onednn import keep_few
 from worker.trainer.process import control_lines, die_with_parent, work_begins
 from worker.trainer.stop import Stops
+from worker.trainer.torchrun import run_ranks
 from worker.trainer.waiting import allow_spinning
 
 SPARE = "--spare"

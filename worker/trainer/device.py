@@ -1,6 +1,6 @@
 """Which processor, how many threads, which numbers, by rule: decided once, before anything is loaded.
 
-On a CPU `tune.py` then looks whether something else is faster.
+On a CPU `autotune.py` then looks whether something else is faster.
 """
 
 from __future__ import annotations

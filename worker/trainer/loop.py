@@ -70,7 +70,7 @@ def optimizer_step(base: Base, runs: Sequence[Run], row_tokens: int, pulse: Puls
         forward_backward(base, row.to(base.device), steps)
     for step in steps.values():
         run, knobs = step.run, step.run.spec.hyperparameters
-        parallel.add_up(step)  # over the processes that share the step's examples; there is mostly one
+        parallel.all_reduce(step)  # over the processes that share the step's examples; there is mostly one
         divide_gradients(run.parameters, step.denominator)  # the one division: sum -> mean over tokens, or over pairs
         step.grad_norm = clip_gradients(run.parameters, knobs.max_grad_norm)
         if step.is_finite:

@@ -19,6 +19,7 @@ from app.domain.snapshots import going_on
 from app.domain.spec import RunSpec, TrainerSpec
 from app.domain.states import ExitCode, Reason
 from worker.trainer import parallel, room
+from worker.trainer.autotune import fastest_way
 from worker.trainer.base_check import check_base
 from worker.trainer.batch import Corpus, read_corpus, reference_id
 from worker.trainer.device import (
@@ -49,7 +50,6 @@ from worker.trainer.snapshot import Choices, Snapshot, identity, open_newest, re
 from worker.trainer.start import first_adapter
 from worker.trainer.state import Run
 from worker.trainer.stop import Stops
-from worker.trainer.tune import faster
 from worker.trainer.waiting import cores_watched
 
 ORDERLY = (ExitCode.DONE, ExitCode.DRAINED, ExitCode.PAUSED, ExitCode.CANCELLED)  # every process has come to its end
@@ -107,7 +107,7 @@ def run_rank(spec: TrainerSpec, workdir: Path, emit: Emit, stops: Stops) -> int:
         return exit_code(error.reason)
     code = run(spec, workdir, emit, stops)
     if code in ORDERLY:
-        parallel.part()
+        parallel.leave()
     return code
 
 
@@ -180,7 +180,7 @@ def _way(attempt: Attempt, device: torch.device, earlier: Choices | None) -> Way
     spec = attempt.spec
     threads = spec.threads or parallel.fair_threads(choose_threads())
     rule = Way(choose_compute_dtype(spec.quantization, device, spec.dtype_is_free), threads)
-    return faster(spec, attempt.workdir, device, rule, attempt.say)
+    return fastest_way(spec, attempt.workdir, device, rule, attempt.say)
 
 
 def _open(attempt: Attempt, device: torch.device, way: Way) -> Base:
@@ -228,7 +228,7 @@ def prepare(spec: RunSpec, workdir: Path, base: Base, renderer: Renderer, facts:
     validation = corpus_of(spec.validation_file, Reason.INVALID_VALIDATION_FILE) if spec.validation_file else None
     if spec.method == "dpo" and spec.start_adapter is not None:
         base.routing.adapters[reference_id(spec.run_id)] = frozen_copy(adapter)
-    parallel.own_random_numbers(adapter.generator, spec.seed)
+    parallel.seed_own_dropout(adapter.generator, spec.seed)
     return Run(
         spec=spec,
         plan=make_plan(knobs, len(corpus), spec.seed),

@@ -32,7 +32,7 @@ MOST_BATCH = 256
 def settle(spec: TrainerSpec, base: Base, runs: Sequence[Run], most_row_tokens: int | None = None) -> Placement:
     """The layout for these runs on this device, and what it should take. The base and the adapters are loaded."""
     space = room.measure(base.device)
-    sharers = parallel.size() if base.device.type == "cpu" else 1  # each has a GPU of its own
+    sharers = parallel.world_size() if base.device.type == "cpu" else 1  # each has a GPU of its own
     capacity = space.used_bytes + int(space.free_bytes / sharers * AFTER_A_KILL**spec.out_of_memory_kills)
     device = _device(base, capacity)
     job, work = _as_one(spec, runs)

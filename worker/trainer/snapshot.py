@@ -132,7 +132,7 @@ def identity(run: RunSpec, base: BaseSpec, quantization: QuantizationSpec | None
                 "training_file_sha256": run.training_file_sha256,
                 "validation_file_sha256": run.validation_file_sha256,
                 "tokenizer_sha256": _tokenizer(base.directory),
-                "world_size": parallel.size(),
+                "world_size": parallel.world_size(),
             }
         )
     )

@@ -184,7 +184,7 @@ def test_processes_of_one_machine_plan_for_a_part_of_its_memory_each(
     runs = prepare(spec, base, tmp_path)
     monkeypatch.setattr(room_of, "measure", lambda device: room_of.Room(10_000_000_000, 1_000_000_000))
     alone = settle.settle(spec, base, runs).device.memory_bytes
-    monkeypatch.setattr(parallel, "size", lambda: 2)
+    monkeypatch.setattr(parallel, "world_size", lambda: 2)
     space = room_of.measure(base.device)
     assert alone == space.used_bytes + space.free_bytes
     assert settle.settle(spec, base, runs).device.memory_bytes == space.used_bytes + space.free_bytes // 2

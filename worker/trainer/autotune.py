@@ -45,9 +45,9 @@ LADDER = ROW_LADDER["cpu"]
 Timed = dict[Way, float]  # seconds a token, of a layer's products
 
 
-def faster(spec: TrainerSpec, workdir: Path, device: torch.device, rule: Way, say: Ledger) -> Way:
+def fastest_way(spec: TrainerSpec, workdir: Path, device: torch.device, rule: Way, say: Ledger) -> Way:
     """The rule, or what was found to be faster, and said. Where nothing can be timed, the log says so."""
-    if device.type != "cpu" or parallel.size() > 1 or not (spec.threads is None or _is_dtype_open(spec, rule)):
+    if device.type != "cpu" or parallel.world_size() > 1 or not (spec.threads is None or _is_dtype_open(spec, rule)):
         return rule
     began = time.monotonic()
     try:
