@@ -26,12 +26,12 @@ from app.domain.events import Message
 from app.domain.layout import Lengths
 from app.domain.spec import RunSpec, TrainerSpec
 from app.domain.work import Work
-from worker.trainer import parallel, room
+from worker.trainer import device_memory, parallel
 from worker.trainer.device import Way, computed_in, device_name, granted_cores, name_of
 from worker.trainer.emit import Ledger
+from worker.trainer.openmp import Sample, is_crowded, take_sample
 from worker.trainer.products import Clock, Products
 from worker.trainer.settle import MOST_BATCH, as_job
-from worker.trainer.waiting import Sample, is_crowded, take_sample
 
 MARGIN = 0.1  # of the rule's time: a way that saves less is not worth a choice that noise may have made
 # float32 must take less than this of bfloat16's time in the products: all that is beside them moves twice the bytes.
@@ -206,7 +206,7 @@ def _placement(spec: TrainerSpec, workdir: Path, entry: CatalogEntry, dtype: tor
     knobs = spec.runs[0].hyperparameters.model_copy(update={"batch_size": batch})
     job = as_job(computed_in(spec, dtype), spec.runs[0].model_copy(update={"hyperparameters": knobs}))
     cpu = torch.device("cpu")
-    device = Device("cpu", device_name(cpu), room.measure(cpu).capacity_bytes, torch.get_num_threads())
+    device = Device("cpu", device_name(cpu), device_memory.measure(cpu).capacity_bytes, torch.get_num_threads())
     return estimate.place(entry, job, Work.of(job, lengths), device, spec.measurements)
 
 

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from app.domain.spec import QuantizationSpec
+from worker.trainer.bitsandbytes_import import bitsandbytes
 from worker.trainer.quantize import BLOCK, quantize
-from worker.trainer.uncompiled import bitsandbytes
 
 dequantize_4bit = bitsandbytes.functional.dequantize_4bit
 int8_vectorwise_dequant = bitsandbytes.functional.int8_vectorwise_dequant

@@ -16,7 +16,7 @@ import torch
 from app.domain.events import CheckpointSaved, Command, Done, Measured, Message, Metric, SnapshotSaved, Stopped
 from app.domain.render import Renderer
 from app.domain.states import Reason
-from worker.trainer import room
+from worker.trainer import device_memory
 from worker.trainer.answer import answers
 from worker.trainer.checkpoint import save_checkpoint
 from worker.trainer.emit import Ledger
@@ -83,7 +83,7 @@ class Keeper:
         """The adapter is loaded again and compared before anybody hears that it is done."""
         for text in endings(run):
             self.say(Message(run_id=run.id, message=text, data={"step": run.step, "best_step": run.best.step}))
-        room.give_back(self.base.device, above_bytes=0)  # the check's large blocks would come on top of it
+        device_memory.give_back(self.base.device, above_bytes=0)  # the check's large blocks would come on top of it
         with run.as_at_best() if run.promotes_another else nullcontext():
             step, directory = run.step, self._checkpoint(run, final=True)
             self._verify(run, directory)
@@ -162,7 +162,7 @@ class Keeper:
             Measured(
                 run_id=run.id,
                 mode=self.choices.mode,
-                peak_bytes=room.peak_bytes(self.base.device),
+                peak_bytes=device_memory.peak_bytes(self.base.device),
                 seconds=working_seconds(),
                 step_seconds=run.step_seconds,
                 step_tokens=run.step_tokens,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from app.domain.events import Message
 from app.domain.states import Reason
-from worker.trainer import room
+from worker.trainer import device_memory
 from worker.trainer.batch import Corpus
 from worker.trainer.failures import Failure, SurvivedShortage
 from worker.trainer.snapshot import Choices
@@ -39,7 +39,7 @@ def with_less(
     while True:
         with SurvivedShortage():
             return work()
-        room.free(keeper.base.device)
+        device_memory.free(keeper.base.device)
         before = keeper.choices
         after, what = give_up(before)
         _settle_for(keeper, after)
@@ -54,7 +54,7 @@ def keep_wide(keeper: Keeper) -> None:
         return
     before = keeper.choices
     _settle_for(keeper, replace(before, cache_weights=False))
-    room.free(keeper.base.device)
+    device_memory.free(keeper.base.device)
     for run_id in keeper.identities.keys() - keeper.say.endings.keys():
         text = f"Out of memory while the weights were dequantised. {NOT_KEPT}"
         keeper.say(Message(run_id=run_id, level="warn", message=text, data=_change(before, keeper.choices)))

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from app.domain.events import Message
 from app.domain.modes import Mode, Recompute
-from worker.trainer import parallel, relief, room
+from worker.trainer import device_memory, parallel, relief
 from worker.trainer.emit import Ledger, Pulse
 from worker.trainer.failures import SurvivedShortage, out_of_memory
 from worker.trainer.keep import Keeper
@@ -65,7 +65,9 @@ class Layout:
         def beat(doing: str) -> None:
             pulse(doing)
             if peak_bytes := self._keeper.choices.peak_bytes:  # older snapshots know of none
-                room.give_back(self._base.device, min(int(GROWTH * peak_bytes), room.brim_bytes(self._base.device)))
+                device_memory.give_back(
+                    self._base.device, min(int(GROWTH * peak_bytes), device_memory.brim_bytes(self._base.device))
+                )
 
         return beat
 
@@ -75,7 +77,7 @@ class Layout:
             run.forget_gradients()
             if not run.step:
                 run.optimizer.state.clear()  # half of the moments, should it be they that did not fit
-        room.free(self._base.device)
+        device_memory.free(self._base.device)
 
     def _shrink(self, runs: Sequence[Run]) -> None:
         before, least = self._keeper.choices.mode, max(run.corpus.lengths().longest for run in runs)

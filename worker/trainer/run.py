@@ -18,7 +18,7 @@ from app.domain.render import Renderer
 from app.domain.snapshots import going_on
 from app.domain.spec import RunSpec, TrainerSpec
 from app.domain.states import ExitCode, Reason
-from worker.trainer import parallel, room
+from worker.trainer import device_memory, parallel
 from worker.trainer.autotune import fastest_way
 from worker.trainer.base_check import check_base
 from worker.trainer.batch import Corpus, read_corpus, reference_id
@@ -40,6 +40,7 @@ from worker.trainer.keep import Keeper
 from worker.trainer.loop import train
 from worker.trainer.lora import frozen_copy
 from worker.trainer.model import Base, open_base
+from worker.trainer.openmp import cores_watched
 from worker.trainer.optim import make_optimizer
 from worker.trainer.plan import make_plan
 from worker.trainer.probe import probe
@@ -50,7 +51,6 @@ from worker.trainer.snapshot import Choices, Snapshot, identity, open_newest, re
 from worker.trainer.start import first_adapter
 from worker.trainer.state import Run
 from worker.trainer.stop import Stops
-from worker.trainer.waiting import cores_watched
 
 ORDERLY = (ExitCode.DONE, ExitCode.DRAINED, ExitCode.PAUSED, ExitCode.CANCELLED)  # every process has come to its end
 
@@ -112,7 +112,7 @@ def run_rank(spec: TrainerSpec, workdir: Path, emit: Emit, stops: Stops) -> int:
 
 
 def _run(attempt: Attempt) -> None:
-    room.return_what_is_freed()
+    device_memory.return_what_is_freed()
     device = choose_device(attempt.spec.device)
     snapshots = _open_snapshots(attempt)
     earlier = Earlier(snapshots, _decided(snapshots, attempt.say))

@@ -19,7 +19,7 @@ from app.domain.layout import Lengths
 from app.domain.memory import DeviceKind, memory
 from app.domain.spec import JobSpec, RunSpec, TrainerSpec
 from app.domain.work import Work
-from worker.trainer import parallel, room
+from worker.trainer import device_memory, parallel
 from worker.trainer.device import device_name
 from worker.trainer.model import Base
 from worker.trainer.state import Run
@@ -31,7 +31,7 @@ MOST_BATCH = 256
 
 def settle(spec: TrainerSpec, base: Base, runs: Sequence[Run], most_row_tokens: int | None = None) -> Placement:
     """The layout for these runs on this device, and what it should take. The base and the adapters are loaded."""
-    space = room.measure(base.device)
+    space = device_memory.measure(base.device)
     sharers = parallel.world_size() if base.device.type == "cpu" else 1  # each has a GPU of its own
     capacity = space.used_bytes + int(space.free_bytes / sharers * AFTER_A_KILL**spec.out_of_memory_kills)
     device = _device(base, capacity)

@@ -264,8 +264,8 @@ def _defaults() -> dict[str, Any]:
     return dict(
         _dotted(
             {
-                room: {name: field.default for name, field in model.model_fields.items() if not field.is_required()}
-                for room, model in models.items()
+                section: {name: field.default for name, field in model.model_fields.items() if not field.is_required()}
+                for section, model in models.items()
             }
         )
     )

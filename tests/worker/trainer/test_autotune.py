@@ -17,13 +17,13 @@ from app.domain import artifacts
 from app.domain.events import Command, Message, Planned, Record, SnapshotSaved, Started
 from app.domain.states import ExitCode
 from tests.worker.trainer.house import final_adapter, make_spec, run_here
-from worker.trainer import autotune, room
+from worker.trainer import autotune, device_memory
 from worker.trainer import run as program
 from worker.trainer.autotune import fastest_row, fastest_threads, fastest_way
 from worker.trainer.device import Way
+from worker.trainer.device_memory import DeviceMemory
 from worker.trainer.emit import Ledger
 from worker.trainer.products import Products
-from worker.trainer.room import Room
 
 CPU = torch.device("cpu")
 RULE = Way(torch.bfloat16, 2)
@@ -172,7 +172,7 @@ class TestNumbers:
         self, tiny: Path, examples: Path, tmp_path: Path, timed: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         timed(imitates_bfloat16)
-        monkeypatch.setattr(room, "measure", lambda _: Room(100_000_000, 50_000_000))
+        monkeypatch.setattr(device_memory, "measure", lambda _: DeviceMemory(100_000_000, 50_000_000))
         way, (message,) = look(tiny, examples, tmp_path)
         assert way == RULE
         assert "float32 would be faster, but takes more memory than there is." in message.message

@@ -12,8 +12,7 @@ from app.domain.events import Command, Done, Failed, Message, Metric, Planned, P
 from app.domain.modes import Mode
 from app.domain.states import ExitCode, Reason
 from tests.worker.trainer.house import final_adapter, load_tiny, make_spec, one_step, prepare, run_here
-from worker.trainer import loop, parallel, settle
-from worker.trainer import room as room_of
+from worker.trainer import device_memory, loop, parallel, settle
 from worker.trainer.repair import smaller, smallest
 
 SENTENCE = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"
@@ -88,9 +87,13 @@ def test_moments_of_which_half_fitted_are_made_anew(
 
 
 def test_what_was_freed_is_given_back_before_the_memory_there_is_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room_of, "_cpu_rooms", lambda: [room_of.Room(700, 600), room_of.Room(9_000, 100)])
-    assert room_of.brim_bytes(torch.device("cpu")) == 665
-    assert room_of.brim_bytes(torch.device("cuda")) > 1 << 60
+    monkeypatch.setattr(
+        device_memory,
+        "_cpu_memories",
+        lambda: [device_memory.DeviceMemory(700, 600), device_memory.DeviceMemory(9_000, 100)],
+    )
+    assert device_memory.brim_bytes(torch.device("cpu")) == 665
+    assert device_memory.brim_bytes(torch.device("cuda")) > 1 << 60
 
 
 def test_it_shrinks_until_the_row_fits_at_the_same_batch(
@@ -182,10 +185,12 @@ def test_processes_of_one_machine_plan_for_a_part_of_its_memory_each(
     base = load_tiny(tiny)
     spec = make_spec(tiny, examples)
     runs = prepare(spec, base, tmp_path)
-    monkeypatch.setattr(room_of, "measure", lambda device: room_of.Room(10_000_000_000, 1_000_000_000))
+    monkeypatch.setattr(
+        device_memory, "measure", lambda device: device_memory.DeviceMemory(10_000_000_000, 1_000_000_000)
+    )
     alone = settle.settle(spec, base, runs).device.memory_bytes
     monkeypatch.setattr(parallel, "world_size", lambda: 2)
-    space = room_of.measure(base.device)
+    space = device_memory.measure(base.device)
     assert alone == space.used_bytes + space.free_bytes
     assert settle.settle(spec, base, runs).device.memory_bytes == space.used_bytes + space.free_bytes // 2
 
