@@ -24,8 +24,8 @@ from worker.trainer.endings import endings
 from worker.trainer.evaluate import Validation, evaluate
 from worker.trainer.failures import Failure
 from worker.trainer.model import Base
+from worker.trainer.oom_between_steps import fewer_prompts, shorter_rows, with_less, without_moments
 from worker.trainer.process import working_seconds
-from worker.trainer.relief import fewer_prompts, shorter_rows, with_less, without_moments
 from worker.trainer.snapshot import Choices, save_snapshot
 from worker.trainer.state import Run, Step, Written
 from worker.trainer.stop import Stops

@@ -18,24 +18,24 @@ from worker.trainer.emit import Pulse
 from worker.trainer.keep import Keeper
 from worker.trainer.loss import head_loss
 from worker.trainer.model import Base, hidden_states
+from worker.trainer.oom_in_step import MemoryLayout
 from worker.trainer.optim import clip_gradients, divide_gradients, learning_rate, set_learning_rate
 from worker.trainer.preference import compare, reference_losses
-from worker.trainer.repair import Layout
 from worker.trainer.state import Run, Step
 from worker.trainer.stop import Stops
 
 
-def train(base: Base, runs: Sequence[Run], layout: Layout, stops: Stops, keeper: Keeper) -> None:
+def train(base: Base, runs: Sequence[Run], layout: MemoryLayout, stops: Stops, keeper: Keeper) -> None:
     """Train until every run has ended. What happens between steps is the keeper's: it saves, evaluates and reports."""
     while runs := _at_boundary(runs, layout, stops, keeper):
         pulse = layout.tidying(keeper.say.pulse(runs[0].id))
-        for step in layout.attempt(runs, partial(optimizer_step, base, runs, pulse=pulse)):
+        for step in layout.until_it_fits(runs, partial(optimizer_step, base, runs, pulse=pulse)):
             if parallel.is_first():
                 with keeper.say.blaming(step.run.spec):
                     keeper.after_step(step)
 
 
-def _at_boundary(runs: Sequence[Run], layout: Layout, stops: Stops, keeper: Keeper) -> Sequence[Run]:
+def _at_boundary(runs: Sequence[Run], layout: MemoryLayout, stops: Stops, keeper: Keeper) -> Sequence[Run]:
     """Between two steps, the only place where a run is stopped, snapshotted or finished: those that go on."""
     layout.agree()
     parallel.gather_random_states(runs)

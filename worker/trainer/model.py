@@ -72,11 +72,11 @@ class Base:
         layers = sum(stored_bytes(layer.base) for layer in self.layers.values())
         return layers + sum(parameter.numel() * parameter.element_size() for parameter in self._others())
 
-    def keep_wide(self, keep: bool) -> None:
+    def cache_weights(self, are_cached: bool) -> None:
         """Dequantise every layer for good, or no more; the same numbers for 2 bytes a weight."""
         for layer in self.layers.values():
             if isinstance(layer.base, Frozen4):
-                layer.base.keep_wide(keep)
+                layer.base.cache_weight(are_cached)
 
     def _others(self) -> Iterator[torch.nn.Parameter]:
         weights = {id(layer.base.weight) for layer in self.layers.values()}

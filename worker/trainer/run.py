@@ -40,12 +40,12 @@ from worker.trainer.keep import Keeper
 from worker.trainer.loop import train
 from worker.trainer.lora import frozen_copy
 from worker.trainer.model import Base, open_base
+from worker.trainer.oom_in_step import MemoryLayout
 from worker.trainer.openmp import cores_watched
 from worker.trainer.optim import make_optimizer
 from worker.trainer.plan import make_plan
 from worker.trainer.probe import probe
 from worker.trainer.recompute import Recomputation
-from worker.trainer.repair import Layout
 from worker.trainer.settle import planned, settle
 from worker.trainer.snapshot import Choices, Snapshot, identity, open_newest, restore
 from worker.trainer.start import first_adapter
@@ -142,7 +142,7 @@ def _train(attempt: Attempt, device: torch.device, way: Way, earlier: Earlier) -
         say=say,
         stops=attempt.stops,
     )
-    layout = Layout(base, keeper, Recomputation(base.model, base.routing))
+    layout = MemoryLayout(base, keeper, Recomputation(base.model, base.routing))
     _confirm(base, runs, keeper, layout)
     train(base, runs, layout, attempt.stops, keeper)
 
@@ -261,11 +261,11 @@ def _choose(attempt: Attempt, base: Base, runs: Sequence[Run], way: Way, earlier
     return replace(laid_out, peak_bytes=placement.memory.total)
 
 
-def _confirm(base: Base, runs: Sequence[Run], keeper: Keeper, layout: Layout) -> None:
+def _confirm(base: Base, runs: Sequence[Run], keeper: Keeper, layout: MemoryLayout) -> None:
     """The plan's largest row, once, before the first step; too large a plan is repaired here."""
     if keeper.choices.probed:
         return
-    measured = layout.attempt(runs, lambda row_tokens: probe(base, runs, row_tokens))
+    measured = layout.until_it_fits(runs, lambda row_tokens: probe(base, runs, row_tokens))
     keeper.choices = replace(keeper.choices, probed=True)
     if measured is None:
         return

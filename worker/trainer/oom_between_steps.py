@@ -1,12 +1,12 @@
 """Out of memory where nothing is learned: the same again with less, as often as there is something left to give up.
 
-    weights kept wide   not kept: every product dequantises its own
-    validation          rows half as long, down to the longest document; then without the weights kept wide
-    samples             half the prompts at once, down to one; without the weights kept wide; then none is answered
-    last check          without the moments, which no step needs any more, and without the weights kept wide
+    weights cached      not cached: every product dequantises its own
+    validation          rows half as long, down to the longest document; then without cached weights
+    samples             half the prompts at once, down to one; without cached weights; then none is answered
+    last check          without the moments, which no step needs any more, and without cached weights
 
 What was given up is a choice like any other: an event says it, the next snapshot has it, later attempts keep it. No
-adapter changes by it. What is learned has a room of its own, repair.py.
+adapter changes by it. What is learned has a room of its own, oom_in_step.py.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def with_less(
         keeper.say(Message(run_id=run.id, level="warn", message=text, data={"step": run.step} | _change(before, after)))
 
 
-def keep_wide(keeper: Keeper) -> None:
+def cache_weights(keeper: Keeper) -> None:
     """Lay the dequantised weights beside the quantised ones, where that was chosen and there is room for it."""
     with SurvivedShortage():
-        keeper.base.keep_wide(keeper.choices.cache_weights)
+        keeper.base.cache_weights(keeper.choices.cache_weights)
         return
     before = keeper.choices
     _settle_for(keeper, replace(before, cache_weights=False))
@@ -104,7 +104,7 @@ def without_moments(run: Run, choices: Choices) -> Less:
 
 def _settle_for(keeper: Keeper, choices: Choices) -> None:
     keeper.choices = choices
-    keeper.base.keep_wide(choices.cache_weights)
+    keeper.base.cache_weights(choices.cache_weights)
 
 
 def _change(before: Choices, after: Choices) -> dict[str, dict[str, int | bool | None]]:

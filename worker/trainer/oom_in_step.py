@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from app.domain.events import Message
 from app.domain.modes import Mode, Recompute
-from worker.trainer import device_memory, parallel, relief
+from worker.trainer import device_memory, oom_between_steps, parallel
 from worker.trainer.emit import Ledger, Pulse
 from worker.trainer.failures import SurvivedShortage, out_of_memory
 from worker.trainer.keep import Keeper
@@ -27,7 +27,7 @@ DEGREES: Sequence[Recompute] = ("nothing", "elementwise", "layers", "everything"
 NEXT: dict[Recompute, Recompute] = {"nothing": "elementwise", "elementwise": "everything", "layers": "everything"}
 
 
-class Layout:
+class MemoryLayout:
     """The mode in force. It changes between two tries of a step, always to something smaller."""
 
     def __init__(self, base: Base, keeper: Keeper, recomputation: Recomputation) -> None:
@@ -40,7 +40,7 @@ class Layout:
     def row_tokens(self) -> int:
         return self._keeper.choices.row_tokens
 
-    def attempt(self, runs: Sequence[Run], work: Callable[[int], Result]) -> Result:
+    def until_it_fits(self, runs: Sequence[Run], work: Callable[[int], Result]) -> Result:
         """`work(row_tokens)`, as often as there is something left to make smaller. Raises Failure(OUT_OF_MEMORY)."""
         generators = [run.adapter.generator for run in runs]
         states, steps = [each.get_state() for each in generators], [run.step for run in runs]
@@ -91,7 +91,7 @@ class Layout:
     def _apply(self) -> None:
         mode = self._keeper.choices.mode
         self._recomputation.set(mode.recompute, mode.recompute_layers)
-        relief.keep_wide(self._keeper)
+        oom_between_steps.cache_weights(self._keeper)
 
 
 def smallest(modes: Sequence[Mode]) -> Mode:

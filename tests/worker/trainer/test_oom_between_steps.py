@@ -264,20 +264,20 @@ class TestLoading:
     ) -> None:
         _, plain = run_here(make_spec(tiny, examples), tmp_path / "plain")
         layers: list[Frozen4] = []
-        keep_wide = Frozen4.keep_wide
+        cache_weight = Frozen4.cache_weight
 
         def short(layer: Frozen4, keep: bool) -> None:
             if keep and len(layers) == 3:
                 raise RuntimeError(SENTENCE)
             layers.append(layer)
-            keep_wide(layer, keep)
+            cache_weight(layer, keep)
 
-        monkeypatch.setattr(Frozen4, "keep_wide", short)
+        monkeypatch.setattr(Frozen4, "cache_weight", short)
         code, log = run_here(make_spec(tiny, examples), tmp_path / "short", stop_at=(5, Command.DRAIN))
         assert code == ExitCode.DRAINED
         assert log.of(Planned)[0].mode.cache_weights
         (warning,) = warnings_of(log)
         assert warning.message.startswith("Out of memory while the weights were dequantised.")
         assert not choices_of(log, tmp_path / "short")["cache_weights"]
-        assert all(layer.wide is None for layer in layers)
+        assert all(layer.cached is None for layer in layers)
         assert log.losses == plain.losses[:5]

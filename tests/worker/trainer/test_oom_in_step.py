@@ -13,7 +13,8 @@ from app.domain.modes import Mode
 from app.domain.states import ExitCode, Reason
 from tests.worker.trainer.house import final_adapter, load_tiny, make_spec, one_step, prepare, run_here
 from worker.trainer import device_memory, loop, parallel, settle
-from worker.trainer.repair import smaller, smallest
+from worker.trainer.device_memory import DeviceMemory
+from worker.trainer.oom_in_step import smaller, smallest
 
 SENTENCE = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"
 
@@ -90,7 +91,7 @@ def test_what_was_freed_is_given_back_before_the_memory_there_is_is_full(monkeyp
     monkeypatch.setattr(
         device_memory,
         "_cpu_memories",
-        lambda: [device_memory.DeviceMemory(700, 600), device_memory.DeviceMemory(9_000, 100)],
+        lambda: [DeviceMemory(700, 600), DeviceMemory(9_000, 100)],
     )
     assert device_memory.brim_bytes(torch.device("cpu")) == 665
     assert device_memory.brim_bytes(torch.device("cuda")) > 1 << 60
@@ -185,9 +186,7 @@ def test_processes_of_one_machine_plan_for_a_part_of_its_memory_each(
     base = load_tiny(tiny)
     spec = make_spec(tiny, examples)
     runs = prepare(spec, base, tmp_path)
-    monkeypatch.setattr(
-        device_memory, "measure", lambda device: device_memory.DeviceMemory(10_000_000_000, 1_000_000_000)
-    )
+    monkeypatch.setattr(device_memory, "measure", lambda device: DeviceMemory(10_000_000_000, 1_000_000_000))
     alone = settle.settle(spec, base, runs).device.memory_bytes
     monkeypatch.setattr(parallel, "world_size", lambda: 2)
     space = device_memory.measure(base.device)
