@@ -30,8 +30,8 @@ from worker.trainer import device_memory, parallel
 from worker.trainer.device import Way, computed_in, device_name, granted_cores, name_of
 from worker.trainer.emit import Ledger
 from worker.trainer.openmp import Sample, is_crowded, take_sample
+from worker.trainer.placement import MOST_BATCH, as_job
 from worker.trainer.products import Clock, Products
-from worker.trainer.settle import MOST_BATCH, as_job
 
 MARGIN = 0.1  # of the rule's time: a way that saves less is not worth a choice that noise may have made
 # float32 must take less than this of bfloat16's time in the products: all that is beside them moves twice the bytes.

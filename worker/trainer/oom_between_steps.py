@@ -24,7 +24,7 @@ from worker.trainer.snapshot import Choices
 from worker.trainer.state import Run
 
 if TYPE_CHECKING:
-    from worker.trainer.keep import Keeper
+    from worker.trainer.bookkeeping import Bookkeeper
 
 Result = TypeVar("Result")
 Less = tuple[Choices, str]  # what is left of the choices, and what has changed, for the user
@@ -33,31 +33,33 @@ NOT_KEPT = "The dequantised weights are not kept any more: the same numbers to t
 
 
 def with_less(
-    keeper: Keeper, run: Run, doing: str, work: Callable[[], Result], give_up: Callable[[Choices], Less]
+    bookkeeper: Bookkeeper, run: Run, doing: str, work: Callable[[], Result], give_up: Callable[[Choices], Less]
 ) -> Result:
-    """`work()`, which looks up the keeper's choices, as often as `give_up` finds something; that raises Failure."""
+    """`work()`, which looks up the bookkeeper's choices, as often as `give_up` finds something; that raises Failure."""
     while True:
         with SurvivedShortage():
             return work()
-        device_memory.free(keeper.base.device)
-        before = keeper.choices
+        device_memory.free(bookkeeper.base.device)
+        before = bookkeeper.choices
         after, what = give_up(before)
-        _settle_for(keeper, after)
+        _settle_for(bookkeeper, after)
         text = f"Out of memory while {doing} after step {run.step}. {what}"
-        keeper.say(Message(run_id=run.id, level="warn", message=text, data={"step": run.step} | _change(before, after)))
+        bookkeeper.say(
+            Message(run_id=run.id, level="warn", message=text, data={"step": run.step} | _change(before, after))
+        )
 
 
-def cache_weights(keeper: Keeper) -> None:
+def cache_weights(bookkeeper: Bookkeeper) -> None:
     """Lay the dequantised weights beside the quantised ones, where that was chosen and there is room for it."""
     with SurvivedShortage():
-        keeper.base.cache_weights(keeper.choices.cache_weights)
+        bookkeeper.base.cache_weights(bookkeeper.choices.cache_weights)
         return
-    before = keeper.choices
-    _settle_for(keeper, replace(before, cache_weights=False))
-    device_memory.free(keeper.base.device)
-    for run_id in keeper.identities.keys() - keeper.say.endings.keys():
+    before = bookkeeper.choices
+    _settle_for(bookkeeper, replace(before, cache_weights=False))
+    device_memory.free(bookkeeper.base.device)
+    for run_id in bookkeeper.identities.keys() - bookkeeper.say.endings.keys():
         text = f"Out of memory while the weights were dequantised. {NOT_KEPT}"
-        keeper.say(Message(run_id=run_id, level="warn", message=text, data=_change(before, keeper.choices)))
+        bookkeeper.say(Message(run_id=run_id, level="warn", message=text, data=_change(before, bookkeeper.choices)))
 
 
 def shorter_rows(corpus: Corpus, choices: Choices) -> Less:
@@ -102,9 +104,9 @@ def without_moments(run: Run, choices: Choices) -> Less:
     return replace(choices, cache_weights=False), text
 
 
-def _settle_for(keeper: Keeper, choices: Choices) -> None:
-    keeper.choices = choices
-    keeper.base.cache_weights(choices.cache_weights)
+def _settle_for(bookkeeper: Bookkeeper, choices: Choices) -> None:
+    bookkeeper.choices = choices
+    bookkeeper.base.cache_weights(choices.cache_weights)
 
 
 def _change(before: Choices, after: Choices) -> dict[str, dict[str, int | bool | None]]:

@@ -16,7 +16,7 @@ from worker.trainer import device_memory
 from worker.trainer.batch import Row, rows
 from worker.trainer.loop import forward_backward
 from worker.trainer.model import Base
-from worker.trainer.settle import moments_to_come, yet_to_come
+from worker.trainer.placement import bytes_to_come, moment_bytes_to_come
 from worker.trainer.state import Run, Step
 
 
@@ -41,8 +41,8 @@ def probe(base: Base, runs: Sequence[Run], row_tokens: int) -> Probed | None:
         run_id=runs[0].id,
         row_tokens=len(row.tokens_T),
         seconds=seconds,
-        loaded_bytes=loaded + yet_to_come(runs),
-        peak_bytes=peak + moments_to_come(runs),
+        loaded_bytes=loaded + bytes_to_come(runs),
+        peak_bytes=peak + moment_bytes_to_come(runs),
     )
 
 

@@ -22,6 +22,7 @@ from worker.trainer import device_memory, parallel
 from worker.trainer.autotune import fastest_way
 from worker.trainer.base_check import check_base
 from worker.trainer.batch import Corpus, read_corpus, reference_id
+from worker.trainer.bookkeeping import Bookkeeper
 from worker.trainer.device import (
     Way,
     choose_compute_dtype,
@@ -36,17 +37,16 @@ from worker.trainer.emit import Emit, Ledger, Pulse
 from worker.trainer.facts import facts_of, started, warn_of_differences, warn_of_slow_numbers
 from worker.trainer.failures import Failure, exit_code, explain, failed, loading
 from worker.trainer.inputs import check_context_length, check_inputs, check_prompts
-from worker.trainer.keep import Keeper
 from worker.trainer.loop import train
 from worker.trainer.lora import frozen_copy
 from worker.trainer.model import Base, open_base
 from worker.trainer.oom_in_step import MemoryLayout
 from worker.trainer.openmp import cores_watched
 from worker.trainer.optim import make_optimizer
+from worker.trainer.placement import place, planned
 from worker.trainer.plan import make_plan
 from worker.trainer.probe import probe
 from worker.trainer.recompute import Recomputation
-from worker.trainer.settle import planned, settle
 from worker.trainer.snapshot import Choices, Snapshot, identity, open_newest, restore
 from worker.trainer.start import first_adapter
 from worker.trainer.state import Run
@@ -132,7 +132,7 @@ def _train(attempt: Attempt, device: torch.device, way: Way, earlier: Earlier) -
     for each in runs:
         say(started(each, base))
     choices = _choose(attempt, base, runs, way, earlier.choices)
-    keeper = Keeper(
+    bookkeeper = Bookkeeper(
         base=base,
         renderer=renderer,
         workdir=attempt.workdir,
@@ -142,9 +142,9 @@ def _train(attempt: Attempt, device: torch.device, way: Way, earlier: Earlier) -
         say=say,
         stops=attempt.stops,
     )
-    layout = MemoryLayout(base, keeper, Recomputation(base.model, base.routing))
-    _confirm(base, runs, keeper, layout)
-    train(base, runs, layout, attempt.stops, keeper)
+    layout = MemoryLayout(base, bookkeeper, Recomputation(base.model, base.routing))
+    _confirm(base, runs, bookkeeper, layout)
+    train(base, runs, layout, attempt.stops, bookkeeper)
 
 
 def _open_snapshots(attempt: Attempt) -> dict[str, Snapshot]:
@@ -246,7 +246,7 @@ def _choose(attempt: Attempt, base: Base, runs: Sequence[Run], way: Way, earlier
     spec = computed_in(attempt.spec, way.compute_dtype)
     if earlier and spec.out_of_memory_kills <= earlier.out_of_memory_kills:
         return earlier
-    placement = settle(spec, base, runs, way.row_tokens)
+    placement = place(spec, base, runs, way.row_tokens)
     for each in runs:
         attempt.say(planned(spec, each, placement))
     if placement.memory.total > HOPELESS * placement.device.memory_bytes:
@@ -261,14 +261,14 @@ def _choose(attempt: Attempt, base: Base, runs: Sequence[Run], way: Way, earlier
     return replace(laid_out, peak_bytes=placement.memory.total)
 
 
-def _confirm(base: Base, runs: Sequence[Run], keeper: Keeper, layout: MemoryLayout) -> None:
+def _confirm(base: Base, runs: Sequence[Run], bookkeeper: Bookkeeper, layout: MemoryLayout) -> None:
     """The plan's largest row, once, before the first step; too large a plan is repaired here."""
-    if keeper.choices.probed:
+    if bookkeeper.choices.probed:
         return
     measured = layout.until_it_fits(runs, lambda row_tokens: probe(base, runs, row_tokens))
-    keeper.choices = replace(keeper.choices, probed=True)
+    bookkeeper.choices = replace(bookkeeper.choices, probed=True)
     if measured is None:
         return
     for each in runs:
-        keeper.say(measured.model_copy(update={"run_id": each.id}))
-    keeper.choices = replace(keeper.choices, peak_bytes=measured.peak_bytes)
+        bookkeeper.say(measured.model_copy(update={"run_id": each.id}))
+    bookkeeper.choices = replace(bookkeeper.choices, peak_bytes=measured.peak_bytes)

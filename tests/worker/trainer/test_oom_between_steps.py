@@ -21,7 +21,7 @@ from tests.worker.trainer.house import (
     make_spec,
     run_here,
 )
-from worker.trainer import answer, base_check, evaluate, keep, model, sample, verify
+from worker.trainer import answer, base_check, bookkeeping, evaluate, model, sample, verify
 from worker.trainer.frozen import Frozen4
 
 SENTENCE = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"
@@ -129,10 +129,10 @@ class TestValidation:
         assert warnings_of(log)[-1].data["after"] == {"cache_weights": False}  # everything was tried
 
     def test_the_rows_of_a_validation_are_never_longer_than_those_of_a_step(self) -> None:
-        choices = keep.Choices(row_tokens=128, threads=1, compute_dtype="float32", device="cpu")
+        choices = bookkeeping.Choices(row_tokens=128, threads=1, compute_dtype="float32", device="cpu")
         assert choices.validated_row_tokens == 128
-        assert keep.Choices(**vars(choices) | {"validation_row_tokens": 256}).validated_row_tokens == 128
-        assert keep.Choices(**vars(choices) | {"validation_row_tokens": 64}).validated_row_tokens == 64
+        assert bookkeeping.Choices(**vars(choices) | {"validation_row_tokens": 256}).validated_row_tokens == 128
+        assert bookkeeping.Choices(**vars(choices) | {"validation_row_tokens": 64}).validated_row_tokens == 64
 
     def test_after_a_kill_by_the_kernel_rows_and_prompts_are_fewer_from_the_start(
         self, spec: TrainerSpec, tmp_path: Path
@@ -142,7 +142,7 @@ class TestValidation:
         choices = choices_of(log, tmp_path)
         assert choices["validation_row_tokens"] == choices["row_tokens"] // 2
         assert choices["prompts_at_once"] == 2
-        assert keep.Choices(**choices | {"prompts_at_once": 0}).after_kills(2).prompts_at_once == 0
+        assert bookkeeping.Choices(**choices | {"prompts_at_once": 0}).after_kills(2).prompts_at_once == 0
 
     def test_another_error_ends_the_run_as_it_did(
         self, spec: TrainerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -228,8 +228,8 @@ class TestLastCheck:
     def test_where_nothing_is_left_to_give_up_it_says_so_and_publishes_nothing(
         self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        shortage = Shortage(keep.verify_adapter, lambda *_: True)
-        monkeypatch.setattr(keep, "verify_adapter", shortage)
+        shortage = Shortage(bookkeeping.verify_adapter, lambda *_: True)
+        monkeypatch.setattr(bookkeeping, "verify_adapter", shortage)
         code, log = run_here(make_spec(tiny, examples), tmp_path)
         assert (code, shortage.calls) == (ExitCode.OUT_OF_MEMORY, 2)
         assert (failure(log).reason, failure(log).param) == (Reason.OUT_OF_MEMORY, "lora.r")

@@ -12,7 +12,7 @@ from app.domain.events import Command, Done, Failed, Message, Metric, Planned, P
 from app.domain.modes import Mode
 from app.domain.states import ExitCode, Reason
 from tests.worker.trainer.house import final_adapter, load_tiny, make_spec, one_step, prepare, run_here
-from worker.trainer import device_memory, loop, parallel, settle
+from worker.trainer import device_memory, loop, parallel, placement
 from worker.trainer.device_memory import DeviceMemory
 from worker.trainer.oom_in_step import smaller, smallest
 
@@ -187,11 +187,11 @@ def test_processes_of_one_machine_plan_for_a_part_of_its_memory_each(
     spec = make_spec(tiny, examples)
     runs = prepare(spec, base, tmp_path)
     monkeypatch.setattr(device_memory, "measure", lambda device: DeviceMemory(10_000_000_000, 1_000_000_000))
-    alone = settle.settle(spec, base, runs).device.memory_bytes
+    alone = placement.place(spec, base, runs).device.memory_bytes
     monkeypatch.setattr(parallel, "world_size", lambda: 2)
     space = device_memory.measure(base.device)
     assert alone == space.used_bytes + space.free_bytes
-    assert settle.settle(spec, base, runs).device.memory_bytes == space.used_bytes + space.free_bytes // 2
+    assert placement.place(spec, base, runs).device.memory_bytes == space.used_bytes + space.free_bytes // 2
 
 
 def test_what_is_too_much_for_one_process_is_so_for_all(
@@ -213,9 +213,9 @@ class TestSettle:
         base = load_tiny(tiny)
         runs = prepare(make_spec(tiny, examples), base, tmp_path)
         trained = sum(parameter.numel() for parameter in runs[0].parameters)
-        assert settle.yet_to_come(runs) == 12 * trained
+        assert placement.bytes_to_come(runs) == 12 * trained
         one_step(base, runs)
-        assert settle.yet_to_come(runs) == 4 * trained
+        assert placement.bytes_to_come(runs) == 4 * trained
 
 
 class TestSmallest:

@@ -16,7 +16,7 @@ from app.domain import artifacts
 from app.domain.events import CheckpointSaved, Done, Message, Metric
 from app.domain.render import Renderer
 from tests.worker.trainer.house import Log, load_tiny, make_spec, no_pulse, one_step, prepare, run_here, write_answers
-from worker.trainer import answer, keep
+from worker.trainer import answer, bookkeeping
 from worker.trainer.answer import answers
 from worker.trainer.base_check import check_base
 from worker.trainer.batch import Segment
@@ -30,7 +30,7 @@ from worker.trainer.verify import verify_adapter
 def scripted(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The full validation losses that are measured, in order; a test fills the list."""
     losses: list[float] = []
-    monkeypatch.setattr(keep, "evaluate", lambda *_: of_loss(losses.pop(0)))
+    monkeypatch.setattr(bookkeeping, "evaluate", lambda *_: of_loss(losses.pop(0)))
     return losses
 
 
@@ -196,7 +196,7 @@ class TestLeavingThingsAlone:
         spec = make_spec(tiny, examples, dropout=0.2, sample_prompts=("1: red",))
         (run,) = prepare(spec, base, tmp_path)
         one_step(base, [run])
-        directory = keep.save_checkpoint(with_facts(run), "tiny", tiny)
+        directory = bookkeeping.save_checkpoint(with_facts(run), "tiny", tiny)
         before = fingerprint(base, run)
         check_base(base)
         assert fingerprint(base, run) == before
