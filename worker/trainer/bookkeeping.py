@@ -17,7 +17,6 @@ from app.domain.events import CheckpointSaved, Command, Done, Measured, Message,
 from app.domain.render import Renderer
 from app.domain.states import Reason
 from worker.trainer import device_memory
-from worker.trainer.answer import answers
 from worker.trainer.checkpoint import save_checkpoint
 from worker.trainer.emit import Ledger
 from worker.trainer.evaluate import Validation, evaluate
@@ -26,6 +25,7 @@ from worker.trainer.model import Base
 from worker.trainer.oom_between_steps import fewer_prompts, shorter_rows, with_less, without_moments
 from worker.trainer.process import working_seconds
 from worker.trainer.result_messages import result_messages
+from worker.trainer.sample_answers import answers
 from worker.trainer.snapshot import Choices, save_snapshot
 from worker.trainer.state import Run, Step, Written
 from worker.trainer.stop import Stops

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from app.domain.artifacts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, publish, write_manifest
 from app.domain.snapshots import by_step
 from app.domain.spec import LoraSpec
-from worker.trainer.card import model_card
+from worker.trainer.model_card import model_card
 from worker.trainer.state import Run
 
 CHECKPOINTS = "checkpoints"

@@ -35,9 +35,9 @@ from app.domain.catalog import hash_directory
 from app.domain.patterns import scale_of
 from app.domain.spec import LoraSpec
 from app.domain.states import ExitCode
-from worker.trainer.card import merged_card
 from worker.trainer.lora import PEFT_PREFIX
 from worker.trainer.model import INDEX, weight_files
+from worker.trainer.model_card import merged_card
 from worker.trainer.process import die_with_parent
 
 FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors names them

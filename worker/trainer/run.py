@@ -36,6 +36,7 @@ from worker.trainer.device import (
 from worker.trainer.emit import Emit, Ledger, Pulse
 from worker.trainer.facts import facts_of, started, warn_of_differences, warn_of_slow_numbers
 from worker.trainer.failures import Failure, exit_code, explain, failed, loading
+from worker.trainer.initial_adapter import initial_adapter
 from worker.trainer.inputs import check_context_length, check_inputs, check_prompts
 from worker.trainer.loop import train
 from worker.trainer.lora import frozen_copy
@@ -48,7 +49,6 @@ from worker.trainer.plan import make_plan
 from worker.trainer.probe import probe
 from worker.trainer.recompute import Recomputation
 from worker.trainer.snapshot import Choices, Snapshot, identity, open_newest, restore
-from worker.trainer.start import first_adapter
 from worker.trainer.state import Run
 from worker.trainer.stop import Stops
 
@@ -223,7 +223,7 @@ def prepare(spec: RunSpec, workdir: Path, base: Base, renderer: Renderer, facts:
     def corpus_of(path: Path, blame: Reason) -> Corpus:
         return read_corpus(renderer, workdir / path, knobs.context_length, blame, pulse, spec.method)
 
-    adapter = first_adapter(spec, workdir, base)
+    adapter = initial_adapter(spec, workdir, base)
     corpus = corpus_of(spec.training_file, Reason.INVALID_TRAINING_FILE)
     validation = corpus_of(spec.validation_file, Reason.INVALID_VALIDATION_FILE) if spec.validation_file else None
     if spec.method == "dpo" and spec.start_adapter is not None:

@@ -21,7 +21,7 @@ from tests.worker.trainer.house import (
     make_spec,
     run_here,
 )
-from worker.trainer import answer, base_check, bookkeeping, evaluate, model, sample, verify
+from worker.trainer import base_check, bookkeeping, compare_answers, evaluate, model, sample_answers, verify
 from worker.trainer.frozen import Frozen4
 
 SENTENCE = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"
@@ -159,7 +159,7 @@ class TestValidation:
 class TestSamples:
     @pytest.fixture
     def spec(self, tiny: Path, examples: Path, monkeypatch: pytest.MonkeyPatch) -> TrainerSpec:
-        monkeypatch.setattr(answer, "NEW_TOKENS", 4)
+        monkeypatch.setattr(sample_answers, "NEW_TOKENS", 4)
         prompts = ("1: red blue", "2: amber amber amber", "3: green")
         return make_spec(tiny, examples, sample_prompts=prompts, quantization=FLOAT32)
 
@@ -170,8 +170,8 @@ class TestSamples:
         self, spec: TrainerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         _, plain = run_here(spec, tmp_path / "plain")
-        shortage = Shortage(answer._generate, lambda base, prompts, *_: len(prompts) > 1)
-        monkeypatch.setattr(answer, "_generate", shortage)
+        shortage = Shortage(sample_answers._generate, lambda base, prompts, *_: len(prompts) > 1)
+        monkeypatch.setattr(sample_answers, "_generate", shortage)
         code, log = run_here(spec, tmp_path / "short")
         assert code == ExitCode.DONE
         assert self.answers(log) == self.answers(plain)
@@ -183,8 +183,8 @@ class TestSamples:
     def test_where_not_one_fits_the_run_goes_on_without(
         self, spec: TrainerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        shortage = Shortage(answer._generate, lambda *_: True)
-        monkeypatch.setattr(answer, "_generate", shortage)
+        shortage = Shortage(sample_answers._generate, lambda *_: True)
+        monkeypatch.setattr(sample_answers, "_generate", shortage)
         code, log = run_here(spec, tmp_path)
         assert (code, self.answers(log)) == (ExitCode.DONE, [])
         assert warnings_of(log)[-1].message.endswith(
@@ -200,9 +200,9 @@ class TestSamples:
             return [prompt[0]["content"].upper() for prompt in prompts]
 
         shortage = Shortage(answered, lambda model, tokenizer, prompts, device: len(prompts) > 2)
-        monkeypatch.setattr(sample, "_answers_at_once", shortage)
+        monkeypatch.setattr(compare_answers, "_answers_at_once", shortage)
         prompts = [[{"content": letter}] for letter in "abcde"]
-        assert sample._answers(None, None, prompts, "cpu") == ["A", "B", "C", "D", "E"]
+        assert compare_answers._answers(None, None, prompts, "cpu") == ["A", "B", "C", "D", "E"]
         assert "Out of memory with 5 prompts at once" in capsys.readouterr().err
 
 

@@ -13,7 +13,7 @@ from app.domain.processor import cpu_name
 from app.domain.states import ExitCode, Reason
 from tests.tiny import make_tiny_base, make_tiny_dataset
 from tests.worker.trainer.house import FLOAT32, failure, final_adapter, make_spec, run_here
-from worker.trainer import answer, bookkeeping, facts
+from worker.trainer import bookkeeping, facts, sample_answers
 
 
 class TestRun:
@@ -121,14 +121,14 @@ class TestRun:
         self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         asked = []
-        generate = answer._generate
+        generate = sample_answers._generate
 
         def counted(base: Any, prompts: Any, segments: Any, renderer: Any) -> list[str]:
             asked.append("adapter" if segments else "base")
             return generate(base, prompts, segments, renderer)
 
-        monkeypatch.setattr(answer, "_generate", counted)
-        monkeypatch.setattr(answer, "NEW_TOKENS", 2)
+        monkeypatch.setattr(sample_answers, "_generate", counted)
+        monkeypatch.setattr(sample_answers, "NEW_TOKENS", 2)
         run_here(make_spec(tiny, examples, sample_prompts=("1: red",)), tmp_path)
         assert asked == ["base", "adapter", "adapter"]
 

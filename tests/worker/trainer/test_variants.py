@@ -26,11 +26,11 @@ from tests.worker.trainer.house import (
     run_here,
 )
 from worker.trainer.batch import Row, Share, rows
-from worker.trainer.card import model_card
 from worker.trainer.checkpoint import save_checkpoint
 from worker.trainer.evaluate import evaluate
 from worker.trainer.failures import Failure
 from worker.trainer.model import Base, hidden_states
+from worker.trainer.model_card import model_card
 from worker.trainer.state import Run
 from worker.trainer.verify import TOLERANCE, verify_adapter
 

@@ -17,7 +17,7 @@ from worker.trainer.model import Base
 from worker.trainer.modules_to_save import train_modules_to_save
 
 
-def first_adapter(spec: RunSpec, workdir: Path, base: Base) -> Adapter:
+def initial_adapter(spec: RunSpec, workdir: Path, base: Base) -> Adapter:
     """The adapter before the first step, known to the layers of the base. Raises Failure."""
     adapter = make_adapter(spec.run_id, spec.lora, spec.seed, base.layers, base.device)
     base.routing.adapters[spec.run_id] = adapter
