@@ -20,7 +20,7 @@ import torch.nn.functional as F  # noqa: N812  the name every reader knows
 from transformers import AttentionInterface
 
 from app.domain.states import Reason
-from worker.trainer.blocks import LONGEST, block_attention
+from worker.trainer.block_attention import LONGEST, block_attention
 from worker.trainer.failures import Failure
 
 NAME = "tunery_documents"

@@ -28,7 +28,7 @@ from worker.trainer import attention
 from worker.trainer.batch import Row
 from worker.trainer.failures import Failure
 from worker.trainer.frozen import Frozen4, freeze, stored_bytes
-from worker.trainer.fused import fuse
+from worker.trainer.lean_modules import make_lean
 from worker.trainer.lora import AdaptedLinear, Routing
 from worker.trainer.modules_to_save import ModuleToSave
 
@@ -109,7 +109,7 @@ def load_base(
     model.eval().requires_grad_(False)  # frozen layers have no dropout of their own; LoRA's is switched apart
     routing = Routing()
     layers = _adapt(model, linears, routing)
-    fuse(model, compute_dtype)
+    make_lean(model, compute_dtype)
     return Base(name, directory, model, layers, routing, device, compute_dtype)
 
 

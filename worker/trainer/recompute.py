@@ -23,7 +23,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from app.domain.modes import Recompute
 from worker.trainer.batch import Segment
-from worker.trainer.fused import GatedLayer, Norm, gated
+from worker.trainer.lean_modules import GatedMLP, RMSNorm, swiglu
 from worker.trainer.lora import Routing
 from worker.trainer.modules_to_save import ModuleToSave
 
@@ -172,7 +172,7 @@ class _Notes(AbstractContextManager[None]):
         self._recipes.clear()
 
     def make(self, make: Maker, *inputs: torch.Tensor, is_lean: bool = False) -> torch.Tensor:
-        """What is lean (fused.py) keeps nothing but its inputs by itself; of anything else only the inputs are kept."""
+        """What is lean (lean_modules.py) keeps but its inputs by itself; of anything else only those are kept."""
         made: torch.Tensor = make(*inputs) if is_lean else _Remade.apply(make, *inputs)  # type: ignore[no-untyped-call]
         self._recipes[made.untyped_storage().data_ptr()] = _Recipe(make, inputs, made)
         return made
@@ -226,18 +226,18 @@ class _Remade(torch.autograd.Function):
 
 
 def _make_remakable(layer: torch.nn.Module, notes: _Notes) -> None:
-    """Norms by their class's name, and gated layers of the form we know (fused.py); others stay.
+    """Norms by their class's name, and gated MLPs of the form we know (lean_modules.py); others stay.
 
     So do modules_to_save: made again, they would have the frozen weight, and their own no gradient.
     """
     trained = {id(module.frozen) for module in layer.modules() if isinstance(module, ModuleToSave)}
     remakable: list[Any] = [module for module in layer.modules() if id(module) not in trained]
     for module in remakable:
-        is_gated = isinstance(module, GatedLayer)
+        is_gated = isinstance(module, GatedMLP)
         if type(module).__name__.endswith("Norm"):
-            module.forward = _norm(module.forward, notes, is_lean=isinstance(module, Norm))
+            module.forward = _norm(module.forward, notes, is_lean=isinstance(module, RMSNorm))
         elif is_gated:
-            module.forward = _gated_layer(module, notes)
+            module.forward = _gated_mlp(module, notes)
 
 
 def _norm(forward: Maker, notes: _Notes, *, is_lean: bool) -> Maker:
@@ -249,10 +249,10 @@ def _norm(forward: Maker, notes: _Notes, *, is_lean: bool) -> Maker:
     return run
 
 
-def _gated_layer(layer: GatedLayer, notes: _Notes) -> Maker:
+def _gated_mlp(layer: GatedMLP, notes: _Notes) -> Maker:
     def run(x: torch.Tensor) -> torch.Tensor:
         gate, up = layer.gate_proj(x), layer.up_proj(x)
-        inner = notes.make(gated, gate, up, is_lean=True) if notes.is_open else gated(gate, up)
+        inner = notes.make(swiglu, gate, up, is_lean=True) if notes.is_open else swiglu(gate, up)
         down: torch.Tensor = layer.down_proj(inner)
         return down
 
