@@ -101,7 +101,7 @@ class Bookkeeper:
         corpus, pulse, beta = run.validation, self.say.pulse(run.id), run.spec.hyperparameters.beta
 
         def work() -> Validation:
-            return evaluate(self.base, run.id, corpus, self.choices.validated_row_tokens, pulse, beta)
+            return evaluate(self.base, run.id, corpus, self.choices.effective_validation_row_tokens, pulse, beta)
 
         return with_less(self, run, "measuring the validation loss", work, partial(shorter_rows, corpus))
 

@@ -64,7 +64,7 @@ def cache_weights(bookkeeper: Bookkeeper) -> None:
 
 def shorter_rows(corpus: Corpus, choices: Choices) -> Less:
     """For a validation. Raises Failure(OUT_OF_MEMORY)."""
-    now, longest = choices.validated_row_tokens, corpus.lengths().longest
+    now, longest = choices.effective_validation_row_tokens, corpus.lengths().longest
     if (half := max(longest, now // 2)) < now:
         text = f"It begins again with rows of {half:,} tokens instead of {now:,}: the same loss, within rounding."
         return replace(choices, validation_row_tokens=half), text

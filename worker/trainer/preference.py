@@ -36,7 +36,7 @@ class Comparison:
 
 @torch.no_grad()
 def reference_losses(base: Base, row: Row) -> torch.Tensor | None:
-    """The reference's loss of each labelled token in nats; None for a row without pairs."""
+    """The reference's losses_N (float32, nats); None for a row without pairs."""
     if row.pairs is None:
         return None
     reference = row.as_reference(base.routing.adapters)

@@ -1,4 +1,4 @@
-"""What the backward needs again: kept, or made a second time. Memory against time, the results equal to the bit.
+"""Activation checkpointing: what the backward needs is kept, or made a second time. Results are equal to the bit.
 
     nothing       everything is kept
     elementwise   kept is what a matrix product or attention made; norms and the gated product are made again
@@ -69,7 +69,8 @@ class Recomputation:
             only: torch.Tensor = made if isinstance(made, torch.Tensor) else made[0]
             return only
 
-        made: torch.Tensor = _Twice.apply(hidden, self._anchor, layer, _Again(self._routing))  # type: ignore[no-untyped-call]
+        as_in_forward = _AsInForward(self._routing)
+        made: torch.Tensor = _RecomputedLayer.apply(hidden, self._anchor, layer, as_in_forward)  # type: ignore[no-untyped-call]
         return made
 
 
@@ -80,14 +81,14 @@ def decoder_layers(model: Any) -> Sequence[torch.nn.Module]:
     return list(next((stack for stack in stacks if len(stack) == count), ()))
 
 
-class _Twice(torch.autograd.Function):
+class _RecomputedLayer(torch.autograd.Function):
     """A layer of which only the input is kept. torch.utils.checkpoint does as much, and loads the compiler: 40 MB."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, _anchor: torch.Tensor, layer: Maker, again: AbstractContextManager[None]
+        ctx: Any, hidden: torch.Tensor, _anchor: torch.Tensor, layer: Maker, as_in_forward: AbstractContextManager[None]
     ) -> torch.Tensor:
-        ctx.layer, ctx.again = layer, again
+        ctx.layer, ctx.as_in_forward = layer, as_in_forward
         ctx.save_for_backward(hidden)
         with torch.enable_grad():  # without gradients a layer would take itself for evaluated, and leave out dropout
             return layer(hidden.detach()).detach()
@@ -95,13 +96,13 @@ class _Twice(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None]:
         hidden = ctx.saved_tensors[0].detach().requires_grad_(ctx.needs_input_grad[0])
-        with ctx.again, torch.enable_grad():
+        with ctx.as_in_forward, torch.enable_grad():
             made = ctx.layer(hidden)
         torch.autograd.backward(made, gradient)  # into the adapter's factors, and into `hidden`
         return hidden.grad, None, None, None
 
 
-class _Again(AbstractContextManager[None]):
+class _AsInForward(AbstractContextManager[None]):
     """The world as a layer saw it in its forward, while it runs a second time."""
 
     def __init__(self, routing: Routing) -> None:

@@ -28,13 +28,13 @@ from worker.trainer.device import (
     choose_compute_dtype,
     choose_device,
     choose_threads,
-    computed_in,
     device_name,
+    dtype_name,
     make_repeatable,
-    name_of,
+    with_compute_dtype,
 )
 from worker.trainer.emit import Emit, Ledger, Pulse
-from worker.trainer.facts import facts_of, started, warn_of_differences, warn_of_slow_numbers
+from worker.trainer.facts import facts_of, started, warn_of_differences, warn_of_slow_dtype
 from worker.trainer.failures import Failure, exit_code, explain, failed, loading
 from worker.trainer.initial_adapter import initial_adapter
 from worker.trainer.inputs import check_context_length, check_inputs, check_prompts
@@ -48,7 +48,7 @@ from worker.trainer.placement import place, planned
 from worker.trainer.plan import make_plan
 from worker.trainer.probe import probe
 from worker.trainer.recompute import Recomputation
-from worker.trainer.snapshot import Choices, Snapshot, identity, open_newest, restore
+from worker.trainer.snapshot import Choices, Snapshot, identity_of, open_newest, restore
 from worker.trainer.state import Run
 from worker.trainer.stop import Stops
 
@@ -70,7 +70,7 @@ class Attempt:
         return (each for each in self.spec.runs if each.run_id not in self.say.endings)
 
     def identity(self, run_spec: RunSpec) -> dict[str, Any]:
-        return identity(run_spec, self.spec.base, self.spec.quantization)
+        return identity_of(run_spec, self.spec.base, self.spec.quantization)
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def _way(attempt: Attempt, device: torch.device, earlier: Choices | None) -> Way
 def _open(attempt: Attempt, device: torch.device, way: Way) -> Base:
     spec = attempt.spec
     if not spec.dtype_is_free:
-        warn_of_slow_numbers(spec, way.compute_dtype, device, attempt.say)
+        warn_of_slow_dtype(spec, way.compute_dtype, device, attempt.say)
     with loading(spec):
         base = open_base(spec.base, spec.quantization, way.compute_dtype, device)
         check_base(base)
@@ -243,7 +243,7 @@ def prepare(spec: RunSpec, workdir: Path, base: Base, renderer: Renderer, facts:
 
 def _choose(attempt: Attempt, base: Base, runs: Sequence[Run], way: Way, earlier: Choices | None) -> Choices:
     """What was decided earlier, unless the kernel has thought it too much since. Raises Failure(OUT_OF_MEMORY)."""
-    spec = computed_in(attempt.spec, way.compute_dtype)
+    spec = with_compute_dtype(attempt.spec, way.compute_dtype)
     if earlier and spec.out_of_memory_kills <= earlier.out_of_memory_kills:
         return earlier
     placement = place(spec, base, runs, way.row_tokens)
@@ -254,7 +254,7 @@ def _choose(attempt: Attempt, base: Base, runs: Sequence[Run], way: Way, earlier
     decided = earlier or Choices(
         row_tokens=placement.mode.row_tokens,
         threads=way.threads,
-        compute_dtype=name_of(way.compute_dtype),
+        compute_dtype=dtype_name(way.compute_dtype),
         device=device_name(base.device),
     )
     laid_out = decided.laid_out(placement.mode).after_kills(spec.out_of_memory_kills)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tests.worker.trainer.house import (
 )
 from worker.trainer import base_check, bookkeeping, compare_answers, evaluate, model, sample_answers, verify
 from worker.trainer.frozen import Frozen4
+from worker.trainer.snapshot import Choices
 
 SENTENCE = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"
 FITS_TOKENS = 300  # of a row; the longest document has 120
@@ -129,10 +131,10 @@ class TestValidation:
         assert warnings_of(log)[-1].data["after"] == {"cache_weights": False}  # everything was tried
 
     def test_the_rows_of_a_validation_are_never_longer_than_those_of_a_step(self) -> None:
-        choices = bookkeeping.Choices(row_tokens=128, threads=1, compute_dtype="float32", device="cpu")
-        assert choices.validated_row_tokens == 128
-        assert bookkeeping.Choices(**vars(choices) | {"validation_row_tokens": 256}).validated_row_tokens == 128
-        assert bookkeeping.Choices(**vars(choices) | {"validation_row_tokens": 64}).validated_row_tokens == 64
+        choices = Choices(row_tokens=128, threads=1, compute_dtype="float32", device="cpu")
+        assert choices.effective_validation_row_tokens == 128
+        assert replace(choices, validation_row_tokens=256).effective_validation_row_tokens == 128
+        assert replace(choices, validation_row_tokens=64).effective_validation_row_tokens == 64
 
     def test_after_a_kill_by_the_kernel_rows_and_prompts_are_fewer_from_the_start(
         self, spec: TrainerSpec, tmp_path: Path
@@ -142,7 +144,7 @@ class TestValidation:
         choices = choices_of(log, tmp_path)
         assert choices["validation_row_tokens"] == choices["row_tokens"] // 2
         assert choices["prompts_at_once"] == 2
-        assert bookkeeping.Choices(**choices | {"prompts_at_once": 0}).after_kills(2).prompts_at_once == 0
+        assert Choices(**choices | {"prompts_at_once": 0}).after_kills(2).prompts_at_once == 0
 
     def test_another_error_ends_the_run_as_it_did(
         self, spec: TrainerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

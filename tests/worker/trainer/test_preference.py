@@ -147,7 +147,7 @@ class TestBesideOtherRuns:
         base = load_tiny(tiny, None)
         together = prepare(make_spec(tiny, pairs, runs=specs), base, Path("unused"))
         mixed = next(rows([run.share() for run in together], 4096))
-        stretches = [(s.run_id, s.first_pair, s.last_pair) for s in mixed.segments]
+        stretches = [(s.run_id, s.first_pair, s.end_pair) for s in mixed.segments]
         assert stretches == [("a", 0, 0), ("b", 0, 4), ("c", 4, 8)]
         shared = [one_step(base, together, 4096) for _ in range(3)]
         for number, spec in enumerate(specs):
