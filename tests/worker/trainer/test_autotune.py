@@ -146,7 +146,7 @@ class TestWhatWasAskedFor:
         assert look(tiny, examples, tmp_path, quantization=None)[0] == RULE
 
 
-class TestNumbers:
+class TestComputeDtype:
     def test_float32_where_the_processor_imitates_bfloat16(
         self, tiny: Path, examples: Path, tmp_path: Path, timed: Any
     ) -> None:

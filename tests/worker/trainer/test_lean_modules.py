@@ -30,7 +30,7 @@ def llama_norm(width: int, dtype: torch.dtype) -> LlamaRMSNorm:
     return norm
 
 
-class TestNorm:
+class TestRMSNorm:
     @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
     def test_gives_value_and_gradient_of_the_norm_it_replaces(self, dtype: torch.dtype, tolerance: float) -> None:
         theirs = llama_norm(48, dtype)
@@ -50,7 +50,7 @@ class TestNorm:
         torch.testing.assert_close(*grads)
 
 
-class TestGatedLayer:
+class TestGatedMLP:
     @pytest.mark.parametrize("quantization", [None, QuantizationSpec()])
     def test_gives_value_and_gradient_of_silu_times_up(
         self, tmp_path: Path, quantization: QuantizationSpec | None
@@ -67,7 +67,7 @@ class TestGatedLayer:
             torch.testing.assert_close(ours, want, rtol=1e-5, atol=1e-6)
 
 
-class TestFuse:
+class TestMakeLean:
     def test_every_norm_and_gated_layer_of_a_llama_is_replaced(self, tmp_path: Path) -> None:
         base = load_base("tiny", make_tiny_base(tmp_path / "base"), None, torch.bfloat16, CPU)
         kinds = [type(module).__name__ for module in base.model.modules()]

@@ -14,7 +14,7 @@ from worker.trainer.failures import Failure
 from worker.trainer.lora import PEFT_PREFIX
 
 
-class TestTrainWhole:
+class TestTrainModulesToSave:
     @pytest.mark.parametrize(
         "names",
         [

@@ -206,7 +206,7 @@ def test_what_is_too_much_for_one_process_is_so_for_all(
     assert {name: choices[name] for name in dict(theirs)} == dict(theirs)
 
 
-class TestSettle:
+class TestBytesToCome:
     def test_moments_that_a_snapshot_brought_are_not_counted_again(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
