@@ -176,11 +176,11 @@ class Pairs:
 class Row:
     """One flattened forward: whole documents, one run's after the other's."""
 
-    tokens_T: torch.Tensor  # int64
-    positions_T: torch.Tensor  # int64
+    tokens_T: torch.Tensor  # int64: ids
+    positions_T: torch.Tensor  # int64: within the document
     lengths: tuple[int, ...]  # of the documents; they sum to T
-    predictors_N: torch.Tensor  # positions whose next token is labelled
-    targets_N: torch.Tensor  # that next token
+    predictors_N: torch.Tensor  # int64: where in the row the token before a labelled one stands
+    targets_N: torch.Tensor  # int64: the labelled token's id
     segments: tuple[Segment, ...]
     pairs: Pairs | None = None  # where there are any
 
