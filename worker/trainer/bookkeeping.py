@@ -36,6 +36,8 @@ LINES_NAMED = 16
 
 @dataclass
 class Bookkeeper:
+    """Does between steps what the loop asks for; `choices` are those in force, and change where memory is short."""
+
     base: Base
     renderer: Renderer
     workdir: Path

@@ -55,6 +55,7 @@ def save_checkpoint(run: Run, base_name: str, base_directory: Path) -> Path:
 
 
 def adapter_tensors(run: Run) -> dict[str, torch.Tensor]:
+    """Everything that is trained, float32 on the CPU, under PEFT's names."""
     return {name: parameter.detach().cpu().contiguous() for name, parameter in run.adapter.named_parameters().items()}
 
 

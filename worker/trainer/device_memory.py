@@ -28,6 +28,8 @@ RESET_PEAK = "5"  # proc(5): set VmHWM to what is resident now
 
 @dataclass(frozen=True)
 class DeviceMemory:
+    """What this process may take at most, and what it has taken of it."""
+
     capacity_bytes: int
     used_bytes: int
     counts_mapped: bool = False  # also what is mapped and never touched

@@ -35,6 +35,8 @@ class FrozenLinear(Protocol):
 
 
 class Frozen16(torch.nn.Linear):
+    """Not quantised: the weight is in the compute dtype, which is float32 where that was chosen."""
+
     def weight_in(self, dtype: torch.dtype) -> torch.Tensor:
         return self.weight.to(dtype)
 
@@ -46,6 +48,8 @@ class Frozen16(torch.nn.Linear):
 
 
 class Frozen4(bitsandbytes.nn.Linear4bit):  # type: ignore[misc]  # untyped library
+    """NF4 or FP4 codes with a scale for each block of 64 weights (QLoRA)."""
+
     cached: torch.Tensor | None = None
 
     def cache_weight(self, is_cached: bool) -> None:

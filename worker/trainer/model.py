@@ -40,6 +40,8 @@ HEAD_SETTINGS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm
 
 @dataclass
 class Base:
+    """The frozen base model as it is loaded, shared by every run of a trainer."""
+
     name: str
     directory: Path
     model: Any  # a transformers causal language model whose linear layers are AdaptedLinear

@@ -108,6 +108,8 @@ class Choices:
 
 @dataclass(frozen=True)
 class Snapshot:
+    """A snapshot that was read and verified; `tensors` are empty for that of step 0."""
+
     name: str
     step: int
     trained_tokens: int
