@@ -19,6 +19,7 @@ PYTHON = re.compile(r"```python\n(.*?)```", re.S)
 SHELL = re.compile(r"```sh\n(.*?)```", re.S)
 BUNDLED = re.compile(r"\bsmollm2-135m-instruct\b", re.I)
 MAKE = re.compile(r"`make ([a-z-]+)")
+SOURCE = re.compile(r"`((?:[a-z]\w*/)*\w+\.py)`")
 
 
 def read(name: str) -> str:
@@ -67,6 +68,21 @@ def test_every_route_is_documented(tmp_path: Path) -> None:
 def test_every_link_of_a_page_leads_somewhere(path: Path) -> None:
     broken = [link for link in LINK.findall(path.read_text(encoding="utf-8")) if not (path.parent / link).exists()]
     assert broken == []
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_source_file_that_a_page_names_with_its_directory_is_there(path: Path) -> None:
+    named = [name for name in SOURCE.findall(path.read_text(encoding="utf-8")) if "/" in name]
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_every_room_of_the_river_is_there() -> None:
+    """In a row of the table a name without a directory stands in the one named before it."""
+    for row in (line for line in read("architecture.md").split("\n") if line.startswith("| ")):
+        directory = ROOT
+        for name in map(Path, SOURCE.findall(row)):
+            directory = directory if name.parent == Path() else ROOT / name.parent
+            assert (directory / name.name).exists(), row
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))

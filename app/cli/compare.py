@@ -21,7 +21,7 @@ ASKED = 12
 SHOWN = 4
 LETTERS = 400
 PIPE_WIDTH = 140
-SAMPLER = "worker.trainer.sample"  # a child process: torch is never imported here
+SAMPLER = "worker.trainer.compare_answers"  # a child process: torch is never imported here
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ LOSS_BYTES = 32 << 20  # of logits at a time: worker/trainer/loss.py
 LEAST_LOSS_ROWS = 128
 BYTES_PER_LOGIT = 6
 OPTIMIZER_BYTES = 16  # of a trained number: master, gradient, two moments, float32 each
-LONGEST_IN_BLOCKS = 512  # tokens of a document: worker/trainer/blocks.py
+LONGEST_IN_BLOCKS = 512  # tokens of a document: worker/trainer/block_attention.py
 VERIFY_TOKENS = 512  # the last check carries so many in float32, over the whole vocabulary for 64 of them
 VERIFY_HEAD_ROWS = 8192  # of the vocabulary at a time: worker/trainer/verify.py
 VERIFY_LOGITS = 64
@@ -198,8 +198,8 @@ def _outputs(entry: CatalogEntry, lora: LoraSpec) -> int:
 
 
 def _attention_bytes(row: _Row) -> int:
-    """Queries, keys, values and the output; on a CPU short documents keep their softmax too (worker/trainer/blocks.py),
-    and long ones, or float32, all in float32 beside the output."""
+    """Queries, keys, values and the output; on a CPU short documents keep their softmax too, and long ones, or
+    float32, all in float32 beside the output (worker/trainer/block_attention.py)."""
     q, kv = row.entry.query_size, row.entry.key_size
     if row.kind == "cuda":
         return row.width * (2 * q + 2 * kv)

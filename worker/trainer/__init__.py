@@ -16,5 +16,5 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 # OpenMP's threads spin while they wait for each other. On cores that others use too, a waiting thread then takes the
 # time of the one it waits for: on two busy cores 7 to 22 times slower. Read when torch is loaded, so it stands here.
-# The training program lets them spin after all while it has its cores to itself (waiting.py).
+# The training program lets them spin after all while it has its cores to itself (openmp.py).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

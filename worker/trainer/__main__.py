@@ -20,11 +20,11 @@ from app.domain.events import Begin
 from app.domain.spec import TrainerSpec
 from app.domain.states import ExitCode
 from worker.trainer.emit import claim_standard_output
-from worker.trainer.launch import run_ranks
-from worker.trainer.onednn import keep_few
+from worker.trainer.onednn import limit_primitive_cache
+from worker.trainer.openmp import allow_spinning
 from worker.trainer.process import control_lines, die_with_parent, work_begins
 from worker.trainer.stop import Stops
-from worker.trainer.waiting import allow_spinning
+from worker.trainer.torchrun import run_ranks
 
 SPARE = "--spare"
 TORCH_CACHE = "TORCHINDUCTOR_CACHE_DIR"
@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
     except (OSError, ValidationError) as error:
         print(f"{workdir / 'spec.json'} cannot be read: {error}", file=sys.stderr)
         return ExitCode.BAD_SPEC
-    keep_few(len(spec.runs))
+    limit_primitive_cache(len(spec.runs))
     if spec.world_size > 1:
         return run_ranks(spec, workdir, emit, control)
     stops = Stops(run.run_id for run in spec.runs)

@@ -20,7 +20,7 @@ import torch.nn.functional as F  # noqa: N812  the name every reader knows
 from transformers import AttentionInterface
 
 from app.domain.states import Reason
-from worker.trainer.blocks import LONGEST, block_attention
+from worker.trainer.block_attention import LONGEST, block_attention
 from worker.trainer.failures import Failure
 
 NAME = "tunery_documents"
@@ -84,7 +84,7 @@ def _kernel(heads: Heads) -> Callable[[Heads], torch.Tensor]:
     if heads.dtype == torch.float32:
         return _one_by_one
     if heads.device.type == "cuda":
-        return _whole_row if _has_varlen(heads.device) else _one_by_one
+        return _by_varlen_kernel if _has_varlen(heads.device) else _one_by_one
     is_banded = heads.window is not None and heads.window < max(heads.lengths)
     return _one_by_one if is_banded or max(heads.lengths) > LONGEST else _in_blocks
 
@@ -132,7 +132,7 @@ def _band(length: int, window: int, device: torch.device) -> torch.Tensor:
     return (distance_S_S >= 0) & (distance_S_S < window)
 
 
-def _whole_row(heads: Heads) -> torch.Tensor:
+def _by_varlen_kernel(heads: Heads) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn  # needs a CUDA build of torch
 
     starts, longest = _starts(heads.lengths, heads.device), max(heads.lengths)

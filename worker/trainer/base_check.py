@@ -12,7 +12,7 @@ import torch
 from app.domain.documents import Document
 from app.domain.states import Reason
 from worker.trainer.batch import Corpus, Row, Share, rows
-from worker.trainer.device import name_of
+from worker.trainer.device import dtype_name
 from worker.trainer.failures import Failure
 from worker.trainer.model import Base, hidden_states, in_float32
 
@@ -70,7 +70,7 @@ def _difference(want: torch.Tensor, got: torch.Tensor) -> float:
 def _too_narrow(base: Base) -> Failure:
     """In float32 it has just been finite."""
     text = (
-        f"The base model {base.name} gives numbers that are not finite in {name_of(base.compute_dtype)}. Ask for "
+        f"The base model {base.name} gives numbers that are not finite in {dtype_name(base.compute_dtype)}. Ask for "
         'quantization {"compute_dtype": "float32"}, or choose another base model.'
     )
     return Failure(Reason.INVALID_SPEC, text, "quantization.compute_dtype")

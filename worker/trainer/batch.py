@@ -145,15 +145,15 @@ EVERYTHING = sys.maxsize  # as the end of a segment: all tokens there are
 
 @dataclass(frozen=True)
 class Segment:
-    """Of a row the tokens `start` to `end`, the targets `first` to `last` and some of its pairs: those of one run."""
+    """One run's part of a row: its tokens, its targets and its pairs, each from a first one up to, not with, an end."""
 
     run_id: str
-    start: int
+    start: int  # of its tokens, 0 to T
     end: int
-    first: int = 0
-    last: int = 0
-    first_pair: int = 0
-    last_pair: int = 0
+    first_target: int = 0  # 0 to N
+    end_target: int = 0
+    first_pair: int = 0  # 0 to P
+    end_pair: int = 0
 
 
 @dataclass(frozen=True)
@@ -172,11 +172,11 @@ class Pairs:
 class Row:
     """One flattened forward: whole documents, one run's after the other's."""
 
-    tokens_T: torch.Tensor  # int64
-    positions_T: torch.Tensor  # int64
+    tokens_T: torch.Tensor  # int64: ids
+    positions_T: torch.Tensor  # int64: within the document
     lengths: tuple[int, ...]  # of the documents; they sum to T
-    predictors_N: torch.Tensor  # positions whose next token is labelled
-    targets_N: torch.Tensor  # that next token
+    predictors_N: torch.Tensor  # int64: where in the row the token before a labelled one stands
+    targets_N: torch.Tensor  # int64: the labelled token's id
     segments: tuple[Segment, ...]
     pairs: Pairs | None = None  # where there are any
 
@@ -238,7 +238,7 @@ def _row(units: Sequence[Unit]) -> Row:
         predictors.extend(start + at - 1 for at, is_labelled in enumerate(labelled) if is_labelled)
         lengths.append(len(ids))
         if segments and segments[-1].run_id == share.run_id:
-            start, first = segments[-1].start, segments.pop().first
+            start, first = segments[-1].start, segments.pop().first_target
         segments.append(Segment(share.run_id, start, len(tokens), first, len(predictors)))
     tokens_T, positions_T, predictors_N = map(_int64, (tokens, positions, predictors))
     return Row(
@@ -269,9 +269,9 @@ def _pairs(units: Sequence[Unit]) -> Pairs | None:
 def _with_pairs(segments: Sequence[Segment], units: Sequence[Unit]) -> Iterator[Segment]:
     first = 0
     for segment in segments:
-        last = first + sum(share.run_id == segment.run_id and share.beta is not None for share, _ in units)
-        yield replace(segment, first_pair=first, last_pair=last)
-        first = last
+        end = first + sum(share.run_id == segment.run_id and share.beta is not None for share, _ in units)
+        yield replace(segment, first_pair=first, end_pair=end)
+        first = end
 
 
 def _int64(numbers: array[int]) -> torch.Tensor:

@@ -18,7 +18,7 @@ from app.domain.spec import EarlyStopping
 from worker.trainer.lora import Adapter
 
 Metrics = dict[str, float | None]
-PREFIX = "best/"  # of its tensors in a snapshot
+TENSOR_PREFIX = "best/"  # of its tensors in a snapshot
 
 
 @dataclass
@@ -63,7 +63,11 @@ class Best:
     @classmethod
     def from_dict(cls, values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Best:
         losses = {key: math.inf for key in ("loss", "reference") if values.get(key) is None}
-        mine = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
+        mine = {
+            name.removeprefix(TENSOR_PREFIX): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(TENSOR_PREFIX)
+        }
         return cls(**{**values, **losses, "tensors": mine})
 
     @contextmanager

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from app.domain.artifacts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, publish, write_manifest
 from app.domain.snapshots import by_step
 from app.domain.spec import LoraSpec
-from worker.trainer.card import model_card
+from worker.trainer.model_card import model_card
 from worker.trainer.state import Run
 
 CHECKPOINTS = "checkpoints"
@@ -55,6 +55,7 @@ def save_checkpoint(run: Run, base_name: str, base_directory: Path) -> Path:
 
 
 def adapter_tensors(run: Run) -> dict[str, torch.Tensor]:
+    """Everything that is trained, float32 on the CPU, under PEFT's names."""
     return {name: parameter.detach().cpu().contiguous() for name, parameter in run.adapter.named_parameters().items()}
 
 

@@ -1,6 +1,6 @@
-"""Which processor, how many threads, which numbers, by rule: decided once, before anything is loaded.
+"""Which device, how many threads, which compute dtype, by rule: decided once, before anything is loaded.
 
-On a CPU `tune.py` then looks whether something else is faster.
+On a CPU autotune.py then looks whether something else is faster.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Way:
     def __str__(self) -> str:
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         rows = f", rows of at most {self.row_tokens:,} tokens" if self.row_tokens else ""
-        return f"{name_of(self.compute_dtype)} with {threads}{rows}"
+        return f"{dtype_name(self.compute_dtype)} with {threads}{rows}"
 
 
-def name_of(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
@@ -65,11 +65,11 @@ def choose_compute_dtype(
     return torch.bfloat16 if has_bfloat16 else torch.float16
 
 
-def computed_in(spec: TrainerSpec, dtype: torch.dtype) -> TrainerSpec:
-    """The spec with the numbers that are computed in, where nobody asked for those that it names."""
+def with_compute_dtype(spec: TrainerSpec, dtype: torch.dtype) -> TrainerSpec:
+    """The spec with the dtype that is computed in, where nobody asked for the one that it names."""
     if spec.quantization is None:
         return spec
-    quantization = spec.quantization.model_copy(update={"compute_dtype": name_of(dtype)})
+    quantization = spec.quantization.model_copy(update={"compute_dtype": dtype_name(dtype)})
     return spec.model_copy(update={"quantization": quantization})
 
 

@@ -36,6 +36,8 @@ def row_lengths(base: FrozenLinear, factors: Factors) -> torch.Tensor:
 
 
 class DoraLinear(AdaptedLinear):
+    """Stands where an adapted layer stood, of a run that has every row to itself."""
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x_T_K = x.reshape(-1, x.shape[-1])
         y_T_D = frozen_product(x_T_K, self.base)

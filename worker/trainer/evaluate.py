@@ -8,7 +8,7 @@ from worker.trainer.batch import Corpus, Share, rows
 from worker.trainer.emit import Pulse
 from worker.trainer.loss import head_loss
 from worker.trainer.model import Base, hidden_states
-from worker.trainer.preference import comparison, reference_losses
+from worker.trainer.preference import compare_losses, reference_losses
 from worker.trainer.tally import Tally
 
 Validation = Tally
@@ -27,7 +27,7 @@ def evaluate(
         reference_N = reference_losses(base, row)
         hidden_T_D = hidden_states(base, row)
         _, losses_N, hits_N = head_loss(hidden_T_D[row.predictors_N], base.head_of(row), row.targets_N)
-        pairs = comparison(row.pairs, losses_N, reference_N) if row.pairs and reference_N is not None else None
+        pairs = compare_losses(row.pairs, losses_N, reference_N) if row.pairs and reference_N is not None else None
         for segment in row.segments:
             validation.add(segment, losses_N, hits_N, pairs)
     return validation

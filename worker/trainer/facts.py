@@ -10,7 +10,7 @@ import torch
 
 from app.domain.events import Message, Started
 from app.domain.spec import RunSpec, TrainerSpec
-from worker.trainer.device import computed_in, device_name, name_of, times_float32
+from worker.trainer.device import device_name, dtype_name, times_float32, with_compute_dtype
 from worker.trainer.emit import Ledger
 from worker.trainer.model import Base
 from worker.trainer.snapshot import Snapshot
@@ -21,7 +21,7 @@ SLOW = 1.5  # times float32: more than a busy neighbour makes of the usual 0.5
 
 
 def facts_of(spec: TrainerSpec, run_spec: RunSpec, base: Base) -> dict[str, Any]:
-    quantization = computed_in(spec, base.compute_dtype).quantization
+    quantization = with_compute_dtype(spec, base.compute_dtype).quantization
     return {
         "base_model": {"name": spec.base.name, "manifest_sha256": spec.base.manifest_sha256},
         "method": run_spec.method,
@@ -47,7 +47,7 @@ def started(run: Run, base: Base) -> Started:
     return Started(
         run_id=run.id,
         device=device_name(base.device),
-        compute_dtype=name_of(base.compute_dtype),
+        compute_dtype=dtype_name(base.compute_dtype),
         threads=torch.get_num_threads(),
         trainable_parameters=sum(parameter.numel() for parameter in run.parameters),
         frozen_parameters=base.frozen_parameters,
@@ -77,13 +77,13 @@ def _kind_of(device: str) -> str:
     return device.partition(" ")[0]
 
 
-def warn_of_slow_numbers(spec: TrainerSpec, dtype: torch.dtype, device: torch.device, say: Ledger) -> None:
+def warn_of_slow_dtype(spec: TrainerSpec, dtype: torch.dtype, device: torch.device, say: Ledger) -> None:
     """What was asked for is what is computed; but who asked may not know this processor."""
     if device.type == "cuda" or dtype == torch.float32 or (ratio := times_float32(dtype, device)) < SLOW:
         return
     text = (
-        f"This processor has no instructions for {name_of(dtype)}: a matrix product takes {ratio:.1f} times as long as "
-        'float32. Ask for quantization {"compute_dtype": "float32"} to train faster here.'
+        f"This processor has no instructions for {dtype_name(dtype)}: a matrix product takes {ratio:.1f} times as long "
+        'as float32. Ask for quantization {"compute_dtype": "float32"} to train faster here.'
     )
     for each in spec.runs:
         if each.run_id not in say.endings:

@@ -8,8 +8,8 @@ from app.domain.artifacts import sha256_file
 from app.domain.render import Renderer, TemplateRefused
 from app.domain.spec import RunSpec
 from app.domain.states import Reason
-from worker.trainer.answer import prompt_tokens
 from worker.trainer.failures import Failure
+from worker.trainer.sample_answers import prompt_tokens
 
 
 def check_inputs(run: RunSpec, workdir: Path) -> None:

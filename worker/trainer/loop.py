@@ -14,51 +14,51 @@ from functools import partial
 
 from worker.trainer import parallel
 from worker.trainer.batch import Row, rows
+from worker.trainer.bookkeeping import Bookkeeper
 from worker.trainer.emit import Pulse
-from worker.trainer.keep import Keeper
 from worker.trainer.loss import head_loss
 from worker.trainer.model import Base, hidden_states
+from worker.trainer.oom_in_step import MemoryLayout
 from worker.trainer.optim import clip_gradients, divide_gradients, learning_rate, set_learning_rate
 from worker.trainer.preference import compare, reference_losses
-from worker.trainer.repair import Layout
 from worker.trainer.state import Run, Step
 from worker.trainer.stop import Stops
 
 
-def train(base: Base, runs: Sequence[Run], layout: Layout, stops: Stops, keeper: Keeper) -> None:
-    """Train until every run has ended. What happens between steps is the keeper's: it saves, evaluates and reports."""
-    while runs := _at_boundary(runs, layout, stops, keeper):
-        pulse = layout.tidying(keeper.say.pulse(runs[0].id))
-        for step in layout.attempt(runs, partial(optimizer_step, base, runs, pulse=pulse)):
+def train(base: Base, runs: Sequence[Run], layout: MemoryLayout, stops: Stops, bookkeeper: Bookkeeper) -> None:
+    """Train until every run has ended. Between steps the bookkeeper saves, evaluates and reports."""
+    while runs := _at_boundary(runs, layout, stops, bookkeeper):
+        pulse = layout.tidying(bookkeeper.say.pulse(runs[0].id))
+        for step in layout.until_it_fits(runs, partial(optimizer_step, base, runs, pulse=pulse)):
             if parallel.is_first():
-                with keeper.say.blaming(step.run.spec):
-                    keeper.after_step(step)
+                with bookkeeper.say.blaming(step.run.spec):
+                    bookkeeper.after_step(step)
 
 
-def _at_boundary(runs: Sequence[Run], layout: Layout, stops: Stops, keeper: Keeper) -> Sequence[Run]:
+def _at_boundary(runs: Sequence[Run], layout: MemoryLayout, stops: Stops, bookkeeper: Bookkeeper) -> Sequence[Run]:
     """Between two steps, the only place where a run is stopped, snapshotted or finished: those that go on."""
     layout.agree()
     parallel.gather_random_states(runs)
-    keeper.at_boundary(runs)
-    going = [run for run in runs if _goes_on(run, stops, keeper)] if parallel.is_first() else runs
-    going = parallel.agree(going, keeper.say.endings)
+    bookkeeper.at_boundary(runs)
+    going = [run for run in runs if _goes_on(run, stops, bookkeeper)] if parallel.is_first() else runs
+    going = parallel.agree(going, bookkeeper.say.endings)
     for run in runs:
-        if keeper.has_ended(run):
+        if bookkeeper.has_ended(run):
             run.let_go()
     return going
 
 
-def _goes_on(run: Run, stops: Stops, keeper: Keeper) -> bool:
-    if keeper.has_ended(run):
+def _goes_on(run: Run, stops: Stops, bookkeeper: Bookkeeper) -> bool:
+    if bookkeeper.has_ended(run):
         return False
-    with keeper.say.blaming(run.spec):
+    with bookkeeper.say.blaming(run.spec):
         if command := stops.wanted(run.id):
-            keeper.stop(run, command)
+            bookkeeper.stop(run, command)
         elif run.is_complete:
-            keeper.finish(run)
+            bookkeeper.finish(run)
         else:
-            keeper.snapshot_if_due(run)
-    return not keeper.has_ended(run)
+            bookkeeper.snapshot_if_due(run)
+    return not bookkeeper.has_ended(run)
 
 
 def optimizer_step(base: Base, runs: Sequence[Run], row_tokens: int, pulse: Pulse) -> list[Step]:
@@ -71,7 +71,7 @@ def optimizer_step(base: Base, runs: Sequence[Run], row_tokens: int, pulse: Puls
         forward_backward(base, row.to(base.device), steps)
     for step in steps.values():
         run, knobs = step.run, step.run.spec.hyperparameters
-        parallel.add_up(step)  # over the processes that share the step's examples; there is mostly one
+        parallel.all_reduce(step)  # over the processes that share the step's examples; there is mostly one
         divide_gradients(run.parameters, step.denominator)  # the one division: sum -> mean over tokens, or over pairs
         step.grad_norm = clip_gradients(run.parameters, knobs.max_grad_norm)
         if step.is_finite:

@@ -44,13 +44,13 @@ class Factors:
 
 @dataclass
 class Adapter:
-    """Everything that one run trains: the factors by layer name, in the model's order, and whole modules."""
+    """Everything that one run trains: the factors by layer name, in the model's order, and modules_to_save."""
 
     run_id: str
     dropout: float
     generator: torch.Generator  # of this run's dropout masks, and of nothing else
     factors: dict[str, Factors]
-    whole: dict[str, torch.nn.Parameter] = field(default_factory=dict)  # float32, by the name in the base model
+    module_masters: dict[str, torch.nn.Parameter] = field(default_factory=dict)  # by names in the base, float32
 
     def parameters(self) -> list[torch.nn.Parameter]:
         return list(self.named_parameters().values())
@@ -63,7 +63,7 @@ class Adapter:
             named[f"{PEFT_PREFIX}{layer}.lora_B.weight"] = factors.B_D_R
             if factors.magnitude_D is not None:
                 named[f"{PEFT_PREFIX}{layer}.lora_magnitude_vector"] = factors.magnitude_D
-        return named | {PEFT_PREFIX + name: parameter for name, parameter in self.whole.items()}
+        return named | {PEFT_PREFIX + name: parameter for name, parameter in self.module_masters.items()}
 
 
 class Routing:
@@ -97,6 +97,7 @@ class AdaptedLinear(torch.nn.Module):
         self._routing = routing
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., K) -> (..., D), in the dtype of `x`; the leading dimensions together are the row's T tokens."""
         x_T_K = x.reshape(-1, x.shape[-1])
         parts, factors = self._parts(x.dtype)
         y_T_D: torch.Tensor = _LoraProduct.apply(x_T_K, self.base, parts, *factors)  # type: ignore[no-untyped-call]
@@ -194,20 +195,20 @@ def make_adapter(
     modules that the model does not have, for patterns without a target, and for a rank above a target's smaller side.
     """
     targets = _targets(lora, layers)
-    dice = torch.Generator().manual_seed(seed)
-    factors = {name: _factors(layers[name].base, lora, name, dice, device) for name in targets}
+    init = torch.Generator().manual_seed(seed)
+    factors = {name: _factors(layers[name].base, lora, name, init, device) for name in targets}
     generator = torch.Generator(device).manual_seed(seed)
     return Adapter(run_id, lora.dropout, generator, factors)
 
 
 def frozen_copy(adapter: Adapter) -> Adapter:
-    """The adapter as it is now, for forwards without a gradient: those draw no dropout, so the dice stay shared."""
+    """The adapter as it is now, for forwards without a gradient: those draw no dropout, so its generator is shared."""
     return deepcopy(adapter, {id(adapter.generator): adapter.generator})
 
 
-def _factors(base: FrozenLinear, lora: LoraSpec, name: str, dice: torch.Generator, device: torch.device) -> Factors:
+def _factors(base: FrozenLinear, lora: LoraSpec, name: str, init: torch.Generator, device: torch.device) -> Factors:
     reach, r = 1 / math.sqrt(base.in_features), rank_of(lora, name)
-    A_R_K = torch.empty(r, base.in_features).uniform_(-reach, reach, generator=dice)
+    A_R_K = torch.empty(r, base.in_features).uniform_(-reach, reach, generator=init)
     B_D_R = torch.zeros(base.out_features, r)
     return Factors(torch.nn.Parameter(A_R_K.to(device)), torch.nn.Parameter(B_D_R.to(device)), scale_of(lora, name))
 

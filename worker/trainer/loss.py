@@ -26,10 +26,10 @@ def head_loss(
     targets_N: torch.Tensor,
     weights_N: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(sum of the losses with its gradient, loss of each token in nats, whether each token was the likeliest).
+    """The sum of the losses (a float32 scalar, with its gradient), losses_N (float32, nats), hits_N (bool).
 
-    `weights_N` (float32, 1 where absent) weigh the sum and its gradient, not the losses of the tokens. Sums, not means:
-    the one division is the optimizer step's. The losses are float32.
+    A hit is a target that was the likeliest token. `weights_N` (float32, 1 where absent) weigh the sum and its
+    gradient, not `losses_N`. A sum, not a mean: the one division is the optimizer step's.
     """
     if not torch.is_grad_enabled():  # `needs_input_grad` would still say that a trained head wants its V x D numbers
         hidden_N_D, head_V_D = hidden_N_D.detach(), head_V_D.detach()

@@ -1,8 +1,8 @@
 """Adapter and base -> an ordinary model directory: `python -m worker.trainer.merge BASE_DIR ADAPTER_DIR OUT_DIR`.
 
 W' = W + scale * B A, with DoRA (m / ||W'||) * W' by rows, in float32 on the base's own weights and rounded once, to the
-dtype that the base is stored in. One tensor is in memory at a time, and the files are cut as the base's are. Whole
-modules take the place of the base's; an embedding and a head that the base keeps as one matrix become two where
+dtype that the base is stored in. One tensor is in memory at a time, and the files are cut as the base's are.
+modules_to_save take the place of the base's; an embedding and a head that the base keeps as one matrix become two where
 either was trained, which config.json then says. An adapter trained on a quantised base is merged into the weights
 before quantisation: very nearly the model that was trained, and not to the bit.
 """
@@ -35,8 +35,8 @@ from app.domain.catalog import INDEX, hash_directory, weight_files
 from app.domain.patterns import scale_of
 from app.domain.spec import LoraSpec
 from app.domain.states import ExitCode
-from worker.trainer.card import merged_card
 from worker.trainer.lora import PEFT_PREFIX
+from worker.trainer.model_card import merged_card
 from worker.trainer.process import die_with_parent
 
 FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors names them
@@ -142,8 +142,8 @@ class _Merged:
         self._trained = trained
         self._names = set(trained.keys())
         self._where = {name: shard.path for shard in shards for name in shard.tensors}
-        self.embedding, self.head = _tied_names(base) if self._whole() else ("", "")
-        self.unties = bool(self._whole() & {self.embedding, self.head} - {""})
+        self.embedding, self.head = _tied_names(base) if self._saved_parameters() else ("", "")
+        self.unties = bool(self._saved_parameters() & {self.embedding, self.head} - {""})
         self.shards = shards
         if self.unties and self.head not in self._where:
             last = shards[-1]
@@ -194,7 +194,7 @@ class _Merged:
         adapted = f"{PEFT_PREFIX}{name.removesuffix('.weight')}.lora_A.weight"
         return PEFT_PREFIX + name in self._names or (name.endswith(".weight") and adapted in self._names)
 
-    def _whole(self) -> set[str]:
+    def _saved_parameters(self) -> set[str]:
         return {name.removeprefix(PEFT_PREFIX) for name in self._names if ".lora_" not in name}
 
 

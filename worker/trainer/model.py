@@ -28,9 +28,9 @@ from worker.trainer import attention
 from worker.trainer.batch import Row
 from worker.trainer.failures import Failure, is_out_of_memory
 from worker.trainer.frozen import Frozen4, freeze, stored_bytes
-from worker.trainer.fused import fuse
+from worker.trainer.lean_modules import make_lean
 from worker.trainer.lora import AdaptedLinear, Routing
-from worker.trainer.whole import WholeModule
+from worker.trainer.modules_to_save import ModuleToSave
 
 # Heads that are more than one matrix product: our loss would be another model's.
 HEAD_SETTINGS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
@@ -38,6 +38,8 @@ HEAD_SETTINGS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm
 
 @dataclass
 class Base:
+    """The frozen base model as it is loaded, shared by every run of a trainer."""
+
     name: str
     directory: Path
     model: Any  # a transformers causal language model whose linear layers are AdaptedLinear
@@ -45,7 +47,7 @@ class Base:
     routing: Routing  # what the layers look at: whose tokens are in flight
     device: torch.device
     compute_dtype: torch.dtype
-    wholes: dict[str, WholeModule] = field(default_factory=dict)  # modules that the one run trains whole
+    modules_to_save: dict[str, ModuleToSave] = field(default_factory=dict)  # of the one run that trains any
 
     @property
     def head_V_D(self) -> torch.Tensor:  # noqa: N802  shapes stand in names
@@ -56,7 +58,7 @@ class Base:
     def head_of(self, row: Row) -> torch.Tensor:
         """The head that a row's tokens meet, V x D: the base model's, or the float32 master of a run that trains it."""
         head = self.model.get_output_embeddings()
-        if row.segments and isinstance(head, WholeModule):
+        if row.segments and isinstance(head, ModuleToSave):
             return head.master(self.routing.adapters[row.segments[0].run_id], "weight")
         return self.head_V_D
 
@@ -70,11 +72,11 @@ class Base:
         layers = sum(stored_bytes(layer.base) for layer in self.layers.values())
         return layers + sum(parameter.numel() * parameter.element_size() for parameter in self._others())
 
-    def keep_wide(self, keep: bool) -> None:
+    def cache_weights(self, are_cached: bool) -> None:
         """Dequantise every layer for good, or no more; the same numbers for 2 bytes a weight."""
         for layer in self.layers.values():
             if isinstance(layer.base, Frozen4):
-                layer.base.keep_wide(keep)
+                layer.base.cache_weight(are_cached)
 
     def _others(self) -> Iterator[torch.nn.Parameter]:
         weights = {id(layer.base.weight) for layer in self.layers.values()}
@@ -107,7 +109,7 @@ def load_base(
     model.eval().requires_grad_(False)  # frozen layers have no dropout of their own; LoRA's is switched apart
     routing = Routing()
     layers = _adapt(model, linears, routing)
-    fuse(model, compute_dtype)
+    make_lean(model, compute_dtype)
     return Base(name, directory, model, layers, routing, device, compute_dtype)
 
 
@@ -146,9 +148,9 @@ def in_float32(base: Base) -> Iterator[None]:
 @contextmanager
 def bare(base: Base) -> Iterator[Any]:
     """The model with its frozen layers where it was born with them, as PEFT expects it."""
-    ours = {**base.layers, **base.wholes}
+    ours = {**base.layers, **base.modules_to_save}
     born = {name: layer.base for name, layer in base.layers.items()}
-    for name, module in (born | {name: whole.frozen for name, whole in base.wholes.items()}).items():
+    for name, module in (born | {name: module.frozen for name, module in base.modules_to_save.items()}).items():
         base.model.set_submodule(name, module)
     try:
         yield base.model

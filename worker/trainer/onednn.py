@@ -15,7 +15,7 @@ OF_ONE_RUN = 128
 OF_SEVERAL = 256
 
 
-def keep_few(runs: int) -> None:
+def limit_primitive_cache(runs: int) -> None:
     """Before the first product: both are read once. An operator's own setting stays."""
     for name in (CAPACITY, CAPACITY_OF_TORCH):
         os.environ.setdefault(name, str(OF_ONE_RUN if runs == 1 else OF_SEVERAL))

@@ -35,7 +35,7 @@ T = TypeVar("T")
 TIMEOUT = timedelta(hours=4)
 
 
-def size() -> int:
+def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -55,7 +55,7 @@ def join(device: str) -> None:
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=TIMEOUT)
 
 
-def part() -> None:
+def leave() -> None:
     """Leave together: a process that is gone early cuts the others off from its last word."""
     _together(dist.barrier)
     dist.destroy_process_group()
@@ -63,21 +63,21 @@ def part() -> None:
 
 def own_examples(examples: Sequence[int], tokens: Callable[[int], int]) -> list[int]:
     """This process's examples of a step, in the step's order: the longest first to whoever has the fewest tokens."""
-    if size() == 1:
+    if world_size() == 1:
         return list(examples)
-    loads = [0] * size()
+    loads = [0] * world_size()
     mine = set()
     for at in sorted(range(len(examples)), key=lambda at: (-tokens(examples[at]), at)):
-        lightest = min(range(size()), key=lambda process: (loads[process], process))
+        lightest = min(range(world_size()), key=lambda process: (loads[process], process))
         loads[lightest] += tokens(examples[at])
         if lightest == rank():
             mine.add(at)
     return [example for at, example in enumerate(examples) if at in mine]
 
 
-def add_up(step: Step) -> None:
+def all_reduce(step: Step) -> None:
     """Replace the gradients and sums of this process's share by those of the whole step."""
-    if size() == 1:
+    if world_size() == 1:
         return
     parameters = step.run.parameters
     gradient_P = torch.cat([_gradient(parameter).reshape(-1) for parameter in parameters])
@@ -92,7 +92,7 @@ def add_up(step: Step) -> None:
 
 def agree(runs: Sequence[Run], endings: MutableMapping[str, Reason]) -> Sequence[Run]:
     """The runs that the first process goes on with, in every process; and how the others have ended."""
-    if size() == 1:
+    if world_size() == 1:
         return runs
     said: list[Any] = [[run.id for run in runs], dict(endings)]
     _together(lambda: dist.broadcast_object_list(said, src=0))
@@ -104,14 +104,14 @@ def agree(runs: Sequence[Run], endings: MutableMapping[str, Reason]) -> Sequence
 
 def gather(mine: T) -> list[T]:
     """What each process has, in their order."""
-    if size() == 1:
+    if world_size() == 1:
         return [mine]
-    everybodys: list[Any] = [None] * size()
+    everybodys: list[Any] = [None] * world_size()
     _together(lambda: dist.all_gather_object(everybodys, mine))
     return everybodys
 
 
-def own_random_numbers(generator: torch.Generator, seed: int) -> None:
+def seed_own_dropout(generator: torch.Generator, seed: int) -> None:
     """Every process its own dropout masks; the first one those of a run alone."""
     if rank():
         generator.manual_seed(random.Random(f"{seed}/{rank()}").getrandbits(32))  # the CPU's takes 32 bits of a seed
@@ -120,16 +120,16 @@ def own_random_numbers(generator: torch.Generator, seed: int) -> None:
 def gather_random_states(runs: Sequence[Run]) -> None:
     """Tell the first process, which writes the snapshots, where each process's random numbers are."""
     for run in runs:
-        if size() > 1 and run.adapter.dropout:
+        if world_size() > 1 and run.adapter.dropout:
             mine = run.adapter.generator.get_state()
-            states = [torch.empty_like(mine) for _ in range(size())]
+            states = [torch.empty_like(mine) for _ in range(world_size())]
             _together(lambda states=states, mine=mine: dist.all_gather(states, mine))  # type: ignore[misc]
             run.random_states = states
 
 
 def fair_threads(threads: int) -> int:
     """The processes of one machine share its cores."""
-    return max(1, threads // size())
+    return max(1, threads // world_size())
 
 
 def _take_gpu(local_rank: int, processes: int) -> None:

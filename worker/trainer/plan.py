@@ -33,14 +33,14 @@ class Plan:
         """Epochs done after `step` steps."""
         return step / self.steps_per_epoch
 
-    def ends_epoch(self, step: int) -> bool:
+    def is_checkpoint_due(self, step: int) -> bool:
         """Whether a checkpoint is due after `step` steps: at each epoch's end, and at the very end."""
         return step > 0 and (step % self.steps_per_epoch == 0 or step == self.total_steps)
 
-    def measures(self, step: int) -> bool:
+    def is_validation_due(self, step: int) -> bool:
         """Whether a validation is due after `step` steps: every `eval_steps`, else at epochs' ends; at the very end."""
         if self.eval_steps is None or step == self.total_steps:
-            return self.ends_epoch(step)
+            return self.is_checkpoint_due(step)
         return step > 0 and step % self.eval_steps == 0
 
 

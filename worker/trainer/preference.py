@@ -36,7 +36,7 @@ class Comparison:
 
 @torch.no_grad()
 def reference_losses(base: Base, row: Row) -> torch.Tensor | None:
-    """The reference's loss of each labelled token in nats; None for a row without pairs."""
+    """The reference's losses_N (float32, nats); None for a row without pairs."""
     if row.pairs is None:
         return None
     reference = row.as_reference(base.routing.adapters)
@@ -50,10 +50,10 @@ def compare(base: Base, row: Row, hidden_N_D: torch.Tensor, reference_N: torch.T
     if row.pairs is None or reference_N is None:
         return None
     losses_N = head_loss(hidden_N_D.detach(), base.head_of(row), row.targets_N)[1]  # attached: a gradient, too
-    return comparison(row.pairs, losses_N, reference_N)
+    return compare_losses(row.pairs, losses_N, reference_N)
 
 
-def comparison(pairs: Pairs, losses_N: torch.Tensor, reference_N: torch.Tensor) -> Comparison:
+def compare_losses(pairs: Pairs, losses_N: torch.Tensor, reference_N: torch.Tensor) -> Comparison:
     """The maths alone: from each token's loss with the adapter and without it."""
     gained_N = (reference_N.double() - losses_N) * pairs.signs_N  # log p - log p_reference is what the loss has fallen
     count = len(pairs.betas_P)

@@ -12,11 +12,11 @@ import torch
 
 from app.domain.events import Probed
 from app.domain.layout import largest_row
-from worker.trainer import room
+from worker.trainer import device_memory
 from worker.trainer.batch import Row, rows
 from worker.trainer.loop import forward_backward
 from worker.trainer.model import Base
-from worker.trainer.settle import moments_to_come, yet_to_come
+from worker.trainer.placement import bytes_to_come, moment_bytes_to_come
 from worker.trainer.state import Run, Step
 
 
@@ -26,13 +26,13 @@ def probe(base: Base, runs: Sequence[Run], row_tokens: int) -> Probed | None:
     if row is None:
         return None
     row, states = row.to(base.device), [run.adapter.generator.get_state() for run in runs]
-    room.reset_peak(base.device)
-    loaded, began = room.used_bytes(base.device), time.monotonic()
+    device_memory.reset_peak(base.device)
+    loaded, began = device_memory.used_bytes(base.device), time.monotonic()
     try:
         forward_backward(base, row, {run.id: Step(run, base.device) for run in runs})
         if base.device.type == "cuda":
             torch.cuda.synchronize(base.device)
-        seconds, peak = time.monotonic() - began, room.peak_bytes(base.device)
+        seconds, peak = time.monotonic() - began, device_memory.peak_bytes(base.device)
     finally:
         for run, state in zip(runs, states, strict=True):
             run.forget_gradients()
@@ -41,8 +41,8 @@ def probe(base: Base, runs: Sequence[Run], row_tokens: int) -> Probed | None:
         run_id=runs[0].id,
         row_tokens=len(row.tokens_T),
         seconds=seconds,
-        loaded_bytes=loaded + yet_to_come(runs),
-        peak_bytes=peak + moments_to_come(runs),
+        loaded_bytes=loaded + bytes_to_come(runs),
+        peak_bytes=peak + moment_bytes_to_come(runs),
     )
 
 

@@ -3,7 +3,7 @@
 They are 59 % of a step on a CPU (docs/decisions/0018), and what one processor does otherwise than another: some have
 instructions for bfloat16 and some imitate it, some have two threads a core and some one.
 
-The code is that of training, the weights are made up, and nobody's dice are thrown.
+The code is that of training, the weights are made up, and no random generator is touched.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from app.domain.spec import QuantizationSpec
-from worker.trainer import uncompiled  # noqa: F401  before bitsandbytes is imported by its own name
+from worker.trainer import bitsandbytes_import  # noqa: F401  before bitsandbytes is imported by its own name
 
 from bitsandbytes.functional import QuantState, get_4bit_type, quantize_4bit, quantize_blockwise  # isort: skip
 

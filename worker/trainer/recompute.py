@@ -1,4 +1,4 @@
-"""What the backward needs again: kept, or made a second time. Memory against time, the results equal to the bit.
+"""Activation checkpointing: what the backward needs is kept, or made a second time. Results are equal to the bit.
 
     nothing       everything is kept
     elementwise   kept is what a matrix product or attention made; norms and the gated product are made again
@@ -23,9 +23,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from app.domain.modes import Recompute
 from worker.trainer.batch import Segment
-from worker.trainer.fused import GatedLayer, Norm, gated
+from worker.trainer.lean_modules import GatedMLP, RMSNorm, swiglu
 from worker.trainer.lora import Routing
-from worker.trainer.whole import WholeModule
+from worker.trainer.modules_to_save import ModuleToSave
 
 Maker = Callable[..., torch.Tensor]
 
@@ -35,7 +35,7 @@ class Recomputation:
 
     def __init__(self, model: Any, routing: Routing) -> None:
         self.mode: Recompute = "nothing"
-        self.whole_layers = 0  # of mode "layers": how many, from the first
+        self.recomputed_layers = 0  # how many, from the first
         self.layers = decoder_layers(model)
         self._routing = routing
         self._notes = _Notes()
@@ -44,9 +44,9 @@ class Recomputation:
             _make_remakable(layer, self._notes)
             layer.forward = self._around(number, layer.forward)
 
-    def set(self, mode: Recompute, whole_layers: int = 0) -> None:
+    def set(self, mode: Recompute, recomputed_layers: int = 0) -> None:
         self.mode = mode
-        self.whole_layers = {"layers": whole_layers, "everything": len(self.layers)}.get(mode, 0)
+        self.recomputed_layers = {"layers": recomputed_layers, "everything": len(self.layers)}.get(mode, 0)
 
     def forget(self) -> None:
         """After a step that came to no end: what it made again is held no longer."""
@@ -56,20 +56,21 @@ class Recomputation:
         def run(*inputs: Any, **more: Any) -> Any:
             if self.mode == "nothing" or not torch.is_grad_enabled():
                 return forward(*inputs, **more)
-            if number < self.whole_layers:
-                return self._whole(forward, *inputs, **more)
+            if number < self.recomputed_layers:
+                return self._recomputed(forward, *inputs, **more)
             with self._notes:
                 return forward(*inputs, **more)
 
         return run
 
-    def _whole(self, forward: Callable[..., Any], hidden: torch.Tensor, *inputs: Any, **more: Any) -> Any:
+    def _recomputed(self, forward: Callable[..., Any], hidden: torch.Tensor, *inputs: Any, **more: Any) -> Any:
         def layer(hidden: torch.Tensor) -> torch.Tensor:
             made = forward(hidden, *inputs, **more)
             only: torch.Tensor = made if isinstance(made, torch.Tensor) else made[0]
             return only
 
-        made: torch.Tensor = _Twice.apply(hidden, self._anchor, layer, _Again(self._routing))  # type: ignore[no-untyped-call]
+        as_in_forward = _AsInForward(self._routing)
+        made: torch.Tensor = _RecomputedLayer.apply(hidden, self._anchor, layer, as_in_forward)  # type: ignore[no-untyped-call]
         return made
 
 
@@ -80,14 +81,14 @@ def decoder_layers(model: Any) -> Sequence[torch.nn.Module]:
     return list(next((stack for stack in stacks if len(stack) == count), ()))
 
 
-class _Twice(torch.autograd.Function):
+class _RecomputedLayer(torch.autograd.Function):
     """A layer of which only the input is kept. torch.utils.checkpoint does as much, and loads the compiler: 40 MB."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, _anchor: torch.Tensor, layer: Maker, again: AbstractContextManager[None]
+        ctx: Any, hidden: torch.Tensor, _anchor: torch.Tensor, layer: Maker, as_in_forward: AbstractContextManager[None]
     ) -> torch.Tensor:
-        ctx.layer, ctx.again = layer, again
+        ctx.layer, ctx.as_in_forward = layer, as_in_forward
         ctx.save_for_backward(hidden)
         with torch.enable_grad():  # without gradients a layer would take itself for evaluated, and leave out dropout
             return layer(hidden.detach()).detach()
@@ -95,13 +96,13 @@ class _Twice(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None]:
         hidden = ctx.saved_tensors[0].detach().requires_grad_(ctx.needs_input_grad[0])
-        with ctx.again, torch.enable_grad():
+        with ctx.as_in_forward, torch.enable_grad():
             made = ctx.layer(hidden)
         torch.autograd.backward(made, gradient)  # into the adapter's factors, and into `hidden`
         return hidden.grad, None, None, None
 
 
-class _Again(AbstractContextManager[None]):
+class _AsInForward(AbstractContextManager[None]):
     """The world as a layer saw it in its forward, while it runs a second time."""
 
     def __init__(self, routing: Routing) -> None:
@@ -172,7 +173,7 @@ class _Notes(AbstractContextManager[None]):
         self._recipes.clear()
 
     def make(self, make: Maker, *inputs: torch.Tensor, is_lean: bool = False) -> torch.Tensor:
-        """What is lean (fused.py) keeps nothing but its inputs by itself; of anything else only the inputs are kept."""
+        """What is lean (lean_modules.py) keeps but its inputs by itself; of anything else only those are kept."""
         made: torch.Tensor = make(*inputs) if is_lean else _Remade.apply(make, *inputs)  # type: ignore[no-untyped-call]
         self._recipes[made.untyped_storage().data_ptr()] = _Recipe(make, inputs, made)
         return made
@@ -226,18 +227,18 @@ class _Remade(torch.autograd.Function):
 
 
 def _make_remakable(layer: torch.nn.Module, notes: _Notes) -> None:
-    """Norms by their class's name, and gated layers of the form we know (fused.py); others stay.
+    """Norms by their class's name, and gated MLPs of the form we know (lean_modules.py); others stay.
 
-    So does what a run trains whole: made again, it would have the frozen weight, and its own no gradient.
+    So do modules_to_save: made again, they would have the frozen weight, and their own no gradient.
     """
-    trained = {id(module.frozen) for module in layer.modules() if isinstance(module, WholeModule)}
+    trained = {id(module.frozen) for module in layer.modules() if isinstance(module, ModuleToSave)}
     remakable: list[Any] = [module for module in layer.modules() if id(module) not in trained]
     for module in remakable:
-        is_gated = isinstance(module, GatedLayer)
+        is_gated = isinstance(module, GatedMLP)
         if type(module).__name__.endswith("Norm"):
-            module.forward = _norm(module.forward, notes, is_lean=isinstance(module, Norm))
+            module.forward = _norm(module.forward, notes, is_lean=isinstance(module, RMSNorm))
         elif is_gated:
-            module.forward = _gated_layer(module, notes)
+            module.forward = _gated_mlp(module, notes)
 
 
 def _norm(forward: Maker, notes: _Notes, *, is_lean: bool) -> Maker:
@@ -249,10 +250,10 @@ def _norm(forward: Maker, notes: _Notes, *, is_lean: bool) -> Maker:
     return run
 
 
-def _gated_layer(layer: GatedLayer, notes: _Notes) -> Maker:
+def _gated_mlp(layer: GatedMLP, notes: _Notes) -> Maker:
     def run(x: torch.Tensor) -> torch.Tensor:
         gate, up = layer.gate_proj(x), layer.up_proj(x)
-        inner = notes.make(gated, gate, up, is_lean=True) if notes.is_open else gated(gate, up)
+        inner = notes.make(swiglu, gate, up, is_lean=True) if notes.is_open else swiglu(gate, up)
         down: torch.Tensor = layer.down_proj(inner)
         return down
 

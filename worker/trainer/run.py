@@ -19,41 +19,41 @@ from app.domain.render import Renderer
 from app.domain.snapshots import candidates, going_on
 from app.domain.spec import RunSpec, TrainerSpec
 from app.domain.states import ExitCode, Reason
-from worker.trainer import parallel, room
+from worker.trainer import device_memory, parallel
+from worker.trainer.autotune import fastest_way
 from worker.trainer.base_check import check_base
 from worker.trainer.batch import Corpus, read_corpus, reference_id
+from worker.trainer.bookkeeping import Bookkeeper
 from worker.trainer.checkpoint import step_directory
-from worker.trainer.cut import abreast
+from worker.trainer.consistent_cut import abreast
 from worker.trainer.device import (
     Way,
     choose_compute_dtype,
     choose_device,
     choose_threads,
-    computed_in,
     device_name,
+    dtype_name,
     make_repeatable,
-    name_of,
+    with_compute_dtype,
 )
 from worker.trainer.emit import Emit, Ledger, Pulse
-from worker.trainer.facts import facts_of, started, warn_of_differences, warn_of_slow_numbers
+from worker.trainer.facts import facts_of, started, warn_of_differences, warn_of_slow_dtype
 from worker.trainer.failures import Failure, exit_code, explain, failed, loading
+from worker.trainer.initial_adapter import initial_adapter
 from worker.trainer.inputs import check_context_length, check_inputs, check_prompts
-from worker.trainer.keep import Keeper
 from worker.trainer.loop import train
 from worker.trainer.lora import frozen_copy
 from worker.trainer.model import Base, open_base
+from worker.trainer.oom_in_step import MemoryLayout
+from worker.trainer.openmp import cores_watched
 from worker.trainer.optim import make_optimizer
+from worker.trainer.placement import place, planned
 from worker.trainer.plan import make_plan
 from worker.trainer.probe import probe
 from worker.trainer.recompute import Recomputation
-from worker.trainer.repair import Layout
-from worker.trainer.settle import planned, settle
-from worker.trainer.snapshot import Choices, Snapshot, identity, open_newest, open_snapshot, restore
-from worker.trainer.start import first_adapter
+from worker.trainer.snapshot import Choices, Snapshot, identity_of, open_newest, open_snapshot, restore
 from worker.trainer.state import Run
 from worker.trainer.stop import Stops
-from worker.trainer.tune import faster
-from worker.trainer.waiting import cores_watched
 
 ORDERLY = (ExitCode.DONE, ExitCode.DRAINED, ExitCode.PAUSED, ExitCode.CANCELLED)  # every process has come to its end
 
@@ -73,7 +73,7 @@ class Attempt:
         return (each for each in self.spec.runs if each.run_id not in self.say.endings)
 
     def identity(self, run_spec: RunSpec) -> dict[str, Any]:
-        return identity(run_spec, self.spec.base, self.spec.quantization)
+        return identity_of(run_spec, self.spec.base, self.spec.quantization)
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,12 @@ def run_rank(spec: TrainerSpec, workdir: Path, emit: Emit, stops: Stops) -> int:
         return exit_code(error.reason)
     code = run(spec, workdir, emit, stops)
     if code in ORDERLY:
-        parallel.part()
+        parallel.leave()
     return code
 
 
 def _run(attempt: Attempt) -> None:
-    room.return_what_is_freed()
+    device_memory.return_what_is_freed()
     device = choose_device(attempt.spec.device)
     snapshots = _open_snapshots(attempt)
     earlier = Earlier(snapshots, _decided(snapshots, attempt.say))
@@ -135,7 +135,7 @@ def _train(attempt: Attempt, device: torch.device, way: Way, earlier: Earlier) -
     for each in runs:
         say(started(each, base))
     choices = _choose(attempt, base, runs, way, earlier.choices)
-    keeper = Keeper(
+    bookkeeper = Bookkeeper(
         base=base,
         renderer=renderer,
         workdir=attempt.workdir,
@@ -145,9 +145,9 @@ def _train(attempt: Attempt, device: torch.device, way: Way, earlier: Earlier) -
         say=say,
         stops=attempt.stops,
     )
-    layout = Layout(base, keeper, Recomputation(base.model, base.routing))
-    _confirm(base, runs, keeper, layout)
-    train(base, runs, layout, attempt.stops, keeper)
+    layout = MemoryLayout(base, bookkeeper, Recomputation(base.model, base.routing))
+    _confirm(base, runs, bookkeeper, layout)
+    train(base, runs, layout, attempt.stops, bookkeeper)
 
 
 def _open_snapshots(attempt: Attempt) -> dict[str, Snapshot]:
@@ -196,13 +196,13 @@ def _way(attempt: Attempt, device: torch.device, earlier: Choices | None) -> Way
     spec = attempt.spec
     threads = spec.threads or parallel.fair_threads(choose_threads())
     rule = Way(choose_compute_dtype(spec.quantization, device, spec.dtype_is_free), threads)
-    return faster(spec, attempt.workdir, device, rule, attempt.say)
+    return fastest_way(spec, attempt.workdir, device, rule, attempt.say)
 
 
 def _open(attempt: Attempt, device: torch.device, way: Way) -> Base:
     spec = attempt.spec
     if not spec.dtype_is_free:
-        warn_of_slow_numbers(spec, way.compute_dtype, device, attempt.say)
+        warn_of_slow_dtype(spec, way.compute_dtype, device, attempt.say)
     with loading(spec):
         base = open_base(spec.base, spec.quantization, way.compute_dtype, device)
         check_base(base)
@@ -239,12 +239,12 @@ def prepare(spec: RunSpec, workdir: Path, base: Base, renderer: Renderer, facts:
     def corpus_of(path: Path, blame: Reason) -> Corpus:
         return read_corpus(renderer, workdir / path, knobs.context_length, blame, pulse, spec.method)
 
-    adapter = first_adapter(spec, workdir, base)
+    adapter = initial_adapter(spec, workdir, base)
     corpus = corpus_of(spec.training_file, Reason.INVALID_TRAINING_FILE)
     validation = corpus_of(spec.validation_file, Reason.INVALID_VALIDATION_FILE) if spec.validation_file else None
     if spec.method == "dpo" and spec.start_adapter is not None:
         base.routing.adapters[reference_id(spec.run_id)] = frozen_copy(adapter)
-    parallel.own_random_numbers(adapter.generator, spec.seed)
+    parallel.seed_own_dropout(adapter.generator, spec.seed)
     return Run(
         spec=spec,
         plan=make_plan(knobs, len(corpus), spec.seed),
@@ -259,10 +259,10 @@ def prepare(spec: RunSpec, workdir: Path, base: Base, renderer: Renderer, facts:
 
 def _choose(attempt: Attempt, base: Base, runs: Sequence[Run], way: Way, earlier: Choices | None) -> Choices:
     """What was decided earlier, unless the kernel has thought it too much since. Raises Failure(OUT_OF_MEMORY)."""
-    spec = computed_in(attempt.spec, way.compute_dtype)
+    spec = with_compute_dtype(attempt.spec, way.compute_dtype)
     if earlier and spec.out_of_memory_kills <= earlier.out_of_memory_kills:
         return earlier
-    placement = settle(spec, base, runs, way.row_tokens)
+    placement = place(spec, base, runs, way.row_tokens)
     for each in runs:
         attempt.say(planned(each, placement))
     if placement.memory.total > HOPELESS * placement.device.memory_bytes:
@@ -270,21 +270,21 @@ def _choose(attempt: Attempt, base: Base, runs: Sequence[Run], way: Way, earlier
     decided = earlier or Choices(
         row_tokens=placement.mode.row_tokens,
         threads=way.threads,
-        compute_dtype=name_of(way.compute_dtype),
+        compute_dtype=dtype_name(way.compute_dtype),
         device=device_name(base.device),
     )
     laid_out = decided.laid_out(placement.mode).after_kills(spec.out_of_memory_kills)
     return replace(laid_out, peak_bytes=placement.memory.total)
 
 
-def _confirm(base: Base, runs: Sequence[Run], keeper: Keeper, layout: Layout) -> None:
+def _confirm(base: Base, runs: Sequence[Run], bookkeeper: Bookkeeper, layout: MemoryLayout) -> None:
     """The plan's largest row, once, before the first step; too large a plan is repaired here."""
-    if keeper.choices.probed:
+    if bookkeeper.choices.probed:
         return
-    measured = layout.attempt(runs, lambda row_tokens: probe(base, runs, row_tokens))
-    keeper.choices = replace(keeper.choices, probed=True)
+    measured = layout.until_it_fits(runs, lambda row_tokens: probe(base, runs, row_tokens))
+    bookkeeper.choices = replace(bookkeeper.choices, probed=True)
     if measured is None:
         return
     for each in runs:
-        keeper.say(measured.model_copy(update={"run_id": each.id}))
-    keeper.choices = replace(keeper.choices, peak_bytes=measured.peak_bytes)
+        bookkeeper.say(measured.model_copy(update={"run_id": each.id}))
+    bookkeeper.choices = replace(bookkeeper.choices, peak_bytes=measured.peak_bytes)

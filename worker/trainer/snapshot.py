@@ -36,7 +36,7 @@ from app.domain.spec import (
 )
 from app.domain.states import Reason
 from worker.trainer import parallel
-from worker.trainer.best import PREFIX, Best
+from worker.trainer.best import TENSOR_PREFIX, Best
 from worker.trainer.checkpoint import TOKENIZER_FILES, staged, step_directory
 from worker.trainer.failures import Failure
 from worker.trainer.state import Run
@@ -86,7 +86,8 @@ class Choices:
         )
 
     @property
-    def validated_row_tokens(self) -> int:
+    def effective_validation_row_tokens(self) -> int:
+        """Those of a step, or fewer where that was chosen."""
         return min(self.row_tokens, self.validation_row_tokens or self.row_tokens)
 
     def laid_out(self, mode: Mode) -> Choices:
@@ -100,13 +101,15 @@ class Choices:
         return replace(
             self,
             out_of_memory_kills=kills,
-            validation_row_tokens=max(1, min(self.validated_row_tokens, self.row_tokens >> kills)),
+            validation_row_tokens=max(1, min(self.effective_validation_row_tokens, self.row_tokens >> kills)),
             prompts_at_once=min(most, max(1, MAX_SAMPLE_PROMPTS >> kills)),
         )
 
 
 @dataclass(frozen=True)
 class Snapshot:
+    """A snapshot that was read and verified; `tensors` are empty for that of step 0."""
+
     name: str
     step: int
     trained_tokens: int
@@ -119,7 +122,7 @@ class Snapshot:
     beside: dict[str, int] = field(default_factory=dict)  # the other runs' steps at that moment
 
 
-def identity(run: RunSpec, base: BaseSpec, quantization: QuantizationSpec | None) -> dict[str, Any]:
+def identity_of(run: RunSpec, base: BaseSpec, quantization: QuantizationSpec | None) -> dict[str, Any]:
     """Everything that must be the same when a run goes on, as dotted names: the base, its tokenizer and chat template,
     the data, the whole configuration."""
     return dict(
@@ -134,7 +137,7 @@ def identity(run: RunSpec, base: BaseSpec, quantization: QuantizationSpec | None
                 "training_file_sha256": run.training_file_sha256,
                 "validation_file_sha256": run.validation_file_sha256,
                 "tokenizer_sha256": _tokenizer(base.directory),
-                "world_size": parallel.size(),
+                "world_size": parallel.world_size(),
             }
         )
     )
@@ -246,7 +249,7 @@ def _restore_random_state(run: Run, snapshot: Snapshot) -> None:
 def _tensors(run: Run) -> dict[str, torch.Tensor]:
     tensors = {GENERATOR: run.adapter.generator.get_state()}
     tensors |= {f"{GENERATOR}/{rank}": state for rank, state in enumerate(run.random_states)}
-    tensors |= {f"{PREFIX}{name}": tensor for name, tensor in run.best.tensors.items()}
+    tensors |= {f"{TENSOR_PREFIX}{name}": tensor for name, tensor in run.best.tensors.items()}
     for name, parameter in run.adapter.named_parameters().items():
         tensors[f"adapter/{name}"] = parameter.detach()
         for key, value in run.optimizer.state.get(parameter, {}).items():
@@ -270,8 +273,8 @@ def _defaults() -> dict[str, Any]:
     return dict(
         _dotted(
             {
-                room: {name: field.default for name, field in model.model_fields.items() if not field.is_required()}
-                for room, model in models.items()
+                section: {name: field.default for name, field in model.model_fields.items() if not field.is_required()}
+                for section, model in models.items()
             }
         )
     )

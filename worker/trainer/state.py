@@ -37,6 +37,8 @@ class Written:
 
 @dataclass
 class Run:
+    """One training of one adapter: what is fixed stands first, what changes from step to step behind it."""
+
     spec: RunSpec
     plan: Plan
     corpus: Corpus

@@ -25,15 +25,15 @@ class Tally:
 
     def add(self, segment: Segment, losses_N: torch.Tensor, hits_N: torch.Tensor, pairs: Comparison | None) -> None:
         """Take this run's part of a row into account."""
-        mine = slice(segment.first, segment.last)
+        mine = slice(segment.first_target, segment.end_target)
         self.tokens += segment.end - segment.start
-        self.labelled_tokens += segment.last - segment.first
+        self.labelled_tokens += segment.end_target - segment.first_target
         self._hits += hits_N[mine].sum()
-        if pairs is None or segment.first_pair == segment.last_pair:
+        if pairs is None or segment.first_pair == segment.end_pair:
             self._loss_sum += losses_N[mine].sum(dtype=torch.float64)
             return
-        ours = slice(segment.first_pair, segment.last_pair)
-        self.pairs += segment.last_pair - segment.first_pair
+        ours = slice(segment.first_pair, segment.end_pair)
+        self.pairs += segment.end_pair - segment.first_pair
         self._loss_sum += pairs.losses_P[ours].sum()
         self._margins += pairs.margins_P[ours].sum()
         self._wins += (pairs.margins_P[ours] > 0).sum()

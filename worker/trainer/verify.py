@@ -48,7 +48,7 @@ def verify_adapter(base: Base, run: Run, directory: Path) -> float:
                 theirs_N_V = _logits(base, row.without_adapters())
             finally:
                 tuned.unload()
-    _compare_tensors(adapter_tensors(run), tensors, [PEFT_PREFIX + name for name in run.adapter.whole])
+    _compare_tensors(adapter_tensors(run), tensors, [PEFT_PREFIX + name for name in run.adapter.module_masters])
     return _compare_logits(ours_N_V, theirs_N_V)
 
 
@@ -82,11 +82,13 @@ def _logits(base: Base, row: Row) -> torch.Tensor:
     return torch.cat([hidden_N_D @ part.float().t() for part in torch.split(head_V_D, HEAD_ROWS)], dim=1)
 
 
-def _compare_tensors(trained: dict[str, torch.Tensor], loaded: dict[str, torch.Tensor], whole: Collection[str]) -> None:
+def _compare_tensors(
+    trained: dict[str, torch.Tensor], loaded: dict[str, torch.Tensor], saved_modules: Collection[str]
+) -> None:
     if absent := sorted(trained.keys() ^ loaded.keys()):
         raise _mismatch(f"PEFT did not find the same tensors in it ({absent[0]})")
     for name, tensor in trained.items():
-        dtype = loaded[name].dtype if name in whole else tensor.dtype  # PEFT keeps whole modules in the base's dtype
+        dtype = loaded[name].dtype if name in saved_modules else tensor.dtype  # PEFT keeps those in the base's dtype
         if loaded[name].dtype != dtype or not torch.equal(tensor.to(dtype), loaded[name].cpu()):
             raise _mismatch(f"the tensor {name} is not the one that was trained")
 

@@ -150,13 +150,13 @@ def one_step(base: Base, runs: list[Run], row_tokens: int = 2048) -> list[Step]:
 
 def with_rows_of(patch: pytest.MonkeyPatch, row_tokens: int) -> None:
     """Have the plan choose this row length, whatever there is room for."""
-    settle = program.settle
+    place = program.place
 
     def chosen(*arguments: Any) -> Placement:
-        placement = settle(*arguments)
+        placement = place(*arguments)
         return replace(placement, mode=placement.mode.model_copy(update={"row_tokens": row_tokens}))
 
-    patch.setattr(program, "settle", chosen)
+    patch.setattr(program, "place", chosen)
 
 
 def no_pulse(doing: str) -> None:

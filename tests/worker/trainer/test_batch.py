@@ -48,7 +48,7 @@ class TestRows:
     def test_each_run_has_one_stretch_of_a_shared_row(self) -> None:
         one, two = corpus_of(([1, 2, 3], [1, 2]), ([4, 5], [1])), corpus_of(([6, 7], [1]))
         (row,) = rows([Share("a", one, [0, 1]), Share("b", two, [0])], token_budget=100)
-        assert [(s.run_id, s.start, s.end, s.first, s.last) for s in row.segments] == [
+        assert [(s.run_id, s.start, s.end, s.first_target, s.end_target) for s in row.segments] == [
             ("a", 0, 5, 0, 3),
             ("b", 5, 7, 3, 4),
         ]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from app.domain.spec import EarlyStopping
-from worker.trainer.best import PREFIX, Best
+from worker.trainer.best import TENSOR_PREFIX, Best
 from worker.trainer.lora import Adapter, Factors
 
 
@@ -96,7 +96,9 @@ class TestTensors:
         best = after(losses)
         best.keep(self.adapter(1.0))
         text = json.dumps(best.as_dict(), allow_nan=False)
-        tensors = {f"{PREFIX}{name}": tensor for name, tensor in best.tensors.items()} | {"adapter/x": torch.ones(1)}
+        tensors = {f"{TENSOR_PREFIX}{name}": tensor for name, tensor in best.tensors.items()} | {
+            "adapter/x": torch.ones(1)
+        }
         back = Best.from_dict(json.loads(text), tensors)
         assert back.as_dict() == best.as_dict()
         assert (back.loss, back.reference) == (best.loss, best.reference)

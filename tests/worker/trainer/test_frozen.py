@@ -42,11 +42,11 @@ class TestFourBits:
         layer = freeze(matrix(), QuantizationSpec(), torch.bfloat16)
         assert torch.equal(layer.weight_in(torch.float32), layer.weight_in(torch.bfloat16).float())
 
-    def test_kept_wide_it_is_the_same_to_the_bit_and_made_once(self) -> None:
+    def test_cached_it_is_the_same_to_the_bit_and_made_once(self) -> None:
         layer = freeze(matrix(), QuantizationSpec(), torch.bfloat16)
         fresh = layer.weight_in(torch.bfloat16)
         assert isinstance(layer, Frozen4)
-        layer.keep_wide(True)
+        layer.cache_weight(True)
         assert torch.equal(layer.weight_in(torch.bfloat16), fresh)
         assert layer.weight_in(torch.bfloat16).data_ptr() == layer.weight_in(torch.bfloat16).data_ptr()
 

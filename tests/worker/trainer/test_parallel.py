@@ -84,7 +84,11 @@ class Trainer:
         return self.process.wait(SECONDS)
 
     def ranks(self) -> list[psutil.Process]:
-        return [each for each in psutil.Process(self.process.pid).children() if "worker.trainer.rank" in each.cmdline()]
+        return [
+            each
+            for each in psutil.Process(self.process.pid).children()
+            if "worker.trainer.torchrun_rank" in each.cmdline()
+        ]
 
     def losses(self) -> dict[int, float]:
         return {record.step: record.train_loss for record in self.records if isinstance(record, Metric)}
@@ -210,7 +214,7 @@ class TestEnd:
 class TestShare:
     @pytest.fixture
     def two(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-        monkeypatch.setattr(parallel, "size", lambda: 2)
+        monkeypatch.setattr(parallel, "world_size", lambda: 2)
         return lambda rank: monkeypatch.setattr(parallel, "rank", lambda: rank)
 
     def test_every_example_belongs_to_one_process_and_tokens_are_about_equal(self, two: Callable[[int], None]) -> None:
@@ -237,7 +241,7 @@ class TestShare:
         for rank in range(2):
             two(rank)
             generator = torch.Generator().manual_seed(7)
-            parallel.own_random_numbers(generator, 7)
+            parallel.seed_own_dropout(generator, 7)
             masks.append(torch.rand(4, generator=generator).tolist())
         assert masks[0] == torch.rand(4, generator=torch.Generator().manual_seed(7)).tolist()
         assert masks[0] != masks[1]

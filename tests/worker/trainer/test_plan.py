@@ -22,8 +22,8 @@ class TestPlan:
 
     def test_a_validation_is_due_every_eval_steps_else_at_each_epochs_end_and_always_at_the_end(self) -> None:
         by_epoch, by_steps = (make_plan(knobs(batch_size=4, eval_steps=every), 10, seed=1) for every in (None, 4))
-        assert [step for step in range(7) if by_epoch.measures(step)] == [3, 6]
-        assert [step for step in range(7) if by_steps.measures(step)] == [4, 6]
+        assert [step for step in range(7) if by_epoch.is_validation_due(step)] == [3, 6]
+        assert [step for step in range(7) if by_steps.is_validation_due(step)] == [4, 6]
 
     def test_max_steps_replaces_the_epochs_also_beyond_them(self) -> None:
         assert make_plan(knobs(max_steps=2), examples=10, seed=1).total_steps == 2
@@ -33,4 +33,4 @@ class TestPlan:
 
     def test_a_checkpoint_is_due_at_each_epochs_end_and_at_the_very_end(self) -> None:
         plan = make_plan(knobs(batch_size=4, max_steps=7), examples=10, seed=1)
-        assert [step for step in range(8) if plan.ends_epoch(step)] == [3, 6, 7]
+        assert [step for step in range(8) if plan.is_checkpoint_due(step)] == [3, 6, 7]

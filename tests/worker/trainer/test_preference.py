@@ -24,7 +24,7 @@ from worker.trainer import loss
 from worker.trainer.batch import Pairs, Share, reference_id, rows
 from worker.trainer.lora import frozen_copy
 from worker.trainer.optim import learning_rate
-from worker.trainer.preference import comparison
+from worker.trainer.preference import compare_losses
 from worker.trainer.state import Run, Step
 
 BETA = 0.2
@@ -52,7 +52,7 @@ class TestComparison:
         dice = torch.Generator().manual_seed(0)
         losses = torch.rand(6, generator=dice).requires_grad_()
         reference = torch.rand(6, generator=dice)
-        found = comparison(self.PAIRS, losses.detach(), reference)
+        found = compare_losses(self.PAIRS, losses.detach(), reference)
         gained = reference - losses
         margins = torch.stack([0.1 * (gained[0] + gained[1] - gained[2]), 2.0 * (gained[4] - gained[5])])
         (-F.logsigmoid(margins).sum() + losses[3]).backward()  # the fourth token is of no pair
@@ -64,7 +64,7 @@ class TestComparison:
         losses = torch.ones(6)
         broken = losses.clone()
         broken[3] = math.nan
-        found = comparison(self.PAIRS, broken, losses)
+        found = compare_losses(self.PAIRS, broken, losses)
         assert found.losses_P.tolist() == pytest.approx([math.log(2)] * 2)
         assert found.weights_N.tolist() == pytest.approx([0.05, 0.05, -0.05, 1, 1, -1])
 
@@ -147,7 +147,7 @@ class TestBesideOtherRuns:
         base = load_tiny(tiny, None)
         together = prepare(make_spec(tiny, pairs, runs=specs), base, Path("unused"))
         mixed = next(rows([run.share() for run in together], 4096))
-        stretches = [(s.run_id, s.first_pair, s.last_pair) for s in mixed.segments]
+        stretches = [(s.run_id, s.first_pair, s.end_pair) for s in mixed.segments]
         assert stretches == [("a", 0, 0), ("b", 0, 4), ("c", 4, 8)]
         shared = [one_step(base, together, 4096) for _ in range(3)]
         for number, spec in enumerate(specs):

@@ -33,7 +33,7 @@ def test_a_process_without_an_example_of_the_largest_step_tries_nothing(
 ) -> None:
     base = load_tiny(tiny)
     runs = prepare(make_spec(tiny, examples, batch_size=1), base, tmp_path)
-    monkeypatch.setattr(parallel, "size", lambda: 2)
+    monkeypatch.setattr(parallel, "world_size", lambda: 2)
     assert isinstance(probe(base, runs, 512), Probed)
     monkeypatch.setattr(parallel, "rank", lambda: 1)
     assert probe(base, runs, 512) is None

@@ -13,7 +13,7 @@ from app.domain.spec import QuantizationSpec
 from tests.worker.trainer.house import load_tiny, make_spec, prepare
 from worker.trainer import recompute
 from worker.trainer.batch import rows
-from worker.trainer.fused import gated
+from worker.trainer.lean_modules import swiglu
 from worker.trainer.loss import head_loss
 from worker.trainer.model import Base, hidden_states
 from worker.trainer.recompute import Recomputation
@@ -134,9 +134,9 @@ def test_a_gated_product_is_made_again_once_and_not_for_its_own_gradient_too(
 
     def counted(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         made.append(gate.shape)
-        return gated(gate, up)
+        return swiglu(gate, up)
 
-    monkeypatch.setattr(recompute, "gated", counted)
+    monkeypatch.setattr(recompute, "swiglu", counted)
     bench = Bench(tiny, examples, tmp_path, "float32")
     bench.step("elementwise")
     assert len(made) == 2 * len(bench.recomputation.layers)

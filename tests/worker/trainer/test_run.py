@@ -13,7 +13,7 @@ from app.domain.processor import cpu_name
 from app.domain.states import ExitCode, Reason
 from tests.tiny import make_tiny_base, make_tiny_dataset
 from tests.worker.trainer.house import FLOAT32, failure, final_adapter, make_spec, run_here
-from worker.trainer import answer, facts, keep
+from worker.trainer import bookkeeping, facts, sample_answers
 
 
 class TestRun:
@@ -121,14 +121,14 @@ class TestRun:
         self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         asked = []
-        generate = answer._generate
+        generate = sample_answers._generate
 
         def counted(base: Any, prompts: Any, segments: Any, renderer: Any) -> list[str]:
             asked.append("adapter" if segments else "base")
             return generate(base, prompts, segments, renderer)
 
-        monkeypatch.setattr(answer, "_generate", counted)
-        monkeypatch.setattr(answer, "NEW_TOKENS", 2)
+        monkeypatch.setattr(sample_answers, "_generate", counted)
+        monkeypatch.setattr(sample_answers, "NEW_TOKENS", 2)
         run_here(make_spec(tiny, examples, sample_prompts=("1: red",)), tmp_path)
         assert asked == ["base", "adapter", "adapter"]
 
@@ -266,7 +266,7 @@ class TestFailing:
     def test_an_adapter_that_is_not_what_was_trained_is_never_done(
         self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        save = keep.save_checkpoint
+        save = bookkeeping.save_checkpoint
 
         def save_wrongly(*arguments: Any) -> Path:
             directory = save(*arguments)
@@ -276,5 +276,5 @@ class TestFailing:
             )
             return directory
 
-        monkeypatch.setattr(keep, "save_checkpoint", save_wrongly)
+        monkeypatch.setattr(bookkeeping, "save_checkpoint", save_wrongly)
         self.fails(tmp_path, make_spec(tiny, examples), 70, Reason.ADAPTER_MISMATCH, None, "It was not published")

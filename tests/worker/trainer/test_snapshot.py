@@ -16,7 +16,7 @@ from app.domain.processor import cpu_name
 from app.domain.states import ExitCode, Reason
 from tests.tiny import CHAT_TEMPLATE, make_tiny_base, make_tiny_dataset
 from tests.worker.trainer.house import Log, failure, final_adapter, make_spec, run_here
-from worker.trainer import room
+from worker.trainer import device_memory
 from worker.trainer.run import run
 from worker.trainer.stop import Stops
 
@@ -182,7 +182,7 @@ class TestResume:
     ) -> None:
         older = rewritten(drained_at(2, tiny, examples, tmp_path / "a"), choices={"peak_bytes": ...})
         trimmed: list[int] = []
-        monkeypatch.setattr(room, "give_back", lambda device, above_bytes: trimmed.append(above_bytes))
+        monkeypatch.setattr(device_memory, "give_back", lambda device, above_bytes: trimmed.append(above_bytes))
         _, log = run_here(make_spec(tiny, examples, resume_from=older), tmp_path / "b")
         assert trimmed.count(0) < len(log.of(Metric))
 

@@ -26,11 +26,11 @@ from tests.worker.trainer.house import (
     run_here,
 )
 from worker.trainer.batch import Row, Share, rows
-from worker.trainer.card import model_card
 from worker.trainer.checkpoint import save_checkpoint
 from worker.trainer.evaluate import evaluate
 from worker.trainer.failures import Failure
 from worker.trainer.model import Base, hidden_states
+from worker.trainer.model_card import model_card
 from worker.trainer.state import Run
 from worker.trainer.verify import TOLERANCE, verify_adapter
 
@@ -241,7 +241,7 @@ class TestSaved:
         assert run.validation is not None
         before = evaluate(base, run.id, run.validation, 512, no_pulse).loss
         with torch.no_grad():
-            run.adapter.whole["lm_head.weight"].mul_(3)
+            run.adapter.module_masters["lm_head.weight"].mul_(3)
         assert evaluate(base, run.id, run.validation, 512, no_pulse).loss != before
 
     @pytest.mark.parametrize(

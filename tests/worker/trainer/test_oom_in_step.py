@@ -12,9 +12,9 @@ from app.domain.events import Command, Done, Failed, Message, Metric, Planned, P
 from app.domain.modes import Mode
 from app.domain.states import ExitCode, Reason
 from tests.worker.trainer.house import final_adapter, load_tiny, make_spec, one_step, prepare, run_here
-from worker.trainer import loop, parallel, settle
-from worker.trainer import room as room_of
-from worker.trainer.repair import smaller, smallest
+from worker.trainer import device_memory, loop, parallel, placement
+from worker.trainer.device_memory import DeviceMemory
+from worker.trainer.oom_in_step import smaller, smallest
 
 SENTENCE = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"
 
@@ -88,9 +88,13 @@ def test_moments_of_which_half_fitted_are_made_anew(
 
 
 def test_what_was_freed_is_given_back_before_the_memory_there_is_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room_of, "_cpu_rooms", lambda: [room_of.Room(700, 600), room_of.Room(9_000, 100)])
-    assert room_of.brim_bytes(torch.device("cpu")) == 665
-    assert room_of.brim_bytes(torch.device("cuda")) > 1 << 60
+    monkeypatch.setattr(
+        device_memory,
+        "_cpu_memories",
+        lambda: [DeviceMemory(700, 600), DeviceMemory(9_000, 100)],
+    )
+    assert device_memory.brim_bytes(torch.device("cpu")) == 665
+    assert device_memory.brim_bytes(torch.device("cuda")) > 1 << 60
 
 
 def test_it_shrinks_until_the_row_fits_at_the_same_batch(
@@ -182,12 +186,12 @@ def test_processes_of_one_machine_plan_for_a_part_of_its_memory_each(
     base = load_tiny(tiny)
     spec = make_spec(tiny, examples)
     runs = prepare(spec, base, tmp_path)
-    monkeypatch.setattr(room_of, "measure", lambda device: room_of.Room(10_000_000_000, 1_000_000_000))
-    alone = settle.settle(spec, base, runs).device.memory_bytes
-    monkeypatch.setattr(parallel, "size", lambda: 2)
-    space = room_of.measure(base.device)
+    monkeypatch.setattr(device_memory, "measure", lambda device: DeviceMemory(10_000_000_000, 1_000_000_000))
+    alone = placement.place(spec, base, runs).device.memory_bytes
+    monkeypatch.setattr(parallel, "world_size", lambda: 2)
+    space = device_memory.measure(base.device)
     assert alone == space.used_bytes + space.free_bytes
-    assert settle.settle(spec, base, runs).device.memory_bytes == space.used_bytes + space.free_bytes // 2
+    assert placement.place(spec, base, runs).device.memory_bytes == space.used_bytes + space.free_bytes // 2
 
 
 def test_what_is_too_much_for_one_process_is_so_for_all(
@@ -202,16 +206,16 @@ def test_what_is_too_much_for_one_process_is_so_for_all(
     assert {name: choices[name] for name in dict(theirs)} == dict(theirs)
 
 
-class TestSettle:
+class TestBytesToCome:
     def test_moments_that_a_snapshot_brought_are_not_counted_again(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
         base = load_tiny(tiny)
         runs = prepare(make_spec(tiny, examples), base, tmp_path)
         trained = sum(parameter.numel() for parameter in runs[0].parameters)
-        assert settle.yet_to_come(runs) == 12 * trained
+        assert placement.bytes_to_come(runs) == 12 * trained
         one_step(base, runs)
-        assert settle.yet_to_come(runs) == 4 * trained
+        assert placement.bytes_to_come(runs) == 4 * trained
 
 
 class TestSmallest:

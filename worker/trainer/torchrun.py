@@ -24,7 +24,7 @@ from app.domain.states import ExitCode
 from worker.trainer.emit import RecordStream
 from worker.trainer.process import PARENT
 
-PROGRAM = "worker.trainer.rank"
+PROGRAM = "worker.trainer.torchrun_rank"
 EXIT_CODE = "exit_code"  # in the work directory: what the first rank came to
 KNOWN = (ExitCode.BAD_SPEC, ExitCode.OUT_OF_MEMORY)  # of a rank that could not tell the first one
 

@@ -109,12 +109,13 @@ class _BlockAttention(torch.autograd.Function):
             query_BG_NS_D, key_BG_S_D, value_BG_S_D = (
                 _gather(tensor, block, groups) for tensor in (query_T_H_D, key_T_G_D, value_T_G_D)
             )
-            scores = torch.bmm(query_BG_NS_D, key_BG_S_D.transpose(1, 2)).float()
-            scores = scores.view(-1, heads // groups, block.length, block.length)
-            torch.add(_causal_mask()[: block.length, : block.length], scores, alpha=scale, out=scores)
-            chances_BG_NS_S = torch.softmax(scores, -1).to(query_T_H_D.dtype).view(len(key_BG_S_D), -1, block.length)
-            outs.append(torch.bmm(chances_BG_NS_S, value_BG_S_D))
-            kept += [query_BG_NS_D, key_BG_S_D, value_BG_S_D, chances_BG_NS_S]
+            scores_BG_NS_S = torch.bmm(query_BG_NS_D, key_BG_S_D.transpose(1, 2)).float()
+            scores_BG_N_S_S = scores_BG_NS_S.view(-1, heads // groups, block.length, block.length)
+            mask_S_S = _causal_mask()[: block.length, : block.length]
+            torch.add(mask_S_S, scores_BG_N_S_S, alpha=scale, out=scores_BG_N_S_S)
+            probs_BG_NS_S = torch.softmax(scores_BG_N_S_S, -1).to(query_T_H_D.dtype).view_as(scores_BG_NS_S)
+            outs.append(torch.bmm(probs_BG_NS_S, value_BG_S_D))
+            kept += [query_BG_NS_D, key_BG_S_D, value_BG_S_D, probs_BG_NS_S]
         ctx.blocks, ctx.scale, ctx.groups = blocks, scale, groups
         ctx.save_for_backward(*kept)
         return _scatter(outs, blocks, groups, query_T_H_D.shape)
@@ -124,12 +125,12 @@ class _BlockAttention(torch.autograd.Function):
         kept = iter(ctx.saved_tensors)
         dqueries, dkeys, dvalues = [], [], []
         for block in ctx.blocks.blocks:
-            query_BG_NS_D, key_BG_S_D, value_BG_S_D, chances_BG_NS_S = (next(kept) for _ in range(4))
+            query_BG_NS_D, key_BG_S_D, value_BG_S_D, probs_BG_NS_S = (next(kept) for _ in range(4))
             dout_BG_NS_D = _gather(dout_T_H_D, block, ctx.groups, without_padding=True)
-            dvalues.append(torch.bmm(chances_BG_NS_S.transpose(1, 2), dout_BG_NS_D))
-            dchances_BG_NS_S = torch.bmm(dout_BG_NS_D, value_BG_S_D.transpose(1, 2))
+            dvalues.append(torch.bmm(probs_BG_NS_S.transpose(1, 2), dout_BG_NS_D))
+            dprobs_BG_NS_S = torch.bmm(dout_BG_NS_D, value_BG_S_D.transpose(1, 2))
             dscores_BG_NS_S = torch._softmax_backward_data(  # sums in float32, whatever goes in and out
-                dchances_BG_NS_S, chances_BG_NS_S, -1, chances_BG_NS_S.dtype
+                dprobs_BG_NS_S, probs_BG_NS_S, -1, probs_BG_NS_S.dtype
             ).mul_(ctx.scale)
             dqueries.append(torch.bmm(dscores_BG_NS_S, key_BG_S_D))
             dkeys.append(torch.bmm(dscores_BG_NS_S.transpose(1, 2), query_BG_NS_D))

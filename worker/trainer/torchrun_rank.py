@@ -1,4 +1,4 @@
-"""One of several processes that train together: `torchrun ... --module worker.trainer.rank WORKDIR`.
+"""One of several processes that train together: `torchrun ... --module worker.trainer.torchrun_rank WORKDIR`.
 
 The first rank is a trainer like any other: its standard input brings control lines, its standard output takes records,
 and its exit code goes into WORKDIR/exit_code. The others say nothing.
@@ -13,9 +13,9 @@ from pathlib import Path
 from app.domain.events import Record
 from app.domain.spec import TrainerSpec
 from worker.trainer.emit import claim_standard_output
-from worker.trainer.launch import EXIT_CODE
 from worker.trainer.process import control_lines, die_with_parent
 from worker.trainer.stop import Stops
+from worker.trainer.torchrun import EXIT_CODE
 
 
 def main(arguments: list[str]) -> int:

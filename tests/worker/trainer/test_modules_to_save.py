@@ -14,7 +14,7 @@ from worker.trainer.failures import Failure
 from worker.trainer.lora import PEFT_PREFIX
 
 
-class TestTrainWhole:
+class TestTrainModulesToSave:
     @pytest.mark.parametrize(
         "names",
         [
@@ -31,13 +31,13 @@ class TestTrainWhole:
         with plain_peft.quiet():
             theirs = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny), config)
         named = {name for name, parameter in theirs.named_parameters() if parameter.requires_grad}
-        whole = {name.replace(".modules_to_save.default", "") for name in named if "lora_" not in name}
-        assert {PEFT_PREFIX + name for name in run.adapter.whole} == whole
+        theirs_by_name = {name.replace(".modules_to_save.default", "") for name in named if "lora_" not in name}
+        assert {PEFT_PREFIX + name for name in run.adapter.module_masters} == theirs_by_name
 
     def test_masters_are_float32_copies_of_the_bases_weights(self, tiny: Path, examples: Path) -> None:
         base = load_tiny(tiny)
         (run,) = prepare(make_spec(tiny, examples, modules_to_save=["lm_head"]), base, Path("unused"))
-        (master,) = run.adapter.whole.values()
+        (master,) = run.adapter.module_masters.values()
         assert master.dtype == torch.float32
         assert torch.equal(master, base.head_V_D.float())
         assert master.data_ptr() != base.head_V_D.data_ptr()

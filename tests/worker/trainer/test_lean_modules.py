@@ -10,7 +10,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from app.domain.spec import QuantizationSpec
 from tests.tiny import make_tiny_base
-from worker.trainer.fused import GatedLayer, Norm, fuse
+from worker.trainer.lean_modules import GatedMLP, RMSNorm, make_lean
 from worker.trainer.model import load_base
 
 CPU = torch.device("cpu")
@@ -30,19 +30,19 @@ def llama_norm(width: int, dtype: torch.dtype) -> LlamaRMSNorm:
     return norm
 
 
-class TestNorm:
+class TestRMSNorm:
     @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
     def test_gives_value_and_gradient_of_the_norm_it_replaces(self, dtype: torch.dtype, tolerance: float) -> None:
         theirs = llama_norm(48, dtype)
         x, dy = (torch.randn(7, 48, generator=torch.Generator().manual_seed(seed)).to(dtype) for seed in (1, 2))
-        for ours, want in zip(gradients(Norm(theirs.weight, 1e-5), x, dy), gradients(theirs, x, dy), strict=True):
+        for ours, want in zip(gradients(RMSNorm(theirs.weight, 1e-5), x, dy), gradients(theirs, x, dy), strict=True):
             torch.testing.assert_close(ours, want, rtol=tolerance, atol=tolerance)
 
     def test_a_weight_that_is_trained_gets_the_gradient_it_always_got(self) -> None:
         theirs = llama_norm(48, torch.float32).requires_grad_()
         x, dy = (torch.randn(2, 7, 48, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
         grads = []
-        for norm in (theirs, Norm(theirs.weight, 1e-5)):
+        for norm in (theirs, RMSNorm(theirs.weight, 1e-5)):
             norm(x).backward(dy)
             assert theirs.weight.grad is not None
             grads.append(theirs.weight.grad)
@@ -50,14 +50,14 @@ class TestNorm:
         torch.testing.assert_close(*grads)
 
 
-class TestGatedLayer:
+class TestGatedMLP:
     @pytest.mark.parametrize("quantization", [None, QuantizationSpec()])
     def test_gives_value_and_gradient_of_silu_times_up(
         self, tmp_path: Path, quantization: QuantizationSpec | None
     ) -> None:
         base = load_base("tiny", make_tiny_base(tmp_path / "base"), quantization, torch.float32, CPU)
         layer = base.model.model.layers[0].mlp
-        assert isinstance(layer, GatedLayer)
+        assert isinstance(layer, GatedMLP)
         x, dy = (torch.randn(5, 64, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
 
         def plain(x: torch.Tensor) -> torch.Tensor:
@@ -67,19 +67,19 @@ class TestGatedLayer:
             torch.testing.assert_close(ours, want, rtol=1e-5, atol=1e-6)
 
 
-class TestFuse:
+class TestMakeLean:
     def test_every_norm_and_gated_layer_of_a_llama_is_replaced(self, tmp_path: Path) -> None:
         base = load_base("tiny", make_tiny_base(tmp_path / "base"), None, torch.bfloat16, CPU)
         kinds = [type(module).__name__ for module in base.model.modules()]
-        assert (kinds.count("Norm"), kinds.count("GatedLayer")) == (5, 2)
-        assert not any("RMSNorm" in kind or "MLP" in kind for kind in kinds)
+        assert (kinds.count("RMSNorm"), kinds.count("GatedMLP")) == (5, 2)
+        assert not {"LlamaRMSNorm", "LlamaMLP"} & set(kinds)
 
     def test_a_norm_with_another_formula_stays(self) -> None:
         gemma = GemmaRMSNorm(16).requires_grad_(False)  # multiplies by 1 + weight
         gemma.weight.data.fill_(0.25)
         model = torch.nn.Sequential(gemma, llama_norm(16, torch.float32))
         before = copy.deepcopy(model)
-        fuse(model, torch.float32)
-        assert [type(module).__name__ for module in model] == ["GemmaRMSNorm", "Norm"]
+        make_lean(model, torch.float32)
+        assert [type(module).__name__ for module in model] == ["GemmaRMSNorm", "RMSNorm"]
         x = torch.randn(3, 16)
         torch.testing.assert_close(model(x), before(x))

@@ -1,4 +1,4 @@
-"""Answers of a base model without and with an adapter: `python -m worker.trainer.sample BASE ADAPTER PROMPTS`.
+"""Answers of a base model without and with an adapter: `python -m worker.trainer.compare_answers BASE ADAPTER PROMPTS`.
 
 Plain transformers and PEFT, as anybody would load the adapter. PROMPTS is a JSONL file of {"messages": [...]}; for each
 one JSON line {"prompt", "base", "tuned"} is printed. Greedy, so that the two columns differ by the adapter alone.
@@ -27,7 +27,7 @@ Messages = list[dict[str, Any]]
 
 def main(arguments: list[str]) -> int:
     if len(arguments) != 3:
-        print("usage: python -m worker.trainer.sample BASE_DIR ADAPTER_DIR PROMPTS_FILE", file=sys.stderr)
+        print("usage: python -m worker.trainer.compare_answers BASE_DIR ADAPTER_DIR PROMPTS_FILE", file=sys.stderr)
         return 2
     _be_quiet()
     base, adapter, prompts_file = map(Path, arguments)

@@ -12,10 +12,10 @@ from typing import TypeVar
 
 from app.domain.events import Message
 from app.domain.modes import Mode, Recompute
-from worker.trainer import parallel, relief, room
+from worker.trainer import device_memory, oom_between_steps, parallel
+from worker.trainer.bookkeeping import Bookkeeper
 from worker.trainer.emit import Ledger, Pulse
 from worker.trainer.failures import SurvivedShortage, out_of_memory
-from worker.trainer.keep import Keeper
 from worker.trainer.model import Base
 from worker.trainer.recompute import Recomputation
 from worker.trainer.state import Run
@@ -27,20 +27,20 @@ DEGREES: Sequence[Recompute] = ("nothing", "elementwise", "layers", "everything"
 NEXT: dict[Recompute, Recompute] = {"nothing": "elementwise", "elementwise": "everything", "layers": "everything"}
 
 
-class Layout:
+class MemoryLayout:
     """The mode in force. It changes between two tries of a step, always to something smaller."""
 
-    def __init__(self, base: Base, keeper: Keeper, recomputation: Recomputation) -> None:
+    def __init__(self, base: Base, bookkeeper: Bookkeeper, recomputation: Recomputation) -> None:
         self._base = base
-        self._keeper = keeper
+        self._bookkeeper = bookkeeper
         self._recomputation = recomputation
         self._apply()
 
     @property
     def row_tokens(self) -> int:
-        return self._keeper.choices.row_tokens
+        return self._bookkeeper.choices.row_tokens
 
-    def attempt(self, runs: Sequence[Run], work: Callable[[int], Result]) -> Result:
+    def until_it_fits(self, runs: Sequence[Run], work: Callable[[int], Result]) -> Result:
         """`work(row_tokens)`, as often as there is something left to make smaller. Raises Failure(OUT_OF_MEMORY)."""
         generators = [run.adapter.generator for run in runs]
         states, steps = [each.get_state() for each in generators], [run.step for run in runs]
@@ -54,9 +54,9 @@ class Layout:
 
     def agree(self) -> None:
         """Several processes: what is too much for one is so for all, and the first one's choices are everybody's."""
-        agreed = smallest(parallel.gather(self._keeper.choices.mode))
-        if agreed != self._keeper.choices.mode:
-            self._keeper.choices = self._keeper.choices.laid_out(agreed)
+        agreed = smallest(parallel.gather(self._bookkeeper.choices.mode))
+        if agreed != self._bookkeeper.choices.mode:
+            self._bookkeeper.choices = self._bookkeeper.choices.laid_out(agreed)
             self._apply()
 
     def tidying(self, pulse: Pulse) -> Pulse:
@@ -64,8 +64,10 @@ class Layout:
 
         def beat(doing: str) -> None:
             pulse(doing)
-            if peak_bytes := self._keeper.choices.peak_bytes:  # older snapshots know of none
-                room.give_back(self._base.device, min(int(GROWTH * peak_bytes), room.brim_bytes(self._base.device)))
+            if peak_bytes := self._bookkeeper.choices.peak_bytes:  # older snapshots know of none
+                device_memory.give_back(
+                    self._base.device, min(int(GROWTH * peak_bytes), device_memory.brim_bytes(self._base.device))
+                )
 
         return beat
 
@@ -75,21 +77,21 @@ class Layout:
             run.forget_gradients()
             if not run.step:
                 run.optimizer.state.clear()  # half of the moments, should it be they that did not fit
-        room.free(self._base.device)
+        device_memory.free(self._base.device)
 
     def _shrink(self, runs: Sequence[Run]) -> None:
-        before, least = self._keeper.choices.mode, max(run.corpus.lengths().longest for run in runs)
+        before, least = self._bookkeeper.choices.mode, max(run.corpus.lengths().longest for run in runs)
         after = smaller(before, least, can_recompute=bool(self._recomputation.layers))
         if after is None:
             raise out_of_memory(runs[0].spec)
-        self._keeper.choices = self._keeper.choices.laid_out(after)
+        self._bookkeeper.choices = self._bookkeeper.choices.laid_out(after)
         self._apply()
-        tell_repaired(self._keeper.say, runs, before, after)
+        tell_repaired(self._bookkeeper.say, runs, before, after)
 
     def _apply(self) -> None:
-        mode = self._keeper.choices.mode
+        mode = self._bookkeeper.choices.mode
         self._recomputation.set(mode.recompute, mode.recompute_layers)
-        relief.keep_wide(self._keeper)
+        oom_between_steps.cache_weights(self._bookkeeper)
 
 
 def smallest(modes: Sequence[Mode]) -> Mode:

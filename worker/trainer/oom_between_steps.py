@@ -1,12 +1,12 @@
 """Out of memory where nothing is learned: the same again with less, as often as there is something left to give up.
 
-    weights kept wide   not kept: every product dequantises its own
-    validation          rows half as long, down to the longest document; then without the weights kept wide
-    samples             half the prompts at once, down to one; without the weights kept wide; then none is answered
-    last check          without the moments, which no step needs any more, and without the weights kept wide
+    weights cached      not cached: every product dequantises its own
+    validation          rows half as long, down to the longest document; then without cached weights
+    samples             half the prompts at once, down to one; without cached weights; then none is answered
+    last check          without the moments, which no step needs any more, and without cached weights
 
 What was given up is a choice like any other: an event says it, the next snapshot has it, later attempts keep it. No
-adapter changes by it. What is learned has a room of its own, repair.py.
+adapter changes by it. What is learned has a room of its own, oom_in_step.py.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 from app.domain.events import Message
 from app.domain.states import Reason
-from worker.trainer import room
+from worker.trainer import device_memory
 from worker.trainer.batch import Corpus
 from worker.trainer.failures import Failure, SurvivedShortage
 from worker.trainer.snapshot import Choices
 from worker.trainer.state import Run
 
 if TYPE_CHECKING:
-    from worker.trainer.keep import Keeper
+    from worker.trainer.bookkeeping import Bookkeeper
 
 Result = TypeVar("Result")
 Less = tuple[Choices, str]  # what is left of the choices, and what has changed, for the user
@@ -33,36 +33,38 @@ NOT_KEPT = "The dequantised weights are not kept any more: the same numbers to t
 
 
 def with_less(
-    keeper: Keeper, run: Run, doing: str, work: Callable[[], Result], give_up: Callable[[Choices], Less]
+    bookkeeper: Bookkeeper, run: Run, doing: str, work: Callable[[], Result], give_up: Callable[[Choices], Less]
 ) -> Result:
-    """`work()`, which looks up the keeper's choices, as often as `give_up` finds something; that raises Failure."""
+    """`work()`, which looks up the bookkeeper's choices, as often as `give_up` finds something; that raises Failure."""
     while True:
         with SurvivedShortage():
             return work()
-        room.free(keeper.base.device)
-        before = keeper.choices
+        device_memory.free(bookkeeper.base.device)
+        before = bookkeeper.choices
         after, what = give_up(before)
-        _settle_for(keeper, after)
+        _settle_for(bookkeeper, after)
         text = f"Out of memory while {doing} after step {run.step}. {what}"
-        keeper.say(Message(run_id=run.id, level="warn", message=text, data={"step": run.step} | _change(before, after)))
+        bookkeeper.say(
+            Message(run_id=run.id, level="warn", message=text, data={"step": run.step} | _change(before, after))
+        )
 
 
-def keep_wide(keeper: Keeper) -> None:
+def cache_weights(bookkeeper: Bookkeeper) -> None:
     """Lay the dequantised weights beside the quantised ones, where that was chosen and there is room for it."""
     with SurvivedShortage():
-        keeper.base.keep_wide(keeper.choices.cache_weights)
+        bookkeeper.base.cache_weights(bookkeeper.choices.cache_weights)
         return
-    before = keeper.choices
-    _settle_for(keeper, replace(before, cache_weights=False))
-    room.free(keeper.base.device)
-    for run_id in keeper.identities.keys() - keeper.say.endings.keys():
+    before = bookkeeper.choices
+    _settle_for(bookkeeper, replace(before, cache_weights=False))
+    device_memory.free(bookkeeper.base.device)
+    for run_id in bookkeeper.identities.keys() - bookkeeper.say.endings.keys():
         text = f"Out of memory while the weights were dequantised. {NOT_KEPT}"
-        keeper.say(Message(run_id=run_id, level="warn", message=text, data=_change(before, keeper.choices)))
+        bookkeeper.say(Message(run_id=run_id, level="warn", message=text, data=_change(before, bookkeeper.choices)))
 
 
 def shorter_rows(corpus: Corpus, choices: Choices) -> Less:
     """For a validation. Raises Failure(OUT_OF_MEMORY)."""
-    now, longest = choices.validated_row_tokens, corpus.lengths().longest
+    now, longest = choices.effective_validation_row_tokens, corpus.lengths().longest
     if (half := max(longest, now // 2)) < now:
         text = f"It begins again with rows of {half:,} tokens instead of {now:,}: the same loss, within rounding."
         return replace(choices, validation_row_tokens=half), text
@@ -102,9 +104,9 @@ def without_moments(run: Run, choices: Choices) -> Less:
     return replace(choices, cache_weights=False), text
 
 
-def _settle_for(keeper: Keeper, choices: Choices) -> None:
-    keeper.choices = choices
-    keeper.base.keep_wide(choices.cache_weights)
+def _settle_for(bookkeeper: Bookkeeper, choices: Choices) -> None:
+    bookkeeper.choices = choices
+    bookkeeper.base.cache_weights(choices.cache_weights)
 
 
 def _change(before: Choices, after: Choices) -> dict[str, dict[str, int | bool | None]]:

@@ -14,16 +14,16 @@ from worker.trainer.dora import train_magnitudes
 from worker.trainer.failures import Failure
 from worker.trainer.lora import Adapter, make_adapter
 from worker.trainer.model import Base
-from worker.trainer.whole import train_whole
+from worker.trainer.modules_to_save import train_modules_to_save
 
 
-def first_adapter(spec: RunSpec, workdir: Path, base: Base) -> Adapter:
+def initial_adapter(spec: RunSpec, workdir: Path, base: Base) -> Adapter:
     """The adapter before the first step, known to the layers of the base. Raises Failure."""
     adapter = make_adapter(spec.run_id, spec.lora, spec.seed, base.layers, base.device)
     base.routing.adapters[spec.run_id] = adapter
     if spec.lora.use_dora:
         train_magnitudes(base, adapter)
-    base.wholes |= train_whole(base.model, spec.lora.modules_to_save, adapter, base.routing)
+    base.modules_to_save |= train_modules_to_save(base.model, spec.lora.modules_to_save, adapter, base.routing)
     if spec.start_adapter is not None:
         _go_on_from(workdir / spec.start_adapter, spec.start_adapter_sha256, adapter)
     return adapter

@@ -1,6 +1,6 @@
-"""Norms and gated layers that keep less for the backward and give the same numbers.
+"""Norms and gated MLPs that keep less for the backward and give the same numbers.
 
-transformers' RMSNorm keeps two float32 copies of its input, its gated layer the activation beside the gate. Ours keep
+transformers' RMSNorm keeps two float32 copies of its input, its gated MLP the activation beside the gate. Ours keep
 the input in 16 bits and make the rest again, element by element. Measured on SmolLM2-135M, one core: a norm takes 0.44
 of the time, and together with attention in blocks a token keeps 0.58 MB instead of 0.72.
 
@@ -21,8 +21,8 @@ TOLERANCE = 1e-5  # of the largest value, in float32
 GATED = ("gate_proj", "up_proj", "down_proj")
 
 
-class Norm(torch.nn.Module):
-    """Root mean square norm (arXiv 1910.07467); its weight is frozen, but for a run that trains it whole."""
+class RMSNorm(torch.nn.Module):
+    """Root mean square norm over the last dimension (arXiv 1910.07467); its weight is frozen but in modules_to_save."""
 
     def __init__(self, weight_K: torch.nn.Parameter, epsilon: float) -> None:
         super().__init__()
@@ -30,11 +30,11 @@ class Norm(torch.nn.Module):
         self.epsilon = epsilon
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = _Norm.apply(x, self.weight, self.epsilon)  # type: ignore[no-untyped-call]
+        y: torch.Tensor = _RMSNorm.apply(x, self.weight, self.epsilon)  # type: ignore[no-untyped-call]
         return y
 
 
-class GatedLayer(torch.nn.Module):
+class GatedMLP(torch.nn.Module):
     """down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
 
     def __init__(self, gate_proj: torch.nn.Module, up_proj: torch.nn.Module, down_proj: torch.nn.Module) -> None:
@@ -42,19 +42,19 @@ class GatedLayer(torch.nn.Module):
         self.gate_proj, self.up_proj, self.down_proj = gate_proj, up_proj, down_proj
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.down_proj(gated(self.gate_proj(x), self.up_proj(x)))
+        out: torch.Tensor = self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
         return out
 
 
-def gated(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up"""
-    inner: torch.Tensor = _Gate.apply(gate, up)  # type: ignore[no-untyped-call]
+def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up, each T x F."""
+    inner: torch.Tensor = _SwiGLU.apply(gate, up)  # type: ignore[no-untyped-call]
     return inner
 
 
 @torch.no_grad()
-def fuse(model: Any, dtype: torch.dtype) -> None:
-    """Replace every norm and gated layer of `model`, which computes in `dtype`, that ours equals."""
+def make_lean(model: Any, dtype: torch.dtype) -> None:
+    """Replace every norm and gated MLP of `model`, which computes in `dtype`, that ours equals."""
     for name, module in list(model.named_modules()):
         ours = _ours(module)
         if ours is not None and _is_equal(module, ours, dtype):
@@ -65,21 +65,21 @@ def _ours(module: torch.nn.Module) -> torch.nn.Module | None:
     epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     weight = getattr(module, "weight", None)
     if type(module).__name__.endswith("RMSNorm") and epsilon is not None and weight is not None and weight.ndim == 1:
-        return Norm(weight, epsilon)
+        return RMSNorm(weight, epsilon)
     if sorted(name for name, _ in module.named_children() if name != "act_fn") == sorted(GATED):
-        return GatedLayer(*(getattr(module, name) for name in GATED))
+        return GatedMLP(*(getattr(module, name) for name in GATED))
     return None
 
 
 def _is_equal(module: torch.nn.Module, ours: Any, dtype: torch.dtype) -> bool:
-    weight = ours.weight if isinstance(ours, Norm) else ours.gate_proj.base.weight
-    width = weight.shape[0] if isinstance(ours, Norm) else ours.gate_proj.base.in_features
+    weight = ours.weight if isinstance(ours, RMSNorm) else ours.gate_proj.base.weight
+    width = weight.shape[0] if isinstance(ours, RMSNorm) else ours.gate_proj.base.in_features
     x_T_K = torch.randn(TOKENS, width, generator=torch.Generator().manual_seed(0)).to(weight.device, dtype)
     theirs = module(x_T_K).float()
     return bool((ours(x_T_K).float() - theirs).abs().max() <= TOLERANCE * theirs.abs().max())
 
 
-class _Norm(torch.autograd.Function):
+class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight_K: torch.Tensor, epsilon: float) -> torch.Tensor:
         wide = x.float()
@@ -98,7 +98,7 @@ class _Norm(torch.autograd.Function):
         return dx.to(x.dtype), dweight_K, None
 
 
-class _Gate(torch.autograd.Function):
+class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_T_F: torch.Tensor, up_T_F: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(gate_T_F, up_T_F)

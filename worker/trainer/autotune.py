@@ -1,4 +1,4 @@
-"""What is fastest on this processor: which numbers, how many threads, how long a row; timed once.
+"""What is fastest on this processor: which compute dtype, how many threads, how long a row; timed once.
 
 A rule stands (device.py, and the plan's longest rows) until something else is faster by a margin that noise does not
 reach. What was asked for by name is not timed. The answer is kept with the other choices, so no later attempt asks.
@@ -26,28 +26,28 @@ from app.domain.events import Message
 from app.domain.layout import Lengths
 from app.domain.spec import RunSpec, TrainerSpec
 from app.domain.work import Work
-from worker.trainer import parallel, room
-from worker.trainer.device import Way, computed_in, device_name, granted_cores, name_of
+from worker.trainer import device_memory, parallel
+from worker.trainer.device import Way, device_name, dtype_name, granted_cores, with_compute_dtype
 from worker.trainer.emit import Ledger
+from worker.trainer.openmp import Sample, is_crowded, take_sample
+from worker.trainer.placement import MOST_BATCH, as_job
 from worker.trainer.products import Clock, Products
-from worker.trainer.settle import MOST_BATCH, as_job
-from worker.trainer.waiting import Sample, is_crowded, take_sample
 
 MARGIN = 0.1  # of the rule's time: a way that saves less is not worth a choice that noise may have made
 # float32 must take less than this of bfloat16's time in the products: all that is beside them moves twice the bytes.
 WIDE_WITHIN = 0.65
 PRODUCTS = 0.59  # of a step's time (docs/decisions/0018)
 LEAST_PARAMETERS = 10_000_000  # of all linear layers: a smaller model spends its time elsewhere
-TOKENS = 256  # of the row by which numbers and threads are judged
+TOKENS = 256  # of the row by which dtypes and threads are judged
 ROUNDS = 2  # after one that compiles the kernels; the quickest counts
 LADDER = ROW_LADDER["cpu"]
 
 Timed = dict[Way, float]  # seconds a token, of a layer's products
 
 
-def faster(spec: TrainerSpec, workdir: Path, device: torch.device, rule: Way, say: Ledger) -> Way:
+def fastest_way(spec: TrainerSpec, workdir: Path, device: torch.device, rule: Way, say: Ledger) -> Way:
     """The rule, or what was found to be faster, and said. Where nothing can be timed, the log says so."""
-    if device.type != "cpu" or parallel.size() > 1 or not (spec.threads is None or _is_dtype_open(spec, rule)):
+    if device.type != "cpu" or parallel.world_size() > 1 or not (spec.threads is None or _is_dtype_open(spec, rule)):
         return rule
     began = time.monotonic()
     try:
@@ -92,7 +92,7 @@ class Findings:
         timed = {
             what: {str(key): round(1e6 * each, 4) for key, each in table.items()} for what, table in tables.items()
         }
-        chosen = {**vars(self.way), "compute_dtype": name_of(self.way.compute_dtype)}
+        chosen = {**vars(self.way), "compute_dtype": dtype_name(self.way.compute_dtype)}
         return {"probe_seconds": round(seconds, 3), "microseconds_per_token": timed, "chosen": chosen}
 
 
@@ -116,7 +116,7 @@ def _find_dtype(spec: TrainerSpec, workdir: Path, entry: CatalogEntry, products:
     alone = replace(found.way, threads=1, row_tokens=TOKENS)
     ways = [alone, replace(alone, compute_dtype=torch.float32)]
     timed = _timed(products, ways, time.thread_time)
-    found.dtypes = {name_of(way.compute_dtype): each for way, each in timed.items()}
+    found.dtypes = {dtype_name(way.compute_dtype): each for way, each in timed.items()}
     narrow, wide = (timed[way] for way in ways)
     if wide > WIDE_WITHIN * narrow:
         return
@@ -204,9 +204,9 @@ def _placement(spec: TrainerSpec, workdir: Path, entry: CatalogEntry, dtype: tor
     for _ in range(batch):
         lengths.add([longest])
     knobs = spec.runs[0].hyperparameters.model_copy(update={"batch_size": batch})
-    job = as_job(computed_in(spec, dtype), spec.runs[0].model_copy(update={"hyperparameters": knobs}))
+    job = as_job(with_compute_dtype(spec, dtype), spec.runs[0].model_copy(update={"hyperparameters": knobs}))
     cpu = torch.device("cpu")
-    device = Device("cpu", device_name(cpu), room.measure(cpu).capacity_bytes, torch.get_num_threads())
+    device = Device("cpu", device_name(cpu), device_memory.measure(cpu).capacity_bytes, torch.get_num_threads())
     return estimate.place(entry, job, Work.of(job, lengths), device, spec.measurements)
 
 

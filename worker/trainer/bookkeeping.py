@@ -17,16 +17,16 @@ import torch
 from app.domain.events import CheckpointSaved, Command, Done, Measured, Message, Metric, SnapshotSaved, Stopped
 from app.domain.render import Renderer
 from app.domain.states import Reason
-from worker.trainer import room
-from worker.trainer.answer import answers
+from worker.trainer import device_memory
 from worker.trainer.checkpoint import save_checkpoint
 from worker.trainer.emit import Ledger
-from worker.trainer.endings import endings
 from worker.trainer.evaluate import Validation, evaluate
 from worker.trainer.failures import Failure
 from worker.trainer.model import Base
+from worker.trainer.oom_between_steps import fewer_prompts, shorter_rows, with_less, without_moments
 from worker.trainer.process import working_seconds
-from worker.trainer.relief import fewer_prompts, shorter_rows, with_less, without_moments
+from worker.trainer.result_messages import result_messages
+from worker.trainer.sample_answers import answers
 from worker.trainer.snapshot import Choices, save_snapshot
 from worker.trainer.state import Run, Step, Written
 from worker.trainer.stop import Stops
@@ -36,7 +36,9 @@ LINES_NAMED = 16
 
 
 @dataclass
-class Keeper:
+class Bookkeeper:
+    """Does between steps what the loop asks for; `choices` are those in force, and change where memory is short."""
+
     base: Base
     renderer: Renderer
     workdir: Path
@@ -63,12 +65,12 @@ class Keeper:
         run = step.run
         if not step.is_finite:
             raise _not_finite(step)
-        is_due, began = run.plan.measures(run.step), time.monotonic()
+        is_due, began = run.plan.is_validation_due(run.step), time.monotonic()
         validation = self._validate(run) if is_due else None
         run.validation_seconds += time.monotonic() - began if validation else 0.0
-        self._measure(step, validation)
+        self._report_step(step, validation)
         is_better = validation is not None and self._compare(run, validation)
-        if run.plan.ends_epoch(run.step) or run.is_complete or is_better:
+        if run.plan.is_checkpoint_due(run.step) or run.is_complete or is_better:
             self._checkpoint(run, final=run.is_complete and not run.promotes_another)
         if is_due and not run.is_complete:  # the result's answers come when it is known
             self._sample(run)
@@ -91,9 +93,9 @@ class Keeper:
 
     def finish(self, run: Run) -> None:
         """The adapter is loaded again and compared before anybody hears that it is done."""
-        for text in endings(run):
+        for text in result_messages(run):
             self.say(Message(run_id=run.id, message=text, data={"step": run.step, "best_step": run.best.step}))
-        room.give_back(self.base.device, above_bytes=0)  # the check's large blocks would come on top of it
+        device_memory.give_back(self.base.device, above_bytes=0)  # the check's large blocks would come on top of it
         with run.as_at_best() if run.promotes_another else nullcontext():
             step, directory = run.step, self._checkpoint(run, final=True)
             self._verify(run, directory)
@@ -104,7 +106,7 @@ class Keeper:
             where = self._name(directory)
             if run.beside:  # an attempt that goes on with the others must not train it again
                 self._snapshot(run)
-            self._measure_all(run)
+            self._report_run(run)
             self.say(Done(run_id=run.id, step=step, trained_tokens=run.trained_tokens, directory=where))
 
     def _validate(self, run: Run) -> Validation | None:
@@ -113,7 +115,7 @@ class Keeper:
         corpus, pulse, beta = run.validation, self.say.pulse(run.id), run.spec.hyperparameters.beta
 
         def work() -> Validation:
-            return evaluate(self.base, run.id, corpus, self.choices.validated_row_tokens, pulse, beta)
+            return evaluate(self.base, run.id, corpus, self.choices.effective_validation_row_tokens, pulse, beta)
 
         return with_less(self, run, "measuring the validation loss", work, partial(shorter_rows, corpus))
 
@@ -142,7 +144,7 @@ class Keeper:
             text = f"Sample after step {run.step}: the base model and the tuned one."
             self.say(Message(run_id=run.id, message=text, data=data))
 
-    def _measure(self, step: Step, validation: Validation | None) -> None:
+    def _report_step(self, step: Step, validation: Validation | None) -> None:
         run = step.run
         run.metrics = step.metrics("train")
         if validation:  # always of the whole file
@@ -169,12 +171,12 @@ class Keeper:
             )
         )
 
-    def _measure_all(self, run: Run) -> None:
+    def _report_run(self, run: Run) -> None:
         self.say(
             Measured(
                 run_id=run.id,
                 mode=self.choices.mode,
-                peak_bytes=room.peak_bytes(self.base.device),
+                peak_bytes=device_memory.peak_bytes(self.base.device),
                 seconds=working_seconds(),
                 step_seconds=run.step_seconds,
                 step_tokens=run.step_tokens,

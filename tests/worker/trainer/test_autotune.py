@@ -17,13 +17,13 @@ from app.domain import artifacts
 from app.domain.events import Command, Message, Planned, Record, SnapshotSaved, Started
 from app.domain.states import ExitCode
 from tests.worker.trainer.house import final_adapter, make_spec, run_here
-from worker.trainer import room, tune
+from worker.trainer import autotune, device_memory
 from worker.trainer import run as program
+from worker.trainer.autotune import fastest_row, fastest_threads, fastest_way
 from worker.trainer.device import Way
+from worker.trainer.device_memory import DeviceMemory
 from worker.trainer.emit import Ledger
 from worker.trainer.products import Products
-from worker.trainer.room import Room
-from worker.trainer.tune import faster, fastest_row, fastest_threads
 
 CPU = torch.device("cpu")
 RULE = Way(torch.bfloat16, 2)
@@ -39,10 +39,10 @@ def one_thread_afterwards() -> Iterator[None]:
 @pytest.fixture
 def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Stopwatch], list[Way]]:
     """Put a stopwatch in place, on a quiet machine of four logical processors and two cores. Returns what it timed."""
-    monkeypatch.setattr(tune, "LEAST_PARAMETERS", 0)
-    monkeypatch.setattr(tune, "granted_cores", lambda: 4)
+    monkeypatch.setattr(autotune, "LEAST_PARAMETERS", 0)
+    monkeypatch.setattr(autotune, "granted_cores", lambda: 4)
     monkeypatch.setattr(program, "choose_threads", lambda: 2)
-    monkeypatch.setattr(tune, "is_crowded", lambda *_: False)
+    monkeypatch.setattr(autotune, "is_crowded", lambda *_: False)
     seen: list[Way] = []
 
     def put(stopwatch: Stopwatch) -> list[Way]:
@@ -75,7 +75,7 @@ def likes_one_thread_and_float32(way: Way) -> float:
 def look(tiny: Path, examples: Path, tmp_path: Path, **changes: Any) -> tuple[Way, list[Any]]:
     said: list[Record] = []
     spec = make_spec(tiny, examples, **{"threads": None, "dtype_is_free": True, **changes})
-    return faster(spec, tmp_path, CPU, RULE, Ledger(said.append)), said
+    return fastest_way(spec, tmp_path, CPU, RULE, Ledger(said.append)), said
 
 
 class TestTheRule:
@@ -99,13 +99,13 @@ class TestTheRule:
         self, tiny: Path, examples: Path, tmp_path: Path, timed: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seen = timed(likes_one_thread_and_float32)
-        monkeypatch.setattr(tune, "LEAST_PARAMETERS", 10_000_000)
+        monkeypatch.setattr(autotune, "LEAST_PARAMETERS", 10_000_000)
         assert (look(tiny, examples, tmp_path), seen) == ((RULE, []), [])
 
     def test_stays_on_a_gpu(self, tiny: Path, examples: Path, tmp_path: Path, timed: Any) -> None:
         seen = timed(likes_one_thread_and_float32)
         spec = make_spec(tiny, examples, threads=None, dtype_is_free=True)
-        assert faster(spec, tmp_path, torch.device("cuda"), RULE, Ledger(lambda _: None)) == RULE
+        assert fastest_way(spec, tmp_path, torch.device("cuda"), RULE, Ledger(lambda _: None)) == RULE
         assert seen == []
 
     def test_stays_where_the_probe_fails_and_the_log_says_so(
@@ -134,7 +134,7 @@ class TestWhatWasAskedFor:
         seen = timed(likes_one_thread_and_float32)
         way, _ = look(tiny, examples, tmp_path, threads=2)
         assert way == Way(torch.float32, 2)
-        assert {each.row_tokens for each in seen} == {tune.TOKENS}
+        assert {each.row_tokens for each in seen} == {autotune.TOKENS}
 
     def test_both_leave_nothing_to_time(self, tiny: Path, examples: Path, tmp_path: Path, timed: Any) -> None:
         seen = timed(likes_one_thread_and_float32)
@@ -146,7 +146,7 @@ class TestWhatWasAskedFor:
         assert look(tiny, examples, tmp_path, quantization=None)[0] == RULE
 
 
-class TestNumbers:
+class TestComputeDtype:
     def test_float32_where_the_processor_imitates_bfloat16(
         self, tiny: Path, examples: Path, tmp_path: Path, timed: Any
     ) -> None:
@@ -172,7 +172,7 @@ class TestNumbers:
         self, tiny: Path, examples: Path, tmp_path: Path, timed: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         timed(imitates_bfloat16)
-        monkeypatch.setattr(room, "measure", lambda _: Room(100_000_000, 50_000_000))
+        monkeypatch.setattr(device_memory, "measure", lambda _: DeviceMemory(100_000_000, 50_000_000))
         way, (message,) = look(tiny, examples, tmp_path)
         assert way == RULE
         assert "float32 would be faster, but takes more memory than there is." in message.message
@@ -197,7 +197,7 @@ class TestThreads:
         self, tiny: Path, examples: Path, tmp_path: Path, timed: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         timed(likes_one_thread_and_float32)
-        monkeypatch.setattr(tune, "is_crowded", lambda *_: True)
+        monkeypatch.setattr(autotune, "is_crowded", lambda *_: True)
         way, (message,) = look(tiny, examples, tmp_path)
         assert way == Way(torch.float32, 2)
         assert "Other programs use the cores" in message.message

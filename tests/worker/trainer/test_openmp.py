@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from worker.trainer import waiting
-from worker.trainer.waiting import Crowd, Sample, cores_watched, is_crowded, take_sample
+from worker.trainer import openmp
+from worker.trainer.openmp import Crowd, Sample, cores_watched, is_crowded, take_sample
 
 STAND = """
 import worker.trainer, os
 import torch
-from worker.trainer.waiting import Crowd
+from worker.trainer.openmp import Crowd
 
 def threads():
     return len(os.listdir("/proc/self/task"))
@@ -64,7 +64,7 @@ def test_a_library_that_was_replaced_while_it_runs_costs_the_switch_and_not_the_
 ) -> None:
     maps = tmp_path / "maps"
     maps.write_text("7f00-7f01 r-xp 00000000 fe:00 42   /usr/lib/torch.libs/libgomp-a34b3233.so.1 (deleted)\n")
-    monkeypatch.setattr(waiting, "MAPS", maps)
+    monkeypatch.setattr(openmp, "MAPS", maps)
 
     crowd = Crowd(1)
     crowd.gather()

@@ -19,7 +19,7 @@ from worker.trainer.failures import Failure
 from worker.trainer.lora import AdaptedLinear, Adapter, Routing
 
 
-class WholeModule(torch.nn.Module):
+class ModuleToSave(torch.nn.Module):
     """Stands where a module stood; without segments it is that module, to the bit."""
 
     def __init__(self, name: str, frozen: torch.nn.Module, routing: Routing) -> None:
@@ -34,7 +34,7 @@ class WholeModule(torch.nn.Module):
         return self.frozen.weight
 
     def master(self, adapter: Adapter, parameter: str) -> torch.nn.Parameter:
-        return adapter.whole[f"{self.name}.{parameter}"]
+        return adapter.module_masters[f"{self.name}.{parameter}"]
 
     def forward(self, *inputs: Any) -> Any:
         adapter = self._routing.alone
@@ -45,8 +45,10 @@ class WholeModule(torch.nn.Module):
         return functional_call(self.frozen, trained, inputs)
 
 
-def train_whole(model: Any, names: Sequence[str], adapter: Adapter, routing: Routing) -> dict[str, WholeModule]:
-    """Put a WholeModule in the place of each module that is named, and its masters into the adapter.
+def train_modules_to_save(
+    model: Any, names: Sequence[str], adapter: Adapter, routing: Routing
+) -> dict[str, ModuleToSave]:
+    """Put a ModuleToSave in the place of each module that is named, and its masters into the adapter.
 
     Returns them by their full names. Raises Failure for a name that fits nothing, and for modules that can't be trained
     whole: linear layers of the frozen base, and modules that have others inside.
@@ -57,13 +59,13 @@ def train_whole(model: Any, names: Sequence[str], adapter: Adapter, routing: Rou
         fitting = {full: module for full, module in modules.items() if full.endswith(name)}
         _check(name, fitting, modules)
         chosen |= fitting
-    wholes = {full: WholeModule(full, module, routing) for full, module in chosen.items()}
-    for full, whole in wholes.items():
-        for parameter_name, parameter in whole.frozen.named_parameters():
+    replaced = {full: ModuleToSave(full, module, routing) for full, module in chosen.items()}
+    for full, module in replaced.items():
+        for parameter_name, parameter in module.frozen.named_parameters():
             master = parameter.detach().to(torch.float32, copy=True)
-            adapter.whole[f"{full}.{parameter_name}"] = torch.nn.Parameter(master)
-        model.set_submodule(full, whole)
-    return wholes
+            adapter.module_masters[f"{full}.{parameter_name}"] = torch.nn.Parameter(master)
+        model.set_submodule(full, module)
+    return replaced
 
 
 def _modules(model: Any) -> dict[str, torch.nn.Module]:

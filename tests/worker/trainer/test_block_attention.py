@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.trainer.blocks import LEAST_FILL, MAX_CELLS, SHORT, block_attention, in_blocks
+from worker.trainer.block_attention import LEAST_FILL, MAX_CELLS, SHORT, block_attention, in_blocks
 
 HEADS, GROUPS, WIDTH = 4, 2, 8
 LENGTHS = st.lists(st.integers(1, 150), min_size=1, max_size=12).map(tuple)

@@ -16,12 +16,12 @@ from app.domain import artifacts
 from app.domain.events import CheckpointSaved, Done, Message, Metric
 from app.domain.render import Renderer
 from tests.worker.trainer.house import Log, load_tiny, make_spec, no_pulse, one_step, prepare, run_here, write_answers
-from worker.trainer import answer, keep
-from worker.trainer.answer import answers
+from worker.trainer import bookkeeping, sample_answers
 from worker.trainer.base_check import check_base
 from worker.trainer.batch import Segment
 from worker.trainer.evaluate import Validation, evaluate
 from worker.trainer.model import Base
+from worker.trainer.sample_answers import answers
 from worker.trainer.state import Run
 from worker.trainer.verify import verify_adapter
 
@@ -30,7 +30,7 @@ from worker.trainer.verify import verify_adapter
 def scripted(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The full validation losses that are measured, in order; a test fills the list."""
     losses: list[float] = []
-    monkeypatch.setattr(keep, "evaluate", lambda *_: of_loss(losses.pop(0)))
+    monkeypatch.setattr(bookkeeping, "evaluate", lambda *_: of_loss(losses.pop(0)))
     return losses
 
 
@@ -177,7 +177,7 @@ class TestSamples:
     def test_the_last_ones_are_of_the_adapter_that_is_the_result(
         self, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(answer, "NEW_TOKENS", 6)
+        monkeypatch.setattr(sample_answers, "NEW_TOKENS", 6)
         train, valid = (write_answers(tmp_path / say, 16, say) for say in ("yes", "no"))
         knobs = {"n_epochs": 4, "eval_steps": 2, "early_stopping": {"patience": 2}, "promote_best": True}
         spec = make_spec(tiny, train, validation_file=valid, sample_prompts=("1: red",), **knobs)
@@ -196,7 +196,7 @@ class TestLeavingThingsAlone:
         spec = make_spec(tiny, examples, dropout=0.2, sample_prompts=("1: red",))
         (run,) = prepare(spec, base, tmp_path)
         one_step(base, [run])
-        directory = keep.save_checkpoint(with_facts(run), "tiny", tiny)
+        directory = bookkeeping.save_checkpoint(with_facts(run), "tiny", tiny)
         before = fingerprint(base, run)
         check_base(base)
         assert fingerprint(base, run) == before

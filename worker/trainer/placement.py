@@ -1,6 +1,6 @@
 """How the steps are laid out in memory, planned from what there is. The probe (probe.py) then tries it.
 
-A later attempt keeps what the first one settled. Where the kernel killed an earlier attempt for memory, it reckons with
+A later attempt keeps what the first one decided. Where the kernel killed an earlier attempt for memory, it reckons with
 less than there seems to be.
 """
 
@@ -20,7 +20,7 @@ from app.domain.memory import DeviceKind
 from app.domain.processor import core_flops
 from app.domain.spec import JobSpec, RunSpec, TrainerSpec
 from app.domain.work import Work
-from worker.trainer import parallel, room
+from worker.trainer import device_memory, parallel
 from worker.trainer.device import device_name
 from worker.trainer.model import Base
 from worker.trainer.state import Run
@@ -30,14 +30,14 @@ GRADIENT_BYTES, MOMENT_BYTES = 4, 8  # of a trained number; beside its master's 
 MOST_BATCH = 256
 
 
-def settle(spec: TrainerSpec, base: Base, runs: Sequence[Run], most_row_tokens: int | None = None) -> Placement:
+def place(spec: TrainerSpec, base: Base, runs: Sequence[Run], most_row_tokens: int | None = None) -> Placement:
     """The layout for these runs on this device, and what it should take. The base and the adapters are loaded."""
-    space = room.measure(base.device)
-    sharers = parallel.size() if base.device.type == "cpu" else 1  # each has a GPU of its own
+    space = device_memory.measure(base.device)
+    sharers = parallel.world_size() if base.device.type == "cpu" else 1  # each has a GPU of its own
     capacity = space.used_bytes + int(space.free_bytes / sharers * AFTER_A_KILL**spec.out_of_memory_kills)
     device = _device(base, capacity)
     job, work = _as_one(spec, runs)
-    loaded = space.used_bytes + yet_to_come(runs)
+    loaded = space.used_bytes + bytes_to_come(runs)
     entry = describe(spec.base.directory)
     return estimate.place(entry, job, work, device, spec.measurements, loaded, most_row_tokens, space.counts_mapped)
 
@@ -61,13 +61,13 @@ def planned(run: Run, placement: Placement) -> Planned:
     )
 
 
-def yet_to_come(runs: Sequence[Run]) -> int:
+def bytes_to_come(runs: Sequence[Run]) -> int:
     """Gradients and moments of what is trained."""
     trained = sum(parameter.numel() for run in runs for parameter in run.parameters)
-    return trained * GRADIENT_BYTES + moments_to_come(runs)
+    return trained * GRADIENT_BYTES + moment_bytes_to_come(runs)
 
 
-def moments_to_come(runs: Sequence[Run]) -> int:
+def moment_bytes_to_come(runs: Sequence[Run]) -> int:
     """They come with the first step; a snapshot has brought them already."""
     return MOMENT_BYTES * sum(
         parameter.numel() for run in runs for parameter in run.parameters if not run.optimizer.state.get(parameter)

@@ -27,7 +27,9 @@ RESET_PEAK = "5"  # proc(5): set VmHWM to what is resident now
 
 
 @dataclass(frozen=True)
-class Room:
+class DeviceMemory:
+    """What this process may take at most, and what it has taken of it."""
+
     capacity_bytes: int
     used_bytes: int
     counts_mapped: bool = False  # also what is mapped and never touched
@@ -37,14 +39,14 @@ class Room:
         return self.capacity_bytes - self.used_bytes
 
 
-def measure(device: torch.device) -> Room:
+def measure(device: torch.device) -> DeviceMemory:
     """Where the least is left."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         used = torch.cuda.memory_allocated(device)
         idle = torch.cuda.memory_reserved(device) - used
-        return Room(free + idle + used + PROCESS_BYTES["cuda"], used + PROCESS_BYTES["cuda"])
-    return min(_cpu_rooms(), key=lambda room: room.free_bytes)
+        return DeviceMemory(free + idle + used + PROCESS_BYTES["cuda"], used + PROCESS_BYTES["cuda"])
+    return min(_cpu_memories(), key=lambda memory: memory.free_bytes)
 
 
 def reset_peak(device: torch.device) -> None:
@@ -108,20 +110,20 @@ def free(device: torch.device) -> None:
     give_back(device, above_bytes=0)
 
 
-def _cpu_rooms() -> list[Room]:
-    resident, rooms = _status("VmRSS"), []
+def _cpu_memories() -> list[DeviceMemory]:
+    resident, memories = _status("VmRSS"), []
     if available := _number(Path("/proc/meminfo"), "MemAvailable:"):
-        rooms.append(Room(resident + available, resident))
+        memories.append(DeviceMemory(resident + available, resident))
     for group in control_groups():
         limit, current = number(group, "memory.max"), number(group, "memory.current")
         if limit is not None and current is not None:
             idle = _number(group / "memory.stat", "inactive_file", unit=1) or 0  # given back before anybody is killed
-            rooms.append(Room(resident + limit - current + idle, resident))
+            memories.append(DeviceMemory(resident + limit - current + idle, resident))
     for kind, counted in ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize")):
         soft, _ = resource.getrlimit(kind)
         if soft != resource.RLIM_INFINITY:
-            rooms.append(Room(soft, _status(counted), counts_mapped=True))
-    return rooms
+            memories.append(DeviceMemory(soft, _status(counted), counts_mapped=True))
+    return memories
 
 
 def _status(name: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from tests.worker.trainer.house import (
     make_spec,
     run_here,
 )
-from worker.trainer import answer, base_check, evaluate, keep, model, sample, verify
+from worker.trainer import base_check, bookkeeping, compare_answers, evaluate, model, sample_answers, verify
 from worker.trainer.frozen import Frozen4
+from worker.trainer.snapshot import Choices
 
 SENTENCE = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"
 FITS_TOKENS = 300  # of a row; the longest document has 120
@@ -129,10 +131,10 @@ class TestValidation:
         assert warnings_of(log)[-1].data["after"] == {"cache_weights": False}  # everything was tried
 
     def test_the_rows_of_a_validation_are_never_longer_than_those_of_a_step(self) -> None:
-        choices = keep.Choices(row_tokens=128, threads=1, compute_dtype="float32", device="cpu")
-        assert choices.validated_row_tokens == 128
-        assert keep.Choices(**vars(choices) | {"validation_row_tokens": 256}).validated_row_tokens == 128
-        assert keep.Choices(**vars(choices) | {"validation_row_tokens": 64}).validated_row_tokens == 64
+        choices = Choices(row_tokens=128, threads=1, compute_dtype="float32", device="cpu")
+        assert choices.effective_validation_row_tokens == 128
+        assert replace(choices, validation_row_tokens=256).effective_validation_row_tokens == 128
+        assert replace(choices, validation_row_tokens=64).effective_validation_row_tokens == 64
 
     def test_after_a_kill_by_the_kernel_rows_and_prompts_are_fewer_from_the_start(
         self, spec: TrainerSpec, tmp_path: Path
@@ -142,7 +144,7 @@ class TestValidation:
         choices = choices_of(log, tmp_path)
         assert choices["validation_row_tokens"] == choices["row_tokens"] // 2
         assert choices["prompts_at_once"] == 2
-        assert keep.Choices(**choices | {"prompts_at_once": 0}).after_kills(2).prompts_at_once == 0
+        assert Choices(**choices | {"prompts_at_once": 0}).after_kills(2).prompts_at_once == 0
 
     def test_another_error_ends_the_run_as_it_did(
         self, spec: TrainerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -159,7 +161,7 @@ class TestValidation:
 class TestSamples:
     @pytest.fixture
     def spec(self, tiny: Path, examples: Path, monkeypatch: pytest.MonkeyPatch) -> TrainerSpec:
-        monkeypatch.setattr(answer, "NEW_TOKENS", 4)
+        monkeypatch.setattr(sample_answers, "NEW_TOKENS", 4)
         prompts = ("1: red blue", "2: amber amber amber", "3: green")
         return make_spec(tiny, examples, sample_prompts=prompts, quantization=FLOAT32)
 
@@ -170,8 +172,8 @@ class TestSamples:
         self, spec: TrainerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         _, plain = run_here(spec, tmp_path / "plain")
-        shortage = Shortage(answer._generate, lambda base, prompts, *_: len(prompts) > 1)
-        monkeypatch.setattr(answer, "_generate", shortage)
+        shortage = Shortage(sample_answers._generate, lambda base, prompts, *_: len(prompts) > 1)
+        monkeypatch.setattr(sample_answers, "_generate", shortage)
         code, log = run_here(spec, tmp_path / "short")
         assert code == ExitCode.DONE
         assert self.answers(log) == self.answers(plain)
@@ -183,8 +185,8 @@ class TestSamples:
     def test_where_not_one_fits_the_run_goes_on_without(
         self, spec: TrainerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        shortage = Shortage(answer._generate, lambda *_: True)
-        monkeypatch.setattr(answer, "_generate", shortage)
+        shortage = Shortage(sample_answers._generate, lambda *_: True)
+        monkeypatch.setattr(sample_answers, "_generate", shortage)
         code, log = run_here(spec, tmp_path)
         assert (code, self.answers(log)) == (ExitCode.DONE, [])
         assert warnings_of(log)[-1].message.endswith(
@@ -200,9 +202,9 @@ class TestSamples:
             return [prompt[0]["content"].upper() for prompt in prompts]
 
         shortage = Shortage(answered, lambda model, tokenizer, prompts, device: len(prompts) > 2)
-        monkeypatch.setattr(sample, "_answers_at_once", shortage)
+        monkeypatch.setattr(compare_answers, "_answers_at_once", shortage)
         prompts = [[{"content": letter}] for letter in "abcde"]
-        assert sample._answers(None, None, prompts, "cpu") == ["A", "B", "C", "D", "E"]
+        assert compare_answers._answers(None, None, prompts, "cpu") == ["A", "B", "C", "D", "E"]
         assert "Out of memory with 5 prompts at once" in capsys.readouterr().err
 
 
@@ -228,8 +230,8 @@ class TestLastCheck:
     def test_where_nothing_is_left_to_give_up_it_says_so_and_publishes_nothing(
         self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        shortage = Shortage(keep.verify_adapter, lambda *_: True)
-        monkeypatch.setattr(keep, "verify_adapter", shortage)
+        shortage = Shortage(bookkeeping.verify_adapter, lambda *_: True)
+        monkeypatch.setattr(bookkeeping, "verify_adapter", shortage)
         code, log = run_here(make_spec(tiny, examples), tmp_path)
         assert (code, shortage.calls) == (ExitCode.OUT_OF_MEMORY, 2)
         assert (failure(log).reason, failure(log).param) == (Reason.OUT_OF_MEMORY, "lora.r")
@@ -264,20 +266,20 @@ class TestLoading:
     ) -> None:
         _, plain = run_here(make_spec(tiny, examples), tmp_path / "plain")
         layers: list[Frozen4] = []
-        keep_wide = Frozen4.keep_wide
+        cache_weight = Frozen4.cache_weight
 
         def short(layer: Frozen4, keep: bool) -> None:
             if keep and len(layers) == 3:
                 raise RuntimeError(SENTENCE)
             layers.append(layer)
-            keep_wide(layer, keep)
+            cache_weight(layer, keep)
 
-        monkeypatch.setattr(Frozen4, "keep_wide", short)
+        monkeypatch.setattr(Frozen4, "cache_weight", short)
         code, log = run_here(make_spec(tiny, examples), tmp_path / "short", stop_at=(5, Command.DRAIN))
         assert code == ExitCode.DRAINED
         assert log.of(Planned)[0].mode.cache_weights
         (warning,) = warnings_of(log)
         assert warning.message.startswith("Out of memory while the weights were dequantised.")
         assert not choices_of(log, tmp_path / "short")["cache_weights"]
-        assert all(layer.wide is None for layer in layers)
+        assert all(layer.cached is None for layer in layers)
         assert log.losses == plain.losses[:5]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from worker.trainer.state import Run
 
 
-def endings(run: Run) -> Iterator[str]:
+def result_messages(run: Run) -> Iterator[str]:
     """Sentences for the user; none for a run that went to its end and whose last adapter is its best."""
     best = run.best
     if run.stops_early and run.step < run.plan.total_steps:
