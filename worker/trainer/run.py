@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from app.domain.artifacts import ManifestMismatch
 from app.domain.catalog import longest_document
-from app.domain.events import Message
 from app.domain.render import Renderer
-from app.domain.snapshots import candidates, going_on
 from app.domain.spec import RunSpec, TrainerSpec
 from app.domain.states import ExitCode, Reason
 from worker.trainer import device_memory, parallel
+from worker.trainer.attempt import Attempt, Earlier, open_earlier
 from worker.trainer.autotune import fastest_way
 from worker.trainer.base_check import check_base
 from worker.trainer.batch import Corpus, read_corpus, reference_id
 from worker.trainer.bookkeeping import Bookkeeper
-from worker.trainer.checkpoint import step_directory
-from worker.trainer.consistent_cut import abreast
 from worker.trainer.device import (
     Way,
     choose_compute_dtype,
@@ -51,37 +47,13 @@ from worker.trainer.placement import place, planned
 from worker.trainer.plan import make_plan
 from worker.trainer.probe import probe
 from worker.trainer.recompute import Recomputation
-from worker.trainer.snapshot import Choices, Snapshot, identity_of, open_newest, open_snapshot, restore
+from worker.trainer.snapshot import Choices, Snapshot, restore
 from worker.trainer.state import Run
 from worker.trainer.stop import Stops
 
 ORDERLY = (ExitCode.DONE, ExitCode.DRAINED, ExitCode.PAUSED, ExitCode.CANCELLED)  # every process has come to its end
 
 HOPELESS = 1.05  # times the memory there is: nearer to it, only trying tells
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """What is to be trained, where its files are, who hears of it, and who may stop it."""
-
-    spec: TrainerSpec
-    workdir: Path
-    say: Ledger
-    stops: Stops
-
-    def unfinished(self) -> Iterator[RunSpec]:
-        return (each for each in self.spec.runs if each.run_id not in self.say.endings)
-
-    def identity(self, run_spec: RunSpec) -> dict[str, Any]:
-        return identity_of(run_spec, self.spec.base, self.spec.quantization)
-
-
-@dataclass(frozen=True)
-class Earlier:
-    """What an attempt before this one left: snapshots by run, and what was decided."""
-
-    snapshots: dict[str, Snapshot]
-    choices: Choices | None
 
 
 def run(spec: TrainerSpec, workdir: Path, emit: Emit, stops: Stops) -> int:
@@ -117,8 +89,7 @@ def run_rank(spec: TrainerSpec, workdir: Path, emit: Emit, stops: Stops) -> int:
 def _run(attempt: Attempt) -> None:
     device_memory.return_what_is_freed()
     device = choose_device(attempt.spec.device)
-    snapshots = _open_snapshots(attempt)
-    earlier = Earlier(snapshots, _decided(snapshots, attempt.say))
+    earlier = open_earlier(attempt)
     way = _way(attempt, device, earlier.choices)
     make_repeatable(device, way.threads)
     with cores_watched(way.threads):
@@ -148,45 +119,6 @@ def _train(attempt: Attempt, device: torch.device, way: Way, earlier: Earlier) -
     layout = MemoryLayout(base, bookkeeper, Recomputation(base.model, base.routing))
     _confirm(base, runs, bookkeeper, layout)
     train(base, runs, layout, attempt.stops, bookkeeper)
-
-
-def _open_snapshots(attempt: Attempt) -> dict[str, Snapshot]:
-    snapshots, say = {}, attempt.say
-    for run_spec in attempt.spec.runs:
-        if run_spec.resume_from is not None:
-            with say.blaming(run_spec):
-                found, problems = open_newest(attempt.workdir / run_spec.resume_from, attempt.identity(run_spec))
-                if problems or found is None:  # `Started` says where a whole one leads to
-                    level, text = going_on(found.step if found else None, problems)
-                    say(Message(run_id=run_spec.run_id, level=level, message=text))
-                if found:
-                    snapshots[run_spec.run_id] = found
-    going = {each.run_id: each for each in attempt.unfinished()}
-    for message in abreast(snapshots, going.keys(), lambda run_id, step: _open_earlier(attempt, going[run_id], step)):
-        say(message)
-    return snapshots
-
-
-def _open_earlier(attempt: Attempt, run_spec: RunSpec, step: int) -> Snapshot | None:
-    """None where there is no whole one of that step, or where one was named."""
-    if run_spec.resume_from is None or candidates(directory := attempt.workdir / run_spec.resume_from) is None:
-        return None
-    try:
-        return open_snapshot(step_directory(directory, step), attempt.identity(run_spec))
-    except (ManifestMismatch, Failure):
-        return None
-
-
-def _decided(snapshots: Mapping[str, Snapshot], say: Ledger) -> Choices | None:
-    """What is decided stays decided. Runs share a base, so the first one's choices hold for all that go on with it."""
-    earlier = next((snapshot.choices for snapshot in snapshots.values()), None)
-    for run_id, snapshot in snapshots.items():
-        if snapshot.choices != earlier:
-            text = (
-                f"Going on from {snapshot.name} with the choices of another run: equal within rounding, not to the bit."
-            )
-            say(Message(run_id=run_id, level="warn", message=text))
-    return earlier
 
 
 def _way(attempt: Attempt, device: torch.device, earlier: Choices | None) -> Way:
