@@ -16,6 +16,8 @@ from app.api.schemas.metrics import StepMetricsBody, render_metrics
 from app.domain.step_metrics import results_csv
 from app.services import job_records, jobs
 
+MAX_ATTEMPT = (1 << 31) - 1  # what the column holds
+
 Form = Annotated[Literal["json", "csv"], Query(alias="format", description="json or csv.")]
 MaxPoints = Annotated[
     int | None,
@@ -25,7 +27,7 @@ MaxPoints = Annotated[
         description="At most so many steps: those that keep the shape of the loss, the first and the last among them.",
     ),
 ]
-Attempt = Annotated[int | None, Query(ge=1, description="Which attempt's log; absent: the last one's.")]
+Attempt = Annotated[int | None, Query(ge=1, le=MAX_ATTEMPT, description="Which attempt's log; absent: the last one's.")]
 Lines = Annotated[int | None, Query(ge=1, description="Only so many lines from its end.")]
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["Fine-tuning"])

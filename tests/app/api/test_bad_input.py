@@ -117,6 +117,13 @@ def error_of(answer: Response, told: str) -> dict[str, Any]:
     return dict(body["error"])
 
 
+def numbers_in_the_query(operation: dict[str, Any]) -> Iterator[str]:
+    for parameter in operation.get("parameters", ()):
+        kinds = [kind.get("type") for kind in (parameter["schema"], *parameter["schema"].get("anyOf", ()))]
+        if parameter["in"] == "query" and {"integer", "number"} & {*kinds}:
+            yield parameter["name"]
+
+
 def with_id(path: str, value: str) -> str:
     """Every placeholder of a path replaced."""
     return "/".join(value if part.startswith("{") else part for part in path.split("/"))
@@ -244,6 +251,15 @@ class TestEveryQuery:
             for digits in (18, 30, 4000):
                 answer = client.get(f"{path}?limit={'9' * digits}")
                 assert answer.status_code == 200 or error_of(answer, path)["param"] == "limit"
+
+    def test_with_a_huge_number_of_any_kind_is_answered_or_refused_by_its_name(
+        self, client: TestClient, document: dict[str, Any], succeeded: Job
+    ) -> None:
+        for method, path, operation in operations(document):
+            for name in numbers_in_the_query(operation):
+                for digits in (9, 18, 30, 400):
+                    url = f"{with_id(path, succeeded.id)}?{name}={'9' * digits}"
+                    assert client.request(method, url).status_code < 500, url
 
     def test_with_a_cursor_that_is_none_is_refused(self, client: TestClient, succeeded: Job) -> None:
         for path in self._lists(succeeded):
