@@ -9,7 +9,7 @@ import pytest
 
 from app.api import examples
 from app.cli.local import base_model
-from app.domain.auto import MOST_FACTOR, REFERENCE_LENGTH
+from app.domain.auto import REFERENCE_LENGTH
 from app.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,8 +45,7 @@ def test_the_settings_page_names_no_variable_that_is_not_read() -> None:
 
 
 def test_the_rule_for_the_learning_rate_is_the_one_in_force() -> None:
-    bounds = f"but at least half and at most {MOST_FACTOR} times it"
-    assert f"the eighth root of {REFERENCE_LENGTH} / (steps x epochs), {bounds}" in read("api.md")
+    assert f"the sixteenth root of {REFERENCE_LENGTH} / (steps x epochs);" in read("api.md")
 
 
 def test_every_route_is_documented(tmp_path: Path) -> None:

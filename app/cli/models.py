@@ -29,7 +29,7 @@ def add(
     name: ModelName,
     directory: Annotated[Path, typer.Argument(help="safetensors, config.json, tokenizer; as every worker sees it.")],
     learning_rate: Annotated[
-        float | None, typer.Option(help="LoRA's, where steps x epochs = 450; absent: from the hidden size.")
+        float | None, typer.Option(help="LoRA's, where steps x epochs = 1200; absent: from the hidden size.")
     ] = None,
     license_name: Annotated[str | None, typer.Option("--license", help="Such as apache-2.0.")] = None,
 ) -> None:

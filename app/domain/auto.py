@@ -10,8 +10,7 @@ import math
 
 from app.domain.spec import LoraSpec
 
-REFERENCE_LENGTH = 450  # steps x epochs for which the rate in a model's entry is meant, such as 150 steps in 3 epochs
-LEAST_FACTOR, MOST_FACTOR = 0.5, 1.5
+REFERENCE_LENGTH = 1200  # steps x epochs for which the rate in a model's entry is meant, such as 400 steps in 3 epochs
 REFERENCE_STRENGTH = 32.0  # scale x rank: alpha, but for rsLoRA; "LoRA Without Regret" has alpha 32 for every rank
 STEPS_PER_EPOCH = 32
 WARMUP_RATIO = 0.03
@@ -37,12 +36,12 @@ def auto_learning_rate(reference: float, steps: int, steps_per_epoch: int, lora:
     """The peak rate of a run of `steps` optimizer steps; `reference` is the base model's own.
 
     A short run has to get there in fewer steps; a long one, above all one that reads its rows again and again, learns
-    them by heart. So it falls with the eighth root of steps x epochs: 1.5 times the reference up to 17, 0.8 times it
-    for 2,700, half of it from 115,200 on. And one step of Adam moves B A x by about rate x scale x rank, so more of
+    them by heart. So it falls with steps x epochs, but hardly, with the sixteenth root: 1.56 times the reference for a
+    single step, 0.88 times it for 9,000. And one step of Adam moves B A x by about rate x scale x rank, so more of
     those means a lower rate. Two digits: nobody knows it better.
     """
     epochs = max(1.0, steps / steps_per_epoch)
-    by_length = min(MOST_FACTOR, max(LEAST_FACTOR, (REFERENCE_LENGTH / (steps * epochs)) ** 0.125))
+    by_length = (REFERENCE_LENGTH / (steps * epochs)) ** (1 / 16)
     by_strength = min(1.0, REFERENCE_STRENGTH / _strength(lora))  # a higher rate for less would upset A
     return float(f"{reference * by_length * by_strength:.1e}")
 

@@ -50,7 +50,7 @@ class CatalogEntry(BaseModel):
     target_modules: dict[str, tuple[int, int]]  # linear layer name -> its smallest [out, in]
     layers: dict[str, tuple[int, int]] = {}  # full name of each of them -> [out, in]; what patterns are held against
     whole_modules: tuple[str, ...] = ()  # what can be trained whole, by last name: norms, the embedding, the head
-    learning_rate: float  # at multiplier 1, for steps x epochs = 450 (app/domain/auto.py)
+    learning_rate: float  # at multiplier 1, for steps x epochs = 1200 (app/domain/auto.py)
     max_auto_batch_size: int = 8
     # What a plan reckons with. Zero in entries of before: app.services.plan then reads the directory again.
     decoder_layers: int = 0

@@ -51,19 +51,17 @@ def test_the_models_entry_bounds_the_batch() -> None:
 @pytest.mark.parametrize(
     ("steps", "steps_per_epoch", "rate"),
     [
-        (1, 1, 1.5e-3),
-        (17, 17, 1.5e-3),
+        (1, 1, 1.6e-3),
         (88, 88, 1.2e-3),
-        (450, 450, 1e-3),
-        (450, 900, 1e-3),  # half an epoch repeats nothing
+        (1200, 1200, 1e-3),
+        (1200, 2400, 1e-3),  # half an epoch repeats nothing
         (96, 32, 1.1e-3),
-        (189, 63, 9.7e-4),
-        (750, 250, 8.2e-4),
-        (9000, 9000, 6.9e-4),
-        (500_000, 500_000, 5e-4),
+        (750, 250, 9.6e-4),
+        (9000, 9000, 8.8e-4),
+        (1_000_000, 1_000_000, 6.6e-4),
     ],
 )
-def test_a_longer_run_gets_a_lower_rate_within_bounds_and_so_does_a_repetitive_one(
+def test_a_longer_run_gets_a_slightly_lower_rate_and_so_does_a_repetitive_one(
     steps: int, steps_per_epoch: int, rate: float
 ) -> None:
     assert auto_learning_rate(1e-3, steps, steps_per_epoch, lora()) == rate
@@ -89,4 +87,4 @@ def test_one_more_step_never_raises_the_rate(steps: int, steps_per_epoch: int) -
 def test_an_adapter_that_moves_more_in_a_step_gets_a_lower_rate_but_none_a_higher_one(
     shape: dict[str, Any], rate: float
 ) -> None:
-    assert auto_learning_rate(1e-3, 450, 450, lora(**shape)) == rate
+    assert auto_learning_rate(1e-3, 1200, 1200, lora(**shape)) == rate
