@@ -22,7 +22,7 @@ from worker.reconciler import Reconciler
 from worker.validate import Validator
 
 pytestmark = pytest.mark.timeout(400)
-STEPS = 60  # enough that who is asked at the third finds it still training
+STEPS = 240  # so that who is asked at the third finds it still training: 60 were over in a second on a fast machine
 LONG = {"hyperparameters": {"n_epochs": 2, "batch_size": 1}, "lora": {"r": 4}, "quantization": None}
 SHORT = {"hyperparameters": {"max_steps": 2}, "lora": {"r": 4}, "quantization": None}
 PATIENCE_SECONDS = 150.0
