@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 from dataclasses import dataclass, field
-from pathlib import Path
 
+from app.domain.processor import cpu_flags, cpu_name
 from benchmarks.workload import BATCH, Workload
 from worker.device import list_gpus
 
@@ -101,7 +100,7 @@ def _targets(rows: dict[str, list[Measured]], bound: float, on_cuda: bool) -> li
 
 
 def _speed_targets(ours: list[Measured], defaults: list[Measured], best: list[Measured], bound: float) -> list[str]:
-    has_amx = "amx_bf16" in _cpu_flags()
+    has_amx = "amx_bf16" in cpu_flags()
     wanted = (6, 8, 0.50) if has_amx else (4, 6, 0.65)
     speed = statistics.median(run.tokens_per_second() for run in ours)
     return [
@@ -130,19 +129,10 @@ def _validation(runs: list[Measured]) -> float | None:
 
 
 def machine() -> str:
-    flags = [flag for flag in ("avx512_bf16", "amx_bf16") if flag in _cpu_flags()]
-    model = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), "")
-    processor = model or platform.processor()
-    return f"{processor}, {os.cpu_count()} CPUs, {', '.join(flags) or 'no 16-bit flags'}, load {os.getloadavg()[0]:.1f}"
-
-
-def _cpu_flags() -> list[str]:
-    return next((line.split(":")[1].split() for line in _cpuinfo() if line.startswith("flags")), [])
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
+    flags = [flag for flag in ("avx512_bf16", "amx_bf16") if flag in cpu_flags()]
+    return (
+        f"{cpu_name()}, {os.cpu_count()} CPUs, {', '.join(flags) or 'no 16-bit flags'}, load {os.getloadavg()[0]:.1f}"
+    )
 
 
 def gigabytes(size_bytes: int) -> str:

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from app.db import claims
 from app.db.claims import FencedError
 from app.db.tables import File, Job
-from app.domain.dataset_report import Report, examine, nothing_to_learn
+from app.domain.dataset_report import Report, examine, nothing_to_learn, too_few_examples
 from app.domain.jsonl import told
 from app.domain.render import Renderer
 from app.domain.spec import JobSpec, Method
@@ -183,11 +183,7 @@ def verdict(kind: Kind, report: Report, spec: JobSpec) -> Outcome | None:
         return Outcome(kind.reason, f"{begin} {text}", kind.param)
     if report.examples < kind.least_examples:
         reason = Reason.INVALID_N_EXAMPLES if kind.noun == "training" else kind.reason
-        text = (
-            f"{kind.noun.capitalize()} file has {report.examples} example(s), "
-            f"but must have at least {kind.least_examples} examples"
-        )
-        return Outcome(reason, text, kind.param)
+        return Outcome(reason, too_few_examples(kind.noun, report.examples, kind.least_examples), kind.param)
     if not report.labelled_tokens:
         text = nothing_to_learn(spec.method, spec.hyperparameters.context_length)
         return Outcome(kind.reason, f"{begin} {text}", kind.param)

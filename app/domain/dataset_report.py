@@ -32,6 +32,11 @@ def nothing_to_learn(method: Method, context_length: int) -> str:
     )
 
 
+def too_few_examples(noun: str, examples: int, least: int) -> str:
+    """OpenAI's words for a training (or validation) file that is too short."""
+    return f"{noun.capitalize()} file has {examples} example(s), but must have at least {least} examples"
+
+
 @dataclass
 class Lines:
     """How many lines, and which came first."""

@@ -25,7 +25,8 @@ def cpu_flags() -> frozenset[str]:
 
 def core_flops() -> float:
     """FLOP a second that one core can be guessed to reach, before it was seen at work."""
-    facts, flags = _facts(), cpu_flags()
+    facts = _facts()
+    flags = facts.get("flags", "").split()
     family = facts.get("cpu family", "")
     is_wide = facts.get("vendor_id") == "AuthenticAMD" and family.isdecimal() and int(family) >= WIDE_FAMILY
     if "amx_bf16" in flags or ("avx512_bf16" in flags and is_wide):

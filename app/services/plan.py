@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from app.db import workers
 from app.db.tables import File
 from app.domain.catalog import CatalogEntry, RefusedModel, describe
-from app.domain.dataset_report import Report, nothing_to_learn
+from app.domain.dataset_report import Report, nothing_to_learn, too_few_examples
 from app.domain.estimate import Placement, place
 from app.domain.jsonl import told
 from app.domain.needs import Place
@@ -106,8 +106,7 @@ def answer(storage: Storage, counter: Counter, question: Question, least_example
     """Raises InvalidDataset, BadRequest for files that no job could be trained on; Unavailable as Counter.count."""
     report = _count(storage, counter, question, question.training_file)
     if report.examples < least_examples:
-        text = f"Training file has {report.examples} example(s), but must have at least {least_examples} examples"
-        raise InvalidDataset(text, "training_file")
+        raise InvalidDataset(too_few_examples("training", report.examples, least_examples), "training_file")
     validation_tokens = 0
     if question.validation_file is not None:
         validation_tokens = _count(storage, counter, question, question.validation_file).tokens
