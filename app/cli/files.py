@@ -14,14 +14,13 @@ from app.cli.errors import Misused
 from app.cli.options import AsJson, with_client
 from app.cli.output import print_fields, print_json, print_line, print_table, size_text, time_text
 from app.cli.progress import bytes_bar
+from app.cli.references import FileId, FileIds
 from app.cli.sending import send_file
 
 if TYPE_CHECKING:
     from app.cli.client import Client
 
 commands = typer.Typer(no_args_is_help=True, help="Datasets and results on the server.")
-
-FileId = Annotated[str, typer.Argument(help="The file's id, such as file-0a1b….", metavar="FILE")]
 
 
 @commands.command("upload")
@@ -95,7 +94,7 @@ def download(
 @with_client
 def delete(
     client: "Client",
-    file_ids: Annotated[list[str], typer.Argument(help="Files' ids; several at once.", metavar="FILE...")],
+    file_ids: FileIds,
 ) -> None:
     """Delete files for good. Their bytes go as soon as no unfinished job needs them."""
     for path in [file_path(file_id) for file_id in file_ids]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from app.cli.address import job_path
 from app.cli.errors import CliError, Unreachable
+from app.cli.next_steps import next_steps
 from app.cli.output import remark
 from app.cli.progress import is_over, job_view
 
@@ -26,15 +27,18 @@ EVENTS_A_PAGE = 100
 
 
 def watch_or_detach(client: Client, job_id: str, as_json: bool = False) -> Json:
-    """Ctrl-C leaves the job alone and says how to come back."""
+    """Show a job until it is over and say what can be done next. Ctrl-C leaves the job alone and says how to return."""
     try:
-        return watch(client, job_id, as_json)
+        job = watch(client, job_id, as_json)
     except KeyboardInterrupt:
         remark(
             f"\nDetached; the job goes on. `tunery jobs watch {job_id}` comes back to it, "
             f"`tunery jobs cancel {job_id}` ends it."
         )
         raise
+    if job["status"] == "succeeded" and not as_json:
+        remark(next_steps(job))
+    return job
 
 
 def watch(client: Client, job_id: str, as_json: bool = False) -> Json:
