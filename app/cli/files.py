@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +11,7 @@ from app.cli.address import file_path
 from app.cli.archive import check, fetch
 from app.cli.errors import Misused
 from app.cli.options import AsJson, with_client
-from app.cli.output import print_fields, print_json, print_line, print_table, size_text, time_text
+from app.cli.output import print_fields, print_json, print_line, print_table, remark, size_text, time_text
 from app.cli.progress import bytes_bar
 from app.cli.references import FileId, FileIds
 from app.cli.sending import send_file
@@ -50,7 +49,9 @@ def list_files(
 ) -> None:
     """List the project's files, newest first."""
     asked = {"purpose": purpose} if purpose else {}
-    found = list(islice(client.pages("files", min(limit, 1000), **asked), limit))
+    found, has_more = client.first("files", limit, max_page=1000, **asked)
+    if has_more:
+        remark(f"These are the newest {limit} files; --limit shows more.")
     if as_json:
         print_json(found)
         return

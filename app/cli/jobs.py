@@ -1,6 +1,5 @@
 """`tunery jobs`: create a fine-tuning job, look at it, follow it, end it."""
 
-from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -103,7 +102,9 @@ def create(
 @with_client
 def list_jobs(client: "Client", limit: Limit = 20, as_json: AsJson = False) -> None:
     """List the project's jobs, newest first."""
-    found = list(islice(client.pages("fine_tuning/jobs", min(limit, 100)), limit))
+    found, has_more = client.first("fine_tuning/jobs", limit, max_page=100)
+    if has_more:
+        remark(f"These are the newest {limit} jobs; --limit shows more.")
     if as_json:
         print_json(found)
         return
@@ -183,16 +184,14 @@ def events(
     as_json: AsJson = False,
 ) -> None:
     """Show what happened to a job, oldest first."""
-    one_more = None if limit is None else limit + 1  # tells whether there are others
-    newest_first = client.pages(job_path(job_id, "events"), min(one_more or EVENTS_A_PAGE, EVENTS_A_PAGE))
-    found = list(islice(newest_first, one_more))
-    shown = found[:limit][::-1]
+    newest_first, has_more = client.first(job_path(job_id, "events"), limit, EVENTS_A_PAGE)
+    shown = newest_first[::-1]
     if as_json:
         print_json(shown)
     else:
         rows = [[time_text(event["created_at"]), event["level"], event["message"]] for event in shown]
         print_table(["time", "level", "message"], rows, "No events yet.")
-    if len(found) > len(shown):
+    if has_more:
         remark(f"These are the newest {len(shown)} events; there are older ones. Without --limit all are shown.")
 
 

@@ -31,7 +31,7 @@ class Column(NamedTuple):
 
 class Table(NamedTuple):
     lines: list[Text]
-    left_out: list[str]  # titles of the columns without room
+    left_out: list[str]  # titles of the columns without room that say anything
 
 
 def fit_table(titles: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Table:
@@ -44,7 +44,8 @@ def fit_table(titles: Sequence[str], rows: Sequence[Sequence[str]], width: int) 
     widths = _widths([columns[number] for number in shown], width)
     header = [Text(_padded([titles[number] for number in shown], widths), style="bold")]
     body = [line for row in rows for line in _lines([(columns[number], row[number]) for number in shown], widths)]
-    return Table(header + body, [column.title for number, column in enumerate(columns) if number not in shown])
+    left_out = [number for number in range(len(columns)) if number not in shown and any(row[number] for row in rows)]
+    return Table(header + body, [titles[number] for number in left_out])
 
 
 def fit_fields(fields: Sequence[tuple[str, str]], width: int) -> Iterator[Text]:

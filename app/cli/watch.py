@@ -74,9 +74,12 @@ def follow(client: Client, job_id: str) -> Iterator[tuple[Json, list[Json]]]:
 def new_events(client: Client, job_id: str, seen: str | None) -> list[Json]:
     """What was told since `seen`, oldest first (the server lists newest first)."""
     newest_first = client.pages(job_path(job_id, "events"), EVENTS_A_PAGE)
-    if seen is None:
-        newest_first = itertools.islice(newest_first, EVENTS_AT_FIRST)
-    return list(itertools.takewhile(lambda event: event["id"] != seen, newest_first))[::-1]
+    if seen is not None:
+        return list(itertools.takewhile(lambda event: event["id"] != seen, newest_first))[::-1]
+    found = list(itertools.islice(newest_first, EVENTS_AT_FIRST + 1))
+    if len(found) > EVENTS_AT_FIRST:
+        remark(f"Earlier events are left out; `tunery jobs events {job_id}` shows all of them.")
+    return found[:EVENTS_AT_FIRST][::-1]
 
 
 def raise_unless_succeeded(job: Json) -> None:

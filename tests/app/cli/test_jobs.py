@@ -173,7 +173,9 @@ class TestRead:
             made = [make_job(session, project, file).id for _ in range(3)]
         assert [job["id"] for job in tunery("jobs", "list", "--json").json] == made[::-1]
         assert made[2] in tunery("jobs", "list", "--limit", 1).out
-        assert made[1] not in tunery("jobs", "list", "--limit", 1).out
+        done = tunery("jobs", "list", "--limit", 1)
+        assert (made[1] in done.out, "These are the newest 1 jobs" in done.err) == (False, True)
+        assert tunery("jobs", "list", "--limit", 3).err == ""
 
     def test_a_job_is_shown_with_what_was_resolved(self, tunery: Tunery, waiting_job: Job) -> None:
         out = tunery("jobs", "get", waiting_job.id).out
@@ -276,6 +278,14 @@ class TestWatch:
         assert done.exit_code == 0, done.err
         assert "The job has successfully completed" in done.out
         assert f"tunery adapters download {trained_job.id}" in done.err
+
+    def test_of_a_job_with_many_events_it_says_that_earlier_ones_are_left_out(
+        self, tunery: Tunery, trained_job: Job, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("app.cli.watch.EVENTS_AT_FIRST", 2)
+        done = tunery("jobs", "watch", trained_job.id)
+        assert "Created fine-tuning job" not in done.out
+        assert f"`tunery jobs events {trained_job.id}` shows all" in done.err
 
     def test_json_has_no_next_steps(self, tunery: Tunery, trained_job: Job) -> None:
         assert tunery("jobs", "watch", trained_job.id, "--json").err == ""
