@@ -32,7 +32,7 @@ USAGE = {
 }  # fmt: skip
 KEY = {
     "id": KEY_ID, "object": "organization.project.api_key", "project_id": PROJECT_ID, "name": "nightly",
-    "redacted_value": "tnry_0123…9xQk", "scopes": ["files:write", "jobs:write"], "status": "active",
+    "redacted_value": "tnry_0123…9xQk", "scopes": ["files:write", "jobs:write", "models:read"], "status": "active",
     "created_at": 1795000000, "last_used_at": 1795000300, "expires_at": 1802776000, "revoked_at": None,
     "rotated_at": None, "previous_value_expires_at": None, "owner": {"type": None}, "owner_project_access": "active",
 }  # fmt: skip
@@ -77,7 +77,8 @@ CREATE_PROJECT_BODY = _body(CreateProject, {"name": "research", "limits": {"max_
 UPDATE_PROJECT_BODY = _body(UpdateProject, {"limits": {"max_gpu_seconds_per_month": 720_000}})
 ARCHIVE_PROJECT_BODY = _body(ArchiveProject, {"cancel_jobs": True}, required=False)
 CREATE_KEY_BODY = _body(
-    CreateKey, {"name": "nightly", "scopes": ["files:write", "jobs:write"], "expires_in_seconds": 7_776_000}
+    CreateKey,
+    {"name": "nightly", "scopes": ["files:write", "jobs:write", "models:read"], "expires_in_seconds": 7_776_000},
 )
 UPDATE_KEY_BODY = _body(UpdateKey, {"scopes": ["all:read"]})
 ROTATE_KEY_BODY = _body(RotateKey, {"overlap_seconds": 3600}, required=False)

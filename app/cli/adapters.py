@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -12,10 +13,12 @@ import typer
 
 from app.cli.address import job_path
 from app.cli.archive import check, fetch, unpack
+from app.cli.compare import ASKED, compare, held_out, show, width_text
 from app.cli.errors import CliError, Missing, Misused
 from app.cli.options import AsJson, with_client
-from app.cli.output import print_json, print_line, remark, size_text
+from app.cli.output import messages, print_json, print_line, remark, size_text
 from app.cli.progress import bytes_bar, is_over
+from app.cli.references import JobId
 
 if TYPE_CHECKING:
     from app.cli.client import Client
@@ -45,7 +48,7 @@ class Download(NamedTuple):
 @with_client
 def download_adapter(
     client: "Client",
-    job_id: Annotated[str, typer.Argument(help="The job's id.", metavar="JOB")],
+    job_id: JobId,
     directory: Annotated[
         Path | None, typer.Option("--output", "-o", help="A directory that is not there yet; absent: ./JOB.")
     ] = None,
@@ -66,7 +69,7 @@ def download_adapter(
 @with_client
 def merge_adapter(
     client: "Client",
-    job_id: Annotated[str, typer.Argument(help="The job's id.", metavar="JOB")],
+    job_id: JobId,
     base: Annotated[Path, typer.Option("--base", help="The base model's directory, as it was registered.")],
     directory: Annotated[Path, typer.Option("--to", help="A directory that is not there yet, for the model.")],
     checkpoint: Annotated[int | None, typer.Option(help="The step of a kept checkpoint, instead of the end.")] = None,
@@ -84,6 +87,32 @@ def merge_adapter(
         return
     print_line(str(directory))
     remark(f"The adapter changed {merged['changed']} of the base model's {merged['tensors']} tensors.")
+
+
+@commands.command("compare")
+@with_client
+def compare_answers(
+    client: "Client",
+    job_id: JobId,
+    base: Annotated[Path, typer.Option("--base", help="The base model's directory, as it was registered.")],
+    prompts: Annotated[
+        Path,
+        typer.Option("--prompts", help="Chat lines that were not trained on; each last message is the wanted one."),
+    ],
+    limit: Annotated[int, typer.Option(min=1, help="Only so many prompts, the first ones.")] = ASKED,
+    checkpoint: Annotated[int | None, typer.Option(help="The step of a kept checkpoint, instead of the end.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answer held-out prompts with the base model alone and with the adapter, on this machine, side by side."""
+    examples = held_out(prompts, limit)
+    with tempfile.TemporaryDirectory(prefix="tunery-compare-") as aside:
+        adapter = download(client, job_id, Path(aside) / "adapter", checkpoint)
+        with messages().status("generating the answers of the base model and of the adapter"):
+            answers = compare(base, adapter.directory, examples)
+    if as_json:
+        print_json([asdict(answer) for answer in answers])
+    else:
+        show(answers, "Held-out prompts, the base model in " + width_text(adapter.manifest.get("quantization")))
 
 
 def download(client: "Client", job_id: str, directory: Path, checkpoint: int | None = None) -> Download:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -68,6 +69,12 @@ class Client:
             if not page.get("has_more") or not page["data"]:
                 return
             params["after"] = page["data"][-1]["id"]
+
+    def first(self, path: str, limit: int | None, max_page: int, **params: Any) -> tuple[list[Json], bool]:
+        """The first `limit` items of a list, or all of them, and whether there are more."""
+        wanted = None if limit is None else limit + 1
+        found = list(islice(self.pages(path, min(wanted or max_page, max_page), **params), wanted))
+        return found[:limit], len(found) > len(found[:limit])
 
     def upload(self, path: Path, purpose: str, on_bytes: Callable[[int], None]) -> Json:
         """`purpose` goes first: the server decides on it before it takes the bytes."""

@@ -6,10 +6,12 @@ import typer
 
 from app.cli.address import job_path
 from app.cli.job_options import BatchSize, Epochs, LoraRank, Metadata, NoQuantization, Seed, Settings, TargetModules
-from app.cli.jobs import JobId, item_text, tell_created, upload_paths
+from app.cli.jobs import item_text, tell_created
 from app.cli.options import AsJson, with_client
 from app.cli.output import print_json, print_table, remark
+from app.cli.references import HOW, JOB, JobId
 from app.cli.request import build_changes, target_modules
+from app.cli.training_files import uploaded
 from app.cli.watch import raise_unless_succeeded, watch_or_detach
 
 if TYPE_CHECKING:
@@ -54,7 +56,8 @@ def clone(
         settings or [],
         metadata or [],
     )  # fmt: skip
-    job = client.post(job_path(job_id, "clone"), upload_paths(client, changes))
+    with uploaded(client, changes) as body:
+        job = client.post(job_path(job_id, "clone"), body)
     tell_created(job, as_json, follow)
     if follow:
         raise_unless_succeeded(watch_or_detach(client, job["id"], as_json))
@@ -65,7 +68,7 @@ def clone(
 def diff(
     client: "Client",
     job_id: JobId,
-    other: Annotated[str, typer.Argument(help="The job to compare with.", metavar="OTHER")],
+    other: Annotated[str, typer.Argument(help=f"The job to compare with: {HOW}.", metavar="OTHER"), JOB],
     show_all: Annotated[bool, typer.Option("--all", help="Also what is the same.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -80,7 +83,8 @@ def diff(
         for row in found[section]["values"]
         if show_all or row["differs"]
     ]
-    print_table(["", "value", job_id, other], rows, "The two do not differ in anything.")
+    remark(f"left: {job_id}, right: {other}")
+    print_table(["", "value", "left", "right"], rows, "The two do not differ in anything.")
     same = [section for section in SECTIONS if not found[section]["differences"]]
     if same and rows:
         remark(f"The same in both: {', '.join(same)}.")

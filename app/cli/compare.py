@@ -15,12 +15,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from app.cli.errors import CliError
+from app.cli.errors import CliError, Misused
 
 ASKED = 12
 SHOWN = 4
 LETTERS = 400
 PIPE_WIDTH = 140
+WANTED = (
+    'Each line is a conversation that ends with the wanted answer: {"messages": [..., {"role": "assistant", ...}]}.'
+)
 SAMPLER = "worker.trainer.compare_answers"  # a child process: torch is never imported here
 
 
@@ -47,10 +50,34 @@ class Answers:
 
 
 def held_out(file: Path, count: int = ASKED) -> list[Example]:
-    """The first examples of a file that was not trained on, their last message taken as the wanted answer."""
-    lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
-    conversations = [json.loads(line)["messages"] for line in lines[:count]]
-    return [Example(messages[:-1], messages[-1]["content"]) for messages in conversations]
+    """The first examples of a file that was not trained on, their last message taken as the wanted answer.
+
+    Raises Misused for a file without such examples, OSError for one that cannot be read.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise Misused(f"{file} is not UTF-8 text ({error.reason}).") from None
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()][:count]
+    if not numbered:
+        raise Misused(f"{file} has no lines. {WANTED}")
+    return [_example(file, number, line) for number, line in numbered]
+
+
+def _example(file: Path, number: int, line: str) -> Example:
+    try:
+        messages = json.loads(line)["messages"]
+        *asked, last = messages
+        if not (asked and last["role"] == "assistant" and isinstance(last["content"], str)):
+            raise ValueError
+    except (ValueError, TypeError, KeyError):
+        raise Misused(f"Line {number} of {file} is no such example. {WANTED}") from None
+    return Example(asked, last["content"])
+
+
+def width_text(quantization: dict[str, Any] | None) -> str:
+    """How `worker.trainer.compare_answers` loads the base, which is as the adapter was trained on it."""
+    return f"{quantization['bits']} bits, as in training" if quantization else "16 bits"
 
 
 def compare(base: Path, adapter: Path, examples: Sequence[Example]) -> list[Answers]:
@@ -64,11 +91,11 @@ def compare(base: Path, adapter: Path, examples: Sequence[Example]) -> list[Answ
     ]
 
 
-def show(answers: Sequence[Answers]) -> None:
+def show(answers: Sequence[Answers], title: str = "The same held-out prompts") -> None:
     console = Console()
     if not console.is_terminal:
         console.width = PIPE_WIDTH
-    table = Table(title="The same held-out prompts", title_style="bold", show_lines=True, expand=True)
+    table = Table(title=title, title_style="bold", show_lines=True, expand=True)
     for title in ("prompt", "base model", "tuned model", "wanted"):
         table.add_column(title, ratio=1, overflow="fold")
     for one in answers[:SHOWN]:
@@ -107,7 +134,7 @@ def _sample(base: Path, adapter: Path, prompts: Path) -> list[dict[str, str]]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = (done.stderr.strip().split("\n") or [""])[-1]
-        raise CliError(f"The comparison failed ({last}). The adapter in {adapter} was verified and is whole.")
+        raise CliError(f"The comparison failed ({last}). The adapter was verified and is whole.")
     return [json.loads(line) for line in done.stdout.split("\n") if line.strip()]
 
 

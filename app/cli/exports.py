@@ -10,9 +10,9 @@ import typer
 from app.cli.address import ID, job_path
 from app.cli.errors import CliError, Missing, Misused
 from app.cli.files import fetch_file
-from app.cli.jobs import JobId
 from app.cli.options import AsJson, with_client
 from app.cli.output import print_json, print_line, print_table, remark, size_text, time_text
+from app.cli.references import JobId
 
 if TYPE_CHECKING:
     from app.cli.client import Client
@@ -76,7 +76,7 @@ def list_exports(client: "Client", job_id: JobId, as_json: AsJson = False) -> No
 def delete_export(
     client: "Client",
     job_id: JobId,
-    export_id: Annotated[str, typer.Argument(help="The export's id, such as ftexport-01J….", metavar="EXPORT")],
+    export_id: Annotated[str, typer.Argument(help="The export's id, such as ftexport-0a1b….", metavar="EXPORT")],
 ) -> None:
     """Delete an export with its files. One that is being made is given up."""
     if not ID.fullmatch(export_id):

@@ -1,18 +1,16 @@
 """`tunery files validate`: what a job would make of a data set, before there is one."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from app.cli import files
-from app.cli.address import model_path
+from app.cli.address import file_path, model_path
 from app.cli.job_options import Model
-from app.cli.jobs import is_path
 from app.cli.options import AsJson, with_client
 from app.cli.output import print_fields, print_json, print_line, print_table, remark
+from app.cli.training_files import is_path, uploaded
 
 if TYPE_CHECKING:
     from app.cli.client import Client
@@ -37,27 +35,23 @@ def validate(
     as_json: AsJson = False,
 ) -> None:
     """Report on a data set by the rules of training. Exits with 1 where a job would not take the file."""
-    if any([is_path(file), is_path(validation_file)]):
+    given = {"training_file": file, "validation_file": validation_file}
+    paths = {name: path for name, path in given.items() if is_path(path)}
+    if paths:
         client.get(model_path(model))  # before anything is uploaded for a name that is not on offer
     asked = {"model": model, "method": method, "context_length": context_length, "rows": rows}
-    asked["validation_file"] = _id_of(client, validation_file) if validation_file else None
-    file_id = _id_of(client, file)
-    given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-    report = client.post(f"files/{file_id}/validate", None, **given)
+    with uploaded(client, given) as ids:
+        asked["validation_file"] = ids["validation_file"]
+        asked = {name: value for name, value in asked.items() if value is not None}
+        report = client.post(f"{file_path(ids['training_file'])}/validate", None, **asked)
+    for name, path in paths.items():
+        remark(f"{path} is {ids[name]}.")
     if as_json:
         print_json(report)
     else:
         _show(report)
     if not report["valid"]:
         raise typer.Exit(1)
-
-
-def _id_of(client: "Client", file: str) -> str:
-    if not is_path(file):
-        return file
-    file_id = str(files.send(client, Path(file))["id"])
-    remark(f"{file} is {file_id}.")
-    return file_id
 
 
 def _show(report: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,16 +11,15 @@ from app.cli.address import file_path
 from app.cli.archive import check, fetch
 from app.cli.errors import Misused
 from app.cli.options import AsJson, with_client
-from app.cli.output import print_fields, print_json, print_line, print_table, size_text, time_text
+from app.cli.output import print_fields, print_json, print_line, print_table, remark, size_text, time_text
 from app.cli.progress import bytes_bar
+from app.cli.references import FileId, FileIds
 from app.cli.sending import send_file
 
 if TYPE_CHECKING:
     from app.cli.client import Client
 
 commands = typer.Typer(no_args_is_help=True, help="Datasets and results on the server.")
-
-FileId = Annotated[str, typer.Argument(help="The file's id, such as file-0a1b….", metavar="FILE")]
 
 
 @commands.command("upload")
@@ -51,7 +49,9 @@ def list_files(
 ) -> None:
     """List the project's files, newest first."""
     asked = {"purpose": purpose} if purpose else {}
-    found = list(islice(client.pages("files", min(limit, 1000), **asked), limit))
+    found, has_more = client.first("files", limit, max_page=1000, **asked)
+    if has_more:
+        remark(f"These are the newest {limit} files; --limit shows more.")
     if as_json:
         print_json(found)
         return
@@ -95,7 +95,7 @@ def download(
 @with_client
 def delete(
     client: "Client",
-    file_ids: Annotated[list[str], typer.Argument(help="Files' ids; several at once.", metavar="FILE...")],
+    file_ids: FileIds,
 ) -> None:
     """Delete files for good. Their bytes go as soon as no unfinished job needs them."""
     for path in [file_path(file_id) for file_id in file_ids]:

@@ -1,14 +1,10 @@
 """`tunery jobs`: create a fine-tuning job, look at it, follow it, end it."""
 
-from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli import files
 from app.cli.address import job_path
-from app.cli.errors import Misused
 from app.cli.job_options import (
     BatchSize,
     Epochs,
@@ -34,7 +30,9 @@ from app.cli.output import (
     time_text,
 )
 from app.cli.progress import Losses, numbers_text, status_text
+from app.cli.references import JobId
 from app.cli.request import build_body, build_update, target_modules
+from app.cli.training_files import uploaded
 from app.cli.watch import raise_unless_succeeded, watch_or_detach
 
 if TYPE_CHECKING:
@@ -42,8 +40,8 @@ if TYPE_CHECKING:
 
 commands = typer.Typer(no_args_is_help=True, help="Fine-tuning jobs.")
 
+EVENTS_A_PAGE = 1000
 ASKED_FOR_MOST = ("r", "alpha", "dropout", "bits", "type", "n_epochs", "batch_size", "learning_rate")
-JobId = Annotated[str, typer.Argument(help="The job's id, such as ftjob-01J….", metavar="JOB")]
 Limit = Annotated[int, typer.Option(min=1, help="At most so many, newest first.")]
 
 
@@ -93,7 +91,8 @@ def create(
         method=method,
         queue={"priority": priority, "urgent": urgent or None, "worker_labels": labels or None},
     )
-    job = client.post("fine_tuning/jobs", upload_paths(client, asked))
+    with uploaded(client, asked) as body:
+        job = client.post("fine_tuning/jobs", body)
     tell_created(job, as_json, follow)
     if follow:
         raise_unless_succeeded(watch_or_detach(client, job["id"], as_json))
@@ -103,16 +102,18 @@ def create(
 @with_client
 def list_jobs(client: "Client", limit: Limit = 20, as_json: AsJson = False) -> None:
     """List the project's jobs, newest first."""
-    found = list(islice(client.pages("fine_tuning/jobs", min(limit, 100)), limit))
+    found, has_more = client.first("fine_tuning/jobs", limit, max_page=100)
+    if has_more:
+        remark(f"These are the newest {limit} jobs; --limit shows more.")
     if as_json:
         print_json(found)
         return
     rows = [
-        [job["id"], status_text(job), _step_text(job), job["model"], job.get("fine_tuned_model") or "",
-         time_text(job["created_at"])]
+        [job["id"], status_text(job), _step_text(job), time_text(job["created_at"]), job["model"],
+         job.get("fine_tuned_model") or ""]
         for job in found
     ]  # fmt: skip
-    columns = ["id", "status", "step", "model", "fine-tuned model", "created"]
+    columns = ["id", "status", "step", "created", "model", "fine-tuned model"]
     print_table(columns, rows, "No jobs. `tunery jobs create` makes one.")
 
 
@@ -176,29 +177,22 @@ def resume(client: "Client", job_id: JobId, as_json: AsJson = False) -> None:
 
 @commands.command("events")
 @with_client
-def events(client: "Client", job_id: JobId, limit: Limit = 100, as_json: AsJson = False) -> None:
+def events(
+    client: "Client",
+    job_id: JobId,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many, the newest. Default: all.")] = None,
+    as_json: AsJson = False,
+) -> None:
     """Show what happened to a job, oldest first."""
-    newest_first = islice(client.pages(job_path(job_id, "events"), min(limit, 1000)), limit)
-    told = list(newest_first)[::-1]
+    newest_first, has_more = client.first(job_path(job_id, "events"), limit, EVENTS_A_PAGE)
+    shown = newest_first[::-1]
     if as_json:
-        print_json(told)
-        return
-    rows = [[time_text(event["created_at"]), event["level"], event["message"]] for event in told]
-    print_table(["time", "level", "message"], rows, "No events yet.")
-
-
-def upload_paths(client: "Client", body: dict[str, Any]) -> dict[str, Any]:
-    """A value that is a file here is uploaded; anything else is an id, which the server knows or not."""
-    paths = {name: body[name] for name in ("training_file", "validation_file") if is_path(body.get(name))}
-    return body | {name: files.send(client, Path(path))["id"] for name, path in paths.items()}
-
-
-def is_path(value: str | None) -> bool:
-    if value is None or value.startswith("file-"):
-        return False
-    if not Path(value).exists():
-        raise Misused(f"{value} is neither a file's id, which begins with file-, nor a path that exists here.")
-    return True
+        print_json(shown)
+    else:
+        rows = [[time_text(event["created_at"]), event["level"], event["message"]] for event in shown]
+        print_table(["time", "level", "message"], rows, "No events yet.")
+    if has_more:
+        remark(f"These are the newest {len(shown)} events; there are older ones. Without --limit all are shown.")
 
 
 def tell_created(job: dict[str, Any], as_json: bool, follow: bool) -> None:

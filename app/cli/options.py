@@ -14,11 +14,12 @@ import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec, get_args
 
 import typer
 
 from app.cli.address import find_database, find_service
+from app.cli.references import Kind, find_id
 
 if TYPE_CHECKING:
     from app.cli.client import Client
@@ -38,7 +39,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def with_client(command: Callable[Concatenate[Client, P], None]) -> Callable[..., None]:
-    """Put an open client in the place of a command's first parameter."""
+    """Put an open client in the place of a command's first parameter, and whole ids in that of what stands for them."""
+    kinds = _kinds(command)
 
     @functools.wraps(command)
     def run(*args: Any, base_url: str | None, data_dir: Path | None, **values: Any) -> None:
@@ -46,6 +48,8 @@ def with_client(command: Callable[Concatenate[Client, P], None]) -> Callable[...
 
         client = Client(find_service(base_url, data_dir))
         with contextlib.closing(client):
+            for name, kind in kinds.items():
+                values[name] = _whole(client, kind, values[name])
             command(client, *args, **values)
 
     return _with_options(run, command, base_url=BaseUrl, data_dir=DataDir)
@@ -62,6 +66,21 @@ def with_database(command: Callable[Concatenate[Database, P], None]) -> Callable
         command(Database(find_database(data_dir), action), *args, **values)
 
     return _with_options(run, command, data_dir=DataDir)
+
+
+def _kinds(command: Callable[..., None]) -> dict[str, Kind]:
+    """Parameters that take the id of a job or a file."""
+    found = {
+        name: [one for one in get_args(parameter.annotation)[1:] if isinstance(one, Kind)]
+        for name, parameter in inspect.signature(command).parameters.items()
+    }
+    return {name: kinds[0] for name, kinds in found.items() if kinds}
+
+
+def _whole(client: Client, kind: Kind, value: Any) -> Any:
+    if isinstance(value, list):
+        return [find_id(client, kind, one) for one in value]
+    return find_id(client, kind, value)
 
 
 def _with_options(run: Callable[..., None], command: Callable[..., None], **options: Any) -> Callable[..., None]:

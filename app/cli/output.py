@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
+
+from app.cli.tables import fit_fields, fit_table
 
 
 def print_json(value: Any) -> None:
@@ -46,7 +48,11 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: st
     if not rows:
         remark(empty)
     elif sys.stdout.isatty():
-        Console().print(_rich_table(columns, rows))
+        console = Console()
+        table = fit_table(columns, rows, console.width)
+        _print_lines(console, table.lines)
+        if table.left_out:
+            remark(f"No room for: {', '.join(table.left_out)}. A wider terminal or --json shows them.")
     else:
         _print_plain([[column.upper() for column in columns], *rows])
 
@@ -54,10 +60,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: st
 def print_fields(fields: Sequence[tuple[str, str]]) -> None:
     shown = [(name, value) for name, value in fields if value]
     if sys.stdout.isatty():
-        table = Table.grid(padding=(0, 2))
-        for name, value in shown:
-            table.add_row(f"[dim]{name}[/dim]", _literal(value))
-        Console().print(table)
+        console = Console()
+        _print_lines(console, fit_fields(shown, console.width))
     else:
         _print_plain([[name, value.replace("\n", " ")] for name, value in shown])
 
@@ -83,21 +87,13 @@ def size_text(size_bytes: float) -> str:
     return f"{size_bytes:.1f} GB"
 
 
-def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for number, column in enumerate(columns):
-        table.add_column(column, overflow="fold", style="cyan" if number == 0 else None)
-    for row in rows:
-        table.add_row(*(_literal(cell) for cell in row))
-    return table
+def _print_lines(console: Console, lines: Iterable[Text]) -> None:
+    """As they are: a line that is longer than the terminal is wrapped by the terminal, which copies it whole."""
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False)
 
 
 def _print_plain(rows: Sequence[Sequence[str]]) -> None:
     widths = [max(len(row[number]) for row in rows) for number in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _literal(text: str) -> str:
-    """Square brackets in a name are no markup."""
-    return text.replace("[", "\\[")

@@ -15,10 +15,10 @@ from app.cli.job_options import (
     TargetModules,
     TrainingFile,
 )
-from app.cli.jobs import upload_paths
 from app.cli.options import AsJson, with_client
-from app.cli.output import duration_text, print_fields, print_json, print_line, print_table, size_text
+from app.cli.output import duration_text, print_fields, print_json, print_line, print_table, remark, size_text
 from app.cli.request import build_body, target_modules
+from app.cli.training_files import uploaded
 
 if TYPE_CHECKING:
     from app.cli.client import Client
@@ -55,7 +55,10 @@ def plan(
         settings=settings or [],
         metadata=[],
     )
-    planned = client.post("fine_tuning/jobs/plan", upload_paths(client, asked))
+    with uploaded(client, asked) as body:
+        planned = client.post("fine_tuning/jobs/plan", body)
+    if body["training_file"] != training_file:
+        remark(f"{training_file} is {body['training_file']}.")
     if as_json:
         print_json(planned)
     else:

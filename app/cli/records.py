@@ -7,6 +7,8 @@ import typer
 from app.cli.address import job_path
 from app.cli.options import AsJson, with_client
 from app.cli.output import print_json, print_table, remark
+from app.cli.progress import is_over
+from app.cli.references import JobId
 
 if TYPE_CHECKING:
     from app.cli.client import Client
@@ -14,7 +16,6 @@ if TYPE_CHECKING:
 commands = typer.Typer()
 
 COLUMNS = ("step", "train_loss", "full_valid_loss", "learning_rate", "tokens_per_second")
-JobId = Annotated[str, typer.Argument(help="The job's id.", metavar="JOB")]
 MaxPoints = Annotated[
     int | None, typer.Option(min=2, help="At most so many steps: those that keep the shape of the loss.")
 ]
@@ -31,7 +32,7 @@ def logs(
     """Print the end of what the trainer wrote to its standard error."""
     text = client.text(job_path(job_id, "logs"), **_given(attempt=attempt, lines=lines))
     if not text:
-        remark("No log yet: the trainer has not started, or it has said nothing.")
+        remark(_why_empty(client.get(job_path(job_id))))
     typer.echo(text, nl=False)
 
 
@@ -55,6 +56,15 @@ def metrics(
         return
     rows = [[_cell(row.get(column)) for column in COLUMNS] for row in found["data"]]
     print_table([column.replace("_", " ") for column in COLUMNS], rows, "No steps yet.")
+
+
+def _why_empty(job: dict[str, Any]) -> str:
+    if is_over(job):
+        why = "its trainer wrote nothing to its standard error" if job["attempts"] else "no trainer was started for it"
+        return f"No log: the job's status is {job['status']}, and {why}."
+    if job["attempts"]:
+        return f"No log yet: the job's status is {job['status']}, and its trainer has written nothing so far."
+    return f"No log yet: the job's status is {job['status']}, and no trainer has started."
 
 
 def _given(**values: Any) -> dict[str, Any]:

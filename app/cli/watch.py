@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from app.cli.address import job_path
 from app.cli.errors import CliError, Unreachable
+from app.cli.next_steps import next_steps
 from app.cli.output import remark
 from app.cli.progress import is_over, job_view
 
@@ -26,15 +27,18 @@ EVENTS_A_PAGE = 100
 
 
 def watch_or_detach(client: Client, job_id: str, as_json: bool = False) -> Json:
-    """Ctrl-C leaves the job alone and says how to come back."""
+    """Show a job until it is over and say what can be done next. Ctrl-C leaves the job alone and says how to return."""
     try:
-        return watch(client, job_id, as_json)
+        job = watch(client, job_id, as_json)
     except KeyboardInterrupt:
         remark(
             f"\nDetached; the job goes on. `tunery jobs watch {job_id}` comes back to it, "
             f"`tunery jobs cancel {job_id}` ends it."
         )
         raise
+    if job["status"] == "succeeded" and not as_json:
+        remark(next_steps(job))
+    return job
 
 
 def watch(client: Client, job_id: str, as_json: bool = False) -> Json:
@@ -70,9 +74,12 @@ def follow(client: Client, job_id: str) -> Iterator[tuple[Json, list[Json]]]:
 def new_events(client: Client, job_id: str, seen: str | None) -> list[Json]:
     """What was told since `seen`, oldest first (the server lists newest first)."""
     newest_first = client.pages(job_path(job_id, "events"), EVENTS_A_PAGE)
-    if seen is None:
-        newest_first = itertools.islice(newest_first, EVENTS_AT_FIRST)
-    return list(itertools.takewhile(lambda event: event["id"] != seen, newest_first))[::-1]
+    if seen is not None:
+        return list(itertools.takewhile(lambda event: event["id"] != seen, newest_first))[::-1]
+    found = list(itertools.islice(newest_first, EVENTS_AT_FIRST + 1))
+    if len(found) > EVENTS_AT_FIRST:
+        remark(f"Earlier events are left out; `tunery jobs events {job_id}` shows all of them.")
+    return found[:EVENTS_AT_FIRST][::-1]
 
 
 def raise_unless_succeeded(job: Json) -> None:

@@ -18,6 +18,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
+from app.domain.artifacts import MANIFEST
 from worker.trainer.failures import is_out_of_memory
 
 MAX_NEW_TOKENS = 64
@@ -40,7 +41,7 @@ def main(arguments: list[str]) -> int:
 def sample(base: Path, adapter: Path, prompts: list[Messages]) -> list[dict[str, str]]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
-    model = PeftModel.from_pretrained(_load_base(base, device), adapter).eval()
+    model = PeftModel.from_pretrained(_load_base(base, device, _quantization(adapter)), adapter).eval()
     tuned = _answers(model, tokenizer, prompts, device)
     with model.disable_adapter():
         plain = _answers(model, tokenizer, prompts, device)
@@ -48,17 +49,32 @@ def sample(base: Path, adapter: Path, prompts: list[Messages]) -> list[dict[str,
     return [{"prompt": prompt[-1]["content"], "base": before, "tuned": after} for prompt, before, after in rows]
 
 
-def _load_base(directory: Path, device: str) -> Any:
-    """NF4 with double quantisation and bfloat16 compute: the base as QLoRA trained on it."""
-    nf4 = BitsAndBytesConfig(
+def _load_base(directory: Path, device: str, quantization: dict[str, Any] | None) -> Any:
+    """The base in bfloat16, or quantised as the adapter was trained on it."""
+    return AutoModelForCausalLM.from_pretrained(
+        directory,
+        quantization_config=_bitsandbytes(quantization) if quantization else None,
+        dtype=torch.bfloat16,
+        device_map={"": device},
+    )
+
+
+def _bitsandbytes(quantization: dict[str, Any]) -> BitsAndBytesConfig:
+    if quantization["bits"] == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
+        bnb_4bit_quant_type=quantization["type"],
+        bnb_4bit_use_double_quant=quantization["double_quant"],
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-    return AutoModelForCausalLM.from_pretrained(
-        directory, quantization_config=nf4, dtype=torch.bfloat16, device_map={"": device}
-    )
+
+
+def _quantization(adapter: Path) -> dict[str, Any] | None:
+    """What the adapter's manifest says of the base in training; None for 16 bits, or without a manifest."""
+    path = adapter / MANIFEST
+    found: dict[str, Any] | None = json.loads(path.read_text()).get("quantization") if path.exists() else None
+    return found
 
 
 @torch.inference_mode()

@@ -4,7 +4,7 @@ W' = W + scale * B A, with DoRA (m / ||W'||) * W' by rows, in float32 on the bas
 dtype that the base is stored in. One tensor is in memory at a time, and the files are cut as the base's are.
 modules_to_save take the place of the base's; an embedding and a head that the base keeps as one matrix become two where
 either was trained, which config.json then says. An adapter trained on a quantised base is merged into the weights
-before quantisation: very nearly the model that was trained, and not to the bit.
+before quantisation: the model that was trained but for the rounding of its base.
 """
 
 from __future__ import annotations

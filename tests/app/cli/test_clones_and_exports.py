@@ -46,7 +46,8 @@ class TestDiff:
         done = tunery("jobs", "diff", trained_job.id, clone)
         assert done.exit_code == 0, done.err
         lines = [line.split() for line in done.out.splitlines()]
-        assert lines[0][-2:] == [trained_job.id.upper(), clone.upper()]
+        assert lines[0][-2:] == ["LEFT", "RIGHT"]
+        assert f"left: {trained_job.id}, right: {clone}" in done.err
         assert ["config", "lora.r", "16", "8"] in lines
         assert not any("n_epochs" in line for line in done.out.splitlines())
         assert "The same in both: data" in done.err

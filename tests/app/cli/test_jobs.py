@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
+from app.cli.client import Client
+from app.cli.errors import Unreachable
 from app.db import claims, jobs, workers
 from app.db.engine import Sessions, transaction
+from app.db.events import tell
 from app.db.tables import Job, Project
 from app.domain.states import Reason
 from app.storage import LocalStorage
@@ -91,6 +94,72 @@ class TestCreate:
         assert "neither a file's id" in done.err
         assert tunery("files", "list", "--json").json == []
 
+    @pytest.mark.parametrize(
+        "command", [["create", "--validation-file", "{dataset}"], ["plan"]], ids=lambda command: command[0]
+    )
+    def test_what_was_uploaded_for_a_refused_request_is_deleted_again_and_named(
+        self, tunery: Tunery, dataset: Path, command: list[str]
+    ) -> None:
+        words = [word.format(dataset=dataset) for word in command]
+        done = tunery("jobs", *words, "--model", "tiny", "--training-file", dataset, "--set", "lora_rnk=8")
+        assert done.exit_code == 2
+        assert tunery("files", "list", "--json").json == []
+        assert done.err.count("again, which was uploaded for this") == 1 + ("--validation-file" in words)
+
+    def test_a_refused_clone_leaves_no_upload_either(self, tunery: Tunery, dataset: Path, waiting_job: Job) -> None:
+        before = tunery("files", "list", "--json").json
+        done = tunery("jobs", "clone", waiting_job.id, "--training-file", dataset, "--set", "lora_rnk=8")
+        assert done.exit_code == 2
+        assert tunery("files", "list", "--json").json == before
+
+    def test_a_refused_request_leaves_files_alone_that_were_there_before(self, tunery: Tunery, dataset: Path) -> None:
+        file = tunery("files", "upload", dataset).out.strip()
+        done = tunery("jobs", "create", "--model", "tiny", "--training-file", file, "--set", "lora_rnk=8")
+        assert (done.exit_code, "again" in done.err) == (2, False)
+        assert [one["id"] for one in tunery("files", "list", "--json").json] == [file]
+
+    @pytest.mark.parametrize("path", ["files", "fine_tuning/jobs"])
+    def test_ctrl_c_deletes_what_was_uploaded(
+        self, tunery: Tunery, dataset: Path, path: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """During the upload of the second file, or while the job is created."""
+        ask, uploads = Client._ask, iter(range(2))
+
+        def interrupted(client: Client, method: str, asked: str, **request: Any) -> Any:
+            if method == "POST" and asked == path and (path != "files" or next(uploads) == 1):
+                raise KeyboardInterrupt
+            return ask(client, method, asked, **request)
+
+        monkeypatch.setattr(Client, "_ask", interrupted)
+        done = tunery("jobs", "create", "--model", "tiny", "--training-file", dataset, "--validation-file", dataset)
+        assert done.exit_code == 130
+        assert "again, which was uploaded for this" in done.err
+        assert tunery("files", "list", "--json").json == []
+
+    def test_where_nobody_knows_whether_the_job_was_created_the_files_stay_and_are_named(
+        self, tunery: Tunery, dataset: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ask = Client._ask
+
+        def broken(client: Client, method: str, asked: str, **request: Any) -> Any:
+            answer = ask(client, method, asked, **request)
+            if asked == "fine_tuning/jobs":
+                raise Unreachable("The connection broke off.")
+            return answer
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Client, "_ask", broken)
+            done = tunery("jobs", "create", "--model", "tiny", "--training-file", dataset)
+        (file,) = [one["id"] for one in tunery("files", "list", "--json").json]
+        assert (done.exit_code, f"these files stay: {file}" in done.err) == (1, True)
+
+    def test_the_newest_file_and_the_beginning_of_an_id_stand_for_files(self, tunery: Tunery, dataset: Path) -> None:
+        first, second = (tunery("files", "upload", dataset).out.strip() for _ in range(2))
+        job = tunery(
+            "jobs", "create", "--model", "tiny", "--training-file", "@last", "--validation-file", first[:-3], "--json"
+        ).json
+        assert (job["training_file"], job["validation_file"]) == (second, first)
+
     def test_a_missing_option_is_a_usage_error(self, tunery: Tunery) -> None:
         assert tunery("jobs", "create", "--model", "tiny").exit_code == 2
 
@@ -104,7 +173,9 @@ class TestRead:
             made = [make_job(session, project, file).id for _ in range(3)]
         assert [job["id"] for job in tunery("jobs", "list", "--json").json] == made[::-1]
         assert made[2] in tunery("jobs", "list", "--limit", 1).out
-        assert made[1] not in tunery("jobs", "list", "--limit", 1).out
+        done = tunery("jobs", "list", "--limit", 1)
+        assert (made[1] in done.out, "These are the newest 1 jobs" in done.err) == (False, True)
+        assert tunery("jobs", "list", "--limit", 3).err == ""
 
     def test_a_job_is_shown_with_what_was_resolved(self, tunery: Tunery, waiting_job: Job) -> None:
         out = tunery("jobs", "get", waiting_job.id).out
@@ -134,7 +205,27 @@ class TestRead:
         assert told[0]["message"].startswith("Created fine-tuning job")
         assert told[-1]["message"] == "The job has successfully completed"
         assert "Step 2/4" in tunery("jobs", "events", trained_job.id).out
-        assert len(tunery("jobs", "events", trained_job.id, "--limit", 2, "--json").json) == 2
+
+    def test_of_many_events_all_are_shown_and_with_a_limit_it_is_said_that_there_are_others(
+        self, tunery: Tunery, sessions: Sessions, trained_job: Job, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with transaction(sessions) as session:
+            job = session.get_one(Job, trained_job.id)
+            for number in range(150):
+                job.event_seq += 1
+                tell(session, job, f"event {number}")
+        monkeypatch.setattr("app.cli.jobs.EVENTS_A_PAGE", 60)
+        done = tunery("jobs", "events", trained_job.id)
+        lines = done.out.splitlines()
+        assert "Created fine-tuning job" in lines[1]
+        assert lines[-1].endswith("event 149")
+        assert "older ones" not in done.err
+        done = tunery("jobs", "events", trained_job.id, "--limit", 100)
+        assert len(done.out.splitlines()) == 1 + 100
+        assert "These are the newest 100 events; there are older ones" in done.err
+        everything = len(lines) - 1
+        done = tunery("jobs", "events", trained_job.id, "--limit", everything, "--json")
+        assert (len(done.json), done.err) == (everything, "")
 
 
 class TestSet:
@@ -186,6 +277,18 @@ class TestWatch:
         done = tunery("jobs", "watch", trained_job.id)
         assert done.exit_code == 0, done.err
         assert "The job has successfully completed" in done.out
+        assert f"tunery adapters download {trained_job.id}" in done.err
+
+    def test_of_a_job_with_many_events_it_says_that_earlier_ones_are_left_out(
+        self, tunery: Tunery, trained_job: Job, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("app.cli.watch.EVENTS_AT_FIRST", 2)
+        done = tunery("jobs", "watch", trained_job.id)
+        assert "Created fine-tuning job" not in done.out
+        assert f"`tunery jobs events {trained_job.id}` shows all" in done.err
+
+    def test_json_has_no_next_steps(self, tunery: Tunery, trained_job: Job) -> None:
+        assert tunery("jobs", "watch", trained_job.id, "--json").err == ""
 
     def test_a_job_is_followed_to_its_end(
         self, tunery: Tunery, sessions: Sessions, waiting_job: Job, background: Callable[..., None]

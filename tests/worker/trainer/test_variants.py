@@ -30,7 +30,6 @@ from worker.trainer.checkpoint import save_checkpoint
 from worker.trainer.evaluate import evaluate
 from worker.trainer.failures import Failure
 from worker.trainer.model import Base, hidden_states
-from worker.trainer.model_card import model_card
 from worker.trainer.state import Run
 from worker.trainer.verify import TOLERANCE, verify_adapter
 
@@ -243,25 +242,6 @@ class TestSaved:
         with torch.no_grad():
             run.adapter.module_masters["lm_head.weight"].mul_(3)
         assert evaluate(base, run.id, run.validation, 512, no_pulse).loss != before
-
-    @pytest.mark.parametrize(
-        ("changes", "said"),
-        [
-            ({"use_dora": True}, "merge"),
-            ({"modules_to_save": ["lm_head"]}, "merge"),
-            (PATTERNS, "rank patterns, alpha patterns. Merge"),
-            ({"r": 32}, "--max-lora-rank 32"),
-        ],
-    )
-    def test_the_card_says_what_servers_need_to_know(
-        self, tiny: Path, examples: Path, changes: dict[str, Any], said: str
-    ) -> None:
-        lora = make_spec(tiny, examples, **changes).runs[0].lora.model_dump(mode="json")
-        about = {
-            "base_model": {"name": "tiny"}, "step": 1, "epoch": 1.0, "trained_tokens": 5, "metrics": {}, "seed": 1,
-            "quantization": None, "hyperparameters": {}, "lora": lora,
-        }  # fmt: skip
-        assert said in model_card(about)
 
 
 class TestResume:

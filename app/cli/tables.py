@@ -1,0 +1,151 @@
+"""A table for a terminal of any width: ids are never broken, other cells shorten or wrap, columns without room go.
+
+Where not even the column beside the ids has room, each row becomes a few lines, its id on one of its own.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from rich.cells import cell_len, set_cell_size
+from rich.text import Text
+
+GAP = "  "
+LEAST_WIDTH = 12  # a cell shortened further tells nothing
+LEAST_SENTENCE_WIDTH = 24
+SENTENCES = ("message", "note")  # columns that wrap
+ID = re.compile(r"[a-z]{2,}[-_][0-9a-f]{12,}\S*|ft:\S+")
+UNDIVIDED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d|[\d.,:/]+( [kMG]?B)?")  # times, numbers, sizes
+
+
+class Column(NamedTuple):
+    title: str
+    least: int  # columns of the terminal
+    natural: int
+    has_ids: bool
+    wraps: bool
+
+
+class Table(NamedTuple):
+    lines: list[Text]
+    left_out: list[str]  # titles of the columns without room that say anything
+
+
+def fit_table(titles: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Table:
+    """Lay a table out for a terminal of `width` columns."""
+    columns = [_measure(title, [row[number] for row in rows]) for number, title in enumerate(titles)]
+    shown = _choose(columns, width)
+    others = [number for number, column in enumerate(columns) if not column.has_ids]
+    if _least(columns, shown) > width or (others and others[0] not in shown):
+        return Table([line for row in rows for line in _stacked(columns, row, width)], [])
+    widths = _widths([columns[number] for number in shown], width)
+    header = [Text(_padded([titles[number] for number in shown], widths), style="bold")]
+    body = [line for row in rows for line in _lines([(columns[number], row[number]) for number in shown], widths)]
+    left_out = [number for number in range(len(columns)) if number not in shown and any(row[number] for row in rows)]
+    return Table(header + body, [titles[number] for number in left_out])
+
+
+def fit_fields(fields: Sequence[tuple[str, str]], width: int) -> Iterator[Text]:
+    """Names beside their values; a value goes below its name where an id in it has no room beside it."""
+    indent = max(cell_len(name) for name, _ in fields) + len(GAP)
+    for name, value in fields:
+        longest = max((cell_len(word) for word in value.split()), default=0)
+        below = indent + longest > width
+        lines = [part for line in value.split("\n") for part in _wrapped(line, width - (len(GAP) if below else indent))]
+        if below:
+            yield Text(name, style="dim")
+            yield from (Text(GAP + line) for line in lines)
+        else:
+            yield Text.assemble((set_cell_size(name, indent), "dim"), lines[0])
+            yield from (Text(" " * indent + line) for line in lines[1:])
+
+
+def _measure(title: str, cells: Sequence[str]) -> Column:
+    ids = [cell_len(word) for cell in cells for word in cell.replace(",", " ").split() if ID.fullmatch(word)]
+    wraps = title in SENTENCES or (bool(ids) and any(" " in cell for cell in cells))
+    shortest = LEAST_SENTENCE_WIDTH if wraps else LEAST_WIDTH
+    least = [cell_len(cell) if UNDIVIDED.fullmatch(cell) else min(cell_len(cell), shortest) for cell in cells]
+    # A fine-tuned model's name is an id where it names the row, and a value that may shorten anywhere else.
+    has_ids = bool(ids) and (title == "id" or not all(cell.startswith("ft:") for cell in cells if cell))
+    if has_ids:
+        least += ids
+    natural = max(cell_len(text) for text in (title, *cells))
+    return Column(title, max(cell_len(title), *least), natural, has_ids, wraps)
+
+
+def _choose(columns: Sequence[Column], width: int) -> list[int]:
+    """All columns with ids, then from the left each of the others that has room in its least width."""
+    shown = [number for number, column in enumerate(columns) if column.has_ids]
+    for number, column in enumerate(columns):
+        if not column.has_ids and _least(columns, [*shown, number]) <= width:
+            shown.append(number)
+    return sorted(shown)
+
+
+def _least(columns: Sequence[Column], shown: Sequence[int]) -> int:
+    return sum(columns[number].least for number in shown) + len(GAP) * (len(shown) - 1)
+
+
+def _widths(columns: Sequence[Column], width: int) -> list[int]:
+    """Spread the room that is left over the columns that need more than their least width, evenly."""
+    widths = [column.least for column in columns]
+    room = width - sum(widths) - len(GAP) * (len(columns) - 1)
+    while room > 0:
+        growing = [n for n, column in enumerate(columns) if widths[n] < column.natural]
+        if not growing:
+            break
+        for number in growing[:room]:
+            widths[number] += 1
+            room -= 1
+    return widths
+
+
+def _lines(cells: Sequence[tuple[Column, str]], widths: Sequence[int]) -> Iterator[Text]:
+    parts = [
+        _wrapped(cell, size) if column.wraps else [shortened(cell, size)]
+        for (column, cell), size in zip(cells, widths, strict=True)
+    ]
+    for number in range(max(len(part) for part in parts)):
+        line = _padded([part[number] if number < len(part) else "" for part in parts], widths)
+        text = Text(line)
+        text.stylize("cyan", 0, len(parts[0][number]) if number < len(parts[0]) else 0)
+        yield text
+
+
+def _stacked(columns: Sequence[Column], row: Sequence[str], width: int) -> Iterator[Text]:
+    """The first cell, then the others below it, as many on a line as it has room for."""
+    yield Text(row[0], style="cyan")
+    line = ""
+    for column, cell in list(zip(columns, row, strict=True))[1:]:
+        room = width - len(GAP)
+        for part in _wrapped(cell, room) if column.wraps else [cell if ID.search(cell) else shortened(cell, room)]:
+            if line and cell_len(line) + len(GAP) + cell_len(part) > width:
+                yield Text(line)
+                line = ""
+            line += GAP + part if part else ""
+    if line:
+        yield Text(line)
+
+
+def shortened(text: str, width: int) -> str:
+    """Cut a sentence at its end and a name in its middle, as names differ at their ends."""
+    if cell_len(text) <= width:
+        return text
+    if " " in text:
+        return set_cell_size(text, width - 1).rstrip() + "…"
+    tail = text[-((width - 1) // 2) :] if width > 2 else ""
+    while cell_len(tail) > (width - 1) // 2:  # characters of two columns
+        tail = tail[1:]
+    return set_cell_size(text, width - 1 - cell_len(tail)).rstrip() + "…" + tail
+
+
+def _padded(cells: Sequence[str], widths: Sequence[int]) -> str:
+    padded = [cell + " " * (width - cell_len(cell)) for cell, width in zip(cells, widths, strict=True)]
+    return GAP.join(padded).rstrip()
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, max(width, 1), break_long_words=False, break_on_hyphens=False) or [""]
