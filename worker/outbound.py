@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import inf
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpcore2
 
@@ -76,7 +77,7 @@ def post(url: str, headers: Mapping[str, str], content: bytes, limits: Limits, r
 def _post(
     url: str, headers: Mapping[str, str], content: bytes, limits: Limits, network: _Network
 ) -> tuple[int, str | None, bytes]:
-    if not url.startswith("https://") and not limits.allow_http:
+    if urlsplit(url).scheme != "https" and not limits.allow_http:
         raise RefusedAddressError("the operator allows https only (TUNERY_WEBHOOK_ALLOW_HTTP)")
     given = [(name.encode(), value.encode()) for name, value in headers.items()]
     with (

@@ -11,9 +11,10 @@ from sqlalchemy.orm import Session
 from app.db import checkpoints, files, measurements, models
 from app.db.tables import BaseModelRow, File, Job, Snapshot
 from app.domain.artifacts import ManifestMismatch
-from app.domain.catalog import ALTERED, Signature, hash_directory, stat_signature, unusable
+from app.domain.catalog import ALTERED, CatalogEntry, Signature, hash_directory, linear_layers, stat_signature, unusable
 from app.domain.modes import Measurement
-from app.domain.spec import BaseSpec, JobSpec, RunSpec, TrainerSpec
+from app.domain.patterns import PatternError, match_spec
+from app.domain.spec import BaseSpec, JobSpec, LoraSpec, RunSpec, TrainerSpec
 from app.domain.states import Reason
 from app.settings import Settings
 from worker import ancestors, artifacts, snapshots
@@ -137,12 +138,12 @@ def trainer_spec(
     resume_from: Path | None,
     start: StartAdapter | None = None,
 ) -> TrainerSpec:
-    """A list of one run; its id is the job's."""
+    """A list of one run; its id is the job's. Raises CannotStart."""
     spec = JobSpec.model_validate(job.spec)
     run = RunSpec(
         run_id=job.id,
         method=spec.method,
-        lora=spec.lora,
+        lora=_layer_lora(spec, inputs.base),
         hyperparameters=spec.hyperparameters,
         seed=spec.seed,
         training_file=training_file,
@@ -175,6 +176,20 @@ def trainer_spec(
             "out_of_memory_kills": inputs.memory_kills,
         }
     )
+
+
+def _layer_lora(spec: JobSpec, base: BaseModelRow) -> LoraSpec:
+    """With patterns by single layers; those not matched at creation (older jobs, unknown layers) are matched here.
+
+    Raises CannotStart.
+    """
+    if not (spec.lora.rank_pattern or spec.lora.alpha_pattern):
+        return spec.lora
+    layers = CatalogEntry.model_validate(base.entry).layers or linear_layers(Path(base.directory))
+    try:
+        return match_spec(spec, layers).layer_lora
+    except PatternError as error:
+        raise CannotStart(Outcome(Reason.INVALID_SPEC, f"{error}.", error.problems[0].param)) from error
 
 
 @lru_cache(maxsize=64)

@@ -11,6 +11,7 @@ from app.domain.catalog import CatalogEntry
 from app.domain.dataset_report import Report
 from app.domain.needs import reckon
 from app.domain.offers import Need
+from app.domain.patterns import match_spec
 from app.domain.spec import JobSpec
 from app.domain.work import Work
 from app.log import get_logger
@@ -32,6 +33,7 @@ def reckon_needs(keeper: LeaseKeeper, job: Job, inputs: Inputs, reports: Mapping
     need, sha256 = Need(spec.base_model, frozenset(job.worker_labels)), inputs.base.manifest_sha256
     places = keeper.transact(lambda session: workers.places(session, spec, sha256, need))
     try:
+        spec = match_spec(spec, entry.layers)  # of a job that was stored before patterns were matched at creation
         needed = reckon(entry, spec, _work(spec, reports), places or ())
     except Exception:  # a plan is worth less than the job
         log.exception("the job's needs could not be reckoned")

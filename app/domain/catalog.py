@@ -48,7 +48,7 @@ class CatalogEntry(BaseModel):
     parameters: int
     size_bytes: int
     target_modules: dict[str, tuple[int, int]]  # linear layer name -> its smallest [out, in]
-    layers: dict[str, tuple[int, int]] = {}  # full name of each of them -> [out, in]; what patterns are held against
+    layers: dict[str, tuple[int, int]] = {}  # full name of each of them -> [out, in]; what patterns are matched with
     whole_modules: tuple[str, ...] = ()  # what can be trained whole, by last name: norms, the embedding, the head
     learning_rate: float  # at multiplier 1, for steps x epochs = 1200 (app/domain/auto.py)
     max_auto_batch_size: int = 8
@@ -73,7 +73,7 @@ def describe(directory: Path, learning_rate: float | None = None, license_name: 
         raise RefusedModel(f"{directory} cannot be a base model: " + "; ".join(problems))
     config = _read_json(directory / "config.json")
     tensors = read_tensor_shapes(directory)
-    layers = _linear_layers(tensors)
+    layers = _linear(tensors)
     hidden_size = int(config["hidden_size"])
     architecture = str((config.get("architectures") or ["unknown"])[0])
     return CatalogEntry(
@@ -161,6 +161,11 @@ def read_tensor_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def linear_layers(directory: Path) -> dict[str, tuple[int, int]]:
+    """{full name: [out, in]} of every linear layer, also where an entry would have too many to list them."""
+    return _linear(read_tensor_shapes(directory))
+
+
 def _problems(directory: Path) -> list[str]:
     if not directory.is_dir():
         return ["it is not a directory that this user can read"]
@@ -184,7 +189,7 @@ def _problems(directory: Path) -> list[str]:
     return problems
 
 
-def _linear_layers(tensors: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, int]]:
+def _linear(tensors: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, int]]:
     """Every two-dimensional `<layer>.weight` but embeddings and the head, by its full name: what "all-linear" means."""
     layers: dict[str, tuple[int, int]] = {}
     for name, shape in sorted(tensors.items()):

@@ -50,7 +50,7 @@ def cost(entry: CatalogEntry, mode: Mode, kind: DeviceKind, row_tokens: float) -
 
 def step_flop(entry: CatalogEntry, spec: JobSpec, work: Work, mode: Mode, kind: DeviceKind, row_tokens: float) -> float:
     """Of a token on its way through the steps, in rows of `row_tokens` on average."""
-    trained = adapter_parameters(entry, spec.lora)
+    trained = adapter_parameters(entry, spec.layer_lora)
     passes = 4 * entry.linear_parameters + 6 * trained + 3 * _attention(entry, work, kind)
     passes += 4 * work.labelled_share * _head(entry)
     if spec.method == "dpo":  # the reference is another forward, without the adapter
@@ -61,7 +61,7 @@ def step_flop(entry: CatalogEntry, spec: JobSpec, work: Work, mode: Mode, kind: 
 
 def validation_flop(entry: CatalogEntry, spec: JobSpec, work: Work, mode: Mode, kind: DeviceKind) -> float:
     """Of a token of the validation file, whose rows are full: one forward, of DPO two."""
-    forward = _forward(entry, work, kind) + 2 * adapter_parameters(entry, spec.lora)
+    forward = _forward(entry, work, kind) + 2 * adapter_parameters(entry, spec.layer_lora)
     if spec.method == "dpo":
         forward += _forward(entry, work, kind)
     kept = Mode(row_tokens=mode.row_tokens, cache_weights=mode.cache_weights)

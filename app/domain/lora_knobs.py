@@ -9,13 +9,20 @@ from typing import Any, NamedTuple
 from app.domain.catalog import MAX_RANK, CatalogEntry
 from app.domain.gather import ALL_LINEAR, NO_INITIALISATION
 from app.domain.knobs import Knobs
-from app.domain.patterns import MAX_KEYS, key_problem, pattern_problems
-from app.domain.spec import LoraSpec
+from app.domain.patterns import MAX_KEYS, PatternError, key_problem, match_patterns
+from app.domain.spec import LayerPatterns, LoraSpec
 
 DEFAULT_RANK = 16
 MAX_WHOLE_MODULES = 16
 # An adapter's tensors have a shape and a meaning; only what acts while training may differ from its ancestor's.
 FIXED = ("r", "alpha", "target_modules", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save")
+
+
+class ResolvedLora(NamedTuple):
+    """What was asked for, and its patterns by single layers: None where there are none, or the layers are not known."""
+
+    lora: LoraSpec
+    layer_patterns: LayerPatterns | None
 
 
 class Ancestor(NamedTuple):
@@ -25,7 +32,7 @@ class Ancestor(NamedTuple):
     lora: LoraSpec
 
 
-def resolve_lora(knobs: Knobs, entry: CatalogEntry, ancestor: Ancestor | None = None) -> LoraSpec | None:
+def resolve_lora(knobs: Knobs, entry: CatalogEntry, ancestor: Ancestor | None = None) -> ResolvedLora | None:
     """None where something is wrong; `knobs.problems` then says what."""
     like = ancestor.lora if ancestor else None
     targets = _target_modules(knobs, entry, like)
@@ -57,9 +64,8 @@ def resolve_lora(knobs: Knobs, entry: CatalogEntry, ancestor: Ancestor | None = 
     )
     if ancestor:
         _check_ancestor(knobs, lora, ancestor)
-    else:
-        _check_patterns(knobs, lora, entry)
-    return None if knobs.problems else lora
+    layer_patterns = None if knobs.problems else _match_patterns(knobs, lora, entry)
+    return None if knobs.problems else ResolvedLora(lora, layer_patterns)
 
 
 def _target_modules(knobs: Knobs, entry: CatalogEntry, like: LoraSpec | None) -> tuple[str, ...]:
@@ -135,12 +141,14 @@ def _or_like(asked: Any, like: Any) -> Any:
     return like if asked is None else asked
 
 
-def _check_patterns(knobs: Knobs, lora: LoraSpec, entry: CatalogEntry) -> None:
-    """Against the base model's layers. An entry registered before they were kept has none: the trainer checks then."""
-    layers = {name: size for name, size in entry.layers.items() if name.rpartition(".")[2] in lora.target_modules}
-    if layers:
-        for problem in pattern_problems(lora, layers):
+def _match_patterns(knobs: Knobs, lora: LoraSpec, entry: CatalogEntry) -> LayerPatterns | None:
+    """None also for an entry without layer names (of before they were kept, or too many): the worker matches then."""
+    try:
+        return match_patterns(lora, entry.layers) if entry.layers else None
+    except PatternError as error:
+        for problem in error.problems:
             knobs.refuse(problem.param, problem.text)
+        return None
 
 
 def _check_ancestor(knobs: Knobs, lora: LoraSpec, ancestor: Ancestor) -> None:

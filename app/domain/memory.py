@@ -100,9 +100,11 @@ def memory(
     """The peak of a job whose largest row has `row_tokens` tokens, in documents of `attended_tokens` on average, and
     of `densest_tokens` in the row of the longest."""
     width = computed_bytes(spec.quantization)
-    trained = trained_parameters(entry, spec.lora)
+    trained = trained_parameters(entry, spec.layer_lora)
     overhead = ALLOCATOR[kind]
-    row = _Row(entry, spec.lora, mode, kind, row_tokens, width, attended_tokens, densest_tokens, weight_bytes(spec))
+    row = _Row(
+        entry, spec.layer_lora, mode, kind, row_tokens, width, attended_tokens, densest_tokens, weight_bytes(spec)
+    )
     return Memory(
         process=PROCESS_BYTES[kind],
         base=int(base_bytes(entry, spec.quantization)),

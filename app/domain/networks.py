@@ -1,6 +1,7 @@
 """Which addresses a request of ours may go to when somebody else chose the name: public ones, and no others.
 
-`ipaddress.is_global` alone lets through what only looks public: an IPv4 address inside an IPv6 one, multicast, relays.
+The table is our own: `ipaddress.is_global` differs between versions of Python (3.11 takes 192.0.0.192 and 3fff::1 for
+public) and lets multicast, relays and IPv4 addresses inside IPv6 ones pass.
 """
 
 from __future__ import annotations
@@ -11,15 +12,53 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
-REFUSED = tuple(
-    ip_network(text)
-    for text in (
-        "192.88.99.0/24",  # 6to4 relays
-        "64:ff9b:1::/48",  # NAT64 of a local network
-        "2001::/32",  # Teredo: an IPv4 address inside, and a relay in between
-        "fec0::/10",  # site-local, deprecated, still routed by some
-    )
-)
+# IANA's registries of special-purpose addresses, IPv4 and IPv6, both as of 9 October 2025, with every entry, whether it
+# is globally reachable or not; entries inside another are left out:
+# https://www.iana.org/assignments/iana-ipv4-special-registry, https://www.iana.org/assignments/iana-ipv6-special-registry
+# Left out are, too, the IPv6 entries that hold an IPv4 address, which is judged instead: ::ffff:0:0/96, 64:ff9b::/96,
+# 2002::/16.
+IANA_SPECIAL_PURPOSE = {
+    "0.0.0.0/8": "this network, RFC 791",
+    "10.0.0.0/8": "private use, RFC 1918",
+    "100.64.0.0/10": "shared address space, RFC 6598",
+    "127.0.0.0/8": "loopback, RFC 1122",
+    "169.254.0.0/16": "link-local, RFC 3927; most clouds' metadata services",
+    "172.16.0.0/12": "private use, RFC 1918",
+    "192.0.0.0/24": "IETF protocol assignments, RFC 6890",
+    "192.0.2.0/24": "documentation, RFC 5737",
+    "192.31.196.0/24": "AS112-v4, RFC 7535",
+    "192.52.193.0/24": "AMT, RFC 7450",
+    "192.88.99.0/24": "6to4 relays, RFC 7526",
+    "192.168.0.0/16": "private use, RFC 1918",
+    "192.175.48.0/24": "AS112 by direct delegation, RFC 7534",
+    "198.18.0.0/15": "benchmarking, RFC 2544",
+    "198.51.100.0/24": "documentation, RFC 5737",
+    "203.0.113.0/24": "documentation, RFC 5737",
+    "240.0.0.0/4": "reserved, and limited broadcast, RFC 1112",
+    "::/128": "unspecified, RFC 4291",
+    "::1/128": "loopback, RFC 4291",
+    "64:ff9b:1::/48": "NAT64 of a local network, RFC 8215",
+    "100::/64": "discard only, RFC 6666",
+    "100:0:0:1::/64": "dummy prefix, RFC 9780",
+    "2001::/23": "IETF protocol assignments, RFC 2928; among them Teredo, which holds an IPv4 address",
+    "2001:db8::/32": "documentation, RFC 3849",
+    "2620:4f:8000::/48": "AS112 by direct delegation, RFC 7534",
+    "3fff::/20": "documentation, RFC 9637",
+    "5f00::/16": "segment routing, RFC 9602",
+    "fc00::/7": "unique local, RFC 4193",
+    "fe80::/10": "link-local, RFC 4291",
+}
+OTHERS = {
+    "168.63.129.16/32": "Azure's host service, on a public address",
+    "224.0.0.0/4": "multicast, RFC 5771",
+    "fec0::/10": "site-local, deprecated by RFC 3879, still routed by some",
+    "ff00::/8": "multicast, RFC 4291",
+    # All but global unicast, 2000::/3 (RFC 4291, section 2.4).
+    "::/3": "not global unicast; among them IPv4-compatible and IPv4-translated addresses",
+    "4000::/2": "not global unicast",
+    "8000::/1": "not global unicast",
+}
+REFUSED = tuple(ip_network(text) for text in IANA_SPECIAL_PURPOSE | OTHERS)
 NAT64 = IPv6Network("64:ff9b::/96")
 
 
@@ -39,20 +78,13 @@ def parse_address(host: str) -> Address | None:
 def is_allowed(address: Address, networks: Sequence[Network] = ()) -> bool:
     """Public, or inside one of the operator's `networks`. What is wrapped in an IPv6 address counts as itself."""
     inner = _inner(address)
-    if any(inner in network for network in networks):
-        return True
-    if inner.is_multicast or inner.is_reserved or any(inner in network for network in REFUSED):
-        return False
-    return inner.is_global
+    return any(inner in network for network in networks) or not any(inner in network for network in REFUSED)
 
 
 def _inner(address: Address) -> Address:
+    """The IPv4 address inside a mapped (RFC 4291), 6to4 (RFC 3056) or NAT64 (RFC 6052) address, else the address."""
     if isinstance(address, IPv4Address):
         return address
-    if address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    if address.sixtofour is not None:
-        return address.sixtofour
-    if address in NAT64 or (int(address) >> 32 == 0 and int(address) > 1):  # the latter: IPv4-compatible, ::a.b.c.d
+    if address in NAT64:
         return IPv4Address(int(address) & 0xFFFFFFFF)
-    return address
+    return address.ipv4_mapped or address.sixtofour or address

@@ -57,19 +57,21 @@ def _fill_in(
     n_examples: int,
     ancestor: Ancestor | None,
 ) -> JobSpec | None:
-    lora = resolve_lora(knobs, entry, ancestor)
+    resolved = resolve_lora(knobs, entry, ancestor)
+    lora = resolved.lora if resolved else None
     quantization = _quantization(knobs)
     method = method_of(body) or "supervised"  # another one is a problem already
     has_validation_file = body.get("validation_file") is not None
     hyperparameters = _hyperparameters(knobs, entry, n_examples, lora, method, has_validation_file)
     seed = body.get("seed")
-    if knobs.problems or lora is None or hyperparameters is None:
+    if knobs.problems or resolved is None or hyperparameters is None:
         return None
     return JobSpec(
         base_model=base_model,
         method=method,
         continued_from=ancestor.model if ancestor else None,
-        lora=lora,
+        lora=resolved.lora,
+        layer_patterns=resolved.layer_patterns,
         quantization=quantization,
         dtype_is_free=quantization is not None and knobs.value("quantization.compute_dtype") is None,
         hyperparameters=hyperparameters,

@@ -32,7 +32,9 @@ class LoraSpec(Frozen):
     target_modules: tuple[str, ...]
     use_rslora: bool = False
     use_dora: bool = False  # arXiv 2402.09353; the run then shares its base with no other
-    rank_pattern: dict[str, int] = {}  # regular expression for the end of a layer's name -> rank (app.domain.patterns)
+    # Regular expression for the end of a layer's name -> rank, as it was asked for. In a RunSpec and in everything that
+    # is published the keys are single layers: their full names, escaped (app.domain.patterns).
+    rank_pattern: dict[str, int] = {}
     alpha_pattern: dict[str, float] = {}
     modules_to_save: tuple[str, ...] = ()  # trained whole and saved beside A and B; such a run is alone, too
     bias: Literal["none"] = "none"
@@ -42,6 +44,13 @@ class LoraSpec(Frozen):
     def is_exclusive(self) -> bool:
         """Whether the run changes the forward of the base itself, so that no other run can share it."""
         return self.use_dora or bool(self.modules_to_save)
+
+
+class LayerPatterns(Frozen):
+    """`rank_pattern` and `alpha_pattern` of a LoraSpec with one key for each layer that they match."""
+
+    rank_pattern: dict[str, int] = {}
+    alpha_pattern: dict[str, float] = {}
 
 
 class QuantizationSpec(Frozen):
@@ -110,12 +119,18 @@ class JobSpec(Frozen):
     base_model: str
     method: Method = "supervised"
     continued_from: str | None = None  # the "ft:..." model, an adapter of this project, that training goes on from
-    lora: LoraSpec
+    lora: LoraSpec  # as it was asked for
+    layer_patterns: LayerPatterns | None = None  # its patterns, matched; None: it has none, or they are not matched yet
     quantization: QuantizationSpec | None
     dtype_is_free: bool = False  # the request named no compute_dtype: bfloat16, unless another is faster where it runs
     hyperparameters: Hyperparameters
     sample_prompts: SamplePrompts = ()
     seed: Annotated[int, Field(ge=0, le=2_147_483_647)]
+
+    @property
+    def layer_lora(self) -> LoraSpec:
+        """What is trained: `lora` with its patterns by single layers."""
+        return self.lora.model_copy(update=dict(self.layer_patterns)) if self.layer_patterns else self.lora
 
 
 class BaseSpec(Frozen):

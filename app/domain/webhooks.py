@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from email.utils import parsedate_to_datetime
+from ipaddress import IPv6Address
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -32,6 +33,8 @@ MAX_RETRY_AFTER_SECONDS = 86_400.0
 SECRET_BYTES = 32
 SECRET_PREFIX = "whsec_"
 MAX_URL = 2_048
+MAX_PORT = 65_535
+BRACKETS = "has brackets, which a host has only around an IPv6 address, as in https://[2606:4700::1111]/"
 PLAIN = "is not an address that begins with https://; the operator can allow http:// (TUNERY_WEBHOOK_ALLOW_HTTP=true)"
 
 
@@ -93,11 +96,15 @@ def check_event_types(types: Sequence[str], param: str = "event_types") -> list[
 
 
 def check_url(url: str, allow_http: bool, networks: Sequence[Network]) -> str:
-    """What can be said without asking anybody; where a name leads is looked at for each delivery. Raises BadRequest."""
+    """The URL with its scheme and host in lower case, which RFC 3986 (6.2.2.1) says are the same in upper case.
+
+    Raises BadRequest for what is wrong without a look-up; the addresses of a name are checked at each delivery.
+    """
     problem = _url_problem(url, allow_http, networks)
     if problem:
         raise BadRequest(f"url: {problem}", "url")
-    return url
+    path_at = url.index("://") + 3 + len(urlsplit(url).netloc)
+    return url[:path_at].lower() + url[path_at:]
 
 
 def _url_problem(url: str, allow_http: bool, networks: Sequence[Network]) -> str | None:
@@ -105,19 +112,34 @@ def _url_problem(url: str, allow_http: bool, networks: Sequence[Network]) -> str
         return f"up to {MAX_URL:,} printable ASCII characters without spaces; encode others (%20, punycode)"
     try:
         parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError as error:
-        return f"{url[:100]!r} is no URL: {error}"
-    schemes = ("https", "http") if allow_http else ("https",)
-    if parts.scheme not in ("https", "http") or not host or port == 0:
-        return f"{url[:100]!r} is not an address that begins with {' or '.join(f'{one}://' for one in schemes)}"
+    except ValueError:
+        return f"it {BRACKETS}"
     if parts.username is not None or parts.password is not None:
         return "a user name or password in it is refused: it would be in logs; the signature says who sends"
+    schemes = ("https", "http") if allow_http else ("https",)
+    if parts.scheme not in ("https", "http"):
+        return f"{url[:100]!r} is not an address that begins with {' or '.join(f'{one}://' for one in schemes)}"
+    host = parts.hostname
+    if not host:
+        return f"{url[:100]!r} has no host; it begins like {parts.scheme}://hooks.example.com/"
     if parts.fragment:
         return "a fragment (#...) is never sent; leave it out"
+    if problem := _authority_problem(parts):
+        return f"{url[:100]!r} {problem}"
     problems = [] if parts.scheme in schemes else [f"{url[:100]!r} {PLAIN}"]
     problems += [] if _may_be_public(parts, networks) else [_private(host)]
     return "; ".join(problems) or None
+
+
+def _authority_problem(parts: SplitResult) -> str | None:
+    """What is wrong with the host's brackets or the port."""
+    in_brackets, bracket, after = parts.netloc.rpartition("]")
+    if bracket and (not isinstance(parse_address(in_brackets), IPv6Address) or after[:1] not in ("", ":")):
+        return BRACKETS
+    port = after.partition(":")[2]
+    if port and not (port.isdecimal() and 1 <= int(port) <= MAX_PORT):
+        return f"has the port {port[:20]!r}; a port is a number from 1 to {MAX_PORT}, or is left out"
+    return None
 
 
 def _may_be_public(parts: SplitResult, networks: Sequence[Network]) -> bool:

@@ -20,9 +20,10 @@ from app.domain.estimate import Placement, place
 from app.domain.jsonl import told
 from app.domain.needs import Place
 from app.domain.offers import Need, offer_of, what_lacks
+from app.domain.patterns import PatternError, match_spec
 from app.domain.spec import JobSpec
 from app.domain.work import Work
-from app.errors import BadRequest, InvalidDataset, NotFound, Unavailable
+from app.errors import BadRequest, InvalidDataset, NotFound, Unavailable, all_at_once
 from app.services.counting import Counter
 from app.services.jobs import refuse_urgency
 from app.services.requests import JobRequest, resolved
@@ -112,7 +113,8 @@ def answer(storage: Storage, counter: Counter, question: Question, least_example
         validation_tokens = _count(storage, counter, question, question.validation_file).tokens
     work = Work.of(question.spec, report.lengths, report.labelled_tokens, validation_tokens)
     entry = _whole(question.entry, question.directory)
-    placements = [place(entry, question.spec, work, each.device, each.measurements) for each in question.places]
+    spec = _matched(question.spec, entry)
+    placements = [place(entry, spec, work, each.device, each.measurements) for each in question.places]
     return Answer(question, report, work, placements)
 
 
@@ -135,6 +137,14 @@ def _refuse_unfit(report: Report, param: str, spec: JobSpec) -> None:
         raise unfit(told(report.findings), param)
     if not len(report.lengths):
         raise unfit(nothing_to_learn(spec.method, spec.hyperparameters.context_length), param)
+
+
+def _matched(spec: JobSpec, entry: CatalogEntry) -> JobSpec:
+    """With patterns by single layers, where the request was resolved before the layers' names were known."""
+    try:
+        return match_spec(spec, entry.layers)
+    except PatternError as error:
+        raise all_at_once([BadRequest(f"{param}: {text}", param) for param, text in error.problems]) from error
 
 
 def _whole(entry: CatalogEntry, directory: Path) -> CatalogEntry:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -45,7 +45,7 @@ class SeenDelivery:
 
 def create(session: Session, rules: Rules, project_id: str, asked: Changes) -> WebhookEndpoint:
     """Raises BadRequest naming everything that is wrong."""
-    _check(rules, asked)
+    asked = _checked(rules, asked)
     if webhooks.count(session, project_id) >= MAX_ENDPOINTS:
         raise BadRequest(f"A project has at most {MAX_ENDPOINTS} webhook endpoints; delete one that is not needed.")
     types = check_event_types(asked.event_types or [])
@@ -70,7 +70,7 @@ def page(session: Session, project_id: str, limit: int, after: str | None) -> li
 def change(session: Session, rules: Rules, project_id: str, endpoint_id: str, asked: Changes) -> WebhookEndpoint:
     """Raises BadRequest naming everything that is wrong. A change that changes nothing is none."""
     endpoint = get(session, project_id, endpoint_id, lock=True)
-    _check(rules, asked)
+    asked = _checked(rules, asked)
     wanted: dict[str, Any] = {"name": asked.name, "url": asked.url}
     if asked.event_types is not None:
         wanted["event_types"] = check_event_types(asked.event_types)
@@ -126,11 +126,12 @@ def event_types() -> list[str]:
     return list(EVENT_TYPES)
 
 
-def _check(rules: Rules, asked: Changes) -> None:
+def _checked(rules: Rules, asked: Changes) -> Changes:
+    """With the URL as it is stored. Raises BadRequest naming everything that is wrong."""
     problems = []
     try:
         if asked.url is not None:
-            check_url(asked.url, rules.allow_http, rules.networks)
+            asked = replace(asked, url=check_url(asked.url, rules.allow_http, rules.networks))
     except BadRequest as problem:
         problems.append(problem)
     try:
@@ -140,6 +141,7 @@ def _check(rules: Rules, asked: Changes) -> None:
         problems.append(problem)
     if problems:
         raise all_at_once(problems)
+    return asked
 
 
 def _delivery(session: Session, project_id: str, endpoint_id: str, delivery_id: str) -> WebhookDelivery:

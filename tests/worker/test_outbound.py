@@ -88,6 +88,13 @@ class TestWhereItMayGo:
         assert "https only" in str(answer.error)
         assert receiver.received == []
 
+    def test_a_scheme_in_upper_case_is_https_too_where_it_was_stored_so(self) -> None:
+        answer, asked = send("HTTPS://HOOKS.EXAMPLE.COM/", Limits(2, 3), ("10.0.0.1",))
+        assert "10.0.0.1, which is not a public address" in str(answer.error)  # it got that far
+        assert asked == ["hooks.example.com"]
+        answer, _ = send("HTTP://HOOKS.EXAMPLE.COM/", Limits(2, 3))
+        assert "https only" in str(answer.error)
+
     def test_a_redirect_is_an_answer_and_not_a_way(self, receiver: Receiver) -> None:
         receiver.answers = [(307, {"Location": receiver.url + "/elsewhere"}, b"")]
         assert send(receiver.url)[0].status == 307

@@ -15,7 +15,8 @@ from worker.trainer.checkpoint import step_directory
 from worker.trainer.consistent_cut import abreast
 from worker.trainer.emit import Ledger
 from worker.trainer.failures import Failure
-from worker.trainer.snapshot import Choices, Snapshot, identity_of, open_newest, open_snapshot
+from worker.trainer.identity import identity_of
+from worker.trainer.snapshot import Choices, Snapshot, open_newest, open_snapshot
 from worker.trainer.stop import Stops
 
 
@@ -54,7 +55,9 @@ def _open_snapshots(attempt: Attempt) -> dict[str, Snapshot]:
     for run_spec in attempt.spec.runs:
         if run_spec.resume_from is not None:
             with say.blaming(run_spec):
-                found, problems = open_newest(attempt.workdir / run_spec.resume_from, attempt.identity(run_spec))
+                found, problems = open_newest(
+                    attempt.workdir / run_spec.resume_from, attempt.identity(run_spec), attempt.spec.base.directory
+                )
                 if problems or found is None:  # `Started` says where a whole one leads to
                     level, text = going_on(found.step if found else None, problems)
                     say(Message(run_id=run_spec.run_id, level=level, message=text))
@@ -71,7 +74,8 @@ def _open_earlier(attempt: Attempt, run_spec: RunSpec, step: int) -> Snapshot | 
     if run_spec.resume_from is None or candidates(directory := attempt.workdir / run_spec.resume_from) is None:
         return None
     try:
-        return open_snapshot(step_directory(directory, step), attempt.identity(run_spec))
+        base = attempt.spec.base.directory
+        return open_snapshot(step_directory(directory, step), attempt.identity(run_spec), base)
     except (ManifestMismatch, Failure):
         return None
 

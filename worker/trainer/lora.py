@@ -13,6 +13,7 @@ Letters: T tokens, K inputs and D outputs of a layer, R the rank, S the tokens o
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from app.domain.patterns import pattern_problems, rank_of, scale_of
+from app.domain.patterns import rank_of, scale_of
 from app.domain.spec import LoraSpec
 from app.domain.states import Reason
 from worker.trainer.batch import Segment
@@ -192,7 +193,8 @@ def make_adapter(
     """A as PEFT starts it (Kaiming-uniform with a = sqrt(5): uniform within 1 / sqrt(K)), B zero.
 
     Drawn on the CPU in the layers' order, so a seed means the same adapter on every device. Raises Failure for target
-    modules that the model does not have, for patterns without a target, and for a rank above a target's smaller side.
+    modules that the model does not have, for a pattern that is not a target's name, and for a rank above a target's
+    smaller side.
     """
     targets = _targets(lora, layers)
     init = torch.Generator().manual_seed(seed)
@@ -220,11 +222,21 @@ def _targets(lora: LoraSpec, layers: dict[str, AdaptedLinear]) -> list[str]:
         text = f"The base model has no linear layer named {', '.join(unknown)}; it has {', '.join(available)}."
         raise Failure(Reason.INVALID_SPEC, text, "lora.target_modules")
     targets = [name for name in layers if name.rpartition(".")[2] in lora.target_modules]
-    sizes = {name: (layers[name].base.out_features, layers[name].base.in_features) for name in targets}
-    if problem := next(pattern_problems(lora, sizes), None):
-        raise Failure(Reason.INVALID_SPEC, f"{problem.param}: {problem.text}.", problem.param)
+    _check_patterns(lora, targets)
     for name in targets:
-        if (r := rank_of(lora, name)) > (limit := min(sizes[name])):
-            text = f"lora.r is {r}, but the layer {name} is only {limit} wide; choose r up to {limit}."
-            raise Failure(Reason.INVALID_SPEC, text, "lora.r")
+        limit = min(layers[name].base.out_features, layers[name].base.in_features)
+        if (r := rank_of(lora, name)) > limit:
+            param = "lora.r" if r == lora.r else "lora.rank_pattern"
+            text = f"{param} is {r}, but the layer {name} is only {limit} wide; choose a rank up to {limit}."
+            raise Failure(Reason.INVALID_SPEC, text, param)
     return targets
+
+
+def _check_patterns(lora: LoraSpec, targets: list[str]) -> None:
+    """Each key is one target. Anything else would be ignored here, and matched by whoever loads the adapter."""
+    known = {re.escape(name) for name in targets}
+    for param, patterns in (("lora.rank_pattern", lora.rank_pattern), ("lora.alpha_pattern", lora.alpha_pattern)):
+        for key in patterns:
+            if key.removeprefix("^") not in known:
+                text = f"{param}: {key!r} is not the escaped full name of a target layer, such as {targets[0]}."
+                raise Failure(Reason.INVALID_SPEC, text, param)

@@ -32,7 +32,7 @@ from app.domain.artifacts import (
     write_manifest,
 )
 from app.domain.catalog import INDEX, hash_directory, weight_files
-from app.domain.patterns import scale_of
+from app.domain.patterns import PatternError, by_layer, scale_of
 from app.domain.spec import LoraSpec
 from app.domain.states import ExitCode
 from worker.trainer.lora import PEFT_PREFIX
@@ -118,7 +118,7 @@ def _write(base: Path, adapter: Path, aside: Path, manifest: dict[str, Any]) -> 
     shards = [_read_header(path) for path in weight_files(base)]
     with ExitStack() as opened:
         trained = opened.enter_context(safe_open(adapter / ADAPTER_WEIGHTS, framework="pt", device="cpu"))
-        weights = _Merged(base, LoraSpec.model_validate(manifest["lora"]), shards, trained)
+        weights = _Merged(base, _layer_lora(manifest, shards), shards, trained)
         weights.check()
         for shard in weights.shards:
             _write_shard(aside / shard.path.name, shard, weights.tensor)
@@ -132,6 +132,16 @@ def _write(base: Path, adapter: Path, aside: Path, manifest: dict[str, Any]) -> 
     (aside / "README.md").write_text(merged_card(about), encoding="utf-8")
     write_manifest(aside, about)
     return about
+
+
+def _layer_lora(manifest: dict[str, Any], shards: list[Shard]) -> LoraSpec:
+    """Adapters of before patterns were matched at creation have them in their manifest. Raises CannotMerge."""
+    matrices = {name: tensor.shape for shard in shards for name, tensor in shard.tensors.items()}
+    layers = {name.removesuffix(".weight"): (shape[0], shape[1]) for name, shape in matrices.items() if len(shape) == 2}
+    try:
+        return by_layer(LoraSpec.model_validate(manifest["lora"]), layers)
+    except PatternError as error:
+        raise CannotMerge(f"The adapter's patterns cannot be matched with the base model's layers: {error}.") from error
 
 
 class _Merged:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,23 +22,16 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from app.domain.artifacts import ManifestMismatch, sha256_file, verify, write_manifest
+from app.domain.artifacts import ManifestMismatch, verify, write_manifest
 from app.domain.modes import Mode, Recompute
 from app.domain.snapshots import by_step, candidates, first_whole
-from app.domain.spec import (
-    MAX_SAMPLE_PROMPTS,
-    BaseSpec,
-    Frozen,
-    Hyperparameters,
-    LoraSpec,
-    QuantizationSpec,
-    RunSpec,
-)
+from app.domain.spec import MAX_SAMPLE_PROMPTS
 from app.domain.states import Reason
 from worker.trainer import parallel
 from worker.trainer.best import TENSOR_PREFIX, Best
-from worker.trainer.checkpoint import TOKENIZER_FILES, staged, step_directory
+from worker.trainer.checkpoint import staged, step_directory
 from worker.trainer.failures import Failure
+from worker.trainer.identity import differences
 from worker.trainer.state import Run
 
 SNAPSHOTS = "snapshots"
@@ -122,27 +115,6 @@ class Snapshot:
     beside: dict[str, int] = field(default_factory=dict)  # the other runs' steps at that moment
 
 
-def identity_of(run: RunSpec, base: BaseSpec, quantization: QuantizationSpec | None) -> dict[str, Any]:
-    """Everything that must be the same when a run goes on, as dotted names: the base, its tokenizer and chat template,
-    the data, the whole configuration."""
-    return dict(
-        _dotted(
-            {
-                "base_model": {"name": base.name, "manifest_sha256": base.manifest_sha256},
-                "quantization": quantization.model_dump() if quantization else None,
-                "lora": run.lora.model_dump(),
-                "start_adapter_sha256": run.start_adapter_sha256,
-                "hyperparameters": run.hyperparameters.model_dump(),
-                "seed": run.seed,
-                "training_file_sha256": run.training_file_sha256,
-                "validation_file_sha256": run.validation_file_sha256,
-                "tokenizer_sha256": _tokenizer(base.directory),
-                "world_size": parallel.world_size(),
-            }
-        )
-    )
-
-
 def save_snapshot(run: Run, identity: Mapping[str, Any], choices: Choices) -> tuple[Path, str]:
     """Write a snapshot after `run.step` steps and keep the newest two. Returns (directory, its manifest's SHA-256).
 
@@ -178,29 +150,31 @@ def _forget_damaged(run: Run) -> None:
                 shutil.rmtree(each)
 
 
-def open_newest(directory: Path, identity: Mapping[str, Any]) -> tuple[Snapshot | None, list[str]]:
+def open_newest(
+    directory: Path, identity: Mapping[str, Any], base_directory: Path
+) -> tuple[Snapshot | None, list[str]]:
     """A snapshot, or the newest whole one of a directory of them, and what is wrong with each that is newer.
 
     Raises Failure: TRAINER_CRASHED where one was named and is damaged (the parent then chooses another), and those of
     `open_snapshot`.
     """
     if (several := candidates(directory)) is not None:
-        return first_whole(several, lambda each: open_snapshot(each, identity))
+        return first_whole(several, lambda each: open_snapshot(each, identity, base_directory))
     try:
-        return open_snapshot(directory, identity), []
+        return open_snapshot(directory, identity, base_directory), []
     except ManifestMismatch as error:
         raise Failure(Reason.TRAINER_CRASHED, f"The snapshot to resume from is damaged: {error}") from error
 
 
-def open_snapshot(directory: Path, identity: Mapping[str, Any]) -> Snapshot:
+def open_snapshot(directory: Path, identity: Mapping[str, Any], base_directory: Path) -> Snapshot:
     """Read a snapshot whose every byte is what its manifest says, of a run that is this one.
 
     Raises ManifestMismatch for a damaged one, Failure(INVALID_SPEC) naming each difference for one that belongs to
     another configuration, base or data set.
     """
     manifest = verify(directory, sealed=True)  # by hand nobody else knows what the manifest was
-    if differences := list(_differences(_defaults() | manifest["identity"], identity)):
-        text = f"This run cannot go on from {directory.name}: " + "; ".join(differences) + "."
+    if found := list(differences(manifest["identity"], identity, base_directory)):
+        text = f"This run cannot go on from {directory.name}: " + "; ".join(found) + "."
         raise Failure(Reason.INVALID_SPEC, text, "resume_from")
     tensors = load_file(directory / STATE) if STATE in manifest["files"] else {}
     return Snapshot(
@@ -260,35 +234,3 @@ def _tensors(run: Run) -> dict[str, torch.Tensor]:
 def _placed(moment: torch.Tensor | None, parameter: torch.nn.Parameter) -> torch.Tensor:
     assert moment is not None
     return moment.clone().to(parameter.device)  # a fused AdamW keeps its step count beside the moments
-
-
-def _tokenizer(directory: Path) -> dict[str, str]:
-    """Part of the base's manifest, too; apart, so that a difference says what it is about."""
-    return {name: sha256_file(directory / name) for name in TOKENIZER_FILES if (directory / name).is_file()}
-
-
-def _defaults() -> dict[str, Any]:
-    """What a snapshot means that was written before one of these could be chosen."""
-    models: dict[str, type[Frozen]] = {"lora": LoraSpec, "hyperparameters": Hyperparameters}
-    return dict(
-        _dotted(
-            {
-                section: {name: field.default for name, field in model.model_fields.items() if not field.is_required()}
-                for section, model in models.items()
-            }
-        )
-    )
-
-
-def _dotted(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _dotted(inner, f"{name}.{key}" if name else key)
-    else:
-        yield name, list(value) if isinstance(value, tuple) else value
-
-
-def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    for name in sorted(then.keys() | now.keys()):
-        if then.get(name) != now.get(name):
-            yield f"{name} was {then.get(name)!r} and is {now.get(name)!r}"

@@ -35,7 +35,7 @@ LORA_KNOBS: dict[str, JsonSchema] = {
     "use_dora": _nullable({"type": "boolean"}, "Train the length of each row of a weight, too (DoRA); slower."),
     "rank_pattern": _nullable(
         {"type": "object", "additionalProperties": {"type": "integer", "minimum": 1, "maximum": 256}},
-        "Ranks of single layers: the end of a layer's name, or a regular expression for it -> rank, as PEFT reads it.",
+        "Ranks of single layers: the end of a layer's name, or a regular expression (RE2) for it -> rank.",
     ),
     "alpha_pattern": _nullable(
         {"type": "object", "additionalProperties": {"type": "number", "exclusiveMinimum": 0}},

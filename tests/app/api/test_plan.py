@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 from starlette.testclient import TestClient
 
 from app.api.schemas.plans import PlanBody
@@ -226,3 +228,41 @@ def test_without_a_worker_it_says_so(client: TestClient, training_file: str) -> 
     body = client.post(PLAN, json={"model": "tiny", "training_file": training_file}).json()
     assert (body["verdict"], body["devices"]) == ("no_worker", [])
     assert body["trained_tokens"] > 0
+
+
+class TestPatterns:
+    @pytest.mark.parametrize("param", ["rank_pattern", "alpha_pattern"])
+    def test_that_took_for_ever_are_answered_at_once(self, client: TestClient, training_file: str, param: str) -> None:
+        keys = {r"(\w|.|[^!])" * 20 + f"!|{number}": 4 for number in range(64)}
+        began = time.process_time()
+        answer = client.post(PLAN, json={"model": "tiny", "training_file": training_file, "lora": {param: keys}})
+        assert time.process_time() - began < 2
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, f"lora.{param}")
+
+    def test_that_re2_refuses_are_refused_with_its_reason(self, client: TestClient, training_file: str) -> None:
+        lora = {"rank_pattern": {r"(q)\1": 4}, "alpha_pattern": {"(?=q)": 4}}
+        answer = client.post(PLAN, json={"model": "tiny", "training_file": training_file, "lora": lora})
+        assert answer.status_code == 400
+        assert "no back-references" in answer.text
+        assert "no look-ahead" in answer.text
+
+    def test_are_shown_as_they_were_asked_for(self, client: TestClient, training_file: str) -> None:
+        lora = {"rank_pattern": {r"layers\.1\..*": 4}, "alpha_pattern": {"q_proj": 3.0}}
+        asked = {"model": "tiny", "training_file": training_file, "lora": lora}
+        planned, created = client.post(PLAN, json=asked), client.post(JOBS, json=asked)
+        cloned = client.post(f"{JOBS}/{created.json()['id']}/clone", json={})
+        for answer in (planned, created, cloned):
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["lora"] | lora == answer.json()["lora"]
+            assert "layer_patterns" not in answer.text
+
+    def test_of_a_base_model_whose_entry_names_no_layers_are_matched_with_its_files(
+        self, client: TestClient, training_file: str, sessions: Sessions
+    ) -> None:
+        with transaction(sessions) as session:
+            row = session.scalars(select(BaseModelRow)).one()
+            row.entry = row.entry | {"layers": {}, "decoder_layers": 0}
+        asked = {"model": "tiny", "training_file": training_file, "lora": {"rank_pattern": {"no_such": 4}}}
+        answer = client.post(PLAN, json=asked)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "lora.rank_pattern")
+        assert "fits no target module" in answer.text

@@ -80,6 +80,12 @@ class TestCreate:
         assert "url:" in message
         assert "event_types:" in message
 
+    def test_a_url_is_stored_with_its_scheme_and_host_in_lower_case(self, create: Create, client: TestClient) -> None:
+        made = create(url="HTTPS://Hooks.Example.COM/Path?A").json()
+        assert made["url"] == "https://hooks.example.com/Path?A"
+        changed = client.post(f"{PATH}/{made['id']}", json={"url": "HTTPS://EXAMPLE.COM/"}).json()
+        assert changed["url"] == "https://example.com/"
+
     def test_may_begin_disabled(self, create: Create) -> None:
         body = create(enabled=False).json()
         assert (body["enabled"], body["disabled_reason"]) == (False, "by request, when it was created")

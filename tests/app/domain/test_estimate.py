@@ -10,6 +10,7 @@ from app.domain.estimate import HEADROOM, Correction, Device, place
 from app.domain.layout import Lengths
 from app.domain.memory import adapter_parameters, base_bytes, cache_bytes, memory, ranks_of_layer
 from app.domain.modes import Measurement, Mode
+from app.domain.patterns import match_spec
 from app.domain.spec import JobSpec
 from app.domain.work import Work
 from tests.app.domain.test_layout import KNOBS
@@ -74,10 +75,8 @@ class TestMemory:
     def test_a_pattern_gives_the_layers_that_it_fits_a_rank_of_their_own(self) -> None:
         layers = {f"model.layers.{n}.self_attn.q_proj": (64, 64) for n in range(3)}
         entry = LLAMA_8B.model_copy(update={"layers": layers})
-        lora = spec(
-            lora={"r": 8, "alpha": 16, "target_modules": ["q_proj"], "rank_pattern": {r"layers\.[01]\..*": 2}}
-        ).lora
-        assert adapter_parameters(entry, lora) == (2 + 2 + 8) * 128
+        job = spec(lora={"r": 8, "alpha": 16, "target_modules": ["q_proj"], "rank_pattern": {r"layers\.[01]\..*": 2}})
+        assert adapter_parameters(entry, match_spec(job, layers).layer_lora) == (2 + 2 + 8) * 128
 
     def test_it_grows_with_the_row_and_shrinks_with_recomputation(self) -> None:
         job, seen = spec(), []
@@ -140,7 +139,7 @@ class TestMeasuredPeaks:
         names = {f"model.layers.{n}.mlp.{name}": SMALL[name] for n in range(30) for name in ("up_proj", "down_proj")}
         entry = SMOLLM_135M.model_copy(update={"layers": names})
         lora = {"r": 16, "alpha": 32, "target_modules": ["up_proj", "down_proj"]}
-        some = spec(lora=lora | {"rank_pattern": {r"layers\.[0-9]\..*": 64}}).lora
+        some = match_spec(spec(lora=lora | {"rank_pattern": {r"layers\.[0-9]\..*": 64}}), names).layer_lora
         assert ranks_of_layer(entry, some) == pytest.approx(2 * (10 * 64 + 20 * 16) / 30)
         assert ranks_of_layer(entry, spec(lora=lora).lora) == 32
 

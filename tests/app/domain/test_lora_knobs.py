@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -83,7 +84,8 @@ class TestVariants:
             ({"rank_pattern": {"k_proj": 2}}, "lora.rank_pattern", "fits no target module"),
             ({"rank_pattern": {"v_proj": 2}, "target_modules": ["q_proj"]}, "lora.rank_pattern", "targets are q_proj"),
             ({"rank_pattern": {"(": 2}}, "lora.rank_pattern", "no regular expression"),
-            ({"rank_pattern": {"(a+)+": 2}}, "lora.rank_pattern", "too involved"),
+            ({"rank_pattern": {r"(q)\1": 2}}, "lora.rank_pattern", "no back-references"),
+            ({"alpha_pattern": {r"(\w|.|[^!])" * 20 + "!": 2}}, "lora.alpha_pattern", "fits no target module"),
             ({"rank_pattern": {"q_proj": 2, "self_attn.*": 3}}, "lora.rank_pattern", "differ"),
             ({"alpha_pattern": {"q_proj": 0}}, "lora.alpha_pattern", "numbers above 0"),
             ({"alpha_pattern": {"q_proj": float("inf")}}, "lora.alpha_pattern", "numbers above 0"),
@@ -104,9 +106,34 @@ class TestVariants:
         assert error.param == param
         assert said in error.message
 
-    def test_a_base_model_registered_before_its_layers_were_kept_leaves_the_check_to_the_trainer(self) -> None:
+    def test_a_base_model_registered_before_its_layers_were_kept_leaves_the_check_to_the_worker(self) -> None:
         assert spec_of(OLDER_ENTRY, lora={"rank_pattern": {"no_such": 2}, "modules_to_save": ["no_such"]})
         assert refusal(OLDER_ENTRY, lora={"rank_pattern": {"(": 2}}).param == "lora.rank_pattern"
+
+
+class TestLayerPatterns:
+    def test_are_the_layers_that_the_patterns_match(self) -> None:
+        spec = spec_of(lora={"rank_pattern": {r"layers\.1\..*up_proj": 8}})
+        (name,) = (name for name in LAYERS if "layers.1." in name and "up_proj" in name)
+        assert spec.lora.rank_pattern == {r"layers\.1\..*up_proj": 8}
+        assert spec.layer_lora.rank_pattern == {re.escape(name): 8}
+        assert spec.layer_lora.model_copy(update={"rank_pattern": {}}) == spec.lora.model_copy(
+            update={"rank_pattern": {}}
+        )
+
+    def test_of_an_earlier_adapter_are_matched_again(self) -> None:
+        spec = spec_of(ancestor=ANCESTOR)
+        assert spec.lora == EARLIER
+        assert spec.layer_lora.rank_pattern == {re.escape(name): 2 for name in LAYERS if name.endswith("v_proj")}
+
+    def test_of_an_earlier_adapter_that_cannot_be_matched_are_refused(self) -> None:
+        older = ANCESTOR._replace(lora=EARLIER.model_copy(update={"rank_pattern": {r"v_proj\Z": 2}}))
+        error = refusal(ancestor=older)
+        assert (error.param, "does not know" in error.message) == ("lora.rank_pattern", True)
+
+    def test_are_none_where_there_are_no_patterns_or_the_layers_are_not_known(self) -> None:
+        assert spec_of().layer_patterns is None
+        assert spec_of(OLDER_ENTRY, lora={"rank_pattern": {"q_proj": 2}}).layer_patterns is None
 
 
 class TestEightBits:

@@ -125,15 +125,30 @@ class TestUrls:
             "https://xn--bcher-kva.example/",
             "https://8.8.8.8/",
             "https://[2606:4700:4700::1111]/hook",
-            "HTTPS://Hooks.Example.COM.",
+            "https://hooks.example.com./A?B=C",
+            "https://hooks.example.com:/",
         ],
     )
     def test_of_the_public_internet_are_taken(self, url: str) -> None:
         assert webhooks.check_url(url, False, ()) == url
 
     @pytest.mark.parametrize(
+        ("url", "stored"),
+        [
+            ("HTTPS://EXAMPLE.COM/", "https://example.com/"),
+            ("Https://Hooks.Example.COM.:8443/Path?Query=A", "https://hooks.example.com.:8443/Path?Query=A"),
+            ("https://EXAMPLE.COM?A", "https://example.com?A"),
+            ("https://[2606:4700:4700::ABCD]/X", "https://[2606:4700:4700::abcd]/X"),
+        ],
+    )
+    def test_have_their_scheme_and_host_in_lower_case_and_nothing_else(self, url: str, stored: str) -> None:
+        assert webhooks.check_url(url, False, ()) == stored
+
+    @pytest.mark.parametrize(
         "host",
         [
+            "192.0.0.192", "168.63.129.16", "[3fff::1]", "[5f00::1]", "[2001:db8::1]", "[fec0::1]",
+            "[2001:0:808:808::]",
             "localhost", "LOCALHOST.", "127.0.0.1", "127.1", "2130706433", "0x7f000001", "0x7f.1", "0177.0.0.1",
             "10.1.2.3", "169.254.169.254", "192.168.1.1", "[::1]", "[::ffff:127.0.0.1]", "[fe80::1]", "[fd00::1]",
             "[::]", "0.0.0.0", "[64:ff9b::a9fe:a9fe]", "intranet", "db",
@@ -149,14 +164,23 @@ class TestUrls:
             ("ftp://hooks.example.com/", "begins with https://"),
             ("file:///etc/passwd", "begins with https://"),
             ("hooks.example.com", "begins with https://"),
-            ("https://", "begins with https://"),
-            ("https://hooks.example.com:0/", "begins with https://"),
+            ("https://", "'https://' has no host; it begins like https://hooks.example.com/"),
+            ("https:///x", "'https:///x' has no host"),
+            ("https://:8443/x", "'https://:8443/x' has no host"),
+            ("https:/hooks.example.com/", "has no host"),
+            ("https://hooks.example.com:0/", "has the port '0'; a port is a number from 1 to 65535, or is left out"),
+            ("https://hooks.example.com:abc/", "has the port 'abc'; a port is a number"),
+            ("https://hooks.example.com:-1/", "has the port '-1'"),
+            ("https://user:secret@/", "user name or password"),
             ("https://user:secret@hooks.example.com/", "user name or password"),
             ("https://user@hooks.example.com/", "user name or password"),
             ("https://@hooks.example.com/", "user name or password"),
             ("https://hooks.example.com/#top", "fragment"),
-            ("https://hooks.example.com:99999/", "no URL"),
-            ("https://[::1/", "no URL"),
+            ("https://hooks.example.com:99999/", "has the port '99999'"),
+            ("https://[::1/", "brackets, which a host has only around an IPv6 address"),
+            ("https://[2606::1]x/", "brackets, which a host has only around an IPv6 address"),
+            ("https://[v1.x]/", "brackets, which a host has only around an IPv6 address"),
+            ("https://[8.8.8.8]/", "brackets, which a host has only around an IPv6 address"),
             ("https://hooks.example.com/a b", "printable ASCII"),
             ("https://hooks.example.com/\r\nX: y", "printable ASCII"),
             ("https://hooks.example.com/\x7f", "printable ASCII"),
@@ -174,7 +198,9 @@ class TestUrls:
         assert "TUNERY_WEBHOOK_ALLOWED_NETWORKS" in said
 
     def test_a_password_is_not_repeated(self) -> None:
-        assert "secret" not in refused("https://user:secret@hooks.example.com/")
+        for host in ("hooks.example.com", "", "[::1", ":0", "hooks.example.com:abc"):
+            assert "secret" not in refused(f"https://user:secret@{host}/")
+        assert "secret" not in refused("ftp://user:secret@hooks.example.com/")
 
     def test_the_operator_may_allow_more(self) -> None:
         ours = parse_networks("10.0.0.0/8,127.0.0.0/8")

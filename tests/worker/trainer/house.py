@@ -13,11 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from app.domain.catalog import hash_directory
+from app.domain.catalog import hash_directory, linear_layers
 from app.domain.estimate import Placement
 from app.domain.events import Command, Done, Failed, Metric, Record
+from app.domain.patterns import by_layer
 from app.domain.render import Renderer
-from app.domain.spec import QuantizationSpec, TrainerSpec
+from app.domain.spec import LoraSpec, QuantizationSpec, TrainerSpec
 from worker.trainer import run as program
 from worker.trainer.loop import optimizer_step
 from worker.trainer.model import Base, load_base
@@ -30,7 +31,10 @@ FLOAT32 = QuantizationSpec(compute_dtype="float32")
 
 
 def make_spec(base: Path, training_file: Path, **changes: Any) -> TrainerSpec:
-    """A spec of one run; `changes` may name any field of it, of its hyperparameters, of its LoRA, or of the spec."""
+    """A spec of one run; `changes` may name any field of it, of its hyperparameters, of its LoRA, or of the spec.
+
+    Patterns are matched, as they are before a trainer gets them.
+    """
     knobs = _take(changes, "n_epochs", "batch_size", "learning_rate", "warmup_ratio", "weight_decay", "max_grad_norm",
                   "lr_scheduler_type", "context_length", "packing", "max_steps", "eval_steps", "early_stopping",
                   "promote_best", "beta")  # fmt: skip
@@ -39,9 +43,12 @@ def make_spec(base: Path, training_file: Path, **changes: Any) -> TrainerSpec:
     of_run = _take(changes, "run_id", "method", "seed", "validation_file", "resume_from", "sample_prompts",
                    "start_adapter", "start_adapter_sha256", "start_adapter_name")  # fmt: skip
     runs = changes.pop("runs", None)
+    lora = {"r": 4, "alpha": 8, "target_modules": ALL_LINEAR} | lora
+    if lora.keys() & {"rank_pattern", "alpha_pattern"}:
+        lora = by_layer(LoraSpec.model_validate(lora), linear_layers(base)).model_dump()
     one = {
         "run_id": "run-a",
-        "lora": {"r": 4, "alpha": 8, "target_modules": ALL_LINEAR} | lora,
+        "lora": lora,
         "hyperparameters": HYPERPARAMETERS | knobs,
         "seed": 7,
         "training_file": training_file,

@@ -180,7 +180,7 @@ class TestMakeAdapter:
 
     def test_each_layer_has_the_rank_and_the_scale_of_its_pattern(self) -> None:
         layers = {name: layer() for name in ("model.layers.0.q_proj", "model.layers.1.q_proj")}
-        spec = lora(rank_pattern={r"layers\.1\..*": 2}, alpha_pattern={"model.layers.0.q_proj": 12})
+        spec = lora(rank_pattern={r"^model\.layers\.1\.q_proj": 2}, alpha_pattern={r"model\.layers\.0\.q_proj": 12})
         factors = make_adapter("a", spec, 1, layers, CPU).factors
         assert [tuple(each.A_R_K.shape) for each in factors.values()] == [(4, K), (2, K)]
         assert [each.scale for each in factors.values()] == [3.0, 3.0]
@@ -188,9 +188,13 @@ class TestMakeAdapter:
     @pytest.mark.parametrize(
         ("changes", "said"),
         [
-            ({"rank_pattern": {"v_proj": 2}}, "'v_proj' fits no target module; targets are q_proj"),
-            ({"rank_pattern": {"q_proj": 13}}, "the rank 13, but it is only 12 wide"),
-            ({"alpha_pattern": {"(": 13}}, "no regular expression"),
+            (
+                {"rank_pattern": {"v_proj": 2}},
+                "'v_proj' is not the escaped full name of a target layer, such as q_proj",
+            ),
+            ({"rank_pattern": {".*": 2}}, "'.*' is not the escaped full name of a target layer, such as q_proj"),
+            ({"rank_pattern": {"q_proj": 13}}, "lora.rank_pattern is 13, but the layer q_proj is only 12 wide"),
+            ({"alpha_pattern": {"(": 13}}, "'(' is not the escaped full name"),
         ],
     )
     def test_a_pattern_that_cannot_be_is_refused(self, changes: dict[str, object], said: str) -> None:

@@ -18,7 +18,7 @@ from app.domain.states import ExitCode
 from tests.tiny import make_tiny_base
 from tests.worker.trainer import plain_peft
 from tests.worker.trainer.house import load_tiny, make_spec, run_here
-from tests.worker.trainer.test_variants import VARIANTS, difference
+from tests.worker.trainer.test_variants import PATTERNS, VARIANTS, difference
 from worker.trainer import merge as program
 from worker.trainer.merge import CannotMerge, merge
 
@@ -88,6 +88,24 @@ class TestMerge:
         for name, tensor in found.items():
             assert tensor.dtype == torch.bfloat16
             torch.testing.assert_close(tensor.float(), theirs[name], rtol=2**-8, atol=1e-6)  # half a step of bfloat16
+
+    def test_takes_an_adapter_whose_manifest_has_patterns_as_they_were_asked_for(
+        self, tiny: Path, examples: Path, tmp_path: Path
+    ) -> None:
+        adapter = trained(tiny, examples, tmp_path / "work", **PATTERNS)
+        merge(tiny, adapter, tmp_path / "merged")
+        manifest = artifacts.verify(adapter)
+        artifacts.write_manifest(adapter, manifest | {"lora": manifest["lora"] | PATTERNS})
+        merge(tiny, adapter, tmp_path / "older")
+        one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("merged", "older"))
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+    def test_refuses_an_older_pattern_that_cannot_be_matched(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+        adapter = trained(tiny, examples, tmp_path / "work", **PATTERNS)
+        manifest = artifacts.verify(adapter)
+        artifacts.write_manifest(adapter, manifest | {"lora": manifest["lora"] | {"rank_pattern": {r"(q)\1": 2}}})
+        with pytest.raises(CannotMerge, match="no back-references"):
+            merge(tiny, adapter, tmp_path / "older")
 
     def test_makes_an_ordinary_directory_cut_as_the_base_is(
         self, sharded: Path, examples: Path, tmp_path: Path

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -176,6 +176,41 @@ class TestResume:
         assert code == 0
         one, other = final_adapter(whole, tmp_path / "whole"), final_adapter(log, tmp_path / "b")
         assert all(torch.equal(one[name], other[name]) for name in one)
+
+    patterns: ClassVar[dict[str, Any]] = {
+        "rank_pattern": {"q_proj": 2, r"layers\.1\..*(up|down)_proj": 6},
+        "alpha_pattern": {"v_proj": 3, "model.layers.0.mlp.down_proj": 1.5},
+    }
+
+    def with_asked_patterns(self, snapshot: Path, **asked: dict[str, Any]) -> Path:
+        """As it was written before patterns were matched at creation."""
+        names = [name for name in artifacts.verify(snapshot)["identity"] if "_pattern." in name]
+        assert names
+        assert all(r"model\.layers\." in name for name in names)
+        given = {f"lora.{param}.{key}": number for param in asked for key, number in asked[param].items()}
+        return rewritten(snapshot, identity=dict.fromkeys(names, ...) | given)
+
+    def test_one_with_patterns_as_they_were_asked_for_still_opens(
+        self, tiny: Path, examples: Path, tmp_path: Path
+    ) -> None:
+        _, whole = run_here(make_spec(tiny, examples, **self.patterns), tmp_path / "whole")
+        older = self.with_asked_patterns(
+            drained_at(2, tiny, examples, tmp_path / "a", **self.patterns), **self.patterns
+        )
+        code, log = run_here(make_spec(tiny, examples, resume_from=older, **self.patterns), tmp_path / "b")
+        assert code == 0, log.last
+        one, other = final_adapter(whole, tmp_path / "whole"), final_adapter(log, tmp_path / "b")
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+    @pytest.mark.parametrize("key", ["k_proj", r"(q)_proj\1"])
+    def test_one_with_other_patterns_is_refused_by_name(
+        self, tiny: Path, examples: Path, tmp_path: Path, key: str
+    ) -> None:
+        snapshot = drained_at(2, tiny, examples, tmp_path / "a", **self.patterns)
+        older = self.with_asked_patterns(snapshot, rank_pattern={key: 2}, alpha_pattern=self.patterns["alpha_pattern"])
+        code, log = run_here(make_spec(tiny, examples, resume_from=older, **self.patterns), tmp_path / "b")
+        assert code == ExitCode.BAD_SPEC
+        assert "lora.rank_pattern." in failure(log).message
 
     def test_one_from_before_peaks_were_kept_does_not_trim_the_heap_before_every_row(
         self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from app.domain.artifacts import verify
 from app.domain.events import Command, Done, SnapshotSaved
 from app.domain.spec import QuantizationSpec
 from app.domain.states import ExitCode
@@ -178,6 +180,15 @@ class TestSaved:
         assert difference(theirs, our_logits(base, row)) < 1e-4
         assert verify_adapter(base, run, directory) < TOLERANCE / 10
 
+    def test_its_files_name_single_layers_and_never_a_pattern(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+        base, run = trained(tiny, examples, FLOAT32, **PATTERNS)
+        directory = saved(base, run, tmp_path)
+        config = json.loads((directory / "adapter_config.json").read_text())
+        names = {re.escape(name) for name in base.layers}
+        for lora in (config, verify(directory)["lora"]):
+            assert (len(lora["rank_pattern"]), len(lora["alpha_pattern"])) == (4, 3)
+            assert lora["rank_pattern"].keys() | lora["alpha_pattern"].keys() <= names
+
     @pytest.mark.parametrize("variant", ["DoRA with a head", "embedding and head"])
     def test_training_can_go_on_after_verification_as_if_nothing_had_happened(
         self, tiny: Path, examples: Path, tmp_path: Path, variant: str
@@ -215,7 +226,7 @@ class TestSaved:
     @pytest.mark.parametrize(
         ("variant", "changes"),
         [
-            ("patterns", {"rank_pattern": PATTERNS["rank_pattern"], "alpha_pattern": {}}),
+            ("patterns", {"alpha_pattern": {}}),
             ("patterns", {"alpha_pattern": {"v_proj": 4}}),
         ],
     )

@@ -1,0 +1,48 @@
+"""No text of a request is a pattern of Python's `re`, which can take exponential time; for those there is RE2."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+CALLS = {"compile", "match", "fullmatch", "search", "split", "sub", "subn", "findall", "finditer"}
+# Patterns that are put together, and from what.
+PUT_TOGETHER = {
+    "app/api/reference/pages.py": "names of our own schemas",
+    "app/services/once.py": "the prefix of our own keys",
+    "app/domain/render.py": "escaped tokens of the base model",
+    "worker/trainer/model.py": "patterns of the model class in transformers",
+}
+
+
+def put_together(path: Path) -> list[int]:
+    """Lines of calls of `re` whose pattern is no literal."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and isinstance(node.func.value, ast.Name)
+        and node.func.value.id == "re"
+        and node.func.attr in CALLS
+        and not (node.args and isinstance(node.args[0], ast.Constant))
+    ]
+
+
+def sources() -> dict[str, Path]:
+    return {str(path.relative_to(ROOT)): path for folder in ("app", "worker") for path in (ROOT / folder).rglob("*.py")}
+
+
+def test_patterns_of_re_are_literals_but_for_those_that_no_request_has_a_part_in() -> None:
+    assert {name for name, path in sources().items() if put_together(path)} == PUT_TOGETHER.keys()
+
+
+def test_re_is_imported_whole_and_under_its_own_name_so_that_the_other_test_sees_every_call() -> None:
+    for name, path in sources().items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                assert node.module not in ("re", "fnmatch"), name
+            elif isinstance(node, ast.Import):
+                assert not any(alias.name == "fnmatch" or (alias.name == "re" and alias.asname) for alias in node.names)
