@@ -142,6 +142,7 @@ def trainer_spec(
     run = RunSpec(
         run_id=job.id,
         method=spec.method,
+        line_rules=spec.line_rules,
         lora=spec.lora,
         hyperparameters=spec.hyperparameters,
         seed=spec.seed,

@@ -84,7 +84,7 @@ def _file(session: Session, file_id: str | None) -> dict[str, Any] | None:
 
 
 def _config(session: Session, job: Job) -> dict[str, Any]:
-    spec = JobSpec.model_validate(job.spec).model_dump(mode="json", exclude={"version", "dtype_is_free"})
+    spec = JobSpec.model_validate(job.spec).model_dump(mode="json", exclude={"version", "dtype_is_free", "line_rules"})
     if spec["hyperparameters"]["learning_rate"] is not None:
         spec["hyperparameters"].pop("learning_rate_multiplier")  # only the way to that rate; a clone asks for the rate
     return {
