@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
+from app.domain.contradictions import conversation_findings, tool_findings, parallel_findings
 from app.domain.jsonl import MAX_LINE_BYTES, WHITESPACE, Finding, Line, json_type, names, read_lines
-from app.domain.messages import conversation_findings, message_findings
+from app.domain.messages import message_findings
 from app.domain.spec import LINE_RULES, LineRules, Method
 
 MAX_FINDINGS = 10
@@ -131,11 +132,8 @@ def _chat_findings(line: Line) -> Iterator[Finding]:
 
 def _chat_contradictions(line: Line) -> Iterator[Finding]:
     value = line.value
-    if value.get("tools") and value.get("functions"):
-        text = 'has both "tools" and "functions", of which only "tools" is used; move every function into "tools"'
-        yield Finding(line.number, text, "tools_and_functions")
-    yield from _nameless_tool_findings(line.number, value)
-    yield from _parallel_findings(line.number, value)
+    yield from tool_findings(line.number, value)
+    yield from parallel_findings(line.number, value)
     yield from conversation_findings(line.number, value["messages"])
 
 
@@ -182,8 +180,8 @@ def _pair_findings(line: Line) -> Iterator[Finding]:
 
 def _pair_contradictions(line: Line) -> Iterator[Finding]:
     asked = line.value["input"]
-    yield from _nameless_tool_findings(line.number, asked, "input.")
-    yield from _parallel_findings(line.number, asked, "input.")
+    yield from tool_findings(line.number, asked, "input.")
+    yield from parallel_findings(line.number, asked, "input.")
     yield from conversation_findings(line.number, asked["messages"], "input, ")
     for key in _spelling(line.value):
         yield from conversation_findings(line.number, line.value[key], f"{key}, ", before=asked["messages"])
@@ -265,29 +263,6 @@ def _tool_findings(line: int, value: Mapping[str, Any], keys: tuple[str, ...]) -
             if not isinstance(tool, dict):
                 text = f'"{key}" must be a list of objects, but {key}[{number}] is a JSON {json_type(tool)}'
                 yield Finding(line, text, "invalid_tools")
-
-
-def _nameless_tool_findings(line: int, value: Mapping[str, Any], where: str = "") -> Iterator[Finding]:
-    for key, path, shown in (
-        ("tools", ".function.name", '{"type": "function", "function": {"name": "...", "parameters": {...}}}'),
-        ("functions", ".name", '{"name": "...", "parameters": {...}}'),
-    ):
-        for number, tool in enumerate(value.get(key) or ()):
-            function = tool.get("function") if key == "tools" else tool
-            name = function.get("name") if isinstance(function, dict) else None
-            if not isinstance(name, str) or not name:
-                text = (
-                    f"{where}{key}[{number}]{path} must be a string that is not empty; found an object with the keys "
-                    f"{names(tool)}; write it as {shown}"
-                )
-                yield Finding(line, text, "invalid_tools")
-
-
-def _parallel_findings(line: int, value: Mapping[str, Any], where: str = "") -> Iterator[Finding]:
-    found = value.get("parallel_tool_calls")
-    if found is not None and not isinstance(found, bool):
-        text = f"{where}parallel_tool_calls is a JSON {json_type(found)}; it must be true, false or null"
-        yield Finding(line, text, "invalid_parallel_tool_calls")
 
 
 def _list_findings(line: int, messages: Any, name: str, where: str = "") -> Iterator[Finding]:

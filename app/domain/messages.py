@@ -9,10 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from app.domain.jsonl import Finding, LineError, json_type, names, parse_value, quote
+from app.domain.jsonl import Finding, json_type, names, quote
 
 OR_PARTS = ' or a list of parts such as {"type": "text", "text": "..."}, as only text is trained'
-EXAMPLE_ARGUMENTS = json.dumps('{"city": "Bern"}')
 REASONING_KEYS = ("reasoning_content", "thinking")  # of DeepSeek, Qwen and vLLM; of gpt-oss and Ollama
 
 
@@ -105,31 +104,6 @@ def message_findings(line: int, messages: Sequence[Any], where: str = "") -> Ite
         yield from _message_findings(line, f"{where}message {number}", message)
 
 
-def conversation_findings(
-    line: int, messages: Sequence[Mapping[str, Any]], where: str = "", before: Sequence[Mapping[str, Any]] = ()
-) -> Iterator[Finding]:
-    """What messages that are right by themselves contradict or cannot be learned from.
-
-    Fields that exclude each other, arguments of calls, and ids that join calls and results; `before` are the messages
-    that these continue.
-    """
-    ids = {call["id"] for message in before for call in message.get("tool_calls") or ()}
-    for number, message in enumerate(messages, 1):
-        name = f"{where}message {number} ({message['role']})"
-        if message["role"] == "assistant":
-            yield from _exclusive_field_findings(line, name, message)
-            yield from _call_findings(line, name, message, ids)
-        elif message["role"] == "tool" and message["tool_call_id"] not in ids:
-            text = (
-                f"{name}: tool_call_id is {quote(message['tool_call_id'])}, but the calls before it have the ids "
-                f"{names(ids)}; give the id of the call that it answers, or remove the message"
-            )
-            yield Finding(line, text, "unknown_tool_call_id")
-
-
-# --- one message by itself --------------------------------------------------------------------------------------------
-
-
 def _message_findings(line: int, name: str, message: Any) -> Iterator[Finding]:
     if not isinstance(message, dict):
         yield Finding(line, f"{name} is a JSON {json_type(message)}, not an object", "invalid_message")
@@ -189,44 +163,3 @@ def _seen_role(role: Any) -> str:
     if isinstance(role, str):
         return f"has the unknown role {quote(role)}"
     return f"has a role that is a JSON {json_type(role)}"
-
-
-# --- messages that are right by themselves ----------------------------------------------------------------------------
-
-
-def _exclusive_field_findings(line: int, name: str, message: Mapping[str, Any]) -> Iterator[Finding]:
-    if message.get("tool_calls") and message.get("function_call"):
-        text = (
-            f"{name}: has both tool_calls and function_call, of which only one is trained; put every call into "
-            "tool_calls and remove function_call"
-        )
-        yield Finding(line, text, "tool_calls_and_function_call")
-    if message.get("refusal") and message.get("content") is not None:
-        text = f"{name}: has both content and refusal, of which only one is trained; remove one of them"
-        yield Finding(line, text, "content_and_refusal")
-
-
-def _call_findings(line: int, name: str, message: Mapping[str, Any], ids: set[str]) -> Iterator[Finding]:
-    """Adds the ids of the calls to `ids`."""
-    for number, call in enumerate(message.get("tool_calls") or ()):
-        path = f"{name}: tool_calls[{number}]"
-        if problem := _arguments_problem(call["function"]["arguments"]):
-            yield Finding(line, f"{path}.function.arguments {problem}", "invalid_arguments")
-        if call["id"] in ids:
-            text = f"{path}.id is {quote(call['id'])}, which an earlier call of this line has; give each its own id"
-            yield Finding(line, text, "duplicate_call_id")
-        ids.add(call["id"])
-    if (call := message.get("function_call")) and (problem := _arguments_problem(call["arguments"])):
-        yield Finding(line, f"{name}: function_call.arguments {problem}", "invalid_arguments")
-
-
-def _arguments_problem(arguments: str) -> str | None:
-    try:
-        value = parse_value(arguments.encode())
-    except LineError as error:
-        seen = str(error)
-    else:
-        if isinstance(value, dict):
-            return None
-        seen = f"a JSON {json_type(value)}"
-    return f"must be a JSON object in a string, such as {EXAMPLE_ARGUMENTS}; found: {seen}"

@@ -22,6 +22,7 @@ from app.domain.chat_template import TemplateRefused as TemplateRefused
 from app.domain.dataset import Example
 from app.domain.documents import NON_PREFERRED, PREFERRED, Document
 from app.domain.messages import REASONING_KEYS
+from app.domain.template_checks import check_context, check_each_call, check_reasoning, unlearned_call
 
 GENERATION_CONFIGS = ("generation_config.json", "config.json")  # as transformers reads them: the first that is there
 
@@ -129,7 +130,7 @@ class Renderer:
         learned = [i for i, message in enumerate(messages) if i >= first and _is_learned(message)]
         shaped = for_template(messages)
         whole = self.text(shaped, tools)
-        self._check_context(shaped, learned, tools)
+        check_context(self.prints, shaped, learned, tools)
         spans = [self._span(shaped, i, tools, whole) for i in learned]
         stable = [span for span in spans if span is not None]
         if len(stable) == len(spans):
@@ -137,7 +138,7 @@ class Renderer:
         else:
             documents = [self._turn(line, shaped, i, tools) for i in learned]
         if example.rules > 1:
-            self._check_each_call(shaped, learned, tools)
+            check_each_call(self.prints, shaped, learned, tools)
         return documents
 
     def _span(self, messages: list[Message], turn: int, tools: Sequence[Message], whole: str) -> _Span | None:
@@ -150,7 +151,7 @@ class Renderer:
         if not whole.startswith(through[: span.end]):  # what follows the turn is nobody's to learn, and may differ
             return None
         self._check(messages[turn], turn, through[span.start : span.end])
-        self._check_reasoning(messages, turn, tools, through[span.start : span.end])
+        check_reasoning(self.prints, messages, turn, tools, through[span.start : span.end])
         return span
 
     def _turn(self, line: int, messages: list[Message], turn: int, tools: Sequence[Message]) -> Document:
@@ -184,58 +185,7 @@ class Renderer:
             )
         for call in message.get("tool_calls", ()):
             if call["function"]["name"] not in learned:
-                raise _unlearned_call(turn, call)
-
-    def _check_each_call(self, messages: list[Message], learned: Sequence[int], tools: Sequence[Message]) -> None:
-        """The name of a call may stand in the content, too, and a template may print the first of several only."""
-        for turn in learned:
-            message, before = messages[turn], messages[:turn]
-            calls = message.get("tool_calls", [])
-            for number, call in enumerate(calls):
-                others = {"tool_calls": rest} if (rest := calls[:number] + calls[number + 1 :]) else {}
-                fewer = {key: value for key, value in message.items() if key != "tool_calls"} | others
-                if not self.prints([*before, message], tools, [*before, fewer], tools):
-                    raise _unlearned_call(turn, call)
-
-    def _check_reasoning(self, messages: list[Message], turn: int, tools: Sequence[Message], learned: str = "") -> None:
-        """Reasoning stands in the text of its turn, or is refused; `learned` is where it must stand to be learned."""
-        message, before = messages[turn], messages[:turn]
-        for key in REASONING_KEYS:
-            thought = message.get(key, "").strip()
-            if not thought:
-                continue
-            without = {name: value for name, value in message.items() if name != key}
-            is_printed = self.prints([*before, message], tools, [*before, without], tools)
-            if is_printed and (not learned or thought in learned):
-                continue
-            other = next(name for name in REASONING_KEYS if name != key)
-            renamed = without | {other: message[key]}
-            remedy = (
-                f"write it into the content as the template writes it, or choose a model whose template prints {key}"
-            )
-            if other not in message and self.prints([*before, renamed], tools, [*before, without], tools):
-                remedy = f"rename the key to {other}, which it prints"
-            raise TemplateRefused(
-                f"message {turn + 1}: the model's chat template does not print {key}, so it would be left out; {remedy}"
-            )
-
-    def _check_context(self, messages: list[Message], learned: Sequence[int], tools: Sequence[Message]) -> None:
-        """Tools, calls that are not learned, and results are seen by the model, or refused: never left out unsaid."""
-        if tools and not self.prints(messages, tools, messages, ()):
-            raise _unprinted("tools", "the tools of this line would be left out", "describe them in a message")
-        for turn, message in enumerate(messages):
-            through, before = messages[: turn + 1], messages[:turn]
-            if message["role"] == "tool" and not self.prints(through, tools, before, tools):
-                raise _unprinted(
-                    "the results of tools", f"message {turn + 1} would be left out", "write it as a user's message"
-                )
-            if message["role"] == "assistant" and turn not in learned:
-                self._check_reasoning(messages, turn, tools)
-            if message.get("tool_calls") and turn not in learned:
-                silent = {key: value for key, value in message.items() if key != "tool_calls"}
-                if not self.prints(through, tools, [*before, silent], tools):
-                    what = f"the call of message {turn + 1} would be left out"
-                    raise _unprinted("tool calls", what, "write the call into the content")
+                raise unlearned_call(turn, call)
 
     # --- what no template writes -------------------------------------------------------------------------------------
 
@@ -283,20 +233,6 @@ def supervised_texts(renderer: Renderer, document: Document) -> Iterator[str]:
         elif stretch:
             yield str(renderer.tokenizer.decode(stretch, skip_special_tokens=False))
             stretch = []
-
-
-def _unlearned_call(turn: int, call: Message) -> TemplateRefused:
-    return TemplateRefused(
-        f"message {turn + 1}: the model's chat template does not print tool calls, so {call['function']['name']!r} "
-        "would not be learned; write the call into the content, or choose a base model whose template knows tools"
-    )
-
-
-def _unprinted(what: str, left_out: str, instead: str) -> TemplateRefused:
-    return TemplateRefused(
-        f"the model's chat template does not print {what}, so {left_out}; {instead}, or choose a base model whose "
-        "template knows tools"
-    )
 
 
 def _is_learned(message: Message) -> bool:
