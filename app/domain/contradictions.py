@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from app.domain.jsonl import Finding, LineError, json_type, names, parse_value, quote
 
+SHOWN_IDS = 8  # the first ones: sorting all for each finding would take quadratic time
 EXAMPLE_ARGUMENTS = json.dumps('{"city": "Bern"}')
 
 
@@ -22,7 +24,7 @@ def conversation_findings(
     Fields that exclude each other, arguments of calls, and ids that join calls and results; `before` are the messages
     that these continue.
     """
-    ids = {call["id"] for message in before for call in message.get("tool_calls") or ()}
+    ids = {call["id"]: None for message in before for call in message.get("tool_calls") or ()}  # in their order
     for number, message in enumerate(messages, 1):
         name = f"{where}message {number} ({message['role']})"
         if message["role"] == "assistant":
@@ -31,7 +33,7 @@ def conversation_findings(
         elif message["role"] == "tool" and message["tool_call_id"] not in ids:
             text = (
                 f"{name}: tool_call_id is {quote(message['tool_call_id'])}, but the calls before it have the ids "
-                f"{names(ids)}; give the id of the call that it answers, or remove the message"
+                f"{names(islice(ids, SHOWN_IDS))}; give the id of the call that it answers, or remove the message"
             )
             yield Finding(line, text, "unknown_tool_call_id")
 
@@ -77,7 +79,7 @@ def _exclusive_field_findings(line: int, name: str, message: Mapping[str, Any]) 
         yield Finding(line, text, "content_and_refusal")
 
 
-def _call_findings(line: int, name: str, message: Mapping[str, Any], ids: set[str]) -> Iterator[Finding]:
+def _call_findings(line: int, name: str, message: Mapping[str, Any], ids: dict[str, None]) -> Iterator[Finding]:
     """Adds the ids of the calls to `ids`."""
     for number, call in enumerate(message.get("tool_calls") or ()):
         path = f"{name}: tool_calls[{number}]"
@@ -86,7 +88,7 @@ def _call_findings(line: int, name: str, message: Mapping[str, Any], ids: set[st
         if call["id"] in ids:
             text = f"{path}.id is {quote(call['id'])}, which an earlier call of this line has; give each its own id"
             yield Finding(line, text, "duplicate_call_id")
-        ids.add(call["id"])
+        ids[call["id"]] = None
     if (call := message.get("function_call")) and (problem := _arguments_problem(call["arguments"])):
         yield Finding(line, f"{name}: function_call.arguments {problem}", "invalid_arguments")
 

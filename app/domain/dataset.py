@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
-from app.domain.contradictions import conversation_findings, tool_findings, parallel_findings
+from app.domain.contradictions import conversation_findings, parallel_findings, tool_findings
 from app.domain.jsonl import MAX_LINE_BYTES, WHITESPACE, Finding, Line, json_type, names, read_lines
 from app.domain.messages import message_findings
 from app.domain.spec import LINE_RULES, LineRules, Method

@@ -186,16 +186,17 @@ def _leaves_out_names(messages: Sequence[Message], tools: Sequence[Message], ren
 
 
 def _leaves_out_content(messages: Sequence[Message], tools: Sequence[Message], renderer: Renderer) -> bool:
-    calling = [
+    """Asked of all such messages at once, for the sake of long conversations: a template prints all of them or none."""
+    calling = {
         turn
         for turn, message in enumerate(messages)
         if (message.get("tool_calls") or message.get("function_call")) and content_text(message).strip()
-    ]
-    shaped = for_template(messages) if calling else []
-    return any(
-        not renderer.prints(shaped[: turn + 1], tools, [*shaped[:turn], shaped[turn] | {"content": ""}], tools)
-        for turn in calling
-    )
+    }
+    if not calling:
+        return False
+    shaped = for_template(messages)
+    silent = [message | {"content": ""} if turn in calling else message for turn, message in enumerate(shaped)]
+    return not renderer.prints(shaped, tools, silent, tools)
 
 
 def _has_control_token(messages: Sequence[Message], renderer: Renderer) -> bool:

@@ -15,15 +15,18 @@ Prints = Callable[[list[Message], Sequence[Message], list[Message], Sequence[Mes
 
 
 def check_each_call(prints: Prints, messages: list[Message], learned: Sequence[int], tools: Sequence[Message]) -> None:
-    """The name of a call may stand in the content, too, and a template may print the first of several only."""
+    """The name of a call may stand in the content, too, and a template may print the first of several only.
+
+    Asked of a message's first and last call: of each, a message with many would be rendered in quadratic time.
+    """
     for turn in learned:
         message, before = messages[turn], messages[:turn]
         calls = message.get("tool_calls", [])
-        for number, call in enumerate(calls):
+        for number in sorted({0, len(calls) - 1}) if calls else ():
             others = {"tool_calls": rest} if (rest := calls[:number] + calls[number + 1 :]) else {}
             fewer = {key: value for key, value in message.items() if key != "tool_calls"} | others
             if not prints([*before, message], tools, [*before, fewer], tools):
-                raise unlearned_call(turn, call)
+                raise unlearned_call(turn, calls[number])
 
 
 def check_reasoning(
