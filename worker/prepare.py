@@ -143,6 +143,7 @@ def trainer_spec(
     run = RunSpec(
         run_id=job.id,
         method=spec.method,
+        line_rules=spec.line_rules,
         lora=_layer_lora(spec, inputs.base),
         hyperparameters=spec.hyperparameters,
         seed=spec.seed,

@@ -6,7 +6,7 @@ numbers; what will be cut or contribute nothing is told, never done in silence.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from app.db import claims
 from app.db.claims import FencedError
 from app.db.tables import File, Job
 from app.domain.dataset_report import Report, examine, nothing_to_learn, too_few_examples
+from app.domain.dataset_warnings import SeenRows
 from app.domain.jsonl import told
 from app.domain.render import Renderer
-from app.domain.spec import JobSpec, Method
+from app.domain.spec import JobSpec
 from app.domain.states import JobState, Reason
 from app.log import get_logger
 from worker.lease import Claimer, LeaseKeeper
@@ -28,11 +29,6 @@ from worker.outcome import STORAGE_PATIENCE, Outcome
 from worker.prepare import CannotStart, Inputs, base_unusable, load_inputs
 from worker.reckon import reckon_needs
 from worker.resources import Resources
-
-EMPTY: dict[Method, str] = {
-    "supervised": "examples without a token to learn from",
-    "dpo": "pairs without two different answers to learn from",
-}
 
 log = get_logger(__name__)
 
@@ -98,15 +94,15 @@ class Validator:
         """Raises Rejected for the first file that is not fit, CannotStart, FencedError, OSError."""
         inputs = keeper.transact(lambda session: load_inputs(session, job))
         assert inputs is not None
-        renderer = open_renderer(inputs)
-        reports = {}
+        renderer, spec = open_renderer(inputs), JobSpec.model_validate(job.spec)
+        reports: dict[str, Report] = {}
+        training_rows: SeenRows | None = None
         for kind, file in self._files(inputs):
-            report = self._examine(job, keeper, renderer, file)
-            if outcome := verdict(kind, report, JobSpec.model_validate(job.spec)):
+            rows = SeenRows()
+            report = self._examine(spec, keeper, renderer, file, rows, training_rows)
+            if outcome := verdict(kind, report, spec):
                 raise Rejected(outcome, report)
-            if warning := warn_of(kind, report, JobSpec.model_validate(job.spec)):
-                keeper.say(warning, level="warn", data={"file": file.id} | report.remarks())
-            reports[kind.noun] = report
+            reports[kind.noun], training_rows = report, rows
         return inputs, reports
 
     def _files(self, inputs: Inputs) -> list[tuple[Kind, File]]:
@@ -115,8 +111,15 @@ class Validator:
         files = [(training, inputs.training_file)]
         return files + ([(validation, inputs.validation_file)] if inputs.validation_file else [])
 
-    def _examine(self, job: Job, keeper: LeaseKeeper, renderer: Renderer, file: File) -> Report:
-        spec = JobSpec.model_validate(job.spec)
+    def _examine(
+        self,
+        spec: JobSpec,
+        keeper: LeaseKeeper,
+        renderer: Renderer,
+        file: File,
+        rows: SeenRows,
+        training_rows: SeenRows | None,
+    ) -> Report:
         try:
             opened = self.resources.storage.open(file.storage_key)
         except FileNotFoundError as error:
@@ -129,6 +132,9 @@ class Validator:
                 self.settings.max_line_bytes,
                 self._checkpoint(keeper),
                 spec.method,
+                spec.line_rules,
+                rows,
+                training_rows,
             )
 
     def _checkpoint(self, keeper: LeaseKeeper) -> Callable[[], None]:
@@ -145,9 +151,15 @@ class Validator:
         data = reports["training"].counts()
         if "validation" in reports:
             data["validation"] = reports["validation"].counts()
+        warnings = list(warnings_of(job, reports))
 
         def accept(session: Session) -> None:
-            claims.validated(session, keeper.lease, "Files validated, moving job to queued state", data, **needs)
+            """The events of the warnings, the job's list of them and its move, in one transaction."""
+            for warning in warnings:
+                claims.say(session, keeper.lease, warning["message"], level="warn", data=without_message(warning))
+            told = {"warnings": [each for each in job.warnings if each["file"] is None] + warnings}
+            message = "Files validated, moving job to queued state"
+            claims.validated(session, keeper.lease, message, data, **needs, **told)
             self.resources.hints.after_commit(session, "gpu")
 
         keeper.conclude(accept, lambda session: _is_accepted(session, job))
@@ -190,14 +202,18 @@ def verdict(kind: Kind, report: Report, spec: JobSpec) -> Outcome | None:
     return None
 
 
-def warn_of(kind: Kind, report: Report, spec: JobSpec) -> str | None:
-    parts = []
-    if report.cut.count:
-        length = spec.hyperparameters.context_length
-        parts.append(f"examples longer than context_length ({length:,} tokens), cut at their end: {report.cut}")
-    if report.empty.count:
-        parts.append(f"{EMPTY[spec.method]}, which contribute nothing: {report.empty}")
-    return f"{kind.noun.capitalize()} file: {'; '.join(parts)}" if parts else None
+def warnings_of(job: Job, reports: Mapping[str, Report]) -> Iterator[dict[str, Any]]:
+    """What the job's `warnings` have of its files."""
+    spec = JobSpec.model_validate(job.spec)
+    for noun, report in reports.items():
+        file_id = job.training_file_id if noun == "training" else job.validation_file_id
+        for warning in report.warnings(spec.method, spec.hyperparameters.context_length):
+            message = f"{noun.capitalize()} file: {warning.message}"
+            yield asdict(warning) | {"file": file_id, "message": message}
+
+
+def without_message(warning: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in warning.items() if key != "message"}
 
 
 def findings_of(refusal: CannotStart) -> dict[str, Any] | None:

@@ -50,7 +50,7 @@ NEW_JOB = {
     "error": None, "integrations": [], "metadata": {"team": "search"}, "user_provided_suffix": "demo", "lora": LORA,
     "quantization": QUANTIZATION, "sample_prompts": [], "progress": None, "trained_steps": None, "total_steps": None,
     "phase": None, "queue_position": None, "expected_start": None, "waiting_for": None, "priority": 0, "urgent": False,
-    "worker_labels": [], "attempts": 0, "cloned_from": None, "adapter": None,
+    "worker_labels": [], "attempts": 0, "cloned_from": None, "warnings": [], "adapter": None,
 }  # fmt: skip
 FINISHED_JOB = NEW_JOB | {
     "finished_at": 1795000460, "status": "succeeded", "fine_tuned_model": TUNED, "trained_tokens": 51840,

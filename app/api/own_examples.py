@@ -107,8 +107,27 @@ REPORT = {
     "formats": {"chat": 119},
     "findings": {
         "count": 1,
+        "lines": 1,
         "data": [{"line": 17, "code": "invalid_role", "message": "message 1 has no role; allowed are ..."}],
     },
+    "warnings": [
+        {
+            "code": "duplicate_rows",
+            "message": "Rows that repeat an earlier row: 1 (line 93). Each is trained again in every epoch; remove "
+            "those that are not meant to weigh more.",
+            "file": examples.FILE_ID,
+            "count": 1,
+            "first_lines": [93],
+        },
+        {
+            "code": "overlap",
+            "message": "Rows of the validation file that are in the training file, too: 1 (line 3) of 30 different "
+            "rows. Their validation loss says how well they were memorised; name a file of other rows.",
+            "file": "file-2a1b2c3d4e5f60718293a4b5",
+            "count": 1,
+            "first_lines": [3],
+        },
+    ],
     "coverage": {
         "complete": True,
         "lines_read": 120,

@@ -56,6 +56,7 @@ def validate(
 
 def _show(report: dict[str, Any]) -> None:
     print_line(report["message"])
+    _show_warnings(report["warnings"])
     print_fields(_fields(report))
     found = report["findings"]
     if found["count"]:
@@ -66,6 +67,12 @@ def _show(report: dict[str, Any]) -> None:
     _show_histogram(report["tokens"]["histogram"])
     for row in report["rows"]:
         _show_row(row)
+
+
+def _show_warnings(warnings: list[dict[str, Any]]) -> None:
+    """A block of its own below the verdict: a job runs all the same."""
+    if warnings:
+        print_line("\nWarnings:\n" + "\n".join(f"- {each['message']}" for each in warnings) + "\n")
 
 
 def _fields(report: dict[str, Any]) -> list[tuple[str, str]]:

@@ -222,6 +222,7 @@ def _fields(job: dict[str, Any]) -> list[tuple[str, str]]:
         ("id", job["id"]),
         ("status", status_text(job)),
         ("error", f"{error['code']}: {error['message']}" if error.get("code") else ""),
+        ("warnings", "\n".join(each["message"] for each in job.get("warnings") or [])),
         ("progress", numbers_text(job.get("progress") or {}, Losses())),
         ("model", job["model"]),
         ("fine-tuned model", job.get("fine_tuned_model") or ""),

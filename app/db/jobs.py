@@ -41,6 +41,10 @@ def insert(
         suffix=suffix,
         user_metadata=dict(metadata) if metadata is not None else None,
         event_seq=1,
+        warnings=[
+            {"code": "without_effect", "message": warning, "file": None, "count": 1, "first_lines": []}
+            for warning in warnings
+        ],
         **columns,
     )
     session.add(job)

@@ -80,6 +80,12 @@ def for_template(messages: Sequence[Message]) -> list[Message]:
     return shaped
 
 
+def content_text(message: Message) -> str:
+    """The text of a message, whose content may be a string, a list of text parts, or null."""
+    content = message.get("content") or ""
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+
 def _shape(message: Message, call_id: str) -> Message:
     shaped = {key: value for key, value in message.items() if key not in ("weight", "refusal") and value is not None}
     if message["role"] == "developer":
@@ -87,7 +93,7 @@ def _shape(message: Message, call_id: str) -> Message:
     if message["role"] == "function":
         shaped |= {"role": "tool", "tool_call_id": call_id}
     if isinstance(message.get("content"), list):
-        shaped["content"] = "".join(part["text"] for part in message["content"])
+        shaped["content"] = content_text(message)
     shaped.setdefault("content", message.get("refusal") or "")
     if function := shaped.pop("function_call", None):
         shaped.setdefault("tool_calls", [{"id": call_id, "type": "function", "function": function}])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
-from app.domain.jsonl import MAX_LINE_BYTES, Finding, Line, json_type, names, read_lines
+from app.domain.contradictions import conversation_findings, parallel_findings, tool_findings
+from app.domain.jsonl import MAX_LINE_BYTES, WHITESPACE, Finding, Line, json_type, names, read_lines
 from app.domain.messages import message_findings
-from app.domain.spec import Method
+from app.domain.spec import LINE_RULES, LineRules, Method
 
 MAX_FINDINGS = 10
 CHAT_KEYS = frozenset({"messages", "tools", "parallel_tool_calls", "functions"})
@@ -37,6 +38,7 @@ class Example:
     text: str | None = None
     preferred: tuple[dict[str, Any], ...] = ()
     non_preferred: tuple[dict[str, Any], ...] = ()
+    rules: LineRules = LINE_RULES  # that its line was read by
 
     @property
     def is_pair(self) -> bool:
@@ -45,21 +47,34 @@ class Example:
 
 @dataclass(frozen=True)
 class Format:
-    """One shape of a line: what it is called, which method learns from it, how it is checked and read."""
+    """One shape of a line: what it is called, which method learns from it, how it is checked and read.
+
+    `contradictions` are what a line of the right shape is refused for since the second line rules.
+    """
 
     noun: str
     method: Method
     shown: str
     findings: Callable[[Line], Iterator[Finding]]
     example: Callable[[Line], Example]
+    contradictions: Callable[[Line], Iterator[Finding]] = lambda _: iter(())
+
+    def refusals(self, line: Line, rules: LineRules) -> list[Finding]:
+        return list(self.findings(line)) or (list(self.contradictions(line)) if rules > 1 else [])
 
 
 def read_examples(
-    file: BinaryIO, max_line_bytes: int = MAX_LINE_BYTES, method: Method = "supervised"
+    file: BinaryIO,
+    max_line_bytes: int = MAX_LINE_BYTES,
+    method: Method = "supervised",
+    rules: LineRules = LINE_RULES,
 ) -> Iterator[Example | Finding]:
-    """Yield every example of a data set for `method`, or the findings of the line that should have been one."""
+    """Yield every example of a data set for `method`, or the findings of the line that should have been one.
+
+    `rules` are those of the job that reads it, which keeps the ones that it was created under.
+    """
     first: tuple[int, Format] | None = None  # plain text is learned whole, so a file has only that or none of it
-    for line in read_lines(file, max_line_bytes):
+    for line in read_lines(file, max_line_bytes, whitespace=WHITESPACE if rules > 1 else None):
         if isinstance(line, Finding):
             yield line
             continue
@@ -71,8 +86,7 @@ def read_examples(
         if seen is not first[1] and TEXT in (seen, first[1]):
             yield _mixed(line, seen, *first)
             continue
-        findings = list(seen.findings(line))
-        yield from findings if findings else (seen.example(line),)
+        yield from seen.refusals(line, rules) or (replace(seen.example(line), rules=rules),)
 
 
 def format_of(value: Mapping[str, Any]) -> Format | None:
@@ -116,6 +130,13 @@ def _chat_findings(line: Line) -> Iterator[Finding]:
         yield Finding(line.number, text, "last_message_not_assistant")
 
 
+def _chat_contradictions(line: Line) -> Iterator[Finding]:
+    value = line.value
+    yield from tool_findings(line.number, value)
+    yield from parallel_findings(line.number, value)
+    yield from conversation_findings(line.number, value["messages"])
+
+
 def _chat_example(line: Line) -> Example:
     tools = line.value.get("tools") or [
         {"type": "function", "function": function} for function in line.value.get("functions") or ()
@@ -157,6 +178,15 @@ def _pair_findings(line: Line) -> Iterator[Finding]:
         yield from _answer_findings(line.number, key, value.get(key))
 
 
+def _pair_contradictions(line: Line) -> Iterator[Finding]:
+    asked = line.value["input"]
+    yield from tool_findings(line.number, asked, "input.")
+    yield from parallel_findings(line.number, asked, "input.")
+    yield from conversation_findings(line.number, asked["messages"], "input, ")
+    for key in _spelling(line.value):
+        yield from conversation_findings(line.number, line.value[key], f"{key}, ", before=asked["messages"])
+
+
 def _spelling(value: Mapping[str, Any]) -> tuple[str, str]:
     """The one of which a key is there: the other's keys are extra ones."""
     return next(spelling for spelling in PAIR_SPELLINGS if value.keys() & set(spelling))
@@ -174,7 +204,8 @@ def _input_findings(line: int, value: Any) -> Iterator[Finding]:
     yield from found or _weight_findings(line, messages, "input, ")
     if not found and messages[-1]["role"] == "assistant":
         text = (
-            'the last message of "input" is from "assistant", but the answers follow it, and they are the assistant\'s'
+            'the last message of "input" is from "assistant"; it must be from another role, because each output '
+            'continues "input" with the assistant\'s answer: move it to the start of both outputs, or remove it'
         )
         yield Finding(line, text, "last_message_assistant")
 
@@ -193,7 +224,10 @@ def _answer_findings(line: int, key: str, messages: Any) -> Iterator[Finding]:
 def _weight_findings(line: int, messages: list[dict[str, Any]], where: str) -> Iterator[Finding]:
     for number, message in enumerate(messages, 1):
         if "weight" in message:
-            text = f'{where}message {number} has the key "weight", but of a pair both outputs are learned, and no more'
+            text = (
+                f'{where}message {number} has the key "weight", which a preference pair does not take: both outputs '
+                'are learned whole, and "input" is not; remove the key'
+            )
             yield Finding(line, text, "extra_key")
 
 
@@ -221,13 +255,20 @@ def _extra_keys(line: int, value: Mapping[str, Any], allowed: frozenset[str], wh
 def _tool_findings(line: int, value: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[Finding]:
     for key in keys:
         tools = value.get(key)
-        if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
-            yield Finding(line, f'"{key}" must be a list of objects', "invalid_tools")
+        if tools is not None and not isinstance(tools, list):
+            yield Finding(
+                line, f'"{key}" is a JSON {json_type(tools)}, but it must be a list of objects', "invalid_tools"
+            )
+        for number, tool in enumerate(tools if isinstance(tools, list) else ()):
+            if not isinstance(tool, dict):
+                text = f'"{key}" must be a list of objects, but {key}[{number}] is a JSON {json_type(tool)}'
+                yield Finding(line, text, "invalid_tools")
 
 
 def _list_findings(line: int, messages: Any, name: str, where: str = "") -> Iterator[Finding]:
     if not isinstance(messages, list) or not messages:
-        yield Finding(line, f"{name} must be a list with at least one message", "invalid_messages")
+        seen = "missing or null" if messages is None else "empty" if messages == [] else f"a JSON {json_type(messages)}"
+        yield Finding(line, f"{name} is {seen}, but it must be a list with at least one message", "invalid_messages")
     else:
         yield from message_findings(line, messages, where)
 
@@ -238,7 +279,7 @@ def _string_findings(line: Line, key: str, code: str) -> Iterator[Finding]:
         yield Finding(line.number, f'"{key}" {seen}, but it must be a string', code)
 
 
-CHAT = Format("chat messages", "supervised", '{"messages": [...]}', _chat_findings, _chat_example)
+CHAT = Format("chat messages", "supervised", '{"messages": [...]}', _chat_findings, _chat_example, _chat_contradictions)
 COMPLETION = Format(
     "a prompt/completion pair",
     "supervised",
@@ -253,5 +294,6 @@ PAIR = Format(
     '{"input": {"messages": [...]}, "preferred_output": [...], "non_preferred_output": [...]}',
     _pair_findings,
     _pair_example,
+    _pair_contradictions,
 )
 FORMATS = (CHAT, COMPLETION, TEXT, PAIR)

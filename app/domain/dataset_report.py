@@ -8,14 +8,14 @@ from typing import Any, BinaryIO
 
 from app.domain.chat_template import TemplateRefused
 from app.domain.dataset import MAX_FINDINGS, Example, read_examples
+from app.domain.dataset_warnings import DatasetWarning, Lines, SeenRows, codes_of, digest_of, in_words
 from app.domain.documents import Document, by_example, fit, is_cut
 from app.domain.jsonl import Finding
 from app.domain.layout import Lengths
 from app.domain.render import Renderer
-from app.domain.spec import Method
+from app.domain.spec import LINE_RULES, LineRules, Method
 
 ENOUGH_FINDINGS = 100  # a file with so many is not read to its end
-FIRST_LINES = 10
 
 
 def nothing_to_learn(method: Method, context_length: int) -> str:
@@ -38,23 +38,6 @@ def too_few_examples(noun: str, examples: int, least: int) -> str:
 
 
 @dataclass
-class Lines:
-    """How many lines, and which came first."""
-
-    count: int = 0
-    first: list[int] = field(default_factory=list)
-
-    def add(self, line: int) -> None:
-        self.count += 1
-        if len(self.first) < FIRST_LINES:
-            self.first.append(line)
-
-    def __str__(self) -> str:
-        where = ", ".join(map(str, self.first)) + (", …" if self.count > len(self.first) else "")
-        return f"{self.count:,} ({'line' if self.count == 1 else 'lines'} {where})"
-
-
-@dataclass
 class Report:
     examples: int = 0
     tokens: int = 0  # after the cut: what one epoch trains on
@@ -63,14 +46,28 @@ class Report:
     empty: Lines = field(default_factory=Lines)  # no token to learn: masked out, or beyond the cut
     masked: Lines = field(default_factory=Lines)  # of those, the ones that had none before the cut either
     lengths: Lengths = field(default_factory=Lengths)
+    warned: dict[str, Lines] = field(default_factory=dict)  # by the code of the warning
+    different_rows: int = 0
     findings: list[Finding] = field(default_factory=list)
     finding_count: int = 0
+    bad_lines: int = 0  # with at least one finding
+    last_bad_line: int = 0
     most_findings: int = MAX_FINDINGS  # so many are kept, the others counted
 
     def find(self, finding: Finding) -> None:
+        """Findings come in the order of their lines."""
         self.finding_count += 1
+        self.bad_lines += finding.line != self.last_bad_line
+        self.last_bad_line = finding.line
         if len(self.findings) < self.most_findings:
             self.findings.append(finding)
+
+    def warn(self, code: str, line: int) -> None:
+        self.warned.setdefault(code, Lines()).add(line)
+
+    def warnings(self, method: Method, context_length: int) -> list[DatasetWarning]:
+        found = {"cut": self.cut, "empty": self.empty} | self.warned
+        return in_words(found, method, context_length, self.different_rows)
 
     @property
     def finding_count_text(self) -> str:
@@ -101,19 +98,39 @@ def examine(
     max_line_bytes: int,
     between_lines: Callable[[], None],
     method: Method = "supervised",
+    rules: LineRules = LINE_RULES,
+    rows: SeenRows | None = None,
+    training_rows: SeenRows | None = None,
 ) -> Report:
-    """Read a whole file as the method's trainer will. `between_lines` may raise to end it early."""
-    report = Report()
-    for item in read_examples(file, max_line_bytes, method):
+    """Read a whole file as the method's trainer will. `between_lines` may raise to end it early.
+
+    `rows` is filled with the rows of this file; `training_rows`, of a validation file's training file, is compared
+    with them.
+    """
+    report, rows = Report(), SeenRows() if rows is None else rows
+    for item in read_examples(file, max_line_bytes, method, rules):
         between_lines()
         if isinstance(item, Finding):
             report.find(item)
         else:
             report.examples += 1
+            compare_row(item, report, rows, training_rows)
+            for code in codes_of(item, renderer):
+                report.warn(code, item.line)
             examine_example(item, renderer, context_length, report)
         if report.finding_count >= ENOUGH_FINDINGS:
             break
     return report
+
+
+def compare_row(example: Example, report: Report, rows: SeenRows, training_rows: SeenRows | None) -> None:
+    digest = digest_of(example)
+    if rows.add(digest, example.line) is not None:
+        report.warn("duplicate_rows", example.line)
+        return
+    report.different_rows += 1
+    if training_rows is not None and digest in training_rows.lines:
+        report.warn("overlap", example.line)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ MAX_LINE_BYTES = 4 << 20
 MAX_DEPTH = 64
 UTF8_BOM = b"\xef\xbb\xbf"
 INT64 = 1 << 63
+WHITESPACE = b" \t\r\n"  # JSON's (RFC 8259, section 2)
 SUSPECT_ESCAPE = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")  # the only way to a NUL or a surrogate in strict UTF-8
 
 
@@ -55,10 +56,13 @@ class LineError(ValueError):
     """Why one line is not acceptable JSON."""
 
 
-def read_lines(file: BinaryIO, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[Line | Finding]:
-    """Yield each non-blank line as a JSON object, or as the finding that says what is wrong with it.
+def read_lines(
+    file: BinaryIO, max_line_bytes: int = MAX_LINE_BYTES, whitespace: bytes | None = WHITESPACE
+) -> Iterator[Line | Finding]:
+    """Yield each line as a JSON object, or as the finding that says what is wrong with it.
 
-    Reads at most `max_line_bytes` + 1 at a time, so a 100 MB line costs no more memory than a legal one.
+    A line of nothing but `whitespace` is skipped (None: of what ASCII calls white space). Reads at most
+    `max_line_bytes` + 1 at a time, so a 100 MB line costs no more memory than a legal one.
     """
     number = 0
     while chunk := file.readline(max_line_bytes + 1):
@@ -74,7 +78,7 @@ def read_lines(file: BinaryIO, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator
         if number == 1:
             chunk = chunk.removeprefix(UTF8_BOM)
         line = chunk.removesuffix(b"\n").removesuffix(b"\r")
-        if line.strip():
+        if line.strip(whitespace):
             yield _parse_line(number, line)
 
 
@@ -84,9 +88,15 @@ def parse_object(line: bytes) -> dict[str, Any]:
     Raises LineError for what `decode_json` refuses, NUL, a lone surrogate, nesting deeper than 64, or a top level that
     is not an object.
     """
-    value = decode_json(line)
+    value = parse_value(line)
     if not isinstance(value, dict):
         raise LineError(f'a JSON {json_type(value)}, but every line must be a JSON object like {{"messages": [...]}}')
+    return value
+
+
+def parse_value(line: bytes) -> Any:
+    """As `parse_object`, but for a value of any type."""
+    value = decode_json(line)
     # A line without a suspicious escape and with few brackets cannot fail: a walk over its values would take twice as
     # long as parsing it.
     if line.count(b"{") + line.count(b"[") > MAX_DEPTH or SUSPECT_ESCAPE.search(line):
@@ -128,9 +138,9 @@ def quote(text: str) -> str:
     return json.dumps(text if len(text) <= 40 else text[:40] + "…")
 
 
-def names(words: Iterable[str]) -> str:
-    """Some keys or roles as they may stand in a message: sorted, quoted, at most eight."""
-    return ", ".join(quote(word) for word in sorted(words)[:8]) or "none"
+def names(words: Iterable[str], most: int = 8) -> str:
+    """Some keys or roles as they may stand in a message: sorted, quoted, at most `most`."""
+    return ", ".join(quote(word) for word in sorted(words)[:most]) or "none"
 
 
 def _parse_line(number: int, line: bytes) -> Line | Finding:
@@ -146,7 +156,7 @@ def _decode(line: bytes) -> str:
     except UnicodeDecodeError as error:
         raise LineError(f"not valid UTF-8: byte 0x{line[error.start]:02x} at position {error.start + 1}") from error
     if text.startswith("\ufeff"):
-        raise LineError("a byte order mark (U+FEFF), which only a file may begin with")
+        raise LineError("a byte order mark (U+FEFF), which is allowed only at the start of a file; remove it")
     return text
 
 
@@ -172,7 +182,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise LineError(f"the key {quote(twice)} stands twice in one object")
+        raise LineError(f"the key {quote(twice)} appears twice in one object; keep one of them")
     return value
 
 

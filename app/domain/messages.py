@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from app.domain.jsonl import Finding, json_type, names, quote
 
 OR_PARTS = ' or a list of parts such as {"type": "text", "text": "..."}, as only text is trained'
+REASONING_KEYS = ("reasoning_content", "thinking")  # of DeepSeek, Qwen and vLLM; of gpt-oss and Ollama
 
 
 class Strict(BaseModel):
@@ -49,6 +52,9 @@ class AssistantMessage(Strict):
     weight: Literal[0, 1] | None = None
     tool_calls: Annotated[list[ToolCall], Field(min_length=1)] | None = None
     function_call: FunctionCall | None = None
+    # Learned where the base model's template prints it, which app.domain.render checks; else the line is refused.
+    reasoning_content: str | None = None
+    thinking: str | None = None
     # What OpenAI's client writes into every answer of its own, and what no text model learns from.
     audio: None = None
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
@@ -81,10 +87,19 @@ MESSAGE_BY_ROLE: dict[str, type[Strict]] = {
     "tool": ToolMessage,
     "function": FunctionMessage,
 }
+# What pydantic calls a wrong type, and what JSON calls the right one.
+WANTED = {
+    "string_type": "a string",
+    "list_type": "a list",
+    "model_type": "an object",
+    "none_required": "null",
+    "too_long": "empty",
+    "too_short": "a list with at least one item, or null",
+}
 
 
 def message_findings(line: int, messages: Sequence[Any], where: str = "") -> Iterator[Finding]:
-    """What is wrong with each message; `where` says in which list of the line they stand."""
+    """What is wrong with each message by itself; `where` says in which list of the line they stand."""
     for number, message in enumerate(messages, 1):
         yield from _message_findings(line, f"{where}message {number}", message)
 
@@ -100,18 +115,38 @@ def _message_findings(line: int, name: str, message: Any) -> Iterator[Finding]:
     try:
         MESSAGE_BY_ROLE[role].model_validate(message)
     except ValidationError as error:
-        yield Finding(line, f"{name} ({role}): {_first_problem(error, message)}", "invalid_message")
+        problems = error.errors(include_url=False)
+        for text in dict.fromkeys(_problem_text(problem, message) for problem in problems):
+            yield Finding(line, f"{name} ({role}): {text}", "invalid_message")
 
 
-def _first_problem(error: ValidationError, message: dict[str, Any]) -> str:
-    problem = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    if where.startswith("content."):
+def _problem_text(problem: ErrorDetails, message: Mapping[str, Any]) -> str:
+    path, kind, seen = _path(problem["loc"]), problem["type"], problem["input"]
+    if problem["loc"][0:1] == ("content",) and path != "content":
         return f"content {_seen_content(message['content'])}; it must be a string{OR_PARTS}"
-    if problem["type"] == "extra_forbidden":
-        return f"contains an extra key {quote(where)}"
-    text = problem["msg"].removeprefix("Value error, ")
-    return f"{where}: {text}" if where else text
+    if kind == "extra_forbidden":
+        allowed = MESSAGE_BY_ROLE[message["role"]].model_fields
+        more = f"; allowed are {names(allowed, most=len(allowed))}" if len(problem["loc"]) == 1 else ""
+        return f"contains an extra key {quote(path)}{more}"
+    if kind == "missing":
+        return f"{path} is missing"
+    if kind == "literal_error":
+        allowed_values = problem["ctx"]["expected"].replace("'", '"')
+        return f"{path} is {_shown(seen)}; allowed: {allowed_values}"
+    if kind in WANTED:
+        return f"{path} is {_shown(seen)}, but it must be {WANTED[kind]}"
+    return problem["msg"].removeprefix("Value error, ")
+
+
+def _path(steps: Iterable[int | str]) -> str:
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).removeprefix(".")
+
+
+def _shown(value: Any) -> str:
+    """A word or a number as it is, of anything larger its type."""
+    if isinstance(value, str):
+        return quote(value)
+    return f"a JSON {json_type(value)}" if isinstance(value, dict | list) else json.dumps(value)
 
 
 def _seen_content(content: Any) -> str:

@@ -21,6 +21,8 @@ from app.domain.chat_template import ChatTemplate, Message, for_template, read_t
 from app.domain.chat_template import TemplateRefused as TemplateRefused
 from app.domain.dataset import Example
 from app.domain.documents import NON_PREFERRED, PREFERRED, Document
+from app.domain.messages import REASONING_KEYS
+from app.domain.template_checks import check_context, check_each_call, check_reasoning, unlearned_call
 
 GENERATION_CONFIGS = ("generation_config.json", "config.json")  # as transformers reads them: the first that is there
 
@@ -56,6 +58,7 @@ class Renderer:
         self.template = ChatTemplate(chat_template, specials, self.now) if chat_template else None
         self._stop = _any_of(self.stops)
         self._can_cut = _can_cut(tokenizer)
+        self.special = _any_of(_special_texts(tokenizer))
         self._last_special = _any_of(_special_texts(tokenizer), r"\s*\Z")
 
     @classmethod
@@ -86,13 +89,11 @@ class Renderer:
         if example.completion is not None:
             return [self._completion(example.line, str(example.prompt), example.completion)]
         if not example.is_pair:
-            return self._conversation(example.line, example.messages, example.tools)
+            return self._conversation(example, example.messages)
         return [
             replace(document, side=side)
             for side, answer in ((PREFERRED, example.preferred), (NON_PREFERRED, example.non_preferred))
-            for document in self._conversation(
-                example.line, (*example.messages, *answer), example.tools, first=len(example.messages)
-            )
+            for document in self._conversation(example, (*example.messages, *answer), first=len(example.messages))
         ]
 
     def text(self, messages: Sequence[Message], tools: Sequence[Message] = (), prompt: bool = False) -> str:
@@ -100,6 +101,15 @@ class Renderer:
         if self.template is None:
             raise TemplateRefused("the base model's tokenizer has no chat template; use prompt/completion lines")
         return self.template.text(messages, tools, prompt)
+
+    def prints(
+        self, whole: list[Message], tools: Sequence[Message], less: list[Message], fewer_tools: Sequence[Message]
+    ) -> bool:
+        """Whether the text is another one with less in it. A template that refuses it then has seen the difference."""
+        try:
+            return self.text(less, fewer_tools) != self.text(whole, tools)
+        except TemplateRefused:
+            return True
 
     def encode(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
@@ -114,19 +124,22 @@ class Renderer:
 
     # --- a conversation ----------------------------------------------------------------------------------------------
 
-    def _conversation(
-        self, line: int, messages: Sequence[Message], tools: Sequence[Message], first: int = 0
-    ) -> list[Document]:
+    def _conversation(self, example: Example, messages: Sequence[Message], first: int = 0) -> list[Document]:
         """Learned are the assistant's messages from the index `first` on, but for those with weight 0."""
+        line, tools = example.line, example.tools
         learned = [i for i, message in enumerate(messages) if i >= first and _is_learned(message)]
         shaped = for_template(messages)
         whole = self.text(shaped, tools)
-        self._check_context(shaped, learned, tools)
+        check_context(self.prints, shaped, learned, tools)
         spans = [self._span(shaped, i, tools, whole) for i in learned]
         stable = [span for span in spans if span is not None]
         if len(stable) == len(spans):
-            return [self._document(line, whole, stable)]
-        return [self._turn(line, shaped, i, tools) for i in learned]
+            documents = [self._document(line, whole, stable)]
+        else:
+            documents = [self._turn(line, shaped, i, tools) for i in learned]
+        if example.rules > 1:
+            check_each_call(self.prints, shaped, learned, tools)
+        return documents
 
     def _span(self, messages: list[Message], turn: int, tools: Sequence[Message], whole: str) -> _Span | None:
         """Where the turn stands in the whole text; None where the whole text is another one up to there."""
@@ -138,6 +151,7 @@ class Renderer:
         if not whole.startswith(through[: span.end]):  # what follows the turn is nobody's to learn, and may differ
             return None
         self._check(messages[turn], turn, through[span.start : span.end])
+        check_reasoning(self.prints, messages, turn, tools, through[span.start : span.end])
         return span
 
     def _turn(self, line: int, messages: list[Message], turn: int, tools: Sequence[Message]) -> Document:
@@ -163,43 +177,15 @@ class Renderer:
 
     def _check(self, message: Message, turn: int, learned: str) -> None:
         """What the user wrote is learned, or refused: a template may print less than that, and a stop token ends it."""
-        if self._stop and (stop := self._stop.search(message["content"])):
+        written = "\n".join([message["content"], *(message.get(key, "") for key in REASONING_KEYS)])
+        if self._stop and (stop := self._stop.search(written)):
             raise TemplateRefused(
                 f"message {turn + 1} contains {stop[1]!r}, which ends the model's turn: nothing after it can be "
                 "generated; remove it from the text"
             )
         for call in message.get("tool_calls", ()):
             if call["function"]["name"] not in learned:
-                raise TemplateRefused(
-                    f"message {turn + 1}: the model's chat template does not print tool calls, so "
-                    f"{call['function']['name']!r} would not be learned; write the call into the content, or choose a "
-                    "base model whose template knows tools"
-                )
-
-    def _check_context(self, messages: list[Message], learned: Sequence[int], tools: Sequence[Message]) -> None:
-        """Tools, calls that are not learned, and results are seen by the model, or refused: never left out unsaid."""
-        if tools and not self._prints(messages, tools, messages, ()):
-            raise _unprinted("tools", f"the {len(tools)} of this line would be left out", "describe them in a message")
-        for turn, message in enumerate(messages):
-            through, before = messages[: turn + 1], messages[:turn]
-            if message["role"] == "tool" and not self._prints(through, tools, before, tools):
-                raise _unprinted(
-                    "the results of tools", f"message {turn + 1} would be left out", "write it as a user's"
-                )
-            if message.get("tool_calls") and turn not in learned:
-                silent = {key: value for key, value in message.items() if key != "tool_calls"}
-                if not self._prints(through, tools, [*before, silent], tools):
-                    what = f"that of message {turn + 1} would be left out"
-                    raise _unprinted("tool calls", what, "write the call into the content")
-
-    def _prints(
-        self, whole: list[Message], tools: Sequence[Message], less: list[Message], fewer_tools: Sequence[Message]
-    ) -> bool:
-        """Whether the text is another one with less in it. A template that refuses it then has seen the difference."""
-        try:
-            return self.text(less, fewer_tools) != self.text(whole, tools)
-        except TemplateRefused:
-            return True
+                raise unlearned_call(turn, call)
 
     # --- what no template writes -------------------------------------------------------------------------------------
 
@@ -247,13 +233,6 @@ def supervised_texts(renderer: Renderer, document: Document) -> Iterator[str]:
         elif stretch:
             yield str(renderer.tokenizer.decode(stretch, skip_special_tokens=False))
             stretch = []
-
-
-def _unprinted(what: str, left_out: str, instead: str) -> TemplateRefused:
-    return TemplateRefused(
-        f"the model's chat template does not print {what}, so {left_out}; {instead}, or choose a base model whose "
-        "template knows tools"
-    )
 
 
 def _is_learned(message: Message) -> bool:

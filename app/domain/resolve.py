@@ -17,7 +17,7 @@ from app.domain.gather import gather, method_of
 from app.domain.knobs import Knobs
 from app.domain.lora_knobs import Ancestor, resolve_lora
 from app.domain.measuring import measuring
-from app.domain.spec import Hyperparameters, JobSpec, LoraSpec, Method, QuantizationSpec
+from app.domain.spec import LINE_RULES, Hyperparameters, JobSpec, LoraSpec, Method, QuantizationSpec
 from app.errors import all_at_once
 
 MAX_SEED = 2_147_483_647
@@ -69,6 +69,7 @@ def _fill_in(
     return JobSpec(
         base_model=base_model,
         method=method,
+        line_rules=LINE_RULES,
         continued_from=ancestor.model if ancestor else None,
         lora=resolved.lora,
         layer_patterns=resolved.layer_patterns,

@@ -15,6 +15,10 @@ from app.domain.catalog import Signature
 from app.domain.modes import Measurement
 
 SPEC_VERSION: Literal[1] = 1
+# Which checks a line of a data set must pass. 2 also refuses what 1 accepted and then left out of training or changed;
+# a job keeps the rules of the day it was created, so a file that was good for it stays good for it.
+LineRules = Literal[1, 2]
+LINE_RULES: LineRules = 2
 
 
 class Frozen(BaseModel):
@@ -118,6 +122,7 @@ class JobSpec(Frozen):
     version: Literal[1] = SPEC_VERSION
     base_model: str
     method: Method = "supervised"
+    line_rules: LineRules = 1  # absent: a job from before there were others
     continued_from: str | None = None  # the "ft:..." model, an adapter of this project, that training goes on from
     lora: LoraSpec  # as it was asked for
     layer_patterns: LayerPatterns | None = None  # its patterns, matched; None: it has none, or they are not matched yet
@@ -147,6 +152,7 @@ class RunSpec(Frozen):
 
     run_id: str
     method: Method = "supervised"
+    line_rules: LineRules = LINE_RULES
     lora: LoraSpec
     start_adapter: Path | None = None  # an adapter directory whose A and B are the start; its manifest was verified
     start_adapter_sha256: str | None = None  # of its manifest

@@ -6,8 +6,6 @@ them. Memory is bounded by what is kept of a line, not by the file; what was not
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
 from collections import Counter
@@ -18,6 +16,7 @@ from typing import Any, BinaryIO
 
 from app.domain.dataset import CHAT, COMPLETION, PAIR, TEXT, Example, Format, format_of, read_examples
 from app.domain.dataset_report import Rendered, Report, examine_example
+from app.domain.dataset_warnings import SeenRows, codes_of, digest_of
 from app.domain.documents import NON_PREFERRED, PREFERRED, Document
 from app.domain.jsonl import Finding, Line, read_lines
 from app.domain.render import Renderer
@@ -25,7 +24,6 @@ from app.domain.spec import Method
 
 NAMES: dict[str, Format] = {"chat": CHAT, "completion": COMPLETION, "text": TEXT, "preference": PAIR}
 SIDES = {PREFERRED: "preferred", NON_PREFERRED: "non_preferred", 0: None}
-MOST_ROWS_REMEMBERED = 1_000_000  # for duplicates: about 150 MB
 MOST_SHOWN = 100  # groups of duplicates, rows of an overlap
 MOST_LINES_OF_A_GROUP = 10
 FIRST_BUCKET = 16
@@ -68,23 +66,31 @@ def survey(
     """Read a data set once; a validation file before it, for what stands in both."""
     deadline = time.monotonic() + limits.seconds
     found = Survey(Report(most_findings=limits.most_findings))
-    held_out = _digests(validation_file, method, limits, deadline, found) if validation_file else {}
-    seen: dict[int, int] = {}
+    held_out = _validation_rows(validation_file, method, limits, deadline, found) if validation_file else SeenRows()
+    overlapping: set[int] = set()
+    rows = SeenRows()
     for item in read_examples(file, limits.max_line_bytes, method):
         found.lines_read = item.line
         if isinstance(item, Finding):
             found.report.find(item)
         else:
             found.rows += 1
-            digest = _digest(item)
-            _note_duplicate(found, seen, digest, item.line)
-            if digest in held_out:
-                _note_overlap(found, item.line, held_out[digest])
+            digest = digest_of(item)
+            _note_duplicate(found, rows.add(digest, item.line), item.line)
+            if digest in held_out.lines:
+                overlapping.add(digest)
+                _note_overlap(found, item.line, held_out.lines[digest])
+            for code in codes_of(item, renderer):
+                found.report.warn(code, item.line)
             _look(found, item, renderer, limits)
         if time.monotonic() > deadline:
             found.is_complete = False
             break
-    found.rows_remembered = len(seen) + found.duplicate_rows
+    for digest, line in held_out.lines.items():  # in the order of its lines
+        if digest in overlapping:
+            found.report.warn("overlap", line)
+    found.report.different_rows = len(held_out)
+    found.rows_remembered = len(rows) + found.duplicate_rows
     return found
 
 
@@ -128,13 +134,11 @@ def _name(example: Example) -> str:
     return "preference" if example.is_pair else "chat"
 
 
-def _note_duplicate(found: Survey, seen: dict[int, int], digest: int, line: int) -> None:
-    first = seen.get(digest)
+def _note_duplicate(found: Survey, first: int | None, line: int) -> None:
     if first is None:
-        if len(seen) < MOST_ROWS_REMEMBERED:
-            seen[digest] = line
         return
     found.duplicate_rows += 1
+    found.report.warn("duplicate_rows", line)
     lines = found.duplicates.get(first)
     if lines is not None and len(lines) < MOST_LINES_OF_A_GROUP:
         lines.append(line)
@@ -148,27 +152,17 @@ def _note_overlap(found: Survey, line: int, validation_line: int) -> None:
         found.overlap.append((line, validation_line))
 
 
-def _digests(file: BinaryIO, method: Method, limits: Limits, deadline: float, found: Survey) -> dict[int, int]:
-    """{digest: line} of the validation file's good rows; it may take half of the time."""
-    digests: dict[int, int] = {}
+def _validation_rows(file: BinaryIO, method: Method, limits: Limits, deadline: float, found: Survey) -> SeenRows:
+    """The validation file's good rows; reading them may take half of the time."""
+    rows = SeenRows()
     middle = time.monotonic() + (deadline - time.monotonic()) / 2
     for item in read_examples(file, limits.max_line_bytes, method):
         if isinstance(item, Example):
-            digests.setdefault(_digest(item), item.line)
-        if len(digests) >= MOST_ROWS_REMEMBERED or time.monotonic() > middle:
+            rows.add(digest_of(item), item.line)
+        if rows.is_full or time.monotonic() > middle:
             found.is_validation_complete = False
             break
-    return digests
-
-
-def _digest(example: Example) -> int:
-    """Of what the row means: white space, the order of keys and the spelling of a pair make no other row."""
-    meaning = (
-        example.messages, example.tools, example.prompt, example.completion, example.text, example.preferred,
-        example.non_preferred,
-    )  # fmt: skip
-    text = json.dumps(meaning, sort_keys=True, separators=(",", ":"))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    return rows
 
 
 # --- what the model sees ----------------------------------------------------------------------------------------------

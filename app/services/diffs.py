@@ -84,9 +84,8 @@ def _file(session: Session, file_id: str | None) -> dict[str, Any] | None:
 
 
 def _config(session: Session, job: Job) -> dict[str, Any]:
-    spec = JobSpec.model_validate(job.spec).model_dump(
-        mode="json", exclude={"version", "dtype_is_free", "layer_patterns"}
-    )
+    hidden = {"version", "dtype_is_free", "layer_patterns", "line_rules"}
+    spec = JobSpec.model_validate(job.spec).model_dump(mode="json", exclude=hidden)
     if spec["hyperparameters"]["learning_rate"] is not None:
         spec["hyperparameters"].pop("learning_rate_multiplier")  # only the way to that rate; a clone asks for the rate
     return {

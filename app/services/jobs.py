@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -15,7 +15,7 @@ from app.domain.states import Desired, JobState
 from app.errors import BadRequest, NotFound, NotPermitted
 from app.queue import Hints
 from app.services import quotas
-from app.services.requests import JobRequest, Resolved, Turn, resolved
+from app.services.requests import JobRequest, Turn, resolved
 
 Place = tuple[int | None, datetime | None, str | None]  # position, expected start, what it waits for
 
@@ -52,7 +52,7 @@ def create(session: Session, hints: Hints, project_id: str, request: JobRequest,
         is_urgent=request.turn.is_urgent,
         worker_labels=list(request.turn.worker_labels),
         cloned_from=request.cloned_from,
-        warnings=[*request.warnings, *_overlap(found)],
+        warnings=request.warnings,
     )
     hints.after_commit(session, "cpu")
     return SeenJob(job, None, None)
@@ -184,15 +184,6 @@ def _cursor(session: Session, project_id: str, after: str | None) -> Job | None:
     if after is not None and last is None:
         raise unknown_cursor("job", after)
     return last
-
-
-def _overlap(found: Resolved) -> Iterator[str]:
-    """A word of it, no refusal: OpenAI asks for two files without a common row, and takes them all the same."""
-    if found.validation_file is not None and found.validation_file.sha256 == found.training_file.sha256:
-        yield (
-            "validation_file has the same bytes as training_file, so its loss says how well the training file was "
-            "learned by heart; name a file of rows that are not in it"
-        )
 
 
 def refuse_urgency(project: Project, turn: Turn, is_admin: bool) -> None:

@@ -127,7 +127,7 @@ def _read_here(directory: Path, file: BinaryIO, method: Method, limits: Limits, 
         renderer = Renderer.from_directory(directory)
     except Exception as error:  # tokenizers raises a bare Exception
         raise _no_tokenizer() from error
-    return _plain(survey(file, renderer, method, limits, other), method)
+    return _plain(survey(file, renderer, method, limits, other), method, limits.context_length)
 
 
 def _read_aside(directory: Path, file: BinaryIO, method: Method, limits: Limits, other: BinaryIO | None) -> Json:
@@ -182,7 +182,7 @@ def _no_tokenizer() -> Unavailable:
     return Unavailable("The tokenizer of this base model cannot be read by the API; ask its operator.", "model")
 
 
-def _plain(found: Survey, method: Method) -> Json:
+def _plain(found: Survey, method: Method, context_length: int) -> Json:
     report = found.report
     return {
         "method": method,
@@ -194,6 +194,8 @@ def _plain(found: Survey, method: Method) -> Json:
         "formats": dict(found.formats),
         "findings": [vars(finding) for finding in report.findings],
         "finding_count": report.finding_count,
+        "bad_lines": report.bad_lines,
+        "warnings": [asdict(warning) for warning in report.warnings(method, context_length)],
         "tokens": report.tokens,
         "labelled_tokens": report.labelled_tokens,
         **{name: vars(getattr(report, name)) for name in ("cut", "empty", "masked")},

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from app.db.engine import transaction
 from app.db.tables import BaseModelRow, Job
 from app.domain.catalog import CatalogEntry, stat_signature
-from app.domain.spec import QuantizationSpec, TrainerSpec
+from app.domain.spec import LINE_RULES, JobSpec, QuantizationSpec, TrainerSpec
 from tests.worker.bench import Bench
 from tests.worker.fake_trainer import Plan
 from worker.prepare import CannotStart, check_base, load_inputs, trainer_spec
@@ -44,6 +44,18 @@ def test_the_slots_number_of_gpus_is_the_number_of_processes(bench: Bench) -> No
     assert spec_of(bench).world_size == 1
     bench.resources.settings.gpus_per_job = 4
     assert spec_of(bench).world_size == 4
+
+
+def test_a_trainer_reads_lines_by_the_rules_of_its_job(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert spec_of(bench).runs[0].line_rules == LINE_RULES == 2
+    monkeypatch.setattr("app.domain.resolve.LINE_RULES", 1)
+    assert spec_of(bench).runs[0].line_rules == 1
+
+
+def test_a_stored_job_that_names_no_rules_has_the_first(bench: Bench) -> None:
+    stored = bench.created().spec
+    assert JobSpec.model_validate(stored).line_rules == 2
+    assert JobSpec.model_validate({key: value for key, value in stored.items() if key != "line_rules"}).line_rules == 1
 
 
 def test_a_trainer_knows_whether_somebody_asked_for_the_numbers_it_computes_in(bench: Bench) -> None:

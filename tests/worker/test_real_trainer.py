@@ -57,6 +57,32 @@ def test_a_drained_job_gives_the_same_adapter_as_one_that_was_left_alone(bench: 
     assert weights_of(bench, left_alone) == weights_of(bench, drained)
 
 
+def test_a_job_from_before_the_stricter_line_rules_is_paused_and_goes_on(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file has what a new job is refused: a refusal beside the content, and a line of white space of ASCII."""
+    be_patient(bench)
+    lines = [json.loads(line) for line in chat_lines(12).splitlines()]
+    for line in lines:
+        line["messages"][1]["refusal"] = "No way"
+    content = b"\x0b\n".join(json.dumps(line).encode() + b"\n" for line in lines)
+    with monkeypatch.context() as earlier:
+        earlier.setattr("app.domain.resolve.LINE_RULES", 1)
+        job = bench.created(content, body={"hyperparameters": {"n_epochs": 3, "batch_size": 1}, "lora": {"r": 4}})
+    assert Validator(bench.resources, "cpu0@test#1").take_one()
+    pausing = threading.Thread(
+        target=lambda: until(lambda: bench.has_reached(job, 2), "a step", 100) and bench.pause(job)
+    )
+    pausing.start()
+    train(bench)
+    pausing.join()
+    assert bench.job(job).state == "paused", bench.messages(job)
+    bench.resume(job)
+    train(bench)
+    assert bench.job(job).state == "succeeded", bench.messages(job)
+    assert any(message.startswith("Going on from the snapshot of step") for message in bench.messages(job))
+
+
 def test_a_job_learns_preferences(bench: Bench, tmp_path: Path) -> None:
     be_patient(bench)
     pairs, valid = (make_tiny_pairs(tmp_path / f"{seed}.jsonl", 12, seed=seed).read_bytes() for seed in (1, 2))

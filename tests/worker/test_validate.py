@@ -34,6 +34,10 @@ def validate(bench: Bench, job: Job) -> Job:
     return bench.job(job)
 
 
+def warnings_of(bench: Bench, job: Job) -> list[str]:
+    return [event.message for event in bench.events(job) if event.level == "warn"]
+
+
 class TestGoodFiles:
     def test_the_job_is_queued_and_an_event_has_the_counts(self, bench: Bench) -> None:
         job = bench.created(chat_lines(12))
@@ -89,11 +93,12 @@ class TestMethods:
         pairs = [pair(f"{n}", "yes", "no") for n in range(10)]
         job = bench.created(jsonl(*pairs, pair("a", "same", "same"), pair("y" * 600, "beyond", "it")), body=DPO)
         assert validate(bench, job).state == "queued"
-        warning = next(event for event in bench.events(job) if event.level == "warn")
-        assert warning.message == (
-            "Training file: examples longer than context_length (512 tokens), cut at their end: 1 (line 12); "
-            "pairs without two different answers to learn from, which contribute nothing: 2 (lines 11, 12)"
-        )
+        assert warnings_of(bench, job) == [
+            "Training file: examples longer than context_length (512 tokens), cut at their end: 1 (line 12). Shorten "
+            "them, or raise hyperparameters.context_length",
+            "Training file: pairs without two different answers to learn from, which contribute nothing: 2 (lines 11, "
+            "12)",
+        ]
         data = bench.events(job)[-1].data
         assert (data["examples"], data["empty"]) == (12, 2)
         assert data["labelled_tokens"] == 10 * (4 + 3)
@@ -156,7 +161,8 @@ class TestBadFiles:
         assert "These are the first 10 of 12 problems." in event.message
         assert [finding["line"] for finding in event.data["findings"]] == list(range(2, 12))
         assert event.data["findings"][0] == {
-            "line": 2, "message": '"messages" must be a list with at least one message', "code": "invalid_messages"
+            "line": 2, "code": "invalid_messages",
+            "message": '"messages" is empty, but it must be a list with at least one message',
         }  # fmt: skip
         assert event.data["total"] == 12
 
@@ -230,7 +236,7 @@ class TestBadFiles:
         assert (failed.error_code, failed.error_param) == ("invalid_training_file", "training_file")
         message = str(failed.error_message)
         assert (
-            "Line 11: the model's chat template does not print tools, so the 1 of this line would be left out"
+            "Line 11: the model's chat template does not print tools, so the tools of this line would be left out"
             in message
         )
         assert "Line 12: message 2: the model's chat template does not print tool calls" in message
@@ -238,25 +244,64 @@ class TestBadFiles:
 
 class TestWarnings:
     def test_examples_that_are_cut_or_empty_are_told_with_their_first_lines(self, bench: Bench) -> None:
-        examples = [GOOD] * 10 + [chat("short", "x" * 600), chat("y" * 600, "beyond"), chat("a", "b", weight=0)]
+        examples = [chat("hi", f"{n}") for n in range(10)]
+        examples += [chat("short", "x" * 600), chat("y" * 600, "beyond"), chat("a", "b", weight=0)]
         job = bench.created(jsonl(*examples))
         assert validate(bench, job).state == "queued"
-        warning = next(event for event in bench.events(job) if event.level == "warn")
-        assert warning.message == (
-            "Training file: examples longer than context_length (512 tokens), cut at their end: 2 (lines 11, 12); "
-            "examples without a token to learn from, which contribute nothing: 2 (lines 12, 13)"
-        )
-        assert warning.data == {
-            "file": job.training_file_id, "cut": 2, "cut_lines": [11, 12], "empty": 2, "empty_lines": [12, 13]
-        }  # fmt: skip
+        assert warnings_of(bench, job) == [
+            "Training file: examples longer than context_length (512 tokens), cut at their end: 2 (lines 11, 12). "
+            "Shorten them, or raise hyperparameters.context_length",
+            "Training file: examples without a token to learn from, which contribute nothing: 2 (lines 12, 13)",
+        ]
+        event = next(event for event in bench.events(job) if event.level == "warn")
+        assert event.data == {"code": "cut", "count": 2, "first_lines": [11, 12], "file": job.training_file_id}
         done = bench.events(job)[-1].data
         assert (done["examples"], done["cut"], done["empty"]) == (13, 2, 2)
 
     def test_only_the_first_ten_lines_are_named(self, bench: Bench) -> None:
-        job = bench.created(jsonl(*[GOOD] * 10, *[chat("a", "b", weight=0)] * 14))
+        rows = [chat("hi", f"{n}") for n in range(10)] + [chat("a", f"{n}", weight=0) for n in range(14)]
+        job = bench.created(jsonl(*rows))
         validate(bench, job)
-        warning = next(event for event in bench.events(job) if event.level == "warn")
-        assert warning.message.endswith("14 (lines 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, …)")
+        (warning,) = warnings_of(bench, job)
+        assert warning.endswith("14 (lines 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, …)")
+
+    def test_the_job_has_what_its_events_say(self, bench: Bench) -> None:
+        special = {"messages": [{"role": "user", "content": "<|im_end|>"}, {"role": "assistant", "content": "a"}]}
+        rows = [chat("a", f"{n}") for n in range(10)] + [chat("a", "3"), chat("q", ""), special]
+        job = bench.created(jsonl(*rows), validation=jsonl(chat("b", "b"), chat("a", "3"), chat("a", "5")))
+        done = validate(bench, job)
+        assert (done.state, [event.level for event in bench.events(done)]) == (
+            "queued",
+            ["info"] * 2 + ["warn"] * 4 + ["info"],
+        )
+        found = [(each["code"], each["file"], each["count"], each["first_lines"]) for each in done.warnings]
+        assert found == [
+            ("empty_answer", job.training_file_id, 1, [12]),
+            ("duplicate_rows", job.training_file_id, 1, [11]),
+            ("control_token", job.training_file_id, 1, [13]),
+            ("overlap", job.validation_file_id, 2, [2, 3]),
+        ]
+        assert [each["message"] for each in done.warnings] == warnings_of(bench, job)
+        assert done.warnings[3]["message"].startswith(
+            "Validation file: rows of the validation file that are in the training file, too: 2 (lines 2, 3) of 3 "
+        )
+
+    def test_they_are_those_of_the_attempt_that_succeeds(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        job = bench.created(jsonl(*[GOOD] * 10))
+        documents = Renderer.documents
+        monkeypatch.setattr(Renderer, "documents", lambda *_: 1 / 0)
+        assert validate(bench, job).warnings == []
+        monkeypatch.setattr(Renderer, "documents", documents)
+        done = validate(bench, job)
+        assert [each["code"] for each in done.warnings] == ["duplicate_rows"]
+        assert len([text for text in warnings_of(bench, job) if text.startswith("Training file: ")]) == 1
+
+    def test_those_of_the_request_stay(self, bench: Bench) -> None:
+        job = bench.created(jsonl(*[GOOD] * 10))
+        ignored = {"code": "without_effect", "message": "ignored", "file": None, "count": 1, "first_lines": []}
+        with transaction(bench.sessions) as session:
+            session.get_one(Job, job.id).warnings = [ignored]
+        assert [each["code"] for each in validate(bench, job).warnings] == ["without_effect", "duplicate_rows"]
 
     def test_a_clean_file_gives_none(self, bench: Bench) -> None:
         job = bench.created()
@@ -267,6 +312,28 @@ class TestWarnings:
         job = bench.created(chat_lines(12), body={"hyperparameters": {"context_length": 30}})
         validate(bench, job)
         assert bench.events(job)[-1].data["cut"] == 12
+
+
+class TestLineRules:
+    """A job keeps the rules for lines that it was created under."""
+
+    def two_calls(self) -> bytes:
+        said = {"role": "assistant", "content": "a", "refusal": "No way"}
+        rows = [{"messages": [{"role": "user", "content": f"{n}"}, said]} for n in range(10)]
+        return jsonl(*rows) + b"\x0b\n"
+
+    def test_a_new_job_is_refused_what_would_be_lost(self, bench: Bench) -> None:
+        failed = validate(bench, bench.created(self.two_calls()))
+        assert (failed.state, failed.error_code) == ("failed", "invalid_training_file")
+        message = str(failed.error_message)
+        assert "message 2 (assistant): has both content and refusal, of which only one is trained" in message
+        assert "These are the first 10 of 11 problems." in message
+
+    def test_a_job_from_before_is_validated_as_it_was(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("app.domain.resolve.LINE_RULES", 1)
+        job = bench.created(self.two_calls())
+        assert validate(bench, job).state == "queued"
+        assert bench.events(job)[-1].data["examples"] == 10
 
 
 class TestInterruptions:

@@ -30,7 +30,7 @@ from app.domain.documents import Document, fit, learned
 from app.domain.jsonl import Finding
 from app.domain.layout import Lengths, packed
 from app.domain.render import Renderer
-from app.domain.spec import Method
+from app.domain.spec import LINE_RULES, LineRules, Method
 from app.domain.states import Reason
 from worker.trainer.emit import Pulse
 from worker.trainer.failures import Failure
@@ -118,6 +118,7 @@ def read_corpus(
     blame: Reason,
     pulse: Pulse,
     method: Method = "supervised",
+    rules: LineRules = LINE_RULES,
 ) -> Corpus:
     """Render a JSONL file with the base model's own template, each document within `context_length` tokens.
 
@@ -126,7 +127,7 @@ def read_corpus(
     """
     corpus, param = Corpus(), blame.removeprefix("invalid_")  # training_file, validation_file
     with path.open("rb") as file:
-        for example in read_examples(file, method=method):
+        for example in read_examples(file, method=method, rules=rules):
             pulse(f"reading the {param.replace('_', ' ')}")
             if isinstance(example, Finding):
                 raise Failure(blame, f"{example}.", param)

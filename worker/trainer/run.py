@@ -169,7 +169,7 @@ def prepare(spec: RunSpec, workdir: Path, base: Base, renderer: Renderer, facts:
     check_prompts(spec, renderer)
 
     def corpus_of(path: Path, blame: Reason) -> Corpus:
-        return read_corpus(renderer, workdir / path, knobs.context_length, blame, pulse, spec.method)
+        return read_corpus(renderer, workdir / path, knobs.context_length, blame, pulse, spec.method, spec.line_rules)
 
     adapter = initial_adapter(spec, workdir, base)
     corpus = corpus_of(spec.training_file, Reason.INVALID_TRAINING_FILE)

@@ -54,6 +54,9 @@ BY_SCHEMA = {
     "JobBody.priority": "Among the waiting jobs of the project: higher goes first.",
     "JobBody.queue_position": "1 is next, over all projects, as forecast every few seconds; null unless it is queued.",
     "JobBody.urgent": "Whether it goes before all jobs that are not urgent, whosever they are.",
+    "JobBody.warnings": (
+        "What it does although it may not be meant: of the request and, once validated, of its files. Empty: nothing."
+    ),
     "JobBody.waiting_for": (
         "What no living worker offers (a model, labels, memory), in a sentence; null where one can take it."
     ),

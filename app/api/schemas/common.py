@@ -34,6 +34,16 @@ class ListBody(Body):
     last_id: str | None
 
 
+class WarningBody(Body):
+    """Of what a job takes although it may not be meant."""
+
+    code: str
+    message: str
+    file: str | None
+    count: int
+    first_lines: list[int]
+
+
 class Deleted(Body):
     id: str
     object: str

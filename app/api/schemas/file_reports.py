@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from app.api.schemas.common import Body
+from app.api.schemas.common import Body, WarningBody
 from app.domain.dataset_report import nothing_to_learn
 from app.services.surveying import Answer, Json, Question
 
@@ -23,9 +23,10 @@ class ReportFinding(Body):
 
 
 class ReportFindings(Body):
-    """`data` has the first hundred; `count` is of all."""
+    """`data` has the first hundred; `count` is of all, `lines` of the lines that they are about."""
 
     count: int
+    lines: int
     data: list[ReportFinding]
 
 
@@ -130,6 +131,7 @@ class FileReportBody(Body):
     format: Format | None
     formats: dict[str, int]
     findings: ReportFindings
+    warnings: list[WarningBody]
     coverage: Coverage
     tokens: Tokens
     cut: ReportLines
@@ -143,7 +145,7 @@ class FileReportBody(Body):
 def render_report(answer: Answer) -> dict[str, Any]:
     question, report = answer.question, answer.report
     problem = _problem(report, question)
-    formats = report["formats"]
+    formats, warnings = report["formats"], _warnings(answer)
     return {
         "object": "file.report",
         "file": question.file.id,
@@ -154,10 +156,11 @@ def render_report(answer: Answer) -> dict[str, Any]:
         "method": report["method"],
         "context_length": question.limits.context_length,
         "valid": problem is None,
-        "message": " ".join([problem or "A job would take this file.", *_remarks(answer)]),
+        "message": " ".join([problem or _accepted(len(warnings)), *_remarks(answer)]),
         "format": next(iter(formats)) if len(formats) == 1 else "mixed" if formats else None,
         "formats": formats,
-        "findings": {"count": report["finding_count"], "data": report["findings"]},
+        "findings": {"count": report["finding_count"], "lines": report["bad_lines"], "data": report["findings"]},
+        "warnings": warnings,
         "coverage": _coverage(answer),
         "tokens": {
             "total": report["tokens"],
@@ -177,13 +180,30 @@ def render_report(answer: Answer) -> dict[str, Any]:
 def _problem(report: Json, question: Question) -> str | None:
     """What would fail the job, as its validation would say."""
     if report["finding_count"]:
-        lines = "line is" if report["finding_count"] == 1 else "lines are"
-        return f"{report['finding_count']:,} {lines} not what a {report['method']} job learns from."
+        lines = "line is" if report["bad_lines"] == 1 else "lines are"
+        return f"{report['bad_lines']:,} {lines} not what a {report['method']} job learns from."
     if report["rows"] < question.least_examples and report["is_complete"]:
         return f"The file has {report['rows']} example(s), but must have at least {question.least_examples}."
     if not report["labelled_tokens"]:
         return nothing_to_learn(report["method"], question.limits.context_length)
     return None
+
+
+def _accepted(warnings: int) -> str:
+    if not warnings:
+        return "A job would take this file."
+    return f"A job would take this file, with {warnings} warning{'s' if warnings > 1 else ''}."
+
+
+def _warnings(answer: Answer) -> list[dict[str, Any]]:
+    """Of an overlap the lines are those of the validation file."""
+    file, held_out = answer.question.file, answer.question.validation_file
+    shown = []
+    for warning in answer.report["warnings"]:
+        of = held_out if warning["code"] == "overlap" and held_out is not None else file
+        message = f"{warning['message'][0].upper()}{warning['message'][1:]}."
+        shown.append(warning | {"file": of.id, "message": message})
+    return shown
 
 
 def _remarks(answer: Answer) -> list[str]:

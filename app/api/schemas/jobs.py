@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
-from app.api.schemas.common import Body, ListBody, unix, unix_or_none
+from app.api.schemas.common import Body, ListBody, WarningBody, unix, unix_or_none
 from app.domain.spec import Hyperparameters, LoraSpec, QuantizationSpec
 from app.domain.states import JobState
 
@@ -100,6 +100,7 @@ class JobBody(Body):
     worker_labels: list[str]
     attempts: int
     cloned_from: str | None
+    warnings: list[WarningBody]
     adapter: AdapterOfJob | None
 
 
@@ -157,6 +158,8 @@ class JobView(Protocol):
     @property
     def cloned_from(self) -> str | None: ...
     @property
+    def warnings(self) -> list[dict[str, Any]]: ...
+    @property
     def adapter_archive_file_id(self) -> str | None: ...
     @property
     def adapter_sha256(self) -> str | None: ...
@@ -212,6 +215,7 @@ def render_job(
         "worker_labels": job.worker_labels,
         "attempts": job.train_attempts,
         "cloned_from": job.cloned_from,
+        "warnings": job.warnings,
         "adapter": _adapter(job, adapter_file_ids),
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from app.api.schemas.common import Body
-from app.domain.dataset_report import Lines
+from app.domain.dataset_warnings import Lines
 from app.domain.estimate import Placement
 from app.domain.modes import Mode
 from app.domain.needs import Place

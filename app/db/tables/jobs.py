@@ -75,6 +75,9 @@ class Job(Base):
     yield_requested_at: Mapped[datetime | None]  # give way to an urgent job at the next step boundary
     times_yielded: Mapped[int] = mapped_column(server_default="0")
 
+    # what is taken although it may not be meant, of the request and of the files: {code, message, file, count, ...}
+    warnings: Mapped[list[dict[str, Any]]] = mapped_column(server_default=text("'[]'::jsonb"))
+
     # what is true
     state: Mapped[str] = mapped_column(server_default=JobState.VALIDATING.value)
     desired: Mapped[str] = mapped_column(server_default=Desired.RUN.value)

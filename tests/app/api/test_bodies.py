@@ -14,7 +14,7 @@ class TestParseJsonObject:
             (b"{", "not valid JSON"),
             (b'{"a": NaN}', "NaN is not JSON"),
             (b'{"a": 1e999}', "too large"),
-            (b'{"a": 1, "a": 2}', "stands twice"),
+            (b'{"a": 1, "a": 2}', "appears twice"),
             (b'{"a": ' + b"9" * 30 + b"}", "64-bit"),
             (b"\xff", "not valid UTF-8"),
             (b"\xef\xbb\xbf{}", "byte order mark"),

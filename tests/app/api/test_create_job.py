@@ -156,13 +156,15 @@ class TestCreate:
         (event,) = client.get(f"/v1/fine_tuning/jobs/{job_id}/events").json()["data"]
         assert event["message"] == f"Created fine-tuning job: {job_id}"
 
-    def test_warns_of_a_validation_file_with_the_training_files_bytes(
-        self, create: Any, client: TestClient, upload: Upload, training_file: str
-    ) -> None:
-        job_id = create(validation_file=training_file).json()["id"]
-        events = client.get(f"/v1/fine_tuning/jobs/{job_id}/events").json()["data"]
-        (warning,) = [event for event in events if event["level"] == "warn"]
-        assert warning["message"].startswith("validation_file has the same bytes as training_file")
+    def test_what_has_no_effect_stands_among_its_warnings(self, create: Any, client: TestClient) -> None:
+        assert create().json()["warnings"] == []
+        job = create(trainingType="Standard").json()
+        (warning,) = client.get(f"/v1/fine_tuning/jobs/{job['id']}").json()["warnings"]
+        assert job["warnings"] == [warning]
+        assert (warning["code"], warning["file"], warning["first_lines"]) == ("without_effect", None, [])
+        assert warning["message"].startswith("trainingType 'Standard' was ignored")
+        events = client.get(f"/v1/fine_tuning/jobs/{job['id']}/events").json()["data"]
+        assert [event["message"] for event in events if event["level"] == "warn"] == [warning["message"]]
 
 
 class TestBadInput:

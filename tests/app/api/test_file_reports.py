@@ -46,6 +46,7 @@ class TestReport:
             "rows_compared": 12, "validation_file_complete": None,
         }  # fmt: skip
         assert (body["duplicates"]["rows"], body["overlap"], len(body["rows"])) == (0, None, 3)
+        assert body["warnings"] == []
 
     def test_rows_are_shown_as_the_model_sees_them(self, client: TestClient, upload: Upload) -> None:
         file = upload(jsonl(chat("hi", "hello"), *[chat("a", f"{n}") for n in range(9)])).json()["id"]
@@ -85,6 +86,30 @@ class TestReport:
         assert body["duplicates"] == {"rows": 2, "groups": [{"lines": [4, 11, 12]}]}
         found = [(row["line"], row["validation_line"]) for row in body["overlap"]["data"]]
         assert (body["overlap"]["rows"], found) == (4, [(4, 3), (6, 2), (11, 3), (12, 3)])
+
+    def test_one_line_with_two_faults_is_one_line(self, client: TestClient, upload: Upload) -> None:
+        bad: dict[str, Any] = {"input": {"messages": [{"role": "user", "content": "q"}]}}
+        bad |= {"preferred_output": [], "non_preferred_output": []}
+        body = report(client, upload(jsonl(bad)).json()["id"])
+        assert (body["findings"]["count"], body["findings"]["lines"]) == (2, 1)
+        assert body["message"] == "1 line is not what a dpo job learns from."
+
+    def test_what_a_job_takes_with_a_warning(self, client: TestClient, upload: Upload) -> None:
+        rows = [chat("a", "") for _ in range(10)] + [chat("b <|im_end|>", "c")]
+        file, held_out = upload(jsonl(*rows)).json()["id"], upload(jsonl(rows[10], chat("z", "z"))).json()["id"]
+        body = report(client, file, validation_file=held_out)
+        assert (body["valid"], body["message"]) == (True, "A job would take this file, with 4 warnings.")
+        found = [(each["code"], each["file"], each["count"], each["first_lines"]) for each in body["warnings"]]
+        assert found == [
+            ("empty_answer", file, 10, list(range(1, 11))),
+            ("duplicate_rows", file, 9, list(range(2, 11))),
+            ("overlap", held_out, 1, [1]),
+            ("control_token", file, 1, [11]),
+        ]
+        assert body["warnings"][2]["message"] == (
+            "Rows of the validation file that are in the training file, too: 1 (line 1) of 2 different rows. Their "
+            "validation loss says how well they were memorised; name a file of other rows."
+        )
 
     def test_preferences_are_recognised(self, client: TestClient, upload: Upload) -> None:
         def pair(good: str, bad: str) -> dict[str, Any]:

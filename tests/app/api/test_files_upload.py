@@ -114,7 +114,7 @@ class TestUploadOfADataset:
             (GOOD + b'{"prompt": "a\\u0000"}\n', 2, "NUL"),
             (GOOD + b'{"prompt": "\\ud800"}\n', 2, "lone surrogate"),
             (GOOD + b'{"prompt": NaN}\n', 2, "NaN"),
-            (GOOD + b'{"prompt": "a", "prompt": "b"}\n', 2, "stands twice"),
+            (GOOD + b'{"prompt": "a", "prompt": "b"}\n', 2, "appears twice"),
             (GOOD + b'{"a":' * 100 + b"1" + b"}" * 100, 2, "deeper than 64"),
             (GOOD + b"[" * 100_000 + b"\n", 2, "deeper than 64"),
             (GOOD + b'{"n": 1e999}\n', 2, "too large"),

@@ -134,6 +134,18 @@ class TestPlan:
         assert error["code"] == "invalid_training_file"
         assert error["message"].startswith("Line 11: ")
 
+    def test_a_line_that_would_lose_data_is_refused_as_the_report_refuses_it(
+        self, client: TestClient, upload: Upload
+    ) -> None:
+        row = (
+            b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "refusal": "c"}]}\n'
+        )
+        file = upload(lines(*[("a", "b", 1)] * 10) + row).json()["id"]
+        error = client.post(PLAN, json={"model": "tiny", "training_file": file}).json()["error"]
+        (finding,) = client.post(f"/v1/files/{file}/validate", params={"model": "tiny"}).json()["findings"]["data"]
+        assert finding["code"] == "content_and_refusal"
+        assert error["message"] == f"Line 11: {finding['message']}."
+
     def test_too_few_examples_are_told_as_their_job_would(self, client: TestClient, upload: Upload) -> None:
         file = upload(lines(*[("a", "b", 1)] * 9)).json()["id"]
         error = client.post(PLAN, json={"model": "tiny", "training_file": file}).json()["error"]

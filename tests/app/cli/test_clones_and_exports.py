@@ -134,7 +134,12 @@ class TestValidate:
         data.write_bytes(chat_lines(12))
         done = tunery("files", "validate", data, "--model", "tiny", "--rows", 1, "--validation-file", data)
         assert done.exit_code == 0, done.err
-        assert "A job would take this file." in done.out
+        assert done.out.startswith(
+            "A job would take this file, with 1 warning.\n\nWarnings:\n"
+            "- Rows of the validation file that are in the training file, too: 12 (lines 1, 2, 3, 4, 5, 6, 7, 8, 9, "
+            "10, …) of 12 different rows. Their validation loss says how well they were memorised; name a file of "
+            "other rows.\n\n"
+        )
         assert "<|im_start|>assistant\n⟦it is 0<|im_end|>⟧" in done.out
         assert "12 rows" in done.out  # that stand in the validation file, too
         assert "400 an epoch, 98 of them trained" in done.out

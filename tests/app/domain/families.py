@@ -133,6 +133,21 @@ FORGETFUL = (  # no answer but the newest is kept
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
+NAMED = (  # prints the names of users, and of nobody else
+    "{% for m in messages %}{{ '<|im_start|>' + m.role }}{% if m.name and m.role == 'user' %}{{ ' name=' + m.name }}"
+    "{% endif %}{{ '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+REASONING = (  # as Qwen 3 has it: printed before the answer, and no longer once another question follows
+    "{% set ns = namespace(last=-1) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}"
+    "{% endif %}{% endfor %}{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}"
+    "{% if m.role == 'assistant' and m.reasoning_content is string and loop.index0 > ns.last %}"
+    "{{ '<think>\\n' + m.reasoning_content.strip('\\n') + '\\n</think>\\n\\n' }}{% endif %}"
+    "{{ m.content + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+THINKING = REASONING.replace("reasoning_content", "thinking")  # as gpt-oss calls it
+
 
 def _trimmed(content: str) -> str:
     return content.strip()

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from app.domain.dataset import Example, read_examples
 from app.domain.jsonl import Finding, Line, LineError, parse_object, read_lines, told
-from app.domain.spec import Method
+from app.domain.spec import LineRules, Method
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
 GOOD = json.dumps(CHAT).encode()
 ASKED, SAID = CHAT["messages"]
+TOOL: dict[str, Any] = {"type": "function", "function": {"name": "f"}}
 PAIR: dict[str, Any] = {
     "input": {"messages": [ASKED]},
     "preferred_output": [SAID],
@@ -32,9 +33,9 @@ def findings_of(*examples: Any, method: Method = "supervised") -> list[str]:
     return [str(finding) for finding in found_in(*examples, method=method)]
 
 
-def found_in(*examples: Any, method: Method = "supervised") -> list[Finding]:
+def found_in(*examples: Any, method: Method = "supervised", rules: LineRules = 2) -> list[Finding]:
     file = io.BytesIO("\n".join(map(json.dumps, examples)).encode())
-    return [item for item in read_examples(file, method=method) if isinstance(item, Finding)]
+    return [item for item in read_examples(file, method=method, rules=rules) if isinstance(item, Finding)]
 
 
 class TestReadLines:
@@ -53,8 +54,8 @@ class TestReadLines:
             (b'{"a": 1e999}', "too large for a double"),
             (b'{"a": 9223372036854775808}', "outside the 64-bit integers"),
             (b'{"a": ' + b"9" * 5000 + b"}", "outside the 64-bit integers"),
-            (b'{"a": 1, "a": 2}', 'the key "a" stands twice'),
-            (b'{"b": {"a": 1, "a": 1}}', 'the key "a" stands twice'),
+            (b'{"a": 1, "a": 2}', 'the key "a" appears twice'),
+            (b'{"b": {"a": 1, "a": 1}}', 'the key "a" appears twice'),
             (b'{"a": "\\u0000"}', "a NUL character"),
             (b'{"\\u0000": 1}', "a NUL character"),
             (b'{"a": "\\ud800"}', "a lone surrogate"),
@@ -87,6 +88,16 @@ class TestReadLines:
             2,
             5,
         ]
+
+    @pytest.mark.parametrize("line", [b"\x0b", b"\x0c", b" \x0b\t", b"\x1c", b"\xc2\xa0"])
+    def test_a_line_is_blank_by_jsons_white_space_alone(self, line: bytes) -> None:
+        found = lines_of(GOOD + b"\n" + line + b"\n \t\r\n" + GOOD)
+        assert [type(item) for item in found] == [Line, Finding, Line]
+        assert str(found[1]).startswith("Line 2: not valid JSON")
+
+    def test_for_jobs_from_before_it_was_blank_by_ascii(self) -> None:
+        found = list(read_examples(io.BytesIO(GOOD + b"\n\x0b\n\x0c\n"), rules=1))
+        assert [type(item) for item in found] == [Example]
 
     @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\u0085"])
     def test_only_newline_ends_a_line(self, separator: str) -> None:
@@ -146,7 +157,7 @@ class TestReadExamples:
             {"role": "tool", "tool_call_id": "c1", "content": "42"},
             {"role": "assistant", "content": "It is 42.", "weight": 1},
         ]
-        assert findings_of({"messages": messages, "tools": [{"type": "function"}], "parallel_tool_calls": False}) == []
+        assert findings_of({"messages": messages, "tools": [TOOL], "parallel_tool_calls": False}) == []
 
     @pytest.mark.parametrize(
         ("example", "said"),
@@ -168,9 +179,22 @@ class TestReadExamples:
             ({"messages": [{"role": "assistant", "content": "x", "weight": 2}]}, "message 1 (assistant): weight"),
             ({"messages": [{"role": "assistant", "content": "x", "weight": 0.5}]}, "message 1 (assistant): weight"),
             ({"messages": [{"role": "user", "content": "x", "weight": 1}]}, 'contains an extra key "weight"'),
-            ({"messages": [{"role": "tool", "content": "x"}]}, "tool_call_id"),
+            ({"messages": [{"role": "tool", "content": "x"}]}, "message 1 (tool): tool_call_id is missing"),
+            (
+                {"messages": [ASKED, SAID | {"reasoning": "x"}]},
+                'extra key "reasoning"; allowed are "annotations", "audio", "content", "function_call", "name", '
+                '"reasoning_content", "refusal", "role", "thinking", "tool_calls", "weight"',
+            ),
+            (
+                {"messages": [ASKED, SAID | {"tool_calls": [{"id": 1, "type": "x", "function": []}]}]},
+                "message 2 (assistant): tool_calls[0].id is 1, but it must be a string",
+            ),
+            ({"messages": [ASKED, SAID | {"thinking": ["x"]}]}, "thinking is a JSON array, but it must be a string"),
+            ({"messages": [ASKED, SAID | {"weight": "1"}]}, 'weight is "1"; allowed: 0 or 1'),
+            ({"messages": [ASKED, SAID | {"audio": {}}]}, "audio is a JSON object, but it must be null"),
             ({**CHAT, "weight": 1}, 'contains an extra key "weight"'),
-            ({**CHAT, "tools": {}}, '"tools" must be a list of objects'),
+            ({**CHAT, "tools": {}}, '"tools" is a JSON object, but it must be a list of objects'),
+            ({**CHAT, "tools": [1]}, '"tools" must be a list of objects, but tools[0] is a JSON number'),
             ({"text": 3}, '"text" is a JSON number, but it must be a string'),
             ({"text": "a", "label": 1}, 'an extra key "label"'),
             ({"prompt": "x"}, '"completion" is missing'),
@@ -231,6 +255,126 @@ class TestReadExamples:
         assert len(found) == 1 or all(isinstance(item, Finding) for item in found)
 
 
+def called(*calls: Any, **more: Any) -> dict[str, Any]:
+    """A chat line whose assistant calls functions and is told of one result."""
+    result = {"role": "tool", "tool_call_id": "a", "content": "42"}
+    return {"messages": [ASKED, {"role": "assistant", "tool_calls": list(calls)} | more, result, SAID]}
+
+
+def call(arguments: str = "{}", id: str = "a") -> dict[str, Any]:
+    return {"id": id, "type": "function", "function": {"name": "f", "arguments": arguments}}
+
+
+OLD_CALL = {"name": "h", "arguments": "{}"}
+CONTRADICTIONS: list[tuple[dict[str, Any], str, str]] = [
+    (called(call(), function_call=OLD_CALL), "tool_calls_and_function_call", "has both tool_calls and function_call"),
+    ({**CHAT, "tools": [TOOL], "functions": [{"name": "g"}]}, "tools_and_functions", 'both "tools" and "functions"'),
+    (
+        {"messages": [ASKED, SAID | {"refusal": "No way"}]},
+        "content_and_refusal",
+        "message 2 (assistant): has both content and refusal, of which only one is trained; remove one of them",
+    ),
+    ({"messages": [ASKED, {"role": "assistant", "content": "", "refusal": "No"}]}, "content_and_refusal", "both"),
+    (called(call('{"a":1,"a":2}')), "invalid_arguments", 'arguments must be a JSON object in a string, such as "{'),
+    (called(call('{"a":1,"a":2}')), "invalid_arguments", 'found: the key "a" appears twice in one object'),
+    (called(call('{"a":NaN}')), "invalid_arguments", "message 2 (assistant): tool_calls[0].function.arguments must be"),
+    (called(call('{"a":NaN}')), "invalid_arguments", "found: NaN is not JSON"),
+    (called(call("{oops")), "invalid_arguments", "found: not valid JSON"),
+    (called(call("")), "invalid_arguments", "found: not valid JSON"),
+    (called(call("[1]")), "invalid_arguments", "found: a JSON array"),
+    (called(call("null")), "invalid_arguments", "found: a JSON null"),
+    (called(call('{"a": "\\ud800"}')), "invalid_arguments", "found: a lone surrogate"),
+    (called(call('{"a": 1e999}')), "invalid_arguments", "too large for a double"),
+    (
+        {"messages": [ASKED, {"role": "assistant", "function_call": {"name": "h", "arguments": "oops"}}]},
+        "invalid_arguments",
+        "message 2 (assistant): function_call.arguments must be a JSON object",
+    ),
+    (called(call(), call()), "duplicate_call_id", 'tool_calls[1].id is "a", which an earlier call of this line has'),
+    (called(call(id="b")), "unknown_tool_call_id", 'tool_call_id is "a", but the calls before it have the ids "b"'),
+    ({"messages": [{"role": "tool", "tool_call_id": "x", "content": "1"}, SAID]}, "unknown_tool_call_id", "ids none"),
+    ({**CHAT, "tools": [{"foo": 1}]}, "invalid_tools", "tools[0].function.name must be a string that is not empty"),
+    ({**CHAT, "tools": [TOOL, {"type": "function"}]}, "invalid_tools", "tools[1].function.name must be"),
+    (
+        {**CHAT, "tools": [{"type": "function", "name": "f"}]},
+        "invalid_tools",
+        'with the keys "name", "type"; write it as',
+    ),
+    ({**CHAT, "tools": [{"type": "function", "function": {"name": ""}}]}, "invalid_tools", "not empty"),
+    ({**CHAT, "functions": [{"description": "x"}]}, "invalid_tools", "functions[0].name must be a string"),
+    (
+        {**CHAT, "parallel_tool_calls": "junk"},
+        "invalid_parallel_tool_calls",
+        "is a JSON string; it must be true, false",
+    ),
+    ({**CHAT, "parallel_tool_calls": 1}, "invalid_parallel_tool_calls", "is a JSON number"),
+]
+
+
+class TestContradictions:
+    """What was valid once, and lost data on its way to the model."""
+
+    @pytest.mark.parametrize(("line", "code", "said"), CONTRADICTIONS)
+    def test_are_refused_with_the_line_and_the_field(self, line: dict[str, Any], code: str, said: str) -> None:
+        first, second = found_in(CHAT, line)[0], found_in(line)[0]
+        assert (first.line, first.code, first.message) == (2, code, second.message)
+        assert said in first.message
+
+    @pytest.mark.parametrize(("line", "code", "said"), CONTRADICTIONS)
+    def test_are_accepted_by_the_rules_of_earlier_jobs(self, line: dict[str, Any], code: str, said: str) -> None:
+        assert found_in(line, rules=1) == []
+
+    def test_are_refused_in_pairs_too(self) -> None:
+        bad = {"role": "assistant", "tool_calls": [call("{oops")]}
+        answers = {"preferred_output": [SAID | {"refusal": "no"}], "non_preferred_output": [bad]}
+        line = {"input": {"messages": [ASKED], "tools": [{}], "parallel_tool_calls": 1}} | answers
+        assert [(each.code, each.message.split(":")[0].split(" must")[0]) for each in found_in(line, method="dpo")] == [
+            ("invalid_tools", "input.tools[0].function.name"),
+            ("invalid_parallel_tool_calls", "input.parallel_tool_calls is a JSON number; it"),
+            ("content_and_refusal", "preferred_output, message 1 (assistant)"),
+            ("invalid_arguments", "non_preferred_output, message 1 (assistant)"),
+        ]
+        assert found_in(line, method="dpo", rules=1) == []
+
+    def test_the_outputs_of_a_pair_go_on_from_its_input_and_not_from_each_other(self) -> None:
+        asked = [
+            ASKED,
+            {"role": "assistant", "tool_calls": [call()]},
+            {"role": "tool", "tool_call_id": "a", "content": "1"},
+        ]
+        again = [
+            {"role": "assistant", "tool_calls": [call(id="b")]},
+            {"role": "tool", "tool_call_id": "b", "content": "2"},
+        ]
+        outputs = {"preferred_output": [*again, SAID], "non_preferred_output": [*again, SAID]}
+        line = {"input": {"messages": asked}} | outputs
+        assert found_in(line, method="dpo") == []
+
+    def test_missing_is_null_is_the_default(self) -> None:
+        nothing = dict.fromkeys(("function_call", "refusal", "tool_calls", "name", "weight", "audio", "thinking"), None)
+        answer = SAID | nothing | {"reasoning_content": None}
+        line = {"messages": [ASKED, answer], "tools": None, "functions": None, "parallel_tool_calls": True}
+        assert found_in(line) == []
+        assert found_in(line | {"parallel_tool_calls": None, "tools": [TOOL], "functions": []}) == []
+        assert found_in({"messages": [ASKED, SAID | {"refusal": ""}]}) == []
+
+    def test_every_one_of_a_line_is_named(self) -> None:
+        line = called(call("x"), call("y"), function_call=OLD_CALL) | {"parallel_tool_calls": 3}
+        assert [each.code for each in found_in(line)] == [
+            "invalid_parallel_tool_calls", "tool_calls_and_function_call", "invalid_arguments", "invalid_arguments",
+            "duplicate_call_id",
+        ]  # fmt: skip
+
+    @given(st.text(max_size=12) | st.sampled_from(['{"a":1}', "{}", '{"a": [null]}', ' {"a": {}} ', "[]", "1", '"x"']))
+    def test_arguments_are_what_a_line_of_a_file_may_be(self, arguments: str) -> None:
+        try:
+            parse_object(arguments.encode("utf-8", "surrogatepass"))
+            is_object = True
+        except LineError:
+            is_object = False
+        assert (found_in(called(call(arguments))) == []) == is_object
+
+
 class TestPlainText:
     def test_a_text_becomes_an_example(self) -> None:
         (example,) = read_examples(io.BytesIO(b'{"text": "Once."}'))
@@ -288,14 +432,20 @@ class TestPairs:
         [
             ({"input": None}, '"input" is missing'),
             ({"input": [ASKED]}, '"input" is a JSON array'),
-            ({"input": {"messages": []}}, '"messages" of "input" must be a list with at least one message'),
+            ({"input": {"messages": []}}, '"messages" of "input" is empty, but it must be a list with at least one'),
             ({"input": {"messages": [{"role": "user"}]}}, "input, message 1 (user): content"),
             ({"input": {"messages": [ASKED], "tool": []}}, '"input" contains an extra key "tool"'),
-            ({"input": {"messages": [ASKED], "tools": {}}}, '"tools" must be a list of objects'),
-            ({"input": {"messages": [ASKED, SAID]}}, 'the last message of "input" is from "assistant"'),
-            ({"input": {"messages": [SAID | {"weight": 0}, ASKED]}}, 'input, message 1 has the key "weight"'),
-            ({"preferred_output": []}, '"preferred_output" must be a list with at least one message'),
-            ({"preferred_output": "hello"}, '"preferred_output" must be a list'),
+            ({"input": {"messages": [ASKED], "tools": {}}}, '"tools" is a JSON object, but'),
+            (
+                {"input": {"messages": [ASKED, SAID]}},
+                'the last message of "input" is from "assistant"; it must be from another role, because each',
+            ),
+            (
+                {"input": {"messages": [SAID | {"weight": 0}, ASKED]}},
+                'input, message 1 has the key "weight", which a preference pair does not',
+            ),
+            ({"preferred_output": []}, '"preferred_output" is empty, but it must be a list with at least one'),
+            ({"preferred_output": "hello"}, '"preferred_output" is a JSON string, but it must be a list'),
             ({"preferred_output": [ASKED]}, '"preferred_output" has messages from "user"; it must begin and end'),
             ({"non_preferred_output": [SAID, ASKED, SAID]}, 'with none but "tool" between'),
             ({"non_preferred_output": [{"role": "assistant"}]}, "non_preferred_output, message 1 (assistant)"),
@@ -311,7 +461,7 @@ class TestPairs:
 
     def test_a_side_that_is_missing_is_named(self) -> None:
         line = {key: value for key, value in PAIR.items() if key != "non_preferred_output"}
-        assert '"non_preferred_output" must be a list' in findings_of(line, method="dpo")[0]
+        assert '"non_preferred_output" is missing or null, but it must be a list' in findings_of(line, method="dpo")[0]
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ from tests.app.domain.families import (
     HERMES,
     MISTRAL,
     PHI_3,
+    REASONING,
+    THINKING,
     Family,
     make_sentencepiece_tokenizer,
     make_tokenizer,
@@ -175,7 +177,7 @@ class TestTools:
             learned_by(renderer_of(CHATML), QUESTION, {"role": "assistant", "content": "", "tool_calls": [CALL]})
 
     def test_tools_that_the_template_does_not_print_are_refused(self, renderer_of: Any) -> None:
-        with pytest.raises(TemplateRefused, match="does not print tools, so the 1 of this line would be left out"):
+        with pytest.raises(TemplateRefused, match="does not print tools, so the tools of this line would be left out"):
             learned_by(renderer_of(CHATML), QUESTION, {"role": "assistant", "content": "no idea"}, tools=(TOOL,))
 
     @pytest.mark.parametrize("is_pair", [False, True])
@@ -184,7 +186,7 @@ class TestTools:
         asked, answer = (QUESTION, call, QUESTION), {"role": "assistant", "content": "It is cold."}
         more = {"preferred": (answer,), "non_preferred": (answer,)} if is_pair else {}
         example = Example(1, messages=asked if is_pair else (*asked, answer), **more)
-        with pytest.raises(TemplateRefused, match="print tool calls, so that of message 2 would be left out"):
+        with pytest.raises(TemplateRefused, match="print tool calls, so the call of message 2 would be left out"):
             renderer_of(CHATML).documents(example)
         assert renderer_of(HERMES).documents(example)
 
@@ -198,6 +200,21 @@ class TestTools:
         with pytest.raises(TemplateRefused, match="the results of tools, so message 3 would be left out"):
             learned_by(renderer_of(DEEPSEEK, "<｜end▁of▁sentence｜>"), *messages)
         assert learned_by(renderer_of(HERMES), *messages)
+
+    def test_a_call_is_not_printed_because_the_content_names_its_function(self, renderer_of: Any) -> None:
+        answer = {"role": "assistant", "content": "I ask weather.", "tool_calls": [CALL]}
+        with pytest.raises(TemplateRefused, match=r"2: .* does not print tool calls, so 'weather' would not"):
+            learned_by(renderer_of(CHATML), QUESTION, answer)
+        earlier = Example(1, messages=(QUESTION, answer), rules=1)  # of a job that was validated before this was seen
+        assert renderer_of(CHATML).documents(earlier)
+        assert learned_by(renderer_of(HERMES), QUESTION, answer)
+
+    def test_of_several_calls_each_must_be_printed(self, renderer_of: Any) -> None:
+        first_only = HERMES.replace("in m.tool_calls or [] %}", "in (m.tool_calls or [])[:1] %}")
+        answer = {"role": "assistant", "content": "", "tool_calls": [CALL, CALL | {"id": "bcdefghij"}]}
+        with pytest.raises(TemplateRefused, match="does not print tool calls"):
+            learned_by(renderer_of(first_only), QUESTION, answer)
+        assert learned_by(renderer_of(HERMES), QUESTION, answer)
 
     def test_tools_that_a_template_insists_on_are_printed(self, renderer_of: Any) -> None:
         insisting = HERMES + "{% if not tools %}{{ raise_exception('give tools') }}{% endif %}"
@@ -283,3 +300,45 @@ class TestWithoutATemplate:
             assert document.tokens == [*renderer.opening, *renderer.encode(text + "<|im_end|>")]
             assert document.labelled == [False] + [True] * (len(document) - 1)
             assert document.is_text
+
+
+class TestReasoning:
+    """`reasoning_content` or `thinking` beside the content of an answer."""
+
+    @pytest.mark.parametrize(("template", "key"), [(REASONING, "reasoning_content"), (THINKING, "thinking")])
+    def test_is_learned_where_the_template_prints_it(self, renderer_of: Any, template: str, key: str) -> None:
+        answer = {"role": "assistant", "content": "no", key: "\nWhy not?\n"}
+        assert learned_by(renderer_of(template), QUESTION, answer) == ["<think>\nWhy not?\n</think>\n\nno<|im_end|>"]
+
+    def test_of_earlier_turns_is_learned_when_they_are_the_newest(self, renderer_of: Any) -> None:
+        turns = [QUESTION, {"role": "assistant", "content": "a", "reasoning_content": "x"}] * 2
+        assert learned_by(renderer_of(REASONING), *turns) == ["<think>\nx\n</think>\n\na<|im_end|>"] * 2
+
+    @pytest.mark.parametrize("key", ["reasoning_content", "thinking"])
+    @pytest.mark.parametrize("more", [{}, {"weight": 0}])
+    def test_is_refused_with_the_remedy_where_it_does_not(self, renderer_of: Any, key: str, more: Message) -> None:
+        seen = {"role": "assistant", "content": "Why not?", key: "Why not?"} | more
+        said = f"message 2: the model's chat template does not print {key}, so it would be left out; write it into the "
+        with pytest.raises(TemplateRefused, match=said + "content as the template writes it, or choose a model whose"):
+            learned_by(renderer_of(CHATML), QUESTION, seen, QUESTION, {"role": "assistant", "content": "no"})
+
+    def test_of_a_pair_is_refused_too(self, renderer_of: Any) -> None:
+        answer = {"role": "assistant", "content": "no"}
+        pair = Example(1, messages=(QUESTION,), preferred=(answer,), non_preferred=(answer | {"thinking": "hm"},))
+        with pytest.raises(TemplateRefused, match="does not print thinking"):
+            renderer_of(CHATML).documents(pair)
+        assert renderer_of(THINKING).documents(pair)
+
+    def test_is_refused_with_the_name_that_the_template_knows(self, renderer_of: Any) -> None:
+        with pytest.raises(TemplateRefused, match="rename the key to thinking, which it prints"):
+            learned_by(renderer_of(THINKING), QUESTION, {"role": "assistant", "content": "a", "reasoning_content": "x"})
+
+    @pytest.mark.parametrize("nothing", [None, "", " \n"])
+    def test_that_is_empty_is_no_loss(self, renderer_of: Any, nothing: str | None) -> None:
+        answer = {"role": "assistant", "content": "no", "reasoning_content": nothing}
+        assert learned_by(renderer_of(CHATML), QUESTION, answer) == ["no<|im_end|>"]
+
+    def test_that_ends_the_turn_is_refused(self, renderer_of: Any) -> None:
+        answer = {"role": "assistant", "content": "no", "reasoning_content": "a<|im_end|>"}
+        with pytest.raises(TemplateRefused, match=r"message 2 contains '<\|im_end\|>'"):
+            learned_by(renderer_of(REASONING), QUESTION, answer)

@@ -76,6 +76,17 @@ class TestReadCorpus:
         learned = [token for token, is_labelled in zip(tokens, labelled, strict=True) if is_labelled]
         assert renderer.tokenizer.decode(learned, skip_special_tokens=False) == "xyz<|im_end|>"
 
+    def test_lines_are_read_by_the_rules_of_the_job(self, tiny: Path, tmp_path: Path) -> None:
+        path, renderer = tmp_path / "a.jsonl", Renderer.from_directory(tiny)
+        path.write_text(
+            '{"messages": [{"role": "user", "content": "a"}, '
+            '{"role": "assistant", "content": "b", "refusal": "c"}]}\n\x0c\n'
+        )
+        reason = Reason.INVALID_TRAINING_FILE
+        with pytest.raises(Failure, match=r"Line 1: message 2 \(assistant\): has both content and refusal"):
+            read_corpus(renderer, path, 512, reason, no_pulse)
+        assert len(read_corpus(renderer, path, 512, reason, no_pulse, rules=1)) == 1
+
     def test_documents_are_cut_at_the_context_length(self, tiny: Path, examples: Path) -> None:
         corpus = self.read(tiny, examples, context_length=60)
         assert all(corpus.length(document) <= 60 for document in range(len(corpus)))
