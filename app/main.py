@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
@@ -46,7 +47,7 @@ from app.db import audit
 from app.db.async_connections import AsyncConnections
 from app.db.changes import Changes
 from app.db.engine import make_engine, make_sessions
-from app.log import configure_logging
+from app.log import configure_logging, get_logger
 from app.queue import Hints
 from app.services.counting import Counter
 from app.services.feeds import Feeds
@@ -62,7 +63,10 @@ ROOMS = (
     queue, webhooks, projects, project_keys, audit_logs, health,
 )  # fmt: skip
 
+CONNECTION_MODULE = "app.api.connection"
 GARBAGE_LOOKED_FOR_AFTER = 20_000  # new objects; Python's own number is 700
+
+log = get_logger(__name__)
 
 
 def create_app(settings: Settings, storage: Storage | None = None, host: str = door.DEFAULT_HOST) -> FastAPI:
@@ -89,9 +93,11 @@ def create_app(settings: Settings, storage: Storage | None = None, host: str = d
 
 
 def app_from_environment() -> FastAPI:
-    """`uvicorn app.main:app_from_environment --factory`"""
+    """What `python -m app.serve` serves; `uvicorn --factory app.main:app_from_environment` does without its limits."""
     settings = load_settings()
-    configure_logging(json=settings.log_json)
+    configure_logging(settings.log_json, settings.log_file)
+    if CONNECTION_MODULE not in sys.modules:  # uvicorn imports its protocol before it calls this
+        log.warning("this server waits for slow request headers without a limit; start it with python -m app.serve")
     app = create_app(settings, host=door.asked_host(sys.argv, os.environ))
     _keep_what_is_loaded()
     return app
@@ -128,11 +134,12 @@ def _build_engines(settings: Settings, storage: Storage | None) -> Engines:
 
 
 @asynccontextmanager
-async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+    """The state it yields is what `LimitedConnection` gets to know of the application."""
     engines: Engines = app.state.engines
     await run_in_threadpool(_prepare, engines, app.state.host)
     with told_of_stop(engines.changes.end):
-        yield
+        yield {"settings": engines.settings}
     await engines.changes.close()
     await engines.connections.close()
     engines.hints.close()

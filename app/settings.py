@@ -29,13 +29,20 @@ class Settings(BaseSettings):
     max_file_bytes: int = 512 << 20  # OpenAI's limit for one file
     max_upload_bytes: int = 8 << 30  # OpenAI's limit for a file that comes in parts
     upload_ttl_seconds: float = Field(default=3600, gt=0)  # how long such an upload may take; OpenAI's hour
-    upload_idle_seconds: float = Field(default=60, gt=0)  # a client that sends nothing for so long is let go
     max_line_bytes: int = 4 << 20  # one example; 4 MiB is about a million tokens
     min_training_examples: int = 10  # OpenAI's floor
     results_csv_base64: bool = False  # OpenAI served the results CSV in base64 for years; scripts that expect it
     database_pool_size: int = 20  # requests in a transaction at once; a process opens up to 2 n + 6 connections
     max_requests_per_second: int = Field(default=10_000, ge=1)  # of a project that has no limit of its own
     admin_key_file: Path | None = None  # containers: the first admin key is read from here at start-up
+
+    # --- connections: how long a slow or silent client keeps one
+    header_timeout_seconds: float = Field(default=10, gt=0)  # for complete request headers, from the first byte
+    keep_alive_seconds: float = Field(default=75, gt=0)  # gateways close idle connections after 60 s: be later
+    body_idle_seconds: float = Field(default=30, gt=0)  # without a byte of a request body
+    body_min_bytes_per_second: float = Field(default=1000, ge=0)  # of a request body, averaged over the next number
+    body_rate_window_seconds: float = Field(default=60, gt=0)
+    response_stall_seconds: float = Field(default=300, gt=0)  # without an acknowledged byte of a response
 
     # --- dispatch. A restart of PostgreSQL takes a minute; a lease outlives it, a lost worker is found in 5.5 minutes.
     lease_ttl_seconds: float = 300
@@ -76,7 +83,8 @@ class Settings(BaseSettings):
     webhook_keep_seconds: float = 2_592_000  # 30 days of deliveries are kept
 
     # --- logs
-    log_json: bool = False  # one JSON object per line, for containers
+    log_json: bool = True  # one JSON object per line; false: text for a terminal
+    log_file: Path | None = None  # a file of this process alone, rotated; absent: standard error
 
     @field_validator("database_url")
     @classmethod

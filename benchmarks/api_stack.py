@@ -83,15 +83,15 @@ def service(server_url: str, redis_url: str, name: str, jobs: int, directory: Pa
         connection.execute(text(f"CREATE DATABASE {name}"))
     url = make_url(_psycopg(server_url)).set(database=name).render_as_string(hide_password=False)
     secret, file_id, job_ids = fill(url, jobs, directory / name)
-    command = ["--factory", "app.main:app_from_environment"]
-    with _uvicorn(command, url, redis_url, directory / name) as (port, process):
+    with _process(["-m", "app.serve"], url, redis_url, directory / name) as (port, process):
         yield Service(port, process, url, secret, file_id, job_ids)
 
 
 @contextmanager
 def bare(database_url: str, directory: Path) -> Iterator[tuple[int, psutil.Process]]:
     """Port and process of the bare route on the same database."""
-    with _uvicorn(["benchmarks.bare:app"], database_url, "", directory) as served:
+    command = ["-m", "uvicorn", "benchmarks.bare:app", "--no-access-log", "--log-level", "warning"]
+    with _process(command, database_url, "", directory) as served:
         yield served
 
 
@@ -116,13 +116,15 @@ def fill(database_url: str, jobs: int, data_dir: Path) -> tuple[str, str, list[s
 
 
 @contextmanager
-def _uvicorn(app: list[str], database_url: str, redis_url: str, data_dir: Path) -> Iterator[tuple[int, psutil.Process]]:
+def _process(
+    words: list[str], database_url: str, redis_url: str, data_dir: Path
+) -> Iterator[tuple[int, psutil.Process]]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    command = [sys.executable, "-m", "uvicorn", *app, "--port", str(port), "--no-access-log", "--log-level", "warning"]
-    command += ["--timeout-graceful-shutdown", "5"]
+    command = [sys.executable, *words, "--port", str(port), "--timeout-graceful-shutdown", "5"]
     environment = os.environ | {
         "DATABASE_URL": database_url, "REDIS_URL": redis_url, "TUNERY_DATA_DIR": str(data_dir),
+        "TUNERY_LOG_FILE": str(data_dir / "api.log"),
     }  # fmt: skip
     process = subprocess.Popen(command, env=environment, cwd=Path(__file__).resolve().parents[1])
     try:

@@ -52,13 +52,13 @@ def serving(directory: Path, artifact_bytes: int) -> Iterator[Service]:
         settings = Settings(database_url=database_url, redis_url=redis_url, data_dir=directory / "data")
         key, job_id, artifact_id, artifact = prepare(settings, directory, artifact_bytes)
         port = free_port()
-        command = [sys.executable, "-m", "uvicorn", "--factory", "app.main:app_from_environment"]
+        command = [sys.executable, "-m", "app.serve"]
         environment = os.environ | {
             "DATABASE_URL": database_url, "REDIS_URL": redis_url, "TUNERY_DATA_DIR": str(settings.data_dir),
         }  # fmt: skip
         with (directory / "api.log").open("wb") as log:
             api = subprocess.Popen(
-                [*command, "--host", HOST, "--port", str(port), "--no-access-log"],
+                [*command, "--host", HOST, "--port", str(port)],
                 cwd=ROOT, env=environment, stdout=log, stderr=log,
             )  # fmt: skip
         stack.callback(stop, api)

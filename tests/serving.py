@@ -8,9 +8,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx2
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from app.settings import Settings
 
 START_SECONDS = 10.0
+HTTP = "app.api.connection:LimitedConnection"
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class LiveServer:
 def serve(app: FastAPI) -> Iterator[LiveServer]:
     """Serve `app` on a free loopback port until the block ends."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on", timeout_graceful_shutdown=2))
+        config = uvicorn.Config(app, http=HTTP, ws="none", log_config=None, lifespan="on", timeout_graceful_shutdown=2)
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:
@@ -65,22 +68,32 @@ def _wait_until_started(server: uvicorn.Server, thread: threading.Thread) -> Non
 
 
 @contextmanager
-def api_process(settings: Settings) -> Iterator[tuple[LiveServer, subprocess.Popen[bytes]]]:
-    """The API as a process of its own, as `tunery up` starts it: one that can be killed."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = LiveServer(*listener.getsockname()[:2])
-    environment = os.environ | {
+def api_process(
+    settings: Settings,
+    command: Sequence[str] = (sys.executable, "-m", "app.serve"),
+    environment: Mapping[str, str] | None = None,
+    log: Path | None = None,
+) -> Iterator[tuple[LiveServer, subprocess.Popen[bytes]]]:
+    """The API as a process of its own, as `tunery up` starts it: one that can be killed. `log` gets what it prints."""
+    server = LiveServer("127.0.0.1", free_port())
+    given = os.environ | {
         "DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url,
-        "TUNERY_DATA_DIR": str(settings.data_dir),
+        "TUNERY_DATA_DIR": str(settings.data_dir), "UVICORN_PORT": str(server.port), **(environment or {}),
     }  # fmt: skip
-    command = [sys.executable, "-m", "uvicorn", "--factory", "app.main:app_from_environment", "--no-access-log"]
-    process = subprocess.Popen([*command, "--port", str(server.port)], env=environment)
-    try:
-        until(lambda: _answers(server), "the API", seconds=30)
-        yield server, process
-    finally:
-        process.kill()
-        process.wait()
+    with ExitStack() as stack:
+        output = None if log is None else stack.enter_context(log.open("wb"))
+        process = subprocess.Popen(command, env=given, stdout=output, stderr=output)
+        try:
+            until(lambda: _answers(server), "the API", seconds=60)
+            yield server, process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
 
 
 def _answers(server: LiveServer) -> bool:

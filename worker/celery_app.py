@@ -48,7 +48,7 @@ def _connect(settings: Settings, station: Station) -> None:
     """The slots start with the worker, not when it is ready: with Redis down it never is, and they find work anyway."""
 
     def configure(**_: Any) -> None:
-        configure_logging(settings.log_json)
+        configure_logging(settings.log_json, settings.log_file)
 
     def open_station(sender: str, instance: Any, **_: Any) -> None:
         consumed = instance.app.amqp.queues.consume_from

@@ -151,7 +151,7 @@ class Reconciler:
 
 def main() -> None:
     settings = load_settings()
-    configure_logging(settings.log_json)
+    configure_logging(settings.log_json, settings.log_file)
     resources = open_resources(settings)
     # Waited for, not handled: a handler that sets an Event its own thread is waiting on can deadlock.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)

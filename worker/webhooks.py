@@ -164,7 +164,7 @@ class Sender:
 
 def main() -> None:
     settings = load_settings()
-    configure_logging(settings.log_json)
+    configure_logging(settings.log_json, settings.log_file)
     resources = open_resources(settings)
     # Waited for, not handled, as in reconciler.py.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)

@@ -14,6 +14,7 @@ from fastapi import Depends, Request
 
 from app.api.deps import engines_of
 from app.api.envelope import tell_with_answer
+from app.api.request_log import record_of
 from app.db import audit, key_reads
 from app.db.key_reads import KnownKey
 from app.domain import actions, scopes
@@ -51,6 +52,8 @@ def admit(request: Request, key: KnownKey | None) -> Caller:
     """Whoever has this key may make this call, now. Raises InvalidApiKey, RateLimited, MissingScope, in this order."""
     if key is None:
         raise wrong_key()
+    if record := record_of(request.scope):
+        record.key_id, record.project_id = key.key_id, key.project_id
     if key.refusal is not None:
         raise InvalidApiKey(REFUSALS[key.refusal])
     allowance = engines_of(request).limiter.take(key.project_id, key.max_requests_per_second)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.api.request_log import record_of
+
 PREFIXES = ("/openai/v1/", "/openai/")  # its newer and its older address
 
 
@@ -18,7 +20,11 @@ class AzureNames:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             scope = {**scope, **_path(scope), "headers": _headers(scope["headers"])}
-        await self.app(scope, receive, send)
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            if record := record_of(scope):  # the router fills in this copy of the scope only
+                record.route = getattr(scope.get("route"), "path_format", None)
 
 
 def _path(scope: Scope) -> dict[str, str]:

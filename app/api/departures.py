@@ -6,12 +6,13 @@ import asyncio
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from types import FrameType
 
 from fastapi import Request
 
 from app.db.changes import Watch
+from app.errors import RequestTimeout
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -21,8 +22,9 @@ async def closed_when_gone(request: Request, watch: Watch) -> AsyncIterator[None
     """Close `watch` when the client of a request without a body hangs up."""
 
     async def look() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
+        with suppress(RequestTimeout):  # a body that was announced and does not come
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
         watch.close()
 
     task = asyncio.create_task(look())

@@ -26,6 +26,7 @@ from app.errors import (
     QuotaExceeded,
     RangeNotSatisfiable,
     RateLimited,
+    RequestTimeout,
     StorageFull,
     TuneryError,
     Unavailable,
@@ -80,6 +81,8 @@ def _headers(error: TuneryError) -> dict[str, str]:
     if isinstance(error, RateLimited):
         milliseconds = math.ceil(error.retry_after_seconds * 1000)
         return {"Retry-After": str(math.ceil(milliseconds / 1000)), "Retry-After-Ms": str(milliseconds)}
+    if isinstance(error, RequestTimeout):
+        return {"Connection": "close"}  # RFC 9110, 15.5.9: the rest of the body is not waited for
     if isinstance(error, QuotaExceeded):
         return {"Retry-After": str(error.retry_after_seconds), "X-Should-Retry": "false"}
     if isinstance(error, InvalidApiKey):
@@ -89,11 +92,11 @@ def _headers(error: TuneryError) -> dict[str, str]:
     return {}
 
 
-def _tunery_error(request: Request, error: Exception) -> Response:
+def _tunery_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, TuneryError)
     if error.status >= 500:
         reason = getattr(error.__cause__, "orig", error.__cause__) or error
-        log.error("request failed", path=request.url.path, status=error.status, reason=str(reason))
+        log.error("request failed", status=error.status, reason=str(reason))
     return error_response(error)
 
 

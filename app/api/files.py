@@ -38,7 +38,7 @@ async def create_file(request: Request, caller: CallerDep, engines: EnginesDep, 
     """Streamed to disk while it is hashed. A file for fine-tuning is checked line by line: ten findings at once."""
     settings, lanes = engines.settings, engines.lanes
     most = settings.max_file_bytes
-    body = limited(request, most + ENVELOPE_BYTES, partial(intake.too_large, most), settings.upload_idle_seconds)
+    body = limited(request, most + ENVELOPE_BYTES, partial(intake.too_large, most))
     staged = await lanes.write(StagedFile, engines.storage.staging, most)
     try:
         form = await read_form(lanes, request.headers.get("content-type", ""), body, "file", FIELDS, staged.write)

@@ -34,18 +34,18 @@ ERRORS = {
 TWIN_ERROR = {
     "409": "The first request with this `Idempotency-Key` has not ended; send it again after `Retry-After` seconds.",
 }
-POST_ERRORS = {"413": "The body is too large."}
+POST_ERRORS = {"408": "The body came too slowly.", "413": "The body is too large."}
 MORE_ERRORS = {
     "POST /v1/files": {
-        "408": "Nothing came for a minute.", "413": "The file is too large.",
+        "408": "The body came too slowly.", "413": "The file is too large.",
         "507": "The disk is full; nothing was stored.",
     },
     "POST /v1/uploads/{upload_id}/parts": {
-        "408": "Nothing came for a minute.", "413": "The part is too large.",
+        "408": "The body came too slowly.", "413": "The part is too large.",
         "507": "The disk is full; nothing was stored.",
     },
     "PUT /v1/uploads/{upload_id}/content": {
-        "408": "Nothing came for a minute; what did is kept.", "507": "The disk is full; nothing more was stored.",
+        "408": "The body came too slowly; what came is kept.", "507": "The disk is full; nothing more was stored.",
     },
     "GET /v1/files/{file_id}/content": {"416": "The range selects nothing."},
     "GET /v1/fine_tuning/jobs/{job_id}/adapter/archive": {"416": "The range selects nothing."},

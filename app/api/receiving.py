@@ -1,4 +1,4 @@
-"""Bodies of gigabytes: as a stream, with a limit on size and on silence, on threads of their own.
+"""Bodies of gigabytes: as a stream, with a limit on size, on threads of their own.
 
 A client that trickles holds a socket, a file and at most a megabyte, never a thread or a database connection. Writing,
 storing and finishing have lanes of their own, so that every other request finds a thread however many uploads there
@@ -75,10 +75,9 @@ def refuse_compressed(headers: Mapping[str, str]) -> None:
 
 
 async def limited(
-    request: Request, max_bytes: int, refusal: Callable[[], TooLarge | BadRequest], idle_seconds: float
+    request: Request, max_bytes: int, refusal: Callable[[], TooLarge | BadRequest]
 ) -> AsyncIterator[bytes]:
-    """The body. Raises what `refusal` makes when there is too much of it, RequestTimeout after a silence, BadRequest
-    for a compressed one.
+    """The body. Raises what `refusal` makes when there is too much of it, BadRequest for a compressed one.
 
     What Content-Length announces is refused before a byte is read.
     """
@@ -86,7 +85,7 @@ async def limited(
     if int(request.headers.get("content-length", 0)) > max_bytes:
         raise refusal()
     received = 0
-    async for chunk in _impatient(request, idle_seconds):
+    async for chunk in request.stream():
         received += len(chunk)
         if received > max_bytes:
             raise refusal()
@@ -109,19 +108,3 @@ async def batches(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         raise
     if batch:
         yield b"".join(batch)
-
-
-async def _impatient(request: Request, idle_seconds: float) -> AsyncIterator[bytes]:
-    stream = request.stream()
-    while True:
-        try:
-            async with asyncio.timeout(idle_seconds):
-                chunk = await anext(stream)
-        except StopAsyncIteration:
-            return
-        except TimeoutError:
-            text = (
-                f"Nothing came for {idle_seconds:g} seconds, so the upload was let go; send it again, or go on with it."
-            )
-            raise RequestTimeout(text) from None
-        yield chunk

@@ -24,7 +24,7 @@ async def receive_content(request: Request, engines: Engines, writer: Writer, sp
     """Where the content ends now. What has arrived is kept when the client leaves or falls silent, too."""
     declared = request.headers.get("content-length")
     end = span.check(writer.total_bytes, None if declared is None else int(declared))
-    chunks = limited(request, end - writer.start, lambda: _too_much(end), engines.settings.upload_idle_seconds)
+    chunks = limited(request, end - writer.start, lambda: _too_much(end))
     pieces = _Pieces(engines, writer)
     try:
         there_bytes = await _receive(chunks, pieces)

@@ -64,8 +64,7 @@ async def add_part(upload_id: str, request: Request, caller: CallerDep, engines:
     lanes, project_id = engines.lanes, caller.project_id
     seen = await lanes.write(uploads.check_pending, engines.sessions, project_id, upload_id)
     carried = engines.digests.at(upload_id, seen.received_bytes)
-    idle_seconds = engines.settings.upload_idle_seconds
-    body = limited(request, MAX_PART_BYTES + ENVELOPE_BYTES, uploads.part_too_large, idle_seconds)
+    body = limited(request, MAX_PART_BYTES + ENVELOPE_BYTES, uploads.part_too_large)
     staged = await lanes.write(
         StagedFile, engines.storage.staging, MAX_PART_BYTES, uploads.part_too_large, digests_of_part(carried)
     )

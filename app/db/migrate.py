@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from alembic import command
@@ -17,15 +18,24 @@ MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 ADVISORY_LOCK = 0x74756E657279  # "tunery"
 
 
-def upgrade(engine: Engine, revision: str = "head") -> None:
-    """Migrate under an advisory lock: of several processes that start at once, the others wait and find it done."""
+Migrated = Callable[[str | None, str | None], None]
+
+
+def upgrade(engine: Engine, revision: str = "head", migrated: Migrated | None = None) -> None:
+    """Migrate under an advisory lock: of several processes that start at once, the others wait and find it done.
+
+    `migrated` is called with the revisions before and after, if they differ.
+    """
     with engine.connect() as connection:
         connection.execute(text("SET statement_timeout = 0"))
         connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": ADVISORY_LOCK})
         connection.commit()
         try:
+            before = _revision(connection)
             command.upgrade(_config(connection), revision)
             connection.commit()
+            if migrated is not None and before != (after := _revision(connection)):
+                migrated(before, after)
         finally:
             connection.rollback()
             connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": ADVISORY_LOCK})
@@ -46,11 +56,15 @@ def check(engine: Engine) -> None:
 
 
 def is_current(connection: Connection) -> bool:
-    return MigrationContext.configure(connection).get_current_revision() == head()
+    return _revision(connection) == head()
 
 
 def head() -> str | None:
     return ScriptDirectory(str(MIGRATIONS)).get_current_head()
+
+
+def _revision(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
 
 
 def _config(connection: Connection) -> Config:

@@ -68,9 +68,12 @@ ANSWERS = (
     ),
     ErrorCode(
         "request_timeout", 408,
-        "Nothing came from the client for a minute (`TUNERY_UPLOAD_IDLE_SECONDS`) while it was to send a file.",
+        "The client sent its request too slowly: no byte of the body for `TUNERY_BODY_IDLE_SECONDS` (30), less than "
+        "`TUNERY_BODY_MIN_BYTES_PER_SECOND` (1,000) on average over a minute, or headers that were not complete after "
+        "`TUNERY_HEADER_TIMEOUT_SECONDS` (10). The connection is closed after the answer.",
         "Send it again. A stream to `/v1/uploads/{id}/content` goes on from `Upload-Offset`.",
-        "Nothing came for … seconds, so the upload was let go; send it again, or go on with it.",
+        "No byte of the request body arrived for … s. Send the request again; a resumable upload continues at its "
+        "Upload-Offset.",
     ),
     ErrorCode(
         "idempotency_key_in_use", 409,

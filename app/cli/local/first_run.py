@@ -29,11 +29,14 @@ KEY_FILE_VARIABLE = "TUNERY_ADMIN_KEY_FILE"
 
 
 @contextmanager
-def prepared_database(database_url: str) -> Iterator[Sessions]:
-    """At the newest revision. The advisory lock of app.db.migrate holds off another machine that starts on it."""
+def prepared_database(database_url: str, migrated: migrate.Migrated | None = None) -> Iterator[Sessions]:
+    """At the newest revision. The advisory lock of app.db.migrate holds off another machine that starts on it.
+
+    `migrated` is called with the revisions before and after, if they differ.
+    """
     engine = make_engine(Settings(database_url=database_url, redis_url="redis://").database_url)
     try:
-        _migrate(engine)
+        _migrate(engine, migrated)
         sessions = make_sessions(engine)
         audit.watch(sessions)
         with audit.acting(operator("up")):
@@ -75,9 +78,9 @@ def offer_base_model(sessions: Sessions, directory: Path) -> bool:
         return directory.exists()
 
 
-def _migrate(engine: Engine) -> None:
+def _migrate(engine: Engine, migrated: migrate.Migrated | None) -> None:
     try:
-        migrate.upgrade(engine)
+        migrate.upgrade(engine, migrated=migrated)
     except OperationalError as error:
         why = " ".join(str(error.orig).split())
         raise CannotStart(f"The database does not answer: {why}. Look at DATABASE_URL.") from None

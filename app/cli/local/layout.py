@@ -9,7 +9,7 @@ DATA_DIR/         0700; 0711 where PostgreSQL runs as another account, which mus
   models/         0700, the bundled base model
   storage/ work/  0700, datasets and adapters; work directories of jobs
   run/            0700, the locks of the workers' slots
-  logs/           0700, one file per process
+  logs/           0700, one file per process and its older ones: api.log, api.log.1, ...
 """
 
 from __future__ import annotations
@@ -59,8 +59,12 @@ class Layout:
     def models(self) -> Path:
         return self.root / "models"
 
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
     def log(self, name: str) -> Path:
-        return self.root / "logs" / f"{name}.log"
+        return self.logs / f"{name}.log"
 
     def refuse_foreign(self) -> None:
         """Its permissions are about to be set, so a directory with somebody else's files in it is left alone."""

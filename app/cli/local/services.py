@@ -14,9 +14,6 @@ from app.cli.local.hardware import device, gpu_groups
 
 # A worker asks its trainer to save and waits for it (TUNERY_DRAIN_GRACE_SECONDS, 100 s); containers give it 120 s too.
 WORKER_GRACE_SECONDS = 120.0
-# Longer than a gateway keeps a connection to us (nginx and load balancers of clouds: 60 s), so that it never sends a
-# request into one that we are closing, which it would answer with a 502.
-KEEP_ALIVE_SECONDS = 75
 API_GRACE_SECONDS = 15.0  # open streams are cut after 5
 RECONCILER_GRACE_SECONDS = 10.0
 WEBHOOKS_GRACE_SECONDS = 20.0  # a try in hand may take TUNERY_WEBHOOK_TIMEOUT_SECONDS, 15 s
@@ -44,9 +41,7 @@ def programs(data_dir: Path, host: str, port: int) -> list[Program]:
 
 
 def _api(host: str, port: int) -> list[str]:
-    keep_alive = ["--timeout-keep-alive", str(KEEP_ALIVE_SECONDS)]
-    listen = ["--host", host, "--port", str(port), "--timeout-graceful-shutdown", "5", *keep_alive]
-    return [sys.executable, "-m", "uvicorn", "--factory", "app.main:app_from_environment", *listen]
+    return [sys.executable, "-m", "app.serve", "--host", host, "--port", str(port)]
 
 
 def _gpu_worker(number: int, visible: str | None, data_dir: Path) -> Program:

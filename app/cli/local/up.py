@@ -104,6 +104,7 @@ class _Up:
         end_leftovers(self._layout.root, signal.SIGKILL, LEFTOVER_SECONDS)
         port = free_port(self._options.host, self._options.port)
         self._urls["base_url"] = base_url(self._options.host, port)
+        self._tell("logs", f"{self._layout.logs}, a file for each process")
         self._begin_conversion()
         self._start_servers()
         self._prepare_database()
@@ -142,12 +143,15 @@ class _Up:
         return server.url
 
     def _prepare_database(self) -> None:
-        with first_run.prepared_database(self._urls["database_url"]) as sessions:
+        with first_run.prepared_database(self._urls["database_url"], self._tell_of_migration) as sessions:
             created = first_run.ensure_admin_key(sessions, self._layout)
             first_run.refuse_open_without_key(sessions, self._options.host)
             self._offer_base_model(sessions)
         if created:
             self._tell("admin key", f"{created} (shown once; kept in {self._layout.admin_key})")
+
+    def _tell_of_migration(self, before: str | None, after: str | None) -> None:
+        self._tell("schema", f"migrated from revision {before or 'none'} to {after}")
 
     def _offer_base_model(self, sessions: Sessions) -> None:
         directory = self._layout.models / base_model.NAME
@@ -172,7 +176,7 @@ class _Up:
         env = child_environment(self._layout.root, self._urls)
         for program in programs(self._layout.root, self._options.host, port):
             log = self._layout.log(program.name)
-            own = {**env, **program.environment}
+            own = {**env, **program.environment, "TUNERY_LOG_FILE": str(log)}
             child = Child(program.name, program.command, log, self._layout.root, own, cwd=self._layout.root)
             self._supervisor.start(Service(program.name, child, str(log), program.grace_seconds))
             self._tell(program.name, f"{program.does} (pid {child.pid})")

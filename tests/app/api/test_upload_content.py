@@ -245,7 +245,7 @@ class TestOverASocket:
 class TestAClientThatFallsSilent:
     @pytest.fixture
     def settings(self, settings: Settings) -> Settings:
-        return settings.model_copy(update={"upload_idle_seconds": 0.3})
+        return settings.model_copy(update={"body_idle_seconds": 0.3})
 
     def test_is_let_go_and_what_it_sent_as_a_stream_is_kept(
         self, client: TestClient, live_server: LiveServer, api_key: str, begin: Begin, storage: LocalStorage

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,7 +11,6 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
-from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from app.api import door, once
@@ -190,13 +188,8 @@ def send_content_from_two_places(server: Server) -> Any:
 
 
 def fall_silent(server: Server) -> Any:
-    async def silence(_request: Request) -> AsyncIterator[bytes]:
-        await asyncio.Event().wait()
-        yield b""
-
     upload = begin_upload(server)
-    server.set(upload_idle_seconds=0.01)
-    server.monkeypatch.setattr(Request, "stream", silence)
+    server.set(body_idle_seconds=0)  # so that any wait for the body is too long
     return server.client.put(f"{upload}/content", content=b"0123456789")
 
 

@@ -34,8 +34,3 @@ def test_every_gpu_gets_a_worker(
     slots = [next(word for word in each.command if "@%h" in word).split("-")[0] for each in found]
     assert slots == [f"gpu{number}" for number in range(len(groups))]
     assert len({each.name for each in found}) == len(groups)
-
-
-def test_the_api_keeps_idle_connections_longer_than_gateways_do(tmp_path: Path) -> None:
-    api = next(each for each in services.programs(tmp_path, "127.0.0.1", 8000) if each.name == "api")
-    assert int(api.command[api.command.index("--timeout-keep-alive") + 1]) > 60

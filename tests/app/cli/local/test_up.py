@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -110,6 +111,8 @@ class TestALife:
         assert first.get("/readyz") == 200
         assert first.get("/v1/models", key) == 200
         self._is_private(first.layout)
+        self._logs_requests_as_json(first)
+        assert len(re.findall(r"^schema +migrated from revision none to \w+$", first.said, re.M)) == 1
 
         second = start(data_dir)
         assert second.process.wait(60) == 1
@@ -125,6 +128,7 @@ class TestALife:
         runtime = third.runtime()
         assert third.get("/v1/models", key) == 200
         assert third.said.count(key) == 1  # only the first start has shown it
+        assert third.said.count("migrated from") == 1
         third.end(signal.SIGKILL)
 
         fourth = start(data_dir)
@@ -138,6 +142,12 @@ class TestALife:
         assert look_of(data_dir) == before
         assert Path("/etc/passwd").read_bytes() == accounts
         assert {path.name for path in place.iterdir()} == {"data", "data.log"}
+
+    def _logs_requests_as_json(self, running: Running) -> None:
+        assert re.search(rf"^logs +{re.escape(str(running.layout.logs))}, ", running.said, re.M)
+        lines = [json.loads(line) for line in running.layout.log("api").read_text().splitlines()]
+        assert {line["route"] for line in lines if line["event"] == "request"} >= {"/readyz", "/v1/models"}
+        assert not [line for line in lines if "alembic" in str(line) or "Context impl" in str(line)]
 
     def _is_private(self, layout: Layout) -> None:
         assert layout.root.stat().st_mode & 0o777 == (0o711 if os.geteuid() == 0 else 0o700)

@@ -1,0 +1,61 @@
+"""The log files that a process writes itself: bounded, complete at their end, with what was printed past `logging`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+LINES = 3_000
+WRITE = f"""
+import logging, os, sys
+from pathlib import Path
+import app.log
+
+app.log.RotatingLog.__init__.__defaults__ = (50_000, 3)
+app.log.configure_logging(json=True, file=Path(sys.argv[1]))
+log = app.log.get_logger("test")
+for number in range({LINES}):
+    log.info("an event", number=number)
+    if number % 100 == 0:
+        print("printed", number, flush=True)
+        os.write(2, b"native %d\\n" % number)
+logging.getLogger("alembic.runtime.migration").info("Context impl PostgresqlImpl.")
+logging.getLogger("uvicorn.access").info("GET /")
+logging.getLogger("uvicorn.error").info("Started server process")
+"""
+
+
+def write(directory: Path) -> list[Path]:
+    """Write many lines into a small log; its files, the newest first."""
+    path = directory / "api.log"
+    environment = {"PATH": os.environ["PATH"]}
+    done = subprocess.run([sys.executable, "-c", WRITE, path], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    return sorted(directory.iterdir(), key=lambda file: (len(file.name), file.name))
+
+
+def test_files_do_not_grow_without_bound_and_the_newest_lines_are_all_there(tmp_path: Path) -> None:
+    files = write(tmp_path)
+    assert [file.name for file in files] == ["api.log", "api.log.1", "api.log.2", "api.log.3"]
+    assert all(file.stat().st_size < 51_000 for file in files)
+    text = "".join(file.read_text() for file in reversed(files))
+    numbers = [json.loads(line)["number"] for line in text.splitlines() if "an event" in line]
+    assert numbers == list(range(numbers[0], LINES))
+    assert len(numbers) > 1_000
+
+
+def test_what_is_printed_follows_into_the_newest_file(tmp_path: Path) -> None:
+    text = "".join(file.read_text() for file in reversed(write(tmp_path)))
+    printed, native = (re.findall(rf"^{how} (\d+)$", text, re.M) for how in ("printed", "native"))
+    assert printed[-1] == native[-1] == str(LINES - 100)
+    assert text.index(f"native {LINES - 100}\n") > text.index(f'"number": {LINES - 100},')
+
+
+def test_libraries_write_in_our_format_or_not_at_all(tmp_path: Path) -> None:
+    newest = write(tmp_path)[0].read_text().splitlines()
+    assert json.loads(newest[-1])["event"] == "Started server process"
+    assert not [line for line in newest if "Context impl" in line or "GET /" in line]
