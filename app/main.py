@@ -28,6 +28,7 @@ from app.api import (
     job_records,
     jobs,
     models,
+    organization_jobs,
     permissions,
     project_keys,
     projects,
@@ -59,7 +60,7 @@ from app.storage import LocalStorage, Storage
 # the most polled comes first
 ROOMS = (
     job_read, files, file_reports, uploads, jobs, clones, job_records, streams, adapters, exports, permissions, models,
-    queue, webhooks, projects, project_keys, audit_logs, health,
+    queue, webhooks, projects, project_keys, organization_jobs, audit_logs, health,
 )  # fmt: skip
 
 GARBAGE_LOOKED_FOR_AFTER = 20_000  # new objects; Python's own number is 700
