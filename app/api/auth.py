@@ -14,6 +14,7 @@ from fastapi import Depends, Request
 
 from app.api.deps import engines_of
 from app.api.envelope import tell_with_answer
+from app.api.query_parameters import check_query
 from app.db import audit, key_reads
 from app.db.key_reads import KnownKey
 from app.domain import actions, scopes
@@ -48,7 +49,10 @@ CallerDep = Annotated[Caller, AUTHENTICATED]
 
 
 def admit(request: Request, key: KnownKey | None) -> Caller:
-    """Whoever has this key may make this call, now. Raises InvalidApiKey, RateLimited, MissingScope, in this order."""
+    """Whoever has this key may make this call, now.
+
+    Raises InvalidApiKey, RateLimited, MissingScope, and BadRequest for the query, in this order.
+    """
     if key is None:
         raise wrong_key()
     if key.refusal is not None:
@@ -63,6 +67,7 @@ def admit(request: Request, key: KnownKey | None) -> Caller:
         )
     path = _template(request)
     _check_scope(key.scopes, scopes.needed(request.method, path), f"{request.method} {path}")
+    check_query(request)
     _attribute(request, key, path)
     return Caller(key.key_id, key.project_id, tuple(key.scopes))
 
