@@ -56,6 +56,7 @@ BY_SCHEMA = (
 # What one schema leaves unsaid, another says that has the same fields.
 AS_IN = {
     "NewKey": "KeyBody",
+    "OrganizationJob": "JobBody",
     "OwnProject": "ProjectWithUsage",
     "ProjectWithUsage": "ProjectBody",
     "UpdateKey": "CreateKey",
