@@ -50,8 +50,8 @@ from app.settings import Settings
 SNAPSHOT = Path(__file__).with_name("openapi.json")
 MODELS: tuple[type[BaseModel], ...] = (
     AdapterBody, CheckpointList, Deleted, EventList, FileBody, FileList, JobBody, JobList, ModelBody, ModelList,
-    PlanBody, AuditList, OrganizationJobList, KeyBody, KeyList, KeyRevoked, NewKey, OwnProject, ProjectBody, ProjectList, ProjectWithUsage,
-    StepMetricsBody, PartBody, PartList, UploadBody, QueueBody, WorkerList,
+    PlanBody, AuditList, KeyBody, KeyList, KeyRevoked, NewKey, OwnProject, ProjectBody, ProjectList, ProjectWithUsage,
+    StepMetricsBody, OrganizationJobList, PartBody, PartList, UploadBody, QueueBody, WorkerList,
     WebhookDeliveryBody, WebhookDeliveryList, WebhookEndpointBody, WebhookEndpointDeleted,
     WebhookEndpointList, WebhookEndpointTestResult, WebhookEndpointWithSecret, WebhookEventTypeList,
     DiffBody, ExportBody, ExportList, FileReportBody, PermissionList,

@@ -2,17 +2,23 @@ from __future__ import annotations
 
 import json
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.routing import APIRoute
 from httpx2 import Response
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sqlalchemy import func, select, update
 from starlette.testclient import TestClient
 
+from app.api import jobs
+from app.api.query_parameters import check_query, known_query
 from app.db import keys
 from app.db.engine import Sessions, transaction
 from app.db.tables import ApiKey, File, Job, Project
+from app.errors import UnknownParameter
 from app.storage import LocalStorage
 from tests.app.api.conftest import Upload
 from tests.app.api.test_auth import asked, every_route
@@ -156,6 +162,20 @@ class TestAnUnknownParameter:
             assert error_of(client.get(f"{JOBS}?{query}"))["code"] == "unknown_parameter"
         for query in ("", "&", "&&"):
             assert client.get(f"{JOBS}?{query}").status_code == 200
+
+
+@settings(max_examples=60, deadline=None)
+@given(name=st.text(min_size=1, max_size=100))
+def test_every_name_but_the_known_ones_is_refused(name: str) -> None:
+    (route,) = (one for one in jobs.router.routes if isinstance(one, APIRoute) and one.name == "list_jobs")
+    query = urlencode({name: "1"}).encode()
+    request = Request({"type": "http", "method": "GET", "query_string": query, "headers": [], "route": route})
+    if known_query(route).has(name) or name == "api-version":
+        check_query(request)
+        return
+    with pytest.raises(UnknownParameter) as refused:
+        check_query(request)
+    assert refused.value.param == name[:60]
 
 
 class TestAKnownParameter:
