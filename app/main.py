@@ -29,6 +29,7 @@ from app.api import (
     job_records,
     jobs,
     models,
+    organization_jobs,
     permissions,
     project_keys,
     projects,
@@ -60,7 +61,7 @@ from app.storage import LocalStorage, Storage
 # the most polled comes first
 ROOMS = (
     job_read, files, file_reports, uploads, jobs, clones, job_records, streams, adapters, exports, permissions, models,
-    queue, webhooks, projects, project_keys, audit_logs, health,
+    queue, webhooks, projects, project_keys, organization_jobs, audit_logs, health,
 )  # fmt: skip
 
 CONNECTION_MODULE = "app.api.connection"

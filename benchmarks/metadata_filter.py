@@ -1,4 +1,4 @@
-"""The list of jobs filtered by metadata, 50,000 jobs: with the index and without, for pairs of every frequency.
+"""The list of jobs filtered, 50,000 jobs: with the indexes and without, by metadata of every frequency, state and time.
 
 python -m benchmarks.metadata_filter
 """
@@ -8,24 +8,30 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from app.db import jobs, migrate
+from app.db import job_pages, migrate
 from app.db.engine import make_engine
+from app.db.job_pages import JobFilter
 from benchmarks.table import machine
 from tests.stack import start_postgres
 
 JOBS = 50_000
+OLD = datetime(2026, 1, 3, tzinfo=UTC)  # the first job is of 1 January, one a minute
+INDEXES = ("ix_jobs_metadata", "ix_jobs_state", "ix_jobs_created")
 TIMES = 30  # psycopg prepares a statement at its fifth execution, PostgreSQL may take another plan at its sixth
 # Pair -> the share of the jobs that have it. Every job has a `run` of its own; a tenth has no metadata at all.
 PAIRS = {"all": 1, "half": 2, "tenth": 10, "hundredth": 100, "thousandth": 1_000, "one": 0}
 FILL = """
-INSERT INTO jobs (id, project_id, base_model, training_file_id, spec, metadata, state, event_seq)
+INSERT INTO jobs (id, project_id, base_model, training_file_id, spec, metadata, state, event_seq, created_at,
+                  finished_at, error_code)
 SELECT 'ftjob-' || n, 'p' || (n % 4), 'm', 'file-1', '{}', CASE WHEN n % 10 <> 9 THEN jsonb_build_object(
   'all', 'yes', 'half', (n / 4 % 2)::text, 'tenth', (n / 4 % 10)::text, 'hundredth', (n / 4 % 100)::text,
-  'thousandth', (n / 4 % 1000)::text, 'run', n::text) END, 'validating_files', 1
+  'thousandth', (n / 4 % 1000)::text, 'run', n::text) END, CASE WHEN n % 5000 = 0 THEN 'failed' ELSE 'cancelled' END, 1,
+  timestamptz '2026-01-01Z' + n * interval '1 minute', now(), CASE WHEN n % 5000 = 0 THEN 'x' END
 FROM generate_series(1, :jobs) AS n
 """
 
@@ -38,12 +44,13 @@ def main() -> None:
         migrate.upgrade(engine)
         with Session(engine) as session:
             fill(session)
-            measure(session, "with the index")
-            index_bytes = session.scalar(text("SELECT pg_relation_size('ix_jobs_metadata')")) or 0
-            print(f"the index: {index_bytes / 1e6:.1f} MB")
-            session.execute(text("DROP INDEX ix_jobs_metadata"))
+            measure(session, "with the indexes")
+            for index in INDEXES:
+                index_bytes = session.scalar(text(f"SELECT pg_relation_size('{index}')")) or 0
+                print(f"{index}: {index_bytes / 1e6:.1f} MB")
+                session.execute(text(f"DROP INDEX {index}"))
             session.commit()
-            measure(session, "without it")
+            measure(session, "without them")
         engine.dispose()
     finally:
         stop()
@@ -70,9 +77,16 @@ def measure(session: Session, title: str) -> None:
     print(f"\n{title}")
     for name in PAIRS:
         pair = {"run": "20000"} if name == "one" else {name: "yes" if name == "all" else "0"}
-        for when, after in (("first page", None), ("in the middle", jobs.get(session, "p0", f"ftjob-{JOBS // 2}"))):
-            tell(f"{name}, {when}", lambda pair=pair, after=after: jobs.page(session, "p0", 21, after, pair))
-    tell("null", lambda: jobs.page(session, "p0", 21, None, None, True))
+        middle = job_pages.get(session, "p0", f"ftjob-{JOBS // 2}")
+        for when, after in (("first page", None), ("in the middle", middle)):
+            wanted = JobFilter("p0", metadata=pair)
+            tell(f"{name}, {when}", lambda wanted=wanted, after=after: job_pages.page(session, wanted, 21, after))
+    tell("null", lambda: job_pages.page(session, JobFilter("p0", without_metadata=True), 21))
+    for project_id, whose in (("p0", "one project"), (None, "all projects")):
+        failed = JobFilter(project_id, states=["failed"])
+        hour = JobFilter(project_id, created_from=OLD, created_until=OLD + timedelta(hours=1))
+        tell(f"a rare state, {whose}", lambda wanted=failed: job_pages.page(session, wanted, 21))
+        tell(f"an old hour, {whose}", lambda wanted=hour: job_pages.page(session, wanted, 21))
 
 
 def tell(what: str, act: Callable[[], list[object]]) -> None:

@@ -14,6 +14,7 @@ from fastapi import Depends, Request
 
 from app.api.deps import engines_of
 from app.api.envelope import tell_with_answer
+from app.api.query_parameters import check_query
 from app.api.request_log import record_of
 from app.db import audit, key_reads
 from app.db.key_reads import KnownKey
@@ -49,7 +50,10 @@ CallerDep = Annotated[Caller, AUTHENTICATED]
 
 
 def admit(request: Request, key: KnownKey | None) -> Caller:
-    """Whoever has this key may make this call, now. Raises InvalidApiKey, RateLimited, MissingScope, in this order."""
+    """Whoever has this key may make this call, now.
+
+    Raises InvalidApiKey, RateLimited, MissingScope, and BadRequest for the query, in this order.
+    """
     if key is None:
         raise wrong_key()
     if record := record_of(request.scope):
@@ -66,6 +70,7 @@ def admit(request: Request, key: KnownKey | None) -> Caller:
         )
     path = _template(request)
     _check_scope(key.scopes, scopes.needed(request.method, path), f"{request.method} {path}")
+    check_query(request)
     _attribute(request, key, path)
     return Caller(key.key_id, key.project_id, tuple(key.scopes))
 

@@ -10,9 +10,10 @@ from fastapi import Depends, Request
 from app.api.auth import CallerDep
 from app.api.receiving import refuse_compressed
 from app.domain.jsonl import MAX_DEPTH, LineError, check_text, decode_json, json_type
-from app.errors import BadRequest, TooLarge
+from app.errors import BadRequest, TooLarge, UnknownParameter
 
 MAX_BODY_BYTES = 1 << 20
+MAX_NAMED, MAX_NAME_CHARS = 10, 60  # unknown names in one message, and how much of each
 
 
 async def read_body(request: Request, _caller: CallerDep) -> bytes:
@@ -36,6 +37,20 @@ async def read_optional_json_object(body: BodyBytesDep) -> dict[str, Any]:
 
 
 OptionalJsonBodyDep = Annotated[dict[str, Any], Depends(read_optional_json_object)]
+
+
+async def refuse_parameters(body: BodyBytesDep) -> None:
+    """For calls without a body: whatever names no parameter is ignored, as some clients send `{}` with every POST."""
+    try:
+        value = decode_json(body)
+    except (LineError, RecursionError):
+        return
+    if isinstance(value, dict) and value:
+        names = [name[:MAX_NAME_CHARS] for name in list(value)[:MAX_NAMED]]
+        raise UnknownParameter(f"unknown parameters {', '.join(names)}; this call takes no body", names[0])
+
+
+NO_BODY = Depends(refuse_parameters)
 
 
 def parse_json_object(data: bytes) -> dict[str, Any]:

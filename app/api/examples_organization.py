@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from app.api import examples
 from app.api.schemas.keys import CreateKey, RotateKey, UpdateKey
 from app.api.schemas.projects import ArchiveProject, CreateProject, UpdateProject
 
@@ -64,6 +65,7 @@ ANSWERS: dict[str, Any] = {
     f"POST {KEYS}/{{key_id}}/rotate": NEW_KEY
     | {"rotated_at": 1795000400, "previous_value_expires_at": 1795086800, "last_used_at": 1795000300},
     f"DELETE {KEYS}/{{key_id}}": {"id": KEY_ID, "object": "organization.project.api_key.deleted", "deleted": True},
+    "GET /v1/organization/jobs": _page(examples.FINISHED_JOB | {"project_id": PROJECT_ID}),
     "GET /v1/organization/audit_logs": _page(ENTRY),
 }
 

@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from app.api import examples
 from app.api.auth import CallerDep
+from app.api.bodies import NO_BODY
 from app.api.deps import Engines, EnginesDep
 from app.api.schemas.file_reports import FileReportBody, render_report
 from app.db.engine import transaction
@@ -23,7 +24,9 @@ REPORTS = CapacityLimiter(surveying.AT_ONCE)
 router = APIRouter(prefix="/v1/files", tags=["Files"])
 
 
-@router.post("/{file_id}/validate", response_model=FileReportBody, summary="Report on a data set")
+@router.post(
+    "/{file_id}/validate", response_model=FileReportBody, summary="Report on a data set", dependencies=[NO_BODY]
+)
 async def validate_file(
     file_id: str,
     caller: CallerDep,

@@ -27,6 +27,10 @@ from app.services import files, intake
 from app.services.intake import NewFile, StagedFile
 from app.services.once import fingerprint_of
 
+Purpose = Literal[  # OpenAI's words, for files that a client uploads and for those that a service makes
+    "fine-tune", "fine-tune-results", "assistants", "assistants_output", "batch", "batch_output", "vision", "user_data",
+    "evals",
+]  # fmt: skip
 FIELDS = ("purpose", "expires_after[anchor]", "expires_after[seconds]")
 MAX_LIST = 10_000
 
@@ -61,7 +65,7 @@ def list_files(
     after: After = None,
     limit: Limit = MAX_LIST,
     order: Annotated[Literal["asc", "desc"], Query(description="By creation.")] = "desc",
-    purpose: str | None = None,
+    purpose: Annotated[Purpose | None, Query()] = None,
 ) -> Any:
     """Newest first unless `order` is asc. `purpose` keeps the files of one purpose."""
     limit = min(limit, MAX_LIST)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -10,7 +12,8 @@ from app.api import examples, own_examples
 from app.api.auth import CallerDep
 from app.api.bodies import JsonBodyDep
 from app.api.deps import Engines, EnginesDep, SessionDep
-from app.api.etags import checkpoints_etag, events_etag, jobs_etag, json_with, not_modified, place_tag
+from app.api.etags import checkpoints_etag, events_etag, json_with, not_modified
+from app.api.job_lists import MAX_JOBS, JobFilterDep, job_page
 from app.api.job_requests import job_changes, job_request
 from app.api.once import OnceRoute
 from app.api.pages import After, Limit, envelope
@@ -21,11 +24,9 @@ from app.api.schemas.job_requests import UpdateJob, parsed
 from app.api.schemas.jobs import JobBody, JobList, render_job
 from app.api.schemas.plans import PlanBody, render_plan
 from app.db.engine import transaction
-from app.errors import BadRequest
 from app.services import jobs, plan
 from app.services.jobs import SeenJob
 
-MAX_JOBS = 100
 MAX_EVENTS = 1_000
 MAX_CHECKPOINTS = 100
 
@@ -61,21 +62,16 @@ def list_jobs(
     caller: CallerDep,
     session: SessionDep,
     engines: EnginesDep,
+    wanted: JobFilterDep,
     after: After = None,
     limit: Limit = 20,
 ) -> Any:
-    """Newest first. `metadata[key]=value` keeps the jobs that have every pair; `metadata=null` those without any."""
-    limit = min(limit, MAX_JOBS)
-    organization = engines.settings.organization
-    asked = (session, caller.project_id, limit + 1, after, *_metadata_filter(request))
-    if "if-none-match" in request.headers:
-        known = jobs.page_versions(*asked)
-        etag = jobs_etag(organization, ((job_id, version, place_tag(*place)) for job_id, version, place in known))
-        if is_known(request.headers, etag):
-            return not_modified(etag)
-    rows = jobs.page(*asked)
-    etag = jobs_etag(organization, ((seen.job.id, seen.job.version, place_tag(*seen.place)) for seen in rows))
-    return json_with(etag, envelope(rows, limit, lambda seen: render(engines, seen)))
+    """Newest first. A job is listed if it matches every filter that is given.
+
+    `metadata[key]=value` keeps the jobs that have every pair; `metadata=null` those without any.
+    """
+    own = replace(wanted, project_id=caller.project_id)
+    return job_page(request, session, engines, own, after, min(limit, MAX_JOBS), partial(render, engines))
 
 
 @router.post("/{job_id}", response_model=JobBody, summary="Change a job", openapi_extra=own_examples.UPDATE_JOB_BODY)
@@ -142,19 +138,3 @@ def render(engines: Engines, seen: SeenJob) -> dict[str, Any]:
         seen.job, engines.settings.organization, seen.queue_position, seen.adapter_file_ids, seen.expected_start_at,
         seen.waiting_for,
     )  # fmt: skip
-
-
-def _metadata_filter(request: Request) -> tuple[dict[str, str], bool]:
-    wanted: dict[str, str] = {}
-    without = False
-    for name, value in request.query_params.multi_items():
-        if name == "metadata":
-            if value != "null":
-                text = f"metadata: {value[:60]!r} is not understood; write metadata[key]=value, or metadata=null"
-                raise BadRequest(text, "metadata")
-            without = True
-        elif name.startswith("metadata["):
-            if not name.endswith("]"):
-                raise BadRequest(f"{name[:60]!r} is not understood; write metadata[key]=value", "metadata")
-            wanted[name.removeprefix("metadata[").removesuffix("]")] = value
-    return wanted, without

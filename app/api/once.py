@@ -19,7 +19,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from app.api.auth import CallerDep
-from app.api.bodies import BodyBytesDep
+from app.api.bodies import NO_BODY, BodyBytesDep, JsonBodyDep, OptionalJsonBodyDep
 from app.api.deps import SessionDep, SlotDep, engines_of
 from app.domain.jsonl import LineError, decode_json
 from app.errors import IdempotencyKeyInUse
@@ -91,7 +91,8 @@ async def begin_once(
 class OnceRoute(APIRoute):
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         if "POST" in (options.get("methods") or ()) and takes_session(endpoint):
-            options["dependencies"] = [*(options.get("dependencies") or ()), Depends(begin_once)]
+            no_body = () if takes_body(endpoint) else (NO_BODY,)
+            options["dependencies"] = [*(options.get("dependencies") or ()), *no_body, Depends(begin_once)]
         super().__init__(path, endpoint, **options)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -114,6 +115,11 @@ class OnceRoute(APIRoute):
 
 def takes_session(endpoint: Callable[..., Any]) -> bool:
     return SessionDep in get_type_hints(endpoint, include_extras=True).values()
+
+
+def takes_body(endpoint: Callable[..., Any]) -> bool:
+    hints = get_type_hints(endpoint, include_extras=True).values()
+    return any(hint in (JsonBodyDep, OptionalJsonBodyDep, BodyBytesDep, Request) for hint in hints)
 
 
 async def _acquire(lock: asyncio.Lock, key: str) -> None:

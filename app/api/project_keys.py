@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 
 from app.api import examples_organization as examples
 from app.api.auth import AUTHENTICATED
@@ -42,11 +42,17 @@ def list_keys(
     after: After = None,
     limit: Limit = 20,
     include_revoked: bool = False,
+    owner_project_access: Annotated[
+        Literal["active", "inactive", "any"],
+        Query(description="Only keys with this `owner_project_access`. Revoked ones also take `include_revoked`."),
+    ] = "any",
 ) -> Any:
     """Newest first, without their secrets."""
     limit = min(limit, MAX_KEYS)
     project = projects.get(session, project_id)
-    return envelope(keys.page(session, project.id, limit + 1, after, include_revoked), limit, render_key)
+    is_active = None if owner_project_access == "any" else owner_project_access == "active"
+    rows = keys.page(session, project.id, limit + 1, after, include_revoked, is_active)
+    return envelope(rows, limit, render_key)
 
 
 @router.get("/{key_id}", response_model=KeyBody, summary="Get an API key")

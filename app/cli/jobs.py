@@ -1,5 +1,7 @@
 """`tunery jobs`: create a fine-tuning job, look at it, follow it, end it."""
 
+import math
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -43,6 +45,26 @@ commands = typer.Typer(no_args_is_help=True, help="Fine-tuning jobs.")
 EVENTS_A_PAGE = 1000
 ASKED_FOR_MOST = ("r", "alpha", "dropout", "bits", "type", "n_epochs", "batch_size", "learning_rate")
 Limit = Annotated[int, typer.Option(min=1, help="At most so many, newest first.")]
+
+
+def unix_seconds(text: str) -> int:
+    """Raises BadParameter, which typer shows with the option's name."""
+    try:
+        return int(text) if text.isdecimal() else math.floor(datetime.fromisoformat(text).timestamp())
+    except (ValueError, OverflowError):
+        allowed = "seconds since 1970, or a date such as 2026-11-27 or 2026-11-27T09:30:00+01:00"
+        raise typer.BadParameter(f"{text!r} is no time; write {allowed}") from None
+
+
+CreatedAfter = Annotated[
+    int | None,
+    typer.Option(
+        parser=unix_seconds, metavar="TIME", help="Only jobs created later: seconds since 1970, or a date (local time)."
+    ),
+]
+CreatedBefore = Annotated[
+    int | None, typer.Option(parser=unix_seconds, metavar="TIME", help="Only jobs created earlier.")
+]
 
 
 @commands.command("create")
@@ -100,21 +122,35 @@ def create(
 
 @commands.command("list")
 @with_client
-def list_jobs(client: "Client", limit: Limit = 20, as_json: AsJson = False) -> None:
+def list_jobs(
+    client: "Client",
+    limit: Limit = 20,
+    status: Annotated[list[str] | None, typer.Option(help="Only jobs in this state; may be repeated.")] = None,
+    created_after: CreatedAfter = None,
+    created_before: CreatedBefore = None,
+    all_projects: Annotated[
+        bool, typer.Option("--all-projects", help="The jobs of every project; takes an admin key.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """List the project's jobs, newest first."""
-    found, has_more = client.first("fine_tuning/jobs", limit, max_page=100)
+    filters = {"status": status, "created_after": created_after, "created_before": created_before}
+    given = {name: value for name, value in filters.items() if value}
+    path = "organization/jobs" if all_projects else "fine_tuning/jobs"
+    found, has_more = client.first(path, limit, max_page=100, **given)
     if has_more:
         remark(f"These are the newest {limit} jobs; --limit shows more.")
     if as_json:
         print_json(found)
         return
     rows = [
-        [job["id"], status_text(job), _step_text(job), time_text(job["created_at"]), job["model"],
-         job.get("fine_tuned_model") or ""]
+        [job["id"], *([job["project_id"]] if all_projects else []), status_text(job), _step_text(job),
+         time_text(job["created_at"]), job["model"], job.get("fine_tuned_model") or ""]
         for job in found
     ]  # fmt: skip
-    columns = ["id", "status", "step", "created", "model", "fine-tuned model"]
-    print_table(columns, rows, "No jobs. `tunery jobs create` makes one.")
+    columns = ["id", *(["project"] if all_projects else []), "status", "step", "created", "model", "fine-tuned model"]
+    none = "No jobs match." if given else "No jobs. `tunery jobs create` makes one."
+    print_table(columns, rows, none)
 
 
 @commands.command("get")

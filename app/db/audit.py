@@ -81,6 +81,7 @@ def page(
     session: Session,
     limit: int,
     after: AuditEntry | None = None,
+    before: AuditEntry | None = None,
     project_ids: Collection[str] = (),
     actor_ids: Collection[str] = (),
     actions: Collection[str] = (),
@@ -88,10 +89,17 @@ def page(
     since: datetime | None = None,
     until: datetime | None = None,
 ) -> list[AuditEntry]:
-    """Newest first, at most `limit`; an empty filter lets everything through."""
-    query = select(AuditEntry).order_by(AuditEntry.seq.desc()).limit(limit)
+    """Newest first, at most `limit`; an empty filter lets everything through.
+
+    The last entry only says that there are more. With `before` alone the page ends at that entry instead of beginning
+    at the newest one, so the one that says so is newer than the others.
+    """
+    ends_at = before is not None and after is None
+    query = select(AuditEntry).order_by(AuditEntry.seq if ends_at else AuditEntry.seq.desc()).limit(limit)
     if after is not None:
         query = query.where(AuditEntry.seq < after.seq)
+    if before is not None:
+        query = query.where(AuditEntry.seq > before.seq)
     for column, wanted in (
         (AuditEntry.project_id, project_ids), (AuditEntry.actor_id, actor_ids), (AuditEntry.action, actions),
     ):  # fmt: skip
@@ -99,7 +107,8 @@ def page(
             query = query.where(column.in_(wanted))
     if object_ids:
         query = query.where(AuditEntry.object_ids.has_any(cast(list(object_ids), ARRAY(Text))))
-    return list(session.scalars(_within(query, since, until)))
+    rows = list(session.scalars(_within(query, since, until)))
+    return [*reversed(rows[: limit - 1]), *rows[limit - 1 :]] if ends_at else rows
 
 
 def _within(query: Select[AuditEntry], since: datetime | None, until: datetime | None) -> Select[AuditEntry]:

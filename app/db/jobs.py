@@ -1,11 +1,11 @@
-"""Jobs as their owner sees them: created, read, listed, cancelled. Never commits."""
+"""Jobs as their owner sees them: created, read, cancelled. Never commits."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
-from sqlalchemy import Select, case, func, null, or_, select, update
+from sqlalchemy import Select, case, func, null, select, update
 from sqlalchemy.orm import Session
 
 from app.db.events import take_seq, tell
@@ -14,7 +14,6 @@ from app.db.tables import Attempt, Job
 from app.domain.spec import JobSpec
 from app.domain.states import TERMINAL, Desired, JobState, Reason
 
-Query = TypeVar("Query", bound=Select[*tuple[Any, ...]])
 ACTIVE = [state.value for state in JobState if state not in TERMINAL]
 ALL = [state.value for state in JobState]
 
@@ -60,34 +59,6 @@ def insert(
 
 def get(session: Session, project_id: str, job_id: str) -> Job | None:
     return session.scalar(_of(project_id).where(Job.id == job_id))
-
-
-def page(
-    session: Session,
-    project_id: str,
-    limit: int,
-    after: Job | None = None,
-    metadata: Mapping[str, str] | None = None,
-    without_metadata: bool = False,
-) -> list[Job]:
-    """Newest first, at most `limit`; `after` is the last job of the page before. All metadata pairs must match."""
-    _plan_for(session, metadata)
-    return list(session.scalars(_page(_of(project_id), limit, after, metadata, without_metadata)))
-
-
-def page_versions(
-    session: Session,
-    project_id: str,
-    limit: int,
-    after: Job | None = None,
-    metadata: Mapping[str, str] | None = None,
-    without_metadata: bool = False,
-) -> list[tuple[str, int, str]]:
-    """(id, version, state) of what `page` finds: whether a page has changed, for a tenth of its price."""
-    _plan_for(session, metadata)
-    query = select(Job.id, Job.version, Job.state).where(Job.project_id == project_id)
-    rows = session.execute(_page(query, limit, after, metadata, without_metadata))
-    return [(row.id, row.version, row.state) for row in rows]
 
 
 def numbers(session: Session, project_id: str, job_id: str) -> tuple[int, int] | None:
@@ -186,28 +157,6 @@ def _move(session: Session, project_id: str, job_id: str, states: Sequence[str],
         .returning(Job)
         .execution_options(populate_existing=True)
     ).scalar_one_or_none()
-
-
-def _page(
-    query: Query, limit: int, after: Job | None, metadata: Mapping[str, str] | None, without_metadata: bool
-) -> Query:
-    query = query.order_by(Job.seq.desc()).limit(limit)
-    if after is not None:
-        query = query.where(Job.seq < after.seq)
-    if metadata:
-        query = query.where(Job.user_metadata.contains(dict(metadata)))
-    if without_metadata:
-        query = query.where(or_(Job.user_metadata.is_(None), Job.user_metadata == {}))
-    return query
-
-
-def _plan_for(session: Session, metadata: Mapping[str, str] | None) -> None:
-    """A rare pair is found by its index in 1 ms (17 without), a common one by walking back from the newest job.
-
-    PostgreSQL tells them apart by the values, and looks at those no more once a prepared statement has run five times.
-    """
-    if metadata:
-        session.execute(select(func.set_config("plan_cache_mode", "force_custom_plan", True)))
 
 
 def _of(project_id: str) -> Select[Job]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, func, not_, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.db.projects import DEFAULT_PROJECT as DEFAULT_PROJECT
@@ -106,14 +106,21 @@ def get(session: Session, key_id: str, project_id: str | None = None, lock: bool
 
 
 def page(
-    session: Session, project_id: str, limit: int, after: ApiKey | None = None, with_revoked: bool = False
+    session: Session,
+    project_id: str,
+    limit: int,
+    after: ApiKey | None = None,
+    with_revoked: bool = False,
+    is_active: bool | None = None,
 ) -> list[ApiKey]:
-    """Newest first; `after` is the last key of the page before."""
+    """Newest first; `after` is the last key of the page before. `is_active` None: active or not."""
     query = select(ApiKey).where(ApiKey.project_id == project_id).order_by(ApiKey.seq.desc()).limit(limit)
     if after is not None:
         query = query.where(ApiKey.seq < after.seq)
     if not with_revoked:
         query = query.where(ApiKey.revoked_at.is_(None))
+    if is_active is not None:
+        query = query.where(_is_live() if is_active else not_(_is_live()))
     return list(session.scalars(query))
 
 

@@ -11,12 +11,16 @@ from app.db.tables import AuditEntry
 from app.errors import BadRequest
 
 
-def page(session: Session, limit: int, after: str | None, **filters: Any) -> list[AuditEntry]:
-    """Newest first; `filters` are those of `app.db.audit.page`. Raises BadRequest for an unknown `after`."""
-    last = None
-    if after is not None:
-        last = audit.get(session, after)
-        if last is None:
-            text = f"after: there is no entry {after!r}; give the id of the last item of the page before"
-            raise BadRequest(text, "after")
-    return audit.page(session, limit, last, **filters)
+def page(session: Session, limit: int, after: str | None, before: str | None, **filters: Any) -> list[AuditEntry]:
+    """`filters` are those of `app.db.audit.page`. Raises BadRequest for an unknown `after` or `before`."""
+    return audit.page(
+        session, limit, _cursor(session, "after", after), _cursor(session, "before", before), **filters
+    )  # fmt: skip
+
+
+def _cursor(session: Session, param: str, entry_id: str | None) -> AuditEntry | None:
+    entry = audit.get(session, entry_id) if entry_id is not None else None
+    if entry_id is not None and entry is None:
+        item = "last item of the page before" if param == "after" else "first item of the page after"
+        raise BadRequest(f"{param}: there is no entry {entry_id!r}; give the id of the {item}", param)
+    return entry

@@ -9,7 +9,8 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app.db import checkpoints, events, jobs, queue_places
+from app.db import checkpoints, events, job_pages, jobs, queue_places
+from app.db.job_pages import JobFilter
 from app.db.tables import Checkpoint, Job, JobEvent, Project, QueuePlace
 from app.domain.states import Desired, JobState
 from app.errors import BadRequest, NotFound, NotPermitted
@@ -65,29 +66,16 @@ def get(session: Session, project_id: str, job_id: str) -> Job:
     return job
 
 
-def page(
-    session: Session,
-    project_id: str,
-    limit: int,
-    after: str | None,
-    metadata: Mapping[str, str],
-    without_metadata: bool,
-) -> list[SeenJob]:
-    last = _cursor(session, project_id, after)
-    return _seen(session, jobs.page(session, project_id, limit, last, metadata, without_metadata))
+def page(session: Session, wanted: JobFilter, limit: int, after: str | None) -> list[SeenJob]:
+    """Newest first. Raises BadRequest for an unknown `after`."""
+    last = _cursor(session, wanted, after)
+    return _seen(session, job_pages.page(session, wanted, limit, last))
 
 
-def page_versions(
-    session: Session,
-    project_id: str,
-    limit: int,
-    after: str | None,
-    metadata: Mapping[str, str],
-    without_metadata: bool,
-) -> list[tuple[str, int, Place]]:
-    """(id, version, place in the queue) of each job of a page."""
-    last = _cursor(session, project_id, after)
-    rows = jobs.page_versions(session, project_id, limit, last, metadata, without_metadata)
+def page_versions(session: Session, wanted: JobFilter, limit: int, after: str | None) -> list[tuple[str, int, Place]]:
+    """(id, version, place in the queue) of each job of a page. Raises as `page`."""
+    last = _cursor(session, wanted, after)
+    rows = job_pages.page_versions(session, wanted, limit, last)
     places = queue_places.of(session, [job_id for job_id, _, state in rows if state == JobState.QUEUED])
     return [(job_id, version, _place(places.get(job_id))) for job_id, version, _ in rows]
 
@@ -173,14 +161,20 @@ def no_such_job(job_id: str) -> NotFound:
     return NotFound(f"No such fine-tuning job: {job_id}", "id")
 
 
+def check_project(session: Session, project_id: str) -> None:
+    """Raises BadRequest for a `project_id` in the query that no project has."""
+    if session.get(Project, project_id) is None:
+        raise BadRequest(f"project_id: there is no project {project_id[:80]!r}", "project_id")
+
+
 def unknown_cursor(kind: str, after: str) -> BadRequest:
     return BadRequest(
         f"after: there is no {kind} {after!r} here; give the id of the last item of the page before", "after"
     )
 
 
-def _cursor(session: Session, project_id: str, after: str | None) -> Job | None:
-    last = jobs.get(session, project_id, after) if after is not None else None
+def _cursor(session: Session, wanted: JobFilter, after: str | None) -> Job | None:
+    last = job_pages.get(session, wanted.project_id, after) if after is not None else None
     if after is not None and last is None:
         raise unknown_cursor("job", after)
     return last

@@ -78,14 +78,16 @@ def get(session: Session, project_id: str | None, key_id: str, lock: bool = Fals
     return key
 
 
-def page(session: Session, project_id: str, limit: int, after: str | None, with_revoked: bool) -> list[ApiKey]:
+def page(
+    session: Session, project_id: str, limit: int, after: str | None, with_revoked: bool, is_active: bool | None = None
+) -> list[ApiKey]:
     last = None
     if after is not None:
         last = keys.get(session, after, project_id)
         if last is None:
             text = f"after: there is no key {after!r} here; give the id of the last item of the page before"
             raise BadRequest(text, "after")
-    return keys.page(session, project_id, limit, last, with_revoked)
+    return keys.page(session, project_id, limit, last, with_revoked, is_active)
 
 
 def status(key: ApiKey) -> str:

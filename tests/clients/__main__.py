@@ -117,6 +117,7 @@ def _context(service: Service, base: Path, generation: Generation) -> dict[str, 
         "base_url": f"{service.url}/v1",
         "key": _key(service, f"openai-{generation.version}"),
         "stranger_key": _key(service, "stranger"),
+        "admin_key": _key(service, "admins", "--scope", "all", "--scope", "admin"),
         "model": TINY,
         "slashed_model": SLASHED,
         "base_directory": str(base),
@@ -125,8 +126,8 @@ def _context(service: Service, base: Path, generation: Generation) -> dict[str, 
     }
 
 
-def _key(service: Service, project: str) -> str:
-    return service.tunery("keys", "create", "--project", project, "--create-project").stdout.strip()
+def _key(service: Service, project: str, *options: str) -> str:
+    return service.tunery("keys", "create", "--project", project, "--create-project", *options).stdout.strip()
 
 
 def _real(generation: Generation, chosen: list[Generation]) -> str | None:

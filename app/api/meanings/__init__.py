@@ -56,6 +56,7 @@ BY_SCHEMA = (
 # What one schema leaves unsaid, another says that has the same fields.
 AS_IN = {
     "NewKey": "KeyBody",
+    "OrganizationJob": "JobBody",
     "OwnProject": "ProjectWithUsage",
     "ProjectWithUsage": "ProjectBody",
     "UpdateKey": "CreateKey",
@@ -66,8 +67,10 @@ AS_IN = {
 PARAMETERS = {
     "actor_ids[]": "Only what these did: ids of keys, or operators.",
     "delivery_id": "The delivery.",
-    "effective_at[gte]": "Only from this moment on, in seconds since 1970.",
-    "effective_at[lt]": "Only before this moment, in seconds since 1970.",
+    "effective_at[gt]": "Only later than this second (since 1970).",
+    "effective_at[gte]": "Only in this second (since 1970) or later.",
+    "effective_at[lt]": "Only earlier than this second (since 1970).",
+    "effective_at[lte]": "Only in this second (since 1970) or earlier.",
     "endpoint_id": "The webhook endpoint.",
     "event_types[]": "Only these types of entries, such as `fine_tuning.jobs.cancel`.",
     "export_id": "The export.",

@@ -113,7 +113,7 @@ BAD_REQUESTS = (
     ),
     ErrorCode(
         "unknown_parameter", 400,
-        "A key that does not exist; nothing is ignored silently.",
+        "A key of a body, a form field or a query parameter that does not exist; nothing is ignored silently.",
         "Mend the spelling: `param` is its dotted path, the message lists what is known there.",
         "unknown parameter lora.rnak; known here: …",
     ),

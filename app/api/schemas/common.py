@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Literal
+from datetime import UTC, datetime
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+# Of a moment in the query. Ends one second before the year 10000, as one more second must still be a date.
+UnixSeconds = Annotated[int, Field(ge=0, le=253_402_300_798)]
 
 
 class Body(BaseModel):
@@ -53,6 +56,10 @@ class Deleted(Body):
 def unix(moment: datetime) -> int:
     """OpenAI's times are whole seconds since 1970."""
     return int(moment.timestamp())
+
+
+def moment(seconds: int) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
 
 
 def unix_or_none(moment: datetime | None) -> int | None:

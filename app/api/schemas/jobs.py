@@ -108,6 +108,14 @@ class JobList(ListBody):
     data: list[JobBody]
 
 
+class OrganizationJob(JobBody):
+    project_id: str
+
+
+class OrganizationJobList(ListBody):
+    data: list[OrganizationJob]
+
+
 class JobView(Protocol):
     """What `render_job` reads: an ORM row, or a row of the raw query in app.db.job_reads."""
 

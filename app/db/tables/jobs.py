@@ -28,6 +28,8 @@ class Job(Base):
         CheckConstraint("priority BETWEEN -100 AND 100", name="priority"),
         CheckConstraint("(yield_requested_at IS NOT NULL) <= (state = 'running')", name="yield_only_while_running"),
         Index("ix_jobs_page", "project_id", "seq"),
+        Index("ix_jobs_state", "project_id", "state", "seq"),
+        Index("ix_jobs_created", "project_id", "created_at"),
         Index(
             "ix_jobs_claim",
             "state",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from tests.app.api.conftest import Upload
 from tests.factories import make_project, make_succeeded_job
 
 LOG = "/v1/organization/audit_logs"
+T = 1_790_000_000
 JOBS = "/v1/fine_tuning/jobs"
 
 
@@ -33,6 +35,17 @@ def entries(admin: TestClient, **filters: Any) -> list[dict[str, Any]]:
     answer = admin.get(LOG, params={"limit": 100, **filters})
     assert answer.status_code == 200, answer.text
     return list(answer.json()["data"])
+
+
+def insert_entries(sessions: Sessions, times: list[float]) -> list[str]:
+    """Ids of entries that were written at these times, in seconds since 1970."""
+    with transaction(sessions) as session:
+        for number, seconds in enumerate(times):
+            moment = datetime.fromtimestamp(0, UTC) + timedelta(seconds=seconds)
+            row = {"actor_type": "system", "actor_id": "test", "object_ids": []}
+            session.add(AuditEntry(id=f"audit_log-{number}", action="test", created_at=moment, **row))
+            session.flush()
+    return [f"audit_log-{number}" for number in range(len(times))]
 
 
 class TestEveryChange:
@@ -177,6 +190,41 @@ class TestTheLog:
         assert len(entries(admin, **{"effective_at[gte]": moment - 60, "effective_at[lt]": moment + 60})) == 4
         assert entries(admin, **{"effective_at[lt]": moment - 60}) == []
         assert admin.get(LOG, params={"after": "none"}).status_code == 400
+
+    def test_is_filtered_by_time_in_whole_seconds_as_it_shows_them(self, admin: TestClient, sessions: Sessions) -> None:
+        insert_entries(sessions, [T - 0.5, T, T + 0.9, T + 1])
+        expected = {
+            "gt": [T + 1], "gte": [T + 1, T, T], "lt": [T - 1], "lte": [T, T, T - 1],
+        }  # fmt: skip
+        for name, times in expected.items():
+            assert [entry["effective_at"] for entry in entries(admin, **{f"effective_at[{name}]": T})] == times, name
+        both = {"effective_at[gt]": T - 2, "effective_at[gte]": T, "effective_at[lte]": T, "effective_at[lt]": T + 9}
+        assert [entry["effective_at"] for entry in entries(admin, **both)] == [T, T]
+        assert entries(admin, **{"effective_at[gt]": 4_000_000_000}) == []
+        assert entries(admin, **{"effective_at[lte]": 1}) == []
+        for name in expected:
+            for value in ("", "x", "-1", "1.5", "2026-11-27", 253_402_300_799):
+                answer = admin.get(LOG, params={f"effective_at[{name}]": value})
+                assert (answer.status_code, answer.json()["error"]["param"]) == (400, f"effective_at[{name}]")
+
+    def test_is_paged_backwards_by_before(self, admin: TestClient, sessions: Sessions) -> None:
+        newest_first = insert_entries(sessions, [T, T + 1, T + 2, T + 3, T + 4])[::-1]
+        nearest = admin.get(LOG, params={"before": newest_first[3], "limit": 2}).json()
+        assert ([entry["id"] for entry in nearest["data"]], nearest["has_more"]) == (newest_first[1:3], True)
+        rest = admin.get(LOG, params={"before": nearest["first_id"], "limit": 2}).json()
+        assert ([entry["id"] for entry in rest["data"]], rest["has_more"]) == (newest_first[:1], False)
+        between = admin.get(LOG, params={"after": newest_first[0], "before": newest_first[4], "limit": 2}).json()
+        assert ([entry["id"] for entry in between["data"]], between["has_more"]) == (newest_first[1:3], True)
+        error = admin.get(LOG, params={"before": "none"}).json()["error"]
+        assert (error["param"], "before: there is no entry" in error["message"]) == ("before", True)
+
+    def test_refuses_the_filters_that_nothing_here_could_match(self, admin: TestClient) -> None:
+        for query, reason in (("actor_emails[]=a@example.com", "actor_ids[]"), ("tenant_only=true", "no tenants")):
+            answer = admin.get(f"{LOG}?{query}")
+            assert answer.status_code == 400
+            assert answer.json()["error"]["param"] == query.partition("=")[0]
+            assert reason in answer.json()["error"]["message"]
+        assert admin.get(f"{LOG}?tenant_only=false").status_code == 200
 
     def test_is_closed_to_keys_that_are_no_admin_s(self, client: TestClient) -> None:
         assert client.get(LOG).status_code == 403

@@ -24,7 +24,7 @@ from app.api.schemas.exports import ExportBody, ExportList
 from app.api.schemas.file_reports import FileReportBody
 from app.api.schemas.files import FileBody, FileList
 from app.api.schemas.job_requests import CreateJob
-from app.api.schemas.jobs import JobBody, JobList
+from app.api.schemas.jobs import JobBody, JobList, OrganizationJobList
 from app.api.schemas.keys import KeyBody, KeyList, KeyRevoked, NewKey
 from app.api.schemas.metrics import StepMetricsBody
 from app.api.schemas.models import ModelBody, ModelList
@@ -51,7 +51,7 @@ SNAPSHOT = Path(__file__).with_name("openapi.json")
 MODELS: tuple[type[BaseModel], ...] = (
     AdapterBody, CheckpointList, Deleted, EventList, FileBody, FileList, JobBody, JobList, ModelBody, ModelList,
     PlanBody, AuditList, KeyBody, KeyList, KeyRevoked, NewKey, OwnProject, ProjectBody, ProjectList, ProjectWithUsage,
-    StepMetricsBody, PartBody, PartList, UploadBody, QueueBody, WorkerList,
+    StepMetricsBody, OrganizationJobList, PartBody, PartList, UploadBody, QueueBody, WorkerList,
     WebhookDeliveryBody, WebhookDeliveryList, WebhookEndpointBody, WebhookEndpointDeleted,
     WebhookEndpointList, WebhookEndpointTestResult, WebhookEndpointWithSecret, WebhookEventTypeList,
     DiffBody, ExportBody, ExportList, FileReportBody, PermissionList,

@@ -5,7 +5,7 @@ from typing import Any
 import openai
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import select
+from sqlalchemy import func, select, text, update
 from starlette.testclient import TestClient
 
 from app.db import jobs, keys
@@ -214,6 +214,25 @@ class TestKeys:
         for value, status in ((made["value"], 401), (turned["value"], 401), (again["value"], 200)):
             assert admin.get("/v1/files", headers={"Authorization": f"Bearer {value}"}).status_code == status
 
+    def test_are_listed_by_whether_they_open_anything(
+        self, admin: TestClient, research: str, sessions: Sessions
+    ) -> None:
+        path = f"{PROJECTS}/{research}/api_keys"
+        active, expired, revoked = (admin.post(path, json={"name": name}).json()["id"] for name in "abc")
+        with transaction(sessions) as session:
+            past = func.now() - text("interval '1 hour'")
+            session.execute(update(ApiKey).where(ApiKey.id == expired).values(expires_at=past))
+        admin.delete(f"{path}/{revoked}")
+        for query, expected in {
+            "": [expired, active],
+            "?owner_project_access=any": [expired, active],
+            "?owner_project_access=active": [active],
+            "?owner_project_access=inactive": [expired],
+            "?owner_project_access=inactive&include_revoked=true": [revoked, expired],
+            "?owner_project_access=active&include_revoked=true": [active],
+        }.items():
+            assert [key["id"] for key in admin.get(f"{path}{query}").json()["data"]] == expected, query
+
     def test_are_revoked_with_both_their_secrets_and_do_not_come_back(self, admin: TestClient, research: str) -> None:
         made = admin.post(f"{PROJECTS}/{research}/api_keys", json={"name": "a"}).json()
         path = f"{PROJECTS}/{research}/api_keys/{made['id']}"
@@ -262,7 +281,7 @@ class TestIds:
             for method in item:
                 for path in paths:
                     answer = admin.request(method.upper(), path, json={"name": "x"} if method == "post" else None)
-                    if path.endswith(("/archive", "/rotate")) and answer.status_code == 400:
+                    if path.endswith(("/archive", "/rotate", "/unarchive")) and answer.status_code == 400:
                         answer = admin.request(method.upper(), path)
                     assert answer.status_code == 404, (method, path, answer.text)
                     seen += 1

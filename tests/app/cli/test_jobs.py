@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from app.cli.client import Client
-from app.cli.errors import Unreachable
-from app.db import claims, jobs, workers
+from app.cli.errors import NotAllowed, Unreachable
+from app.db import claims, jobs, keys, workers
 from app.db.engine import Sessions, transaction
 from app.db.events import tell
 from app.db.tables import Job, Project
@@ -24,6 +24,7 @@ from tests.factories import (
     make_failed_job,
     make_file,
     make_job,
+    make_project,
     start_job,
     tell_step,
     validate_job,
@@ -176,6 +177,47 @@ class TestRead:
         done = tunery("jobs", "list", "--limit", 1)
         assert (made[1] in done.out, "These are the newest 1 jobs" in done.err) == (False, True)
         assert tunery("jobs", "list", "--limit", 3).err == ""
+
+    def test_the_list_can_be_filtered(
+        self, tunery: Tunery, sessions: Sessions, storage: LocalStorage, project: Project
+    ) -> None:
+        with transaction(sessions) as session:
+            failed = make_failed_job(session, storage, project).id
+            file = make_file(session, storage, project)
+            cancelled, waiting = (make_job(session, project, file).id for _ in range(2))
+            jobs.cancel(session, project.id, cancelled)
+
+        def listed(*options: object) -> list[str]:
+            return [job["id"] for job in tunery("jobs", "list", *options, "--json").json]
+
+        assert listed("--status", "failed", "--status", "cancelled") == [cancelled, failed]
+        assert listed("--status", "validating_files", "--limit", 1) == [waiting]
+        assert listed("--created-after", "2026-01-01", "--status", "failed,cancelled") == [cancelled, failed]
+        assert listed("--created-before", "2026-01-01T00:00:00Z") == listed("--created-after", "4000000000") == []
+        assert "No jobs match" in tunery("jobs", "list", "--status", "paused").err
+
+    def test_a_filter_that_is_none_is_a_usage_error(self, tunery: Tunery) -> None:
+        done = tunery("jobs", "list", "--status", "done")
+        assert (done.exit_code, "validating_files" in done.err) == (2, True)
+        for value in ("yesterday", "-1", "2026-13-01", "nan"):
+            done = tunery("jobs", "list", f"--created-after={value}")
+            assert done.exit_code == 2
+            assert "--created-after" in done.err
+            assert repr(value) in done.err
+
+    def test_an_admin_lists_the_jobs_of_every_project(
+        self, tunery: Tunery, sessions: Sessions, storage: LocalStorage, project: Project
+    ) -> None:
+        with transaction(sessions) as session:
+            other = make_project(session, "other")
+            made = [make_job(session, each, make_file(session, storage, each)).id for each in (project, other)]
+            secret = keys.issue(session, project, "admin", keys.ADMIN_SCOPES).secret
+        assert tunery("jobs", "list", "--all-projects").exit_code == NotAllowed.exit_code
+        admin = {"TUNERY_API_KEY": secret}
+        shown = tunery("jobs", "list", "--all-projects", env=admin).out
+        assert all(word in shown for word in (*made, project.id, other.id))
+        seen = tunery("jobs", "list", "--all-projects", "--json", env=admin).json
+        assert [(job["id"], job["project_id"]) for job in seen] == [(made[1], other.id), (made[0], project.id)]
 
     def test_a_job_is_shown_with_what_was_resolved(self, tunery: Tunery, waiting_job: Job) -> None:
         out = tunery("jobs", "get", waiting_job.id).out
