@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from app.db import audit
 from app.db.tables import AuditEntry
+from app.domain.json_text import shown
 from app.errors import BadRequest
 
 
@@ -17,6 +18,6 @@ def page(session: Session, limit: int, after: str | None, **filters: Any) -> lis
     if after is not None:
         last = audit.get(session, after)
         if last is None:
-            text = f"after: there is no entry {after!r}; give the id of the last item of the page before"
+            text = f"after: there is no entry {shown(after)}; give the id of the last item of the page before"
             raise BadRequest(text, "after")
     return audit.page(session, limit, last, **filters)
