@@ -43,7 +43,9 @@ from app.api.departures import told_of_stop
 from app.api.deps import Engines
 from app.api.envelope import Envelope
 from app.api.error_handlers import add_error_handlers
+from app.api.head import HeadWithoutBody, head_routes
 from app.api.openapi import build_openapi
+from app.api.targets import AbsoluteTargets
 from app.db import audit
 from app.db.async_connections import AsyncConnections
 from app.db.changes import Changes
@@ -81,15 +83,18 @@ def create_app(settings: Settings, storage: Storage | None = None, host: str = d
     )  # fmt: skip
     engines = app.state.engines = _build_engines(settings, storage)
     app.state.host = host
-    for room in ROOMS:
+    rooms = [*ROOMS, docs] if settings.docs_enabled else ROOMS
+    for room in rooms:
         app.include_router(room.router)
-    if settings.docs_enabled:
-        app.include_router(docs.router)
+    for room in rooms:  # after all of those that are asked for more often
+        app.include_router(head_routes(room.router))
     app.openapi = partial(build_openapi, app)  # type: ignore[method-assign]
     add_error_handlers(app)
     app.add_middleware(door.Door, sessions=engines.sessions)
     app.add_middleware(AzureNames)
     app.add_middleware(Envelope)
+    app.add_middleware(HeadWithoutBody)
+    app.add_middleware(AbsoluteTargets)
     return app
 
 

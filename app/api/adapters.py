@@ -27,11 +27,4 @@ def get_adapter(job_id: str, caller: CallerDep, session: SessionDep) -> Any:
 def get_archive(job_id: str, request: Request, caller: CallerDep, session: SessionDep, engines: EnginesDep) -> Response:
     """One deterministic tar; its SHA-256 is the job's `adapter.sha256`. Ranges and ETag as with any file."""
     archive = adapters.get(session, caller.project_id, job_id).archive
-    return file_response(archive, files.open_content(engines.storage, archive), request.headers)
-
-
-@router.head("/archive", include_in_schema=False)
-def head_archive(
-    job_id: str, request: Request, caller: CallerDep, session: SessionDep, engines: EnginesDep
-) -> Response:
-    return get_archive(job_id, request, caller, session, engines)
+    return file_response(archive, files.open_content(engines.storage, archive), request)

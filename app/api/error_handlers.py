@@ -19,6 +19,8 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from app.api.slips import advice_for
+from app.domain.json_text import MAX_PATH, printable, unquoted
+from app.domain.validation_text import sentence
 from app.errors import (
     BadRequest,
     IdempotencyKeyInUse,
@@ -57,7 +59,7 @@ def error_response(error: TuneryError, headers: Mapping[str, str] | None = None)
         error.status,
         _shorten(error.message),
         error.type,
-        error.param,
+        None if error.param is None else unquoted(error.param, MAX_PATH),
         error.code,
         _headers(error) | dict(headers or {}),
     )
@@ -159,18 +161,18 @@ def _caused(error: TuneryError, cause: Exception) -> TuneryError:
 
 
 def _as_problem(error: Mapping[str, Any], model: type[BaseModel] | None) -> BadRequest:
-    path = ".".join(str(part) for part in error["loc"] if part not in NOT_A_NAME)
+    location, whose = list(error["loc"]), ""
+    if location[-1:] == ["[key]"]:  # pydantic has the key itself before that; here the object is at fault
+        location, whose = location[:-2], "the key "
+    path = ".".join(unquoted(str(part)) for part in location if part not in NOT_A_NAME)
     kind = str(error["type"])
     if kind == "extra_forbidden":
         known = ", ".join(sorted(_names_at(model, error["loc"][:-1])))
         return UnknownParameter(f"unknown parameter {path}; known here: {known}", path)
     if kind == "missing":
         return BadRequest(f"you must provide {path}", path, "missing_required_parameter")
-    text = str(error["msg"]).removeprefix("Value error, ")
-    if kind in ("model_type", "dict_type"):  # pydantic's own texts are for those who write Python
-        text = "Input should be a JSON object"
     code = "invalid_type" if kind.endswith("_type") else "invalid_value"
-    return BadRequest(f"{path}: {text} (got {_seen(error.get('input'))})", path, code)
+    return BadRequest(f"{path}: {whose}{sentence(error)}", path, code)
 
 
 def _names_at(model: type[BaseModel] | None, location: Sequence[int | str]) -> list[str]:
@@ -186,10 +188,6 @@ def _names_at(model: type[BaseModel] | None, location: Sequence[int | str]) -> l
     return _names_at(inner, location[1:])
 
 
-def _seen(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"
-
-
 def _shorten(message: str) -> str:
+    message = printable(message)
     return message if len(message) <= MAX_MESSAGE else f"{message[:MAX_MESSAGE]}…"

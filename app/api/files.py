@@ -90,17 +90,12 @@ def delete_file(file_id: str, caller: CallerDep, session: SessionDep) -> Any:
 def get_content(
     file_id: str, request: Request, caller: CallerDep, session: SessionDep, engines: EnginesDep
 ) -> Response:
-    """The bytes as they were. One range per request (`Range`, `If-Range`); `If-None-Match` answers 304."""
+    """The bytes as they were. `Range` and `If-Range` take one range, and several are answered with the whole file;
+    `If-None-Match` answers 304.
+    """
     file = files.get(session, caller.project_id, file_id)
     reader = files.open_content(engines.storage, file)
-    return file_response(file, reader, request.headers, engines.settings.results_csv_base64 and _is_results_csv(file))
-
-
-@router.head("/{file_id}/content", include_in_schema=False)
-def head_content(
-    file_id: str, request: Request, caller: CallerDep, session: SessionDep, engines: EnginesDep
-) -> Response:
-    return get_content(file_id, request, caller, session, engines)
+    return file_response(file, reader, request, engines.settings.results_csv_base64 and _is_results_csv(file))
 
 
 def _fingerprint(form: Form, staged: StagedFile) -> str:

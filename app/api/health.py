@@ -28,14 +28,12 @@ class Readiness(Body):
     checks: dict[str, ReadinessCheck]
 
 
-@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", response_model=Alive, summary="Is the process alive?")
 async def healthz() -> Any:
     """Looks at nothing else: for a supervisor that restarts what is stuck. Needs no key."""
     return {"status": "ok"}
 
 
-@router.head("/readyz", include_in_schema=False)
 @router.get(
     "/readyz",
     response_model=Readiness,

@@ -66,7 +66,8 @@ Fine-tuning jobs in OpenAI's wire contract, QLoRA on your own GPUs, and the adap
 
 The official `openai` client works unchanged: point `base_url` at `/v1` of this server. What is ours (`lora`,
 `quantization`, `progress`, `adapter`, ...) stands beside OpenAI's fields and changes none of them. Every path under
-`/v1` needs a key: `Authorization: Bearer YOUR_KEY`. Every error is `{"error": {message, type, param, code}}`.
+`/v1` needs a key: `Authorization: Bearer YOUR_KEY`. Every error is `{"error": {message, type, param, code}}`. Every GET
+can be asked as HEAD, too: the same headers, without the body.
 """
 
 

@@ -6,9 +6,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from app.domain.json_text import shown, unquoted
 from app.errors import RangeNotSatisfiable
 
-SINGLE = re.compile(r"(\d{0,19})-(\d{0,19})", re.ASCII)
+RANGE = re.compile(r"(\d*)-(\d*)", re.ASCII)
+MAX_DIGITS = 18  # a position with more is beyond every object; Python refuses to read one with thousands
+BEYOND = 10**MAX_DIGITS
 
 
 @dataclass(frozen=True)
@@ -35,34 +38,42 @@ def is_known(headers: Mapping[str, str], etag: str) -> bool:
 
 
 def requested_span(headers: Mapping[str, str], etag: str, total: int) -> Span | None:
-    """None for the whole object. Raises RangeNotSatisfiable.
+    """Bytes asked for by a Range header (RFC 9110, 14.1.2 and 14.2). None for the whole object.
 
-    Several ranges in one request, another unit, and an If-Range that names an older object all mean the whole of it.
+    A unit that is not bytes and an If-Range that names an older object must be answered with the whole; so are several
+    ranges, which a server may ignore. Raises RangeNotSatisfiable for a single range that is invalid or selects nothing.
     """
-    asked = headers.get("range", "").strip()
-    unit, equals, ranges = asked.partition("=")
-    if unit.strip().lower() != "bytes" or not equals or "," in ranges:
+    unit, equals, ranges = headers.get("range", "").partition("=")
+    if unit.strip().lower() != "bytes" or not equals:
         return None
     if headers.get("if-range", etag).strip() != etag:
         return None
-    return _single_span(ranges.strip(), total)
+    named = [text for text in (text.strip(" \t") for text in ranges.split(",")) if text]  # a list may have empty items
+    if len(named) > 1:
+        return None
+    return _single_span(named[0] if named else "", total)
 
 
-def _single_span(text: str, total: int) -> Span:
-    found = SINGLE.fullmatch(text)
+def _single_span(text: str, total: int) -> Span | None:
+    found = RANGE.fullmatch(text)
     if found is None or text == "-":
-        raise _unsatisfiable(
-            f"Range: {text[:60]!r} is not one range such as bytes=0-1023, bytes=1024- or bytes=-512", total
-        )
-    first, last = found.groups()
-    if not first:
-        start, end = max(0, total - int(last)), total
+        wrong = f"Range: {shown(text)} is not a range such as bytes=0-1023, bytes=1024- or bytes=-512"
+        raise RangeNotSatisfiable(wrong, total)
+    first, last = (_position(digits) for digits in found.groups())
+    if first is None:
+        start, end = max(0, total - (last or 0)), total
+        if last and not total:
+            return None  # a suffix of nothing is satisfiable, and no Content-Range can say so
     else:
-        start, end = int(first), min(total, int(last) + 1) if last else total
+        start, end = first, total if last is None else min(total, last + 1)
     if start >= end:
-        raise _unsatisfiable(f"Range: bytes={text} selects nothing of the {total:,} bytes there are", total)
+        asked = f"Range: bytes={unquoted(text)} selects nothing of the {total:,} bytes there are"
+        raise RangeNotSatisfiable(asked, total)
     return Span(start, end, total)
 
 
-def _unsatisfiable(message: str, total: int) -> RangeNotSatisfiable:
-    return RangeNotSatisfiable(message, total)
+def _position(digits: str) -> int | None:
+    if not digits:
+        return None
+    significant = digits.lstrip("0")
+    return BEYOND if len(significant) > MAX_DIGITS else int(significant or "0")

@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from typing import BinaryIO
 from urllib.parse import quote
 
+from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -28,23 +29,24 @@ MEDIA_TYPES = {
 }
 
 
-def file_response(file: File, reader: BinaryIO, headers: Mapping[str, str], as_base64: bool = False) -> Response:
+def file_response(file: File, reader: BinaryIO, request: Request, as_base64: bool = False) -> Response:
     """Takes `reader` over and closes it. Raises RangeNotSatisfiable."""
     try:
-        return _base64_response(file, reader, headers) if as_base64 else _file_response(file, reader, headers)
+        return _base64_response(file, reader, request.headers) if as_base64 else _file_response(file, reader, request)
     except BaseException:
         reader.close()
         raise
 
 
-def _file_response(file: File, reader: BinaryIO, asked: Mapping[str, str]) -> Response:
+def _file_response(file: File, reader: BinaryIO, request: Request) -> Response:
     etag = f'"sha256-{file.sha256}"'
     digest = f"sha-256=:{base64.b64encode(bytes.fromhex(file.sha256)).decode()}:"
     headers = _headers(file, etag) | {"Accept-Ranges": "bytes", "Repr-Digest": digest}
-    if is_known(asked, etag):
+    if is_known(request.headers, etag):
         reader.close()
         return Response(status_code=304, headers=headers)
-    span = requested_span(asked, etag, file.bytes)
+    # RFC 9110, 14.2: a Range counts with GET only
+    span = requested_span(request.headers, etag, file.bytes) if request.method == "GET" else None
     if span is None:
         headers |= {"Content-Length": str(file.bytes), "Content-Digest": digest}
         return _Stream(reader, 0, file.bytes, 200, headers)

@@ -59,6 +59,8 @@ async def follow_job(
     seq = await _seq(engines, version, last_event_id or after, "Last-Event-ID" if last_event_id else "after")
     if version.state in TERMINAL and seq and seq == version.event_seq:
         return Response(status_code=204)
+    if request.method == "HEAD":
+        return _head_of_stream()
     return EventSourceResponse(_events(engines, secret, job_id, seq), headers=HEADERS)
 
 
@@ -76,7 +78,14 @@ async def follow_project(request: Request) -> Response:
     engines: Engines = request.app.state.engines
     secret = bearer_secret(request)
     caller = admit(request, await key_reads.find(engines.connections, secret))
+    if request.method == "HEAD":
+        return _head_of_stream()
     return EventSourceResponse(_changes(engines, secret, caller.project_id), headers=HEADERS)
+
+
+def _head_of_stream() -> Response:
+    """The headers of a stream that never begins."""
+    return EventSourceResponse(iter(()), headers=HEADERS)
 
 
 def render_event_bytes(row: Any) -> bytes:

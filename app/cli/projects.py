@@ -182,8 +182,10 @@ def _settings(
     if given.get("max_requests_per_second") == 0:
         raise Misused("max_requests_per_second: 0 would lock the project out; archive it, or give 1 or more.")
     if weight is not None:
-        if not 0 < weight <= 1_000_000:
-            raise Misused(f"--share-weight {weight:g} is not above 0 and up to a million.")
+        from app.domain.bounds import SHARE_WEIGHT
+
+        if weight not in SHARE_WEIGHT:
+            raise Misused(f"--share-weight {weight:g} is not a number {SHARE_WEIGHT}.")
         given["share_weight"] = weight
     return given
 

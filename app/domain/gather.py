@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from app.domain.json_text import MAX_PATH, shown, unquoted
 from app.domain.knobs import AUTO, Knobs
 from app.domain.spec import Method
 from app.errors import BadRequest, UnknownParameter
@@ -67,7 +68,8 @@ def method_of(body: Mapping[str, Any]) -> Method | None:
 def _hyperparameter_objects(body: Mapping[str, Any], knobs: Knobs) -> Iterator[tuple[str, Mapping[str, Any]]]:
     method, kind = body.get("method") or {}, method_of(body)
     if kind is None:
-        text = f"method.type {method['type']!r} is not offered here; allowed are {' and '.join(map(repr, METHODS))}"
+        seen, known = shown(method["type"]), " and ".join(map(shown, METHODS))
+        text = f"method.type {seen} is not offered here; allowed are {known}"
         knobs.problems.append(BadRequest(text, "method.type", "unsupported_value"))
         return
     for key in sorted(method.keys() - {"type", kind}):
@@ -114,7 +116,8 @@ def _gather_lora(knobs: Knobs, value: Any, path: str) -> None:
         knobs.problems.append(BadRequest(text, path, "unsupported_value"))
         return
     if not isinstance(value, Mapping):
-        knobs.problems.append(BadRequest(f'{path} must be an object such as {{"r": 16}}', path, "invalid_type"))
+        text = f'{path} must be an object such as {{"r": 16}}, not {shown(value)}'
+        knobs.problems.append(BadRequest(text, path, "invalid_type"))
         return
     for key, item in value.items():
         if key in LORA_KEYS:
@@ -131,7 +134,8 @@ def _give_lora(knobs: Knobs, name: str, value: Any, path: str) -> None:
 
 def _gather_quantization(knobs: Knobs, value: Any, path: str) -> None:
     if value is not None and not isinstance(value, Mapping):
-        text = f'{path} must be null (16-bit LoRA) or an object such as {{"bits": 4, "type": "nf4"}}'
+        example = '{"bits": 4, "type": "nf4"}'
+        text = f"{path} must be null (16-bit LoRA) or an object such as {example}, not {shown(value)}"
         knobs.problems.append(BadRequest(text, path, "invalid_type"))
         return
     knobs.give("quantization", value is not None, path)
@@ -146,7 +150,7 @@ def _gather_load_in_4bit(knobs: Knobs, value: Any, path: str) -> None:
     if isinstance(value, bool):
         knobs.give("quantization", value, path)
     else:
-        knobs.problems.append(BadRequest(f"{path} must be true or false, not {value!r}", path, "invalid_type"))
+        knobs.problems.append(BadRequest(f"{path} must be true or false, not {shown(value)}", path, "invalid_type"))
 
 
 def _split_names(value: Any) -> Any:
@@ -156,4 +160,5 @@ def _split_names(value: Any) -> Any:
 
 
 def _unknown(path: str, known: tuple[str, ...]) -> UnknownParameter:
-    return UnknownParameter(f"unknown parameter {path}; known here: {', '.join(sorted(set(known)))}", path)
+    where = unquoted(path, MAX_PATH)
+    return UnknownParameter(f"unknown parameter {where}; known here: {', '.join(sorted(set(known)))}", where)

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from app.domain.json_errors import syntax_problem
+
 MAX_LINE_BYTES = 4 << 20
 MAX_DEPTH = 64
 UTF8_BOM = b"\xef\xbb\xbf"
@@ -116,7 +118,7 @@ def decode_json(data: bytes) -> Any:
     except RecursionError as error:
         raise LineError(f"nested deeper than {MAX_DEPTH} levels") from error
     except json.JSONDecodeError as error:
-        raise LineError(f"not valid JSON: {error.msg} at column {error.colno}") from error
+        raise LineError(f"not valid JSON: {syntax_problem(error)}") from error
 
 
 def check_text(text: str) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from app.domain.bounds import Bounds
+from app.domain.json_text import shown
 from app.errors import BadRequest
 
 AUTO = "auto"
@@ -30,9 +31,8 @@ class Knobs:
     def give(self, name: str, value: Any, path: str) -> None:
         known = self.values.get(name)
         if known is not None and known.value != value:
-            text = (
-                f"{path} = {value!r} contradicts {known.path} = {known.value!r}; give it once, or twice with one value"
-            )
+            seen = f"{path} = {shown(value)} contradicts {known.path} = {shown(known.value)}"
+            text = f"{seen}; give it once, or twice with one value"
             self.problems.append(BadRequest(text, path, "conflicting_parameters"))
             return
         self.values[name] = Knob(value, path)
@@ -53,28 +53,19 @@ class Knobs:
         value = self.value(name)
         if value is None:
             return auto()
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            self.refuse(name, f"{value!r} is not a whole number from {least} to {most}")
+        whole = int(value) if isinstance(value, float) and value.is_integer() else value
+        if isinstance(whole, bool) or not isinstance(whole, int) or not least <= whole <= most:
+            self.refuse(name, f"{shown(value)} is not a whole number from {least} to {most}")
             return None
-        return value
+        return whole
 
-    def number(
-        self,
-        name: str,
-        auto: Callable[[], float | None],
-        least: float = -math.inf,
-        most: float = math.inf,
-        above: float = -math.inf,
-        below: float = math.inf,
-    ) -> float | None:
+    def number(self, name: str, bounds: Bounds, auto: Callable[[], float | None]) -> float | None:
         value = self.value(name)
         if value is None:
             return auto()
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not is_number or not (least <= value <= most and above < value < below):
-            self.refuse(name, f"{value!r} is not {_interval(least, most, above, below)}")
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or value not in bounds:
+            self.refuse(name, f"{shown(value)} is not a number {bounds}")
             return None
         return float(value)
 
@@ -83,29 +74,16 @@ class Knobs:
         if value is None:
             return default
         if not isinstance(value, bool):
-            self.refuse(name, f"{value!r} is not true or false", "invalid_type")
+            self.refuse(name, f"{shown(value)} is not true or false", "invalid_type")
         return bool(value)
 
     def choice(self, name: str, allowed: tuple[str, ...], default: str) -> str:
         value = self.value(name)
         if value is not None and value not in allowed:
-            self.refuse(name, f"{value!r} is not offered; allowed: {', '.join(allowed)}", "unsupported_value")
+            self.refuse(name, f"{shown(value)} is not offered; allowed: {', '.join(allowed)}", "unsupported_value")
         return default if value is None else str(value)
 
     def only(self, name: str, allowed: Any, why: str) -> None:
         value = self.value(name)
         if value is not None and value != allowed:
-            self.refuse(name, f"{value!r}: {why}; allowed is {allowed!r}", "unsupported_value")
-
-
-def _interval(least: float, most: float, above: float, below: float) -> str:
-    bounds = []
-    if least > -math.inf:
-        bounds.append(f"at least {least:g}")
-    if above > -math.inf:
-        bounds.append(f"above {above:g}")
-    if most < math.inf:
-        bounds.append(f"at most {most:g}")
-    if below < math.inf:
-        bounds.append(f"below {below:g}")
-    return "a number " + " and ".join(bounds)
+            self.refuse(name, f"{shown(value)}: {why}; allowed is {shown(allowed)}", "unsupported_value")

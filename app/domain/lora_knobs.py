@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from app.domain.bounds import ALPHA, DROPOUT
 from app.domain.catalog import MAX_RANK, CatalogEntry
 from app.domain.gather import ALL_LINEAR, NO_INITIALISATION
+from app.domain.json_text import shown
 from app.domain.knobs import Knobs
 from app.domain.patterns import MAX_KEYS, PatternError, key_problem, match_patterns
 from app.domain.spec import LayerPatterns, LoraSpec
@@ -41,12 +42,12 @@ def resolve_lora(knobs: Knobs, entry: CatalogEntry, ancestor: Ancestor | None = 
     r = knobs.whole("lora.r", 1, MAX_RANK, lambda: like.r if like else DEFAULT_RANK)
     if r is not None and r > limit and targets:
         knobs.refuse("lora.r", f"{r} is above the smallest dimension of the target modules, which is {limit}")
-    alpha = knobs.number("lora.alpha", lambda: like.alpha if like else 2.0 * (r or DEFAULT_RANK), above=0)
-    dropout = knobs.number("lora.dropout", lambda: like.dropout if like else 0.0, least=0, below=1)
+    alpha = knobs.number("lora.alpha", ALPHA, lambda: like.alpha if like else 2.0 * (r or DEFAULT_RANK))
+    dropout = knobs.number("lora.dropout", DROPOUT, lambda: like.dropout if like else 0.0)
     use_rslora = knobs.flag("lora.use_rslora", like.use_rslora if like else False)
     use_dora = knobs.flag("lora.use_dora", like.use_dora if like else False)
     rank_pattern = _pattern(knobs, "lora.rank_pattern", _is_rank, f"whole numbers from 1 to {MAX_RANK}")
-    alpha_pattern = _pattern(knobs, "lora.alpha_pattern", _is_alpha, "numbers above 0")
+    alpha_pattern = _pattern(knobs, "lora.alpha_pattern", _is_alpha, f"numbers {ALPHA}")
     modules_to_save = _modules_to_save(knobs, entry)
     _refuse_what_is_not_offered(knobs)
     if knobs.problems or r is None or alpha is None or dropout is None:
@@ -76,11 +77,12 @@ def _target_modules(knobs: Knobs, entry: CatalogEntry, like: LoraSpec | None) ->
     if asked in (None, ALL_LINEAR, [ALL_LINEAR]):
         return available
     if not isinstance(asked, list) or not asked or not all(isinstance(name, str) for name in asked):
-        knobs.refuse("lora.target_modules", f'must be "all-linear" or a list of names out of {", ".join(available)}')
+        text = f'must be "all-linear" or a list of names out of {", ".join(available)}, not {shown(asked)}'
+        knobs.refuse("lora.target_modules", text)
         return ()
     unknown = [name for name in asked if name not in available]
     if unknown:
-        seen = ", ".join(repr(name) for name in unknown[:8])
+        seen = ", ".join(shown(name) for name in unknown[:8])
         knobs.refuse("lora.target_modules", f"this model does not have {seen}; it has {', '.join(available)}")
         return ()
     return tuple(sorted(set(asked)))
@@ -92,13 +94,14 @@ def _pattern(knobs: Knobs, name: str, is_good: Callable[[Any], bool], what: str)
     if asked is None:
         return None
     if not isinstance(asked, Mapping) or len(asked) > MAX_KEYS:
-        knobs.refuse(name, f'must be an object of up to {MAX_KEYS} entries such as {{"q_proj": 8}}', "invalid_type")
+        text = f'must be an object of up to {MAX_KEYS} entries such as {{"q_proj": 8}}, not {shown(asked)}'
+        knobs.refuse(name, text, "invalid_type")
         return None
     for key, value in asked.items():
         if problem := key_problem(key):
             knobs.refuse(name, problem)
         elif not is_good(value):
-            knobs.refuse(name, f"{key!r} has {value!r}; allowed are {what}")
+            knobs.refuse(name, f"{shown(key)} has {shown(value)}; allowed are {what}")
     return dict(asked)
 
 
@@ -107,7 +110,7 @@ def _is_rank(value: Any) -> bool:
 
 
 def _is_alpha(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+    return isinstance(value, int | float) and not isinstance(value, bool) and value in ALPHA
 
 
 def _modules_to_save(knobs: Knobs, entry: CatalogEntry) -> tuple[str, ...] | None:
@@ -117,18 +120,17 @@ def _modules_to_save(knobs: Knobs, entry: CatalogEntry) -> tuple[str, ...] | Non
         return None
     is_list = isinstance(asked, list) and all(isinstance(name, str) and name for name in asked)
     if not is_list or len(asked) > MAX_WHOLE_MODULES:
-        text = f'must be a list of up to {MAX_WHOLE_MODULES} names such as ["lm_head", "norm"]'
+        text = f'must be a list of up to {MAX_WHOLE_MODULES} names such as ["lm_head", "norm"], not {shown(asked)}'
         knobs.refuse("lora.modules_to_save", text, "invalid_type")
         return None
     for name in asked:
         last = name.rpartition(".")[2]
         if last in entry.target_modules:
-            text = f"{name!r} is a linear layer of the frozen base; lora.target_modules adapts it"
+            text = f"{shown(name)} is a linear layer of the frozen base; lora.target_modules adapts it"
             knobs.refuse("lora.modules_to_save", text)
         elif entry.whole_modules and not any(module.endswith(last) for module in entry.whole_modules):
-            knobs.refuse(
-                "lora.modules_to_save", f"this model does not have {name!r}; it has {', '.join(entry.whole_modules)}"
-            )
+            known = ", ".join(entry.whole_modules)
+            knobs.refuse("lora.modules_to_save", f"this model does not have {shown(name)}; it has {known}")
     return tuple(sorted(set(asked)))
 
 
@@ -155,11 +157,5 @@ def _check_ancestor(knobs: Knobs, lora: LoraSpec, ancestor: Ancestor) -> None:
     for field in FIXED:
         asked, has = getattr(lora, field), getattr(ancestor.lora, field)
         if asked != has:
-            text = (
-                f"{_plain(asked)} contradicts the {_plain(has)} of {ancestor.model}, which is continued; leave it out"
-            )
+            text = f"{shown(asked)} contradicts the {shown(has)} of {ancestor.model}, which is continued; leave it out"
             knobs.refuse(f"lora.{field}", text, "conflicting_parameters")
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

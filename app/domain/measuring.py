@@ -6,9 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
+from app.domain.bounds import EARLY_STOPPING_THRESHOLD
+from app.domain.json_text import MAX_PATH, shown, unquoted
 from app.domain.knobs import Knobs
 from app.domain.spec import EarlyStopping
+from app.domain.validation_text import sentence
+from app.errors import BadRequest, UnknownParameter
 
 MAX_EVAL_STEPS = 10_000_000
 NEEDS_VALIDATION = ("eval_steps", "early_stopping", "promote_best")
@@ -37,13 +42,25 @@ def _early_stopping(knobs: Knobs) -> EarlyStopping | None:
         return EarlyStopping()
     if not isinstance(value, Mapping):
         knobs.refuse(
-            "early_stopping", f'{value!r} is not true, false or {{"patience": 3, "threshold": 0}}', "invalid_type"
+            "early_stopping", f'{shown(value)} is not true, false or {{"patience": 3, "threshold": 0}}', "invalid_type"
         )
         return None
     try:
-        return EarlyStopping.model_validate(dict(value), strict=True)
+        found = EarlyStopping.model_validate(dict(value), strict=True)
     except ValidationError as error:
-        for problem in error.errors(include_url=False):
-            where = ".".join(map(str, problem["loc"]))
-            knobs.refuse("early_stopping", f"{where}: {problem['msg']} (got {problem['input']!r})")
+        knobs.problems += [
+            _problem(knobs.path("early_stopping"), problem) for problem in error.errors(include_url=False)
+        ]
         return None
+    if found.threshold not in EARLY_STOPPING_THRESHOLD:
+        text = f"threshold: {shown(found.threshold)} is not a number {EARLY_STOPPING_THRESHOLD}"
+        knobs.refuse("early_stopping", text)
+    return found
+
+
+def _problem(path: str, problem: ErrorDetails) -> BadRequest:
+    where = unquoted(".".join([path, *map(str, problem["loc"])]), MAX_PATH)
+    if problem["type"] == "extra_forbidden":
+        known = ", ".join(EarlyStopping.model_fields)
+        return UnknownParameter(f"unknown parameter {where}; known here: {known}", where)
+    return BadRequest(f"{where}: {sentence(problem)}", where)

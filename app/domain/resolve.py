@@ -11,9 +11,11 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
+from app.domain import bounds
 from app.domain.auto import WARMUP_RATIO, auto_batch_size, auto_epochs, auto_learning_rate
 from app.domain.catalog import CatalogEntry
 from app.domain.gather import gather, method_of
+from app.domain.json_text import shown
 from app.domain.knobs import Knobs
 from app.domain.lora_knobs import Ancestor, resolve_lora
 from app.domain.measuring import measuring
@@ -95,7 +97,7 @@ def _quantization(knobs: Knobs) -> QuantizationSpec | None:
         if value is not None and (value not in allowed or isinstance(value, bool)):
             knobs.refuse(
                 f"quantization.{key}",
-                f"{value!r} is not offered; allowed: {', '.join(map(str, allowed))}",
+                f"{shown(value)} is not offered; allowed: {', '.join(map(str, allowed))}",
                 "unsupported_value",
             )
         elif value is not None:
@@ -121,20 +123,20 @@ def _hyperparameters(
     method: Method,
     has_validation_file: bool,
 ) -> Hyperparameters | None:
-    multiplier = knobs.number("learning_rate_multiplier", lambda: 1.0, above=0)
-    rate = knobs.number("learning_rate", lambda: None, above=0)
+    multiplier = knobs.number("learning_rate_multiplier", bounds.LEARNING_RATE_MULTIPLIER, lambda: 1.0)
+    rate = knobs.number("learning_rate", bounds.LEARNING_RATE, lambda: None)
     values: dict[str, Any] = {
         "n_epochs": knobs.whole("n_epochs", 1, 50, lambda: auto_epochs(n_examples)),
         "batch_size": knobs.whole("batch_size", 1, 256, lambda: auto_batch_size(n_examples, entry.max_auto_batch_size)),
-        "warmup_ratio": knobs.number("warmup_ratio", lambda: WARMUP_RATIO, least=0, most=1),
-        "weight_decay": knobs.number("weight_decay", lambda: 0.0, least=0),
-        "max_grad_norm": knobs.number("max_grad_norm", lambda: 1.0, above=0),
+        "warmup_ratio": knobs.number("warmup_ratio", bounds.WARMUP_RATIO, lambda: WARMUP_RATIO),
+        "weight_decay": knobs.number("weight_decay", bounds.WEIGHT_DECAY, lambda: 0.0),
+        "max_grad_norm": knobs.number("max_grad_norm", bounds.MAX_GRAD_NORM, lambda: 1.0),
         "lr_scheduler_type": knobs.choice("lr_scheduler_type", ("linear", "cosine", "constant"), "linear"),
         "context_length": knobs.whole("context_length", 1, entry.context_length, lambda: entry.context_length),
         "packing": knobs.flag("packing", True),
         "max_steps": knobs.whole("max_steps", 1, MAX_STEPS, lambda: None),
         **measuring(knobs, has_validation_file),
-        "beta": knobs.number("beta", lambda: DEFAULT_BETA, most=2, above=0) if method == "dpo" else None,
+        "beta": knobs.number("beta", bounds.BETA, lambda: DEFAULT_BETA) if method == "dpo" else None,
     }
     if knobs.problems or lora is None or multiplier is None:
         return None
@@ -142,6 +144,10 @@ def _hyperparameters(
     steps = values["max_steps"] or values["n_epochs"] * steps_per_epoch
     automatic = multiplier * auto_learning_rate(default_rate(entry, method), steps, steps_per_epoch, lora)
     is_relative = rate is None or _says_nothing_new(knobs, rate, automatic)
+    if is_relative and automatic not in bounds.LEARNING_RATE:
+        text = f"{multiplier:g} makes the learning rate {automatic:g} here; allowed are {bounds.LEARNING_RATE}"
+        knobs.refuse("learning_rate_multiplier", text)
+        return None
     return Hyperparameters(
         **values,
         learning_rate=automatic if is_relative else rate,

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from functools import lru_cache
 
+from app.domain.json_text import shown
 from app.errors import BadRequest
 
 ALL = "all"
@@ -72,7 +73,7 @@ def checked(scopes: Sequence[str]) -> list[str]:
     """In the order of SCOPES, each once. Raises BadRequest naming every scope that does not exist."""
     unknown = [scope for scope in scopes if scope not in SCOPES]
     if unknown or not scopes:
-        seen = ", ".join(repr(scope[:60]) for scope in unknown) or "none"
+        seen = f"there is no {', '.join(map(shown, unknown))}" if unknown else "the array is empty"
         raise BadRequest(f"scopes: {seen}; give one or more of {', '.join(SCOPES)}", "scopes")
     return [scope for scope in SCOPES if scope in scopes]
 

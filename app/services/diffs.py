@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from app.db import checkpoints, diffs, files, jobs, measurements
 from app.db.tables import Job
 from app.domain.differences import Row, side_by_side
+from app.domain.json_text import unquoted
 from app.domain.spec import JobSpec
 from app.errors import NotFound
 
@@ -42,7 +43,7 @@ class Facts:
 def get_other(session: Session, project_id: str, job_id: str) -> Job:
     job = jobs.get(session, project_id, job_id)
     if job is None:
-        raise NotFound(f"with: no such fine-tuning job: {job_id}", "with")
+        raise NotFound(f"with: no such fine-tuning job: {unquoted(job_id)}", "with")
     return job
 
 

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from app.db import checkpoints, exports, files, models
 from app.db.tables import BaseModelRow, Checkpoint, Export, File, Job
 from app.domain.exports import ExportState, ExportType
+from app.domain.json_text import shown, unquoted
 from app.errors import BadRequest, NotFound, UnknownParameter, all_at_once
 from app.queue import Hints, Queue
 from app.services import jobs, quotas
@@ -56,7 +57,7 @@ def get(session: Session, project_id: str, job_id: str, export_id: str) -> SeenE
     jobs.get(session, project_id, job_id)
     export = exports.get(session, project_id, job_id, export_id)
     if export is None:
-        raise NotFound(f"No such export of job {job_id}: {export_id}", "id")
+        raise NotFound(f"No such export of job {job_id}: {unquoted(export_id)}", "id")
     return _seen(session, [export])[0]
 
 
@@ -79,7 +80,7 @@ def delete(session: Session, project_id: str, job_id: str, export_id: str) -> Ex
 
 def _parse(body: Mapping[str, Any]) -> tuple[ExportType, str | None]:
     problems: list[BadRequest] = [
-        UnknownParameter(f"unknown parameter {key}; known here: {', '.join(KEYS)}", key)
+        UnknownParameter(f"unknown parameter {unquoted(key)}; known here: {', '.join(KEYS)}", unquoted(key))
         for key in sorted(body.keys() - set(KEYS))
     ]
     offered = ", ".join(ExportType)
@@ -87,10 +88,11 @@ def _parse(body: Mapping[str, Any]) -> tuple[ExportType, str | None]:
     if asked is None:
         problems.append(BadRequest(f"type: is missing; there are: {offered}", "type", "missing_required_parameter"))
     elif asked not in tuple(ExportType):
-        text = f"type: {asked!r} is not offered here; there are: {offered}"
-        problems.append(BadRequest(text[:200], "type", "unsupported_value"))
+        text = f"type: {shown(asked)} is not offered here; there are: {offered}"
+        problems.append(BadRequest(text, "type", "unsupported_value"))
     if not (checkpoint is None or isinstance(checkpoint, str)):
         text = "checkpoint: must be the id of a checkpoint of the job, or its fine_tuned_model_checkpoint"
+        text += f", not {shown(checkpoint)}"
         problems.append(BadRequest(text, "checkpoint", "invalid_type"))
     if problems:
         raise all_at_once(problems)
@@ -108,7 +110,7 @@ def _checkpoint(session: Session, job: Job, name: str | None) -> Checkpoint:
     if name is None:
         text = f"Job {job.id} is {job.state} and has no result to export. Kept checkpoints that can be named: {steps}."
         raise BadRequest(text, code="invalid_job_state")
-    text = f"checkpoint: job {job.id} keeps no checkpoint {name[:80]!r}; it keeps {steps}"
+    text = f"checkpoint: job {job.id} keeps no checkpoint {shown(name)}; it keeps {steps}"
     raise BadRequest(text, "checkpoint")
 
 

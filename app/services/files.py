@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from app.db import files
 from app.db.tables import File
+from app.domain.json_text import shown, unquoted
 from app.errors import BadRequest, NotFound
 from app.storage import Storage
 
@@ -31,7 +32,7 @@ def page(
     if after is not None:
         last = files.cursor(session, project_id, after)
         if last is None:
-            text = f"after: there is no file {after!r} here; give the id of the last item of the page before"
+            text = f"after: there is no file {shown(after)} here; give the id of the last item of the page before"
             raise BadRequest(text, "after")
     return files.page(session, project_id, limit, last, order, purpose)
 
@@ -52,4 +53,4 @@ def open_content(storage: Storage, file: File) -> BinaryIO:
 
 
 def no_such_file(file_id: str) -> NotFound:
-    return NotFound(f"No such File object: {file_id}", "id")
+    return NotFound(f"No such File object: {unquoted(file_id)}", "id")

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from app.db import checkpoints, events, job_pages, jobs, queue_places
 from app.db.job_pages import JobFilter
 from app.db.tables import Checkpoint, Job, JobEvent, Project, QueuePlace
+from app.domain.json_text import shown
 from app.domain.states import Desired, JobState
 from app.errors import BadRequest, NotFound, NotPermitted
 from app.queue import Hints
@@ -169,7 +170,7 @@ def check_project(session: Session, project_id: str) -> None:
 
 def unknown_cursor(kind: str, after: str) -> BadRequest:
     return BadRequest(
-        f"after: there is no {kind} {after!r} here; give the id of the last item of the page before", "after"
+        f"after: there is no {kind} {shown(after)} here; give the id of the last item of the page before", "after"
     )
 
 

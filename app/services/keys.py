@@ -11,6 +11,7 @@ from app.db import keys
 from app.db.keys import IssuedKey
 from app.db.tables import ApiKey, Project
 from app.domain import scopes
+from app.domain.json_text import shown, unquoted
 from app.errors import BadRequest, NotFound
 from app.services.projects import checked_name
 
@@ -74,7 +75,7 @@ def revoke(session: Session, project_id: str | None, key_id: str) -> ApiKey:
 def get(session: Session, project_id: str | None, key_id: str, lock: bool = False) -> ApiKey:
     key = keys.get(session, key_id, project_id, lock)
     if key is None:
-        raise NotFound(f"No such API key: {key_id}", "id")
+        raise NotFound(f"No such API key: {unquoted(key_id)}", "id")
     return key
 
 
@@ -85,7 +86,7 @@ def page(
     if after is not None:
         last = keys.get(session, after, project_id)
         if last is None:
-            text = f"after: there is no key {after!r} here; give the id of the last item of the page before"
+            text = f"after: there is no key {shown(after)} here; give the id of the last item of the page before"
             raise BadRequest(text, "after")
     return keys.page(session, project_id, limit, last, with_revoked, is_active)
 

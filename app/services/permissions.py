@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from app.db import models, permissions
 from app.db.permissions import Order
 from app.db.tables import CheckpointPermission, TunedModel
+from app.domain.json_text import shown, unquoted
 from app.errors import BadRequest, NotFound, NotPermitted
 
 
@@ -38,7 +39,7 @@ def grant(session: Session, model: TunedModel, project_ids: Sequence[str]) -> li
     known = permissions.known_projects(session, project_ids)
     unknown = [project_id for project_id in project_ids if project_id not in known]
     if unknown:
-        raise NotFound(f"No such project: {', '.join(dict.fromkeys(unknown))}", "project_ids")
+        raise NotFound(f"No such project: {', '.join(dict.fromkeys(map(unquoted, unknown)))}", "project_ids")
     if model.project_id in project_ids:
         text = f"project_ids: {model.project_id} owns {model.id!r} and needs no permission; leave it out"
         raise BadRequest(text, "project_ids")
@@ -52,7 +53,7 @@ def page(
     if after is not None:
         last = permissions.get(session, model, after)
         if last is None:
-            text = f"after: there is no permission {after!r} here; give the id of the last item of the page before"
+            text = f"after: there is no permission {shown(after)} here; give the id of the last item of the page before"
             raise BadRequest(text, "after")
     return permissions.page(session, model, limit, last, order, project_id)
 
@@ -61,5 +62,5 @@ def withdraw(session: Session, model: TunedModel, permission_id: str) -> None:
     """Jobs that were accepted go on; new ones are refused."""
     found = permissions.get(session, model, permission_id)
     if found is None:
-        raise NotFound(f"No such permission: {permission_id}", "permission_id")
+        raise NotFound(f"No such permission: {unquoted(permission_id)}", "permission_id")
     permissions.withdraw(session, found)

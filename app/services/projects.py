@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.db import jobs, projects
 from app.db.tables import Project
+from app.domain.json_text import shown, unquoted
 from app.errors import BadRequest, NotFound
 
 MAX_NAME_CHARACTERS = 100
@@ -68,7 +69,7 @@ def unarchive(session: Session, project_id: str) -> Project:
 def get(session: Session, project_id: str) -> Project:
     project = projects.get(session, project_id)
     if project is None:
-        raise NotFound(f"No such project: {project_id}", "id")
+        raise NotFound(f"No such project: {unquoted(project_id)}", "id")
     return project
 
 
@@ -77,7 +78,7 @@ def page(session: Session, limit: int, after: str | None, with_archived: bool) -
     if after is not None:
         last = projects.get(session, after)
         if last is None:
-            text = f"after: there is no project {after!r}; give the id of the last item of the page before"
+            text = f"after: there is no project {shown(after)}; give the id of the last item of the page before"
             raise BadRequest(text, "after")
     return projects.page(session, limit, last, with_archived)
 

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from app.db import files, models, named
 from app.db.tables import BaseModelRow, File, Project
 from app.domain.catalog import CatalogEntry
+from app.domain.json_text import shown, unquoted
 from app.domain.lora_knobs import Ancestor
 from app.domain.resolve import resolve
 from app.domain.spec import JobSpec
@@ -97,7 +98,8 @@ def _model_or_ancestor(
 
 def _there(file: File | None, file_id: str, param: str) -> File:
     if file is None:
-        raise NotFound(f"invalid {param}: {file_id}. No such File object; upload one with purpose fine-tune.", param)
+        text = f"invalid {param}: {unquoted(file_id)}. No such File object; upload one with purpose fine-tune."
+        raise NotFound(text, param)
     return file
 
 
@@ -143,7 +145,7 @@ def _integration_problems(integrations: Sequence[Any]) -> list[BadRequest]:
     if not integrations:
         return []
     named = [item.get("type") for item in integrations if isinstance(item, dict)]
-    asked = ", ".join(repr(name) for name in named) or "this"
+    asked = ", ".join(shown(name) for name in named) or "this"
     text = (
         f"integrations: {asked} is not offered here; the metrics are in the events and in the results file of the job"
     )

@@ -15,6 +15,7 @@ from app.db import files, uploads
 from app.db.engine import Sessions, transaction
 from app.db.ids import new_id
 from app.db.tables import File, Upload, UploadPart
+from app.domain.json_text import unquoted
 from app.domain.uploads import MAX_PART_BYTES, MAX_PARTS, UploadStatus, max_stored_bytes
 from app.errors import BadRequest, NotFound, TooLarge
 from app.services import quotas
@@ -128,7 +129,7 @@ def see(session: Session, upload: Upload) -> SeenUpload:
 
 def known(upload: Upload | None, upload_id: str) -> Upload:
     if upload is None:
-        raise NotFound(f"No such Upload object: {upload_id}", "id")
+        raise NotFound(f"No such Upload object: {unquoted(upload_id)}", "id")
     return upload
 
 

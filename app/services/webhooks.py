@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.db import deliveries, webhooks
 from app.db.tables import WebhookAttempt, WebhookDelivery, WebhookEndpoint
+from app.domain.json_text import shown, unquoted
 from app.domain.networks import Network
 from app.domain.webhooks import EVENT_TYPES, JOB_EVENT, check_event_types, check_url, new_secret
 from app.errors import BadRequest, NotFound, all_at_once
@@ -56,7 +57,7 @@ def create(session: Session, rules: Rules, project_id: str, asked: Changes) -> W
 def get(session: Session, project_id: str, endpoint_id: str, lock: bool = False) -> WebhookEndpoint:
     endpoint = webhooks.get(session, project_id, endpoint_id, lock)
     if endpoint is None:
-        raise NotFound(f"No such webhook endpoint: {endpoint_id}", "id")
+        raise NotFound(f"No such webhook endpoint: {unquoted(endpoint_id)}", "id")
     return endpoint
 
 
@@ -147,7 +148,7 @@ def _checked(rules: Rules, asked: Changes) -> Changes:
 def _delivery(session: Session, project_id: str, endpoint_id: str, delivery_id: str) -> WebhookDelivery:
     found = deliveries.get(session, get(session, project_id, endpoint_id).id, delivery_id)
     if found is None:
-        raise NotFound(f"No such delivery: {delivery_id}", "delivery_id")
+        raise NotFound(f"No such delivery: {unquoted(delivery_id)}", "delivery_id")
     return found
 
 
@@ -157,5 +158,5 @@ def _seen(session: Session, page: list[WebhookDelivery]) -> list[SeenDelivery]:
 
 
 def _unknown_cursor(kind: str, after: str) -> BadRequest:
-    text = f"after: there is no {kind} {after!r} here; give the id of the last item of the page before"
+    text = f"after: there is no {kind} {shown(after)} here; give the id of the last item of the page before"
     return BadRequest(text, "after")

@@ -71,7 +71,7 @@ BAD_REQUESTS = (
         "invalid_type", 400,
         "A value of the wrong JSON type: \"7\" is no number, 7 is no text.",
         "Send the type that the reference names.",
-        "seed: Input should be a valid integer (got '7')",
+        'seed: must be a whole number, not "7"',
     ),
     ErrorCode(
         "invalid_upload_state", 400,
@@ -83,7 +83,7 @@ BAD_REQUESTS = (
         "invalid_value", 400,
         "A value out of its bounds, or one that does not fit the rest of the request.",
         "Change what `param` names; the message has what is allowed, and every other problem of the request.",
-        "suffix: String should have at most 64 characters (got '…)",
+        'suffix: "…" has … characters; at most 64 are allowed',
     ),
     ErrorCode(
         "md5_mismatch", 400,
@@ -121,7 +121,7 @@ BAD_REQUESTS = (
         "unsupported_value", 400,
         "A word that OpenAI or PEFT know and this server does not offer: `reinforcement`, `integrations`, PiSSA, ...",
         "Leave it out, or take one of those that the message lists.",
-        "method.type 'reinforcement' is not offered here; allowed are 'supervised' and 'dpo'",
+        'method.type "reinforcement" is not offered here; allowed are "supervised" and "dpo"',
     ),
     ErrorCode(
         "upload_expired", 400,

@@ -97,7 +97,8 @@ ANSWERS = (
     ),
     ErrorCode(
         "range_not_satisfiable", 416,
-        "A `Range` outside the file, or one that is not a single range of bytes.",
+        "A `Range` of bytes that begins behind the end of the file, or that is none at all (`bytes=9-1`). Several "
+        "ranges in one request, and units other than bytes, are answered with the whole file and a 200.",
         "The `Content-Range` header has the size. At the end of a resumed download it means: complete.",
         "Range: bytes=999999- selects nothing of the … bytes there are",
     ),

@@ -20,8 +20,9 @@ Every error has one shape, whatever its status:
 ```
 
 `message` says what was seen, what is allowed and what to do; with several problems it lists all of them, and `param`
-(a dotted path) and `code` are those of the first. `type` is `invalid_request_error`, or `server_error` where the
-request was good. Every answer has an `x-request-id`: give it to the operator, whose log has the rest under it.
+(a dotted path) and `code` are those of the first. `type` is `invalid_request_error` where the request has to change,
+`server_error` where it was good, and of a 429 `requests` (too many a second) or `insufficient_quota`. Every answer has
+an `x-request-id`: give it to the operator, whose log has the rest under it.
 
 The official client makes an exception of each status, with `e.code`, `e.param`, `e.message` and `e.request_id`. It
 sends some requests twice more by itself (`max_retries=2`); that is why a wrong state is a 400 here and no 409. Where

@@ -32,7 +32,7 @@ AZURE_TRAINING_TYPES = ("standard", "globalstandard", "developertier", "1")
 
 def _one_of_azures(value: Any) -> str | int:
     if isinstance(value, bool | float) or value == "1" or str(value).lower() not in AZURE_TRAINING_TYPES:
-        raise ValueError("not one of Azure's training types, Standard, GlobalStandard and DeveloperTier")
+        raise ValueError("must be one of Azure's training types, Standard, GlobalStandard or DeveloperTier")
     found: str | int = value
     return found
 

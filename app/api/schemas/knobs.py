@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from app.domain import bounds
+from app.domain.bounds import Bounds
 from app.domain.gather import LORA_ALIASES, LORA_KEYS
 
 JsonSchema = dict[str, Any]
@@ -11,6 +13,10 @@ JsonSchema = dict[str, Any]
 
 def _auto(schema: JsonSchema, description: str) -> JsonSchema:
     return {"anyOf": [{"const": "auto"}, schema, {"type": "null"}], "description": description}
+
+
+def _within(bounds: Bounds) -> JsonSchema:
+    return {"type": "number", "minimum": bounds.least, "maximum": bounds.most}
 
 
 def _nullable(schema: JsonSchema, description: str) -> JsonSchema:
@@ -22,10 +28,8 @@ TARGET_MODULES: JsonSchema = {
     "description": '"all-linear" (every linear layer but lm_head; the default) or names of the base model\'s layers.',
 }
 RANK = _auto({"type": "integer", "minimum": 1, "maximum": 256}, "Rank of the adapter; 16 by default.")
-ALPHA = _auto({"type": "number", "exclusiveMinimum": 0}, "Scale: the update is alpha / r times BA; 2r by default.")
-DROPOUT = _auto(
-    {"type": "number", "minimum": 0, "exclusiveMaximum": 1}, "Dropout before the adapter while training; 0 by default."
-)
+ALPHA = _auto(_within(bounds.ALPHA), "Scale: the update is alpha / r times BA; 2r by default.")
+DROPOUT = _auto(_within(bounds.DROPOUT), "Dropout before the adapter while training; 0 by default.")
 LORA_KNOBS: dict[str, JsonSchema] = {
     "r": RANK,
     "alpha": ALPHA,
@@ -38,7 +42,7 @@ LORA_KNOBS: dict[str, JsonSchema] = {
         "Ranks of single layers: the end of a layer's name, or a regular expression (RE2) for it -> rank.",
     ),
     "alpha_pattern": _nullable(
-        {"type": "object", "additionalProperties": {"type": "number", "exclusiveMinimum": 0}},
+        {"type": "object", "additionalProperties": _within(bounds.ALPHA)},
         "The same for alpha.",
     ),
     "modules_to_save": {
@@ -91,7 +95,7 @@ EARLY_STOPPING: JsonSchema = {
                 "patience": {
                     "type": "integer", "minimum": 1, "maximum": 100, "default": 3, "description": "Validations.",
                 },
-                "threshold": {"type": "number", "minimum": 0, "default": 0, "description": "In nats."},
+                "threshold": _within(bounds.EARLY_STOPPING_THRESHOLD) | {"default": 0, "description": "In nats."},
             },
         },
         {"type": "boolean"},
@@ -115,16 +119,16 @@ TRAINING_KNOBS: dict[str, JsonSchema] = {
         "Examples per optimizer step; by default examples / 32, at most 8.",
     ),
     "learning_rate_multiplier": _auto(
-        {"type": "number", "exclusiveMinimum": 0},
+        _within(bounds.LEARNING_RATE_MULTIPLIER),
         "Times the automatic learning rate, of which DPO takes a tenth; 1 by default.",
     ),
     "learning_rate": _auto(
-        {"type": "number", "exclusiveMinimum": 0},
+        _within(bounds.LEARNING_RATE),
         "Absolute; excludes a multiplier. By default the base model's, adjusted to the run's length.",
     ),
-    "warmup_ratio": _auto({"type": "number", "minimum": 0, "maximum": 1}, "Share of the steps; 0.03 by default."),
-    "weight_decay": _auto({"type": "number", "minimum": 0}, "0 by default."),
-    "max_grad_norm": _auto({"type": "number", "exclusiveMinimum": 0}, "1 by default."),
+    "warmup_ratio": _auto(_within(bounds.WARMUP_RATIO), "Share of the steps; 0.03 by default."),
+    "weight_decay": _auto(_within(bounds.WEIGHT_DECAY), "0 by default."),
+    "max_grad_norm": _auto(_within(bounds.MAX_GRAD_NORM), "1 by default."),
     "lr_scheduler_type": _auto({"enum": ["linear", "cosine", "constant"]}, "linear by default."),
     "context_length": _auto(
         {"type": "integer", "minimum": 1}, "In tokens; the base model's by default. Longer is cut."
@@ -141,7 +145,7 @@ TRAINING_KNOBS: dict[str, JsonSchema] = {
 }
 DPO_KNOBS: dict[str, JsonSchema] = {
     "beta": _auto(
-        {"type": "number", "exclusiveMinimum": 0, "maximum": 2},
+        _within(bounds.BETA),
         "Of the method dpo alone: how dear it is to move away from the base model; 0.1 by default.",
     ),
 }

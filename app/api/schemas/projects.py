@@ -11,6 +11,7 @@ from app.api.schemas.job_requests import Strict
 from app.db.tables import Project
 from app.db.tables.projects import LIMITS
 from app.db.usage import Usage
+from app.domain.bounds import SHARE_WEIGHT
 
 MAX_BIGINT = (1 << 63) - 1
 Count = Annotated[int, Field(ge=0, le=MAX_BIGINT)]
@@ -30,7 +31,7 @@ class CreateProject(Strict):
     name: Annotated[str, Field(min_length=1, max_length=100)]
     limits: Limits | None = None
     share_weight: Annotated[
-        float, Field(gt=0, le=1_000_000, allow_inf_nan=False, description="Its part of the GPUs when several wait.")
+        float, Field(ge=SHARE_WEIGHT.least, le=SHARE_WEIGHT.most, description="Its part of the GPUs when several wait.")
     ] = 1.0
 
 
@@ -39,7 +40,7 @@ class UpdateProject(Strict):
 
     name: Annotated[str, Field(min_length=1, max_length=100)] | None = None
     limits: Limits | None = None
-    share_weight: Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)] | None = None
+    share_weight: Annotated[float, Field(ge=SHARE_WEIGHT.least, le=SHARE_WEIGHT.most)] | None = None
 
 
 class ArchiveProject(Strict):

@@ -67,7 +67,7 @@ TAKEN: dict[str, tuple[Any, ...]] = {
     "lora": ({}, True),
     "quantization": ({},),
 }
-NUMBERS = (7, 1.5, 1e300)
+NUMBERS = (7, 1.5)
 TAKEN_KNOBS: dict[str, tuple[Any, ...]] = {
     "n_epochs": (7,),
     "batch_size": (7,),
@@ -302,7 +302,8 @@ class TestEveryUrl:
     ) -> None:
         for path in document["paths"]:
             answer = client.head(with_id(path, "nothere"))
-            assert answer.status_code in (200, 404, 405), path
+            assert answer.status_code in (200, 400, 403, 404, 405), path
+            assert answer.content == b"", path
             assert answer.headers["x-request-id"]
 
     def test_with_a_slash_at_its_end_is_a_404_and_no_redirect(

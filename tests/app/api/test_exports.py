@@ -85,7 +85,7 @@ class TestAsking:
             with pytest.raises(openai.BadRequestError) as refused:
                 official.post(url, body={"type": "gguf"}, cast_to=object)
             assert (refused.value.param, refused.value.code) == ("type", "unsupported_value")
-            assert "'gguf' is not offered here; there are: merged" in refused.value.message
+            assert '"gguf" is not offered here; there are: merged' in refused.value.message
 
     @pytest.mark.parametrize(
         ("body", "param", "code"),

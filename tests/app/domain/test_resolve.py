@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.domain import bounds
 from app.domain.auto import auto_learning_rate
 from app.domain.catalog import CatalogEntry
 from app.domain.resolve import resolve
@@ -102,7 +104,7 @@ class TestDefaults:
 
     @pytest.mark.parametrize("knob", ["lora_r", "lora_alpha", "lora_dropout"])
     def test_a_number_that_came_as_text_is_quoted_as_it_came(self, knob: str) -> None:
-        assert ": '8' is not " in refusal(**hyper(**{knob: "8"})).message
+        assert ': "8" is not ' in refusal(**hyper(**{knob: "8"})).message
 
     @pytest.mark.parametrize("kind", ["supervised", "dpo"])
     def test_what_a_job_shows_may_be_asked_for_again(self, kind: str) -> None:
@@ -208,6 +210,36 @@ class TestRefusals:
         error = refusal(**body)
         assert error.param == param
         assert param in error.message
+
+    @pytest.mark.parametrize("value", [1e308, 5e-324, 1e300, -1e308, 2**62, -(2**62)])
+    @pytest.mark.parametrize(
+        "knob",
+        [
+            "learning_rate_multiplier", "learning_rate", "warmup_ratio", "weight_decay", "max_grad_norm", "lora_alpha",
+            "lora_dropout", "beta", "n_epochs", "batch_size", "context_length", "max_steps", "eval_steps", "lora_r",
+        ],
+    )  # fmt: skip
+    def test_an_absurd_number_is_refused_with_the_bounds(self, knob: str, value: float) -> None:
+        if value == 5e-324 and knob in ("warmup_ratio", "weight_decay", "lora_dropout"):
+            pytest.skip("as good as 0, which is allowed")
+        error = refusal(validation_file="file-1", **dpo(**{knob: value}))
+        assert re.search(r"is not a (whole )?number from [0-9.e-]+ to [0-9.e+]+$", error.message)
+
+    @pytest.mark.parametrize("value", [1e308, 5e-324])
+    def test_an_absurd_alpha_of_single_layers_is_refused_with_the_bounds(self, value: float) -> None:
+        assert "numbers from 0.001 to 100000" in refusal(lora={"alpha_pattern": {"q_proj": value}}).message
+
+    def test_a_multiplier_whose_product_is_absurd_is_refused_with_the_rate_it_makes(self) -> None:
+        error = refusal(lora={"alpha": 100_000, "use_rslora": True}, **dpo(learning_rate_multiplier=1e-6))
+        assert error.param == "method.dpo.hyperparameters.learning_rate_multiplier"
+        assert "makes the learning rate" in error.message
+        assert "allowed are from 1e-12 to 10" in error.message
+
+    def test_the_bounds_themselves_and_what_people_use_are_taken(self) -> None:
+        knobs = {"learning_rate_multiplier": 0.1, "weight_decay": 0.1, "max_grad_norm": 1e9, "lora_alpha": 1024}
+        assert spec_of(**hyper(**knobs)).hyperparameters.max_grad_norm == 1e9
+        for rate in (bounds.LEARNING_RATE.least, 1e-6, 1e-2, bounds.LEARNING_RATE.most):
+            assert spec_of(**hyper(learning_rate=rate)).hyperparameters.learning_rate == rate
 
     @pytest.mark.parametrize(
         ("body", "param"),

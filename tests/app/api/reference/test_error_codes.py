@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from app import errors
 from app.api.reference.error_code import ErrorCode
 from app.api.reference.error_codes import ANSWERS
-from app.api.reference.errors_page import exception_of, is_retried
+from app.api.reference.errors_page import INTRO, exception_of, is_retried
 from app.api.reference.job_errors import ENDINGS, JOB_ERRORS
 from app.domain import catalog
 from app.domain.states import FINAL_STATE, JobState, Reason
@@ -167,3 +167,8 @@ class TestTheMessages:
             catalog.describe(tmp_path)
         assert refused.value.code == "model_refused"
         assert re.match(as_pattern(CODES["model_refused"].message), refused.value.message)
+
+
+def test_the_page_names_every_type_that_an_error_can_have() -> None:
+    sentence = INTRO.partition("`type` is ")[2].partition("Every answer")[0]
+    assert set(re.findall(r"`(\w+)`", sentence)) == {one.type for one in error_classes()}
