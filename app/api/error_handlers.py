@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from app.api.slips import advice_for
+from app.domain.full_disk import is_disk_full
 from app.errors import (
     BadRequest,
     IdempotencyKeyInUse,
@@ -37,7 +37,6 @@ from app.log import get_logger
 MAX_MESSAGE = 4_000  # characters; what is wrong with a huge request is said in its first problems
 NOT_A_NAME = ("body", "query", "path", "header", "[key]")  # what pydantic's locations hold beside names
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 log = get_logger(__name__)
 
@@ -82,6 +81,8 @@ def _headers(error: TuneryError) -> dict[str, str]:
         return {"Retry-After": str(math.ceil(milliseconds / 1000)), "Retry-After-Ms": str(milliseconds)}
     if isinstance(error, QuotaExceeded):
         return {"Retry-After": str(error.retry_after_seconds), "X-Should-Retry": "false"}
+    if isinstance(error, StorageFull):  # the official client would send a large file three times
+        return {"X-Should-Retry": "false"}
     if isinstance(error, InvalidApiKey):
         return {"WWW-Authenticate": "Bearer"}
     if isinstance(error, RangeNotSatisfiable):
@@ -142,7 +143,7 @@ def _database_error(request: Request, error: Exception) -> Response:
 
 def _os_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, OSError)
-    if error.errno not in DISK_FULL:
+    if not is_disk_full(error):
         raise error
     text = (
         "The disk is full; nothing was stored. Delete files that are no longer needed, or ask the operator for space."
