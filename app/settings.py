@@ -55,6 +55,7 @@ class Settings(BaseSettings):
     poll_seconds: float = 5  # idle workers look for themselves: a lost hint costs this much
     max_crash_streak: int = 3  # attempts that died without a new snapshot between them
     requeue_delay_seconds: float = 5  # before an attempt that died is tried again; doubles with the streak
+    storage_full_wait_seconds: float = Field(default=86_400, ge=0)  # a full disk: a day of tries, then a pause
 
     # --- the queue. Give every process of a service the same numbers.
     labels: Annotated[tuple[str, ...], NoDecode] = ()  # of this worker: "a100,team=search"; jobs may ask for labels

@@ -61,6 +61,21 @@ def take_copy(directory: Path, destination: Path) -> dict[str, Any]:
     return manifest
 
 
+def check_in_place(directory: Path) -> None:
+    """Verify a directory of files where it lies, for moving instead of copying: only after its writer has ended.
+
+    Raises ManifestMismatch for a directory that is not what its manifest says, or not flat.
+    """
+    manifest = read_manifest(directory)
+    found = {entry.name: entry for entry in os.scandir(directory)}
+    irregular = sorted(name for name, entry in found.items() if not entry.is_file(follow_symlinks=False))
+    if irregular or found.keys() != {MANIFEST, *manifest["files"]}:
+        raise ManifestMismatch(f"{directory.name}: it does not hold the files that the manifest names, and those alone")
+    for name, want in manifest["files"].items():
+        if not isinstance(want, dict) or sha256_file(directory / name) != want.get("sha256"):
+            raise ManifestMismatch(f"{directory.name}: {name} is not the file that the manifest names")
+
+
 def put_directory(storage: Storage, directory: Path, prefix: str) -> list[StoredFile]:
     """Move every file of `directory` into storage below `prefix`. On an error, what was put is taken back."""
     stored: list[StoredFile] = []

@@ -6,7 +6,6 @@ wait for their validation.
 
 from __future__ import annotations
 
-import errno
 import signal
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -22,6 +21,7 @@ from app.db.engine import transaction
 from app.db.tables import Export, File
 from app.domain.artifacts import MANIFEST, ManifestMismatch, read_manifest
 from app.domain.exports import ExportError, ExportState
+from app.domain.full_disk import is_disk_full
 from app.domain.states import ExitCode
 from app.log import get_logger
 from worker import ancestors, artifacts, workdir
@@ -35,7 +35,6 @@ from worker.publish import PURPOSE
 from worker.resources import Resources
 from worker.untrusted import clean, clean_text
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 MERGED = "merged"
 
 log = get_logger(__name__)
@@ -206,7 +205,10 @@ class Exporter:
     def _give_up(self, keeper: LeaseKeeper, refusal: NotMade) -> None:
         settings, code, text = self.settings, refusal.code, refusal.message
         log.warning("export not made", code=code.value, why=text)
-        if refusal.is_final:
+        if code == ExportError.STORAGE_FULL:
+            limit = settings.storage_full_wait_seconds
+            self._end(keeper, lambda session: exports.wait_for_storage(session, keeper.lease, text, limit))
+        elif refusal.is_final:
             self._end(keeper, lambda session: exports.fail(session, keeper.lease, code, text))
         else:
             delay_seconds, most = settings.requeue_delay_seconds, settings.max_crash_streak
@@ -242,6 +244,8 @@ def _has_succeeded(session: Session, export: Export) -> bool:
 def _of_exit(exit_code: int, merge: Merge, is_oom: bool) -> NotMade:
     if exit_code == ExitCode.BAD_SPEC:
         return NotMade(ExportError.CANNOT_MERGE, merge.last_words(), is_final=True)
+    if exit_code == ExitCode.DISK_FULL:
+        return NotMade(ExportError.STORAGE_FULL, merge.last_words())
     if exit_code == ExitCode.STORAGE:
         return NotMade(ExportError.STORAGE_UNAVAILABLE, merge.last_words())
     if exit_code == -signal.SIGKILL and is_oom:
@@ -252,6 +256,6 @@ def _of_exit(exit_code: int, merge: Merge, is_oom: bool) -> NotMade:
 
 
 def _of_storage(error: OSError) -> NotMade:
-    if error.errno in DISK_FULL:
-        return NotMade(ExportError.STORAGE_FULL, "The storage is full: there is no room for the merged model")
+    if is_disk_full(error):
+        return NotMade(ExportError.STORAGE_FULL, "The disk is full: there is no space for the merged model.")
     return NotMade(ExportError.STORAGE_UNAVAILABLE, "Files could not be read or written")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from app.domain.events import Done, Failed, Stopped
 from app.domain.states import CRASHES, FINAL_STATE, ExitCode, JobState, Reason
 from worker.untrusted import clean_text
 
-# Reasons a trainer may give for a failure. It is not believed when it claims a success, a pause or a crash loop.
+# Reasons a trainer may give for its end. It is not believed when it claims a success, a pause or a crash loop.
 CREDIBLE = frozenset(
     reason for reason, state in FINAL_STATE.items() if state == JobState.FAILED and reason != Reason.WORKER_CRASH_LOOP
-)
+) | {Reason.STORAGE_FULL}
 
 
 # A storage that is away is asked again a minute later, not five seconds: each try leaves two events.
@@ -40,6 +42,7 @@ class Outcome:
     reason: Reason
     message: str
     param: str | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)  # of the event
 
     @property
     def level(self) -> str:

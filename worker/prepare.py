@@ -11,13 +11,23 @@ from sqlalchemy.orm import Session
 from app.db import checkpoints, files, measurements, models
 from app.db.tables import BaseModelRow, File, Job, Snapshot
 from app.domain.artifacts import ManifestMismatch
-from app.domain.catalog import ALTERED, CatalogEntry, Signature, hash_directory, linear_layers, stat_signature, unusable
+from app.domain.catalog import (
+    ALTERED,
+    CatalogEntry,
+    RefusedModel,
+    Signature,
+    hash_directory,
+    linear_layers,
+    stat_signature,
+    unusable,
+)
+from app.domain.full_disk import Space, is_disk_full
 from app.domain.modes import Measurement
 from app.domain.patterns import PatternError, match_spec
 from app.domain.spec import BaseSpec, JobSpec, LoraSpec, RunSpec, TrainerSpec
 from app.domain.states import Reason
 from app.settings import Settings
-from worker import ancestors, artifacts, snapshots
+from worker import ancestors, artifacts, snapshots, space
 from worker.ancestors import StartAdapter
 from worker.device import training_device
 from worker.lease import LeaseKeeper
@@ -46,12 +56,16 @@ class Inputs:
     memory_kills: int
 
 
-def prepare(resources: Resources, job: Job, keeper: LeaseKeeper, directory: Path) -> None:
-    """Fill `directory` and write its spec.json. Raises CannotStart, FencedError, OSError."""
+def prepare(resources: Resources, job: Job, keeper: LeaseKeeper, directory: Path) -> Space:
+    """Fill `directory`, write its spec.json and reserve space for the last snapshot; what the job writes, in bytes.
+
+    Raises CannotStart, FencedError, OSError.
+    """
     device = training_device(resources.settings.device)
     inputs = keeper.transact(lambda session: load_inputs(session, job, device.name))
     assert inputs is not None
     signature = check_base(inputs.base)
+    needed = reserve_space(resources, job, inputs.base, directory)
     keeper.check()
     training_file = fetch_dataset(resources, inputs.training_file, directory / "training.jsonl")
     validation_file = None
@@ -65,6 +79,26 @@ def prepare(resources: Resources, job: Job, keeper: LeaseKeeper, directory: Path
     resume_from = snapshots.restore(resources, job, keeper, inputs.snapshots, directory)
     spec = trainer_spec(resources.settings, job, inputs, signature, training_file, validation_file, resume_from, start)
     (directory / "spec.json").write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return needed
+
+
+def reserve_space(resources: Resources, job: Job, base: BaseModelRow, directory: Path) -> Space:
+    """For the last snapshot; after a full disk only where there is space for the result, too, as the trainer would
+    work in vain. Raises CannotStart."""
+    entry, spec = CatalogEntry.model_validate(base.entry), JobSpec.model_validate(job.spec)
+    try:
+        needed = space.needed(entry, Path(base.directory), spec)
+    except RefusedModel as error:
+        raise base_unusable(base.name, str(error)) from error
+    if job.storage_full_since is not None and (outcome := space.shortage(resources, directory, needed.next_try_bytes)):
+        raise CannotStart(outcome)
+    try:
+        space.reserve(resources, job, directory, needed)
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        raise CannotStart(space.full(resources, directory, needed.snapshot_bytes, error)) from error
+    return needed
 
 
 def load_inputs(session: Session, job: Job, device_name: str = "") -> Inputs:

@@ -94,8 +94,10 @@ class _Scene:
                 for job in self.running if job.lease_owner in self.offers]  # fmt: skip
 
     def urgent(self, placed: Sequence[Placed]) -> list[Urgent]:
-        """Those that some worker could take, in the order of the queue."""
-        by_id: dict[str, Waiting] = {job.job_id: job for job in self.waiting if job.is_urgent}
+        """Those that some worker could take now, in the order of the queue."""
+        by_id: dict[str, Waiting] = {
+            job.job_id: job for job in self.waiting if job.is_urgent and job.pause_seconds <= 0
+        }
         return [
             Urgent(each.job_id, each.project_id, by_id[each.job_id].need)
             for each in placed

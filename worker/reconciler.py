@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 from sqlalchemy import text
 
-from app.db import claims, exports, reaping, workers
+from app.db import claims, exports, full_disk, reaping, workers
 from app.db.engine import transaction
 from app.db.fair_queue import Kind
 from app.log import configure_logging, get_logger
@@ -86,6 +86,7 @@ class Reconciler:
             if is_leader:
                 self.reap()
                 self.reap_exports()
+                self.pause_overdue()
                 self.send_hints()
                 self.queue.look()
                 self._sweep_sometimes()
@@ -115,6 +116,13 @@ class Reconciler:
         for export in lost:
             log.warning("lease of an export reaped", export=export.id, attempt=export.attempt, state=export.state)
         return len(lost)
+
+    def pause_overdue(self) -> None:
+        """Jobs that have waited for storage for as long as they may."""
+        with transaction(self.resources.sessions) as session:
+            paused = full_disk.pause_overdue(session, self.settings.storage_full_wait_seconds)
+        for job in paused:
+            log.warning("paused: the disk has been full for too long", job=job.id)
 
     def send_hints(self) -> None:
         """For work that waits while a worker is free: a hint was lost, or a delay is over. Busy workers need none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from app.domain.events import (
     Started,
 )
 from app.log import get_logger
-from worker import snapshots
+from worker import snapshots, space
 from worker.device import training_device
 from worker.lease import DATABASE_AWAY, LeaseKeeper
 from worker.publish import Publisher
@@ -58,6 +59,7 @@ class Relay:
 
     def __init__(self, resources: Resources, job: Job, keeper: LeaseKeeper, directory: Path) -> None:
         self.final_checkpoint: CheckpointSaved | None = None  # published with the success, when it has been verified
+        self.last_snapshot: SnapshotSaved | None = None  # the newest, while it is not stored
         self.publisher = Publisher(resources, job, keeper, directory)
         self._resources = resources
         self._job = job
@@ -100,7 +102,12 @@ class Relay:
                 self._keeper.say(clean_text(record.message), level=record.level, data=clean(record.data))
             case CheckpointSaved(final=True):
                 self.final_checkpoint = record
-            case CheckpointSaved() | SnapshotSaved():
+            case SnapshotSaved():
+                self.last_snapshot = record
+                if not record.final:  # that is kept when the trainer has ended, if the next attempt will need it
+                    self._store(record)
+                    self.last_snapshot = None
+            case CheckpointSaved():
                 self._store(record)
             case _:
                 pass
@@ -143,6 +150,23 @@ class Relay:
             text += f"; predicted were {_duration(planned.seconds)} and {gigabytes(planned.peak_bytes)}"
             said |= {"predicted_seconds": planned.seconds, "predicted_peak_bytes": planned.peak_bytes}
         self._keeper.say(text, data=clean(said))
+
+    def keep_last_snapshot(self) -> None:
+        """After a trainer that ended without a published result: store its newest snapshot if it is not stored yet.
+
+        On a full disk it goes to the space that was reserved for it. Raises FencedError.
+        """
+        record = self.last_snapshot
+        if record is None:
+            return
+        shutil.rmtree(self._directory / "outbox", ignore_errors=True)
+        space.release(self._resources, self._job, self._directory)
+        try:
+            snapshots.move(self._resources, self._job, self._keeper, self._directory, record)
+        except (OSError, ManifestMismatch) as error:
+            log.exception("the last snapshot could not be stored", job=self._job.id)
+            why = error.strerror if isinstance(error, OSError) else clean_text(str(error))
+            self._keeper.say(f"The snapshot of step {record.step} could not be stored: {why}", level="warn")
 
     def publish_final_as_any(self) -> None:
         """After a pause at the very last step: the adapter is a checkpoint like the others."""

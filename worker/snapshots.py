@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from sqlalchemy import null
 from sqlalchemy.orm import Session
 
 from app.db import checkpoints, claims
@@ -27,16 +28,29 @@ def save(resources: Resources, job: Job, keeper: LeaseKeeper, directory: Path, r
         return
     copy = directory / "outbox" / f"snapshot-{record.step:06d}"
     artifacts.take_copy(artifacts.inside(directory, record.directory), copy)
-    if sha256_file(copy / MANIFEST) != record.manifest_sha256:
+    _put(resources, job, keeper, copy, record)
+    copy.rmdir()
+
+
+def move(resources: Resources, job: Job, keeper: LeaseKeeper, directory: Path, record: SnapshotSaved) -> None:
+    """The same after the trainer has ended, without a copy: within one file system it takes no space."""
+    if keeper.transact(lambda session: _is_known(session, job, record.step)):
+        return
+    source = artifacts.inside(directory, record.directory)
+    artifacts.check_in_place(source)
+    _put(resources, job, keeper, source, record)
+
+
+def _put(resources: Resources, job: Job, keeper: LeaseKeeper, source: Path, record: SnapshotSaved) -> None:
+    if sha256_file(source / MANIFEST) != record.manifest_sha256:
         raise ManifestMismatch(f"{record.directory}: the manifest is not the one that was announced")
     prefix = f"jobs/{job.id}/attempts/{job.attempt}/snapshots/step-{record.step:06d}"
     with artifacts.taking_back() as undo:
-        keys = {file.filename: file.key for file in artifacts.put_directory(resources.storage, copy, prefix)}
+        keys = {file.filename: file.key for file in artifacts.put_directory(resources.storage, source, prefix)}
         undo.callback(artifacts.discard, resources.storage, list(keys.values()))
         keeper.transact(
             lambda session: _add(session, keeper, record, keys), lambda session: _is_known(session, job, record.step)
         )
-    copy.rmdir()
     drop(resources, keeper.transact(lambda session: checkpoints.old_snapshots(session, job.id)) or [])
 
 
@@ -70,13 +84,14 @@ def _is_known(session: Session, job: Job, step: int) -> bool:
 
 
 def _add(session: Session, keeper: LeaseKeeper, record: SnapshotSaved, keys: dict[str, str]) -> None:
-    """A snapshot further on than any before it is progress: whatever crashed before, it starts to count anew.
+    """A snapshot further on than any before it is progress: crashes and full disks before it count no more.
 
     That of step 0 is none: every job has it.
     """
     steps = [row.step for row in checkpoints.snapshots(session, keeper.lease.job_id)]
     is_progress = record.step > max(steps, default=0)
-    job = claims.note(session, keeper.lease, crash_streak=0 if is_progress else Job.crash_streak)
+    anew = {"crash_streak": 0, "storage_full_since": null()} if is_progress else {"crash_streak": Job.crash_streak}
+    job = claims.note(session, keeper.lease, **anew)
     checkpoints.add_snapshot(session, job, record.step, record.manifest_sha256, keys)
 
 

@@ -5,7 +5,6 @@ What is true stands in PostgreSQL; whoever finds itself fenced drops everything 
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,10 +17,11 @@ from app.db.engine import transaction
 from app.db.tables import Job
 from app.domain.artifacts import ManifestMismatch
 from app.domain.events import Done
+from app.domain.full_disk import Space, is_disk_full
 from app.domain.offers import Offer
 from app.domain.states import TERMINAL, Desired, JobState, Reason
 from app.log import get_logger
-from worker import snapshots, workdir
+from worker import snapshots, space, workdir
 from worker.child import TRAINER, Child, start_trainer
 from worker.device import oom_kills
 from worker.guard import Guard
@@ -33,8 +33,6 @@ from worker.relay import Relay
 from worker.resources import Resources
 from worker.spare import Spare
 from worker.untrusted import clean_text
-
-DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 log = get_logger(__name__)
 
@@ -87,14 +85,17 @@ class Supervisor:
         except FencedError:
             log.info("fenced: the result is dropped")
         finally:
+            space.release(self.resources, job, directory)
             workdir.clear(directory)
         self._forget_snapshots_if_ended(job)
 
     def _attempt(self, job: Job, keeper: LeaseKeeper, directory: Path, lock: int) -> Outcome:
         """Everything between the claim and the end; whatever goes wrong becomes an outcome. Raises FencedError."""
+        needed: Space | None = None
         try:
-            self._prepare(job, keeper, directory)
-            return self._interruption(keeper) or self._train(job, keeper, directory, lock)
+            needed = self._prepare(job, keeper, directory)
+            outcome = self._interruption(keeper) or self._train(job, keeper, directory, lock)
+            return outcome if outcome.reason != Reason.STORAGE_FULL else self._full(job, directory, needed)
         except FencedError:
             raise
         except CannotStart as refusal:
@@ -105,18 +106,28 @@ class Supervisor:
             return Outcome(Reason.TRAINER_CRASHED, clean_text(f"What the trainer left is not whole: {error}"))
         except OSError as error:
             log.exception("files or storage failed")
-            return _of_storage(error)
+            if is_disk_full(error):
+                return self._full(job, directory, needed, error)
+            return Outcome(Reason.STORAGE_UNAVAILABLE, "Files could not be read or written; the job is tried again")
         except Exception:
             log.exception("the supervisor failed")
             return Outcome(Reason.TRAINER_CRASHED, "The worker met an internal error; its log has the details")
 
-    def _prepare(self, job: Job, keeper: LeaseKeeper, directory: Path) -> None:
-        """A full disk of this worker is no fault of the job's: another worker, or a later try, may have room."""
+    def _full(self, job: Job, directory: Path, needed: Space | None, error: OSError | None = None) -> Outcome:
+        """What is free is measured without what the attempt has written; PostgreSQL may need that space to end it."""
+        space.release(self.resources, job, directory)
+        workdir.clear(directory)
+        return space.full(self.resources, directory, needed.next_try_bytes if needed else None, error)
+
+    def _prepare(self, job: Job, keeper: LeaseKeeper, directory: Path) -> Space:
+        """Trouble with files or storage is no fault of the job's: another worker, or a later try, may do better."""
         try:
             workdir.make_fresh(directory)
-            prepare(self.resources, job, keeper, directory)
+            return prepare(self.resources, job, keeper, directory)
         except OSError as error:
             log.exception("could not prepare the work directory")
+            if is_disk_full(error):
+                raise CannotStart(self._full(job, directory, None, error)) from error
             text = "The job's files could not be brought to the worker; it is tried again"
             raise CannotStart(Outcome(Reason.STORAGE_UNAVAILABLE, text)) from error
 
@@ -133,6 +144,15 @@ class Supervisor:
 
     def _train(self, job: Job, keeper: LeaseKeeper, directory: Path, lock: int) -> Outcome:
         relay = Relay(self.resources, job, keeper, directory)
+        outcome: Outcome | None = None
+        try:
+            outcome = self._train_and_publish(job, keeper, directory, lock, relay)
+        finally:  # also after a full disk, or a pause that came while the result was published
+            if not keeper.fenced and (outcome is None or outcome.reason != Reason.DONE):
+                relay.keep_last_snapshot()
+        return outcome
+
+    def _train_and_publish(self, job: Job, keeper: LeaseKeeper, directory: Path, lock: int, relay: Relay) -> Outcome:
         ending = self._run_trainer(job, keeper, directory, lock, relay)
         keeper.check()
         outcome = judge(ending)
@@ -174,6 +194,8 @@ class Supervisor:
             return waiting or start_trainer(self.trainer, directory, job.id, lock, self.settings.threads)
         except OSError as error:
             log.exception("the trainer could not be started")
+            if is_disk_full(error):
+                raise CannotStart(self._full(job, directory, None, error)) from error
             raise CannotStart(Outcome(Reason.TRAINER_CRASHED, "The trainer could not be started")) from error
 
     def _give_up(self, keeper: LeaseKeeper, outcome: Outcome) -> None:
@@ -190,9 +212,11 @@ class Supervisor:
                 outcome.reason,
                 outcome.message,
                 outcome.level,
+                outcome.data,
                 param=outcome.param,
                 delay_seconds=delay_seconds,
                 max_crash_streak=self.settings.max_crash_streak,
+                storage_wait_seconds=self.settings.storage_full_wait_seconds,
             )
             if job.state == JobState.QUEUED:
                 self.resources.hints.after_commit(session, "gpu")
@@ -216,12 +240,6 @@ class Supervisor:
             log.warning("snapshots not dropped", error=str(error))
             return
         snapshots.drop(self.resources, rows)
-
-
-def _of_storage(error: OSError) -> Outcome:
-    if error.errno in DISK_FULL:
-        return Outcome(Reason.STORAGE_FULL, "The storage is full: the job could not keep its results")
-    return Outcome(Reason.STORAGE_UNAVAILABLE, "Files could not be read or written; the job is tried again")
 
 
 def _log_end(child: Child, exit_code: int | None) -> None:

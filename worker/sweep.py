@@ -17,9 +17,10 @@ from sqlalchemy import select
 from app.db import checkpoints, deliveries, exports, files, idempotency, uploads, workers
 from app.db.engine import transaction
 from app.db.tables import Job
+from app.domain.full_disk import RESERVED
 from app.domain.states import TERMINAL
 from app.log import get_logger
-from worker import snapshots, workdir
+from worker import snapshots, space, workdir
 from worker.resources import Resources
 
 STAGED_SECONDS = 3600  # an upload that has not been written to for so long was cut off
@@ -38,6 +39,7 @@ def sweep(resources: Resources) -> None:
     purge_parts(resources)
     drop_snapshots(resources)
     sweep_staging(resources.storage.staging)
+    sweep_reserved(resources)
     sweep_work_directories(resources)
     with transaction(resources.sessions) as session:
         workers.forget_old(session)
@@ -106,8 +108,22 @@ def drop_snapshots(resources: Resources) -> None:
     snapshots.drop(resources, rows)
 
 
+def sweep_reserved(resources: Resources) -> None:
+    """Space that an attempt reserved in storage and whose worker was killed. A lease is older than its file."""
+    found = set(resources.storage.staging.glob(f"{RESERVED}-*"))
+    if not found:
+        return
+    with transaction(resources.sessions) as session:
+        held = session.execute(select(Job.id, Job.attempt).where(Job.lease_owner.is_not(None))).all()
+    for path in found - {space.in_storage(resources, row.id, row.attempt) for row in held}:
+        path.unlink(missing_ok=True)
+        log.info("reserved space given back", name=path.name)
+
+
 def sweep_staging(staging: Path) -> None:
     for path in staging.iterdir():
+        if path.name.startswith(RESERVED):
+            continue  # as old as its attempt
         with suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > STAGED_SECONDS:
                 _remove(path)

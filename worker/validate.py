@@ -19,11 +19,13 @@ from app.db.claims import FencedError
 from app.db.tables import File, Job
 from app.domain.dataset_report import Report, examine, nothing_to_learn, too_few_examples
 from app.domain.dataset_warnings import SeenRows
+from app.domain.full_disk import is_disk_full
 from app.domain.jsonl import told
 from app.domain.render import Renderer
 from app.domain.spec import JobSpec
 from app.domain.states import JobState, Reason
 from app.log import get_logger
+from worker import space
 from worker.lease import Claimer, LeaseKeeper
 from worker.outcome import STORAGE_PATIENCE, Outcome
 from worker.prepare import CannotStart, Inputs, base_unusable, load_inputs
@@ -81,8 +83,11 @@ class Validator:
             log.info("fenced: the validation is dropped")
         except CannotStart as refusal:
             self._give_up(keeper, refusal.outcome, findings_of(refusal))
-        except OSError:
+        except OSError as error:
             log.exception("storage failed")
+            if is_disk_full(error):
+                self._give_up(keeper, space.full(self.resources, self.settings.work_dir, None, error))
+                return
             text = "The files could not be read; the validation is tried again"
             self._give_up(keeper, Outcome(Reason.STORAGE_UNAVAILABLE, text))
         except Exception:
@@ -172,6 +177,7 @@ class Validator:
                 lambda session: claims.end_attempt(
                     session, keeper.lease, outcome.reason, outcome.message, outcome.level, data, outcome.param,
                     patience * settings.requeue_delay_seconds, settings.max_crash_streak,
+                    settings.storage_full_wait_seconds,
                 )
             )  # fmt: skip
         except FencedError:

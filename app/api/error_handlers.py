@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from app.api.slips import advice_for
+from app.domain.full_disk import is_disk_full
 from app.domain.json_text import MAX_PATH, printable, unquoted
 from app.domain.validation_text import sentence
 from app.errors import (
@@ -40,7 +40,6 @@ from app.log import get_logger
 MAX_MESSAGE = 4_000  # characters; what is wrong with a huge request is said in its first problems
 NOT_A_NAME = ("body", "query", "path", "header", "[key]")  # what pydantic's locations hold beside names
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 log = get_logger(__name__)
 
@@ -87,6 +86,8 @@ def _headers(error: TuneryError) -> dict[str, str]:
         return {"Connection": "close"}  # RFC 9110, 15.5.9: the rest of the body is not waited for
     if isinstance(error, QuotaExceeded):
         return {"Retry-After": str(error.retry_after_seconds), "X-Should-Retry": "false"}
+    if isinstance(error, StorageFull):  # the official client would send a large file three times
+        return {"X-Should-Retry": "false"}
     if isinstance(error, InvalidApiKey):
         return {"WWW-Authenticate": "Bearer"}
     if isinstance(error, RangeNotSatisfiable):
@@ -147,7 +148,7 @@ def _database_error(request: Request, error: Exception) -> Response:
 
 def _os_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, OSError)
-    if error.errno not in DISK_FULL:
+    if not is_disk_full(error):
         raise error
     text = (
         "The disk is full; nothing was stored. Delete files that are no longer needed, or ask the operator for space."

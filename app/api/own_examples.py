@@ -25,6 +25,7 @@ EXPORT = {
     "step_number": 90,
     "base_model": examples.MODEL,
     "attempts": 1,
+    "phase": None,
     "expected_bytes": 272_500_000,
     "bytes": 272_502_113,
     "files": [

@@ -25,8 +25,8 @@ QUEUE = {
     "waiting": [
         {
             "id": "ftjob-7c8d9e0f1a2b3c4d5e6f7a8b", "project_id": "proj_1a2b3c4d5e6f", "model": MODEL, "position": 2,
-            "expected_start": 1795000460, "waiting_for": None, "priority": 10, "urgent": False, "worker_labels": [],
-            "planned_seconds": 41.0, "created_at": 1795000200,
+            "expected_start": 1795000460, "waiting_for": None, "phase": None, "priority": 10, "urgent": False,
+            "worker_labels": [], "planned_seconds": 41.0, "created_at": 1795000200,
         }
     ],
     "has_more": False,

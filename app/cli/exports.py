@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 commands = typer.Typer()
 
 POLL_SECONDS = 1.0
+WAITING = " (waiting for free disk space)"
 MOST_LISTED = 100
 
 
@@ -63,7 +64,7 @@ def list_exports(client: "Client", job_id: JobId, as_json: AsJson = False) -> No
         print_json(found)
         return
     rows = [
-        [one["id"], one["type"], one["status"], str(one["step_number"]), size_text(one["bytes"] or 0),
+        [one["id"], one["type"], _status(one), str(one["step_number"]), size_text(one["bytes"] or 0),
          time_text(one["created_at"])]
         for one in found
     ]  # fmt: skip
@@ -87,13 +88,19 @@ def delete_export(
 
 def _wait(client: "Client", job_id: str, made: dict[str, Any]) -> dict[str, Any]:
     if made["status"] in ("queued", "running"):
-        remark(f"{made['id']} is {made['status']}; Ctrl-C leaves it to the worker.")
+        remark(f"{made['id']} is {_status(made)}; Ctrl-C leaves it to the worker.")
     while made["status"] in ("queued", "running"):
         time.sleep(POLL_SECONDS)
-        made = client.get(job_path(job_id, "exports", made["id"]))
+        before, made = made, client.get(job_path(job_id, "exports", made["id"]))
+        if made.get("phase") and made.get("phase") != before.get("phase"):
+            remark(f"{made['id']} is {_status(made)}; it is tried again by itself.")
     if made["status"] == "failed":
         raise CliError(f"The export failed ({made['error']['code']}): {made['error']['message']}")
     return made
+
+
+def _status(export: dict[str, Any]) -> str:
+    return f"{export['status']}{WAITING if export.get('phase') == 'waiting_for_storage' else ''}"
 
 
 def _download(client: "Client", made: dict[str, Any], directory: Path) -> None:

@@ -141,6 +141,8 @@ def is_over(job: Json) -> bool:
 
 def status_text(job: Json) -> str:
     status = str(job["status"]).replace("_", " ")
+    if job.get("phase") == "waiting_for_storage":
+        return f"{status} (waiting for free disk space)"
     if job["status"] == "queued" and job.get("waiting_for"):
         return f"{status} ({job['waiting_for']})"
     if job["status"] == "queued" and job.get("queue_position"):

@@ -31,7 +31,7 @@ def show(client: "Client", limit: Limit = 50, as_json: AsJson = False) -> None:
     rows = [[job["id"], "running", "", time_text(job["started_at"]), _until(job["expected_finish"]),
              _kind(job), "gives way" if job["gives_way"] else ""] for job in found["running"]]  # fmt: skip
     rows += [[job["id"], "waiting", str(job["position"]), time_text(job["expected_start"]),
-              duration_text(job["planned_seconds"]), _kind(job), job["waiting_for"] or ""]
+              duration_text(job["planned_seconds"]), _kind(job), _note(job)]
              for job in found["waiting"]]  # fmt: skip
     print_table(["job", "is", "place", "start", "takes", "kind", "note"], rows, "No job of this project runs or waits.")
     if others["running"] or others["waiting"]:
@@ -75,6 +75,10 @@ def allow_urgent(
 def _until(moment: int) -> str:
     """What is left."""
     return duration_text(max(0, moment - int(time.time())))
+
+
+def _note(job: dict[str, Any]) -> str:
+    return "waits for free disk space" if job.get("phase") == "waiting_for_storage" else job["waiting_for"] or ""
 
 
 def _kind(job: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, func, null, select, update
 from sqlalchemy.orm import Session
 
-from app.db import fair_queue
+from app.db import fair_queue, full_disk
 from app.db.events import take_seq, tell
 from app.db.fair_queue import Kind
 from app.db.tables import Attempt, Job
@@ -23,6 +23,7 @@ from app.domain.states import CRASHES, FINAL_STATE, TERMINAL, Desired, JobState,
 
 CLAIMED_STATE: dict[Kind, JobState] = {"validate": JobState.VALIDATING, "train": JobState.QUEUED}
 STARTED: dict[Kind, str] = {"validate": "Validating training file: {files}", "train": "Fine-tuning job started"}
+STORAGE_WAIT_SECONDS = 86_400.0
 HELD = [JobState.VALIDATING.value, JobState.RUNNING.value]
 
 
@@ -141,6 +142,7 @@ def end_attempt(
     param: str | None = None,
     delay_seconds: float = 0.0,
     max_crash_streak: int = 3,
+    storage_wait_seconds: float = STORAGE_WAIT_SECONDS,
     **columns: Any,
 ) -> Job:
     """Give the job up for a reason, which decides its next state; state, lease, attempt and event in one transaction.
@@ -152,7 +154,19 @@ def end_attempt(
         raise FencedError(lease.job_id)
     if reason == Reason.DONE and job.desired != Desired.RUN:
         raise UnwantedError(lease.job_id)
-    return end(session, job, reason, message, level, data, param, delay_seconds, max_crash_streak, columns)
+    return end(
+        session,
+        job,
+        reason,
+        message,
+        level,
+        data,
+        param,
+        delay_seconds,
+        max_crash_streak,
+        columns,
+        storage_wait_seconds,
+    )
 
 
 def validated(
@@ -193,6 +207,7 @@ def end(
     delay_seconds: float,
     max_crash_streak: int,
     columns: dict[str, Any],
+    storage_wait_seconds: float = STORAGE_WAIT_SECONDS,
 ) -> Job:
     """The one place that ends an attempt; the caller has locked the row: the holder, or who reaps a lost one."""
     streak = job.crash_streak + 1 if reason in CRASHES else job.crash_streak
@@ -213,6 +228,9 @@ def end(
         **columns,
         **take_seq(),
     }
+    if outcome == Reason.STORAGE_FULL:
+        values["state"], waiting, sentence = full_disk.after_attempt(session, job, state, storage_wait_seconds)
+        values, message, level = values | waiting, f"{message} {sentence}", "warn"
     if state in TERMINAL:
         values["finished_at"] = func.clock_timestamp()
     if state == JobState.FAILED:

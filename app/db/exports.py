@@ -13,10 +13,12 @@ from sqlalchemy import ColumnElement, Select, and_, case, func, null, select, up
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
+from app.db import full_disk
 from app.db.claims import FencedError, Lease
 from app.db.ids import new_id
 from app.db.tables import Checkpoint, Export, Job
 from app.domain.exports import UNFINISHED, ExportError, ExportState, ExportType
+from app.domain.full_disk import duration_text, pause_seconds
 
 ACTIVE = [state.value for state in UNFINISHED]
 
@@ -150,6 +152,25 @@ def fail(session: Session, lease: Lease, code: ExportError, message: str) -> Exp
 def put_back(session: Session, lease: Lease) -> Export:
     """An attempt that ended without anybody's fault: the worker stopped. Raises FencedError."""
     return _guarded(session, lease, _again(0.0))
+
+
+def wait_for_storage(session: Session, lease: Lease, message: str, limit_seconds: float) -> Export:
+    """An attempt that met a full disk: tried again with growing pauses, failed when that has lasted `limit_seconds`.
+
+    Raises FencedError.
+    """
+    export = session.execute(select(Export).where(_held_by(lease)).with_for_update()).scalar_one_or_none()
+    if export is None:
+        raise FencedError(lease.job_id)
+    since = export.storage_full_since
+    waited_seconds = full_disk.seconds_since(session, since)
+    if waited_seconds >= limit_seconds:
+        code, text = ExportError.STORAGE_FULL, f"{message} It was tried for {duration_text(limit_seconds)}."
+        return _update(
+            session, _held_by(lease), _over(ExportState.FAILED) | {"error_code": code, "error_message": text}
+        )
+    again = _again(0.0) | full_disk.columns_of_wait(since is None, pause_seconds(waited_seconds))
+    return _update(session, _held_by(lease), again)
 
 
 def lose(

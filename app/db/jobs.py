@@ -124,6 +124,8 @@ def pause(session: Session, project_id: str, job_id: str) -> Job | None:
         [JobState.QUEUED, JobState.RUNNING],
         state=case((waiting, JobState.PAUSED.value), else_=Job.state),
         reason=case((waiting, Reason.PAUSED.value), else_=Job.reason),
+        phase=case((waiting, null()), else_=Job.phase),
+        storage_full_since=case((waiting, null()), else_=Job.storage_full_since),
         desired=Desired.PAUSE,
     )
     if job is not None:
@@ -142,6 +144,7 @@ def resume(session: Session, project_id: str, job_id: str) -> Job | None:
         state=JobState.QUEUED,
         desired=Desired.RUN,
         run_after=func.clock_timestamp(),
+        storage_full_since=null(),
     )
     if job is not None:
         tell(session, job, "The job was resumed, moving it to queued state")

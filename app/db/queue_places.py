@@ -36,7 +36,8 @@ ORDER BY job.seq
 WAITING = """
 SELECT id, project_id, seq, priority, is_urgent, base_model, worker_labels::text, needed_cpu_bytes, needed_cuda_bytes,
   planned_seconds * CASE WHEN (progress->>'total_steps')::float8 > 0
-    THEN greatest(0, 1 - coalesce((progress->>'step')::float8, 0) / (progress->>'total_steps')::float8) ELSE 1 END
+    THEN greatest(0, 1 - coalesce((progress->>'step')::float8, 0) / (progress->>'total_steps')::float8) ELSE 1 END,
+  greatest(0, extract(epoch FROM run_after - statement_timestamp())::float8)
 FROM jobs WHERE state = 'queued' AND desired = 'run'
 """
 PLACES = """
@@ -92,11 +93,11 @@ def waiting(session: Session) -> list[Waiting]:
     """Every job that waits for a GPU."""
     needs: dict[tuple[Any, ...], Need] = {}  # thousands of jobs have a few needs
     found = []
-    for job_id, project_id, seq, priority, is_urgent, *needed, seconds in session.execute(text(WAITING)):
+    for job_id, project_id, seq, priority, is_urgent, *needed, seconds, pause in session.execute(text(WAITING)):
         key = tuple(needed)
         if key not in needs:
             needs[key] = _need(*key)
-        found.append(Waiting(job_id, project_id, seq, needs[key], priority, is_urgent, seconds))
+        found.append(Waiting(job_id, project_id, seq, needs[key], priority, is_urgent, seconds, pause))
     return found
 
 

@@ -132,6 +132,7 @@ class SnapshotSaved(Record):
     step: int
     directory: str  # relative to the work directory
     manifest_sha256: str
+    final: bool = False  # the last of this attempt: the trainer removes it no more
 
 
 class Done(Record):

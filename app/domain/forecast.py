@@ -7,6 +7,7 @@ What is approximate: durations are plans, nobody comes or leaves meanwhile, a wh
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ class Waiting(NamedTuple):
     priority: int = 0
     is_urgent: bool = False
     seconds: float | None = None  # what is left of its plan
+    pause_seconds: float = 0.0  # until a worker may take it: after an attempt that ended without a result
 
     def order(self) -> tuple[bool, int, int]:
         """Within its project."""
@@ -125,14 +127,21 @@ class _Play:
         half_life: float,
     ) -> None:
         self.half_life = half_life
-        self.projects, self.left = _line_up(jobs, known)
+        self.later = [job for job in jobs if job[0].pause_seconds > 0 and job[1]]
+        self.projects, self.left = _line_up([job for job in jobs if job[0].pause_seconds <= 0], known)
+        self.left += len(self.later)
+        for job, _ in self.later:
+            self.projects.setdefault(job.project_id, _project(known.get(job.project_id) or Standing(job.project_id)))
         self.turns: list[list[tuple[bool, float, int, int, str, deque[Waiting]]]] = [[] for _ in offers]
         self.idle: list[_Free] = []
-        # (when, number, the slot that is free then, the project that has room for one more)
+        # (when, number, the slot that is free then, the project that has room for one more, the job that may start)
         numbers = {offer: number for number, offer in enumerate(offers)}
-        self.moments = [
-            (slot.free_in_seconds, number, _Free(numbers[slot.offer], slot.offer.gpus), slot.project_id)
+        self.moments: list[tuple[float, int, _Free | None, str | None, Fitted | None]] = [
+            (slot.free_in_seconds, number, _Free(numbers[slot.offer], slot.offer.gpus), slot.project_id, None)
             for number, slot in enumerate(slots)
+        ]
+        self.moments += [
+            (job[0].pause_seconds, number, None, None, job) for number, job in enumerate(self.later, len(slots))
         ]
         heapq.heapify(self.moments)
         for project_id in self.projects:
@@ -143,8 +152,8 @@ class _Play:
         starts: list[tuple[Waiting, float]] = []
         number = len(self.moments)
         while self.left and self.moments:
-            now, _, slot, ended = heapq.heappop(self.moments)
-            for free in (slot, *self._freed_by(ended)):
+            now, _, slot, ended, arrived = heapq.heappop(self.moments)
+            for free in self._arrive(arrived) if slot is None else (slot, *self._freed_by(ended)):
                 job = self._next(free.kind)
                 if job is None:
                     self.idle.append(free)
@@ -153,8 +162,18 @@ class _Play:
                 seconds = UNPLANNED_SECONDS if job.seconds is None else job.seconds
                 self._charge(job, now, seconds * free.gpus)
                 number += 1
-                heapq.heappush(self.moments, (now + max(1.0, seconds), number, free, job.project_id))
+                heapq.heappush(self.moments, (now + max(1.0, seconds), number, free, job.project_id, None))
         return starts
+
+    def _arrive(self, arrived: Fitted | None) -> list[_Free]:
+        """The pause of a job is over: it joins its line. The slots that had nothing to do."""
+        assert arrived is not None
+        job, kinds = arrived
+        line = self.projects[job.project_id].lines.setdefault(kinds, deque())
+        line.insert(bisect_left(line, job.order(), key=Waiting.order), job)
+        self._enter(job.project_id)
+        idle, self.idle = self.idle, []
+        return idle
 
     def _freed_by(self, ended: str | None) -> list[_Free]:
         """Slots that had nothing to do, now that a job of a project which was full has ended."""

@@ -79,6 +79,7 @@ FINAL_STATE: dict[Reason, JobState] = {
     Reason.KILLED_FOR_MEMORY: JobState.QUEUED,  # and smaller the next time
     Reason.STALLED: JobState.QUEUED,
     Reason.STORAGE_UNAVAILABLE: JobState.QUEUED,  # nobody's fault: tried again until it is back
+    Reason.STORAGE_FULL: JobState.QUEUED,  # the same, with growing pauses; `paused` when it lasts
     Reason.WORKER_CRASH_LOOP: JobState.FAILED,
     Reason.INVALID_N_EXAMPLES: JobState.FAILED,
     Reason.INVALID_TRAINING_FILE: JobState.FAILED,
@@ -87,7 +88,6 @@ FINAL_STATE: dict[Reason, JobState] = {
     Reason.MODEL_UNAVAILABLE: JobState.FAILED,
     Reason.OUT_OF_MEMORY: JobState.FAILED,
     Reason.NON_FINITE_LOSS: JobState.FAILED,
-    Reason.STORAGE_FULL: JobState.FAILED,
     Reason.ADAPTER_MISMATCH: JobState.FAILED,
     Reason.SERVER_ERROR: JobState.FAILED,
 }
@@ -103,6 +103,7 @@ class ExitCode:
     BAD_SPEC = 64
     INTERNAL = 70
     OUT_OF_MEMORY = 71
+    DISK_FULL = 73
     STORAGE = 74
     DRAINED = 75
     PAUSED = 76

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from alembic import op
 
-revision = "0013_job_filters"
-down_revision = "0012_speed"
+revision = "0014_job_filters"
+down_revision = "0013_job_warnings"
 branch_labels = None
 depends_on = None
 

@@ -56,7 +56,10 @@ class Bench:
         return self.supervisor(plan, owner).take_one()
 
     def work_aside(self, plan: Plan, owner: str = OWNER) -> threading.Thread:
-        thread = threading.Thread(target=self.work, args=(plan, owner))
+        return self.work_aside_with(self.supervisor(plan, owner))
+
+    def work_aside_with(self, supervisor: Supervisor) -> threading.Thread:
+        thread = threading.Thread(target=supervisor.take_one)
         thread.start()
         self.threads.append(thread)
         return thread

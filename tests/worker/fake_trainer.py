@@ -8,6 +8,7 @@ PLAN is a Plan as JSON. `faults` are by attempt ("1", or "*" for every one), the
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import shutil
@@ -28,6 +29,9 @@ class Plan:
     eta_seconds: float = 0.1  # what it says is left, at every step
     checkpoint_every: int = 0
     snapshot_every: int = 0
+    last_snapshot: bool = False  # in the reserved space, before the result, as the real one does
+    state_bytes: int = 0  # of each snapshot, in addition
+    weights_bytes: int = 0  # of each checkpoint, in addition
     retired_snapshot: int | None = None  # of this step: gone before anybody has heard of it
     validation: bool = False
     full_losses: tuple[float, ...] = ()  # full validation losses, by step; the adapter of the lowest is the result
@@ -45,7 +49,14 @@ def main() -> None:
     from app.domain.spec import TrainerSpec  # after the death signal is set, as imports take a while
 
     spec = TrainerSpec.model_validate_json((workdir / "spec.json").read_bytes())
-    FakeTrainer(plan, workdir, spec.runs[0]).run()
+    trainer = FakeTrainer(plan, workdir, spec.runs[0])
+    try:
+        trainer.run()
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        trainer.say(kind="failed", reason="storage_full", message="The disk is full.")
+        sys.exit(70)
 
 
 def die_with_parent() -> None:
@@ -118,14 +129,20 @@ class FakeTrainer:
             self.leave("cancelled", step, 77)
         if "pause" in self.asked:
             self.checkpoint(step)
-        self.snapshot(step)
+        self.keep_last(step)
         self.leave(*(("paused", step, 76) if "pause" in self.asked else ("drained", step, 75)))
 
     def leave(self, reason: str, step: int, code: int) -> None:
         self.say(kind="stopped", reason=reason, step=step)
         sys.exit(code)
 
+    def keep_last(self, step: int) -> None:
+        (self.workdir / "reserved-space").unlink(missing_ok=True)
+        self.snapshot(step, final=True)
+
     def finish(self, step: int) -> None:
+        if self.plan.last_snapshot:
+            self.keep_last(step)
         if losses := self.plan.full_losses:
             self.checkpoint(step)
             step = losses.index(min(losses)) + 1
@@ -139,7 +156,7 @@ class FakeTrainer:
     def checkpoint(self, step: int, final: bool = False) -> str:
         files = {
             "adapter_config.json": b'{"r": 16}',
-            "adapter_model.safetensors": b"weights of step %d " % step * 50,
+            "adapter_model.safetensors": b"weights of step %d " % step * 50 + b"." * self.plan.weights_bytes,
             "README.md": b"# an adapter",
         }
         directory = f"runs/{self.run_id}/checkpoints/step-{step:06d}"
@@ -154,11 +171,12 @@ class FakeTrainer:
     def full_loss(self, step: int) -> dict[str, float]:
         return {"full_valid_loss": self.plan.full_losses[step - 1]} if self.plan.full_losses else {}
 
-    def snapshot(self, step: int) -> None:
-        directory, sha256 = self.write("snapshots", step, {"state.safetensors": b"state of step %d" % step * 20})
+    def snapshot(self, step: int, final: bool = False) -> None:
+        state = b"state of step %d" % step * 20 + b"." * self.plan.state_bytes
+        directory, sha256 = self.write("snapshots", step, {"state.safetensors": state})
         if step == self.plan.retired_snapshot:
             shutil.rmtree(self.workdir / directory)
-        self.say(kind="snapshot", step=step, directory=directory, manifest_sha256=sha256)
+        self.say(kind="snapshot", step=step, directory=directory, manifest_sha256=sha256, final=final)
 
     def write(self, kind: str, step: int, files: dict[str, bytes]) -> tuple[str, str]:
         from app.domain.artifacts import write_manifest

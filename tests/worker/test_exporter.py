@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import signal
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from sqlalchemy import text, update
+from sqlalchemy import func, text, update
 from transformers import AutoModelForCausalLM
 
 from app.db import exports, files, workers
@@ -114,6 +115,15 @@ def fake(tmp_path: Path, code: str) -> tuple[str, ...]:
     program = tmp_path / "fake_merge.py"
     program.write_text("import os, signal, sys, time\nfrom pathlib import Path\n" + code)
     return sys.executable, str(program)
+
+
+def no_space(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def end_the_pause(bench: Bench, export: Export) -> None:
+    with transaction(bench.sessions) as session:
+        session.get_one(Export, export.id).run_after = func.clock_timestamp()
 
 
 def download(bench: Bench, export: Export, directory: Path) -> Path:
@@ -279,6 +289,26 @@ class TestLost:
         assert failed.error_message == (
             f"The merge was ended by signal {signal.SIGSEGV:d}; gave up after 3 attempts that ended like this"
         )
+
+    @pytest.mark.parametrize("where", ["merge", "storage"])
+    def test_a_full_disk_makes_it_wait_without_blame_and_fails_it_at_the_end_only(
+        self, bench: Bench, trained: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+    ) -> None:
+        asked = ask(bench, trained)
+        command = fake(tmp_path, "sys.exit(73)") if where == "merge" else fake(tmp_path, MERGE)
+        if where == "storage":
+            monkeypatch.setattr(bench.resources.storage, "put", no_space)
+        for _ in range(4):  # more than attempts that crash may be
+            assert exporter(bench, tmp_path, *command).take_one()
+            waiting = read(bench, asked)
+            assert (waiting.state, waiting.crash_streak) == ("queued", 0)
+            assert waiting.storage_full_since is not None
+            assert exporter(bench, tmp_path, *command).take_one() is False
+            end_the_pause(bench, asked)
+        bench.resources.settings.storage_full_wait_seconds = 0
+        exporter(bench, tmp_path, *command).take_one()
+        failed = read(bench, asked)
+        assert (failed.state, failed.error_code) == ("failed", "storage_full")
 
     def test_one_that_hangs_is_stopped(self, bench: Bench, trained: Job, tmp_path: Path) -> None:
         bench.resources.settings.stall_seconds = 0.5

@@ -266,11 +266,15 @@ class TestStorageInTrouble:
         warning = next(event for event in bench.events(job) if event.level == "warn")
         assert warning.message == "The checkpoint was not stored: No space left on device; the training goes on"
 
-    def test_an_adapter_that_does_not_fit_fails_the_job(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_adapter_that_does_not_fit_leaves_the_job_waiting(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         job = bench.queued()
         before(bench, monkeypatch, ".tar", no_space)
         bench.work(Plan(steps=2))
-        assert (bench.job(job).state, bench.job(job).error_code) == ("failed", "storage_full")
+        waiting = bench.job(job)
+        assert (waiting.state, waiting.phase, waiting.error_code) == ("queued", "waiting_for_storage", None)
+        assert (waiting.reason, waiting.crash_streak) == ("storage_full", 0)
         assert bench.stored() == []
 
     def test_a_storage_that_is_away_costs_no_blame(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,9 +58,10 @@ def test_every_ending_has_its_reason(ending: dict[str, Any], reason: Reason) -> 
 
 
 @pytest.mark.parametrize("reason", list(Reason))
-def test_a_trainer_is_believed_only_when_it_gives_a_reason_to_fail(reason: Reason) -> None:
+def test_a_trainer_is_believed_only_when_it_gives_a_reason_to_fail_or_a_full_disk(reason: Reason) -> None:
     outcome = judge(Ending(exit_code=70, final=failed(reason)))
-    if FINAL_STATE[reason] == JobState.FAILED and reason != Reason.WORKER_CRASH_LOOP:
+    fails = FINAL_STATE[reason] == JobState.FAILED and reason != Reason.WORKER_CRASH_LOOP
+    if fails or reason == Reason.STORAGE_FULL:
         assert (outcome.reason, outcome.message, outcome.param) == (reason, "because", "lora.r")
     else:
         assert outcome.reason == Reason.TRAINER_CRASHED

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text, update
+from sqlalchemy import func, text, update
 
 from app.db import queue_places, workers
 from app.db.engine import transaction
@@ -69,6 +69,11 @@ class TestGivingWay:
         first, second = witness.steps().values()
         assert first + second == list(range(1, 151))
 
+    def test_nobody_is_asked_for_an_urgent_job_that_may_not_start_yet(self, bench: Bench, keeper: QueueKeeper) -> None:
+        long = self.running(bench, run_after=func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 1))
+        keeper.refresh()
+        assert bench.job(long).yield_requested_at is None
+
     def test_nobody_is_asked_where_the_operator_did_not_allow_it(self, bench: Bench, keeper: QueueKeeper) -> None:
         bench.resources.settings.give_way = False
         long = self.running(bench)
@@ -85,12 +90,12 @@ class TestGivingWay:
         bench.cancel(long)
         assert bench.job(long).yield_requested_at is None
 
-    def running(self, bench: Bench) -> Job:
+    def running(self, bench: Bench, **of_urgent: object) -> Job:
         """A long one that trains, and an urgent one that waits."""
         long = bench.queued()
         bench.claim()
         change(bench, long, phase="training", planned_seconds=36_000.0)
-        change(bench, bench.queued(), is_urgent=True)
+        change(bench, bench.queued(), is_urgent=True, **of_urgent)
         see(bench)
         return long
 

@@ -169,7 +169,6 @@ class TestTroubleWithTheTrainer:
         [
             ("failed:non_finite_loss:64", "non_finite_loss"),
             ("failed:out_of_memory:71", "out_of_memory"),
-            ("failed:storage_full:70", "storage_full"),
             ("exit:71", "out_of_memory"),
             ("exit:64", "invalid_spec"),
         ],
@@ -296,7 +295,8 @@ class TestBeforeTheTrainer:
 
         monkeypatch.setattr("worker.artifacts.fetch", full)
         bench.work(Plan())
-        assert (bench.job(job).state, bench.job(job).reason) == ("queued", "storage_unavailable")
+        waiting = bench.job(job)
+        assert (waiting.state, waiting.reason, waiting.phase) == ("queued", "storage_full", "waiting_for_storage")
 
     def test_a_base_model_whose_files_changed_fails_the_job(self, bench: Bench) -> None:
         job = bench.queued()

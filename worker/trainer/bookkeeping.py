@@ -7,7 +7,7 @@ import resource
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from app.domain.events import CheckpointSaved, Command, Done, Measured, Message, Metric, SnapshotSaved, Stopped
+from app.domain.full_disk import RESERVED, is_disk_full
 from app.domain.render import Renderer
 from app.domain.states import Reason
 from worker.trainer import device_memory
@@ -48,6 +49,9 @@ class Bookkeeper:
     say: Ledger
     stops: Stops
     is_snapshot_due: bool = False  # at this boundary
+    full_disks: dict[str, Exception] = field(
+        default_factory=dict
+    )  # by run: met by a checkpoint since the last boundary
 
     def has_ended(self, run: Run) -> bool:
         return run.id in self.say.endings
@@ -71,28 +75,34 @@ class Bookkeeper:
         self._report_step(step, validation)
         is_better = validation is not None and self._compare(run, validation)
         if run.plan.is_checkpoint_due(run.step) or run.is_complete or is_better:
-            self._checkpoint(run, final=run.is_complete and not run.promotes_another)
+            self._checkpoint_if_it_fits(run)
         if is_due and not run.is_complete:  # the result's answers come when it is known
             self._sample(run)
 
     def snapshot_if_due(self, run: Run) -> None:
         """What was decided is written before a step is made with it: chosen again, it may come out otherwise."""
+        if error := self.full_disks.pop(run.id, None):
+            self._last_snapshot(run)
+            raise error
         is_new = run.snapshot_choices != self.choices
         if is_new or (self.is_snapshot_due and run.step > max(run.first_step, run.snapshot_step)):
-            self._snapshot(run)
+            self._snapshot_or_end(run)
 
     def stop(self, run: Run, command: Command) -> None:
         if command is Command.CANCEL:
             self.say(Stopped(run_id=run.id, reason=Reason.CANCELLED, step=run.step))
             return
+        self._last_snapshot(run)  # before the checkpoint, which has no reserved space
         if command is Command.PAUSE:
             self._checkpoint(run, final=run.is_complete and not run.promotes_another)
-        self._snapshot(run)
         reason = Reason.PAUSED if command is Command.PAUSE else Reason.DRAINED
         self.say(Stopped(run_id=run.id, reason=reason, step=run.step))
 
     def finish(self, run: Run) -> None:
         """The adapter is loaded again and compared before anybody hears that it is done."""
+        is_written = (run.snapshot_step, run.snapshot_choices) == (run.step, self.choices)
+        if self._reserved.exists() and not is_written:  # what the next attempt needs if the result cannot be published
+            self._last_snapshot(run)
         for text in result_messages(run):
             self.say(Message(run_id=run.id, message=text, data={"step": run.step, "best_step": run.best.step}))
         device_memory.give_back(self.base.device, above_bytes=0)  # the check's large blocks would come on top of it
@@ -203,9 +213,43 @@ class Bookkeeper:
         )
         return directory
 
-    def _snapshot(self, run: Run) -> None:
+    def _checkpoint_if_it_fits(self, run: Run) -> None:
+        """On a full disk the run ends at the next boundary: a snapshot is exact only there."""
+        try:
+            self._checkpoint(run, final=run.is_complete and not run.promotes_another)
+        except Exception as error:
+            if not is_disk_full(error):
+                raise
+            self.full_disks[run.id] = error
+            text = f"The checkpoint of step {run.step} could not be written: the disk is full."
+            self.say(Message(run_id=run.id, level="warn", message=text, data={"step": run.step}))
+
+    def _snapshot_or_end(self, run: Run) -> None:
+        """Raises what a full disk raised, after a snapshot in the reserved space."""
+        try:
+            self._snapshot(run)
+        except Exception as error:
+            if is_disk_full(error):
+                self._last_snapshot(run)
+            raise
+
+    def _last_snapshot(self, run: Run) -> None:
+        """The snapshot that the next attempt goes on from.
+
+        The worker has reserved space for it, so it fits onto a disk that others have filled meanwhile.
+        """
+        self._reserved.unlink(missing_ok=True)
+        self._snapshot(run, final=True)
+
+    @property
+    def _reserved(self) -> Path:
+        return self.workdir / RESERVED
+
+    def _snapshot(self, run: Run, final: bool = False) -> None:
         directory, sha256 = save_snapshot(run, self.identities[run.id], self.choices)
-        saved = SnapshotSaved(run_id=run.id, step=run.step, directory=self._name(directory), manifest_sha256=sha256)
+        saved = SnapshotSaved(
+            run_id=run.id, step=run.step, directory=self._name(directory), manifest_sha256=sha256, final=final
+        )
         self.say(saved)
 
     def _name(self, directory: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -10,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 
 from app.domain.events import Failed
+from app.domain.full_disk import is_disk_full
 from app.domain.spec import QuantizationSpec, RunSpec, TrainerSpec
 from app.domain.states import ExitCode, Reason
 
@@ -68,7 +68,7 @@ def explain(error: BaseException, run: RunSpec) -> Failure:
         return error
     if is_out_of_memory(error):
         return out_of_memory(run)
-    if _is_disk_full(error):
+    if is_disk_full(error):
         return Failure(Reason.STORAGE_FULL, "The disk is full: no further checkpoint could be written.")
     return Failure(
         Reason.TRAINER_CRASHED,
@@ -135,9 +135,3 @@ def _base_too_large(name: str, quantization: QuantizationSpec | None) -> Failure
         f"were loaded. {ask} a smaller base model, or use a worker with more memory."
     )
     return Failure(Reason.OUT_OF_MEMORY, text, param)
-
-
-def _is_disk_full(error: BaseException) -> bool:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return "no space left on device" in str(error).lower()  # safetensors wraps the system's error in its own

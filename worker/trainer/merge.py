@@ -32,6 +32,7 @@ from app.domain.artifacts import (
     write_manifest,
 )
 from app.domain.catalog import INDEX, hash_directory, weight_files
+from app.domain.full_disk import is_disk_full
 from app.domain.patterns import PatternError, by_layer, scale_of
 from app.domain.spec import LoraSpec
 from app.domain.states import ExitCode
@@ -72,7 +73,7 @@ def main(arguments: list[str]) -> int:
         return ExitCode.BAD_SPEC
     except OSError as error:
         print(f"The merged model cannot be written: {error.strerror or error}.", file=sys.stderr)
-        return ExitCode.STORAGE
+        return ExitCode.DISK_FULL if is_disk_full(error) else ExitCode.STORAGE
     print(json.dumps({"directory": arguments[2], **about["merged"]}))
     return ExitCode.DONE
 

@@ -40,7 +40,10 @@ BY_SCHEMA = {
     "JobBody.method": "The method with every hyperparameter as a number.",
     "JobBody.model": "What was asked for: a base model, or the `ft:` model it goes on from.",
     "JobBody.organization_id": "The server's name (`TUNERY_ORGANIZATION`).",
-    "JobBody.phase": "What a running job does at the moment, finer than `status`.",
+    "JobBody.phase": (
+        "What a running job does at the moment, finer than `status`. Of a queued one `waiting_for_storage`: its last "
+        "attempt met a full disk, and it is tried again by itself."
+    ),
     "JobBody.progress": "How far it is, while it trains and after.",
     "JobBody.result_files": "The results file, a CSV of every step. The adapter's files are in `adapter`.",
     "JobBody.sample_prompts": "Prompts that are answered at every validation.",
@@ -112,6 +115,9 @@ BY_SCHEMA = {
     "ExportBody.finished_at": "Seconds since 1970; null until it has succeeded or failed.",
     "ExportBody.format": "Weights as `safetensors`, in a directory that `from_pretrained` loads.",
     "ExportBody.model": "The `ft:` name of what is exported.",
+    "ExportBody.phase": (
+        "`waiting_for_storage` while it is queued after an attempt that met a full disk; it is tried again by itself."
+    ),
     "ExportBody.started_at": "When a worker first began it, in seconds since 1970; null until then.",
     "ExportBody.status": "`queued` until a worker takes it, `running` while it is made.",
     "ExportBody.step_number": "Optimizer steps that the adapter was trained for.",

@@ -51,6 +51,9 @@ BY_SCHEMA = {
     ),
     "WaitingBody.model": "Its base model.",
     "WaitingBody.planned_seconds": "How long it is reckoned to train; null until that is known.",
+    "WaitingBody.phase": (
+        "`waiting_for_storage` after an attempt that met a full disk: it is tried again by itself; else null."
+    ),
     "WaitingBody.position": "1 is next, over all projects; one that has just come is the last until the next forecast.",
     "WaitingBody.priority": "Among the waiting jobs of its project: higher goes first.",
     "WaitingBody.project_id": "Whose job it is.",

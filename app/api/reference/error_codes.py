@@ -141,5 +141,6 @@ ANSWERS = (
         "The disk is full. Nothing half-written is visible.",
         "Delete files that are no longer needed, or ask the operator for space.",
         "The disk is full; nothing was stored. Delete files that are no longer needed, or ask the operator for space.",
+        is_final=True,
     ),
 )  # fmt: skip

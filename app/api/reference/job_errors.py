@@ -59,11 +59,6 @@ JOB_ERRORS: dict[Reason, JobErrorCode] = {
         "Ask the operator: the log of the job has what each of them died of.",
         "…; gave up after … attempts in a row that ended like this",
     ),
-    Reason.STORAGE_FULL: JobErrorCode(
-        "No room for checkpoints or the adapter.",
-        "Delete files, or ask the operator for space; then create the job again.",
-        "The disk is full: no further checkpoint could be written.",
-    ),
     Reason.ADAPTER_MISMATCH: JobErrorCode(
         "What was saved and loaded again is not what was trained: a defect. Nothing was published.",
         "Please report it.",
@@ -86,6 +81,9 @@ _MEANT: dict[Reason, str] = {
     Reason.KILLED_FOR_MEMORY: "the kernel killed the trainer for memory; the next attempt plans with less; the third "
     "time it is `out_of_memory`",
     Reason.STALLED: "the trainer said nothing for ten minutes, or for twenty steps' time",
+    Reason.STORAGE_FULL: "a disk is full; the job waits with the phase `waiting_for_storage` and is tried again from "
+    "its last snapshot, and after `TUNERY_STORAGE_FULL_WAIT_SECONDS` it is paused: delete files, or ask the operator "
+    "for space. In earlier versions such a job failed with this code; create it again",
     Reason.STORAGE_UNAVAILABLE: "storage could not be reached; tried again until it is back",
 }
 ENDINGS = {reason: (FINAL_STATE[reason], text) for reason, text in _MEANT.items()}

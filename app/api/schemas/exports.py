@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from app.api.schemas.checkpoints import AdapterFile
 from app.api.schemas.common import Body, ListBody, unix, unix_or_none
+from app.domain.exports import ExportState
+from app.domain.full_disk import WAITING_FOR_STORAGE
 from app.services.exports import SeenExport
 
 
@@ -26,6 +28,7 @@ class ExportBody(Body):
     type: Literal["merged"]
     format: Literal["safetensors"]
     status: Literal["queued", "running", "succeeded", "failed"]
+    phase: Literal["waiting_for_storage"] | None
     model: str
     checkpoint: str
     step_number: int
@@ -43,6 +46,7 @@ class ExportList(ListBody):
 
 def render_export(seen: SeenExport) -> dict[str, Any]:
     export = seen.export
+    is_waiting = export.state == ExportState.QUEUED and export.storage_full_since is not None
     return {
         "id": export.id,
         "object": "fine_tuning.job.export",
@@ -53,6 +57,7 @@ def render_export(seen: SeenExport) -> dict[str, Any]:
         "type": export.type,
         "format": "safetensors",
         "status": export.state,
+        "phase": WAITING_FOR_STORAGE if is_waiting else None,
         "model": export.model,
         "checkpoint": export.checkpoint_id,
         "step_number": export.step_number,

@@ -74,6 +74,7 @@ class WaitingBody(Body):
     position: int
     expected_start: int | None
     waiting_for: str | None
+    phase: str | None
     priority: int
     urgent: bool
     worker_labels: list[str]
@@ -167,6 +168,7 @@ def _waiting(job: Job, place: QueuePlace | None, last_position: int) -> dict[str
         "position": place.position if place else last_position + 1,
         "expected_start": unix_or_none(place.expected_start_at) if place else None,
         "waiting_for": place.waiting_for if place else None,
+        "phase": job.phase,
         "priority": job.priority,
         "urgent": job.is_urgent,
         "worker_labels": job.worker_labels,

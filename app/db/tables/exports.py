@@ -59,6 +59,7 @@ class Export(Base):
     attempt: Mapped[int] = mapped_column(server_default="0")  # the fencing token
     crash_streak: Mapped[int] = mapped_column(server_default="0")
     run_after: Mapped[datetime] = now()
+    storage_full_since: Mapped[datetime | None]  # the first of the attempts in a row that a full disk ended
     lease_owner: Mapped[str | None]
     lease_expires_at: Mapped[datetime | None]
     started_at: Mapped[datetime | None]

@@ -83,11 +83,12 @@ class Job(Base):
     # what is true
     state: Mapped[str] = mapped_column(server_default=JobState.VALIDATING.value)
     desired: Mapped[str] = mapped_column(server_default=Desired.RUN.value)
-    phase: Mapped[str | None]  # finer than the state, for people: "loading", "training", "publishing"
+    phase: Mapped[str | None]  # finer than the state: "loading", "training", "publishing", "waiting_for_storage"
     attempt: Mapped[int] = mapped_column(server_default="0")  # the fencing token: every claim takes the next one
     train_attempts: Mapped[int] = mapped_column(server_default="0")
     crash_streak: Mapped[int] = mapped_column(server_default="0")
     run_after: Mapped[datetime] = now()
+    storage_full_since: Mapped[datetime | None]  # the first of the attempts in a row that a full disk ended
     lease_owner: Mapped[str | None]
     lease_expires_at: Mapped[datetime | None]
     event_seq: Mapped[int] = mapped_column(server_default="0")

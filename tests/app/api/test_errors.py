@@ -120,6 +120,7 @@ class TestEveryError:
         assert answer.status_code == status
         assert "SELECT" not in str(error_of(answer)["message"])
         assert ("retry-after" in answer.headers) == (status == 503)
+        assert answer.headers.get("x-should-retry") == ("false" if status == 507 else None)
 
     def test_of_a_commit_is_told_instead_of_success(self, app: FastAPI, client: TestClient) -> None:
         def lose(_session: Session) -> None:

@@ -40,6 +40,10 @@ class TestText:
         [
             ({"status": "validating_files"}, "validating files"),
             ({"status": "queued", "queue_position": 3}, "queued (place 3)"),
+            (
+                {"status": "queued", "phase": "waiting_for_storage", "queue_position": 1},
+                "queued (waiting for free disk space)",
+            ),
             ({"status": "running", "phase": "loading"}, "running: loading"),
             ({"status": "succeeded", "phase": "publishing"}, "succeeded"),
         ],

@@ -15,6 +15,7 @@ from app.db.claims import FencedError, Lease, UnwantedError
 from app.db.engine import Sessions, transaction
 from app.db.fair_queue import Kind
 from app.db.tables import Attempt, Job, JobEvent, Project
+from app.domain.full_disk import WAITING_FOR_STORAGE
 from app.domain.states import CRASHES, FINAL_STATE, TERMINAL, JobState, Reason
 from app.storage import LocalStorage
 from tests.factories import lease_of, make_base_model, make_file, make_job, start_job, validate_job
@@ -223,7 +224,8 @@ class TestEnds:
             session.execute(update(Job).where(Job.id == job.id).values(desired=desired))
             claims.end_attempt(session, lease_of(claimed), reason, "because", param="model")
         ended = read(sessions, job)
-        assert (ended.state, ended.reason, ended.phase) == (FINAL_STATE[reason], reason, None)
+        phase = WAITING_FOR_STORAGE if reason == Reason.STORAGE_FULL else None
+        assert (ended.state, ended.reason, ended.phase) == (FINAL_STATE[reason], reason, phase)
         assert (ended.lease_owner, ended.lease_expires_at) == (None, None)
         assert (ended.finished_at is not None) == (ended.state in TERMINAL)
         assert ended.crash_streak == (1 if reason in CRASHES else 0)

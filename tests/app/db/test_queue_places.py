@@ -102,7 +102,7 @@ def test_a_job_that_has_made_steps_has_so_much_less_to_do(
             row = session.get_one(Job, job.id)
             row.planned_seconds, row.progress, row.worker_labels = planned, progress, ["b", "a"]
     with transaction(sessions) as session:
-        waiting = queue_places.waiting(session)
+        waiting = sorted(queue_places.waiting(session), key=lambda job: job.seq)
     assert [job.seconds for job in waiting] == [100.0, 25.0, 100.0, 0.0, None]
     assert waiting[0].need.labels == {"a", "b"}
     assert len({id(job.need) for job in waiting}) == 1

@@ -41,6 +41,22 @@ class TestOrder:
         placed = forecast([Slot(CARD, 40.0, "b"), Slot(CARD, 70.0, "b")], [job("j1"), job("j2"), job("j3")], [])
         assert starts(placed) == [("j1", 40.0), ("j2", 70.0), ("j3", 140.0)]
 
+    def test_a_job_starts_when_its_pause_is_over_and_others_go_before_it(self) -> None:
+        waiting = [job("j1", pause_seconds=150.0), job("j2"), job("j3")]
+        assert starts(forecast([Slot(CARD)], waiting, [])) == [("j2", 0.0), ("j3", 100.0), ("j1", 200.0)]
+        assert starts(forecast([Slot(CARD)], waiting[:2], [])) == [("j2", 0.0), ("j1", 150.0)]
+        assert starts(forecast([Slot(CARD), Slot(CARD)], waiting[:1], [])) == [("j1", 150.0)]
+
+    def test_after_its_pause_it_stands_where_its_age_puts_it(self) -> None:
+        waiting = [job("j1", pause_seconds=50.0), job("j2"), job("j3"), job("j4", "b", pause_seconds=50.0)]
+        placed = forecast([Slot(CARD)], waiting, [Standing("b", usage=150.0)])
+        assert starts(placed) == [("j2", 0.0), ("j1", 100.0), ("j4", 200.0), ("j3", 300.0)]
+
+    def test_a_paused_job_of_a_project_that_is_full_waits_for_one_of_its_own(self) -> None:
+        limited = Standing("a", running=1, max_running=1)
+        placed = forecast([Slot(CARD), Slot(CARD, 30.0, "a")], [job("j1", pause_seconds=100.0)], [limited])
+        assert starts(placed) == [("j1", 100.0)]
+
 
 class TestFit:
     def test_a_job_goes_only_where_model_labels_and_memory_are(self) -> None:

@@ -1,0 +1,293 @@
+"""A disk that others fill while a job trains: no step is lost, and the job succeeds when there is space.
+
+With real file systems, once with work directories and storage on one, once on two.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import func, update
+
+from app.db.engine import transaction
+from app.db.tables import Job
+from app.settings import Settings
+from tests.factories import chat_lines
+from tests.full_disk import SmallDisk, small_disk
+from tests.worker.bench import OWNER, Bench, Witness, until
+from tests.worker.fake_trainer import Plan
+from tests.worker.test_real_trainer import BODY, be_patient, train, weights_of
+from worker import space, sweep
+from worker.reconciler import Reconciler
+from worker.supervise import Supervisor
+from worker.validate import Validator
+
+MB = 1_000_000
+STATE_BYTES = MB // 2  # with what a directory takes, less than is reserved for a job on the tiny model
+
+
+@pytest.fixture(params=["one file system", "storage on its own"])
+def disk(request: pytest.FixtureRequest, settings: Settings) -> Iterator[SmallDisk]:
+    """Before `bench`, which opens the storage there."""
+    path = settings.data_dir if request.param == "one file system" else settings.storage_dir
+    with small_disk(path, 40 * MB) as disk:
+        yield disk
+
+
+@pytest.fixture
+def one_disk(settings: Settings) -> Iterator[SmallDisk]:
+    with small_disk(settings.data_dir, 40 * MB) as disk:
+        yield disk
+
+
+@pytest.fixture
+def storage_disk(settings: Settings) -> Iterator[SmallDisk]:
+    with small_disk(settings.storage_dir, 40 * MB) as disk:
+        yield disk
+
+
+def plan_of(witness: Witness, go: Path, **more: Any) -> Plan:
+    """It waits for `go` before its first step; its last snapshot fits into the reserved space, its result does not."""
+    sizes = {"state_bytes": STATE_BYTES, "weights_bytes": MB}
+    given: dict[str, Any] = {"steps": 4, "witness": str(witness.path), "wait_for": str(go), "last_snapshot": True}
+    return Plan(**(given | sizes | more))
+
+
+def train_while_full(bench: Bench, disk: SmallDisk, job: Job, plan: Plan) -> None:
+    """The disk is filled after the attempt has started and before the first step."""
+    thread = bench.work_aside(plan)
+    bench.until(lambda: bench.job(job).phase == "training", "the start")
+    disk.fill()
+    assert plan.wait_for is not None
+    Path(plan.wait_for).touch()
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+def end_the_pause(bench: Bench, job: Job) -> None:
+    with transaction(bench.sessions) as session:
+        session.execute(update(Job).where(Job.id == job.id).values(run_after=func.clock_timestamp()))
+
+
+def pause_seconds(bench: Bench, job: Job) -> float:
+    """Between the event that tells of the full disk and the next try."""
+    return (bench.job(job).run_after - bench.events(job)[-1].created_at).total_seconds()
+
+
+class TestTheLastStep:
+    def test_the_job_waits_without_blame_and_no_step_is_repeated(
+        self, disk: SmallDisk, bench: Bench, witness: Witness, tmp_path: Path
+    ) -> None:
+        job, plan = bench.queued(), plan_of(witness, tmp_path / "go")
+        train_while_full(bench, disk, job, plan)
+
+        waiting = bench.job(job)
+        assert (waiting.state, waiting.phase, waiting.reason) == ("queued", "waiting_for_storage", "storage_full")
+        assert (waiting.crash_streak, waiting.lease_owner, waiting.error_code) == (0, None, None)
+        (snapshot,) = bench.snapshots(job)
+        assert snapshot.step == 4
+        told = bench.events(job)[-1]
+        assert told.level == "warn"
+        assert "disk is full: an attempt needs about" in told.message
+        assert "tried again in 30 s, from its last snapshot; after 24 h without success it is paused." in told.message
+        assert told.data["needed_bytes"] > told.data["free_bytes"] >= 0
+        assert bench.work(plan) is False  # the GPU is for others meanwhile
+
+        disk.empty()
+        end_the_pause(bench, job)
+        assert bench.work(plan)
+        done = bench.job(job)
+        assert (done.state, done.phase) == ("succeeded", None)
+        assert witness.all_steps() == [1, 2, 3, 4]
+        assert [row["step"] for row in bench.metrics(job)] == [1, 2, 3, 4]
+        assert bench.snapshots(job) == []
+        assert list(bench.resources.storage.staging.iterdir()) == []
+
+    def test_while_it_lasts_no_trainer_is_started_and_the_pauses_grow(
+        self, disk: SmallDisk, bench: Bench, witness: Witness, tmp_path: Path
+    ) -> None:
+        job, plan = bench.queued(), plan_of(witness, tmp_path / "go")
+        train_while_full(bench, disk, job, plan)
+        assert 29 < pause_seconds(bench, job) <= 31
+        disk.fill()
+        for _ in range(2):
+            make_it_long_ago(bench, job, 100)
+            assert bench.work(Plan(faults={"*": {"SIGTERM": "a trainer that is started crashes", "1": "exit:70"}}))
+            assert bench.job(job).phase == "waiting_for_storage"
+        assert 229 < pause_seconds(bench, job) <= 235
+        assert (bench.job(job).crash_streak, bench.snapshots(job)[0].step) == (0, 4)
+
+    def test_a_pause_that_is_asked_for_on_a_full_disk_keeps_the_last_step(
+        self, disk: SmallDisk, bench: Bench, witness: Witness, tmp_path: Path
+    ) -> None:
+        job = bench.queued()
+        plan = plan_of(witness, tmp_path / "go", steps=1000, step_seconds=0.02, weights_bytes=0)
+        thread = bench.work_aside(plan)
+        bench.until(lambda: bench.job(job).phase == "training", "the start")
+        disk.fill()
+        (tmp_path / "go").touch()
+        bench.until(lambda: bench.has_reached(job, 2), "a step")
+        bench.resources.stop.set()
+        thread.join(30)
+        drained = bench.job(job)
+        assert (drained.state, drained.reason) == ("queued", "drained")
+        assert bench.snapshots(job)[0].step == witness.all_steps()[-1]
+
+
+class TestTheStart:
+    def test_on_a_full_disk_it_does_not_start_but_waits(
+        self, disk: SmallDisk, bench: Bench, witness: Witness, tmp_path: Path
+    ) -> None:
+        job = bench.queued()
+        disk.fill()
+        bench.work(plan_of(witness, tmp_path / "go"))
+        waiting = bench.job(job)
+        assert (waiting.state, waiting.phase, waiting.crash_streak) == ("queued", "waiting_for_storage", 0)
+        assert witness.all_steps() == []
+        disk.empty()
+        end_the_pause(bench, job)
+        (tmp_path / "go").touch()
+        bench.work(plan_of(witness, tmp_path / "go"))
+        assert bench.job(job).state == "succeeded"
+
+    def test_what_is_reserved_is_really_allocated_and_given_back(self, disk: SmallDisk, tmp_path: Path) -> None:
+        before = disk.free_bytes
+        space.allocate(disk.path / "reserved", 3 * MB)
+        assert before - disk.free_bytes >= 3 * MB
+        with pytest.raises(OSError, match="No space left"):
+            space.allocate(disk.path / "too-much", 100 * MB)
+        assert os.listdir(disk.path).count("too-much") == 0
+        (disk.path / "reserved").unlink()
+        assert disk.free_bytes == before
+
+    def test_what_a_killed_worker_reserved_in_storage_is_given_back(
+        self, storage_disk: SmallDisk, bench: Bench
+    ) -> None:
+        job = bench.queued()
+        claimed = bench.claim()
+        held = space.in_storage(bench.resources, job.id, claimed.attempt)
+        left = space.in_storage(bench.resources, job.id, claimed.attempt - 1)
+        for path in (held, left):
+            space.allocate(path, MB)
+        sweep.sweep_staging(bench.resources.storage.staging)
+        sweep.sweep_reserved(bench.resources)
+        assert held.exists()
+        assert not left.exists()
+
+
+class TestTheEndOfTheWait:
+    def test_a_day_later_it_is_paused_and_resume_works(
+        self, disk: SmallDisk, bench: Bench, witness: Witness, tmp_path: Path
+    ) -> None:
+        job, plan = bench.queued(), plan_of(witness, tmp_path / "go")
+        train_while_full(bench, disk, job, plan)
+        disk.fill()
+        make_it_long_ago(bench, job, bench.resources.settings.storage_full_wait_seconds)
+        bench.work(plan)
+        paused = bench.job(job)
+        assert (paused.state, paused.phase, paused.error_code) == ("paused", None, None)
+        assert bench.messages(job)[-1].endswith(
+            "The disk has been full for 24 h, so the job is paused. It keeps its last snapshot: free space, then "
+            "resume it."
+        )
+        disk.empty()
+        bench.resume(job)
+        assert bench.job(job).storage_full_since is None
+        bench.work(plan)
+        assert bench.job(job).state == "succeeded"
+        assert witness.all_steps() == [1, 2, 3, 4]
+
+    def test_the_reconciler_pauses_it_in_the_middle_of_a_pause(self, disk: SmallDisk, bench: Bench) -> None:
+        job = waiting_job(disk, bench)
+        reconciler = Reconciler(bench.resources)
+        reconciler.pause_overdue()
+        assert bench.job(job).state == "queued"
+        bench.resources.settings.storage_full_wait_seconds = 0
+        reconciler.pause_overdue()
+        assert (bench.job(job).state, bench.job(job).phase) == ("paused", None)
+        assert bench.events(job)[-1].level == "warn"
+        bench.resume(job)
+        assert bench.job(job).state == "queued"
+
+    def test_it_can_be_cancelled_and_paused_while_it_waits(self, disk: SmallDisk, bench: Bench) -> None:
+        job = waiting_job(disk, bench)
+        bench.pause(job)
+        assert (bench.job(job).state, bench.job(job).phase) == ("paused", None)
+        bench.resume(job)
+        assert bench.job(job).storage_full_since is None
+        bench.work(Plan())
+        assert bench.job(job).phase == "waiting_for_storage"
+        bench.cancel(job)
+        assert (bench.job(job).state, bench.job(job).phase) == ("cancelled", None)
+
+
+@pytest.mark.timeout(400)
+class TestTheRealTrainer:
+    """The adapter is the one of a job that never met a full disk, to the bit, and no step is told of twice."""
+
+    def test_with_a_disk_that_is_full_at_the_last_step(self, disk: SmallDisk, bench: Bench) -> None:
+        """With r = 4 the result would fit into what the snapshot leaves of the reserved space."""
+        lines, one_epoch = chat_lines(120), {"hyperparameters": {"n_epochs": 1, "batch_size": 1}, "lora": {"r": 32}}
+        self.train_two(disk, bench, lines, None, one_epoch, kept_step=120)
+
+    def test_with_one_that_is_full_in_the_middle(self, one_disk: SmallDisk, bench: Bench) -> None:
+        """At the end of the first epoch, where a checkpoint is due."""
+        self.train_two(one_disk, bench, None, chat_lines(4), BODY, kept_step=12)
+
+    def train_two(
+        self,
+        disk: SmallDisk,
+        bench: Bench,
+        lines: bytes | None,
+        validation: bytes | None,
+        body: dict[str, Any],
+        kept_step: int,
+    ) -> None:
+        be_patient(bench)
+        bench.resources.settings.snapshot_interval_seconds = 3600
+        left_alone, filled = (bench.created(lines, validation, body=body) for _ in range(2))
+        while Validator(bench.resources, "cpu0@test#1").take_one():
+            pass
+        train(bench)
+
+        thread = bench.work_aside_with(Supervisor(bench.resources, OWNER, bench.trainer_lock))
+        attempt = bench.resources.settings.work_dir / filled.id / "attempt-2"
+        first = attempt / "runs" / filled.id / "snapshots" / "step-000000"
+        until(first.exists, "the snapshot before the first step", 100)  # on disk: rows come later than steps
+        disk.fill()
+        thread.join(150)
+        waiting = bench.job(filled)
+        assert (waiting.state, waiting.phase) == ("queued", "waiting_for_storage"), bench.messages(filled)
+        assert bench.snapshots(filled)[0].step == kept_step
+
+        disk.empty()
+        end_the_pause(bench, filled)
+        train(bench)
+        for job in (left_alone, filled):
+            done = bench.job(job)
+            assert done.state == "succeeded", bench.messages(job)
+            told = [event.data["step"] for event in bench.events(job) if event.type == "metrics"]
+            assert done.progress is not None
+            assert told == list(range(1, done.progress["total_steps"] + 1))
+        assert weights_of(bench, left_alone) == weights_of(bench, filled)
+
+
+def waiting_job(disk: SmallDisk, bench: Bench) -> Job:
+    job = bench.queued()
+    disk.fill()
+    bench.work(Plan())
+    assert bench.job(job).phase == "waiting_for_storage"
+    return job
+
+
+def make_it_long_ago(bench: Bench, job: Job, seconds: float) -> None:
+    """The first full disk was met so much earlier; the next try is due."""
+    since = Job.storage_full_since - func.make_interval(0, 0, 0, 0, 0, 0, seconds)
+    with transaction(bench.sessions) as session:
+        session.execute(
+            update(Job).where(Job.id == job.id).values(storage_full_since=since, run_after=func.clock_timestamp())
+        )
