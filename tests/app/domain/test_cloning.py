@@ -179,3 +179,15 @@ def test_the_original_is_left_as_it_was(entry: catalog.CatalogEntry) -> None:
     before = repr(body)
     assert overridden(body, {"metadata": {"c": "d"}, "lora": {"r": 2}})["metadata"] == {"a": "b", "c": "d"}
     assert repr(body) == before
+
+
+def test_a_stored_job_keeps_a_number_that_is_refused_today_and_its_clone_must_change_it(
+    entry: catalog.CatalogEntry,
+) -> None:
+    stored = spec_of(entry, BODY).model_dump(mode="json")
+    stored["hyperparameters"] |= {"learning_rate": 1e300, "learning_rate_multiplier": 1e303}
+    spec = JobSpec.model_validate(stored)
+    assert spec.hyperparameters.learning_rate == 1e300
+    with pytest.raises(BadRequest, match=r"learning_rate: 1e\+300 is not a number from 1e-12 to 10"):
+        cloned(entry, spec, {}, None)
+    assert cloned(entry, spec, {"hyperparameters": {"learning_rate": 1e-4}}, None).hyperparameters.learning_rate == 1e-4

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -67,7 +69,7 @@ class TestChecked:
     def test_names_every_one_that_does_not_exist(self, wrong: list[str]) -> None:
         with pytest.raises(BadRequest) as refusal:
             scopes.checked(wrong)
-        assert all(repr(scope) in str(refusal.value) for scope in wrong if scope not in scopes.SCOPES)
+        assert all(json.dumps(scope) in str(refusal.value) for scope in wrong if scope not in scopes.SCOPES)
 
 
 class TestNameOfACall:
