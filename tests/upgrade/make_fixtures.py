@@ -116,7 +116,7 @@ def make_states(service: Service, base: Path) -> dict[str, Any]:
     service.start()
     service.tunery("models", "add", "tiny", str(base))
     client = Client(service)
-    facts: dict[str, Any] = {"made_at": datetime.now(UTC).isoformat(), "admin_key": service.key}
+    facts: dict[str, Any] = {"admin_key": service.key}
     chat = client.upload(make_tiny_dataset(service.directory / "chat.jsonl", 16))
     pairs = client.upload(make_tiny_pairs(service.directory / "pairs.jsonl", 16))
 
@@ -164,7 +164,7 @@ def make_states(service: Service, base: Path) -> dict[str, Any]:
     client.until_status(facts["queued"], "queued")
     client.until_job(facts["killed"], lambda job: has_snapshot(service, job), "has a snapshot of a step")
     assert client.job(facts["killed"])["status"] == "running", "the job to be killed ended first: give it more steps"
-    return facts
+    return facts | {"made_at": datetime.now(UTC).isoformat()}
 
 
 def has_snapshot(service: Service, job: dict[str, Any]) -> bool:
