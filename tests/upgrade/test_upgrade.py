@@ -1,0 +1,187 @@
+"""Work that an earlier release left in every state goes on under this one, without being asked for anything new.
+
+The fixtures in 0.1.0/ were written by make_fixtures.py with the code of that release.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import re
+import subprocess
+import tarfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.cli.local.postgres import LocalPostgres
+from app.domain import artifacts
+from tests.deadline import until
+from tests.receiver import receiving
+from tests.stack import open_directory
+from tests.up import Service
+from tests.upgrade.make_fixtures import ENVIRONMENT, PG_DUMP, Client
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.timeout(600),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),  # between PEFT and transformers: names that will change
+]
+
+FIXTURES = Path(__file__).parent / "0.1.0"
+FACTS = json.loads((FIXTURES / "facts.json").read_text())
+TIMESTAMP = re.compile(r"'(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?\+00)'")
+AGE = timedelta(minutes=10)  # leases of 5 minutes have expired by then, the upload's hour has not
+
+
+@contextmanager
+def restored(environment: Mapping[str, str]) -> Iterator[Service]:
+    """The service on a copy of the fixtures' data directory, as if they had been written ten minutes ago."""
+    with open_directory() as directory:
+        service = Service(directory, environment)
+        service.data.mkdir(mode=0o711)
+        (service.data / "up.lock").touch()
+        (service.data / "admin-key").write_text(FACTS["admin_key"] + "\n")
+        for name, where in (("storage", service.data / "storage"), ("base", directory / "tiny")):
+            with tarfile.open(FIXTURES / f"{name}.tar.xz") as archive:
+                archive.extractall(where, filter="data")
+        load_database(service, directory / "tiny")
+        try:
+            service.start()
+            yield service
+        finally:
+            service.stop()
+
+
+def load_database(service: Service, base: Path) -> None:
+    shift = datetime.now(UTC) - AGE - datetime.fromisoformat(FACTS["made_at"])
+
+    def moved(found: re.Match[str]) -> str:
+        return f"'{(datetime.fromisoformat(found[1]) + shift).isoformat(sep=' ')}'"
+
+    sql = gzip.decompress((FIXTURES / "database.sql.gz").read_bytes()).decode()
+    sql = TIMESTAMP.sub(moved, sql).replace("@BASE@", str(base)).replace("@DATA@", str(service.data))
+    server = LocalPostgres(service.data / "postgres")
+    url = server.start().replace("postgresql+psycopg://", "postgresql://")
+    try:
+        psql = [str(PG_DUMP.with_name("psql")), "--quiet", "--no-psqlrc", "--set=ON_ERROR_STOP=1", url]
+        loaded = subprocess.run(psql, input=sql, capture_output=True, text=True)
+        assert loaded.returncode == 0, loaded.stderr
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    with restored(ENVIRONMENT) as service, Client(service) as client:
+        yield client
+
+
+def succeed(client: Client, job_id: str) -> list[str]:
+    """Wait until the job has succeeded. Return the messages of its events, oldest first."""
+    client.until_job(job_id, lambda job: job["status"] in ("succeeded", "failed", "cancelled"), "has ended")
+    job = client.job(job_id)
+    assert job["status"] == "succeeded", job["error"]
+    path = f"/fine_tuning/jobs/{job_id}/events"
+    events: list[dict[str, Any]] = client.send("GET", path, params={"limit": 100})["data"]
+    return [event["message"] for event in reversed(events)]
+
+
+def download(client: Client, job_id: str, directory: Path) -> Path:
+    checkpoint = client.send("GET", f"/fine_tuning/jobs/{job_id}/checkpoints")["data"][0]
+    for file_id in checkpoint["result_files"]:
+        name = client.send("GET", f"/files/{file_id}")["filename"]
+        (directory / name).write_bytes(client.http.get(f"/files/{file_id}/content").content)
+    artifacts.verify(directory)
+    return directory
+
+
+def load_in_peft(adapter: Path, base: Path) -> None:
+    """PEFT finds a trained tensor for every target."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
+    trained = [tensor for name, tensor in model.named_parameters() if "lora_B" in name]
+    assert trained
+    assert all(torch.any(tensor != 0) for tensor in trained)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    with tarfile.open(FIXTURES / "base.tar.xz") as archive:
+        archive.extractall(tmp_path / "base", filter="data")
+    return tmp_path / "base"
+
+
+def test_a_queued_job_with_patterns_trains_and_shows_what_was_asked(
+    client: Client, base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    succeed(client, FACTS["queued"])
+    assert client.job(FACTS["queued"])["lora"]["rank_pattern"] == FACTS["asked"]["lora"]["rank_pattern"]
+    load_in_peft(download(client, FACTS["queued"], tmp_path_factory.mktemp("adapter")), base)
+
+
+def test_a_job_whose_worker_died_goes_on_from_its_snapshot(client: Client) -> None:
+    messages = succeed(client, FACTS["killed"])
+    assert client.job(FACTS["killed"])["attempts"] == 2
+    assert re.search(r"Fine-tuning job (resumed|continued).* step [1-9]", "\n".join(messages)), messages
+
+
+@pytest.mark.parametrize("kind", ["paused_sft", "paused_dpo"])
+def test_a_paused_job_is_resumed_and_peft_loads_its_adapter(
+    client: Client, kind: str, base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    step = client.job(FACTS[kind])["progress"]["step"]
+    client.send("POST", f"/fine_tuning/jobs/{FACTS[kind]}/resume")
+    messages = succeed(client, FACTS[kind])
+    assert not [message for message in messages if message.startswith(f"Step {step}/")][1:]  # no step was repeated
+    load_in_peft(download(client, FACTS[kind], tmp_path_factory.mktemp("adapter")), base)
+
+
+def test_a_paused_job_of_two_processes_is_resumed(base: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    job_id = FACTS["paused_parallel"]
+    with restored(ENVIRONMENT | {"TUNERY_GPUS_PER_JOB": "2"}) as service, Client(service) as client:
+        client.send("POST", f"/fine_tuning/jobs/{job_id}/resume")
+        succeed(client, job_id)
+        load_in_peft(download(client, job_id, tmp_path_factory.mktemp("adapter")), base)
+
+
+def test_a_finished_job_keeps_its_checkpoints_archive_and_export(client: Client) -> None:
+    job, path = client.job(FACTS["finished"]), f"/fine_tuning/jobs/{FACTS['finished']}"
+    checkpoints = client.send("GET", f"{path}/checkpoints")["data"]
+    assert [checkpoint["step_number"] for checkpoint in checkpoints] == [12, 8, 4]
+    archive = client.http.get(f"{path}/adapter/archive").content
+    assert hashlib.sha256(archive).hexdigest() == job["adapter"]["sha256"]
+    export = client.send("GET", f"{path}/exports/{FACTS['export']}")
+    assert export["status"] == "succeeded"
+    for file in export["files"]:
+        assert hashlib.sha256(client.http.get(f"/files/{file['id']}/content").content).hexdigest() == file["sha256"]
+
+
+def test_a_half_finished_upload_is_completed(client: Client) -> None:
+    path = f"/uploads/{FACTS['upload']}"
+    part = client.send("POST", f"{path}/parts", files={"data": ("part", FACTS["upload_rest"].encode())})
+    done = client.send("POST", f"{path}/complete", json={"part_ids": [FACTS["upload_first_part"], part["id"]]})
+    whole = client.http.get(f"/files/{done['file']['id']}/content").content
+    assert whole == client.http.get(f"/files/{FACTS['training_file']}/content").content
+
+
+def test_an_idempotency_key_still_answers_with_the_job_that_it_created(client: Client) -> None:
+    assert client.create(FACTS["training_file"], FACTS["idempotency_key"], **FACTS["asked"]) == FACTS["queued"]
+
+
+def test_an_undelivered_webhook_is_delivered_once_its_endpoint_answers(client: Client) -> None:
+    path = f"/webhook_endpoints/{FACTS['webhook']}"
+    delivery = client.send("GET", f"{path}/deliveries")["data"][-1]
+    with receiving() as receiver:
+        client.send("POST", path, json={"url": receiver.url})
+        client.send("POST", f"{path}/deliveries/{delivery['id']}/redeliver")
+        until(lambda: receiver.received, "a webhook", 60)
+    assert json.loads(receiver.received[0].body)["type"] == "fine_tuning.job.succeeded"
