@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,13 @@ from tokenizers import Tokenizer, processors
 
 from app.domain.chat_template import ChatTemplate, Message, for_template, read_template
 from app.domain.chat_template import TemplateRefused as TemplateRefused
+from app.domain.conversation_parts import Span, parts, spans_by_parts
 from app.domain.dataset import Example
 from app.domain.documents import NON_PREFERRED, PREFERRED, Document
 
+RENDERED_WHOLE = 64  # messages: a longer conversation is rendered part by part
+MAX_MESSAGES = 1_000  # of a conversation that cannot be, which takes time by their square: at most some seconds
 GENERATION_CONFIGS = ("generation_config.json", "config.json")  # as transformers reads them: the first that is there
-
-
-@dataclass(frozen=True)
-class _Span:
-    start: int  # characters of the rendered text
-    end: int
 
 
 class Renderer:
@@ -121,30 +119,54 @@ class Renderer:
         learned = [i for i, message in enumerate(messages) if i >= first and _is_learned(message)]
         shaped = for_template(messages)
         whole = self.text(shaped, tools)
-        self._check_context(shaped, learned, tools)
-        spans = [self._span(shaped, i, tools, whole) for i in learned]
-        stable = [span for span in spans if span is not None]
-        if len(stable) == len(spans):
-            return [self._document(line, whole, stable)]
-        return [self._turn(line, shaped, i, tools) for i in learned]
+        self._check_tools(shaped, tools)
+        spans = self._spans(shaped, learned, tools, whole)
+        if spans is None:
+            return [self._turn(line, shaped, i, tools) for i in learned]
+        for turn, span in zip(learned, spans, strict=True):
+            self._check(shaped[turn], turn, whole[span.start : span.end])
+        return [self._document(line, whole, spans)]
 
-    def _span(self, messages: list[Message], turn: int, tools: Sequence[Message], whole: str) -> _Span | None:
+    def _spans(
+        self, messages: list[Message], learned: Sequence[int], tools: Sequence[Message], whole: str
+    ) -> list[Span] | None:
+        """Where the learned turns stand in the whole text; None where the whole text is another one up to there."""
+        if len(messages) > RENDERED_WHOLE:
+            cut = list(parts(messages, tools))
+            spans = spans_by_parts(self.text, self._span, cut, learned, whole)
+            if spans is not None and (not spans or self._span(messages, learned[-1], tools, whole) == spans[-1]):
+                for part in cut:
+                    own = [i - part.offset for i in learned if part.begin <= i < part.end]
+                    self._check_turns(part.window, own, part.tools, part.begin - part.offset, part.offset)
+                return spans
+            if len(messages) > MAX_MESSAGES:
+                raise TemplateRefused(
+                    f"a conversation of {len(messages):,} messages, but this model's chat template does not print "
+                    f"each by itself, so it takes at most {MAX_MESSAGES:,}; split it into several lines"
+                )
+        self._check_turns(messages, learned, tools)
+        found = [self._span(messages, i, tools, whole) for i in learned]
+        stable = [span for span in found if span is not None]
+        return stable if len(stable) == len(found) else None
+
+    def _span(self, messages: list[Message], turn: int, tools: Sequence[Message], whole: str) -> Span | None:
         """Where the turn stands in the whole text; None where the whole text is another one up to there."""
         before = self.text(messages[:turn], tools, prompt=True)
         through = self.text(messages[: turn + 1], tools)
         if not through.startswith(before):
             return None
-        span = _Span(len(before), self._end_of_turn(through, len(before)))
+        span = Span(len(before), self._end_of_turn(through, len(before)))
         if not whole.startswith(through[: span.end]):  # what follows the turn is nobody's to learn, and may differ
             return None
-        self._check(messages[turn], turn, through[span.start : span.end])
         return span
 
     def _turn(self, line: int, messages: list[Message], turn: int, tools: Sequence[Message]) -> Document:
         """The conversation as it is when this turn is the newest."""
         through = self.text(messages[: turn + 1], tools)
         span = self._span(messages, turn, tools, through)
-        if span is None:
+        if span is not None:
+            self._check(messages[turn], turn, through[span.start : span.end])
+        else:
             raise TemplateRefused(
                 f"message {turn + 1}: the model's chat template does not begin an answer with its generation prompt, "
                 "so what is learned would not be what is generated"
@@ -168,28 +190,39 @@ class Renderer:
                 f"message {turn + 1} contains {stop[1]!r}, which ends the model's turn: nothing after it can be "
                 "generated; remove it from the text"
             )
+        position = 0  # a template prints calls in their order, so each is looked for from the one before on
         for call in message.get("tool_calls", ()):
-            if call["function"]["name"] not in learned:
+            name = call["function"]["name"]
+            position = learned.find(name, position)
+            if position < 0:
+                position = learned.find(name)
+            if position < 0:
                 raise TemplateRefused(
                     f"message {turn + 1}: the model's chat template does not print tool calls, so "
                     f"{call['function']['name']!r} would not be learned; write the call into the content, or choose a "
                     "base model whose template knows tools"
                 )
 
-    def _check_context(self, messages: list[Message], learned: Sequence[int], tools: Sequence[Message]) -> None:
-        """Tools, calls that are not learned, and results are seen by the model, or refused: never left out unsaid."""
+    def _check_tools(self, messages: list[Message], tools: Sequence[Message]) -> None:
+        """Tools are seen by the model, or refused: never left out unsaid."""
         if tools and not self._prints(messages, tools, messages, ()):
             raise _unprinted("tools", f"the {len(tools)} of this line would be left out", "describe them in a message")
-        for turn, message in enumerate(messages):
-            through, before = messages[: turn + 1], messages[:turn]
+
+    def _check_turns(
+        self, messages: list[Message], learned: Sequence[int], tools: Sequence[Message], first: int = 0, offset: int = 0
+    ) -> None:
+        """The same of calls that are not learned, and of results, from the index `first` on. `offset` is that of the
+        list in its conversation.
+        """
+        for turn in range(first, len(messages)):
+            message, through, before = messages[turn], messages[: turn + 1], messages[:turn]
+            number = offset + turn + 1
             if message["role"] == "tool" and not self._prints(through, tools, before, tools):
-                raise _unprinted(
-                    "the results of tools", f"message {turn + 1} would be left out", "write it as a user's"
-                )
+                raise _unprinted("the results of tools", f"message {number} would be left out", "write it as a user's")
             if message.get("tool_calls") and turn not in learned:
                 silent = {key: value for key, value in message.items() if key != "tool_calls"}
                 if not self._prints(through, tools, [*before, silent], tools):
-                    what = f"that of message {turn + 1} would be left out"
+                    what = f"that of message {number} would be left out"
                     raise _unprinted("tool calls", what, "write the call into the content")
 
     def _prints(
@@ -205,24 +238,24 @@ class Renderer:
 
     def _completion(self, line: int, prompt: str, completion: str) -> Document:
         text = prompt + completion + self.eos
-        return self._document(line, text, [_Span(len(prompt), len(text))], self.opening)
+        return self._document(line, text, [Span(len(prompt), len(text))], self.opening)
 
     def _plain(self, line: int, text: str) -> Document:
         text += self.eos
-        return replace(self._document(line, text, [_Span(0, len(text))], self.opening), is_text=True)
+        return replace(self._document(line, text, [Span(0, len(text))], self.opening), is_text=True)
 
     # --- tokens ------------------------------------------------------------------------------------------------------
 
-    def _document(self, line: int, text: str, spans: Sequence[_Span], opening: Sequence[int] = ()) -> Document:
+    def _document(self, line: int, text: str, spans: Sequence[Span], opening: Sequence[int] = ()) -> Document:
         tokens, starts = self._tokens(text, spans)
-        labelled = [any(span.start <= start < span.end for span in spans) for start in starts]
+        labelled = _are_within(starts, spans)
         if tokens[: len(opening)] != list(opening):
             tokens, labelled = [*opening, *tokens], [False] * len(opening) + labelled
         if labelled:
             labelled[0] = False  # nothing precedes the first token, so nothing can predict it
         return Document(line, tokens, labelled)
 
-    def _tokens(self, text: str, spans: Sequence[_Span]) -> tuple[list[int], list[int]]:
+    def _tokens(self, text: str, spans: Sequence[Span]) -> tuple[list[int], list[int]]:
         """Tokens, and the character each begins at.
 
         Cut where an answer begins, so the tokens before it are those of the prompt at serving: in one text the newline
@@ -254,6 +287,14 @@ def _unprinted(what: str, left_out: str, instead: str) -> TemplateRefused:
         f"the model's chat template does not print {what}, so {left_out}; {instead}, or choose a base model whose "
         "template knows tools"
     )
+
+
+def _are_within(starts: Sequence[int], spans: Sequence[Span]) -> list[bool]:
+    """For each character whether one of the spans has it; both may be many."""
+    ordered = sorted(spans, key=lambda span: span.start)
+    begins = [span.start for span in ordered]
+    ends = [0, *accumulate((span.end for span in ordered), max)]  # of all spans up to each one
+    return [start < ends[bisect_right(begins, start)] for start in starts]
 
 
 def _is_learned(message: Message) -> bool:
