@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
 
 from app.api import examples, own_examples
-from app.api.auth import CallerDep
+from app.api.auth import Caller, CallerDep
 from app.api.bodies import JsonBodyDep
 from app.api.deps import Engines, EnginesDep, SessionDep
 from app.api.etags import checkpoints_etag, events_etag, jobs_etag, json_with, not_modified, place_tag
@@ -17,12 +18,14 @@ from app.api.pages import After, Limit, envelope
 from app.api.ranges import is_known
 from app.api.schemas.checkpoints import CheckpointList, render_checkpoint
 from app.api.schemas.events import EventList, render_event
-from app.api.schemas.job_requests import UpdateJob, parsed
+from app.api.schemas.job_requests import MAX_METADATA_PAIRS, UpdateJob, parsed
 from app.api.schemas.jobs import JobBody, JobList, render_job
 from app.api.schemas.plans import PlanBody, render_plan
 from app.db.engine import transaction
 from app.errors import BadRequest
 from app.services import jobs, plan
+from app.services.check_process import Check
+from app.services.counting import NotCountedError
 from app.services.jobs import SeenJob
 
 MAX_JOBS = 100
@@ -40,13 +43,29 @@ def create_job(body: JsonBodyDep, caller: CallerDep, session: SessionDep, engine
 
 
 @router.post("/plan", response_model=PlanBody, summary="Plan a job", openapi_extra=examples.CREATE_JOB_BODY)
-def plan_job(body: JsonBodyDep, caller: CallerDep, engines: EnginesDep) -> Any:
+async def plan_job(request: Request, body: JsonBodyDep, caller: CallerDep, engines: EnginesDep) -> Any:
     """The body of a create call; nothing is created. Exact tokens and steps, and what it takes on each device."""
+    question, answer = await engines.checks.ask(caller.key_id, partial(_plan, engines, caller, body))
+    if answer is None:
+        work = partial(_planned, engines, question)
+        answer = await engines.checks.run(request, caller.key_id, plan.needs_process(question), work)
+    return render_plan(answer)
+
+
+def _plan(engines: Engines, caller: Caller, body: dict[str, Any]) -> tuple[plan.Question, plan.Answer | None]:
+    """What is asked, and the answer, if the files were counted before."""
     request = job_request(body)
     with transaction(engines.sessions) as session:
         question = plan.ask(session, caller.project_id, request, caller.is_admin)
+    try:
+        return question, _planned(engines, question, None)
+    except NotCountedError:
+        return question, None
+
+
+def _planned(engines: Engines, question: plan.Question, check: Check | None) -> plan.Answer:
     least_examples = engines.settings.min_training_examples
-    return render_plan(plan.answer(engines.storage, engines.counter, question, least_examples))
+    return plan.answer(engines.storage, engines.counter, question, least_examples, check)
 
 
 @router.get(
@@ -157,4 +176,7 @@ def _metadata_filter(request: Request) -> tuple[dict[str, str], bool]:
             if not name.endswith("]"):
                 raise BadRequest(f"{name[:60]!r} is not understood; write metadata[key]=value", "metadata")
             wanted[name.removeprefix("metadata[").removesuffix("]")] = value
+    if len(wanted) > MAX_METADATA_PAIRS:
+        text = f"metadata: {len(wanted):,} pairs; a job has at most {MAX_METADATA_PAIRS}, so no filter may have more"
+        raise BadRequest(text, "metadata")
     return wanted, without

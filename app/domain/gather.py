@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 from app.domain.knobs import AUTO, Knobs
@@ -156,4 +157,10 @@ def _split_names(value: Any) -> Any:
 
 
 def _unknown(path: str, known: tuple[str, ...]) -> UnknownParameter:
-    return UnknownParameter(f"unknown parameter {path}; known here: {', '.join(sorted(set(known)))}", path)
+    return UnknownParameter(f"unknown parameter {path}; known here: {_listed(known)}", path)
+
+
+@cache
+def _listed(names: tuple[str, ...]) -> str:
+    """Kept, as a body may have a hundred thousand unknown keys."""
+    return ", ".join(sorted(set(names)))

@@ -28,6 +28,7 @@ SIDES = {PREFERRED: "preferred", NON_PREFERRED: "non_preferred", 0: None}
 MOST_ROWS_REMEMBERED = 1_000_000  # for duplicates: about 150 MB
 MOST_SHOWN = 100  # groups of duplicates, rows of an overlap
 MOST_LINES_OF_A_GROUP = 10
+MOST_BYTES_FOR_METHOD = 8 << 20  # the longest line and more; the API's own process reads them
 FIRST_BUCKET = 16
 PREVIEW_TOKENS = 2_000  # of one document
 
@@ -93,7 +94,7 @@ def method_of_file(file: BinaryIO, max_line_bytes: int) -> Method:
     for item in read_lines(file, max_line_bytes):
         if isinstance(item, Line) and (form := format_of(item.value)):
             return form.method
-        if item_number(item) > MOST_SHOWN:
+        if item_number(item) > MOST_SHOWN or file.tell() > MOST_BYTES_FOR_METHOD:
             break
     return "supervised"
 

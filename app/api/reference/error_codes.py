@@ -93,6 +93,12 @@ ANSWERS = (
         "The body is longer than … bytes.",
     ),
     ErrorCode(
+        "unsupported_content_encoding", 415,
+        "The body is compressed: a `Content-Encoding` other than `identity`.",
+        "Send it as it is; what is stored and hashed is what you send, and nothing is ever decompressed.",
+        "Content-Encoding: 'gzip' is not taken, only identity; send the body as it is, without compressing it",
+    ),
+    ErrorCode(
         "range_not_satisfiable", 416,
         "A `Range` outside the file, or one that is not a single range of bytes.",
         "The `Content-Range` header has the size. At the end of a resumed download it means: complete.",

@@ -94,6 +94,10 @@ class TestList:
         assert problem["param"] == "metadata"
         assert "metadata[key]=value" in problem["message"]
 
+    def test_refuses_a_filter_of_more_pairs_than_a_job_may_have(self, client: TestClient) -> None:
+        many = {f"metadata[k{number}]": "v" for number in range(2_000)}
+        assert "2,000 pairs; a job has at most 16" in error_of(client.get(JOBS, params=many))["message"]
+
     def test_refuses_an_unknown_cursor(self, client: TestClient) -> None:
         assert error_of(client.get(JOBS, params={"after": "ftjob-nothere"}))["param"] == "after"
 
