@@ -8,9 +8,10 @@ many came earlier. That is checked: the texts of the parts, put together, have t
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 from app.domain.chat_template import Message, TemplateRefused
@@ -44,6 +45,11 @@ class Part:
     def offset(self) -> int:
         """The index in the conversation of what is at 0 in the window, were it all of one piece."""
         return self.end - len(self.window)
+
+    def learned(self, learned: Sequence[int]) -> set[int]:
+        """Those of the messages `learned`, indices of the conversation in order, that are this part's; in `window`."""
+        own = learned[bisect_left(learned, self.begin) : bisect_left(learned, self.end)]
+        return {index - self.offset for index in own}
 
 
 def parts(messages: Sequence[Message], tools: Sequence[Message]) -> Iterator[Part]:
@@ -87,6 +93,14 @@ def spans_by_parts(
     except TemplateRefused:  # a template may want another order of roles than a part has
         return None
     return spans if position == len(whole) else None
+
+
+def are_within(starts: Sequence[int], spans: Sequence[Span]) -> list[bool]:
+    """For each character whether one of the spans has it; both may be many."""
+    ordered = sorted(spans, key=lambda span: span.start)
+    begins = [span.start for span in ordered]
+    ends = [0, *accumulate((span.end for span in ordered), max)]  # of all spans up to each one
+    return [start < ends[bisect_right(begins, start)] for start in starts]
 
 
 def _borders(messages: Sequence[Message]) -> Iterator[int]:

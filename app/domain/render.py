@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,10 @@ from tokenizers import Tokenizer, processors
 
 from app.domain.chat_template import ChatTemplate, Message, for_template, read_template
 from app.domain.chat_template import TemplateRefused as TemplateRefused
-from app.domain.conversation_parts import Span, parts, spans_by_parts
+from app.domain.conversation_parts import Span, are_within, parts, spans_by_parts
 from app.domain.dataset import Example
 from app.domain.documents import NON_PREFERRED, PREFERRED, Document
+from app.domain.template_checks import check_learned_calls, check_tools, check_turns
 
 RENDERED_WHOLE = 64  # messages: a longer conversation is rendered part by part
 MAX_MESSAGES = 1_000  # of a conversation that cannot be, which takes time by their square: at most some seconds
@@ -99,6 +99,15 @@ class Renderer:
             raise TemplateRefused("the base model's tokenizer has no chat template; use prompt/completion lines")
         return self.template.text(messages, tools, prompt)
 
+    def prints(
+        self, whole: list[Message], tools: Sequence[Message], less: list[Message], fewer_tools: Sequence[Message]
+    ) -> bool:
+        """Whether the text is another one with less in it. A template that refuses it then has seen the difference."""
+        try:
+            return self.text(less, fewer_tools) != self.text(whole, tools)
+        except TemplateRefused:
+            return True
+
     def encode(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
@@ -119,7 +128,7 @@ class Renderer:
         learned = [i for i, message in enumerate(messages) if i >= first and _is_learned(message)]
         shaped = for_template(messages)
         whole = self.text(shaped, tools)
-        self._check_tools(shaped, tools)
+        check_tools(self.prints, shaped, tools)
         spans = self._spans(shaped, learned, tools, whole)
         if spans is None:
             return [self._turn(line, shaped, i, tools) for i in learned]
@@ -136,15 +145,17 @@ class Renderer:
             spans = spans_by_parts(self.text, self._span, cut, learned, whole)
             if spans is not None and (not spans or self._span(messages, learned[-1], tools, whole) == spans[-1]):
                 for part in cut:
-                    own = [i - part.offset for i in learned if part.begin <= i < part.end]
-                    self._check_turns(part.window, own, part.tools, part.begin - part.offset, part.offset)
+                    check_turns(
+                        self.prints, part.window, part.learned(learned), part.tools, part.begin - part.offset,
+                        part.offset,
+                    )  # fmt: skip
                 return spans
             if len(messages) > MAX_MESSAGES:
                 raise TemplateRefused(
                     f"a conversation of {len(messages):,} messages, but this model's chat template does not print "
                     f"each by itself, so it takes at most {MAX_MESSAGES:,}; split it into several lines"
                 )
-        self._check_turns(messages, learned, tools)
+        check_turns(self.prints, messages, set(learned), tools)
         found = [self._span(messages, i, tools, whole) for i in learned]
         stable = [span for span in found if span is not None]
         return stable if len(stable) == len(found) else None
@@ -190,49 +201,7 @@ class Renderer:
                 f"message {turn + 1} contains {stop[1]!r}, which ends the model's turn: nothing after it can be "
                 "generated; remove it from the text"
             )
-        position = 0  # a template prints calls in their order, so each is looked for from the one before on
-        for call in message.get("tool_calls", ()):
-            name = call["function"]["name"]
-            position = learned.find(name, position)
-            if position < 0:
-                position = learned.find(name)
-            if position < 0:
-                raise TemplateRefused(
-                    f"message {turn + 1}: the model's chat template does not print tool calls, so "
-                    f"{call['function']['name']!r} would not be learned; write the call into the content, or choose a "
-                    "base model whose template knows tools"
-                )
-
-    def _check_tools(self, messages: list[Message], tools: Sequence[Message]) -> None:
-        """Tools are seen by the model, or refused: never left out unsaid."""
-        if tools and not self._prints(messages, tools, messages, ()):
-            raise _unprinted("tools", f"the {len(tools)} of this line would be left out", "describe them in a message")
-
-    def _check_turns(
-        self, messages: list[Message], learned: Sequence[int], tools: Sequence[Message], first: int = 0, offset: int = 0
-    ) -> None:
-        """The same of calls that are not learned, and of results, from the index `first` on. `offset` is that of the
-        list in its conversation.
-        """
-        for turn in range(first, len(messages)):
-            message, through, before = messages[turn], messages[: turn + 1], messages[:turn]
-            number = offset + turn + 1
-            if message["role"] == "tool" and not self._prints(through, tools, before, tools):
-                raise _unprinted("the results of tools", f"message {number} would be left out", "write it as a user's")
-            if message.get("tool_calls") and turn not in learned:
-                silent = {key: value for key, value in message.items() if key != "tool_calls"}
-                if not self._prints(through, tools, [*before, silent], tools):
-                    what = f"that of message {number} would be left out"
-                    raise _unprinted("tool calls", what, "write the call into the content")
-
-    def _prints(
-        self, whole: list[Message], tools: Sequence[Message], less: list[Message], fewer_tools: Sequence[Message]
-    ) -> bool:
-        """Whether the text is another one with less in it. A template that refuses it then has seen the difference."""
-        try:
-            return self.text(less, fewer_tools) != self.text(whole, tools)
-        except TemplateRefused:
-            return True
+        check_learned_calls(message, turn, learned)
 
     # --- what no template writes -------------------------------------------------------------------------------------
 
@@ -248,7 +217,7 @@ class Renderer:
 
     def _document(self, line: int, text: str, spans: Sequence[Span], opening: Sequence[int] = ()) -> Document:
         tokens, starts = self._tokens(text, spans)
-        labelled = _are_within(starts, spans)
+        labelled = are_within(starts, spans)
         if tokens[: len(opening)] != list(opening):
             tokens, labelled = [*opening, *tokens], [False] * len(opening) + labelled
         if labelled:
@@ -280,21 +249,6 @@ def supervised_texts(renderer: Renderer, document: Document) -> Iterator[str]:
         elif stretch:
             yield str(renderer.tokenizer.decode(stretch, skip_special_tokens=False))
             stretch = []
-
-
-def _unprinted(what: str, left_out: str, instead: str) -> TemplateRefused:
-    return TemplateRefused(
-        f"the model's chat template does not print {what}, so {left_out}; {instead}, or choose a base model whose "
-        "template knows tools"
-    )
-
-
-def _are_within(starts: Sequence[int], spans: Sequence[Span]) -> list[bool]:
-    """For each character whether one of the spans has it; both may be many."""
-    ordered = sorted(spans, key=lambda span: span.start)
-    begins = [span.start for span in ordered]
-    ends = [0, *accumulate((span.end for span in ordered), max)]  # of all spans up to each one
-    return [start < ends[bisect_right(begins, start)] for start in starts]
 
 
 def _is_learned(message: Message) -> bool:
