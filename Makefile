@@ -9,7 +9,7 @@ DEV := .venv/.dev-ready
 ARGS ?=
 JOBS ?= 2
 
-.PHONY: help setup up demo doctor test test-fast test-schema test-sdk lint types laws format check migrate bench-train bench-start bench-auto bench-fit bench-plan bench-api bench-upload bench-queue openapi reference constraints clean
+.PHONY: help setup up demo doctor house test test-fast test-schema test-sdk lint types laws format check migrate bench-train bench-start bench-auto bench-fit bench-plan bench-api bench-upload bench-queue bench-linear openapi reference constraints clean
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2}'
@@ -49,6 +49,9 @@ laws: $(DEV) ## Which room may import which (import-linter)
 
 check: lint types laws ## Lint, types and import laws
 
+house: $(DEV) ## The size and shape of the source tree: lines, files, widest folder, import cycles, functions
+	@$(BIN)/python -m tools.house
+
 format: $(DEV) ## Apply the formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -79,6 +82,9 @@ bench-api: $(DEV) ## The API beside a bare FastAPI route: polling, 304s, waits, 
 
 bench-upload: $(DEV) ## Uploads beside a script that writes and hashes, a download beside a file server (3 minutes; ARGS="--mb 64")
 	$(BIN)/python -m benchmarks.upload $(ARGS)
+
+bench-linear: $(DEV) ## Does the time of every parser of requests grow linearly? (5 minutes; ARGS="--only json")
+	$(BIN)/python -m benchmarks.linear $(ARGS)
 
 openapi: $(DEV) ## Write the OpenAPI snapshot again after a wanted change
 	TUNERY_WRITE_SNAPSHOTS=1 $(BIN)/python -m pytest -q tests/app/api/test_openapi.py

@@ -12,6 +12,7 @@
     +- RequestTimeout               408 request_timeout: the client stopped sending
     +- IdempotencyKeyInUse          409 idempotency_key_in_use, with Retry-After
     +- TooLarge                     413 file_too_large
+    +- UnsupportedEncoding          415 unsupported_content_encoding: a compressed body
     +- RangeNotSatisfiable          416 range_not_satisfiable
     +- RateLimited                  429 rate_limit_exceeded, with Retry-After
     +- QuotaExceeded                429 insufficient_quota: seconds don't cure it, so clients are told not to retry
@@ -109,6 +110,12 @@ class TooLarge(TuneryError):
     status = 413
     type = "invalid_request_error"
     code = "file_too_large"
+
+
+class UnsupportedEncoding(TuneryError):
+    status = 415
+    type = "invalid_request_error"
+    code = "unsupported_content_encoding"
 
 
 class RangeNotSatisfiable(TuneryError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import os
 import sys
@@ -39,10 +38,12 @@ from app.api import (
     webhooks,
 )
 from app.api.azure import AzureNames
+from app.api.checks import Checks, granted_cores
 from app.api.departures import told_of_stop
 from app.api.deps import Engines
 from app.api.envelope import Envelope
 from app.api.error_handlers import add_error_handlers
+from app.api.fair_limiter import FairLimiter
 from app.api.head import HeadWithoutBody, head_routes
 from app.api.openapi import build_openapi
 from app.api.targets import AbsoluteTargets
@@ -135,7 +136,8 @@ def _build_engines(settings: Settings, storage: Storage | None) -> Engines:
         hints=Hints(settings.redis_url),
         counter=Counter(settings.max_line_bytes),
         limiter=RateLimiter(settings.max_requests_per_second),
-        free_slots=asyncio.Semaphore(settings.database_pool_size),
+        free_slots=FairLimiter(settings.database_pool_size),
+        checks=Checks(settings.check_processes or granted_cores()),
     )
 
 

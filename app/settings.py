@@ -34,6 +34,7 @@ class Settings(BaseSettings):
     results_csv_base64: bool = False  # OpenAI served the results CSV in base64 for years; scripts that expect it
     database_pool_size: int = 20  # requests in a transaction at once; a process opens up to 2 n + 6 connections
     max_requests_per_second: int = Field(default=10_000, ge=1)  # of a project that has no limit of its own
+    check_processes: int | None = Field(default=None, ge=1)  # that read data sets for requests, at once; absent: cores
     admin_key_file: Path | None = None  # containers: the first admin key is read from here at start-up
 
     # --- connections: how long a slow or silent client keeps one

@@ -72,6 +72,7 @@ def admit(request: Request, key: KnownKey | None) -> Caller:
     _check_scope(key.scopes, scopes.needed(request.method, path), f"{request.method} {path}")
     check_query(request)
     _attribute(request, key, path)
+    request.state.key_id = key.key_id  # for limits that keys share fairly
     return Caller(key.key_id, key.project_id, tuple(key.scopes))
 
 

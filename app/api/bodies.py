@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from itertools import islice
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
 from app.api.auth import CallerDep
+from app.api.deps import engines_of
 from app.api.receiving import refuse_compressed
-from app.domain.jsonl import MAX_DEPTH, LineError, check_text, decode_json, json_type
+from app.domain.jsonl import MAX_DEPTH, LineError, check_text, decode_json, json_type, needs_walk
 from app.errors import BadRequest, TooLarge, UnknownParameter
 
 MAX_BODY_BYTES = 1 << 20
 MAX_NAMED, MAX_NAME_CHARS = 10, 60  # unknown names in one message, and how much of each
+MAX_PART_OF_PATH = 60  # characters of a key in a message
 
 
 async def read_body(request: Request, _caller: CallerDep) -> bytes:
@@ -24,29 +26,24 @@ async def read_body(request: Request, _caller: CallerDep) -> bytes:
 BodyBytesDep = Annotated[bytes, Depends(read_body)]
 
 
-async def read_json_object(body: BodyBytesDep) -> dict[str, Any]:
-    return parse_json_object(body)
+async def read_json_object(request: Request, body: BodyBytesDep, caller: CallerDep) -> dict[str, Any]:
+    return await engines_of(request).lanes.parse(caller.key_id, parse_json_object, body)
 
 
 JsonBodyDep = Annotated[dict[str, Any], Depends(read_json_object)]
 
 
-async def read_optional_json_object(body: BodyBytesDep) -> dict[str, Any]:
+async def read_optional_json_object(request: Request, body: BodyBytesDep, caller: CallerDep) -> dict[str, Any]:
     """For calls that need no body: none at all is an empty object."""
-    return parse_json_object(body) if body else {}
+    return await read_json_object(request, body, caller) if body else {}
 
 
 OptionalJsonBodyDep = Annotated[dict[str, Any], Depends(read_optional_json_object)]
 
 
-async def refuse_parameters(body: BodyBytesDep) -> None:
+async def refuse_parameters(request: Request, body: BodyBytesDep, caller: CallerDep) -> None:
     """For calls without a body: whatever names no parameter is ignored, as some clients send `{}` with every POST."""
-    try:
-        value = decode_json(body)
-    except (LineError, RecursionError):
-        return
-    if isinstance(value, dict) and value:
-        names = [name[:MAX_NAME_CHARS] for name in list(value)[:MAX_NAMED]]
+    if names := await engines_of(request).lanes.parse(caller.key_id, _first_names, body):
         raise UnknownParameter(f"unknown parameters {', '.join(names)}; this call takes no body", names[0])
 
 
@@ -61,12 +58,18 @@ def parse_json_object(data: bytes) -> dict[str, Any]:
         raise BadRequest(f"We could not parse the JSON body of your request: {error}.", code="invalid_json") from error
     if not isinstance(value, dict):
         raise BadRequest(f"The body must be a JSON object, not a JSON {json_type(value)}.", code="invalid_json")
-    for path, text in _texts(value, "", depth=1):
-        try:
-            check_text(text)
-        except LineError as error:
-            raise BadRequest(f"{path}: {error}", path) from error
+    if needs_walk(data):
+        _check_texts(value, [])
     return value
+
+
+def _first_names(data: bytes) -> list[str]:
+    """The first keys of a JSON object, as they may stand in a message; none of anything else."""
+    try:
+        value = decode_json(data)
+    except (LineError, RecursionError):
+        return []
+    return [name[:MAX_NAME_CHARS] for name in islice(value, MAX_NAMED)] if isinstance(value, dict) else []
 
 
 async def _read_limited(request: Request) -> bytes:
@@ -79,16 +82,31 @@ async def _read_limited(request: Request) -> bytes:
     return bytes(body)
 
 
-def _texts(value: Any, path: str, depth: int) -> Iterator[tuple[str, str]]:
-    """Every string of a parsed body, keys included, with the dotted path of where it stands."""
-    if depth > MAX_DEPTH:
+def _check_texts(value: Any, where: list[str | int]) -> None:
+    """Check every string of a parsed body, keys included. `where` is the path to `value`, changed on the way.
+
+    A path is written out for a refusal only: a key may have a megabyte, and a list below it as many items.
+    """
+    if len(where) >= MAX_DEPTH:
         raise BadRequest(f"The JSON body is nested deeper than {MAX_DEPTH} levels.", code="invalid_json")
     if isinstance(value, str):
-        yield path, value
+        _check_text(value, where)
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            yield from _texts(item, f"{path}.{index}", depth + 1)
+            where.append(index)
+            _check_texts(item, where)
+            where.pop()
     elif isinstance(value, dict):
         for key, item in value.items():
-            yield path or "body", key
-            yield from _texts(item, f"{path}.{key}" if path else key, depth + 1)
+            _check_text(key, where)
+            where.append(key)
+            _check_texts(item, where)
+            where.pop()
+
+
+def _check_text(text: str, where: list[str | int]) -> None:
+    try:
+        check_text(text)
+    except LineError as error:
+        path = ".".join(str(part)[:MAX_PART_OF_PATH] for part in where)
+        raise BadRequest(f"{path or 'body'}: {error}", path or "body") from error

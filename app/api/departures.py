@@ -17,14 +17,19 @@ from app.errors import RequestTimeout
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+async def client_gone(request: Request) -> None:
+    """Return when the client has hung up. Nobody else may read the request's body any more."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
 @asynccontextmanager
 async def closed_when_gone(request: Request, watch: Watch) -> AsyncIterator[None]:
     """Close `watch` when the client of a request without a body hangs up."""
 
     async def look() -> None:
         with suppress(RequestTimeout):  # a body that was announced and does not come
-            while (await request.receive())["type"] != "http.disconnect":
-                pass
+            await client_gone(request)
         watch.close()
 
     task = asyncio.create_task(look())

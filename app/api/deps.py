@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -12,6 +11,8 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
+from app.api.checks import Checks
+from app.api.fair_limiter import FairLimiter
 from app.api.receiving import Lanes
 from app.api.slots import Slot
 from app.db.async_connections import AsyncConnections
@@ -40,7 +41,8 @@ class Engines:
     hints: Hints
     counter: Counter
     limiter: RateLimiter
-    free_slots: asyncio.Semaphore
+    free_slots: FairLimiter
+    checks: Checks
     lanes: Lanes = field(default_factory=Lanes)
     digests: Digests = field(default_factory=Digests)
 
@@ -60,7 +62,7 @@ EnginesDep = Annotated[Engines, Depends(get_engines)]
 
 async def get_slot(request: Request) -> AsyncIterator[Slot]:
     """Raises Unavailable when there is none for too long."""
-    slot = Slot(engines_of(request).free_slots)
+    slot = Slot(engines_of(request).free_slots, getattr(request.state, "key_id", ""))
     await slot.take()
     try:
         yield slot

@@ -37,6 +37,7 @@ from app.errors import (
 )
 from app.log import get_logger
 
+MAX_PROBLEMS = 200
 MAX_MESSAGE = 4_000  # characters; what is wrong with a huge request is said in its first problems
 NOT_A_NAME = ("body", "query", "path", "header", "[key]")  # what pydantic's locations hold beside names
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
@@ -65,8 +66,11 @@ def error_response(error: TuneryError, headers: Mapping[str, str] | None = None)
 
 
 def as_problems(errors: Sequence[Mapping[str, Any]], model: type[BaseModel] | None = None) -> list[BadRequest]:
-    """pydantic's findings in our words; an unknown parameter is told of those that `model` has in its place."""
-    return [_as_problem(error, model) for error in errors]
+    """pydantic's findings in our words; an unknown parameter is told of those that `model` has in its place.
+
+    At most as many as the message of an answer could hold: a body of a megabyte may have 100,000.
+    """
+    return [_as_problem(error, model) for error in errors[:MAX_PROBLEMS]]
 
 
 def _response(

@@ -5,9 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated, Any
 
-from anyio import CapacityLimiter, to_thread
-from fastapi import APIRouter, Query
-from starlette.concurrency import run_in_threadpool
+from fastapi import APIRouter, Query, Request
 
 from app.api import examples
 from app.api.auth import CallerDep
@@ -18,9 +16,6 @@ from app.db.engine import transaction
 from app.services import surveying
 from app.services.surveying import Question, Wish
 
-# A report takes up to a minute: who waits for his turn waits without a thread, and none of those that others need.
-REPORTS = CapacityLimiter(surveying.AT_ONCE)
-
 router = APIRouter(prefix="/v1/files", tags=["Files"])
 
 
@@ -28,6 +23,7 @@ router = APIRouter(prefix="/v1/files", tags=["Files"])
     "/{file_id}/validate", response_model=FileReportBody, summary="Report on a data set", dependencies=[NO_BODY]
 )
 async def validate_file(
+    request: Request,
     file_id: str,
     caller: CallerDep,
     engines: EnginesDep,
@@ -45,9 +41,9 @@ async def validate_file(
     The rules are those of a job's validation. Nothing is created.
     """
     wish = Wish(model, validation_file, method, context_length, rows)
-    question = await run_in_threadpool(_ask, engines, caller.project_id, file_id, wish)
-    answer = await to_thread.run_sync(partial(surveying.answer, engines.storage, question), limiter=REPORTS)
-    return render_report(answer)
+    question = await engines.checks.ask(caller.key_id, partial(_ask, engines, caller.project_id, file_id, wish))
+    work = partial(surveying.answer, engines.storage, question)
+    return render_report(await engines.checks.run(request, caller.key_id, surveying.needs_process(question), work))
 
 
 def _ask(engines: Engines, project_id: str, file_id: str, wish: Wish) -> Question:

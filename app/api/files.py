@@ -24,7 +24,9 @@ from app.db.tables import File
 from app.domain.uploads import EXPIRES_SECONDS, PURPOSES, clean_filename
 from app.errors import BadRequest
 from app.services import files, intake
+from app.services.check_process import Check
 from app.services.intake import NewFile, StagedFile
+from app.services.line_check import needs_process
 from app.services.once import fingerprint_of
 
 Purpose = Literal[  # OpenAI's words, for files that a client uploads and for those that a service makes
@@ -47,12 +49,15 @@ async def create_file(request: Request, caller: CallerDep, engines: EnginesDep, 
     try:
         form = await read_form(lanes, request.headers.get("content-type", ""), body, "file", FIELDS, staged.write)
         new = _new_file(form)
-        file = await lanes.finish(
-            staged.size_bytes, intake.accept, engines.sessions, engines.storage, caller.project_id, new, staged,
-            settings.max_line_bytes,
-            lambda session: once.begin(session, _fingerprint(form, staged)),
-            lambda session, created: once.end(session, 200, json.dumps(render_file(created))),
+        accept = partial(
+            intake.accept, engines.sessions, engines.storage, caller.project_id, new, staged, settings.max_line_bytes,
+            begin=lambda session: once.begin(session, _fingerprint(form, staged)),
+            end=lambda session, created: once.end(session, 200, json.dumps(render_file(created))),
         )  # fmt: skip
+        if needs_process(new.purpose, staged.size_bytes):
+            file = await engines.checks.run(request, caller.key_id, True, lambda check: accept(check=check))
+        else:
+            file = await lanes.finish(caller.key_id, staged.size_bytes, accept, check=Check())
     finally:
         staged.discard()
     return render_file(file)

@@ -106,7 +106,7 @@ def _metadata_filter(request: Request) -> tuple[dict[str, str], bool]:
                 raise BadRequest(f"{name[:60]!r} is not understood; write metadata[key]=value", "metadata")
             wanted[name.removeprefix("metadata[").removesuffix("]")] = value
     if len(wanted) > MAX_METADATA_PAIRS:
-        text = f"metadata: {len(wanted)} pairs are given, but a job has at most {MAX_METADATA_PAIRS}"
+        text = f"metadata: {len(wanted):,} pairs are given, but a job has at most {MAX_METADATA_PAIRS}"
         raise BadRequest(text, "metadata")
     if wanted and without:
         raise BadRequest("metadata: null and metadata[key]=value exclude each other; give one of them", "metadata")

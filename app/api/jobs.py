@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from app.api import examples, own_examples
-from app.api.auth import CallerDep
+from app.api.auth import Caller, CallerDep
 from app.api.bodies import JsonBodyDep
 from app.api.deps import Engines, EnginesDep, SessionDep
 from app.api.etags import checkpoints_etag, events_etag, json_with, not_modified
@@ -25,6 +25,8 @@ from app.api.schemas.jobs import JobBody, JobList, render_job
 from app.api.schemas.plans import PlanBody, render_plan
 from app.db.engine import transaction
 from app.services import jobs, plan
+from app.services.check_process import Check
+from app.services.counting import NotCountedError
 from app.services.jobs import SeenJob
 
 MAX_EVENTS = 1_000
@@ -41,13 +43,29 @@ def create_job(body: JsonBodyDep, caller: CallerDep, session: SessionDep, engine
 
 
 @router.post("/plan", response_model=PlanBody, summary="Plan a job", openapi_extra=examples.CREATE_JOB_BODY)
-def plan_job(body: JsonBodyDep, caller: CallerDep, engines: EnginesDep) -> Any:
+async def plan_job(request: Request, body: JsonBodyDep, caller: CallerDep, engines: EnginesDep) -> Any:
     """The body of a create call; nothing is created. Exact tokens and steps, and what it takes on each device."""
+    question, answer = await engines.checks.ask(caller.key_id, partial(_plan, engines, caller, body))
+    if answer is None:
+        work = partial(_planned, engines, question)
+        answer = await engines.checks.run(request, caller.key_id, plan.needs_process(question), work)
+    return render_plan(answer)
+
+
+def _plan(engines: Engines, caller: Caller, body: dict[str, Any]) -> tuple[plan.Question, plan.Answer | None]:
+    """What is asked, and the answer, if the files were counted before."""
     request = job_request(body)
     with transaction(engines.sessions) as session:
         question = plan.ask(session, caller.project_id, request, caller.is_admin)
+    try:
+        return question, _planned(engines, question, None)
+    except NotCountedError:
+        return question, None
+
+
+def _planned(engines: Engines, question: plan.Question, check: Check | None) -> plan.Answer:
     least_examples = engines.settings.min_training_examples
-    return render_plan(plan.answer(engines.storage, engines.counter, question, least_examples))
+    return plan.answer(engines.storage, engines.counter, question, least_examples, check)
 
 
 @router.get(

@@ -49,7 +49,9 @@ async def get_once(request: Request, caller: CallerDep, idempotency_key: KeyHead
 OnceDep = Annotated[Once, Depends(get_once)]
 
 
-async def take_turn(request: Request, body: BodyBytesDep, once: OnceDep) -> AsyncIterator[str | None]:
+async def take_turn(
+    request: Request, body: BodyBytesDep, once: OnceDep, caller: CallerDep
+) -> AsyncIterator[str | None]:
     """The request's fingerprint, if it has a key and no twin is at work in this process any more.
 
     Raises what Once.look does, and IdempotencyKeyInUse. Who waits here holds neither a thread nor a connection.
@@ -57,7 +59,8 @@ async def take_turn(request: Request, body: BodyBytesDep, once: OnceDep) -> Asyn
     if once.key is None:
         yield None
         return
-    engines, fingerprint = engines_of(request), _fingerprint(body)
+    engines = engines_of(request)
+    fingerprint = await engines.lanes.parse(caller.key_id, _fingerprint, body)
     lock = engines.lanes.alone(f"key {once.project_id} {once.key}")
     has_twin = lock.locked()
     await _acquire(lock, once.key)

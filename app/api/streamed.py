@@ -20,12 +20,12 @@ from app.services.intake import StagedFile
 PIECE_BYTES = MAX_PART_BYTES
 
 
-async def receive_content(request: Request, engines: Engines, writer: Writer, span: AskedSpan) -> int:
+async def receive_content(request: Request, engines: Engines, owner: str, writer: Writer, span: AskedSpan) -> int:
     """Where the content ends now. What has arrived is kept when the client leaves or falls silent, too."""
     declared = request.headers.get("content-length")
     end = span.check(writer.total_bytes, None if declared is None else int(declared))
     chunks = limited(request, end - writer.start, lambda: _too_much(end))
-    pieces = _Pieces(engines, writer)
+    pieces = _Pieces(engines, owner, writer)
     try:
         there_bytes = await _receive(chunks, pieces)
     finally:
@@ -47,8 +47,9 @@ async def _receive(chunks: AsyncIterator[bytes], pieces: _Pieces) -> int:
 
 
 class _Pieces:
-    def __init__(self, engines: Engines, writer: Writer) -> None:
+    def __init__(self, engines: Engines, owner: str, writer: Writer) -> None:
         self._engines = engines
+        self._owner = owner
         self._writer = writer
         self._staged: StagedFile | None = None
         self._there_bytes = writer.start
@@ -72,7 +73,13 @@ class _Pieces:
         if self._staged is not None:
             engines, staged = self._engines, self._staged
             piece = await engines.lanes.store(
-                content.add_piece, engines.sessions, engines.storage, self._writer, staged, self._there_bytes
+                self._owner,
+                content.add_piece,
+                engines.sessions,
+                engines.storage,
+                self._writer,
+                staged,
+                self._there_bytes,
             )
             self._staged = None
             self._there_bytes += piece.bytes

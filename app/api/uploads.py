@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.api import upload_examples as examples
-from app.api.auth import CallerDep
+from app.api.auth import Caller, CallerDep
 from app.api.bodies import JsonBodyDep
 from app.api.content_range import asked_span
-from app.api.deps import EnginesDep, SessionDep
+from app.api.deps import Engines, EnginesDep, SessionDep
 from app.api.multipart import ENVELOPE_BYTES, read_form
 from app.api.once import OnceDep, OnceRoute
 from app.api.pages import envelope
@@ -34,8 +35,10 @@ from app.db.engine import transaction
 from app.domain.uploads import MAX_PART_BYTES, MAX_PARTS
 from app.errors import BadRequest, all_at_once
 from app.services import completing, content, uploads
+from app.services.check_process import Check
 from app.services.digests import digests_of_part
 from app.services.intake import StagedFile
+from app.services.line_check import needs_process
 from app.services.once import fingerprint_of
 
 router = APIRouter(prefix="/v1/uploads", tags=["Uploads"], route_class=OnceRoute)
@@ -74,7 +77,7 @@ async def add_part(upload_id: str, request: Request, caller: CallerDep, engines:
             text = "you must provide data: a form field with the part's bytes"
             raise BadRequest(text, "data", "missing_required_parameter")
         part = await lanes.store(
-            uploads.add_part, engines.sessions, engines.storage, project_id, upload_id, staged,
+            caller.key_id, uploads.add_part, engines.sessions, engines.storage, project_id, upload_id, staged,
             lambda session: once.begin(session, fingerprint_of({"fields": form.fields, "sha256": staged.sha256})),
             lambda session, added: once.end(session, 200, json.dumps(render_part(added))),
         )  # fmt: skip
@@ -95,10 +98,12 @@ def list_parts(upload_id: str, caller: CallerDep, session: SessionDep) -> Any:
     "/{upload_id}/complete", response_model=UploadBody, summary="Complete an upload",
     openapi_extra=examples.COMPLETE_UPLOAD_BODY,
 )  # fmt: skip
-async def complete_upload(upload_id: str, body: JsonBodyDep, caller: CallerDep, engines: EnginesDep) -> Any:
+async def complete_upload(
+    upload_id: str, request: Request, body: JsonBodyDep, caller: CallerDep, engines: EnginesDep
+) -> Any:
     """The parts become a file, in the order of `part_ids`; the same request again answers the same file."""
-    asked = _parsed(CompleteUpload, body)
-    return await _complete(engines, caller.project_id, upload_id, asked.part_ids, asked.md5)
+    asked = await engines.checks.ask(caller.key_id, partial(_parsed, CompleteUpload, body))
+    return await _complete(request, engines, caller, upload_id, asked.part_ids, asked.md5)
 
 
 @router.post("/{upload_id}/cancel", response_model=UploadBody, summary="Cancel an upload")
@@ -121,8 +126,8 @@ async def put_content(upload_id: str, request: Request, caller: CallerDep, engin
     writer = await engines.lanes.write(
         content.begin, engines.sessions, engines.storage, caller.project_id, upload_id, span.start
     )
-    if await receive_content(request, engines, writer, span) == writer.total_bytes:
-        return await _complete(engines, caller.project_id, upload_id, None, None)
+    if await receive_content(request, engines, caller.key_id, writer, span) == writer.total_bytes:
+        return await _complete(request, engines, caller, upload_id, None, None)
     return render_upload(await engines.lanes.write(_seen, engines, caller.project_id, upload_id))
 
 
@@ -140,19 +145,23 @@ def head_content(upload_id: str, caller: CallerDep, session: SessionDep) -> Resp
 
 
 async def _complete(
-    engines: EnginesDep, project_id: str, upload_id: str, part_ids: list[str] | None, md5: str | None
+    request: Request, engines: Engines, caller: Caller, upload_id: str, part_ids: list[str] | None, md5: str | None
 ) -> dict[str, Any]:
     lanes, settings = engines.lanes, engines.settings
     async with lanes.alone(upload_id):
-        seen = await lanes.write(_seen, engines, project_id, upload_id)
-        seen = await lanes.finish(
-            seen.upload.bytes, completing.complete, engines.sessions, engines.storage, engines.digests, project_id,
-            upload_id, part_ids, md5, settings.max_line_bytes,
+        upload = (await lanes.write(_seen, engines, caller.project_id, upload_id)).upload
+        complete = partial(
+            completing.complete, engines.sessions, engines.storage, engines.digests, caller.project_id, upload_id,
+            part_ids, md5, settings.max_line_bytes,
         )  # fmt: skip
+        if upload.file_id is None and needs_process(upload.purpose, upload.bytes):
+            seen = await engines.checks.run(request, caller.key_id, True, complete)
+        else:
+            seen = await lanes.finish(caller.key_id, upload.bytes, complete, Check())
     return render_upload(seen)
 
 
-def _seen(engines: EnginesDep, project_id: str, upload_id: str) -> uploads.SeenUpload:
+def _seen(engines: Engines, project_id: str, upload_id: str) -> uploads.SeenUpload:
     with transaction(engines.sessions) as session:
         return uploads.get(session, project_id, upload_id)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 from app.domain.json_text import MAX_PATH, shown, unquoted
@@ -161,4 +162,10 @@ def _split_names(value: Any) -> Any:
 
 def _unknown(path: str, known: tuple[str, ...]) -> UnknownParameter:
     where = unquoted(path, MAX_PATH)
-    return UnknownParameter(f"unknown parameter {where}; known here: {', '.join(sorted(set(known)))}", where)
+    return UnknownParameter(f"unknown parameter {where}; known here: {_listed(known)}", where)
+
+
+@cache
+def _listed(names: tuple[str, ...]) -> str:
+    """Kept, as a body may have a hundred thousand unknown keys."""
+    return ", ".join(sorted(set(names)))

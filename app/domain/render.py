@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -19,18 +19,21 @@ from tokenizers import Tokenizer, processors
 
 from app.domain.chat_template import ChatTemplate, Message, for_template, read_template
 from app.domain.chat_template import TemplateRefused as TemplateRefused
+from app.domain.conversation_parts import Part, Span, are_within, parts, spans_by_parts
 from app.domain.dataset import Example
 from app.domain.documents import NON_PREFERRED, PREFERRED, Document
 from app.domain.messages import REASONING_KEYS
-from app.domain.template_checks import check_context, check_each_call, check_reasoning, unlearned_call
+from app.domain.template_checks import (
+    check_context,
+    check_each_call,
+    check_learned_calls,
+    check_reasoning,
+    check_tools,
+)
 
+RENDERED_WHOLE = 64  # messages: a longer conversation is rendered part by part
+MAX_MESSAGES = 1_000  # of a conversation that cannot be, which takes time by their square: at most some seconds
 GENERATION_CONFIGS = ("generation_config.json", "config.json")  # as transformers reads them: the first that is there
-
-
-@dataclass(frozen=True)
-class _Span:
-    start: int  # characters of the rendered text
-    end: int
 
 
 class Renderer:
@@ -130,28 +133,60 @@ class Renderer:
         learned = [i for i, message in enumerate(messages) if i >= first and _is_learned(message)]
         shaped = for_template(messages)
         whole = self.text(shaped, tools)
-        check_context(self.prints, shaped, learned, tools)
-        spans = [self._span(shaped, i, tools, whole) for i in learned]
-        stable = [span for span in spans if span is not None]
-        if len(stable) == len(spans):
-            documents = [self._document(line, whole, stable)]
-        else:
+        check_tools(self.prints, shaped, tools)
+        cut, spans = self._by_parts(shaped, learned, tools, whole) or ([Part.whole(shaped, tools)], None)
+        is_learned = frozenset(learned)
+        for part in cut:
+            check_context(self.prints, part, is_learned)
+        if spans is None:
+            spans = self._as_one(shaped, learned, tools, whole)
+        if spans is None:
             documents = [self._turn(line, shaped, i, tools) for i in learned]
+        else:
+            self._check_learned(cut, dict(zip(learned, spans, strict=True)), whole)
+            documents = [self._document(line, whole, spans)]
         if example.rules > 1:
-            check_each_call(self.prints, shaped, learned, tools)
+            for part in cut:
+                check_each_call(self.prints, part, is_learned)
         return documents
 
-    def _span(self, messages: list[Message], turn: int, tools: Sequence[Message], whole: str) -> _Span | None:
+    def _by_parts(
+        self, messages: list[Message], learned: Sequence[int], tools: Sequence[Message], whole: str
+    ) -> tuple[list[Part], list[Span]] | None:
+        """The parts of a long conversation, and where its learned turns stand in the whole text.
+
+        None for a short one, and where the parts do not tell; raises TemplateRefused for a very long one of those.
+        """
+        if len(messages) <= RENDERED_WHOLE:
+            return None
+        cut = list(parts(messages, tools))
+        spans = spans_by_parts(self.text, self._span, cut, learned, whole)
+        if spans is not None and (not spans or self._span(messages, learned[-1], tools, whole) == spans[-1]):
+            return cut, spans
+        if len(messages) > MAX_MESSAGES:
+            raise TemplateRefused(
+                f"a conversation of {len(messages):,} messages, but this model's chat template does not print "
+                f"each by itself, so it takes at most {MAX_MESSAGES:,}; split it into several lines"
+            )
+        return None
+
+    def _as_one(
+        self, messages: list[Message], learned: Sequence[int], tools: Sequence[Message], whole: str
+    ) -> list[Span] | None:
+        """Where the learned turns stand in the whole text; None where one of them stands in another text only."""
+        found = [self._span(messages, i, tools, whole) for i in learned]
+        stable = [span for span in found if span is not None]
+        return stable if len(stable) == len(found) else None
+
+    def _span(self, messages: list[Message], turn: int, tools: Sequence[Message], whole: str) -> Span | None:
         """Where the turn stands in the whole text; None where the whole text is another one up to there."""
         before = self.text(messages[:turn], tools, prompt=True)
         through = self.text(messages[: turn + 1], tools)
         if not through.startswith(before):
             return None
-        span = _Span(len(before), self._end_of_turn(through, len(before)))
+        span = Span(len(before), self._end_of_turn(through, len(before)))
         if not whole.startswith(through[: span.end]):  # what follows the turn is nobody's to learn, and may differ
             return None
-        self._check(messages[turn], turn, through[span.start : span.end])
-        check_reasoning(self.prints, messages, turn, tools, through[span.start : span.end])
         return span
 
     def _turn(self, line: int, messages: list[Message], turn: int, tools: Sequence[Message]) -> Document:
@@ -163,6 +198,7 @@ class Renderer:
                 f"message {turn + 1}: the model's chat template does not begin an answer with its generation prompt, "
                 "so what is learned would not be what is generated"
             )
+        self._check_learned([Part.whole(messages, tools)], {turn: span}, through)
         return self._document(line, through, [span])
 
     def _end_of_turn(self, text: str, start: int) -> int:
@@ -175,6 +211,15 @@ class Renderer:
             found = self._last_special.search(text, start)
         return found.end(1) if found else len(text)
 
+    def _check_learned(self, cut: Sequence[Part], spans: Mapping[int, Span], text: str) -> None:
+        """Check each learned turn, by its index in the conversation, against its text."""
+        for part in cut:
+            for turn in part.turns:
+                if turn in spans:
+                    learned = text[spans[turn].start : spans[turn].end]
+                    self._check(part.message(turn), turn, learned)
+                    check_reasoning(self.prints, part, turn, learned)
+
     def _check(self, message: Message, turn: int, learned: str) -> None:
         """What the user wrote is learned, or refused: a template may print less than that, and a stop token ends it."""
         written = "\n".join([message["content"], *(message.get(key, "") for key in REASONING_KEYS)])
@@ -183,32 +228,30 @@ class Renderer:
                 f"message {turn + 1} contains {stop[1]!r}, which ends the model's turn: nothing after it can be "
                 "generated; remove it from the text"
             )
-        for call in message.get("tool_calls", ()):
-            if call["function"]["name"] not in learned:
-                raise unlearned_call(turn, call)
+        check_learned_calls(message, turn, learned)
 
     # --- what no template writes -------------------------------------------------------------------------------------
 
     def _completion(self, line: int, prompt: str, completion: str) -> Document:
         text = prompt + completion + self.eos
-        return self._document(line, text, [_Span(len(prompt), len(text))], self.opening)
+        return self._document(line, text, [Span(len(prompt), len(text))], self.opening)
 
     def _plain(self, line: int, text: str) -> Document:
         text += self.eos
-        return replace(self._document(line, text, [_Span(0, len(text))], self.opening), is_text=True)
+        return replace(self._document(line, text, [Span(0, len(text))], self.opening), is_text=True)
 
     # --- tokens ------------------------------------------------------------------------------------------------------
 
-    def _document(self, line: int, text: str, spans: Sequence[_Span], opening: Sequence[int] = ()) -> Document:
+    def _document(self, line: int, text: str, spans: Sequence[Span], opening: Sequence[int] = ()) -> Document:
         tokens, starts = self._tokens(text, spans)
-        labelled = [any(span.start <= start < span.end for span in spans) for start in starts]
+        labelled = are_within(starts, spans)
         if tokens[: len(opening)] != list(opening):
             tokens, labelled = [*opening, *tokens], [False] * len(opening) + labelled
         if labelled:
             labelled[0] = False  # nothing precedes the first token, so nothing can predict it
         return Document(line, tokens, labelled)
 
-    def _tokens(self, text: str, spans: Sequence[_Span]) -> tuple[list[int], list[int]]:
+    def _tokens(self, text: str, spans: Sequence[Span]) -> tuple[list[int], list[int]]:
         """Tokens, and the character each begins at.
 
         Cut where an answer begins, so the tokens before it are those of the prompt at serving: in one text the newline

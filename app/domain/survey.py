@@ -26,6 +26,7 @@ NAMES: dict[str, Format] = {"chat": CHAT, "completion": COMPLETION, "text": TEXT
 SIDES = {PREFERRED: "preferred", NON_PREFERRED: "non_preferred", 0: None}
 MOST_SHOWN = 100  # groups of duplicates, rows of an overlap
 MOST_LINES_OF_A_GROUP = 10
+MOST_BYTES_FOR_METHOD = 8 << 20  # the longest line and more; the API's own process reads them
 FIRST_BUCKET = 16
 PREVIEW_TOKENS = 2_000  # of one document
 
@@ -99,7 +100,7 @@ def method_of_file(file: BinaryIO, max_line_bytes: int) -> Method:
     for item in read_lines(file, max_line_bytes):
         if isinstance(item, Line) and (form := format_of(item.value)):
             return form.method
-        if item_number(item) > MOST_SHOWN:
+        if item_number(item) > MOST_SHOWN or file.tell() > MOST_BYTES_FOR_METHOD:
             break
     return "supervised"
 

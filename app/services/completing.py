@@ -7,6 +7,7 @@ complete one upload at once both work; the row takes the first, and the other is
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import BinaryIO
@@ -20,6 +21,7 @@ from app.db.tables import Upload, UploadPart
 from app.domain.uploads import UploadStatus
 from app.errors import BadRequest
 from app.services import intake
+from app.services.check_process import Check
 from app.services.digests import Carried, Digests
 from app.services.intake import Content, NewFile
 from app.services.line_check import count_lines
@@ -39,11 +41,12 @@ def complete(
     part_ids: Sequence[str] | None,
     md5: str | None,
     max_line_bytes: int,
+    check: Check,
 ) -> SeenUpload:
     """`part_ids` in the order of the file; None for what was sent as one stream.
 
-    Asked again with the same list, it answers the same file. Raises BadRequest, InvalidDataset; the upload stays
-    pending then.
+    Asked again with the same list, it answers the same file. Raises BadRequest, InvalidDataset, CheckCancelledError;
+    the upload stays pending then.
     """
     with transaction(sessions) as session:
         upload = known(uploads.get(session, project_id, upload_id), upload_id)
@@ -55,7 +58,7 @@ def complete(
     file_id = new_id("file")
     ids = [part.id for part in parts]
     carried = digests.leading(upload_id, ids)
-    content = _compose(sessions, storage, upload, f"files/{file_id}", parts, carried, md5, max_line_bytes)
+    content = _compose(sessions, storage, upload, f"files/{file_id}", parts, carried, md5, max_line_bytes, check)
     seen = _apply(sessions, storage, upload, file_id, content, ids)
     digests.forget(upload_id)
     return seen
@@ -77,7 +80,7 @@ def _chosen(session: Session, upload: Upload, part_ids: Sequence[str] | None) ->
     if unknown:
         raise BadRequest(f"part_ids: not a part of {upload.id}: {', '.join(unknown[:10])}", "part_ids")
     if len(found) < len(part_ids):
-        twice = next(part_id for part_id in part_ids if list(part_ids).count(part_id) > 1)
+        twice = next(part_id for part_id, count in Counter(part_ids).items() if count > 1)
         raise BadRequest(f"part_ids: {twice} stands twice in the list; name each part once", "part_ids")
     return [found[part_id] for part_id in part_ids]
 
@@ -98,6 +101,7 @@ def _compose(
     carried: Carried,
     md5: str | None,
     max_line_bytes: int,
+    check: Check,
 ) -> Content:
     try:
         stored = storage.compose(key, [part.storage_key for part in parts])
@@ -113,7 +117,7 @@ def _compose(
         line_count = None
         if upload.purpose == "fine-tune":
             with storage.open(key) as file:
-                line_count = count_lines(file, upload.bytes, max_line_bytes)
+                line_count = count_lines(file, upload.bytes, max_line_bytes, check)
     except BaseException:
         storage.delete(key)
         raise

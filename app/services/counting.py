@@ -1,22 +1,21 @@
 """What a data set is like once it is tokenized: exact, by the rules of validation and of the trainer.
 
-    python -m app.services.counting MODEL_DIRECTORY CONTEXT_LENGTH METHOD MAX_LINE_BYTES < FILE > COUNTS
+    python -m app.services.counting PARENT_PID MODEL_DIRECTORY CONTEXT_LENGTH METHOD MAX_LINE_BYTES DESCRIPTOR > COUNTS
 
-A small file is counted here. A large one would keep other requests waiting for the interpreter: a child does it,
-with a deadline; a megabyte of chat takes about 1.3 s. The last few results are remembered, as who plans turns knobs.
+A small file is counted here, a large one in a process of its own, with a deadline; a megabyte of chat takes about
+1.3 s. The last few results are remembered, as who plans turns knobs.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
+import os
 import sys
 import threading
 from array import array
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from app.domain.dataset_report import Report, examine
 from app.domain.jsonl import Finding
@@ -24,13 +23,17 @@ from app.domain.layout import Lengths
 from app.domain.render import Renderer
 from app.domain.spec import Method
 from app.errors import BadRequest, Unavailable
+from app.services.check_process import Check, enter_check_process
 
 COUNTED_HERE_BYTES = 256 << 10
 DEADLINE_SECONDS = 300.0
-CHILDREN = threading.BoundedSemaphore(2)
 REMEMBERED = 16
 
 Key = tuple[str, str, int, Method]
+
+
+class NotCountedError(Exception):
+    """Nothing is remembered of the file."""
 
 
 class Counter:
@@ -41,16 +44,24 @@ class Counter:
         self._known: OrderedDict[Key, Report] = OrderedDict()
         self._lock = threading.Lock()
 
-    def count(self, key: Key, model_directory: Path, file: BinaryIO, size_bytes: int, param: str) -> Report:
-        """Raises BadRequest for a file that takes longer than a request may, Unavailable without a tokenizer."""
+    def count(
+        self, key: Key, model_directory: Path, file: BinaryIO, size_bytes: int, param: str, check: Check | None
+    ) -> Report:
+        """Return the counts of `file`; without a `check` only those that are remembered.
+
+        Raises NotCountedError without a `check`, BadRequest for a file that takes longer than a request may,
+        Unavailable without a tokenizer, CheckCancelledError.
+        """
         with self._lock:
             if key in self._known:
                 self._known.move_to_end(key)
                 return self._known[key]
+        if check is None:
+            raise NotCountedError
         if size_bytes <= COUNTED_HERE_BYTES:
-            report = _count_here(model_directory, file, key[2], key[3], self._max_line_bytes)
+            report = _count_here(model_directory, file, key[2], key[3], self._max_line_bytes, check)
         else:
-            report = _count_aside(model_directory, file, key[2], key[3], self._max_line_bytes, param)
+            report = _count_in_process(model_directory, file, key[2], key[3], self._max_line_bytes, param, check)
         with self._lock:
             self._known[key] = report
             while len(self._known) > REMEMBERED:
@@ -59,47 +70,32 @@ class Counter:
 
 
 def _count_here(
-    model_directory: Path, file: BinaryIO, context_length: int, method: Method, max_line_bytes: int
+    model_directory: Path, file: BinaryIO, context_length: int, method: Method, max_line_bytes: int, check: Check
 ) -> Report:
     try:
         renderer = Renderer.from_directory(model_directory)
     except Exception as error:  # tokenizers raises a bare Exception
         raise _no_tokenizer() from error
-    return examine(file, renderer, context_length, max_line_bytes, lambda: None, method)
+    return examine(file, renderer, context_length, max_line_bytes, check.raise_if_cancelled, method)
 
 
-def _count_aside(
-    model_directory: Path, file: BinaryIO, context_length: int, method: Method, max_line_bytes: int, param: str
+def _count_in_process(
+    model_directory: Path,
+    file: BinaryIO,
+    context_length: int,
+    method: Method,
+    max_line_bytes: int,
+    param: str,
+    check: Check,
 ) -> Report:
     arguments = [str(model_directory), str(context_length), method, str(max_line_bytes)]
-    command = [sys.executable, "-m", __name__, *arguments]
-    with CHILDREN, subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
-        deadline = threading.Timer(DEADLINE_SECONDS, child.kill)
-        deadline.start()
-        try:
-            assert child.stdin is not None
-            assert child.stdout is not None
-            threading.Thread(target=_feed, args=(file, child.stdin), daemon=True).start()
-            counted = child.stdout.read()
-            code = child.wait()
-        finally:
-            is_late = not deadline.is_alive()
-            deadline.cancel()
-            child.kill()
-    if is_late:
-        text = f"{param}: counting its tokens takes longer than {DEADLINE_SECONDS:.0f} s; create the job instead"
-        raise BadRequest(f"{text}, whose validation counts them", param, "file_too_large_to_plan")
-    if code != 0:
-        raise _no_tokenizer()
-    return _from_json(counted)
-
-
-def _feed(file: BinaryIO, pipe: Any) -> None:
     try:
-        with pipe:
-            shutil.copyfileobj(file, pipe)
-    except (OSError, ValueError):  # it has seen enough, or it was killed
-        return
+        return _from_json(check.run(__name__, arguments, [file], DEADLINE_SECONDS))
+    except TimeoutError as error:
+        text = f"{param}: counting its tokens takes longer than {DEADLINE_SECONDS:.0f} s; create the job instead"
+        raise BadRequest(f"{text}, whose validation counts them", param, "file_too_large_to_plan") from error
+    except ChildProcessError as error:
+        raise _no_tokenizer() from error
 
 
 def _no_tokenizer() -> Unavailable:
@@ -133,9 +129,11 @@ def _from_json(counted: bytes) -> Report:
 
 
 def main(arguments: list[str]) -> int:
-    directory, context_length, max_line_bytes = Path(arguments[0]), int(arguments[1]), int(arguments[3])
-    method: Method = "dpo" if arguments[2] == "dpo" else "supervised"
-    report = _count_here(directory, sys.stdin.buffer, context_length, method, max_line_bytes)
+    enter_check_process(int(arguments[0]))
+    directory, context_length, max_line_bytes = Path(arguments[1]), int(arguments[2]), int(arguments[4])
+    method: Method = "dpo" if arguments[3] == "dpo" else "supervised"
+    with os.fdopen(int(arguments[5]), "rb") as file:
+        report = _count_here(directory, file, context_length, method, max_line_bytes, Check())
     sys.stdout.buffer.write(_to_json(report))
     return 0
 

@@ -21,6 +21,7 @@ from app.db.ids import new_id
 from app.db.tables import File
 from app.errors import TooLarge
 from app.services import quotas
+from app.services.check_process import Check
 from app.services.line_check import count_lines
 from app.storage import Storage
 from app.storage.writeback import begin_writeback
@@ -123,15 +124,18 @@ def accept(
     new: NewFile,
     staged: StagedFile,
     max_line_bytes: int,
+    check: Check,
     begin: Callable[[Session], None] = lambda _session: None,
     end: Callable[[Session, File], None] = lambda _session, _file: None,
 ) -> File:
-    """Check, store, and only then let a row tell of it. Raises InvalidDataset with up to ten findings.
+    """Check, store, and only then let a row tell of it.
+
+    Raises InvalidDataset with up to ten findings, and what `count_lines` raises.
 
     `begin` and `end` belong to the transaction of that row; what `begin` raises comes through, and nothing was stored.
     """
     staged.close()
-    line_count = _count_lines(staged, max_line_bytes) if new.purpose == "fine-tune" else None
+    line_count = _count_lines(staged, max_line_bytes, check) if new.purpose == "fine-tune" else None
     file_id = new_id("file")
     content = Content(f"files/{file_id}", staged.size_bytes, staged.sha256, line_count)
     storage.put(content.key, staged.path)
@@ -170,6 +174,6 @@ def sweep_staging(storage: Storage) -> None:
                 path.unlink()
 
 
-def _count_lines(staged: StagedFile, max_line_bytes: int) -> int:
+def _count_lines(staged: StagedFile, max_line_bytes: int, check: Check) -> int:
     with staged.path.open("rb") as file:
-        return count_lines(file, staged.size_bytes, max_line_bytes)
+        return count_lines(file, staged.size_bytes, max_line_bytes, check)

@@ -1,39 +1,42 @@
 """Whether a file is strict JSON lines, and how many.
 
-    python -m app.services.line_check MAX_LINE_BYTES < FILE > VERDICT
+    python -m app.services.line_check PARENT_PID MAX_LINE_BYTES DESCRIPTOR > VERDICT
 
-A small file is checked here. A large one would keep every other request waiting for the interpreter: a child does it,
-and gives way to those who answer requests. A gigabyte of short lines takes half a minute, of long ones a few seconds.
+A small file is checked here, a large one in a process of its own. A gigabyte of short lines takes half a minute, of
+long ones a few seconds.
 """
 
 from __future__ import annotations
 
-import ctypes
-import io
 import json
 import os
-import shutil
-import signal
-import subprocess
 import sys
-import threading
-from typing import IO, BinaryIO
+from typing import BinaryIO
 
 from app.domain.jsonl import Finding, read_lines
 from app.errors import InvalidDataset, Unavailable
+from app.services.check_process import Check, enter_check_process
 
 CHECKED_HERE_BYTES = 256 << 10  # at most some 10 ms
 MAX_FINDINGS = 10
-NICENESS = 10
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 Verdict = tuple[int, list[str]]
 
 
-def count_lines(file: BinaryIO, size_bytes: int, max_line_bytes: int) -> int:
-    """The number of examples in `file`, which is read from its start. Raises InvalidDataset, Unavailable."""
-    check = _check_here if size_bytes <= CHECKED_HERE_BYTES else _check_aside
-    count, findings = check(file, max_line_bytes)
+def needs_process(purpose: str, size_bytes: int) -> bool:
+    """Whether a file's lines are checked in a process of their own."""
+    return purpose == "fine-tune" and size_bytes > CHECKED_HERE_BYTES
+
+
+def count_lines(file: BinaryIO, size_bytes: int, max_line_bytes: int, check: Check) -> int:
+    """Return the number of examples in `file`, which is read from its start.
+
+    Raises InvalidDataset, Unavailable, CheckCancelledError.
+    """
+    if size_bytes <= CHECKED_HERE_BYTES:
+        count, findings = _check_here(file, max_line_bytes)
+    else:
+        count, findings = _check_in_process(file, max_line_bytes, check)
     if findings:
         raise _not_jsonl(". ".join(findings))
     if count == 0:
@@ -54,38 +57,12 @@ def _check_here(file: BinaryIO, max_line_bytes: int) -> Verdict:
     return count, findings
 
 
-def _check_aside(file: BinaryIO, max_line_bytes: int) -> Verdict:
-    command = [sys.executable, "-m", __name__, str(max_line_bytes)]
-    source = _descriptor(file)
-    with subprocess.Popen(command, stdin=source or subprocess.PIPE, stdout=subprocess.PIPE) as child:
-        try:
-            if child.stdin is not None:
-                threading.Thread(target=_feed, args=(file, child.stdin), daemon=True).start()
-            assert child.stdout is not None
-            verdict = child.stdout.read()
-            code = child.wait()
-        finally:
-            child.kill()
-    if code != 0:
-        raise Unavailable("The check of the file's lines was interrupted; send the request again.")
-    count, findings = json.loads(verdict)
+def _check_in_process(file: BinaryIO, max_line_bytes: int, check: Check) -> Verdict:
+    try:
+        count, findings = json.loads(check.run(__name__, [str(max_line_bytes)], [file]))
+    except ChildProcessError as error:
+        raise Unavailable("The check of the file's lines was interrupted; send the request again.") from error
     return count, findings
-
-
-def _descriptor(file: BinaryIO) -> int | None:
-    """What the child may read by itself, without this process in between."""
-    try:
-        return file.fileno()
-    except (OSError, io.UnsupportedOperation):
-        return None
-
-
-def _feed(file: BinaryIO, pipe: IO[bytes]) -> None:
-    try:
-        with pipe:
-            shutil.copyfileobj(file, pipe, 1 << 20)
-    except (OSError, ValueError):  # it has seen enough, or it was killed
-        return
 
 
 def _not_jsonl(reason: str) -> InvalidDataset:
@@ -94,10 +71,10 @@ def _not_jsonl(reason: str) -> InvalidDataset:
 
 
 def main(arguments: list[str]) -> int:
-    if sys.platform == "linux":  # of an API that was killed nobody waits for the verdict, which may take half a minute
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    os.nice(NICENESS)
-    sys.stdout.write(json.dumps(_check_here(sys.stdin.buffer, int(arguments[0]))))
+    parent_pid, max_line_bytes, descriptor = map(int, arguments)
+    enter_check_process(parent_pid)
+    with os.fdopen(descriptor, "rb") as file:
+        print(json.dumps(_check_here(file, max_line_bytes)))
     return 0
 
 

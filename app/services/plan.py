@@ -24,6 +24,8 @@ from app.domain.patterns import PatternError, match_spec
 from app.domain.spec import JobSpec
 from app.domain.work import Work
 from app.errors import BadRequest, InvalidDataset, NotFound, Unavailable, all_at_once
+from app.services import counting
+from app.services.check_process import Check
 from app.services.counting import Counter
 from app.services.jobs import refuse_urgency
 from app.services.requests import JobRequest, resolved
@@ -103,14 +105,20 @@ def ask(session: Session, project_id: str, request: JobRequest, is_admin: bool =
     )
 
 
-def answer(storage: Storage, counter: Counter, question: Question, least_examples: int) -> Answer:
-    """Raises InvalidDataset, BadRequest for files that no job could be trained on; Unavailable as Counter.count."""
-    report = _count(storage, counter, question, question.training_file)
+def needs_process(question: Question) -> bool:
+    """Whether one of the files is counted in a process of its own."""
+    sizes = [source.size_bytes for source in (question.training_file, question.validation_file) if source]
+    return max(sizes) > counting.COUNTED_HERE_BYTES
+
+
+def answer(storage: Storage, counter: Counter, question: Question, least_examples: int, check: Check | None) -> Answer:
+    """Raises InvalidDataset, BadRequest for files that no job could be trained on; what Counter.count raises."""
+    report = _count(storage, counter, question, question.training_file, check)
     if report.examples < least_examples:
         raise InvalidDataset(too_few_examples("training", report.examples, least_examples), "training_file")
     validation_tokens = 0
     if question.validation_file is not None:
-        validation_tokens = _count(storage, counter, question, question.validation_file).tokens
+        validation_tokens = _count(storage, counter, question, question.validation_file, check).tokens
     work = Work.of(question.spec, report.lengths, report.labelled_tokens, validation_tokens)
     entry = _whole(question.entry, question.directory)
     spec = _matched(question.spec, entry)
@@ -118,12 +126,12 @@ def answer(storage: Storage, counter: Counter, question: Question, least_example
     return Answer(question, report, work, placements)
 
 
-def _count(storage: Storage, counter: Counter, question: Question, source: Source) -> Report:
+def _count(storage: Storage, counter: Counter, question: Question, source: Source, check: Check | None) -> Report:
     spec = question.spec
     key = (question.manifest_sha256, source.sha256, spec.hyperparameters.context_length, spec.method)
     try:
         with storage.open(source.storage_key) as file:
-            report = counter.count(key, question.directory, file, source.size_bytes, source.param)
+            report = counter.count(key, question.directory, file, source.size_bytes, source.param, check)
     except FileNotFoundError as error:
         text = f"invalid {source.param}: {source.id}. Its bytes are gone from storage."
         raise NotFound(text, source.param) from error

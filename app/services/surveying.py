@@ -1,20 +1,17 @@
 """A report on a data set for a model: what validation would say of it, before there is a job.
 
-    python -m app.services.surveying ASKED < FILE > REPORT
+    python -m app.services.surveying PARENT_PID ASKED DESCRIPTOR [DESCRIPTOR_OF_VALIDATION_FILE] > REPORT
 
-A small file is read here. A large one would keep other requests waiting for the interpreter: a child reads it, for so
-long and no longer. Of a file above SAMPLED_ABOVE_BYTES every line is checked, but only every n-th row is tokenized; a
-megabyte of chat takes about 1.3 s. The report says so, and where it stopped.
+A small file is read here, a large one in a process of its own, for so long and no longer. Of a file above
+SAMPLED_ABOVE_BYTES every line is checked, but only every n-th row is tokenized; a megabyte of chat takes about 1.3 s.
+The report says so, and where it stopped.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-import subprocess
 import sys
-import threading
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +26,7 @@ from app.domain.spec import Method
 from app.domain.survey import Limits, Survey, histogram, method_of_file, quantiles, survey
 from app.errors import BadRequest, Unavailable
 from app.services import files, requests
+from app.services.check_process import Check, enter_check_process
 from app.services.files import open_content
 from app.settings import Settings
 from app.storage import Storage
@@ -37,7 +35,6 @@ READ_HERE_BYTES = 256 << 10
 SAMPLED_ABOVE_BYTES = 24 << 20
 SECONDS = 60.0
 KILL_AFTER_SECONDS = 30.0  # on top: one line, and the report itself
-AT_ONCE = 2
 MOST_PREVIEW_ROWS = 50
 METHODS: tuple[Method, ...] = ("supervised", "dpo")
 
@@ -103,20 +100,31 @@ def ask(session: Session, settings: Settings, project_id: str, file_id: str, wis
     )
 
 
-def answer(storage: Storage, question: Question) -> Answer:
-    """Raises NotFound when bytes have gone meanwhile, BadRequest when the time is over, Unavailable."""
-    total_bytes = question.file.bytes + (question.validation_file.bytes if question.validation_file else 0)
+def needs_process(question: Question) -> bool:
+    """Whether the files are read in a process of their own."""
+    return _total_bytes(question) > READ_HERE_BYTES
+
+
+def answer(storage: Storage, question: Question, check: Check) -> Answer:
+    """Report on the files.
+
+    Raises NotFound when bytes have gone meanwhile, BadRequest when the time is over, Unavailable, CheckCancelledError.
+    """
     with ExitStack() as opened:
         file = opened.enter_context(open_content(storage, question.file))
         held_out = question.validation_file
         other = opened.enter_context(open_content(storage, held_out)) if held_out else None
         method = question.method or method_of_file(file, question.limits.max_line_bytes)
         file.seek(0)
-        if total_bytes <= READ_HERE_BYTES:
-            report = _read_here(question.directory, file, method, question.limits, other)
+        if needs_process(question):
+            report = _read_in_process(question.directory, file, method, question.limits, other, check)
         else:
-            report = _read_aside(question.directory, file, method, question.limits, other)
+            report = _read_here(question.directory, file, method, question.limits, other)
     return Answer(question, report)
+
+
+def _total_bytes(question: Question) -> int:
+    return question.file.bytes + (question.validation_file.bytes if question.validation_file else 0)
 
 
 # --- where it is read -------------------------------------------------------------------------------------------------
@@ -130,52 +138,19 @@ def _read_here(directory: Path, file: BinaryIO, method: Method, limits: Limits, 
     return _plain(survey(file, renderer, method, limits, other), method, limits.context_length)
 
 
-def _read_aside(directory: Path, file: BinaryIO, method: Method, limits: Limits, other: BinaryIO | None) -> Json:
-    """The validation file comes through a pipe of its own."""
-    reading, writing = os.pipe() if other else (-1, -1)
-    asked = {"directory": str(directory), "method": method, "limits": asdict(limits), "other": reading}
-    command = [sys.executable, "-m", __name__, json.dumps(asked)]
-    inherited = (reading,) if other else ()
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=inherited, start_new_session=True
-    ) as child:
-        if other:
-            os.close(reading)
-            _feed_aside(other, os.fdopen(writing, "wb"))
-        assert child.stdin is not None
-        _feed_aside(file, child.stdin)
-        return _hear(child, limits.seconds + KILL_AFTER_SECONDS)
-
-
-def _hear(child: subprocess.Popen[bytes], seconds: float) -> Json:
-    deadline = threading.Timer(seconds, child.kill)
-    deadline.start()
+def _read_in_process(
+    directory: Path, file: BinaryIO, method: Method, limits: Limits, other: BinaryIO | None, check: Check
+) -> Json:
+    asked = {"directory": str(directory), "method": method, "limits": asdict(limits)}
+    seconds = limits.seconds + KILL_AFTER_SECONDS
     try:
-        assert child.stdout is not None
-        said = child.stdout.read()
-        code = child.wait()
-    finally:
-        is_late = not deadline.is_alive()
-        deadline.cancel()
-        child.kill()
-    if is_late:
+        return dict(json.loads(check.run(__name__, [json.dumps(asked)], [file, *([other] if other else [])], seconds)))
+    except TimeoutError as error:
         text = f"The file could not be read within {seconds:.0f} s; the service is busy, or one of its lines is huge"
-        raise BadRequest(f"{text}. Create the job: its validation takes the time it needs", code="validation_too_slow")
-    if code != 0:
-        raise _no_tokenizer()
-    return dict(json.loads(said))
-
-
-def _feed_aside(file: BinaryIO, pipe: Any) -> None:
-    threading.Thread(target=_feed, args=(file, pipe), daemon=True).start()
-
-
-def _feed(file: BinaryIO, pipe: Any) -> None:
-    try:
-        with pipe:
-            shutil.copyfileobj(file, pipe, 1 << 20)
-    except (OSError, ValueError):  # it has seen enough, or it was killed
-        return
+        text = f"{text}. Create the job: its validation takes the time it needs"
+        raise BadRequest(text, code="validation_too_slow") from error
+    except ChildProcessError as error:
+        raise _no_tokenizer() from error
 
 
 def _no_tokenizer() -> Unavailable:
@@ -234,10 +209,12 @@ def _within(name: str, asked: int, least: int, most: int) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    asked = json.loads(arguments[0])
-    other = os.fdopen(asked["other"], "rb") if asked["other"] >= 0 else None
-    limits = Limits(**asked["limits"])
-    report = _read_here(Path(asked["directory"]), sys.stdin.buffer, asked["method"], limits, other)
+    enter_check_process(int(arguments[0]))
+    asked = json.loads(arguments[1])
+    file, *others = (os.fdopen(int(descriptor), "rb") for descriptor in arguments[2:])
+    report = _read_here(
+        Path(asked["directory"]), file, asked["method"], Limits(**asked["limits"]), others[0] if others else None
+    )
     sys.stdout.buffer.write(json.dumps(report).encode())
     return 0
 

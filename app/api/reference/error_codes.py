@@ -96,6 +96,12 @@ ANSWERS = (
         "The body is longer than … bytes.",
     ),
     ErrorCode(
+        "unsupported_content_encoding", 415,
+        "The body is compressed: a `Content-Encoding` other than `identity`.",
+        "Send it as it is; what is stored and hashed is what you send, and nothing is ever decompressed.",
+        "Content-Encoding: \"gzip\" is not taken, only identity; send the body as it is, without compressing it",
+    ),
+    ErrorCode(
         "range_not_satisfiable", 416,
         "A `Range` of bytes that begins behind the end of the file, or that is none at all (`bytes=9-1`). Several "
         "ranges in one request, and units other than bytes, are answered with the whole file and a 200.",

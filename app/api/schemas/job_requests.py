@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
-from app.api.error_handlers import as_problems
+from app.api.error_handlers import MAX_PROBLEMS, as_problems
 from app.api.schemas import knobs
 from app.api.schemas.common import Body
 from app.domain.fair_share import HIGHEST_PRIORITY, LOWEST_PRIORITY
@@ -145,6 +145,7 @@ def check_shape(model: type[Parsed], body: Mapping[str, Any]) -> tuple[Parsed | 
 
     What is wrong is left out, so that the rest can be checked and everything told at once; None when nothing is left.
     """
+    body = _without_most_unknown(model, body)
     try:
         return model.model_validate(body), []
     except ValidationError as error:
@@ -155,6 +156,14 @@ def check_shape(model: type[Parsed], body: Mapping[str, Any]) -> tuple[Parsed | 
         return model.model_validate({key: value for key, value in body.items() if key not in wrong}), problems
     except ValidationError:
         return None, problems
+
+
+def _without_most_unknown(model: type[BaseModel], body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`body` with no more unknown keys than a message could name: there may be 100,000, and each takes its time."""
+    known = {field.alias or name for name, field in model.model_fields.items()}
+    unknown = [key for key in body if key not in known]
+    left_out = set(unknown[MAX_PROBLEMS:])
+    return {key: value for key, value in body.items() if key not in left_out} if left_out else body
 
 
 def _told_its_place(problem: BadRequest) -> BadRequest:

@@ -11,6 +11,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from app.api.fair_limiter import FairLimiter
 from app.api.slots import Slot
 from app.db import idempotency
 from app.db.engine import Sessions
@@ -77,24 +78,24 @@ class TestASlot:
         monkeypatch.setattr("app.api.slots.PATIENCE_SECONDS", 0.01)
 
         async def take_two() -> None:
-            free = asyncio.Semaphore(1)
+            free = FairLimiter(1)
             await Slot(free).take()
             second = Slot(free)
             with pytest.raises(Unavailable, match="try again"):
                 await second.take()
             second.leave()
-            assert free.locked()
+            assert free.free == 0
 
         asyncio.run(take_two())
 
     def test_is_given_back_once(self) -> None:
         async def take_one() -> None:
-            free = asyncio.Semaphore(1)
+            free = FairLimiter(1)
             slot = Slot(free)
             await slot.take()
             slot.leave()
             slot.leave()
             await Slot(free).take()
-            assert free.locked()
+            assert free.free == 0
 
         asyncio.run(take_one())

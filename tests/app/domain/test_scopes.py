@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import json
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app.domain import scopes
 from app.domain.actions import name_of
+from app.domain.json_text import shown
 from app.errors import BadRequest
 
 
@@ -69,7 +68,7 @@ class TestChecked:
     def test_names_every_one_that_does_not_exist(self, wrong: list[str]) -> None:
         with pytest.raises(BadRequest) as refusal:
             scopes.checked(wrong)
-        assert all(json.dumps(scope) in str(refusal.value) for scope in wrong if scope not in scopes.SCOPES)
+        assert all(shown(scope) in str(refusal.value) for scope in wrong if scope not in scopes.SCOPES)
 
 
 class TestNameOfACall:

@@ -16,6 +16,7 @@ from app.db.engine import Sessions, transaction
 from app.db.tables import Project
 from app.errors import InvalidDataset, TooLarge
 from app.services import intake
+from app.services.check_process import Check
 from app.services.intake import FORGOTTEN_AFTER_SECONDS, NewFile, StagedFile, accept, sweep_staging
 from app.storage import LocalStorage
 from tests.factories import chat_lines
@@ -65,7 +66,7 @@ class TestAccept:
     def test_stores_the_bytes_and_then_the_row(
         self, sessions: Sessions, storage: LocalStorage, project: Project, staged: StagedFile
     ) -> None:
-        file = accept(sessions, storage, project.id, FINE_TUNE, staged, 1 << 20)
+        file = accept(sessions, storage, project.id, FINE_TUNE, staged, 1 << 20, Check())
         assert (file.line_count, file.bytes) == (12, staged.size_bytes)
         with storage.open(file.storage_key) as stored:
             assert stored.read() == chat_lines()
@@ -75,14 +76,14 @@ class TestAccept:
         self, sessions: Sessions, storage: LocalStorage, project: Project, staged: StagedFile
     ) -> None:
         staged.write(b"\n  \n" + chat_lines(2))
-        assert accept(sessions, storage, project.id, FINE_TUNE, staged, 1 << 20).line_count == 14
+        assert accept(sessions, storage, project.id, FINE_TUNE, staged, 1 << 20, Check()).line_count == 14
 
     def test_stores_nothing_of_a_file_that_is_refused(
         self, sessions: Sessions, storage: LocalStorage, project: Project, staged: StagedFile
     ) -> None:
         staged.write(b"oops\n")
         with pytest.raises(InvalidDataset, match="Line 13"):
-            accept(sessions, storage, project.id, FINE_TUNE, staged, 1 << 20)
+            accept(sessions, storage, project.id, FINE_TUNE, staged, 1 << 20, Check())
         assert not storage.objects.exists() or list(storage.objects.rglob("*")) == []
         staged.discard()
 
@@ -102,7 +103,7 @@ class TestAccept:
 
         monkeypatch.setattr("app.services.intake.transaction", losing_the_answer)
         with pytest.raises(OperationalError):
-            accept(sessions, storage, project.id, FINE_TUNE, staged, 1 << 20)
+            accept(sessions, storage, project.id, FINE_TUNE, staged, 1 << 20, Check())
         with transaction(sessions) as session:
             (file,) = files.page(session, project.id, 10)
         assert storage.stat(file.storage_key).size_bytes == file.bytes

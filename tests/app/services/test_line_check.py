@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from app.errors import InvalidDataset, Unavailable
 from app.services import line_check
+from app.services.check_process import Check
 from app.services.line_check import count_lines
 from tests.factories import chat_lines
 
@@ -23,8 +25,8 @@ def check(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[bytes], i
         if request.param == "aside, from a file":
             (tmp_path / "lines").write_bytes(content)
             with (tmp_path / "lines").open("rb") as file:
-                return count_lines(file, size, max_line_bytes=1000)
-        return count_lines(io.BufferedReader(io.BytesIO(content)), size, max_line_bytes=1000)  # type: ignore[arg-type]
+                return count_lines(file, size, 1000, Check())
+        return count_lines(io.BufferedReader(io.BytesIO(content)), size, 1000, Check())  # type: ignore[arg-type]
 
     return run
 
@@ -47,7 +49,7 @@ class TestEveryWay:
 
 
 def test_a_child_that_was_killed_is_no_verdict(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("app.services.line_check.sys.executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     (tmp_path / "lines").write_bytes(chat_lines())
     with (tmp_path / "lines").open("rb") as file, pytest.raises(Unavailable, match="interrupted"):
-        count_lines(file, 1 << 20, 1 << 20)
+        count_lines(file, 1 << 20, 1 << 20, Check())

@@ -282,6 +282,7 @@ PROVOCATIONS: dict[str, Provoke] = {
     "idempotency_key_in_use": send_again_too_early,
     "file_too_large": upload_too_much,
     "request_too_large": post_json('{"model": "' + "x" * (1 << 20) + '"}'),
+    "unsupported_content_encoding": lambda s: s.upload(headers={"Content-Encoding": "gzip"}),
     "range_not_satisfiable": read_past_the_end,
     "insufficient_quota": queue_more_than_allowed,
     "rate_limit_exceeded": ask_too_often,

@@ -1,0 +1,97 @@
+"""Does the time of every parser grow with the length of its input, and no faster? `make bench-linear`
+
+Each hostile input is made in sizes of 2^12 to 2^20 bytes, and the CPU time of parsing it (`time.process_time`, best of
+five) is fitted against the size on two logarithmic axes. The slope is the exponent: 1 is linear, 2 quadratic. One of
+1.2 or more fails. Times below FLOOR_SECONDS are left out: they are the fixed cost of a call, and the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from benchmarks.request_parsers import PARSERS, Parser, hostile_inputs
+
+SIZES = tuple(1 << power for power in range(12, 21))
+RUNS = 5
+FLOOR_SECONDS = 0.0001
+LEAST_POINTS = 3  # with fewer the largest input takes a millisecond or two, however the time grows
+MOST_EXPONENT = 1.2
+
+
+@dataclass(frozen=True)
+class Growth:
+    sizes: Sequence[int]
+    seconds: Sequence[float]
+
+    @property
+    def exponent(self) -> float | None:
+        """None where too few sizes take more than the fixed cost."""
+        points = [
+            (size, seconds) for size, seconds in zip(self.sizes, self.seconds, strict=True) if seconds > FLOOR_SECONDS
+        ]
+        return slope(points) if len(points) >= LEAST_POINTS else None
+
+
+def slope(points: Sequence[tuple[float, float]]) -> float:
+    """The exponent of the power law that fits best, by least squares on logarithmic axes."""
+    xs, ys = [math.log(x) for x, _ in points], [math.log(y) for _, y in points]
+    middle_x, middle_y = sum(xs) / len(xs), sum(ys) / len(ys)
+    covariance = sum((x - middle_x) * (y - middle_y) for x, y in zip(xs, ys, strict=True))
+    return covariance / sum((x - middle_x) ** 2 for x in xs)
+
+
+def cpu_seconds(work: Callable[[], object], runs: int = RUNS) -> float:
+    """The CPU time of this process for `work`, the least of several runs, without the garbage collector."""
+    best = math.inf
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(runs):
+            began = time.process_time()
+            work()
+            best = min(best, time.process_time() - began)
+    finally:
+        gc.enable()
+    return best
+
+
+def measure(parser: Parser, make: Callable[[int], bytes]) -> Growth:
+    seconds = []
+    for size in SIZES:
+        data = make(size)
+        seconds.append(cpu_seconds(lambda data=data: parser.run(data)))  # type: ignore[misc]
+    return Growth(SIZES, seconds)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """0 when every exponent is below the limit."""
+    options = argparse.ArgumentParser(prog="make bench-linear", description=__doc__)
+    names = ", ".join(parser.name for parser in PARSERS)
+    options.add_argument("--only", default="", help=f"a part of a parser's name: {names}")
+    only = options.parse_args(arguments).only.lower()
+    print(f"| {'parser':29} | {'input':31} | ms at 2^12 |    2^16 |    2^20 | exponent |")
+    print("|---|---|---:|---:|---:|---:|")
+    failed = 0
+    for parser, name, make in hostile_inputs():
+        if only not in parser.name.lower():
+            continue
+        growth = measure(parser, make)
+        exponent = growth.exponent
+        first, middle, last = (growth.seconds[at] * 1000 for at in (0, len(SIZES) // 2, -1))
+        is_bad = exponent is not None and exponent >= MOST_EXPONENT
+        failed += is_bad
+        told = "too quick" if exponent is None else f"{exponent:8.2f}"
+        print(f"| {parser.name:29} | {name:31} | {first:10.3f} | {middle:7.2f} | {last:7.1f} | {told}{' !' * is_bad} |",
+              flush=True)  # fmt: skip
+    print(f"\n{failed} grow with an exponent of {MOST_EXPONENT} or more." if failed else "\nAll are linear.")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,57 @@
+"""No request costs much more than an ordinary one of its size: CPU time, so another process's load does not matter."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.linear import Growth, cpu_seconds
+from benchmarks.request_parsers import PARSERS, Make, Parser, hostile_inputs
+
+MOST_TIMES = 10
+LEAST_SECONDS = 0.01  # a fixed cost that nobody notices
+RUNS = 3
+SLOW_BYTES = 256 << 10  # of what takes seconds for the largest input; one of its inputs is tried in full
+SLOW = "chat line and template"
+SLOWEST_INPUT = "answers"
+INPUTS = list(hostile_inputs())
+
+
+def size_of(parser: Parser, name: str) -> int:
+    return SLOW_BYTES if parser.name == SLOW and name != SLOWEST_INPUT else parser.most_bytes
+
+
+@pytest.fixture(scope="module")
+def ordinary_seconds() -> dict[tuple[str, int], float]:
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("parser", "name", "make"), INPUTS, ids=[f"{parser.name}: {name}" for parser, name, _ in INPUTS]
+)
+def test_the_largest_hostile_input_takes_at_most_ten_times_as_long_as_an_ordinary_one(
+    parser: Parser, name: str, make: Make, ordinary_seconds: dict[tuple[str, int], float]
+) -> None:
+    size = size_of(parser, name)
+    runs = 1 if parser.name == SLOW and name == SLOWEST_INPUT else RUNS
+    ordinary, hostile = parser.ordinary(size), make(size)
+    if (parser.name, size) not in ordinary_seconds:
+        ordinary_seconds[parser.name, size] = cpu_seconds(lambda: parser.run(ordinary), runs)
+    seconds = cpu_seconds(lambda: parser.run(hostile), runs)
+    assert seconds < MOST_TIMES * max(ordinary_seconds[parser.name, size], LEAST_SECONDS)
+
+
+@pytest.mark.parametrize("parser", PARSERS, ids=lambda parser: parser.name)
+def test_every_input_has_its_size(parser: Parser) -> None:
+    for name, make in {**parser.hostile, "ordinary": parser.ordinary}.items():
+        assert 0.9 < len(make(1 << 14)) / (1 << 14) <= 1, name
+
+
+class TestExponent:
+    def test_is_that_of_the_power_law(self) -> None:
+        sizes = [1 << power for power in range(12, 21)]
+        for exponent in (1.0, 2.0):
+            growth = Growth(sizes, [1e-9 * size**exponent for size in sizes])
+            assert growth.exponent == pytest.approx(exponent)
+
+    def test_of_what_is_never_slow_is_none(self) -> None:
+        assert Growth([1, 2, 4], [0.00001, 0.00002, 0.00004]).exponent is None
