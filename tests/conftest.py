@@ -6,6 +6,7 @@ A test names what it needs: `sessions` (rows), `storage` (bytes), `settings`, `c
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,10 +36,15 @@ SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_d
 
 @pytest.fixture(scope="session", autouse=True)
 def plain_tracebacks() -> None:
-    """structlog's default renders every local variable of every frame, which takes a second."""
+    """structlog's default renders every local variable of every frame, which takes a second.
+
+    The lines go to the process's own standard error: pytest replaces `sys.stdout` between subtests, and a thread of a
+    server that writes to it at that moment crashes the interpreter.
+    """
     renderer = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
     structlog.configure(
-        processors=[structlog.contextvars.merge_contextvars, structlog.processors.add_log_level, renderer]
+        processors=[structlog.contextvars.merge_contextvars, structlog.processors.add_log_level, renderer],
+        logger_factory=structlog.PrintLoggerFactory(sys.__stderr__),
     )
 
 
