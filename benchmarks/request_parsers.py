@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from fastapi.routing import APIRoute
 from starlette.requests import Request
 
 from app.api.auth import bearer_secret
@@ -22,15 +23,17 @@ from app.api.bodies import MAX_BODY_BYTES, parse_json_object
 from app.api.content_range import asked_span
 from app.api.job_lists import _metadata_filter
 from app.api.job_requests import job_request
+from app.api.jobs import router
 from app.api.multipart import read_form
 from app.api.once import _fingerprint
+from app.api.query_parameters import check_query
 from app.api.ranges import is_known, requested_span
 from app.api.receiving import Lanes
-from app.api.request_log import request_id_of
+from app.api.request_log import masked_query, request_id_of
 from app.api.schemas.job_requests import check_shape
 from app.api.schemas.uploads import CompleteUpload
 from app.domain.chat_template import TemplateRefused
-from app.domain.dataset import Example, read_examples
+from app.domain.dataset_report import examine
 from app.domain.jsonl import MAX_LINE_BYTES, read_lines
 from app.domain.render import Renderer
 from app.errors import TuneryError
@@ -110,10 +113,19 @@ CREATE_BODIES = {
     "modules": filled(REQUIRED + b',"lora":{"target_modules":"', lambda n: b"m%d" % n, b'"}}'),
 }
 ANSWER = b'{"role":"assistant","content":"a"}'
+THOUGHT = b'{"role":"assistant","content":"a","reasoning_content":"b"}'
+RESULT = b'{"role":"tool","content":"a","tool_call_id":"%d"}'
 CALL = b'{"id":"%d","type":"function","function":{"name":"f%d","arguments":"{}"}}'
 CHAT_LINES = {
     "answers": repeated(b'{"messages":[' + ANSWER, b"," + ANSWER, b"]}"),
     "turns": repeated(b'{"messages":[' + ANSWER, b',{"role":"user","content":"a"},' + ANSWER, b"]}"),
+    "reasoning": repeated(b'{"messages":[' + THOUGHT, b',{"role":"user","content":"a"},' + THOUGHT, b"]}"),
+    "calls and results": filled(
+        b'{"messages":[',
+        lambda n: b'{"role":"assistant","tool_calls":[' + CALL % (n, n) + b"]}," + RESULT % n,
+        b"," + ANSWER + b"]}",
+    ),
+    "results without a call": filled(b'{"messages":[', lambda n: RESULT % n, b"," + ANSWER + b"]}"),
     "calls of one message": filled(
         b'{"messages":[{"role":"assistant","tool_calls":[', lambda n: CALL % (n, n), b"]}," + ANSWER + b"]}"
     ),
@@ -129,16 +141,25 @@ CHAT_LINES = {
 }
 
 
+TEMPLATE = (  # ChatML that prints calls and reasoning, so that every check of a template comes to its end
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}"
+    "{% if 'reasoning_content' in m %}{{ m['reasoning_content'] }}{% endif %}"
+    "{% if 'tool_calls' in m %}{% for call in m['tool_calls'] %}{{ call['function'] | tojson }}{% endfor %}{% endif %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
 @cache
 def _renderer() -> Renderer:
     with TemporaryDirectory() as directory:
-        return Renderer.from_directory(make_tiny_base(Path(directory) / "base"))
+        base = make_tiny_base(Path(directory) / "base")
+        (base / "chat_template.jinja").write_text(TEMPLATE)
+        return Renderer.from_directory(base)
 
 
-def _chat(line: bytes) -> list[object]:
-    """What a report, a plan and a job make of one line."""
-    renderer = _renderer()
-    return [renderer.documents(each) if isinstance(each, Example) else each for each in read_examples(io.BytesIO(line))]
+def _chat(line: bytes) -> object:
+    """What a report, a plan and a job make of one line: its findings, warnings and tokens."""
+    return examine(io.BytesIO(line), _renderer(), 1 << 30, MAX_LINE_BYTES, lambda: None)
 
 
 def _form(body: bytes) -> object:
@@ -159,9 +180,13 @@ def _content_type(value: bytes) -> object:
     return asyncio.run(read_form(Lanes(), value.decode(), nothing(), "file", (), lambda _: None))
 
 
+LIST_JOBS = next(route for route in router.routes if isinstance(route, APIRoute) and route.name == "list_jobs")
+
+
 def _request(query: bytes = b"", **headers: bytes) -> Request:
     named = [(name.replace("_", "-").encode(), value) for name, value in headers.items()]
-    return Request({"type": "http", "method": "GET", "path": "/", "query_string": query, "headers": named})
+    scope = {"type": "http", "method": "GET", "path": "/", "query_string": query, "headers": named}
+    return Request(scope | {"route": LIST_JOBS})
 
 
 PART = b"--" + BOUNDARY + b"\r\nContent-Disposition: form-data; name="
@@ -214,6 +239,16 @@ PARSERS = (
            {"short pairs": filled(b"", lambda n: b"metadata[%d]=" % n, b"", b"&"),
             "one key": repeated(b"", b"metadata[a]=b&"), "not closed": repeated(b"", b"metadata[&"),
             "brackets": repeated(b"metadata", b"[") , "escapes": repeated(b"metadata[a]=", b"%F0%9F")}),
+    Parser("query parameters", MAX_HEAD_BYTES, lambda data: check_query(_request(data)),
+           repeated(b"after=", b"a"),
+           {"unknown names": filled(b"", lambda n: b"k%d=v" % n, b"", b"&"),
+            "similar names": filled(b"", lambda n: b"limi%d=v" % n, b"", b"&"),
+            "one name": repeated(b"", b"limit=1&"), "states": repeated(b"status=failed", b",failed"),
+            "unknown states": filled(b"status=", lambda n: b"%d" % n, b"&x=1"),
+            "a long name": repeated(b"", b"limit")}),
+    Parser("query in the log", MAX_HEAD_BYTES, masked_query, repeated(b"after=", b"a"),
+           {"names": repeated(b"", b"a=&"), "separators": repeated(b"", b"&"), "escapes": repeated(b"", b"%61"),
+            "almost keys": repeated(b"", b"tnry_")}),
     Parser("cursor", MAX_HEAD_BYTES, lambda data: _request(data).query_params.get("after"),
            repeated(b"after=", b"a"),
            {"escapes": repeated(b"after=", b"%e9"), "plus signs": repeated(b"after=", b"+"),
