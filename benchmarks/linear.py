@@ -19,8 +19,8 @@ from benchmarks.request_parsers import PARSERS, Parser, hostile_inputs
 
 SIZES = tuple(1 << power for power in range(12, 21))
 RUNS = 5
-FLOOR_SECONDS = 0.0001
-LEAST_POINTS = 3  # with fewer the largest input takes a millisecond or two, however the time grows
+FLOOR_SECONDS = 0.0005  # below it the caches of the processor and the clock bend the line
+LEAST_POINTS = 3  # with fewer the largest input takes some milliseconds, however the time grows
 MOST_EXPONENT = 1.2
 
 

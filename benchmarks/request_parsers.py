@@ -142,9 +142,10 @@ CHAT_LINES = {
 
 
 TEMPLATE = (  # ChatML that prints calls and reasoning, so that every check of a template comes to its end
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + (m.reasoning_content or '') + m.content }}"
-    "{% for call in m.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}"
+    "{% if 'reasoning_content' in m %}{{ m['reasoning_content'] }}{% endif %}"
+    "{% if 'tool_calls' in m %}{% for call in m['tool_calls'] %}{{ call['function'] | tojson }}{% endfor %}{% endif %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
 

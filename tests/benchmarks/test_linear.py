@@ -50,7 +50,7 @@ class TestExponent:
     def test_is_that_of_the_power_law(self) -> None:
         sizes = [1 << power for power in range(12, 21)]
         for exponent in (1.0, 2.0):
-            growth = Growth(sizes, [1e-9 * size**exponent for size in sizes])
+            growth = Growth(sizes, [1e-8 * size**exponent for size in sizes])
             assert growth.exponent == pytest.approx(exponent)
 
     def test_of_what_is_never_slow_is_none(self) -> None:
