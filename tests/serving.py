@@ -44,10 +44,10 @@ class LiveServer:
 
 
 @contextmanager
-def serve(app: FastAPI) -> Iterator[LiveServer]:
-    """Serve `app` on a free loopback port until the block ends."""
+def serve(app: FastAPI, http: str = HTTP) -> Iterator[LiveServer]:
+    """Serve `app` on a free loopback port until the block ends. An app that is not ours needs `http="h11"`."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(app, http=HTTP, ws="none", log_config=None, lifespan="on", timeout_graceful_shutdown=2)
+        config = uvicorn.Config(app, http=http, ws="none", log_config=None, lifespan="on", timeout_graceful_shutdown=2)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()

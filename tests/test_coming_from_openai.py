@@ -158,7 +158,7 @@ def openai_itself(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[
 
     for path, kind in lists.items():
         answers.add_api_route(f"/v1/evals{path}", _one_page(kind))
-    with serve(answers) as server:
+    with serve(answers, http="h11") as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
         yield asked
 

@@ -39,6 +39,6 @@ def test_importing_one_room_does_not_load_what_its_law_forbids(module: str, forb
     assert [name for name in loaded if name in forbidden or name.startswith(tuple(f"{f}." for f in forbidden))] == []
 
 
-def test_every_python_file_of_ours_is_shorter_than_three_hundred_lines() -> None:
+def test_every_python_file_of_ours_is_shorter_than_four_hundred_lines() -> None:
     files = [path for room in ("app", "worker") for path in (ROOT / room).rglob("*.py")]
-    assert {str(p.relative_to(ROOT)): n for p in files if (n := len(p.read_text().splitlines())) > 300} == {}
+    assert {str(p.relative_to(ROOT)): n for p in files if (n := len(p.read_text().splitlines())) > 400} == {}

@@ -79,7 +79,7 @@ def cut_short(base: Path) -> None:
 CASES = (
     Case("a module that the base does not have", Reason.INVALID_SPEC, "lora.target_modules",
          "it has down_proj, gate_proj", {"target_modules": ["c_attn"]}),
-    Case("a rank over the size of a layer", Reason.INVALID_SPEC, "lora.r", "choose r up to 32", {"r": 33}),
+    Case("a rank over the size of a layer", Reason.INVALID_SPEC, "lora.r", "choose a rank up to 32", {"r": 33}),
     Case("a context longer than the model's", Reason.INVALID_SPEC, CONTEXT_LENGTH,
          "is 513, but the base model reads at most 512 tokens; choose up to 512", {"context_length": 513}),
     Case("a data set with no supervised token", Reason.INVALID_TRAINING_FILE, CONTEXT_LENGTH,

@@ -152,7 +152,7 @@ class TestStopping:
     def test_pause_leaves_a_checkpoint_and_a_snapshot(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         code, log = run_here(make_spec(tiny, examples), tmp_path, stop_at=(2, Command.PAUSE))
         assert code == ExitCode.PAUSED
-        assert [record.kind for record in log.records[-3:]] == ["checkpoint", "snapshot", "stopped"]
+        assert [record.kind for record in log.records[-3:]] == ["snapshot", "checkpoint", "stopped"]
         assert [record.step for record in log.records[-3:]] == [2, 2, 2]
         assert not log.of(CheckpointSaved)[0].final
 
@@ -196,7 +196,7 @@ class TestFailing:
 
     def test_a_rank_over_the_layers_size(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         spec = make_spec(tiny, examples, r=33)
-        self.fails(tmp_path, spec, 64, Reason.INVALID_SPEC, "lora.r", "choose r up to 32")
+        self.fails(tmp_path, spec, 64, Reason.INVALID_SPEC, "lora.r", "choose a rank up to 32")
 
     def test_a_context_longer_than_the_models(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         spec = make_spec(tiny, examples, context_length=513)
