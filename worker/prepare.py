@@ -12,7 +12,7 @@ from app.db import checkpoints, files, measurements, models
 from app.db.tables import BaseModelRow, File, Job, Snapshot
 from app.domain.artifacts import ManifestMismatch
 from app.domain.catalog import ALTERED, Signature, hash_directory, stat_signature, unusable
-from app.domain.modes import Measurement
+from app.domain.execution_plan import Measurement
 from app.domain.spec import BaseSpec, JobSpec, RunSpec, TrainerSpec
 from app.domain.states import Reason
 from app.settings import Settings

@@ -45,7 +45,7 @@ def main() -> None:
     from app.domain.spec import TrainerSpec  # after the death signal is set, as imports take a while
 
     spec = TrainerSpec.model_validate_json((workdir / "spec.json").read_bytes())
-    FakeTrainer(plan, workdir, spec.runs[0]).run()
+    FakeTrainer(plan, workdir, spec.run).run()
 
 
 def die_with_parent() -> None:

@@ -5,9 +5,9 @@
     layers        of the first k decoder layers only the input is kept, the others are element-wise
     everything    of every decoder layer only its input is kept (arXiv 1604.06174)
 
-A layer that runs again must see what it saw the first time. Two things are not among its arguments: whose tokens are in
-flight (`Routing.segments`), and the state of each run's dropout generator. Both are noted in the forward and put back
-for the second run. Element-wise recomputation draws nothing, so it has no such need.
+A layer that runs again must see what it saw the first time. Two things are not among its arguments: the active adapter
+(`AdapterSwitch.active`), and the state of the dropout generator. Both are noted in the forward and put back for the
+second run. Element-wise recomputation draws nothing, so it has no such need.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from typing import Any
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from app.domain.modes import Recompute
-from worker.trainer.batch import Segment
+from app.domain.execution_plan import Recompute
 from worker.trainer.lean_modules import GatedMLP, RMSNorm, swiglu
-from worker.trainer.lora import Routing
+from worker.trainer.lora import Adapter, AdapterSwitch
 from worker.trainer.modules_to_save import ModuleToSave
 
 Maker = Callable[..., torch.Tensor]
@@ -33,11 +32,11 @@ Maker = Callable[..., torch.Tensor]
 class Recomputation:
     """Stands in the forward of every decoder layer; `mode` may change between two steps."""
 
-    def __init__(self, model: Any, routing: Routing) -> None:
+    def __init__(self, model: Any, switch: AdapterSwitch) -> None:
         self.mode: Recompute = "nothing"
         self.recomputed_layers = 0  # how many, from the first
         self.layers = decoder_layers(model)
-        self._routing = routing
+        self._switch = switch
         self._notes = _Notes()
         self._anchor = torch.empty(0, requires_grad=True)  # the first layer's input needs no gradient, its adapter does
         for number, layer in enumerate(self.layers):
@@ -69,7 +68,7 @@ class Recomputation:
             only: torch.Tensor = made if isinstance(made, torch.Tensor) else made[0]
             return only
 
-        as_in_forward = _AsInForward(self._routing)
+        as_in_forward = _AsInForward(self._switch)
         made: torch.Tensor = _RecomputedLayer.apply(hidden, self._anchor, layer, as_in_forward)  # type: ignore[no-untyped-call]
         return made
 
@@ -103,33 +102,28 @@ class _RecomputedLayer(torch.autograd.Function):
 
 
 class _AsInForward(AbstractContextManager[None]):
-    """The world as a layer saw it in its forward, while it runs a second time."""
+    """Put back the active adapter and its dropout generator as a layer's forward had them, while it runs again."""
 
-    def __init__(self, routing: Routing) -> None:
-        self._routing = routing
-        self._segments: Sequence[Segment] = routing.segments
-        self._states = {generator: generator.get_state() for generator in _generators(routing)}
-        self._now: tuple[Sequence[Segment], dict[torch.Generator, torch.Tensor]] = ((), {})
+    def __init__(self, switch: AdapterSwitch) -> None:
+        self._switch = switch
+        self._adapter = switch.active
+        self._generator = self._adapter.generator if self._adapter and self._adapter.dropout else None
+        self._state = self._generator.get_state() if self._generator else None
+        self._current: tuple[Adapter | None, torch.Tensor | None] = (None, None)
 
     def __enter__(self) -> None:
-        now = {generator: generator.get_state() for generator in self._states}
-        self._now = (self._routing.segments, now)
-        self._put(self._segments, self._states)
+        self._current = self._switch.active, self._generator.get_state() if self._generator else None
+        self._restore(self._adapter, self._state)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._put(*self._now)
+        self._restore(*self._current)
 
-    def _put(self, segments: Sequence[Segment], states: dict[torch.Generator, torch.Tensor]) -> None:
-        self._routing.segments = segments
-        for generator, state in states.items():
-            generator.set_state(state)
-
-
-def _generators(routing: Routing) -> list[torch.Generator]:
-    adapters = {segment.run_id: routing.adapters[segment.run_id] for segment in routing.segments}
-    return [adapter.generator for adapter in adapters.values() if adapter.dropout]
+    def _restore(self, adapter: Adapter | None, state: torch.Tensor | None) -> None:
+        self._switch.active = adapter
+        if self._generator is not None and state is not None:
+            self._generator.set_state(state)
 
 
 # --- element by element -----------------------------------------------------------------------------------------------
