@@ -17,7 +17,7 @@ from app.domain.states import Reason
 from worker.trainer.batch import TokenizedDataset, read_dataset
 from worker.trainer.lora import make_adapter
 from worker.trainer.model import open_base
-from worker.trainer.plan import make_plan
+from worker.trainer.schedule import make_schedule
 
 RUN_ID = "bench"
 RANK, ALPHA, BATCH, SEED = 16, 32.0, 8, 7
@@ -53,7 +53,7 @@ def make_workload(
     run = spec.run
     renderer = Renderer.from_directory(base)
     dataset = read_dataset(renderer, data, run.hyperparameters.context_length, Reason.INVALID_TRAINING_FILE, _silent)
-    plan = make_plan(run.hyperparameters, len(dataset), run.seed)
+    plan = make_schedule(run.hyperparameters, len(dataset), run.seed)
     batches = [plan.examples_of(step) for step in range(steps)]
     _write_rows(directory / "rows.jsonl", dataset, [example for batch in batches for example in batch])
     held_out = read_dataset(

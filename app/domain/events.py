@@ -180,7 +180,7 @@ class Command(StrEnum):
 
 
 class Control(BaseModel):
-    """One line on the trainer's standard input. SIGTERM means: drain every run."""
+    """One line on the trainer's standard input. SIGTERM means: drain."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -30,8 +30,8 @@ from worker.trainer import device_memory, parallel
 from worker.trainer.cpu_load import Sample, is_crowded, take_sample
 from worker.trainer.device import device_name, granted_cores, with_compute_dtype
 from worker.trainer.emit import RecordWriter
+from worker.trainer.layer_benchmark import Clock, LayerBenchmark
 from worker.trainer.placement import as_job
-from worker.trainer.products import Clock, Products
 
 MARGIN = 0.1  # of the rule's time: what saves less is not worth a choice that noise may have made
 # float32 must take less than this of bfloat16's time in the products: all that is beside them moves twice the bytes.
@@ -108,7 +108,7 @@ def _is_dtype_open(spec: TrainerSpec, rule: ExecutionPlan) -> bool:
 
 def _find(spec: TrainerSpec, workdir: Path, entry: CatalogEntry, rule: ExecutionPlan) -> Findings:
     shapes, rank, found = list(entry.target_modules.values()), spec.run.lora.r, Findings(rule)
-    products, largest = Products(shapes, rank), Products([max(shapes, key=math.prod)], rank)
+    products, largest = LayerBenchmark(shapes, rank), LayerBenchmark([max(shapes, key=math.prod)], rank)
     if _is_dtype_open(spec, rule):
         _find_dtype(spec, workdir, entry, products, found)
     if spec.threads is None:  # a number of threads that was asked for is what makes runs repeat: rows stay as planned
@@ -116,7 +116,9 @@ def _find(spec: TrainerSpec, workdir: Path, entry: CatalogEntry, rule: Execution
     return found
 
 
-def _find_dtype(spec: TrainerSpec, workdir: Path, entry: CatalogEntry, products: Products, found: Findings) -> None:
+def _find_dtype(
+    spec: TrainerSpec, workdir: Path, entry: CatalogEntry, products: LayerBenchmark, found: Findings
+) -> None:
     """By the processor time of one thread, which no neighbour changes."""
     plans = [
         _with(found.plan, threads=1, row_tokens=TOKENS, compute_dtype=dtype)
@@ -133,7 +135,7 @@ def _find_dtype(spec: TrainerSpec, workdir: Path, entry: CatalogEntry, products:
         found.notes.append("float32 would be faster, but takes more memory than there is.")
 
 
-def _find_threads_and_rows(products: Products, largest: Products, found: Findings) -> None:
+def _find_threads_and_rows(products: LayerBenchmark, largest: LayerBenchmark, found: Findings) -> None:
     """By the clock, as threads that wait for each other take no processor time; so it counts on quiet cores only.
 
     Rows by the largest layer alone: each product of each length leaves half a megabyte of compiled code behind.
@@ -159,7 +161,7 @@ def _is_crowded(before: Sample, counts: Sequence[int], found: Findings) -> bool:
     return True
 
 
-def _time_rows(largest: Products, plan: ExecutionPlan, lengths: Sequence[int], rounds: int) -> dict[int, float]:
+def _time_rows(largest: LayerBenchmark, plan: ExecutionPlan, lengths: Sequence[int], rounds: int) -> dict[int, float]:
     timed = _timed(largest, [_with(plan, row_tokens=each) for each in lengths], time.perf_counter, rounds)
     return {each.row_tokens: seconds for each, seconds in timed.items()}
 
@@ -189,7 +191,7 @@ def _step_cost(row_tokens: int, products: float) -> float:
     return (1 - PRODUCTS + PRODUCTS * products) * (1 + LAUNCH_TOKENS["cpu"] / row_tokens)
 
 
-def _timed(products: Products, plans: Sequence[ExecutionPlan], clock: Clock, rounds: int = ROUNDS) -> Timed:
+def _timed(products: LayerBenchmark, plans: Sequence[ExecutionPlan], clock: Clock, rounds: int = ROUNDS) -> Timed:
     """The plans take turns, so that what disturbs one disturbs the others as well."""
     took = [{plan: products.seconds(plan, clock) for plan in plans} for _ in range(1 + rounds)]
     return {plan: min(each[plan] for each in took[1:]) / plan.row_tokens for plan in plans}

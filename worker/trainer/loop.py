@@ -49,7 +49,7 @@ def optimizer_step(run: Run, objective: Objective, row_tokens: int, keepalive: K
     divide_gradients(run.parameters, step.denominator)  # the one division: sum -> mean over tokens, or over pairs
     step.grad_norm = clip_gradients(run.parameters, hyperparameters.max_grad_norm)
     if step.is_finite:
-        step.learning_rate = learning_rate(hyperparameters, run.step, run.plan.total_steps)
+        step.learning_rate = learning_rate(hyperparameters, run.step, run.schedule.total_steps)
         set_learning_rate(run.optimizer, step.learning_rate)
         run.optimizer.step()
         run.step += 1

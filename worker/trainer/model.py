@@ -28,7 +28,7 @@ from worker.trainer import attention
 from worker.trainer.batch import PackedBatch
 from worker.trainer.failures import Failure, is_out_of_memory
 from worker.trainer.frozen import Frozen4, freeze, stored_bytes
-from worker.trainer.lean_modules import make_lean
+from worker.trainer.lean_modules import use_memory_efficient_modules
 from worker.trainer.lora import AdaptedLinear, Adapter, AdapterSwitch
 from worker.trainer.modules_to_save import ModuleToSave
 
@@ -99,17 +99,17 @@ def load_base(
     device: torch.device,
 ) -> Base:
     """Load a causal language model with frozen linear layers and no adapter. Raises Failure(MODEL_UNAVAILABLE)."""
-    model = _skeleton(name, directory, compute_dtype)
+    model = _meta_model(name, directory, compute_dtype)
     linears = _linear_names(model)
-    for key, tensor in _wanted(name, model, directory):
-        _place(model, key, tensor.to(device), linears, quantization, compute_dtype)
+    for key, tensor in _read_tensors(name, model, directory):
+        _assign(model, key, tensor.to(device), linears, quantization, compute_dtype)
     model.tie_weights()
     _check_complete(name, model)
     _move_buffers(model, device)
     model.eval().requires_grad_(False)  # frozen layers have no dropout of their own; LoRA's is switched apart
     switch = AdapterSwitch()
     layers = _adapt(model, linears, switch)
-    make_lean(model, compute_dtype)
+    use_memory_efficient_modules(model, compute_dtype)
     return Base(name, directory, model, layers, switch, device, compute_dtype)
 
 
@@ -151,7 +151,7 @@ def in_float32(base: Base) -> Iterator[None]:
 
 
 @contextmanager
-def bare(base: Base) -> Iterator[Any]:
+def unwrapped(base: Base) -> Iterator[Any]:
     """The model with its frozen layers where it was born with them, as PEFT expects it."""
     ours = {**base.layers, **base.modules_to_save}
     born = {name: layer.base for name, layer in base.layers.items()}
@@ -179,7 +179,7 @@ def _check_files(spec: BaseSpec) -> None:
         raise _unavailable(spec.name, ALTERED)
 
 
-def _skeleton(name: str, directory: Path, compute_dtype: torch.dtype) -> Any:
+def _meta_model(name: str, directory: Path, compute_dtype: torch.dtype) -> Any:
     """The model's modules without their weights (on `meta`), but with the buffers that no file holds."""
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
@@ -203,7 +203,7 @@ def _linear_names(model: Any) -> list[str]:
     return [name for name, module in modules if isinstance(module, torch.nn.Linear) and module is not head]
 
 
-def _wanted(name: str, model: Any, directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
+def _read_tensors(name: str, model: Any, directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor of the checkpoint. One that the model has no place for would be dropped silently: refused."""
     known = set(model.state_dict())
     ignored = re.compile("|".join([r"rotary_emb\.inv_freq", *(model._keys_to_ignore_on_load_unexpected or ())]))
@@ -229,7 +229,7 @@ def _reading(name: str, path: Path) -> Iterator[None]:
         raise _unavailable(name, f"{path.name} is not whole ({error})") from error
 
 
-def _place(
+def _assign(
     model: Any,
     key: str,
     tensor: torch.Tensor,

@@ -20,11 +20,11 @@ from app.domain.execution_plan import ExecutionPlan, Recompute
 from app.domain.spec import MAX_SAMPLE_PROMPTS
 from app.domain.states import Reason
 from worker.trainer import device_memory, parallel
+from worker.trainer.activation_checkpointing import Recomputation
 from worker.trainer.batch import TokenizedDataset
 from worker.trainer.emit import Keepalive, RecordWriter
-from worker.trainer.failures import Failure, SurvivedShortage, out_of_memory
+from worker.trainer.failures import Failure, SuppressOutOfMemory, out_of_memory
 from worker.trainer.model import Base
-from worker.trainer.recompute import Recomputation
 from worker.trainer.state import Run
 
 GROWTH = 1.1  # of the planned peak, which gaps in the heap may add before they are given back
@@ -50,7 +50,7 @@ class OutOfMemoryPolicy:
         """Return `work(row_tokens)`, repeated with less where memory is short. Raises Failure(OUT_OF_MEMORY)."""
         state, step = run.adapter.generator.get_state(), run.step
         while True:
-            with SurvivedShortage(lambda: run.step == step):
+            with SuppressOutOfMemory(lambda: run.step == step):
                 return work(self.plan.row_tokens)
             run.adapter.generator.set_state(state)
             self._free(run)
@@ -61,7 +61,7 @@ class OutOfMemoryPolicy:
     ) -> Result:
         """Return `work()`, which reads the plan anew each time. `reduce` raises Failure where nothing is left."""
         while True:
-            with SurvivedShortage():
+            with SuppressOutOfMemory():
                 return work()
             device_memory.free(self._base.device)
             before = self.plan
@@ -69,6 +69,11 @@ class OutOfMemoryPolicy:
             self._base.cache_weights(self.plan.cache_weights)
             text = f"Out of memory while {doing} after step {run.step}. {change}"
             self._emit.message(text, "warn", step=run.step, **_changed_fields(before, self.plan))
+
+    def set_probed(self, peak_bytes: int | None) -> None:
+        """Note that the plan was tried once, with the measured peak where there is one."""
+        peak = {} if peak_bytes is None else {"peak_bytes": peak_bytes}
+        self.plan = self.plan.model_copy(update={"probed": True} | peak)
 
     def agree(self) -> None:
         """With several processes: a layout that is too much for one is too much for all."""
@@ -83,13 +88,15 @@ class OutOfMemoryPolicy:
         def keep_alive_and_trim(doing: str) -> None:
             keepalive(doing)
             if self.plan.peak_bytes:  # older snapshots have none
-                limit_bytes = min(int(GROWTH * self.plan.peak_bytes), device_memory.brim_bytes(self._base.device))
+                limit_bytes = min(
+                    int(GROWTH * self.plan.peak_bytes), device_memory.trim_threshold_bytes(self._base.device)
+                )
                 device_memory.give_back(self._base.device, limit_bytes)
 
         return keep_alive_and_trim
 
     def _free(self, run: Run) -> None:
-        self._recomputation.forget()
+        self._recomputation.free()
         run.clear_gradients()
         if not run.step:
             run.optimizer.state.clear()  # half of the moments, should it be they that did not fit
@@ -111,7 +118,7 @@ class OutOfMemoryPolicy:
     def _apply(self) -> None:
         """Put the plan into the model."""
         self._recomputation.set(self.plan.recompute, self.plan.recompute_layers)
-        with SurvivedShortage():
+        with SuppressOutOfMemory():
             self._base.cache_weights(self.plan.cache_weights)
             return
         before, self.plan = self.plan, self.plan.model_copy(update={"cache_weights": False})

@@ -17,6 +17,7 @@ from app.domain.render import Renderer
 from app.domain.spec import RunSpec, TrainerSpec
 from app.domain.states import ExitCode, Reason
 from worker.trainer import device_memory, parallel
+from worker.trainer.activation_checkpointing import Recomputation
 from worker.trainer.attempt import Attempt
 from worker.trainer.autotune import fastest_plan
 from worker.trainer.base_check import check_base
@@ -32,7 +33,6 @@ from worker.trainer.device import (
     with_compute_dtype,
 )
 from worker.trainer.emit import Emit, Keepalive, RecordWriter
-from worker.trainer.facts import facts_of, started, warn_of_differences, warn_of_slow_dtype
 from worker.trainer.failures import Failure, exit_code, explain, failed, loading
 from worker.trainer.initial_adapter import initial_adapter
 from worker.trainer.inputs import check_context_length, check_inputs, check_prompts
@@ -43,9 +43,9 @@ from worker.trainer.objective import DpoObjective, Objective, SupervisedObjectiv
 from worker.trainer.optim import make_optimizer
 from worker.trainer.out_of_memory import OutOfMemoryPolicy, after_kills
 from worker.trainer.placement import place, planned
-from worker.trainer.plan import make_plan
 from worker.trainer.probe import probe
-from worker.trainer.recompute import Recomputation
+from worker.trainer.provenance import provenance_of, started, warn_of_differences, warn_of_slow_dtype
+from worker.trainer.schedule import make_schedule
 from worker.trainer.snapshot import restore
 from worker.trainer.state import Run
 from worker.trainer.step_actions import StepActions
@@ -86,14 +86,14 @@ def run_rank(spec: TrainerSpec, workdir: Path, emit: Emit, stops: StopRequests) 
 
 def _run(attempt: Attempt) -> None:
     spec, emit = attempt.spec, attempt.emit
-    device_memory.return_what_is_freed()
+    device_memory.map_large_blocks_apart()
     device = choose_device(spec.device)
     snapshot = attempt.open_snapshot()
     plan = snapshot.plan if snapshot else _initial_plan(attempt, device)
     make_repeatable(device, plan.threads)
     base = _open(attempt, device, torch_dtype(plan.compute_dtype))
     renderer = Renderer.from_directory(spec.base.directory, _rendered_at(plan))
-    run = prepare(spec.run, attempt.workdir, base, renderer, facts_of(spec, base), emit.keepalive)
+    run = prepare(spec.run, attempt.workdir, base, renderer, provenance_of(spec, base), emit.keepalive)
     objective = make_objective(base, run)
     if snapshot:
         restore(run, snapshot)
@@ -148,7 +148,7 @@ def _rendered_at(plan: ExecutionPlan) -> datetime:
 
 
 def prepare(
-    spec: RunSpec, workdir: Path, base: Base, renderer: Renderer, facts: dict[str, Any], keepalive: Keepalive
+    spec: RunSpec, workdir: Path, base: Base, renderer: Renderer, provenance: dict[str, Any], keepalive: Keepalive
 ) -> Run:
     """Make everything the run needs before its first step. Raises Failure for a spec or file that can't be trained."""
     hyperparameters = spec.hyperparameters
@@ -165,13 +165,13 @@ def prepare(
     parallel.seed_own_dropout(adapter.generator, spec.seed)
     return Run(
         spec=spec,
-        plan=make_plan(hyperparameters, len(dataset), spec.seed),
+        schedule=make_schedule(hyperparameters, len(dataset), spec.seed),
         dataset=dataset,
         validation_dataset=validation,
         adapter=adapter,
         optimizer=make_optimizer(adapter.parameters(), hyperparameters),
         directory=workdir / "runs" / spec.run_id,
-        facts=facts,
+        provenance=provenance,
     )
 
 
@@ -202,8 +202,6 @@ def _probe(run: Run, objective: Objective, policy: OutOfMemoryPolicy, emit: Reco
     if policy.plan.probed:
         return
     measured = policy.retry_step(run, lambda row_tokens: probe(objective, run, row_tokens))
-    changes: dict[str, Any] = {"probed": True}
     if measured is not None:
         emit(measured)
-        changes["peak_bytes"] = measured.peak_bytes
-    policy.plan = policy.plan.model_copy(update=changes)
+    policy.set_probed(measured.peak_bytes if measured else None)

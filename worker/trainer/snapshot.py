@@ -95,7 +95,7 @@ def save_snapshot(run: Run, identity: Mapping[str, Any], plan: ExecutionPlan) ->
         "choices": plan.model_dump(mode="json"),
         "best": run.best.as_dict(),
         "is_complete": run.is_complete,
-        "versions": run.facts["versions"],
+        "versions": run.provenance["versions"],
     }
     with staged(run.directory / SNAPSHOTS, run.step, KEPT) as directory:
         if run.step:

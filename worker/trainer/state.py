@@ -20,7 +20,7 @@ from worker.trainer.batch import PackedBatch, TokenizedDataset, pack_batches
 from worker.trainer.early_stopping import BestValidation
 from worker.trainer.lora import Adapter
 from worker.trainer.metrics import StepMetrics
-from worker.trainer.plan import Plan
+from worker.trainer.schedule import StepSchedule
 
 RATE_WINDOW_STEPS = 20  # the steps whose mean duration the ETA is made of
 
@@ -38,13 +38,13 @@ class Run:
     """One training of one adapter: what is fixed stands first, what changes from step to step behind it."""
 
     spec: RunSpec
-    plan: Plan
+    schedule: StepSchedule
     dataset: TokenizedDataset
     validation_dataset: TokenizedDataset | None
     adapter: Adapter
     optimizer: torch.optim.AdamW
     directory: Path  # WORKDIR/runs/<run id>
-    facts: dict[str, Any]  # where this adapter comes from, for the manifests
+    provenance: dict[str, Any]  # where this adapter comes from, for the manifests
     step: int = 0  # optimizer steps done, so also the index of the next one
     trained_tokens: int = 0  # real tokens that went through the model
     first_step: int = 0  # of this attempt
@@ -75,7 +75,7 @@ class Run:
 
     @property
     def is_complete(self) -> bool:
-        return self.step >= self.plan.total_steps or self.stops_early
+        return self.step >= self.schedule.total_steps or self.stops_early
 
     @property
     def promotes_another(self) -> bool:
@@ -100,17 +100,17 @@ class Run:
     @property
     def eta_seconds(self) -> float:
         mean = sum(self.recent_seconds) / max(1, len(self.recent_seconds))
-        return mean * (self.plan.total_steps - self.step)
+        return mean * (self.schedule.total_steps - self.step)
 
     def batches(self, row_tokens: int, step: int | None = None) -> Iterator[PackedBatch]:
         """Pack this process's examples of a step; of the next one where none is given."""
-        examples = self.plan.examples_of(self.step if step is None else step)
+        examples = self.schedule.examples_of(self.step if step is None else step)
         documents = self.dataset.documents_of(parallel.own_examples(examples, self.dataset.tokens_of))
         return pack_batches(self.dataset, documents, row_tokens, packing=self.spec.hyperparameters.packing)
 
     def lines(self) -> list[int]:
         """Return the next step's lines in the training file."""
-        return sorted({self.dataset.lines[example] for example in self.plan.examples_of(self.step)})
+        return sorted({self.dataset.lines[example] for example in self.schedule.examples_of(self.step)})
 
 
 class Step(StepMetrics):

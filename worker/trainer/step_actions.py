@@ -55,12 +55,12 @@ class StepActions:
         run = step.run
         if not step.is_finite:
             raise _not_finite(step)
-        is_due, began = run.plan.is_validation_due(run.step), time.monotonic()
+        is_due, began = run.schedule.is_validation_due(run.step), time.monotonic()
         validation = self._validate(run) if is_due else None
         run.validation_seconds += time.monotonic() - began if validation else 0.0
         self._report_step(step, validation)
         is_better = validation is not None and self._update_best(run, validation)
-        if run.plan.is_checkpoint_due(run.step) or run.is_complete or is_better:
+        if run.schedule.is_checkpoint_due(run.step) or run.is_complete or is_better:
             self._checkpoint(run, final=run.is_complete and not run.promotes_another)
         if is_due and not run.is_complete:  # those of the result follow in `finish`
             self._sample(run)
@@ -156,8 +156,8 @@ class StepActions:
             Metric(
                 run_id=run.id,
                 step=run.step,
-                total_steps=run.plan.total_steps,
-                epoch=run.plan.epoch(run.step),
+                total_steps=run.schedule.total_steps,
+                epoch=run.schedule.epoch(run.step),
                 learning_rate=step.learning_rate,
                 grad_norm=step.grad_norm,
                 trained_tokens=run.trained_tokens,
@@ -193,7 +193,7 @@ class StepActions:
             CheckpointSaved(
                 run_id=run.id,
                 step=run.step,
-                epoch=run.plan.epoch(run.step),
+                epoch=run.schedule.epoch(run.step),
                 directory=self._name(directory),
                 final=final,
                 metrics=run.metrics,

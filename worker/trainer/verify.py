@@ -23,7 +23,7 @@ from worker.trainer.checkpoint import adapter_tensors
 from worker.trainer.failures import Failure
 from worker.trainer.frozen import Frozen4, Frozen8
 from worker.trainer.lora import PEFT_PREFIX, Adapter
-from worker.trainer.model import Base, bare, hidden_states, in_float32
+from worker.trainer.model import Base, hidden_states, in_float32, unwrapped
 from worker.trainer.state import Run
 
 ROW_TOKENS = 512
@@ -41,7 +41,7 @@ def verify_adapter(base: Base, run: Run, directory: Path) -> float:
     batch = _short_batch(run).to(base.device)
     with in_float32(base):
         ours_N_V = _logits(base, batch, run.adapter)
-        with bare(base) as model:
+        with unwrapped(base) as model:
             tuned = _load(model, directory, base.device)
             try:
                 tensors = get_peft_model_state_dict(tuned, save_embedding_layers=False)

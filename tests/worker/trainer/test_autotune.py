@@ -23,7 +23,7 @@ from worker.trainer import run as program
 from worker.trainer.autotune import fastest_plan, fastest_row, fastest_threads
 from worker.trainer.device_memory import DeviceMemory
 from worker.trainer.emit import RecordWriter
-from worker.trainer.products import Products
+from worker.trainer.layer_benchmark import LayerBenchmark
 
 CPU = torch.device("cpu")
 RULE = ExecutionPlan(row_tokens=1024, compute_dtype="bfloat16", threads=2)
@@ -52,11 +52,11 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Stopwatch], list[Executi
     seen: list[ExecutionPlan] = []
 
     def put(stopwatch: Stopwatch) -> list[ExecutionPlan]:
-        def seconds(_products: Products, found: ExecutionPlan, _clock: Any) -> float:
+        def seconds(_products: LayerBenchmark, found: ExecutionPlan, _clock: Any) -> float:
             seen.append(found)
             return stopwatch(found) * found.row_tokens
 
-        monkeypatch.setattr(Products, "seconds", seconds)
+        monkeypatch.setattr(LayerBenchmark, "seconds", seconds)
         return seen
 
     return put
@@ -242,15 +242,15 @@ class TestRows:
 class TestNothingElseChanges:
     def test_weights_and_dice(self, tiny: Path, examples: Path, tmp_path: Path, timed: Any, monkeypatch: Any) -> None:
         """The adapter is that of a run in which the same was asked for by name and nothing was timed."""
-        seconds, timings = Products.seconds, []
+        seconds, timings = LayerBenchmark.seconds, []
         timed(likes_one_thread_and_float32)
-        fake = Products.seconds
+        fake = LayerBenchmark.seconds
 
-        def both(products: Products, found: ExecutionPlan, clock: Any) -> float:
+        def both(products: LayerBenchmark, found: ExecutionPlan, clock: Any) -> float:
             timings.append(seconds(products, found, clock))
             return fake(products, found, clock)
 
-        monkeypatch.setattr(Products, "seconds", both)
+        monkeypatch.setattr(LayerBenchmark, "seconds", both)
         before, python = torch.get_rng_state(), random.getstate()
         free = make_spec(tiny, examples, dropout=0.2, threads=None, dtype_is_free=True)
         asked = make_spec(tiny, examples, dropout=0.2, threads=1, quantization={"compute_dtype": "float32"})

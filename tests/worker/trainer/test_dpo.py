@@ -193,12 +193,12 @@ def _plain_dpo(tiny: Path, ours: Run, spec: Any) -> dict[str, Any]:
     optimizer = torch.optim.AdamW(named.values(), lr=0.0, weight_decay=knobs.weight_decay)
     seen: dict[str, Any] = {"losses": [], "margins": [], "norms": []}
     for step in range(ours.step):
-        margins = torch.stack([_plain_margin(model, ours, example) for example in ours.plan.examples_of(step)])
+        margins = torch.stack([_plain_margin(model, ours, example) for example in ours.schedule.examples_of(step)])
         loss = -F.logsigmoid(knobs.beta * margins).mean()
         loss.backward()
         seen["norms"].append(torch.nn.utils.clip_grad_norm_(named.values(), knobs.max_grad_norm).item())
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(knobs, step, ours.plan.total_steps)
+            group["lr"] = learning_rate(knobs, step, ours.schedule.total_steps)
         optimizer.step()
         optimizer.zero_grad()
         seen["losses"].append(loss.item())

@@ -169,12 +169,12 @@ def _plain_peft(tiny: Path, ours: Run, spec: Any, four_bits: bool) -> dict[str, 
     optimizer = torch.optim.AdamW(named.values(), lr=0.0, weight_decay=knobs.weight_decay)
     seen = []
     for step in range(ours.step):
-        parts = [_plain_loss(model, ours, example) for example in ours.plan.examples_of(step)]
+        parts = [_plain_loss(model, ours, example) for example in ours.schedule.examples_of(step)]
         loss = sum(loss for loss, _ in parts) / sum(tokens for _, tokens in parts)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(named.values(), knobs.max_grad_norm)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(knobs, step, ours.plan.total_steps)
+            group["lr"] = learning_rate(knobs, step, ours.schedule.total_steps)
         optimizer.step()
         optimizer.zero_grad()
         seen.append(loss.item())

@@ -17,7 +17,7 @@ from tests.tiny import make_tiny_base
 from tests.worker.trainer.house import CPU, FLOAT32, load_tiny
 from worker.trainer.batch import PackedBatch, TokenizedDataset, pack_batches
 from worker.trainer.failures import Failure
-from worker.trainer.model import Base, bare, hidden_states, in_float32, load_base, open_base
+from worker.trainer.model import Base, hidden_states, in_float32, load_base, open_base, unwrapped
 
 TOKENS = [5, 80, 33, 7, 200, 41]
 
@@ -163,7 +163,7 @@ class TestExact:
 
     def test_bare_puts_the_frozen_layers_back_for_a_while(self, tiny: Path) -> None:
         base = load_tiny(tiny)
-        with bare(base) as model:
+        with unwrapped(base) as model:
             assert not any(layer in list(model.modules()) for layer in base.layers.values())
         assert all(base.model.get_submodule(name) is layer for name, layer in base.layers.items())
 

@@ -115,7 +115,7 @@ def plain_script(tiny: Path, spec: TrainerSpec, *, mean_of_examples: bool = Fals
     lines = [json.loads(line)["messages"] for line in spec.run.training_file.read_text().splitlines()]
     losses = []
     for step in range(STEPS):
-        rows = [_tokenize(tokenizer, lines[example]) for example in run.plan.examples_of(step)]
+        rows = [_tokenize(tokenizer, lines[example]) for example in run.schedule.examples_of(step)]
         batches = [[row] for row in rows] if mean_of_examples else [rows]
         loss = torch.stack([model(**_padded(batch)).loss for batch in batches]).mean()
         loss.backward()

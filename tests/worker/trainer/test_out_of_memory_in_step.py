@@ -93,8 +93,8 @@ def test_what_was_freed_is_given_back_before_the_memory_there_is_is_full(monkeyp
         "_cpu_memories",
         lambda: [DeviceMemory(700, 600), DeviceMemory(9_000, 100)],
     )
-    assert device_memory.brim_bytes(torch.device("cpu")) == 665
-    assert device_memory.brim_bytes(torch.device("cuda")) > 1 << 60
+    assert device_memory.trim_threshold_bytes(torch.device("cpu")) == 665
+    assert device_memory.trim_threshold_bytes(torch.device("cuda")) > 1 << 60
 
 
 def test_it_shrinks_until_the_row_fits_at_the_same_batch(

@@ -13,7 +13,7 @@ from app.domain.processor import cpu_name
 from app.domain.states import ExitCode, Reason
 from tests.tiny import make_tiny_base, make_tiny_dataset
 from tests.worker.trainer.house import FLOAT32, failure, final_adapter, make_spec, run_here
-from worker.trainer import facts, sample_answers, step_actions
+from worker.trainer import provenance, sample_answers, step_actions
 
 
 class TestRun:
@@ -135,7 +135,7 @@ class TestRun:
     def test_a_processor_that_imitates_the_compute_dtype_is_named(
         self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(facts, "times_float32", lambda *_: 3.04)
+        monkeypatch.setattr(provenance, "times_float32", lambda *_: 3.04)
         _, log = run_here(make_spec(tiny, examples, max_steps=1), tmp_path)
         warned = [message.message for message in log.of(Message) if message.level == "warn"]
         assert warned[0].startswith("This processor has no instructions for bfloat16: a matrix product takes 3.0 times")

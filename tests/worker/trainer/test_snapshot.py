@@ -80,7 +80,7 @@ class TestResume:
         self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         snapshot = drained_at(2, tiny, examples, tmp_path / "a")
-        monkeypatch.setattr("worker.trainer.facts.version", lambda package: "9.9")
+        monkeypatch.setattr("worker.trainer.provenance.version", lambda package: "9.9")
         code, log = run_here(make_spec(tiny, examples, resume_from=snapshot), tmp_path / "b")
         assert code == 0
         (message,) = log.of(Message)

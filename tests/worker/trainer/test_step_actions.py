@@ -221,7 +221,7 @@ class TestLeavingThingsAlone:
 
 
 def with_facts(run: Run) -> Run:
-    run.facts |= {
+    run.provenance |= {
         "base_model": {"name": "tiny"}, "lora": run.spec.lora.model_dump(mode="json"), "quantization": None,
         "hyperparameters": run.spec.hyperparameters.model_dump(mode="json"), "seed": run.spec.seed,
     }  # fmt: skip

@@ -88,7 +88,7 @@ def trained(base: Path, examples: Path, quantization: QuantizationSpec | None, *
 
 def saved(base: Base, run: Run, where: Path) -> Path:
     run.directory = where
-    run.facts |= {
+    run.provenance |= {
         "base_model": {"name": "tiny"}, "quantization": None, "hyperparameters": {}, "seed": 7,
         "lora": run.spec.lora.model_dump(mode="json"),
     }  # fmt: skip

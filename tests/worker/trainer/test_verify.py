@@ -26,7 +26,7 @@ def train(tiny: Path, examples: Path, where: Path, quantization: QuantizationSpe
     base = load_tiny(tiny, quantization)
     run = prepare(make_spec(tiny, examples, **changes), base, where)
     facts = json.loads(make_spec(tiny, examples, **changes).model_dump_json())
-    run.facts = {
+    run.provenance = {
         "base_model": {"name": "tiny"},
         "quantization": facts["quantization"],
         "lora": facts["runs"][0]["lora"],

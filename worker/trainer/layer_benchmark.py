@@ -25,7 +25,7 @@ LARGEST_SIDE = 2048  # of a weight that is timed: a larger one takes longer, but
 VALUE = 0.01  # no zero, and no product of it so small that a processor takes long over it
 
 
-class Products:
+class LayerBenchmark:
     """Each shape of a layer once, counted as often as the layer has it; with LoRA weights of `rank` beside the weight.
 
     The weight is in the type of the computation, as a quantised one is once it is dequantised and kept.

@@ -20,7 +20,7 @@ PACKAGES = ("tunery", "torch", "transformers", "peft", "bitsandbytes", "safetens
 SLOW = 1.5  # times float32: more than a busy neighbour makes of the usual 0.5
 
 
-def facts_of(spec: TrainerSpec, base: Base) -> dict[str, Any]:
+def provenance_of(spec: TrainerSpec, base: Base) -> dict[str, Any]:
     run_spec, quantization = spec.run, with_compute_dtype(spec, dtype_name(base.compute_dtype)).quantization
     return {
         "base_model": {"name": spec.base.name, "manifest_sha256": spec.base.manifest_sha256},
@@ -52,10 +52,10 @@ def started(run: Run, base: Base) -> Started:
         trainable_parameters=sum(parameter.numel() for parameter in run.parameters),
         frozen_parameters=base.frozen_parameters,
         base_bytes=base.stored_bytes,
-        examples=run.plan.examples,
+        examples=run.schedule.examples,
         tokens_per_epoch=run.dataset.tokens,
         labelled_tokens_per_epoch=run.dataset.labelled_tokens,
-        total_steps=run.plan.total_steps,
+        total_steps=run.schedule.total_steps,
         start_step=run.step,
         versions=versions(),
     )

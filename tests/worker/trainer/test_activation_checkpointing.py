@@ -11,11 +11,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from app.domain.execution_plan import Recompute
 from app.domain.spec import QuantizationSpec
 from tests.worker.trainer.house import load_tiny, make_spec, prepare
-from worker.trainer import recompute
+from worker.trainer import activation_checkpointing
+from worker.trainer.activation_checkpointing import Recomputation
 from worker.trainer.lean_modules import swiglu
 from worker.trainer.loss import linear_cross_entropy
 from worker.trainer.model import Base, hidden_states
-from worker.trainer.recompute import Recomputation
 from worker.trainer.state import Run
 
 MODES: list[tuple[Recompute, int]] = [("elementwise", 0), ("layers", 1), ("everything", 0)]
@@ -57,13 +57,13 @@ class Bench:
             kept.add(holder)
             return holder
 
-        notes = self.recomputation._notes  # its hooks hide ours: the innermost ones alone are asked
-        notes._keep = lambda tensor: keep_or_recipe(type(notes)._keep(notes, tensor))  # type: ignore[method-assign]
-        notes._make_again = lambda it: type(notes)._make_again(  # type: ignore[method-assign]
-            notes, it.tensor if isinstance(it, Kept) else it
+        hooks = self.recomputation._hooks  # its hooks hide ours: the innermost ones alone are asked
+        hooks._keep = lambda tensor: keep_or_recomputed(type(hooks)._keep(hooks, tensor))  # type: ignore[method-assign]
+        hooks._recompute = lambda it: type(hooks)._recompute(  # type: ignore[method-assign]
+            hooks, it.tensor if isinstance(it, Kept) else it
         )
 
-        def keep_or_recipe(it: Any) -> Any:
+        def keep_or_recomputed(it: Any) -> Any:
             if isinstance(it, torch.Tensor):
                 return keep(it)
             it[0].holders = [keep(each) for each in it[0].inputs]
@@ -102,7 +102,7 @@ def test_after_the_backward_nothing_that_was_made_again_is_held(
 ) -> None:
     bench = Bench(tiny, examples, tmp_path, "float32")
     bench.step(mode, count)
-    assert bench.recomputation._notes._last is None
+    assert bench.recomputation._hooks._last is None
 
 
 def test_each_degree_keeps_less_than_the_one_before(tiny: Path, examples: Path, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_gated_product_is_made_again_once_and_not_for_its_own_gradient_too(
         made.append(gate.shape)
         return swiglu(gate, up)
 
-    monkeypatch.setattr(recompute, "swiglu", counted)
+    monkeypatch.setattr(activation_checkpointing, "swiglu", counted)
     bench = Bench(tiny, examples, tmp_path, "float32")
     bench.step("elementwise")
     assert len(made) == 2 * len(bench.recomputation.layers)

@@ -11,9 +11,9 @@ import torch
 
 from app.domain.catalog import describe
 from app.domain.execution_plan import ExecutionPlan
-from worker.trainer import products
+from worker.trainer import layer_benchmark
+from worker.trainer.layer_benchmark import LayerBenchmark
 from worker.trainer.lora import AdaptedLinear
-from worker.trainer.products import Products
 
 
 def plan(dtype: str, threads: int, row_tokens: int) -> ExecutionPlan:
@@ -21,18 +21,18 @@ def plan(dtype: str, threads: int, row_tokens: int) -> ExecutionPlan:
 
 
 @pytest.fixture
-def timed(tiny: Path) -> Products:
-    return Products(describe(tiny).target_modules.values(), rank=4)
+def timed(tiny: Path) -> LayerBenchmark:
+    return LayerBenchmark(describe(tiny).target_modules.values(), rank=4)
 
 
 class TestProducts:
     @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-    def test_each_layer_of_the_model_counts_once(self, timed: Products, dtype: str) -> None:
+    def test_each_layer_of_the_model_counts_once(self, timed: LayerBenchmark, dtype: str) -> None:
         ticks = count()
         assert timed.seconds(plan(dtype, 1, 8), lambda: float(next(ticks))) == 7  # q, k, v, o, gate, up, down
 
     def test_forward_and_backward_are_of_the_plans_batch_in_its_numbers(
-        self, timed: Products, monkeypatch: pytest.MonkeyPatch
+        self, timed: LayerBenchmark, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seen = []
         forward = AdaptedLinear.forward
@@ -50,13 +50,13 @@ class TestProducts:
              ((24, 128), bf16, (24, 64))], key=str
         )  # fmt: skip
 
-    def test_the_number_of_threads_is_the_plans(self, timed: Products) -> None:
+    def test_the_number_of_threads_is_the_plans(self, timed: LayerBenchmark) -> None:
         timed.seconds(plan("float32", 2, 8), lambda: 0.0)
         threads = torch.get_num_threads()
         timed.seconds(plan("float32", 1, 8), lambda: 0.0)
         assert (threads, torch.get_num_threads()) == (2, 1)
 
-    def test_no_dice_are_thrown(self, timed: Products) -> None:
+    def test_no_dice_are_thrown(self, timed: LayerBenchmark) -> None:
         before, python = torch.get_rng_state(), random.getstate()
         timed.seconds(plan("bfloat16", 1, 8), lambda: 0.0)
         assert torch.equal(torch.get_rng_state(), before)
@@ -65,8 +65,8 @@ class TestProducts:
     def test_a_large_layer_is_timed_at_a_size_that_takes_no_time(
         self, tiny: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(products, "LARGEST_SIDE", 16)
-        clipped = Products(describe(tiny).target_modules.values(), rank=64)
+        monkeypatch.setattr(layer_benchmark, "LARGEST_SIDE", 16)
+        clipped = LayerBenchmark(describe(tiny).target_modules.values(), rank=64)
         assert clipped.seconds(plan("float32", 1, 8), iter(range(99)).__next__) == 7
         (layer,) = clipped._layers.values()
         assert tuple(layer.base.weight.shape) == (16, 16)
