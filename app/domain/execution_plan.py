@@ -83,7 +83,7 @@ class Measurement(BaseModel):
         return (self.recompute, self.cache_weights) == (plan.recompute, plan.cache_weights)
 
     def is_near(self, working_bytes: int, tokens: int) -> bool:
-        """Whether steps of such a size, and so many, err as these did; one that does not say counts as near."""
+        """Whether steps of such a size, and so many, err as these did. A measurement without a size counts as near."""
         steps = self.tokens is None or _are_near(min(self.tokens, SETTLED_TOKENS), min(tokens, SETTLED_TOKENS))
         return steps and (self.working_bytes is None or _are_near(self.working_bytes, working_bytes))
 

@@ -111,7 +111,7 @@ def _find(spec: TrainerSpec, workdir: Path, entry: CatalogEntry, rule: Execution
     products, largest = LayerBenchmark(shapes, rank), LayerBenchmark([max(shapes, key=math.prod)], rank)
     if _is_dtype_open(spec, rule):
         _find_dtype(spec, workdir, entry, products, found)
-    if spec.threads is None:  # a number of threads that was asked for is what makes runs repeat: rows stay as planned
+    if spec.threads is None:  # a requested number of threads is for runs that repeat: rows stay as planned
         _find_threads_and_rows(products, largest, found)
     return found
 

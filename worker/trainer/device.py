@@ -31,7 +31,7 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def choose_device(wanted: str) -> torch.device:
-    """A GPU where there is one, unless a device was asked for by name. Raises Failure(INVALID_SPEC)."""
+    """Return a GPU where there is one, unless the spec names a device. Raises Failure(INVALID_SPEC)."""
     if wanted == "cuda" and not torch.cuda.is_available():
         text = "The spec asks for the device cuda, but torch sees no NVIDIA GPU here; ask for auto or cpu."
         raise Failure(Reason.INVALID_SPEC, text, "device")
@@ -47,7 +47,7 @@ def device_name(device: torch.device) -> str:
 def choose_compute_dtype(
     quantization: QuantizationSpec | None, device: torch.device, is_free: bool = False
 ) -> torch.dtype:
-    """What was asked for. Where no type was, it is bfloat16, or float16 on a GPU that is older than bfloat16."""
+    """Return the requested dtype; where none was, bfloat16, or float16 on a GPU that is older than bfloat16."""
     if quantization is not None and not is_free:
         return torch_dtype(quantization.compute_dtype)
     has_bfloat16 = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)

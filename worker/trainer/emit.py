@@ -37,7 +37,7 @@ class RecordStream:
                 line = line[os.write(self._descriptor, line) :]
 
     def pass_on(self) -> None:
-        """Descriptor 1 is for records again: a program that is started from here on may say some."""
+        """Use descriptor 1 for records again, so that a program started from here on can emit some."""
         os.dup2(self._descriptor, 1)
 
 

@@ -62,7 +62,7 @@ class Adapter:
 
 
 class AdapterSwitch:
-    """Which adapter every adapted layer applies now: none unless `on` says so, which is the base model."""
+    """Which adapter every adapted layer applies now; with none the model is the base model."""
 
     def __init__(self) -> None:
         self.active: Adapter | None = None
@@ -204,7 +204,7 @@ def _new_weights(
 
 
 def _targets(lora: LoraSpec, layers: dict[str, AdaptedLinear]) -> list[str]:
-    """The layers whose last name is asked for."""
+    """Return the layers whose last name is among the target modules."""
     available = sorted({name.rpartition(".")[2] for name in layers})
     if unknown := sorted(set(lora.target_modules) - set(available)):
         text = f"The base model has no linear layer named {', '.join(unknown)}; it has {', '.join(available)}."

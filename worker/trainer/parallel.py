@@ -46,7 +46,7 @@ def is_first() -> bool:
 
 
 def join(device: str) -> None:
-    """Meet the other processes, as torchrun's environment says; on CUDA, one process a GPU. Raises Failure."""
+    """Join the process group that torchrun's environment names; on CUDA, one process a GPU. Raises Failure."""
     on_cuda = device != "cpu" and torch.cuda.is_available()
     if on_cuda:
         _take_gpu(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))

@@ -42,7 +42,7 @@ def place(spec: TrainerSpec, base: Base, run: Run, most_row_tokens: int | None =
 
 
 def planned(run: Run, placement: Placement) -> Planned:
-    """For the record: what was predicted, and what the formula alone would have said, which is what gets corrected."""
+    """Return the record: what was predicted, and what the formula alone predicts, which is what gets corrected."""
     return Planned(
         run_id=run.id,
         device_kind=placement.device.kind,

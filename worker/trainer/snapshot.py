@@ -131,12 +131,12 @@ def open_newest(directory: Path, identity: Mapping[str, Any]) -> tuple[Snapshot 
 
 
 def open_snapshot(directory: Path, identity: Mapping[str, Any]) -> Snapshot:
-    """Read a snapshot whose every byte is what its manifest says, of a run that is this one.
+    """Read a snapshot of this run, each byte of which is what its manifest says.
 
     Raises ManifestMismatch for a damaged one, Failure(INVALID_SPEC) naming each difference for one that belongs to
     another configuration, base or data set.
     """
-    manifest = verify(directory, sealed=True)  # by hand nobody else knows what the manifest was
+    manifest = verify(directory, sealed=True)  # a trainer started by hand has nothing else to compare the manifest with
     if differences := list(_differences(_defaults() | manifest["identity"], identity)):
         text = f"This run cannot go on from {directory.name}: " + "; ".join(differences) + "."
         raise Failure(Reason.INVALID_SPEC, text, "resume_from")
@@ -208,7 +208,7 @@ def _placed(moment: torch.Tensor | None, parameter: torch.nn.Parameter) -> torch
 
 
 def _tokenizer(directory: Path) -> dict[str, str]:
-    """Part of the base's manifest, too; apart, so that a difference says what it is about."""
+    """Hash the tokenizer's files: part of the base's manifest, too; apart, so that a difference names the file."""
     return {name: sha256_file(directory / name) for name in TOKENIZER_FILES if (directory / name).is_file()}
 
 
