@@ -1,7 +1,7 @@
 """What "auto" gives beside a grid of learning rates at equal tokens, on four small tasks: `make bench-auto`.
 
-Everything but the learning rate is what "auto" resolves to, on both sides. All rates of a task and seed are runs of one
-TrainerSpec, so they share one base and every forward. Quality is that of the saved adapters on held-out rows.
+Everything but the learning rate is what "auto" resolves to, on both sides. The rates of a task and seed are trained one
+after the other. Quality is that of the saved adapters on held-out rows.
 """
 
 from __future__ import annotations
