@@ -59,8 +59,8 @@ format: $(DEV) ## Apply the formatting
 migrate: $(RUN) ## Bring the database of DATABASE_URL to the newest schema
 	$(BIN)/python -m app.db.migrate
 
-bench-train: $(DEV) ## Speed, memory and loss of the trainer beside TRL (an hour; DATA=, MODEL=, DEVICE=, RUNS=4, ARGS="--pairs 1")
-	$(BIN)/python -m benchmarks.train $(if $(DATA),--data $(DATA)) $(if $(MODEL),--model $(MODEL)) $(if $(DEVICE),--device $(DEVICE)) $(if $(RUNS),--runs $(RUNS)) $(ARGS)
+bench-train: $(DEV) ## Speed, memory and loss of the trainer beside TRL (an hour; DATA=, MODEL=, DEVICE=, ARGS="--pairs 1")
+	$(BIN)/python -m benchmarks.train $(if $(DATA),--data $(DATA)) $(if $(MODEL),--model $(MODEL)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 
 bench-start: $(DEV) ## From claim to the first step of the bundled model, with and without a spare trainer (3 minutes)
 	$(BIN)/python -m benchmarks.start $(ARGS)

@@ -1,7 +1,7 @@
 """What "auto" gives beside a grid of learning rates at equal tokens, on four small tasks: `make bench-auto`.
 
-Everything but the learning rate is what "auto" resolves to, on both sides. All rates of a task and seed are runs of one
-TrainerSpec, so they share one base and every forward. Quality is that of the saved adapters on held-out rows.
+Everything but the learning rate is what "auto" resolves to, on both sides. The rates of a task and seed are trained one
+after the other. Quality is that of the saved adapters on held-out rows.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from app.domain.states import Reason
 from benchmarks.paired import Interval, accuracy_interval, loss_interval
 from benchmarks.score import Score, load_adapter, score
 from benchmarks.tasks import TASKS, Task, write
-from worker.trainer.batch import Corpus, read_corpus
+from worker.trainer.batch import TokenizedDataset, read_dataset
 from worker.trainer.device import choose_compute_dtype, choose_device, choose_threads
 from worker.trainer.model import Base, open_base
 from worker.trainer.run import run
-from worker.trainer.stop import Stops
+from worker.trainer.stop import StopRequests
 
 ROOT = Path(__file__).resolve().parents[1]
 RATES = (2e-4, 5e-4, 1e-3, 2e-3, 4e-3)
@@ -50,7 +50,7 @@ class Work:
 
     task: Task
     training_file: Path
-    held_out: Corpus
+    held_out: TokenizedDataset
     n_examples: int
     tokens: int  # of one epoch of the training file
     job: JobSpec  # what "auto" resolves to
@@ -104,9 +104,9 @@ def prepare(directory: Path, base: Path, entry: CatalogEntry, task: Task, option
     held_out_file = write(directory / f"{task.name}-held-out.jsonl", task, task.held_out_rows(options.held_out))
     renderer, job = Renderer.from_directory(base), job_spec(base, entry, len(pairs), options)
     context_length = job.hyperparameters.context_length
-    corpus = read_corpus(renderer, training_file, context_length, Reason.INVALID_TRAINING_FILE, _silent)
-    held_out = read_corpus(renderer, held_out_file, context_length, Reason.INVALID_VALIDATION_FILE, _silent)
-    return Work(task, training_file, held_out, len(pairs), corpus.tokens, job)
+    dataset = read_dataset(renderer, training_file, context_length, Reason.INVALID_TRAINING_FILE, _silent)
+    held_out = read_dataset(renderer, held_out_file, context_length, Reason.INVALID_VALIDATION_FILE, _silent)
+    return Work(task, training_file, held_out, len(pairs), dataset.tokens, job)
 
 
 def job_spec(
@@ -144,9 +144,7 @@ def train(
         workdir = directory / f"{work.task.name}-{seed}"
         runs = [run_spec(work, arm, seed, base, entry, options) for arm in arms(options)]
         for each, adapter in trained(workdir, base, runs, work.job.quantization, options):
-            load_adapter(scorer, each, workdir / adapter)
-            scores[each.run_id].append(score(scorer, each.run_id, work.held_out))
-            del scorer.routing.adapters[each.run_id]
+            scores[each.run_id].append(score(scorer, load_adapter(scorer, each, workdir / adapter), work.held_out))
     return scores
 
 
@@ -169,18 +167,18 @@ def trained(
     quantization: QuantizationSpec | None,
     options: argparse.Namespace,
 ) -> Iterator[tuple[RunSpec, str]]:
-    """Train all runs together; yields each one that came through, with its adapter's directory below `workdir`."""
+    """Train one run after the other; yields each one that is done, with its adapter's directory below `workdir`."""
     workdir.mkdir()
-    spec = TrainerSpec(
-        base=base_spec(base),
-        quantization=quantization,
-        runs=tuple(runs),
-        device=options.device,
-        threads=_threads(options),
-    )
     progress = Progress(workdir.name)
-    run(spec, workdir, progress, Stops(each.run_id for each in runs))
     for each in runs:
+        spec = TrainerSpec(
+            base=base_spec(base),
+            quantization=quantization,
+            runs=(each,),
+            device=options.device,
+            threads=_threads(options),
+        )
+        run(spec, workdir, progress, StopRequests(each.run_id))
         if each.run_id in progress.adapters:
             yield each, progress.adapters[each.run_id]
 

@@ -30,7 +30,7 @@ from typing import Any, get_args
 
 from app.domain.catalog import hash_directory
 from app.domain.estimate import HEADROOM
-from app.domain.modes import Measurement, Recompute
+from app.domain.execution_plan import Measurement, Recompute
 from app.domain.spec import TrainerSpec
 from tests.tiny import make_tiny_base
 

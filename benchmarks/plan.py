@@ -22,7 +22,7 @@ from sqlalchemy import select
 from app.cli.local import base_model
 from app.db.engine import Sessions, make_engine, make_sessions, transaction
 from app.db.tables import Attempt, MeasurementRow
-from app.domain.modes import Mode
+from app.domain.execution_plan import ExecutionPlan
 from app.domain.states import TERMINAL
 from benchmarks.plan_table import HEADER, Outcome, line, verdicts
 from tests.deadline import until
@@ -129,7 +129,7 @@ def compared(name: str, plan: dict[str, Any], job: dict[str, Any], sessions: Ses
             tokens=job["trained_tokens"],
             planned_steps=plan["total_steps"],
             steps=job["progress"]["step"],
-            mode=Mode.model_validate(device["mode"]),
+            mode=ExecutionPlan.model_validate(device["mode"]),
             planned_peak_bytes=device["memory"]["peak"],
             peak_bytes=row.peak_bytes,
             planned_seconds=device["seconds"],

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from app.domain.modes import Mode
+from app.domain.execution_plan import ExecutionPlan
 
 MEMORY_WITHIN, DURATION_WITHIN = 0.03, 0.15  # of the median job
 
@@ -25,7 +25,7 @@ class Outcome:
     tokens: int
     planned_steps: int
     steps: int
-    mode: Mode
+    mode: ExecutionPlan
     planned_peak_bytes: int
     peak_bytes: int
     planned_seconds: float

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from app.domain.artifacts import ADAPTER_WEIGHTS
 from app.domain.spec import RunSpec
-from worker.trainer.batch import Corpus, Share, rows
-from worker.trainer.lora import make_adapter
-from worker.trainer.loss import head_loss
+from worker.trainer.batch import TokenizedDataset, pack_batches
+from worker.trainer.lora import Adapter, make_adapter
+from worker.trainer.loss import linear_cross_entropy
 from worker.trainer.model import Base, hidden_states
 
 ROW_TOKENS = 2048
@@ -41,29 +41,29 @@ class Score:
         return sum(self.exact) / len(self.exact)
 
 
-def load_adapter(base: Base, run: RunSpec, directory: Path) -> None:
-    """Put the saved A and B where the base's layers look for those of this run."""
-    adapter = make_adapter(run.run_id, run.lora, run.seed, base.layers, base.device)
+def load_adapter(base: Base, run: RunSpec, directory: Path) -> Adapter:
+    """Return an adapter for the base's layers with the saved A and B."""
+    adapter = make_adapter(run.lora, run.seed, base.layers, base.device)
     saved = load_file(directory / ADAPTER_WEIGHTS, device=str(base.device))
     for name, parameter in adapter.named_parameters().items():
         parameter.data.copy_(saved[name])
-    base.routing.adapters[run.run_id] = adapter
+    return adapter
 
 
 @torch.no_grad()
-def score(base: Base, run_id: str, corpus: Corpus) -> Score:
-    """One document an example; the row of each holds a few of them."""
-    documents = [document for example in range(len(corpus)) for document in corpus.documents(example)]
-    labelled = [sum(corpus.slice(document)[1]) for document in documents]
-    losses, hits = [], []
-    for row in rows([Share(run_id, corpus, documents)], ROW_TOKENS):
-        row = row.to(base.device)
-        hidden_T_D = hidden_states(base, row)
-        _, losses_N, hits_N = head_loss(hidden_T_D[row.predictors_N], base.head_V_D, row.targets_N)
+def score(base: Base, adapter: Adapter, dataset: TokenizedDataset) -> Score:
+    """Score one document for each example."""
+    documents = dataset.documents_of(range(len(dataset)))
+    labelled = [sum(dataset.slice(document)[1]) for document in documents]
+    losses, correct = [], []
+    for batch in pack_batches(dataset, documents, ROW_TOKENS):
+        batch = batch.to(base.device)
+        hidden_N_D = hidden_states(base, batch, adapter)[batch.logit_positions_N]
+        _, losses_N, is_correct_N = linear_cross_entropy(hidden_N_D, base.head_V_D, batch.targets_N)
         losses.append(losses_N.cpu())
-        hits.append(hits_N.cpu())
+        correct.append(is_correct_N.cpu())
     return Score(
         nats=tuple(float(part.sum()) for part in torch.cat(losses).split(labelled)),
         tokens=tuple(labelled),
-        exact=tuple(bool(part.all()) for part in torch.cat(hits).split(labelled)),
+        exact=tuple(bool(part.all()) for part in torch.cat(correct).split(labelled)),
     )

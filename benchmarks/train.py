@@ -18,7 +18,7 @@ from pathlib import Path
 
 from app.cli.local.base_model import gguf_file
 from app.domain import catalog
-from benchmarks import peers, runs
+from benchmarks import peers
 from benchmarks.peers import TRL_PYTHON, Peer
 from benchmarks.table import DROPPED_STEPS, Measured, gigabytes, report
 from benchmarks.workload import ALPHA, BATCH, RANK, Workload, make_workload
@@ -32,9 +32,6 @@ VALIDATED = ("TRL, its defaults", "Unsloth")  # at the end of their last run
 
 def main() -> None:
     options = parse()
-    if options.runs:
-        runs.main(options)
-        return
     peers.build_trl()
     others, absent = peers.unsloth(options.device, options.unsloth_python)
     with tempfile.TemporaryDirectory(prefix="tunery-bench-") as directory:
@@ -55,7 +52,6 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--runs", type=int, help="instead: 1 to this many runs on one base, see benchmarks/runs.py")
     parser.add_argument("--grid-steps", type=int, default=6)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--best", help="skip the grid: the peer's best options as JSON")

@@ -14,10 +14,10 @@ from app.domain.artifacts import sha256_file
 from app.domain.render import Renderer
 from app.domain.spec import BaseSpec, Hyperparameters, LoraSpec, QuantizationSpec, RunSpec, TrainerSpec
 from app.domain.states import Reason
-from worker.trainer.batch import Corpus, read_corpus
+from worker.trainer.batch import TokenizedDataset, read_dataset
 from worker.trainer.lora import make_adapter
 from worker.trainer.model import open_base
-from worker.trainer.plan import make_plan
+from worker.trainer.schedule import make_schedule
 
 RUN_ID = "bench"
 RANK, ALPHA, BATCH, SEED = 16, 32.0, 8, 7
@@ -50,13 +50,13 @@ def make_workload(
     """Write spec, rows and the adapter's start below `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
     spec = make_spec(base, data, validation, steps, learning_rate, device)
-    run = spec.runs[0]
+    run = spec.run
     renderer = Renderer.from_directory(base)
-    corpus = read_corpus(renderer, data, run.hyperparameters.context_length, Reason.INVALID_TRAINING_FILE, _silent)
-    plan = make_plan(run.hyperparameters, len(corpus), run.seed)
+    dataset = read_dataset(renderer, data, run.hyperparameters.context_length, Reason.INVALID_TRAINING_FILE, _silent)
+    plan = make_schedule(run.hyperparameters, len(dataset), run.seed)
     batches = [plan.examples_of(step) for step in range(steps)]
-    _write_rows(directory / "rows.jsonl", corpus, [example for batch in batches for example in batch])
-    held_out = read_corpus(
+    _write_rows(directory / "rows.jsonl", dataset, [example for batch in batches for example in batch])
+    held_out = read_dataset(
         renderer, validation, run.hyperparameters.context_length, Reason.INVALID_VALIDATION_FILE, _silent
     )
     _write_rows(directory / "validation-rows.jsonl", held_out, list(range(len(held_out))))
@@ -65,8 +65,8 @@ def make_workload(
         directory,
         base,
         spec,
-        tokens_of_step=[sum(len(_row(corpus, example)[0]) for example in batch) for batch in batches],
-        labelled_of_step=[sum(sum(_row(corpus, example)[1]) for example in batch) for batch in batches],
+        tokens_of_step=[sum(len(_row(dataset, example)[0]) for example in batch) for batch in batches],
+        labelled_of_step=[sum(sum(_row(dataset, example)[1]) for example in batch) for batch in batches],
     )
 
 
@@ -109,20 +109,20 @@ def _silent(_doing: str) -> None:
     """Nobody waits for a sign of life here."""
 
 
-def _row(corpus: Corpus, example: int) -> tuple[list[int], list[bool]]:
+def _row(dataset: TokenizedDataset, example: int) -> tuple[list[int], list[bool]]:
     tokens: list[int] = []
     labelled: list[bool] = []
-    for document in corpus.documents(example):
-        ids, marks = corpus.slice(document)
+    for document in dataset.documents(example):
+        ids, marks = dataset.slice(document)
         tokens += list(ids)
         labelled += [bool(mark) for mark in marks]
     return tokens, labelled
 
 
-def _write_rows(path: Path, corpus: Corpus, examples: list[int]) -> None:
+def _write_rows(path: Path, dataset: TokenizedDataset, examples: list[int]) -> None:
     with path.open("w") as file:
         for example in examples:
-            tokens, labelled = _row(corpus, example)
+            tokens, labelled = _row(dataset, example)
             labels = [token if mark else -100 for token, mark in zip(tokens, labelled, strict=True)]
             file.write(json.dumps({"input_ids": tokens, "labels": labels}) + "\n")
 
@@ -130,5 +130,5 @@ def _write_rows(path: Path, corpus: Corpus, examples: list[int]) -> None:
 def _write_start(path: Path, spec: TrainerSpec) -> None:
     """What our trainer draws from the seed, under PEFT's names, for the other side to load."""
     base = open_base(spec.base, None, torch.bfloat16, torch.device("cpu"))
-    adapter = make_adapter(RUN_ID, spec.runs[0].lora, spec.runs[0].seed, base.layers, torch.device("cpu"))
+    adapter = make_adapter(spec.run.lora, spec.run.seed, base.layers, torch.device("cpu"))
     save_file({name: tensor.detach().clone() for name, tensor in adapter.named_parameters().items()}, path)

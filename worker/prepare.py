@@ -21,8 +21,8 @@ from app.domain.catalog import (
     stat_signature,
     unusable,
 )
+from app.domain.execution_plan import Measurement
 from app.domain.full_disk import Space, is_disk_full
-from app.domain.modes import Measurement
 from app.domain.patterns import PatternError, match_spec
 from app.domain.spec import BaseSpec, JobSpec, LoraSpec, RunSpec, TrainerSpec
 from app.domain.states import Reason

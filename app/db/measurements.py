@@ -10,8 +10,8 @@ from sqlalchemy.orm import Session
 
 from app.db.tables import Attempt, Job, MeasurementRow
 from app.domain.events import Measured, Planned, Probed
+from app.domain.execution_plan import Measurement
 from app.domain.memory import DeviceKind
-from app.domain.modes import Measurement
 from app.domain.spec import JobSpec, QuantizationSpec
 from app.domain.states import Reason
 

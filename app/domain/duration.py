@@ -9,8 +9,8 @@ with other rows, batches and lengths.
 from __future__ import annotations
 
 from app.domain.catalog import CatalogEntry
+from app.domain.execution_plan import ExecutionPlan
 from app.domain.memory import DeviceKind, adapter_parameters
-from app.domain.modes import Mode
 from app.domain.spec import JobSpec
 from app.domain.work import Work
 
@@ -35,20 +35,22 @@ START_SECONDS = 10.0  # imports, reading the base, and the last check
 BASE_BYTES_PER_SECOND = 1e9
 
 
-def cost(entry: CatalogEntry, mode: Mode, kind: DeviceKind, row_tokens: float) -> float:
+def cost(entry: CatalogEntry, plan: ExecutionPlan, kind: DeviceKind, row_tokens: float) -> float:
     """Time of a token in rows so long, as a multiple of that in an endless row with nothing recomputed."""
-    extra = LAUNCH_TOKENS[kind] + (0 if mode.cache_weights else DEQUANTISE_TOKENS[kind])
+    extra = LAUNCH_TOKENS[kind] + (0 if plan.cache_weights else DEQUANTISE_TOKENS[kind])
     layers, elementwise = max(1, entry.decoder_layers), ELEMENTWISE_COST[kind]
     again = {
         "nothing": 0.0,
         "elementwise": elementwise,
-        "layers": elementwise + (RECOMPUTE_COST - elementwise) * mode.recompute_layers / layers,
+        "layers": elementwise + (RECOMPUTE_COST - elementwise) * plan.recompute_layers / layers,
         "everything": RECOMPUTE_COST,
-    }[mode.recompute]
+    }[plan.recompute]
     return (1 + again) * (1 + extra / row_tokens)
 
 
-def step_flop(entry: CatalogEntry, spec: JobSpec, work: Work, mode: Mode, kind: DeviceKind, row_tokens: float) -> float:
+def step_flop(
+    entry: CatalogEntry, spec: JobSpec, work: Work, plan: ExecutionPlan, kind: DeviceKind, row_tokens: float
+) -> float:
     """Of a token on its way through the steps, in rows of `row_tokens` on average."""
     trained = adapter_parameters(entry, spec.layer_lora)
     passes = 4 * entry.linear_parameters + 6 * trained + 3 * _attention(entry, work, kind)
@@ -56,16 +58,16 @@ def step_flop(entry: CatalogEntry, spec: JobSpec, work: Work, mode: Mode, kind: 
     if spec.method == "dpo":  # the reference is another forward, without the adapter
         passes += _forward(entry, work, kind)
     optimizer = OPTIMIZER_FLOP[kind] * trained * work.steps / max(1, work.tokens)
-    return passes * cost(entry, mode, kind, row_tokens) + optimizer
+    return passes * cost(entry, plan, kind, row_tokens) + optimizer
 
 
-def validation_flop(entry: CatalogEntry, spec: JobSpec, work: Work, mode: Mode, kind: DeviceKind) -> float:
+def validation_flop(entry: CatalogEntry, spec: JobSpec, work: Work, plan: ExecutionPlan, kind: DeviceKind) -> float:
     """Of a token of the validation file, whose rows are full: one forward, of DPO two."""
     forward = _forward(entry, work, kind) + 2 * adapter_parameters(entry, spec.layer_lora)
     if spec.method == "dpo":
         forward += _forward(entry, work, kind)
-    kept = Mode(row_tokens=mode.row_tokens, cache_weights=mode.cache_weights)
-    return forward * cost(entry, kept, kind, mode.row_tokens)
+    kept = ExecutionPlan(row_tokens=plan.row_tokens, cache_weights=plan.cache_weights)
+    return forward * cost(entry, kept, kind, plan.row_tokens)
 
 
 def guessed_flops(kind: DeviceKind, name: str, cores: int, core_flops: float) -> float:

@@ -20,9 +20,9 @@ from app.domain.duration import (
     step_flop,
     validation_flop,
 )
+from app.domain.execution_plan import ExecutionPlan, Measurement
 from app.domain.layout import largest_row, mean_row, most_attended
 from app.domain.memory import LONGEST_IN_BLOCKS, DeviceKind, Memory, memory
-from app.domain.modes import Measurement, Mode
 from app.domain.processor import CORE_FLOPS
 from app.domain.spec import JobSpec
 from app.domain.work import Work
@@ -68,10 +68,12 @@ class Correction:
     jobs: int = 0
 
     @classmethod
-    def of(cls, measurements: Sequence[Measurement], mode: Mode, working_bytes: int, tokens: int) -> Correction:
+    def of(
+        cls, measurements: Sequence[Measurement], plan: ExecutionPlan, working_bytes: int, tokens: int
+    ) -> Correction:
         """From jobs with the same device, base and quantization. Without one that was laid out alike the others count:
         the formulas err alike in all. What a step adds is lowered only by jobs that were near in size."""
-        alike = [each for each in measurements if each.is_like(mode)]
+        alike = [each for each in measurements if each.is_like(plan)]
         found = alike or measurements
         near = [each.working_ratio for each in found if each.is_near(working_bytes, tokens)]
         far = [max(1.0, each.working_ratio) for each in found]
@@ -92,7 +94,7 @@ class Placement:
 
     device: Device
     fits: bool
-    mode: Mode
+    plan: ExecutionPlan
     memory: Memory
     formula: Memory  # the same before any correction, which is what gets corrected
     largest_row: int  # tokens
@@ -104,11 +106,11 @@ class Placement:
     def message(self) -> str:
         need, have = _gigabytes(self.memory.total), _gigabytes(self.device.memory_bytes)
         if self.fits:
-            return f"Fits {self.device.name}: {need} of {have}, with {self.mode}."
+            return f"Fits {self.device.name}: {need} of {have}, with {self.plan}."
         remedy = "Lower hyperparameters.context_length first, then lora.r; without quantization, ask for 4 bits."
         if self.memory.process + self.memory.base > HEADROOM * self.device.memory_bytes:  # whatever the knobs say
             remedy = "Choose a smaller base model or a worker with more memory; without quantization, ask for 4 bits."
-        return f"Does not fit {self.device.name}: it needs {need} of {have} even with {self.mode}. {remedy}"
+        return f"Does not fit {self.device.name}: it needs {need} of {have} even with {self.plan}. {remedy}"
 
 
 @dataclass(frozen=True)
@@ -139,14 +141,14 @@ def place(
     ladder = _ladder(device, work.lengths.longest, most_row_tokens)
     rows = {tokens: _rows(spec, work, tokens) for tokens in ladder}
     placements = []
-    for mode in _modes(entry, spec, ladder):
-        row = rows[mode.row_tokens]
-        formula = memory(entry, spec, mode, device.kind, row.largest, work.attended, row.densest)
-        correction = Correction.of(measurements, mode, formula.working, work.tokens)
+    for plan in _candidate_plans(entry, spec, ladder):
+        row = rows[plan.row_tokens]
+        formula = memory(entry, spec, plan, device.kind, row.largest, work.attended, row.densest)
+        correction = Correction.of(measurements, plan, formula.working, work.tokens)
         needed = _corrected(formula, correction, loaded_bytes)
         if counts_mapped:
             needed = replace(needed, kernels=needed.kernels + _mapped_in_vain(row))
-        placements.append(_placement(entry, spec, work, device, correction, mode, formula, needed, row))
+        placements.append(_placement(entry, spec, work, device, correction, plan, formula, needed, row))
     fitting = [each for each in placements if each.fits]
     if fitting:
         return _smallest_of_the_fastest(entry, device, fitting)
@@ -154,10 +156,10 @@ def place(
 
 
 def _smallest_of_the_fastest(entry: CatalogEntry, device: Device, placements: Sequence[Placement]) -> Placement:
-    costs = {each.mode: cost(entry, each.mode, device.kind, each.mode.row_tokens) for each in placements}
+    costs = {each.plan: cost(entry, each.plan, device.kind, each.plan.row_tokens) for each in placements}
     bound = (1 + LEVEL) * min(costs.values())
-    level = (each for each in placements if costs[each.mode] <= bound)
-    return min(level, key=lambda each: (each.memory.total, costs[each.mode]))
+    level = (each for each in placements if costs[each.plan] <= bound)
+    return min(level, key=lambda each: (each.memory.total, costs[each.plan]))
 
 
 def _ladder(device: Device, longest: int, most_row_tokens: int | None) -> list[int]:
@@ -177,17 +179,19 @@ def _mapped_in_vain(rows: _Rows) -> int:
     return int(MAPPED_IN_VAIN_BYTES * min(MOST_ROWS_KEPT, rows.count))
 
 
-def _modes(entry: CatalogEntry, spec: JobSpec, ladder: Sequence[int]) -> Iterator[Mode]:
+def _candidate_plans(entry: CatalogEntry, spec: JobSpec, ladder: Sequence[int]) -> Iterator[ExecutionPlan]:
     """Every layout worth trying."""
     is_4_bit = spec.quantization is not None and spec.quantization.bits == 4
     caches = (True, False) if is_4_bit else (False,)
     for row_tokens in ladder:
         for cache in caches:
-            yield Mode(row_tokens=row_tokens, cache_weights=cache)
-            yield Mode(row_tokens=row_tokens, cache_weights=cache, recompute="elementwise")
+            yield ExecutionPlan(row_tokens=row_tokens, cache_weights=cache)
+            yield ExecutionPlan(row_tokens=row_tokens, cache_weights=cache, recompute="elementwise")
             for count in range(1, entry.decoder_layers):
-                yield Mode(row_tokens=row_tokens, cache_weights=cache, recompute="layers", recompute_layers=count)
-            yield Mode(row_tokens=row_tokens, cache_weights=cache, recompute="everything")
+                yield ExecutionPlan(
+                    row_tokens=row_tokens, cache_weights=cache, recompute="layers", recompute_layers=count
+                )
+            yield ExecutionPlan(row_tokens=row_tokens, cache_weights=cache, recompute="everything")
 
 
 def _corrected(predicted: Memory, correction: Correction, loaded_bytes: int | None) -> Memory:
@@ -204,20 +208,20 @@ def _placement(
     work: Work,
     device: Device,
     correction: Correction,
-    mode: Mode,
+    plan: ExecutionPlan,
     formula: Memory,
     needed: Memory,
     rows: _Rows,
 ) -> Placement:
-    per_token = step_flop(entry, spec, work, mode, device.kind, max(1.0, rows.mean))
+    per_token = step_flop(entry, spec, work, plan, device.kind, max(1.0, rows.mean))
     flop = per_token * (work.tokens + rows.largest)  # the largest row is tried once before the first step
-    flop += validation_flop(entry, spec, work, mode, device.kind) * work.validated_tokens
+    flop += validation_flop(entry, spec, work, plan, device.kind) * work.validated_tokens
     other = correction.other_seconds
     other = START_SECONDS + needed.base / BASE_BYTES_PER_SECOND if other is None else other
     return Placement(
         device=device,
         fits=needed.total <= HEADROOM * device.memory_bytes,
-        mode=mode,
+        plan=plan,
         memory=needed,
         formula=formula,
         largest_row=rows.largest,

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from app.domain.modes import Mode
+from app.domain.execution_plan import PlannedLayout
 from app.domain.states import Reason
 
 
@@ -46,7 +46,7 @@ class Planned(Record):
     device_kind: Literal["cpu", "cuda"]
     device: str
     memory_bytes: int  # what there is for this process
-    mode: Mode
+    mode: PlannedLayout
     largest_row_tokens: int
     components: dict[str, int]  # bytes, by component of app.domain.memory.Memory
     loaded_bytes: int  # predicted by the formula alone, from the first step to the last
@@ -71,7 +71,7 @@ class Measured(Record):
     """What the whole run took, against its plan."""
 
     kind: Literal["measured"] = "measured"
-    mode: Mode
+    mode: PlannedLayout
     peak_bytes: int
     seconds: float  # from the start of the process, of a spare one from its work directory on
     step_seconds: float  # of this attempt's steps alone
@@ -181,7 +181,7 @@ class Command(StrEnum):
 
 
 class Control(BaseModel):
-    """One line on the trainer's standard input. SIGTERM means: drain every run."""
+    """One line on the trainer's standard input. SIGTERM means: drain."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

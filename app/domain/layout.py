@@ -83,12 +83,6 @@ class Lengths:
         self.starts.append(len(self.tokens))
         self.squares += sum(length * length for length in documents)
 
-    def join(self, other: Lengths) -> None:
-        """The examples of another run."""
-        self.starts.extend(len(self.tokens) + start for start in other.starts[1:])
-        self.tokens.extend(other.tokens)
-        self.squares += other.squares
-
     def of_example(self, example: int) -> array[int]:
         return self.tokens[self.starts[example] : self.starts[example + 1]]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from app.domain.catalog import IGNORED_LAYERS, CatalogEntry
-from app.domain.modes import Mode
+from app.domain.execution_plan import ExecutionPlan
 from app.domain.patterns import rank_of
 from app.domain.spec import JobSpec, LoraSpec, QuantizationSpec
 
@@ -79,7 +79,7 @@ class _Row:
 
     entry: CatalogEntry
     lora: LoraSpec
-    mode: Mode
+    plan: ExecutionPlan
     kind: DeviceKind
     tokens: int
     width: int  # bytes of a computed number
@@ -91,7 +91,7 @@ class _Row:
 def memory(
     entry: CatalogEntry,
     spec: JobSpec,
-    mode: Mode,
+    plan: ExecutionPlan,
     kind: DeviceKind,
     row_tokens: int,
     attended_tokens: int = 0,
@@ -103,13 +103,13 @@ def memory(
     trained = trained_parameters(entry, spec.layer_lora)
     overhead = ALLOCATOR[kind]
     row = _Row(
-        entry, spec.layer_lora, mode, kind, row_tokens, width, attended_tokens, densest_tokens, weight_bytes(spec)
+        entry, spec.layer_lora, plan, kind, row_tokens, width, attended_tokens, densest_tokens, weight_bytes(spec)
     )
     return Memory(
         process=PROCESS_BYTES[kind],
         base=int(base_bytes(entry, spec.quantization)),
         adapter=trained * OPTIMIZER_BYTES,
-        cache=cache_bytes(entry, spec.quantization) if mode.cache_weights else 0,
+        cache=cache_bytes(entry, spec.quantization) if plan.cache_weights else 0,
         activations=int(overhead * _activations(row)),
         live_layer=int(overhead * _live_layer(row)) + _embedding(row),
         loss=int(overhead * _loss(entry, row_tokens, width)) + _head(row),
@@ -214,8 +214,8 @@ def _attention_bytes(row: _Row) -> int:
 def _activations(row: _Row) -> int:
     """All layers' kept numbers, the embedding and the last norm's."""
     entry, layers = row.entry, row.entry.decoder_layers
-    whole = {"layers": row.mode.recompute_layers, "everything": layers}.get(row.mode.recompute, 0)
-    kept = kept_bytes_per_token(row, elementwise=row.mode.recompute != "nothing")
+    whole = {"layers": row.plan.recompute_layers, "everything": layers}.get(row.plan.recompute, 0)
+    kept = kept_bytes_per_token(row, elementwise=row.plan.recompute != "nothing")
     ends = (4 + 3 * row.width) * entry.hidden_size
     factors = adapter_parameters(entry, row.lora) * row.width * (layers - whole) // max(1, layers)
     return row.tokens * (whole * row.width * entry.hidden_size + (layers - whole) * kept + ends) + factors
@@ -225,11 +225,11 @@ def _live_layer(row: _Row) -> int:
     """Gradients of the gated product's parts; beside them what was not kept, made again; one dequantised weight."""
     d, f = row.entry.hidden_size, row.entry.intermediate_size
     per_token = row.width * (d + 3 * f)
-    if row.mode.recompute in ("elementwise", "layers"):
+    if row.plan.recompute in ("elementwise", "layers"):
         per_token += 2 * row.width * f
-    if row.mode.recompute in ("layers", "everything"):
+    if row.plan.recompute in ("layers", "everything"):
         per_token += kept_bytes_per_token(row, elementwise=False) + 2 * row.width * f
-    is_at_hand = row.mode.cache_weights and row.weight_bytes == row.width
+    is_at_hand = row.plan.cache_weights and row.weight_bytes == row.width
     weight = 0 if is_at_hand else row.weight_bytes * d * max(f, row.entry.query_size)
     return row.tokens * per_token + weight
 

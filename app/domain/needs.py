@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from app.domain.catalog import CatalogEntry
 from app.domain.estimate import Device, place
+from app.domain.execution_plan import Measurement
 from app.domain.memory import DeviceKind
-from app.domain.modes import Measurement
 from app.domain.spec import JobSpec
 from app.domain.work import Work
 

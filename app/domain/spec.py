@@ -1,7 +1,7 @@
 """What will be trained, fully resolved: no "auto", no default left to anybody's taste.
 
 `JobSpec` is stored in the job row when the job is created and never changes. `TrainerSpec` is the file the trainer
-reads: one base model, one quantization, and a *list* of runs that share them.
+reads: one base model, one quantization, and one run.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.domain.catalog import Signature
-from app.domain.modes import Measurement
+from app.domain.execution_plan import Measurement
 
 SPEC_VERSION: Literal[1] = 1
 # Which checks a line of a data set must pass. 2 also refuses what 1 accepted and then left out of training or changed;
@@ -35,19 +35,14 @@ class LoraSpec(Frozen):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: tuple[str, ...]
     use_rslora: bool = False
-    use_dora: bool = False  # arXiv 2402.09353; the run then shares its base with no other
+    use_dora: bool = False  # arXiv 2402.09353
     # Regular expression for the end of a layer's name -> rank, as it was asked for. In a RunSpec and in everything that
     # is published the keys are single layers: their full names, escaped (app.domain.patterns).
     rank_pattern: dict[str, int] = {}
     alpha_pattern: dict[str, float] = {}
-    modules_to_save: tuple[str, ...] = ()  # trained whole and saved beside A and B; such a run is alone, too
+    modules_to_save: tuple[str, ...] = ()  # trained whole and saved beside A and B
     bias: Literal["none"] = "none"
     init: Literal["default"] = "default"
-
-    @property
-    def is_exclusive(self) -> bool:
-        """Whether the run changes the forward of the base itself, so that no other run can share it."""
-        return self.use_dora or bool(self.modules_to_save)
 
 
 class LayerPatterns(Frozen):
@@ -179,7 +174,7 @@ class TrainerSpec(Frozen):
     version: Literal[1] = SPEC_VERSION
     base: BaseSpec
     quantization: QuantizationSpec | None
-    runs: Annotated[tuple[RunSpec, ...], Field(min_length=1)]
+    runs: Annotated[tuple[RunSpec, ...], Field(min_length=1)]  # exactly one
     snapshot_interval_seconds: float = 300.0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None  # CPU threads of each process; absent = physical cores, or what is faster
@@ -190,10 +185,13 @@ class TrainerSpec(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        exclusive = [run.run_id for run in self.runs if run.lora.is_exclusive]
-        if exclusive and len(self.runs) > 1:
+        if len(self.runs) > 1:
+            names = ", ".join(run.run_id for run in self.runs)
             raise ValueError(
-                f"{', '.join(exclusive)} trains DoRA or whole modules and so changes the base that {len(self.runs)} "
-                "runs would share; give it a spec of its own"
+                f"runs has {len(self.runs)} entries ({names}), but a trainer trains one; start one for each"
             )
         return self
+
+    @property
+    def run(self) -> RunSpec:
+        return self.runs[0]

@@ -7,7 +7,7 @@ from itertools import chain
 
 import pytest
 
-from app.domain.modes import Mode
+from app.domain.execution_plan import ExecutionPlan
 from benchmarks import plan
 from benchmarks.plan_table import HEADER, Outcome, line, verdicts
 
@@ -15,7 +15,7 @@ from benchmarks.plan_table import HEADER, Outcome, line, verdicts
 def outcome(peak: int = 1_000_000_000, seconds: float = 100.0, tokens: int = 500, name: str = "a job") -> Outcome:
     """Predicted were 1 GB, 100 s and 500 tokens."""
     return Outcome(
-        name=name, planned_tokens=500, tokens=tokens, planned_steps=4, steps=4, mode=Mode(row_tokens=1024),
+        name=name, planned_tokens=500, tokens=tokens, planned_steps=4, steps=4, mode=ExecutionPlan(row_tokens=1024),
         planned_peak_bytes=1_000_000_000, peak_bytes=peak, planned_seconds=100.0, seconds=seconds,
         attempt_seconds=seconds + 25,
     )  # fmt: skip

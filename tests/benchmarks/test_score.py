@@ -10,15 +10,14 @@ from safetensors.torch import save_file
 
 from app.domain.artifacts import ADAPTER_WEIGHTS
 from app.domain.render import Document
-from app.domain.spec import QuantizationSpec, RunSpec
+from app.domain.spec import QuantizationSpec
 from benchmarks.score import load_adapter, score
 from tests.tiny import make_tiny_base
 from tests.worker.trainer.house import make_spec
-from worker.trainer.batch import Corpus, Share, rows
-from worker.trainer.lora import make_adapter
+from worker.trainer.batch import TokenizedDataset, pack_batches
+from worker.trainer.lora import Adapter, make_adapter
 from worker.trainer.model import Base, hidden_states, load_base
 
-ID = "run-a"
 CPU = torch.device("cpu")
 
 
@@ -28,51 +27,50 @@ def base(tmp_path: Path) -> Base:
 
 
 @pytest.fixture
-def run(base: Base, tmp_path: Path) -> RunSpec:
-    """With an adapter on disk that answers otherwise than the base."""
+def adapter(base: Base, tmp_path: Path) -> Adapter:
+    """From disk; it answers otherwise than the base."""
     (tmp_path / "train.jsonl").write_text("")
-    run = make_spec(base.directory, tmp_path / "train.jsonl").runs[0]
-    adapter = make_adapter(ID, run.lora, run.seed, base.layers, CPU)
+    run = make_spec(base.directory, tmp_path / "train.jsonl").run
+    fresh = make_adapter(run.lora, run.seed, base.layers, CPU)
     dice = torch.Generator().manual_seed(1)
     tensors = {
         name: torch.empty_like(tensor).uniform_(-0.5, 0.5, generator=dice)
-        for name, tensor in adapter.named_parameters().items()
+        for name, tensor in fresh.named_parameters().items()
     }
     save_file(tensors, tmp_path / ADAPTER_WEIGHTS)
-    load_adapter(base, run, tmp_path)
-    return run
+    return load_adapter(base, run, tmp_path)
 
 
-def corpus_of(*documents: Document) -> Corpus:
-    corpus = Corpus()
+def dataset_of(*documents: Document) -> TokenizedDataset:
+    dataset = TokenizedDataset()
     for line, document in enumerate(documents, 1):
-        corpus.add(line, [document])
-    return corpus
+        dataset.add(line, [document])
+    return dataset
 
 
 @torch.no_grad()
-def greedy(base: Base, prompt: list[int], count: int) -> list[int]:
+def greedy(base: Base, adapter: Adapter, prompt: list[int], count: int) -> list[int]:
     tokens = list(prompt)
     for _ in range(count):
-        corpus = corpus_of(Document(1, tokens, [False] * (len(tokens) - 1) + [True]))
-        row = next(rows([Share(ID, corpus, [0])], 512))
-        tokens.append(int((hidden_states(base, row)[-1] @ base.head_V_D.t()).argmax()))
+        dataset = dataset_of(Document(1, tokens, [False] * (len(tokens) - 1) + [True]))
+        batch = next(pack_batches(dataset, [0], 512))
+        tokens.append(int((hidden_states(base, batch, adapter)[-1] @ base.head_V_D.t()).argmax()))
     return tokens
 
 
-def test_a_greedy_answer_is_exact_and_one_with_another_token_is_not(base: Base, run: RunSpec) -> None:
+def test_a_greedy_answer_is_exact_and_one_with_another_token_is_not(base: Base, adapter: Adapter) -> None:
     marks = [False] * 3 + [True] * 5
-    answers = [greedy(base, prompt, 5) for prompt in ([7, 8, 9], [70, 71, 72])]
+    answers = [greedy(base, adapter, prompt, 5) for prompt in ([7, 8, 9], [70, 71, 72])]
     wrong = [*answers[1][:-2], (answers[1][-2] + 1) % 256, answers[1][-1]]
-    found = score(base, run.run_id, corpus_of(*(Document(1, tokens, marks) for tokens in (*answers, wrong))))
+    found = score(base, adapter, dataset_of(*(Document(1, tokens, marks) for tokens in (*answers, wrong))))
     assert found.exact == (True, True, False)
     assert found.tokens == (5, 5, 5)
     assert found.accuracy == pytest.approx(2 / 3)
     assert found.loss == pytest.approx(sum(found.nats) / 15)
 
 
-def test_it_is_the_adapter_that_is_scored(base: Base, run: RunSpec) -> None:
-    corpus = corpus_of(Document(1, [7, 8, 9, 10], [False] * 2 + [True] * 2))
-    tuned = score(base, run.run_id, corpus)
-    base.routing.adapters[run.run_id].factors.clear()
-    assert score(base, run.run_id, corpus).nats != tuned.nats
+def test_it_is_the_adapter_that_is_scored(base: Base, adapter: Adapter) -> None:
+    dataset = dataset_of(Document(1, [7, 8, 9, 10], [False] * 2 + [True] * 2))
+    tuned = score(base, adapter, dataset)
+    adapter.layers.clear()
+    assert score(base, adapter, dataset).nats != tuned.nats

@@ -49,7 +49,7 @@ def main() -> None:
     from app.domain.spec import TrainerSpec  # after the death signal is set, as imports take a while
 
     spec = TrainerSpec.model_validate_json((workdir / "spec.json").read_bytes())
-    trainer = FakeTrainer(plan, workdir, spec.runs[0])
+    trainer = FakeTrainer(plan, workdir, spec.run)
     try:
         trainer.run()
     except OSError as error:

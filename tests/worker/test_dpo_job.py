@@ -32,15 +32,15 @@ class TestTheSpec:
         with transaction(bench.sessions) as session:
             row = session.get_one(Job, job.id)
             spec = spec_of(bench, row, load_inputs(session, row, "cpu"))
-        assert spec.runs[0].method == "dpo"
-        assert spec.runs[0].hyperparameters.beta == 0.3
+        assert spec.run.method == "dpo"
+        assert spec.run.hyperparameters.beta == 0.3
 
     def test_of_another_job_is_supervised(self, bench: Bench) -> None:
         job = bench.created()
         with transaction(bench.sessions) as session:
             row = session.get_one(Job, job.id)
             spec = spec_of(bench, row, load_inputs(session, row, "cpu"))
-        assert (spec.runs[0].method, spec.runs[0].hyperparameters.beta) == ("supervised", None)
+        assert (spec.run.method, spec.run.hyperparameters.beta) == ("supervised", None)
 
 
 class TestMetrics:

@@ -47,9 +47,9 @@ def test_the_slots_number_of_gpus_is_the_number_of_processes(bench: Bench) -> No
 
 
 def test_a_trainer_reads_lines_by_the_rules_of_its_job(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert spec_of(bench).runs[0].line_rules == LINE_RULES == 2
+    assert spec_of(bench).run.line_rules == LINE_RULES == 2
     monkeypatch.setattr("app.domain.resolve.LINE_RULES", 1)
-    assert spec_of(bench).runs[0].line_rules == 1
+    assert spec_of(bench).run.line_rules == 1
 
 
 def test_a_stored_job_that_names_no_rules_has_the_first(bench: Bench) -> None:
@@ -87,7 +87,7 @@ def trained_lora(bench: Bench, job: Job) -> Any:
     spec = trainer_spec(
         bench.resources.settings, job, inputs, check_base(inputs.base), Path("training.jsonl"), None, None
     )
-    return spec.runs[0].lora
+    return spec.run.lora
 
 
 class TestPatterns:

@@ -15,6 +15,8 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 # OpenMP's threads spin while they wait for each other. On cores that others use too, a waiting thread then takes the
-# time of the one it waits for: on two busy cores 7 to 22 times slower. Read when torch is loaded, so it stands here.
-# The training program lets them spin after all while it has its cores to itself (openmp.py).
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# time of the one it waits for: on two busy cores 7 to 22 times slower. Threads that sleep at once wake too slowly. So
+# they spin for a short while (docs/decisions/0018). libgomp reads both when torch is loaded, so they stand here.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")

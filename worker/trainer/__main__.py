@@ -21,9 +21,8 @@ from app.domain.spec import TrainerSpec
 from app.domain.states import ExitCode
 from worker.trainer.emit import claim_standard_output
 from worker.trainer.onednn import limit_primitive_cache
-from worker.trainer.openmp import allow_spinning
 from worker.trainer.process import control_lines, die_with_parent, work_begins
-from worker.trainer.stop import Stops
+from worker.trainer.stop import StopRequests
 from worker.trainer.torchrun import run_ranks
 
 SPARE = "--spare"
@@ -34,7 +33,6 @@ def main(arguments: list[str]) -> int:
     control = control_lines()
     emit = claim_standard_output()
     die_with_parent()
-    allow_spinning()
     if len(arguments) != 1:
         print("usage: python -m worker.trainer WORKDIR | --spare", file=sys.stderr)
         return ExitCode.BAD_SPEC
@@ -44,11 +42,11 @@ def main(arguments: list[str]) -> int:
     except (OSError, ValidationError) as error:
         print(f"{workdir / 'spec.json'} cannot be read: {error}", file=sys.stderr)
         return ExitCode.BAD_SPEC
-    limit_primitive_cache(len(spec.runs))
+    limit_primitive_cache()
     if spec.world_size > 1:
         return run_ranks(spec, workdir, emit, control)
-    stops = Stops(run.run_id for run in spec.runs)
-    stops.obey_signals()
+    stops = StopRequests(spec.run.run_id)
+    stops.handle_signals()
     stops.listen(control)
     from worker.trainer.run import run  # torch and transformers, some seconds: after the spec is known to be good
 

@@ -1,7 +1,7 @@
-"""What is fastest on this processor: which compute dtype, how many threads, how long a row; timed once.
+"""CPU autotuning: which compute dtype, how many threads, how long a packed batch; timed once.
 
-A rule stands (device.py, and the plan's longest rows) until something else is faster by a margin that noise does not
-reach. What was asked for by name is not timed. The answer is kept with the other choices, so no later attempt asks.
+A rule stands (device.py, and the longest batches) until something else is faster by a margin that noise does not reach.
+What was requested by name is not timed. The result is part of the execution plan, so no later attempt measures again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,18 @@ from app.domain import estimate
 from app.domain.catalog import CatalogEntry, describe
 from app.domain.duration import LAUNCH_TOKENS
 from app.domain.estimate import ROW_LADDER, Device, Placement
-from app.domain.events import Message
+from app.domain.execution_plan import ExecutionPlan
 from app.domain.layout import Lengths
 from app.domain.spec import RunSpec, TrainerSpec
 from app.domain.work import Work
 from worker.trainer import device_memory, parallel
-from worker.trainer.device import Way, device_name, dtype_name, granted_cores, with_compute_dtype
-from worker.trainer.emit import Ledger
-from worker.trainer.openmp import Sample, is_crowded, take_sample
-from worker.trainer.placement import MOST_BATCH, as_job
-from worker.trainer.products import Clock, Products
+from worker.trainer.cpu_load import Sample, is_crowded, take_sample
+from worker.trainer.device import device_name, granted_cores, with_compute_dtype
+from worker.trainer.emit import RecordWriter
+from worker.trainer.layer_benchmark import Clock, LayerBenchmark
+from worker.trainer.placement import as_job
 
-MARGIN = 0.1  # of the rule's time: a way that saves less is not worth a choice that noise may have made
+MARGIN = 0.1  # of the rule's time: what saves less is not worth a choice that noise may have made
 # float32 must take less than this of bfloat16's time in the products: all that is beside them moves twice the bytes.
 WIDE_WITHIN = 0.65
 PRODUCTS = 0.59  # of a step's time (docs/decisions/0018)
@@ -42,11 +42,13 @@ TOKENS = 256  # of the row by which dtypes and threads are judged
 ROUNDS = 2  # after one that compiles the kernels; the quickest counts
 LADDER = ROW_LADDER["cpu"]
 
-Timed = dict[Way, float]  # seconds a token, of a layer's products
+Timed = dict[ExecutionPlan, float]  # seconds a token, of a layer's products
 
 
-def fastest_way(spec: TrainerSpec, workdir: Path, device: torch.device, rule: Way, say: Ledger) -> Way:
-    """The rule, or what was found to be faster, and said. Where nothing can be timed, the log says so."""
+def fastest_plan(
+    spec: TrainerSpec, workdir: Path, device: torch.device, rule: ExecutionPlan, emit: RecordWriter
+) -> ExecutionPlan:
+    """Return the rule's plan, or one that was measured to be faster, with an event. Errors go to the log alone."""
     if device.type != "cpu" or parallel.world_size() > 1 or not (spec.threads is None or _is_dtype_open(spec, rule)):
         return rule
     began = time.monotonic()
@@ -57,92 +59,99 @@ def fastest_way(spec: TrainerSpec, workdir: Path, device: torch.device, rule: Wa
         found = _find(spec, workdir, entry, rule)
     except Exception:  # a choice that only saves time never costs the job
         traceback.print_exc(file=sys.stderr)
-        print(f"What is fastest here could not be timed; going on in {rule}.", file=sys.stderr)
+        print(f"What is fastest here could not be timed; going on in {_describe(rule)}.", file=sys.stderr)
         return rule
-    for each in spec.runs:
-        if each.run_id not in say.endings:
-            say(found.message(each.run_id, time.monotonic() - began))
-    return found.way
+    emit.message(found.text, **found.data(time.monotonic() - began))
+    return found.plan
 
 
 @dataclass
 class Findings:
-    """`way` is the choice so far; the tables have seconds a token, by what was varied, the rule's first."""
+    """`plan` is the choice so far; the tables have seconds a token, by what was varied, the rule's first."""
 
-    way: Way
+    plan: ExecutionPlan
     dtypes: dict[str, float] = field(default_factory=dict)
     threads: dict[int, float] = field(default_factory=dict)
     rows: dict[int, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def message(self, run_id: str, seconds: float) -> Message:
+    @property
+    def text(self) -> str:
         compared = [
             *_compared(self.dtypes),
             *_compared({_threads(count): each for count, each in self.threads.items()}),
             *_compared({f"rows of {tokens:,}": each for tokens, each in self.rows.items()}),
         ]
-        text = " ".join([f"Timed a layer's products: {'; '.join(compared)}.", *self.notes, f"Training in {self.way}."])
-        return Message(run_id=run_id, message=text, data=self._data(seconds))
+        chosen = f"Training in {_describe(self.plan)}."
+        return " ".join([f"Timed a layer's products: {'; '.join(compared)}.", *self.notes, chosen])
 
-    def _data(self, seconds: float) -> dict[str, Any]:
-        """Microseconds a token of a layer's products; the names of a JSON object are text."""
+    def data(self, seconds: float) -> dict[str, Any]:
+        """Return microseconds a token of a layer's products; the names of a JSON object are text."""
         tables: dict[str, Mapping[Any, float]] = {
             "compute_dtype": self.dtypes, "threads": self.threads, "row_tokens": self.rows
         }  # fmt: skip
         timed = {
             what: {str(key): round(1e6 * each, 4) for key, each in table.items()} for what, table in tables.items()
         }
-        chosen = {**vars(self.way), "compute_dtype": dtype_name(self.way.compute_dtype)}
+        chosen = {
+            "compute_dtype": self.plan.compute_dtype,
+            "threads": self.plan.threads,
+            "row_tokens": None if self.plan.row_tokens == LADDER[0] else self.plan.row_tokens,
+        }
         return {"probe_seconds": round(seconds, 3), "microseconds_per_token": timed, "chosen": chosen}
 
 
-def _is_dtype_open(spec: TrainerSpec, rule: Way) -> bool:
+def _is_dtype_open(spec: TrainerSpec, rule: ExecutionPlan) -> bool:
     """16-bit LoRA is 16 bits by name."""
-    return spec.dtype_is_free and spec.quantization is not None and rule.compute_dtype != torch.float32
+    return spec.dtype_is_free and spec.quantization is not None and rule.compute_dtype != "float32"
 
 
-def _find(spec: TrainerSpec, workdir: Path, entry: CatalogEntry, rule: Way) -> Findings:
-    shapes, rank, found = list(entry.target_modules.values()), spec.runs[0].lora.r, Findings(rule)
-    products, largest = Products(shapes, rank), Products([max(shapes, key=math.prod)], rank)
+def _find(spec: TrainerSpec, workdir: Path, entry: CatalogEntry, rule: ExecutionPlan) -> Findings:
+    shapes, rank, found = list(entry.target_modules.values()), spec.run.lora.r, Findings(rule)
+    products, largest = LayerBenchmark(shapes, rank), LayerBenchmark([max(shapes, key=math.prod)], rank)
     if _is_dtype_open(spec, rule):
         _find_dtype(spec, workdir, entry, products, found)
-    if spec.threads is None:  # a number of threads that was asked for is what makes runs repeat: rows stay as planned
+    if spec.threads is None:  # a requested number of threads is for runs that repeat: rows stay as planned
         _find_threads_and_rows(products, largest, found)
     return found
 
 
-def _find_dtype(spec: TrainerSpec, workdir: Path, entry: CatalogEntry, products: Products, found: Findings) -> None:
+def _find_dtype(
+    spec: TrainerSpec, workdir: Path, entry: CatalogEntry, products: LayerBenchmark, found: Findings
+) -> None:
     """By the processor time of one thread, which no neighbour changes."""
-    alone = replace(found.way, threads=1, row_tokens=TOKENS)
-    ways = [alone, replace(alone, compute_dtype=torch.float32)]
-    timed = _timed(products, ways, time.thread_time)
-    found.dtypes = {dtype_name(way.compute_dtype): each for way, each in timed.items()}
-    narrow, wide = (timed[way] for way in ways)
+    plans = [
+        _with(found.plan, threads=1, row_tokens=TOKENS, compute_dtype=dtype)
+        for dtype in (found.plan.compute_dtype, "float32")
+    ]
+    timed = _timed(products, plans, time.thread_time)
+    found.dtypes = {plan.compute_dtype: each for plan, each in timed.items()}
+    narrow, wide = (timed[plan] for plan in plans)
     if wide > WIDE_WITHIN * narrow:
         return
-    if _has_room(spec, workdir, entry, found.way.compute_dtype):
-        found.way = replace(found.way, compute_dtype=torch.float32)
+    if _has_room(spec, workdir, entry, found.plan.compute_dtype):
+        found.plan = _with(found.plan, compute_dtype="float32")
     else:
         found.notes.append("float32 would be faster, but takes more memory than there is.")
 
 
-def _find_threads_and_rows(products: Products, largest: Products, found: Findings) -> None:
+def _find_threads_and_rows(products: LayerBenchmark, largest: LayerBenchmark, found: Findings) -> None:
     """By the clock, as threads that wait for each other take no processor time; so it counts on quiet cores only.
 
     Rows by the largest layer alone: each product of each length leaves half a megabyte of compiled code behind.
     """
-    before, rule = take_sample(), found.way
+    before, rule = take_sample(), found.plan
     counts = [rule.threads, *sorted({granted_cores(), max(1, rule.threads // 2)} - {rule.threads})]
-    timed = _timed(products, [replace(rule, threads=each, row_tokens=TOKENS) for each in counts], time.perf_counter)
-    found.threads = {way.threads: seconds for way, seconds in timed.items()}
+    timed = _timed(products, [_with(rule, threads=each, row_tokens=TOKENS) for each in counts], time.perf_counter)
+    found.threads = {plan.threads: seconds for plan, seconds in timed.items()}
     if not _is_crowded(before, counts, found):
-        found.way = replace(rule, threads=fastest_threads(found.threads))
-        found.rows = _time_rows(largest, found.way, _rows_worth_timing(), rounds=1)
+        found.plan = _with(rule, threads=fastest_threads(found.threads))
+        found.rows = _time_rows(largest, found.plan, _rows_worth_timing(), rounds=1)
         row = fastest_row(found.rows)
-        if row and row == fastest_row(_time_rows(largest, found.way, [max(found.rows), row], rounds=ROUNDS)):
-            found.way = replace(found.way, row_tokens=row)
+        if row and row == fastest_row(_time_rows(largest, found.plan, [max(found.rows), row], rounds=ROUNDS)):
+            found.plan = _with(found.plan, row_tokens=row)
         if _is_crowded(before, counts, found):
-            found.way = rule
+            found.plan = rule
 
 
 def _is_crowded(before: Sample, counts: Sequence[int], found: Findings) -> bool:
@@ -152,9 +161,9 @@ def _is_crowded(before: Sample, counts: Sequence[int], found: Findings) -> bool:
     return True
 
 
-def _time_rows(largest: Products, way: Way, lengths: Sequence[int], rounds: int) -> dict[int, float]:
-    timed = _timed(largest, [replace(way, row_tokens=each) for each in lengths], time.perf_counter, rounds)
-    return {each.row_tokens: seconds for each, seconds in timed.items() if each.row_tokens}
+def _time_rows(largest: LayerBenchmark, plan: ExecutionPlan, lengths: Sequence[int], rounds: int) -> dict[int, float]:
+    timed = _timed(largest, [_with(plan, row_tokens=each) for each in lengths], time.perf_counter, rounds)
+    return {each.row_tokens: seconds for each, seconds in timed.items()}
 
 
 def fastest_threads(seconds: Mapping[int, float]) -> int:
@@ -182,29 +191,27 @@ def _step_cost(row_tokens: int, products: float) -> float:
     return (1 - PRODUCTS + PRODUCTS * products) * (1 + LAUNCH_TOKENS["cpu"] / row_tokens)
 
 
-def _timed(products: Products, ways: Sequence[Way], clock: Clock, rounds: int = ROUNDS) -> Timed:
-    """The ways take turns, so that what disturbs one disturbs the others as well."""
-    took = [{way: products.seconds(way, clock) for way in ways} for _ in range(1 + rounds)]
-    return {way: min(each[way] for each in took[1:]) / (way.row_tokens or 1) for way in ways}
+def _timed(products: LayerBenchmark, plans: Sequence[ExecutionPlan], clock: Clock, rounds: int = ROUNDS) -> Timed:
+    """The plans take turns, so that what disturbs one disturbs the others as well."""
+    took = [{plan: products.seconds(plan, clock) for plan in plans} for _ in range(1 + rounds)]
+    return {plan: min(each[plan] for each in took[1:]) / plan.row_tokens for plan in plans}
 
 
-def _has_room(spec: TrainerSpec, workdir: Path, entry: CatalogEntry, narrow: torch.dtype) -> bool:
+def _has_room(spec: TrainerSpec, workdir: Path, entry: CatalogEntry, narrow: str) -> bool:
     """Whether 32 bits fit and have nothing recomputed that 16 would keep."""
     if spec.out_of_memory_kills:
         return False
-    wide, usual = (_placement(spec, workdir, entry, dtype) for dtype in (torch.float32, narrow))
-    again, usually = ((each.mode.recompute, each.mode.recompute_layers) for each in (wide, usual))
+    wide, usual = (_placement(spec, workdir, entry, dtype) for dtype in ("float32", narrow))
+    again, usually = ((each.plan.recompute, each.plan.recompute_layers) for each in (wide, usual))
     return wide.fits and again == usually
 
 
-def _placement(spec: TrainerSpec, workdir: Path, entry: CatalogEntry, dtype: torch.dtype) -> Placement:
+def _placement(spec: TrainerSpec, workdir: Path, entry: CatalogEntry, dtype: str) -> Placement:
     """Before anything is read: as if every document were as long as any can be."""
-    batch = min(MOST_BATCH, sum(run.hyperparameters.batch_size for run in spec.runs))
-    longest, lengths = max(_most_tokens(run, workdir) for run in spec.runs), Lengths()
-    for _ in range(batch):
+    longest, lengths = _most_tokens(spec.run, workdir), Lengths()
+    for _ in range(spec.run.hyperparameters.batch_size):
         lengths.add([longest])
-    knobs = spec.runs[0].hyperparameters.model_copy(update={"batch_size": batch})
-    job = as_job(with_compute_dtype(spec, dtype), spec.runs[0].model_copy(update={"hyperparameters": knobs}))
+    job = as_job(with_compute_dtype(spec, dtype), spec.run)
     cpu = torch.device("cpu")
     device = Device("cpu", device_name(cpu), device_memory.measure(cpu).capacity_bytes, torch.get_num_threads())
     return estimate.place(entry, job, Work.of(job, lengths), device, spec.measurements)
@@ -225,6 +232,15 @@ def _compared(seconds: Mapping[str, float]) -> list[str]:
     first, *others = seconds
     multiples = ", ".join(f"{name} {seconds[name] / seconds[first]:.2f}" for name in others)
     return [f"{multiples} times {first}"]
+
+
+def _with(plan: ExecutionPlan, **changes: Any) -> ExecutionPlan:
+    return plan.model_copy(update=changes)
+
+
+def _describe(plan: ExecutionPlan) -> str:
+    rows = "" if plan.row_tokens == LADDER[0] else f", rows of at most {plan.row_tokens:,} tokens"
+    return f"{plan.compute_dtype} with {_threads(plan.threads)}{rows}"
 
 
 def _threads(count: int) -> str:

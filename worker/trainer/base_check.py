@@ -11,7 +11,7 @@ import torch
 
 from app.domain.documents import Document
 from app.domain.states import Reason
-from worker.trainer.batch import Corpus, Row, Share, rows
+from worker.trainer.batch import PackedBatch, TokenizedDataset, pack_batches
 from worker.trainer.device import dtype_name
 from worker.trainer.failures import Failure
 from worker.trainer.model import Base, hidden_states, in_float32
@@ -26,10 +26,10 @@ def check_base(base: Base) -> None:
     """Raises Failure: MODEL_UNAVAILABLE where we would train it wrongly, INVALID_SPEC where its dtype is too narrow."""
     vocabulary = base.head_V_D.shape[0]
     first, second = (_document(start, vocabulary) for start in (1, 1 + vocabulary // 2))
-    alone, both = _row(second).to(base.device), _row(first, second).to(base.device)
+    alone, both = _pack(second).to(base.device), _pack(first, second).to(base.device)
     with in_float32(base):
-        alone_T_D = hidden_states(base, alone, exact=True)
-        packed_T_D = hidden_states(base, both, exact=True)[LENGTH:]
+        alone_T_D = hidden_states(base, alone, float32=True)
+        packed_T_D = hidden_states(base, both, float32=True)[LENGTH:]
     if not torch.isfinite(alone_T_D).all():
         raise _refused(base, "gives numbers that are not finite")
     if _difference(alone_T_D, packed_T_D) > LEAK:
@@ -46,18 +46,18 @@ def _document(start: int, vocabulary: int) -> Document:
     return Document(1, tokens, [False] + [True] * (LENGTH - 1))
 
 
-def _row(*documents: Document) -> Row:
-    corpus = Corpus()
-    corpus.add(1, documents)
-    return next(rows([Share("check", corpus, corpus.documents(0))], token_budget=2 * LENGTH)).without_adapters()
+def _pack(*documents: Document) -> PackedBatch:
+    dataset = TokenizedDataset()
+    dataset.add(1, documents)
+    return next(pack_batches(dataset, dataset.documents(0), row_tokens=2 * LENGTH))
 
 
-def _own_logits(base: Base, row: Row) -> torch.Tensor:
+def _own_logits(base: Base, batch: PackedBatch) -> torch.Tensor:
     output = base.model(
-        input_ids=row.tokens_T.unsqueeze(0),
-        position_ids=row.positions_T.unsqueeze(0),
+        input_ids=batch.tokens_T.unsqueeze(0),
+        position_ids=batch.positions_T.unsqueeze(0),
         use_cache=False,
-        document_lengths=row.lengths,
+        document_lengths=batch.document_lengths,
     )
     logits_1_T_V: torch.Tensor = output.logits
     return logits_1_T_V[0]

@@ -39,9 +39,9 @@ TOKENIZER_FILES = (
 def save_checkpoint(run: Run, base_name: str, base_directory: Path) -> Path:
     """Write the adapter as it is after `run.step` steps; keep the newest three and the best. Returns its directory."""
     about = {
-        **run.facts,
+        **run.provenance,
         "step": run.step,
-        "epoch": run.plan.epoch(run.step),
+        "epoch": run.schedule.epoch(run.step),
         "trained_tokens": run.trained_tokens,
         "metrics": run.metrics,
     }

@@ -1,13 +1,12 @@
 """Which device, how many threads, which compute dtype, by rule: decided once, before anything is loaded.
 
-On a CPU autotune.py then looks whether something else is faster.
+On a CPU autotune.py then measures whether something else is faster.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -22,26 +21,17 @@ from worker.trainer.failures import Failure
 CPU_QUOTA = "cpu.max"
 
 
-@dataclass(frozen=True)
-class Way:
-    """How a row is computed here: what was stored by the first attempt, or a rule, or what is faster than the rule."""
-
-    compute_dtype: torch.dtype
-    threads: int
-    row_tokens: int | None = None  # at most so many; None: as many as the plan finds best
-
-    def __str__(self) -> str:
-        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
-        rows = f", rows of at most {self.row_tokens:,} tokens" if self.row_tokens else ""
-        return f"{dtype_name(self.compute_dtype)} with {threads}{rows}"
-
-
 def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def torch_dtype(name: str) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
 def choose_device(wanted: str) -> torch.device:
-    """A GPU where there is one, unless a device was asked for by name. Raises Failure(INVALID_SPEC)."""
+    """Return a GPU where there is one, unless the spec names a device. Raises Failure(INVALID_SPEC)."""
     if wanted == "cuda" and not torch.cuda.is_available():
         text = "The spec asks for the device cuda, but torch sees no NVIDIA GPU here; ask for auto or cpu."
         raise Failure(Reason.INVALID_SPEC, text, "device")
@@ -57,19 +47,18 @@ def device_name(device: torch.device) -> str:
 def choose_compute_dtype(
     quantization: QuantizationSpec | None, device: torch.device, is_free: bool = False
 ) -> torch.dtype:
-    """What was asked for. Where no type was, it is bfloat16, or float16 on a GPU that is older than bfloat16."""
+    """Return the requested dtype; where none was, bfloat16, or float16 on a GPU that is older than bfloat16."""
     if quantization is not None and not is_free:
-        dtype: torch.dtype = getattr(torch, quantization.compute_dtype)
-        return dtype
+        return torch_dtype(quantization.compute_dtype)
     has_bfloat16 = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if has_bfloat16 else torch.float16
 
 
-def with_compute_dtype(spec: TrainerSpec, dtype: torch.dtype) -> TrainerSpec:
-    """The spec with the dtype that is computed in, where nobody asked for the one that it names."""
+def with_compute_dtype(spec: TrainerSpec, dtype: str) -> TrainerSpec:
+    """Return the spec with the dtype that is computed in, where the request left it open."""
     if spec.quantization is None:
         return spec
-    quantization = spec.quantization.model_copy(update={"compute_dtype": dtype_name(dtype)})
+    quantization = spec.quantization.model_copy(update={"compute_dtype": dtype})
     return spec.model_copy(update={"quantization": quantization})
 
 

@@ -72,7 +72,7 @@ def peak_bytes(device: torch.device) -> int:
     return _status("VmHWM")
 
 
-def return_what_is_freed() -> None:
+def map_large_blocks_apart() -> None:
     """Where the process has a limit of its own, map every large block by itself, so that freeing it unmaps it.
 
     Freed memory otherwise stays in the heap and counts against RLIMIT_DATA and RLIMIT_AS for good.
@@ -83,7 +83,7 @@ def return_what_is_freed() -> None:
         mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
 
 
-def brim_bytes(device: torch.device) -> int:
+def trim_threshold_bytes(device: torch.device) -> int:
     """So much may be resident before what was freed is worth giving back, whatever was planned."""
     return int(BRIM * measure(device).capacity_bytes) if device.type == "cpu" else sys.maxsize
 

@@ -1,4 +1,4 @@
-"""What the trainer says: typed records, one JSON line each, to whom it does not know."""
+"""The trainer's output: typed records, one JSON line each."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, Literal
 
 from app.domain.events import Done, Failed, Message, Record, Stopped
 from app.domain.spec import RunSpec
@@ -16,7 +17,8 @@ from app.domain.states import Reason
 from worker.trainer.failures import failed
 
 Emit = Callable[[Record], None]
-Pulse = Callable[[str], None]  # called all the time during long work with what is being done
+Keepalive = Callable[[str], None]  # called often during long work, with what is being done
+Level = Literal["info", "warn", "error"]
 
 SILENCE_SECONDS = 120.0  # a parent takes ten minutes of silence for a hang, and one step may take longer than that
 
@@ -35,7 +37,7 @@ class RecordStream:
                 line = line[os.write(self._descriptor, line) :]
 
     def pass_on(self) -> None:
-        """Descriptor 1 is for records again: a program that is started from here on may say some."""
+        """Use descriptor 1 for records again, so that a program started from here on can emit some."""
         os.dup2(self._descriptor, 1)
 
 
@@ -47,37 +49,39 @@ def claim_standard_output() -> RecordStream:
     return RecordStream(private)
 
 
-class Ledger:
-    """Passes records on and remembers how each run ended: with one last record, and nothing after it."""
+class RecordWriter:
+    """Emits the records of the run, and keeps the reason of its last one: nothing may follow that."""
 
-    def __init__(self, emit: Emit) -> None:
+    def __init__(self, emit: Emit, spec: RunSpec) -> None:
         self._emit = emit
-        self._said_at = time.monotonic()
-        self.endings: dict[str, Reason] = {}
+        self._spec = spec
+        self._emitted_at = time.monotonic()
+        self.ending: Reason | None = None  # how the run ended; None while it goes on
 
     def __call__(self, record: Record) -> None:
-        assert record.run_id not in self.endings, f"{record.run_id} has ended, but says {record}"
+        assert self.ending is None, f"{record.run_id} has ended, but emits {record}"
         self._emit(record)
-        self._said_at = time.monotonic()
+        self._emitted_at = time.monotonic()
         if isinstance(record, Done):
-            self.endings[record.run_id] = Reason.DONE
+            self.ending = Reason.DONE
         elif isinstance(record, Stopped | Failed):
-            self.endings[record.run_id] = record.reason
+            self.ending = record.reason
 
-    def pulse(self, run_id: str) -> Pulse:
-        """Says that this run is alive, but only where nothing else has been said for a while."""
+    def message(self, text: str, level: Level = "info", **data: Any) -> None:
+        """Emit an event of the run."""
+        self(Message(run_id=self._spec.run_id, level=level, message=text, data=data))
 
-        def beat(doing: str) -> None:
-            if time.monotonic() - self._said_at >= SILENCE_SECONDS:
-                self(Message(run_id=run_id, message=f"Still {doing}."))
-
-        return beat
+    def keepalive(self, doing: str) -> None:
+        """Emit that the run is alive, but only if nothing was emitted for a while."""
+        if time.monotonic() - self._emitted_at >= SILENCE_SECONDS:
+            self.message(f"Still {doing}.")
 
     @contextmanager
-    def blaming(self, run: RunSpec) -> Iterator[None]:
-        """What goes wrong in here ends this run and no other: a sentence in its record, the traceback in the log."""
+    def fail_run_on_error(self) -> Iterator[None]:
+        """End the run with a `Failed` record where an exception leaves the block; the traceback goes to the log."""
         try:
             yield
         except Exception as error:
             traceback.print_exc(file=sys.stderr)
-            self(failed(error, run))
+            if self.ending is None:
+                self(failed(error, self._spec))

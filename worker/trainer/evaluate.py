@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import torch
-
-from worker.trainer.batch import Corpus, Share, rows
-from worker.trainer.emit import Pulse
-from worker.trainer.loss import head_loss
-from worker.trainer.model import Base, hidden_states
-from worker.trainer.preference import compare_losses, reference_losses
-from worker.trainer.tally import Tally
-
-Validation = Tally
+from worker.trainer.batch import TokenizedDataset, pack_batches
+from worker.trainer.emit import Keepalive
+from worker.trainer.metrics import StepMetrics
+from worker.trainer.objective import Objective
 
 
-@torch.no_grad()
-def evaluate(
-    base: Base, run_id: str, corpus: Corpus, token_budget: int, pulse: Pulse, beta: float | None = None
-) -> Validation:
-    """Every document once, in the file's order; one division at the end. `beta` is DPO's, for a corpus of pairs."""
-    validation = Validation(base.device)
-    documents = [document for example in range(len(corpus)) for document in corpus.documents(example)]
-    for row in rows([Share(run_id, corpus, documents, beta=beta)], token_budget):
-        pulse("measuring the validation loss")
-        row = row.to(base.device)
-        reference_N = reference_losses(base, row)
-        hidden_T_D = hidden_states(base, row)
-        _, losses_N, hits_N = head_loss(hidden_T_D[row.predictors_N], base.head_of(row), row.targets_N)
-        pairs = compare_losses(row.pairs, losses_N, reference_N) if row.pairs and reference_N is not None else None
-        for segment in row.segments:
-            validation.add(segment, losses_N, hits_N, pairs)
-    return validation
+def evaluate(objective: Objective, dataset: TokenizedDataset, row_tokens: int, keepalive: Keepalive) -> StepMetrics:
+    """Evaluate every document once, in the file's order."""
+    metrics, device = StepMetrics(objective.base.device), objective.base.device
+    for batch in pack_batches(dataset, dataset.documents_of(range(len(dataset))), row_tokens):
+        keepalive("measuring the validation loss")
+        metrics.add(objective.evaluate(batch.to(device)))
+    return metrics

@@ -97,7 +97,7 @@ def loading(spec: TrainerSpec) -> Iterator[None]:
         raise _base_too_large(spec.base.name, spec.quantization) from error
 
 
-class SurvivedShortage(AbstractContextManager[None]):
+class SuppressOutOfMemory(AbstractContextManager[None]):
     """Out of memory in here goes to the log and no further, unless `is_repeatable` says no.
 
     Behind the block, without the exception, the block's tensors are free: its traceback held every frame.

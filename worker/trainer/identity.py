@@ -44,7 +44,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], base_directory:
 
 
 def _tokenizer(directory: Path) -> dict[str, str]:
-    """Part of the base's manifest, too; apart, so that a difference says what it is about."""
+    """Hash the tokenizer's files: part of the base's manifest, too; apart, so that a difference names the file."""
     return {name: sha256_file(directory / name) for name in TOKENIZER_FILES if (directory / name).is_file()}
 
 

@@ -1,4 +1,4 @@
-"""What a run begins with: a new adapter, or the tensors of an earlier one that training goes on from."""
+"""The adapter before the first step: a new one, or the tensors of an earlier one that training goes on from."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ from worker.trainer.modules_to_save import train_modules_to_save
 
 
 def initial_adapter(spec: RunSpec, workdir: Path, base: Base) -> Adapter:
-    """The adapter before the first step, known to the layers of the base. Raises Failure."""
-    adapter = make_adapter(spec.run_id, spec.lora, spec.seed, base.layers, base.device)
-    base.routing.adapters[spec.run_id] = adapter
+    """Return the adapter, with the layers that DoRA and modules_to_save need in the model. Raises Failure."""
+    adapter = make_adapter(spec.lora, spec.seed, base.layers, base.device)
     if spec.lora.use_dora:
         train_magnitudes(base, adapter)
-    base.modules_to_save |= train_modules_to_save(base.model, spec.lora.modules_to_save, adapter, base.routing)
+    base.modules_to_save |= train_modules_to_save(base.model, spec.lora.modules_to_save, adapter, base.switch)
     if spec.start_adapter is not None:
         _go_on_from(workdir / spec.start_adapter, spec.start_adapter_sha256, adapter)
     return adapter

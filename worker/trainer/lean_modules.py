@@ -53,7 +53,7 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def make_lean(model: Any, dtype: torch.dtype) -> None:
+def use_memory_efficient_modules(model: Any, dtype: torch.dtype) -> None:
     """Replace every norm and gated MLP of `model`, which computes in `dtype`, that ours equals."""
     for name, module in list(model.named_modules()):
         ours = _ours(module)

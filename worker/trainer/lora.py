@@ -1,20 +1,17 @@
-"""LoRA on frozen linear layers: h = W x + scale * B A x, for the tokens of each run its own A and B.
-
-    row       | tokens of run 0 ....... | tokens of run 1 .. |      one W for all of them
-    products  |  B0 A0 x                |  B1 A1 x           |      one run is the case of one segment
+"""LoRA on frozen linear layers: h = W x + scale * B A x.
 
 A and B are float32 masters, cast to the compute dtype for the product; the optimizer sees float32 only. B starts at
 zero, so step 0 is the base model. One autograd Function for all of it: the dequantised W is made again in the backward
 instead of being kept, and no T x D delta is ever stored.
 
-Letters: T tokens, K inputs and D outputs of a layer, R the rank, S the tokens of one segment.
+Letters: T tokens, K inputs and D outputs of a layer, R the rank.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -26,7 +23,6 @@ import torch.nn.functional as F  # noqa: N812
 from app.domain.patterns import rank_of, scale_of
 from app.domain.spec import LoraSpec
 from app.domain.states import Reason
-from worker.trainer.batch import Segment
 from worker.trainer.failures import Failure
 from worker.trainer.frozen import FrozenLinear
 
@@ -34,8 +30,8 @@ PEFT_PREFIX = "base_model.model."  # what PEFT calls the model inside its own wr
 
 
 @dataclass
-class Factors:
-    """One layer's A and B of one run, and its scale: each layer may have a rank and an alpha of its own."""
+class LoraWeights:
+    """One layer's A and B, and its scale: each layer may have a rank and an alpha of its own."""
 
     A_R_K: torch.nn.Parameter
     B_D_R: torch.nn.Parameter
@@ -45,12 +41,11 @@ class Factors:
 
 @dataclass
 class Adapter:
-    """Everything that one run trains: the factors by layer name, in the model's order, and modules_to_save."""
+    """Everything that is trained: LoRA weights by layer name, in the model's order, and modules_to_save."""
 
-    run_id: str
     dropout: float
-    generator: torch.Generator  # of this run's dropout masks, and of nothing else
-    factors: dict[str, Factors]
+    generator: torch.Generator  # of the dropout masks, and of nothing else
+    layers: dict[str, LoraWeights]
     module_masters: dict[str, torch.nn.Parameter] = field(default_factory=dict)  # by names in the base, float32
 
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -59,148 +54,141 @@ class Adapter:
     def named_parameters(self) -> dict[str, torch.nn.Parameter]:
         """By the names PEFT gives them in adapter_model.safetensors."""
         named: dict[str, torch.nn.Parameter] = {}
-        for layer, factors in self.factors.items():
-            named[f"{PEFT_PREFIX}{layer}.lora_A.weight"] = factors.A_R_K
-            named[f"{PEFT_PREFIX}{layer}.lora_B.weight"] = factors.B_D_R
-            if factors.magnitude_D is not None:
-                named[f"{PEFT_PREFIX}{layer}.lora_magnitude_vector"] = factors.magnitude_D
+        for layer, weights in self.layers.items():
+            named[f"{PEFT_PREFIX}{layer}.lora_A.weight"] = weights.A_R_K
+            named[f"{PEFT_PREFIX}{layer}.lora_B.weight"] = weights.B_D_R
+            if weights.magnitude_D is not None:
+                named[f"{PEFT_PREFIX}{layer}.lora_magnitude_vector"] = weights.magnitude_D
         return named | {PEFT_PREFIX + name: parameter for name, parameter in self.module_masters.items()}
 
 
-class Routing:
-    """Which tokens of the row in flight belong to which adapter; every adapted layer looks here."""
+class AdapterSwitch:
+    """Which adapter every adapted layer applies now; with none the model is the base model."""
 
     def __init__(self) -> None:
-        self.adapters: dict[str, Adapter] = {}
-        self.segments: Sequence[Segment] = ()
-
-    @property
-    def alone(self) -> Adapter | None:
-        """The adapter of an exclusive run, which has every row to itself; None where adapters are off."""
-        return self.adapters[self.segments[0].run_id] if self.segments else None
+        self.active: Adapter | None = None
 
     @contextmanager
-    def of(self, segments: Sequence[Segment]) -> Iterator[None]:
-        self.segments = segments
+    def on(self, adapter: Adapter | None) -> Iterator[None]:
+        """Apply `adapter` within the block; None is the base model."""
+        self.active = adapter
         try:
             yield
         finally:
-            self.segments = ()
+            self.active = None
 
 
 class AdaptedLinear(torch.nn.Module):
-    """Stands where a frozen linear layer stood; without segments it is that layer, to the bit."""
+    """Stands where a frozen linear layer stood; with the adapter switched off it is that layer, to the bit."""
 
-    def __init__(self, name: str, base: FrozenLinear, routing: Routing) -> None:
+    def __init__(self, name: str, base: FrozenLinear, switch: AdapterSwitch) -> None:
         super().__init__()
         self.name = name
         self.base: Any = base
-        self._routing = routing
+        self._switch = switch
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., K) -> (..., D), in the dtype of `x`; the leading dimensions together are the row's T tokens."""
+        """(..., K) -> (..., D), in the dtype of `x`; the leading dimensions together are the batch's T tokens."""
         x_T_K = x.reshape(-1, x.shape[-1])
-        parts, factors = self._parts(x.dtype)
-        y_T_D: torch.Tensor = _LoraProduct.apply(x_T_K, self.base, parts, *factors)  # type: ignore[no-untyped-call]
+        adapter = self._switch.active
+        weights = adapter.layers.get(self.name) if adapter else None
+        if adapter and weights:
+            y_T_D = lora_linear(x_T_K, self.base, weights, adapter)
+        else:
+            y_T_D = frozen_linear(x_T_K, self.base)
         return y_T_D.view(*x.shape[:-1], y_T_D.shape[-1])
 
-    def _parts(self, dtype: torch.dtype) -> tuple[list[_Part], list[torch.Tensor]]:
-        parts: list[_Part] = []
-        factors: list[torch.Tensor] = []
-        for segment in self._routing.segments:
-            adapter = self._routing.adapters[segment.run_id]
-            if mine := adapter.factors.get(self.name):
-                dropout = adapter.dropout if torch.is_grad_enabled() else 0.0  # without gradients: evaluation
-                parts.append(_Part(segment.start, segment.end, mine.scale, dropout, adapter.generator))
-                factors += [mine.A_R_K.to(dtype), mine.B_D_R.to(dtype)]
-        return parts, factors
+
+def frozen_linear(x_T_K: torch.Tensor, base: FrozenLinear) -> torch.Tensor:
+    """x W^T + bias. The dequantised W is made again in the backward, which plain autograd would keep instead."""
+    y_T_D: torch.Tensor = _FrozenLinear.apply(x_T_K, base)  # type: ignore[no-untyped-call]
+    return y_T_D
 
 
-@dataclass(frozen=True)
-class _Part:
-    start: int
-    end: int
-    scale: float
-    dropout: float
-    generator: torch.Generator
+def lora_linear(x_T_K: torch.Tensor, base: FrozenLinear, weights: LoraWeights, adapter: Adapter) -> torch.Tensor:
+    """x W^T + bias + scale * (drop(x) A^T) B^T, with dropout only where gradients are wanted."""
+    dropout = _Dropout(adapter.dropout if torch.is_grad_enabled() else 0.0, adapter.generator)
+    A_R_K, B_D_R = weights.A_R_K.to(x_T_K.dtype), weights.B_D_R.to(x_T_K.dtype)
+    y_T_D: torch.Tensor = _LoraLinear.apply(x_T_K, base, dropout, weights.scale, A_R_K, B_D_R)  # type: ignore[no-untyped-call]
+    return y_T_D
 
 
-class _LoraProduct(torch.autograd.Function):
-    """y = x W^T + bias, and in each part's rows + scale * (drop(x) A^T) B^T. W gets no gradient, ever."""
+class _FrozenLinear(torch.autograd.Function):
+    """W gets no gradient, ever."""
+
+    @staticmethod
+    def forward(ctx: Any, x_T_K: torch.Tensor, base: FrozenLinear) -> torch.Tensor:
+        ctx.base = base
+        return F.linear(x_T_K, base.weight_in(x_T_K.dtype), base.bias_in(x_T_K.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, dy_T_D: torch.Tensor) -> tuple[torch.Tensor | None, None]:
+        return dy_T_D @ ctx.base.weight_in(dy_T_D.dtype), None
+
+
+class _LoraLinear(torch.autograd.Function):
+    """Gradients of x, A and B; W gets none, ever."""
 
     @staticmethod
     def forward(
-        ctx: Any, x_T_K: torch.Tensor, base: FrozenLinear, parts: list[_Part], *factors: torch.Tensor
+        ctx: Any,
+        x_T_K: torch.Tensor,
+        base: FrozenLinear,
+        dropout: _Dropout,
+        scale: float,
+        A_R_K: torch.Tensor,
+        B_D_R: torch.Tensor,
     ) -> torch.Tensor:
         y_T_D = F.linear(x_T_K, base.weight_in(x_T_K.dtype), base.bias_in(x_T_K.dtype))
-        kept: list[torch.Tensor] = []
-        for part, A_R_K, B_D_R in zip(parts, factors[::2], factors[1::2], strict=True):
-            x_S_K, keep_S_K = drop(x_T_K[part.start : part.end], part.dropout, part.generator)
-            u_S_R = x_S_K @ A_R_K.t()
-            y_T_D[part.start : part.end].addmm_(u_S_R, B_D_R.t(), alpha=part.scale)
-            kept += [u_S_R, keep_S_K]
-        ctx.base, ctx.parts = base, parts
-        ctx.save_for_backward(x_T_K if parts else x_T_K.new_empty(0), *factors, *kept)
+        dropped_T_K, keep_T_K = drop(x_T_K, dropout.rate, dropout.generator)
+        u_T_R = dropped_T_K @ A_R_K.t()
+        y_T_D.addmm_(u_T_R, B_D_R.t(), alpha=scale)
+        ctx.base, ctx.scale, ctx.rate = base, scale, dropout.rate
+        ctx.save_for_backward(x_T_K, A_R_K, B_D_R, u_T_R, keep_T_K)
         return y_T_D
 
     @staticmethod
     def backward(ctx: Any, dy_T_D: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x_T_K, *rest = ctx.saved_tensors
-        factors, kept = rest[: 2 * len(ctx.parts)], rest[2 * len(ctx.parts) :]
+        x_T_K, A_R_K, B_D_R, u_T_R, keep_T_K = ctx.saved_tensors
         dx_T_K = dy_T_D @ ctx.base.weight_in(dy_T_D.dtype) if ctx.needs_input_grad[0] else None
-        gradients: list[torch.Tensor | None] = []
-        for i, part in enumerate(ctx.parts):
-            (A_R_K, B_D_R), (u_S_R, keep_S_K) = factors[2 * i : 2 * i + 2], kept[2 * i : 2 * i + 2]
-            dy_S_D = dy_T_D[part.start : part.end]
-            du_S_R = (dy_S_D @ B_D_R).mul_(part.scale)
-            x_S_K = _apply(x_T_K[part.start : part.end], keep_S_K, part.dropout)
-            gradients += [du_S_R.t() @ x_S_K, (dy_S_D.t() @ u_S_R).mul_(part.scale)]
-            if dx_T_K is not None:
-                _add_product(dx_T_K[part.start : part.end], du_S_R, A_R_K, keep_S_K, part)
-        return dx_T_K, None, None, *gradients
+        du_T_R = (dy_T_D @ B_D_R).mul_(ctx.scale)
+        dA_R_K = du_T_R.t() @ _apply_mask(x_T_K, keep_T_K, ctx.rate)
+        dB_D_R = (dy_T_D.t() @ u_T_R).mul_(ctx.scale)
+        if dx_T_K is not None and ctx.rate:
+            dx_T_K.add_(_apply_mask(du_T_R @ A_R_K, keep_T_K, ctx.rate))
+        elif dx_T_K is not None:
+            dx_T_K.addmm_(du_T_R, A_R_K)  # without a temporary of T x K
+        return dx_T_K, None, None, None, dA_R_K, dB_D_R
 
 
-def drop(x_S_K: torch.Tensor, dropout: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Dropout on LoRA's input, as PEFT has it, and what was kept. An empty mask stands for: everything."""
-    if not dropout:
-        return x_S_K, x_S_K.new_empty(0, dtype=torch.bool)
-    keep_S_K = torch.empty_like(x_S_K, dtype=torch.bool).bernoulli_(1 - dropout, generator=generator)
-    return _apply(x_S_K, keep_S_K, dropout), keep_S_K
+@dataclass(frozen=True)
+class _Dropout:
+    rate: float
+    generator: torch.Generator
 
 
-def _add_product(
-    dx_S_K: torch.Tensor, du_S_R: torch.Tensor, A_R_K: torch.Tensor, keep_S_K: torch.Tensor, part: _Part
-) -> None:
-    if part.dropout:
-        dx_S_K.add_(_apply(du_S_R @ A_R_K, keep_S_K, part.dropout))
-    else:
-        dx_S_K.addmm_(du_S_R, A_R_K)  # without a temporary of S x K
+def drop(x_T_K: torch.Tensor, rate: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Apply dropout to LoRA's input, as PEFT does; return it and the mask. An empty mask keeps everything."""
+    if not rate:
+        return x_T_K, x_T_K.new_empty(0, dtype=torch.bool)
+    keep_T_K = torch.empty_like(x_T_K, dtype=torch.bool).bernoulli_(1 - rate, generator=generator)
+    return _apply_mask(x_T_K, keep_T_K, rate), keep_T_K
 
 
-def _apply(x_S_K: torch.Tensor, keep_S_K: torch.Tensor, dropout: float) -> torch.Tensor:
-    return x_S_K * keep_S_K / (1 - dropout) if dropout else x_S_K
+def _apply_mask(x_T_K: torch.Tensor, keep_T_K: torch.Tensor, rate: float) -> torch.Tensor:
+    return x_T_K * keep_T_K / (1 - rate) if rate else x_T_K
 
 
-def frozen_product(x_T_K: torch.Tensor, base: FrozenLinear) -> torch.Tensor:
-    """x W^T + bias. The dequantised W is made again in the backward, which plain autograd would keep instead."""
-    y_T_D: torch.Tensor = _LoraProduct.apply(x_T_K, base, [])  # type: ignore[no-untyped-call]
-    return y_T_D
-
-
-def make_adapter(
-    run_id: str, lora: LoraSpec, seed: int, layers: dict[str, AdaptedLinear], device: torch.device
-) -> Adapter:
+def make_adapter(lora: LoraSpec, seed: int, layers: dict[str, AdaptedLinear], device: torch.device) -> Adapter:
     """A as PEFT starts it (Kaiming-uniform with a = sqrt(5): uniform within 1 / sqrt(K)), B zero.
 
     Drawn on the CPU in the layers' order, so a seed means the same adapter on every device. Raises Failure for target
     modules that the model does not have, for a pattern that is not a target's name, and for a rank above a target's
     smaller side.
     """
-    targets = _targets(lora, layers)
     init = torch.Generator().manual_seed(seed)
-    factors = {name: _factors(layers[name].base, lora, name, init, device) for name in targets}
-    generator = torch.Generator(device).manual_seed(seed)
-    return Adapter(run_id, lora.dropout, generator, factors)
+    weights = {name: _new_weights(layers[name].base, lora, name, init, device) for name in _targets(lora, layers)}
+    return Adapter(lora.dropout, torch.Generator(device).manual_seed(seed), weights)
 
 
 def frozen_copy(adapter: Adapter) -> Adapter:
@@ -208,15 +196,17 @@ def frozen_copy(adapter: Adapter) -> Adapter:
     return deepcopy(adapter, {id(adapter.generator): adapter.generator})
 
 
-def _factors(base: FrozenLinear, lora: LoraSpec, name: str, init: torch.Generator, device: torch.device) -> Factors:
-    reach, r = 1 / math.sqrt(base.in_features), rank_of(lora, name)
-    A_R_K = torch.empty(r, base.in_features).uniform_(-reach, reach, generator=init)
+def _new_weights(
+    base: FrozenLinear, lora: LoraSpec, name: str, init: torch.Generator, device: torch.device
+) -> LoraWeights:
+    bound, r = 1 / math.sqrt(base.in_features), rank_of(lora, name)
+    A_R_K = torch.empty(r, base.in_features).uniform_(-bound, bound, generator=init)
     B_D_R = torch.zeros(base.out_features, r)
-    return Factors(torch.nn.Parameter(A_R_K.to(device)), torch.nn.Parameter(B_D_R.to(device)), scale_of(lora, name))
+    return LoraWeights(torch.nn.Parameter(A_R_K.to(device)), torch.nn.Parameter(B_D_R.to(device)), scale_of(lora, name))
 
 
 def _targets(lora: LoraSpec, layers: dict[str, AdaptedLinear]) -> list[str]:
-    """The layers whose last name is asked for."""
+    """Return the layers whose last name is among the target modules."""
     available = sorted({name.rpartition(".")[2] for name in layers})
     if unknown := sorted(set(lora.target_modules) - set(available)):
         text = f"The base model has no linear layer named {', '.join(unknown)}; it has {', '.join(available)}."

@@ -20,24 +20,24 @@ LEAST_CHUNK_ROWS = 128
 BYTES_PER_LOGIT = 6  # as the product leaves it (16 bits), and as float32
 
 
-def head_loss(
+def linear_cross_entropy(
     hidden_N_D: torch.Tensor,
     head_V_D: torch.Tensor,
     targets_N: torch.Tensor,
     weights_N: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The sum of the losses (a float32 scalar, with its gradient), losses_N (float32, nats), hits_N (bool).
+    """The sum of the losses (a float32 scalar, with its gradient), losses_N (float32, nats), is_correct_N (bool).
 
-    A hit is a target that was the likeliest token. `weights_N` (float32, 1 where absent) weigh the sum and its
+    Correct is a target that was the likeliest token. `weights_N` (float32, 1 where absent) weigh the sum and its
     gradient, not `losses_N`. A sum, not a mean: the one division is the optimizer step's.
     """
     if not torch.is_grad_enabled():  # `needs_input_grad` would still say that a trained head wants its V x D numbers
         hidden_N_D, head_V_D = hidden_N_D.detach(), head_V_D.detach()
-    total, losses_N, hits_N = _HeadLoss.apply(hidden_N_D, head_V_D, targets_N, weights_N)  # type: ignore[no-untyped-call]
-    return total, losses_N, hits_N
+    total, losses_N, is_correct_N = _LinearCrossEntropy.apply(hidden_N_D, head_V_D, targets_N, weights_N)  # type: ignore[no-untyped-call]
+    return total, losses_N, is_correct_N
 
 
-class _HeadLoss(torch.autograd.Function):
+class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -56,10 +56,10 @@ class _HeadLoss(torch.autograd.Function):
             _chunk(hidden_M_D, head_V_D, targets_M, weights_M, learns, ctx.head_gradient_V_D)
             for hidden_M_D, targets_M, weights_M in zip(*parts, weights, strict=False)
         ]
-        losses_N, hits_N, gradient_N_D = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+        losses_N, is_correct_N, gradient_N_D = (torch.cat(parts) for parts in zip(*chunks, strict=True))
         ctx.save_for_backward(gradient_N_D)
-        ctx.mark_non_differentiable(losses_N, hits_N)
-        return (losses_N if weights_N is None else losses_N * weights_N).sum(), losses_N, hits_N
+        ctx.mark_non_differentiable(losses_N, is_correct_N)
+        return (losses_N if weights_N is None else losses_N * weights_N).sum(), losses_N, is_correct_N
 
     @staticmethod
     def backward(ctx: Any, scale: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
@@ -77,7 +77,7 @@ def _chunk(
     learns: bool,
     head_gradient_V_D: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Losses, hits and the hidden states' gradient; the head's, where it learns, is added to the buffer given.
+    """Return losses, which are correct, and the hidden states' gradient; add the head's, if it learns, to its buffer.
 
     One float32 buffer holds logits, then exponentials, then p - y.
     """
@@ -88,9 +88,9 @@ def _chunk(
     z_M_V.sub_(top_M_1).exp_()
     sum_M_1 = z_M_V.sum(dim=1, keepdim=True)
     losses_M = (sum_M_1.log() + top_M_1 - target_M_1).squeeze(1)
-    hits_M = (target_M_1 == top_M_1).squeeze(1)
+    is_correct_M = (target_M_1 == top_M_1).squeeze(1)
     if not learns:
-        return losses_M, hits_M, hidden_M_D.new_empty(0, hidden_M_D.shape[1])
+        return losses_M, is_correct_M, hidden_M_D.new_empty(0, hidden_M_D.shape[1])
     z_M_V.div_(sum_M_1)
     z_M_V.scatter_add_(1, targets_M_1, z_M_V.new_full((len(targets_M), 1), -1.0))
     if weights_M is not None:
@@ -98,4 +98,4 @@ def _chunk(
     dz_M_V = z_M_V.to(hidden_M_D.dtype)
     if head_gradient_V_D is not None:
         head_gradient_V_D.add_(dz_M_V.t() @ hidden_M_D)
-    return losses_M, hits_M, dz_M_V @ head_V_D
+    return losses_M, is_correct_M, dz_M_V @ head_V_D

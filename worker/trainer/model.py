@@ -3,7 +3,7 @@
 Weights are read one tensor at a time and quantised on arrival, so there is never a second copy of the base, nor one in
 full precision. Only safetensors are read, no code from the directory is run, and nothing is fetched.
 
-Letters: T tokens of a row, D the hidden size, V the vocabulary.
+Letters: T tokens of a batch, D the hidden size, V the vocabulary.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from app.domain.catalog import ALTERED, hash_directory, stat_signature, unusable
 from app.domain.spec import BaseSpec, QuantizationSpec
 from app.domain.states import Reason
 from worker.trainer import attention
-from worker.trainer.batch import Row
+from worker.trainer.batch import PackedBatch
 from worker.trainer.failures import Failure, is_out_of_memory
 from worker.trainer.frozen import Frozen4, freeze, stored_bytes
-from worker.trainer.lean_modules import make_lean
-from worker.trainer.lora import AdaptedLinear, Routing
+from worker.trainer.lean_modules import use_memory_efficient_modules
+from worker.trainer.lora import AdaptedLinear, Adapter, AdapterSwitch
 from worker.trainer.modules_to_save import ModuleToSave
 
 # Heads that are more than one matrix product: our loss would be another model's.
@@ -38,16 +38,16 @@ HEAD_SETTINGS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm
 
 @dataclass
 class Base:
-    """The frozen base model as it is loaded, shared by every run of a trainer."""
+    """The frozen base model as it is loaded, with layers that can apply an adapter."""
 
     name: str
     directory: Path
     model: Any  # a transformers causal language model whose linear layers are AdaptedLinear
     layers: dict[str, AdaptedLinear]
-    routing: Routing  # what the layers look at: whose tokens are in flight
+    switch: AdapterSwitch  # which adapter the layers apply
     device: torch.device
     compute_dtype: torch.dtype
-    modules_to_save: dict[str, ModuleToSave] = field(default_factory=dict)  # of the one run that trains any
+    modules_to_save: dict[str, ModuleToSave] = field(default_factory=dict)
 
     @property
     def head_V_D(self) -> torch.Tensor:  # noqa: N802  shapes stand in names
@@ -55,11 +55,11 @@ class Base:
         weight: torch.Tensor = self.model.get_output_embeddings().weight
         return weight
 
-    def head_of(self, row: Row) -> torch.Tensor:
-        """The head that a row's tokens meet, V x D: the base model's, or the float32 master of a run that trains it."""
+    def head_with(self, adapter: Adapter | None) -> torch.Tensor:
+        """Return the head, V x D: the base model's, or the float32 master of an adapter that trains it."""
         head = self.model.get_output_embeddings()
-        if row.segments and isinstance(head, ModuleToSave):
-            return head.master(self.routing.adapters[row.segments[0].run_id], "weight")
+        if adapter is not None and isinstance(head, ModuleToSave):
+            return head.master(adapter, "weight")
         return self.head_V_D
 
     @property
@@ -99,30 +99,35 @@ def load_base(
     device: torch.device,
 ) -> Base:
     """Load a causal language model with frozen linear layers and no adapter. Raises Failure(MODEL_UNAVAILABLE)."""
-    model = _skeleton(name, directory, compute_dtype)
+    model = _meta_model(name, directory, compute_dtype)
     linears = _linear_names(model)
-    for key, tensor in _wanted(name, model, directory):
-        _place(model, key, tensor.to(device), linears, quantization, compute_dtype)
+    for key, tensor in _read_tensors(name, model, directory):
+        _assign(model, key, tensor.to(device), linears, quantization, compute_dtype)
     model.tie_weights()
     _check_complete(name, model)
     _move_buffers(model, device)
     model.eval().requires_grad_(False)  # frozen layers have no dropout of their own; LoRA's is switched apart
-    routing = Routing()
-    layers = _adapt(model, linears, routing)
-    make_lean(model, compute_dtype)
-    return Base(name, directory, model, layers, routing, device, compute_dtype)
+    switch = AdapterSwitch()
+    layers = _adapt(model, linears, switch)
+    use_memory_efficient_modules(model, compute_dtype)
+    return Base(name, directory, model, layers, switch, device, compute_dtype)
 
 
-def hidden_states(base: Base, row: Row, *, exact: bool = False) -> torch.Tensor:
-    """The last hidden state of every token, T x D. `exact` carries float32 through the same weights."""
-    tokens_1_T = row.tokens_T.unsqueeze(0)
-    with base.routing.of(row.segments):
+def hidden_states(
+    base: Base, batch: PackedBatch, adapter: Adapter | None = None, *, float32: bool = False
+) -> torch.Tensor:
+    """Return the last hidden state of every token, T x D, of the base model or of the model with `adapter`.
+
+    `float32` carries float32 through the same weights.
+    """
+    tokens_1_T = batch.tokens_T.unsqueeze(0)
+    with base.switch.on(adapter):
         embedded_1_T_D = base.model.get_input_embeddings()(tokens_1_T)
         output = base.model.base_model(
-            inputs_embeds=embedded_1_T_D.float() if exact else embedded_1_T_D,
-            position_ids=row.positions_T.unsqueeze(0),
+            inputs_embeds=embedded_1_T_D.float() if float32 else embedded_1_T_D,
+            position_ids=batch.positions_T.unsqueeze(0),
             use_cache=False,
-            document_lengths=row.lengths,
+            document_lengths=batch.document_lengths,
         )
     hidden_1_T_D: torch.Tensor = output.last_hidden_state
     return hidden_1_T_D[0]
@@ -130,7 +135,7 @@ def hidden_states(base: Base, row: Row, *, exact: bool = False) -> torch.Tensor:
 
 @contextmanager
 def in_float32(base: Base) -> Iterator[None]:
-    """Norms and biases in float32 for a while, so that `exact` hidden states meet no other dtype on their way.
+    """Norms and biases in float32 for a while, so that float32 hidden states meet no other dtype on their way.
 
     Matrices stay as they are and are widened layer by layer, for one product.
     """
@@ -146,7 +151,7 @@ def in_float32(base: Base) -> Iterator[None]:
 
 
 @contextmanager
-def bare(base: Base) -> Iterator[Any]:
+def unwrapped(base: Base) -> Iterator[Any]:
     """The model with its frozen layers where it was born with them, as PEFT expects it."""
     ours = {**base.layers, **base.modules_to_save}
     born = {name: layer.base for name, layer in base.layers.items()}
@@ -174,7 +179,7 @@ def _check_files(spec: BaseSpec) -> None:
         raise _unavailable(spec.name, ALTERED)
 
 
-def _skeleton(name: str, directory: Path, compute_dtype: torch.dtype) -> Any:
+def _meta_model(name: str, directory: Path, compute_dtype: torch.dtype) -> Any:
     """The model's modules without their weights (on `meta`), but with the buffers that no file holds."""
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
@@ -198,7 +203,7 @@ def _linear_names(model: Any) -> list[str]:
     return [name for name, module in modules if isinstance(module, torch.nn.Linear) and module is not head]
 
 
-def _wanted(name: str, model: Any, directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
+def _read_tensors(name: str, model: Any, directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor of the checkpoint. One that the model has no place for would be dropped silently: refused."""
     known = set(model.state_dict())
     ignored = re.compile("|".join([r"rotary_emb\.inv_freq", *(model._keys_to_ignore_on_load_unexpected or ())]))
@@ -224,7 +229,7 @@ def _reading(name: str, path: Path) -> Iterator[None]:
         raise _unavailable(name, f"{path.name} is not whole ({error})") from error
 
 
-def _place(
+def _assign(
     model: Any,
     key: str,
     tensor: torch.Tensor,
@@ -258,8 +263,8 @@ def _move_buffers(model: Any, device: torch.device) -> None:
             module._buffers[name] = None if buffer is None else buffer.to(device)
 
 
-def _adapt(model: Any, linears: list[str], routing: Routing) -> dict[str, AdaptedLinear]:
-    layers = {name: AdaptedLinear(name, model.get_submodule(name), routing) for name in linears}
+def _adapt(model: Any, linears: list[str], switch: AdapterSwitch) -> dict[str, AdaptedLinear]:
+    layers = {name: AdaptedLinear(name, model.get_submodule(name), switch) for name in linears}
     for name, layer in layers.items():
         model.set_submodule(name, layer)
     return layers

@@ -1,7 +1,7 @@
 """modules_to_save: modules that are trained whole and saved beside A and B: norms, the embedding, the head.
 
 The masters are float32 and belong to the adapter; the module in the model keeps its own weights, as they are, and
-computes with the masters, cast to their dtype, where the run's tokens go through it. Names are read as PEFT reads
+computes with the masters, cast to their dtype, where the adapter is on. Names are read as PEFT reads
 them: a module whose full name *ends* with the name, so "norm" is every norm. Where the embedding and the head are one
 matrix in the base, each that is named becomes a matrix of its own, as in PEFT.
 """
@@ -16,17 +16,17 @@ from torch.func import functional_call
 
 from app.domain.states import Reason
 from worker.trainer.failures import Failure
-from worker.trainer.lora import AdaptedLinear, Adapter, Routing
+from worker.trainer.lora import AdaptedLinear, Adapter, AdapterSwitch
 
 
 class ModuleToSave(torch.nn.Module):
-    """Stands where a module stood; without segments it is that module, to the bit."""
+    """Stands where a module stood; with the adapter switched off it is that module, to the bit."""
 
-    def __init__(self, name: str, frozen: torch.nn.Module, routing: Routing) -> None:
+    def __init__(self, name: str, frozen: torch.nn.Module, switch: AdapterSwitch) -> None:
         super().__init__()
         self.name = name
         self.frozen = frozen
-        self._routing = routing
+        self._switch = switch
 
     @property
     def weight(self) -> Any:
@@ -37,7 +37,7 @@ class ModuleToSave(torch.nn.Module):
         return adapter.module_masters[f"{self.name}.{parameter}"]
 
     def forward(self, *inputs: Any) -> Any:
-        adapter = self._routing.alone
+        adapter = self._switch.active
         if adapter is None:
             return self.frozen(*inputs)
         names = self.frozen.named_parameters()
@@ -46,7 +46,7 @@ class ModuleToSave(torch.nn.Module):
 
 
 def train_modules_to_save(
-    model: Any, names: Sequence[str], adapter: Adapter, routing: Routing
+    model: Any, names: Sequence[str], adapter: Adapter, switch: AdapterSwitch
 ) -> dict[str, ModuleToSave]:
     """Put a ModuleToSave in the place of each module that is named, and its masters into the adapter.
 
@@ -59,7 +59,7 @@ def train_modules_to_save(
         fitting = {full: module for full, module in modules.items() if full.endswith(name)}
         _check(name, fitting, modules)
         chosen |= fitting
-    replaced = {full: ModuleToSave(full, module, routing) for full, module in chosen.items()}
+    replaced = {full: ModuleToSave(full, module, switch) for full, module in chosen.items()}
     for full, module in replaced.items():
         for parameter_name, parameter in module.frozen.named_parameters():
             master = parameter.detach().to(torch.float32, copy=True)

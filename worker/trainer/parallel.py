@@ -1,13 +1,13 @@
 """Several processes train as one: each takes some of a step's examples, the sums are added up, all make the same step.
 
     examples of a step | 0 3 4 7 | 1 2 5 6 |      one process's share each, about equal in tokens
-    sums               |   sum   |   sum   |      of gradients, losses, hits, tokens: all-reduced
+    sums               |   sum   |   sum   |      of gradients, losses, counts, tokens: all-reduced
     division           |  the same in every process: one adapter, W equal copies of it
 
-What a run learns does not depend on how many processes there are, beyond the rounding of sums. The first process alone
+The result does not depend on how many processes there are, beyond the rounding of sums. The first process alone
 decides, saves, evaluates and reports; the others follow. With one process every function here does nothing.
 
-Letters: W processes, P trained parameters of a run.
+Letters: W processes, P trained parameters.
 """
 
 from __future__ import annotations
@@ -16,18 +16,16 @@ import os
 import random
 import sys
 import traceback
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from app.domain.states import ExitCode, Reason
 from worker.trainer.failures import Failure
-
-if TYPE_CHECKING:
-    from worker.trainer.state import Run, Step
+from worker.trainer.lora import Adapter
 
 T = TypeVar("T")
 
@@ -48,7 +46,7 @@ def is_first() -> bool:
 
 
 def join(device: str) -> None:
-    """Meet the other processes, as torchrun's environment says; on CUDA, one process a GPU. Raises Failure."""
+    """Join the process group that torchrun's environment names; on CUDA, one process a GPU. Raises Failure."""
     on_cuda = device != "cpu" and torch.cuda.is_available()
     if on_cuda:
         _take_gpu(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
@@ -75,11 +73,18 @@ def own_examples(examples: Sequence[int], tokens: Callable[[int], int]) -> list[
     return [example for at, example in enumerate(examples) if at in mine]
 
 
-def all_reduce(step: Step) -> None:
-    """Replace the gradients and sums of this process's share by those of the whole step."""
+class Sums(Protocol):
+    """What a step has added up besides gradients."""
+
+    def sums(self) -> torch.Tensor: ...
+
+    def set_sums(self, sums: torch.Tensor) -> None: ...
+
+
+def all_reduce(parameters: Sequence[torch.nn.Parameter], step: Sums) -> None:
+    """Replace the gradients and sums of this process's examples by those of the whole step."""
     if world_size() == 1:
         return
-    parameters = step.run.parameters
     gradient_P = torch.cat([_gradient(parameter).reshape(-1) for parameter in parameters])
     _together(lambda: dist.all_reduce(gradient_P))
     parts = torch.split(gradient_P, [parameter.numel() for parameter in parameters])
@@ -90,25 +95,23 @@ def all_reduce(step: Step) -> None:
     step.set_sums(sums)
 
 
-def agree(runs: Sequence[Run], endings: MutableMapping[str, Reason]) -> Sequence[Run]:
-    """The runs that the first process goes on with, in every process; and how the others have ended."""
+def broadcast(value: T) -> T:
+    """Return the first process's value, in every process."""
     if world_size() == 1:
-        return runs
-    said: list[Any] = [[run.id for run in runs], dict(endings)]
-    _together(lambda: dist.broadcast_object_list(said, src=0))
-    wanted, ended = said
-    endings.update(ended)
-    mine = {run.id: run for run in runs}
-    return [mine[run_id] for run_id in wanted]
+        return value
+    values: list[Any] = [value]
+    _together(lambda: dist.broadcast_object_list(values, src=0))
+    received: T = values[0]
+    return received
 
 
-def gather(mine: T) -> list[T]:
-    """What each process has, in their order."""
+def gather(value: T) -> list[T]:
+    """Return the value of every process, in their order."""
     if world_size() == 1:
-        return [mine]
-    everybodys: list[Any] = [None] * world_size()
-    _together(lambda: dist.all_gather_object(everybodys, mine))
-    return everybodys
+        return [value]
+    values: list[Any] = [None] * world_size()
+    _together(lambda: dist.all_gather_object(values, value))
+    return values
 
 
 def seed_own_dropout(generator: torch.Generator, seed: int) -> None:
@@ -117,14 +120,14 @@ def seed_own_dropout(generator: torch.Generator, seed: int) -> None:
         generator.manual_seed(random.Random(f"{seed}/{rank()}").getrandbits(32))  # the CPU's takes 32 bits of a seed
 
 
-def gather_random_states(runs: Sequence[Run]) -> None:
-    """Tell the first process, which writes the snapshots, where each process's random numbers are."""
-    for run in runs:
-        if world_size() > 1 and run.adapter.dropout:
-            mine = run.adapter.generator.get_state()
-            states = [torch.empty_like(mine) for _ in range(world_size())]
-            _together(lambda states=states, mine=mine: dist.all_gather(states, mine))  # type: ignore[misc]
-            run.random_states = states
+def gather_random_states(adapter: Adapter) -> list[torch.Tensor]:
+    """Return the dropout state of every process, for the snapshots; nothing with one process or without dropout."""
+    if world_size() == 1 or not adapter.dropout:
+        return []
+    state = adapter.generator.get_state()
+    states = [torch.empty_like(state) for _ in range(world_size())]
+    _together(lambda: dist.all_gather(states, state))
+    return states
 
 
 def fair_threads(threads: int) -> int:

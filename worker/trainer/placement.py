@@ -6,7 +6,6 @@ less than there seems to be.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 
 import torch
@@ -15,7 +14,6 @@ from app.domain import estimate
 from app.domain.catalog import describe
 from app.domain.estimate import Device, Placement
 from app.domain.events import Planned
-from app.domain.layout import Lengths
 from app.domain.memory import DeviceKind
 from app.domain.processor import core_flops
 from app.domain.spec import JobSpec, RunSpec, TrainerSpec
@@ -27,29 +25,30 @@ from worker.trainer.state import Run
 
 AFTER_A_KILL = 0.7  # of the memory that seemed free, for each time the kernel disagreed
 GRADIENT_BYTES, MOMENT_BYTES = 4, 8  # of a trained number; beside its master's they make OPTIMIZER_BYTES
-MOST_BATCH = 256
 
 
-def place(spec: TrainerSpec, base: Base, runs: Sequence[Run], most_row_tokens: int | None = None) -> Placement:
-    """The layout for these runs on this device, and what it should take. The base and the adapters are loaded."""
+def place(spec: TrainerSpec, base: Base, run: Run, most_row_tokens: int | None = None) -> Placement:
+    """Plan the layout of the run on this device, and what it should take. The base and the adapter are loaded."""
     space = device_memory.measure(base.device)
     sharers = parallel.world_size() if base.device.type == "cpu" else 1  # each has a GPU of its own
     capacity = space.used_bytes + int(space.free_bytes / sharers * AFTER_A_KILL**spec.out_of_memory_kills)
     device = _device(base, capacity)
-    job, work = _as_one(spec, runs)
-    loaded = space.used_bytes + bytes_to_come(runs)
+    job = as_job(spec, run.spec)
+    validation_tokens = run.validation_dataset.tokens if run.validation_dataset else 0
+    work = Work.of(job, run.dataset.lengths(), run.dataset.labelled_tokens, validation_tokens)
+    loaded = space.used_bytes + bytes_to_come(run)
     entry = describe(spec.base.directory)
     return estimate.place(entry, job, work, device, spec.measurements, loaded, most_row_tokens, space.counts_mapped)
 
 
 def planned(run: Run, placement: Placement) -> Planned:
-    """For the record: what was predicted, and what the formula alone would have said, which is what gets corrected."""
+    """Return the record: what was predicted, and what the formula alone predicts, which is what gets corrected."""
     return Planned(
         run_id=run.id,
         device_kind=placement.device.kind,
         device=placement.device.name,
         memory_bytes=placement.device.memory_bytes,
-        mode=placement.mode,
+        mode=placement.plan,
         largest_row_tokens=placement.largest_row,
         components=asdict(placement.memory),
         loaded_bytes=placement.formula.loaded,
@@ -61,16 +60,16 @@ def planned(run: Run, placement: Placement) -> Planned:
     )
 
 
-def bytes_to_come(runs: Sequence[Run]) -> int:
-    """Gradients and moments of what is trained."""
-    trained = sum(parameter.numel() for run in runs for parameter in run.parameters)
-    return trained * GRADIENT_BYTES + moment_bytes_to_come(runs)
+def bytes_to_come(run: Run) -> int:
+    """Return the bytes of the gradients and moments that are not in memory yet."""
+    trained = sum(parameter.numel() for parameter in run.parameters)
+    return trained * GRADIENT_BYTES + moment_bytes_to_come(run)
 
 
-def moment_bytes_to_come(runs: Sequence[Run]) -> int:
-    """They come with the first step; a snapshot has brought them already."""
+def moment_bytes_to_come(run: Run) -> int:
+    """Return the bytes of AdamW's moments: the first step makes them, unless a snapshot has brought them."""
     return MOMENT_BYTES * sum(
-        parameter.numel() for run in runs for parameter in run.parameters if not run.optimizer.state.get(parameter)
+        parameter.numel() for parameter in run.parameters if not run.optimizer.state.get(parameter)
     )
 
 
@@ -79,21 +78,8 @@ def _device(base: Base, capacity_bytes: int) -> Device:
     return Device(kind, device_name(base.device), capacity_bytes, torch.get_num_threads(), core_flops())
 
 
-def _as_one(spec: TrainerSpec, runs: Sequence[Run]) -> tuple[JobSpec, Work]:
-    """Several runs fill their rows together, as one with all their examples would."""
-    first, lengths = runs[0].spec, Lengths()
-    for run in runs:
-        lengths.join(run.corpus.lengths())
-    batch = min(MOST_BATCH, sum(run.spec.hyperparameters.batch_size for run in runs))
-    knobs = first.hyperparameters.model_copy(update={"batch_size": batch})
-    job = as_job(spec, first.model_copy(update={"hyperparameters": knobs}))
-    labelled = sum(run.corpus.labelled_tokens for run in runs)
-    validation = sum(run.validation.tokens for run in runs if run.validation)
-    return job, Work.of(job, lengths, labelled, validation)
-
-
 def as_job(spec: TrainerSpec, run: RunSpec) -> JobSpec:
-    """One run as the plan knows it."""
+    """Return the run as the estimate takes it."""
     return JobSpec(
         base_model=spec.base.name,
         method=run.method,

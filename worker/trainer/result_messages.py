@@ -10,10 +10,10 @@ from worker.trainer.state import Run
 def result_messages(run: Run) -> Iterator[str]:
     """Sentences for the user; none for a run that went to its end and whose last adapter is its best."""
     best = run.best
-    if run.stops_early and run.step < run.plan.total_steps:
+    if run.stops_early and run.step < run.schedule.total_steps:
         yield (
-            f"Stopped early after step {run.step} of {run.plan.total_steps}: the full validation loss did not fall in "
-            f"{best.validations_without_fall} validation(s) in a row; it was {best.loss:.4f} after step {best.step}."
+            f"Stopped early after step {run.step} of {run.schedule.total_steps}: the full validation loss did not fall "
+            f"in {best.validations_without_fall} validation(s) in a row; it was {best.loss:.4f} after step {best.step}."
         )
     if run.promotes_another:
         yield f"The result is the adapter of step {best.step}, with the lowest full validation loss, {best.loss:.4f}."

@@ -1,11 +1,9 @@
-"""The table of contents: a spec -> device -> base -> runs -> loop -> exit code. Each line has a room of its own."""
+"""The table of contents: a spec -> device -> base -> run -> loop -> exit code. Each line has a module of its own."""
 
 from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,210 +11,198 @@ from typing import Any
 import torch
 
 from app.domain.catalog import longest_document
+from app.domain.estimate import ROW_LADDER
+from app.domain.execution_plan import ExecutionPlan
 from app.domain.render import Renderer
 from app.domain.spec import RunSpec, TrainerSpec
 from app.domain.states import ExitCode, Reason
 from worker.trainer import device_memory, parallel
-from worker.trainer.attempt import Attempt, Earlier, open_earlier
-from worker.trainer.autotune import fastest_way
+from worker.trainer.activation_checkpointing import Recomputation
+from worker.trainer.attempt import Attempt
+from worker.trainer.autotune import fastest_plan
 from worker.trainer.base_check import check_base
-from worker.trainer.batch import Corpus, read_corpus, reference_id
-from worker.trainer.bookkeeping import Bookkeeper
+from worker.trainer.batch import TokenizedDataset, read_dataset
 from worker.trainer.device import (
-    Way,
     choose_compute_dtype,
     choose_device,
     choose_threads,
     device_name,
     dtype_name,
     make_repeatable,
+    torch_dtype,
     with_compute_dtype,
 )
-from worker.trainer.emit import Emit, Ledger, Pulse
-from worker.trainer.facts import facts_of, started, warn_of_differences, warn_of_slow_dtype
+from worker.trainer.emit import Emit, Keepalive, RecordWriter
 from worker.trainer.failures import Failure, exit_code, explain, failed, loading
 from worker.trainer.initial_adapter import initial_adapter
 from worker.trainer.inputs import check_context_length, check_inputs, check_prompts
 from worker.trainer.loop import train
 from worker.trainer.lora import frozen_copy
 from worker.trainer.model import Base, open_base
-from worker.trainer.oom_in_step import MemoryLayout
-from worker.trainer.openmp import cores_watched
+from worker.trainer.objective import DpoObjective, Objective, SupervisedObjective
 from worker.trainer.optim import make_optimizer
+from worker.trainer.out_of_memory import OutOfMemoryPolicy, after_kills
 from worker.trainer.placement import place, planned
-from worker.trainer.plan import make_plan
 from worker.trainer.probe import probe
-from worker.trainer.recompute import Recomputation
-from worker.trainer.snapshot import Choices, Snapshot, restore
+from worker.trainer.provenance import provenance_of, started, warn_of_differences, warn_of_slow_dtype
+from worker.trainer.schedule import make_schedule
+from worker.trainer.snapshot import restore
 from worker.trainer.state import Run
-from worker.trainer.stop import Stops
+from worker.trainer.step_actions import StepActions
+from worker.trainer.stop import StopRequests
 
-ORDERLY = (ExitCode.DONE, ExitCode.DRAINED, ExitCode.PAUSED, ExitCode.CANCELLED)  # every process has come to its end
+CLEAN_EXITS = (ExitCode.DONE, ExitCode.DRAINED, ExitCode.PAUSED, ExitCode.CANCELLED)  # with several processes, of all
 
-HOPELESS = 1.05  # times the memory there is: nearer to it, only trying tells
-
-
-def run(spec: TrainerSpec, workdir: Path, emit: Emit, stops: Stops) -> int:
-    """Train every run of the spec. Each ends with one last record; the exit code is the first that is not DONE."""
-    say = Ledger(emit)
-    attempt = Attempt(spec, workdir, say, stops)
-    try:
-        _run(attempt)
-    except Exception as error:  # of the base or of a shared step: nobody's in particular, so everybody's
-        traceback.print_exc(file=sys.stderr)
-        if not parallel.is_first():  # the first one hears of it from torchrun
-            sys.exit(exit_code(explain(error, spec.runs[0]).reason))
-        for each in attempt.unfinished():
-            say(failed(error, each))
-    codes = [exit_code(say.endings[each.run_id]) for each in spec.runs]
-    return next((code for code in codes if code), 0)
+MEMORY_HEADROOM = 1.05  # a plan that needs more than this times the memory fails without a try
 
 
-def run_rank(spec: TrainerSpec, workdir: Path, emit: Emit, stops: Stops) -> int:
+def run(spec: TrainerSpec, workdir: Path, emit: Emit, stops: StopRequests) -> int:
+    """Train the run of the spec; it ends with one last record. Returns the exit code."""
+    writer = RecordWriter(emit, spec.run)
+    with writer.fail_run_on_error():
+        try:
+            _run(Attempt(spec, workdir, writer, stops))
+        except Exception as error:
+            if parallel.is_first():
+                raise
+            traceback.print_exc(file=sys.stderr)
+            sys.exit(exit_code(explain(error, spec.run).reason))  # the first process learns of it from torchrun
+    assert writer.ending is not None
+    return exit_code(writer.ending)
+
+
+def run_rank(spec: TrainerSpec, workdir: Path, emit: Emit, stops: StopRequests) -> int:
     """The same as one of `spec.world_size` processes."""
     try:
         parallel.join(spec.device)
     except Failure as error:
-        for each in spec.runs:
-            emit(failed(error, each))
+        emit(failed(error, spec.run))
         return exit_code(error.reason)
     code = run(spec, workdir, emit, stops)
-    if code in ORDERLY:
+    if code in CLEAN_EXITS:
         parallel.leave()
     return code
 
 
 def _run(attempt: Attempt) -> None:
-    device_memory.return_what_is_freed()
-    device = choose_device(attempt.spec.device)
-    earlier = open_earlier(attempt)
-    way = _way(attempt, device, earlier.choices)
-    make_repeatable(device, way.threads)
-    with cores_watched(way.threads):
-        _train(attempt, device, way, earlier)
-
-
-def _train(attempt: Attempt, device: torch.device, way: Way, earlier: Earlier) -> None:
-    spec, say = attempt.spec, attempt.say
-    base = _open(attempt, device, way)
-    renderer = Renderer.from_directory(spec.base.directory, _rendered_at(earlier.choices))
-    runs = _prepare_all(attempt, base, renderer, earlier.snapshots)
-    if not runs:
-        return
-    for each in runs:
-        say(started(each, base))
-    choices = _choose(attempt, base, runs, way, earlier.choices)
-    bookkeeper = Bookkeeper(
+    spec, emit = attempt.spec, attempt.emit
+    device_memory.map_large_blocks_apart()
+    device = choose_device(spec.device)
+    snapshot = attempt.open_snapshot()
+    plan = snapshot.plan if snapshot else _initial_plan(attempt, device)
+    make_repeatable(device, plan.threads)
+    base = _open(attempt, device, torch_dtype(plan.compute_dtype))
+    renderer = Renderer.from_directory(spec.base.directory, _rendered_at(plan))
+    run = prepare(spec.run, attempt.workdir, base, renderer, provenance_of(spec, base), emit.keepalive)
+    objective = make_objective(base, run)
+    if snapshot:
+        restore(run, snapshot)
+        warn_of_differences(run, snapshot, base, emit)
+        snapshot.tensors.clear()  # they would stay a second time
+    emit(started(run, base))
+    plan = _plan_memory(attempt, base, run, plan, is_new=snapshot is None)
+    plan = plan.model_copy(update={"rendered_at": renderer.now.isoformat()})
+    policy = OutOfMemoryPolicy(plan, base, Recomputation(base.model, base.switch), emit)
+    actions = StepActions(
         base=base,
+        objective=objective,
+        policy=policy,
         renderer=renderer,
         workdir=attempt.workdir,
-        choices=replace(choices, rendered_at=renderer.now.isoformat()),
-        identities={each.run_id: attempt.identity(each) for each in spec.runs},
+        identity=attempt.identity,
         snapshot_interval_seconds=spec.snapshot_interval_seconds,
-        say=say,
+        emit=emit,
         stops=attempt.stops,
     )
-    layout = MemoryLayout(base, bookkeeper, Recomputation(base.model, base.routing))
-    _confirm(base, runs, bookkeeper, layout)
-    train(base, runs, layout, attempt.stops, bookkeeper)
+    _probe(run, objective, policy, emit)
+    train(run, objective, policy, actions)
 
 
-def _way(attempt: Attempt, device: torch.device, earlier: Choices | None) -> Way:
-    """What the first attempt chose; in the first one the rule, or what is faster than that here."""
-    if earlier:
-        return Way(getattr(torch, earlier.compute_dtype), earlier.threads, earlier.row_tokens)
+def _initial_plan(attempt: Attempt, device: torch.device) -> ExecutionPlan:
+    """Decide by rule, or by what is faster than the rule here. Memory is planned once the base is loaded."""
     spec = attempt.spec
-    threads = spec.threads or parallel.fair_threads(choose_threads())
-    rule = Way(choose_compute_dtype(spec.quantization, device, spec.dtype_is_free), threads)
-    return fastest_way(spec, attempt.workdir, device, rule, attempt.say)
+    rule = ExecutionPlan(
+        row_tokens=ROW_LADDER["cuda" if device.type == "cuda" else "cpu"][0],
+        compute_dtype=dtype_name(choose_compute_dtype(spec.quantization, device, spec.dtype_is_free)),
+        threads=spec.threads or parallel.fair_threads(choose_threads()),
+        device=device_name(device),
+    )
+    return fastest_plan(spec, attempt.workdir, device, rule, attempt.emit)
 
 
-def _open(attempt: Attempt, device: torch.device, way: Way) -> Base:
+def _open(attempt: Attempt, device: torch.device, compute_dtype: torch.dtype) -> Base:
     spec = attempt.spec
     if not spec.dtype_is_free:
-        warn_of_slow_dtype(spec, way.compute_dtype, device, attempt.say)
+        warn_of_slow_dtype(compute_dtype, device, attempt.emit)
     with loading(spec):
-        base = open_base(spec.base, spec.quantization, way.compute_dtype, device)
+        base = open_base(spec.base, spec.quantization, compute_dtype, device)
         check_base(base)
     return base
 
 
-def _rendered_at(earlier: Choices | None) -> datetime:
-    """When the first attempt was: a template that prints the date would give a later one other tokens."""
-    if earlier and earlier.rendered_at:
-        return datetime.fromisoformat(earlier.rendered_at)
+def _rendered_at(plan: ExecutionPlan) -> datetime:
+    """Return the time of the first attempt: a template that prints the date would give a later one other tokens."""
+    if plan.rendered_at:
+        return datetime.fromisoformat(plan.rendered_at)
     return parallel.gather(datetime.now())[0]
 
 
-def _prepare_all(attempt: Attempt, base: Base, renderer: Renderer, snapshots: dict[str, Snapshot]) -> Sequence[Run]:
-    runs, say = [], attempt.say
-    for run_spec in attempt.unfinished():
-        with say.blaming(run_spec):
-            facts, pulse = facts_of(attempt.spec, run_spec, base), say.pulse(run_spec.run_id)
-            run = prepare(run_spec, attempt.workdir, base, renderer, facts, pulse)
-            if snapshot := snapshots.pop(run.id, None):  # its tensors would stay a second time
-                restore(run, snapshot)
-                warn_of_differences(run, snapshot, base, say)
-            runs.append(run)
-    return runs
-
-
-def prepare(spec: RunSpec, workdir: Path, base: Base, renderer: Renderer, facts: dict[str, Any], pulse: Pulse) -> Run:
-    """Everything a run needs before its first step. Raises Failure for a spec or a file that can't be trained."""
-    knobs = spec.hyperparameters
+def prepare(
+    spec: RunSpec, workdir: Path, base: Base, renderer: Renderer, provenance: dict[str, Any], keepalive: Keepalive
+) -> Run:
+    """Make everything the run needs before its first step. Raises Failure for a spec or file that can't be trained."""
+    hyperparameters = spec.hyperparameters
     check_inputs(spec, workdir)
     check_context_length(spec, longest_document(base.model.config.to_dict()))
     check_prompts(spec, renderer)
 
-    def corpus_of(path: Path, blame: Reason) -> Corpus:
-        return read_corpus(renderer, workdir / path, knobs.context_length, blame, pulse, spec.method, spec.line_rules)
+    def read(path: Path, reason: Reason) -> TokenizedDataset:
+        length, rules = hyperparameters.context_length, spec.line_rules
+        return read_dataset(renderer, workdir / path, length, reason, keepalive, spec.method, rules)
 
     adapter = initial_adapter(spec, workdir, base)
-    corpus = corpus_of(spec.training_file, Reason.INVALID_TRAINING_FILE)
-    validation = corpus_of(spec.validation_file, Reason.INVALID_VALIDATION_FILE) if spec.validation_file else None
-    if spec.method == "dpo" and spec.start_adapter is not None:
-        base.routing.adapters[reference_id(spec.run_id)] = frozen_copy(adapter)
+    dataset = read(spec.training_file, Reason.INVALID_TRAINING_FILE)
+    validation = read(spec.validation_file, Reason.INVALID_VALIDATION_FILE) if spec.validation_file else None
     parallel.seed_own_dropout(adapter.generator, spec.seed)
     return Run(
         spec=spec,
-        plan=make_plan(knobs, len(corpus), spec.seed),
-        corpus=corpus,
-        validation=validation,
+        schedule=make_schedule(hyperparameters, len(dataset), spec.seed),
+        dataset=dataset,
+        validation_dataset=validation,
         adapter=adapter,
-        optimizer=make_optimizer(adapter.parameters(), knobs),
+        optimizer=make_optimizer(adapter.parameters(), hyperparameters),
         directory=workdir / "runs" / spec.run_id,
-        facts=facts,
+        provenance=provenance,
     )
 
 
-def _choose(attempt: Attempt, base: Base, runs: Sequence[Run], way: Way, earlier: Choices | None) -> Choices:
-    """What was decided earlier, unless the kernel has thought it too much since. Raises Failure(OUT_OF_MEMORY)."""
-    spec = with_compute_dtype(attempt.spec, way.compute_dtype)
-    if earlier and spec.out_of_memory_kills <= earlier.out_of_memory_kills:
-        return earlier
-    placement = place(spec, base, runs, way.row_tokens)
-    for each in runs:
-        attempt.say(planned(each, placement))
-    if placement.memory.total > HOPELESS * placement.device.memory_bytes:
+def make_objective(base: Base, run: Run) -> Objective:
+    """Choose the objective of a run before its first step, and before a snapshot is restored into its adapter."""
+    beta = run.spec.hyperparameters.beta
+    if run.spec.method != "dpo" or beta is None:
+        return SupervisedObjective(base, run.adapter)
+    reference = frozen_copy(run.adapter) if run.spec.start_adapter is not None else None
+    return DpoObjective(base, run.adapter, beta, reference)
+
+
+def _plan_memory(attempt: Attempt, base: Base, run: Run, plan: ExecutionPlan, *, is_new: bool) -> ExecutionPlan:
+    """Plan the layout, once; again where the kernel killed an attempt since. Raises Failure(OUT_OF_MEMORY)."""
+    spec = with_compute_dtype(attempt.spec, plan.compute_dtype)
+    if not is_new and spec.out_of_memory_kills <= plan.out_of_memory_kills:
+        return plan
+    placement = place(spec, base, run, plan.row_tokens)
+    attempt.emit(planned(run, placement))
+    if placement.memory.total > MEMORY_HEADROOM * placement.device.memory_bytes:
         raise Failure(Reason.OUT_OF_MEMORY, placement.message, "hyperparameters.context_length")
-    decided = earlier or Choices(
-        row_tokens=placement.mode.row_tokens,
-        threads=way.threads,
-        compute_dtype=dtype_name(way.compute_dtype),
-        device=device_name(base.device),
-    )
-    laid_out = decided.laid_out(placement.mode).after_kills(spec.out_of_memory_kills)
-    return replace(laid_out, peak_bytes=placement.memory.total)
+    plan = after_kills(plan.with_layout(placement.plan), spec.out_of_memory_kills)
+    return plan.model_copy(update={"peak_bytes": placement.memory.total})
 
 
-def _confirm(base: Base, runs: Sequence[Run], bookkeeper: Bookkeeper, layout: MemoryLayout) -> None:
-    """The plan's largest row, once, before the first step; too large a plan is repaired here."""
-    if bookkeeper.choices.probed:
+def _probe(run: Run, objective: Objective, policy: OutOfMemoryPolicy, emit: RecordWriter) -> None:
+    """Try the plan's largest batch, once, before the first step; too large a plan is reduced here."""
+    if policy.plan.probed:
         return
-    measured = layout.until_it_fits(runs, lambda row_tokens: probe(base, runs, row_tokens))
-    bookkeeper.choices = replace(bookkeeper.choices, probed=True)
-    if measured is None:
-        return
-    for each in runs:
-        bookkeeper.say(measured.model_copy(update={"run_id": each.id}))
-    bookkeeper.choices = replace(bookkeeper.choices, peak_bytes=measured.peak_bytes)
+    measured = policy.retry_step(run, lambda row_tokens: probe(objective, run, row_tokens))
+    if measured is not None:
+        emit(measured)
+    policy.set_probed(measured.peak_bytes if measured else None)

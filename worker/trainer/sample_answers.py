@@ -9,7 +9,7 @@ import torch
 
 from app.domain.render import Renderer
 from worker.trainer import attention
-from worker.trainer.batch import EVERYTHING, Segment
+from worker.trainer.lora import Adapter
 from worker.trainer.model import Base
 from worker.trainer.state import Run
 
@@ -28,12 +28,11 @@ def answers(base: Base, run: Run, renderer: Renderer, at_once: int | None = None
     size = at_once or len(tokens)
     batches = [tokens[start : start + size] for start in range(0, len(tokens), size)]
 
-    def answered(*segments: Segment) -> list[str]:
-        return [answer for batch in batches for answer in _generate(base, batch, segments, renderer)]
+    def generate(adapter: Adapter | None) -> list[str]:
+        return [answer for batch in batches for answer in _generate(base, batch, adapter, renderer)]
 
-    run.base_answers = run.base_answers or answered()
-    tuned = answered(Segment(run.id, 0, EVERYTHING))
-    yield from zip(prompts, run.base_answers, tuned, strict=True)
+    run.base_answers = run.base_answers or generate(None)
+    yield from zip(prompts, run.base_answers, generate(run.adapter), strict=True)
 
 
 def prompt_tokens(renderer: Renderer, prompt: str) -> list[int]:
@@ -44,7 +43,7 @@ def prompt_tokens(renderer: Renderer, prompt: str) -> list[int]:
 
 
 @torch.no_grad()
-def _generate(base: Base, prompts: Sequence[list[int]], segments: Sequence[Segment], renderer: Renderer) -> list[str]:
+def _generate(base: Base, prompts: Sequence[list[int]], adapter: Adapter | None, renderer: Renderer) -> list[str]:
     """The prompts as one batch, padded on the left, so that the weights are dequantised once a token for all."""
     longest = max(map(len, prompts))
     ends = renderer.stop_ids
@@ -54,7 +53,7 @@ def _generate(base: Base, prompts: Sequence[list[int]], segments: Sequence[Segme
     mask_B_T = torch.tensor([[0] * len(pad) + [1] * (longest - len(pad)) for pad in padding])
     base.model.set_attn_implementation("sdpa")  # ours knows documents end to end, not a cache
     try:
-        with base.routing.of(segments):
+        with base.switch.on(adapter):
             output_B_T = base.model.generate(
                 tokens_B_T.to(base.device),
                 attention_mask=mask_B_T.to(base.device),

@@ -1,10 +1,10 @@
 """Private snapshots: what a later attempt needs to go on as if nothing had happened.
 
     state.safetensors   A and B, AdamW's moments and step counts, the dropout generator's state, the best step's A and B
-    MANIFEST.json       hashes of that file; the step; what must not change (`identity`); what was decided (`choices`);
-                        which validation was the best, and how long ago the loss last fell; where the other runs were
+    MANIFEST.json       hashes of that file; the step; what must not change (`identity`); the plan (`choices`);
+                        which validation was the best, and how long ago the loss last fell
 
-That of step 0 is written before the first step and has no tensors: all but what was decided follows from the spec.
+That of step 0 is written before the first step and has no tensors: all but the plan follows from the spec.
 
 safetensors and JSON only: nothing in a snapshot can run code. Which batch comes next follows from the step alone.
 """
@@ -15,7 +15,7 @@ import random
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from app.domain.artifacts import ManifestMismatch, verify, write_manifest
-from app.domain.modes import Mode, Recompute
+from app.domain.execution_plan import ExecutionPlan
 from app.domain.snapshots import by_step, candidates, first_whole
-from app.domain.spec import MAX_SAMPLE_PROMPTS
 from app.domain.states import Reason
 from worker.trainer import parallel
-from worker.trainer.best import TENSOR_PREFIX, Best
 from worker.trainer.checkpoint import staged, step_directory
+from worker.trainer.early_stopping import TENSOR_PREFIX, BestValidation
 from worker.trainer.failures import Failure
 from worker.trainer.identity import differences
 from worker.trainer.state import Run
@@ -41,81 +40,21 @@ GENERATOR = "random/dropout"
 
 
 @dataclass(frozen=True)
-class Choices:
-    """What was chosen once, at the first attempt, and would change the rounding if it were chosen again.
-
-    A new one gets a default, which stands for what was done before there was a choice: older snapshots then still open.
-    """
-
-    row_tokens: int
-    threads: int
-    compute_dtype: str
-    device: str
-    recompute: Recompute = "nothing"
-    recompute_layers: int = 0
-    cache_weights: bool = False  # dequantised once and kept
-    probed: bool = False  # the plan was confirmed by one forward and backward: never again
-    peak_bytes: int = 0  # what it predicted, or measured if that was more
-    out_of_memory_kills: int = 0  # of earlier attempts, which it reckoned with
-    validation_row_tokens: int | None = None  # where a validation ran out of memory: fewer than a step has
-    prompts_at_once: int | None = None  # of the sample prompts; None: all, 0: there was too little memory for one
-    rendered_at: str | None = None  # ISO 8601: what a chat template was told that asks for the time
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Choices:
-        """Raises Failure(INVALID_SPEC) for choices that this version does not know: it could not keep them."""
-        if unknown := sorted(values.keys() - {field.name for field in fields(cls)}):
-            text = f"The snapshot was made by a newer version: this one does not know the choice {', '.join(unknown)}."
-            raise Failure(Reason.INVALID_SPEC, text, "resume_from")
-        return cls(**values)
-
-    @property
-    def mode(self) -> Mode:
-        return Mode(
-            row_tokens=self.row_tokens,
-            recompute=self.recompute,
-            recompute_layers=self.recompute_layers,
-            cache_weights=self.cache_weights,
-        )
-
-    @property
-    def effective_validation_row_tokens(self) -> int:
-        """Those of a step, or fewer where that was chosen."""
-        return min(self.row_tokens, self.validation_row_tokens or self.row_tokens)
-
-    def laid_out(self, mode: Mode) -> Choices:
-        return replace(self, **dict(mode))
-
-    def after_kills(self, kills: int) -> Choices:
-        """Smaller in what no plan knows, too: an attempt that the kernel killed cannot say what it was at."""
-        if not kills:
-            return self
-        most = MAX_SAMPLE_PROMPTS if self.prompts_at_once is None else self.prompts_at_once
-        return replace(
-            self,
-            out_of_memory_kills=kills,
-            validation_row_tokens=max(1, min(self.effective_validation_row_tokens, self.row_tokens >> kills)),
-            prompts_at_once=min(most, max(1, MAX_SAMPLE_PROMPTS >> kills)),
-        )
-
-
-@dataclass(frozen=True)
 class Snapshot:
     """A snapshot that was read and verified; `tensors` are empty for that of step 0."""
 
     name: str
     step: int
     trained_tokens: int
-    metrics: dict[str, float | None]  # of that step: a checkpoint written anew says what the first one said
-    choices: Choices
+    metrics: dict[str, float | None]  # of that step, for a checkpoint that is written anew
+    plan: ExecutionPlan
     versions: dict[str, str]
-    best: Best
+    best: BestValidation
     tensors: dict[str, torch.Tensor]
     is_complete: bool = False  # no step is left
-    beside: dict[str, int] = field(default_factory=dict)  # the other runs' steps at that moment
 
 
-def save_snapshot(run: Run, identity: Mapping[str, Any], choices: Choices) -> tuple[Path, str]:
+def save_snapshot(run: Run, identity: Mapping[str, Any], plan: ExecutionPlan) -> tuple[Path, str]:
     """Write a snapshot after `run.step` steps and keep the newest two. Returns (directory, its manifest's SHA-256).
 
     A damaged one of a later step, which the run could not go on from, must not count as one of them.
@@ -125,18 +64,17 @@ def save_snapshot(run: Run, identity: Mapping[str, Any], choices: Choices) -> tu
         "trained_tokens": run.trained_tokens,
         "metrics": run.metrics,
         "identity": identity,
-        "choices": vars(choices),
+        "choices": plan.model_dump(mode="json"),
         "best": run.best.as_dict(),
         "is_complete": run.is_complete,
-        "beside": run.beside,
-        "versions": run.facts["versions"],
+        "versions": run.provenance["versions"],
     }
     with staged(run.directory / SNAPSHOTS, run.step, KEPT) as directory:
         if run.step:
             save_file(_tensors(run), directory / STATE)
         manifest_sha256 = write_manifest(directory, about)
         _forget_damaged(run)
-    run.snapshot_step, run.snapshot_at, run.snapshot_choices = run.step, time.monotonic(), choices
+    run.snapshot_step, run.snapshot_at, run.snapshot_plan = run.step, time.monotonic(), plan
     return step_directory(run.directory / SNAPSHOTS, run.step), manifest_sha256
 
 
@@ -167,12 +105,12 @@ def open_newest(
 
 
 def open_snapshot(directory: Path, identity: Mapping[str, Any], base_directory: Path) -> Snapshot:
-    """Read a snapshot whose every byte is what its manifest says, of a run that is this one.
+    """Read a snapshot of this run, each byte of which is what its manifest says.
 
     Raises ManifestMismatch for a damaged one, Failure(INVALID_SPEC) naming each difference for one that belongs to
     another configuration, base or data set.
     """
-    manifest = verify(directory, sealed=True)  # by hand nobody else knows what the manifest was
+    manifest = verify(directory, sealed=True)  # a trainer started by hand has nothing else to compare the manifest with
     if found := list(differences(manifest["identity"], identity, base_directory)):
         text = f"This run cannot go on from {directory.name}: " + "; ".join(found) + "."
         raise Failure(Reason.INVALID_SPEC, text, "resume_from")
@@ -182,22 +120,29 @@ def open_snapshot(directory: Path, identity: Mapping[str, Any], base_directory: 
         step=manifest["step"],
         trained_tokens=manifest["trained_tokens"],
         metrics=manifest["metrics"],
-        choices=Choices.from_dict(manifest["choices"]),
+        plan=_read_plan(manifest["choices"]),
         versions=manifest["versions"],
-        best=Best.from_dict(manifest.get("best", {}), tensors),
+        best=BestValidation.from_dict(manifest.get("best", {}), tensors),
         tensors=tensors,
         is_complete=manifest.get("is_complete", False),
-        beside=manifest.get("beside", {}),
     )
 
 
+def _read_plan(values: dict[str, Any]) -> ExecutionPlan:
+    """Raises Failure(INVALID_SPEC) for a field that this version does not know: it could not keep to it."""
+    if unknown := sorted(values.keys() - ExecutionPlan.model_fields.keys()):
+        text = f"The snapshot was made by a newer version: this one does not know the choice {', '.join(unknown)}."
+        raise Failure(Reason.INVALID_SPEC, text, "resume_from")
+    return ExecutionPlan.model_validate(values)
+
+
 def restore(run: Run, snapshot: Snapshot) -> None:
-    """Put a run where the snapshot left it: factors, moments, random state, position."""
+    """Put the run where the snapshot left it: weights, moments, random state, position."""
     if snapshot.tensors:
         _restore_tensors(run, snapshot.tensors)
         _restore_random_state(run, snapshot)
     run.step = run.first_step = run.snapshot_step = snapshot.step
-    run.snapshot_choices = snapshot.choices
+    run.snapshot_plan = snapshot.plan
     run.trained_tokens, run.metrics, run.best = snapshot.trained_tokens, dict(snapshot.metrics), snapshot.best
 
 

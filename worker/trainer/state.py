@@ -1,4 +1,4 @@
-"""One run: what it was given, and everything of it that changes while it trains."""
+"""The run: what it was given, and everything that changes while it trains."""
 
 from __future__ import annotations
 
@@ -9,20 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from app.domain.execution_plan import ExecutionPlan
 from app.domain.spec import RunSpec
 from worker.trainer import parallel
-from worker.trainer.batch import Corpus, Share
-from worker.trainer.best import Best
+from worker.trainer.batch import PackedBatch, TokenizedDataset, pack_batches
+from worker.trainer.early_stopping import BestValidation
 from worker.trainer.lora import Adapter
-from worker.trainer.plan import Plan
-from worker.trainer.tally import Tally
-
-if TYPE_CHECKING:
-    from worker.trainer.snapshot import Choices
+from worker.trainer.metrics import StepMetrics
+from worker.trainer.schedule import StepSchedule
 
 RATE_WINDOW_STEPS = 20  # the steps whose mean duration the ETA is made of
 
@@ -40,25 +38,24 @@ class Run:
     """One training of one adapter: what is fixed stands first, what changes from step to step behind it."""
 
     spec: RunSpec
-    plan: Plan
-    corpus: Corpus
-    validation: Corpus | None
+    schedule: StepSchedule
+    dataset: TokenizedDataset
+    validation_dataset: TokenizedDataset | None
     adapter: Adapter
     optimizer: torch.optim.AdamW
     directory: Path  # WORKDIR/runs/<run id>
-    facts: dict[str, Any]  # what the manifests say of where this adapter comes from
+    provenance: dict[str, Any]  # where this adapter comes from, for the manifests
     step: int = 0  # optimizer steps done, so also the index of the next one
     trained_tokens: int = 0  # real tokens that went through the model
     first_step: int = 0  # of this attempt
-    beside: dict[str, int] = field(default_factory=dict)  # the other runs of the next step, and how many they have done
-    metrics: dict[str, float | None] = field(default_factory=dict)  # of the last step: what a checkpoint carries
-    best: Best = field(default_factory=Best)
+    metrics: dict[str, float | None] = field(default_factory=dict)  # of the last step, for a checkpoint
+    best: BestValidation = field(default_factory=BestValidation)
     base_answers: list[str] = field(default_factory=list)  # to the sample prompts; the base never changes
     checkpoints: dict[int, Written] = field(default_factory=dict)  # of this attempt, by step
-    random_states: list[torch.Tensor] = field(default_factory=list)  # of each process's dropout, where they are several
+    random_states: list[torch.Tensor] = field(default_factory=list)  # of each process's dropout, with several processes
     snapshot_step: int = -1
     snapshot_at: float = field(default_factory=time.monotonic)
-    snapshot_choices: Choices | None = None  # those in the newest one: what a later attempt would go on with
+    snapshot_plan: ExecutionPlan | None = None  # in the newest snapshot: a later attempt would go on with it
     step_seconds: float = 0.0  # of this attempt's steps
     step_tokens: int = 0  # that went through the model in them
     validation_seconds: float = 0.0
@@ -74,34 +71,28 @@ class Run:
 
     @property
     def stops_early(self) -> bool:
-        return self.best.says_stop(self.spec.hyperparameters.early_stopping)
+        return self.best.should_stop(self.spec.hyperparameters.early_stopping)
 
     @property
     def is_complete(self) -> bool:
-        return self.step >= self.plan.total_steps or self.stops_early
+        return self.step >= self.schedule.total_steps or self.stops_early
 
     @property
     def promotes_another(self) -> bool:
-        """Whether the result is not the adapter of this step but that of the best one."""
+        """Return whether the result is not the adapter of this step but that of the best one."""
         return self.spec.hyperparameters.promote_best and self.best.step not in (None, self.step)
 
-    def forget_gradients(self) -> None:
+    def clear_gradients(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
 
-    def let_go(self) -> None:
-        """It has ended: what only a further step would need is room for the runs that go on."""
-        self.forget_gradients()
-        self.optimizer.state.clear()
-        self.best.tensors.clear()
-
     @contextmanager
-    def as_at_best(self) -> Iterator[None]:
-        """The run as it was at its best step, as far as a checkpoint sees it; afterwards as it is now."""
+    def at_best_step(self) -> Iterator[None]:
+        """Be what a checkpoint of the best step would have seen; afterwards what it is now."""
         now = self.step, self.trained_tokens, self.metrics
         assert self.best.step is not None
         self.step, self.trained_tokens, self.metrics = self.best.step, self.best.trained_tokens, self.best.metrics
         try:
-            with self.best.in_place(self.adapter):
+            with self.best.weights_in_place(self.adapter):
                 yield
         finally:
             self.step, self.trained_tokens, self.metrics = now
@@ -109,25 +100,21 @@ class Run:
     @property
     def eta_seconds(self) -> float:
         mean = sum(self.recent_seconds) / max(1, len(self.recent_seconds))
-        return mean * (self.plan.total_steps - self.step)
+        return mean * (self.schedule.total_steps - self.step)
 
-    def share(self) -> Share:
-        """What this run puts into the next step."""
-        return self.share_of(self.step)
-
-    def share_of(self, step: int) -> Share:
-        examples = parallel.own_examples(self.plan.examples_of(step), self.corpus.tokens_of)
-        documents = [document for example in examples for document in self.corpus.documents(example)]
-        knobs = self.spec.hyperparameters
-        return Share(self.id, self.corpus, documents, knobs.packing, knobs.beta)
+    def batches(self, row_tokens: int, step: int | None = None) -> Iterator[PackedBatch]:
+        """Pack this process's examples of a step; of the next one where none is given."""
+        examples = self.schedule.examples_of(self.step if step is None else step)
+        documents = self.dataset.documents_of(parallel.own_examples(examples, self.dataset.tokens_of))
+        return pack_batches(self.dataset, documents, row_tokens, packing=self.spec.hyperparameters.packing)
 
     def lines(self) -> list[int]:
-        """The next step's lines in the training file."""
-        return sorted({self.corpus.lines[example] for example in self.plan.examples_of(self.step)})
+        """Return the next step's lines in the training file."""
+        return sorted({self.dataset.lines[example] for example in self.schedule.examples_of(self.step)})
 
 
-class Step(Tally):
-    """What one step of a run was made of, and what came of it."""
+class Step(StepMetrics):
+    """What one optimizer step was made of, and what came of it."""
 
     def __init__(self, run: Run, device: torch.device) -> None:
         super().__init__(device)

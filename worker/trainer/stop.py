@@ -1,4 +1,4 @@
-"""What the trainer is told: a reason per run, which the loop asks for at every step boundary. Never an exception."""
+"""Requests to stop the run, which the loop looks up at every step boundary. Never an exception."""
 
 from __future__ import annotations
 
@@ -11,32 +11,29 @@ from pydantic import ValidationError
 
 from app.domain.events import Command, Control
 
-# When several were asked for, the user's word outranks the operator's, and a cancel outranks everything.
+# Of several requests the user's wins over the operator's, and a cancel over everything.
 STRONGEST_FIRST = (Command.CANCEL, Command.PAUSE, Command.DRAIN)
 
 
-class Stops:
-    """Requests to stop, by run. Safe from a signal handler and from any thread: it only ever adds to a set."""
+class StopRequests:
+    """Safe from a signal handler and from any thread: it only ever adds to a set."""
 
-    def __init__(self, run_ids: Iterable[str]) -> None:
-        self._run_ids = frozenset(run_ids)
-        self._asked: set[tuple[str, Command]] = set()
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
+        self._requested: set[Command] = set()
 
-    def ask(self, run_id: str, command: Command) -> None:
-        self._asked.add((run_id, command))
+    def add(self, command: Command) -> None:
+        self._requested.add(command)
 
-    def drain_all(self) -> None:
-        for run_id in self._run_ids:
-            self.ask(run_id, Command.DRAIN)
+    @property
+    def strongest(self) -> Command | None:
+        """Return the strongest request, or None: go on."""
+        return next((command for command in STRONGEST_FIRST if command in self._requested), None)
 
-    def wanted(self, run_id: str) -> Command | None:
-        """The strongest request for this run, or None: go on."""
-        return next((command for command in STRONGEST_FIRST if (run_id, command) in self._asked), None)
-
-    def obey_signals(self) -> None:
-        """SIGTERM and SIGINT drain every run; to be called in the main thread."""
+    def handle_signals(self) -> None:
+        """Drain on SIGTERM and SIGINT; to be called in the main thread."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda _number, _frame: self.drain_all())
+            signal.signal(number, lambda _number, _frame: self.add(Command.DRAIN))
 
     def listen(self, lines: Iterable[bytes]) -> threading.Thread:
         """Read control lines in the background. The end of the input is not a request: a parent may close it."""
@@ -46,15 +43,15 @@ class Stops:
 
     def _read(self, lines: Iterable[bytes]) -> None:
         for line in lines:
-            self._obey(line)
+            self._handle(line)
 
-    def _obey(self, line: bytes) -> None:
+    def _handle(self, line: bytes) -> None:
         try:
             control = Control.model_validate_json(line)
         except ValidationError as error:
             print(f"ignored a control line that is not one: {error}", file=sys.stderr)
             return
-        if control.run_id in self._run_ids:
-            self.ask(control.run_id, control.command)
+        if control.run_id == self._run_id:
+            self.add(control.command)
         else:
             print(f"ignored {control.command} for the unknown run {control.run_id!r}", file=sys.stderr)

@@ -1,8 +1,8 @@
 """The trainer of several processes: torchrun inside the trainer's own, and one word at its end.
 
 This process stays what the parent knows: its number, its standard input, its exit code, the lock of the slot. It reads
-the control lines and passes them to the first rank; SIGTERM, which reaches this process only, becomes a line for each
-run. A rank that dies ends the others (torchrun's doing), and the death of this process ends all of them.
+the control lines and passes them to the first rank; SIGTERM, which reaches this process only, becomes a line. A rank
+that dies ends the others (torchrun's doing), and the death of this process ends all of them.
 """
 
 from __future__ import annotations
@@ -95,8 +95,7 @@ def _pass_input_on() -> int:
 
 def _obey_signals(spec: TrainerSpec, lines: int) -> None:
     def drain(_number: int, _frame: object) -> None:
-        for run in spec.runs:
-            os.write(lines, _line(Control(command=Command.DRAIN, run_id=run.run_id)))
+        os.write(lines, _line(Control(command=Command.DRAIN, run_id=spec.run.run_id)))
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, drain)

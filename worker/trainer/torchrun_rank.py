@@ -14,7 +14,7 @@ from app.domain.events import Record
 from app.domain.spec import TrainerSpec
 from worker.trainer.emit import claim_standard_output
 from worker.trainer.process import control_lines, die_with_parent
-from worker.trainer.stop import Stops
+from worker.trainer.stop import StopRequests
 from worker.trainer.torchrun import EXIT_CODE
 
 
@@ -25,19 +25,19 @@ def main(arguments: list[str]) -> int:
     die_with_parent()
     workdir = Path(arguments[0])
     spec = TrainerSpec.model_validate_json((workdir / "spec.json").read_bytes())
-    stops = Stops(run.run_id for run in spec.runs)
-    stops.obey_signals()  # torchrun's, when another rank has failed: not a reason to leave a record half written
+    stops = StopRequests(spec.run.run_id)
+    stops.handle_signals()  # torchrun's, when another rank has failed: not a reason to leave a record half written
     if is_first:
         stops.listen(control)
-    from worker.trainer.run import ORDERLY, run_rank
+    from worker.trainer.run import CLEAN_EXITS, run_rank
 
-    code = run_rank(spec, workdir, emit if is_first else say_nothing, stops)
+    code = run_rank(spec, workdir, emit if is_first else emit_nothing, stops)
     if is_first:
         (workdir / EXIT_CODE).write_text(str(code))
-    return 0 if code in ORDERLY else code  # torchrun ends the others at any other number
+    return 0 if code in CLEAN_EXITS else code  # torchrun ends the others at any other number
 
 
-def say_nothing(record: Record) -> None:
+def emit_nothing(record: Record) -> None:
     del record
 
 

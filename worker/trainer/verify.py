@@ -18,12 +18,12 @@ from peft import PeftModel, get_peft_model_state_dict
 
 from app.domain.documents import Document
 from app.domain.states import Reason
-from worker.trainer.batch import Corpus, Row, Share, rows
+from worker.trainer.batch import PackedBatch, TokenizedDataset, pack_batches
 from worker.trainer.checkpoint import adapter_tensors
 from worker.trainer.failures import Failure
 from worker.trainer.frozen import Frozen4, Frozen8
-from worker.trainer.lora import PEFT_PREFIX
-from worker.trainer.model import Base, bare, hidden_states, in_float32
+from worker.trainer.lora import PEFT_PREFIX, Adapter
+from worker.trainer.model import Base, hidden_states, in_float32, unwrapped
 from worker.trainer.state import Run
 
 ROW_TOKENS = 512
@@ -38,26 +38,26 @@ def verify_adapter(base: Base, run: Run, directory: Path) -> float:
 
     Raises Failure(ADAPTER_MISMATCH).
     """
-    row = _short_row(run).to(base.device)
+    batch = _short_batch(run).to(base.device)
     with in_float32(base):
-        ours_N_V = _logits(base, row)
-        with bare(base) as model:
+        ours_N_V = _logits(base, batch, run.adapter)
+        with unwrapped(base) as model:
             tuned = _load(model, directory, base.device)
             try:
                 tensors = get_peft_model_state_dict(tuned, save_embedding_layers=False)
-                theirs_N_V = _logits(base, row.without_adapters())
+                theirs_N_V = _logits(base, batch, None)
             finally:
                 tuned.unload()
     _compare_tensors(adapter_tensors(run), tensors, [PEFT_PREFIX + name for name in run.adapter.module_masters])
     return _compare_logits(ours_N_V, theirs_N_V)
 
 
-def _short_row(run: Run) -> Row:
+def _short_batch(run: Run) -> PackedBatch:
     """The first document, no more of it than the plan has room for in float32; each of its tokens counts."""
-    tokens = run.corpus.slice(run.corpus.documents(0)[0])[0][:ROW_TOKENS].tolist()
-    corpus = Corpus()
-    corpus.add(1, [Document(1, tokens, [False] + [True] * (len(tokens) - 1))])
-    return next(rows([Share(run.id, corpus, corpus.documents(0))], ROW_TOKENS))
+    tokens = run.dataset.slice(run.dataset.documents(0)[0])[0][:ROW_TOKENS].tolist()
+    dataset = TokenizedDataset()
+    dataset.add(1, [Document(1, tokens, [False] + [True] * (len(tokens) - 1))])
+    return next(pack_batches(dataset, dataset.documents(0), ROW_TOKENS))
 
 
 def _load(model: Any, directory: Path, device: torch.device) -> PeftModel:
@@ -76,9 +76,9 @@ def _load(model: Any, directory: Path, device: torch.device) -> PeftModel:
     return tuned.eval()
 
 
-def _logits(base: Base, row: Row) -> torch.Tensor:
-    hidden_N_D = hidden_states(base, row, exact=True)[row.predictors_N[-LOGITS:]]
-    head_V_D = base.head_of(row).to(base.compute_dtype)
+def _logits(base: Base, batch: PackedBatch, adapter: Adapter | None) -> torch.Tensor:
+    hidden_N_D = hidden_states(base, batch, adapter, float32=True)[batch.logit_positions_N[-LOGITS:]]
+    head_V_D = base.head_with(adapter).to(base.compute_dtype)
     return torch.cat([hidden_N_D @ part.float().t() for part in torch.split(head_V_D, HEAD_ROWS)], dim=1)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from app.api.schemas.common import Body
 from app.domain.dataset_warnings import Lines
 from app.domain.estimate import Placement
-from app.domain.modes import Mode
+from app.domain.execution_plan import Recompute
 from app.domain.needs import Place
 from app.domain.spec import Hyperparameters, LoraSpec, QuantizationSpec
 from app.services.plan import Answer
@@ -31,6 +33,18 @@ class MemoryBody(Body):
     verify: int
     kernels: int
     peak: int
+
+
+class Mode(Body):
+    """None of it changes a result beyond rounding. The rounding changes with the row length alone.
+
+    So do the masks of dropout, which are drawn row by row.
+    """
+
+    row_tokens: Annotated[int, Field(ge=1)]
+    recompute: Recompute = "nothing"
+    recompute_layers: Annotated[int, Field(ge=0)] = 0
+    cache_weights: bool = False
 
 
 class DeviceBody(Body):
@@ -111,7 +125,7 @@ def _device(place: Place, placement: Placement) -> dict[str, Any]:
         "workers": place.workers,
         "fits": placement.fits,
         "message": placement.message,
-        "mode": placement.mode.model_dump(),
+        "mode": placement.plan.layout,
         "memory": vars(memory) | {"peak": memory.total},
         "seconds": round(placement.seconds, 1),
         "basis": placement.basis,

@@ -13,7 +13,7 @@ from app.api.schemas.plans import PlanBody
 from app.db import measurements, workers
 from app.db.engine import Sessions, transaction
 from app.db.tables import BaseModelRow, Job
-from app.domain.modes import Measurement
+from app.domain.execution_plan import Measurement
 from app.services import counting
 from tests.app.api.conftest import Upload
 from tests.tiny import make_tiny_pairs

@@ -6,7 +6,7 @@ from app.db import measurements
 from app.db.engine import Sessions, transaction
 from app.db.tables import Job, MeasurementRow, Project
 from app.domain.events import Measured, Planned, Probed
-from app.domain.modes import Mode
+from app.domain.execution_plan import ExecutionPlan
 from app.domain.spec import JobSpec, QuantizationSpec
 from app.domain.states import Reason
 from app.storage import LocalStorage
@@ -14,7 +14,7 @@ from tests.factories import lease_of, make_file, make_job, start_job, validate_j
 
 pytestmark = pytest.mark.usefixtures("base_model")
 
-MODE = Mode(row_tokens=2048)
+MODE = ExecutionPlan(row_tokens=2048)
 PLANNED = Planned(
     run_id="r", device_kind="cpu", device="cpu", memory_bytes=8_000, mode=MODE, largest_row_tokens=100, components={},
     loaded_bytes=1_000, working_bytes=500, peak_bytes=1_500, step_flop=3e9, seconds=9.0, basis="formula",
@@ -75,7 +75,7 @@ def test_another_device_or_quantization_is_another_kind(sessions: Sessions, runn
 
 
 def test_a_repaired_run_teaches_nothing_about_the_mode_that_was_planned(sessions: Sessions, running: Job) -> None:
-    repaired = Mode(row_tokens=1024, recompute="everything")
+    repaired = ExecutionPlan(row_tokens=1024, recompute="everything")
     done = DONE.model_copy(update={"mode": repaired})
     with transaction(sessions) as session:
         measurements.add(session, running, "cpu", "EPYC", "sha", PLANNED, PROBED)

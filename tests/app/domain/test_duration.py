@@ -6,14 +6,14 @@ import pytest
 
 from app.domain.duration import cost, guessed_flops, step_flop, validation_flop
 from app.domain.estimate import Device, place
+from app.domain.execution_plan import ExecutionPlan, Measurement
 from app.domain.layout import Lengths
-from app.domain.modes import Measurement, Mode
 from app.domain.spec import JobSpec
 from app.domain.work import Work
 from tests.app.domain.test_estimate import KNOBS, LLAMA_8B, spec
 
 CPU = Device("cpu", "EPYC", 64 << 30, cores=2)
-MODE = Mode(row_tokens=1024, cache_weights=True)
+MODE = ExecutionPlan(row_tokens=1024, cache_weights=True)
 
 
 def work(job: JobSpec, length: int = 200, examples: int = 64, labelled: float = 1.0, validation: int = 0) -> Work:
@@ -61,7 +61,7 @@ class TestStepFlop:
 class TestCost:
     def test_recomputing_everything_is_another_forward_and_a_layer_is_its_part_of_that(self) -> None:
         def of(**changes: object) -> float:
-            return cost(LLAMA_8B, Mode.model_validate(MODE.model_dump() | changes), "cpu", 1e9)
+            return cost(LLAMA_8B, ExecutionPlan.model_validate(MODE.model_dump() | changes), "cpu", 1e9)
 
         assert of(recompute="everything") / of() == pytest.approx(1.45)
         assert of() < of(recompute="elementwise") < of(recompute="layers", recompute_layers=16)

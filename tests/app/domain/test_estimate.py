@@ -7,9 +7,9 @@ import pytest
 
 from app.domain.catalog import CatalogEntry, describe
 from app.domain.estimate import HEADROOM, Correction, Device, place
+from app.domain.execution_plan import ExecutionPlan, Measurement
 from app.domain.layout import Lengths
 from app.domain.memory import adapter_parameters, base_bytes, cache_bytes, memory, ranks_of_layer
-from app.domain.modes import Measurement, Mode
 from app.domain.patterns import match_spec
 from app.domain.spec import JobSpec
 from app.domain.work import Work
@@ -81,7 +81,7 @@ class TestMemory:
     def test_it_grows_with_the_row_and_shrinks_with_recomputation(self) -> None:
         job, seen = spec(), []
         for mode in ("nothing", "elementwise", "everything"):
-            chosen = Mode.model_validate({"row_tokens": 8192, "recompute": mode})
+            chosen = ExecutionPlan.model_validate({"row_tokens": 8192, "recompute": mode})
             needed = memory(LLAMA_8B, job, chosen, "cuda", 8192)
             assert needed.total > memory(LLAMA_8B, job, chosen, "cuda", 4096).total
             seen.append(needed.total)
@@ -89,7 +89,7 @@ class TestMemory:
 
     def test_torchtunes_published_peak_is_met_within_a_tenth(self) -> None:
         """8B QLoRA, r 8, 2 x 2,048 tokens, everything recomputed, tensors alone: 7.4 GiB (torchtune's README)."""
-        mode = Mode(row_tokens=4096, recompute="everything")
+        mode = ExecutionPlan(row_tokens=4096, recompute="everything")
         job = spec(lora={"r": 8, "alpha": 16, "target_modules": sorted(LINEAR)})
         needed = memory(LLAMA_8B, job, mode, "cuda", 4096)
         step = needed.base + needed.adapter + needed.activations + max(needed.live_layer, needed.loss)
@@ -131,7 +131,7 @@ class TestMeasuredPeaks:
         lora = {"r": 16, "alpha": 32, "target_modules": sorted(SMALL)} | knobs
         job = spec(**{"lora": lora, "hyperparameters": KNOBS | beta} | changes)
         is_4_bit = job.quantization is not None and job.quantization.bits == 4
-        mode = Mode(row_tokens=1024, recompute="elementwise", cache_weights=is_4_bit)
+        mode = ExecutionPlan(row_tokens=1024, recompute="elementwise", cache_weights=is_4_bit)
         predicted = memory(SMOLLM_135M, job, mode, "cpu", *row).total / 1e6
         assert 0 <= predicted / measured - 1 <= 0.15
 
@@ -149,7 +149,7 @@ class TestPlace:
         job = spec()
         placement = place(LLAMA_8B, job, work(job), H100)
         assert placement.fits
-        assert placement.mode == Mode(row_tokens=8192, cache_weights=True)
+        assert placement.plan == ExecutionPlan(row_tokens=8192, cache_weights=True)
         assert placement.largest_row == 8192
 
     def test_of_layouts_that_are_as_fast_the_smallest_is_taken(self) -> None:
@@ -157,8 +157,8 @@ class TestPlace:
         job = spec()
         roomy = Device("cpu", "cpu", 200 << 30)
         placement = place(LLAMA_8B, job, work(job), roomy)
-        assert placement.mode == Mode(row_tokens=1024, cache_weights=True, recompute="elementwise")
-        assert place(LLAMA_8B, job, work(job), replace(H100, memory_bytes=200 << 30)).mode.recompute == "nothing"
+        assert placement.plan == ExecutionPlan(row_tokens=1024, cache_weights=True, recompute="elementwise")
+        assert place(LLAMA_8B, job, work(job), replace(H100, memory_bytes=200 << 30)).plan.recompute == "nothing"
 
     def test_with_less_room_it_takes_what_costs_least_time(self) -> None:
         job = spec()
@@ -175,7 +175,7 @@ class TestPlace:
         job = spec()
         placement = place(LLAMA_8B, job, work(job), replace(L4, memory_bytes=7 << 30))
         assert not placement.fits
-        assert placement.mode.recompute == "everything"
+        assert placement.plan.recompute == "everything"
         assert "Does not fit NVIDIA L4: it needs" in placement.message
         assert "Lower hyperparameters.context_length first" in placement.message
 
@@ -187,7 +187,7 @@ class TestPlace:
     def test_a_row_is_at_least_the_longest_document(self) -> None:
         job = spec()
         placement = place(LLAMA_8B, job, work(job, length=3000, examples=64), replace(L4, memory_bytes=9 << 30))
-        assert placement.mode.row_tokens >= 3000
+        assert placement.plan.row_tokens >= 3000
 
     def test_what_a_trainer_has_loaded_is_not_reckoned_again(self) -> None:
         job = spec()
@@ -207,9 +207,9 @@ class TestPlace:
 
     def test_a_cache_comes_before_recomputing_nothing_without_one_where_there_is_room(self) -> None:
         job, can = spec(), H100
-        assert place(LLAMA_8B, job, work(job), can).mode.cache_weights
-        assert not place(LLAMA_8B, job, work(job), replace(can, memory_bytes=16 << 30)).mode.cache_weights
-        assert not place(LLAMA_8B, spec(quantization=None), work(job), can).mode.cache_weights
+        assert place(LLAMA_8B, job, work(job), can).plan.cache_weights
+        assert not place(LLAMA_8B, job, work(job), replace(can, memory_bytes=16 << 30)).plan.cache_weights
+        assert not place(LLAMA_8B, spec(quantization=None), work(job), can).plan.cache_weights
 
 
 class TestCorrection:
@@ -230,14 +230,14 @@ class TestCorrection:
 
     def test_what_was_measured_in_another_layout_counts_until_there_is_one_like_it(self) -> None:
         other = [self.measured(recompute="everything")]
-        found = Correction.of(other, Mode(row_tokens=8192), 1000, 50_000)
+        found = Correction.of(other, ExecutionPlan(row_tokens=8192), 1000, 50_000)
         assert (found.loaded, found.working, found.flops, found.jobs) == (1.1, 0.9, 1e14, 0)
         also = self.measured(flops=2e14, cache_weights=False)
-        alike = Correction.of([*other, also], Mode(row_tokens=512), 1000, 50_000)
+        alike = Correction.of([*other, also], ExecutionPlan(row_tokens=512), 1000, 50_000)
         assert (alike.flops, alike.jobs) == (2e14, 1)
 
     def working(self, measurement: Measurement, working_bytes: int, tokens: int) -> float:
-        mode = Mode(row_tokens=512, cache_weights=True)
+        mode = ExecutionPlan(row_tokens=512, cache_weights=True)
         return Correction.of([measurement], mode, working_bytes, tokens).working
 
     def test_what_a_short_row_took_lowers_no_plan_of_a_long_one(self) -> None:

@@ -137,12 +137,6 @@ class TestLengths:
         assert (list(pairs.tokens), pairs.longest, pairs.attended) == ([500], 500, 260)
         assert lengths((200,), (300,)).attended == 260
 
-    def test_joined_are_the_examples_of_both(self) -> None:
-        one, other = lengths((1, 2), (3,)), lengths((4, 5))
-        one.join(other)
-        assert [list(one.of_example(example)) for example in range(len(one))] == [[1, 2], [3], [4, 5]]
-        assert one.squares == 1 + 4 + 9 + 16 + 25
-
 
 class TestMostAttended:
     def test_is_of_the_row_in_which_most_sees_most(self) -> None:

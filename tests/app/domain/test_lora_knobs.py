@@ -62,12 +62,10 @@ class TestVariants:
         assert lora.rank_pattern == asked["rank_pattern"]
         assert lora.alpha_pattern == asked["alpha_pattern"]
         assert lora.modules_to_save == ("lm_head", "norm")
-        assert lora.is_exclusive
 
     def test_absent_and_null_mean_none_of_it(self) -> None:
         nothing = dict.fromkeys(("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save"))
         assert spec_of(seed=1, lora=nothing) == spec_of(seed=1)
-        assert not spec_of().lora.is_exclusive
 
     def test_names_of_modules_may_be_one_text(self) -> None:
         assert spec_of(lora={"modules_to_save": "norm, lm_head"}).lora.modules_to_save == ("lm_head", "norm")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,11 @@ from app.domain.patterns import by_layer
 from app.domain.render import Renderer
 from app.domain.spec import LoraSpec, QuantizationSpec, TrainerSpec
 from worker.trainer import run as program
+from worker.trainer.batch import PackedBatch, pack_batches
 from worker.trainer.loop import optimizer_step
 from worker.trainer.model import Base, load_base
 from worker.trainer.state import Run, Step
-from worker.trainer.stop import Stops
+from worker.trainer.stop import StopRequests
 
 ALL_LINEAR = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
 CPU = torch.device("cpu")
@@ -31,7 +32,7 @@ FLOAT32 = QuantizationSpec(compute_dtype="float32")
 
 
 def make_spec(base: Path, training_file: Path, **changes: Any) -> TrainerSpec:
-    """A spec of one run; `changes` may name any field of it, of its hyperparameters, of its LoRA, or of the spec.
+    """A spec; `changes` may name any field of it, of its hyperparameters, of its LoRA, or of the spec.
 
     Patterns are matched, as they are before a trainer gets them.
     """
@@ -42,7 +43,6 @@ def make_spec(base: Path, training_file: Path, **changes: Any) -> TrainerSpec:
                  "alpha_pattern", "modules_to_save")  # fmt: skip
     of_run = _take(changes, "run_id", "method", "seed", "validation_file", "resume_from", "sample_prompts",
                    "start_adapter", "start_adapter_sha256", "start_adapter_name")  # fmt: skip
-    runs = changes.pop("runs", None)
     lora = {"r": 4, "alpha": 8, "target_modules": ALL_LINEAR} | lora
     if lora.keys() & {"rank_pattern", "alpha_pattern"}:
         lora = by_layer(LoraSpec.model_validate(lora), linear_layers(base)).model_dump()
@@ -61,7 +61,7 @@ def make_spec(base: Path, training_file: Path, **changes: Any) -> TrainerSpec:
         "quantization": {},
         "device": "cpu",
         "threads": 1,
-        "runs": runs or [one],
+        "runs": [one],
     } | changes
     return TrainerSpec.model_validate(spec)
 
@@ -119,11 +119,11 @@ class Log:
 def run_here(spec: TrainerSpec, workdir: Path, *, stop_at: tuple[int, Command] | None = None) -> tuple[int, Log]:
     """The whole program but its process. `stop_at` (step, command) asks for a stop when that step is reported."""
     workdir.mkdir(parents=True, exist_ok=True)
-    stops = Stops(each.run_id for each in spec.runs)
+    stops = StopRequests(spec.run.run_id)
 
     def react(record: Record) -> None:
         if stop_at and isinstance(record, Metric) and record.step == stop_at[0]:
-            stops.ask(record.run_id, stop_at[1])
+            stops.add(stop_at[1])
 
     log = Log(react)
     return program.run(spec, workdir, log, stops), log
@@ -144,15 +144,18 @@ def load_tiny(directory: Path, quantization: QuantizationSpec | None = FLOAT32) 
     return load_base("tiny", directory, quantization, dtype, CPU)
 
 
-def prepare(spec: TrainerSpec, base: Base, workdir: Path) -> list[Run]:
-    """The runs of a spec, ready for their first step."""
+def prepare(spec: TrainerSpec, base: Base, workdir: Path) -> Run:
+    """The run of a spec, ready for its first step."""
     renderer = Renderer.from_directory(spec.base.directory)
-    facts = {"versions": {}}
-    return [program.prepare(each, workdir, base, renderer, facts, no_pulse) for each in spec.runs]
+    return program.prepare(spec.run, workdir, base, renderer, {"versions": {}}, no_keepalive)
 
 
-def one_step(base: Base, runs: list[Run], row_tokens: int = 2048) -> list[Step]:
-    return optimizer_step(base, runs, row_tokens, no_pulse)
+def one_step(base: Base, run: Run, row_tokens: int = 2048) -> Step:
+    return optimizer_step(run, program.make_objective(base, run), row_tokens, no_keepalive)
+
+
+def batches_of(run: Run, documents: Sequence[int], row_tokens: int = 2048) -> list[PackedBatch]:
+    return list(pack_batches(run.dataset, documents, row_tokens))
 
 
 def with_rows_of(patch: pytest.MonkeyPatch, row_tokens: int) -> None:
@@ -161,12 +164,12 @@ def with_rows_of(patch: pytest.MonkeyPatch, row_tokens: int) -> None:
 
     def chosen(*arguments: Any) -> Placement:
         placement = place(*arguments)
-        return replace(placement, mode=placement.mode.model_copy(update={"row_tokens": row_tokens}))
+        return replace(placement, plan=placement.plan.model_copy(update={"row_tokens": row_tokens}))
 
     patch.setattr(program, "place", chosen)
 
 
-def no_pulse(doing: str) -> None:
+def no_keepalive(doing: str) -> None:
     assert doing
 
 

@@ -85,12 +85,12 @@ def train(
     optimizer = torch.optim.AdamW(named.values(), lr=0.0, weight_decay=knobs.weight_decay)
     losses = []
     for step in range(ours.step):
-        parts = [_loss(model, ours, example) for example in ours.plan.examples_of(step)]
+        parts = [_loss(model, ours, example) for example in ours.schedule.examples_of(step)]
         loss: Any = sum(loss for loss, _ in parts) / sum(tokens for _, tokens in parts)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(named.values(), knobs.max_grad_norm)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(knobs, step, ours.plan.total_steps)
+            group["lr"] = learning_rate(knobs, step, ours.schedule.total_steps)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
@@ -119,7 +119,7 @@ def _saved_name(name: str) -> str:
 
 
 def _loss(model: Any, run: Run, example: int) -> tuple[torch.Tensor, int]:
-    tokens, labelled = run.corpus.slice(example)
+    tokens, labelled = run.dataset.slice(example)
     labels = [token if is_labelled else -100 for token, is_labelled in zip(tokens, labelled, strict=True)]
     with quiet():
         output = model(input_ids=torch.tensor([list(tokens)])).logits[0]

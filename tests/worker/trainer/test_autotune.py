@@ -1,6 +1,6 @@
 """What is fastest here: a rule until something is faster by a margin, and nothing that was asked for changes.
 
-The stopwatch is the tests' own: it says how long each way takes, whatever the machine does meanwhile.
+The stopwatch is the tests' own: it says how long each plan takes, whatever the machine does meanwhile.
 """
 
 from __future__ import annotations
@@ -15,19 +15,25 @@ import torch
 
 from app.domain import artifacts
 from app.domain.events import Command, Message, Planned, Record, SnapshotSaved, Started
+from app.domain.execution_plan import ExecutionPlan
 from app.domain.states import ExitCode
 from tests.worker.trainer.house import final_adapter, make_spec, run_here
 from worker.trainer import autotune, device_memory
 from worker.trainer import run as program
-from worker.trainer.autotune import fastest_row, fastest_threads, fastest_way
-from worker.trainer.device import Way
+from worker.trainer.autotune import fastest_plan, fastest_row, fastest_threads
 from worker.trainer.device_memory import DeviceMemory
-from worker.trainer.emit import Ledger
-from worker.trainer.products import Products
+from worker.trainer.emit import RecordWriter
+from worker.trainer.layer_benchmark import LayerBenchmark
 
 CPU = torch.device("cpu")
-RULE = Way(torch.bfloat16, 2)
-Stopwatch = Callable[[Way], float]  # seconds a token
+RULE = ExecutionPlan(row_tokens=1024, compute_dtype="bfloat16", threads=2)
+
+
+def plan(compute_dtype: str, threads: int) -> ExecutionPlan:
+    return RULE.model_copy(update={"compute_dtype": compute_dtype, "threads": threads})
+
+
+Stopwatch = Callable[[ExecutionPlan], float]  # seconds a token
 
 
 @pytest.fixture(autouse=True)
@@ -37,45 +43,45 @@ def one_thread_afterwards() -> Iterator[None]:
 
 
 @pytest.fixture
-def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Stopwatch], list[Way]]:
+def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Stopwatch], list[ExecutionPlan]]:
     """Put a stopwatch in place, on a quiet machine of four logical processors and two cores. Returns what it timed."""
     monkeypatch.setattr(autotune, "LEAST_PARAMETERS", 0)
     monkeypatch.setattr(autotune, "granted_cores", lambda: 4)
     monkeypatch.setattr(program, "choose_threads", lambda: 2)
     monkeypatch.setattr(autotune, "is_crowded", lambda *_: False)
-    seen: list[Way] = []
+    seen: list[ExecutionPlan] = []
 
-    def put(stopwatch: Stopwatch) -> list[Way]:
-        def seconds(_products: Products, way: Way, _clock: Any) -> float:
-            seen.append(way)
-            return stopwatch(way) * (way.row_tokens or 0)
+    def put(stopwatch: Stopwatch) -> list[ExecutionPlan]:
+        def seconds(_products: LayerBenchmark, found: ExecutionPlan, _clock: Any) -> float:
+            seen.append(found)
+            return stopwatch(found) * found.row_tokens
 
-        monkeypatch.setattr(Products, "seconds", seconds)
+        monkeypatch.setattr(LayerBenchmark, "seconds", seconds)
         return seen
 
     return put
 
 
-def alike(way: Way) -> float:
+def alike(found: ExecutionPlan) -> float:
     return 1e-6
 
 
-def imitates_bfloat16(way: Way) -> float:
-    return 3e-6 if way.compute_dtype == torch.bfloat16 else 1e-6
+def imitates_bfloat16(found: ExecutionPlan) -> float:
+    return 3e-6 if found.compute_dtype == "bfloat16" else 1e-6
 
 
-def likes_one_thread(way: Way) -> float:
-    return 1e-6 * way.threads
+def likes_one_thread(found: ExecutionPlan) -> float:
+    return 1e-6 * found.threads
 
 
-def likes_one_thread_and_float32(way: Way) -> float:
-    return imitates_bfloat16(way) * way.threads
+def likes_one_thread_and_float32(found: ExecutionPlan) -> float:
+    return imitates_bfloat16(found) * found.threads
 
 
-def look(tiny: Path, examples: Path, tmp_path: Path, **changes: Any) -> tuple[Way, list[Any]]:
+def look(tiny: Path, examples: Path, tmp_path: Path, **changes: Any) -> tuple[ExecutionPlan, list[Any]]:
     said: list[Record] = []
     spec = make_spec(tiny, examples, **{"threads": None, "dtype_is_free": True, **changes})
-    return fastest_way(spec, tmp_path, CPU, RULE, Ledger(said.append)), said
+    return fastest_plan(spec, tmp_path, CPU, RULE, RecordWriter(said.append, spec.run)), said
 
 
 class TestTheRule:
@@ -88,8 +94,8 @@ class TestTheRule:
         self, tiny: Path, examples: Path, tmp_path: Path, timed: Any, faster_by: float
     ) -> None:
 
-        def nearly_alike(way: Way) -> float:
-            is_rule = way.compute_dtype == torch.bfloat16 and way.threads < 4 and way.row_tokens != 512
+        def nearly_alike(found: ExecutionPlan) -> float:
+            is_rule = found.compute_dtype == "bfloat16" and found.threads < 4 and found.row_tokens != 512
             return 1e-6 if is_rule else faster_by * 1e-6
 
         timed(nearly_alike)
@@ -105,13 +111,13 @@ class TestTheRule:
     def test_stays_on_a_gpu(self, tiny: Path, examples: Path, tmp_path: Path, timed: Any) -> None:
         seen = timed(likes_one_thread_and_float32)
         spec = make_spec(tiny, examples, threads=None, dtype_is_free=True)
-        assert fastest_way(spec, tmp_path, torch.device("cuda"), RULE, Ledger(lambda _: None)) == RULE
+        assert fastest_plan(spec, tmp_path, torch.device("cuda"), RULE, RecordWriter(lambda _: None, spec.run)) == RULE
         assert seen == []
 
     def test_stays_where_the_probe_fails_and_the_log_says_so(
         self, tiny: Path, examples: Path, tmp_path: Path, timed: Any, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        def broken(way: Way) -> float:
+        def broken(found: ExecutionPlan) -> float:
             raise RuntimeError("could not create a primitive")
 
         timed(broken)
@@ -124,16 +130,16 @@ class TestTheRule:
 class TestWhatWasAskedFor:
     def test_a_type_is_not_timed(self, tiny: Path, examples: Path, tmp_path: Path, timed: Any) -> None:
         seen = timed(imitates_bfloat16)
-        way, _ = look(tiny, examples, tmp_path, dtype_is_free=False)
-        assert way == RULE
-        assert {each.compute_dtype for each in seen} == {torch.bfloat16}
+        found, _ = look(tiny, examples, tmp_path, dtype_is_free=False)
+        assert found == RULE
+        assert {each.compute_dtype for each in seen} == {"bfloat16"}
 
     def test_a_number_of_threads_is_not_timed_nor_are_rows_then(
         self, tiny: Path, examples: Path, tmp_path: Path, timed: Any
     ) -> None:
         seen = timed(likes_one_thread_and_float32)
-        way, _ = look(tiny, examples, tmp_path, threads=2)
-        assert way == Way(torch.float32, 2)
+        found, _ = look(tiny, examples, tmp_path, threads=2)
+        assert found == plan("float32", 2)
         assert {each.row_tokens for each in seen} == {autotune.TOKENS}
 
     def test_both_leave_nothing_to_time(self, tiny: Path, examples: Path, tmp_path: Path, timed: Any) -> None:
@@ -151,8 +157,8 @@ class TestComputeDtype:
         self, tiny: Path, examples: Path, tmp_path: Path, timed: Any
     ) -> None:
         timed(imitates_bfloat16)
-        way, (message,) = look(tiny, examples, tmp_path)
-        assert way == Way(torch.float32, 2)
+        found, (message,) = look(tiny, examples, tmp_path)
+        assert found == plan("float32", 2)
         assert message.message == (
             "Timed a layer's products: float32 0.33 times bfloat16; 1 thread 1.00, 4 threads 1.00 times 2 threads; "
             "rows of 768 1.00, rows of 512 1.00, rows of 256 1.00 times rows of 1,024. "
@@ -165,7 +171,7 @@ class TestComputeDtype:
     def test_what_is_beside_the_products_takes_twice_as_long_so_a_third_less_is_not_enough(
         self, tiny: Path, examples: Path, tmp_path: Path, timed: Any
     ) -> None:
-        timed(lambda way: 1e-6 if way.compute_dtype == torch.bfloat16 else 0.66e-6)
+        timed(lambda found: 1e-6 if found.compute_dtype == "bfloat16" else 0.66e-6)
         assert look(tiny, examples, tmp_path)[0] == RULE
 
     def test_never_where_memory_is_too_short_for_it(
@@ -173,8 +179,8 @@ class TestComputeDtype:
     ) -> None:
         timed(imitates_bfloat16)
         monkeypatch.setattr(device_memory, "measure", lambda _: DeviceMemory(100_000_000, 50_000_000))
-        way, (message,) = look(tiny, examples, tmp_path)
-        assert way == RULE
+        found, (message,) = look(tiny, examples, tmp_path)
+        assert found == RULE
         assert "float32 would be faster, but takes more memory than there is." in message.message
 
     def test_never_after_a_kill_for_memory(self, tiny: Path, examples: Path, tmp_path: Path, timed: Any) -> None:
@@ -185,21 +191,21 @@ class TestComputeDtype:
 class TestThreads:
     def test_fewer_where_more_wait_for_each_other(self, tiny: Path, examples: Path, tmp_path: Path, timed: Any) -> None:
         timed(likes_one_thread)
-        assert look(tiny, examples, tmp_path)[0] == Way(torch.bfloat16, 1)
+        assert look(tiny, examples, tmp_path)[0] == plan("bfloat16", 1)
 
     def test_two_for_each_core_where_that_is_faster(
         self, tiny: Path, examples: Path, tmp_path: Path, timed: Any
     ) -> None:
-        timed(lambda way: 1e-6 / way.threads)
-        assert look(tiny, examples, tmp_path)[0] == Way(torch.bfloat16, 4)
+        timed(lambda found: 1e-6 / found.threads)
+        assert look(tiny, examples, tmp_path)[0] == plan("bfloat16", 4)
 
     def test_are_not_judged_while_others_use_the_cores(
         self, tiny: Path, examples: Path, tmp_path: Path, timed: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         timed(likes_one_thread_and_float32)
         monkeypatch.setattr(autotune, "is_crowded", lambda *_: True)
-        way, (message,) = look(tiny, examples, tmp_path)
-        assert way == Way(torch.float32, 2)
+        found, (message,) = look(tiny, examples, tmp_path)
+        assert found == plan("float32", 2)
         assert "Other programs use the cores" in message.message
 
     @pytest.mark.parametrize(("one", "chosen"), [(0.5, 1), (0.89, 1), (0.91, 2), (1.1, 2)])
@@ -228,7 +234,7 @@ class TestRows:
         assert {each.row_tokens for each in seen} == {1024, 768, 512, 256}
 
     def test_the_plan_keeps_to_the_fastest(self, tiny: Path, examples: Path, tmp_path: Path, timed: Any) -> None:
-        timed(lambda way: 0.5e-6 if way.row_tokens == 512 else 1e-6)
+        timed(lambda found: 0.5e-6 if found.row_tokens == 512 else 1e-6)
         code, log = run_here(make_spec(tiny, examples, threads=None, max_steps=1), tmp_path)
         assert (code, log.of(Planned)[0].mode.row_tokens) == (ExitCode.DONE, 512)
 
@@ -236,15 +242,15 @@ class TestRows:
 class TestNothingElseChanges:
     def test_weights_and_dice(self, tiny: Path, examples: Path, tmp_path: Path, timed: Any, monkeypatch: Any) -> None:
         """The adapter is that of a run in which the same was asked for by name and nothing was timed."""
-        seconds, timings = Products.seconds, []
+        seconds, timings = LayerBenchmark.seconds, []
         timed(likes_one_thread_and_float32)
-        fake = Products.seconds
+        fake = LayerBenchmark.seconds
 
-        def both(products: Products, way: Way, clock: Any) -> float:
-            timings.append(seconds(products, way, clock))
-            return fake(products, way, clock)
+        def both(products: LayerBenchmark, found: ExecutionPlan, clock: Any) -> float:
+            timings.append(seconds(products, found, clock))
+            return fake(products, found, clock)
 
-        monkeypatch.setattr(Products, "seconds", both)
+        monkeypatch.setattr(LayerBenchmark, "seconds", both)
         before, python = torch.get_rng_state(), random.getstate()
         free = make_spec(tiny, examples, dropout=0.2, threads=None, dtype_is_free=True)
         asked = make_spec(tiny, examples, dropout=0.2, threads=1, quantization={"compute_dtype": "float32"})
@@ -268,7 +274,7 @@ class TestNothingElseChanges:
         _, first = run_here(make_spec(tiny, examples, **knobs), tmp_path / "first", stop_at=(3, Command.DRAIN))
         snapshot = tmp_path / "first" / first.of(SnapshotSaved)[-1].directory
 
-        seen = timed(lambda way: 1e-6 / likes_one_thread_and_float32(way))
+        seen = timed(lambda found: 1e-6 / likes_one_thread_and_float32(found))
         seen.clear()
         _, second = run_here(make_spec(tiny, examples, resume_from=snapshot, **knobs), tmp_path / "second")
         assert seen == []

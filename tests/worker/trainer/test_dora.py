@@ -12,13 +12,11 @@ from peft import LoraConfig, get_peft_model
 from app.domain.spec import LoraSpec, QuantizationSpec
 from tests.worker.trainer import plain_peft
 from tests.worker.trainer.house import CPU
-from worker.trainer.batch import EVERYTHING, Segment
 from worker.trainer.dora import DoraLinear, row_lengths
 from worker.trainer.frozen import freeze
-from worker.trainer.lora import AdaptedLinear, Adapter, Routing, make_adapter
+from worker.trainer.lora import AdaptedLinear, Adapter, AdapterSwitch, make_adapter
 
 T, K, D = 6, 16, 12
-WHOLE = (Segment("a", 0, EVERYTHING),)
 
 
 class Masked(torch.nn.Module):
@@ -37,14 +35,13 @@ def dora(dropout: float, quantization: QuantizationSpec | None = None) -> tuple[
     dice = torch.Generator().manual_seed(0)
     frozen = freeze(torch.randn(D, K, generator=dice), quantization, torch.float32)
     frozen.bias = torch.nn.Parameter(torch.randn(D, generator=dice), requires_grad=False)
-    layer = DoraLinear("q_proj", frozen, Routing())
+    layer = DoraLinear("q_proj", frozen, AdapterSwitch())
     spec = LoraSpec(r=4, alpha=6, dropout=dropout, target_modules=("q_proj",), use_dora=True)
-    adapter = make_adapter("a", spec, 1, {"q_proj": AdaptedLinear("q_proj", frozen, layer._routing)}, CPU)
-    mine = adapter.factors["q_proj"]
+    adapter = make_adapter(spec, 1, {"q_proj": AdaptedLinear("q_proj", frozen, layer._switch)}, CPU)
+    mine = adapter.layers["q_proj"]
     with torch.no_grad():
         mine.B_D_R.normal_(generator=dice)
     mine.magnitude_D = torch.nn.Parameter(row_lengths(frozen, mine) * 1.2 + 0.1)
-    layer._routing.adapters["a"] = adapter
     return layer, adapter
 
 
@@ -56,7 +53,7 @@ def pefts(layer: DoraLinear, adapter: Adapter, dropout: torch.nn.Module) -> Any:
     with plain_peft.quiet():
         model = get_peft_model(torch.nn.ModuleDict({"q_proj": plain}), config)
     theirs = model.base_model.model["q_proj"].train()
-    mine = adapter.factors["q_proj"]
+    mine = adapter.layers["q_proj"]
     theirs.lora_A.default.weight.data, theirs.lora_B.default.weight.data = mine.A_R_K.data, mine.B_D_R.data
     theirs.lora_magnitude_vector.default.weight.data = mine.magnitude_D.data  # type: ignore[union-attr]
     theirs.lora_dropout["default"] = dropout
@@ -69,10 +66,10 @@ def test_value_and_gradients_are_pefts(dropout: float, quantization: Quantizatio
     layer, adapter = dora(dropout, quantization)
     twin = copy.deepcopy(adapter.generator.get_state())
     x = torch.randn(T, K, generator=torch.Generator().manual_seed(3), requires_grad=True)
-    with layer._routing.of(WHOLE):
+    with layer._switch.on(adapter):
         ours = layer(x)
     ours.square().sum().backward()
-    mine = adapter.factors["q_proj"]
+    mine = adapter.layers["q_proj"]
     found = [x.grad, mine.A_R_K.grad, mine.B_D_R.grad, mine.magnitude_D.grad]  # type: ignore[union-attr]
 
     masks = torch.Generator()
@@ -92,11 +89,11 @@ def test_value_and_gradients_are_pefts(dropout: float, quantization: Quantizatio
 
 
 def test_dropout_is_off_where_nothing_is_learned() -> None:
-    layer, _ = dora(0.5)
-    with torch.no_grad(), layer._routing.of(WHOLE):
+    layer, adapter = dora(0.5)
+    with torch.no_grad(), layer._switch.on(adapter):
         assert torch.equal(layer(torch.ones(T, K)), layer(torch.ones(T, K)))
 
 
-def test_without_segments_it_is_the_frozen_layer_to_the_bit() -> None:
+def test_with_the_adapter_off_it_is_the_frozen_layer_to_the_bit() -> None:
     layer, _ = dora(0.0)
     assert torch.equal(layer(torch.ones(1, T, K)), layer.base(torch.ones(1, T, K)))

@@ -5,9 +5,15 @@ import os
 import pytest
 
 from app.domain.events import Done, Failed, Message, Stopped, parse_record
+from app.domain.spec import RunSpec
 from app.domain.states import Reason
 from worker.trainer import emit
-from worker.trainer.emit import Ledger, RecordStream
+from worker.trainer.emit import RecordStream, RecordWriter
+from worker.trainer.failures import Failure
+
+
+def writer(emitted: list[object]) -> RecordWriter:
+    return RecordWriter(emitted.append, RunSpec.model_construct(run_id="a"))
 
 
 class TestRecordStream:
@@ -20,10 +26,10 @@ class TestRecordStream:
         assert parse_record(line) == Message(run_id="a", message="two\nlines, 1 % of ü")
 
 
-class TestPulse:
+class TestKeepalive:
     def test_a_run_that_is_long_at_something_says_that_it_lives(self, monkeypatch: pytest.MonkeyPatch) -> None:
         said: list[object] = []
-        beat = Ledger(said.append).pulse("a")
+        beat = writer(said).keepalive
         beat("reading")
         assert said == []
         monkeypatch.setattr(emit, "SILENCE_SECONDS", 0.0)
@@ -31,7 +37,7 @@ class TestPulse:
         assert said == [Message(run_id="a", message="Still reading.")]
 
 
-class TestLedger:
+class TestRecordWriter:
     @pytest.mark.parametrize(
         ("record", "reason"),
         [
@@ -42,15 +48,23 @@ class TestLedger:
     )
     def test_remembers_how_a_run_ended(self, record: Done | Stopped | Failed, reason: Reason) -> None:
         said: list[object] = []
-        ledger = Ledger(said.append)
-        ledger(Message(run_id="a", message="m"))
-        assert ledger.endings == {}
-        ledger(record)
-        assert ledger.endings == {"a": reason}
+        writes = writer(said)
+        writes(Message(run_id="a", message="m"))
+        assert writes.ending is None
+        writes(record)
+        assert writes.ending == reason
         assert said[-1] == record
 
     def test_nothing_may_follow_a_last_record(self) -> None:
-        ledger = Ledger(lambda record: None)
-        ledger(Stopped(run_id="a", reason=Reason.DRAINED, step=1))
+        writes = writer([])
+        writes(Stopped(run_id="a", reason=Reason.DRAINED, step=1))
         with pytest.raises(AssertionError):
-            ledger(Message(run_id="a", message="m"))
+            writes(Message(run_id="a", message="m"))
+
+    def test_an_error_ends_the_run_once(self) -> None:
+        said: list[object] = []
+        writes = writer(said)
+        for text in ("first", "second"):
+            with writes.fail_run_on_error():
+                raise Failure(Reason.OUT_OF_MEMORY, text, "lora.r")
+        assert said == [Failed(run_id="a", reason=Reason.OUT_OF_MEMORY, message="first", param="lora.r")]

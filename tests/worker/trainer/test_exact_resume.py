@@ -38,7 +38,7 @@ from tests.tiny import make_tiny_base
 from tests.worker.trainer.house import Log, make_spec, run_here, with_rows_of, write_answers
 from worker.trainer import run as program
 from worker.trainer.run import run
-from worker.trainer.stop import Stops
+from worker.trainer.stop import StopRequests
 
 STEPS, BEST = 8, 4
 ROOT = Path(__file__).parents[3]
@@ -88,7 +88,7 @@ def killed_at(step: int, spec: TrainerSpec, workdir: Path) -> None:
             raise Killed
 
     with pytest.raises(Killed):
-        run(spec, workdir, Log(kill), Stops(["run-a"]))
+        run(spec, workdir, Log(kill), StopRequests("run-a"))
 
 
 def assert_same_result(one: tuple[Log, Path], other: tuple[Log, Path]) -> None:
@@ -135,11 +135,11 @@ class TestAnyStep:
         self, house: House, whole: tuple[Log, Path], tmp_path: Path
     ) -> None:
         """The snapshot has the last adapter, not the best one that is being checked."""
-        stops = Stops(["run-a"])
+        stops = StopRequests("run-a")
 
         def pause(record: Record) -> None:
             if isinstance(record, CheckpointSaved) and record.final:
-                stops.ask("run-a", Command.PAUSE)
+                stops.add(Command.PAUSE)
 
         log = Log(pause)
         assert run(house.spec(snapshot_interval_seconds=3600), tmp_path / "first", log, stops) == ExitCode.PAUSED
@@ -213,7 +213,7 @@ class TestAnotherMachine:
         template.write_text("{{ strftime_now('%H:%M:%S.%f') }}" + template.read_text())
         spec = make_spec(dated, house.training_file, snapshot_interval_seconds=0)
         _, first = run_here(spec, tmp_path)
-        resumed = spec.runs[0].model_copy(update={"resume_from": SNAPSHOTS / "step-000007"})
+        resumed = spec.run.model_copy(update={"resume_from": SNAPSHOTS / "step-000007"})
         _, second = run_here(spec.model_copy(update={"runs": (resumed,)}), tmp_path)
         assert second.of(Started)[0].start_step == 7
         assert seen(second) == seen(first)[7:]

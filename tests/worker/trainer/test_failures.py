@@ -10,12 +10,12 @@ import torch
 from app.domain.spec import RunSpec
 from app.domain.states import ExitCode, Reason
 from tests.worker.trainer.house import make_spec
-from worker.trainer.failures import Failure, SurvivedShortage, exit_code, explain, failed
+from worker.trainer.failures import Failure, SuppressOutOfMemory, exit_code, explain, failed
 
 
 @pytest.fixture
 def run(tiny: Path, examples: Path) -> RunSpec:
-    return make_spec(tiny, examples, context_length=300).runs[0]
+    return make_spec(tiny, examples, context_length=300).run
 
 
 class TestExplain:
@@ -63,15 +63,15 @@ class TestSurvivedShortage:
             held.append(weakref.ref(tensor))
             raise MemoryError("so little")
 
-        with SurvivedShortage():
+        with SuppressOutOfMemory():
             work()
         assert held[0]() is None
         assert "MemoryError: so little" in capsys.readouterr().err
 
     def test_what_cannot_be_done_again_and_any_other_error_go_through(self) -> None:
-        with pytest.raises(MemoryError), SurvivedShortage(lambda: False):
+        with pytest.raises(MemoryError), SuppressOutOfMemory(lambda: False):
             raise MemoryError
-        with pytest.raises(RuntimeError, match="shapes"), SurvivedShortage():
+        with pytest.raises(RuntimeError, match="shapes"), SuppressOutOfMemory():
             raise RuntimeError("shapes do not match")
 
 

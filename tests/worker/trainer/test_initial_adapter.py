@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from app.domain import artifacts
@@ -49,7 +48,7 @@ class TestContinuedTraining:
         self, tiny: Path, examples: Path, earlier: Path, width: QuantizationSpec | None
     ) -> None:
         spec = make_spec(tiny, examples, quantization=width, **from_it(earlier))
-        (run,) = prepare(spec, load_tiny(tiny, width), Path("unused"))
+        run = prepare(spec, load_tiny(tiny, width), Path("unused"))
         tensors = load_file(earlier / "adapter_model.safetensors")
         assert run.adapter.named_parameters().keys() == tensors.keys()
         assert all(torch.equal(run.adapter.named_parameters()[name], tensor) for name, tensor in tensors.items())
@@ -102,13 +101,3 @@ class TestContinuedTraining:
             code, log = run_here(make_spec(tiny, examples, **asked), tmp_path / "work")
             assert (code, failure(log).reason) == (ExitCode.INTERNAL, Reason.TRAINER_CRASHED)
             assert "damaged" in failure(log).message
-
-
-class TestExclusiveRuns:
-    @pytest.mark.parametrize("changes", [{"use_dora": True}, {"modules_to_save": ["norm"]}])
-    def test_share_their_base_with_no_other(self, tiny: Path, examples: Path, changes: dict[str, Any]) -> None:
-        alone = make_spec(tiny, examples, run_id="a", **changes).runs[0]
-        other = make_spec(tiny, examples, run_id="b").runs[0]
-        assert make_spec(tiny, examples, runs=[alone])
-        with pytest.raises(ValidationError, match="a trains DoRA or whole modules"):
-            make_spec(tiny, examples, runs=[other, alone])

@@ -16,7 +16,7 @@ from app.domain.full_disk import RESERVED, space_of
 from app.domain.spec import JobSpec, TrainerSpec
 from app.domain.states import ExitCode, Reason
 from tests.worker.trainer.house import Log, failure, final_adapter, make_spec, run_here
-from worker.trainer import bookkeeping
+from worker.trainer import step_actions
 
 STEPS = 6  # two epochs of three
 
@@ -35,15 +35,15 @@ def reserve(workdir: Path) -> Path:
 @pytest.fixture
 def full_when_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk with space for a snapshot only once what is reserved was given back, and never for a checkpoint."""
-    save = bookkeeping.save_snapshot
+    save = step_actions.save_snapshot
 
     def save_if_free(run: Any, *arguments: Any) -> Any:
         if run.step and (run.directory.parents[1] / RESERVED).exists():
             no_space()
         return save(run, *arguments)
 
-    monkeypatch.setattr(bookkeeping, "save_snapshot", save_if_free)
-    monkeypatch.setattr(bookkeeping, "save_checkpoint", no_space)
+    monkeypatch.setattr(step_actions, "save_snapshot", save_if_free)
+    monkeypatch.setattr(step_actions, "save_checkpoint", no_space)
 
 
 def kept(log: Log) -> tuple[int, bool]:
@@ -129,7 +129,7 @@ def test_what_is_reserved_is_enough_for_it_and_not_much_more(
 
 
 def as_job(spec: TrainerSpec) -> JobSpec:
-    (run,) = spec.runs
+    run = spec.run
     return JobSpec(
         base_model="tiny", lora=run.lora, quantization=spec.quantization, hyperparameters=run.hyperparameters, seed=1
     )

@@ -10,7 +10,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from app.domain.spec import QuantizationSpec
 from tests.tiny import make_tiny_base
-from worker.trainer.lean_modules import GatedMLP, RMSNorm, make_lean
+from worker.trainer.lean_modules import GatedMLP, RMSNorm, use_memory_efficient_modules
 from worker.trainer.model import load_base
 
 CPU = torch.device("cpu")
@@ -79,7 +79,7 @@ class TestMakeLean:
         gemma.weight.data.fill_(0.25)
         model = torch.nn.Sequential(gemma, llama_norm(16, torch.float32))
         before = copy.deepcopy(model)
-        make_lean(model, torch.float32)
+        use_memory_efficient_modules(model, torch.float32)
         assert [type(module).__name__ for module in model] == ["GemmaRMSNorm", "RMSNorm"]
         x = torch.randn(3, 16)
         torch.testing.assert_close(model(x), before(x))

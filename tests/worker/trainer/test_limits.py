@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from app.domain.catalog import read_tensor_shapes
-from app.domain.modes import Measurement
+from app.domain.execution_plan import Measurement
 from app.domain.spec import TrainerSpec
 from app.domain.states import ExitCode
 from tests.tiny import make_tiny_base, make_tiny_dataset

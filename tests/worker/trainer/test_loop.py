@@ -10,8 +10,8 @@ import torch.nn.functional as F  # noqa: N812
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from tests.worker.trainer.house import ALL_LINEAR, FLOAT32, load_tiny, make_spec, one_step, prepare
-from worker.trainer.batch import Row, Share, rows
+from tests.worker.trainer.house import ALL_LINEAR, FLOAT32, batches_of, load_tiny, make_spec, one_step, prepare
+from worker.trainer.batch import PackedBatch
 from worker.trainer.model import hidden_states
 from worker.trainer.optim import learning_rate
 from worker.trainer.state import Run, Step
@@ -30,8 +30,8 @@ def trained(
 ) -> Training:
     """`steps` steps in float32 on a fresh base."""
     base = load_tiny(tiny, FLOAT32 if four_bits else None)
-    (run,) = prepare(make_spec(tiny, examples, **changes), base, Path("unused"))
-    return [one_step(base, [run], row_tokens)[0] for _ in range(steps)], run
+    run = prepare(make_spec(tiny, examples, **changes), base, Path("unused"))
+    return [one_step(base, run, row_tokens) for _ in range(steps)], run
 
 
 def losses(training: Training) -> list[float]:
@@ -48,21 +48,21 @@ class TestOptimizerStep:
     @pytest.mark.parametrize("four_bits", [True, False])
     def test_step_0_has_the_loss_of_the_base_model(self, tiny: Path, examples: Path, four_bits: bool) -> None:
         base = load_tiny(tiny, FLOAT32 if four_bits else None)
-        (run,) = prepare(make_spec(tiny, examples), base, Path("unused"))
-        (row,) = rows([run.share()], 2048)
+        run = prepare(make_spec(tiny, examples), base, Path("unused"))
+        (batch,) = run.batches(2048)
         with torch.no_grad():
-            assert torch.equal(hidden_states(base, row), hidden_states(base, row.without_adapters()))
-        want = _cross_entropy(hidden_states(base, row.without_adapters()) @ base.head_V_D.t(), row)
-        assert one_step(base, [run])[0].loss == pytest.approx(want, rel=1e-5)
+            assert torch.equal(hidden_states(base, batch, run.adapter), hidden_states(base, batch))
+        want = _cross_entropy(hidden_states(base, batch) @ base.head_V_D.t(), batch)
+        assert one_step(base, run).loss == pytest.approx(want, rel=1e-5)
 
     def test_the_base_stays_as_it_was_to_the_bit(self, tiny: Path, examples: Path) -> None:
         base = load_tiny(tiny)
-        (run,) = prepare(make_spec(tiny, examples), base, Path("unused"))
+        run = prepare(make_spec(tiny, examples), base, Path("unused"))
         before = [parameter.data.clone() for parameter in base.model.parameters()]
         scales = [layer.base.weight.quant_state.absmax.clone() for layer in base.layers.values()]
         start = [parameter.data.clone() for parameter in run.parameters]
         for _ in range(3):
-            one_step(base, [run])
+            one_step(base, run)
         assert all(torch.equal(a, b) for a, b in zip(before, base.model.parameters(), strict=True))
         after = [layer.base.weight.quant_state.absmax for layer in base.layers.values()]
         assert all(torch.equal(a, b) for a, b in zip(scales, after, strict=True))
@@ -81,23 +81,23 @@ class TestOptimizerStep:
 
     def test_the_loss_is_the_mean_over_labelled_tokens_not_over_examples(self, tiny: Path, examples: Path) -> None:
         base = load_tiny(tiny)
-        (run,) = prepare(make_spec(tiny, examples, batch_size=12), base, Path("unused"))
+        run = prepare(make_spec(tiny, examples, batch_size=12), base, Path("unused"))
         apart = []
         for document in range(12):
-            (row,) = rows([Share(run.id, run.corpus, [document])], 2048)
+            (batch,) = batches_of(run, [document])
             with torch.no_grad():
-                logits = hidden_states(base, row) @ base.head_V_D.t()
-            apart.append((_cross_entropy(logits, row), len(row.targets_N)))
+                logits = hidden_states(base, batch, run.adapter) @ base.head_V_D.t()
+            apart.append((_cross_entropy(logits, batch), len(batch.targets_N)))
         of_tokens = sum(loss * tokens for loss, tokens in apart) / sum(tokens for _, tokens in apart)
         of_examples = sum(loss for loss, _ in apart) / 12
-        loss = one_step(base, [run])[0].loss
+        loss = one_step(base, run).loss
         assert loss == pytest.approx(of_tokens, rel=1e-5)
         assert loss != pytest.approx(of_examples, rel=1e-4)
 
     def test_it_counts_every_real_token_and_nothing_else(self, tiny: Path, examples: Path) -> None:
         steps, run = trained(tiny, examples, steps=3, batch_size=4)
-        assert run.trained_tokens == run.corpus.tokens == sum(step.tokens for step in steps)
-        assert sum(step.labelled_tokens for step in steps) == run.corpus.labelled_tokens
+        assert run.trained_tokens == run.dataset.tokens == sum(step.tokens for step in steps)
+        assert sum(step.labelled_tokens for step in steps) == run.dataset.labelled_tokens
 
     @pytest.mark.parametrize("dropout", [0.0, 0.2])
     def test_the_same_seed_gives_the_same_bits(self, tiny: Path, examples: Path, dropout: float) -> None:
@@ -134,59 +134,24 @@ class TestOptimizerStep:
 
     def test_a_loss_that_is_not_a_number_leaves_the_run_as_it_was(self, tiny: Path, examples: Path) -> None:
         base = load_tiny(tiny)
-        (run,) = prepare(make_spec(tiny, examples), base, Path("unused"))
-        one_step(base, [run])
+        run = prepare(make_spec(tiny, examples), base, Path("unused"))
+        one_step(base, run)
         with torch.no_grad():
             run.parameters[1][0, 0] = math.nan
         before = [parameter.data.clone() for parameter in run.parameters]
-        (step,) = one_step(base, [run])
+        step = one_step(base, run)
         assert not step.is_finite
         assert run.step == 1
         assert all(torch.equal(a, b) for a, b in zip(before[2:], run.parameters[2:], strict=True))
-        assert all(parameter.grad is None for parameter in run.parameters)  # others may go on beside it
+        assert all(parameter.grad is None for parameter in run.parameters)
 
 
-class TestSeveralRuns:
-    """Rows of different runs share one forward and backward through the frozen weights."""
-
-    def specs(self, tiny: Path, examples: Path) -> tuple[Any, Any]:
-        one = make_spec(tiny, examples, run_id="a", seed=1, r=4, n_epochs=2).runs[0]
-        two = make_spec(
-            tiny, examples, run_id="b", seed=2, r=2, target_modules=["q_proj", "down_proj"], batch_size=3
-        ).runs[0]
-        return one, two
-
-    def test_each_gets_the_adapter_it_would_get_alone(self, tiny: Path, examples: Path) -> None:
-        one, two = self.specs(tiny, examples)
-        base = load_tiny(tiny)
-        together = prepare(make_spec(tiny, examples, runs=[one, two]), base, Path("unused"))
-        shared = [one_step(base, together) for _ in range(3)]
-        for number, spec in enumerate((one, two)):
-            base = load_tiny(tiny)
-            (alone,) = prepare(make_spec(tiny, examples, runs=[spec]), base, Path("unused"))
-            solo = [one_step(base, [alone])[0].loss for _ in range(3)]
-            assert [steps[number].loss for steps in shared] == pytest.approx(solo, rel=1e-5)
-            for mine, theirs in zip(together[number].parameters, alone.parameters, strict=True):
-                torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
-
-    def test_one_that_breaks_leaves_the_other_alone(self, tiny: Path, examples: Path) -> None:
-        one, two = self.specs(tiny, examples)
-        base = load_tiny(tiny)
-        good, bad = prepare(make_spec(tiny, examples, runs=[one, two]), base, Path("unused"))
-        with torch.no_grad():
-            bad.parameters[0].fill_(math.nan)
-        steps = one_step(base, [good, bad])
-        assert [step.is_finite for step in steps] == [True, False]
-        assert all(torch.isfinite(parameter).all() for parameter in good.parameters)
-        assert (good.step, bad.step) == (1, 0)
-
-
-def _cross_entropy(logits_T_V: torch.Tensor, row: Row) -> float:
-    return F.cross_entropy(logits_T_V[row.predictors_N], row.targets_N).item()
+def _cross_entropy(logits_T_V: torch.Tensor, batch: PackedBatch) -> float:
+    return F.cross_entropy(logits_T_V[batch.logit_positions_N], batch.targets_N).item()
 
 
 def _plain_peft(tiny: Path, ours: Run, spec: Any, four_bits: bool) -> dict[str, Any]:
-    lora, knobs = spec.runs[0].lora, spec.runs[0].hyperparameters
+    lora, knobs = spec.run.lora, spec.run.hyperparameters
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
@@ -197,19 +162,19 @@ def _plain_peft(tiny: Path, ours: Run, spec: Any, four_bits: bool) -> dict[str, 
     how = {"quantization_config": NF4} if four_bits else {}
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32, **how), config).train()
     named = {name.replace(".default", ""): p for name, p in model.named_parameters() if p.requires_grad}
-    start = prepare(spec, load_tiny(tiny, None), Path("unused"))[0].adapter.named_parameters()
+    start = prepare(spec, load_tiny(tiny, None), Path("unused")).adapter.named_parameters()
     with torch.no_grad():
         for name, parameter in start.items():
             named[name].copy_(parameter)
     optimizer = torch.optim.AdamW(named.values(), lr=0.0, weight_decay=knobs.weight_decay)
     seen = []
     for step in range(ours.step):
-        parts = [_plain_loss(model, ours, example) for example in ours.plan.examples_of(step)]
+        parts = [_plain_loss(model, ours, example) for example in ours.schedule.examples_of(step)]
         loss = sum(loss for loss, _ in parts) / sum(tokens for _, tokens in parts)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(named.values(), knobs.max_grad_norm)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(knobs, step, ours.plan.total_steps)
+            group["lr"] = learning_rate(knobs, step, ours.schedule.total_steps)
         optimizer.step()
         optimizer.zero_grad()
         seen.append(loss.item())
@@ -217,7 +182,7 @@ def _plain_peft(tiny: Path, ours: Run, spec: Any, four_bits: bool) -> dict[str, 
 
 
 def _plain_loss(model: Any, run: Run, example: int) -> tuple[torch.Tensor, int]:
-    tokens, labelled = run.corpus.slice(example)
+    tokens, labelled = run.dataset.slice(example)
     labels = [token if is_labelled else -100 for token, is_labelled in zip(tokens, labelled, strict=True)]
     logits = model(input_ids=torch.tensor([list(tokens)])).logits[0]
     loss = F.cross_entropy(logits[:-1], torch.tensor(labels[1:]), ignore_index=-100, reduction="sum")

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from worker.trainer import loss
-from worker.trainer.loss import head_loss
+from worker.trainer.loss import linear_cross_entropy
 
 N, D, V = 70, 16, 301
 
@@ -19,7 +19,7 @@ def inputs(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tens
 class TestHeadLoss:
     def test_equals_torchs_cross_entropy_in_value_and_gradient(self) -> None:
         hidden, head, targets = inputs()
-        total, losses, _ = head_loss(hidden, head, targets)
+        total, losses, _ = linear_cross_entropy(hidden, head, targets)
         total.backward()
         twin = hidden.detach().clone().requires_grad_()
         want = F.cross_entropy(twin @ head.t(), targets, reduction="none")
@@ -30,7 +30,7 @@ class TestHeadLoss:
 
     def test_the_gradient_follows_the_scale_of_what_comes_after(self) -> None:
         hidden, head, targets = inputs()
-        (head_loss(hidden, head, targets)[0] * 0.25).backward()
+        (linear_cross_entropy(hidden, head, targets)[0] * 0.25).backward()
         twin = hidden.detach().clone().requires_grad_()
         (F.cross_entropy(twin @ head.t(), targets, reduction="sum") * 0.25).backward()
         torch.testing.assert_close(hidden.grad, twin.grad)
@@ -42,21 +42,21 @@ class TestHeadLoss:
         chunk = loss._chunk
         monkeypatch.setattr(loss, "_chunk", lambda *given: (learned.append(given[4:]), chunk(*given))[1])
         with torch.no_grad():
-            head_loss(hidden, head.requires_grad_(), targets)
+            linear_cross_entropy(hidden, head.requires_grad_(), targets)
         assert learned == [(False, None)]
 
     def test_the_gradient_of_a_trained_head_is_kept_once(self) -> None:
         hidden, head, targets = inputs()
-        total, *_ = head_loss(hidden, head.requires_grad_(), targets)
+        total, *_ = linear_cross_entropy(hidden, head.requires_grad_(), targets)
         total.backward()
         assert total.grad_fn.head_gradient_V_D is None  # type: ignore[union-attr]
 
     def test_chunks_do_not_change_the_result(self, monkeypatch: pytest.MonkeyPatch) -> None:
         hidden, head, targets = inputs()
-        whole = head_loss(hidden, head, targets)
+        whole = linear_cross_entropy(hidden, head, targets)
         monkeypatch.setattr(loss, "CHUNK_BYTES", 0)
         monkeypatch.setattr(loss, "LEAST_CHUNK_ROWS", 16)
-        for one, other in zip(whole, head_loss(hidden, head, targets), strict=True):
+        for one, other in zip(whole, linear_cross_entropy(hidden, head, targets), strict=True):
             torch.testing.assert_close(one, other)
 
     @pytest.mark.parametrize("rows", [16, 128])
@@ -67,7 +67,7 @@ class TestHeadLoss:
         monkeypatch.setattr(loss, "LEAST_CHUNK_ROWS", rows)
         hidden, head, targets = inputs()
         weights = torch.linspace(-1, 2, N)
-        total, losses, _ = head_loss(hidden, head, targets, weights)
+        total, losses, _ = linear_cross_entropy(hidden, head, targets, weights)
         total.backward()
         twin = hidden.detach().clone().requires_grad_()
         want = F.cross_entropy(twin @ head.t(), targets, reduction="none")
@@ -79,12 +79,12 @@ class TestHeadLoss:
     def test_a_hit_is_a_target_that_was_the_likeliest(self) -> None:
         hidden, head, _ = inputs()
         best = (hidden @ head.t()).argmax(-1)
-        assert head_loss(hidden, head, best)[2].all()
-        assert not head_loss(hidden, head, (best + 1) % V)[2].any()
+        assert linear_cross_entropy(hidden, head, best)[2].all()
+        assert not linear_cross_entropy(hidden, head, (best + 1) % V)[2].any()
 
     def test_a_frozen_head_gets_no_gradient(self) -> None:
         hidden, head, targets = inputs()
-        head_loss(hidden, head, targets)[0].backward()
+        linear_cross_entropy(hidden, head, targets)[0].backward()
         assert head.grad is None
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -95,7 +95,7 @@ class TestHeadLoss:
         monkeypatch.setattr(loss, "LEAST_CHUNK_ROWS", 16)
         hidden, head, targets = inputs(dtype)
         master = head.float().requires_grad_()
-        (head_loss(hidden, master, targets)[0] * 0.5).backward()
+        (linear_cross_entropy(hidden, master, targets)[0] * 0.5).backward()
         twin = head.float().requires_grad_()
         (F.cross_entropy(hidden.detach().float() @ twin.t(), targets, reduction="sum") * 0.5).backward()
         assert master.grad is not None
@@ -106,7 +106,7 @@ class TestHeadLoss:
 
     def test_bfloat16_is_within_its_rounding_of_float32(self) -> None:
         hidden, head, targets = inputs(torch.bfloat16)
-        total, _, _ = head_loss(hidden, head, targets)
+        total, _, _ = linear_cross_entropy(hidden, head, targets)
         total.backward()
         twin = hidden.detach().float().requires_grad_()
         want = F.cross_entropy(twin @ head.float().t(), targets, reduction="sum")
@@ -116,6 +116,6 @@ class TestHeadLoss:
 
     def test_large_logits_do_not_overflow(self) -> None:
         hidden, head, targets = inputs()
-        total, losses, _ = head_loss(hidden * 1e4, head, targets)
+        total, losses, _ = linear_cross_entropy(hidden * 1e4, head, targets)
         assert torch.isfinite(losses).all()
         assert torch.isfinite(total)

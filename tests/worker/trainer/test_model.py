@@ -15,22 +15,22 @@ from app.domain.spec import BaseSpec, QuantizationSpec
 from app.domain.states import Reason
 from tests.tiny import make_tiny_base
 from tests.worker.trainer.house import CPU, FLOAT32, load_tiny
-from worker.trainer.batch import Corpus, Row, Share, rows
+from worker.trainer.batch import PackedBatch, TokenizedDataset, pack_batches
 from worker.trainer.failures import Failure
-from worker.trainer.model import Base, bare, hidden_states, in_float32, load_base, open_base
+from worker.trainer.model import Base, hidden_states, in_float32, load_base, open_base, unwrapped
 
 TOKENS = [5, 80, 33, 7, 200, 41]
 
 
-def a_row() -> Row:
-    corpus = Corpus()
-    corpus.add(1, [Document(1, TOKENS, [False, *[True] * 5])])
-    return next(rows([Share("a", corpus, [0])], 100)).without_adapters()
+def a_batch() -> PackedBatch:
+    dataset = TokenizedDataset()
+    dataset.add(1, [Document(1, TOKENS, [False, *[True] * 5])])
+    return next(pack_batches(dataset, [0], 100))
 
 
 @torch.no_grad()
 def logits(base: Base) -> torch.Tensor:
-    return hidden_states(base, a_row()) @ base.head_V_D.t()
+    return hidden_states(base, a_batch()) @ base.head_V_D.t()
 
 
 def transformers_logits(directory: Path, dtype: torch.dtype, **how: object) -> torch.Tensor:
@@ -154,8 +154,8 @@ class TestExact:
         base = load_base("tiny", tiny, QuantizationSpec(), torch.bfloat16, CPU)
         before = [parameter.data.clone() for parameter in base.model.parameters()]
         with torch.no_grad(), in_float32(base):
-            exact = hidden_states(base, a_row(), exact=True)
-        rough = hidden_states(base, a_row())
+            exact = hidden_states(base, a_batch(), float32=True)
+        rough = hidden_states(base, a_batch())
         assert exact.dtype == torch.float32
         torch.testing.assert_close(exact, rough.float(), rtol=0.05, atol=0.05)
         after = [parameter.data for parameter in base.model.parameters()]
@@ -163,7 +163,7 @@ class TestExact:
 
     def test_bare_puts_the_frozen_layers_back_for_a_while(self, tiny: Path) -> None:
         base = load_tiny(tiny)
-        with bare(base) as model:
+        with unwrapped(base) as model:
             assert not any(layer in list(model.modules()) for layer in base.layers.values())
         assert all(base.model.get_submodule(name) is layer for name, layer in base.layers.items())
 

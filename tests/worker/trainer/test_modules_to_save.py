@@ -26,7 +26,7 @@ class TestTrainModulesToSave:
         ],
     )
     def test_takes_the_modules_that_peft_takes(self, tiny: Path, examples: Path, names: list[str]) -> None:
-        (run,) = prepare(make_spec(tiny, examples, modules_to_save=names), load_tiny(tiny), Path("unused"))
+        run = prepare(make_spec(tiny, examples, modules_to_save=names), load_tiny(tiny), Path("unused"))
         config = LoraConfig(target_modules=ALL_LINEAR, modules_to_save=names, task_type="CAUSAL_LM")
         with plain_peft.quiet():
             theirs = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny), config)
@@ -36,7 +36,7 @@ class TestTrainModulesToSave:
 
     def test_masters_are_float32_copies_of_the_bases_weights(self, tiny: Path, examples: Path) -> None:
         base = load_tiny(tiny)
-        (run,) = prepare(make_spec(tiny, examples, modules_to_save=["lm_head"]), base, Path("unused"))
+        run = prepare(make_spec(tiny, examples, modules_to_save=["lm_head"]), base, Path("unused"))
         (master,) = run.adapter.module_masters.values()
         assert master.dtype == torch.float32
         assert torch.equal(master, base.head_V_D.float())

@@ -8,16 +8,13 @@ from worker.trainer.onednn import CAPACITY, CAPACITY_OF_TORCH, limit_primitive_c
 
 
 @pytest.mark.parametrize("name", [CAPACITY, CAPACITY_OF_TORCH])
-@pytest.mark.parametrize(("runs", "kept"), [(1, "128"), (2, "256"), (8, "256")])
-def test_several_runs_keep_more_products_than_one(
-    monkeypatch: pytest.MonkeyPatch, runs: int, kept: str, name: str
-) -> None:
+def test_both_caches_are_limited(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(os, "environ", {})
-    limit_primitive_cache(runs)
-    assert os.environ[name] == kept
+    limit_primitive_cache()
+    assert os.environ[name] == "128"
 
 
 def test_what_an_operator_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", {CAPACITY: "7"})
-    limit_primitive_cache(1)
+    limit_primitive_cache()
     assert os.environ == {CAPACITY: "7", CAPACITY_OF_TORCH: "128"}

@@ -101,8 +101,8 @@ def assert_equal(one: Training, other: Training) -> None:
 
 
 def plain_script(tiny: Path, spec: TrainerSpec, *, mean_of_examples: bool = False) -> Training:
-    lora, knobs = spec.runs[0].lora, spec.runs[0].hyperparameters
-    (run,) = prepare(spec, load_tiny(tiny, None), Path("unused"))
+    lora, knobs = spec.run.lora, spec.run.hyperparameters
+    run = prepare(spec, load_tiny(tiny, None), Path("unused"))
     config = LoraConfig(r=lora.r, lora_alpha=int(lora.alpha), target_modules=ALL_LINEAR, task_type="CAUSAL_LM")
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32), config).train()
     trained = {name.replace(".default", ""): p for name, p in model.named_parameters() if p.requires_grad}
@@ -112,10 +112,10 @@ def plain_script(tiny: Path, spec: TrainerSpec, *, mean_of_examples: bool = Fals
     optimizer = torch.optim.AdamW(trained.values(), lr=knobs.learning_rate, weight_decay=knobs.weight_decay)
     schedule = get_linear_schedule_with_warmup(optimizer, 0, STEPS)
     tokenizer = AutoTokenizer.from_pretrained(tiny)
-    lines = [json.loads(line)["messages"] for line in spec.runs[0].training_file.read_text().splitlines()]
+    lines = [json.loads(line)["messages"] for line in spec.run.training_file.read_text().splitlines()]
     losses = []
     for step in range(STEPS):
-        rows = [_tokenize(tokenizer, lines[example]) for example in run.plan.examples_of(step)]
+        rows = [_tokenize(tokenizer, lines[example]) for example in run.schedule.examples_of(step)]
         batches = [[row] for row in rows] if mean_of_examples else [rows]
         loss = torch.stack([model(**_padded(batch)).loss for batch in batches]).mean()
         loss.backward()

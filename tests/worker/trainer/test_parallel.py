@@ -169,22 +169,24 @@ class TestResume:
 
 
 class TestEnd:
-    def test_one_run_is_cancelled_the_other_drained_and_every_process_holds_the_slots_lock(
-        self, start: Callable[..., Trainer], tiny: Path, examples: Path, tmp_path: Path
+    @pytest.mark.parametrize("command", [Command.CANCEL, None], ids=["cancelled", "SIGTERM"])
+    def test_it_is_cancelled_or_drained_and_every_process_holds_the_slots_lock(
+        self, start: Callable[..., Trainer], tmp_path: Path, command: Command | None
     ) -> None:
-        one = make_spec(tiny, examples, max_steps=ENDLESS).model_dump(mode="json")["runs"][0]
         with try_lock(tmp_path / "gpu.lock") as lock:
-            trainer = start(lock=lock, runs=[one, one | {"run_id": "run-b"}])
+            trainer = start(lock=lock, max_steps=ENDLESS)
             trainer.hear_metric()
             for rank in trainer.ranks():
                 opened = [os.readlink(path) for path in Path(f"/proc/{rank.pid}/fd").iterdir()]
                 assert str(tmp_path / "gpu.lock") in opened
-            trainer.tell(Command.CANCEL)
-            trainer.hear(lambda record: isinstance(record, Stopped))
-            os.killpg(trainer.process.pid, signal.SIGTERM)  # as a worker does it
-            assert trainer.end() == ExitCode.CANCELLED, trainer.said()
-        stopped = {record.run_id: record.reason for record in trainer.records if isinstance(record, Stopped)}
-        assert stopped == {"run-a": Reason.CANCELLED, "run-b": Reason.DRAINED}
+            if command:
+                trainer.tell(command)
+            else:
+                os.killpg(trainer.process.pid, signal.SIGTERM)  # as a worker does it
+            code, reason = (ExitCode.CANCELLED, Reason.CANCELLED) if command else (ExitCode.DRAINED, Reason.DRAINED)
+            assert trainer.end() == code, trainer.said()
+        (stopped,) = (record for record in trainer.records if isinstance(record, Stopped))
+        assert stopped.reason == reason
 
     def test_a_killed_process_ends_the_trainer_with_a_code_and_not_with_a_hang(
         self, start: Callable[..., Trainer]

@@ -13,7 +13,7 @@ from app.domain.processor import cpu_name
 from app.domain.states import ExitCode, Reason
 from tests.tiny import make_tiny_base, make_tiny_dataset
 from tests.worker.trainer.house import FLOAT32, failure, final_adapter, make_spec, run_here
-from worker.trainer import bookkeeping, facts, sample_answers
+from worker.trainer import provenance, sample_answers, step_actions
 
 
 class TestRun:
@@ -100,7 +100,7 @@ class TestRun:
     def test_relative_paths_are_below_the_work_directory(self, tiny: Path, tmp_path: Path) -> None:
         make_tiny_dataset(tmp_path / "inputs" / "train.jsonl")
         spec = make_spec(tiny, tmp_path / "inputs" / "train.jsonl")
-        run = spec.runs[0].model_copy(update={"training_file": Path("inputs/train.jsonl")})
+        run = spec.run.model_copy(update={"training_file": Path("inputs/train.jsonl")})
         assert run_here(spec.model_copy(update={"runs": (run,)}), tmp_path)[0] == 0
 
     def test_prompts_are_answered_by_the_base_and_by_the_adapter(
@@ -123,9 +123,9 @@ class TestRun:
         asked = []
         generate = sample_answers._generate
 
-        def counted(base: Any, prompts: Any, segments: Any, renderer: Any) -> list[str]:
-            asked.append("adapter" if segments else "base")
-            return generate(base, prompts, segments, renderer)
+        def counted(base: Any, prompts: Any, adapter: Any, renderer: Any) -> list[str]:
+            asked.append("adapter" if adapter else "base")
+            return generate(base, prompts, adapter, renderer)
 
         monkeypatch.setattr(sample_answers, "_generate", counted)
         monkeypatch.setattr(sample_answers, "NEW_TOKENS", 2)
@@ -135,7 +135,7 @@ class TestRun:
     def test_a_processor_that_imitates_the_compute_dtype_is_named(
         self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(facts, "times_float32", lambda *_: 3.04)
+        monkeypatch.setattr(provenance, "times_float32", lambda *_: 3.04)
         _, log = run_here(make_spec(tiny, examples, max_steps=1), tmp_path)
         warned = [message.message for message in log.of(Message) if message.level == "warn"]
         assert warned[0].startswith("This processor has no instructions for bfloat16: a matrix product takes 3.0 times")
@@ -257,7 +257,7 @@ class TestFailing:
         def too_much(*_: object) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-        monkeypatch.setattr("worker.trainer.loop.head_loss", too_much)
+        monkeypatch.setattr("worker.trainer.objective.linear_cross_entropy", too_much)
         self.fails(
             tmp_path, make_spec(tiny, examples), ExitCode.OUT_OF_MEMORY, Reason.OUT_OF_MEMORY,
             "hyperparameters.context_length", "Lower hyperparameters.context_length",
@@ -266,7 +266,7 @@ class TestFailing:
     def test_an_adapter_that_is_not_what_was_trained_is_never_done(
         self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        save = bookkeeping.save_checkpoint
+        save = step_actions.save_checkpoint
 
         def save_wrongly(*arguments: Any) -> Path:
             directory = save(*arguments)
@@ -276,5 +276,5 @@ class TestFailing:
             )
             return directory
 
-        monkeypatch.setattr(bookkeeping, "save_checkpoint", save_wrongly)
+        monkeypatch.setattr(step_actions, "save_checkpoint", save_wrongly)
         self.fails(tmp_path, make_spec(tiny, examples), 70, Reason.ADAPTER_MISMATCH, None, "It was not published")

@@ -18,7 +18,7 @@ from tests.tiny import CHAT_TEMPLATE, make_tiny_base, make_tiny_dataset
 from tests.worker.trainer.house import Log, failure, final_adapter, make_spec, run_here
 from worker.trainer import device_memory
 from worker.trainer.run import run
-from worker.trainer.stop import Stops
+from worker.trainer.stop import StopRequests
 
 STEPS = 6  # two epochs of three
 FILES = ("state.safetensors", "MANIFEST.json")
@@ -80,7 +80,7 @@ class TestResume:
         self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         snapshot = drained_at(2, tiny, examples, tmp_path / "a")
-        monkeypatch.setattr("worker.trainer.facts.version", lambda package: "9.9")
+        monkeypatch.setattr("worker.trainer.provenance.version", lambda package: "9.9")
         code, log = run_here(make_spec(tiny, examples, resume_from=snapshot), tmp_path / "b")
         assert code == 0
         (message,) = log.of(Message)
@@ -221,22 +221,16 @@ class TestResume:
         _, log = run_here(make_spec(tiny, examples, resume_from=older), tmp_path / "b")
         assert trimmed.count(0) < len(log.of(Metric))
 
-    def test_runs_with_different_choices_go_on_with_the_first_ones_and_the_other_hears_of_it(
+    def test_one_from_when_a_trainer_had_several_runs_opens_and_goes_on_to_the_bit(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
-        runs = []
-        for run_id in ("one", "two"):
-            code, log = run_here(
-                make_spec(tiny, examples, run_id=run_id), tmp_path / run_id, stop_at=(1, Command.DRAIN)
-            )
-            assert code == ExitCode.DRAINED
-            snapshot = rewritten(snapshot_of(log, tmp_path / run_id), choices={"row_tokens": 100} if runs else {})
-            runs.append(make_spec(tiny, examples, run_id=run_id, resume_from=snapshot).runs[0])
-        code, log = run_here(make_spec(tiny, examples, runs=runs), tmp_path / "both")
-        assert code == 0
-        (warning,) = log.of(Message)
-        assert (warning.run_id, warning.level) == ("two", "warn")
-        assert "the choices of another run" in warning.message
+        """Its manifest says beside which other runs it trained; one that trained alone has an empty entry."""
+        _, whole = run_here(make_spec(tiny, examples, dropout=0.2), tmp_path / "whole")
+        older = rewritten(drained_at(2, tiny, examples, tmp_path / "a", dropout=0.2), beside={})
+        code, log = run_here(make_spec(tiny, examples, resume_from=older, dropout=0.2), tmp_path / "b")
+        assert (code, log.of(Message)) == (0, [])
+        one, other = final_adapter(whole, tmp_path / "whole"), final_adapter(log, tmp_path / "b")
+        assert all(torch.equal(one[name], other[name]) for name in one)
 
     def test_a_choice_that_only_a_newer_version_knows_is_refused(
         self, tiny: Path, examples: Path, tmp_path: Path
@@ -325,7 +319,7 @@ def rewritten(snapshot: Path, **changes: Any) -> Path:
     about = artifacts.verify(snapshot)
     for name, change in changes.items():
         if isinstance(change, dict):
-            about[name] = {key: value for key, value in (about[name] | change).items() if value is not ...}
+            about[name] = {key: value for key, value in (about.get(name, {}) | change).items() if value is not ...}
         else:
             del about[name]
     del about["seal"]
@@ -375,8 +369,8 @@ class TestSaveSnapshot:
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
         spec = make_spec(tiny, examples)
-        stops = Stops(["run-a"])
-        stops.drain_all()
+        stops = StopRequests("run-a")
+        stops.add(Command.DRAIN)
         log = Log()
         assert run(spec, tmp_path, log, stops) == ExitCode.DRAINED
         assert json.loads((snapshot_of(log, tmp_path) / "MANIFEST.json").read_text())["step"] == 0

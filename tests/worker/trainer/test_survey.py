@@ -16,7 +16,7 @@ from app.domain.states import Reason
 from app.domain.survey import Limits, survey
 from tests.factories import chat_lines
 from tests.tiny import make_tiny_base, make_tiny_dataset, make_tiny_pairs
-from worker.trainer.batch import read_corpus
+from worker.trainer.batch import read_dataset
 
 CONTEXT_LENGTH = 48
 
@@ -66,7 +66,7 @@ def test_the_rows_shown_are_what_the_trainer_trains(renderer: Renderer, tmp_path
     found = survey(io.BytesIO(content), renderer, method, Limits(CONTEXT_LENGTH, 1 << 20, preview_rows=50))
     shown = [document for row in found.previews if row["trained"] for document in row["documents"]]
     reason = Reason.INVALID_TRAINING_FILE
-    corpus = read_corpus(renderer, tmp_path / "data.jsonl", CONTEXT_LENGTH, reason, lambda _: None, method)
+    corpus = read_dataset(renderer, tmp_path / "data.jsonl", CONTEXT_LENGTH, reason, lambda _: None, method)
     documents = [corpus.slice(number) for example in range(len(corpus)) for number in corpus.documents(example)]
     trained = [list(zip(tokens, map(bool, labelled), strict=True)) for tokens, labelled in documents]
     assert [tokens_of(document) for document in shown] == trained

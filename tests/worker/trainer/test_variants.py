@@ -19,19 +19,22 @@ from tests.tiny import make_tiny_base
 from tests.worker.trainer import plain_peft
 from tests.worker.trainer.house import (
     FLOAT32,
+    batches_of,
     final_adapter,
     load_tiny,
     make_spec,
-    no_pulse,
+    no_keepalive,
     one_step,
     prepare,
     run_here,
 )
-from worker.trainer.batch import Row, Share, rows
+from worker.trainer.batch import PackedBatch
 from worker.trainer.checkpoint import save_checkpoint
 from worker.trainer.evaluate import evaluate
 from worker.trainer.failures import Failure
+from worker.trainer.lora import Adapter
 from worker.trainer.model import Base, hidden_states
+from worker.trainer.run import make_objective
 from worker.trainer.state import Run
 from worker.trainer.verify import TOLERANCE, verify_adapter
 
@@ -74,33 +77,33 @@ def whole_peft(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def started(base: Path, examples: Path, quantization: QuantizationSpec | None, **changes: Any) -> tuple[Base, Run]:
     loaded = load_tiny(base, quantization)
-    (run,) = prepare(make_spec(base, examples, quantization=quantization, **changes), loaded, Path("unused"))
+    run = prepare(make_spec(base, examples, quantization=quantization, **changes), loaded, Path("unused"))
     return loaded, run
 
 
 def trained(base: Path, examples: Path, quantization: QuantizationSpec | None, **changes: Any) -> tuple[Base, Run]:
     loaded, run = started(base, examples, quantization, **changes)
     for _ in range(STEPS):
-        one_step(loaded, [run])
+        one_step(loaded, run)
     return loaded, run
 
 
 def saved(base: Base, run: Run, where: Path) -> Path:
     run.directory = where
-    run.facts |= {
+    run.provenance |= {
         "base_model": {"name": "tiny"}, "quantization": None, "hyperparameters": {}, "seed": 7,
         "lora": run.spec.lora.model_dump(mode="json"),
     }  # fmt: skip
     return save_checkpoint(run, base.name, base.directory)
 
 
-def a_row(run: Run) -> Row:
-    return next(rows([Share(run.id, run.corpus, [0])], 512))
+def a_batch(run: Run) -> PackedBatch:
+    return batches_of(run, [0], 512)[0]
 
 
 @torch.no_grad()
-def our_logits(base: Base, row: Row) -> torch.Tensor:
-    return hidden_states(base, row) @ base.head_of(row).t()
+def our_logits(base: Base, batch: PackedBatch, adapter: Adapter | None) -> torch.Tensor:
+    return hidden_states(base, batch, adapter) @ base.head_with(adapter).t()
 
 
 def difference(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -133,7 +136,7 @@ class TestTraining:
     def compare(self, tiny: Path, examples: Path, changes: dict[str, Any], width: QuantizationSpec | None) -> None:
         base, run = started(tiny, examples, width, **changes)
         start = {name: parameter.detach().clone() for name, parameter in run.adapter.named_parameters().items()}
-        losses = [one_step(base, [run])[0].loss for _ in range(STEPS)]
+        losses = [one_step(base, run).loss for _ in range(STEPS)]
         theirs, tensors = plain_peft.train(tiny, run, start, width)
         assert losses == pytest.approx(theirs, rel=1e-4)
         assert run.adapter.named_parameters().keys() == tensors.keys()
@@ -144,17 +147,17 @@ class TestTraining:
     @pytest.mark.parametrize("variant", VARIANTS)
     def test_step_0_is_the_base_model(self, tiny: Path, examples: Path, variant: str) -> None:
         base, run = started(tiny, examples, FLOAT32, **VARIANTS[variant])
-        row = a_row(run)
-        assert torch.equal(our_logits(base, row), our_logits(base, row.without_adapters()))
+        batch = a_batch(run)
+        assert torch.equal(our_logits(base, batch, run.adapter), our_logits(base, batch, None))
 
     @pytest.mark.parametrize("variant", VARIANTS)
     def test_the_base_stays_as_it_was_to_the_bit(self, tiny: Path, examples: Path, variant: str) -> None:
         base, run = started(tiny, examples, None, **VARIANTS[variant])
-        row = a_row(run).without_adapters()
-        before = our_logits(base, row)
+        batch = a_batch(run)
+        before = our_logits(base, batch, None)
         for _ in range(2):
-            one_step(base, [run])
-        assert torch.equal(our_logits(base, row), before)
+            one_step(base, run)
+        assert torch.equal(our_logits(base, batch, None), before)
         assert not any(parameter.requires_grad for parameter in base.model.parameters())
 
     @pytest.mark.parametrize("variant", ["DoRA", "embedding and head"])
@@ -163,7 +166,7 @@ class TestTraining:
     ) -> None:
         one, other = (started(tiny, examples, FLOAT32, **VARIANTS[variant]) for _ in range(2))
         for _ in range(3):
-            few, many = one_step(one[0], [one[1]], 100)[0].loss, one_step(other[0], [other[1]], 4096)[0].loss
+            few, many = one_step(*one, 100).loss, one_step(*other, 4096).loss
             assert few == pytest.approx(many, rel=1e-5)
 
 
@@ -174,10 +177,10 @@ class TestSaved:
         self, tiny: Path, examples: Path, tmp_path: Path, variant: str, width: str
     ) -> None:
         base, run = trained(tiny, examples, WIDTHS[width], **VARIANTS[variant])
-        row, directory = a_row(run), saved(base, run, tmp_path)
-        theirs = plain_peft.logits(plain_peft.load(tiny, directory, WIDTHS[width]), row.tokens_T.tolist())
-        assert difference(our_logits(base, row), our_logits(base, row.without_adapters())) > 0.01
-        assert difference(theirs, our_logits(base, row)) < 1e-4
+        batch, directory = a_batch(run), saved(base, run, tmp_path)
+        theirs = plain_peft.logits(plain_peft.load(tiny, directory, WIDTHS[width]), batch.tokens_T.tolist())
+        assert difference(our_logits(base, batch, run.adapter), our_logits(base, batch, None)) > 0.01
+        assert difference(theirs, our_logits(base, batch, run.adapter)) < 1e-4
         assert verify_adapter(base, run, directory) < TOLERANCE / 10
 
     def test_its_files_name_single_layers_and_never_a_pattern(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
@@ -196,7 +199,7 @@ class TestSaved:
         base, run = trained(tiny, examples, FLOAT32, **VARIANTS[variant])
         twin_base, twin = trained(tiny, examples, FLOAT32, **VARIANTS[variant])
         verify_adapter(base, run, saved(base, run, tmp_path))
-        assert one_step(base, [run])[0].loss == one_step(twin_base, [twin])[0].loss
+        assert one_step(base, run).loss == one_step(twin_base, twin).loss
 
     @pytest.mark.parametrize("variant", ["patterns", "DoRA", "norms", "embedding and head", "DoRA with a head"])
     def test_the_whole_program_trains_it_in_the_defaults_and_verifies_it(
@@ -248,11 +251,11 @@ class TestSaved:
         self, tiny: Path, examples: Path
     ) -> None:
         base, run = trained(tiny, examples, FLOAT32, modules_to_save=["lm_head"], validation_file=examples)
-        assert run.validation is not None
-        before = evaluate(base, run.id, run.validation, 512, no_pulse).loss
+        assert run.validation_dataset is not None
+        before = evaluate(make_objective(base, run), run.validation_dataset, 512, no_keepalive).loss
         with torch.no_grad():
             run.adapter.module_masters["lm_head.weight"].mul_(3)
-        assert evaluate(base, run.id, run.validation, 512, no_pulse).loss != before
+        assert evaluate(make_objective(base, run), run.validation_dataset, 512, no_keepalive).loss != before
 
 
 class TestResume:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,9 +24,9 @@ Trained = tuple[Base, Run, Path]
 
 def train(tiny: Path, examples: Path, where: Path, quantization: QuantizationSpec | None, **changes: object) -> Trained:
     base = load_tiny(tiny, quantization)
-    (run,) = prepare(make_spec(tiny, examples, **changes), base, where)
+    run = prepare(make_spec(tiny, examples, **changes), base, where)
     facts = json.loads(make_spec(tiny, examples, **changes).model_dump_json())
-    run.facts = {
+    run.provenance = {
         "base_model": {"name": "tiny"},
         "quantization": facts["quantization"],
         "lora": facts["runs"][0]["lora"],
@@ -34,7 +35,7 @@ def train(tiny: Path, examples: Path, where: Path, quantization: QuantizationSpe
         "versions": {},
     }
     for _ in range(4):
-        one_step(base, [run])
+        one_step(base, run)
     return base, run, save_checkpoint(run, base.name, base.directory)
 
 
@@ -73,7 +74,7 @@ class TestVerifyAdapter:
         base, run, directory = train(tiny, examples, tmp_path / "a", QuantizationSpec())
         twin_base, twin, _ = train(tiny, examples, tmp_path / "b", QuantizationSpec())
         verify_adapter(base, run, directory)
-        assert one_step(base, [run])[0].loss == one_step(twin_base, [twin])[0].loss
+        assert one_step(base, run).loss == one_step(twin_base, twin).loss
 
     def test_no_more_of_a_long_document_is_taken_than_there_is_room_for(
         self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -81,11 +82,13 @@ class TestVerifyAdapter:
         base, run, directory = train(tiny, examples, tmp_path, FLOAT32)
         monkeypatch.setattr(verify, "ROW_TOKENS", 16)
         seen, hidden_states = [], verify.hidden_states
-        monkeypatch.setattr(
-            verify,
-            "hidden_states",
-            lambda base, row, **how: (seen.append(len(row.tokens_T)), hidden_states(base, row, **how))[1],
-        )
+
+        def watched(base: Any, batch: Any, *more: Any, **how: Any) -> torch.Tensor:
+            seen.append(len(batch.tokens_T))
+            hidden_T_D: torch.Tensor = hidden_states(base, batch, *more, **how)
+            return hidden_T_D
+
+        monkeypatch.setattr(verify, "hidden_states", watched)
         verify_adapter(base, run, directory)
         assert seen == [16, 16]
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from app.domain.events import Command, Done, Failed, Message, Metric, Planned, Probed, SnapshotSaved
-from app.domain.modes import Mode
+from app.domain.execution_plan import ExecutionPlan
 from app.domain.states import ExitCode, Reason
 from tests.worker.trainer.house import final_adapter, load_tiny, make_spec, one_step, prepare, run_here
-from worker.trainer import device_memory, loop, parallel, placement
+from worker.trainer import device_memory, objective, parallel, placement
 from worker.trainer.device_memory import DeviceMemory
-from worker.trainer.oom_in_step import smaller, smallest
+from worker.trainer.out_of_memory import smaller, smallest
 
 SENTENCE = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"
 
@@ -26,11 +26,11 @@ class Shortage:
         self.is_short = is_short
         self.rows: list[int] = []
 
-    def __call__(self, base: Any, row: Any, **more: Any) -> torch.Tensor:
+    def __call__(self, base: Any, batch: Any, adapter: Any) -> torch.Tensor:
         from worker.trainer.model import hidden_states
 
-        self.rows.append(len(row.tokens_T))
-        hidden_T_D = hidden_states(base, row, **more)  # dropout has been drawn by then
+        self.rows.append(len(batch.tokens_T))
+        hidden_T_D = hidden_states(base, batch, adapter)  # dropout has been drawn by then
         if self.is_short(self.rows[-1], len(self.rows)):
             raise RuntimeError(SENTENCE)
         return hidden_T_D
@@ -40,7 +40,7 @@ class Shortage:
 def short(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int, int], bool]], Shortage]:
     def make(is_short: Callable[[int, int], bool]) -> Shortage:
         shortage = Shortage(is_short)
-        monkeypatch.setattr(loop, "hidden_states", shortage)
+        monkeypatch.setattr(objective, "hidden_states", shortage)
         return shortage
 
     return make
@@ -93,8 +93,8 @@ def test_what_was_freed_is_given_back_before_the_memory_there_is_is_full(monkeyp
         "_cpu_memories",
         lambda: [DeviceMemory(700, 600), DeviceMemory(9_000, 100)],
     )
-    assert device_memory.brim_bytes(torch.device("cpu")) == 665
-    assert device_memory.brim_bytes(torch.device("cuda")) > 1 << 60
+    assert device_memory.trim_threshold_bytes(torch.device("cpu")) == 665
+    assert device_memory.trim_threshold_bytes(torch.device("cuda")) > 1 << 60
 
 
 def test_it_shrinks_until_the_row_fits_at_the_same_batch(
@@ -121,7 +121,7 @@ def test_what_was_repaired_is_kept_by_the_next_attempt_without_a_probe(
     snapshot = tmp_path / log.of(SnapshotSaved)[-1].directory
     choices = json.loads((snapshot / "MANIFEST.json").read_text())["choices"]
     assert (choices["row_tokens"], choices["recompute"]) == (512, "everything")
-    resumed = spec.runs[0].model_copy(update={"resume_from": snapshot})
+    resumed = spec.run.model_copy(update={"resume_from": snapshot})
     code, log = run_here(spec.model_copy(update={"runs": (resumed,)}), tmp_path / "again")
     assert code == ExitCode.DONE
     assert not log.of(Planned)
@@ -153,7 +153,7 @@ def test_another_error_is_not_taken_for_a_shortage(
     def broken(*_: Any, **__: Any) -> torch.Tensor:
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(loop, "hidden_states", broken)
+    monkeypatch.setattr(objective, "hidden_states", broken)
     code, log = run_here(make_spec(tiny, examples), tmp_path)
     assert code == ExitCode.INTERNAL
     assert log.last.reason == Reason.TRAINER_CRASHED
@@ -185,25 +185,25 @@ def test_processes_of_one_machine_plan_for_a_part_of_its_memory_each(
 ) -> None:
     base = load_tiny(tiny)
     spec = make_spec(tiny, examples)
-    runs = prepare(spec, base, tmp_path)
+    run = prepare(spec, base, tmp_path)
     monkeypatch.setattr(device_memory, "measure", lambda device: DeviceMemory(10_000_000_000, 1_000_000_000))
-    alone = placement.place(spec, base, runs).device.memory_bytes
+    alone = placement.place(spec, base, run).device.memory_bytes
     monkeypatch.setattr(parallel, "world_size", lambda: 2)
     space = device_memory.measure(base.device)
     assert alone == space.used_bytes + space.free_bytes
-    assert placement.place(spec, base, runs).device.memory_bytes == space.used_bytes + space.free_bytes // 2
+    assert placement.place(spec, base, run).device.memory_bytes == space.used_bytes + space.free_bytes // 2
 
 
 def test_what_is_too_much_for_one_process_is_so_for_all(
     tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    theirs = Mode(row_tokens=256, recompute="everything")
-    monkeypatch.setattr(parallel, "gather", lambda mine: [mine, theirs])
+    theirs = ExecutionPlan(row_tokens=256, recompute="everything")
+    monkeypatch.setattr(parallel, "gather", lambda mine: [mine, theirs])  # the time of the start, too
     _, log = run_here(make_spec(tiny, examples), tmp_path)
     saved = tmp_path / log.of(SnapshotSaved)[0].directory
     assert isinstance(log.last, Done)
     choices = json.loads((saved / "MANIFEST.json").read_text())["choices"]
-    assert {name: choices[name] for name in dict(theirs)} == dict(theirs)
+    assert {name: choices[name] for name in theirs.layout} == theirs.layout
 
 
 class TestBytesToCome:
@@ -211,36 +211,36 @@ class TestBytesToCome:
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
         base = load_tiny(tiny)
-        runs = prepare(make_spec(tiny, examples), base, tmp_path)
-        trained = sum(parameter.numel() for parameter in runs[0].parameters)
-        assert placement.bytes_to_come(runs) == 12 * trained
-        one_step(base, runs)
-        assert placement.bytes_to_come(runs) == 4 * trained
+        run = prepare(make_spec(tiny, examples), base, tmp_path)
+        trained = sum(parameter.numel() for parameter in run.parameters)
+        assert placement.bytes_to_come(run) == 12 * trained
+        one_step(base, run)
+        assert placement.bytes_to_come(run) == 4 * trained
 
 
 class TestSmallest:
     def test_of_each_choice_it_takes_the_one_that_takes_least(self) -> None:
-        modes = [
-            Mode(row_tokens=512, recompute="layers", recompute_layers=3, cache_weights=True),
-            Mode(row_tokens=1024),
+        plans = [
+            ExecutionPlan(row_tokens=512, recompute="layers", recompute_layers=3, cache_weights=True),
+            ExecutionPlan(row_tokens=1024),
         ]
-        assert smallest(modes) == Mode(row_tokens=512, recompute="layers", recompute_layers=3)
-        modes.append(Mode(row_tokens=2048, recompute="everything"))
-        assert smallest(modes) == Mode(row_tokens=512, recompute="everything")
-        assert smallest(modes[:1]) == modes[0]
+        assert smallest(plans) == ExecutionPlan(row_tokens=512, recompute="layers", recompute_layers=3)
+        plans.append(ExecutionPlan(row_tokens=2048, recompute="everything"))
+        assert smallest(plans) == ExecutionPlan(row_tokens=512, recompute="everything")
+        assert smallest(plans[:1]) == plans[0]
 
 
 class TestSmaller:
     def test_it_halves_the_row_down_to_the_longest_document(self) -> None:
-        seen, mode = [], Mode(row_tokens=2048, cache_weights=True)
-        while (after := smaller(mode, longest_document=300)) is not None:
+        seen, plan = [], ExecutionPlan(row_tokens=2048, cache_weights=True)
+        while (after := smaller(plan, longest_document=300)) is not None:
             seen.append((after.row_tokens, after.recompute, after.cache_weights))
-            mode = after
+            plan = after
         assert seen == [
             (1024, "elementwise", False), (512, "everything", False), (300, "everything", False)
         ]  # fmt: skip
 
     def test_a_row_is_never_made_longer(self) -> None:
-        after = smaller(Mode(row_tokens=128), longest_document=300)
+        after = smaller(ExecutionPlan(row_tokens=128), longest_document=300)
         assert after is not None
         assert after.row_tokens == 128

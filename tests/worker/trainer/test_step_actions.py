@@ -15,12 +15,22 @@ from safetensors.torch import load_file
 from app.domain import artifacts
 from app.domain.events import CheckpointSaved, Done, Message, Metric
 from app.domain.render import Renderer
-from tests.worker.trainer.house import Log, load_tiny, make_spec, no_pulse, one_step, prepare, run_here, write_answers
-from worker.trainer import bookkeeping, sample_answers
+from tests.worker.trainer.house import (
+    Log,
+    load_tiny,
+    make_spec,
+    no_keepalive,
+    one_step,
+    prepare,
+    run_here,
+    write_answers,
+)
+from worker.trainer import sample_answers, step_actions
 from worker.trainer.base_check import check_base
-from worker.trainer.batch import Segment
-from worker.trainer.evaluate import Validation, evaluate
+from worker.trainer.evaluate import evaluate
+from worker.trainer.metrics import BatchSums, StepMetrics
 from worker.trainer.model import Base
+from worker.trainer.run import make_objective
 from worker.trainer.sample_answers import answers
 from worker.trainer.state import Run
 from worker.trainer.verify import verify_adapter
@@ -30,14 +40,14 @@ from worker.trainer.verify import verify_adapter
 def scripted(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The full validation losses that are measured, in order; a test fills the list."""
     losses: list[float] = []
-    monkeypatch.setattr(bookkeeping, "evaluate", lambda *_: of_loss(losses.pop(0)))
+    monkeypatch.setattr(step_actions, "evaluate", lambda *_: of_loss(losses.pop(0)))
     return losses
 
 
-def of_loss(loss: float) -> Validation:
+def of_loss(loss: float) -> StepMetrics:
     """A validation of one labelled token."""
-    validation = Validation(torch.device("cpu"))
-    validation.add(Segment("run-a", 0, 1, 0, 1), torch.tensor([loss]), torch.tensor([True]), None)
+    validation = StepMetrics(torch.device("cpu"))
+    validation.add(BatchSums(1, 1, torch.tensor(loss, dtype=torch.float64), torch.tensor(1)))
     return validation
 
 
@@ -194,24 +204,24 @@ class TestLeavingThingsAlone:
     def test_probes_and_measurements(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         base = load_tiny(tiny)
         spec = make_spec(tiny, examples, dropout=0.2, sample_prompts=("1: red",))
-        (run,) = prepare(spec, base, tmp_path)
-        one_step(base, [run])
-        directory = bookkeeping.save_checkpoint(with_facts(run), "tiny", tiny)
+        run = prepare(spec, base, tmp_path)
+        one_step(base, run)
+        directory = step_actions.save_checkpoint(with_facts(run), "tiny", tiny)
         before = fingerprint(base, run)
         check_base(base)
         assert fingerprint(base, run) == before
-        evaluate(base, run.id, run.corpus, 2048, no_pulse)
+        evaluate(make_objective(base, run), run.dataset, 2048, no_keepalive)
         assert fingerprint(base, run) == before
         list(answers(base, run, Renderer.from_directory(tiny)))
         assert fingerprint(base, run) == before
         verify_adapter(base, run, directory)
         assert fingerprint(base, run) == before
-        one_step(base, [run])
+        one_step(base, run)
         assert fingerprint(base, run) != before
 
 
 def with_facts(run: Run) -> Run:
-    run.facts |= {
+    run.provenance |= {
         "base_model": {"name": "tiny"}, "lora": run.spec.lora.model_dump(mode="json"), "quantization": None,
         "hyperparameters": run.spec.hyperparameters.model_dump(mode="json"), "seed": run.spec.seed,
     }  # fmt: skip

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from app.domain.spec import EarlyStopping
-from worker.trainer.best import TENSOR_PREFIX, Best
-from worker.trainer.lora import Adapter, Factors
+from worker.trainer.early_stopping import TENSOR_PREFIX, BestValidation
+from worker.trainer.lora import Adapter, LoraWeights
 
 
-def after(losses: list[float], threshold: float = 0.0) -> Best:
+def after(losses: list[float], threshold: float = 0.0) -> BestValidation:
     """What is known when these were measured, one after each step."""
-    best = Best()
+    best = BestValidation()
     for step, loss in enumerate(losses, start=1):
-        best.see(step, loss, {"full_valid_loss": loss}, 100 * step, threshold)
+        best.update(step, loss, {"full_valid_loss": loss}, 100 * step, threshold)
     return best
 
 
@@ -25,13 +25,13 @@ def stopped_after(losses: list[float], patience: int, threshold: float = 0.0) ->
         (
             step
             for step in range(1, len(losses) + 1)
-            if after(losses[:step], threshold).says_stop(EarlyStopping(patience=patience, threshold=threshold))
+            if after(losses[:step], threshold).should_stop(EarlyStopping(patience=patience, threshold=threshold))
         ),
         None,
     )
 
 
-class TestSee:
+class TestUpdate:
     def test_the_lowest_wins_and_the_earliest_of_equals(self) -> None:
         best = after([3.0, 2.0, 2.5, 2.0])
         assert (best.step, best.loss, best.metrics, best.trained_tokens) == (2, 2.0, {"full_valid_loss": 2.0}, 200)
@@ -51,7 +51,7 @@ class TestSee:
         assert (best.step, best.validations_without_fall) == (1, 1)
 
 
-class TestSaysStop:
+class TestShouldStop:
     @pytest.mark.parametrize(
         ("losses", "patience", "threshold", "step"),
         [
@@ -68,25 +68,25 @@ class TestSaysStop:
         assert stopped_after(losses, patience, threshold) == step
 
     def test_never_where_nobody_asked(self) -> None:
-        assert not after([1.0, 2.0, 3.0, 4.0]).says_stop(None)
+        assert not after([1.0, 2.0, 3.0, 4.0]).should_stop(None)
 
 
 class TestTensors:
     def adapter(self, value: float) -> Adapter:
-        factors = Factors(*(torch.nn.Parameter(torch.full(shape, value)) for shape in ((2, 3), (4, 2))), scale=1.0)
-        return Adapter("run-a", 0.0, torch.Generator(), {"layer": factors})
+        factors = LoraWeights(*(torch.nn.Parameter(torch.full(shape, value)) for shape in ((2, 3), (4, 2))), scale=1.0)
+        return Adapter(0.0, torch.Generator(), {"layer": factors})
 
     def test_they_are_copies(self) -> None:
-        adapter, best = self.adapter(1.0), Best()
-        best.keep(adapter)
+        adapter, best = self.adapter(1.0), BestValidation()
+        best.copy_weights(adapter)
         with torch.no_grad():
             adapter.parameters()[0].fill_(2.0)
         assert all(torch.equal(tensor, torch.ones_like(tensor)) for tensor in best.tensors.values())
 
     def test_in_place_they_are_the_adapter_and_then_no_more_even_after_an_error(self) -> None:
-        best, adapter = Best(), self.adapter(2.0)
-        best.keep(self.adapter(1.0))
-        with contextlib.suppress(KeyError), best.in_place(adapter):
+        best, adapter = BestValidation(), self.adapter(2.0)
+        best.copy_weights(self.adapter(1.0))
+        with contextlib.suppress(KeyError), best.weights_in_place(adapter):
             assert all(parameter.unique().item() == 1.0 for parameter in adapter.parameters())
             raise KeyError
         assert all(parameter.unique().item() == 2.0 for parameter in adapter.parameters())
@@ -94,12 +94,12 @@ class TestTensors:
     @pytest.mark.parametrize("losses", [[], [3.0], [math.nan], [3.0, 2.0, 2.5]])
     def test_a_snapshot_gives_back_all_of_it(self, losses: list[float]) -> None:
         best = after(losses)
-        best.keep(self.adapter(1.0))
+        best.copy_weights(self.adapter(1.0))
         text = json.dumps(best.as_dict(), allow_nan=False)
         tensors = {f"{TENSOR_PREFIX}{name}": tensor for name, tensor in best.tensors.items()} | {
             "adapter/x": torch.ones(1)
         }
-        back = Best.from_dict(json.loads(text), tensors)
+        back = BestValidation.from_dict(json.loads(text), tensors)
         assert back.as_dict() == best.as_dict()
         assert (back.loss, back.reference) == (best.loss, best.reference)
         assert back.tensors.keys() == best.tensors.keys()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 
 from app.domain.events import Command, Done, Message, Metric, Planned, SnapshotSaved
+from app.domain.execution_plan import ExecutionPlan
 from app.domain.spec import TrainerSpec
 from app.domain.states import ExitCode, Reason
 from tests.worker.trainer.house import (
@@ -22,9 +22,9 @@ from tests.worker.trainer.house import (
     make_spec,
     run_here,
 )
-from worker.trainer import base_check, bookkeeping, compare_answers, evaluate, model, sample_answers, verify
+from worker.trainer import base_check, compare_answers, model, objective, sample_answers, step_actions, verify
 from worker.trainer.frozen import Frozen4
-from worker.trainer.snapshot import Choices
+from worker.trainer.out_of_memory import after_kills
 
 SENTENCE = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"
 FITS_TOKENS = 300  # of a row; the longest document has 120
@@ -43,6 +43,10 @@ class Shortage:
         if self.is_short(*arguments):
             raise RuntimeError(SENTENCE)
         return self.instead_of(*arguments, **more)
+
+
+def is_validating() -> bool:
+    return not torch.is_grad_enabled()
 
 
 def first_time() -> Callable[..., bool]:
@@ -79,8 +83,11 @@ class TestValidation:
         """Out of memory in each row of a validation that has more tokens."""
 
         def make(fits_tokens: int) -> Shortage:
-            shortage = Shortage(model.hidden_states, lambda base, row: len(row.tokens_T) > fits_tokens)
-            monkeypatch.setattr(evaluate, "hidden_states", shortage)
+            def is_short(base: Any, batch: Any, adapter: Any) -> bool:
+                return is_validating() and len(batch.tokens_T) > fits_tokens
+
+            shortage = Shortage(model.hidden_states, is_short)
+            monkeypatch.setattr(objective, "hidden_states", shortage)
             return shortage
 
         return make
@@ -113,7 +120,7 @@ class TestValidation:
 
         _, first = run_here(spec, tmp_path / "first", stop_at=(4, Command.DRAIN))
         snapshot = tmp_path / "first" / first.of(SnapshotSaved)[-1].directory
-        resumed = spec.runs[0].model_copy(update={"resume_from": snapshot})
+        resumed = spec.run.model_copy(update={"resume_from": snapshot})
         code, second = run_here(spec.model_copy(update={"runs": (resumed,)}), tmp_path / "second")
         assert code == ExitCode.DONE
         assert warnings_of(second) == []
@@ -131,10 +138,9 @@ class TestValidation:
         assert warnings_of(log)[-1].data["after"] == {"cache_weights": False}  # everything was tried
 
     def test_the_rows_of_a_validation_are_never_longer_than_those_of_a_step(self) -> None:
-        choices = Choices(row_tokens=128, threads=1, compute_dtype="float32", device="cpu")
-        assert choices.effective_validation_row_tokens == 128
-        assert replace(choices, validation_row_tokens=256).effective_validation_row_tokens == 128
-        assert replace(choices, validation_row_tokens=64).effective_validation_row_tokens == 64
+        assert ExecutionPlan(row_tokens=128).effective_validation_row_tokens == 128
+        assert ExecutionPlan(row_tokens=128, validation_row_tokens=256).effective_validation_row_tokens == 128
+        assert ExecutionPlan(row_tokens=128, validation_row_tokens=64).effective_validation_row_tokens == 64
 
     def test_after_a_kill_by_the_kernel_rows_and_prompts_are_fewer_from_the_start(
         self, spec: TrainerSpec, tmp_path: Path
@@ -144,15 +150,17 @@ class TestValidation:
         choices = choices_of(log, tmp_path)
         assert choices["validation_row_tokens"] == choices["row_tokens"] // 2
         assert choices["prompts_at_once"] == 2
-        assert Choices(**choices | {"prompts_at_once": 0}).after_kills(2).prompts_at_once == 0
+        assert after_kills(ExecutionPlan(**choices | {"prompts_at_once": 0}), 2).prompts_at_once == 0
 
     def test_another_error_ends_the_run_as_it_did(
         self, spec: TrainerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def broken(*_: Any) -> None:
-            raise RuntimeError("shapes do not match")
+        def broken(*arguments: Any) -> torch.Tensor:
+            if is_validating():
+                raise RuntimeError("shapes do not match")
+            return model.hidden_states(*arguments)
 
-        monkeypatch.setattr(evaluate, "hidden_states", broken)
+        monkeypatch.setattr(objective, "hidden_states", broken)
         code, log = run_here(spec, tmp_path)
         assert (code, failure(log).reason) == (ExitCode.INTERNAL, Reason.TRAINER_CRASHED)
         assert warnings_of(log) == []
@@ -230,8 +238,8 @@ class TestLastCheck:
     def test_where_nothing_is_left_to_give_up_it_says_so_and_publishes_nothing(
         self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        shortage = Shortage(bookkeeping.verify_adapter, lambda *_: True)
-        monkeypatch.setattr(bookkeeping, "verify_adapter", shortage)
+        shortage = Shortage(step_actions.verify_adapter, lambda *_: True)
+        monkeypatch.setattr(step_actions, "verify_adapter", shortage)
         code, log = run_here(make_spec(tiny, examples), tmp_path)
         assert (code, shortage.calls) == (ExitCode.OUT_OF_MEMORY, 2)
         assert (failure(log).reason, failure(log).param) == (Reason.OUT_OF_MEMORY, "lora.r")

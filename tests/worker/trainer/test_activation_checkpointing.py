@@ -8,15 +8,14 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from app.domain.modes import Recompute
+from app.domain.execution_plan import Recompute
 from app.domain.spec import QuantizationSpec
 from tests.worker.trainer.house import load_tiny, make_spec, prepare
-from worker.trainer import recompute
-from worker.trainer.batch import rows
+from worker.trainer import activation_checkpointing
+from worker.trainer.activation_checkpointing import Recomputation
 from worker.trainer.lean_modules import swiglu
-from worker.trainer.loss import head_loss
+from worker.trainer.loss import linear_cross_entropy
 from worker.trainer.model import Base, hidden_states
-from worker.trainer.recompute import Recomputation
 from worker.trainer.state import Run
 
 MODES: list[tuple[Recompute, int]] = [("elementwise", 0), ("layers", 1), ("everything", 0)]
@@ -30,31 +29,27 @@ class Kept:
 
 
 class Bench:
-    """Two runs with dropout on one tiny base, and what one row gives with this or that recomputation."""
+    """A run with dropout on a tiny base, and what one batch gives with this or that recomputation."""
 
     def __init__(self, tiny: Path, examples: Path, tmp_path: Path, dtype: str) -> None:
         self.base: Base = load_tiny(tiny, QuantizationSpec(compute_dtype=dtype))  # type: ignore[arg-type]
-        self.recomputation = Recomputation(self.base.model, self.base.routing)
-        first = make_spec(tiny, examples, dropout=0.3).runs[0]
-        second = first.model_copy(update={"run_id": "run-b", "seed": 8})
-        spec = make_spec(tiny, examples, runs=[first, second])
-        self.runs: list[Run] = prepare(spec, self.base, tmp_path)
+        self.recomputation = Recomputation(self.base.model, self.base.switch)
+        self.run: Run = prepare(make_spec(tiny, examples, dropout=0.3), self.base, tmp_path)
         dice = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for parameter in self.parameters:
                 parameter.add_(torch.empty_like(parameter).normal_(std=0.02, generator=dice))
-        self.states = [run.adapter.generator.get_state() for run in self.runs]
+        self.state = self.run.adapter.generator.get_state()
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
-        return [parameter for run in self.runs for parameter in run.parameters]
+        return self.run.parameters
 
-    def step(self, mode: Recompute, count: int = 0) -> tuple[float, list[torch.Tensor], list[torch.Tensor], int]:
-        """(loss, gradients, the generators' states afterwards, bytes kept between forward and backward)."""
+    def step(self, mode: Recompute, count: int = 0) -> tuple[float, list[torch.Tensor], torch.Tensor, int]:
+        """(loss, gradients, the generator's state afterwards, bytes kept between forward and backward)."""
         self.recomputation.set(mode, count)
-        for run, state in zip(self.runs, self.states, strict=True):
-            run.adapter.generator.set_state(state)
-            run.optimizer.zero_grad()
+        self.run.adapter.generator.set_state(self.state)
+        self.run.optimizer.zero_grad()
         kept: weakref.WeakSet[Kept] = weakref.WeakSet()
 
         def keep(tensor: torch.Tensor) -> Kept:
@@ -62,29 +57,28 @@ class Bench:
             kept.add(holder)
             return holder
 
-        notes = self.recomputation._notes  # its hooks hide ours: the innermost ones alone are asked
-        notes._keep = lambda tensor: keep_or_recipe(type(notes)._keep(notes, tensor))  # type: ignore[method-assign]
-        notes._make_again = lambda it: type(notes)._make_again(  # type: ignore[method-assign]
-            notes, it.tensor if isinstance(it, Kept) else it
+        hooks = self.recomputation._hooks  # its hooks hide ours: the innermost ones alone are asked
+        hooks._keep = lambda tensor: keep_or_recomputed(type(hooks)._keep(hooks, tensor))  # type: ignore[method-assign]
+        hooks._recompute = lambda it: type(hooks)._recompute(  # type: ignore[method-assign]
+            hooks, it.tensor if isinstance(it, Kept) else it
         )
 
-        def keep_or_recipe(it: Any) -> Any:
+        def keep_or_recomputed(it: Any) -> Any:
             if isinstance(it, torch.Tensor):
                 return keep(it)
             it[0].holders = [keep(each) for each in it[0].inputs]
             return it
 
-        row = next(rows([run.share() for run in self.runs], 4096))
+        batch = next(self.run.batches(4096))
         with saved_tensors_hooks(keep, lambda holder: holder.tensor):
-            hidden_T_D = hidden_states(self.base, row)
+            hidden_T_D = hidden_states(self.base, batch, self.run.adapter)
         storages = {each.tensor.untyped_storage().data_ptr(): each.tensor.untyped_storage() for each in kept}
         kept_bytes = sum(storage.nbytes() for storage in storages.values())
-        loss, _, _ = head_loss(hidden_T_D[row.predictors_N], self.base.head_V_D, row.targets_N)
-        assert self.base.routing.segments == ()  # as in training: the backward runs outside of the row
+        loss, _, _ = linear_cross_entropy(hidden_T_D[batch.logit_positions_N], self.base.head_V_D, batch.targets_N)
+        assert self.base.switch.active is None  # as in training: the backward runs with the adapter switched off
         loss.backward()
         gradients = [parameter.grad.clone() for parameter in self.parameters if parameter.grad is not None]
-        states = [run.adapter.generator.get_state() for run in self.runs]
-        return loss.item(), gradients, states, kept_bytes
+        return loss.item(), gradients, self.run.adapter.generator.get_state(), kept_bytes
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -93,13 +87,13 @@ def test_gradients_with_dropout_are_the_same_to_the_bit_whatever_is_made_again(
     tiny: Path, examples: Path, tmp_path: Path, dtype: str, mode: Recompute, count: int
 ) -> None:
     bench = Bench(tiny, examples, tmp_path, dtype)
-    loss, gradients, states, _ = bench.step("nothing")
-    again_loss, again, again_states, _ = bench.step(mode, count)
+    loss, gradients, state, _ = bench.step("nothing")
+    again_loss, again, again_state, _ = bench.step(mode, count)
     assert again_loss == loss
     assert len(again) == len(bench.parameters)
     assert all(torch.equal(one, other) for one, other in zip(again, gradients, strict=True))
-    assert all(torch.equal(one, other) for one, other in zip(again_states, states, strict=True))
-    assert bench.base.routing.segments == ()
+    assert torch.equal(again_state, state)
+    assert bench.base.switch.active is None
 
 
 @pytest.mark.parametrize(("mode", "count"), MODES)
@@ -108,7 +102,7 @@ def test_after_the_backward_nothing_that_was_made_again_is_held(
 ) -> None:
     bench = Bench(tiny, examples, tmp_path, "float32")
     bench.step(mode, count)
-    assert bench.recomputation._notes._last is None
+    assert bench.recomputation._hooks._last is None
 
 
 def test_each_degree_keeps_less_than_the_one_before(tiny: Path, examples: Path, tmp_path: Path) -> None:
@@ -120,11 +114,11 @@ def test_each_degree_keeps_less_than_the_one_before(tiny: Path, examples: Path, 
 
 def test_without_gradients_nothing_is_wrapped(tiny: Path, examples: Path, tmp_path: Path) -> None:
     bench = Bench(tiny, examples, tmp_path, "float32")
-    row = next(rows([run.share() for run in bench.runs], 4096))
+    batch, adapter = next(bench.run.batches(4096)), bench.run.adapter
     with torch.no_grad():
-        plain = hidden_states(bench.base, row)
+        plain = hidden_states(bench.base, batch, adapter)
         bench.recomputation.set("everything")
-        assert torch.equal(hidden_states(bench.base, row), plain)
+        assert torch.equal(hidden_states(bench.base, batch, adapter), plain)
 
 
 def test_a_gated_product_is_made_again_once_and_not_for_its_own_gradient_too(
@@ -136,7 +130,7 @@ def test_a_gated_product_is_made_again_once_and_not_for_its_own_gradient_too(
         made.append(gate.shape)
         return swiglu(gate, up)
 
-    monkeypatch.setattr(recompute, "swiglu", counted)
+    monkeypatch.setattr(activation_checkpointing, "swiglu", counted)
     bench = Bench(tiny, examples, tmp_path, "float32")
     bench.step("elementwise")
     assert len(made) == 2 * len(bench.recomputation.layers)

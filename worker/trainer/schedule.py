@@ -10,7 +10,7 @@ from app.domain.spec import Hyperparameters
 
 
 @dataclass(frozen=True)
-class Plan:
+class StepSchedule:
     """`step` counts optimizer steps that are done, so it is also the index of the next one."""
 
     examples: int
@@ -44,6 +44,6 @@ class Plan:
         return step > 0 and step % self.eval_steps == 0
 
 
-def make_plan(hyperparameters: Hyperparameters, examples: int, seed: int) -> Plan:
+def make_schedule(hyperparameters: Hyperparameters, examples: int, seed: int) -> StepSchedule:
     steps = total_steps(hyperparameters, examples)
-    return Plan(examples, hyperparameters.batch_size, steps, seed, hyperparameters.eval_steps)
+    return StepSchedule(examples, hyperparameters.batch_size, steps, seed, hyperparameters.eval_steps)

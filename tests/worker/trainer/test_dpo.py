@@ -1,4 +1,4 @@
-"""DPO against a plain implementation, alone and beside other runs; what it measures; how it resumes."""
+"""DPO against a plain implementation; what it measures; its reference."""
 
 from __future__ import annotations
 
@@ -13,18 +13,23 @@ import torch.nn.functional as F  # noqa: N812
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from app.domain.artifacts import MANIFEST, sha256_file
 from tests.worker.trainer.house import (
     ALL_LINEAR,
     load_tiny,
     make_spec,
+    no_keepalive,
     one_step,
     prepare,
+    run_here,
 )
 from worker.trainer import loss
-from worker.trainer.batch import Pairs, Share, reference_id, rows
+from worker.trainer.batch import Pairs, pack_batches
+from worker.trainer.dpo import dpo_loss
+from worker.trainer.loop import optimizer_step
 from worker.trainer.lora import frozen_copy
+from worker.trainer.objective import DpoObjective
 from worker.trainer.optim import learning_rate
-from worker.trainer.preference import compare_losses
 from worker.trainer.state import Run, Step
 
 BETA = 0.2
@@ -35,38 +40,40 @@ FLOAT32_LORA: dict[str, Any] = {"method": "dpo", "beta": BETA}
 def trained(tiny: Path, pairs: Path, steps: int = 5, row_tokens: int = 2048, **changes: Any) -> tuple[list[Step], Run]:
     """`steps` steps in float32 on a fresh base."""
     base = load_tiny(tiny, None)
-    (run,) = prepare(make_spec(tiny, pairs, **FLOAT32_LORA | changes), base, Path("unused"))
-    return [one_step(base, [run], row_tokens)[0] for _ in range(steps)], run
+    run = prepare(make_spec(tiny, pairs, **FLOAT32_LORA | changes), base, Path("unused"))
+    return [one_step(base, run, row_tokens) for _ in range(steps)], run
 
 
-class TestComparison:
+class TestDpoLoss:
     """The maths: token losses in, weights out."""
 
     PAIRS = Pairs(
-        pairs_N=torch.tensor([0, 0, 0, 2, 1, 1]),
-        signs_N=torch.tensor([1.0, 1.0, -1.0, 1.0, 1.0, -1.0]),
-        betas_P=torch.tensor([0.1, 2.0], dtype=torch.float64),
+        pair_N=torch.tensor([0, 0, 0, 1, 1]),
+        sign_N=torch.tensor([1.0, 1.0, -1.0, 1.0, -1.0]),
+        count=2,
     )
 
-    def test_equals_autograd_of_the_papers_formula(self) -> None:
+    @pytest.mark.parametrize("beta", [0.1, 2.0])
+    def test_equals_autograd_of_the_papers_formula(self, beta: float) -> None:
         dice = torch.Generator().manual_seed(0)
-        losses = torch.rand(6, generator=dice).requires_grad_()
-        reference = torch.rand(6, generator=dice)
-        found = compare_losses(self.PAIRS, losses.detach(), reference)
+        losses = torch.rand(5, generator=dice).requires_grad_()
+        reference = torch.rand(5, generator=dice)
+        found = dpo_loss(self.PAIRS, beta, losses.detach(), reference)
         gained = reference - losses
-        margins = torch.stack([0.1 * (gained[0] + gained[1] - gained[2]), 2.0 * (gained[4] - gained[5])])
-        (-F.logsigmoid(margins).sum() + losses[3]).backward()  # the fourth token is of no pair
+        margins = beta * torch.stack([gained[0] + gained[1] - gained[2], gained[3] - gained[4]])
+        (-F.logsigmoid(margins)).sum().backward()
         torch.testing.assert_close(found.weights_N, losses.grad)
         torch.testing.assert_close(found.margins_P.float(), margins.detach())
         torch.testing.assert_close(found.losses_P.float(), -F.logsigmoid(margins.detach()))
 
-    def test_a_token_of_no_pair_changes_no_pair(self) -> None:
-        losses = torch.ones(6)
+    def test_a_token_changes_no_other_pair(self) -> None:
+        losses = torch.ones(5)
         broken = losses.clone()
         broken[3] = math.nan
-        found = compare_losses(self.PAIRS, broken, losses)
-        assert found.losses_P.tolist() == pytest.approx([math.log(2)] * 2)
-        assert found.weights_N.tolist() == pytest.approx([0.05, 0.05, -0.05, 1, 1, -1])
+        found = dpo_loss(self.PAIRS, 0.1, broken, losses)
+        assert found.losses_P[0].item() == pytest.approx(math.log(2))
+        assert found.losses_P[1].isnan()
+        assert found.weights_N[:3].tolist() == pytest.approx([0.05, 0.05, -0.05])
 
 
 class TestOptimizerStep:
@@ -120,70 +127,43 @@ class TestOptimizerStep:
     def test_the_loss_is_divided_by_pairs(self, tiny: Path, pairs: Path) -> None:
         steps, run = trained(tiny, pairs, steps=3, batch_size=5)
         assert [step.denominator for step in steps] == [5, 5, 2]
-        assert sum(step.labelled_tokens for step in steps) == run.corpus.labelled_tokens
-        assert run.trained_tokens == run.corpus.tokens
+        assert sum(step.labelled_tokens for step in steps) == run.dataset.labelled_tokens
+        assert run.trained_tokens == run.dataset.tokens
 
     def test_a_run_that_goes_on_from_an_adapter_has_that_as_its_reference(self, tiny: Path, pairs: Path) -> None:
         base = load_tiny(tiny, None)
-        (run,) = prepare(make_spec(tiny, pairs, **FLOAT32_LORA), base, Path("unused"))
+        run = prepare(make_spec(tiny, pairs, **FLOAT32_LORA), base, Path("unused"))
         with torch.no_grad():
             for parameter in run.parameters:
                 parameter.add_(0.05)
-        assert one_step(base, [run])[0].reward_margin != 0.0
-        base.routing.adapters[reference_id(run.id)] = frozen_copy(run.adapter)
-        assert one_step(base, [run])[0].loss == pytest.approx(math.log(2), abs=1e-12)
-        assert one_step(base, [run])[0].reward_margin != 0.0  # the copy stayed where it was
+        assert one_step(base, run).reward_margin != 0.0  # against the base model
+        objective = DpoObjective(base, run.adapter, BETA, frozen_copy(run.adapter))
+        first, second = (optimizer_step(run, objective, 2048, no_keepalive) for _ in range(2))
+        assert first.loss == pytest.approx(math.log(2), abs=1e-12)
+        assert second.reward_margin != 0.0  # the copy stayed where it was
 
-
-class TestBesideOtherRuns:
-    def test_each_run_of_a_mixed_step_gets_the_adapter_it_would_get_alone(
-        self, tiny: Path, examples: Path, pairs: Path
+    def test_the_reference_is_the_start_adapter_where_there_is_one(
+        self, tiny: Path, pairs: Path, tmp_path: Path
     ) -> None:
-        specs = [
-            make_spec(tiny, examples, run_id="a", seed=1).runs[0],
-            make_spec(tiny, pairs, run_id="b", seed=2, r=2, target_modules=["q_proj"], **FLOAT32_LORA).runs[0],
-            make_spec(tiny, pairs, run_id="c", seed=3, **FLOAT32_LORA | {"beta": 1.0}).runs[0],
-        ]
+        _, log = run_here(make_spec(tiny, pairs, **FLOAT32_LORA), tmp_path)
+        start = tmp_path / log.last.directory
+        given = {"start_adapter": start, "start_adapter_sha256": sha256_file(start / MANIFEST)}
         base = load_tiny(tiny, None)
-        together = prepare(make_spec(tiny, pairs, runs=specs), base, Path("unused"))
-        mixed = next(rows([run.share() for run in together], 4096))
-        stretches = [(s.run_id, s.first_pair, s.end_pair) for s in mixed.segments]
-        assert stretches == [("a", 0, 0), ("b", 0, 4), ("c", 4, 8)]
-        shared = [one_step(base, together, 4096) for _ in range(3)]
-        for number, spec in enumerate(specs):
-            base = load_tiny(tiny, None)
-            (alone,) = prepare(make_spec(tiny, pairs, runs=[spec]), base, Path("unused"))
-            solo = [one_step(base, [alone])[0] for _ in range(3)]
-            mine = [steps[number] for steps in shared]
-            assert [step.loss for step in mine] == pytest.approx([step.loss for step in solo], rel=1e-5)
-            assert [step.metrics("train").keys() for step in mine] == [step.metrics("train").keys() for step in solo]
-            for ours, theirs in zip(together[number].parameters, alone.parameters, strict=True):
-                torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
-
-    def test_one_that_breaks_leaves_the_other_alone(self, tiny: Path, examples: Path, pairs: Path) -> None:
-        supervised = make_spec(tiny, examples, run_id="a").runs[0]
-        dpo = make_spec(tiny, pairs, run_id="b", **FLOAT32_LORA).runs[0]
-        for broken in (0, 1):
-            base = load_tiny(tiny, None)
-            both = prepare(make_spec(tiny, pairs, runs=[supervised, dpo]), base, Path("unused"))
-            with torch.no_grad():
-                both[broken].parameters[0].fill_(math.nan)
-            steps = one_step(base, both)
-            assert [step.is_finite for step in steps] == [number != broken for number in range(2)]
+        run = prepare(make_spec(tiny, pairs, **FLOAT32_LORA, **given), base, Path("unused"))
+        assert one_step(base, run).loss == pytest.approx(math.log(2), abs=1e-12)
 
 
-class TestRows:
+class TestPackBatches:
     def test_a_pair_is_never_split_over_rows(self, tiny: Path, pairs: Path) -> None:
-        (run,) = prepare(make_spec(tiny, pairs, **FLOAT32_LORA), load_tiny(tiny, None), Path("unused"))
+        run = prepare(make_spec(tiny, pairs, **FLOAT32_LORA), load_tiny(tiny, None), Path("unused"))
         for budget in (1, 150, 400, 5000):
             for packing in (True, False):
-                share = Share(run.id, run.corpus, range(24), packing, beta=BETA)
-                made = list(rows([share], budget))
-                assert sum(len(row.lengths) for row in made) == 24
-                for row in made:
-                    assert row.pairs is not None
-                    assert len(row.lengths) == 2 * len(row.pairs.betas_P)
-                    assert len(row.lengths) == 2 or (packing and len(row.tokens_T) <= budget)
+                made = list(pack_batches(run.dataset, range(24), budget, packing=packing))
+                assert sum(len(batch.document_lengths) for batch in made) == 24
+                for batch in made:
+                    assert batch.pairs is not None
+                    assert len(batch.document_lengths) == 2 * batch.pairs.count
+                    assert len(batch.document_lengths) == 2 or (packing and len(batch.tokens_T) <= budget)
 
     def test_a_pair_that_the_cut_leaves_one_side_is_left_out(self, tiny: Path, tmp_path: Path) -> None:
         answers = [("yes", "no"), ("y" * 90, "y" * 90 + "no"), ("no", "yes")]
@@ -197,28 +177,28 @@ class TestRows:
         ]
         (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         spec = make_spec(tiny, tmp_path / "pairs.jsonl", context_length=64, **FLOAT32_LORA)
-        (run,) = prepare(spec, load_tiny(tiny, None), Path("unused"))
-        assert list(run.corpus.lines) == [1, 3]
+        run = prepare(spec, load_tiny(tiny, None), Path("unused"))
+        assert list(run.dataset.lines) == [1, 3]
 
 
 def _plain_dpo(tiny: Path, ours: Run, spec: Any) -> dict[str, Any]:
-    lora, knobs = spec.runs[0].lora, spec.runs[0].hyperparameters
+    lora, knobs = spec.run.lora, spec.run.hyperparameters
     config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=ALL_LINEAR, task_type="CAUSAL_LM")
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32), config).train()
     named = {name.replace(".default", ""): p for name, p in model.named_parameters() if p.requires_grad}
-    start = prepare(spec, load_tiny(tiny, None), Path("unused"))[0].adapter.named_parameters()
+    start = prepare(spec, load_tiny(tiny, None), Path("unused")).adapter.named_parameters()
     with torch.no_grad():
         for name, parameter in start.items():
             named[name].copy_(parameter)
     optimizer = torch.optim.AdamW(named.values(), lr=0.0, weight_decay=knobs.weight_decay)
     seen: dict[str, Any] = {"losses": [], "margins": [], "norms": []}
     for step in range(ours.step):
-        margins = torch.stack([_plain_margin(model, ours, example) for example in ours.plan.examples_of(step)])
+        margins = torch.stack([_plain_margin(model, ours, example) for example in ours.schedule.examples_of(step)])
         loss = -F.logsigmoid(knobs.beta * margins).mean()
         loss.backward()
         seen["norms"].append(torch.nn.utils.clip_grad_norm_(named.values(), knobs.max_grad_norm).item())
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(knobs, step, ours.plan.total_steps)
+            group["lr"] = learning_rate(knobs, step, ours.schedule.total_steps)
         optimizer.step()
         optimizer.zero_grad()
         seen["losses"].append(loss.item())
@@ -227,7 +207,7 @@ def _plain_dpo(tiny: Path, ours: Run, spec: Any) -> dict[str, Any]:
 
 
 def _plain_margin(model: Any, run: Run, example: int) -> torch.Tensor:
-    preferred, other = run.corpus.documents(example)
+    preferred, other = run.dataset.documents(example)
     return _log_ratio(model, run, preferred) - _log_ratio(model, run, other)
 
 
@@ -239,6 +219,6 @@ def _log_ratio(model: Any, run: Run, document: int) -> torch.Tensor:
 
 
 def _log_likelihood(model: Any, run: Run, document: int) -> torch.Tensor:
-    tokens, labelled = (torch.tensor(list(part)) for part in run.corpus.slice(document))
+    tokens, labelled = (torch.tensor(list(part)) for part in run.dataset.slice(document))
     log_p = model(input_ids=tokens[None]).logits[0, :-1].log_softmax(-1)
     return log_p.gather(1, tokens[1:, None]).squeeze(1)[labelled[1:].bool()].sum()

@@ -1,4 +1,4 @@
-"""DPO against a plain implementation, alone and beside other runs; what it measures; how it resumes."""
+"""DPO through the whole program: what it measures; how it resumes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from tests.worker.trainer.house import (
     final_adapter,
     load_tiny,
     make_spec,
-    no_pulse,
+    no_keepalive,
     one_step,
     prepare,
     run_here,
 )
 from worker.trainer.evaluate import evaluate
+from worker.trainer.run import make_objective
 
 BETA = 0.2
 STEPS = 6  # two epochs of three
@@ -46,10 +47,10 @@ class TestTheProgram:
     def test_validation_has_the_loss_of_a_step_over_the_same_pairs(self, tiny: Path, pairs: Path) -> None:
         base = load_tiny(tiny, None)
         spec = make_spec(tiny, pairs, batch_size=12, n_epochs=3, **FLOAT32_LORA)
-        (run,) = prepare(spec, base, Path("unused"))
-        one_step(base, [run])
-        found = evaluate(base, run.id, run.corpus, 300, no_pulse, BETA)
-        assert found.loss == pytest.approx(one_step(base, [run])[0].loss, rel=1e-5)
+        run = prepare(spec, base, Path("unused"))
+        one_step(base, run)
+        found = evaluate(make_objective(base, run), run.dataset, 300, no_keepalive)
+        assert found.loss == pytest.approx(one_step(base, run).loss, rel=1e-5)
         assert found.metrics("valid").keys() == {"valid_loss", "valid_reward_accuracy", "valid_reward_margin"}
 
     @pytest.mark.parametrize("step", [1, 3, 4])
