@@ -36,6 +36,14 @@ pytestmark = [
 FIXTURES = Path(__file__).parent / "0.1.0"
 FACTS = json.loads((FIXTURES / "facts.json").read_text())
 TIMESTAMP = re.compile(r"'(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?\+00)'")
+# The reconciler ends no attempt before PostgreSQL has been up for a lease: short ones, or it takes minutes.
+SHORT_LEASES = {
+    "TUNERY_LEASE_TTL_SECONDS": "20",
+    "TUNERY_LEASE_RENEW_SECONDS": "3",
+    "TUNERY_SELF_FENCE_SECONDS": "14",
+    "TUNERY_SELF_FENCE_KILL_SECONDS": "17",
+    "TUNERY_REAP_GRACE_SECONDS": "1",
+}
 AGE = timedelta(minutes=10)  # leases of 5 minutes have expired by then, the upload's hour has not
 
 
@@ -78,7 +86,7 @@ def load_database(service: Service, base: Path) -> None:
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
-    with restored(ENVIRONMENT) as service, Client(service) as client:
+    with restored(ENVIRONMENT | SHORT_LEASES) as service, Client(service) as client:
         yield client
 
 
@@ -88,7 +96,12 @@ def succeed(client: Client, job_id: str) -> list[str]:
     job = client.job(job_id)
     assert job["status"] == "succeeded", job["error"]
     path = f"/fine_tuning/jobs/{job_id}/events"
-    events: list[dict[str, Any]] = client.send("GET", path, params={"limit": 100})["data"]
+    events: list[dict[str, Any]] = []
+    page: dict[str, Any] = {"has_more": True}
+    while page["has_more"]:
+        after = {"after": events[-1]["id"]} if events else {}
+        page = client.send("GET", path, params={"limit": 100, **after})
+        events += page["data"]
     return [event["message"] for event in reversed(events)]
 
 
@@ -131,7 +144,7 @@ def test_a_queued_job_with_patterns_trains_and_shows_what_was_asked(
 def test_a_job_whose_worker_died_goes_on_from_its_snapshot(client: Client) -> None:
     messages = succeed(client, FACTS["killed"])
     assert client.job(FACTS["killed"])["attempts"] == 2
-    assert re.search(r"Fine-tuning job (resumed|continued).* step [1-9]", "\n".join(messages)), messages
+    assert len([message for message in messages if message.startswith("Step 1/")]) == 1  # not begun anew
 
 
 @pytest.mark.parametrize("kind", ["paused_sft", "paused_dpo"])
