@@ -10,6 +10,7 @@ CALLS = {"compile", "match", "fullmatch", "search", "split", "sub", "subn", "fin
 # Patterns that are put together, and from what.
 PUT_TOGETHER = {
     "app/api/reference/pages.py": "names of our own schemas",
+    "app/api/request_log.py": "the prefix of our own keys",
     "app/services/once.py": "the prefix of our own keys",
     "app/domain/render.py": "escaped tokens of the base model",
     "worker/trainer/model.py": "patterns of the model class in transformers",
