@@ -41,7 +41,7 @@ lint: $(DEV) ## Style: ruff, formatting included
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(DEV) ## mypy, strict, on app and worker
+types: $(DEV) ## mypy, strict, on app, worker and tools
 	$(BIN)/mypy
 
 laws: $(DEV) ## Which room may import which (import-linter)
@@ -87,10 +87,10 @@ bench-linear: $(DEV) ## Does the time of every parser of requests grow linearly?
 	$(BIN)/python -m benchmarks.linear $(ARGS)
 
 openapi: $(DEV) ## Write the OpenAPI snapshot again after a wanted change
-	TUNERY_WRITE_SNAPSHOTS=1 $(BIN)/python -m pytest -q tests/app/api/test_openapi.py
+	TUNERY_WRITE_SNAPSHOTS=1 $(BIN)/python -m pytest -q tests/app/api/openapi/test_document.py
 
 reference: $(RUN) ## Write docs/reference and docs/errors.md again from the code
-	$(BIN)/python -m app.api.reference
+	$(BIN)/python -m tools.api_reference
 
 constraints: $(DEV) ## Resolve pyproject.toml anew and pin everything but torch
 	$(BIN)/python -m tests.deploy.constraints

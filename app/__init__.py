@@ -1,0 +1,1 @@
+"""The service: HTTP API, command line, database, storage, and the rules that API and worker share."""

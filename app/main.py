@@ -14,66 +14,49 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
-from app.api import (
-    adapters,
-    audit_logs,
-    clones,
-    docs,
-    door,
-    exports,
-    file_reports,
-    files,
-    health,
-    job_read,
-    job_records,
-    jobs,
-    models,
-    organization_jobs,
-    permissions,
-    project_keys,
-    projects,
-    queue,
-    streams,
-    uploads,
-    webhooks,
-)
-from app.api.azure import AzureNames
-from app.api.checks import Checks, granted_cores
-from app.api.departures import told_of_stop
-from app.api.deps import Engines
-from app.api.envelope import Envelope
+from app.api.check_limiter import Checks, granted_cores
+from app.api.dependencies import Engines
+from app.api.docs_page import page
 from app.api.error_handlers import add_error_handlers
 from app.api.fair_limiter import FairLimiter
-from app.api.head import HeadWithoutBody, head_routes
-from app.api.openapi import build_openapi
-from app.api.targets import AbsoluteTargets
-from app.db import audit
-from app.db.async_connections import AsyncConnections
-from app.db.changes import Changes
+from app.api.middleware import bootstrap_guard
+from app.api.middleware.absolute_targets import AbsoluteTargets
+from app.api.middleware.azure import AzureNames
+from app.api.middleware.request_context import Envelope
+from app.api.openapi.document import build_openapi
+from app.api.routes import file_reports, files, health, models, permissions, queue, streams, uploads, webhooks
+from app.api.routes.jobs import adapters, clones, exports, jobs, polling, records
+from app.api.routes.organization import audit_logs, project_keys, projects
+from app.api.routes.organization import jobs as organization_jobs
+from app.api.transport.disconnect import told_of_stop
+from app.api.transport.head import HeadWithoutBody, head_routes
+from app.db.access import audit
 from app.db.engine import make_engine, make_sessions
+from app.db.fast_reads.pool import AsyncConnections
+from app.db.notifications import Changes
+from app.job_queue import Hints
 from app.log import configure_logging, get_logger
-from app.queue import Hints
-from app.services.counting import Counter
-from app.services.feeds import Feeds
-from app.services.first_key import ensure_first_key
-from app.services.intake import sweep_staging
-from app.services.rate import RateLimiter
+from app.services.access.bootstrap_key import ensure_first_key
+from app.services.access.rate_limit import RateLimiter
+from app.services.datasets.token_counter import Counter
+from app.services.files.ingest import sweep_staging
+from app.services.jobs.event_fanout import Feeds
 from app.settings import Settings, load_settings
 from app.storage import LocalStorage, Storage
 
 # the most polled comes first
 ROOMS = (
-    job_read, files, file_reports, uploads, jobs, clones, job_records, streams, adapters, exports, permissions, models,
+    polling, files, file_reports, uploads, jobs, clones, records, streams, adapters, exports, permissions, models,
     queue, webhooks, projects, project_keys, organization_jobs, audit_logs, health,
 )  # fmt: skip
 
-CONNECTION_MODULE = "app.api.connection"
+CONNECTION_MODULE = "app.api.transport.connection"
 GARBAGE_LOOKED_FOR_AFTER = 20_000  # new objects; Python's own number is 700
 
 log = get_logger(__name__)
 
 
-def create_app(settings: Settings, storage: Storage | None = None, host: str = door.DEFAULT_HOST) -> FastAPI:
+def create_app(settings: Settings, storage: Storage | None = None, host: str = bootstrap_guard.DEFAULT_HOST) -> FastAPI:
     """Connects to nothing yet: a database or a broker that is down costs requests, not the start.
 
     `host` is where it will listen: on anything but loopback it does not start without a key.
@@ -84,14 +67,14 @@ def create_app(settings: Settings, storage: Storage | None = None, host: str = d
     )  # fmt: skip
     engines = app.state.engines = _build_engines(settings, storage)
     app.state.host = host
-    rooms = [*ROOMS, docs] if settings.docs_enabled else ROOMS
+    rooms = [*ROOMS, page] if settings.docs_enabled else ROOMS
     for room in rooms:
         app.include_router(room.router)
     for room in rooms:  # after all of those that are asked for more often
         app.include_router(head_routes(room.router))
     app.openapi = partial(build_openapi, app)  # type: ignore[method-assign]
     add_error_handlers(app)
-    app.add_middleware(door.Door, sessions=engines.sessions)
+    app.add_middleware(bootstrap_guard.Door, sessions=engines.sessions)
     app.add_middleware(AzureNames)
     app.add_middleware(Envelope)
     app.add_middleware(HeadWithoutBody)
@@ -105,7 +88,7 @@ def app_from_environment() -> FastAPI:
     configure_logging(settings.log_json, settings.log_file)
     if CONNECTION_MODULE not in sys.modules:  # uvicorn imports its protocol before it calls this
         log.warning("this server waits for slow request headers without a limit; start it with python -m app.serve")
-    app = create_app(settings, host=door.asked_host(sys.argv, os.environ))
+    app = create_app(settings, host=bootstrap_guard.asked_host(sys.argv, os.environ))
     _keep_what_is_loaded()
     return app
 
@@ -158,7 +141,7 @@ def _prepare(engines: Engines, host: str) -> None:
     sweep_staging(engines.storage)
     if engines.settings.admin_key_file is not None:
         ensure_first_key(engines.sessions, engines.settings.admin_key_file)
-    door.refuse_without_key(engines.sessions, host)
+    bootstrap_guard.refuse_without_key(engines.sessions, host)
 
 
 def _version() -> str:

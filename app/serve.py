@@ -13,7 +13,7 @@ import uvicorn
 APPLICATION = "app.main:app_from_environment"
 OURS = (
     "--factory", APPLICATION,
-    "--http", "app.api.connection:LimitedConnection",
+    "--http", "app.api.transport.connection:LimitedConnection",
     "--ws", "none",
     "--timeout-graceful-shutdown", "5",
 )  # fmt: skip

@@ -11,8 +11,8 @@ from typing import Annotated
 from pydantic import AliasChoices, Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app.domain.networks import Network, parse_networks
-from app.domain.offers import LABEL, LABEL_RULE
+from app.domain.access.outbound_networks import Network, parse_networks
+from app.domain.scheduling.worker_capacity import LABEL, LABEL_RULE
 
 
 class Settings(BaseSettings):

@@ -17,23 +17,23 @@ from pathlib import Path
 
 import torch
 
-from app.cli.local.base_model import LEARNING_RATE, gguf_file
-from app.domain import catalog
-from app.domain.artifacts import sha256_file
-from app.domain.catalog import CatalogEntry
-from app.domain.events import Done, Failed, Metric, Record
-from app.domain.render import Renderer
-from app.domain.resolve import resolve
-from app.domain.spec import BaseSpec, JobSpec, QuantizationSpec, RunSpec, TrainerSpec
-from app.domain.states import Reason
+from app.cli.local_stack.base_model import LEARNING_RATE, gguf_file
+from app.domain.artifacts.artifact_directory import sha256_file
+from app.domain.base_models import catalog
+from app.domain.base_models.catalog import CatalogEntry
+from app.domain.datasets.render import Renderer
+from app.domain.jobs.events import Done, Failed, Metric, Record
+from app.domain.jobs.resolve import resolve
+from app.domain.jobs.spec import BaseSpec, JobSpec, QuantizationSpec, RunSpec, TrainerSpec
+from app.domain.jobs.states import Reason
 from benchmarks.paired import Interval, accuracy_interval, loss_interval
 from benchmarks.score import Score, load_adapter, score
 from benchmarks.tasks import TASKS, Task, write
-from worker.trainer.batch import TokenizedDataset, read_dataset
-from worker.trainer.device import choose_compute_dtype, choose_device, choose_threads
-from worker.trainer.model import Base, open_base
+from worker.trainer.data.batch import TokenizedDataset, read_dataset
+from worker.trainer.model.base_model import Base, open_base
 from worker.trainer.run import run
-from worker.trainer.stop import StopRequests
+from worker.trainer.runtime.device import choose_compute_dtype, choose_device, choose_threads
+from worker.trainer.runtime.stop import StopRequests
 
 ROOT = Path(__file__).resolve().parents[1]
 RATES = (2e-4, 5e-4, 1e-3, 2e-3, 4e-3)

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from app.db import fair_queue
-from app.domain.giving_way import Policy
+from app.db.scheduling import fair_queue
+from app.domain.scheduling.preemption import Policy
 from benchmarks import queue_speed
 from benchmarks.traffic import GPUS, WEEK, Arrival, week
 from benchmarks.virtual_time import virtual_database

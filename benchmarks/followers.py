@@ -7,8 +7,8 @@ import re
 import threading
 import time
 
-from app.db import claims
 from app.db.engine import Sessions, transaction
+from app.db.jobs import claims
 from app.db.tables import Job
 from benchmarks.api_stack import Service
 from benchmarks.load import request

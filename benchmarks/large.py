@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.senders import MB, Blocks, Json, numbered, send_content, send_parts
 from benchmarks.served import BLOCK, HOST, Service, serving
 from benchmarks.upload import cpu_seconds, memory_bytes, watching
-from worker.device import cpu_name
+from worker.node.device import cpu_name
 
 WAYS: dict[str, Callable[[Service, str, Blocks, int], Json]] = {"parts": send_parts, "content": send_content}
 

@@ -19,15 +19,15 @@ from typing import Any
 import httpx2
 from sqlalchemy import select
 
-from app.cli.local import base_model
+from app.cli.local_stack import base_model
 from app.db.engine import Sessions, make_engine, make_sessions, transaction
 from app.db.tables import Attempt, MeasurementRow
-from app.domain.execution_plan import ExecutionPlan
-from app.domain.states import TERMINAL
+from app.domain.jobs.states import TERMINAL
+from app.domain.planning.execution_plan import ExecutionPlan
 from benchmarks.plan_table import HEADER, Outcome, line, verdicts
 from tests.deadline import until
 from tests.up import Service, serving
-from worker.device import cpu_name
+from worker.node.device import cpu_name
 
 HERE = Path(__file__).resolve().parent
 JOBS = "/v1/fine_tuning/jobs"

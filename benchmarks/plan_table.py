@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from app.domain.execution_plan import ExecutionPlan
+from app.domain.planning.execution_plan import ExecutionPlan
 
 MEMORY_WITHIN, DURATION_WITHIN = 0.03, 0.15  # of the median job
 

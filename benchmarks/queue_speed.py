@@ -12,12 +12,14 @@ from typing import Any
 from sqlalchemy import insert, text
 from sqlalchemy.orm import Session
 
-from app.db import claims, fair_queue, migrate, queue_places
+from app.db import migrate
 from app.db.engine import make_engine
+from app.db.jobs import claims
+from app.db.scheduling import fair_queue, queue_positions
 from app.db.tables import Job
-from app.domain.forecast import Slot, forecast
-from app.domain.offers import Offer
-from app.domain.processor import cpu_name
+from app.domain.planning.cpu_info import cpu_name
+from app.domain.scheduling.forecast import Slot, forecast
+from app.domain.scheduling.worker_capacity import Offer
 from tests.stack import start_postgres
 
 PROJECTS = 200
@@ -85,29 +87,29 @@ def measure(session: Session) -> None:
     tell("a claim where no job fits", claim_nothing, 10)
     tell("is anything waiting?", lambda: claims.is_waiting(session, "train"), CLAIMS)
     tell("usage counted", lambda: fair_queue.count_usage(session), 10)
-    waiting = queue_places.waiting(session)
+    waiting = queue_positions.waiting(session)
     standings = fair_queue.standings(session)
     slots = [Slot(OFFER, free_in_seconds=60.0 * n) for n in range(16)]
     placed = forecast(slots, waiting, standings)
     moved = [each._replace(position=each.position + 1) for each in placed]
     shuffled = [each._replace(position=each.position + len(placed) // 10) for each in placed]
-    tell("jobs read for a forecast", lambda: queue_places.waiting(session), 3)
+    tell("jobs read for a forecast", lambda: queue_positions.waiting(session), 3)
     tell("a forecast", lambda: forecast(slots, waiting, standings), 3)
-    tell("its places written, all new", lambda: queue_places.write(session, placed), 1)
-    tell("its places written, unchanged", lambda: queue_places.write(session, placed), 3)
-    tell("its places written, all one further", lambda: queue_places.write(session, moved), 1)
-    tell("its places written, all far away", lambda: queue_places.write(session, shuffled), 1)
-    queue_places.write(session, placed)
+    tell("its places written, all new", lambda: queue_positions.write(session, placed), 1)
+    tell("its places written, unchanged", lambda: queue_positions.write(session, placed), 3)
+    tell("its places written, all one further", lambda: queue_positions.write(session, moved), 1)
+    tell("its places written, all far away", lambda: queue_positions.write(session, shuffled), 1)
+    queue_positions.write(session, placed)
     session.commit()
 
     def round_after_a_claim() -> None:
         claim()
-        queue_places.write(session, forecast(slots, queue_places.waiting(session), fair_queue.standings(session)))
+        queue_positions.write(session, forecast(slots, queue_positions.waiting(session), fair_queue.standings(session)))
         session.commit()
 
     tell("a claim and a whole round after it", round_after_a_claim, 5)
     session.commit()
-    tell("one job's place read", lambda: queue_places.of(session, [waiting[0].job_id]), CLAIMS)
+    tell("one job's place read", lambda: queue_positions.of(session, [waiting[0].job_id]), CLAIMS)
 
 
 def tell(what: str, act: Callable[[], Any], times: int) -> None:

@@ -19,23 +19,23 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 
 from app.api.auth import bearer_secret
-from app.api.bodies import MAX_BODY_BYTES, parse_json_object
-from app.api.content_range import asked_span
-from app.api.job_lists import _metadata_filter
-from app.api.job_requests import job_request
-from app.api.jobs import router
-from app.api.multipart import read_form
-from app.api.once import _fingerprint
+from app.api.idempotency import _fingerprint
+from app.api.job_request_parser import job_request
+from app.api.middleware.request_log import masked_query, request_id_of
 from app.api.query_parameters import check_query
-from app.api.ranges import is_known, requested_span
-from app.api.receiving import Lanes
-from app.api.request_log import masked_query, request_id_of
-from app.api.schemas.job_requests import check_shape
+from app.api.routes.jobs.jobs import router
+from app.api.routes.jobs.lists import _metadata_filter
+from app.api.schemas.jobs.requests import check_shape
 from app.api.schemas.uploads import CompleteUpload
-from app.domain.chat_template import TemplateRefused
-from app.domain.dataset_report import examine
-from app.domain.jsonl import MAX_LINE_BYTES, read_lines
-from app.domain.render import Renderer
+from app.api.transport.byte_ranges import is_known, requested_span
+from app.api.transport.content_range import asked_span
+from app.api.transport.json_body import MAX_BODY_BYTES, parse_json_object
+from app.api.transport.multipart import read_form
+from app.api.transport.upload_io import Lanes
+from app.domain.datasets.chat_template import TemplateRefused
+from app.domain.datasets.jsonl import MAX_LINE_BYTES, read_lines
+from app.domain.datasets.render import Renderer
+from app.domain.datasets.report import examine
 from app.errors import TuneryError
 from tests.tiny import make_tiny_base
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from app.domain.artifacts import ADAPTER_WEIGHTS
-from app.domain.spec import RunSpec
-from worker.trainer.batch import TokenizedDataset, pack_batches
-from worker.trainer.lora import Adapter, make_adapter
-from worker.trainer.loss import linear_cross_entropy
-from worker.trainer.model import Base, hidden_states
+from app.domain.artifacts.artifact_directory import ADAPTER_WEIGHTS
+from app.domain.jobs.spec import RunSpec
+from worker.trainer.adapter.lora import Adapter, make_adapter
+from worker.trainer.data.batch import TokenizedDataset, pack_batches
+from worker.trainer.model.base_model import Base, hidden_states
+from worker.trainer.objective.linear_cross_entropy import linear_cross_entropy
 
 ROW_TOKENS = 2048
 

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import psutil
 
-from app.db import files, migrate
+from app.db import migrate
 from app.db.engine import make_engine, make_sessions, transaction
+from app.db.files import files
 from app.settings import Settings
 from app.storage import LocalStorage
 from tests.factories import make_base_model, make_file, make_job, make_key, make_project

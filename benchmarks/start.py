@@ -21,18 +21,18 @@ from pathlib import Path
 import psutil
 from sqlalchemy import select
 
-from app.cli.local import base_model
+from app.cli.local_stack import base_model
 from app.db import migrate
 from app.db.engine import Sessions, make_engine, make_sessions, transaction
 from app.db.tables import Attempt, Job, JobEvent, Project
-from app.domain.processor import cpu_name
-from app.domain.states import TERMINAL
+from app.domain.jobs.states import TERMINAL
+from app.domain.planning.cpu_info import cpu_name
 from app.settings import Settings
 from app.storage import LocalStorage
 from tests.factories import make_file, make_job, make_project, validate_job
 from tests.stack import start_postgres, start_valkey
 from tests.worker import worker_process
-from worker.child import TRAINER
+from worker.jobs.trainer_process import TRAINER
 
 HERE = Path(__file__).resolve().parent
 BODY = {"hyperparameters": {"max_steps": 1, "batch_size": 8}}  # the rest is "auto": rank 16, all linear layers, NF4

@@ -7,9 +7,9 @@ import os
 import statistics
 from dataclasses import dataclass, field
 
-from app.domain.processor import cpu_flags, cpu_name
+from app.domain.planning.cpu_info import cpu_flags, cpu_name
 from benchmarks.workload import BATCH, Workload
-from worker.device import list_gpus
+from worker.node.device import list_gpus
 
 DROPPED_STEPS = 3
 COLUMNS = {"tokens/s": 10, "of bound": 10, "speed ratio": 18, "peak": 9, "ratio": 8, "loss": 9, "valid": 9, "start": 8}

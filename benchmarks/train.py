@@ -16,13 +16,13 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from app.cli.local.base_model import gguf_file
-from app.domain import catalog
+from app.cli.local_stack.base_model import gguf_file
+from app.domain.base_models import catalog
 from benchmarks import peers
 from benchmarks.peers import TRL_PYTHON, Peer
 from benchmarks.table import DROPPED_STEPS, Measured, gigabytes, report
 from benchmarks.workload import ALPHA, BATCH, RANK, Workload, make_workload
-from worker.trainer.device import choose_threads
+from worker.trainer.runtime.device import choose_threads
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import psutil
 
-from app.domain.processor import cpu_name
+from app.domain.planning.cpu_info import cpu_name
 from app.settings import Settings
 from benchmarks.download import bench_downloads
 from benchmarks.senders import Blocks, Json, same, send_content, send_multipart, send_parts

@@ -10,14 +10,15 @@ from typing import Protocol
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from app.db import claims, fair_queue, queue_places
-from app.db.claims import Lease
 from app.db.ids import new_id
+from app.db.jobs import claims
+from app.db.jobs.claims import Lease
+from app.db.scheduling import fair_queue, queue_positions
 from app.db.tables import File, Job, Project
-from app.domain.forecast import Waiting
-from app.domain.giving_way import Holder, Policy, Urgent, who_gives_way
-from app.domain.offers import Need, Offer
-from app.domain.states import Reason
+from app.domain.jobs.states import Reason
+from app.domain.scheduling.forecast import Waiting
+from app.domain.scheduling.preemption import Holder, Policy, Urgent, who_gives_way
+from app.domain.scheduling.worker_capacity import Need, Offer
 from benchmarks.traffic import Arrival
 from benchmarks.virtual_time import set_clock
 
@@ -130,7 +131,7 @@ class FirstComeFirstServed:
 
 
 class TheService:
-    """app.db.claims and app.db.fair_queue as they are, in a PostgreSQL whose clock we set."""
+    """app.db.jobs.claims and app.db.scheduling.fair_queue as they are, in a PostgreSQL whose clock we set."""
 
     def __init__(self, engine: Engine, arrivals: Sequence[Arrival], half_life: float, policy: Policy | None) -> None:
         self.session = Session(engine, expire_on_commit=False)
@@ -189,13 +190,13 @@ class TheService:
         if self.policy is None:
             return []
         with self._at(now):
-            urgent = [job for job in queue_places.waiting(self.session) if job.is_urgent]
+            urgent = [job for job in queue_positions.waiting(self.session) if job.is_urgent]
             holders = self._holders(held, offers) if urgent else []
             free = [offer for slot, offer in enumerate(offers) if slot not in held]
             chosen = who_gives_way([_urgent(job) for job in urgent], free, holders, {}, self.policy)
             for holder in chosen:
                 lease = self.leases[self.numbers[holder.job_id]]
-                assert queue_places.ask_to_yield(self.session, holder.job_id, lease.attempt)
+                assert queue_positions.ask_to_yield(self.session, holder.job_id, lease.attempt)
         return [self.numbers[holder.job_id] for holder in chosen]
 
     def _holders(self, held: dict[int, int], offers: Sequence[Offer]) -> list[Holder]:
@@ -206,7 +207,7 @@ class TheService:
                 job.id, job.project_id, offers[slots[job.id]], shares[job.project_id], job.ran_seconds,
                 job.seconds_left, job.priority, job.is_urgent, job.is_asked, True, job.times_yielded,
             )
-            for job in queue_places.running(self.session)
+            for job in queue_positions.running(self.session)
         ]  # fmt: skip
 
     def _at(self, now: float) -> _Moment:

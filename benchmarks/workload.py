@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from app.domain import catalog
-from app.domain.artifacts import sha256_file
-from app.domain.render import Renderer
-from app.domain.spec import BaseSpec, Hyperparameters, LoraSpec, QuantizationSpec, RunSpec, TrainerSpec
-from app.domain.states import Reason
-from worker.trainer.batch import TokenizedDataset, read_dataset
-from worker.trainer.lora import make_adapter
-from worker.trainer.model import open_base
-from worker.trainer.schedule import make_schedule
+from app.domain.artifacts.artifact_directory import sha256_file
+from app.domain.base_models import catalog
+from app.domain.datasets.render import Renderer
+from app.domain.jobs.spec import BaseSpec, Hyperparameters, LoraSpec, QuantizationSpec, RunSpec, TrainerSpec
+from app.domain.jobs.states import Reason
+from worker.trainer.adapter.lora import make_adapter
+from worker.trainer.data.batch import TokenizedDataset, read_dataset
+from worker.trainer.data.schedule import make_schedule
+from worker.trainer.model.base_model import open_base
 
 RUN_ID = "bench"
 RANK, ALPHA, BATCH, SEED = 16, 32.0, 8, 7

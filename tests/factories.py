@@ -17,15 +17,20 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app.db import checkpoints, claims, fair_queue, files, jobs, keys, models, queue_places
-from app.db.claims import Lease
+from app.db import models
+from app.db.access import keys
+from app.db.files import files
 from app.db.ids import new_id
+from app.db.jobs import checkpoints, claims, jobs
+from app.db.jobs.claims import Lease
+from app.db.scheduling import fair_queue, queue_positions
 from app.db.tables import Checkpoint, File, Job, Project
-from app.domain import artifacts, catalog
-from app.domain.forecast import Slot, forecast
-from app.domain.lora_knobs import Ancestor
-from app.domain.resolve import resolve
-from app.domain.states import Reason
+from app.domain.artifacts import artifact_directory
+from app.domain.base_models import catalog
+from app.domain.jobs.lora_parameters import Ancestor
+from app.domain.jobs.resolve import resolve
+from app.domain.jobs.states import Reason
+from app.domain.scheduling.forecast import Slot, forecast
 from app.storage import Storage
 from tests.tiny import make_tiny_base
 
@@ -142,8 +147,8 @@ def start_job(session: Session, owner: str = WORKER) -> Job:
 
 def forecast_queue(session: Session, *slots: Slot) -> None:
     """What the reconciler does every few seconds."""
-    placed = forecast(slots, queue_places.waiting(session), fair_queue.standings(session))
-    queue_places.write(session, placed)
+    placed = forecast(slots, queue_positions.waiting(session), fair_queue.standings(session))
+    queue_positions.write(session, placed)
 
 
 def lease_of(job: Job) -> Lease:
@@ -171,8 +176,8 @@ def make_checkpoint(
     """An adapter at `step`: its files and its archive are ordinary files, the manifest names them."""
     name = name or f"ft:{job.base_model}:tunery:{job.suffix or ''}:{next(NUMBERS):08d}:ckpt-step-{step}"
     contents = {
-        artifacts.ADAPTER_CONFIG: json.dumps({"r": 16, "step": step}).encode(),
-        artifacts.ADAPTER_WEIGHTS: f"weights of step {step}".encode() * 100,
+        artifact_directory.ADAPTER_CONFIG: json.dumps({"r": 16, "step": step}).encode(),
+        artifact_directory.ADAPTER_WEIGHTS: f"weights of step {step}".encode() * 100,
     }
     parts = [
         make_file(session, storage, project, content, "fine-tune-results", filename, job, line_count=None)

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 from app.settings import Settings
 from tests.receiver import Receiver, receiving
-from worker.resources import open_resources
-from worker.webhooks import Sender
+from worker.node.resources import open_resources
+from worker.webhooks.sender import Sender
 
 TO_LOOPBACK = {"webhook_allow_http": True, "webhook_allowed_networks": "127.0.0.0/8", "webhook_poll_seconds": 0.05}
 

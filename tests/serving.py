@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from app.settings import Settings
 
 START_SECONDS = 10.0
-HTTP = "app.api.connection:LimitedConnection"
+HTTP = "app.api.transport.connection:LimitedConnection"
 
 
 @dataclass(frozen=True)

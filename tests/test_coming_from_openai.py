@@ -25,8 +25,8 @@ from sqlalchemy import select
 
 from app.db.engine import Sessions, transaction
 from app.db.tables import Job, Project
-from app.domain.dataset import Example, read_examples
-from app.domain.states import JobState
+from app.domain.datasets.examples import Example, read_examples
+from app.domain.jobs.states import JobState
 from app.storage import LocalStorage
 from tests.factories import chat_lines, finish_job, make_base_model, make_file, make_job, start_job, validate_job
 from tests.serving import LiveServer, serve

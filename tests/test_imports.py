@@ -14,17 +14,23 @@ WEB = ("fastapi", "starlette", "uvicorn")
 DATABASE = ("sqlalchemy", "psycopg", "celery", "redis")
 
 LAWS = [
-    ("app.domain.resolve", (*TORCH, *WEB, *DATABASE, "worker", "app.db", "app.settings")),
-    ("app.domain.render", (*TORCH, *WEB, *DATABASE, "worker", "app.db", "app.settings")),
-    ("app.db.jobs", (*TORCH, *WEB, "celery", "worker", "app.api", "app.storage", "app.queue")),
-    ("app.storage", (*TORCH, *WEB, *DATABASE, "worker", "app.api", "app.db", "app.queue")),
-    ("app.queue", (*TORCH, *WEB, "worker", "app.api", "app.db", "app.storage")),
+    ("app.domain.jobs.resolve", (*TORCH, *WEB, *DATABASE, "worker", "app.db", "app.settings")),
+    ("app.domain.datasets.render", (*TORCH, *WEB, *DATABASE, "worker", "app.db", "app.settings")),
+    ("app.db.jobs.jobs", (*TORCH, *WEB, "celery", "worker", "app.api", "app.storage", "app.job_queue")),
+    ("app.storage", (*TORCH, *WEB, *DATABASE, "worker", "app.api", "app.db", "app.job_queue")),
+    ("app.job_queue", (*TORCH, *WEB, "worker", "app.api", "app.db", "app.storage")),
     ("app.main", (*TORCH, "worker")),
     ("app.cli.main", (*TORCH, "worker")),
     ("worker.tasks", (*TORCH, *WEB, "worker.trainer", "app.main", "app.api", "app.services", "app.cli")),
-    ("worker.reconciler", (*TORCH, *WEB, "worker.trainer", "app.main", "app.api", "app.services", "app.cli")),
+    (
+        "worker.reconciler.reconciler",
+        (*TORCH, *WEB, "worker.trainer", "app.main", "app.api", "app.services", "app.cli"),
+    ),
     # torch's inductor imports redis for a remote cache of its own wherever it is installed, so redis is not named here
-    ("worker.trainer.run", (*WEB, "sqlalchemy", "psycopg", "celery", "app.db", "app.storage", "app.queue", "app.log")),
+    (
+        "worker.trainer.run",
+        (*WEB, "sqlalchemy", "psycopg", "celery", "app.db", "app.storage", "app.job_queue", "app.log"),
+    ),
 ]
 
 

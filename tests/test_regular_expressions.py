@@ -9,11 +9,10 @@ ROOT = Path(__file__).resolve().parents[1]
 CALLS = {"compile", "match", "fullmatch", "search", "split", "sub", "subn", "findall", "finditer"}
 # Patterns that are put together, and from what.
 PUT_TOGETHER = {
-    "app/api/reference/pages.py": "names of our own schemas",
-    "app/api/request_log.py": "the prefix of our own keys",
-    "app/services/once.py": "the prefix of our own keys",
-    "app/domain/render.py": "escaped tokens of the base model",
-    "worker/trainer/model.py": "patterns of the model class in transformers",
+    "app/api/middleware/request_log.py": "the prefix of our own keys",
+    "app/services/access/idempotency.py": "the prefix of our own keys",
+    "app/domain/datasets/render.py": "escaped tokens of the base model",
+    "worker/trainer/model/base_model.py": "patterns of the model class in transformers",
 }
 
 

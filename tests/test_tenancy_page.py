@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from app.cli.main import app as command_line
-from app.db import keys
+from app.db.access import keys
 from app.db.engine import Sessions, transaction
 from tests.factories import chat_lines, make_base_model
 from tests.serving import LiveServer

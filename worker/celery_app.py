@@ -16,12 +16,12 @@ from typing import Any
 
 from celery import Celery, signals
 
+from app.job_queue import LOOK_FOR_WORK, make_celery
 from app.log import configure_logging
-from app.queue import LOOK_FOR_WORK, make_celery
 from app.settings import Settings, load_settings
 from worker import tasks
-from worker.child import TRAINER
-from worker.station import Station
+from worker.jobs.trainer_process import TRAINER
+from worker.node.node import Station
 
 _made: list[Celery] = []
 

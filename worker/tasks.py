@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from celery import Celery
 
-from app.queue import LOOK_FOR_WORK
-from worker.station import Station
+from app.job_queue import LOOK_FOR_WORK
+from worker.node.node import Station
 
 
 def register(celery: Celery, station: Station) -> None:

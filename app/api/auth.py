@@ -12,15 +12,16 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from app.api.deps import engines_of
-from app.api.envelope import tell_with_answer
+from app.api.dependencies import engines_of
+from app.api.middleware.request_context import tell_with_answer
+from app.api.middleware.request_log import record_of
 from app.api.query_parameters import check_query
-from app.api.request_log import record_of
-from app.db import audit, key_reads
-from app.db.key_reads import KnownKey
-from app.domain import actions, scopes
+from app.db.access import audit
+from app.db.fast_reads import keys as key_reads
+from app.db.fast_reads.keys import KnownKey
+from app.domain.access import audit_actions, scopes
 from app.errors import InvalidApiKey, MissingScope, RateLimited
-from app.services.rate import Allowance
+from app.services.access.rate_limit import Allowance
 
 REFUSALS = {
     "revoked": "This API key was revoked. `tunery keys create` makes a new one.",
@@ -118,7 +119,7 @@ def _attribute(request: Request, key: KnownKey, path: str) -> None:
     act = audit.CURRENT.get()
     if act is None or scopes.reads_only(request.method, path):
         return
-    act.action = actions.name_of(request.method, path)
+    act.action = audit_actions.name_of(request.method, path)
     act.actor_id = key.key_id
     act.project_id = request.path_params.get("project_id", key.project_id)
     act.object_ids = [str(value) for value in request.path_params.values()]

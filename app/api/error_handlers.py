@@ -17,10 +17,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
 
-from app.api.slips import advice_for
-from app.domain.full_disk import is_disk_full
-from app.domain.json_text import MAX_PATH, printable, unquoted
-from app.domain.validation_text import sentence
+from app.api.not_found_hints import advice_for
+from app.domain.artifacts.full_disk import is_disk_full
+from app.domain.error_text.json_text import MAX_PATH, printable, unquoted
+from app.domain.error_text.validation_text import sentence
 from app.errors import (
     BadRequest,
     IdempotencyKeyInUse,

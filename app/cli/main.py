@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from app.cli import (
+from app.cli.client.service_discovery import find_layout
+from app.cli.commands import (
     adapters,
     audit,
     clones,
@@ -27,11 +28,10 @@ from app.cli import (
     records,
     webhooks,
 )
-from app.cli.address import find_layout
 from app.cli.errors import INTERRUPTED, CliError, Missing, Misused
-from app.cli.local.errors import CannotStart
+from app.cli.local_stack.errors import CannotStart
 from app.cli.options import DataDir
-from app.cli.output import complain, print_line
+from app.cli.output.console import complain, print_line
 from app.errors import NotFound, TuneryError
 
 
@@ -61,7 +61,7 @@ Port = Annotated[int, typer.Option(min=0, max=65_535, help="0 takes any free one
 @app.command()
 def up(data_dir: DataDir = None, host: Host = "127.0.0.1", port: Port = 8000) -> None:
     """Run the whole service on this machine until Ctrl-C."""
-    from app.cli.local.up import UpOptions, run
+    from app.cli.local_stack.up import UpOptions, run
 
     raise typer.Exit(run(UpOptions(find_layout(data_dir).root, host, port)))
 
@@ -69,7 +69,7 @@ def up(data_dir: DataDir = None, host: Host = "127.0.0.1", port: Port = 8000) ->
 @app.command()
 def doctor(data_dir: DataDir = None, host: Host = "127.0.0.1", port: Port = 8000) -> None:
     """Say what this machine lacks for `tunery up`, and what to do about it."""
-    from app.cli.local.doctor import findings, print_findings
+    from app.cli.local_stack.doctor import findings, print_findings
 
     raise typer.Exit(print_findings(findings(find_layout(data_dir).root, host, port)))
 
@@ -79,7 +79,7 @@ def demo(
     directory: Annotated[Path | None, typer.Option(help="Where its own stack lives; absent: .demo here.")] = None,
 ) -> None:
     """Fine-tune the bundled model through the real service, and show what it learned. Takes a few minutes."""
-    from app.cli.demo import run
+    from app.cli.commands.demo import run
 
     run(directory)
 

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec, get_ar
 
 import typer
 
-from app.cli.address import find_database, find_service
-from app.cli.references import Kind, find_id
+from app.cli.client.references import Kind, find_id
+from app.cli.client.service_discovery import find_database, find_service
 
 if TYPE_CHECKING:
-    from app.cli.client import Client
-    from app.cli.database import Database
+    from app.cli.client.database import Database
+    from app.cli.client.http import Client
 
 P = ParamSpec("P")
 
@@ -44,7 +44,7 @@ def with_client(command: Callable[Concatenate[Client, P], None]) -> Callable[...
 
     @functools.wraps(command)
     def run(*args: Any, base_url: str | None, data_dir: Path | None, **values: Any) -> None:
-        from app.cli.client import Client  # not for `--help`: the HTTP client costs more than everything else
+        from app.cli.client.http import Client  # not for `--help`: the HTTP client costs more than everything else
 
         client = Client(find_service(base_url, data_dir))
         with contextlib.closing(client):
@@ -60,7 +60,7 @@ def with_database(command: Callable[Concatenate[Database, P], None]) -> Callable
 
     @functools.wraps(command)
     def run(*args: Any, data_dir: Path | None, **values: Any) -> None:
-        from app.cli.database import Database  # not for `--help`, and not for a client without a database
+        from app.cli.client.database import Database  # not for `--help`, and not for a client without a database
 
         action = f"{command.__module__.rpartition('.')[2]}.{command.__name__}"
         command(Database(find_database(data_dir), action), *args, **values)

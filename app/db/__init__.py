@@ -1,0 +1,1 @@
+"""PostgreSQL: engine, migrations, identifiers, notifications, and queries by subject."""

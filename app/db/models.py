@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from app.db.tables import BaseModelRow, Checkpoint, CheckpointPermission, Job, TunedModel
-from app.domain.catalog import CatalogEntry
+from app.domain.base_models.catalog import CatalogEntry
 
 
 def register(

@@ -14,8 +14,8 @@ from ipaddress import IPv6Address
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
-from app.domain.networks import Network, is_allowed, parse_address
-from app.domain.states import JobState
+from app.domain.access.outbound_networks import Network, is_allowed, parse_address
+from app.domain.jobs.states import JobState
 from app.errors import BadRequest
 
 JOB_EVENT = "fine_tuning.job."

@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.db import migrate, models
 from app.db.engine import Sessions
-from app.queue import Hints
+from app.job_queue import Hints
 from app.storage import Storage
 
 

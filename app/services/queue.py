@@ -10,10 +10,11 @@ from typing import Any
 from sqlalchemy import Row
 from sqlalchemy.orm import Session
 
-from app.db import fair_queue, models, queue_view, workers
+from app.db import models
+from app.db.scheduling import fair_queue, queue_view, workers
 from app.db.tables import Job, QueuePlace, Worker
-from app.domain.fair_share import Standing
-from app.domain.states import JobState
+from app.domain.jobs.states import JobState
+from app.domain.scheduling.fair_share import Standing
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app.db import deliveries, webhooks
 from app.db.tables import WebhookAttempt, WebhookDelivery, WebhookEndpoint
-from app.domain.json_text import shown, unquoted
-from app.domain.networks import Network
+from app.db.webhooks import deliveries
+from app.db.webhooks import endpoints as webhooks
+from app.domain.access.outbound_networks import Network
+from app.domain.error_text.json_text import shown, unquoted
 from app.domain.webhooks import EVENT_TYPES, JOB_EVENT, check_event_types, check_url, new_secret
 from app.errors import BadRequest, NotFound, all_at_once
 

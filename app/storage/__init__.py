@@ -1,3 +1,5 @@
+"""Files and artifacts by key: staging, atomic publication, ranged reads. Today a local directory."""
+
 from app.storage.base import Storage, StoredObject
 from app.storage.local import LocalStorage
 

@@ -1,7 +1,7 @@
 """The database refuses a move of a job that the state machine doesn't know, whatever the code does.
 
 The pairs are written out, as a migration is history: tests/app/db/test_state_guard.py holds them against
-app.domain.states.TRANSITIONS.
+app.domain.jobs.states.TRANSITIONS.
 """
 
 from __future__ import annotations

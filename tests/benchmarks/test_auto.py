@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.domain.bounds import Bounds
+from app.domain.jobs.bounds import Bounds
 from benchmarks import auto
 from tests.tiny import make_tiny_base
 
@@ -33,7 +33,7 @@ def test_it_says_what_it_will_cost_and_then_what_each_rate_gave(tiny: Path, caps
 def test_a_rate_that_blows_up_is_told_and_left_out(
     tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.domain.bounds.LEARNING_RATE", Bounds(0, 1e300))  # requests are refused long before
+    monkeypatch.setattr("app.domain.jobs.bounds.LEARNING_RATE", Bounds(0, 1e300))  # requests are refused long before
     _, text = table(tiny, capsys, "--tasks", "style", "--seeds", "1", "--rates", "1e30", "1e-3")
     assert "1e+30 (1e+30)  failed" in text
     assert "auto - 0.001, loss" in text
@@ -42,7 +42,7 @@ def test_a_rate_that_blows_up_is_told_and_left_out(
 def test_auto_below_the_grid_is_told_and_is_the_exit_code(
     tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.domain.resolve.auto_learning_rate", lambda *_: 1e-9)
+    monkeypatch.setattr("app.domain.jobs.resolve.auto_learning_rate", lambda *_: 1e-9)
     code, text = table(tiny, capsys, "--tasks", "style", "--seeds", "1", "--rates", "1e-2")
     assert "auto is BELOW the grid's best" in text
     assert code == 1

@@ -7,7 +7,7 @@ from itertools import chain
 
 import pytest
 
-from app.domain.execution_plan import ExecutionPlan
+from app.domain.planning.execution_plan import ExecutionPlan
 from benchmarks import plan
 from benchmarks.plan_table import HEADER, Outcome, line, verdicts
 

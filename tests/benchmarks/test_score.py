@@ -8,15 +8,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from app.domain.artifacts import ADAPTER_WEIGHTS
-from app.domain.render import Document
-from app.domain.spec import QuantizationSpec
+from app.domain.artifacts.artifact_directory import ADAPTER_WEIGHTS
+from app.domain.datasets.render import Document
+from app.domain.jobs.spec import QuantizationSpec
 from benchmarks.score import load_adapter, score
 from tests.tiny import make_tiny_base
 from tests.worker.trainer.house import make_spec
-from worker.trainer.batch import TokenizedDataset, pack_batches
-from worker.trainer.lora import Adapter, make_adapter
-from worker.trainer.model import Base, hidden_states, load_base
+from worker.trainer.adapter.lora import Adapter, make_adapter
+from worker.trainer.data.batch import TokenizedDataset, pack_batches
+from worker.trainer.model.base_model import Base, hidden_states, load_base
 
 CPU = torch.device("cpu")
 

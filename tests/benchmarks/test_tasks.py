@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.domain.dataset import Example, read_examples
+from app.domain.datasets.examples import Example, read_examples
 from benchmarks.tasks import HELD_OUT, MOST_ROWS, TASKS, Task, write
 from benchmarks.words import ISSUES, split
 

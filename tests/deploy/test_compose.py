@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from app.cli.local.services import programs
+from app.cli.local_stack.services import programs
 from app.settings import Settings
 from tests.deploy import compose, dockerfile, guide
 from tests.deploy.compose import ROOT, Service, is_ours, mounts, seconds, target
-from worker.station import FAREWELL_SECONDS
+from worker.node.node import FAREWELL_SECONDS
 
 DOCUMENT = compose.load()
 ALL = compose.services()

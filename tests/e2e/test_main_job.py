@@ -15,7 +15,7 @@ import openai
 import pytest
 from openai.types.fine_tuning import FineTuningJob
 
-from app.domain import artifacts
+from app.domain.artifacts import artifact_directory
 from tests.deadline import until
 from tests.tiny import make_tiny_base, make_tiny_dataset
 from tests.up import ROOT, Service, serving
@@ -139,7 +139,7 @@ def adapter(service: Service, job: FineTuningJob, tmp_path_factory: pytest.TempP
 def test_the_adapter_is_what_its_manifest_says_file_by_file_and_as_an_archive(
     service: Service, job: FineTuningJob, adapter: Path, tmp_path: Path
 ) -> None:
-    artifacts.verify(adapter)
+    artifact_directory.verify(adapter)
     promised = (job.model_extra or {})["adapter"]
     path = f"/fine_tuning/jobs/{job.id}/adapter/archive"
     content = connect(service).get(path, cast_to=httpx2.Response).content
@@ -151,7 +151,7 @@ def test_the_adapter_is_what_its_manifest_says_file_by_file_and_as_an_archive(
 
 def test_the_command_line_downloads_and_verifies_it(service: Service, job: FineTuningJob, tmp_path: Path) -> None:
     service.tunery("adapters", "download", job.id, "-o", str(tmp_path / "adapter"))
-    artifacts.verify(tmp_path / "adapter")
+    artifact_directory.verify(tmp_path / "adapter")
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # between PEFT and transformers: names that will change

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from app.domain.dataset import Example, read_examples
+from app.domain.datasets.examples import Example, read_examples
 
 HERE = Path(__file__).parents[2] / "examples" / "support-tickets"
 FILES = ("train.jsonl", "valid.jsonl", "heldout.jsonl")

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from app.api import job_read
+from app.api.routes.jobs import polling
 from app.db import migrate
 from app.db.engine import make_engine, make_sessions
 from app.main import create_app
@@ -33,8 +33,8 @@ from tests.schema.brief import WAIT_SECONDS, BriefStreams
 from tests.schema.seeded import Seeded, seed
 from tests.serving import LiveServer, serve
 from tests.stack import start_postgres, start_valkey
-from worker.resources import open_resources
-from worker.webhooks import Sender
+from worker.node.resources import open_resources
+from worker.webhooks.sender import Sender
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 METHODS = ("get", "post", "put", "patch", "delete")
@@ -83,7 +83,7 @@ def _with_servers(directory: Path, options: argparse.Namespace) -> int:
         migrate.upgrade(engine)
         seeded = seed(make_sessions(engine), storage, directory / "models")
         engine.dispose()
-        job_read.MAX_WAIT_SECONDS = WAIT_SECONDS
+        polling.MAX_WAIT_SECONDS = WAIT_SECONDS
         app = create_app(settings, storage=storage)
         document = app.openapi()
         app.add_middleware(BriefStreams)

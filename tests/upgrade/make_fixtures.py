@@ -26,7 +26,7 @@ from typing import Any
 import httpx2
 import psutil
 
-from app.cli.local.postgres import LocalPostgres
+from app.cli.local_stack.servers.postgres import LocalPostgres
 from tests.deadline import until
 from tests.stack import open_directory
 from tests.tiny import make_tiny_base, make_tiny_dataset, make_tiny_pairs

@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from app.cli.local.postgres import LocalPostgres
-from app.domain import artifacts
+from app.cli.local_stack.servers.postgres import LocalPostgres
+from app.domain.artifacts import artifact_directory
 from tests.deadline import until
 from tests.receiver import receiving
 from tests.stack import open_directory
@@ -110,7 +110,7 @@ def download(client: Client, job_id: str, directory: Path) -> Path:
     for file_id in checkpoint["result_files"]:
         name = client.send("GET", f"/files/{file_id}")["filename"]
         (directory / name).write_bytes(client.http.get(f"/files/{file_id}/content").content)
-    artifacts.verify(directory)
+    artifact_directory.verify(directory)
     return directory
 
 

@@ -11,13 +11,13 @@ from typing import Any
 
 from sqlalchemy import select
 
-from app.db import checkpoints, claims, events, jobs, reaping
 from app.db.engine import Sessions, transaction
+from app.db.jobs import checkpoints, claims, events, expired_leases, jobs
 from app.db.tables import Attempt, Checkpoint, File, Job, JobEvent, Project, Snapshot
 from tests.factories import make_file, make_job, validate_job
 from tests.worker.fake_trainer import Plan
-from worker.resources import Resources
-from worker.supervise import Supervisor
+from worker.jobs.supervisor import Supervisor
+from worker.node.resources import Resources
 
 OWNER = "gpu0@test#1"
 DEADLINE_SECONDS = 30.0  # of real processes, on a machine with other work
@@ -121,8 +121,8 @@ class Bench:
     def reap(self, grace_seconds: float = 0.0) -> int:
         """End the attempts whose leases have run out; how many."""
         with transaction(self.sessions) as session:
-            lost = reaping.expired(session, grace_seconds)
-            return len([reaping.reap(session, job, 0, 3) for job in lost])
+            lost = expired_leases.expired(session, grace_seconds)
+            return len([expired_leases.reap(session, job, 0, 3) for job in lost])
 
     def has_reached(self, job: Job, step: int) -> bool:
         progress = self.job(job).progress

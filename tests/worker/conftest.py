@@ -12,7 +12,7 @@ from app.db.tables import Project
 from app.settings import Settings
 from tests.factories import make_base_model
 from tests.worker.bench import DEADLINE_SECONDS, Bench, Witness
-from worker.resources import Resources, open_resources
+from worker.node.resources import Resources, open_resources
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def settings(settings: Settings) -> Settings:
             "drain_grace_seconds": 5.0,
             "stall_seconds": 15.0,
             "snapshot_interval_seconds": 0.0,
-            "spare_trainer": False,  # a fake trainer knows no spare; tests/worker/test_spare.py has real ones
+            "spare_trainer": False,  # a fake trainer cannot be kept warm; jobs/test_warm_trainer.py has real ones
         }
     )
 

@@ -46,7 +46,7 @@ class Plan:
 def main() -> None:
     plan, workdir = Plan(**json.loads(sys.argv[1])), Path(sys.argv[2])
     die_with_parent()
-    from app.domain.spec import TrainerSpec  # after the death signal is set, as imports take a while
+    from app.domain.jobs.spec import TrainerSpec  # after the death signal is set, as imports take a while
 
     spec = TrainerSpec.model_validate_json((workdir / "spec.json").read_bytes())
     trainer = FakeTrainer(plan, workdir, spec.run)
@@ -179,7 +179,7 @@ class FakeTrainer:
         self.say(kind="snapshot", step=step, directory=directory, manifest_sha256=sha256, final=final)
 
     def write(self, kind: str, step: int, files: dict[str, bytes]) -> tuple[str, str]:
-        from app.domain.artifacts import write_manifest
+        from app.domain.artifacts.artifact_directory import write_manifest
 
         relative = f"runs/{self.run_id}/{kind}/step-{step:06d}"
         directory = self.workdir / relative

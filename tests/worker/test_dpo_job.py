@@ -6,12 +6,12 @@ from pathlib import Path
 
 from app.db.engine import transaction
 from app.db.tables import Job
-from app.domain.events import Metric
-from app.domain.spec import TrainerSpec
-from app.domain.step_metrics import results_csv
+from app.domain.jobs.events import Metric
+from app.domain.jobs.spec import TrainerSpec
+from app.domain.jobs.step_metrics import results_csv
 from tests.worker.bench import Bench
-from worker.prepare import Inputs, load_inputs, trainer_spec
-from worker.relay import metric_data
+from worker.jobs.prepare import Inputs, load_inputs, trainer_spec
+from worker.jobs.record_writer import metric_data
 
 
 def measured(**values: float | None) -> Metric:

@@ -21,10 +21,11 @@ from tests.full_disk import SmallDisk, small_disk
 from tests.worker.bench import OWNER, Bench, Witness, until
 from tests.worker.fake_trainer import Plan
 from tests.worker.test_real_trainer import BODY, be_patient, train, weights_of
-from worker import space, sweep
-from worker.reconciler import Reconciler
-from worker.supervise import Supervisor
-from worker.validate import Validator
+from worker.jobs.supervisor import Supervisor
+from worker.node import space
+from worker.reconciler import cleanup
+from worker.reconciler.reconciler import Reconciler
+from worker.validation.validate import Validator
 
 MB = 1_000_000
 STATE_BYTES = MB // 2  # with what a directory takes, less than is reserved for a job on the tiny model
@@ -173,8 +174,8 @@ class TestTheStart:
         left = space.in_storage(bench.resources, job.id, claimed.attempt - 1)
         for path in (held, left):
             space.allocate(path, MB)
-        sweep.sweep_staging(bench.resources.storage.staging)
-        sweep.sweep_reserved(bench.resources)
+        cleanup.sweep_staging(bench.resources.storage.staging)
+        cleanup.sweep_reserved(bench.resources)
         assert held.exists()
         assert not left.exists()
 

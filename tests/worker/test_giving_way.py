@@ -11,15 +11,15 @@ from sqlalchemy import update
 
 from app.db.engine import transaction
 from app.db.tables import Attempt, Job
-from app.domain import giving_way
-from app.domain.states import TERMINAL
+from app.domain.jobs.states import TERMINAL
+from app.domain.scheduling import preemption
 from tests.factories import chat_lines
 from tests.worker import worker_process
 from tests.worker.bench import Bench, until
 from tests.worker.test_real_trainer import be_patient, weights_of
-from worker.child import TRAINER
-from worker.reconciler import Reconciler
-from worker.validate import Validator
+from worker.jobs.trainer_process import TRAINER
+from worker.reconciler.reconciler import Reconciler
+from worker.validation.validate import Validator
 
 pytestmark = pytest.mark.timeout(400)
 STEPS = 240  # so that who is asked at the third finds it still training: 60 were over in a second on a fast machine
@@ -34,7 +34,7 @@ def service(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> It
     be_patient(bench)
     settings = bench.resources.settings
     settings.give_way, settings.give_way_after_seconds, settings.stop_grace_seconds = True, 0.0, PATIENCE_SECONDS
-    monkeypatch.setattr(giving_way, "SOON_SECONDS", 0.0)  # a tiny model trains for seconds
+    monkeypatch.setattr(preemption, "SOON_SECONDS", 0.0)  # a tiny model trains for seconds
     reconciler = threading.Thread(target=Reconciler(bench.resources).run)
     bench.threads.append(reconciler)
     worker = worker_process.start(settings, TRAINER, "gpu", "gpu0")

@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, NullPool, create_engine, text
 
-from app.db import claims, jobs, reaping
-from app.db.claims import Lease
 from app.db.engine import transaction
+from app.db.jobs import claims, expired_leases, jobs
+from app.db.jobs.claims import Lease
 from app.db.tables import Job
-from app.domain.states import Reason
+from app.domain.jobs.states import Reason
 from app.storage import StoredObject
 from tests.worker.bench import Bench, Witness, is_alive
 from tests.worker.fake_trainer import Plan
-from worker import sweep
+from worker.reconciler import cleanup
 
 
 def flip(path: Path) -> None:
@@ -182,8 +182,8 @@ class TestFencing:
         thread = bench.work_aside(plan)
         pid = witness.pid()
         with transaction(bench.sessions) as session:
-            (held,) = reaping.held_by_predecessors(session, "gpu0@test", "gpu0@test#2")
-            reaping.reap(session, held, 0, 3)
+            (held,) = expired_leases.held_by_predecessors(session, "gpu0@test", "gpu0@test#2")
+            expired_leases.reap(session, held, 0, 3)
         bench.claim("gpu1@test#1")
         theirs = len(bench.events(job))
         thread.join(10)
@@ -198,8 +198,8 @@ class TestFencing:
         thread = bench.work_aside(plan)
         witness.pid()
         with transaction(bench.sessions) as session:
-            (held,) = reaping.held_by_predecessors(session, "gpu0@test", "gpu0@test#2")
-            reaping.reap(session, held, 0, 3)
+            (held,) = expired_leases.held_by_predecessors(session, "gpu0@test", "gpu0@test#2")
+            expired_leases.reap(session, held, 0, 3)
         bench.until(lambda: bench.work(plan, "gpu0@test#2"), "the second attempt")
         thread.join(10)
         assert bench.job(job).state == "succeeded"
@@ -326,7 +326,7 @@ class TestSnapshots:
         assert [row.step for row in bench.snapshots(job)] == [4, 3, 2, 1]
         monkeypatch.undo()
         bench.cancel(job)
-        sweep.drop_snapshots(bench.resources)
+        cleanup.drop_snapshots(bench.resources)
         assert bench.snapshots(job) == []
         assert bench.stored("snapshots") == []
 

@@ -12,8 +12,8 @@ from app.db.tables import Job
 from tests.factories import chat_lines
 from tests.tiny import make_tiny_pairs
 from tests.worker.bench import OWNER, Bench, until
-from worker.supervise import Supervisor
-from worker.validate import Validator
+from worker.jobs.supervisor import Supervisor
+from worker.validation.validate import Validator
 
 pytestmark = pytest.mark.timeout(240)
 BODY = {
@@ -67,7 +67,7 @@ def test_a_job_from_before_the_stricter_line_rules_is_paused_and_goes_on(
         line["messages"][1]["refusal"] = "No way"
     content = b"\x0b\n".join(json.dumps(line).encode() + b"\n" for line in lines)
     with monkeypatch.context() as earlier:
-        earlier.setattr("app.domain.resolve.LINE_RULES", 1)
+        earlier.setattr("app.domain.jobs.resolve.LINE_RULES", 1)
         job = bench.created(content, body={"hyperparameters": {"n_epochs": 3, "batch_size": 1}, "lora": {"r": 4}})
     assert Validator(bench.resources, "cpu0@test#1").take_one()
     pausing = threading.Thread(

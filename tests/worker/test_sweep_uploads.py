@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select, update
 
-from app.db import checkpoints, files, uploads
 from app.db.engine import transaction
+from app.db.files import files, uploads
 from app.db.ids import new_id
+from app.db.jobs import checkpoints
 from app.db.tables import Base, File, Job, Upload, UploadPart
 from tests.factories import make_file, put_bytes
 from tests.worker.bench import Bench
-from worker import sweep
+from worker.reconciler import cleanup
 
 
 def make_upload(bench: Bench, content: bytes = b"part", **columns: Any) -> tuple[str, str]:
@@ -50,7 +51,7 @@ class TestUploads:
         pending, pending_key = make_upload(bench)
         end_at(bench, over, uploads.COMPLETING_SECONDS + 1)
         end_at(bench, completing, uploads.COMPLETING_SECONDS - 60)
-        sweep.sweep(bench.resources)
+        cleanup.sweep(bench.resources)
         with transaction(bench.sessions) as session:
             status = {upload.id: upload.status for upload in session.scalars(select(Upload))}
             left = set(session.scalars(select(UploadPart.upload_id)))
@@ -62,7 +63,7 @@ class TestUploads:
         upload_id, key = make_upload(bench)
         with transaction(bench.sessions) as session:
             uploads.cancel(session, session.get_one(Upload, upload_id))
-        sweep.purge_parts(bench.resources)
+        cleanup.purge_parts(bench.resources)
         assert not is_stored(bench, key)
 
     def test_that_became_a_file_lose_their_parts_but_not_its_bytes(self, bench: Bench) -> None:
@@ -71,7 +72,7 @@ class TestUploads:
         with transaction(bench.sessions) as session:
             file = files.insert(session, bench.project.id, "batch", "a", 18, "0" * 64, "files/file-whole")
             uploads.complete(session, session.get_one(Upload, upload_id), file, [])
-        sweep.purge_parts(bench.resources)
+        cleanup.purge_parts(bench.resources)
         assert not is_stored(bench, key)
         with bench.resources.storage.open("files/file-whole") as stored:
             assert stored.read() == b"the wholethe whole"
@@ -92,8 +93,8 @@ class TestOrphans:
             snapshot_keys = {"s": f"jobs/{job.id}/attempts/1/snapshots/s"}
             checkpoints.add_snapshot(session, session.get_one(Job, job.id), 1, "0" * 64, snapshot_keys)
         kept = [deleted.storage_key, bench.file(job.training_file_id).storage_key, part_key, *snapshot_keys.values()]
-        assert sweep.delete_orphans(bench.resources) == 0  # all of them are younger than a day
-        assert sweep.delete_orphans(bench.resources, older_than_seconds=-60) == 4
+        assert cleanup.delete_orphans(bench.resources) == 0  # all of them are younger than a day
+        assert cleanup.delete_orphans(bench.resources, older_than_seconds=-60) == 4
         assert [key for key in (*orphans, "files/file-lost-too") if is_stored(bench, key)] == []
         assert [key for key in (*kept, "exports/of/a/later/day") if not is_stored(bench, key)] == []
 
@@ -102,7 +103,7 @@ class TestOrphans:
             file = make_file(session, bench.resources.storage, bench.project)
             files.delete(session, file)
             files.mark_purged(session, file)
-        sweep.delete_orphans(bench.resources, older_than_seconds=-60)
+        cleanup.delete_orphans(bench.resources, older_than_seconds=-60)
         assert not is_stored(bench, file.storage_key)
 
     def test_are_told_by_every_table_that_names_an_object(self) -> None:
@@ -125,5 +126,5 @@ def test_what_a_killed_process_staged_goes_whatever_it_is(bench: Bench, is_direc
     else:
         staged.write_bytes(b"x")
     os.utime(staged, (time.time() - 3700, time.time() - 3700))
-    sweep.sweep_staging(bench.resources.storage.staging)
+    cleanup.sweep_staging(bench.resources.storage.staging)
     assert not staged.exists()

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from app.db import workers
 from app.db.engine import transaction
-from app.queue import Hints
+from app.db.scheduling import workers
+from app.job_queue import Hints
 from app.settings import Settings
 from tests.worker import worker_process
 from tests.worker.bench import Bench, Witness, is_alive

@@ -1,4 +1,4 @@
-"""The training program: `python -m worker.trainer WORKDIR`. A spec and files in, records and files out.
+"""The training program, `python -m worker.trainer WORKDIR`: a spec and files in, records and files out.
 
 torch lives here and nowhere else. Of our own code it imports `app.domain` and `app.errors`, so it runs by hand, in a
 benchmark and in a GPU test exactly as it runs under a worker.

@@ -2,8 +2,8 @@
 
 `python -m worker.trainer --spare` imports everything, waits for one line that names WORKDIR, and goes on as above.
 
-Standard output: one record a line (app.domain.events), and nothing else. Standard error: the log. Standard input:
-control lines; its end means nothing. SIGTERM and SIGINT drain. The exit code is one of app.domain.states.ExitCode.
+Standard output: one record a line (app.domain.jobs.events), and nothing else. Standard error: the log. Standard input:
+control lines; its end means nothing. SIGTERM and SIGINT drain. The exit code is one of app.domain.jobs.states.ExitCode.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import IO
 
 from pydantic import ValidationError
 
-from app.domain.events import Begin
-from app.domain.spec import TrainerSpec
-from app.domain.states import ExitCode
-from worker.trainer.emit import claim_standard_output
-from worker.trainer.onednn import limit_primitive_cache
-from worker.trainer.process import control_lines, die_with_parent, work_begins
-from worker.trainer.stop import StopRequests
-from worker.trainer.torchrun import run_ranks
+from app.domain.jobs.events import Begin
+from app.domain.jobs.spec import TrainerSpec
+from app.domain.jobs.states import ExitCode
+from worker.trainer.distributed.torchrun import run_ranks
+from worker.trainer.records import claim_standard_output
+from worker.trainer.runtime.onednn import limit_primitive_cache
+from worker.trainer.runtime.process import control_lines, die_with_parent, work_begins
+from worker.trainer.runtime.stop import StopRequests
 
 SPARE = "--spare"
 TORCH_CACHE = "TORCHINDUCTOR_CACHE_DIR"

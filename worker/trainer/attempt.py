@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.domain.snapshots import going_on
-from app.domain.spec import TrainerSpec
-from worker.trainer.emit import RecordWriter
-from worker.trainer.identity import identity_of
-from worker.trainer.snapshot import Snapshot, open_newest
-from worker.trainer.stop import StopRequests
+from app.domain.jobs.snapshots import going_on
+from app.domain.jobs.spec import TrainerSpec
+from worker.trainer.records import RecordWriter
+from worker.trainer.runtime.stop import StopRequests
+from worker.trainer.snapshot.identity import identity_of
+from worker.trainer.snapshot.snapshot import Snapshot, open_newest
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import time
 
-from worker.trainer import parallel
-from worker.trainer.emit import Keepalive
-from worker.trainer.objective import Objective
-from worker.trainer.optim import clip_gradients, divide_gradients, learning_rate, set_learning_rate
-from worker.trainer.out_of_memory import OutOfMemoryPolicy
+from worker.trainer.distributed import parallel
+from worker.trainer.memory.out_of_memory import OutOfMemoryPolicy
+from worker.trainer.objective.objective import Objective
+from worker.trainer.objective.optimizer import clip_gradients, divide_gradients, learning_rate, set_learning_rate
+from worker.trainer.records import Keepalive
 from worker.trainer.state import Run, Step
 from worker.trainer.step_actions import StepActions
 

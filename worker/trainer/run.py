@@ -10,19 +10,33 @@ from typing import Any
 
 import torch
 
-from app.domain.catalog import longest_document
-from app.domain.estimate import ROW_LADDER
-from app.domain.execution_plan import ExecutionPlan
-from app.domain.render import Renderer
-from app.domain.spec import RunSpec, TrainerSpec
-from app.domain.states import ExitCode, Reason
-from worker.trainer import device_memory, parallel
-from worker.trainer.activation_checkpointing import Recomputation
+from app.domain.base_models.catalog import longest_document
+from app.domain.datasets.render import Renderer
+from app.domain.jobs.spec import RunSpec, TrainerSpec
+from app.domain.jobs.states import ExitCode, Reason
+from app.domain.planning.estimate import ROW_LADDER
+from app.domain.planning.execution_plan import ExecutionPlan
+from worker.trainer.adapter.initial_adapter import initial_adapter
+from worker.trainer.adapter.lora import frozen_copy
 from worker.trainer.attempt import Attempt
-from worker.trainer.autotune import fastest_plan
-from worker.trainer.base_check import check_base
-from worker.trainer.batch import TokenizedDataset, read_dataset
-from worker.trainer.device import (
+from worker.trainer.checkpoint.provenance import provenance_of, started, warn_of_differences, warn_of_slow_dtype
+from worker.trainer.data.batch import TokenizedDataset, read_dataset
+from worker.trainer.data.inputs import check_context_length, check_inputs, check_prompts
+from worker.trainer.data.schedule import make_schedule
+from worker.trainer.distributed import parallel
+from worker.trainer.loop import train
+from worker.trainer.memory import device_memory
+from worker.trainer.memory.activation_checkpointing import Recomputation
+from worker.trainer.memory.out_of_memory import OutOfMemoryPolicy, after_kills
+from worker.trainer.memory.placement import place, planned
+from worker.trainer.memory.probe import probe
+from worker.trainer.model.base_check import check_base
+from worker.trainer.model.base_model import Base, open_base
+from worker.trainer.objective.objective import DpoObjective, Objective, SupervisedObjective
+from worker.trainer.objective.optimizer import make_optimizer
+from worker.trainer.records import Emit, Keepalive, RecordWriter
+from worker.trainer.runtime.autotune import fastest_plan
+from worker.trainer.runtime.device import (
     choose_compute_dtype,
     choose_device,
     choose_threads,
@@ -32,24 +46,11 @@ from worker.trainer.device import (
     torch_dtype,
     with_compute_dtype,
 )
-from worker.trainer.emit import Emit, Keepalive, RecordWriter
-from worker.trainer.failures import Failure, exit_code, explain, failed, loading
-from worker.trainer.initial_adapter import initial_adapter
-from worker.trainer.inputs import check_context_length, check_inputs, check_prompts
-from worker.trainer.loop import train
-from worker.trainer.lora import frozen_copy
-from worker.trainer.model import Base, open_base
-from worker.trainer.objective import DpoObjective, Objective, SupervisedObjective
-from worker.trainer.optim import make_optimizer
-from worker.trainer.out_of_memory import OutOfMemoryPolicy, after_kills
-from worker.trainer.placement import place, planned
-from worker.trainer.probe import probe
-from worker.trainer.provenance import provenance_of, started, warn_of_differences, warn_of_slow_dtype
-from worker.trainer.schedule import make_schedule
-from worker.trainer.snapshot import restore
+from worker.trainer.runtime.failures import Failure, exit_code, explain, failed, loading
+from worker.trainer.runtime.stop import StopRequests
+from worker.trainer.snapshot.snapshot import restore
 from worker.trainer.state import Run
 from worker.trainer.step_actions import StepActions
-from worker.trainer.stop import StopRequests
 
 CLEAN_EXITS = (ExitCode.DONE, ExitCode.DRAINED, ExitCode.PAUSED, ExitCode.CANCELLED)  # with several processes, of all
 

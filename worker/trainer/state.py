@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from app.domain.execution_plan import ExecutionPlan
-from app.domain.spec import RunSpec
-from worker.trainer import parallel
-from worker.trainer.batch import PackedBatch, TokenizedDataset, pack_batches
-from worker.trainer.early_stopping import BestValidation
-from worker.trainer.lora import Adapter
-from worker.trainer.metrics import StepMetrics
-from worker.trainer.schedule import StepSchedule
+from app.domain.jobs.spec import RunSpec
+from app.domain.planning.execution_plan import ExecutionPlan
+from worker.trainer.adapter.lora import Adapter
+from worker.trainer.data.batch import PackedBatch, TokenizedDataset, pack_batches
+from worker.trainer.data.schedule import StepSchedule
+from worker.trainer.distributed import parallel
+from worker.trainer.objective.metrics import StepMetrics
+from worker.trainer.validation.early_stopping import BestValidation
 
 RATE_WINDOW_STEPS = 20  # the steps whose mean duration the ETA is made of
 

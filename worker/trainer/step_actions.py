@@ -13,26 +13,26 @@ from typing import Any
 
 import torch
 
-from app.domain.events import CheckpointSaved, Command, Done, Measured, Metric, SnapshotSaved, Stopped
-from app.domain.full_disk import RESERVED, is_disk_full
-from app.domain.render import Renderer
-from app.domain.states import Reason
-from worker.trainer import device_memory
-from worker.trainer.checkpoint import save_checkpoint
-from worker.trainer.emit import RecordWriter
-from worker.trainer.evaluate import evaluate
-from worker.trainer.failures import Failure
-from worker.trainer.metrics import StepMetrics
-from worker.trainer.model import Base
-from worker.trainer.objective import Objective
-from worker.trainer.out_of_memory import OutOfMemoryPolicy, fewer_prompts, smaller_validation, without_moments
-from worker.trainer.process import working_seconds
-from worker.trainer.result_messages import result_messages
-from worker.trainer.sample_answers import answers
-from worker.trainer.snapshot import save_snapshot
+from app.domain.artifacts.full_disk import RESERVED, is_disk_full
+from app.domain.datasets.render import Renderer
+from app.domain.jobs.events import CheckpointSaved, Command, Done, Measured, Metric, SnapshotSaved, Stopped
+from app.domain.jobs.states import Reason
+from worker.trainer.checkpoint.checkpoint import save_checkpoint
+from worker.trainer.checkpoint.verify import verify_adapter
+from worker.trainer.memory import device_memory
+from worker.trainer.memory.out_of_memory import OutOfMemoryPolicy, fewer_prompts, smaller_validation, without_moments
+from worker.trainer.model.base_model import Base
+from worker.trainer.objective.metrics import StepMetrics
+from worker.trainer.objective.objective import Objective
+from worker.trainer.records import RecordWriter
+from worker.trainer.runtime.failures import Failure
+from worker.trainer.runtime.process import working_seconds
+from worker.trainer.runtime.result_messages import result_messages
+from worker.trainer.runtime.stop import StopRequests
+from worker.trainer.snapshot.snapshot import save_snapshot
 from worker.trainer.state import Run, Step, Written
-from worker.trainer.stop import StopRequests
-from worker.trainer.verify import verify_adapter
+from worker.trainer.validation.evaluate import evaluate
+from worker.trainer.validation.sample_answers import answers
 
 MAX_LINES_NAMED = 16
 

@@ -1,1 +1,1 @@
-"""Bodies as clients see them. Rows become bodies here, each in one named function."""
+"""Response bodies, and the functions that make them from rows; request bodies."""

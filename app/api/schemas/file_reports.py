@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from app.api.schemas.common import Body, WarningBody
-from app.domain.dataset_report import nothing_to_learn
-from app.services.surveying import Answer, Json, Question
+from app.domain.datasets.report import nothing_to_learn
+from app.services.datasets.profile import Answer, Json, Question
 
 Format = Literal["chat", "completion", "text", "preference", "mixed"]
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from app.api.schemas.common import Body, unix
 from app.db.tables import BaseModelRow, TunedModel
-from app.domain.catalog import MAX_RANK, CatalogEntry
+from app.domain.base_models.catalog import MAX_RANK, CatalogEntry
 from app.services.models import AnyModel
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from app.api.schemas.common import Body, ListBody, unix
-from app.api.schemas.job_requests import Id, Strict
+from app.api.schemas.jobs.requests import Id, Strict
 from app.db.tables import CheckpointPermission
 
 MAX_PROJECTS = 100

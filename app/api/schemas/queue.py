@@ -10,8 +10,8 @@ from sqlalchemy import Row
 
 from app.api.schemas.common import Body, ListBody, unix, unix_or_none
 from app.db.tables import Job, QueuePlace
-from app.domain.fair_share import Standing
-from app.domain.states import JobState
+from app.domain.jobs.states import JobState
+from app.domain.scheduling.fair_share import Standing
 from app.services.queue import SeenQueue, SeenWorker, worker_id
 
 

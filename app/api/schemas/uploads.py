@@ -9,10 +9,10 @@ from pydantic import Field
 
 from app.api.schemas.common import Body, ListBody, unix
 from app.api.schemas.files import FileBody, render_file
-from app.api.schemas.job_requests import Id, Strict
+from app.api.schemas.jobs.requests import Id, Strict
 from app.db.tables import UploadPart
 from app.domain.uploads import EXPIRES_SECONDS, MAX_FILENAME, MAX_PARTS, clean_filename
-from app.services.uploads import NewUpload, SeenUpload
+from app.services.files.uploads import NewUpload, SeenUpload
 
 MAX_INT64 = (1 << 63) - 1
 Purpose = Literal["fine-tune", "assistants", "batch", "vision", "user_data", "evals"]

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, WithJsonSchema
 
 from app.api.schemas.common import Body, ListBody, unix, unix_or_none
-from app.api.schemas.job_requests import Strict
+from app.api.schemas.jobs.requests import Strict
 from app.db.tables import WebhookAttempt, WebhookDelivery, WebhookEndpoint
 from app.domain import webhooks
 from app.domain.webhooks import EVENT_TYPES

@@ -1,4 +1,4 @@
-"""Every table, by subject. Each row carries its project; the database itself refuses impossible rows.
+"""The tables, by subject. Constraints and triggers refuse impossible rows.
 
 Times are `clock_timestamp()` of the server: a worker never compares its own clock with another's. `seq` columns order
 pages: creation times tie, sequences do not.
@@ -9,8 +9,6 @@ from app.db.tables.audit import AuditEntry as AuditEntry
 from app.db.tables.base_models import BaseModelRow as BaseModelRow
 from app.db.tables.exports import Export as Export
 from app.db.tables.files import File as File
-from app.db.tables.fleet import MeasurementRow as MeasurementRow
-from app.db.tables.fleet import Worker as Worker
 from app.db.tables.idempotency import IdempotencyKey as IdempotencyKey
 from app.db.tables.jobs import Attempt as Attempt
 from app.db.tables.jobs import Job as Job
@@ -29,3 +27,5 @@ from app.db.tables.uploads import UploadPart as UploadPart
 from app.db.tables.webhooks import WebhookAttempt as WebhookAttempt
 from app.db.tables.webhooks import WebhookDelivery as WebhookDelivery
 from app.db.tables.webhooks import WebhookEndpoint as WebhookEndpoint
+from app.db.tables.workers import MeasurementRow as MeasurementRow
+from app.db.tables.workers import Worker as Worker

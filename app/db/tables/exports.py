@@ -9,7 +9,7 @@ from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db.base import Base, now, one_of
-from app.domain.exports import FINISHED, ExportState, ExportType
+from app.domain.artifacts.exports import FINISHED, ExportState, ExportType
 
 
 class Export(Base):

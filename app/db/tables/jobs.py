@@ -9,7 +9,7 @@ from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db.base import Base, now, one_of
-from app.domain.states import TERMINAL, Desired, JobState
+from app.domain.jobs.states import TERMINAL, Desired, JobState
 
 
 class Job(Base):

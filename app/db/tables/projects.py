@@ -8,7 +8,7 @@ from sqlalchemy import CheckConstraint, ForeignKey, Identity, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db.base import Base, now
-from app.domain import scopes
+from app.domain.access import scopes
 
 LIMITS = (
     "max_stored_bytes", "max_queued_jobs", "max_running_jobs", "max_gpu_seconds_per_month", "max_requests_per_second",

@@ -11,8 +11,8 @@ from sqlalchemy.exc import DBAPIError
 from starlette.testclient import TestClient
 
 from app.api.auth import CallerDep
-from app.api.deps import SessionDep
-from app.db import audit, keys
+from app.api.dependencies import SessionDep
+from app.db.access import audit, keys
 from app.db.engine import Sessions, make_sessions, transaction
 from app.db.tables import ApiKey, AuditEntry, File, Job, Project
 from app.storage import LocalStorage

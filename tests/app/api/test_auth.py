@@ -9,10 +9,10 @@ from fastapi.routing import APIRoute
 from sqlalchemy import func, select, update
 from starlette.testclient import TestClient
 
-from app.db import keys, projects
+from app.db.access import keys, projects
 from app.db.engine import Sessions, transaction
 from app.db.tables import ApiKey, Project
-from app.domain import scopes
+from app.domain.access import scopes
 from tests.factories import make_key, make_project
 
 ENDLESS = ("/v1/events/stream",)
@@ -101,7 +101,7 @@ class TestEveryRouteUnderV1:
                 assert end in error["message"]
 
     def test_belongs_to_an_area_of_scopes(self, app: FastAPI) -> None:
-        """Where this fails, put the new path into app.domain.scopes.AREAS: until then only `all` opens it."""
+        """Where this fails, put the new path into app.domain.access.scopes.AREAS: until then only `all` opens it."""
         homeless = [
             path for _, path in routes(app)
             if scopes.area(path) is None and path not in scopes.ANY_KEY and not path.startswith(scopes.ORGANIZATION)

@@ -8,11 +8,11 @@ import pytest
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
-from app.api.schemas.jobs import JobBody
-from app.db import claims, jobs
+from app.api.schemas.jobs.jobs import JobBody
 from app.db.engine import Sessions, transaction
+from app.db.jobs import claims, jobs
 from app.db.tables import AuditEntry, Job, Project
-from app.services import jobs as service
+from app.services.jobs import jobs as service
 from app.storage import LocalStorage
 from tests.factories import (
     forecast_queue,

@@ -7,7 +7,7 @@ import pytest
 from httpx2 import Response
 from starlette.testclient import TestClient
 
-from app.api.stored_file import CHUNK_BYTES
+from app.api.transport.file_response import CHUNK_BYTES
 from app.db.engine import Sessions, transaction
 from app.db.tables import Project
 from app.settings import Settings

@@ -12,11 +12,11 @@ from html.parser import HTMLParser
 import pytest
 from starlette.testclient import TestClient
 
-from app.api.docs import SCRIPT, STYLE
-from app.api.reference.__main__ import document
+from app.api.docs_page.page import SCRIPT, STYLE
 from app.main import create_app
 from app.settings import Settings
 from app.storage import LocalStorage
+from tools.api_reference.__main__ import document
 
 LOADS = {"src", "srcset", "data", "poster", "action", "formaction", "background", "ping", "style"}
 

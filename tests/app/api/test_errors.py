@@ -8,7 +8,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
-from app.api.deps import SessionDep
+from app.api.dependencies import SessionDep
 from app.errors import TuneryError, Unavailable
 
 

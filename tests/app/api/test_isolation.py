@@ -7,10 +7,12 @@ from fastapi import FastAPI
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
-from app.db import checkpoints, exports, uploads, webhooks
 from app.db.engine import Sessions, transaction
+from app.db.files import uploads
+from app.db.jobs import checkpoints, exports
 from app.db.tables import Export, Job, Project, Upload, WebhookDelivery
-from app.domain.exports import ExportType
+from app.db.webhooks import endpoints
+from app.domain.artifacts.exports import ExportType
 from app.storage import LocalStorage
 from tests.factories import make_succeeded_job
 
@@ -49,10 +51,10 @@ def export(sessions: Sessions, succeeded: Job) -> Export:
 @pytest.fixture
 def delivery(sessions: Sessions, project: Project) -> WebhookDelivery:
     with transaction(sessions) as session:
-        webhooks.insert(
+        endpoints.insert(
             session, project.id, "n", "https://example.com/hook", ["fine_tuning.job.failed"], "whsec_x", True
         )
-        webhooks.announce(session, project.id, "fine_tuning.job.failed", "{}")
+        endpoints.announce(session, project.id, "fine_tuning.job.failed", "{}")
         return session.scalars(select(WebhookDelivery)).one()
 
 

@@ -19,11 +19,11 @@ import psutil
 from httpx2 import Client, Response
 from sqlalchemy import select
 
-from app.db import usage
+from app.db.access import usage
 from app.db.engine import Sessions, transaction
 from app.db.tables import File, Project
 from app.domain.uploads import MAX_PART_BYTES
-from app.services.intake import FORGOTTEN_AFTER_SECONDS
+from app.services.files.ingest import FORGOTTEN_AFTER_SECONDS
 from app.settings import Settings
 from app.storage import LocalStorage
 from tests.deadline import until

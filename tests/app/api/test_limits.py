@@ -8,10 +8,10 @@ import pytest
 from sqlalchemy import func, select, text, update
 from starlette.testclient import TestClient
 
-from app.db import files
 from app.db.engine import Sessions, transaction
+from app.db.files import files
 from app.db.tables import Attempt, File, Job, Project
-from app.domain.states import JobState
+from app.domain.jobs.states import JobState
 from app.storage import LocalStorage
 from tests.app.api.conftest import Upload
 from tests.factories import chat_lines, make_file, make_job, start_job, tell_step, validate_job

@@ -13,10 +13,10 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from app.db import keys
+from app.db.access import keys
 from app.db.engine import Sessions, transaction
 from app.db.tables import Job, Project
-from app.domain.validation_text import OTHERWISE
+from app.domain.error_text.validation_text import OTHERWISE
 from app.storage import LocalStorage
 from tests.factories import make_succeeded_job
 from tests.python_words import python_words

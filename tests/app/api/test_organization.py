@@ -8,8 +8,9 @@ from fastapi import FastAPI
 from sqlalchemy import func, select, text, update
 from starlette.testclient import TestClient
 
-from app.db import jobs, keys
+from app.db.access import keys
 from app.db.engine import Sessions, transaction
+from app.db.jobs import jobs
 from app.db.tables import ApiKey, Project
 from app.storage import LocalStorage
 from tests.factories import make_file, make_job, make_project

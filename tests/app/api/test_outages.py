@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from app.cli.local.postgres import LocalPostgres
-from app.cli.local.valkey import LocalValkey
-from app.db import claims, migrate
+from app.cli.local_stack.servers.postgres import LocalPostgres
+from app.cli.local_stack.servers.valkey import LocalValkey
+from app.db import migrate
 from app.db.engine import Sessions, make_engine, make_sessions, transaction
+from app.db.jobs import claims
 from app.main import create_app
 from app.settings import Settings
 from app.storage import LocalStorage

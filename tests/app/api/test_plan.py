@@ -9,12 +9,13 @@ import pytest
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
-from app.api.schemas.plans import PlanBody
-from app.db import measurements, workers
+from app.api.schemas.jobs.plans import PlanBody
 from app.db.engine import Sessions, transaction
+from app.db.jobs import measurements
+from app.db.scheduling import workers
 from app.db.tables import BaseModelRow, Job
-from app.domain.execution_plan import Measurement
-from app.services import counting
+from app.domain.planning.execution_plan import Measurement
+from app.services.datasets import token_counter
 from tests.app.api.conftest import Upload
 from tests.tiny import make_tiny_pairs
 
@@ -116,14 +117,14 @@ class TestPlan:
         ask = {"model": "tiny", "training_file": training_file, "seed": 1}
         here = client.post(PLAN, json=ask).json()
         client.app.state.engines.counter._known.clear()  # type: ignore[attr-defined]
-        monkeypatch.setattr(counting, "COUNTED_HERE_BYTES", 0)
+        monkeypatch.setattr(token_counter, "COUNTED_HERE_BYTES", 0)
         assert client.post(PLAN, json=ask).json() == here
 
     def test_a_file_that_takes_too_long_is_refused(
         self, client: TestClient, training_file: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(counting, "COUNTED_HERE_BYTES", 0)
-        monkeypatch.setattr(counting, "DEADLINE_SECONDS", 0.0)
+        monkeypatch.setattr(token_counter, "COUNTED_HERE_BYTES", 0)
+        monkeypatch.setattr(token_counter, "DEADLINE_SECONDS", 0.0)
         answer = client.post(PLAN, json={"model": "tiny", "training_file": training_file})
         assert answer.status_code == 400
         assert answer.json()["error"]["code"] == "file_too_large_to_plan"
@@ -170,7 +171,7 @@ class TestPlan:
         assert answer.status_code == 200, answer.text
         assert (answer.json()["method"], answer.json()["trained_examples"]) == ("dpo", 12)
         client.app.state.engines.counter._known.clear()  # type: ignore[attr-defined]
-        monkeypatch.setattr(counting, "COUNTED_HERE_BYTES", 0)
+        monkeypatch.setattr(token_counter, "COUNTED_HERE_BYTES", 0)
         assert client.post(PLAN, json=ask).json() == answer.json()
 
     def test_a_validation_file_takes_its_time_at_each_validation(

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from sqlalchemy import func, select, update
 from starlette.testclient import TestClient
 
-from app.api import jobs
 from app.api.query_parameters import check_query, known_query
-from app.db import keys
+from app.api.routes.jobs import jobs
+from app.db.access import keys
 from app.db.engine import Sessions, transaction
 from app.db.tables import ApiKey, File, Job, Project
 from app.errors import UnknownParameter

@@ -16,12 +16,12 @@ import pytest
 from httpx2 import Response
 from starlette.testclient import TestClient
 
-from app.api import streamed
+from app.api.transport import resumable_upload
 from app.db.engine import Sessions, transaction
 from app.db.tables import Project
 from app.domain.uploads import MAX_PART_BYTES
-from app.services import content
-from app.services.intake import StagedFile
+from app.services.files import upload_content
+from app.services.files.ingest import StagedFile
 from app.settings import Settings
 from app.storage import LocalStorage
 from tests.deadline import until
@@ -100,7 +100,7 @@ class TestPut:
     def test_larger_than_a_piece_is_kept_in_pieces(
         self, client: TestClient, begin: Begin, put: Put, storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(streamed, "PIECE_BYTES", 1 << 20)
+        monkeypatch.setattr(resumable_upload, "PIECE_BYTES", 1 << 20)
         data = bytes(range(256)) * 20_000
         url = begin(len(data), purpose="batch")
 
@@ -128,7 +128,7 @@ class TestPut:
         """When the process died between the last byte and the file."""
         url = begin()
         with monkeypatch.context() as patch:
-            patch.setattr("app.services.completing.complete", lambda *_: 1 / 0)
+            patch.setattr("app.services.files.upload_completion.complete", lambda *_: 1 / 0)
             assert put(url, CONTENT).status_code == 500
         assert offset(client, url) == SIZE
         done = client.post(url.replace("/content", "/complete"), json={}).json()
@@ -184,15 +184,15 @@ class TestTwoWriters:
             file.write(data)
             return file
 
-        old = content.begin(sessions, storage, project.id, upload_id, None)
-        assert content.add_piece(sessions, storage, old, staged(CONTENT[:100]), 0).bytes == 100
-        new = content.begin(sessions, storage, project.id, upload_id, 100)
+        old = upload_content.begin(sessions, storage, project.id, upload_id, None)
+        assert upload_content.add_piece(sessions, storage, old, staged(CONTENT[:100]), 0).bytes == 100
+        new = upload_content.begin(sessions, storage, project.id, upload_id, 100)
         left = staged(CONTENT[100:200])
         with pytest.raises(Exception, match="Another request"):
-            content.add_piece(sessions, storage, old, left, 100)
-        assert content.add_piece(sessions, storage, new, staged(CONTENT[100:200]), 100).start == 100
+            upload_content.add_piece(sessions, storage, old, left, 100)
+        assert upload_content.add_piece(sessions, storage, new, staged(CONTENT[100:200]), 100).start == 100
         with transaction(sessions) as session:
-            assert content.progress(session, project.id, upload_id)[1] == 200
+            assert upload_content.progress(session, project.id, upload_id)[1] == 200
         assert len(list(storage.older_than("uploads", float("inf")))) == 2
 
 

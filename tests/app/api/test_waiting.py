@@ -16,9 +16,11 @@ from fastapi import FastAPI
 from sqlalchemy import Engine, text
 from sqlalchemy import update as update_rows
 
-from app.api import job_read, streams
-from app.db import claims, jobs, keys
+from app.api.routes import streams
+from app.api.routes.jobs import polling
+from app.db.access import keys
 from app.db.engine import Sessions, transaction
+from app.db.jobs import claims, jobs
 from app.db.tables import ApiKey, Job, Project
 from app.main import create_app
 from app.settings import Settings
@@ -197,8 +199,8 @@ class TestWait:
         looks: list[str] = []
 
         def counted(name: str) -> None:
-            read = getattr(job_read, name)
-            monkeypatch.setattr(job_read, name, lambda *given: (looks.append(name), read(*given))[1])
+            read = getattr(polling, name)
+            monkeypatch.setattr(polling, name, lambda *given: (looks.append(name), read(*given))[1])
 
         counted("version_by_key")
         counted("job_by_key")

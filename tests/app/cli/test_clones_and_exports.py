@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from app.db import exports
-from app.db.claims import Lease
 from app.db.engine import Sessions, transaction
+from app.db.jobs import exports
+from app.db.jobs.claims import Lease
 from app.db.tables import Job, Project
-from app.domain.exports import ExportError
+from app.domain.artifacts.exports import ExportError
 from app.storage import LocalStorage
 from tests.app.cli.conftest import Tunery
 from tests.deadline import until

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
-from app.db import keys, models, projects
+from app.db import models
+from app.db.access import keys, projects
 from app.db.engine import Sessions, transaction
 from app.db.tables import Job
-from app.domain import catalog
+from app.domain.base_models import catalog
 from tests.app.cli.conftest import Tunery
 from tests.tiny import make_tiny_base
 

@@ -7,7 +7,7 @@ import getpass
 import pytest
 from sqlalchemy import select
 
-from app.db import keys
+from app.db.access import keys
 from app.db.engine import Sessions, transaction
 from app.db.tables import ApiKey, AuditEntry, Project
 from tests.app.cli.conftest import Tunery

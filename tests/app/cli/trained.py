@@ -8,10 +8,11 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from app.db import checkpoints, claims, models
+from app.db import models
+from app.db.jobs import checkpoints, claims
 from app.db.tables import Checkpoint, File, Job, Project
-from app.domain import artifacts
-from app.domain.states import Reason
+from app.domain.artifacts import artifact_directory
+from app.domain.jobs.states import Reason
 from app.storage import Storage
 from tests.factories import lease_of, make_file, make_job, results_csv, start_job, tell_step, validate_job
 
@@ -54,15 +55,15 @@ def make_trained_job(
 def write_adapter(directory: Path, step: int = 4) -> Path:
     """What a trainer leaves: two files and the manifest that names them."""
     directory.mkdir(parents=True)
-    (directory / artifacts.ADAPTER_CONFIG).write_text(json.dumps({"peft_type": "LORA", "r": 16, "step": step}))
-    (directory / artifacts.ADAPTER_WEIGHTS).write_bytes(WEIGHTS)
-    artifacts.write_manifest(directory, {"step": step})
+    (directory / artifact_directory.ADAPTER_CONFIG).write_text(json.dumps({"peft_type": "LORA", "r": 16, "step": step}))
+    (directory / artifact_directory.ADAPTER_WEIGHTS).write_bytes(WEIGHTS)
+    artifact_directory.write_manifest(directory, {"step": step})
     return directory
 
 
 def pack(directory: Path) -> Path:
     archive = directory.with_suffix(".tar")
-    artifacts.write_archive(directory, archive, "adapter")
+    artifact_directory.write_archive(directory, archive, "adapter")
     return archive
 
 
@@ -78,7 +79,7 @@ def _make_checkpoint(
         for path in sorted(adapter.iterdir())
     ]
     name = f"ft:tiny:tunery:demo:{job.id[-8:].lower()}" + ("" if step == STEPS[-1] else f":ckpt-step-{step}")
-    manifest = artifacts.read_manifest(adapter)
+    manifest = artifact_directory.read_manifest(adapter)
     metrics = {"step": step, "train_loss": 1.0 / step}
     file_ids = [part.id for part in parts]
     return checkpoints.add(session, job, step, name, metrics, manifest, file_ids, archive.id), archive

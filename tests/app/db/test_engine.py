@@ -9,7 +9,7 @@ from app.db import engine as engine_module
 from app.db.engine import make_engine, make_sessions, transaction
 from app.db.tables import Project
 from tests.factories import make_project
-from worker.lease import DATABASE_AWAY
+from worker.jobs.lease import DATABASE_AWAY
 
 
 def test_every_connection_gives_up_a_transaction_that_stands_still(database_url: str) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from app.db.engine import Sessions, transaction
 from app.db.tables import Attempt, Job, Project
-from app.domain.states import TERMINAL, JobState, may_follow
+from app.domain.jobs.states import TERMINAL, JobState, may_follow
 from app.storage import LocalStorage
 from tests.factories import make_base_model, make_file, make_job
 

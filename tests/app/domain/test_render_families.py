@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from app.domain.chat_template import TemplateRefused
-from app.domain.dataset import Example
-from app.domain.documents import Document
-from app.domain.render import Renderer, supervised_texts
+from app.domain.datasets.chat_template import TemplateRefused
+from app.domain.datasets.documents import Document
+from app.domain.datasets.examples import Example
+from app.domain.datasets.render import Renderer, supervised_texts
 from tests.app.domain.families import (
     CHATML,
     DEEPSEEK,

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.domain import webhooks
-from app.domain.networks import parse_networks
+from app.domain.access.outbound_networks import parse_networks
 from app.errors import BadRequest
 
 TEXT = st.characters(exclude_categories=["Cs"])

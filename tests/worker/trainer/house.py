@@ -13,18 +13,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from app.domain.catalog import hash_directory, linear_layers
-from app.domain.estimate import Placement
-from app.domain.events import Command, Done, Failed, Metric, Record
-from app.domain.patterns import by_layer
-from app.domain.render import Renderer
-from app.domain.spec import LoraSpec, QuantizationSpec, TrainerSpec
+from app.domain.base_models.catalog import hash_directory, linear_layers
+from app.domain.datasets.render import Renderer
+from app.domain.jobs.events import Command, Done, Failed, Metric, Record
+from app.domain.jobs.layer_patterns import by_layer
+from app.domain.jobs.spec import LoraSpec, QuantizationSpec, TrainerSpec
+from app.domain.planning.estimate import Placement
 from worker.trainer import run as program
-from worker.trainer.batch import PackedBatch, pack_batches
+from worker.trainer.data.batch import PackedBatch, pack_batches
 from worker.trainer.loop import optimizer_step
-from worker.trainer.model import Base, load_base
+from worker.trainer.model.base_model import Base, load_base
+from worker.trainer.runtime.stop import StopRequests
 from worker.trainer.state import Run, Step
-from worker.trainer.stop import StopRequests
 
 ALL_LINEAR = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
 CPU = torch.device("cpu")

@@ -12,8 +12,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.integrations import dequantize_bnb_weight
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from app.domain.spec import LoraSpec, QuantizationSpec
-from worker.trainer.optim import learning_rate
+from app.domain.jobs.spec import LoraSpec, QuantizationSpec
+from worker.trainer.objective.optimizer import learning_rate
 from worker.trainer.state import Run
 
 

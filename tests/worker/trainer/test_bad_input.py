@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from app.domain.events import Failed, Started, parse_record
-from app.domain.spec import TrainerSpec
-from app.domain.states import ExitCode, Reason
+from app.domain.jobs.events import Failed, Started, parse_record
+from app.domain.jobs.spec import TrainerSpec
+from app.domain.jobs.states import ExitCode, Reason
 from tests.tiny import make_tiny_base, make_tiny_dataset
 from tests.worker.trainer.house import make_spec
 
@@ -162,7 +162,7 @@ def test_it_ends_with_a_reason_and_a_sentence_and_the_log_has_the_rest(case: Cas
     assert b"Traceback" not in end.output  # what a user may come to see
     assert str(end.workdir).encode() not in end.output
     assert "Traceback (most recent call last):" in end.log
-    assert f"worker.trainer.failures.Failure: {last.message}" in end.log
+    assert f"worker.trainer.runtime.failures.Failure: {last.message}" in end.log
 
 
 PROGRAM = """

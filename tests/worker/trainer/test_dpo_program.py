@@ -9,8 +9,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from app.domain.events import Command, Metric, SnapshotSaved, Started
-from app.domain.states import ExitCode, Reason
+from app.domain.jobs.events import Command, Metric, SnapshotSaved, Started
+from app.domain.jobs.states import ExitCode, Reason
 from tests.tiny import make_tiny_dataset, make_tiny_pairs
 from tests.worker.trainer.house import (
     failure,
@@ -22,8 +22,8 @@ from tests.worker.trainer.house import (
     prepare,
     run_here,
 )
-from worker.trainer.evaluate import evaluate
 from worker.trainer.run import make_objective
+from worker.trainer.validation.evaluate import evaluate
 
 BETA = 0.2
 STEPS = 6  # two epochs of three

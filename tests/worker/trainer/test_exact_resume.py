@@ -20,8 +20,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from app.domain import artifacts
-from app.domain.events import (
+from app.domain.artifacts import artifact_directory
+from app.domain.jobs.events import (
     CheckpointSaved,
     Command,
     Done,
@@ -32,13 +32,13 @@ from app.domain.events import (
     Started,
     parse_record,
 )
-from app.domain.spec import TrainerSpec
-from app.domain.states import ExitCode
+from app.domain.jobs.spec import TrainerSpec
+from app.domain.jobs.states import ExitCode
 from tests.tiny import make_tiny_base
 from tests.worker.trainer.house import Log, make_spec, run_here, with_rows_of, write_answers
 from worker.trainer import run as program
 from worker.trainer.run import run
-from worker.trainer.stop import StopRequests
+from worker.trainer.runtime.stop import StopRequests
 
 STEPS, BEST = 8, 4
 ROOT = Path(__file__).parents[3]
@@ -93,7 +93,7 @@ def killed_at(step: int, spec: TrainerSpec, workdir: Path) -> None:
 
 def assert_same_result(one: tuple[Log, Path], other: tuple[Log, Path]) -> None:
     """The adapter's files, the manifest with its metrics, what was said of each step, and of the end."""
-    manifests = [artifacts.verify(workdir / log.last.directory) for log, workdir in (one, other)]
+    manifests = [artifact_directory.verify(workdir / log.last.directory) for log, workdir in (one, other)]
     assert manifests[0] == manifests[1]
     assert (one[0].last.step, one[0].last.trained_tokens) == (other[0].last.step, other[0].last.trained_tokens)
     first = other[0].of(Started)[0].start_step
@@ -162,8 +162,8 @@ class TestAnyStep:
         assert isinstance(last, Done)
         assert last.step == BEST
         log, workdir = whole
-        weights = artifacts.verify(tmp_path / last.directory)["files"]["adapter_model.safetensors"]
-        assert weights == artifacts.verify(workdir / log.last.directory)["files"]["adapter_model.safetensors"]
+        weights = artifact_directory.verify(tmp_path / last.directory)["files"]["adapter_model.safetensors"]
+        assert weights == artifact_directory.verify(workdir / log.last.directory)["files"]["adapter_model.safetensors"]
 
 
 def records_of(workdir: Path) -> Iterator[Record]:

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from app.domain.events import Command, Started
-from app.domain.spec import QuantizationSpec
+from app.domain.jobs.events import Command, Started
+from app.domain.jobs.spec import QuantizationSpec
 from tests.worker.trainer.house import final_adapter, make_spec, run_here
-from tests.worker.trainer.test_attention import by_hand, heads
-from worker.trainer.attention import document_attention
-from worker.trainer.base_check import check_base
-from worker.trainer.model import load_base
+from tests.worker.trainer.model.test_attention import by_hand, heads
+from worker.trainer.model.attention import document_attention
+from worker.trainer.model.base_check import check_base
+from worker.trainer.model.base_model import load_base
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from app.domain.catalog import describe
-from app.domain.events import CheckpointSaved, Command, Done, Message, Metric, SnapshotSaved, Started
-from app.domain.full_disk import RESERVED, space_of
-from app.domain.spec import JobSpec, TrainerSpec
-from app.domain.states import ExitCode, Reason
+from app.domain.artifacts.full_disk import RESERVED, space_of
+from app.domain.base_models.catalog import describe
+from app.domain.jobs.events import CheckpointSaved, Command, Done, Message, Metric, SnapshotSaved, Started
+from app.domain.jobs.spec import JobSpec, TrainerSpec
+from app.domain.jobs.states import ExitCode, Reason
 from tests.worker.trainer.house import Log, failure, final_adapter, make_spec, run_here
 from worker.trainer import step_actions
 

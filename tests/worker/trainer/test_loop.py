@@ -11,9 +11,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from tests.worker.trainer.house import ALL_LINEAR, FLOAT32, batches_of, load_tiny, make_spec, one_step, prepare
-from worker.trainer.batch import PackedBatch
-from worker.trainer.model import hidden_states
-from worker.trainer.optim import learning_rate
+from worker.trainer.data.batch import PackedBatch
+from worker.trainer.model.base_model import hidden_states
+from worker.trainer.objective.optimizer import learning_rate
 from worker.trainer.state import Run, Step
 
 Training = tuple[list[Step], Run]

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from app.domain.events import Begin, Done, Metric, Started, Stopped, parse_record
-from app.domain.states import ExitCode
+from app.domain.jobs.events import Begin, Done, Metric, Started, Stopped, parse_record
+from app.domain.jobs.states import ExitCode
 from tests.worker.trainer.house import make_spec
 
 ROOT = Path(__file__).parents[3]

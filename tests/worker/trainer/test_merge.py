@@ -13,8 +13,9 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from app.domain import artifacts, catalog
-from app.domain.states import ExitCode
+from app.domain.artifacts import artifact_directory
+from app.domain.base_models import catalog
+from app.domain.jobs.states import ExitCode
 from tests.tiny import make_tiny_base
 from tests.worker.trainer import plain_peft
 from tests.worker.trainer.house import load_tiny, make_spec, run_here
@@ -94,16 +95,18 @@ class TestMerge:
     ) -> None:
         adapter = trained(tiny, examples, tmp_path / "work", **PATTERNS)
         merge(tiny, adapter, tmp_path / "merged")
-        manifest = artifacts.verify(adapter)
-        artifacts.write_manifest(adapter, manifest | {"lora": manifest["lora"] | PATTERNS})
+        manifest = artifact_directory.verify(adapter)
+        artifact_directory.write_manifest(adapter, manifest | {"lora": manifest["lora"] | PATTERNS})
         merge(tiny, adapter, tmp_path / "older")
         one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("merged", "older"))
         assert all(torch.equal(one[name], other[name]) for name in one)
 
     def test_refuses_an_older_pattern_that_cannot_be_matched(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         adapter = trained(tiny, examples, tmp_path / "work", **PATTERNS)
-        manifest = artifacts.verify(adapter)
-        artifacts.write_manifest(adapter, manifest | {"lora": manifest["lora"] | {"rank_pattern": {r"(q)\1": 2}}})
+        manifest = artifact_directory.verify(adapter)
+        artifact_directory.write_manifest(
+            adapter, manifest | {"lora": manifest["lora"] | {"rank_pattern": {r"(q)\1": 2}}}
+        )
         with pytest.raises(CannotMerge, match="no back-references"):
             merge(tiny, adapter, tmp_path / "older")
 
@@ -132,9 +135,9 @@ class TestMerge:
     def test_says_where_it_comes_from(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         adapter = trained(tiny, examples, tmp_path / "work")
         merge(tiny, adapter, tmp_path / "merged")
-        manifest = artifacts.verify(tmp_path / "merged")
+        manifest = artifact_directory.verify(tmp_path / "merged")
         assert manifest["base_model"]["manifest_sha256"] == catalog.hash_directory(tiny)[1]
-        assert manifest["adapter"]["manifest_sha256"] == artifacts.sha256_file(adapter / "MANIFEST.json")
+        assert manifest["adapter"]["manifest_sha256"] == artifact_directory.sha256_file(adapter / "MANIFEST.json")
         assert manifest["adapter"]["lora"]["r"] == 4
         card = (tmp_path / "merged" / "README.md").read_text()
         assert 'base_model: "tiny"' in card

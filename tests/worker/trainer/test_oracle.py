@@ -20,8 +20,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_linear_schedule_with_warmup
 
-from app.domain.events import Metric
-from app.domain.spec import TrainerSpec
+from app.domain.jobs.events import Metric
+from app.domain.jobs.spec import TrainerSpec
 from tests.worker.trainer.house import ALL_LINEAR, load_tiny, make_spec, prepare, run_here, with_rows_of
 from worker.trainer import run as program
 

@@ -10,21 +10,18 @@ from typing import Any
 import pytest
 import torch
 
-from app.domain.events import Command, Done, Message, Metric, Planned, SnapshotSaved
-from app.domain.execution_plan import ExecutionPlan
-from app.domain.spec import TrainerSpec
-from app.domain.states import ExitCode, Reason
-from tests.worker.trainer.house import (
-    FLOAT32,
-    Log,
-    failure,
-    final_adapter,
-    make_spec,
-    run_here,
-)
-from worker.trainer import base_check, compare_answers, model, objective, sample_answers, step_actions, verify
-from worker.trainer.frozen import Frozen4
-from worker.trainer.out_of_memory import after_kills
+from app.domain.jobs.events import Command, Done, Message, Metric, Planned, SnapshotSaved
+from app.domain.jobs.spec import TrainerSpec
+from app.domain.jobs.states import ExitCode, Reason
+from app.domain.planning.execution_plan import ExecutionPlan
+from tests.worker.trainer.house import FLOAT32, Log, failure, final_adapter, make_spec, run_here
+from worker.trainer import compare_answers, step_actions
+from worker.trainer.checkpoint import verify
+from worker.trainer.memory.out_of_memory import after_kills
+from worker.trainer.model import base_check, base_model
+from worker.trainer.model.frozen_linear import Frozen4
+from worker.trainer.objective import objective
+from worker.trainer.validation import sample_answers
 
 SENTENCE = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"
 FITS_TOKENS = 300  # of a row; the longest document has 120
@@ -86,7 +83,7 @@ class TestValidation:
             def is_short(base: Any, batch: Any, adapter: Any) -> bool:
                 return is_validating() and len(batch.tokens_T) > fits_tokens
 
-            shortage = Shortage(model.hidden_states, is_short)
+            shortage = Shortage(base_model.hidden_states, is_short)
             monkeypatch.setattr(objective, "hidden_states", shortage)
             return shortage
 
@@ -158,7 +155,7 @@ class TestValidation:
         def broken(*arguments: Any) -> torch.Tensor:
             if is_validating():
                 raise RuntimeError("shapes do not match")
-            return model.hidden_states(*arguments)
+            return base_model.hidden_states(*arguments)
 
         monkeypatch.setattr(objective, "hidden_states", broken)
         code, log = run_here(spec, tmp_path)
@@ -256,7 +253,7 @@ class TestLoading:
         self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         quantization: dict[str, Any] | None, param: str, bits: str,
     ) -> None:  # fmt: skip
-        monkeypatch.setattr(model, "freeze", Shortage(model.freeze, lambda *_: True))
+        monkeypatch.setattr(base_model, "freeze", Shortage(base_model.freeze, lambda *_: True))
         code, log = run_here(make_spec(tiny, examples, quantization=quantization), tmp_path)
         assert code == ExitCode.OUT_OF_MEMORY
         assert (failure(log).reason, failure(log).param) == (Reason.OUT_OF_MEMORY, param)

@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from app.domain.events import Command, Done, Failed, Message, Metric, Planned, Probed, SnapshotSaved
-from app.domain.execution_plan import ExecutionPlan
-from app.domain.states import ExitCode, Reason
+from app.domain.jobs.events import Command, Done, Failed, Message, Metric, Planned, Probed, SnapshotSaved
+from app.domain.jobs.states import ExitCode, Reason
+from app.domain.planning.execution_plan import ExecutionPlan
 from tests.worker.trainer.house import final_adapter, load_tiny, make_spec, one_step, prepare, run_here
-from worker.trainer import device_memory, objective, parallel, placement
-from worker.trainer.device_memory import DeviceMemory
-from worker.trainer.out_of_memory import smaller, smallest
+from worker.trainer.distributed import parallel
+from worker.trainer.memory import device_memory, placement
+from worker.trainer.memory.device_memory import DeviceMemory
+from worker.trainer.memory.out_of_memory import smaller, smallest
+from worker.trainer.objective import objective
 
 SENTENCE = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"
 
@@ -27,7 +29,7 @@ class Shortage:
         self.rows: list[int] = []
 
     def __call__(self, base: Any, batch: Any, adapter: Any) -> torch.Tensor:
-        from worker.trainer.model import hidden_states
+        from worker.trainer.model.base_model import hidden_states
 
         self.rows.append(len(batch.tokens_T))
         hidden_T_D = hidden_states(base, batch, adapter)  # dropout has been drawn by then

@@ -8,12 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from app.domain.events import CheckpointSaved, Command, Done, Message, Metric, SnapshotSaved, Started, Stopped
-from app.domain.processor import cpu_name
-from app.domain.states import ExitCode, Reason
+from app.domain.jobs.events import CheckpointSaved, Command, Done, Message, Metric, SnapshotSaved, Started, Stopped
+from app.domain.jobs.states import ExitCode, Reason
+from app.domain.planning.cpu_info import cpu_name
 from tests.tiny import make_tiny_base, make_tiny_dataset
 from tests.worker.trainer.house import FLOAT32, failure, final_adapter, make_spec, run_here
-from worker.trainer import provenance, sample_answers, step_actions
+from worker.trainer import step_actions
+from worker.trainer.checkpoint import provenance
+from worker.trainer.validation import sample_answers
 
 
 class TestRun:
@@ -257,7 +259,7 @@ class TestFailing:
         def too_much(*_: object) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-        monkeypatch.setattr("worker.trainer.objective.linear_cross_entropy", too_much)
+        monkeypatch.setattr("worker.trainer.objective.objective.linear_cross_entropy", too_much)
         self.fails(
             tmp_path, make_spec(tiny, examples), ExitCode.OUT_OF_MEMORY, Reason.OUT_OF_MEMORY,
             "hyperparameters.context_length", "Lower hyperparameters.context_length",

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from app.domain import artifacts
-from app.domain.events import CheckpointSaved, Done, Message, Metric
-from app.domain.render import Renderer
+from app.domain.artifacts import artifact_directory
+from app.domain.datasets.render import Renderer
+from app.domain.jobs.events import CheckpointSaved, Done, Message, Metric
 from tests.worker.trainer.house import (
     Log,
     load_tiny,
@@ -25,15 +25,16 @@ from tests.worker.trainer.house import (
     run_here,
     write_answers,
 )
-from worker.trainer import sample_answers, step_actions
-from worker.trainer.base_check import check_base
-from worker.trainer.evaluate import evaluate
-from worker.trainer.metrics import BatchSums, StepMetrics
-from worker.trainer.model import Base
+from worker.trainer import step_actions
+from worker.trainer.checkpoint.verify import verify_adapter
+from worker.trainer.model.base_check import check_base
+from worker.trainer.model.base_model import Base
+from worker.trainer.objective.metrics import BatchSums, StepMetrics
 from worker.trainer.run import make_objective
-from worker.trainer.sample_answers import answers
 from worker.trainer.state import Run
-from worker.trainer.verify import verify_adapter
+from worker.trainer.validation import sample_answers
+from worker.trainer.validation.evaluate import evaluate
+from worker.trainer.validation.sample_answers import answers
 
 
 @pytest.fixture
@@ -139,7 +140,7 @@ class TestPromotion:
         assert log.of(CheckpointSaved)[-1].metrics["full_valid_loss"] == 1.0
         assert texts(log) == ["The result is the adapter of step 2, with the lowest full validation loss, 1.0000."]
 
-        manifest = artifacts.verify(tmp_path / "best" / log.last.directory)
+        manifest = artifact_directory.verify(tmp_path / "best" / log.last.directory)
         assert (manifest["step"], manifest["metrics"]["full_valid_loss"]) == (2, 1.0)
         assert manifest["trained_tokens"] == log.of(Metric)[1].trained_tokens
         _, short = run_here(make_spec(tiny, examples, max_steps=2, lr_scheduler_type="constant"), tmp_path / "short")
@@ -179,7 +180,7 @@ class TestPromotion:
         assert texts(log) == [
             f"The full validation loss after step {step} is nan: it counts as one that rose." for step in (3, 6)
         ]
-        manifest = (tmp_path / log.last.directory / artifacts.MANIFEST).read_text()
+        manifest = (tmp_path / log.last.directory / artifact_directory.MANIFEST).read_text()
         assert json.loads(manifest, parse_constant=pytest.fail)["metrics"]["full_valid_loss"] is None
 
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from app.domain.dataset_report import examine
-from app.domain.render import Renderer
-from app.domain.spec import Method
-from app.domain.states import Reason
-from app.domain.survey import Limits, survey
+from app.domain.datasets.profile import Limits, survey
+from app.domain.datasets.render import Renderer
+from app.domain.datasets.report import examine
+from app.domain.jobs.spec import Method
+from app.domain.jobs.states import Reason
 from tests.factories import chat_lines
 from tests.tiny import make_tiny_base, make_tiny_dataset, make_tiny_pairs
-from worker.trainer.batch import read_dataset
+from worker.trainer.data.batch import read_dataset
 
 CONTEXT_LENGTH = 48
 

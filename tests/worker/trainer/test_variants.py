@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from app.domain.artifacts import verify
-from app.domain.events import Command, Done, SnapshotSaved
-from app.domain.spec import QuantizationSpec
-from app.domain.states import ExitCode
+from app.domain.artifacts.artifact_directory import verify
+from app.domain.jobs.events import Command, Done, SnapshotSaved
+from app.domain.jobs.spec import QuantizationSpec
+from app.domain.jobs.states import ExitCode
 from tests.tiny import make_tiny_base
 from tests.worker.trainer import plain_peft
 from tests.worker.trainer.house import (
@@ -28,15 +28,15 @@ from tests.worker.trainer.house import (
     prepare,
     run_here,
 )
-from worker.trainer.batch import PackedBatch
-from worker.trainer.checkpoint import save_checkpoint
-from worker.trainer.evaluate import evaluate
-from worker.trainer.failures import Failure
-from worker.trainer.lora import Adapter
-from worker.trainer.model import Base, hidden_states
+from worker.trainer.adapter.lora import Adapter
+from worker.trainer.checkpoint.checkpoint import save_checkpoint
+from worker.trainer.checkpoint.verify import TOLERANCE, verify_adapter
+from worker.trainer.data.batch import PackedBatch
+from worker.trainer.model.base_model import Base, hidden_states
 from worker.trainer.run import make_objective
+from worker.trainer.runtime.failures import Failure
 from worker.trainer.state import Run
-from worker.trainer.verify import TOLERANCE, verify_adapter
+from worker.trainer.validation.evaluate import evaluate
 
 EIGHT_BITS = QuantizationSpec(bits=8, compute_dtype="float32")
 WIDTHS = {

@@ -1,0 +1,138 @@
+"""/openapi.json and /docs, without a key unless a setting closes them.
+
+The page is one answer: style and script stand in it, and its policy lets the browser load nothing and talk to
+nobody but this server. What it shows is what tools.api_reference says in docs/reference.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections import defaultdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from jinja2 import Environment
+from markupsafe import Markup, escape
+from starlette.responses import HTMLResponse, JSONResponse
+
+from app.api.openapi import request_examples, schema_text
+
+TEMPLATE, STYLE, SCRIPT = (Path(__file__).with_name(name) for name in ("docs.html", "docs.css", "docs.js"))
+FEW_FIELDS = 12  # so many are shown at once; more unfold on a click
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/openapi.json")
+def openapi_document(request: Request) -> JSONResponse:
+    return JSONResponse(_document(request.app))
+
+
+@router.get("/docs")
+def reference(request: Request) -> HTMLResponse:
+    """Every operation with its parameters, body and answer, and a form to try it."""
+    style, script = STYLE.read_text(encoding="utf-8"), SCRIPT.read_text(encoding="utf-8")
+    document = _document(request.app)
+    setup = {"sh": request_examples.SETUP_SH, "python": request_examples.SETUP_PYTHON}
+    page = _template().render(info=document["info"], groups=_groups(document), setup=setup, style=style, script=script)
+    return HTMLResponse(page, headers={"Content-Security-Policy": _policy(style, script), **_HEADERS})
+
+
+_HEADERS = {"Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
+
+
+def _policy(style: str, script: str) -> str:
+    """By hash, not by 'unsafe-inline': a description that held a script would not run."""
+    return (
+        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+def _digest(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    """Built once: the routes do not change."""
+    if app.openapi_schema is None:
+        app.openapi_schema = app.openapi()
+    return app.openapi_schema
+
+
+@lru_cache(maxsize=1)
+def _template() -> Any:
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["type_name"] = schema_text.type_name
+    environment.filters["prose"] = _prose
+    environment.globals["few_fields"] = FEW_FIELDS
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+
+
+def _groups(document: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """{tag: operations}, each with what the page shows of it."""
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            found[(operation.get("tags") or ["Others"])[0]].append(_operation(method, path, operation, document))
+    return dict(found)
+
+
+def _operation(method: str, path: str, operation: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
+    request = request_examples.example_request(method, path, operation, document)
+    values = iter(request.values)
+    shown = {name: next(values) for name in request_examples.PARAMETER.findall(path)}
+    parameters = [one | {"value": shown.get(one["name"], "")} for one in operation.get("parameters", ())]
+    return {
+        "id": operation["operationId"],
+        "method": method,
+        "path": path.replace(":path}", "}"),
+        "summary": operation["summary"],
+        "description": operation.get("description", ""),
+        "parameters": parameters,
+        "body": _body(request, operation, document),
+        "curl": request_examples.curl(request),
+        "python": request_examples.python(request),
+        "answers": operation["responses"],
+        "example": _example(operation),
+        "answer_fields": _answer_fields(operation, document),
+        "is_open": request.is_open,
+    }
+
+
+def _body(
+    request: request_examples.Request, operation: dict[str, Any], document: dict[str, Any]
+) -> dict[str, Any] | None:
+    if request.media_type is None:
+        return None
+    schema = schema_text.inner_object(operation["requestBody"]["content"][request.media_type]["schema"], document)
+    return {
+        "media_type": request.media_type,
+        "fields": schema_text.fields(schema, document) if schema else [],
+        "names": list((schema or {}).get("properties", {})),
+        "files": request.files,
+        "example": request.body if isinstance(request.body, dict) else {},
+        "text": request_examples.json_text(request.body) if request.media_type == request_examples.JSON else None,
+    }
+
+
+def _example(operation: dict[str, Any]) -> str | None:
+    for one in operation["responses"].get("200", {}).get("content", {}).values():
+        return one["example"] if isinstance(one.get("example"), str) else request_examples.json_text(one.get("example"))
+    return None
+
+
+def _answer_fields(operation: dict[str, Any], document: dict[str, Any]) -> list[schema_text.Field]:
+    schema = operation["responses"].get("200", {}).get("content", {}).get(request_examples.JSON, {}).get("schema", {})
+    inner = schema_text.inner_object(schema, document)
+    return schema_text.fields(inner, document) if inner else []
+
+
+def _prose(text: str) -> Markup:
+    """Descriptions are Markdown, of which they use paragraphs and `code`."""
+    paragraphs = str(escape(text)).replace("\n\n", "<br><br>")
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", paragraphs))

@@ -1,0 +1,64 @@
+"""A body whose shape was checked -> what the service is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from app.api.schemas.jobs.requests import CreateJob, UpdateJob, check_shape, without_effect
+from app.db.tables import Job
+from app.domain.jobs.cloning import overridden, request_of
+from app.domain.jobs.spec import JobSpec
+from app.errors import BadRequest, all_at_once
+from app.services.jobs.requests import JobRequest, Turn
+
+
+def job_request(body: Mapping[str, Any]) -> JobRequest:
+    """Raises BadRequest where nothing of the body is usable."""
+    parsed, problems = check_shape(CreateJob, body)
+    if parsed is None:
+        raise all_at_once(problems)
+    return _request(parsed, parsed.model_dump(exclude_unset=True), problems)
+
+
+def clone_request(job: Job, overrides: Mapping[str, Any]) -> JobRequest:
+    """The request that asks for `job` again, but for `overrides`: any key of a create body."""
+    original = request_of(
+        JobSpec.model_validate(job.spec), job.training_file_id, job.validation_file_id, job.suffix, job.user_metadata
+    )
+    original |= {"priority": job.priority, "worker_labels": job.worker_labels}
+    required = {name: original[name] for name in ("model", "training_file")}
+    parsed, problems = check_shape(CreateJob, required | dict(overrides))
+    if parsed is None:
+        raise all_at_once(problems)
+    given = {key: value for key, value in parsed.model_dump(exclude_unset=True).items() if key in overrides}
+    body = overridden(original, given)
+    parsed, more = check_shape(CreateJob, body)
+    if parsed is None:
+        raise all_at_once([*problems, *more])
+    return _request(parsed, body, [*problems, *more], cloned_from=job.id)
+
+
+def job_changes(asked: UpdateJob) -> dict[str, Any]:
+    """{column: value} of what an update gives."""
+    changes: dict[str, Any] = {"priority": asked.priority or 0, "user_metadata": asked.metadata}
+    given = {"user_metadata" if name == "metadata" else name for name in asked.model_fields_set}
+    return {column: value for column, value in changes.items() if column in given}
+
+
+def _request(
+    parsed: CreateJob, body: dict[str, Any], problems: list[BadRequest], cloned_from: str | None = None
+) -> JobRequest:
+    return JobRequest(
+        model=parsed.model,
+        training_file=parsed.training_file,
+        validation_file=parsed.validation_file,
+        suffix=parsed.suffix,
+        metadata=parsed.metadata,
+        integrations=parsed.integrations or (),
+        body=body,
+        problems=problems,
+        turn=Turn(parsed.priority or 0, parsed.urgent or False, sorted(set(parsed.worker_labels or ()))),
+        cloned_from=cloned_from,
+        warnings=without_effect(parsed),
+    )

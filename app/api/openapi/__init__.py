@@ -1,0 +1,1 @@
+"""The OpenAPI document: descriptions of fields, and examples of requests and responses."""

@@ -1,0 +1,1 @@
+"""Examples of requests and responses in the OpenAPI document; a test sends each of them to the service."""

@@ -1,0 +1,87 @@
+"""An example for every operation on projects, keys and the audit log, and the schemas of their bodies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from app.api.openapi.examples import all_operations
+from app.api.schemas.organization.project_keys import CreateKey, RotateKey, UpdateKey
+from app.api.schemas.organization.projects import ArchiveProject, CreateProject, UpdateProject
+
+OpenApi = dict[str, Any]
+PROJECT_ID = "proj_7a1b2c3d4e5f60718293a4b5"
+KEY_ID = "key_0123456789ab"
+PROJECTS = "/v1/organization/projects"
+KEYS = f"{PROJECTS}/{{project_id}}/api_keys"
+BODIES: tuple[type[BaseModel], ...] = (
+    ArchiveProject, CreateKey, CreateProject, RotateKey, UpdateKey, UpdateProject,
+)  # fmt: skip
+
+LIMITS = {
+    "max_stored_bytes": 100_000_000_000, "max_queued_jobs": 50, "max_running_jobs": 2,
+    "max_gpu_seconds_per_month": 360_000, "max_requests_per_second": 50,
+}  # fmt: skip
+PROJECT = {
+    "id": PROJECT_ID, "object": "organization.project", "name": "research", "created_at": 1795000000,
+    "archived_at": None, "status": "active", "limits": LIMITS, "share_weight": 1.0,
+}  # fmt: skip
+USAGE = {
+    "stored_bytes": 51_240_000, "queued_jobs": 3, "running_jobs": 1, "gpu_seconds_this_month": 8712.4,
+    "held_gpu_seconds": 610.0,
+}  # fmt: skip
+KEY = {
+    "id": KEY_ID, "object": "organization.project.api_key", "project_id": PROJECT_ID, "name": "nightly",
+    "redacted_value": "tnry_0123…9xQk", "scopes": ["files:write", "jobs:write", "models:read"], "status": "active",
+    "created_at": 1795000000, "last_used_at": 1795000300, "expires_at": 1802776000, "revoked_at": None,
+    "rotated_at": None, "previous_value_expires_at": None, "owner": {"type": None}, "owner_project_access": "active",
+}  # fmt: skip
+NEW_KEY = KEY | {"last_used_at": None, "value": "tnry_0123456789ab_Vq3fJmY7c0uHn2ZtXwRk5sLbDpEa8gTi1oGyBjM9xQk"}
+ENTRY = {
+    "id": "audit_log-8a1b2c3d4e5f60718293a4b5", "object": "organization.audit_log", "type": "fine_tuning.jobs.create",
+    "effective_at": 1795000100, "actor": {"type": "api_key", "id": KEY_ID, "api_key": {"id": KEY_ID}},
+    "project": {"id": PROJECT_ID}, "object_ids": ["ftjob-4f6e1c0b9d2a7e8c3b5a6d1f"], "ip_address": "192.0.2.7",
+    "request_id": "req_5d41402abc4b2a76b9719d911017c592",
+}  # fmt: skip
+
+
+def _page(item: dict[str, Any]) -> dict[str, Any]:
+    return {"object": "list", "data": [item], "has_more": False, "first_id": item["id"], "last_id": item["id"]}
+
+
+ANSWERS: dict[str, Any] = {
+    "GET /v1/project": PROJECT | {"usage": USAGE, "api_key": {"id": KEY_ID, "scopes": KEY["scopes"]}},
+    f"POST {PROJECTS}": PROJECT,
+    f"GET {PROJECTS}": _page(PROJECT),
+    f"GET {PROJECTS}/{{project_id}}": PROJECT | {"usage": USAGE},
+    f"POST {PROJECTS}/{{project_id}}": PROJECT,
+    f"POST {PROJECTS}/{{project_id}}/archive": PROJECT | {"status": "archived", "archived_at": 1795100000},
+    f"POST {PROJECTS}/{{project_id}}/unarchive": PROJECT,
+    f"POST {KEYS}": NEW_KEY,
+    f"GET {KEYS}": _page(KEY),
+    f"GET {KEYS}/{{key_id}}": KEY,
+    f"POST {KEYS}/{{key_id}}": KEY,
+    f"POST {KEYS}/{{key_id}}/rotate": NEW_KEY
+    | {"rotated_at": 1795000400, "previous_value_expires_at": 1795086800, "last_used_at": 1795000300},
+    f"DELETE {KEYS}/{{key_id}}": {"id": KEY_ID, "object": "organization.project.api_key.deleted", "deleted": True},
+    "GET /v1/organization/jobs": _page(all_operations.FINISHED_JOB | {"project_id": PROJECT_ID}),
+    "GET /v1/organization/audit_logs": _page(ENTRY),
+}
+
+
+def _body(model: type[BaseModel], example: dict[str, Any], required: bool = True) -> OpenApi:
+    content = {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}, "example": example}
+    return {"requestBody": {"required": required, "content": {"application/json": content}}}
+
+
+CREATE_PROJECT_BODY = _body(CreateProject, {"name": "research", "limits": {"max_queued_jobs": 50}})
+UPDATE_PROJECT_BODY = _body(UpdateProject, {"limits": {"max_gpu_seconds_per_month": 720_000}})
+ARCHIVE_PROJECT_BODY = _body(ArchiveProject, {"cancel_jobs": True}, required=False)
+CREATE_KEY_BODY = _body(
+    CreateKey,
+    {"name": "nightly", "scopes": ["files:write", "jobs:write", "models:read"], "expires_in_seconds": 7_776_000},
+)
+UPDATE_KEY_BODY = _body(UpdateKey, {"scopes": ["all:read"]})
+ROTATE_KEY_BODY = _body(RotateKey, {"overlap_seconds": 3600}, required=False)
+BODY_SCHEMAS = [model.model_json_schema(ref_template="#/components/schemas/{model}") for model in BODIES]

@@ -1,0 +1,1 @@
+"""HTTP handlers, one module per subject, named as in `app.services`."""

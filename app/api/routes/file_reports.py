@@ -1,0 +1,51 @@
+"""/v1/files/{id}/validate: what a job would make of a file, before there is one."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+
+from app.api.auth import CallerDep
+from app.api.dependencies import Engines, EnginesDep
+from app.api.openapi.examples import all_operations
+from app.api.schemas.file_reports import FileReportBody, render_report
+from app.api.transport.json_body import NO_BODY
+from app.db.engine import transaction
+from app.services.datasets import profile
+from app.services.datasets.profile import Question, Wish
+
+router = APIRouter(prefix="/v1/files", tags=["Files"])
+
+
+@router.post(
+    "/{file_id}/validate", response_model=FileReportBody, summary="Report on a data set", dependencies=[NO_BODY]
+)
+async def validate_file(
+    request: Request,
+    file_id: str,
+    caller: CallerDep,
+    engines: EnginesDep,
+    model: Annotated[
+        str | None,
+        Query(description="Whose tokenizer and chat template are used; required.", examples=[all_operations.MODEL]),
+    ] = None,
+    validation_file: Annotated[str | None, Query(description="Rows that stand in both files are told.")] = None,
+    method: Annotated[str | None, Query(description="supervised or dpo; absent: what the first row is for.")] = None,
+    context_length: Annotated[int | None, Query(description="Tokens; absent: the model's.")] = None,
+    rows: Annotated[int, Query(description="So many rows are shown as the model sees them, up to 50.")] = 3,
+) -> Any:
+    """Format, findings with line numbers, tokens, what is cut or empty, duplicates, and rows as they are trained.
+
+    The rules are those of a job's validation. Nothing is created.
+    """
+    wish = Wish(model, validation_file, method, context_length, rows)
+    question = await engines.checks.ask(caller.key_id, partial(_ask, engines, caller.project_id, file_id, wish))
+    work = partial(profile.answer, engines.storage, question)
+    return render_report(await engines.checks.run(request, caller.key_id, profile.needs_process(question), work))
+
+
+def _ask(engines: Engines, project_id: str, file_id: str, wish: Wish) -> Question:
+    with transaction(engines.sessions) as session:
+        return profile.ask(session, engines.settings, project_id, file_id, wish)

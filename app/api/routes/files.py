@@ -1,0 +1,145 @@
+"""/v1/files: the first and the last bend of the river."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from app.api.auth import CallerDep
+from app.api.dependencies import EnginesDep, SessionDep
+from app.api.idempotency import OnceDep, OnceRoute
+from app.api.openapi.examples import all_operations
+from app.api.schemas.common import Deleted
+from app.api.schemas.files import FileBody, FileList, render_file
+from app.api.transport.file_response import file_response
+from app.api.transport.multipart import ENVELOPE_BYTES, Form, read_form
+from app.api.transport.pagination import After, Limit, envelope
+from app.api.transport.upload_io import limited
+from app.db.tables import File
+from app.domain.uploads import EXPIRES_SECONDS, PURPOSES, clean_filename
+from app.errors import BadRequest
+from app.services.access.idempotency import fingerprint_of
+from app.services.datasets.check_process import Check
+from app.services.datasets.line_check import needs_process
+from app.services.files import files, ingest
+from app.services.files.ingest import NewFile, StagedFile
+
+Purpose = Literal[  # OpenAI's words, for files that a client uploads and for those that a service makes
+    "fine-tune", "fine-tune-results", "assistants", "assistants_output", "batch", "batch_output", "vision", "user_data",
+    "evals",
+]  # fmt: skip
+FIELDS = ("purpose", "expires_after[anchor]", "expires_after[seconds]")
+MAX_LIST = 10_000
+
+router = APIRouter(prefix="/v1/files", tags=["Files"], route_class=OnceRoute)
+
+
+@router.post("", response_model=FileBody, summary="Upload a file", openapi_extra=all_operations.UPLOAD_BODY)
+async def create_file(request: Request, caller: CallerDep, engines: EnginesDep, once: OnceDep) -> Any:
+    """Streamed to disk while it is hashed. A file for fine-tuning is checked line by line: ten findings at once."""
+    settings, lanes = engines.settings, engines.lanes
+    most = settings.max_file_bytes
+    body = limited(request, most + ENVELOPE_BYTES, partial(ingest.too_large, most))
+    staged = await lanes.write(StagedFile, engines.storage.staging, most)
+    try:
+        form = await read_form(lanes, request.headers.get("content-type", ""), body, "file", FIELDS, staged.write)
+        new = _new_file(form)
+        accept = partial(
+            ingest.accept, engines.sessions, engines.storage, caller.project_id, new, staged, settings.max_line_bytes,
+            begin=lambda session: once.begin(session, _fingerprint(form, staged)),
+            end=lambda session, created: once.end(session, 200, json.dumps(render_file(created))),
+        )  # fmt: skip
+        if needs_process(new.purpose, staged.size_bytes):
+            file = await engines.checks.run(request, caller.key_id, True, lambda check: accept(check=check))
+        else:
+            file = await lanes.finish(caller.key_id, staged.size_bytes, accept, check=Check())
+    finally:
+        staged.discard()
+    return render_file(file)
+
+
+@router.get("", response_model=FileList, summary="List files")
+def list_files(
+    caller: CallerDep,
+    session: SessionDep,
+    after: After = None,
+    limit: Limit = MAX_LIST,
+    order: Annotated[Literal["asc", "desc"], Query(description="By creation.")] = "desc",
+    purpose: Annotated[Purpose | None, Query()] = None,
+) -> Any:
+    """Newest first unless `order` is asc. `purpose` keeps the files of one purpose."""
+    limit = min(limit, MAX_LIST)
+    rows = files.page(session, caller.project_id, limit + 1, after, order, purpose)
+    return envelope(rows, limit, render_file)
+
+
+@router.get("/{file_id}", response_model=FileBody, summary="Get a file")
+def get_file(file_id: str, caller: CallerDep, session: SessionDep) -> Any:
+    """Its size, its digest, and until when it is kept."""
+    return render_file(files.get(session, caller.project_id, file_id))
+
+
+@router.delete("/{file_id}", response_model=Deleted, summary="Delete a file")
+def delete_file(file_id: str, caller: CallerDep, session: SessionDep) -> Any:
+    """Gone at once; its bytes stay until no unfinished job needs them."""
+    file = files.delete(session, caller.project_id, file_id)
+    return {"id": file.id, "object": "file", "deleted": True}
+
+
+@router.get("/{file_id}/content", summary="Download a file", response_class=Response, responses=all_operations.CONTENT)
+def get_content(
+    file_id: str, request: Request, caller: CallerDep, session: SessionDep, engines: EnginesDep
+) -> Response:
+    """The bytes as they were. `Range` and `If-Range` take one range, and several are answered with the whole file;
+    `If-None-Match` answers 304.
+    """
+    file = files.get(session, caller.project_id, file_id)
+    reader = files.open_content(engines.storage, file)
+    return file_response(file, reader, request, engines.settings.results_csv_base64 and _is_results_csv(file))
+
+
+def _fingerprint(form: Form, staged: StagedFile) -> str:
+    """Of the fields and the bytes: a client draws a new boundary each time it sends a form."""
+    return fingerprint_of({"fields": form.fields, "filename": form.filename, "sha256": staged.sha256})
+
+
+def _is_results_csv(file: File) -> bool:
+    return file.purpose == "fine-tune-results" and file.filename.endswith(".csv")
+
+
+def _new_file(form: Form) -> NewFile:
+    if not form.has_file:
+        raise BadRequest(
+            "you must provide file: a form field with the file's bytes", "file", "missing_required_parameter"
+        )
+    purpose = form.fields.get("purpose")
+    if purpose is None:
+        raise BadRequest(
+            f"you must provide purpose: one of {', '.join(PURPOSES)}", "purpose", "missing_required_parameter"
+        )
+    if purpose not in PURPOSES:
+        raise BadRequest(f"purpose: {purpose[:60]!r} is not offered; allowed: {', '.join(PURPOSES)}", "purpose")
+    return NewFile(purpose, clean_filename(form.filename), _expires_after(form.fields))
+
+
+def _expires_after(fields: dict[str, str]) -> timedelta | None:
+    anchor, seconds = fields.get("expires_after[anchor]"), fields.get("expires_after[seconds]")
+    if anchor is None and seconds is None:
+        return None
+    if anchor != "created_at":
+        raise BadRequest(
+            f"expires_after[anchor]: {anchor!r} is not offered; allowed: created_at", "expires_after[anchor]"
+        )
+    least, most = EXPIRES_SECONDS
+    whole = (
+        int(seconds) if seconds is not None and seconds.isascii() and seconds.isdigit() and len(seconds) < 10 else -1
+    )
+    if not least <= whole <= most:
+        text = f"expires_after[seconds]: {seconds!r} is not a whole number from {least} to {most}"
+        raise BadRequest(text, "expires_after[seconds]")
+    return timedelta(seconds=whole)

@@ -1,0 +1,1 @@
+"""HTTP handlers of fine-tuning jobs: create, list, read, control, records, adapters, exports."""

@@ -1,0 +1,31 @@
+"""/v1/fine_tuning/jobs/{id}/adapter: what OpenAI never hands out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from app.api.auth import CallerDep
+from app.api.dependencies import EnginesDep, SessionDep
+from app.api.openapi.examples import all_operations
+from app.api.schemas.jobs.checkpoints import AdapterBody, render_adapter
+from app.api.transport.file_response import file_response
+from app.services.files import files
+from app.services.jobs import adapters
+
+router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}/adapter", tags=["Adapters"])
+
+
+@router.get("", response_model=AdapterBody, summary="Get the adapter of a job")
+def get_adapter(job_id: str, caller: CallerDep, session: SessionDep) -> Any:
+    """Ids, sizes and SHA-256 of its files and of the archive; 404 until the job has succeeded."""
+    return render_adapter(adapters.get(session, caller.project_id, job_id))
+
+
+@router.get("/archive", summary="Download the adapter", response_class=Response, responses=all_operations.ARCHIVE)
+def get_archive(job_id: str, request: Request, caller: CallerDep, session: SessionDep, engines: EnginesDep) -> Response:
+    """One deterministic tar; its SHA-256 is the job's `adapter.sha256`. Ranges and ETag as with any file."""
+    archive = adapters.get(session, caller.project_id, job_id).archive
+    return file_response(archive, files.open_content(engines.storage, archive), request)

@@ -1,0 +1,48 @@
+"""/v1/fine_tuning/jobs/{id}/clone and /diff: one job held against another."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+
+from app.api.auth import CallerDep
+from app.api.dependencies import EnginesDep, SessionDep
+from app.api.idempotency import OnceRoute
+from app.api.job_request_parser import clone_request
+from app.api.openapi.examples import extensions
+from app.api.routes.jobs.jobs import render
+from app.api.schemas.jobs.diffs import DiffBody, render_diff
+from app.api.schemas.jobs.jobs import JobBody
+from app.api.transport.json_body import OptionalJsonBodyDep
+from app.errors import BadRequest
+from app.services.jobs import clones, diffs, jobs
+
+OTHER = [extensions.CLONE_ID]
+
+router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["Fine-tuning"], route_class=OnceRoute)
+
+
+@router.post("/clone", response_model=JobBody, summary="Clone a job", openapi_extra=extensions.CLONE_BODY)
+def clone_job(
+    job_id: str, body: OptionalJsonBodyDep, caller: CallerDep, session: SessionDep, engines: EnginesDep
+) -> Any:
+    """A new job with the same files, model, seed and every resolved number, but for what the body names."""
+    original = jobs.get(session, caller.project_id, job_id)
+    request = clone_request(original, body)
+    clones.check_files(session, original, request)
+    return render(engines, jobs.create(session, engines.hints, caller.project_id, request, caller.is_admin))
+
+
+@router.get("/diff", response_model=DiffBody, summary="Compare two jobs")
+def diff_jobs(
+    job_id: str,
+    caller: CallerDep,
+    session: SessionDep,
+    other: Annotated[str | None, Query(alias="with", description="The job to compare with.", examples=OTHER)] = None,
+) -> Any:
+    """Data, configuration, environment and result of both, value by value, with a mark where they differ."""
+    left = jobs.get(session, caller.project_id, job_id)
+    if not other:
+        raise BadRequest("with: is missing; name the job to compare with", "with", "missing_required_parameter")
+    return render_diff(diffs.compare(session, left, diffs.get_other(session, caller.project_id, other)))

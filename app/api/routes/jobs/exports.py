@@ -1,0 +1,49 @@
+"""/v1/fine_tuning/jobs/{id}/exports: the adapter and its base as one ordinary model, made by a worker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from app.api.auth import CallerDep
+from app.api.dependencies import EnginesDep, SessionDep
+from app.api.idempotency import OnceRoute
+from app.api.openapi.examples import extensions
+from app.api.schemas.common import Deleted
+from app.api.schemas.jobs.exports import ExportBody, ExportList, render_export
+from app.api.transport.json_body import OptionalJsonBodyDep
+from app.api.transport.pagination import After, Limit, envelope
+from app.services.jobs import exports
+
+MAX_EXPORTS = 100
+
+router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}/exports", tags=["Exports"], route_class=OnceRoute)
+
+
+@router.post("", response_model=ExportBody, summary="Export a model", openapi_extra=extensions.CREATE_EXPORT_BODY)
+def create_export(
+    job_id: str, body: OptionalJsonBodyDep, caller: CallerDep, session: SessionDep, engines: EnginesDep
+) -> Any:
+    """The merged model of the job's result, or of a kept `checkpoint`. Asking again answers the one that there is."""
+    return render_export(exports.create(session, engines.hints, caller.project_id, job_id, body))
+
+
+@router.get("", response_model=ExportList, summary="List exports of a job")
+def list_exports(job_id: str, caller: CallerDep, session: SessionDep, after: After = None, limit: Limit = 20) -> Any:
+    """Newest first."""
+    limit = min(limit, MAX_EXPORTS)
+    return envelope(exports.page(session, caller.project_id, job_id, limit + 1, after), limit, render_export)
+
+
+@router.get("/{export_id}", response_model=ExportBody, summary="Get an export")
+def get_export(job_id: str, export_id: str, caller: CallerDep, session: SessionDep) -> Any:
+    """Once it has `succeeded`: every file with its SHA-256; their bytes are at `/v1/files/{id}/content`."""
+    return render_export(exports.get(session, caller.project_id, job_id, export_id))
+
+
+@router.delete("/{export_id}", response_model=Deleted, summary="Delete an export")
+def delete_export(job_id: str, export_id: str, caller: CallerDep, session: SessionDep) -> Any:
+    """With its files. One that is being made is given up."""
+    export = exports.delete(session, caller.project_id, job_id, export_id)
+    return {"id": export.id, "object": "fine_tuning.job.export", "deleted": True}

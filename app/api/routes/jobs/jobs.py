@@ -1,0 +1,158 @@
+"""/v1/fine_tuning/jobs: OpenAI's calls, and ours beside them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from app.api.auth import Caller, CallerDep
+from app.api.dependencies import Engines, EnginesDep, SessionDep
+from app.api.idempotency import OnceRoute
+from app.api.job_request_parser import job_changes, job_request
+from app.api.openapi.examples import all_operations, extensions
+from app.api.routes.jobs.lists import MAX_JOBS, JobFilterDep, job_page
+from app.api.schemas.jobs.checkpoints import CheckpointList, render_checkpoint
+from app.api.schemas.jobs.events import EventList, render_event
+from app.api.schemas.jobs.jobs import JobBody, JobList, render_job
+from app.api.schemas.jobs.plans import PlanBody, render_plan
+from app.api.schemas.jobs.requests import UpdateJob, parsed
+from app.api.transport.byte_ranges import is_known
+from app.api.transport.etags import checkpoints_etag, events_etag, json_with, not_modified
+from app.api.transport.json_body import JsonBodyDep
+from app.api.transport.pagination import After, Limit, envelope
+from app.db.engine import transaction
+from app.services.datasets.check_process import Check
+from app.services.datasets.token_counter import NotCountedError
+from app.services.jobs import jobs, plan
+from app.services.jobs.jobs import SeenJob
+
+MAX_EVENTS = 1_000
+MAX_CHECKPOINTS = 100
+
+router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"], route_class=OnceRoute)
+
+
+@router.post("", response_model=JobBody, summary="Create a job", openapi_extra=all_operations.CREATE_JOB_BODY)
+def create_job(body: JsonBodyDep, caller: CallerDep, session: SessionDep, engines: EnginesDep) -> Any:
+    """Answers at once in `validating_files`; what is wrong with the data itself is told by the job."""
+    asked = job_request(body)
+    return render(engines, jobs.create(session, engines.hints, caller.project_id, asked, caller.is_admin))
+
+
+@router.post("/plan", response_model=PlanBody, summary="Plan a job", openapi_extra=all_operations.CREATE_JOB_BODY)
+async def plan_job(request: Request, body: JsonBodyDep, caller: CallerDep, engines: EnginesDep) -> Any:
+    """The body of a create call; nothing is created. Exact tokens and steps, and what it takes on each device."""
+    question, answer = await engines.checks.ask(caller.key_id, partial(_plan, engines, caller, body))
+    if answer is None:
+        work = partial(_planned, engines, question)
+        answer = await engines.checks.run(request, caller.key_id, plan.needs_process(question), work)
+    return render_plan(answer)
+
+
+def _plan(engines: Engines, caller: Caller, body: dict[str, Any]) -> tuple[plan.Question, plan.Answer | None]:
+    """What is asked, and the answer, if the files were counted before."""
+    request = job_request(body)
+    with transaction(engines.sessions) as session:
+        question = plan.ask(session, caller.project_id, request, caller.is_admin)
+    try:
+        return question, _planned(engines, question, None)
+    except NotCountedError:
+        return question, None
+
+
+def _planned(engines: Engines, question: plan.Question, check: Check | None) -> plan.Answer:
+    least_examples = engines.settings.min_training_examples
+    return plan.answer(engines.storage, engines.counter, question, least_examples, check)
+
+
+@router.get(
+    "",
+    response_model=JobList,
+    responses=all_operations.NOT_MODIFIED,
+    summary="List jobs",
+    openapi_extra=all_operations.METADATA_FILTER,
+)
+def list_jobs(
+    request: Request,
+    caller: CallerDep,
+    session: SessionDep,
+    engines: EnginesDep,
+    wanted: JobFilterDep,
+    after: After = None,
+    limit: Limit = 20,
+) -> Any:
+    """Newest first. A job is listed if it matches every filter that is given.
+
+    `metadata[key]=value` keeps the jobs that have every pair; `metadata=null` those without any.
+    """
+    own = replace(wanted, project_id=caller.project_id)
+    return job_page(request, session, engines, own, after, min(limit, MAX_JOBS), partial(render, engines))
+
+
+@router.post("/{job_id}", response_model=JobBody, summary="Change a job", openapi_extra=extensions.UPDATE_JOB_BODY)
+def update_job(job_id: str, body: JsonBodyDep, caller: CallerDep, session: SessionDep, engines: EnginesDep) -> Any:
+    """Its `priority` while it has not ended, its `metadata` at any time. An event says so, and its place follows."""
+    changes = job_changes(parsed(UpdateJob, body))
+    return render(engines, jobs.change(session, caller.project_id, job_id, changes))
+
+
+@router.post("/{job_id}/cancel", response_model=JobBody, summary="Cancel a job")
+def cancel_job(job_id: str, caller: CallerDep, session: SessionDep, engines: EnginesDep) -> Any:
+    """At once, in every state that is not final; cancelling a cancelled job answers the same job."""
+    return render(engines, jobs.cancel(session, caller.project_id, job_id))
+
+
+@router.post("/{job_id}/pause", response_model=JobBody, summary="Pause a job")
+def pause_job(job_id: str, caller: CallerDep, session: SessionDep, engines: EnginesDep) -> Any:
+    """A queued job at once; a running one leaves a checkpoint at its next step and is `paused` then."""
+    return render(engines, jobs.pause(session, caller.project_id, job_id))
+
+
+@router.post("/{job_id}/resume", response_model=JobBody, summary="Resume a paused job")
+def resume_job(job_id: str, caller: CallerDep, session: SessionDep, engines: EnginesDep) -> Any:
+    """Back to `queued`; the next attempt goes on from where the pause left it."""
+    return render(engines, jobs.resume(session, engines.hints, caller.project_id, job_id))
+
+
+@router.get(
+    "/{job_id}/events", response_model=EventList, responses=all_operations.NOT_MODIFIED, summary="List events of a job"
+)
+def list_events(
+    request: Request, job_id: str, caller: CallerDep, session: SessionDep, after: After = None, limit: Limit = 20
+) -> Any:
+    """Newest first: what happened, and the metrics of every step."""
+    limit = min(limit, MAX_EVENTS)
+    event_seq, _ = jobs.numbers(session, caller.project_id, job_id)
+    etag = events_etag(event_seq)
+    if is_known(request.headers, etag):
+        return not_modified(etag)
+    rows = jobs.event_page(session, caller.project_id, job_id, limit + 1, after)
+    return json_with(etag, envelope(rows, limit, render_event))
+
+
+@router.get(
+    "/{job_id}/checkpoints",
+    response_model=CheckpointList,
+    responses=all_operations.NOT_MODIFIED,
+    summary="List checkpoints of a job",
+)
+def list_checkpoints(
+    request: Request, job_id: str, caller: CallerDep, session: SessionDep, after: After = None, limit: Limit = 10
+) -> Any:
+    """Latest step first, the last three. `result_files` are the adapter, `adapter_archive_file_id` all of it in one."""
+    limit = min(limit, MAX_CHECKPOINTS)
+    etag = checkpoints_etag(*jobs.numbers(session, caller.project_id, job_id))
+    if is_known(request.headers, etag):
+        return not_modified(etag)
+    rows, best_id = jobs.checkpoint_page(session, caller.project_id, job_id, limit + 1, after)
+    return json_with(etag, envelope(rows, limit, lambda checkpoint: render_checkpoint(checkpoint, best_id)))
+
+
+def render(engines: Engines, seen: SeenJob) -> dict[str, Any]:
+    return render_job(
+        seen.job, engines.settings.organization, seen.queue_position, seen.adapter_file_ids, seen.expected_start_at,
+        seen.waiting_for,
+    )  # fmt: skip

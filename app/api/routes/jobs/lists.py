@@ -1,0 +1,113 @@
+"""Lists of jobs: the filters that they share, and a page with its ETag."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Annotated, Any
+
+from fastapi import Depends, Query, Request
+from pydantic import AfterValidator, WithJsonSchema
+from sqlalchemy.orm import Session
+from starlette.responses import Response
+
+from app.api.dependencies import Engines
+from app.api.schemas.common import UnixSeconds, moment
+from app.api.schemas.jobs.requests import MAX_METADATA_PAIRS
+from app.api.transport.byte_ranges import is_known
+from app.api.transport.etags import jobs_etag, json_with, not_modified, place_tag
+from app.api.transport.pagination import envelope
+from app.db.jobs.pages import JobFilter
+from app.domain.jobs.states import JobState
+from app.errors import BadRequest
+from app.services.jobs import jobs
+from app.services.jobs.jobs import SeenJob
+
+MAX_JOBS = 100
+STATUSES = [state.value for state in JobState]
+
+
+def _check_statuses(values: Sequence[str]) -> list[str]:
+    """Raises ValueError, which FastAPI turns into a 400."""
+    found = list(dict.fromkeys(word.strip() for value in values for word in value.split(",")))
+    unknown = [repr(word[:60]) for word in found if word not in STATUSES]
+    if unknown:
+        more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
+        raise ValueError(f"{', '.join(unknown[:10])}{more} cannot be a status; allowed: {', '.join(STATUSES)}")
+    return found
+
+
+Statuses = Annotated[
+    list[str],
+    AfterValidator(_check_statuses),
+    WithJsonSchema({"type": "array", "items": {"type": "string", "enum": STATUSES}}),
+]
+
+
+async def job_filter(
+    request: Request,
+    status: Annotated[
+        Statuses, Query(description="Only jobs in one of these states: repeat it, or separate them by commas.")
+    ] = [],  # noqa: B006  (FastAPI copies it)
+    status_in_brackets: Annotated[Statuses, Query(alias="status[]", include_in_schema=False)] = [],  # noqa: B006
+    created_after: Annotated[
+        UnixSeconds | None, Query(description="Only jobs with a later `created_at`, in seconds since 1970.")
+    ] = None,
+    created_before: Annotated[
+        UnixSeconds | None, Query(description="Only jobs with an earlier `created_at`, in seconds since 1970.")
+    ] = None,
+) -> JobFilter:
+    """Times are compared as jobs show them, in whole seconds. The official client writes a list as `status[]`."""
+    metadata, without_metadata = _metadata_filter(request)
+    return JobFilter(
+        states=[*status, *status_in_brackets],
+        created_from=None if created_after is None else moment(created_after) + timedelta(seconds=1),
+        created_until=None if created_before is None else moment(created_before),
+        metadata=metadata,
+        without_metadata=without_metadata,
+    )
+
+
+JobFilterDep = Annotated[JobFilter, Depends(job_filter)]
+
+
+def job_page(
+    request: Request,
+    session: Session,
+    engines: Engines,
+    wanted: JobFilter,
+    after: str | None,
+    limit: int,
+    render: Callable[[SeenJob], dict[str, Any]],
+) -> Response:
+    """The page, or a 304 if the client has it already."""
+    organization = engines.settings.organization
+    if "if-none-match" in request.headers:
+        known = jobs.page_versions(session, wanted, limit + 1, after)
+        etag = jobs_etag(organization, ((job_id, version, place_tag(*place)) for job_id, version, place in known))
+        if is_known(request.headers, etag):
+            return not_modified(etag)
+    rows = jobs.page(session, wanted, limit + 1, after)
+    etag = jobs_etag(organization, ((seen.job.id, seen.job.version, place_tag(*seen.place)) for seen in rows))
+    return json_with(etag, envelope(rows, limit, render))
+
+
+def _metadata_filter(request: Request) -> tuple[dict[str, str], bool]:
+    wanted: dict[str, str] = {}
+    without = False
+    for name, value in request.query_params.multi_items():
+        if name == "metadata":
+            if value != "null":
+                text = f"metadata: {value[:60]!r} is not understood; write metadata[key]=value, or metadata=null"
+                raise BadRequest(text, "metadata")
+            without = True
+        elif name.startswith("metadata["):
+            if not name.endswith("]"):
+                raise BadRequest(f"{name[:60]!r} is not understood; write metadata[key]=value", "metadata")
+            wanted[name.removeprefix("metadata[").removesuffix("]")] = value
+    if len(wanted) > MAX_METADATA_PAIRS:
+        text = f"metadata: {len(wanted):,} pairs are given, but a job has at most {MAX_METADATA_PAIRS}"
+        raise BadRequest(text, "metadata")
+    if wanted and without:
+        raise BadRequest("metadata: null and metadata[key]=value exclude each other; give one of them", "metadata")
+    return wanted, without

@@ -1,0 +1,116 @@
+"""GET /v1/fine_tuning/jobs/{id}: the read that is polled, so it has no thread, no ORM and no response model.
+
+The ETag counts what changes in the body, the place in the queue included. With `?wait=` the answer comes when it does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from app.api.auth import admit, bearer_secret
+from app.api.dependencies import Engines
+from app.api.openapi.examples import all_operations
+from app.api.schemas.jobs.jobs import JobBody, render_job
+from app.api.transport.byte_ranges import is_known
+from app.api.transport.disconnect import closed_when_gone
+from app.api.transport.etags import headers_of, job_etag, not_modified, place_tag
+from app.db.fast_reads.jobs import job_by_key, version_by_key
+from app.db.fast_reads.pool import AsyncConnections
+from app.domain.jobs.states import TERMINAL, JobState
+from app.services.jobs.jobs import no_such_job
+
+MAX_WAIT_SECONDS = 60.0  # below the idle limit of the usual proxies
+LOOK_SECONDS = 15.0  # even without a notification: a place in the queue changes by other rows, too
+
+Wait = Annotated[
+    float,
+    Query(
+        ge=0,
+        description="Seconds to wait for a change of the job, at most 60. Since the ETag in If-None-Match, if there is "
+        "one (a job that has changed already is answered at once; 304 when time is over), else since now.",
+    ),
+]
+
+Read = Callable[[AsyncConnections, str, str], Coroutine[Any, Any, Any]]
+
+router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"])
+
+
+@router.get("/{job_id}", response_model=JobBody, responses=all_operations.NOT_MODIFIED, summary="Get a job")
+async def get_job(request: Request, job_id: str, wait: Wait = 0) -> Response:
+    """Made to be polled: send the last `ETag` as `If-None-Match`, and an unchanged job is a 304 without a body."""
+    engines: Engines = request.app.state.engines
+    secret = bearer_secret(request)
+    since = None
+    if wait:
+        since = await _until_changed(engines, request, secret, job_id, min(wait, MAX_WAIT_SECONDS))
+    if "if-none-match" in request.headers:
+        etag = _etag(engines, await version_of(engines, request, secret, job_id, since))
+        if is_known(request.headers, etag):
+            return not_modified(etag)
+    row = _known(request, await _look(engines, job_by_key, secret, job_id, since), job_id)
+    rendered = render_job(
+        row, engines.settings.organization, row.queue_position, row.adapter_file_ids, row.expected_start_at,
+        row.waiting_for,
+    )  # fmt: skip
+    body = json.dumps(rendered, separators=(",", ":"), ensure_ascii=False).encode()
+    return Response(body, headers=headers_of(_etag(engines, row)), media_type="application/json")
+
+
+async def version_of(engines: Engines, request: Request, secret: str, job_id: str, since: float | None = None) -> Any:
+    """What tells whether a job has changed. Raises InvalidApiKey, RateLimited, MissingScope, NotFound, Unavailable."""
+    return _known(request, await _look(engines, version_by_key, secret, job_id, since), job_id)
+
+
+async def _until_changed(engines: Engines, request: Request, secret: str, job_id: str, seconds: float) -> float | None:
+    """Holds neither a thread nor a connection. A job that is over is waited for only by who has it already.
+
+    When the change was heard of: a read that began since then knows it. None where there was none.
+    """
+    now = asyncio.get_running_loop().time
+    deadline = now() + seconds
+    with engines.changes.watch(job_id) as watch:
+        version = await version_of(engines, request, secret, job_id)
+        first = _etag(engines, version)
+        has_it = "if-none-match" in request.headers
+        if (version.state in TERMINAL and not has_it) or (has_it and not is_known(request.headers, first)):
+            return None
+        async with closed_when_gone(request, watch):
+            while (left := deadline - now()) > 0 and not watch.is_closed:
+                watch.mind_queue(version.state == JobState.QUEUED)
+                is_heard = await watch.wait(min(left, LOOK_SECONDS))
+                if is_heard or left > LOOK_SECONDS:
+                    since = watch.heard_at if is_heard else None
+                    version = await version_of(engines, request, secret, job_id, since)
+                    if _etag(engines, version) != first:
+                        return since
+    return None
+
+
+async def _look(engines: Engines, read: Read, secret: str, job_id: str, since: float | None) -> Any:
+    """Thousands may have heard of one change: with one key they share the read that began after it."""
+    if since is None:
+        return await read(engines.connections, secret, job_id)
+    return await engines.changes.looks.share(
+        (read, secret, job_id), since, lambda: read(engines.connections, secret, job_id)
+    )
+
+
+def _etag(engines: Engines, row: Any) -> str:
+    place = place_tag(row.queue_position, row.expected_start_at, row.waiting_for)
+    return job_etag(engines.settings.organization, row.version, place)
+
+
+def _known(request: Request, row: Any, job_id: str) -> Any:
+    """A request is admitted once, and counts once; a key that is revoked while it waits ends it."""
+    if not hasattr(request.state, "caller") or row is None or row.refusal is not None:
+        request.state.caller = admit(request, row)
+    if row.id is None:
+        raise no_such_job(job_id)
+    return row

@@ -1,0 +1,77 @@
+"""/v1/fine_tuning/jobs/{id}/metrics and /logs: a job's numbers, and what its trainer said."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from app.api.auth import CallerDep
+from app.api.dependencies import SessionDep
+from app.api.openapi.examples import all_operations
+from app.api.schemas.jobs.metrics import StepMetricsBody, render_metrics
+from app.api.transport.byte_ranges import is_known
+from app.api.transport.etags import events_etag, headers_of, json_with, log_etag, not_modified
+from app.domain.jobs.step_metrics import results_csv
+from app.services.jobs import jobs, records
+
+MAX_ATTEMPT = (1 << 31) - 1  # what the column holds
+
+Form = Annotated[Literal["json", "csv"], Query(alias="format", description="json or csv.")]
+MaxPoints = Annotated[
+    int | None,
+    Query(
+        ge=2,
+        le=100_000,
+        description="At most so many steps: those that keep the shape of the loss, the first and the last among them.",
+    ),
+]
+Attempt = Annotated[int | None, Query(ge=1, le=MAX_ATTEMPT, description="Which attempt's log; absent: the last one's.")]
+Lines = Annotated[int | None, Query(ge=1, description="Only so many lines from its end.")]
+
+router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["Fine-tuning"])
+
+
+@router.get(
+    "/metrics",
+    response_model=StepMetricsBody,
+    responses=all_operations.METRICS,
+    summary="Get the metrics of a job",
+)
+def get_metrics(
+    request: Request,
+    job_id: str,
+    caller: CallerDep,
+    session: SessionDep,
+    form: Form = "json",
+    max_points: MaxPoints = None,
+) -> Any:
+    """A row per step, oldest first; of a step that was run again, the latest. As CSV: the results file's columns."""
+    event_seq, _ = jobs.numbers(session, caller.project_id, job_id)
+    etag = events_etag(event_seq)
+    if is_known(request.headers, etag):
+        return not_modified(etag)
+    metrics = records.metrics(session, caller.project_id, job_id, max_points)
+    if form == "csv":
+        return Response(results_csv(metrics.rows), headers=headers_of(etag), media_type="text/csv")
+    return json_with(etag, render_metrics(job_id, metrics))
+
+
+@router.get("/logs", response_class=Response, responses=all_operations.LOG, summary="Get the log of a job")
+def get_logs(
+    request: Request, job_id: str, caller: CallerDep, session: SessionDep, attempt: Attempt = None, lines: Lines = None
+) -> Response:
+    """The end of what the trainer wrote to its standard error, up to 64 KiB; empty as long as there is nothing.
+
+    Written anew every ten seconds while it runs, and at the end of each attempt. The logs of the last three are kept.
+    """
+    log = records.log(session, caller.project_id, job_id, attempt)
+    if log is None:
+        return Response(b"", media_type="text/plain")
+    etag = log_etag(log.attempt, log.updated_at)
+    headers = headers_of(etag) | {"X-Attempt": str(log.attempt), "X-Cut-Bytes": str(log.cut_bytes)}
+    if is_known(request.headers, etag):
+        return Response(status_code=304, headers=headers)
+    text = log.text if lines is None else "\n".join(log.text.rstrip("\n").split("\n")[-lines:]) + "\n"
+    return Response(text, headers=headers, media_type="text/plain")

@@ -1,0 +1,1 @@
+"""HTTP handlers for administrators: projects, their keys, their jobs, the audit log."""

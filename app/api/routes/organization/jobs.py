@@ -1,0 +1,47 @@
+"""/v1/organization/jobs, for admins: the jobs of every project."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+
+from app.api.auth import AUTHENTICATED
+from app.api.dependencies import EnginesDep, SessionDep
+from app.api.openapi.examples import all_operations
+from app.api.routes.jobs.jobs import render
+from app.api.routes.jobs.lists import MAX_JOBS, JobFilterDep, job_page
+from app.api.schemas.jobs.jobs import OrganizationJobList
+from app.api.transport.pagination import After, Limit
+from app.services.jobs import jobs
+from app.services.jobs.jobs import SeenJob
+
+router = APIRouter(prefix="/v1/organization/jobs", tags=["Projects and keys"], dependencies=[AUTHENTICATED])
+
+
+@router.get(
+    "",
+    response_model=OrganizationJobList,
+    responses=all_operations.NOT_MODIFIED,
+    summary="List the jobs of every project",
+    openapi_extra=all_operations.METADATA_FILTER,
+)
+def list_all_jobs(
+    request: Request,
+    session: SessionDep,
+    engines: EnginesDep,
+    wanted: JobFilterDep,
+    after: After = None,
+    limit: Limit = 20,
+    project_id: Annotated[str | None, Query(description="Only jobs of this project.")] = None,
+) -> Any:
+    """Newest first, each with the id of its project. The filters are those of `GET /v1/fine_tuning/jobs`."""
+    if project_id is not None:
+        jobs.check_project(session, project_id)
+
+    def render_with_project(seen: SeenJob) -> dict[str, Any]:
+        return render(engines, seen) | {"project_id": seen.job.project_id}
+
+    chosen = replace(wanted, project_id=project_id)
+    return job_page(request, session, engines, chosen, after, min(limit, MAX_JOBS), render_with_project)

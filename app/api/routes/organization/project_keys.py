@@ -1,0 +1,94 @@
+"""/v1/organization/projects/{project_id}/api_keys, for admins."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query
+
+from app.api.auth import AUTHENTICATED
+from app.api.dependencies import SessionDep
+from app.api.idempotency import OnceRoute
+from app.api.openapi.examples import organization as examples
+from app.api.schemas.jobs.requests import parsed
+from app.api.schemas.organization.project_keys import (
+    CreateKey,
+    KeyBody,
+    KeyList,
+    KeyRevoked,
+    NewKey,
+    RotateKey,
+    UpdateKey,
+    render_key,
+)
+from app.api.transport.json_body import JsonBodyDep, OptionalJsonBodyDep
+from app.api.transport.pagination import After, Limit, envelope
+from app.services.access import keys, projects
+
+MAX_KEYS = 100
+
+router = APIRouter(
+    prefix="/v1/organization/projects/{project_id}/api_keys",
+    tags=["Projects and keys"],
+    dependencies=[AUTHENTICATED],
+    route_class=OnceRoute,
+)
+
+
+@router.post("", response_model=NewKey, summary="Create an API key", openapi_extra=examples.CREATE_KEY_BODY)
+def create_key(project_id: str, body: JsonBodyDep, session: SessionDep) -> Any:
+    """`value` is the key, and no other answer repeats it."""
+    asked = parsed(CreateKey, body)
+    project = projects.get(session, project_id)
+    issued = keys.create(session, project, asked.name, asked.scopes, asked.expires_in_seconds)
+    return render_key(keys.get(session, project.id, issued.id)) | {"value": issued.secret}
+
+
+@router.get("", response_model=KeyList, summary="List API keys")
+def list_keys(
+    project_id: str,
+    session: SessionDep,
+    after: After = None,
+    limit: Limit = 20,
+    include_revoked: bool = False,
+    owner_project_access: Annotated[
+        Literal["active", "inactive", "any"],
+        Query(description="Only keys with this `owner_project_access`. Revoked ones also take `include_revoked`."),
+    ] = "any",
+) -> Any:
+    """Newest first, without their secrets."""
+    limit = min(limit, MAX_KEYS)
+    project = projects.get(session, project_id)
+    is_active = None if owner_project_access == "any" else owner_project_access == "active"
+    rows = keys.page(session, project.id, limit + 1, after, include_revoked, is_active)
+    return envelope(rows, limit, render_key)
+
+
+@router.get("/{key_id}", response_model=KeyBody, summary="Get an API key")
+def get_key(project_id: str, key_id: str, session: SessionDep) -> Any:
+    """Whether it opens anything, what, and when it was used last. Never the key itself."""
+    return render_key(keys.get(session, project_id, key_id))
+
+
+@router.post("/{key_id}", response_model=KeyBody, summary="Change an API key", openapi_extra=examples.UPDATE_KEY_BODY)
+def update_key(project_id: str, key_id: str, body: JsonBodyDep, session: SessionDep) -> Any:
+    """Its name, its scopes, when it expires. From the next request on."""
+    asked = parsed(UpdateKey, body)
+    key = keys.modify(session, project_id, key_id, asked.name, asked.scopes, asked.expires_in_seconds)
+    return render_key(key)
+
+
+@router.post(
+    "/{key_id}/rotate", response_model=NewKey, summary="Rotate an API key", openapi_extra=examples.ROTATE_KEY_BODY
+)
+def rotate_key(project_id: str, key_id: str, body: OptionalJsonBodyDep, session: SessionDep) -> Any:
+    """A new `value` for the same key; the old one works for a day more, or for `overlap_seconds`."""
+    key, secret = keys.rotate(session, project_id, key_id, parsed(RotateKey, body).overlap_seconds)
+    return render_key(key) | {"value": secret}
+
+
+@router.delete("/{key_id}", response_model=KeyRevoked, summary="Revoke an API key")
+def revoke_key(project_id: str, key_id: str, session: SessionDep) -> Any:
+    """At once. The key stays in the list of `include_revoked`."""
+    key = keys.revoke(session, project_id, key_id)
+    return {"id": key.id, "object": "organization.project.api_key.deleted", "deleted": True}

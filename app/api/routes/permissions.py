@@ -1,0 +1,83 @@
+"""/v1/fine_tuning/checkpoints/{model}/permissions: which other projects may use an `ft:` model.
+
+The model is looked for before the body is read: a foreign one is a 404 whatever is sent along.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query
+
+from app.api.auth import CallerDep
+from app.api.dependencies import EnginesDep, SessionDep
+from app.api.idempotency import OnceRoute
+from app.api.openapi.examples import permissions as permission_examples
+from app.api.schemas.common import Deleted
+from app.api.schemas.jobs.requests import check_shape
+from app.api.schemas.permissions import CreatePermissions, PermissionList, render_permission
+from app.api.transport.json_body import JsonBodyDep
+from app.api.transport.pagination import After, Limit, envelope
+from app.db.access.permissions import Order
+from app.db.engine import transaction
+from app.db.tables import TunedModel
+from app.errors import all_at_once
+from app.services.access import permissions
+
+MAX_PERMISSIONS = 100
+
+router = APIRouter(prefix="/v1/fine_tuning/checkpoints", tags=["Checkpoint permissions"], route_class=OnceRoute)
+
+
+def find_model(model: str, caller: CallerDep, engines: EnginesDep) -> TunedModel:
+    """In a transaction of its own: no connection is held while a client sends its body."""
+    with transaction(engines.sessions) as session:
+        return permissions.find_model(session, caller.project_id, caller.is_admin, model)
+
+
+def find_model_as_admin(model: Annotated[TunedModel, Depends(find_model)], caller: CallerDep) -> TunedModel:
+    permissions.require_admin(caller.is_admin)
+    return model
+
+
+ModelDep = Annotated[TunedModel, Depends(find_model)]
+AdminModelDep = Annotated[TunedModel, Depends(find_model_as_admin)]
+
+
+@router.post(
+    "/{model:path}/permissions",
+    response_model=PermissionList,
+    summary="Share a checkpoint",
+    openapi_extra=permission_examples.CREATE_PERMISSIONS_BODY,
+)
+def create_permissions(checkpoint: AdminModelDep, body: JsonBodyDep, session: SessionDep) -> Any:
+    """Let other projects see this `ft:` model and train it further. Takes an admin key, as at OpenAI."""
+    parsed, problems = check_shape(CreatePermissions, body)
+    if parsed is None or problems:
+        raise all_at_once(problems)
+    rows = permissions.grant(session, checkpoint, parsed.project_ids)
+    return envelope(rows, len(rows), render_permission)
+
+
+@router.get("/{model:path}/permissions", response_model=PermissionList, summary="List the permissions of a checkpoint")
+def list_permissions(
+    checkpoint: ModelDep,
+    session: SessionDep,
+    after: After = None,
+    limit: Limit = 10,
+    order: Annotated[Order, Query(description="By creation.")] = "descending",
+    project_id: Annotated[str | None, Query(description="That project's permission alone.")] = None,
+) -> Any:
+    """Any key of the project that owns the model may look; an admin key looks at every model."""
+    limit = min(limit, MAX_PERMISSIONS)
+    rows = permissions.page(session, checkpoint, limit + 1, after, order, project_id)
+    return envelope(rows, limit, render_permission)
+
+
+@router.delete(
+    "/{model:path}/permissions/{permission_id}", response_model=Deleted, summary="Withdraw a permission on a checkpoint"
+)
+def delete_permission(permission_id: str, checkpoint: AdminModelDep, session: SessionDep) -> Any:
+    """Jobs that were accepted go on; new ones are refused. Takes an admin key."""
+    permissions.withdraw(session, checkpoint, permission_id)
+    return {"id": permission_id, "object": "checkpoint.permission", "deleted": True}

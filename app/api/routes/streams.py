@@ -1,0 +1,182 @@
+"""Server-sent events: what happens to one job, each event once and in order, and which jobs of a project change."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+from starlette.responses import Response
+
+from app.api.auth import admit, bearer_secret
+from app.api.dependencies import Engines
+from app.api.openapi.examples import streams as examples
+from app.api.routes.jobs.polling import version_of
+from app.api.schemas.jobs.events import render_event
+from app.db.fast_reads import keys
+from app.db.fast_reads.jobs import seq_of_event
+from app.db.notifications import Watch
+from app.domain.jobs.states import TERMINAL
+from app.errors import BadRequest, Unavailable
+from app.services.jobs.event_fanout import Part
+from app.services.jobs.jobs import unknown_cursor
+
+KEEPALIVE_SECONDS = 15.0
+KEY_SECONDS = 30.0  # so long may a revoked key go on listening
+BURST_SECONDS = 0.1  # of the project's stream: a job that changes often is told of ten times a second
+RETRY_MILLISECONDS = 2_000  # before a browser connects again
+HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would hold events back
+
+LastEventId = Annotated[
+    str | None, Header(description="The `id` of the last event seen: its number, as in the stream, or its ftevent id.")
+]
+AfterEvent = Annotated[str | None, Query(description="The same, where no header can be sent.")]
+
+router = APIRouter(prefix="/v1", tags=["Fine-tuning"])
+
+
+@router.get(
+    "/fine_tuning/jobs/{job_id}/events/stream",
+    response_class=Response,
+    responses=examples.EVENT_STREAM,
+    summary="Follow the events of a job",
+)
+async def follow_job(
+    request: Request, job_id: str, last_event_id: LastEventId = None, after: AfterEvent = None
+) -> Response:
+    """Every event once, oldest first, as server-sent events with their number as `id`; then those to come.
+
+    After the last event of a job that is over comes one named `end`, with the job's status, and the stream closes. Who
+    has that last event already is answered 204, at which a browser stops connecting again.
+    """
+    engines: Engines = request.app.state.engines
+    secret = bearer_secret(request)
+    version = await version_of(engines, request, secret, job_id)
+    seq = await _seq(engines, version, last_event_id or after, "Last-Event-ID" if last_event_id else "after")
+    if version.state in TERMINAL and seq and seq == version.event_seq:
+        return Response(status_code=204)
+    if request.method == "HEAD":
+        return _head_of_stream()
+    return EventSourceResponse(_events(engines, secret, job_id, seq), headers=HEADERS)
+
+
+@router.get(
+    "/events/stream",
+    response_class=Response,
+    responses=examples.CHANGE_STREAM,
+    summary="Follow the jobs of a project",
+)
+async def follow_project(request: Request) -> Response:
+    """Which job has changed, never how: read it then. Nothing is replayed.
+
+    `job_id` is null when any may have: at the beginning, and when the server lost touch with its database for a moment.
+    """
+    engines: Engines = request.app.state.engines
+    secret = bearer_secret(request)
+    caller = admit(request, await keys.find(engines.connections, secret))
+    if request.method == "HEAD":
+        return _head_of_stream()
+    return EventSourceResponse(_changes(engines, secret, caller.project_id), headers=HEADERS)
+
+
+def _head_of_stream() -> Response:
+    """The headers of a stream that never begins."""
+    return EventSourceResponse(iter(()), headers=HEADERS)
+
+
+def render_event_bytes(row: Any) -> bytes:
+    """One event as it goes to everybody who follows its job."""
+    data = json.dumps(render_event(row), separators=(",", ":"), ensure_ascii=False)
+    return format_sse_event(data_str=data, id=str(row.seq))
+
+
+async def _events(engines: Engines, secret: str, job_id: str, seq: int) -> AsyncIterator[bytes]:
+    is_good = _key_check(engines, secret)
+    yield format_sse_event(retry=RETRY_MILLISECONDS)
+    with engines.changes.watch(job_id) as watch, engines.feeds.follow(job_id) as feed:
+        heard_at = asyncio.get_running_loop().time()
+        while await is_good():
+            with suppress(Unavailable):  # a database that restarts is waited for
+                while (part := await feed.after(seq, heard_at)).events or part.final_state:
+                    yield b"".join(part.events) + _end(part)
+                    seq = part.last_seq
+                    if part.final_state:
+                        return
+            heard_at = await _heard_at(watch)
+            if watch.is_closed:
+                return
+            if not watch.take():
+                yield KEEPALIVE_COMMENT
+
+
+async def _changes(engines: Engines, secret: str, project_id: str) -> AsyncIterator[bytes]:
+    is_good = _key_check(engines, secret)
+    with engines.changes.watch(project_id) as watch:
+        yield format_sse_event(retry=RETRY_MILLISECONDS) + _changed(None)
+        while await is_good():
+            if await watch.wait(KEEPALIVE_SECONDS):
+                await asyncio.sleep(BURST_SECONDS)
+                yield b"".join(_changed(job_id) for job_id in watch.take())
+            elif watch.is_closed:
+                return
+            else:
+                yield KEEPALIVE_COMMENT
+
+
+async def _heard_at(watch: Watch) -> float:
+    """When there was news. Without any until a keep-alive is due, a read of the last seconds will do."""
+    if await watch.wait(KEEPALIVE_SECONDS):
+        return watch.heard_at
+    return asyncio.get_running_loop().time() - KEEPALIVE_SECONDS / 2
+
+
+def _end(part: Part) -> bytes:
+    if part.final_state is None:
+        return b""
+    return format_sse_event(event="end", data_str=json.dumps({"status": part.final_state}))
+
+
+def _changed(job_id: str | None) -> bytes:
+    return format_sse_event(data_str=json.dumps({"object": "fine_tuning.job.changed", "job_id": job_id}))
+
+
+def _key_check(engines: Engines, secret: str) -> Callable[[], Any]:
+    """Whether the key is still good, as of the last half minute. A database that is away is no verdict."""
+    now = asyncio.get_running_loop().time
+    checked_at = now()
+
+    async def is_good() -> bool:
+        nonlocal checked_at
+        if now() - checked_at < KEY_SECONDS:
+            return True
+        with suppress(Unavailable):
+            key = await keys.find(engines.connections, secret)
+            if key is None or key.refusal is not None:
+                return False
+            checked_at = now()
+        return True
+
+    return is_good
+
+
+async def _seq(engines: Engines, version: Any, asked: str | None, param: str) -> int:
+    """The number of the event after which the stream begins. Raises BadRequest for one that the job does not have."""
+    if asked is None:
+        return 0
+    if asked.isdecimal() and asked.isascii() and len(asked) < 19:
+        seq: int | None = int(asked)
+    else:
+        seq = await seq_of_event(engines.connections, version.id, asked)
+    if seq is None or seq > version.event_seq:
+        if param == "after":
+            raise unknown_cursor("event", asked)
+        raise BadRequest(
+            f"Last-Event-ID: there is no event {asked[:80]!r} of this job; send the id of the last event you have "
+            "seen, or none for all of them",
+            param,
+        )
+    return seq

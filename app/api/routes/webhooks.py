@@ -1,0 +1,208 @@
+"""/v1/webhook_endpoints: OpenAI's calls, and ours beside them: deliveries, and sending one again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
+
+from app.api.auth import CallerDep
+from app.api.dependencies import Engines, EnginesDep, SessionDep
+from app.api.idempotency import OnceRoute
+from app.api.openapi.examples import webhooks as examples
+from app.api.schemas.jobs.requests import check_shape
+from app.api.schemas.webhooks import (
+    CreateWebhookEndpoint,
+    DeliveryState,
+    RotateSecret,
+    TestWebhookEndpoint,
+    UpdateWebhookEndpoint,
+    WebhookDeliveryBody,
+    WebhookDeliveryList,
+    WebhookEndpointBody,
+    WebhookEndpointDeleted,
+    WebhookEndpointList,
+    WebhookEndpointTestResult,
+    WebhookEndpointWithSecret,
+    WebhookEventTypeList,
+    render_delivery,
+    render_endpoint,
+    render_with_secret,
+)
+from app.api.transport.json_body import BodyBytesDep, JsonBodyDep, parse_json_object
+from app.api.transport.pagination import After, Limit, envelope
+from app.db.engine import transaction
+from app.db.tables import WebhookAttempt, WebhookDelivery
+from app.errors import BadRequest, Unavailable, all_at_once
+from app.services import webhooks
+from app.services.webhooks import Changes, Rules
+
+MAX_PAGE = 100
+LOOK_SECONDS = 0.2
+SENDER_SECONDS = 10.0  # on top of the time that one try may take
+TRIED = "SELECT status_code, error FROM webhook_attempts WHERE delivery_id = %(id)s"
+
+Parsed = TypeVar("Parsed", bound=BaseModel)
+
+router = APIRouter(prefix="/v1", tags=["Webhooks"], route_class=OnceRoute)
+
+
+@router.post(
+    "/webhook_endpoints",
+    response_model=WebhookEndpointWithSecret,
+    summary="Create a webhook endpoint",
+    openapi_extra=examples.CREATE_BODY,
+)
+def create_endpoint(body: JsonBodyDep, caller: CallerDep, session: SessionDep, engines: EnginesDep) -> Any:
+    """`signing_secret` is shown here and when it is rotated, and never again."""
+    asked = _parse(CreateWebhookEndpoint, body)
+    endpoint = webhooks.create(session, _rules(engines), caller.project_id, Changes(**asked.model_dump()))
+    return render_with_secret(endpoint)
+
+
+@router.get("/webhook_endpoints", response_model=WebhookEndpointList, summary="List webhook endpoints")
+def list_endpoints(caller: CallerDep, session: SessionDep, after: After = None, limit: Limit = 20) -> Any:
+    """Newest first."""
+    limit = min(limit, MAX_PAGE)
+    return envelope(webhooks.page(session, caller.project_id, limit + 1, after), limit, render_endpoint)
+
+
+@router.get("/webhook_event_types", response_model=WebhookEventTypeList, summary="List webhook event types")
+def list_event_types(_caller: CallerDep) -> Any:
+    """Every event that an endpoint can be told of."""
+    return {"object": "list", "data": webhooks.event_types()}
+
+
+@router.get("/webhook_endpoints/{endpoint_id}", response_model=WebhookEndpointBody, summary="Get a webhook endpoint")
+def get_endpoint(endpoint_id: str, caller: CallerDep, session: SessionDep) -> Any:
+    """What it is told of, and whether anything is sent to it; of its secret only the end."""
+    return render_endpoint(webhooks.get(session, caller.project_id, endpoint_id))
+
+
+@router.post(
+    "/webhook_endpoints/{endpoint_id}",
+    response_model=WebhookEndpointBody,
+    summary="Change a webhook endpoint",
+    openapi_extra=examples.UPDATE_BODY,
+)
+def update_endpoint(
+    endpoint_id: str, body: JsonBodyDep, caller: CallerDep, session: SessionDep, engines: EnginesDep
+) -> Any:
+    """What is absent stays as it is. Enabling it again sends what has waited for it."""
+    asked = Changes(**_parse(UpdateWebhookEndpoint, body).model_dump())
+    return render_endpoint(webhooks.change(session, _rules(engines), caller.project_id, endpoint_id, asked))
+
+
+@router.delete(
+    "/webhook_endpoints/{endpoint_id}", response_model=WebhookEndpointDeleted, summary="Delete a webhook endpoint"
+)
+def delete_endpoint(endpoint_id: str, caller: CallerDep, session: SessionDep) -> Any:
+    """With its deliveries, also those that wait."""
+    webhooks.delete(session, caller.project_id, endpoint_id)
+    return {"id": endpoint_id, "object": "webhook_endpoint.deleted", "deleted": True}
+
+
+@router.post(
+    "/webhook_endpoints/{endpoint_id}/rotate_secret",
+    response_model=WebhookEndpointWithSecret,
+    summary="Rotate the secret of a webhook endpoint",
+    openapi_extra=examples.ROTATE_BODY,
+)
+def rotate_secret(endpoint_id: str, body: BodyBytesDep, caller: CallerDep, session: SessionDep) -> Any:
+    """With `keep_old_secret_active_for_24_hours` each message carries a signature by either secret for a day."""
+    asked = _parse(RotateSecret, parse_json_object(body) if body else {})
+    keep_old = asked.keep_old_secret_active_for_24_hours
+    return render_with_secret(webhooks.rotate_secret(session, caller.project_id, endpoint_id, keep_old))
+
+
+@router.post(
+    "/webhook_endpoints/{endpoint_id}/test",
+    response_model=WebhookEndpointTestResult,
+    summary="Send a test to a webhook endpoint",
+    openapi_extra=examples.TEST_BODY,
+)
+async def send_test(endpoint_id: str, body: JsonBodyDep, caller: CallerDep, engines: EnginesDep) -> Any:
+    """One signed sample of an event, sent once; answers what the endpoint answered."""
+    asked = _parse(TestWebhookEndpoint, body)
+    delivery = await run_in_threadpool(_begin_test, engines, caller.project_id, endpoint_id, asked.event_type)
+    tried = await _tried(engines, delivery)
+    if tried.status_code is None:
+        raise BadRequest(f"The test did not reach {endpoint_id}: {tried.error}", code="webhook_unreachable")
+    return {
+        "object": "webhook_endpoint.test",
+        "webhook_endpoint_id": endpoint_id,
+        "event_type": asked.event_type,
+        "status_code": tried.status_code,
+        "success": True,
+        "delivery_id": delivery.id,
+    }
+
+
+@router.get(
+    "/webhook_endpoints/{endpoint_id}/deliveries",
+    response_model=WebhookDeliveryList,
+    summary="List deliveries of a webhook endpoint",
+)
+def list_deliveries(
+    endpoint_id: str,
+    caller: CallerDep,
+    session: SessionDep,
+    after: After = None,
+    limit: Limit = 20,
+    status: Annotated[DeliveryState | None, Query(description="Only those.")] = None,
+) -> Any:
+    """Newest first, each with what came of every try."""
+    limit = min(limit, MAX_PAGE)
+    rows = webhooks.delivery_page(session, caller.project_id, endpoint_id, limit + 1, after, status)
+    return envelope(rows, limit, render_delivery)
+
+
+@router.get(
+    "/webhook_endpoints/{endpoint_id}/deliveries/{delivery_id}",
+    response_model=WebhookDeliveryBody,
+    summary="Get a delivery of a webhook endpoint",
+)
+def get_delivery(endpoint_id: str, delivery_id: str, caller: CallerDep, session: SessionDep) -> Any:
+    """With what came of every try. Deliveries are kept for 30 days."""
+    return render_delivery(webhooks.delivery(session, caller.project_id, endpoint_id, delivery_id))
+
+
+@router.post(
+    "/webhook_endpoints/{endpoint_id}/deliveries/{delivery_id}/redeliver",
+    response_model=WebhookDeliveryBody,
+    summary="Deliver an event again",
+)
+def redeliver(endpoint_id: str, delivery_id: str, caller: CallerDep, session: SessionDep) -> Any:
+    """The same event with the same `webhook-id`, at once and then by the schedule, whatever became of it before."""
+    return render_delivery(webhooks.redeliver(session, caller.project_id, endpoint_id, delivery_id))
+
+
+def _parse(model: type[Parsed], body: dict[str, Any]) -> Parsed:
+    parsed, problems = check_shape(model, body)
+    if parsed is None or problems:
+        raise all_at_once(problems)
+    return parsed
+
+
+def _rules(engines: Engines) -> Rules:
+    return Rules(engines.settings.webhook_allow_http, engines.settings.webhook_networks)
+
+
+def _begin_test(engines: Engines, project_id: str, endpoint_id: str, event_type: str) -> WebhookDelivery:
+    with transaction(engines.sessions) as session:
+        return webhooks.begin_test(session, project_id, endpoint_id, event_type)
+
+
+async def _tried(engines: Engines, delivery: WebhookDelivery) -> WebhookAttempt:
+    """What came of it, once a sender says so: only senders go out. Waits without a thread and without a connection."""
+    deadline = time.monotonic() + engines.settings.webhook_timeout_seconds + SENDER_SECONDS
+    while (tried := await engines.connections.fetch_one(TRIED, {"id": delivery.id})) is None:
+        if time.monotonic() > deadline:
+            raise Unavailable("No sender of webhooks has answered; `python -m worker.webhooks` must be running.")
+        await asyncio.sleep(LOOK_SECONDS)
+    found: WebhookAttempt = tried
+    return found

@@ -1,0 +1,79 @@
+"""Checkpoints, and the adapter of a finished job, as clients see them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from app.api.schemas.common import Body, ListBody, unix
+from app.db.tables import Checkpoint, File
+from app.services.jobs.adapters import Adapter
+
+
+class CheckpointBody(Body):
+    id: str
+    object: Literal["fine_tuning.job.checkpoint"]
+    created_at: int
+    fine_tuning_job_id: str
+    fine_tuned_model_checkpoint: str
+    step_number: int
+    best: bool
+    metrics: dict[str, float | None]
+    result_files: list[str]
+    adapter_archive_file_id: str
+
+
+class CheckpointList(ListBody):
+    data: list[CheckpointBody]
+
+
+class AdapterFile(Body):
+    id: str
+    filename: str
+    bytes: int
+    sha256: str
+
+
+class AdapterBody(Body):
+    """Every file by itself, and `archive` with all of them."""
+
+    object: Literal["fine_tuning.job.adapter"]
+    fine_tuning_job_id: str
+    fine_tuned_model: str
+    base_model: str
+    format: Literal["peft"]
+    step_number: int
+    files: list[AdapterFile]
+    archive: AdapterFile
+
+
+def render_checkpoint(checkpoint: Checkpoint, best_id: str | None) -> dict[str, Any]:
+    """`best`: it has the lowest full validation loss of all that the job measured."""
+    return {
+        "id": checkpoint.id,
+        "object": "fine_tuning.job.checkpoint",
+        "created_at": unix(checkpoint.created_at),
+        "fine_tuning_job_id": checkpoint.job_id,
+        "fine_tuned_model_checkpoint": checkpoint.name,
+        "step_number": checkpoint.step_number,
+        "best": checkpoint.id == best_id,
+        "metrics": checkpoint.metrics,
+        "result_files": checkpoint.file_ids,
+        "adapter_archive_file_id": checkpoint.archive_file_id,
+    }
+
+
+def render_adapter(adapter: Adapter) -> dict[str, Any]:
+    return {
+        "object": "fine_tuning.job.adapter",
+        "fine_tuning_job_id": adapter.job.id,
+        "fine_tuned_model": adapter.checkpoint.name,
+        "base_model": adapter.job.base_model,
+        "format": "peft",
+        "step_number": adapter.checkpoint.step_number,
+        "files": [_render_file(file) for file in adapter.files],
+        "archive": _render_file(adapter.archive),
+    }
+
+
+def _render_file(file: File) -> dict[str, Any]:
+    return {"id": file.id, "filename": file.filename, "bytes": file.bytes, "sha256": file.sha256}

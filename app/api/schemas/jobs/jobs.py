@@ -1,0 +1,255 @@
+"""Fine-tuning jobs as clients see them: OpenAI's object, and ours beside it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Literal, Protocol
+
+from app.api.schemas.common import Body, ListBody, WarningBody, unix, unix_or_none
+from app.domain.jobs.spec import Hyperparameters, LoraSpec, QuantizationSpec
+from app.domain.jobs.states import JobState
+
+OPENAI_HYPERPARAMETERS = ("n_epochs", "batch_size", "learning_rate_multiplier")
+PROGRESS = ("step", "total_steps", "epoch", "tokens_per_second", "eta_seconds")
+
+
+class JobError(Body):
+    code: str
+    message: str
+    param: str | None
+
+
+class LegacyHyperparameters(Body):
+    n_epochs: int
+    batch_size: int
+    learning_rate_multiplier: float | None
+
+
+class NoHyperparameters(Body):
+    """OpenAI's older field knows supervised jobs only; an empty object is what its strict clients take for others."""
+
+
+class HyperparametersBody(Body):
+    hyperparameters: Hyperparameters
+
+
+class SupervisedMethod(Body):
+    type: Literal["supervised"]
+    supervised: HyperparametersBody
+
+
+class DpoMethod(Body):
+    type: Literal["dpo"]
+    dpo: HyperparametersBody
+
+
+class Progress(Body):
+    step: int
+    total_steps: int
+    epoch: float | None  # none of these before the first step
+    tokens_per_second: float | None
+    eta_seconds: float | None
+
+
+class AdapterOfJob(Body):
+    """`sha256` and `bytes` are the archive's."""
+
+    files: list[str]
+    archive_file_id: str
+    format: Literal["peft"]
+    sha256: str
+    bytes: int
+    base_model: str
+
+
+class JobBody(Body):
+    id: str
+    object: Literal["fine_tuning.job"]
+    created_at: int
+    finished_at: int | None
+    estimated_finish: int | None
+    model: str
+    fine_tuned_model: str | None
+    organization_id: str
+    status: Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
+    hyperparameters: LegacyHyperparameters | NoHyperparameters
+    method: SupervisedMethod | DpoMethod
+    training_file: str
+    validation_file: str | None
+    result_files: list[str]
+    trained_tokens: int | None
+    seed: int
+    error: JobError | None
+    integrations: list[Any]
+    metadata: dict[str, str] | None
+    user_provided_suffix: str | None
+    lora: LoraSpec
+    quantization: QuantizationSpec | None
+    sample_prompts: list[str]
+    progress: Progress | None
+    trained_steps: int | None
+    total_steps: int | None
+    phase: str | None
+    queue_position: int | None
+    expected_start: int | None
+    waiting_for: str | None
+    priority: int
+    urgent: bool
+    worker_labels: list[str]
+    attempts: int
+    cloned_from: str | None
+    warnings: list[WarningBody]
+    adapter: AdapterOfJob | None
+
+
+class JobList(ListBody):
+    data: list[JobBody]
+
+
+class OrganizationJob(JobBody):
+    project_id: str
+
+
+class OrganizationJobList(ListBody):
+    data: list[OrganizationJob]
+
+
+class JobView(Protocol):
+    """What `render_job` reads: an ORM row, or a row of the raw query in app.db.fast_reads.jobs."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def created_at(self) -> datetime: ...
+    @property
+    def finished_at(self) -> datetime | None: ...
+    @property
+    def base_model(self) -> str: ...
+    @property
+    def fine_tuned_model(self) -> str | None: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def spec(self) -> dict[str, Any]: ...
+    @property
+    def training_file_id(self) -> str: ...
+    @property
+    def validation_file_id(self) -> str | None: ...
+    @property
+    def result_file_ids(self) -> list[str]: ...
+    @property
+    def trained_tokens(self) -> int | None: ...
+    @property
+    def error_code(self) -> str | None: ...
+    @property
+    def error_message(self) -> str | None: ...
+    @property
+    def error_param(self) -> str | None: ...
+    @property
+    def user_metadata(self) -> dict[str, Any] | None: ...
+    @property
+    def suffix(self) -> str | None: ...
+    @property
+    def progress(self) -> dict[str, Any] | None: ...
+    @property
+    def phase(self) -> str | None: ...
+    @property
+    def train_attempts(self) -> int: ...
+    @property
+    def priority(self) -> int: ...
+    @property
+    def is_urgent(self) -> bool: ...
+    @property
+    def worker_labels(self) -> list[str]: ...
+    @property
+    def cloned_from(self) -> str | None: ...
+    @property
+    def warnings(self) -> list[dict[str, Any]]: ...
+    @property
+    def adapter_archive_file_id(self) -> str | None: ...
+    @property
+    def adapter_sha256(self) -> str | None: ...
+    @property
+    def adapter_bytes(self) -> int | None: ...
+
+
+def render_job(
+    job: JobView,
+    organization: str,
+    queue_position: int | None,
+    adapter_file_ids: Sequence[str] | None,
+    expected_start_at: datetime | None = None,
+    waiting_for: str | None = None,
+) -> dict[str, Any]:
+    spec = job.spec
+    hyperparameters = spec["hyperparameters"]
+    method = spec.get("method", "supervised")  # rows from before there was a choice
+    progress = job.progress or {}
+    return {
+        "id": job.id,
+        "object": "fine_tuning.job",
+        "created_at": unix(job.created_at),
+        "finished_at": unix_or_none(job.finished_at),
+        "estimated_finish": _estimated_finish(job, progress),
+        "model": spec.get("continued_from") or job.base_model,
+        "fine_tuned_model": job.fine_tuned_model,
+        "organization_id": organization,
+        "status": job.state,
+        "hyperparameters": {k: hyperparameters[k] for k in OPENAI_HYPERPARAMETERS} if method == "supervised" else {},
+        "method": {"type": method, method: {"hyperparameters": hyperparameters}},
+        "training_file": job.training_file_id,
+        "validation_file": job.validation_file_id,
+        "result_files": job.result_file_ids,
+        "trained_tokens": job.trained_tokens,
+        "seed": spec["seed"],
+        "error": _error(job),
+        "integrations": [],
+        "metadata": job.user_metadata,
+        "user_provided_suffix": job.suffix,
+        "lora": spec["lora"],
+        "quantization": spec["quantization"],
+        "sample_prompts": spec.get("sample_prompts", []),
+        "progress": {key: progress.get(key) for key in PROGRESS} if progress else None,
+        "trained_steps": progress.get("step"),
+        "total_steps": progress.get("total_steps"),
+        "phase": job.phase,
+        "queue_position": queue_position,
+        "expected_start": unix_or_none(expected_start_at),
+        "waiting_for": waiting_for,
+        "priority": job.priority,
+        "urgent": job.is_urgent,
+        "worker_labels": job.worker_labels,
+        "attempts": job.train_attempts,
+        "cloned_from": job.cloned_from,
+        "warnings": job.warnings,
+        "adapter": _adapter(job, adapter_file_ids),
+    }
+
+
+def _estimated_finish(job: JobView, progress: Mapping[str, Any]) -> int | None:
+    """Only while running. The worker's own moment comes first: an unchanged row is then an unchanged body, a 304."""
+    if job.state != JobState.RUNNING or progress.get("eta_seconds") is None:
+        return None
+    return int(progress.get("estimated_finish") or time.time() + progress["eta_seconds"])
+
+
+def _error(job: JobView) -> dict[str, Any] | None:
+    """OpenAI sends {} for a healthy job, which is truthy in Python; null says what it means."""
+    if job.error_code is None:
+        return None
+    return {"code": job.error_code, "message": job.error_message or "", "param": job.error_param}
+
+
+def _adapter(job: JobView, file_ids: Sequence[str] | None) -> dict[str, Any] | None:
+    if job.adapter_sha256 is None:
+        return None
+    return {
+        "files": list(file_ids or ()),
+        "archive_file_id": job.adapter_archive_file_id,
+        "format": "peft",
+        "sha256": job.adapter_sha256,
+        "bytes": job.adapter_bytes,
+        "base_model": job.base_model,
+    }

@@ -1,0 +1,26 @@
+"""The metrics of a job's steps as clients see them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from app.api.schemas.common import Body
+from app.services.jobs.records import StepMetrics
+
+
+class StepMetricsBody(Body):
+    """`data` has a row per step, with the keys of its `metrics` event; `total` is how many there are in all."""
+
+    object: Literal["fine_tuning.job.metrics"]
+    fine_tuning_job_id: str
+    total: int
+    data: list[dict[str, Any]]
+
+
+def render_metrics(job_id: str, metrics: StepMetrics) -> dict[str, Any]:
+    return {
+        "object": "fine_tuning.job.metrics",
+        "fine_tuning_job_id": job_id,
+        "total": metrics.total,
+        "data": metrics.rows,
+    }

@@ -1,0 +1,102 @@
+"""API keys as admins see them, in OpenAI's shape of a project's key; scopes, rotation and status are ours."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from app.api.schemas.common import Body, ListBody, unix, unix_or_none
+from app.api.schemas.jobs.requests import Strict
+from app.db.tables import ApiKey
+from app.domain.access.scopes import ALL, SCOPES
+from app.services.access import keys
+
+Scopes = Annotated[
+    list[str], Field(min_length=1, max_length=len(SCOPES), json_schema_extra={"items": {"enum": list(SCOPES)}})
+]
+Name = Annotated[str, Field(min_length=1, max_length=100)]
+least, most = keys.EXPIRY_SECONDS
+Expiry = Annotated[int, Field(ge=least, le=most)]
+least, most = keys.OVERLAP_SECONDS
+Overlap = Annotated[int, Field(ge=least, le=most, description="How long the old secret goes on working.")]
+
+
+class CreateKey(Strict):
+    name: Name
+    scopes: Scopes = [ALL]  # noqa: RUF012  (pydantic copies it)
+    expires_in_seconds: Expiry | None = None
+
+
+class UpdateKey(Strict):
+    """What is absent or null stays as it is."""
+
+    name: Name | None = None
+    scopes: Scopes | None = None
+    expires_in_seconds: Expiry | None = None
+
+
+class RotateKey(Strict):
+    overlap_seconds: Overlap = keys.DEFAULT_OVERLAP_SECONDS
+
+
+class Owner(Body):
+    """Keys have no owner but their project; official clients expect the object."""
+
+    type: None = None
+
+
+class KeyBody(Body):
+    id: str
+    object: Literal["organization.project.api_key"]
+    project_id: str
+    name: str
+    redacted_value: str
+    scopes: list[str]
+    status: Literal["active", "expired", "revoked"]
+    created_at: int
+    last_used_at: Annotated[int | None, Field(description="Seconds since 1970, true to the minute; null: never.")]
+    expires_at: int | None
+    revoked_at: int | None
+    rotated_at: int | None
+    previous_value_expires_at: Annotated[
+        int | None,
+        Field(description="Until when the secret before works, too, in seconds since 1970; null: it does not."),
+    ]
+    owner: Owner
+    owner_project_access: Literal["active", "inactive"]
+
+
+class NewKey(KeyBody):
+    value: Annotated[str, Field(description="The whole key. It is shown this once.")]
+
+
+class KeyList(ListBody):
+    data: list[KeyBody]
+
+
+class KeyRevoked(Body):
+    id: str
+    object: Literal["organization.project.api_key.deleted"]
+    deleted: Literal[True]
+
+
+def render_key(key: ApiKey) -> dict[str, Any]:
+    status = keys.status(key)
+    return {
+        "id": key.id,
+        "object": "organization.project.api_key",
+        "project_id": key.project_id,
+        "name": key.name,
+        "redacted_value": key.redacted,
+        "scopes": key.scopes,
+        "status": status,
+        "created_at": unix(key.created_at),
+        "last_used_at": unix_or_none(key.last_used_at),
+        "expires_at": unix_or_none(key.expires_at),
+        "revoked_at": unix_or_none(key.revoked_at),
+        "rotated_at": unix_or_none(key.rotated_at),
+        "previous_value_expires_at": unix_or_none(key.previous_expires_at),
+        "owner": {"type": None},
+        "owner_project_access": "active" if status == "active" else "inactive",
+    }

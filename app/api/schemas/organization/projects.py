@@ -1,0 +1,120 @@
+"""Projects as admins see them, in OpenAI's shape of an organization's project; limits and use are ours."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from app.api.schemas.common import Body, ListBody, unix, unix_or_none
+from app.api.schemas.jobs.requests import Strict
+from app.db.access.usage import Usage
+from app.db.tables import Project
+from app.db.tables.projects import LIMITS
+from app.domain.jobs.bounds import SHARE_WEIGHT
+
+MAX_BIGINT = (1 << 63) - 1
+Count = Annotated[int, Field(ge=0, le=MAX_BIGINT)]
+
+
+class Limits(Strict):
+    """null is no limit."""
+
+    max_stored_bytes: Count | None = None
+    max_queued_jobs: Count | None = None
+    max_running_jobs: Count | None = None
+    max_gpu_seconds_per_month: Count | None = None
+    max_requests_per_second: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+
+
+class CreateProject(Strict):
+    name: Annotated[str, Field(min_length=1, max_length=100)]
+    limits: Limits | None = None
+    share_weight: Annotated[
+        float, Field(ge=SHARE_WEIGHT.least, le=SHARE_WEIGHT.most, description="Its part of the GPUs when several wait.")
+    ] = 1.0
+
+
+class UpdateProject(Strict):
+    """What is absent stays as it is; a limit that is null goes."""
+
+    name: Annotated[str, Field(min_length=1, max_length=100)] | None = None
+    limits: Limits | None = None
+    share_weight: Annotated[float, Field(ge=SHARE_WEIGHT.least, le=SHARE_WEIGHT.most)] | None = None
+
+
+class ArchiveProject(Strict):
+    cancel_jobs: Annotated[bool, Field(description="Cancel what has not ended, instead of refusing.")] = False
+
+
+class UsageBody(Body):
+    stored_bytes: int
+    queued_jobs: int
+    running_jobs: int
+    gpu_seconds_this_month: float
+    held_gpu_seconds: Annotated[float, Field(description="What running jobs will still take, by their plans.")]
+
+
+class ProjectBody(Body):
+    id: str
+    object: Literal["organization.project"]
+    name: str
+    created_at: int
+    archived_at: int | None
+    status: Literal["active", "archived"]
+    limits: Limits
+    share_weight: float
+
+
+class ProjectWithUsage(ProjectBody):
+    usage: UsageBody
+
+
+class OwnKey(Body):
+    id: str
+    scopes: list[str]
+
+
+class OwnProject(ProjectWithUsage):
+    """What a key may know of where it belongs."""
+
+    api_key: OwnKey
+
+
+class ProjectList(ListBody):
+    data: list[ProjectBody]
+
+
+def render_project(project: Project) -> dict[str, Any]:
+    return {
+        "id": project.id,
+        "object": "organization.project",
+        "name": project.name,
+        "created_at": unix(project.created_at),
+        "archived_at": unix_or_none(project.archived_at),
+        "status": "active" if project.archived_at is None else "archived",
+        "limits": {limit: getattr(project, limit) for limit in LIMITS},
+        "share_weight": project.share_weight,
+    }
+
+
+def render_with_usage(project: Project, usage: Usage) -> dict[str, Any]:
+    return render_project(project) | {
+        "usage": {
+            "stored_bytes": usage.stored_bytes,
+            "queued_jobs": usage.queued_jobs,
+            "running_jobs": usage.running_jobs,
+            "gpu_seconds_this_month": round(usage.gpu_seconds_this_month, 3),
+            "held_gpu_seconds": round(usage.held_gpu_seconds, 3),
+        }
+    }
+
+
+def settings_of(body: CreateProject | UpdateProject) -> dict[str, int | float | None]:
+    """What was given of limits and weight."""
+    given: dict[str, int | float | None] = {}
+    if body.limits is not None:
+        given |= body.limits.model_dump(exclude_unset=True)
+    if body.share_weight is not None and "share_weight" in body.model_fields_set:
+        given["share_weight"] = body.share_weight
+    return given

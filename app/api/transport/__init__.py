@@ -1,0 +1,1 @@
+"""HTTP mechanics without a subject: bodies, byte ranges, ETags, multipart, pages, disconnects, uploads."""

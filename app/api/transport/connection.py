@@ -1,0 +1,233 @@
+"""One HTTP connection: uvicorn's, with limits on slow and idle clients, and stricter about how a request is framed.
+
+The limits of a body that a handler reads are in `envelope`, where they hold under any server. Here are those that no
+application sees: request headers that do not come, idle connections, the rest of a body whose request was answered
+already, and a response that the client does not take.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from http import HTTPStatus
+from typing import Any
+
+import h11
+from uvicorn.config import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from app.api.error_handlers import error_response
+from app.api.middleware.request_log import CLIENT_CLOSED_REQUEST, RequestRecord, log_request, record_of, request_id_of
+from app.api.transport.body_pace import BodyPace
+from app.errors import BadRequest, RequestTimeout, TuneryError
+from app.settings import Settings
+
+MAX_HEADER_BYTES = 16 << 10  # of a request line and its headers; h11's own default
+
+# uvicorn warns of each invalid request; the request's own line says so already.
+logger = logging.getLogger(__name__)
+logger.setLevel(logging.ERROR)
+
+
+class LimitedConnection(H11Protocol):
+    """For uvicorn's `--http`. The settings come from the state of the application's lifespan."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._settings: Settings = app_state["settings"]
+        self.conn = self._parser = _StrictParser(h11.SERVER, MAX_HEADER_BYTES)
+        self.logger = logger
+        self.timeout_keep_alive = self._settings.keep_alive_seconds
+        self._header_timer: asyncio.TimerHandle | None = None
+        self._drain_timer: asyncio.TimerHandle | None = None
+        self._drain_pace: BodyPace | None = None
+        self._drained_at = 0.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        _limit_unacknowledged(transport, self._settings.response_stall_seconds)
+        self._start_header_timer()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch(len(data))
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch(0)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timers()
+        self._unset_keepalive_if_required()
+        if self.cycle is not None and not self.cycle.response_complete and (record := record_of(self.cycle.scope)):
+            record.end("client_disconnected", CLIENT_CLOSED_REQUEST)
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  # uvicorn's text, which never says more
+        """Answer what is no valid HTTP request, be it the request itself or the chunks of a body."""
+        error = BadRequest(self._parser.refusal or "The request is not valid HTTP/1.1, so it was not read further.")
+        if self.cycle is None or self.cycle.response_complete:
+            self._refuse(error)
+        else:
+            self._abort_cycle(error)
+
+    def _should_upgrade(self) -> bool:
+        """There are no websockets here; a request to upgrade is an ordinary one (RFC 9110, 7.8)."""
+        return False
+
+    def _watch(self, received_bytes: int) -> None:
+        """Run the timer of what the connection waits for: request headers, the rest of a body, or nothing."""
+        if self.transport.is_closing():
+            self._stop_timers()
+            return
+        is_idle = self.conn.their_state is h11.IDLE
+        if not is_idle:
+            self._stop_header_timer()
+        elif self._header_timer is None:
+            self._await_request()
+        if self.conn.their_state is h11.SEND_BODY and self.cycle is not None and self.cycle.response_complete:
+            self._drain(received_bytes)
+        elif self._drain_pace is not None:
+            self._stop_draining()
+
+    def _await_request(self) -> None:
+        if self.conn.trailing_data[0]:
+            self._start_header_timer()
+        elif self.timeout_keep_alive_task is None:  # uvicorn starts it after a response, not after the rest of a body
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def _start_header_timer(self) -> None:
+        self._header_timer = self.loop.call_later(self._settings.header_timeout_seconds, self._on_header_timeout)
+
+    def _on_header_timeout(self) -> None:
+        self._header_timer = None
+        if self.transport.is_closing():
+            return
+        if self.conn.trailing_data[0]:
+            seconds = self._settings.header_timeout_seconds
+            self._refuse(RequestTimeout(f"The request headers were not complete after {seconds:g} s."), seconds)
+        else:
+            self.transport.close()
+
+    def _drain(self, received_bytes: int) -> None:
+        """Read and discard the rest of a body, so that a client that is still sending gets to read the response."""
+        now = self.loop.time()
+        if self._drain_pace is None:
+            self._drain_pace, self._drained_at, received_bytes = BodyPace(self._settings), now, 0
+        try:
+            self._drain_pace.add(now - self._drained_at, received_bytes)
+        except RequestTimeout:
+            self._stop_draining()
+            self.transport.close()
+            return
+        self._drained_at = now
+        if self._drain_timer is not None:
+            self._drain_timer.cancel()
+        self._drain_timer = self.loop.call_later(self._drain_pace.next_check_seconds, self._watch, 0)
+
+    def _refuse(self, error: TuneryError, waited_seconds: float = 0.0) -> None:
+        """Answer and log a request that never reached the application, and close the connection."""
+        request = self._parser.refused
+        headers = list(request.headers) if request else []
+        record = RequestRecord(request_id_of(headers))
+        record.began -= waited_seconds
+        record.end("request_timeout" if isinstance(error, RequestTimeout) else "invalid_request", error.status)
+        record.bytes_out = self._write_error(error, record.request_id)
+        scope: dict[str, Any] = {"client": self.client}
+        if request:
+            path, _, query = request.target.partition(b"?")
+            scope |= {"method": request.method.decode(), "path": path.decode(), "query_string": query}
+        log_request(scope, record)
+
+    def _abort_cycle(self, error: TuneryError) -> None:
+        """The body of a running request turned out to be invalid: its handler finds the client gone."""
+        cycle = self.cycle
+        if record := record_of(cycle.scope):
+            record.end("invalid_request", error.status)
+            if not cycle.response_started:
+                record.bytes_out = self._write_error(error, record.request_id)
+        self.transport.close()
+        cycle.disconnected = True
+        cycle.message_event.set()
+
+    def _write_error(self, error: TuneryError, request_id: str) -> int:
+        """Send `error` as the response and close the connection; the length of its body."""
+        response = error_response(error)
+        headers = [*self.server_state.default_headers, *response.raw_headers, (b"x-request-id", request_id.encode())]
+        if not isinstance(error, RequestTimeout):  # which closes by itself
+            headers.append((b"connection", b"close"))
+        body = bytes(response.body)
+        for event in (
+            h11.Response(status_code=error.status, headers=headers, reason=HTTPStatus(error.status).phrase),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+        return len(body)
+
+    def _stop_timers(self) -> None:
+        self._stop_header_timer()
+        self._stop_draining()
+
+    def _stop_header_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _stop_draining(self) -> None:
+        self._drain_pace = None
+        if self._drain_timer is not None:
+            self._drain_timer.cancel()
+            self._drain_timer = None
+
+
+class _StrictParser(h11.Connection):
+    """Refuses a request whose length can be read in two ways.
+
+    A proxy in front that reads it in the other way takes the rest of one request for the next one: request smuggling
+    (RFC 9112, 6.1 and 11.2).
+    """
+
+    refused: h11.Request | None = None
+    refusal: str | None = None
+
+    def next_event(self) -> Any:
+        event = super().next_event()
+        if type(event) is h11.Request and (refusal := _ambiguous_length(event)):
+            self.refused, self.refusal = event, refusal
+            raise h11.RemoteProtocolError(refusal)
+        return event
+
+
+def _ambiguous_length(request: h11.Request) -> str | None:
+    names = [name for name, _ in request.headers]
+    if b"transfer-encoding" not in names:
+        return None
+    if b"content-length" in names:
+        return "The request has both Content-Length and Transfer-Encoding; send one of them."
+    if request.http_version < b"1.1":
+        return "The request has a Transfer-Encoding, which HTTP/1.0 does not know; send a Content-Length."
+    return None
+
+
+def _limit_unacknowledged(transport: asyncio.Transport, seconds: float) -> None:
+    """Have the kernel end the connection when the client acknowledges no byte of a response for so long.
+
+    It counts a client that is there but does not read (a zero window), too. Not everywhere: Linux has it.
+    """
+    connection = transport.get_extra_info("socket")
+    if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
+        option = getattr(socket, "TCP_USER_TIMEOUT", None)
+        if option is not None:
+            connection.setsockopt(socket.IPPROTO_TCP, option, int(seconds * 1000))

@@ -1,0 +1,1 @@
+"""The commands of `tunery`, one module per subject."""

@@ -1,0 +1,301 @@
+"""`tunery jobs`: create a fine-tuning job, look at it, follow it, end it."""
+
+import math
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from app.cli.client.job_request import build_body, build_update, target_modules
+from app.cli.client.references import JobId
+from app.cli.client.service_discovery import job_path
+from app.cli.client.training_files import uploaded
+from app.cli.commands.watch import raise_unless_succeeded, watch_or_detach
+from app.cli.job_options import (
+    BatchSize,
+    Epochs,
+    LoraRank,
+    Metadata,
+    Model,
+    NoQuantization,
+    Priority,
+    Seed,
+    Settings,
+    TargetModules,
+    TrainingFile,
+)
+from app.cli.options import AsJson, with_client
+from app.cli.output.console import (
+    duration_text,
+    print_fields,
+    print_json,
+    print_line,
+    print_table,
+    remark,
+    size_text,
+    time_text,
+)
+from app.cli.output.progress import Losses, numbers_text, status_text
+
+if TYPE_CHECKING:
+    from app.cli.client.http import Client
+
+commands = typer.Typer(no_args_is_help=True, help="Fine-tuning jobs.")
+
+EVENTS_A_PAGE = 1000
+ASKED_FOR_MOST = ("r", "alpha", "dropout", "bits", "type", "n_epochs", "batch_size", "learning_rate")
+Limit = Annotated[int, typer.Option(min=1, help="At most so many, newest first.")]
+
+
+def unix_seconds(text: str) -> int:
+    """Raises BadParameter, which typer shows with the option's name."""
+    try:
+        return int(text) if text.isdecimal() else math.floor(datetime.fromisoformat(text).timestamp())
+    except (ValueError, OverflowError):
+        allowed = "seconds since 1970, or a date such as 2026-11-27 or 2026-11-27T09:30:00+01:00"
+        raise typer.BadParameter(f"{text!r} is no time; write {allowed}") from None
+
+
+CreatedAfter = Annotated[
+    int | None,
+    typer.Option(
+        parser=unix_seconds, metavar="TIME", help="Only jobs created later: seconds since 1970, or a date (local time)."
+    ),
+]
+CreatedBefore = Annotated[
+    int | None, typer.Option(parser=unix_seconds, metavar="TIME", help="Only jobs created earlier.")
+]
+
+
+@commands.command("create")
+@with_client
+def create(
+    client: "Client",
+    model: Model,
+    training_file: TrainingFile,
+    validation_file: Annotated[str | None, typer.Option(help="A file's id, or a path to upload.")] = None,
+    suffix: Annotated[str | None, typer.Option(help="A word for the new model's name.")] = None,
+    seed: Seed = None,
+    method: Annotated[str | None, typer.Option(help="supervised (the default) or dpo.")] = None,
+    n_epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Absolute, such as 2e-4.")] = None,
+    lora_r: LoraRank = None,
+    lora_alpha: Annotated[float | None, typer.Option(help="The adapter's scale is alpha / r (2 r).")] = None,
+    lora_dropout: Annotated[float | None, typer.Option(help="From 0 to below 1 (0).")] = None,
+    modules: TargetModules = None,
+    no_quantization: NoQuantization = False,
+    settings: Settings = None,
+    metadata: Metadata = None,
+    priority: Priority = None,
+    urgent: Annotated[
+        bool, typer.Option("--urgent", help="Go before everybody's jobs, where that is allowed.")
+    ] = False,
+    labels: Annotated[
+        list[str] | None, typer.Option("--worker-label", help="Only a worker with this label takes the job.")
+    ] = None,
+    follow: Annotated[bool, typer.Option("--watch", help="Stay until the job is over.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Create a job and print its id. What is not given, the server decides from the data and the base model."""
+    # Everything that can be wrong on the command line, before anything is uploaded.
+    asked = build_body(
+        model=model,
+        training_file=training_file,
+        validation_file=validation_file,
+        suffix=suffix,
+        seed=seed,
+        hyperparameters={"n_epochs": n_epochs, "batch_size": batch_size, "learning_rate": learning_rate},
+        lora={"r": lora_r, "alpha": lora_alpha, "dropout": lora_dropout, "target_modules": target_modules(modules)},
+        no_quantization=no_quantization,
+        settings=settings or [],
+        metadata=metadata or [],
+        method=method,
+        queue={"priority": priority, "urgent": urgent or None, "worker_labels": labels or None},
+    )
+    with uploaded(client, asked) as body:
+        job = client.post("fine_tuning/jobs", body)
+    tell_created(job, as_json, follow)
+    if follow:
+        raise_unless_succeeded(watch_or_detach(client, job["id"], as_json))
+
+
+@commands.command("list")
+@with_client
+def list_jobs(
+    client: "Client",
+    limit: Limit = 20,
+    status: Annotated[list[str] | None, typer.Option(help="Only jobs in this state; may be repeated.")] = None,
+    created_after: CreatedAfter = None,
+    created_before: CreatedBefore = None,
+    all_projects: Annotated[
+        bool, typer.Option("--all-projects", help="The jobs of every project; takes an admin key.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the project's jobs, newest first."""
+    filters = {"status": status, "created_after": created_after, "created_before": created_before}
+    given = {name: value for name, value in filters.items() if value}
+    path = "organization/jobs" if all_projects else "fine_tuning/jobs"
+    found, has_more = client.first(path, limit, max_page=100, **given)
+    if has_more:
+        remark(f"These are the newest {limit} jobs; --limit shows more.")
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        [job["id"], *([job["project_id"]] if all_projects else []), status_text(job), _step_text(job),
+         time_text(job["created_at"]), job["model"], job.get("fine_tuned_model") or ""]
+        for job in found
+    ]  # fmt: skip
+    columns = ["id", *(["project"] if all_projects else []), "status", "step", "created", "model", "fine-tuned model"]
+    none = "No jobs match." if given else "No jobs. `tunery jobs create` makes one."
+    print_table(columns, rows, none)
+
+
+@commands.command("get")
+@with_client
+def get(client: "Client", job_id: JobId, as_json: AsJson = False) -> None:
+    """Show one job."""
+    job = client.get(job_path(job_id))
+    if as_json:
+        print_json(job)
+    else:
+        print_fields(_fields(job))
+
+
+@commands.command("watch")
+@with_client
+def watch_job(client: "Client", job_id: JobId, as_json: AsJson = False) -> None:
+    """Follow a job until it is over. Ctrl-C leaves it alone."""
+    raise_unless_succeeded(watch_or_detach(client, job_id, as_json))
+
+
+@commands.command("set")
+@with_client
+def set_job(
+    client: "Client",
+    job_id: JobId,
+    priority: Priority = None,
+    metadata: Metadata = None,
+    no_metadata: Annotated[bool, typer.Option("--no-metadata", help="Take every note off the job.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Change a job's priority, until it has ended, or its notes. Notes that are given replace those it has."""
+    job = client.post(job_path(job_id), build_update(priority, metadata or [], no_metadata))
+    if as_json:
+        print_json(job)
+    else:
+        print_line(job["id"])
+        remark(f"priority {job['priority']}, metadata: {_pairs(job['metadata'] or {}) or 'none'}")
+
+
+@commands.command("cancel")
+@with_client
+def cancel(client: "Client", job_id: JobId, as_json: AsJson = False) -> None:
+    """End a job; what it trained since its last checkpoint is lost."""
+    _move(client, job_id, "cancel", as_json)
+
+
+@commands.command("pause")
+@with_client
+def pause(client: "Client", job_id: JobId, as_json: AsJson = False) -> None:
+    """Let a job stop at its next step; it keeps what it has trained and frees its GPU."""
+    _move(client, job_id, "pause", as_json)
+
+
+@commands.command("resume")
+@with_client
+def resume(client: "Client", job_id: JobId, as_json: AsJson = False) -> None:
+    """Put a paused job back into the queue; it goes on where it stopped."""
+    _move(client, job_id, "resume", as_json)
+
+
+@commands.command("events")
+@with_client
+def events(
+    client: "Client",
+    job_id: JobId,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many, the newest. Default: all.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what happened to a job, oldest first."""
+    newest_first, has_more = client.first(job_path(job_id, "events"), limit, EVENTS_A_PAGE)
+    shown = newest_first[::-1]
+    if as_json:
+        print_json(shown)
+    else:
+        rows = [[time_text(event["created_at"]), event["level"], event["message"]] for event in shown]
+        print_table(["time", "level", "message"], rows, "No events yet.")
+    if has_more:
+        remark(f"These are the newest {len(shown)} events; there are older ones. Without --limit all are shown.")
+
+
+def tell_created(job: dict[str, Any], as_json: bool, follow: bool) -> None:
+    if as_json:
+        if not follow:
+            print_json(job)
+        return
+    print_line(job["id"])
+    if not follow:
+        remark(f"`tunery jobs watch {job['id']}` follows it.")
+
+
+def _move(client: "Client", job_id: str, verb: str, as_json: bool) -> None:
+    job = client.post(job_path(job_id, verb))
+    if as_json:
+        print_json(job)
+    else:
+        print_line(f"{job['id']}  {job['status']}")
+
+
+def _fields(job: dict[str, Any]) -> list[tuple[str, str]]:
+    method = job.get("method") or {}
+    kind = method.get("type") or "supervised"
+    hyperparameters = (method.get(kind) or {}).get("hyperparameters") or {}
+    error, adapter = job.get("error") or {}, job.get("adapter") or {}
+    return [
+        ("id", job["id"]),
+        ("status", status_text(job)),
+        ("error", f"{error['code']}: {error['message']}" if error.get("code") else ""),
+        ("warnings", "\n".join(each["message"] for each in job.get("warnings") or [])),
+        ("progress", numbers_text(job.get("progress") or {}, Losses())),
+        ("model", job["model"]),
+        ("fine-tuned model", job.get("fine_tuned_model") or ""),
+        ("adapter", f"{size_text(adapter['bytes'])}, SHA-256 {adapter['sha256']}" if adapter.get("sha256") else ""),
+        ("training file", job["training_file"]),
+        ("validation file", job.get("validation_file") or ""),
+        ("result files", ", ".join(job.get("result_files") or [])),
+        ("method", kind),
+        ("hyperparameters", _pairs(hyperparameters)),
+        ("lora", _pairs(job.get("lora") or {})),
+        ("quantization", _pairs(job["quantization"]) if job.get("quantization") else "none (16-bit LoRA)"),
+        ("seed", str(job["seed"])),
+        ("metadata", _pairs(job.get("metadata") or {})),
+        ("trained tokens", f"{job['trained_tokens']:,}" if job.get("trained_tokens") else ""),
+        ("created", time_text(job["created_at"])),
+        ("finished", _finished(job)),
+    ]
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    names = [name for name in ASKED_FOR_MOST if name in values]
+    names += sorted(values.keys() - set(names))
+    return ", ".join(f"{name} {item_text(values[name])}" for name in names if values[name] is not None)
+
+
+def item_text(value: Any) -> str:
+    if isinstance(value, list):
+        return "+".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _finished(job: dict[str, Any]) -> str:
+    if job.get("finished_at") is None:
+        return ""
+    return f"{time_text(job['finished_at'])} (after {duration_text(job['finished_at'] - job['created_at'])})"
+
+
+def _step_text(job: dict[str, Any]) -> str:
+    progress = job.get("progress") or {}
+    return f"{progress['step']}/{progress['total_steps']}" if progress.get("total_steps") else ""

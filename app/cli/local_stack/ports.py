@@ -1,0 +1,60 @@
+"""Ports and URLs: is the port free, where do clients find us, and what may be shown of an address."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import ipaddress
+import socket
+from urllib.parse import urlsplit
+
+from app.cli.local_stack.errors import CannotStart
+
+ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
+
+
+def free_port(host: str, port: int) -> int:
+    """The port, once it is known to be free; 0 asks for any. Looked at early: a refusal then costs nothing."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            return int(probe.getsockname()[1])
+    except (OSError, OverflowError) as error:
+        raise CannotStart(
+            f"Can't listen on {host} port {port}: {error}. Choose another --port (0 takes any free one) or --host."
+        ) from None
+
+
+def base_url(host: str, port: int) -> str:
+    """Where a client on this machine finds it."""
+    reachable = ANY_ADDRESS.get(host, host)
+    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def get(url: str, path: str, timeout_seconds: float = 5.0) -> tuple[int | None, str]:
+    """(status, body) without any proxy; (None, why) when nobody answers."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=timeout_seconds)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read(4096).decode(errors="replace")
+    except (OSError, http.client.HTTPException) as error:
+        return None, str(error) or type(error).__name__
+    finally:
+        connection.close()
+
+
+def without_password(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    return url.replace(f":{parts.password}@", ":***@", 1)

@@ -1,0 +1,1 @@
+"""PostgreSQL and Valkey as `tunery up` runs them: start, stop, sockets, unprivileged user."""

@@ -1,0 +1,99 @@
+"""Two channels: results go to standard output, plain in a pipe; bars and remarks go to standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from app.cli.output.tables import fit_fields, fit_table
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False), flush=True)
+
+
+def print_json_line(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+def print_line(text: str) -> None:
+    """A result on a line of its own, such as an id that a script captures."""
+    print(text, flush=True)
+
+
+def remark(text: str) -> None:
+    """For the person, not for the script."""
+    messages().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def complain(text: str) -> None:
+    console = messages()
+    console.print("Error: ", style="bold red", end="")
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def messages() -> Console:
+    """Made anew, as standard error may have been redirected since."""
+    return Console(stderr=True)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
+    """Coloured and fitted on a terminal; in a pipe aligned and never cut, so that `awk` finds whole ids."""
+    if not rows:
+        remark(empty)
+    elif sys.stdout.isatty():
+        console = Console()
+        table = fit_table(columns, rows, console.width)
+        _print_lines(console, table.lines)
+        if table.left_out:
+            remark(f"No room for: {', '.join(table.left_out)}. A wider terminal or --json shows them.")
+    else:
+        _print_plain([[column.upper() for column in columns], *rows])
+
+
+def print_fields(fields: Sequence[tuple[str, str]]) -> None:
+    shown = [(name, value) for name, value in fields if value]
+    if sys.stdout.isatty():
+        console = Console()
+        _print_lines(console, fit_fields(shown, console.width))
+    else:
+        _print_plain([[name, value.replace("\n", " ")] for name, value in shown])
+
+
+def time_text(seconds: int | None) -> str:
+    return "" if seconds is None else datetime.fromtimestamp(seconds, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def duration_text(seconds: float | None) -> str:
+    """80 -> 1:20, 3725 -> 1:02:05."""
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def size_text(size_bytes: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.1f} GB"
+
+
+def _print_lines(console: Console, lines: Iterable[Text]) -> None:
+    """As they are: a line that is longer than the terminal is wrapped by the terminal, which copies it whole."""
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+def _print_plain(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(row[number]) for row in rows) for number in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

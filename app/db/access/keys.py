@@ -1,0 +1,176 @@
+"""API keys. A key is `tnry_<id>_<secret>`; the secret's 256 random bits are kept as a SHA-256 only. Never commits."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, func, not_, or_, select, update
+from sqlalchemy.orm import Session
+
+from app.db.access.projects import DEFAULT_PROJECT as DEFAULT_PROJECT
+from app.db.access.projects import ensure as ensure_project
+from app.db.access.projects import get_by_name as get_project
+from app.db.tables import ApiKey, Project
+from app.domain.access import scopes
+
+__all__ = ["DEFAULT_PROJECT", "ensure_project", "get_project"]
+
+PREFIX = "tnry"
+ADMIN_SCOPES = (scopes.ALL, scopes.ADMIN)  # of the key that a service begins with
+MIN_GIVEN_CHARACTERS = 20
+SHOWN_CHARACTERS = 4
+LONG_ENOUGH_TO_SHOW = 40  # of a shorter secret, brought from outside, nothing is shown
+
+
+@dataclass(frozen=True)
+class IssuedKey:
+    """`secret` is the whole key, shown once."""
+
+    id: str
+    secret: str
+    project: str
+
+
+def issue(
+    session: Session,
+    project: Project,
+    name: str,
+    key_scopes: Sequence[str] = (scopes.ALL,),
+    secret: str | None = None,
+    expires_in_seconds: int | None = None,
+) -> IssuedKey:
+    """Create a key; `secret` brings one from outside (a container's secret file)."""
+    number = secrets.token_hex(6)
+    whole = secret or _new_secret(number)
+    session.add(
+        ApiKey(
+            id=f"key_{number}",
+            project_id=project.id,
+            name=name,
+            secret_sha256=hash_key(whole),
+            redacted=_redact(whole),
+            scopes=list(key_scopes),
+            expires_at=_in_seconds(expires_in_seconds),
+        )
+    )
+    session.flush()
+    return IssuedKey(f"key_{number}", whole, project.name)
+
+
+def rotate(session: Session, key: ApiKey, overlap_seconds: int) -> str:
+    """A new secret; the one before it goes on working for `overlap_seconds`, and the one before that no longer."""
+    secret = _new_secret(key.id.removeprefix("key_"))
+    key.previous_secret_sha256 = key.secret_sha256
+    key.previous_expires_at = _in_seconds(overlap_seconds)
+    key.secret_sha256 = hash_key(secret)
+    key.redacted = _redact(secret)
+    key.rotated_at = func.clock_timestamp()
+    session.flush()
+    session.refresh(key)
+    return secret
+
+
+def set_expiry(session: Session, key: ApiKey, expires_in_seconds: int | None) -> None:
+    key.expires_at = _in_seconds(expires_in_seconds)
+    session.flush()
+    session.refresh(key)
+
+
+def find(session: Session, secret: str) -> ApiKey | None:
+    """The live key with this secret, or with it before a rotation that still overlaps."""
+    digest = hash_key(secret)
+    before = and_(ApiKey.previous_secret_sha256 == digest, ApiKey.previous_expires_at > func.clock_timestamp())
+    return session.scalar(select(ApiKey).where(or_(ApiKey.secret_sha256 == digest, before), _is_live()))
+
+
+def was_issued(session: Session, secret: str) -> bool:
+    """True for every secret that ever was a key's and is remembered, revoked ones included."""
+    digest = hash_key(secret)
+    known = or_(ApiKey.secret_sha256 == digest, ApiKey.previous_secret_sha256 == digest)
+    return session.scalar(select(ApiKey.id).where(known)) is not None
+
+
+def get(session: Session, key_id: str, project_id: str | None = None, lock: bool = False) -> ApiKey | None:
+    """Of any project, if none is named; locked until this transaction ends, if it is to change."""
+    query = select(ApiKey).where(ApiKey.id == key_id)
+    if project_id is not None:
+        query = query.where(ApiKey.project_id == project_id)
+    if lock:
+        query = query.with_for_update()
+    return session.scalar(query)
+
+
+def page(
+    session: Session,
+    project_id: str,
+    limit: int,
+    after: ApiKey | None = None,
+    with_revoked: bool = False,
+    is_active: bool | None = None,
+) -> list[ApiKey]:
+    """Newest first; `after` is the last key of the page before. `is_active` None: active or not."""
+    query = select(ApiKey).where(ApiKey.project_id == project_id).order_by(ApiKey.seq.desc()).limit(limit)
+    if after is not None:
+        query = query.where(ApiKey.seq < after.seq)
+    if not with_revoked:
+        query = query.where(ApiKey.revoked_at.is_(None))
+    if is_active is not None:
+        query = query.where(_is_live() if is_active else not_(_is_live()))
+    return list(session.scalars(query))
+
+
+def list_keys(session: Session) -> list[tuple[ApiKey, Project]]:
+    rows = session.execute(select(ApiKey, Project).join(Project, Project.id == ApiKey.project_id).order_by(ApiKey.seq))
+    return [(key, project) for key, project in rows]
+
+
+def revoke(session: Session, key_id: str) -> bool:
+    """False if there is no key of this id that is not revoked yet."""
+    revoked = session.execute(
+        update(ApiKey)
+        .where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None))
+        .values(revoked_at=func.clock_timestamp())
+        .returning(ApiKey.id)
+    )
+    return revoked.scalar_one_or_none() is not None
+
+
+def any_key(session: Session) -> bool:
+    """Whether any key opens anything."""
+    query = select(ApiKey.id).join(Project, Project.id == ApiKey.project_id)
+    return session.scalar(query.where(_is_live(), Project.archived_at.is_(None)).limit(1)) is not None
+
+
+def hash_key(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def is_good_secret(secret: str) -> bool:
+    """Of a key that an operator made: long enough, and fit for a header."""
+    return len(secret) >= MIN_GIVEN_CHARACTERS and secret.isascii() and secret.isprintable() and " " not in secret
+
+
+def _is_live() -> ColumnElement[bool]:
+    return and_(
+        ApiKey.revoked_at.is_(None),
+        or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.clock_timestamp()),
+    )
+
+
+def _new_secret(number: str) -> str:
+    return f"{PREFIX}_{number}_{secrets.token_urlsafe(32)}"
+
+
+def _redact(secret: str) -> str:
+    if len(secret) < LONG_ENOUGH_TO_SHOW:
+        return "…"
+    return f"{secret[: len(PREFIX) + 1 + SHOWN_CHARACTERS]}…{secret[-SHOWN_CHARACTERS:]}"
+
+
+def _in_seconds(seconds: int | None) -> ColumnElement[Any] | None:
+    return None if seconds is None else func.clock_timestamp() + timedelta(seconds=seconds)

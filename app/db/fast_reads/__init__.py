@@ -1,0 +1,1 @@
+"""The hottest reads (jobs, keys) on raw asynchronous connections, with coalescing of identical reads."""

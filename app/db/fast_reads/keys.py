@@ -1,0 +1,61 @@
+"""Who sends this secret? One query, for every request; the polled job read has it inside a query of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from app.db.access.keys import hash_key
+from app.db.fast_reads.pool import AsyncConnections
+
+# Without an ORM, as it runs before everything else. `refusal` says why a secret that we know opens nothing.
+KEY_BY_SECRET = """
+SELECT
+  key.id AS key_id, key.project_id, key.scopes, project.max_requests_per_second,
+  CASE
+    WHEN key.revoked_at IS NOT NULL THEN 'revoked'
+    WHEN key.expires_at <= clock_timestamp() THEN 'expired'
+    WHEN key.secret_sha256 <> %(secret_sha256)s AND key.previous_expires_at <= clock_timestamp() THEN 'rotated'
+    WHEN project.archived_at IS NOT NULL THEN 'archived'
+  END AS refusal,
+  key.last_used_at IS NULL OR key.last_used_at < clock_timestamp() - interval '1 minute' AS touch_due
+FROM api_keys AS key JOIN projects AS project ON project.id = key.project_id
+WHERE key.secret_sha256 = %(secret_sha256)s OR key.previous_secret_sha256 = %(secret_sha256)s
+"""
+# At most once a minute: polling must not write a row per request.
+TOUCH = """
+UPDATE api_keys SET last_used_at = clock_timestamp()
+WHERE id = %(key_id)s AND (last_used_at IS NULL OR last_used_at < clock_timestamp() - interval '1 minute')
+RETURNING id
+"""
+
+
+class KnownKey(Protocol):
+    """A row of KEY_BY_SECRET."""
+
+    @property
+    def key_id(self) -> str: ...
+    @property
+    def project_id(self) -> str: ...
+    @property
+    def scopes(self) -> Sequence[str]: ...
+    @property
+    def max_requests_per_second(self) -> int | None: ...
+    @property
+    def refusal(self) -> str | None: ...
+    @property
+    def touch_due(self) -> bool: ...
+
+
+async def find(connections: AsyncConnections, secret: str) -> KnownKey | None:
+    """The key that has, or had, this secret."""
+    key: KnownKey | None = await find_with(connections, KEY_BY_SECRET, secret, {})
+    return key
+
+
+async def find_with(connections: AsyncConnections, query: str, secret: str, more: Mapping[str, str]) -> Any:
+    """A KnownKey and what else `query` reads. The look-up is by hash, so its timing tells nothing of the secret."""
+    row = await connections.fetch_one(query, {"secret_sha256": hash_key(secret), **more})
+    if row is not None and row.touch_due and row.refusal is None:
+        await connections.fetch_one(TOUCH, {"key_id": row.key_id})
+    return row

@@ -1,0 +1,1 @@
+"""Queries for files and multipart uploads."""

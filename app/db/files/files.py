@@ -1,0 +1,165 @@
+"""Rows about bytes that storage keeps. A deleted file is invisible at once; its bytes go when no job needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Literal
+
+from sqlalchemy import ColumnElement, Select, SQLColumnExpression, and_, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from app.db.ids import new_id
+from app.db.jobs.jobs import ACTIVE
+from app.db.tables import Checkpoint, Export, File, Job
+from app.domain.artifacts.exports import UNFINISHED
+
+
+def insert(
+    session: Session,
+    project_id: str,
+    purpose: str,
+    filename: str,
+    size_bytes: int,
+    sha256: str,
+    storage_key: str,
+    file_id: str | None = None,
+    line_count: int | None = None,
+    job_id: str | None = None,
+    expires_at: datetime | None = None,
+) -> File:
+    file = File(
+        id=file_id or new_id("file"),
+        project_id=project_id,
+        job_id=job_id,
+        purpose=purpose,
+        filename=filename,
+        bytes=size_bytes,
+        sha256=sha256,
+        storage_key=storage_key,
+        line_count=line_count,
+        expires_at=expires_at,
+    )
+    session.add(file)
+    session.flush()
+    session.refresh(file)
+    return file
+
+
+def get(session: Session, project_id: str, file_id: str) -> File | None:
+    return session.scalar(_visible(project_id).where(File.id == file_id))
+
+
+def is_visible_to(project_id: str | SQLColumnExpression[str], file: type[File] = File) -> ColumnElement[bool]:
+    return and_(file.project_id == project_id, _is_there(file))
+
+
+def visible(session: Session, file_ids: Sequence[str]) -> dict[str, File]:
+    """Those of one project's files that are still there, by id."""
+    if not file_ids:
+        return {}
+    found = select(File).where(File.id.in_(file_ids), _is_there(File))
+    return {file.id: file for file in session.scalars(found)}
+
+
+def cursor(session: Session, project_id: str, file_id: str) -> File | None:
+    """A file of the project as the end of a page: also a deleted one, as clients delete while they page through."""
+    return session.scalar(select(File).where(File.project_id == project_id, File.id == file_id))
+
+
+def get_any(session: Session, file_id: str) -> File | None:
+    """Also a deleted one: a job that was accepted goes on reading its files."""
+    return session.get(File, file_id)
+
+
+def page(
+    session: Session,
+    project_id: str,
+    limit: int,
+    after: File | None = None,
+    order: Literal["asc", "desc"] = "desc",
+    purpose: str | None = None,
+) -> list[File]:
+    """In order of creation, at most `limit`; `after` is the last file of the page before."""
+    query = _visible(project_id).limit(limit)
+    query = query.order_by(File.seq if order == "asc" else File.seq.desc())
+    if purpose is not None:
+        query = query.where(File.purpose == purpose)
+    if after is not None:
+        query = query.where(File.seq > after.seq if order == "asc" else File.seq < after.seq)
+    return list(session.scalars(query))
+
+
+def delete(session: Session, file: File) -> None:
+    file.deleted_at = func.clock_timestamp()
+    session.flush()
+
+
+def delete_all(session: Session, file_ids: Iterable[str]) -> None:
+    """Delete files that their owner may have deleted already."""
+    session.execute(
+        update(File)
+        .where(File.id.in_(list(file_ids)), File.deleted_at.is_(None))
+        .values(deleted_at=func.clock_timestamp())
+    )
+
+
+def expire(session: Session) -> int:
+    """Delete every file whose time is over; the number of them."""
+    expired = session.execute(
+        update(File)
+        .where(File.expires_at < func.clock_timestamp(), File.deleted_at.is_(None))
+        .values(deleted_at=func.clock_timestamp())
+        .returning(File.id)
+    )
+    return len(expired.all())
+
+
+def hold(session: Session, project_id: str, file_ids: Sequence[str]) -> int:
+    """Keep visible files' bytes until this transaction ends; how many there are. `purgeable` skips them."""
+    held = _visible(project_id).where(File.id.in_(file_ids)).with_for_update(read=True, key_share=True)
+    return len(session.scalars(held).all())
+
+
+def purgeable(session: Session, limit: int = 100) -> list[File]:
+    """Deleted files whose bytes no unfinished job or export needs any more; locked until this transaction ends."""
+    in_use = select(Job.id).where(
+        or_(Job.training_file_id == File.id, Job.validation_file_id == File.id), Job.state.in_(ACTIVE)
+    )
+    continued = (
+        select(Job.id)
+        .join(Checkpoint, Checkpoint.name == Job.spec["continued_from"].astext)
+        .where(Checkpoint.job_id == File.job_id, Checkpoint.file_ids.has_key(File.id), Job.state.in_(ACTIVE))
+    )
+    exported = select(Export.id).where(
+        Export.job_id == File.job_id,
+        Export.adapter_file_ids.has_key(File.id),
+        Export.state.in_([state.value for state in UNFINISHED]),
+    )
+    unneeded = (~in_use.exists(), ~continued.exists(), ~exported.exists())
+    query = (
+        select(File)
+        .where(File.deleted_at.is_not(None), File.purged_at.is_(None), *unneeded)
+        .limit(limit)
+        .with_for_update(skip_locked=True, of=File)
+    )
+    return list(session.scalars(query))
+
+
+def mark_purged(session: Session, file: File) -> None:
+    file.purged_at = func.clock_timestamp()
+    session.flush()
+
+
+def keys_in_use(session: Session, keys: Sequence[str]) -> set[str]:
+    """Those of the keys whose bytes a row names and still has."""
+    query = select(File.storage_key).where(File.storage_key.in_(keys), File.purged_at.is_(None))
+    return set(session.scalars(query))
+
+
+def _visible(project_id: str) -> Select[File]:
+    return select(File).where(is_visible_to(project_id))
+
+
+def _is_there(file: type[File]) -> ColumnElement[bool]:
+    return and_(file.deleted_at.is_(None), or_(file.expires_at.is_(None), file.expires_at > func.clock_timestamp()))

@@ -1,0 +1,1 @@
+"""Queries for jobs: claims and leases, events, checkpoints, exports, logs, lists."""

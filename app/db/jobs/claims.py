@@ -1,0 +1,315 @@
+"""The claim, the lease and every write of a job's holder: guarded by attempt, owner and an unexpired lease.
+
+Zero rows back means: not mine any more. The attempt number is the fencing token; it grows with every claim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, func, null, select, update
+from sqlalchemy.orm import Session
+
+from app.db.jobs import full_disk
+from app.db.jobs.events import take_seq, tell
+from app.db.scheduling import fair_queue
+from app.db.scheduling.fair_queue import Kind
+from app.db.tables import Attempt, Job
+from app.domain.jobs.states import CRASHES, FINAL_STATE, TERMINAL, Desired, JobState, Reason
+from app.domain.scheduling.fair_share import HALF_LIFE_SECONDS
+from app.domain.scheduling.worker_capacity import Offer
+
+CLAIMED_STATE: dict[Kind, JobState] = {"validate": JobState.VALIDATING, "train": JobState.QUEUED}
+STARTED: dict[Kind, str] = {"validate": "Validating training file: {files}", "train": "Fine-tuning job started"}
+STORAGE_WAIT_SECONDS = 86_400.0
+HELD = [JobState.VALIDATING.value, JobState.RUNNING.value]
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Proof of ownership that travels with every write."""
+
+    job_id: str
+    attempt: int
+    owner: str
+
+
+class FencedError(RuntimeError):
+    """The lease is gone: cancelled, expired, or taken by a later attempt. Stop the trainer and drop the result."""
+
+
+class UnwantedError(RuntimeError):
+    """The lease holds, but the user does not want a success any more: a pause came in between."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is wanted of a running job: by its user, and by the operator, who may let it give way to an urgent one."""
+
+    desired: Desired
+    gives_way: bool = False
+
+
+def claim(
+    session: Session,
+    kind: Kind,
+    owner: str,
+    ttl_seconds: float,
+    offer: Offer | None = None,
+    half_life_seconds: float = HALF_LIFE_SECONDS,
+) -> Job | None:
+    """Take the job whose turn it is (scheduling.fair_queue) and that `offer` has room for; None if there is none.
+
+    One statement picks the row and takes it. SKIP LOCKED: who cancels or pauses a job keeps no worker waiting.
+    """
+    if not is_waiting(session, kind):
+        return None
+    fair_queue.enter(session, kind)
+    job = session.execute(
+        update(Job)
+        .where(Job.id == fair_queue.next_job(kind, offer, half_life_seconds))
+        .values(
+            attempt=Job.attempt + 1, lease_owner=owner, lease_expires_at=_expiry(ttl_seconds), **take_seq(),
+            **_begin(kind),
+        )
+        .returning(Job)
+        .execution_options(populate_existing=True)
+    ).scalar_one_or_none()  # fmt: skip
+    if job is None:
+        return None
+    if kind == "validate":
+        fair_queue.take_turn(session, job.project_id)
+    session.add(
+        Attempt(
+            job_id=job.id, attempt=job.attempt, project_id=job.project_id, kind=kind, worker=owner,
+            gpus=offer.gpus if offer else 1,
+        )
+    )  # fmt: skip
+    tell(session, job, _started(kind, job))
+    return job
+
+
+def held(session: Session, owner: str) -> Job | None:
+    """The job this owner holds: after a COMMIT whose answer was lost, the only way to learn whether a claim worked."""
+    return session.scalar(
+        select(Job).where(Job.lease_owner == owner, Job.lease_expires_at > func.clock_timestamp()).limit(1)
+    )
+
+
+def renew(session: Session, lease: Lease, ttl_seconds: float) -> None:
+    """Raises FencedError."""
+    _guarded(session, lease, {"lease_expires_at": _expiry(ttl_seconds)})
+
+
+def look(session: Session, lease: Lease) -> Wish:
+    """What is wanted of the job I hold. Raises FencedError."""
+    row = session.execute(select(Job.desired, Job.yield_requested_at).where(_held_by(lease))).one_or_none()
+    if row is None:
+        raise FencedError(lease.job_id)
+    return Wish(Desired(row.desired), row.yield_requested_at is not None)
+
+
+def say(
+    session: Session,
+    lease: Lease,
+    message: str,
+    level: str = "info",
+    type: str = "message",
+    data: Mapping[str, Any] | None = None,
+    event_id: str | None = None,
+    **columns: Any,
+) -> Job:
+    """Write an event of the job I hold, and columns of its row with it. Raises FencedError."""
+    job = _guarded(session, lease, {**take_seq(), **columns})
+    tell(session, job, message, level, type, data, event_id)
+    return job
+
+
+def note(session: Session, lease: Lease, **columns: Any) -> Job:
+    """Change columns of the job I hold without an event. Raises FencedError."""
+    return _guarded(session, lease, columns)
+
+
+def end_attempt(
+    session: Session,
+    lease: Lease,
+    reason: Reason,
+    message: str,
+    level: str = "info",
+    data: Mapping[str, Any] | None = None,
+    param: str | None = None,
+    delay_seconds: float = 0.0,
+    max_crash_streak: int = 3,
+    storage_wait_seconds: float = STORAGE_WAIT_SECONDS,
+    **columns: Any,
+) -> Job:
+    """Give the job up for a reason, which decides its next state; state, lease, attempt and event in one transaction.
+
+    A success needs `desired = 'run'` as well as the lease. Raises FencedError, UnwantedError.
+    """
+    job = session.execute(select(Job).where(_held_by(lease)).with_for_update()).scalar_one_or_none()
+    if job is None:
+        raise FencedError(lease.job_id)
+    if reason == Reason.DONE and job.desired != Desired.RUN:
+        raise UnwantedError(lease.job_id)
+    return end(
+        session,
+        job,
+        reason,
+        message,
+        level,
+        data,
+        param,
+        delay_seconds,
+        max_crash_streak,
+        columns,
+        storage_wait_seconds,
+    )
+
+
+def validated(
+    session: Session, lease: Lease, message: str, data: Mapping[str, Any] | None = None, **columns: Any
+) -> Job:
+    """`validating_files` -> `queued`; columns of the row with it. Raises FencedError."""
+    job = _guarded(
+        session,
+        lease,
+        {
+            "state": JobState.QUEUED,
+            "phase": null(),
+            "lease_owner": null(),
+            "lease_expires_at": null(),
+            "crash_streak": 0,
+            **columns,
+            **take_seq(),
+        },
+    )
+    _close(session, job, Reason.DONE)
+    tell(session, job, message, data=data)
+    return job
+
+
+def is_waiting(session: Session, kind: Kind) -> bool:
+    """Whether a worker that looked now would find work of this kind."""
+    return session.scalar(select(Job.id).where(_waits_for(kind)).limit(1)) is not None
+
+
+def end(
+    session: Session,
+    job: Job,
+    reason: Reason,
+    message: str,
+    level: str,
+    data: Mapping[str, Any] | None,
+    param: str | None,
+    delay_seconds: float,
+    max_crash_streak: int,
+    columns: dict[str, Any],
+    storage_wait_seconds: float = STORAGE_WAIT_SECONDS,
+) -> Job:
+    """The one place that ends an attempt; the caller has locked the row: the holder, or who reaps a lost one."""
+    streak = job.crash_streak + 1 if reason in CRASHES else job.crash_streak
+    outcome = Reason.WORKER_CRASH_LOOP if reason in CRASHES and streak >= max_crash_streak else reason
+    state = _next_state(job, outcome)
+    if outcome == Reason.WORKER_CRASH_LOOP:
+        message = f"{message}; gave up after {streak} attempts in a row that ended like this"
+    values: dict[str, Any] = {
+        "state": state,
+        "phase": null(),
+        "reason": outcome,
+        "crash_streak": streak,
+        "lease_owner": null(),
+        "lease_expires_at": null(),
+        "yield_requested_at": null(),
+        "times_yielded": Job.times_yielded + (1 if reason == Reason.GAVE_WAY else 0),
+        "run_after": func.clock_timestamp() + timedelta(seconds=delay_seconds * 2 ** max(0, streak - 1)),
+        **columns,
+        **take_seq(),
+    }
+    if outcome == Reason.STORAGE_FULL:
+        values["state"], waiting, sentence = full_disk.after_attempt(session, job, state, storage_wait_seconds)
+        values, message, level = values | waiting, f"{message} {sentence}", "warn"
+    if state in TERMINAL:
+        values["finished_at"] = func.clock_timestamp()
+    if state == JobState.FAILED:
+        values |= {"error_code": outcome, "error_message": message, "error_param": param}
+        level = "error"
+    ended = session.execute(
+        update(Job).where(Job.id == job.id).values(**values).returning(Job).execution_options(populate_existing=True)
+    ).scalar_one()
+    _close(session, ended, reason)
+    tell(session, ended, message, level, data=data)
+    return ended
+
+
+def _next_state(job: Job, reason: Reason) -> JobState:
+    """Where the reason sends the job; a validation that is interrupted waits to be validated again."""
+    state = FINAL_STATE[reason]
+    if state == JobState.QUEUED and job.state == JobState.VALIDATING:
+        return JobState.VALIDATING
+    if state == JobState.QUEUED and job.desired == Desired.PAUSE:
+        return JobState.PAUSED
+    if state == JobState.PAUSED and job.desired == Desired.RUN:
+        return JobState.QUEUED  # the user changed their mind while the trainer was stopping
+    return state
+
+
+def _begin(kind: Kind) -> dict[str, Any]:
+    if kind == "validate":
+        return {"phase": "validating"}
+    return {
+        "state": JobState.RUNNING,
+        "phase": "loading",
+        "train_attempts": Job.train_attempts + 1,
+        "started_at": func.coalesce(Job.started_at, func.clock_timestamp()),
+    }
+
+
+def _waits_for(kind: Kind) -> ColumnElement[bool]:
+    return and_(
+        Job.state == CLAIMED_STATE[kind],
+        Job.lease_owner.is_(None),
+        Job.desired == Desired.RUN,
+        Job.run_after <= func.clock_timestamp(),
+    )
+
+
+def _guarded(session: Session, lease: Lease, values: dict[str, Any]) -> Job:
+    job = session.execute(
+        update(Job).where(_held_by(lease)).values(**values).returning(Job).execution_options(populate_existing=True)
+    ).scalar_one_or_none()
+    if job is None:
+        raise FencedError(lease.job_id)
+    return job
+
+
+def _held_by(lease: Lease) -> ColumnElement[bool]:
+    return and_(
+        Job.id == lease.job_id,
+        Job.attempt == lease.attempt,
+        Job.lease_owner == lease.owner,
+        Job.state.in_(HELD),
+        Job.lease_expires_at > func.clock_timestamp(),
+    )
+
+
+def _close(session: Session, job: Job, reason: Reason) -> None:
+    session.execute(
+        update(Attempt)
+        .where(Attempt.job_id == job.id, Attempt.ended_at.is_(None))
+        .values(ended_at=func.clock_timestamp(), reason=reason)
+    )
+
+
+def _expiry(ttl_seconds: float) -> ColumnElement[Any]:
+    return func.clock_timestamp() + timedelta(seconds=ttl_seconds)
+
+
+def _started(kind: Kind, job: Job) -> str:
+    files = job.training_file_id
+    if job.validation_file_id:
+        files += f" and validation file: {job.validation_file_id}"
+    return STARTED[kind].format(files=files)

@@ -1,0 +1,91 @@
+"""Events of a job. Their number comes from the job row, taken in the UPDATE that the event tells of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import insert, select
+from sqlalchemy.orm import Session
+
+from app.db.base import table_of
+from app.db.ids import new_id
+from app.db.tables import Job, JobEvent
+from app.domain.jobs.step_metrics import Point
+
+INSERT = insert(table_of(JobEvent))
+
+
+def take_seq() -> dict[str, Any]:
+    """Part of the `values` of every UPDATE that an event will tell of: the row lock makes the numbers gap-free."""
+    return {"event_seq": Job.event_seq + 1}
+
+
+def tell(
+    session: Session,
+    job: Job,
+    message: str,
+    level: str = "info",
+    type: str = "message",
+    data: Mapping[str, Any] | None = None,
+    event_id: str | None = None,
+) -> None:
+    """Write the event whose number `job.event_seq` was just taken, in the same transaction."""
+    event = {
+        "id": event_id or new_id("ftevent"),
+        "project_id": job.project_id,
+        "job_id": job.id,
+        "seq": job.event_seq,
+        "attempt": job.attempt,
+        "level": level,
+        "type": type,
+        "message": message,
+        "data": dict(data or {}),
+    }
+    session.execute(INSERT, event)
+
+
+def get(session: Session, job_id: str, event_id: str) -> JobEvent | None:
+    return session.scalar(select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.id == event_id))
+
+
+def page(session: Session, job_id: str, limit: int, after: JobEvent | None = None) -> list[JobEvent]:
+    """Newest first, at most `limit`; `after` is the last event of the page before."""
+    query = select(JobEvent).where(JobEvent.job_id == job_id).order_by(JobEvent.seq.desc()).limit(limit)
+    if after is not None:
+        query = query.where(JobEvent.seq < after.seq)
+    return list(session.scalars(query))
+
+
+def points(session: Session, job_id: str) -> list[Point]:
+    """Every step's loss, oldest first, one per step, with the event's number as its `row`: a tenth of the whole data.
+
+    A loss that was not finite stands there as 0: in a chart it is a spike, and so it is kept.
+    """
+    data = JobEvent.data
+    rows = session.execute(
+        select(
+            JobEvent.seq,
+            data["step"].as_integer().label("step"),
+            data["train_loss"].as_float().label("loss"),
+            data["full_valid_loss"].astext.is_not(None).label("is_validated"),
+        )
+        .where(JobEvent.job_id == job_id, JobEvent.type == "metrics")
+        .order_by(JobEvent.seq)
+    )
+    latest = {row.step: Point(row.step, row.loss or 0.0, row.is_validated, row.seq) for row in rows}
+    return [point for _, point in sorted(latest.items())]
+
+
+def data_of(session: Session, job_id: str, seqs: Sequence[int]) -> list[dict[str, Any]]:
+    """The data of these events, in order of their steps."""
+    rows = session.scalars(select(JobEvent.data).where(JobEvent.job_id == job_id, JobEvent.seq.in_(seqs)))
+    return sorted(rows, key=lambda data: int(data["step"]))
+
+
+def metrics(session: Session, job_id: str) -> list[dict[str, Any]]:
+    """The data of every metrics event, oldest first, one per step: of a step that was run again, the latest."""
+    rows = session.execute(
+        select(JobEvent.data).where(JobEvent.job_id == job_id, JobEvent.type == "metrics").order_by(JobEvent.seq)
+    ).scalars()
+    return [data for _, data in sorted({int(data["step"]): data for data in rows}.items())]

@@ -1,0 +1,294 @@
+"""Exports: a queue in miniature. Every write of a holder is guarded by attempt, owner and an unexpired lease.
+
+Zero rows back means: deleted, expired, or taken by a later attempt. Never commits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, and_, case, func, null, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.orm import Session
+
+from app.db.ids import new_id
+from app.db.jobs import full_disk
+from app.db.jobs.claims import FencedError, Lease
+from app.db.tables import Checkpoint, Export, Job
+from app.domain.artifacts.exports import UNFINISHED, ExportError, ExportState, ExportType
+from app.domain.artifacts.full_disk import duration_text, pause_seconds
+
+ACTIVE = [state.value for state in UNFINISHED]
+
+
+def insert(session: Session, job: Job, checkpoint: Checkpoint, type: ExportType, expected_bytes: int) -> Export | None:
+    """A new export in `queued`; None when there is one of the kind that has not failed."""
+    statement = (
+        upsert(Export)
+        .values(
+            id=new_id("ftexport"),
+            project_id=job.project_id,
+            job_id=job.id,
+            checkpoint_id=checkpoint.id,
+            type=type,
+            model=checkpoint.name,
+            base_model=job.base_model,
+            step_number=checkpoint.step_number,
+            adapter_file_ids=checkpoint.file_ids,
+            expected_bytes=expected_bytes,
+        )
+        .on_conflict_do_nothing()
+        .returning(Export)
+    )
+    return session.execute(statement).scalar_one_or_none()
+
+
+def of_kind(session: Session, model: str, type: ExportType) -> Export | None:
+    """The one that waits, runs or has succeeded; locked, so that it stays what it is until this transaction ends."""
+    query = select(Export).where(
+        Export.model == model,
+        Export.type == type,
+        Export.deleted_at.is_(None),
+        Export.state != ExportState.FAILED,
+    )
+    return session.scalar(query.with_for_update())
+
+
+def get(session: Session, project_id: str, job_id: str, export_id: str) -> Export | None:
+    return session.scalar(_visible(project_id, job_id).where(Export.id == export_id))
+
+
+def cursor(session: Session, project_id: str, job_id: str, export_id: str) -> Export | None:
+    """Also a deleted one: clients delete while they page through."""
+    return session.scalar(
+        select(Export).where(Export.project_id == project_id, Export.job_id == job_id, Export.id == export_id)
+    )
+
+
+def page(session: Session, project_id: str, job_id: str, limit: int, after: Export | None = None) -> list[Export]:
+    """Newest first, at most `limit`."""
+    query = _visible(project_id, job_id).order_by(Export.seq.desc()).limit(limit)
+    if after is not None:
+        query = query.where(Export.seq < after.seq)
+    return list(session.scalars(query))
+
+
+def delete(session: Session, export: Export) -> None:
+    """Gone for everybody; whoever works on it finds itself fenced. The caller deletes its files."""
+    unfinished = Export.state.in_(ACTIVE)
+    session.execute(
+        update(Export)
+        .where(Export.id == export.id, Export.deleted_at.is_(None))
+        .values(
+            deleted_at=func.clock_timestamp(),
+            finished_at=func.coalesce(Export.finished_at, func.clock_timestamp()),
+            state=case((unfinished, ExportState.CANCELLED.value), else_=Export.state),
+            lease_owner=null(),
+            lease_expires_at=null(),
+        )
+    )
+    session.refresh(export)
+
+
+# --- the holder -------------------------------------------------------------------------------------------------------
+
+
+def claim(session: Session, owner: str, ttl_seconds: float) -> Export | None:
+    """Take the oldest that waits; None if there is none."""
+    waiting = (
+        select(Export.id).where(_waits()).order_by(Export.seq).limit(1).with_for_update(skip_locked=True)
+    ).scalar_subquery()
+    return session.execute(
+        update(Export)
+        .where(Export.id == waiting)
+        .values(
+            state=ExportState.RUNNING,
+            attempt=Export.attempt + 1,
+            lease_owner=owner,
+            lease_expires_at=_expiry(ttl_seconds),
+            started_at=func.coalesce(Export.started_at, func.clock_timestamp()),
+        )
+        .returning(Export)
+        .execution_options(populate_existing=True)
+    ).scalar_one_or_none()
+
+
+def held(session: Session, owner: str) -> Export | None:
+    """What this owner holds: after a COMMIT whose answer was lost, the only way to learn whether a claim worked."""
+    return session.scalar(
+        select(Export).where(Export.lease_owner == owner, Export.lease_expires_at > func.clock_timestamp()).limit(1)
+    )
+
+
+def renew(session: Session, lease: Lease, ttl_seconds: float) -> None:
+    """Raises FencedError."""
+    _guarded(session, lease, {"lease_expires_at": _expiry(ttl_seconds)})
+
+
+def look(session: Session, lease: Lease) -> None:
+    """Raises FencedError when the export is not mine any more."""
+    if session.scalar(select(Export.id).where(_held_by(lease))) is None:
+        raise FencedError(lease.job_id)
+
+
+def succeed(
+    session: Session, lease: Lease, manifest: dict[str, Any], file_ids: Sequence[str], size_bytes: int
+) -> Export:
+    """Raises FencedError."""
+    return _guarded(
+        session,
+        lease,
+        _over(ExportState.SUCCEEDED) | {"manifest": manifest, "file_ids": list(file_ids), "size_bytes": size_bytes},
+    )
+
+
+def fail(session: Session, lease: Lease, code: ExportError, message: str) -> Export:
+    """Raises FencedError."""
+    return _guarded(session, lease, _over(ExportState.FAILED) | {"error_code": code, "error_message": message})
+
+
+def put_back(session: Session, lease: Lease) -> Export:
+    """An attempt that ended without anybody's fault: the worker stopped. Raises FencedError."""
+    return _guarded(session, lease, _again(0.0))
+
+
+def wait_for_storage(session: Session, lease: Lease, message: str, limit_seconds: float) -> Export:
+    """An attempt that met a full disk: tried again with growing pauses, failed when that has lasted `limit_seconds`.
+
+    Raises FencedError.
+    """
+    export = session.execute(select(Export).where(_held_by(lease)).with_for_update()).scalar_one_or_none()
+    if export is None:
+        raise FencedError(lease.job_id)
+    since = export.storage_full_since
+    waited_seconds = full_disk.seconds_since(session, since)
+    if waited_seconds >= limit_seconds:
+        code, text = ExportError.STORAGE_FULL, f"{message} It was tried for {duration_text(limit_seconds)}."
+        return _update(
+            session, _held_by(lease), _over(ExportState.FAILED) | {"error_code": code, "error_message": text}
+        )
+    again = _again(0.0) | full_disk.columns_of_wait(since is None, pause_seconds(waited_seconds))
+    return _update(session, _held_by(lease), again)
+
+
+def lose(
+    session: Session, lease: Lease, code: ExportError, message: str, delay_seconds: float, max_streak: int
+) -> Export:
+    """An attempt that died: tried again, a bounded number of times. Raises FencedError."""
+    export = session.execute(select(Export).where(_held_by(lease)).with_for_update()).scalar_one_or_none()
+    if export is None:
+        raise FencedError(lease.job_id)
+    return _lose(session, export, code, message, delay_seconds, max_streak)
+
+
+# --- who looks after lost ones ----------------------------------------------------------------------------------------
+
+
+def is_waiting(session: Session) -> bool:
+    return session.scalar(select(Export.id).where(_waits()).limit(1)) is not None
+
+
+def reap_expired(session: Session, grace_seconds: float, delay_seconds: float, max_streak: int) -> list[Export]:
+    """End the attempts of holders that have not renewed for their lease and the grace on top."""
+    return _reap(
+        session,
+        Export.lease_expires_at + timedelta(seconds=grace_seconds) < func.clock_timestamp(),
+        delay_seconds,
+        max_streak,
+    )
+
+
+def reap_predecessors(session: Session, slot: str, owner: str, delay_seconds: float, max_streak: int) -> list[Export]:
+    """End what an earlier process of this slot holds; it is dead, as its successor has the slot's lock."""
+    theirs = and_(Export.lease_owner.startswith(f"{slot}#", autoescape=True), Export.lease_owner != owner)
+    return _reap(session, theirs, delay_seconds, max_streak)
+
+
+def active_attempts(session: Session, export_ids: Sequence[str]) -> dict[str, int]:
+    """{export: attempt} of those that somebody works on."""
+    rows = session.execute(
+        select(Export.id, Export.attempt).where(Export.id.in_(export_ids), Export.lease_owner.is_not(None))
+    )
+    return {row.id: row.attempt for row in rows}
+
+
+def _reap(session: Session, lost: ColumnElement[bool], delay_seconds: float, max_streak: int) -> list[Export]:
+    found = session.scalars(select(Export).where(Export.lease_owner.is_not(None), lost).with_for_update()).all()
+    return [
+        _lose(
+            session,
+            export,
+            ExportError.WORKER_LOST,
+            f"The worker {export.lease_owner} was lost during attempt {export.attempt}",
+            delay_seconds,
+            max_streak,
+        )
+        for export in found
+    ]
+
+
+def _lose(
+    session: Session, export: Export, code: ExportError, message: str, delay_seconds: float, max_streak: int
+) -> Export:
+    """The row is locked by the caller."""
+    streak = export.crash_streak + 1
+    values = _again(delay_seconds * 2 ** (streak - 1)) | {"crash_streak": streak}
+    if streak >= max_streak:
+        message = f"{message}; gave up after {streak} attempts that ended like this"
+        values = _over(ExportState.FAILED) | {
+            "crash_streak": streak, "error_code": code, "error_message": message
+        }  # fmt: skip
+    return _update(session, Export.id == export.id, values)
+
+
+def _over(state: ExportState) -> dict[str, Any]:
+    return {
+        "state": state, "lease_owner": null(), "lease_expires_at": null(), "finished_at": func.clock_timestamp()
+    }  # fmt: skip
+
+
+def _again(delay_seconds: float) -> dict[str, Any]:
+    return {
+        "state": ExportState.QUEUED,
+        "lease_owner": null(),
+        "lease_expires_at": null(),
+        "run_after": func.clock_timestamp() + timedelta(seconds=delay_seconds),
+    }
+
+
+def _guarded(session: Session, lease: Lease, values: dict[str, Any]) -> Export:
+    return _update(session, _held_by(lease), values, lease)
+
+
+def _update(session: Session, which: ColumnElement[bool], values: dict[str, Any], lease: Lease | None = None) -> Export:
+    export = session.execute(
+        update(Export).where(which).values(**values).returning(Export).execution_options(populate_existing=True)
+    ).scalar_one_or_none()
+    if export is None:
+        raise FencedError(lease.job_id if lease else "")
+    return export
+
+
+def _visible(project_id: str, job_id: str) -> Select[Export]:
+    return select(Export).where(Export.project_id == project_id, Export.job_id == job_id, Export.deleted_at.is_(None))
+
+
+def _waits() -> ColumnElement[bool]:
+    return and_(Export.state == ExportState.QUEUED, Export.run_after <= func.clock_timestamp())
+
+
+def _held_by(lease: Lease) -> ColumnElement[bool]:
+    """`job_id` of a Lease is the id of what is held: here an export's."""
+    return and_(
+        Export.id == lease.job_id,
+        Export.attempt == lease.attempt,
+        Export.lease_owner == lease.owner,
+        Export.state == ExportState.RUNNING,
+        Export.lease_expires_at > func.clock_timestamp(),
+    )
+
+
+def _expiry(ttl_seconds: float) -> ColumnElement[Any]:
+    return func.clock_timestamp() + timedelta(seconds=ttl_seconds)

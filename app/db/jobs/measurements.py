@@ -1,0 +1,140 @@
+"""What jobs took, against what was predicted of them. Never commits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from app.db.tables import Attempt, Job, MeasurementRow
+from app.domain.jobs.events import Measured, Planned, Probed
+from app.domain.jobs.spec import JobSpec, QuantizationSpec
+from app.domain.jobs.states import Reason
+from app.domain.planning.execution_plan import Measurement
+from app.domain.planning.memory import DeviceKind
+
+REMEMBERED = 20  # of a kind; the median of so many follows a changed driver or library soon enough
+
+
+def add(
+    session: Session,
+    job: Job,
+    device_kind: DeviceKind,
+    device_name: str,
+    base_manifest_sha256: str,
+    planned: Planned,
+    probed: Probed,
+) -> None:
+    """The probe's word, of the attempt that holds the job; it counts once the job is done. Twice is once."""
+    spec = JobSpec.model_validate(job.spec)
+    if session.get(MeasurementRow, (job.id, job.attempt)) is not None:
+        return
+    session.add(
+        MeasurementRow(
+            job_id=job.id,
+            attempt=job.attempt,
+            project_id=job.project_id,
+            device_kind=device_kind,
+            device_name=device_name,
+            base_manifest_sha256=base_manifest_sha256,
+            quantization=quantization_key(spec.quantization),
+            method=spec.method,
+            recompute=planned.mode.recompute,
+            cache_weights=planned.mode.cache_weights,
+            formula_loaded_bytes=planned.loaded_bytes,
+            formula_working_bytes=planned.working_bytes,
+            predicted_peak_bytes=planned.peak_bytes,
+            predicted_seconds=planned.seconds,
+            step_flop=planned.step_flop,
+            probe_seconds=probed.seconds,
+            loaded_bytes=probed.loaded_bytes,
+            peak_bytes=probed.peak_bytes,
+        )
+    )
+
+
+def finish(session: Session, job: Job, measured: Measured) -> None:
+    """The whole run's word. After a repair the mode is another than the one that was planned: nothing to learn from."""
+    session.execute(
+        update(MeasurementRow)
+        .where(
+            MeasurementRow.job_id == job.id,
+            MeasurementRow.attempt == job.attempt,
+            MeasurementRow.recompute == measured.mode.recompute,
+            MeasurementRow.cache_weights == measured.mode.cache_weights,
+        )
+        .values(
+            peak_bytes=func.greatest(MeasurementRow.peak_bytes, measured.peak_bytes),
+            seconds=measured.seconds,
+            step_seconds=measured.step_seconds,
+            step_tokens=measured.step_tokens,
+            validation_seconds=measured.validation_seconds,
+        )
+    )
+
+
+def alike(
+    session: Session, device_name: str, base_manifest_sha256: str, quantization: QuantizationSpec | None, method: str
+) -> list[Measurement]:
+    """Of the newest jobs with this device, base, quantization and method, in whatever mode; newest first.
+
+    Only of those that are done: on a CPU a whole run takes up to a quarter more in its steps than the probe did.
+    """
+    rows = session.scalars(
+        select(MeasurementRow)
+        .where(
+            MeasurementRow.device_name == device_name,
+            MeasurementRow.base_manifest_sha256 == base_manifest_sha256,
+            MeasurementRow.quantization == quantization_key(quantization),
+            MeasurementRow.method == method,
+            MeasurementRow.seconds.is_not(None),
+        )
+        .order_by(MeasurementRow.created_at.desc())
+        .limit(REMEMBERED)
+    )
+    return [_measurement(row) for row in rows]
+
+
+def of_job(session: Session, job_id: str) -> Sequence[MeasurementRow]:
+    return session.scalars(
+        select(MeasurementRow).where(MeasurementRow.job_id == job_id).order_by(MeasurementRow.attempt)
+    ).all()
+
+
+def memory_kills(session: Session, job_id: str) -> int:
+    """How many of a job's attempts the kernel has ended for memory."""
+    kills = select(func.count()).where(Attempt.job_id == job_id, Attempt.reason == Reason.KILLED_FOR_MEMORY)
+    return session.scalar(kills) or 0
+
+
+def quantization_key(quantization: QuantizationSpec | None) -> str:
+    return json.dumps(quantization.model_dump() if quantization else None, sort_keys=True)
+
+
+def _measurement(row: MeasurementRow) -> Measurement:
+    return Measurement.model_validate(
+        {
+            "recompute": row.recompute,
+            "cache_weights": row.cache_weights,
+            "loaded_ratio": row.loaded_bytes / row.formula_loaded_bytes,
+            "working_ratio": max(1, row.peak_bytes - row.loaded_bytes) / max(1, row.formula_working_bytes),
+            "working_bytes": row.formula_working_bytes,
+            "tokens": row.step_tokens,
+            "flops": _flops(row),
+            "other_seconds": _other_seconds(row),
+        }
+    )
+
+
+def _flops(row: MeasurementRow) -> float | None:
+    if not (row.step_seconds and row.step_tokens and row.step_flop):
+        return None
+    return row.step_tokens * row.step_flop / row.step_seconds
+
+
+def _other_seconds(row: MeasurementRow) -> float | None:
+    if row.seconds is None or row.step_seconds is None or row.validation_seconds is None:
+        return None
+    return max(0.0, row.seconds - row.step_seconds - row.validation_seconds - (row.probe_seconds or 0.0))

@@ -1,0 +1,40 @@
+"""What a request for a job names, read in one statement that is put together once.
+
+Putting together and sending one for each name took three times the CPU, and a fifth of all that a create costs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import and_, bindparam, select
+from sqlalchemy.orm import Session, aliased
+
+from app.db.files.files import is_visible_to
+from app.db.models import is_offered_to
+from app.db.tables import BaseModelRow, File, Project
+
+TRAINING, VALIDATION = aliased(File), aliased(File)
+NAMED = (
+    select(Project, BaseModelRow, TRAINING, VALIDATION)
+    .select_from(Project)
+    .outerjoin(BaseModelRow, and_(BaseModelRow.name == bindparam("base"), is_offered_to(Project.id)))
+    .outerjoin(TRAINING, and_(TRAINING.id == bindparam("training_file"), is_visible_to(Project.id, TRAINING)))
+    .outerjoin(VALIDATION, and_(VALIDATION.id == bindparam("validation_file"), is_visible_to(Project.id, VALIDATION)))
+    .where(Project.id == bindparam("project_id"))
+)
+
+
+@dataclass(frozen=True)
+class Named:
+    """None for what is not there, or not for this project."""
+
+    project: Project
+    base: BaseModelRow | None
+    training_file: File | None
+    validation_file: File | None
+
+
+def find(session: Session, project_id: str, base: str, training_file: str, validation_file: str | None) -> Named:
+    values = {"base": base, "training_file": training_file, "validation_file": validation_file}
+    return Named(*session.execute(NAMED, {"project_id": project_id, **values}).one())

@@ -1,0 +1,1 @@
+"""Queries for the fair queue, queue positions and workers."""

@@ -1,0 +1,188 @@
+"""Where each waiting job stands: what a forecast is made of, and what came of it. Never commits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func, select, text, update
+from sqlalchemy.orm import Session
+
+from app.db.jobs.events import take_seq, tell
+from app.db.notifications import CHANNEL, QUEUE_MOVED
+from app.db.scheduling.fair_queue import SECONDS_LEFT
+from app.db.tables import Job, QueuePlace
+from app.domain.jobs.states import JobState
+from app.domain.scheduling.forecast import Placed, Waiting
+from app.domain.scheduling.worker_capacity import Need
+
+TOLD_AT_ONCE = 100  # events a round, should thousands of jobs wait for one model
+# A forecast is none of seconds: who polls gets a 304 as long as nothing has moved by as much as this.
+SAME_SECONDS, SAME_SHARE_OF_WAIT = 30.0, 0.1  # of a start
+SAME_SHARE_OF_POSITION = 0.01  # so the first hundred places are exact; one job that leaves moves all behind it
+
+RUNNING = f"""
+WITH moment AS MATERIALIZED (SELECT clock_timestamp() AS now)
+SELECT job.id, job.project_id, job.lease_owner, job.attempt, job.priority, job.is_urgent, job.times_yielded,
+  job.yield_requested_at IS NOT NULL AS is_asked, job.phase = 'training' AND job.desired = 'run' AS is_stoppable,
+  extract(epoch FROM moment.now - attempt.started_at)::float8 AS ran_seconds, {SECONDS_LEFT} AS seconds_left
+FROM moment, attempts AS attempt JOIN jobs AS job ON job.id = attempt.job_id
+WHERE NOT attempt.is_counted AND attempt.kind = 'train' AND attempt.ended_at IS NULL AND job.state = 'running'
+ORDER BY job.seq
+"""
+# What is left of a job that has made steps is so much less.
+WAITING = """
+SELECT id, project_id, seq, priority, is_urgent, base_model, worker_labels::text, needed_cpu_bytes, needed_cuda_bytes,
+  planned_seconds * CASE WHEN (progress->>'total_steps')::float8 > 0
+    THEN greatest(0, 1 - coalesce((progress->>'step')::float8, 0) / (progress->>'total_steps')::float8) ELSE 1 END,
+  greatest(0, extract(epoch FROM run_after - statement_timestamp())::float8)
+FROM jobs WHERE state = 'queued' AND desired = 'run'
+"""
+PLACES = """
+SELECT job_id, position, extract(epoch FROM expected_start_at - statement_timestamp())::float8, waiting_for
+FROM queue_places
+"""
+# Of a place that has changed in another way, too, a start that hardly moved stays.
+WRITE = f"""
+WITH moment AS MATERIALIZED (SELECT clock_timestamp() AS now),
+fresh AS (
+  SELECT job_id, project_id, position, waiting_for, moment.now, moment.now + seconds * interval '1 second' AS start_at
+  FROM moment, unnest(CAST(:job_ids AS text[]), CAST(:project_ids AS text[]), CAST(:positions AS bigint[]),
+    CAST(:seconds AS float8[]), CAST(:waiting_for AS text[]))
+    AS given(job_id, project_id, position, seconds, waiting_for)
+),
+settled AS (
+  SELECT fresh.*, CASE WHEN abs(extract(epoch FROM fresh.start_at - old.expected_start_at)) <=
+    greatest({SAME_SECONDS}, {SAME_SHARE_OF_WAIT} * extract(epoch FROM fresh.start_at - fresh.now))
+    THEN old.expected_start_at ELSE fresh.start_at END AS expected_start_at
+  FROM fresh LEFT JOIN queue_places AS old USING (job_id)
+)
+INSERT INTO queue_places AS old (job_id, project_id, position, expected_start_at, waiting_for, waiting_since)
+SELECT job_id, project_id, position, expected_start_at, waiting_for, CASE WHEN waiting_for IS NOT NULL THEN now END
+FROM settled
+ON CONFLICT (job_id) DO UPDATE SET position = excluded.position, expected_start_at = excluded.expected_start_at,
+  waiting_for = excluded.waiting_for,
+  waiting_since =
+    CASE WHEN excluded.waiting_for IS NOT NULL THEN coalesce(old.waiting_since, excluded.waiting_since) END
+"""
+GONE = "DELETE FROM queue_places WHERE job_id = ANY(CAST(:job_ids AS text[]))"
+
+
+@dataclass(frozen=True)
+class RunningJob:
+    id: str
+    project_id: str
+    lease_owner: str
+    attempt: int
+    priority: int
+    is_urgent: bool
+    times_yielded: int
+    is_asked: bool
+    is_stoppable: bool
+    ran_seconds: float
+    seconds_left: float
+
+
+def running(session: Session) -> list[RunningJob]:
+    return [RunningJob(**row._mapping) for row in session.execute(text(RUNNING))]
+
+
+def waiting(session: Session) -> list[Waiting]:
+    """Every job that waits for a GPU."""
+    needs: dict[tuple[Any, ...], Need] = {}  # thousands of jobs have a few needs
+    found = []
+    for job_id, project_id, seq, priority, is_urgent, *needed, seconds, pause in session.execute(text(WAITING)):
+        key = tuple(needed)
+        if key not in needs:
+            needs[key] = _need(*key)
+        found.append(Waiting(job_id, project_id, seq, needs[key], priority, is_urgent, seconds, pause))
+    return found
+
+
+def write(session: Session, placed: Sequence[Placed]) -> int:
+    """Rows whose place did not change are left alone. How many were written."""
+    known = {job_id: (position, seconds, lack) for job_id, position, seconds, lack in session.execute(text(PLACES))}
+    moved = [each for each in placed if _has_moved(known.pop(each.job_id, None), each)]
+    if known:
+        session.execute(text(GONE), {"job_ids": list(known)})
+    if moved:
+        values = {
+            "job_ids": [each.job_id for each in moved],
+            "project_ids": [each.project_id for each in moved],
+            "positions": [each.position for each in moved],
+            "seconds": [each.start_in_seconds for each in moved],
+            "waiting_for": [each.waiting_for for each in moved],
+        }
+        session.execute(text(WRITE), values)
+        session.execute(select(func.pg_notify(CHANNEL, QUEUE_MOVED)))  # who waits by `?wait=` looks at its place
+    return len(moved)
+
+
+def of(session: Session, job_ids: Sequence[str]) -> dict[str, QueuePlace]:
+    """The places of a page of jobs. A job that has just come is the last until the next forecast."""
+    if not job_ids:
+        return {}
+    found = {place.job_id: place for place in session.scalars(select(QueuePlace).where(QueuePlace.job_id.in_(job_ids)))}
+    if missing := set(job_ids) - found.keys():
+        last = 1 + (session.scalar(select(func.max(QueuePlace.position))) or 0)
+        found |= {job_id: QueuePlace(job_id=job_id, position=last) for job_id in missing}
+    return found
+
+
+def tell_of_waits(session: Session, patience_seconds: float) -> int:
+    """An event for each job that no living worker can take, and another when one can; how many."""
+    lasts = QueuePlace.waiting_since < func.clock_timestamp() - func.make_interval(0, 0, 0, 0, 0, 0, patience_seconds)
+    return _tell(session, ~QueuePlace.is_told & lasts, True) + _tell(
+        session, QueuePlace.is_told & QueuePlace.waiting_for.is_(None), False
+    )
+
+
+def ask_to_yield(session: Session, job_id: str, attempt: int) -> bool:
+    """The operator's wish, in a column of its own: the user's `desired` stays. False when the attempt is over."""
+    job = session.scalar(
+        update(Job)
+        .where(
+            Job.id == job_id, Job.attempt == attempt, Job.state == JobState.RUNNING, Job.yield_requested_at.is_(None)
+        )
+        .values(yield_requested_at=func.clock_timestamp(), **take_seq())
+        .returning(Job)
+        .execution_options(populate_existing=True)
+    )
+    if job is not None:
+        tell(session, job, "The job will give way to an urgent one at its next step, and go on from there later")
+    return job is not None
+
+
+def _tell(session: Session, which: Any, is_told: bool) -> int:
+    places = session.scalars(select(QueuePlace).where(which).order_by(QueuePlace.position).limit(TOLD_AT_ONCE)).all()
+    for place in places:
+        job = session.scalar(
+            update(Job)
+            .where(Job.id == place.job_id, Job.state == JobState.QUEUED)
+            .values(take_seq())
+            .returning(Job)
+            .execution_options(populate_existing=True)
+        )
+        place.is_told = is_told
+        if job is not None and is_told:
+            tell(session, job, f"The job waits. {place.waiting_for}", "warn")
+        elif job is not None:
+            tell(session, job, "There is a worker again that can take the job")
+    return len(places)
+
+
+def _need(base_model: str, labels: str, cpu_bytes: int | None, cuda_bytes: int | None) -> Need:
+    return Need(base_model, frozenset(json.loads(labels)), cpu_bytes, cuda_bytes)
+
+
+def _has_moved(old: tuple[int, float | None, str | None] | None, new: Placed) -> bool:
+    if old is None:
+        return True
+    position, seconds, lack = old
+    if abs(new.position - position) > SAME_SHARE_OF_POSITION * new.position or lack != new.waiting_for:
+        return True
+    if seconds is None or new.start_in_seconds is None:
+        return seconds is not new.start_in_seconds
+    return abs(new.start_in_seconds - seconds) > max(SAME_SECONDS, SAME_SHARE_OF_WAIT * new.start_in_seconds)

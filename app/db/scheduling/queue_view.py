@@ -1,0 +1,60 @@
+"""The queue as it is shown: counts, what runs, what waits and in which order, and who is at work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Row, case, func, select, text
+from sqlalchemy.orm import Session
+
+from app.db.scheduling.fair_queue import SECONDS_LEFT
+from app.db.tables import Job, QueuePlace
+from app.domain.jobs.states import Desired, JobState
+
+SHOWN = (JobState.VALIDATING, JobState.QUEUED, JobState.RUNNING)
+RUNNING = f"""
+WITH moment AS MATERIALIZED (SELECT clock_timestamp() AS now)
+SELECT job.id, job.project_id, job.base_model, job.priority, job.is_urgent, job.worker_labels, job.lease_owner,
+  job.phase, job.yield_requested_at IS NOT NULL AS gives_way, attempt.started_at,
+  moment.now + {SECONDS_LEFT} * interval '1 second' AS expected_finish_at
+FROM moment, attempts AS attempt JOIN jobs AS job ON job.id = attempt.job_id
+WHERE NOT attempt.is_counted AND attempt.kind = 'train' AND attempt.ended_at IS NULL AND job.state = 'running'
+  AND (CAST(:project_id AS text) IS NULL OR job.project_id = :project_id)
+ORDER BY attempt.started_at, job.seq
+"""
+
+
+def counts(session: Session, project_id: str) -> dict[tuple[str, bool], int]:
+    """(state, whether they are the project's) -> jobs."""
+    is_own = case((Job.project_id == project_id, True), else_=False).label("is_own")
+    query = select(Job.state, is_own, func.count()).where(Job.state.in_([*SHOWN])).group_by(Job.state, is_own)
+    return {(state, own): count for state, own, count in session.execute(query)}
+
+
+def running(session: Session, project_id: str | None) -> list[Row[Any]]:
+    """Of a project, or of all; the one that began first comes first."""
+    return list(session.execute(text(RUNNING), {"project_id": project_id}))
+
+
+def waiting(session: Session, project_id: str | None, limit: int) -> list[tuple[Job, QueuePlace | None]]:
+    """Of a project, or of all; in the order of the forecast, then those that came since."""
+    query = (
+        select(Job, QueuePlace)
+        .outerjoin(QueuePlace, QueuePlace.job_id == Job.id)
+        .where(Job.state == JobState.QUEUED, Job.desired == Desired.RUN)
+        .order_by(QueuePlace.position.nulls_last(), Job.seq)
+        .limit(limit)
+    )
+    if project_id is not None:
+        query = query.where(Job.project_id == project_id)
+    return [(job, place) for job, place in session.execute(query)]
+
+
+def last_position(session: Session) -> int:
+    return session.scalar(select(func.max(QueuePlace.position))) or 0
+
+
+def holders(session: Session) -> dict[str, tuple[str, str]]:
+    """Worker -> the job it holds, and that job's project."""
+    query = select(Job.lease_owner, Job.id, Job.project_id).where(Job.lease_owner.is_not(None))
+    return {owner: (job_id, project_id) for owner, job_id, project_id in session.execute(query) if owner}

@@ -1,0 +1,1 @@
+"""Queries for webhook endpoints and deliveries."""

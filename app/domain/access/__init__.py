@@ -1,0 +1,1 @@
+"""Rules of access: scopes, audit actions, the networks that webhooks may reach."""

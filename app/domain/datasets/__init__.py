@@ -1,0 +1,1 @@
+"""Rules of training data: JSONL lines, messages, chat templates, loss masks, reports."""

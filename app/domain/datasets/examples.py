@@ -1,0 +1,299 @@
+"""What one training example may be: chat lines, a prompt and its completion, plain text; for DPO a preference pair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, BinaryIO
+
+from app.domain.datasets.contradictions import conversation_findings, parallel_findings, tool_findings
+from app.domain.datasets.jsonl import MAX_LINE_BYTES, WHITESPACE, Finding, Line, json_type, names, read_lines
+from app.domain.datasets.messages import message_findings
+from app.domain.jobs.spec import LINE_RULES, LineRules, Method
+
+MAX_FINDINGS = 10
+CHAT_KEYS = frozenset({"messages", "tools", "parallel_tool_calls", "functions"})
+COMPLETION_KEYS = frozenset({"prompt", "completion"})
+TEXT_KEYS = frozenset({"text"})
+INPUT_KEYS = frozenset({"messages", "tools", "parallel_tool_calls"})
+# OpenAI's guide has the first spelling, its specification of March 2025 the second.
+PAIR_SPELLINGS = (("preferred_output", "non_preferred_output"), ("preferred_completion", "non_preferred_completion"))
+OUTPUT_KEYS = frozenset(key for spelling in PAIR_SPELLINGS for key in spelling)
+ANSWER_ROLES = frozenset({"assistant", "tool", "function"})
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training example.
+
+    Chat: `messages` (and `tools`). Completion: one prompt, one completion. Plain text: `text`. Preference pair:
+    `messages` (and `tools`) as its prompt, and two answers to it, each a list of messages.
+    """
+
+    line: int
+    messages: tuple[dict[str, Any], ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
+    prompt: str | None = None
+    completion: str | None = None
+    text: str | None = None
+    preferred: tuple[dict[str, Any], ...] = ()
+    non_preferred: tuple[dict[str, Any], ...] = ()
+    rules: LineRules = LINE_RULES  # that its line was read by
+
+    @property
+    def is_pair(self) -> bool:
+        return bool(self.preferred)
+
+
+@dataclass(frozen=True)
+class Format:
+    """One shape of a line: what it is called, which method learns from it, how it is checked and read.
+
+    `contradictions` are what a line of the right shape is refused for since the second line rules.
+    """
+
+    noun: str
+    method: Method
+    shown: str
+    findings: Callable[[Line], Iterator[Finding]]
+    example: Callable[[Line], Example]
+    contradictions: Callable[[Line], Iterator[Finding]] = lambda _: iter(())
+
+    def refusals(self, line: Line, rules: LineRules) -> list[Finding]:
+        return list(self.findings(line)) or (list(self.contradictions(line)) if rules > 1 else [])
+
+
+def read_examples(
+    file: BinaryIO,
+    max_line_bytes: int = MAX_LINE_BYTES,
+    method: Method = "supervised",
+    rules: LineRules = LINE_RULES,
+) -> Iterator[Example | Finding]:
+    """Yield every example of a data set for `method`, or the findings of the line that should have been one.
+
+    `rules` are those of the job that reads it, which keeps the ones that it was created under.
+    """
+    first: tuple[int, Format] | None = None  # plain text is learned whole, so a file has only that or none of it
+    for line in read_lines(file, max_line_bytes, whitespace=WHITESPACE if rules > 1 else None):
+        if isinstance(line, Finding):
+            yield line
+            continue
+        seen = format_of(line.value)
+        if seen is None or seen.method != method:
+            yield _wrong_format(line, seen, method)
+            continue
+        first = first or (line.number, seen)
+        if seen is not first[1] and TEXT in (seen, first[1]):
+            yield _mixed(line, seen, *first)
+            continue
+        yield from seen.refusals(line, rules) or (replace(seen.example(line), rules=rules),)
+
+
+def format_of(value: Mapping[str, Any]) -> Format | None:
+    if "messages" in value:
+        return CHAT
+    if value.keys() & COMPLETION_KEYS:
+        return COMPLETION
+    if value.keys() & OUTPUT_KEYS:
+        return PAIR
+    return TEXT if "text" in value else None
+
+
+def _wrong_format(line: Line, seen: Format | None, method: Method) -> Finding:
+    allowed = " or ".join(f"{form.noun} ({form.shown})" for form in FORMATS if form.method == method)
+    if seen is None:
+        text = f"unexpected format: expected {allowed}; found the keys {names(line.value)}"
+    else:
+        text = (
+            f'{seen.noun}, which the method "{seen.method}" learns from, but this job\'s method is "{method}" and '
+            f"needs {allowed}"
+        )
+    return Finding(line.number, text, "wrong_format")
+
+
+def _mixed(line: Line, seen: Format, first_line: int, first: Format) -> Finding:
+    text = f"{seen.noun}, but line {first_line} is {first.noun}; plain text stands in a file of its own"
+    return Finding(line.number, text, "mixed_formats")
+
+
+# --- chat -------------------------------------------------------------------------------------------------------------
+
+
+def _chat_findings(line: Line) -> Iterator[Finding]:
+    yield from _extra_keys(line.number, line.value, CHAT_KEYS)
+    yield from _tool_findings(line.number, line.value, ("tools", "functions"))
+    messages = line.value["messages"]
+    found = list(_list_findings(line.number, messages, '"messages"'))
+    yield from found
+    if not found and messages[-1]["role"] != "assistant":
+        text = f'the last message is from "{messages[-1]["role"]}", but it must be from "assistant", as that is learned'
+        yield Finding(line.number, text, "last_message_not_assistant")
+
+
+def _chat_contradictions(line: Line) -> Iterator[Finding]:
+    value = line.value
+    yield from tool_findings(line.number, value)
+    yield from parallel_findings(line.number, value)
+    yield from conversation_findings(line.number, value["messages"])
+
+
+def _chat_example(line: Line) -> Example:
+    tools = line.value.get("tools") or [
+        {"type": "function", "function": function} for function in line.value.get("functions") or ()
+    ]
+    return Example(line.number, messages=tuple(line.value["messages"]), tools=tuple(tools))
+
+
+# --- prompt and completion, plain text --------------------------------------------------------------------------------
+
+
+def _completion_findings(line: Line) -> Iterator[Finding]:
+    yield from _extra_keys(line.number, line.value, COMPLETION_KEYS)
+    for key in sorted(COMPLETION_KEYS, reverse=True):
+        yield from _string_findings(line, key, "invalid_completion")
+
+
+def _completion_example(line: Line) -> Example:
+    return Example(line.number, prompt=line.value["prompt"], completion=line.value["completion"])
+
+
+def _text_findings(line: Line) -> Iterator[Finding]:
+    yield from _extra_keys(line.number, line.value, TEXT_KEYS)
+    yield from _string_findings(line, "text", "invalid_text")
+
+
+def _text_example(line: Line) -> Example:
+    return Example(line.number, text=line.value["text"])
+
+
+# --- preference pairs -------------------------------------------------------------------------------------------------
+
+
+def _pair_findings(line: Line) -> Iterator[Finding]:
+    value = line.value
+    spelling = _spelling(value)
+    yield from _extra_keys(line.number, value, frozenset({"input", *spelling}))
+    yield from _input_findings(line.number, value.get("input"))
+    for key in spelling:
+        yield from _answer_findings(line.number, key, value.get(key))
+
+
+def _pair_contradictions(line: Line) -> Iterator[Finding]:
+    asked = line.value["input"]
+    yield from tool_findings(line.number, asked, "input.")
+    yield from parallel_findings(line.number, asked, "input.")
+    yield from conversation_findings(line.number, asked["messages"], "input, ")
+    for key in _spelling(line.value):
+        yield from conversation_findings(line.number, line.value[key], f"{key}, ", before=asked["messages"])
+
+
+def _spelling(value: Mapping[str, Any]) -> tuple[str, str]:
+    """The one of which a key is there: the other's keys are extra ones."""
+    return next(spelling for spelling in PAIR_SPELLINGS if value.keys() & set(spelling))
+
+
+def _input_findings(line: int, value: Any) -> Iterator[Finding]:
+    if not isinstance(value, dict):
+        seen = "is missing" if value is None else f"is a JSON {json_type(value)}"
+        yield Finding(line, f'"input" {seen}, but it must be an object like {{"messages": [...]}}', "invalid_input")
+        return
+    yield from _extra_keys(line, value, INPUT_KEYS, '"input" ')
+    yield from _tool_findings(line, value, ("tools",))
+    messages: Any = value.get("messages")
+    found = list(_list_findings(line, messages, '"messages" of "input"', "input, "))
+    yield from found or _weight_findings(line, messages, "input, ")
+    if not found and messages[-1]["role"] == "assistant":
+        text = (
+            'the last message of "input" is from "assistant"; it must be from another role, because each output '
+            'continues "input" with the assistant\'s answer: move it to the start of both outputs, or remove it'
+        )
+        yield Finding(line, text, "last_message_assistant")
+
+
+def _answer_findings(line: int, key: str, messages: Any) -> Iterator[Finding]:
+    found = list(_list_findings(line, messages, f'"{key}"', f"{key}, "))
+    yield from found or _weight_findings(line, messages, f"{key}, ")
+    if found:
+        return
+    roles = [message["role"] for message in messages]
+    if roles[0] != "assistant" or roles[-1] != "assistant" or not ANSWER_ROLES.issuperset(roles):
+        text = f'"{key}" has messages from {names(set(roles))}; it must begin and end with one from "assistant"'
+        yield Finding(line, f'{text}, with none but "tool" between', "invalid_output")
+
+
+def _weight_findings(line: int, messages: list[dict[str, Any]], where: str) -> Iterator[Finding]:
+    for number, message in enumerate(messages, 1):
+        if "weight" in message:
+            text = (
+                f'{where}message {number} has the key "weight", which a preference pair does not take: both outputs '
+                'are learned whole, and "input" is not; remove the key'
+            )
+            yield Finding(line, text, "extra_key")
+
+
+def _pair_example(line: Line) -> Example:
+    preferred, non_preferred = (tuple(line.value[key]) for key in _spelling(line.value))
+    asked = line.value["input"]
+    return Example(
+        line.number,
+        messages=tuple(asked["messages"]),
+        tools=tuple(asked.get("tools") or ()),
+        preferred=preferred,
+        non_preferred=non_preferred,
+    )
+
+
+# --- checks that several formats share --------------------------------------------------------------------------------
+
+
+def _extra_keys(line: int, value: Mapping[str, Any], allowed: frozenset[str], where: str = "") -> Iterator[Finding]:
+    if extra := value.keys() - allowed:
+        text = f"{where}contains an extra key {names(extra)}; allowed are {names(allowed)}"
+        yield Finding(line, text, "extra_key")
+
+
+def _tool_findings(line: int, value: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[Finding]:
+    for key in keys:
+        tools = value.get(key)
+        if tools is not None and not isinstance(tools, list):
+            yield Finding(
+                line, f'"{key}" is a JSON {json_type(tools)}, but it must be a list of objects', "invalid_tools"
+            )
+        for number, tool in enumerate(tools if isinstance(tools, list) else ()):
+            if not isinstance(tool, dict):
+                text = f'"{key}" must be a list of objects, but {key}[{number}] is a JSON {json_type(tool)}'
+                yield Finding(line, text, "invalid_tools")
+
+
+def _list_findings(line: int, messages: Any, name: str, where: str = "") -> Iterator[Finding]:
+    if not isinstance(messages, list) or not messages:
+        seen = "missing or null" if messages is None else "empty" if messages == [] else f"a JSON {json_type(messages)}"
+        yield Finding(line, f"{name} is {seen}, but it must be a list with at least one message", "invalid_messages")
+    else:
+        yield from message_findings(line, messages, where)
+
+
+def _string_findings(line: Line, key: str, code: str) -> Iterator[Finding]:
+    if not isinstance(line.value.get(key), str):
+        seen = "is missing" if key not in line.value else f"is a JSON {json_type(line.value[key])}"
+        yield Finding(line.number, f'"{key}" {seen}, but it must be a string', code)
+
+
+CHAT = Format("chat messages", "supervised", '{"messages": [...]}', _chat_findings, _chat_example, _chat_contradictions)
+COMPLETION = Format(
+    "a prompt/completion pair",
+    "supervised",
+    '{"prompt": "...", "completion": "..."}',
+    _completion_findings,
+    _completion_example,
+)
+TEXT = Format("plain text", "supervised", '{"text": "..."}', _text_findings, _text_example)
+PAIR = Format(
+    "a preference pair",
+    "dpo",
+    '{"input": {"messages": [...]}, "preferred_output": [...], "non_preferred_output": [...]}',
+    _pair_findings,
+    _pair_example,
+    _pair_contradictions,
+)
+FORMATS = (CHAT, COMPLETION, TEXT, PAIR)

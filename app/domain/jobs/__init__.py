@@ -1,0 +1,1 @@
+"""Rules of jobs: request parameters, resolved spec, states, events, snapshots, clones and diffs."""

@@ -1,0 +1,197 @@
+"""What will be trained, fully resolved: no "auto", no default left to anybody's taste.
+
+`JobSpec` is stored in the job row when the job is created and never changes. `TrainerSpec` is the file the trainer
+reads: one base model, one quantization, and one run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from app.domain.base_models.catalog import Signature
+from app.domain.planning.execution_plan import Measurement
+
+SPEC_VERSION: Literal[1] = 1
+# Which checks a line of a data set must pass. 2 also refuses what 1 accepted and then left out of training or changed;
+# a job keeps the rules of the day it was created, so a file that was good for it stays good for it.
+LineRules = Literal[1, 2]
+LINE_RULES: LineRules = 2
+
+
+class Frozen(BaseModel):
+    """Immutable, and an unknown key is an error: a typo never becomes a silent default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LoraSpec(Frozen):
+    """h = W x + scale * B A x; scale is alpha / r, with rsLoRA alpha / sqrt(r) (arXiv 2106.09685, 2312.03732)."""
+
+    r: Annotated[int, Field(ge=1, le=256)]
+    alpha: Annotated[float, Field(gt=0)]
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: tuple[str, ...]
+    use_rslora: bool = False
+    use_dora: bool = False  # arXiv 2402.09353
+    # Regular expression for the end of a layer's name -> rank, as it was asked for. In a RunSpec and in everything that
+    # is published the keys are single layers: their full names, escaped (app.domain.jobs.layer_patterns).
+    rank_pattern: dict[str, int] = {}
+    alpha_pattern: dict[str, float] = {}
+    modules_to_save: tuple[str, ...] = ()  # trained whole and saved beside A and B
+    bias: Literal["none"] = "none"
+    init: Literal["default"] = "default"
+
+
+class LayerPatterns(Frozen):
+    """`rank_pattern` and `alpha_pattern` of a LoraSpec with one key for each layer that they match."""
+
+    rank_pattern: dict[str, int] = {}
+    alpha_pattern: dict[str, float] = {}
+
+
+class QuantizationSpec(Frozen):
+    """How the frozen base is held (QLoRA, arXiv 2305.14314). Absent in a request means exactly these defaults."""
+
+    bits: Literal[4, 8] = 4  # 8: rows of int8 with one scale each (LLM.int8, arXiv 2208.07339)
+    type: Literal["nf4", "fp4"] | None = None  # of 4 bits, where it is NF4 if not given; None for 8
+    double_quant: bool | None = None  # of 4 bits, where it is on if not given; None for 8
+    compute_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("bits", 4) != 4:
+            return values
+        return {"type": "nf4", "double_quant": True} | values
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        given = [name for name in ("type", "double_quant") if getattr(self, name) is not None]
+        if self.bits == 8 and given:
+            raise ValueError(f"{' and '.join(given)} belong to 4 bits; 8 bits have one scale a row, no choice")
+        if self.bits == 4 and len(given) < 2:
+            raise ValueError("4 bits need a type and a double_quant")
+        return self
+
+
+class EarlyStopping(Frozen):
+    """Stop when the full validation loss was not more than `threshold` nats below its lowest in `patience` validations
+    in a row; that lowest is of the last validation that was."""
+
+    patience: Annotated[int, Field(ge=1, le=100)] = 3
+    threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+
+class Hyperparameters(Frozen):
+    n_epochs: Annotated[int, Field(ge=1, le=50)]
+    batch_size: Annotated[int, Field(ge=1, le=256)]  # examples per optimizer step
+    learning_rate: Annotated[float, Field(gt=0)]
+    learning_rate_multiplier: Annotated[float, Field(gt=0)] | None
+    warmup_ratio: Annotated[float, Field(ge=0, le=1)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    max_grad_norm: Annotated[float, Field(gt=0)]
+    lr_scheduler_type: Literal["linear", "cosine", "constant"]
+    context_length: Annotated[int, Field(ge=1)]  # tokens
+    packing: bool = True
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    eval_steps: Annotated[int, Field(ge=1)] | None = None  # between validations; absent = at the end of each epoch
+    early_stopping: EarlyStopping | None = None
+    promote_best: bool = False  # the result is the adapter with the lowest full validation loss, not the last one
+    beta: Annotated[float, Field(gt=0)] | None = None  # of DPO (arXiv 2305.18290), and only there
+
+
+Method = Literal["supervised", "dpo"]
+
+
+MAX_SAMPLE_PROMPTS = 4  # each is answered with up to 64 tokens at every validation
+MAX_SAMPLE_PROMPT_CHARACTERS = 2_000
+
+SamplePrompt = Annotated[str, Field(min_length=1, max_length=MAX_SAMPLE_PROMPT_CHARACTERS)]
+SamplePrompts = Annotated[tuple[SamplePrompt, ...], Field(max_length=MAX_SAMPLE_PROMPTS)]
+
+
+class JobSpec(Frozen):
+    version: Literal[1] = SPEC_VERSION
+    base_model: str
+    method: Method = "supervised"
+    line_rules: LineRules = 1  # absent: a job from before there were others
+    continued_from: str | None = None  # the "ft:..." model, an adapter of this project, that training goes on from
+    lora: LoraSpec  # as it was asked for
+    layer_patterns: LayerPatterns | None = None  # its patterns, matched; None: it has none, or they are not matched yet
+    quantization: QuantizationSpec | None
+    dtype_is_free: bool = False  # the request named no compute_dtype: bfloat16, unless another is faster where it runs
+    hyperparameters: Hyperparameters
+    sample_prompts: SamplePrompts = ()
+    seed: Annotated[int, Field(ge=0, le=2_147_483_647)]
+
+    @property
+    def layer_lora(self) -> LoraSpec:
+        """What is trained: `lora` with its patterns by single layers."""
+        return self.lora.model_copy(update=dict(self.layer_patterns)) if self.layer_patterns else self.lora
+
+
+class BaseSpec(Frozen):
+    """A registered base model as the trainer finds it on disk."""
+
+    name: str
+    directory: Path
+    manifest_sha256: str  # of the registered files; the trainer refuses a directory that differs
+    signature: Signature | None = None  # catalog.stat_signature of the files that gave this hash; absent: hash again
+
+
+class RunSpec(Frozen):
+    """One adapter to train. Paths are absolute or relative to the work directory."""
+
+    run_id: str
+    method: Method = "supervised"
+    line_rules: LineRules = LINE_RULES
+    lora: LoraSpec
+    start_adapter: Path | None = None  # an adapter directory whose A and B are the start; its manifest was verified
+    start_adapter_sha256: str | None = None  # of its manifest
+    start_adapter_name: str | None = None  # its "ft:..." name, for the new adapter's manifest
+    hyperparameters: Hyperparameters
+    seed: int
+    training_file: Path
+    training_file_sha256: str
+    validation_file: Path | None = None
+    validation_file_sha256: str | None = None
+    resume_from: Path | None = None  # a snapshot's directory, or one of snapshots: the newest whole one is taken then
+    sample_prompts: SamplePrompts = ()  # answered by the base and by the adapter at every validation
+
+    @model_validator(mode="after")
+    def _has_beta_for_dpo_alone(self) -> RunSpec:
+        if (self.method == "dpo") != (self.hyperparameters.beta is not None):
+            raise ValueError(f"{self.run_id}: dpo needs a beta among its hyperparameters, and no other method has one")
+        return self
+
+
+class TrainerSpec(Frozen):
+    """WORKDIR/spec.json. Everything the run writes goes to WORKDIR/runs/<run_id>/."""
+
+    version: Literal[1] = SPEC_VERSION
+    base: BaseSpec
+    quantization: QuantizationSpec | None
+    runs: Annotated[tuple[RunSpec, ...], Field(min_length=1)]  # exactly one
+    snapshot_interval_seconds: float = 300.0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = None  # CPU threads of each process; absent = physical cores, or what is faster
+    dtype_is_free: bool = False  # nobody asked for quantization.compute_dtype: it may be another that is faster here
+    world_size: Annotated[int, Field(ge=1, le=64)] = 1  # processes that share each step's documents, one a GPU
+    measurements: tuple[Measurement, ...] = ()  # of earlier jobs on this device, base and quantization
+    out_of_memory_kills: Annotated[int, Field(ge=0)] = 0  # of earlier attempts, by the kernel: be smaller this time
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(self.runs) > 1:
+            names = ", ".join(run.run_id for run in self.runs)
+            raise ValueError(
+                f"runs has {len(self.runs)} entries ({names}), but a trainer trains one; start one for each"
+            )
+        return self
+
+    @property
+    def run(self) -> RunSpec:
+        return self.runs[0]

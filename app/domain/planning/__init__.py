@@ -1,0 +1,1 @@
+"""Plans: packing, memory, duration, and what a job requires of a worker."""

@@ -1,0 +1,1 @@
+"""Rules of the queue: fair share, forecast, preemption, worker capacity."""

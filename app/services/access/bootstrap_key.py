@@ -1,0 +1,43 @@
+"""In containers the first admin key comes from a file: a secret that the operator made, known before the start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sqlalchemy.exc import IntegrityError
+
+from app.db.access import keys
+from app.db.access.audit import Act, acting
+from app.db.engine import Sessions, transaction
+from app.log import get_logger
+
+KEY_NAME = "admin-key-file"
+
+log = get_logger(__name__)
+
+
+def ensure_first_key(sessions: Sessions, path: Path) -> None:
+    """Make the content of `path` an admin key of the project `default`, unless it is or was one.
+
+    A revoked key stays revoked. Raises ValueError for a secret that is too short, OSError for an unreadable file.
+    """
+    secret = path.read_text(encoding="utf-8").strip()
+    if not keys.is_good_secret(secret):
+        raise ValueError(
+            f"{path}: an admin key is at least {keys.MIN_GIVEN_CHARACTERS} printable ASCII characters without spaces"
+        )
+    try:
+        _issue_once(sessions, secret)
+    except IntegrityError:
+        log.info("another process issued the first key", file=str(path))
+
+
+def _issue_once(sessions: Sessions, secret: str) -> None:
+    act = Act(action="keys.first", actor_type="system", actor_id="api")
+    with acting(act), transaction(sessions) as session:
+        if keys.was_issued(session, secret):
+            return
+        project = keys.ensure_project(session, keys.DEFAULT_PROJECT)
+        act.project_id = project.id
+        keys.issue(session, project, KEY_NAME, keys.ADMIN_SCOPES, secret=secret)
+    log.info("issued the first admin key", project=keys.DEFAULT_PROJECT)

@@ -1,0 +1,115 @@
+"""Use-cases of admins on API keys. One transaction each, the caller's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from sqlalchemy.orm import Session
+
+from app.db.access import keys
+from app.db.access.keys import IssuedKey
+from app.db.tables import ApiKey, Project
+from app.domain.access import scopes
+from app.domain.error_text.json_text import shown, unquoted
+from app.errors import BadRequest, NotFound
+from app.services.access.projects import checked_name
+
+EXPIRY_SECONDS = (60, 10 * 365 * 86_400)
+OVERLAP_SECONDS = (0, 90 * 86_400)
+DEFAULT_OVERLAP_SECONDS = 86_400
+
+
+def create(
+    session: Session, project: Project, name: str, key_scopes: Sequence[str], expires_in_seconds: int | None
+) -> IssuedKey:
+    """Raises BadRequest."""
+    if project.archived_at is not None:
+        raise BadRequest(
+            f"Project {project.name!r} is archived: its keys open nothing.", "project_id", "invalid_project_state"
+        )
+    _check_expiry(expires_in_seconds)
+    return keys.issue(
+        session, project, checked_name(name), scopes.checked(key_scopes), expires_in_seconds=expires_in_seconds
+    )
+
+
+def modify(
+    session: Session,
+    project_id: str,
+    key_id: str,
+    name: str | None,
+    key_scopes: Sequence[str] | None,
+    expires_in_seconds: int | None,
+) -> ApiKey:
+    """What is None stays. Raises NotFound, BadRequest: a key that ended does not come back."""
+    key = _living(session, project_id, key_id)
+    _check_expiry(expires_in_seconds)
+    if name is not None:
+        key.name = checked_name(name)
+    if key_scopes is not None:
+        key.scopes = scopes.checked(key_scopes)
+    if expires_in_seconds is not None:
+        keys.set_expiry(session, key, expires_in_seconds)
+    session.flush()
+    return key
+
+
+def rotate(session: Session, project_id: str | None, key_id: str, overlap_seconds: int) -> tuple[ApiKey, str]:
+    """A new secret, shown once; the old one works for `overlap_seconds` more. Raises NotFound, BadRequest."""
+    key = _living(session, project_id, key_id)
+    least, most = OVERLAP_SECONDS
+    if not least <= overlap_seconds <= most:
+        raise BadRequest(f"overlap_seconds: {overlap_seconds} is not from {least} to {most}", "overlap_seconds")
+    return key, keys.rotate(session, key, overlap_seconds)
+
+
+def revoke(session: Session, project_id: str | None, key_id: str) -> ApiKey:
+    """At once, with whatever secret. Revoking twice is revoking once. Raises NotFound."""
+    key = get(session, project_id, key_id)
+    keys.revoke(session, key.id)
+    session.refresh(key)
+    return key
+
+
+def get(session: Session, project_id: str | None, key_id: str, lock: bool = False) -> ApiKey:
+    key = keys.get(session, key_id, project_id, lock)
+    if key is None:
+        raise NotFound(f"No such API key: {unquoted(key_id)}", "id")
+    return key
+
+
+def page(
+    session: Session, project_id: str, limit: int, after: str | None, with_revoked: bool, is_active: bool | None = None
+) -> list[ApiKey]:
+    last = None
+    if after is not None:
+        last = keys.get(session, after, project_id)
+        if last is None:
+            text = f"after: there is no key {shown(after)} here; give the id of the last item of the page before"
+            raise BadRequest(text, "after")
+    return keys.page(session, project_id, limit, last, with_revoked, is_active)
+
+
+def status(key: ApiKey) -> str:
+    """`active`, `expired` or `revoked`, for people; what a request may is PostgreSQL's clock to say."""
+    if key.revoked_at is not None:
+        return "revoked"
+    return "expired" if key.expires_at is not None and key.expires_at <= datetime.now(UTC) else "active"
+
+
+def _living(session: Session, project_id: str | None, key_id: str) -> ApiKey:
+    key = get(session, project_id, key_id, lock=True)
+    found = status(key)
+    if found != "active":
+        raise BadRequest(f"Key {key.id} is {found}; only an active one can be changed. Create another.", "id")
+    return key
+
+
+def _check_expiry(expires_in_seconds: int | None) -> None:
+    least, most = EXPIRY_SECONDS
+    if expires_in_seconds is not None and not least <= expires_in_seconds <= most:
+        raise BadRequest(
+            f"expires_in_seconds: {expires_in_seconds} is not from {least} to {most}; leave it out for no expiry",
+            "expires_in_seconds",
+        )

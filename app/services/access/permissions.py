@@ -1,0 +1,67 @@
+"""Sharing an `ft:` model with other projects: they may see it and go on training from it.
+
+An admin key stands for the operator, as OpenAI's does for the owner of an organisation: it shares the models of every
+project. Any other key sees who may use the models of its own project, and changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy.orm import Session
+
+from app.db import models
+from app.db.access import permissions
+from app.db.access.permissions import Order
+from app.db.tables import CheckpointPermission, TunedModel
+from app.domain.error_text.json_text import shown, unquoted
+from app.errors import BadRequest, NotFound, NotPermitted
+
+
+def find_model(session: Session, project_id: str, is_admin: bool, name: str) -> TunedModel:
+    """Raises NotFound for a model that is not the project's, unless an admin asks."""
+    found = models.get_any(session, name) if is_admin else models.get_tuned(session, project_id, name)
+    if found is None:
+        raise NotFound(
+            f"The checkpoint {name!r} does not exist; GET /v1/models lists the `ft:` models that do.",
+            "fine_tuned_model_checkpoint",
+            "model_not_found",
+        )
+    return found
+
+
+def require_admin(is_admin: bool) -> None:
+    if not is_admin:
+        raise NotPermitted("Sharing a model with other projects takes an admin key; ask the operator of this server.")
+
+
+def grant(session: Session, model: TunedModel, project_ids: Sequence[str]) -> list[CheckpointPermission]:
+    """Raises NotFound naming every project that does not exist, BadRequest for the model's own."""
+    known = permissions.known_projects(session, project_ids)
+    unknown = [project_id for project_id in project_ids if project_id not in known]
+    if unknown:
+        raise NotFound(f"No such project: {', '.join(dict.fromkeys(map(unquoted, unknown)))}", "project_ids")
+    if model.project_id in project_ids:
+        text = f"project_ids: {model.project_id} owns {model.id!r} and needs no permission; leave it out"
+        raise BadRequest(text, "project_ids")
+    return permissions.grant(session, model, project_ids)
+
+
+def page(
+    session: Session, model: TunedModel, limit: int, after: str | None, order: Order, project_id: str | None
+) -> list[CheckpointPermission]:
+    last = None
+    if after is not None:
+        last = permissions.get(session, model, after)
+        if last is None:
+            text = f"after: there is no permission {shown(after)} here; give the id of the last item of the page before"
+            raise BadRequest(text, "after")
+    return permissions.page(session, model, limit, last, order, project_id)
+
+
+def withdraw(session: Session, model: TunedModel, permission_id: str) -> None:
+    """Jobs that were accepted go on; new ones are refused."""
+    found = permissions.get(session, model, permission_id)
+    if found is None:
+        raise NotFound(f"No such permission: {unquoted(permission_id)}", "permission_id")
+    permissions.withdraw(session, found)

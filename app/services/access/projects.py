@@ -1,0 +1,121 @@
+"""Use-cases of admins on projects. One transaction each, the caller's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from app.db.access import projects
+from app.db.jobs import jobs
+from app.db.tables import Project
+from app.domain.error_text.json_text import shown, unquoted
+from app.errors import BadRequest, NotFound
+
+MAX_NAME_CHARACTERS = 100
+MAX_NAMED = 5
+
+
+def create(session: Session, name: str, settings: Mapping[str, int | float | None]) -> Project:
+    """`settings` are limits and `share_weight`. Raises BadRequest for a name that is taken."""
+    name = checked_name(name)
+    with _unique(name), session.begin_nested():
+        project = projects.insert(session, name)
+    return _apply(session, project, settings)
+
+
+def modify(session: Session, project_id: str, name: str | None, settings: Mapping[str, int | float | None]) -> Project:
+    """What is not given stays; a limit that is None goes. Raises NotFound, BadRequest."""
+    project = get(session, project_id)
+    _refuse_archived(project)
+    if name is not None:
+        name = checked_name(name)
+        with _unique(name), session.begin_nested():
+            project.name = name
+    return _apply(session, project, settings)
+
+
+def archive(session: Session, project_id: str, own_project_id: str | None, cancel_jobs: bool = False) -> Project:
+    """Its keys open nothing until it is unarchived; files and results stay. Archiving twice is archiving once."""
+    project = get(session, project_id)
+    if project.archived_at is not None:
+        return project
+    if project.id == own_project_id:
+        raise BadRequest("This project holds the very key of this request; archive it with a key of another one.", "id")
+    unfinished = jobs.unfinished(session, project.id)
+    if unfinished and not cancel_jobs:
+        raise BadRequest(
+            f"Project {project.name!r} has {len(unfinished)} unfinished jobs ({_named(unfinished)}), and nobody could "
+            'reach them any more. Cancel them, or have them cancelled: {"cancel_jobs": true}, on the command line '
+            "`tunery projects archive --cancel-jobs`.",
+            "cancel_jobs",
+            "invalid_project_state",
+        )
+    for job_id in unfinished:
+        jobs.cancel(session, project.id, job_id)
+    projects.archive(session, project)
+    return project
+
+
+def unarchive(session: Session, project_id: str) -> Project:
+    """Its keys open again, but for those that were revoked or have expired. Cancelled jobs stay cancelled."""
+    project = get(session, project_id)
+    if project.archived_at is not None:
+        projects.unarchive(session, project)
+    return project
+
+
+def get(session: Session, project_id: str) -> Project:
+    project = projects.get(session, project_id)
+    if project is None:
+        raise NotFound(f"No such project: {unquoted(project_id)}", "id")
+    return project
+
+
+def page(session: Session, limit: int, after: str | None, with_archived: bool) -> list[Project]:
+    last = None
+    if after is not None:
+        last = projects.get(session, after)
+        if last is None:
+            text = f"after: there is no project {shown(after)}; give the id of the last item of the page before"
+            raise BadRequest(text, "after")
+    return projects.page(session, limit, last, with_archived)
+
+
+def checked_name(name: str, param: str = "name") -> str:
+    """Without spaces around it. Raises BadRequest."""
+    name = name.strip()
+    if not name or len(name) > MAX_NAME_CHARACTERS or not name.isprintable():
+        raise BadRequest(
+            f"{param}: {name[:MAX_NAME_CHARACTERS]!r} is no name: 1 to {MAX_NAME_CHARACTERS} printable characters",
+            param,
+        )
+    return name
+
+
+def _apply(session: Session, project: Project, settings: Mapping[str, int | float | None]) -> Project:
+    for name, value in settings.items():
+        setattr(project, name, value)
+    session.flush()
+    return project
+
+
+def _named(job_ids: Sequence[str]) -> str:
+    return ", ".join([*job_ids[:MAX_NAMED], *(["…"] if len(job_ids) > MAX_NAMED else [])])
+
+
+def _refuse_archived(project: Project) -> None:
+    if project.archived_at is not None:
+        text = f"Project {project.name!r} is archived and does not change until it is unarchived."
+        raise BadRequest(text, "id", "invalid_project_state")
+
+
+@contextmanager
+def _unique(name: str) -> Iterator[None]:
+    """The constraint decides, so that two at once cannot both win."""
+    try:
+        yield
+    except IntegrityError as error:
+        raise BadRequest(f"name: there is a project {name!r} already", "name") from error

@@ -1,0 +1,1 @@
+"""Use cases of training data: line checks, token counts and reports, in processes of their own."""

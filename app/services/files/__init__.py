@@ -1,0 +1,1 @@
+"""Use cases of files: ingest, multipart and resumable uploads."""

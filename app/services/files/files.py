@@ -1,0 +1,56 @@
+"""Use-cases on files that are there. One transaction each, the caller's."""
+
+from __future__ import annotations
+
+from typing import BinaryIO, Literal
+
+from sqlalchemy.orm import Session
+
+from app.db.files import files
+from app.db.tables import File
+from app.domain.error_text.json_text import shown, unquoted
+from app.errors import BadRequest, NotFound
+from app.storage import Storage
+
+
+def get(session: Session, project_id: str, file_id: str) -> File:
+    file = files.get(session, project_id, file_id)
+    if file is None:
+        raise no_such_file(file_id)
+    return file
+
+
+def page(
+    session: Session,
+    project_id: str,
+    limit: int,
+    after: str | None,
+    order: Literal["asc", "desc"],
+    purpose: str | None,
+) -> list[File]:
+    last = None
+    if after is not None:
+        last = files.cursor(session, project_id, after)
+        if last is None:
+            text = f"after: there is no file {shown(after)} here; give the id of the last item of the page before"
+            raise BadRequest(text, "after")
+    return files.page(session, project_id, limit, last, order, purpose)
+
+
+def delete(session: Session, project_id: str, file_id: str) -> File:
+    """Gone for every reader at once; the bytes stay until no job needs them any more."""
+    file = get(session, project_id, file_id)
+    files.delete(session, file)
+    return file
+
+
+def open_content(storage: Storage, file: File) -> BinaryIO:
+    """Raises NotFound when the bytes are not there: they went while the row was read."""
+    try:
+        return storage.open(file.storage_key)
+    except FileNotFoundError as error:
+        raise no_such_file(file.id) from error
+
+
+def no_such_file(file_id: str) -> NotFound:
+    return NotFound(f"No such File object: {unquoted(file_id)}", "id")

@@ -1,0 +1,174 @@
+"""The parts of an upload become a file: composed without a copy, read as far as they were not hashed in their order.
+
+Load (a transaction), work (none: gigabytes are read), apply (a transaction under the row's lock). Two requests that
+complete one upload at once both work; the row takes the first, and the other is answered with its file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from typing import BinaryIO
+
+from sqlalchemy.orm import Session
+
+from app.db.engine import Sessions, transaction
+from app.db.files import uploads
+from app.db.ids import new_id
+from app.db.tables import Upload, UploadPart
+from app.domain.uploads import UploadStatus
+from app.errors import BadRequest
+from app.services.datasets.check_process import Check
+from app.services.datasets.line_check import count_lines
+from app.services.files import ingest
+from app.services.files.ingest import Content, NewFile
+from app.services.files.rolling_digest import Carried, Digests
+from app.services.files.uploads import SeenUpload, known, require_pending, see
+from app.storage import Storage
+
+CHUNK_BYTES = 1 << 20
+THEN = "cannot be completed"
+
+
+def complete(
+    sessions: Sessions,
+    storage: Storage,
+    digests: Digests,
+    project_id: str,
+    upload_id: str,
+    part_ids: Sequence[str] | None,
+    md5: str | None,
+    max_line_bytes: int,
+    check: Check,
+) -> SeenUpload:
+    """`part_ids` in the order of the file; None for what was sent as one stream.
+
+    Asked again with the same list, it answers the same file. Raises BadRequest, InvalidDataset, CheckCancelledError;
+    the upload stays pending then.
+    """
+    with transaction(sessions) as session:
+        upload = known(uploads.get(session, project_id, upload_id), upload_id)
+        if _is_done(upload, part_ids):
+            return see(session, upload)
+        require_pending(see(session, upload), THEN)
+        parts = _chosen(session, upload, part_ids)
+    _require_total(upload, parts)
+    file_id = new_id("file")
+    ids = [part.id for part in parts]
+    carried = digests.leading(upload_id, ids)
+    content = _compose(sessions, storage, upload, f"files/{file_id}", parts, carried, md5, max_line_bytes, check)
+    seen = _apply(sessions, storage, upload, file_id, content, ids)
+    digests.forget(upload_id)
+    return seen
+
+
+def _is_done(upload: Upload, part_ids: Sequence[str] | None) -> bool:
+    return upload.status == UploadStatus.COMPLETED and (part_ids is None or list(part_ids) == upload.part_ids)
+
+
+def _chosen(session: Session, upload: Upload, part_ids: Sequence[str] | None) -> list[UploadPart]:
+    if part_ids is None:
+        pieces = uploads.streamed(session, upload)
+        if not pieces and upload.bytes:
+            text = "you must provide part_ids: the ids of the parts, in the order of the file"
+            raise BadRequest(text, "part_ids", "missing_required_parameter")
+        return pieces
+    found = uploads.posted(session, upload, part_ids)
+    unknown = [part_id for part_id in dict.fromkeys(part_ids) if part_id not in found]
+    if unknown:
+        raise BadRequest(f"part_ids: not a part of {upload.id}: {', '.join(unknown[:10])}", "part_ids")
+    if len(found) < len(part_ids):
+        twice = next(part_id for part_id, count in Counter(part_ids).items() if count > 1)
+        raise BadRequest(f"part_ids: {twice} stands twice in the list; name each part once", "part_ids")
+    return [found[part_id] for part_id in part_ids]
+
+
+def _require_total(upload: Upload, parts: Sequence[UploadPart]) -> None:
+    total_bytes = sum(part.bytes for part in parts)
+    if total_bytes != upload.bytes:
+        text = f"The parts have {total_bytes:,} bytes together, but the upload was declared with {upload.bytes:,}"
+        raise BadRequest(f"{text}; name all of its parts, each once.", "part_ids", "upload_size_mismatch")
+
+
+def _compose(
+    sessions: Sessions,
+    storage: Storage,
+    upload: Upload,
+    key: str,
+    parts: Sequence[UploadPart],
+    carried: Carried,
+    md5: str | None,
+    max_line_bytes: int,
+    check: Check,
+) -> Content:
+    try:
+        stored = storage.compose(key, [part.storage_key for part in parts])
+    except FileNotFoundError:  # swept meanwhile: the row says why
+        with transaction(sessions) as session:
+            current = known(uploads.get(session, upload.project_id, upload.id), upload.id)
+            require_pending(see(session, current), THEN)
+        raise
+    try:
+        if stored.size_bytes != upload.bytes:
+            raise RuntimeError(f"stored parts of {upload.id} have {stored.size_bytes:,} bytes, not {upload.bytes:,}")
+        sha256 = parts[0].sha256 if len(parts) == 1 and md5 is None else _hash(storage, key, carried, md5)
+        line_count = None
+        if upload.purpose == "fine-tune":
+            with storage.open(key) as file:
+                line_count = count_lines(file, upload.bytes, max_line_bytes, check)
+    except BaseException:
+        storage.delete(key)
+        raise
+    return Content(key, upload.bytes, sha256, line_count)
+
+
+def _hash(storage: Storage, key: str, carried: Carried, md5: str | None) -> str:
+    """The SHA-256 of an object whose beginning is hashed already. Raises BadRequest when its MD5 is another one."""
+    sha256, whole = carried.digest.copy(), hashlib.md5(usedforsecurity=False)
+    with storage.open(key) as file:
+        position = file.seek(0 if md5 is not None else carried.size_bytes)
+        for chunk in _chunks(file):
+            sha256.update(memoryview(chunk)[max(0, carried.size_bytes - position) :])
+            if md5 is not None:
+                whole.update(chunk)
+            position += len(chunk)
+    if md5 is not None and whole.hexdigest() != md5.lower():
+        text = f"md5: the file's is {whole.hexdigest()}, not {md5}; a part was altered, left out or misplaced"
+        raise BadRequest(text, "md5", "md5_mismatch")
+    return sha256.hexdigest()
+
+
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
+    while chunk := file.read(CHUNK_BYTES):
+        yield chunk
+
+
+def _apply(
+    sessions: Sessions, storage: Storage, upload: Upload, file_id: str, content: Content, part_ids: list[str]
+) -> SeenUpload:
+    inserted = False
+    try:
+        with transaction(sessions) as session:
+            current = known(uploads.lock(session, upload.project_id, upload.id), upload.id)
+            if not _is_done(current, part_ids):
+                # Begun in time is in time: only another request, or the sweep, can have ended it.
+                if current.status != UploadStatus.PENDING:
+                    require_pending(see(session, current), THEN)
+                file = ingest.insert(session, upload.project_id, file_id, _new_file(current), content)
+                uploads.complete(session, current, file, part_ids)
+                inserted = True
+            seen = see(session, current)
+    except BaseException:
+        if not inserted:  # a commit whose answer was lost may have happened
+            storage.delete(content.key)
+        raise
+    if not inserted:
+        storage.delete(content.key)
+    return seen
+
+
+def _new_file(upload: Upload) -> NewFile:
+    seconds = upload.file_expires_after_seconds
+    return NewFile(upload.purpose, upload.filename, None if seconds is None else timedelta(seconds=seconds))

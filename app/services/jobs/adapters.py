@@ -1,0 +1,44 @@
+"""What a finished job hands out: the files of its last checkpoint, and one archive of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy.orm import Session
+
+from app.db.files import files
+from app.db.jobs import checkpoints
+from app.db.tables import Checkpoint, File, Job
+from app.domain.jobs.states import TERMINAL, JobState
+from app.errors import NotFound
+from app.services.jobs import jobs
+
+
+@dataclass(frozen=True)
+class Adapter:
+    job: Job
+    checkpoint: Checkpoint
+    files: list[File]
+    archive: File
+
+
+def get(session: Session, project_id: str, job_id: str) -> Adapter:
+    """Raises NotFound for a job that is not there, and for one that has no adapter (yet)."""
+    job = jobs.get(session, project_id, job_id)
+    if job.state != JobState.SUCCEEDED or job.fine_tuned_model is None:
+        raise _no_adapter(job)
+    checkpoint = checkpoints.by_names(session, [job.fine_tuned_model])[job.fine_tuned_model]
+    parts = [_file(session, project_id, job, file_id) for file_id in checkpoint.file_ids]
+    return Adapter(job, checkpoint, parts, _file(session, project_id, job, checkpoint.archive_file_id))
+
+
+def _file(session: Session, project_id: str, job: Job, file_id: str) -> File:
+    file = files.get(session, project_id, file_id)
+    if file is None:
+        raise NotFound(f"File {file_id} of the adapter of job {job.id} was deleted.", "id", "adapter_deleted")
+    return file
+
+
+def _no_adapter(job: Job) -> NotFound:
+    then = "it has none" if job.state in TERMINAL else "it is there when the job has succeeded"
+    return NotFound(f"Job {job.id} is {job.state}, so there is no adapter: {then}.", "id", "adapter_not_found")

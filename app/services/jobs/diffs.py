@@ -1,0 +1,153 @@
+"""What sets two jobs apart: what they learned from, how, on what, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.db.files import files
+from app.db.jobs import checkpoints, diffs, jobs, measurements
+from app.db.tables import Job
+from app.domain.error_text.json_text import unquoted
+from app.domain.jobs.json_diff import Row, side_by_side
+from app.domain.jobs.spec import JobSpec
+from app.errors import NotFound
+
+COUNTS = ("examples", "tokens_per_epoch", "labelled_tokens_per_epoch")
+BASE_SHA256 = "base_model_sha256"
+MACHINE = ("device", "compute_dtype", "threads", "versions")
+RESULT_METRICS = ("train_loss", "train_mean_token_accuracy", "full_valid_loss", "full_valid_mean_token_accuracy")
+
+
+@dataclass(frozen=True)
+class Diff:
+    left: Job
+    right: Job
+    data: list[Row]
+    config: list[Row]
+    environment: list[Row]
+    result: list[Row]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Of one job."""
+
+    data: dict[str, Any]
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    result: dict[str, Any]
+
+
+def get_other(session: Session, project_id: str, job_id: str) -> Job:
+    job = jobs.get(session, project_id, job_id)
+    if job is None:
+        raise NotFound(f"with: no such fine-tuning job: {unquoted(job_id)}", "with")
+    return job
+
+
+def compare(session: Session, left: Job, right: Job) -> Diff:
+    one, other = facts_of(session, left), facts_of(session, right)
+    return Diff(
+        left,
+        right,
+        data=side_by_side(one.data, other.data, told_by_a_run=COUNTS),
+        config=side_by_side(one.config, other.config, told_by_a_run=(BASE_SHA256,)),
+        environment=side_by_side(one.environment, other.environment, told_by_a_run=one.environment),
+        result=side_by_side(one.result, other.result),
+    )
+
+
+def facts_of(session: Session, job: Job) -> Facts:
+    """Of an attempt that was resumed elsewhere, the last machine counts: it made the result."""
+    started = diffs.last_started(session, job.id) or {}
+    return Facts(
+        data=_data(session, job, started),
+        config=_config(session, job),
+        environment=_environment(session, job, started),
+        result=_result(session, job),
+    )
+
+
+def _data(session: Session, job: Job, started: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "training_file": _file(session, job.training_file_id),
+        "validation_file": _file(session, job.validation_file_id),
+        **{key: started.get(key) for key in COUNTS},
+    }
+
+
+def _file(session: Session, file_id: str | None) -> dict[str, Any] | None:
+    """By content: the same bytes uploaded twice are the same data. Also of a file that was deleted."""
+    file = files.get_any(session, file_id) if file_id else None
+    return None if file is None else {"sha256": file.sha256, "bytes": file.bytes, "rows": file.line_count}
+
+
+def _config(session: Session, job: Job) -> dict[str, Any]:
+    hidden = {"version", "dtype_is_free", "layer_patterns", "line_rules"}
+    spec = JobSpec.model_validate(job.spec).model_dump(mode="json", exclude=hidden)
+    if spec["hyperparameters"]["learning_rate"] is not None:
+        spec["hyperparameters"].pop("learning_rate_multiplier")  # only the way to that rate; a clone asks for the rate
+    return {
+        "base_model": spec.pop("base_model"),
+        BASE_SHA256: _base_sha256(session, job),
+        "method": spec.pop("method"),
+        "continued_from": spec.pop("continued_from"),
+        "seed": spec.pop("seed"),
+        **spec,
+    }
+
+
+def _base_sha256(session: Session, job: Job) -> str | None:
+    """Of the files that it was trained on: out of the manifest of what it left, or of what was measured."""
+    for checkpoint in checkpoints.kept(session, job.id):
+        if found := checkpoint.manifest.get("base_model", {}).get("manifest_sha256"):
+            return str(found)
+    measured = measurements.of_job(session, job.id)
+    return measured[-1].base_manifest_sha256 if measured else None
+
+
+def _environment(session: Session, job: Job, started: dict[str, Any]) -> dict[str, Any]:
+    measured = measurements.of_job(session, job.id)
+    layout = {"recompute": measured[-1].recompute, "cache_weights": measured[-1].cache_weights} if measured else None
+    return {key: started.get(key) for key in MACHINE} | {
+        "device_kind": measured[-1].device_kind if measured else None,
+        "layout": layout,
+        "worker": diffs.last_trainer(session, job.id),
+    }
+
+
+def _result(session: Session, job: Job) -> dict[str, Any]:
+    metrics, measured = _metrics(session, job), measurements.of_job(session, job.id)
+    last = measured[-1] if measured else None
+    rate = last.step_tokens / last.step_seconds if last and last.step_tokens and last.step_seconds else None
+    return {
+        "status": job.state,
+        "error_code": job.error_code,
+        "steps": (job.progress or {}).get("step"),
+        "trained_tokens": job.trained_tokens,
+        **{key: metrics.get(key) for key in RESULT_METRICS},
+        "seconds": _seconds(job),
+        "training_seconds": last.seconds if last else None,
+        "tokens_per_second": rate,
+        "peak_memory_bytes": last.peak_bytes if last else None,
+        "train_attempts": job.train_attempts,
+        "adapter_bytes": job.adapter_bytes,
+        "adapter_sha256": job.adapter_sha256,
+    }
+
+
+def _metrics(session: Session, job: Job) -> dict[str, Any]:
+    """Of the adapter that is the result, else of the last step."""
+    result = checkpoints.by_names(session, [job.fine_tuned_model]) if job.fine_tuned_model else {}
+    last = diffs.last_metrics(session, job.id) or {}
+    return last | {key: value for each in result.values() for key, value in each.metrics.items() if value is not None}
+
+
+def _seconds(job: Job) -> float | None:
+    """From the first claim by a trainer to the end, pauses and waits between attempts included."""
+    if job.started_at is None or job.finished_at is None:
+        return None
+    return round((job.finished_at - job.started_at).total_seconds(), 1)

@@ -1,0 +1,157 @@
+"""Use-cases on exports: asked for, looked at, deleted. One transaction each, the caller's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.db import models
+from app.db.files import files
+from app.db.jobs import checkpoints, exports
+from app.db.tables import BaseModelRow, Checkpoint, Export, File, Job
+from app.domain.artifacts.exports import ExportState, ExportType
+from app.domain.error_text.json_text import shown, unquoted
+from app.errors import BadRequest, NotFound, UnknownParameter, all_at_once
+from app.job_queue import Hints, Queue
+from app.services.access import quotas
+from app.services.jobs import jobs
+
+KEYS = ("type", "checkpoint")
+QUEUES: tuple[Queue, ...] = ("cpu", "gpu")  # in a deployment that keeps torch from one of them, the other can merge
+
+
+@dataclass(frozen=True)
+class SeenExport:
+    """With those of its files that have not been deleted one by one."""
+
+    export: Export
+    files: Sequence[File]
+
+
+def create(session: Session, hints: Hints, project_id: str, job_id: str, body: Mapping[str, Any]) -> SeenExport:
+    """The export of a kind is one: who asks again gets the one that waits, runs or is finished and whole.
+
+    Raises NotFound for the job, BadRequest for everything else.
+    """
+    job = jobs.get(session, project_id, job_id)
+    type, checkpoint_name = _parse(body)
+    checkpoint = _checkpoint(session, job, checkpoint_name)
+    base = _base(session, job, checkpoint)
+    existing = exports.of_kind(session, checkpoint.name, type)
+    if existing is not None:
+        seen = _seen(session, [existing])[0]
+        if existing.state != ExportState.SUCCEEDED or len(seen.files) == len(existing.file_ids):
+            return seen
+        _remove(session, existing)
+    _hold_adapter(session, job, checkpoint)
+    quotas.ensure_room(session, project_id, _size_of(base))
+    export = exports.insert(session, job, checkpoint, type, _size_of(base))
+    if export is None:  # somebody else asked at the same moment
+        return _existing(session, checkpoint, type)
+    for queue in QUEUES:
+        hints.after_commit(session, queue)
+    return SeenExport(export, [])
+
+
+def get(session: Session, project_id: str, job_id: str, export_id: str) -> SeenExport:
+    jobs.get(session, project_id, job_id)
+    export = exports.get(session, project_id, job_id, export_id)
+    if export is None:
+        raise NotFound(f"No such export of job {job_id}: {unquoted(export_id)}", "id")
+    return _seen(session, [export])[0]
+
+
+def page(session: Session, project_id: str, job_id: str, limit: int, after: str | None) -> list[SeenExport]:
+    jobs.get(session, project_id, job_id)
+    last = None
+    if after is not None:
+        last = exports.cursor(session, project_id, job_id, after)
+        if last is None:
+            raise jobs.unknown_cursor("export", after)
+    return _seen(session, exports.page(session, project_id, job_id, limit, last))
+
+
+def delete(session: Session, project_id: str, job_id: str, export_id: str) -> Export:
+    """With its files. One that is being made is given up."""
+    export = get(session, project_id, job_id, export_id).export
+    _remove(session, export)
+    return export
+
+
+def _parse(body: Mapping[str, Any]) -> tuple[ExportType, str | None]:
+    problems: list[BadRequest] = [
+        UnknownParameter(f"unknown parameter {unquoted(key)}; known here: {', '.join(KEYS)}", unquoted(key))
+        for key in sorted(body.keys() - set(KEYS))
+    ]
+    offered = ", ".join(ExportType)
+    asked, checkpoint = body.get("type"), body.get("checkpoint")
+    if asked is None:
+        problems.append(BadRequest(f"type: is missing; there are: {offered}", "type", "missing_required_parameter"))
+    elif asked not in tuple(ExportType):
+        text = f"type: {shown(asked)} is not offered here; there are: {offered}"
+        problems.append(BadRequest(text, "type", "unsupported_value"))
+    if not (checkpoint is None or isinstance(checkpoint, str)):
+        text = "checkpoint: must be the id of a checkpoint of the job, or its fine_tuned_model_checkpoint"
+        text += f", not {shown(checkpoint)}"
+        problems.append(BadRequest(text, "checkpoint", "invalid_type"))
+    if problems:
+        raise all_at_once(problems)
+    return ExportType(str(asked)), checkpoint
+
+
+def _checkpoint(session: Session, job: Job, name: str | None) -> Checkpoint:
+    """The job's result, or a kept checkpoint by its id or its model's name."""
+    kept = checkpoints.kept(session, job.id)
+    wanted = job.fine_tuned_model if name is None else name
+    found = next((each for each in kept if wanted is not None and wanted in (each.id, each.name)), None)
+    if found is not None:
+        return found
+    steps = ", ".join(f"{each.id} (step {each.step_number})" for each in kept) or "none yet"
+    if name is None:
+        text = f"Job {job.id} is {job.state} and has no result to export. Kept checkpoints that can be named: {steps}."
+        raise BadRequest(text, code="invalid_job_state")
+    text = f"checkpoint: job {job.id} keeps no checkpoint {shown(name)}; it keeps {steps}"
+    raise BadRequest(text, "checkpoint")
+
+
+def _base(session: Session, job: Job, checkpoint: Checkpoint) -> BaseModelRow:
+    """The base model as it was when the adapter was trained."""
+    base = models.get_base(session, job.project_id, job.base_model)
+    if base is None:
+        text = f"The base model {job.base_model!r} is not registered any more; only its operator can bring it back."
+        raise BadRequest(text, "model", "model_unavailable")
+    trained_on = checkpoint.manifest.get("base_model", {}).get("manifest_sha256", base.manifest_sha256)
+    if trained_on != base.manifest_sha256:
+        text = f"The files registered as {base.name!r} are not those that the adapter was trained on."
+        raise BadRequest(text, "model", "model_unavailable")
+    return base
+
+
+def _hold_adapter(session: Session, job: Job, checkpoint: Checkpoint) -> None:
+    if files.hold(session, job.project_id, checkpoint.file_ids) < len(checkpoint.file_ids):
+        text = f"Files of the adapter of {checkpoint.name} were deleted, so nothing can be made of it."
+        raise BadRequest(text, "checkpoint", "adapter_deleted")
+
+
+def _existing(session: Session, checkpoint: Checkpoint, type: ExportType) -> SeenExport:
+    export = exports.of_kind(session, checkpoint.name, type)
+    assert export is not None, "the unique index says so"
+    return _seen(session, [export])[0]
+
+
+def _size_of(base: BaseModelRow) -> int:
+    return sum(int(each["bytes"]) for each in base.files.values())
+
+
+def _remove(session: Session, export: Export) -> None:
+    exports.delete(session, export)
+    files.delete_all(session, export.file_ids)
+
+
+def _seen(session: Session, page: Sequence[Export]) -> list[SeenExport]:
+    """One query for the files of a whole page."""
+    found = files.visible(session, [file_id for export in page for file_id in export.file_ids])
+    return [SeenExport(each, [found[id] for id in each.file_ids if id in found]) for each in page]

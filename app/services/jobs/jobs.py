@@ -1,0 +1,224 @@
+"""Use-cases on jobs: the only place that joins spec, file, row and hint. One transaction each, the caller's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.db.jobs import checkpoints, events, jobs, pages
+from app.db.jobs.pages import JobFilter
+from app.db.scheduling import queue_positions
+from app.db.tables import Checkpoint, Job, JobEvent, Project, QueuePlace
+from app.domain.error_text.json_text import shown
+from app.domain.jobs.states import Desired, JobState
+from app.errors import BadRequest, NotFound, NotPermitted
+from app.job_queue import Hints
+from app.services.access import quotas
+from app.services.jobs.requests import JobRequest, Turn, resolved
+
+Place = tuple[int | None, datetime | None, str | None]  # position, expected start, what it waits for
+
+
+@dataclass(frozen=True)
+class SeenJob:
+    """A job with what its row alone does not tell."""
+
+    job: Job
+    queue_position: int | None
+    adapter_file_ids: list[str] | None
+    expected_start_at: datetime | None = None
+    waiting_for: str | None = None
+
+    @property
+    def place(self) -> Place:
+        return self.queue_position, self.expected_start_at, self.waiting_for
+
+
+def create(session: Session, hints: Hints, project_id: str, request: JobRequest, is_admin: bool = False) -> SeenJob:
+    """Raises as `resolved`; NotPermitted for an urgent job of a project that may have none; QuotaExceeded."""
+    found = resolved(session, project_id, request)
+    refuse_urgency(found.project, request.turn, is_admin)
+    quotas.ensure_may_queue(session, found.project)
+    job = jobs.insert(
+        session,
+        project_id,
+        found.spec,
+        found.training_file.id,
+        found.validation_file.id if found.validation_file else None,
+        suffix=request.suffix,
+        metadata=request.metadata,
+        priority=request.turn.priority,
+        is_urgent=request.turn.is_urgent,
+        worker_labels=list(request.turn.worker_labels),
+        cloned_from=request.cloned_from,
+        warnings=request.warnings,
+    )
+    hints.after_commit(session, "cpu")
+    return SeenJob(job, None, None)
+
+
+def get(session: Session, project_id: str, job_id: str) -> Job:
+    job = jobs.get(session, project_id, job_id)
+    if job is None:
+        raise no_such_job(job_id)
+    return job
+
+
+def page(session: Session, wanted: JobFilter, limit: int, after: str | None) -> list[SeenJob]:
+    """Newest first. Raises BadRequest for an unknown `after`."""
+    last = _cursor(session, wanted, after)
+    return _seen(session, pages.page(session, wanted, limit, last))
+
+
+def page_versions(session: Session, wanted: JobFilter, limit: int, after: str | None) -> list[tuple[str, int, Place]]:
+    """(id, version, place in the queue) of each job of a page. Raises as `page`."""
+    last = _cursor(session, wanted, after)
+    rows = pages.page_versions(session, wanted, limit, last)
+    places = queue_positions.of(session, [job_id for job_id, _, state in rows if state == JobState.QUEUED])
+    return [(job_id, version, _place(places.get(job_id))) for job_id, version, _ in rows]
+
+
+def numbers(session: Session, project_id: str, job_id: str) -> tuple[int, int]:
+    """(event_seq, version) of a job."""
+    found = jobs.numbers(session, project_id, job_id)
+    if found is None:
+        raise no_such_job(job_id)
+    return found
+
+
+def cancel(session: Session, project_id: str, job_id: str) -> SeenJob:
+    """At once, also while running. Cancelling twice is cancelling once."""
+    job = jobs.cancel(session, project_id, job_id) or get(session, project_id, job_id)
+    if job.state != JobState.CANCELLED:
+        raise _wrong_state(job, "cancelled", "a job that has not ended")
+    return _seen(session, [job])[0]
+
+
+def pause(session: Session, project_id: str, job_id: str) -> SeenJob:
+    """A queued job at once, a running one at its next step. Asking twice while it still runs is asking once."""
+    job = get(session, project_id, job_id)
+    if not (job.state == JobState.RUNNING and job.desired == Desired.PAUSE):
+        paused = jobs.pause(session, project_id, job_id)
+        if paused is None:
+            raise _wrong_state(get(session, project_id, job_id), "paused", "a queued or running job")
+        job = paused
+    return _seen(session, [job])[0]
+
+
+def resume(session: Session, hints: Hints, project_id: str, job_id: str) -> SeenJob:
+    """A wrong state is told before a full quota is: the client can't wait the first one away."""
+    if get(session, project_id, job_id).state == JobState.PAUSED:
+        quotas.ensure_may_queue(session, session.get_one(Project, project_id))
+    job = jobs.resume(session, project_id, job_id)
+    if job is None:
+        raise _wrong_state(get(session, project_id, job_id), "resumed", "a paused job")
+    hints.after_commit(session, "gpu")
+    return _seen(session, [job])[0]
+
+
+def change(session: Session, project_id: str, job_id: str, asked: Mapping[str, Any]) -> SeenJob:
+    """`asked` has columns of a job with their values; those that are as they were are no change.
+
+    Raises NotFound; BadRequest for the `priority` of a job that has ended, as it has no turn any more.
+    """
+    job = get(session, project_id, job_id)
+    states = jobs.ACTIVE if "priority" in asked else jobs.ALL
+    columns = {name: value for name, value in asked.items() if getattr(job, name) != value}
+    if columns and jobs.change(session, project_id, job_id, states, _told(columns), **columns) is None:
+        session.refresh(job)  # it may have ended at this moment
+    if job.state not in states:
+        raise _wrong_state(job, "given another priority", "a job that has not ended")
+    return _seen(session, [job])[0]
+
+
+def event_page(session: Session, project_id: str, job_id: str, limit: int, after: str | None) -> list[JobEvent]:
+    job = get(session, project_id, job_id)
+    last = None
+    if after is not None:
+        last = events.get(session, job.id, after)
+        if last is None:
+            raise unknown_cursor("event", after)
+    return events.page(session, job.id, limit, last)
+
+
+def checkpoint_page(
+    session: Session, project_id: str, job_id: str, limit: int, after: str | None
+) -> tuple[list[Checkpoint], str | None]:
+    """A page, and the id of the best checkpoint, on whichever page that is."""
+    job = get(session, project_id, job_id)
+    last = None
+    if after is not None:
+        last = checkpoints.get(session, job.id, after)
+        if last is None:
+            raise unknown_cursor("checkpoint", after)
+    best = checkpoints.best(session, job.id)
+    return checkpoints.page(session, job.id, limit, last), best.id if best else None
+
+
+def no_such_job(job_id: str) -> NotFound:
+    return NotFound(f"No such fine-tuning job: {job_id}", "id")
+
+
+def check_project(session: Session, project_id: str) -> None:
+    """Raises BadRequest for a `project_id` in the query that no project has."""
+    if session.get(Project, project_id) is None:
+        raise BadRequest(f"project_id: there is no project {project_id[:80]!r}", "project_id")
+
+
+def unknown_cursor(kind: str, after: str) -> BadRequest:
+    return BadRequest(
+        f"after: there is no {kind} {shown(after)} here; give the id of the last item of the page before", "after"
+    )
+
+
+def _cursor(session: Session, wanted: JobFilter, after: str | None) -> Job | None:
+    last = pages.get(session, wanted.project_id, after) if after is not None else None
+    if after is not None and last is None:
+        raise unknown_cursor("job", after)
+    return last
+
+
+def refuse_urgency(project: Project, turn: Turn, is_admin: bool) -> None:
+    """Raises NotPermitted."""
+    if turn.is_urgent and not is_admin and not project.may_be_urgent:
+        text = (
+            "urgent: the jobs of this project may not go before those of others; use priority to order them among "
+            "themselves, or ask the operator (`tunery allow-urgent`)."
+        )
+        raise NotPermitted(text, "urgent")
+
+
+def _told(columns: Mapping[str, Any]) -> str:
+    if "priority" not in columns:
+        return "The metadata was changed"
+    return f"The priority was changed to {columns['priority']}" + (", and the metadata" if len(columns) > 1 else "")
+
+
+def _wrong_state(job: Job, verb: str, allowed: str) -> BadRequest:
+    return BadRequest(f"Job {job.id} is {job.state}; only {allowed} can be {verb}.", code="invalid_job_state")
+
+
+def _seen(session: Session, page: list[Job]) -> list[SeenJob]:
+    """Two queries for a whole page, whatever its length."""
+    places = queue_positions.of(session, [job.id for job in page if job.state == JobState.QUEUED])
+    names = [job.fine_tuned_model for job in page if job.fine_tuned_model is not None]
+    finals = checkpoints.by_names(session, names)
+    return [_with_place(SeenJob(job, None, _final_file_ids(job, finals)), places.get(job.id)) for job in page]
+
+
+def _place(place: QueuePlace | None) -> Place:
+    return (None, None, None) if place is None else (place.position, place.expected_start_at, place.waiting_for)
+
+
+def _with_place(seen: SeenJob, place: QueuePlace | None) -> SeenJob:
+    position, expected_start_at, waiting_for = _place(place)
+    return replace(seen, queue_position=position, expected_start_at=expected_start_at, waiting_for=waiting_for)
+
+
+def _final_file_ids(job: Job, finals: Mapping[str, Checkpoint]) -> list[str] | None:
+    final = finals.get(job.fine_tuned_model or "")
+    return None if final is None else final.file_ids

@@ -1,0 +1,40 @@
+""" "model": "ft:...": an adapter that a new job goes on from, the project's own or shared with it."""
+
+from __future__ import annotations
+
+from sqlalchemy.orm import Session
+
+from app.db import models
+from app.db.files import files
+from app.db.jobs import checkpoints, jobs
+from app.db.tables import BaseModelRow
+from app.domain.jobs.lora_parameters import Ancestor
+from app.domain.jobs.spec import JobSpec
+from app.errors import BadRequest
+
+
+def find(session: Session, project_id: str, name: str) -> tuple[BaseModelRow, Ancestor] | None:
+    """The base model and the adapter of an `ft:` model; None for a name that the project may not use.
+
+    Its files are held until this transaction ends, and from then on by the job: deleting the model or its files later
+    takes nothing away from a job that was accepted. Raises BadRequest when the adapter can't be continued any more.
+    """
+    tuned = models.get_usable(session, project_id, name)
+    if tuned is None:
+        return None
+    job = jobs.get(session, tuned.project_id, tuned.job_id)
+    checkpoint = checkpoints.by_names(session, [name]).get(name)
+    assert job is not None, "a foreign key holds it"
+    if checkpoint is None or files.hold(session, tuned.project_id, checkpoint.file_ids) < len(checkpoint.file_ids):
+        raise _gone(name, "files of its adapter were deleted")
+    base = models.get_base(session, project_id, job.base_model)
+    if base is None:
+        raise _gone(name, f"its base model {job.base_model!r} is not registered any more")
+    trained_on = checkpoint.manifest.get("base_model", {}).get("manifest_sha256", base.manifest_sha256)
+    if trained_on != base.manifest_sha256:
+        raise _gone(name, f"the files registered as {base.name!r} are not those it was trained on")
+    return base, Ancestor(name, JobSpec.model_validate(job.spec).lora)
+
+
+def _gone(name: str, why: str) -> BadRequest:
+    return BadRequest(f"model: {name!r} cannot be continued: {why}. Name another model.", "model")

@@ -1,0 +1,165 @@
+"""What a job would need, before it is created: counted, reckoned, and held against the workers that are there.
+
+Read in one transaction, count and reckon outside of it; nothing is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sqlalchemy.orm import Session
+
+from app.db.scheduling import workers
+from app.db.tables import File
+from app.domain.base_models.catalog import CatalogEntry, RefusedModel, describe
+from app.domain.datasets.jsonl import told
+from app.domain.datasets.report import Report, nothing_to_learn, too_few_examples
+from app.domain.jobs.layer_patterns import PatternError, match_spec
+from app.domain.jobs.spec import JobSpec
+from app.domain.planning.estimate import Placement, place
+from app.domain.planning.requirements import Place
+from app.domain.planning.workload import Work
+from app.domain.scheduling.worker_capacity import Need, offer_of, what_lacks
+from app.errors import BadRequest, InvalidDataset, NotFound, Unavailable, all_at_once
+from app.services.datasets import token_counter
+from app.services.datasets.check_process import Check
+from app.services.datasets.token_counter import Counter
+from app.services.jobs.jobs import refuse_urgency
+from app.services.jobs.requests import JobRequest, resolved
+from app.storage import Storage
+
+Verdict = Literal["fits", "no_device_fits", "no_worker"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file to count."""
+
+    param: str
+    id: str
+    storage_key: str
+    sha256: str
+    size_bytes: int
+
+    @classmethod
+    def of(cls, param: str, file: File) -> Source:
+        return cls(param, file.id, file.storage_key, file.sha256, file.bytes)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What was read of a request and of the world."""
+
+    spec: JobSpec
+    entry: CatalogEntry
+    directory: Path
+    manifest_sha256: str
+    training_file: Source
+    validation_file: Source | None
+    places: Sequence[Place]
+    lack: str | None  # why there are no places
+
+
+@dataclass(frozen=True)
+class Answer:
+    question: Question
+    report: Report
+    work: Work
+    placements: Sequence[Placement]  # in the order of question.places
+
+    @property
+    def verdict(self) -> Verdict:
+        if not self.placements:
+            return "no_worker"
+        return "fits" if any(each.fits for each in self.placements) else "no_device_fits"
+
+    @property
+    def message(self) -> str:
+        if not self.placements:
+            lack = self.question.lack or "No worker that may take the job says what it has."
+            return f"{lack} So there is nothing to hold the job against; it would wait."
+        fitting = [each for each in self.placements if each.fits]
+        if fitting:
+            return min(fitting, key=lambda each: each.seconds).message
+        nearest = min(self.placements, key=lambda each: each.memory.total / each.device.memory_bytes)
+        return f"No device here has room for this job; it would fail as out_of_memory. {nearest.message}"
+
+
+def ask(session: Session, project_id: str, request: JobRequest, is_admin: bool = False) -> Question:
+    """Raises what creating the job would, but for a limit of the project that is reached: that passes."""
+    found = resolved(session, project_id, request)
+    refuse_urgency(found.project, request.turn, is_admin)
+    held_out, need = found.validation_file, Need(found.spec.base_model, frozenset(request.turn.worker_labels))
+    return Question(
+        spec=found.spec,
+        entry=CatalogEntry.model_validate(found.base.entry),
+        directory=Path(found.base.directory),
+        manifest_sha256=found.base.manifest_sha256,
+        training_file=Source.of("training_file", found.training_file),
+        validation_file=Source.of("validation_file", held_out) if held_out else None,
+        places=workers.places(session, found.spec, found.base.manifest_sha256, need),
+        lack=what_lacks([offer_of(worker.about) for worker in workers.that_train(session)], need),
+    )
+
+
+def needs_process(question: Question) -> bool:
+    """Whether one of the files is counted in a process of its own."""
+    sizes = [source.size_bytes for source in (question.training_file, question.validation_file) if source]
+    return max(sizes) > token_counter.COUNTED_HERE_BYTES
+
+
+def answer(storage: Storage, counter: Counter, question: Question, least_examples: int, check: Check | None) -> Answer:
+    """Raises InvalidDataset, BadRequest for files that no job could be trained on; what Counter.count raises."""
+    report = _count(storage, counter, question, question.training_file, check)
+    if report.examples < least_examples:
+        raise InvalidDataset(too_few_examples("training", report.examples, least_examples), "training_file")
+    validation_tokens = 0
+    if question.validation_file is not None:
+        validation_tokens = _count(storage, counter, question, question.validation_file, check).tokens
+    work = Work.of(question.spec, report.lengths, report.labelled_tokens, validation_tokens)
+    entry = _whole(question.entry, question.directory)
+    spec = _matched(question.spec, entry)
+    placements = [place(entry, spec, work, each.device, each.measurements) for each in question.places]
+    return Answer(question, report, work, placements)
+
+
+def _count(storage: Storage, counter: Counter, question: Question, source: Source, check: Check | None) -> Report:
+    spec = question.spec
+    key = (question.manifest_sha256, source.sha256, spec.hyperparameters.context_length, spec.method)
+    try:
+        with storage.open(source.storage_key) as file:
+            report = counter.count(key, question.directory, file, source.size_bytes, source.param, check)
+    except FileNotFoundError as error:
+        text = f"invalid {source.param}: {source.id}. Its bytes are gone from storage."
+        raise NotFound(text, source.param) from error
+    _refuse_unfit(report, source.param, spec)
+    return report
+
+
+def _refuse_unfit(report: Report, param: str, spec: JobSpec) -> None:
+    unfit = InvalidDataset if param == "training_file" else BadRequest
+    if report.findings:
+        raise unfit(told(report.findings), param)
+    if not len(report.lengths):
+        raise unfit(nothing_to_learn(spec.method, spec.hyperparameters.context_length), param)
+
+
+def _matched(spec: JobSpec, entry: CatalogEntry) -> JobSpec:
+    """With patterns by single layers, where the request was resolved before the layers' names were known."""
+    try:
+        return match_spec(spec, entry.layers)
+    except PatternError as error:
+        raise all_at_once([BadRequest(f"{param}: {text}", param) for param, text in error.problems]) from error
+
+
+def _whole(entry: CatalogEntry, directory: Path) -> CatalogEntry:
+    """An entry that was registered before plans were made lacks the widths of a layer; its directory has them."""
+    if entry.decoder_layers:
+        return entry
+    try:
+        return describe(directory)
+    except (RefusedModel, OSError) as error:
+        raise Unavailable("The base model's directory cannot be read by the API; ask its operator.", "model") from error

@@ -1,0 +1,45 @@
+"""What a job left in writing: the metrics of its steps, and its trainer's log."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.db.jobs import events, logs
+from app.db.tables import JobLog
+from app.domain.jobs.step_metrics import thin_out
+from app.errors import NotFound
+from app.services.jobs import jobs
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """`rows` of the `total` steps that were measured, oldest first."""
+
+    rows: list[dict[str, Any]]
+    total: int
+
+
+def metrics(session: Session, project_id: str, job_id: str, max_points: int | None) -> StepMetrics:
+    """Raises NotFound."""
+    job = jobs.get(session, project_id, job_id)
+    if max_points is None:
+        rows = events.metrics(session, job.id)
+        return StepMetrics(rows, len(rows))
+    points = events.points(session, job.id)
+    chosen = thin_out(points, max_points)
+    return StepMetrics(events.data_of(session, job.id, [point.row for point in chosen]), len(points))
+
+
+def log(session: Session, project_id: str, job_id: str, attempt: int | None) -> JobLog | None:
+    """The log of an attempt; of the last one that has any, or None, when none is named. Raises NotFound."""
+    job = jobs.get(session, project_id, job_id)
+    found = logs.newest(session, job.id, attempt)
+    if found is None and attempt is not None:
+        there = ", ".join(map(str, logs.attempts(session, job.id))) or "none"
+        raise NotFound(
+            f"attempt: there is no log of attempt {attempt}; of this job there are those of {there}", "attempt"
+        )
+    return found

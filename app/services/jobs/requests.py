@@ -1,0 +1,154 @@
+"""What a create call asks for: its model, its files and every knob, found and resolved; nothing is written here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.db import models
+from app.db.files import files
+from app.db.jobs import references
+from app.db.tables import BaseModelRow, File, Project
+from app.domain.base_models.catalog import CatalogEntry
+from app.domain.error_text.json_text import shown, unquoted
+from app.domain.jobs.lora_parameters import Ancestor
+from app.domain.jobs.resolve import resolve
+from app.domain.jobs.spec import JobSpec
+from app.errors import BadRequest, NotFound, all_at_once
+from app.services.jobs import parent_adapter
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a job asks of the queue."""
+
+    priority: int = 0
+    is_urgent: bool = False
+    worker_labels: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """A create body whose shape was checked: `problems` says what of it was left out, `body` has the knobs."""
+
+    model: str
+    training_file: str
+    validation_file: str | None
+    suffix: str | None
+    metadata: dict[str, str] | None
+    integrations: Sequence[Any]
+    body: Mapping[str, Any]
+    problems: Sequence[BadRequest] = ()
+    turn: Turn = Turn()
+    cloned_from: str | None = None
+    warnings: Sequence[str] = ()  # what was taken and has no effect here; the job tells of it
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A request whose every name stands for a row and every "auto" for a number."""
+
+    project: Project
+    base: BaseModelRow
+    training_file: File
+    validation_file: File | None
+    spec: JobSpec
+
+
+def resolved(session: Session, project_id: str, request: JobRequest) -> Resolved:
+    """What a request asks for. Writes nothing.
+
+    Raises BadRequest naming everything that is wrong, NotFound if that is only a model or file that is not there.
+    """
+    found = references.find(session, project_id, request.model, request.training_file, request.validation_file)
+    try:
+        base, ancestor = _model_or_ancestor(session, project_id, request.model, found.base)
+        training_file = _there(found.training_file, request.training_file, "training_file")
+        validation_file = None
+        if request.validation_file is not None:
+            validation_file = _there(found.validation_file, request.validation_file, "validation_file")
+    except NotFound:
+        if request.problems:
+            raise all_at_once(request.problems) from None
+        raise
+    spec = _resolve(request, base, ancestor, training_file, validation_file)
+    return Resolved(found.project, base, training_file, validation_file, spec)
+
+
+def find_model(session: Session, project_id: str, name: str) -> tuple[BaseModelRow, Ancestor | None]:
+    return _model_or_ancestor(session, project_id, name, models.get_base(session, project_id, name))
+
+
+def find_file(session: Session, project_id: str, file_id: str, param: str) -> File:
+    return _there(files.get(session, project_id, file_id), file_id, param)
+
+
+def _model_or_ancestor(
+    session: Session, project_id: str, name: str, base: BaseModelRow | None
+) -> tuple[BaseModelRow, Ancestor | None]:
+    if base is not None:
+        return base, None
+    found = parent_adapter.find(session, project_id, name)
+    if found is not None:
+        return found
+    on_offer = ", ".join(row.name for row in models.list_base(session, project_id)) or "none yet"
+    raise NotFound(f"The model {name!r} does not exist. Models on offer: {on_offer}.", "model", "model_not_found")
+
+
+def _there(file: File | None, file_id: str, param: str) -> File:
+    if file is None:
+        text = f"invalid {param}: {unquoted(file_id)}. No such File object; upload one with purpose fine-tune."
+        raise NotFound(text, param)
+    return file
+
+
+def _resolve(
+    request: JobRequest,
+    base: BaseModelRow,
+    ancestor: Ancestor | None,
+    training_file: File,
+    validation_file: File | None,
+) -> JobSpec:
+    problems = [*request.problems, *_wrong_purpose(training_file, "training_file")]
+    problems += _integration_problems(request.integrations)
+    if validation_file is not None:
+        problems += _wrong_purpose(validation_file, "validation_file")
+    spec = None
+    try:
+        entry = CatalogEntry.model_validate(base.entry)
+        spec = resolve(request.body, base.name, entry, training_file.line_count or 0, ancestor)
+    except BadRequest as error:
+        problems.append(error)
+    if spec is None or problems:
+        raise all_at_once(problems)
+    return spec
+
+
+def refuse_purposes(file: File, validation_file: File | None, param: str) -> None:
+    """Raises BadRequest for files that no job would take, whatever is in them."""
+    problems = _wrong_purpose(file, param)
+    if validation_file is not None:
+        problems += _wrong_purpose(validation_file, "validation_file")
+    if problems:
+        raise all_at_once(problems)
+
+
+def _wrong_purpose(file: File, param: str) -> list[BadRequest]:
+    if file.purpose == "fine-tune":
+        return []
+    text = f"invalid {param}: {file.id}. Its purpose is {file.purpose!r}; a {param} needs the purpose 'fine-tune'"
+    return [BadRequest(text, param)]
+
+
+def _integration_problems(integrations: Sequence[Any]) -> list[BadRequest]:
+    if not integrations:
+        return []
+    named = [item.get("type") for item in integrations if isinstance(item, dict)]
+    asked = ", ".join(shown(name) for name in named) or "this"
+    text = (
+        f"integrations: {asked} is not offered here; the metrics are in the events and in the results file of the job"
+    )
+    return [BadRequest(text, "integrations", "unsupported_value")]

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+from typing import Any
+
+import openai
+import pytest
+from starlette.testclient import TestClient
+
+from app.api.schemas.jobs.exports import ExportBody, ExportList
+from app.db.engine import Sessions, transaction
+from app.db.jobs import exports
+from app.db.jobs.claims import Lease
+from app.db.tables import BaseModelRow, Export, Job, Project
+from app.domain.artifacts.exports import ExportError
+from app.storage import LocalStorage
+from tests.factories import make_file, make_job, make_succeeded_job
+from tests.serving import LiveServer
+
+JOBS = "/v1/fine_tuning/jobs"
+
+
+@pytest.fixture
+def succeeded(sessions: Sessions, storage: LocalStorage, project: Project, base_model: str) -> Job:
+    with transaction(sessions) as session:
+        return make_succeeded_job(session, storage, project)
+
+
+def path(job: Job, *rest: str) -> str:
+    return "/".join((JOBS, job.id, "exports", *rest))
+
+
+def ask(client: TestClient, job: Job, **body: Any) -> dict[str, Any]:
+    answer = client.post(path(job), json={"type": "merged"} | body)
+    assert answer.status_code == 200, answer.text
+    export: dict[str, Any] = answer.json()
+    ExportBody.model_validate(export)
+    return export
+
+
+def finish(sessions: Sessions, storage: LocalStorage, project: Project, job: Job) -> list[str]:
+    """As a worker would: two files and the success, in one transaction."""
+    with transaction(sessions) as session:
+        export = exports.claim(session, "export.cpu0@a#1", 60)
+        assert export is not None
+        made = [
+            make_file(session, storage, project, b"x" * size, "fine-tune-results", name, job, line_count=None)
+            for name, size in (("config.json", 10), ("model.safetensors", 90))
+        ]
+        ids = [file.id for file in made]
+        exports.succeed(session, Lease(export.id, export.attempt, "export.cpu0@a#1"), {"files": {}}, ids, 100)
+    return ids
+
+
+class TestAsking:
+    def test_waits_for_a_worker(self, client: TestClient, succeeded: Job, sessions: Sessions) -> None:
+        export = ask(client, succeeded)
+        assert (export["status"], export["files"], export["bytes"], export["error"]) == ("queued", [], None, None)
+        assert (export["model"], export["base_model"]) == (succeeded.fine_tuned_model, "tiny")
+        with transaction(sessions) as session:
+            base = session.get_one(BaseModelRow, "tiny")
+        assert export["expected_bytes"] == sum(each["bytes"] for each in base.files.values())
+        assert ask(client, succeeded)["id"] == export["id"]
+
+    def test_a_finished_one_has_files_with_digests_that_are_served(
+        self, client: TestClient, succeeded: Job, sessions: Sessions, storage: LocalStorage, project: Project
+    ) -> None:
+        export_id = ask(client, succeeded)["id"]
+        ids = finish(sessions, storage, project, succeeded)
+        export = client.get(path(succeeded, export_id)).json()
+        ExportBody.model_validate(export)
+        assert (export["status"], export["bytes"], export["attempts"]) == ("succeeded", 100, 1)
+        assert [file["id"] for file in export["files"]] == ids
+        assert client.get(f"/v1/files/{ids[1]}/content").content == b"x" * 90
+        listed = client.get("/v1/files", params={"purpose": "fine-tune-results"}).json()["data"]
+        assert set(ids) <= {file["id"] for file in listed}
+
+    def test_the_official_client_asks_by_its_generic_calls(
+        self, live_server: LiveServer, api_key: str, succeeded: Job
+    ) -> None:
+        with openai.OpenAI(base_url=live_server.url, api_key=api_key, max_retries=0) as official:
+            url = f"/fine_tuning/jobs/{succeeded.id}/exports"
+            made: Any = official.post(url, body={"type": "merged"}, cast_to=object)
+            seen: Any = official.get(f"{url}/{made['id']}", cast_to=object)
+            assert seen["status"] == "queued"
+            with pytest.raises(openai.BadRequestError) as refused:
+                official.post(url, body={"type": "gguf"}, cast_to=object)
+            assert (refused.value.param, refused.value.code) == ("type", "unsupported_value")
+            assert '"gguf" is not offered here; there are: merged' in refused.value.message
+
+    @pytest.mark.parametrize(
+        ("body", "param", "code"),
+        [
+            ({}, "type", "missing_required_parameter"),
+            ({"type": 3}, "type", "unsupported_value"),
+            ({"type": "merged", "typ": "x"}, "typ", "unknown_parameter"),
+            ({"type": "merged", "checkpoint": 3}, "checkpoint", "invalid_type"),
+            ({"type": "merged", "checkpoint": "ftckpt_none"}, "checkpoint", "invalid_value"),
+        ],
+        ids=["nothing", "number", "typo", "checkpoint's type", "unknown checkpoint"],
+    )
+    def test_refusals_name_the_parameter(
+        self, client: TestClient, succeeded: Job, body: dict[str, Any], param: str, code: str
+    ) -> None:
+        answer = client.post(path(succeeded), json=body)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+        assert answer.json()["error"]["code"] == code
+
+    def test_of_a_job_without_a_result_is_refused(
+        self, client: TestClient, sessions: Sessions, storage: LocalStorage, project: Project, base_model: str
+    ) -> None:
+        with transaction(sessions) as session:
+            waiting = make_job(session, project, make_file(session, storage, project))
+        answer = client.post(path(waiting), json={"type": "merged"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_job_state")
+
+    def test_of_a_deleted_adapter_or_base_is_refused_in_a_sentence(
+        self, client: TestClient, succeeded: Job, sessions: Sessions
+    ) -> None:
+        adapter = client.get(f"{JOBS}/{succeeded.id}/adapter").json()
+        client.delete(f"/v1/files/{adapter['files'][0]['id']}")
+        answer = client.post(path(succeeded), json={"type": "merged"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "adapter_deleted")
+        with transaction(sessions) as session:
+            session.delete(session.get_one(BaseModelRow, "tiny"))
+        answer = client.post(path(succeeded), json={"type": "merged"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "model_unavailable")
+
+
+class TestReading:
+    def test_pages_are_newest_first_and_go_on_after_a_deleted_one(
+        self, client: TestClient, succeeded: Job, sessions: Sessions
+    ) -> None:
+        kept = client.get(f"{JOBS}/{succeeded.id}/checkpoints").json()["data"]
+        made = [ask(client, succeeded, checkpoint=checkpoint["id"])["id"] for checkpoint in kept]
+        first = client.get(path(succeeded), params={"limit": 2}).json()
+        ExportList.model_validate(first)
+        assert ([each["id"] for each in first["data"]], first["has_more"]) == (made[:0:-1], True)
+        client.delete(path(succeeded, first["last_id"]))
+        rest = client.get(path(succeeded), params={"after": first["last_id"]}).json()
+        assert [each["id"] for each in rest["data"]] == made[:1]
+        assert client.get(path(succeeded), params={"after": "ftexport-x"}).status_code == 400
+
+    def test_a_failed_one_says_why(self, client: TestClient, succeeded: Job, sessions: Sessions) -> None:
+        export_id = ask(client, succeeded)["id"]
+        with transaction(sessions) as session:
+            export = exports.claim(session, "a#1", 60)
+            assert export is not None
+            exports.fail(session, Lease(export.id, 1, "a#1"), ExportError.CANNOT_MERGE, "The files are others.")
+        seen = client.get(path(succeeded, export_id)).json()
+        assert (seen["status"], seen["error"]) == (
+            "failed", {"code": "cannot_merge", "message": "The files are others."}
+        )  # fmt: skip
+        assert ask(client, succeeded)["id"] != export_id
+
+
+class TestDeleting:
+    def test_takes_its_files_along(
+        self, client: TestClient, succeeded: Job, sessions: Sessions, storage: LocalStorage, project: Project
+    ) -> None:
+        export_id = ask(client, succeeded)["id"]
+        ids = finish(sessions, storage, project, succeeded)
+        answer = client.delete(path(succeeded, export_id)).json()
+        assert answer == {"id": export_id, "object": "fine_tuning.job.export", "deleted": True}
+        for gone in (path(succeeded, export_id), *(f"/v1/files/{file_id}" for file_id in ids)):
+            assert client.get(gone).status_code == 404
+        assert client.delete(path(succeeded, export_id)).status_code == 404
+        assert client.get(f"{JOBS}/{succeeded.id}/adapter").status_code == 200
+
+    def test_of_one_that_waits_leaves_nothing_for_a_worker(
+        self, client: TestClient, succeeded: Job, sessions: Sessions
+    ) -> None:
+        client.delete(path(succeeded, ask(client, succeeded)["id"]))
+        with transaction(sessions) as session:
+            assert exports.claim(session, "a#1", 60) is None
+            assert session.query(Export).one().state == "cancelled"

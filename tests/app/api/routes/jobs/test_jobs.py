@@ -1,0 +1,324 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import redis
+from starlette.testclient import TestClient
+
+from app.api.schemas.jobs.checkpoints import CheckpointBody
+from app.api.schemas.jobs.events import EventBody
+from app.api.schemas.jobs.jobs import JobBody
+from app.db.engine import Sessions, transaction
+from app.db.jobs import checkpoints, claims
+from app.db.jobs.claims import FencedError
+from app.db.tables import Job, Project
+from app.domain.jobs.states import Desired, JobState, Reason
+from app.storage import LocalStorage
+from tests.factories import (
+    forecast_queue,
+    lease_of,
+    make_failed_job,
+    make_file,
+    make_job,
+    make_succeeded_job,
+    start_job,
+    tell_step,
+    validate_job,
+)
+from tests.stack import as_redis_py
+
+JOBS = "/v1/fine_tuning/jobs"
+pytestmark = pytest.mark.usefixtures("base_model")
+Make = Callable[..., Job]
+
+
+@pytest.fixture
+def make(sessions: Sessions, storage: LocalStorage, project: Project) -> Make:
+    """`make()` -> a job in `validating_files`."""
+
+    def build(**asked: Any) -> Job:
+        with transaction(sessions) as session:
+            return make_job(session, project, make_file(session, storage, project), **asked)
+
+    return build
+
+
+@pytest.fixture
+def succeeded(sessions: Sessions, storage: LocalStorage, project: Project) -> Job:
+    with transaction(sessions) as session:
+        return make_succeeded_job(session, storage, project, suffix="demo")
+
+
+def ids(answer: Any) -> list[str]:
+    assert answer.status_code == 200, answer.text
+    return [item["id"] for item in answer.json()["data"]]
+
+
+def error_of(answer: Any) -> dict[str, Any]:
+    assert answer.status_code == 400, answer.text
+    return dict(answer.json()["error"])
+
+
+class TestList:
+    def test_is_newest_first_twenty_at_a_time(self, client: TestClient, make: Make) -> None:
+        made = [make().id for _ in range(22)]
+        first = client.get(JOBS)
+        assert ids(first) == made[:1:-1]
+        assert first.json()["has_more"] is True
+        rest = client.get(JOBS, params={"after": first.json()["last_id"]})
+        assert ids(rest) == made[1::-1]
+        assert rest.json()["has_more"] is False
+
+    def test_clamps_a_limit_of_300_and_refuses_0(self, client: TestClient, make: Make) -> None:
+        make()
+        assert len(ids(client.get(JOBS, params={"limit": 300}))) == 1
+        assert error_of(client.get(JOBS, params={"limit": 0}))["param"] == "limit"
+
+    def test_keeps_jobs_that_have_every_pair(self, client: TestClient, make: Make) -> None:
+        both = make(metadata={"team": "a", "stage": ""})
+        one = make(metadata={"team": "a"})
+        none, empty = make(), make(metadata={})
+        assert ids(client.get(JOBS, params={"metadata[team]": "a"})) == [one.id, both.id]
+        assert ids(client.get(JOBS, params={"metadata[team]": "a", "metadata[stage]": ""})) == [both.id]
+        assert ids(client.get(JOBS, params={"metadata[team]": "b"})) == []
+        assert ids(client.get(JOBS, params={"metadata": "null"})) == [empty.id, none.id]
+
+    def test_refuses_a_filter_it_does_not_understand(self, client: TestClient) -> None:
+        assert error_of(client.get(JOBS, params={"metadata": "team"}))["param"] == "metadata"
+
+    def test_refuses_a_filter_without_its_closing_bracket(self, client: TestClient, make: Make) -> None:
+        make(metadata={"team": "a"})
+        problem = error_of(client.get(JOBS, params={"metadata[team": "a"}))
+        assert problem["param"] == "metadata"
+        assert "metadata[key]=value" in problem["message"]
+
+    def test_refuses_an_unknown_cursor(self, client: TestClient) -> None:
+        assert error_of(client.get(JOBS, params={"after": "ftjob-nothere"}))["param"] == "after"
+
+    def test_tells_the_same_of_a_job_as_get_does(self, client: TestClient, make: Make, sessions: Sessions) -> None:
+        for _ in range(3):
+            make()
+        with transaction(sessions) as session:
+            for _ in range(3):
+                validate_job(session)
+            start_job(session)
+            forecast_queue(session)
+        listed = client.get(JOBS).json()["data"]
+        assert [job["status"] for job in listed] == ["queued", "queued", "running"]
+        assert [job["queue_position"] for job in listed] == [2, 1, None]
+        assert listed == [client.get(f"{JOBS}/{job['id']}").json() for job in listed]
+
+    def test_has_room_for_a_run_that_has_made_no_step_yet(
+        self, client: TestClient, make: Make, sessions: Sessions
+    ) -> None:
+        """What the worker writes when a trainer has loaded: the totals, and nothing measured."""
+        make()
+        with transaction(sessions) as session:
+            validate_job(session)
+            claims.note(session, lease_of(start_job(session)), progress={"step": 0, "total_steps": 12})
+        (seen,) = client.get(JOBS).json()["data"]
+        assert seen["progress"] == {
+            "step": 0, "total_steps": 12, "epoch": None, "tokens_per_second": None, "eta_seconds": None,
+        }  # fmt: skip
+
+
+class TestCancel:
+    @pytest.mark.parametrize("steps", [0, 1, 2])
+    def test_takes_effect_at_once_in_every_open_state(
+        self, client: TestClient, make: Make, sessions: Sessions, steps: int
+    ) -> None:
+        job = make()
+        with transaction(sessions) as session:
+            for advance in (validate_job, start_job)[:steps]:
+                job = advance(session)
+        body = client.post(f"{JOBS}/{job.id}/cancel").json()
+        JobBody.model_validate(body)
+        assert body["status"] == "cancelled"
+        assert body["finished_at"] is not None
+        assert body["error"] is None
+
+    def test_fences_the_worker_that_holds_the_job(self, client: TestClient, make: Make, sessions: Sessions) -> None:
+        make()
+        with transaction(sessions) as session:
+            validate_job(session)
+            job = start_job(session)
+        client.post(f"{JOBS}/{job.id}/cancel")
+        with pytest.raises(FencedError), transaction(sessions) as session:
+            claims.renew(session, lease_of(job), 60)
+
+    def test_twice_answers_the_same_job(self, client: TestClient, make: Make) -> None:
+        path = f"{JOBS}/{make().id}/cancel"
+        assert client.post(path).json() == client.post(path).json()
+
+    def test_of_a_finished_job_is_a_400_that_says_why(
+        self, client: TestClient, succeeded: Job, sessions: Sessions, storage: LocalStorage, project: Project
+    ) -> None:
+        with transaction(sessions) as session:
+            failed = make_failed_job(session, storage, project)
+        for job in (succeeded, failed):
+            error = error_of(client.post(f"{JOBS}/{job.id}/cancel"))
+            assert error["code"] == "invalid_job_state"
+            assert job.state in error["message"]
+
+    def test_of_an_unknown_job_is_a_404(self, client: TestClient) -> None:
+        for verb in ("cancel", "pause", "resume"):
+            assert client.post(f"{JOBS}/ftjob-nothere/{verb}").status_code == 404
+
+
+class TestPauseAndResume:
+    def test_a_queued_job_pauses_at_once_and_queues_again(
+        self, client: TestClient, make: Make, sessions: Sessions, redis_url: str
+    ) -> None:
+        job = make()
+        with transaction(sessions) as session:
+            validate_job(session)
+        assert client.post(f"{JOBS}/{job.id}/pause").json()["status"] == "paused"
+        with transaction(sessions) as session:
+            assert claims.claim(session, "train", "w", 60) is None
+        assert client.post(f"{JOBS}/{job.id}/resume").json()["status"] == "queued"
+        with redis.Redis.from_url(as_redis_py(redis_url)) as broker:
+            assert broker.blpop(["tunery:gpu"], timeout=10)
+        with transaction(sessions) as session:
+            assert start_job(session).id == job.id
+
+    def test_a_running_job_is_asked_once_and_pauses_at_its_next_step(
+        self, client: TestClient, make: Make, sessions: Sessions
+    ) -> None:
+        make()
+        with transaction(sessions) as session:
+            validate_job(session)
+            job = start_job(session)
+        for _ in range(2):
+            assert client.post(f"{JOBS}/{job.id}/pause").json()["status"] == "running"
+        with transaction(sessions) as session:
+            assert claims.look(session, lease_of(job)).desired == Desired.PAUSE
+            claims.end_attempt(session, lease_of(job), Reason.PAUSED, "The job was paused")
+        assert client.get(f"{JOBS}/{job.id}").json()["status"] == "paused"
+        messages = [event["message"] for event in client.get(f"{JOBS}/{job.id}/events").json()["data"]]
+        assert messages.count("The job will pause at its next step") == 1
+
+    def test_out_of_turn_is_a_400(self, client: TestClient, make: Make, succeeded: Job) -> None:
+        validating = make()
+        for job, verb in ((validating, "pause"), (validating, "resume"), (succeeded, "pause"), (succeeded, "resume")):
+            error = error_of(client.post(f"{JOBS}/{job.id}/{verb}"))
+            assert error["code"] == "invalid_job_state"
+            assert job.state in error["message"]
+
+    def test_a_paused_job_can_be_cancelled(self, client: TestClient, make: Make, sessions: Sessions) -> None:
+        job = make()
+        with transaction(sessions) as session:
+            validate_job(session)
+        client.post(f"{JOBS}/{job.id}/pause")
+        assert error_of(client.post(f"{JOBS}/{job.id}/pause"))["code"] == "invalid_job_state"
+        assert client.post(f"{JOBS}/{job.id}/cancel").json()["status"] == "cancelled"
+
+
+class TestEvents:
+    def test_are_newest_first_and_page_by_id(self, client: TestClient, make: Make, sessions: Sessions) -> None:
+        make()
+        with transaction(sessions) as session:
+            validate_job(session)
+            job = start_job(session)
+            for step in range(1, 31):
+                tell_step(session, job, step, 30)
+        body = client.get(f"{JOBS}/{job.id}/events").json()
+        assert len(body["data"]) == 20
+        assert body["has_more"] is True
+        assert body["data"][0]["data"]["step"] == 30
+        assert body["data"][0]["type"] == "metrics"
+        for event in body["data"]:
+            EventBody.model_validate(event)
+        rest = client.get(f"{JOBS}/{job.id}/events", params={"after": body["last_id"], "limit": 5000}).json()
+        assert [event["message"] for event in rest["data"]][-4:] == [
+            "Fine-tuning job started",
+            "Files validated, moving job to queued state",
+            f"Validating training file: {job.training_file_id}",
+            f"Created fine-tuning job: {job.id}",
+        ]
+        assert rest["has_more"] is False
+
+    def test_refuse_a_cursor_of_another_job(self, client: TestClient, make: Make) -> None:
+        first, second = make(), make()
+        (event,) = client.get(f"{JOBS}/{first.id}/events").json()["data"]
+        assert error_of(client.get(f"{JOBS}/{second.id}/events", params={"after": event["id"]}))["param"] == "after"
+
+
+class TestCheckpoints:
+    def test_are_latest_first_and_the_last_has_the_models_name(self, client: TestClient, succeeded: Job) -> None:
+        body = client.get(f"{JOBS}/{succeeded.id}/checkpoints").json()
+        assert [checkpoint["step_number"] for checkpoint in body["data"]] == [3, 2, 1]
+        assert body["data"][0]["fine_tuned_model_checkpoint"] == succeeded.fine_tuned_model
+        assert body["data"][1]["fine_tuned_model_checkpoint"].endswith(":ckpt-step-2")
+        assert (body["first_id"], body["last_id"]) == (body["data"][0]["id"], body["data"][2]["id"])
+        for checkpoint in body["data"]:
+            CheckpointBody.model_validate(checkpoint)
+
+    def test_page_by_one(self, client: TestClient, succeeded: Job) -> None:
+        path = f"{JOBS}/{succeeded.id}/checkpoints"
+        seen: list[int] = []
+        after: dict[str, str] = {}
+        for _ in range(3):
+            body = client.get(path, params={"limit": 1, **after}).json()
+            seen += [checkpoint["step_number"] for checkpoint in body["data"]]
+            after = {"after": body["last_id"]}
+        assert seen == [3, 2, 1]
+        assert body["has_more"] is False
+        assert error_of(client.get(path, params={"after": "ftckpt_none"}))["param"] == "after"
+
+    def test_say_which_is_best_and_the_result_comes_first_also_when_it_is_not_the_latest(
+        self, client: TestClient, sessions: Sessions, succeeded: Job
+    ) -> None:
+        with transaction(sessions) as session:
+            rows = {row.step_number: row for row in checkpoints.kept(session, succeeded.id)}
+            for step, loss in ((1, 1.0), (2, 0.5), (3, 0.5)):
+                rows[step].metrics = {**rows[step].metrics, "full_valid_loss": loss}
+            rows[3].name, session.get_one(Job, succeeded.id).fine_tuned_model = "ft:latest", rows[2].name
+        path = f"{JOBS}/{succeeded.id}/checkpoints"
+        seen: list[tuple[int, bool]] = []
+        after: dict[str, str] = {}
+        while True:
+            body = client.get(path, params={"limit": 1, **after}).json()
+            seen += [(checkpoint["step_number"], checkpoint["best"]) for checkpoint in body["data"]]
+            after = {"after": body["last_id"]}
+            if not body["has_more"]:
+                break
+        assert seen == [(2, True), (3, False), (1, False)]
+        assert [(one["step_number"], one["best"]) for one in client.get(path).json()["data"]] == seen
+
+    def test_none_is_best_where_nothing_was_measured(self, client: TestClient, succeeded: Job) -> None:
+        body = client.get(f"{JOBS}/{succeeded.id}/checkpoints").json()
+        assert [checkpoint["best"] for checkpoint in body["data"]] == [False, False, False]
+
+    def test_have_files_that_download(self, client: TestClient, succeeded: Job) -> None:
+        checkpoint = client.get(f"{JOBS}/{succeeded.id}/checkpoints").json()["data"][0]
+        for file_id in [*checkpoint["result_files"], checkpoint["adapter_archive_file_id"]]:
+            assert client.get(f"/v1/files/{file_id}/content").status_code == 200
+
+
+class TestAFinishedJob:
+    def test_tells_everything(self, client: TestClient, succeeded: Job) -> None:
+        body = client.get(f"{JOBS}/{succeeded.id}").json()
+        JobBody.model_validate(body)
+        assert body["status"] == JobState.SUCCEEDED
+        assert body["fine_tuned_model"].startswith("ft:tiny:tunery:demo:")
+        assert body["trained_tokens"] == 1234
+        assert (body["trained_steps"], body["total_steps"], body["attempts"]) == (3, 3, 1)
+        assert body["adapter"]["format"] == "peft"
+        assert body["adapter"]["base_model"] == "tiny"
+        (results,) = body["result_files"]
+        csv = client.get(f"/v1/files/{results}/content").text
+        assert csv.startswith("step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy\n")
+
+    def test_that_failed_says_why(
+        self, client: TestClient, sessions: Sessions, storage: LocalStorage, project: Project
+    ) -> None:
+        with transaction(sessions) as session:
+            job = make_failed_job(session, storage, project)
+        body = client.get(f"{JOBS}/{job.id}").json()
+        JobBody.model_validate(body)
+        assert body["error"]["code"] == "invalid_training_file"
+        assert body["error"]["param"] == "training_file"
+        assert "Line 3" in body["error"]["message"]
+        assert body["adapter"] is None

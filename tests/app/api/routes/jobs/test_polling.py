@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import text
+from starlette.testclient import TestClient
+
+from app.api.schemas.jobs.jobs import JobBody
+from app.db.engine import Sessions, make_engine, transaction
+from app.db.fast_reads.pool import AsyncConnections
+from app.db.tables import Job, Project
+from app.errors import Unavailable
+from app.storage import LocalStorage
+from tests.factories import forecast_queue, make_file, make_job, start_job, tell_step, validate_job
+
+JOBS = "/v1/fine_tuning/jobs"
+
+
+@pytest.fixture
+def job(sessions: Sessions, storage: LocalStorage, project: Project, base_model: str) -> Job:
+    with transaction(sessions) as session:
+        return make_job(session, project, make_file(session, storage, project), metadata={"größe": "☃"})
+
+
+class TestGetJob:
+    def test_is_valid_json_of_the_documented_shape(self, client: TestClient, job: Job) -> None:
+        answer = client.get(f"{JOBS}/{job.id}")
+        assert answer.headers["content-type"] == "application/json"
+        assert JobBody.model_validate(answer.json()).metadata == {"größe": "☃"}
+
+    def test_of_an_unknown_job_is_a_404(self, client: TestClient) -> None:
+        answer = client.get(f"{JOBS}/ftjob-nothere")
+        assert answer.status_code == 404
+        assert answer.json()["error"]["message"] == "No such fine-tuning job: ftjob-nothere"
+
+    def test_that_did_not_change_is_a_304_without_a_body(self, client: TestClient, job: Job) -> None:
+        etag = client.get(f"{JOBS}/{job.id}").headers["etag"]
+        answer = client.get(f"{JOBS}/{job.id}", headers={"If-None-Match": etag})
+        assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", etag)
+
+    def test_that_changed_has_another_etag(self, client: TestClient, job: Job, sessions: Sessions) -> None:
+        seen = {client.get(f"{JOBS}/{job.id}").headers["etag"]}
+        with transaction(sessions) as session:
+            validate_job(session)
+        seen.add(client.get(f"{JOBS}/{job.id}").headers["etag"])
+        with transaction(sessions) as session:
+            start_job(session)
+        seen.add(client.get(f"{JOBS}/{job.id}").headers["etag"])
+        with transaction(sessions) as session:
+            tell_step(session, session.get_one(Job, job.id), 1, 10)
+        seen.add(client.get(f"{JOBS}/{job.id}").headers["etag"])
+        assert len(seen) == 4
+
+    def test_moves_up_in_the_queue(
+        self, client: TestClient, job: Job, sessions: Sessions, storage: LocalStorage, project: Project
+    ) -> None:
+        with transaction(sessions) as session:
+            later = make_job(session, project, make_file(session, storage, project))
+            validate_job(session)
+            validate_job(session)
+            forecast_queue(session)
+        assert client.get(f"{JOBS}/{job.id}").json()["queue_position"] == 1
+        assert client.get(f"{JOBS}/{later.id}").json()["queue_position"] == 2
+        with transaction(sessions) as session:
+            start_job(session)
+            forecast_queue(session)
+        assert client.get(f"{JOBS}/{later.id}").json()["queue_position"] == 1
+
+    def test_of_a_running_job_tells_progress_and_when_it_will_end(
+        self, client: TestClient, job: Job, sessions: Sessions
+    ) -> None:
+        with transaction(sessions) as session:
+            validate_job(session)
+            running = start_job(session)
+            tell_step(session, running, 3, 10)
+        body = client.get(f"{JOBS}/{job.id}").json()
+        assert body["status"] == "running"
+        assert body["phase"] == "training"
+        assert body["progress"] == {
+            "step": 3,
+            "total_steps": 10,
+            "epoch": 0.3,
+            "tokens_per_second": 100.0,
+            "eta_seconds": 7.0,
+        }
+        assert (body["trained_steps"], body["total_steps"]) == (3, 10)
+        assert body["estimated_finish"] > body["created_at"]
+
+
+class TestAsyncConnections:
+    def test_never_opens_more_than_it_may(self, database_url: str) -> None:
+        query = "SELECT count(*) AS n FROM pg_stat_activity WHERE application_name = 'counted'"
+        engine = make_engine(f"{database_url}&application_name=counted")
+
+        async def ask_often() -> int:
+            connections = AsyncConnections(engine, limit=3)
+            rows = await asyncio.gather(*(connections.fetch_one(query, {}) for _ in range(30)))
+            await connections.close()
+            return max(int(row.n) for row in rows)
+
+        assert asyncio.run(ask_often()) <= 3
+
+    def test_survive_that_the_server_ends_them(self, database_url: str, sessions: Sessions) -> None:
+        async def ask_twice() -> None:
+            connections = AsyncConnections(make_engine(database_url), limit=2)
+            await asyncio.gather(*(connections.fetch_one("SELECT pg_sleep(0.01)", {}) for _ in range(2)))
+            with ThreadPoolExecutor() as pool:
+                await asyncio.get_running_loop().run_in_executor(pool, self.end_all_others, sessions)
+            assert (await connections.fetch_one("SELECT 7 AS n", {})).n == 7
+            await connections.close()
+
+        asyncio.run(ask_twice())
+
+    def test_are_unavailable_at_once_when_nobody_answers(self) -> None:
+        async def ask() -> None:
+            await AsyncConnections(make_engine("postgresql+psycopg://me@127.0.0.1:1/x"), limit=1).fetch_one("", {})
+
+        with pytest.raises(Unavailable):
+            asyncio.run(ask())
+
+    @staticmethod
+    def end_all_others(sessions: Sessions) -> None:
+        query = """SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+                   WHERE datname = current_database() AND pid <> pg_backend_pid()"""
+        with transaction(sessions) as session:
+            session.execute(text(query))

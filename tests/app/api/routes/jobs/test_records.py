@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import pytest
+from starlette.testclient import TestClient
+
+from app.db.engine import Sessions, transaction
+from app.db.jobs import logs
+from app.db.tables import Job, Project
+from app.storage import LocalStorage
+from tests.factories import make_file, make_job, start_job, tell_step, validate_job
+
+STEPS = 60
+
+
+@pytest.fixture
+def running(sessions: Sessions, storage: LocalStorage, project: Project, base_model: str) -> Job:
+    """Of sixty steps, the last two of which were run again."""
+    with transaction(sessions) as session:
+        make_job(session, project, make_file(session, storage, project))
+        validate_job(session)
+        job = start_job(session)
+        for step in [*range(1, STEPS + 1), STEPS - 1, STEPS]:
+            tell_step(session, job, step, STEPS, loss=5.0 if step == 40 else 1.0)
+        return job
+
+
+class TestMetrics:
+    def test_have_a_row_per_step_oldest_first(self, client: TestClient, running: Job) -> None:
+        body = client.get(f"/v1/fine_tuning/jobs/{running.id}/metrics").json()
+        assert (body["object"], body["fine_tuning_job_id"], body["total"]) == (
+            "fine_tuning.job.metrics", running.id, STEPS,
+        )  # fmt: skip
+        assert [row["step"] for row in body["data"]] == list(range(1, STEPS + 1))
+        assert body["data"][39]["train_loss"] == 5.0
+
+    def test_are_thinned_out_on_request(self, client: TestClient, running: Job) -> None:
+        body = client.get(f"/v1/fine_tuning/jobs/{running.id}/metrics", params={"max_points": 8}).json()
+        steps = [row["step"] for row in body["data"]]
+        assert (len(steps), steps[0], steps[-1], body["total"]) == (8, 1, STEPS, STEPS)
+        assert 40 in steps  # the spike
+
+    def test_as_csv_are_the_results_file_s_columns(self, client: TestClient, running: Job) -> None:
+        answer = client.get(f"/v1/fine_tuning/jobs/{running.id}/metrics", params={"format": "csv", "max_points": 5})
+        assert answer.headers["content-type"] == "text/csv; charset=utf-8"
+        lines = answer.text.splitlines()
+        assert lines[0].startswith("step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy")
+        assert len(lines) == 6
+
+    @pytest.mark.parametrize("asked", [{"max_points": 1}, {"format": "xml"}])
+    def test_refuse_what_they_do_not_know(self, client: TestClient, running: Job, asked: dict[str, str]) -> None:
+        answer = client.get(f"/v1/fine_tuning/jobs/{running.id}/metrics", params=asked)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, *asked)
+
+
+class TestLogs:
+    def test_are_empty_before_there_is_one(self, client: TestClient, running: Job) -> None:
+        answer = client.get(f"/v1/fine_tuning/jobs/{running.id}/logs")
+        assert (answer.status_code, answer.text) == (200, "")
+        assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+
+    def test_of_the_last_three_attempts_are_kept(self, client: TestClient, running: Job, sessions: Sessions) -> None:
+        path = f"/v1/fine_tuning/jobs/{running.id}/logs"
+        with transaction(sessions) as session:
+            for attempt in range(2, 7):
+                logs.put(session, running.id, running.project_id, attempt, f"a\nb\nof {attempt}\n", 7)
+        newest = client.get(path)
+        assert newest.text == "a\nb\nof 6\n"
+        assert (newest.headers["x-attempt"], newest.headers["x-cut-bytes"]) == ("6", "7")
+        assert client.get(path, headers={"If-None-Match": newest.headers["etag"]}).status_code == 304
+        assert client.get(path, params={"attempt": 4, "lines": 1}).text == "of 4\n"
+        gone = client.get(path, params={"attempt": 3})
+        assert gone.status_code == 404
+        assert "those of 4, 5, 6" in gone.json()["error"]["message"]

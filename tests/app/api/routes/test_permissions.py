@@ -1,0 +1,181 @@
+"""Checkpoint permissions: OpenAI's calls, and what they open here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from httpx2 import Response
+from openai import OpenAI
+from sqlalchemy import insert
+from sqlalchemy.exc import IntegrityError
+from starlette.testclient import TestClient
+
+from app.api.schemas.permissions import PermissionList
+from app.db.access import keys
+from app.db.engine import Sessions, transaction
+from app.db.tables import CheckpointPermission, Job, Project
+from app.storage import LocalStorage
+from tests.factories import chat_lines, make_key, make_project, make_succeeded_job
+
+
+@pytest.fixture
+def succeeded(sessions: Sessions, storage: LocalStorage, project: Project, base_model: str) -> Job:
+    with transaction(sessions) as session:
+        return make_succeeded_job(session, storage, project)
+
+
+@pytest.fixture
+def other(sessions: Sessions) -> Project:
+    with transaction(sessions) as session:
+        return make_project(session, "other")
+
+
+@pytest.fixture
+def theirs(sessions: Sessions, other: Project) -> dict[str, str]:
+    """Headers with an ordinary key of the project `other`."""
+    with transaction(sessions) as session:
+        return {"Authorization": f"Bearer {make_key(session, other)}"}
+
+
+@pytest.fixture
+def admin(sessions: Sessions) -> dict[str, str]:
+    """Headers with an admin key, of a third project."""
+    with transaction(sessions) as session:
+        issued = keys.issue(session, make_project(session, "operators"), "admin", keys.ADMIN_SCOPES)
+        return {"Authorization": f"Bearer {issued.secret}"}
+
+
+@pytest.fixture
+def path(succeeded: Job) -> str:
+    return f"/v1/fine_tuning/checkpoints/{succeeded.fine_tuned_model}/permissions"
+
+
+@pytest.fixture
+def share(client: TestClient, path: str, admin: dict[str, str]) -> Any:
+    def send(*project_ids: str) -> Response:
+        return client.post(path, json={"project_ids": list(project_ids)}, headers=admin)
+
+    return send
+
+
+class TestSharing:
+    def test_lets_the_other_project_see_the_model_and_train_it_further(
+        self, client: TestClient, share: Any, other: Project, theirs: dict[str, str], succeeded: Job
+    ) -> None:
+        files = {"file": ("train.jsonl", chat_lines())}
+        file_id = client.post("/v1/files", data={"purpose": "fine-tune"}, files=files, headers=theirs).json()["id"]
+        body = {"model": succeeded.fine_tuned_model, "training_file": file_id}
+        assert client.post("/v1/fine_tuning/jobs", json=body, headers=theirs).status_code == 404
+
+        granted = share(other.id).json()
+        PermissionList.model_validate(granted)
+        assert [(row["object"], row["project_id"]) for row in granted["data"]] == [("checkpoint.permission", other.id)]
+
+        assert client.get(f"/v1/models/{succeeded.fine_tuned_model}", headers=theirs).status_code == 200
+        names = [model["id"] for model in client.get("/v1/models", headers=theirs).json()["data"]]
+        assert succeeded.fine_tuned_model in names
+        assert sum(name.startswith("ft:") for name in names) == 1, "its checkpoints were not shared"
+        created = client.post("/v1/fine_tuning/jobs", json=body, headers=theirs)
+        assert (created.status_code, created.json()["model"]) == (200, succeeded.fine_tuned_model)
+
+    def test_opens_nothing_but_the_model(
+        self, client: TestClient, share: Any, other: Project, theirs: dict[str, str], succeeded: Job, path: str
+    ) -> None:
+        share(other.id)
+        assert client.delete(f"/v1/models/{succeeded.fine_tuned_model}", headers=theirs).status_code == 403
+        assert client.get(f"/v1/fine_tuning/jobs/{succeeded.id}/adapter", headers=theirs).status_code == 404
+        assert client.get(f"/v1/files/{succeeded.result_file_ids[0]}", headers=theirs).status_code == 404
+        assert client.get(path, headers=theirs).status_code == 404
+
+    def test_twice_is_sharing_once(self, client: TestClient, share: Any, other: Project, path: str) -> None:
+        assert share(other.id).json() == share(other.id, other.id).json()
+        assert len(client.get(path).json()["data"]) == 1
+
+    def test_ends_with_the_permission(
+        self,
+        client: TestClient,
+        share: Any,
+        other: Project,
+        theirs: dict[str, str],
+        admin: dict[str, str],
+        succeeded: Job,
+        path: str,
+    ) -> None:
+        permission = share(other.id).json()["data"][0]["id"]
+        gone = client.delete(f"{path}/{permission}", headers=admin)
+        assert gone.json() == {"id": permission, "object": "checkpoint.permission", "deleted": True}
+        assert client.get(f"/v1/models/{succeeded.fine_tuned_model}", headers=theirs).status_code == 404
+        again = client.delete(f"{path}/{permission}", headers=admin)
+        assert (again.status_code, again.json()["error"]["param"]) == (404, "permission_id")
+
+
+class TestWhoMay:
+    def test_an_ordinary_key_looks_and_changes_nothing(
+        self, client: TestClient, share: Any, other: Project, path: str
+    ) -> None:
+        permission = share(other.id).json()["data"][0]["id"]
+        assert [row["id"] for row in client.get(path).json()["data"]] == [permission]
+        for method, url in (("POST", path), ("DELETE", f"{path}/{permission}")):
+            answer = client.request(method, url, json={"project_ids": [other.id]})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (403, "permission_denied")
+            assert "admin key" in answer.json()["error"]["message"]
+
+    def test_a_model_that_does_not_exist_is_a_404_for_everybody(
+        self, client: TestClient, admin: dict[str, str]
+    ) -> None:
+        for headers in (admin, {}):
+            for name in ("ft:nothing", "gpt-4o", "a/b"):
+                answer = client.get(f"/v1/fine_tuning/checkpoints/{name}/permissions", headers=headers)
+                assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+
+
+class TestBadInput:
+    def test_names_every_project_that_does_not_exist(self, share: Any, other: Project) -> None:
+        answer = share("proj_x", other.id, "proj_y")
+        assert (answer.status_code, answer.json()["error"]["param"]) == (404, "project_ids")
+        assert "proj_x, proj_y" in answer.json()["error"]["message"]
+
+    def test_of_the_owner_itself_is_a_400(self, share: Any, project: Project, client: TestClient, path: str) -> None:
+        assert share(project.id).status_code == 400
+        assert client.get(path).json()["data"] == []
+
+    @pytest.mark.parametrize(
+        ("body", "param"),
+        [({}, "project_ids"), ({"project_ids": []}, "project_ids"), ({"project_ids": ["p"], "x": 1}, "x")],
+    )
+    def test_of_a_wrong_shape_is_a_400(
+        self, client: TestClient, path: str, admin: dict[str, str], body: dict[str, Any], param: str
+    ) -> None:
+        answer = client.post(path, json=body, headers=admin)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+    def test_of_an_unknown_cursor_is_a_400(self, client: TestClient, path: str) -> None:
+        assert client.get(path, params={"after": "cp_x"}).json()["error"]["param"] == "after"
+
+    def test_a_row_for_the_owner_is_refused_by_the_database(
+        self, sessions: Sessions, project: Project, succeeded: Job
+    ) -> None:
+        row = {"id": "cp_1", "project_id": project.id, "grantee_id": project.id, "model_id": succeeded.fine_tuned_model}
+        with pytest.raises(IntegrityError, match="grantee_is_another"), transaction(sessions) as session:
+            session.execute(insert(CheckpointPermission).values(row))
+
+
+class TestTheOfficialClient:
+    def test_creates_lists_and_deletes(
+        self, client: TestClient, admin: dict[str, str], sessions: Sessions, succeeded: Job, other: Project
+    ) -> None:
+        with transaction(sessions) as session:
+            third = make_project(session, "third")
+        secret = admin["Authorization"].removeprefix("Bearer ")
+        official = OpenAI(api_key=secret, base_url="http://testserver/v1", http_client=client)
+        permissions = official.fine_tuning.checkpoints.permissions
+        name = str(succeeded.fine_tuned_model)
+        created = [row.project_id for row in permissions.create(name, project_ids=[other.id, third.id])]
+        assert created == [other.id, third.id]
+        assert [row.project_id for row in permissions.list(name, limit=1)] == [third.id, other.id]
+        ascending = permissions.list(name, order="ascending", project_id=third.id)
+        assert [row.project_id for row in ascending] == [third.id]
+        for row in permissions.list(name):
+            assert permissions.delete(row.id, fine_tuned_model_checkpoint=name).deleted
+        assert list(permissions.list(name)) == []

@@ -1,0 +1,138 @@
+"""/v1/queue and /v1/workers, and what a create call may ask of the queue."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from app.api.schemas.queue import QueueBody, WorkerList
+from app.db.access import keys
+from app.db.engine import Sessions, transaction
+from app.db.scheduling import workers
+from app.db.tables import Job, Project
+from app.domain.scheduling.forecast import Slot
+from app.domain.scheduling.worker_capacity import offer_of
+from app.storage import LocalStorage
+from tests.factories import WORKER, forecast_queue, make_file, make_job, make_project, start_job, validate_job
+
+JOBS = "/v1/fine_tuning/jobs"
+ABOUT = {"kind": "cpu", "device": "a CPU", "memory_bytes": 8 << 30, "models": ["tiny", "secret"], "labels": ["fast"]}
+
+
+@pytest.fixture
+def admin(sessions: Sessions, project: Project) -> dict[str, str]:
+    with transaction(sessions) as session:
+        secret = keys.issue(session, make_project(session, "operators"), "admin", keys.ADMIN_SCOPES).secret
+    return {"Authorization": f"Bearer {secret}"}
+
+
+@pytest.fixture
+def scene(sessions: Sessions, storage: LocalStorage, project: Project, base_model: str) -> list[Job]:
+    """A job of ours runs, one waits, and one of another project waits, too."""
+    with transaction(sessions) as session:
+        other = make_project(session, "other")
+        jobs = [make_job(session, who, make_file(session, storage, who)) for who in (project, project, other)]
+        for _ in jobs:
+            validate_job(session)
+        workers.seen(session, WORKER, "gpu", "host7", 4711, ABOUT)
+        workers.seen(session, "cpu0@host7#1", "cpu", "host7", 4712, {})
+        running = start_job(session)
+        assert running.id == jobs[0].id
+        forecast_queue(session, Slot(offer_of(ABOUT), 60.0, project.id))
+    return jobs
+
+
+class TestQueue:
+    def test_shows_ones_own_jobs_and_counts_the_others(self, client: TestClient, scene: list[Job]) -> None:
+        seen = client.get("/v1/queue").json()
+        QueueBody.model_validate(seen)
+        assert [job["id"] for job in seen["running"]] == [scene[0].id]
+        assert [job["id"] for job in seen["waiting"]] == [scene[1].id]
+        assert seen["waiting"][0]["position"] == 2
+        assert seen["own"] == {"validating": 0, "waiting": 1, "running": 1}
+        assert seen["others"] == {"validating": 0, "waiting": 1, "running": 0}
+        assert seen["workers"] == {"alive": 1, "busy": 1}
+        assert [each["project_id"] for each in seen["projects"]] == [scene[0].project_id]
+        assert scene[2].id not in str(seen)
+
+    def test_shows_an_admin_everything_in_order(
+        self, client: TestClient, scene: list[Job], admin: dict[str, str]
+    ) -> None:
+        seen = client.get("/v1/queue", headers=admin).json()
+        assert [job["id"] for job in seen["waiting"]] == [scene[2].id, scene[1].id]
+        assert [job["position"] for job in seen["waiting"]] == [1, 2]
+        assert len(seen["projects"]) == 3
+        first = client.get("/v1/queue", headers=admin, params={"limit": 1}).json()
+        assert (len(first["waiting"]), first["has_more"]) == (1, True)
+
+    def test_a_waiting_job_says_when_it_may_start(self, client: TestClient, scene: list[Job]) -> None:
+        job = client.get(f"{JOBS}/{scene[1].id}").json()
+        assert job["queue_position"] == 2
+        assert job["expected_start"] > job["created_at"] + 500
+        assert job["waiting_for"] is None
+        listed = client.get(JOBS).json()["data"]
+        assert next(each for each in listed if each["id"] == job["id"]) == job
+
+
+class TestWorkers:
+    def test_are_shown_without_what_is_the_operators(self, client: TestClient, scene: list[Job]) -> None:
+        listed = client.get("/v1/workers").json()
+        WorkerList.model_validate(listed)
+        gpu = next(worker for worker in listed["data"] if worker["queue"] == "gpu")
+        assert (gpu["status"], gpu["job_id"], gpu["models"], gpu["labels"]) == ("busy", scene[0].id, ["tiny"], ["fast"])
+        assert "host7" not in str(listed)
+
+    def test_of_another_projects_job_nothing_is_told(
+        self, client: TestClient, scene: list[Job], foreign_headers: dict[str, str], admin: dict[str, str]
+    ) -> None:
+        def gpu(headers: dict[str, str]) -> dict[str, Any]:
+            listed = client.get("/v1/workers", headers=headers).json()["data"]
+            return next(worker for worker in listed if worker["queue"] == "gpu")
+
+        assert (gpu(foreign_headers)["status"], gpu(foreign_headers)["job_id"]) == ("busy", None)
+        seen = gpu(admin)
+        assert (seen["job_id"], seen["hostname"], seen["name"]) == (scene[0].id, "host7", WORKER)
+
+
+class TestCreate:
+    def body(self, training_file: str, **more: Any) -> dict[str, Any]:
+        return {"model": "tiny", "training_file": training_file} | more
+
+    def test_echoes_what_was_asked_of_the_queue(self, client: TestClient, base_model: str, training_file: str) -> None:
+        asked = self.body(training_file, priority=-3, worker_labels=["b=1", "a", "a"])
+        job = client.post(JOBS, json=asked).json()
+        assert (job["priority"], job["urgent"], job["worker_labels"]) == (-3, False, ["a", "b=1"])
+        assert (job["queue_position"], job["expected_start"], job["waiting_for"]) == (None, None, None)
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"priority": 101},
+            {"priority": 1.5},
+            {"urgent": "yes"},
+            {"worker_labels": ["a b"]},
+            {"worker_labels": ["x"] * 9},
+        ],
+        ids=str,
+    )
+    def test_refuses_what_is_no_wish_of_this_kind(
+        self, client: TestClient, base_model: str, training_file: str, wrong: dict[str, Any]
+    ) -> None:
+        answer = client.post(JOBS, json=self.body(training_file, **wrong))
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"].startswith(next(iter(wrong)))
+
+    def test_an_urgent_job_needs_a_project_that_may_or_an_admin(
+        self, client: TestClient, base_model: str, training_file: str, sessions: Sessions, project: Project
+    ) -> None:
+        asked = self.body(training_file, urgent=True)
+        refused = client.post(JOBS, json=asked)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "permission_denied")
+        with transaction(sessions) as session:
+            secret = keys.issue(session, project, "admin", keys.ADMIN_SCOPES).secret
+        assert client.post(JOBS, json=asked, headers={"Authorization": f"Bearer {secret}"}).json()["urgent"]
+        with transaction(sessions) as session:
+            session.get_one(Project, project.id).may_be_urgent = True
+        assert client.post(JOBS, json=asked).json()["urgent"]

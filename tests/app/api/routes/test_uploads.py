@@ -1,0 +1,405 @@
+"""Uploads by parts: OpenAI's contract, and what it leaves open."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from httpx2 import Response
+from sqlalchemy import func, select, update
+from starlette.testclient import TestClient
+
+from app.db.engine import Sessions, transaction
+from app.db.tables import File, UploadPart
+from app.db.tables import Upload as UploadRow
+from app.domain.uploads import MAX_PART_BYTES
+from app.settings import Settings
+from app.storage import LocalStorage
+from tests.factories import chat_lines
+
+Json = dict[str, Any]
+CONTENT = chat_lines(30)
+THIRDS = [CONTENT[:700], CONTENT[700:1500], CONTENT[1500:]]
+
+
+@pytest.fixture
+def begin(client: TestClient) -> Callable[..., Json]:
+    def post(size_bytes: int = len(CONTENT), **fields: Any) -> Json:
+        body = {"filename": "train.jsonl", "purpose": "fine-tune", "mime_type": "text/jsonl", "bytes": size_bytes}
+        answer = client.post("/v1/uploads", json=body | fields)
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    return post
+
+
+@pytest.fixture
+def add(client: TestClient) -> Callable[[str, bytes], Response]:
+    return lambda upload_id, data: client.post(f"/v1/uploads/{upload_id}/parts", files={"data": ("upload", data)})
+
+
+@pytest.fixture
+def complete(client: TestClient) -> Callable[..., Response]:
+    def post(upload_id: str, part_ids: Sequence[str], **fields: Any) -> Response:
+        return client.post(f"/v1/uploads/{upload_id}/complete", json={"part_ids": list(part_ids)} | fields)
+
+    return post
+
+
+Begin = Callable[..., Json]
+Add = Callable[[str, bytes], Response]
+Complete = Callable[..., Response]
+
+
+def error_of(answer: Response, status: int = 400) -> Json:
+    assert answer.status_code == status, answer.text
+    return dict(answer.json()["error"])
+
+
+def expire(sessions: Sessions, upload_id: str) -> None:
+    with transaction(sessions) as session:
+        past = func.clock_timestamp() - timedelta(seconds=1)
+        session.execute(update(UploadRow).where(UploadRow.id == upload_id).values(expires_at=past))
+
+
+def objects(storage: LocalStorage, prefix: str) -> list[str]:
+    return sorted(storage.older_than(prefix, float("inf")))
+
+
+class TestBegin:
+    def test_answers_openais_object_with_an_hour_to_go(self, begin: Begin) -> None:
+        upload = begin()
+        assert upload["id"].startswith("upload_")
+        assert upload["expires_at"] == upload["created_at"] + 3600
+        assert {key: upload[key] for key in ("object", "bytes", "filename", "purpose", "status", "file")} == {
+            "object": "upload", "bytes": len(CONTENT), "filename": "train.jsonl", "purpose": "fine-tune",
+            "status": "pending", "file": None,
+        }  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("fields", "param"),
+        [
+            ({"bytes": -1}, "bytes"),
+            ({"bytes": "7"}, "bytes"),
+            ({"bytes": True}, "bytes"),
+            ({"bytes": (8 << 30) + 1}, "bytes"),
+            ({"bytes": 10**30}, None),
+            ({"bytes": None}, "bytes"),
+            ({"purpose": "fine-tune-results"}, "purpose"),
+            ({"filename": ""}, "filename"),
+            ({"filename": "a\x00b"}, "filename"),
+            ({"mime_type": 7}, "mime_type"),
+            ({"expires_after": {"anchor": "created_at", "seconds": 10}}, "expires_after.seconds"),
+            ({"expires_after": {"anchor": "last_active_at", "seconds": 3600}}, "expires_after.anchor"),
+            ({"part_size": 5}, "part_size"),
+        ],
+    )
+    def test_refuses_what_could_not_become_a_file(self, client: TestClient, fields: Json, param: str | None) -> None:
+        body = {"filename": "a", "purpose": "batch", "mime_type": "text/plain", "bytes": 5} | fields
+        assert error_of(client.post("/v1/uploads", json=body))["param"] == param
+
+    def test_tells_all_that_is_missing_at_once(self, client: TestClient) -> None:
+        error = error_of(client.post("/v1/uploads", json={}))
+        assert error["code"] == "missing_required_parameter"
+        assert all(name in error["message"] for name in ("filename", "purpose", "bytes", "mime_type"))
+
+
+class TestParts:
+    def test_become_the_file_in_the_order_that_completing_names(
+        self, client: TestClient, begin: Begin, add: Add, complete: Complete, storage: LocalStorage
+    ) -> None:
+        upload_id = begin(expires_after={"anchor": "created_at", "seconds": 3600})["id"]
+        last, first, middle = (add(upload_id, THIRDS[number]).json() for number in (2, 0, 1))
+        assert (first["object"], first["upload_id"], first["bytes"]) == ("upload.part", upload_id, 700)
+        done = complete(
+            upload_id, [first["id"], middle["id"], last["id"]], md5=hashlib.md5(CONTENT).hexdigest().upper()
+        ).json()
+        assert done["status"] == "completed"
+        file = done["file"]
+        assert (file["bytes"], file["sha256"]) == (len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
+        assert (file["line_count"], file["filename"]) == (30, "train.jsonl")
+        assert file["expires_at"] == file["created_at"] + 3600
+        assert client.get(f"/v1/files/{file['id']}").json() == file
+        assert client.get(f"/v1/files/{file['id']}/content").content == CONTENT
+        middle_of_it = client.get(f"/v1/files/{file['id']}/content", headers={"Range": "bytes=690-1510"})
+        assert middle_of_it.content == CONTENT[690:1511]
+
+    def test_may_come_at_once(self, client: TestClient, begin: Begin, complete: Complete) -> None:
+        size = 300_000
+        bodies = [bytes([number]) * size for number in range(6)]
+        upload_id = begin(6 * size, purpose="batch")["id"]
+        answers: dict[int, Json] = {}
+
+        def send(number: int) -> None:
+            files = {"data": ("upload", bodies[number])}
+            answers[number] = client.post(f"/v1/uploads/{upload_id}/parts", files=files).json()
+
+        threads = [threading.Thread(target=send, args=(number,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        done = complete(upload_id, [answers[number]["id"] for number in range(6)]).json()
+        assert done["file"]["sha256"] == hashlib.sha256(b"".join(bodies)).hexdigest()
+
+    def test_that_were_sent_again_and_are_not_named_are_left_out(
+        self, begin: Begin, add: Add, complete: Complete
+    ) -> None:
+        upload_id = begin()["id"]
+        parts = [add(upload_id, third).json() for third in THIRDS]
+        again = add(upload_id, THIRDS[1]).json()
+        assert again["id"] != parts[1]["id"]
+        done = complete(upload_id, [parts[0]["id"], again["id"], parts[2]["id"]]).json()
+        assert done["file"]["sha256"] == hashlib.sha256(CONTENT).hexdigest()
+
+    def test_are_listed_so_that_a_client_can_go_on(self, client: TestClient, begin: Begin, add: Add) -> None:
+        upload_id = begin()["id"]
+        parts = [add(upload_id, third).json() for third in THIRDS[:2]]
+        listed = client.get(f"/v1/uploads/{upload_id}/parts").json()
+        assert (listed["data"], listed["has_more"]) == (parts, False)
+        assert client.get(f"/v1/uploads/{upload_id}").json()["received_bytes"] == 1500
+
+    def test_of_64_mib_fit_and_larger_ones_do_not(
+        self, client: TestClient, begin: Begin, storage: LocalStorage
+    ) -> None:
+        upload_id = begin(MAX_PART_BYTES, purpose="batch")["id"]
+        url = f"/v1/uploads/{upload_id}/parts"
+        assert client.post(url, files={"data": ("upload", b"x" * MAX_PART_BYTES)}).status_code == 200
+        for size in (MAX_PART_BYTES + 1, MAX_PART_BYTES + 200_000):
+            error = error_of(client.post(url, files={"data": ("upload", b"x" * size)}), 413)
+            assert (error["param"], error["code"]) == ("data", "file_too_large")
+        assert len(objects(storage, "uploads")) == 1
+        assert list(storage.staging.iterdir()) == []
+
+    def test_may_not_take_more_than_retries_explain(self, begin: Begin, add: Add) -> None:
+        upload_id = begin(10, purpose="batch")["id"]
+        assert add(upload_id, b"x" * 60_000_000).status_code == 200
+        assert "10 bytes" in error_of(add(upload_id, b"x" * 60_000_000))["message"]
+
+    @pytest.mark.parametrize(
+        ("request_body", "param", "code"),
+        [
+            ({"files": {"other": (None, "x")}}, "other", "unknown_parameter"),
+            ({"files": {"file": ("a", b"x")}}, "file", "unknown_parameter"),
+            ({"content": b"x" * 100}, None, "invalid_multipart"),
+            ({"files": [("data", ("a", b"x")), ("data", ("b", b"y"))]}, "data", "invalid_value"),
+        ],
+    )
+    def test_come_in_one_form_field_named_data(
+        self, client: TestClient, begin: Begin, storage: LocalStorage, request_body: Json, param: str, code: str
+    ) -> None:
+        error = error_of(client.post(f"/v1/uploads/{begin()['id']}/parts", **request_body))
+        assert (error["param"], error["code"]) == (param, code)
+        assert (objects(storage, "uploads"), list(storage.staging.iterdir())) == ([], [])
+
+
+class TestComplete:
+    @pytest.fixture
+    def part_ids(self, begin: Begin, add: Add) -> tuple[str, list[str]]:
+        upload_id = begin()["id"]
+        return upload_id, [add(upload_id, third).json()["id"] for third in THIRDS]
+
+    def test_again_answers_the_same_file(
+        self, complete: Complete, part_ids: tuple[str, list[str]], storage: LocalStorage
+    ) -> None:
+        first = complete(*part_ids)
+        again = complete(*part_ids)
+        assert (again.status_code, again.json()) == (200, first.json())
+        assert len(objects(storage, "files")) == 1
+
+    def test_again_with_another_list_is_refused(self, complete: Complete, part_ids: tuple[str, list[str]]) -> None:
+        upload_id, ids = part_ids
+        file_id = complete(upload_id, ids).json()["file"]["id"]
+        error = error_of(complete(upload_id, ids[::-1]))
+        assert error["code"] == "invalid_upload_state"
+        assert file_id in error["message"]
+
+    def test_twice_at_once_makes_one_file(
+        self, complete: Complete, part_ids: tuple[str, list[str]], storage: LocalStorage, sessions: Sessions
+    ) -> None:
+        answers: list[Json] = []
+        threads = [threading.Thread(target=lambda: answers.append(complete(*part_ids).json())) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len({json.dumps(answer) for answer in answers}) == 1
+        with transaction(sessions) as session:
+            assert session.scalar(select(func.count()).select_from(File)) == 1
+        assert len(objects(storage, "files")) == 1
+
+    def test_refuses_a_wrong_md5_and_takes_the_right_one_after_it(
+        self, complete: Complete, part_ids: tuple[str, list[str]], storage: LocalStorage
+    ) -> None:
+        error = error_of(complete(*part_ids, md5="0" * 32))
+        assert (error["param"], error["code"]) == ("md5", "md5_mismatch")
+        assert hashlib.md5(CONTENT).hexdigest() in error["message"]
+        assert objects(storage, "files") == []
+        assert complete(*part_ids, md5=hashlib.md5(CONTENT).hexdigest()).json()["status"] == "completed"
+
+    @pytest.mark.parametrize("chosen", [slice(0, 2), slice(0, 0)])
+    def test_refuses_a_total_that_is_not_the_declared_one(
+        self, complete: Complete, part_ids: tuple[str, list[str]], chosen: slice
+    ) -> None:
+        upload_id, ids = part_ids
+        error = error_of(complete(upload_id, ids[chosen]))
+        assert (error["param"], error["code"]) == ("part_ids", "upload_size_mismatch")
+        assert f"{len(CONTENT):,}" in error["message"]
+
+    def test_refuses_parts_that_are_unknown_or_stand_twice_or_belong_to_another_upload(
+        self, begin: Begin, add: Add, complete: Complete, part_ids: tuple[str, list[str]]
+    ) -> None:
+        upload_id, ids = part_ids
+        foreign = add(begin()["id"], THIRDS[0]).json()["id"]
+        for wrong in ([*ids[:2], "part_nothere"], [ids[0], ids[1], ids[1]], [foreign, *ids[1:]]):
+            error = error_of(complete(upload_id, wrong))
+            assert error["param"] == "part_ids"
+            assert any(part_id in error["message"] for part_id in wrong)
+
+    @pytest.mark.parametrize(
+        ("body", "param"),
+        [
+            ({}, "part_ids"),
+            ({"part_ids": None}, "part_ids"),
+            ({"part_ids": "part_1"}, "part_ids"),
+            ({"part_ids": [7]}, "part_ids.0"),
+            ({"part_ids": [], "md5": "abc"}, "md5"),
+            ({"part_ids": [], "sha256": "abc"}, "sha256"),
+        ],
+    )
+    def test_refuses_a_body_of_another_shape(self, client: TestClient, begin: Begin, body: Json, param: str) -> None:
+        assert error_of(client.post(f"/v1/uploads/{begin()['id']}/complete", json=body))["param"] == param
+
+    def test_names_the_lines_of_a_data_set_that_are_not_json(
+        self, begin: Begin, add: Add, complete: Complete, storage: LocalStorage
+    ) -> None:
+        bad = CONTENT + b"nonsense\n"
+        upload_id = begin(len(bad))["id"]
+        ids = [add(upload_id, piece).json()["id"] for piece in (bad[:500], bad[500:])]
+        error = error_of(complete(upload_id, ids))
+        assert "Line 31: " in error["message"]
+        assert objects(storage, "files") == []
+
+    def test_of_nothing_is_an_empty_file_but_never_an_empty_data_set(self, begin: Begin, complete: Complete) -> None:
+        file = complete(begin(0, purpose="batch")["id"], []).json()["file"]
+        assert (file["bytes"], file["sha256"]) == (0, hashlib.sha256().hexdigest())
+        assert "empty" in error_of(complete(begin(0)["id"], []))["message"]
+
+    def test_checks_a_large_data_set_outside_of_this_process(
+        self, begin: Begin, add: Add, complete: Complete, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def here(*_: object) -> None:
+            raise AssertionError("a large file was checked in the API's process")
+
+        monkeypatch.setattr("app.services.datasets.line_check._check_here", here)
+        large = chat_lines(4000)
+        upload_id = begin(len(large))["id"]
+        ids = [add(upload_id, piece).json()["id"] for piece in (large[:200_000], large[200_000:])]
+        assert complete(upload_id, ids).json()["file"]["line_count"] == 4000
+        broken = large + b'{"a": NaN}\n'
+        upload_id = begin(len(broken))["id"]
+        ids = [add(upload_id, piece).json()["id"] for piece in (broken[:200_000], broken[200_000:])]
+        assert "Line 4001: NaN" in error_of(complete(upload_id, ids))["message"]
+
+
+class TestTheEnd:
+    def test_cancelling_is_final_and_may_be_repeated(self, client: TestClient, begin: Begin) -> None:
+        upload_id = begin()["id"]
+        first, second = (client.post(f"/v1/uploads/{upload_id}/cancel") for _ in range(2))
+        assert first.json()["status"] == "cancelled"
+        assert second.json() == first.json()
+
+    def test_a_cancelled_upload_takes_nothing_more(
+        self, client: TestClient, begin: Begin, add: Add, complete: Complete, storage: LocalStorage
+    ) -> None:
+        upload_id = begin(5, purpose="batch")["id"]
+        part_id = add(upload_id, b"12345").json()["id"]
+        client.post(f"/v1/uploads/{upload_id}/cancel")
+        content = client.put(f"/v1/uploads/{upload_id}/content", content=b"12345")
+        for answer in (add(upload_id, b"12345"), complete(upload_id, [part_id]), content):
+            assert error_of(answer)["code"] == "invalid_upload_state"
+        assert objects(storage, "files") == []
+
+    def test_a_completed_upload_takes_nothing_more(
+        self, client: TestClient, begin: Begin, add: Add, complete: Complete
+    ) -> None:
+        upload_id = begin(5, purpose="batch")["id"]
+        complete(upload_id, [add(upload_id, b"12345").json()["id"]])
+        cancelled = client.post(f"/v1/uploads/{upload_id}/cancel")
+        content = client.put(f"/v1/uploads/{upload_id}/content", content=b"12345")
+        for answer in (add(upload_id, b"12345"), cancelled, content):
+            assert error_of(answer)["code"] == "invalid_upload_state"
+
+    def test_an_expired_upload_says_so_and_takes_nothing_more(
+        self, client: TestClient, begin: Begin, add: Add, complete: Complete, sessions: Sessions
+    ) -> None:
+        upload_id = begin(5, purpose="batch")["id"]
+        part_id = add(upload_id, b"12345").json()["id"]
+        expire(sessions, upload_id)
+        assert client.get(f"/v1/uploads/{upload_id}").json()["status"] == "expired"
+        cancelled = client.post(f"/v1/uploads/{upload_id}/cancel")
+        content = client.put(f"/v1/uploads/{upload_id}/content", content=b"12345")
+        for answer in (add(upload_id, b"12345"), complete(upload_id, [part_id]), cancelled, content):
+            assert error_of(answer)["code"] == "upload_expired"
+
+    @pytest.mark.parametrize("ending", ["cancel", "expire"])
+    def test_that_comes_while_a_file_is_put_together_is_decided_by_the_row(
+        self, client: TestClient, begin: Begin, add: Add, complete: Complete, sessions: Sessions,
+        storage: LocalStorage, monkeypatch: pytest.MonkeyPatch, ending: str,
+    ) -> None:  # fmt: skip
+        """Cancelled meanwhile: no file. Only its time ran out: begun in time is in time."""
+        upload_id = begin(5, purpose="batch")["id"]
+        part_id = add(upload_id, b"12345").json()["id"]
+        compose = storage.compose
+
+        def end_it_meanwhile(key: str, parts: Sequence[str]) -> object:
+            if ending == "cancel":
+                assert client.post(f"/v1/uploads/{upload_id}/cancel").status_code == 200
+            else:
+                expire(sessions, upload_id)
+            return compose(key, parts)
+
+        monkeypatch.setattr(storage, "compose", end_it_meanwhile)
+        answer = complete(upload_id, [part_id])
+        if ending == "expire":
+            assert answer.json()["status"] == "completed"
+            return
+        assert error_of(answer)["code"] == "invalid_upload_state"
+        assert objects(storage, "files") == []
+        with transaction(sessions) as session:
+            assert session.scalar(select(func.count()).select_from(File)) == 0
+
+    def test_that_comes_while_a_part_is_sent_leaves_no_part(
+        self, client: TestClient, begin: Begin, add: Add, storage: LocalStorage, sessions: Sessions,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        upload_id = begin(5, purpose="batch")["id"]
+        put = storage.put
+
+        def cancel_meanwhile(key: str, source: Any) -> object:
+            client.post(f"/v1/uploads/{upload_id}/cancel")
+            return put(key, source)
+
+        monkeypatch.setattr(storage, "put", cancel_meanwhile)
+        assert error_of(add(upload_id, b"12345"))["code"] == "invalid_upload_state"
+        assert objects(storage, "uploads") == []
+        with transaction(sessions) as session:
+            assert session.scalar(select(func.count()).select_from(UploadPart)) == 0
+
+
+class TestLimits:
+    @pytest.fixture
+    def settings(self, settings: Settings) -> Settings:
+        return settings.model_copy(update={"max_upload_bytes": 1000, "upload_ttl_seconds": 7200, "max_file_bytes": 10})
+
+    def test_are_the_operators(self, client: TestClient, begin: Begin) -> None:
+        assert begin(1000, purpose="batch")["expires_at"] - begin(1000, purpose="batch")["created_at"] >= 7199
+        body = {"filename": "a", "purpose": "batch", "mime_type": "text/plain", "bytes": 1001}
+        error = error_of(client.post("/v1/uploads", json=body))
+        assert (error["param"], error["code"]) == ("bytes", "file_too_large")
+        assert "1,000" in error["message"]

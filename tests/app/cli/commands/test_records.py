@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import csv
+import io
+
+from app.db.engine import Sessions, transaction
+from app.db.jobs import logs
+from app.db.tables import Job, Project
+from app.storage import LocalStorage
+from tests.app.cli.conftest import Tunery
+from tests.factories import make_file, make_job, start_job, validate_job
+
+
+class TestLogs:
+    def test_are_printed_as_they_are(self, tunery: Tunery, sessions: Sessions, trained_job: Job) -> None:
+        said = tunery("jobs", "logs", trained_job.id).err
+        assert "the job's status is succeeded, and its trainer wrote nothing" in said
+        with transaction(sessions) as session:
+            logs.put(session, trained_job.id, trained_job.project_id, 2, "one\ntwo\n", 0)
+        assert tunery("jobs", "logs", trained_job.id).out == "one\ntwo\n"
+        assert tunery("jobs", "logs", trained_job.id, "-n", 1).out == "two\n"
+        assert tunery("jobs", "logs", trained_job.id, "--attempt", 9).exit_code == 3
+
+    def test_of_a_job_that_waits_it_says_that_no_trainer_has_started(
+        self, tunery: Tunery, sessions: Sessions, storage: LocalStorage, project: Project, base_model: str
+    ) -> None:
+        with transaction(sessions) as session:
+            job = make_job(session, project, make_file(session, storage, project))
+        assert "No log yet: the job's status is validating_files, and no trainer has started" in logs_of(tunery, job)
+        tunery("jobs", "cancel", job.id)
+        assert "No log: the job's status is cancelled, and no trainer was started for it" in logs_of(tunery, job)
+
+    def test_of_a_job_that_runs_it_says_that_there_is_nothing_so_far(
+        self, tunery: Tunery, sessions: Sessions, storage: LocalStorage, project: Project, base_model: str
+    ) -> None:
+        with transaction(sessions) as session:
+            make_job(session, project, make_file(session, storage, project))
+            validate_job(session)
+            job = start_job(session)
+        assert "No log yet: the job's status is running, and its trainer has written nothing" in logs_of(tunery, job)
+
+
+def logs_of(tunery: Tunery, job: Job) -> str:
+    """What is said beside an empty log."""
+    done = tunery("jobs", "logs", job.id)
+    assert (done.exit_code, done.out) == (0, "")
+    return done.err
+
+
+class TestMetrics:
+    def test_are_a_table_json_or_csv(self, tunery: Tunery, trained_job: Job) -> None:
+        found = tunery("jobs", "metrics", trained_job.id, "--json").json
+        table = tunery("jobs", "metrics", trained_job.id).out.splitlines()
+        assert len(table) == 1 + found["total"]
+        rows = list(csv.DictReader(io.StringIO(tunery("jobs", "metrics", trained_job.id, "--csv").out)))
+        assert [int(row["step"]) for row in rows] == [row["step"] for row in found["data"]]
+        assert len(tunery("jobs", "metrics", trained_job.id, "--max-points", 2, "--json").json["data"]) == 2

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from app.cli.commands import watch
+from app.cli.errors import Missing, Unreachable
+
+
+class Flaky:
+    """Somebody who does not answer the first times."""
+
+    def __init__(self, failures: int, error: type[Exception] = Unreachable) -> None:
+        self.failures = failures
+        self.error = error
+
+    def __call__(self) -> str:
+        self.failures -= 1
+        if self.failures >= 0:
+            raise self.error("No Tunery at http://here.")
+        return "answer"
+
+
+def test_a_server_that_comes_back_is_asked_again_and_told_of_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert watch._patiently(Flaky(3)) == "answer"
+    assert capsys.readouterr().err.count("No Tunery at http://here.") == 1
+
+
+def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "PATIENCE_SECONDS", 0.05)
+    with pytest.raises(Unreachable):
+        watch._patiently(Flaky(10_000))
+
+
+def test_an_answer_that_will_not_change_is_not_asked_for_again() -> None:
+    asked = Flaky(2, Missing)
+    with pytest.raises(Missing):
+        watch._patiently(asked)
+    assert asked.failures == 1
+
+
+@pytest.mark.parametrize(
+    ("job", "words"),
+    [
+        ({"id": "j", "status": "cancelled", "error": None}, r"^j cancelled\.$"),
+        ({"id": "j", "status": "failed", "error": {"code": "c", "message": "m"}}, r"^j failed \(c\): m$"),
+    ],
+)
+def test_any_end_but_success_is_an_error_with_its_reason(job: dict[str, object], words: str) -> None:
+    with pytest.raises(watch.CliError, match=words):
+        watch.raise_unless_succeeded(job)
+
+
+class OlderServer:
+    """One that does not know `wait`: it answers at once, and a third time with the end."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def get_if_changed(self, _path: str, etag: str | None, _seconds: float) -> tuple[dict[str, str] | None, str]:
+        self.asked += 1
+        if self.asked in (2, 3):
+            return None, "one"
+        return {"id": "j", "status": "running" if self.asked == 1 else "succeeded"}, "one"
+
+    def pages(self, _path: str, _limit: int) -> Iterator[dict[str, str]]:
+        return iter([{"id": f"e{number}"} for number in range(self.asked, 0, -1)])
+
+
+def test_a_server_that_cannot_wait_is_asked_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(watch.time, "sleep", slept.append)
+    seen = list(watch.follow(OlderServer(), "ftjob-1"))  # type: ignore[arg-type]
+    assert [(job["status"], [event["id"] for event in events]) for job, events in seen] == [
+        ("running", ["e1"]),
+        ("succeeded", ["e2", "e3", "e4"]),
+    ]
+    assert slept == [watch.PAUSE_SECONDS] * 3

@@ -1,0 +1,99 @@
+"""Waiting with a deadline, looking at processes, and being somebody else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import pytest
+
+from app.cli.local_stack.servers.unprivileged import Account, account
+from app.cli.local_stack.services import child_environment
+
+Answer = TypeVar("Answer")
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to lend PostgreSQL another account")
+REPOSITORY = Path(__file__).resolve().parents[4]
+
+
+def eventually(look: Callable[[], Answer], seconds: float = 60.0) -> Answer:
+    """The first truthy answer."""
+    deadline = time.monotonic() + seconds
+    while not (answer := look()):
+        assert time.monotonic() < deadline, f"not within {seconds} s: {look}"
+        time.sleep(0.02)
+    return answer
+
+
+def is_alive(pid: int | None) -> bool:
+    """A zombie is dead: in a container nobody may ever reap it."""
+    try:
+        return pid is not None and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def processes_naming(path: Path) -> dict[int, str]:
+    """Everybody who works for this directory: the servers name it in their command line, the others in their mark."""
+    found = {}
+    for process in psutil.process_iter():
+        try:
+            told = " ".join(process.cmdline()) + " ".join(process.environ().values())
+        except psutil.Error:
+            continue
+        if str(path) in told and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
+            found[process.pid] = told[:200]
+    return found
+
+
+def lent_account() -> Account:
+    found = account()
+    assert found is not None
+    return found
+
+
+def look_of(path: Path) -> dict[Path, tuple[int, int, int]]:
+    """Mode and owner of everything that exists above a path."""
+    found = {one: one.stat() for one in path.parents if one.exists()}
+    return {one: (stat.st_mode, stat.st_uid, stat.st_gid) for one, stat in found.items()}
+
+
+def run_python(code: str, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, env=program_environment(), capture_output=True, text=True, timeout=120, **options)
+
+
+def start_python(code: str, *arguments: object, become: Sequence[str] = ()) -> subprocess.Popen[str]:
+    command = [*become, sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, env=program_environment(), stdout=subprocess.PIPE, text=True)
+
+
+def plain_user() -> list[str]:
+    """A command prefix that makes the rest run as a plain user; empty where we are one.
+
+    The user may read everything, as the interpreter of a test run by root often lies in root's home, but owns nothing.
+    """
+    if os.geteuid() != 0:
+        return []
+    if shutil.which("setpriv") is None:
+        pytest.skip("setpriv (util-linux) is not installed, so root can't run this as a plain user")
+    who = lent_account()
+    reading = ["--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search"]
+    return ["setpriv", "--reuid", str(who.uid), "--regid", str(who.gid), "--clear-groups", *reading]
+
+
+def give_away(directory: Path, become: Sequence[str]) -> None:
+    if become:
+        who = lent_account()
+        for path in (directory, *directory.rglob("*")):
+            os.chown(path, who.uid, who.gid)
+
+
+def program_environment() -> dict[str, str]:
+    return {name: value for name, value in child_environment(Path("/"), {}).items() if name != "TUNERY_DATA_DIR"}

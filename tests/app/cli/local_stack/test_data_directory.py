@@ -1,0 +1,98 @@
+"""What a data directory may be, and who may read what in it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from app.cli.local_stack.data_directory import Layout, scratch_data_dir, write_secret
+from app.cli.local_stack.errors import CannotStart
+from app.cli.local_stack.servers.postgres import LocalPostgres
+from app.cli.local_stack.servers.unprivileged import account
+
+
+class TestRefuseForeign:
+    @pytest.mark.parametrize("names", [[], ["lost+found"], ["up.lock", "anything"]])
+    def test_an_empty_directory_a_fresh_volume_and_our_own_are_welcome(self, tmp_path: Path, names: list[str]) -> None:
+        for name in names:
+            (tmp_path / name).touch()
+        Layout(tmp_path).refuse_foreign()
+
+    def test_a_directory_that_is_not_there_yet_is_welcome(self, tmp_path: Path) -> None:
+        Layout(tmp_path / "new").refuse_foreign()
+
+    def test_somebody_elses_files_are_refused_and_keep_their_permissions(self, tmp_path: Path) -> None:
+        (tmp_path / "thesis.tex").touch()
+        tmp_path.chmod(0o750)
+        with pytest.raises(CannotStart, match=r"neither empty nor .*'thesis.tex'.*another --data-dir"):
+            Layout(tmp_path).refuse_foreign()
+        assert tmp_path.stat().st_mode & 0o777 == 0o750
+
+    def test_a_file_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(CannotStart, match="not a directory"):
+            Layout(tmp_path / "file").refuse_foreign()
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+    def test_the_data_directory_of_another_user_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "up.lock").touch()
+        os.chown(tmp_path, 65534, 65534)
+        with pytest.raises(CannotStart, match=r"belongs to .*Start it as that user"):
+            Layout(tmp_path).refuse_foreign()
+
+
+class TestFurnish:
+    @pytest.mark.parametrize(("passable", "mode"), [(True, 0o711), (False, 0o700)])
+    def test_others_may_at_most_pass_through(self, tmp_path: Path, passable: bool, mode: int) -> None:
+        layout = Layout(tmp_path / "a" / "data")
+        layout.make_root(passable)
+        layout.furnish(passable)
+        assert layout.root.stat().st_mode & 0o777 == mode
+        assert layout.root.parent.stat().st_mode & 0o777 == mode
+        assert {path.stat().st_mode & 0o777 for path in layout.root.iterdir()} == {0o700}
+
+    def test_parents_that_exist_are_left_as_they_are(self, tmp_path: Path) -> None:
+        tmp_path.chmod(0o705)
+        Layout(tmp_path / "data").make_root(passable=True)
+        assert tmp_path.stat().st_mode & 0o777 == 0o705
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+    def test_a_place_that_may_not_be_written_is_refused_in_a_sentence(self) -> None:
+        with pytest.raises(CannotStart, match="can't be created"):
+            Layout(Path("/proc/tunery")).make_root(passable=False)
+
+
+class TestSecrets:
+    def test_a_secret_is_ours_alone_whatever_the_umask(self, tmp_path: Path) -> None:
+        before = os.umask(0)
+        try:
+            write_secret(tmp_path / "key", "secret")
+        finally:
+            os.umask(before)
+        assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
+        assert (tmp_path / "key").read_text() == "secret"
+
+    def test_the_runtime_is_none_unless_something_runs(self, tmp_path: Path) -> None:
+        layout = Layout(tmp_path)
+        assert layout.read_runtime() is None
+        layout.write_runtime({"base_url": "http://127.0.0.1:1"})
+        assert layout.read_runtime() == {"base_url": "http://127.0.0.1:1"}
+        assert layout.runtime.stat().st_mode & 0o777 == 0o600
+
+
+class TestScratch:
+    def test_it_is_usable_by_postgresql_and_gone_afterwards(self) -> None:
+        with scratch_data_dir() as directory:
+            lent = account()
+            assert lent is None or lent.reaches(directory.parent)
+            LocalPostgres(directory / "postgres").refuse_unusable()
+        assert not directory.parent.exists()
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="a plain user reaches its own TMPDIR")
+    def test_a_private_tmpdir_of_root_is_passed_over(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        tmp_path.chmod(0o700)
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        with scratch_data_dir() as directory:
+            assert tmp_path not in directory.parents

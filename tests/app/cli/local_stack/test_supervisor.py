@@ -1,0 +1,106 @@
+"""The supervisor with real children."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from app.cli.local_stack import supervisor as module
+from app.cli.local_stack.processes import Child
+from app.cli.local_stack.supervisor import Service, StopRequested, StopSignal, Supervisor
+from tests.app.cli.local_stack.support import eventually
+
+WAIT = "import time; time.sleep(600)"
+
+
+class Stage:
+    """A supervisor that runs in this thread, and what it said."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.said: list[str] = []
+        self.stop = StopSignal()
+        self.supervisor = Supervisor(self.stop, self.said.append)
+
+    def service(self, name: str, code: str, grace_seconds: float = 10.0) -> Service:
+        log = self.place / f"{name}.log"
+        child = Child(name, [sys.executable, "-c", code], log, self.place, dict(os.environ), self.place)
+        return Service(name, child, str(log), grace_seconds)
+
+    def ask_to_stop(self) -> None:
+        self.stop._on_signal(signal.SIGTERM, None)
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    return Stage(tmp_path)
+
+
+class TestWatch:
+    def test_a_crashed_service_is_started_again_with_growing_pauses(
+        self, stage: Stage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
+        service = stage.service("x", "raise SystemExit(3)")
+        service.pause_seconds = 0.05
+        stage.supervisor.start(service)
+        restarts: list[int] = []
+
+        def changed() -> None:
+            restarts.append(1)
+            if len(restarts) == 2:
+                stage.ask_to_stop()
+
+        stage.supervisor.watch(changed)
+        stage.supervisor.stop([["x"]])
+        assert service.pause_seconds >= 0.2
+        assert any("x ended (exit code 3; see " in line for line in stage.said)
+        assert any("x runs again (pid " in line for line in stage.said)
+
+    def test_a_service_that_runs_is_left_alone(self, stage: Stage) -> None:
+        service = stage.service("x", WAIT)
+        stage.supervisor.start(service)
+        pid = service.process.pid
+        threading.Timer(0.5, stage.ask_to_stop).start()
+        stage.supervisor.watch(lambda: pytest.fail("nothing was restarted"))
+        assert stage.supervisor.pids == {"x": pid}
+        stage.supervisor.stop([["x"]])
+
+
+class TestStop:
+    def test_services_stop_group_by_group_in_the_order_asked(self, stage: Stage) -> None:
+        note = "import signal, sys, time\ndef bye(*_):\n  open('order', 'a').write({0!r}); sys.exit()\n"
+        note += "signal.signal(15, bye); print(1, flush=True); time.sleep(600)"
+        for name in "abc":
+            stage.supervisor.start(stage.service(name, note.format(name)))
+        for name in "abc":
+            eventually((stage.place / f"{name}.log").read_text)
+        stage.supervisor.stop([["c"], ["a"], ["b"]])
+        assert (stage.place / "order").read_text() == "cab"
+
+    def test_a_service_that_outstays_its_grace_is_killed(self, stage: Stage) -> None:
+        stubborn = stage.service("x", "import signal; signal.signal(15, signal.SIG_IGN); " + WAIT, grace_seconds=0.3)
+        stage.supervisor.start(stubborn)
+        eventually(lambda: stage.supervisor.pids["x"])
+        stage.supervisor.stop([["x"]])
+        assert stage.supervisor.pids == {"x": None}
+
+    def test_a_second_signal_waits_for_nobody(self, stage: Stage) -> None:
+        stubborn = "import signal; signal.signal(15, signal.SIG_IGN); print(1, flush=True); " + WAIT
+        stage.supervisor.start(stage.service("x", stubborn, grace_seconds=600))
+        eventually((stage.place / "x.log").read_text)
+        stage.ask_to_stop()
+        stage.ask_to_stop()
+        stage.supervisor.stop([["x"]])
+        assert "x did not end in time and is killed" in stage.said
+
+    def test_nothing_is_started_once_a_signal_has_come(self, stage: Stage) -> None:
+        stage.ask_to_stop()
+        with pytest.raises(StopRequested):
+            stage.supervisor.start(stage.service("x", WAIT))
+        assert stage.supervisor.pids == {}

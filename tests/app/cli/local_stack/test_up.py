@@ -1,0 +1,229 @@
+"""`tunery up` itself, with all its processes: start, stop, and every way to die."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from app.cli.local_stack import background, base_model
+from app.cli.local_stack.data_directory import Layout
+from tests.app.cli.local_stack.support import (
+    AS_ROOT,
+    eventually,
+    give_away,
+    is_alive,
+    lent_account,
+    look_of,
+    plain_user,
+    processes_naming,
+    program_environment,
+)
+from tests.tiny import make_tiny_base
+
+SERVICES = {"postgres", "valkey", "api", "gpu-worker", "cpu-worker", "reconciler", "webhooks"}
+START_SECONDS = 120.0
+
+Start = Callable[..., "Running"]
+
+
+class Running:
+    """One `tunery up`, its words and its addresses."""
+
+    def __init__(self, data_dir: Path, become: Sequence[str] = (), port: int = 0) -> None:
+        self.layout = Layout(data_dir)
+        self.log = data_dir.with_name(data_dir.name + ".log")
+        command = [*become, sys.executable, "-m", "app.cli.local_stack", str(data_dir), "127.0.0.1", str(port)]
+        environment = program_environment() | {"TUNERY_DEVICE": "cpu"}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(command, env=environment, cwd="/", stdout=log, stderr=log)
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def runtime(self) -> dict[str, Any]:
+        """Once it is ready."""
+        eventually(self._is_ready, START_SECONDS)
+        return json.loads(self.layout.runtime.read_text())
+
+    def end(self, number: signal.Signals) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+    def get(self, path: str, key: str = "") -> int:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        with httpx2.Client(base_url=self.runtime()["base_url"], headers=headers, trust_env=False) as client:
+            return client.get(path).status_code
+
+    def _is_ready(self) -> bool:
+        assert self.process.poll() is None, self.said
+        return (self.layout.read_runtime() or {}).get("pid") == self.process.pid
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    for name in ("DATABASE_URL", "REDIS_URL", "TUNERY_ADMIN_KEY_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    started: list[Running] = []
+
+    def start(data_dir: Path, *arguments: Any, **options: Any) -> Running:
+        started.append(Running(data_dir, *arguments, **options))
+        return started[-1]
+
+    yield start
+    for running in started:
+        running.process.kill()
+        running.process.wait()
+
+
+def with_a_model(data_dir: Path) -> Path:
+    """A data directory where the conversion is done, though of a tiny model: that story has its own test."""
+    data_dir.mkdir()
+    (data_dir / "up.lock").touch()
+    make_tiny_base(data_dir / "models" / base_model.NAME)
+    return data_dir
+
+
+class TestALife:
+    def test_first_start_then_sigterm_then_kill_9_then_ctrl_c(self, place: Path, start: Start) -> None:
+        """One story, as its starts are slow: each part would need the one before."""
+        data_dir = with_a_model(place / "data")
+        before, accounts = look_of(data_dir), Path("/etc/passwd").read_bytes()
+
+        first = start(data_dir)
+        runtime = first.runtime()
+        assert set(runtime["pids"]) == SERVICES
+        assert all(map(is_alive, runtime["pids"].values()))
+        key = first.layout.admin_key.read_text().strip()
+        assert first.said.count(key) == 1
+        assert first.get("/readyz") == 200
+        assert first.get("/v1/models", key) == 200
+        self._is_private(first.layout)
+        self._logs_requests_as_json(first)
+        assert len(re.findall(r"^schema +migrated from revision none to \w+$", first.said, re.M)) == 1
+
+        second = start(data_dir)
+        assert second.process.wait(60) == 1
+        assert "Another `tunery up` runs on" in second.said
+        assert first.get("/readyz") == 200
+
+        assert first.end(signal.SIGTERM) == 0
+        assert first.said.rstrip().split("\n")[-1].startswith("stopped ")
+        assert processes_naming(data_dir) == {}
+        assert first.layout.read_runtime() is None
+
+        third = start(data_dir)
+        runtime = third.runtime()
+        assert third.get("/v1/models", key) == 200
+        assert third.said.count(key) == 1  # only the first start has shown it
+        assert third.said.count("migrated from") == 1
+        third.end(signal.SIGKILL)
+
+        fourth = start(data_dir)
+        later = fourth.runtime()
+        assert not any(is_alive(pid) for pid in runtime["pids"].values())
+        assert fourth.get("/v1/models", key) == 200
+        assert set(later["pids"]) == SERVICES
+        assert fourth.end(signal.SIGINT) == 0
+        assert processes_naming(data_dir) == {}
+
+        assert look_of(data_dir) == before
+        assert Path("/etc/passwd").read_bytes() == accounts
+        assert {path.name for path in place.iterdir()} == {"data", "data.log"}
+
+    def _logs_requests_as_json(self, running: Running) -> None:
+        assert re.search(rf"^logs +{re.escape(str(running.layout.logs))}, ", running.said, re.M)
+        lines = [json.loads(line) for line in running.layout.log("api").read_text().splitlines()]
+        assert {line["route"] for line in lines if line["event"] == "request"} >= {"/readyz", "/v1/models"}
+        assert not [line for line in lines if "alembic" in str(line) or "Context impl" in str(line)]
+
+    def _is_private(self, layout: Layout) -> None:
+        assert layout.root.stat().st_mode & 0o777 == (0o711 if os.geteuid() == 0 else 0o700)
+        assert layout.admin_key.stat().st_mode & 0o777 == 0o600
+        assert layout.runtime.stat().st_mode & 0o777 == 0o600
+        sockets = [path for path in layout.root.rglob("*") if path.is_socket()]
+        assert len(sockets) == 2
+        assert {path.parent.stat().st_mode & 0o777 for path in sockets} == {0o700}
+
+    def test_it_works_for_a_plain_user_and_restarts_what_crashes(self, place: Path, start: Start) -> None:
+        home, become = place / "home", plain_user()
+        home.mkdir()
+        with_a_model(home / "data")
+        give_away(home, become)
+        running = start(home / "data", become)
+        runtime = running.runtime()
+        owner = lent_account().uid if become else os.geteuid()
+        assert {path.stat().st_uid for path in running.layout.root.rglob("*") if not path.is_socket()} == {owner}
+        assert running.layout.root.stat().st_mode & 0o777 == 0o700
+
+        os.kill(runtime["pids"]["api"], signal.SIGKILL)
+        again = eventually(lambda: self._new_pid(running, "api", runtime["pids"]["api"]))
+        eventually(lambda: self._answers(running))
+        assert is_alive(again)
+        assert "api ended (killed by SIGKILL" in running.said
+        assert running.end(signal.SIGTERM) == 0
+        assert processes_naming(home) == {}
+
+    def _answers(self, running: Running) -> bool:
+        with contextlib.suppress(httpx2.TransportError):
+            return running.get("/readyz") == 200
+        return False
+
+    def _new_pid(self, running: Running, name: str, old: int) -> int | None:
+        pid = (running.layout.read_runtime() or {}).get("pids", {}).get(name)
+        return None if pid == old else pid
+
+
+class TestServersOfOnesOwn:
+    def test_database_url_and_redis_url_are_used_instead(
+        self, tmp_path: Path, database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """In a directory that only we can reach, and started in the background as `make demo` does it."""
+        monkeypatch.setenv("DATABASE_URL", database_url)
+        monkeypatch.setenv("REDIS_URL", redis_url)
+        with background.running(with_a_model(tmp_path / "data"), tmp_path / "up.log") as service:
+            layout = Layout(service.data_dir)
+            runtime = layout.read_runtime() or {}
+            assert set(runtime["pids"]) == SERVICES - {"postgres", "valkey"}
+            assert "yours" in service.log.read_text()
+            assert not layout.postgres.exists()
+            assert not layout.valkey.exists()
+            assert layout.root.stat().st_mode & 0o777 == 0o700
+        assert not any(map(is_alive, runtime["pids"].values()))
+
+
+class TestRefuse:
+    def test_a_taken_port_is_refused_and_nothing_keeps_running(self, place: Path, start: Start) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            running = start(with_a_model(place / "data"), port=taken.getsockname()[1])
+            assert running.process.wait(60) == 1
+        assert "Choose another --port" in running.said
+        assert processes_naming(place / "data") == {}
+
+    @AS_ROOT
+    def test_a_directory_out_of_reach_is_refused_creating_nothing(self, tmp_path: Path, start: Start) -> None:
+        (tmp_path / "closed").mkdir(mode=0o700)
+        before = look_of(tmp_path / "closed" / "data")
+        running = start(tmp_path / "closed" / "data")
+        assert running.process.wait(60) == 1
+        assert "such as /var/lib/tunery" in running.said
+        assert look_of(tmp_path / "closed" / "data") == before
+        assert [path.name for path in (tmp_path / "closed").iterdir()] == ["data.log"]
+
+    def test_a_signal_while_it_starts_stops_it_cleanly(self, place: Path, start: Start) -> None:
+        running = start(with_a_model(place / "data"))
+        eventually(lambda: "postgres " in running.said)
+        assert running.end(signal.SIGTERM) == 0
+        assert processes_naming(place / "data") == {}

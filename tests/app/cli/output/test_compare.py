@@ -1,0 +1,84 @@
+"""The sampler in its own process, with a real adapter on a tiny base; and the command around it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.cli.errors import Misused
+from app.cli.output.compare import Example, compare, held_out
+from app.db.engine import Sessions, transaction
+from app.db.tables import Project
+from app.domain.artifacts.artifact_directory import write_manifest
+from app.storage import LocalStorage
+from tests.app.cli.conftest import Tunery
+from tests.app.cli.trained import make_trained_job
+from tests.tiny import make_tiny_base
+
+# In a process of its own: the CLI's tests never load torch.
+MAKE_ADAPTER = """
+import sys, torch, transformers, peft
+torch.manual_seed(0)
+base = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1])
+config = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+peft.get_peft_model(base, config).save_pretrained(sys.argv[2])
+"""
+
+
+def test_the_base_and_the_tuned_model_answer_the_same_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # tiny matrices: a second thread only waits
+    base, adapter = make_tiny_base(tmp_path / "base"), tmp_path / "adapter"
+    subprocess.run([sys.executable, "-c", MAKE_ADAPTER, base, adapter], check=True, capture_output=True)
+    prompts = [Example([{"role": "user", "content": text}], "x") for text in ("red", "a much longer prompt: blue")]
+    answers = compare(base, adapter, prompts)
+    assert [answer.prompt for answer in answers] == ["red", "a much longer prompt: blue"]
+    assert all(answer.base != answer.tuned for answer in answers)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "words"),
+    [
+        (None, "the base model in 16 bits"),
+        ({"bits": 4, "type": "fp4", "double_quant": False}, "the base model in 4 bits, as in training"),
+    ],
+    ids=["16 bits", "4 bits"],
+)
+def test_the_command_compares_on_the_base_as_it_was_in_training(
+    tunery: Tunery, sessions: Sessions, storage: LocalStorage, project: Project, base_model: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, quantization: dict[str, object] | None, words: str,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    base, peft = tmp_path / "tiny", tmp_path / "peft"
+    subprocess.run([sys.executable, "-c", MAKE_ADAPTER, base, peft], check=True, capture_output=True)
+
+    def write(directory: Path, step: int) -> Path:
+        shutil.copytree(peft, directory)
+        write_manifest(directory, {"step": step, "quantization": quantization})
+        return directory
+
+    with transaction(sessions) as session:
+        job = make_trained_job(session, storage, project, tmp_path / "made", write)
+    lines = [{"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "x"}]} for text in "abc"]
+    prompts = tmp_path / "heldout.jsonl"
+    prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = tunery("adapters", "compare", job.id, "--base", base, "--prompts", prompts, "--limit", 2)
+    assert done.exit_code == 0, done.err
+    assert words in done.out
+    assert "of 2 held-out prompts" in done.out
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "no JSON\n", "[]\n", '{"prompt": "a"}\n', '{"messages": [{"role": "assistant", "content": "alone"}]}\n',
+     '{"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}\n', '{"messages": [1, 2]}\n'],
+)  # fmt: skip
+def test_a_file_without_such_examples_is_refused_with_its_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "heldout.jsonl"
+    path.write_text(text)
+    with pytest.raises(Misused, match="ends with the wanted answer"):
+        held_out(path)

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.progress import Progress, TextColumn
+
+from app.cli.output.console import duration_text, size_text
+from app.cli.output.progress import JobBar, JobLines, Losses, numbers_text, status_text
+
+RUNNING: dict[str, Any] = {
+    "id": "ftjob-1",
+    "status": "running",
+    "phase": "training",
+    "progress": {"step": 12, "total_steps": 80, "epoch": 0.4, "tokens_per_second": 1512.4, "eta_seconds": 80.2},
+}
+
+
+def metrics(**data: float) -> dict[str, Any]:
+    return {"type": "metrics", "level": "info", "message": "Step", "data": data}
+
+
+def message(text: str, level: str = "info") -> dict[str, Any]:
+    return {"type": "message", "level": level, "message": text, "data": {}}
+
+
+class TestText:
+    def test_numbers_are_step_epoch_losses_speed_and_time_left(self) -> None:
+        text = numbers_text(RUNNING["progress"], Losses(2.31, 2.4))
+        assert text == "step 12/80 · epoch 0.4 · loss 2.310 · validation 2.400 · 1,512 tok/s · 1:20 left"
+
+    def test_what_is_not_known_yet_is_left_out(self) -> None:
+        assert numbers_text({}, Losses()) == ""
+        assert numbers_text({"step": 0, "total_steps": 5, "tokens_per_second": None}, Losses()) == "step 0/5"
+
+    @pytest.mark.parametrize(
+        ("job", "text"),
+        [
+            ({"status": "validating_files"}, "validating files"),
+            ({"status": "queued", "queue_position": 3}, "queued (place 3)"),
+            (
+                {"status": "queued", "phase": "waiting_for_storage", "queue_position": 1},
+                "queued (waiting for free disk space)",
+            ),
+            ({"status": "running", "phase": "loading"}, "running: loading"),
+            ({"status": "succeeded", "phase": "publishing"}, "succeeded"),
+        ],
+    )
+    def test_a_status_is_in_words(self, job: dict[str, Any], text: str) -> None:
+        assert status_text(job) == text
+
+    @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (80.2, "1:20"), (3725, "1:02:05"), (None, "")])
+    def test_durations_read_as_a_clock(self, seconds: float | None, text: str) -> None:
+        assert duration_text(seconds) == text
+
+    @pytest.mark.parametrize(
+        ("size", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (20e6, "20.0 MB"), (5e12, "5000.0 GB")]
+    )
+    def test_sizes_have_a_unit(self, size: float, text: str) -> None:
+        assert size_text(size) == text
+
+
+class TestLosses:
+    def test_a_validation_loss_stays_until_the_next(self) -> None:
+        losses = Losses()
+        losses.take(metrics(train_loss=2.0, full_valid_loss=0.0))
+        losses.take(metrics(train_loss=1.5))
+        assert losses == Losses(1.5, 0.0)
+
+
+class TestJobBar:
+    def test_messages_scroll_above_and_numbers_stand_in_the_bar(self) -> None:
+        shown = io.StringIO()
+        console = Console(file=shown, force_terminal=True, width=160)
+        with Progress(TextColumn("{task.description} {task.fields[numbers]}"), console=console) as bar:
+            view = JobBar(bar)
+            view.event(message("a [warning]", "warn"))
+            view.event(metrics(train_loss=2.31))
+            view.job(RUNNING)
+        assert "a [warning]" in shown.getvalue()
+        assert "running: training step 12/80 · epoch 0.4 · loss 2.310 · 1,512 tok/s · 1:20 left" in shown.getvalue()
+
+
+class TestJobLines:
+    def test_numbers_come_at_most_every_ten_seconds(self, capsys: pytest.CaptureFixture[str]) -> None:
+        view = JobLines()
+        view.event(message("Job started"))
+        for _ in range(5):
+            view.event(metrics(train_loss=2.31))
+            view.job(RUNNING)
+        lines = capsys.readouterr().out.strip().split("\n")
+        assert lines == ["Job started", f"running: training: {numbers_text(RUNNING['progress'], Losses(2.31))}"]
+
+    def test_the_end_is_told_although_the_numbers_stayed(self, capsys: pytest.CaptureFixture[str]) -> None:
+        view = JobLines()
+        view.job(RUNNING)
+        view.job({**RUNNING, "status": "failed"})
+        assert capsys.readouterr().out.strip().split("\n")[-1].startswith("failed: step")

@@ -1,0 +1,123 @@
+"""One read for all who ask at the same moment, and a new one for who needs a newer answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from app.db.fast_reads.single_flight import Looks
+
+
+class Source:
+    """Reads end when they are told to, with their number."""
+
+    def __init__(self) -> None:
+        self.reads: list[asyncio.Future[int]] = []
+
+    async def read(self) -> int:
+        future = asyncio.get_running_loop().create_future()
+        self.reads.append(future)
+        return int(await future)
+
+    def answer(self, number: int) -> None:
+        self.reads[number].set_result(number)
+
+
+def run(story: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(story, 5))
+
+
+async def settle() -> float:
+    """Everything that can go on has done so; what time it is."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+    return asyncio.get_running_loop().time()
+
+
+def ask(looks: Looks, source: Source, since: float, what: str = "a") -> asyncio.Task[Any]:
+    return asyncio.create_task(looks.share(what, since, source.read))
+
+
+def test_who_asks_at_the_same_moment_shares_a_read_and_who_asks_later_begins_another() -> None:
+    async def story() -> None:
+        looks, source = Looks(), Source()
+        now = await settle()
+        asking = [ask(looks, source, now) for _ in range(100)]
+        await settle()
+        assert len(source.reads) == 1
+        source.answer(0)
+        assert await asyncio.gather(*asking) == [0] * 100
+        another = ask(looks, source, now)
+        await settle()
+        source.answer(1)
+        assert await another == 1
+
+    run(story())
+
+
+def test_a_read_that_began_before_the_news_is_no_answer_to_who_heard_them() -> None:
+    async def story() -> None:
+        looks, source = Looks(), Source()
+        early = ask(looks, source, await settle())
+        await settle()
+        await asyncio.sleep(0.001)
+        heard_at = await settle()
+        late = [ask(looks, source, heard_at) for _ in range(2)]
+        await settle()
+        assert len(source.reads) == 2
+        source.answer(0)
+        await settle()
+        later = ask(looks, source, heard_at)  # the end of the first read did not forget the second
+        await settle()
+        source.answer(1)
+        assert [await early, *await asyncio.gather(*late), await later] == [0, 1, 1, 1]
+
+    run(story())
+
+
+def test_other_things_are_other_reads() -> None:
+    async def story() -> None:
+        looks, source = Looks(), Source()
+        now = await settle()
+        asking = [ask(looks, source, now, what) for what in "ab"]
+        await settle()
+        source.answer(0)
+        source.answer(1)
+        assert await asyncio.gather(*asking) == [0, 1]
+
+    run(story())
+
+
+def test_who_hangs_up_takes_nothing_from_the_others() -> None:
+    async def story() -> None:
+        looks, source = Looks(), Source()
+        now = await settle()
+        first, second = ask(looks, source, now), ask(looks, source, now)
+        await settle()
+        first.cancel()
+        await settle()
+        source.answer(0)
+        assert await second == 0
+
+    run(story())
+
+
+def test_what_goes_wrong_is_told_to_all_and_tried_again_by_the_next() -> None:
+    async def story() -> None:
+        looks, source = Looks(), Source()
+        now = await settle()
+        asking = [ask(looks, source, now) for _ in range(2)]
+        await settle()
+        source.reads[0].set_exception(ConnectionError())
+        for each in asking:
+            with pytest.raises(ConnectionError):
+                await each
+        again = ask(looks, source, now)
+        await settle()
+        source.answer(1)
+        assert await again == 1
+
+    run(story())

@@ -1,0 +1,334 @@
+"""Claims, leases and guarded writes: who gets a job, who keeps it, what each reason makes of it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select, text, update
+
+from app.db.engine import Sessions, transaction
+from app.db.jobs import claims, expired_leases, jobs
+from app.db.jobs.claims import FencedError, Lease, UnwantedError
+from app.db.scheduling.fair_queue import Kind
+from app.db.tables import Attempt, Job, JobEvent, Project
+from app.domain.artifacts.full_disk import WAITING_FOR_STORAGE
+from app.domain.jobs.states import CRASHES, FINAL_STATE, TERMINAL, JobState, Reason
+from app.storage import LocalStorage
+from tests.factories import lease_of, make_base_model, make_file, make_job, start_job, validate_job
+
+MakeJob = Callable[..., Job]
+
+
+@pytest.fixture
+def created(sessions: Sessions, storage: LocalStorage, project: Project, tmp_path: Path) -> MakeJob:
+    """Make a job in `validating_files`; keywords change columns."""
+    with transaction(sessions) as session:
+        make_base_model(session, tmp_path / "base")
+        file = make_file(session, storage, project)
+
+    def make(**columns: Any) -> Job:
+        with transaction(sessions) as session:
+            job = make_job(session, project, file)
+            if columns:
+                session.execute(update(Job).where(Job.id == job.id).values(**columns))
+        return job
+
+    return make
+
+
+@pytest.fixture
+def queued(sessions: Sessions, created: MakeJob) -> MakeJob:
+    def make(**columns: Any) -> Job:
+        job = created(**columns)
+        with transaction(sessions) as session:
+            session.execute(update(Job).where(Job.id == job.id).values(state="queued"))
+        return job
+
+    return make
+
+
+def claim(sessions: Sessions, kind: Kind = "train", owner: str = "me", ttl_seconds: float = 60) -> Job | None:
+    with transaction(sessions) as session:
+        return claims.claim(session, kind, owner, ttl_seconds)
+
+
+def read(sessions: Sessions, job: Job) -> Job:
+    with transaction(sessions) as session:
+        return session.get_one(Job, job.id)
+
+
+def attempts(sessions: Sessions, job: Job) -> list[Attempt]:
+    with transaction(sessions) as session:
+        return list(session.scalars(select(Attempt).where(Attempt.job_id == job.id).order_by(Attempt.attempt)))
+
+
+class TestClaim:
+    def test_it_takes_the_row_the_lease_the_attempt_and_an_event_at_once(
+        self, sessions: Sessions, queued: MakeJob
+    ) -> None:
+        job = queued()
+        claimed = claim(sessions)
+        assert claimed is not None
+        assert (claimed.id, claimed.state, claimed.phase, claimed.attempt) == (job.id, "running", "loading", 1)
+        assert (claimed.lease_owner, claimed.train_attempts) == ("me", 1)
+        assert claimed.lease_expires_at is not None
+        assert claimed.started_at is not None
+        assert [(a.attempt, a.kind, a.worker, a.ended_at) for a in attempts(sessions, job)] == [
+            (1, "train", "me", None)
+        ]
+
+    def test_nothing_waits_nothing_is_taken(self, sessions: Sessions, created: MakeJob) -> None:
+        created()
+        assert claim(sessions) is None
+
+    def test_the_oldest_comes_first_unless_one_is_more_urgent(self, sessions: Sessions, queued: MakeJob) -> None:
+        first, second, urgent = queued(), queued(), queued(priority=1)
+        taken = [claim(sessions, owner=f"me{n}") for n in range(3)]
+        assert [job.id for job in taken if job] == [urgent.id, first.id, second.id]
+
+    @pytest.mark.parametrize(
+        "columns", [{"desired": "pause"}, {"run_after": text("clock_timestamp() + interval '1 minute'")}]
+    )
+    def test_what_may_not_run_yet_is_left(self, sessions: Sessions, queued: MakeJob, columns: dict[str, Any]) -> None:
+        queued(**columns)
+        assert claim(sessions) is None
+
+    def test_validation_is_claimed_with_the_same_lease_and_attempt(self, sessions: Sessions, created: MakeJob) -> None:
+        job = created()
+        claimed = claim(sessions, "validate")
+        assert claimed is not None
+        assert (claimed.state, claimed.phase, claimed.attempt) == ("validating_files", "validating", 1)
+        assert (claimed.train_attempts, claimed.started_at) == (0, None)
+        assert claim(sessions, "validate", "another") is None
+        assert attempts(sessions, job)[0].kind == "validate"
+
+    def test_many_workers_at_once_get_each_job_once(self, sessions: Sessions, queued: MakeJob) -> None:
+        wanted = {queued().id for _ in range(24)}
+        taken: list[str] = []
+        barrier = threading.Barrier(8)
+
+        def work(owner: str) -> None:
+            barrier.wait()
+            while (job := claim(sessions, owner=owner)) is not None:
+                taken.append(job.id)
+
+        threads = [threading.Thread(target=work, args=(f"worker{n}",)) for n in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(taken) == sorted(wanted)
+
+    def test_a_row_that_is_locked_keeps_nobody_waiting(self, sessions: Sessions, queued: MakeJob) -> None:
+        locked, free = queued(), queued()
+        with transaction(sessions) as session:
+            session.get_one(Job, locked.id, with_for_update=True)
+            claimed = claim(sessions)
+            assert claimed is not None
+            assert claimed.id == free.id
+
+    def test_is_waiting_says_what_a_claim_would_find(self, sessions: Sessions, queued: MakeJob) -> None:
+        with transaction(sessions) as session:
+            assert not claims.is_waiting(session, "train")
+        queued()
+        with transaction(sessions) as session:
+            assert claims.is_waiting(session, "train")
+            assert not claims.is_waiting(session, "validate")
+
+
+class TestGuardedWrites:
+    WRITES: list[Callable[..., Any]] = [  # noqa: RUF012
+        lambda session, lease: claims.renew(session, lease, 60),
+        lambda session, lease: claims.look(session, lease),
+        lambda session, lease: claims.say(session, lease, "hello"),
+        lambda session, lease: claims.note(session, lease, phase="training"),
+        lambda session, lease: claims.end_attempt(session, lease, Reason.DRAINED, "bye"),
+        lambda session, lease: claims.validated(session, lease, "valid"),
+    ]
+    NAMES = ("renew", "look", "say", "note", "end_attempt", "validated")
+
+    @pytest.mark.parametrize("write", WRITES, ids=NAMES)
+    @pytest.mark.parametrize(
+        "how", ["another attempt", "another owner", "expired", "cancelled", "ended", "no such job"]
+    )
+    def test_without_the_lease_they_change_nothing(
+        self, sessions: Sessions, queued: MakeJob, project: Project, write: Callable[..., Any], how: str
+    ) -> None:
+        job = queued()
+        claimed = claim(sessions)
+        assert claimed is not None
+        lease = lease_of(claimed)
+        with transaction(sessions) as session:
+            if how == "another attempt":
+                lease = Lease(job.id, claimed.attempt + 1, "me")
+            if how == "another owner":
+                lease = Lease(job.id, claimed.attempt, "somebody")
+            if how == "expired":
+                session.execute(update(Job).values(lease_expires_at=text("clock_timestamp()")))
+            if how == "cancelled":
+                jobs.cancel(session, project.id, job.id)
+            if how == "ended":
+                claims.end_attempt(session, lease, Reason.OUT_OF_MEMORY, "too big")
+            if how == "no such job":
+                lease = Lease("ftjob-nowhere", 1, "me")
+        before = read(sessions, job)
+        with pytest.raises(FencedError), transaction(sessions) as session:
+            write(session, lease)
+        after = read(sessions, job)
+        names = [column.key for column in Job.__table__.columns if column.key != "metadata"]
+        assert {name: getattr(after, name) for name in names} == {name: getattr(before, name) for name in names}
+
+    def test_say_writes_the_event_and_the_columns_together(self, sessions: Sessions, queued: MakeJob) -> None:
+        queued()
+        claimed = claim(sessions)
+        assert claimed is not None
+        with transaction(sessions) as session:
+            job = claims.say(session, lease_of(claimed), "hello", progress={"step": 1}, event_id="ftevent-mine")
+            event = session.scalars(select(JobEvent).where(JobEvent.id == "ftevent-mine")).one()
+            assert (event.seq, event.attempt, event.message) == (job.event_seq, 1, "hello")
+            assert job.progress == {"step": 1}
+
+    def test_a_renewal_moves_the_end_of_the_lease(self, sessions: Sessions, queued: MakeJob) -> None:
+        job = queued()
+        claimed = claim(sessions, ttl_seconds=10)
+        assert claimed is not None
+        with transaction(sessions) as session:
+            claims.renew(session, lease_of(claimed), 100)
+        expires = read(sessions, job).lease_expires_at
+        assert expires is not None
+        assert claimed.lease_expires_at is not None
+        assert 89 < (expires - claimed.lease_expires_at).total_seconds() < 100
+
+    def test_held_finds_what_an_owner_has(self, sessions: Sessions, queued: MakeJob) -> None:
+        job = queued()
+        claim(sessions)
+        with transaction(sessions) as session:
+            found = claims.held(session, "me")
+            assert found is not None
+            assert found.id == job.id
+            assert claims.held(session, "somebody") is None
+
+
+class TestEnds:
+    @pytest.mark.parametrize("reason", sorted(set(Reason) - {Reason.DONE, Reason.WORKER_CRASH_LOOP}))
+    def test_every_reason_leads_to_its_state(self, sessions: Sessions, queued: MakeJob, reason: Reason) -> None:
+        desired = {Reason.PAUSED: "pause", Reason.CANCELLED: "cancel"}.get(reason, "run")
+        job = queued()
+        claimed = claim(sessions)
+        assert claimed is not None
+        with transaction(sessions) as session:
+            session.execute(update(Job).where(Job.id == job.id).values(desired=desired))
+            claims.end_attempt(session, lease_of(claimed), reason, "because", param="model")
+        ended = read(sessions, job)
+        phase = WAITING_FOR_STORAGE if reason == Reason.STORAGE_FULL else None
+        assert (ended.state, ended.reason, ended.phase) == (FINAL_STATE[reason], reason, phase)
+        assert (ended.lease_owner, ended.lease_expires_at) == (None, None)
+        assert (ended.finished_at is not None) == (ended.state in TERMINAL)
+        assert ended.crash_streak == (1 if reason in CRASHES else 0)
+        expected = (reason, "because", "model") if ended.state == JobState.FAILED else (None, None, None)
+        assert (ended.error_code, ended.error_message, ended.error_param) == expected
+        (attempt,) = attempts(sessions, job)
+        assert attempt.ended_at is not None
+        assert attempt.reason == reason
+
+    def test_a_success_needs_the_wish_as_well_as_the_lease(self, sessions: Sessions, queued: MakeJob) -> None:
+        job = queued()
+        claimed = claim(sessions)
+        assert claimed is not None
+        with transaction(sessions) as session:
+            session.execute(update(Job).where(Job.id == job.id).values(desired="pause"))
+        with pytest.raises(UnwantedError), transaction(sessions) as session:
+            claims.end_attempt(session, lease_of(claimed), Reason.DONE, "done", adapter_sha256="0" * 64)
+        assert read(sessions, job).state == "running"
+
+    def test_the_third_crash_in_a_row_is_the_last(self, sessions: Sessions, queued: MakeJob) -> None:
+        job = queued()
+        for _ in range(3):
+            self.end(sessions, Reason.TRAINER_CRASHED)
+        failed = read(sessions, job)
+        assert (failed.state, failed.error_code) == ("failed", "worker_crash_loop")
+        assert failed.error_message == "because; gave up after 3 attempts in a row that ended like this"
+        assert [attempt.reason for attempt in attempts(sessions, job)] == ["trainer_crashed"] * 3
+
+    def test_a_drain_between_crashes_neither_counts_nor_forgives(self, sessions: Sessions, queued: MakeJob) -> None:
+        job = queued()
+        for reason in (Reason.TRAINER_CRASHED, Reason.DRAINED, Reason.STALLED):
+            self.end(sessions, reason)
+        assert (read(sessions, job).state, read(sessions, job).crash_streak) == ("queued", 2)
+
+    def test_the_delay_doubles_with_the_streak(self, sessions: Sessions, queued: MakeJob) -> None:
+        job = queued()
+        delays = []
+        for _ in range(2):
+            self.end(sessions, Reason.TRAINER_CRASHED, delay_seconds=10)
+            with transaction(sessions) as session:
+                query = text("SELECT extract(epoch FROM run_after - clock_timestamp()) FROM jobs")
+                delays.append(float(session.scalar(query) or 0))
+                session.execute(update(Job).where(Job.id == job.id).values(run_after=text("clock_timestamp()")))
+        assert delays == [pytest.approx(10, abs=2), pytest.approx(20, abs=2)]
+
+    def test_an_attempt_that_dies_while_a_pause_was_asked_for_is_paused(
+        self, sessions: Sessions, queued: MakeJob
+    ) -> None:
+        job = queued()
+        claimed = claim(sessions)
+        assert claimed is not None
+        with transaction(sessions) as session:
+            session.execute(update(Job).where(Job.id == job.id).values(desired="pause"))
+            claims.end_attempt(session, lease_of(claimed), Reason.TRAINER_CRASHED, "because")
+        assert read(sessions, job).state == "paused"
+
+    def test_a_validation_that_is_interrupted_waits_for_the_next(self, sessions: Sessions, created: MakeJob) -> None:
+        job = created()
+        claimed = claim(sessions, "validate")
+        assert claimed is not None
+        with transaction(sessions) as session:
+            claims.end_attempt(session, lease_of(claimed), Reason.DRAINED, "because")
+        assert read(sessions, job).state == "validating_files"
+        assert claim(sessions, "validate") is not None
+
+    def test_a_validated_job_starts_with_a_clean_slate(self, sessions: Sessions, created: MakeJob) -> None:
+        job = created(crash_streak=2)
+        with transaction(sessions) as session:
+            validate_job(session)
+        assert (read(sessions, job).state, read(sessions, job).crash_streak) == ("queued", 0)
+
+    def test_a_reaped_attempt_and_its_dead_holder_end_once(self, sessions: Sessions, queued: MakeJob) -> None:
+        """The reaper and the holder at the same time: one of them ends the attempt, the other finds it gone."""
+        job = queued()
+        claimed = claim(sessions)
+        assert claimed is not None
+        results: list[str] = []
+
+        def holder() -> None:
+            try:
+                with transaction(sessions) as session:
+                    claims.end_attempt(session, lease_of(claimed), Reason.DRAINED, "holder")
+                results.append("holder")
+            except FencedError:
+                results.append("fenced")
+
+        def reaper() -> None:
+            with transaction(sessions) as session:
+                for lost in expired_leases.held_by_predecessors(session, "me", "x") or expired_leases.expired(
+                    session, -1000
+                ):
+                    expired_leases.reap(session, lost, 0, 3)
+                    results.append("reaper")
+
+        threads = [threading.Thread(target=holder), threading.Thread(target=reaper)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(results) in (["holder"], ["fenced", "reaper"])
+        assert len([a for a in attempts(sessions, job) if a.ended_at is not None]) == 1
+
+    def end(self, sessions: Sessions, reason: Reason, delay_seconds: float = 0) -> None:
+        with transaction(sessions) as session:
+            running = start_job(session)
+            claims.end_attempt(session, lease_of(running), reason, "because", delay_seconds=delay_seconds)

@@ -1,0 +1,121 @@
+"""Rows after a full disk: when they may be taken again, and where the wait ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy import func, update
+
+from app.db.engine import Sessions, transaction
+from app.db.jobs import claims, full_disk, jobs
+from app.db.scheduling import queue_positions
+from app.db.tables import Job, Project
+from app.domain.jobs.states import Reason
+from app.storage import LocalStorage
+from tests.factories import lease_of, make_base_model, make_file, make_job, start_job, validate_job
+
+DAY = 86_400.0
+
+
+@pytest.fixture
+def job(sessions: Sessions, storage: LocalStorage, project: Project, tmp_path: Path) -> Job:
+    with transaction(sessions) as session:
+        make_base_model(session, tmp_path / "base")
+        return make_job(session, project, make_file(session, storage, project))
+
+
+def meet_full_disk(sessions: Sessions, limit_seconds: float = DAY) -> Job:
+    """An attempt from its claim to its end."""
+    with transaction(sessions) as session:
+        claimed = start_job(session)
+        return claims.end_attempt(
+            session, lease_of(claimed), Reason.STORAGE_FULL, "Full.", storage_wait_seconds=limit_seconds
+        )
+
+
+def validate(sessions: Sessions) -> None:
+    with transaction(sessions) as session:
+        validate_job(session)
+
+
+def shift(sessions: Sessions, job: Job, seconds: float) -> None:
+    """The first full disk was so much earlier, and the pause is over."""
+    since = Job.storage_full_since - func.make_interval(0, 0, 0, 0, 0, 0, seconds)
+    with transaction(sessions) as session:
+        session.execute(
+            update(Job).where(Job.id == job.id).values(storage_full_since=since, run_after=func.clock_timestamp())
+        )
+
+
+def pause_of(sessions: Sessions, job: Job) -> float:
+    with transaction(sessions) as session:
+        (waiting,) = (each for each in queue_positions.waiting(session) if each.job_id == job.id)
+    return waiting.pause_seconds
+
+
+class TestTheWait:
+    def test_no_worker_takes_the_job_before_its_pause_is_over_and_the_forecast_knows(
+        self, sessions: Sessions, job: Job
+    ) -> None:
+        validate(sessions)
+        waiting = meet_full_disk(sessions)
+        assert (waiting.state, waiting.phase, waiting.desired) == ("queued", "waiting_for_storage", "run")
+        assert 25 < pause_of(sessions, job) <= 30
+        with transaction(sessions) as session:
+            assert claims.claim(session, "train", "me", 60) is None
+            assert not claims.is_waiting(session, "train")
+
+    @pytest.mark.parametrize(("waited", "pause"), [(30, 60), (90, 120), (7200, 1800)])
+    def test_it_is_longer_each_time(self, sessions: Sessions, job: Job, waited: float, pause: float) -> None:
+        validate(sessions)
+        meet_full_disk(sessions)
+        shift(sessions, job, waited)
+        meet_full_disk(sessions)
+        assert pause - 5 < pause_of(sessions, job) <= pause + 10
+
+    def test_it_ends_in_a_pause_that_can_be_resumed(self, sessions: Sessions, job: Job) -> None:
+        validate(sessions)
+        meet_full_disk(sessions)
+        shift(sessions, job, DAY)
+        paused = meet_full_disk(sessions)
+        assert (paused.state, paused.phase, paused.desired, paused.error_code) == ("paused", None, "run", None)
+        with transaction(sessions) as session:
+            resumed = jobs.resume(session, job.project_id, job.id)
+            assert resumed is not None
+            assert (resumed.state, resumed.storage_full_since) == ("queued", None)
+        assert pause_of(sessions, job) == 0
+
+    def test_a_pause_that_the_user_wants_is_one(self, sessions: Sessions, job: Job) -> None:
+        validate(sessions)
+        with transaction(sessions) as session:
+            claimed = start_job(session)
+            jobs.pause(session, job.project_id, job.id)
+            paused = claims.end_attempt(session, lease_of(claimed), Reason.STORAGE_FULL, "Full.")
+        assert (paused.state, paused.phase, paused.storage_full_since) == ("paused", None, None)
+
+    def test_of_a_validation_has_no_end(self, sessions: Sessions, job: Job) -> None:
+        with transaction(sessions) as session:
+            claimed = claims.claim(session, "validate", "me", 60)
+            assert claimed is not None
+            waiting = claims.end_attempt(
+                session, lease_of(claimed), Reason.STORAGE_FULL, "Full.", storage_wait_seconds=0
+            )
+        assert (waiting.state, waiting.phase) == ("validating_files", "waiting_for_storage")
+
+
+class TestTheReconciler:
+    def test_pauses_what_has_waited_for_too_long(self, sessions: Sessions, job: Job) -> None:
+        validate(sessions)
+        meet_full_disk(sessions)
+        with transaction(sessions) as session:
+            assert full_disk.pause_overdue(session, DAY) == []
+            (paused,) = full_disk.pause_overdue(session, 0.0)
+        assert (paused.id, paused.state, paused.storage_full_since) == (job.id, "paused", None)
+
+    def test_leaves_alone_what_waits_for_a_worker_only(self, sessions: Sessions, job: Job) -> None:
+        validate(sessions)
+        meet_full_disk(sessions)
+        shift(sessions, job, DAY)
+        with transaction(sessions) as session:
+            assert full_disk.pause_overdue(session, DAY) == []

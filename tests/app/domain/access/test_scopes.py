@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.domain.access import scopes
+from app.domain.access.audit_actions import name_of
+from app.domain.error_text.json_text import shown
+from app.errors import BadRequest
+
+
+class TestNeeded:
+    @pytest.mark.parametrize(
+        ("method", "path", "scope"),
+        [
+            ("GET", "/v1/files", "files:read"),
+            ("HEAD", "/v1/files/{file_id}/content", "files:read"),
+            ("POST", "/v1/uploads/{upload_id}/parts", "files:write"),
+            ("POST", "/v1/fine_tuning/jobs", "jobs:write"),
+            ("POST", "/v1/fine_tuning/jobs/plan", "jobs:read"),
+            ("GET", "/v1/fine_tuning/jobs/{job_id}/adapter/archive", "jobs:read"),
+            ("DELETE", "/v1/models/{model}", "models:write"),
+            ("GET", "/v1/organization/projects", "admin"),
+            ("POST", "/v1/organization/projects/{project_id}/archive", "admin"),
+            ("GET", "/v1/webhook_event_types", "webhooks:read"),
+            ("GET", "/v1/project", None),
+            ("GET", "/v1/filesystem", "filesystem:read"),
+            ("POST", "/v1/tomorrow/{id}", "tomorrow:write"),
+        ],
+    )
+    def test_follows_from_method_and_path(self, method: str, path: str, scope: str | None) -> None:
+        assert scopes.needed(method, path) == scope
+
+
+class TestAllow:
+    @pytest.mark.parametrize("scope", [scope for scope in scopes.SCOPES if ":" in scope and scope != "all:read"])
+    def test_a_scope_opens_itself_and_nothing_else_but_its_reading(self, scope: str) -> None:
+        read = scope.replace(":write", ":read")
+        others = set(scopes.SCOPES) - {scope, read, "all", "all:read"}
+        assert scopes.allow([scope], scope)
+        assert scopes.allow([scope], read)
+        assert not any(scopes.allow([scope], other) for other in others)
+
+    def test_all_opens_everything_but_admin_also_what_no_area_knows(self) -> None:
+        assert scopes.allow(["all"], "files:write")
+        assert scopes.allow(["all"], "tomorrow:write")
+        assert not scopes.allow(["all"], "admin")
+
+    def test_all_read_changes_nothing(self) -> None:
+        assert scopes.allow(["all:read"], "jobs:read")
+        assert not scopes.allow(["all:read"], "jobs:write")
+
+    def test_admin_alone_sees_no_data(self) -> None:
+        assert scopes.allow(["admin"], "admin")
+        assert not scopes.allow(["admin"], "files:read")
+
+    @given(st.sets(st.sampled_from(scopes.SCOPES)), st.sampled_from(scopes.SCOPES), st.sampled_from(scopes.SCOPES))
+    def test_one_scope_more_never_closes_what_was_open(self, has: set[str], more: str, asked: str) -> None:
+        assert scopes.allow(has | {more}, asked) >= scopes.allow(has, asked)
+
+
+class TestChecked:
+    def test_brings_them_into_one_order_without_repetitions(self) -> None:
+        assert scopes.checked(["jobs:write", "files:read", "jobs:write"]) == ["files:read", "jobs:write"]
+
+    @pytest.mark.parametrize("wrong", [[], ["jobs"], ["files:read", "root", "*"]])
+    def test_names_every_one_that_does_not_exist(self, wrong: list[str]) -> None:
+        with pytest.raises(BadRequest) as refusal:
+            scopes.checked(wrong)
+        assert all(shown(scope) in str(refusal.value) for scope in wrong if scope not in scopes.SCOPES)
+
+
+class TestNameOfACall:
+    @pytest.mark.parametrize(
+        ("method", "path", "name"),
+        [
+            ("POST", "/v1/files", "files.create"),
+            ("DELETE", "/v1/files/{file_id}", "files.delete"),
+            ("POST", "/v1/fine_tuning/jobs/{job_id}/cancel", "fine_tuning.jobs.cancel"),
+            ("POST", "/v1/uploads/{upload_id}/parts", "uploads.parts.create"),
+            ("POST", "/v1/organization/projects/{project_id}", "organization.projects.update"),
+            ("POST", "/v1/organization/projects/{project_id}/api_keys/{key_id}/rotate",
+             "organization.projects.api_keys.rotate"),
+        ],
+    )  # fmt: skip
+    def test_says_what_was_done_to_what(self, method: str, path: str, name: str) -> None:
+        assert name_of(method, path) == name

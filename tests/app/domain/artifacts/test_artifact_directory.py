@@ -1,0 +1,126 @@
+"""Manifests and archives: what they promise, and that they notice when it does not hold."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from app.domain.artifacts import artifact_directory
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    directory = tmp_path / "adapter"
+    (directory / "sub").mkdir(parents=True)
+    (directory / "adapter_config.json").write_text("{}")
+    (directory / "sub" / "weights.safetensors").write_bytes(bytes(1000))
+    artifact_directory.write_manifest(directory, {"step": 7})
+    return directory
+
+
+def test_a_manifest_names_every_file_with_size_and_digest(directory: Path) -> None:
+    manifest = artifact_directory.verify(directory)
+    assert manifest["step"] == 7
+    assert manifest["files"]["sub/weights.safetensors"] == {
+        "bytes": 1000,
+        "sha256": "541b3e9daa09b20bf85fa273e5cbd3e80185aa4ec298e765db87742b70138a53",
+    }
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[500] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [(truncate, "has 999 bytes instead of 1000"), (flip_a_bit, "was altered"), (Path.unlink, "is missing")],
+)
+def test_damage_to_a_file_is_named(directory: Path, damage: Callable[[Path], None], said: str) -> None:
+    damage(directory / "sub" / "weights.safetensors")
+    with pytest.raises(artifact_directory.ManifestMismatch, match=f"sub/weights.safetensors {said}"):
+        artifact_directory.verify(directory)
+
+
+def test_a_file_that_the_manifest_does_not_name_is_refused(directory: Path) -> None:
+    (directory / "stray.bin").write_bytes(b"x")
+    with pytest.raises(artifact_directory.ManifestMismatch, match=r"stray\.bin is not in the manifest"):
+        artifact_directory.verify(directory)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"files": []}', "not json"])
+def test_a_broken_manifest_is_refused(directory: Path, content: str) -> None:
+    (directory / artifact_directory.MANIFEST).write_text(content)
+    with pytest.raises(artifact_directory.ManifestMismatch, match="missing or unreadable"):
+        artifact_directory.verify(directory)
+
+
+def test_a_missing_manifest_is_told_without_the_path_of_the_machine(directory: Path) -> None:
+    (directory / artifact_directory.MANIFEST).unlink()
+    with pytest.raises(artifact_directory.ManifestMismatch) as refused:
+        artifact_directory.read_manifest(directory)
+    assert str(refused.value) == f"{directory.name}: MANIFEST.json is missing or unreadable (No such file or directory)"
+
+
+def test_the_same_files_give_the_same_archive_whatever_their_times_and_order(directory: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in sorted((p for p in directory.rglob("*") if p.is_file()), reverse=True):
+        target = other / path.relative_to(directory)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, target)
+    other.joinpath("adapter_config.json").chmod(0o600)
+    artifact_directory.write_archive(directory, tmp_path / "a.tar", "job")
+    artifact_directory.write_archive(other, tmp_path / "b.tar", "job")
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+
+
+def test_an_archive_unpacks_to_a_directory_that_verifies(directory: Path, tmp_path: Path) -> None:
+    artifact_directory.write_archive(directory, tmp_path / "a.tar", "job")
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        archive.extractall(tmp_path / "out", filter="data")
+    assert artifact_directory.verify(tmp_path / "out" / "job") == artifact_directory.read_manifest(directory)
+
+
+def test_publishing_renames_a_whole_directory(directory: Path, tmp_path: Path) -> None:
+    artifact_directory.publish(directory, tmp_path / "step-7")
+    assert not directory.exists()
+    artifact_directory.verify(tmp_path / "step-7")
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_single_bit_of_a_sealed_manifest_can_flip_unseen(directory: Path, data: st.DataObject) -> None:
+    """A digit of the step would read as well as before: what is read is refused, or is what was written."""
+    path = directory / artifact_directory.MANIFEST
+    whole, manifest = path.read_bytes(), artifact_directory.verify(directory, sealed=True)
+    flipped = bytearray(whole)
+    flipped[data.draw(st.integers(0, len(whole) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(flipped)
+    try:
+        assert artifact_directory.verify(directory, sealed=True) == manifest
+    except artifact_directory.ManifestMismatch:
+        pass
+    finally:
+        path.write_bytes(whole)
+
+
+def test_a_manifest_without_a_seal_is_read_but_not_where_one_is_needed(directory: Path) -> None:
+    manifest = artifact_directory.verify(directory)
+    del manifest["seal"]
+    (directory / artifact_directory.MANIFEST).write_text(json.dumps(manifest))
+    assert artifact_directory.verify(directory) == manifest
+    with pytest.raises(artifact_directory.ManifestMismatch, match="seal"):
+        artifact_directory.verify(directory, sealed=True)

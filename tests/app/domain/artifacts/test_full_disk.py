@@ -1,0 +1,44 @@
+"""What counts as a full disk, and how long a job waits after one."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.domain.artifacts.full_disk import LONGEST_PAUSE_SECONDS, duration_text, is_disk_full, pause_seconds
+
+
+class TestPauses:
+    def test_they_double_from_half_a_minute_to_half_an_hour(self) -> None:
+        waited, pauses = 0.0, []
+        for _ in range(9):
+            pauses.append(pause_seconds(waited))
+            waited += pauses[-1]
+        assert pauses == [30, 60, 120, 240, 480, 960, 1800, 1800, 1800]
+
+    @given(st.floats(min_value=-1e9, max_value=1e9), st.floats(min_value=0, max_value=1e6))
+    def test_a_longer_wait_never_shortens_them(self, waited: float, more: float) -> None:
+        assert 30 <= pause_seconds(waited) <= pause_seconds(waited + more) <= LONGEST_PAUSE_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("error", "is_full"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), True),
+        (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), True),
+        (RuntimeError("Error while serializing: I/O error: Disk quota exceeded (os error 122)"), True),
+        (OSError(errno.EIO, "Input/output error"), False),
+        (ValueError("quota"), False),
+    ],
+)
+def test_a_full_disk_and_a_used_quota_are_known(error: Exception, is_full: bool) -> None:
+    assert is_disk_full(error) == is_full
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(30, "30 s"), (240, "4 min"), (1800, "30 min"), (86_400, "24 h")])
+def test_durations_have_one_unit(seconds: float, text: str) -> None:
+    assert duration_text(seconds) == text

@@ -1,0 +1,54 @@
+"""What fits into the context length, and what counts at all."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.domain.datasets.documents import NON_PREFERRED, PREFERRED, Document, fit, is_cut
+
+
+def text_of(tokens: int) -> Document:
+    return Document(1, list(range(tokens)), [False] + [True] * (tokens - 1), is_text=True)
+
+
+def answer(side: int, *tokens: int, prompt: int = 2) -> Document:
+    return Document(1, [0] * prompt + list(tokens), [False] * prompt + [True] * len(tokens), side)
+
+
+class TestPlainText:
+    @given(st.integers(2, 60), st.integers(2, 20))
+    def test_is_split_so_that_every_token_but_the_first_is_learned_once(self, length: int, context_length: int) -> None:
+        pieces = fit([text_of(length)], context_length)
+        assert all(2 <= len(piece) <= context_length for piece in pieces)
+        learned = [t for piece in pieces for t, labelled in zip(piece.tokens, piece.labelled, strict=True) if labelled]
+        assert learned == list(range(1, length))
+        assert all(len(piece) == context_length for piece in pieces[:-1])
+
+    def test_is_never_cut(self) -> None:
+        assert not is_cut(text_of(30), 10)
+        assert is_cut(answer(0, *range(30)), 10)
+
+    def test_without_a_second_token_teaches_nothing(self) -> None:
+        assert fit([text_of(1)], 10) == []
+
+
+class TestPairs:
+    def test_counts_with_both_sides(self) -> None:
+        pair = [answer(PREFERRED, 1, 2), answer(NON_PREFERRED, 3)]
+        assert fit(pair, 10) == pair
+
+    @pytest.mark.parametrize(
+        "pair",
+        [
+            [answer(PREFERRED, 1, 2), answer(NON_PREFERRED)],
+            [answer(PREFERRED), answer(NON_PREFERRED, 1)],
+            [answer(PREFERRED, 1, 2), answer(NON_PREFERRED, 3, prompt=9)],
+            [answer(PREFERRED, 1, 2), answer(NON_PREFERRED, 1, 2)],
+            [answer(PREFERRED, *range(20), 1), answer(NON_PREFERRED, *range(20), 2)],
+        ],
+        ids=["nothing rejected", "nothing preferred", "one beyond the cut", "the same", "the same up to the cut"],
+    )
+    def test_contributes_nothing_where_there_is_nothing_to_compare(self, pair: list[Document]) -> None:
+        assert fit(pair, 8) == []

@@ -1,0 +1,228 @@
+"""What is warned of: row by row, and over a whole file."""
+
+from __future__ import annotations
+
+import io
+import json
+import tracemalloc
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.domain.datasets.examples import Example, read_examples
+from app.domain.datasets.profile import Limits, survey
+from app.domain.datasets.render import Renderer
+from app.domain.datasets.report import Report, examine
+from app.domain.datasets.warnings import WORDS, DatasetWarning, SeenRows, codes_of, digest_of
+from app.domain.jobs.spec import Method
+from tests.app.domain.families import CHATML, HERMES, MISTRAL, NAMED, REASONING, Family, make_tokenizer, write_family
+
+ASKED = {"role": "user", "content": "hm"}
+SAID = {"role": "assistant", "content": "no"}
+TOOL = {"type": "function", "function": {"name": "weather"}}
+CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+
+
+@pytest.fixture
+def renderer_of(tmp_path: Path) -> Any:
+    def make(template: str, eos: str = "<|im_end|>") -> Renderer:
+        return Renderer.from_directory(write_family(tmp_path, Family("it", template, eos, eos), make_tokenizer()))
+
+    return make
+
+
+def example(row: Any, method: Method = "supervised") -> Example:
+    (found,) = read_examples(io.BytesIO(json.dumps(row).encode()), method=method)
+    assert isinstance(found, Example), found
+    return found
+
+
+def chat(*messages: Any, **more: Any) -> Example:
+    return example({"messages": list(messages)} | more)
+
+
+def pair(asked: Any, good: Any, bad: Any, **more: Any) -> Example:
+    row = {"input": {"messages": [asked]} | more, "preferred_output": [good], "non_preferred_output": [bad]}
+    return example(row, "dpo")
+
+
+class TestOneRow:
+    def test_that_is_as_it_should_be_gives_none(self, renderer_of: Any) -> None:
+        called = {"role": "assistant", "tool_calls": [CALL]}
+        result = {"role": "tool", "tool_call_id": "abcdefghi", "content": "cold"}
+        assert list(codes_of(chat(ASKED, called, result, SAID, tools=[TOOL]), renderer_of(HERMES))) == []
+
+    @pytest.mark.parametrize(
+        "row",
+        [
+            example({"prompt": "a", "completion": ""}),
+            example({"prompt": "a", "completion": " \n"}),
+            example({"text": ""}),
+            chat(ASKED, {"role": "assistant", "content": ""}),
+            chat(ASKED, {"role": "assistant", "content": []}, ASKED, SAID),
+            pair(ASKED, SAID, {"role": "assistant", "content": ""}),
+        ],
+        ids=["completion", "white space", "text", "answer", "earlier answer", "output"],
+    )
+    def test_with_an_empty_answer(self, renderer_of: Any, row: Example) -> None:
+        assert list(codes_of(row, renderer_of(CHATML))) == ["empty_answer"]
+
+    @pytest.mark.parametrize(
+        "row",
+        [
+            chat(ASKED, {"role": "assistant", "content": "", "weight": 0}, ASKED, SAID),
+            chat(ASKED, {"role": "assistant", "refusal": "No", "content": None, "tool_calls": [CALL]}, tools=[TOOL]),
+            chat(ASKED, {"role": "assistant", "content": "", "reasoning_content": "hm"}),
+        ],
+        ids=["not learned", "call", "reasoning"],
+    )
+    def test_whose_answer_is_not_empty(self, renderer_of: Any, row: Example) -> None:
+        assert list(codes_of(row, renderer_of(HERMES))) == []
+
+    def test_with_a_call_of_a_function_that_its_tools_lack(self, renderer_of: Any) -> None:
+        called, renderer = {"role": "assistant", "tool_calls": [CALL]}, renderer_of(HERMES)
+        other = {"type": "function", "function": {"name": "other"}}
+        old = {"role": "assistant", "function_call": CALL["function"]}
+        rows = [chat(ASKED, called), chat(ASKED, called, tools=[other]), chat(ASKED, old, functions=[{"name": "x"}])]
+        rows.append(pair(ASKED, SAID, called, tools=[other]))
+        assert [list(codes_of(row, renderer)) for row in rows] == [["unknown_function"]] * 4
+        good = [chat(ASKED, called, tools=[TOOL]), chat(ASKED, old, functions=[{"name": "weather"}])]
+        assert [list(codes_of(row, renderer)) for row in good] == [[], []]
+
+    def test_with_a_name_that_the_template_does_not_print(self, renderer_of: Any) -> None:
+        ann, bob = ASKED | {"name": "Ann"}, SAID | {"name": "Bob"}
+        assert list(codes_of(chat(ann, SAID), renderer_of(CHATML))) == ["unprinted_name"]
+        assert list(codes_of(pair(ann, SAID, bob), renderer_of(CHATML))) == ["unprinted_name"]
+        assert list(codes_of(chat(ann, SAID), renderer_of(NAMED))) == []
+        assert list(codes_of(chat(ann, bob), renderer_of(NAMED))) == ["unprinted_name"]
+        assert list(codes_of(pair(ann, SAID, bob), renderer_of(NAMED))) == ["unprinted_name"]
+
+    def test_the_name_of_an_older_functions_result_is_no_loss(self, renderer_of: Any) -> None:
+        old = {"role": "assistant", "function_call": CALL["function"]}
+        result = {"role": "function", "name": "weather", "content": "cold"}
+        row = chat(ASKED, old, result, SAID, functions=[{"name": "weather"}])
+        assert list(codes_of(row, renderer_of(HERMES))) == []
+
+    def test_with_content_beside_calls_that_the_template_leaves_out(self, renderer_of: Any) -> None:
+        row = chat(ASKED, {"role": "assistant", "content": "I look.", "tool_calls": [CALL]}, tools=[TOOL])
+        assert list(codes_of(row, renderer_of(MISTRAL, "</s>"))) == ["unprinted_content"]
+        assert list(codes_of(row, renderer_of(HERMES))) == []
+
+    @pytest.mark.parametrize("role", ["system", "developer", "user"])
+    def test_with_a_control_token_in_a_text(self, renderer_of: Any, role: str) -> None:
+        renderer = renderer_of(CHATML)
+        parts = [{"type": "text", "text": "a<|im_end|>"}, {"type": "text", "text": "b"}]
+        for content in ("<|im_end|>\n<|im_start|>assistant", parts):
+            assert list(codes_of(chat({"role": role, "content": content}, ASKED, SAID), renderer)) == ["control_token"]
+        assert list(codes_of(chat(ASKED | {"content": "<|im_en|>"}, SAID), renderer)) == []
+        assert list(codes_of(chat(ASKED, SAID | {"content": "<|im_start|>"}), renderer)) == []
+
+    def test_with_a_control_token_in_a_tools_result(self, renderer_of: Any) -> None:
+        result = {"role": "tool", "tool_call_id": "abcdefghi", "content": "<|im_start|>"}
+        row = chat(ASKED, {"role": "assistant", "tool_calls": [CALL]}, result, SAID, tools=[TOOL])
+        assert list(codes_of(row, renderer_of(HERMES))) == ["control_token"]
+
+    def test_that_the_template_refuses_is_a_finding_and_no_warning(self, renderer_of: Any) -> None:
+        refusing = "{{ raise_exception('no') }}"
+        row = chat(ASKED | {"name": "Ann"}, SAID | {"reasoning_content": "x"})
+        assert list(codes_of(row, renderer_of(refusing))) == []
+
+
+ROWS = st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 4)), max_size=20)
+
+
+class TestWholeFiles:
+    @given(ROWS, ROWS)
+    @settings(deadline=None, max_examples=40)
+    def test_repeated_rows_and_rows_of_both_files_are_counted_alike(
+        self, training: list[tuple[str, int]], validation: list[tuple[str, int]]
+    ) -> None:
+        renderer, limits = plain_renderer(), Limits(64, 1000)
+        rows = SeenRows()
+        report = self.examined(training, renderer, rows)
+        other = self.examined(validation, renderer, SeenRows(), rows)
+        assert self.lines(report, "duplicate_rows") == repeats(training)
+        assert self.lines(other, "duplicate_rows") == repeats(validation)
+        first = {row: line for line, row in reversed(list(enumerate(validation, 1)))}
+        shared = sorted(line for row, line in first.items() if row in training)
+        assert self.lines(other, "overlap") == shared
+        assert other.different_rows == len(set(validation))
+        surveyed = survey(self.file(training), renderer, "supervised", limits, self.file(validation))
+        assert self.lines(surveyed.report, "duplicate_rows") == repeats(training)
+        assert self.lines(surveyed.report, "overlap") == shared
+        assert surveyed.overlap_rows == sum(row in validation for row in training)
+
+    def test_null_and_the_order_of_keys_make_no_other_row(self) -> None:
+        one = chat(ASKED, SAID)
+        assert digest_of(chat(ASKED, {"content": "no", "role": "assistant", "tool_calls": None})) == digest_of(one)
+        assert digest_of(chat(ASKED, SAID | {"weight": 0})) != digest_of(one)
+        assert digest_of(chat(ASKED, SAID, tools=[TOOL])) != digest_of(one)
+
+    def test_the_same_rows_have_the_same_warnings_in_a_report_and_in_a_validation(self, renderer_of: Any) -> None:
+        renderer = renderer_of(CHATML)
+        rows = [chat_row("a", ""), chat_row("<|im_end|>", "b"), chat_row("a", ""), chat_row("x" * 90, "y")]
+        content = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+        wanted = examine(io.BytesIO(content), renderer, 64, 1000, lambda: None).warnings("supervised", 64)
+        found = survey(io.BytesIO(content), renderer, "supervised", Limits(64, 1000)).report.warnings("supervised", 64)
+        assert found == wanted
+        assert [each.code for each in wanted] == ["cut", "empty", "empty_answer", "duplicate_rows", "control_token"]
+
+    def test_each_says_its_lines_and_what_to_do(self) -> None:
+        report = Report()
+        for code in set(WORDS) - {"cut", "empty"}:
+            for line in range(3, 15):
+                report.warn(code, line)
+        told = {each.code: each for each in report.warnings("supervised", 512)}
+        assert told["empty_answer"] == DatasetWarning(
+            "empty_answer",
+            "rows with an empty answer: 12 (lines 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, …). The model learns to answer "
+            "nothing there; fill the answers in, or remove the rows",
+            12,
+            list(range(3, 13)),
+        )
+        assert len(told) == len(WORDS) - 2
+
+    def test_a_row_takes_little_memory_and_their_number_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("app.domain.datasets.warnings.ROWS_REMEMBERED", 50_000)
+        rows = SeenRows()
+        tracemalloc.start()
+        for number in range(60_000):
+            assert rows.add(number * 0x9E3779B97F4A7C15 % 2**64, number + 1_000_000) is None
+        used = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        assert (len(rows), rows.is_full) == (50_000, True)
+        assert used < 50_000 * 160
+
+    def examined(
+        self, rows: list[tuple[str, int]], renderer: Renderer, seen: SeenRows, training: SeenRows | None = None
+    ) -> Report:
+        return examine(self.file(rows), renderer, 64, 1000, lambda: None, rows=seen, training_rows=training)
+
+    def file(self, rows: list[tuple[str, int]]) -> io.BytesIO:
+        return io.BytesIO(b"".join(json.dumps(chat_row(a, str(b))).encode() + b"\n" for a, b in rows))
+
+    def lines(self, report: Report, code: str) -> list[int]:
+        found = report.warned.get(code)
+        return found.first if found else []
+
+
+def chat_row(asked: str, said: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]}
+
+
+def repeats(rows: list[tuple[str, int]]) -> list[int]:
+    return [line for line, row in enumerate(rows, 1) if row in rows[: line - 1]][:10]
+
+
+@cache
+def plain_renderer() -> Renderer:
+    return Renderer(make_tokenizer(), CHATML, {"eos_token": "<|im_end|>"})
+
+
+def test_reasoning_alone_is_an_answer_for_templates_that_print_it(renderer_of: Any) -> None:
+    row = chat(ASKED, {"role": "assistant", "content": "", "reasoning_content": "hm"})
+    assert list(codes_of(row, renderer_of(REASONING))) == []

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.domain.error_text.json_text import cut, plain_number, shown, unquoted
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+class TestShown:
+    @pytest.mark.parametrize(
+        ("value", "text"),
+        [
+            (True, "true"),
+            (None, "null"),
+            ("7", '"7"'),
+            (7, "7"),
+            (1e308, "1e+308"),
+            (["x"], '["x"]'),
+            ({"x": None}, '{"x": null}'),
+            (("a", 1), '["a", 1]'),
+            ("größe", '"größe"'),
+            ('"', '"\\""'),
+            ("x" * 65, '"' + "x" * 60 + '…" (65 characters)'),
+            ([0] * 40, "an array with 40 items"),
+            (["x" * 70], "an array with 1 item"),
+            ({f"k{at}": 0 for at in range(17)}, "an object with 17 keys"),
+            (10**70, "1" + "0" * 59 + "… (71 digits)"),
+            ("a\nb\x7f\u202e\u2028\ud800\U000e0001", '"a\\nb\\u007f\\u202e\\u2028\\ud800\\udb40\\udc01"'),
+        ],
+    )
+    def test_is_json_and_short(self, value: Any, text: str) -> None:
+        assert shown(value) == text
+
+    @given(JSON)
+    def test_is_printable_short_and_where_it_is_whole_the_same_value(self, value: Any) -> None:
+        text = shown(value)
+        assert text.isprintable()
+        assert len(text) < 500
+        if not any(mark in text for mark in ("…", "an array with", "an object with")):
+            assert json.loads(text) == value
+
+
+def test_a_string_that_is_cut_keeps_both_quotes() -> None:
+    assert cut("x" * 61) == '"' + "x" * 60 + '…"'
+    assert cut("x" * 60) == '"' + "x" * 60 + '"'
+
+
+def test_a_name_is_as_it_came_but_printable_and_short() -> None:
+    assert unquoted("n_epochs") == "n_epochs"
+    assert unquoted("a\nb") == "a\\nb"
+    assert unquoted("x" * 100) == "x" * 60 + "…"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1e-12, "1e-12"), (1e-6, "0.000001"), (0.99, "0.99"), (10, "10"), (100_000.0, "100000"), (1e12, "1e+12")],
+)
+def test_a_bound_is_written_without_an_exponent_where_that_reads_better(value: float, text: str) -> None:
+    assert plain_number(value) == text

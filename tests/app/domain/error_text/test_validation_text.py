@@ -1,0 +1,108 @@
+"""Hostile values for every field of every body: each type of error that they cause has a sentence of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from app.api.error_handlers import as_problems
+from app.api.schemas.jobs.requests import Strict
+from app.domain.error_text.validation_text import LENGTHS, OTHERWISE, RULES, sentence
+from app.domain.jobs.spec import EarlyStopping
+from app.main import create_app
+from tests.python_words import python_words
+
+HOSTILE: tuple[Any, ...] = (
+    None, True, False, 0, -1, 2**62, -(2**62), 1.5, -1e308, 1e308, 5e-324, float("nan"), float("inf"), "", " ", "7",
+    "true", "null", "\u202e\n\x7f", "🤖" * 3, "x" * 70, "x" * 5_000, [], [None], [True], [1.5], ["x"], [""],
+    ["x" * 300] * 3, [[]], [{}], list(range(300)), ["x"] * 20_000, {}, {"": ""}, {"x": None}, {"x": 1},
+    {"x" * 70: "y" * 600},
+    {f"k{at}": "v" for at in range(17)}, {"type": 7}, {"anchor": "now", "seconds": 1e9}, {"hyperparameters": [1]},
+    {"anchor": "created_at", "seconds": "3600"}, {"anchor": "created_at", "seconds": 1},
+)  # fmt: skip
+
+
+def request_models(model: type[BaseModel] = Strict) -> Iterator[type[BaseModel]]:
+    for one in model.__subclasses__():
+        yield one
+        yield from request_models(one)
+
+
+def errors_of(model: type[BaseModel]) -> Iterator[ErrorDetails]:
+    fields = [field.alias or name for name, field in model.model_fields.items()]
+    for body in ({field: value} for field in [*fields, "unknown"] for value in HOSTILE):
+        try:
+            model.model_validate(body)
+        except ValidationError as error:
+            yield from error.errors(include_url=False)
+
+
+@pytest.fixture(scope="module")
+def errors() -> list[tuple[type[BaseModel], ErrorDetails]]:
+    assert create_app  # which imports every module that has a body
+    models = [*request_models(), EarlyStopping]
+    return [(model, error) for model in models for error in errors_of(model)]
+
+
+class TestSentence:
+    def test_is_there_for_every_type_of_error_and_there_is_none_too_many(
+        self, errors: list[tuple[type[BaseModel], ErrorDetails]]
+    ) -> None:
+        seen = {error["type"] for _, error in errors} - {"missing", "extra_forbidden"}
+        of_a_query = {"bool_parsing", "int_parsing", "int_parsing_size", "float_parsing"}  # in test_messages.py
+        assert seen | of_a_query == {*RULES, *LENGTHS}
+
+    def test_speaks_json_and_names_its_field(self, errors: list[tuple[type[BaseModel], ErrorDetails]]) -> None:
+        assert len(errors) > 1_000
+        for model, error in errors:
+            (problem,) = as_problems([error], model)
+            assert not python_words(problem.message), problem.message
+            assert problem.message.isprintable()
+            assert len(problem.message) < 700
+            assert problem.param
+            assert len(problem.param) < 300
+            assert problem.message.count('"') % 2 == 0 or '\\"' in problem.message, problem.message
+
+    @pytest.mark.parametrize("kind", ["missing", "frozen_instance", "url_parsing"])
+    def test_never_repeats_what_pydantic_says(self, kind: str) -> None:
+        error = {"type": kind, "msg": "Input should be a Python thing", "input": None}
+        assert sentence(error) == f"{OTHERWISE}, not null"
+
+    @pytest.mark.parametrize(
+        ("body", "message"),
+        [
+            ({"seed": True}, "seed: must be a whole number, not true"),
+            ({"seed": None, "suffix": ["x"]}, 'suffix: must be a string, not ["x"]'),
+            ({"seed": -1}, "seed: must be at least 0, not -1"),
+            ({"seed": 2**40}, "seed: must be at most 2147483647, not 1099511627776"),
+            ({"suffix": "x" * 65}, f'suffix: "{"x" * 60}…" has 65 characters; at most 64 are allowed'),
+            ({"suffix": ""}, "suffix: must not be empty"),
+            ({"metadata": {f"k{at}": "v" for at in range(17)}}, "metadata: has 17 pairs; at most 16 are allowed"),
+            (
+                {"metadata": {"k" * 65: "v"}},
+                f'metadata: the key "{"k" * 60}…" has 65 characters; at most 64 are allowed',
+            ),
+            ({"metadata": {"k": None}}, "metadata.k: must be a string, not null"),
+            ({"sample_prompts": ["x"] * 5}, "sample_prompts: has 5 items; at most 4 are allowed"),
+            ({"integrations": {}}, "integrations: must be an array, not {}"),
+            (
+                {"trainingType": 7},
+                "trainingType: must be one of Azure's training types, Standard, GlobalStandard or DeveloperTier, not 7",
+            ),
+        ],
+    )
+    def test_says_what_was_seen_and_what_is_allowed(self, body: dict[str, Any], message: str) -> None:
+        (create,) = (model for model in request_models() if model.__name__ == "CreateJob")
+        with pytest.raises(ValidationError) as caught:
+            create.model_validate({"model": "tiny", "training_file": "file-1"} | body)
+        assert [problem.message for problem in as_problems(caught.value.errors(), create)] == [message]
+
+
+def test_the_types_in_the_table_exist() -> None:
+    from pydantic_core import core_schema
+
+    assert {*RULES, *LENGTHS} <= set(get_args(core_schema.ErrorType))

@@ -1,0 +1,193 @@
+"""A clone's request asks for exactly what the original was; overrides come in any place that a create body knows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.domain.base_models import catalog
+from app.domain.jobs.cloning import overridden, request_of
+from app.domain.jobs.resolve import resolve
+from app.domain.jobs.spec import JobSpec
+from app.errors import BadRequest
+from tests.tiny import make_tiny_base
+
+
+@pytest.fixture(scope="module")
+def entry(tmp_path_factory: pytest.TempPathFactory) -> catalog.CatalogEntry:
+    return catalog.describe(make_tiny_base(tmp_path_factory.mktemp("cloning") / "base"))
+
+
+def spec_of(entry: catalog.CatalogEntry, body: dict[str, Any]) -> JobSpec:
+    return resolve(body, "tiny", entry, 12)
+
+
+def cloned(entry: catalog.CatalogEntry, spec: JobSpec, overrides: dict[str, Any], validation: str | None) -> JobSpec:
+    body = overridden(request_of(spec, "file-t", validation, None, None), overrides)
+    return spec_of(entry, body)
+
+
+BODY: dict[str, Any] = {"training_file": "file-t", "model": "tiny", "seed": 5}
+KNOBS = st.fixed_dictionaries(
+    {},
+    optional={
+        "n_epochs": st.integers(1, 50),
+        "batch_size": st.integers(1, 256),
+        "warmup_ratio": st.floats(0, 1),
+        "max_steps": st.integers(1, 1000),
+        "packing": st.booleans(),
+        "lr_scheduler_type": st.sampled_from(["linear", "cosine", "constant"]),
+        "context_length": st.integers(1, 512),
+        "eval_steps": st.integers(1, 9),
+        "early_stopping": st.sampled_from([True, {"patience": 2, "threshold": 0.1}]),
+        "learning_rate_multiplier": st.floats(0.01, 10),
+    },
+)
+LORA = st.fixed_dictionaries(
+    {},
+    optional={
+        "r": st.integers(1, 32),
+        "alpha": st.floats(0.5, 64),
+        "dropout": st.floats(0, 0.9),
+        "target_modules": st.sampled_from([["q_proj"], ["q_proj", "v_proj"], "all-linear"]),
+        "use_rslora": st.booleans(),
+        "use_dora": st.booleans(),
+        "rank_pattern": st.just({"q_proj": 2}),
+        "modules_to_save": st.just(["norm"]),
+    },
+)
+QUANTIZATION = st.sampled_from(
+    [None, {}, {"bits": 8}, {"bits": 4, "type": "fp4", "double_quant": False}, {"compute_dtype": "float32"}]
+)
+METHOD = st.sampled_from(["supervised", "dpo"])
+
+
+class TestTheSame:
+    @settings(max_examples=60, deadline=None)
+    @given(knobs=KNOBS, lora=LORA, quantization=QUANTIZATION, method=METHOD)
+    def test_a_clone_without_overrides_trains_the_same(
+        self, entry: catalog.CatalogEntry, knobs: Any, lora: Any, quantization: Any, method: str
+    ) -> None:
+        kind = {"type": method, method: {"hyperparameters": knobs}}
+        asked = BODY | {"method": kind, "lora": lora, "quantization": quantization, "validation_file": "file-v"}
+        spec = spec_of(entry, asked)
+        again = cloned(entry, spec, {}, "file-v")
+        # The rate is written out as a number, which is all that training reads.
+        knobs_again = again.hyperparameters.model_copy(
+            update={"learning_rate_multiplier": spec.hyperparameters.learning_rate_multiplier}
+        )
+        assert again.model_copy(update={"hyperparameters": knobs_again}) == spec
+        assert again.hyperparameters.learning_rate_multiplier is None
+        assert cloned(entry, again, {}, "file-v") == again
+
+    def test_what_auto_would_be_today_changes_nothing(self, entry: catalog.CatalogEntry) -> None:
+        spec = spec_of(entry, BODY)
+        today = entry.model_copy(update={"learning_rate": entry.learning_rate * 3, "max_auto_batch_size": 1})
+        again = cloned(today, spec, {}, None)
+        assert again.hyperparameters.learning_rate == spec.hyperparameters.learning_rate
+        assert again.hyperparameters.batch_size == spec.hyperparameters.batch_size
+
+
+class TestOverrides:
+    @pytest.mark.parametrize(
+        "overrides",
+        [
+            {"lora": {"r": 32}},
+            {"lora": {"rank": 32}},
+            {"hyperparameters": {"lora_r": 32}},
+            {"method": {"supervised": {"hyperparameters": {"lora": {"r": 32}}}}},
+        ],
+        ids=["lora.r", "lora.rank", "lora_r", "inside hyperparameters"],
+    )
+    def test_in_every_place_take_the_originals_place(
+        self, entry: catalog.CatalogEntry, overrides: dict[str, Any]
+    ) -> None:
+        spec = spec_of(entry, BODY)
+        again = cloned(entry, spec, overrides, None)
+        assert (again.lora.r, again.lora.alpha) == (32, spec.lora.alpha)
+        assert again.lora.target_modules == spec.lora.target_modules
+
+    def test_an_auto_is_decided_anew(self, entry: catalog.CatalogEntry) -> None:
+        spec = spec_of(entry, BODY | {"lora": {"r": 4}})
+        assert cloned(entry, spec, {"lora": {"r": 8, "alpha": "auto"}}, None).lora.alpha == 16
+
+    def test_a_multiplier_takes_the_place_of_the_rate(self, entry: catalog.CatalogEntry) -> None:
+        spec = spec_of(entry, BODY)
+        again = cloned(entry, spec, {"hyperparameters": {"learning_rate_multiplier": 2}}, None)
+        assert again.hyperparameters.learning_rate == pytest.approx(2 * spec.hyperparameters.learning_rate)
+
+    @pytest.mark.parametrize(
+        ("before", "overrides", "after"),
+        [
+            ({"bits": 4}, {"quantization": None}, None),
+            ({"bits": 4}, {"hyperparameters": {"load_in_4bit": False}}, None),
+            (None, {"hyperparameters": {"load_in_4bit": True}}, 4),
+            ({"bits": 4}, {"quantization": {"bits": 8}}, 8),
+            ({"bits": 8}, {"quantization": {"bits": 4}}, 4),
+            (None, {}, None),
+        ],
+        ids=["to 16", "load_in_4bit false", "load_in_4bit true", "4 to 8", "8 to 4", "16 stays"],
+    )
+    def test_of_the_quantization(
+        self, entry: catalog.CatalogEntry, before: Any, overrides: dict[str, Any], after: int | None
+    ) -> None:
+        again = cloned(entry, spec_of(entry, BODY | {"quantization": before}), overrides, None)
+        assert (again.quantization.bits if again.quantization else None) == after
+
+    def test_another_key_of_the_quantization_leaves_the_others(self, entry: catalog.CatalogEntry) -> None:
+        spec = spec_of(entry, BODY | {"quantization": {"type": "fp4"}})
+        again = cloned(entry, spec, {"quantization": {"compute_dtype": "float32"}}, None)
+        assert again.quantization is not None
+        assert (again.quantization.type, again.quantization.compute_dtype) == ("fp4", "float32")
+
+    def test_another_method_has_a_rate_of_its_own(self, entry: catalog.CatalogEntry) -> None:
+        spec = spec_of(entry, BODY)
+        again = cloned(entry, spec, {"method": {"type": "dpo"}}, None)
+        assert (again.method, again.hyperparameters.beta) == ("dpo", 0.1)
+        assert again.hyperparameters.learning_rate == pytest.approx(spec.hyperparameters.learning_rate / 10)
+        back = cloned(entry, again, {"method": {"type": "supervised"}}, None)
+        assert (back.method, back.hyperparameters.beta) == ("supervised", None)
+
+    def test_a_knob_of_the_originals_method_needs_no_method(self, entry: catalog.CatalogEntry) -> None:
+        spec = spec_of(entry, BODY | {"method": {"type": "dpo"}})
+        assert cloned(entry, spec, {"hyperparameters": {"beta": 0.3}}, None).hyperparameters.beta == 0.3
+
+    @pytest.mark.parametrize(
+        ("overrides", "param"),
+        [
+            ({"lora": {"r": 0}}, "lora.r"),
+            ({"lora": {"ranc": 8}}, "lora.ranc"),
+            ({"hyperparameters": {"beta": 0.3}}, "hyperparameters.beta"),
+            ({"lora": {"r": 8}, "hyperparameters": {"lora_r": 9}}, "lora.r"),
+            ({"method": {"type": "orpo"}}, "method.type"),
+        ],
+        ids=["bound", "typo", "of another method", "twice", "unknown method"],
+    )
+    def test_are_refused_as_create_would(
+        self, entry: catalog.CatalogEntry, overrides: dict[str, Any], param: str
+    ) -> None:
+        with pytest.raises(BadRequest) as refused:
+            cloned(entry, spec_of(entry, BODY), overrides, None)
+        assert refused.value.param == param
+
+
+def test_the_original_is_left_as_it_was(entry: catalog.CatalogEntry) -> None:
+    body = request_of(spec_of(entry, BODY), "file-t", None, "s", {"a": "b"})
+    before = repr(body)
+    assert overridden(body, {"metadata": {"c": "d"}, "lora": {"r": 2}})["metadata"] == {"a": "b", "c": "d"}
+    assert repr(body) == before
+
+
+def test_a_stored_job_keeps_a_number_that_is_refused_today_and_its_clone_must_change_it(
+    entry: catalog.CatalogEntry,
+) -> None:
+    stored = spec_of(entry, BODY).model_dump(mode="json")
+    stored["hyperparameters"] |= {"learning_rate": 1e300, "learning_rate_multiplier": 1e303}
+    spec = JobSpec.model_validate(stored)
+    assert spec.hyperparameters.learning_rate == 1e300
+    with pytest.raises(BadRequest, match=r"learning_rate: 1e\+300 is not a number from 1e-12 to 10"):
+        cloned(entry, spec, {}, None)
+    assert cloned(entry, spec, {"hyperparameters": {"learning_rate": 1e-4}}, None).hyperparameters.learning_rate == 1e-4

@@ -1,0 +1,186 @@
+"""Variants of LoRA in a request, and what a continued adapter decides."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from app.domain.base_models.catalog import CatalogEntry
+from app.domain.jobs.lora_parameters import Ancestor
+from app.domain.jobs.resolve import resolve
+from app.domain.jobs.spec import JobSpec, LoraSpec, QuantizationSpec
+from app.errors import BadRequest
+
+LAYERS = {
+    f"model.layers.{number}.{name}": size
+    for number in range(2)
+    for name, size in {"self_attn.q_proj": (64, 64), "self_attn.v_proj": (32, 64), "mlp.up_proj": (128, 64)}.items()
+}
+ENTRY = CatalogEntry(
+    architecture="LlamaForCausalLM",
+    context_length=2048,
+    hidden_size=64,
+    vocab_size=300,
+    parameters=1000,
+    size_bytes=2000,
+    target_modules={"q_proj": (64, 64), "v_proj": (32, 64), "up_proj": (128, 64)},
+    layers=LAYERS,
+    whole_modules=("embed_tokens", "input_layernorm", "lm_head", "norm"),
+    learning_rate=1e-3,
+    has_chat_template=True,
+)
+OLDER_ENTRY = ENTRY.model_copy(update={"layers": {}, "whole_modules": ()})
+EARLIER = LoraSpec(
+    r=4, alpha=6, dropout=0.1, target_modules=("q_proj", "v_proj"), use_dora=True, rank_pattern={"v_proj": 2},
+    modules_to_save=("norm",),
+)  # fmt: skip
+ANCESTOR = Ancestor("ft:base:tunery::0a1b2c3d", EARLIER)
+
+
+def spec_of(entry: CatalogEntry = ENTRY, ancestor: Ancestor | None = None, **body: Any) -> JobSpec:
+    return resolve(body, "base", entry, 100, ancestor)
+
+
+def refusal(entry: CatalogEntry = ENTRY, ancestor: Ancestor | None = None, **body: Any) -> BadRequest:
+    with pytest.raises(BadRequest) as caught:
+        spec_of(entry, ancestor, **body)
+    return caught.value
+
+
+class TestVariants:
+    def test_what_is_asked_for_is_in_the_spec(self) -> None:
+        asked = {
+            "use_dora": True,
+            "rank_pattern": {"q_proj": 64, r"layers\.1\..*up_proj": 8},
+            "alpha_pattern": {"v_proj": 3.5},
+            "modules_to_save": ["norm", "lm_head"],
+        }
+        lora = spec_of(lora=asked).lora
+        assert lora.use_dora
+        assert lora.rank_pattern == asked["rank_pattern"]
+        assert lora.alpha_pattern == asked["alpha_pattern"]
+        assert lora.modules_to_save == ("lm_head", "norm")
+
+    def test_absent_and_null_mean_none_of_it(self) -> None:
+        nothing = dict.fromkeys(("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save"))
+        assert spec_of(seed=1, lora=nothing) == spec_of(seed=1)
+
+    def test_names_of_modules_may_be_one_text(self) -> None:
+        assert spec_of(lora={"modules_to_save": "norm, lm_head"}).lora.modules_to_save == ("lm_head", "norm")
+
+    @pytest.mark.parametrize(
+        ("lora", "param", "said"),
+        [
+            ({"rank_pattern": ["q_proj"]}, "lora.rank_pattern", "must be an object"),
+            ({"rank_pattern": {"q_proj": 0}}, "lora.rank_pattern", "whole numbers from 1 to 256"),
+            ({"rank_pattern": {"q_proj": 257}}, "lora.rank_pattern", "whole numbers from 1 to 256"),
+            ({"rank_pattern": {"q_proj": True}}, "lora.rank_pattern", "whole numbers"),
+            ({"rank_pattern": {"q_proj": 2.5}}, "lora.rank_pattern", "whole numbers"),
+            ({"rank_pattern": {"v_proj": 33}}, "lora.rank_pattern", "only 32 wide"),
+            ({"rank_pattern": {"k_proj": 2}}, "lora.rank_pattern", "fits no target module"),
+            ({"rank_pattern": {"v_proj": 2}, "target_modules": ["q_proj"]}, "lora.rank_pattern", "targets are q_proj"),
+            ({"rank_pattern": {"(": 2}}, "lora.rank_pattern", "no regular expression"),
+            ({"rank_pattern": {r"(q)\1": 2}}, "lora.rank_pattern", "no back-references"),
+            ({"alpha_pattern": {r"(\w|.|[^!])" * 20 + "!": 2}}, "lora.alpha_pattern", "fits no target module"),
+            ({"rank_pattern": {"q_proj": 2, "self_attn.*": 3}}, "lora.rank_pattern", "differ"),
+            ({"alpha_pattern": {"q_proj": 0}}, "lora.alpha_pattern", "numbers from 0.001 to 100000"),
+            ({"alpha_pattern": {"q_proj": float("inf")}}, "lora.alpha_pattern", "numbers from 0.001 to 100000"),
+            ({"alpha_pattern": {"q_proj": "2"}}, "lora.alpha_pattern", "numbers from 0.001 to 100000"),
+            ({"modules_to_save": [1]}, "lora.modules_to_save", "must be a list"),
+            ({"modules_to_save": ["q_proj"]}, "lora.modules_to_save", "linear layer of the frozen base"),
+            ({"modules_to_save": ["wte"]}, "lora.modules_to_save", "it has embed_tokens, input_layernorm, lm_head"),
+            ({"use_dora": 1}, "lora.use_dora", "true or false"),
+            ({"bias": "all"}, "lora.bias", "not offered"),
+            ({"init": "pissa"}, "lora.init", "PiSSA, LoftQ"),
+            ({"init": "loftq"}, "lora.init", "PiSSA, LoftQ"),
+            ({"init_lora_weights": "pissa"}, "lora.init_lora_weights", "PiSSA, LoftQ"),
+            ({"loftq_config": {"loftq_bits": 4}}, "lora.loftq_config", "PiSSA, LoftQ"),
+        ],
+    )  # fmt: skip
+    def test_what_cannot_be_is_refused_by_name(self, lora: dict[str, Any], param: str, said: str) -> None:
+        error = refusal(lora=lora)
+        assert error.param == param
+        assert said in error.message
+
+    def test_a_base_model_registered_before_its_layers_were_kept_leaves_the_check_to_the_worker(self) -> None:
+        assert spec_of(OLDER_ENTRY, lora={"rank_pattern": {"no_such": 2}, "modules_to_save": ["no_such"]})
+        assert refusal(OLDER_ENTRY, lora={"rank_pattern": {"(": 2}}).param == "lora.rank_pattern"
+
+
+class TestLayerPatterns:
+    def test_are_the_layers_that_the_patterns_match(self) -> None:
+        spec = spec_of(lora={"rank_pattern": {r"layers\.1\..*up_proj": 8}})
+        (name,) = (name for name in LAYERS if "layers.1." in name and "up_proj" in name)
+        assert spec.lora.rank_pattern == {r"layers\.1\..*up_proj": 8}
+        assert spec.layer_lora.rank_pattern == {re.escape(name): 8}
+        assert spec.layer_lora.model_copy(update={"rank_pattern": {}}) == spec.lora.model_copy(
+            update={"rank_pattern": {}}
+        )
+
+    def test_of_an_earlier_adapter_are_matched_again(self) -> None:
+        spec = spec_of(ancestor=ANCESTOR)
+        assert spec.lora == EARLIER
+        assert spec.layer_lora.rank_pattern == {re.escape(name): 2 for name in LAYERS if name.endswith("v_proj")}
+
+    def test_of_an_earlier_adapter_that_cannot_be_matched_are_refused(self) -> None:
+        older = ANCESTOR._replace(lora=EARLIER.model_copy(update={"rank_pattern": {r"v_proj\Z": 2}}))
+        error = refusal(ancestor=older)
+        assert (error.param, "does not know" in error.message) == ("lora.rank_pattern", True)
+
+    def test_are_none_where_there_are_no_patterns_or_the_layers_are_not_known(self) -> None:
+        assert spec_of().layer_patterns is None
+        assert spec_of(OLDER_ENTRY, lora={"rank_pattern": {"q_proj": 2}}).layer_patterns is None
+
+
+class TestEightBits:
+    def test_have_no_type_and_no_double_quantisation(self) -> None:
+        spec = spec_of(quantization={"bits": 8}).quantization
+        assert spec == QuantizationSpec(bits=8)
+        assert spec is not None
+        assert (spec.type, spec.double_quant, spec.compute_dtype) == (None, None, "bfloat16")
+
+    @pytest.mark.parametrize("knob", [{"type": "nf4"}, {"double_quant": False}])
+    def test_refuse_the_knobs_of_4_bits(self, knob: dict[str, Any]) -> None:
+        error = refusal(quantization={"bits": 8} | knob)
+        assert error.param == f"quantization.{next(iter(knob))}"
+        with pytest.raises(ValueError, match="4 bits"):
+            QuantizationSpec.model_validate({"bits": 8} | knob)
+
+
+class TestAncestor:
+    def test_its_adapter_is_followed_where_nothing_is_said(self) -> None:
+        spec = spec_of(ancestor=ANCESTOR)
+        assert spec.lora == EARLIER
+        assert (spec.base_model, spec.continued_from) == ("base", ANCESTOR.model)
+
+    def test_the_same_said_again_is_no_contradiction(self) -> None:
+        asked = {"r": 4, "alpha": 6, "target_modules": "v_proj,q_proj", "use_dora": True, "rank_pattern": {"v_proj": 2}}
+        assert spec_of(ancestor=ANCESTOR, lora=asked | {"modules_to_save": ["norm"]}).lora == EARLIER
+
+    @pytest.mark.parametrize(
+        ("lora", "param", "said"),
+        [
+            ({"r": 8}, "lora.r", "8 contradicts the 4"),
+            ({"alpha": 8}, "lora.alpha", "8.0 contradicts the 6.0"),
+            ({"target_modules": ["q_proj"]}, "lora.target_modules", '["q_proj"] contradicts the ["q_proj", "v_proj"]'),
+            ({"use_rslora": True}, "lora.use_rslora", "true contradicts the false"),
+            ({"use_dora": False}, "lora.use_dora", "false contradicts the true"),
+            ({"rank_pattern": {}}, "lora.rank_pattern", '{} contradicts the {"v_proj": 2}'),
+            ({"alpha_pattern": {"q_proj": 2}}, "lora.alpha_pattern", '{"q_proj": 2.0} contradicts the {}'),
+            ({"modules_to_save": ["lm_head"]}, "lora.modules_to_save", '["lm_head"] contradicts the ["norm"]'),
+        ],
+    )
+    def test_a_knob_that_contradicts_it_is_refused_with_both_values(
+        self, lora: dict[str, Any], param: str, said: str
+    ) -> None:
+        error = refusal(ancestor=ANCESTOR, lora=lora)
+        assert (error.param, error.code) == (param, "conflicting_parameters")
+        assert said in error.message
+        assert ANCESTOR.model in error.message
+
+    def test_dropout_and_the_width_of_the_base_may_be_others(self) -> None:
+        spec = spec_of(ancestor=ANCESTOR, lora={"dropout": 0.3}, quantization={"bits": 8})
+        assert spec.lora == EARLIER.model_copy(update={"dropout": 0.3})
+        assert spec.quantization == QuantizationSpec(bits=8)

@@ -1,0 +1,303 @@
+"""Requests become specs: every alias, every bound, and nothing replaced in silence."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.domain.base_models.catalog import CatalogEntry
+from app.domain.jobs import bounds
+from app.domain.jobs.auto_hyperparameters import auto_learning_rate
+from app.domain.jobs.resolve import resolve
+from app.domain.jobs.spec import JobSpec, QuantizationSpec
+from app.errors import BadRequest, UnknownParameter
+
+ENTRY = CatalogEntry(
+    architecture="LlamaForCausalLM",
+    context_length=2048,
+    hidden_size=576,
+    vocab_size=49152,
+    parameters=134_515_008,
+    size_bytes=269_060_552,
+    target_modules={"q_proj": (576, 576), "k_proj": (192, 576), "v_proj": (192, 576), "up_proj": (1536, 576)},
+    learning_rate=1e-3,
+    has_chat_template=True,
+)
+
+
+def spec_of(n_examples: int = 100, **body: Any) -> JobSpec:
+    return resolve(body, "base", ENTRY, n_examples)
+
+
+def hyper(**values: Any) -> dict[str, Any]:
+    return {"method": {"type": "supervised", "supervised": {"hyperparameters": values}}}
+
+
+def dpo(**values: Any) -> dict[str, Any]:
+    return {"method": {"type": "dpo", "dpo": {"hyperparameters": values}}}
+
+
+def refusal(**body: Any) -> BadRequest:
+    with pytest.raises(BadRequest) as caught:
+        spec_of(**body)
+    return caught.value
+
+
+class TestDefaults:
+    def test_nothing_asked_means_qlora_on_every_linear_layer(self) -> None:
+        spec = spec_of()
+        assert (spec.lora.r, spec.lora.alpha, spec.lora.dropout) == (16, 32.0, 0.0)
+        assert spec.lora.target_modules == ("k_proj", "q_proj", "up_proj", "v_proj")
+        assert spec.quantization == QuantizationSpec(bits=4, type="nf4", double_quant=True, compute_dtype="bfloat16")
+
+    @pytest.mark.parametrize(
+        ("quantization", "is_free"),
+        [
+            ({}, True),
+            ({"bits": 8}, True),
+            ({"compute_dtype": "auto"}, True),
+            ({"compute_dtype": "bfloat16"}, False),
+            ({"compute_dtype": "float32"}, False),
+            (None, False),
+        ],
+    )
+    def test_only_a_type_that_nobody_named_may_become_a_faster_one(self, quantization: Any, is_free: bool) -> None:
+        assert spec_of(quantization=quantization).dtype_is_free is is_free
+        assert spec_of().dtype_is_free
+
+    def test_an_explicit_null_means_sixteen_bit_lora(self) -> None:
+        assert spec_of(quantization=None).quantization is None
+
+    def test_alpha_follows_the_rank(self) -> None:
+        assert spec_of(lora={"r": 8}).lora.alpha == 16.0
+
+    @given(st.integers(1, 10_000_000))
+    def test_automatic_values_are_always_within_their_bounds(self, n_examples: int) -> None:
+        hyperparameters = spec_of(n_examples).hyperparameters
+        assert 1 <= hyperparameters.n_epochs <= 25
+        assert 1 <= hyperparameters.batch_size <= ENTRY.max_auto_batch_size
+        assert 0.5 * ENTRY.learning_rate <= hyperparameters.learning_rate <= 1.6 * ENTRY.learning_rate
+
+    def test_auto_says_the_same_as_absence(self) -> None:
+        body = hyper(n_epochs="auto", batch_size="auto", learning_rate_multiplier="auto")
+        assert spec_of(seed=1, **body) == spec_of(seed=1)
+
+    def test_a_seed_is_made_up_once_and_echoed(self) -> None:
+        assert 0 <= spec_of().seed <= 2_147_483_647
+        assert spec_of(seed=0).seed == 0
+
+    def test_the_rate_is_that_of_the_steps_the_run_will_take(self) -> None:
+        """500 examples by 8 are 63 steps an epoch: three times by OpenAI's rule, or as often as was asked for."""
+        wanted = {steps: auto_learning_rate(ENTRY.learning_rate, steps, 63, spec_of().lora) for steps in (63, 189, 900)}
+        assert len(set(wanted.values())) == 3
+        assert spec_of(500).hyperparameters.learning_rate == wanted[189]
+        assert spec_of(500, **hyper(n_epochs=1)).hyperparameters.learning_rate == wanted[63]
+        assert spec_of(500, **hyper(max_steps=900)).hyperparameters.learning_rate == wanted[900]
+
+    def test_the_rate_is_lower_for_a_stronger_adapter(self) -> None:
+        plain, strong = spec_of(), spec_of(lora={"r": 64})
+        assert strong.hyperparameters.learning_rate < plain.hyperparameters.learning_rate
+
+    @pytest.mark.parametrize("knob", ["lora_r", "lora_alpha", "lora_dropout"])
+    def test_a_number_that_came_as_text_is_quoted_as_it_came(self, knob: str) -> None:
+        assert ': "8" is not ' in refusal(**hyper(**{knob: "8"})).message
+
+    @pytest.mark.parametrize("kind", ["supervised", "dpo"])
+    def test_what_a_job_shows_may_be_asked_for_again(self, kind: str) -> None:
+        """Scripts copy the `method` of a job; OpenAI's client adds the methods that it knows, as null."""
+        nulls = {"supervised": None, "dpo": None, "reinforcement": None}
+        first = spec_of(method={**nulls, "type": kind, kind: {"hyperparameters": {"learning_rate_multiplier": 2}}})
+        shown = {"hyperparameters": first.hyperparameters.model_dump()}
+        again = spec_of(method={**nulls, "type": kind, kind: shown})
+        assert again.hyperparameters == first.hyperparameters
+
+    def test_the_multiplier_scales_the_automatic_rate(self) -> None:
+        automatic = spec_of().hyperparameters.learning_rate
+        assert spec_of(**hyper(learning_rate_multiplier=2)).hyperparameters.learning_rate == 2 * automatic
+        absolute = spec_of(**hyper(learning_rate=5e-5)).hyperparameters
+        assert (absolute.learning_rate, absolute.learning_rate_multiplier) == (5e-5, None)
+
+
+WANTED = {"r": 8, "alpha": 24, "dropout": 0.1, "target_modules": ["q_proj", "v_proj"]}
+
+
+class TestAliases:
+    @pytest.mark.parametrize(
+        "body",
+        [
+            {"lora": WANTED},
+            {"lora": {"rank": 8, "lora_alpha": 24, "lora_dropout": 0.1, "target_modules": "q_proj, v_proj"}},
+            hyper(lora_r=8, lora_alpha=24, lora_dropout=0.1, lora_target_modules="v_proj,q_proj"),
+            hyper(lora=WANTED),
+            {"hyperparameters": {"lora_r": 8, "lora_alpha": 24, "lora_dropout": 0.1,
+                                 "lora_trainable_modules": "q_proj,v_proj"}},
+            {"lora": {"r": 8}, "hyperparameters": {"lora_r": 8, "lora": True, "lora_alpha": 24, "lora_dropout": 0.1},
+             **hyper(lora_target_modules=["q_proj", "v_proj"])},
+        ],
+    )  # fmt: skip
+    def test_every_spelling_gives_the_same_adapter(self, body: dict[str, Any]) -> None:
+        assert spec_of(seed=1, **body).lora == spec_of(seed=1, lora=WANTED).lora
+
+    @pytest.mark.parametrize("body", [hyper(load_in_4bit=False), {"hyperparameters": {"quantization": None}}])
+    def test_every_spelling_of_no_quantization(self, body: dict[str, Any]) -> None:
+        assert spec_of(**body).quantization is None
+
+    def test_one_knob_with_two_values_names_both_paths(self) -> None:
+        error = refusal(lora={"r": 8}, hyperparameters={"lora_r": 16})
+        assert error.code == "conflicting_parameters"
+        assert "lora.r = 8" in error.message
+        assert "hyperparameters.lora_r = 16" in error.message
+
+    def test_quantization_asked_for_and_declined_is_a_conflict(self) -> None:
+        assert refusal(quantization={"bits": 4}, **hyper(load_in_4bit=False)).code == "conflicting_parameters"
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("body", "param"),
+        [
+            (hyper(n_epochs=0), "method.supervised.hyperparameters.n_epochs"),
+            (hyper(n_epochs=51), "method.supervised.hyperparameters.n_epochs"),
+            (hyper(n_epochs=1.5), "method.supervised.hyperparameters.n_epochs"),
+            (hyper(n_epochs=True), "method.supervised.hyperparameters.n_epochs"),
+            (hyper(n_epochs="3"), "method.supervised.hyperparameters.n_epochs"),
+            ({"hyperparameters": {"batch_size": 0}}, "hyperparameters.batch_size"),
+            ({"hyperparameters": {"batch_size": 257}}, "hyperparameters.batch_size"),
+            (hyper(learning_rate=0), "method.supervised.hyperparameters.learning_rate"),
+            (hyper(learning_rate=float("nan")), "method.supervised.hyperparameters.learning_rate"),
+            (hyper(learning_rate=float("inf")), "method.supervised.hyperparameters.learning_rate"),
+            (hyper(warmup_ratio=1.1), "method.supervised.hyperparameters.warmup_ratio"),
+            (hyper(weight_decay=-1), "method.supervised.hyperparameters.weight_decay"),
+            (hyper(context_length=2049), "method.supervised.hyperparameters.context_length"),
+            (hyper(lr_scheduler_type="polynomial"), "method.supervised.hyperparameters.lr_scheduler_type"),
+            (hyper(packing="yes"), "method.supervised.hyperparameters.packing"),
+            (hyper(learning_rate=1e-3, learning_rate_multiplier=2), "method.supervised.hyperparameters.learning_rate"),
+            ({"lora": {"r": 0}}, "lora.r"),
+            ({"lora": {"r": 257}}, "lora.r"),
+            ({"lora": {"r": 193}}, "lora.r"),
+            ({"lora": {"alpha": 0}}, "lora.alpha"),
+            ({"lora": {"dropout": 1}}, "lora.dropout"),
+            ({"lora": {"dropout": -0.1}}, "lora.dropout"),
+            ({"lora": {"target_modules": []}}, "lora.target_modules"),
+            ({"lora": {"target_modules": [1]}}, "lora.target_modules"),
+            ({"lora": {"target_modules": ["c_attn"]}}, "lora.target_modules"),
+            ({"lora": {"use_dora": "yes"}}, "lora.use_dora"),
+            ({"lora": {"init": "pissa"}}, "lora.init"),
+            ({"quantization": {"bits": 8, "type": "fp4"}}, "quantization.type"),
+            ({"quantization": {"bits": 8, "double_quant": True}}, "quantization.double_quant"),
+            ({"lora": {"bias": "all"}}, "lora.bias"),
+            ({"lora": False}, "lora"),
+            ({"lora": "yes"}, "lora"),
+            ({"quantization": "nf4"}, "quantization"),
+            ({"quantization": {"bits": 3}}, "quantization.bits"),
+            ({"quantization": {"type": "int4"}}, "quantization.type"),
+            ({"quantization": {"double_quant": 1}}, "quantization.double_quant"),
+            ({"method": {"type": "reinforcement"}}, "method.type"),
+            (dpo(beta=0), "method.dpo.hyperparameters.beta"),
+            (dpo(beta=2.1), "method.dpo.hyperparameters.beta"),
+            (dpo(beta="high"), "method.dpo.hyperparameters.beta"),
+            (hyper(beta=0.1), "method.supervised.hyperparameters.beta"),
+            (hyper(beta="auto"), "method.supervised.hyperparameters.beta"),
+            ({"hyperparameters": {"beta": 0.1}}, "hyperparameters.beta"),
+            (dpo(n_epochs=0), "method.dpo.hyperparameters.n_epochs"),
+        ],
+    )
+    def test_a_value_out_of_bounds_is_refused_by_its_path(self, body: dict[str, Any], param: str) -> None:
+        error = refusal(**body)
+        assert error.param == param
+        assert param in error.message
+
+    @pytest.mark.parametrize("value", [1e308, 5e-324, 1e300, -1e308, 2**62, -(2**62)])
+    @pytest.mark.parametrize(
+        "knob",
+        [
+            "learning_rate_multiplier", "learning_rate", "warmup_ratio", "weight_decay", "max_grad_norm", "lora_alpha",
+            "lora_dropout", "beta", "n_epochs", "batch_size", "context_length", "max_steps", "eval_steps", "lora_r",
+        ],
+    )  # fmt: skip
+    def test_an_absurd_number_is_refused_with_the_bounds(self, knob: str, value: float) -> None:
+        if value == 5e-324 and knob in ("warmup_ratio", "weight_decay", "lora_dropout"):
+            pytest.skip("as good as 0, which is allowed")
+        error = refusal(validation_file="file-1", **dpo(**{knob: value}))
+        assert re.search(r"is not a (whole )?number from [0-9.e-]+ to [0-9.e+]+$", error.message)
+
+    @pytest.mark.parametrize("value", [1e308, 5e-324])
+    def test_an_absurd_alpha_of_single_layers_is_refused_with_the_bounds(self, value: float) -> None:
+        assert "numbers from 0.001 to 100000" in refusal(lora={"alpha_pattern": {"q_proj": value}}).message
+
+    def test_a_multiplier_whose_product_is_absurd_is_refused_with_the_rate_it_makes(self) -> None:
+        error = refusal(lora={"alpha": 100_000, "use_rslora": True}, **dpo(learning_rate_multiplier=1e-6))
+        assert error.param == "method.dpo.hyperparameters.learning_rate_multiplier"
+        assert "makes the learning rate" in error.message
+        assert "allowed are from 1e-12 to 10" in error.message
+
+    def test_the_bounds_themselves_and_what_people_use_are_taken(self) -> None:
+        knobs = {"learning_rate_multiplier": 0.1, "weight_decay": 0.1, "max_grad_norm": 1e9, "lora_alpha": 1024}
+        assert spec_of(**hyper(**knobs)).hyperparameters.max_grad_norm == 1e9
+        for rate in (bounds.LEARNING_RATE.least, 1e-6, 1e-2, bounds.LEARNING_RATE.most):
+            assert spec_of(**hyper(learning_rate=rate)).hyperparameters.learning_rate == rate
+
+    @pytest.mark.parametrize(
+        ("body", "param"),
+        [
+            ({"lora": {"rnk": 8}}, "lora.rnk"),
+            (hyper(lora_rnk=8), "method.supervised.hyperparameters.lora_rnk"),
+            (hyper(gradient_accumulation_steps=4), "method.supervised.hyperparameters.gradient_accumulation_steps"),
+            ({"hyperparameters": {"epochs": 3}}, "hyperparameters.epochs"),
+            ({"quantization": {"bit": 4}}, "quantization.bit"),
+            ({"method": {"type": "supervised", "dpo": {}}}, "method.dpo"),
+            ({"method": {"type": "dpo", "supervised": {}}}, "method.supervised"),
+            ({"method": {"type": "dpo", "dpo": {"beta": 0.1}}}, "method.dpo.beta"),
+            (dpo(betta=0.1), "method.dpo.hyperparameters.betta"),
+            ({"method": {"type": "supervised", "supervised": {"hyperparams": {}}}}, "method.supervised.hyperparams"),
+        ],
+    )
+    def test_an_unknown_key_is_refused_by_its_dotted_path(self, body: dict[str, Any], param: str) -> None:
+        error = refusal(**body)
+        assert isinstance(error, UnknownParameter)
+        assert (error.param, error.code) == (param, "unknown_parameter")
+
+    def test_all_problems_are_told_at_once(self) -> None:
+        lora = {"dropout": 1, "target_modules": ["x"], "rnk": 3}
+        error = refusal(lora=lora, quantization={"bits": 3}, **hyper(n_epochs=0, batch_size=0, epochs=1))
+        for name in ("lora.dropout", "lora.target_modules", "lora.rnk", "n_epochs", "batch_size", "epochs", "bits"):
+            assert name in error.message
+
+    def test_unknown_target_modules_are_answered_with_those_there_are(self) -> None:
+        assert "it has k_proj, q_proj, up_proj, v_proj" in refusal(lora={"target_modules": ["c_attn"]}).message
+
+    def test_a_rank_may_be_as_large_as_the_smallest_dimension_of_its_targets(self) -> None:
+        assert spec_of(lora={"r": 192}).lora.r == 192
+        assert spec_of(lora={"r": 256, "target_modules": ["q_proj"]}).lora.r == 256
+
+
+class TestDpo:
+    def test_beta_is_a_tenth_when_nothing_or_auto_is_said(self) -> None:
+        for body in (dpo(), dpo(beta="auto"), {"method": {"type": "dpo"}}):
+            spec = spec_of(**body)
+            assert (spec.method, spec.hyperparameters.beta) == ("dpo", 0.1)
+
+    def test_every_knob_works_as_under_supervised(self) -> None:
+        knobs = {"n_epochs": 2, "batch_size": 3, "learning_rate": 1e-5, "packing": False, "lora_r": 8}
+        one, other = spec_of(seed=1, **dpo(**knobs, beta=0.5)), spec_of(seed=1, **hyper(**knobs))
+        assert one.hyperparameters == other.hyperparameters.model_copy(update={"beta": 0.5})
+        assert one.lora == other.lora
+
+    def test_the_older_place_of_the_knobs_works_too(self) -> None:
+        body = {"method": {"type": "dpo"}, "hyperparameters": {"beta": 0.3, "n_epochs": 2}}
+        assert spec_of(**body).hyperparameters.beta == 0.3
+
+    def test_its_rate_is_a_tenth_of_the_models_unless_one_is_given(self) -> None:
+        supervised = spec_of().hyperparameters.learning_rate
+        assert spec_of(**dpo()).hyperparameters.learning_rate == pytest.approx(supervised / 10)
+        assert spec_of(**dpo(learning_rate_multiplier=2)).hyperparameters.learning_rate == pytest.approx(supervised / 5)
+        assert spec_of(**dpo(learning_rate=3e-4)).hyperparameters.learning_rate == 3e-4
+
+    def test_a_supervised_job_has_no_beta(self) -> None:
+        assert spec_of().hyperparameters.beta is None
+        assert spec_of(**hyper(beta=None)).hyperparameters.beta is None
+        assert spec_of().method == "supervised"

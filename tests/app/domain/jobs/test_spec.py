@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from app.domain.jobs.spec import TrainerSpec
+
+RUN: dict[str, Any] = {
+    "run_id": "a",
+    "lora": {"r": 4, "alpha": 8, "target_modules": ["q_proj"]},
+    "hyperparameters": {
+        "n_epochs": 1, "batch_size": 1, "learning_rate": 0.1, "learning_rate_multiplier": None, "warmup_ratio": 0,
+        "weight_decay": 0, "max_grad_norm": 1, "lr_scheduler_type": "linear", "context_length": 16,
+    },
+    "seed": 7,
+    "training_file": "a.jsonl",
+    "training_file_sha256": "0",
+}  # fmt: skip
+SPEC: dict[str, Any] = {
+    "base": {"name": "tiny", "directory": "tiny", "manifest_sha256": "0"},
+    "quantization": None,
+    "runs": [RUN],
+}
+
+
+class TestTrainerSpec:
+    def test_a_list_of_one_run_is_read(self) -> None:
+        assert TrainerSpec.model_validate(SPEC).run.run_id == "a"
+
+    def test_more_than_one_run_is_refused_with_the_remedy(self) -> None:
+        with pytest.raises(ValidationError, match=r"runs has 2 entries \(a, b\), but a trainer trains one"):
+            TrainerSpec.model_validate(SPEC | {"runs": [RUN, RUN | {"run_id": "b"}]})
+
+    def test_none_is_refused(self) -> None:
+        with pytest.raises(ValidationError, match="at least 1 item"):
+            TrainerSpec.model_validate(SPEC | {"runs": []})

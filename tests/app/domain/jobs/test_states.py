@@ -1,0 +1,39 @@
+"""The state machine: every ordered pair, and every reason."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from app.domain.jobs.states import CRASHES, FINAL_STATE, TERMINAL, TRANSITIONS, JobState, Reason, may_follow
+
+ALLOWED = {
+    ("validating_files", "queued"), ("validating_files", "failed"), ("validating_files", "cancelled"),
+    ("queued", "running"), ("queued", "paused"), ("queued", "failed"), ("queued", "cancelled"),
+    ("running", "queued"), ("running", "paused"), ("running", "succeeded"), ("running", "failed"),
+    ("running", "cancelled"), ("paused", "queued"), ("paused", "cancelled"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("current", "following"), list(itertools.product(JobState, JobState)))
+def test_each_ordered_pair_is_allowed_or_not_as_the_design_says(current: JobState, following: JobState) -> None:
+    assert may_follow(current, following) == ((current.value, following.value) in ALLOWED)
+
+
+def test_nothing_follows_a_terminal_state() -> None:
+    assert all(not TRANSITIONS[state] for state in TERMINAL)
+
+
+def test_every_state_that_has_not_ended_can_be_cancelled() -> None:
+    assert all(may_follow(state, JobState.CANCELLED) for state in JobState if state not in TERMINAL)
+
+
+@pytest.mark.parametrize("reason", list(Reason))
+def test_every_reason_maps_to_one_state_that_may_follow_running_or_validating(reason: Reason) -> None:
+    state = FINAL_STATE[reason]
+    assert may_follow(JobState.RUNNING, state) or may_follow(JobState.VALIDATING, state)
+
+
+def test_a_crash_is_tried_again_by_itself() -> None:
+    assert {FINAL_STATE[reason] for reason in CRASHES} == {JobState.QUEUED}

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.domain.jobs.step_metrics import Point, results_csv, thin_out
+
+LOSSES = st.lists(st.tuples(st.floats(0, 100), st.booleans()), min_size=1, max_size=300)
+
+
+def points(losses: list[tuple[float, bool]]) -> list[Point]:
+    return [Point(step, loss, is_validated, step * 3) for step, (loss, is_validated) in enumerate(losses, 1)]
+
+
+@given(LOSSES, st.integers(2, 120))
+def test_at_most_so_many_true_points_in_order_with_both_ends(losses: list[tuple[float, bool]], most: int) -> None:
+    all_of_them = points(losses)
+    chosen = thin_out(all_of_them, most)
+    assert len(chosen) == min(most, len(all_of_them))
+    assert set(chosen) <= set(all_of_them)
+    assert [point.step for point in chosen] == sorted({point.step for point in chosen})
+    assert (chosen[0], chosen[-1]) == (all_of_them[0], all_of_them[-1])
+
+
+@given(st.integers(1, 498))
+def test_a_spike_stays_a_spike(at: int) -> None:
+    losses = [(2.0, False)] * 500
+    losses[at] = (9.0, False)
+    assert 9.0 in {point.loss for point in thin_out(points(losses), 20)}
+
+
+def test_a_step_with_a_validation_is_preferred() -> None:
+    losses = [(1.0 + (step % 7), step % 50 == 25) for step in range(500)]
+    assert sum(point.is_validated for point in thin_out(points(losses), 12)) == 10
+
+
+def test_a_csv_has_a_line_per_step_and_blanks_where_nothing_was_measured() -> None:
+    header, row = results_csv([{"step": 1, "train_loss": 0.5, "valid_loss": None}]).decode().splitlines()
+    assert header.startswith("step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy,")
+    assert row.startswith("1,0.5,,,")

@@ -1,0 +1,53 @@
+"""What a processor says of itself, and the first guess of its speed that is taken from that."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import pytest
+
+from app.domain.planning import cpu_info
+from app.domain.planning.cpu_info import core_flops, cpu_flags, cpu_name
+
+AMD = {"vendor_id": "AuthenticAMD", "cpu family": "26", "model name": "AMD EPYC"}
+INTEL = {"vendor_id": "GenuineIntel", "cpu family": "6", "model name": "Intel(R) Xeon(R)"}
+
+
+@pytest.fixture
+def cpuinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(cpu_info, "CPUINFO", tmp_path / "cpuinfo")
+    return tmp_path / "cpuinfo"
+
+
+def say(path: Path, facts: dict[str, str], *flags: str) -> None:
+    block = "".join(f"{name}\t: {value}\n" for name, value in (facts | {"flags": " ".join(flags)}).items())
+    path.write_text(f"processor\t: 0\n{block}\nprocessor\t: 1\nmodel name\t: another\n\n")
+
+
+class TestCoreFlops:
+    def test_follows_the_instructions_for_bfloat16_and_how_wide_they_are(self, cpuinfo: Path) -> None:
+        """Measured: 2e11 on the older EPYC with avx512_bf16, 5e11 on family 26."""
+        for facts, flags, expected in (
+            (AMD, ("avx2", "avx512f", "avx512_bf16"), 5e11),
+            (AMD | {"cpu family": "25"}, ("avx2", "avx512f", "avx512_bf16"), 2e11),
+            (INTEL, ("avx2", "avx512f", "avx512_bf16", "amx_bf16"), 5e11),
+            (INTEL, ("avx2", "avx512f", "avx512_bf16"), 2e11),
+            (INTEL, ("avx2", "avx512f"), 1e11),
+        ):
+            say(cpuinfo, facts, *flags)
+            assert core_flops() == expected, (facts, flags)
+
+    def test_is_a_guess_in_the_middle_where_nothing_is_said(self, cpuinfo: Path) -> None:
+        assert core_flops() == 2e11
+        say(cpuinfo, {"Features": "asimd bf16"})
+        assert core_flops() == 2e11
+
+
+def test_name_and_flags_are_those_of_the_first_processor(cpuinfo: Path) -> None:
+    say(cpuinfo, AMD, "avx2", "avx512_bf16")
+    assert (cpu_name(), cpu_flags()) == ("AMD EPYC", {"avx2", "avx512_bf16"})
+
+
+def test_without_a_name_it_is_its_architecture(cpuinfo: Path) -> None:
+    assert (cpu_name(), cpu_flags()) == (platform.machine(), frozenset())

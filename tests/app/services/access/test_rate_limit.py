@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.services.access.rate_limit import RateLimiter
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+class TestRateLimiter:
+    def test_lets_a_second_s_worth_pass_at_once_and_then_one_at_a_time(self) -> None:
+        clock = Clock()
+        limiter = RateLimiter(1000, clock)
+        told = [limiter.take("a", 4) for _ in range(5)]
+        assert [each.remaining for each in told] == [3, 2, 1, 0, 0]
+        assert [each.wait_seconds for each in told] == [0, 0, 0, 0, 0.25]
+        clock.seconds += 0.25
+        assert limiter.take("a", 4).wait_seconds == 0
+        assert limiter.take("a", 4).wait_seconds == 0.25
+
+    def test_tells_when_the_bucket_is_full_again(self) -> None:
+        limiter = RateLimiter(1000, Clock())
+        assert limiter.take("a", 4).reset_seconds == 0.25
+        assert limiter.take("a", 4).reset_seconds == 0.5
+
+    def test_counts_projects_apart(self) -> None:
+        limiter = RateLimiter(1000, Clock())
+        assert limiter.take("a", 1).wait_seconds == 0
+        assert limiter.take("a", 1).wait_seconds == 1
+        assert limiter.take("b", 1).wait_seconds == 0
+
+    def test_takes_the_default_for_a_project_without_a_limit(self) -> None:
+        assert RateLimiter(7, Clock()).take("a", None).limit == 7
+
+    def test_follows_a_limit_that_was_lowered_at_once(self) -> None:
+        limiter = RateLimiter(1000, Clock())
+        limiter.take("a", None)
+        assert limiter.take("a", 2).remaining == 1
+
+    @given(st.integers(1, 50), st.lists(st.floats(0, 3), max_size=200))
+    def test_never_lets_more_pass_than_the_limit_and_what_time_added(self, limit: int, pauses: list[float]) -> None:
+        clock = Clock()
+        limiter = RateLimiter(1000, clock)
+        passed = 0
+        for pause in pauses:
+            clock.seconds += pause
+            passed += limiter.take("a", limit).wait_seconds == 0
+            assert passed <= limit * (1 + clock.seconds - 100) + 1e-6
+
+    @given(st.integers(1, 50), st.lists(st.floats(0, 0.5), min_size=1, max_size=100))
+    def test_who_waits_as_told_passes(self, limit: int, pauses: list[float]) -> None:
+        clock = Clock()
+        limiter = RateLimiter(1000, clock)
+        for pause in pauses:
+            clock.seconds += pause
+            told = limiter.take("a", limit)
+            if told.wait_seconds:
+                clock.seconds += told.wait_seconds + 1e-9
+                assert limiter.take("a", limit).wait_seconds == 0

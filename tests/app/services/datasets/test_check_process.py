@@ -1,0 +1,86 @@
+"""A checking process ends with its request, its time, and the process that started it."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+
+from app.services.datasets.check_process import Check, CheckCancelledError
+from tests.deadline import until
+
+MODULE = "app.services.datasets.line_check"  # reads a file without an end for ever
+ENDLESS = Path("/dev/zero")
+PARENT = f"""
+from app.services.check_process import Check
+with open({str(ENDLESS)!r}, "rb") as file:
+    Check().run({MODULE!r}, ["1000"], [file])
+"""
+
+
+def children(of: int | None = None) -> list[psutil.Process]:
+    return [each for each in psutil.Process(of).children() if MODULE in each.cmdline()]
+
+
+def run(check: Check, seconds: float | None = None) -> bytes:
+    with ENDLESS.open("rb") as file:
+        return check.run(MODULE, ["1000"], [file], seconds)
+
+
+class TestRun:
+    def test_returns_what_the_child_prints(self, tmp_path: Path) -> None:
+        (tmp_path / "lines").write_bytes(b'{"a": 1}\n{}\n')
+        with (tmp_path / "lines").open("rb") as file:
+            file.read(3)
+            assert Check().run(MODULE, ["1000"], [file]) == b"[2, []]\n"
+        file = io.BufferedReader(io.BytesIO(b"{}\n"))  # type: ignore[assignment,arg-type]
+        assert Check().run(MODULE, ["1000"], [file]) == b"[1, []]\n"
+
+    def test_ends_when_its_time_is_over(self) -> None:
+        with pytest.raises(TimeoutError):
+            run(Check(), seconds=0.2)
+        assert not children()
+
+    def test_a_child_that_fails_has_no_result(self) -> None:
+        with ENDLESS.open("rb") as file, pytest.raises(ChildProcessError):
+            Check().run(MODULE, ["no number"], [file])
+
+
+class TestCancel:
+    def test_ends_the_child(self) -> None:
+        check, raised = Check(), []
+
+        def work() -> None:
+            try:
+                run(check)
+            except CheckCancelledError:
+                raised.append(True)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        until(children, "the child", seconds=30)
+        check.cancel()
+        thread.join(30)
+        assert raised
+        assert not children()
+
+    def test_before_its_start_lets_it_not_start(self) -> None:
+        check = Check()
+        check.cancel()
+        with pytest.raises(CheckCancelledError):
+            run(check)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's death")
+def test_the_child_ends_with_the_process_that_started_it() -> None:
+    with subprocess.Popen([sys.executable, "-c", PARENT]) as parent:
+        until(lambda: children(parent.pid), "the child", seconds=30)
+        (child,) = children(parent.pid)
+        until(lambda: child.nice() > 0, "the child's main", seconds=30)
+        parent.kill()
+    until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, "its end", seconds=30)

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from app.db.engine import Sessions, transaction
+from app.db.files import files
+from app.db.tables import Project
+from app.errors import InvalidDataset, TooLarge
+from app.services.datasets.check_process import Check
+from app.services.files import ingest
+from app.services.files.ingest import FORGOTTEN_AFTER_SECONDS, NewFile, StagedFile, accept, sweep_staging
+from app.storage import LocalStorage
+from tests.factories import chat_lines
+
+FINE_TUNE = NewFile("fine-tune", "a.jsonl")
+
+
+@pytest.fixture
+def staged(storage: LocalStorage) -> StagedFile:
+    staged = StagedFile(storage.staging, max_bytes=1 << 20)
+    staged.write(chat_lines())
+    return staged
+
+
+class TestStagedFile:
+    def test_counts_and_hashes_what_it_writes(self, tmp_path: Path) -> None:
+        staged = StagedFile(tmp_path, max_bytes=100)
+        for chunk in (b"abc", b"", b"def"):
+            staged.write(chunk)
+        assert (staged.size_bytes, staged.sha256) == (6, hashlib.sha256(b"abcdef").hexdigest())
+        assert staged.path.read_bytes() == b"abcdef"
+        staged.discard()
+        staged.discard()
+        assert list(tmp_path.iterdir()) == []
+
+    def test_hands_every_byte_but_the_last_few_to_the_disk_once(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        handed: list[tuple[int, int]] = []
+        monkeypatch.setattr(ingest, "begin_writeback", lambda _, start, size: handed.append((start, size)))
+        monkeypatch.setattr(ingest, "WRITEBACK_BYTES", 10)
+        staged = StagedFile(tmp_path, max_bytes=100)
+        for size in (4, 5, 3, 25, 9):
+            staged.write(b"x" * size)
+        assert handed == [(0, 12), (12, 25)]
+        staged.discard()
+
+    def test_refuses_the_first_byte_too_many(self, tmp_path: Path) -> None:
+        staged = StagedFile(tmp_path, max_bytes=5)
+        staged.write(b"12345")
+        with pytest.raises(TooLarge, match="5 bytes"):
+            staged.write(b"6")
+        staged.discard()
+
+
+class TestAccept:
+    def test_stores_the_bytes_and_then_the_row(
+        self, sessions: Sessions, storage: LocalStorage, project: Project, staged: StagedFile
+    ) -> None:
+        file = accept(sessions, storage, project.id, FINE_TUNE, staged, 1 << 20, Check())
+        assert (file.line_count, file.bytes) == (12, staged.size_bytes)
+        with storage.open(file.storage_key) as stored:
+            assert stored.read() == chat_lines()
+        assert not staged.path.exists()
+
+    def test_counts_no_blank_lines(
+        self, sessions: Sessions, storage: LocalStorage, project: Project, staged: StagedFile
+    ) -> None:
+        staged.write(b"\n  \n" + chat_lines(2))
+        assert accept(sessions, storage, project.id, FINE_TUNE, staged, 1 << 20, Check()).line_count == 14
+
+    def test_stores_nothing_of_a_file_that_is_refused(
+        self, sessions: Sessions, storage: LocalStorage, project: Project, staged: StagedFile
+    ) -> None:
+        staged.write(b"oops\n")
+        with pytest.raises(InvalidDataset, match="Line 13"):
+            accept(sessions, storage, project.id, FINE_TUNE, staged, 1 << 20, Check())
+        assert not storage.objects.exists() or list(storage.objects.rglob("*")) == []
+        staged.discard()
+
+    def test_keeps_the_bytes_when_the_answer_to_the_commit_was_lost(
+        self,
+        sessions: Sessions,
+        storage: LocalStorage,
+        project: Project,
+        staged: StagedFile,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        @contextmanager
+        def losing_the_answer(sessions: Sessions) -> Iterator[Session]:
+            with transaction(sessions) as session:
+                yield session
+            raise OperationalError("COMMIT", {}, Exception("connection lost"))
+
+        monkeypatch.setattr("app.services.files.ingest.transaction", losing_the_answer)
+        with pytest.raises(OperationalError):
+            accept(sessions, storage, project.id, FINE_TUNE, staged, 1 << 20, Check())
+        with transaction(sessions) as session:
+            (file,) = files.page(session, project.id, 10)
+        assert storage.stat(file.storage_key).size_bytes == file.bytes
+
+
+class TestSweepStaging:
+    def test_removes_only_what_a_killed_process_left_long_ago(self, storage: LocalStorage) -> None:
+        old, new = StagedFile(storage.staging, 10), StagedFile(storage.staging, 10)
+        for staged in (old, new):
+            staged.close()
+        long_ago = time.time() - FORGOTTEN_AFTER_SECONDS - 1
+        os.utime(old.path, (long_ago, long_ago))
+        other = storage.staging / "of-somebody-else"
+        other.touch()
+        os.utime(other, (long_ago, long_ago))
+        sweep_staging(storage)
+        assert {path.name for path in storage.staging.iterdir()} == {new.path.name, other.name}

@@ -1,0 +1,89 @@
+"""Exit code and last record -> reason: the whole table."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import pytest
+
+from app.domain.jobs.events import Done, Failed, Stopped
+from app.domain.jobs.states import FINAL_STATE, JobState, Reason
+from worker.jobs.exit_classification import Ending, judge
+
+DONE = Done(run_id="r", step=4, trained_tokens=400, directory="d")
+STOPPED = Stopped(run_id="r", reason=Reason.PAUSED, step=7)
+
+
+def failed(reason: Reason) -> Failed:
+    return Failed(run_id="r", reason=reason, message="because", param="lora.r")
+
+
+@pytest.mark.parametrize(
+    ("ending", "reason"),
+    [
+        ({"exit_code": 0, "final": DONE}, Reason.DONE),
+        ({"exit_code": -signal.SIGSEGV, "final": DONE}, Reason.DONE),
+        ({"exit_code": 0, "final": DONE, "stalled": True}, Reason.DONE),
+        ({"exit_code": 0}, Reason.TRAINER_CRASHED),
+        ({"exit_code": 64}, Reason.INVALID_SPEC),
+        ({"exit_code": 70}, Reason.TRAINER_CRASHED),
+        ({"exit_code": 70, "final": failed(Reason.TRAINER_CRASHED)}, Reason.TRAINER_CRASHED),
+        ({"exit_code": 70, "final": failed(Reason.STORAGE_FULL)}, Reason.STORAGE_FULL),
+        ({"exit_code": 64, "final": failed(Reason.NON_FINITE_LOSS)}, Reason.NON_FINITE_LOSS),
+        ({"exit_code": 71}, Reason.OUT_OF_MEMORY),
+        ({"exit_code": 75}, Reason.DRAINED),
+        ({"exit_code": 76, "pause_asked": True, "final": STOPPED}, Reason.PAUSED),
+        ({"exit_code": 76, "final": STOPPED}, Reason.TRAINER_CRASHED),
+        ({"exit_code": 77}, Reason.TRAINER_CRASHED),
+        ({"exit_code": -signal.SIGTERM, "drain_asked": True}, Reason.DRAINED),
+        ({"exit_code": -signal.SIGKILL, "drain_asked": True}, Reason.DRAINED),
+        ({"exit_code": None, "drain_asked": True}, Reason.DRAINED),
+        ({"exit_code": -signal.SIGTERM}, Reason.TRAINER_CRASHED),
+        ({"exit_code": -signal.SIGKILL}, Reason.TRAINER_CRASHED),
+        ({"exit_code": None}, Reason.TRAINER_CRASHED),
+        ({"exit_code": -signal.SIGKILL, "stalled": True}, Reason.STALLED),
+        ({"exit_code": -signal.SIGKILL, "oom_killed": True}, Reason.KILLED_FOR_MEMORY),
+        ({"exit_code": -signal.SIGKILL, "oom_killed": True, "memory_kills": 1}, Reason.KILLED_FOR_MEMORY),
+        ({"exit_code": -signal.SIGKILL, "oom_killed": True, "memory_kills": 2}, Reason.OUT_OF_MEMORY),
+        ({"exit_code": 137}, Reason.TRAINER_CRASHED),
+        ({"exit_code": 137, "oom_killed": True}, Reason.KILLED_FOR_MEMORY),
+        ({"exit_code": 137, "oom_killed": True, "memory_kills": 2}, Reason.OUT_OF_MEMORY),
+        ({"exit_code": 1, "oom_killed": True, "memory_kills": 2}, Reason.TRAINER_CRASHED),
+        ({"exit_code": -200}, Reason.TRAINER_CRASHED),
+    ],
+)
+def test_every_ending_has_its_reason(ending: dict[str, Any], reason: Reason) -> None:
+    assert judge(Ending(**ending)).reason == reason
+
+
+@pytest.mark.parametrize("reason", list(Reason))
+def test_a_trainer_is_believed_only_when_it_gives_a_reason_to_fail_or_a_full_disk(reason: Reason) -> None:
+    outcome = judge(Ending(exit_code=70, final=failed(reason)))
+    fails = FINAL_STATE[reason] == JobState.FAILED and reason != Reason.WORKER_CRASH_LOOP
+    if fails or reason == Reason.STORAGE_FULL:
+        assert (outcome.reason, outcome.message, outcome.param) == (reason, "because", "lora.r")
+    else:
+        assert outcome.reason == Reason.TRAINER_CRASHED
+
+
+def test_what_postgresql_could_not_hold_is_made_harmless() -> None:
+    final = Failed(run_id="r", reason=Reason.NON_FINITE_LOSS, message="a\x00b" + "x" * 10_000, param="p\x00")
+    outcome = judge(Ending(exit_code=64, final=final))
+    assert outcome.message.startswith("a\ufffdbx")
+    assert len(outcome.message) == 8_000
+    assert outcome.param == "p\ufffd"
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "text"),
+    [
+        (-signal.SIGSEGV, "The trainer was ended by SIGSEGV"),
+        (-200, "The trainer was ended by signal 200"),
+        (3, "The trainer ended with exit code 3"),
+        (0, "The trainer ended without a result"),
+        (None, "The trainer did not go when it was killed"),
+    ],
+)
+def test_a_crash_says_how_it_ended(exit_code: int | None, text: str) -> None:
+    assert judge(Ending(exit_code=exit_code)).message == text

@@ -1,0 +1,134 @@
+"""Keeping a lease: renewals, writes that are repeated, claims whose COMMIT was not answered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from app.db.engine import transaction
+from app.db.jobs import claims
+from app.db.jobs.claims import FencedError, Lease
+from app.db.tables import Attempt, Job, JobEvent
+from app.domain.scheduling.worker_capacity import Offer
+from tests.worker.bench import OWNER, Bench
+from worker.jobs.lease import Claimer, LeaseKeeper, OutOfTouch, boottime_seconds
+
+CONNECTION_LOST = psycopg.OperationalError("server closed the connection unexpectedly")
+AWAY = OperationalError("COMMIT", {}, CONNECTION_LOST)
+
+
+@pytest.fixture
+def keeper(bench: Bench) -> Iterator[LeaseKeeper]:
+    job = bench.queued()
+    claimed = bench.claim(ttl_seconds=10)
+    with LeaseKeeper(bench.resources, Lease(job.id, claimed.attempt, OWNER), boottime_seconds()) as keeper:
+        yield keeper
+
+
+def row(bench: Bench, keeper: LeaseKeeper) -> Job:
+    with transaction(bench.sessions) as session:
+        return session.get_one(Job, keeper.lease.job_id)
+
+
+def test_the_lease_is_renewed_before_it_runs_out(bench: Bench, keeper: LeaseKeeper) -> None:
+    first = row(bench, keeper).lease_expires_at
+    bench.until(lambda: row(bench, keeper).lease_expires_at != first, "a renewal")
+    assert keeper.unconfirmed_seconds < 2
+
+
+def test_a_pause_is_seen(bench: Bench, keeper: LeaseKeeper) -> None:
+    with transaction(bench.sessions) as session:
+        session.get_one(Job, keeper.lease.job_id).desired = "pause"
+    bench.until(lambda: keeper.desired == "pause", "the look")
+
+
+def test_a_cancel_fences(bench: Bench, keeper: LeaseKeeper) -> None:
+    bench.cancel(row(bench, keeper))
+    bench.until(lambda: keeper.fenced, "the look")
+    with pytest.raises(FencedError):
+        keeper.say("too late")
+
+
+def test_a_write_is_repeated_while_the_database_is_away(bench: Bench, keeper: LeaseKeeper) -> None:
+    failures = [AWAY, AWAY]
+
+    def write(session: Session) -> str:
+        if failures:
+            raise failures.pop()
+        return claims.note(session, keeper.lease, phase="training").phase or ""
+
+    assert keeper.transact(write) == "training"
+
+
+def test_an_event_whose_commit_was_not_answered_is_told_once(
+    bench: Bench, keeper: LeaseKeeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The COMMIT worked, its answer was lost: the repetition finds the event there."""
+    lost = [CONNECTION_LOST]
+    told = row(bench, keeper).event_seq
+    engine_commit = bench.resources.engine.dialect.do_commit
+
+    def do_commit(connection: object) -> None:
+        engine_commit(connection)  # type: ignore[arg-type]
+        if lost and row_count(bench, keeper) > told:
+            raise lost.pop()
+
+    monkeypatch.setattr(bench.resources.engine.dialect, "do_commit", do_commit)
+    keeper.say("once")
+    monkeypatch.undo()
+    with transaction(bench.sessions) as session:
+        messages = list(session.scalars(select(JobEvent.message).where(JobEvent.job_id == keeper.lease.job_id)))
+    assert messages.count("once") == 1
+
+
+def row_count(bench: Bench, keeper: LeaseKeeper) -> int:
+    with bench.resources.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        return len(connection.execute(select(JobEvent.seq).where(JobEvent.job_id == keeper.lease.job_id)).all())
+
+
+def test_when_the_lease_has_run_out_meanwhile_nothing_is_known(
+    bench: Bench, keeper: LeaseKeeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LeaseKeeper, "unconfirmed_seconds", property(lambda keeper: 11.0))
+
+    def write(session: Session) -> None:
+        raise AWAY
+
+    with pytest.raises(OutOfTouch):
+        keeper.transact(write)
+    assert keeper.fenced
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_a_claim_says_how_many_gpus_its_seconds_are_of(bench: Bench, gpus: int) -> None:
+    job = bench.queued()
+    offer = Offer("cuda", 1 << 40, gpus=gpus)
+    assert Claimer(bench.resources, "train", OWNER, lambda: offer).take() is not None
+    with transaction(bench.resources.sessions) as session:
+        found = session.scalars(select(Attempt).where(Attempt.job_id == job.id, Attempt.kind == "train"))
+        assert [attempt.gpus for attempt in found] == [gpus]
+
+
+def test_a_claim_whose_commit_was_not_answered_is_taken_up(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = bench.queued()
+    claimer = Claimer(bench.resources, "train", OWNER)
+    engine_commit = bench.resources.engine.dialect.do_commit
+
+    def do_commit(connection: object) -> None:
+        engine_commit(connection)  # type: ignore[arg-type]
+        raise CONNECTION_LOST
+
+    monkeypatch.setattr(bench.resources.engine.dialect, "do_commit", do_commit)
+    with pytest.raises(OperationalError, match="closed the connection"):
+        claimer.take()
+    monkeypatch.undo()
+    assert bench.job(job).state == "running"
+    taken = claimer.take()
+    assert taken is not None
+    assert (taken[0].id, taken[0].attempt, bench.job(job).attempt) == (job.id, 2, 2)
+    assert claimer.take() is None

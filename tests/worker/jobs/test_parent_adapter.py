@@ -1,0 +1,84 @@
+"""Continued training through the worker: the adapter's files come out of storage, verified, and reach the trainer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from app.db import models
+from app.db.engine import transaction
+from app.db.files import files
+from app.db.tables import Job
+from app.domain.jobs.lora_parameters import Ancestor
+from app.domain.jobs.spec import JobSpec
+from tests.factories import chat_lines
+from tests.worker.bench import OWNER, Bench
+from worker.jobs.supervisor import Supervisor
+from worker.validation.validate import Validator
+
+pytestmark = pytest.mark.timeout(240)
+BODY = {"hyperparameters": {"n_epochs": 1, "batch_size": 4}, "lora": {"r": 4, "use_dora": True}}
+ONE_STEP = {"hyperparameters": {"max_steps": 1, "batch_size": 12, "learning_rate": 1e-9}}
+
+
+def finished(bench: Bench, job: Job) -> Job:
+    bench.resources.settings.stall_seconds = 100.0
+    while Validator(bench.resources, "cpu0@test#1").take_one():
+        pass
+    assert Supervisor(bench.resources, OWNER, bench.trainer_lock).take_one()
+    return bench.job(job)
+
+
+def continued(bench: Bench, ancestor: Job) -> Job:
+    assert ancestor.fine_tuned_model is not None
+    follows = Ancestor(ancestor.fine_tuned_model, JobSpec.model_validate(ancestor.spec).lora)
+    return bench.created(chat_lines(), body=ONE_STEP, ancestor=follows)
+
+
+def stored(bench: Bench, job: Job, filename: str) -> Path:
+    """Where storage keeps a file of the final adapter."""
+    (final, *_) = bench.checkpoints(job)
+    file = next(bench.file(id) for id in final.file_ids if bench.file(id).filename == filename)
+    return bench.resources.settings.storage_dir / "objects" / file.storage_key
+
+
+def test_a_job_on_a_trained_model_starts_where_that_one_ended(bench: Bench) -> None:
+    ancestor = finished(bench, bench.created(body=BODY, suffix="first"))
+    assert ancestor.state == "succeeded", bench.messages(ancestor)
+    waiting = continued(bench, ancestor)
+    with transaction(bench.sessions) as session:  # whoever deletes it now takes nothing away from the job
+        model = models.get_tuned(session, bench.project.id, str(ancestor.fine_tuned_model))
+        assert model is not None
+        models.delete_tuned(session, model)
+        files.delete_all(session, bench.checkpoints(ancestor)[0].file_ids)
+    with transaction(bench.sessions) as session:
+        assert not files.purgeable(session)
+    job = finished(bench, waiting)
+    assert job.state == "succeeded", bench.messages(job)
+
+    manifest = json.loads(stored(bench, job, "MANIFEST.json").read_text())
+    config = json.loads(stored(bench, job, "adapter_config.json").read_text())
+    assert manifest["continued_from"]["model"] == ancestor.fine_tuned_model
+    assert config["base_model_name_or_path"] == "tiny"
+    assert str(job.fine_tuned_model).startswith("ft:tiny:")
+    before, after = bench.metrics(ancestor)[-1]["train_loss"], bench.metrics(job)[0]["train_loss"]
+    first = bench.metrics(ancestor)[0]["train_loss"]
+    assert abs(after - before) < 0.5 * abs(first - before)  # not the base model's loss again
+
+
+def test_an_ancestor_that_is_not_whole_ends_the_job_with_a_sentence_and_never_with_a_new_start(bench: Bench) -> None:
+    ancestor = finished(bench, bench.created(body=BODY))
+    weights = stored(bench, ancestor, "adapter_model.safetensors")
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    altered = finished(bench, continued(bench, ancestor))
+    assert (altered.state, altered.error_code, altered.error_param) == ("failed", "server_error", "model")
+    assert "adapter_model.safetensors" in str(altered.error_message)
+
+    stored(bench, ancestor, "MANIFEST.json").unlink()
+    gone = finished(bench, continued(bench, ancestor))
+    assert (gone.state, gone.error_code) == ("failed", "server_error")
+    assert "gone from storage" in str(gone.error_message)

@@ -1,0 +1,103 @@
+"""Continued training: a run that starts from the tensors of an earlier adapter."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from app.domain.artifacts import artifact_directory
+from app.domain.jobs.events import Command, SnapshotSaved
+from app.domain.jobs.spec import QuantizationSpec
+from app.domain.jobs.states import ExitCode, Reason
+from tests.worker.trainer.house import failure, final_adapter, load_tiny, make_spec, prepare, run_here
+
+VARIANT: dict[str, Any] = {
+    "use_dora": True,
+    "modules_to_save": ["lm_head"],
+    "rank_pattern": {"q_proj": 2},
+    "alpha_pattern": {"v_proj": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def earlier(tiny: Path, examples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("earlier")
+    code, log = run_here(make_spec(tiny, examples, **VARIANT), workdir)
+    assert code == 0, log.last
+    return workdir / str(log.last.directory)
+
+
+def from_it(earlier: Path, **changes: Any) -> dict[str, Any]:
+    return VARIANT | {
+        "start_adapter": earlier,
+        "start_adapter_sha256": artifact_directory.sha256_file(earlier / "MANIFEST.json"),
+        "start_adapter_name": "ft:tiny:tunery::0a1b2c3d",
+    } | changes  # fmt: skip
+
+
+class TestContinuedTraining:
+    @pytest.mark.parametrize(
+        "width", [QuantizationSpec(), QuantizationSpec(bits=8), None], ids=["NF4", "8 bits", "16 bits"]
+    )
+    def test_starts_from_every_tensor_of_the_earlier_adapter_on_any_width_of_the_base(
+        self, tiny: Path, examples: Path, earlier: Path, width: QuantizationSpec | None
+    ) -> None:
+        spec = make_spec(tiny, examples, quantization=width, **from_it(earlier))
+        run = prepare(spec, load_tiny(tiny, width), Path("unused"))
+        tensors = load_file(earlier / "adapter_model.safetensors")
+        assert run.adapter.named_parameters().keys() == tensors.keys()
+        assert all(torch.equal(run.adapter.named_parameters()[name], tensor) for name, tensor in tensors.items())
+        assert (run.step, run.optimizer.state) == (0, {})
+
+    def test_the_new_adapter_stands_on_the_base_model_and_names_its_ancestor(
+        self, tiny: Path, examples: Path, earlier: Path, tmp_path: Path
+    ) -> None:
+        code, log = run_here(make_spec(tiny, examples, **from_it(earlier)), tmp_path)
+        assert code == ExitCode.DONE, log.last
+        assert log.losses[0] < 4  # the base model's is 5.5
+        directory = tmp_path / log.last.directory
+        assert json.loads((directory / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
+        assert artifact_directory.verify(directory)["continued_from"] == {
+            "model": "ft:tiny:tunery::0a1b2c3d",
+            "manifest_sha256": artifact_directory.sha256_file(earlier / "MANIFEST.json"),
+        }
+        assert artifact_directory.verify(earlier)["continued_from"] is None
+
+    def test_resumes_to_the_bit_and_only_from_the_same_ancestor(
+        self, tiny: Path, examples: Path, earlier: Path, tmp_path: Path
+    ) -> None:
+        asked = from_it(earlier, dropout=0.2)
+        _, whole = run_here(make_spec(tiny, examples, **asked), tmp_path / "whole")
+        _, first = run_here(make_spec(tiny, examples, **asked), tmp_path / "first", stop_at=(2, Command.DRAIN))
+        snapshot = tmp_path / "first" / first.of(SnapshotSaved)[-1].directory
+        code, second = run_here(make_spec(tiny, examples, resume_from=snapshot, **asked), tmp_path / "second")
+        assert code == ExitCode.DONE, second.last
+        one, other = final_adapter(whole, tmp_path / "whole"), final_adapter(second, tmp_path / "second")
+        assert all(torch.equal(one[name], other[name]) for name in one)
+        anew = make_spec(tiny, examples, resume_from=snapshot, **VARIANT, dropout=0.2)
+        code, log = run_here(anew, tmp_path / "anew")
+        assert code == ExitCode.BAD_SPEC
+        assert "start_adapter_sha256" in failure(log).message
+
+    @pytest.mark.parametrize(
+        "changes", [{"r": 8}, {"use_dora": False}, {"modules_to_save": []}, {"target_modules": ["q_proj", "v_proj"]}]
+    )
+    def test_other_lora_knobs_than_the_earlier_ones_are_refused(
+        self, tiny: Path, examples: Path, earlier: Path, tmp_path: Path, changes: dict[str, Any]
+    ) -> None:
+        code, log = run_here(make_spec(tiny, examples, **from_it(earlier, **changes)), tmp_path)
+        assert (code, failure(log).reason) == (ExitCode.BAD_SPEC, Reason.INVALID_SPEC)
+        assert "give the same lora knobs" in failure(log).message
+
+    def test_a_damaged_or_another_adapter_is_never_started_from(
+        self, tiny: Path, examples: Path, earlier: Path, tmp_path: Path
+    ) -> None:
+        for asked in (from_it(earlier, start_adapter_sha256="0" * 64), from_it(earlier) | {"start_adapter": tmp_path}):
+            code, log = run_here(make_spec(tiny, examples, **asked), tmp_path / "work")
+            assert (code, failure(log).reason) == (ExitCode.INTERNAL, Reason.TRAINER_CRASHED)
+            assert "damaged" in failure(log).message

@@ -1,0 +1,211 @@
+"""The card of an adapter advises what works: its Python and its shell run, its advice follows the rules of engines."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from typer.testing import CliRunner
+
+from app.cli.main import app as command_line
+from app.domain.artifacts.engines import VLLM_MAX_LORA_RANKS, Engine, largest_rank, problems
+from app.domain.jobs.spec import LoraSpec
+from tests.worker.trainer import plain_peft
+from tests.worker.trainer.house import make_spec, run_here
+from worker.trainer.checkpoint.model_card import merged_card, model_card
+
+README = Path(__file__).parents[4] / "README.md"
+PYTHON = re.compile(r"```python\n(.*?)```", re.S)
+SHELL = re.compile(r"```sh\n(.*?)```", re.S)
+NF4 = {"bits": 4, "type": "nf4", "double_quant": True, "compute_dtype": "bfloat16"}
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "rank 24": {"r": 24},
+    "rsLoRA": {"use_rslora": True},
+    "rank_pattern": {"rank_pattern": {"q_proj": 40}},
+    "rank above 512": {"rank_pattern": {"q_proj": 600}},
+    "alpha_pattern": {"alpha_pattern": {"v_proj": 3}},
+    "DoRA": {"use_dora": True},
+    "modules_to_save": {"modules_to_save": ["lm_head"]},
+    "everything": {"use_dora": True, "use_rslora": True, "modules_to_save": ["norm"], "rank_pattern": {"q_proj": 2}},
+}
+# What loads the adapter itself into an engine.
+LOADERS = {
+    Engine.VLLM: "--lora-modules tuned=ADAPTER_DIRECTORY",
+    Engine.LLAMA_CPP: "convert_lora_to_gguf.py ADAPTER_DIRECTORY",
+    Engine.SGLANG: "--lora-paths tuned=ADAPTER_DIRECTORY",
+}
+NOTE_COMMANDS = """\
+#!/bin/sh
+printf '%s\\0' "$(basename "$0")" "$@" '--end--' >> "$NOTED"
+"""
+
+
+def about(quantization: dict[str, Any] | None = None, method: str = "supervised", **lora: Any) -> dict[str, Any]:
+    return {
+        "base_model": {"name": "tiny"}, "step": 1, "epoch": 1.0, "trained_tokens": 5, "seed": 1, "method": method,
+        "metrics": {"train_loss": 0.5}, "quantization": quantization, "hyperparameters": {},
+        "lora": LoraSpec.model_validate({"r": 16, "alpha": 32, "target_modules": ["q_proj"]} | lora).model_dump(),
+    }  # fmt: skip
+
+
+def row(card: str, engine: Engine) -> str:
+    (found,) = re.findall(rf"^\| {re.escape(engine)} [^|]*\| (.*) \|$", card, re.M)
+    return str(found)
+
+
+@pytest.mark.parametrize("method", ["supervised", "dpo"])
+@pytest.mark.parametrize("kind", KINDS)
+class TestAdvice:
+    def test_an_engine_is_given_the_adapter_exactly_where_it_computes_the_same(self, kind: str, method: str) -> None:
+        card, lora = (
+            model_card(about(method=method, **KINDS[kind])),
+            LoraSpec.model_validate(about(**KINDS[kind])["lora"]),
+        )
+        for engine in Engine:
+            found = problems(engine, lora)
+            assert row(card, engine).startswith("merge it first") == bool(found), engine
+            assert (LOADERS.get(engine, "no loader") in card) == (not found), engine
+            for problem in found:
+                assert problem.rule.reason in row(card, engine)
+
+    def test_vllms_maximum_rank_is_one_that_it_accepts_and_admits_the_adapter(self, kind: str, method: str) -> None:
+        card = model_card(about(method=method, **KINDS[kind]))
+        largest = largest_rank(LoraSpec.model_validate(about(**KINDS[kind])["lora"]))
+        given = [int(rank) for rank in re.findall(r"--max-lora-rank (\d+)", card)]
+        assert given == [rank for rank in VLLM_MAX_LORA_RANKS if rank >= largest][:1] or "merge" in row(
+            card, Engine.VLLM
+        )
+
+    def test_merging_is_described_and_no_adapter_goes_into_a_modelfile(self, kind: str, method: str) -> None:
+        card = model_card(about(method=method, **KINDS[kind]))
+        assert "FROM ./model.gguf" in card
+        assert not re.search(r"\bADAPTER [^_]", card)
+        assert "convert_hf_to_gguf.py MODEL_DIRECTORY" in card
+        assert "sentencepiece" in card
+
+
+def test_the_reader_can_find_out_whether_the_adapter_has_an_effect() -> None:
+    card = model_card(about())
+    assert "has no effect" in card
+    assert "base_model_name_or_path" in card
+
+
+@pytest.mark.parametrize("kind", ["rank_pattern", "alpha_pattern"])
+def test_an_earlier_vllm_is_warned_of(kind: str) -> None:
+    assert "Merge it for an earlier release" in row(model_card(about(**KINDS[kind])), Engine.VLLM)
+
+
+class TestWidth:
+    def test_of_nf4_it_says_what_was_measured(self) -> None:
+        assert "643 of\n645 positions" in model_card(about(NF4))
+
+    @pytest.mark.parametrize(
+        "width", [NF4 | {"type": "fp4"}, {"bits": 8, "type": None, "double_quant": None, "compute_dtype": "float16"}]
+    )
+    def test_of_other_widths_it_says_that_nothing_was(self, width: dict[str, Any]) -> None:
+        card = model_card(about(width))
+        assert "has not been measured" in card
+        assert "645" not in card
+
+    def test_of_16_bits_it_says_nothing(self) -> None:
+        card = model_card(about(None))
+        assert "BitsAndBytesConfig" not in card
+
+    @pytest.mark.parametrize("width", [NF4, NF4 | {"type": "fp4", "compute_dtype": "float32"}])
+    def test_the_base_can_be_loaded_as_it_says(self, tiny: Path, width: dict[str, Any]) -> None:
+        (expression,) = re.findall(r"`quantization_config=(.*)`", model_card(about(width)))
+        config = eval(expression, {"BitsAndBytesConfig": BitsAndBytesConfig, "torch": torch})
+        with plain_peft.quiet():
+            model = AutoModelForCausalLM.from_pretrained(tiny, quantization_config=config, dtype=torch.bfloat16)
+        assert model.model.layers[0].self_attn.q_proj.quant_state.quant_type == width["type"]
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny: Path, examples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("trained")
+    code, log = run_here(make_spec(tiny, examples, r=24, max_steps=1), workdir)
+    assert code == 0, log.last
+    return workdir / str(log.last.directory)
+
+
+class TestCommands:
+    def test_the_python_block_answers_a_question(self, tiny: Path, adapter: Path) -> None:
+        (block,) = PYTHON.findall(_filled((adapter / "README.md").read_text(), tiny, adapter))
+        said = io.StringIO()
+        with plain_peft.quiet(), contextlib.redirect_stdout(said):
+            exec(compile(block, "README.md", "exec"), {})
+        assert said.getvalue().endswith("\n")
+
+    def test_the_readmes_python_block_does_too(self, tiny: Path, adapter: Path) -> None:
+        (block,) = [block for block in PYTHON.findall(README.read_text(encoding="utf-8")) if '"BASE"' in block]
+        block = block.replace('"BASE"', f'"{tiny}"').replace('"my-adapter"', f'"{adapter}"')
+        with plain_peft.quiet(), contextlib.redirect_stdout(io.StringIO()):
+            exec(compile(block, "README.md", "exec"), {})
+
+    def test_the_merge_makes_the_model_that_the_merged_card_loads(
+        self, tiny: Path, adapter: Path, tmp_path: Path
+    ) -> None:
+        card = _filled((adapter / "README.md").read_text(), tiny, adapter, tmp_path / "merged")
+        (command,) = re.findall(r"`python (-m worker\.trainer\.merge .*?)`", card)
+        subprocess.run([sys.executable, *shlex.split(command)], check=True, capture_output=True)
+        merged = (tmp_path / "merged" / "README.md").read_text()
+        (block,) = PYTHON.findall(merged.replace("MODEL_DIRECTORY", str(tmp_path / "merged")))
+        world: dict[str, Any] = {}
+        with plain_peft.quiet():
+            exec(compile(block, "README.md", "exec"), world)
+        assert world["model"].config.model_type == "llama"
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_every_shell_block_runs_and_gives_its_programs_whole_arguments(self, kind: str, tmp_path: Path) -> None:
+        ran = _run_noted(SHELL.findall(model_card(about(**KINDS[kind]))), tmp_path)
+        assert {words[0] for words in ran} <= {"vllm", "curl", "git", "pip", "python", "llama-server", "ollama"}
+        for words in (words for words in ran if words[0] == "curl"):
+            assert json.loads(words[words.index("-d") + 1])["model"] in ("BASE_DIRECTORY", "tuned")
+        assert (tmp_path / "Modelfile").read_text() == "FROM ./model.gguf\n"
+        assert ran[-1] == ["ollama", "create", "tuned", "--file", "Modelfile"]
+
+    def test_the_merged_models_shell_blocks_do_too(self, tmp_path: Path) -> None:
+        card = merged_card({"base_model": {"name": "tiny"}, "adapter": {"step": 3}})
+        assert ["vllm", "serve", "MODEL_DIRECTORY"] in _run_noted(SHELL.findall(card), tmp_path)
+
+    def test_the_tunery_commands_are_known_with_their_options(self) -> None:
+        commands = re.findall(r"`tunery (.*?)`", model_card(about()))
+        assert len(commands) == 3
+        for command in commands:
+            words = shlex.split(command)
+            shown = CliRunner().invoke(command_line, [*words[:2], "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
+            assert shown.exit_code == 0, command
+            assert all(word in shown.stdout for word in words if word.startswith("--")), command
+
+
+def _filled(card: str, base: Path, adapter: Path, model: Path | None = None) -> str:
+    names = {"BASE_DIRECTORY": base, "ADAPTER_DIRECTORY": adapter, "MODEL_DIRECTORY": model}
+    for name, path in names.items():
+        card = card.replace(name, str(path))
+    return card
+
+
+def _run_noted(blocks: list[str], directory: Path) -> list[list[str]]:
+    """Run shell blocks where every program of theirs writes its arguments down instead of doing anything."""
+    programs = directory / "bin"
+    programs.mkdir()
+    for name in ("vllm", "curl", "git", "pip", "python", "llama-server", "ollama"):
+        (programs / name).write_text(NOTE_COMMANDS)
+        (programs / name).chmod(0o755)
+    noted = directory / "noted"
+    environment = {"PATH": f"{programs}:{os.environ['PATH']}", "NOTED": str(noted)}
+    for block in blocks:
+        subprocess.run(["bash", "-euc", block], cwd=directory, env=environment, check=True)
+    return [one.strip("\0").split("\0") for one in noted.read_text().split("--end--\0") if one]

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from app.domain.jobs.spec import QuantizationSpec
+from app.domain.jobs.states import Reason
+from tests.worker.trainer.house import FLOAT32, load_tiny, make_spec, one_step, prepare
+from worker.trainer.checkpoint import verify
+from worker.trainer.checkpoint.checkpoint import save_checkpoint
+from worker.trainer.checkpoint.verify import TOLERANCE, verify_adapter
+from worker.trainer.model.base_model import Base
+from worker.trainer.runtime.failures import Failure
+from worker.trainer.state import Run
+
+Trained = tuple[Base, Run, Path]
+
+
+def train(tiny: Path, examples: Path, where: Path, quantization: QuantizationSpec | None, **changes: object) -> Trained:
+    base = load_tiny(tiny, quantization)
+    run = prepare(make_spec(tiny, examples, **changes), base, where)
+    facts = json.loads(make_spec(tiny, examples, **changes).model_dump_json())
+    run.provenance = {
+        "base_model": {"name": "tiny"},
+        "quantization": facts["quantization"],
+        "lora": facts["runs"][0]["lora"],
+        "hyperparameters": facts["runs"][0]["hyperparameters"],
+        "seed": 7,
+        "versions": {},
+    }
+    for _ in range(4):
+        one_step(base, run)
+    return base, run, save_checkpoint(run, base.name, base.directory)
+
+
+def change_tensors(directory: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    tensors = load_file(directory / "adapter_model.safetensors")
+    change(tensors)
+    save_file(tensors, directory / "adapter_model.safetensors")
+
+
+def change_config(directory: Path, **changes: object) -> None:
+    path = directory / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def a_q_proj(tensors: dict[str, torch.Tensor]) -> str:
+    return next(name for name in tensors if "q_proj.lora_B" in name)
+
+
+class TestVerifyAdapter:
+    @pytest.mark.parametrize("quantization", [FLOAT32, QuantizationSpec(), QuantizationSpec(type="fp4"), None])
+    def test_what_was_trained_passes_with_a_wide_margin(
+        self, tiny: Path, examples: Path, tmp_path: Path, quantization: QuantizationSpec | None
+    ) -> None:
+        base, run, directory = train(tiny, examples, tmp_path, quantization)
+        assert verify_adapter(base, run, directory) < TOLERANCE / 10
+
+    def test_also_with_rslora_few_targets_and_dropout(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+        base, run, directory = train(
+            tiny, examples, tmp_path, FLOAT32, use_rslora=True, target_modules=["v_proj"], dropout=0.3
+        )
+        assert verify_adapter(base, run, directory) < TOLERANCE / 10
+
+    def test_training_can_go_on_afterwards_as_if_nothing_had_happened(
+        self, tiny: Path, examples: Path, tmp_path: Path
+    ) -> None:
+        base, run, directory = train(tiny, examples, tmp_path / "a", QuantizationSpec())
+        twin_base, twin, _ = train(tiny, examples, tmp_path / "b", QuantizationSpec())
+        verify_adapter(base, run, directory)
+        assert one_step(base, run).loss == one_step(twin_base, twin).loss
+
+    def test_no_more_of_a_long_document_is_taken_than_there_is_room_for(
+        self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        base, run, directory = train(tiny, examples, tmp_path, FLOAT32)
+        monkeypatch.setattr(verify, "ROW_TOKENS", 16)
+        seen, hidden_states = [], verify.hidden_states
+
+        def watched(base: Any, batch: Any, *more: Any, **how: Any) -> torch.Tensor:
+            seen.append(len(batch.tokens_T))
+            hidden_T_D: torch.Tensor = hidden_states(base, batch, *more, **how)
+            return hidden_T_D
+
+        monkeypatch.setattr(verify, "hidden_states", watched)
+        verify_adapter(base, run, directory)
+        assert seen == [16, 16]
+
+    def test_one_altered_number_is_found(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+        base, run, directory = train(tiny, examples, tmp_path, QuantizationSpec())
+
+        def nudge(tensors: dict[str, torch.Tensor]) -> None:
+            tensors[a_q_proj(tensors)][0, 0] += 1e-6
+
+        change_tensors(directory, nudge)
+        with pytest.raises(Failure, match=r"q_proj\.lora_B\.weight is not the one") as caught:
+            verify_adapter(base, run, directory)
+        assert caught.value.reason is Reason.ADAPTER_MISMATCH
+
+    def test_a_missing_tensor_is_found(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+        base, run, directory = train(tiny, examples, tmp_path, QuantizationSpec())
+
+        def drop(tensors: dict[str, torch.Tensor]) -> None:
+            del tensors[a_q_proj(tensors)]
+
+        change_tensors(directory, drop)
+        with pytest.warns(UserWarning, match="missing"), pytest.raises(Failure):
+            verify_adapter(base, run, directory)
+
+    @pytest.mark.parametrize("changes", [{"lora_alpha": 9}, {"use_rslora": True}])
+    def test_a_wrong_scale_is_found_although_every_tensor_is_right(
+        self, tiny: Path, examples: Path, tmp_path: Path, changes: dict[str, object]
+    ) -> None:
+        base, run, directory = train(tiny, examples, tmp_path, QuantizationSpec())
+        change_config(directory, **changes)
+        with pytest.raises(Failure, match="logits differ"):
+            verify_adapter(base, run, directory)
+
+    def test_the_base_has_its_adapted_layers_back_also_after_a_failure(
+        self, tiny: Path, examples: Path, tmp_path: Path
+    ) -> None:
+        base, run, directory = train(tiny, examples, tmp_path, QuantizationSpec())
+        change_config(directory, lora_alpha=9)
+        with pytest.raises(Failure):
+            verify_adapter(base, run, directory)
+        assert all(base.model.get_submodule(name) is layer for name, layer in base.layers.items())

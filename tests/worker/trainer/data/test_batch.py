@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.domain.datasets.documents import Document
+from app.domain.datasets.render import Renderer
+from app.domain.jobs.states import Reason
+from tests.worker.trainer.house import no_keepalive
+from worker.trainer.data.batch import TokenizedDataset, pack_batches, read_dataset
+from worker.trainer.runtime.failures import Failure
+
+
+def dataset_of(*documents: tuple[list[int], list[int]]) -> TokenizedDataset:
+    """One example a document: (tokens, positions that are labelled)."""
+    dataset = TokenizedDataset()
+    for line, (tokens, labels) in enumerate(documents, 1):
+        dataset.add(line, [Document(line, tokens, [at in labels for at in range(len(tokens))])])
+    return dataset
+
+
+class TestPackBatches:
+    def test_documents_lie_end_to_end_and_positions_restart_with_each(self) -> None:
+        dataset = dataset_of(([5, 6, 7], [1, 2]), ([8, 9], [1]))
+        (batch,) = pack_batches(dataset, [0, 1], 10)
+        assert batch.tokens_T.tolist() == [5, 6, 7, 8, 9]
+        assert batch.positions_T.tolist() == [0, 1, 2, 0, 1]
+        assert batch.document_lengths == (3, 2)
+
+    def test_the_token_before_a_label_predicts_it(self) -> None:
+        dataset = dataset_of(([5, 6, 7, 4], [2]), ([8, 9], [1]))
+        (batch,) = pack_batches(dataset, [0, 1], 10)
+        assert batch.logit_positions_N.tolist() == [1, 4]
+        assert batch.targets_N.tolist() == [7, 9]
+
+    def test_a_document_longer_than_the_budget_has_a_row_of_its_own(self) -> None:
+        dataset = dataset_of(([1] * 9, [3]), ([2] * 3, [1]), ([3] * 3, [1]))
+        assert [batch.document_lengths for batch in pack_batches(dataset, [0, 1, 2], 6)] == [(9,), (3, 3)]
+
+    def test_without_packing_every_row_is_one_document(self) -> None:
+        dataset = dataset_of(([1] * 3, [1]), ([2] * 3, [1]))
+        assert [batch.document_lengths for batch in pack_batches(dataset, [0, 1], 100, packing=False)] == [(3,), (3,)]
+        assert [batch.document_lengths for batch in pack_batches(dataset, [0, 1], 100)] == [(3, 3)]
+
+    @given(st.lists(st.integers(2, 20), min_size=1, max_size=30), st.integers(1, 50))
+    def test_every_document_is_in_exactly_one_row_and_no_row_is_padded(self, lengths: list[int], budget: int) -> None:
+        dataset = dataset_of(*(([number] * length, [1]) for number, length in enumerate(lengths)))
+        made = list(pack_batches(dataset, range(len(lengths)), budget))
+        assert [length for batch in made for length in batch.document_lengths] == lengths
+        for batch in made:
+            assert len(batch.tokens_T) == sum(batch.document_lengths)
+            assert len(batch.tokens_T) <= budget or len(batch.document_lengths) == 1
+
+
+class TestReadDataset:
+    def read(self, tiny: Path, path: Path, context_length: int = 512) -> TokenizedDataset:
+        return read_dataset(
+            Renderer.from_directory(tiny), path, context_length, Reason.INVALID_TRAINING_FILE, no_keepalive
+        )
+
+    def test_labels_are_what_the_assistant_says_and_the_end_of_its_turn(self, tiny: Path, tmp_path: Path) -> None:
+        (tmp_path / "a.jsonl").write_text(
+            '{"messages": [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "xyz"}]}\n'
+        )
+        tokens, labelled = self.read(tiny, tmp_path / "a.jsonl").slice(0)
+        renderer = Renderer.from_directory(tiny)
+        learned = [token for token, is_labelled in zip(tokens, labelled, strict=True) if is_labelled]
+        assert renderer.tokenizer.decode(learned, skip_special_tokens=False) == "xyz<|im_end|>"
+
+    def test_lines_are_read_by_the_rules_of_the_job(self, tiny: Path, tmp_path: Path) -> None:
+        path, renderer = tmp_path / "a.jsonl", Renderer.from_directory(tiny)
+        path.write_text(
+            '{"messages": [{"role": "user", "content": "a"}, '
+            '{"role": "assistant", "content": "b", "refusal": "c"}]}\n\x0c\n'
+        )
+        reason = Reason.INVALID_TRAINING_FILE
+        with pytest.raises(Failure, match=r"Line 1: message 2 \(assistant\): has both content and refusal"):
+            read_dataset(renderer, path, 512, reason, no_keepalive)
+        assert len(read_dataset(renderer, path, 512, reason, no_keepalive, rules=1)) == 1
+
+    def test_documents_are_cut_at_the_context_length(self, tiny: Path, examples: Path) -> None:
+        dataset = self.read(tiny, examples, context_length=60)
+        assert all(dataset.length(document) <= 60 for document in range(len(dataset)))
+
+    def test_an_example_without_a_label_within_the_cut_contributes_nothing(self, tiny: Path, tmp_path: Path) -> None:
+        line = '{{"messages": [{{"role": "user", "content": "{}"}}, {{"role": "assistant", "content": "yes"}}]}}\n'
+        (tmp_path / "a.jsonl").write_text(line.format("q" * 500) + line.format("short"))
+        dataset = self.read(tiny, tmp_path / "a.jsonl", context_length=64)
+        assert len(dataset) == 1
+        assert list(dataset.lines) == [2]
+
+    def test_each_piece_of_a_long_text_is_an_example_of_its_own(self, tiny: Path, tmp_path: Path) -> None:
+        (tmp_path / "a.jsonl").write_text('{"text": "abcdefghij"}\n{"text": "xyz"}\n')
+        dataset = self.read(tiny, tmp_path / "a.jsonl", context_length=6)
+        assert list(dataset.lines) == [1, 1, 2]
+        texts = [Renderer.from_directory(tiny).decode(dataset.slice(document)[0]) for document in range(3)]
+        assert texts == ["abcdef", "fghij", "xyz"]
+        assert [list(dataset.slice(document)[1]) for document in range(3)] == [
+            [0] + [1] * 5,
+            [0] + [1] * 5,
+            [0, 1, 1, 1],
+        ]
+        assert dataset.labelled_tokens == 10 + 3
+
+    def test_a_file_without_any_label_is_refused_with_the_knob_to_turn(self, tiny: Path, examples: Path) -> None:
+        with pytest.raises(Failure, match="context_length") as caught:
+            self.read(tiny, examples, context_length=8)
+        assert caught.value.reason is Reason.INVALID_TRAINING_FILE
+
+    def test_a_bad_line_is_named_by_its_number(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+        (tmp_path / "a.jsonl").write_bytes(examples.read_bytes() + b'{"messages": NaN}\n')
+        with pytest.raises(Failure, match="Line 13: NaN"):
+            self.read(tiny, tmp_path / "a.jsonl")

@@ -1,0 +1,243 @@
+"""Two processes train as one. Gloo on the CPU stands for NCCL: the collectives are the same calls."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from app.domain.jobs.events import Command, Control, Done, Failed, Metric, SnapshotSaved, Started, Stopped, parse_record
+from app.domain.jobs.states import ExitCode, Reason
+from tests.worker.bench import until
+from tests.worker.trainer.house import failure, final_adapter, make_spec, run_here
+from worker.node.locks import try_lock
+from worker.trainer.distributed import parallel
+
+ROOT = Path(__file__).parents[4]
+ENDLESS = 1_000_000
+SECONDS = 120.0  # three processes that import torch, on a busy machine
+FLOAT32 = {"compute_dtype": "float32"}
+
+pytestmark = pytest.mark.timeout(240)
+
+
+class Trainer:
+    """A trainer of two processes, as its parent sees it."""
+
+    def __init__(self, workdir: Path, lock: int | None = None) -> None:
+        self.workdir = workdir
+        self.records: list[Any] = []
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the trainer
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "worker.trainer", str(workdir)],
+            cwd=ROOT,
+            env=os.environ | {"TUNERY_PARENT_PID": str(os.getpid())},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            pass_fds=() if lock is None else (lock,),
+            start_new_session=True,
+        )
+
+    def hear(self, wanted: Callable[[Any], bool]) -> Any:
+        """Read records up to the first that is wanted."""
+        assert self.process.stdout is not None
+        while line := self.process.stdout.readline():
+            self.records.append(parse_record(line))
+            if wanted(self.records[-1]):
+                return self.records[-1]
+        raise AssertionError(self.said())
+
+    def hear_metric(self) -> Metric:
+        metric: Metric = self.hear(lambda record: isinstance(record, Metric))
+        return metric
+
+    def tell(self, command: Command, run_id: str = "run-a") -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(Control(command=command, run_id=run_id).model_dump_json().encode() + b"\n")
+        self.process.stdin.flush()
+
+    def end(self) -> int:
+        assert self.process.stdout is not None
+        self.records += [parse_record(line) for line in self.process.stdout]
+        return self.process.wait(SECONDS)
+
+    def ranks(self) -> list[psutil.Process]:
+        return [
+            each
+            for each in psutil.Process(self.process.pid).children()
+            if "worker.trainer.distributed.torchrun_rank" in each.cmdline()
+        ]
+
+    def losses(self) -> dict[int, float]:
+        return {record.step: record.train_loss for record in self.records if isinstance(record, Metric)}
+
+    def adapter(self) -> dict[str, torch.Tensor]:
+        assert isinstance(self.records[-1], Done), self.said()
+        return load_file(self.workdir / self.records[-1].directory / "adapter_model.safetensors")
+
+    def said(self) -> str:
+        self.log.seek(0)
+        return self.log.read().decode()
+
+
+@pytest.fixture
+def start(tiny: Path, examples: Path, tmp_path: Path) -> Iterator[Callable[..., Trainer]]:
+    started: list[Trainer] = []
+
+    def start(lock: int | None = None, **changes: Any) -> Trainer:
+        spec = make_spec(tiny, examples, **({"quantization": FLOAT32, "world_size": 2} | changes))
+        workdir = tmp_path / f"work-{len(started)}"
+        workdir.mkdir()
+        (workdir / "spec.json").write_text(spec.model_dump_json())
+        started.append(Trainer(workdir, lock))
+        return started[-1]
+
+    yield start
+    for trainer in started:
+        trainer.process.kill()
+        trainer.process.communicate()
+        trainer.log.close()
+
+
+class TestEqualToOne:
+    def test_losses_and_the_adapter_are_those_of_one_process(
+        self, start: Callable[..., Trainer], tiny: Path, examples: Path, tmp_path: Path
+    ) -> None:
+        knobs = {"batch_size": 11, "validation_file": examples, "n_epochs": 3}  # the 12th example is a step of its own
+        code, alone = run_here(make_spec(tiny, examples, quantization=FLOAT32, **knobs), tmp_path / "alone")
+        two = start(**knobs)
+        assert (code, two.end()) == (0, 0), two.said()
+        assert sum(isinstance(record, Started | Done) for record in two.records) == 2  # one of them speaks
+        for mine, theirs in zip(
+            alone.of(Metric), (record for record in two.records if isinstance(record, Metric)), strict=True
+        ):
+            assert theirs.train_loss == pytest.approx(mine.train_loss, rel=1e-5)
+            assert (theirs.valid_loss or 0) == pytest.approx(mine.valid_loss or 0, rel=1e-5)
+            assert theirs.grad_norm == pytest.approx(mine.grad_norm, rel=1e-4)
+            assert (theirs.trained_tokens, theirs.labelled_tokens) == (mine.trained_tokens, mine.labelled_tokens)
+        for name, tensor in final_adapter(alone, tmp_path / "alone").items():
+            torch.testing.assert_close(two.adapter()[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+class TestResume:
+    def test_after_a_pause_it_is_exact_with_dropout_and_refused_for_another_number_of_processes(
+        self, start: Callable[..., Trainer], tiny: Path, examples: Path, tmp_path: Path
+    ) -> None:
+        knobs = {"n_epochs": 30, "dropout": 0.2}
+        whole = start(**knobs)
+        assert whole.end() == 0, whole.said()
+        first = start(**knobs)
+        first.hear_metric()
+        first.tell(Command.PAUSE)
+        assert first.end() == ExitCode.PAUSED, first.said()
+        *_, snapshot = (record for record in first.records if isinstance(record, SnapshotSaved))
+        assert 0 < snapshot.step < max(whole.losses())
+        resume_from = first.workdir / snapshot.directory
+
+        second = start(**knobs, resume_from=resume_from)
+        assert second.end() == 0, second.said()
+        assert first.losses() | second.losses() == whole.losses()
+        for name, tensor in whole.adapter().items():
+            assert torch.equal(second.adapter()[name], tensor), name
+
+        alone = make_spec(tiny, examples, quantization=FLOAT32, **knobs, resume_from=resume_from)
+        code, log = run_here(alone, tmp_path / "alone")
+        assert code == ExitCode.BAD_SPEC
+        assert "world_size was 2 and is 1" in failure(log).message
+
+
+class TestEnd:
+    @pytest.mark.parametrize("command", [Command.CANCEL, None], ids=["cancelled", "SIGTERM"])
+    def test_it_is_cancelled_or_drained_and_every_process_holds_the_slots_lock(
+        self, start: Callable[..., Trainer], tmp_path: Path, command: Command | None
+    ) -> None:
+        with try_lock(tmp_path / "gpu.lock") as lock:
+            trainer = start(lock=lock, max_steps=ENDLESS)
+            trainer.hear_metric()
+            for rank in trainer.ranks():
+                opened = [os.readlink(path) for path in Path(f"/proc/{rank.pid}/fd").iterdir()]
+                assert str(tmp_path / "gpu.lock") in opened
+            if command:
+                trainer.tell(command)
+            else:
+                os.killpg(trainer.process.pid, signal.SIGTERM)  # as a worker does it
+            code, reason = (ExitCode.CANCELLED, Reason.CANCELLED) if command else (ExitCode.DRAINED, Reason.DRAINED)
+            assert trainer.end() == code, trainer.said()
+        (stopped,) = (record for record in trainer.records if isinstance(record, Stopped))
+        assert stopped.reason == reason
+
+    def test_a_killed_process_ends_the_trainer_with_a_code_and_not_with_a_hang(
+        self, start: Callable[..., Trainer]
+    ) -> None:
+        trainer = start(max_steps=ENDLESS)
+        trainer.hear_metric()
+        ranks = trainer.ranks()
+        assert len(ranks) == 2
+        ranks[1].kill()  # as the kernel does where memory runs out
+        assert trainer.end() == ExitCode.KILLED, trainer.said()
+        assert not any(rank.is_running() for rank in ranks)
+        assert not isinstance(trainer.records[-1], Failed)  # the one that is left knows nothing to say
+
+    def test_no_process_outlives_the_trainer(self, start: Callable[..., Trainer]) -> None:
+        trainer = start(max_steps=ENDLESS)
+        trainer.hear_metric()
+        ranks = trainer.ranks()
+        trainer.process.kill()
+        until(lambda: not any(rank.is_running() for rank in ranks), "their end")
+
+    def test_a_loss_that_is_not_finite_ends_all_of_them_in_a_sentence(self, start: Callable[..., Trainer]) -> None:
+        trainer = start(learning_rate=1e30)
+        assert trainer.end() == ExitCode.BAD_SPEC, trainer.said()
+        assert trainer.records[-1].reason == Reason.NON_FINITE_LOSS
+
+
+class TestShare:
+    @pytest.fixture
+    def two(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+        monkeypatch.setattr(parallel, "world_size", lambda: 2)
+        return lambda rank: monkeypatch.setattr(parallel, "rank", lambda: rank)
+
+    def test_every_example_belongs_to_one_process_and_tokens_are_about_equal(self, two: Callable[[int], None]) -> None:
+        lengths = {4: 90, 2: 10, 9: 40, 7: 30, 1: 20, 3: 10}
+        shares = []
+        for rank in range(2):
+            two(rank)
+            shares.append(parallel.own_examples(list(lengths), lengths.__getitem__))
+        assert shares == [[4, 2], [9, 7, 1, 3]]
+        assert [sum(lengths[example] for example in share) for share in shares] == [100, 100]
+
+    def test_an_example_that_is_there_twice_is_trained_twice(self, two: Callable[[int], None]) -> None:
+        both = []
+        for rank in range(2):
+            two(rank)
+            both += parallel.own_examples([5, 5, 6], lambda example: 7)
+        assert sorted(both) == [5, 5, 6]
+
+    def test_one_process_has_all_of_them(self) -> None:
+        assert parallel.own_examples([3, 1, 2], lambda example: example) == [3, 1, 2]
+
+    def test_each_process_has_dropout_masks_of_its_own(self, two: Callable[[int], None]) -> None:
+        masks = []
+        for rank in range(2):
+            two(rank)
+            generator = torch.Generator().manual_seed(7)
+            parallel.seed_own_dropout(generator, 7)
+            masks.append(torch.rand(4, generator=generator).tolist())
+        assert masks[0] == torch.rand(4, generator=torch.Generator().manual_seed(7)).tolist()
+        assert masks[0] != masks[1]
+
+
+def test_a_spec_says_how_many_processes_and_one_is_the_default(tiny: Path, examples: Path) -> None:
+    assert json.loads(make_spec(tiny, examples).model_dump_json())["world_size"] == 1

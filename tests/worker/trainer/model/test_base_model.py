@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from app.domain.base_models.catalog import hash_directory, stat_signature
+from app.domain.datasets.documents import Document
+from app.domain.jobs.spec import BaseSpec, QuantizationSpec
+from app.domain.jobs.states import Reason
+from tests.tiny import make_tiny_base
+from tests.worker.trainer.house import CPU, FLOAT32, load_tiny
+from worker.trainer.data.batch import PackedBatch, TokenizedDataset, pack_batches
+from worker.trainer.model.base_model import Base, hidden_states, in_float32, load_base, open_base, unwrapped
+from worker.trainer.runtime.failures import Failure
+
+TOKENS = [5, 80, 33, 7, 200, 41]
+
+
+def a_batch() -> PackedBatch:
+    dataset = TokenizedDataset()
+    dataset.add(1, [Document(1, TOKENS, [False, *[True] * 5])])
+    return next(pack_batches(dataset, [0], 100))
+
+
+@torch.no_grad()
+def logits(base: Base) -> torch.Tensor:
+    return hidden_states(base, a_batch()) @ base.head_V_D.t()
+
+
+def transformers_logits(directory: Path, dtype: torch.dtype, **how: object) -> torch.Tensor:
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, **how)
+    with torch.no_grad():
+        return model(torch.tensor([TOKENS])).logits[0]
+
+
+class TestLoadBase:
+    @pytest.mark.parametrize("tied", [True, False])
+    def test_gives_the_logits_that_transformers_own_loader_gives(self, tmp_path: Path, tied: bool) -> None:
+        directory = make_tiny_base(tmp_path / "base", tie_word_embeddings=tied)
+        want = transformers_logits(directory, torch.float32)
+        torch.testing.assert_close(logits(load_tiny(directory, None)), want)
+
+    def test_in_4_bits_it_gives_the_logits_of_transformers_with_bitsandbytes(self, tiny: Path) -> None:
+        config = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.float32,
+        )
+        model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32, quantization_config=config)
+        model.train()  # in evaluation bitsandbytes takes another path on some CPUs
+        want = model(torch.tensor([TOKENS])).logits[0].detach()
+        torch.testing.assert_close(logits(load_tiny(tiny, FLOAT32)), want, rtol=1e-4, atol=1e-4)
+
+    def test_everything_is_in_the_compute_dtype_and_nothing_can_be_trained(self, tiny: Path) -> None:
+        base = load_base("tiny", tiny, QuantizationSpec(), torch.bfloat16, CPU)
+        kinds = {parameter.dtype for parameter in base.model.parameters()}
+        assert kinds == {torch.bfloat16, torch.uint8}
+        assert not any(parameter.requires_grad for parameter in base.model.parameters())
+
+    def test_every_linear_layer_but_the_head_is_adapted_and_in_4_bits(self, tiny: Path) -> None:
+        base = load_base("tiny", tiny, QuantizationSpec(), torch.bfloat16, CPU)
+        assert len(base.layers) == 2 * 7
+        assert all(layer.base.weight.dtype == torch.uint8 for layer in base.layers.values())
+        assert base.head_V_D.dtype == torch.bfloat16
+        assert base.head_V_D is base.model.get_input_embeddings().weight
+
+    def test_counts_parameters_and_bytes_once(self, tiny: Path) -> None:
+        base = load_base("tiny", tiny, None, torch.bfloat16, CPU)
+        assert base.frozen_parameters == 90_624
+        assert base.stored_bytes == 2 * 90_624
+
+    def test_weights_in_several_files_are_found_by_their_index(self, tiny: Path, tmp_path: Path) -> None:
+        directory = make_tiny_base(tmp_path / "base")
+        tensors = load_file(directory / "model.safetensors")
+        (directory / "model.safetensors").unlink()
+        parts = {"a.safetensors": sorted(tensors)[::2], "b.safetensors": sorted(tensors)[1::2]}
+        for name, keys in parts.items():
+            save_file({key: tensors[key] for key in keys}, directory / name)
+        index = {"weight_map": {key: name for name, keys in parts.items() for key in keys}}
+        (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+        assert torch.equal(logits(load_tiny(directory)), logits(load_tiny(tiny)))
+
+    def test_a_missing_weight_is_refused_by_name(self, tmp_path: Path) -> None:
+        directory = make_tiny_base(tmp_path / "base")
+        change_tensors(directory, lambda tensors: tensors.pop("model.norm.weight"))
+        with pytest.raises(Failure, match=r"lack 1 of the weights .* such as model\.norm\.weight"):
+            load_tiny(directory)
+
+    def test_a_weight_without_a_place_is_refused_by_name(self, tmp_path: Path) -> None:
+        directory = make_tiny_base(tmp_path / "base")
+        change_tensors(directory, lambda tensors: tensors.update({"model.extra.weight": torch.ones(2)}))
+        with pytest.raises(Failure, match=r"holds model\.extra\.weight"):
+            load_tiny(directory)
+
+    def test_a_scaled_head_is_refused_by_name(self, tmp_path: Path) -> None:
+        with pytest.raises(Failure, match="final_logit_softcapping"):
+            load_tiny(make_tiny_base(tmp_path / "base", final_logit_softcapping=30.0))
+
+    def test_an_unknown_architecture_is_refused_in_a_sentence(self, tmp_path: Path) -> None:
+        with pytest.raises(Failure, match=r"config\.json") as caught:
+            load_tiny(make_tiny_base(tmp_path / "base", model_type="nobody-knows"))
+        assert caught.value.reason is Reason.MODEL_UNAVAILABLE
+
+
+class TestOpenBase:
+    def open(self, directory: Path, sha256: str) -> Base:
+        spec = BaseSpec(name="tiny", directory=directory, manifest_sha256=sha256)
+        return open_base(spec, QuantizationSpec(), torch.bfloat16, CPU)
+
+    def test_a_directory_that_is_as_registered_is_opened(self, tiny: Path) -> None:
+        assert self.open(tiny, hash_directory(tiny)[1]).name == "tiny"
+
+    def test_one_changed_byte_is_refused(self, tmp_path: Path) -> None:
+        directory = make_tiny_base(tmp_path / "base")
+        sha256 = hash_directory(directory)[1]
+        weights = bytearray((directory / "model.safetensors").read_bytes())
+        weights[-1] ^= 1
+        (directory / "model.safetensors").write_bytes(weights)
+        with pytest.raises(Failure, match="altered since it was registered") as caught:
+            self.open(directory, sha256)
+        assert caught.value.reason is Reason.MODEL_UNAVAILABLE
+
+    def test_files_that_the_parent_has_hashed_are_not_hashed_again(self, tiny: Path) -> None:
+        spec = BaseSpec(name="tiny", directory=tiny, manifest_sha256="of no file", signature=stat_signature(tiny))
+        open_base(BaseSpec.model_validate_json(spec.model_dump_json()), FLOAT32, torch.float32, CPU)
+
+    def test_a_file_that_was_touched_since_is_hashed_again(self, tmp_path: Path) -> None:
+        directory = make_tiny_base(tmp_path / "base")
+        sha256, signature = hash_directory(directory)[1], stat_signature(directory)
+        weights = directory / "model.safetensors"
+        stat, content = weights.stat(), bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+        os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # size, mtime and inode are those of before
+        spec = BaseSpec(name="tiny", directory=directory, manifest_sha256=sha256, signature=signature)
+        with pytest.raises(Failure, match="altered"):
+            open_base(spec, FLOAT32, torch.float32, CPU)
+
+    def test_a_missing_directory_is_refused_without_saying_where_it_was(self, tmp_path: Path) -> None:
+        with pytest.raises(Failure, match="cannot be read") as caught:
+            self.open(tmp_path / "nowhere", "0" * 64)
+        assert str(tmp_path) not in str(caught.value)
+
+
+class TestExact:
+    def test_float32_goes_through_the_same_weights_and_leaves_them_as_they_were(self, tiny: Path) -> None:
+        base = load_base("tiny", tiny, QuantizationSpec(), torch.bfloat16, CPU)
+        before = [parameter.data.clone() for parameter in base.model.parameters()]
+        with torch.no_grad(), in_float32(base):
+            exact = hidden_states(base, a_batch(), float32=True)
+        rough = hidden_states(base, a_batch())
+        assert exact.dtype == torch.float32
+        torch.testing.assert_close(exact, rough.float(), rtol=0.05, atol=0.05)
+        after = [parameter.data for parameter in base.model.parameters()]
+        assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+    def test_bare_puts_the_frozen_layers_back_for_a_while(self, tiny: Path) -> None:
+        base = load_tiny(tiny)
+        with unwrapped(base) as model:
+            assert not any(layer in list(model.modules()) for layer in base.layers.values())
+        assert all(base.model.get_submodule(name) is layer for name, layer in base.layers.items())
+
+
+def change_tensors(directory: Path, change: object) -> None:
+    tensors = load_file(directory / "model.safetensors")
+    change(tensors)  # type: ignore[operator]
+    save_file(tensors, directory / "model.safetensors")

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from app.domain.jobs.spec import QuantizationSpec
+from tests.tiny import make_tiny_base
+from worker.trainer.model.base_model import load_base
+from worker.trainer.model.memory_efficient_modules import GatedMLP, RMSNorm, use_memory_efficient_modules
+
+CPU = torch.device("cpu")
+
+
+def gradients(module: torch.nn.Module, x: torch.Tensor, dy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    leaf = x.clone().requires_grad_()
+    y = module(leaf)
+    y.backward(dy)
+    assert leaf.grad is not None
+    return y.detach(), leaf.grad
+
+
+def llama_norm(width: int, dtype: torch.dtype) -> LlamaRMSNorm:
+    norm = LlamaRMSNorm(width, 1e-5).to(dtype).requires_grad_(False)
+    norm.weight.data.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(0))
+    return norm
+
+
+class TestRMSNorm:
+    @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+    def test_gives_value_and_gradient_of_the_norm_it_replaces(self, dtype: torch.dtype, tolerance: float) -> None:
+        theirs = llama_norm(48, dtype)
+        x, dy = (torch.randn(7, 48, generator=torch.Generator().manual_seed(seed)).to(dtype) for seed in (1, 2))
+        for ours, want in zip(gradients(RMSNorm(theirs.weight, 1e-5), x, dy), gradients(theirs, x, dy), strict=True):
+            torch.testing.assert_close(ours, want, rtol=tolerance, atol=tolerance)
+
+    def test_a_weight_that_is_trained_gets_the_gradient_it_always_got(self) -> None:
+        theirs = llama_norm(48, torch.float32).requires_grad_()
+        x, dy = (torch.randn(2, 7, 48, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+        grads = []
+        for norm in (theirs, RMSNorm(theirs.weight, 1e-5)):
+            norm(x).backward(dy)
+            assert theirs.weight.grad is not None
+            grads.append(theirs.weight.grad)
+            theirs.weight.grad = None
+        torch.testing.assert_close(*grads)
+
+
+class TestGatedMLP:
+    @pytest.mark.parametrize("quantization", [None, QuantizationSpec()])
+    def test_gives_value_and_gradient_of_silu_times_up(
+        self, tmp_path: Path, quantization: QuantizationSpec | None
+    ) -> None:
+        base = load_base("tiny", make_tiny_base(tmp_path / "base"), quantization, torch.float32, CPU)
+        layer = base.model.model.layers[0].mlp
+        assert isinstance(layer, GatedMLP)
+        x, dy = (torch.randn(5, 64, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+
+        def plain(x: torch.Tensor) -> torch.Tensor:
+            return layer.down_proj(torch.nn.functional.silu(layer.gate_proj(x)) * layer.up_proj(x))
+
+        for ours, want in zip(gradients(layer, x, dy), gradients(plain, x, dy), strict=True):  # type: ignore[arg-type]
+            torch.testing.assert_close(ours, want, rtol=1e-5, atol=1e-6)
+
+
+class TestMakeLean:
+    def test_every_norm_and_gated_layer_of_a_llama_is_replaced(self, tmp_path: Path) -> None:
+        base = load_base("tiny", make_tiny_base(tmp_path / "base"), None, torch.bfloat16, CPU)
+        kinds = [type(module).__name__ for module in base.model.modules()]
+        assert (kinds.count("RMSNorm"), kinds.count("GatedMLP")) == (5, 2)
+        assert not {"LlamaRMSNorm", "LlamaMLP"} & set(kinds)
+
+    def test_a_norm_with_another_formula_stays(self) -> None:
+        gemma = GemmaRMSNorm(16).requires_grad_(False)  # multiplies by 1 + weight
+        gemma.weight.data.fill_(0.25)
+        model = torch.nn.Sequential(gemma, llama_norm(16, torch.float32))
+        before = copy.deepcopy(model)
+        use_memory_efficient_modules(model, torch.float32)
+        assert [type(module).__name__ for module in model] == ["GemmaRMSNorm", "RMSNorm"]
+        x = torch.randn(3, 16)
+        torch.testing.assert_close(model(x), before(x))

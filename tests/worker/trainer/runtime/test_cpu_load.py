@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from worker.trainer.runtime.cpu_load import Sample, is_crowded, take_sample
+
+
+class TestIsCrowded:
+    @pytest.mark.parametrize(
+        ("others_cores", "cores", "threads", "expected"),
+        [
+            (0.0, 2, 2, False),
+            (0.2, 2, 2, False),
+            (0.3, 2, 2, True),
+            (1.0, 2, 1, False),
+            (1.3, 2, 1, True),
+            (7.5, 16, 8, False),
+            (8.5, 16, 8, True),
+        ],
+    )
+    def test_others_may_use_what_our_threads_do_not_need(
+        self, others_cores: float, cores: int, threads: int, expected: bool
+    ) -> None:
+        before = Sample(100.0, 1000.0, 50.0)
+        after = Sample(102.0, 1000.0 + 2 * (threads + others_cores), 50.0 + 2 * threads)
+
+        assert is_crowded(before, after, cores, threads) is expected
+
+    def test_our_own_work_does_not_crowd_us(self) -> None:
+        before = Sample(0.0, 0.0, 0.0)
+
+        assert not is_crowded(before, Sample(1.0, 2.0, 2.0), cores=2, threads=2)
+
+
+class TestTakeSample:
+    def test_time_and_our_own_work_only_grow(self) -> None:
+        before = take_sample()
+        deadline = time.process_time() + 0.02
+        while time.process_time() < deadline:
+            pass
+        after = take_sample()
+
+        assert after.at_seconds > before.at_seconds
+        assert after.own_seconds >= before.own_seconds + 0.02
+        assert after.busy_seconds >= before.busy_seconds

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import errno
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.domain.jobs.spec import RunSpec
+from app.domain.jobs.states import ExitCode, Reason
+from tests.worker.trainer.house import make_spec
+from worker.trainer.runtime.failures import Failure, SuppressOutOfMemory, exit_code, explain, failed
+
+
+@pytest.fixture
+def run(tiny: Path, examples: Path) -> RunSpec:
+    return make_spec(tiny, examples, context_length=300).run
+
+
+class TestExplain:
+    @pytest.mark.parametrize(
+        "error",
+        [
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+            RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried"),
+            MemoryError(),
+        ],
+    )
+    def test_running_out_of_memory_names_the_knob_to_turn(self, run: RunSpec, error: Exception) -> None:
+        failure = explain(error, run)
+        assert failure.reason is Reason.OUT_OF_MEMORY
+        assert failure.param == "hyperparameters.context_length"
+        assert "300" in failure.message
+
+    @pytest.mark.parametrize(
+        "error", [OSError(errno.ENOSPC, "x"), RuntimeError("No space left on device (os error 28)")]
+    )
+    def test_a_full_disk_is_called_so(self, run: RunSpec, error: Exception) -> None:
+        assert explain(error, run).reason is Reason.STORAGE_FULL
+
+    def test_what_nobody_foresaw_is_a_crash_without_its_text(self, run: RunSpec) -> None:
+        failure = explain(ValueError("/srv/secret/path"), run)
+        assert failure.reason is Reason.TRAINER_CRASHED
+        assert "ValueError" in failure.message
+        assert "secret" not in failure.message
+
+    def test_a_failure_stays_what_it_is(self, run: RunSpec) -> None:
+        record = failed(Failure(Reason.INVALID_SPEC, "no", "lora.r"), run)
+        assert (record.run_id, record.reason, record.message, record.param) == (
+            run.run_id, Reason.INVALID_SPEC, "no", "lora.r",
+        )  # fmt: skip
+
+
+class TestSurvivedShortage:
+    def test_behind_the_block_its_tensors_are_free_and_the_log_has_the_error(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        held: list[weakref.ref[torch.Tensor]] = []
+
+        def work() -> None:
+            tensor = torch.zeros(1)
+            held.append(weakref.ref(tensor))
+            raise MemoryError("so little")
+
+        with SuppressOutOfMemory():
+            work()
+        assert held[0]() is None
+        assert "MemoryError: so little" in capsys.readouterr().err
+
+    def test_what_cannot_be_done_again_and_any_other_error_go_through(self) -> None:
+        with pytest.raises(MemoryError), SuppressOutOfMemory(lambda: False):
+            raise MemoryError
+        with pytest.raises(RuntimeError, match="shapes"), SuppressOutOfMemory():
+            raise RuntimeError("shapes do not match")
+
+
+class TestExitCode:
+    @pytest.mark.parametrize(
+        ("reason", "code"),
+        [
+            (Reason.DONE, ExitCode.DONE),
+            (Reason.DRAINED, ExitCode.DRAINED),
+            (Reason.PAUSED, ExitCode.PAUSED),
+            (Reason.CANCELLED, ExitCode.CANCELLED),
+            (Reason.OUT_OF_MEMORY, ExitCode.OUT_OF_MEMORY),
+            (Reason.INVALID_TRAINING_FILE, ExitCode.BAD_SPEC),
+            (Reason.MODEL_UNAVAILABLE, ExitCode.BAD_SPEC),
+            (Reason.NON_FINITE_LOSS, ExitCode.BAD_SPEC),
+            (Reason.ADAPTER_MISMATCH, ExitCode.INTERNAL),
+            (Reason.TRAINER_CRASHED, ExitCode.INTERNAL),
+        ],
+    )
+    def test_every_reason_has_one(self, reason: Reason, code: int) -> None:
+        assert exit_code(reason) == code

@@ -1,0 +1,436 @@
+"""From the move of a job to the receiver: the outbox, the tries, the log, and what a crash costs."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+
+import openai
+import pytest
+from sqlalchemy import func, select, update
+
+from app.db.access import idempotency
+from app.db.engine import Sessions, transaction
+from app.db.jobs import jobs
+from app.db.tables import Job, Project, WebhookAttempt, WebhookDelivery, WebhookEndpoint
+from app.db.webhooks import deliveries, endpoints
+from app.db.webhooks.deliveries import Claimed
+from app.domain.webhooks import EVENT_TYPES, new_secret
+from app.settings import Settings
+from tests.deadline import until
+from tests.factories import make_project
+from tests.receiver import Receiver, receiving
+from tests.worker.bench import Bench
+from tests.worker.fake_trainer import Plan
+from worker.node.resources import Resources
+from worker.reconciler.cleanup import sweep
+from worker.webhooks.sender import Sender
+
+SUCCEEDED = "fine_tuning.job.succeeded"
+CANCELLED = "fine_tuning.job.cancelled"
+DISABLED = "webhook_endpoint.disabled"
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    allowed = {"webhook_allow_http": True, "webhook_allowed_networks": "127.0.0.0/8", "webhook_poll_seconds": 0.05}
+    return settings.model_copy(update=allowed | {"webhook_timeout_seconds": 5.0})
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with receiving() as receiver:
+        yield receiver
+
+
+@pytest.fixture
+def sender(resources: Resources) -> Sender:
+    return Sender(resources)
+
+
+def make_endpoint(
+    sessions: Sessions, project: Project, url: str, types: list[str] | None = None, enabled: bool = True
+) -> WebhookEndpoint:
+    with transaction(sessions) as session:
+        return endpoints.insert(session, project.id, "test", url, types or list(EVENT_TYPES), new_secret(), enabled)
+
+
+def announce(sessions: Sessions, project: Project, event_type: str = CANCELLED, job_id: str = "ftjob-1") -> None:
+    with transaction(sessions) as session:
+        endpoints.announce(session, project.id, event_type, json.dumps({"id": job_id}))
+
+
+def outbox(sessions: Sessions) -> list[WebhookDelivery]:
+    with transaction(sessions) as session:
+        return list(session.scalars(select(WebhookDelivery).order_by(WebhookDelivery.seq)))
+
+
+def log(sessions: Sessions) -> list[WebhookAttempt]:
+    with transaction(sessions) as session:
+        return list(session.scalars(select(WebhookAttempt).order_by(WebhookAttempt.attempt)))
+
+
+def endpoint_now(sessions: Sessions, endpoint: WebhookEndpoint) -> WebhookEndpoint:
+    with transaction(sessions) as session:
+        return session.get_one(WebhookEndpoint, endpoint.id)
+
+
+def claim(sessions: Sessions, limit: int = 10, lease_seconds: float = 60, busy: tuple[str, ...] = ()) -> list[Claimed]:
+    with transaction(sessions) as session:
+        return deliveries.claim(session, limit, lease_seconds, busy)
+
+
+def deliver_due(sender: Sender) -> int:
+    """Everything that is due now, in this thread."""
+    done = 0
+    while claimed := claim(sender.resources.sessions):
+        for each in claimed:
+            sender.deliver(each)
+        done += len(claimed)
+    return done
+
+
+def make_due(sessions: Sessions) -> None:
+    with transaction(sessions) as session:
+        pending = update(WebhookDelivery).where(WebhookDelivery.state == "pending")
+        session.execute(pending.values(next_attempt_at=func.clock_timestamp(), leased_until=None))
+
+
+def seconds_until_next(sessions: Sessions) -> float:
+    with transaction(sessions) as session:
+        wait = select(func.extract("epoch", WebhookDelivery.next_attempt_at - func.clock_timestamp()))
+        return float(session.scalar(wait) or -1)
+
+
+class TestTheOutbox:
+    def test_has_every_move_of_a_job_in_order(self, bench: Bench) -> None:
+        make_endpoint(bench.sessions, bench.project, "https://hooks.example.com/")
+        job = bench.queued()
+        bench.work(Plan(steps=2))
+        rows = outbox(bench.sessions)
+        assert [row.event_type.rpartition(".")[2] for row in rows] == ["queued", "running", "succeeded"]
+        assert all(row.data == {"id": job.id} for row in rows)
+        assert len({row.event_id for row in rows}) == 3
+
+    def test_has_what_the_api_moves(self, bench: Bench) -> None:
+        make_endpoint(bench.sessions, bench.project, "https://hooks.example.com/")
+        job = bench.queued()
+        for move in (jobs.pause, jobs.resume, jobs.cancel):
+            with transaction(bench.sessions) as session:
+                move(session, bench.project.id, job.id)
+        told = [row.event_type.rpartition(".")[2] for row in outbox(bench.sessions)]
+        assert told == ["queued", "paused", "queued", "cancelled"]
+
+    def test_has_only_what_an_endpoint_wants(self, bench: Bench) -> None:
+        endpoint = make_endpoint(bench.sessions, bench.project, "https://hooks.example.com/", [SUCCEEDED])
+        bench.queued()
+        bench.work(Plan(steps=1))
+        assert [(row.event_type, row.endpoint_id) for row in outbox(bench.sessions)] == [(SUCCEEDED, endpoint.id)]
+
+    def test_is_empty_where_nobody_listens(self, bench: Bench) -> None:
+        with transaction(bench.sessions) as session:
+            other = make_project(session, "other")
+        make_endpoint(bench.sessions, other, "https://hooks.example.com/")
+        make_endpoint(bench.sessions, bench.project, "https://hooks.example.com/", enabled=False)
+        bench.queued()
+        bench.work(Plan(steps=1))
+        assert outbox(bench.sessions) == []
+
+    def test_forgets_what_was_rolled_back(self, bench: Bench) -> None:
+        make_endpoint(bench.sessions, bench.project, "https://hooks.example.com/", [CANCELLED])
+        job = bench.queued()
+        with bench.sessions() as session:
+            assert jobs.cancel(session, bench.project.id, job.id) is not None
+            session.rollback()
+        assert outbox(bench.sessions) == []
+
+    def test_says_nothing_of_a_write_that_moves_nothing(self, bench: Bench) -> None:
+        make_endpoint(bench.sessions, bench.project, "https://hooks.example.com/")
+        job = bench.queued()
+        before = len(outbox(bench.sessions))
+        with transaction(bench.sessions) as session:
+            session.execute(update(Job).where(Job.id == job.id).values(phase="waiting", state=Job.state))
+        assert len(outbox(bench.sessions)) == before
+
+    def test_gives_each_endpoint_the_same_event_under_the_same_id(self, bench: Bench) -> None:
+        for _ in range(2):
+            make_endpoint(bench.sessions, bench.project, "https://hooks.example.com/", [CANCELLED])
+        announce(bench.sessions, bench.project)
+        first, second = outbox(bench.sessions)
+        assert first.event_id == second.event_id
+        assert first.id != second.id
+
+
+class TestDelivering:
+    def test_the_official_client_unwraps_what_arrives(self, bench: Bench, sender: Sender, receiver: Receiver) -> None:
+        endpoint = make_endpoint(bench.sessions, bench.project, receiver.url, [SUCCEEDED])
+        job = bench.queued()
+        bench.work(Plan(steps=1))
+        assert deliver_due(sender) == 1
+        (got,) = receiver.received
+        with openai.OpenAI(api_key="unused", webhook_secret=endpoint.secret) as client:
+            event = client.webhooks.unwrap(got.body, got.headers)
+        assert (event.type, event.object, event.data.id) == (SUCCEEDED, "event", job.id)  # type: ignore[union-attr]
+        assert event.id == got.headers["webhook-id"] == outbox(bench.sessions)[0].event_id
+
+    def test_is_logged(self, sender: Sender, receiver: Receiver, sessions: Sessions, project: Project) -> None:
+        receiver.answers = [(200, {}, b"ok\x00 \xff")]
+        make_endpoint(sessions, project, receiver.url)
+        announce(sessions, project)
+        deliver_due(sender)
+        (row,) = outbox(sessions)
+        assert (row.state, row.attempt, row.next_attempt_at) == ("delivered", 1, None)
+        (attempt,) = log(sessions)
+        assert (attempt.status_code, attempt.error, attempt.response) == (200, None, "ok\ufffd \ufffd")
+        assert attempt.duration_ms >= 0
+
+    def test_while_a_secret_is_rotated_either_holder_is_satisfied(
+        self, sender: Sender, receiver: Receiver, sessions: Sessions, project: Project
+    ) -> None:
+        endpoint = make_endpoint(sessions, project, receiver.url)
+        with transaction(sessions) as session:
+            rotated = endpoints.rotate(session, session.get_one(WebhookEndpoint, endpoint.id), new_secret(), True)
+        announce(sessions, project)
+        deliver_due(sender)
+        with transaction(sessions) as session:
+            past = func.clock_timestamp() - timedelta(seconds=1)
+            session.execute(update(WebhookEndpoint).values(previous_secret_expires_at=past))
+        announce(sessions, project)
+        deliver_due(sender)
+        during, after = receiver.received
+        with openai.OpenAI(api_key="unused") as client:
+            for secret in (endpoint.secret, rotated.secret):
+                client.webhooks.verify_signature(during.body, during.headers, secret=secret)
+            client.webhooks.verify_signature(after.body, after.headers, secret=rotated.secret)
+            with pytest.raises(openai.InvalidWebhookSignatureError):
+                client.webhooks.verify_signature(after.body, after.headers, secret=endpoint.secret)
+
+
+class TestTryingAgain:
+    def test_goes_along_the_schedule_under_one_id_until_it_arrives(
+        self, sender: Sender, receiver: Receiver, sessions: Sessions, project: Project
+    ) -> None:
+        receiver.answers = [500, 302, 404]
+        make_endpoint(sessions, project, receiver.url)
+        announce(sessions, project)
+        waits = []
+        for _ in range(4):
+            make_due(sessions)
+            assert deliver_due(sender) == 1
+            waits.append(seconds_until_next(sessions))
+        assert [attempt.status_code for attempt in log(sessions)] == [500, 302, 404, 204]
+        assert "redirect" in str(log(sessions)[1].error)
+        assert 4 < waits[0] <= 6
+        assert 299 < waits[1] <= 360
+        assert 1799 < waits[2] <= 2160
+        assert outbox(sessions)[0].state == "delivered"
+        assert len({got.headers["webhook-id"] for got in receiver.received}) == 1
+        assert len({got.body for got in receiver.received}) == 1
+
+    def test_waits_as_long_as_the_receiver_asks(
+        self, sender: Sender, receiver: Receiver, sessions: Sessions, project: Project
+    ) -> None:
+        receiver.answers = [(429, {"Retry-After": "3600"}, b"")]
+        make_endpoint(sessions, project, receiver.url)
+        announce(sessions, project)
+        deliver_due(sender)
+        assert 3590 < seconds_until_next(sessions) <= 3600
+
+    def test_ends_after_the_tenth_try(
+        self, sender: Sender, receiver: Receiver, sessions: Sessions, project: Project
+    ) -> None:
+        receiver.answers = [500] * 11
+        make_endpoint(sessions, project, receiver.url)
+        announce(sessions, project)
+        for _ in range(11):
+            make_due(sessions)
+            deliver_due(sender)
+        assert (outbox(sessions)[0].state, len(receiver.received)) == ("failed", 10)
+
+    def test_by_request_starts_the_schedule_anew_and_keeps_the_log(
+        self, sender: Sender, receiver: Receiver, sessions: Sessions, project: Project
+    ) -> None:
+        make_endpoint(sessions, project, receiver.url)
+        announce(sessions, project)
+        deliver_due(sender)
+        with transaction(sessions) as session:
+            deliveries.redeliver(session, session.get_one(WebhookDelivery, outbox(sessions)[0].id))
+        receiver.answers = [500]
+        deliver_due(sender)
+        assert 4 < seconds_until_next(sessions) <= 6
+        assert [attempt.attempt for attempt in log(sessions)] == [1, 2]
+        assert len({got.headers["webhook-id"] for got in receiver.received}) == 1
+
+    def test_an_address_that_went_private_is_logged_and_tried_again(
+        self, resources: Resources, sessions: Sessions, project: Project
+    ) -> None:
+        make_endpoint(sessions, project, "https://hooks.example.com/")
+        announce(sessions, project)
+        deliver_due(Sender(resources, lambda _host, _port: ["10.0.0.1"]))
+        (attempt,) = log(sessions)
+        assert attempt.status_code is None
+        assert "leads to 10.0.0.1" in str(attempt.error)
+        assert outbox(sessions)[0].state == "pending"
+
+
+class TestGivingUpOnAnEndpoint:
+    def test_410_disables_it_at_once_and_the_others_hear_of_it(
+        self, sender: Sender, receiver: Receiver, sessions: Sessions, project: Project
+    ) -> None:
+        receiver.answers = [410]
+        gone = make_endpoint(sessions, project, receiver.url, [CANCELLED])
+        make_endpoint(sessions, project, receiver.url, [DISABLED])
+        announce(sessions, project)
+        deliver_due(sender)
+        now = endpoint_now(sessions, gone)
+        assert (now.enabled, now.disabled_reason) == (False, "it answered 410 Gone")
+        assert json.loads(receiver.received[1].body)["data"] == {"id": gone.id, "reason": "it answered 410 Gone"}
+        announce(sessions, project)
+        assert deliver_due(sender) == 0
+
+    def test_five_days_of_failures_disable_it_and_one_success_forgets_them(
+        self, sender: Sender, receiver: Receiver, sessions: Sessions, project: Project
+    ) -> None:
+        endpoint = make_endpoint(sessions, project, receiver.url)
+        receiver.answers = [500, 204, 500, 500]
+        self._fail(sender, sessions, project)
+        assert endpoint_now(sessions, endpoint).failing_since is not None
+        self._fail(sender, sessions, project, days=6)  # and yet it arrives
+        assert endpoint_now(sessions, endpoint).failing_since is None
+        self._fail(sender, sessions, project)
+        assert endpoint_now(sessions, endpoint).enabled
+        self._fail(sender, sessions, project, days=5)
+        now = endpoint_now(sessions, endpoint)
+        assert (now.enabled, now.disabled_reason) == (False, "every delivery has failed for 5.0 days")
+
+    def test_what_waited_goes_out_when_it_is_enabled_again(
+        self, sender: Sender, receiver: Receiver, sessions: Sessions, project: Project
+    ) -> None:
+        endpoint = make_endpoint(sessions, project, receiver.url)
+        announce(sessions, project)
+        with transaction(sessions) as session:
+            endpoints.disable(session, endpoint.id, "by request")
+        assert deliver_due(sender) == 0
+        with transaction(sessions) as session:
+            endpoints.enable(session, session.get_one(WebhookEndpoint, endpoint.id))
+        assert deliver_due(sender) == 1
+
+    @staticmethod
+    def _fail(sender: Sender, sessions: Sessions, project: Project, days: int = 0) -> None:
+        if days:
+            with transaction(sessions) as session:
+                since = func.clock_timestamp() - timedelta(days=days)
+                session.execute(update(WebhookEndpoint).values(failing_since=since))
+        announce(sessions, project)
+        deliver_due(sender)
+
+
+class TestCrashes:
+    def test_a_sender_that_dies_after_sending_costs_a_second_delivery_under_the_same_id(
+        self, sender: Sender, receiver: Receiver, sessions: Sessions, project: Project
+    ) -> None:
+        make_endpoint(sessions, project, receiver.url)
+        announce(sessions, project)
+        (dead,) = claim(sessions, lease_seconds=0.05)
+        sender._send(dead)  # and then nothing more
+        until(lambda: deliver_due(sender) == 1, "the lease runs out")
+        first, second = receiver.received
+        assert (first.headers["webhook-id"], first.body) == (second.headers["webhook-id"], second.body)
+        sender.deliver(dead)  # it only slept: its word is not taken any more
+        assert [attempt.attempt for attempt in log(sessions)] == [2]
+
+    def test_an_endpoint_that_is_deleted_meanwhile_takes_everything_with_it(
+        self, sender: Sender, receiver: Receiver, sessions: Sessions, project: Project
+    ) -> None:
+        endpoint = make_endpoint(sessions, project, receiver.url)
+        announce(sessions, project)
+        (held,) = claim(sessions)
+        with transaction(sessions) as session:
+            endpoints.remove(session, session.get_one(WebhookEndpoint, endpoint.id))
+        sender.deliver(held)
+        assert (outbox(sessions), log(sessions)) == ([], [])
+
+
+class TestTogether:
+    def test_several_senders_deliver_each_once(
+        self, resources: Resources, receiver: Receiver, sessions: Sessions, project: Project
+    ) -> None:
+        for _ in range(3):
+            make_endpoint(sessions, project, receiver.url)
+        for n in range(10):
+            announce(sessions, project, job_id=f"ftjob-{n}")
+        with ThreadPoolExecutor(4) as pool:
+            assert sum(pool.map(lambda _: deliver_due(Sender(resources)), range(4))) == 30
+        assert len(receiver.received) == 30
+        assert {row.attempt for row in outbox(sessions)} == {1}
+
+    def test_a_slow_endpoint_holds_up_nobody(
+        self, resources: Resources, receiver: Receiver, sessions: Sessions, project: Project
+    ) -> None:
+        over = threading.Event()
+
+        def sleep(handler: BaseHTTPRequestHandler) -> None:
+            over.wait(20)
+            handler.send_response(200)
+            handler.end_headers()
+
+        with receiving() as slow:
+            slow.answers = [sleep] * 100
+            make_endpoint(sessions, project, slow.url, [CANCELLED])
+            for n in range(60):
+                announce(sessions, project, job_id=f"ftjob-{n}")
+            make_endpoint(sessions, project, receiver.url, [SUCCEEDED])
+            announce(sessions, project, SUCCEEDED)
+            thread = threading.Thread(target=Sender(resources).run)
+            thread.start()
+            try:
+                until(lambda: receiver.received, "the prompt one is served")
+                assert 1 <= len(slow.received) <= 4
+            finally:
+                resources.stop.set()
+                over.set()
+                thread.join(20)
+        assert not thread.is_alive()
+
+
+class TestForgetting:
+    def test_deliveries_go_after_a_month_with_their_log(
+        self, resources: Resources, sender: Sender, receiver: Receiver, sessions: Sessions, project: Project
+    ) -> None:
+        make_endpoint(sessions, project, receiver.url)
+        announce(sessions, project)
+        deliver_due(sender)
+        sweep(resources)
+        assert len(outbox(sessions)) == 1
+        with transaction(sessions) as session:
+            past = func.clock_timestamp() - timedelta(days=31)
+            session.execute(update(WebhookDelivery).values(created_at=past))
+        sweep(resources)
+        assert (outbox(sessions), log(sessions)) == ([], [])
+
+    def test_idempotency_keys_go_with_the_same_broom(
+        self, resources: Resources, sessions: Sessions, project: Project
+    ) -> None:
+        asked: Any = idempotency.Asked(project.id, "k", "POST", "/v1/files", "f")
+        with transaction(sessions) as session:
+            idempotency.take(session, asked)
+            idempotency.answer(session, asked, 200, "{}")
+            session.execute(update(idempotency.IdempotencyKey).values(created_at=func.now() - timedelta(hours=25)))
+        sweep(resources)
+        with transaction(sessions) as session:
+            assert session.scalar(select(func.count()).select_from(idempotency.IdempotencyKey)) == 0
+
+
+def test_time_is_measured_by_the_clock_that_receivers_check(
+    sender: Sender, receiver: Receiver, sessions: Sessions, project: Project
+) -> None:
+    make_endpoint(sessions, project, receiver.url)
+    announce(sessions, project)
+    deliver_due(sender)
+    assert abs(int(receiver.received[0].headers["webhook-timestamp"]) - time.time()) < 60

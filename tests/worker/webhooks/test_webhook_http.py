@@ -1,0 +1,206 @@
+"""One POST to a stranger: where it may go, how long it may take, how much may come back."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import pytest
+
+from app.domain.access.outbound_networks import parse_networks
+from tests.receiver import Receiver, receiving
+from worker.webhooks import webhook_http
+from worker.webhooks.webhook_http import READ_BYTES, Answer, Limits, post
+
+LOOPBACK = parse_networks("127.0.0.0/8")
+OURS = Limits(connect_seconds=2, total_seconds=3, allow_http=True, networks=LOOPBACK)
+PEM = Path(__file__).with_name("hooks.example.com.pem")
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with receiving() as receiver:
+        yield receiver
+
+
+def send(url: str, limits: Limits = OURS, addresses: tuple[str, ...] = ("127.0.0.1",)) -> tuple[Answer, list[str]]:
+    """The answer, and the names that were looked up."""
+    asked: list[str] = []
+
+    def resolve(host: str, _port: int) -> list[str]:
+        asked.append(host)
+        return list(addresses)
+
+    return post(url, {"webhook-id": "evt_1"}, b'{"a": 1}', limits, resolve), asked
+
+
+class TestWhatIsSent:
+    def test_arrives_as_it_is(self, receiver: Receiver) -> None:
+        receiver.answers = [(201, {}, b"thanks")]
+        answer, _ = send(receiver.url)
+        assert (answer.status, answer.content, answer.error) == (201, b"thanks", None)
+        (got,) = receiver.received
+        assert (got.path, got.body, got.headers["webhook-id"]) == ("/hook", b'{"a": 1}', "evt_1")
+
+    def test_goes_to_the_address_that_was_looked_at_under_the_name(self, receiver: Receiver) -> None:
+        """The name is asked for once: what it answers a moment later is of no interest."""
+        answer, asked = send(f"http://hooks.example.com:{receiver.port}/a?b=c")
+        assert answer.status == 204
+        assert asked == ["hooks.example.com"]
+        assert receiver.received[0].headers["host"] == f"hooks.example.com:{receiver.port}"
+        assert receiver.received[0].path == "/a?b=c"
+
+    def test_goes_past_every_proxy(self, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, "http://127.0.0.1:1")
+        assert send(receiver.url)[0].status == 204
+
+    def test_takes_the_next_address_when_nobody_listens_at_the_first(self, receiver: Receiver) -> None:
+        answer, _ = send(f"http://hooks.example.com:{receiver.port}/", addresses=("127.9.9.9", "127.0.0.1"))
+        assert answer.status == 204
+
+
+class TestWhereItMayGo:
+    @pytest.mark.parametrize("address", ["127.0.0.1", "10.0.0.1", "169.254.169.254", "::1", "::ffff:127.0.0.1"])
+    def test_a_name_that_leads_inside_is_refused_before_a_connection(self, receiver: Receiver, address: str) -> None:
+        limits = Limits(2, 3, allow_http=True)
+        answer, _ = send(f"http://hooks.example.com:{receiver.port}/", limits, (address,))
+        assert answer.status is None
+        assert f"hooks.example.com leads to {address}, which is not a public address" in str(answer.error)
+        assert receiver.received == []
+
+    def test_one_private_address_among_public_ones_is_enough(self, receiver: Receiver) -> None:
+        answer, _ = send("http://hooks.example.com/", Limits(2, 3, allow_http=True), ("93.184.216.34", "10.0.0.1"))
+        assert "10.0.0.1" in str(answer.error)
+
+    def test_an_address_in_the_url_is_looked_at_too(self, receiver: Receiver) -> None:
+        answer, asked = send(receiver.url, Limits(2, 3, allow_http=True))
+        assert "not a public address" in str(answer.error)
+        assert (asked, receiver.received) == ([], [])
+
+    def test_http_needs_the_operators_leave_also_when_it_was_taken_back(self, receiver: Receiver) -> None:
+        answer, _ = send(receiver.url, Limits(2, 3, networks=LOOPBACK))
+        assert "https only" in str(answer.error)
+        assert receiver.received == []
+
+    def test_a_scheme_in_upper_case_is_https_too_where_it_was_stored_so(self) -> None:
+        answer, asked = send("HTTPS://HOOKS.EXAMPLE.COM/", Limits(2, 3), ("10.0.0.1",))
+        assert "10.0.0.1, which is not a public address" in str(answer.error)  # it got that far
+        assert asked == ["hooks.example.com"]
+        answer, _ = send("HTTP://HOOKS.EXAMPLE.COM/", Limits(2, 3))
+        assert "https only" in str(answer.error)
+
+    def test_a_redirect_is_an_answer_and_not_a_way(self, receiver: Receiver) -> None:
+        receiver.answers = [(307, {"Location": receiver.url + "/elsewhere"}, b"")]
+        assert send(receiver.url)[0].status == 307
+        assert len(receiver.received) == 1
+
+    def test_a_name_that_is_nobodys_says_so(self) -> None:
+        def resolve(_host: str, _port: int) -> list[str]:
+            raise OSError(-2, "Name or service not known")
+
+        answer = post("https://hooks.example.com/", {}, b"", OURS, resolve)
+        assert "Name or service not known" in str(answer.error)
+
+    def test_a_name_without_an_address_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def getaddrinfo(*_: object, **__: object) -> None:
+            raise socket.gaierror(-2, "Name or service not known")
+
+        monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+        answer = post("https://hooks.example.com/", {}, b"", OURS)
+        assert answer.error == "hooks.example.com was not found (Name or service not known)"
+
+
+class TestLimits:
+    def test_only_the_beginning_of_a_long_answer_is_read(self, receiver: Receiver) -> None:
+        receiver.answers = [(200, {}, b"x" * 5_000_000)]
+        assert send(receiver.url)[0].content == b"x" * READ_BYTES
+
+    def test_an_answer_without_end_is_cut(self, receiver: Receiver) -> None:
+        def pour(handler: BaseHTTPRequestHandler) -> None:
+            handler.send_response(200)
+            handler.end_headers()
+            while True:
+                handler.wfile.write(b"y" * 1000)
+
+        receiver.answers = [pour]
+        assert send(receiver.url)[0] == Answer(pytest.approx(0, abs=2000), 200, None, b"y" * READ_BYTES)
+
+    def test_headers_that_trickle_cannot_outlast_the_time(self, receiver: Receiver) -> None:
+        """Each byte comes within every timeout of its own."""
+        over = threading.Event()
+
+        def trickle(handler: BaseHTTPRequestHandler) -> None:
+            handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+            while not over.wait(0.05):
+                handler.wfile.write(b"z")
+
+        receiver.answers = [trickle]
+        began = time.monotonic()
+        answer, _ = send(receiver.url, Limits(1, 0.4, True, LOOPBACK))
+        over.set()
+        assert (answer.status, answer.error) == (None, "no answer within 0.4 s")
+        assert time.monotonic() - began < 2
+
+    def test_a_body_that_trickles_is_an_answer_with_what_came_in_time(self, receiver: Receiver) -> None:
+        over = threading.Event()
+
+        def trickle(handler: BaseHTTPRequestHandler) -> None:
+            handler.send_response(200)
+            handler.end_headers()
+            handler.wfile.write(b"first")
+            over.wait(5)
+
+        receiver.answers = [trickle]
+        answer, _ = send(receiver.url, Limits(1, 0.4, True, LOOPBACK))
+        over.set()
+        assert (answer.status, answer.content) == (200, b"first")
+
+    def test_nobody_there_says_so(self) -> None:
+        with receiving() as gone:
+            pass
+        assert "refused" in str(send(gone.url)[0].error)
+
+    def test_what_is_no_http_says_so(self, receiver: Receiver) -> None:
+        receiver.answers = [lambda handler: handler.wfile.write(b"SSH-2.0-OpenSSH_9.9\r\n")]
+        answer, _ = send(receiver.url)
+        assert answer.status is None
+        assert answer.error
+
+
+class TestTls:
+    @pytest.fixture
+    def secure(self) -> Iterator[Receiver]:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(PEM)
+        with receiving(context) as receiver:
+            yield receiver
+
+    @pytest.fixture
+    def trusted(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        monkeypatch.setenv("SSL_CERT_FILE", str(PEM))
+        webhook_http._tls.cache_clear()
+        yield
+        webhook_http._tls.cache_clear()
+
+    @pytest.mark.usefixtures("trusted")
+    def test_the_certificate_is_the_names_although_we_went_to_an_address(self, secure: Receiver) -> None:
+        answer, _ = send(f"https://hooks.example.com:{secure.port}/")
+        assert (answer.status, answer.error) == (204, None)
+
+    @pytest.mark.usefixtures("trusted")
+    def test_another_name_is_refused(self, secure: Receiver) -> None:
+        answer, _ = send(f"https://other.example.com:{secure.port}/")
+        assert "certificate" in str(answer.error).lower()
+        assert secure.received == []
+
+    def test_a_certificate_that_nobody_vouches_for_is_refused(self, secure: Receiver) -> None:
+        webhook_http._tls.cache_clear()
+        answer, _ = send(f"https://hooks.example.com:{secure.port}/")
+        assert "certificate" in str(answer.error).lower()
+        assert secure.received == []

@@ -1,0 +1,171 @@
+"""Public results: checkpoints as they come; at the end adapter, results file and success in one transaction.
+
+Bytes go into storage first, under the attempt's own prefix; they become visible with the rows that point at them. What
+no row points at in the end is taken back.
+"""
+
+from __future__ import annotations
+
+import secrets
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.db import models
+from app.db.files import files
+from app.db.jobs import checkpoints, claims, events
+from app.db.tables import Checkpoint, Job
+from app.domain.jobs.events import CheckpointSaved, Done
+from app.domain.jobs.states import Reason
+from app.domain.jobs.step_metrics import results_csv
+from worker.jobs import artifacts
+from worker.jobs.artifacts import StoredFile
+from worker.jobs.lease import LeaseKeeper
+from worker.jobs.sanitize import clean
+from worker.node.resources import Resources
+
+PURPOSE = "fine-tune-results"
+RESULTS = "step_metrics.csv"
+UNFIT_FOR_NAMES = " /:?#%\\"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A checkpoint's bytes in storage, and what its row will say."""
+
+    step: int
+    name: str
+    metrics: dict[str, Any]
+    manifest: dict[str, Any]
+    files: list[StoredFile]
+    archive: StoredFile
+
+    @property
+    def keys(self) -> list[str]:
+        return [file.key for file in (*self.files, self.archive)]
+
+
+class Publisher:
+    def __init__(self, resources: Resources, job: Job, keeper: LeaseKeeper, directory: Path) -> None:
+        self.resources = resources
+        self.job = job
+        self.keeper = keeper
+        self.directory = directory
+
+    def checkpoint(self, record: CheckpointSaved) -> None:
+        """Publish an intermediate checkpoint, unless an earlier attempt has. Raises ManifestMismatch, OSError."""
+        if self.keeper.transact(lambda session: self._is_published(session, record.step)):
+            return
+        name = f"{self._model_name()}:ckpt-step-{record.step}"
+        with artifacts.taking_back() as undo:
+            stored = self._store(undo, record.directory, record.step, name, record.metrics, "")
+            self.keeper.transact(
+                lambda session: self._add(session, stored), lambda session: self._is_published(session, record.step)
+            )
+
+    def success(self, done: Done, metrics: dict[str, float | None]) -> None:
+        """Everything a finished job leaves, visible at once or not at all.
+
+        Raises FencedError, UnwantedError, ManifestMismatch, OSError.
+        """
+        self.keeper.transact(lambda session: claims.note(session, self.keeper.lease, phase="publishing"))
+        with artifacts.taking_back() as undo:
+            stored = self._store(undo, done.directory, done.step, self._model_name(), metrics, "-result")
+            results = self._store_results(undo)
+            self.keeper.conclude(
+                lambda session: self._succeed(session, stored, results, done.trained_tokens),
+                lambda session: self._has_succeeded(session, stored),
+            )
+
+    def _store(
+        self, undo: ExitStack, directory: str, step: int, name: str, metrics: dict[str, float | None], mark: str
+    ) -> Stored:
+        """Copy a checkpoint directory, verify it, pack it, put it. Leaving `undo` takes the bytes back.
+
+        `mark` keeps the result apart from an earlier checkpoint of the same step, whose bytes go when its files do.
+        """
+        prefix = f"jobs/{self.job.id}/attempts/{self.job.attempt}/checkpoints/step-{step:06d}{mark}"
+        copy = self.directory / "outbox" / f"checkpoint-{step:06d}"
+        manifest = artifacts.take_copy(artifacts.inside(self.directory, directory), copy)
+        archive = artifacts.put_file(
+            self.resources.storage, artifacts.pack(copy, copy.parent), f"{prefix}/{artifacts.ARCHIVE}"
+        )
+        undo.callback(artifacts.discard, self.resources.storage, [archive.key])
+        parts = artifacts.put_directory(self.resources.storage, copy, f"{prefix}/files")
+        undo.callback(artifacts.discard, self.resources.storage, [part.key for part in parts])
+        copy.rmdir()
+        return Stored(step, name, clean({"step": step} | metrics), clean(manifest), parts, archive)
+
+    def _store_results(self, undo: ExitStack) -> StoredFile:
+        rows = self.keeper.transact(lambda session: events.metrics(session, self.job.id)) or []
+        path = self.directory / "outbox" / RESULTS
+        path.write_bytes(results_csv(rows))
+        key = f"jobs/{self.job.id}/attempts/{self.job.attempt}/{RESULTS}"
+        undo.callback(artifacts.discard, self.resources.storage, [key])
+        return artifacts.put_file(self.resources.storage, path, key)
+
+    def _add(self, session: Session, stored: Stored) -> Checkpoint:
+        message = f"Checkpoint created at step {stored.step} with Snapshot ID: {stored.name}"
+        job = claims.say(session, self.keeper.lease, message, data={"step": stored.step})
+        checkpoint = self._write_row(session, job, stored)
+        for old in checkpoints.retire_old(session, job.id, checkpoint):
+            files.delete_all(session, [*old.file_ids, old.archive_file_id])
+        return checkpoint
+
+    def _write_row(self, session: Session, job: Job, stored: Stored) -> Checkpoint:
+        parts = [self._insert(session, part) for part in stored.files]
+        row = (stored.name, stored.metrics, stored.manifest, parts, self._insert(session, stored.archive))
+        before = checkpoints.at_step(session, job.id, stored.step)
+        if before is None:
+            return checkpoints.add(session, job, stored.step, *row)
+        files.delete_all(session, [*before.file_ids, before.archive_file_id])
+        return checkpoints.replace(session, before, job, *row)
+
+    def _succeed(self, session: Session, stored: Stored, results: StoredFile, trained_tokens: int) -> Job:
+        result = self._add(session, stored)
+        for checkpoint in checkpoints.kept(session, self.job.id):
+            models.add_tuned(session, self.job, checkpoint)
+        claims.say(session, self.keeper.lease, f"New fine-tuned model created: {stored.name}")
+        return claims.end_attempt(
+            session,
+            self.keeper.lease,
+            Reason.DONE,
+            "The job has successfully completed",
+            trained_tokens=trained_tokens,
+            fine_tuned_model=stored.name,
+            result_file_ids=[self._insert(session, results)],
+            adapter_sha256=stored.archive.sha256,
+            adapter_bytes=stored.archive.size_bytes,
+            adapter_archive_file_id=result.archive_file_id,
+            crash_streak=0,
+        )
+
+    def _has_succeeded(self, session: Session, stored: Stored) -> bool:
+        job = session.get(Job, self.job.id)
+        return job is not None and job.fine_tuned_model == stored.name
+
+    def _insert(self, session: Session, stored: StoredFile) -> str:
+        file = files.insert(
+            session, self.job.project_id, PURPOSE, stored.filename, stored.size_bytes, stored.sha256, stored.key,
+            job_id=self.job.id,
+        )  # fmt: skip
+        return file.id
+
+    def _is_published(self, session: Session, step: int) -> bool:
+        return checkpoints.at_step(session, self.job.id, step) is not None
+
+    def _model_name(self) -> str:
+        return model_name(self.job.base_model, self.resources.settings.organization, self.job.suffix)
+
+
+def model_name(base: str, organization: str, suffix: str | None) -> str:
+    """`ft:base:organization:suffix:8 characters`, without what clients put into a URL in different ways."""
+    parts = (base, organization, suffix or "", secrets.token_hex(4))
+    return "ft:" + ":".join("".join(map(_fit, part)) for part in parts)
+
+
+def _fit(character: str) -> str:
+    return character if character.isprintable() and character not in UNFIT_FOR_NAMES else "-"

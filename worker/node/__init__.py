@@ -1,0 +1,1 @@
+"""One worker process: its slots, devices, locks, disk space and local base models."""

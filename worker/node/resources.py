@@ -1,0 +1,36 @@
+"""What every job needs, opened once per process and passed down."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+from sqlalchemy import Engine
+
+from app.db.engine import Sessions, make_engine, make_sessions
+from app.job_queue import Hints
+from app.settings import Settings
+from app.storage import LocalStorage, Storage
+
+POOL_SIZE = 5  # the job's own writes, its lease, the heartbeat of the worker's row
+
+
+@dataclass(frozen=True)
+class Resources:
+    settings: Settings
+    engine: Engine
+    sessions: Sessions
+    storage: Storage
+    hints: Hints
+    stop: threading.Event = field(default_factory=threading.Event)  # set once: take nothing new, drain what runs
+
+    def close(self) -> None:
+        self.hints.close()
+        self.engine.dispose()
+
+
+def open_resources(settings: Settings) -> Resources:
+    """Connects to nothing yet: PostgreSQL and Redis may come up later than we do."""
+    engine = make_engine(settings.database_url, POOL_SIZE)
+    storage = LocalStorage(settings.storage_dir)
+    return Resources(settings, engine, make_sessions(engine), storage, Hints(settings.redis_url))

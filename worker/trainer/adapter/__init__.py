@@ -1,0 +1,1 @@
+"""The adapter being trained: LoRA, DoRA, modules to save, initial weights."""

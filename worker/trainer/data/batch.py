@@ -1,0 +1,229 @@
+"""Tokenized dataset -> documents end to end -> packed batches, one forward each. No padding anywhere.
+
+    dataset   | doc 0 ......... | doc 1 .. | doc 2 ...... |          every token of the file, once
+    batch     | doc 7 .... | doc 1 .. | doc 4 ....... |              a few whole documents, flattened
+    position   0 1 2 3 4    0 1 2      0 1 2 3 4 5                   restarts with each document
+    target       ^ ^ ^        ^            ^ ^ ^                     a label is predicted by the token *before* it
+
+With DPO both documents of a pair (its two answers, each after the prompt) are in one batch: its margin is a sum over
+both.
+
+Letters: T tokens of a batch, N labelled tokens of a batch.
+"""
+# ruff: noqa: N815  shapes stand in names
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+
+import torch
+
+from app.domain.datasets.chat_template import TemplateRefused
+from app.domain.datasets.documents import Document, fit, learned
+from app.domain.datasets.examples import read_examples
+from app.domain.datasets.jsonl import Finding
+from app.domain.datasets.render import Renderer
+from app.domain.datasets.report import nothing_to_learn
+from app.domain.jobs.spec import LINE_RULES, LineRules, Method
+from app.domain.jobs.states import Reason
+from app.domain.planning.packing import Lengths, packed
+from worker.trainer.records import Keepalive
+from worker.trainer.runtime.failures import Failure
+
+
+class TokenizedDataset:
+    """The documents of a file that have a label, end to end, five bytes a token."""
+
+    def __init__(self) -> None:
+        self._tokens = array("i")
+        self._labelled = bytearray()
+        self._pair_roles = array("b")  # of each document
+        self._document_starts = array("q", [0])  # document d is the tokens from start d to start d + 1
+        self._example_starts = array("q", [0])  # example e is the documents from start e to start e + 1
+        self.lines = array("q")  # of each example, in the file
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return len(self.lines)
+
+    @property
+    def tokens(self) -> int:
+        return len(self._tokens)
+
+    @property
+    def labelled_tokens(self) -> int:
+        return self._labelled.count(1)
+
+    @property
+    def has_pairs(self) -> bool:
+        return len(self) > 0 and self._pair_roles[0] != 0  # a file has pairs throughout, or none
+
+    def add(self, line: int, documents: Iterable[Document]) -> None:
+        """Append the content of one line: one example, or for plain text one example for each piece.
+
+        A document without a label contributes nothing and is left out; a pair is left out whole.
+        """
+        trainable = learned(documents)
+        if trainable and not trainable[0].is_text:
+            self._append(line, trainable)
+        else:
+            for piece in trainable:
+                self._append(line, [piece])
+
+    def _append(self, line: int, documents: Iterable[Document]) -> None:
+        for document in documents:
+            self._tokens.extend(document.tokens)
+            self._labelled.extend(document.labelled)
+            self._pair_roles.append(document.side)
+            self._document_starts.append(len(self._tokens))
+        self._example_starts.append(len(self._document_starts) - 1)
+        self.lines.append(line)
+
+    def documents(self, example: int) -> range:
+        return range(self._example_starts[example], self._example_starts[example + 1])
+
+    def documents_of(self, examples: Iterable[int]) -> list[int]:
+        return [document for example in examples for document in self.documents(example)]
+
+    def example_of(self, document: int) -> int:
+        return bisect_right(self._example_starts, document) - 1
+
+    def pair_role(self, document: int) -> int:
+        """Return 1 for a pair's preferred answer, -1 for its other answer, 0 for a document of no pair."""
+        return self._pair_roles[document]
+
+    def length(self, document: int) -> int:
+        return self._document_starts[document + 1] - self._document_starts[document]
+
+    def tokens_of(self, example: int) -> int:
+        first, last = self._example_starts[example], self._example_starts[example + 1]
+        return self._document_starts[last] - self._document_starts[first]
+
+    def lengths(self) -> Lengths:
+        """Return the lengths of what must stay in one batch: documents, or both documents of a pair."""
+        lengths = Lengths()
+        for example in range(len(self)):
+            documents = self.documents(example)
+            lengths.add([self.length(document) for document in documents], is_pair=self.pair_role(documents[0]) != 0)
+        return lengths
+
+    def slice(self, document: int) -> tuple[array[int], bytearray]:
+        """Return the tokens of one document, and for each whether it is a target."""
+        start, end = self._document_starts[document], self._document_starts[document + 1]
+        return self._tokens[start:end], self._labelled[start:end]
+
+
+def read_dataset(
+    renderer: Renderer,
+    path: Path,
+    context_length: int,
+    failure_reason: Reason,
+    keepalive: Keepalive,
+    method: Method = "supervised",
+    rules: LineRules = LINE_RULES,
+) -> TokenizedDataset:
+    """Render a JSONL file with the base model's own template, each document within `context_length` tokens.
+
+    Raises Failure(failure_reason) for a bad line, a conversation that the template refuses, or a file without a label.
+    """
+    dataset, param = TokenizedDataset(), failure_reason.removeprefix("invalid_")  # training_file, validation_file
+    with path.open("rb") as file:
+        for example in read_examples(file, method=method, rules=rules):
+            keepalive(f"reading the {param.replace('_', ' ')}")
+            if isinstance(example, Finding):
+                raise Failure(failure_reason, f"{example}.", param)
+            try:
+                documents = renderer.documents(example)
+            except TemplateRefused as error:
+                raise Failure(failure_reason, f"Line {example.line}: {error}.", param) from error
+            dataset.add(example.line, fit(documents, context_length))
+    if not len(dataset):
+        raise Failure(failure_reason, nothing_to_learn(method, context_length), "hyperparameters.context_length")
+    return dataset
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Which targets of a batch belong to which of its pairs."""
+
+    pair_N: torch.Tensor  # int64: the number of the pair within the batch
+    sign_N: torch.Tensor  # float32: 1 in the preferred answer, -1 in the other
+    count: int
+
+    def to(self, device: torch.device) -> Pairs:
+        return replace(
+            self,
+            pair_N=self.pair_N.to(device, non_blocking=True),
+            sign_N=self.sign_N.to(device, non_blocking=True),
+        )
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """One flattened forward: whole documents, one after the other."""
+
+    tokens_T: torch.Tensor  # int64: ids
+    positions_T: torch.Tensor  # int64: within the document
+    document_lengths: tuple[int, ...]  # they sum to T
+    logit_positions_N: torch.Tensor  # int64: where in the batch the token before a labelled one stands
+    targets_N: torch.Tensor  # int64: the labelled token's id
+    pairs: Pairs | None = None  # of a dataset of preference pairs
+
+    def to(self, device: torch.device) -> PackedBatch:
+        names = ("tokens_T", "positions_T", "logit_positions_N", "targets_N")
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
+        return replace(self, **moved, pairs=self.pairs.to(device) if self.pairs else None)
+
+
+def pack_batches(
+    dataset: TokenizedDataset, documents: Sequence[int], row_tokens: int, *, packing: bool = True
+) -> Iterator[PackedBatch]:
+    """Fill batches with whole documents, up to `row_tokens` tokens each; a longer document has a batch of its own.
+
+    Without `packing` each document, or pair, has a batch of its own.
+    """
+    has_pairs = dataset.has_pairs
+    units = [[document] for document in documents]  # what must stay in one batch
+    if has_pairs:
+        units = [list(pair) for _, pair in groupby(documents, dataset.example_of)]
+    lengths = ((sum(map(dataset.length, unit)), packing) for unit in units)
+    return (_pack(dataset, units[batch], has_pairs=has_pairs) for batch in packed(lengths, row_tokens))
+
+
+def _pack(dataset: TokenizedDataset, units: Sequence[Sequence[int]], *, has_pairs: bool) -> PackedBatch:
+    tokens, positions, logit_positions, lengths = array("i"), array("i"), array("i"), []
+    for document in (document for unit in units for document in unit):
+        ids, labelled = dataset.slice(document)
+        start = len(tokens)
+        tokens.extend(ids)
+        positions.extend(range(len(ids)))
+        logit_positions.extend(start + at - 1 for at, is_labelled in enumerate(labelled) if is_labelled)
+        lengths.append(len(ids))
+    tokens_T, positions_T, logit_positions_N = map(_int64, (tokens, positions, logit_positions))
+    return PackedBatch(
+        tokens_T=tokens_T,
+        positions_T=positions_T,
+        document_lengths=tuple(lengths),
+        logit_positions_N=logit_positions_N,
+        targets_N=tokens_T[logit_positions_N + 1],
+        pairs=_pairs(dataset, units) if has_pairs else None,
+    )
+
+
+def _pairs(dataset: TokenizedDataset, units: Sequence[Sequence[int]]) -> Pairs:
+    pairs, signs = array("i"), array("i")
+    for number, unit in enumerate(units):
+        for document in unit:
+            labels = dataset.slice(document)[1].count(1)
+            pairs.extend([number] * labels)
+            signs.extend([dataset.pair_role(document)] * labels)
+    return Pairs(_int64(pairs), _int64(signs).float(), len(units))
+
+
+def _int64(numbers: array[int]) -> torch.Tensor:
+    return torch.frombuffer(numbers, dtype=torch.int32).long()

@@ -1,0 +1,1 @@
+"""Memory: device memory, placement, probe, activation checkpointing, out-of-memory policy."""

@@ -1,0 +1,1 @@
+"""What is minimised: supervised or DPO loss, its metrics, the optimizer."""

@@ -1,0 +1,102 @@
+"""What is minimised: chosen once at the start, `SupervisedObjective` or `DpoObjective`.
+
+Each turns one packed batch into gradients (training) or only into sums (validation). Losses and gradients are sums, not
+means, so they add up over batches whatever the batches are; the one division is the optimizer step's.
+
+Letters: T tokens of a batch, N labelled tokens of a batch, D the hidden size.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from worker.trainer.adapter.lora import Adapter
+from worker.trainer.data.batch import PackedBatch, Pairs
+from worker.trainer.model.base_model import Base, hidden_states
+from worker.trainer.objective.dpo import dpo_loss
+from worker.trainer.objective.linear_cross_entropy import linear_cross_entropy
+from worker.trainer.objective.metrics import BatchSums
+
+
+class Objective(Protocol):
+    @property
+    def base(self) -> Base: ...
+
+    def forward_backward(self, batch: PackedBatch) -> BatchSums:
+        """Add the batch's gradients to those of the adapter."""
+
+    def evaluate(self, batch: PackedBatch) -> BatchSums:
+        """Forward alone: no dropout, no gradient."""
+
+
+class SupervisedObjective:
+    """Cross entropy of every labelled token."""
+
+    def __init__(self, base: Base, adapter: Adapter) -> None:
+        self.base = base
+        self._adapter = adapter
+
+    def forward_backward(self, batch: PackedBatch) -> BatchSums:
+        hidden_N_D = _hidden_states(self.base, batch, self._adapter)  # W x + scale * B A x in every adapted layer
+        head_V_D = self.base.head_with(self._adapter)
+        loss_sum, losses_N, is_correct_N = linear_cross_entropy(hidden_N_D, head_V_D, batch.targets_N)
+        loss_sum.backward()  # type: ignore[no-untyped-call]
+        return BatchSums.of_tokens(batch, losses_N, is_correct_N)
+
+    @torch.no_grad()
+    def evaluate(self, batch: PackedBatch) -> BatchSums:
+        losses_N, is_correct_N = _token_losses(self.base, batch, self._adapter)
+        return BatchSums.of_tokens(batch, losses_N, is_correct_N)
+
+
+class DpoObjective:
+    """DPO's loss of every pair (dpo.py), against a reference that never changes.
+
+    The reference is the base model with the adapter switched off; where training goes on from an earlier adapter, that
+    adapter, as a frozen copy.
+    """
+
+    def __init__(self, base: Base, adapter: Adapter, beta: float, reference: Adapter | None) -> None:
+        self.base = base
+        self._adapter = adapter
+        self._beta = beta
+        self._reference = reference
+
+    def forward_backward(self, batch: PackedBatch) -> BatchSums:
+        reference_N = self._reference_losses(batch)
+        hidden_N_D = _hidden_states(self.base, batch, self._adapter)
+        head_V_D = self.base.head_with(self._adapter)
+        with torch.no_grad():  # the weight of a token depends on the losses of its whole pair
+            losses_N = linear_cross_entropy(hidden_N_D.detach(), head_V_D, batch.targets_N)[1]
+        pairs = dpo_loss(_pairs_of(batch), self._beta, losses_N, reference_N)
+        loss_sum, _, is_correct_N = linear_cross_entropy(hidden_N_D, head_V_D, batch.targets_N, pairs.weights_N)
+        loss_sum.backward()  # type: ignore[no-untyped-call]
+        return BatchSums.of_pairs(batch, pairs, is_correct_N)
+
+    @torch.no_grad()
+    def evaluate(self, batch: PackedBatch) -> BatchSums:
+        reference_N = self._reference_losses(batch)
+        losses_N, is_correct_N = _token_losses(self.base, batch, self._adapter)
+        return BatchSums.of_pairs(batch, dpo_loss(_pairs_of(batch), self._beta, losses_N, reference_N), is_correct_N)
+
+    @torch.no_grad()
+    def _reference_losses(self, batch: PackedBatch) -> torch.Tensor:
+        return _token_losses(self.base, batch, self._reference)[0]
+
+
+def _hidden_states(base: Base, batch: PackedBatch, adapter: Adapter | None) -> torch.Tensor:
+    """Return the hidden states that predict a labelled token: only those reach the head."""
+    return hidden_states(base, batch, adapter).index_select(0, batch.logit_positions_N)
+
+
+def _token_losses(base: Base, batch: PackedBatch, adapter: Adapter | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return losses_N and is_correct_N of the model with `adapter`, without a gradient."""
+    hidden_N_D = _hidden_states(base, batch, adapter)
+    return linear_cross_entropy(hidden_N_D, base.head_with(adapter), batch.targets_N)[1:]
+
+
+def _pairs_of(batch: PackedBatch) -> Pairs:
+    assert batch.pairs is not None, "a dataset read for DPO has pairs"
+    return batch.pairs

@@ -1,0 +1,59 @@
+"""AdamW in float32 (arXiv 1711.05101), the learning rate as a function of the step, the division and the clip."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from app.domain.jobs.spec import Hyperparameters
+
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+
+
+def make_optimizer(parameters: Sequence[torch.nn.Parameter], hyperparameters: Hyperparameters) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        parameters,
+        lr=hyperparameters.learning_rate,
+        betas=BETAS,
+        eps=EPSILON,
+        weight_decay=hyperparameters.weight_decay,
+        fused=True,
+    )
+
+
+def learning_rate(hyperparameters: Hyperparameters, step: int, total_steps: int) -> float:
+    """The rate of the step with index `step` (from 0): a linear warm-up to the peak, then the schedule down to zero.
+
+    The first step of the warm-up already moves: at rate zero it would be a batch read for nothing.
+    """
+    peak = hyperparameters.learning_rate
+    warmup = math.ceil(hyperparameters.warmup_ratio * total_steps)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    done = (step - warmup) / max(1, total_steps - warmup)
+    match hyperparameters.lr_scheduler_type:
+        case "linear":
+            return peak * (1 - done)
+        case "cosine":
+            return peak * 0.5 * (1 + math.cos(math.pi * done))
+        case "constant":
+            return peak
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def divide_gradients(parameters: Sequence[torch.nn.Parameter], denominator: int) -> None:
+    """The gradients of a sum of losses -> of their mean over the step's tokens or pairs. Once per optimizer step."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    torch._foreach_div_(gradients, float(denominator))
+
+
+def clip_gradients(parameters: Sequence[torch.nn.Parameter], max_norm: float) -> float:
+    """Scale the gradients down to the norm `max_norm` where they exceed it; returns the norm before (one sync)."""
+    return float(torch.nn.utils.clip_grad_norm_(parameters, max_norm, foreach=True))

@@ -1,0 +1,112 @@
+"""Which device, how many threads, which compute dtype, by rule: decided once, before anything is loaded.
+
+On a CPU autotune.py then measures whether something else is faster.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import psutil
+import torch
+
+from app.domain.jobs.spec import QuantizationSpec, TrainerSpec
+from app.domain.jobs.states import Reason
+from app.domain.planning.cgroups import control_groups
+from app.domain.planning.cpu_info import cpu_name
+from worker.trainer.runtime.failures import Failure
+
+CPU_QUOTA = "cpu.max"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def choose_device(wanted: str) -> torch.device:
+    """Return a GPU where there is one, unless the spec names a device. Raises Failure(INVALID_SPEC)."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        text = "The spec asks for the device cuda, but torch sees no NVIDIA GPU here; ask for auto or cpu."
+        raise Failure(Reason.INVALID_SPEC, text, "device")
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def device_name(device: torch.device) -> str:
+    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else f"cpu ({cpu_name()})"
+
+
+def choose_compute_dtype(
+    quantization: QuantizationSpec | None, device: torch.device, is_free: bool = False
+) -> torch.dtype:
+    """Return the requested dtype; where none was, bfloat16, or float16 on a GPU that is older than bfloat16."""
+    if quantization is not None and not is_free:
+        return torch_dtype(quantization.compute_dtype)
+    has_bfloat16 = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bfloat16 else torch.float16
+
+
+def with_compute_dtype(spec: TrainerSpec, dtype: str) -> TrainerSpec:
+    """Return the spec with the dtype that is computed in, where the request left it open."""
+    if spec.quantization is None:
+        return spec
+    quantization = spec.quantization.model_copy(update={"compute_dtype": dtype})
+    return spec.model_copy(update={"quantization": quantization})
+
+
+def times_float32(dtype: torch.dtype, device: torch.device) -> float:
+    """How long one matrix product takes in `dtype`, as a multiple of the same in float32; the quickest of three each.
+
+    Below 1 where the processor has instructions for it (AMX, AVX-512 BF16: 0.5 or less), above where it imitates them.
+    """
+    return _product_seconds(dtype, device) / _product_seconds(torch.float32, device)
+
+
+def _product_seconds(dtype: torch.dtype, device: torch.device) -> float:
+    left, right = (torch.ones(shape, dtype=dtype, device=device) for shape in ((512, 1024), (1024, 512)))
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        left @ right
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def choose_threads() -> int:
+    """The physical cores that this process may use: two threads on one core share its one matrix unit."""
+    return min(psutil.cpu_count(logical=False) or os.cpu_count() or 1, granted_cores())
+
+
+def granted_cores() -> int:
+    """The logical processors that this process may use, and no more than its quota is worth."""
+    return max(1, min(len(os.sched_getaffinity(0)), _quota()))
+
+
+def make_repeatable(device: torch.device, threads: int) -> None:
+    """The order of float sums depends on the number of threads; with it fixed, a CPU run repeats to the bit."""
+    torch.set_num_threads(threads)
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs a pass
+
+
+def _quota() -> int:
+    """Cores' worth of time that the narrowest control group gives: "200000 100000" are two."""
+    quotas = (_whole_cores(group / CPU_QUOTA) for group in control_groups())
+    return min((cores for cores in quotas if cores), default=os.cpu_count() or 1)
+
+
+def _whole_cores(path: Path) -> int | None:
+    try:
+        quota, period = path.read_text().split()
+        return max(1, int(quota) // int(period))
+    except (OSError, ValueError):  # no such file, or "max"
+        return None

@@ -1,0 +1,1 @@
+"""Private snapshots, from which a later attempt resumes exactly."""

@@ -1,0 +1,1 @@
+"""Evaluation during training: validation loss, sample answers, early stopping."""

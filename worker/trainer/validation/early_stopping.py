@@ -1,0 +1,88 @@
+"""Early stopping: the best validation so far, the adapter it was measured on, and whether the loss still falls.
+
+All of it is in every snapshot, A and B included: a later attempt has nothing else, and its result is the same to the
+bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from app.domain.jobs.spec import EarlyStopping
+from worker.trainer.adapter.lora import Adapter
+
+Metrics = dict[str, float | None]
+TENSOR_PREFIX = "best/"  # of its tensors in a snapshot
+
+
+@dataclass
+class BestValidation:
+    """Losses are of the whole validation file: nats per labelled token, with DPO per pair.
+
+    The lowest wins, the earliest of equals.
+    """
+
+    step: int | None = None  # of the lowest loss; None before the first validation
+    loss: float = math.inf
+    metrics: Metrics = field(default_factory=dict)  # of that step
+    trained_tokens: int = 0  # until that step
+    reference: float = math.inf  # the loss that the next must undercut by the threshold to count as a fall
+    validations_without_fall: int = 0
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)  # A and B of that step, where they may be promoted
+
+    def update(self, step: int, loss: float, metrics: Metrics, trained_tokens: int, threshold: float) -> bool:
+        """Take a validation into account; return whether it is the best so far. A loss that is NaN never is."""
+        if loss < self.reference - threshold:
+            self.reference, self.validations_without_fall = loss, 0
+        else:
+            self.validations_without_fall += 1
+        if not loss < self.loss:
+            return False
+        self.step, self.loss, self.metrics, self.trained_tokens = step, loss, dict(metrics), trained_tokens
+        return True
+
+    def copy_weights(self, adapter: Adapter) -> None:
+        """Copy A and B: the next optimizer step changes them in place."""
+        self.tensors = {name: tensor.detach().cpu().clone() for name, tensor in adapter.named_parameters().items()}
+
+    def should_stop(self, early_stopping: EarlyStopping | None) -> bool:
+        return early_stopping is not None and self.validations_without_fall >= early_stopping.patience
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything but the tensors, for a manifest; None for the infinite loss before the first validation."""
+        values = asdict(BestValidation(**{**vars(self), "tensors": {}}))
+        del values["tensors"]
+        return {key: None if value == math.inf else value for key, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> BestValidation:
+        losses = {key: math.inf for key in ("loss", "reference") if values.get(key) is None}
+        weights = {
+            name.removeprefix(TENSOR_PREFIX): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(TENSOR_PREFIX)
+        }
+        return cls(**{**values, **losses, "tensors": weights})
+
+    @contextmanager
+    def weights_in_place(self, adapter: Adapter) -> Iterator[None]:
+        """Put the best step's weights into the adapter; afterwards the last ones, which a snapshot may still need."""
+        parameters = adapter.named_parameters()
+        last = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        _copy_into(parameters, self.tensors)
+        try:
+            yield
+        finally:
+            _copy_into(parameters, last)
+
+
+@torch.no_grad()
+def _copy_into(parameters: dict[str, torch.nn.Parameter], tensors: dict[str, torch.Tensor]) -> None:
+    for name, parameter in parameters.items():
+        parameter.copy_(tensors[name])

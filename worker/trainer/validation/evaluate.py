@@ -1,0 +1,17 @@
+"""Validation: the loss over a whole file, with the adapter on, dropout off, nothing learned."""
+
+from __future__ import annotations
+
+from worker.trainer.data.batch import TokenizedDataset, pack_batches
+from worker.trainer.objective.metrics import StepMetrics
+from worker.trainer.objective.objective import Objective
+from worker.trainer.records import Keepalive
+
+
+def evaluate(objective: Objective, dataset: TokenizedDataset, row_tokens: int, keepalive: Keepalive) -> StepMetrics:
+    """Evaluate every document once, in the file's order."""
+    metrics, device = StepMetrics(objective.base.device), objective.base.device
+    for batch in pack_batches(dataset, dataset.documents_of(range(len(dataset))), row_tokens):
+        keepalive("measuring the validation loss")
+        metrics.add(objective.evaluate(batch.to(device)))
+    return metrics

@@ -1,0 +1,1 @@
+"""Webhook sender: claims due deliveries and posts them. `python -m worker.webhooks`."""

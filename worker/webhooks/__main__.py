@@ -1,0 +1,7 @@
+"""`python -m worker.webhooks`."""
+
+from __future__ import annotations
+
+from worker.webhooks.sender import main
+
+main()
