@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.error_handlers import error_response
-from app.api.middleware.request_log import CLIENT_CLOSED_REQUEST, RequestRecord, log_request, request_id_of
+from app.api.middleware.request_log import CLIENT_CLOSED_REQUEST, RequestRecord, log_request, start_record
 from app.api.transport.body_pace import BodyPace
 from app.db.access.audit import Act, acting
 from app.errors import BadRequest, NotFound, RequestTimeout, TuneryError
@@ -34,8 +34,8 @@ class Envelope:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        record = RequestRecord(request_id_of(scope["headers"]))
-        scope.setdefault("state", {})["record"] = record
+        scope.setdefault("state", {})
+        record = start_record(scope)
         answer = _Answer(send, record, _told(scope))
         structlog.contextvars.bind_contextvars(request_id=record.request_id)
         try:
@@ -56,7 +56,7 @@ class Envelope:
         except Exception:
             log.exception("request failed")
             if answer.started:
-                raise  # too late for another status; the server cuts the connection
+                return  # too late for another status: the server cuts a connection whose response is not complete
             await error_response(TuneryError("Something went wrong on our side; the log has the details."))(
                 scope, receive, answer
             )

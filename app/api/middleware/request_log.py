@@ -21,6 +21,7 @@ PARAMETER_NAME = re.compile(r"[\w.\[\]-]{1,80}")
 CREDENTIAL_HEADERS = (b"authorization", b"api-key")
 MASK = "***"
 MAX_TEXT = 1_000  # characters of a path or a query
+MAX_METHOD = 32  # and of a method, which a client may invent
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for a request whose client left before it was answered
 
 
@@ -46,8 +47,14 @@ class RequestRecord:
             self.status = self.status or status
 
 
+def start_record(scope: Mapping[str, Any]) -> RequestRecord:
+    """The record of a request, made by whoever needs it first: `Envelope`, or the connection that refuses its body."""
+    record: RequestRecord = scope["state"].setdefault("record", RequestRecord(request_id_of(scope["headers"])))
+    return record
+
+
 def record_of(scope: Mapping[str, Any]) -> RequestRecord | None:
-    """The record that `Envelope` started; None where it does not stand around the caller."""
+    """The record of a request that was started; None where `Envelope` does not stand around the caller."""
     record: RequestRecord | None = scope.get("state", {}).get("record")
     return record
 
@@ -63,7 +70,7 @@ def log_request(scope: Mapping[str, Any], record: RequestRecord) -> None:
         "error" if has_failed else "info",
         "request",
         request_id=record.request_id,
-        method=scope.get("method"),
+        method=masked_path(scope["method"])[:MAX_METHOD] if "method" in scope else None,
         route=record.route,
         path=masked_path(scope["path"]) if "path" in scope else None,
         query=masked_query(scope.get("query_string", b"")),

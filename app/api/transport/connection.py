@@ -15,16 +15,27 @@ from typing import Any
 
 import h11
 from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from app.api.error_handlers import error_response
-from app.api.middleware.request_log import CLIENT_CLOSED_REQUEST, RequestRecord, log_request, record_of, request_id_of
+from app.api.middleware.request_log import (
+    CLIENT_CLOSED_REQUEST,
+    RequestRecord,
+    log_request,
+    record_of,
+    request_id_of,
+    start_record,
+)
 from app.api.transport.body_pace import BodyPace
 from app.errors import BadRequest, RequestTimeout, TuneryError
 from app.settings import Settings
 
 MAX_HEADER_BYTES = 16 << 10  # of a request line and its headers; h11's own default
+# HTTP events that are parsed before other connections have their turn: some 4 ms. One read of 256 KiB may hold 40,000
+# chunks of a byte each, which take half a second.
+MAX_EVENTS_AT_ONCE = 256
 
 # uvicorn warns of each invalid request; the request's own line says so already.
 logger = logging.getLogger(__name__)
@@ -46,6 +57,7 @@ class LimitedConnection(H11Protocol):
         self.conn = self._parser = _StrictParser(h11.SERVER, MAX_HEADER_BYTES)
         self.logger = logger
         self.timeout_keep_alive = self._settings.keep_alive_seconds
+        self._parse_handle: asyncio.Handle | None = None
         self._header_timer: asyncio.TimerHandle | None = None
         self._drain_timer: asyncio.TimerHandle | None = None
         self._drain_pace: BodyPace | None = None
@@ -53,12 +65,25 @@ class LimitedConnection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = self._flow = _HeldFlow(transport)
         _limit_unacknowledged(transport, self._settings.response_stall_seconds)
         self._start_header_timer()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         self._watch(len(data))
+
+    def handle_events(self) -> None:
+        """Parse what has arrived, MAX_EVENTS_AT_ONCE at a time, and read nothing more until all of it is parsed."""
+        self._parser.events_left = MAX_EVENTS_AT_ONCE
+        super().handle_events()
+        if self.transport.is_closing():
+            return
+        if self._parser.events_left > 0:
+            self._flow.release()
+        elif self._parse_handle is None:
+            self._flow.hold()
+            self._parse_handle = self.loop.call_soon(self._parse_rest)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -82,6 +107,12 @@ class LimitedConnection(H11Protocol):
     def _should_upgrade(self) -> bool:
         """There are no websockets here; a request to upgrade is an ordinary one (RFC 9110, 7.8)."""
         return False
+
+    def _parse_rest(self) -> None:
+        self._parse_handle = None
+        if not self.transport.is_closing():
+            self.handle_events()
+            self._watch(0)
 
     def _watch(self, received_bytes: int) -> None:
         """Run the timer of what the connection waits for: request headers, the rest of a body, or nothing."""
@@ -152,10 +183,10 @@ class LimitedConnection(H11Protocol):
     def _abort_cycle(self, error: TuneryError) -> None:
         """The body of a running request turned out to be invalid: its handler finds the client gone."""
         cycle = self.cycle
-        if record := record_of(cycle.scope):
-            record.end("invalid_request", error.status)
-            if not cycle.response_started:
-                record.bytes_out = self._write_error(error, record.request_id)
+        record = start_record(cycle.scope)  # the application may not have begun: both came in one packet
+        record.end("invalid_request", error.status)
+        if not cycle.response_started:
+            record.bytes_out = self._write_error(error, record.request_id)
         self.transport.close()
         cycle.disconnected = True
         cycle.message_event.set()
@@ -192,8 +223,29 @@ class LimitedConnection(H11Protocol):
             self._drain_timer = None
 
 
+class _HeldFlow(FlowControl):
+    """uvicorn's flow control, with a second reason not to read: what was read before is not parsed yet."""
+
+    is_held = False
+
+    def hold(self) -> None:
+        self.is_held = True
+        self._transport.pause_reading()
+
+    def release(self) -> None:
+        if self.is_held:
+            self.is_held = False
+            if not self.read_paused:
+                self._transport.resume_reading()
+
+    def resume_reading(self) -> None:
+        super().resume_reading()
+        if self.is_held:
+            self._transport.pause_reading()
+
+
 class _StrictParser(h11.Connection):
-    """Refuses a request whose length can be read in two ways.
+    """Refuses a request whose length can be read in two ways, and stops after `events_left` events.
 
     A proxy in front that reads it in the other way takes the rest of one request for the next one: request smuggling
     (RFC 9112, 6.1 and 11.2).
@@ -201,9 +253,14 @@ class _StrictParser(h11.Connection):
 
     refused: h11.Request | None = None
     refusal: str | None = None
+    events_left = MAX_EVENTS_AT_ONCE
 
     def next_event(self) -> Any:
+        if self.events_left <= 0:
+            return h11.NEED_DATA
         event = super().next_event()
+        if event is not h11.NEED_DATA:
+            self.events_left -= 1
         if type(event) is h11.Request and (refusal := _ambiguous_length(event)):
             self.refused, self.refusal = event, refusal
             raise h11.RemoteProtocolError(refusal)

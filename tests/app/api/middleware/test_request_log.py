@@ -268,6 +268,11 @@ class TestSecrets:
         served.line(request_id)
         assert served.key not in served.log.read_text()
 
+    def test_as_a_method_are_in_no_line(self, served: Served, request_id: str) -> None:
+        send(served, request_id, served.key, "/healthz")
+        assert served.line(request_id)["method"] == "***"
+        assert served.key not in served.log.read_text()
+
     @pytest.mark.parametrize("value", ["{key}", "Bearer {key}", "x-{key}"])
     def test_as_a_request_id_are_replaced(self, served: Served, value: str) -> None:
         answer = send(served, value.format(key=served.key), "GET", "/v1/files")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -16,7 +17,13 @@ from pathlib import Path
 
 import httpx2
 import pytest
+import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.server import ServerState
 
+from app.api.middleware.request_context import Envelope
+from app.api.transport import connection
+from app.api.transport.connection import MAX_EVENTS_AT_ONCE, LimitedConnection
 from app.cli.local_stack import services
 from app.db.engine import make_engine, make_sessions, transaction
 from app.settings import Settings
@@ -321,16 +328,23 @@ class TestFraming:
         assert answer.startswith(b"HTTP/1.1 400")
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["type"] == "invalid_request_error"
 
-    def test_that_breaks_in_the_middle_of_a_body_is_a_400(self, served: Served) -> None:
-        head = served.head("POST /v1/fine_tuning/jobs", "Transfer-Encoding: chunked", "X-Request-Id: broken-chunk")
+    @pytest.mark.parametrize("packets", [1, 2])
+    def test_that_breaks_in_the_middle_of_a_body_is_a_400(self, served: Served, packets: int) -> None:
+        request_id = f"broken-chunk-{packets}"
+        head = served.head("POST /v1/fine_tuning/jobs", "Transfer-Encoding: chunked", f"X-Request-Id: {request_id}")
+        good, bad = b"1\r\n{\r\n", b"no length\r\n"
         with closing(served.connect()) as connection:
-            connection.sendall(head + b"1\r\n{\r\n")
-            time.sleep(2 * DRIP_SECONDS)
-            connection.sendall(b"no length\r\n")
+            if packets == 2:
+                connection.sendall(head + good)
+                time.sleep(2 * DRIP_SECONDS)
+                connection.sendall(bad)
+            else:
+                connection.sendall(head + good + bad)
             answer = received_until_closed(connection)
         assert answer.startswith(b"HTTP/1.1 400")
-        until(lambda: [line for line in served.lines() if line["request_id"] == "broken-chunk"], "its line")
-        (line,) = [line for line in served.lines() if line["request_id"] == "broken-chunk"]
+        assert f"x-request-id: {request_id}".encode() in answer.lower()
+        until(lambda: [line for line in served.lines() if line["request_id"] == request_id], "its line")
+        (line,) = [line for line in served.lines() if line["request_id"] == request_id]
         assert (line["status"], line["outcome"]) == (400, "invalid_request")
 
     def test_of_an_upgrade_to_a_websocket_is_an_ordinary_request(self, served: Served) -> None:
@@ -343,6 +357,57 @@ class TestFraming:
             connection.sendall(served.head("GET /healthz") * 5)
             answers = received_until_closed(connection)
         assert answers.count(b"HTTP/1.1 200") == 5
+
+
+class TestAConnectionInThisProcess:
+    def test_parses_a_body_of_tiny_chunks_in_turns_with_everybody_else(self, settings: Settings) -> None:
+        """A megabyte of them took seconds, in which no other request was answered."""
+        size = 20 * MAX_EVENTS_AT_ONCE
+        pieces: list[int] = []
+
+        async def app(_scope: Scope, receive: Receive, send: Send) -> None:
+            more = True
+            while more:
+                message = await receive()
+                pieces.append(len(message["body"]))
+                more = message["more_body"]
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+            await send({"type": "http.response.body"})
+
+        sent = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\n-\r\n" * size + b"0\r\n\r\n"
+        answers = asyncio.run(
+            answers_of(app, settings, sent + b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        )
+        assert answers.count(b"HTTP/1.1 200") == 2
+        assert sum(pieces) == size
+        assert max(pieces) <= MAX_EVENTS_AT_ONCE
+
+    def test_leaves_the_traceback_of_a_response_that_breaks_to_the_envelope(
+        self, settings: Settings, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+            await send({"type": "http.response.body", "body": b"1", "more_body": True})
+            raise ZeroDivisionError
+
+        sent = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+        assert asyncio.run(answers_of(Envelope(app), settings, sent)).endswith(b"\r\n\r\n1")
+        assert [record.exc_info for record in caplog.records if record.name == connection.__name__] == [None]
+
+
+async def answers_of(app: ASGIApp, settings: Settings, sent: bytes) -> bytes:
+    """What a server of `app` answers to `sent` until it closes the connection."""
+    config = uvicorn.Config(app, http=LimitedConnection, ws="none", lifespan="off", log_config=None)
+    config.load()
+    state = {"settings": settings}
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: LimitedConnection(config, ServerState(), state), "127.0.0.1", 0)
+    async with server:
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.write(sent)
+        answers = await reader.read()
+        writer.close()
+    return answers
 
 
 COMMANDS = {
