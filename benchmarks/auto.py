@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 
 from app.cli.local_stack.base_model import LEARNING_RATE, gguf_file
-from app.domain.artifacts.artifact_directory import sha256_file
 from app.domain.base_models import catalog
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.datasets.render import Renderer
@@ -26,6 +25,7 @@ from app.domain.jobs.events import Done, Failed, Metric, Record
 from app.domain.jobs.resolve import resolve
 from app.domain.jobs.spec import BaseSpec, JobSpec, QuantizationSpec, RunSpec, TrainerSpec
 from app.domain.jobs.states import Reason
+from app.system.artifact_directory import sha256_file
 from benchmarks.paired import Interval, accuracy_interval, loss_interval
 from benchmarks.score import Score, load_adapter, score
 from benchmarks.tasks import TASKS, Task, write

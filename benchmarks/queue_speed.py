@@ -17,9 +17,9 @@ from app.db.engine import make_engine
 from app.db.jobs import claims
 from app.db.scheduling import fair_queue, queue_positions
 from app.db.tables import Job
-from app.domain.planning.cpu_info import cpu_name
 from app.domain.scheduling.forecast import Slot, forecast
 from app.domain.scheduling.worker_capacity import Offer
+from app.system.cpu_info import cpu_name
 from tests.stack import start_postgres
 
 PROJECTS = 200

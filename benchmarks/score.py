@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from app.domain.artifacts.artifact_directory import ADAPTER_WEIGHTS
 from app.domain.jobs.spec import RunSpec
+from app.system.artifact_directory import ADAPTER_WEIGHTS
 from worker.trainer.adapter.lora import Adapter, make_adapter
 from worker.trainer.data.batch import TokenizedDataset, pack_batches
 from worker.trainer.model.base_model import Base, hidden_states

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from app.domain.artifacts.artifact_directory import sha256_file
 from app.domain.base_models import catalog
 from app.domain.datasets.render import Renderer
 from app.domain.jobs.spec import BaseSpec, Hyperparameters, LoraSpec, QuantizationSpec, RunSpec, TrainerSpec
 from app.domain.jobs.states import Reason
+from app.system.artifact_directory import sha256_file
 from worker.trainer.adapter.lora import make_adapter
 from worker.trainer.data.batch import TokenizedDataset, read_dataset
 from worker.trainer.data.schedule import make_schedule

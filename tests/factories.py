@@ -25,13 +25,13 @@ from app.db.jobs import checkpoints, claims, jobs
 from app.db.jobs.claims import Lease
 from app.db.scheduling import fair_queue, queue_positions
 from app.db.tables import Checkpoint, File, Job, Project
-from app.domain.artifacts import artifact_directory
 from app.domain.base_models import catalog
 from app.domain.jobs.lora_parameters import Ancestor
 from app.domain.jobs.resolve import resolve
 from app.domain.jobs.states import Reason
 from app.domain.scheduling.forecast import Slot, forecast
 from app.storage import Storage
+from app.system import artifact_directory
 from tests.tiny import make_tiny_base
 
 BASE_MODEL = "tiny"

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from app.domain.artifacts.artifact_directory import ADAPTER_WEIGHTS
 from app.domain.datasets.render import Document
 from app.domain.jobs.spec import QuantizationSpec
+from app.system.artifact_directory import ADAPTER_WEIGHTS
 from benchmarks.score import load_adapter, score
 from tests.tiny import make_tiny_base
 from tests.worker.trainer.house import make_spec

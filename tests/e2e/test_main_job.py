@@ -15,7 +15,7 @@ import openai
 import pytest
 from openai.types.fine_tuning import FineTuningJob
 
-from app.domain.artifacts import artifact_directory
+from app.system import artifact_directory
 from tests.deadline import until
 from tests.tiny import make_tiny_base, make_tiny_dataset
 from tests.up import ROOT, Service, serving

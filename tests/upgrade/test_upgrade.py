@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from app.cli.local_stack.servers.postgres import LocalPostgres
-from app.domain.artifacts import artifact_directory
+from app.system import artifact_directory
 from tests.deadline import until
 from tests.receiver import receiving
 from tests.stack import open_directory

@@ -179,7 +179,7 @@ class FakeTrainer:
         self.say(kind="snapshot", step=step, directory=directory, manifest_sha256=sha256, final=final)
 
     def write(self, kind: str, step: int, files: dict[str, bytes]) -> tuple[str, str]:
-        from app.domain.artifacts.artifact_directory import write_manifest
+        from app.system.artifact_directory import write_manifest
 
         relative = f"runs/{self.run_id}/{kind}/step-{step:06d}"
         directory = self.workdir / relative

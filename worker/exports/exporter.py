@@ -21,11 +21,11 @@ from app.db.files import files
 from app.db.jobs import exports
 from app.db.jobs.claims import FencedError, Lease
 from app.db.tables import Export, File
-from app.domain.artifacts.artifact_directory import MANIFEST, ManifestMismatch, read_manifest
 from app.domain.artifacts.exports import ExportError, ExportState
 from app.domain.artifacts.full_disk import is_disk_full
 from app.domain.jobs.states import ExitCode
 from app.log import get_logger
+from app.system.artifact_directory import MANIFEST, ManifestMismatch, read_manifest
 from worker.exports.merge_process import MERGER, Merge, start_merge
 from worker.jobs import artifacts, parent_adapter, workdir
 from worker.jobs.artifacts import StoredFile

@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from app.domain.artifacts.artifact_directory import (
+from app.log import get_logger
+from app.storage import Storage
+from app.system.artifact_directory import (
     MANIFEST,
     ManifestMismatch,
     read_manifest,
     sha256_file,
     write_archive,
 )
-from app.log import get_logger
-from app.storage import Storage
 from worker.jobs.lease import OutOfTouch
 
 ARCHIVE = "adapter.tar"

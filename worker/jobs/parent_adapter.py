@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from app.db.files import files
 from app.db.jobs import checkpoints
 from app.db.tables import File, Job
-from app.domain.artifacts.artifact_directory import MANIFEST, ManifestMismatch, sha256_file, verify
+from app.system.artifact_directory import MANIFEST, ManifestMismatch, sha256_file, verify
 from worker.jobs import artifacts
 from worker.node.resources import Resources
 

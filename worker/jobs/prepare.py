@@ -12,7 +12,6 @@ from app.db import models
 from app.db.files import files
 from app.db.jobs import checkpoints, measurements
 from app.db.tables import BaseModelRow, File, Job, Snapshot
-from app.domain.artifacts.artifact_directory import ManifestMismatch
 from app.domain.artifacts.full_disk import Space, is_disk_full
 from app.domain.base_models.catalog import (
     ALTERED,
@@ -29,6 +28,7 @@ from app.domain.jobs.spec import BaseSpec, JobSpec, LoraSpec, RunSpec, TrainerSp
 from app.domain.jobs.states import Reason
 from app.domain.planning.execution_plan import Measurement
 from app.settings import Settings
+from app.system.artifact_directory import ManifestMismatch
 from worker.jobs import artifacts, parent_adapter, snapshots
 from worker.jobs.exit_classification import Outcome
 from worker.jobs.lease import LeaseKeeper

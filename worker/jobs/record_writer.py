@@ -14,7 +14,6 @@ from sqlalchemy.orm import Session
 from app.db import models
 from app.db.jobs import measurements
 from app.db.tables import Job
-from app.domain.artifacts.artifact_directory import ManifestMismatch
 from app.domain.jobs.events import (
     AnyRecord,
     CheckpointSaved,
@@ -27,6 +26,7 @@ from app.domain.jobs.events import (
     Started,
 )
 from app.log import get_logger
+from app.system.artifact_directory import ManifestMismatch
 from worker.jobs import snapshots
 from worker.jobs.lease import DATABASE_AWAY, LeaseKeeper
 from worker.jobs.publish import Publisher

@@ -11,10 +11,10 @@ from sqlalchemy.orm import Session
 from app.db.engine import transaction
 from app.db.jobs import checkpoints, claims
 from app.db.tables import Job, Snapshot
-from app.domain.artifacts.artifact_directory import MANIFEST, ManifestMismatch, sha256_file, verify
 from app.domain.jobs.events import SnapshotSaved
 from app.domain.jobs.snapshots import first_whole, going_on
 from app.log import get_logger
+from app.system.artifact_directory import MANIFEST, ManifestMismatch, sha256_file, verify
 from worker.jobs import artifacts
 from worker.jobs.lease import DATABASE_AWAY, LeaseKeeper
 from worker.node.resources import Resources

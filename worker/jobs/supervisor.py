@@ -15,12 +15,12 @@ from app.db.engine import transaction
 from app.db.jobs import checkpoints, claims, measurements
 from app.db.jobs.claims import FencedError, UnwantedError
 from app.db.tables import Job
-from app.domain.artifacts.artifact_directory import ManifestMismatch
 from app.domain.artifacts.full_disk import Space, is_disk_full
 from app.domain.jobs.events import Done
 from app.domain.jobs.states import TERMINAL, Desired, JobState, Reason
 from app.domain.scheduling.worker_capacity import Offer
 from app.log import get_logger
+from app.system.artifact_directory import ManifestMismatch
 from worker.jobs import snapshots, workdir
 from worker.jobs.exit_classification import STORAGE_PATIENCE, Ending, Outcome, judge
 from worker.jobs.lease import DATABASE_AWAY, Claimer, LeaseKeeper

@@ -13,9 +13,9 @@ from typing import Any
 
 import psutil
 
-from app.domain.planning.cgroups import control_groups, number
-from app.domain.planning.cpu_info import core_flops, cpu_name
 from app.domain.planning.estimate import Device
+from app.system.cgroups import control_groups, number
+from app.system.cpu_info import core_flops, cpu_name
 
 NVIDIA_SMI = ("nvidia-smi", "--query-gpu=uuid,name,memory.total", "--format=csv,noheader,nounits")
 NVIDIA_SMI_SECONDS = 10  # on a machine whose driver hangs it never returns

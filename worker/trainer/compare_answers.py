@@ -18,7 +18,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
-from app.domain.artifacts.artifact_directory import MANIFEST
+from app.system.artifact_directory import MANIFEST
 from worker.trainer.runtime.failures import is_out_of_memory
 
 MAX_NEW_TOKENS = 64

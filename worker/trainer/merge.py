@@ -22,7 +22,12 @@ from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from app.domain.artifacts.artifact_directory import (
+from app.domain.artifacts.full_disk import is_disk_full
+from app.domain.base_models.catalog import INDEX, hash_directory, weight_files
+from app.domain.jobs.layer_patterns import PatternError, by_layer, scale_of
+from app.domain.jobs.spec import LoraSpec
+from app.domain.jobs.states import ExitCode
+from app.system.artifact_directory import (
     ADAPTER_WEIGHTS,
     MANIFEST,
     ManifestMismatch,
@@ -31,11 +36,6 @@ from app.domain.artifacts.artifact_directory import (
     verify,
     write_manifest,
 )
-from app.domain.artifacts.full_disk import is_disk_full
-from app.domain.base_models.catalog import INDEX, hash_directory, weight_files
-from app.domain.jobs.layer_patterns import PatternError, by_layer, scale_of
-from app.domain.jobs.spec import LoraSpec
-from app.domain.jobs.states import ExitCode
 from worker.trainer.adapter.lora import PEFT_PREFIX
 from worker.trainer.checkpoint.model_card import merged_card
 from worker.trainer.runtime.process import die_with_parent

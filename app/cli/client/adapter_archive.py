@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from app.cli.errors import CliError, Unreachable
-from app.domain.artifacts.artifact_directory import MANIFEST, ManifestMismatch, publish, sha256_file, verify
+from app.system.artifact_directory import MANIFEST, ManifestMismatch, publish, sha256_file, verify
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client

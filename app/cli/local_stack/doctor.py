@@ -24,7 +24,7 @@ from app.cli.local_stack.errors import CannotStart
 from app.cli.local_stack.ports import free_port, get, without_password
 from app.cli.local_stack.preflight import refuse_unusable
 from app.cli.local_stack.servers.valkey import as_redis_py
-from app.domain.planning.cpu_info import cpu_flags
+from app.system.cpu_info import cpu_flags
 
 Level = Literal["ok", "advice", "problem"]
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from app.domain.artifacts.artifact_directory import sha256_file
 from app.errors import BadRequest
+from app.system.artifact_directory import sha256_file
 
 MAX_HEADER_BYTES = 100 << 20
 # Weights as pickles run code when they are loaded; `auto_map` and `_attn_implementation*` make transformers run code

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from app.domain.artifacts.artifact_directory import MANIFEST, ManifestMismatch
+from app.system.artifact_directory import MANIFEST, ManifestMismatch
 
 STEP = "step-"  # begins the name of a snapshot's directory, and of a checkpoint's
 

@@ -13,7 +13,6 @@ from typing import Literal
 
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.jobs.spec import JobSpec
-from app.domain.planning.cpu_info import CORE_FLOPS
 from app.domain.planning.duration import (
     BASE_BYTES_PER_SECOND,
     START_SECONDS,
@@ -26,6 +25,7 @@ from app.domain.planning.execution_plan import ExecutionPlan, Measurement
 from app.domain.planning.memory import LONGEST_IN_BLOCKS, DeviceKind, Memory, memory
 from app.domain.planning.packing import largest_row, mean_row, most_attended
 from app.domain.planning.workload import Work
+from app.system.cpu_info import CORE_FLOPS
 
 # The lengths of a row that are tried. Longer rows share the cost of launching and dequantising among more tokens: on a
 # CPU, 2,048 were seen to be hardly faster than 1,024, and take 0.6 GB more for a model of 135M.

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from app.domain.planning.cpu_info import CORE_FLOPS
 from app.domain.planning.estimate import HEADROOM, Device
 from app.domain.planning.memory import DeviceKind
+from app.system.cpu_info import CORE_FLOPS
 
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=/:-]{0,62}")
 LABEL_RULE = "1 to 63 letters, digits and . _ - = / :, the first a letter or a digit"

@@ -11,9 +11,9 @@ from sqlalchemy.orm import Session
 from app.db import models
 from app.db.jobs import checkpoints, claims
 from app.db.tables import Checkpoint, File, Job, Project
-from app.domain.artifacts import artifact_directory
 from app.domain.jobs.states import Reason
 from app.storage import Storage
+from app.system import artifact_directory
 from tests.factories import lease_of, make_file, make_job, results_csv, start_job, tell_step, validate_job
 
 STEPS = (2, 4)

@@ -56,8 +56,8 @@ def write_real_adapter(base: Path) -> Callable[[Path, int], Path]:
     """What a trainer leaves for `base`, with numbers that depend on the step."""
     from peft import LoraConfig, get_peft_model
 
-    from app.domain.artifacts import artifact_directory
     from app.domain.base_models import catalog
+    from app.system import artifact_directory
 
     def write(directory: Path, step: int) -> Path:
         torch.manual_seed(step)

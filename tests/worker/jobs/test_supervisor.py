@@ -17,7 +17,7 @@ from app.db import models
 from app.db.engine import transaction
 from app.db.files import files
 from app.db.tables import BaseModelRow, File
-from app.domain.artifacts.artifact_directory import verify
+from app.system.artifact_directory import verify
 from tests.worker.bench import OWNER, Bench, Witness
 from tests.worker.fake_trainer import Plan
 from worker.jobs.supervisor import Supervisor

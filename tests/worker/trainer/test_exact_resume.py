@@ -20,7 +20,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from app.domain.artifacts import artifact_directory
 from app.domain.jobs.events import (
     CheckpointSaved,
     Command,
@@ -34,6 +33,7 @@ from app.domain.jobs.events import (
 )
 from app.domain.jobs.spec import TrainerSpec
 from app.domain.jobs.states import ExitCode
+from app.system import artifact_directory
 from tests.tiny import make_tiny_base
 from tests.worker.trainer.house import Log, make_spec, run_here, with_rows_of, write_answers
 from worker.trainer import run as program

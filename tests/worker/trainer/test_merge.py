@@ -13,9 +13,9 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from app.domain.artifacts import artifact_directory
 from app.domain.base_models import catalog
 from app.domain.jobs.states import ExitCode
+from app.system import artifact_directory
 from tests.tiny import make_tiny_base
 from tests.worker.trainer import plain_peft
 from tests.worker.trainer.house import load_tiny, make_spec, run_here

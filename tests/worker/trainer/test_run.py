@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from app.domain.jobs.events import CheckpointSaved, Command, Done, Message, Metric, SnapshotSaved, Started, Stopped
 from app.domain.jobs.states import ExitCode, Reason
-from app.domain.planning.cpu_info import cpu_name
+from app.system.cpu_info import cpu_name
 from tests.tiny import make_tiny_base, make_tiny_dataset
 from tests.worker.trainer.house import FLOAT32, failure, final_adapter, make_spec, run_here
 from worker.trainer import step_actions

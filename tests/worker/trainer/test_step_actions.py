@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from app.domain.artifacts import artifact_directory
 from app.domain.datasets.render import Renderer
 from app.domain.jobs.events import CheckpointSaved, Done, Message, Metric
+from app.system import artifact_directory
 from tests.worker.trainer.house import (
     Log,
     load_tiny,

@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from app.domain.artifacts.artifact_directory import verify
 from app.domain.jobs.events import Command, Done, SnapshotSaved
 from app.domain.jobs.spec import QuantizationSpec
 from app.domain.jobs.states import ExitCode
+from app.system.artifact_directory import verify
 from tests.tiny import make_tiny_base
 from tests.worker.trainer import plain_peft
 from tests.worker.trainer.house import (

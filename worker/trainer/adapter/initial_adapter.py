@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from app.domain.artifacts.artifact_directory import ADAPTER_WEIGHTS, MANIFEST, ManifestMismatch, sha256_file, verify
 from app.domain.jobs.spec import RunSpec
 from app.domain.jobs.states import Reason
+from app.system.artifact_directory import ADAPTER_WEIGHTS, MANIFEST, ManifestMismatch, sha256_file, verify
 from worker.trainer.adapter.dora import train_magnitudes
 from worker.trainer.adapter.lora import Adapter, make_adapter
 from worker.trainer.adapter.modules_to_save import train_modules_to_save

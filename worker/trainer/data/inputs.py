@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from app.domain.artifacts.artifact_directory import sha256_file
 from app.domain.datasets.render import Renderer, TemplateRefused
 from app.domain.jobs.spec import RunSpec
 from app.domain.jobs.states import Reason
+from app.system.artifact_directory import sha256_file
 from worker.trainer.runtime.failures import Failure
 from worker.trainer.validation.sample_answers import prompt_tokens
 

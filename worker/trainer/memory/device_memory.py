@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from app.domain.planning.cgroups import control_groups, number
 from app.domain.planning.memory import PROCESS_BYTES
+from app.system.cgroups import control_groups, number
 
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")

@@ -14,10 +14,10 @@ from app.domain.base_models.catalog import describe
 from app.domain.jobs.events import Planned
 from app.domain.jobs.spec import JobSpec, RunSpec, TrainerSpec
 from app.domain.planning import estimate
-from app.domain.planning.cpu_info import core_flops
 from app.domain.planning.estimate import Device, Placement
 from app.domain.planning.memory import DeviceKind
 from app.domain.planning.workload import Work
+from app.system.cpu_info import core_flops
 from worker.trainer.distributed import parallel
 from worker.trainer.memory import device_memory
 from worker.trainer.model.base_model import Base

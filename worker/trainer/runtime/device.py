@@ -14,8 +14,8 @@ import torch
 
 from app.domain.jobs.spec import QuantizationSpec, TrainerSpec
 from app.domain.jobs.states import Reason
-from app.domain.planning.cgroups import control_groups
-from app.domain.planning.cpu_info import cpu_name
+from app.system.cgroups import control_groups
+from app.system.cpu_info import cpu_name
 from worker.trainer.runtime.failures import Failure
 
 CPU_QUOTA = "cpu.max"

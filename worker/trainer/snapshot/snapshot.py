@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from app.domain.artifacts.artifact_directory import ManifestMismatch, verify, write_manifest
 from app.domain.jobs.snapshots import by_step, candidates, first_whole
 from app.domain.jobs.states import Reason
 from app.domain.planning.execution_plan import ExecutionPlan
+from app.system.artifact_directory import ManifestMismatch, verify, write_manifest
 from worker.trainer.checkpoint.checkpoint import staged, step_directory
 from worker.trainer.distributed import parallel
 from worker.trainer.runtime.failures import Failure

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from app.cli.client.adapter_archive import Refused, check, unpack
-from app.domain.artifacts.artifact_directory import MANIFEST, sha256_file, verify
+from app.system.artifact_directory import MANIFEST, sha256_file, verify
 from tests.app.cli.trained import WEIGHTS, pack, write_adapter
 
 

@@ -14,8 +14,8 @@ from app.cli.errors import Misused
 from app.cli.output.compare import Example, compare, held_out
 from app.db.engine import Sessions, transaction
 from app.db.tables import Project
-from app.domain.artifacts.artifact_directory import write_manifest
 from app.storage import LocalStorage
+from app.system.artifact_directory import write_manifest
 from tests.app.cli.conftest import Tunery
 from tests.app.cli.trained import make_trained_job
 from tests.tiny import make_tiny_base

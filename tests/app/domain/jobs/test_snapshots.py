@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from app.domain.artifacts.artifact_directory import MANIFEST, ManifestMismatch
 from app.domain.jobs.snapshots import by_step, candidates, first_whole, going_on
+from app.system.artifact_directory import MANIFEST, ManifestMismatch
 
 
 def open_one(name: str) -> str:

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from app.domain.artifacts import artifact_directory
 from app.domain.jobs.events import Command, SnapshotSaved
 from app.domain.jobs.spec import QuantizationSpec
 from app.domain.jobs.states import ExitCode, Reason
+from app.system import artifact_directory
 from tests.worker.trainer.house import failure, final_adapter, load_tiny, make_spec, prepare, run_here
 
 VARIANT: dict[str, Any] = {

@@ -10,8 +10,8 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from app.domain.artifacts import artifact_directory
 from app.domain.jobs.events import CheckpointSaved
+from app.system import artifact_directory
 from tests.worker.trainer.house import FLOAT32, Log, make_spec, run_here
 from worker.trainer.checkpoint import checkpoint
 from worker.trainer.checkpoint.checkpoint import staged

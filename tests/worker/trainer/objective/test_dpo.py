@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from app.domain.artifacts.artifact_directory import MANIFEST, sha256_file
+from app.system.artifact_directory import MANIFEST, sha256_file
 from tests.worker.trainer.house import ALL_LINEAR, load_tiny, make_spec, no_keepalive, one_step, prepare, run_here
 from worker.trainer.adapter.lora import frozen_copy
 from worker.trainer.data.batch import Pairs, pack_batches

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from app.domain.artifacts import artifact_directory
 from app.domain.jobs.events import Command, Message, Planned, Record, SnapshotSaved, Started
 from app.domain.jobs.states import ExitCode
 from app.domain.planning.execution_plan import ExecutionPlan
+from app.system import artifact_directory
 from tests.worker.trainer.house import final_adapter, make_spec, run_here
 from worker.trainer import run as program
 from worker.trainer.memory import device_memory

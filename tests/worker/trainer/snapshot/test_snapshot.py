@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from app.domain.artifacts import artifact_directory
 from app.domain.jobs.events import Command, Message, Metric, SnapshotSaved, Started, Stopped
 from app.domain.jobs.states import ExitCode, Reason
-from app.domain.planning.cpu_info import cpu_name
+from app.system import artifact_directory
+from app.system.cpu_info import cpu_name
 from tests.tiny import CHAT_TEMPLATE, make_tiny_base, make_tiny_dataset
 from tests.worker.trainer.house import Log, failure, final_adapter, make_spec, run_here
 from worker.trainer.memory import device_memory

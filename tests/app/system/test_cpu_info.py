@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from app.domain.planning import cpu_info
-from app.domain.planning.cpu_info import core_flops, cpu_flags, cpu_name
+from app.system import cpu_info
+from app.system.cpu_info import core_flops, cpu_flags, cpu_name
 
 AMD = {"vendor_id": "AuthenticAMD", "cpu family": "26", "model name": "AMD EPYC"}
 INTEL = {"vendor_id": "GenuineIntel", "cpu family": "6", "model name": "Intel(R) Xeon(R)"}

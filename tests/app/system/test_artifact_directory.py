@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.domain.artifacts import artifact_directory
+from app.system import artifact_directory
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from app.domain.planning import cgroups
-from app.domain.planning.cgroups import control_groups, number
+from app.system import cgroups
+from app.system.cgroups import control_groups, number
 
 
 @pytest.fixture
