@@ -7,12 +7,12 @@ import torch
 
 from tests.tiny import make_tiny_base, make_tiny_dataset, make_tiny_pairs
 
-torch.set_num_threads(1)  # tiny products: a second thread costs more than it gives, above all on a busy machine
+torch.set_num_threads(1)  # matrices of the tiny model are small: a second thread makes them slower
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base model's directory. Tests that change it make their own."""
+    """Directory of a tiny base model. Tests that change a base model make their own."""
     return make_tiny_base(tmp_path_factory.mktemp("tiny-base"))
 
 

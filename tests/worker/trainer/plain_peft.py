@@ -1,4 +1,4 @@
-"""The oracle: transformers' model, PEFT's layers, one example at a time, none of our rooms but the data."""
+"""Reference implementation for the tests: transformers' model and PEFT's layers, one example at a time."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from worker.trainer.state import Run
 
 
 def plain_base(directory: Path, quantization: QuantizationSpec | None) -> Any:
-    """The base as anybody loads it, computing in float32."""
-    how = {}
+    """Load the base with transformers, computing in float32."""
+    options = {}
     if quantization is not None and quantization.bits == 8:
-        how = {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+        options = {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
     elif quantization is not None:
         four_bits = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -29,14 +29,14 @@ def plain_base(directory: Path, quantization: QuantizationSpec | None) -> Any:
             bnb_4bit_use_double_quant=quantization.double_quant,
             bnb_4bit_compute_dtype=torch.float32,
         )
-        how = {"quantization_config": four_bits}
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, **how)
+        options = {"quantization_config": four_bits}
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, **options)
 
 
 def dequantized_in_place(layer: Any) -> torch.Tensor:
-    """What peft.utils.integrations.dequantize_module_weight gives, without its defect on a CPU.
+    """Return what peft.utils.integrations.dequantize_module_weight should return on a CPU.
 
-    PEFT 0.21 moves an 8-bit weight to the device where it is, which loses its scales: DoRA's first forward fails.
+    PEFT 0.21 moves an 8-bit weight to its own device and loses the scales, so DoRA's first forward fails.
     """
     return (
         dequantize_bnb_weight(layer.weight, state=getattr(layer, "state", None))
@@ -54,7 +54,8 @@ def quiet() -> warnings.catch_warnings:  # type: ignore[type-arg]
 
 
 def load(base: Path, adapter: Path, quantization: QuantizationSpec | None) -> Any:
-    """The adapter on the base, ready to answer. In training mode: in evaluation bitsandbytes rounds activations."""
+    """Load the adapter onto the base, without dropout but in training mode: in evaluation mode bitsandbytes rounds
+    activations to 8 bits."""
     with quiet():
         model = PeftModel.from_pretrained(plain_base(base, quantization), adapter)
     for module in model.modules():
@@ -72,8 +73,11 @@ def logits(model: Any, tokens: list[int]) -> torch.Tensor:
 def train(
     base: Path, ours: Run, start: dict[str, torch.Tensor], quantization: QuantizationSpec | None
 ) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """As many steps as `ours` has done, from the tensors `start`: (loss of each step, tensors by PEFT's names)."""
-    knobs = ours.spec.hyperparameters
+    """Train as many steps as `ours` has done, from the tensors `start`.
+
+    Returns the loss of each step, and the trained tensors by PEFT's names.
+    """
+    hyperparameters = ours.spec.hyperparameters
     with quiet():
         model = get_peft_model(plain_base(base, quantization), _config(ours.spec.lora)).train()
     named = {_saved_name(name): p for name, p in model.named_parameters() if p.requires_grad}
@@ -81,16 +85,16 @@ def train(
     with torch.no_grad():
         for name, tensor in start.items():
             if ".lora_A." in name or ".lora_B." in name:
-                named[name].copy_(tensor)  # everything else starts as PEFT starts it, which is part of the test
-    optimizer = torch.optim.AdamW(named.values(), lr=0.0, weight_decay=knobs.weight_decay)
+                named[name].copy_(tensor)  # PEFT initialises the other tensors: the test compares that, too
+    optimizer = torch.optim.AdamW(named.values(), lr=0.0, weight_decay=hyperparameters.weight_decay)
     losses = []
     for step in range(ours.step):
         parts = [_loss(model, ours, example) for example in ours.schedule.examples_of(step)]
         loss: Any = sum(loss for loss, _ in parts) / sum(tokens for _, tokens in parts)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(named.values(), knobs.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(named.values(), hyperparameters.max_grad_norm)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(knobs, step, ours.schedule.total_steps)
+            group["lr"] = learning_rate(hyperparameters, step, ours.schedule.total_steps)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
@@ -112,10 +116,9 @@ def _config(lora: LoraSpec) -> LoraConfig:
 
 
 def _saved_name(name: str) -> str:
-    """PEFT's name in memory -> in adapter_model.safetensors."""
-    return name.replace("lora_magnitude_vector.default.weight", "lora_magnitude_vector").replace(
-        ".modules_to_save.default.", "."
-    ).replace(".default", "")  # fmt: skip
+    """Return the name in adapter_model.safetensors of a parameter that PEFT has in memory under `name`."""
+    name = name.replace("lora_magnitude_vector.default.weight", "lora_magnitude_vector")
+    return name.replace(".modules_to_save.default.", ".").replace(".default", "")
 
 
 def _loss(model: Any, run: Run, example: int) -> tuple[torch.Tensor, int]:

@@ -20,7 +20,7 @@ from app.domain.jobs.events import Failed, Started, parse_record
 from app.domain.jobs.spec import TrainerSpec
 from app.domain.jobs.states import ExitCode, Reason
 from tests.tiny import make_tiny_base, make_tiny_dataset
-from tests.worker.trainer.house import make_spec
+from tests.worker.trainer.helpers import make_spec
 
 ROOT = Path(__file__).parents[3]
 CONTEXT_LENGTH = "hyperparameters.context_length"

@@ -12,15 +12,15 @@ from pydantic import ValidationError
 from app.domain.jobs.events import Command, Metric, SnapshotSaved, Started
 from app.domain.jobs.states import ExitCode, Reason
 from tests.tiny import make_tiny_dataset, make_tiny_pairs
-from tests.worker.trainer.house import (
+from tests.worker.trainer.helpers import (
     failure,
     final_adapter,
-    load_tiny,
+    load_tiny_base,
+    make_one_step,
     make_spec,
     no_keepalive,
-    one_step,
     prepare,
-    run_here,
+    run_trainer,
 )
 from worker.trainer.run import make_objective
 from worker.trainer.validation.evaluate import evaluate
@@ -33,7 +33,7 @@ FLOAT32_LORA: dict[str, Any] = {"method": "dpo", "beta": BETA}
 class TestTheProgram:
     def test_a_run_says_what_it_measured(self, tiny: Path, pairs: Path, tmp_path: Path) -> None:
         valid = make_tiny_pairs(tmp_path / "valid.jsonl", 5, seed=9)
-        code, log = run_here(make_spec(tiny, pairs, validation_file=valid, **FLOAT32_LORA), tmp_path)
+        code, log = run_trainer(make_spec(tiny, pairs, validation_file=valid, **FLOAT32_LORA), tmp_path)
         assert code == ExitCode.DONE, log.last
         metrics = log.of(Metric)
         assert [metric.step for metric in metrics] == list(range(1, STEPS + 1))
@@ -45,12 +45,12 @@ class TestTheProgram:
         assert log.of(Started)[0].examples == 12
 
     def test_validation_has_the_loss_of_a_step_over_the_same_pairs(self, tiny: Path, pairs: Path) -> None:
-        base = load_tiny(tiny, None)
+        base = load_tiny_base(tiny, None)
         spec = make_spec(tiny, pairs, batch_size=12, n_epochs=3, **FLOAT32_LORA)
         run = prepare(spec, base, Path("unused"))
-        one_step(base, run)
+        make_one_step(base, run)
         found = evaluate(make_objective(base, run), run.dataset, 300, no_keepalive)
-        assert found.loss == pytest.approx(one_step(base, run).loss, rel=1e-5)
+        assert found.loss == pytest.approx(make_one_step(base, run).loss, rel=1e-5)
         assert found.metrics("valid").keys() == {"valid_loss", "valid_reward_accuracy", "valid_reward_margin"}
 
     @pytest.mark.parametrize("step", [1, 3, 4])
@@ -59,11 +59,11 @@ class TestTheProgram:
     ) -> None:
         valid = make_tiny_pairs(tmp_path / "valid.jsonl", 5, seed=9)
         asked = {"dropout": 0.1, "validation_file": valid, "method": "dpo", "beta": BETA}
-        whole = final_adapter(run_here(make_spec(tiny, pairs, **asked), tmp_path / "whole")[1], tmp_path / "whole")
-        code, log = run_here(make_spec(tiny, pairs, **asked), tmp_path / "a", stop_at=(step, Command.DRAIN))
+        whole = final_adapter(run_trainer(make_spec(tiny, pairs, **asked), tmp_path / "whole")[1], tmp_path / "whole")
+        code, log = run_trainer(make_spec(tiny, pairs, **asked), tmp_path / "a", stop_at=(step, Command.DRAIN))
         assert code == ExitCode.DRAINED
         snapshot = tmp_path / "a" / log.of(SnapshotSaved)[-1].directory
-        _, log = run_here(make_spec(tiny, pairs, **asked, resume_from=snapshot), tmp_path / "b")
+        _, log = run_trainer(make_spec(tiny, pairs, **asked, resume_from=snapshot), tmp_path / "b")
         resumed = final_adapter(log, tmp_path / "b")
         assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
@@ -80,6 +80,6 @@ class TestTheProgram:
     ) -> None:
         file = pairs if method == "supervised" else make_tiny_dataset(tmp_path / "chat.jsonl")
         beta = BETA if method == "dpo" else None
-        code, log = run_here(make_spec(tiny, file, method=method, beta=beta), tmp_path)
+        code, log = run_trainer(make_spec(tiny, file, method=method, beta=beta), tmp_path)
         assert (code, failure(log).reason) == (ExitCode.BAD_SPEC, Reason.INVALID_TRAINING_FILE)
         assert said in failure(log).message

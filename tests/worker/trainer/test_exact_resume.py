@@ -35,7 +35,7 @@ from app.domain.jobs.spec import TrainerSpec
 from app.domain.jobs.states import ExitCode
 from app.system import artifact_directory
 from tests.tiny import make_tiny_base
-from tests.worker.trainer.house import Log, make_spec, run_here, with_rows_of, write_answers
+from tests.worker.trainer.helpers import RecordLog, make_spec, run_trainer, set_row_tokens, write_answers
 from worker.trainer import run as program
 from worker.trainer.run import run
 from worker.trainer.runtime.stop import StopRequests
@@ -70,10 +70,10 @@ def house(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> House:
 
 
 @pytest.fixture(scope="module")
-def whole(house: House, tmp_path_factory: pytest.TempPathFactory) -> tuple[Log, Path]:
+def whole(house: House, tmp_path_factory: pytest.TempPathFactory) -> tuple[RecordLog, Path]:
     """The run that nobody touched."""
     workdir = tmp_path_factory.mktemp("whole")
-    code, log = run_here(house.spec(), workdir)
+    code, log = run_trainer(house.spec(), workdir)
     assert code == ExitCode.DONE
     assert [metric.step for metric in log.of(Metric)] == list(range(1, STEPS + 1))
     assert log.last.step == BEST
@@ -88,10 +88,10 @@ def killed_at(step: int, spec: TrainerSpec, workdir: Path) -> None:
             raise Killed
 
     with pytest.raises(Killed):
-        run(spec, workdir, Log(kill), StopRequests("run-a"))
+        run(spec, workdir, RecordLog(kill), StopRequests("run-a"))
 
 
-def assert_same_result(one: tuple[Log, Path], other: tuple[Log, Path]) -> None:
+def assert_same_result(one: tuple[RecordLog, Path], other: tuple[RecordLog, Path]) -> None:
     """The adapter's files, the manifest with its metrics, what was said of each step, and of the end."""
     manifests = [artifact_directory.verify(workdir / log.last.directory) for log, workdir in (one, other)]
     assert manifests[0] == manifests[1]
@@ -101,38 +101,38 @@ def assert_same_result(one: tuple[Log, Path], other: tuple[Log, Path]) -> None:
     assert [message.message for message in other[0].of(Message)][-2:] == [m.message for m in one[0].of(Message)]
 
 
-def seen(log: Log) -> list[Any]:
+def seen(log: RecordLog) -> list[Any]:
     return [(each.step, each.train_loss, each.full_valid_loss, each.learning_rate) for each in log.of(Metric)]
 
 
 class TestAnyStep:
     @pytest.mark.parametrize("step", range(1, STEPS + 1))
-    def test_stopped_there(self, house: House, whole: tuple[Log, Path], tmp_path: Path, step: int) -> None:
-        code, log = run_here(house.spec(), tmp_path / "first", stop_at=(step, Command.DRAIN))
+    def test_stopped_there(self, house: House, whole: tuple[RecordLog, Path], tmp_path: Path, step: int) -> None:
+        code, log = run_trainer(house.spec(), tmp_path / "first", stop_at=(step, Command.DRAIN))
         assert code == ExitCode.DRAINED
         snapshot = tmp_path / "first" / log.of(SnapshotSaved)[-1].directory
-        _, again = run_here(house.spec(resume_from=snapshot), tmp_path / "second")
+        _, again = run_trainer(house.spec(resume_from=snapshot), tmp_path / "second")
         assert again.of(Started)[0].start_step == step
         assert_same_result(whole, (again, tmp_path / "second"))
 
     @pytest.mark.parametrize("step", range(1, STEPS + 1))
-    def test_killed_there(self, house: House, whole: tuple[Log, Path], tmp_path: Path, step: int) -> None:
+    def test_killed_there(self, house: House, whole: tuple[RecordLog, Path], tmp_path: Path, step: int) -> None:
         killed_at(step, house.spec(), tmp_path / "first")
-        _, log = run_here(house.spec(resume_from=tmp_path / "first" / SNAPSHOTS), tmp_path / "second")
+        _, log = run_trainer(house.spec(resume_from=tmp_path / "first" / SNAPSHOTS), tmp_path / "second")
         assert log.of(Started)[0].start_step == step - 1
         assert_same_result(whole, (log, tmp_path / "second"))
 
     def test_killed_at_every_one_in_one_work_directory(
-        self, house: House, whole: tuple[Log, Path], tmp_path: Path
+        self, house: House, whole: tuple[RecordLog, Path], tmp_path: Path
     ) -> None:
         spec = house.spec(resume_from=SNAPSHOTS)
         for step in range(1, STEPS + 1):
             killed_at(step, spec, tmp_path)
-        _, log = run_here(spec, tmp_path)
+        _, log = run_trainer(spec, tmp_path)
         assert_same_result(whole, (log, tmp_path))
 
     def test_paused_while_the_best_adapter_is_in_place(
-        self, house: House, whole: tuple[Log, Path], tmp_path: Path
+        self, house: House, whole: tuple[RecordLog, Path], tmp_path: Path
     ) -> None:
         """The snapshot has the last adapter, not the best one that is being checked."""
         stops = StopRequests("run-a")
@@ -141,18 +141,20 @@ class TestAnyStep:
             if isinstance(record, CheckpointSaved) and record.final:
                 stops.add(Command.PAUSE)
 
-        log = Log(pause)
+        log = RecordLog(pause)
         assert run(house.spec(snapshot_interval_seconds=3600), tmp_path / "first", log, stops) == ExitCode.PAUSED
         *_, saved = log.of(SnapshotSaved)
         assert saved.step == STEPS
         state = load_file(tmp_path / "first" / saved.directory / "state.safetensors")
         names = [name.removeprefix("best/") for name in state if name.startswith("best/")]
         assert not any(torch.equal(state[f"best/{name}"], state[f"adapter/{name}"]) for name in names)
-        _, again = run_here(house.spec(resume_from=tmp_path / "first" / saved.directory), tmp_path / "second")
+        _, again = run_trainer(house.spec(resume_from=tmp_path / "first" / saved.directory), tmp_path / "second")
         assert_same_result(whole, (again, tmp_path / "second"))
 
     @pytest.mark.timeout(240)
-    def test_kill_minus_nine_of_the_real_program(self, house: House, whole: tuple[Log, Path], tmp_path: Path) -> None:
+    def test_kill_minus_nine_of_the_real_program(
+        self, house: House, whole: tuple[RecordLog, Path], tmp_path: Path
+    ) -> None:
         (tmp_path / "spec.json").write_text(house.spec(resume_from=SNAPSHOTS).model_dump_json())
         for step in (2, 5, STEPS):
             for record in records_of(tmp_path):
@@ -184,24 +186,24 @@ def records_of(workdir: Path) -> Iterator[Record]:
 
 class TestAnotherMachine:
     def test_what_a_probe_would_choose_there_changes_nothing(
-        self, house: House, whole: tuple[Log, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, house: House, whole: tuple[RecordLog, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         killed_at(3, house.spec(), tmp_path / "first")
-        with_rows_of(monkeypatch, 64)
+        set_row_tokens(monkeypatch, 64)
         monkeypatch.setattr(program, "choose_threads", lambda: 2)
         monkeypatch.setattr(program, "choose_compute_dtype", lambda *_: torch.float32)
         spec = house.spec(resume_from=tmp_path / "first" / SNAPSHOTS, threads=None)
-        _, log = run_here(spec, tmp_path / "second")
+        _, log = run_trainer(spec, tmp_path / "second")
         assert (log.of(Started)[0].threads, log.of(Started)[0].compute_dtype) == (1, "bfloat16")
         assert_same_result(whole, (log, tmp_path / "second"))
 
     def test_killed_before_the_first_snapshot_was_due(
-        self, house: House, whole: tuple[Log, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, house: House, whole: tuple[RecordLog, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         killed_at(3, house.spec(snapshot_interval_seconds=3600), tmp_path / "first")
-        with_rows_of(monkeypatch, 64)
+        set_row_tokens(monkeypatch, 64)
         spec = house.spec(resume_from=tmp_path / "first" / SNAPSHOTS)
-        _, log = run_here(spec, tmp_path / "second")
+        _, log = run_trainer(spec, tmp_path / "second")
         assert log.of(Started)[0].start_step == 0
         assert_same_result(whole, (log, tmp_path / "second"))
 
@@ -212,16 +214,16 @@ class TestAnotherMachine:
         template = dated / "chat_template.jinja"
         template.write_text("{{ strftime_now('%H:%M:%S.%f') }}" + template.read_text())
         spec = make_spec(dated, house.training_file, snapshot_interval_seconds=0)
-        _, first = run_here(spec, tmp_path)
+        _, first = run_trainer(spec, tmp_path)
         resumed = spec.run.model_copy(update={"resume_from": SNAPSHOTS / "step-000007"})
-        _, second = run_here(spec.model_copy(update={"runs": (resumed,)}), tmp_path)
+        _, second = run_trainer(spec.model_copy(update={"runs": (resumed,)}), tmp_path)
         assert second.of(Started)[0].start_step == 7
         assert seen(second) == seen(first)[7:]
 
     def test_without_what_was_decided_it_would_have(
-        self, house: House, whole: tuple[Log, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, house: House, whole: tuple[RecordLog, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        with_rows_of(monkeypatch, 64)
-        _, log = run_here(house.spec(resume_from=SNAPSHOTS), tmp_path)
+        set_row_tokens(monkeypatch, 64)
+        _, log = run_trainer(house.spec(resume_from=SNAPSHOTS), tmp_path)
         assert seen(log) != seen(whole[0])
         assert log.of(Message)[0].message == "Starting again from step 0, as there is no snapshot to go on from"

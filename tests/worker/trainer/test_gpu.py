@@ -10,7 +10,7 @@ import torch
 
 from app.domain.jobs.events import Command, Started
 from app.domain.jobs.spec import QuantizationSpec
-from tests.worker.trainer.house import final_adapter, make_spec, run_here
+from tests.worker.trainer.helpers import final_adapter, make_spec, run_trainer
 from tests.worker.trainer.model.test_attention import by_hand, heads
 from worker.trainer.model.attention import document_attention
 from worker.trainer.model.base_check import check_base
@@ -41,17 +41,17 @@ class TestOnCuda:
         self, tiny: Path, examples: Path, tmp_path: Path, quantization: dict[str, str] | None
     ) -> None:
         knobs = {"quantization": quantization, "learning_rate": 1e-3, "dropout": 0.0}
-        code, log = run_here(make_spec(tiny, examples, device="cuda", **knobs), tmp_path / "cuda")
+        code, log = run_trainer(make_spec(tiny, examples, device="cuda", **knobs), tmp_path / "cuda")
         assert code == 0, log.last
         assert log.of(Started)[0].device.startswith("cuda")
-        _, twin = run_here(make_spec(tiny, examples, device="cpu", **knobs), tmp_path / "cpu")
+        _, twin = run_trainer(make_spec(tiny, examples, device="cpu", **knobs), tmp_path / "cpu")
         assert log.losses == pytest.approx(twin.losses, rel=0.02)
 
     def test_a_run_of_pairs_is_near_the_cpus(self, tiny: Path, pairs: Path, tmp_path: Path) -> None:
         knobs = {"method": "dpo", "beta": 0.5, "learning_rate": 1e-3, "quantization": {"compute_dtype": "float32"}}
-        code, log = run_here(make_spec(tiny, pairs, device="cuda", **knobs), tmp_path / "cuda")
+        code, log = run_trainer(make_spec(tiny, pairs, device="cuda", **knobs), tmp_path / "cuda")
         assert code == 0, log.last
-        _, twin = run_here(make_spec(tiny, pairs, device="cpu", **knobs), tmp_path / "cpu")
+        _, twin = run_trainer(make_spec(tiny, pairs, device="cpu", **knobs), tmp_path / "cpu")
         assert log.losses == pytest.approx(twin.losses, rel=0.02)
 
     @pytest.mark.parametrize(
@@ -67,15 +67,15 @@ class TestOnCuda:
     def test_a_variant_trains_and_verifies(
         self, tiny: Path, examples: Path, tmp_path: Path, changes: dict[str, Any]
     ) -> None:
-        code, log = run_here(make_spec(tiny, examples, device="cuda", sample_prompts=["red"], **changes), tmp_path)
+        code, log = run_trainer(make_spec(tiny, examples, device="cuda", sample_prompts=["red"], **changes), tmp_path)
         assert code == 0, log.last
 
     def test_a_run_with_dropout_goes_on_from_its_snapshot(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         knobs = {"device": "cuda", "dropout": 0.2, "quantization": {"compute_dtype": "float32"}}
-        _, whole = run_here(make_spec(tiny, examples, **knobs), tmp_path / "whole")
-        _, first = run_here(make_spec(tiny, examples, **knobs), tmp_path / "first", stop_at=(3, Command.DRAIN))
+        _, whole = run_trainer(make_spec(tiny, examples, **knobs), tmp_path / "whole")
+        _, first = run_trainer(make_spec(tiny, examples, **knobs), tmp_path / "first", stop_at=(3, Command.DRAIN))
         snapshot = tmp_path / "first" / first.records[-2].directory
-        code, second = run_here(make_spec(tiny, examples, resume_from=snapshot, **knobs), tmp_path / "second")
+        code, second = run_trainer(make_spec(tiny, examples, resume_from=snapshot, **knobs), tmp_path / "second")
         assert code == 0
         one, other = final_adapter(whole, tmp_path / "whole"), final_adapter(second, tmp_path / "second")
         for name in one:

@@ -10,7 +10,15 @@ import torch.nn.functional as F  # noqa: N812
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from tests.worker.trainer.house import ALL_LINEAR, FLOAT32, batches_of, load_tiny, make_spec, one_step, prepare
+from tests.worker.trainer.helpers import (
+    ALL_LINEAR,
+    FLOAT32,
+    batches_of,
+    load_tiny_base,
+    make_one_step,
+    make_spec,
+    prepare,
+)
 from worker.trainer.data.batch import PackedBatch
 from worker.trainer.model.base_model import hidden_states
 from worker.trainer.objective.optimizer import learning_rate
@@ -29,9 +37,9 @@ def trained(
     tiny: Path, examples: Path, steps: int = 4, *, row_tokens: int = 2048, four_bits: bool = True, **changes: Any
 ) -> Training:
     """`steps` steps in float32 on a fresh base."""
-    base = load_tiny(tiny, FLOAT32 if four_bits else None)
+    base = load_tiny_base(tiny, FLOAT32 if four_bits else None)
     run = prepare(make_spec(tiny, examples, **changes), base, Path("unused"))
-    return [one_step(base, run, row_tokens) for _ in range(steps)], run
+    return [make_one_step(base, run, row_tokens) for _ in range(steps)], run
 
 
 def losses(training: Training) -> list[float]:
@@ -47,22 +55,22 @@ def assert_equal_within_rounding(one: Training, other: Training) -> None:
 class TestOptimizerStep:
     @pytest.mark.parametrize("four_bits", [True, False])
     def test_step_0_has_the_loss_of_the_base_model(self, tiny: Path, examples: Path, four_bits: bool) -> None:
-        base = load_tiny(tiny, FLOAT32 if four_bits else None)
+        base = load_tiny_base(tiny, FLOAT32 if four_bits else None)
         run = prepare(make_spec(tiny, examples), base, Path("unused"))
         (batch,) = run.batches(2048)
         with torch.no_grad():
             assert torch.equal(hidden_states(base, batch, run.adapter), hidden_states(base, batch))
         want = _cross_entropy(hidden_states(base, batch) @ base.head_V_D.t(), batch)
-        assert one_step(base, run).loss == pytest.approx(want, rel=1e-5)
+        assert make_one_step(base, run).loss == pytest.approx(want, rel=1e-5)
 
     def test_the_base_stays_as_it_was_to_the_bit(self, tiny: Path, examples: Path) -> None:
-        base = load_tiny(tiny)
+        base = load_tiny_base(tiny)
         run = prepare(make_spec(tiny, examples), base, Path("unused"))
         before = [parameter.data.clone() for parameter in base.model.parameters()]
         scales = [layer.base.weight.quant_state.absmax.clone() for layer in base.layers.values()]
         start = [parameter.data.clone() for parameter in run.parameters]
         for _ in range(3):
-            one_step(base, run)
+            make_one_step(base, run)
         assert all(torch.equal(a, b) for a, b in zip(before, base.model.parameters(), strict=True))
         after = [layer.base.weight.quant_state.absmax for layer in base.layers.values()]
         assert all(torch.equal(a, b) for a, b in zip(scales, after, strict=True))
@@ -80,7 +88,7 @@ class TestOptimizerStep:
         assert_equal_within_rounding(trained(tiny, examples, packing=False), trained(tiny, examples, packing=True))
 
     def test_the_loss_is_the_mean_over_labelled_tokens_not_over_examples(self, tiny: Path, examples: Path) -> None:
-        base = load_tiny(tiny)
+        base = load_tiny_base(tiny)
         run = prepare(make_spec(tiny, examples, batch_size=12), base, Path("unused"))
         apart = []
         for document in range(12):
@@ -90,7 +98,7 @@ class TestOptimizerStep:
             apart.append((_cross_entropy(logits, batch), len(batch.targets_N)))
         of_tokens = sum(loss * tokens for loss, tokens in apart) / sum(tokens for _, tokens in apart)
         of_examples = sum(loss for loss, _ in apart) / 12
-        loss = one_step(base, run).loss
+        loss = make_one_step(base, run).loss
         assert loss == pytest.approx(of_tokens, rel=1e-5)
         assert loss != pytest.approx(of_examples, rel=1e-4)
 
@@ -133,13 +141,13 @@ class TestOptimizerStep:
             torch.testing.assert_close(parameter.data, theirs["tensors"][name], rtol=1e-2, atol=1e-4)
 
     def test_a_loss_that_is_not_a_number_leaves_the_run_as_it_was(self, tiny: Path, examples: Path) -> None:
-        base = load_tiny(tiny)
+        base = load_tiny_base(tiny)
         run = prepare(make_spec(tiny, examples), base, Path("unused"))
-        one_step(base, run)
+        make_one_step(base, run)
         with torch.no_grad():
             run.parameters[1][0, 0] = math.nan
         before = [parameter.data.clone() for parameter in run.parameters]
-        step = one_step(base, run)
+        step = make_one_step(base, run)
         assert not step.is_finite
         assert run.step == 1
         assert all(torch.equal(a, b) for a, b in zip(before[2:], run.parameters[2:], strict=True))
@@ -162,7 +170,7 @@ def _plain_peft(tiny: Path, ours: Run, spec: Any, four_bits: bool) -> dict[str, 
     how = {"quantization_config": NF4} if four_bits else {}
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32, **how), config).train()
     named = {name.replace(".default", ""): p for name, p in model.named_parameters() if p.requires_grad}
-    start = prepare(spec, load_tiny(tiny, None), Path("unused")).adapter.named_parameters()
+    start = prepare(spec, load_tiny_base(tiny, None), Path("unused")).adapter.named_parameters()
     with torch.no_grad():
         for name, parameter in start.items():
             named[name].copy_(parameter)

@@ -16,7 +16,7 @@ import pytest
 
 from app.domain.jobs.events import Begin, Done, Metric, Started, Stopped, parse_record
 from app.domain.jobs.states import ExitCode
-from tests.worker.trainer.house import make_spec
+from tests.worker.trainer.helpers import make_spec
 
 ROOT = Path(__file__).parents[3]
 ENDLESS = 1_000_000

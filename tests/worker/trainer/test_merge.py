@@ -18,8 +18,8 @@ from app.domain.jobs.states import ExitCode
 from app.system import artifact_directory
 from tests.tiny import make_tiny_base
 from tests.worker.trainer import plain_peft
-from tests.worker.trainer.house import load_tiny, make_spec, run_here
-from tests.worker.trainer.test_variants import PATTERNS, VARIANTS, difference
+from tests.worker.trainer.adapter.test_variants import PATTERNS, VARIANTS, difference
+from tests.worker.trainer.helpers import load_tiny_base, make_spec, run_trainer
 from worker.trainer import merge as program
 from worker.trainer.merge import CannotMerge, merge
 
@@ -43,7 +43,7 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def trained(base: Path, examples: Path, workdir: Path, **changes: Any) -> Path:
-    code, log = run_here(make_spec(base, examples, **changes), workdir)
+    code, log = run_trainer(make_spec(base, examples, **changes), workdir)
     assert code == 0, log.last
     return workdir / str(log.last.directory)
 
@@ -130,7 +130,7 @@ class TestMerge:
         assert about["merged"] == {"tensors": 21, "changed": 14}
         assert AutoTokenizer.from_pretrained(merged).chat_template
         assert catalog.describe(merged).target_modules == catalog.describe(sharded).target_modules
-        assert load_tiny(merged).name == "tiny"
+        assert load_tiny_base(merged).name == "tiny"
 
     def test_says_where_it_comes_from(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         adapter = trained(tiny, examples, tmp_path / "work")

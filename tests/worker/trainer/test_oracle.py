@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, get_linear_schedul
 
 from app.domain.jobs.events import Metric
 from app.domain.jobs.spec import TrainerSpec
-from tests.worker.trainer.house import ALL_LINEAR, load_tiny, make_spec, prepare, run_here, with_rows_of
+from tests.worker.trainer.helpers import ALL_LINEAR, load_tiny_base, make_spec, prepare, run_trainer, set_row_tokens
 from worker.trainer import run as program
 
 EXAMPLES, BATCH_SIZE, STEPS = 14, 4, 8  # two epochs of three whole batches and one of two examples
@@ -57,8 +57,8 @@ def ours(tiny: Path, conversations: Path, workdir: Path, row_tokens: int = 2048,
     """From spec to saved file, in float32."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(program, "choose_compute_dtype", lambda *_: torch.float32)
-        with_rows_of(patch, row_tokens)
-        code, log = run_here(make_spec(tiny, conversations, **KNOBS, **knobs), workdir)
+        set_row_tokens(patch, row_tokens)
+        code, log = run_trainer(make_spec(tiny, conversations, **KNOBS, **knobs), workdir)
     assert code == 0
     assert len(log.of(Metric)) == STEPS
     return Training(log.losses, load_file(workdir / log.last.directory / "adapter_model.safetensors"))
@@ -102,7 +102,7 @@ def assert_equal(one: Training, other: Training) -> None:
 
 def plain_script(tiny: Path, spec: TrainerSpec, *, mean_of_examples: bool = False) -> Training:
     lora, knobs = spec.run.lora, spec.run.hyperparameters
-    run = prepare(spec, load_tiny(tiny, None), Path("unused"))
+    run = prepare(spec, load_tiny_base(tiny, None), Path("unused"))
     config = LoraConfig(r=lora.r, lora_alpha=int(lora.alpha), target_modules=ALL_LINEAR, task_type="CAUSAL_LM")
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32), config).train()
     trained = {name.replace(".default", ""): p for name, p in model.named_parameters() if p.requires_grad}

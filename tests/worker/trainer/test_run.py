@@ -12,7 +12,7 @@ from app.domain.jobs.events import CheckpointSaved, Command, Done, Message, Metr
 from app.domain.jobs.states import ExitCode, Reason
 from app.system.cpu_info import cpu_name
 from tests.tiny import make_tiny_base, make_tiny_dataset
-from tests.worker.trainer.house import FLOAT32, failure, final_adapter, make_spec, run_here
+from tests.worker.trainer.helpers import FLOAT32, failure, final_adapter, make_spec, run_trainer
 from worker.trainer import step_actions
 from worker.trainer.checkpoint import provenance
 from worker.trainer.validation import sample_answers
@@ -22,7 +22,7 @@ class TestRun:
     def test_it_starts_measures_each_step_saves_each_epoch_and_is_done(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
-        code, log = run_here(make_spec(tiny, examples, batch_size=6), tmp_path)
+        code, log = run_trainer(make_spec(tiny, examples, batch_size=6), tmp_path)
         assert code == ExitCode.DONE
         assert [record.kind for record in log.records] == [
             "started", "planned", "probed", "snapshot", "metric", "metric", "checkpoint", "metric", "metric",
@@ -30,7 +30,7 @@ class TestRun:
         ]  # fmt: skip
 
     def test_it_says_what_it_starts_with(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        _, log = run_here(make_spec(tiny, examples), tmp_path)
+        _, log = run_trainer(make_spec(tiny, examples), tmp_path)
         (started,) = log.of(Started)
         assert (started.device, started.compute_dtype, started.threads) == (f"cpu ({cpu_name()})", "bfloat16", 1)
         assert started.frozen_parameters == 90_624
@@ -40,7 +40,7 @@ class TestRun:
         assert 0 < started.labelled_tokens_per_epoch < started.tokens_per_epoch
 
     def test_every_step_has_its_numbers(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        _, log = run_here(make_spec(tiny, examples, batch_size=5), tmp_path)
+        _, log = run_trainer(make_spec(tiny, examples, batch_size=5), tmp_path)
         metrics = log.of(Metric)
         assert [metric.step for metric in metrics] == [1, 2, 3, 4, 5, 6]
         assert [round(metric.epoch, 3) for metric in metrics] == [0.333, 0.667, 1.0, 1.333, 1.667, 2.0]
@@ -55,7 +55,7 @@ class TestRun:
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
         valid = make_tiny_dataset(tmp_path / "valid.jsonl", 5, seed=9)
-        _, log = run_here(make_spec(tiny, examples, validation_file=valid), tmp_path)
+        _, log = run_trainer(make_spec(tiny, examples, validation_file=valid), tmp_path)
         measured = [metric for metric in log.of(Metric) if metric.full_valid_loss is not None]
         assert [metric.step for metric in measured] == [3, 6]
         assert all(metric.valid_loss == metric.full_valid_loss for metric in measured)
@@ -64,7 +64,7 @@ class TestRun:
 
     def test_the_same_spec_gives_the_same_adapter_to_the_bit(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         spec = make_spec(tiny, examples, dropout=0.1)
-        one, other = (final_adapter(run_here(spec, where)[1], where) for where in (tmp_path / "a", tmp_path / "b"))
+        one, other = (final_adapter(run_trainer(spec, where)[1], where) for where in (tmp_path / "a", tmp_path / "b"))
         assert all(torch.equal(one[name], other[name]) for name in one)
 
     @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ class TestRun:
     def test_what_was_asked_for_is_trained_and_verified(
         self, tiny: Path, examples: Path, tmp_path: Path, changes: dict[str, Any]
     ) -> None:
-        code, log = run_here(make_spec(tiny, examples, **changes), tmp_path)
+        code, log = run_trainer(make_spec(tiny, examples, **changes), tmp_path)
         assert code == 0, log.last
         asked = changes.get("quantization", {}) or {}
         assert log.of(Started)[0].compute_dtype == asked.get("compute_dtype", "bfloat16")
@@ -92,7 +92,7 @@ class TestRun:
     def test_plain_text_is_trained_piece_by_piece(self, tiny: Path, tmp_path: Path) -> None:
         lines = [json.dumps({"text": f"{number} green bottles hanging on the wall " * 4}) for number in range(6)]
         (tmp_path / "text.jsonl").write_text("\n".join(lines))
-        code, log = run_here(make_spec(tiny, tmp_path / "text.jsonl", context_length=64, n_epochs=3), tmp_path)
+        code, log = run_trainer(make_spec(tiny, tmp_path / "text.jsonl", context_length=64, n_epochs=3), tmp_path)
         assert code == 0, log.last
         (started,) = log.of(Started)
         pieces = started.tokens_per_epoch - started.labelled_tokens_per_epoch  # each has one token to begin with
@@ -103,14 +103,14 @@ class TestRun:
         make_tiny_dataset(tmp_path / "inputs" / "train.jsonl")
         spec = make_spec(tiny, tmp_path / "inputs" / "train.jsonl")
         run = spec.run.model_copy(update={"training_file": Path("inputs/train.jsonl")})
-        assert run_here(spec.model_copy(update={"runs": (run,)}), tmp_path)[0] == 0
+        assert run_trainer(spec.model_copy(update={"runs": (run,)}), tmp_path)[0] == 0
 
     def test_prompts_are_answered_by_the_base_and_by_the_adapter(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
         prompts = ("1: red blue", "2: amber amber amber")
         knobs = {"n_epochs": 2, "batch_size": 1, "learning_rate": 0.02, "r": 16, "alpha": 32}
-        _, log = run_here(make_spec(tiny, examples, sample_prompts=prompts, **knobs), tmp_path)
+        _, log = run_trainer(make_spec(tiny, examples, sample_prompts=prompts, **knobs), tmp_path)
         samples = [message.data for message in log.of(Message)]
         assert [(sample["step"], sample["prompt"]) for sample in samples] == [
             (step, prompt) for step in (12, 24) for prompt in prompts
@@ -131,42 +131,42 @@ class TestRun:
 
         monkeypatch.setattr(sample_answers, "_generate", counted)
         monkeypatch.setattr(sample_answers, "NEW_TOKENS", 2)
-        run_here(make_spec(tiny, examples, sample_prompts=("1: red",)), tmp_path)
+        run_trainer(make_spec(tiny, examples, sample_prompts=("1: red",)), tmp_path)
         assert asked == ["base", "adapter", "adapter"]
 
     def test_a_processor_that_imitates_the_compute_dtype_is_named(
         self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(provenance, "times_float32", lambda *_: 3.04)
-        _, log = run_here(make_spec(tiny, examples, max_steps=1), tmp_path)
+        _, log = run_trainer(make_spec(tiny, examples, max_steps=1), tmp_path)
         warned = [message.message for message in log.of(Message) if message.level == "warn"]
         assert warned[0].startswith("This processor has no instructions for bfloat16: a matrix product takes 3.0 times")
 
 
 class TestStopping:
     def test_cancel_saves_nothing(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        code, log = run_here(make_spec(tiny, examples), tmp_path, stop_at=(2, Command.CANCEL))
+        code, log = run_trainer(make_spec(tiny, examples), tmp_path, stop_at=(2, Command.CANCEL))
         assert code == ExitCode.CANCELLED
         assert log.last == Stopped(run_id="run-a", reason=Reason.CANCELLED, step=2)
         assert not log.of(CheckpointSaved)
         assert [saved.step for saved in log.of(SnapshotSaved)] == [0]  # what was decided before the first step
 
     def test_pause_leaves_a_checkpoint_and_a_snapshot(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        code, log = run_here(make_spec(tiny, examples), tmp_path, stop_at=(2, Command.PAUSE))
+        code, log = run_trainer(make_spec(tiny, examples), tmp_path, stop_at=(2, Command.PAUSE))
         assert code == ExitCode.PAUSED
         assert [record.kind for record in log.records[-3:]] == ["snapshot", "checkpoint", "stopped"]
         assert [record.step for record in log.records[-3:]] == [2, 2, 2]
         assert not log.of(CheckpointSaved)[0].final
 
     def test_drain_leaves_a_snapshot(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        code, log = run_here(make_spec(tiny, examples), tmp_path, stop_at=(2, Command.DRAIN))
+        code, log = run_trainer(make_spec(tiny, examples), tmp_path, stop_at=(2, Command.DRAIN))
         assert code == ExitCode.DRAINED
         assert [record.kind for record in log.records[-2:]] == ["snapshot", "stopped"]
 
     def test_a_checkpoint_is_announced_once_also_when_a_pause_meets_an_epochs_end(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
-        _, log = run_here(make_spec(tiny, examples), tmp_path, stop_at=(3, Command.PAUSE))
+        _, log = run_trainer(make_spec(tiny, examples), tmp_path, stop_at=(3, Command.PAUSE))
         assert [record.step for record in log.of(CheckpointSaved)] == [3]
 
     @pytest.mark.parametrize(
@@ -175,12 +175,12 @@ class TestStopping:
     def test_a_stop_after_the_last_step_is_still_obeyed(
         self, tiny: Path, examples: Path, tmp_path: Path, command: Command, code: int
     ) -> None:
-        assert run_here(make_spec(tiny, examples), tmp_path, stop_at=(6, command))[0] == code
+        assert run_trainer(make_spec(tiny, examples), tmp_path, stop_at=(6, command))[0] == code
 
 
 class TestFailing:
     def fails(self, workdir: Path, spec: Any, code: int, reason: Reason, param: str | None, text: str) -> None:
-        got, log = run_here(spec, workdir)
+        got, log = run_trainer(spec, workdir)
         record = failure(log)
         assert (got, record.reason, record.param) == (code, reason, param)
         assert text in record.message
@@ -246,7 +246,7 @@ class TestFailing:
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
         spec = make_spec(tiny, examples, learning_rate=1e30, batch_size=3, quantization=FLOAT32)
-        code, log = run_here(spec, tmp_path)
+        code, log = run_trainer(spec, tmp_path)
         record = failure(log)
         assert (code, record.reason, record.param) == (64, Reason.NON_FINITE_LOSS, "hyperparameters.learning_rate")
         assert record.message.startswith("Step 2 gave the loss")

@@ -15,14 +15,14 @@ from safetensors.torch import load_file
 from app.domain.datasets.render import Renderer
 from app.domain.jobs.events import CheckpointSaved, Done, Message, Metric
 from app.system import artifact_directory
-from tests.worker.trainer.house import (
-    Log,
-    load_tiny,
+from tests.worker.trainer.helpers import (
+    RecordLog,
+    load_tiny_base,
+    make_one_step,
     make_spec,
     no_keepalive,
-    one_step,
     prepare,
-    run_here,
+    run_trainer,
     write_answers,
 )
 from worker.trainer import step_actions
@@ -52,15 +52,15 @@ def of_loss(loss: float) -> StepMetrics:
     return validation
 
 
-def measured(log: Log) -> list[int]:
+def measured(log: RecordLog) -> list[int]:
     return [metric.step for metric in log.of(Metric) if metric.full_valid_loss is not None]
 
 
-def checkpoints(log: Log) -> list[tuple[int, bool]]:
+def checkpoints(log: RecordLog) -> list[tuple[int, bool]]:
     return [(record.step, record.final) for record in log.of(CheckpointSaved)]
 
 
-def texts(log: Log) -> list[str]:
+def texts(log: RecordLog) -> list[str]:
     return [message.message for message in log.of(Message)]
 
 
@@ -80,13 +80,13 @@ class TestCadence:
     def test_every_eval_steps_else_each_epoch_and_at_the_end(
         self, tiny: Path, examples: Path, tmp_path: Path, knobs: dict[str, Any], steps: list[int]
     ) -> None:
-        _, log = run_here(make_spec(tiny, examples, validation_file=examples, **knobs), tmp_path)
+        _, log = run_trainer(make_spec(tiny, examples, validation_file=examples, **knobs), tmp_path)
         assert measured(log) == steps
 
     def test_validation_by_steps_adds_no_checkpoints_where_the_last_adapter_is_the_result(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
-        _, log = run_here(make_spec(tiny, examples, validation_file=examples, eval_steps=1), tmp_path)
+        _, log = run_trainer(make_spec(tiny, examples, validation_file=examples, eval_steps=1), tmp_path)
         assert checkpoints(log) == [(3, False), (6, True)]
 
 
@@ -96,7 +96,7 @@ class TestEarlyStopping:
     ) -> None:
         scripted += [3.0, 2.0, 2.1, 2.2, 9.0, 9.0]
         knobs = {"eval_steps": 1, "early_stopping": {"patience": 2}}
-        code, log = run_here(make_spec(tiny, examples, validation_file=examples, **knobs), tmp_path)
+        code, log = run_trainer(make_spec(tiny, examples, validation_file=examples, **knobs), tmp_path)
         assert (code, log.last.step) == (0, 4)
         assert [metric.step for metric in log.of(Metric)] == [1, 2, 3, 4]
         assert {metric.total_steps for metric in log.of(Metric)} == {6}
@@ -113,7 +113,7 @@ class TestEarlyStopping:
     ) -> None:
         scripted += [3.0, 2.8, 2.5, 2.0, 2.1, 2.2]
         knobs = {"eval_steps": 1, "early_stopping": {"patience": 2}, "promote_best": True}
-        _, log = run_here(make_spec(tiny, examples, validation_file=examples, **knobs), tmp_path)
+        _, log = run_trainer(make_spec(tiny, examples, validation_file=examples, **knobs), tmp_path)
         assert log.of(Metric)[-1].step == 6
         assert texts(log) == ["The result is the adapter of step 4, with the lowest full validation loss, 2.0000."]
 
@@ -122,7 +122,7 @@ class TestEarlyStopping:
     ) -> None:
         scripted += [3.0, 2.95, 2.94, 1.0, 1.0, 1.0]
         knobs = {"eval_steps": 1, "early_stopping": {"patience": 2, "threshold": 0.1}}
-        _, log = run_here(make_spec(tiny, examples, validation_file=examples, **knobs), tmp_path)
+        _, log = run_trainer(make_spec(tiny, examples, validation_file=examples, **knobs), tmp_path)
         assert log.last.step == 3
 
 
@@ -132,7 +132,7 @@ class TestPromotion:
     ) -> None:
         scripted += [3.0, 1.0, 2.0, 2.0, 2.0, 2.0]
         knobs = {"validation_file": examples, "eval_steps": 1, "promote_best": True}
-        _, log = run_here(make_spec(tiny, examples, **knobs), tmp_path / "best")
+        _, log = run_trainer(make_spec(tiny, examples, **knobs), tmp_path / "best")
         assert checkpoints(log) == [(1, False), (2, False), (3, False), (6, False), (2, True)]
         assert isinstance(log.last, Done)
         assert (log.last.step, log.last.directory) == (2, "runs/run-a/checkpoints/step-000002")
@@ -143,10 +143,10 @@ class TestPromotion:
         manifest = artifact_directory.verify(tmp_path / "best" / log.last.directory)
         assert (manifest["step"], manifest["metrics"]["full_valid_loss"]) == (2, 1.0)
         assert manifest["trained_tokens"] == log.of(Metric)[1].trained_tokens
-        _, short = run_here(make_spec(tiny, examples, max_steps=2, lr_scheduler_type="constant"), tmp_path / "short")
+        _, short = run_trainer(make_spec(tiny, examples, max_steps=2, lr_scheduler_type="constant"), tmp_path / "short")
         scripted += [3.0, 1.0, 2.0, 2.0, 2.0, 2.0]
         spec = make_spec(tiny, examples, lr_scheduler_type="constant", **knobs)
-        _, long = run_here(spec, tmp_path / "long")
+        _, long = run_trainer(spec, tmp_path / "long")
         mine, theirs = (
             load_file(tmp_path / name / each.last.directory / "adapter_model.safetensors")
             for name, each in (("long", long), ("short", short))
@@ -157,7 +157,7 @@ class TestPromotion:
         self, tiny: Path, examples: Path, tmp_path: Path, scripted: list[float]
     ) -> None:
         scripted += [1.0, 2.0, 3.0, 4.0, 5.0]
-        _, log = run_here(make_spec(tiny, examples, validation_file=examples, n_epochs=5), tmp_path)
+        _, log = run_trainer(make_spec(tiny, examples, validation_file=examples, n_epochs=5), tmp_path)
         kept = sorted(path.name for path in (tmp_path / "runs" / "run-a" / "checkpoints").iterdir())
         assert kept == ["step-000003", "step-000009", "step-000012", "step-000015"]
         assert log.last.step == 15
@@ -166,7 +166,7 @@ class TestPromotion:
         self, tiny: Path, examples: Path, tmp_path: Path, scripted: list[float]
     ) -> None:
         scripted += [1.0, 2.0]
-        _, log = run_here(make_spec(tiny, examples, validation_file=examples), tmp_path)
+        _, log = run_trainer(make_spec(tiny, examples, validation_file=examples), tmp_path)
         assert checkpoints(log) == [(3, False), (6, True)]
         assert log.last.step == 6
         assert "lower after step 3, 1.0000. hyperparameters.promote_best" in texts(log)[0]
@@ -175,7 +175,7 @@ class TestPromotion:
         self, tiny: Path, examples: Path, tmp_path: Path, scripted: list[float]
     ) -> None:
         scripted += [float("nan"), float("nan")]
-        code, log = run_here(make_spec(tiny, examples, validation_file=examples, promote_best=True), tmp_path)
+        code, log = run_trainer(make_spec(tiny, examples, validation_file=examples, promote_best=True), tmp_path)
         assert (code, log.last.step) == (0, 6)
         assert texts(log) == [
             f"The full validation loss after step {step} is nan: it counts as one that rose." for step in (3, 6)
@@ -192,7 +192,7 @@ class TestSamples:
         train, valid = (write_answers(tmp_path / say, 16, say) for say in ("yes", "no"))
         knobs = {"n_epochs": 4, "eval_steps": 2, "early_stopping": {"patience": 2}, "promote_best": True}
         spec = make_spec(tiny, train, validation_file=valid, sample_prompts=("1: red",), **knobs)
-        _, log = run_here(spec, tmp_path)
+        _, log = run_trainer(spec, tmp_path)
         samples = [message.data for message in log.of(Message) if "prompt" in message.data]
         assert [sample["step"] for sample in samples] == [2, 4, 6, 4]
         assert log.last.step == 4
@@ -203,10 +203,10 @@ class TestLeavingThingsAlone:
     """A probe, a validation, samples and the final check change neither a weight nor a random state."""
 
     def test_probes_and_measurements(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        base = load_tiny(tiny)
+        base = load_tiny_base(tiny)
         spec = make_spec(tiny, examples, dropout=0.2, sample_prompts=("1: red",))
         run = prepare(spec, base, tmp_path)
-        one_step(base, run)
+        make_one_step(base, run)
         directory = step_actions.save_checkpoint(with_facts(run), "tiny", tiny)
         before = fingerprint(base, run)
         check_base(base)
@@ -217,7 +217,7 @@ class TestLeavingThingsAlone:
         assert fingerprint(base, run) == before
         verify_adapter(base, run, directory)
         assert fingerprint(base, run) == before
-        one_step(base, run)
+        make_one_step(base, run)
         assert fingerprint(base, run) != before
 
 

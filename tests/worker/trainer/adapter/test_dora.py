@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 
 from app.domain.jobs.spec import LoraSpec, QuantizationSpec
 from tests.worker.trainer import plain_peft
-from tests.worker.trainer.house import CPU
+from tests.worker.trainer.helpers import CPU
 from worker.trainer.adapter.dora import DoraLinear, row_lengths
 from worker.trainer.adapter.lora import AdaptedLinear, Adapter, AdapterSwitch, make_adapter
 from worker.trainer.model.frozen_linear import freeze

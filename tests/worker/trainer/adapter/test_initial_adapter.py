@@ -14,7 +14,7 @@ from app.domain.jobs.events import Command, SnapshotSaved
 from app.domain.jobs.spec import QuantizationSpec
 from app.domain.jobs.states import ExitCode, Reason
 from app.system import artifact_directory
-from tests.worker.trainer.house import failure, final_adapter, load_tiny, make_spec, prepare, run_here
+from tests.worker.trainer.helpers import failure, final_adapter, load_tiny_base, make_spec, prepare, run_trainer
 
 VARIANT: dict[str, Any] = {
     "use_dora": True,
@@ -27,7 +27,7 @@ VARIANT: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def earlier(tiny: Path, examples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("earlier")
-    code, log = run_here(make_spec(tiny, examples, **VARIANT), workdir)
+    code, log = run_trainer(make_spec(tiny, examples, **VARIANT), workdir)
     assert code == 0, log.last
     return workdir / str(log.last.directory)
 
@@ -48,7 +48,7 @@ class TestContinuedTraining:
         self, tiny: Path, examples: Path, earlier: Path, width: QuantizationSpec | None
     ) -> None:
         spec = make_spec(tiny, examples, quantization=width, **from_it(earlier))
-        run = prepare(spec, load_tiny(tiny, width), Path("unused"))
+        run = prepare(spec, load_tiny_base(tiny, width), Path("unused"))
         tensors = load_file(earlier / "adapter_model.safetensors")
         assert run.adapter.named_parameters().keys() == tensors.keys()
         assert all(torch.equal(run.adapter.named_parameters()[name], tensor) for name, tensor in tensors.items())
@@ -57,7 +57,7 @@ class TestContinuedTraining:
     def test_the_new_adapter_stands_on_the_base_model_and_names_its_ancestor(
         self, tiny: Path, examples: Path, earlier: Path, tmp_path: Path
     ) -> None:
-        code, log = run_here(make_spec(tiny, examples, **from_it(earlier)), tmp_path)
+        code, log = run_trainer(make_spec(tiny, examples, **from_it(earlier)), tmp_path)
         assert code == ExitCode.DONE, log.last
         assert log.losses[0] < 4  # the base model's is 5.5
         directory = tmp_path / log.last.directory
@@ -72,15 +72,15 @@ class TestContinuedTraining:
         self, tiny: Path, examples: Path, earlier: Path, tmp_path: Path
     ) -> None:
         asked = from_it(earlier, dropout=0.2)
-        _, whole = run_here(make_spec(tiny, examples, **asked), tmp_path / "whole")
-        _, first = run_here(make_spec(tiny, examples, **asked), tmp_path / "first", stop_at=(2, Command.DRAIN))
+        _, whole = run_trainer(make_spec(tiny, examples, **asked), tmp_path / "whole")
+        _, first = run_trainer(make_spec(tiny, examples, **asked), tmp_path / "first", stop_at=(2, Command.DRAIN))
         snapshot = tmp_path / "first" / first.of(SnapshotSaved)[-1].directory
-        code, second = run_here(make_spec(tiny, examples, resume_from=snapshot, **asked), tmp_path / "second")
+        code, second = run_trainer(make_spec(tiny, examples, resume_from=snapshot, **asked), tmp_path / "second")
         assert code == ExitCode.DONE, second.last
         one, other = final_adapter(whole, tmp_path / "whole"), final_adapter(second, tmp_path / "second")
         assert all(torch.equal(one[name], other[name]) for name in one)
         anew = make_spec(tiny, examples, resume_from=snapshot, **VARIANT, dropout=0.2)
-        code, log = run_here(anew, tmp_path / "anew")
+        code, log = run_trainer(anew, tmp_path / "anew")
         assert code == ExitCode.BAD_SPEC
         assert "start_adapter_sha256" in failure(log).message
 
@@ -90,7 +90,7 @@ class TestContinuedTraining:
     def test_other_lora_knobs_than_the_earlier_ones_are_refused(
         self, tiny: Path, examples: Path, earlier: Path, tmp_path: Path, changes: dict[str, Any]
     ) -> None:
-        code, log = run_here(make_spec(tiny, examples, **from_it(earlier, **changes)), tmp_path)
+        code, log = run_trainer(make_spec(tiny, examples, **from_it(earlier, **changes)), tmp_path)
         assert (code, failure(log).reason) == (ExitCode.BAD_SPEC, Reason.INVALID_SPEC)
         assert "give the same lora knobs" in failure(log).message
 
@@ -98,6 +98,6 @@ class TestContinuedTraining:
         self, tiny: Path, examples: Path, earlier: Path, tmp_path: Path
     ) -> None:
         for asked in (from_it(earlier, start_adapter_sha256="0" * 64), from_it(earlier) | {"start_adapter": tmp_path}):
-            code, log = run_here(make_spec(tiny, examples, **asked), tmp_path / "work")
+            code, log = run_trainer(make_spec(tiny, examples, **asked), tmp_path / "work")
             assert (code, failure(log).reason) == (ExitCode.INTERNAL, Reason.TRAINER_CRASHED)
             assert "damaged" in failure(log).message

@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from app.domain.jobs.layer_patterns import scale_of
 from app.domain.jobs.spec import LoraSpec, QuantizationSpec
 from app.domain.jobs.states import Reason
-from tests.worker.trainer.house import CPU
+from tests.worker.trainer.helpers import CPU
 from worker.trainer.adapter.lora import AdaptedLinear, Adapter, AdapterSwitch, make_adapter
 from worker.trainer.model.frozen_linear import freeze
 from worker.trainer.runtime.failures import Failure

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from app.domain.jobs.states import Reason
 from tests.worker.trainer import plain_peft
-from tests.worker.trainer.house import ALL_LINEAR, load_tiny, make_spec, prepare
+from tests.worker.trainer.helpers import ALL_LINEAR, load_tiny_base, make_spec, prepare
 from worker.trainer.adapter.lora import PEFT_PREFIX
 from worker.trainer.runtime.failures import Failure
 
@@ -26,7 +26,7 @@ class TestTrainModulesToSave:
         ],
     )
     def test_takes_the_modules_that_peft_takes(self, tiny: Path, examples: Path, names: list[str]) -> None:
-        run = prepare(make_spec(tiny, examples, modules_to_save=names), load_tiny(tiny), Path("unused"))
+        run = prepare(make_spec(tiny, examples, modules_to_save=names), load_tiny_base(tiny), Path("unused"))
         config = LoraConfig(target_modules=ALL_LINEAR, modules_to_save=names, task_type="CAUSAL_LM")
         with plain_peft.quiet():
             theirs = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny), config)
@@ -35,7 +35,7 @@ class TestTrainModulesToSave:
         assert {PEFT_PREFIX + name for name in run.adapter.module_masters} == theirs_by_name
 
     def test_masters_are_float32_copies_of_the_bases_weights(self, tiny: Path, examples: Path) -> None:
-        base = load_tiny(tiny)
+        base = load_tiny_base(tiny)
         run = prepare(make_spec(tiny, examples, modules_to_save=["lm_head"]), base, Path("unused"))
         (master,) = run.adapter.module_masters.values()
         assert master.dtype == torch.float32
@@ -56,5 +56,5 @@ class TestTrainModulesToSave:
         self, tiny: Path, examples: Path, name: str, said: str
     ) -> None:
         with pytest.raises(Failure, match=said) as caught:
-            prepare(make_spec(tiny, examples, modules_to_save=[name]), load_tiny(tiny), Path("unused"))
+            prepare(make_spec(tiny, examples, modules_to_save=[name]), load_tiny_base(tiny), Path("unused"))
         assert (caught.value.reason, caught.value.param) == (Reason.INVALID_SPEC, "lora.modules_to_save")

@@ -12,23 +12,23 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app.domain.jobs.events import CheckpointSaved
 from app.system import artifact_directory
-from tests.worker.trainer.house import FLOAT32, Log, make_spec, run_here
+from tests.worker.trainer.helpers import FLOAT32, RecordLog, make_spec, run_trainer
 from worker.trainer.checkpoint import checkpoint
 from worker.trainer.checkpoint.checkpoint import staged
 
 
 @pytest.fixture(scope="module")
-def finished(tiny: Path, examples: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Log]:
+def finished(tiny: Path, examples: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RecordLog]:
     """A run of five epochs in float32: (work directory, its records)."""
     workdir = tmp_path_factory.mktemp("work")
     spec = make_spec(tiny, examples, n_epochs=5, batch_size=6, quantization=FLOAT32, validation_file=examples)
-    code, log = run_here(spec, workdir)
+    code, log = run_trainer(spec, workdir)
     assert code == 0, log.last
     return workdir, log
 
 
 @pytest.fixture
-def directory(finished: tuple[Path, Log]) -> Path:
+def directory(finished: tuple[Path, RecordLog]) -> Path:
     workdir, log = finished
     return workdir / str(log.last.directory)
 
@@ -91,28 +91,28 @@ class TestSavedCheckpoint:
         assert '"learning_rate": 0.01' in text
 
     def test_the_same_run_writes_the_same_bytes(
-        self, finished: tuple[Path, Log], tiny: Path, examples: Path, tmp_path: Path
+        self, finished: tuple[Path, RecordLog], tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
         spec = make_spec(tiny, examples, n_epochs=5, batch_size=6, quantization=FLOAT32, validation_file=examples)
-        _, log = run_here(spec, tmp_path)
+        _, log = run_trainer(spec, tmp_path)
         one, other = (artifact_directory.read_manifest(where / log.last.directory) for where in (finished[0], tmp_path))
         assert json.dumps(one) == json.dumps(other)
 
 
 class TestCheckpoints:
-    def test_there_is_one_an_epoch_and_the_last_is_final(self, finished: tuple[Path, Log]) -> None:
+    def test_there_is_one_an_epoch_and_the_last_is_final(self, finished: tuple[Path, RecordLog]) -> None:
         saved = finished[1].of(CheckpointSaved)
         assert [(record.step, record.epoch, record.final) for record in saved] == [
             (2, 1.0, False), (4, 2.0, False), (6, 3.0, False), (8, 4.0, False), (10, 5.0, True),
         ]  # fmt: skip
 
-    def test_each_carries_its_losses(self, finished: tuple[Path, Log]) -> None:
+    def test_each_carries_its_losses(self, finished: tuple[Path, RecordLog]) -> None:
         for record in finished[1].of(CheckpointSaved):
             assert record.metrics["train_loss"] > 0
             assert record.metrics["full_valid_loss"] > 0
             assert record.metrics["full_valid_mean_token_accuracy"] is not None
 
-    def test_the_last_three_are_kept(self, finished: tuple[Path, Log]) -> None:
+    def test_the_last_three_are_kept(self, finished: tuple[Path, RecordLog]) -> None:
         kept = sorted(path.name for path in (finished[0] / "runs" / "run-a" / "checkpoints").iterdir())
         assert kept == ["step-000006", "step-000008", "step-000010"]
 

@@ -22,7 +22,7 @@ from app.cli.main import app as command_line
 from app.domain.artifacts.engines import VLLM_MAX_LORA_RANKS, Engine, largest_rank, problems
 from app.domain.jobs.spec import LoraSpec
 from tests.worker.trainer import plain_peft
-from tests.worker.trainer.house import make_spec, run_here
+from tests.worker.trainer.helpers import make_spec, run_trainer
 from worker.trainer.checkpoint.model_card import merged_card, model_card
 
 README = Path(__file__).parents[4] / "README.md"
@@ -135,7 +135,7 @@ class TestWidth:
 @pytest.fixture(scope="module")
 def adapter(tiny: Path, examples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("trained")
-    code, log = run_here(make_spec(tiny, examples, r=24, max_steps=1), workdir)
+    code, log = run_trainer(make_spec(tiny, examples, r=24, max_steps=1), workdir)
     assert code == 0, log.last
     return workdir / str(log.last.directory)
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from app.domain.jobs.spec import QuantizationSpec
 from app.domain.jobs.states import Reason
-from tests.worker.trainer.house import FLOAT32, load_tiny, make_spec, one_step, prepare
+from tests.worker.trainer.helpers import FLOAT32, load_tiny_base, make_one_step, make_spec, prepare
 from worker.trainer.checkpoint import verify
 from worker.trainer.checkpoint.checkpoint import save_checkpoint
 from worker.trainer.checkpoint.verify import TOLERANCE, verify_adapter
@@ -23,7 +23,7 @@ Trained = tuple[Base, Run, Path]
 
 
 def train(tiny: Path, examples: Path, where: Path, quantization: QuantizationSpec | None, **changes: object) -> Trained:
-    base = load_tiny(tiny, quantization)
+    base = load_tiny_base(tiny, quantization)
     run = prepare(make_spec(tiny, examples, **changes), base, where)
     facts = json.loads(make_spec(tiny, examples, **changes).model_dump_json())
     run.provenance = {
@@ -35,7 +35,7 @@ def train(tiny: Path, examples: Path, where: Path, quantization: QuantizationSpe
         "versions": {},
     }
     for _ in range(4):
-        one_step(base, run)
+        make_one_step(base, run)
     return base, run, save_checkpoint(run, base.name, base.directory)
 
 
@@ -74,7 +74,7 @@ class TestVerifyAdapter:
         base, run, directory = train(tiny, examples, tmp_path / "a", QuantizationSpec())
         twin_base, twin, _ = train(tiny, examples, tmp_path / "b", QuantizationSpec())
         verify_adapter(base, run, directory)
-        assert one_step(base, run).loss == one_step(twin_base, twin).loss
+        assert make_one_step(base, run).loss == make_one_step(twin_base, twin).loss
 
     def test_no_more_of_a_long_document_is_taken_than_there_is_room_for(
         self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from app.domain.datasets.documents import Document
 from app.domain.datasets.render import Renderer
 from app.domain.jobs.states import Reason
-from tests.worker.trainer.house import no_keepalive
+from tests.worker.trainer.helpers import no_keepalive
 from worker.trainer.data.batch import TokenizedDataset, pack_batches, read_dataset
 from worker.trainer.runtime.failures import Failure
 

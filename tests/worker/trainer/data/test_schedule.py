@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from app.domain.jobs.spec import Hyperparameters
-from tests.worker.trainer.house import HYPERPARAMETERS
+from tests.worker.trainer.helpers import HYPERPARAMETERS
 from worker.trainer.data.schedule import make_schedule
 
 

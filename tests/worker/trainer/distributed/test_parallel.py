@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from app.domain.jobs.events import Command, Control, Done, Failed, Metric, SnapshotSaved, Started, Stopped, parse_record
 from app.domain.jobs.states import ExitCode, Reason
 from tests.worker.bench import until
-from tests.worker.trainer.house import failure, final_adapter, make_spec, run_here
+from tests.worker.trainer.helpers import failure, final_adapter, make_spec, run_trainer
 from worker.node.locks import try_lock
 from worker.trainer.distributed import parallel
 
@@ -116,7 +116,7 @@ class TestEqualToOne:
         self, start: Callable[..., Trainer], tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
         knobs = {"batch_size": 11, "validation_file": examples, "n_epochs": 3}  # the 12th example is a step of its own
-        code, alone = run_here(make_spec(tiny, examples, quantization=FLOAT32, **knobs), tmp_path / "alone")
+        code, alone = run_trainer(make_spec(tiny, examples, quantization=FLOAT32, **knobs), tmp_path / "alone")
         two = start(**knobs)
         assert (code, two.end()) == (0, 0), two.said()
         assert sum(isinstance(record, Started | Done) for record in two.records) == 2  # one of them speaks
@@ -153,7 +153,7 @@ class TestResume:
             assert torch.equal(second.adapter()[name], tensor), name
 
         alone = make_spec(tiny, examples, quantization=FLOAT32, **knobs, resume_from=resume_from)
-        code, log = run_here(alone, tmp_path / "alone")
+        code, log = run_trainer(alone, tmp_path / "alone")
         assert code == ExitCode.BAD_SPEC
         assert "world_size was 2 and is 1" in failure(log).message
 

@@ -10,7 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from app.domain.jobs.spec import QuantizationSpec
 from app.domain.planning.execution_plan import Recompute
-from tests.worker.trainer.house import load_tiny, make_spec, prepare
+from tests.worker.trainer.helpers import load_tiny_base, make_spec, prepare
 from worker.trainer.memory import activation_checkpointing
 from worker.trainer.memory.activation_checkpointing import Recomputation
 from worker.trainer.model.base_model import Base, hidden_states
@@ -32,7 +32,7 @@ class Bench:
     """A run with dropout on a tiny base, and what one batch gives with this or that recomputation."""
 
     def __init__(self, tiny: Path, examples: Path, tmp_path: Path, dtype: str) -> None:
-        self.base: Base = load_tiny(tiny, QuantizationSpec(compute_dtype=dtype))  # type: ignore[arg-type]
+        self.base: Base = load_tiny_base(tiny, QuantizationSpec(compute_dtype=dtype))  # type: ignore[arg-type]
         self.recomputation = Recomputation(self.base.model, self.base.switch)
         self.run: Run = prepare(make_spec(tiny, examples, dropout=0.3), self.base, tmp_path)
         dice = torch.Generator().manual_seed(1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from app.domain.jobs.spec import QuantizationSpec
-from tests.worker.trainer.house import load_tiny
+from tests.worker.trainer.helpers import load_tiny_base
 from worker.trainer.model import attention
 from worker.trainer.model.base_check import check_base
 from worker.trainer.runtime.failures import Failure
@@ -16,7 +16,7 @@ from worker.trainer.runtime.failures import Failure
 class TestCheckBase:
     @pytest.mark.parametrize("four_bits", [True, False])
     def test_an_ordinary_model_passes(self, tiny: Path, four_bits: bool) -> None:
-        check_base(load_tiny(tiny) if four_bits else load_tiny(tiny, None))
+        check_base(load_tiny_base(tiny) if four_bits else load_tiny_base(tiny, None))
 
     def test_a_leak_between_documents_is_seen(self, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         whole = attention._one_by_one
@@ -26,29 +26,29 @@ class TestCheckBase:
 
         monkeypatch.setattr(attention, "_one_by_one", leaky)
         with pytest.raises(Failure, match="see each other"):
-            check_base(load_tiny(tiny))
+            check_base(load_tiny_base(tiny))
 
     def test_a_head_that_does_more_than_one_product_is_seen(self, tiny: Path) -> None:
-        base = load_tiny(tiny)
+        base = load_tiny_base(tiny)
         base.model.get_output_embeddings().register_forward_hook(lambda _module, _inputs, logits: logits.tanh())
         with pytest.raises(Failure, match="logits"):
             check_base(base)
 
     def test_a_base_that_is_broken_is_seen(self, tiny: Path) -> None:
-        base = load_tiny(tiny)
+        base = load_tiny_base(tiny)
         base.model.base_model.norm.weight.data.fill_(torch.inf)
         with pytest.raises(Failure, match="not finite"):
             check_base(base)
 
     def test_a_base_that_is_too_large_for_half_precision_is_seen(self, tiny: Path) -> None:
         """As a loss that is not a number, the training file would be blamed."""
-        base = load_tiny(tiny, QuantizationSpec(compute_dtype="float16"))
+        base = load_tiny_base(tiny, QuantizationSpec(compute_dtype="float16"))
         base.model.base_model.norm.weight.data.fill_(65_000)
         with pytest.raises(Failure, match="not finite in float16"):
             check_base(base)
 
     def test_weights_and_random_state_stay_as_they_are(self, tiny: Path) -> None:
-        base = load_tiny(tiny)
+        base = load_tiny_base(tiny)
         before = [parameter.data.clone() for parameter in base.model.parameters()]
         random_state = torch.get_rng_state()
         check_base(base)

@@ -14,7 +14,7 @@ from app.domain.datasets.documents import Document
 from app.domain.jobs.spec import BaseSpec, QuantizationSpec
 from app.domain.jobs.states import Reason
 from tests.tiny import make_tiny_base
-from tests.worker.trainer.house import CPU, FLOAT32, load_tiny
+from tests.worker.trainer.helpers import CPU, FLOAT32, load_tiny_base
 from worker.trainer.data.batch import PackedBatch, TokenizedDataset, pack_batches
 from worker.trainer.model.base_model import Base, hidden_states, in_float32, load_base, open_base, unwrapped
 from worker.trainer.runtime.failures import Failure
@@ -44,7 +44,7 @@ class TestLoadBase:
     def test_gives_the_logits_that_transformers_own_loader_gives(self, tmp_path: Path, tied: bool) -> None:
         directory = make_tiny_base(tmp_path / "base", tie_word_embeddings=tied)
         want = transformers_logits(directory, torch.float32)
-        torch.testing.assert_close(logits(load_tiny(directory, None)), want)
+        torch.testing.assert_close(logits(load_tiny_base(directory, None)), want)
 
     def test_in_4_bits_it_gives_the_logits_of_transformers_with_bitsandbytes(self, tiny: Path) -> None:
         config = BitsAndBytesConfig(
@@ -56,7 +56,7 @@ class TestLoadBase:
         model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32, quantization_config=config)
         model.train()  # in evaluation bitsandbytes takes another path on some CPUs
         want = model(torch.tensor([TOKENS])).logits[0].detach()
-        torch.testing.assert_close(logits(load_tiny(tiny, FLOAT32)), want, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(logits(load_tiny_base(tiny, FLOAT32)), want, rtol=1e-4, atol=1e-4)
 
     def test_everything_is_in_the_compute_dtype_and_nothing_can_be_trained(self, tiny: Path) -> None:
         base = load_base("tiny", tiny, QuantizationSpec(), torch.bfloat16, CPU)
@@ -85,27 +85,27 @@ class TestLoadBase:
             save_file({key: tensors[key] for key in keys}, directory / name)
         index = {"weight_map": {key: name for name, keys in parts.items() for key in keys}}
         (directory / "model.safetensors.index.json").write_text(json.dumps(index))
-        assert torch.equal(logits(load_tiny(directory)), logits(load_tiny(tiny)))
+        assert torch.equal(logits(load_tiny_base(directory)), logits(load_tiny_base(tiny)))
 
     def test_a_missing_weight_is_refused_by_name(self, tmp_path: Path) -> None:
         directory = make_tiny_base(tmp_path / "base")
         change_tensors(directory, lambda tensors: tensors.pop("model.norm.weight"))
         with pytest.raises(Failure, match=r"lack 1 of the weights .* such as model\.norm\.weight"):
-            load_tiny(directory)
+            load_tiny_base(directory)
 
     def test_a_weight_without_a_place_is_refused_by_name(self, tmp_path: Path) -> None:
         directory = make_tiny_base(tmp_path / "base")
         change_tensors(directory, lambda tensors: tensors.update({"model.extra.weight": torch.ones(2)}))
         with pytest.raises(Failure, match=r"holds model\.extra\.weight"):
-            load_tiny(directory)
+            load_tiny_base(directory)
 
     def test_a_scaled_head_is_refused_by_name(self, tmp_path: Path) -> None:
         with pytest.raises(Failure, match="final_logit_softcapping"):
-            load_tiny(make_tiny_base(tmp_path / "base", final_logit_softcapping=30.0))
+            load_tiny_base(make_tiny_base(tmp_path / "base", final_logit_softcapping=30.0))
 
     def test_an_unknown_architecture_is_refused_in_a_sentence(self, tmp_path: Path) -> None:
         with pytest.raises(Failure, match=r"config\.json") as caught:
-            load_tiny(make_tiny_base(tmp_path / "base", model_type="nobody-knows"))
+            load_tiny_base(make_tiny_base(tmp_path / "base", model_type="nobody-knows"))
         assert caught.value.reason is Reason.MODEL_UNAVAILABLE
 
 
@@ -162,7 +162,7 @@ class TestExact:
         assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
     def test_bare_puts_the_frozen_layers_back_for_a_while(self, tiny: Path) -> None:
-        base = load_tiny(tiny)
+        base = load_tiny_base(tiny)
         with unwrapped(base) as model:
             assert not any(layer in list(model.modules()) for layer in base.layers.values())
         assert all(base.model.get_submodule(name) is layer for name, layer in base.layers.items())

@@ -14,7 +14,15 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from app.system.artifact_directory import MANIFEST, sha256_file
-from tests.worker.trainer.house import ALL_LINEAR, load_tiny, make_spec, no_keepalive, one_step, prepare, run_here
+from tests.worker.trainer.helpers import (
+    ALL_LINEAR,
+    load_tiny_base,
+    make_one_step,
+    make_spec,
+    no_keepalive,
+    prepare,
+    run_trainer,
+)
 from worker.trainer.adapter.lora import frozen_copy
 from worker.trainer.data.batch import Pairs, pack_batches
 from worker.trainer.loop import optimizer_step
@@ -31,9 +39,9 @@ FLOAT32_LORA: dict[str, Any] = {"method": "dpo", "beta": BETA}
 
 def trained(tiny: Path, pairs: Path, steps: int = 5, row_tokens: int = 2048, **changes: Any) -> tuple[list[Step], Run]:
     """`steps` steps in float32 on a fresh base."""
-    base = load_tiny(tiny, None)
+    base = load_tiny_base(tiny, None)
     run = prepare(make_spec(tiny, pairs, **FLOAT32_LORA | changes), base, Path("unused"))
-    return [one_step(base, run, row_tokens) for _ in range(steps)], run
+    return [make_one_step(base, run, row_tokens) for _ in range(steps)], run
 
 
 class TestDpoLoss:
@@ -123,12 +131,12 @@ class TestOptimizerStep:
         assert run.trained_tokens == run.dataset.tokens
 
     def test_a_run_that_goes_on_from_an_adapter_has_that_as_its_reference(self, tiny: Path, pairs: Path) -> None:
-        base = load_tiny(tiny, None)
+        base = load_tiny_base(tiny, None)
         run = prepare(make_spec(tiny, pairs, **FLOAT32_LORA), base, Path("unused"))
         with torch.no_grad():
             for parameter in run.parameters:
                 parameter.add_(0.05)
-        assert one_step(base, run).reward_margin != 0.0  # against the base model
+        assert make_one_step(base, run).reward_margin != 0.0  # against the base model
         objective = DpoObjective(base, run.adapter, BETA, frozen_copy(run.adapter))
         first, second = (optimizer_step(run, objective, 2048, no_keepalive) for _ in range(2))
         assert first.loss == pytest.approx(math.log(2), abs=1e-12)
@@ -137,17 +145,17 @@ class TestOptimizerStep:
     def test_the_reference_is_the_start_adapter_where_there_is_one(
         self, tiny: Path, pairs: Path, tmp_path: Path
     ) -> None:
-        _, log = run_here(make_spec(tiny, pairs, **FLOAT32_LORA), tmp_path)
+        _, log = run_trainer(make_spec(tiny, pairs, **FLOAT32_LORA), tmp_path)
         start = tmp_path / log.last.directory
         given = {"start_adapter": start, "start_adapter_sha256": sha256_file(start / MANIFEST)}
-        base = load_tiny(tiny, None)
+        base = load_tiny_base(tiny, None)
         run = prepare(make_spec(tiny, pairs, **FLOAT32_LORA, **given), base, Path("unused"))
-        assert one_step(base, run).loss == pytest.approx(math.log(2), abs=1e-12)
+        assert make_one_step(base, run).loss == pytest.approx(math.log(2), abs=1e-12)
 
 
 class TestPackBatches:
     def test_a_pair_is_never_split_over_rows(self, tiny: Path, pairs: Path) -> None:
-        run = prepare(make_spec(tiny, pairs, **FLOAT32_LORA), load_tiny(tiny, None), Path("unused"))
+        run = prepare(make_spec(tiny, pairs, **FLOAT32_LORA), load_tiny_base(tiny, None), Path("unused"))
         for budget in (1, 150, 400, 5000):
             for packing in (True, False):
                 made = list(pack_batches(run.dataset, range(24), budget, packing=packing))
@@ -169,7 +177,7 @@ class TestPackBatches:
         ]
         (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         spec = make_spec(tiny, tmp_path / "pairs.jsonl", context_length=64, **FLOAT32_LORA)
-        run = prepare(spec, load_tiny(tiny, None), Path("unused"))
+        run = prepare(spec, load_tiny_base(tiny, None), Path("unused"))
         assert list(run.dataset.lines) == [1, 3]
 
 
@@ -178,7 +186,7 @@ def _plain_dpo(tiny: Path, ours: Run, spec: Any) -> dict[str, Any]:
     config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=ALL_LINEAR, task_type="CAUSAL_LM")
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32), config).train()
     named = {name.replace(".default", ""): p for name, p in model.named_parameters() if p.requires_grad}
-    start = prepare(spec, load_tiny(tiny, None), Path("unused")).adapter.named_parameters()
+    start = prepare(spec, load_tiny_base(tiny, None), Path("unused")).adapter.named_parameters()
     with torch.no_grad():
         for name, parameter in start.items():
             named[name].copy_(parameter)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from app.domain.jobs.spec import Hyperparameters
-from tests.worker.trainer.house import HYPERPARAMETERS
+from tests.worker.trainer.helpers import HYPERPARAMETERS
 from worker.trainer.objective.optimizer import clip_gradients, divide_gradients, learning_rate, make_optimizer
 
 

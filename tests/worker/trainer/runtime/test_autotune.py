@@ -17,7 +17,7 @@ from app.domain.jobs.events import Command, Message, Planned, Record, SnapshotSa
 from app.domain.jobs.states import ExitCode
 from app.domain.planning.execution_plan import ExecutionPlan
 from app.system import artifact_directory
-from tests.worker.trainer.house import final_adapter, make_spec, run_here
+from tests.worker.trainer.helpers import final_adapter, make_spec, run_trainer
 from worker.trainer import run as program
 from worker.trainer.memory import device_memory
 from worker.trainer.memory.device_memory import DeviceMemory
@@ -236,7 +236,7 @@ class TestRows:
 
     def test_the_plan_keeps_to_the_fastest(self, tiny: Path, examples: Path, tmp_path: Path, timed: Any) -> None:
         timed(lambda found: 0.5e-6 if found.row_tokens == 512 else 1e-6)
-        code, log = run_here(make_spec(tiny, examples, threads=None, max_steps=1), tmp_path)
+        code, log = run_trainer(make_spec(tiny, examples, threads=None, max_steps=1), tmp_path)
         assert (code, log.of(Planned)[0].mode.row_tokens) == (ExitCode.DONE, 512)
 
 
@@ -255,7 +255,7 @@ class TestNothingElseChanges:
         before, python = torch.get_rng_state(), random.getstate()
         free = make_spec(tiny, examples, dropout=0.2, threads=None, dtype_is_free=True)
         asked = make_spec(tiny, examples, dropout=0.2, threads=1, quantization={"compute_dtype": "float32"})
-        logs = {name: run_here(spec, tmp_path / name)[1] for name, spec in (("free", free), ("asked", asked))}
+        logs = {name: run_trainer(spec, tmp_path / name)[1] for name, spec in (("free", free), ("asked", asked))}
         assert timings
         assert torch.equal(torch.get_rng_state(), before)
         assert random.getstate() == python
@@ -271,13 +271,13 @@ class TestNothingElseChanges:
     ) -> None:
         knobs: dict[str, Any] = {"threads": None, "dtype_is_free": True, "dropout": 0.2, "n_epochs": 2}
         timed(likes_one_thread_and_float32)
-        _, whole = run_here(make_spec(tiny, examples, **knobs), tmp_path / "whole")
-        _, first = run_here(make_spec(tiny, examples, **knobs), tmp_path / "first", stop_at=(3, Command.DRAIN))
+        _, whole = run_trainer(make_spec(tiny, examples, **knobs), tmp_path / "whole")
+        _, first = run_trainer(make_spec(tiny, examples, **knobs), tmp_path / "first", stop_at=(3, Command.DRAIN))
         snapshot = tmp_path / "first" / first.of(SnapshotSaved)[-1].directory
 
         seen = timed(lambda found: 1e-6 / likes_one_thread_and_float32(found))
         seen.clear()
-        _, second = run_here(make_spec(tiny, examples, resume_from=snapshot, **knobs), tmp_path / "second")
+        _, second = run_trainer(make_spec(tiny, examples, resume_from=snapshot, **knobs), tmp_path / "second")
         assert seen == []
         started = second.of(Started)[0]
         assert (started.start_step, started.compute_dtype, started.threads) == (3, "float32", 1)
@@ -292,5 +292,5 @@ class TestNothingElseChanges:
         for name, stopwatch in (("narrow", alike), ("wide", imitates_bfloat16)):
             timed(stopwatch)
             spec = make_spec(tiny, examples, max_steps=1, dtype_is_free=True)
-            plans.append(run_here(spec, tmp_path / name)[1].of(Planned)[0])
+            plans.append(run_trainer(spec, tmp_path / name)[1].of(Planned)[0])
         assert plans[1].components["cache"] == 2 * plans[0].components["cache"] > 0

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from app.domain.jobs.spec import QuantizationSpec
-from tests.worker.trainer.house import CPU
+from tests.worker.trainer.helpers import CPU
 from worker.trainer.runtime import device
 from worker.trainer.runtime.device import choose_compute_dtype, choose_device, choose_threads, granted_cores
 from worker.trainer.runtime.failures import Failure

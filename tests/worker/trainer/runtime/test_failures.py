@@ -9,7 +9,7 @@ import torch
 
 from app.domain.jobs.spec import RunSpec
 from app.domain.jobs.states import ExitCode, Reason
-from tests.worker.trainer.house import make_spec
+from tests.worker.trainer.helpers import make_spec
 from worker.trainer.runtime.failures import Failure, SuppressOutOfMemory, exit_code, explain, failed
 
 

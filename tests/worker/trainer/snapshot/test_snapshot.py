@@ -15,7 +15,7 @@ from app.domain.jobs.states import ExitCode, Reason
 from app.system import artifact_directory
 from app.system.cpu_info import cpu_name
 from tests.tiny import CHAT_TEMPLATE, make_tiny_base, make_tiny_dataset
-from tests.worker.trainer.house import Log, failure, final_adapter, make_spec, run_here
+from tests.worker.trainer.helpers import RecordLog, failure, final_adapter, make_spec, run_trainer
 from worker.trainer.memory import device_memory
 from worker.trainer.run import run
 from worker.trainer.runtime.stop import StopRequests
@@ -37,12 +37,12 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 }
 
 
-def snapshot_of(log: Log, workdir: Path) -> Path:
+def snapshot_of(log: RecordLog, workdir: Path) -> Path:
     return workdir / str(log.of(SnapshotSaved)[-1].directory)
 
 
 def drained_at(step: int, tiny: Path, examples: Path, workdir: Path, **changes: Any) -> Path:
-    code, log = run_here(make_spec(tiny, examples, **changes), workdir, stop_at=(step, Command.DRAIN))
+    code, log = run_trainer(make_spec(tiny, examples, **changes), workdir, stop_at=(step, Command.DRAIN))
     assert code == ExitCode.DRAINED
     return snapshot_of(log, workdir)
 
@@ -53,9 +53,9 @@ class TestResume:
         self, tiny: Path, examples: Path, tmp_path: Path, step: int
     ) -> None:
         knobs = {"dropout": 0.2, "validation_file": examples, "batch_size": 4}
-        _, whole = run_here(make_spec(tiny, examples, **knobs), tmp_path / "whole")
+        _, whole = run_trainer(make_spec(tiny, examples, **knobs), tmp_path / "whole")
         snapshot = drained_at(step, tiny, examples, tmp_path / "first", **knobs)
-        code, second = run_here(make_spec(tiny, examples, resume_from=snapshot, **knobs), tmp_path / "second")
+        code, second = run_trainer(make_spec(tiny, examples, resume_from=snapshot, **knobs), tmp_path / "second")
         assert code == 0
         assert second.losses == whole.losses[step:]
         assert second.last.trained_tokens == whole.last.trained_tokens
@@ -67,13 +67,13 @@ class TestResume:
 
     def test_it_says_where_it_goes_on_from(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         snapshot = drained_at(2, tiny, examples, tmp_path / "a")
-        _, log = run_here(make_spec(tiny, examples, resume_from=snapshot), tmp_path / "b")
+        _, log = run_trainer(make_spec(tiny, examples, resume_from=snapshot), tmp_path / "b")
         assert log.of(Started)[0].start_step == 2
         assert [metric.step for metric in log.of(Metric)] == [3, 4, 5, 6]
 
     def test_what_was_decided_once_stays_decided(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         snapshot = drained_at(2, tiny, examples, tmp_path / "a", threads=1)
-        _, log = run_here(make_spec(tiny, examples, resume_from=snapshot, threads=2), tmp_path / "b")
+        _, log = run_trainer(make_spec(tiny, examples, resume_from=snapshot, threads=2), tmp_path / "b")
         assert log.of(Started)[0].threads == 1
 
     def test_another_version_of_a_library_is_allowed_and_said(
@@ -81,7 +81,7 @@ class TestResume:
     ) -> None:
         snapshot = drained_at(2, tiny, examples, tmp_path / "a")
         monkeypatch.setattr("worker.trainer.checkpoint.provenance.version", lambda package: "9.9")
-        code, log = run_here(make_spec(tiny, examples, resume_from=snapshot), tmp_path / "b")
+        code, log = run_trainer(make_spec(tiny, examples, resume_from=snapshot), tmp_path / "b")
         assert code == 0
         (message,) = log.of(Message)
         assert message.level == "warn"
@@ -93,13 +93,13 @@ class TestResume:
     def test_from_a_gpu_to_a_cpu_random_numbers_begin_anew_and_that_is_said(
         self, tiny: Path, examples: Path, tmp_path: Path, dropout: float, how: str
     ) -> None:
-        _, whole = run_here(make_spec(tiny, examples, dropout=dropout), tmp_path / "whole")
+        _, whole = run_trainer(make_spec(tiny, examples, dropout=dropout), tmp_path / "whole")
         snapshot = drained_at(2, tiny, examples, tmp_path / "a", dropout=dropout)
         manifest, state = artifact_directory.verify(snapshot), load_file(snapshot / "state.safetensors")
         save_file(state | {"random/dropout": torch.zeros(16, dtype=torch.uint8)}, snapshot / "state.safetensors")
         manifest["choices"]["device"] = "cuda (NVIDIA H100)"
         artifact_directory.write_manifest(snapshot, manifest)
-        code, log = run_here(make_spec(tiny, examples, resume_from=snapshot, dropout=dropout), tmp_path / "b")
+        code, log = run_trainer(make_spec(tiny, examples, resume_from=snapshot, dropout=dropout), tmp_path / "b")
         assert code == ExitCode.DONE
         assert log.of(Message)[0].message.endswith(how)
         assert (log.losses == whole.losses[2:]) == (not dropout)
@@ -109,7 +109,7 @@ class TestResume:
     ) -> None:
         snapshot = drained_at(2, tiny, examples, tmp_path / "a")
         monkeypatch.setattr("worker.trainer.runtime.device.cpu_name", lambda: "Another CPU")
-        code, log = run_here(make_spec(tiny, examples, resume_from=snapshot), tmp_path / "b")
+        code, log = run_trainer(make_spec(tiny, examples, resume_from=snapshot), tmp_path / "b")
         assert code == 0
         (message,) = log.of(Message)
         assert message.level == "warn"
@@ -130,49 +130,49 @@ class TestResume:
         self, tiny: Path, examples: Path, tmp_path: Path, changes: dict[str, Any], named: str
     ) -> None:
         snapshot = drained_at(1, tiny, examples, tmp_path / "a")
-        code, log = run_here(make_spec(tiny, examples, resume_from=snapshot, **changes), tmp_path / "b")
+        code, log = run_trainer(make_spec(tiny, examples, resume_from=snapshot, **changes), tmp_path / "b")
         assert (code, failure(log).reason) == (ExitCode.BAD_SPEC, Reason.INVALID_SPEC)
         assert named in failure(log).message
 
     def test_changed_data_is_refused_by_name(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         snapshot = drained_at(1, tiny, examples, tmp_path / "a")
         other = make_tiny_dataset(tmp_path / "other.jsonl", 12, seed=5)
-        _, log = run_here(make_spec(tiny, other, resume_from=snapshot), tmp_path / "b")
+        _, log = run_trainer(make_spec(tiny, other, resume_from=snapshot), tmp_path / "b")
         assert "training_file_sha256" in failure(log).message
 
     def test_another_tokenizer_is_refused_by_name(self, examples: Path, tmp_path: Path) -> None:
         base = make_tiny_base(tmp_path / "base")
         snapshot = drained_at(1, base, examples, tmp_path / "a")
         (base / "chat_template.jinja").write_text(CHAT_TEMPLATE.replace("\\n", " "))
-        _, log = run_here(make_spec(base, examples, resume_from=snapshot), tmp_path / "b")
+        _, log = run_trainer(make_spec(base, examples, resume_from=snapshot), tmp_path / "b")
         assert "tokenizer_sha256.chat_template.jinja was" in failure(log).message
 
     def test_another_base_is_refused_by_name(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         snapshot = drained_at(1, tiny, examples, tmp_path / "a")
         other = make_tiny_base(tmp_path / "base", seed=1)
-        _, log = run_here(make_spec(other, examples, resume_from=snapshot), tmp_path / "b")
+        _, log = run_trainer(make_spec(other, examples, resume_from=snapshot), tmp_path / "b")
         assert "base_model.manifest_sha256 was" in failure(log).message
         assert "tokenizer" not in failure(log).message
 
     def test_other_validation_data_is_refused_by_name(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         snapshot = drained_at(1, tiny, examples, tmp_path / "a", validation_file=examples)
         other = make_tiny_dataset(tmp_path / "other.jsonl", 12, seed=5)
-        _, log = run_here(make_spec(tiny, examples, resume_from=snapshot, validation_file=other), tmp_path / "b")
+        _, log = run_trainer(make_spec(tiny, examples, resume_from=snapshot, validation_file=other), tmp_path / "b")
         assert "validation_file_sha256 was" in failure(log).message
 
     def test_another_number_of_processes_is_refused_by_name(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         snapshot = rewritten(drained_at(1, tiny, examples, tmp_path / "a"), identity={"world_size": 2})
-        code, log = run_here(make_spec(tiny, examples, resume_from=snapshot), tmp_path / "b")
+        code, log = run_trainer(make_spec(tiny, examples, resume_from=snapshot), tmp_path / "b")
         assert code == ExitCode.BAD_SPEC
         assert "world_size was 2 and is 1" in failure(log).message
 
     def test_a_snapshot_from_before_a_knob_existed_still_opens(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
-        _, whole = run_here(make_spec(tiny, examples), tmp_path / "whole")
+        _, whole = run_trainer(make_spec(tiny, examples), tmp_path / "whole")
         snapshot = drained_at(2, tiny, examples, tmp_path / "a")
         older = rewritten(snapshot, identity={"hyperparameters.promote_best": ..., "lora.use_dora": ...}, best=...)
-        code, log = run_here(make_spec(tiny, examples, resume_from=older), tmp_path / "b")
+        code, log = run_trainer(make_spec(tiny, examples, resume_from=older), tmp_path / "b")
         assert code == 0
         one, other = final_adapter(whole, tmp_path / "whole"), final_adapter(log, tmp_path / "b")
         assert all(torch.equal(one[name], other[name]) for name in one)
@@ -193,11 +193,11 @@ class TestResume:
     def test_one_with_patterns_as_they_were_asked_for_still_opens(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
-        _, whole = run_here(make_spec(tiny, examples, **self.patterns), tmp_path / "whole")
+        _, whole = run_trainer(make_spec(tiny, examples, **self.patterns), tmp_path / "whole")
         older = self.with_asked_patterns(
             drained_at(2, tiny, examples, tmp_path / "a", **self.patterns), **self.patterns
         )
-        code, log = run_here(make_spec(tiny, examples, resume_from=older, **self.patterns), tmp_path / "b")
+        code, log = run_trainer(make_spec(tiny, examples, resume_from=older, **self.patterns), tmp_path / "b")
         assert code == 0, log.last
         one, other = final_adapter(whole, tmp_path / "whole"), final_adapter(log, tmp_path / "b")
         assert all(torch.equal(one[name], other[name]) for name in one)
@@ -208,7 +208,7 @@ class TestResume:
     ) -> None:
         snapshot = drained_at(2, tiny, examples, tmp_path / "a", **self.patterns)
         older = self.with_asked_patterns(snapshot, rank_pattern={key: 2}, alpha_pattern=self.patterns["alpha_pattern"])
-        code, log = run_here(make_spec(tiny, examples, resume_from=older, **self.patterns), tmp_path / "b")
+        code, log = run_trainer(make_spec(tiny, examples, resume_from=older, **self.patterns), tmp_path / "b")
         assert code == ExitCode.BAD_SPEC
         assert "lora.rank_pattern." in failure(log).message
 
@@ -218,16 +218,16 @@ class TestResume:
         older = rewritten(drained_at(2, tiny, examples, tmp_path / "a"), choices={"peak_bytes": ...})
         trimmed: list[int] = []
         monkeypatch.setattr(device_memory, "give_back", lambda device, above_bytes: trimmed.append(above_bytes))
-        _, log = run_here(make_spec(tiny, examples, resume_from=older), tmp_path / "b")
+        _, log = run_trainer(make_spec(tiny, examples, resume_from=older), tmp_path / "b")
         assert trimmed.count(0) < len(log.of(Metric))
 
     def test_one_from_when_a_trainer_had_several_runs_opens_and_goes_on_to_the_bit(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
         """Its manifest says beside which other runs it trained; one that trained alone has an empty entry."""
-        _, whole = run_here(make_spec(tiny, examples, dropout=0.2), tmp_path / "whole")
+        _, whole = run_trainer(make_spec(tiny, examples, dropout=0.2), tmp_path / "whole")
         older = rewritten(drained_at(2, tiny, examples, tmp_path / "a", dropout=0.2), beside={})
-        code, log = run_here(make_spec(tiny, examples, resume_from=older, dropout=0.2), tmp_path / "b")
+        code, log = run_trainer(make_spec(tiny, examples, resume_from=older, dropout=0.2), tmp_path / "b")
         assert (code, log.of(Message)) == (0, [])
         one, other = final_adapter(whole, tmp_path / "whole"), final_adapter(log, tmp_path / "b")
         assert all(torch.equal(one[name], other[name]) for name in one)
@@ -236,7 +236,7 @@ class TestResume:
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
         newer = rewritten(drained_at(1, tiny, examples, tmp_path / "a"), choices={"warp": 9})
-        _, log = run_here(make_spec(tiny, examples, resume_from=newer), tmp_path / "b")
+        _, log = run_trainer(make_spec(tiny, examples, resume_from=newer), tmp_path / "b")
         assert failure(log).reason == Reason.INVALID_SPEC
         assert "does not know the choice warp" in failure(log).message
 
@@ -248,7 +248,7 @@ class TestDamage:
     def two(self, tiny: Path, examples: Path, tmp_path: Path) -> Path:
         """The directory of snapshots of a run that was stopped after its third step."""
         spec = make_spec(tiny, examples, snapshot_interval_seconds=0)
-        run_here(spec, tmp_path / "a", stop_at=(3, Command.DRAIN))
+        run_trainer(spec, tmp_path / "a", stop_at=(3, Command.DRAIN))
         snapshots = tmp_path / "a" / "runs" / "run-a" / "snapshots"
         assert [path.name for path in sorted(snapshots.iterdir())] == ["step-000002", "step-000003"]
         return snapshots
@@ -258,9 +258,9 @@ class TestDamage:
     def test_falls_back_to_the_one_before_with_an_event(
         self, two: Path, tiny: Path, examples: Path, tmp_path: Path, name: str, damage: str
     ) -> None:
-        _, whole = run_here(make_spec(tiny, examples), tmp_path / "whole")
+        _, whole = run_trainer(make_spec(tiny, examples), tmp_path / "whole")
         DAMAGES[damage](two / "step-000003" / name)
-        _, log = run_here(make_spec(tiny, examples, resume_from=two), tmp_path / "b")
+        _, log = run_trainer(make_spec(tiny, examples, resume_from=two), tmp_path / "b")
         (event,) = log.of(Message)
         assert event.level == "warn"
         assert event.message.startswith("Going on from the snapshot of step 2; not usable: step-000003: ")
@@ -275,14 +275,14 @@ class TestDamage:
         self, two: Path, tiny: Path, examples: Path, tmp_path: Path, name: str, damage: str
     ) -> None:
         DAMAGES[damage](two / "step-000003" / name)
-        code, log = run_here(make_spec(tiny, examples, resume_from=two / "step-000003"), tmp_path / "b")
+        code, log = run_trainer(make_spec(tiny, examples, resume_from=two / "step-000003"), tmp_path / "b")
         assert (code, failure(log).reason) == (ExitCode.INTERNAL, Reason.TRAINER_CRASHED)
         assert name in failure(log).message
 
     def test_of_both_starts_again_with_an_event(self, two: Path, tiny: Path, examples: Path, tmp_path: Path) -> None:
         for snapshot in two.iterdir():
             (snapshot / "state.safetensors").unlink()
-        code, log = run_here(make_spec(tiny, examples, resume_from=two), tmp_path / "b")
+        code, log = run_trainer(make_spec(tiny, examples, resume_from=two), tmp_path / "b")
         assert code == 0
         (event,) = log.of(Message)
         assert event.level == "warn"
@@ -295,14 +295,14 @@ class TestDamage:
         damaged = (two / "step-000003").rename(two / "step-000005")
         (damaged / "state.safetensors").unlink()
         spec = make_spec(tiny, examples, resume_from=two, snapshot_interval_seconds=0)
-        run_here(spec, two.parents[2], stop_at=(3, Command.DRAIN))
+        run_trainer(spec, two.parents[2], stop_at=(3, Command.DRAIN))
         assert [path.name for path in sorted(two.iterdir())] == ["step-000002", "step-000003"]
         assert all(artifact_directory.verify(path) for path in two.iterdir())
 
     def test_a_whole_one_of_another_run_is_refused_and_none_before_it_is_tried(
         self, two: Path, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
-        code, log = run_here(make_spec(tiny, examples, resume_from=two, seed=8), tmp_path / "b")
+        code, log = run_trainer(make_spec(tiny, examples, resume_from=two, seed=8), tmp_path / "b")
         assert code == ExitCode.BAD_SPEC
         assert "seed was 7 and is 8" in failure(log).message
 
@@ -310,7 +310,7 @@ class TestDamage:
         self, two: Path, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
         (two / ".step-000004.staged").mkdir()
-        code, log = run_here(make_spec(tiny, examples, resume_from=two), tmp_path / "b")
+        code, log = run_trainer(make_spec(tiny, examples, resume_from=two), tmp_path / "b")
         assert (code, log.of(Started)[0].start_step, log.of(Message)) == (0, 3, [])
 
 
@@ -344,14 +344,14 @@ class TestSaveSnapshot:
         }  # fmt: skip
 
     def test_the_record_names_the_manifests_hash(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        _, log = run_here(make_spec(tiny, examples), tmp_path, stop_at=(1, Command.DRAIN))
+        _, log = run_trainer(make_spec(tiny, examples), tmp_path, stop_at=(1, Command.DRAIN))
         *_, record = log.of(SnapshotSaved)
         assert record.manifest_sha256 == artifact_directory.sha256_file(tmp_path / record.directory / "MANIFEST.json")
 
     def test_one_is_written_whenever_the_interval_is_over_and_the_last_two_are_kept(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
-        _, log = run_here(make_spec(tiny, examples, snapshot_interval_seconds=0), tmp_path)
+        _, log = run_trainer(make_spec(tiny, examples, snapshot_interval_seconds=0), tmp_path)
         assert [record.step for record in log.of(SnapshotSaved)] == [0, 1, 2, 3, 4, 5]
         kept = sorted(path.name for path in (tmp_path / "runs" / "run-a" / "snapshots").iterdir())
         assert kept == ["step-000004", "step-000005"]
@@ -359,7 +359,7 @@ class TestSaveSnapshot:
     def test_before_it_is_over_there_is_only_what_was_decided_and_no_tensor(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
-        _, log = run_here(make_spec(tiny, examples, snapshot_interval_seconds=3600), tmp_path)
+        _, log = run_trainer(make_spec(tiny, examples, snapshot_interval_seconds=3600), tmp_path)
         (record,) = log.of(SnapshotSaved)
         assert record.step == 0
         assert log.records.index(record) < log.records.index(log.of(Metric)[0])
@@ -371,9 +371,9 @@ class TestSaveSnapshot:
         spec = make_spec(tiny, examples)
         stops = StopRequests("run-a")
         stops.add(Command.DRAIN)
-        log = Log()
+        log = RecordLog()
         assert run(spec, tmp_path, log, stops) == ExitCode.DRAINED
         assert json.loads((snapshot_of(log, tmp_path) / "MANIFEST.json").read_text())["step"] == 0
         again = make_spec(tiny, examples, resume_from=snapshot_of(log, tmp_path))
-        assert run_here(again, tmp_path / "b")[0] == 0
+        assert run_trainer(again, tmp_path / "b")[0] == 0
         assert isinstance(log.last, Stopped)

@@ -15,7 +15,7 @@ from app.domain.base_models.catalog import describe
 from app.domain.jobs.events import CheckpointSaved, Command, Done, Message, Metric, SnapshotSaved, Started
 from app.domain.jobs.spec import JobSpec, TrainerSpec
 from app.domain.jobs.states import ExitCode, Reason
-from tests.worker.trainer.house import Log, failure, final_adapter, make_spec, run_here
+from tests.worker.trainer.helpers import RecordLog, failure, final_adapter, make_spec, run_trainer
 from worker.trainer import step_actions
 
 STEPS = 6  # two epochs of three
@@ -46,7 +46,7 @@ def full_when_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_actions, "save_checkpoint", no_space)
 
 
-def kept(log: Log) -> tuple[int, bool]:
+def kept(log: RecordLog) -> tuple[int, bool]:
     last = log.of(SnapshotSaved)[-1]
     return last.step, last.final
 
@@ -56,20 +56,20 @@ class TestAtTheEnd:
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
         spec = make_spec(tiny, examples)
-        code, log = run_here(spec, reserve(tmp_path / "a"))
+        code, log = run_trainer(spec, reserve(tmp_path / "a"))
         assert (code, kept(log)) == (ExitCode.DONE, (STEPS, True))
         assert not (tmp_path / "a" / RESERVED).exists()
 
-        _, by_hand = run_here(spec, tmp_path / "b")
+        _, by_hand = run_trainer(spec, tmp_path / "b")
         assert kept(by_hand) == (0, False)
 
     def test_an_attempt_that_goes_on_from_it_makes_no_step_and_the_same_adapter(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
         knobs = {"validation_file": examples, "promote_best": True, "dropout": 0.2}
-        _, first = run_here(make_spec(tiny, examples, **knobs), reserve(tmp_path / "a"))
+        _, first = run_trainer(make_spec(tiny, examples, **knobs), reserve(tmp_path / "a"))
         snapshot = tmp_path / "a" / first.of(SnapshotSaved)[-1].directory
-        code, again = run_here(make_spec(tiny, examples, resume_from=snapshot, **knobs), reserve(tmp_path / "b"))
+        code, again = run_trainer(make_spec(tiny, examples, resume_from=snapshot, **knobs), reserve(tmp_path / "b"))
         assert code == ExitCode.DONE
         assert (again.of(Started)[0].start_step, again.of(Metric)) == (STEPS, [])
         one, other = final_adapter(first, tmp_path / "a"), final_adapter(again, tmp_path / "b")
@@ -81,26 +81,26 @@ class TestOnAFullDisk:
     def test_a_checkpoint_that_does_not_fit_ends_the_run_with_its_last_step_kept(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
-        _, log = run_here(make_spec(tiny, examples), reserve(tmp_path / "a"))
+        _, log = run_trainer(make_spec(tiny, examples), reserve(tmp_path / "a"))
         assert failure(log).reason == Reason.STORAGE_FULL
         assert (kept(log), len(log.of(Metric))) == ((3, True), 3)
         told = [message.message for message in log.of(Message) if message.level == "warn"]
         assert "The checkpoint of step 3 could not be written: the disk is full." in told
 
     def test_so_does_a_snapshot(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        _, log = run_here(make_spec(tiny, examples, snapshot_interval_seconds=0), reserve(tmp_path / "a"))
+        _, log = run_trainer(make_spec(tiny, examples, snapshot_interval_seconds=0), reserve(tmp_path / "a"))
         assert failure(log).reason == Reason.STORAGE_FULL
         assert kept(log) == (1, True)
 
     def test_so_does_the_result(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        _, log = run_here(make_spec(tiny, examples, n_epochs=1), reserve(tmp_path / "a"))
+        _, log = run_trainer(make_spec(tiny, examples, n_epochs=1), reserve(tmp_path / "a"))
         assert failure(log).reason == Reason.STORAGE_FULL
         assert (kept(log), log.of(Done), log.of(CheckpointSaved)) == ((3, True), [], [])
 
     def test_a_pause_keeps_its_step_though_its_checkpoint_does_not_fit(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
-        _, log = run_here(make_spec(tiny, examples), reserve(tmp_path / "a"), stop_at=(2, Command.PAUSE))
+        _, log = run_trainer(make_spec(tiny, examples), reserve(tmp_path / "a"), stop_at=(2, Command.PAUSE))
         assert failure(log).reason == Reason.STORAGE_FULL
         assert kept(log) == (2, True)
 
@@ -120,7 +120,7 @@ def test_what_is_reserved_is_enough_for_it_and_not_much_more(
     tiny: Path, examples: Path, tmp_path: Path, knobs: dict[str, Any]
 ) -> None:
     spec = make_spec(tiny, examples, validation_file=examples, eval_steps=1, max_steps=2, **knobs)
-    code, log = run_here(spec, reserve(tmp_path / "a"))
+    code, log = run_trainer(spec, reserve(tmp_path / "a"))
     assert (code, kept(log)) == (ExitCode.DONE, (2, True))
     snapshot = tmp_path / "a" / log.of(SnapshotSaved)[-1].directory
     taken = sum(path.stat().st_blocks * 512 for path in snapshot.iterdir())

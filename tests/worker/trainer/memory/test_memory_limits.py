@@ -19,7 +19,7 @@ from app.domain.jobs.spec import TrainerSpec
 from app.domain.jobs.states import ExitCode
 from app.domain.planning.execution_plan import Measurement
 from tests.tiny import make_tiny_base, make_tiny_dataset
-from tests.worker.trainer.house import make_spec
+from tests.worker.trainer.helpers import make_spec
 
 LIMIT_BYTES = 740_000_000  # a trainer that has loaded takes about 450 MB of data, 1,024 tokens of this model 350 more
 # A row of 512 tokens fits into one of these, a row of 1,024 does not. Which one depends on the processor: with AMX,

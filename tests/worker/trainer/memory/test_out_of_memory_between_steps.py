@@ -14,7 +14,7 @@ from app.domain.jobs.events import Command, Done, Message, Metric, Planned, Snap
 from app.domain.jobs.spec import TrainerSpec
 from app.domain.jobs.states import ExitCode, Reason
 from app.domain.planning.execution_plan import ExecutionPlan
-from tests.worker.trainer.house import FLOAT32, Log, failure, final_adapter, make_spec, run_here
+from tests.worker.trainer.helpers import FLOAT32, RecordLog, failure, final_adapter, make_spec, run_trainer
 from worker.trainer import compare_answers, step_actions
 from worker.trainer.checkpoint import verify
 from worker.trainer.memory.out_of_memory import after_kills
@@ -51,21 +51,21 @@ def first_time() -> Callable[..., bool]:
     return lambda *_: next(tries, False)
 
 
-def warnings_of(log: Log) -> list[Message]:
+def warnings_of(log: RecordLog) -> list[Message]:
     return [message for message in log.of(Message) if message.level == "warn"]
 
 
-def choices_of(log: Log, workdir: Path) -> dict[str, Any]:
+def choices_of(log: RecordLog, workdir: Path) -> dict[str, Any]:
     directory = workdir / str(log.of(SnapshotSaved)[-1].directory)
     choices: dict[str, Any] = json.loads((directory / "MANIFEST.json").read_text())["choices"]
     return choices
 
 
-def valid_losses(log: Log) -> list[float | None]:
+def valid_losses(log: RecordLog) -> list[float | None]:
     return [metric.full_valid_loss for metric in log.of(Metric)]
 
 
-def assert_same_adapter(one: tuple[Log, Path], other: tuple[Log, Path]) -> None:
+def assert_same_adapter(one: tuple[RecordLog, Path], other: tuple[RecordLog, Path]) -> None:
     mine, theirs = final_adapter(*one), final_adapter(*other)
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
@@ -92,9 +92,9 @@ class TestValidation:
     def test_it_begins_again_with_shorter_rows_and_gives_the_same_loss(
         self, spec: TrainerSpec, tmp_path: Path, short: Callable[[int], Shortage]
     ) -> None:
-        _, plain = run_here(spec, tmp_path / "plain")
+        _, plain = run_trainer(spec, tmp_path / "plain")
         short(FITS_TOKENS)
-        code, log = run_here(spec, tmp_path / "short")
+        code, log = run_trainer(spec, tmp_path / "short")
         assert code == ExitCode.DONE
         first, second = warnings_of(log)  # once, in the first validation; the second one knows
         assert first.message == (
@@ -111,14 +111,14 @@ class TestValidation:
         self, spec: TrainerSpec, tmp_path: Path, short: Callable[[int], Shortage]
     ) -> None:
         short(FITS_TOKENS)
-        _, whole = run_here(spec, tmp_path / "whole")
+        _, whole = run_trainer(spec, tmp_path / "whole")
         assert [saved.step for saved in whole.of(SnapshotSaved)] == [0, 3]  # at once, and not in five minutes
         assert choices_of(whole, tmp_path / "whole")["validation_row_tokens"] == 256
 
-        _, first = run_here(spec, tmp_path / "first", stop_at=(4, Command.DRAIN))
+        _, first = run_trainer(spec, tmp_path / "first", stop_at=(4, Command.DRAIN))
         snapshot = tmp_path / "first" / first.of(SnapshotSaved)[-1].directory
         resumed = spec.run.model_copy(update={"resume_from": snapshot})
-        code, second = run_here(spec.model_copy(update={"runs": (resumed,)}), tmp_path / "second")
+        code, second = run_trainer(spec.model_copy(update={"runs": (resumed,)}), tmp_path / "second")
         assert code == ExitCode.DONE
         assert warnings_of(second) == []
         assert valid_losses(second) == valid_losses(whole)[4:]
@@ -128,7 +128,7 @@ class TestValidation:
         self, spec: TrainerSpec, tmp_path: Path, short: Callable[[int], Shortage]
     ) -> None:
         short(20)
-        code, log = run_here(spec, tmp_path)
+        code, log = run_trainer(spec, tmp_path)
         assert code == ExitCode.OUT_OF_MEMORY
         assert (failure(log).reason, failure(log).param) == (Reason.OUT_OF_MEMORY, "hyperparameters.context_length")
         assert failure(log).message.startswith("The validation file's longest document, of ")
@@ -143,7 +143,7 @@ class TestValidation:
         self, spec: TrainerSpec, tmp_path: Path
     ) -> None:
         killed = spec.model_copy(update={"out_of_memory_kills": 1})
-        _, log = run_here(killed, tmp_path, stop_at=(1, Command.DRAIN))
+        _, log = run_trainer(killed, tmp_path, stop_at=(1, Command.DRAIN))
         choices = choices_of(log, tmp_path)
         assert choices["validation_row_tokens"] == choices["row_tokens"] // 2
         assert choices["prompts_at_once"] == 2
@@ -158,7 +158,7 @@ class TestValidation:
             return base_model.hidden_states(*arguments)
 
         monkeypatch.setattr(objective, "hidden_states", broken)
-        code, log = run_here(spec, tmp_path)
+        code, log = run_trainer(spec, tmp_path)
         assert (code, failure(log).reason) == (ExitCode.INTERNAL, Reason.TRAINER_CRASHED)
         assert warnings_of(log) == []
 
@@ -170,16 +170,16 @@ class TestSamples:
         prompts = ("1: red blue", "2: amber amber amber", "3: green")
         return make_spec(tiny, examples, sample_prompts=prompts, quantization=FLOAT32)
 
-    def answers(self, log: Log) -> list[dict[str, Any]]:
+    def answers(self, log: RecordLog) -> list[dict[str, Any]]:
         return [message.data for message in log.of(Message) if "prompt" in message.data]
 
     def test_fewer_prompts_at_once_give_the_same_answers(
         self, spec: TrainerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        _, plain = run_here(spec, tmp_path / "plain")
+        _, plain = run_trainer(spec, tmp_path / "plain")
         shortage = Shortage(sample_answers._generate, lambda base, prompts, *_: len(prompts) > 1)
         monkeypatch.setattr(sample_answers, "_generate", shortage)
-        code, log = run_here(spec, tmp_path / "short")
+        code, log = run_trainer(spec, tmp_path / "short")
         assert code == ExitCode.DONE
         assert self.answers(log) == self.answers(plain)
         assert [warning.data["after"] for warning in warnings_of(log)] == [
@@ -192,7 +192,7 @@ class TestSamples:
     ) -> None:
         shortage = Shortage(sample_answers._generate, lambda *_: True)
         monkeypatch.setattr(sample_answers, "_generate", shortage)
-        code, log = run_here(spec, tmp_path)
+        code, log = run_trainer(spec, tmp_path)
         assert (code, self.answers(log)) == (ExitCode.DONE, [])
         assert warnings_of(log)[-1].message.endswith(
             "Not even one prompt fits, so none is answered from here on; what is learned does not depend on it."
@@ -224,7 +224,7 @@ class TestLastCheck:
         else:
             read = Shortage(verify.get_peft_model_state_dict, first_time())
             monkeypatch.setattr(verify, "get_peft_model_state_dict", read)
-        code, log = run_here(make_spec(tiny, examples), tmp_path)
+        code, log = run_trainer(make_spec(tiny, examples), tmp_path)
         assert (code, log.last.kind) == (ExitCode.DONE, "done")
         (warning,) = warnings_of(log)
         assert warning.message.startswith(
@@ -237,7 +237,7 @@ class TestLastCheck:
     ) -> None:
         shortage = Shortage(step_actions.verify_adapter, lambda *_: True)
         monkeypatch.setattr(step_actions, "verify_adapter", shortage)
-        code, log = run_here(make_spec(tiny, examples), tmp_path)
+        code, log = run_trainer(make_spec(tiny, examples), tmp_path)
         assert (code, shortage.calls) == (ExitCode.OUT_OF_MEMORY, 2)
         assert (failure(log).reason, failure(log).param) == (Reason.OUT_OF_MEMORY, "lora.r")
         assert failure(log).message.startswith("The adapter of step 6 is saved, but there is too little memory")
@@ -254,7 +254,7 @@ class TestLoading:
         quantization: dict[str, Any] | None, param: str, bits: str,
     ) -> None:  # fmt: skip
         monkeypatch.setattr(base_model, "freeze", Shortage(base_model.freeze, lambda *_: True))
-        code, log = run_here(make_spec(tiny, examples, quantization=quantization), tmp_path)
+        code, log = run_trainer(make_spec(tiny, examples, quantization=quantization), tmp_path)
         assert code == ExitCode.OUT_OF_MEMORY
         assert (failure(log).reason, failure(log).param) == (Reason.OUT_OF_MEMORY, param)
         assert f"The base model tiny does not fit into memory in {bits}" in failure(log).message
@@ -263,13 +263,13 @@ class TestLoading:
         self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(base_check, "hidden_states", Shortage(base_check.hidden_states, lambda *_: True))
-        code, log = run_here(make_spec(tiny, examples), tmp_path)
+        code, log = run_trainer(make_spec(tiny, examples), tmp_path)
         assert (code, failure(log).param) == (ExitCode.OUT_OF_MEMORY, "model")
 
     def test_weights_that_cannot_be_kept_dequantised_are_not_kept(
         self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        _, plain = run_here(make_spec(tiny, examples), tmp_path / "plain")
+        _, plain = run_trainer(make_spec(tiny, examples), tmp_path / "plain")
         layers: list[Frozen4] = []
         cache_weight = Frozen4.cache_weight
 
@@ -280,7 +280,7 @@ class TestLoading:
             cache_weight(layer, keep)
 
         monkeypatch.setattr(Frozen4, "cache_weight", short)
-        code, log = run_here(make_spec(tiny, examples), tmp_path / "short", stop_at=(5, Command.DRAIN))
+        code, log = run_trainer(make_spec(tiny, examples), tmp_path / "short", stop_at=(5, Command.DRAIN))
         assert code == ExitCode.DRAINED
         assert log.of(Planned)[0].mode.cache_weights
         (warning,) = warnings_of(log)

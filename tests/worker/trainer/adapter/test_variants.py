@@ -17,16 +17,16 @@ from app.domain.jobs.states import ExitCode
 from app.system.artifact_directory import verify
 from tests.tiny import make_tiny_base
 from tests.worker.trainer import plain_peft
-from tests.worker.trainer.house import (
+from tests.worker.trainer.helpers import (
     FLOAT32,
     batches_of,
     final_adapter,
-    load_tiny,
+    load_tiny_base,
+    make_one_step,
     make_spec,
     no_keepalive,
-    one_step,
     prepare,
-    run_here,
+    run_trainer,
 )
 from worker.trainer.adapter.lora import Adapter
 from worker.trainer.checkpoint.checkpoint import save_checkpoint
@@ -76,7 +76,7 @@ def whole_peft(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def started(base: Path, examples: Path, quantization: QuantizationSpec | None, **changes: Any) -> tuple[Base, Run]:
-    loaded = load_tiny(base, quantization)
+    loaded = load_tiny_base(base, quantization)
     run = prepare(make_spec(base, examples, quantization=quantization, **changes), loaded, Path("unused"))
     return loaded, run
 
@@ -84,7 +84,7 @@ def started(base: Path, examples: Path, quantization: QuantizationSpec | None, *
 def trained(base: Path, examples: Path, quantization: QuantizationSpec | None, **changes: Any) -> tuple[Base, Run]:
     loaded, run = started(base, examples, quantization, **changes)
     for _ in range(STEPS):
-        one_step(loaded, run)
+        make_one_step(loaded, run)
     return loaded, run
 
 
@@ -136,7 +136,7 @@ class TestTraining:
     def compare(self, tiny: Path, examples: Path, changes: dict[str, Any], width: QuantizationSpec | None) -> None:
         base, run = started(tiny, examples, width, **changes)
         start = {name: parameter.detach().clone() for name, parameter in run.adapter.named_parameters().items()}
-        losses = [one_step(base, run).loss for _ in range(STEPS)]
+        losses = [make_one_step(base, run).loss for _ in range(STEPS)]
         theirs, tensors = plain_peft.train(tiny, run, start, width)
         assert losses == pytest.approx(theirs, rel=1e-4)
         assert run.adapter.named_parameters().keys() == tensors.keys()
@@ -156,7 +156,7 @@ class TestTraining:
         batch = a_batch(run)
         before = our_logits(base, batch, None)
         for _ in range(2):
-            one_step(base, run)
+            make_one_step(base, run)
         assert torch.equal(our_logits(base, batch, None), before)
         assert not any(parameter.requires_grad for parameter in base.model.parameters())
 
@@ -166,7 +166,7 @@ class TestTraining:
     ) -> None:
         one, other = (started(tiny, examples, FLOAT32, **VARIANTS[variant]) for _ in range(2))
         for _ in range(3):
-            few, many = one_step(*one, 100).loss, one_step(*other, 4096).loss
+            few, many = make_one_step(*one, 100).loss, make_one_step(*other, 4096).loss
             assert few == pytest.approx(many, rel=1e-5)
 
 
@@ -199,14 +199,14 @@ class TestSaved:
         base, run = trained(tiny, examples, FLOAT32, **VARIANTS[variant])
         twin_base, twin = trained(tiny, examples, FLOAT32, **VARIANTS[variant])
         verify_adapter(base, run, saved(base, run, tmp_path))
-        assert one_step(base, run).loss == one_step(twin_base, twin).loss
+        assert make_one_step(base, run).loss == make_one_step(twin_base, twin).loss
 
     @pytest.mark.parametrize("variant", ["patterns", "DoRA", "norms", "embedding and head", "DoRA with a head"])
     def test_the_whole_program_trains_it_in_the_defaults_and_verifies_it(
         self, tiny: Path, examples: Path, tmp_path: Path, variant: str
     ) -> None:
         spec = make_spec(tiny, examples, validation_file=examples, sample_prompts=["red"], **VARIANTS[variant])
-        code, log = run_here(spec, tmp_path)
+        code, log = run_trainer(spec, tmp_path)
         assert code == ExitCode.DONE, log.last
         assert isinstance(log.last, Done)
         assert all(tensor.dtype == torch.float32 for tensor in final_adapter(log, tmp_path).values())
@@ -243,7 +243,7 @@ class TestSaved:
             verify_adapter(base, run, path.parent)
 
     def test_eight_bits_too(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        code, log = run_here(make_spec(tiny, examples, quantization={"bits": 8}, use_dora=True), tmp_path)
+        code, log = run_trainer(make_spec(tiny, examples, quantization={"bits": 8}, use_dora=True), tmp_path)
         assert code == ExitCode.DONE, log.last
         assert "8-bit" in (tmp_path / log.last.directory / "README.md").read_text()
 
@@ -273,12 +273,12 @@ class TestResume:
     def test_ends_with_the_bits_of_a_run_that_was_not_interrupted(
         self, tiny: Path, examples: Path, tmp_path: Path, step: int, changes: dict[str, Any]
     ) -> None:
-        _, whole = run_here(make_spec(tiny, examples, **changes), tmp_path / "whole")
+        _, whole = run_trainer(make_spec(tiny, examples, **changes), tmp_path / "whole")
         drained = make_spec(tiny, examples, **changes)
-        code, first = run_here(drained, tmp_path / "first", stop_at=(step, Command.DRAIN))
+        code, first = run_trainer(drained, tmp_path / "first", stop_at=(step, Command.DRAIN))
         assert code == ExitCode.DRAINED
         snapshot = tmp_path / "first" / str(first.of(SnapshotSaved)[-1].directory)
-        code, second = run_here(make_spec(tiny, examples, resume_from=snapshot, **changes), tmp_path / "second")
+        code, second = run_trainer(make_spec(tiny, examples, resume_from=snapshot, **changes), tmp_path / "second")
         assert code == ExitCode.DONE, second.last
         one, other = final_adapter(whole, tmp_path / "whole"), final_adapter(second, tmp_path / "second")
         assert one.keys() == other.keys()

@@ -11,7 +11,7 @@ import torch
 from app.domain.jobs.events import Command, Done, Failed, Message, Metric, Planned, Probed, SnapshotSaved
 from app.domain.jobs.states import ExitCode, Reason
 from app.domain.planning.execution_plan import ExecutionPlan
-from tests.worker.trainer.house import final_adapter, load_tiny, make_spec, one_step, prepare, run_here
+from tests.worker.trainer.helpers import final_adapter, load_tiny_base, make_one_step, make_spec, prepare, run_trainer
 from worker.trainer.distributed import parallel
 from worker.trainer.memory import device_memory, placement
 from worker.trainer.memory.device_memory import DeviceMemory
@@ -53,10 +53,10 @@ def test_a_step_that_ran_out_of_memory_is_made_again_with_shorter_rows_and_the_s
 ) -> None:
     """The third row is the second step's: its dropout is drawn again from where it was."""
     spec = make_spec(tiny, examples, dropout=0.2, quantization={"compute_dtype": "float32"})
-    code, plain = run_here(spec, tmp_path / "plain")
+    code, plain = run_trainer(spec, tmp_path / "plain")
     assert code == ExitCode.DONE
     short(lambda tokens, rows: rows == 3)
-    code, log = run_here(spec, tmp_path / "short")
+    code, log = run_trainer(spec, tmp_path / "short")
     assert code == ExitCode.DONE
     (told,) = [message for message in log.of(Message) if message.level == "warn"]
     assert told.message.startswith("Out of memory in step 2, with rows of 1,024 tokens, norms and")
@@ -72,7 +72,7 @@ def test_moments_of_which_half_fitted_are_made_anew(
     tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = make_spec(tiny, examples, quantization={"compute_dtype": "float32"})
-    _, plain = run_here(spec, tmp_path / "plain")
+    _, plain = run_trainer(spec, tmp_path / "plain")
     step, calls = torch.optim.AdamW.step, []
 
     def half(optimizer: torch.optim.AdamW) -> None:
@@ -84,7 +84,7 @@ def test_moments_of_which_half_fitted_are_made_anew(
         step(optimizer)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", half)
-    code, log = run_here(spec, tmp_path / "half")
+    code, log = run_trainer(spec, tmp_path / "half")
     assert code == ExitCode.DONE
     assert log.losses == pytest.approx(plain.losses, rel=1e-6)
 
@@ -103,7 +103,7 @@ def test_it_shrinks_until_the_row_fits_at_the_same_batch(
     tiny: Path, examples: Path, tmp_path: Path, short: Callable[..., Shortage]
 ) -> None:
     shortage = short(lambda tokens, rows: tokens > 200)
-    code, log = run_here(make_spec(tiny, examples, batch_size=6), tmp_path)
+    code, log = run_trainer(make_spec(tiny, examples, batch_size=6), tmp_path)
     assert code == ExitCode.DONE
     assert max(shortage.rows[-8:]) <= 200
     assert log.last.step == 4
@@ -119,12 +119,12 @@ def test_what_was_repaired_is_kept_by_the_next_attempt_without_a_probe(
 ) -> None:
     short(lambda tokens, rows: rows == 2)
     spec = make_spec(tiny, examples)
-    _, log = run_here(spec, tmp_path, stop_at=(1, Command.DRAIN))
+    _, log = run_trainer(spec, tmp_path, stop_at=(1, Command.DRAIN))
     snapshot = tmp_path / log.of(SnapshotSaved)[-1].directory
     choices = json.loads((snapshot / "MANIFEST.json").read_text())["choices"]
     assert (choices["row_tokens"], choices["recompute"]) == (512, "everything")
     resumed = spec.run.model_copy(update={"resume_from": snapshot})
-    code, log = run_here(spec.model_copy(update={"runs": (resumed,)}), tmp_path / "again")
+    code, log = run_trainer(spec.model_copy(update={"runs": (resumed,)}), tmp_path / "again")
     assert code == ExitCode.DONE
     assert not log.of(Planned)
     assert not log.of(Probed)
@@ -134,7 +134,7 @@ def test_what_was_repaired_is_written_at_the_next_boundary_however_long_the_inte
     tiny: Path, examples: Path, tmp_path: Path, short: Callable[..., Shortage]
 ) -> None:
     short(lambda tokens, rows: rows == 3)  # the second step's
-    _, log = run_here(make_spec(tiny, examples, snapshot_interval_seconds=1e9), tmp_path)
+    _, log = run_trainer(make_spec(tiny, examples, snapshot_interval_seconds=1e9), tmp_path)
     assert [saved.step for saved in log.of(SnapshotSaved)] == [0, 2]
 
 
@@ -142,7 +142,7 @@ def test_when_the_smallest_does_not_fit_the_job_fails_with_the_knob_to_turn(
     tiny: Path, examples: Path, tmp_path: Path, short: Callable[..., Shortage]
 ) -> None:
     short(lambda tokens, rows: True)
-    code, log = run_here(make_spec(tiny, examples), tmp_path)
+    code, log = run_trainer(make_spec(tiny, examples), tmp_path)
     assert code == ExitCode.OUT_OF_MEMORY
     assert isinstance(log.last, Failed)
     assert (log.last.reason, log.last.param) == (Reason.OUT_OF_MEMORY, "hyperparameters.context_length")
@@ -156,15 +156,15 @@ def test_another_error_is_not_taken_for_a_shortage(
         raise RuntimeError("shapes do not match")
 
     monkeypatch.setattr(objective, "hidden_states", broken)
-    code, log = run_here(make_spec(tiny, examples), tmp_path)
+    code, log = run_trainer(make_spec(tiny, examples), tmp_path)
     assert code == ExitCode.INTERNAL
     assert log.last.reason == Reason.TRAINER_CRASHED
 
 
 def test_an_attempt_after_a_kill_plans_with_less_memory(tiny: Path, examples: Path, tmp_path: Path) -> None:
     spec = make_spec(tiny, examples)
-    _, first = run_here(spec, tmp_path / "first")
-    _, second = run_here(spec.model_copy(update={"out_of_memory_kills": 2}), tmp_path / "second")
+    _, first = run_trainer(spec, tmp_path / "first")
+    _, second = run_trainer(spec.model_copy(update={"out_of_memory_kills": 2}), tmp_path / "second")
     (before,), (after,) = first.of(Planned), second.of(Planned)
     assert after.memory_bytes < 0.8 * before.memory_bytes
     assert isinstance(second.last, Done)
@@ -172,12 +172,12 @@ def test_an_attempt_after_a_kill_plans_with_less_memory(tiny: Path, examples: Pa
 
 def test_the_attempts_after_that_one_keep_its_plan(tiny: Path, examples: Path, tmp_path: Path) -> None:
     killed_once = {"out_of_memory_kills": 1}
-    _, first = run_here(make_spec(tiny, examples), tmp_path / "0", stop_at=(1, Command.DRAIN))
+    _, first = run_trainer(make_spec(tiny, examples), tmp_path / "0", stop_at=(1, Command.DRAIN))
     attempts = [(tmp_path / "0", first)]
     for number in (1, 2):
         snapshot = attempts[-1][0] / attempts[-1][1].of(SnapshotSaved)[-1].directory
         workdir, spec = tmp_path / str(number), make_spec(tiny, examples, resume_from=snapshot, **killed_once)
-        attempts.append((workdir, run_here(spec, workdir, stop_at=(number + 1, Command.DRAIN))[1]))
+        attempts.append((workdir, run_trainer(spec, workdir, stop_at=(number + 1, Command.DRAIN))[1]))
     assert [len(log.of(Planned)) for _, log in attempts] == [1, 1, 0]
     assert [saved.step for saved in attempts[1][1].of(SnapshotSaved)] == [1, 2]  # the new plan before its first step
 
@@ -185,7 +185,7 @@ def test_the_attempts_after_that_one_keep_its_plan(tiny: Path, examples: Path, t
 def test_processes_of_one_machine_plan_for_a_part_of_its_memory_each(
     tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base = load_tiny(tiny)
+    base = load_tiny_base(tiny)
     spec = make_spec(tiny, examples)
     run = prepare(spec, base, tmp_path)
     monkeypatch.setattr(device_memory, "measure", lambda device: DeviceMemory(10_000_000_000, 1_000_000_000))
@@ -201,7 +201,7 @@ def test_what_is_too_much_for_one_process_is_so_for_all(
 ) -> None:
     theirs = ExecutionPlan(row_tokens=256, recompute="everything")
     monkeypatch.setattr(parallel, "gather", lambda mine: [mine, theirs])  # the time of the start, too
-    _, log = run_here(make_spec(tiny, examples), tmp_path)
+    _, log = run_trainer(make_spec(tiny, examples), tmp_path)
     saved = tmp_path / log.of(SnapshotSaved)[0].directory
     assert isinstance(log.last, Done)
     choices = json.loads((saved / "MANIFEST.json").read_text())["choices"]
@@ -212,11 +212,11 @@ class TestBytesToCome:
     def test_moments_that_a_snapshot_brought_are_not_counted_again(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
-        base = load_tiny(tiny)
+        base = load_tiny_base(tiny)
         run = prepare(make_spec(tiny, examples), base, tmp_path)
         trained = sum(parameter.numel() for parameter in run.parameters)
         assert placement.bytes_to_come(run) == 12 * trained
-        one_step(base, run)
+        make_one_step(base, run)
         assert placement.bytes_to_come(run) == 4 * trained
 
 
