@@ -33,7 +33,7 @@ from app.api.transport.head import HeadWithoutBody, head_routes
 from app.db.access import audit
 from app.db.engine import make_engine, make_sessions
 from app.db.fast_reads.pool import AsyncConnections
-from app.db.notifications import Changes
+from app.db.notifications import NotificationListener
 from app.job_queue import Hints
 from app.log import configure_logging, get_logger
 from app.services.access.bootstrap_key import ensure_first_key
@@ -107,13 +107,13 @@ def _build_engines(settings: Settings, storage: Storage | None) -> Engines:
     database = make_engine(settings.database_url, settings.database_pool_size)
     connections = AsyncConnections(database, settings.database_pool_size)
     sessions = make_sessions(database)
-    audit.watch(sessions)
+    audit.audit_sessions(sessions)
     return Engines(
         settings=settings,
         database=database,
         sessions=sessions,
         connections=connections,
-        changes=Changes(database),
+        changes=NotificationListener(database),
         feeds=Feeds(connections, streams.render_event_bytes),
         storage=storage or LocalStorage(settings.storage_dir),
         hints=Hints(settings.redis_url),

@@ -68,5 +68,5 @@ async def _one(service: Service, job: Job, ready: asyncio.Event) -> list[tuple[i
 def _tell(sessions: Sessions, job: Job) -> None:
     for number in range(EVENTS):
         with transaction(sessions) as session:
-            claims.say(session, lease_of(job), f"Step {number}", data={"told_at": time.time()})
+            claims.append_event(session, lease_of(job), f"Step {number}", data={"told_at": time.time()})
         time.sleep(1 / EVENTS_A_SECOND)

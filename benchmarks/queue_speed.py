@@ -85,31 +85,33 @@ def measure(session: Session) -> None:
 
     tell("a claim", claim, CLAIMS)
     tell("a claim where no job fits", claim_nothing, 10)
-    tell("is anything waiting?", lambda: claims.is_waiting(session, "train"), CLAIMS)
+    tell("is anything waiting?", lambda: claims.has_claimable_job(session, "train"), CLAIMS)
     tell("usage counted", lambda: fair_queue.count_usage(session), 10)
-    waiting = queue_positions.waiting(session)
-    standings = fair_queue.standings(session)
+    waiting = queue_positions.waiting_jobs(session)
+    standings = fair_queue.project_shares(session)
     slots = [Slot(OFFER, free_in_seconds=60.0 * n) for n in range(16)]
     placed = forecast(slots, waiting, standings)
     moved = [each._replace(position=each.position + 1) for each in placed]
     shuffled = [each._replace(position=each.position + len(placed) // 10) for each in placed]
-    tell("jobs read for a forecast", lambda: queue_positions.waiting(session), 3)
+    tell("jobs read for a forecast", lambda: queue_positions.waiting_jobs(session), 3)
     tell("a forecast", lambda: forecast(slots, waiting, standings), 3)
-    tell("its places written, all new", lambda: queue_positions.write(session, placed), 1)
-    tell("its places written, unchanged", lambda: queue_positions.write(session, placed), 3)
-    tell("its places written, all one further", lambda: queue_positions.write(session, moved), 1)
-    tell("its places written, all far away", lambda: queue_positions.write(session, shuffled), 1)
-    queue_positions.write(session, placed)
+    tell("its places written, all new", lambda: queue_positions.write_positions(session, placed), 1)
+    tell("its places written, unchanged", lambda: queue_positions.write_positions(session, placed), 3)
+    tell("its places written, all one further", lambda: queue_positions.write_positions(session, moved), 1)
+    tell("its places written, all far away", lambda: queue_positions.write_positions(session, shuffled), 1)
+    queue_positions.write_positions(session, placed)
     session.commit()
 
     def round_after_a_claim() -> None:
         claim()
-        queue_positions.write(session, forecast(slots, queue_positions.waiting(session), fair_queue.standings(session)))
+        queue_positions.write_positions(
+            session, forecast(slots, queue_positions.waiting_jobs(session), fair_queue.project_shares(session))
+        )
         session.commit()
 
     tell("a claim and a whole round after it", round_after_a_claim, 5)
     session.commit()
-    tell("one job's place read", lambda: queue_positions.of(session, [waiting[0].job_id]), CLAIMS)
+    tell("one job's place read", lambda: queue_positions.get_positions(session, [waiting[0].job_id]), CLAIMS)
 
 
 def tell(what: str, act: Callable[[], Any], times: int) -> None:

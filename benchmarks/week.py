@@ -178,36 +178,36 @@ class TheService:
 
     def end(self, number: int, now: float) -> None:
         with self._at(now):
-            claims.end_attempt(self.session, self.leases.pop(number), Reason.DONE, "done", adapter_sha256="x")
+            claims.finish_held_attempt(self.session, self.leases.pop(number), Reason.DONE, "done", adapter_sha256="x")
             fair_queue.count_usage(self.session, self.half_life)
 
     def give_way(self, number: int, now: float) -> None:
         self.asked.discard(number)
         with self._at(now):
-            claims.end_attempt(self.session, self.leases.pop(number), Reason.GAVE_WAY, "gave way")
+            claims.finish_held_attempt(self.session, self.leases.pop(number), Reason.GAVE_WAY, "gave way")
 
     def to_interrupt(self, held: dict[int, int], offers: Sequence[Offer], now: float) -> list[int]:
         if self.policy is None:
             return []
         with self._at(now):
-            urgent = [job for job in queue_positions.waiting(self.session) if job.is_urgent]
+            urgent = [job for job in queue_positions.waiting_jobs(self.session) if job.is_urgent]
             holders = self._holders(held, offers) if urgent else []
             free = [offer for slot, offer in enumerate(offers) if slot not in held]
             chosen = who_gives_way([_urgent(job) for job in urgent], free, holders, {}, self.policy)
             for holder in chosen:
                 lease = self.leases[self.numbers[holder.job_id]]
-                assert queue_positions.ask_to_yield(self.session, holder.job_id, lease.attempt)
+                assert queue_positions.request_preemption(self.session, holder.job_id, lease.attempt)
         return [self.numbers[holder.job_id] for holder in chosen]
 
     def _holders(self, held: dict[int, int], offers: Sequence[Offer]) -> list[Holder]:
-        shares = {each.project_id: each.share for each in fair_queue.standings(self.session, self.half_life)}
+        shares = {each.project_id: each.share for each in fair_queue.project_shares(self.session, self.half_life)}
         slots = {self.jobs[number]: slot for slot, number in held.items()}
         return [
             Holder(
                 job.id, job.project_id, offers[slots[job.id]], shares[job.project_id], job.ran_seconds,
                 job.seconds_left, job.priority, job.is_urgent, job.is_asked, True, job.times_yielded,
             )
-            for job in queue_positions.running(self.session)
+            for job in queue_positions.running_attempts(self.session)
         ]  # fmt: skip
 
     def _at(self, now: float) -> _Moment:

@@ -135,7 +135,7 @@ def validate_job(session: Session, owner: str = WORKER) -> Job:
     """Take the oldest job that waits for validation through it: `queued`."""
     job = claims.claim(session, "validate", owner, TTL_SECONDS)
     assert job is not None, "no job waits for validation"
-    return claims.validated(session, lease_of(job), "Files validated, moving job to queued state")
+    return claims.finish_validation(session, lease_of(job), "Files validated, moving job to queued state")
 
 
 def start_job(session: Session, owner: str = WORKER) -> Job:
@@ -147,8 +147,8 @@ def start_job(session: Session, owner: str = WORKER) -> Job:
 
 def forecast_queue(session: Session, *slots: Slot) -> None:
     """What the reconciler does every few seconds."""
-    placed = forecast(slots, queue_positions.waiting(session), fair_queue.standings(session))
-    queue_positions.write(session, placed)
+    placed = forecast(slots, queue_positions.waiting_jobs(session), fair_queue.project_shares(session))
+    queue_positions.write_positions(session, placed)
 
 
 def lease_of(job: Job) -> Lease:
@@ -167,7 +167,7 @@ def tell_step(session: Session, job: Job, step: int, total_steps: int, loss: flo
         "eta_seconds": float(total_steps - step),
     }
     message = f"Step {step}/{total_steps}: training loss={loss:.2f}"
-    claims.say(session, lease_of(job), message, type="metrics", data=data, progress=progress, phase="training")
+    claims.append_event(session, lease_of(job), message, type="metrics", data=data, progress=progress, phase="training")
 
 
 def make_checkpoint(
@@ -205,7 +205,7 @@ def finish_job(session: Session, storage: Storage, project: Project, job: Job, s
     results = make_file(
         session, storage, project, results_csv(steps), "fine-tune-results", "step_metrics.csv", job, line_count=None
     )
-    return claims.end_attempt(
+    return claims.finish_held_attempt(
         session,
         lease_of(job),
         Reason.DONE,
@@ -242,4 +242,6 @@ def make_failed_job(session: Session, storage: Storage, project: Project, **aske
     job = claims.claim(session, "validate", WORKER, TTL_SECONDS)
     assert job is not None
     message = "The job failed due to an invalid training file. Line 3: message 2 has no role"
-    return claims.end_attempt(session, lease_of(job), Reason.INVALID_TRAINING_FILE, message, param="training_file")
+    return claims.finish_held_attempt(
+        session, lease_of(job), Reason.INVALID_TRAINING_FILE, message, param="training_file"
+    )

@@ -18,7 +18,7 @@ from app.api.middleware.request_log import record_of
 from app.api.query_parameters import check_query
 from app.db.access import audit
 from app.db.fast_reads import keys as key_reads
-from app.db.fast_reads.keys import KnownKey
+from app.db.fast_reads.keys import KeyRow
 from app.domain.access import audit_actions, scopes
 from app.errors import InvalidApiKey, MissingScope, RateLimited
 from app.services.access.rate_limit import Allowance
@@ -43,14 +43,14 @@ class Caller:
 
 
 async def authenticate(request: Request) -> Caller:
-    return admit(request, await key_reads.find(engines_of(request).connections, bearer_secret(request)))
+    return admit(request, await key_reads.find_key(engines_of(request).connections, bearer_secret(request)))
 
 
 AUTHENTICATED = Depends(authenticate)  # for a router whose routes need not know who calls
 CallerDep = Annotated[Caller, AUTHENTICATED]
 
 
-def admit(request: Request, key: KnownKey | None) -> Caller:
+def admit(request: Request, key: KeyRow | None) -> Caller:
     """Whoever has this key may make this call, now.
 
     Raises InvalidApiKey, RateLimited, MissingScope, and BadRequest for the query, in this order.
@@ -114,9 +114,9 @@ def _check_scope(has: Sequence[str], scope: str | None, call: str) -> None:
         )
 
 
-def _attribute(request: Request, key: KnownKey, path: str) -> None:
+def _attribute(request: Request, key: KeyRow, path: str) -> None:
     """From here on, what this request changes is this key's doing."""
-    act = audit.CURRENT.get()
+    act = audit.CURRENT_CONTEXT.get()
     if act is None or scopes.reads_only(request.method, path):
         return
     act.action = audit_actions.name_of(request.method, path)

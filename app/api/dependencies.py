@@ -17,7 +17,7 @@ from app.api.fair_limiter import FairLimiter
 from app.api.transport.upload_io import Lanes
 from app.db.engine import Sessions
 from app.db.fast_reads.pool import AsyncConnections
-from app.db.notifications import Changes
+from app.db.notifications import NotificationListener
 from app.job_queue import Hints
 from app.services.access.rate_limit import RateLimiter
 from app.services.datasets.token_counter import Counter
@@ -35,7 +35,7 @@ class Engines:
     database: Engine
     sessions: Sessions
     connections: AsyncConnections
-    changes: Changes
+    changes: NotificationListener
     feeds: Feeds
     storage: Storage
     hints: Hints

@@ -30,7 +30,7 @@ class Base(DeclarativeBase):
     }
 
 
-def table_of(rows: type[Base]) -> Table:
+def core_table(rows: type[Base]) -> Table:
     """For writes that need no object of the session, which cost a third of one that does."""
     return cast(Table, rows.__table__)
 
@@ -39,5 +39,5 @@ def now() -> Mapped[datetime]:
     return mapped_column(server_default=func.clock_timestamp())
 
 
-def one_of(values: Any) -> str:
+def sql_string_list(values: Any) -> str:
     return ", ".join(f"'{value}'" for value in sorted(values))

@@ -18,7 +18,7 @@ Sessions = sessionmaker[Session]
 CONNECT_TIMEOUT_SECONDS = 5
 STATEMENT_TIMEOUT_MS = 30_000  # none of ours takes a second; a lock held by a stuck client must not hang the API
 IDLE_IN_TRANSACTION_MS = 20_000  # a process that froze in the middle of one (SIGSTOP, a paused VM) keeps no row locked
-PING_AFTER_SECONDS = 1.0  # unused: a server or a network that went without a word is noticed by a round trip only
+PING_AFTER_IDLE_SECONDS = 1.0  # unused: a server or a network that went without a word is noticed by a round trip only
 
 CONNECT_ARGS = {
     "connect_timeout": CONNECT_TIMEOUT_SECONDS,
@@ -75,13 +75,13 @@ def _check_connections(engine: Engine) -> None:
         if returned_at is None:  # it was made just now
             return
         try:
-            if time.monotonic() - returned_at >= PING_AFTER_SECONDS or _has_news(connection):
+            if time.monotonic() - returned_at >= PING_AFTER_IDLE_SECONDS or _is_readable(connection):
                 engine.dialect.do_ping(connection)  # type: ignore[arg-type]
         except psycopg.OperationalError as error:
             raise InvalidatePoolError from error
 
 
-def _has_news(connection: psycopg.Connection[Any]) -> bool:
+def _is_readable(connection: psycopg.Connection[Any]) -> bool:
     """Between transactions a server says nothing but that it stops."""
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)

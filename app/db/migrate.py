@@ -18,10 +18,10 @@ MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 ADVISORY_LOCK = 0x74756E657279  # "tunery"
 
 
-Migrated = Callable[[str | None, str | None], None]
+OnMigrated = Callable[[str | None, str | None], None]
 
 
-def upgrade(engine: Engine, revision: str = "head", migrated: Migrated | None = None) -> None:
+def upgrade(engine: Engine, revision: str = "head", migrated: OnMigrated | None = None) -> None:
     """Migrate under an advisory lock: of several processes that start at once, the others wait and find it done.
 
     `migrated` is called with the revisions before and after, if they differ.

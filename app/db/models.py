@@ -77,7 +77,7 @@ def get_usable(session: Session, project_id: str, model_id: str) -> TunedModel |
     return session.scalar(_usable(project_id).where(TunedModel.id == model_id))
 
 
-def get_any(session: Session, model_id: str) -> TunedModel | None:
+def get_tuned_of_any_project(session: Session, model_id: str) -> TunedModel | None:
     """Of whichever project: what an admin key may name."""
     return session.scalar(select(TunedModel).where(TunedModel.id == model_id, TunedModel.deleted_at.is_(None)))
 

@@ -15,25 +15,25 @@ import psycopg
 from sqlalchemy import Engine
 
 from app.db.fast_reads.pool import connect_arguments
-from app.db.fast_reads.single_flight import Looks
+from app.db.fast_reads.single_flight import SingleFlight
 from app.log import get_logger
 
 CHANNEL = "tunery_jobs"  # "project job event_seq", and " queue" when it changed who waits before whom
-QUEUE = "queue"  # the topic of those who wait for a place in the queue
-QUEUE_MOVED = f"- - 0 {QUEUE}"  # of no project and no job: places were written anew
-QUEUE_PAUSE_SECONDS = 1.0  # one job that leaves moves all others: they are told of a burst once
-RETRY_SECONDS = 1.0
+QUEUE_TOPIC = "queue"  # the topic of those who wait for a place in the queue
+QUEUE_CHANGED = f"- - 0 {QUEUE_TOPIC}"  # of no project and no job: places were written anew
+QUEUE_DEBOUNCE_SECONDS = 1.0  # one job that leaves moves all others: they are told of a burst once
+RECONNECT_SECONDS = 1.0
 
 log = get_logger(__name__)
 
 
-class Changes:
+class NotificationListener:
     """Connects at the first watch. Belongs to one event loop."""
 
     def __init__(self, engine: Engine) -> None:
         self._arguments = connect_arguments(engine)
-        self._watches: defaultdict[str, set[Watch]] = defaultdict(set)
-        self.looks = Looks()  # of those who were woken by the same change
+        self._watches: defaultdict[str, set[Subscription]] = defaultdict(set)
+        self.looks = SingleFlight()  # of those who were woken by the same change
         self._task: asyncio.Task[None] | None = None
         self._queue_told: asyncio.TimerHandle | None = None
         self._is_ending = False
@@ -43,9 +43,9 @@ class Changes:
         """How many wait."""
         return len(self._everybody())
 
-    def watch(self, topic: str) -> Watch:
+    def watch(self, topic: str) -> Subscription:
         """Of a job's id or a project's. What happens from here on is not missed."""
-        watch = Watch(self, topic)
+        watch = Subscription(self, topic)
         if self._is_ending:
             watch.close()
         elif self._task is None:
@@ -68,10 +68,10 @@ class Changes:
                 await self._task
         self._task, self._queue_told, self._is_ending = None, None, False
 
-    def add(self, watch: Watch, topic: str) -> None:
+    def add(self, watch: Subscription, topic: str) -> None:
         self._watches[topic].add(watch)
 
-    def remove(self, watch: Watch, topic: str) -> None:
+    def remove(self, watch: Subscription, topic: str) -> None:
         self._watches[topic].discard(watch)
         if not self._watches[topic]:
             del self._watches[topic]
@@ -87,30 +87,30 @@ class Changes:
                         self._tell(notification.payload)
             except (psycopg.Error, OSError) as error:
                 log.warning("not told of changes", error=str(error).split("\n", 1)[0])
-            await asyncio.sleep(RETRY_SECONDS)
+            await asyncio.sleep(RECONNECT_SECONDS)
 
     def _tell(self, payload: str) -> None:
         project_id, job_id, *more = payload.split(" ")
         for topic in (job_id, project_id):
             for watch in self._watches.get(topic, ()):
                 watch.wake(job_id)
-        if QUEUE in more and self._queue_told is None and QUEUE in self._watches:
+        if QUEUE_TOPIC in more and self._queue_told is None and QUEUE_TOPIC in self._watches:
             loop = asyncio.get_running_loop()
-            self._queue_told = loop.call_later(QUEUE_PAUSE_SECONDS, self._tell_of_queue)
+            self._queue_told = loop.call_later(QUEUE_DEBOUNCE_SECONDS, self._tell_of_queue)
 
     def _tell_of_queue(self) -> None:
         self._queue_told = None
-        for watch in self._watches.get(QUEUE, ()):
+        for watch in self._watches.get(QUEUE_TOPIC, ()):
             watch.wake(None)
 
-    def _everybody(self) -> set[Watch]:
+    def _everybody(self) -> set[Subscription]:
         return {watch for watches in self._watches.values() for watch in watches}
 
 
-class Watch:
+class Subscription:
     """Somebody who waits; `with` it. `heard_at` is when it last heard something, by the loop's clock."""
 
-    def __init__(self, changes: Changes, topic: str) -> None:
+    def __init__(self, changes: NotificationListener, topic: str) -> None:
         self.is_closed = False
         self.heard_at = 0.0
         self._changes = changes
@@ -118,7 +118,7 @@ class Watch:
         self._news: dict[str | None, None] = {}
         self._heard = asyncio.Event()
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Subscription:
         for topic in self._topics:
             self._changes.add(self, topic)
         return self
@@ -146,12 +146,12 @@ class Watch:
 
     def mind_queue(self, is_queued: bool) -> None:
         """Also hear when the queue moved, or not any more."""
-        if is_queued and QUEUE not in self._topics:
-            self._topics.add(QUEUE)
-            self._changes.add(self, QUEUE)
-        elif not is_queued and QUEUE in self._topics:
-            self._topics.discard(QUEUE)
-            self._changes.remove(self, QUEUE)
+        if is_queued and QUEUE_TOPIC not in self._topics:
+            self._topics.add(QUEUE_TOPIC)
+            self._changes.add(self, QUEUE_TOPIC)
+        elif not is_queued and QUEUE_TOPIC in self._topics:
+            self._topics.discard(QUEUE_TOPIC)
+            self._changes.remove(self, QUEUE_TOPIC)
 
     def wake(self, job_id: str | None) -> None:
         self.heard_at = asyncio.get_running_loop().time()

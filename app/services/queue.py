@@ -48,14 +48,14 @@ class SeenQueue:
 
 def see_workers(session: Session, project_id: str, is_admin: bool) -> list[SeenWorker]:
     """Those that gave a sign of life within the last minute."""
-    holders = queue_view.holders(session)
+    holders = queue_view.lease_owners(session)
     known = {row.name for row in models.list_base(session, None if is_admin else project_id)}
     return [_seen(row, holders.get(row.id), known, project_id, is_admin) for row in workers.alive(session)]
 
 
 def see_queue(session: Session, project_id: str, is_admin: bool, limit: int, half_life_seconds: float) -> SeenQueue:
     whose = None if is_admin else project_id
-    standings = fair_queue.standings(session, half_life_seconds)
+    standings = fair_queue.project_shares(session, half_life_seconds)
     return SeenQueue(
         counts=queue_view.counts(session, project_id),
         running=queue_view.running(session, whose),

@@ -85,7 +85,7 @@ def change(session: Session, rules: Rules, project_id: str, endpoint_id: str, as
 
 
 def delete(session: Session, project_id: str, endpoint_id: str) -> None:
-    webhooks.remove(session, get(session, project_id, endpoint_id))
+    webhooks.delete_endpoint(session, get(session, project_id, endpoint_id))
 
 
 def rotate_secret(session: Session, project_id: str, endpoint_id: str, keep_old: bool) -> WebhookEndpoint:

@@ -92,7 +92,7 @@ def _running(session: Session, storage: LocalStorage, project: Project) -> Job:
 def _paused(session: Session, storage: LocalStorage, project: Project) -> Job:
     job = _running(session, storage, project)
     jobs.pause(session, project.id, job.id)
-    return claims.end_attempt(session, factories.lease_of(job), Reason.PAUSED, "The job is paused")
+    return claims.finish_held_attempt(session, factories.lease_of(job), Reason.PAUSED, "The job is paused")
 
 
 def _cancelled(session: Session, storage: LocalStorage, project: Project) -> Job:

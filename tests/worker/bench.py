@@ -104,7 +104,7 @@ class Bench:
 
     def metrics(self, job: Job) -> list[dict[str, Any]]:
         with transaction(self.sessions) as session:
-            return events.metrics(session, job.id)
+            return events.all_metrics(session, job.id)
 
     def cancel(self, job: Job) -> None:
         with transaction(self.sessions) as session:
@@ -121,7 +121,7 @@ class Bench:
     def reap(self, grace_seconds: float = 0.0) -> int:
         """End the attempts whose leases have run out; how many."""
         with transaction(self.sessions) as session:
-            lost = expired_leases.expired(session, grace_seconds)
+            lost = expired_leases.lock_expired(session, grace_seconds)
             return len([expired_leases.reap(session, job, 0, 3) for job in lost])
 
     def has_reached(self, job: Job, step: int) -> bool:

@@ -114,7 +114,7 @@ class TestPause:
         with transaction(bench.sessions) as session:
             session.get_one(Job, job.id).desired = "run"
         with transaction(bench.sessions) as session:
-            claims.end_attempt(session, lease, Reason.PAUSED, "The job was paused")
+            claims.finish_held_attempt(session, lease, Reason.PAUSED, "The job was paused")
         assert bench.job(job).state == "queued"
 
     def test_a_pause_just_before_the_success_pauses(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +182,7 @@ class TestFencing:
         thread = bench.work_aside(plan)
         pid = witness.pid()
         with transaction(bench.sessions) as session:
-            (held,) = expired_leases.held_by_predecessors(session, "gpu0@test", "gpu0@test#2")
+            (held,) = expired_leases.held_by_previous_incarnation(session, "gpu0@test", "gpu0@test#2")
             expired_leases.reap(session, held, 0, 3)
         bench.claim("gpu1@test#1")
         theirs = len(bench.events(job))
@@ -198,7 +198,7 @@ class TestFencing:
         thread = bench.work_aside(plan)
         witness.pid()
         with transaction(bench.sessions) as session:
-            (held,) = expired_leases.held_by_predecessors(session, "gpu0@test", "gpu0@test#2")
+            (held,) = expired_leases.held_by_previous_incarnation(session, "gpu0@test", "gpu0@test#2")
             expired_leases.reap(session, held, 0, 3)
         bench.until(lambda: bench.work(plan, "gpu0@test#2"), "the second attempt")
         thread.join(10)

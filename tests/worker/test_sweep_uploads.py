@@ -49,8 +49,8 @@ class TestUploads:
         over, over_key = make_upload(bench)
         completing, completing_key = make_upload(bench)
         pending, pending_key = make_upload(bench)
-        end_at(bench, over, uploads.COMPLETING_SECONDS + 1)
-        end_at(bench, completing, uploads.COMPLETING_SECONDS - 60)
+        end_at(bench, over, uploads.COMPLETION_GRACE_SECONDS + 1)
+        end_at(bench, completing, uploads.COMPLETION_GRACE_SECONDS - 60)
         cleanup.sweep(bench.resources)
         with transaction(bench.sessions) as session:
             status = {upload.id: upload.status for upload in session.scalars(select(Upload))}

@@ -69,8 +69,8 @@ class ExportKeeper(LeaseKeeper):
         is_due = sent_at - self._confirmed_at >= self._settings.lease_renew_seconds
         with transaction(self._resources.sessions) as session:
             if is_due:
-                exports.renew(session, self.lease, self._settings.lease_ttl_seconds)
-            exports.look(session, self.lease)
+                exports.renew_lease(session, self.lease, self._settings.lease_ttl_seconds)
+            exports.check_lease(session, self.lease)
         if is_due:
             self._confirmed_at = sent_at
 
@@ -101,10 +101,10 @@ class Exporter:
         claimed_at, ttl_seconds = boottime_seconds(), self.settings.lease_ttl_seconds
         try:
             with transaction(self.resources.sessions) as session:
-                export = exports.held(session, self.owner) if self._unsure else None
+                export = exports.find_held_export(session, self.owner) if self._unsure else None
                 export = export or exports.claim(session, self.owner, ttl_seconds)
                 if export is not None and self._unsure:
-                    exports.renew(session, Lease(export.id, export.attempt, self.owner), ttl_seconds)
+                    exports.renew_lease(session, Lease(export.id, export.attempt, self.owner), ttl_seconds)
         except DATABASE_AWAY:
             self._unsure = True
             raise
@@ -122,7 +122,7 @@ class Exporter:
         except FencedError:
             log.info("fenced: the export is dropped")
         except Drained:
-            self._end(keeper, lambda session: exports.put_back(session, keeper.lease))
+            self._end(keeper, lambda session: exports.requeue(session, keeper.lease))
         except NotMade as refusal:
             self._give_up(keeper, refusal)
         except Exception:
@@ -214,7 +214,9 @@ class Exporter:
             self._end(keeper, lambda session: exports.fail(session, keeper.lease, code, text))
         else:
             delay_seconds, most = settings.requeue_delay_seconds, settings.max_crash_streak
-            self._end(keeper, lambda session: exports.lose(session, keeper.lease, code, text, delay_seconds, most))
+            self._end(
+                keeper, lambda session: exports.finish_crashed(session, keeper.lease, code, text, delay_seconds, most)
+            )
 
     def _end(self, keeper: LeaseKeeper, work: Any) -> None:
         """After a lost COMMIT the repetition finds itself fenced, which says that the first one worked."""
@@ -226,7 +228,7 @@ class Exporter:
 
 def _load(session: Session, export: Export) -> tuple[Path | None, list[File]]:
     base = models.get_base(session, export.project_id, export.base_model)
-    rows = [files.get_any(session, file_id) for file_id in export.adapter_file_ids]
+    rows = [files.get_even_deleted(session, file_id) for file_id in export.adapter_file_ids]
     return Path(base.directory).absolute() if base else None, [row for row in rows if row is not None]
 
 

@@ -120,10 +120,10 @@ class LeaseKeeper:
             raise
 
     def say(self, message: str, **said: Any) -> None:
-        """One event of the job, exactly once; keywords as for `claims.say`."""
+        """One event of the job, exactly once; keywords as for `claims.append_event`."""
         event_id = new_id("ftevent")
         self.transact(
-            lambda session: claims.say(session, self.lease, message, event_id=event_id, **said),
+            lambda session: claims.append_event(session, self.lease, message, event_id=event_id, **said),
             lambda session: events.get(session, self.lease.job_id, event_id) is not None,
         )
 
@@ -154,8 +154,8 @@ class LeaseKeeper:
         is_due = sent_at - self._confirmed_at >= self._settings.lease_renew_seconds
         with transaction(self._resources.sessions) as session:
             if is_due:
-                claims.renew(session, self.lease, self._settings.lease_ttl_seconds)
-            wish = claims.look(session, self.lease)
+                claims.renew_lease(session, self.lease, self._settings.lease_ttl_seconds)
+            wish = claims.read_control(session, self.lease)
         self.desired, self.gives_way = wish.desired, wish.gives_way
         if is_due:
             self._confirmed_at = sent_at
@@ -196,9 +196,9 @@ class Claimer:
         return claims.claim(session, self.kind, self.owner, self._ttl_seconds, offer, half_life_seconds)
 
     def _adopt(self, session: Session) -> Job | None:
-        job = claims.held(session, self.owner) if self._unsure else None
+        job = claims.find_held_job(session, self.owner) if self._unsure else None
         if job is not None:
-            claims.renew(session, Lease(job.id, job.attempt, self.owner), self._ttl_seconds)
+            claims.renew_lease(session, Lease(job.id, job.attempt, self.owner), self._ttl_seconds)
         return job
 
 

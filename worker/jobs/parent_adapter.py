@@ -30,7 +30,7 @@ def load(session: Session, job: Job) -> list[File] | None:
     if name is None:
         return None
     checkpoint = checkpoints.by_names(session, [name])[name]  # checkpoints are retired, never deleted
-    rows = [files.get_any(session, file_id) for file_id in checkpoint.file_ids]
+    rows = [files.get_even_deleted(session, file_id) for file_id in checkpoint.file_ids]
     return [row for row in rows if row is not None]
 
 

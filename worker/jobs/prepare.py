@@ -109,9 +109,9 @@ def load_inputs(session: Session, job: Job, device_name: str = "") -> Inputs:
     base = models.get_base(session, job.project_id, job.base_model)
     if base is None:
         raise base_unusable(job.base_model, "it is not registered any more")
-    training_file = files.get_any(session, job.training_file_id)
+    training_file = files.get_even_deleted(session, job.training_file_id)
     assert training_file is not None, "a foreign key holds it"
-    validation_file = files.get_any(session, job.validation_file_id) if job.validation_file_id else None
+    validation_file = files.get_even_deleted(session, job.validation_file_id) if job.validation_file_id else None
     spec = JobSpec.model_validate(job.spec)
     return Inputs(
         base=base,
@@ -119,8 +119,8 @@ def load_inputs(session: Session, job: Job, device_name: str = "") -> Inputs:
         validation_file=validation_file,
         snapshots=checkpoints.snapshots(session, job.id),
         ancestor_files=parent_adapter.load(session, job),
-        measurements=measurements.alike(session, device_name, base.manifest_sha256, spec.quantization, spec.method),
-        memory_kills=measurements.memory_kills(session, job.id),
+        measurements=measurements.similar(session, device_name, base.manifest_sha256, spec.quantization, spec.method),
+        memory_kills=measurements.count_memory_kills(session, job.id),
     )
 
 

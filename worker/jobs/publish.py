@@ -71,7 +71,7 @@ class Publisher:
 
         Raises FencedError, UnwantedError, ManifestMismatch, OSError.
         """
-        self.keeper.transact(lambda session: claims.note(session, self.keeper.lease, phase="publishing"))
+        self.keeper.transact(lambda session: claims.update_held_job(session, self.keeper.lease, phase="publishing"))
         with artifacts.taking_back() as undo:
             stored = self._store(undo, done.directory, done.step, self._model_name(), metrics, "-result")
             results = self._store_results(undo)
@@ -100,7 +100,7 @@ class Publisher:
         return Stored(step, name, clean({"step": step} | metrics), clean(manifest), parts, archive)
 
     def _store_results(self, undo: ExitStack) -> StoredFile:
-        rows = self.keeper.transact(lambda session: events.metrics(session, self.job.id)) or []
+        rows = self.keeper.transact(lambda session: events.all_metrics(session, self.job.id)) or []
         path = self.directory / "outbox" / RESULTS
         path.write_bytes(results_csv(rows))
         key = f"jobs/{self.job.id}/attempts/{self.job.attempt}/{RESULTS}"
@@ -109,7 +109,7 @@ class Publisher:
 
     def _add(self, session: Session, stored: Stored) -> Checkpoint:
         message = f"Checkpoint created at step {stored.step} with Snapshot ID: {stored.name}"
-        job = claims.say(session, self.keeper.lease, message, data={"step": stored.step})
+        job = claims.append_event(session, self.keeper.lease, message, data={"step": stored.step})
         checkpoint = self._write_row(session, job, stored)
         for old in checkpoints.retire_old(session, job.id, checkpoint):
             files.delete_all(session, [*old.file_ids, old.archive_file_id])
@@ -128,8 +128,8 @@ class Publisher:
         result = self._add(session, stored)
         for checkpoint in checkpoints.kept(session, self.job.id):
             models.add_tuned(session, self.job, checkpoint)
-        claims.say(session, self.keeper.lease, f"New fine-tuned model created: {stored.name}")
-        return claims.end_attempt(
+        claims.append_event(session, self.keeper.lease, f"New fine-tuned model created: {stored.name}")
+        return claims.finish_held_attempt(
             session,
             self.keeper.lease,
             Reason.DONE,

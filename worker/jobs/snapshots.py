@@ -74,7 +74,7 @@ def drop(resources: Resources, rows: Sequence[Snapshot]) -> None:
         return
     try:
         with transaction(resources.sessions) as session:
-            checkpoints.forget_snapshots(session, gone)
+            checkpoints.delete_snapshots(session, gone)
     except DATABASE_AWAY as error:
         log.warning("snapshot rows not deleted", error=str(error))
 
@@ -91,7 +91,7 @@ def _add(session: Session, keeper: LeaseKeeper, record: SnapshotSaved, keys: dic
     steps = [row.step for row in checkpoints.snapshots(session, keeper.lease.job_id)]
     is_progress = record.step > max(steps, default=0)
     anew = {"crash_streak": 0, "storage_full_since": null()} if is_progress else {"crash_streak": Job.crash_streak}
-    job = claims.note(session, keeper.lease, **anew)
+    job = claims.update_held_job(session, keeper.lease, **anew)
     checkpoints.add_snapshot(session, job, record.step, record.manifest_sha256, keys)
 
 

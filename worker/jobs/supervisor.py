@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from app.db.engine import transaction
 from app.db.jobs import checkpoints, claims, measurements
-from app.db.jobs.claims import FencedError, UnwantedError
+from app.db.jobs.claims import FencedError, NoLongerDesiredError
 from app.db.tables import Job
 from app.domain.artifacts.full_disk import Space, is_disk_full
 from app.domain.jobs.events import Done
@@ -101,7 +101,7 @@ class Supervisor:
             raise
         except CannotStart as refusal:
             return refusal.outcome
-        except UnwantedError:
+        except NoLongerDesiredError:
             return Outcome(Reason.PAUSED, "The job was paused when it was about to succeed")
         except ManifestMismatch as error:
             return Outcome(Reason.TRAINER_CRASHED, clean_text(f"What the trainer left is not whole: {error}"))
@@ -186,7 +186,7 @@ class Supervisor:
             pause_asked=guard.pause_asked,
             yield_asked=guard.yield_asked,
             oom_killed=oom_kills() > kills_before,
-            memory_kills=keeper.transact(lambda session: measurements.memory_kills(session, job.id)) or 0,
+            memory_kills=keeper.transact(lambda session: measurements.count_memory_kills(session, job.id)) or 0,
         )
 
     def _start(self, job: Job, directory: Path, lock: int) -> Child:
@@ -207,7 +207,7 @@ class Supervisor:
         delay_seconds = self._delay_seconds(outcome.reason)
 
         def end(session: Session) -> None:
-            job = claims.end_attempt(
+            job = claims.finish_held_attempt(
                 session,
                 keeper.lease,
                 outcome.reason,

@@ -124,7 +124,7 @@ class Station:
             self._about_changed.wait(self.settings.lease_renew_seconds)
         while any(not slot.join(self.settings.lease_renew_seconds) for slot in self._all_slots()):
             self._touch()  # draining is life, too
-        self._tell(resources, lambda session, slot: workers.gone(session, slot.owner))
+        self._tell(resources, lambda session, slot: workers.remove(session, slot.owner))
 
     def _touch(self) -> None:
         for slot in self.slots.values():
@@ -151,4 +151,4 @@ def slot_name(queue: Queue, node: str) -> str:
 
 
 def _seen(session: Session, slot: Slot, about: dict[str, Any]) -> None:
-    workers.seen(session, slot.owner, slot.queue, socket.gethostname(), os.getpid(), about)
+    workers.heartbeat(session, slot.owner, slot.queue, socket.gethostname(), os.getpid(), about)

@@ -102,10 +102,10 @@ class Slot:
         while not self.resources.stop.is_set():
             try:
                 with transaction(self.resources.sessions) as session:
-                    for job in expired_leases.held_by_predecessors(session, self.name, self.owner):
+                    for job in expired_leases.held_by_previous_incarnation(session, self.name, self.owner):
                         log.warning("reaping the predecessor's job", job=job.id, owner=job.lease_owner)
                         expired_leases.reap(session, job, settings.requeue_delay_seconds, settings.max_crash_streak)
-                    exports.reap_predecessors(
+                    exports.reap_previous_incarnation(
                         session, self.name, self.owner, settings.requeue_delay_seconds, settings.max_crash_streak
                     )
                 return

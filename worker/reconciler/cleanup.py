@@ -47,21 +47,21 @@ def sweep(resources: Resources) -> None:
     sweep_reserved(resources)
     sweep_work_directories(resources)
     with transaction(resources.sessions) as session:
-        workers.forget_old(session)
-        idempotency.forget_old(session)
-        deliveries.forget_old(session, resources.settings.webhook_keep_seconds)
+        workers.delete_stale(session)
+        idempotency.delete_expired(session)
+        deliveries.delete_old(session, resources.settings.webhook_keep_seconds)
 
 
 def expire_files(resources: Resources) -> None:
     with transaction(resources.sessions) as session:
-        if expired := files.expire(session):
+        if expired := files.delete_expired(session):
             log.info("files expired", count=expired)
 
 
 def purge_files(resources: Resources) -> None:
     """The bytes of deleted files that no unfinished job reads. A deleted file is never needed again, so no lock is."""
     with transaction(resources.sessions) as session:
-        doomed = files.purgeable(session)
+        doomed = files.lock_purgeable(session)
     for file in doomed:
         resources.storage.delete(file.storage_key)
     with transaction(resources.sessions) as session:
@@ -71,18 +71,18 @@ def purge_files(resources: Resources) -> None:
 
 def expire_uploads(resources: Resources) -> None:
     with transaction(resources.sessions) as session:
-        if expired := uploads.expire(session):
+        if expired := uploads.mark_expired(session):
             log.info("uploads expired", count=expired)
 
 
 def purge_parts(resources: Resources) -> None:
     """Parts of uploads that have ended. A file that was composed of them keeps its bytes without them."""
     with transaction(resources.sessions) as session:
-        doomed = uploads.left_over(session)
+        doomed = uploads.leftover_parts(session)
     for part in doomed:
         resources.storage.delete(part.storage_key)
     with transaction(resources.sessions) as session:
-        uploads.forget(session, doomed)
+        uploads.delete_parts(session, doomed)
 
 
 def delete_orphans(resources: Resources, older_than_seconds: float = ORPHANED_SECONDS) -> int:
@@ -104,12 +104,12 @@ def delete_orphans(resources: Resources, older_than_seconds: float = ORPHANED_SE
 def _unnamed(resources: Resources, keys: list[str]) -> Iterable[str]:
     with transaction(resources.sessions) as session:
         named = files.keys_in_use(session, keys) | uploads.keys_in_use(session, keys)
-        return sorted(set(keys) - named - checkpoints.snapshot_keys(session))
+        return sorted(set(keys) - named - checkpoints.snapshot_storage_keys(session))
 
 
 def drop_snapshots(resources: Resources) -> None:
     with transaction(resources.sessions) as session:
-        rows = checkpoints.left_over_snapshots(session)
+        rows = checkpoints.leftover_snapshots(session)
     snapshots.drop(resources, rows)
 
 

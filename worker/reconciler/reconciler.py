@@ -96,8 +96,8 @@ class Reconciler:
     def reap(self) -> int:
         """End the attempts of holders that have not renewed for a lease and the grace on top; how many."""
         with transaction(self.resources.sessions) as session:
-            lost = expired_leases.expired(session, self.settings.reap_grace_seconds)
-            held, uptime_seconds = expired_leases.held_count(session), expired_leases.server_uptime_seconds(session)
+            lost = expired_leases.lock_expired(session, self.settings.reap_grace_seconds)
+            held, uptime_seconds = expired_leases.count_held(session), expired_leases.server_uptime_seconds(session)
             if not self.brake.allows(len(lost), held, uptime_seconds):
                 return 0
             for job in lost:
@@ -130,8 +130,12 @@ class Reconciler:
         with transaction(self.resources.sessions) as session:
             busy = {worker.id for worker in workers.busy(session)}
             free = {worker.queue for worker in workers.alive(session) if worker.id not in busy}
-            wanted = [queue for queue, kind in WORK.items() if queue in free and claims.is_waiting(session, kind)]
-            if exports.is_waiting(session):  # any worker that has torch; those that are busy poll by themselves
+            wanted = [
+                queue for queue, kind in WORK.items() if queue in free and claims.has_claimable_job(session, kind)
+            ]
+            if exports.has_claimable_export(
+                session
+            ):  # any worker that has torch; those that are busy poll by themselves
                 wanted = [queue for queue in WORK if queue in free]
         for queue in wanted:
             self.resources.hints.send(queue)

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from app.db.engine import transaction
 from app.db.scheduling import fair_queue, queue_positions, workers
-from app.db.scheduling.queue_positions import RunningJob
+from app.db.scheduling.queue_positions import RunningAttempt
 from app.domain.scheduling.fair_share import Standing
 from app.domain.scheduling.forecast import Placed, Slot, Waiting, forecast
 from app.domain.scheduling.preemption import Holder, Policy, Urgent, who_gives_way
@@ -45,9 +45,9 @@ class QueueKeeper:
             scene = _Scene(session, half_life)
         placed = forecast(scene.slots, scene.waiting, scene.standings.values(), half_life)
         with transaction(self.resources.sessions) as session:
-            queue_positions.write(session, placed)
+            queue_positions.write_positions(session, placed)
         with transaction(self.resources.sessions) as session:
-            queue_positions.tell_of_waits(session, PATIENCE_SECONDS)
+            queue_positions.append_wait_events(session, PATIENCE_SECONDS)
         if self.settings.give_way:
             self._make_room(scene, placed)
 
@@ -57,7 +57,7 @@ class QueueKeeper:
         attempts = {job.id: job.attempt for job in scene.running}
         for holder in asked:
             with transaction(self.resources.sessions) as session:
-                if queue_positions.ask_to_yield(session, holder.job_id, attempts[holder.job_id]):
+                if queue_positions.request_preemption(session, holder.job_id, attempts[holder.job_id]):
                     log.info("asked to give way", job=holder.job_id)
 
 
@@ -65,10 +65,10 @@ class _Scene:
     """Workers, running and waiting jobs, and how projects stand, read in one transaction."""
 
     def __init__(self, session: Session, half_life: float) -> None:
-        self.offers = {row.id: offer_of(row.about) for row in workers.that_train(session)}
-        self.running = queue_positions.running(session)
-        self.waiting = queue_positions.waiting(session)
-        self.standings = {each.project_id: each for each in fair_queue.standings(session, half_life)}
+        self.offers = {row.id: offer_of(row.about) for row in workers.gpu_workers(session)}
+        self.running = queue_positions.running_attempts(session)
+        self.waiting = queue_positions.waiting_jobs(session)
+        self.standings = {each.project_id: each for each in fair_queue.project_shares(session, half_life)}
 
     @property
     def slots(self) -> list[Slot]:
@@ -105,11 +105,11 @@ class _Scene:
         ]
 
 
-def _slot(offer: Offer, job: RunningJob | None) -> Slot:
+def _slot(offer: Offer, job: RunningAttempt | None) -> Slot:
     return Slot(offer) if job is None else Slot(offer, job.seconds_left, job.project_id)
 
 
-def _holder(job: RunningJob, offer: Offer, standing: Standing | None) -> Holder:
+def _holder(job: RunningAttempt, offer: Offer, standing: Standing | None) -> Holder:
     return Holder(
         job.id, job.project_id, offer, standing.share if standing else 0.0, job.ran_seconds, job.seconds_left,
         job.priority, job.is_urgent, job.is_asked, job.is_stoppable, job.times_yielded,

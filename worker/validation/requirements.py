@@ -31,7 +31,7 @@ def reckon_needs(keeper: LeaseKeeper, job: Job, inputs: Inputs, reports: Mapping
     if not entry.decoder_layers:  # registered before there were plans
         return {}
     need, sha256 = Need(spec.base_model, frozenset(job.worker_labels)), inputs.base.manifest_sha256
-    places = keeper.transact(lambda session: workers.places(session, spec, sha256, need))
+    places = keeper.transact(lambda session: workers.candidate_devices(session, spec, sha256, need))
     try:
         spec = match_spec(spec, entry.layers)  # of a job that was stored before patterns were matched at creation
         needed = reckon(entry, spec, _work(spec, reports), places or ())

@@ -161,10 +161,12 @@ class Validator:
         def accept(session: Session) -> None:
             """The events of the warnings, the job's list of them and its move, in one transaction."""
             for warning in warnings:
-                claims.say(session, keeper.lease, warning["message"], level="warn", data=without_message(warning))
+                claims.append_event(
+                    session, keeper.lease, warning["message"], level="warn", data=without_message(warning)
+                )
             told = {"warnings": [each for each in job.warnings if each["file"] is None] + warnings}
             message = "Files validated, moving job to queued state"
-            claims.validated(session, keeper.lease, message, data, **needs, **told)
+            claims.finish_validation(session, keeper.lease, message, data, **needs, **told)
             self.resources.hints.after_commit(session, "gpu")
 
         keeper.conclude(accept, lambda session: _is_accepted(session, job))
@@ -174,7 +176,7 @@ class Validator:
         patience = {Reason.DRAINED: 0, Reason.STORAGE_UNAVAILABLE: STORAGE_PATIENCE}.get(outcome.reason, 1)
         try:
             keeper.conclude(
-                lambda session: claims.end_attempt(
+                lambda session: claims.finish_held_attempt(
                     session, keeper.lease, outcome.reason, outcome.message, outcome.level, data, outcome.param,
                     patience * settings.requeue_delay_seconds, settings.max_crash_streak,
                     settings.storage_full_wait_seconds,

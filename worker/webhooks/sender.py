@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from app.db.engine import transaction
 from app.db.webhooks import deliveries, endpoints
-from app.db.webhooks.deliveries import Claimed, Outcome
+from app.db.webhooks.deliveries import ClaimedDelivery, DeliveryOutcome
 from app.domain import webhooks as rules
 from app.log import configure_logging, get_logger
 from app.settings import load_settings
@@ -70,18 +70,20 @@ class Sender:
             handed_out += len(claimed)
         return handed_out
 
-    def deliver(self, claimed: Claimed) -> None:
+    def deliver(self, claimed: ClaimedDelivery) -> None:
         """Send and record."""
         answer = self._send(claimed)
         outcome = self._outcome(claimed, answer)
         with transaction(self.resources.sessions) as session:
-            if not endpoints.hold(session, claimed.endpoint_id) or not deliveries.record(session, claimed, outcome):
+            if not endpoints.lock_against_deletion(session, claimed.endpoint_id) or not deliveries.record_outcome(
+                session, claimed, outcome
+            ):
                 log.info("delivery is somebody else's by now", delivery=claimed.id, attempt=claimed.attempt)
                 return
             if not claimed.is_test:
                 self._note(session, claimed, answer, outcome)
 
-    def _claim(self) -> list[Claimed]:
+    def _claim(self) -> list[ClaimedDelivery]:
         with self._lock:
             free = SENDERS - self._in_hand.total()
             busy = [each for each, n in self._in_hand.items() if n >= (1 if each in self._failing else PER_ENDPOINT)]
@@ -96,7 +98,7 @@ class Sender:
                 (self._failing.add if each.failing_since else self._failing.discard)(each.endpoint_id)
         return claimed
 
-    def _see_to(self, claimed: Claimed) -> None:
+    def _see_to(self, claimed: ClaimedDelivery) -> None:
         try:
             self.deliver(claimed)
         except DATABASE_AWAY as error:  # its lease runs out, and it is sent again under the same id
@@ -114,7 +116,7 @@ class Sender:
         self._freed.wait(self.settings.webhook_poll_seconds)
         self._freed.clear()
 
-    def _send(self, claimed: Claimed) -> Answer:
+    def _send(self, claimed: ClaimedDelivery) -> Answer:
         content = rules.body(claimed.event_id, claimed.event_type, int(claimed.created_at.timestamp()), claimed.data)
         signed = rules.headers(claimed.event_id, int(time.time()), content, claimed.signers)
         fixed = {
@@ -132,7 +134,7 @@ class Sender:
         )
         return post(claimed.url, fixed | signed, content, limits, self._resolve)
 
-    def _outcome(self, claimed: Claimed, answer: Answer) -> Outcome:
+    def _outcome(self, claimed: ClaimedDelivery, answer: Answer) -> DeliveryOutcome:
         is_delivered = answer.status is not None and 200 <= answer.status < 300
         retry_after = rules.parse_retry_after(answer.retry_after, datetime.now(UTC))
         retry_seconds = rules.retry_delay_seconds(claimed.tries, random.random(), retry_after)
@@ -142,19 +144,19 @@ class Sender:
         if answer.status is not None and 300 <= answer.status < 400:
             error = "a redirect, which is not followed: give the endpoint its final URL"
         beginning = None if answer.status is None else answer.content.decode(errors="replace").replace("\x00", "\ufffd")
-        return Outcome(is_delivered, answer.duration_ms, answer.status, error, beginning, retry_seconds)
+        return DeliveryOutcome(is_delivered, answer.duration_ms, answer.status, error, beginning, retry_seconds)
 
-    def _note(self, session: Session, claimed: Claimed, answer: Answer, outcome: Outcome) -> None:
+    def _note(self, session: Session, claimed: ClaimedDelivery, answer: Answer, outcome: DeliveryOutcome) -> None:
         if outcome.is_delivered:
-            deliveries.note_success(session, claimed.endpoint_id)
+            deliveries.record_endpoint_success(session, claimed.endpoint_id)
             return
-        failing_seconds = deliveries.note_failure(session, claimed.endpoint_id)
+        failing_seconds = deliveries.record_endpoint_failure(session, claimed.endpoint_id)
         if answer.status == GONE:
             self._disable(session, claimed, "it answered 410 Gone")
         elif failing_seconds >= self.settings.webhook_disable_seconds:
             self._disable(session, claimed, f"every delivery has failed for {failing_seconds / 86_400:.1f} days")
 
-    def _disable(self, session: Session, claimed: Claimed, reason: str) -> None:
+    def _disable(self, session: Session, claimed: ClaimedDelivery, reason: str) -> None:
         """The project's other endpoints hear of it."""
         log.warning("webhook endpoint disabled", endpoint=claimed.endpoint_id, reason=reason)
         endpoints.disable(session, claimed.endpoint_id, reason)

@@ -51,7 +51,7 @@ def refuse_without_key(sessions: Sessions, host: str) -> None:
 
 def has_key(sessions: Sessions) -> bool:
     with transaction(sessions) as session:
-        return keys.any_key(session)
+        return keys.has_usable_key(session)
 
 
 @lru_cache(maxsize=1024)

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api.error_handlers import error_response
 from app.api.middleware.request_log import CLIENT_CLOSED_REQUEST, RequestRecord, log_request, start_record
 from app.api.transport.body_pace import BodyPace
-from app.db.access.audit import Act, acting
+from app.db.access.audit import AuditContext, audited_as
 from app.errors import BadRequest, NotFound, RequestTimeout, TuneryError
 from app.log import get_logger
 
@@ -39,7 +39,7 @@ class Envelope:
         answer = _Answer(send, record, _told(scope))
         structlog.contextvars.bind_contextvars(request_id=record.request_id)
         try:
-            with acting(Act(request_id=record.request_id, address=_address(scope))):
+            with audited_as(AuditContext(request_id=record.request_id, address=_address(scope))):
                 await self._answer(scope, _Body(scope, receive, answer), answer)
         finally:
             log_request(scope, record)

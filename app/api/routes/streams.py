@@ -19,7 +19,7 @@ from app.api.routes.jobs.polling import version_of
 from app.api.schemas.jobs.events import render_event
 from app.db.fast_reads import keys
 from app.db.fast_reads.jobs import seq_of_event
-from app.db.notifications import Watch
+from app.db.notifications import Subscription
 from app.domain.jobs.states import TERMINAL
 from app.errors import BadRequest, Unavailable
 from app.services.jobs.event_fanout import Part
@@ -77,7 +77,7 @@ async def follow_project(request: Request) -> Response:
     """
     engines: Engines = request.app.state.engines
     secret = bearer_secret(request)
-    caller = admit(request, await keys.find(engines.connections, secret))
+    caller = admit(request, await keys.find_key(engines.connections, secret))
     if request.method == "HEAD":
         return _head_of_stream()
     return EventSourceResponse(_changes(engines, secret, caller.project_id), headers=HEADERS)
@@ -127,7 +127,7 @@ async def _changes(engines: Engines, secret: str, project_id: str) -> AsyncItera
                 yield KEEPALIVE_COMMENT
 
 
-async def _heard_at(watch: Watch) -> float:
+async def _heard_at(watch: Subscription) -> float:
     """When there was news. Without any until a keep-alive is due, a read of the last seconds will do."""
     if await watch.wait(KEEPALIVE_SECONDS):
         return watch.heard_at
@@ -154,7 +154,7 @@ def _key_check(engines: Engines, secret: str) -> Callable[[], Any]:
         if now() - checked_at < KEY_SECONDS:
             return True
         with suppress(Unavailable):
-            key = await keys.find(engines.connections, secret)
+            key = await keys.find_key(engines.connections, secret)
             if key is None or key.refusal is not None:
                 return False
             checked_at = now()

@@ -11,7 +11,7 @@ from types import FrameType
 
 from fastapi import Request
 
-from app.db.notifications import Watch
+from app.db.notifications import Subscription
 from app.errors import RequestTimeout
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -24,7 +24,7 @@ async def client_gone(request: Request) -> None:
 
 
 @asynccontextmanager
-async def closed_when_gone(request: Request, watch: Watch) -> AsyncIterator[None]:
+async def closed_when_gone(request: Request, watch: Subscription) -> AsyncIterator[None]:
     """Close `watch` when the client of a request without a body hangs up."""
 
     async def look() -> None:

@@ -32,8 +32,8 @@ class Database:
         engine = make_engine(self._url, pool_size=1)
         try:
             sessions = make_sessions(engine)
-            audit.watch(sessions)
-            with audit.acting(operator(self._action)), transaction(sessions) as session:
+            audit.audit_sessions(sessions)
+            with audit.audited_as(operator(self._action)), transaction(sessions) as session:
                 yield session
         except OperationalError as error:
             reason = str(error.orig).strip().split("\n")[0]
@@ -46,9 +46,9 @@ class Database:
             engine.dispose()
 
 
-def operator(action: str) -> audit.Act:
+def operator(action: str) -> audit.AuditContext:
     """Whoever can reach the database: the account and the host of this command."""
-    return audit.Act(action=action, actor_type="operator", actor_id=f"{_account()}@{socket.gethostname()}")
+    return audit.AuditContext(action=action, actor_type="operator", actor_id=f"{_account()}@{socket.gethostname()}")
 
 
 def _account() -> str:

@@ -110,7 +110,7 @@ def revoke(database: "Database", key_id: KeyId) -> None:
 
     with database.transaction() as session:
         key = keys.get(session, key_id)
-        audit.about(key_id, key.project_id if key else None)
+        audit.add_object(key_id, key.project_id if key else None)
         if not keys.revoke(session, key_id):
             raise Missing(f"No live key has the id {key_id!r}; `tunery keys list` has them.")
     print_line(f"{key_id} revoked")
@@ -121,7 +121,7 @@ def _new_project(session: "Session", name: str, asked_for: bool) -> "Project":
     from app.db.access import keys, projects
     from app.services.access.projects import checked_name
 
-    if not asked_for and keys.any_key(session):
+    if not asked_for and keys.has_usable_key(session):
         raise Missing(
             f"There is no project {name!r}; `tunery projects list` has them, and `tunery projects create` or "
             "--create-project makes a new one."

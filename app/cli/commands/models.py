@@ -44,7 +44,7 @@ def add(
     remark(f"Hashing {entry.size_bytes / 1e9:.2f} GB in {directory} …")
     files, manifest_sha256 = catalog.hash_directory(directory)
     with database.transaction() as session:
-        audit.about(name, None)
+        audit.add_object(name, None)
         models.register(session, name, directory, files, manifest_sha256, entry)
     print_line(
         f"{name}: {entry.architecture}, {entry.parameters / 1e6:,.0f} M parameters, context {entry.context_length}, "

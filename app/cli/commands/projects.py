@@ -81,7 +81,7 @@ def show(database: "Database", project: ProjectName, as_json: AsJson = False) ->
 
     with database.transaction() as session:
         found = find(session, project)
-        used = usage.of(session, found.id)
+        used = usage.project_usage(session, found.id)
     if as_json:
         print_json(_as_json(found) | {"usage": vars(used)})
         return

@@ -30,7 +30,7 @@ KEY_FILE_VARIABLE = "TUNERY_ADMIN_KEY_FILE"
 
 
 @contextmanager
-def prepared_database(database_url: str, migrated: migrate.Migrated | None = None) -> Iterator[Sessions]:
+def prepared_database(database_url: str, migrated: migrate.OnMigrated | None = None) -> Iterator[Sessions]:
     """At the newest revision. The advisory lock of app.db.migrate holds off another machine that starts on it.
 
     `migrated` is called with the revisions before and after, if they differ.
@@ -39,8 +39,8 @@ def prepared_database(database_url: str, migrated: migrate.Migrated | None = Non
     try:
         _migrate(engine, migrated)
         sessions = make_sessions(engine)
-        audit.watch(sessions)
-        with audit.acting(operator("up")):
+        audit.audit_sessions(sessions)
+        with audit.audited_as(operator("up")):
             yield sessions
     finally:
         engine.dispose()
@@ -51,7 +51,7 @@ def ensure_admin_key(sessions: Sessions, layout: Layout) -> str | None:
     given = _given_key()
     if given is None and not layout.admin_key.exists():
         with transaction(sessions) as session:
-            if keys.any_key(session):  # its owner took the file away, or this database has other keys
+            if keys.has_usable_key(session):  # its owner took the file away, or this database has other keys
                 return None
         write_secret(layout.admin_key, _new_key() + "\n")
     elif given is not None:
@@ -62,7 +62,7 @@ def ensure_admin_key(sessions: Sessions, layout: Layout) -> str | None:
 def refuse_open_without_key(sessions: Sessions, host: str) -> None:
     """Other machines may reach it only once somebody has a key. Raises CannotStart."""
     with transaction(sessions) as session:
-        if not is_loopback(host) and not keys.any_key(session):
+        if not is_loopback(host) and not keys.has_usable_key(session):
             raise CannotStart(
                 f"No API key opens this service, so it does not listen on {host}. Start it without --host, create one "
                 "(`tunery keys create --project default --scope all --scope admin`), and start it again."
@@ -79,7 +79,7 @@ def offer_base_model(sessions: Sessions, directory: Path) -> bool:
         return directory.exists()
 
 
-def _migrate(engine: Engine, migrated: migrate.Migrated | None) -> None:
+def _migrate(engine: Engine, migrated: migrate.OnMigrated | None) -> None:
     try:
         migrate.upgrade(engine, migrated=migrated)
     except OperationalError as error:
@@ -95,7 +95,7 @@ def _make_known(sessions: Sessions, secret: str) -> str | None:
     try:
         with transaction(sessions) as session:
             project = keys.ensure_project(session, keys.DEFAULT_PROJECT)
-            if keys.find(session, secret) is not None:
+            if keys.find_by_secret(session, secret) is not None:
                 return None
             keys.issue(session, project, KEY_NAME, keys.ADMIN_SCOPES, secret=secret)
     except IntegrityError:  # it was revoked: its hash is there, and it stays revoked
@@ -111,10 +111,10 @@ def _given_key() -> str | None:
         secret = Path(file).read_text(encoding="utf-8").strip()
     except OSError as error:
         raise CannotStart(f"{KEY_FILE_VARIABLE} names {file}, which can't be read: {error.strerror}.") from None
-    if not keys.is_good_secret(secret):
+    if not keys.is_valid_secret(secret):
         raise CannotStart(
             f"The key in {file} ({KEY_FILE_VARIABLE}) has {len(secret)} characters; needed are at least "
-            f"{keys.MIN_GIVEN_CHARACTERS}, printable ASCII without spaces, as from `openssl rand -hex 32`."
+            f"{keys.MIN_SECRET_CHARACTERS}, printable ASCII without spaces, as from `openssl rand -hex 32`."
         )
     return secret
 

@@ -16,19 +16,19 @@ from typing import Any, Literal
 from sqlalchemy import ARRAY, Select, Text, cast, event, insert, select
 from sqlalchemy.orm import ORMExecuteState, Session
 
-from app.db.base import table_of
+from app.db.base import core_table
 from app.db.engine import Sessions
 from app.db.ids import new_id
 from app.db.tables import AuditEntry, Project
 
 ActorType = Literal["api_key", "operator", "system"]
-CHANGED = "audit.changed"  # in session.info: (id, project) of rows that changed, once anything was written
+CHANGED_KEY = "audit.changed"  # in session.info: (id, project) of rows that changed, once anything was written
 MAX_OBJECTS = 20
-INSERT = insert(table_of(AuditEntry))  # beside the session: an entry is no change that would want an entry
+INSERT = insert(core_table(AuditEntry))  # beside the session: an entry is no change that would want an entry
 
 
 @dataclass
-class Act:
+class AuditContext:
     """Filled in as it becomes known: a request has an address before it has a key. No actor, no entry."""
 
     request_id: str | None = None
@@ -45,29 +45,29 @@ class Act:
         return self.action is not None and self.actor_id is not None and not self.is_over
 
 
-CURRENT: ContextVar[Act | None] = ContextVar("act", default=None)
+CURRENT_CONTEXT: ContextVar[AuditContext | None] = ContextVar("act", default=None)
 
 
 @contextmanager
-def acting(act: Act) -> Iterator[Act]:
-    token = CURRENT.set(act)
+def audited_as(act: AuditContext) -> Iterator[AuditContext]:
+    token = CURRENT_CONTEXT.set(act)
     try:
         yield act
     finally:
         act.is_over = True
-        CURRENT.reset(token)
+        CURRENT_CONTEXT.reset(token)
 
 
-def watch(sessions: Sessions) -> None:
+def audit_sessions(sessions: Sessions) -> None:
     event.listen(sessions, "do_orm_execute", _on_statement)
     event.listen(sessions, "before_flush", _on_flush)
     event.listen(sessions, "before_commit", _on_commit)
     event.listen(sessions, "after_rollback", _on_rollback)
 
 
-def about(object_id: str, project_id: str | None) -> None:
+def add_object(object_id: str, project_id: str | None) -> None:
     """What a command without a path is about, where a statement changes it and no object of the session does."""
-    act = CURRENT.get()
+    act = CURRENT_CONTEXT.get()
     if act is not None:
         act.object_ids.append(object_id)
         act.project_id = act.project_id or project_id
@@ -121,7 +121,7 @@ def _within(query: Select[AuditEntry], since: datetime | None, until: datetime |
 
 def _on_statement(state: ORMExecuteState) -> None:
     if state.is_insert or state.is_update or state.is_delete:
-        state.session.info.setdefault(CHANGED, [])
+        state.session.info.setdefault(CHANGED_KEY, [])
 
 
 def _on_flush(session: Session, _context: Any, _instances: Any) -> None:
@@ -129,24 +129,24 @@ def _on_flush(session: Session, _context: Any, _instances: Any) -> None:
     modified = [row for row in session.dirty if session.is_modified(row)]
     rows = [*session.new, *modified, *session.deleted]
     if rows:
-        session.info.setdefault(CHANGED, []).extend(_identified(rows))
+        session.info.setdefault(CHANGED_KEY, []).extend(_changed_ids(rows))
 
 
 def _on_commit(session: Session) -> None:
-    act = CURRENT.get()
+    act = CURRENT_CONTEXT.get()
     if act is None or not act.is_attributed:
         return
     session.flush()
-    changed: list[tuple[str, str | None]] | None = session.info.pop(CHANGED, None)
+    changed: list[tuple[str, str | None]] | None = session.info.pop(CHANGED_KEY, None)
     if changed is not None:
         session.connection().execute(INSERT, _entry(act, changed))
 
 
 def _on_rollback(session: Session) -> None:
-    session.info.pop(CHANGED, None)
+    session.info.pop(CHANGED_KEY, None)
 
 
-def _entry(act: Act, changed: Sequence[tuple[str, str | None]]) -> dict[str, Any]:
+def _entry(act: AuditContext, changed: Sequence[tuple[str, str | None]]) -> dict[str, Any]:
     project_ids = [act.project_id, *(project_id for _, project_id in changed)]
     return {
         "id": new_id("audit_log"),
@@ -160,7 +160,7 @@ def _entry(act: Act, changed: Sequence[tuple[str, str | None]]) -> dict[str, Any
     }
 
 
-def _identified(rows: Sequence[Any]) -> list[tuple[str, str | None]]:
+def _changed_ids(rows: Sequence[Any]) -> list[tuple[str, str | None]]:
     """What has an id of its own, and not only a place in something else: the job, and not its events."""
     found = []
     for row in rows:

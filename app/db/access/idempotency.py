@@ -9,16 +9,16 @@ from datetime import timedelta
 from sqlalchemy import ColumnElement, and_, bindparam, delete, func, select, text, update
 from sqlalchemy.orm import Session
 
-from app.db.base import table_of
+from app.db.base import core_table
 from app.db.fast_reads.pool import AsyncConnections
 from app.db.tables import IdempotencyKey
 
-KEPT = timedelta(hours=24)
-KEYS = table_of(IdempotencyKey)
+RETENTION = timedelta(hours=24)
+KEYS = core_table(IdempotencyKey)
 
 # One round trip, whether the key is new or in use. An advisory lock and not the row's own tells that a twin is at work:
 # who asked can then give its connection back and wait without one. A key whose time is over is new.
-TAKE = text(
+RESERVE = text(
     """
     WITH lock AS MATERIALIZED (SELECT pg_try_advisory_xact_lock(:lock) AS is_mine),
     taken AS (
@@ -36,15 +36,15 @@ TAKE = text(
     """
 )
 # Put together once, which takes twice as long as sending it.
-ANSWER = update(KEYS).where(KEYS.c.project_id == bindparam("of_project"), KEYS.c.key == bindparam("of_key"))
-FIND = """
+STORE_RESPONSE = update(KEYS).where(KEYS.c.project_id == bindparam("of_project"), KEYS.c.key == bindparam("of_key"))
+FIND_RESPONSE = """
 SELECT method, path, fingerprint, status, answer FROM idempotency_keys
 WHERE project_id = %(project_id)s AND key = %(key)s AND created_at >= clock_timestamp() - %(kept)s
 """
 
 
 @dataclass(frozen=True)
-class Asked:
+class KeyedRequest:
     """What a request with a key asks for; `fingerprint` stands for its body."""
 
     project_id: str
@@ -55,7 +55,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Answered:
+class StoredResponse:
     """What the first request with a key asked for, and was answered."""
 
     method: str
@@ -65,46 +65,46 @@ class Answered:
     answer: str
 
 
-class InUseError(RuntimeError):
+class KeyInUseError(RuntimeError):
     """Another transaction holds the key and has not ended."""
 
 
-def take(session: Session, asked: Asked) -> Answered | None:
+def reserve_key(session: Session, asked: KeyedRequest) -> StoredResponse | None:
     """None when the key is this transaction's now; else what became of it before. Raises InUseError."""
-    values = {"lock": _lock(asked), "kept": KEPT, **vars(asked)}
-    found = session.execute(TAKE, values).one()
+    values = {"lock": _lock_number(asked), "kept": RETENTION, **vars(asked)}
+    found = session.execute(RESERVE, values).one()
     if not found.is_mine:
-        raise InUseError(asked.key)
+        raise KeyInUseError(asked.key)
     if found.is_new:
         return None
     if found.answer is None:  # it was answered while the statement ran, which sees what was there when it began
-        found = session.execute(select(KEYS).where(_is(asked))).one()
-    return Answered(found.method, found.path, found.fingerprint, found.status, found.answer)
+        found = session.execute(select(KEYS).where(_matches(asked))).one()
+    return StoredResponse(found.method, found.path, found.fingerprint, found.status, found.answer)
 
 
-async def find(connections: AsyncConnections, asked: Asked) -> Answered | None:
+async def find_response(connections: AsyncConnections, asked: KeyedRequest) -> StoredResponse | None:
     """What became of the key, if a transaction that took it has committed."""
-    values = {"project_id": asked.project_id, "key": asked.key, "kept": KEPT}
-    found = await connections.fetch_one(FIND, values)
-    return None if found is None else Answered(*found)
+    values = {"project_id": asked.project_id, "key": asked.key, "kept": RETENTION}
+    found = await connections.fetch_one(FIND_RESPONSE, values)
+    return None if found is None else StoredResponse(*found)
 
 
-def answer(session: Session, asked: Asked, status: int, body: str) -> None:
+def store_response(session: Session, asked: KeyedRequest, status: int, body: str) -> None:
     """Remember the answer of a request whose key this transaction has taken."""
     values = {"status": status, "answer": body}
-    session.execute(ANSWER, {"of_project": asked.project_id, "of_key": asked.key, **values})
+    session.execute(STORE_RESPONSE, {"of_project": asked.project_id, "of_key": asked.key, **values})
 
 
-def release(session: Session, asked: Asked) -> None:
+def release_key(session: Session, asked: KeyedRequest) -> None:
     """Nothing was created after all: the key is free again."""
-    session.execute(delete(KEYS).where(_is(asked)))
+    session.execute(delete(KEYS).where(_matches(asked)))
 
 
-def forget_old(session: Session, limit: int = 10_000) -> int:
+def delete_expired(session: Session, limit: int = 10_000) -> int:
     """Delete keys whose time is over; how many."""
     old = (
         select(IdempotencyKey.project_id, IdempotencyKey.key)
-        .where(IdempotencyKey.created_at < func.clock_timestamp() - KEPT)
+        .where(IdempotencyKey.created_at < func.clock_timestamp() - RETENTION)
         .limit(limit)
         .with_for_update(skip_locked=True)
         .subquery()
@@ -117,11 +117,11 @@ def forget_old(session: Session, limit: int = 10_000) -> int:
     return len(found.all())
 
 
-def _is(asked: Asked) -> ColumnElement[bool]:
+def _matches(asked: KeyedRequest) -> ColumnElement[bool]:
     return and_(KEYS.c.project_id == asked.project_id, KEYS.c.key == asked.key)
 
 
-def _lock(asked: Asked) -> int:
+def _lock_number(asked: KeyedRequest) -> int:
     """64 bits: two keys that share a lock by chance wait for each other once, no more."""
     digest = hashlib.sha256(f"idempotency\n{asked.project_id}\n{asked.key}".encode()).digest()
     return int.from_bytes(digest[:8], signed=True)

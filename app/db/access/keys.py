@@ -22,9 +22,9 @@ __all__ = ["DEFAULT_PROJECT", "ensure_project", "get_project"]
 
 PREFIX = "tnry"
 ADMIN_SCOPES = (scopes.ALL, scopes.ADMIN)  # of the key that a service begins with
-MIN_GIVEN_CHARACTERS = 20
+MIN_SECRET_CHARACTERS = 20
 SHOWN_CHARACTERS = 4
-LONG_ENOUGH_TO_SHOW = 40  # of a shorter secret, brought from outside, nothing is shown
+MIN_CHARACTERS_TO_SHOW = 40  # of a shorter secret, brought from outside, nothing is shown
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,11 @@ def set_expiry(session: Session, key: ApiKey, expires_in_seconds: int | None) ->
     session.refresh(key)
 
 
-def find(session: Session, secret: str) -> ApiKey | None:
+def find_by_secret(session: Session, secret: str) -> ApiKey | None:
     """The live key with this secret, or with it before a rotation that still overlaps."""
     digest = hash_key(secret)
     before = and_(ApiKey.previous_secret_sha256 == digest, ApiKey.previous_expires_at > func.clock_timestamp())
-    return session.scalar(select(ApiKey).where(or_(ApiKey.secret_sha256 == digest, before), _is_live()))
+    return session.scalar(select(ApiKey).where(or_(ApiKey.secret_sha256 == digest, before), _is_usable()))
 
 
 def was_issued(session: Session, secret: str) -> bool:
@@ -120,7 +120,7 @@ def page(
     if not with_revoked:
         query = query.where(ApiKey.revoked_at.is_(None))
     if is_active is not None:
-        query = query.where(_is_live() if is_active else not_(_is_live()))
+        query = query.where(_is_usable() if is_active else not_(_is_usable()))
     return list(session.scalars(query))
 
 
@@ -140,22 +140,22 @@ def revoke(session: Session, key_id: str) -> bool:
     return revoked.scalar_one_or_none() is not None
 
 
-def any_key(session: Session) -> bool:
+def has_usable_key(session: Session) -> bool:
     """Whether any key opens anything."""
     query = select(ApiKey.id).join(Project, Project.id == ApiKey.project_id)
-    return session.scalar(query.where(_is_live(), Project.archived_at.is_(None)).limit(1)) is not None
+    return session.scalar(query.where(_is_usable(), Project.archived_at.is_(None)).limit(1)) is not None
 
 
 def hash_key(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def is_good_secret(secret: str) -> bool:
+def is_valid_secret(secret: str) -> bool:
     """Of a key that an operator made: long enough, and fit for a header."""
-    return len(secret) >= MIN_GIVEN_CHARACTERS and secret.isascii() and secret.isprintable() and " " not in secret
+    return len(secret) >= MIN_SECRET_CHARACTERS and secret.isascii() and secret.isprintable() and " " not in secret
 
 
-def _is_live() -> ColumnElement[bool]:
+def _is_usable() -> ColumnElement[bool]:
     return and_(
         ApiKey.revoked_at.is_(None),
         or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.clock_timestamp()),
@@ -167,7 +167,7 @@ def _new_secret(number: str) -> str:
 
 
 def _redact(secret: str) -> str:
-    if len(secret) < LONG_ENOUGH_TO_SHOW:
+    if len(secret) < MIN_CHARACTERS_TO_SHOW:
         return "…"
     return f"{secret[: len(PREFIX) + 1 + SHOWN_CHARACTERS]}…{secret[-SHOWN_CHARACTERS:]}"
 

@@ -20,13 +20,13 @@ def grant(session: Session, model: TunedModel, project_ids: Sequence[str]) -> li
     for project_id in project_ids:
         row = {"id": new_id("cp", "_"), "project_id": model.project_id, "model_id": model.id, "grantee_id": project_id}
         session.execute(upsert(CheckpointPermission).values(row).on_conflict_do_nothing())
-    rows = session.scalars(_of(model).where(CheckpointPermission.grantee_id.in_(project_ids)))
+    rows = session.scalars(_permissions_of(model).where(CheckpointPermission.grantee_id.in_(project_ids)))
     by_project = {row.grantee_id: row for row in rows}
     return [by_project[project_id] for project_id in dict.fromkeys(project_ids)]
 
 
 def get(session: Session, model: TunedModel, permission_id: str) -> CheckpointPermission | None:
-    return session.scalar(_of(model).where(CheckpointPermission.id == permission_id))
+    return session.scalar(_permissions_of(model).where(CheckpointPermission.id == permission_id))
 
 
 def page(
@@ -39,7 +39,7 @@ def page(
 ) -> list[CheckpointPermission]:
     """By creation, at most `limit`; `project_id` asks for that project's alone."""
     seq, rising = CheckpointPermission.seq, order == "ascending"
-    query = _of(model).order_by(seq if rising else seq.desc()).limit(limit)
+    query = _permissions_of(model).order_by(seq if rising else seq.desc()).limit(limit)
     if project_id is not None:
         query = query.where(CheckpointPermission.grantee_id == project_id)
     if after is not None:
@@ -52,9 +52,9 @@ def withdraw(session: Session, permission: CheckpointPermission) -> None:
     session.flush()
 
 
-def known_projects(session: Session, project_ids: Sequence[str]) -> set[str]:
+def existing_project_ids(session: Session, project_ids: Sequence[str]) -> set[str]:
     return set(session.scalars(select(Project.id).where(Project.id.in_(project_ids))))
 
 
-def _of(model: TunedModel) -> Select[CheckpointPermission]:
+def _permissions_of(model: TunedModel) -> Select[CheckpointPermission]:
     return select(CheckpointPermission).where(CheckpointPermission.model_id == model.id)

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from app.db.tables import File, Job
 from app.domain.jobs.states import JobState
 
-WAITING = (JobState.VALIDATING, JobState.QUEUED)
+QUEUED_STATES = (JobState.VALIDATING, JobState.QUEUED)
 # A calendar month of UTC. A running attempt holds what its run will still take: by its last record, else by its plan.
 GPU_SECONDS = """
 SELECT
@@ -37,9 +37,9 @@ class Usage:
     held_gpu_seconds: float
 
 
-def of(session: Session, project_id: str) -> Usage:
+def project_usage(session: Session, project_id: str) -> Usage:
     used, held = gpu_seconds(session, project_id)
-    running = _jobs(session, project_id, JobState.RUNNING)
+    running = _count_jobs(session, project_id, JobState.RUNNING)
     return Usage(stored_bytes(session, project_id), queued_jobs(session, project_id), running, used, held)
 
 
@@ -53,7 +53,7 @@ def stored_bytes(session: Session, project_id: str) -> int:
 
 def queued_jobs(session: Session, project_id: str) -> int:
     """Those that wait for a worker or for the check of their files."""
-    return _jobs(session, project_id, *WAITING)
+    return _count_jobs(session, project_id, *QUEUED_STATES)
 
 
 def gpu_seconds(session: Session, project_id: str) -> tuple[float, float]:
@@ -62,6 +62,6 @@ def gpu_seconds(session: Session, project_id: str) -> tuple[float, float]:
     return row.used, row.held
 
 
-def _jobs(session: Session, project_id: str, *states: JobState) -> int:
+def _count_jobs(session: Session, project_id: str, *states: JobState) -> int:
     query = select(func.count()).select_from(Job).where(Job.project_id == project_id, Job.state.in_(states))
     return session.scalar(query) or 0

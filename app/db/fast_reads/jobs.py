@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.db.fast_reads.keys import KEY_BY_SECRET, find_with
+from app.db.fast_reads.keys import KEY_BY_SECRET, fetch_with_key
 from app.db.fast_reads.pool import AsyncConnections
 
-PAGE = 500  # events in one read of a stream
+MAX_EVENTS = 500  # events in one read of a stream
 
 # One that has just come is the last until the next forecast.
-PLACE = """
+QUEUE_COLUMNS = """
   place.expected_start_at, place.waiting_for,
   CASE WHEN job.state = 'queued'
     THEN coalesce(place.position, 1 + coalesce((SELECT max(position) FROM queue_places), 0)) END AS queue_position
 """
-OF_KEY = f"""
+FROM_KEY = f"""
 FROM ({KEY_BY_SECRET}) AS key
 LEFT JOIN jobs AS job ON job.project_id = key.project_id AND job.id = %(job_id)s
 LEFT JOIN queue_places AS place ON place.job_id = job.id AND job.state = 'queued'
@@ -34,12 +34,12 @@ SELECT
   job.adapter_archive_file_id, job.cloned_from, job.error_code, job.error_message, job.error_param,
   checkpoint.file_ids AS adapter_file_ids,
   job.priority, job.is_urgent, job.worker_labels, job.warnings,
-  {PLACE}
-{OF_KEY}
+  {QUEUE_COLUMNS}
+{FROM_KEY}
 LEFT JOIN checkpoints AS checkpoint ON checkpoint.name = job.fine_tuned_model
 """
 # What the ETag is made of, and nothing of what it stands for: a 304 costs this.
-VERSION_BY_KEY = f"SELECT key.*, job.id, job.version, job.state, job.event_seq, {PLACE} {OF_KEY}"
+VERSION_BY_KEY = f"SELECT key.*, job.id, job.version, job.state, job.event_seq, {QUEUE_COLUMNS} {FROM_KEY}"
 SEQ_OF_EVENT = "SELECT seq FROM job_events WHERE job_id = %(job_id)s AND id = %(event_id)s"
 # One statement, so one snapshot: whether the job is over, and whether these are its last events, belong together.
 EVENTS_AFTER = f"""
@@ -48,7 +48,7 @@ SELECT
   event.seq, event.id, event.created_at, event.level, event.type, event.message, event.data
 FROM jobs AS job
 LEFT JOIN LATERAL (
-  SELECT * FROM job_events WHERE job_id = job.id AND seq > %(seq)s ORDER BY seq LIMIT {PAGE}
+  SELECT * FROM job_events WHERE job_id = job.id AND seq > %(seq)s ORDER BY seq LIMIT {MAX_EVENTS}
 ) AS event ON true
 WHERE job.id = %(job_id)s
 ORDER BY event.seq
@@ -60,12 +60,12 @@ async def job_by_key(connections: AsyncConnections, secret: str, job_id: str) ->
 
     The row is a KnownKey as well: whether that key may read the job is for the caller to ask.
     """
-    return await find_with(connections, JOB_BY_KEY, secret, {"job_id": job_id})
+    return await fetch_with_key(connections, JOB_BY_KEY, secret, {"job_id": job_id})
 
 
 async def version_by_key(connections: AsyncConnections, secret: str, job_id: str) -> Any:
     """As `job_by_key`: a KnownKey with {id, version, state, event_seq, queue_position}."""
-    return await find_with(connections, VERSION_BY_KEY, secret, {"job_id": job_id})
+    return await fetch_with_key(connections, VERSION_BY_KEY, secret, {"job_id": job_id})
 
 
 async def seq_of_event(connections: AsyncConnections, job_id: str, event_id: str) -> int | None:

@@ -23,14 +23,14 @@ FROM api_keys AS key JOIN projects AS project ON project.id = key.project_id
 WHERE key.secret_sha256 = %(secret_sha256)s OR key.previous_secret_sha256 = %(secret_sha256)s
 """
 # At most once a minute: polling must not write a row per request.
-TOUCH = """
+SET_LAST_USED = """
 UPDATE api_keys SET last_used_at = clock_timestamp()
 WHERE id = %(key_id)s AND (last_used_at IS NULL OR last_used_at < clock_timestamp() - interval '1 minute')
 RETURNING id
 """
 
 
-class KnownKey(Protocol):
+class KeyRow(Protocol):
     """A row of KEY_BY_SECRET."""
 
     @property
@@ -47,15 +47,15 @@ class KnownKey(Protocol):
     def touch_due(self) -> bool: ...
 
 
-async def find(connections: AsyncConnections, secret: str) -> KnownKey | None:
+async def find_key(connections: AsyncConnections, secret: str) -> KeyRow | None:
     """The key that has, or had, this secret."""
-    key: KnownKey | None = await find_with(connections, KEY_BY_SECRET, secret, {})
+    key: KeyRow | None = await fetch_with_key(connections, KEY_BY_SECRET, secret, {})
     return key
 
 
-async def find_with(connections: AsyncConnections, query: str, secret: str, more: Mapping[str, str]) -> Any:
+async def fetch_with_key(connections: AsyncConnections, query: str, secret: str, more: Mapping[str, str]) -> Any:
     """A KnownKey and what else `query` reads. The look-up is by hash, so its timing tells nothing of the secret."""
     row = await connections.fetch_one(query, {"secret_sha256": hash_key(secret), **more})
     if row is not None and row.touch_due and row.refusal is None:
-        await connections.fetch_one(TOUCH, {"key_id": row.key_id})
+        await connections.fetch_one(SET_LAST_USED, {"key_id": row.key_id})
     return row

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from typing import Any
 
 
-class Looks:
+class SingleFlight:
     """Who asks while a read of the same thing is under way that began late enough gets what that one finds.
 
     Nothing is kept once it is answered. Belongs to one event loop.

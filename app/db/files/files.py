@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Select, SQLColumnExpression, and_, func, o
 from sqlalchemy.orm import Session
 
 from app.db.ids import new_id
-from app.db.jobs.jobs import ACTIVE
+from app.db.jobs.jobs import ACTIVE_STATES
 from app.db.tables import Checkpoint, Export, File, Job
 from app.domain.artifacts.exports import UNFINISHED
 
@@ -51,23 +51,23 @@ def get(session: Session, project_id: str, file_id: str) -> File | None:
 
 
 def is_visible_to(project_id: str | SQLColumnExpression[str], file: type[File] = File) -> ColumnElement[bool]:
-    return and_(file.project_id == project_id, _is_there(file))
+    return and_(file.project_id == project_id, _is_available(file))
 
 
-def visible(session: Session, file_ids: Sequence[str]) -> dict[str, File]:
+def get_visible(session: Session, file_ids: Sequence[str]) -> dict[str, File]:
     """Those of one project's files that are still there, by id."""
     if not file_ids:
         return {}
-    found = select(File).where(File.id.in_(file_ids), _is_there(File))
+    found = select(File).where(File.id.in_(file_ids), _is_available(File))
     return {file.id: file for file in session.scalars(found)}
 
 
-def cursor(session: Session, project_id: str, file_id: str) -> File | None:
+def get_cursor(session: Session, project_id: str, file_id: str) -> File | None:
     """A file of the project as the end of a page: also a deleted one, as clients delete while they page through."""
     return session.scalar(select(File).where(File.project_id == project_id, File.id == file_id))
 
 
-def get_any(session: Session, file_id: str) -> File | None:
+def get_even_deleted(session: Session, file_id: str) -> File | None:
     """Also a deleted one: a job that was accepted goes on reading its files."""
     return session.get(File, file_id)
 
@@ -104,7 +104,7 @@ def delete_all(session: Session, file_ids: Iterable[str]) -> None:
     )
 
 
-def expire(session: Session) -> int:
+def delete_expired(session: Session) -> int:
     """Delete every file whose time is over; the number of them."""
     expired = session.execute(
         update(File)
@@ -115,21 +115,21 @@ def expire(session: Session) -> int:
     return len(expired.all())
 
 
-def hold(session: Session, project_id: str, file_ids: Sequence[str]) -> int:
+def lock_content(session: Session, project_id: str, file_ids: Sequence[str]) -> int:
     """Keep visible files' bytes until this transaction ends; how many there are. `purgeable` skips them."""
     held = _visible(project_id).where(File.id.in_(file_ids)).with_for_update(read=True, key_share=True)
     return len(session.scalars(held).all())
 
 
-def purgeable(session: Session, limit: int = 100) -> list[File]:
+def lock_purgeable(session: Session, limit: int = 100) -> list[File]:
     """Deleted files whose bytes no unfinished job or export needs any more; locked until this transaction ends."""
     in_use = select(Job.id).where(
-        or_(Job.training_file_id == File.id, Job.validation_file_id == File.id), Job.state.in_(ACTIVE)
+        or_(Job.training_file_id == File.id, Job.validation_file_id == File.id), Job.state.in_(ACTIVE_STATES)
     )
     continued = (
         select(Job.id)
         .join(Checkpoint, Checkpoint.name == Job.spec["continued_from"].astext)
-        .where(Checkpoint.job_id == File.job_id, Checkpoint.file_ids.has_key(File.id), Job.state.in_(ACTIVE))
+        .where(Checkpoint.job_id == File.job_id, Checkpoint.file_ids.has_key(File.id), Job.state.in_(ACTIVE_STATES))
     )
     exported = select(Export.id).where(
         Export.job_id == File.job_id,
@@ -161,5 +161,5 @@ def _visible(project_id: str) -> Select[File]:
     return select(File).where(is_visible_to(project_id))
 
 
-def _is_there(file: type[File]) -> ColumnElement[bool]:
+def _is_available(file: type[File]) -> ColumnElement[bool]:
     return and_(file.deleted_at.is_(None), or_(file.expires_at.is_(None), file.expires_at > func.clock_timestamp()))

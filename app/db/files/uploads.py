@@ -13,7 +13,7 @@ from app.db.ids import new_id
 from app.db.tables import File, Upload, UploadPart
 from app.domain.uploads import UploadStatus
 
-COMPLETING_SECONDS = 1800  # a file that is put together when its upload's time ends gets so much longer
+COMPLETION_GRACE_SECONDS = 1800  # a file that is put together when its upload's time ends gets so much longer
 
 
 def insert(session: Session, project_id: str, ttl_seconds: float, **columns: Any) -> Upload:
@@ -36,7 +36,7 @@ def lock(session: Session, project_id: str, upload_id: str) -> Upload | None:
     return session.scalar(query.with_for_update().execution_options(populate_existing=True))
 
 
-def is_over(session: Session, upload: Upload) -> bool:
+def is_expired(session: Session, upload: Upload) -> bool:
     """Whether its time has come, by the database's clock."""
     return bool(session.scalar(select(func.clock_timestamp() >= upload.expires_at)))
 
@@ -59,14 +59,14 @@ def insert_part(
     return part
 
 
-def totals(session: Session, upload: Upload) -> tuple[int, int]:
+def part_totals(session: Session, upload: Upload) -> tuple[int, int]:
     """How many parts there are, and their bytes."""
     counted = select(func.count(), func.coalesce(func.sum(UploadPart.bytes), 0))
     count, total_bytes = session.execute(counted.where(UploadPart.upload_id == upload.id)).one()
     return int(count), int(total_bytes)
 
 
-def posted(session: Session, upload: Upload, part_ids: Sequence[str]) -> dict[str, UploadPart]:
+def posted_parts(session: Session, upload: Upload, part_ids: Sequence[str]) -> dict[str, UploadPart]:
     """Those of the parts that belong to this upload and were posted, by id."""
     query = select(UploadPart).where(
         UploadPart.upload_id == upload.id, UploadPart.start.is_(None), UploadPart.id.in_(part_ids)
@@ -74,24 +74,24 @@ def posted(session: Session, upload: Upload, part_ids: Sequence[str]) -> dict[st
     return {part.id: part for part in session.scalars(query)}
 
 
-def all_posted(session: Session, upload: Upload) -> list[UploadPart]:
+def all_posted_parts(session: Session, upload: Upload) -> list[UploadPart]:
     """In the order they arrived."""
     query = select(UploadPart).where(UploadPart.upload_id == upload.id, UploadPart.start.is_(None))
     return list(session.scalars(query.order_by(UploadPart.created_at, UploadPart.id)))
 
 
-def streamed(session: Session, upload: Upload) -> list[UploadPart]:
+def stream_pieces(session: Session, upload: Upload) -> list[UploadPart]:
     """The pieces of content that came as one stream, in order; the unique `start` leaves no two for one place."""
     query = select(UploadPart).where(UploadPart.upload_id == upload.id, UploadPart.start.is_not(None))
     return list(session.scalars(query.order_by(UploadPart.start)))
 
 
-def streamed_bytes(session: Session, upload: Upload) -> int:
+def stream_bytes(session: Session, upload: Upload) -> int:
     query = select(func.max(UploadPart.start + UploadPart.bytes)).where(UploadPart.upload_id == upload.id)
     return int(session.scalar(query) or 0)
 
 
-def next_writer(session: Session, upload: Upload) -> int:
+def next_writer_number(session: Session, upload: Upload) -> int:
     """The number of a request that is to send content; any request before it may add nothing more."""
     upload.writer += 1
     session.flush()
@@ -108,9 +108,9 @@ def cancel(session: Session, upload: Upload) -> None:
     session.flush()
 
 
-def expire(session: Session) -> int:
+def mark_expired(session: Session) -> int:
     """End the pending ones whose time is over; the number of them."""
-    over = Upload.expires_at + timedelta(seconds=COMPLETING_SECONDS) < func.clock_timestamp()
+    over = Upload.expires_at + timedelta(seconds=COMPLETION_GRACE_SECONDS) < func.clock_timestamp()
     query = select(Upload).where(Upload.status == UploadStatus.PENDING, over).with_for_update(skip_locked=True)
     expired = list(session.scalars(query))
     for upload in expired:
@@ -119,14 +119,14 @@ def expire(session: Session) -> int:
     return len(expired)
 
 
-def left_over(session: Session, limit: int = 100) -> list[UploadPart]:
+def leftover_parts(session: Session, limit: int = 100) -> list[UploadPart]:
     """Parts of uploads that have ended: their bytes are a file's by now, or nobody's."""
     ended: ColumnElement[bool] = Upload.status != UploadStatus.PENDING
     query = select(UploadPart).join(Upload, Upload.id == UploadPart.upload_id).where(ended)
     return list(session.scalars(query.limit(limit)))
 
 
-def forget(session: Session, parts: Sequence[UploadPart]) -> None:
+def delete_parts(session: Session, parts: Sequence[UploadPart]) -> None:
     session.execute(delete(UploadPart).where(UploadPart.id.in_([part.id for part in parts])))
 
 

@@ -156,16 +156,16 @@ def old_snapshots(session: Session, job_id: str, keep: int = KEPT_SNAPSHOTS) -> 
     return snapshots(session, job_id)[keep:]
 
 
-def left_over_snapshots(session: Session, limit: int = 100) -> list[Snapshot]:
+def leftover_snapshots(session: Session, limit: int = 100) -> list[Snapshot]:
     """Snapshots of jobs that have ended: nobody will resume from them."""
     ended = select(Job.id).where(Job.state.in_([state.value for state in TERMINAL]))
     return list(session.scalars(select(Snapshot).where(Snapshot.job_id.in_(ended)).limit(limit)))
 
 
-def forget_snapshots(session: Session, snapshot_ids: Iterable[str]) -> None:
+def delete_snapshots(session: Session, snapshot_ids: Iterable[str]) -> None:
     session.execute(delete(Snapshot).where(Snapshot.id.in_(list(snapshot_ids))))
 
 
-def snapshot_keys(session: Session) -> set[str]:
+def snapshot_storage_keys(session: Session) -> set[str]:
     """Every object that a snapshot names; there are two snapshots for each unfinished job."""
     return {key for keys in session.scalars(select(Snapshot.storage_keys)) for key in keys.values()}

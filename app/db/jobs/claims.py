@@ -13,8 +13,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, func, null, select, update
 from sqlalchemy.orm import Session
 
-from app.db.jobs import full_disk
-from app.db.jobs.events import take_seq, tell
+from app.db.jobs import events, full_disk
 from app.db.scheduling import fair_queue
 from app.db.scheduling.fair_queue import Kind
 from app.db.tables import Attempt, Job
@@ -23,9 +22,9 @@ from app.domain.scheduling.fair_share import HALF_LIFE_SECONDS
 from app.domain.scheduling.worker_capacity import Offer
 
 CLAIMED_STATE: dict[Kind, JobState] = {"validate": JobState.VALIDATING, "train": JobState.QUEUED}
-STARTED: dict[Kind, str] = {"validate": "Validating training file: {files}", "train": "Fine-tuning job started"}
+STARTED_MESSAGE: dict[Kind, str] = {"validate": "Validating training file: {files}", "train": "Fine-tuning job started"}
 STORAGE_WAIT_SECONDS = 86_400.0
-HELD = [JobState.VALIDATING.value, JobState.RUNNING.value]
+HELD_STATES = [JobState.VALIDATING.value, JobState.RUNNING.value]
 
 
 @dataclass(frozen=True)
@@ -41,12 +40,12 @@ class FencedError(RuntimeError):
     """The lease is gone: cancelled, expired, or taken by a later attempt. Stop the trainer and drop the result."""
 
 
-class UnwantedError(RuntimeError):
+class NoLongerDesiredError(RuntimeError):
     """The lease holds, but the user does not want a success any more: a pause came in between."""
 
 
 @dataclass(frozen=True)
-class Wish:
+class JobControl:
     """What is wanted of a running job: by its user, and by the operator, who may let it give way to an urgent one."""
 
     desired: Desired
@@ -65,54 +64,61 @@ def claim(
 
     One statement picks the row and takes it. SKIP LOCKED: who cancels or pauses a job keeps no worker waiting.
     """
-    if not is_waiting(session, kind):
+    if not has_claimable_job(session, kind):
         return None
-    fair_queue.enter(session, kind)
+    fair_queue.lock_claims(session, kind)
     job = session.execute(
         update(Job)
-        .where(Job.id == fair_queue.next_job(kind, offer, half_life_seconds))
+        .where(Job.id == fair_queue.select_next_job(kind, offer, half_life_seconds))
         .values(
-            attempt=Job.attempt + 1, lease_owner=owner, lease_expires_at=_expiry(ttl_seconds), **take_seq(),
-            **_begin(kind),
+            attempt=Job.attempt + 1,
+            lease_owner=owner,
+            lease_expires_at=_lease_expiry(ttl_seconds),
+            **events.next_event_seq(),
+            **_started_columns(kind),
         )
         .returning(Job)
         .execution_options(populate_existing=True)
-    ).scalar_one_or_none()  # fmt: skip
+    ).scalar_one_or_none()
     if job is None:
         return None
     if kind == "validate":
-        fair_queue.take_turn(session, job.project_id)
+        fair_queue.record_validation_turn(session, job.project_id)
     session.add(
         Attempt(
-            job_id=job.id, attempt=job.attempt, project_id=job.project_id, kind=kind, worker=owner,
+            job_id=job.id,
+            attempt=job.attempt,
+            project_id=job.project_id,
+            kind=kind,
+            worker=owner,
             gpus=offer.gpus if offer else 1,
         )
-    )  # fmt: skip
-    tell(session, job, _started(kind, job))
+    )
+    events.append_event(session, job, _started_message(kind, job))
     return job
 
 
-def held(session: Session, owner: str) -> Job | None:
+def find_held_job(session: Session, owner: str) -> Job | None:
     """The job this owner holds: after a COMMIT whose answer was lost, the only way to learn whether a claim worked."""
     return session.scalar(
         select(Job).where(Job.lease_owner == owner, Job.lease_expires_at > func.clock_timestamp()).limit(1)
     )
 
 
-def renew(session: Session, lease: Lease, ttl_seconds: float) -> None:
+def renew_lease(session: Session, lease: Lease, ttl_seconds: float) -> None:
     """Raises FencedError."""
-    _guarded(session, lease, {"lease_expires_at": _expiry(ttl_seconds)})
+    _update_held(session, lease, {"lease_expires_at": _lease_expiry(ttl_seconds)})
 
 
-def look(session: Session, lease: Lease) -> Wish:
+def read_control(session: Session, lease: Lease) -> JobControl:
     """What is wanted of the job I hold. Raises FencedError."""
     row = session.execute(select(Job.desired, Job.yield_requested_at).where(_held_by(lease))).one_or_none()
     if row is None:
         raise FencedError(lease.job_id)
-    return Wish(Desired(row.desired), row.yield_requested_at is not None)
+    return JobControl(Desired(row.desired), row.yield_requested_at is not None)
 
 
-def say(
+def append_event(
     session: Session,
     lease: Lease,
     message: str,
@@ -123,17 +129,17 @@ def say(
     **columns: Any,
 ) -> Job:
     """Write an event of the job I hold, and columns of its row with it. Raises FencedError."""
-    job = _guarded(session, lease, {**take_seq(), **columns})
-    tell(session, job, message, level, type, data, event_id)
+    job = _update_held(session, lease, {**events.next_event_seq(), **columns})
+    events.append_event(session, job, message, level, type, data, event_id)
     return job
 
 
-def note(session: Session, lease: Lease, **columns: Any) -> Job:
+def update_held_job(session: Session, lease: Lease, **columns: Any) -> Job:
     """Change columns of the job I hold without an event. Raises FencedError."""
-    return _guarded(session, lease, columns)
+    return _update_held(session, lease, columns)
 
 
-def end_attempt(
+def finish_held_attempt(
     session: Session,
     lease: Lease,
     reason: Reason,
@@ -154,8 +160,8 @@ def end_attempt(
     if job is None:
         raise FencedError(lease.job_id)
     if reason == Reason.DONE and job.desired != Desired.RUN:
-        raise UnwantedError(lease.job_id)
-    return end(
+        raise NoLongerDesiredError(lease.job_id)
+    return finish_attempt(
         session,
         job,
         reason,
@@ -170,11 +176,11 @@ def end_attempt(
     )
 
 
-def validated(
+def finish_validation(
     session: Session, lease: Lease, message: str, data: Mapping[str, Any] | None = None, **columns: Any
 ) -> Job:
     """`validating_files` -> `queued`; columns of the row with it. Raises FencedError."""
-    job = _guarded(
+    job = _update_held(
         session,
         lease,
         {
@@ -184,20 +190,20 @@ def validated(
             "lease_expires_at": null(),
             "crash_streak": 0,
             **columns,
-            **take_seq(),
+            **events.next_event_seq(),
         },
     )
-    _close(session, job, Reason.DONE)
-    tell(session, job, message, data=data)
+    _close_attempt(session, job, Reason.DONE)
+    events.append_event(session, job, message, data=data)
     return job
 
 
-def is_waiting(session: Session, kind: Kind) -> bool:
+def has_claimable_job(session: Session, kind: Kind) -> bool:
     """Whether a worker that looked now would find work of this kind."""
-    return session.scalar(select(Job.id).where(_waits_for(kind)).limit(1)) is not None
+    return session.scalar(select(Job.id).where(_is_claimable(kind)).limit(1)) is not None
 
 
-def end(
+def finish_attempt(
     session: Session,
     job: Job,
     reason: Reason,
@@ -227,10 +233,10 @@ def end(
         "times_yielded": Job.times_yielded + (1 if reason == Reason.GAVE_WAY else 0),
         "run_after": func.clock_timestamp() + timedelta(seconds=delay_seconds * 2 ** max(0, streak - 1)),
         **columns,
-        **take_seq(),
+        **events.next_event_seq(),
     }
     if outcome == Reason.STORAGE_FULL:
-        values["state"], waiting, sentence = full_disk.after_attempt(session, job, state, storage_wait_seconds)
+        values["state"], waiting, sentence = full_disk.next_state(session, job, state, storage_wait_seconds)
         values, message, level = values | waiting, f"{message} {sentence}", "warn"
     if state in TERMINAL:
         values["finished_at"] = func.clock_timestamp()
@@ -240,8 +246,8 @@ def end(
     ended = session.execute(
         update(Job).where(Job.id == job.id).values(**values).returning(Job).execution_options(populate_existing=True)
     ).scalar_one()
-    _close(session, ended, reason)
-    tell(session, ended, message, level, data=data)
+    _close_attempt(session, ended, reason)
+    events.append_event(session, ended, message, level, data=data)
     return ended
 
 
@@ -257,7 +263,7 @@ def _next_state(job: Job, reason: Reason) -> JobState:
     return state
 
 
-def _begin(kind: Kind) -> dict[str, Any]:
+def _started_columns(kind: Kind) -> dict[str, Any]:
     if kind == "validate":
         return {"phase": "validating"}
     return {
@@ -268,7 +274,7 @@ def _begin(kind: Kind) -> dict[str, Any]:
     }
 
 
-def _waits_for(kind: Kind) -> ColumnElement[bool]:
+def _is_claimable(kind: Kind) -> ColumnElement[bool]:
     return and_(
         Job.state == CLAIMED_STATE[kind],
         Job.lease_owner.is_(None),
@@ -277,7 +283,7 @@ def _waits_for(kind: Kind) -> ColumnElement[bool]:
     )
 
 
-def _guarded(session: Session, lease: Lease, values: dict[str, Any]) -> Job:
+def _update_held(session: Session, lease: Lease, values: dict[str, Any]) -> Job:
     job = session.execute(
         update(Job).where(_held_by(lease)).values(**values).returning(Job).execution_options(populate_existing=True)
     ).scalar_one_or_none()
@@ -291,12 +297,12 @@ def _held_by(lease: Lease) -> ColumnElement[bool]:
         Job.id == lease.job_id,
         Job.attempt == lease.attempt,
         Job.lease_owner == lease.owner,
-        Job.state.in_(HELD),
+        Job.state.in_(HELD_STATES),
         Job.lease_expires_at > func.clock_timestamp(),
     )
 
 
-def _close(session: Session, job: Job, reason: Reason) -> None:
+def _close_attempt(session: Session, job: Job, reason: Reason) -> None:
     session.execute(
         update(Attempt)
         .where(Attempt.job_id == job.id, Attempt.ended_at.is_(None))
@@ -304,12 +310,12 @@ def _close(session: Session, job: Job, reason: Reason) -> None:
     )
 
 
-def _expiry(ttl_seconds: float) -> ColumnElement[Any]:
+def _lease_expiry(ttl_seconds: float) -> ColumnElement[Any]:
     return func.clock_timestamp() + timedelta(seconds=ttl_seconds)
 
 
-def _started(kind: Kind, job: Job) -> str:
+def _started_message(kind: Kind, job: Job) -> str:
     files = job.training_file_id
     if job.validation_file_id:
         files += f" and validation file: {job.validation_file_id}"
-    return STARTED[kind].format(files=files)
+    return STARTED_MESSAGE[kind].format(files=files)

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from app.db.tables import Attempt, JobEvent
 
 
-def last_started(session: Session, job_id: str) -> dict[str, Any] | None:
+def last_start_data(session: Session, job_id: str) -> dict[str, Any] | None:
     """What the trainer of the last attempt said when it had loaded everything: device, versions, what it reads."""
     return session.scalar(
         select(JobEvent.data)
@@ -20,7 +20,7 @@ def last_started(session: Session, job_id: str) -> dict[str, Any] | None:
     )
 
 
-def last_metrics(session: Session, job_id: str) -> dict[str, Any] | None:
+def last_metrics_data(session: Session, job_id: str) -> dict[str, Any] | None:
     return session.scalar(
         select(JobEvent.data)
         .where(JobEvent.job_id == job_id, JobEvent.type == "metrics")
@@ -29,7 +29,7 @@ def last_metrics(session: Session, job_id: str) -> dict[str, Any] | None:
     )
 
 
-def last_trainer(session: Session, job_id: str) -> str | None:
+def last_training_worker(session: Session, job_id: str) -> str | None:
     """The worker of the last attempt to train, without the part that changes with each start of it."""
     worker = session.scalar(
         select(Attempt.worker)

@@ -8,20 +8,20 @@ from typing import Any
 from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
-from app.db.base import table_of
+from app.db.base import core_table
 from app.db.ids import new_id
 from app.db.tables import Job, JobEvent
 from app.domain.jobs.step_metrics import Point
 
-INSERT = insert(table_of(JobEvent))
+INSERT = insert(core_table(JobEvent))
 
 
-def take_seq() -> dict[str, Any]:
+def next_event_seq() -> dict[str, Any]:
     """Part of the `values` of every UPDATE that an event will tell of: the row lock makes the numbers gap-free."""
     return {"event_seq": Job.event_seq + 1}
 
 
-def tell(
+def append_event(
     session: Session,
     job: Job,
     message: str,
@@ -57,7 +57,7 @@ def page(session: Session, job_id: str, limit: int, after: JobEvent | None = Non
     return list(session.scalars(query))
 
 
-def points(session: Session, job_id: str) -> list[Point]:
+def loss_points(session: Session, job_id: str) -> list[Point]:
     """Every step's loss, oldest first, one per step, with the event's number as its `row`: a tenth of the whole data.
 
     A loss that was not finite stands there as 0: in a chart it is a spike, and so it is kept.
@@ -77,13 +77,13 @@ def points(session: Session, job_id: str) -> list[Point]:
     return [point for _, point in sorted(latest.items())]
 
 
-def data_of(session: Session, job_id: str, seqs: Sequence[int]) -> list[dict[str, Any]]:
+def event_data(session: Session, job_id: str, seqs: Sequence[int]) -> list[dict[str, Any]]:
     """The data of these events, in order of their steps."""
     rows = session.scalars(select(JobEvent.data).where(JobEvent.job_id == job_id, JobEvent.seq.in_(seqs)))
     return sorted(rows, key=lambda data: int(data["step"]))
 
 
-def metrics(session: Session, job_id: str) -> list[dict[str, Any]]:
+def all_metrics(session: Session, job_id: str) -> list[dict[str, Any]]:
     """The data of every metrics event, oldest first, one per step: of a step that was run again, the latest."""
     rows = session.execute(
         select(JobEvent.data).where(JobEvent.job_id == job_id, JobEvent.type == "metrics").order_by(JobEvent.seq)

@@ -12,7 +12,7 @@ from app.db.tables import Job
 from app.domain.jobs.states import Reason
 
 
-def expired(session: Session, grace_seconds: float, limit: int = 100) -> list[Job]:
+def lock_expired(session: Session, grace_seconds: float, limit: int = 100) -> list[Job]:
     """Jobs whose holder has not renewed for its lease and the grace on top; locked until this transaction ends."""
     return list(
         session.scalars(
@@ -28,11 +28,11 @@ def expired(session: Session, grace_seconds: float, limit: int = 100) -> list[Jo
     )
 
 
-def held_count(session: Session) -> int:
+def count_held(session: Session) -> int:
     return session.scalar(select(func.count()).where(Job.lease_owner.is_not(None))) or 0
 
 
-def held_by_predecessors(session: Session, slot: str, owner: str) -> list[Job]:
+def held_by_previous_incarnation(session: Session, slot: str, owner: str) -> list[Job]:
     """Jobs an earlier process of this slot still holds; it is dead, as its successor has the slot's lock.
 
     Waits for a row that is locked: it is by the dead process's last write, which PostgreSQL is about to roll back.
@@ -49,7 +49,7 @@ def held_by_predecessors(session: Session, slot: str, owner: str) -> list[Job]:
 def reap(session: Session, job: Job, delay_seconds: float, max_crash_streak: int) -> Job:
     """End the attempt of a lost holder; `job` was locked by `expired` or `held_by_predecessors`."""
     message = f"The worker {job.lease_owner} was lost during attempt {job.attempt}"
-    return claims.end(
+    return claims.finish_attempt(
         session, job, Reason.WORKER_LOST, message, "warn", None, None, delay_seconds, max_crash_streak, columns={}
     )
 

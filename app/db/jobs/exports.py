@@ -45,7 +45,7 @@ def insert(session: Session, job: Job, checkpoint: Checkpoint, type: ExportType,
     return session.execute(statement).scalar_one_or_none()
 
 
-def of_kind(session: Session, model: str, type: ExportType) -> Export | None:
+def lock_current(session: Session, model: str, type: ExportType) -> Export | None:
     """The one that waits, runs or has succeeded; locked, so that it stays what it is until this transaction ends."""
     query = select(Export).where(
         Export.model == model,
@@ -60,7 +60,7 @@ def get(session: Session, project_id: str, job_id: str, export_id: str) -> Expor
     return session.scalar(_visible(project_id, job_id).where(Export.id == export_id))
 
 
-def cursor(session: Session, project_id: str, job_id: str, export_id: str) -> Export | None:
+def get_cursor(session: Session, project_id: str, job_id: str, export_id: str) -> Export | None:
     """Also a deleted one: clients delete while they page through."""
     return session.scalar(
         select(Export).where(Export.project_id == project_id, Export.job_id == job_id, Export.id == export_id)
@@ -98,7 +98,7 @@ def delete(session: Session, export: Export) -> None:
 def claim(session: Session, owner: str, ttl_seconds: float) -> Export | None:
     """Take the oldest that waits; None if there is none."""
     waiting = (
-        select(Export.id).where(_waits()).order_by(Export.seq).limit(1).with_for_update(skip_locked=True)
+        select(Export.id).where(_is_claimable()).order_by(Export.seq).limit(1).with_for_update(skip_locked=True)
     ).scalar_subquery()
     return session.execute(
         update(Export)
@@ -107,7 +107,7 @@ def claim(session: Session, owner: str, ttl_seconds: float) -> Export | None:
             state=ExportState.RUNNING,
             attempt=Export.attempt + 1,
             lease_owner=owner,
-            lease_expires_at=_expiry(ttl_seconds),
+            lease_expires_at=_lease_expiry(ttl_seconds),
             started_at=func.coalesce(Export.started_at, func.clock_timestamp()),
         )
         .returning(Export)
@@ -115,19 +115,19 @@ def claim(session: Session, owner: str, ttl_seconds: float) -> Export | None:
     ).scalar_one_or_none()
 
 
-def held(session: Session, owner: str) -> Export | None:
+def find_held_export(session: Session, owner: str) -> Export | None:
     """What this owner holds: after a COMMIT whose answer was lost, the only way to learn whether a claim worked."""
     return session.scalar(
         select(Export).where(Export.lease_owner == owner, Export.lease_expires_at > func.clock_timestamp()).limit(1)
     )
 
 
-def renew(session: Session, lease: Lease, ttl_seconds: float) -> None:
+def renew_lease(session: Session, lease: Lease, ttl_seconds: float) -> None:
     """Raises FencedError."""
-    _guarded(session, lease, {"lease_expires_at": _expiry(ttl_seconds)})
+    _guarded(session, lease, {"lease_expires_at": _lease_expiry(ttl_seconds)})
 
 
-def look(session: Session, lease: Lease) -> None:
+def check_lease(session: Session, lease: Lease) -> None:
     """Raises FencedError when the export is not mine any more."""
     if session.scalar(select(Export.id).where(_held_by(lease))) is None:
         raise FencedError(lease.job_id)
@@ -140,18 +140,21 @@ def succeed(
     return _guarded(
         session,
         lease,
-        _over(ExportState.SUCCEEDED) | {"manifest": manifest, "file_ids": list(file_ids), "size_bytes": size_bytes},
+        _finished_columns(ExportState.SUCCEEDED)
+        | {"manifest": manifest, "file_ids": list(file_ids), "size_bytes": size_bytes},
     )
 
 
 def fail(session: Session, lease: Lease, code: ExportError, message: str) -> Export:
     """Raises FencedError."""
-    return _guarded(session, lease, _over(ExportState.FAILED) | {"error_code": code, "error_message": message})
+    return _guarded(
+        session, lease, _finished_columns(ExportState.FAILED) | {"error_code": code, "error_message": message}
+    )
 
 
-def put_back(session: Session, lease: Lease) -> Export:
+def requeue(session: Session, lease: Lease) -> Export:
     """An attempt that ended without anybody's fault: the worker stopped. Raises FencedError."""
-    return _guarded(session, lease, _again(0.0))
+    return _guarded(session, lease, _requeued_columns(0.0))
 
 
 def wait_for_storage(session: Session, lease: Lease, message: str, limit_seconds: float) -> Export:
@@ -167,27 +170,29 @@ def wait_for_storage(session: Session, lease: Lease, message: str, limit_seconds
     if waited_seconds >= limit_seconds:
         code, text = ExportError.STORAGE_FULL, f"{message} It was tried for {duration_text(limit_seconds)}."
         return _update(
-            session, _held_by(lease), _over(ExportState.FAILED) | {"error_code": code, "error_message": text}
+            session,
+            _held_by(lease),
+            _finished_columns(ExportState.FAILED) | {"error_code": code, "error_message": text},
         )
-    again = _again(0.0) | full_disk.columns_of_wait(since is None, pause_seconds(waited_seconds))
+    again = _requeued_columns(0.0) | full_disk.wait_columns(since is None, pause_seconds(waited_seconds))
     return _update(session, _held_by(lease), again)
 
 
-def lose(
+def finish_crashed(
     session: Session, lease: Lease, code: ExportError, message: str, delay_seconds: float, max_streak: int
 ) -> Export:
     """An attempt that died: tried again, a bounded number of times. Raises FencedError."""
     export = session.execute(select(Export).where(_held_by(lease)).with_for_update()).scalar_one_or_none()
     if export is None:
         raise FencedError(lease.job_id)
-    return _lose(session, export, code, message, delay_seconds, max_streak)
+    return _retry_or_fail(session, export, code, message, delay_seconds, max_streak)
 
 
 # --- who looks after lost ones ----------------------------------------------------------------------------------------
 
 
-def is_waiting(session: Session) -> bool:
-    return session.scalar(select(Export.id).where(_waits()).limit(1)) is not None
+def has_claimable_export(session: Session) -> bool:
+    return session.scalar(select(Export.id).where(_is_claimable()).limit(1)) is not None
 
 
 def reap_expired(session: Session, grace_seconds: float, delay_seconds: float, max_streak: int) -> list[Export]:
@@ -200,7 +205,9 @@ def reap_expired(session: Session, grace_seconds: float, delay_seconds: float, m
     )
 
 
-def reap_predecessors(session: Session, slot: str, owner: str, delay_seconds: float, max_streak: int) -> list[Export]:
+def reap_previous_incarnation(
+    session: Session, slot: str, owner: str, delay_seconds: float, max_streak: int
+) -> list[Export]:
     """End what an earlier process of this slot holds; it is dead, as its successor has the slot's lock."""
     theirs = and_(Export.lease_owner.startswith(f"{slot}#", autoescape=True), Export.lease_owner != owner)
     return _reap(session, theirs, delay_seconds, max_streak)
@@ -217,7 +224,7 @@ def active_attempts(session: Session, export_ids: Sequence[str]) -> dict[str, in
 def _reap(session: Session, lost: ColumnElement[bool], delay_seconds: float, max_streak: int) -> list[Export]:
     found = session.scalars(select(Export).where(Export.lease_owner.is_not(None), lost).with_for_update()).all()
     return [
-        _lose(
+        _retry_or_fail(
             session,
             export,
             ExportError.WORKER_LOST,
@@ -229,27 +236,27 @@ def _reap(session: Session, lost: ColumnElement[bool], delay_seconds: float, max
     ]
 
 
-def _lose(
+def _retry_or_fail(
     session: Session, export: Export, code: ExportError, message: str, delay_seconds: float, max_streak: int
 ) -> Export:
     """The row is locked by the caller."""
     streak = export.crash_streak + 1
-    values = _again(delay_seconds * 2 ** (streak - 1)) | {"crash_streak": streak}
+    values = _requeued_columns(delay_seconds * 2 ** (streak - 1)) | {"crash_streak": streak}
     if streak >= max_streak:
         message = f"{message}; gave up after {streak} attempts that ended like this"
-        values = _over(ExportState.FAILED) | {
+        values = _finished_columns(ExportState.FAILED) | {
             "crash_streak": streak, "error_code": code, "error_message": message
         }  # fmt: skip
     return _update(session, Export.id == export.id, values)
 
 
-def _over(state: ExportState) -> dict[str, Any]:
+def _finished_columns(state: ExportState) -> dict[str, Any]:
     return {
         "state": state, "lease_owner": null(), "lease_expires_at": null(), "finished_at": func.clock_timestamp()
     }  # fmt: skip
 
 
-def _again(delay_seconds: float) -> dict[str, Any]:
+def _requeued_columns(delay_seconds: float) -> dict[str, Any]:
     return {
         "state": ExportState.QUEUED,
         "lease_owner": null(),
@@ -275,7 +282,7 @@ def _visible(project_id: str, job_id: str) -> Select[Export]:
     return select(Export).where(Export.project_id == project_id, Export.job_id == job_id, Export.deleted_at.is_(None))
 
 
-def _waits() -> ColumnElement[bool]:
+def _is_claimable() -> ColumnElement[bool]:
     return and_(Export.state == ExportState.QUEUED, Export.run_after <= func.clock_timestamp())
 
 
@@ -290,5 +297,5 @@ def _held_by(lease: Lease) -> ColumnElement[bool]:
     )
 
 
-def _expiry(ttl_seconds: float) -> ColumnElement[Any]:
+def _lease_expiry(ttl_seconds: float) -> ColumnElement[Any]:
     return func.clock_timestamp() + timedelta(seconds=ttl_seconds)

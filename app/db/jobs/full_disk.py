@@ -8,15 +8,15 @@ from typing import Any
 from sqlalchemy import func, null, select, update
 from sqlalchemy.orm import Session
 
-from app.db.jobs.events import take_seq, tell
+from app.db.jobs.events import append_event, next_event_seq
 from app.db.tables import Job
 from app.domain.artifacts.full_disk import WAITING_FOR_STORAGE, duration_text, pause_seconds
 from app.domain.jobs.states import JobState
 
-BATCH = 100
+MAX_JOBS_PER_ROUND = 100
 
 
-def after_attempt(
+def next_state(
     session: Session, job: Job, state: JobState, limit_seconds: float
 ) -> tuple[JobState, dict[str, Any], str]:
     """What a full disk makes of a job that would go to `state`: its state, columns, a sentence for the event.
@@ -32,10 +32,10 @@ def after_attempt(
     text = f"The job waits for space and is tried again in {duration_text(pause)}, from its last snapshot"
     if state == JobState.QUEUED:
         text += f"; after {duration_text(limit_seconds)} without success it is paused"
-    return state, {"phase": WAITING_FOR_STORAGE, **columns_of_wait(job.storage_full_since is None, pause)}, f"{text}."
+    return state, {"phase": WAITING_FOR_STORAGE, **wait_columns(job.storage_full_since is None, pause)}, f"{text}."
 
 
-def columns_of_wait(is_first: bool, pause: float) -> dict[str, Any]:
+def wait_columns(is_first: bool, pause: float) -> dict[str, Any]:
     since = {"storage_full_since": func.clock_timestamp()} if is_first else {}
     return {"run_after": func.clock_timestamp() + timedelta(seconds=pause)} | since
 
@@ -60,15 +60,15 @@ def pause_overdue(session: Session, limit_seconds: float) -> list[Job]:
             Job.run_after > func.clock_timestamp(),
             Job.storage_full_since + timedelta(seconds=limit_seconds) <= func.clock_timestamp(),
         )
-        .limit(BATCH)
+        .limit(MAX_JOBS_PER_ROUND)
         .with_for_update(skip_locked=True)
     )
-    values = {"state": JobState.PAUSED, "phase": null(), "storage_full_since": null(), **take_seq()}
+    values = {"state": JobState.PAUSED, "phase": null(), "storage_full_since": null(), **next_event_seq()}
     paused = session.scalars(
         update(Job).where(Job.id.in_(overdue)).values(values).returning(Job).execution_options(populate_existing=True)
     ).all()
     for job in paused:
-        tell(session, job, _paused_text(limit_seconds), "warn", data={"reason": job.reason})
+        append_event(session, job, _paused_text(limit_seconds), "warn", data={"reason": job.reason})
     return list(paused)
 
 

@@ -9,13 +9,13 @@ from sqlalchemy import Select, case, func, null, select, update
 from sqlalchemy.orm import Session
 
 from app.db.ids import new_id
-from app.db.jobs.events import take_seq, tell
+from app.db.jobs.events import append_event, next_event_seq
 from app.db.tables import Attempt, Job
 from app.domain.jobs.spec import JobSpec
 from app.domain.jobs.states import TERMINAL, Desired, JobState, Reason
 
-ACTIVE = [state.value for state in JobState if state not in TERMINAL]
-ALL = [state.value for state in JobState]
+ACTIVE_STATES = [state.value for state in JobState if state not in TERMINAL]
+ALL_STATES = [state.value for state in JobState]
 
 
 def insert(
@@ -48,20 +48,20 @@ def insert(
     )
     session.add(job)
     session.flush()
-    tell(session, job, f"Created fine-tuning job: {job.id}")
+    append_event(session, job, f"Created fine-tuning job: {job.id}")
     for warning in warnings:
         job.event_seq += 1
-        tell(session, job, warning, level="warn")
+        append_event(session, job, warning, level="warn")
     if warnings:
         session.refresh(job)  # the UPDATE counted its version; the INSERT has told every other default
     return job
 
 
 def get(session: Session, project_id: str, job_id: str) -> Job | None:
-    return session.scalar(_of(project_id).where(Job.id == job_id))
+    return session.scalar(_jobs_of(project_id).where(Job.id == job_id))
 
 
-def numbers(session: Session, project_id: str, job_id: str) -> tuple[int, int] | None:
+def get_versions(session: Session, project_id: str, job_id: str) -> tuple[int, int] | None:
     """(event_seq, version): what tells whether a job, its events and its checkpoints have changed."""
     query = select(Job.event_seq, Job.version).where(Job.project_id == project_id, Job.id == job_id)
     found = session.execute(query).one_or_none()
@@ -72,16 +72,18 @@ def change(
     session: Session, project_id: str, job_id: str, states: Sequence[str], message: str, **columns: Any
 ) -> Job | None:
     """What its owner may change of a job that was created. None when it is in none of `states`."""
-    job = _move(session, project_id, job_id, states, **columns)
+    job = _update_by_owner(session, project_id, job_id, states, **columns)
     if job is not None:
-        tell(session, job, message)
+        append_event(session, job, message)
     return job
 
 
-def unfinished(session: Session, project_id: str) -> list[str]:
+def unfinished_ids(session: Session, project_id: str) -> list[str]:
     """Ids, oldest first."""
     return list(
-        session.scalars(select(Job.id).where(Job.project_id == project_id, Job.state.in_(ACTIVE)).order_by(Job.seq))
+        session.scalars(
+            select(Job.id).where(Job.project_id == project_id, Job.state.in_(ACTIVE_STATES)).order_by(Job.seq)
+        )
     )
 
 
@@ -90,11 +92,11 @@ def cancel(session: Session, project_id: str, job_id: str) -> Job | None:
 
     None when there is nothing to cancel any more. The one exception to "only the holder writes the state".
     """
-    job = _move(
+    job = _update_by_owner(
         session,
         project_id,
         job_id,
-        ACTIVE,
+        ACTIVE_STATES,
         state=JobState.CANCELLED,
         desired=Desired.CANCEL,
         reason=Reason.CANCELLED,
@@ -107,7 +109,7 @@ def cancel(session: Session, project_id: str, job_id: str) -> Job | None:
     if job is None:
         return None
     _close_attempt(session, job.id)
-    tell(session, job, "The job was cancelled")
+    append_event(session, job, "The job was cancelled")
     return job
 
 
@@ -117,7 +119,7 @@ def pause(session: Session, project_id: str, job_id: str) -> Job | None:
     None when the job is in no state to be paused.
     """
     waiting = Job.state == JobState.QUEUED
-    job = _move(
+    job = _update_by_owner(
         session,
         project_id,
         job_id,
@@ -130,13 +132,13 @@ def pause(session: Session, project_id: str, job_id: str) -> Job | None:
     )
     if job is not None:
         done = "The job was paused" if job.state == JobState.PAUSED else "The job will pause at its next step"
-        tell(session, job, done)
+        append_event(session, job, done)
     return job
 
 
 def resume(session: Session, project_id: str, job_id: str) -> Job | None:
     """`paused` -> `queued`. None when the job is not paused."""
-    job = _move(
+    job = _update_by_owner(
         session,
         project_id,
         job_id,
@@ -147,22 +149,24 @@ def resume(session: Session, project_id: str, job_id: str) -> Job | None:
         storage_full_since=null(),
     )
     if job is not None:
-        tell(session, job, "The job was resumed, moving it to queued state")
+        append_event(session, job, "The job was resumed, moving it to queued state")
     return job
 
 
-def _move(session: Session, project_id: str, job_id: str, states: Sequence[str], **values: Any) -> Job | None:
+def _update_by_owner(
+    session: Session, project_id: str, job_id: str, states: Sequence[str], **values: Any
+) -> Job | None:
     """One guarded UPDATE for the owner's wishes, ready to be told of; None when the job is in none of `states`."""
     return session.execute(
         update(Job)
         .where(Job.project_id == project_id, Job.id == job_id, Job.state.in_(states))
-        .values(**values, **take_seq())
+        .values(**values, **next_event_seq())
         .returning(Job)
         .execution_options(populate_existing=True)
     ).scalar_one_or_none()
 
 
-def _of(project_id: str) -> Select[Job]:
+def _jobs_of(project_id: str) -> Select[Job]:
     return select(Job).where(Job.project_id == project_id)
 
 
@@ -174,6 +178,6 @@ def _close_attempt(session: Session, job_id: str) -> None:
     )
 
 
-def describe(job: Job) -> dict[str, Any]:
+def log_fields(job: Job) -> dict[str, Any]:
     """For logs: which job, in which state, by whom."""
     return {"job": job.id, "state": job.state, "attempt": job.attempt, "owner": job.lease_owner}

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from app.db.tables import JobLog
 
-KEPT_ATTEMPTS = 3
+MAX_ATTEMPTS = 3
 
 
 def put(session: Session, job_id: str, project_id: str, attempt: int, text: str, cut_bytes: int) -> None:
@@ -18,7 +18,7 @@ def put(session: Session, job_id: str, project_id: str, attempt: int, text: str,
     session.execute(
         insert(JobLog).values(**row).on_conflict_do_update(index_elements=[JobLog.job_id, JobLog.attempt], set_=new)
     )
-    kept = select(JobLog.attempt).where(JobLog.job_id == job_id).order_by(JobLog.attempt.desc()).limit(KEPT_ATTEMPTS)
+    kept = select(JobLog.attempt).where(JobLog.job_id == job_id).order_by(JobLog.attempt.desc()).limit(MAX_ATTEMPTS)
     session.execute(delete(JobLog).where(JobLog.job_id == job_id, JobLog.attempt.not_in(kept)))
 
 
@@ -30,6 +30,6 @@ def newest(session: Session, job_id: str, attempt: int | None = None) -> JobLog 
     return session.scalar(query)
 
 
-def attempts(session: Session, job_id: str) -> list[int]:
+def attempts_with_log(session: Session, job_id: str) -> list[int]:
     """Those that have a log, oldest first."""
     return list(session.scalars(select(JobLog.attempt).where(JobLog.job_id == job_id).order_by(JobLog.attempt)))

@@ -15,7 +15,7 @@ from app.domain.jobs.states import Reason
 from app.domain.planning.execution_plan import Measurement
 from app.domain.planning.memory import DeviceKind
 
-REMEMBERED = 20  # of a kind; the median of so many follows a changed driver or library soon enough
+MAX_SIMILAR = 20  # of a kind; the median of so many follows a changed driver or library soon enough
 
 
 def add(
@@ -75,7 +75,7 @@ def finish(session: Session, job: Job, measured: Measured) -> None:
     )
 
 
-def alike(
+def similar(
     session: Session, device_name: str, base_manifest_sha256: str, quantization: QuantizationSpec | None, method: str
 ) -> list[Measurement]:
     """Of the newest jobs with this device, base, quantization and method, in whatever mode; newest first.
@@ -92,7 +92,7 @@ def alike(
             MeasurementRow.seconds.is_not(None),
         )
         .order_by(MeasurementRow.created_at.desc())
-        .limit(REMEMBERED)
+        .limit(MAX_SIMILAR)
     )
     return [_measurement(row) for row in rows]
 
@@ -103,7 +103,7 @@ def of_job(session: Session, job_id: str) -> Sequence[MeasurementRow]:
     ).all()
 
 
-def memory_kills(session: Session, job_id: str) -> int:
+def count_memory_kills(session: Session, job_id: str) -> int:
     """How many of a job's attempts the kernel has ended for memory."""
     kills = select(func.count()).where(Attempt.job_id == job_id, Attempt.reason == Reason.KILLED_FOR_MEMORY)
     return session.scalar(kills) or 0

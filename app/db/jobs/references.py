@@ -15,7 +15,7 @@ from app.db.models import is_offered_to
 from app.db.tables import BaseModelRow, File, Project
 
 TRAINING, VALIDATION = aliased(File), aliased(File)
-NAMED = (
+LOAD_REFERENCES = (
     select(Project, BaseModelRow, TRAINING, VALIDATION)
     .select_from(Project)
     .outerjoin(BaseModelRow, and_(BaseModelRow.name == bindparam("base"), is_offered_to(Project.id)))
@@ -26,7 +26,7 @@ NAMED = (
 
 
 @dataclass(frozen=True)
-class Named:
+class JobReferences:
     """None for what is not there, or not for this project."""
 
     project: Project
@@ -35,6 +35,8 @@ class Named:
     validation_file: File | None
 
 
-def find(session: Session, project_id: str, base: str, training_file: str, validation_file: str | None) -> Named:
+def load_job_references(
+    session: Session, project_id: str, base: str, training_file: str, validation_file: str | None
+) -> JobReferences:
     values = {"base": base, "training_file": training_file, "validation_file": validation_file}
-    return Named(*session.execute(NAMED, {"project_id": project_id, **values}).one())
+    return JobReferences(*session.execute(LOAD_REFERENCES, {"project_id": project_id, **values}).one())

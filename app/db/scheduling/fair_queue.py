@@ -16,8 +16,8 @@ from app.domain.scheduling.worker_capacity import Offer
 
 Kind = Literal["validate", "train"]
 LOCKS: dict[Kind, int] = {"validate": 0x636C61696D01, "train": 0x636C61696D02}  # "claim"
-IDLE_LIMIT = "10s"  # a worker that freezes between its claim and its COMMIT must not keep others from theirs
-HEADS = 3  # of each project, in case its first ones are being cancelled or paused at this moment
+IDLE_TIMEOUT = "10s"  # a worker that freezes between its claim and its COMMIT must not keep others from theirs
+CANDIDATES_PER_PROJECT = 3  # of each project, in case its first ones are being cancelled or paused at this moment
 
 # Of the job `job` in its attempt `attempt`: what is left of its plan, by its own word or by the plan's.
 SECONDS_LEFT = f"""
@@ -27,7 +27,7 @@ greatest(0, coalesce(
   coalesce(job.planned_seconds, {UNPLANNED_SECONDS}) - extract(epoch FROM moment.now - attempt.started_at)::float8
 ))"""
 # Attempts that are not counted yet: those that run, and those that ended since the last count.
-STANDING = f"""
+PROJECT_USAGE = f"""
 moment AS MATERIALIZED (SELECT clock_timestamp() AS now),
 active AS (
   SELECT attempt.project_id, attempt.gpus, attempt.ended_at IS NULL AS is_open,
@@ -103,27 +103,27 @@ ON CONFLICT (project_id) DO UPDATE SET counted_at = excluded.counted_at,
   gpu_seconds = excluded.gpu_seconds + usage.gpu_seconds * power(0.5::float8, least({MOST_HALF_LIVES},
     greatest(0, extract(epoch FROM excluded.counted_at - usage.counted_at)::float8) / :half_life))
 """
-TURN_TAKEN = """
+RECORD_VALIDATION_TURN = """
 INSERT INTO project_usage (project_id, validation_turn_at) VALUES (:project_id, clock_timestamp())
 ON CONFLICT (project_id) DO UPDATE SET validation_turn_at = excluded.validation_turn_at
 """
 STATES: dict[Kind, str] = {"validate": "validating_files", "train": "queued"}
 
 
-def enter(session: Session, kind: Kind) -> None:
+def lock_claims(session: Session, kind: Kind) -> None:
     """Claims of a kind come one after the other, each seeing what the one before took: so no limit is ever exceeded.
 
     A claim takes milliseconds. The lock goes with the transaction, and that with a worker that falls silent.
     """
     session.execute(
         select(
-            func.set_config("idle_in_transaction_session_timeout", IDLE_LIMIT, True),
+            func.set_config("idle_in_transaction_session_timeout", IDLE_TIMEOUT, True),
             func.pg_advisory_xact_lock(LOCKS[kind]),
         )
     )
 
 
-def next_job(kind: Kind, offer: Offer | None, half_life: float = HALF_LIFE_SECONDS) -> ScalarSelect[Any]:
+def select_next_job(kind: Kind, offer: Offer | None, half_life: float = HALF_LIFE_SECONDS) -> ScalarSelect[Any]:
     """The id of the job whose turn it is on a worker with this offer, its row locked; a subquery for the claim."""
     values: dict[str, Any] = {"half_life": half_life}
     fits = ""
@@ -134,15 +134,20 @@ def next_job(kind: Kind, offer: Offer | None, half_life: float = HALF_LIFE_SECON
         values["usable_bytes"] = offer.usable_bytes
     state = STATES[kind]
     query = NEXT.format(
-        standing=STANDING, state=state, waits=WAITS.format(state=state), fits=fits, heads=HEADS, may_run=MAY_RUN[kind],
+        standing=PROJECT_USAGE,
+        state=state,
+        waits=WAITS.format(state=state),
+        fits=fits,
+        heads=CANDIDATES_PER_PROJECT,
+        may_run=MAY_RUN[kind],
         turn=TURN[kind],
-    )  # fmt: skip
+    )
     return text(query).bindparams(**values).columns(Job.id).scalar_subquery()
 
 
-def standings(session: Session, half_life: float = HALF_LIFE_SECONDS) -> list[Standing]:
+def project_shares(session: Session, half_life: float = HALF_LIFE_SECONDS) -> list[Standing]:
     """How every project stands at this moment."""
-    query = f"WITH {STANDING} SELECT project_id, used, held, weight, running, max_running FROM standing"
+    query = f"WITH {PROJECT_USAGE} SELECT project_id, used, held, weight, running, max_running FROM standing"
     rows = session.execute(text(query), {"half_life": half_life})
     return [Standing(row.project_id, row.used, row.held, row.weight, row.running, row.max_running) for row in rows]
 
@@ -152,9 +157,9 @@ def count_usage(session: Session, half_life: float = HALF_LIFE_SECONDS) -> None:
     session.execute(text(COUNT_USAGE), {"half_life": half_life})
 
 
-def take_turn(session: Session, project_id: str) -> None:
+def record_validation_turn(session: Session, project_id: str) -> None:
     """A validation of this project begins; it is the others' turn now."""
-    session.execute(text(TURN_TAKEN), {"project_id": project_id})
+    session.execute(text(RECORD_VALIDATION_TURN), {"project_id": project_id})
 
 
 def _json_list(names: frozenset[str]) -> str:

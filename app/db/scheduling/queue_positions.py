@@ -10,18 +10,18 @@ from typing import Any
 from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
-from app.db.jobs.events import take_seq, tell
-from app.db.notifications import CHANNEL, QUEUE_MOVED
+from app.db.jobs.events import append_event, next_event_seq
+from app.db.notifications import CHANNEL, QUEUE_CHANGED
 from app.db.scheduling.fair_queue import SECONDS_LEFT
 from app.db.tables import Job, QueuePlace
 from app.domain.jobs.states import JobState
 from app.domain.scheduling.forecast import Placed, Waiting
 from app.domain.scheduling.worker_capacity import Need
 
-TOLD_AT_ONCE = 100  # events a round, should thousands of jobs wait for one model
+MAX_EVENTS_PER_ROUND = 100  # events a round, should thousands of jobs wait for one model
 # A forecast is none of seconds: who polls gets a 304 as long as nothing has moved by as much as this.
-SAME_SECONDS, SAME_SHARE_OF_WAIT = 30.0, 0.1  # of a start
-SAME_SHARE_OF_POSITION = 0.01  # so the first hundred places are exact; one job that leaves moves all behind it
+START_TOLERANCE_SECONDS, START_TOLERANCE_SHARE = 30.0, 0.1  # of a start
+POSITION_TOLERANCE_SHARE = 0.01  # so the first hundred places are exact; one job that leaves moves all behind it
 
 RUNNING = f"""
 WITH moment AS MATERIALIZED (SELECT clock_timestamp() AS now)
@@ -40,12 +40,12 @@ SELECT id, project_id, seq, priority, is_urgent, base_model, worker_labels::text
   greatest(0, extract(epoch FROM run_after - statement_timestamp())::float8)
 FROM jobs WHERE state = 'queued' AND desired = 'run'
 """
-PLACES = """
+READ_PLACES = """
 SELECT job_id, position, extract(epoch FROM expected_start_at - statement_timestamp())::float8, waiting_for
 FROM queue_places
 """
 # Of a place that has changed in another way, too, a start that hardly moved stays.
-WRITE = f"""
+WRITE_PLACES = f"""
 WITH moment AS MATERIALIZED (SELECT clock_timestamp() AS now),
 fresh AS (
   SELECT job_id, project_id, position, waiting_for, moment.now, moment.now + seconds * interval '1 second' AS start_at
@@ -55,7 +55,7 @@ fresh AS (
 ),
 settled AS (
   SELECT fresh.*, CASE WHEN abs(extract(epoch FROM fresh.start_at - old.expected_start_at)) <=
-    greatest({SAME_SECONDS}, {SAME_SHARE_OF_WAIT} * extract(epoch FROM fresh.start_at - fresh.now))
+    greatest({START_TOLERANCE_SECONDS}, {START_TOLERANCE_SHARE} * extract(epoch FROM fresh.start_at - fresh.now))
     THEN old.expected_start_at ELSE fresh.start_at END AS expected_start_at
   FROM fresh LEFT JOIN queue_places AS old USING (job_id)
 )
@@ -67,11 +67,11 @@ ON CONFLICT (job_id) DO UPDATE SET position = excluded.position, expected_start_
   waiting_since =
     CASE WHEN excluded.waiting_for IS NOT NULL THEN coalesce(old.waiting_since, excluded.waiting_since) END
 """
-GONE = "DELETE FROM queue_places WHERE job_id = ANY(CAST(:job_ids AS text[]))"
+DELETE_PLACES = "DELETE FROM queue_places WHERE job_id = ANY(CAST(:job_ids AS text[]))"
 
 
 @dataclass(frozen=True)
-class RunningJob:
+class RunningAttempt:
     id: str
     project_id: str
     lease_owner: str
@@ -85,28 +85,30 @@ class RunningJob:
     seconds_left: float
 
 
-def running(session: Session) -> list[RunningJob]:
-    return [RunningJob(**row._mapping) for row in session.execute(text(RUNNING))]
+def running_attempts(session: Session) -> list[RunningAttempt]:
+    return [RunningAttempt(**row._mapping) for row in session.execute(text(RUNNING))]
 
 
-def waiting(session: Session) -> list[Waiting]:
+def waiting_jobs(session: Session) -> list[Waiting]:
     """Every job that waits for a GPU."""
     needs: dict[tuple[Any, ...], Need] = {}  # thousands of jobs have a few needs
     found = []
     for job_id, project_id, seq, priority, is_urgent, *needed, seconds, pause in session.execute(text(WAITING)):
         key = tuple(needed)
         if key not in needs:
-            needs[key] = _need(*key)
+            needs[key] = _requirements(*key)
         found.append(Waiting(job_id, project_id, seq, needs[key], priority, is_urgent, seconds, pause))
     return found
 
 
-def write(session: Session, placed: Sequence[Placed]) -> int:
+def write_positions(session: Session, placed: Sequence[Placed]) -> int:
     """Rows whose place did not change are left alone. How many were written."""
-    known = {job_id: (position, seconds, lack) for job_id, position, seconds, lack in session.execute(text(PLACES))}
+    known = {
+        job_id: (position, seconds, lack) for job_id, position, seconds, lack in session.execute(text(READ_PLACES))
+    }
     moved = [each for each in placed if _has_moved(known.pop(each.job_id, None), each)]
     if known:
-        session.execute(text(GONE), {"job_ids": list(known)})
+        session.execute(text(DELETE_PLACES), {"job_ids": list(known)})
     if moved:
         values = {
             "job_ids": [each.job_id for each in moved],
@@ -115,12 +117,12 @@ def write(session: Session, placed: Sequence[Placed]) -> int:
             "seconds": [each.start_in_seconds for each in moved],
             "waiting_for": [each.waiting_for for each in moved],
         }
-        session.execute(text(WRITE), values)
-        session.execute(select(func.pg_notify(CHANNEL, QUEUE_MOVED)))  # who waits by `?wait=` looks at its place
+        session.execute(text(WRITE_PLACES), values)
+        session.execute(select(func.pg_notify(CHANNEL, QUEUE_CHANGED)))  # who waits by `?wait=` looks at its place
     return len(moved)
 
 
-def of(session: Session, job_ids: Sequence[str]) -> dict[str, QueuePlace]:
+def get_positions(session: Session, job_ids: Sequence[str]) -> dict[str, QueuePlace]:
     """The places of a page of jobs. A job that has just come is the last until the next forecast."""
     if not job_ids:
         return {}
@@ -131,49 +133,53 @@ def of(session: Session, job_ids: Sequence[str]) -> dict[str, QueuePlace]:
     return found
 
 
-def tell_of_waits(session: Session, patience_seconds: float) -> int:
+def append_wait_events(session: Session, patience_seconds: float) -> int:
     """An event for each job that no living worker can take, and another when one can; how many."""
     lasts = QueuePlace.waiting_since < func.clock_timestamp() - func.make_interval(0, 0, 0, 0, 0, 0, patience_seconds)
-    return _tell(session, ~QueuePlace.is_told & lasts, True) + _tell(
+    return _append_wait_event(session, ~QueuePlace.is_told & lasts, True) + _append_wait_event(
         session, QueuePlace.is_told & QueuePlace.waiting_for.is_(None), False
     )
 
 
-def ask_to_yield(session: Session, job_id: str, attempt: int) -> bool:
+def request_preemption(session: Session, job_id: str, attempt: int) -> bool:
     """The operator's wish, in a column of its own: the user's `desired` stays. False when the attempt is over."""
     job = session.scalar(
         update(Job)
         .where(
             Job.id == job_id, Job.attempt == attempt, Job.state == JobState.RUNNING, Job.yield_requested_at.is_(None)
         )
-        .values(yield_requested_at=func.clock_timestamp(), **take_seq())
+        .values(yield_requested_at=func.clock_timestamp(), **next_event_seq())
         .returning(Job)
         .execution_options(populate_existing=True)
     )
     if job is not None:
-        tell(session, job, "The job will give way to an urgent one at its next step, and go on from there later")
+        append_event(
+            session, job, "The job will give way to an urgent one at its next step, and go on from there later"
+        )
     return job is not None
 
 
-def _tell(session: Session, which: Any, is_told: bool) -> int:
-    places = session.scalars(select(QueuePlace).where(which).order_by(QueuePlace.position).limit(TOLD_AT_ONCE)).all()
+def _append_wait_event(session: Session, which: Any, is_told: bool) -> int:
+    places = session.scalars(
+        select(QueuePlace).where(which).order_by(QueuePlace.position).limit(MAX_EVENTS_PER_ROUND)
+    ).all()
     for place in places:
         job = session.scalar(
             update(Job)
             .where(Job.id == place.job_id, Job.state == JobState.QUEUED)
-            .values(take_seq())
+            .values(next_event_seq())
             .returning(Job)
             .execution_options(populate_existing=True)
         )
         place.is_told = is_told
         if job is not None and is_told:
-            tell(session, job, f"The job waits. {place.waiting_for}", "warn")
+            append_event(session, job, f"The job waits. {place.waiting_for}", "warn")
         elif job is not None:
-            tell(session, job, "There is a worker again that can take the job")
+            append_event(session, job, "There is a worker again that can take the job")
     return len(places)
 
 
-def _need(base_model: str, labels: str, cpu_bytes: int | None, cuda_bytes: int | None) -> Need:
+def _requirements(base_model: str, labels: str, cpu_bytes: int | None, cuda_bytes: int | None) -> Need:
     return Need(base_model, frozenset(json.loads(labels)), cpu_bytes, cuda_bytes)
 
 
@@ -181,8 +187,10 @@ def _has_moved(old: tuple[int, float | None, str | None] | None, new: Placed) ->
     if old is None:
         return True
     position, seconds, lack = old
-    if abs(new.position - position) > SAME_SHARE_OF_POSITION * new.position or lack != new.waiting_for:
+    if abs(new.position - position) > POSITION_TOLERANCE_SHARE * new.position or lack != new.waiting_for:
         return True
     if seconds is None or new.start_in_seconds is None:
         return seconds is not new.start_in_seconds
-    return abs(new.start_in_seconds - seconds) > max(SAME_SECONDS, SAME_SHARE_OF_WAIT * new.start_in_seconds)
+    return abs(new.start_in_seconds - seconds) > max(
+        START_TOLERANCE_SECONDS, START_TOLERANCE_SHARE * new.start_in_seconds
+    )

@@ -11,7 +11,7 @@ from app.db.scheduling.fair_queue import SECONDS_LEFT
 from app.db.tables import Job, QueuePlace
 from app.domain.jobs.states import Desired, JobState
 
-SHOWN = (JobState.VALIDATING, JobState.QUEUED, JobState.RUNNING)
+SHOWN_STATES = (JobState.VALIDATING, JobState.QUEUED, JobState.RUNNING)
 RUNNING = f"""
 WITH moment AS MATERIALIZED (SELECT clock_timestamp() AS now)
 SELECT job.id, job.project_id, job.base_model, job.priority, job.is_urgent, job.worker_labels, job.lease_owner,
@@ -27,7 +27,7 @@ ORDER BY attempt.started_at, job.seq
 def counts(session: Session, project_id: str) -> dict[tuple[str, bool], int]:
     """(state, whether they are the project's) -> jobs."""
     is_own = case((Job.project_id == project_id, True), else_=False).label("is_own")
-    query = select(Job.state, is_own, func.count()).where(Job.state.in_([*SHOWN])).group_by(Job.state, is_own)
+    query = select(Job.state, is_own, func.count()).where(Job.state.in_([*SHOWN_STATES])).group_by(Job.state, is_own)
     return {(state, own): count for state, own, count in session.execute(query)}
 
 
@@ -54,7 +54,7 @@ def last_position(session: Session) -> int:
     return session.scalar(select(func.max(QueuePlace.position))) or 0
 
 
-def holders(session: Session) -> dict[str, tuple[str, str]]:
+def lease_owners(session: Session) -> dict[str, tuple[str, str]]:
     """Worker -> the job it holds, and that job's project."""
     query = select(Job.lease_owner, Job.id, Job.project_id).where(Job.lease_owner.is_not(None))
     return {owner: (job_id, project_id) for owner, job_id, project_id in session.execute(query) if owner}

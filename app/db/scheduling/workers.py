@@ -16,10 +16,10 @@ from app.domain.planning.estimate import Device
 from app.domain.planning.requirements import Place
 from app.domain.scheduling.worker_capacity import Need, device_of, has_labels, has_model, offer_of
 
-FORGET_AFTER = timedelta(days=1)
+STALE_AFTER = timedelta(days=1)
 
 
-def seen(session: Session, worker_id: str, queue: str, hostname: str, pid: int, about: dict[str, Any]) -> None:
+def heartbeat(session: Session, worker_id: str, queue: str, hostname: str, pid: int, about: dict[str, Any]) -> None:
     values = {"queue": queue, "hostname": hostname, "pid": pid, "about": about, "seen_at": func.clock_timestamp()}
     statement = upsert(Worker).values(id=worker_id, **values)
     session.execute(statement.on_conflict_do_update(index_elements=["id"], set_=values))
@@ -35,26 +35,28 @@ def busy(session: Session) -> list[Worker]:
     return list(session.scalars(select(Worker).where(Worker.id.in_(select(Job.lease_owner)))))
 
 
-def that_train(session: Session) -> list[Worker]:
+def gpu_workers(session: Session) -> list[Worker]:
     return [worker for worker in alive(session) if worker.queue == "gpu"]
 
 
-def places(session: Session, spec: JobSpec, manifest_sha256: str, need: Need) -> list[Place]:
+def candidate_devices(session: Session, spec: JobSpec, manifest_sha256: str, need: Need) -> list[Place]:
     """The kinds of devices of the living workers that may take the job, with what such jobs took on them."""
     found: dict[Device, int] = {}
-    for worker in that_train(session):
+    for worker in gpu_workers(session):
         offer, device = offer_of(worker.about), device_of(worker.about)
         if device and has_model(offer, need) and has_labels(offer, need):
             found[device] = found.get(device, 0) + 1
     return [
-        Place(device, count, measurements.alike(session, device.name, manifest_sha256, spec.quantization, spec.method))
+        Place(
+            device, count, measurements.similar(session, device.name, manifest_sha256, spec.quantization, spec.method)
+        )
         for device, count in found.items()
     ]
 
 
-def gone(session: Session, worker_id: str) -> None:
+def remove(session: Session, worker_id: str) -> None:
     session.execute(delete(Worker).where(Worker.id == worker_id))
 
 
-def forget_old(session: Session) -> None:
-    session.execute(delete(Worker).where(Worker.seen_at < func.clock_timestamp() - FORGET_AFTER))
+def delete_stale(session: Session) -> None:
+    session.execute(delete(Worker).where(Worker.seen_at < func.clock_timestamp() - STALE_AFTER))

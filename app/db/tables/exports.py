@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db.base import Base, now, one_of
+from app.db.base import Base, now, sql_string_list
 from app.domain.artifacts.exports import FINISHED, ExportState, ExportType
 
 
@@ -17,11 +17,11 @@ class Export(Base):
 
     __tablename__ = "exports"
     __table_args__ = (
-        CheckConstraint(f"type IN ({one_of(ExportType)})", name="type"),
-        CheckConstraint(f"state IN ({one_of(ExportState)})", name="state"),
+        CheckConstraint(f"type IN ({sql_string_list(ExportType)})", name="type"),
+        CheckConstraint(f"state IN ({sql_string_list(ExportState)})", name="state"),
         CheckConstraint("(lease_owner IS NULL) = (lease_expires_at IS NULL)", name="lease_whole"),
         CheckConstraint("(state = 'running') = (lease_owner IS NOT NULL)", name="running_has_lease"),
-        CheckConstraint(f"(state IN ({one_of(FINISHED)})) = (finished_at IS NOT NULL)", name="finished_at"),
+        CheckConstraint(f"(state IN ({sql_string_list(FINISHED)})) = (finished_at IS NOT NULL)", name="finished_at"),
         CheckConstraint("(state = 'succeeded') = (manifest IS NOT NULL)", name="manifest"),
         CheckConstraint("(state = 'failed') = (error_code IS NOT NULL)", name="error"),
         CheckConstraint("(state = 'cancelled') <= (deleted_at IS NOT NULL)", name="cancelled_is_deleted"),

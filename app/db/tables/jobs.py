@@ -8,21 +8,21 @@ from typing import Any
 from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db.base import Base, now, one_of
+from app.db.base import Base, now, sql_string_list
 from app.domain.jobs.states import TERMINAL, Desired, JobState
 
 
 class Job(Base):
     __tablename__ = "jobs"
     __table_args__ = (
-        CheckConstraint(f"state IN ({one_of(JobState)})", name="state"),
-        CheckConstraint(f"desired IN ({one_of(Desired)})", name="desired"),
+        CheckConstraint(f"state IN ({sql_string_list(JobState)})", name="state"),
+        CheckConstraint(f"desired IN ({sql_string_list(Desired)})", name="desired"),
         CheckConstraint("(lease_owner IS NULL) = (lease_expires_at IS NULL)", name="lease_whole"),
         CheckConstraint("(state = 'running') <= (lease_owner IS NOT NULL)", name="running_has_lease"),
         CheckConstraint(
             "(lease_owner IS NOT NULL) <= (state IN ('running', 'validating_files'))", name="lease_only_while_active"
         ),
-        CheckConstraint(f"(state IN ({one_of(TERMINAL)})) = (finished_at IS NOT NULL)", name="finished_at"),
+        CheckConstraint(f"(state IN ({sql_string_list(TERMINAL)})) = (finished_at IS NOT NULL)", name="finished_at"),
         CheckConstraint("(state = 'succeeded') = (adapter_sha256 IS NOT NULL)", name="adapter"),
         CheckConstraint("(state = 'failed') = (error_code IS NOT NULL)", name="error"),
         CheckConstraint("priority BETWEEN -100 AND 100", name="priority"),

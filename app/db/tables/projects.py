@@ -13,7 +13,7 @@ from app.domain.access import scopes
 LIMITS = (
     "max_stored_bytes", "max_queued_jobs", "max_running_jobs", "max_gpu_seconds_per_month", "max_requests_per_second",
 )  # fmt: skip
-EVERYTHING = text(f"'[\"{scopes.ALL}\"]'::jsonb")
+ALL_SCOPES = text(f"'[\"{scopes.ALL}\"]'::jsonb")
 
 
 class Project(Base):
@@ -64,7 +64,7 @@ class ApiKey(Base):
     redacted: Mapped[str] = mapped_column(server_default="")  # enough of the secret to tell it from others
     previous_secret_sha256: Mapped[str | None] = mapped_column(unique=True)
     previous_expires_at: Mapped[datetime | None]
-    scopes: Mapped[list[str]] = mapped_column(server_default=EVERYTHING)
+    scopes: Mapped[list[str]] = mapped_column(server_default=ALL_SCOPES)
     created_at: Mapped[datetime] = now()
     rotated_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]

@@ -7,7 +7,7 @@ from datetime import datetime
 from sqlalchemy import CheckConstraint, ForeignKey, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db.base import Base, now, one_of
+from app.db.base import Base, now, sql_string_list
 from app.domain.uploads import UploadStatus
 
 
@@ -16,7 +16,7 @@ class Upload(Base):
 
     __tablename__ = "uploads"
     __table_args__ = (
-        CheckConstraint(f"status IN ({one_of(UploadStatus)})", name="status"),
+        CheckConstraint(f"status IN ({sql_string_list(UploadStatus)})", name="status"),
         CheckConstraint("(status = 'completed') = (file_id IS NOT NULL)", name="completed"),
         CheckConstraint("bytes >= 0", name="bytes"),
         Index("ix_uploads_pending", "expires_at", postgresql_where=text("status = 'pending'")),

@@ -44,7 +44,7 @@ CLAIM = text(
 
 
 @dataclass(frozen=True)
-class Claimed:
+class ClaimedDelivery:
     """A delivery to be made, and where."""
 
     id: str
@@ -68,7 +68,7 @@ class Claimed:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class DeliveryOutcome:
     """What came of a try. `retry_seconds` is None when there is to be no other."""
 
     is_delivered: bool
@@ -79,13 +79,13 @@ class Outcome:
     retry_seconds: float | None
 
 
-def claim(session: Session, limit: int, lease_seconds: float, busy: Sequence[str] = ()) -> list[Claimed]:
+def claim(session: Session, limit: int, lease_seconds: float, busy: Sequence[str] = ()) -> list[ClaimedDelivery]:
     """At most `limit` that are due, one of each endpoint but the `busy` ones."""
     values = {"limit": limit, "lease": timedelta(seconds=lease_seconds), "busy": list(busy)}
-    return [Claimed(**row._mapping) for row in session.execute(CLAIM, values)]
+    return [ClaimedDelivery(**row._mapping) for row in session.execute(CLAIM, values)]
 
 
-def record(session: Session, claimed: Claimed, outcome: Outcome) -> bool:
+def record_outcome(session: Session, claimed: ClaimedDelivery, outcome: DeliveryOutcome) -> bool:
     """Write down what came of it; False when somebody else has the delivery by now, or nobody."""
     recorded = session.execute(
         update(WebhookDelivery)
@@ -94,7 +94,7 @@ def record(session: Session, claimed: Claimed, outcome: Outcome) -> bool:
             WebhookDelivery.attempt == claimed.attempt,
             WebhookDelivery.state == "pending",
         )
-        .values(leased_until=null(), **_next(outcome))
+        .values(leased_until=null(), **_next_columns(outcome))
         .returning(WebhookDelivery.id)
     ).scalar_one_or_none()
     if recorded is None:
@@ -114,7 +114,7 @@ def record(session: Session, claimed: Claimed, outcome: Outcome) -> bool:
     return True
 
 
-def note_success(session: Session, endpoint_id: str) -> None:
+def record_endpoint_success(session: Session, endpoint_id: str) -> None:
     session.execute(
         update(WebhookEndpoint)
         .where(WebhookEndpoint.id == endpoint_id, WebhookEndpoint.failing_since.is_not(None))
@@ -122,7 +122,7 @@ def note_success(session: Session, endpoint_id: str) -> None:
     )
 
 
-def note_failure(session: Session, endpoint_id: str) -> float:
+def record_endpoint_failure(session: Session, endpoint_id: str) -> float:
     """For how many seconds the endpoint has been failing now."""
     since = func.coalesce(WebhookEndpoint.failing_since, func.clock_timestamp())
     seconds = session.scalar(
@@ -187,7 +187,7 @@ def attempts(session: Session, delivery_ids: Sequence[str]) -> dict[str, list[We
     return found
 
 
-def forget_old(session: Session, keep_seconds: float, limit: int = 10_000) -> int:
+def delete_old(session: Session, keep_seconds: float, limit: int = 10_000) -> int:
     """Delete deliveries that are older, also those that still wait for a disabled endpoint; how many."""
     old = (
         select(WebhookDelivery.id)
@@ -199,7 +199,7 @@ def forget_old(session: Session, keep_seconds: float, limit: int = 10_000) -> in
     return len(gone.all())
 
 
-def _next(outcome: Outcome) -> dict[str, Any]:
+def _next_columns(outcome: DeliveryOutcome) -> dict[str, Any]:
     if not outcome.is_delivered and outcome.retry_seconds is not None:
         return {"next_attempt_at": func.clock_timestamp() + timedelta(seconds=outcome.retry_seconds)}
     state = "delivered" if outcome.is_delivered else "failed"

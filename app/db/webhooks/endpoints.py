@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from app.db.ids import new_id
 from app.db.tables import WebhookEndpoint
 
-ROTATION = timedelta(hours=24)  # what OpenAI's clients call keep_old_secret_active_for_24_hours
+PREVIOUS_SECRET_LIFETIME = timedelta(hours=24)  # what OpenAI's clients call keep_old_secret_active_for_24_hours
 ANNOUNCE = text("SELECT announce_event(:project_id, :type, CAST(:data AS jsonb))")
 
 
@@ -58,7 +58,7 @@ def rotate(session: Session, endpoint: WebhookEndpoint, secret: str, keep_old: b
     if keep_old:
         previous = {
             "previous_secret": endpoint.secret,
-            "previous_secret_expires_at": func.clock_timestamp() + ROTATION,
+            "previous_secret_expires_at": func.clock_timestamp() + PREVIOUS_SECRET_LIFETIME,
         }
     return change(session, endpoint, secret=secret, **previous)
 
@@ -78,13 +78,13 @@ def announce(session: Session, project_id: str, event_type: str, data: str) -> N
     session.execute(ANNOUNCE, {"project_id": project_id, "type": event_type, "data": data})
 
 
-def remove(session: Session, endpoint: WebhookEndpoint) -> None:
+def delete_endpoint(session: Session, endpoint: WebhookEndpoint) -> None:
     """With everything that was or is to be sent to it."""
     session.execute(delete(WebhookEndpoint).where(WebhookEndpoint.id == endpoint.id))
     session.expunge(endpoint)
 
 
-def hold(session: Session, endpoint_id: str) -> bool:
+def lock_against_deletion(session: Session, endpoint_id: str) -> bool:
     """Keep the endpoint from being deleted until this transaction ends; False if it is gone.
 
     Taken before its deliveries are written to: a deletion locks in the same order, so neither waits for the other.

@@ -7,7 +7,7 @@ from pathlib import Path
 from sqlalchemy.exc import IntegrityError
 
 from app.db.access import keys
-from app.db.access.audit import Act, acting
+from app.db.access.audit import AuditContext, audited_as
 from app.db.engine import Sessions, transaction
 from app.log import get_logger
 
@@ -22,9 +22,9 @@ def ensure_first_key(sessions: Sessions, path: Path) -> None:
     A revoked key stays revoked. Raises ValueError for a secret that is too short, OSError for an unreadable file.
     """
     secret = path.read_text(encoding="utf-8").strip()
-    if not keys.is_good_secret(secret):
+    if not keys.is_valid_secret(secret):
         raise ValueError(
-            f"{path}: an admin key is at least {keys.MIN_GIVEN_CHARACTERS} printable ASCII characters without spaces"
+            f"{path}: an admin key is at least {keys.MIN_SECRET_CHARACTERS} printable ASCII characters without spaces"
         )
     try:
         _issue_once(sessions, secret)
@@ -33,8 +33,8 @@ def ensure_first_key(sessions: Sessions, path: Path) -> None:
 
 
 def _issue_once(sessions: Sessions, secret: str) -> None:
-    act = Act(action="keys.first", actor_type="system", actor_id="api")
-    with acting(act), transaction(sessions) as session:
+    act = AuditContext(action="keys.first", actor_type="system", actor_id="api")
+    with audited_as(act), transaction(sessions) as session:
         if keys.was_issued(session, secret):
             return
         project = keys.ensure_project(session, keys.DEFAULT_PROJECT)

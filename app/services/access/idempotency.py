@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app.db.access import idempotency
-from app.db.access.idempotency import Answered, Asked, InUseError
+from app.db.access.idempotency import KeyedRequest, KeyInUseError, StoredResponse
 from app.db.access.keys import PREFIX
 from app.db.fast_reads.pool import AsyncConnections
 from app.errors import IdempotencyKeyInUse, IdempotencyKeyReused
@@ -42,14 +42,14 @@ class Once:
         self.project_id = project_id
         self.key = key
         self._call = (method, path)
-        self._asked: Asked | None = None
+        self._asked: KeyedRequest | None = None
 
     async def look(self, connections: AsyncConnections, fingerprint: str) -> None:
         """Returns if nothing is kept for the key. Raises Replay, and IdempotencyKeyReused as `begin` does."""
         if self.key is None:
             return
-        asked = Asked(self.project_id, self.key, *self._call, fingerprint)
-        earlier = await idempotency.find(connections, asked)
+        asked = KeyedRequest(self.project_id, self.key, *self._call, fingerprint)
+        earlier = await idempotency.find_response(connections, asked)
         if earlier is not None:
             raise _outcome(asked, earlier)
 
@@ -61,10 +61,10 @@ class Once:
         """
         if self.key is None:
             return
-        asked = Asked(self.project_id, self.key, *self._call, fingerprint)
+        asked = KeyedRequest(self.project_id, self.key, *self._call, fingerprint)
         try:
-            earlier = idempotency.take(session, asked)
-        except InUseError as error:
+            earlier = idempotency.reserve_key(session, asked)
+        except KeyInUseError as error:
             raise in_use(self.key) from error
         if earlier is not None:
             raise _outcome(asked, earlier)
@@ -75,9 +75,9 @@ class Once:
         if self._asked is None:
             return
         if 200 <= status < 300:
-            idempotency.answer(session, self._asked, status, API_KEY.sub(SHOWN_ONCE, body))
+            idempotency.store_response(session, self._asked, status, API_KEY.sub(SHOWN_ONCE, body))
         else:
-            idempotency.release(session, self._asked)
+            idempotency.release_key(session, self._asked)
 
 
 def fingerprint_of(value: Mapping[str, Any]) -> str:
@@ -92,13 +92,13 @@ def in_use(key: str) -> IdempotencyKeyInUse:
     )
 
 
-def _outcome(asked: Asked, earlier: Answered) -> Replay | IdempotencyKeyReused:
+def _outcome(asked: KeyedRequest, earlier: StoredResponse) -> Replay | IdempotencyKeyReused:
     if (earlier.method, earlier.path, earlier.fingerprint) != (asked.method, asked.path, asked.fingerprint):
         return _reused(asked, earlier.method, earlier.path)
     return Replay(earlier.status, earlier.answer)
 
 
-def _reused(asked: Asked, method: str, path: str) -> IdempotencyKeyReused:
+def _reused(asked: KeyedRequest, method: str, path: str) -> IdempotencyKeyReused:
     same_route = (method, path) == (asked.method, asked.path)
     seen = "another body" if same_route else f"{method} {path}"
     return IdempotencyKeyReused(

@@ -20,7 +20,7 @@ from app.errors import BadRequest, NotFound, NotPermitted
 
 def find_model(session: Session, project_id: str, is_admin: bool, name: str) -> TunedModel:
     """Raises NotFound for a model that is not the project's, unless an admin asks."""
-    found = models.get_any(session, name) if is_admin else models.get_tuned(session, project_id, name)
+    found = models.get_tuned_of_any_project(session, name) if is_admin else models.get_tuned(session, project_id, name)
     if found is None:
         raise NotFound(
             f"The checkpoint {name!r} does not exist; GET /v1/models lists the `ft:` models that do.",
@@ -37,7 +37,7 @@ def require_admin(is_admin: bool) -> None:
 
 def grant(session: Session, model: TunedModel, project_ids: Sequence[str]) -> list[CheckpointPermission]:
     """Raises NotFound naming every project that does not exist, BadRequest for the model's own."""
-    known = permissions.known_projects(session, project_ids)
+    known = permissions.existing_project_ids(session, project_ids)
     unknown = [project_id for project_id in project_ids if project_id not in known]
     if unknown:
         raise NotFound(f"No such project: {', '.join(dict.fromkeys(map(unquoted, unknown)))}", "project_ids")

@@ -44,7 +44,7 @@ def archive(session: Session, project_id: str, own_project_id: str | None, cance
         return project
     if project.id == own_project_id:
         raise BadRequest("This project holds the very key of this request; archive it with a key of another one.", "id")
-    unfinished = jobs.unfinished(session, project.id)
+    unfinished = jobs.unfinished_ids(session, project.id)
     if unfinished and not cancel_jobs:
         raise BadRequest(
             f"Project {project.name!r} has {len(unfinished)} unfinished jobs ({_named(unfinished)}), and nobody could "

@@ -30,7 +30,7 @@ def page(
 ) -> list[File]:
     last = None
     if after is not None:
-        last = files.cursor(session, project_id, after)
+        last = files.get_cursor(session, project_id, after)
         if last is None:
             text = f"after: there is no file {shown(after)} here; give the id of the last item of the page before"
             raise BadRequest(text, "after")

@@ -70,12 +70,12 @@ def _is_done(upload: Upload, part_ids: Sequence[str] | None) -> bool:
 
 def _chosen(session: Session, upload: Upload, part_ids: Sequence[str] | None) -> list[UploadPart]:
     if part_ids is None:
-        pieces = uploads.streamed(session, upload)
+        pieces = uploads.stream_pieces(session, upload)
         if not pieces and upload.bytes:
             text = "you must provide part_ids: the ids of the parts, in the order of the file"
             raise BadRequest(text, "part_ids", "missing_required_parameter")
         return pieces
-    found = uploads.posted(session, upload, part_ids)
+    found = uploads.posted_parts(session, upload, part_ids)
     unknown = [part_id for part_id in dict.fromkeys(part_ids) if part_id not in found]
     if unknown:
         raise BadRequest(f"part_ids: not a part of {upload.id}: {', '.join(unknown[:10])}", "part_ids")

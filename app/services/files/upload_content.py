@@ -41,7 +41,7 @@ def progress(session: Session, project_id: str, upload_id: str) -> tuple[SeenUpl
     if seen.status == UploadStatus.COMPLETED:
         return seen, upload.bytes
     require_pending(seen, THEN)
-    return seen, uploads.streamed_bytes(session, upload)
+    return seen, uploads.stream_bytes(session, upload)
 
 
 def begin(sessions: Sessions, storage: Storage, project_id: str, upload_id: str, start: int | None) -> Writer:
@@ -51,10 +51,10 @@ def begin(sessions: Sessions, storage: Storage, project_id: str, upload_id: str,
         upload = known(uploads.lock(session, project_id, upload_id), upload_id)
         require_pending(see(session, upload), THEN)
         if start is None:
-            dropped = uploads.streamed(session, upload)
-            uploads.forget(session, dropped)
-        _require_offset(upload, uploads.streamed_bytes(session, upload), start or 0)
-        writer = Writer(project_id, upload_id, uploads.next_writer(session, upload), start or 0, upload.bytes)
+            dropped = uploads.stream_pieces(session, upload)
+            uploads.delete_parts(session, dropped)
+        _require_offset(upload, uploads.stream_bytes(session, upload), start or 0)
+        writer = Writer(project_id, upload_id, uploads.next_writer_number(session, upload), start or 0, upload.bytes)
     for piece in dropped:
         storage.delete(piece.storage_key)
     return writer

@@ -61,7 +61,7 @@ def get(session: Session, project_id: str, upload_id: str) -> SeenUpload:
 
 def parts(session: Session, project_id: str, upload_id: str) -> list[UploadPart]:
     """What was posted so far, in the order it arrived: from here a client goes on after a break."""
-    return uploads.all_posted(session, known(uploads.get(session, project_id, upload_id), upload_id))
+    return uploads.all_posted_parts(session, known(uploads.get(session, project_id, upload_id), upload_id))
 
 
 def check_pending(sessions: Sessions, project_id: str, upload_id: str) -> SeenUpload:
@@ -122,9 +122,9 @@ def see(session: Session, upload: Upload) -> SeenUpload:
     if status == UploadStatus.COMPLETED:
         file = files.get(session, upload.project_id, upload.file_id or "")
         return SeenUpload(upload, status, upload.bytes, file)
-    if status == UploadStatus.PENDING and uploads.is_over(session, upload):
+    if status == UploadStatus.PENDING and uploads.is_expired(session, upload):
         status = UploadStatus.EXPIRED
-    return SeenUpload(upload, status, uploads.totals(session, upload)[1])
+    return SeenUpload(upload, status, uploads.part_totals(session, upload)[1])
 
 
 def known(upload: Upload | None, upload_id: str) -> Upload:
@@ -146,7 +146,7 @@ def require_pending(seen: SeenUpload, then: str) -> None:
 
 def require_room(session: Session, upload: Upload, more_bytes: int) -> None:
     """Raises BadRequest: parts of one upload may take twice its bytes, as retries leave some that are not needed."""
-    count, stored_bytes = uploads.totals(session, upload)
+    count, stored_bytes = uploads.part_totals(session, upload)
     most = max_stored_bytes(upload.bytes)
     if count >= MAX_PARTS:
         raise BadRequest(

@@ -20,7 +20,7 @@ def check_files(session: Session, original: Job, request: JobRequest) -> None:
         )
         if asked is not None and asked == had
     }
-    there = files.visible(session, list(taken.values()))
+    there = files.get_visible(session, list(taken.values()))
     problems = [_deleted(name, file_id, original) for name, file_id in taken.items() if file_id not in there]
     if problems:
         raise all_at_once([*request.problems, *problems])

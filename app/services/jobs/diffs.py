@@ -62,7 +62,7 @@ def compare(session: Session, left: Job, right: Job) -> Diff:
 
 def facts_of(session: Session, job: Job) -> Facts:
     """Of an attempt that was resumed elsewhere, the last machine counts: it made the result."""
-    started = diffs.last_started(session, job.id) or {}
+    started = diffs.last_start_data(session, job.id) or {}
     return Facts(
         data=_data(session, job, started),
         config=_config(session, job),
@@ -81,7 +81,7 @@ def _data(session: Session, job: Job, started: dict[str, Any]) -> dict[str, Any]
 
 def _file(session: Session, file_id: str | None) -> dict[str, Any] | None:
     """By content: the same bytes uploaded twice are the same data. Also of a file that was deleted."""
-    file = files.get_any(session, file_id) if file_id else None
+    file = files.get_even_deleted(session, file_id) if file_id else None
     return None if file is None else {"sha256": file.sha256, "bytes": file.bytes, "rows": file.line_count}
 
 
@@ -115,7 +115,7 @@ def _environment(session: Session, job: Job, started: dict[str, Any]) -> dict[st
     return {key: started.get(key) for key in MACHINE} | {
         "device_kind": measured[-1].device_kind if measured else None,
         "layout": layout,
-        "worker": diffs.last_trainer(session, job.id),
+        "worker": diffs.last_training_worker(session, job.id),
     }
 
 
@@ -142,7 +142,7 @@ def _result(session: Session, job: Job) -> dict[str, Any]:
 def _metrics(session: Session, job: Job) -> dict[str, Any]:
     """Of the adapter that is the result, else of the last step."""
     result = checkpoints.by_names(session, [job.fine_tuned_model]) if job.fine_tuned_model else {}
-    last = diffs.last_metrics(session, job.id) or {}
+    last = diffs.last_metrics_data(session, job.id) or {}
     return last | {key: value for each in result.values() for key, value in each.metrics.items() if value is not None}
 
 

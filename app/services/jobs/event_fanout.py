@@ -68,7 +68,7 @@ class Feed:
         events = [row for row in rows if row.id is not None]
         last_seq = events[-1].seq if events else seq
         is_over = bool(rows) and rows[-1].state in TERMINAL and last_seq >= rows[-1].event_seq
-        has_more = len(events) == jobs.PAGE
+        has_more = len(events) == jobs.MAX_EVENTS
         return Part([self._render(row) for row in events], last_seq, has_more, rows[-1].state if is_over else None)
 
 

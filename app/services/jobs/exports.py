@@ -40,7 +40,7 @@ def create(session: Session, hints: Hints, project_id: str, job_id: str, body: M
     type, checkpoint_name = _parse(body)
     checkpoint = _checkpoint(session, job, checkpoint_name)
     base = _base(session, job, checkpoint)
-    existing = exports.of_kind(session, checkpoint.name, type)
+    existing = exports.lock_current(session, checkpoint.name, type)
     if existing is not None:
         seen = _seen(session, [existing])[0]
         if existing.state != ExportState.SUCCEEDED or len(seen.files) == len(existing.file_ids):
@@ -68,7 +68,7 @@ def page(session: Session, project_id: str, job_id: str, limit: int, after: str 
     jobs.get(session, project_id, job_id)
     last = None
     if after is not None:
-        last = exports.cursor(session, project_id, job_id, after)
+        last = exports.get_cursor(session, project_id, job_id, after)
         if last is None:
             raise jobs.unknown_cursor("export", after)
     return _seen(session, exports.page(session, project_id, job_id, limit, last))
@@ -131,13 +131,13 @@ def _base(session: Session, job: Job, checkpoint: Checkpoint) -> BaseModelRow:
 
 
 def _hold_adapter(session: Session, job: Job, checkpoint: Checkpoint) -> None:
-    if files.hold(session, job.project_id, checkpoint.file_ids) < len(checkpoint.file_ids):
+    if files.lock_content(session, job.project_id, checkpoint.file_ids) < len(checkpoint.file_ids):
         text = f"Files of the adapter of {checkpoint.name} were deleted, so nothing can be made of it."
         raise BadRequest(text, "checkpoint", "adapter_deleted")
 
 
 def _existing(session: Session, checkpoint: Checkpoint, type: ExportType) -> SeenExport:
-    export = exports.of_kind(session, checkpoint.name, type)
+    export = exports.lock_current(session, checkpoint.name, type)
     assert export is not None, "the unique index says so"
     return _seen(session, [export])[0]
 
@@ -153,5 +153,5 @@ def _remove(session: Session, export: Export) -> None:
 
 def _seen(session: Session, page: Sequence[Export]) -> list[SeenExport]:
     """One query for the files of a whole page."""
-    found = files.visible(session, [file_id for export in page for file_id in export.file_ids])
+    found = files.get_visible(session, [file_id for export in page for file_id in export.file_ids])
     return [SeenExport(each, [found[id] for id in each.file_ids if id in found]) for each in page]

@@ -78,13 +78,13 @@ def page_versions(session: Session, wanted: JobFilter, limit: int, after: str | 
     """(id, version, place in the queue) of each job of a page. Raises as `page`."""
     last = _cursor(session, wanted, after)
     rows = pages.page_versions(session, wanted, limit, last)
-    places = queue_positions.of(session, [job_id for job_id, _, state in rows if state == JobState.QUEUED])
+    places = queue_positions.get_positions(session, [job_id for job_id, _, state in rows if state == JobState.QUEUED])
     return [(job_id, version, _place(places.get(job_id))) for job_id, version, _ in rows]
 
 
 def numbers(session: Session, project_id: str, job_id: str) -> tuple[int, int]:
     """(event_seq, version) of a job."""
-    found = jobs.numbers(session, project_id, job_id)
+    found = jobs.get_versions(session, project_id, job_id)
     if found is None:
         raise no_such_job(job_id)
     return found
@@ -126,7 +126,7 @@ def change(session: Session, project_id: str, job_id: str, asked: Mapping[str, A
     Raises NotFound; BadRequest for the `priority` of a job that has ended, as it has no turn any more.
     """
     job = get(session, project_id, job_id)
-    states = jobs.ACTIVE if "priority" in asked else jobs.ALL
+    states = jobs.ACTIVE_STATES if "priority" in asked else jobs.ALL_STATES
     columns = {name: value for name, value in asked.items() if getattr(job, name) != value}
     if columns and jobs.change(session, project_id, job_id, states, _told(columns), **columns) is None:
         session.refresh(job)  # it may have ended at this moment
@@ -204,7 +204,7 @@ def _wrong_state(job: Job, verb: str, allowed: str) -> BadRequest:
 
 def _seen(session: Session, page: list[Job]) -> list[SeenJob]:
     """Two queries for a whole page, whatever its length."""
-    places = queue_positions.of(session, [job.id for job in page if job.state == JobState.QUEUED])
+    places = queue_positions.get_positions(session, [job.id for job in page if job.state == JobState.QUEUED])
     names = [job.fine_tuned_model for job in page if job.fine_tuned_model is not None]
     finals = checkpoints.by_names(session, names)
     return [_with_place(SeenJob(job, None, _final_file_ids(job, finals)), places.get(job.id)) for job in page]

@@ -25,7 +25,9 @@ def find(session: Session, project_id: str, name: str) -> tuple[BaseModelRow, An
     job = jobs.get(session, tuned.project_id, tuned.job_id)
     checkpoint = checkpoints.by_names(session, [name]).get(name)
     assert job is not None, "a foreign key holds it"
-    if checkpoint is None or files.hold(session, tuned.project_id, checkpoint.file_ids) < len(checkpoint.file_ids):
+    if checkpoint is None or files.lock_content(session, tuned.project_id, checkpoint.file_ids) < len(
+        checkpoint.file_ids
+    ):
         raise _gone(name, "files of its adapter were deleted")
     base = models.get_base(session, project_id, job.base_model)
     if base is None:

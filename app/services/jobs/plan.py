@@ -100,8 +100,8 @@ def ask(session: Session, project_id: str, request: JobRequest, is_admin: bool =
         manifest_sha256=found.base.manifest_sha256,
         training_file=Source.of("training_file", found.training_file),
         validation_file=Source.of("validation_file", held_out) if held_out else None,
-        places=workers.places(session, found.spec, found.base.manifest_sha256, need),
-        lack=what_lacks([offer_of(worker.about) for worker in workers.that_train(session)], need),
+        places=workers.candidate_devices(session, found.spec, found.base.manifest_sha256, need),
+        lack=what_lacks([offer_of(worker.about) for worker in workers.gpu_workers(session)], need),
     )
 
 

@@ -26,11 +26,11 @@ def metrics(session: Session, project_id: str, job_id: str, max_points: int | No
     """Raises NotFound."""
     job = jobs.get(session, project_id, job_id)
     if max_points is None:
-        rows = events.metrics(session, job.id)
+        rows = events.all_metrics(session, job.id)
         return StepMetrics(rows, len(rows))
-    points = events.points(session, job.id)
+    points = events.loss_points(session, job.id)
     chosen = thin_out(points, max_points)
-    return StepMetrics(events.data_of(session, job.id, [point.row for point in chosen]), len(points))
+    return StepMetrics(events.event_data(session, job.id, [point.row for point in chosen]), len(points))
 
 
 def log(session: Session, project_id: str, job_id: str, attempt: int | None) -> JobLog | None:
@@ -38,7 +38,7 @@ def log(session: Session, project_id: str, job_id: str, attempt: int | None) -> 
     job = jobs.get(session, project_id, job_id)
     found = logs.newest(session, job.id, attempt)
     if found is None and attempt is not None:
-        there = ", ".join(map(str, logs.attempts(session, job.id))) or "none"
+        there = ", ".join(map(str, logs.attempts_with_log(session, job.id))) or "none"
         raise NotFound(
             f"attempt: there is no log of attempt {attempt}; of this job there are those of {there}", "attempt"
         )

@@ -63,7 +63,9 @@ def resolved(session: Session, project_id: str, request: JobRequest) -> Resolved
 
     Raises BadRequest naming everything that is wrong, NotFound if that is only a model or file that is not there.
     """
-    found = references.find(session, project_id, request.model, request.training_file, request.validation_file)
+    found = references.load_job_references(
+        session, project_id, request.model, request.training_file, request.validation_file
+    )
     try:
         base, ancestor = _model_or_ancestor(session, project_id, request.model, found.base)
         training_file = _there(found.training_file, request.training_file, "training_file")

@@ -234,20 +234,20 @@ class TestAct:
     def test_that_is_over_answers_for_nothing(self, engine: Engine) -> None:
         """A task that outlives the request that started it still has the request's context."""
         sessions = make_sessions(engine)
-        audit.watch(sessions)
-        with audit.acting(audit.Act(action="a", actor_id="key_1")) as act:
+        audit.audit_sessions(sessions)
+        with audit.audited_as(audit.AuditContext(action="a", actor_id="key_1")) as act:
             pass
-        token = audit.CURRENT.set(act)
+        token = audit.CURRENT_CONTEXT.set(act)
         with transaction(sessions) as session:
             make_project(session, "later")
-        audit.CURRENT.reset(token)
+        audit.CURRENT_CONTEXT.reset(token)
         with transaction(sessions) as session:
             assert session.scalars(select(AuditEntry)).all() == []
 
     def test_names_no_object_twice_and_not_without_end(self, engine: Engine) -> None:
         sessions = make_sessions(engine)
-        audit.watch(sessions)
-        with audit.acting(audit.Act(action="a", actor_id="key_1")), transaction(sessions) as session:
+        audit.audit_sessions(sessions)
+        with audit.audited_as(audit.AuditContext(action="a", actor_id="key_1")), transaction(sessions) as session:
             made = [make_project(session, f"p{number}") for number in range(30)]
             made[0].share_weight = 2
         with transaction(sessions) as session:

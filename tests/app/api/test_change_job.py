@@ -170,7 +170,7 @@ class TestAChange:
             running = start_job(session)
         change(client, running, priority=3, metadata={})
         with transaction(sessions) as session:
-            assert claims.held(session, running.lease_owner or "") is not None
+            assert claims.find_held_job(session, running.lease_owner or "") is not None
 
     @pytest.mark.parametrize(
         ("body", "param"),

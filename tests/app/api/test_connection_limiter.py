@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from app.api.connection_limiter import Slot
 from app.api.fair_limiter import FairLimiter
 from app.db.access import idempotency
-from app.db.access.idempotency import Asked
+from app.db.access.idempotency import KeyedRequest
 from app.db.engine import Sessions
 from app.db.tables import Project
 from app.errors import Unavailable
@@ -59,11 +59,11 @@ def test_a_twin_that_waits_takes_no_turn_from_others(
 ) -> None:
     body = {"model": base_model, "training_file": training_file}
     most = app.state.engines.settings.database_pool_size
-    looks, take = [], idempotency.take
-    monkeypatch.setattr("app.db.access.idempotency.take", lambda *given: (looks.append(1), take(*given))[1])
+    looks, take = [], idempotency.reserve_key
+    monkeypatch.setattr("app.db.access.idempotency.reserve_key", lambda *given: (looks.append(1), take(*given))[1])
     with sessions() as first, ThreadPoolExecutor(most) as pool:
         for number in range(most):  # each of them in another process
-            assert take(first, Asked(project.id, f"k{number}", "POST", JOBS, "other")) is None
+            assert take(first, KeyedRequest(project.id, f"k{number}", "POST", JOBS, "other")) is None
         headers = [{"Idempotency-Key": f"k{number}"} for number in range(most)]
         twins = [pool.submit(client.post, JOBS, json=body, headers=each) for each in headers]
         until(lambda: len(looks) > 3 * most, "all of them look again and again")

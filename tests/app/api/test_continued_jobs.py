@@ -49,7 +49,7 @@ def files_of(sessions: Sessions, name: str | None) -> list[str]:
 
 def purgeable(sessions: Sessions) -> list[str]:
     with transaction(sessions) as session:
-        return [file.id for file in files.purgeable(session)]
+        return [file.id for file in files.lock_purgeable(session)]
 
 
 class TestCreate:
@@ -133,7 +133,7 @@ class TestDeletingTheAncestor:
     ) -> None:
         needed = files_of(sessions, ancestor.fine_tuned_model)
         with transaction(sessions) as creating:
-            assert files.hold(creating, project.id, needed) == len(needed)
+            assert files.lock_content(creating, project.id, needed) == len(needed)
             with transaction(sessions) as session:
                 files.delete_all(session, needed)
             assert purgeable(sessions) == []

@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 from app.api import idempotency as once
 from app.api.idempotency import OnceRoute, get_once
 from app.db.access import idempotency
-from app.db.access.idempotency import Asked
+from app.db.access.idempotency import KeyedRequest
 from app.db.engine import Sessions, transaction
 from app.db.jobs import jobs
 from app.db.tables import File, IdempotencyKey, Job, Project
@@ -183,7 +183,7 @@ class TestWhatWasRefused:
         self, create: Create, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with monkeypatch.context() as broken:
-            broken.setattr(jobs, "tell", lambda *_: 1 / 0)
+            broken.setattr(jobs, "append_event", lambda *_: 1 / 0)
             assert create().status_code == 500
         assert (count(sessions), count(sessions, IdempotencyKey)) == (0, 0)
         assert create().status_code == 200
@@ -194,7 +194,7 @@ class TestWhatWasRefused:
     ) -> None:
         """Job and key are one transaction: there is no crash that leaves one without the other."""
         with monkeypatch.context() as broken:
-            broken.setattr(idempotency, "answer", lambda *_: 1 / 0)
+            broken.setattr(idempotency, "store_response", lambda *_: 1 / 0)
             assert create().status_code == 500
         assert (count(sessions), count(sessions, IdempotencyKey)) == (0, 0)
 
@@ -244,14 +244,14 @@ class TestAtOnce:
         self, create: Create, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         looks, asked, all_are_here = [], [], threading.Event()
-        take, fingerprint_of = idempotency.take, once.fingerprint_of
+        take, fingerprint_of = idempotency.reserve_key, once.fingerprint_of
 
         def take_slowly(*given: Any) -> Any:
             looks.append(1)
             all_are_here.wait(10)
             return take(*given)
 
-        monkeypatch.setattr(idempotency, "take", take_slowly)
+        monkeypatch.setattr(idempotency, "reserve_key", take_slowly)
         monkeypatch.setattr(once, "fingerprint_of", lambda value: (asked.append(1), fingerprint_of(value))[1])
         with ThreadPoolExecutor(8) as pool:
             twins = [pool.submit(create) for _ in range(8)]
@@ -279,10 +279,10 @@ class TestAtOnce:
         self, create: Create, sessions: Sessions, project: Project, app: FastAPI, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         looks = []
-        take = idempotency.take
-        monkeypatch.setattr("app.db.access.idempotency.take", lambda *given: (looks.append(1), take(*given))[1])
+        take = idempotency.reserve_key
+        monkeypatch.setattr("app.db.access.idempotency.reserve_key", lambda *given: (looks.append(1), take(*given))[1])
         with sessions() as first:
-            assert take(first, Asked(project.id, "k1", "POST", "/v1/elsewhere", "other")) is None
+            assert take(first, KeyedRequest(project.id, "k1", "POST", "/v1/elsewhere", "other")) is None
             with ThreadPoolExecutor(1) as pool:
                 twin = pool.submit(create)
                 until(lambda: len(looks) > 3, "the twin looks again and again")
@@ -296,7 +296,7 @@ class TestAtOnce:
     ) -> None:
         monkeypatch.setattr("app.api.idempotency.PATIENCE_SECONDS", 0.05)
         with sessions() as first:
-            idempotency.take(first, Asked(project.id, "k1", "POST", "/v1/elsewhere", "other"))
+            idempotency.reserve_key(first, KeyedRequest(project.id, "k1", "POST", "/v1/elsewhere", "other"))
             answer = create()
         assert (answer.status_code, answer.json()["error"]["code"]) == (409, "idempotency_key_in_use")
         assert answer.headers["retry-after"] == "1"
@@ -335,5 +335,5 @@ class TestForgetting:
         age(sessions, timedelta(hours=25))
         create(key="young")
         with transaction(sessions) as session:
-            assert idempotency.forget_old(session) == 1
+            assert idempotency.delete_expired(session) == 1
             assert list(session.scalars(select(IdempotencyKey.key))) == ["young"]

@@ -32,7 +32,7 @@ def worker(sessions: Sessions) -> None:
 
 def have_worker(sessions: Sessions, name: str, about: dict[str, Any]) -> None:
     with transaction(sessions) as session:
-        workers.seen(session, name, "gpu", "host", 1, about)
+        workers.heartbeat(session, name, "gpu", "host", 1, about)
 
 
 def lines(*examples: tuple[str, str, int]) -> bytes:
@@ -180,7 +180,7 @@ class TestPlan:
         learned = Measurement(
             recompute="nothing", cache_weights=True, loaded_ratio=1.0, working_ratio=1.0, flops=1e6, other_seconds=0.0
         )
-        monkeypatch.setattr(measurements, "alike", lambda *_: [learned])
+        monkeypatch.setattr(measurements, "similar", lambda *_: [learned])
         file = upload(lines(*[("question", "answer", 1)] * 50)).json()["id"]
 
         def seconds(knobs: dict[str, int], **more: str) -> float:

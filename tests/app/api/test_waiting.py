@@ -139,7 +139,7 @@ class TestWait:
     def test_a_renewed_lease_is_no_change(self, http: httpx2.Client, running: Job, sessions: Sessions) -> None:
         etag = http.get(path_of(running)).headers["etag"]
         with transaction(sessions) as session:
-            claims.renew(session, lease_of(running), 500)
+            claims.renew_lease(session, lease_of(running), 500)
         assert http.get(path_of(running), headers={"If-None-Match": etag}).status_code == 304
 
     def test_a_job_that_is_over_is_not_waited_for(self, http: httpx2.Client, job: Job, sessions: Sessions) -> None:

@@ -137,7 +137,7 @@ class TestKeys:
     def test_a_key_is_all_that_standard_output_has(self, operator: Tunery, sessions: Sessions) -> None:
         done = operator("keys", "create", "--project", "team", "--name", "ci")
         with transaction(sessions) as session:
-            key = keys.find(session, done.out.strip())
+            key = keys.find_by_secret(session, done.out.strip())
             assert key is not None
             assert key.name == "ci"
         assert "not shown again" in done.err
@@ -170,7 +170,7 @@ class TestKeys:
         made = operator("keys", "create", "--project", "team", "--json").json
         assert operator("keys", "revoke", made["id"]).exit_code == 0
         with transaction(sessions) as session:
-            assert keys.find(session, made["key"]) is None
+            assert keys.find_by_secret(session, made["key"]) is None
         assert operator("keys", "revoke", made["id"]).exit_code == 3
 
 

@@ -102,7 +102,7 @@ class TestKeys:
             "90d",
         )
         with transaction(sessions) as session:
-            key = keys.find(session, done.out.strip())
+            key = keys.find_by_secret(session, done.out.strip())
             assert key is not None
             assert key.scopes == ["files:read", "jobs:write"]
             assert key.expires_at is not None
@@ -113,13 +113,13 @@ class TestKeys:
         turned = operator("keys", "rotate", made["id"], "--overlap", "1h")
         with transaction(sessions) as session:
             for secret in (made["key"], turned.out.strip()):
-                found = keys.find(session, secret)
+                found = keys.find_by_secret(session, secret)
                 assert found is not None
                 assert found.id == made["id"]
         again = operator("keys", "rotate", made["id"], "--overlap", "0s").out.strip()
         with transaction(sessions) as session:
-            assert keys.find(session, turned.out.strip()) is None
-            assert keys.find(session, again) is not None
+            assert keys.find_by_secret(session, turned.out.strip()) is None
+            assert keys.find_by_secret(session, again) is not None
 
     @pytest.mark.parametrize(
         ("arguments", "exit_code"),

@@ -38,7 +38,7 @@ def make_trained_job(
     last, archive = made[-1]
     models.add_tuned(session, job, last)
     results = make_file(session, storage, project, results_csv(4), "fine-tune-results", "step_metrics.csv", job)
-    return claims.end_attempt(
+    return claims.finish_held_attempt(
         session,
         lease_of(job),
         Reason.DONE,

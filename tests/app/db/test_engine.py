@@ -55,7 +55,7 @@ class TestAConnectionOfThePool:
 
     def test_that_stood_still_is_asked_whether_it_lives(self, alone: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
         pings, ping = [], alone.dialect.do_ping
-        monkeypatch.setattr(engine_module, "PING_AFTER_SECONDS", 0.0)
+        monkeypatch.setattr(engine_module, "PING_AFTER_IDLE_SECONDS", 0.0)
         monkeypatch.setattr(alone.dialect, "do_ping", lambda connection: (pings.append(1), ping(connection))[1])
         assert pid_of(alone) == pid_of(alone)
         assert pings == [1]
@@ -64,7 +64,7 @@ class TestAConnectionOfThePool:
     def test_whose_server_has_ended_it_is_replaced_whenever_it_was_used(
         self, alone: Engine, engine: Engine, monkeypatch: pytest.MonkeyPatch, ping_after_seconds: float
     ) -> None:
-        monkeypatch.setattr(engine_module, "PING_AFTER_SECONDS", ping_after_seconds)
+        monkeypatch.setattr(engine_module, "PING_AFTER_IDLE_SECONDS", ping_after_seconds)
         pid = pid_of(alone)
         with engine.connect() as other:
             other.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid})

@@ -17,7 +17,7 @@ from app.api import idempotency as once
 from app.api.middleware import bootstrap_guard
 from app.api.routes import webhooks as webhook_routes
 from app.db.access import idempotency, keys
-from app.db.access.idempotency import Asked
+from app.db.access.idempotency import KeyedRequest
 from app.db.engine import transaction
 from app.db.jobs import jobs
 from app.db.tables import Checkpoint, Job, Project, Upload, WebhookDelivery
@@ -116,7 +116,7 @@ def post_json(text: str) -> Provoke:
 def send_again_too_early(server: Server) -> Any:
     server.monkeypatch.setattr(once, "PATIENCE_SECONDS", 0.0)
     with transaction(server.sessions) as session:
-        idempotency.take(session, Asked(server.project.id, "twin", "POST", JOBS, "first"))
+        idempotency.reserve_key(session, KeyedRequest(server.project.id, "twin", "POST", JOBS, "first"))
         return server.client.post(JOBS, json={}, headers={"Idempotency-Key": "twin"})
 
 
@@ -210,13 +210,13 @@ def deliver_to_a_disabled_endpoint(server: Server) -> Any:
 def try_a_deaf_endpoint(server: Server) -> Any:
     """What a sender would write down is written down as soon as there is something to send."""
     begin = webhook_routes._begin_test
-    nobody = deliveries.Outcome(False, 3, None, "connection refused", None, None)
+    nobody = deliveries.DeliveryOutcome(False, 3, None, "connection refused", None, None)
 
     def begin_and_fail(*given: Any) -> WebhookDelivery:
         delivery = begin(*given)
         with transaction(server.sessions) as session:
             for claimed in deliveries.claim(session, 10, 60):
-                deliveries.record(session, claimed, nobody)
+                deliveries.record_outcome(session, claimed, nobody)
         return delivery
 
     server.monkeypatch.setattr(webhook_routes, "_begin_test", begin_and_fail)

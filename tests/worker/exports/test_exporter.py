@@ -357,8 +357,8 @@ class TestLost:
         for write in (
             lambda session: exports.succeed(session, lease, {}, [], 0),
             lambda session: exports.fail(session, lease, ExportError.SERVER_ERROR, "late"),
-            lambda session: exports.renew(session, lease, 60),
-            lambda session: exports.look(session, lease),
+            lambda session: exports.renew_lease(session, lease, 60),
+            lambda session: exports.check_lease(session, lease),
         ):
             with pytest.raises(FencedError), transaction(bench.sessions) as session:
                 write(session)
@@ -399,7 +399,7 @@ class TestLost:
         cleanup.sweep_work_directories(bench.resources)
         assert (directory / "half").exists()
         with transaction(bench.sessions) as session:
-            exports.put_back(session, Lease(asked.id, 1, OWNER))
+            exports.requeue(session, Lease(asked.id, 1, OWNER))
         cleanup.sweep_work_directories(bench.resources)
         assert not (directory / "half").exists()
 
@@ -415,7 +415,7 @@ class TestHints:
         sent: list[str] = []
         monkeypatch.setattr(bench.resources.hints, "send", sent.append)
         with transaction(bench.sessions) as session:
-            workers.seen(session, "cpu0@test#1", "cpu", "test", 1, {})
+            workers.heartbeat(session, "cpu0@test#1", "cpu", "test", 1, {})
         Reconciler(bench.resources).send_hints()
         ask(bench, trained)
         bench.until(lambda: sorted(sent) == ["cpu", "gpu"], "the hints that leave after the commit")

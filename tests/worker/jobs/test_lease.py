@@ -60,7 +60,7 @@ def test_a_write_is_repeated_while_the_database_is_away(bench: Bench, keeper: Le
     def write(session: Session) -> str:
         if failures:
             raise failures.pop()
-        return claims.note(session, keeper.lease, phase="training").phase or ""
+        return claims.update_held_job(session, keeper.lease, phase="training").phase or ""
 
     assert keeper.transact(write) == "training"
 

@@ -54,7 +54,7 @@ def test_a_job_on_a_trained_model_starts_where_that_one_ended(bench: Bench) -> N
         models.delete_tuned(session, model)
         files.delete_all(session, bench.checkpoints(ancestor)[0].file_ids)
     with transaction(bench.sessions) as session:
-        assert not files.purgeable(session)
+        assert not files.lock_purgeable(session)
     job = finished(bench, waiting)
     assert job.state == "succeeded", bench.messages(job)
 

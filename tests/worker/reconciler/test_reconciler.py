@@ -216,7 +216,7 @@ class TestHints:
 
     def see(self, bench: Bench, worker: str, queue: str) -> None:
         with transaction(bench.sessions) as session:
-            workers.seen(session, worker, queue, "test", 1, {})
+            workers.heartbeat(session, worker, queue, "test", 1, {})
 
 
 class TestSweeping:
@@ -291,9 +291,9 @@ class TestSweeping:
 
     def test_old_workers_are_forgotten(self, bench: Bench) -> None:
         with transaction(bench.sessions) as session:
-            workers.seen(session, "gpu0@gone#1", "gpu", "gone", 1, {})
+            workers.heartbeat(session, "gpu0@gone#1", "gpu", "gone", 1, {})
             session.execute(update(Worker).values(seen_at=text("clock_timestamp() - interval '2 days'")))
-            workers.seen(session, "gpu0@here#1", "gpu", "here", 1, {})
+            workers.heartbeat(session, "gpu0@here#1", "gpu", "here", 1, {})
         cleanup.sweep(bench.resources)
         with transaction(bench.sessions) as session:
             assert [worker.id for worker in workers.alive(session, within_seconds=10**9)] == ["gpu0@here#1"]
@@ -315,4 +315,4 @@ def test_a_round_does_everything(bench: Bench) -> None:
     assert reconciler.round() is True
     assert bench.job(job).state == "queued"
     with transaction(bench.sessions) as session:
-        assert expired_leases.held_count(session) == 0
+        assert expired_leases.count_held(session) == 0

@@ -29,7 +29,7 @@ def keeper(bench: Bench) -> QueueKeeper:
 
 def see(bench: Bench, name: str = OWNER, **about: object) -> None:
     with transaction(bench.sessions) as session:
-        workers.seen(session, name, "gpu", "test", 1, ABOUT | about)
+        workers.heartbeat(session, name, "gpu", "test", 1, ABOUT | about)
 
 
 def change(bench: Bench, job: Job, **columns: object) -> None:
@@ -39,7 +39,7 @@ def change(bench: Bench, job: Job, **columns: object) -> None:
 
 def place(bench: Bench, job: Job) -> QueuePlace:
     with transaction(bench.sessions) as session:
-        return queue_positions.of(session, [job.id])[job.id]
+        return queue_positions.get_positions(session, [job.id])[job.id]
 
 
 class TestGivingWay:

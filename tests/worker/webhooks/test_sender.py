@@ -20,7 +20,7 @@ from app.db.engine import Sessions, transaction
 from app.db.jobs import jobs
 from app.db.tables import Job, Project, WebhookAttempt, WebhookDelivery, WebhookEndpoint
 from app.db.webhooks import deliveries, endpoints
-from app.db.webhooks.deliveries import Claimed
+from app.db.webhooks.deliveries import ClaimedDelivery
 from app.domain.webhooks import EVENT_TYPES, new_secret
 from app.settings import Settings
 from tests.deadline import until
@@ -81,7 +81,9 @@ def endpoint_now(sessions: Sessions, endpoint: WebhookEndpoint) -> WebhookEndpoi
         return session.get_one(WebhookEndpoint, endpoint.id)
 
 
-def claim(sessions: Sessions, limit: int = 10, lease_seconds: float = 60, busy: tuple[str, ...] = ()) -> list[Claimed]:
+def claim(
+    sessions: Sessions, limit: int = 10, lease_seconds: float = 60, busy: tuple[str, ...] = ()
+) -> list[ClaimedDelivery]:
     with transaction(sessions) as session:
         return deliveries.claim(session, limit, lease_seconds, busy)
 
@@ -352,7 +354,7 @@ class TestCrashes:
         announce(sessions, project)
         (held,) = claim(sessions)
         with transaction(sessions) as session:
-            endpoints.remove(session, session.get_one(WebhookEndpoint, endpoint.id))
+            endpoints.delete_endpoint(session, session.get_one(WebhookEndpoint, endpoint.id))
         sender.deliver(held)
         assert (outbox(sessions), log(sessions)) == ([], [])
 
@@ -417,10 +419,10 @@ class TestForgetting:
     def test_idempotency_keys_go_with_the_same_broom(
         self, resources: Resources, sessions: Sessions, project: Project
     ) -> None:
-        asked: Any = idempotency.Asked(project.id, "k", "POST", "/v1/files", "f")
+        asked: Any = idempotency.KeyedRequest(project.id, "k", "POST", "/v1/files", "f")
         with transaction(sessions) as session:
-            idempotency.take(session, asked)
-            idempotency.answer(session, asked, 200, "{}")
+            idempotency.reserve_key(session, asked)
+            idempotency.store_response(session, asked, 200, "{}")
             session.execute(update(idempotency.IdempotencyKey).values(created_at=func.now() - timedelta(hours=25)))
         sweep(resources)
         with transaction(sessions) as session:

@@ -37,7 +37,7 @@ router = APIRouter(tags=["Projects and keys"], dependencies=[AUTHENTICATED], rou
 def get_own_project(caller: CallerDep, session: SessionDep) -> Any:
     """Its limits, what is used of them, and what this key may do. Every key may ask."""
     project = projects.get(session, caller.project_id)
-    rendered = render_with_usage(project, usage.of(session, project.id))
+    rendered = render_with_usage(project, usage.project_usage(session, project.id))
     return rendered | {"api_key": {"id": caller.key_id, "scopes": list(caller.scopes)}}
 
 
@@ -64,7 +64,7 @@ def list_projects(session: SessionDep, after: After = None, limit: Limit = 20, i
 def get_project(project_id: str, session: SessionDep) -> Any:
     """With what it uses."""
     project = projects.get(session, project_id)
-    return render_with_usage(project, usage.of(session, project.id))
+    return render_with_usage(project, usage.project_usage(session, project.id))
 
 
 @router.post(

@@ -126,5 +126,5 @@ class TestTheDoor:
 class TestAGivenSecret:
     @pytest.mark.parametrize("secret", ["x" * 19, "with spaces in it, and long", "nötig-nötig-nötig-nötig"])
     def test_that_is_too_short_or_unfit_for_a_header_is_none(self, secret: str) -> None:
-        assert not keys.is_good_secret(secret)
-        assert keys.is_good_secret("x" * 20)
+        assert not keys.is_valid_secret(secret)
+        assert keys.is_valid_secret("x" * 20)

@@ -103,7 +103,7 @@ class TestDelete:
             job = make_job(session, project, file)
         assert client.delete(f"/v1/files/{file.id}").status_code == 200
         with transaction(sessions) as session:
-            assert files.purgeable(session) == []
+            assert files.lock_purgeable(session) == []
             assert storage.stat(file.storage_key).size_bytes == file.bytes
             jobs.cancel(session, project.id, job.id)
-            assert [purgeable.id for purgeable in files.purgeable(session)] == [file.id]
+            assert [purgeable.id for purgeable in files.lock_purgeable(session)] == [file.id]

@@ -36,8 +36,8 @@ def scene(sessions: Sessions, storage: LocalStorage, project: Project, base_mode
         jobs = [make_job(session, who, make_file(session, storage, who)) for who in (project, project, other)]
         for _ in jobs:
             validate_job(session)
-        workers.seen(session, WORKER, "gpu", "host7", 4711, ABOUT)
-        workers.seen(session, "cpu0@host7#1", "cpu", "host7", 4712, {})
+        workers.heartbeat(session, WORKER, "gpu", "host7", 4711, ABOUT)
+        workers.heartbeat(session, "cpu0@host7#1", "cpu", "host7", 4712, {})
         running = start_job(session)
         assert running.id == jobs[0].id
         forecast_queue(session, Slot(offer_of(ABOUT), 60.0, project.id))

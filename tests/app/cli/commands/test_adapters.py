@@ -26,7 +26,7 @@ def archive(sessions: Sessions, storage: LocalStorage, trained_job: Job) -> Path
     """The finished job's archive, where the server keeps it."""
     assert trained_job.adapter_archive_file_id is not None
     with transaction(sessions) as session:
-        return path_of(storage, files.get_any(session, trained_job.adapter_archive_file_id))
+        return path_of(storage, files.get_even_deleted(session, trained_job.adapter_archive_file_id))
 
 
 def path_of(storage: LocalStorage, file: File | None) -> Path:
@@ -147,7 +147,7 @@ class TestCorruption:
         with transaction(sessions) as session:
             checkpoint = checkpoints.at_step(session, trained_job.id, 2)
             assert checkpoint is not None
-            path = path_of(storage, files.get_any(session, checkpoint.archive_file_id))
+            path = path_of(storage, files.get_even_deleted(session, checkpoint.archive_file_id))
         path.write_bytes(path.read_bytes()[:-1] + b"x")
         done = tunery("adapters", "download", trained_job.id, "--checkpoint", 2, "-o", tmp_path / "a")
         assert done.exit_code == 1

@@ -14,7 +14,7 @@ from app.cli.errors import NotAllowed, Unreachable
 from app.db.access import keys
 from app.db.engine import Sessions, transaction
 from app.db.jobs import claims, jobs
-from app.db.jobs.events import tell
+from app.db.jobs.events import append_event
 from app.db.scheduling import workers
 from app.db.tables import Job, Project
 from app.domain.jobs.states import Reason
@@ -257,7 +257,7 @@ class TestRead:
             job = session.get_one(Job, trained_job.id)
             for number in range(150):
                 job.event_seq += 1
-                tell(session, job, f"event {number}")
+                append_event(session, job, f"event {number}")
         monkeypatch.setattr("app.cli.commands.jobs.EVENTS_A_PAGE", 60)
         done = tunery("jobs", "events", trained_job.id)
         lines = done.out.splitlines()
@@ -399,7 +399,7 @@ def work(sessions: Sessions) -> None:
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         with transaction(sessions) as session:
-            if claims.is_waiting(session, "validate"):
+            if claims.has_claimable_job(session, "validate"):
                 break
         time.sleep(0.01)
     with transaction(sessions) as session:
@@ -411,7 +411,7 @@ def work(sessions: Sessions) -> None:
             tell_step(session, job, step, 3, loss=1.0 / step)
         time.sleep(0.05)
     with transaction(sessions) as session:
-        claims.end_attempt(session, lease_of(job), Reason.OUT_OF_MEMORY, "did not fit")
+        claims.finish_held_attempt(session, lease_of(job), Reason.OUT_OF_MEMORY, "did not fit")
 
 
 class TestPlan:
@@ -420,7 +420,7 @@ class TestPlan:
     ) -> None:
         about = {"device": "NVIDIA L4", "kind": "cuda", "memory_bytes": 24 << 30}
         with transaction(sessions) as session:
-            workers.seen(session, "gpu0@a#1", "gpu", "host", 1, about)
+            workers.heartbeat(session, "gpu0@a#1", "gpu", "host", 1, about)
         done = tunery("jobs", "plan", "--model", "tiny", "--training-file", dataset, "--n-epochs", "2")
         assert done.exit_code == 0, done.err
         assert "Fits NVIDIA L4" in done.out
@@ -430,7 +430,7 @@ class TestPlan:
     def test_where_nothing_has_room_it_exits_with_1(self, tunery: Tunery, dataset: Path, sessions: Sessions) -> None:
         about = {"device": "NVIDIA Toy", "kind": "cuda", "memory_bytes": 1 << 20}
         with transaction(sessions) as session:
-            workers.seen(session, "gpu0@a#1", "gpu", "host", 1, about)
+            workers.heartbeat(session, "gpu0@a#1", "gpu", "host", 1, about)
         done = tunery("jobs", "plan", "--model", "tiny", "--training-file", dataset)
         assert done.exit_code == 1
         assert "No device here has room" in done.out

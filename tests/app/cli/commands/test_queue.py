@@ -23,7 +23,7 @@ def test_the_queue_and_the_workers_are_shown(
         make_job(session, other, make_file(session, storage, other))
         for _ in range(3):
             validate_job(session)
-        workers.seen(session, WORKER, "gpu", "host7", 1, ABOUT)
+        workers.heartbeat(session, WORKER, "gpu", "host7", 1, ABOUT)
         start_job(session)
         forecast_queue(session)
     shown = tunery("queue")

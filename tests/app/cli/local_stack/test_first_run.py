@@ -38,7 +38,7 @@ class TestAdminKey:
         assert layout.admin_key.read_text().strip() == created
         assert layout.admin_key.stat().st_mode & 0o777 == 0o600
         with transaction(sessions) as session:
-            key = keys.find(session, created)
+            key = keys.find_by_secret(session, created)
             assert key is not None
             assert key.is_admin
             assert session.scalars(select(Project.name)).all() == ["default"]
@@ -59,12 +59,12 @@ class TestAdminKey:
         created = first_run.ensure_admin_key(sessions, layout)
         assert created is not None
         with transaction(sessions) as session:
-            key = keys.find(session, created)
+            key = keys.find_by_secret(session, created)
             assert key is not None
             keys.revoke(session, key.id)
         assert first_run.ensure_admin_key(sessions, layout) is None
         with transaction(sessions) as session:
-            assert keys.find(session, created) is None
+            assert keys.find_by_secret(session, created) is None
 
     def test_an_owner_who_took_the_file_away_does_not_get_another_key(self, sessions: Sessions, layout: Layout) -> None:
         first_run.ensure_admin_key(sessions, layout)
@@ -113,7 +113,7 @@ class TestPreparedDatabase:
 
     def test_one_that_is_current_is_left_as_it_is(self, database_url: str) -> None:
         with first_run.prepared_database(database_url) as sessions, transaction(sessions) as session:
-            assert not keys.any_key(session)
+            assert not keys.has_usable_key(session)
 
 
 class TestBaseModel:

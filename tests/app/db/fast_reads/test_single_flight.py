@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from app.db.fast_reads.single_flight import Looks
+from app.db.fast_reads.single_flight import SingleFlight
 
 
 class Source:
@@ -37,13 +37,13 @@ async def settle() -> float:
     return asyncio.get_running_loop().time()
 
 
-def ask(looks: Looks, source: Source, since: float, what: str = "a") -> asyncio.Task[Any]:
+def ask(looks: SingleFlight, source: Source, since: float, what: str = "a") -> asyncio.Task[Any]:
     return asyncio.create_task(looks.share(what, since, source.read))
 
 
 def test_who_asks_at_the_same_moment_shares_a_read_and_who_asks_later_begins_another() -> None:
     async def story() -> None:
-        looks, source = Looks(), Source()
+        looks, source = SingleFlight(), Source()
         now = await settle()
         asking = [ask(looks, source, now) for _ in range(100)]
         await settle()
@@ -60,7 +60,7 @@ def test_who_asks_at_the_same_moment_shares_a_read_and_who_asks_later_begins_ano
 
 def test_a_read_that_began_before_the_news_is_no_answer_to_who_heard_them() -> None:
     async def story() -> None:
-        looks, source = Looks(), Source()
+        looks, source = SingleFlight(), Source()
         early = ask(looks, source, await settle())
         await settle()
         await asyncio.sleep(0.001)
@@ -80,7 +80,7 @@ def test_a_read_that_began_before_the_news_is_no_answer_to_who_heard_them() -> N
 
 def test_other_things_are_other_reads() -> None:
     async def story() -> None:
-        looks, source = Looks(), Source()
+        looks, source = SingleFlight(), Source()
         now = await settle()
         asking = [ask(looks, source, now, what) for what in "ab"]
         await settle()
@@ -93,7 +93,7 @@ def test_other_things_are_other_reads() -> None:
 
 def test_who_hangs_up_takes_nothing_from_the_others() -> None:
     async def story() -> None:
-        looks, source = Looks(), Source()
+        looks, source = SingleFlight(), Source()
         now = await settle()
         first, second = ask(looks, source, now), ask(looks, source, now)
         await settle()
@@ -107,7 +107,7 @@ def test_who_hangs_up_takes_nothing_from_the_others() -> None:
 
 def test_what_goes_wrong_is_told_to_all_and_tried_again_by_the_next() -> None:
     async def story() -> None:
-        looks, source = Looks(), Source()
+        looks, source = SingleFlight(), Source()
         now = await settle()
         asking = [ask(looks, source, now) for _ in range(2)]
         await settle()

@@ -12,7 +12,7 @@ from sqlalchemy import select, text, update
 
 from app.db.engine import Sessions, transaction
 from app.db.jobs import claims, expired_leases, jobs
-from app.db.jobs.claims import FencedError, Lease, UnwantedError
+from app.db.jobs.claims import FencedError, Lease, NoLongerDesiredError
 from app.db.scheduling.fair_queue import Kind
 from app.db.tables import Attempt, Job, JobEvent, Project
 from app.domain.artifacts.full_disk import WAITING_FOR_STORAGE
@@ -133,21 +133,21 @@ class TestClaim:
 
     def test_is_waiting_says_what_a_claim_would_find(self, sessions: Sessions, queued: MakeJob) -> None:
         with transaction(sessions) as session:
-            assert not claims.is_waiting(session, "train")
+            assert not claims.has_claimable_job(session, "train")
         queued()
         with transaction(sessions) as session:
-            assert claims.is_waiting(session, "train")
-            assert not claims.is_waiting(session, "validate")
+            assert claims.has_claimable_job(session, "train")
+            assert not claims.has_claimable_job(session, "validate")
 
 
 class TestGuardedWrites:
     WRITES: list[Callable[..., Any]] = [  # noqa: RUF012
-        lambda session, lease: claims.renew(session, lease, 60),
-        lambda session, lease: claims.look(session, lease),
-        lambda session, lease: claims.say(session, lease, "hello"),
-        lambda session, lease: claims.note(session, lease, phase="training"),
-        lambda session, lease: claims.end_attempt(session, lease, Reason.DRAINED, "bye"),
-        lambda session, lease: claims.validated(session, lease, "valid"),
+        lambda session, lease: claims.renew_lease(session, lease, 60),
+        lambda session, lease: claims.read_control(session, lease),
+        lambda session, lease: claims.append_event(session, lease, "hello"),
+        lambda session, lease: claims.update_held_job(session, lease, phase="training"),
+        lambda session, lease: claims.finish_held_attempt(session, lease, Reason.DRAINED, "bye"),
+        lambda session, lease: claims.finish_validation(session, lease, "valid"),
     ]
     NAMES = ("renew", "look", "say", "note", "end_attempt", "validated")
 
@@ -172,7 +172,7 @@ class TestGuardedWrites:
             if how == "cancelled":
                 jobs.cancel(session, project.id, job.id)
             if how == "ended":
-                claims.end_attempt(session, lease, Reason.OUT_OF_MEMORY, "too big")
+                claims.finish_held_attempt(session, lease, Reason.OUT_OF_MEMORY, "too big")
             if how == "no such job":
                 lease = Lease("ftjob-nowhere", 1, "me")
         before = read(sessions, job)
@@ -187,7 +187,9 @@ class TestGuardedWrites:
         claimed = claim(sessions)
         assert claimed is not None
         with transaction(sessions) as session:
-            job = claims.say(session, lease_of(claimed), "hello", progress={"step": 1}, event_id="ftevent-mine")
+            job = claims.append_event(
+                session, lease_of(claimed), "hello", progress={"step": 1}, event_id="ftevent-mine"
+            )
             event = session.scalars(select(JobEvent).where(JobEvent.id == "ftevent-mine")).one()
             assert (event.seq, event.attempt, event.message) == (job.event_seq, 1, "hello")
             assert job.progress == {"step": 1}
@@ -197,7 +199,7 @@ class TestGuardedWrites:
         claimed = claim(sessions, ttl_seconds=10)
         assert claimed is not None
         with transaction(sessions) as session:
-            claims.renew(session, lease_of(claimed), 100)
+            claims.renew_lease(session, lease_of(claimed), 100)
         expires = read(sessions, job).lease_expires_at
         assert expires is not None
         assert claimed.lease_expires_at is not None
@@ -207,10 +209,10 @@ class TestGuardedWrites:
         job = queued()
         claim(sessions)
         with transaction(sessions) as session:
-            found = claims.held(session, "me")
+            found = claims.find_held_job(session, "me")
             assert found is not None
             assert found.id == job.id
-            assert claims.held(session, "somebody") is None
+            assert claims.find_held_job(session, "somebody") is None
 
 
 class TestEnds:
@@ -222,7 +224,7 @@ class TestEnds:
         assert claimed is not None
         with transaction(sessions) as session:
             session.execute(update(Job).where(Job.id == job.id).values(desired=desired))
-            claims.end_attempt(session, lease_of(claimed), reason, "because", param="model")
+            claims.finish_held_attempt(session, lease_of(claimed), reason, "because", param="model")
         ended = read(sessions, job)
         phase = WAITING_FOR_STORAGE if reason == Reason.STORAGE_FULL else None
         assert (ended.state, ended.reason, ended.phase) == (FINAL_STATE[reason], reason, phase)
@@ -241,8 +243,8 @@ class TestEnds:
         assert claimed is not None
         with transaction(sessions) as session:
             session.execute(update(Job).where(Job.id == job.id).values(desired="pause"))
-        with pytest.raises(UnwantedError), transaction(sessions) as session:
-            claims.end_attempt(session, lease_of(claimed), Reason.DONE, "done", adapter_sha256="0" * 64)
+        with pytest.raises(NoLongerDesiredError), transaction(sessions) as session:
+            claims.finish_held_attempt(session, lease_of(claimed), Reason.DONE, "done", adapter_sha256="0" * 64)
         assert read(sessions, job).state == "running"
 
     def test_the_third_crash_in_a_row_is_the_last(self, sessions: Sessions, queued: MakeJob) -> None:
@@ -279,7 +281,7 @@ class TestEnds:
         assert claimed is not None
         with transaction(sessions) as session:
             session.execute(update(Job).where(Job.id == job.id).values(desired="pause"))
-            claims.end_attempt(session, lease_of(claimed), Reason.TRAINER_CRASHED, "because")
+            claims.finish_held_attempt(session, lease_of(claimed), Reason.TRAINER_CRASHED, "because")
         assert read(sessions, job).state == "paused"
 
     def test_a_validation_that_is_interrupted_waits_for_the_next(self, sessions: Sessions, created: MakeJob) -> None:
@@ -287,7 +289,7 @@ class TestEnds:
         claimed = claim(sessions, "validate")
         assert claimed is not None
         with transaction(sessions) as session:
-            claims.end_attempt(session, lease_of(claimed), Reason.DRAINED, "because")
+            claims.finish_held_attempt(session, lease_of(claimed), Reason.DRAINED, "because")
         assert read(sessions, job).state == "validating_files"
         assert claim(sessions, "validate") is not None
 
@@ -307,16 +309,16 @@ class TestEnds:
         def holder() -> None:
             try:
                 with transaction(sessions) as session:
-                    claims.end_attempt(session, lease_of(claimed), Reason.DRAINED, "holder")
+                    claims.finish_held_attempt(session, lease_of(claimed), Reason.DRAINED, "holder")
                 results.append("holder")
             except FencedError:
                 results.append("fenced")
 
         def reaper() -> None:
             with transaction(sessions) as session:
-                for lost in expired_leases.held_by_predecessors(session, "me", "x") or expired_leases.expired(
-                    session, -1000
-                ):
+                for lost in expired_leases.held_by_previous_incarnation(
+                    session, "me", "x"
+                ) or expired_leases.lock_expired(session, -1000):
                     expired_leases.reap(session, lost, 0, 3)
                     results.append("reaper")
 
@@ -331,4 +333,4 @@ class TestEnds:
     def end(self, sessions: Sessions, reason: Reason, delay_seconds: float = 0) -> None:
         with transaction(sessions) as session:
             running = start_job(session)
-            claims.end_attempt(session, lease_of(running), reason, "because", delay_seconds=delay_seconds)
+            claims.finish_held_attempt(session, lease_of(running), reason, "because", delay_seconds=delay_seconds)

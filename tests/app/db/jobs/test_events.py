@@ -36,7 +36,7 @@ def test_writers_at_once_leave_no_gap_and_no_double(sessions: Sessions, running:
         barrier.wait()
         for n in range(15):
             with transaction(sessions) as session:
-                claims.say(session, lease_of(running), f"{name} {n}")
+                claims.append_event(session, lease_of(running), f"{name} {n}")
 
     threads = [threading.Thread(target=write, args=(f"writer {n}",)) for n in range(6)]
     for thread in threads:
@@ -59,7 +59,7 @@ def test_a_reader_that_pages_never_misses_one(sessions: Sessions, running: Job) 
     reader.start()
     for n in range(40):
         with transaction(sessions) as session:
-            claims.say(session, lease_of(running), f"event {n}")
+            claims.append_event(session, lease_of(running), f"event {n}")
     over.set()
     reader.join()
     assert all(read == list(range(1, len(read) + 1)) for read in seen)
@@ -68,18 +68,18 @@ def test_a_reader_that_pages_never_misses_one(sessions: Sessions, running: Job) 
 def test_a_rollback_takes_its_number_back(sessions: Sessions, running: Job) -> None:
     before = numbers(sessions, running)
     with sessions() as session:
-        claims.say(session, lease_of(running), "never told")
+        claims.append_event(session, lease_of(running), "never told")
         session.rollback()
     assert numbers(sessions, running) == before
     with transaction(sessions) as session:
-        claims.say(session, lease_of(running), "told")
+        claims.append_event(session, lease_of(running), "told")
     assert numbers(sessions, running) == [*before, before[-1] + 1]
 
 
 def test_pages_are_newest_first_and_join(sessions: Sessions, running: Job) -> None:
     with transaction(sessions) as session:
         for n in range(7):
-            claims.say(session, lease_of(running), f"event {n}")
+            claims.append_event(session, lease_of(running), f"event {n}")
         first = events.page(session, running.id, limit=4)
         second = events.page(session, running.id, limit=100, after=first[-1])
     assert [event.seq for event in first + second] == list(range(11, 0, -1))
@@ -89,5 +89,5 @@ def test_of_a_step_that_was_run_twice_the_later_counts(sessions: Sessions, runni
     with transaction(sessions) as session:
         for step, loss in ((1, 1.0), (2, 0.9), (2, 0.5), (3, 0.4)):
             tell_step(session, running, step, 3, loss)
-        rows = events.metrics(session, running.id)
+        rows = events.all_metrics(session, running.id)
     assert [(row["step"], row["train_loss"]) for row in rows] == [(1, 1.0), (2, 0.5), (3, 0.4)]

@@ -29,7 +29,7 @@ def meet_full_disk(sessions: Sessions, limit_seconds: float = DAY) -> Job:
     """An attempt from its claim to its end."""
     with transaction(sessions) as session:
         claimed = start_job(session)
-        return claims.end_attempt(
+        return claims.finish_held_attempt(
             session, lease_of(claimed), Reason.STORAGE_FULL, "Full.", storage_wait_seconds=limit_seconds
         )
 
@@ -50,7 +50,7 @@ def shift(sessions: Sessions, job: Job, seconds: float) -> None:
 
 def pause_of(sessions: Sessions, job: Job) -> float:
     with transaction(sessions) as session:
-        (waiting,) = (each for each in queue_positions.waiting(session) if each.job_id == job.id)
+        (waiting,) = (each for each in queue_positions.waiting_jobs(session) if each.job_id == job.id)
     return waiting.pause_seconds
 
 
@@ -64,7 +64,7 @@ class TestTheWait:
         assert 25 < pause_of(sessions, job) <= 30
         with transaction(sessions) as session:
             assert claims.claim(session, "train", "me", 60) is None
-            assert not claims.is_waiting(session, "train")
+            assert not claims.has_claimable_job(session, "train")
 
     @pytest.mark.parametrize(("waited", "pause"), [(30, 60), (90, 120), (7200, 1800)])
     def test_it_is_longer_each_time(self, sessions: Sessions, job: Job, waited: float, pause: float) -> None:
@@ -91,14 +91,14 @@ class TestTheWait:
         with transaction(sessions) as session:
             claimed = start_job(session)
             jobs.pause(session, job.project_id, job.id)
-            paused = claims.end_attempt(session, lease_of(claimed), Reason.STORAGE_FULL, "Full.")
+            paused = claims.finish_held_attempt(session, lease_of(claimed), Reason.STORAGE_FULL, "Full.")
         assert (paused.state, paused.phase, paused.storage_full_since) == ("paused", None, None)
 
     def test_of_a_validation_has_no_end(self, sessions: Sessions, job: Job) -> None:
         with transaction(sessions) as session:
             claimed = claims.claim(session, "validate", "me", 60)
             assert claimed is not None
-            waiting = claims.end_attempt(
+            waiting = claims.finish_held_attempt(
                 session, lease_of(claimed), Reason.STORAGE_FULL, "Full.", storage_wait_seconds=0
             )
         assert (waiting.state, waiting.phase) == ("validating_files", "waiting_for_storage")

@@ -33,7 +33,7 @@ def running(sessions: Sessions, storage: LocalStorage, project: Project) -> Job:
 def found(sessions: Sessions, job: Job, device: str = "EPYC") -> list[dict[str, object]]:
     spec = JobSpec.model_validate(job.spec)
     with transaction(sessions) as session:
-        rows = measurements.alike(session, device, "sha", spec.quantization, "supervised")
+        rows = measurements.similar(session, device, "sha", spec.quantization, "supervised")
         return [row.model_dump() for row in rows]
 
 
@@ -69,7 +69,7 @@ def test_another_device_or_quantization_is_another_kind(sessions: Sessions, runn
         measurements.add(session, running, "cpu", "EPYC", "sha", PLANNED, PROBED)  # twice is once
         measurements.finish(session, running, DONE)
         other = QuantizationSpec(type="fp4")
-        assert measurements.alike(session, "EPYC", "sha", other, "supervised") == []
+        assert measurements.similar(session, "EPYC", "sha", other, "supervised") == []
     assert found(sessions, running, device="Xeon") == []
     assert len(found(sessions, running)) == 1
 
@@ -87,9 +87,9 @@ def test_attempts_that_the_kernel_killed_for_memory_are_counted(sessions: Sessio
     from app.db.jobs import claims
 
     with transaction(sessions) as session:
-        assert measurements.memory_kills(session, running.id) == 0
-        claims.end_attempt(session, lease_of(running), Reason.KILLED_FOR_MEMORY, "killed", "warn")
-        assert measurements.memory_kills(session, running.id) == 1
+        assert measurements.count_memory_kills(session, running.id) == 0
+        claims.finish_held_attempt(session, lease_of(running), Reason.KILLED_FOR_MEMORY, "killed", "warn")
+        assert measurements.count_memory_kills(session, running.id) == 1
 
 
 def test_a_row_of_before_speed_was_told_apart_teaches_of_memory_alone(sessions: Sessions, running: Job) -> None:

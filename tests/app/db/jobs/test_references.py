@@ -8,7 +8,7 @@ from sqlalchemy import event, func, text, update
 from app.db.engine import Sessions, transaction
 from app.db.files import files
 from app.db.jobs import references
-from app.db.jobs.references import Named
+from app.db.jobs.references import JobReferences
 from app.db.tables import BaseModelRow, File, Project
 from app.storage import LocalStorage
 from tests.factories import make_file, make_project
@@ -22,9 +22,9 @@ def file_ids(sessions: Sessions, storage: LocalStorage, project: Project) -> tup
 
 def find(
     sessions: Sessions, project: Project, training_file: str, validation_file: str | None = None, base: str = "tiny"
-) -> Named:
+) -> JobReferences:
     with transaction(sessions) as session:
-        return references.find(session, project.id, base, training_file, validation_file)
+        return references.load_job_references(session, project.id, base, training_file, validation_file)
 
 
 @pytest.mark.usefixtures("base_model")

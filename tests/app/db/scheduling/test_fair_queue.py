@@ -106,11 +106,11 @@ class TestTurns:
         assert (take(two, owner="w"), take(two, owner="v")) == ("b0", "b1")
         with transaction(two) as session:
             session.execute(update(Attempt).values(started_at=text("clock_timestamp() - interval '2 days'"), gpus=2))
-            claims.end_attempt(session, lease_of(session.get_one(Job, "b0")), Reason.DRAINED, "enough")
+            claims.finish_held_attempt(session, lease_of(session.get_one(Job, "b0")), Reason.DRAINED, "enough")
 
         def used() -> float:
             with transaction(two) as session:
-                return max(each.usage for each in fair_queue.standings(session) if each.usage > 10_000)
+                return max(each.usage for each in fair_queue.project_shares(session) if each.usage > 10_000)
 
         before = used()
         assert before == pytest.approx(2 * 2 * 86_400 / 0.6931 * (1 - 0.25), rel=1e-3)
@@ -232,7 +232,7 @@ def test_the_claim_takes_what_the_forecast_says_comes_first(
                 needed_cuda_bytes=memory * GB, planned_seconds=1000.0 + 7 * number,
             )  # fmt: skip
         for turn in range(len(drawn) + 1):
-            expected = forecast([Slot(CARD)], queue_positions.waiting(session), fair_queue.standings(session))
+            expected = forecast([Slot(CARD)], queue_positions.waiting_jobs(session), fair_queue.project_shares(session))
             first = next((each.job_id for each in expected if each.start_in_seconds == 0.0), None)
             claimed = claims.claim(session, "train", f"w{turn}", 60, CARD)
             assert (claimed.id if claimed else None) == first

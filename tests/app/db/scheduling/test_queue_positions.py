@@ -24,7 +24,7 @@ def places(count: int, shift: int = 0, start: float | None = LATER, lack: str | 
 
 def write(sessions: Sessions, placed: Sequence[Placed]) -> int:
     with transaction(sessions) as session:
-        return queue_positions.write(session, placed)
+        return queue_positions.write_positions(session, placed)
 
 
 def rows(sessions: Sessions) -> dict[str, QueuePlace]:
@@ -102,7 +102,7 @@ def test_a_job_that_has_made_steps_has_so_much_less_to_do(
             row = session.get_one(Job, job.id)
             row.planned_seconds, row.progress, row.worker_labels = planned, progress, ["b", "a"]
     with transaction(sessions) as session:
-        waiting = sorted(queue_positions.waiting(session), key=lambda job: job.seq)
+        waiting = sorted(queue_positions.waiting_jobs(session), key=lambda job: job.seq)
     assert [job.seconds for job in waiting] == [100.0, 25.0, 100.0, 0.0, None]
     assert waiting[0].need.labels == {"a", "b"}
     assert len({id(job.need) for job in waiting}) == 1

@@ -129,7 +129,7 @@ def finished(sessions: Sessions, storage: LocalStorage, project: Project, base_m
             validate_job(session)
             job = start_job(session, owner=f"gpu0@a#{rank}")
             said = STARTED | {"versions": STARTED["versions"] | {"torch": torch}}  # type: ignore[operator]
-            claims.say(session, lease_of(job), "Training on NVIDIA L4", data=said)
+            claims.append_event(session, lease_of(job), "Training on NVIDIA L4", data=said)
             jobs.append(finish_job(session, storage, project, job))
     return jobs
 

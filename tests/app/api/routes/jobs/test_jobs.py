@@ -117,7 +117,7 @@ class TestList:
         make()
         with transaction(sessions) as session:
             validate_job(session)
-            claims.note(session, lease_of(start_job(session)), progress={"step": 0, "total_steps": 12})
+            claims.update_held_job(session, lease_of(start_job(session)), progress={"step": 0, "total_steps": 12})
         (seen,) = client.get(JOBS).json()["data"]
         assert seen["progress"] == {
             "step": 0, "total_steps": 12, "epoch": None, "tokens_per_second": None, "eta_seconds": None,
@@ -146,7 +146,7 @@ class TestCancel:
             job = start_job(session)
         client.post(f"{JOBS}/{job.id}/cancel")
         with pytest.raises(FencedError), transaction(sessions) as session:
-            claims.renew(session, lease_of(job), 60)
+            claims.renew_lease(session, lease_of(job), 60)
 
     def test_twice_answers_the_same_job(self, client: TestClient, make: Make) -> None:
         path = f"{JOBS}/{make().id}/cancel"
@@ -193,8 +193,8 @@ class TestPauseAndResume:
         for _ in range(2):
             assert client.post(f"{JOBS}/{job.id}/pause").json()["status"] == "running"
         with transaction(sessions) as session:
-            assert claims.look(session, lease_of(job)).desired == Desired.PAUSE
-            claims.end_attempt(session, lease_of(job), Reason.PAUSED, "The job was paused")
+            assert claims.read_control(session, lease_of(job)).desired == Desired.PAUSE
+            claims.finish_held_attempt(session, lease_of(job), Reason.PAUSED, "The job was paused")
         assert client.get(f"{JOBS}/{job.id}").json()["status"] == "paused"
         messages = [event["message"] for event in client.get(f"{JOBS}/{job.id}/events").json()["data"]]
         assert messages.count("The job will pause at its next step") == 1
