@@ -18,20 +18,20 @@ from app.log import get_logger
 
 Queue = Literal["cpu", "gpu"]
 LOOK_FOR_WORK: dict[Queue, str] = {"cpu": "tunery.validate", "gpu": "tunery.train"}
-HINT_PAUSE_SECONDS = 0.05  # between two of a burst
-MOST_HINTS_WAITING = 20  # of a burst: workers that are not woken within a second look for themselves
+HINT_INTERVAL_SECONDS = 0.05  # between two of a burst
+MAX_PENDING_HINTS = 20  # of a burst: workers that are not woken within a second look for themselves
 HINT_EXPIRES_SECONDS = 300  # hints must not pile up while every slot is busy
 SOCKET_TIMEOUT_SECONDS = 2
 
 log = get_logger(__name__)
 
 
-class Hints:
+class WorkerNotifier:
     """Sends hints to workers. A broker that is down costs a log line, never a request."""
 
     def __init__(self, redis_url: str) -> None:
         self.celery = make_celery(redis_url)
-        self._lanes = {queue: _Lane(self, queue) for queue in LOOK_FOR_WORK}
+        self._lanes = {queue: _ThrottledSender(self, queue) for queue in LOOK_FOR_WORK}
 
     def after_commit(self, session: Session, queue: Queue) -> None:
         """Send a hint once `session` has committed; a rollback sends nothing."""
@@ -63,14 +63,14 @@ class Hints:
         self.celery.close()
 
 
-class _Lane:
+class _ThrottledSender:
     """Hints on their way to one queue, one after the other, by a thread that ends with the last of them.
 
     A worker that was woken works until nothing waits any more. So a burst of jobs needs a hint for each idle worker
     and not for each job, which would take a tenth of what it costs to create one.
     """
 
-    def __init__(self, hints: Hints, queue: Queue) -> None:
+    def __init__(self, hints: WorkerNotifier, queue: Queue) -> None:
         self._hints = hints
         self._queue: Queue = queue
         self._lock = threading.Lock()
@@ -79,7 +79,7 @@ class _Lane:
 
     def add(self) -> None:
         with self._lock:
-            self._waiting = min(self._waiting + 1, MOST_HINTS_WAITING)
+            self._waiting = min(self._waiting + 1, MAX_PENDING_HINTS)
             if self._is_moving:
                 return
             self._is_moving = True
@@ -88,7 +88,7 @@ class _Lane:
     def _move(self) -> None:
         while self._take():
             self._hints.send(self._queue)
-            time.sleep(HINT_PAUSE_SECONDS)
+            time.sleep(HINT_INTERVAL_SECONDS)
 
     def _take(self) -> bool:
         with self._lock:

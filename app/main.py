@@ -34,13 +34,13 @@ from app.db.access import audit
 from app.db.engine import make_engine, make_sessions
 from app.db.fast_reads.pool import AsyncConnections
 from app.db.notifications import NotificationListener
-from app.job_queue import Hints
+from app.job_queue import WorkerNotifier
 from app.log import configure_logging, get_logger
 from app.services.access.bootstrap_key import ensure_first_key
 from app.services.access.rate_limit import RateLimiter
 from app.services.datasets.token_counter import Counter
-from app.services.files.ingest import sweep_staging
-from app.services.jobs.event_fanout import Feeds
+from app.services.files.ingest import delete_stale_staged_files
+from app.services.jobs.event_fanout import EventFanout
 from app.settings import Settings, load_settings
 from app.storage import LocalStorage, Storage
 
@@ -114,9 +114,9 @@ def _build_engines(settings: Settings, storage: Storage | None) -> Engines:
         sessions=sessions,
         connections=connections,
         changes=NotificationListener(database),
-        feeds=Feeds(connections, streams.render_event_bytes),
+        feeds=EventFanout(connections, streams.render_event_bytes),
         storage=storage or LocalStorage(settings.storage_dir),
-        hints=Hints(settings.redis_url),
+        hints=WorkerNotifier(settings.redis_url),
         counter=Counter(settings.max_line_bytes),
         limiter=RateLimiter(settings.max_requests_per_second),
         free_slots=FairLimiter(settings.database_pool_size),
@@ -138,7 +138,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
 
 
 def _prepare(engines: Engines, host: str) -> None:
-    sweep_staging(engines.storage)
+    delete_stale_staged_files(engines.storage)
     if engines.settings.admin_key_file is not None:
         ensure_first_key(engines.sessions, engines.settings.admin_key_file)
     bootstrap_guard.refuse_without_key(engines.sessions, host)

@@ -21,7 +21,7 @@ from app.db.fast_reads import keys as key_reads
 from app.db.fast_reads.keys import KeyRow
 from app.domain.access import audit_actions, scopes
 from app.errors import InvalidApiKey, MissingScope, RateLimited
-from app.services.access.rate_limit import Allowance
+from app.services.access.rate_limit import RateLimitStatus
 
 REFUSALS = {
     "revoked": "This API key was revoked. `tunery keys create` makes a new one.",
@@ -131,7 +131,7 @@ def _template(request: Request) -> str:
     return request.scope["path"] if path is None else path
 
 
-def _rate_headers(allowance: Allowance) -> Mapping[str, str]:
+def _rate_headers(allowance: RateLimitStatus) -> Mapping[str, str]:
     """OpenAI's names; a duration is written as they write it."""
     return {
         "x-ratelimit-limit-requests": str(allowance.limit),

@@ -18,11 +18,11 @@ from app.api.transport.upload_io import Lanes
 from app.db.engine import Sessions
 from app.db.fast_reads.pool import AsyncConnections
 from app.db.notifications import NotificationListener
-from app.job_queue import Hints
+from app.job_queue import WorkerNotifier
 from app.services.access.rate_limit import RateLimiter
 from app.services.datasets.token_counter import Counter
-from app.services.files.rolling_digest import Digests
-from app.services.jobs.event_fanout import Feeds
+from app.services.files.rolling_digest import RollingDigestCache
+from app.services.jobs.event_fanout import EventFanout
 from app.settings import Settings
 from app.storage import Storage
 
@@ -36,15 +36,15 @@ class Engines:
     sessions: Sessions
     connections: AsyncConnections
     changes: NotificationListener
-    feeds: Feeds
+    feeds: EventFanout
     storage: Storage
-    hints: Hints
+    hints: WorkerNotifier
     counter: Counter
     limiter: RateLimiter
     free_slots: FairLimiter
     checks: Checks
     lanes: Lanes = field(default_factory=Lanes)
-    digests: Digests = field(default_factory=Digests)
+    digests: RollingDigestCache = field(default_factory=RollingDigestCache)
 
 
 def engines_of(request: Request) -> Engines:

@@ -23,7 +23,7 @@ from app.api.dependencies import SessionDep, SlotDep, engines_of
 from app.api.transport.json_body import NO_BODY, BodyBytesDep, JsonBodyDep, OptionalJsonBodyDep
 from app.domain.datasets.jsonl import LineError, decode_json
 from app.errors import IdempotencyKeyInUse
-from app.services.access.idempotency import Once, Replay, fingerprint_of, in_use
+from app.services.access.idempotency import IdempotentRequest, Replay, fingerprint_of, key_in_use_error
 
 REPLAYED = {"Idempotency-Replayed": "true"}
 PATIENCE_SECONDS = 20.0  # for a twin that is at work: a create takes milliseconds
@@ -40,13 +40,13 @@ KeyHeader = Annotated[
 ]
 
 
-async def get_once(request: Request, caller: CallerDep, idempotency_key: KeyHeader = None) -> Once:
+async def get_once(request: Request, caller: CallerDep, idempotency_key: KeyHeader = None) -> IdempotentRequest:
     url = request.url
     path = f"{url.path}?{url.query}" if url.query else url.path
-    return Once(caller.project_id, idempotency_key, request.method, path)
+    return IdempotentRequest(caller.project_id, idempotency_key, request.method, path)
 
 
-OnceDep = Annotated[Once, Depends(get_once)]
+OnceDep = Annotated[IdempotentRequest, Depends(get_once)]
 
 
 async def take_turn(
@@ -130,10 +130,10 @@ async def _acquire(lock: asyncio.Lock, key: str) -> None:
         async with asyncio.timeout(PATIENCE_SECONDS):
             await lock.acquire()
     except TimeoutError as error:
-        raise in_use(key) from error
+        raise key_in_use_error(key) from error
 
 
-def _begin(once: Once, session: Session, fingerprint: str, may_wait: bool) -> bool:
+def _begin(once: IdempotentRequest, session: Session, fingerprint: str, may_wait: bool) -> bool:
     """False while a twin is at work and waiting is worth it; the connection is given back then."""
     try:
         once.begin(session, fingerprint)
@@ -145,7 +145,7 @@ def _begin(once: Once, session: Session, fingerprint: str, may_wait: bool) -> bo
     return True
 
 
-def _end(once: Once, session: Session, response: Response) -> None:
+def _end(once: IdempotentRequest, session: Session, response: Response) -> None:
     once.end(session, response.status_code, bytes(response.body).decode())
     session.commit()
 

@@ -10,7 +10,7 @@ from app.db.tables import Job
 from app.domain.jobs.cloning import overridden, request_of
 from app.domain.jobs.spec import JobSpec
 from app.errors import BadRequest, all_at_once
-from app.services.jobs.requests import JobRequest, Turn
+from app.services.jobs.requests import JobRequest, SchedulingOptions
 
 
 def job_request(body: Mapping[str, Any]) -> JobRequest:
@@ -58,7 +58,7 @@ def _request(
         integrations=parsed.integrations or (),
         body=body,
         problems=problems,
-        turn=Turn(parsed.priority or 0, parsed.urgent or False, sorted(set(parsed.worker_labels or ()))),
+        turn=SchedulingOptions(parsed.priority or 0, parsed.urgent or False, sorted(set(parsed.worker_labels or ()))),
         cloned_from=cloned_from,
         warnings=without_effect(parsed),
     )

@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.db import migrate, models
 from app.db.engine import Sessions
-from app.job_queue import Hints
+from app.job_queue import WorkerNotifier
 from app.storage import Storage
 
 
@@ -22,7 +22,7 @@ class Check:
     detail: str
 
 
-def readiness(sessions: Sessions, storage: Storage, hints: Hints) -> list[Check]:
+def readiness(sessions: Sessions, storage: Storage, hints: WorkerNotifier) -> list[Check]:
     """The broker is reported but not required: jobs are accepted without it, and workers look by themselves."""
     return [
         *_database(sessions),

@@ -8,14 +8,14 @@ from app.db import models
 from app.db.tables import BaseModelRow, TunedModel
 from app.errors import NotFound, NotPermitted
 
-AnyModel = BaseModelRow | TunedModel
+ModelRow = BaseModelRow | TunedModel
 
 
-def all_of(session: Session, project_id: str) -> list[AnyModel]:
+def list_all(session: Session, project_id: str) -> list[ModelRow]:
     return [*models.list_base(session, project_id), *models.list_usable(session, project_id)]
 
 
-def get(session: Session, project_id: str, model_id: str) -> AnyModel:
+def get(session: Session, project_id: str, model_id: str) -> ModelRow:
     found = models.get_base(session, project_id, model_id) or models.get_usable(session, project_id, model_id)
     if found is None:
         raise NotFound(

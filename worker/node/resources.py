@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import Engine
 
 from app.db.engine import Sessions, make_engine, make_sessions
-from app.job_queue import Hints
+from app.job_queue import WorkerNotifier
 from app.settings import Settings
 from app.storage import LocalStorage, Storage
 
@@ -21,7 +21,7 @@ class Resources:
     engine: Engine
     sessions: Sessions
     storage: Storage
-    hints: Hints
+    hints: WorkerNotifier
     stop: threading.Event = field(default_factory=threading.Event)  # set once: take nothing new, drain what runs
 
     def close(self) -> None:
@@ -33,4 +33,4 @@ def open_resources(settings: Settings) -> Resources:
     """Connects to nothing yet: PostgreSQL and Redis may come up later than we do."""
     engine = make_engine(settings.database_url, POOL_SIZE)
     storage = LocalStorage(settings.storage_dir)
-    return Resources(settings, engine, make_sessions(engine), storage, Hints(settings.redis_url))
+    return Resources(settings, engine, make_sessions(engine), storage, WorkerNotifier(settings.redis_url))

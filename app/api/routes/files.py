@@ -44,16 +44,22 @@ async def create_file(request: Request, caller: CallerDep, engines: EnginesDep, 
     """Streamed to disk while it is hashed. A file for fine-tuning is checked line by line: ten findings at once."""
     settings, lanes = engines.settings, engines.lanes
     most = settings.max_file_bytes
-    body = limited(request, most + ENVELOPE_BYTES, partial(ingest.too_large, most))
+    body = limited(request, most + ENVELOPE_BYTES, partial(ingest.file_too_large, most))
     staged = await lanes.write(StagedFile, engines.storage.staging, most)
     try:
         form = await read_form(lanes, request.headers.get("content-type", ""), body, "file", FIELDS, staged.write)
         new = _new_file(form)
         accept = partial(
-            ingest.accept, engines.sessions, engines.storage, caller.project_id, new, staged, settings.max_line_bytes,
+            ingest.ingest_file,
+            engines.sessions,
+            engines.storage,
+            caller.project_id,
+            new,
+            staged,
+            settings.max_line_bytes,
             begin=lambda session: once.begin(session, _fingerprint(form, staged)),
             end=lambda session, created: once.end(session, 200, json.dumps(render_file(created))),
-        )  # fmt: skip
+        )
         if needs_process(new.purpose, staged.size_bytes):
             file = await engines.checks.run(request, caller.key_id, True, lambda check: accept(check=check))
         else:

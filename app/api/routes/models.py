@@ -18,7 +18,7 @@ router = APIRouter(prefix="/v1/models", tags=["Models"])
 @router.get("", response_model=ModelList, response_model_exclude_unset=True, summary="List models")
 def list_models(caller: CallerDep, session: SessionDep, engines: EnginesDep) -> Any:
     """Base models on offer, then the `ft:` models that were trained here or are shared with the project."""
-    found = models.all_of(session, caller.project_id)
+    found = models.list_all(session, caller.project_id)
     return {"object": "list", "data": [render_model(model, engines.settings.organization) for model in found]}
 
 

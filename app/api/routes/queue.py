@@ -20,7 +20,7 @@ router = APIRouter(prefix="/v1", tags=["Queue"])
 @router.get("/workers", response_model=WorkerList, summary="List workers")
 def list_workers(caller: CallerDep, session: SessionDep) -> Any:
     """Those that gave a sign of life within the last minute. Names, hosts and others' jobs are for admin keys."""
-    rows = queue.see_workers(session, caller.project_id, caller.is_admin)
+    rows = queue.view_workers(session, caller.project_id, caller.is_admin)
     return envelope(rows, max(1, len(rows)), render_worker)
 
 
@@ -34,5 +34,5 @@ def show_queue(
     """Your jobs one by one and others' as counts; an admin key sees all. Positions and starts are a forecast."""
     limit = min(limit, MAX_WAITING)
     half_life_seconds = engines.settings.fair_share_half_life_seconds
-    seen = queue.see_queue(session, caller.project_id, caller.is_admin, limit + 1, half_life_seconds)
+    seen = queue.view_queue(session, caller.project_id, caller.is_admin, limit + 1, half_life_seconds)
     return render_queue(seen, limit)

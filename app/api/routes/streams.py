@@ -22,8 +22,8 @@ from app.db.fast_reads.jobs import seq_of_event
 from app.db.notifications import Subscription
 from app.domain.jobs.states import TERMINAL
 from app.errors import BadRequest, Unavailable
-from app.services.jobs.event_fanout import Part
-from app.services.jobs.jobs import unknown_cursor
+from app.services.jobs.event_fanout import EventBatch
+from app.services.jobs.jobs import unknown_cursor_error
 
 KEEPALIVE_SECONDS = 15.0
 KEY_SECONDS = 30.0  # so long may a revoked key go on listening
@@ -134,7 +134,7 @@ async def _heard_at(watch: Subscription) -> float:
     return asyncio.get_running_loop().time() - KEEPALIVE_SECONDS / 2
 
 
-def _end(part: Part) -> bytes:
+def _end(part: EventBatch) -> bytes:
     if part.final_state is None:
         return b""
     return format_sse_event(event="end", data_str=json.dumps({"status": part.final_state}))
@@ -173,7 +173,7 @@ async def _seq(engines: Engines, version: Any, asked: str | None, param: str) ->
         seq = await seq_of_event(engines.connections, version.id, asked)
     if seq is None or seq > version.event_seq:
         if param == "after":
-            raise unknown_cursor("event", asked)
+            raise unknown_cursor_error("event", asked)
         raise BadRequest(
             f"Last-Event-ID: there is no event {asked[:80]!r} of this job; send the id of the last event you have "
             "seen, or none for all of them",

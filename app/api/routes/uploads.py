@@ -91,7 +91,7 @@ async def add_part(upload_id: str, request: Request, caller: CallerDep, engines:
 @router.get("/{upload_id}/parts", response_model=PartList, summary="List the parts of an upload")
 def list_parts(upload_id: str, caller: CallerDep, session: SessionDep) -> Any:
     """Ours: what has arrived, in that order; from there a client goes on after a break. All in one page."""
-    return envelope(uploads.parts(session, caller.project_id, upload_id), MAX_PARTS, render_part)
+    return envelope(uploads.posted_parts(session, caller.project_id, upload_id), MAX_PARTS, render_part)
 
 
 @router.post(
@@ -124,7 +124,7 @@ async def put_content(upload_id: str, request: Request, caller: CallerDep, engin
     """
     span = asked_span(request.headers)
     writer = await engines.lanes.write(
-        upload_content.begin, engines.sessions, engines.storage, caller.project_id, upload_id, span.start
+        upload_content.begin_writing, engines.sessions, engines.storage, caller.project_id, upload_id, span.start
     )
     if await receive_content(request, engines, caller.key_id, writer, span) == writer.total_bytes:
         return await _complete(request, engines, caller, upload_id, None, None)
@@ -168,7 +168,7 @@ async def _complete(
     return render_upload(seen)
 
 
-def _seen(engines: Engines, project_id: str, upload_id: str) -> uploads.SeenUpload:
+def _seen(engines: Engines, project_id: str, upload_id: str) -> uploads.UploadView:
     with transaction(engines.sessions) as session:
         return uploads.get(session, project_id, upload_id)
 

@@ -39,7 +39,7 @@ from app.db.engine import transaction
 from app.db.tables import WebhookAttempt, WebhookDelivery
 from app.errors import BadRequest, Unavailable, all_at_once
 from app.services import webhooks
-from app.services.webhooks import Changes, Rules
+from app.services.webhooks import EndpointChanges, EndpointRules
 
 MAX_PAGE = 100
 LOOK_SECONDS = 0.2
@@ -60,7 +60,7 @@ router = APIRouter(prefix="/v1", tags=["Webhooks"], route_class=OnceRoute)
 def create_endpoint(body: JsonBodyDep, caller: CallerDep, session: SessionDep, engines: EnginesDep) -> Any:
     """`signing_secret` is shown here and when it is rotated, and never again."""
     asked = _parse(CreateWebhookEndpoint, body)
-    endpoint = webhooks.create(session, _rules(engines), caller.project_id, Changes(**asked.model_dump()))
+    endpoint = webhooks.create(session, _rules(engines), caller.project_id, EndpointChanges(**asked.model_dump()))
     return render_with_secret(endpoint)
 
 
@@ -93,7 +93,7 @@ def update_endpoint(
     endpoint_id: str, body: JsonBodyDep, caller: CallerDep, session: SessionDep, engines: EnginesDep
 ) -> Any:
     """What is absent stays as it is. Enabling it again sends what has waited for it."""
-    asked = Changes(**_parse(UpdateWebhookEndpoint, body).model_dump())
+    asked = EndpointChanges(**_parse(UpdateWebhookEndpoint, body).model_dump())
     return render_endpoint(webhooks.change(session, _rules(engines), caller.project_id, endpoint_id, asked))
 
 
@@ -188,13 +188,13 @@ def _parse(model: type[Parsed], body: dict[str, Any]) -> Parsed:
     return parsed
 
 
-def _rules(engines: Engines) -> Rules:
-    return Rules(engines.settings.webhook_allow_http, engines.settings.webhook_networks)
+def _rules(engines: Engines) -> EndpointRules:
+    return EndpointRules(engines.settings.webhook_allow_http, engines.settings.webhook_networks)
 
 
 def _begin_test(engines: Engines, project_id: str, endpoint_id: str, event_type: str) -> WebhookDelivery:
     with transaction(engines.sessions) as session:
-        return webhooks.begin_test(session, project_id, endpoint_id, event_type)
+        return webhooks.create_test_delivery(session, project_id, endpoint_id, event_type)
 
 
 async def _tried(engines: Engines, delivery: WebhookDelivery) -> WebhookAttempt:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from app.api.schemas.common import Body, unix
 from app.db.tables import BaseModelRow, TunedModel
 from app.domain.base_models.catalog import MAX_RANK, CatalogEntry
-from app.services.models import AnyModel
+from app.services.models import ModelRow
 
 
 class LoraLimits(Body):
@@ -34,7 +34,7 @@ class ModelList(Body):
     data: list[ModelBody]
 
 
-def render_model(model: AnyModel, organization: str) -> dict[str, Any]:
+def render_model(model: ModelRow, organization: str) -> dict[str, Any]:
     return _render_tuned(model, organization) if isinstance(model, TunedModel) else _render_base(model)
 
 

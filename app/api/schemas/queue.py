@@ -12,7 +12,7 @@ from app.api.schemas.common import Body, ListBody, unix, unix_or_none
 from app.db.tables import Job, QueuePlace
 from app.domain.jobs.states import JobState
 from app.domain.scheduling.fair_share import Standing
-from app.services.queue import SeenQueue, SeenWorker, worker_id
+from app.services.queue import QueueView, WorkerView, public_worker_id
 
 
 class WorkerDevice(Body):
@@ -58,7 +58,7 @@ class RunningBody(Body):
     id: str
     project_id: str
     model: str
-    worker_id: str
+    public_worker_id: str
     priority: int
     urgent: bool
     phase: str | None
@@ -103,7 +103,7 @@ class QueueBody(Body):
     projects: list[StandingBody]
 
 
-def render_worker(seen: SeenWorker) -> dict[str, Any]:
+def render_worker(seen: WorkerView) -> dict[str, Any]:
     row, about = seen.row, seen.row.about
     only_admin = {"name": row.id, "hostname": row.hostname, "pid": row.pid, "versions": about.get("versions")}
     return {
@@ -125,7 +125,7 @@ def render_worker(seen: SeenWorker) -> dict[str, Any]:
     } | {key: value if seen.is_all_seen else None for key, value in only_admin.items()}
 
 
-def render_queue(seen: SeenQueue, limit: int) -> dict[str, Any]:
+def render_queue(seen: QueueView, limit: int) -> dict[str, Any]:
     training = [worker for worker in seen.workers if worker.row.queue == "gpu"]
     return {
         "object": "queue",
@@ -139,7 +139,7 @@ def render_queue(seen: SeenQueue, limit: int) -> dict[str, Any]:
     }
 
 
-def _counts(seen: SeenQueue, own: bool) -> dict[str, int]:
+def _counts(seen: QueueView, own: bool) -> dict[str, int]:
     names = {"validating": JobState.VALIDATING, "waiting": JobState.QUEUED, "running": JobState.RUNNING}
     return {name: seen.count(state, own) for name, state in names.items()}
 
@@ -150,7 +150,7 @@ def _running(row: Row[Any]) -> dict[str, Any]:
         "id": row.id,
         "project_id": row.project_id,
         "model": row.base_model,
-        "worker_id": worker_id(row.lease_owner),
+        "worker_id": public_worker_id(row.lease_owner),
         "priority": row.priority,
         "urgent": row.is_urgent,
         "phase": row.phase,

@@ -12,7 +12,7 @@ from app.api.schemas.files import FileBody, render_file
 from app.api.schemas.jobs.requests import Id, Strict
 from app.db.tables import UploadPart
 from app.domain.uploads import EXPIRES_SECONDS, MAX_FILENAME, MAX_PARTS, clean_filename
-from app.services.files.uploads import NewUpload, SeenUpload
+from app.services.files.uploads import NewUpload, UploadView
 
 MAX_INT64 = (1 << 63) - 1
 Purpose = Literal["fine-tune", "assistants", "batch", "vision", "user_data", "evals"]
@@ -82,7 +82,7 @@ def new_upload(body: CreateUpload) -> NewUpload:
     )
 
 
-def render_upload(seen: SeenUpload) -> dict[str, Any]:
+def render_upload(seen: UploadView) -> dict[str, Any]:
     upload = seen.upload
     return {
         "id": upload.id,

@@ -11,7 +11,7 @@ from app.api.schemas.jobs.requests import Strict
 from app.db.tables import WebhookAttempt, WebhookDelivery, WebhookEndpoint
 from app.domain import webhooks
 from app.domain.webhooks import EVENT_TYPES
-from app.services.webhooks import SeenDelivery
+from app.services.webhooks import DeliveryView
 
 EventType = Annotated[str, WithJsonSchema({"enum": list(EVENT_TYPES)})]
 EventTypes = Annotated[list[EventType], Field(min_length=1, max_length=100)]
@@ -141,7 +141,7 @@ def render_with_secret(endpoint: WebhookEndpoint) -> dict[str, Any]:
     return render_endpoint(endpoint) | {"signing_secret": endpoint.secret}
 
 
-def render_delivery(seen: SeenDelivery) -> dict[str, Any]:
+def render_delivery(seen: DeliveryView) -> dict[str, Any]:
     delivery: WebhookDelivery = seen.delivery
     return {
         "id": delivery.id,

@@ -15,12 +15,12 @@ from app.errors import BadRequest, RequestTimeout
 from app.services.files import upload_content
 from app.services.files.ingest import StagedFile
 from app.services.files.rolling_digest import digests_of_piece
-from app.services.files.upload_content import Writer
+from app.services.files.upload_content import UploadCursor
 
 PIECE_BYTES = MAX_PART_BYTES
 
 
-async def receive_content(request: Request, engines: Engines, owner: str, writer: Writer, span: AskedSpan) -> int:
+async def receive_content(request: Request, engines: Engines, owner: str, writer: UploadCursor, span: AskedSpan) -> int:
     """Where the content ends now. What has arrived is kept when the client leaves or falls silent, too."""
     declared = request.headers.get("content-length")
     end = span.check(writer.total_bytes, None if declared is None else int(declared))
@@ -47,7 +47,7 @@ async def _receive(chunks: AsyncIterator[bytes], pieces: _Pieces) -> int:
 
 
 class _Pieces:
-    def __init__(self, engines: Engines, owner: str, writer: Writer) -> None:
+    def __init__(self, engines: Engines, owner: str, writer: UploadCursor) -> None:
         self._engines = engines
         self._owner = owner
         self._writer = writer

@@ -119,14 +119,14 @@ def revoke(database: "Database", key_id: KeyId) -> None:
 def _new_project(session: "Session", name: str, asked_for: bool) -> "Project":
     """Only when asked for, as a slip of the fingers would otherwise make one; nobody has any before the first key."""
     from app.db.access import keys, projects
-    from app.services.access.projects import checked_name
+    from app.services.access.projects import validate_name
 
     if not asked_for and keys.has_usable_key(session):
         raise Missing(
             f"There is no project {name!r}; `tunery projects list` has them, and `tunery projects create` or "
             "--create-project makes a new one."
         )
-    return projects.ensure(session, checked_name(name, "--project"))
+    return projects.ensure(session, validate_name(name, "--project"))
 
 
 def _seconds(option: str, text: str) -> int:

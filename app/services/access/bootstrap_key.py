@@ -27,12 +27,12 @@ def ensure_first_key(sessions: Sessions, path: Path) -> None:
             f"{path}: an admin key is at least {keys.MIN_SECRET_CHARACTERS} printable ASCII characters without spaces"
         )
     try:
-        _issue_once(sessions, secret)
+        _issue_unless_known(sessions, secret)
     except IntegrityError:
         log.info("another process issued the first key", file=str(path))
 
 
-def _issue_once(sessions: Sessions, secret: str) -> None:
+def _issue_unless_known(sessions: Sessions, secret: str) -> None:
     act = AuditContext(action="keys.first", actor_type="system", actor_id="api")
     with audited_as(act), transaction(sessions) as session:
         if keys.was_issued(session, secret):

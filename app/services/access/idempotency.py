@@ -23,7 +23,7 @@ from app.errors import IdempotencyKeyInUse, IdempotencyKeyReused
 
 # An API key is kept as a hash and nowhere else: the copy of an answer that shows a new one does without it.
 API_KEY = re.compile(rf'"{PREFIX}_[^"\\]*"')
-SHOWN_ONCE = '"shown once, in the first answer"'
+REDACTED_KEY = '"shown once, in the first answer"'
 
 
 class Replay(Exception):
@@ -35,7 +35,7 @@ class Replay(Exception):
         self.body = body
 
 
-class Once:
+class IdempotentRequest:
     """One request's key; without one, everything here does nothing."""
 
     def __init__(self, project_id: str, key: str | None, method: str, path: str) -> None:
@@ -51,7 +51,7 @@ class Once:
         asked = KeyedRequest(self.project_id, self.key, *self._call, fingerprint)
         earlier = await idempotency.find_response(connections, asked)
         if earlier is not None:
-            raise _outcome(asked, earlier)
+            raise _replay_or_conflict(asked, earlier)
 
     def begin(self, session: Session, fingerprint: str) -> None:
         """To be the first statement of the transaction that creates.
@@ -65,9 +65,9 @@ class Once:
         try:
             earlier = idempotency.reserve_key(session, asked)
         except KeyInUseError as error:
-            raise in_use(self.key) from error
+            raise key_in_use_error(self.key) from error
         if earlier is not None:
-            raise _outcome(asked, earlier)
+            raise _replay_or_conflict(asked, earlier)
         self._asked = asked
 
     def end(self, session: Session, status: int, body: str) -> None:
@@ -75,7 +75,7 @@ class Once:
         if self._asked is None:
             return
         if 200 <= status < 300:
-            idempotency.store_response(session, self._asked, status, API_KEY.sub(SHOWN_ONCE, body))
+            idempotency.store_response(session, self._asked, status, API_KEY.sub(REDACTED_KEY, body))
         else:
             idempotency.release_key(session, self._asked)
 
@@ -85,14 +85,14 @@ def fingerprint_of(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def in_use(key: str) -> IdempotencyKeyInUse:
+def key_in_use_error(key: str) -> IdempotencyKeyInUse:
     return IdempotencyKeyInUse(
         f"Idempotency-Key: the first request with {key[:60]!r} has not ended yet; send it again in a second",
         "Idempotency-Key",
     )
 
 
-def _outcome(asked: KeyedRequest, earlier: StoredResponse) -> Replay | IdempotencyKeyReused:
+def _replay_or_conflict(asked: KeyedRequest, earlier: StoredResponse) -> Replay | IdempotencyKeyReused:
     if (earlier.method, earlier.path, earlier.fingerprint) != (asked.method, asked.path, asked.fingerprint):
         return _reused(asked, earlier.method, earlier.path)
     return Replay(earlier.status, earlier.answer)

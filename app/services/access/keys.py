@@ -13,10 +13,10 @@ from app.db.tables import ApiKey, Project
 from app.domain.access import scopes
 from app.domain.error_text.json_text import shown, unquoted
 from app.errors import BadRequest, NotFound
-from app.services.access.projects import checked_name
+from app.services.access.projects import validate_name
 
-EXPIRY_SECONDS = (60, 10 * 365 * 86_400)
-OVERLAP_SECONDS = (0, 90 * 86_400)
+EXPIRY_RANGE_SECONDS = (60, 10 * 365 * 86_400)
+OVERLAP_RANGE_SECONDS = (0, 90 * 86_400)
 DEFAULT_OVERLAP_SECONDS = 86_400
 
 
@@ -30,7 +30,7 @@ def create(
         )
     _check_expiry(expires_in_seconds)
     return keys.issue(
-        session, project, checked_name(name), scopes.checked(key_scopes), expires_in_seconds=expires_in_seconds
+        session, project, validate_name(name), scopes.checked(key_scopes), expires_in_seconds=expires_in_seconds
     )
 
 
@@ -43,10 +43,10 @@ def modify(
     expires_in_seconds: int | None,
 ) -> ApiKey:
     """What is None stays. Raises NotFound, BadRequest: a key that ended does not come back."""
-    key = _living(session, project_id, key_id)
+    key = _get_active(session, project_id, key_id)
     _check_expiry(expires_in_seconds)
     if name is not None:
-        key.name = checked_name(name)
+        key.name = validate_name(name)
     if key_scopes is not None:
         key.scopes = scopes.checked(key_scopes)
     if expires_in_seconds is not None:
@@ -57,8 +57,8 @@ def modify(
 
 def rotate(session: Session, project_id: str | None, key_id: str, overlap_seconds: int) -> tuple[ApiKey, str]:
     """A new secret, shown once; the old one works for `overlap_seconds` more. Raises NotFound, BadRequest."""
-    key = _living(session, project_id, key_id)
-    least, most = OVERLAP_SECONDS
+    key = _get_active(session, project_id, key_id)
+    least, most = OVERLAP_RANGE_SECONDS
     if not least <= overlap_seconds <= most:
         raise BadRequest(f"overlap_seconds: {overlap_seconds} is not from {least} to {most}", "overlap_seconds")
     return key, keys.rotate(session, key, overlap_seconds)
@@ -98,7 +98,7 @@ def status(key: ApiKey) -> str:
     return "expired" if key.expires_at is not None and key.expires_at <= datetime.now(UTC) else "active"
 
 
-def _living(session: Session, project_id: str | None, key_id: str) -> ApiKey:
+def _get_active(session: Session, project_id: str | None, key_id: str) -> ApiKey:
     key = get(session, project_id, key_id, lock=True)
     found = status(key)
     if found != "active":
@@ -107,7 +107,7 @@ def _living(session: Session, project_id: str | None, key_id: str) -> ApiKey:
 
 
 def _check_expiry(expires_in_seconds: int | None) -> None:
-    least, most = EXPIRY_SECONDS
+    least, most = EXPIRY_RANGE_SECONDS
     if expires_in_seconds is not None and not least <= expires_in_seconds <= most:
         raise BadRequest(
             f"expires_in_seconds: {expires_in_seconds} is not from {least} to {most}; leave it out for no expiry",

@@ -15,13 +15,13 @@ from app.domain.error_text.json_text import shown, unquoted
 from app.errors import BadRequest, NotFound
 
 MAX_NAME_CHARACTERS = 100
-MAX_NAMED = 5
+MAX_LISTED_JOBS = 5
 
 
 def create(session: Session, name: str, settings: Mapping[str, int | float | None]) -> Project:
     """`settings` are limits and `share_weight`. Raises BadRequest for a name that is taken."""
-    name = checked_name(name)
-    with _unique(name), session.begin_nested():
+    name = validate_name(name)
+    with _refuse_duplicate_name(name), session.begin_nested():
         project = projects.insert(session, name)
     return _apply(session, project, settings)
 
@@ -31,8 +31,8 @@ def modify(session: Session, project_id: str, name: str | None, settings: Mappin
     project = get(session, project_id)
     _refuse_archived(project)
     if name is not None:
-        name = checked_name(name)
-        with _unique(name), session.begin_nested():
+        name = validate_name(name)
+        with _refuse_duplicate_name(name), session.begin_nested():
             project.name = name
     return _apply(session, project, settings)
 
@@ -47,9 +47,9 @@ def archive(session: Session, project_id: str, own_project_id: str | None, cance
     unfinished = jobs.unfinished_ids(session, project.id)
     if unfinished and not cancel_jobs:
         raise BadRequest(
-            f"Project {project.name!r} has {len(unfinished)} unfinished jobs ({_named(unfinished)}), and nobody could "
-            'reach them any more. Cancel them, or have them cancelled: {"cancel_jobs": true}, on the command line '
-            "`tunery projects archive --cancel-jobs`.",
+            f"Project {project.name!r} has {len(unfinished)} unfinished jobs ({_list_ids(unfinished)}), and no key can "
+            'reach them in an archived project. Cancel them first, or send {"cancel_jobs": true} (on the command line '
+            "`tunery projects archive --cancel-jobs`).",
             "cancel_jobs",
             "invalid_project_state",
         )
@@ -84,7 +84,7 @@ def page(session: Session, limit: int, after: str | None, with_archived: bool) -
     return projects.page(session, limit, last, with_archived)
 
 
-def checked_name(name: str, param: str = "name") -> str:
+def validate_name(name: str, param: str = "name") -> str:
     """Without spaces around it. Raises BadRequest."""
     name = name.strip()
     if not name or len(name) > MAX_NAME_CHARACTERS or not name.isprintable():
@@ -102,8 +102,8 @@ def _apply(session: Session, project: Project, settings: Mapping[str, int | floa
     return project
 
 
-def _named(job_ids: Sequence[str]) -> str:
-    return ", ".join([*job_ids[:MAX_NAMED], *(["…"] if len(job_ids) > MAX_NAMED else [])])
+def _list_ids(job_ids: Sequence[str]) -> str:
+    return ", ".join([*job_ids[:MAX_LISTED_JOBS], *(["…"] if len(job_ids) > MAX_LISTED_JOBS else [])])
 
 
 def _refuse_archived(project: Project) -> None:
@@ -113,7 +113,7 @@ def _refuse_archived(project: Project) -> None:
 
 
 @contextmanager
-def _unique(name: str) -> Iterator[None]:
+def _refuse_duplicate_name(name: str) -> Iterator[None]:
     """The constraint decides, so that two at once cannot both win."""
     try:
         yield

@@ -13,7 +13,7 @@ from app.db.tables import Project
 from app.errors import QuotaExceeded
 
 
-def ensure_room(session: Session, project_id: str, size_bytes: int) -> None:
+def require_storage(session: Session, project_id: str, size_bytes: int) -> None:
     """For so many bytes more."""
     project = projects.lock_limited(session, project_id, "max_stored_bytes")
     if project is None or project.max_stored_bytes is None:
@@ -28,7 +28,7 @@ def ensure_room(session: Session, project_id: str, size_bytes: int) -> None:
         )
 
 
-def ensure_may_queue(session: Session, project: Project) -> None:
+def require_queue_quota(session: Session, project: Project) -> None:
     """One more job that waits, by their number and by what the project's GPUs have worked this month.
 
     `project` was read in this transaction; its limits are read again once it is locked.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 
-class Allowance(NamedTuple):
+class RateLimitStatus(NamedTuple):
     """What one request was told. `wait_seconds` is 0 when it may pass."""
 
     limit: int
@@ -34,7 +34,7 @@ class RateLimiter:
         self._buckets: dict[str, _Bucket] = {}
         self._lock = threading.Lock()
 
-    def take(self, project_id: str, per_second: int | None) -> Allowance:
+    def take(self, project_id: str, per_second: int | None) -> RateLimitStatus:
         """A request passes if there is a whole token; a second's worth of them may be taken at once."""
         limit = per_second or self._default
         with self._lock:
@@ -42,7 +42,7 @@ class RateLimiter:
             passes = bucket.tokens >= 1
             bucket.tokens -= passes
             tokens = bucket.tokens
-        return Allowance(limit, int(tokens), (limit - tokens) / limit, 0.0 if passes else (1 - tokens) / limit)
+        return RateLimitStatus(limit, int(tokens), (limit - tokens) / limit, 0.0 if passes else (1 - tokens) / limit)
 
     def _filled(self, project_id: str, limit: int) -> _Bucket:
         now = self._clock()

@@ -83,7 +83,7 @@ def ask(session: Session, settings: Settings, project_id: str, file_id: str, wis
     validation_file = None
     if wish.validation_file is not None:
         validation_file = requests.find_file(session, project_id, wish.validation_file, "validation_file")
-    requests.refuse_purposes(file, validation_file, param="file_id")
+    requests.require_fine_tune_purpose(file, validation_file, param="file_id")
     return Question(
         file=file,
         validation_file=validation_file,

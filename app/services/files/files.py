@@ -16,7 +16,7 @@ from app.storage import Storage
 def get(session: Session, project_id: str, file_id: str) -> File:
     file = files.get(session, project_id, file_id)
     if file is None:
-        raise no_such_file(file_id)
+        raise file_not_found(file_id)
     return file
 
 
@@ -49,8 +49,8 @@ def open_content(storage: Storage, file: File) -> BinaryIO:
     try:
         return storage.open(file.storage_key)
     except FileNotFoundError as error:
-        raise no_such_file(file.id) from error
+        raise file_not_found(file.id) from error
 
 
-def no_such_file(file_id: str) -> NotFound:
+def file_not_found(file_id: str) -> NotFound:
     return NotFound(f"No such File object: {unquoted(file_id)}", "id")

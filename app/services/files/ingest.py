@@ -29,11 +29,11 @@ from app.storage.writeback import begin_writeback
 if TYPE_CHECKING:
     from app.services.files.rolling_digest import Digest
 
-PREFIX = "upload-"
+STAGED_PREFIX = "upload-"
 WRITEBACK_BYTES = (
     8 << 20
 )  # handed to the disk at a time: eight clients flush at the same moment otherwise, and all wait
-FORGOTTEN_AFTER_SECONDS = 24 * 3600  # a staged file of that age belongs to a process that was killed
+STALE_AFTER_SECONDS = 24 * 3600  # a staged file of that age belongs to a process that was killed
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class NewFile:
 
 
 @dataclass(frozen=True)
-class Content:
+class StoredContent:
     """What is known of a file's bytes; `line_count` of a data set's."""
 
     key: str
@@ -53,7 +53,7 @@ class Content:
     line_count: int | None
 
 
-def too_large(max_bytes: int) -> TooLarge:
+def file_too_large(max_bytes: int) -> TooLarge:
     return TooLarge(
         f"The file is larger than {max_bytes:,} bytes, the limit for one file; nothing was stored. "
         "A larger one goes up in parts: POST /v1/uploads.",
@@ -71,10 +71,10 @@ class StagedFile:
         self,
         directory: Path,
         max_bytes: int,
-        refusal: Callable[[int], TooLarge] = too_large,
+        refusal: Callable[[int], TooLarge] = file_too_large,
         digests: Sequence[Digest] = (),
     ) -> None:
-        self._descriptor, path = tempfile.mkstemp(dir=directory, prefix=PREFIX)
+        self._descriptor, path = tempfile.mkstemp(dir=directory, prefix=STAGED_PREFIX)
         self.digests = tuple(digests) or (hashlib.sha256(),)
         self._max_bytes = max_bytes
         self._refusal = refusal
@@ -117,7 +117,7 @@ class StagedFile:
             self._handed_bytes = self.size_bytes
 
 
-def accept(
+def ingest_file(
     sessions: Sessions,
     storage: Storage,
     project_id: str,
@@ -137,13 +137,13 @@ def accept(
     staged.close()
     line_count = _count_lines(staged, max_line_bytes, check) if new.purpose == "fine-tune" else None
     file_id = new_id("file")
-    content = Content(f"files/{file_id}", staged.size_bytes, staged.sha256, line_count)
+    content = StoredContent(f"files/{file_id}", staged.size_bytes, staged.sha256, line_count)
     storage.put(content.key, staged.path)
     inserted = False
     try:
         with transaction(sessions) as session:
             begin(session)
-            file = insert(session, project_id, file_id, new, content)
+            file = insert_file(session, project_id, file_id, new, content)
             end(session, file)
             inserted = True
     except BaseException:
@@ -154,8 +154,8 @@ def accept(
     return file
 
 
-def insert(session: Session, project_id: str, file_id: str, new: NewFile, content: Content) -> File:
-    quotas.ensure_room(session, project_id, content.size_bytes)
+def insert_file(session: Session, project_id: str, file_id: str, new: NewFile, content: StoredContent) -> File:
+    quotas.require_storage(session, project_id, content.size_bytes)
     file = files.insert(
         session, project_id, new.purpose, new.filename, content.size_bytes, content.sha256, content.key,
         file_id=file_id, line_count=content.line_count,
@@ -166,11 +166,11 @@ def insert(session: Session, project_id: str, file_id: str, new: NewFile, conten
     return file
 
 
-def sweep_staging(storage: Storage) -> None:
+def delete_stale_staged_files(storage: Storage) -> None:
     """Remove what a killed process left; a file of that age is nobody's any more."""
-    for path in storage.staging.glob(f"{PREFIX}*"):
+    for path in storage.staging.glob(f"{STAGED_PREFIX}*"):
         with contextlib.suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > FORGOTTEN_AFTER_SECONDS:
+            if time.time() - path.stat().st_mtime > STALE_AFTER_SECONDS:
                 path.unlink()
 
 

@@ -18,60 +18,60 @@ if TYPE_CHECKING:
 
     Digest = _Hash
 
-MOST_UPLOADS = 1000  # some hundred bytes each, and the ids of their parts
+MAX_UPLOADS = 1000  # some hundred bytes each, and the ids of their parts
 
 
 @dataclass(frozen=True)
-class Carried:
+class RollingDigest:
     """The digest of parts in the order they came, and how many bytes they have together."""
 
     part_ids: tuple[str, ...] = ()
     size_bytes: int = 0
     digest: Digest = field(default_factory=hashlib.sha256)
 
-    def and_then(self, part_id: str, size_bytes: int, digest: Digest) -> Carried:
-        return Carried((*self.part_ids, part_id), self.size_bytes + size_bytes, digest)
+    def and_then(self, part_id: str, size_bytes: int, digest: Digest) -> RollingDigest:
+        return RollingDigest((*self.part_ids, part_id), self.size_bytes + size_bytes, digest)
 
 
-def digests_of_part(carried: Carried | None) -> list[Digest]:
+def digests_of_part(carried: RollingDigest | None) -> list[Digest]:
     """What a part goes through: its own digest, and that of everything up to its end; of a first part they are one."""
     own = hashlib.sha256()
     return [own, carried.digest.copy()] if carried is not None and carried.part_ids else [own]
 
 
-def digests_of_piece(carried: Carried | None) -> list[Digest]:
+def digests_of_piece(carried: RollingDigest | None) -> list[Digest]:
     """A piece of a stream has no use for a digest of its own."""
     return [hashlib.sha256() if carried is None else carried.digest.copy()]
 
 
-class Digests:
+class RollingDigestCache:
     """Of the uploads that this process has seen last; built once per process."""
 
-    def __init__(self, most_uploads: int = MOST_UPLOADS) -> None:
+    def __init__(self, most_uploads: int = MAX_UPLOADS) -> None:
         self._most_uploads = most_uploads
-        self._carried: OrderedDict[str, Carried] = OrderedDict()
+        self._carried: OrderedDict[str, RollingDigest] = OrderedDict()
         self._lock = threading.Lock()
 
-    def at(self, upload_id: str, size_bytes: int) -> Carried | None:
+    def at(self, upload_id: str, size_bytes: int) -> RollingDigest | None:
         """What to carry on from where so many bytes have arrived; for parts that are sent at once soon nothing."""
         if size_bytes == 0:
-            return Carried()
+            return RollingDigest()
         with self._lock:
             carried = self._carried.get(upload_id)
         return carried if carried is not None and carried.size_bytes == size_bytes else None
 
-    def keep(self, upload_id: str, carried: Carried) -> None:
+    def keep(self, upload_id: str, carried: RollingDigest) -> None:
         with self._lock:
             self._carried[upload_id] = carried
             self._carried.move_to_end(upload_id)
             while len(self._carried) > self._most_uploads:
                 self._carried.popitem(last=False)
 
-    def leading(self, upload_id: str, part_ids: Sequence[str]) -> Carried:
+    def leading(self, upload_id: str, part_ids: Sequence[str]) -> RollingDigest:
         """What is known of the beginning of these parts in this order: all of them at best, nothing at worst."""
         with self._lock:
-            carried = self._carried.get(upload_id, Carried())
-        return carried if tuple(part_ids[: len(carried.part_ids)]) == carried.part_ids else Carried()
+            carried = self._carried.get(upload_id, RollingDigest())
+        return carried if tuple(part_ids[: len(carried.part_ids)]) == carried.part_ids else RollingDigest()
 
     def forget(self, upload_id: str) -> None:
         with self._lock:

@@ -23,37 +23,37 @@ from app.errors import BadRequest
 from app.services.datasets.check_process import Check
 from app.services.datasets.line_check import count_lines
 from app.services.files import ingest
-from app.services.files.ingest import Content, NewFile
-from app.services.files.rolling_digest import Carried, Digests
-from app.services.files.uploads import SeenUpload, known, require_pending, see
+from app.services.files.ingest import NewFile, StoredContent
+from app.services.files.rolling_digest import RollingDigest, RollingDigestCache
+from app.services.files.uploads import UploadView, require_pending, require_upload, view_of
 from app.storage import Storage
 
 CHUNK_BYTES = 1 << 20
-THEN = "cannot be completed"
+REFUSED_ACTION = "cannot be completed"
 
 
 def complete(
     sessions: Sessions,
     storage: Storage,
-    digests: Digests,
+    digests: RollingDigestCache,
     project_id: str,
     upload_id: str,
     part_ids: Sequence[str] | None,
     md5: str | None,
     max_line_bytes: int,
     check: Check,
-) -> SeenUpload:
+) -> UploadView:
     """`part_ids` in the order of the file; None for what was sent as one stream.
 
     Asked again with the same list, it answers the same file. Raises BadRequest, InvalidDataset, CheckCancelledError;
     the upload stays pending then.
     """
     with transaction(sessions) as session:
-        upload = known(uploads.get(session, project_id, upload_id), upload_id)
-        if _is_done(upload, part_ids):
-            return see(session, upload)
-        require_pending(see(session, upload), THEN)
-        parts = _chosen(session, upload, part_ids)
+        upload = require_upload(uploads.get(session, project_id, upload_id), upload_id)
+        if _is_completed_with(upload, part_ids):
+            return view_of(session, upload)
+        require_pending(view_of(session, upload), REFUSED_ACTION)
+        parts = _select_parts(session, upload, part_ids)
     _require_total(upload, parts)
     file_id = new_id("file")
     ids = [part.id for part in parts]
@@ -64,11 +64,11 @@ def complete(
     return seen
 
 
-def _is_done(upload: Upload, part_ids: Sequence[str] | None) -> bool:
+def _is_completed_with(upload: Upload, part_ids: Sequence[str] | None) -> bool:
     return upload.status == UploadStatus.COMPLETED and (part_ids is None or list(part_ids) == upload.part_ids)
 
 
-def _chosen(session: Session, upload: Upload, part_ids: Sequence[str] | None) -> list[UploadPart]:
+def _select_parts(session: Session, upload: Upload, part_ids: Sequence[str] | None) -> list[UploadPart]:
     if part_ids is None:
         pieces = uploads.stream_pieces(session, upload)
         if not pieces and upload.bytes:
@@ -98,17 +98,17 @@ def _compose(
     upload: Upload,
     key: str,
     parts: Sequence[UploadPart],
-    carried: Carried,
+    carried: RollingDigest,
     md5: str | None,
     max_line_bytes: int,
     check: Check,
-) -> Content:
+) -> StoredContent:
     try:
         stored = storage.compose(key, [part.storage_key for part in parts])
     except FileNotFoundError:  # swept meanwhile: the row says why
         with transaction(sessions) as session:
-            current = known(uploads.get(session, upload.project_id, upload.id), upload.id)
-            require_pending(see(session, current), THEN)
+            current = require_upload(uploads.get(session, upload.project_id, upload.id), upload.id)
+            require_pending(view_of(session, current), REFUSED_ACTION)
         raise
     try:
         if stored.size_bytes != upload.bytes:
@@ -121,10 +121,10 @@ def _compose(
     except BaseException:
         storage.delete(key)
         raise
-    return Content(key, upload.bytes, sha256, line_count)
+    return StoredContent(key, upload.bytes, sha256, line_count)
 
 
-def _hash(storage: Storage, key: str, carried: Carried, md5: str | None) -> str:
+def _hash(storage: Storage, key: str, carried: RollingDigest, md5: str | None) -> str:
     """The SHA-256 of an object whose beginning is hashed already. Raises BadRequest when its MD5 is another one."""
     sha256, whole = carried.digest.copy(), hashlib.md5(usedforsecurity=False)
     with storage.open(key) as file:
@@ -146,20 +146,20 @@ def _chunks(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _apply(
-    sessions: Sessions, storage: Storage, upload: Upload, file_id: str, content: Content, part_ids: list[str]
-) -> SeenUpload:
+    sessions: Sessions, storage: Storage, upload: Upload, file_id: str, content: StoredContent, part_ids: list[str]
+) -> UploadView:
     inserted = False
     try:
         with transaction(sessions) as session:
-            current = known(uploads.lock(session, upload.project_id, upload.id), upload.id)
-            if not _is_done(current, part_ids):
+            current = require_upload(uploads.lock(session, upload.project_id, upload.id), upload.id)
+            if not _is_completed_with(current, part_ids):
                 # Begun in time is in time: only another request, or the sweep, can have ended it.
                 if current.status != UploadStatus.PENDING:
-                    require_pending(see(session, current), THEN)
-                file = ingest.insert(session, upload.project_id, file_id, _new_file(current), content)
+                    require_pending(view_of(session, current), REFUSED_ACTION)
+                file = ingest.insert_file(session, upload.project_id, file_id, _new_file(current), content)
                 uploads.complete(session, current, file, part_ids)
                 inserted = True
-            seen = see(session, current)
+            seen = view_of(session, current)
     except BaseException:
         if not inserted:  # a commit whose answer was lost may have happened
             storage.delete(content.key)

@@ -33,7 +33,7 @@ class NewUpload:
 
 
 @dataclass(frozen=True)
-class SeenUpload:
+class UploadView:
     """An upload as it is now: `status` is "expired" from the moment on at which its time is over."""
 
     upload: Upload
@@ -42,29 +42,29 @@ class SeenUpload:
     file: File | None = None
 
 
-def create(session: Session, project_id: str, new: NewUpload, ttl_seconds: float, max_upload_bytes: int) -> SeenUpload:
+def create(session: Session, project_id: str, new: NewUpload, ttl_seconds: float, max_upload_bytes: int) -> UploadView:
     if new.size_bytes > max_upload_bytes:
         text = f"bytes: {new.size_bytes:,} is more than {max_upload_bytes:,}, the limit for one upload"
         raise BadRequest(text, "bytes", "file_too_large")
-    quotas.ensure_room(session, project_id, new.size_bytes)
+    quotas.require_storage(session, project_id, new.size_bytes)
     upload = uploads.insert(
         session, project_id, ttl_seconds, filename=new.filename, purpose=new.purpose, mime_type=new.mime_type,
         bytes=new.size_bytes,
         file_expires_after_seconds=int(new.file_expires_after.total_seconds()) if new.file_expires_after else None,
     )  # fmt: skip
-    return see(session, upload)
+    return view_of(session, upload)
 
 
-def get(session: Session, project_id: str, upload_id: str) -> SeenUpload:
-    return see(session, known(uploads.get(session, project_id, upload_id), upload_id))
+def get(session: Session, project_id: str, upload_id: str) -> UploadView:
+    return view_of(session, require_upload(uploads.get(session, project_id, upload_id), upload_id))
 
 
-def parts(session: Session, project_id: str, upload_id: str) -> list[UploadPart]:
+def posted_parts(session: Session, project_id: str, upload_id: str) -> list[UploadPart]:
     """What was posted so far, in the order it arrived: from here a client goes on after a break."""
-    return uploads.all_posted_parts(session, known(uploads.get(session, project_id, upload_id), upload_id))
+    return uploads.all_posted_parts(session, require_upload(uploads.get(session, project_id, upload_id), upload_id))
 
 
-def check_pending(sessions: Sessions, project_id: str, upload_id: str) -> SeenUpload:
+def check_pending(sessions: Sessions, project_id: str, upload_id: str) -> UploadView:
     """Before a body is read: whether it could be of any use. Raises NotFound, BadRequest."""
     with transaction(sessions) as session:
         seen = get(session, project_id, upload_id)
@@ -93,9 +93,9 @@ def add_part(
     try:
         with transaction(sessions) as session:
             begin(session)
-            upload = known(uploads.lock(session, project_id, upload_id), upload_id)
-            require_pending(see(session, upload), "takes no more parts")
-            require_room(session, upload, staged.size_bytes)
+            upload = require_upload(uploads.lock(session, project_id, upload_id), upload_id)
+            require_pending(view_of(session, upload), "takes no more parts")
+            require_part_quota(session, upload, staged.size_bytes)
             part = uploads.insert_part(session, upload, part_id, staged.size_bytes, staged.sha256, key, start=None)
             end(session, part)
             inserted = True
@@ -106,34 +106,34 @@ def add_part(
     return part
 
 
-def cancel(session: Session, project_id: str, upload_id: str) -> SeenUpload:
+def cancel(session: Session, project_id: str, upload_id: str) -> UploadView:
     """Cancelling twice is cancelling once; the parts' bytes go with the next sweep."""
-    upload = known(uploads.lock(session, project_id, upload_id), upload_id)
-    seen = see(session, upload)
+    upload = require_upload(uploads.lock(session, project_id, upload_id), upload_id)
+    seen = view_of(session, upload)
     if seen.status == UploadStatus.CANCELLED:
         return seen
     require_pending(seen, "cannot be cancelled")
     uploads.cancel(session, upload)
-    return see(session, upload)
+    return view_of(session, upload)
 
 
-def see(session: Session, upload: Upload) -> SeenUpload:
+def view_of(session: Session, upload: Upload) -> UploadView:
     status = UploadStatus(upload.status)
     if status == UploadStatus.COMPLETED:
         file = files.get(session, upload.project_id, upload.file_id or "")
-        return SeenUpload(upload, status, upload.bytes, file)
+        return UploadView(upload, status, upload.bytes, file)
     if status == UploadStatus.PENDING and uploads.is_expired(session, upload):
         status = UploadStatus.EXPIRED
-    return SeenUpload(upload, status, uploads.part_totals(session, upload)[1])
+    return UploadView(upload, status, uploads.part_totals(session, upload)[1])
 
 
-def known(upload: Upload | None, upload_id: str) -> Upload:
+def require_upload(upload: Upload | None, upload_id: str) -> Upload:
     if upload is None:
         raise NotFound(f"No such Upload object: {unquoted(upload_id)}", "id")
     return upload
 
 
-def require_pending(seen: SeenUpload, then: str) -> None:
+def require_pending(seen: UploadView, then: str) -> None:
     upload = seen.upload
     if seen.status == UploadStatus.EXPIRED:
         text = f"Upload {upload.id} has expired, so it {then}; begin another one with POST /v1/uploads."
@@ -144,7 +144,7 @@ def require_pending(seen: SeenUpload, then: str) -> None:
         raise BadRequest(text, code="invalid_upload_state")
 
 
-def require_room(session: Session, upload: Upload, more_bytes: int) -> None:
+def require_part_quota(session: Session, upload: Upload, more_bytes: int) -> None:
     """Raises BadRequest: parts of one upload may take twice its bytes, as retries leave some that are not needed."""
     count, stored_bytes = uploads.part_totals(session, upload)
     most = max_stored_bytes(upload.bytes)

@@ -26,19 +26,19 @@ def get(session: Session, project_id: str, job_id: str) -> Adapter:
     """Raises NotFound for a job that is not there, and for one that has no adapter (yet)."""
     job = jobs.get(session, project_id, job_id)
     if job.state != JobState.SUCCEEDED or job.fine_tuned_model is None:
-        raise _no_adapter(job)
+        raise _adapter_not_found(job)
     checkpoint = checkpoints.by_names(session, [job.fine_tuned_model])[job.fine_tuned_model]
-    parts = [_file(session, project_id, job, file_id) for file_id in checkpoint.file_ids]
-    return Adapter(job, checkpoint, parts, _file(session, project_id, job, checkpoint.archive_file_id))
+    parts = [_get_adapter_file(session, project_id, job, file_id) for file_id in checkpoint.file_ids]
+    return Adapter(job, checkpoint, parts, _get_adapter_file(session, project_id, job, checkpoint.archive_file_id))
 
 
-def _file(session: Session, project_id: str, job: Job, file_id: str) -> File:
+def _get_adapter_file(session: Session, project_id: str, job: Job, file_id: str) -> File:
     file = files.get(session, project_id, file_id)
     if file is None:
         raise NotFound(f"File {file_id} of the adapter of job {job.id} was deleted.", "id", "adapter_deleted")
     return file
 
 
-def _no_adapter(job: Job) -> NotFound:
+def _adapter_not_found(job: Job) -> NotFound:
     then = "it has none" if job.state in TERMINAL else "it is there when the job has succeeded"
     return NotFound(f"Job {job.id} is {job.state}, so there is no adapter: {then}.", "id", "adapter_not_found")

@@ -15,9 +15,9 @@ from app.domain.jobs.json_diff import Row, side_by_side
 from app.domain.jobs.spec import JobSpec
 from app.errors import NotFound
 
-COUNTS = ("examples", "tokens_per_epoch", "labelled_tokens_per_epoch")
+DATASET_COUNTS = ("examples", "tokens_per_epoch", "labelled_tokens_per_epoch")
 BASE_SHA256 = "base_model_sha256"
-MACHINE = ("device", "compute_dtype", "threads", "versions")
+ENVIRONMENT_KEYS = ("device", "compute_dtype", "threads", "versions")
 RESULT_METRICS = ("train_loss", "train_mean_token_accuracy", "full_valid_loss", "full_valid_mean_token_accuracy")
 
 
@@ -32,7 +32,7 @@ class Diff:
 
 
 @dataclass(frozen=True)
-class Facts:
+class JobFacts:
     """Of one job."""
 
     data: dict[str, Any]
@@ -53,17 +53,17 @@ def compare(session: Session, left: Job, right: Job) -> Diff:
     return Diff(
         left,
         right,
-        data=side_by_side(one.data, other.data, told_by_a_run=COUNTS),
+        data=side_by_side(one.data, other.data, told_by_a_run=DATASET_COUNTS),
         config=side_by_side(one.config, other.config, told_by_a_run=(BASE_SHA256,)),
         environment=side_by_side(one.environment, other.environment, told_by_a_run=one.environment),
         result=side_by_side(one.result, other.result),
     )
 
 
-def facts_of(session: Session, job: Job) -> Facts:
+def facts_of(session: Session, job: Job) -> JobFacts:
     """Of an attempt that was resumed elsewhere, the last machine counts: it made the result."""
     started = diffs.last_start_data(session, job.id) or {}
-    return Facts(
+    return JobFacts(
         data=_data(session, job, started),
         config=_config(session, job),
         environment=_environment(session, job, started),
@@ -75,7 +75,7 @@ def _data(session: Session, job: Job, started: dict[str, Any]) -> dict[str, Any]
     return {
         "training_file": _file(session, job.training_file_id),
         "validation_file": _file(session, job.validation_file_id),
-        **{key: started.get(key) for key in COUNTS},
+        **{key: started.get(key) for key in DATASET_COUNTS},
     }
 
 
@@ -112,7 +112,7 @@ def _base_sha256(session: Session, job: Job) -> str | None:
 def _environment(session: Session, job: Job, started: dict[str, Any]) -> dict[str, Any]:
     measured = measurements.of_job(session, job.id)
     layout = {"recompute": measured[-1].recompute, "cache_weights": measured[-1].cache_weights} if measured else None
-    return {key: started.get(key) for key in MACHINE} | {
+    return {key: started.get(key) for key in ENVIRONMENT_KEYS} | {
         "device_kind": measured[-1].device_kind if measured else None,
         "layout": layout,
         "worker": diffs.last_training_worker(session, job.id),

@@ -15,76 +15,78 @@ from app.db.tables import BaseModelRow, Checkpoint, Export, File, Job
 from app.domain.artifacts.exports import ExportState, ExportType
 from app.domain.error_text.json_text import shown, unquoted
 from app.errors import BadRequest, NotFound, UnknownParameter, all_at_once
-from app.job_queue import Hints, Queue
+from app.job_queue import Queue, WorkerNotifier
 from app.services.access import quotas
 from app.services.jobs import jobs
 
-KEYS = ("type", "checkpoint")
+BODY_KEYS = ("type", "checkpoint")
 QUEUES: tuple[Queue, ...] = ("cpu", "gpu")  # in a deployment that keeps torch from one of them, the other can merge
 
 
 @dataclass(frozen=True)
-class SeenExport:
+class ExportView:
     """With those of its files that have not been deleted one by one."""
 
     export: Export
     files: Sequence[File]
 
 
-def create(session: Session, hints: Hints, project_id: str, job_id: str, body: Mapping[str, Any]) -> SeenExport:
+def create(
+    session: Session, hints: WorkerNotifier, project_id: str, job_id: str, body: Mapping[str, Any]
+) -> ExportView:
     """The export of a kind is one: who asks again gets the one that waits, runs or is finished and whole.
 
     Raises NotFound for the job, BadRequest for everything else.
     """
     job = jobs.get(session, project_id, job_id)
     type, checkpoint_name = _parse(body)
-    checkpoint = _checkpoint(session, job, checkpoint_name)
-    base = _base(session, job, checkpoint)
+    checkpoint = _select_checkpoint(session, job, checkpoint_name)
+    base = _require_base_model(session, job, checkpoint)
     existing = exports.lock_current(session, checkpoint.name, type)
     if existing is not None:
-        seen = _seen(session, [existing])[0]
+        seen = _views(session, [existing])[0]
         if existing.state != ExportState.SUCCEEDED or len(seen.files) == len(existing.file_ids):
             return seen
-        _remove(session, existing)
-    _hold_adapter(session, job, checkpoint)
-    quotas.ensure_room(session, project_id, _size_of(base))
-    export = exports.insert(session, job, checkpoint, type, _size_of(base))
+        _delete_with_files(session, existing)
+    _lock_adapter_files(session, job, checkpoint)
+    quotas.require_storage(session, project_id, _expected_bytes(base))
+    export = exports.insert(session, job, checkpoint, type, _expected_bytes(base))
     if export is None:  # somebody else asked at the same moment
-        return _existing(session, checkpoint, type)
+        return _get_concurrent_export(session, checkpoint, type)
     for queue in QUEUES:
         hints.after_commit(session, queue)
-    return SeenExport(export, [])
+    return ExportView(export, [])
 
 
-def get(session: Session, project_id: str, job_id: str, export_id: str) -> SeenExport:
+def get(session: Session, project_id: str, job_id: str, export_id: str) -> ExportView:
     jobs.get(session, project_id, job_id)
     export = exports.get(session, project_id, job_id, export_id)
     if export is None:
         raise NotFound(f"No such export of job {job_id}: {unquoted(export_id)}", "id")
-    return _seen(session, [export])[0]
+    return _views(session, [export])[0]
 
 
-def page(session: Session, project_id: str, job_id: str, limit: int, after: str | None) -> list[SeenExport]:
+def page(session: Session, project_id: str, job_id: str, limit: int, after: str | None) -> list[ExportView]:
     jobs.get(session, project_id, job_id)
     last = None
     if after is not None:
         last = exports.get_cursor(session, project_id, job_id, after)
         if last is None:
-            raise jobs.unknown_cursor("export", after)
-    return _seen(session, exports.page(session, project_id, job_id, limit, last))
+            raise jobs.unknown_cursor_error("export", after)
+    return _views(session, exports.page(session, project_id, job_id, limit, last))
 
 
 def delete(session: Session, project_id: str, job_id: str, export_id: str) -> Export:
     """With its files. One that is being made is given up."""
     export = get(session, project_id, job_id, export_id).export
-    _remove(session, export)
+    _delete_with_files(session, export)
     return export
 
 
 def _parse(body: Mapping[str, Any]) -> tuple[ExportType, str | None]:
     problems: list[BadRequest] = [
-        UnknownParameter(f"unknown parameter {unquoted(key)}; known here: {', '.join(KEYS)}", unquoted(key))
-        for key in sorted(body.keys() - set(KEYS))
+        UnknownParameter(f"unknown parameter {unquoted(key)}; known here: {', '.join(BODY_KEYS)}", unquoted(key))
+        for key in sorted(body.keys() - set(BODY_KEYS))
     ]
     offered = ", ".join(ExportType)
     asked, checkpoint = body.get("type"), body.get("checkpoint")
@@ -102,7 +104,7 @@ def _parse(body: Mapping[str, Any]) -> tuple[ExportType, str | None]:
     return ExportType(str(asked)), checkpoint
 
 
-def _checkpoint(session: Session, job: Job, name: str | None) -> Checkpoint:
+def _select_checkpoint(session: Session, job: Job, name: str | None) -> Checkpoint:
     """The job's result, or a kept checkpoint by its id or its model's name."""
     kept = checkpoints.kept(session, job.id)
     wanted = job.fine_tuned_model if name is None else name
@@ -117,7 +119,7 @@ def _checkpoint(session: Session, job: Job, name: str | None) -> Checkpoint:
     raise BadRequest(text, "checkpoint")
 
 
-def _base(session: Session, job: Job, checkpoint: Checkpoint) -> BaseModelRow:
+def _require_base_model(session: Session, job: Job, checkpoint: Checkpoint) -> BaseModelRow:
     """The base model as it was when the adapter was trained."""
     base = models.get_base(session, job.project_id, job.base_model)
     if base is None:
@@ -130,28 +132,28 @@ def _base(session: Session, job: Job, checkpoint: Checkpoint) -> BaseModelRow:
     return base
 
 
-def _hold_adapter(session: Session, job: Job, checkpoint: Checkpoint) -> None:
+def _lock_adapter_files(session: Session, job: Job, checkpoint: Checkpoint) -> None:
     if files.lock_content(session, job.project_id, checkpoint.file_ids) < len(checkpoint.file_ids):
         text = f"Files of the adapter of {checkpoint.name} were deleted, so nothing can be made of it."
         raise BadRequest(text, "checkpoint", "adapter_deleted")
 
 
-def _existing(session: Session, checkpoint: Checkpoint, type: ExportType) -> SeenExport:
+def _get_concurrent_export(session: Session, checkpoint: Checkpoint, type: ExportType) -> ExportView:
     export = exports.lock_current(session, checkpoint.name, type)
     assert export is not None, "the unique index says so"
-    return _seen(session, [export])[0]
+    return _views(session, [export])[0]
 
 
-def _size_of(base: BaseModelRow) -> int:
+def _expected_bytes(base: BaseModelRow) -> int:
     return sum(int(each["bytes"]) for each in base.files.values())
 
 
-def _remove(session: Session, export: Export) -> None:
+def _delete_with_files(session: Session, export: Export) -> None:
     exports.delete(session, export)
     files.delete_all(session, export.file_ids)
 
 
-def _seen(session: Session, page: Sequence[Export]) -> list[SeenExport]:
+def _views(session: Session, page: Sequence[Export]) -> list[ExportView]:
     """One query for the files of a whole page."""
     found = files.get_visible(session, [file_id for export in page for file_id in export.file_ids])
-    return [SeenExport(each, [found[id] for id in each.file_ids if id in found]) for each in page]
+    return [ExportView(each, [found[id] for id in each.file_ids if id in found]) for each in page]

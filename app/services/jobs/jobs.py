@@ -16,15 +16,15 @@ from app.db.tables import Checkpoint, Job, JobEvent, Project, QueuePlace
 from app.domain.error_text.json_text import shown
 from app.domain.jobs.states import Desired, JobState
 from app.errors import BadRequest, NotFound, NotPermitted
-from app.job_queue import Hints
+from app.job_queue import WorkerNotifier
 from app.services.access import quotas
-from app.services.jobs.requests import JobRequest, Turn, resolved
+from app.services.jobs.requests import JobRequest, SchedulingOptions, resolve_request
 
-Place = tuple[int | None, datetime | None, str | None]  # position, expected start, what it waits for
+QueueState = tuple[int | None, datetime | None, str | None]  # position, expected start, what it waits for
 
 
 @dataclass(frozen=True)
-class SeenJob:
+class JobView:
     """A job with what its row alone does not tell."""
 
     job: Job
@@ -34,15 +34,17 @@ class SeenJob:
     waiting_for: str | None = None
 
     @property
-    def place(self) -> Place:
+    def place(self) -> QueueState:
         return self.queue_position, self.expected_start_at, self.waiting_for
 
 
-def create(session: Session, hints: Hints, project_id: str, request: JobRequest, is_admin: bool = False) -> SeenJob:
+def create(
+    session: Session, hints: WorkerNotifier, project_id: str, request: JobRequest, is_admin: bool = False
+) -> JobView:
     """Raises as `resolved`; NotPermitted for an urgent job of a project that may have none; QuotaExceeded."""
-    found = resolved(session, project_id, request)
-    refuse_urgency(found.project, request.turn, is_admin)
-    quotas.ensure_may_queue(session, found.project)
+    found = resolve_request(session, project_id, request)
+    require_urgent_permission(found.project, request.turn, is_admin)
+    quotas.require_queue_quota(session, found.project)
     job = jobs.insert(
         session,
         project_id,
@@ -58,47 +60,49 @@ def create(session: Session, hints: Hints, project_id: str, request: JobRequest,
         warnings=request.warnings,
     )
     hints.after_commit(session, "cpu")
-    return SeenJob(job, None, None)
+    return JobView(job, None, None)
 
 
 def get(session: Session, project_id: str, job_id: str) -> Job:
     job = jobs.get(session, project_id, job_id)
     if job is None:
-        raise no_such_job(job_id)
+        raise job_not_found(job_id)
     return job
 
 
-def page(session: Session, wanted: JobFilter, limit: int, after: str | None) -> list[SeenJob]:
+def page(session: Session, wanted: JobFilter, limit: int, after: str | None) -> list[JobView]:
     """Newest first. Raises BadRequest for an unknown `after`."""
     last = _cursor(session, wanted, after)
-    return _seen(session, pages.page(session, wanted, limit, last))
+    return _views(session, pages.page(session, wanted, limit, last))
 
 
-def page_versions(session: Session, wanted: JobFilter, limit: int, after: str | None) -> list[tuple[str, int, Place]]:
+def page_versions(
+    session: Session, wanted: JobFilter, limit: int, after: str | None
+) -> list[tuple[str, int, QueueState]]:
     """(id, version, place in the queue) of each job of a page. Raises as `page`."""
     last = _cursor(session, wanted, after)
     rows = pages.page_versions(session, wanted, limit, last)
     places = queue_positions.get_positions(session, [job_id for job_id, _, state in rows if state == JobState.QUEUED])
-    return [(job_id, version, _place(places.get(job_id))) for job_id, version, _ in rows]
+    return [(job_id, version, _queue_state(places.get(job_id))) for job_id, version, _ in rows]
 
 
-def numbers(session: Session, project_id: str, job_id: str) -> tuple[int, int]:
+def get_versions(session: Session, project_id: str, job_id: str) -> tuple[int, int]:
     """(event_seq, version) of a job."""
     found = jobs.get_versions(session, project_id, job_id)
     if found is None:
-        raise no_such_job(job_id)
+        raise job_not_found(job_id)
     return found
 
 
-def cancel(session: Session, project_id: str, job_id: str) -> SeenJob:
+def cancel(session: Session, project_id: str, job_id: str) -> JobView:
     """At once, also while running. Cancelling twice is cancelling once."""
     job = jobs.cancel(session, project_id, job_id) or get(session, project_id, job_id)
     if job.state != JobState.CANCELLED:
         raise _wrong_state(job, "cancelled", "a job that has not ended")
-    return _seen(session, [job])[0]
+    return _views(session, [job])[0]
 
 
-def pause(session: Session, project_id: str, job_id: str) -> SeenJob:
+def pause(session: Session, project_id: str, job_id: str) -> JobView:
     """A queued job at once, a running one at its next step. Asking twice while it still runs is asking once."""
     job = get(session, project_id, job_id)
     if not (job.state == JobState.RUNNING and job.desired == Desired.PAUSE):
@@ -106,21 +110,21 @@ def pause(session: Session, project_id: str, job_id: str) -> SeenJob:
         if paused is None:
             raise _wrong_state(get(session, project_id, job_id), "paused", "a queued or running job")
         job = paused
-    return _seen(session, [job])[0]
+    return _views(session, [job])[0]
 
 
-def resume(session: Session, hints: Hints, project_id: str, job_id: str) -> SeenJob:
+def resume(session: Session, hints: WorkerNotifier, project_id: str, job_id: str) -> JobView:
     """A wrong state is told before a full quota is: the client can't wait the first one away."""
     if get(session, project_id, job_id).state == JobState.PAUSED:
-        quotas.ensure_may_queue(session, session.get_one(Project, project_id))
+        quotas.require_queue_quota(session, session.get_one(Project, project_id))
     job = jobs.resume(session, project_id, job_id)
     if job is None:
         raise _wrong_state(get(session, project_id, job_id), "resumed", "a paused job")
     hints.after_commit(session, "gpu")
-    return _seen(session, [job])[0]
+    return _views(session, [job])[0]
 
 
-def change(session: Session, project_id: str, job_id: str, asked: Mapping[str, Any]) -> SeenJob:
+def change(session: Session, project_id: str, job_id: str, asked: Mapping[str, Any]) -> JobView:
     """`asked` has columns of a job with their values; those that are as they were are no change.
 
     Raises NotFound; BadRequest for the `priority` of a job that has ended, as it has no turn any more.
@@ -128,11 +132,11 @@ def change(session: Session, project_id: str, job_id: str, asked: Mapping[str, A
     job = get(session, project_id, job_id)
     states = jobs.ACTIVE_STATES if "priority" in asked else jobs.ALL_STATES
     columns = {name: value for name, value in asked.items() if getattr(job, name) != value}
-    if columns and jobs.change(session, project_id, job_id, states, _told(columns), **columns) is None:
+    if columns and jobs.change(session, project_id, job_id, states, _change_message(columns), **columns) is None:
         session.refresh(job)  # it may have ended at this moment
     if job.state not in states:
         raise _wrong_state(job, "given another priority", "a job that has not ended")
-    return _seen(session, [job])[0]
+    return _views(session, [job])[0]
 
 
 def event_page(session: Session, project_id: str, job_id: str, limit: int, after: str | None) -> list[JobEvent]:
@@ -141,7 +145,7 @@ def event_page(session: Session, project_id: str, job_id: str, limit: int, after
     if after is not None:
         last = events.get(session, job.id, after)
         if last is None:
-            raise unknown_cursor("event", after)
+            raise unknown_cursor_error("event", after)
     return events.page(session, job.id, limit, last)
 
 
@@ -154,22 +158,22 @@ def checkpoint_page(
     if after is not None:
         last = checkpoints.get(session, job.id, after)
         if last is None:
-            raise unknown_cursor("checkpoint", after)
+            raise unknown_cursor_error("checkpoint", after)
     best = checkpoints.best(session, job.id)
     return checkpoints.page(session, job.id, limit, last), best.id if best else None
 
 
-def no_such_job(job_id: str) -> NotFound:
+def job_not_found(job_id: str) -> NotFound:
     return NotFound(f"No such fine-tuning job: {job_id}", "id")
 
 
-def check_project(session: Session, project_id: str) -> None:
+def require_project(session: Session, project_id: str) -> None:
     """Raises BadRequest for a `project_id` in the query that no project has."""
     if session.get(Project, project_id) is None:
         raise BadRequest(f"project_id: there is no project {project_id[:80]!r}", "project_id")
 
 
-def unknown_cursor(kind: str, after: str) -> BadRequest:
+def unknown_cursor_error(kind: str, after: str) -> BadRequest:
     return BadRequest(
         f"after: there is no {kind} {shown(after)} here; give the id of the last item of the page before", "after"
     )
@@ -178,11 +182,11 @@ def unknown_cursor(kind: str, after: str) -> BadRequest:
 def _cursor(session: Session, wanted: JobFilter, after: str | None) -> Job | None:
     last = pages.get(session, wanted.project_id, after) if after is not None else None
     if after is not None and last is None:
-        raise unknown_cursor("job", after)
+        raise unknown_cursor_error("job", after)
     return last
 
 
-def refuse_urgency(project: Project, turn: Turn, is_admin: bool) -> None:
+def require_urgent_permission(project: Project, turn: SchedulingOptions, is_admin: bool) -> None:
     """Raises NotPermitted."""
     if turn.is_urgent and not is_admin and not project.may_be_urgent:
         text = (
@@ -192,7 +196,7 @@ def refuse_urgency(project: Project, turn: Turn, is_admin: bool) -> None:
         raise NotPermitted(text, "urgent")
 
 
-def _told(columns: Mapping[str, Any]) -> str:
+def _change_message(columns: Mapping[str, Any]) -> str:
     if "priority" not in columns:
         return "The metadata was changed"
     return f"The priority was changed to {columns['priority']}" + (", and the metadata" if len(columns) > 1 else "")
@@ -202,20 +206,20 @@ def _wrong_state(job: Job, verb: str, allowed: str) -> BadRequest:
     return BadRequest(f"Job {job.id} is {job.state}; only {allowed} can be {verb}.", code="invalid_job_state")
 
 
-def _seen(session: Session, page: list[Job]) -> list[SeenJob]:
+def _views(session: Session, page: list[Job]) -> list[JobView]:
     """Two queries for a whole page, whatever its length."""
     places = queue_positions.get_positions(session, [job.id for job in page if job.state == JobState.QUEUED])
     names = [job.fine_tuned_model for job in page if job.fine_tuned_model is not None]
     finals = checkpoints.by_names(session, names)
-    return [_with_place(SeenJob(job, None, _final_file_ids(job, finals)), places.get(job.id)) for job in page]
+    return [_with_place(JobView(job, None, _final_file_ids(job, finals)), places.get(job.id)) for job in page]
 
 
-def _place(place: QueuePlace | None) -> Place:
+def _queue_state(place: QueuePlace | None) -> QueueState:
     return (None, None, None) if place is None else (place.position, place.expected_start_at, place.waiting_for)
 
 
-def _with_place(seen: SeenJob, place: QueuePlace | None) -> SeenJob:
-    position, expected_start_at, waiting_for = _place(place)
+def _with_place(seen: JobView, place: QueuePlace | None) -> JobView:
+    position, expected_start_at, waiting_for = _queue_state(place)
     return replace(seen, queue_position=position, expected_start_at=expected_start_at, waiting_for=waiting_for)
 
 

@@ -13,7 +13,7 @@ from app.domain.jobs.spec import JobSpec
 from app.errors import BadRequest
 
 
-def find(session: Session, project_id: str, name: str) -> tuple[BaseModelRow, Ancestor] | None:
+def find_parent_adapter(session: Session, project_id: str, name: str) -> tuple[BaseModelRow, Ancestor] | None:
     """The base model and the adapter of an `ft:` model; None for a name that the project may not use.
 
     Its files are held until this transaction ends, and from then on by the job: deleting the model or its files later
@@ -28,15 +28,15 @@ def find(session: Session, project_id: str, name: str) -> tuple[BaseModelRow, An
     if checkpoint is None or files.lock_content(session, tuned.project_id, checkpoint.file_ids) < len(
         checkpoint.file_ids
     ):
-        raise _gone(name, "files of its adapter were deleted")
+        raise _cannot_continue(name, "files of its adapter were deleted")
     base = models.get_base(session, project_id, job.base_model)
     if base is None:
-        raise _gone(name, f"its base model {job.base_model!r} is not registered any more")
+        raise _cannot_continue(name, f"its base model {job.base_model!r} is not registered any more")
     trained_on = checkpoint.manifest.get("base_model", {}).get("manifest_sha256", base.manifest_sha256)
     if trained_on != base.manifest_sha256:
-        raise _gone(name, f"the files registered as {base.name!r} are not those it was trained on")
+        raise _cannot_continue(name, f"the files registered as {base.name!r} are not those it was trained on")
     return base, Ancestor(name, JobSpec.model_validate(job.spec).lora)
 
 
-def _gone(name: str, why: str) -> BadRequest:
+def _cannot_continue(name: str, why: str) -> BadRequest:
     return BadRequest(f"model: {name!r} cannot be continued: {why}. Name another model.", "model")

@@ -27,15 +27,15 @@ from app.errors import BadRequest, InvalidDataset, NotFound, Unavailable, all_at
 from app.services.datasets import token_counter
 from app.services.datasets.check_process import Check
 from app.services.datasets.token_counter import Counter
-from app.services.jobs.jobs import refuse_urgency
-from app.services.jobs.requests import JobRequest, resolved
+from app.services.jobs.jobs import require_urgent_permission
+from app.services.jobs.requests import JobRequest, resolve_request
 from app.storage import Storage
 
-Verdict = Literal["fits", "no_device_fits", "no_worker"]
+PlanVerdict = Literal["fits", "no_device_fits", "no_worker"]
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceFile:
     """A file to count."""
 
     param: str
@@ -45,33 +45,33 @@ class Source:
     size_bytes: int
 
     @classmethod
-    def of(cls, param: str, file: File) -> Source:
+    def of(cls, param: str, file: File) -> SourceFile:
         return cls(param, file.id, file.storage_key, file.sha256, file.bytes)
 
 
 @dataclass(frozen=True)
-class Question:
+class PlanInputs:
     """What was read of a request and of the world."""
 
     spec: JobSpec
     entry: CatalogEntry
     directory: Path
     manifest_sha256: str
-    training_file: Source
-    validation_file: Source | None
+    training_file: SourceFile
+    validation_file: SourceFile | None
     places: Sequence[Place]
     lack: str | None  # why there are no places
 
 
 @dataclass(frozen=True)
-class Answer:
-    question: Question
+class JobPlan:
+    question: PlanInputs
     report: Report
     work: Work
     placements: Sequence[Placement]  # in the order of question.places
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> PlanVerdict:
         if not self.placements:
             return "no_worker"
         return "fits" if any(each.fits for each in self.placements) else "no_device_fits"
@@ -88,30 +88,32 @@ class Answer:
         return f"No device here has room for this job; it would fail as out_of_memory. {nearest.message}"
 
 
-def ask(session: Session, project_id: str, request: JobRequest, is_admin: bool = False) -> Question:
+def read_inputs(session: Session, project_id: str, request: JobRequest, is_admin: bool = False) -> PlanInputs:
     """Raises what creating the job would, but for a limit of the project that is reached: that passes."""
-    found = resolved(session, project_id, request)
-    refuse_urgency(found.project, request.turn, is_admin)
+    found = resolve_request(session, project_id, request)
+    require_urgent_permission(found.project, request.turn, is_admin)
     held_out, need = found.validation_file, Need(found.spec.base_model, frozenset(request.turn.worker_labels))
-    return Question(
+    return PlanInputs(
         spec=found.spec,
         entry=CatalogEntry.model_validate(found.base.entry),
         directory=Path(found.base.directory),
         manifest_sha256=found.base.manifest_sha256,
-        training_file=Source.of("training_file", found.training_file),
-        validation_file=Source.of("validation_file", held_out) if held_out else None,
+        training_file=SourceFile.of("training_file", found.training_file),
+        validation_file=SourceFile.of("validation_file", held_out) if held_out else None,
         places=workers.candidate_devices(session, found.spec, found.base.manifest_sha256, need),
         lack=what_lacks([offer_of(worker.about) for worker in workers.gpu_workers(session)], need),
     )
 
 
-def needs_process(question: Question) -> bool:
+def needs_subprocess(question: PlanInputs) -> bool:
     """Whether one of the files is counted in a process of its own."""
     sizes = [source.size_bytes for source in (question.training_file, question.validation_file) if source]
     return max(sizes) > token_counter.COUNTED_HERE_BYTES
 
 
-def answer(storage: Storage, counter: Counter, question: Question, least_examples: int, check: Check | None) -> Answer:
+def make_plan(
+    storage: Storage, counter: Counter, question: PlanInputs, least_examples: int, check: Check | None
+) -> JobPlan:
     """Raises InvalidDataset, BadRequest for files that no job could be trained on; what Counter.count raises."""
     report = _count(storage, counter, question, question.training_file, check)
     if report.examples < least_examples:
@@ -120,13 +122,13 @@ def answer(storage: Storage, counter: Counter, question: Question, least_example
     if question.validation_file is not None:
         validation_tokens = _count(storage, counter, question, question.validation_file, check).tokens
     work = Work.of(question.spec, report.lengths, report.labelled_tokens, validation_tokens)
-    entry = _whole(question.entry, question.directory)
-    spec = _matched(question.spec, entry)
+    entry = _with_layer_widths(question.entry, question.directory)
+    spec = _with_matched_layers(question.spec, entry)
     placements = [place(entry, spec, work, each.device, each.measurements) for each in question.places]
-    return Answer(question, report, work, placements)
+    return JobPlan(question, report, work, placements)
 
 
-def _count(storage: Storage, counter: Counter, question: Question, source: Source, check: Check | None) -> Report:
+def _count(storage: Storage, counter: Counter, question: PlanInputs, source: SourceFile, check: Check | None) -> Report:
     spec = question.spec
     key = (question.manifest_sha256, source.sha256, spec.hyperparameters.context_length, spec.method)
     try:
@@ -135,11 +137,11 @@ def _count(storage: Storage, counter: Counter, question: Question, source: Sourc
     except FileNotFoundError as error:
         text = f"invalid {source.param}: {source.id}. Its bytes are gone from storage."
         raise NotFound(text, source.param) from error
-    _refuse_unfit(report, source.param, spec)
+    _require_usable(report, source.param, spec)
     return report
 
 
-def _refuse_unfit(report: Report, param: str, spec: JobSpec) -> None:
+def _require_usable(report: Report, param: str, spec: JobSpec) -> None:
     unfit = InvalidDataset if param == "training_file" else BadRequest
     if report.findings:
         raise unfit(told(report.findings), param)
@@ -147,7 +149,7 @@ def _refuse_unfit(report: Report, param: str, spec: JobSpec) -> None:
         raise unfit(nothing_to_learn(spec.method, spec.hyperparameters.context_length), param)
 
 
-def _matched(spec: JobSpec, entry: CatalogEntry) -> JobSpec:
+def _with_matched_layers(spec: JobSpec, entry: CatalogEntry) -> JobSpec:
     """With patterns by single layers, where the request was resolved before the layers' names were known."""
     try:
         return match_spec(spec, entry.layers)
@@ -155,7 +157,7 @@ def _matched(spec: JobSpec, entry: CatalogEntry) -> JobSpec:
         raise all_at_once([BadRequest(f"{param}: {text}", param) for param, text in error.problems]) from error
 
 
-def _whole(entry: CatalogEntry, directory: Path) -> CatalogEntry:
+def _with_layer_widths(entry: CatalogEntry, directory: Path) -> CatalogEntry:
     """An entry that was registered before plans were made lacks the widths of a layer; its directory has them."""
     if entry.decoder_layers:
         return entry

@@ -15,22 +15,22 @@ from app.services.jobs import jobs
 
 
 @dataclass(frozen=True)
-class StepMetrics:
+class MetricRows:
     """`rows` of the `total` steps that were measured, oldest first."""
 
     rows: list[dict[str, Any]]
     total: int
 
 
-def metrics(session: Session, project_id: str, job_id: str, max_points: int | None) -> StepMetrics:
+def metrics(session: Session, project_id: str, job_id: str, max_points: int | None) -> MetricRows:
     """Raises NotFound."""
     job = jobs.get(session, project_id, job_id)
     if max_points is None:
         rows = events.all_metrics(session, job.id)
-        return StepMetrics(rows, len(rows))
+        return MetricRows(rows, len(rows))
     points = events.loss_points(session, job.id)
     chosen = thin_out(points, max_points)
-    return StepMetrics(events.event_data(session, job.id, [point.row for point in chosen]), len(points))
+    return MetricRows(events.event_data(session, job.id, [point.row for point in chosen]), len(points))
 
 
 def log(session: Session, project_id: str, job_id: str, attempt: int | None) -> JobLog | None:

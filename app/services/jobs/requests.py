@@ -22,7 +22,7 @@ from app.services.jobs import parent_adapter
 
 
 @dataclass(frozen=True)
-class Turn:
+class SchedulingOptions:
     """What a job asks of the queue."""
 
     priority: int = 0
@@ -42,13 +42,13 @@ class JobRequest:
     integrations: Sequence[Any]
     body: Mapping[str, Any]
     problems: Sequence[BadRequest] = ()
-    turn: Turn = Turn()
+    turn: SchedulingOptions = SchedulingOptions()
     cloned_from: str | None = None
     warnings: Sequence[str] = ()  # what was taken and has no effect here; the job tells of it
 
 
 @dataclass(frozen=True)
-class Resolved:
+class ResolvedRequest:
     """A request whose every name stands for a row and every "auto" for a number."""
 
     project: Project
@@ -58,7 +58,7 @@ class Resolved:
     spec: JobSpec
 
 
-def resolved(session: Session, project_id: str, request: JobRequest) -> Resolved:
+def resolve_request(session: Session, project_id: str, request: JobRequest) -> ResolvedRequest:
     """What a request asks for. Writes nothing.
 
     Raises BadRequest naming everything that is wrong, NotFound if that is only a model or file that is not there.
@@ -67,57 +67,57 @@ def resolved(session: Session, project_id: str, request: JobRequest) -> Resolved
         session, project_id, request.model, request.training_file, request.validation_file
     )
     try:
-        base, ancestor = _model_or_ancestor(session, project_id, request.model, found.base)
-        training_file = _there(found.training_file, request.training_file, "training_file")
+        base, ancestor = _find_base_and_parent(session, project_id, request.model, found.base)
+        training_file = _require_file(found.training_file, request.training_file, "training_file")
         validation_file = None
         if request.validation_file is not None:
-            validation_file = _there(found.validation_file, request.validation_file, "validation_file")
+            validation_file = _require_file(found.validation_file, request.validation_file, "validation_file")
     except NotFound:
         if request.problems:
             raise all_at_once(request.problems) from None
         raise
-    spec = _resolve(request, base, ancestor, training_file, validation_file)
-    return Resolved(found.project, base, training_file, validation_file, spec)
+    spec = _resolve_spec(request, base, ancestor, training_file, validation_file)
+    return ResolvedRequest(found.project, base, training_file, validation_file, spec)
 
 
 def find_model(session: Session, project_id: str, name: str) -> tuple[BaseModelRow, Ancestor | None]:
-    return _model_or_ancestor(session, project_id, name, models.get_base(session, project_id, name))
+    return _find_base_and_parent(session, project_id, name, models.get_base(session, project_id, name))
 
 
 def find_file(session: Session, project_id: str, file_id: str, param: str) -> File:
-    return _there(files.get(session, project_id, file_id), file_id, param)
+    return _require_file(files.get(session, project_id, file_id), file_id, param)
 
 
-def _model_or_ancestor(
+def _find_base_and_parent(
     session: Session, project_id: str, name: str, base: BaseModelRow | None
 ) -> tuple[BaseModelRow, Ancestor | None]:
     if base is not None:
         return base, None
-    found = parent_adapter.find(session, project_id, name)
+    found = parent_adapter.find_parent_adapter(session, project_id, name)
     if found is not None:
         return found
     on_offer = ", ".join(row.name for row in models.list_base(session, project_id)) or "none yet"
     raise NotFound(f"The model {name!r} does not exist. Models on offer: {on_offer}.", "model", "model_not_found")
 
 
-def _there(file: File | None, file_id: str, param: str) -> File:
+def _require_file(file: File | None, file_id: str, param: str) -> File:
     if file is None:
         text = f"invalid {param}: {unquoted(file_id)}. No such File object; upload one with purpose fine-tune."
         raise NotFound(text, param)
     return file
 
 
-def _resolve(
+def _resolve_spec(
     request: JobRequest,
     base: BaseModelRow,
     ancestor: Ancestor | None,
     training_file: File,
     validation_file: File | None,
 ) -> JobSpec:
-    problems = [*request.problems, *_wrong_purpose(training_file, "training_file")]
+    problems = [*request.problems, *_purpose_problems(training_file, "training_file")]
     problems += _integration_problems(request.integrations)
     if validation_file is not None:
-        problems += _wrong_purpose(validation_file, "validation_file")
+        problems += _purpose_problems(validation_file, "validation_file")
     spec = None
     try:
         entry = CatalogEntry.model_validate(base.entry)
@@ -129,16 +129,16 @@ def _resolve(
     return spec
 
 
-def refuse_purposes(file: File, validation_file: File | None, param: str) -> None:
+def require_fine_tune_purpose(file: File, validation_file: File | None, param: str) -> None:
     """Raises BadRequest for files that no job would take, whatever is in them."""
-    problems = _wrong_purpose(file, param)
+    problems = _purpose_problems(file, param)
     if validation_file is not None:
-        problems += _wrong_purpose(validation_file, "validation_file")
+        problems += _purpose_problems(validation_file, "validation_file")
     if problems:
         raise all_at_once(problems)
 
 
-def _wrong_purpose(file: File, param: str) -> list[BadRequest]:
+def _purpose_problems(file: File, param: str) -> list[BadRequest]:
     if file.purpose == "fine-tune":
         return []
     text = f"invalid {param}: {file.id}. Its purpose is {file.purpose!r}; a {param} needs the purpose 'fine-tune'"

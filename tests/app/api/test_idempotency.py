@@ -317,15 +317,15 @@ class TestAtOnce:
 
 class TestSecrets:
     def test_an_api_key_is_in_no_answer_that_is_kept(self, sessions: Sessions, project: Project) -> None:
-        from app.services.access.idempotency import Once, Replay
+        from app.services.access.idempotency import IdempotentRequest, Replay
 
         shown = '{"id": "key_1", "value": "tnry_0123_secret"}'
         with transaction(sessions) as session:
-            once = Once(project.id, "k", "POST", "/v1/keys")
+            once = IdempotentRequest(project.id, "k", "POST", "/v1/keys")
             once.begin(session, "f")
             once.end(session, 200, shown)
         with transaction(sessions) as session, pytest.raises(Replay) as replay:
-            Once(project.id, "k", "POST", "/v1/keys").begin(session, "f")
+            IdempotentRequest(project.id, "k", "POST", "/v1/keys").begin(session, "f")
         assert json.loads(replay.value.body) == {"id": "key_1", "value": "shown once, in the first answer"}
 
 

@@ -23,7 +23,7 @@ from app.db.access import usage
 from app.db.engine import Sessions, transaction
 from app.db.tables import File, Project
 from app.domain.uploads import MAX_PART_BYTES
-from app.services.files.ingest import FORGOTTEN_AFTER_SECONDS
+from app.services.files.ingest import STALE_AFTER_SECONDS
 from app.settings import Settings
 from app.storage import LocalStorage
 from tests.deadline import until
@@ -93,7 +93,7 @@ def has_ended(process: psutil.Process) -> bool:
 
 
 def let_it_be_long_ago(directory: Path) -> None:
-    moment = time.time() - FORGOTTEN_AFTER_SECONDS - 1
+    moment = time.time() - STALE_AFTER_SECONDS - 1
     for path in directory.iterdir():
         os.utime(path, (moment, moment))
 

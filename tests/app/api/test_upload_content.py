@@ -184,9 +184,9 @@ class TestTwoWriters:
             file.write(data)
             return file
 
-        old = upload_content.begin(sessions, storage, project.id, upload_id, None)
+        old = upload_content.begin_writing(sessions, storage, project.id, upload_id, None)
         assert upload_content.add_piece(sessions, storage, old, staged(CONTENT[:100]), 0).bytes == 100
-        new = upload_content.begin(sessions, storage, project.id, upload_id, 100)
+        new = upload_content.begin_writing(sessions, storage, project.id, upload_id, 100)
         left = staged(CONTENT[100:200])
         with pytest.raises(Exception, match="Another request"):
             upload_content.add_piece(sessions, storage, old, left, 100)

@@ -186,8 +186,8 @@ def go_on_at_the_wrong_place(server: Server) -> Any:
 
 def send_content_from_two_places(server: Server) -> Any:
     """The other one begins as soon as this one has begun."""
-    begin = upload_content.begin
-    server.monkeypatch.setattr(upload_content, "begin", lambda *given: (begin(*given), begin(*given))[0])
+    begin = upload_content.begin_writing
+    server.monkeypatch.setattr(upload_content, "begin_writing", lambda *given: (begin(*given), begin(*given))[0])
     return server.client.put(f"{begin_upload(server)}/content", content=b"0123456789")
 
 

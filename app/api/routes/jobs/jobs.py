@@ -27,7 +27,7 @@ from app.db.engine import transaction
 from app.services.datasets.check_process import Check
 from app.services.datasets.token_counter import NotCountedError
 from app.services.jobs import jobs, plan
-from app.services.jobs.jobs import SeenJob
+from app.services.jobs.jobs import JobView
 
 MAX_EVENTS = 1_000
 MAX_CHECKPOINTS = 100
@@ -48,24 +48,24 @@ async def plan_job(request: Request, body: JsonBodyDep, caller: CallerDep, engin
     question, answer = await engines.checks.ask(caller.key_id, partial(_plan, engines, caller, body))
     if answer is None:
         work = partial(_planned, engines, question)
-        answer = await engines.checks.run(request, caller.key_id, plan.needs_process(question), work)
+        answer = await engines.checks.run(request, caller.key_id, plan.needs_subprocess(question), work)
     return render_plan(answer)
 
 
-def _plan(engines: Engines, caller: Caller, body: dict[str, Any]) -> tuple[plan.Question, plan.Answer | None]:
+def _plan(engines: Engines, caller: Caller, body: dict[str, Any]) -> tuple[plan.PlanInputs, plan.JobPlan | None]:
     """What is asked, and the answer, if the files were counted before."""
     request = job_request(body)
     with transaction(engines.sessions) as session:
-        question = plan.ask(session, caller.project_id, request, caller.is_admin)
+        question = plan.read_inputs(session, caller.project_id, request, caller.is_admin)
     try:
         return question, _planned(engines, question, None)
     except NotCountedError:
         return question, None
 
 
-def _planned(engines: Engines, question: plan.Question, check: Check | None) -> plan.Answer:
+def _planned(engines: Engines, question: plan.PlanInputs, check: Check | None) -> plan.JobPlan:
     least_examples = engines.settings.min_training_examples
-    return plan.answer(engines.storage, engines.counter, question, least_examples, check)
+    return plan.make_plan(engines.storage, engines.counter, question, least_examples, check)
 
 
 @router.get(
@@ -125,7 +125,7 @@ def list_events(
 ) -> Any:
     """Newest first: what happened, and the metrics of every step."""
     limit = min(limit, MAX_EVENTS)
-    event_seq, _ = jobs.numbers(session, caller.project_id, job_id)
+    event_seq, _ = jobs.get_versions(session, caller.project_id, job_id)
     etag = events_etag(event_seq)
     if is_known(request.headers, etag):
         return not_modified(etag)
@@ -144,14 +144,14 @@ def list_checkpoints(
 ) -> Any:
     """Latest step first, the last three. `result_files` are the adapter, `adapter_archive_file_id` all of it in one."""
     limit = min(limit, MAX_CHECKPOINTS)
-    etag = checkpoints_etag(*jobs.numbers(session, caller.project_id, job_id))
+    etag = checkpoints_etag(*jobs.get_versions(session, caller.project_id, job_id))
     if is_known(request.headers, etag):
         return not_modified(etag)
     rows, best_id = jobs.checkpoint_page(session, caller.project_id, job_id, limit + 1, after)
     return json_with(etag, envelope(rows, limit, lambda checkpoint: render_checkpoint(checkpoint, best_id)))
 
 
-def render(engines: Engines, seen: SeenJob) -> dict[str, Any]:
+def render(engines: Engines, seen: JobView) -> dict[str, Any]:
     return render_job(
         seen.job, engines.settings.organization, seen.queue_position, seen.adapter_file_ids, seen.expected_start_at,
         seen.waiting_for,

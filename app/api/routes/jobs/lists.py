@@ -21,7 +21,7 @@ from app.db.jobs.pages import JobFilter
 from app.domain.jobs.states import JobState
 from app.errors import BadRequest
 from app.services.jobs import jobs
-from app.services.jobs.jobs import SeenJob
+from app.services.jobs.jobs import JobView
 
 MAX_JOBS = 100
 STATUSES = [state.value for state in JobState]
@@ -78,7 +78,7 @@ def job_page(
     wanted: JobFilter,
     after: str | None,
     limit: int,
-    render: Callable[[SeenJob], dict[str, Any]],
+    render: Callable[[JobView], dict[str, Any]],
 ) -> Response:
     """The page, or a 304 if the client has it already."""
     organization = engines.settings.organization

@@ -23,7 +23,7 @@ from app.api.transport.etags import headers_of, job_etag, not_modified, place_ta
 from app.db.fast_reads.jobs import job_by_key, version_by_key
 from app.db.fast_reads.pool import AsyncConnections
 from app.domain.jobs.states import TERMINAL, JobState
-from app.services.jobs.jobs import no_such_job
+from app.services.jobs.jobs import job_not_found
 
 MAX_WAIT_SECONDS = 60.0  # below the idle limit of the usual proxies
 LOOK_SECONDS = 15.0  # even without a notification: a place in the queue changes by other rows, too
@@ -112,5 +112,5 @@ def _known(request: Request, row: Any, job_id: str) -> Any:
     if not hasattr(request.state, "caller") or row is None or row.refusal is not None:
         request.state.caller = admit(request, row)
     if row.id is None:
-        raise no_such_job(job_id)
+        raise job_not_found(job_id)
     return row

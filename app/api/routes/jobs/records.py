@@ -48,7 +48,7 @@ def get_metrics(
     max_points: MaxPoints = None,
 ) -> Any:
     """A row per step, oldest first; of a step that was run again, the latest. As CSV: the results file's columns."""
-    event_seq, _ = jobs.numbers(session, caller.project_id, job_id)
+    event_seq, _ = jobs.get_versions(session, caller.project_id, job_id)
     etag = events_etag(event_seq)
     if is_known(request.headers, etag):
         return not_modified(etag)

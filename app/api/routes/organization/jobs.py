@@ -15,7 +15,7 @@ from app.api.routes.jobs.lists import MAX_JOBS, JobFilterDep, job_page
 from app.api.schemas.jobs.jobs import OrganizationJobList
 from app.api.transport.pagination import After, Limit
 from app.services.jobs import jobs
-from app.services.jobs.jobs import SeenJob
+from app.services.jobs.jobs import JobView
 
 router = APIRouter(prefix="/v1/organization/jobs", tags=["Projects and keys"], dependencies=[AUTHENTICATED])
 
@@ -38,9 +38,9 @@ def list_all_jobs(
 ) -> Any:
     """Newest first, each with the id of its project. The filters are those of `GET /v1/fine_tuning/jobs`."""
     if project_id is not None:
-        jobs.check_project(session, project_id)
+        jobs.require_project(session, project_id)
 
-    def render_with_project(seen: SeenJob) -> dict[str, Any]:
+    def render_with_project(seen: JobView) -> dict[str, Any]:
         return render(engines, seen) | {"project_id": seen.job.project_id}
 
     chosen = replace(wanted, project_id=project_id)

@@ -8,7 +8,7 @@ from app.api.schemas.common import Body, ListBody, unix, unix_or_none
 from app.api.schemas.jobs.checkpoints import AdapterFile
 from app.domain.artifacts.exports import ExportState
 from app.domain.artifacts.full_disk import WAITING_FOR_STORAGE
-from app.services.jobs.exports import SeenExport
+from app.services.jobs.exports import ExportView
 
 
 class ExportErrorBody(Body):
@@ -44,7 +44,7 @@ class ExportList(ListBody):
     data: list[ExportBody]
 
 
-def render_export(seen: SeenExport) -> dict[str, Any]:
+def render_export(seen: ExportView) -> dict[str, Any]:
     export = seen.export
     is_waiting = export.state == ExportState.QUEUED and export.storage_full_since is not None
     return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from app.api.schemas.common import Body
-from app.services.jobs.records import StepMetrics
+from app.services.jobs.records import MetricRows
 
 
 class StepMetricsBody(Body):
@@ -17,7 +17,7 @@ class StepMetricsBody(Body):
     data: list[dict[str, Any]]
 
 
-def render_metrics(job_id: str, metrics: StepMetrics) -> dict[str, Any]:
+def render_metrics(job_id: str, metrics: MetricRows) -> dict[str, Any]:
     return {
         "object": "fine_tuning.job.metrics",
         "fine_tuning_job_id": job_id,

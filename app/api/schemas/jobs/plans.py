@@ -12,7 +12,7 @@ from app.domain.jobs.spec import Hyperparameters, LoraSpec, QuantizationSpec
 from app.domain.planning.estimate import Placement
 from app.domain.planning.execution_plan import Recompute
 from app.domain.planning.requirements import Place
-from app.services.jobs.plan import Answer
+from app.services.jobs.plan import JobPlan
 
 
 class LinesBody(Body):
@@ -84,7 +84,7 @@ class PlanBody(Body):
     devices: list[DeviceBody]
 
 
-def render_plan(answer: Answer) -> dict[str, Any]:
+def render_plan(answer: JobPlan) -> dict[str, Any]:
     spec, report = answer.question.spec, answer.report
     places = zip(answer.question.places, answer.placements, strict=True)
     return {

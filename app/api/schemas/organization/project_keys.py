@@ -16,9 +16,9 @@ Scopes = Annotated[
     list[str], Field(min_length=1, max_length=len(SCOPES), json_schema_extra={"items": {"enum": list(SCOPES)}})
 ]
 Name = Annotated[str, Field(min_length=1, max_length=100)]
-least, most = keys.EXPIRY_SECONDS
+least, most = keys.EXPIRY_RANGE_SECONDS
 Expiry = Annotated[int, Field(ge=least, le=most)]
-least, most = keys.OVERLAP_SECONDS
+least, most = keys.OVERLAP_RANGE_SECONDS
 Overlap = Annotated[int, Field(ge=least, le=most, description="How long the old secret goes on working.")]
 
 

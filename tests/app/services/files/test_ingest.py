@@ -17,7 +17,7 @@ from app.db.tables import Project
 from app.errors import InvalidDataset, TooLarge
 from app.services.datasets.check_process import Check
 from app.services.files import ingest
-from app.services.files.ingest import FORGOTTEN_AFTER_SECONDS, NewFile, StagedFile, accept, sweep_staging
+from app.services.files.ingest import STALE_AFTER_SECONDS, NewFile, StagedFile, delete_stale_staged_files, ingest_file
 from app.storage import LocalStorage
 from tests.factories import chat_lines
 
@@ -66,7 +66,7 @@ class TestAccept:
     def test_stores_the_bytes_and_then_the_row(
         self, sessions: Sessions, storage: LocalStorage, project: Project, staged: StagedFile
     ) -> None:
-        file = accept(sessions, storage, project.id, FINE_TUNE, staged, 1 << 20, Check())
+        file = ingest_file(sessions, storage, project.id, FINE_TUNE, staged, 1 << 20, Check())
         assert (file.line_count, file.bytes) == (12, staged.size_bytes)
         with storage.open(file.storage_key) as stored:
             assert stored.read() == chat_lines()
@@ -76,14 +76,14 @@ class TestAccept:
         self, sessions: Sessions, storage: LocalStorage, project: Project, staged: StagedFile
     ) -> None:
         staged.write(b"\n  \n" + chat_lines(2))
-        assert accept(sessions, storage, project.id, FINE_TUNE, staged, 1 << 20, Check()).line_count == 14
+        assert ingest_file(sessions, storage, project.id, FINE_TUNE, staged, 1 << 20, Check()).line_count == 14
 
     def test_stores_nothing_of_a_file_that_is_refused(
         self, sessions: Sessions, storage: LocalStorage, project: Project, staged: StagedFile
     ) -> None:
         staged.write(b"oops\n")
         with pytest.raises(InvalidDataset, match="Line 13"):
-            accept(sessions, storage, project.id, FINE_TUNE, staged, 1 << 20, Check())
+            ingest_file(sessions, storage, project.id, FINE_TUNE, staged, 1 << 20, Check())
         assert not storage.objects.exists() or list(storage.objects.rglob("*")) == []
         staged.discard()
 
@@ -103,7 +103,7 @@ class TestAccept:
 
         monkeypatch.setattr("app.services.files.ingest.transaction", losing_the_answer)
         with pytest.raises(OperationalError):
-            accept(sessions, storage, project.id, FINE_TUNE, staged, 1 << 20, Check())
+            ingest_file(sessions, storage, project.id, FINE_TUNE, staged, 1 << 20, Check())
         with transaction(sessions) as session:
             (file,) = files.page(session, project.id, 10)
         assert storage.stat(file.storage_key).size_bytes == file.bytes
@@ -114,10 +114,10 @@ class TestSweepStaging:
         old, new = StagedFile(storage.staging, 10), StagedFile(storage.staging, 10)
         for staged in (old, new):
             staged.close()
-        long_ago = time.time() - FORGOTTEN_AFTER_SECONDS - 1
+        long_ago = time.time() - STALE_AFTER_SECONDS - 1
         os.utime(old.path, (long_ago, long_ago))
         other = storage.staging / "of-somebody-else"
         other.touch()
         os.utime(other, (long_ago, long_ago))
-        sweep_staging(storage)
+        delete_stale_staged_files(storage)
         assert {path.name for path in storage.staging.iterdir()} == {new.path.name, other.name}
