@@ -18,14 +18,14 @@ from pathlib import Path
 import torch
 
 from app.cli.local_stack.base_model import LEARNING_RATE, gguf_file
-from app.domain.base_models import catalog
 from app.domain.base_models.catalog import CatalogEntry
-from app.domain.datasets.render import Renderer
 from app.domain.jobs.events import Done, Failed, Metric, Record
 from app.domain.jobs.resolve import resolve
 from app.domain.jobs.spec import BaseSpec, JobSpec, QuantizationSpec, RunSpec, TrainerSpec
 from app.domain.jobs.states import Reason
+from app.system import model_files
 from app.system.artifact_directory import sha256_file
+from app.system.tokenizer_files import load_renderer
 from benchmarks.paired import Interval, accuracy_interval, loss_interval
 from benchmarks.score import Score, load_adapter, score
 from benchmarks.tasks import TASKS, Task, write
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="tunery-auto-") as temporary:
         directory = Path(temporary)
         base = options.model or convert(directory / "base")
-        entry = catalog.describe(base, None if options.model else LEARNING_RATE)
+        entry = model_files.read_catalog_entry(base, None if options.model else LEARNING_RATE)
         works = [prepare(directory, base, entry, TASKS[name], options) for name in options.tasks]
         estimate(works, options)
         # one base for scoring; each TrainerSpec opens its own, as it does under a worker
@@ -102,7 +102,7 @@ def prepare(directory: Path, base: Path, entry: CatalogEntry, task: Task, option
     pairs = task.training_rows(options.rows)
     training_file = write(directory / f"{task.name}.jsonl", task, pairs)
     held_out_file = write(directory / f"{task.name}-held-out.jsonl", task, task.held_out_rows(options.held_out))
-    renderer, job = Renderer.from_directory(base), job_spec(base, entry, len(pairs), options)
+    renderer, job = load_renderer(base), job_spec(base, entry, len(pairs), options)
     context_length = job.hyperparameters.context_length
     dataset = read_dataset(renderer, training_file, context_length, Reason.INVALID_TRAINING_FILE, _silent)
     held_out = read_dataset(renderer, held_out_file, context_length, Reason.INVALID_VALIDATION_FILE, _silent)
@@ -229,7 +229,7 @@ def best(grid: Scores, *, by_loss: bool) -> str:
 
 
 def base_spec(base: Path) -> BaseSpec:
-    return BaseSpec(name=base.name, directory=base, manifest_sha256=catalog.hash_directory(base)[1])
+    return BaseSpec(name=base.name, directory=base, manifest_sha256=model_files.hash_directory(base)[1])
 
 
 def _mean_loss(scores: Sequence[Score]) -> float:

@@ -28,10 +28,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from app.domain.base_models.catalog import hash_directory
 from app.domain.jobs.spec import TrainerSpec
 from app.domain.planning.estimate import HEADROOM
 from app.domain.planning.execution_plan import Measurement, Recompute
+from app.system.model_files import hash_directory
 from tests.tiny import make_tiny_base
 
 SHAPE = {

@@ -37,6 +37,7 @@ from app.domain.datasets.jsonl import MAX_LINE_BYTES, read_lines
 from app.domain.datasets.render import Renderer
 from app.domain.datasets.report import examine
 from app.errors import TuneryError
+from app.system.tokenizer_files import load_renderer
 from tests.tiny import make_tiny_base
 
 MAX_HEAD_BYTES = 64 << 10  # h11 takes no longer request line and headers together
@@ -154,7 +155,7 @@ def _renderer() -> Renderer:
     with TemporaryDirectory() as directory:
         base = make_tiny_base(Path(directory) / "base")
         (base / "chat_template.jinja").write_text(TEMPLATE)
-        return Renderer.from_directory(base)
+        return load_renderer(base)
 
 
 def _chat(line: bytes) -> object:

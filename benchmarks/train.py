@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 
 from app.cli.local_stack.base_model import gguf_file
-from app.domain.base_models import catalog
+from app.system import model_files
 from benchmarks import peers
 from benchmarks.peers import TRL_PYTHON, Peer
 from benchmarks.table import DROPPED_STEPS, Measured, gigabytes, report
@@ -68,8 +68,8 @@ def prepare(directory: Path, options: argparse.Namespace) -> Workload:
     work = make_workload(
         directory / "work", base, options.data, options.validation, options.steps, options.learning_rate, options.device
     )
-    shapes = catalog.read_tensor_shapes(base)
-    entry = catalog.describe(base)
+    shapes = model_files.read_tensor_shapes(base)
+    entry = model_files.read_catalog_entry(base)
     layers = Counter(
         shape for name, shape in shapes.items() if name.split(".")[-2] in entry.target_modules and len(shape) == 2
     )

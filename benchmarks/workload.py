@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from app.domain.base_models import catalog
-from app.domain.datasets.render import Renderer
 from app.domain.jobs.spec import BaseSpec, Hyperparameters, LoraSpec, QuantizationSpec, RunSpec, TrainerSpec
 from app.domain.jobs.states import Reason
+from app.system import model_files
 from app.system.artifact_directory import sha256_file
+from app.system.tokenizer_files import load_renderer
 from worker.trainer.adapter.lora import make_adapter
 from worker.trainer.data.batch import TokenizedDataset, read_dataset
 from worker.trainer.data.schedule import make_schedule
@@ -51,7 +51,7 @@ def make_workload(
     directory.mkdir(parents=True, exist_ok=True)
     spec = make_spec(base, data, validation, steps, learning_rate, device)
     run = spec.run
-    renderer = Renderer.from_directory(base)
+    renderer = load_renderer(base)
     dataset = read_dataset(renderer, data, run.hyperparameters.context_length, Reason.INVALID_TRAINING_FILE, _silent)
     plan = make_schedule(run.hyperparameters, len(dataset), run.seed)
     batches = [plan.examples_of(step) for step in range(steps)]
@@ -79,7 +79,7 @@ def make_spec(
     device: str,
     batch_size: int = BATCH,
 ) -> TrainerSpec:
-    entry = catalog.describe(base)
+    entry = model_files.read_catalog_entry(base)
     run = RunSpec(
         run_id=RUN_ID,
         seed=SEED,
@@ -101,7 +101,7 @@ def make_spec(
         validation_file=validation.resolve() if validation else None,
         validation_file_sha256=sha256_file(validation) if validation else None,
     )
-    described = BaseSpec(name=base.name, directory=base, manifest_sha256=catalog.hash_directory(base)[1])
+    described = BaseSpec(name=base.name, directory=base, manifest_sha256=model_files.hash_directory(base)[1])
     return TrainerSpec(base=described, quantization=QuantizationSpec(), runs=(run,), device=device)  # type: ignore[arg-type]
 
 

@@ -31,7 +31,7 @@ from app.domain.jobs.resolve import resolve
 from app.domain.jobs.states import Reason
 from app.domain.scheduling.forecast import Slot, forecast
 from app.storage import Storage
-from app.system import artifact_directory
+from app.system import artifact_directory, model_files
 from tests.tiny import make_tiny_base
 
 BASE_MODEL = "tiny"
@@ -61,8 +61,8 @@ def make_key(session: Session, project: Project, name: str = "test") -> str:
 def make_base_model(session: Session, directory: Path, name: str = BASE_MODEL, **config: Any) -> catalog.CatalogEntry:
     """Write a tiny random model into `directory` and register it for every project."""
     make_tiny_base(directory, **config)
-    entry = catalog.describe(directory)
-    described, manifest_sha256 = catalog.hash_directory(directory)
+    entry = model_files.read_catalog_entry(directory)
+    described, manifest_sha256 = model_files.hash_directory(directory)
     models.register(session, name, directory, described, manifest_sha256, entry)
     return entry
 

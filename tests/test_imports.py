@@ -14,8 +14,11 @@ WEB = ("fastapi", "starlette", "uvicorn")
 DATABASE = ("sqlalchemy", "psycopg", "celery", "redis")
 
 LAWS = [
-    ("app.domain.jobs.resolve", (*TORCH, *WEB, *DATABASE, "worker", "app.db", "app.settings")),
-    ("app.domain.datasets.render", (*TORCH, *WEB, *DATABASE, "worker", "app.db", "app.settings")),
+    ("app.domain.jobs.resolve", (*TORCH, *WEB, *DATABASE, "worker", "app.system", "app.db", "app.settings")),
+    ("app.domain.datasets.render", (*TORCH, *WEB, *DATABASE, "worker", "app.system", "app.db", "app.settings")),
+    ("app.domain.planning.estimate", (*TORCH, *WEB, *DATABASE, "worker", "app.system", "app.db", "app.settings")),
+    ("app.system.model_files", (*TORCH, *WEB, *DATABASE, "worker", "app.db", "app.storage", "app.settings")),
+    ("app.system.tokenizer_files", (*TORCH, *WEB, *DATABASE, "worker", "app.db", "app.storage", "app.settings")),
     ("app.db.jobs.jobs", (*TORCH, *WEB, "celery", "worker", "app.api", "app.storage", "app.job_queue")),
     ("app.storage", (*TORCH, *WEB, *DATABASE, "worker", "app.api", "app.db", "app.job_queue")),
     ("app.job_queue", (*TORCH, *WEB, "worker", "app.api", "app.db", "app.storage")),

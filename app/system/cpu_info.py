@@ -6,8 +6,9 @@ import platform
 from contextlib import suppress
 from pathlib import Path
 
+from app.domain.planning.duration import DEFAULT_CORE_FLOPS
+
 CPUINFO = Path("/proc/cpuinfo")
-CORE_FLOPS = 2e11  # bfloat16 of one core with AVX-512; also of a processor that we know nothing of
 # Of one core in the products of a 135M model: 5e11 was measured on AMD's family 26 (avx512_bf16, in full width), and
 # its older families at 2e11; with AMX steps' products were seen 2.2 times as fast as with those.
 FAST_CORE_FLOPS = 5e11
@@ -31,7 +32,7 @@ def core_flops() -> float:
     is_wide = facts.get("vendor_id") == "AuthenticAMD" and family.isdecimal() and int(family) >= WIDE_FAMILY
     if "amx_bf16" in flags or ("avx512_bf16" in flags and is_wide):
         return FAST_CORE_FLOPS
-    return CORE_FLOPS if "avx512_bf16" in flags or not flags else PLAIN_CORE_FLOPS
+    return DEFAULT_CORE_FLOPS if "avx512_bf16" in flags or not flags else PLAIN_CORE_FLOPS
 
 
 def _facts() -> dict[str, str]:

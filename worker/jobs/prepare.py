@@ -13,22 +13,14 @@ from app.db.files import files
 from app.db.jobs import checkpoints, measurements
 from app.db.tables import BaseModelRow, File, Job, Snapshot
 from app.domain.artifacts.full_disk import Space, is_disk_full
-from app.domain.base_models.catalog import (
-    ALTERED,
-    CatalogEntry,
-    RefusedModel,
-    Signature,
-    hash_directory,
-    linear_layers,
-    stat_signature,
-    unusable,
-)
+from app.domain.base_models.catalog import ALTERED, CatalogEntry, RefusedModel, Signature, unusable
 from app.domain.jobs.layer_patterns import PatternError, match_spec
 from app.domain.jobs.spec import BaseSpec, JobSpec, LoraSpec, RunSpec, TrainerSpec
 from app.domain.jobs.states import Reason
 from app.domain.planning.execution_plan import Measurement
 from app.settings import Settings
 from app.system.artifact_directory import ManifestMismatch
+from app.system.model_files import hash_directory, linear_layers, stat_signature
 from worker.jobs import artifacts, parent_adapter, snapshots
 from worker.jobs.exit_classification import Outcome
 from worker.jobs.lease import LeaseKeeper

@@ -12,9 +12,10 @@ from app.db.engine import transaction
 from app.db.jobs import checkpoints, claims
 from app.db.tables import Job, Snapshot
 from app.domain.jobs.events import SnapshotSaved
-from app.domain.jobs.snapshots import first_whole, going_on
+from app.domain.jobs.snapshots import resume_message
 from app.log import get_logger
 from app.system.artifact_directory import MANIFEST, ManifestMismatch, sha256_file, verify
+from app.system.snapshot_directories import newest_valid
 from worker.jobs import artifacts
 from worker.jobs.lease import DATABASE_AWAY, LeaseKeeper
 from worker.node.resources import Resources
@@ -58,10 +59,10 @@ def restore(
     resources: Resources, job: Job, keeper: LeaseKeeper, rows: Sequence[Snapshot], directory: Path
 ) -> Path | None:
     """The newest snapshot that verifies, fetched; None to start from zero. An event says which, never in silence."""
-    found, problems = first_whole(rows, lambda row: (row, _fetch(resources, row, directory / "resume")))
+    found, problems = newest_valid(rows, lambda row: (row, _fetch(resources, row, directory / "resume")))
     row, destination = found or (None, None)
     if row is not None or job.train_attempts > 1:
-        level, text = going_on(row.step if row else None, problems)
+        level, text = resume_message(row.step if row else None, problems)
         keeper.say(text, level=level, data={"step": row.step if row else 0})
     drop(resources, rows[: len(problems)])
     return destination

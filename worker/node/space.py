@@ -17,11 +17,11 @@ from pathlib import Path
 
 from app.db.tables import Job
 from app.domain.artifacts.full_disk import RESERVED, Space, size_text, space_of
-from app.domain.base_models import catalog
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.jobs.spec import JobSpec
 from app.domain.jobs.states import Reason
 from app.log import get_logger
+from app.system import model_files
 from worker.jobs.exit_classification import Outcome
 from worker.node.resources import Resources
 
@@ -63,7 +63,7 @@ def disks(resources: Resources, directory: Path) -> list[Disk]:
 def needed(entry: CatalogEntry, base: Path, spec: JobSpec) -> Space:
     """What a job writes. Raises RefusedModel, OSError for a base whose directory cannot be read."""
     if not entry.decoder_layers:  # registered before entries had it
-        entry = catalog.describe(base)
+        entry = model_files.read_catalog_entry(base)
     tokenizer = {path for pattern in TOKENIZER_PATTERNS for path in base.glob(pattern)}
     return space_of(entry, spec, sum(path.stat().st_size for path in tokenizer))
 

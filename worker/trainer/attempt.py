@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.domain.jobs.snapshots import going_on
+from app.domain.jobs.snapshots import resume_message
 from app.domain.jobs.spec import TrainerSpec
 from worker.trainer.records import RecordWriter
 from worker.trainer.runtime.stop import StopRequests
@@ -33,6 +33,6 @@ class Attempt:
             return None
         snapshot, problems = open_newest(self.workdir / resume_from, self.identity, self.spec.base.directory)
         if problems or snapshot is None:  # `Started` says where a valid one leads to
-            level, text = going_on(snapshot.step if snapshot else None, problems)
+            level, text = resume_message(snapshot.step if snapshot else None, problems)
             self.emit.message(text, level)
         return snapshot

@@ -23,7 +23,6 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from app.domain.artifacts.full_disk import is_disk_full
-from app.domain.base_models.catalog import INDEX, hash_directory, weight_files
 from app.domain.jobs.layer_patterns import PatternError, by_layer, scale_of
 from app.domain.jobs.spec import LoraSpec
 from app.domain.jobs.states import ExitCode
@@ -36,6 +35,7 @@ from app.system.artifact_directory import (
     verify,
     write_manifest,
 )
+from app.system.model_files import INDEX, hash_directory, weight_files
 from worker.trainer.adapter.lora import PEFT_PREFIX
 from worker.trainer.checkpoint.model_card import merged_card
 from worker.trainer.runtime.process import die_with_parent

@@ -16,6 +16,7 @@ from app.domain.jobs.spec import RunSpec, TrainerSpec
 from app.domain.jobs.states import ExitCode, Reason
 from app.domain.planning.estimate import ROW_LADDER
 from app.domain.planning.execution_plan import ExecutionPlan
+from app.system.tokenizer_files import load_renderer
 from worker.trainer.adapter.initial_adapter import initial_adapter
 from worker.trainer.adapter.lora import frozen_copy
 from worker.trainer.attempt import Attempt
@@ -93,7 +94,7 @@ def _run(attempt: Attempt) -> None:
     plan = snapshot.plan if snapshot else _initial_plan(attempt, device)
     make_repeatable(device, plan.threads)
     base = _open(attempt, device, torch_dtype(plan.compute_dtype))
-    renderer = Renderer.from_directory(spec.base.directory, _rendered_at(plan))
+    renderer = load_renderer(spec.base.directory, _rendered_at(plan))
     run = prepare(spec.run, attempt.workdir, base, renderer, provenance_of(spec, base), emit.keepalive)
     objective = make_objective(base, run)
     if snapshot:

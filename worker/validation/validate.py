@@ -25,6 +25,7 @@ from app.domain.datasets.warnings import SeenRows
 from app.domain.jobs.spec import JobSpec
 from app.domain.jobs.states import JobState, Reason
 from app.log import get_logger
+from app.system.tokenizer_files import load_renderer
 from worker.jobs.exit_classification import STORAGE_PATIENCE, Outcome
 from worker.jobs.lease import Claimer, LeaseKeeper
 from worker.jobs.prepare import CannotStart, Inputs, base_unusable, load_inputs
@@ -188,7 +189,7 @@ class Validator:
 
 def open_renderer(inputs: Inputs) -> Renderer:
     try:
-        return Renderer.from_directory(Path(inputs.base.directory))
+        return load_renderer(Path(inputs.base.directory))
     except Exception as error:  # tokenizers raises a bare Exception
         raise base_unusable(inputs.base.name, "its tokenizer cannot be read on this worker") from error
 

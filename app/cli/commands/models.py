@@ -36,13 +36,13 @@ def add(
     """Offer a base model to every project. Its files are hashed; the same name again replaces it."""
     from app.db import models
     from app.db.access import audit
-    from app.domain.base_models import catalog
+    from app.system import model_files
 
     _refuse_unusable(name, learning_rate)
     directory = directory.absolute()
-    entry = catalog.describe(directory, learning_rate, license_name)
+    entry = model_files.read_catalog_entry(directory, learning_rate, license_name)
     remark(f"Hashing {entry.size_bytes / 1e9:.2f} GB in {directory} …")
-    files, manifest_sha256 = catalog.hash_directory(directory)
+    files, manifest_sha256 = model_files.hash_directory(directory)
     with database.transaction() as session:
         audit.add_object(name, None)
         models.register(session, name, directory, files, manifest_sha256, entry)

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from app.cli.local_stack.processes import Child
 from app.db import models
-from app.domain.base_models import catalog
+from app.system import model_files
 
 NAME = "SmolLM2-135M-Instruct"
 LICENSE = "apache-2.0"
@@ -56,6 +56,6 @@ def is_on_offer(session: Session) -> bool:
 
 
 def register(session: Session, directory: Path) -> None:
-    entry = catalog.describe(directory, LEARNING_RATE, LICENSE)
-    files, manifest_sha256 = catalog.hash_directory(directory)
+    entry = model_files.read_catalog_entry(directory, LEARNING_RATE, LICENSE)
+    files, manifest_sha256 = model_files.hash_directory(directory)
     models.register(session, NAME, directory, files, manifest_sha256, entry)

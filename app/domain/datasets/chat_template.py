@@ -10,7 +10,6 @@ import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -53,17 +52,6 @@ class ChatTemplate:
             )
         except OF_A_TEMPLATE as error:
             raise TemplateRefused(f"the model's chat template refuses this conversation: {error}") from error
-
-
-def read_template(directory: Path, config: Mapping[str, Any]) -> str | None:
-    """The template of a model's directory, whose tokenizer_config.json is `config`; None where there is none."""
-    file = directory / "chat_template.jinja"
-    if file.exists():
-        return file.read_text(encoding="utf-8")
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
-    return template
 
 
 def for_template(messages: Sequence[Message]) -> list[Message]:

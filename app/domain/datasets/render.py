@@ -6,18 +6,15 @@ The mask follows from the template the adapter will be served with. A turn is le
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
-from tokenizers import Tokenizer, processors
+from tokenizers import Tokenizer
 
-from app.domain.datasets.chat_template import ChatTemplate, Message, for_template, read_template
+from app.domain.datasets.chat_template import ChatTemplate, Message, for_template
 from app.domain.datasets.chat_template import TemplateRefused as TemplateRefused
 from app.domain.datasets.conversation_parts import Part, Span, are_within, parts, spans_by_parts
 from app.domain.datasets.documents import NON_PREFERRED, PREFERRED, Document
@@ -33,7 +30,6 @@ from app.domain.datasets.template_checks import (
 
 RENDERED_WHOLE = 64  # messages: a longer conversation is rendered part by part
 MAX_MESSAGES = 1_000  # of a conversation that cannot be, which takes time by their square: at most some seconds
-GENERATION_CONFIGS = ("generation_config.json", "config.json")  # as transformers reads them: the first that is there
 
 
 class Renderer:
@@ -63,18 +59,6 @@ class Renderer:
         self._can_cut = _can_cut(tokenizer)
         self.special = _any_of(_special_texts(tokenizer))
         self._last_special = _any_of(_special_texts(tokenizer), r"\s*\Z")
-
-    @classmethod
-    def from_directory(cls, directory: Path, now: datetime | None = None) -> Renderer:
-        config = _read_json(directory / "tokenizer_config.json")
-        specials = {key: _token_text(value) for key, value in config.items() if key.endswith("_token") and value}
-        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        opening = _opening(tokenizer)
-        tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)  # adds nothing; others shift the offsets
-        template, stops = read_template(directory, config), _read_stops(directory, tokenizer)
-        return cls(tokenizer, template, specials, stops, opening, now)
 
     @property
     def stop_ids(self) -> list[int]:
@@ -296,27 +280,3 @@ def _can_cut(tokenizer: Tokenizer) -> bool:
     """Whether a text may be encoded in parts. Not where each part would begin with a space of its own."""
     part = list(tokenizer.encode("a b", add_special_tokens=False).ids)
     return str(tokenizer.decode(part + part, skip_special_tokens=False)) == "a ba b"
-
-
-def _opening(tokenizer: Tokenizer) -> list[int]:
-    """What the tokenizer itself puts before a text, such as the token that begins a sequence."""
-    plain = list(tokenizer.encode("a", add_special_tokens=False).ids)
-    whole = list(tokenizer.encode("a", add_special_tokens=True).ids)
-    return next((whole[:at] for at in range(len(whole)) if whole[at : at + len(plain)] == plain), [])
-
-
-def _read_stops(directory: Path, tokenizer: Tokenizer) -> list[str]:
-    """The end-of-turn tokens that generation knows beside the tokenizer's eos token: Llama 3, Gemma and others."""
-    name = next((name for name in GENERATION_CONFIGS if (directory / name).exists()), None)
-    ids = _read_json(directory / name).get("eos_token_id") if name else None
-    added = tokenizer.get_added_tokens_decoder()
-    wanted = ids if isinstance(ids, list) else [ids]
-    return [added[number].content for number in wanted if number in added]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8")))
-
-
-def _token_text(value: Any) -> str:
-    return str(value["content"]) if isinstance(value, dict) else str(value)

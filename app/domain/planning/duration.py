@@ -27,6 +27,8 @@ ELEMENTWISE_COST: dict[DeviceKind, float] = {"cpu": 0.01, "cuda": 0.03}
 ATTENTION_COST: dict[DeviceKind, float] = {"cpu": 3.0, "cuda": 1.0}
 # Of a trained number, in each step: clipping and AdamW took 30 ms for 4.9 million on two cores.
 OPTIMIZER_FLOP: dict[DeviceKind, float] = {"cpu": 1000.0, "cuda": 4000.0}
+# bfloat16 FLOP/s of one core with AVX-512, and of a CPU whose flags are unknown; app.system.cpu_info refines it.
+DEFAULT_CORE_FLOPS = 2e11
 CUDA_FLOPS = 1e14  # of a card that is not in the table
 # Dense bfloat16 (T4: float16) peaks of the data sheets; trained at such a part of it until something was measured.
 PEAK_FLOPS = {"H200": 9.9e14, "H100": 9.9e14, "A100": 3.1e14, "4090": 1.65e14, "L4": 1.2e14, "A10": 7e13, "T4": 6.5e13}

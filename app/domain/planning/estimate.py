@@ -15,6 +15,7 @@ from app.domain.base_models.catalog import CatalogEntry
 from app.domain.jobs.spec import JobSpec
 from app.domain.planning.duration import (
     BASE_BYTES_PER_SECOND,
+    DEFAULT_CORE_FLOPS,
     START_SECONDS,
     cost,
     guessed_flops,
@@ -25,7 +26,6 @@ from app.domain.planning.execution_plan import ExecutionPlan, Measurement
 from app.domain.planning.memory import LONGEST_IN_BLOCKS, DeviceKind, Memory, memory
 from app.domain.planning.packing import largest_row, mean_row, most_attended
 from app.domain.planning.workload import Work
-from app.system.cpu_info import CORE_FLOPS
 
 # The lengths of a row that are tried. Longer rows share the cost of launching and dequantising among more tokens: on a
 # CPU, 2,048 were seen to be hardly faster than 1,024, and take 0.6 GB more for a model of 135M.
@@ -50,7 +50,7 @@ class Device:
     name: str
     memory_bytes: int  # of the card; on a CPU what the process may use
     cores: int = 1
-    core_flops: float = CORE_FLOPS  # of one core of a CPU, as guessed from what it says of itself
+    core_flops: float = DEFAULT_CORE_FLOPS  # of one core of a CPU, as guessed from what it says of itself
 
     @property
     def guessed_flops(self) -> float:

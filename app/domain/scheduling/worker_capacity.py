@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from app.domain.planning.duration import DEFAULT_CORE_FLOPS
 from app.domain.planning.estimate import HEADROOM, Device
 from app.domain.planning.memory import DeviceKind
-from app.system.cpu_info import CORE_FLOPS
 
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=/:-]{0,62}")
 LABEL_RULE = "1 to 63 letters, digits and . _ - = / :, the first a letter or a digit"
@@ -97,5 +97,5 @@ def device_of(about: Mapping[str, Any]) -> Device | None:
     """A worker of before there were plans does not say what it has."""
     if about.get("kind") not in ("cpu", "cuda") or not about.get("memory_bytes"):
         return None
-    cores, core_flops = int(about.get("cpus") or 1), float(about.get("core_flops") or CORE_FLOPS)
+    cores, core_flops = int(about.get("cpus") or 1), float(about.get("core_flops") or DEFAULT_CORE_FLOPS)
     return Device(about["kind"], str(about["device"]), int(about["memory_bytes"]), cores, core_flops)

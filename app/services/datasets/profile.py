@@ -22,7 +22,6 @@ from sqlalchemy.orm import Session
 from app.db.tables import File
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.datasets.profile import Limits, Survey, histogram, method_of_file, quantiles, survey
-from app.domain.datasets.render import Renderer
 from app.domain.jobs.spec import Method
 from app.errors import BadRequest, Unavailable
 from app.services.datasets.check_process import Check, enter_check_process
@@ -31,6 +30,7 @@ from app.services.files.files import open_content
 from app.services.jobs import requests
 from app.settings import Settings
 from app.storage import Storage
+from app.system.tokenizer_files import load_renderer
 
 READ_HERE_BYTES = 256 << 10
 SAMPLED_ABOVE_BYTES = 24 << 20
@@ -133,7 +133,7 @@ def _total_bytes(question: Question) -> int:
 
 def _read_here(directory: Path, file: BinaryIO, method: Method, limits: Limits, other: BinaryIO | None) -> Json:
     try:
-        renderer = Renderer.from_directory(directory)
+        renderer = load_renderer(directory)
     except Exception as error:  # tokenizers raises a bare Exception
         raise _no_tokenizer() from error
     return _plain(survey(file, renderer, method, limits, other), method, limits.context_length)

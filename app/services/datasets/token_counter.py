@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from app.domain.datasets.jsonl import Finding
-from app.domain.datasets.render import Renderer
 from app.domain.datasets.report import Report, examine
 from app.domain.jobs.spec import Method
 from app.domain.planning.packing import Lengths
 from app.errors import BadRequest, Unavailable
 from app.services.datasets.check_process import Check, enter_check_process
+from app.system.tokenizer_files import load_renderer
 
 COUNTED_HERE_BYTES = 256 << 10
 DEADLINE_SECONDS = 300.0
@@ -74,7 +74,7 @@ def _count_here(
     model_directory: Path, file: BinaryIO, context_length: int, method: Method, max_line_bytes: int, check: Check
 ) -> Report:
     try:
-        renderer = Renderer.from_directory(model_directory)
+        renderer = load_renderer(model_directory)
     except Exception as error:  # tokenizers raises a bare Exception
         raise _no_tokenizer() from error
     return examine(file, renderer, context_length, max_line_bytes, check.raise_if_cancelled, method)

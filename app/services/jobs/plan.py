@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from app.db.scheduling import workers
 from app.db.tables import File
-from app.domain.base_models.catalog import CatalogEntry, RefusedModel, describe
+from app.domain.base_models.catalog import CatalogEntry, RefusedModel
 from app.domain.datasets.jsonl import told
 from app.domain.datasets.report import Report, nothing_to_learn, too_few_examples
 from app.domain.jobs.layer_patterns import PatternError, match_spec
@@ -30,6 +30,7 @@ from app.services.datasets.token_counter import Counter
 from app.services.jobs.jobs import require_urgent_permission
 from app.services.jobs.requests import JobRequest, resolve_request
 from app.storage import Storage
+from app.system.model_files import read_catalog_entry
 
 PlanVerdict = Literal["fits", "no_device_fits", "no_worker"]
 
@@ -162,6 +163,6 @@ def _with_layer_widths(entry: CatalogEntry, directory: Path) -> CatalogEntry:
     if entry.decoder_layers:
         return entry
     try:
-        return describe(directory)
+        return read_catalog_entry(directory)
     except (RefusedModel, OSError) as error:
         raise Unavailable("The base model's directory cannot be read by the API; ask its operator.", "model") from error

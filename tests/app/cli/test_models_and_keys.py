@@ -12,6 +12,7 @@ from app.db.access import keys, projects
 from app.db.engine import Sessions, transaction
 from app.db.tables import Job
 from app.domain.base_models import catalog
+from app.system import model_files
 from tests.app.cli.conftest import Tunery
 from tests.tiny import make_tiny_base
 
@@ -41,7 +42,7 @@ class TestModelsAdd:
         entry = catalog.CatalogEntry.model_validate(row.entry)
         assert (row.name, row.directory) == ("tiny", str(model_directory))
         assert (entry.learning_rate, entry.license) == (1e-3, "mit")
-        assert (row.files, row.manifest_sha256) == catalog.hash_directory(model_directory)
+        assert (row.files, row.manifest_sha256) == model_files.hash_directory(model_directory)
 
     def test_a_relative_path_is_stored_as_an_absolute_one(
         self, operator: Tunery, model_directory: Path, sessions: Sessions, monkeypatch: pytest.MonkeyPatch

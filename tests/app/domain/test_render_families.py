@@ -14,6 +14,7 @@ from app.domain.datasets.chat_template import TemplateRefused
 from app.domain.datasets.documents import Document
 from app.domain.datasets.examples import Example
 from app.domain.datasets.render import Renderer, supervised_texts
+from app.system.tokenizer_files import load_renderer
 from tests.app.domain.families import (
     CHATML,
     DEEPSEEK,
@@ -49,15 +50,13 @@ def family(request: pytest.FixtureRequest) -> Family:
 @pytest.fixture(scope="module")
 def renderer(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Renderer:
     directory = write_family(tmp_path_factory.mktemp(family.name), family, make_tokenizer())
-    return Renderer.from_directory(directory)
+    return load_renderer(directory)
 
 
 @pytest.fixture
 def renderer_of(tmp_path: Path) -> Any:
     def make(template: str, eos: str = "<|im_end|>", **more: Any) -> Renderer:
-        return Renderer.from_directory(
-            write_family(tmp_path, Family("it", template, eos, eos, **more), make_tokenizer())
-        )
+        return load_renderer(write_family(tmp_path, Family("it", template, eos, eos, **more), make_tokenizer()))
 
     return make
 
@@ -242,7 +241,7 @@ class TestEnds:
         tokenizer = make_tokenizer()
         directory = write_family(tmp_path, Family("it", CHATML, "<|endoftext|>", "<|im_end|>"), tokenizer)
         (directory / "config.json").write_text(json.dumps({"eos_token_id": tokenizer.token_to_id("<|im_end|>")}))
-        assert Renderer.from_directory(directory).stops == ("<|endoftext|>", "<|im_end|>")
+        assert load_renderer(directory).stops == ("<|endoftext|>", "<|im_end|>")
 
     def test_a_generation_prompt_that_begins_a_thought_is_refused(self, renderer_of: Any) -> None:
         with pytest.raises(TemplateRefused, match="does not begin an answer with its generation prompt"):
@@ -250,7 +249,7 @@ class TestEnds:
 
     def test_a_thought_is_learned_where_it_is_printed(self, tmp_path: Path) -> None:
         qwen = next(family for family in FAMILIES if family.name == "qwen-3")
-        renderer = Renderer.from_directory(write_family(tmp_path, qwen, make_tokenizer()))
+        renderer = load_renderer(write_family(tmp_path, qwen, make_tokenizer()))
         turn = {"role": "assistant", "content": "<think>\nhmm\n</think>\n\nYes."}
         whole = "<think>\nhmm\n</think>\n\nYes.<|im_end|>"
         assert learned_by(renderer, QUESTION, turn, QUESTION, turn) == [whole, whole]
@@ -259,7 +258,7 @@ class TestEnds:
 def test_a_tokenizer_that_begins_each_text_with_a_space_is_not_given_parts(tmp_path: Path) -> None:
     llama = next(family for family in FAMILIES if family.name == "llama-2")
     tokenizer = make_sentencepiece_tokenizer()
-    renderer = Renderer.from_directory(write_family(tmp_path, llama, tokenizer))
+    renderer = load_renderer(write_family(tmp_path, llama, tokenizer))
     messages = conversation([("the question", "the answer"), ("a", "b")], None)
     (document,) = renderer.documents(Example(1, messages=tuple(messages)))
     whole = renderer.text(messages)
@@ -270,7 +269,7 @@ def test_a_tokenizer_that_begins_each_text_with_a_space_is_not_given_parts(tmp_p
 
 class TestWithoutATemplate:
     def renderer(self, directory: Path, bos: str | None = None) -> Renderer:
-        return Renderer.from_directory(
+        return load_renderer(
             write_family(directory, Family("it", CHATML, "<|im_end|>", "<|im_end|>", bos=bos), make_tokenizer(bos))
         )
 

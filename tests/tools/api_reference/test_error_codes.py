@@ -15,8 +15,8 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from app import errors
-from app.domain.base_models import catalog
 from app.domain.jobs.states import FINAL_STATE, JobState, Reason
+from app.system import model_files
 from tests.tools.api_reference.provocations import PROVOCATIONS, Server
 from tools.api_reference.error_code import ErrorCode
 from tools.api_reference.error_codes import ANSWERS
@@ -164,7 +164,7 @@ class TestTheMessages:
 
     def test_of_a_refused_model_is_the_command_lines(self, tmp_path: Path) -> None:
         with pytest.raises(errors.BadRequest) as refused:
-            catalog.describe(tmp_path)
+            model_files.read_catalog_entry(tmp_path)
         assert refused.value.code == "model_refused"
         assert re.match(as_pattern(CODES["model_refused"].message), refused.value.message)
 

@@ -56,8 +56,7 @@ def write_real_adapter(base: Path) -> Callable[[Path, int], Path]:
     """What a trainer leaves for `base`, with numbers that depend on the step."""
     from peft import LoraConfig, get_peft_model
 
-    from app.domain.base_models import catalog
-    from app.system import artifact_directory
+    from app.system import artifact_directory, model_files
 
     def write(directory: Path, step: int) -> Path:
         torch.manual_seed(step)
@@ -67,7 +66,7 @@ def write_real_adapter(base: Path) -> Callable[[Path, int], Path]:
             get_peft_model(model, config).save_pretrained(directory)
         (directory / "README.md").unlink(missing_ok=True)
         about = {
-            "base_model": {"name": "tiny", "manifest_sha256": catalog.hash_directory(base)[1]},
+            "base_model": {"name": "tiny", "manifest_sha256": model_files.hash_directory(base)[1]},
             "lora": {"r": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"]},
             "step": step,
         }

@@ -11,8 +11,9 @@ from sqlalchemy import text
 
 from app.db.engine import transaction
 from app.db.tables import BaseModelRow, Job
-from app.domain.base_models.catalog import CatalogEntry, stat_signature
+from app.domain.base_models.catalog import CatalogEntry
 from app.domain.jobs.spec import LINE_RULES, JobSpec, QuantizationSpec, TrainerSpec
+from app.system.model_files import stat_signature
 from tests.worker.bench import Bench
 from tests.worker.fake_trainer import Plan
 from worker.jobs.prepare import CannotStart, check_base, load_inputs, trainer_spec

@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from app.domain.base_models.catalog import hash_directory, linear_layers
-from app.domain.datasets.render import Renderer
 from app.domain.jobs.events import Command, Done, Failed, Metric, Record
 from app.domain.jobs.layer_patterns import by_layer
 from app.domain.jobs.spec import Frozen, Hyperparameters, LoraSpec, QuantizationSpec, RunSpec, TrainerSpec
 from app.domain.planning.estimate import Placement
+from app.system.model_files import hash_directory, linear_layers
+from app.system.tokenizer_files import load_renderer
 from worker.trainer import run as program
 from worker.trainer.data.batch import PackedBatch, pack_batches
 from worker.trainer.loop import optimizer_step
@@ -149,7 +149,7 @@ def load_tiny_base(directory: Path, quantization: QuantizationSpec | None = FLOA
 
 def prepare(spec: TrainerSpec, base: Base, workdir: Path) -> Run:
     """Return the run of a spec before its first step."""
-    renderer = Renderer.from_directory(spec.base.directory)
+    renderer = load_renderer(spec.base.directory)
     return program.prepare(spec.run, workdir, base, renderer, {"versions": {}}, no_keepalive)
 
 

@@ -13,9 +13,8 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from app.domain.base_models import catalog
 from app.domain.jobs.states import ExitCode
-from app.system import artifact_directory
+from app.system import artifact_directory, model_files
 from tests.tiny import make_tiny_base
 from tests.worker.trainer import plain_peft
 from tests.worker.trainer.adapter.test_variants import PATTERNS, VARIANTS, difference
@@ -129,14 +128,15 @@ class TestMerge:
         )
         assert about["merged"] == {"tensors": 21, "changed": 14}
         assert AutoTokenizer.from_pretrained(merged).chat_template
-        assert catalog.describe(merged).target_modules == catalog.describe(sharded).target_modules
+        merged_entry, base_entry = map(model_files.read_catalog_entry, (merged, sharded))
+        assert merged_entry.target_modules == base_entry.target_modules
         assert load_tiny_base(merged).name == "tiny"
 
     def test_says_where_it_comes_from(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         adapter = trained(tiny, examples, tmp_path / "work")
         merge(tiny, adapter, tmp_path / "merged")
         manifest = artifact_directory.verify(tmp_path / "merged")
-        assert manifest["base_model"]["manifest_sha256"] == catalog.hash_directory(tiny)[1]
+        assert manifest["base_model"]["manifest_sha256"] == model_files.hash_directory(tiny)[1]
         assert manifest["adapter"]["manifest_sha256"] == artifact_directory.sha256_file(adapter / "MANIFEST.json")
         assert manifest["adapter"]["lora"]["r"] == 4
         card = (tmp_path / "merged" / "README.md").read_text()

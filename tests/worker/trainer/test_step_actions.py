@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from app.domain.datasets.render import Renderer
 from app.domain.jobs.events import CheckpointSaved, Done, Message, Metric
 from app.system import artifact_directory
+from app.system.tokenizer_files import load_renderer
 from tests.worker.trainer.helpers import (
     RecordLog,
     load_tiny_base,
@@ -213,7 +213,7 @@ class TestLeavingThingsAlone:
         assert fingerprint(base, run) == before
         evaluate(make_objective(base, run), run.dataset, 2048, no_keepalive)
         assert fingerprint(base, run) == before
-        list(answers(base, run, Renderer.from_directory(tiny)))
+        list(answers(base, run, load_renderer(tiny)))
         assert fingerprint(base, run) == before
         verify_adapter(base, run, directory)
         assert fingerprint(base, run) == before

@@ -22,9 +22,9 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
 
-from app.domain.jobs.snapshots import by_step
 from app.domain.jobs.spec import LoraSpec
 from app.system.artifact_directory import ADAPTER_CONFIG, ADAPTER_WEIGHTS, publish, write_manifest
+from app.system.snapshot_directories import by_step
 from worker.trainer.checkpoint.model_card import model_card
 from worker.trainer.state import Run
 

@@ -10,7 +10,6 @@ from dataclasses import asdict
 
 import torch
 
-from app.domain.base_models.catalog import describe
 from app.domain.jobs.events import Planned
 from app.domain.jobs.spec import JobSpec, RunSpec, TrainerSpec
 from app.domain.planning import estimate
@@ -18,6 +17,7 @@ from app.domain.planning.estimate import Device, Placement
 from app.domain.planning.memory import DeviceKind
 from app.domain.planning.workload import Work
 from app.system.cpu_info import core_flops
+from app.system.model_files import read_catalog_entry
 from worker.trainer.distributed import parallel
 from worker.trainer.memory import device_memory
 from worker.trainer.model.base_model import Base
@@ -38,7 +38,7 @@ def place(spec: TrainerSpec, base: Base, run: Run, most_row_tokens: int | None =
     validation_tokens = run.validation_dataset.tokens if run.validation_dataset else 0
     work = Work.of(job, run.dataset.lengths(), run.dataset.labelled_tokens, validation_tokens)
     loaded = space.used_bytes + bytes_to_come(run)
-    entry = describe(spec.base.directory)
+    entry = read_catalog_entry(spec.base.directory)
     return estimate.place(entry, job, work, device, spec.measurements, loaded, most_row_tokens, space.counts_mapped)
 
 

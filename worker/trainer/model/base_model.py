@@ -21,9 +21,10 @@ from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from safetensors import SafetensorError, safe_open
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
-from app.domain.base_models.catalog import ALTERED, hash_directory, stat_signature, unusable, weight_files
+from app.domain.base_models.catalog import ALTERED, unusable
 from app.domain.jobs.spec import BaseSpec, QuantizationSpec
 from app.domain.jobs.states import Reason
+from app.system.model_files import hash_directory, stat_signature, weight_files
 from worker.trainer.adapter.lora import AdaptedLinear, Adapter, AdapterSwitch
 from worker.trainer.adapter.modules_to_save import ModuleToSave
 from worker.trainer.data.batch import PackedBatch

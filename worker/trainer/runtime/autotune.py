@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from app.domain.base_models.catalog import CatalogEntry, describe
+from app.domain.base_models.catalog import CatalogEntry
 from app.domain.jobs.spec import RunSpec, TrainerSpec
 from app.domain.planning import estimate
 from app.domain.planning.duration import LAUNCH_TOKENS
@@ -26,6 +26,7 @@ from app.domain.planning.estimate import ROW_LADDER, Device, Placement
 from app.domain.planning.execution_plan import ExecutionPlan
 from app.domain.planning.packing import Lengths
 from app.domain.planning.workload import Work
+from app.system.model_files import read_catalog_entry
 from worker.trainer.distributed import parallel
 from worker.trainer.memory import device_memory
 from worker.trainer.memory.placement import as_job
@@ -54,13 +55,13 @@ def fastest_plan(
         return rule
     began = time.monotonic()
     try:
-        entry = describe(spec.base.directory)
+        entry = read_catalog_entry(spec.base.directory)
         if entry.linear_parameters < LEAST_PARAMETERS:
             return rule
         found = _find(spec, workdir, entry, rule)
     except Exception:  # a choice that only saves time never costs the job
         traceback.print_exc(file=sys.stderr)
-        print(f"What is fastest here could not be timed; going on in {_describe(rule)}.", file=sys.stderr)
+        print(f"What is fastest here could not be timed; going on in {_read_catalog_entry(rule)}.", file=sys.stderr)
         return rule
     emit.message(found.text, **found.data(time.monotonic() - began))
     return found.plan
@@ -83,7 +84,7 @@ class Findings:
             *_compared({_threads(count): each for count, each in self.threads.items()}),
             *_compared({f"rows of {tokens:,}": each for tokens, each in self.rows.items()}),
         ]
-        chosen = f"Training in {_describe(self.plan)}."
+        chosen = f"Training in {_read_catalog_entry(self.plan)}."
         return " ".join([f"Timed a layer's products: {'; '.join(compared)}.", *self.notes, chosen])
 
     def data(self, seconds: float) -> dict[str, Any]:
@@ -239,7 +240,7 @@ def _with(plan: ExecutionPlan, **changes: Any) -> ExecutionPlan:
     return plan.model_copy(update=changes)
 
 
-def _describe(plan: ExecutionPlan) -> str:
+def _read_catalog_entry(plan: ExecutionPlan) -> str:
     rows = "" if plan.row_tokens == LADDER[0] else f", rows of at most {plan.row_tokens:,} tokens"
     return f"{plan.compute_dtype} with {_threads(plan.threads)}{rows}"
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from app.domain.base_models.catalog import linear_layers
 from app.domain.jobs.layer_patterns import PatternError, by_layer
 from app.domain.jobs.spec import BaseSpec, Frozen, Hyperparameters, LayerPatterns, LoraSpec, QuantizationSpec, RunSpec
 from app.system.artifact_directory import sha256_file
+from app.system.model_files import linear_layers
 from worker.trainer.checkpoint.checkpoint import TOKENIZER_FILES
 from worker.trainer.distributed import parallel
 

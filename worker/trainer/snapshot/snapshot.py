@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from app.domain.jobs.snapshots import by_step, candidates, first_whole
 from app.domain.jobs.states import Reason
 from app.domain.planning.execution_plan import ExecutionPlan
 from app.system.artifact_directory import ManifestMismatch, verify, write_manifest
+from app.system.snapshot_directories import by_step, candidates, newest_valid
 from worker.trainer.checkpoint.checkpoint import staged, step_directory
 from worker.trainer.distributed import parallel
 from worker.trainer.runtime.failures import Failure
@@ -97,7 +97,7 @@ def open_newest(
     `open_snapshot`.
     """
     if (several := candidates(directory)) is not None:
-        return first_whole(several, lambda each: open_snapshot(each, identity, base_directory))
+        return newest_valid(several, lambda each: open_snapshot(each, identity, base_directory))
     try:
         return open_snapshot(directory, identity, base_directory), []
     except ManifestMismatch as error:

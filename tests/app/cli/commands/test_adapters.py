@@ -13,9 +13,9 @@ from app.db.engine import Sessions, transaction
 from app.db.files import files
 from app.db.jobs import checkpoints
 from app.db.tables import File, Job, Project
-from app.domain.base_models.catalog import hash_directory
 from app.storage import LocalStorage
 from app.system.artifact_directory import ADAPTER_WEIGHTS, verify, write_manifest
+from app.system.model_files import hash_directory
 from tests.app.cli.conftest import Tunery
 from tests.app.cli.trained import make_trained_job
 from tests.tiny import make_tiny_base

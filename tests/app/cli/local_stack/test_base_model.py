@@ -12,7 +12,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from app.cli.local_stack import base_model
-from app.domain.base_models import catalog
+from app.system import model_files
 from tests.app.cli.local_stack.support import REPOSITORY
 
 pytestmark = pytest.mark.skipif(base_model.missing() is not None, reason=str(base_model.missing()))
@@ -43,7 +43,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_may_be_registered(converted: Path) -> None:
-    entry = catalog.describe(converted)
+    entry = model_files.read_catalog_entry(converted)
     assert (entry.parameters, entry.context_length, entry.has_chat_template) == (134_515_008, 8192, True)
     assert sorted(entry.target_modules) == [
         "down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj",

@@ -13,6 +13,7 @@ from app.domain.datasets.chat_template import TemplateRefused
 from app.domain.datasets.documents import Document
 from app.domain.datasets.examples import Example
 from app.domain.datasets.render import Renderer
+from app.system.tokenizer_files import load_renderer
 from tests.app.domain.families import (
     CHATML,
     FAMILIES,
@@ -41,7 +42,7 @@ Message = dict[str, Any]
 
 
 def renderer_of(directory: Path, template: str, eos: str = "<|im_end|>") -> Renderer:
-    return Renderer.from_directory(write_family(directory, Family("it", template, eos, eos), make_tokenizer()))
+    return load_renderer(write_family(directory, Family("it", template, eos, eos), make_tokenizer()))
 
 
 def chat(turns: int, seed: int = 0, system: bool = False) -> list[Message]:
@@ -92,7 +93,7 @@ class TestByParts:
     ) -> None:
         if system and not family.takes_system:
             pytest.skip("its template refuses a system prompt")
-        renderer = Renderer.from_directory(write_family(tmp_path, family, make_tokenizer()))
+        renderer = load_renderer(write_family(tmp_path, family, make_tokenizer()))
         by_parts, exact = both_ways(renderer, monkeypatch, chat(47, seed=3, system=system))
         assert by_parts == exact
 

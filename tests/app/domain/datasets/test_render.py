@@ -15,6 +15,7 @@ from app.domain.datasets.chat_template import TemplateRefused
 from app.domain.datasets.documents import cut
 from app.domain.datasets.examples import Example
 from app.domain.datasets.render import Renderer, supervised_texts
+from app.system.tokenizer_files import load_renderer
 from tests.tiny import make_tiny_base
 
 # Drops what an assistant said before the last question, as templates of reasoning models drop their thoughts.
@@ -44,11 +45,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def renderer(base: Path) -> Renderer:
-    return Renderer.from_directory(base)
+    return load_renderer(base)
 
 
 def with_template(base: Path, template: str) -> Renderer:
-    known = Renderer.from_directory(base)
+    known = load_renderer(base)
     return Renderer(known.tokenizer, template, known.specials)
 
 
@@ -60,7 +61,7 @@ def chat(*turns: tuple[str, str], **extra: Any) -> Example:
 
 
 def test_a_template_that_asks_for_the_time_is_told_the_renderers_each_time(base: Path) -> None:
-    known, then = Renderer.from_directory(base), datetime(2026, 11, 26, 23, 59, 59)
+    known, then = load_renderer(base), datetime(2026, 11, 26, 23, 59, 59)
     template = "{{ strftime_now('%d %b %Y %H:%M:%S.%f') }}" + MARKED
     renderer = Renderer(known.tokenizer, template, known.specials, now=then)
     assert renderer.text([]) == "26 Nov 2026 23:59:59.000000"
@@ -132,7 +133,7 @@ def test_a_template_with_a_mistake_of_its_own_refuses_and_does_not_crash(base: P
 
 
 def test_a_tokenizer_without_a_template_says_what_to_use_instead(base: Path) -> None:
-    known = Renderer.from_directory(base)
+    known = load_renderer(base)
     with pytest.raises(TemplateRefused, match="use prompt/completion lines"):
         Renderer(known.tokenizer, None, known.specials).documents(chat(("a", "b")))
 

@@ -19,6 +19,7 @@ from app.domain.datasets.render import Renderer
 from app.domain.datasets.report import Report, examine
 from app.domain.datasets.warnings import WORDS, DatasetWarning, SeenRows, codes_of, digest_of
 from app.domain.jobs.spec import Method
+from app.system.tokenizer_files import load_renderer
 from tests.app.domain.families import CHATML, HERMES, MISTRAL, NAMED, REASONING, Family, make_tokenizer, write_family
 
 ASKED = {"role": "user", "content": "hm"}
@@ -30,7 +31,7 @@ CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "weather", "
 @pytest.fixture
 def renderer_of(tmp_path: Path) -> Any:
     def make(template: str, eos: str = "<|im_end|>") -> Renderer:
-        return Renderer.from_directory(write_family(tmp_path, Family("it", template, eos, eos), make_tokenizer()))
+        return load_renderer(write_family(tmp_path, Family("it", template, eos, eos), make_tokenizer()))
 
     return make
 

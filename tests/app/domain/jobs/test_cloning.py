@@ -13,12 +13,13 @@ from app.domain.jobs.cloning import overridden, request_of
 from app.domain.jobs.resolve import resolve
 from app.domain.jobs.spec import JobSpec
 from app.errors import BadRequest
+from app.system import model_files
 from tests.tiny import make_tiny_base
 
 
 @pytest.fixture(scope="module")
 def entry(tmp_path_factory: pytest.TempPathFactory) -> catalog.CatalogEntry:
-    return catalog.describe(make_tiny_base(tmp_path_factory.mktemp("cloning") / "base"))
+    return model_files.read_catalog_entry(make_tiny_base(tmp_path_factory.mktemp("cloning") / "base"))
 
 
 def spec_of(entry: catalog.CatalogEntry, body: dict[str, Any]) -> JobSpec:

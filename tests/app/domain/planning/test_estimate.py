@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from app.domain.base_models.catalog import CatalogEntry, describe
+from app.domain.base_models.catalog import CatalogEntry
 from app.domain.jobs.layer_patterns import match_spec
 from app.domain.jobs.spec import JobSpec
 from app.domain.planning.estimate import HEADROOM, Correction, Device, place
@@ -13,6 +13,7 @@ from app.domain.planning.execution_plan import ExecutionPlan, Measurement
 from app.domain.planning.memory import adapter_parameters, base_bytes, cache_bytes, memory, ranks_of_layer
 from app.domain.planning.packing import Lengths
 from app.domain.planning.workload import Work
+from app.system.model_files import read_catalog_entry
 from tests.app.domain.planning.test_packing import KNOBS
 from tests.tiny import CONFIG, make_tiny_base
 
@@ -260,7 +261,7 @@ class TestCorrection:
 
 class TestSizes:
     def test_are_read_from_the_config_and_the_headers(self, tmp_path: Path) -> None:
-        entry = describe(make_tiny_base(tmp_path / "base"))
+        entry = read_catalog_entry(make_tiny_base(tmp_path / "base"))
         assert (entry.decoder_layers, entry.query_size, entry.key_size) == (2, 64, 32)
         assert entry.intermediate_size == CONFIG["intermediate_size"]
         assert entry.linear_parameters == 2 * (64 * 64 * 2 + 2 * 32 * 64 + 3 * 64 * 128)

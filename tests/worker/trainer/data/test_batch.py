@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.domain.datasets.documents import Document
-from app.domain.datasets.render import Renderer
 from app.domain.jobs.states import Reason
+from app.system.tokenizer_files import load_renderer
 from tests.worker.trainer.helpers import no_keepalive
 from worker.trainer.data.batch import TokenizedDataset, pack_batches, read_dataset
 from worker.trainer.runtime.failures import Failure
@@ -57,21 +57,19 @@ class TestPackBatches:
 
 class TestReadDataset:
     def read(self, tiny: Path, path: Path, context_length: int = 512) -> TokenizedDataset:
-        return read_dataset(
-            Renderer.from_directory(tiny), path, context_length, Reason.INVALID_TRAINING_FILE, no_keepalive
-        )
+        return read_dataset(load_renderer(tiny), path, context_length, Reason.INVALID_TRAINING_FILE, no_keepalive)
 
     def test_labels_are_what_the_assistant_says_and_the_end_of_its_turn(self, tiny: Path, tmp_path: Path) -> None:
         (tmp_path / "a.jsonl").write_text(
             '{"messages": [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "xyz"}]}\n'
         )
         tokens, labelled = self.read(tiny, tmp_path / "a.jsonl").slice(0)
-        renderer = Renderer.from_directory(tiny)
+        renderer = load_renderer(tiny)
         learned = [token for token, is_labelled in zip(tokens, labelled, strict=True) if is_labelled]
         assert renderer.tokenizer.decode(learned, skip_special_tokens=False) == "xyz<|im_end|>"
 
     def test_lines_are_read_by_the_rules_of_the_job(self, tiny: Path, tmp_path: Path) -> None:
-        path, renderer = tmp_path / "a.jsonl", Renderer.from_directory(tiny)
+        path, renderer = tmp_path / "a.jsonl", load_renderer(tiny)
         path.write_text(
             '{"messages": [{"role": "user", "content": "a"}, '
             '{"role": "assistant", "content": "b", "refusal": "c"}]}\n\x0c\n'
@@ -96,7 +94,7 @@ class TestReadDataset:
         (tmp_path / "a.jsonl").write_text('{"text": "abcdefghij"}\n{"text": "xyz"}\n')
         dataset = self.read(tiny, tmp_path / "a.jsonl", context_length=6)
         assert list(dataset.lines) == [1, 1, 2]
-        texts = [Renderer.from_directory(tiny).decode(dataset.slice(document)[0]) for document in range(3)]
+        texts = [load_renderer(tiny).decode(dataset.slice(document)[0]) for document in range(3)]
         assert texts == ["abcdef", "fghij", "xyz"]
         assert [list(dataset.slice(document)[1]) for document in range(3)] == [
             [0] + [1] * 5,

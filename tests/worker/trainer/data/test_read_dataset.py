@@ -14,6 +14,7 @@ from app.domain.datasets.render import Renderer
 from app.domain.datasets.report import examine
 from app.domain.jobs.spec import Method
 from app.domain.jobs.states import Reason
+from app.system.tokenizer_files import load_renderer
 from tests.factories import chat_lines
 from tests.tiny import make_tiny_base, make_tiny_dataset, make_tiny_pairs
 from worker.trainer.data.batch import read_dataset
@@ -23,7 +24,7 @@ CONTEXT_LENGTH = 48
 
 @pytest.fixture(scope="module")
 def renderer(tmp_path_factory: pytest.TempPathFactory) -> Renderer:
-    return Renderer.from_directory(make_tiny_base(tmp_path_factory.mktemp("survey") / "base"))
+    return load_renderer(make_tiny_base(tmp_path_factory.mktemp("survey") / "base"))
 
 
 def lines(*rows: Any) -> bytes:

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from app.domain.base_models.catalog import read_tensor_shapes
 from app.domain.jobs.spec import TrainerSpec
 from app.domain.jobs.states import ExitCode
 from app.domain.planning.execution_plan import Measurement
+from app.system.model_files import read_tensor_shapes
 from tests.tiny import make_tiny_base, make_tiny_dataset
 from tests.worker.trainer.helpers import make_spec
 

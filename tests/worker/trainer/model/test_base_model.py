@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from app.domain.base_models.catalog import hash_directory, stat_signature
 from app.domain.datasets.documents import Document
 from app.domain.jobs.spec import BaseSpec, QuantizationSpec
 from app.domain.jobs.states import Reason
+from app.system.model_files import hash_directory, stat_signature
 from tests.tiny import make_tiny_base
 from tests.worker.trainer.helpers import CPU, FLOAT32, load_tiny_base
 from worker.trainer.data.batch import PackedBatch, TokenizedDataset, pack_batches

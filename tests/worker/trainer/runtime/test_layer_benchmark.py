@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.domain.base_models.catalog import describe
 from app.domain.planning.execution_plan import ExecutionPlan
+from app.system.model_files import read_catalog_entry
 from worker.trainer.adapter.lora import AdaptedLinear
 from worker.trainer.runtime import layer_benchmark
 from worker.trainer.runtime.layer_benchmark import LayerBenchmark
@@ -22,7 +22,7 @@ def plan(dtype: str, threads: int, row_tokens: int) -> ExecutionPlan:
 
 @pytest.fixture
 def timed(tiny: Path) -> LayerBenchmark:
-    return LayerBenchmark(describe(tiny).target_modules.values(), rank=4)
+    return LayerBenchmark(read_catalog_entry(tiny).target_modules.values(), rank=4)
 
 
 class TestProducts:
@@ -66,7 +66,7 @@ class TestProducts:
         self, tiny: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(layer_benchmark, "LARGEST_SIDE", 16)
-        clipped = LayerBenchmark(describe(tiny).target_modules.values(), rank=64)
+        clipped = LayerBenchmark(read_catalog_entry(tiny).target_modules.values(), rank=64)
         assert clipped.seconds(plan("float32", 1, 8), iter(range(99)).__next__) == 7
         (layer,) = clipped._layers.values()
         assert tuple(layer.base.weight.shape) == (16, 16)

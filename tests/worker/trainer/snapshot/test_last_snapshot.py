@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from app.domain.artifacts.full_disk import RESERVED, space_of
-from app.domain.base_models.catalog import describe
 from app.domain.jobs.events import CheckpointSaved, Command, Done, Message, Metric, SnapshotSaved, Started
 from app.domain.jobs.spec import JobSpec, TrainerSpec
 from app.domain.jobs.states import ExitCode, Reason
+from app.system.model_files import read_catalog_entry
 from tests.worker.trainer.helpers import RecordLog, failure, final_adapter, make_spec, run_trainer
 from worker.trainer import step_actions
 
@@ -124,7 +124,7 @@ def test_what_is_reserved_is_enough_for_it_and_not_much_more(
     assert (code, kept(log)) == (ExitCode.DONE, (2, True))
     snapshot = tmp_path / "a" / log.of(SnapshotSaved)[-1].directory
     taken = sum(path.stat().st_blocks * 512 for path in snapshot.iterdir())
-    planned = space_of(describe(tiny), as_job(spec), 0).snapshot_bytes
+    planned = space_of(read_catalog_entry(tiny), as_job(spec), 0).snapshot_bytes
     assert taken < planned < 2 * taken + 700_000
 
 
