@@ -35,9 +35,9 @@ class WorkerNotifier:
 
     def after_commit(self, session: Session, queue: Queue) -> None:
         """Send a hint once `session` has committed; a rollback sends nothing."""
-        event.listen(session, "after_commit", lambda _session: self.send_soon(queue), once=True)
+        event.listen(session, "after_commit", lambda _session: self.send_in_background(queue), once=True)
 
-    def send_soon(self, queue: Queue) -> None:
+    def send_in_background(self, queue: Queue) -> None:
         """From a thread: with the broker down, connecting takes seconds that no request should wait."""
         self._lanes[queue].add()
 

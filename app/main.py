@@ -129,7 +129,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     """The state it yields is what `LimitedConnection` gets to know of the application."""
     engines: Engines = app.state.engines
     await run_in_threadpool(_prepare, engines, app.state.host)
-    with told_of_stop(engines.changes.end):
+    with told_of_stop(engines.changes.close_subscriptions):
         yield {"settings": engines.settings}
     await engines.changes.close()
     await engines.connections.close()

@@ -58,7 +58,9 @@ def _request(
         integrations=parsed.integrations or (),
         body=body,
         problems=problems,
-        turn=SchedulingOptions(parsed.priority or 0, parsed.urgent or False, sorted(set(parsed.worker_labels or ()))),
+        scheduling=SchedulingOptions(
+            parsed.priority or 0, parsed.urgent or False, sorted(set(parsed.worker_labels or ()))
+        ),
         cloned_from=cloned_from,
         warnings=without_effect(parsed),
     )

@@ -32,8 +32,8 @@ CONNECT_ARGS = {
 }
 
 
-def make_engine(database_url: str, pool_size: int = 5, spare: int = 5) -> Engine:
-    """At most `pool_size` connections and, for what comes on top, `spare` more.
+def make_engine(database_url: str, pool_size: int = 5, max_overflow: int = 5) -> Engine:
+    """At most `pool_size` connections and, for what comes on top, `max_overflow` more.
 
     The one that was used last is lent first: its statements are prepared. A restarted server costs a fresh connection,
     not an error. `hide_parameters`: values stay out of errors, and so out of the logs.
@@ -41,7 +41,7 @@ def make_engine(database_url: str, pool_size: int = 5, spare: int = 5) -> Engine
     engine = create_engine(
         database_url,
         pool_size=pool_size,
-        max_overflow=spare,
+        max_overflow=max_overflow,
         pool_timeout=10,
         pool_use_lifo=True,
         hide_parameters=True,

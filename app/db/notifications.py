@@ -1,7 +1,7 @@
-"""News of jobs as PostgreSQL tells it: one LISTEN connection in a process, and everybody who waits, without a thread.
+"""LISTEN/NOTIFY: one connection of a process distributes notifications of job changes to all its subscriptions.
 
-A notification only wakes; what is true is read from the rows afterwards. Whenever the connection was made (again),
-everybody is woken, so one that broke loses nothing.
+A notification only wakes a subscriber, which then reads the rows. After every (re)connect all subscriptions are woken,
+so a broken connection loses no change.
 """
 
 from __future__ import annotations
@@ -18,147 +18,149 @@ from app.db.fast_reads.pool import connect_arguments
 from app.db.fast_reads.single_flight import SingleFlight
 from app.log import get_logger
 
-CHANNEL = "tunery_jobs"  # "project job event_seq", and " queue" when it changed who waits before whom
-QUEUE_TOPIC = "queue"  # the topic of those who wait for a place in the queue
-QUEUE_CHANGED = f"- - 0 {QUEUE_TOPIC}"  # of no project and no job: places were written anew
-QUEUE_DEBOUNCE_SECONDS = 1.0  # one job that leaves moves all others: they are told of a burst once
+CHANNEL = "tunery_jobs"  # payload: "project job event_seq", plus " queue" if the change moves other jobs in the queue
+QUEUE_TOPIC = "queue"  # for subscribers whose response contains a queue position
+QUEUE_CHANGED = f"- - 0 {QUEUE_TOPIC}"  # payload without project and job: the forecast was written again
+QUEUE_DEBOUNCE_SECONDS = 1.0  # one finished job moves all queued ones: a burst of changes is delivered once
 RECONNECT_SECONDS = 1.0
 
 log = get_logger(__name__)
 
 
 class NotificationListener:
-    """Connects at the first watch. Belongs to one event loop."""
+    """Connects at the first subscription. Belongs to one event loop."""
 
     def __init__(self, engine: Engine) -> None:
         self._arguments = connect_arguments(engine)
-        self._watches: defaultdict[str, set[Subscription]] = defaultdict(set)
-        self.looks = SingleFlight()  # of those who were woken by the same change
+        self._by_topic: defaultdict[str, set[Subscription]] = defaultdict(set)
+        self.single_flight = SingleFlight()  # for the reads of subscribers that the same notification woke
         self._task: asyncio.Task[None] | None = None
-        self._queue_told: asyncio.TimerHandle | None = None
-        self._is_ending = False
+        self._queue_timer: asyncio.TimerHandle | None = None
+        self._is_closing = False
 
     @property
-    def waiting(self) -> int:
-        """How many wait."""
-        return len(self._everybody())
+    def subscription_count(self) -> int:
+        return len(self._subscriptions())
 
-    def watch(self, topic: str) -> Subscription:
-        """Of a job's id or a project's. What happens from here on is not missed."""
-        watch = Subscription(self, topic)
-        if self._is_ending:
-            watch.close()
+    def subscribe(self, topic: str) -> Subscription:
+        """Subscribe to changes of a job or of a project's jobs, from now on; `topic` is the id."""
+        subscription = Subscription(self, topic)
+        if self._is_closing:
+            subscription.close()
         elif self._task is None:
             self._task = asyncio.create_task(self._listen(), name="listen")
-        return watch
+        return subscription
 
-    def end(self) -> None:
-        """The process is about to stop: every wait ends now, and so does every one that begins."""
-        self._is_ending = True
-        for watch in self._everybody():
-            watch.close()
+    def close_subscriptions(self) -> None:
+        """End every wait, and every later one at once: the process is about to stop."""
+        self._is_closing = True
+        for subscription in self._subscriptions():
+            subscription.close()
 
     async def close(self) -> None:
-        self.end()
-        if self._queue_told is not None:
-            self._queue_told.cancel()
+        self.close_subscriptions()
+        if self._queue_timer is not None:
+            self._queue_timer.cancel()
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-        self._task, self._queue_told, self._is_ending = None, None, False
+        self._task, self._queue_timer, self._is_closing = None, None, False
 
-    def add(self, watch: Subscription, topic: str) -> None:
-        self._watches[topic].add(watch)
+    def add(self, subscription: Subscription, topic: str) -> None:
+        self._by_topic[topic].add(subscription)
 
-    def remove(self, watch: Subscription, topic: str) -> None:
-        self._watches[topic].discard(watch)
-        if not self._watches[topic]:
-            del self._watches[topic]
+    def remove(self, subscription: Subscription, topic: str) -> None:
+        self._by_topic[topic].discard(subscription)
+        if not self._by_topic[topic]:
+            del self._by_topic[topic]
 
     async def _listen(self) -> None:
         while True:
             try:
                 async with await psycopg.AsyncConnection.connect(**self._arguments, autocommit=True) as connection:
                     await connection.execute(f"LISTEN {CHANNEL}")
-                    for watch in self._everybody():
-                        watch.wake(None)
+                    for subscription in self._subscriptions():
+                        subscription.notify(None)
                     async for notification in connection.notifies():
-                        self._tell(notification.payload)
+                        self._dispatch(notification.payload)
             except (psycopg.Error, OSError) as error:
-                log.warning("not told of changes", error=str(error).split("\n", 1)[0])
+                log.warning("notification listener disconnected", error=str(error).split("\n", 1)[0])
             await asyncio.sleep(RECONNECT_SECONDS)
 
-    def _tell(self, payload: str) -> None:
+    def _dispatch(self, payload: str) -> None:
         project_id, job_id, *more = payload.split(" ")
         for topic in (job_id, project_id):
-            for watch in self._watches.get(topic, ()):
-                watch.wake(job_id)
-        if QUEUE_TOPIC in more and self._queue_told is None and QUEUE_TOPIC in self._watches:
+            for subscription in self._by_topic.get(topic, ()):
+                subscription.notify(job_id)
+        if QUEUE_TOPIC in more and self._queue_timer is None and QUEUE_TOPIC in self._by_topic:
             loop = asyncio.get_running_loop()
-            self._queue_told = loop.call_later(QUEUE_DEBOUNCE_SECONDS, self._tell_of_queue)
+            self._queue_timer = loop.call_later(QUEUE_DEBOUNCE_SECONDS, self._dispatch_queue_change)
 
-    def _tell_of_queue(self) -> None:
-        self._queue_told = None
-        for watch in self._watches.get(QUEUE_TOPIC, ()):
-            watch.wake(None)
+    def _dispatch_queue_change(self) -> None:
+        self._queue_timer = None
+        for subscription in self._by_topic.get(QUEUE_TOPIC, ()):
+            subscription.notify(None)
 
-    def _everybody(self) -> set[Subscription]:
-        return {watch for watches in self._watches.values() for watch in watches}
+    def _subscriptions(self) -> set[Subscription]:
+        return {subscription for subscriptions in self._by_topic.values() for subscription in subscriptions}
 
 
 class Subscription:
-    """Somebody who waits; `with` it. `heard_at` is when it last heard something, by the loop's clock."""
+    """A context manager that receives notifications while it is open.
 
-    def __init__(self, changes: NotificationListener, topic: str) -> None:
+    `notified_at` is the time of the last notification, by the event loop's clock.
+    """
+
+    def __init__(self, listener: NotificationListener, topic: str) -> None:
         self.is_closed = False
-        self.heard_at = 0.0
-        self._changes = changes
+        self.notified_at = 0.0
+        self._listener = listener
         self._topics = {topic}
-        self._news: dict[str | None, None] = {}
-        self._heard = asyncio.Event()
+        self._changed_jobs: dict[str | None, None] = {}
+        self._is_notified = asyncio.Event()
 
     def __enter__(self) -> Subscription:
         for topic in self._topics:
-            self._changes.add(self, topic)
+            self._listener.add(self, topic)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for topic in self._topics:
-            self._changes.remove(self, topic)
+            self._listener.remove(self, topic)
 
     async def wait(self, seconds: float) -> bool:
-        """Until there is news, the watch is closed, or time is over. Whether there is news."""
+        """Wait for a notification, the close of the subscription or the timeout. Whether there was a notification."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._heard.wait()
-        is_heard = self._heard.is_set() and not self.is_closed
-        if is_heard:
-            self._heard.clear()
-        return is_heard
+                await self._is_notified.wait()
+        is_notified = self._is_notified.is_set() and not self.is_closed
+        if is_notified:
+            self._is_notified.clear()
+        return is_notified
 
-    def take(self) -> list[str | None]:
-        """The jobs that have changed since it was last asked, each once; None: any may have."""
-        news, self._news = list(self._news), {}
-        return news
+    def take_changed_jobs(self) -> list[str | None]:
+        """The ids of jobs that have changed since the last call, each once; None: any job may have changed."""
+        changed_jobs, self._changed_jobs = list(self._changed_jobs), {}
+        return changed_jobs
 
-    def mind_queue(self, is_queued: bool) -> None:
-        """Also hear when the queue moved, or not any more."""
+    def include_queue(self, is_queued: bool) -> None:
+        """Receive notifications of moves in the queue, too, as long as the job is queued."""
         if is_queued and QUEUE_TOPIC not in self._topics:
             self._topics.add(QUEUE_TOPIC)
-            self._changes.add(self, QUEUE_TOPIC)
+            self._listener.add(self, QUEUE_TOPIC)
         elif not is_queued and QUEUE_TOPIC in self._topics:
             self._topics.discard(QUEUE_TOPIC)
-            self._changes.remove(self, QUEUE_TOPIC)
+            self._listener.remove(self, QUEUE_TOPIC)
 
-    def wake(self, job_id: str | None) -> None:
-        self.heard_at = asyncio.get_running_loop().time()
-        self._news[job_id] = None
-        self._heard.set()
+    def notify(self, job_id: str | None) -> None:
+        self.notified_at = asyncio.get_running_loop().time()
+        self._changed_jobs[job_id] = None
+        self._is_notified.set()
 
     def close(self) -> None:
-        """Nobody waits here any more: the client has left, or the server is about to."""
+        """End the wait for good: the client has disconnected, or the server is about to stop."""
         self.is_closed = True
-        self._heard.set()
+        self._is_notified.set()

@@ -22,8 +22,8 @@ class TestABurst:
         sent: list[Any] = []
         monkeypatch.setattr(hints, "send", sent.append)
         for _ in range(3):
-            hints.send_soon("cpu")
-        hints.send_soon("gpu")
+            hints.send_in_background("cpu")
+        hints.send_in_background("gpu")
         until(lambda: sorted(sent) == ["cpu", "cpu", "cpu", "gpu"], "every hint")
 
     def test_while_the_broker_hangs_takes_one_thread_and_leaves_no_more_than_wake_all_workers(
@@ -38,10 +38,10 @@ class TestABurst:
             sent.append(queue)
 
         monkeypatch.setattr(hints, "send", send)
-        hints.send_soon("cpu")
+        hints.send_in_background("cpu")
         until(lambda: threads, "the first is on its way")
         for _ in range(10 * MAX_PENDING_HINTS):
-            hints.send_soon("cpu")
+            hints.send_in_background("cpu")
         is_back.set()
         (thread,) = threads
         thread.join(10)
@@ -50,8 +50,8 @@ class TestABurst:
     def test_that_is_over_is_followed_by_the_next(self, hints: WorkerNotifier, monkeypatch: pytest.MonkeyPatch) -> None:
         sent: list[Any] = []
         monkeypatch.setattr(hints, "send", lambda _queue: sent.append(threading.current_thread()))
-        hints.send_soon("cpu")
+        hints.send_in_background("cpu")
         until(lambda: sent, "the first")
         sent[0].join(10)
-        hints.send_soon("cpu")
+        hints.send_in_background("cpu")
         until(lambda: len(sent) == 2, "the second, by another thread")

@@ -155,8 +155,8 @@ class LeaseKeeper:
         with transaction(self._resources.sessions) as session:
             if is_due:
                 claims.renew_lease(session, self.lease, self._settings.lease_ttl_seconds)
-            wish = claims.read_control(session, self.lease)
-        self.desired, self.gives_way = wish.desired, wish.gives_way
+            control = claims.read_control(session, self.lease)
+        self.desired, self.gives_way = control.desired, control.preempt_requested
         if is_due:
             self._confirmed_at = sent_at
 

@@ -112,5 +112,5 @@ def _slot(offer: Offer, job: RunningAttempt | None) -> Slot:
 def _holder(job: RunningAttempt, offer: Offer, standing: Standing | None) -> Holder:
     return Holder(
         job.id, job.project_id, offer, standing.share if standing else 0.0, job.ran_seconds, job.seconds_left,
-        job.priority, job.is_urgent, job.is_asked, job.is_stoppable, job.times_yielded,
+        job.priority, job.is_urgent, job.is_preemption_requested, job.can_be_preempted, job.times_yielded,
     )  # fmt: skip

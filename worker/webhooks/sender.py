@@ -118,7 +118,7 @@ class Sender:
 
     def _send(self, claimed: ClaimedDelivery) -> Answer:
         content = rules.body(claimed.event_id, claimed.event_type, int(claimed.created_at.timestamp()), claimed.data)
-        signed = rules.headers(claimed.event_id, int(time.time()), content, claimed.signers)
+        signed = rules.headers(claimed.event_id, int(time.time()), content, claimed.signing_secrets)
         fixed = {
             "content-type": "application/json",
             "accept-encoding": "identity",

@@ -97,40 +97,40 @@ def render_event_bytes(row: Any) -> bytes:
 async def _events(engines: Engines, secret: str, job_id: str, seq: int) -> AsyncIterator[bytes]:
     is_good = _key_check(engines, secret)
     yield format_sse_event(retry=RETRY_MILLISECONDS)
-    with engines.changes.watch(job_id) as watch, engines.feeds.follow(job_id) as feed:
-        heard_at = asyncio.get_running_loop().time()
+    with engines.changes.subscribe(job_id) as subscription, engines.feeds.follow(job_id) as feed:
+        notified_at = asyncio.get_running_loop().time()
         while await is_good():
             with suppress(Unavailable):  # a database that restarts is waited for
-                while (part := await feed.after(seq, heard_at)).events or part.final_state:
+                while (part := await feed.read_after(seq, notified_at)).events or part.final_state:
                     yield b"".join(part.events) + _end(part)
                     seq = part.last_seq
                     if part.final_state:
                         return
-            heard_at = await _heard_at(watch)
-            if watch.is_closed:
+            notified_at = await _notified_at(subscription)
+            if subscription.is_closed:
                 return
-            if not watch.take():
+            if not subscription.take_changed_jobs():
                 yield KEEPALIVE_COMMENT
 
 
 async def _changes(engines: Engines, secret: str, project_id: str) -> AsyncIterator[bytes]:
     is_good = _key_check(engines, secret)
-    with engines.changes.watch(project_id) as watch:
+    with engines.changes.subscribe(project_id) as subscription:
         yield format_sse_event(retry=RETRY_MILLISECONDS) + _changed(None)
         while await is_good():
-            if await watch.wait(KEEPALIVE_SECONDS):
+            if await subscription.wait(KEEPALIVE_SECONDS):
                 await asyncio.sleep(BURST_SECONDS)
-                yield b"".join(_changed(job_id) for job_id in watch.take())
-            elif watch.is_closed:
+                yield b"".join(_changed(job_id) for job_id in subscription.take_changed_jobs())
+            elif subscription.is_closed:
                 return
             else:
                 yield KEEPALIVE_COMMENT
 
 
-async def _heard_at(watch: Subscription) -> float:
+async def _notified_at(subscription: Subscription) -> float:
     """When there was news. Without any until a keep-alive is due, a read of the last seconds will do."""
-    if await watch.wait(KEEPALIVE_SECONDS):
-        return watch.heard_at
+    if await subscription.wait(KEEPALIVE_SECONDS):
+        return subscription.notified_at
     return asyncio.get_running_loop().time() - KEEPALIVE_SECONDS / 2
 
 

@@ -39,7 +39,7 @@ from app.services.datasets.check_process import Check
 from app.services.datasets.line_check import needs_process
 from app.services.files import upload_completion, upload_content, uploads
 from app.services.files.ingest import StagedFile
-from app.services.files.rolling_digest import digests_of_part
+from app.services.files.rolling_digest import part_digests
 
 router = APIRouter(prefix="/v1/uploads", tags=["Uploads"], route_class=OnceRoute)
 
@@ -66,10 +66,10 @@ async def add_part(upload_id: str, request: Request, caller: CallerDep, engines:
     """Up to 64 MiB; several at once, in any order. A part that is sent again is another part."""
     lanes, project_id = engines.lanes, caller.project_id
     seen = await lanes.write(uploads.check_pending, engines.sessions, project_id, upload_id)
-    carried = engines.digests.at(upload_id, seen.received_bytes)
+    rolling = engines.digests.get_at(upload_id, seen.received_bytes)
     body = limited(request, MAX_PART_BYTES + ENVELOPE_BYTES, uploads.part_too_large)
     staged = await lanes.write(
-        StagedFile, engines.storage.staging, MAX_PART_BYTES, uploads.part_too_large, digests_of_part(carried)
+        StagedFile, engines.storage.staging, MAX_PART_BYTES, uploads.part_too_large, part_digests(rolling)
     )
     try:
         form = await read_form(lanes, request.headers.get("content-type", ""), body, "data", (), staged.write)
@@ -83,8 +83,8 @@ async def add_part(upload_id: str, request: Request, caller: CallerDep, engines:
         )  # fmt: skip
     finally:
         staged.discard()
-    if carried is not None:
-        engines.digests.keep(upload_id, carried.and_then(part.id, part.bytes, staged.digests[-1]))
+    if rolling is not None:
+        engines.digests.store(upload_id, rolling.extend(part.id, part.bytes, staged.digests[-1]))
     return render_part(part)
 
 

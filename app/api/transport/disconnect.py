@@ -24,13 +24,13 @@ async def client_gone(request: Request) -> None:
 
 
 @asynccontextmanager
-async def closed_when_gone(request: Request, watch: Subscription) -> AsyncIterator[None]:
+async def closed_when_gone(request: Request, subscription: Subscription) -> AsyncIterator[None]:
     """Close `watch` when the client of a request without a body hangs up."""
 
     async def look() -> None:
         with suppress(RequestTimeout):  # a body that was announced and does not come
             await client_gone(request)
-        watch.close()
+        subscription.close()
 
     task = asyncio.create_task(look())
     try:

@@ -14,7 +14,7 @@ from app.domain.uploads import MAX_PART_BYTES
 from app.errors import BadRequest, RequestTimeout
 from app.services.files import upload_content
 from app.services.files.ingest import StagedFile
-from app.services.files.rolling_digest import digests_of_piece
+from app.services.files.rolling_digest import piece_digests
 from app.services.files.upload_content import UploadCursor
 
 PIECE_BYTES = MAX_PART_BYTES
@@ -53,14 +53,14 @@ class _Pieces:
         self._writer = writer
         self._staged: StagedFile | None = None
         self._there_bytes = writer.start
-        self._carried = engines.digests.at(writer.upload_id, writer.start)
+        self._rolling = engines.digests.get_at(writer.upload_id, writer.start)
 
     async def write(self, batch: bytes) -> None:
         engines, rest = self._engines, batch
         while rest:
             if self._staged is None:
                 self._staged = await engines.lanes.write(
-                    StagedFile, engines.storage.staging, PIECE_BYTES, digests=digests_of_piece(self._carried)
+                    StagedFile, engines.storage.staging, PIECE_BYTES, digests=piece_digests(self._rolling)
                 )
             room = PIECE_BYTES - self._staged.size_bytes
             await engines.lanes.write(self._staged.write, rest[:room])
@@ -83,9 +83,9 @@ class _Pieces:
             )
             self._staged = None
             self._there_bytes += piece.bytes
-            if self._carried is not None:
-                self._carried = self._carried.and_then(piece.id, piece.bytes, staged.digests[-1])
-                engines.digests.keep(self._writer.upload_id, self._carried)
+            if self._rolling is not None:
+                self._rolling = self._rolling.extend(piece.id, piece.bytes, staged.digests[-1])
+                engines.digests.store(self._writer.upload_id, self._rolling)
         return self._there_bytes
 
     def discard(self) -> None:

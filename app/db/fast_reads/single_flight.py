@@ -1,39 +1,38 @@
-"""Reads that many ask for at one moment: one query for all of them."""
+"""Request coalescing: identical reads at one moment share one query."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from collections.abc import Callable, Coroutine, Hashable
 from typing import Any
 
 
 class SingleFlight:
-    """Who asks while a read of the same thing is under way that began late enough gets what that one finds.
+    """Coalesce identical concurrent reads: a caller shares an in-flight read that started at or after `since`.
 
-    Nothing is kept once it is answered. Belongs to one event loop.
+    No result is kept after its read has ended. Belongs to one event loop.
     """
 
     def __init__(self) -> None:
-        self._running: dict[Hashable, tuple[float, asyncio.Task[Any]]] = {}
+        self._in_flight: dict[Hashable, tuple[float, asyncio.Task[Any]]] = {}
 
-    async def share(self, what: Hashable, since: float, read: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-        """What a `read` finds that began at `since` or later, by the loop's clock. Raises what it raises."""
-        return await asyncio.shield(self._begun_since(what, since) or self._begin(what, read))
+    async def do(self, key: Hashable, since: float, read: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        """The result of a `read` that started at `since` or later, by the loop's clock. Raises what `read` raises."""
+        started_at, task = self._in_flight.get(key, (0.0, None))
+        if task is None or started_at < since:
+            task = self._start(key, read)
+        return await asyncio.shield(task)
 
-    def _begun_since(self, what: Hashable, since: float) -> Awaitable[Any] | None:
-        began, task = self._running.get(what, (0.0, None))
-        return task if began >= since else None
-
-    def _begin(self, what: Hashable, read: Callable[[], Coroutine[Any, Any, Any]]) -> Awaitable[Any]:
+    def _start(self, key: Hashable, read: Callable[[], Coroutine[Any, Any, Any]]) -> asyncio.Task[Any]:
         loop = asyncio.get_running_loop()
         task = loop.create_task(read())
-        mine = self._running[what] = (loop.time(), task)
+        entry = self._in_flight[key] = (loop.time(), task)
 
         def forget(done: asyncio.Task[Any]) -> None:
-            if self._running.get(what) is mine:
-                del self._running[what]
+            if self._in_flight.get(key) is entry:
+                del self._in_flight[key]
             if not done.cancelled():
-                done.exception()  # perhaps everybody who asked has hung up
+                done.exception()  # retrieved here, as every caller may have disconnected
 
         task.add_done_callback(forget)
         return task

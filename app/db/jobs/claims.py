@@ -49,7 +49,7 @@ class JobControl:
     """What is wanted of a running job: by its user, and by the operator, who may let it give way to an urgent one."""
 
     desired: Desired
-    gives_way: bool = False
+    preempt_requested: bool = False
 
 
 def claim(

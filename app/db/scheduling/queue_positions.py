@@ -26,7 +26,8 @@ POSITION_TOLERANCE_SHARE = 0.01  # so the first hundred places are exact; one jo
 RUNNING = f"""
 WITH moment AS MATERIALIZED (SELECT clock_timestamp() AS now)
 SELECT job.id, job.project_id, job.lease_owner, job.attempt, job.priority, job.is_urgent, job.times_yielded,
-  job.yield_requested_at IS NOT NULL AS is_asked, job.phase = 'training' AND job.desired = 'run' AS is_stoppable,
+  job.yield_requested_at IS NOT NULL AS is_preemption_requested,
+  job.phase = 'training' AND job.desired = 'run' AS can_be_preempted,
   extract(epoch FROM moment.now - attempt.started_at)::float8 AS ran_seconds, {SECONDS_LEFT} AS seconds_left
 FROM moment, attempts AS attempt JOIN jobs AS job ON job.id = attempt.job_id
 WHERE NOT attempt.is_counted AND attempt.kind = 'train' AND attempt.ended_at IS NULL AND job.state = 'running'
@@ -79,8 +80,8 @@ class RunningAttempt:
     priority: int
     is_urgent: bool
     times_yielded: int
-    is_asked: bool
-    is_stoppable: bool
+    is_preemption_requested: bool
+    can_be_preempted: bool
     ran_seconds: float
     seconds_left: float
 

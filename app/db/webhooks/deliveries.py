@@ -63,7 +63,7 @@ class ClaimedDelivery:
     previous_secret: str | None
 
     @property
-    def signers(self) -> Sequence[str]:
+    def signing_secrets(self) -> Sequence[str]:
         return [secret for secret in (self.secret, self.previous_secret) if secret is not None]
 
 

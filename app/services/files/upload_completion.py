@@ -57,10 +57,10 @@ def complete(
     _require_total(upload, parts)
     file_id = new_id("file")
     ids = [part.id for part in parts]
-    carried = digests.leading(upload_id, ids)
-    content = _compose(sessions, storage, upload, f"files/{file_id}", parts, carried, md5, max_line_bytes, check)
+    rolling = digests.matching_prefix(upload_id, ids)
+    content = _compose(sessions, storage, upload, f"files/{file_id}", parts, rolling, md5, max_line_bytes, check)
     seen = _apply(sessions, storage, upload, file_id, content, ids)
-    digests.forget(upload_id)
+    digests.remove(upload_id)
     return seen
 
 
@@ -98,7 +98,7 @@ def _compose(
     upload: Upload,
     key: str,
     parts: Sequence[UploadPart],
-    carried: RollingDigest,
+    rolling: RollingDigest,
     md5: str | None,
     max_line_bytes: int,
     check: Check,
@@ -113,7 +113,7 @@ def _compose(
     try:
         if stored.size_bytes != upload.bytes:
             raise RuntimeError(f"stored parts of {upload.id} have {stored.size_bytes:,} bytes, not {upload.bytes:,}")
-        sha256 = parts[0].sha256 if len(parts) == 1 and md5 is None else _hash(storage, key, carried, md5)
+        sha256 = parts[0].sha256 if len(parts) == 1 and md5 is None else _hash(storage, key, rolling, md5)
         line_count = None
         if upload.purpose == "fine-tune":
             with storage.open(key) as file:
@@ -124,13 +124,13 @@ def _compose(
     return StoredContent(key, upload.bytes, sha256, line_count)
 
 
-def _hash(storage: Storage, key: str, carried: RollingDigest, md5: str | None) -> str:
+def _hash(storage: Storage, key: str, rolling: RollingDigest, md5: str | None) -> str:
     """The SHA-256 of an object whose beginning is hashed already. Raises BadRequest when its MD5 is another one."""
-    sha256, whole = carried.digest.copy(), hashlib.md5(usedforsecurity=False)
+    sha256, whole = rolling.digest.copy(), hashlib.md5(usedforsecurity=False)
     with storage.open(key) as file:
-        position = file.seek(0 if md5 is not None else carried.size_bytes)
+        position = file.seek(0 if md5 is not None else rolling.size_bytes)
         for chunk in _chunks(file):
-            sha256.update(memoryview(chunk)[max(0, carried.size_bytes - position) :])
+            sha256.update(memoryview(chunk)[max(0, rolling.size_bytes - position) :])
             if md5 is not None:
                 whole.update(chunk)
             position += len(chunk)

@@ -1,6 +1,7 @@
-"""Events of jobs that somebody follows: read once in this process, however many follow.
+"""Fan-out of job events: each event of a followed job is read once in this process, however many clients follow it.
 
-Numbers of events have no gaps and are committed in order, so "those above the last one I have" misses none.
+Numbers of events have no gaps and are committed in order, so a read of the events above the last known number misses
+none.
 """
 
 from __future__ import annotations
@@ -15,23 +16,23 @@ from app.db.fast_reads import jobs
 from app.db.fast_reads.pool import AsyncConnections
 from app.domain.jobs.states import TERMINAL
 
-MAX_KEPT_EVENTS = 1_000  # for those who are a little behind; who is further behind reads for itself
+MAX_KEPT_EVENTS = 1_000  # for followers that are a little behind; one that is further behind reads by itself
 
 Render = Callable[[Any], bytes]
 
 
 @dataclass(frozen=True)
 class EventBatch:
-    """The next events for somebody, as they go over the wire."""
+    """Consecutive events of a job, rendered for the wire."""
 
     events: list[bytes]
     last_seq: int
     has_more: bool
-    final_state: str | None  # of a job that is over, with its last event: nothing comes after
+    final_state: str | None  # the state of a finished job whose last event is in this batch
 
 
 class JobEventBuffer:
-    """One job's. It keeps the newest events it has read, without a gap."""
+    """The newest events of one job that this process has read, without a gap."""
 
     def __init__(self, connections: AsyncConnections, render: Render, job_id: str) -> None:
         self.followers = 0
@@ -43,50 +44,55 @@ class JobEventBuffer:
         self._is_empty = True
         self._read_at = -1.0
 
-    async def after(self, seq: int, heard_at: float) -> EventBatch:
-        """What follows `seq`. Asks PostgreSQL only if nobody has since `heard_at`. Raises Unavailable."""
+    async def read_after(self, seq: int, notified_at: float) -> EventBatch:
+        """The events above `seq`. Queries PostgreSQL unless a read began after `notified_at`. Raises Unavailable."""
         async with self._reading:
             if self._is_empty:
                 self._kept, self._is_empty = EventBatch([], seq, True, None), False
             first = self._kept.last_seq - len(self._kept.events)
             if first <= seq <= self._kept.last_seq:
-                if seq == self._kept.last_seq and (self._kept.has_more or self._read_at < heard_at):
-                    await self._read_on()
+                if seq == self._kept.last_seq and (self._kept.has_more or self._read_at < notified_at):
+                    await self._fetch_newer()
                     first = self._kept.last_seq - len(self._kept.events)
                 kept = self._kept
                 return EventBatch(kept.events[seq - first :], kept.last_seq, kept.has_more, kept.final_state)
-        return await self._read(seq)
+        return await self._fetch(seq)
 
-    async def _read_on(self) -> None:
-        began = asyncio.get_running_loop().time()
-        new = await self._read(self._kept.last_seq)
+    async def _fetch_newer(self) -> None:
+        started_at = asyncio.get_running_loop().time()
+        new = await self._fetch(self._kept.last_seq)
         events = [*self._kept.events, *new.events][-MAX_KEPT_EVENTS:]
-        self._kept, self._read_at = EventBatch(events, new.last_seq, new.has_more, new.final_state), began
+        self._kept = EventBatch(events, new.last_seq, new.has_more, new.final_state)
+        self._read_at = started_at
 
-    async def _read(self, seq: int) -> EventBatch:
+    async def _fetch(self, seq: int) -> EventBatch:
         rows = await jobs.events_after(self._connections, self._job_id, seq)
         events = [row for row in rows if row.id is not None]
         last_seq = events[-1].seq if events else seq
         is_over = bool(rows) and rows[-1].state in TERMINAL and last_seq >= rows[-1].event_seq
-        has_more = len(events) == jobs.MAX_EVENTS
         return EventBatch(
-            [self._render(row) for row in events], last_seq, has_more, rows[-1].state if is_over else None
+            [self._render(row) for row in events],
+            last_seq,
+            has_more=len(events) == jobs.MAX_EVENTS,
+            final_state=rows[-1].state if is_over else None,
         )
 
 
 class EventFanout:
+    """The event buffers of all jobs that are followed at the moment."""
+
     def __init__(self, connections: AsyncConnections, render: Render) -> None:
         self._connections = connections
         self._render = render
-        self._feeds: dict[str, JobEventBuffer] = {}
+        self._buffers: dict[str, JobEventBuffer] = {}
 
     @contextmanager
     def follow(self, job_id: str) -> Iterator[JobEventBuffer]:
-        feed = self._feeds.setdefault(job_id, JobEventBuffer(self._connections, self._render, job_id))
-        feed.followers += 1
+        buffer = self._buffers.setdefault(job_id, JobEventBuffer(self._connections, self._render, job_id))
+        buffer.followers += 1
         try:
-            yield feed
+            yield buffer
         finally:
-            feed.followers -= 1
-            if not feed.followers:
-                self._feeds.pop(job_id, None)
+            buffer.followers -= 1
+            if not buffer.followers:
+                self._buffers.pop(job_id, None)

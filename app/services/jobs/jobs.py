@@ -34,7 +34,7 @@ class JobView:
     waiting_for: str | None = None
 
     @property
-    def place(self) -> QueueState:
+    def queue_state(self) -> QueueState:
         return self.queue_position, self.expected_start_at, self.waiting_for
 
 
@@ -43,7 +43,7 @@ def create(
 ) -> JobView:
     """Raises as `resolved`; NotPermitted for an urgent job of a project that may have none; QuotaExceeded."""
     found = resolve_request(session, project_id, request)
-    require_urgent_permission(found.project, request.turn, is_admin)
+    require_urgent_permission(found.project, request.scheduling, is_admin)
     quotas.require_queue_quota(session, found.project)
     job = jobs.insert(
         session,
@@ -53,9 +53,9 @@ def create(
         found.validation_file.id if found.validation_file else None,
         suffix=request.suffix,
         metadata=request.metadata,
-        priority=request.turn.priority,
-        is_urgent=request.turn.is_urgent,
-        worker_labels=list(request.turn.worker_labels),
+        priority=request.scheduling.priority,
+        is_urgent=request.scheduling.is_urgent,
+        worker_labels=list(request.scheduling.worker_labels),
         cloned_from=request.cloned_from,
         warnings=request.warnings,
     )
@@ -186,9 +186,9 @@ def _cursor(session: Session, wanted: JobFilter, after: str | None) -> Job | Non
     return last
 
 
-def require_urgent_permission(project: Project, turn: SchedulingOptions, is_admin: bool) -> None:
+def require_urgent_permission(project: Project, scheduling: SchedulingOptions, is_admin: bool) -> None:
     """Raises NotPermitted."""
-    if turn.is_urgent and not is_admin and not project.may_be_urgent:
+    if scheduling.is_urgent and not is_admin and not project.may_be_urgent:
         text = (
             "urgent: the jobs of this project may not go before those of others; use priority to order them among "
             "themselves, or ask the operator (`tunery allow-urgent`)."

@@ -66,10 +66,10 @@ class PlanInputs:
 
 @dataclass(frozen=True)
 class JobPlan:
-    question: PlanInputs
+    inputs: PlanInputs
     report: Report
     work: Work
-    placements: Sequence[Placement]  # in the order of question.places
+    placements: Sequence[Placement]  # in the order of inputs.places
 
     @property
     def verdict(self) -> PlanVerdict:
@@ -80,7 +80,7 @@ class JobPlan:
     @property
     def message(self) -> str:
         if not self.placements:
-            lack = self.question.lack or "No worker that may take the job says what it has."
+            lack = self.inputs.lack or "No worker that may take the job says what it has."
             return f"{lack} So there is nothing to hold the job against; it would wait."
         fitting = [each for each in self.placements if each.fits]
         if fitting:
@@ -92,8 +92,8 @@ class JobPlan:
 def read_inputs(session: Session, project_id: str, request: JobRequest, is_admin: bool = False) -> PlanInputs:
     """Raises what creating the job would, but for a limit of the project that is reached: that passes."""
     found = resolve_request(session, project_id, request)
-    require_urgent_permission(found.project, request.turn, is_admin)
-    held_out, need = found.validation_file, Need(found.spec.base_model, frozenset(request.turn.worker_labels))
+    require_urgent_permission(found.project, request.scheduling, is_admin)
+    held_out, need = found.validation_file, Need(found.spec.base_model, frozenset(request.scheduling.worker_labels))
     return PlanInputs(
         spec=found.spec,
         entry=CatalogEntry.model_validate(found.base.entry),
@@ -106,35 +106,35 @@ def read_inputs(session: Session, project_id: str, request: JobRequest, is_admin
     )
 
 
-def needs_subprocess(question: PlanInputs) -> bool:
+def needs_subprocess(inputs: PlanInputs) -> bool:
     """Whether one of the files is counted in a process of its own."""
-    sizes = [source.size_bytes for source in (question.training_file, question.validation_file) if source]
+    sizes = [source.size_bytes for source in (inputs.training_file, inputs.validation_file) if source]
     return max(sizes) > token_counter.COUNTED_HERE_BYTES
 
 
 def make_plan(
-    storage: Storage, counter: Counter, question: PlanInputs, least_examples: int, check: Check | None
+    storage: Storage, counter: Counter, inputs: PlanInputs, least_examples: int, check: Check | None
 ) -> JobPlan:
     """Raises InvalidDataset, BadRequest for files that no job could be trained on; what Counter.count raises."""
-    report = _count(storage, counter, question, question.training_file, check)
+    report = _count(storage, counter, inputs, inputs.training_file, check)
     if report.examples < least_examples:
         raise InvalidDataset(too_few_examples("training", report.examples, least_examples), "training_file")
     validation_tokens = 0
-    if question.validation_file is not None:
-        validation_tokens = _count(storage, counter, question, question.validation_file, check).tokens
-    work = Work.of(question.spec, report.lengths, report.labelled_tokens, validation_tokens)
-    entry = _with_layer_widths(question.entry, question.directory)
-    spec = _with_matched_layers(question.spec, entry)
-    placements = [place(entry, spec, work, each.device, each.measurements) for each in question.places]
-    return JobPlan(question, report, work, placements)
+    if inputs.validation_file is not None:
+        validation_tokens = _count(storage, counter, inputs, inputs.validation_file, check).tokens
+    work = Work.of(inputs.spec, report.lengths, report.labelled_tokens, validation_tokens)
+    entry = _with_layer_widths(inputs.entry, inputs.directory)
+    spec = _with_matched_layers(inputs.spec, entry)
+    placements = [place(entry, spec, work, each.device, each.measurements) for each in inputs.places]
+    return JobPlan(inputs, report, work, placements)
 
 
-def _count(storage: Storage, counter: Counter, question: PlanInputs, source: SourceFile, check: Check | None) -> Report:
-    spec = question.spec
-    key = (question.manifest_sha256, source.sha256, spec.hyperparameters.context_length, spec.method)
+def _count(storage: Storage, counter: Counter, inputs: PlanInputs, source: SourceFile, check: Check | None) -> Report:
+    spec = inputs.spec
+    key = (inputs.manifest_sha256, source.sha256, spec.hyperparameters.context_length, spec.method)
     try:
         with storage.open(source.storage_key) as file:
-            report = counter.count(key, question.directory, file, source.size_bytes, source.param, check)
+            report = counter.count(key, inputs.directory, file, source.size_bytes, source.param, check)
     except FileNotFoundError as error:
         text = f"invalid {source.param}: {source.id}. Its bytes are gone from storage."
         raise NotFound(text, source.param) from error

@@ -42,7 +42,7 @@ class JobRequest:
     integrations: Sequence[Any]
     body: Mapping[str, Any]
     problems: Sequence[BadRequest] = ()
-    turn: SchedulingOptions = SchedulingOptions()
+    scheduling: SchedulingOptions = SchedulingOptions()
     cloned_from: str | None = None
     warnings: Sequence[str] = ()  # what was taken and has no effect here; the job tells of it
 

@@ -42,7 +42,7 @@ def test_a_frozen_process_keeps_no_row_locked(database_url: str, monkeypatch: py
 class TestAConnectionOfThePool:
     @pytest.fixture
     def alone(self, database_url: str) -> Iterator[Engine]:
-        engine = make_engine(database_url, pool_size=1, spare=0)
+        engine = make_engine(database_url, pool_size=1, max_overflow=0)
         yield engine
         engine.dispose()
 

@@ -70,7 +70,7 @@ class TestGoodFiles:
         job = bench.created()
         sent: list[tuple[str, str]] = []
         monkeypatch.setattr(
-            bench.resources.hints, "send_soon", lambda queue: sent.append((queue, bench.job(job).state))
+            bench.resources.hints, "send_in_background", lambda queue: sent.append((queue, bench.job(job).state))
         )
         validate(bench, job)
         assert sent == [("gpu", "queued")]

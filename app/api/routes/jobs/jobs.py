@@ -45,10 +45,10 @@ def create_job(body: JsonBodyDep, caller: CallerDep, session: SessionDep, engine
 @router.post("/plan", response_model=PlanBody, summary="Plan a job", openapi_extra=all_operations.CREATE_JOB_BODY)
 async def plan_job(request: Request, body: JsonBodyDep, caller: CallerDep, engines: EnginesDep) -> Any:
     """The body of a create call; nothing is created. Exact tokens and steps, and what it takes on each device."""
-    question, answer = await engines.checks.ask(caller.key_id, partial(_plan, engines, caller, body))
+    inputs, answer = await engines.checks.ask(caller.key_id, partial(_plan, engines, caller, body))
     if answer is None:
-        work = partial(_planned, engines, question)
-        answer = await engines.checks.run(request, caller.key_id, plan.needs_subprocess(question), work)
+        work = partial(_planned, engines, inputs)
+        answer = await engines.checks.run(request, caller.key_id, plan.needs_subprocess(inputs), work)
     return render_plan(answer)
 
 
@@ -56,16 +56,16 @@ def _plan(engines: Engines, caller: Caller, body: dict[str, Any]) -> tuple[plan.
     """What is asked, and the answer, if the files were counted before."""
     request = job_request(body)
     with transaction(engines.sessions) as session:
-        question = plan.read_inputs(session, caller.project_id, request, caller.is_admin)
+        inputs = plan.read_inputs(session, caller.project_id, request, caller.is_admin)
     try:
-        return question, _planned(engines, question, None)
+        return inputs, _planned(engines, inputs, None)
     except NotCountedError:
-        return question, None
+        return inputs, None
 
 
-def _planned(engines: Engines, question: plan.PlanInputs, check: Check | None) -> plan.JobPlan:
+def _planned(engines: Engines, inputs: plan.PlanInputs, check: Check | None) -> plan.JobPlan:
     least_examples = engines.settings.min_training_examples
-    return plan.make_plan(engines.storage, engines.counter, question, least_examples, check)
+    return plan.make_plan(engines.storage, engines.counter, inputs, least_examples, check)
 
 
 @router.get(

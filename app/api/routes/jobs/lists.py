@@ -88,7 +88,7 @@ def job_page(
         if is_known(request.headers, etag):
             return not_modified(etag)
     rows = jobs.page(session, wanted, limit + 1, after)
-    etag = jobs_etag(organization, ((seen.job.id, seen.job.version, place_tag(*seen.place)) for seen in rows))
+    etag = jobs_etag(organization, ((seen.job.id, seen.job.version, place_tag(*seen.queue_state)) for seen in rows))
     return json_with(etag, envelope(rows, limit, render))
 
 

@@ -75,18 +75,18 @@ async def _until_changed(engines: Engines, request: Request, secret: str, job_id
     """
     now = asyncio.get_running_loop().time
     deadline = now() + seconds
-    with engines.changes.watch(job_id) as watch:
+    with engines.changes.subscribe(job_id) as subscription:
         version = await version_of(engines, request, secret, job_id)
         first = _etag(engines, version)
         has_it = "if-none-match" in request.headers
         if (version.state in TERMINAL and not has_it) or (has_it and not is_known(request.headers, first)):
             return None
-        async with closed_when_gone(request, watch):
-            while (left := deadline - now()) > 0 and not watch.is_closed:
-                watch.mind_queue(version.state == JobState.QUEUED)
-                is_heard = await watch.wait(min(left, LOOK_SECONDS))
+        async with closed_when_gone(request, subscription):
+            while (left := deadline - now()) > 0 and not subscription.is_closed:
+                subscription.include_queue(version.state == JobState.QUEUED)
+                is_heard = await subscription.wait(min(left, LOOK_SECONDS))
                 if is_heard or left > LOOK_SECONDS:
-                    since = watch.heard_at if is_heard else None
+                    since = subscription.notified_at if is_heard else None
                     version = await version_of(engines, request, secret, job_id, since)
                     if _etag(engines, version) != first:
                         return since
@@ -97,7 +97,7 @@ async def _look(engines: Engines, read: Read, secret: str, job_id: str, since: f
     """Thousands may have heard of one change: with one key they share the read that began after it."""
     if since is None:
         return await read(engines.connections, secret, job_id)
-    return await engines.changes.looks.share(
+    return await engines.changes.single_flight.do(
         (read, secret, job_id), since, lambda: read(engines.connections, secret, job_id)
     )
 

@@ -85,12 +85,12 @@ class PlanBody(Body):
 
 
 def render_plan(answer: JobPlan) -> dict[str, Any]:
-    spec, report = answer.question.spec, answer.report
-    places = zip(answer.question.places, answer.placements, strict=True)
+    spec, report = answer.inputs.spec, answer.report
+    places = zip(answer.inputs.places, answer.placements, strict=True)
     return {
         "object": "fine_tuning.plan",
         "model": spec.base_model,
-        "training_file": answer.question.training_file.id,
+        "training_file": answer.inputs.training_file.id,
         "verdict": answer.verdict,
         "message": answer.message,
         "method": spec.method,

@@ -37,20 +37,20 @@ async def settle() -> float:
     return asyncio.get_running_loop().time()
 
 
-def ask(looks: SingleFlight, source: Source, since: float, what: str = "a") -> asyncio.Task[Any]:
-    return asyncio.create_task(looks.share(what, since, source.read))
+def ask(flights: SingleFlight, source: Source, since: float, what: str = "a") -> asyncio.Task[Any]:
+    return asyncio.create_task(flights.do(what, since, source.read))
 
 
 def test_who_asks_at_the_same_moment_shares_a_read_and_who_asks_later_begins_another() -> None:
     async def story() -> None:
-        looks, source = SingleFlight(), Source()
+        flights, source = SingleFlight(), Source()
         now = await settle()
-        asking = [ask(looks, source, now) for _ in range(100)]
+        asking = [ask(flights, source, now) for _ in range(100)]
         await settle()
         assert len(source.reads) == 1
         source.answer(0)
         assert await asyncio.gather(*asking) == [0] * 100
-        another = ask(looks, source, now)
+        another = ask(flights, source, now)
         await settle()
         source.answer(1)
         assert await another == 1
@@ -60,17 +60,17 @@ def test_who_asks_at_the_same_moment_shares_a_read_and_who_asks_later_begins_ano
 
 def test_a_read_that_began_before_the_news_is_no_answer_to_who_heard_them() -> None:
     async def story() -> None:
-        looks, source = SingleFlight(), Source()
-        early = ask(looks, source, await settle())
+        flights, source = SingleFlight(), Source()
+        early = ask(flights, source, await settle())
         await settle()
         await asyncio.sleep(0.001)
-        heard_at = await settle()
-        late = [ask(looks, source, heard_at) for _ in range(2)]
+        notified_at = await settle()
+        late = [ask(flights, source, notified_at) for _ in range(2)]
         await settle()
         assert len(source.reads) == 2
         source.answer(0)
         await settle()
-        later = ask(looks, source, heard_at)  # the end of the first read did not forget the second
+        later = ask(flights, source, notified_at)  # the end of the first read did not forget the second
         await settle()
         source.answer(1)
         assert [await early, *await asyncio.gather(*late), await later] == [0, 1, 1, 1]
@@ -80,9 +80,9 @@ def test_a_read_that_began_before_the_news_is_no_answer_to_who_heard_them() -> N
 
 def test_other_things_are_other_reads() -> None:
     async def story() -> None:
-        looks, source = SingleFlight(), Source()
+        flights, source = SingleFlight(), Source()
         now = await settle()
-        asking = [ask(looks, source, now, what) for what in "ab"]
+        asking = [ask(flights, source, now, what) for what in "ab"]
         await settle()
         source.answer(0)
         source.answer(1)
@@ -93,9 +93,9 @@ def test_other_things_are_other_reads() -> None:
 
 def test_who_hangs_up_takes_nothing_from_the_others() -> None:
     async def story() -> None:
-        looks, source = SingleFlight(), Source()
+        flights, source = SingleFlight(), Source()
         now = await settle()
-        first, second = ask(looks, source, now), ask(looks, source, now)
+        first, second = ask(flights, source, now), ask(flights, source, now)
         await settle()
         first.cancel()
         await settle()
@@ -107,15 +107,15 @@ def test_who_hangs_up_takes_nothing_from_the_others() -> None:
 
 def test_what_goes_wrong_is_told_to_all_and_tried_again_by_the_next() -> None:
     async def story() -> None:
-        looks, source = SingleFlight(), Source()
+        flights, source = SingleFlight(), Source()
         now = await settle()
-        asking = [ask(looks, source, now) for _ in range(2)]
+        asking = [ask(flights, source, now) for _ in range(2)]
         await settle()
         source.reads[0].set_exception(ConnectionError())
         for each in asking:
             with pytest.raises(ConnectionError):
                 await each
-        again = ask(looks, source, now)
+        again = ask(flights, source, now)
         await settle()
         source.answer(1)
         assert await again == 1
