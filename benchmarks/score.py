@@ -54,7 +54,7 @@ def load_adapter(base: Base, run: RunSpec, directory: Path) -> Adapter:
 def score(base: Base, adapter: Adapter, dataset: TokenizedDataset) -> Score:
     """Score one document for each example."""
     documents = dataset.documents_of(range(len(dataset)))
-    labelled = [sum(dataset.slice(document)[1]) for document in documents]
+    labelled = [sum(dataset.tokens_and_labels(document)[1]) for document in documents]
     losses, correct = [], []
     for batch in pack_batches(dataset, documents, ROW_TOKENS):
         batch = batch.to(base.device)

@@ -113,7 +113,7 @@ def _row(dataset: TokenizedDataset, example: int) -> tuple[list[int], list[bool]
     tokens: list[int] = []
     labelled: list[bool] = []
     for document in dataset.documents(example):
-        ids, marks = dataset.slice(document)
+        ids, marks = dataset.tokens_and_labels(document)
         tokens += list(ids)
         labelled += [bool(mark) for mark in marks]
     return tokens, labelled

@@ -1,6 +1,6 @@
 """The training loop: between two steps stop, finish or save; then one optimizer step; repeat.
 
-What is minimised, and the forward and backward of one packed batch, is the objective's part (objective.py).
+The objective (objective.py) runs forward and backward of one packed batch.
 """
 
 from __future__ import annotations
@@ -18,16 +18,19 @@ from worker.trainer.step_actions import StepActions
 
 def train(run: Run, objective: Objective, policy: OutOfMemoryPolicy, actions: StepActions) -> None:
     """Train until the run has ended."""
-    keepalive = policy.trimming(actions.emit.keepalive)
-    while _goes_on(run, policy, actions):
+    keepalive = policy.trim_between_batches(actions.emit.keepalive)
+    while _between_steps(run, policy, actions):
         step = policy.retry_step(run, lambda row_tokens: optimizer_step(run, objective, row_tokens, keepalive))
         if parallel.is_first():
             with actions.emit.fail_run_on_error():
                 actions.after_step(step)
 
 
-def _goes_on(run: Run, policy: OutOfMemoryPolicy, actions: StepActions) -> bool:
-    """Between two steps, the only place where a run is stopped, snapshotted or finished. The first process decides."""
+def _between_steps(run: Run, policy: OutOfMemoryPolicy, actions: StepActions) -> bool:
+    """Stop, finish or save a snapshot if that is due: a run does so only here. Return whether the run continues.
+
+    The first process decides for all.
+    """
     policy.agree()
     run.random_states = parallel.gather_random_states(run.adapter)
     if parallel.is_first() and actions.emit.ending is None:
@@ -38,15 +41,15 @@ def _goes_on(run: Run, policy: OutOfMemoryPolicy, actions: StepActions) -> bool:
 
 
 def optimizer_step(run: Run, objective: Objective, row_tokens: int, keepalive: Keepalive) -> Step:
-    """Make one optimizer step. Where the loss or the gradient is not finite, the run stays as it was."""
-    began, hyperparameters = time.monotonic(), run.spec.hyperparameters
+    """Make one optimizer step. If the loss or the gradient is not finite, the run stays unchanged."""
+    started, hyperparameters = time.monotonic(), run.spec.hyperparameters
     step = Step(run, objective.base.device)
 
     for batch in run.batches(row_tokens):
         keepalive("at the next step")
-        step.add(objective.forward_backward(batch.to(objective.base.device)))  # sums: they add up over batches
-    parallel.all_reduce(run.parameters, step)  # over the processes that share the step's examples; mostly there is one
-    divide_gradients(run.parameters, step.denominator)  # the one division: sum -> mean over tokens, or over pairs
+        step.add(objective.forward_backward(batch.to(objective.base.device)))  # sums, which can be added over batches
+    parallel.all_reduce(run.parameters, step)  # over the processes that share the step's examples; usually one
+    divide_gradients(run.parameters, step.denominator)  # the only division: sum -> mean over tokens, or over pairs
     step.grad_norm = clip_gradients(run.parameters, hyperparameters.max_grad_norm)
     if step.is_finite:
         step.learning_rate = learning_rate(hyperparameters, run.step, run.schedule.total_steps)
@@ -55,5 +58,5 @@ def optimizer_step(run: Run, objective: Objective, row_tokens: int, keepalive: K
         run.step += 1
     run.clear_gradients()
 
-    step.close(time.monotonic() - began)
+    step.finish(time.monotonic() - started)
     return step

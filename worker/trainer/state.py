@@ -1,4 +1,4 @@
-"""The run: what it was given, and everything that changes while it trains."""
+"""The state of a run: its inputs, and everything that changes while it trains."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from worker.trainer.distributed import parallel
 from worker.trainer.objective.metrics import StepMetrics
 from worker.trainer.validation.early_stopping import BestValidation
 
-RATE_WINDOW_STEPS = 20  # the steps whose mean duration the ETA is made of
+ETA_WINDOW_STEPS = 20  # the ETA follows from the mean duration of these last steps
 
 
 @dataclass(frozen=True)
-class Written:
-    """A checkpoint that was written and announced."""
+class SavedCheckpoint:
+    """A checkpoint that was written and reported."""
 
     directory: Path
     final: bool
@@ -35,7 +35,7 @@ class Written:
 
 @dataclass
 class Run:
-    """One training of one adapter: what is fixed stands first, what changes from step to step behind it."""
+    """One training of one adapter: first the fixed fields, then those that change from step to step."""
 
     spec: RunSpec
     schedule: StepSchedule
@@ -44,22 +44,22 @@ class Run:
     adapter: Adapter
     optimizer: torch.optim.AdamW
     directory: Path  # WORKDIR/runs/<run id>
-    provenance: dict[str, Any]  # where this adapter comes from, for the manifests
-    step: int = 0  # optimizer steps done, so also the index of the next one
-    trained_tokens: int = 0  # real tokens that went through the model
+    provenance: dict[str, Any]  # of the adapter, for the manifests
+    step: int = 0  # completed optimizer steps, so also the index of the next one
+    trained_tokens: int = 0  # processed tokens, without padding
     first_step: int = 0  # of this attempt
     metrics: dict[str, float | None] = field(default_factory=dict)  # of the last step, for a checkpoint
     best: BestValidation = field(default_factory=BestValidation)
     base_answers: list[str] = field(default_factory=list)  # to the sample prompts; the base never changes
-    checkpoints: dict[int, Written] = field(default_factory=dict)  # of this attempt, by step
-    random_states: list[torch.Tensor] = field(default_factory=list)  # of each process's dropout, with several processes
+    checkpoints: dict[int, SavedCheckpoint] = field(default_factory=dict)  # of this attempt, by step
+    random_states: list[torch.Tensor] = field(default_factory=list)  # dropout generators of all processes, if several
     snapshot_step: int = -1
     snapshot_at: float = field(default_factory=time.monotonic)
-    snapshot_plan: ExecutionPlan | None = None  # in the newest snapshot: a later attempt would go on with it
-    step_seconds: float = 0.0  # of this attempt's steps
-    step_tokens: int = 0  # that went through the model in them
+    snapshot_plan: ExecutionPlan | None = None  # in the newest snapshot: a resumed attempt would use it
+    step_seconds: float = 0.0  # duration of this attempt's steps
+    step_tokens: int = 0  # processed in this attempt's steps
     validation_seconds: float = 0.0
-    recent_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=RATE_WINDOW_STEPS))
+    recent_step_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=ETA_WINDOW_STEPS))
 
     @property
     def id(self) -> str:
@@ -78,8 +78,8 @@ class Run:
         return self.step >= self.schedule.total_steps or self.stops_early
 
     @property
-    def promotes_another(self) -> bool:
-        """Return whether the result is not the adapter of this step but that of the best one."""
+    def promotes_earlier_step(self) -> bool:
+        """Return whether the result is the adapter of the best step, and that is not the current one."""
         return self.spec.hyperparameters.promote_best and self.best.step not in (None, self.step)
 
     def clear_gradients(self) -> None:
@@ -87,23 +87,23 @@ class Run:
 
     @contextmanager
     def at_best_step(self) -> Iterator[None]:
-        """Be what a checkpoint of the best step would have seen; afterwards what it is now."""
-        now = self.step, self.trained_tokens, self.metrics
+        """Within the block, have the step, the weights and the metrics of the best step."""
+        current = self.step, self.trained_tokens, self.metrics
         assert self.best.step is not None
         self.step, self.trained_tokens, self.metrics = self.best.step, self.best.trained_tokens, self.best.metrics
         try:
             with self.best.weights_in_place(self.adapter):
                 yield
         finally:
-            self.step, self.trained_tokens, self.metrics = now
+            self.step, self.trained_tokens, self.metrics = current
 
     @property
     def eta_seconds(self) -> float:
-        mean = sum(self.recent_seconds) / max(1, len(self.recent_seconds))
+        mean = sum(self.recent_step_seconds) / max(1, len(self.recent_step_seconds))
         return mean * (self.schedule.total_steps - self.step)
 
     def batches(self, row_tokens: int, step: int | None = None) -> Iterator[PackedBatch]:
-        """Pack this process's examples of a step; of the next one where none is given."""
+        """Pack this process's examples of a step, by default of the next one."""
         examples = self.schedule.examples_of(self.step if step is None else step)
         documents = self.dataset.documents_of(parallel.own_examples(examples, self.dataset.tokens_of))
         return pack_batches(self.dataset, documents, row_tokens, packing=self.spec.hyperparameters.packing)
@@ -114,12 +114,12 @@ class Run:
 
 
 class Step(StepMetrics):
-    """What one optimizer step was made of, and what came of it."""
+    """One optimizer step: its lines, its metrics and its duration."""
 
     def __init__(self, run: Run, device: torch.device) -> None:
         super().__init__(device)
         self.run = run
-        self.lines = run.lines()
+        self.lines = run.lines()  # in the training file
         self.grad_norm = math.nan  # before clipping
         self.learning_rate = 0.0
         self.seconds = 0.0
@@ -128,9 +128,10 @@ class Step(StepMetrics):
     def is_finite(self) -> bool:
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
-    def close(self, seconds: float) -> None:
+    def finish(self, seconds: float) -> None:
+        """Set the duration of the step, and add it and the tokens to the totals of the run."""
         self.seconds = seconds
-        self.run.recent_seconds.append(seconds)
+        self.run.recent_step_seconds.append(seconds)
         self.run.step_seconds += seconds
         self.run.step_tokens += self.tokens
         if self.is_finite:

@@ -30,9 +30,9 @@ from worker.trainer.runtime.process import working_seconds
 from worker.trainer.runtime.result_messages import result_messages
 from worker.trainer.runtime.stop import StopRequests
 from worker.trainer.snapshot.snapshot import save_snapshot
-from worker.trainer.state import Run, Step, Written
+from worker.trainer.state import Run, SavedCheckpoint, Step
 from worker.trainer.validation.evaluate import evaluate
-from worker.trainer.validation.sample_answers import answers
+from worker.trainer.validation.sample_answers import sample_answers
 
 MAX_LINES_NAMED = 16
 
@@ -92,7 +92,7 @@ class StepActions:
             return
         self._last_snapshot(run)  # before the checkpoint, which has no reserved space
         if command is Command.PAUSE:
-            self._checkpoint(run, final=run.is_complete and not run.promotes_another)
+            self._checkpoint(run, final=run.is_complete and not run.promotes_earlier_step)
         reason = Reason.PAUSED if command is Command.PAUSE else Reason.DRAINED
         self.emit(Stopped(run_id=run.id, reason=reason, step=run.step))
 
@@ -104,7 +104,7 @@ class StepActions:
         for text in result_messages(run):
             self.emit.message(text, step=run.step, best_step=run.best.step)
         device_memory.give_back(self.base.device, above_bytes=0)  # the check's large blocks would come on top of it
-        with run.at_best_step() if run.promotes_another else nullcontext():
+        with run.at_best_step() if run.promotes_earlier_step else nullcontext():
             step, directory = run.step, self._checkpoint(run, final=True)
             self._verify(run, directory)
             self._sample(run)
@@ -143,7 +143,7 @@ class StepActions:
 
     def _sample(self, run: Run) -> None:
         def work() -> list[tuple[str, str, str]]:
-            return list(answers(self.base, run, self.renderer, self.policy.plan.prompts_at_once))
+            return list(sample_answers(self.base, run, self.renderer, self.policy.plan.prompts_at_once))
 
         less = partial(fewer_prompts, len(run.spec.sample_prompts))
         for prompt, plain, tuned in self.policy.retry(run, "answering the sample prompts", work, less):
@@ -196,7 +196,7 @@ class StepActions:
         if known and known.final >= final:
             return known.directory
         directory = known.directory if known else save_checkpoint(run, self.base.name, self.base.directory)
-        run.checkpoints[run.step] = Written(directory, final)
+        run.checkpoints[run.step] = SavedCheckpoint(directory, final)
         self.emit(
             CheckpointSaved(
                 run_id=run.id,
@@ -212,7 +212,7 @@ class StepActions:
     def _checkpoint_if_it_fits(self, run: Run) -> None:
         """On a full disk the run ends before the next step: a snapshot is exact only there."""
         try:
-            self._checkpoint(run, final=run.is_complete and not run.promotes_another)
+            self._checkpoint(run, final=run.is_complete and not run.promotes_earlier_step)
         except Exception as error:
             if not is_disk_full(error):
                 raise

@@ -122,7 +122,7 @@ def _saved_name(name: str) -> str:
 
 
 def _loss(model: Any, run: Run, example: int) -> tuple[torch.Tensor, int]:
-    tokens, labelled = run.dataset.slice(example)
+    tokens, labelled = run.dataset.tokens_and_labels(example)
     labels = [token if is_labelled else -100 for token, is_labelled in zip(tokens, labelled, strict=True)]
     with quiet():
         output = model(input_ids=torch.tensor([list(tokens)])).logits[0]

@@ -1,4 +1,4 @@
-"""DPO through the whole program: what it measures; how it resumes."""
+"""DPO in the complete trainer: metrics, validation, resume, refused input."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ STEPS = 6  # two epochs of three
 FLOAT32_LORA: dict[str, Any] = {"method": "dpo", "beta": BETA}
 
 
-class TestTheProgram:
-    def test_a_run_says_what_it_measured(self, tiny: Path, pairs: Path, tmp_path: Path) -> None:
+class TestRun:
+    def test_a_run_reports_its_metrics(self, tiny: Path, pairs: Path, tmp_path: Path) -> None:
         valid = make_tiny_pairs(tmp_path / "valid.jsonl", 5, seed=9)
         code, log = run_trainer(make_spec(tiny, pairs, validation_file=valid, **FLOAT32_LORA), tmp_path)
         assert code == ExitCode.DONE, log.last
@@ -49,37 +49,42 @@ class TestTheProgram:
         spec = make_spec(tiny, pairs, batch_size=12, n_epochs=3, **FLOAT32_LORA)
         run = prepare(spec, base, Path("unused"))
         make_one_step(base, run)
-        found = evaluate(make_objective(base, run), run.dataset, 300, no_keepalive)
-        assert found.loss == pytest.approx(make_one_step(base, run).loss, rel=1e-5)
-        assert found.metrics("valid").keys() == {"valid_loss", "valid_reward_accuracy", "valid_reward_margin"}
+        validation = evaluate(make_objective(base, run), run.dataset, 300, no_keepalive)
+        assert validation.loss == pytest.approx(make_one_step(base, run).loss, rel=1e-5)
+        assert validation.metrics("valid").keys() == {"valid_loss", "valid_reward_accuracy", "valid_reward_margin"}
 
     @pytest.mark.parametrize("step", [1, 3, 4])
-    def test_an_interrupted_run_ends_with_the_bits_of_one_that_was_not(
+    def test_an_interrupted_run_has_the_same_result_to_the_bit(
         self, tiny: Path, pairs: Path, tmp_path: Path, step: int
     ) -> None:
         valid = make_tiny_pairs(tmp_path / "valid.jsonl", 5, seed=9)
-        asked = {"dropout": 0.1, "validation_file": valid, "method": "dpo", "beta": BETA}
-        whole = final_adapter(run_trainer(make_spec(tiny, pairs, **asked), tmp_path / "whole")[1], tmp_path / "whole")
-        code, log = run_trainer(make_spec(tiny, pairs, **asked), tmp_path / "a", stop_at=(step, Command.DRAIN))
+        changes = {"dropout": 0.1, "validation_file": valid, "method": "dpo", "beta": BETA}
+        uninterrupted = final_adapter(
+            run_trainer(make_spec(tiny, pairs, **changes), tmp_path / "whole")[1], tmp_path / "whole"
+        )
+        code, log = run_trainer(make_spec(tiny, pairs, **changes), tmp_path / "a", stop_at=(step, Command.DRAIN))
         assert code == ExitCode.DRAINED
         snapshot = tmp_path / "a" / log.of(SnapshotSaved)[-1].directory
-        _, log = run_trainer(make_spec(tiny, pairs, **asked, resume_from=snapshot), tmp_path / "b")
+        _, log = run_trainer(make_spec(tiny, pairs, **changes, resume_from=snapshot), tmp_path / "b")
         resumed = final_adapter(log, tmp_path / "b")
-        assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+        assert all(torch.equal(uninterrupted[name], resumed[name]) for name in uninterrupted)
 
     @pytest.mark.parametrize(("method", "beta"), [("dpo", None), ("supervised", 0.1)])
-    def test_a_spec_without_its_beta_is_no_spec(self, tiny: Path, pairs: Path, method: str, beta: float | None) -> None:
+    def test_beta_is_required_with_dpo_and_refused_without(
+        self, tiny: Path, pairs: Path, method: str, beta: float | None
+    ) -> None:
         with pytest.raises(ValidationError, match="dpo needs a beta"):
             make_spec(tiny, pairs, method=method, beta=beta)
 
     @pytest.mark.parametrize(
-        ("method", "said"), [("supervised", 'the method "dpo" learns from'), ("dpo", 'the method "supervised" learns')]
+        ("method", "expected_text"),
+        [("supervised", 'the method "dpo" learns from'), ("dpo", 'the method "supervised" learns')],
     )
     def test_a_file_for_the_other_method_is_refused(
-        self, tiny: Path, pairs: Path, tmp_path: Path, method: str, said: str
+        self, tiny: Path, pairs: Path, tmp_path: Path, method: str, expected_text: str
     ) -> None:
         file = pairs if method == "supervised" else make_tiny_dataset(tmp_path / "chat.jsonl")
         beta = BETA if method == "dpo" else None
         code, log = run_trainer(make_spec(tiny, file, method=method, beta=beta), tmp_path)
         assert (code, failure(log).reason) == (ExitCode.BAD_SPEC, Reason.INVALID_TRAINING_FILE)
-        assert said in failure(log).message
+        assert expected_text in failure(log).message

@@ -36,7 +36,7 @@ NF4 = BitsAndBytesConfig(
 def trained(
     tiny: Path, examples: Path, steps: int = 4, *, row_tokens: int = 2048, four_bits: bool = True, **changes: Any
 ) -> Training:
-    """`steps` steps in float32 on a fresh base."""
+    """Make `steps` steps in float32 on a newly loaded base."""
     base = load_tiny_base(tiny, FLOAT32 if four_bits else None)
     run = prepare(make_spec(tiny, examples, **changes), base, Path("unused"))
     return [make_one_step(base, run, row_tokens) for _ in range(steps)], run
@@ -60,10 +60,10 @@ class TestOptimizerStep:
         (batch,) = run.batches(2048)
         with torch.no_grad():
             assert torch.equal(hidden_states(base, batch, run.adapter), hidden_states(base, batch))
-        want = _cross_entropy(hidden_states(base, batch) @ base.head_V_D.t(), batch)
-        assert make_one_step(base, run).loss == pytest.approx(want, rel=1e-5)
+        expected = _cross_entropy(hidden_states(base, batch) @ base.head_V_D.t(), batch)
+        assert make_one_step(base, run).loss == pytest.approx(expected, rel=1e-5)
 
-    def test_the_base_stays_as_it_was_to_the_bit(self, tiny: Path, examples: Path) -> None:
+    def test_the_base_stays_unchanged_to_the_bit(self, tiny: Path, examples: Path) -> None:
         base = load_tiny_base(tiny)
         run = prepare(make_spec(tiny, examples), base, Path("unused"))
         before = [parameter.data.clone() for parameter in base.model.parameters()]
@@ -77,7 +77,7 @@ class TestOptimizerStep:
         assert not any(torch.equal(a, b) for a, b in zip(start, run.parameters, strict=True))
 
     @pytest.mark.parametrize("row_tokens", [1, 150, 300])
-    def test_micro_steps_never_change_the_result_beyond_rounding(
+    def test_the_batch_length_never_changes_the_result_beyond_rounding(
         self, tiny: Path, examples: Path, row_tokens: int
     ) -> None:
         assert_equal_within_rounding(
@@ -90,19 +90,19 @@ class TestOptimizerStep:
     def test_the_loss_is_the_mean_over_labelled_tokens_not_over_examples(self, tiny: Path, examples: Path) -> None:
         base = load_tiny_base(tiny)
         run = prepare(make_spec(tiny, examples, batch_size=12), base, Path("unused"))
-        apart = []
+        by_example = []
         for document in range(12):
             (batch,) = batches_of(run, [document])
             with torch.no_grad():
                 logits = hidden_states(base, batch, run.adapter) @ base.head_V_D.t()
-            apart.append((_cross_entropy(logits, batch), len(batch.targets_N)))
-        of_tokens = sum(loss * tokens for loss, tokens in apart) / sum(tokens for _, tokens in apart)
-        of_examples = sum(loss for loss, _ in apart) / 12
+            by_example.append((_cross_entropy(logits, batch), len(batch.targets_N)))
+        of_tokens = sum(loss * tokens for loss, tokens in by_example) / sum(tokens for _, tokens in by_example)
+        of_examples = sum(loss for loss, _ in by_example) / 12
         loss = make_one_step(base, run).loss
         assert loss == pytest.approx(of_tokens, rel=1e-5)
         assert loss != pytest.approx(of_examples, rel=1e-4)
 
-    def test_it_counts_every_real_token_and_nothing_else(self, tiny: Path, examples: Path) -> None:
+    def test_it_counts_every_token_of_the_examples_and_no_others(self, tiny: Path, examples: Path) -> None:
         steps, run = trained(tiny, examples, steps=3, batch_size=4)
         assert run.trained_tokens == run.dataset.tokens == sum(step.tokens for step in steps)
         assert sum(step.labelled_tokens for step in steps) == run.dataset.labelled_tokens
@@ -131,7 +131,7 @@ class TestOptimizerStep:
     def test_equals_a_plain_peft_loop_on_the_same_batches(
         self, tiny: Path, examples: Path, changes: dict[str, Any]
     ) -> None:
-        """The oracle: transformers' model and PEFT's layers, one example at a time, none of our rooms but the data."""
+        """The reference: transformers' model and PEFT's layers, one example at a time."""
         changes = {"four_bits": True} | changes
         ours = trained(tiny, examples, steps=6, **changes)
         four_bits = changes.pop("four_bits")
@@ -140,7 +140,7 @@ class TestOptimizerStep:
         for name, parameter in ours[1].adapter.named_parameters().items():
             torch.testing.assert_close(parameter.data, theirs["tensors"][name], rtol=1e-2, atol=1e-4)
 
-    def test_a_loss_that_is_not_a_number_leaves_the_run_as_it_was(self, tiny: Path, examples: Path) -> None:
+    def test_a_loss_that_is_not_a_number_leaves_the_run_unchanged(self, tiny: Path, examples: Path) -> None:
         base = load_tiny_base(tiny)
         run = prepare(make_spec(tiny, examples), base, Path("unused"))
         make_one_step(base, run)
@@ -159,7 +159,7 @@ def _cross_entropy(logits_T_V: torch.Tensor, batch: PackedBatch) -> float:
 
 
 def _plain_peft(tiny: Path, ours: Run, spec: Any, four_bits: bool) -> dict[str, Any]:
-    lora, knobs = spec.run.lora, spec.run.hyperparameters
+    lora, hyperparameters = spec.run.lora, spec.run.hyperparameters
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
@@ -167,30 +167,30 @@ def _plain_peft(tiny: Path, ours: Run, spec: Any, four_bits: bool) -> dict[str, 
         use_rslora=lora.use_rslora,
         task_type="CAUSAL_LM",
     )
-    how = {"quantization_config": NF4} if four_bits else {}
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32, **how), config).train()
+    options = {"quantization_config": NF4} if four_bits else {}
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32, **options), config).train()
     named = {name.replace(".default", ""): p for name, p in model.named_parameters() if p.requires_grad}
     start = prepare(spec, load_tiny_base(tiny, None), Path("unused")).adapter.named_parameters()
     with torch.no_grad():
         for name, parameter in start.items():
             named[name].copy_(parameter)
-    optimizer = torch.optim.AdamW(named.values(), lr=0.0, weight_decay=knobs.weight_decay)
-    seen = []
+    optimizer = torch.optim.AdamW(named.values(), lr=0.0, weight_decay=hyperparameters.weight_decay)
+    step_losses = []
     for step in range(ours.step):
         parts = [_plain_loss(model, ours, example) for example in ours.schedule.examples_of(step)]
         loss = sum(loss for loss, _ in parts) / sum(tokens for _, tokens in parts)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(named.values(), knobs.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(named.values(), hyperparameters.max_grad_norm)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(knobs, step, ours.schedule.total_steps)
+            group["lr"] = learning_rate(hyperparameters, step, ours.schedule.total_steps)
         optimizer.step()
         optimizer.zero_grad()
-        seen.append(loss.item())
-    return {"losses": seen, "tensors": {name: parameter.detach() for name, parameter in named.items()}}
+        step_losses.append(loss.item())
+    return {"losses": step_losses, "tensors": {name: parameter.detach() for name, parameter in named.items()}}
 
 
 def _plain_loss(model: Any, run: Run, example: int) -> tuple[torch.Tensor, int]:
-    tokens, labelled = run.dataset.slice(example)
+    tokens, labelled = run.dataset.tokens_and_labels(example)
     labels = [token if is_labelled else -100 for token, is_labelled in zip(tokens, labelled, strict=True)]
     logits = model(input_ids=torch.tensor([list(tokens)])).logits[0]
     loss = F.cross_entropy(logits[:-1], torch.tensor(labels[1:]), ignore_index=-100, reduction="sum")

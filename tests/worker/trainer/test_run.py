@@ -130,7 +130,7 @@ class TestRun:
             return generate(base, prompts, adapter, renderer)
 
         monkeypatch.setattr(sample_answers, "_generate", counted)
-        monkeypatch.setattr(sample_answers, "NEW_TOKENS", 2)
+        monkeypatch.setattr(sample_answers, "MAX_NEW_TOKENS", 2)
         run_trainer(make_spec(tiny, examples, sample_prompts=("1: red",)), tmp_path)
         assert asked == ["base", "adapter", "adapter"]
 

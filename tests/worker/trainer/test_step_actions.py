@@ -32,9 +32,9 @@ from worker.trainer.model.base_model import Base
 from worker.trainer.objective.metrics import BatchSums, StepMetrics
 from worker.trainer.run import make_objective
 from worker.trainer.state import Run
-from worker.trainer.validation import sample_answers
+from worker.trainer.validation import sample_answers as sampling
 from worker.trainer.validation.evaluate import evaluate
-from worker.trainer.validation.sample_answers import answers
+from worker.trainer.validation.sample_answers import sample_answers
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ class TestSamples:
     def test_the_last_ones_are_of_the_adapter_that_is_the_result(
         self, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(sample_answers, "NEW_TOKENS", 6)
+        monkeypatch.setattr(sampling, "MAX_NEW_TOKENS", 6)
         train, valid = (write_answers(tmp_path / say, 16, say) for say in ("yes", "no"))
         knobs = {"n_epochs": 4, "eval_steps": 2, "early_stopping": {"patience": 2}, "promote_best": True}
         spec = make_spec(tiny, train, validation_file=valid, sample_prompts=("1: red",), **knobs)
@@ -213,7 +213,7 @@ class TestLeavingThingsAlone:
         assert fingerprint(base, run) == before
         evaluate(make_objective(base, run), run.dataset, 2048, no_keepalive)
         assert fingerprint(base, run) == before
-        list(answers(base, run, load_renderer(tiny)))
+        list(sample_answers(base, run, load_renderer(tiny)))
         assert fingerprint(base, run) == before
         verify_adapter(base, run, directory)
         assert fingerprint(base, run) == before

@@ -54,7 +54,7 @@ def verify_adapter(base: Base, run: Run, directory: Path) -> float:
 
 def _short_batch(run: Run) -> PackedBatch:
     """The first document, no more of it than the plan has room for in float32; each of its tokens counts."""
-    tokens = run.dataset.slice(run.dataset.documents(0)[0])[0][:ROW_TOKENS].tolist()
+    tokens = run.dataset.tokens_and_labels(run.dataset.documents(0)[0])[0][:ROW_TOKENS].tolist()
     dataset = TokenizedDataset()
     dataset.add(1, [Document(1, tokens, [False] + [True] * (len(tokens) - 1))])
     return next(pack_batches(dataset, dataset.documents(0), ROW_TOKENS))

@@ -1,12 +1,12 @@
 """Tokenized dataset -> documents end to end -> packed batches, one forward each. No padding anywhere.
 
     dataset   | doc 0 ......... | doc 1 .. | doc 2 ...... |          every token of the file, once
-    batch     | doc 7 .... | doc 1 .. | doc 4 ....... |              a few whole documents, flattened
+    batch     | doc 7 .... | doc 1 .. | doc 4 ....... |              complete documents, flattened
     position   0 1 2 3 4    0 1 2      0 1 2 3 4 5                   restarts with each document
-    target       ^ ^ ^        ^            ^ ^ ^                     a label is predicted by the token *before* it
+    target       ^ ^ ^        ^            ^ ^ ^                     the token *before* a label predicts it
 
-With DPO both documents of a pair (its two answers, each after the prompt) are in one batch: its margin is a sum over
-both.
+With DPO both documents of a pair (the prompt with each of its two answers) are in one batch, because the margin of the
+pair is a sum over both. A sequence is what must stay in one batch: a document, or both documents of a pair.
 
 Letters: T tokens of a batch, N labelled tokens of a batch.
 """
@@ -37,7 +37,7 @@ from worker.trainer.runtime.failures import Failure
 
 
 class TokenizedDataset:
-    """The documents of a file that have a label, end to end, five bytes a token."""
+    """The documents of a file that have a label, end to end; five bytes a token."""
 
     def __init__(self) -> None:
         self._tokens = array("i")
@@ -61,12 +61,13 @@ class TokenizedDataset:
 
     @property
     def has_pairs(self) -> bool:
-        return len(self) > 0 and self._pair_roles[0] != 0  # a file has pairs throughout, or none
+        return len(self) > 0 and self._pair_roles[0] != 0  # a file has only pairs, or none
 
     def add(self, line: int, documents: Iterable[Document]) -> None:
         """Append the content of one line: one example, or for plain text one example for each piece.
 
-        A document without a label contributes nothing and is left out; a pair is left out whole.
+        Documents without a label are omitted, because they contribute nothing to the loss. A pair is omitted if one of
+        its documents is.
         """
         trainable = learned(documents)
         if trainable and not trainable[0].is_text:
@@ -85,6 +86,7 @@ class TokenizedDataset:
         self.lines.append(line)
 
     def documents(self, example: int) -> range:
+        """Return the numbers of an example's documents."""
         return range(self._example_starts[example], self._example_starts[example + 1])
 
     def documents_of(self, examples: Iterable[int]) -> list[int]:
@@ -94,7 +96,7 @@ class TokenizedDataset:
         return bisect_right(self._example_starts, document) - 1
 
     def pair_role(self, document: int) -> int:
-        """Return 1 for a pair's preferred answer, -1 for its other answer, 0 for a document of no pair."""
+        """Return 1 for a pair's preferred answer, -1 for its other answer, 0 for a document outside of a pair."""
         return self._pair_roles[document]
 
     def length(self, document: int) -> int:
@@ -105,15 +107,15 @@ class TokenizedDataset:
         return self._document_starts[last] - self._document_starts[first]
 
     def lengths(self) -> Lengths:
-        """Return the lengths of what must stay in one batch: documents, or both documents of a pair."""
+        """Return the lengths of the sequences: documents, or both documents of a pair."""
         lengths = Lengths()
         for example in range(len(self)):
             documents = self.documents(example)
             lengths.add([self.length(document) for document in documents], is_pair=self.pair_role(documents[0]) != 0)
         return lengths
 
-    def slice(self, document: int) -> tuple[array[int], bytearray]:
-        """Return the tokens of one document, and for each whether it is a target."""
+    def tokens_and_labels(self, document: int) -> tuple[array[int], bytearray]:
+        """Return the tokens of one document, and for each token 1 if it is a target, else 0."""
         start, end = self._document_starts[document], self._document_starts[document + 1]
         return self._tokens[start:end], self._labelled[start:end]
 
@@ -127,11 +129,12 @@ def read_dataset(
     method: Method = "supervised",
     rules: LineRules = LINE_RULES,
 ) -> TokenizedDataset:
-    """Render a JSONL file with the base model's own template, each document within `context_length` tokens.
+    """Render a JSONL file with the base model's own chat template; no document exceeds `context_length` tokens.
 
-    Raises Failure(failure_reason) for a bad line, a conversation that the template refuses, or a file without a label.
+    Raises Failure(failure_reason) for an invalid line, for a conversation that the template refuses, and for a file
+    without a labelled token.
     """
-    dataset, param = TokenizedDataset(), failure_reason.removeprefix("invalid_")  # training_file, validation_file
+    dataset, param = TokenizedDataset(), failure_reason.removeprefix("invalid_")  # training_file or validation_file
     with path.open("rb") as file:
         for example in read_examples(file, method=method, rules=rules):
             keepalive(f"reading the {param.replace('_', ' ')}")
@@ -149,9 +152,9 @@ def read_dataset(
 
 @dataclass(frozen=True)
 class Pairs:
-    """Which targets of a batch belong to which of its pairs."""
+    """The assignment of a batch's targets to its pairs."""
 
-    pair_N: torch.Tensor  # int64: the number of the pair within the batch
+    pair_N: torch.Tensor  # int64: index of the pair within the batch
     sign_N: torch.Tensor  # float32: 1 in the preferred answer, -1 in the other
     count: int
 
@@ -165,14 +168,14 @@ class Pairs:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """One flattened forward: whole documents, one after the other."""
+    """The input of one forward: complete documents, one after the other."""
 
-    tokens_T: torch.Tensor  # int64: ids
-    positions_T: torch.Tensor  # int64: within the document
-    document_lengths: tuple[int, ...]  # they sum to T
-    logit_positions_N: torch.Tensor  # int64: where in the batch the token before a labelled one stands
-    targets_N: torch.Tensor  # int64: the labelled token's id
-    pairs: Pairs | None = None  # of a dataset of preference pairs
+    tokens_T: torch.Tensor  # int64: token ids
+    positions_T: torch.Tensor  # int64: positions within the document
+    document_lengths: tuple[int, ...]  # their sum is T
+    logit_positions_N: torch.Tensor  # int64: index in the batch of the token before each labelled token
+    targets_N: torch.Tensor  # int64: id of each labelled token
+    pairs: Pairs | None = None  # only with preference pairs
 
     def to(self, device: torch.device) -> PackedBatch:
         names = ("tokens_T", "positions_T", "logit_positions_N", "targets_N")
@@ -183,27 +186,28 @@ class PackedBatch:
 def pack_batches(
     dataset: TokenizedDataset, documents: Sequence[int], row_tokens: int, *, packing: bool = True
 ) -> Iterator[PackedBatch]:
-    """Fill batches with whole documents, up to `row_tokens` tokens each; a longer document has a batch of its own.
+    """Yield batches of complete documents with up to `row_tokens` tokens each.
 
-    Without `packing` each document, or pair, has a batch of its own.
+    A longer sequence is a batch by itself. Without `packing` each sequence is a batch by itself.
     """
     has_pairs = dataset.has_pairs
-    units = [[document] for document in documents]  # what must stay in one batch
+    sequences = [[document] for document in documents]
     if has_pairs:
-        units = [list(pair) for _, pair in groupby(documents, dataset.example_of)]
-    lengths = ((sum(map(dataset.length, unit)), packing) for unit in units)
-    return (_pack(dataset, units[batch], has_pairs=has_pairs) for batch in packed(lengths, row_tokens))
+        sequences = [list(pair) for _, pair in groupby(documents, dataset.example_of)]
+    lengths = ((sum(map(dataset.length, sequence)), packing) for sequence in sequences)
+    return (_pack(dataset, sequences[batch], has_pairs=has_pairs) for batch in packed(lengths, row_tokens))
 
 
-def _pack(dataset: TokenizedDataset, units: Sequence[Sequence[int]], *, has_pairs: bool) -> PackedBatch:
+def _pack(dataset: TokenizedDataset, sequences: Sequence[Sequence[int]], *, has_pairs: bool) -> PackedBatch:
+    """Concatenate the documents of the sequences."""
     tokens, positions, logit_positions, lengths = array("i"), array("i"), array("i"), []
-    for document in (document for unit in units for document in unit):
-        ids, labelled = dataset.slice(document)
+    for document in (document for sequence in sequences for document in sequence):
+        document_tokens, labels = dataset.tokens_and_labels(document)
         start = len(tokens)
-        tokens.extend(ids)
-        positions.extend(range(len(ids)))
-        logit_positions.extend(start + at - 1 for at, is_labelled in enumerate(labelled) if is_labelled)
-        lengths.append(len(ids))
+        tokens.extend(document_tokens)
+        positions.extend(range(len(document_tokens)))
+        logit_positions.extend(start + index - 1 for index, is_labelled in enumerate(labels) if is_labelled)
+        lengths.append(len(document_tokens))
     tokens_T, positions_T, logit_positions_N = map(_int64, (tokens, positions, logit_positions))
     return PackedBatch(
         tokens_T=tokens_T,
@@ -211,18 +215,19 @@ def _pack(dataset: TokenizedDataset, units: Sequence[Sequence[int]], *, has_pair
         document_lengths=tuple(lengths),
         logit_positions_N=logit_positions_N,
         targets_N=tokens_T[logit_positions_N + 1],
-        pairs=_pairs(dataset, units) if has_pairs else None,
+        pairs=_pairs(dataset, sequences) if has_pairs else None,
     )
 
 
-def _pairs(dataset: TokenizedDataset, units: Sequence[Sequence[int]]) -> Pairs:
+def _pairs(dataset: TokenizedDataset, sequences: Sequence[Sequence[int]]) -> Pairs:
+    """Return the pair and the sign of every target, in the order in which `_pack` concatenates the documents."""
     pairs, signs = array("i"), array("i")
-    for number, unit in enumerate(units):
-        for document in unit:
-            labels = dataset.slice(document)[1].count(1)
-            pairs.extend([number] * labels)
-            signs.extend([dataset.pair_role(document)] * labels)
-    return Pairs(_int64(pairs), _int64(signs).float(), len(units))
+    for pair, sequence in enumerate(sequences):
+        for document in sequence:
+            targets = dataset.tokens_and_labels(document)[1].count(1)
+            pairs.extend([pair] * targets)
+            signs.extend([dataset.pair_role(document)] * targets)
+    return Pairs(_int64(pairs), _int64(signs).float(), len(sequences))
 
 
 def _int64(numbers: array[int]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""How many steps, which examples in each, how many tokens in a forward: arithmetic, decided before the first step."""
+"""The schedule of a run: the number of steps, the examples of each, and the steps with a checkpoint or a validation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from app.domain.planning.packing import permutation, total_steps
 
 @dataclass(frozen=True)
 class StepSchedule:
-    """`step` counts optimizer steps that are done, so it is also the index of the next one."""
+    """Everything follows from the fields. `step` counts completed optimizer steps, so it is the index of the next."""
 
     examples: int
     batch_size: int
@@ -24,21 +24,24 @@ class StepSchedule:
         return math.ceil(self.examples / self.batch_size)
 
     def examples_of(self, step: int) -> list[int]:
-        """The batch of one step: the next `batch_size` of its epoch's permutation; the last one may be short."""
+        """Return the examples of one step: the next `batch_size` of the epoch's permutation, or fewer at its end."""
         epoch, position = divmod(step, self.steps_per_epoch)
         order = permutation(self.examples, self.seed, epoch)
         return list(order[position * self.batch_size : (position + 1) * self.batch_size])
 
     def epoch(self, step: int) -> float:
-        """Epochs done after `step` steps."""
+        """Return the epochs completed after `step` steps."""
         return step / self.steps_per_epoch
 
     def is_checkpoint_due(self, step: int) -> bool:
-        """Whether a checkpoint is due after `step` steps: at each epoch's end, and at the very end."""
+        """Return whether a checkpoint is due after `step` steps: after each epoch and after the last step."""
         return step > 0 and (step % self.steps_per_epoch == 0 or step == self.total_steps)
 
     def is_validation_due(self, step: int) -> bool:
-        """Whether a validation is due after `step` steps: every `eval_steps`, else at epochs' ends; at the very end."""
+        """Return whether a validation is due after `step` steps.
+
+        That is every `eval_steps` steps (by default after each epoch), and after the last step.
+        """
         if self.eval_steps is None or step == self.total_steps:
             return self.is_checkpoint_due(step)
         return step > 0 and step % self.eval_steps == 0

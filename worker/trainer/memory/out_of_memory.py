@@ -83,7 +83,7 @@ class OutOfMemoryPolicy:
             self.plan = self.plan.with_layout(agreed)
             self._apply()
 
-    def trimming(self, keepalive: Keepalive) -> Keepalive:
+    def trim_between_batches(self, keepalive: Keepalive) -> Keepalive:
         """Return a keepalive that, between two batches, also gives back what they left in the heap beyond the plan."""
 
         def keep_alive_and_trim(doing: str) -> None:

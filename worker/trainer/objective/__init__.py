@@ -1,1 +1,1 @@
-"""What is minimised: supervised or DPO loss, its metrics, the optimizer."""
+"""Objectives: supervised and DPO loss, their metrics, the optimizer."""

@@ -1,11 +1,12 @@
-"""The last matrix product and the cross entropy, for labelled positions only, with the gradient formed in the forward.
+"""Fused linear cross entropy: the head's matrix product and the cross entropy, in chunks of labelled tokens.
 
-A head is frozen mostly, so the only gradient is the hidden states': softmax minus one-hot, times the head. It is formed
-while the logits of a chunk are at hand, and nothing of size N x V outlives its chunk. There is no product left for the
-backward, and none at all for tokens that nobody learns from. A head that is trained (`modules_to_save`) comes as its
-float32 master; its own gradient is summed over the chunks in float32, and costs one more product and V x D numbers.
+The forward computes the gradient, too, as in Liger Kernel and torchtune. The head is usually frozen, so the only
+gradient is that of the hidden states: softmax minus one-hot, times the head. It is computed while the logits of a chunk
+are in memory, so no tensor of N x V is ever allocated and the backward has no product left. Unlabelled tokens cost
+nothing. A trained head (`modules_to_save`) is passed as its float32 master; its gradient is summed over the chunks in
+float32, which takes one more product and V x D numbers.
 
-Letters: N labelled tokens, M of one chunk, D the hidden size, V the vocabulary.
+Letters: N labelled tokens, M labelled tokens of one chunk, D the hidden size, V the vocabulary.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from typing import Any
 
 import torch
 
-CHUNK_BYTES = 32 << 20  # of logits: 128 rows at V = 49,152, so that a chunk stays near the cache
-LEAST_CHUNK_ROWS = 128
-BYTES_PER_LOGIT = 6  # as the product leaves it (16 bits), and as float32
+CHUNK_BYTES = 32 << 20  # of logits: 128 tokens at V = 49,152, so that most of a chunk fits into the cache
+MIN_CHUNK_TOKENS = 128
+BYTES_PER_LOGIT = 6  # the product's output in 16 bits, and its float32 copy
 
 
 def linear_cross_entropy(
@@ -26,12 +27,12 @@ def linear_cross_entropy(
     targets_N: torch.Tensor,
     weights_N: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The sum of the losses (a float32 scalar, with its gradient), losses_N (float32, nats), is_correct_N (bool).
+    """Return the sum of the losses (a float32 scalar with a gradient), losses_N (float32, nats), is_correct_N (bool).
 
-    Correct is a target that was the likeliest token. `weights_N` (float32, 1 where absent) weigh the sum and its
-    gradient, not `losses_N`. A sum, not a mean: the one division is the optimizer step's.
+    `is_correct_N` is true where the target is the most likely token. `weights_N` (float32; default 1) multiply the
+    terms of the sum and of its gradient, but not `losses_N`. The optimizer step divides the sum, once.
     """
-    if not torch.is_grad_enabled():  # `needs_input_grad` would still say that a trained head wants its V x D numbers
+    if not torch.is_grad_enabled():  # `needs_input_grad` is true for a trained head even then: V x D unused numbers
         hidden_N_D, head_V_D = hidden_N_D.detach(), head_V_D.detach()
     total, losses_N, is_correct_N = _LinearCrossEntropy.apply(hidden_N_D, head_V_D, targets_N, weights_N)  # type: ignore[no-untyped-call]
     return total, losses_N, is_correct_N
@@ -46,17 +47,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets_N: torch.Tensor,
         weights_N: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        learns = any(ctx.needs_input_grad[:2])
-        rows = max(LEAST_CHUNK_ROWS, CHUNK_BYTES // (BYTES_PER_LOGIT * head_V_D.shape[0]))
+        needs_gradient = any(ctx.needs_input_grad[:2])
+        chunk_tokens = max(MIN_CHUNK_TOKENS, CHUNK_BYTES // (BYTES_PER_LOGIT * head_V_D.shape[0]))
         ctx.head_gradient_V_D = torch.zeros_like(head_V_D) if ctx.needs_input_grad[1] else None
         head_V_D = head_V_D.to(hidden_N_D.dtype)
-        parts = (torch.split(tensor, rows) for tensor in (hidden_N_D, targets_N))
-        weights = repeat(None) if weights_N is None else torch.split(weights_N, rows)
-        chunks = [
-            _chunk(hidden_M_D, head_V_D, targets_M, weights_M, learns, ctx.head_gradient_V_D)
-            for hidden_M_D, targets_M, weights_M in zip(*parts, weights, strict=False)
+        chunks = (torch.split(tensor, chunk_tokens) for tensor in (hidden_N_D, targets_N))
+        weights = repeat(None) if weights_N is None else torch.split(weights_N, chunk_tokens)
+        results = [
+            _chunk(hidden_M_D, head_V_D, targets_M, weights_M, needs_gradient, ctx.head_gradient_V_D)
+            for hidden_M_D, targets_M, weights_M in zip(*chunks, weights, strict=False)
         ]
-        losses_N, is_correct_N, gradient_N_D = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+        losses_N, is_correct_N, gradient_N_D = (torch.cat(parts) for parts in zip(*results, strict=True))
         ctx.save_for_backward(gradient_N_D)
         ctx.mark_non_differentiable(losses_N, is_correct_N)
         return (losses_N if weights_N is None else losses_N * weights_N).sum(), losses_N, is_correct_N
@@ -65,7 +66,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, scale: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
         (gradient_N_D,) = ctx.saved_tensors
         head_gradient_V_D = None if ctx.head_gradient_V_D is None else ctx.head_gradient_V_D.mul_(scale)
-        ctx.head_gradient_V_D = None  # what was returned becomes .grad; kept here it would outlive the row
+        ctx.head_gradient_V_D = None  # the returned tensor becomes .grad; a reference here would outlive the batch
         return gradient_N_D * scale.to(gradient_N_D.dtype), head_gradient_V_D, None, None
 
 
@@ -74,12 +75,12 @@ def _chunk(
     head_V_D: torch.Tensor,
     targets_M: torch.Tensor,
     weights_M: torch.Tensor | None,
-    learns: bool,
+    needs_gradient: bool,
     head_gradient_V_D: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return losses, which are correct, and the hidden states' gradient; add the head's, if it learns, to its buffer.
+    """Return losses_M, is_correct_M and the gradient of the hidden states (M x D); add the gradient of a trained head.
 
-    One float32 buffer holds logits, then exponentials, then p - y.
+    One float32 buffer (M x V) holds the logits, then their exponentials, then p - y.
     """
     z_M_V = (hidden_M_D @ head_V_D.t()).float()
     targets_M_1 = targets_M[:, None]
@@ -89,7 +90,7 @@ def _chunk(
     sum_M_1 = z_M_V.sum(dim=1, keepdim=True)
     losses_M = (sum_M_1.log() + top_M_1 - target_M_1).squeeze(1)
     is_correct_M = (target_M_1 == top_M_1).squeeze(1)
-    if not learns:
+    if not needs_gradient:
         return losses_M, is_correct_M, hidden_M_D.new_empty(0, hidden_M_D.shape[1])
     z_M_V.div_(sum_M_1)
     z_M_V.scatter_add_(1, targets_M_1, z_M_V.new_full((len(targets_M), 1), -1.0))

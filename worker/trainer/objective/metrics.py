@@ -1,6 +1,6 @@
-"""Sums over the packed batches of a step, or of a validation: losses and hits of tokens, losses and margins of pairs.
+"""Metrics of a step or of a validation, as sums over its packed batches: loss and accuracy of tokens or of pairs.
 
-They stay on the device until they are read: each read waits for the GPU.
+The sums stay on the device until they are read, because each read waits for the GPU.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from worker.trainer.objective.dpo import PairLosses
 
 @dataclass(frozen=True)
 class BatchSums:
-    """What one packed batch adds to the metrics of a step. Losses are sums in nats, float64."""
+    """The contribution of one packed batch to the metrics of a step. Loss sums are float64, in nats."""
 
     tokens: int
     labelled_tokens: int
     loss_sum: torch.Tensor
-    correct: torch.Tensor  # int64: labelled tokens that were the likeliest
+    correct: torch.Tensor  # int64: labelled tokens that were the most likely token
     pairs: int = 0
     margin_sum: torch.Tensor | None = None  # with pairs: float64
-    preferred: torch.Tensor | None = None  # with pairs: int64, those with a positive margin
+    preferred: torch.Tensor | None = None  # with pairs: int64, pairs with a positive margin
 
     @classmethod
     def of_tokens(cls, batch: PackedBatch, losses_N: torch.Tensor, is_correct_N: torch.Tensor) -> BatchSums:
@@ -45,10 +45,10 @@ class BatchSums:
 
 
 class StepMetrics:
-    """Metrics of a step or a validation. A supervised one is counted by labelled tokens, one of DPO by pairs."""
+    """Metrics of a step or a validation: means over labelled tokens, with DPO over pairs."""
 
     def __init__(self, device: torch.device) -> None:
-        self.tokens = 0  # real tokens that went through the model, without those of DPO's reference pass
+        self.tokens = 0  # processed tokens, without those of DPO's reference forward
         self.labelled_tokens = 0
         self.pairs = 0
         self._loss_sum, self._margin_sum = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(2))
@@ -65,45 +65,46 @@ class StepMetrics:
             self._preferred += sums.preferred
 
     def sums(self) -> torch.Tensor:
-        """Return what adds up over processes, as float64, which counts exactly up to 2^53."""
+        """Return all sums as one float64 tensor, which can be added over processes; exact up to 2^53."""
         counts = torch.tensor([self.tokens, self.labelled_tokens, self.pairs], device=self._correct.device)
         measured = (self._loss_sum, self._margin_sum, self._correct, self._preferred)
         return torch.cat([counts.double(), torch.stack([value.double() for value in measured])])
 
     def set_sums(self, sums: torch.Tensor) -> None:
+        """Replace the sums by those that `sums()` returned, added over processes."""
         self.tokens, self.labelled_tokens, self.pairs = (int(count) for count in sums[:3])
         self._loss_sum, self._margin_sum = sums[3], sums[4]
         self._correct, self._preferred = sums[5].long(), sums[6].long()
 
     @property
     def denominator(self) -> int:
-        """Return what the sum of the losses, and of the gradients, is divided by."""
+        """Return the divisor of the summed losses and gradients: pairs, or labelled tokens."""
         return self.pairs or self.labelled_tokens
 
     @property
     def loss(self) -> float:
-        """Return nats per labelled token, or DPO's loss per pair."""
+        """Return the mean loss: nats per labelled token, or DPO loss per pair."""
         return self._loss_sum.item() / self.denominator
 
     @property
     def accuracy(self) -> float | None:
-        """Return the share of labelled tokens that were the likeliest; None with DPO, which does not train for it."""
+        """Return the share of labelled tokens that were the most likely token; None with DPO."""
         return None if self.pairs else self._correct.item() / self.labelled_tokens
 
     @property
     def reward_accuracy(self) -> float | None:
-        """Return the share of pairs whose preferred answer has gained more likelihood than the other."""
+        """Return the share of pairs with a positive margin; None without pairs."""
         return self._preferred.item() / self.pairs if self.pairs else None
 
     @property
     def reward_margin(self) -> float | None:
-        """Return the mean over pairs of beta times what the preferred answer has gained in nats over the other."""
+        """Return the mean margin of the pairs (beta times nats, as in dpo.py); None without pairs."""
         return self._margin_sum.item() / self.pairs if self.pairs else None
 
     def metrics(self, scope: str) -> dict[str, float | None]:
-        """Return the metrics under OpenAI's names, and ours for pairs; `scope` is train, valid or full_valid.
+        """Return the metrics by name, with OpenAI's names for tokens; `scope` is train, valid or full_valid.
 
-        A value that is not finite becomes None: a manifest is JSON, which has no word for it.
+        A value that is not finite becomes None, because JSON cannot represent it.
         """
         of_tokens = {"loss": self.loss, "mean_token_accuracy": self.accuracy}
         of_pairs = {"loss": self.loss, "reward_accuracy": self.reward_accuracy, "reward_margin": self.reward_margin}

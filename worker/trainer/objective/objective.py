@@ -1,7 +1,7 @@
-"""What is minimised: chosen once at the start, `SupervisedObjective` or `DpoObjective`.
+"""The objectives: `SupervisedObjective` and `DpoObjective`, chosen once before the first step.
 
-Each turns one packed batch into gradients (training) or only into sums (validation). Losses and gradients are sums, not
-means, so they add up over batches whatever the batches are; the one division is the optimizer step's.
+An objective runs forward and backward of one packed batch (training), or the forward alone (validation). Losses and
+gradients are sums, so they can be added over batches of any size; the optimizer step divides them, once.
 
 Letters: T tokens of a batch, N labelled tokens of a batch, D the hidden size.
 """
@@ -25,10 +25,10 @@ class Objective(Protocol):
     def base(self) -> Base: ...
 
     def forward_backward(self, batch: PackedBatch) -> BatchSums:
-        """Add the batch's gradients to those of the adapter."""
+        """Run forward and backward of one batch, and add its gradients to those of the adapter."""
 
     def evaluate(self, batch: PackedBatch) -> BatchSums:
-        """Forward alone: no dropout, no gradient."""
+        """Run the forward of one batch without dropout and gradients."""
 
 
 class SupervisedObjective:
@@ -52,10 +52,10 @@ class SupervisedObjective:
 
 
 class DpoObjective:
-    """DPO's loss of every pair (dpo.py), against a reference that never changes.
+    """DPO loss of every pair (dpo.py).
 
-    The reference is the base model with the adapter switched off; where training goes on from an earlier adapter, that
-    adapter, as a frozen copy.
+    The reference never changes. It is the base model without an adapter, or, if training continues an earlier adapter,
+    the base model with a frozen copy of that adapter.
     """
 
     def __init__(self, base: Base, adapter: Adapter, beta: float, reference: Adapter | None) -> None:
@@ -87,16 +87,16 @@ class DpoObjective:
 
 
 def _hidden_states(base: Base, batch: PackedBatch, adapter: Adapter | None) -> torch.Tensor:
-    """Return the hidden states that predict a labelled token: only those reach the head."""
+    """Return the hidden states (N x D) that predict a labelled token; the head needs no others."""
     return hidden_states(base, batch, adapter).index_select(0, batch.logit_positions_N)
 
 
 def _token_losses(base: Base, batch: PackedBatch, adapter: Adapter | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return losses_N and is_correct_N of the model with `adapter`, without a gradient."""
+    """Return losses_N and is_correct_N of the model with `adapter`; None is the base model."""
     hidden_N_D = _hidden_states(base, batch, adapter)
     return linear_cross_entropy(hidden_N_D, base.head_with(adapter), batch.targets_N)[1:]
 
 
 def _pairs_of(batch: PackedBatch) -> Pairs:
-    assert batch.pairs is not None, "a dataset read for DPO has pairs"
+    assert batch.pairs is not None, "a dataset for DPO has pairs"
     return batch.pairs

@@ -1,4 +1,4 @@
-"""AdamW in float32 (arXiv 1711.05101), the learning rate as a function of the step, the division and the clip."""
+"""AdamW in float32 (arXiv 1711.05101), the learning rate schedule, gradient division and gradient clipping."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ def make_optimizer(parameters: Sequence[torch.nn.Parameter], hyperparameters: Hy
 
 
 def learning_rate(hyperparameters: Hyperparameters, step: int, total_steps: int) -> float:
-    """The rate of the step with index `step` (from 0): a linear warm-up to the peak, then the schedule down to zero.
+    """Return the learning rate of the step with index `step` (from 0): linear warm-up to the peak, then the schedule.
 
-    The first step of the warm-up already moves: at rate zero it would be a batch read for nothing.
+    The first step of the warm-up has a rate above zero: with zero its batch would have no effect.
     """
     peak = hyperparameters.learning_rate
     warmup = math.ceil(hyperparameters.warmup_ratio * total_steps)
     if step < warmup:
         return peak * (step + 1) / warmup
-    done = (step - warmup) / max(1, total_steps - warmup)
+    progress = (step - warmup) / max(1, total_steps - warmup)
     match hyperparameters.lr_scheduler_type:
         case "linear":
-            return peak * (1 - done)
+            return peak * (1 - progress)
         case "cosine":
-            return peak * 0.5 * (1 + math.cos(math.pi * done))
+            return peak * 0.5 * (1 + math.cos(math.pi * progress))
         case "constant":
             return peak
 
@@ -49,11 +49,11 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def divide_gradients(parameters: Sequence[torch.nn.Parameter], denominator: int) -> None:
-    """The gradients of a sum of losses -> of their mean over the step's tokens or pairs. Once per optimizer step."""
+    """Turn the gradients of the summed loss into those of its mean over the step's tokens or pairs; once per step."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     torch._foreach_div_(gradients, float(denominator))
 
 
 def clip_gradients(parameters: Sequence[torch.nn.Parameter], max_norm: float) -> float:
-    """Scale the gradients down to the norm `max_norm` where they exceed it; returns the norm before (one sync)."""
+    """Scale the gradients down to the norm `max_norm` if they exceed it. Returns the norm before (one device sync)."""
     return float(torch.nn.utils.clip_grad_norm_(parameters, max_norm, foreach=True))

@@ -15,7 +15,7 @@ def result_messages(run: Run) -> Iterator[str]:
             f"Stopped early after step {run.step} of {run.schedule.total_steps}: the full validation loss did not fall "
             f"in {best.validations_without_fall} validation(s) in a row; it was {best.loss:.4f} after step {best.step}."
         )
-    if run.promotes_another:
+    if run.promotes_earlier_step:
         yield f"The result is the adapter of step {best.step}, with the lowest full validation loss, {best.loss:.4f}."
     elif best.step not in (None, run.step):
         yield (

@@ -1,7 +1,6 @@
-"""Early stopping: the best validation so far, the adapter it was measured on, and whether the loss still falls.
+"""Early stopping: the best validation so far, its adapter weights, and the validations since the loss last fell.
 
-All of it is in every snapshot, A and B included: a later attempt has nothing else, and its result is the same to the
-bit.
+Every snapshot stores this state with the weights, so that a resumed run has the same result to the bit.
 """
 
 from __future__ import annotations
@@ -18,26 +17,26 @@ from app.domain.jobs.spec import EarlyStopping
 from worker.trainer.adapter.lora import Adapter
 
 Metrics = dict[str, float | None]
-TENSOR_PREFIX = "best/"  # of its tensors in a snapshot
+TENSOR_PREFIX = "best/"  # of the weights' names in a snapshot
 
 
 @dataclass
 class BestValidation:
-    """Losses are of the whole validation file: nats per labelled token, with DPO per pair.
+    """The validation with the lowest loss; the earliest of several with an equal loss.
 
-    The lowest wins, the earliest of equals.
+    Losses are those of the complete validation file: nats per labelled token, with DPO per pair.
     """
 
-    step: int | None = None  # of the lowest loss; None before the first validation
+    step: int | None = None  # with the lowest loss; None before the first validation
     loss: float = math.inf
     metrics: Metrics = field(default_factory=dict)  # of that step
     trained_tokens: int = 0  # until that step
-    reference: float = math.inf  # the loss that the next must undercut by the threshold to count as a fall
+    reference: float = math.inf  # a loss counts as a fall if it is below this by more than the threshold
     validations_without_fall: int = 0
-    tensors: dict[str, torch.Tensor] = field(default_factory=dict)  # A and B of that step, where they may be promoted
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)  # weights of that step, if it may be promoted
 
     def update(self, step: int, loss: float, metrics: Metrics, trained_tokens: int, threshold: float) -> bool:
-        """Take a validation into account; return whether it is the best so far. A loss that is NaN never is."""
+        """Add the result of a validation; return whether it is the best so far. A loss of NaN never is."""
         if loss < self.reference - threshold:
             self.reference, self.validations_without_fall = loss, 0
         else:
@@ -48,14 +47,14 @@ class BestValidation:
         return True
 
     def copy_weights(self, adapter: Adapter) -> None:
-        """Copy A and B: the next optimizer step changes them in place."""
+        """Copy the weights, because the next optimizer step changes them in place."""
         self.tensors = {name: tensor.detach().cpu().clone() for name, tensor in adapter.named_parameters().items()}
 
     def should_stop(self, early_stopping: EarlyStopping | None) -> bool:
         return early_stopping is not None and self.validations_without_fall >= early_stopping.patience
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything but the tensors, for a manifest; None for the infinite loss before the first validation."""
+        """Return all fields except the tensors, for a manifest; an infinite loss becomes None."""
         values = asdict(BestValidation(**{**vars(self), "tensors": {}}))
         del values["tensors"]
         return {key: None if value == math.inf else value for key, value in values.items()}
@@ -72,14 +71,14 @@ class BestValidation:
 
     @contextmanager
     def weights_in_place(self, adapter: Adapter) -> Iterator[None]:
-        """Put the best step's weights into the adapter; afterwards the last ones, which a snapshot may still need."""
+        """Load the best step's weights into the adapter, and at the end the current ones, which a snapshot may need."""
         parameters = adapter.named_parameters()
-        last = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        current = {name: parameter.detach().clone() for name, parameter in parameters.items()}
         _copy_into(parameters, self.tensors)
         try:
             yield
         finally:
-            _copy_into(parameters, last)
+            _copy_into(parameters, current)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Validation: the loss over a whole file, with the adapter on, dropout off, nothing learned."""
+"""Validation: the metrics of a complete file, with the adapter, without dropout and gradients."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from worker.trainer.records import Keepalive
 
 
 def evaluate(objective: Objective, dataset: TokenizedDataset, row_tokens: int, keepalive: Keepalive) -> StepMetrics:
-    """Evaluate every document once, in the file's order."""
+    """Evaluate every document once, in the order of the file."""
     metrics, device = StepMetrics(objective.base.device), objective.base.device
     for batch in pack_batches(dataset, dataset.documents_of(range(len(dataset))), row_tokens):
         keepalive("measuring the validation loss")

@@ -1,4 +1,4 @@
-"""What the training did, for people: the same prompts answered by the base and by the adapter, greedily."""
+"""Sample answers: greedy answers to the sample prompts, by the base model and by the tuned model."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from worker.trainer.model import attention
 from worker.trainer.model.base_model import Base
 from worker.trainer.state import Run
 
-NEW_TOKENS = 64
+MAX_NEW_TOKENS = 64
 
 
-def answers(base: Base, run: Run, renderer: Renderer, at_once: int | None = None) -> Iterator[tuple[str, str, str]]:
-    """(prompt, the base's answer, the tuned model's answer) to each sample prompt, up to 64 tokens each.
+def sample_answers(
+    base: Base, run: Run, renderer: Renderer, batch_size: int | None = None
+) -> Iterator[tuple[str, str, str]]:
+    """Yield (prompt, the base model's answer, the tuned model's answer) for each sample prompt.
 
-    `at_once` prompts make one batch: None for all, 0 for no answers at all.
+    A batch has `batch_size` prompts: None stands for all of them, 0 for no answers at all.
     """
     prompts = run.spec.sample_prompts
-    if not prompts or at_once == 0:
+    if not prompts or batch_size == 0:
         return
     tokens = [prompt_tokens(renderer, prompt) for prompt in prompts]
-    size = at_once or len(tokens)
+    size = batch_size or len(tokens)
     batches = [tokens[start : start + size] for start in range(0, len(tokens), size)]
 
     def generate(adapter: Adapter | None) -> list[str]:
@@ -36,7 +38,10 @@ def answers(base: Base, run: Run, renderer: Renderer, at_once: int | None = None
 
 
 def prompt_tokens(renderer: Renderer, prompt: str) -> list[int]:
-    """As it is served: a user's message, or as it stands where there is no chat template. Raises TemplateRefused."""
+    """Return the tokens of a prompt as one user message, or as plain text without a chat template.
+
+    Raises TemplateRefused.
+    """
     if renderer.template is None:
         return renderer.encode_plain(prompt)
     return renderer.encode(renderer.text([{"role": "user", "content": prompt}], prompt=True))
@@ -44,28 +49,25 @@ def prompt_tokens(renderer: Renderer, prompt: str) -> list[int]:
 
 @torch.no_grad()
 def _generate(base: Base, prompts: Sequence[list[int]], adapter: Adapter | None, renderer: Renderer) -> list[str]:
-    """The prompts as one batch, padded on the left, so that the weights are dequantised once a token for all."""
+    """Answer the prompts as one batch, padded on the left: each weight is then dequantised once per new token."""
     longest = max(map(len, prompts))
-    ends = renderer.stop_ids
-    pad_token = ends[0] if ends else 0
+    stop_ids = renderer.stop_ids
+    pad_token = stop_ids[0] if stop_ids else 0
     padding = [[pad_token] * (longest - len(prompt)) for prompt in prompts]
     tokens_B_T = torch.tensor([pad + prompt for pad, prompt in zip(padding, prompts, strict=True)])
     mask_B_T = torch.tensor([[0] * len(pad) + [1] * (longest - len(pad)) for pad in padding])
-    base.model.set_attn_implementation("sdpa")  # ours knows documents end to end, not a cache
+    base.model.set_attn_implementation("sdpa")  # our attention of packed documents has no key-value cache
     try:
         with base.switch.on(adapter):
             output_B_T = base.model.generate(
                 tokens_B_T.to(base.device),
                 attention_mask=mask_B_T.to(base.device),
-                max_new_tokens=NEW_TOKENS,
+                max_new_tokens=MAX_NEW_TOKENS,
                 do_sample=False,
-                eos_token_id=ends or None,
+                eos_token_id=stop_ids or None,
                 pad_token_id=pad_token,
             )
     finally:
         base.model.set_attn_implementation(attention.NAME)
-    return [renderer.decode(_until(answer, ends)).strip() for answer in output_B_T[:, longest:].tolist()]
-
-
-def _until(answer: list[int], ends: Sequence[int]) -> list[int]:
-    return list(takewhile(lambda token: token not in ends, answer))
+    answers = (takewhile(lambda token: token not in stop_ids, answer) for answer in output_B_T[:, longest:].tolist())
+    return [renderer.decode(list(answer)).strip() for answer in answers]

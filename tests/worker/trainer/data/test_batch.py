@@ -15,10 +15,10 @@ from worker.trainer.runtime.failures import Failure
 
 
 def dataset_of(*documents: tuple[list[int], list[int]]) -> TokenizedDataset:
-    """One example a document: (tokens, positions that are labelled)."""
+    """Return a dataset with one example per document: (tokens, labelled positions)."""
     dataset = TokenizedDataset()
     for line, (tokens, labels) in enumerate(documents, 1):
-        dataset.add(line, [Document(line, tokens, [at in labels for at in range(len(tokens))])])
+        dataset.add(line, [Document(line, tokens, [position in labels for position in range(len(tokens))])])
     return dataset
 
 
@@ -36,21 +36,23 @@ class TestPackBatches:
         assert batch.logit_positions_N.tolist() == [1, 4]
         assert batch.targets_N.tolist() == [7, 9]
 
-    def test_a_document_longer_than_the_budget_has_a_row_of_its_own(self) -> None:
+    def test_a_document_longer_than_the_budget_is_a_batch_by_itself(self) -> None:
         dataset = dataset_of(([1] * 9, [3]), ([2] * 3, [1]), ([3] * 3, [1]))
         assert [batch.document_lengths for batch in pack_batches(dataset, [0, 1, 2], 6)] == [(9,), (3, 3)]
 
-    def test_without_packing_every_row_is_one_document(self) -> None:
+    def test_without_packing_every_batch_is_one_document(self) -> None:
         dataset = dataset_of(([1] * 3, [1]), ([2] * 3, [1]))
         assert [batch.document_lengths for batch in pack_batches(dataset, [0, 1], 100, packing=False)] == [(3,), (3,)]
         assert [batch.document_lengths for batch in pack_batches(dataset, [0, 1], 100)] == [(3, 3)]
 
     @given(st.lists(st.integers(2, 20), min_size=1, max_size=30), st.integers(1, 50))
-    def test_every_document_is_in_exactly_one_row_and_no_row_is_padded(self, lengths: list[int], budget: int) -> None:
+    def test_every_document_is_in_exactly_one_batch_and_no_batch_is_padded(
+        self, lengths: list[int], budget: int
+    ) -> None:
         dataset = dataset_of(*(([number] * length, [1]) for number, length in enumerate(lengths)))
-        made = list(pack_batches(dataset, range(len(lengths)), budget))
-        assert [length for batch in made for length in batch.document_lengths] == lengths
-        for batch in made:
+        batches = list(pack_batches(dataset, range(len(lengths)), budget))
+        assert [length for batch in batches for length in batch.document_lengths] == lengths
+        for batch in batches:
             assert len(batch.tokens_T) == sum(batch.document_lengths)
             assert len(batch.tokens_T) <= budget or len(batch.document_lengths) == 1
 
@@ -59,16 +61,16 @@ class TestReadDataset:
     def read(self, tiny: Path, path: Path, context_length: int = 512) -> TokenizedDataset:
         return read_dataset(load_renderer(tiny), path, context_length, Reason.INVALID_TRAINING_FILE, no_keepalive)
 
-    def test_labels_are_what_the_assistant_says_and_the_end_of_its_turn(self, tiny: Path, tmp_path: Path) -> None:
+    def test_labels_are_the_assistants_message_and_its_end_token(self, tiny: Path, tmp_path: Path) -> None:
         (tmp_path / "a.jsonl").write_text(
             '{"messages": [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "xyz"}]}\n'
         )
-        tokens, labelled = self.read(tiny, tmp_path / "a.jsonl").slice(0)
+        tokens, labelled = self.read(tiny, tmp_path / "a.jsonl").tokens_and_labels(0)
         renderer = load_renderer(tiny)
-        learned = [token for token, is_labelled in zip(tokens, labelled, strict=True) if is_labelled]
-        assert renderer.tokenizer.decode(learned, skip_special_tokens=False) == "xyz<|im_end|>"
+        labelled_tokens = [token for token, is_labelled in zip(tokens, labelled, strict=True) if is_labelled]
+        assert renderer.tokenizer.decode(labelled_tokens, skip_special_tokens=False) == "xyz<|im_end|>"
 
-    def test_lines_are_read_by_the_rules_of_the_job(self, tiny: Path, tmp_path: Path) -> None:
+    def test_lines_are_read_by_the_line_rules_of_the_job(self, tiny: Path, tmp_path: Path) -> None:
         path, renderer = tmp_path / "a.jsonl", load_renderer(tiny)
         path.write_text(
             '{"messages": [{"role": "user", "content": "a"}, '
@@ -94,21 +96,23 @@ class TestReadDataset:
         (tmp_path / "a.jsonl").write_text('{"text": "abcdefghij"}\n{"text": "xyz"}\n')
         dataset = self.read(tiny, tmp_path / "a.jsonl", context_length=6)
         assert list(dataset.lines) == [1, 1, 2]
-        texts = [load_renderer(tiny).decode(dataset.slice(document)[0]) for document in range(3)]
+        texts = [load_renderer(tiny).decode(dataset.tokens_and_labels(document)[0]) for document in range(3)]
         assert texts == ["abcdef", "fghij", "xyz"]
-        assert [list(dataset.slice(document)[1]) for document in range(3)] == [
+        assert [list(dataset.tokens_and_labels(document)[1]) for document in range(3)] == [
             [0] + [1] * 5,
             [0] + [1] * 5,
             [0, 1, 1, 1],
         ]
         assert dataset.labelled_tokens == 10 + 3
 
-    def test_a_file_without_any_label_is_refused_with_the_knob_to_turn(self, tiny: Path, examples: Path) -> None:
+    def test_a_file_without_any_label_is_refused_and_names_the_parameter_to_change(
+        self, tiny: Path, examples: Path
+    ) -> None:
         with pytest.raises(Failure, match="context_length") as caught:
             self.read(tiny, examples, context_length=8)
         assert caught.value.reason is Reason.INVALID_TRAINING_FILE
 
-    def test_a_bad_line_is_named_by_its_number(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+    def test_an_invalid_line_is_named_by_its_number(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         (tmp_path / "a.jsonl").write_bytes(examples.read_bytes() + b'{"messages": NaN}\n')
         with pytest.raises(Failure, match="Line 13: NaN"):
             self.read(tiny, tmp_path / "a.jsonl")

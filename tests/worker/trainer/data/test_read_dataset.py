@@ -1,4 +1,4 @@
-"""The report on a file, a job's validation and the trainer read a data set alike."""
+"""The report on a file, the validation of a job and the trainer read a dataset in the same way."""
 
 from __future__ import annotations
 
@@ -67,8 +67,10 @@ def test_the_rows_shown_are_what_the_trainer_trains(renderer: Renderer, tmp_path
     found = survey(io.BytesIO(content), renderer, method, Limits(CONTEXT_LENGTH, 1 << 20, preview_rows=50))
     shown = [document for row in found.previews if row["trained"] for document in row["documents"]]
     reason = Reason.INVALID_TRAINING_FILE
-    corpus = read_dataset(renderer, tmp_path / "data.jsonl", CONTEXT_LENGTH, reason, lambda _: None, method)
-    documents = [corpus.slice(number) for example in range(len(corpus)) for number in corpus.documents(example)]
+    dataset = read_dataset(renderer, tmp_path / "data.jsonl", CONTEXT_LENGTH, reason, lambda _: None, method)
+    documents = [
+        dataset.tokens_and_labels(number) for example in range(len(dataset)) for number in dataset.documents(example)
+    ]
     trained = [list(zip(tokens, map(bool, labelled), strict=True)) for tokens, labelled in documents]
     assert [tokens_of(document) for document in shown] == trained
 

@@ -166,7 +166,7 @@ class TestValidation:
 class TestSamples:
     @pytest.fixture
     def spec(self, tiny: Path, examples: Path, monkeypatch: pytest.MonkeyPatch) -> TrainerSpec:
-        monkeypatch.setattr(sample_answers, "NEW_TOKENS", 4)
+        monkeypatch.setattr(sample_answers, "MAX_NEW_TOKENS", 4)
         prompts = ("1: red blue", "2: amber amber amber", "3: green")
         return make_spec(tiny, examples, sample_prompts=prompts, quantization=FLOAT32)
 

@@ -1,4 +1,4 @@
-"""DPO against a plain implementation; what it measures; its reference."""
+"""DPO loss, steps and reference, compared with a plain implementation."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ FLOAT32_LORA: dict[str, Any] = {"method": "dpo", "beta": BETA}
 
 
 def trained(tiny: Path, pairs: Path, steps: int = 5, row_tokens: int = 2048, **changes: Any) -> tuple[list[Step], Run]:
-    """`steps` steps in float32 on a fresh base."""
+    """Make `steps` steps in float32 on a newly loaded base."""
     base = load_tiny_base(tiny, None)
     run = prepare(make_spec(tiny, pairs, **FLOAT32_LORA | changes), base, Path("unused"))
     return [make_one_step(base, run, row_tokens) for _ in range(steps)], run
 
 
 class TestDpoLoss:
-    """The maths: token losses in, weights out."""
+    """`dpo_loss` alone: token losses in, weights out."""
 
     PAIRS = Pairs(
         pair_N=torch.tensor([0, 0, 0, 1, 1]),
@@ -55,29 +55,29 @@ class TestDpoLoss:
 
     @pytest.mark.parametrize("beta", [0.1, 2.0])
     def test_equals_autograd_of_the_papers_formula(self, beta: float) -> None:
-        dice = torch.Generator().manual_seed(0)
-        losses = torch.rand(5, generator=dice).requires_grad_()
-        reference = torch.rand(5, generator=dice)
-        found = dpo_loss(self.PAIRS, beta, losses.detach(), reference)
-        gained = reference - losses
-        margins = beta * torch.stack([gained[0] + gained[1] - gained[2], gained[3] - gained[4]])
+        generator = torch.Generator().manual_seed(0)
+        losses = torch.rand(5, generator=generator).requires_grad_()
+        reference = torch.rand(5, generator=generator)
+        result = dpo_loss(self.PAIRS, beta, losses.detach(), reference)
+        log_ratio = reference - losses
+        margins = beta * torch.stack([log_ratio[0] + log_ratio[1] - log_ratio[2], log_ratio[3] - log_ratio[4]])
         (-F.logsigmoid(margins)).sum().backward()
-        torch.testing.assert_close(found.weights_N, losses.grad)
-        torch.testing.assert_close(found.margins_P.float(), margins.detach())
-        torch.testing.assert_close(found.losses_P.float(), -F.logsigmoid(margins.detach()))
+        torch.testing.assert_close(result.weights_N, losses.grad)
+        torch.testing.assert_close(result.margins_P.float(), margins.detach())
+        torch.testing.assert_close(result.losses_P.float(), -F.logsigmoid(margins.detach()))
 
     def test_a_token_changes_no_other_pair(self) -> None:
         losses = torch.ones(5)
         broken = losses.clone()
         broken[3] = math.nan
-        found = dpo_loss(self.PAIRS, 0.1, broken, losses)
-        assert found.losses_P[0].item() == pytest.approx(math.log(2))
-        assert found.losses_P[1].isnan()
-        assert found.weights_N[:3].tolist() == pytest.approx([0.05, 0.05, -0.05])
+        result = dpo_loss(self.PAIRS, 0.1, broken, losses)
+        assert result.losses_P[0].item() == pytest.approx(math.log(2))
+        assert result.losses_P[1].isnan()
+        assert result.weights_N[:3].tolist() == pytest.approx([0.05, 0.05, -0.05])
 
 
 class TestOptimizerStep:
-    def test_the_first_loss_is_that_of_a_coin(self, tiny: Path, pairs: Path) -> None:
+    def test_the_first_loss_is_log_2(self, tiny: Path, pairs: Path) -> None:
         steps, _ = trained(tiny, pairs, steps=1, dropout=0.1)
         assert steps[0].loss == pytest.approx(math.log(2), abs=1e-12)
         assert (steps[0].reward_margin, steps[0].reward_accuracy) == (0.0, 0.0)
@@ -85,7 +85,7 @@ class TestOptimizerStep:
     @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # PEFT, of transformers
     @pytest.mark.parametrize("changes", [{}, {"beta": 1.5, "batch_size": 5, "weight_decay": 0.1}])
     def test_equals_a_plain_peft_loop_on_the_same_pairs(self, tiny: Path, pairs: Path, changes: dict[str, Any]) -> None:
-        """The oracle: log-softmax of full logits, PEFT's adapter off for the reference, autograd for the gradient."""
+        """The reference: log-softmax of all logits, PEFT with the adapter disabled, gradients by autograd."""
         steps, run = trained(tiny, pairs, **changes)
         theirs = _plain_dpo(tiny, run, make_spec(tiny, pairs, **FLOAT32_LORA | changes))
         assert [step.loss for step in steps] == pytest.approx(theirs["losses"], rel=1e-5)
@@ -95,7 +95,7 @@ class TestOptimizerStep:
             torch.testing.assert_close(parameter.data, theirs["tensors"][name], rtol=1e-2, atol=1e-4)
 
     @pytest.mark.parametrize("changes", [{"row_tokens": 1}, {"row_tokens": 300}, {"packing": False}])
-    def test_rows_never_change_the_result_beyond_rounding(
+    def test_the_batch_length_never_changes_the_result_beyond_rounding(
         self, tiny: Path, pairs: Path, changes: dict[str, Any]
     ) -> None:
         one, other = trained(tiny, pairs, **changes), trained(tiny, pairs)
@@ -103,26 +103,26 @@ class TestOptimizerStep:
         for mine, theirs in zip(one[1].parameters, other[1].parameters, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
 
-    def test_it_learns_what_is_preferred(self, tiny: Path, pairs: Path) -> None:
+    def test_training_increases_the_margin_of_preferred_answers(self, tiny: Path, pairs: Path) -> None:
         steps, _ = trained(tiny, pairs, steps=12, n_epochs=4)
         assert steps[-1].loss < 0.5 * steps[0].loss
         assert steps[-1].reward_accuracy == 1.0
         assert steps[-1].reward_margin is not None
         assert steps[-1].reward_margin > 0.5
 
-    def test_the_head_forms_one_gradient_for_each_answer(
+    def test_only_the_training_pass_computes_a_gradient_at_the_head(
         self, tiny: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        asked: list[bool] = []
+        needs_gradient: list[bool] = []
         chunk = linear_cross_entropy._chunk
 
-        def watched(*arguments: Any) -> Any:
-            asked.append(arguments[-2])
+        def recorded_chunk(*arguments: Any) -> Any:
+            needs_gradient.append(arguments[-2])
             return chunk(*arguments)
 
-        monkeypatch.setattr(linear_cross_entropy, "_chunk", watched)
+        monkeypatch.setattr(linear_cross_entropy, "_chunk", recorded_chunk)
         trained(tiny, pairs, steps=1)
-        assert asked == [False, False, True]  # the reference, the margin, the step
+        assert needs_gradient == [False, False, True]  # the reference, the margin, the step
 
     def test_the_loss_is_divided_by_pairs(self, tiny: Path, pairs: Path) -> None:
         steps, run = trained(tiny, pairs, steps=3, batch_size=5)
@@ -130,7 +130,7 @@ class TestOptimizerStep:
         assert sum(step.labelled_tokens for step in steps) == run.dataset.labelled_tokens
         assert run.trained_tokens == run.dataset.tokens
 
-    def test_a_run_that_goes_on_from_an_adapter_has_that_as_its_reference(self, tiny: Path, pairs: Path) -> None:
+    def test_a_frozen_copy_as_reference_stays_unchanged(self, tiny: Path, pairs: Path) -> None:
         base = load_tiny_base(tiny, None)
         run = prepare(make_spec(tiny, pairs, **FLOAT32_LORA), base, Path("unused"))
         with torch.no_grad():
@@ -140,32 +140,30 @@ class TestOptimizerStep:
         objective = DpoObjective(base, run.adapter, BETA, frozen_copy(run.adapter))
         first, second = (optimizer_step(run, objective, 2048, no_keepalive) for _ in range(2))
         assert first.loss == pytest.approx(math.log(2), abs=1e-12)
-        assert second.reward_margin != 0.0  # the copy stayed where it was
+        assert second.reward_margin != 0.0  # the copy has not changed
 
-    def test_the_reference_is_the_start_adapter_where_there_is_one(
-        self, tiny: Path, pairs: Path, tmp_path: Path
-    ) -> None:
+    def test_the_reference_is_the_start_adapter_if_there_is_one(self, tiny: Path, pairs: Path, tmp_path: Path) -> None:
         _, log = run_trainer(make_spec(tiny, pairs, **FLOAT32_LORA), tmp_path)
         start = tmp_path / log.last.directory
-        given = {"start_adapter": start, "start_adapter_sha256": sha256_file(start / MANIFEST)}
+        start_adapter = {"start_adapter": start, "start_adapter_sha256": sha256_file(start / MANIFEST)}
         base = load_tiny_base(tiny, None)
-        run = prepare(make_spec(tiny, pairs, **FLOAT32_LORA, **given), base, Path("unused"))
+        run = prepare(make_spec(tiny, pairs, **FLOAT32_LORA, **start_adapter), base, Path("unused"))
         assert make_one_step(base, run).loss == pytest.approx(math.log(2), abs=1e-12)
 
 
 class TestPackBatches:
-    def test_a_pair_is_never_split_over_rows(self, tiny: Path, pairs: Path) -> None:
+    def test_a_pair_is_never_split_over_batches(self, tiny: Path, pairs: Path) -> None:
         run = prepare(make_spec(tiny, pairs, **FLOAT32_LORA), load_tiny_base(tiny, None), Path("unused"))
         for budget in (1, 150, 400, 5000):
             for packing in (True, False):
-                made = list(pack_batches(run.dataset, range(24), budget, packing=packing))
-                assert sum(len(batch.document_lengths) for batch in made) == 24
-                for batch in made:
+                batches = list(pack_batches(run.dataset, range(24), budget, packing=packing))
+                assert sum(len(batch.document_lengths) for batch in batches) == 24
+                for batch in batches:
                     assert batch.pairs is not None
                     assert len(batch.document_lengths) == 2 * batch.pairs.count
                     assert len(batch.document_lengths) == 2 or (packing and len(batch.tokens_T) <= budget)
 
-    def test_a_pair_that_the_cut_leaves_one_side_is_left_out(self, tiny: Path, tmp_path: Path) -> None:
+    def test_a_pair_with_equal_documents_after_truncation_is_omitted(self, tiny: Path, tmp_path: Path) -> None:
         answers = [("yes", "no"), ("y" * 90, "y" * 90 + "no"), ("no", "yes")]
         lines = [
             {
@@ -182,7 +180,7 @@ class TestPackBatches:
 
 
 def _plain_dpo(tiny: Path, ours: Run, spec: Any) -> dict[str, Any]:
-    lora, knobs = spec.run.lora, spec.run.hyperparameters
+    lora, hyperparameters = spec.run.lora, spec.run.hyperparameters
     config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=ALL_LINEAR, task_type="CAUSAL_LM")
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32), config).train()
     named = {name.replace(".default", ""): p for name, p in model.named_parameters() if p.requires_grad}
@@ -190,20 +188,20 @@ def _plain_dpo(tiny: Path, ours: Run, spec: Any) -> dict[str, Any]:
     with torch.no_grad():
         for name, parameter in start.items():
             named[name].copy_(parameter)
-    optimizer = torch.optim.AdamW(named.values(), lr=0.0, weight_decay=knobs.weight_decay)
-    seen: dict[str, Any] = {"losses": [], "margins": [], "norms": []}
+    optimizer = torch.optim.AdamW(named.values(), lr=0.0, weight_decay=hyperparameters.weight_decay)
+    results: dict[str, Any] = {"losses": [], "margins": [], "norms": []}
     for step in range(ours.step):
         margins = torch.stack([_plain_margin(model, ours, example) for example in ours.schedule.examples_of(step)])
-        loss = -F.logsigmoid(knobs.beta * margins).mean()
+        loss = -F.logsigmoid(hyperparameters.beta * margins).mean()
         loss.backward()
-        seen["norms"].append(torch.nn.utils.clip_grad_norm_(named.values(), knobs.max_grad_norm).item())
+        results["norms"].append(torch.nn.utils.clip_grad_norm_(named.values(), hyperparameters.max_grad_norm).item())
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(knobs, step, ours.schedule.total_steps)
+            group["lr"] = learning_rate(hyperparameters, step, ours.schedule.total_steps)
         optimizer.step()
         optimizer.zero_grad()
-        seen["losses"].append(loss.item())
-        seen["margins"].append(knobs.beta * margins.mean().item())
-    return seen | {"tensors": {name: parameter.detach() for name, parameter in named.items()}}
+        results["losses"].append(loss.item())
+        results["margins"].append(hyperparameters.beta * margins.mean().item())
+    return results | {"tensors": {name: parameter.detach() for name, parameter in named.items()}}
 
 
 def _plain_margin(model: Any, run: Run, example: int) -> torch.Tensor:
@@ -219,6 +217,6 @@ def _log_ratio(model: Any, run: Run, document: int) -> torch.Tensor:
 
 
 def _log_likelihood(model: Any, run: Run, document: int) -> torch.Tensor:
-    tokens, labelled = (torch.tensor(list(part)) for part in run.dataset.slice(document))
+    tokens, labelled = (torch.tensor(list(part)) for part in run.dataset.tokens_and_labels(document))
     log_p = model(input_ids=tokens[None]).logits[0, :-1].log_softmax(-1)
     return log_p.gather(1, tokens[1:, None]).squeeze(1)[labelled[1:].bool()].sum()

@@ -9,18 +9,18 @@ from worker.trainer.objective.optimizer import clip_gradients, divide_gradients,
 
 
 def rates(total_steps: int = 10, **changes: object) -> list[float]:
-    knobs = Hyperparameters.model_validate(HYPERPARAMETERS | {"learning_rate": 1.0} | changes)
-    return [learning_rate(knobs, step, total_steps) for step in range(total_steps)]
+    hyperparameters = Hyperparameters.model_validate(HYPERPARAMETERS | {"learning_rate": 1.0} | changes)
+    return [learning_rate(hyperparameters, step, total_steps) for step in range(total_steps)]
 
 
 class TestLearningRate:
-    def test_linear_falls_by_equal_parts_towards_zero(self) -> None:
+    def test_linear_falls_by_equal_amounts_towards_zero(self) -> None:
         assert rates() == pytest.approx([1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
 
     def test_warm_up_rises_from_the_first_step_to_the_peak(self) -> None:
         assert rates(warmup_ratio=0.4)[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
 
-    def test_the_first_step_always_moves(self) -> None:
+    def test_the_first_step_has_a_rate_above_zero(self) -> None:
         assert all(rates(total, warmup_ratio=ratio)[0] > 0 for total in (1, 2, 50) for ratio in (0, 0.03, 1))
 
     def test_cosine_is_half_way_at_half_time(self) -> None:
@@ -45,8 +45,8 @@ class TestGradients:
 
     def test_adamw_equals_its_formula_on_the_first_step(self) -> None:
         parameter = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
-        knobs = Hyperparameters.model_validate(HYPERPARAMETERS | {"learning_rate": 0.1, "weight_decay": 0.5})
-        optimizer = make_optimizer([parameter], knobs)
+        hyperparameters = Hyperparameters.model_validate(HYPERPARAMETERS | {"learning_rate": 0.1, "weight_decay": 0.5})
+        optimizer = make_optimizer([parameter], hyperparameters)
         parameter.grad = torch.tensor([0.3, -0.7])
         optimizer.step()
         decayed = torch.tensor([1.0, -2.0]) * (1 - 0.1 * 0.5)

@@ -13,7 +13,7 @@ from worker.trainer.validation.early_stopping import TENSOR_PREFIX, BestValidati
 
 
 def after(losses: list[float], threshold: float = 0.0) -> BestValidation:
-    """What is known when these were measured, one after each step."""
+    """Return the state after validations with these losses, one after each step."""
     best = BestValidation()
     for step, loss in enumerate(losses, start=1):
         best.update(step, loss, {"full_valid_loss": loss}, 100 * step, threshold)
@@ -32,20 +32,20 @@ def stopped_after(losses: list[float], patience: int, threshold: float = 0.0) ->
 
 
 class TestUpdate:
-    def test_the_lowest_wins_and_the_earliest_of_equals(self) -> None:
+    def test_the_lowest_loss_is_the_best_and_the_earliest_of_equal_ones(self) -> None:
         best = after([3.0, 2.0, 2.5, 2.0])
         assert (best.step, best.loss, best.metrics, best.trained_tokens) == (2, 2.0, {"full_valid_loss": 2.0}, 200)
 
-    def test_a_fall_below_the_threshold_is_better_but_no_fall(self) -> None:
+    def test_a_decrease_within_the_threshold_is_the_best_but_does_not_count_as_a_fall(self) -> None:
         best = after([3.0, 2.95, 2.94], threshold=0.1)
         assert (best.step, best.validations_without_fall) == (3, 2)
 
-    def test_small_falls_add_up_to_one(self) -> None:
-        """Measured against the last fall, not against the last validation: slow is not stalled."""
+    def test_small_decreases_add_up_to_a_fall(self) -> None:
+        """The reference is the loss of the last fall, not of the last validation."""
         assert after([3.0, 2.95, 2.89], threshold=0.1).validations_without_fall == 0
 
     @pytest.mark.parametrize("broken", [math.nan, math.inf])
-    def test_what_is_not_a_number_is_never_the_best(self, broken: float) -> None:
+    def test_a_loss_that_is_not_finite_is_never_the_best(self, broken: float) -> None:
         assert after([broken]).step is None
         best = after([3.0, broken])
         assert (best.step, best.validations_without_fall) == (1, 1)
@@ -67,23 +67,23 @@ class TestShouldStop:
     ) -> None:
         assert stopped_after(losses, patience, threshold) == step
 
-    def test_never_where_nobody_asked(self) -> None:
+    def test_never_without_early_stopping(self) -> None:
         assert not after([1.0, 2.0, 3.0, 4.0]).should_stop(None)
 
 
 class TestTensors:
     def adapter(self, value: float) -> Adapter:
-        factors = LoraWeights(*(torch.nn.Parameter(torch.full(shape, value)) for shape in ((2, 3), (4, 2))), scale=1.0)
-        return Adapter(0.0, torch.Generator(), {"layer": factors})
+        weights = LoraWeights(*(torch.nn.Parameter(torch.full(shape, value)) for shape in ((2, 3), (4, 2))), scale=1.0)
+        return Adapter(0.0, torch.Generator(), {"layer": weights})
 
-    def test_they_are_copies(self) -> None:
+    def test_copy_weights_copies(self) -> None:
         adapter, best = self.adapter(1.0), BestValidation()
         best.copy_weights(adapter)
         with torch.no_grad():
             adapter.parameters()[0].fill_(2.0)
         assert all(torch.equal(tensor, torch.ones_like(tensor)) for tensor in best.tensors.values())
 
-    def test_in_place_they_are_the_adapter_and_then_no_more_even_after_an_error(self) -> None:
+    def test_weights_in_place_restores_the_current_weights_even_after_an_error(self) -> None:
         best, adapter = BestValidation(), self.adapter(2.0)
         best.copy_weights(self.adapter(1.0))
         with contextlib.suppress(KeyError), best.weights_in_place(adapter):
@@ -92,14 +92,14 @@ class TestTensors:
         assert all(parameter.unique().item() == 2.0 for parameter in adapter.parameters())
 
     @pytest.mark.parametrize("losses", [[], [3.0], [math.nan], [3.0, 2.0, 2.5]])
-    def test_a_snapshot_gives_back_all_of_it(self, losses: list[float]) -> None:
+    def test_a_snapshot_restores_every_field(self, losses: list[float]) -> None:
         best = after(losses)
         best.copy_weights(self.adapter(1.0))
         text = json.dumps(best.as_dict(), allow_nan=False)
         tensors = {f"{TENSOR_PREFIX}{name}": tensor for name, tensor in best.tensors.items()} | {
             "adapter/x": torch.ones(1)
         }
-        back = BestValidation.from_dict(json.loads(text), tensors)
-        assert back.as_dict() == best.as_dict()
-        assert (back.loss, back.reference) == (best.loss, best.reference)
-        assert back.tensors.keys() == best.tensors.keys()
+        restored = BestValidation.from_dict(json.loads(text), tensors)
+        assert restored.as_dict() == best.as_dict()
+        assert (restored.loss, restored.reference) == (best.loss, best.reference)
+        assert restored.tensors.keys() == best.tensors.keys()
