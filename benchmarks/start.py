@@ -32,7 +32,7 @@ from app.system.cpu_info import cpu_name
 from tests.factories import make_file, make_job, make_project, validate_job
 from tests.stack import start_postgres, start_valkey
 from tests.worker import worker_process
-from worker.jobs.trainer_process import TRAINER
+from worker.jobs.trainer_process import TRAINER_COMMAND
 
 HERE = Path(__file__).resolve().parent
 BODY = {"hyperparameters": {"max_steps": 1, "batch_size": 8}}  # the rest is "auto": rank 16, all linear layers, NF4
@@ -87,7 +87,7 @@ def prepare(directory: Path, sessions: Sessions) -> Project:
 
 
 def measure(settings: Settings, sessions: Sessions, project: Project, jobs: int) -> list[float]:
-    worker = worker_process.start(settings, TRAINER, "gpu", "gpu0")
+    worker = worker_process.start(settings, TRAINER_COMMAND, "gpu", "gpu0")
     try:
         return [train_one(settings, sessions, project, worker.pid) for _ in range(jobs + 1)][1:]
     finally:

@@ -3,10 +3,10 @@
     celery -A worker.celery_app worker -P threads -c 1 -Q gpu -n gpu0@%h --without-gossip --without-mingle
     celery -A worker.celery_app worker -P threads -c 1 -Q cpu -n cpu0@%h --without-gossip --without-mingle
 
-Threads, as a task must hear of a shutdown while it runs: prefork sends it to the main process only, and the task runs
-on until it is killed. One thread each, as a slot does one job at a time; validation is Python under the interpreter's
-lock, so a second one wants a second process (`-n cpu1@%h`). The name before the @ is the slot's: keep it stable, it
-is how a restarted worker finds the jobs that its predecessor held.
+The pool is `threads`, because a running task must learn of a shutdown: prefork signals the main process only, and the
+task would run until it is killed. The concurrency is 1, because a slot runs one job at a time; validation is Python
+code under the global interpreter lock, so a second validation needs a second process (`-n cpu1@%h`). The name before
+the @ is the slot's. Keep it stable: by it a restarted worker finds the jobs that its previous incarnation held.
 """
 
 from __future__ import annotations
@@ -20,47 +20,48 @@ from app.job_queue import LOOK_FOR_WORK, make_celery
 from app.log import configure_logging
 from app.settings import Settings, load_settings
 from worker import tasks
-from worker.jobs.trainer_process import TRAINER
-from worker.node.node import Station
+from worker.jobs.trainer_process import TRAINER_COMMAND
+from worker.node.worker_node import WorkerNode
 
-_made: list[Celery] = []
+_apps: list[Celery] = []
 
 
 def __getattr__(name: str) -> Celery:
-    """`celery` is made when it is first asked for: importing this module needs no settings."""
+    """Create `celery` on first access, so that importing this module needs no settings."""
     if name != "celery":
         raise AttributeError(name)
-    if not _made:
-        _made.append(make_worker(load_settings()))
-    return _made[0]
+    if not _apps:
+        _apps.append(make_worker(load_settings()))
+    return _apps[0]
 
 
-def make_worker(settings: Settings, trainer: Sequence[str] = TRAINER) -> Celery:
-    """A Celery app whose worker takes jobs. `trainer` is the command that trains; tests bring their own."""
+def make_worker(settings: Settings, trainer: Sequence[str] = TRAINER_COMMAND) -> Celery:
+    """Create a Celery app whose worker runs jobs. `trainer` is the command of the training program."""
     celery = make_celery(settings.redis_url)
-    station = Station(settings, trainer)
-    tasks.register(celery, station)
-    _connect(settings, station)
+    node = WorkerNode(settings, trainer)
+    tasks.register(celery, node)
+    _connect(settings, node)
     return celery
 
 
-def _connect(settings: Settings, station: Station) -> None:
-    """The slots start with the worker, not when it is ready: with Redis down it never is, and they find work anyway."""
+def _connect(settings: Settings, node: WorkerNode) -> None:
+    """Start the slots with the worker, not when it is ready: without Redis it never is, and the slots poll
+    PostgreSQL."""
 
     def configure(**_: Any) -> None:
         configure_logging(settings.log_json, settings.log_file)
 
-    def open_station(sender: str, instance: Any, **_: Any) -> None:
+    def open_node(sender: str, instance: Any, **_: Any) -> None:
         consumed = instance.app.amqp.queues.consume_from
-        station.open(sender, [queue for queue in LOOK_FOR_WORK if queue in consumed])
+        node.open(sender, [queue for queue in LOOK_FOR_WORK if queue in consumed])
 
-    def stop_station(**_: Any) -> None:
-        station.stop()
+    def stop_node(**_: Any) -> None:
+        node.stop()
 
-    def close_station(**_: Any) -> None:
-        station.close()
+    def close_node(**_: Any) -> None:
+        node.close()
 
     signals.setup_logging.connect(configure, weak=False)
-    signals.celeryd_after_setup.connect(open_station, weak=False)
-    signals.worker_shutting_down.connect(stop_station, weak=False)
-    signals.worker_shutdown.connect(close_station, weak=False)
+    signals.celeryd_after_setup.connect(open_node, weak=False)
+    signals.worker_shutting_down.connect(stop_node, weak=False)
+    signals.worker_shutdown.connect(close_node, weak=False)

@@ -1,7 +1,9 @@
-"""Is the process on this host alive? `python -m worker.health gpu|cpu|reconciler|webhooks` exits 0 if it is, else 1.
+"""Health check: `python -m worker.health gpu|cpu|reconciler|webhooks` exits 0 if that process on this host is alive,
+else 1.
 
-Whoever does the work touches a file every few seconds; the check looks how old it is. `celery inspect ping` would cost
-seconds of CPU and go through the broker, and a question to PostgreSQL would call a worker dead when PostgreSQL is.
+Each process touches a heartbeat file every few seconds, and the check reads the file's age. `celery inspect ping` would
+take seconds of CPU and depend on the broker; a query to PostgreSQL would report a live worker as dead when PostgreSQL
+is down.
 """
 
 from __future__ import annotations
@@ -14,11 +16,12 @@ from pathlib import Path
 
 from app.settings import Settings, load_settings
 
-FRESH_SECONDS = 60
+MAX_HEARTBEAT_AGE_SECONDS = 60
 
 
-def beat(settings: Settings, name: str) -> None:
-    """A sign of life. The time is ours and not that of a file server, since we compare it with ours."""
+def write_heartbeat(settings: Settings, name: str) -> None:
+    """Touch the heartbeat file, with this host's time and not a file server's, because it is compared with the
+    former."""
     path = _path(settings, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
@@ -26,8 +29,8 @@ def beat(settings: Settings, name: str) -> None:
     os.utime(path, (now, now))
 
 
-def age_seconds(settings: Settings, name: str) -> float | None:
-    """How old the last sign of life is; None if there was none."""
+def heartbeat_age_seconds(settings: Settings, name: str) -> float | None:
+    """The age of the last heartbeat; None if there was none."""
     try:
         return time.time() - _path(settings, name).stat().st_mtime
     except FileNotFoundError:
@@ -39,19 +42,19 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m worker.health gpu|cpu|reconciler|webhooks", file=sys.stderr)
         return 1
     try:
-        age = age_seconds(load_settings(), arguments[0])
+        age = heartbeat_age_seconds(load_settings(), arguments[0])
     except OSError as error:
-        print(f"the data directory can't be read: {error}", file=sys.stderr)
+        print(f"cannot read the data directory: {error}", file=sys.stderr)
         return 1
-    if age is None or age > FRESH_SECONDS:
-        seen = "has given no sign of life" if age is None else f"gave its last sign of life {age:.0f} s ago"
-        print(f"{arguments[0]} on {socket.gethostname()} {seen}", file=sys.stderr)
+    if age is None or age > MAX_HEARTBEAT_AGE_SECONDS:
+        state = "has no heartbeat" if age is None else f"had its last heartbeat {age:.0f} s ago"
+        print(f"{arguments[0]} on {socket.gethostname()} {state}", file=sys.stderr)
         return 1
     return 0
 
 
 def _path(settings: Settings, name: str) -> Path:
-    """A container has a host name of its own, so hosts may share the data directory."""
+    """The path names the host, because hosts (each container is one) may share the data directory."""
     return settings.data_dir / "run" / f"{name}@{socket.gethostname()}.alive"
 
 

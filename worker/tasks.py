@@ -1,20 +1,21 @@
-"""The two hints a worker understands. They carry nothing and promise nothing: PostgreSQL is the queue."""
+"""The two hints, Celery tasks that wake a worker. They carry no data and may be lost: PostgreSQL is the queue."""
 
 from __future__ import annotations
 
 from celery import Celery
 
 from app.job_queue import LOOK_FOR_WORK
-from worker.node.node import Station
+from worker.node.worker_node import WorkerNode
 
 
-def register(celery: Celery, station: Station) -> None:
-    """A task stays until the slot is idle again, so that hints which come meanwhile go to workers that are."""
+def register(celery: Celery, node: WorkerNode) -> None:
+    """Register the tasks. A task lasts until the slot is idle again, so that further hints go to idle workers
+    meanwhile."""
 
     @celery.task(name=LOOK_FOR_WORK["gpu"])  # type: ignore[untyped-decorator]
     def train() -> None:
-        station.look_for_work("gpu")
+        node.handle_hint("gpu")
 
     @celery.task(name=LOOK_FOR_WORK["cpu"])  # type: ignore[untyped-decorator]
     def validate() -> None:
-        station.look_for_work("cpu")
+        node.handle_hint("cpu")

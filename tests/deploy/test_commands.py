@@ -26,7 +26,7 @@ from tests.deploy.containers import Host, free_port
 from tests.deploy.guide import shell_block
 from tests.stack import as_redis_py, open_directory, start_postgres
 from tests.tiny import make_tiny_base
-from worker.health import beat
+from worker.health import write_heartbeat
 
 STOP_SECONDS = 15.0
 WORKERS = ["cpu-worker", "gpu-worker", "gpu-worker-without-gpu", "reconciler", "webhooks"]
@@ -137,7 +137,7 @@ class TestWorkers:
     def test_it_is_not_healthy_a_minute_after_its_last_sign_of_life(self, migrated: Host, name: str) -> None:
         settings = Settings(database_url="", redis_url="", data_dir=migrated.directory / "data")
         queue = migrated.health_check(name)[-1]
-        beat(settings, queue)
+        write_heartbeat(settings, queue)
         assert migrated.health(name).returncode == 0
         (sign,) = migrated.directory.glob(f"data/run/{queue}@*.alive")
         a_minute_ago = time.time() - 61

@@ -17,7 +17,7 @@ from app.cli.local_stack.services import programs
 from app.settings import Settings
 from tests.deploy import compose, dockerfile, guide
 from tests.deploy.compose import ROOT, Service, is_ours, mounts, seconds, target
-from worker.node.node import FAREWELL_SECONDS
+from worker.node.worker_node import SHUTDOWN_TIMEOUT_SECONDS
 
 DOCUMENT = compose.load()
 ALL = compose.services()
@@ -161,7 +161,7 @@ class TestOrder:
 
     @each_lasting
     def test_what_lasts_is_started_again(self, name: str) -> None:
-        assert ALL[name]["restart"] == "unless-stopped"
+        assert ALL[name]["restart"] == "is_done-stopped"
 
     def test_the_migration_is_not(self) -> None:
         assert ALL["migrate"]["restart"] == "no"
@@ -179,7 +179,7 @@ class TestTrainers:
     @pytest.mark.parametrize("name", [*TRAINERS, "cpu-worker"])
     def test_a_running_job_has_the_time_to_reach_a_snapshot_and_to_be_given_back(self, name: str) -> None:
         drain = Settings.model_fields["drain_grace_seconds"].default
-        assert seconds(ALL[name]["stop_grace_period"]) >= drain + FAREWELL_SECONDS
+        assert seconds(ALL[name]["stop_grace_period"]) >= drain + SHUTDOWN_TIMEOUT_SECONDS
 
     @each_trainer
     def test_shared_memory_is_not_the_64_mb_of_docker(self, name: str) -> None:

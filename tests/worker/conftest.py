@@ -11,7 +11,7 @@ from app.db.engine import transaction
 from app.db.tables import Project
 from app.settings import Settings
 from tests.factories import make_base_model
-from tests.worker.bench import DEADLINE_SECONDS, Bench, Witness
+from tests.worker.worker_harness import DEADLINE_SECONDS, Bench, Witness
 from worker.node.resources import Resources, open_resources
 
 

@@ -1,6 +1,6 @@
 """A real Celery worker in a process of its own, whose trainer is the test's.
 
-python worker_process.py SETTINGS TRAINER QUEUE NODE
+python worker_process.py SETTINGS TRAINER_COMMAND QUEUE NODE
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Bytes between storage and a work directory. What a trainer wrote is copied, never moved: it may still be reading it.
+"""Copy files between storage and a work directory, verified against their manifests.
 
-Everything that is copied is hashed on the way and held against the manifest, so what lands in storage is what the
-manifest says, whatever happens to the original meanwhile.
+What a trainer wrote is copied, not moved, because the trainer may still read it. Every copy is hashed while it is made,
+so the stored files are those of the manifest, whatever happens to the originals in the meantime.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from app.system.artifact_directory import (
     sha256_file,
     write_archive,
 )
-from worker.jobs.lease import OutOfTouch
+from worker.jobs.lease import LeaseUncertain
 
 ARCHIVE = "adapter.tar"
 CHUNK_BYTES = 1 << 20
@@ -41,53 +41,53 @@ class StoredFile:
 
 
 def fetch(storage: Storage, key: str, destination: Path) -> str:
-    """Copy an object to a new file; its SHA-256. Raises FileNotFoundError, OSError."""
+    """Copy an object to a new file and return its SHA-256. Raises FileNotFoundError, OSError."""
     destination.parent.mkdir(parents=True, exist_ok=True)
     with storage.open(key) as source, destination.open("xb") as target:
         return _copy(source, target)
 
 
-def take_copy(directory: Path, destination: Path) -> dict[str, Any]:
-    """Copy a directory of files and its manifest, verifying each on the way; the manifest.
+def copy_verified(directory: Path, destination: Path) -> dict[str, Any]:
+    """Copy a directory of files and its manifest, verify each file during the copy, and return the manifest.
 
-    Raises ManifestMismatch for a directory that is not what its manifest says, or not flat.
+    Raises ManifestMismatch for a directory that differs from its manifest or has subdirectories.
     """
-    shutil.rmtree(destination, ignore_errors=True)  # of a try that failed
+    shutil.rmtree(destination, ignore_errors=True)  # a copy that failed
     destination.mkdir(parents=True)
     manifest = read_manifest(directory)
-    for name, want in manifest["files"].items():
+    for name, entry in manifest["files"].items():
         if Path(name).name != name:
-            raise ManifestMismatch(f"{directory.name}: {name!r} is not a bare file name")
+            raise ManifestMismatch(f"{directory.name}: the manifest names {name!r}; only plain file names are allowed")
         sha256 = _copy_file(directory / name, destination / name)
-        if not isinstance(want, dict) or sha256 != want.get("sha256"):
-            raise ManifestMismatch(f"{directory.name}: {name} is not the file that the manifest names")
+        if not isinstance(entry, dict) or sha256 != entry.get("sha256"):
+            raise ManifestMismatch(f"{directory.name}: the content of {name} differs from the manifest")
     _copy_file(directory / MANIFEST, destination / MANIFEST)
     if read_manifest(destination) != manifest:
         raise ManifestMismatch(f"{directory.name}: the manifest changed while it was read")
     return manifest
 
 
-def check_in_place(directory: Path) -> None:
-    """Verify a directory of files where it lies, for moving instead of copying: only after its writer has ended.
+def verify_in_place(directory: Path) -> None:
+    """Verify a directory without copying it, before it is moved. Its writer must have exited.
 
-    Raises ManifestMismatch for a directory that is not what its manifest says, or not flat.
+    Raises ManifestMismatch for a directory that differs from its manifest or has subdirectories.
     """
     manifest = read_manifest(directory)
-    found = {entry.name: entry for entry in os.scandir(directory)}
-    irregular = sorted(name for name, entry in found.items() if not entry.is_file(follow_symlinks=False))
-    if irregular or found.keys() != {MANIFEST, *manifest["files"]}:
-        raise ManifestMismatch(f"{directory.name}: it does not hold the files that the manifest names, and those alone")
-    for name, want in manifest["files"].items():
-        if not isinstance(want, dict) or sha256_file(directory / name) != want.get("sha256"):
-            raise ManifestMismatch(f"{directory.name}: {name} is not the file that the manifest names")
+    present = {item.name: item for item in os.scandir(directory)}
+    has_irregular = any(not item.is_file(follow_symlinks=False) for item in present.values())
+    if has_irregular or present.keys() != {MANIFEST, *manifest["files"]}:
+        raise ManifestMismatch(f"{directory.name}: it must contain exactly the files that the manifest names")
+    for name, entry in manifest["files"].items():
+        if not isinstance(entry, dict) or sha256_file(directory / name) != entry.get("sha256"):
+            raise ManifestMismatch(f"{directory.name}: the content of {name} differs from the manifest")
 
 
 def put_directory(storage: Storage, directory: Path, prefix: str) -> list[StoredFile]:
-    """Move every file of `directory` into storage below `prefix`. On an error, what was put is taken back."""
+    """Move every file of `directory` into storage below `prefix`. On an error, delete what was stored."""
     stored: list[StoredFile] = []
     try:
         for path in sorted(directory.iterdir()):
-            stored.append(put_file(storage, path, f"{prefix}/{path.name}"))  # noqa: PERF401  (kept for the clean-up)
+            stored.append(put_file(storage, path, f"{prefix}/{path.name}"))  # noqa: PERF401  (needed by `discard`)
     except BaseException:
         discard(storage, (file.key for file in stored))
         raise
@@ -95,51 +95,54 @@ def put_directory(storage: Storage, directory: Path, prefix: str) -> list[Stored
 
 
 def put_file(storage: Storage, path: Path, key: str) -> StoredFile:
+    """Move a file into storage."""
     sha256 = sha256_file(path)
     size_bytes = storage.put(key, path).size_bytes
     return StoredFile(path.name, key, size_bytes, sha256)
 
 
 def pack(directory: Path, destination: Path) -> Path:
+    """Write the files of `directory` into one archive in `destination`."""
     archive = destination / ARCHIVE
     write_archive(directory, archive, prefix="adapter")
     return archive
 
 
 @contextmanager
-def taking_back() -> Iterator[ExitStack]:
-    """Undo what was put into storage when the rows that would point at it were certainly not written."""
+def delete_unless_committed() -> Iterator[ExitStack]:
+    """Run the callbacks, which delete stored objects, if the rows that name the objects were certainly not
+    committed."""
     with ExitStack() as undo:
         try:
             yield undo
-        except OutOfTouch:
+        except LeaseUncertain:
             undo.pop_all()
             raise
         undo.pop_all()
 
 
 def discard(storage: Storage, keys: Iterable[str]) -> bool:
-    """Delete objects that nobody needs. False if one could not be deleted, which is not worth failing for."""
-    all_gone = True
+    """Delete objects that are no longer needed. Returns False if one could not be deleted; raises nothing."""
+    all_deleted = True
     for key in keys:
         try:
             storage.delete(key)
         except OSError as error:
             log.warning("object not deleted", key=key, error=str(error))
-            all_gone = False
-    return all_gone
+            all_deleted = False
+    return all_deleted
 
 
-def inside(directory: Path, relative: str) -> Path:
-    """A path that a trainer named, resolved. Raises ManifestMismatch when it leads out of `directory`."""
+def resolve_inside(directory: Path, relative: str) -> Path:
+    """Resolve a path that a trainer named. Raises ManifestMismatch if it is outside `directory`."""
     path = (directory / relative).resolve()
     if not path.is_relative_to(directory.resolve()):
-        raise ManifestMismatch(f"{relative!r} leads out of the work directory")
+        raise ManifestMismatch(f"{relative!r} is outside the work directory")
     return path
 
 
 def _copy_file(source: Path, destination: Path) -> str:
-    """Refuses symbolic links: a manifest's hash would not tell whose bytes they are."""
+    """Copy a regular file. Symbolic links are refused: they could point at files of others. Raises ManifestMismatch."""
     try:
         descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW)
     except FileNotFoundError as error:

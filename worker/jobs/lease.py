@@ -1,7 +1,7 @@
-"""Keeping a lease while its job is worked on: renewals, what the user wants, writes that outlive a database restart.
+"""The lease of a job that this worker runs: renewal, control requests (pause, preempt), retried transactions.
 
-Durations only, never clock times, and by CLOCK_BOOTTIME: `time.monotonic()` stands still while a machine is suspended,
-and PostgreSQL's clock does not.
+Only durations are compared, never clock times, and they are measured by CLOCK_BOOTTIME: `time.monotonic()` stands still
+while a machine is suspended, and PostgreSQL's clock does not.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from app.log import get_logger
 from worker.node.resources import Resources
 
 Result = TypeVar("Result")
-# InternalError: PostgreSQL gave up our transaction, as this process stood still in the middle of it.
-DATABASE_AWAY = (OperationalError, InterfaceError, InternalError, PoolTimeout)
+# InternalError: PostgreSQL aborted the transaction because this process was stopped in the middle of it.
+DATABASE_UNAVAILABLE = (OperationalError, InterfaceError, InternalError, PoolTimeout)
 RETRY_SECONDS = 0.5
+THREAD_EXIT_TIMEOUT_SECONDS = 5
 
 log = get_logger(__name__)
 
@@ -39,24 +40,24 @@ def boottime_seconds() -> float:
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
-class OutOfTouch(FencedError):
-    """PostgreSQL was away until the lease had run out: whether the last transaction was committed is not known."""
+class LeaseUncertain(FencedError):
+    """PostgreSQL was unavailable until the lease expired: whether the last transaction was committed is unknown."""
 
 
 class LeaseKeeper:
-    """One held lease. `with` it: a thread renews it and looks at `desired` until the block ends."""
+    """One held lease. As a context manager it runs a thread that renews the lease and reads `desired`."""
 
     def __init__(self, resources: Resources, lease: Lease, claimed_at: float) -> None:
         self.lease = lease
         self.desired = Desired.RUN
-        self.gives_way = False
+        self.preempt_requested = False
         self._resources = resources
         self._settings = resources.settings
         self._confirmed_at = claimed_at  # when the last renewal that PostgreSQL confirmed was *sent*
         self._fenced = threading.Event()
-        self._is_concluding = False
+        self._is_finishing = False
         self._released = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name=f"lease-{lease.job_id}", daemon=True)
+        self._thread = threading.Thread(target=self._renew_loop, name=f"lease-{lease.job_id}", daemon=True)
 
     def __enter__(self) -> LeaseKeeper:
         self._thread.start()
@@ -66,7 +67,7 @@ class LeaseKeeper:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._released.set()
-        self._thread.join(timeout=5)  # it may hang in a statement; being a daemon, it keeps nobody from leaving
+        self._thread.join(THREAD_EXIT_TIMEOUT_SECONDS)  # it may hang in a statement; a daemon thread blocks no exit
 
     @property
     def fenced(self) -> bool:
@@ -74,133 +75,137 @@ class LeaseKeeper:
 
     @property
     def unconfirmed_seconds(self) -> float:
+        """Time since the last renewal that PostgreSQL confirmed."""
         return boottime_seconds() - self._confirmed_at
 
     def check(self) -> None:
-        """Raises FencedError. To be asked between the steps of long work."""
+        """Raise FencedError if the lease is lost. Called between the steps of long work."""
         if self.fenced:
             raise FencedError(self.lease.job_id)
 
-    def lose(self, why: str) -> None:
-        """From here on the job is not ours: no write is tried any more, the trainer is killed."""
+    def mark_lost(self, why: str) -> None:
+        """Mark the lease as lost: no further write is attempted, and the watchdog kills the trainer."""
         if not self.fenced:
             log.info("lease lost", job=self.lease.job_id, attempt=self.lease.attempt, why=why)
             self._fenced.set()
 
     def transact(
-        self, work: Callable[[Session], Result], unless: Callable[[Session], bool] | None = None
+        self, work: Callable[[Session], Result], is_done: Callable[[Session], bool] | None = None
     ) -> Result | None:
-        """Run `work` in one transaction; while PostgreSQL is away, again and again until the lease has run out.
+        """Run `work` in one transaction; while PostgreSQL is unavailable, retry until the lease has expired.
 
-        A connection lost during COMMIT says nothing about the COMMIT: before each repetition `unless` looks whether the
-        work is done already. Raises FencedError; OutOfTouch when it will never be known.
+        After a connection that was lost during COMMIT, the result of the COMMIT is unknown: before each retry `is_done`
+        tells whether the first try was committed; then the result is None.
+        Raises FencedError; LeaseUncertain if the lease expired before the result could be known.
         """
-        repeated = False
+        is_retry = False
         while True:
             self.check()
             try:
                 with transaction(self._resources.sessions) as session:
-                    if repeated and unless is not None and unless(session):
+                    if is_retry and is_done is not None and is_done(session):
                         return None
                     return work(session)
             except FencedError:
-                self.lose("a guarded write changed no row")
+                self.mark_lost("a guarded write changed no row")
                 raise
-            except DATABASE_AWAY as error:
+            except DATABASE_UNAVAILABLE as error:
                 self._wait_for_database(error)
-                repeated = True
+                is_retry = True
 
-    def conclude(self, work: Callable[[Session], Result], unless: Callable[[Session], bool] | None = None) -> None:
-        """The last transaction of the lease, which gives it up; that its thread finds it gone is no loss any more."""
-        self._is_concluding = True
+    def finish(self, work: Callable[[Session], Result], is_done: Callable[[Session], bool] | None = None) -> None:
+        """Run the transaction that gives the lease up. From then on the renewal thread may find the lease gone."""
+        self._is_finishing = True
         try:
-            self.transact(work, unless)
+            self.transact(work, is_done)
         except BaseException:
-            self._is_concluding = False
+            self._is_finishing = False
             raise
 
-    def say(self, message: str, **said: Any) -> None:
-        """One event of the job, exactly once; keywords as for `claims.append_event`."""
+    def append_event(self, message: str, **fields: Any) -> None:
+        """Append one event to the job, exactly once; keywords as for `claims.append_event`. Raises FencedError."""
         event_id = new_id("ftevent")
         self.transact(
-            lambda session: claims.append_event(session, self.lease, message, event_id=event_id, **said),
+            lambda session: claims.append_event(session, self.lease, message, event_id=event_id, **fields),
             lambda session: events.get(session, self.lease.job_id, event_id) is not None,
         )
 
     def _wait_for_database(self, error: Exception) -> None:
-        log.warning("database away", job=self.lease.job_id, error=_first_line(error))
+        log.warning("database unavailable", job=self.lease.job_id, error=first_line(error))
         if self.unconfirmed_seconds > self._settings.lease_ttl_seconds:
-            self.lose("PostgreSQL was away for longer than the lease")
-            raise OutOfTouch(self.lease.job_id) from error
+            self.mark_lost("PostgreSQL was unavailable for longer than the lease")
+            raise LeaseUncertain(self.lease.job_id) from error
         if self._fenced.wait(RETRY_SECONDS):
-            raise OutOfTouch(self.lease.job_id) from error
+            raise LeaseUncertain(self.lease.job_id) from error
 
-    def _keep(self) -> None:
+    def _renew_loop(self) -> None:
         while not self._released.wait(self._settings.watch_seconds):
             try:
-                self._look()
+                self._poll()
             except FencedError:
-                if not (self._is_concluding or self._released.is_set()):
-                    self.lose("it was cancelled, it expired, or a later attempt has it")
+                if not (self._is_finishing or self._released.is_set()):
+                    self.mark_lost("the job was cancelled, the lease expired, or a later attempt holds it")
                     return
-            except DATABASE_AWAY as error:
-                log.warning("lease not renewed", job=self.lease.job_id, error=_first_line(error))
-            except Exception:  # a thread that dies in silence would let the lease run out under a live trainer
+            except DATABASE_UNAVAILABLE as error:
+                log.warning("lease not renewed", job=self.lease.job_id, error=first_line(error))
+            except Exception:  # if this thread ended, the lease would expire while the trainer runs
                 log.exception("lease not renewed", job=self.lease.job_id)
 
-    def _look(self) -> None:
-        """One look at what is wanted, which also finds out that we are fenced; a renewal when it is time."""
+    def _poll(self) -> None:
+        """Renew the lease if it is time, and read the control requests. Raises FencedError."""
         sent_at = boottime_seconds()
         is_due = sent_at - self._confirmed_at >= self._settings.lease_renew_seconds
         with transaction(self._resources.sessions) as session:
             if is_due:
                 claims.renew_lease(session, self.lease, self._settings.lease_ttl_seconds)
             control = claims.read_control(session, self.lease)
-        self.desired, self.gives_way = control.desired, control.preempt_requested
+        self.desired, self.preempt_requested = control.desired, control.preempt_requested
         if is_due:
             self._confirmed_at = sent_at
 
 
 class Claimer:
-    """Takes the jobs of one slot, one at a time."""
+    """Claims the jobs of one slot, one at a time."""
 
-    def __init__(self, resources: Resources, kind: Kind, owner: str, offer: Callable[[], Offer] | None = None) -> None:
-        """`offer` says what there is for jobs at this moment; without it every job is taken."""
+    def __init__(
+        self, resources: Resources, kind: Kind, owner: str, capacity: Callable[[], Offer] | None = None
+    ) -> None:
+        """`capacity` returns what the slot offers to jobs at that moment; without it any job is claimed."""
         self.resources = resources
         self.kind = kind
-        self.offer = offer
+        self.capacity = capacity
         self.owner = owner
-        self._unsure = False  # the last claim's COMMIT was not answered: a job may be ours without our knowing
+        self._commit_unknown = False  # the last claim's COMMIT was not confirmed: it may have claimed a job
 
-    def take(self) -> tuple[Job, LeaseKeeper] | None:
-        """The next job and its lease, or None when nothing waits. Raises what DATABASE_AWAY names."""
+    def claim_next(self) -> tuple[Job, LeaseKeeper] | None:
+        """Claim the next job: its row and its lease, or None if no job is due. Raises DATABASE_UNAVAILABLE."""
         claimed_at = boottime_seconds()
         try:
             with transaction(self.resources.sessions) as session:
-                job = self._adopt(session) or self._claim(session)
-        except DATABASE_AWAY:
-            self._unsure = True
+                job = self._recover_claim(session) or self._claim(session)
+        except DATABASE_UNAVAILABLE:
+            self._commit_unknown = True
             raise
-        self._unsure = False
+        self._commit_unknown = False
         if job is None:
             return None
         return job, LeaseKeeper(self.resources, Lease(job.id, job.attempt, self.owner), claimed_at)
 
-    @property
-    def _ttl_seconds(self) -> float:
-        return self.resources.settings.lease_ttl_seconds
-
-    def _claim(self, session: Session) -> Job | None:
-        offer = self.offer() if self.offer else None
-        half_life_seconds = self.resources.settings.fair_share_half_life_seconds
-        return claims.claim(session, self.kind, self.owner, self._ttl_seconds, offer, half_life_seconds)
-
-    def _adopt(self, session: Session) -> Job | None:
-        job = claims.find_held_job(session, self.owner) if self._unsure else None
+    def _recover_claim(self, session: Session) -> Job | None:
+        """The job that an unconfirmed claim did claim, with its lease renewed."""
+        job = claims.find_held_job(session, self.owner) if self._commit_unknown else None
         if job is not None:
-            claims.renew_lease(session, Lease(job.id, job.attempt, self.owner), self._ttl_seconds)
+            ttl_seconds = self.resources.settings.lease_ttl_seconds
+            claims.renew_lease(session, Lease(job.id, job.attempt, self.owner), ttl_seconds)
         return job
 
+    def _claim(self, session: Session) -> Job | None:
+        settings = self.resources.settings
+        capacity = self.capacity() if self.capacity else None
+        half_life_seconds = settings.fair_share_half_life_seconds
+        return claims.claim(session, self.kind, self.owner, settings.lease_ttl_seconds, capacity, half_life_seconds)
 
-def _first_line(error: Exception) -> str:
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text; SQLAlchemy appends the statement and a link."""
     return str(error).split("\n", 1)[0]

@@ -1,4 +1,4 @@
-"""The adapter that a job goes on from: its files out of storage, each the one that was published."""
+"""The parent adapter, with which a job continues: fetch its files from storage and verify each."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ START_ADAPTER = "start-adapter"
 
 
 @dataclass(frozen=True)
-class StartAdapter:
+class ParentAdapter:
     directory: Path
     manifest_sha256: str
-    base_manifest_sha256: str  # of the base model it was trained on
+    base_manifest_sha256: str  # of the base model that it was trained with
 
 
 def load(session: Session, job: Job) -> list[File] | None:
-    """The rows of its files, also of deleted ones: the bytes stay while a job needs them. None without an ancestor."""
+    """The rows of the parent adapter's files; None for a job without a parent.
+
+    Deleted files are included: their objects are kept while a job needs them.
+    """
     name = job.spec.get("continued_from")
     if name is None:
         return None
@@ -34,16 +37,19 @@ def load(session: Session, job: Job) -> list[File] | None:
     return [row for row in rows if row is not None]
 
 
-def fetch(resources: Resources, rows: list[File], directory: Path) -> StartAdapter:
-    """Raises ManifestMismatch for an adapter that is not whole; OSError while storage is away, which is no verdict."""
+def fetch(resources: Resources, rows: list[File], directory: Path) -> ParentAdapter:
+    """Fetch and verify the adapter's files.
+
+    Raises ManifestMismatch for an incomplete or altered adapter; OSError while storage is unavailable.
+    """
     destination = directory / START_ADAPTER
     for row in rows:
         try:
             sha256 = artifacts.fetch(resources.storage, row.storage_key, destination / row.filename)
         except FileNotFoundError as error:
-            raise ManifestMismatch(f"{row.filename} ({row.id}) is gone from storage") from error
+            raise ManifestMismatch(f"{row.filename} ({row.id}) is missing in storage") from error
         if sha256 != row.sha256:
-            raise ManifestMismatch(f"{row.filename} ({row.id}) is not the file that was published")
+            raise ManifestMismatch(f"{row.filename} ({row.id}) differs from the file that was published")
     manifest = verify(destination)
     base_manifest_sha256 = manifest.get("base_model", {}).get("manifest_sha256", "")
-    return StartAdapter(destination, sha256_file(destination / MANIFEST), base_manifest_sha256)
+    return ParentAdapter(destination, sha256_file(destination / MANIFEST), base_manifest_sha256)

@@ -1,4 +1,4 @@
-"""From a claimed job to a directory that a trainer can start on: data set, snapshot, spec file."""
+"""Prepare a claimed job: fill the work directory with its data sets, snapshot, parent adapter and spec file."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from app.settings import Settings
 from app.system.artifact_directory import ManifestMismatch
 from app.system.model_files import hash_directory, linear_layers, stat_signature
 from worker.jobs import artifacts, parent_adapter, snapshots
-from worker.jobs.exit_classification import Outcome
+from worker.jobs.exit_classification import AttemptOutcome
 from worker.jobs.lease import LeaseKeeper
-from worker.jobs.parent_adapter import StartAdapter
-from worker.node import space
+from worker.jobs.parent_adapter import ParentAdapter
+from worker.node import disk_space
 from worker.node.device import training_device
 from worker.node.resources import Resources
 
 
-class CannotStart(Exception):
-    """The attempt ends before it began; the outcome says why."""
+class PreparationError(Exception):
+    """The attempt ends before its trainer starts; `outcome` has the reason."""
 
-    def __init__(self, outcome: Outcome) -> None:
+    def __init__(self, outcome: AttemptOutcome) -> None:
         super().__init__(outcome.message)
         self.outcome = outcome
 
@@ -46,20 +46,20 @@ class Inputs:
     training_file: File
     validation_file: File | None
     snapshots: list[Snapshot]
-    ancestor_files: list[File] | None  # of the adapter to go on from
+    parent_adapter_files: list[File] | None
     measurements: list[Measurement]
     memory_kills: int
 
 
 def prepare(resources: Resources, job: Job, keeper: LeaseKeeper, directory: Path) -> Space:
-    """Fill `directory`, write its spec.json and reserve space for the last snapshot; what the job writes, in bytes.
+    """Fill `directory`, write its spec.json and reserve space for the last snapshot. Returns the space the job needs.
 
-    Raises CannotStart, FencedError, OSError.
+    Raises PreparationError, FencedError, OSError.
     """
     device = training_device(resources.settings.device)
     inputs = keeper.transact(lambda session: load_inputs(session, job, device.name))
     assert inputs is not None
-    signature = check_base(inputs.base)
+    signature = verify_base_model(inputs.base)
     needed = reserve_space(resources, job, inputs.base, directory)
     keeper.check()
     training_file = fetch_dataset(resources, inputs.training_file, directory / "training.jsonl")
@@ -67,42 +67,48 @@ def prepare(resources: Resources, job: Job, keeper: LeaseKeeper, directory: Path
     if inputs.validation_file is not None:
         validation_file = fetch_dataset(resources, inputs.validation_file, directory / "validation.jsonl")
     keeper.check()
-    start = None
-    if inputs.ancestor_files is not None:
-        start = fetch_ancestor(resources, inputs.ancestor_files, inputs.base, directory)
+    adapter = None
+    if inputs.parent_adapter_files is not None:
+        adapter = fetch_parent_adapter(resources, inputs.parent_adapter_files, inputs.base, directory)
     keeper.check()
     resume_from = snapshots.restore(resources, job, keeper, inputs.snapshots, directory)
-    spec = trainer_spec(resources.settings, job, inputs, signature, training_file, validation_file, resume_from, start)
+    spec = trainer_spec(
+        resources.settings, job, inputs, signature, training_file, validation_file, resume_from, adapter
+    )
     (directory / "spec.json").write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return needed
 
 
 def reserve_space(resources: Resources, job: Job, base: BaseModelRow, directory: Path) -> Space:
-    """For the last snapshot; after a full disk only where there is space for the result, too, as the trainer would
-    work in vain. Raises CannotStart."""
+    """Reserve the space of the last snapshot. After a full disk the result must have space, too, because otherwise the
+    training would be lost. Raises PreparationError."""
     entry, spec = CatalogEntry.model_validate(base.entry), JobSpec.model_validate(job.spec)
     try:
-        needed = space.needed(entry, Path(base.directory), spec)
+        needed = disk_space.required_space(entry, Path(base.directory), spec)
     except RefusedModel as error:
-        raise base_unusable(base.name, str(error)) from error
-    if job.storage_full_since is not None and (outcome := space.shortage(resources, directory, needed.next_try_bytes)):
-        raise CannotStart(outcome)
+        raise base_model_error(base.name, str(error)) from error
+    if job.storage_full_since is not None:
+        outcome = disk_space.shortage_outcome(resources, directory, needed.next_try_bytes)
+        if outcome is not None:
+            raise PreparationError(outcome)
     try:
-        space.reserve(resources, job, directory, needed)
+        disk_space.reserve(resources, job, directory, needed)
     except OSError as error:
         if not is_disk_full(error):
             raise
-        raise CannotStart(space.full(resources, directory, needed.snapshot_bytes, error)) from error
+        raise PreparationError(
+            disk_space.disk_full_outcome(resources, directory, needed.snapshot_bytes, error)
+        ) from error
     return needed
 
 
 def load_inputs(session: Session, job: Job, device_name: str = "") -> Inputs:
-    """Raises CannotStart when an operator has removed the base model meanwhile."""
+    """Load the rows. Raises PreparationError if an operator has removed the base model in the meantime."""
     base = models.get_base(session, job.project_id, job.base_model)
     if base is None:
-        raise base_unusable(job.base_model, "it is not registered any more")
+        raise base_model_error(job.base_model, "it is no longer registered")
     training_file = files.get_even_deleted(session, job.training_file_id)
-    assert training_file is not None, "a foreign key holds it"
+    assert training_file is not None, "a foreign key protects it"
     validation_file = files.get_even_deleted(session, job.validation_file_id) if job.validation_file_id else None
     spec = JobSpec.model_validate(job.spec)
     return Inputs(
@@ -110,51 +116,56 @@ def load_inputs(session: Session, job: Job, device_name: str = "") -> Inputs:
         training_file=training_file,
         validation_file=validation_file,
         snapshots=checkpoints.snapshots(session, job.id),
-        ancestor_files=parent_adapter.load(session, job),
+        parent_adapter_files=parent_adapter.load(session, job),
         measurements=measurements.similar(session, device_name, base.manifest_sha256, spec.quantization, spec.method),
         memory_kills=measurements.count_memory_kills(session, job.id),
     )
 
 
-def check_base(base: BaseModelRow) -> Signature:
-    """The base model's files are those that were registered, to the byte. Raises CannotStart."""
+def verify_base_model(base: BaseModelRow) -> Signature:
+    """Check that the base model's files are byte for byte those that were registered. Raises PreparationError."""
     directory = Path(base.directory)
     try:
-        signature = stat_signature(directory)  # before the hash: a change meanwhile makes the trainer hash again
+        signature = stat_signature(directory)  # before the hash: after a change during it the trainer hashes again
         sha256 = _hash_unchanged(directory, signature)
     except OSError as error:
-        raise base_unusable(base.name, f"its files cannot be read on this worker ({error.strerror})") from error
+        raise base_model_error(base.name, f"its files cannot be read on this worker ({error.strerror})") from error
     if sha256 != base.manifest_sha256:
-        raise base_unusable(base.name, ALTERED)
+        raise base_model_error(base.name, ALTERED)
     return signature
 
 
-def base_unusable(name: str, why: str) -> CannotStart:
-    return CannotStart(Outcome(Reason.MODEL_UNAVAILABLE, unusable(name, why), "model"))
+def base_model_error(name: str, why: str) -> PreparationError:
+    return PreparationError(AttemptOutcome(Reason.MODEL_UNAVAILABLE, unusable(name, why), "model"))
 
 
 def fetch_dataset(resources: Resources, file: File, destination: Path) -> Path:
-    """Raises CannotStart when storage has lost or altered it."""
+    """Copy a data set to `destination`. Raises PreparationError if storage has lost or altered it."""
     try:
         sha256 = artifacts.fetch(resources.storage, file.storage_key, destination)
     except FileNotFoundError as error:
-        raise CannotStart(Outcome(Reason.SERVER_ERROR, f"The bytes of {file.id} are gone from storage")) from error
+        raise lost_file_error(file) from error
     if sha256 != file.sha256:
-        raise CannotStart(Outcome(Reason.SERVER_ERROR, f"The bytes of {file.id} are not those that were uploaded"))
+        text = f"The content of {file.id} in storage differs from what was uploaded"
+        raise PreparationError(AttemptOutcome(Reason.SERVER_ERROR, text))
     return destination
 
 
-def fetch_ancestor(resources: Resources, rows: list[File], base: BaseModelRow, directory: Path) -> StartAdapter:
-    """Raises CannotStart when its bytes are not what was published, or belong to another base model."""
+def lost_file_error(file: File) -> PreparationError:
+    return PreparationError(AttemptOutcome(Reason.SERVER_ERROR, f"The content of {file.id} is missing in storage"))
+
+
+def fetch_parent_adapter(resources: Resources, rows: list[File], base: BaseModelRow, directory: Path) -> ParentAdapter:
+    """Fetch the parent adapter. Raises PreparationError if it was altered or belongs to another base model."""
     try:
-        start = parent_adapter.fetch(resources, rows, directory)
+        adapter = parent_adapter.fetch(resources, rows, directory)
     except ManifestMismatch as error:
-        text = f"The adapter to go on from is not whole: {error}"
-        raise CannotStart(Outcome(Reason.SERVER_ERROR, text, "model")) from error
-    if start.base_manifest_sha256 != base.manifest_sha256:
-        text = f"The adapter to go on from was trained on other files than those registered as {base.name!r}"
-        raise CannotStart(Outcome(Reason.MODEL_UNAVAILABLE, text, "model"))
-    return start
+        text = f"The parent adapter is incomplete or altered: {error}"
+        raise PreparationError(AttemptOutcome(Reason.SERVER_ERROR, text, "model")) from error
+    if adapter.base_manifest_sha256 != base.manifest_sha256:
+        text = f"The parent adapter was trained with other base model files than those registered as {base.name!r}"
+        raise PreparationError(AttemptOutcome(Reason.MODEL_UNAVAILABLE, text, "model"))
+    return adapter
 
 
 def trainer_spec(
@@ -165,9 +176,9 @@ def trainer_spec(
     training_file: Path,
     validation_file: Path | None,
     resume_from: Path | None,
-    start: StartAdapter | None = None,
+    adapter: ParentAdapter | None = None,
 ) -> TrainerSpec:
-    """A list of one run; its id is the job's. Raises CannotStart."""
+    """The spec of the job's trainer, with one run that has the job's id. Raises PreparationError."""
     spec = JobSpec.model_validate(job.spec)
     run = RunSpec(
         run_id=job.id,
@@ -182,8 +193,8 @@ def trainer_spec(
         validation_file_sha256=inputs.validation_file.sha256 if inputs.validation_file else None,
         resume_from=resume_from,
         sample_prompts=spec.sample_prompts,
-        start_adapter=start.directory if start else None,
-        start_adapter_sha256=start.manifest_sha256 if start else None,
+        start_adapter=adapter.directory if adapter else None,
+        start_adapter_sha256=adapter.manifest_sha256 if adapter else None,
         start_adapter_name=spec.continued_from,
     )
     base = BaseSpec(
@@ -209,9 +220,10 @@ def trainer_spec(
 
 
 def _layer_lora(spec: JobSpec, base: BaseModelRow) -> LoraSpec:
-    """With patterns by single layers; those not matched at creation (older jobs, unknown layers) are matched here.
+    """The LoRA spec, with rank and alpha patterns resolved to single layers.
 
-    Raises CannotStart.
+    Patterns that were not matched when the job was created (older jobs, unknown layers) are matched here.
+    Raises PreparationError.
     """
     if not (spec.lora.rank_pattern or spec.lora.alpha_pattern):
         return spec.lora
@@ -219,10 +231,10 @@ def _layer_lora(spec: JobSpec, base: BaseModelRow) -> LoraSpec:
     try:
         return match_spec(spec, layers).layer_lora
     except PatternError as error:
-        raise CannotStart(Outcome(Reason.INVALID_SPEC, f"{error}.", error.problems[0].param)) from error
+        raise PreparationError(AttemptOutcome(Reason.INVALID_SPEC, f"{error}.", error.problems[0].param)) from error
 
 
 @lru_cache(maxsize=64)
 def _hash_unchanged(directory: Path, signature: Signature) -> str:
-    del signature  # the key of the cache, no more
+    del signature  # part of the cache key only
     return hash_directory(directory)[1]

@@ -1,7 +1,7 @@
-"""Public results: checkpoints as they come; at the end adapter, results file and success in one transaction.
+"""Publish checkpoints during the training, and at its end the adapter, the results file and the success together.
 
-Bytes go into storage first, under the attempt's own prefix; they become visible with the rows that point at them. What
-no row points at in the end is taken back.
+Files go into storage first, under the attempt's own prefix; they become visible when the rows that name them are
+committed. Files that no row names in the end are deleted again.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from worker.node.resources import Resources
 
 PURPOSE = "fine-tune-results"
 RESULTS = "step_metrics.csv"
-UNFIT_FOR_NAMES = " /:?#%\\"
+UNSAFE_NAME_CHARACTERS = " /:?#%\\"
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A checkpoint's bytes in storage, and what its row will say."""
+class StoredCheckpoint:
+    """A checkpoint whose files are in storage, with the values of its row."""
 
     step: int
     name: str
@@ -55,41 +55,43 @@ class Publisher:
         self.keeper = keeper
         self.directory = directory
 
-    def checkpoint(self, record: CheckpointSaved) -> None:
+    def publish_checkpoint(self, record: CheckpointSaved) -> None:
         """Publish an intermediate checkpoint, unless an earlier attempt has. Raises ManifestMismatch, OSError."""
         if self.keeper.transact(lambda session: self._is_published(session, record.step)):
             return
         name = f"{self._model_name()}:ckpt-step-{record.step}"
-        with artifacts.taking_back() as undo:
+        with artifacts.delete_unless_committed() as undo:
             stored = self._store(undo, record.directory, record.step, name, record.metrics, "")
             self.keeper.transact(
-                lambda session: self._add(session, stored), lambda session: self._is_published(session, record.step)
+                lambda session: self._add_checkpoint(session, stored),
+                lambda session: self._is_published(session, record.step),
             )
 
-    def success(self, done: Done, metrics: dict[str, float | None]) -> None:
-        """Everything a finished job leaves, visible at once or not at all.
+    def publish_result(self, done: Done, metrics: dict[str, float | None]) -> None:
+        """Publish the result of a finished job and end the attempt, in one transaction.
 
-        Raises FencedError, UnwantedError, ManifestMismatch, OSError.
+        Raises FencedError, NoLongerDesiredError, ManifestMismatch, OSError.
         """
         self.keeper.transact(lambda session: claims.update_held_job(session, self.keeper.lease, phase="publishing"))
-        with artifacts.taking_back() as undo:
+        with artifacts.delete_unless_committed() as undo:
             stored = self._store(undo, done.directory, done.step, self._model_name(), metrics, "-result")
             results = self._store_results(undo)
-            self.keeper.conclude(
+            self.keeper.finish(
                 lambda session: self._succeed(session, stored, results, done.trained_tokens),
                 lambda session: self._has_succeeded(session, stored),
             )
 
     def _store(
-        self, undo: ExitStack, directory: str, step: int, name: str, metrics: dict[str, float | None], mark: str
-    ) -> Stored:
-        """Copy a checkpoint directory, verify it, pack it, put it. Leaving `undo` takes the bytes back.
+        self, undo: ExitStack, directory: str, step: int, name: str, metrics: dict[str, float | None], suffix: str
+    ) -> StoredCheckpoint:
+        """Copy a checkpoint directory, verify it, pack it, and move it into storage. Closing `undo` deletes it again.
 
-        `mark` keeps the result apart from an earlier checkpoint of the same step, whose bytes go when its files do.
+        `suffix` distinguishes the keys of the result from those of an earlier checkpoint of the same step, whose
+        objects are deleted with its files.
         """
-        prefix = f"jobs/{self.job.id}/attempts/{self.job.attempt}/checkpoints/step-{step:06d}{mark}"
+        prefix = f"jobs/{self.job.id}/attempts/{self.job.attempt}/checkpoints/step-{step:06d}{suffix}"
         copy = self.directory / "outbox" / f"checkpoint-{step:06d}"
-        manifest = artifacts.take_copy(artifacts.inside(self.directory, directory), copy)
+        manifest = artifacts.copy_verified(artifacts.resolve_inside(self.directory, directory), copy)
         archive = artifacts.put_file(
             self.resources.storage, artifacts.pack(copy, copy.parent), f"{prefix}/{artifacts.ARCHIVE}"
         )
@@ -97,7 +99,7 @@ class Publisher:
         parts = artifacts.put_directory(self.resources.storage, copy, f"{prefix}/files")
         undo.callback(artifacts.discard, self.resources.storage, [part.key for part in parts])
         copy.rmdir()
-        return Stored(step, name, clean({"step": step} | metrics), clean(manifest), parts, archive)
+        return StoredCheckpoint(step, name, clean({"step": step} | metrics), clean(manifest), parts, archive)
 
     def _store_results(self, undo: ExitStack) -> StoredFile:
         rows = self.keeper.transact(lambda session: events.all_metrics(session, self.job.id)) or []
@@ -107,25 +109,25 @@ class Publisher:
         undo.callback(artifacts.discard, self.resources.storage, [key])
         return artifacts.put_file(self.resources.storage, path, key)
 
-    def _add(self, session: Session, stored: Stored) -> Checkpoint:
+    def _add_checkpoint(self, session: Session, stored: StoredCheckpoint) -> Checkpoint:
         message = f"Checkpoint created at step {stored.step} with Snapshot ID: {stored.name}"
         job = claims.append_event(session, self.keeper.lease, message, data={"step": stored.step})
-        checkpoint = self._write_row(session, job, stored)
-        for old in checkpoints.retire_old(session, job.id, checkpoint):
-            files.delete_all(session, [*old.file_ids, old.archive_file_id])
+        checkpoint = self._write_checkpoint_row(session, job, stored)
+        for retired in checkpoints.retire_old(session, job.id, checkpoint):
+            files.delete_all(session, [*retired.file_ids, retired.archive_file_id])
         return checkpoint
 
-    def _write_row(self, session: Session, job: Job, stored: Stored) -> Checkpoint:
-        parts = [self._insert(session, part) for part in stored.files]
-        row = (stored.name, stored.metrics, stored.manifest, parts, self._insert(session, stored.archive))
-        before = checkpoints.at_step(session, job.id, stored.step)
-        if before is None:
+    def _write_checkpoint_row(self, session: Session, job: Job, stored: StoredCheckpoint) -> Checkpoint:
+        parts = [self._insert_file(session, part) for part in stored.files]
+        row = (stored.name, stored.metrics, stored.manifest, parts, self._insert_file(session, stored.archive))
+        previous = checkpoints.at_step(session, job.id, stored.step)
+        if previous is None:
             return checkpoints.add(session, job, stored.step, *row)
-        files.delete_all(session, [*before.file_ids, before.archive_file_id])
-        return checkpoints.replace(session, before, job, *row)
+        files.delete_all(session, [*previous.file_ids, previous.archive_file_id])
+        return checkpoints.replace(session, previous, job, *row)
 
-    def _succeed(self, session: Session, stored: Stored, results: StoredFile, trained_tokens: int) -> Job:
-        result = self._add(session, stored)
+    def _succeed(self, session: Session, stored: StoredCheckpoint, results: StoredFile, trained_tokens: int) -> Job:
+        result = self._add_checkpoint(session, stored)
         for checkpoint in checkpoints.kept(session, self.job.id):
             models.add_tuned(session, self.job, checkpoint)
         claims.append_event(session, self.keeper.lease, f"New fine-tuned model created: {stored.name}")
@@ -136,18 +138,18 @@ class Publisher:
             "The job has successfully completed",
             trained_tokens=trained_tokens,
             fine_tuned_model=stored.name,
-            result_file_ids=[self._insert(session, results)],
+            result_file_ids=[self._insert_file(session, results)],
             adapter_sha256=stored.archive.sha256,
             adapter_bytes=stored.archive.size_bytes,
             adapter_archive_file_id=result.archive_file_id,
             crash_streak=0,
         )
 
-    def _has_succeeded(self, session: Session, stored: Stored) -> bool:
+    def _has_succeeded(self, session: Session, stored: StoredCheckpoint) -> bool:
         job = session.get(Job, self.job.id)
         return job is not None and job.fine_tuned_model == stored.name
 
-    def _insert(self, session: Session, stored: StoredFile) -> str:
+    def _insert_file(self, session: Session, stored: StoredFile) -> str:
         file = files.insert(
             session, self.job.project_id, PURPOSE, stored.filename, stored.size_bytes, stored.sha256, stored.key,
             job_id=self.job.id,
@@ -162,10 +164,10 @@ class Publisher:
 
 
 def model_name(base: str, organization: str, suffix: str | None) -> str:
-    """`ft:base:organization:suffix:8 characters`, without what clients put into a URL in different ways."""
+    """`ft:base:organization:suffix:8 characters`, without characters that clients encode in URLs in different ways."""
     parts = (base, organization, suffix or "", secrets.token_hex(4))
-    return "ft:" + ":".join("".join(map(_fit, part)) for part in parts)
 
+    def is_safe(character: str) -> bool:
+        return character.isprintable() and character not in UNSAFE_NAME_CHARACTERS
 
-def _fit(character: str) -> str:
-    return character if character.isprintable() and character not in UNFIT_FOR_NAMES else "-"
+    return "ft:" + ":".join("".join(each if is_safe(each) else "-" for each in part) for part in parts)

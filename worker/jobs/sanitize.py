@@ -1,4 +1,4 @@
-"""What a trainer says, made harmless before it reaches a row: its records and manifests are untrusted input."""
+"""Sanitize values of a trainer's records and manifests, which are untrusted input, before they reach a row."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ MAX_MESSAGE_CHARACTERS = 8_000
 
 
 def clean(value: Any) -> Any:
-    """What PostgreSQL can hold: no NUL, no lone surrogate, no number that is not finite."""
+    """Replace what PostgreSQL cannot store: NUL, lone surrogates, numbers that are not finite (None)."""
     if isinstance(value, str):
         return value.replace("\x00", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode("utf-8")
     if isinstance(value, float):
@@ -22,4 +22,5 @@ def clean(value: Any) -> Any:
 
 
 def clean_text(text: str) -> str:
+    """`clean` for a message, cut to `MAX_MESSAGE_CHARACTERS`."""
     return str(clean(text))[:MAX_MESSAGE_CHARACTERS]

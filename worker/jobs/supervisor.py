@@ -1,6 +1,7 @@
-"""The story of one job: claim -> prepare -> trainer -> relay -> publish -> end. Short transactions, work between.
+"""One training job from its claim to its end: claim -> prepare -> train -> write records -> publish -> end the attempt.
 
-What is true stands in PostgreSQL; whoever finds itself fenced drops everything and touches no row again.
+Transactions are short, and no work is done inside them. PostgreSQL has the true state: a supervisor that is fenced
+drops its results and writes no row any more.
 """
 
 from __future__ import annotations
@@ -22,187 +23,201 @@ from app.domain.scheduling.worker_capacity import Offer
 from app.log import get_logger
 from app.system.artifact_directory import ManifestMismatch
 from worker.jobs import snapshots, workdir
-from worker.jobs.exit_classification import STORAGE_PATIENCE, Ending, Outcome, judge
-from worker.jobs.lease import DATABASE_AWAY, Claimer, LeaseKeeper
-from worker.jobs.log_publisher import PublishedLog
-from worker.jobs.prepare import CannotStart, prepare
-from worker.jobs.record_writer import Relay
+from worker.jobs.exit_classification import STORAGE_RETRY_FACTOR, AttemptOutcome, TrainerExit, classify_exit
+from worker.jobs.lease import DATABASE_UNAVAILABLE, Claimer, LeaseKeeper, first_line
+from worker.jobs.log_publisher import LogPublisher
+from worker.jobs.prepare import PreparationError, prepare
+from worker.jobs.record_writer import JobRecordWriter
 from worker.jobs.sanitize import clean_text
-from worker.jobs.trainer_process import TRAINER, Child, start_trainer
-from worker.jobs.warm_trainer import Spare
-from worker.jobs.watchdog import Guard
-from worker.node import space
-from worker.node.device import oom_kills
+from worker.jobs.trainer_process import TRAINER_COMMAND, TrainerProcess, start_trainer
+from worker.jobs.warm_trainer import WarmTrainer
+from worker.jobs.watchdog import Watchdog
+from worker.node import disk_space
+from worker.node.device import oom_kill_count
 from worker.node.resources import Resources
 
 log = get_logger(__name__)
 
 
 class Supervisor:
-    """Sees the jobs of one GPU slot through, one at a time. `trainer` is the command that WORKDIR is appended to."""
+    """Runs the jobs of one GPU slot, one at a time. `trainer` is a command; the work directory is its last argument."""
 
     def __init__(
         self,
         resources: Resources,
         owner: str,
         trainer_lock: Path,
-        trainer: Sequence[str] = TRAINER,
-        offer: Callable[[], Offer] | None = None,
+        trainer: Sequence[str] = TRAINER_COMMAND,
+        capacity: Callable[[], Offer] | None = None,
     ) -> None:
         self.resources = resources
         self.settings = resources.settings
-        self.claimer = Claimer(resources, "train", owner, offer)
+        self.claimer = Claimer(resources, "train", owner, capacity)
         self.trainer_lock = trainer_lock
         self.trainer = trainer
-        has_spare = self.settings.spare_trainer and self.settings.gpus_per_job == 1  # torchrun starts its own processes
-        self.spare = Spare(trainer, trainer_lock, self.settings.threads, has_spare)
+        is_enabled = (
+            self.settings.spare_trainer and self.settings.gpus_per_job == 1
+        )  # torchrun starts its own processes
+        self.warm_trainer = WarmTrainer(trainer, trainer_lock, self.settings.threads, is_enabled)
 
-    def take_one(self) -> bool:
-        """One job from its claim to its end; False when there is none, or the GPU is not free.
+    def run_next(self) -> bool:
+        """Run one job from its claim to its end; False when no job is due, or the GPU is not free.
 
-        The lock comes before the claim: a trainer that won't die keeps its GPU, but no job waits for it here.
+        The lock comes before the claim: while a trainer that cannot be killed holds the GPU, no job is claimed for it.
         """
-        with self.spare.lock() as lock:
+        with self.warm_trainer.lock() as lock:
             if lock is None:
                 log.error("a trainer of an earlier attempt still holds this slot", lock=str(self.trainer_lock))
                 return False
-            taken = self.claimer.take()
-            if taken is None:
-                self.spare.keep_one(lock)
+            claimed = self.claimer.claim_next()
+            if claimed is None:
+                self.warm_trainer.ensure(lock)
                 return False
-            job, keeper = taken
+            job, keeper = claimed
             with structlog.contextvars.bound_contextvars(job=job.id, attempt=job.attempt), keeper:
-                self._see_through(job, keeper, lock)
+                self._run_job(job, keeper, lock)
         return True
 
-    def _see_through(self, job: Job, keeper: LeaseKeeper, lock: int) -> None:
+    def _run_job(self, job: Job, keeper: LeaseKeeper, lock: int) -> None:
         log.info("job started", base_model=job.base_model)
         directory = workdir.attempt_directory(self.settings.work_dir, job.id, job.attempt)
         try:
             outcome = self._attempt(job, keeper, directory, lock)
-            if outcome.reason != Reason.DONE:  # a success ended the attempt with everything it published
-                self._give_up(keeper, outcome)
+            if outcome.reason != Reason.DONE:  # a success ends the attempt in the transaction that publishes it
+                self._end_attempt(keeper, outcome)
             log.info("attempt ended", reason=outcome.reason.value)
         except FencedError:
-            log.info("fenced: the result is dropped")
+            log.info("lease lost: the result is dropped")
         finally:
-            space.release(self.resources, job, directory)
-            workdir.clear(directory)
-        self._forget_snapshots_if_ended(job)
+            disk_space.release(self.resources, job, directory)
+            workdir.remove_all_but_logs(directory)
+        self._drop_snapshots_if_ended(job)
 
-    def _attempt(self, job: Job, keeper: LeaseKeeper, directory: Path, lock: int) -> Outcome:
-        """Everything between the claim and the end; whatever goes wrong becomes an outcome. Raises FencedError."""
+    def _attempt(self, job: Job, keeper: LeaseKeeper, directory: Path, lock: int) -> AttemptOutcome:
+        """Prepare, train and publish; every error becomes an outcome. Raises FencedError."""
         needed: Space | None = None
         try:
             needed = self._prepare(job, keeper, directory)
-            outcome = self._interruption(keeper) or self._train(job, keeper, directory, lock)
-            return outcome if outcome.reason != Reason.STORAGE_FULL else self._full(job, directory, needed)
+            outcome = self._stop_request(keeper) or self._train(job, keeper, directory, lock)
+            return outcome if outcome.reason != Reason.STORAGE_FULL else self._disk_full(job, directory, needed)
         except FencedError:
             raise
-        except CannotStart as refusal:
-            return refusal.outcome
+        except PreparationError as error:
+            return error.outcome
         except NoLongerDesiredError:
-            return Outcome(Reason.PAUSED, "The job was paused when it was about to succeed")
+            return AttemptOutcome(Reason.PAUSED, "The job was paused while its result was being published")
         except ManifestMismatch as error:
-            return Outcome(Reason.TRAINER_CRASHED, clean_text(f"What the trainer left is not whole: {error}"))
+            text = f"The trainer's result is incomplete or altered: {error}"
+            return AttemptOutcome(Reason.TRAINER_CRASHED, clean_text(text))
         except OSError as error:
             log.exception("files or storage failed")
             if is_disk_full(error):
-                return self._full(job, directory, needed, error)
-            return Outcome(Reason.STORAGE_UNAVAILABLE, "Files could not be read or written; the job is tried again")
+                return self._disk_full(job, directory, needed, error)
+            text = "Files could not be read or written; the job will be retried"
+            return AttemptOutcome(Reason.STORAGE_UNAVAILABLE, text)
         except Exception:
             log.exception("the supervisor failed")
-            return Outcome(Reason.TRAINER_CRASHED, "The worker met an internal error; its log has the details")
+            return AttemptOutcome(Reason.TRAINER_CRASHED, "The worker had an internal error; its log has the details")
 
-    def _full(self, job: Job, directory: Path, needed: Space | None, error: OSError | None = None) -> Outcome:
-        """What is free is measured without what the attempt has written; PostgreSQL may need that space to end it."""
-        space.release(self.resources, job, directory)
-        workdir.clear(directory)
-        return space.full(self.resources, directory, needed.next_try_bytes if needed else None, error)
+    def _disk_full(
+        self, job: Job, directory: Path, needed: Space | None, error: OSError | None = None
+    ) -> AttemptOutcome:
+        """Remove what the attempt wrote, then measure the free space. PostgreSQL may need that space to end it."""
+        disk_space.release(self.resources, job, directory)
+        workdir.remove_all_but_logs(directory)
+        needed_bytes = needed.next_try_bytes if needed else None
+        return disk_space.disk_full_outcome(self.resources, directory, needed_bytes, error)
 
     def _prepare(self, job: Job, keeper: LeaseKeeper, directory: Path) -> Space:
-        """Trouble with files or storage is no fault of the job's: another worker, or a later try, may do better."""
+        """Fill the work directory. An error of files or storage is not blamed on the job: a later try may succeed."""
         try:
-            workdir.make_fresh(directory)
+            workdir.create_empty(directory)
             return prepare(self.resources, job, keeper, directory)
         except OSError as error:
             log.exception("could not prepare the work directory")
             if is_disk_full(error):
-                raise CannotStart(self._full(job, directory, None, error)) from error
-            text = "The job's files could not be brought to the worker; it is tried again"
-            raise CannotStart(Outcome(Reason.STORAGE_UNAVAILABLE, text)) from error
+                raise PreparationError(self._disk_full(job, directory, None, error)) from error
+            text = "The job's files could not be copied to the worker; the job will be retried"
+            raise PreparationError(AttemptOutcome(Reason.STORAGE_UNAVAILABLE, text)) from error
 
-    def _interruption(self, keeper: LeaseKeeper) -> Outcome | None:
-        """What came while we prepared, before there was a trainer to be told."""
+    def _stop_request(self, keeper: LeaseKeeper) -> AttemptOutcome | None:
+        """The outcome of a stop that was requested during the preparation, before there was a trainer to stop."""
         keeper.check()
         if self.resources.stop.is_set():
-            return Outcome(Reason.DRAINED, "The worker stopped before the training began; the job is queued again")
+            text = "The worker shut down before the training began; the job is queued again"
+            return AttemptOutcome(Reason.DRAINED, text)
         if keeper.desired == Desired.PAUSE:
-            return Outcome(Reason.PAUSED, "The job was paused before the training began")
-        if keeper.gives_way:
-            return Outcome(Reason.GAVE_WAY, "The job gave way to an urgent one before the training began")
+            return AttemptOutcome(Reason.PAUSED, "The job was paused before the training began")
+        if keeper.preempt_requested:
+            text = "The job was preempted by an urgent job before the training began; it is queued again"
+            return AttemptOutcome(Reason.GAVE_WAY, text)
         return None
 
-    def _train(self, job: Job, keeper: LeaseKeeper, directory: Path, lock: int) -> Outcome:
-        relay = Relay(self.resources, job, keeper, directory)
-        outcome: Outcome | None = None
+    def _train(self, job: Job, keeper: LeaseKeeper, directory: Path, lock: int) -> AttemptOutcome:
+        """Run the trainer and publish its result; store the last snapshot if the job will need it."""
+        records = JobRecordWriter(self.resources, job, keeper, directory)
+        is_published = False
         try:
-            outcome = self._train_and_publish(job, keeper, directory, lock, relay)
+            ended = self._run_trainer(job, keeper, directory, lock, records)
+            keeper.check()
+            outcome = classify_exit(ended)
+            if outcome.reason == Reason.DONE:
+                assert isinstance(ended.final, Done)
+                metrics = records.final_checkpoint.metrics if records.final_checkpoint else {}
+                records.publisher.publish_result(ended.final, metrics)
+                is_published = True
+            elif outcome.reason == Reason.PAUSED:
+                records.publish_final_as_intermediate()
+            return outcome
         finally:  # also after a full disk, or a pause that came while the result was published
-            if not keeper.fenced and (outcome is None or outcome.reason != Reason.DONE):
-                relay.keep_last_snapshot()
-        return outcome
+            if not keeper.fenced and not is_published:
+                records.store_last_snapshot()
 
-    def _train_and_publish(self, job: Job, keeper: LeaseKeeper, directory: Path, lock: int, relay: Relay) -> Outcome:
-        ending = self._run_trainer(job, keeper, directory, lock, relay)
-        keeper.check()
-        outcome = judge(ending)
-        if outcome.reason == Reason.DONE:
-            assert isinstance(ending.final, Done)
-            metrics = relay.final_checkpoint.metrics if relay.final_checkpoint else {}
-            relay.publisher.success(ending.final, metrics)
-        elif outcome.reason == Reason.PAUSED:
-            relay.publish_final_as_any()
-        return outcome
-
-    def _run_trainer(self, job: Job, keeper: LeaseKeeper, directory: Path, lock: int, relay: Relay) -> Ending:
-        """Start it in this thread, which outlives it; write down what it says until it has no more to say."""
-        kills_before = oom_kills()
-        child = self._start(job, directory, lock)
-        with PublishedLog(self.resources, job, directory):
+    def _run_trainer(
+        self, job: Job, keeper: LeaseKeeper, directory: Path, lock: int, records: JobRecordWriter
+    ) -> TrainerExit:
+        """Start the trainer from this thread (the parent-death signal follows the thread) and store its records until
+        end of file."""
+        kills_before = oom_kill_count()
+        trainer = self._start_trainer(job, directory, lock)
+        with LogPublisher(self.resources, job, directory):
             try:
-                with Guard(child, keeper, self.resources.stop, self.settings) as guard:
-                    for record in child.records():
-                        relay.write(record)
-                    child.wait(self.settings.stop_grace_seconds)
+                with Watchdog(trainer, keeper, self.resources.stop, self.settings) as watchdog:
+                    for record in trainer.records():
+                        records.write(record)
+                    trainer.wait(self.settings.stop_grace_seconds)
             finally:
-                exit_code = child.close()
-        _log_end(child, exit_code)
-        return Ending(
+                exit_code = trainer.close()
+        if exit_code == 0:
+            log.info("trainer ended", bad_lines=trainer.bad_lines)
+        else:
+            log.warning("trainer ended", exit_code=exit_code, bad_lines=trainer.bad_lines, log_tail=trainer.log_tail())
+        return TrainerExit(
             exit_code=exit_code,
-            final=child.final,
-            stalled=guard.stalled,
-            drain_asked=guard.drain_asked_at is not None,
-            pause_asked=guard.pause_asked,
-            yield_asked=guard.yield_asked,
-            oom_killed=oom_kills() > kills_before,
+            final=trainer.final,
+            stalled=watchdog.stalled,
+            drain_requested=watchdog.drain_requested_at is not None,
+            pause_requested=watchdog.pause_requested,
+            preempt_requested=watchdog.preempt_requested,
+            oom_killed=oom_kill_count() > kills_before,
             memory_kills=keeper.transact(lambda session: measurements.count_memory_kills(session, job.id)) or 0,
         )
 
-    def _start(self, job: Job, directory: Path, lock: int) -> Child:
+    def _start_trainer(self, job: Job, directory: Path, lock: int) -> TrainerProcess:
         try:
-            waiting = self.spare.take(directory, job.id)
-            return waiting or start_trainer(self.trainer, directory, job.id, lock, self.settings.threads)
+            warm = self.warm_trainer.take(directory, job.id)
+            return warm or start_trainer(self.trainer, directory, job.id, lock, self.settings.threads)
         except OSError as error:
             log.exception("the trainer could not be started")
             if is_disk_full(error):
-                raise CannotStart(self._full(job, directory, None, error)) from error
-            raise CannotStart(Outcome(Reason.TRAINER_CRASHED, "The trainer could not be started")) from error
+                raise PreparationError(self._disk_full(job, directory, None, error)) from error
+            outcome = AttemptOutcome(Reason.TRAINER_CRASHED, "The trainer could not be started")
+            raise PreparationError(outcome) from error
 
-    def _give_up(self, keeper: LeaseKeeper, outcome: Outcome) -> None:
-        """End the attempt for a reason that decides what becomes of the job. Raises FencedError.
+    def _end_attempt(self, keeper: LeaseKeeper, outcome: AttemptOutcome) -> None:
+        """End the attempt; its reason decides the job's next state. Raises FencedError.
 
-        After a lost COMMIT the repetition finds itself fenced, which says that the first one worked.
+        After a COMMIT without an answer the retry is fenced, which proves that the first try was committed.
         """
         delay_seconds = self._delay_seconds(outcome.reason)
 
@@ -222,29 +237,23 @@ class Supervisor:
             if job.state == JobState.QUEUED:
                 self.resources.hints.after_commit(session, "gpu")
 
-        keeper.conclude(end)
+        keeper.finish(end)
 
     def _delay_seconds(self, reason: Reason) -> float:
+        """How long the job waits before its next attempt."""
         if reason in (Reason.PAUSED, Reason.GAVE_WAY) or (reason == Reason.DRAINED and self.resources.stop.is_set()):
             return 0.0
         if reason == Reason.STORAGE_UNAVAILABLE:
-            return STORAGE_PATIENCE * self.settings.requeue_delay_seconds
+            return STORAGE_RETRY_FACTOR * self.settings.requeue_delay_seconds
         return self.settings.requeue_delay_seconds
 
-    def _forget_snapshots_if_ended(self, job: Job) -> None:
-        """Nobody resumes an ended job. The reconciler does the same for those whose holder is gone."""
+    def _drop_snapshots_if_ended(self, job: Job) -> None:
+        """A job that has ended is never resumed. The reconciler does the same for jobs whose worker died."""
         try:
             with transaction(self.resources.sessions) as session:
-                now = session.get(Job, job.id)
-                rows = checkpoints.snapshots(session, job.id) if now and now.state in TERMINAL else []
-        except DATABASE_AWAY as error:
-            log.warning("snapshots not dropped", error=str(error))
+                row = session.get(Job, job.id)
+                rows = checkpoints.snapshots(session, job.id) if row and row.state in TERMINAL else []
+        except DATABASE_UNAVAILABLE as error:
+            log.warning("snapshots not dropped", error=first_line(error))
             return
         snapshots.drop(self.resources, rows)
-
-
-def _log_end(child: Child, exit_code: int | None) -> None:
-    if exit_code == 0:
-        log.info("trainer ended", bad_lines=child.bad_lines)
-    else:
-        log.warning("trainer ended", exit_code=exit_code, bad_lines=child.bad_lines, log_tail=child.log_tail())

@@ -1,7 +1,7 @@
-"""Everything that may stop a trainer, in one thread that never touches the database.
+"""The watchdog of a trainer: a thread that checks every reason to stop it and never uses the database.
 
-The thread that writes records may hang in a statement for half a minute; whether a trainer has to go is decided by
-clocks and flags alone.
+The thread that writes records may hang in a statement for half a minute, so the decision to stop a trainer depends on
+clocks and flags only.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from app.log import get_logger
 from app.settings import Settings
 from worker.jobs.lease import LeaseKeeper
 
-STALL_STEPS = 20  # so many median steps of silence are a hang, however slow the steps are
+STALL_STEPS = 20  # a trainer with slow steps is hanging after this many median steps without a record
 TICK_SECONDS = 0.25
 
 log = get_logger(__name__)
 
 
 class Stoppable(Protocol):
-    """What a guard needs of a child."""
+    """A child process that a watchdog can stop."""
 
     @property
     def silent_seconds(self) -> float: ...
@@ -32,90 +32,82 @@ class Stoppable(Protocol):
     def median_step_seconds(self) -> float: ...
     @property
     def final_at(self) -> float | None: ...
-    def tell(self, command: Command) -> None: ...
+    def send(self, command: Command) -> None: ...
     def drain(self) -> None: ...
     def kill(self) -> None: ...
 
 
-class Guard:
-    """Watches over one trainer while the block lasts; afterwards says what it did to it."""
+class Watchdog:
+    """Stops one child process when it must stop; the attributes record what was requested of it.
 
-    def __init__(self, child: Stoppable, keeper: LeaseKeeper, stop: threading.Event, settings: Settings) -> None:
+    As a context manager it runs its thread while the block lasts.
+    """
+
+    def __init__(self, process: Stoppable, keeper: LeaseKeeper, stop: threading.Event, settings: Settings) -> None:
         self.stalled = False
-        self.drain_asked_at: float | None = None
-        self.pause_asked = False
-        self.yield_asked = False
-        self._child = child
+        self.drain_requested_at: float | None = None
+        self.pause_requested = False
+        self.preempt_requested = False
+        self._process = process
         self._keeper = keeper
         self._stop = stop
         self._settings = settings
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="guard", daemon=True)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
-    def __enter__(self) -> Guard:
+    def __enter__(self) -> Watchdog:
         self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._over.set()
+        self._ended.set()
         self._thread.join()
 
     def _watch(self) -> None:
         tick_seconds = min(TICK_SECONDS, self._settings.watch_seconds / 2)
-        while not self._over.wait(tick_seconds):
+        while not self._ended.wait(tick_seconds):
             try:
-                self.look()
-            except Exception:  # nobody may be left without a guard
-                log.exception("guard failed; killing the trainer")
-                self._child.kill()
+                self.check()
+            except Exception:  # a trainer must not run without a watchdog
+                log.exception("watchdog failed; killing the trainer")
+                self._process.kill()
 
-    def look(self) -> None:
-        """One look at every reason to stop, the most urgent first."""
+    def check(self) -> None:
+        """Check every reason to stop, the most urgent first."""
         unconfirmed_seconds = self._keeper.unconfirmed_seconds
         if self._keeper.fenced:
-            self._child.kill()
+            self._process.kill()
         elif unconfirmed_seconds > self._settings.self_fence_kill_seconds:
-            self._keeper.lose(f"no renewal was confirmed for {unconfirmed_seconds:.0f} s")
-            self._child.kill()
-        elif self._child.silent_seconds > self._stall_limit_seconds:
+            self._keeper.mark_lost(f"no renewal was confirmed for {unconfirmed_seconds:.0f} s")
+            self._process.kill()
+        elif self._process.silent_seconds > self._stall_limit_seconds:
             self.stalled = True
-            self._child.kill()
+            self._process.kill()
         elif self._is_overdue():
-            self._child.kill()
+            self._process.kill()
         elif self._stop.is_set() or unconfirmed_seconds > self._settings.self_fence_seconds:
-            self._drain()
+            if self.drain_requested_at is None:
+                self.drain_requested_at = time.monotonic()
+                self._process.drain()
+        # Pause and preemption have no deadline: a step may be long, and losing it costs more than a late stop.
         elif self._keeper.desired == Desired.PAUSE:
-            self._pause()
-        elif self._keeper.gives_way:
-            self._yield()
+            if not self.pause_requested:
+                self.pause_requested = True
+                self._process.send(Command.PAUSE)
+        elif self._keeper.preempt_requested and not self.preempt_requested:
+            self.preempt_requested = True
+            self._process.send(Command.DRAIN)
 
     @property
     def _stall_limit_seconds(self) -> float:
-        return max(self._settings.stall_seconds, STALL_STEPS * self._child.median_step_seconds)
+        return max(self._settings.stall_seconds, STALL_STEPS * self._process.median_step_seconds)
 
     def _is_overdue(self) -> bool:
-        """Drained, but still there when the grace is over; or done, but not gone."""
+        """Whether it still runs after the grace period of a drain, or long after its final record."""
         now = time.monotonic()
-        if self.drain_asked_at is not None and now - self.drain_asked_at > self._settings.drain_grace_seconds:
+        if self.drain_requested_at is not None and now - self.drain_requested_at > self._settings.drain_grace_seconds:
             return True
-        final_at = self._child.final_at
+        final_at = self._process.final_at
         return final_at is not None and now - final_at > self._settings.stop_grace_seconds
-
-    def _drain(self) -> None:
-        if self.drain_asked_at is None:
-            self.drain_asked_at = time.monotonic()
-            self._child.drain()
-
-    def _pause(self) -> None:
-        """No deadline: a step may be long, and what it has done so far is worth more than a prompt pause."""
-        if not self.pause_asked:
-            self.pause_asked = True
-            self._child.tell(Command.PAUSE)
-
-    def _yield(self) -> None:
-        """As patient as a pause, and for the same reason."""
-        if not self.yield_asked:
-            self.yield_asked = True
-            self._child.tell(Command.DRAIN)

@@ -1,4 +1,4 @@
-"""Where an attempt works: <work>/<job>/attempt-<n>. What stays of it afterwards is the trainer's log."""
+"""The work directory of an attempt: <work>/<job>/attempt-<n>. After the attempt only the trainer's log is kept."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ from contextlib import suppress
 from pathlib import Path
 
 LOG_NAMES = ("trainer.log", "trainer.log.1")
-LOGS_KEPT_SECONDS = 7 * 86_400
+LOG_RETENTION_SECONDS = 7 * 86_400
 
 
 def attempt_directory(work_dir: Path, job_id: str, attempt: int) -> Path:
     return (work_dir / job_id / f"attempt-{attempt}").absolute()
 
 
-def make_fresh(directory: Path) -> None:
-    """It exists already only when this very attempt was interrupted before it began: see Claimer."""
+def create_empty(directory: Path) -> None:
+    """It exists already only if this attempt was claimed without a confirmed COMMIT: see `Claimer`."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
 
 
-def clear(directory: Path) -> None:
-    """Remove everything but the log."""
+def remove_all_but_logs(directory: Path) -> None:
     with suppress(FileNotFoundError):
         for path in directory.iterdir():
             if path.is_dir() and not path.is_symlink():
@@ -32,7 +31,7 @@ def clear(directory: Path) -> None:
 
 
 def attempts(work_dir: Path) -> list[tuple[str, int, Path]]:
-    """(job id, attempt, directory) of everything that lies there."""
+    """(job id, attempt, directory) of every attempt that has a directory."""
     found = []
     for directory in work_dir.glob("*/attempt-*"):
         number = directory.name.removeprefix("attempt-")
@@ -41,10 +40,11 @@ def attempts(work_dir: Path) -> list[tuple[str, int, Path]]:
     return found
 
 
-def forget_old_log(directory: Path) -> None:
-    """Remove an attempt's directory, and the job's with the last of them, a week after the last word in its log."""
+def remove_old_logs(directory: Path) -> None:
+    """Remove an attempt's directory a week after its log was last written; the job's directory goes with the last
+    one."""
     newest = max((path.stat().st_mtime for path in directory.iterdir()), default=0.0)
-    if time.time() - newest > LOGS_KEPT_SECONDS:
+    if time.time() - newest > LOG_RETENTION_SECONDS:
         shutil.rmtree(directory, ignore_errors=True)
         with suppress(OSError):
             directory.parent.rmdir()

@@ -1,4 +1,4 @@
-"""What this machine says of itself, without torch: for the workers' row, and to tell an OOM kill from a crash."""
+"""Describe this machine without torch: devices and memory for the workers' row, OOM kills to classify exits."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from app.system.cgroups import control_groups, number
 from app.system.cpu_info import core_flops, cpu_name
 
 NVIDIA_SMI = ("nvidia-smi", "--query-gpu=uuid,name,memory.total", "--format=csv,noheader,nounits")
-NVIDIA_SMI_SECONDS = 10  # on a machine whose driver hangs it never returns
+NVIDIA_SMI_TIMEOUT_SECONDS = 10  # with a driver that hangs, nvidia-smi never returns
 VMSTAT = Path("/proc/vmstat")
 
 
-def describe_machine(wanted: str = "auto") -> dict[str, Any]:
-    gpus, device = list_gpus(), training_device(wanted)
+def describe_machine(device_setting: str = "auto") -> dict[str, Any]:
+    """The machine's part of the workers' row."""
+    gpus, device = list_gpus(), training_device(device_setting)
     return {
         "device": device.name,
         "kind": device.kind,
@@ -32,59 +33,65 @@ def describe_machine(wanted: str = "auto") -> dict[str, Any]:
         "gpus": gpus,
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
-        "versions": {"tunery": _version("tunery"), "celery": _version("celery"), "python": platform.python_version()},
+        "versions": {
+            "tunery": _package_version("tunery"),
+            "celery": _package_version("celery"),
+            "python": platform.python_version(),
+        },
     }
 
 
 def list_gpus() -> list[dict[str, Any]]:
-    """Every NVIDIA GPU that we may use; none where there is no driver, or one that does not answer."""
+    """Every NVIDIA GPU that this process may use; an empty list without a driver, or with one that does not respond."""
     try:
-        answer = subprocess.run(NVIDIA_SMI, capture_output=True, text=True, timeout=NVIDIA_SMI_SECONDS, check=True)
+        result = subprocess.run(
+            NVIDIA_SMI, capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_SECONDS, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return []
-    rows = (line.split(", ") for line in answer.stdout.splitlines())
-    return visible([{"uuid": row[0], "name": row[1], "memory_mib": row[2]} for row in rows if len(row) == 3])
+    rows = (line.split(", ") for line in result.stdout.splitlines())
+    return visible_gpus([{"uuid": row[0], "name": row[1], "memory_mib": row[2]} for row in rows if len(row) == 3])
 
 
-def visible(gpus: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those that CUDA_VISIBLE_DEVICES leaves us, in its order; nvidia-smi shows them all. Names of MIG slices: all."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is None:
+def visible_gpus(gpus: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The GPUs that CUDA_VISIBLE_DEVICES names, in its order; nvidia-smi lists all. If it names MIG slices: all."""
+    setting = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if setting is None:
         return gpus
-    found = []
-    for name in filter(None, map(str.strip, given.split(","))):
+    visible = []
+    for name in filter(None, map(str.strip, setting.split(","))):
         if name.startswith("MIG"):
             return gpus
-        chosen = next(
-            (gpu for number, gpu in enumerate(gpus) if str(number) == name or gpu["uuid"].startswith(name)), None
+        match = next(
+            (gpu for index, gpu in enumerate(gpus) if str(index) == name or gpu["uuid"].startswith(name)), None
         )
-        if chosen is None:  # CUDA, too, ignores what follows an invalid one
+        if match is None:  # as CUDA does, ignore everything after an invalid name
             break
-        found.append(chosen)
-    return found
+        visible.append(match)
+    return visible
 
 
 @lru_cache(maxsize=4)
-def training_device(wanted: str = "auto") -> Device:
-    """Where a trainer of this worker trains: the first GPU, or the CPU with the memory it may use."""
-    gpus = list_gpus() if wanted != "cpu" else []
+def training_device(device_setting: str = "auto") -> Device:
+    """The device that trainers of this worker use: the first GPU, or the CPU with the memory it may use."""
+    gpus = list_gpus() if device_setting != "cpu" else []
     if gpus:
         return Device("cuda", gpus[0]["name"], int(gpus[0]["memory_mib"]) << 20)
-    return Device("cpu", cpu_name(), usable_bytes(), len(os.sched_getaffinity(0)), core_flops())
+    return Device("cpu", cpu_name(), usable_memory_bytes(), len(os.sched_getaffinity(0)), core_flops())
 
 
-def usable_bytes() -> int:
-    """The machine's memory, or what our control groups allow."""
+def usable_memory_bytes() -> int:
+    """The machine's memory, or the limit of this process's control groups if that is lower."""
     limits = (number(group, "memory.max") for group in control_groups())
     return min([psutil.virtual_memory().total, *(limit for limit in limits if limit is not None)])
 
 
-def oom_kills() -> int:
-    """How often the kernel has killed for memory, here and in our groups: only whether it has risen means anything."""
-    return _counter(VMSTAT) + sum(_counter(group / "memory.events") for group in control_groups())
+def oom_kill_count() -> int:
+    """A counter that rises when the kernel kills for memory, here or in our control groups; its value means nothing."""
+    return _read_oom_kills(VMSTAT) + sum(_read_oom_kills(group / "memory.events") for group in control_groups())
 
 
-def _counter(path: Path) -> int:
+def _read_oom_kills(path: Path) -> int:
     with suppress(OSError, ValueError):
         for line in path.read_text(encoding="ascii").splitlines():
             name, _, value = line.partition(" ")
@@ -93,7 +100,7 @@ def _counter(path: Path) -> int:
     return 0
 
 
-def _version(package: str) -> str | None:
+def _package_version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

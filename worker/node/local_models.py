@@ -1,7 +1,7 @@
-"""Which of the registered base models this host has, to the byte, and what its GPU slots offer to jobs.
+"""The inventory of registered base models whose verified files this host has, and the capacity its GPU slots offer.
 
-Hashing a large model takes minutes, so it happens in a thread of its own; until it is done, no job of that model is
-taken here. Later looks compare sizes and times of the files, and hash again only what has changed.
+Hashing a large model takes minutes, so it runs in its own thread; until it is done, this host claims no job of that
+model. Later checks compare sizes and times of the files, and hash only files that changed.
 """
 
 from __future__ import annotations
@@ -15,72 +15,74 @@ from app.db.engine import transaction
 from app.db.tables import BaseModelRow
 from app.domain.scheduling.worker_capacity import Offer
 from app.log import get_logger
-from worker.jobs.lease import DATABASE_AWAY
-from worker.jobs.prepare import CannotStart, check_base
+from worker.jobs.lease import DATABASE_UNAVAILABLE, first_line
+from worker.jobs.prepare import PreparationError, verify_base_model
 from worker.node.device import training_device
 from worker.node.resources import Resources
 
 log = get_logger(__name__)
 
 
-class Shelf:
-    """`changed` is called when another model is there, or one is not any more."""
+class ModelInventory:
+    """`on_change` is called when a model becomes available or unavailable."""
 
-    def __init__(self, resources: Resources, changed: Callable[[], None]) -> None:
+    def __init__(self, resources: Resources, on_change: Callable[[], None]) -> None:
         self._resources = resources
-        self._changed = changed
+        self._on_change = on_change
         self._names: frozenset[str] = frozenset()
-        self._thread = threading.Thread(target=self._keep, name="shelf", daemon=True)  # nobody waits for a hash
+        self._thread = threading.Thread(
+            target=self._refresh_loop, name="models", daemon=True
+        )  # a hash blocks no shutdown
 
     def start(self) -> None:
         self._thread.start()
 
-    def offer(self) -> Offer:
+    def capacity(self) -> Offer:
+        """What the GPU slots of this host offer to jobs."""
         settings = self._resources.settings
         device = training_device(settings.device)
         labels = frozenset(settings.labels)
         return Offer(device.kind, device.memory_bytes, self._names, labels, settings.gpus_per_job)
 
-    def about(self) -> dict[str, Any]:
-        """For the worker's row."""
+    def describe(self) -> dict[str, Any]:
+        """The inventory's part of the workers' row."""
         settings = self._resources.settings
         return {
-            "models": sorted(self._names), "labels": sorted(settings.labels), "gpus_per_job": settings.gpus_per_job
-        }  # fmt: skip
+            "models": sorted(self._names),
+            "labels": sorted(settings.labels),
+            "gpus_per_job": settings.gpus_per_job,
+        }
 
-    def look(self) -> None:
-        """Raises what DATABASE_AWAY names."""
+    def refresh(self) -> None:
+        """Verify every registered base model. Raises DATABASE_UNAVAILABLE."""
         with transaction(self._resources.sessions) as session:
             rows = models.list_base(session)
-        for row in rows:
-            self._set(row.name, _is_whole(row))
-        self._put(self._names & {row.name for row in rows})
+        for row in rows:  # each result counts at once, because the next hash may take minutes
+            self._set_names(self._names | {row.name} if _is_intact(row) else self._names - {row.name})
+        self._set_names(self._names & {row.name for row in rows})
 
-    def _keep(self) -> None:
+    def _refresh_loop(self) -> None:
         stop = self._resources.stop
         while not stop.is_set():
             try:
-                self.look()
-            except DATABASE_AWAY as error:
-                log.warning("models not looked at", error=str(error).split("\n", 1)[0])
+                self.refresh()
+            except DATABASE_UNAVAILABLE as error:
+                log.warning("base models not checked", error=first_line(error))
             except Exception:
-                log.exception("models not looked at")
+                log.exception("base models not checked")
             stop.wait(self._resources.settings.lease_renew_seconds)
 
-    def _set(self, name: str, is_there: bool) -> None:
-        self._put(self._names | {name} if is_there else self._names - {name})
-
-    def _put(self, names: frozenset[str]) -> None:
+    def _set_names(self, names: frozenset[str]) -> None:
         if names != self._names:
-            log.info("base models here", names=sorted(names))
+            log.info("base models available", names=sorted(names))
             self._names = names
-            self._changed()
+            self._on_change()
 
 
-def _is_whole(row: BaseModelRow) -> bool:
+def _is_intact(row: BaseModelRow) -> bool:
     try:
-        check_base(row)
-    except CannotStart as refusal:
-        log.debug("base model not here", model=row.name, why=str(refusal))
+        verify_base_model(row)
+    except PreparationError as error:
+        log.debug("base model not available", model=row.name, why=str(error))
         return False
     return True

@@ -1,4 +1,4 @@
-"""What every job needs, opened once per process and passed down."""
+"""The connections and settings that every job uses, opened once per process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from app.job_queue import WorkerNotifier
 from app.settings import Settings
 from app.storage import LocalStorage, Storage
 
-POOL_SIZE = 5  # the job's own writes, its lease, the heartbeat of the worker's row
+POOL_SIZE = 5  # connections for the job's writes, its lease, and the heartbeat of the worker's row
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Resources:
     sessions: Sessions
     storage: Storage
     hints: WorkerNotifier
-    stop: threading.Event = field(default_factory=threading.Event)  # set once: take nothing new, drain what runs
+    stop: threading.Event = field(default_factory=threading.Event)  # set at shutdown: claim nothing, drain what runs
 
     def close(self) -> None:
         self.hints.close()
@@ -30,7 +30,7 @@ class Resources:
 
 
 def open_resources(settings: Settings) -> Resources:
-    """Connects to nothing yet: PostgreSQL and Redis may come up later than we do."""
+    """Create the resources without connecting: PostgreSQL and Redis may start later than this process."""
     engine = make_engine(settings.database_url, POOL_SIZE)
     storage = LocalStorage(settings.storage_dir)
     return Resources(settings, engine, make_sessions(engine), storage, WorkerNotifier(settings.redis_url))

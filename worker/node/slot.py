@@ -1,7 +1,7 @@
-"""A slot: one place to work at, with a name, a lock, and the one thread that takes its jobs.
+"""A slot of a worker: a name, a lock, and one thread that runs one job at a time.
 
-A hint and the slot's own poll both only wake that thread, so a duplicate is a no-op; and the thread lives as long as
-the worker, which a trainer's parent-death signal needs.
+A hint and the slot's own poll both only wake that thread, so a duplicate hint has no effect. The thread lives as long
+as the worker, which a trainer's parent-death signal requires.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from app.db.engine import transaction
 from app.db.jobs import expired_leases, exports
 from app.job_queue import Queue
 from app.log import get_logger
-from worker.jobs.lease import DATABASE_AWAY
+from worker.jobs.lease import DATABASE_UNAVAILABLE, first_line
 from worker.node.locks import try_lock
 from worker.node.resources import Resources
 
-TakeOne = Callable[[], bool]  # see one job through; False when there is nothing to do
+RunNext = Callable[[], bool]  # runs one job to its end; returns False if no job is due
 
 LOCK_RETRY_SECONDS = 0.5
 
@@ -27,30 +27,30 @@ log = get_logger(__name__)
 
 
 class Slot:
-    """`name` is stable over restarts ("gpu0@host"); `owner` is this incarnation of it."""
+    """`name` is stable over restarts ("gpu0@host"); `owner` identifies this incarnation of the slot."""
 
-    def __init__(self, resources: Resources, queue: Queue, name: str, make_taker: Callable[[str], TakeOne]) -> None:
+    def __init__(self, resources: Resources, queue: Queue, name: str, make_runner: Callable[[str], RunNext]) -> None:
         self.resources = resources
         self.queue: Queue = queue
         self.name = name
         self.owner = f"{name}#{secrets.token_hex(4)}"
-        self._take_one = make_taker(self.owner)
+        self._run_next = make_runner(self.owner)
         self._wake = threading.Event()
         self._idle = threading.Event()
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
-    def look_for_work(self) -> None:
-        """What a hint asks for. Returns when the slot is idle again: meanwhile further hints stay for idle workers."""
+    def run_until_idle(self) -> None:
+        """Wake the slot and return when it is idle again, so that further hints go to idle workers meanwhile."""
         self._idle.clear()
         self._wake.set()
         while not self._idle.wait(timeout=1) and self._thread.is_alive():
             pass
 
     def wake(self) -> None:
-        """Also from a signal handler: an event is set, nothing else."""
+        """Wake the slot's thread. Safe in a signal handler, because it only sets an event."""
         self._wake.set()
 
     @property
@@ -58,57 +58,60 @@ class Slot:
         return self._thread.is_alive()
 
     def join(self, timeout_seconds: float) -> bool:
-        """Wait for the end of the slot's thread, which `resources.stop` has asked for."""
+        """Wait for the end of the slot's thread after `resources.stop` was set. Returns whether it has ended."""
         self._thread.join(timeout_seconds)
         return not self._thread.is_alive()
 
-    def _work(self) -> None:
-        """Behind the slot's lock; while another process has it (an older one that drains), wait for it."""
+    def _run(self) -> None:
+        """Run jobs while holding the slot's lock; wait for it while another process (one that drains) holds it."""
         path = self.resources.settings.data_dir / "run" / f"{self.name}.lock"
         while not self.resources.stop.is_set():
             with try_lock(path) as lock:
                 if lock is not None:
-                    self._reap_predecessors()
-                    self._serve()
+                    self._reap_previous_incarnations()
+                    self._job_loop()
                 else:
-                    log.info("another worker has this slot", slot=self.name)
+                    log.info("another process holds the lock of this slot", slot=self.name)
                     self.resources.stop.wait(LOCK_RETRY_SECONDS)
         self._idle.set()
 
-    def _serve(self) -> None:
+    def _job_loop(self) -> None:
         while not self.resources.stop.is_set():
             self._wake.clear()
-            self._take_all()
+            self._run_due_jobs()
             self._idle.set()
             self._wake.wait(self._poll_seconds())
 
-    def _take_all(self) -> None:
-        """Until nothing waits. PostgreSQL may be away; a mistake of ours may cost a job's attempt, never the slot."""
+    def _run_due_jobs(self) -> None:
+        """Run jobs until none is due. No error ends the slot: not an unavailable PostgreSQL, not a bug of ours."""
         try:
-            while not self.resources.stop.is_set() and self._take_one():
+            while not self.resources.stop.is_set() and self._run_next():
                 pass
-        except DATABASE_AWAY as error:
-            log.warning("database away", slot=self.name, error=str(error).split("\n", 1)[0])
+        except DATABASE_UNAVAILABLE as error:
+            log.warning("database unavailable", slot=self.name, error=first_line(error))
         except Exception:
             log.exception("slot failed", slot=self.name)
 
     def _poll_seconds(self) -> float:
-        """A lost hint costs this much; with jitter, or all workers of a restarted host would ask at once."""
+        """The delay after a lost hint, with jitter, so that the workers of a restarted host do not poll all at once."""
         return self.resources.settings.poll_seconds * random.uniform(0.8, 1.2)
 
-    def _reap_predecessors(self) -> None:
-        """We have the slot's lock, so whoever held jobs under this name before is dead: don't wait for their leases."""
+    def _reap_previous_incarnations(self) -> None:
+        """End the attempts that earlier incarnations of this slot hold, without waiting for their leases to expire.
+
+        This process holds the slot's lock, so the earlier ones are dead.
+        """
         settings = self.resources.settings
         while not self.resources.stop.is_set():
             try:
                 with transaction(self.resources.sessions) as session:
                     for job in expired_leases.held_by_previous_incarnation(session, self.name, self.owner):
-                        log.warning("reaping the predecessor's job", job=job.id, owner=job.lease_owner)
+                        log.warning("reaping a job of a previous incarnation", job=job.id, owner=job.lease_owner)
                         expired_leases.reap(session, job, settings.requeue_delay_seconds, settings.max_crash_streak)
                     exports.reap_previous_incarnation(
                         session, self.name, self.owner, settings.requeue_delay_seconds, settings.max_crash_streak
                     )
                 return
-            except DATABASE_AWAY as error:
-                log.warning("database away", slot=self.name, error=str(error).split("\n", 1)[0])
+            except DATABASE_UNAVAILABLE as error:
+                log.warning("database unavailable", slot=self.name, error=first_line(error))
                 self.resources.stop.wait(settings.poll_seconds)

@@ -1,6 +1,8 @@
-"""Housekeeping: bytes that no row needs any more, files whose time is over, directories of attempts that have ended.
+"""Cleanup (garbage collection): objects that no row needs, expired files and uploads, work directories of ended
+attempts.
 
-Bytes go first and rows after: a crash between leaves work for the next sweep, never an object that nobody knows.
+Objects are deleted before their rows: a crash in between leaves rows for the next cleanup, never an object without a
+row.
 """
 
 from __future__ import annotations
@@ -25,27 +27,27 @@ from app.domain.artifacts.full_disk import RESERVED
 from app.domain.jobs.states import TERMINAL
 from app.log import get_logger
 from worker.jobs import snapshots, workdir
-from worker.node import space
+from worker.node import disk_space
 from worker.node.resources import Resources
 
-STAGED_SECONDS = 3600  # an upload that has not been written to for so long was cut off
-ORPHANED_SECONDS = 24 * 3600  # between an object and the row that names it lie milliseconds, in a bad hour minutes
-PREFIXES = ("files", "jobs", "uploads")  # where this sweep knows every table that may name an object
-BATCH = 500
+STAGED_FILE_MAX_AGE_SECONDS = 3600  # an upload without a write for this long was interrupted
+MIN_ORPHAN_AGE_SECONDS = 24 * 3600  # an object's row follows within milliseconds, or within minutes under heavy load
+ORPHAN_PREFIXES = ("files", "jobs", "uploads")  # prefixes for which `_keys_without_row` reads every table with keys
+BATCH_SIZE = 500
 
 log = get_logger(__name__)
 
 
-def sweep(resources: Resources) -> None:
-    """Raises what DATABASE_AWAY names, OSError."""
+def clean_up(resources: Resources) -> None:
+    """Do everything but `delete_orphans`. Raises DATABASE_UNAVAILABLE, OSError."""
     expire_files(resources)
     purge_files(resources)
     expire_uploads(resources)
-    purge_parts(resources)
+    purge_upload_parts(resources)
     drop_snapshots(resources)
-    sweep_staging(resources.storage.staging)
-    sweep_reserved(resources)
-    sweep_work_directories(resources)
+    delete_staged_files(resources.storage.staging)
+    delete_reserved_space(resources)
+    clean_work_directories(resources)
     with transaction(resources.sessions) as session:
         workers.delete_stale(session)
         idempotency.delete_expired(session)
@@ -59,13 +61,14 @@ def expire_files(resources: Resources) -> None:
 
 
 def purge_files(resources: Resources) -> None:
-    """The bytes of deleted files that no unfinished job reads. A deleted file is never needed again, so no lock is."""
+    """Delete the content of deleted files that no unfinished job reads. No job can start to use one, so no lock is
+    taken."""
     with transaction(resources.sessions) as session:
-        doomed = files.lock_purgeable(session)
-    for file in doomed:
+        unneeded = files.lock_purgeable(session)
+    for file in unneeded:
         resources.storage.delete(file.storage_key)
     with transaction(resources.sessions) as session:
-        for file in doomed:
+        for file in unneeded:
             files.mark_purged(session, session.merge(file))
 
 
@@ -75,33 +78,34 @@ def expire_uploads(resources: Resources) -> None:
             log.info("uploads expired", count=expired)
 
 
-def purge_parts(resources: Resources) -> None:
-    """Parts of uploads that have ended. A file that was composed of them keeps its bytes without them."""
+def purge_upload_parts(resources: Resources) -> None:
+    """Delete the parts of uploads that have ended. A file that was composed of parts does not need them."""
     with transaction(resources.sessions) as session:
-        doomed = uploads.leftover_parts(session)
-    for part in doomed:
+        unneeded = uploads.leftover_parts(session)
+    for part in unneeded:
         resources.storage.delete(part.storage_key)
     with transaction(resources.sessions) as session:
-        uploads.delete_parts(session, doomed)
+        uploads.delete_parts(session, unneeded)
 
 
-def delete_orphans(resources: Resources, older_than_seconds: float = ORPHANED_SECONDS) -> int:
-    """Objects that no row names: their process was killed between storing them and the commit. How many there were.
+def delete_orphans(resources: Resources, older_than_seconds: float = MIN_ORPHAN_AGE_SECONDS) -> int:
+    """Delete objects that no row names and return their number: their process was killed between storing and
+    committing.
 
-    A row comes right after its object, so what has none after a day never gets one.
+    A row is written right after its object, so an object that has none after a day never gets one.
     """
     count = 0
-    for prefix in PREFIXES:
+    for prefix in ORPHAN_PREFIXES:
         keys = resources.storage.older_than(prefix, time.time() - older_than_seconds)
-        while batch := list(islice(keys, BATCH)):
-            for key in _unnamed(resources, batch):
+        while batch := list(islice(keys, BATCH_SIZE)):
+            for key in _keys_without_row(resources, batch):
                 resources.storage.delete(key)
                 log.warning("orphaned object deleted", key=key)
                 count += 1
     return count
 
 
-def _unnamed(resources: Resources, keys: list[str]) -> Iterable[str]:
+def _keys_without_row(resources: Resources, keys: list[str]) -> Iterable[str]:
     with transaction(resources.sessions) as session:
         named = files.keys_in_use(session, keys) | uploads.keys_in_use(session, keys)
         return sorted(set(keys) - named - checkpoints.snapshot_storage_keys(session))
@@ -113,50 +117,46 @@ def drop_snapshots(resources: Resources) -> None:
     snapshots.drop(resources, rows)
 
 
-def sweep_reserved(resources: Resources) -> None:
-    """Space that an attempt reserved in storage and whose worker was killed. A lease is older than its file."""
-    found = set(resources.storage.staging.glob(f"{RESERVED}-*"))
-    if not found:
+def delete_reserved_space(resources: Resources) -> None:
+    """Delete space that an attempt reserved in storage and whose worker was killed. The lease precedes the file."""
+    reserved = set(resources.storage.staging.glob(f"{RESERVED}-*"))
+    if not reserved:
         return
     with transaction(resources.sessions) as session:
         held = session.execute(select(Job.id, Job.attempt).where(Job.lease_owner.is_not(None))).all()
-    for path in found - {space.in_storage(resources, row.id, row.attempt) for row in held}:
+    for path in reserved - {disk_space.storage_reserve_path(resources, row.id, row.attempt) for row in held}:
         path.unlink(missing_ok=True)
-        log.info("reserved space given back", name=path.name)
+        log.info("reserved space released", name=path.name)
 
 
-def sweep_staging(staging: Path) -> None:
+def delete_staged_files(staging: Path) -> None:
     for path in staging.iterdir():
         if path.name.startswith(RESERVED):
-            continue  # as old as its attempt
+            continue  # it may be as old as a running attempt: see `delete_reserved_space`
         with suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > STAGED_SECONDS:
-                _remove(path)
+            if time.time() - path.stat().st_mtime > STAGED_FILE_MAX_AGE_SECONDS:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
                 log.info("staged file removed", name=path.name)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-
-
-def sweep_work_directories(resources: Resources) -> None:
-    """Attempts that are over: their job or export has ended, has gone, or has a later one. Logs stay for a week."""
-    found = workdir.attempts(resources.settings.work_dir)
-    if not found:
+def clean_work_directories(resources: Resources) -> None:
+    """Empty the directories of attempts that are no longer running. Logs are kept for a week."""
+    attempts = workdir.attempts(resources.settings.work_dir)
+    if not attempts:
         return
     with transaction(resources.sessions) as session:
         rows = session.execute(
             select(Job.id, Job.attempt, Job.state, Job.lease_owner).where(
-                Job.id.in_({job_id for job_id, _, _ in found})
+                Job.id.in_({job_id for job_id, _, _ in attempts})
             )
         ).all()
-        exported = exports.active_attempts(session, [each for each, _, _ in found])
+        exported = exports.active_attempts(session, [each for each, _, _ in attempts])
     running = {row.id: row.attempt for row in rows if row.state not in TERMINAL and row.lease_owner is not None}
     running |= exported
-    for job_id, attempt, directory in found:
+    for job_id, attempt, directory in attempts:
         if running.get(job_id) != attempt:
-            workdir.clear(directory)
-            workdir.forget_old_log(directory)
+            workdir.remove_all_but_logs(directory)
+            workdir.remove_old_logs(directory)

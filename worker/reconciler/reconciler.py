@@ -1,7 +1,7 @@
-"""`python -m worker.reconciler`: finds jobs whose holder is gone, sends hints again, keeps the queue, cleans up.
+"""`python -m worker.reconciler`: reaps expired leases, resends hints, schedules the queue, cleans up.
 
-Its own process, on PostgreSQL and storage alone: what repairs a lost message must not hang on the broker. Any number
-may run; an advisory lock lets one of them work at a time.
+It is its own process and depends on PostgreSQL and storage only, because it replaces messages that the broker lost. Any
+number may run; an advisory lock lets one of them work at a time.
 """
 
 from __future__ import annotations
@@ -21,41 +21,41 @@ from app.db.scheduling.fair_queue import Kind
 from app.job_queue import Queue
 from app.log import configure_logging, get_logger
 from app.settings import load_settings
-from worker.health import beat
-from worker.jobs.lease import DATABASE_AWAY, boottime_seconds
+from worker.health import write_heartbeat
+from worker.jobs.lease import DATABASE_UNAVAILABLE, boottime_seconds, first_line
 from worker.node.resources import Resources, open_resources
-from worker.reconciler.cleanup import delete_orphans, sweep
-from worker.reconciler.scheduler import QueueKeeper
+from worker.reconciler.cleanup import clean_up, delete_orphans
+from worker.reconciler.scheduler import QueueScheduler
 
 ADVISORY_LOCK = 0x7265636F6E63  # "reconc"
-MASS_EXPIRY = 3  # so many leases at once, and more than half of all, are an outage and not so many deaths
-SWEEP_SECONDS = 60
-ORPHANS_SECONDS = 3600  # it looks at every object in storage
+MIN_MASS_EXPIRY = 3  # this many expired leases at once, and more than half of all, indicate an outage, not dead workers
+CLEANUP_INTERVAL_SECONDS = 60
+ORPHAN_INTERVAL_SECONDS = 3600  # long, because it lists every object in storage
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
-WORK: dict[Queue, Kind] = {"cpu": "validate", "gpu": "train"}
+KIND_BY_QUEUE: dict[Queue, Kind] = {"cpu": "validate", "gpu": "train"}
 
 log = get_logger(__name__)
 
 
-class Brake:
-    """Whether leases that have run out mean that their holders are dead, or that nobody could renew."""
+class MassExpiryGuard:
+    """Delays reaping when expired leases indicate an outage, in which no worker could renew, and not dead workers."""
 
     def __init__(self, ttl_seconds: float, clock: Callable[[], float] = boottime_seconds) -> None:
         self.ttl_seconds = ttl_seconds
         self._clock = clock
-        self._released_at: float | None = None
+        self._reap_at: float | None = None
 
     def allows(self, expired: int, held: int, server_uptime_seconds: float) -> bool:
         if not expired:
-            self._released_at = None
+            self._reap_at = None
             return True
         if server_uptime_seconds < self.ttl_seconds:
             return False
-        if self._released_at is not None:
-            return self._clock() >= self._released_at
-        if expired >= MASS_EXPIRY and 2 * expired > held:
-            log.error("mass expiry of leases: waiting one lease before reaping", expired=expired, held=held)
-            self._released_at = self._clock() + self.ttl_seconds
+        if self._reap_at is not None:
+            return self._clock() >= self._reap_at
+        if expired >= MIN_MASS_EXPIRY and 2 * expired > held:
+            log.error("mass expiry of leases: reaping is delayed by one lease duration", expired=expired, held=held)
+            self._reap_at = self._clock() + self.ttl_seconds
             return False
         return True
 
@@ -64,41 +64,41 @@ class Reconciler:
     def __init__(self, resources: Resources) -> None:
         self.resources = resources
         self.settings = resources.settings
-        self.brake = Brake(self.settings.lease_ttl_seconds)
-        self.queue = QueueKeeper(resources)
-        self._swept_at = -float("inf")
-        self._orphans_at = -float("inf")
+        self.expiry_guard = MassExpiryGuard(self.settings.lease_ttl_seconds)
+        self.scheduler = QueueScheduler(resources)
+        self._cleaned_up_at = -float("inf")
+        self._orphans_deleted_at = -float("inf")
 
     def run(self) -> None:
-        """Until `resources.stop` is set. Nothing that goes wrong in a round ends it."""
+        """Run rounds until `resources.stop` is set. No error of a round ends the loop."""
         while not self.resources.stop.is_set():
             try:
-                beat(self.settings, "reconciler")
+                write_heartbeat(self.settings, "reconciler")
                 self.round()
-            except DATABASE_AWAY as error:
-                log.warning("database away", error=str(error).split("\n", 1)[0])
+            except DATABASE_UNAVAILABLE as error:
+                log.warning("database unavailable", error=first_line(error))
             except Exception:
                 log.exception("round failed")
             self.resources.stop.wait(self.settings.reconcile_seconds)
 
     def round(self) -> bool:
-        """One round, unless another reconciler is at it. True if it was done."""
-        with self._lead() as is_leader:
+        """Run one round, unless another reconciler is running one. Returns whether it was run."""
+        with self._leader_lock() as is_leader:
             if is_leader:
                 self.reap()
                 self.reap_exports()
                 self.pause_overdue()
                 self.send_hints()
-                self.queue.look()
-                self._sweep_sometimes()
+                self.scheduler.tick()
+                self._clean_up_if_due()
         return is_leader
 
     def reap(self) -> int:
-        """End the attempts of holders that have not renewed for a lease and the grace on top; how many."""
+        """End the attempts whose leases expired longer than the grace period ago. Returns their number."""
         with transaction(self.resources.sessions) as session:
             lost = expired_leases.lock_expired(session, self.settings.reap_grace_seconds)
             held, uptime_seconds = expired_leases.count_held(session), expired_leases.server_uptime_seconds(session)
-            if not self.brake.allows(len(lost), held, uptime_seconds):
+            if not self.expiry_guard.allows(len(lost), held, uptime_seconds):
                 return 0
             for job in lost:
                 log.warning("lease reaped", job=job.id, attempt=job.attempt, owner=job.lease_owner)
@@ -106,10 +106,14 @@ class Reconciler:
         return len(lost)
 
     def reap_exports(self) -> int:
-        """The same for exports; how many. Not right after PostgreSQL's start: nobody could renew while it was down."""
+        """The same for exports. Does nothing right after PostgreSQL's start, because no worker could renew while it was
+        down.
+
+        Returns the number of exports.
+        """
         settings = self.settings
         with transaction(self.resources.sessions) as session:
-            if expired_leases.server_uptime_seconds(session) < self.brake.ttl_seconds:
+            if expired_leases.server_uptime_seconds(session) < self.expiry_guard.ttl_seconds:
                 return 0
             lost = exports.reap_expired(
                 session, settings.reap_grace_seconds, settings.requeue_delay_seconds, settings.max_crash_streak
@@ -119,38 +123,42 @@ class Reconciler:
         return len(lost)
 
     def pause_overdue(self) -> None:
-        """Jobs that have waited for storage for as long as they may."""
+        """Pause jobs that have waited for storage for the longest allowed time."""
         with transaction(self.resources.sessions) as session:
             paused = full_disk.pause_overdue(session, self.settings.storage_full_wait_seconds)
         for job in paused:
-            log.warning("paused: the disk has been full for too long", job=job.id)
+            log.warning("job paused: the disk has been full for too long", job=job.id)
 
     def send_hints(self) -> None:
-        """For work that waits while a worker is free: a hint was lost, or a delay is over. Busy workers need none."""
+        """Send hints for due work while a worker is free: a hint was lost, or a delay is over. Busy workers need
+        none."""
         with transaction(self.resources.sessions) as session:
             busy = {worker.id for worker in workers.busy(session)}
             free = {worker.queue for worker in workers.alive(session) if worker.id not in busy}
-            wanted = [
-                queue for queue, kind in WORK.items() if queue in free and claims.has_claimable_job(session, kind)
+            hinted = [
+                queue
+                for queue, kind in KIND_BY_QUEUE.items()
+                if queue in free and claims.has_claimable_job(session, kind)
             ]
             if exports.has_claimable_export(
                 session
-            ):  # any worker that has torch; those that are busy poll by themselves
-                wanted = [queue for queue in WORK if queue in free]
-        for queue in wanted:
+            ):  # any worker that has torch runs exports; busy workers poll by themselves
+                hinted = [queue for queue in KIND_BY_QUEUE if queue in free]
+        for queue in hinted:
             self.resources.hints.send(queue)
 
-    def _sweep_sometimes(self) -> None:
-        if time.monotonic() - self._swept_at >= SWEEP_SECONDS:
-            self._swept_at = time.monotonic()
-            sweep(self.resources)
-        if time.monotonic() - self._orphans_at >= ORPHANS_SECONDS:
-            self._orphans_at = time.monotonic()
+    def _clean_up_if_due(self) -> None:
+        if time.monotonic() - self._cleaned_up_at >= CLEANUP_INTERVAL_SECONDS:
+            self._cleaned_up_at = time.monotonic()
+            clean_up(self.resources)
+        if time.monotonic() - self._orphans_deleted_at >= ORPHAN_INTERVAL_SECONDS:
+            self._orphans_deleted_at = time.monotonic()
             delete_orphans(self.resources)
 
     @contextlib.contextmanager
-    def _lead(self) -> Iterator[bool]:
-        """Hold the advisory lock for one round. It belongs to the connection: when that breaks, the lock is free."""
+    def _leader_lock(self) -> Iterator[bool]:
+        """Hold the advisory lock for one round; yields whether it was acquired. A broken connection releases the
+        lock."""
         with self.resources.engine.connect() as connection:
             is_leader = bool(connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": ADVISORY_LOCK}))
             connection.commit()
@@ -166,7 +174,7 @@ def main() -> None:
     settings = load_settings()
     configure_logging(settings.log_json, settings.log_file)
     resources = open_resources(settings)
-    # Waited for, not handled: a handler that sets an Event its own thread is waiting on can deadlock.
+    # `sigwait` instead of a handler: a handler that sets an Event for which its own thread waits can deadlock.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     thread = threading.Thread(target=Reconciler(resources).run, name="reconciler")
     thread.start()

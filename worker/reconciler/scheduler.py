@@ -1,4 +1,4 @@
-"""The reconciler's part in the queue: usage is counted, places are forecast, and who must gives way."""
+"""The scheduling tick of the reconciler: count usage, forecast queue positions, request preemptions."""
 
 from __future__ import annotations
 
@@ -17,71 +17,73 @@ from app.domain.scheduling.worker_capacity import Offer, offer_of
 from app.log import get_logger
 from worker.node.resources import Resources
 
-PATIENCE_SECONDS = 60  # a restart of the workers is no news
-IDLE_SHARE = 10  # so many times as long as a forecast took there is none: 50,000 waiting jobs take a second or two
+WAIT_EVENT_DELAY_SECONDS = 60  # a restart of the workers causes no event
+IDLE_FACTOR = 10  # idle time after a forecast, as a multiple of its duration: 50,000 queued jobs take a second or two
 
 log = get_logger(__name__)
 
 
-class QueueKeeper:
+class QueueScheduler:
     def __init__(self, resources: Resources) -> None:
         self.resources = resources
         self.settings = resources.settings
         self._next_at = 0.0
 
-    def look(self) -> None:
-        """Everything, unless the last time was so dear that it is too soon. Raises what DATABASE_AWAY names."""
+    def tick(self) -> None:
+        """Refresh, unless the last refresh took so long that it is too early. Raises DATABASE_UNAVAILABLE."""
         began = time.monotonic()
         if began < self._next_at:
             return
         self.refresh()
-        self._next_at = time.monotonic() + IDLE_SHARE * (time.monotonic() - began)
+        self._next_at = time.monotonic() + IDLE_FACTOR * (time.monotonic() - began)
 
     def refresh(self) -> None:
-        half_life = self.settings.fair_share_half_life_seconds
+        half_life_seconds = self.settings.fair_share_half_life_seconds
         with transaction(self.resources.sessions) as session:
-            fair_queue.count_usage(session, half_life)
+            fair_queue.count_usage(session, half_life_seconds)
         with transaction(self.resources.sessions) as session:
-            scene = _Scene(session, half_life)
-        placed = forecast(scene.slots, scene.waiting, scene.standings.values(), half_life)
+            queue = _QueueSnapshot(session, half_life_seconds)
+        placed = forecast(queue.slots, queue.waiting, queue.standings.values(), half_life_seconds)
         with transaction(self.resources.sessions) as session:
             queue_positions.write_positions(session, placed)
         with transaction(self.resources.sessions) as session:
-            queue_positions.append_wait_events(session, PATIENCE_SECONDS)
+            queue_positions.append_wait_events(session, WAIT_EVENT_DELAY_SECONDS)
         if self.settings.give_way:
-            self._make_room(scene, placed)
+            self._request_preemptions(queue, placed)
 
-    def _make_room(self, scene: _Scene, placed: Sequence[Placed]) -> None:
+    def _request_preemptions(self, queue: _QueueSnapshot, placed: Sequence[Placed]) -> None:
         policy = Policy(self.settings.give_way_after_seconds, self.settings.give_way_limit)
-        asked = who_gives_way(scene.urgent(placed), scene.free, scene.holders, scene.room, policy)
-        attempts = {job.id: job.attempt for job in scene.running}
-        for holder in asked:
+        urgent = queue.urgent(placed)
+        victims = who_gives_way(urgent, queue.free_capacities, queue.holders, queue.free_job_counts, policy)
+        attempts = {job.id: job.attempt for job in queue.running}
+        for victim in victims:
             with transaction(self.resources.sessions) as session:
-                if queue_positions.request_preemption(session, holder.job_id, attempts[holder.job_id]):
-                    log.info("asked to give way", job=holder.job_id)
+                if queue_positions.request_preemption(session, victim.job_id, attempts[victim.job_id]):
+                    log.info("preemption requested", job=victim.job_id)
 
 
-class _Scene:
-    """Workers, running and waiting jobs, and how projects stand, read in one transaction."""
+class _QueueSnapshot:
+    """Workers, running and queued jobs, and the usage of projects, read in one transaction."""
 
-    def __init__(self, session: Session, half_life: float) -> None:
-        self.offers = {row.id: offer_of(row.about) for row in workers.gpu_workers(session)}
+    def __init__(self, session: Session, half_life_seconds: float) -> None:
+        self.capacities = {row.id: offer_of(row.about) for row in workers.gpu_workers(session)}
         self.running = queue_positions.running_attempts(session)
         self.waiting = queue_positions.waiting_jobs(session)
-        self.standings = {each.project_id: each for each in fair_queue.project_shares(session, half_life)}
+        self.standings = {each.project_id: each for each in fair_queue.project_shares(session, half_life_seconds)}
 
     @property
     def slots(self) -> list[Slot]:
-        held = {job.lease_owner: job for job in self.running}
-        return [_slot(offer, held.get(owner)) for owner, offer in self.offers.items()]
+        by_owner = {job.lease_owner: job for job in self.running}
+        return [_slot(capacity, by_owner.get(owner)) for owner, capacity in self.capacities.items()]
 
     @property
-    def free(self) -> list[Offer]:
-        held = {job.lease_owner for job in self.running}
-        return [offer for owner, offer in self.offers.items() if owner not in held]
+    def free_capacities(self) -> list[Offer]:
+        owners = {job.lease_owner for job in self.running}
+        return [capacity for owner, capacity in self.capacities.items() if owner not in owners]
 
     @property
-    def room(self) -> dict[str, int]:
+    def free_job_counts(self) -> dict[str, int]:
+        """How many more jobs each project with a limit may run."""
         return {
             name: each.max_running - each.running
             for name, each in self.standings.items()
@@ -90,11 +92,15 @@ class _Scene:
 
     @property
     def holders(self) -> list[Holder]:
-        return [_holder(job, self.offers[job.lease_owner], self.standings.get(job.project_id))
-                for job in self.running if job.lease_owner in self.offers]  # fmt: skip
+        """The running jobs as candidates for preemption."""
+        return [
+            _holder(job, self.capacities[job.lease_owner], self.standings.get(job.project_id))
+            for job in self.running
+            if job.lease_owner in self.capacities
+        ]
 
     def urgent(self, placed: Sequence[Placed]) -> list[Urgent]:
-        """Those that some worker could take now, in the order of the queue."""
+        """Urgent jobs that some worker could run now, in queue order."""
         by_id: dict[str, Waiting] = {
             job.job_id: job for job in self.waiting if job.is_urgent and job.pause_seconds <= 0
         }
@@ -105,12 +111,21 @@ class _Scene:
         ]
 
 
-def _slot(offer: Offer, job: RunningAttempt | None) -> Slot:
-    return Slot(offer) if job is None else Slot(offer, job.seconds_left, job.project_id)
+def _slot(capacity: Offer, job: RunningAttempt | None) -> Slot:
+    return Slot(capacity) if job is None else Slot(capacity, job.seconds_left, job.project_id)
 
 
-def _holder(job: RunningAttempt, offer: Offer, standing: Standing | None) -> Holder:
+def _holder(job: RunningAttempt, capacity: Offer, standing: Standing | None) -> Holder:
     return Holder(
-        job.id, job.project_id, offer, standing.share if standing else 0.0, job.ran_seconds, job.seconds_left,
-        job.priority, job.is_urgent, job.is_preemption_requested, job.can_be_preempted, job.times_yielded,
-    )  # fmt: skip
+        job.id,
+        job.project_id,
+        capacity,
+        standing.share if standing else 0.0,
+        job.ran_seconds,
+        job.seconds_left,
+        job.priority,
+        job.is_urgent,
+        job.is_preemption_requested,
+        job.can_be_preempted,
+        job.times_yielded,
+    )

@@ -1,4 +1,4 @@
-"""What a job will need, as columns of its row: reckoned when its files have been read, for claim and forecast."""
+"""Estimate a job's requirements once its files have been read, as columns of its row, for claims and the forecast."""
 
 from __future__ import annotations
 
@@ -21,30 +21,28 @@ from worker.jobs.prepare import Inputs
 log = get_logger(__name__)
 
 
-def reckon_needs(keeper: LeaseKeeper, job: Job, inputs: Inputs, reports: Mapping[str, Report]) -> dict[str, Any]:
-    """Nothing where it cannot be reckoned: such a job is tried by any worker, whose trainer plans it again.
+def requirement_columns(keeper: LeaseKeeper, job: Job, inputs: Inputs, reports: Mapping[str, Report]) -> dict[str, Any]:
+    """The columns with the estimated requirements; empty if they cannot be estimated.
 
-    Raises FencedError.
+    Any worker may claim a job without an estimate, and its trainer plans the job again. Raises FencedError.
     """
     spec = JobSpec.model_validate(job.spec)
     entry = CatalogEntry.model_validate(inputs.base.entry)
-    if not entry.decoder_layers:  # registered before there were plans
+    if not entry.decoder_layers:  # registered before entries had the fields of a plan
         return {}
     need, sha256 = Need(spec.base_model, frozenset(job.worker_labels)), inputs.base.manifest_sha256
     places = keeper.transact(lambda session: workers.candidate_devices(session, spec, sha256, need))
     try:
-        spec = match_spec(spec, entry.layers)  # of a job that was stored before patterns were matched at creation
-        needed = reckon(entry, spec, _work(spec, reports), places or ())
-    except Exception:  # a plan is worth less than the job
-        log.exception("the job's needs could not be reckoned")
+        spec = match_spec(spec, entry.layers)  # a job that was stored before patterns were matched at creation
+        training, validation = reports["training"], reports.get("validation")
+        validation_tokens = validation.tokens if validation else 0
+        work = Work.of(spec, training.lengths, training.labelled_tokens, validation_tokens)
+        needed = reckon(entry, spec, work, places or ())
+    except Exception:  # a failed estimate must not fail the job
+        log.exception("the job's requirements could not be estimated")
         return {}
     return {
         "needed_cpu_bytes": needed.cpu_bytes,
         "needed_cuda_bytes": needed.cuda_bytes,
         "planned_seconds": needed.seconds,
     }
-
-
-def _work(spec: JobSpec, reports: Mapping[str, Report]) -> Work:
-    training, validation = reports["training"], reports.get("validation")
-    return Work.of(spec, training.lengths, training.labelled_tokens, validation.tokens if validation else 0)

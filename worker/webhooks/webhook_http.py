@@ -1,8 +1,8 @@
-"""One POST to an address that somebody else chose.
+"""Send one POST to a URL that a user chose, safe against server-side request forgery (SSRF).
 
-The name is resolved here, every address it has is looked at, and the connection goes to the very one that was: a name
-that answers differently a moment later changes nothing. No redirects, no proxies, no cookies; time and the bytes
-of an answer are limited, whatever the other side does.
+The host name is resolved here, every address is checked, and the connection uses a checked address, so a name that
+resolves differently a moment later (DNS rebinding) has no effect. No redirects, proxies or cookies; the time and the
+bytes of a response are limited, whatever the server does.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ import httpcore2
 
 from app.domain.access.outbound_networks import Network, is_allowed, parse_address
 
-READ_BYTES = 1_024
+MAX_RESPONSE_BYTES = 1_024
+MAX_ADDRESSES = 4
+MAX_ERROR_CHARACTERS = 500
 Resolve = Callable[[str, int], list[str]]
 
 
 @dataclass(frozen=True)
-class Limits:
+class PostLimits:
     connect_seconds: float
     total_seconds: float
     allow_http: bool = False
@@ -34,78 +36,88 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """`error` says in words why there is no `status`."""
+class WebhookResponse:
+    """The response of an endpoint; without a `status`, `error` is the reason."""
 
     duration_ms: int
     status: int | None = None
     retry_after: str | None = None
-    content: bytes = b""  # its beginning
+    content: bytes = b""  # the first `MAX_RESPONSE_BYTES` of the body
     error: str | None = None
 
 
 class RefusedAddressError(Exception):
-    """The name leads to where we don't go."""
+    """The host or the scheme of the URL is not allowed."""
 
 
 def resolve(host: str, port: int) -> list[str]:
-    """Every address of a name. Raises OSError."""
+    """Every address of a host name. Raises OSError."""
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
-        raise OSError(f"{host} was not found ({error.strerror or error})") from error
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        raise OSError(f"the host {host} was not found ({error.strerror or error})") from error
+    return list(dict.fromkeys(str(entry[4][0]) for entry in entries))
 
 
-def post(url: str, headers: Mapping[str, str], content: bytes, limits: Limits, resolve: Resolve = resolve) -> Answer:
-    """Never raises for what the other side does; the answer says it."""
+def post(
+    url: str, headers: Mapping[str, str], content: bytes, limits: PostLimits, resolve: Resolve = resolve
+) -> WebhookResponse:
+    """Send the request. Never raises for errors of the network or the server; the response has them."""
     began = time.monotonic()
     try:
-        status, retry_after, beginning = _post(url, headers, content, limits, _Network(limits, began, resolve))
-        return Answer(_since(began), status, retry_after, beginning)
+        network = _CheckedNetwork(limits, began, resolve)
+        status, retry_after, prefix = _post(url, headers, content, limits, network)
+        return WebhookResponse(_milliseconds_since(began), status, retry_after, prefix)
     except RefusedAddressError as refused:
         error = str(refused)
     except httpcore2.TimeoutException:
-        error = f"no answer within {limits.total_seconds:g} s"
+        error = f"no response within {limits.total_seconds:g} s"
     except ssl.SSLError as failed:
         error = f"TLS: {failed.reason or failed}"
     except (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.UnsupportedProtocol, OSError) as failed:
-        error = f"{_words(failed)}"
-    return Answer(_since(began), error=error[:500])
+        error = str(failed) or type(failed).__name__
+    return WebhookResponse(_milliseconds_since(began), error=error[:MAX_ERROR_CHARACTERS])
 
 
 def _post(
-    url: str, headers: Mapping[str, str], content: bytes, limits: Limits, network: _Network
+    url: str, headers: Mapping[str, str], content: bytes, limits: PostLimits, network: _CheckedNetwork
 ) -> tuple[int, str | None, bytes]:
+    """(status, Retry-After header, first bytes of the body). Raises what `post` catches."""
     if urlsplit(url).scheme != "https" and not limits.allow_http:
-        raise RefusedAddressError("the operator allows https only (TUNERY_WEBHOOK_ALLOW_HTTP)")
-    given = [(name.encode(), value.encode()) for name, value in headers.items()]
+        raise RefusedAddressError(
+            "only https URLs are allowed; the operator can allow http (TUNERY_WEBHOOK_ALLOW_HTTP)"
+        )
+    raw_headers = [(name.encode(), value.encode()) for name, value in headers.items()]
     with (
-        httpcore2.ConnectionPool(ssl_context=_tls(), network_backend=network) as pool,
-        pool.stream("POST", url, headers=given, content=content) as response,
+        httpcore2.ConnectionPool(ssl_context=_tls_context(), network_backend=network) as pool,
+        pool.stream("POST", url, headers=raw_headers, content=content) as response,
     ):
-        sent = {name.lower(): value for name, value in response.headers}
-        retry_after = sent[b"retry-after"].decode("latin-1") if b"retry-after" in sent else None
-        return response.status, retry_after, _beginning(response)
+        response_headers = {name.lower(): value for name, value in response.headers}
+        retry_after = response_headers.get(b"retry-after")
+        return (
+            response.status,
+            retry_after.decode("latin-1") if retry_after is not None else None,
+            _read_prefix(response),
+        )
 
 
-def _beginning(response: httpcore2.Response) -> bytes:
-    """The status has been said: an answer that breaks off or trickles is an answer all the same."""
-    found = b""
+def _read_prefix(response: httpcore2.Response) -> bytes:
+    """The first bytes of the body. The status is known by now, so a body that breaks off or stalls is no error."""
+    prefix = b""
     try:
         for chunk in response.iter_stream():
-            found += chunk
-            if len(found) >= READ_BYTES:
+            prefix += chunk
+            if len(prefix) >= MAX_RESPONSE_BYTES:
                 break
     except (httpcore2.TimeoutException, httpcore2.NetworkError, httpcore2.ProtocolError):
         pass
-    return found[:READ_BYTES]
+    return prefix[:MAX_RESPONSE_BYTES]
 
 
-class _Network(httpcore2.NetworkBackend):
-    """Connects to checked addresses only; nothing takes longer than what is left of the time."""
+class _CheckedNetwork(httpcore2.NetworkBackend):
+    """Connects to checked addresses only; no operation takes longer than the remaining time."""
 
-    def __init__(self, limits: Limits, began: float, resolve: Resolve) -> None:
+    def __init__(self, limits: PostLimits, began: float, resolve: Resolve) -> None:
         self._limits = limits
         self._deadline = began + limits.total_seconds
         self._resolve = resolve
@@ -119,12 +131,12 @@ class _Network(httpcore2.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
     ) -> httpcore2.NetworkStream:
-        addresses = self._checked(host, port)
-        seconds = min(timeout or inf, self._limits.connect_seconds / len(addresses))
+        addresses = self._checked_addresses(host, port)
+        seconds_per_address = min(timeout or inf, self._limits.connect_seconds / len(addresses))
         failed: Exception | None = None
         for address in addresses:
             try:
-                wait = left(self._deadline, seconds)
+                wait = remaining_seconds(self._deadline, seconds_per_address)
                 stream = self._sockets.connect_tcp(address, port, wait, local_address, socket_options)
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
                 failed = error
@@ -135,18 +147,19 @@ class _Network(httpcore2.NetworkBackend):
             raise httpcore2.ConnectError(f"no connection within {self._limits.connect_seconds:g} s") from failed
         raise failed
 
-    def _checked(self, host: str, port: int) -> list[str]:
-        """All or nothing: a name with one private address among public ones is up to something."""
+    def _checked_addresses(self, host: str, port: int) -> list[str]:
+        """Resolve a host. One forbidden address refuses all, because a host with private and public ones is
+        suspicious."""
         literal = parse_address(host)
         addresses = [str(literal)] if literal is not None else self._resolve(host, port)
         for address in addresses:
             parsed = parse_address(address)
             if parsed is None or not is_allowed(parsed, self._limits.networks):
                 raise RefusedAddressError(
-                    f"{host} leads to {address}, which is not a public address; the operator can allow private ones "
+                    f"{host} resolves to {address}, which is not a public address; the operator can allow private ones "
                     "(TUNERY_WEBHOOK_ALLOWED_NETWORKS)"
                 )
-        return addresses[:4]
+        return addresses[:MAX_ADDRESSES]
 
 
 class _Stream(httpcore2.NetworkStream):
@@ -155,10 +168,10 @@ class _Stream(httpcore2.NetworkStream):
         self._deadline = deadline
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(max_bytes, left(self._deadline, timeout))
+        return self._stream.read(max_bytes, remaining_seconds(self._deadline, timeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._stream.write(buffer, left(self._deadline, timeout))
+        self._stream.write(buffer, remaining_seconds(self._deadline, timeout))
 
     def close(self) -> None:
         self._stream.close()
@@ -166,31 +179,30 @@ class _Stream(httpcore2.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore2.NetworkStream:
-        """The certificate must be the name's, although the connection went to an address."""
-        wait = left(self._deadline, timeout)
+        """Start TLS. The certificate must be valid for the host name, although the connection is to an address."""
+        wait = remaining_seconds(self._deadline, timeout)
         return _Stream(self._stream.start_tls(ssl_context, server_hostname, wait), self._deadline)
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)
 
 
-def left(deadline: float, at_most_seconds: float | None = None) -> float:
-    """Seconds until the deadline. Raises httpcore2.ReadTimeout when there are none."""
+def remaining_seconds(deadline: float, max_seconds: float | None = None) -> float:
+    """Seconds until the deadline, `max_seconds` at most. Raises httpcore2.ReadTimeout after the deadline."""
     seconds = deadline - time.monotonic()
     if seconds <= 0:
-        raise httpcore2.ReadTimeout("the time is over")
-    return seconds if at_most_seconds is None else min(seconds, at_most_seconds)
+        raise httpcore2.ReadTimeout("the total time is over")
+    return seconds if max_seconds is None else min(seconds, max_seconds)
 
 
 @lru_cache(maxsize=1)
-def _tls() -> ssl.SSLContext:
-    """Loading the certificates takes longer than a request. An operator's own authority: SSL_CERT_FILE."""
+def _tls_context() -> ssl.SSLContext:
+    """The TLS context, cached because loading the certificates takes longer than a request.
+
+    An operator can add a certificate authority with SSL_CERT_FILE.
+    """
     return httpcore2.default_ssl_context()
 
 
-def _since(began: float) -> int:
+def _milliseconds_since(began: float) -> int:
     return round((time.monotonic() - began) * 1000)
-
-
-def _words(error: Exception) -> str:
-    return str(error) or type(error).__name__

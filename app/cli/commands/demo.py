@@ -164,7 +164,7 @@ def _train(client: Client, example: Path) -> Json:
 def _hold_against(client: Client, job: Json, predicted: str | None) -> None:
     """The plan and the truth, side by side."""
     told = client.pages(job_path(job["id"], "events"), 100)
-    took = next((event["data"] for event in told if event["message"].startswith("The training took")), None)
+    took = next((event["data"] for event in told if event["message"].startswith("Training finished in")), None)
     if predicted and took:
         took_text = f"{duration_text(took['seconds'])} and {size_text(took['peak_bytes'])}"
         _say("", f"planned were {predicted}; it took {took_text}")

@@ -9,7 +9,7 @@ from app.db import engine as engine_module
 from app.db.engine import make_engine, make_sessions, transaction
 from app.db.tables import Project
 from tests.factories import make_project
-from worker.jobs.lease import DATABASE_AWAY
+from worker.jobs.lease import DATABASE_UNAVAILABLE
 
 
 def test_every_connection_gives_up_a_transaction_that_stands_still(database_url: str) -> None:
@@ -32,7 +32,7 @@ def test_a_frozen_process_keeps_no_row_locked(database_url: str, monkeypatch: py
         connection.execute(locked)
         with waiting.begin() as other:
             assert other.execute(locked).one()
-        with pytest.raises(DATABASE_AWAY):
+        with pytest.raises(DATABASE_UNAVAILABLE):
             connection.execute(locked)
         assert connection.invalidated
     for each in (frozen, waiting):

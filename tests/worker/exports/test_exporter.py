@@ -26,13 +26,13 @@ from app.db.tables import BaseModelRow, Export, Job
 from app.domain.artifacts.exports import ExportError
 from app.services.jobs import exports as service
 from tests.app.cli.trained import make_trained_job
-from tests.worker.bench import Bench, is_alive, until
 from tests.worker.trainer import plain_peft
 from tests.worker.trainer.test_merge import TOKENS, logits_of, peft_model
+from tests.worker.worker_harness import Bench, is_alive, until
 from worker.exports.exporter import Exporter
-from worker.exports.merge_process import MERGER
-from worker.node.node import Station
+from worker.exports.merge_process import MERGE_COMMAND
 from worker.node.slot import Slot
+from worker.node.worker_node import WorkerNode
 from worker.reconciler import cleanup
 from worker.reconciler.reconciler import Reconciler
 
@@ -143,7 +143,7 @@ class TestMade:
         trained = really_trained
         asked = ask(bench, trained)
         assert (asked.state, asked.step_number, asked.model) == ("queued", 4, trained.fine_tuned_model)
-        assert exporter(bench, tmp_path, *MERGER).take_one()
+        assert exporter(bench, tmp_path, *MERGE_COMMAND).run_next()
         made = read(bench, asked)
         assert (made.state, made.error_message, made.attempt, made.lease_owner) == ("succeeded", None, 1, None)
         rows = [bench.file(file_id) for file_id in made.file_ids]
@@ -167,7 +167,7 @@ class TestMade:
         early = next(each for each in bench.checkpoints(trained) if each.step_number == 2)
         asked = ask(bench, trained, checkpoint=early.id)
         assert (asked.step_number, ask(bench, trained, checkpoint=early.name).id) == (2, asked.id)
-        assert exporter(bench, tmp_path).take_one()
+        assert exporter(bench, tmp_path).run_next()
         made = read(bench, asked)
         assert made.manifest is not None
         assert made.manifest["adapter"]["step"] == 2
@@ -177,7 +177,7 @@ class TestMade:
     ) -> None:
         first = ask(bench, trained)
         assert ask(bench, trained).id == first.id
-        exporter(bench, tmp_path).take_one()
+        exporter(bench, tmp_path).run_next()
         assert ask(bench, trained).id == first.id
         made = read(bench, first)
         with transaction(bench.sessions) as session:
@@ -196,13 +196,13 @@ class TestMade:
         assert (len(found), len(set(found))) == (8, 1)
 
     def test_without_work_there_is_nothing_to_take(self, bench: Bench, tmp_path: Path) -> None:
-        assert exporter(bench, tmp_path).take_one() is False
+        assert exporter(bench, tmp_path).run_next() is False
 
 
 class TestDeleted:
     def test_its_bytes_go_with_it(self, bench: Bench, trained: Job, tmp_path: Path) -> None:
         asked = ask(bench, trained)
-        exporter(bench, tmp_path).take_one()
+        exporter(bench, tmp_path).run_next()
         made = read(bench, asked)
         self.delete(bench, made)
         cleanup.purge_files(bench.resources)
@@ -215,7 +215,7 @@ class TestDeleted:
     ) -> None:
         asked = ask(bench, trained)
         command = fake(tmp_path, f"Path({str(tmp_path)!r}, 'pid').write_text(str(os.getpid()))\ntime.sleep(60)")
-        thread = threading.Thread(target=exporter(bench, tmp_path, *command).take_one)
+        thread = threading.Thread(target=exporter(bench, tmp_path, *command).run_next)
         thread.start()
         bench.threads.append(thread)
         pid = int(until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), "the merge"))
@@ -238,7 +238,7 @@ class TestRefused:
         with transaction(bench.sessions) as session:
             files.delete_all(session, asked.adapter_file_ids)
         cleanup.purge_files(bench.resources)
-        assert exporter(bench, tmp_path).take_one()
+        assert exporter(bench, tmp_path).run_next()
         assert read(bench, asked).state == "succeeded"
         cleanup.purge_files(bench.resources)
         with pytest.raises(FileNotFoundError):
@@ -249,7 +249,7 @@ class TestRefused:
     ) -> None:
         asked = ask(bench, trained)
         bench.resources.storage.delete(bench.file(asked.adapter_file_ids[0]).storage_key)
-        exporter(bench, tmp_path).take_one()
+        exporter(bench, tmp_path).run_next()
         failed = read(bench, asked)
         assert (failed.state, failed.error_code) == ("failed", "adapter_deleted")
         assert "is not whole any more" in str(failed.error_message)
@@ -261,7 +261,7 @@ class TestRefused:
         asked = ask(bench, trained)
         with transaction(bench.sessions) as session:
             session.delete(session.get_one(BaseModelRow, "tiny"))
-        exporter(bench, tmp_path).take_one()
+        exporter(bench, tmp_path).run_next()
         failed = read(bench, asked)
         assert (failed.state, failed.error_code) == ("failed", "model_unavailable")
         assert "'tiny' is not registered any more" in str(failed.error_message)
@@ -271,7 +271,7 @@ class TestRefused:
     ) -> None:
         asked = ask(bench, really_trained)
         (base / "generation_config.json").write_text("{}")
-        exporter(bench, tmp_path, *MERGER).take_one()
+        exporter(bench, tmp_path, *MERGE_COMMAND).run_next()
         failed = read(bench, asked)
         assert (failed.state, failed.error_code) == ("failed", "cannot_merge")
         assert "are not the base model tiny that the adapter was trained on" in str(failed.error_message)
@@ -283,7 +283,7 @@ class TestLost:
         asked = ask(bench, trained)
         worker = exporter(bench, tmp_path, *fake(tmp_path, "os.kill(os.getpid(), signal.SIGSEGV)"))
         states = []
-        while worker.take_one():
+        while worker.run_next():
             states.append(read(bench, asked).state)
         assert states == ["queued", "queued", "failed"]
         failed = read(bench, asked)
@@ -301,21 +301,21 @@ class TestLost:
         if where == "storage":
             monkeypatch.setattr(bench.resources.storage, "put", no_space)
         for _ in range(4):  # more than attempts that crash may be
-            assert exporter(bench, tmp_path, *command).take_one()
+            assert exporter(bench, tmp_path, *command).run_next()
             waiting = read(bench, asked)
             assert (waiting.state, waiting.crash_streak) == ("queued", 0)
             assert waiting.storage_full_since is not None
-            assert exporter(bench, tmp_path, *command).take_one() is False
+            assert exporter(bench, tmp_path, *command).run_next() is False
             end_the_pause(bench, asked)
         bench.resources.settings.storage_full_wait_seconds = 0
-        exporter(bench, tmp_path, *command).take_one()
+        exporter(bench, tmp_path, *command).run_next()
         failed = read(bench, asked)
         assert (failed.state, failed.error_code) == ("failed", "storage_full")
 
     def test_one_that_hangs_is_stopped(self, bench: Bench, trained: Job, tmp_path: Path) -> None:
         bench.resources.settings.stall_seconds = 0.5
         asked = ask(bench, trained)
-        exporter(bench, tmp_path, *fake(tmp_path, "time.sleep(60)")).take_one()
+        exporter(bench, tmp_path, *fake(tmp_path, "time.sleep(60)")).run_next()
         assert (read(bench, asked).state, read(bench, asked).crash_streak) == ("queued", 1)
 
     def test_files_that_the_manifest_does_not_name_are_never_published(
@@ -326,14 +326,14 @@ class TestLost:
             '(out / \'MANIFEST.json\').write_text(\'{"files": {"model.safetensors": {"sha256": "0"}}}\')\n'
         )
         asked = ask(bench, trained)
-        exporter(bench, tmp_path, *fake(tmp_path, code)).take_one()
+        exporter(bench, tmp_path, *fake(tmp_path, code)).run_next()
         assert (read(bench, asked).state, read(bench, asked).file_ids) == ("queued", [])
         assert [p for p in (bench.resources.settings.storage_dir / "objects").glob("exports/**/*") if p.is_file()] == []
 
     def test_a_worker_that_stops_leaves_it_without_blame(self, bench: Bench, trained: Job, tmp_path: Path) -> None:
         asked = ask(bench, trained)
         command = fake(tmp_path, f"Path({str(tmp_path)!r}, 'pid').write_text('x')\ntime.sleep(60)")
-        thread = threading.Thread(target=exporter(bench, tmp_path, *command).take_one)
+        thread = threading.Thread(target=exporter(bench, tmp_path, *command).run_next)
         thread.start()
         until((tmp_path / "pid").exists, "the merge")
         bench.resources.stop.set()
@@ -348,7 +348,7 @@ class TestLost:
         asked = ask(bench, trained)
         lease = self.claim(bench, "export.cpu0@dead#1")
         reconciler = Reconciler(bench.resources)
-        reconciler.brake.ttl_seconds = 0.0
+        reconciler.expiry_guard.ttl_seconds = 0.0
         assert reconciler.reap_exports() == 0
         with transaction(bench.sessions) as session:
             session.execute(update(Export).values(lease_expires_at=text("clock_timestamp() - interval '1 second'")))
@@ -361,7 +361,7 @@ class TestLost:
         ):
             with pytest.raises(FencedError), transaction(bench.sessions) as session:
                 write(session)
-        assert exporter(bench, tmp_path).take_one()
+        assert exporter(bench, tmp_path).run_next()
         assert (read(bench, asked).state, read(bench, asked).attempt) == ("succeeded", 2)
 
     def test_the_third_loss_fails_it(self, bench: Bench, trained: Job) -> None:
@@ -395,11 +395,11 @@ class TestLost:
         directory = bench.resources.settings.work_dir / asked.id / "attempt-1"
         directory.mkdir(parents=True)
         (directory / "half").write_text("x")
-        cleanup.sweep_work_directories(bench.resources)
+        cleanup.clean_work_directories(bench.resources)
         assert (directory / "half").exists()
         with transaction(bench.sessions) as session:
             exports.requeue(session, Lease(asked.id, 1, OWNER))
-        cleanup.sweep_work_directories(bench.resources)
+        cleanup.clean_work_directories(bench.resources)
         assert not (directory / "half").exists()
 
     def claim(self, bench: Bench, owner: str) -> Lease:
@@ -426,7 +426,7 @@ class TestStation:
     def test_a_worker_takes_exports_beside_its_other_work(self, bench: Bench, trained: Job) -> None:
         asked = ask(bench, trained)
         bench.resources.storage.delete(bench.file(asked.adapter_file_ids[0]).storage_key)
-        station = Station(bench.resources.settings)
+        station = WorkerNode(bench.resources.settings)
         station.open("cpu0@test", ["cpu"])
         try:
             bench.until(lambda: read(bench, asked).state == "failed", "the export's end")
@@ -440,7 +440,7 @@ class TestStation:
         self, bench: Bench, trained: Job, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("worker.exports.exporter.find_spec", lambda name: None)
-        station = Station(bench.resources.settings)
+        station = WorkerNode(bench.resources.settings)
         station.open("cpu0@test", ["cpu"])
         station.close()
         assert station.exporting is None
@@ -451,6 +451,6 @@ def test_the_program_dies_with_its_parent() -> None:
     import subprocess
 
     environment = os.environ | {"TUNERY_PARENT_PID": "1"}
-    done = subprocess.run([*MERGER, "a", "b", "c"], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run([*MERGE_COMMAND, "a", "b", "c"], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 70
     assert "the parent 1 is gone" in done.stderr

@@ -1,4 +1,4 @@
-"""Exit code and last record -> reason: the whole table."""
+"""Exit code and final record -> reason: the complete table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from app.domain.jobs.events import Done, Failed, Stopped
 from app.domain.jobs.states import FINAL_STATE, JobState, Reason
-from worker.jobs.exit_classification import Ending, judge
+from worker.jobs.exit_classification import TrainerExit, classify_exit
 
 DONE = Done(run_id="r", step=4, trained_tokens=400, directory="d")
 STOPPED = Stopped(run_id="r", reason=Reason.PAUSED, step=7)
@@ -20,7 +20,7 @@ def failed(reason: Reason) -> Failed:
 
 
 @pytest.mark.parametrize(
-    ("ending", "reason"),
+    ("exit_fields", "reason"),
     [
         ({"exit_code": 0, "final": DONE}, Reason.DONE),
         ({"exit_code": -signal.SIGSEGV, "final": DONE}, Reason.DONE),
@@ -33,12 +33,12 @@ def failed(reason: Reason) -> Failed:
         ({"exit_code": 64, "final": failed(Reason.NON_FINITE_LOSS)}, Reason.NON_FINITE_LOSS),
         ({"exit_code": 71}, Reason.OUT_OF_MEMORY),
         ({"exit_code": 75}, Reason.DRAINED),
-        ({"exit_code": 76, "pause_asked": True, "final": STOPPED}, Reason.PAUSED),
+        ({"exit_code": 76, "pause_requested": True, "final": STOPPED}, Reason.PAUSED),
         ({"exit_code": 76, "final": STOPPED}, Reason.TRAINER_CRASHED),
         ({"exit_code": 77}, Reason.TRAINER_CRASHED),
-        ({"exit_code": -signal.SIGTERM, "drain_asked": True}, Reason.DRAINED),
-        ({"exit_code": -signal.SIGKILL, "drain_asked": True}, Reason.DRAINED),
-        ({"exit_code": None, "drain_asked": True}, Reason.DRAINED),
+        ({"exit_code": -signal.SIGTERM, "drain_requested": True}, Reason.DRAINED),
+        ({"exit_code": -signal.SIGKILL, "drain_requested": True}, Reason.DRAINED),
+        ({"exit_code": None, "drain_requested": True}, Reason.DRAINED),
         ({"exit_code": -signal.SIGTERM}, Reason.TRAINER_CRASHED),
         ({"exit_code": -signal.SIGKILL}, Reason.TRAINER_CRASHED),
         ({"exit_code": None}, Reason.TRAINER_CRASHED),
@@ -53,13 +53,13 @@ def failed(reason: Reason) -> Failed:
         ({"exit_code": -200}, Reason.TRAINER_CRASHED),
     ],
 )
-def test_every_ending_has_its_reason(ending: dict[str, Any], reason: Reason) -> None:
-    assert judge(Ending(**ending)).reason == reason
+def test_classify_exit_returns_the_reason(exit_fields: dict[str, Any], reason: Reason) -> None:
+    assert classify_exit(TrainerExit(**exit_fields)).reason == reason
 
 
 @pytest.mark.parametrize("reason", list(Reason))
-def test_a_trainer_is_believed_only_when_it_gives_a_reason_to_fail_or_a_full_disk(reason: Reason) -> None:
-    outcome = judge(Ending(exit_code=70, final=failed(reason)))
+def test_a_trainers_reason_counts_only_if_it_fails_the_job_or_is_a_full_disk(reason: Reason) -> None:
+    outcome = classify_exit(TrainerExit(exit_code=70, final=failed(reason)))
     fails = FINAL_STATE[reason] == JobState.FAILED and reason != Reason.WORKER_CRASH_LOOP
     if fails or reason == Reason.STORAGE_FULL:
         assert (outcome.reason, outcome.message, outcome.param) == (reason, "because", "lora.r")
@@ -67,9 +67,9 @@ def test_a_trainer_is_believed_only_when_it_gives_a_reason_to_fail_or_a_full_dis
         assert outcome.reason == Reason.TRAINER_CRASHED
 
 
-def test_what_postgresql_could_not_hold_is_made_harmless() -> None:
+def test_characters_that_postgresql_refuses_are_replaced() -> None:
     final = Failed(run_id="r", reason=Reason.NON_FINITE_LOSS, message="a\x00b" + "x" * 10_000, param="p\x00")
-    outcome = judge(Ending(exit_code=64, final=final))
+    outcome = classify_exit(TrainerExit(exit_code=64, final=final))
     assert outcome.message.startswith("a\ufffdbx")
     assert len(outcome.message) == 8_000
     assert outcome.param == "p\ufffd"
@@ -82,8 +82,8 @@ def test_what_postgresql_could_not_hold_is_made_harmless() -> None:
         (-200, "The trainer was ended by signal 200"),
         (3, "The trainer ended with exit code 3"),
         (0, "The trainer ended without a result"),
-        (None, "The trainer did not go when it was killed"),
+        (None, "The trainer did not exit when it was killed"),
     ],
 )
-def test_a_crash_says_how_it_ended(exit_code: int | None, text: str) -> None:
-    assert judge(Ending(exit_code=exit_code)).message == text
+def test_the_message_of_a_crash_names_the_exit_code_or_signal(exit_code: int | None, text: str) -> None:
+    assert classify_exit(TrainerExit(exit_code=exit_code)).message == text

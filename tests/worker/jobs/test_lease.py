@@ -15,8 +15,8 @@ from app.db.jobs import claims
 from app.db.jobs.claims import FencedError, Lease
 from app.db.tables import Attempt, Job, JobEvent
 from app.domain.scheduling.worker_capacity import Offer
-from tests.worker.bench import OWNER, Bench
-from worker.jobs.lease import Claimer, LeaseKeeper, OutOfTouch, boottime_seconds
+from tests.worker.worker_harness import OWNER, Bench
+from worker.jobs.lease import Claimer, LeaseKeeper, LeaseUncertain, boottime_seconds
 
 CONNECTION_LOST = psycopg.OperationalError("server closed the connection unexpectedly")
 AWAY = OperationalError("COMMIT", {}, CONNECTION_LOST)
@@ -51,7 +51,7 @@ def test_a_cancel_fences(bench: Bench, keeper: LeaseKeeper) -> None:
     bench.cancel(row(bench, keeper))
     bench.until(lambda: keeper.fenced, "the look")
     with pytest.raises(FencedError):
-        keeper.say("too late")
+        keeper.append_event("too late")
 
 
 def test_a_write_is_repeated_while_the_database_is_away(bench: Bench, keeper: LeaseKeeper) -> None:
@@ -79,7 +79,7 @@ def test_an_event_whose_commit_was_not_answered_is_told_once(
             raise lost.pop()
 
     monkeypatch.setattr(bench.resources.engine.dialect, "do_commit", do_commit)
-    keeper.say("once")
+    keeper.append_event("once")
     monkeypatch.undo()
     with transaction(bench.sessions) as session:
         messages = list(session.scalars(select(JobEvent.message).where(JobEvent.job_id == keeper.lease.job_id)))
@@ -99,7 +99,7 @@ def test_when_the_lease_has_run_out_meanwhile_nothing_is_known(
     def write(session: Session) -> None:
         raise AWAY
 
-    with pytest.raises(OutOfTouch):
+    with pytest.raises(LeaseUncertain):
         keeper.transact(write)
     assert keeper.fenced
 
@@ -108,7 +108,7 @@ def test_when_the_lease_has_run_out_meanwhile_nothing_is_known(
 def test_a_claim_says_how_many_gpus_its_seconds_are_of(bench: Bench, gpus: int) -> None:
     job = bench.queued()
     offer = Offer("cuda", 1 << 40, gpus=gpus)
-    assert Claimer(bench.resources, "train", OWNER, lambda: offer).take() is not None
+    assert Claimer(bench.resources, "train", OWNER, lambda: offer).claim_next() is not None
     with transaction(bench.resources.sessions) as session:
         found = session.scalars(select(Attempt).where(Attempt.job_id == job.id, Attempt.kind == "train"))
         assert [attempt.gpus for attempt in found] == [gpus]
@@ -125,10 +125,10 @@ def test_a_claim_whose_commit_was_not_answered_is_taken_up(bench: Bench, monkeyp
 
     monkeypatch.setattr(bench.resources.engine.dialect, "do_commit", do_commit)
     with pytest.raises(OperationalError, match="closed the connection"):
-        claimer.take()
+        claimer.claim_next()
     monkeypatch.undo()
     assert bench.job(job).state == "running"
-    taken = claimer.take()
+    taken = claimer.claim_next()
     assert taken is not None
     assert (taken[0].id, taken[0].attempt, bench.job(job).attempt) == (job.id, 2, 2)
-    assert claimer.take() is None
+    assert claimer.claim_next() is None

@@ -8,10 +8,10 @@ from app.db.engine import transaction
 from app.db.jobs import logs
 from app.db.tables.logs import MAX_LOG_BYTES
 from tests.deadline import until
-from tests.worker.bench import Bench
 from tests.worker.fake_trainer import Plan
+from tests.worker.worker_harness import Bench
 from worker.jobs import log_publisher
-from worker.jobs.log_publisher import PublishedLog, read_end
+from worker.jobs.log_publisher import LogPublisher, read_log_tail
 
 
 def published(bench: Bench, job_id: str) -> str | None:
@@ -32,7 +32,7 @@ class TestPublishedLog:
         monkeypatch.setattr(log_publisher, "PUBLISH_SECONDS", 0.05)
         job = bench.queued()
         log = tmp_path / "trainer.log"
-        with PublishedLog(bench.resources, job, tmp_path):
+        with LogPublisher(bench.resources, job, tmp_path):
             log.write_text("first\n")
             until(lambda: published(bench, job.id) == "first\n", "the first line")
             log.write_text(f"first\n{tmp_path}/spec.json\n")
@@ -42,7 +42,7 @@ class TestPublishedLog:
         job = bench.queued()
         (tmp_path / "trainer.log.1").write_text("é" * 10 + "\n" + "x" * 99 + "\n" * (MAX_LOG_BYTES // 2))
         (tmp_path / "trainer.log").write_text("ü\n" * (MAX_LOG_BYTES // 4) + "the end\n")
-        with PublishedLog(bench.resources, job, tmp_path):
+        with LogPublisher(bench.resources, job, tmp_path):
             pass
         text = published(bench, job.id) or ""
         assert text.endswith("ü\nthe end\n")
@@ -52,5 +52,5 @@ class TestPublishedLog:
 def test_the_older_half_comes_first(tmp_path: Path) -> None:
     (tmp_path / "trainer.log.1").write_text("one\n")
     (tmp_path / "trainer.log").write_text("two\n")
-    assert read_end(tmp_path) == (8, "one\ntwo\n")
-    assert read_end(tmp_path / "nothing") == (0, "")
+    assert read_log_tail(tmp_path) == (8, "one\ntwo\n")
+    assert read_log_tail(tmp_path / "nothing") == (0, "")

@@ -14,7 +14,7 @@ from app.db.tables import Job
 from app.domain.jobs.lora_parameters import Ancestor
 from app.domain.jobs.spec import JobSpec
 from tests.factories import chat_lines
-from tests.worker.bench import OWNER, Bench
+from tests.worker.worker_harness import OWNER, Bench
 from worker.jobs.supervisor import Supervisor
 from worker.validation.validate import Validator
 
@@ -25,9 +25,9 @@ ONE_STEP = {"hyperparameters": {"max_steps": 1, "batch_size": 12, "learning_rate
 
 def finished(bench: Bench, job: Job) -> Job:
     bench.resources.settings.stall_seconds = 100.0
-    while Validator(bench.resources, "cpu0@test#1").take_one():
+    while Validator(bench.resources, "cpu0@test#1").run_next():
         pass
-    assert Supervisor(bench.resources, OWNER, bench.trainer_lock).take_one()
+    assert Supervisor(bench.resources, OWNER, bench.trainer_lock).run_next()
     return bench.job(job)
 
 

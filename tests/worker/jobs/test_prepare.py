@@ -14,9 +14,9 @@ from app.db.tables import BaseModelRow, Job
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.jobs.spec import LINE_RULES, JobSpec, QuantizationSpec, TrainerSpec
 from app.system.model_files import stat_signature
-from tests.worker.bench import Bench
 from tests.worker.fake_trainer import Plan
-from worker.jobs.prepare import CannotStart, check_base, load_inputs, trainer_spec
+from tests.worker.worker_harness import Bench
+from worker.jobs.prepare import PreparationError, load_inputs, trainer_spec, verify_base_model
 from worker.validation.validate import Validator
 
 
@@ -25,7 +25,7 @@ def spec_of(bench: Bench, body: dict[str, Any] | None = None) -> TrainerSpec:
     with transaction(bench.sessions) as session:
         inputs = load_inputs(session, job)
     settings = bench.resources.settings
-    return trainer_spec(settings, job, inputs, check_base(inputs.base), Path("training.jsonl"), None, None)
+    return trainer_spec(settings, job, inputs, verify_base_model(inputs.base), Path("training.jsonl"), None, None)
 
 
 def test_the_spec_says_which_files_were_hashed_so_that_nobody_hashes_them_twice(bench: Bench) -> None:
@@ -37,7 +37,7 @@ def test_the_spec_says_which_files_were_hashed_so_that_nobody_hashes_them_twice(
 def test_files_that_are_not_those_of_the_registration_have_no_signature_to_trust(bench: Bench) -> None:
     weights = spec_of(bench).base.directory / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
-    with pytest.raises(CannotStart, match="altered since it was registered"):
+    with pytest.raises(PreparationError, match="altered since it was registered"):
         spec_of(bench)
 
 
@@ -86,7 +86,7 @@ def trained_lora(bench: Bench, job: Job) -> Any:
     with transaction(bench.sessions) as session:
         inputs = load_inputs(session, job)
     spec = trainer_spec(
-        bench.resources.settings, job, inputs, check_base(inputs.base), Path("training.jsonl"), None, None
+        bench.resources.settings, job, inputs, verify_base_model(inputs.base), Path("training.jsonl"), None, None
     )
     return spec.run.lora
 
@@ -129,5 +129,5 @@ class TestPatterns:
     def test_of_an_older_job_do_not_keep_its_files_from_being_validated(self, bench: Bench) -> None:
         for patterns in (PATTERNS, {"rank_pattern": {r"(q)\1": 2}}):
             job = stored(bench, bench.created(), **patterns)
-            assert Validator(bench.resources, "cpu0@test#1").take_one()
+            assert Validator(bench.resources, "cpu0@test#1").run_next()
             assert bench.job(job).state == "queued"

@@ -11,15 +11,15 @@ import time
 from pathlib import Path
 
 import pytest
+from app.system.artifact_directory import verify
 from sqlalchemy import select
 
 from app.db import models
 from app.db.engine import transaction
 from app.db.files import files
 from app.db.tables import BaseModelRow, File
-from app.system.artifact_directory import verify
-from tests.worker.bench import OWNER, Bench, Witness
 from tests.worker.fake_trainer import Plan
+from tests.worker.worker_harness import OWNER, Bench, Witness
 from worker.jobs.supervisor import Supervisor
 from worker.reconciler import cleanup
 
@@ -277,13 +277,13 @@ class TestTroubleWithTheTrainer:
         job = bench.queued()
         bench.work(Plan(steps=3, faults={"*": {"2": "escape"}}))
         assert bench.job(job).state == "succeeded"
-        assert any("leads out of the work directory" in message for message in bench.messages(job))
+        assert any("is outside the work directory" in message for message in bench.messages(job))
 
 
 class TestBeforeTheTrainer:
     def test_a_trainer_that_cannot_be_started_is_a_crash(self, bench: Bench) -> None:
         job = bench.queued()
-        Supervisor(bench.resources, OWNER, bench.trainer_lock, ("/nowhere/python",)).take_one()
+        Supervisor(bench.resources, OWNER, bench.trainer_lock, ("/nowhere/python",)).run_next()
         assert (bench.job(job).state, bench.job(job).reason) == ("queued", "trainer_crashed")
 
     def test_a_worker_whose_disk_is_full_leaves_the_job_to_others(

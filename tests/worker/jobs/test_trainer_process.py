@@ -1,4 +1,4 @@
-"""The trainer's process: what it inherits, what is read of it, how it ends."""
+"""The trainer's process: its environment, its records, its end, its log."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from app.domain.jobs.events import Command, Message
-from tests.worker.bench import is_alive, until
-from worker.jobs.trainer_log import TrainerLog, clean
-from worker.jobs.trainer_process import Child, clean_environment, start_trainer
+from app.domain.jobs.events import Command
+from tests.worker.worker_harness import is_alive, until
+from worker.jobs.trainer_log import TrainerLog, redact
+from worker.jobs.trainer_process import TrainerProcess, clean_environment, start_trainer
 from worker.node.locks import try_lock
 
 RUN = "ftjob-1"
@@ -23,19 +23,19 @@ RUN = "ftjob-1"
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[object]:
     """Start a Python program as a trainer."""
-    children: list[Child] = []
+    trainers: list[TrainerProcess] = []
     with try_lock(tmp_path / "lock") as lock:
         assert lock is not None
 
-        def start(program: str) -> Child:
-            work = tmp_path / f"work-{len(children)}"
+        def start(program: str) -> TrainerProcess:
+            work = tmp_path / f"work-{len(trainers)}"
             work.mkdir()
-            children.append(start_trainer((sys.executable, "-c", program), work, RUN, lock))
-            return children[-1]
+            trainers.append(start_trainer((sys.executable, "-c", program), work, RUN, lock))
+            return trainers[-1]
 
         yield start
-        for child in children:
-            child.close()
+        for trainer in trainers:
+            trainer.close()
 
 
 def message(text: str) -> str:
@@ -43,82 +43,81 @@ def message(text: str) -> str:
 
 
 class TestEnvironment:
-    def test_no_secret_of_ours_reaches_the_trainer(self, tmp_path: Path) -> None:
-        ours = {
+    def test_the_trainer_gets_no_secret_of_the_worker(self, tmp_path: Path) -> None:
+        parent = {
             "DATABASE_URL": "postgresql://u:p@h/db", "REDIS_URL": "redis://h", "TUNERY_ADMIN_KEY_FILE": "/run/key",
             "AWS_SECRET_ACCESS_KEY": "x", "HF_TOKEN": "x", "PGPASSWORD": "x", "PYTHONPATH": "/evil",
         }  # fmt: skip
-        environment = clean_environment(ours, tmp_path, threads=None)
-        assert not environment.keys() & (ours.keys() - {"PYTHONPATH"})
+        environment = clean_environment(parent, tmp_path, threads=None)
+        assert not environment.keys() & (parent.keys() - {"PYTHONPATH"})
         assert "/evil" not in environment["PYTHONPATH"]
 
-    def test_what_names_the_machine_is_passed_on(self, tmp_path: Path) -> None:
-        ours = {"PATH": "/bin", "CUDA_VISIBLE_DEVICES": "GPU-1", "LD_LIBRARY_PATH": "/cuda", "LC_ALL": "C"}
-        environment = clean_environment(ours, tmp_path, threads=3)
-        assert environment == environment | ours
+    def test_variables_that_describe_the_machine_are_inherited(self, tmp_path: Path) -> None:
+        parent = {"PATH": "/bin", "CUDA_VISIBLE_DEVICES": "GPU-1", "LD_LIBRARY_PATH": "/cuda", "LC_ALL": "C"}
+        environment = clean_environment(parent, tmp_path, threads=3)
+        assert environment == environment | parent
         assert environment["OMP_NUM_THREADS"] == environment["MKL_NUM_THREADS"] == "3"
 
-    def test_it_is_offline_and_knows_its_parent(self, tmp_path: Path) -> None:
+    def test_it_is_offline_and_has_its_parents_pid(self, tmp_path: Path) -> None:
         environment = clean_environment({}, tmp_path, threads=None)
         assert environment["HF_HUB_OFFLINE"] == environment["TRANSFORMERS_OFFLINE"] == "1"
         assert environment["TUNERY_PARENT_PID"] == str(os.getpid())
         assert environment["TMPDIR"] == str(tmp_path)
 
-    def test_a_real_child_sees_just_that(self, start, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_real_process_has_that_environment(self, start, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("DATABASE_URL", "postgresql://u:secret@h/db")
-        child = start(f"import os; print({message('%s')!r} % ' '.join(sorted(os.environ)).replace('_', '-'))")
-        (record,) = child.records()
+        trainer = start(f"import os; print({message('%s')!r} % ' '.join(sorted(os.environ)).replace('_', '-'))")
+        (record,) = trainer.records()
         assert "DATABASE" not in record.message
         assert "TUNERY-PARENT-PID" in record.message
 
     def test_it_imports_our_code_and_nothing_from_its_work_directory(self, start, tmp_path: Path) -> None:
         (tmp_path / "work-0").mkdir()
         (tmp_path / "work-0" / "json.py").write_text("raise SystemExit('imported a file of the work directory')")
-        (tmp_path / "work-0").rename(tmp_path / "aside")
-        child = start("import json, app.domain.jobs.spec; print(json.__file__)")
-        (tmp_path / "aside" / "json.py").rename(tmp_path / "work-0" / "json.py")
-        list(child.records())
-        assert child.wait(5) == 0
+        (tmp_path / "work-0").rename(tmp_path / "moved")
+        trainer = start("import json, app.domain.jobs.spec; print(json.__file__)")
+        (tmp_path / "moved" / "json.py").rename(tmp_path / "work-0" / "json.py")
+        list(trainer.records())
+        assert trainer.wait(5) == 0
 
 
 class TestRecords:
-    def test_they_come_in_order(self, start) -> None:
-        child = start(f"for n in range(100): print({message('@')!r}.replace('@', str(n)))")
-        assert [record.message for record in child.records()] == [str(n) for n in range(100)]
-        assert child.wait(5) == 0
+    def test_records_come_in_order(self, start) -> None:
+        trainer = start(f"for n in range(100): print({message('@')!r}.replace('@', str(n)))")
+        assert [record.message for record in trainer.records()] == [str(n) for n in range(100)]
+        assert trainer.wait(5) == 0
 
-    def test_a_last_line_without_an_end_counts(self, start) -> None:
-        child = start(f"print({message('x')!r}, end='')")
-        assert [record.message for record in child.records()] == ["x"]
+    def test_a_last_line_without_a_line_feed_is_read(self, start) -> None:
+        trainer = start(f"print({message('x')!r}, end='')")
+        assert [record.message for record in trainer.records()] == ["x"]
 
-    def test_the_trainer_never_waits_for_us(self, start) -> None:
-        """5,000 records, about a megabyte, fit into no pipe: they are read although nobody asks for them yet."""
-        child = start(f"for n in range(5000): print({message('x' * 150)!r})")
-        assert child.wait(20) == 0
-        assert sum(1 for _ in child.records()) == 5000
+    def test_the_trainer_never_waits_for_the_reader(self, start) -> None:
+        """5,000 records, about a megabyte, fit into no pipe: they are read before `records` is iterated."""
+        trainer = start(f"for n in range(5000): print({message('x' * 150)!r})")
+        assert trainer.wait(20) == 0
+        assert sum(1 for _ in trainer.records()) == 5000
 
     def test_bad_lines_are_counted(self, start) -> None:
-        child = start(f"print('what?'); print({message('x')!r}); print('[' * 100000); print('\\xff')")
-        assert len(list(child.records())) == 1
-        assert child.bad_lines == 3
+        trainer = start(f"print('what?'); print({message('x')!r}); print('[' * 100000); print('\\xff')")
+        assert len(list(trainer.records())) == 1
+        assert trainer.bad_lines == 3
 
-    def test_control_lines_reach_it(self, start) -> None:
-        child = start("import sys; print(sys.stdin.readline().strip().replace('command', 'kind'))")
-        child.tell(Command.PAUSE)
-        list(child.records())
-        assert child.bad_lines == 1  # it came back, and "pause" is no record
-        child.tell(Command.PAUSE)  # to one that has gone: nothing happens
+    def test_control_lines_reach_the_trainer(self, start) -> None:
+        trainer = start("import sys; print(sys.stdin.readline().strip().replace('command', 'kind'))")
+        trainer.send(Command.PAUSE)
+        list(trainer.records())
+        assert trainer.bad_lines == 1  # it was echoed, and "pause" is no record
+        trainer.send(Command.PAUSE)  # to a process that has exited: no error
 
-    def test_a_silent_one_is_heard_of(self, start) -> None:
-        child = start("import time; time.sleep(60)")
-        first = child.silent_seconds
-        assert child.silent_seconds >= first
-        assert isinstance(Message(run_id=RUN, message=""), Message)
+    def test_silent_seconds_grow_without_records(self, start) -> None:
+        trainer = start("import time; time.sleep(60)")
+        first = trainer.silent_seconds
+        assert trainer.silent_seconds > first
 
 
 class TestEnd:
-    def test_close_kills_whoever_is_left_in_its_group(self, start, tmp_path: Path) -> None:
-        child = start(
+    def test_close_kills_its_whole_process_group(self, start, tmp_path: Path) -> None:
+        trainer = start(
             "import pathlib, subprocess, time\n"
             "grandchild = subprocess.Popen(['sleep', '60'])\n"
             "pathlib.Path('pid.part').write_text(str(grandchild.pid))\n"
@@ -127,34 +126,34 @@ class TestEnd:
         )
         pid = tmp_path / "work-0" / "pid"
         until(pid.exists, "a grandchild")
-        assert child.close() == -signal.SIGKILL
+        assert trainer.close() == -signal.SIGKILL
         until(lambda: not is_alive(int(pid.read_text())), "its end")
 
     def test_drain_is_sigterm(self, start) -> None:
-        child = start("import time; time.sleep(60)")
-        child.drain()
-        assert child.wait(5) == -signal.SIGTERM
+        trainer = start("import time; time.sleep(60)")
+        trainer.drain()
+        assert trainer.wait(5) == -signal.SIGTERM
 
-    def test_its_lock_is_held_until_it_is_gone(self, tmp_path: Path) -> None:
+    def test_its_lock_is_held_until_it_exits(self, tmp_path: Path) -> None:
         work = tmp_path / "work"
         work.mkdir()
         with try_lock(tmp_path / "gpu.lock") as lock:
             assert lock is not None
-            child = start_trainer((sys.executable, "-c", "import time; time.sleep(60)"), work, RUN, lock)
+            trainer = start_trainer((sys.executable, "-c", "import time; time.sleep(60)"), work, RUN, lock)
         with try_lock(tmp_path / "gpu.lock") as second:
             assert second is None
-        child.close()
+        trainer.close()
         with try_lock(tmp_path / "gpu.lock") as third:
             assert third is not None
 
 
 class TestLog:
-    def test_standard_error_is_kept_and_its_tail_told(self, start) -> None:
-        child = start("import sys; [print(f'line {n}', file=sys.stderr) for n in range(100)]")
-        list(child.records())
-        child.close()
-        assert child.log_tail().splitlines()[-1] == "line 99"
-        assert len(child.log_tail().splitlines()) == 20
+    def test_standard_error_is_kept_and_log_tail_returns_its_end(self, start) -> None:
+        trainer = start("import sys; [print(f'line {n}', file=sys.stderr) for n in range(100)]")
+        list(trainer.records())
+        trainer.close()
+        assert trainer.log_tail().splitlines()[-1] == "line 99"
+        assert len(trainer.log_tail().splitlines()) == 20
 
     def test_it_is_bounded_and_keeps_the_end(self, tmp_path: Path) -> None:
         log = TrainerLog(tmp_path / "trainer.log", max_bytes=200_000)
@@ -163,7 +162,7 @@ class TestLog:
             for n in range(100):
                 file.write(b"%07d " % n + b"x" * 8000 + b"\n")
         with source.open("rb") as pipe:
-            log.keep(pipe)
+            log.copy_from(pipe)
         size = sum(path.stat().st_size for path in tmp_path.glob("trainer.log*"))
         assert 100_000 <= size <= 220_000
         assert log.tail().splitlines()[-1].startswith("0000099 ")
@@ -181,5 +180,5 @@ class TestLog:
             ("PASSWORD=hunter2hunter2 x", "PASSWORD=*** x"),
         ],
     )
-    def test_it_is_printable_and_without_secrets(self, text: str, kept: str) -> None:
-        assert clean(text) == kept
+    def test_lines_are_printable_and_without_secrets(self, text: str, kept: str) -> None:
+        assert redact(text) == kept

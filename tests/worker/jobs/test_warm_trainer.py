@@ -1,4 +1,4 @@
-"""A trainer that waits before there is a job: it gets the next one, holds the slot's lock, and dies with its slot."""
+"""The warm trainer: it gets the next job, holds the slot's lock, and dies with its slot's thread."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.worker.bench import OWNER, Bench, is_alive, until
+from tests.worker.worker_harness import OWNER, Bench, is_alive, until
 from worker.jobs.supervisor import Supervisor
-from worker.jobs.trainer_process import TRAINER
-from worker.jobs.warm_trainer import Spare
+from worker.jobs.trainer_process import TRAINER_COMMAND
+from worker.jobs.warm_trainer import WarmTrainer
 from worker.node.locks import try_lock
 from worker.validation.validate import Validator
 
@@ -27,7 +27,7 @@ time.sleep(60)
 """
 DIES = "import sys; sys.exit('no torch here')"
 
-Make = Callable[[str], Spare]
+Make = Callable[[str], WarmTrainer]
 
 
 @pytest.fixture
@@ -37,25 +37,25 @@ def lock_path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make(lock_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    """A slot's spare, whose command is a Python program, started at once."""
+    """A slot's warm trainer, whose command is a Python program, started at once."""
     monkeypatch.setattr("worker.jobs.warm_trainer.IDLE_SECONDS", 0.0)
-    made: list[Spare] = []
+    started: list[WarmTrainer] = []
 
-    def make(program: str) -> Spare:
-        made.append(Spare((sys.executable, "-c", program), lock_path, threads=1))
-        return made[-1]
+    def make(program: str) -> WarmTrainer:
+        started.append(WarmTrainer((sys.executable, "-c", program), lock_path, threads=1))
+        return started[-1]
 
     yield make
-    for spare in made:
-        spare.close()
+    for warm in started:
+        warm.close()
 
 
-def start(spare: Spare) -> int:
-    with spare.lock() as lock:
+def start(warm: WarmTrainer) -> int:
+    with warm.lock() as lock:
         assert lock is not None
-        spare.keep_one(lock)
-    assert spare.pid is not None
-    return spare.pid
+        warm.ensure(lock)
+    assert warm.pid is not None
+    return warm.pid
 
 
 def is_free(lock_path: Path) -> bool:
@@ -64,163 +64,163 @@ def is_free(lock_path: Path) -> bool:
 
 
 class TestTaking:
-    def test_the_job_gets_the_process_that_waited(self, make: Make, tmp_path: Path) -> None:
-        spare = make(WAITS)
-        pid = start(spare)
-        with spare.lock():
-            child = spare.take(tmp_path, RUN)
+    def test_a_job_gets_the_waiting_process(self, make: Make, tmp_path: Path) -> None:
+        warm = make(WAITS)
+        pid = start(warm)
+        with warm.lock():
+            child = warm.take(tmp_path, RUN)
             assert child is not None
-            assert (child.pid, spare.pid) == (pid, None)
+            assert (child.pid, warm.pid) == (pid, None)
             record = next(child.records())
             assert str(tmp_path) in record.message
             child.close()
 
-    def test_where_none_waits_there_is_none_to_take(self, make: Make, tmp_path: Path) -> None:
-        spare = make(WAITS)
-        with spare.lock() as lock:
+    def test_take_returns_none_if_no_trainer_waits(self, make: Make, tmp_path: Path) -> None:
+        warm = make(WAITS)
+        with warm.lock() as lock:
             assert lock is not None
-            assert spare.take(tmp_path, RUN) is None
+            assert warm.take(tmp_path, RUN) is None
 
-    def test_one_that_waits_is_not_started_again(self, make: Make) -> None:
-        spare = make(WAITS)
-        assert start(spare) == start(spare)
+    def test_a_waiting_trainer_is_not_started_again(self, make: Make) -> None:
+        warm = make(WAITS)
+        assert start(warm) == start(warm)
 
-    def test_it_is_not_started_where_nobody_wants_it(self, lock_path: Path) -> None:
-        spare = Spare((sys.executable, "-c", WAITS), lock_path, threads=1, is_wanted=False)
-        with spare.lock() as lock:
+    def test_it_is_not_started_if_it_is_disabled(self, lock_path: Path) -> None:
+        warm = WarmTrainer((sys.executable, "-c", WAITS), lock_path, threads=1, is_enabled=False)
+        with warm.lock() as lock:
             assert lock is not None
-            spare.keep_one(lock)
-        assert spare.pid is None
+            warm.ensure(lock)
+        assert warm.pid is None
 
-    def test_it_is_not_started_in_the_moment_after_a_job(
+    def test_it_is_not_started_directly_after_a_job(
         self, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        spare = make(WAITS)
+        warm = make(WAITS)
         monkeypatch.setattr("worker.jobs.warm_trainer.IDLE_SECONDS", 60.0)
-        with spare.lock():
-            spare.take(tmp_path, RUN)
-        with spare.lock() as lock:
+        with warm.lock():
+            warm.take(tmp_path, RUN)
+        with warm.lock() as lock:
             assert lock is not None
-            spare.keep_one(lock)
-        assert spare.pid is None
+            warm.ensure(lock)
+        assert warm.pid is None
 
-    def test_it_is_not_started_in_the_first_moment_of_a_worker(self, lock_path: Path) -> None:
-        spare = Spare((sys.executable, "-c", WAITS), lock_path, threads=1)
-        with spare.lock() as lock:
+    def test_it_is_not_started_directly_after_the_worker(self, lock_path: Path) -> None:
+        warm = WarmTrainer((sys.executable, "-c", WAITS), lock_path, threads=1)
+        with warm.lock() as lock:
             assert lock is not None
-            spare.keep_one(lock)
-        assert spare.pid is None
+            warm.ensure(lock)
+        assert warm.pid is None
 
-    def test_one_that_cannot_be_started_costs_nothing_but_itself(self, make: Make, lock_path: Path) -> None:
-        spare = make(WAITS)
+    def test_a_failed_start_leaves_the_lock_free(self, make: Make, lock_path: Path) -> None:
+        warm = make(WAITS)
         lock_path.with_suffix(".spare").write_text("in the way")
-        with spare.lock() as lock:
+        with warm.lock() as lock:
             assert lock is not None
-            spare.keep_one(lock)
-        assert spare.pid is None
+            warm.ensure(lock)
+        assert warm.pid is None
         assert is_free(lock_path)
 
 
 class TestDeath:
-    def test_one_that_died_waiting_is_noticed_and_replaced(self, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("worker.jobs.warm_trainer.PATIENCE_SECONDS", 0.0)
-        spare = make(WAITS)
-        first = start(spare)
+    def test_a_waiting_trainer_that_died_is_replaced(self, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("worker.jobs.warm_trainer.RESTART_DELAY_SECONDS", 0.0)
+        warm = make(WAITS)
+        first = start(warm)
         os.kill(first, signal.SIGKILL)
-        until(lambda: not is_alive(first), "its end")
-        assert start(spare) != first
+        until(lambda: not is_alive(first), "its exit")
+        assert start(warm) != first
 
-    def test_one_that_dies_at_once_is_not_tried_again_at_once(self, make: Make, lock_path: Path) -> None:
-        spare = make(DIES)
-        pid = start(spare)
-        until(lambda: not is_alive(pid), "its end")
-        with spare.lock() as lock:
+    def test_a_trainer_that_dies_at_once_is_not_restarted_at_once(self, make: Make, lock_path: Path) -> None:
+        warm = make(DIES)
+        pid = start(warm)
+        until(lambda: not is_alive(pid), "its exit")
+        with warm.lock() as lock:
             assert lock is not None
-            spare.keep_one(lock)
-        assert spare.pid is None
+            warm.ensure(lock)
+        assert warm.pid is None
         assert is_free(lock_path)
 
-    def test_one_that_died_between_the_look_and_the_job_costs_the_job_nothing(self, make: Make, tmp_path: Path) -> None:
-        spare = make(DIES)
-        pid = start(spare)
-        with spare.lock() as lock:
-            until(lambda: not is_alive(pid), "its end")
+    def test_take_returns_none_if_the_waiting_trainer_has_died(self, make: Make, tmp_path: Path) -> None:
+        warm = make(DIES)
+        pid = start(warm)
+        with warm.lock() as lock:
+            until(lambda: not is_alive(pid), "its exit")
             assert lock is not None
-            assert spare.take(tmp_path, RUN) is None
+            assert warm.take(tmp_path, RUN) is None
 
     def test_it_dies_with_the_thread_that_started_it(self, lock_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """The real program: its death signal follows the slot's thread, and its lock is free then."""
         monkeypatch.setattr("worker.jobs.warm_trainer.IDLE_SECONDS", 0.0)
-        spare = Spare(TRAINER, lock_path, threads=1)
-        seen: list[int] = []
-        goes_on = threading.Event()
+        warm = WarmTrainer(TRAINER_COMMAND, lock_path, threads=1)
+        pids: list[int] = []
+        may_exit = threading.Event()
 
         def slot() -> None:
-            seen.append(start(spare))
-            until(lambda: b"torch" in Path(f"/proc/{seen[0]}/maps").read_bytes(), "the imports")
-            goes_on.wait(30)
+            pids.append(start(warm))
+            until(lambda: b"torch" in Path(f"/proc/{pids[0]}/maps").read_bytes(), "the imports")
+            may_exit.wait(30)
 
         thread = threading.Thread(target=slot)
         thread.start()
-        goes_on.set()
+        may_exit.set()
         thread.join()
-        until(lambda: not is_alive(seen[0]), "its end")
-        spare.close()
+        until(lambda: not is_alive(pids[0]), "its exit")
+        warm.close()
         assert is_free(lock_path)
 
 
 class TestLock:
-    def test_a_waiting_one_holds_the_slots_lock(self, make: Make, lock_path: Path) -> None:
-        spare = make(WAITS)
-        start(spare)
+    def test_a_waiting_trainer_holds_the_slots_lock(self, make: Make, lock_path: Path) -> None:
+        warm = make(WAITS)
+        start(warm)
         assert not is_free(lock_path)
-        spare.close()
+        warm.close()
         assert is_free(lock_path)
 
-    def test_its_own_slot_passes(self, make: Make) -> None:
-        spare = make(WAITS)
-        start(spare)
+    def test_its_own_slot_can_acquire_the_lock(self, make: Make) -> None:
+        warm = make(WAITS)
+        start(warm)
         for _ in range(2):
-            with spare.lock() as lock:
+            with warm.lock() as lock:
                 assert lock is not None
 
-    def test_a_trainer_that_will_not_die_keeps_its_slot_though_it_was_a_spare(
+    def test_a_warm_trainer_that_cannot_be_killed_keeps_its_slot(
         self, make: Make, lock_path: Path, tmp_path: Path
     ) -> None:
-        spare = make(WAITS)
-        start(spare)
-        with spare.lock():
-            child = spare.take(tmp_path, RUN)
+        warm = make(WAITS)
+        start(warm)
+        with warm.lock():
+            child = warm.take(tmp_path, RUN)
         assert child is not None
         assert not is_free(lock_path)
-        with spare.lock() as lock:
+        with warm.lock() as lock:
             assert lock is None
         child.close()
-        with spare.lock() as lock:
+        with warm.lock() as lock:
             assert lock is not None
 
 
 @pytest.mark.timeout(240)
-def test_the_real_trainer_waits_and_trains(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_real_warm_trainer_trains_the_next_job(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through the real supervisor: the job is done by the process that waited, in its own directory, in its own log."""
     monkeypatch.setattr("worker.jobs.warm_trainer.IDLE_SECONDS", 0.0)
     settings = bench.resources.settings
     settings.spare_trainer = True
     settings.lease_ttl_seconds, settings.stall_seconds, settings.stop_grace_seconds = 120.0, 100.0, 30.0
     settings.self_fence_seconds, settings.self_fence_kill_seconds = 100.0, 110.0
-    supervisor = Supervisor(bench.resources, OWNER, bench.trainer_lock, TRAINER)
-    assert not supervisor.take_one()
-    pid = supervisor.spare.pid
+    supervisor = Supervisor(bench.resources, OWNER, bench.trainer_lock, TRAINER_COMMAND)
+    assert not supervisor.run_next()
+    pid = supervisor.warm_trainer.pid
     assert pid is not None
 
     job = bench.created(body={"hyperparameters": {"n_epochs": 1, "batch_size": 4}, "lora": {"r": 4}})
-    Validator(bench.resources, "cpu0@test#1").take_one()
-    assert supervisor.take_one()
+    Validator(bench.resources, "cpu0@test#1").run_next()
+    assert supervisor.run_next()
 
     assert bench.job(job).state == "succeeded", bench.messages(job)
-    assert supervisor.spare.pid is None
+    assert supervisor.warm_trainer.pid is None
     assert not is_alive(pid)
     assert not [path for path in bench.trainer_lock.with_suffix(".spare").rglob("*") if path.is_file()]
-    assert not supervisor.take_one()
-    assert supervisor.spare.pid not in (None, pid)
-    supervisor.spare.close()
+    assert not supervisor.run_next()
+    assert supervisor.warm_trainer.pid not in (None, pid)
+    supervisor.warm_trainer.close()

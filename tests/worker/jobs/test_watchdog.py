@@ -1,4 +1,4 @@
-"""Everything that may stop a trainer, one look at a time: no thread, no clock, no database."""
+"""The watchdog's reasons to stop a trainer, one check at a time: no thread, no clock, no database."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from app.domain.jobs.events import Command
 from app.domain.jobs.states import Desired
 from app.settings import Settings
-from worker.jobs.watchdog import Guard
+from worker.jobs.watchdog import Watchdog
 
 SETTINGS = Settings(
     database_url="postgresql://nowhere",
@@ -25,20 +25,20 @@ SETTINGS = Settings(
 
 
 @dataclass
-class FakeChild:
+class FakeProcess:
     silent_seconds: float = 0.0
     median_step_seconds: float = 0.0
     final_at: float | None = None
-    done: list[str] = field(default_factory=list)
+    actions: list[str] = field(default_factory=list)
 
-    def tell(self, command: Command) -> None:
-        self.done.append(command.value)
+    def send(self, command: Command) -> None:
+        self.actions.append(command.value)
 
     def drain(self) -> None:
-        self.done.append("drain")
+        self.actions.append("drain")
 
     def kill(self) -> None:
-        self.done.append("kill")
+        self.actions.append("kill")
 
 
 @dataclass
@@ -46,121 +46,125 @@ class FakeKeeper:
     fenced: bool = False
     unconfirmed_seconds: float = 0.0
     desired: Desired = Desired.RUN
-    gives_way: bool = False
+    preempt_requested: bool = False
 
-    def lose(self, why: str) -> None:
+    def mark_lost(self, why: str) -> None:
         self.fenced = True
 
 
 @dataclass
-class Scene:
-    child: FakeChild = field(default_factory=FakeChild)
+class WatchdogSetup:
+    process: FakeProcess = field(default_factory=FakeProcess)
     keeper: FakeKeeper = field(default_factory=FakeKeeper)
     stop: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
-        self.guard = Guard(self.child, self.keeper, self.stop, SETTINGS)  # type: ignore[arg-type]
+        self.watchdog = Watchdog(self.process, self.keeper, self.stop, SETTINGS)  # type: ignore[arg-type]
 
-    def look(self) -> list[str]:
-        self.guard.look()
-        return self.child.done
+    def check(self) -> list[str]:
+        self.watchdog.check()
+        return self.process.actions
 
 
 @pytest.fixture
-def scene() -> Scene:
-    return Scene()
+def setup() -> WatchdogSetup:
+    return WatchdogSetup()
 
 
-def test_nothing_happens_while_all_is_well(scene: Scene) -> None:
-    assert scene.look() == []
+def test_a_healthy_trainer_is_not_stopped(setup: WatchdogSetup) -> None:
+    assert setup.check() == []
 
 
-def test_a_fenced_holders_trainer_is_killed(scene: Scene) -> None:
-    scene.keeper.fenced = True
-    assert scene.look() == ["kill"]
+def test_the_trainer_of_a_lost_lease_is_killed(setup: WatchdogSetup) -> None:
+    setup.keeper.fenced = True
+    assert setup.check() == ["kill"]
 
 
-def test_without_renewals_it_is_asked_first_and_killed_before_anybody_else_may_start(scene: Scene) -> None:
-    scene.keeper.unconfirmed_seconds = 239
-    assert scene.look() == []
-    scene.keeper.unconfirmed_seconds = 241
-    assert scene.look() == ["drain"]
-    assert not scene.keeper.fenced
-    scene.keeper.unconfirmed_seconds = 271
-    assert scene.look() == ["drain", "kill"]
-    assert scene.keeper.fenced
+def test_without_renewals_it_is_drained_then_killed_before_the_lease_expires(setup: WatchdogSetup) -> None:
+    setup.keeper.unconfirmed_seconds = 239
+    assert setup.check() == []
+    setup.keeper.unconfirmed_seconds = 241
+    assert setup.check() == ["drain"]
+    assert not setup.keeper.fenced
+    setup.keeper.unconfirmed_seconds = 271
+    assert setup.check() == ["drain", "kill"]
+    assert setup.keeper.fenced
     assert SETTINGS.self_fence_kill_seconds < SETTINGS.lease_ttl_seconds
 
 
-def test_a_silent_trainer_is_killed(scene: Scene) -> None:
-    scene.child.silent_seconds = 601
-    assert scene.look() == ["kill"]
-    assert scene.guard.stalled
+def test_a_silent_trainer_is_killed(setup: WatchdogSetup) -> None:
+    setup.process.silent_seconds = 601
+    assert setup.check() == ["kill"]
+    assert setup.watchdog.stalled
 
 
-def test_twenty_steps_of_silence_are_allowed_however_slow_the_steps_are(scene: Scene) -> None:
-    scene.child.silent_seconds, scene.child.median_step_seconds = 1999, 100
-    assert scene.look() == []
-    scene.child.silent_seconds = 2001
-    assert scene.look() == ["kill"]
+def test_twenty_median_steps_of_silence_are_allowed(setup: WatchdogSetup) -> None:
+    setup.process.silent_seconds, setup.process.median_step_seconds = 1999, 100
+    assert setup.check() == []
+    setup.process.silent_seconds = 2001
+    assert setup.check() == ["kill"]
 
 
-def test_a_shutdown_drains_once(scene: Scene) -> None:
-    scene.stop.set()
-    scene.look()
-    assert scene.look() == ["drain"]
+def test_a_shutdown_drains_once(setup: WatchdogSetup) -> None:
+    setup.stop.set()
+    setup.check()
+    assert setup.check() == ["drain"]
 
 
-def test_a_drain_has_a_deadline(scene: Scene) -> None:
-    scene.stop.set()
-    scene.look()
-    scene.guard.drain_asked_at = time.monotonic() - 101
-    assert scene.look() == ["drain", "kill"]
+def test_a_drain_has_a_deadline(setup: WatchdogSetup) -> None:
+    setup.stop.set()
+    setup.check()
+    setup.watchdog.drain_requested_at = time.monotonic() - 101
+    assert setup.check() == ["drain", "kill"]
 
 
-def test_a_pause_is_told_once_and_has_none(scene: Scene) -> None:
-    scene.keeper.desired = Desired.PAUSE
+def test_a_pause_is_sent_once_and_has_no_deadline(setup: WatchdogSetup) -> None:
+    setup.keeper.desired = Desired.PAUSE
     for _ in range(3):
-        scene.look()
-    assert scene.child.done == ["pause"]
-    assert scene.guard.pause_asked
+        setup.check()
+    assert setup.process.actions == ["pause"]
+    assert setup.watchdog.pause_requested
 
 
-def test_a_shutdown_during_a_pause_drains(scene: Scene) -> None:
-    scene.keeper.desired = Desired.PAUSE
-    scene.look()
-    scene.stop.set()
-    assert scene.look() == ["pause", "drain"]
+def test_a_shutdown_during_a_pause_drains(setup: WatchdogSetup) -> None:
+    setup.keeper.desired = Desired.PAUSE
+    setup.check()
+    setup.stop.set()
+    assert setup.check() == ["pause", "drain"]
 
 
-def test_a_trainer_that_has_said_its_last_word_has_to_go(scene: Scene) -> None:
-    scene.child.final_at = time.monotonic() - 59
-    assert scene.look() == []
-    scene.child.final_at = time.monotonic() - 61
-    assert scene.look() == ["kill"]
-    assert not scene.guard.stalled
+def test_a_trainer_that_outlives_its_final_record_is_killed(setup: WatchdogSetup) -> None:
+    setup.process.final_at = time.monotonic() - 59
+    assert setup.check() == []
+    setup.process.final_at = time.monotonic() - 61
+    assert setup.check() == ["kill"]
+    assert not setup.watchdog.stalled
 
 
-def test_a_guard_that_fails_kills(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_watchdog_that_fails_kills_the_trainer(setup: WatchdogSetup, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(scene.guard, "look", fail)
-    with scene.guard:
+    monkeypatch.setattr(setup.watchdog, "check", fail)
+    with setup.watchdog:
         deadline = time.monotonic() + 5
-        while not scene.child.done and time.monotonic() < deadline:
+        while not setup.process.actions and time.monotonic() < deadline:
             time.sleep(0.01)
-    assert "kill" in scene.child.done
+    assert "kill" in setup.process.actions
 
 
-def test_giving_way_is_a_drain_by_word_and_without_a_deadline(scene: Scene) -> None:
-    scene.keeper.gives_way = True
-    scene.guard.look()
-    scene.guard.look()
-    assert (scene.child.done, scene.guard.yield_asked, scene.guard.drain_asked_at) == (["drain"], True, None)
+def test_preemption_sends_a_drain_command_once_and_has_no_deadline(setup: WatchdogSetup) -> None:
+    setup.keeper.preempt_requested = True
+    setup.watchdog.check()
+    setup.watchdog.check()
+    assert (setup.process.actions, setup.watchdog.preempt_requested, setup.watchdog.drain_requested_at) == (
+        ["drain"],
+        True,
+        None,
+    )
 
 
-def test_a_pause_outranks_giving_way(scene: Scene) -> None:
-    scene.keeper.gives_way, scene.keeper.desired = True, Desired.PAUSE
-    scene.guard.look()
-    assert scene.child.done == ["pause"]
+def test_a_pause_takes_precedence_over_preemption(setup: WatchdogSetup) -> None:
+    setup.keeper.preempt_requested, setup.keeper.desired = True, Desired.PAUSE
+    setup.watchdog.check()
+    assert setup.process.actions == ["pause"]

@@ -9,11 +9,11 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from app.db.engine import transaction
-from tests.worker.bench import Bench
 from tests.worker.fake_trainer import Plan
+from tests.worker.worker_harness import Bench
 from worker.node.locks import try_lock
-from worker.node.node import slot_name
 from worker.node.slot import Slot
+from worker.node.worker_node import slot_name
 
 NAME = "gpu0@test"
 
@@ -30,7 +30,7 @@ class Work:
         self.may_end = threading.Event()
         self.may_end.set()
 
-    def take_one(self) -> bool:
+    def run_next(self) -> bool:
         self.asked += 1
         if self.error is not None:
             error, self.error = self.error, None
@@ -55,7 +55,7 @@ def make_slot(bench: Bench, work: Work) -> Iterator[Callable[[], Slot]]:
     made: list[Slot] = []
 
     def make() -> Slot:
-        made.append(Slot(bench.resources, "gpu", NAME, lambda owner: work.take_one))
+        made.append(Slot(bench.resources, "gpu", NAME, lambda owner: work.run_next))
         made[-1].start()
         return made[-1]
 
@@ -79,7 +79,7 @@ def test_a_hint_is_quicker_than_the_poll(bench: Bench, work: Work, make_slot: Ca
     slot = make_slot()
     bench.until(lambda: work.asked, "the first look")
     work.jobs = 3
-    slot.look_for_work()
+    slot.run_until_idle()
     assert work.jobs == 0
 
 
@@ -88,7 +88,7 @@ def test_duplicate_hints_never_make_two_jobs_run_at_once(
 ) -> None:
     slot = make_slot()
     work.jobs = 20
-    threads = [threading.Thread(target=slot.look_for_work) for _ in range(10)]
+    threads = [threading.Thread(target=slot.run_until_idle) for _ in range(10)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -101,7 +101,7 @@ def test_a_hint_stays_until_the_slot_is_idle(bench: Bench, work: Work, make_slot
     slot = make_slot()
     work.may_end.clear()
     work.jobs = 1
-    hint = threading.Thread(target=slot.look_for_work)
+    hint = threading.Thread(target=slot.run_until_idle)
     hint.start()
     bench.until(lambda: work.at_once, "the job")
     assert hint.is_alive()
@@ -126,7 +126,7 @@ def test_it_stops_when_it_is_told_to(bench: Bench, make_slot: Callable[[], Slot]
     bench.resources.stop.set()
     slot.wake()
     assert slot.join(5)
-    slot.look_for_work()  # a hint that comes too late returns, too
+    slot.run_until_idle()  # a hint that comes too late returns, too
 
 
 def test_its_predecessors_jobs_are_reaped_at_once(bench: Bench, make_slot: Callable[[], Slot]) -> None:
@@ -172,7 +172,7 @@ def test_concurrent_slots_share_the_jobs_and_train_each_once(bench: Bench, tmp_p
     def work_through(owner: str) -> None:
         supervisor = bench.supervisor(plan, owner)
         supervisor.trainer_lock = bench.trainer_lock.with_name(owner)
-        while supervisor.take_one():
+        while supervisor.run_next():
             pass
 
     threads = [threading.Thread(target=work_through, args=(f"gpu{n}@test#1",)) for n in range(3)]

@@ -17,19 +17,19 @@ from app.db.scheduling import workers
 from app.db.tables import File, Job, Worker
 from app.job_queue import Queue
 from tests.factories import make_file, make_succeeded_job, put_bytes
-from tests.worker.bench import Bench
 from tests.worker.fake_trainer import Plan
+from tests.worker.worker_harness import Bench
 from worker.reconciler import cleanup
-from worker.reconciler.reconciler import ADVISORY_LOCK, Brake, Reconciler
+from worker.reconciler.reconciler import ADVISORY_LOCK, MassExpiryGuard, Reconciler
 
 HOUR = 3600.0
 
 
 @pytest.fixture
 def reconciler(bench: Bench) -> Reconciler:
-    """Of a PostgreSQL that has been up for long: the brake for a fresh one has its own tests."""
+    """Of a PostgreSQL that has been up for long: the guard against mass expiry has its own tests."""
     reconciler = Reconciler(bench.resources)
-    reconciler.brake.ttl_seconds = 0.0
+    reconciler.expiry_guard.ttl_seconds = 0.0
     return reconciler
 
 
@@ -102,38 +102,38 @@ class TestReaping:
 
 class TestBrake:
     def test_some_deaths_are_reaped(self) -> None:
-        assert Brake(300).allows(expired=2, held=2, server_uptime_seconds=HOUR)
-        assert Brake(300).allows(expired=5, held=10, server_uptime_seconds=HOUR)
+        assert MassExpiryGuard(300).allows(expired=2, held=2, server_uptime_seconds=HOUR)
+        assert MassExpiryGuard(300).allows(expired=5, held=10, server_uptime_seconds=HOUR)
 
     def test_nobody_is_reaped_within_a_lease_of_postgresqls_start(self) -> None:
-        brake = Brake(300)
-        assert not brake.allows(expired=1, held=9, server_uptime_seconds=299)
-        assert brake.allows(expired=1, held=9, server_uptime_seconds=301)
+        guard = MassExpiryGuard(300)
+        assert not guard.allows(expired=1, held=9, server_uptime_seconds=299)
+        assert guard.allows(expired=1, held=9, server_uptime_seconds=301)
 
     def test_a_mass_expiry_waits_one_lease_and_is_reaped_if_it_lasts(self) -> None:
         now = [1000.0]
-        brake = Brake(300, clock=lambda: now[0])
-        assert not brake.allows(expired=3, held=5, server_uptime_seconds=HOUR)
+        guard = MassExpiryGuard(300, clock=lambda: now[0])
+        assert not guard.allows(expired=3, held=5, server_uptime_seconds=HOUR)
         now[0] += 299
-        assert not brake.allows(expired=3, held=5, server_uptime_seconds=HOUR)
+        assert not guard.allows(expired=3, held=5, server_uptime_seconds=HOUR)
         now[0] += 1
-        assert brake.allows(expired=3, held=5, server_uptime_seconds=HOUR)
+        assert guard.allows(expired=3, held=5, server_uptime_seconds=HOUR)
 
     def test_one_that_passes_leaves_no_trace(self) -> None:
         now = [1000.0]
-        brake = Brake(300, clock=lambda: now[0])
-        assert not brake.allows(expired=3, held=5, server_uptime_seconds=HOUR)
-        assert brake.allows(expired=0, held=5, server_uptime_seconds=HOUR)
+        guard = MassExpiryGuard(300, clock=lambda: now[0])
+        assert not guard.allows(expired=3, held=5, server_uptime_seconds=HOUR)
+        assert guard.allows(expired=0, held=5, server_uptime_seconds=HOUR)
         now[0] += 1000
-        assert not brake.allows(expired=3, held=5, server_uptime_seconds=HOUR)
+        assert not guard.allows(expired=3, held=5, server_uptime_seconds=HOUR)
 
     def test_it_holds_against_real_rows(self, bench: Bench, reconciler: Reconciler) -> None:
         for _ in range(3):
             bench.queued()
             expire(bench, bench.claim())
-        reconciler.brake.ttl_seconds = 0.2
+        reconciler.expiry_guard.ttl_seconds = 0.2
         assert reconciler.reap() == 0
-        bench.until(lambda: reconciler.reap() == 3, "the brake's release")
+        bench.until(lambda: reconciler.reap() == 3, "the end of the delay")
 
 
 class TestSeveral:
@@ -152,7 +152,7 @@ class TestSeveral:
         told = len(bench.events(job))
         several = [Reconciler(bench.resources) for _ in range(4)]
         for each in several:
-            each.brake.ttl_seconds = 0.0
+            each.expiry_guard.ttl_seconds = 0.0
         threads = [threading.Thread(target=each.reap) for each in several]
         for thread in threads:
             thread.start()
@@ -268,7 +268,7 @@ class TestSweeping:
         (staging / "old").write_bytes(b"x")
         os.utime(staging / "old", (time.time() - 3700, time.time() - 3700))
         (staging / "fresh").write_bytes(b"x")
-        cleanup.sweep_staging(staging)
+        cleanup.delete_staged_files(staging)
         assert [path.name for path in staging.iterdir()] == ["fresh"]
 
     def test_work_directories_of_attempts_that_are_over_are_emptied_but_for_their_logs(self, bench: Bench) -> None:
@@ -278,7 +278,7 @@ class TestSweeping:
         names = (f"{job.id}/attempt-1", f"{job.id}/attempt-2", "x/attempt-1")
         over, now, unknown = (self.make(work_dir, name) for name in names)
         assert running.attempt == 2
-        cleanup.sweep_work_directories(bench.resources)
+        cleanup.clean_work_directories(bench.resources)
         assert sorted(path.name for path in over.iterdir()) == ["trainer.log"]
         assert sorted(path.name for path in unknown.iterdir()) == ["trainer.log"]
         assert sorted(path.name for path in now.iterdir()) == ["runs", "spec.json", "trainer.log"]
@@ -286,7 +286,7 @@ class TestSweeping:
     def test_a_log_goes_after_a_week(self, bench: Bench) -> None:
         directory = self.make(bench.resources.settings.work_dir, "ftjob-gone/attempt-1")
         os.utime(directory / "trainer.log", (time.time() - 8 * 86_400, time.time() - 8 * 86_400))
-        cleanup.sweep_work_directories(bench.resources)
+        cleanup.clean_work_directories(bench.resources)
         assert list(bench.resources.settings.work_dir.iterdir()) == []
 
     def test_old_workers_are_forgotten(self, bench: Bench) -> None:
@@ -294,7 +294,7 @@ class TestSweeping:
             workers.heartbeat(session, "gpu0@gone#1", "gpu", "gone", 1, {})
             session.execute(update(Worker).values(seen_at=text("clock_timestamp() - interval '2 days'")))
             workers.heartbeat(session, "gpu0@here#1", "gpu", "here", 1, {})
-        cleanup.sweep(bench.resources)
+        cleanup.clean_up(bench.resources)
         with transaction(bench.sessions) as session:
             assert [worker.id for worker in workers.alive(session, within_seconds=10**9)] == ["gpu0@here#1"]
 
@@ -311,7 +311,7 @@ def test_a_round_does_everything(bench: Bench) -> None:
     bench.claim()
     expire(bench, job)
     reconciler = Reconciler(bench.resources)
-    reconciler.brake.ttl_seconds = 0.0
+    reconciler.expiry_guard.ttl_seconds = 0.0
     assert reconciler.round() is True
     assert bench.job(job).state == "queued"
     with transaction(bench.sessions) as session:

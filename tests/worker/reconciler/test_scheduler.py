@@ -1,8 +1,6 @@
-"""The queue end to end: models that a host has, jobs that nobody can take, and a long job that gives way."""
+"""The scheduling tick: preemption of a long job, queue positions, jobs that no worker can run."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 from sqlalchemy import func, text, update
@@ -10,49 +8,47 @@ from sqlalchemy import func, text, update
 from app.db.engine import transaction
 from app.db.scheduling import queue_positions, workers
 from app.db.tables import Job, QueuePlace
-from tests.worker.bench import OWNER, Bench, Witness
 from tests.worker.fake_trainer import Plan
-from tests.worker.test_interruptions import slow
-from worker.node.device import visible
-from worker.node.local_models import Shelf
-from worker.reconciler.scheduler import QueueKeeper
+from tests.worker.jobs.test_interruptions import slow
+from tests.worker.worker_harness import OWNER, Bench, Witness
+from worker.reconciler.scheduler import QueueScheduler
 
-ABOUT = {"kind": "cpu", "device": "a CPU", "memory_bytes": 8 << 30, "models": ["tiny"], "labels": ["site=berlin"]}
+DESCRIPTION = {"kind": "cpu", "device": "a CPU", "memory_bytes": 8 << 30, "models": ["tiny"], "labels": ["site=berlin"]}
 
 
 @pytest.fixture
-def keeper(bench: Bench) -> QueueKeeper:
+def scheduler(bench: Bench) -> QueueScheduler:
     settings = bench.resources.settings
     settings.give_way, settings.give_way_after_seconds = True, 0.0
-    return QueueKeeper(bench.resources)
+    return QueueScheduler(bench.resources)
 
 
-def see(bench: Bench, name: str = OWNER, **about: object) -> None:
+def register_worker(bench: Bench, name: str = OWNER, **about: object) -> None:
     with transaction(bench.sessions) as session:
-        workers.heartbeat(session, name, "gpu", "test", 1, ABOUT | about)
+        workers.heartbeat(session, name, "gpu", "test", 1, DESCRIPTION | about)
 
 
-def change(bench: Bench, job: Job, **columns: object) -> None:
+def update_job(bench: Bench, job: Job, **columns: object) -> None:
     with transaction(bench.sessions) as session:
         session.execute(update(Job).where(Job.id == job.id).values(**columns))
 
 
-def place(bench: Bench, job: Job) -> QueuePlace:
+def queue_position(bench: Bench, job: Job) -> QueuePlace:
     with transaction(bench.sessions) as session:
         return queue_positions.get_positions(session, [job.id])[job.id]
 
 
 class TestGivingWay:
     def test_a_long_job_stops_at_a_step_for_an_urgent_one_and_goes_on_where_it_was(
-        self, bench: Bench, keeper: QueueKeeper, witness: Witness
+        self, bench: Bench, scheduler: QueueScheduler, witness: Witness
     ) -> None:
         long = bench.queued()
-        see(bench)
+        register_worker(bench)
         thread = bench.work_aside(slow(witness, steps=150, step_seconds=0.1, eta_seconds=3600.0))
         bench.until(lambda: bench.has_reached(long, 3), "some steps")
         urgent = bench.queued()
-        change(bench, urgent, is_urgent=True)
-        bench.until(lambda: keeper.refresh() or bench.job(long).state == "queued", "giving way")
+        update_job(bench, urgent, is_urgent=True)
+        bench.until(lambda: scheduler.refresh() or bench.job(long).state == "queued", "giving way")
         thread.join(10)
 
         gone = bench.job(long)
@@ -69,23 +65,27 @@ class TestGivingWay:
         first, second = witness.steps().values()
         assert first + second == list(range(1, 151))
 
-    def test_nobody_is_asked_for_an_urgent_job_that_may_not_start_yet(self, bench: Bench, keeper: QueueKeeper) -> None:
+    def test_nobody_is_asked_for_an_urgent_job_that_may_not_start_yet(
+        self, bench: Bench, scheduler: QueueScheduler
+    ) -> None:
         long = self.running(bench, run_after=func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 1))
-        keeper.refresh()
+        scheduler.refresh()
         assert bench.job(long).yield_requested_at is None
 
-    def test_nobody_is_asked_where_the_operator_did_not_allow_it(self, bench: Bench, keeper: QueueKeeper) -> None:
+    def test_nobody_is_asked_where_the_operator_did_not_allow_it(self, bench: Bench, scheduler: QueueScheduler) -> None:
         bench.resources.settings.give_way = False
         long = self.running(bench)
-        keeper.refresh()
+        scheduler.refresh()
         assert bench.job(long).yield_requested_at is None
 
-    def test_the_wish_ends_with_the_attempt_and_leaves_the_users_alone(self, bench: Bench, keeper: QueueKeeper) -> None:
+    def test_the_wish_ends_with_the_attempt_and_leaves_the_users_alone(
+        self, bench: Bench, scheduler: QueueScheduler
+    ) -> None:
         long = self.running(bench)
-        keeper.refresh()
+        scheduler.refresh()
         asked = bench.job(long)
         assert (asked.yield_requested_at is not None, asked.desired, asked.state) == (True, "run", "running")
-        keeper.refresh()
+        scheduler.refresh()
         assert sum("give way" in message for message in bench.messages(long)) == 1
         bench.cancel(long)
         assert bench.job(long).yield_requested_at is None
@@ -94,74 +94,45 @@ class TestGivingWay:
         """A long one that trains, and an urgent one that waits."""
         long = bench.queued()
         bench.claim()
-        change(bench, long, phase="training", planned_seconds=36_000.0)
-        change(bench, bench.queued(), is_urgent=True, **of_urgent)
-        see(bench)
+        update_job(bench, long, phase="training", planned_seconds=36_000.0)
+        update_job(bench, bench.queued(), is_urgent=True, **of_urgent)
+        register_worker(bench)
         return long
 
 
 class TestPlaces:
-    def test_each_job_has_a_place_and_a_start_until_it_runs(self, bench: Bench, keeper: QueueKeeper) -> None:
+    def test_each_job_has_a_place_and_a_start_until_it_runs(self, bench: Bench, scheduler: QueueScheduler) -> None:
         first, second = bench.queued(), bench.queued()
-        change(bench, first, planned_seconds=500.0)
-        see(bench)
-        keeper.refresh()
-        assert [place(bench, job).position for job in (first, second)] == [1, 2]
-        starts = [place(bench, job).expected_start_at for job in (first, second)]
+        update_job(bench, first, planned_seconds=500.0)
+        register_worker(bench)
+        scheduler.refresh()
+        assert [queue_position(bench, job).position for job in (first, second)] == [1, 2]
+        starts = [queue_position(bench, job).expected_start_at for job in (first, second)]
         assert starts[0] is not None
         assert starts[1] is not None
         assert (starts[1] - starts[0]).total_seconds() == pytest.approx(500, abs=1)
-        keeper.refresh()
-        assert [place(bench, job).expected_start_at for job in (first, second)] == starts
+        scheduler.refresh()
+        assert [queue_position(bench, job).expected_start_at for job in (first, second)] == starts
         bench.claim()
-        keeper.refresh()
-        assert place(bench, second).position == 1
+        scheduler.refresh()
+        assert queue_position(bench, second).position == 1
 
     def test_a_job_that_nobody_can_take_waits_and_says_so_once_and_when_it_is_over(
-        self, bench: Bench, keeper: QueueKeeper
+        self, bench: Bench, scheduler: QueueScheduler
     ) -> None:
         job = bench.queued()
-        change(bench, job, worker_labels=["site=rome"])
-        see(bench)
-        keeper.refresh()
-        assert "has the labels site=rome" in (place(bench, job).waiting_for or "")
+        update_job(bench, job, worker_labels=["site=rome"])
+        register_worker(bench)
+        scheduler.refresh()
+        assert "has the labels site=rome" in (queue_position(bench, job).waiting_for or "")
         assert not any("site=rome" in message for message in bench.messages(job))
         with transaction(bench.sessions) as session:
             session.execute(text("UPDATE queue_places SET waiting_since = waiting_since - interval '61 seconds'"))
-        keeper.refresh()
-        keeper.refresh()
+        scheduler.refresh()
+        scheduler.refresh()
         assert sum("site=rome" in message for message in bench.messages(job)) == 1
         assert bench.job(job).state == "queued"
-        see(bench, labels=["site=rome"])
-        keeper.refresh()
-        assert place(bench, job).waiting_for is None
+        register_worker(bench, labels=["site=rome"])
+        scheduler.refresh()
+        assert queue_position(bench, job).waiting_for is None
         assert bench.messages(job)[-1] == "There is a worker again that can take the job"
-
-
-class TestShelf:
-    def test_a_model_is_offered_while_its_files_are_those_that_were_registered(
-        self, bench: Bench, tmp_path: Path
-    ) -> None:
-        changes: list[bool] = []
-        shelf = Shelf(bench.resources, lambda: changes.append(True))
-        assert shelf.offer().models == frozenset()
-        shelf.look()
-        shelf.look()
-        assert (shelf.about()["models"], len(changes)) == (["tiny"], 1)
-        with (tmp_path / "base" / "config.json").open("a") as file:
-            file.write(" ")
-        shelf.look()
-        assert (shelf.offer().models, len(changes)) == (frozenset(), 2)
-
-
-@pytest.mark.parametrize(
-    ("given", "seen"),
-    [(None, "abc"), ("1", "b"), ("2,0", "ca"), ("b", "b"), ("0,7,1", "a"), ("", ""), ("MIG-1", "abc")],
-)
-def test_the_gpus_of_a_worker_are_those_that_cuda_shows_it(
-    monkeypatch: pytest.MonkeyPatch, given: str | None, seen: str
-) -> None:
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if given is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
-    assert "".join(gpu["uuid"] for gpu in visible([{"uuid": name} for name in "abc"])) == seen

@@ -15,7 +15,7 @@ from app.db.tables import BaseModelRow, File, Job
 from app.domain.datasets.documents import Document
 from app.domain.datasets.render import Renderer
 from tests.factories import chat_lines
-from tests.worker.bench import Bench
+from tests.worker.worker_harness import Bench
 from worker.validation.validate import Validator
 
 GOOD = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
@@ -30,7 +30,7 @@ def chat(question: str, answer: str, **assistant: object) -> dict[str, object]:
 
 
 def validate(bench: Bench, job: Job) -> Job:
-    assert Validator(bench.resources, "cpu0@test#1").take_one()
+    assert Validator(bench.resources, "cpu0@test#1").run_next()
     return bench.job(job)
 
 
@@ -76,7 +76,7 @@ class TestGoodFiles:
         assert sent == [("gpu", "queued")]
 
     def test_without_work_there_is_nothing_to_take(self, bench: Bench) -> None:
-        assert Validator(bench.resources, "cpu0@test#1").take_one() is False
+        assert Validator(bench.resources, "cpu0@test#1").run_next() is False
 
 
 DPO = {"method": {"type": "dpo"}}
@@ -410,7 +410,7 @@ class TestInterruptions:
         permits.release(10_000)
 
     def validate_aside(self, bench: Bench) -> threading.Thread:
-        thread = threading.Thread(target=Validator(bench.resources, "cpu0@test#1").take_one)
+        thread = threading.Thread(target=Validator(bench.resources, "cpu0@test#1").run_next)
         thread.start()
         bench.threads.append(thread)
         return thread

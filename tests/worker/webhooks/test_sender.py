@@ -26,11 +26,11 @@ from app.settings import Settings
 from tests.deadline import until
 from tests.factories import make_project
 from tests.receiver import Receiver, receiving
-from tests.worker.bench import Bench
 from tests.worker.fake_trainer import Plan
+from tests.worker.worker_harness import Bench
 from worker.node.resources import Resources
-from worker.reconciler.cleanup import sweep
-from worker.webhooks.sender import Sender
+from worker.reconciler.cleanup import clean_up
+from worker.webhooks.sender import WebhookSender
 
 SUCCEEDED = "fine_tuning.job.succeeded"
 CANCELLED = "fine_tuning.job.cancelled"
@@ -50,8 +50,8 @@ def receiver() -> Iterator[Receiver]:
 
 
 @pytest.fixture
-def sender(resources: Resources) -> Sender:
-    return Sender(resources)
+def sender(resources: Resources) -> WebhookSender:
+    return WebhookSender(resources)
 
 
 def make_endpoint(
@@ -88,7 +88,7 @@ def claim(
         return deliveries.claim(session, limit, lease_seconds, busy)
 
 
-def deliver_due(sender: Sender) -> int:
+def deliver_due(sender: WebhookSender) -> int:
     """Everything that is due now, in this thread."""
     done = 0
     while claimed := claim(sender.resources.sessions):
@@ -170,7 +170,9 @@ class TestTheOutbox:
 
 
 class TestDelivering:
-    def test_the_official_client_unwraps_what_arrives(self, bench: Bench, sender: Sender, receiver: Receiver) -> None:
+    def test_the_official_client_unwraps_what_arrives(
+        self, bench: Bench, sender: WebhookSender, receiver: Receiver
+    ) -> None:
         endpoint = make_endpoint(bench.sessions, bench.project, receiver.url, [SUCCEEDED])
         job = bench.queued()
         bench.work(Plan(steps=1))
@@ -181,7 +183,7 @@ class TestDelivering:
         assert (event.type, event.object, event.data.id) == (SUCCEEDED, "event", job.id)  # type: ignore[union-attr]
         assert event.id == got.headers["webhook-id"] == outbox(bench.sessions)[0].event_id
 
-    def test_is_logged(self, sender: Sender, receiver: Receiver, sessions: Sessions, project: Project) -> None:
+    def test_is_logged(self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project) -> None:
         receiver.answers = [(200, {}, b"ok\x00 \xff")]
         make_endpoint(sessions, project, receiver.url)
         announce(sessions, project)
@@ -193,7 +195,7 @@ class TestDelivering:
         assert attempt.duration_ms >= 0
 
     def test_while_a_secret_is_rotated_either_holder_is_satisfied(
-        self, sender: Sender, receiver: Receiver, sessions: Sessions, project: Project
+        self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
     ) -> None:
         endpoint = make_endpoint(sessions, project, receiver.url)
         with transaction(sessions) as session:
@@ -216,7 +218,7 @@ class TestDelivering:
 
 class TestTryingAgain:
     def test_goes_along_the_schedule_under_one_id_until_it_arrives(
-        self, sender: Sender, receiver: Receiver, sessions: Sessions, project: Project
+        self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
     ) -> None:
         receiver.answers = [500, 302, 404]
         make_endpoint(sessions, project, receiver.url)
@@ -236,7 +238,7 @@ class TestTryingAgain:
         assert len({got.body for got in receiver.received}) == 1
 
     def test_waits_as_long_as_the_receiver_asks(
-        self, sender: Sender, receiver: Receiver, sessions: Sessions, project: Project
+        self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
     ) -> None:
         receiver.answers = [(429, {"Retry-After": "3600"}, b"")]
         make_endpoint(sessions, project, receiver.url)
@@ -245,7 +247,7 @@ class TestTryingAgain:
         assert 3590 < seconds_until_next(sessions) <= 3600
 
     def test_ends_after_the_tenth_try(
-        self, sender: Sender, receiver: Receiver, sessions: Sessions, project: Project
+        self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
     ) -> None:
         receiver.answers = [500] * 11
         make_endpoint(sessions, project, receiver.url)
@@ -256,7 +258,7 @@ class TestTryingAgain:
         assert (outbox(sessions)[0].state, len(receiver.received)) == ("failed", 10)
 
     def test_by_request_starts_the_schedule_anew_and_keeps_the_log(
-        self, sender: Sender, receiver: Receiver, sessions: Sessions, project: Project
+        self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
     ) -> None:
         make_endpoint(sessions, project, receiver.url)
         announce(sessions, project)
@@ -274,16 +276,16 @@ class TestTryingAgain:
     ) -> None:
         make_endpoint(sessions, project, "https://hooks.example.com/")
         announce(sessions, project)
-        deliver_due(Sender(resources, lambda _host, _port: ["10.0.0.1"]))
+        deliver_due(WebhookSender(resources, lambda _host, _port: ["10.0.0.1"]))
         (attempt,) = log(sessions)
         assert attempt.status_code is None
-        assert "leads to 10.0.0.1" in str(attempt.error)
+        assert "resolves to 10.0.0.1" in str(attempt.error)
         assert outbox(sessions)[0].state == "pending"
 
 
 class TestGivingUpOnAnEndpoint:
     def test_410_disables_it_at_once_and_the_others_hear_of_it(
-        self, sender: Sender, receiver: Receiver, sessions: Sessions, project: Project
+        self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
     ) -> None:
         receiver.answers = [410]
         gone = make_endpoint(sessions, project, receiver.url, [CANCELLED])
@@ -291,13 +293,13 @@ class TestGivingUpOnAnEndpoint:
         announce(sessions, project)
         deliver_due(sender)
         now = endpoint_now(sessions, gone)
-        assert (now.enabled, now.disabled_reason) == (False, "it answered 410 Gone")
-        assert json.loads(receiver.received[1].body)["data"] == {"id": gone.id, "reason": "it answered 410 Gone"}
+        assert (now.enabled, now.disabled_reason) == (False, "it responded with 410 Gone")
+        assert json.loads(receiver.received[1].body)["data"] == {"id": gone.id, "reason": "it responded with 410 Gone"}
         announce(sessions, project)
         assert deliver_due(sender) == 0
 
     def test_five_days_of_failures_disable_it_and_one_success_forgets_them(
-        self, sender: Sender, receiver: Receiver, sessions: Sessions, project: Project
+        self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
     ) -> None:
         endpoint = make_endpoint(sessions, project, receiver.url)
         receiver.answers = [500, 204, 500, 500]
@@ -312,7 +314,7 @@ class TestGivingUpOnAnEndpoint:
         assert (now.enabled, now.disabled_reason) == (False, "every delivery has failed for 5.0 days")
 
     def test_what_waited_goes_out_when_it_is_enabled_again(
-        self, sender: Sender, receiver: Receiver, sessions: Sessions, project: Project
+        self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
     ) -> None:
         endpoint = make_endpoint(sessions, project, receiver.url)
         announce(sessions, project)
@@ -324,7 +326,7 @@ class TestGivingUpOnAnEndpoint:
         assert deliver_due(sender) == 1
 
     @staticmethod
-    def _fail(sender: Sender, sessions: Sessions, project: Project, days: int = 0) -> None:
+    def _fail(sender: WebhookSender, sessions: Sessions, project: Project, days: int = 0) -> None:
         if days:
             with transaction(sessions) as session:
                 since = func.clock_timestamp() - timedelta(days=days)
@@ -335,7 +337,7 @@ class TestGivingUpOnAnEndpoint:
 
 class TestCrashes:
     def test_a_sender_that_dies_after_sending_costs_a_second_delivery_under_the_same_id(
-        self, sender: Sender, receiver: Receiver, sessions: Sessions, project: Project
+        self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
     ) -> None:
         make_endpoint(sessions, project, receiver.url)
         announce(sessions, project)
@@ -348,7 +350,7 @@ class TestCrashes:
         assert [attempt.attempt for attempt in log(sessions)] == [2]
 
     def test_an_endpoint_that_is_deleted_meanwhile_takes_everything_with_it(
-        self, sender: Sender, receiver: Receiver, sessions: Sessions, project: Project
+        self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
     ) -> None:
         endpoint = make_endpoint(sessions, project, receiver.url)
         announce(sessions, project)
@@ -368,7 +370,7 @@ class TestTogether:
         for n in range(10):
             announce(sessions, project, job_id=f"ftjob-{n}")
         with ThreadPoolExecutor(4) as pool:
-            assert sum(pool.map(lambda _: deliver_due(Sender(resources)), range(4))) == 30
+            assert sum(pool.map(lambda _: deliver_due(WebhookSender(resources)), range(4))) == 30
         assert len(receiver.received) == 30
         assert {row.attempt for row in outbox(sessions)} == {1}
 
@@ -389,7 +391,7 @@ class TestTogether:
                 announce(sessions, project, job_id=f"ftjob-{n}")
             make_endpoint(sessions, project, receiver.url, [SUCCEEDED])
             announce(sessions, project, SUCCEEDED)
-            thread = threading.Thread(target=Sender(resources).run)
+            thread = threading.Thread(target=WebhookSender(resources).run)
             thread.start()
             try:
                 until(lambda: receiver.received, "the prompt one is served")
@@ -403,17 +405,17 @@ class TestTogether:
 
 class TestForgetting:
     def test_deliveries_go_after_a_month_with_their_log(
-        self, resources: Resources, sender: Sender, receiver: Receiver, sessions: Sessions, project: Project
+        self, resources: Resources, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
     ) -> None:
         make_endpoint(sessions, project, receiver.url)
         announce(sessions, project)
         deliver_due(sender)
-        sweep(resources)
+        clean_up(resources)
         assert len(outbox(sessions)) == 1
         with transaction(sessions) as session:
             past = func.clock_timestamp() - timedelta(days=31)
             session.execute(update(WebhookDelivery).values(created_at=past))
-        sweep(resources)
+        clean_up(resources)
         assert (outbox(sessions), log(sessions)) == ([], [])
 
     def test_idempotency_keys_go_with_the_same_broom(
@@ -424,13 +426,13 @@ class TestForgetting:
             idempotency.reserve_key(session, asked)
             idempotency.store_response(session, asked, 200, "{}")
             session.execute(update(idempotency.IdempotencyKey).values(created_at=func.now() - timedelta(hours=25)))
-        sweep(resources)
+        clean_up(resources)
         with transaction(sessions) as session:
             assert session.scalar(select(func.count()).select_from(idempotency.IdempotencyKey)) == 0
 
 
 def test_time_is_measured_by_the_clock_that_receivers_check(
-    sender: Sender, receiver: Receiver, sessions: Sessions, project: Project
+    sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
 ) -> None:
     make_endpoint(sessions, project, receiver.url)
     announce(sessions, project)

@@ -15,10 +15,10 @@ import pytest
 from app.domain.access.outbound_networks import parse_networks
 from tests.receiver import Receiver, receiving
 from worker.webhooks import webhook_http
-from worker.webhooks.webhook_http import READ_BYTES, Answer, Limits, post
+from worker.webhooks.webhook_http import MAX_RESPONSE_BYTES, PostLimits, WebhookResponse, post
 
 LOOPBACK = parse_networks("127.0.0.0/8")
-OURS = Limits(connect_seconds=2, total_seconds=3, allow_http=True, networks=LOOPBACK)
+OURS = PostLimits(connect_seconds=2, total_seconds=3, allow_http=True, networks=LOOPBACK)
 PEM = Path(__file__).with_name("hooks.example.com.pem")
 
 
@@ -28,8 +28,10 @@ def receiver() -> Iterator[Receiver]:
         yield receiver
 
 
-def send(url: str, limits: Limits = OURS, addresses: tuple[str, ...] = ("127.0.0.1",)) -> tuple[Answer, list[str]]:
-    """The answer, and the names that were looked up."""
+def send(
+    url: str, limits: PostLimits = OURS, addresses: tuple[str, ...] = ("127.0.0.1",)
+) -> tuple[WebhookResponse, list[str]]:
+    """The response, and the names that were looked up."""
     asked: list[str] = []
 
     def resolve(host: str, _port: int) -> list[str]:
@@ -42,15 +44,15 @@ def send(url: str, limits: Limits = OURS, addresses: tuple[str, ...] = ("127.0.0
 class TestWhatIsSent:
     def test_arrives_as_it_is(self, receiver: Receiver) -> None:
         receiver.answers = [(201, {}, b"thanks")]
-        answer, _ = send(receiver.url)
-        assert (answer.status, answer.content, answer.error) == (201, b"thanks", None)
+        response, _ = send(receiver.url)
+        assert (response.status, response.content, response.error) == (201, b"thanks", None)
         (got,) = receiver.received
         assert (got.path, got.body, got.headers["webhook-id"]) == ("/hook", b'{"a": 1}', "evt_1")
 
     def test_goes_to_the_address_that_was_looked_at_under_the_name(self, receiver: Receiver) -> None:
         """The name is asked for once: what it answers a moment later is of no interest."""
-        answer, asked = send(f"http://hooks.example.com:{receiver.port}/a?b=c")
-        assert answer.status == 204
+        response, asked = send(f"http://hooks.example.com:{receiver.port}/a?b=c")
+        assert response.status == 204
         assert asked == ["hooks.example.com"]
         assert receiver.received[0].headers["host"] == f"hooks.example.com:{receiver.port}"
         assert receiver.received[0].path == "/a?b=c"
@@ -61,39 +63,41 @@ class TestWhatIsSent:
         assert send(receiver.url)[0].status == 204
 
     def test_takes_the_next_address_when_nobody_listens_at_the_first(self, receiver: Receiver) -> None:
-        answer, _ = send(f"http://hooks.example.com:{receiver.port}/", addresses=("127.9.9.9", "127.0.0.1"))
-        assert answer.status == 204
+        response, _ = send(f"http://hooks.example.com:{receiver.port}/", addresses=("127.9.9.9", "127.0.0.1"))
+        assert response.status == 204
 
 
 class TestWhereItMayGo:
     @pytest.mark.parametrize("address", ["127.0.0.1", "10.0.0.1", "169.254.169.254", "::1", "::ffff:127.0.0.1"])
     def test_a_name_that_leads_inside_is_refused_before_a_connection(self, receiver: Receiver, address: str) -> None:
-        limits = Limits(2, 3, allow_http=True)
-        answer, _ = send(f"http://hooks.example.com:{receiver.port}/", limits, (address,))
-        assert answer.status is None
-        assert f"hooks.example.com leads to {address}, which is not a public address" in str(answer.error)
+        limits = PostLimits(2, 3, allow_http=True)
+        response, _ = send(f"http://hooks.example.com:{receiver.port}/", limits, (address,))
+        assert response.status is None
+        assert f"hooks.example.com resolves to {address}, which is not a public address" in str(response.error)
         assert receiver.received == []
 
     def test_one_private_address_among_public_ones_is_enough(self, receiver: Receiver) -> None:
-        answer, _ = send("http://hooks.example.com/", Limits(2, 3, allow_http=True), ("93.184.216.34", "10.0.0.1"))
-        assert "10.0.0.1" in str(answer.error)
+        response, _ = send(
+            "http://hooks.example.com/", PostLimits(2, 3, allow_http=True), ("93.184.216.34", "10.0.0.1")
+        )
+        assert "10.0.0.1" in str(response.error)
 
     def test_an_address_in_the_url_is_looked_at_too(self, receiver: Receiver) -> None:
-        answer, asked = send(receiver.url, Limits(2, 3, allow_http=True))
-        assert "not a public address" in str(answer.error)
+        response, asked = send(receiver.url, PostLimits(2, 3, allow_http=True))
+        assert "not a public address" in str(response.error)
         assert (asked, receiver.received) == ([], [])
 
     def test_http_needs_the_operators_leave_also_when_it_was_taken_back(self, receiver: Receiver) -> None:
-        answer, _ = send(receiver.url, Limits(2, 3, networks=LOOPBACK))
-        assert "https only" in str(answer.error)
+        response, _ = send(receiver.url, PostLimits(2, 3, networks=LOOPBACK))
+        assert "only https URLs" in str(response.error)
         assert receiver.received == []
 
     def test_a_scheme_in_upper_case_is_https_too_where_it_was_stored_so(self) -> None:
-        answer, asked = send("HTTPS://HOOKS.EXAMPLE.COM/", Limits(2, 3), ("10.0.0.1",))
-        assert "10.0.0.1, which is not a public address" in str(answer.error)  # it got that far
+        response, asked = send("HTTPS://HOOKS.EXAMPLE.COM/", PostLimits(2, 3), ("10.0.0.1",))
+        assert "10.0.0.1, which is not a public address" in str(response.error)  # it got that far
         assert asked == ["hooks.example.com"]
-        answer, _ = send("HTTP://HOOKS.EXAMPLE.COM/", Limits(2, 3))
-        assert "https only" in str(answer.error)
+        response, _ = send("HTTP://HOOKS.EXAMPLE.COM/", PostLimits(2, 3))
+        assert "only https URLs" in str(response.error)
 
     def test_a_redirect_is_an_answer_and_not_a_way(self, receiver: Receiver) -> None:
         receiver.answers = [(307, {"Location": receiver.url + "/elsewhere"}, b"")]
@@ -104,22 +108,22 @@ class TestWhereItMayGo:
         def resolve(_host: str, _port: int) -> list[str]:
             raise OSError(-2, "Name or service not known")
 
-        answer = post("https://hooks.example.com/", {}, b"", OURS, resolve)
-        assert "Name or service not known" in str(answer.error)
+        response = post("https://hooks.example.com/", {}, b"", OURS, resolve)
+        assert "Name or service not known" in str(response.error)
 
     def test_a_name_without_an_address_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def getaddrinfo(*_: object, **__: object) -> None:
             raise socket.gaierror(-2, "Name or service not known")
 
         monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-        answer = post("https://hooks.example.com/", {}, b"", OURS)
-        assert answer.error == "hooks.example.com was not found (Name or service not known)"
+        response = post("https://hooks.example.com/", {}, b"", OURS)
+        assert response.error == "the host hooks.example.com was not found (Name or service not known)"
 
 
 class TestLimits:
     def test_only_the_beginning_of_a_long_answer_is_read(self, receiver: Receiver) -> None:
         receiver.answers = [(200, {}, b"x" * 5_000_000)]
-        assert send(receiver.url)[0].content == b"x" * READ_BYTES
+        assert send(receiver.url)[0].content == b"x" * MAX_RESPONSE_BYTES
 
     def test_an_answer_without_end_is_cut(self, receiver: Receiver) -> None:
         def pour(handler: BaseHTTPRequestHandler) -> None:
@@ -129,7 +133,9 @@ class TestLimits:
                 handler.wfile.write(b"y" * 1000)
 
         receiver.answers = [pour]
-        assert send(receiver.url)[0] == Answer(pytest.approx(0, abs=2000), 200, None, b"y" * READ_BYTES)
+        assert send(receiver.url)[0] == WebhookResponse(
+            pytest.approx(0, abs=2000), 200, None, b"y" * MAX_RESPONSE_BYTES
+        )
 
     def test_headers_that_trickle_cannot_outlast_the_time(self, receiver: Receiver) -> None:
         """Each byte comes within every timeout of its own."""
@@ -142,9 +148,9 @@ class TestLimits:
 
         receiver.answers = [trickle]
         began = time.monotonic()
-        answer, _ = send(receiver.url, Limits(1, 0.4, True, LOOPBACK))
+        response, _ = send(receiver.url, PostLimits(1, 0.4, True, LOOPBACK))
         over.set()
-        assert (answer.status, answer.error) == (None, "no answer within 0.4 s")
+        assert (response.status, response.error) == (None, "no response within 0.4 s")
         assert time.monotonic() - began < 2
 
     def test_a_body_that_trickles_is_an_answer_with_what_came_in_time(self, receiver: Receiver) -> None:
@@ -157,9 +163,9 @@ class TestLimits:
             over.wait(5)
 
         receiver.answers = [trickle]
-        answer, _ = send(receiver.url, Limits(1, 0.4, True, LOOPBACK))
+        response, _ = send(receiver.url, PostLimits(1, 0.4, True, LOOPBACK))
         over.set()
-        assert (answer.status, answer.content) == (200, b"first")
+        assert (response.status, response.content) == (200, b"first")
 
     def test_nobody_there_says_so(self) -> None:
         with receiving() as gone:
@@ -168,9 +174,9 @@ class TestLimits:
 
     def test_what_is_no_http_says_so(self, receiver: Receiver) -> None:
         receiver.answers = [lambda handler: handler.wfile.write(b"SSH-2.0-OpenSSH_9.9\r\n")]
-        answer, _ = send(receiver.url)
-        assert answer.status is None
-        assert answer.error
+        response, _ = send(receiver.url)
+        assert response.status is None
+        assert response.error
 
 
 class TestTls:
@@ -190,17 +196,17 @@ class TestTls:
 
     @pytest.mark.usefixtures("trusted")
     def test_the_certificate_is_the_names_although_we_went_to_an_address(self, secure: Receiver) -> None:
-        answer, _ = send(f"https://hooks.example.com:{secure.port}/")
-        assert (answer.status, answer.error) == (204, None)
+        response, _ = send(f"https://hooks.example.com:{secure.port}/")
+        assert (response.status, response.error) == (204, None)
 
     @pytest.mark.usefixtures("trusted")
     def test_another_name_is_refused(self, secure: Receiver) -> None:
-        answer, _ = send(f"https://other.example.com:{secure.port}/")
-        assert "certificate" in str(answer.error).lower()
+        response, _ = send(f"https://other.example.com:{secure.port}/")
+        assert "certificate" in str(response.error).lower()
         assert secure.received == []
 
     def test_a_certificate_that_nobody_vouches_for_is_refused(self, secure: Receiver) -> None:
         webhook_http._tls.cache_clear()
-        answer, _ = send(f"https://hooks.example.com:{secure.port}/")
-        assert "certificate" in str(answer.error).lower()
+        response, _ = send(f"https://hooks.example.com:{secure.port}/")
+        assert "certificate" in str(response.error).lower()
         assert secure.received == []

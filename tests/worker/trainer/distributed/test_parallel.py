@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 
 from app.domain.jobs.events import Command, Control, Done, Failed, Metric, SnapshotSaved, Started, Stopped, parse_record
 from app.domain.jobs.states import ExitCode, Reason
-from tests.worker.bench import until
 from tests.worker.trainer.helpers import failure, final_adapter, make_spec, run_trainer
+from tests.worker.worker_harness import until
 from worker.node.locks import try_lock
 from worker.trainer.distributed import parallel
 

@@ -9,7 +9,7 @@ from app.db.tables import Job
 from app.domain.jobs.events import Metric
 from app.domain.jobs.spec import TrainerSpec
 from app.domain.jobs.step_metrics import results_csv
-from tests.worker.bench import Bench
+from tests.worker.worker_harness import Bench
 from worker.jobs.prepare import Inputs, load_inputs, trainer_spec
 from worker.jobs.record_writer import metric_data
 

@@ -11,7 +11,7 @@ import pytest
 from app.db.tables import Job
 from tests.factories import chat_lines
 from tests.tiny import make_tiny_pairs
-from tests.worker.bench import OWNER, Bench, until
+from tests.worker.worker_harness import OWNER, Bench, until
 from worker.jobs.supervisor import Supervisor
 from worker.validation.validate import Validator
 
@@ -31,13 +31,13 @@ def be_patient(bench: Bench) -> None:
 
 
 def train(bench: Bench) -> None:
-    assert Supervisor(bench.resources, OWNER, bench.trainer_lock).take_one()
+    assert Supervisor(bench.resources, OWNER, bench.trainer_lock).run_next()
 
 
 def test_a_drained_job_gives_the_same_adapter_as_one_that_was_left_alone(bench: Bench) -> None:
     be_patient(bench)
     left_alone, drained = (bench.created(validation=chat_lines(4), body=BODY, suffix="demo") for _ in range(2))
-    while Validator(bench.resources, "cpu0@test#1").take_one():
+    while Validator(bench.resources, "cpu0@test#1").run_next():
         pass
 
     train(bench)
@@ -69,7 +69,7 @@ def test_a_job_from_before_the_stricter_line_rules_is_paused_and_goes_on(
     with monkeypatch.context() as earlier:
         earlier.setattr("app.domain.jobs.resolve.LINE_RULES", 1)
         job = bench.created(content, body={"hyperparameters": {"n_epochs": 3, "batch_size": 1}, "lora": {"r": 4}})
-    assert Validator(bench.resources, "cpu0@test#1").take_one()
+    assert Validator(bench.resources, "cpu0@test#1").run_next()
     pausing = threading.Thread(
         target=lambda: until(lambda: bench.has_reached(job, 2), "a step", 100) and bench.pause(job)
     )
@@ -89,7 +89,7 @@ def test_a_job_learns_preferences(bench: Bench, tmp_path: Path) -> None:
     knobs = {"beta": 0.5, "n_epochs": 2, "batch_size": 4, "learning_rate": 0.01}
     method = {"type": "dpo", "dpo": {"hyperparameters": knobs}}
     job = bench.created(pairs, validation=valid, body={"method": method, "lora": {"r": 4}})
-    assert Validator(bench.resources, "cpu0@test#1").take_one()
+    assert Validator(bench.resources, "cpu0@test#1").run_next()
     train(bench)
     assert bench.job(job).state == "succeeded", bench.messages(job)
     first, *_, last = bench.metrics(job)

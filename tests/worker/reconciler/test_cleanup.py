@@ -16,7 +16,7 @@ from app.db.ids import new_id
 from app.db.jobs import checkpoints
 from app.db.tables import Base, File, Job, Upload, UploadPart
 from tests.factories import make_file, put_bytes
-from tests.worker.bench import Bench
+from tests.worker.worker_harness import Bench
 from worker.reconciler import cleanup
 
 
@@ -51,7 +51,7 @@ class TestUploads:
         pending, pending_key = make_upload(bench)
         end_at(bench, over, uploads.COMPLETION_GRACE_SECONDS + 1)
         end_at(bench, completing, uploads.COMPLETION_GRACE_SECONDS - 60)
-        cleanup.sweep(bench.resources)
+        cleanup.clean_up(bench.resources)
         with transaction(bench.sessions) as session:
             status = {upload.id: upload.status for upload in session.scalars(select(Upload))}
             left = set(session.scalars(select(UploadPart.upload_id)))
@@ -63,7 +63,7 @@ class TestUploads:
         upload_id, key = make_upload(bench)
         with transaction(bench.sessions) as session:
             uploads.cancel(session, session.get_one(Upload, upload_id))
-        cleanup.purge_parts(bench.resources)
+        cleanup.purge_upload_parts(bench.resources)
         assert not is_stored(bench, key)
 
     def test_that_became_a_file_lose_their_parts_but_not_its_bytes(self, bench: Bench) -> None:
@@ -72,7 +72,7 @@ class TestUploads:
         with transaction(bench.sessions) as session:
             file = files.insert(session, bench.project.id, "batch", "a", 18, "0" * 64, "files/file-whole")
             uploads.complete(session, session.get_one(Upload, upload_id), file, [])
-        cleanup.purge_parts(bench.resources)
+        cleanup.purge_upload_parts(bench.resources)
         assert not is_stored(bench, key)
         with bench.resources.storage.open("files/file-whole") as stored:
             assert stored.read() == b"the wholethe whole"
@@ -126,5 +126,5 @@ def test_what_a_killed_process_staged_goes_whatever_it_is(bench: Bench, is_direc
     else:
         staged.write_bytes(b"x")
     os.utime(staged, (time.time() - 3700, time.time() - 3700))
-    cleanup.sweep_staging(bench.resources.storage.staging)
+    cleanup.delete_staged_files(bench.resources.storage.staging)
     assert not staged.exists()

@@ -16,9 +16,9 @@ from app.db.scheduling import workers
 from app.job_queue import WorkerNotifier
 from app.settings import Settings
 from tests.worker import worker_process
-from tests.worker.bench import Bench, Witness, is_alive
 from tests.worker.fake_trainer import Plan
-from tests.worker.test_interruptions import slow
+from tests.worker.jobs.test_interruptions import slow
+from tests.worker.worker_harness import Bench, Witness, is_alive
 
 Start = Callable[..., subprocess.Popen[bytes]]
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,9 +15,9 @@ from app.domain.jobs.states import TERMINAL
 from app.domain.scheduling import preemption
 from tests.factories import chat_lines
 from tests.worker import worker_process
-from tests.worker.bench import Bench, until
-from tests.worker.test_real_trainer import be_patient, weights_of
-from worker.jobs.trainer_process import TRAINER
+from tests.worker.jobs.test_real_trainer import be_patient, weights_of
+from tests.worker.worker_harness import Bench, until
+from worker.jobs.trainer_process import TRAINER_COMMAND
 from worker.reconciler.reconciler import Reconciler
 from worker.validation.validate import Validator
 
@@ -37,7 +37,7 @@ def service(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> It
     monkeypatch.setattr(preemption, "SOON_SECONDS", 0.0)  # a tiny model trains for seconds
     reconciler = threading.Thread(target=Reconciler(bench.resources).run)
     bench.threads.append(reconciler)
-    worker = worker_process.start(settings, TRAINER, "gpu", "gpu0")
+    worker = worker_process.start(settings, TRAINER_COMMAND, "gpu", "gpu0")
     reconciler.start()
     yield bench
     worker.kill()
@@ -74,7 +74,7 @@ def test_a_job_that_gave_way_has_the_adapter_of_one_that_was_left_alone(service:
 
 def validate_all(service: Bench) -> None:
     validator = Validator(service.resources, "cpu0@test#1")
-    while validator.take_one():
+    while validator.run_next():
         pass
 
 

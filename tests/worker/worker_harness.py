@@ -53,13 +53,13 @@ class Bench:
 
     def work(self, plan: Plan, owner: str = OWNER) -> bool:
         """See one job through, in this thread."""
-        return self.supervisor(plan, owner).take_one()
+        return self.supervisor(plan, owner).run_next()
 
     def work_aside(self, plan: Plan, owner: str = OWNER) -> threading.Thread:
         return self.work_aside_with(self.supervisor(plan, owner))
 
     def work_aside_with(self, supervisor: Supervisor) -> threading.Thread:
-        thread = threading.Thread(target=supervisor.take_one)
+        thread = threading.Thread(target=supervisor.run_next)
         thread.start()
         self.threads.append(thread)
         return thread

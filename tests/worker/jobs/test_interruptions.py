@@ -19,8 +19,8 @@ from app.db.jobs.claims import Lease
 from app.db.tables import Job
 from app.domain.jobs.states import Reason
 from app.storage import StoredObject
-from tests.worker.bench import Bench, Witness, is_alive
 from tests.worker.fake_trainer import Plan
+from tests.worker.worker_harness import Bench, Witness, is_alive
 from worker.reconciler import cleanup
 
 

@@ -18,11 +18,11 @@ from app.db.tables import Job
 from app.settings import Settings
 from tests.factories import chat_lines
 from tests.full_disk import SmallDisk, small_disk
-from tests.worker.bench import OWNER, Bench, Witness, until
 from tests.worker.fake_trainer import Plan
-from tests.worker.test_real_trainer import BODY, be_patient, train, weights_of
+from tests.worker.jobs.test_real_trainer import BODY, be_patient, train, weights_of
+from tests.worker.worker_harness import OWNER, Bench, Witness, until
 from worker.jobs.supervisor import Supervisor
-from worker.node import space
+from worker.node import disk_space
 from worker.reconciler import cleanup
 from worker.reconciler.reconciler import Reconciler
 from worker.validation.validate import Validator
@@ -157,10 +157,10 @@ class TestTheStart:
 
     def test_what_is_reserved_is_really_allocated_and_given_back(self, disk: SmallDisk, tmp_path: Path) -> None:
         before = disk.free_bytes
-        space.allocate(disk.path / "reserved", 3 * MB)
+        disk_space.allocate(disk.path / "reserved", 3 * MB)
         assert before - disk.free_bytes >= 3 * MB
         with pytest.raises(OSError, match="No space left"):
-            space.allocate(disk.path / "too-much", 100 * MB)
+            disk_space.allocate(disk.path / "too-much", 100 * MB)
         assert os.listdir(disk.path).count("too-much") == 0
         (disk.path / "reserved").unlink()
         assert disk.free_bytes == before
@@ -170,10 +170,10 @@ class TestTheStart:
     ) -> None:
         job = bench.queued()
         claimed = bench.claim()
-        held = space.in_storage(bench.resources, job.id, claimed.attempt)
-        left = space.in_storage(bench.resources, job.id, claimed.attempt - 1)
+        held = disk_space.storage_reserve_path(bench.resources, job.id, claimed.attempt)
+        left = disk_space.storage_reserve_path(bench.resources, job.id, claimed.attempt - 1)
         for path in (held, left):
-            space.allocate(path, MB)
+            disk_space.allocate(path, MB)
         cleanup.sweep_staging(bench.resources.storage.staging)
         cleanup.sweep_reserved(bench.resources)
         assert held.exists()
@@ -251,7 +251,7 @@ class TestTheRealTrainer:
         be_patient(bench)
         bench.resources.settings.snapshot_interval_seconds = 3600
         left_alone, filled = (bench.created(lines, validation, body=body) for _ in range(2))
-        while Validator(bench.resources, "cpu0@test#1").take_one():
+        while Validator(bench.resources, "cpu0@test#1").run_next():
             pass
         train(bench)
 

@@ -1,0 +1,153 @@
+"""The slots of one worker process, and its heartbeat."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterable, Sequence
+
+from sqlalchemy.orm import Session
+
+from app.db.engine import transaction
+from app.db.scheduling import workers
+from app.job_queue import Queue
+from app.log import get_logger
+from app.settings import Settings
+from worker.exports.exporter import Exporter, has_torch
+from worker.health import write_heartbeat
+from worker.jobs.lease import DATABASE_UNAVAILABLE, first_line
+from worker.jobs.supervisor import Supervisor
+from worker.jobs.trainer_process import TRAINER_COMMAND
+from worker.node.device import describe_machine
+from worker.node.local_models import ModelInventory
+from worker.node.resources import Resources, open_resources
+from worker.node.slot import RunNext, Slot
+from worker.validation.validate import Validator
+
+SHUTDOWN_TIMEOUT_SECONDS = 15  # in addition to the grace period of a drain: to end the attempts in the database
+
+log = get_logger(__name__)
+
+
+class WorkerNode:
+    """The slots of one worker process: created before Celery starts, opened when Celery knows its name and queues."""
+
+    def __init__(self, settings: Settings, trainer: Sequence[str] = TRAINER_COMMAND) -> None:
+        self.settings = settings
+        self.trainer = trainer
+        self.slots: dict[Queue, Slot] = {}
+        self.export_slot: Slot | None = None  # a slot of its own, because a merge takes minutes
+        self._resources: Resources | None = None
+        self._models: ModelInventory | None = None
+        self._heartbeat_thread: threading.Thread | None = None
+        self._heartbeat_due = threading.Event()
+
+    def open(self, node: str, queues: Iterable[Queue]) -> None:
+        """Start a slot for each queue. `node` is Celery's name of this process: "gpu0@host"."""
+        resources = self._resources = open_resources(self.settings)
+        models = self._models = ModelInventory(resources, self._on_models_changed)
+        for queue in queues:
+            name = slot_name(queue, node)
+            self.slots[queue] = Slot(resources, queue, name, self._make_runner(resources, models, queue, name))
+            self.slots[queue].start()
+        if "gpu" in self.slots:
+            models.start()
+        if has_torch():
+            # One merge at a time on this host, however many workers it has.
+            lock_path = self.settings.data_dir / "run" / f"export@{socket.gethostname()}.merge.lock"
+            self.export_slot = Slot(
+                resources, "cpu", f"export.{node}", lambda owner: Exporter(resources, owner, lock_path).run_next
+            )
+            self.export_slot.start()
+        self._heartbeat_thread = threading.Thread(
+            target=self._heartbeat_loop, args=(resources, models), name="heartbeat", daemon=True
+        )
+        self._heartbeat_thread.start()
+
+    def handle_hint(self, queue: Queue) -> None:
+        """Wake the slots; returns when the slot of `queue` is idle again."""
+        if self.export_slot is not None:
+            self.export_slot.wake()
+        if queue in self.slots:
+            self.slots[queue].run_until_idle()
+
+    def stop(self) -> None:
+        """Claim no further job and drain the running ones. Safe in a signal handler, because it only sets events."""
+        if self._resources is not None:
+            self._resources.stop.set()
+            self._heartbeat_due.set()
+            for slot in self._all_slots():
+                slot.wake()
+
+    def close(self) -> None:
+        """Wait until every slot has drained, for the grace period at most. A second call does nothing."""
+        if self._resources is None:
+            return
+        if not self._resources.stop.is_set():
+            self.stop()
+        grace_seconds = self.settings.drain_grace_seconds + SHUTDOWN_TIMEOUT_SECONDS
+        for slot in self._all_slots():
+            if not slot.join(grace_seconds):
+                log.error("a slot did not stop in time", slot=slot.name)
+        if self._heartbeat_thread is not None:
+            self._heartbeat_thread.join(timeout=SHUTDOWN_TIMEOUT_SECONDS)
+        self._resources.close()
+        self._resources = None
+
+    def _make_runner(
+        self, resources: Resources, models: ModelInventory, queue: Queue, name: str
+    ) -> Callable[[str], RunNext]:
+        if queue == "cpu":
+            return lambda owner: Validator(resources, owner).run_next
+        lock_path = self.settings.data_dir / "run" / f"{name}.trainer.lock"
+        return lambda owner: Supervisor(resources, owner, lock_path, self.trainer, models.capacity).run_next
+
+    def _on_models_changed(self) -> None:
+        """Publish the new inventory at once, and look for a job that it allows."""
+        self._heartbeat_due.set()
+        for slot in self.slots.values():
+            slot.wake()
+
+    def _all_slots(self) -> list[Slot]:
+        return [*self.slots.values(), *([self.export_slot] if self.export_slot else [])]
+
+    def _heartbeat_loop(self, resources: Resources, models: ModelInventory) -> None:
+        """Refresh heartbeat files and workers' rows; delete the rows at shutdown."""
+        machine = describe_machine(self.settings.device)
+
+        def refresh(session: Session, slot: Slot) -> None:
+            about = machine | models.describe()
+            workers.heartbeat(session, slot.owner, slot.queue, socket.gethostname(), os.getpid(), about)
+
+        while not resources.stop.is_set():
+            self._heartbeat_due.clear()
+            self._write_heartbeat_files()
+            self._write_rows(resources, refresh)
+            self._heartbeat_due.wait(self.settings.lease_renew_seconds)
+        while any(not slot.join(self.settings.lease_renew_seconds) for slot in self._all_slots()):
+            self._write_heartbeat_files()  # a worker that drains is alive
+        self._write_rows(resources, lambda session, slot: workers.remove(session, slot.owner))
+
+    def _write_heartbeat_files(self) -> None:
+        for slot in self.slots.values():
+            if slot.is_alive:
+                try:
+                    write_heartbeat(self.settings, slot.queue)
+                except OSError as error:
+                    log.warning("heartbeat file not written", error=str(error))
+
+    def _write_rows(self, resources: Resources, write: Callable[[Session, Slot], None]) -> None:
+        try:
+            with transaction(resources.sessions) as session:
+                for slot in self.slots.values():
+                    write(session, slot)
+        except DATABASE_UNAVAILABLE as error:
+            log.warning("worker rows not written", error=first_line(error))
+        except Exception:
+            log.exception("worker rows not written")
+
+
+def slot_name(queue: Queue, node: str) -> str:
+    """A name that is unique among the slots of one process, because it is also the name of the slot's lock."""
+    return node if node.startswith(queue) else f"{queue}.{node}"
