@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import psycopg
@@ -19,7 +20,7 @@ from tests.worker.worker_harness import OWNER, Bench
 from worker.jobs.lease import Claimer, LeaseKeeper, LeaseUncertain, boottime_seconds
 
 CONNECTION_LOST = psycopg.OperationalError("server closed the connection unexpectedly")
-AWAY = OperationalError("COMMIT", {}, CONNECTION_LOST)
+UNAVAILABLE = OperationalError("COMMIT", {}, CONNECTION_LOST)
 
 
 @pytest.fixture
@@ -41,21 +42,21 @@ def test_the_lease_is_renewed_before_it_runs_out(bench: Bench, keeper: LeaseKeep
     assert keeper.unconfirmed_seconds < 2
 
 
-def test_a_pause_is_seen(bench: Bench, keeper: LeaseKeeper) -> None:
+def test_a_pause_request_is_read(bench: Bench, keeper: LeaseKeeper) -> None:
     with transaction(bench.sessions) as session:
         session.get_one(Job, keeper.lease.job_id).desired = "pause"
     bench.until(lambda: keeper.desired == "pause", "the look")
 
 
-def test_a_cancel_fences(bench: Bench, keeper: LeaseKeeper) -> None:
+def test_a_cancel_ends_the_lease(bench: Bench, keeper: LeaseKeeper) -> None:
     bench.cancel(row(bench, keeper))
     bench.until(lambda: keeper.fenced, "the look")
     with pytest.raises(FencedError):
         keeper.append_event("too late")
 
 
-def test_a_write_is_repeated_while_the_database_is_away(bench: Bench, keeper: LeaseKeeper) -> None:
-    failures = [AWAY, AWAY]
+def test_a_write_is_retried_while_the_database_is_unavailable(bench: Bench, keeper: LeaseKeeper) -> None:
+    failures = [UNAVAILABLE, UNAVAILABLE]
 
     def write(session: Session) -> str:
         if failures:
@@ -65,17 +66,18 @@ def test_a_write_is_repeated_while_the_database_is_away(bench: Bench, keeper: Le
     assert keeper.transact(write) == "training"
 
 
-def test_an_event_whose_commit_was_not_answered_is_told_once(
+def test_an_event_whose_commit_was_not_confirmed_is_written_once(
     bench: Bench, keeper: LeaseKeeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The COMMIT worked, its answer was lost: the repetition finds the event there."""
+    """The COMMIT succeeded and its confirmation was lost: the retry finds the event."""
     lost = [CONNECTION_LOST]
-    told = row(bench, keeper).event_seq
+    events_before = row(bench, keeper).event_seq
+    writer = threading.current_thread()  # the renewal thread commits, too
     engine_commit = bench.resources.engine.dialect.do_commit
 
     def do_commit(connection: object) -> None:
         engine_commit(connection)  # type: ignore[arg-type]
-        if lost and row_count(bench, keeper) > told:
+        if threading.current_thread() is writer and lost and row_count(bench, keeper) > events_before:
             raise lost.pop()
 
     monkeypatch.setattr(bench.resources.engine.dialect, "do_commit", do_commit)
@@ -91,13 +93,13 @@ def row_count(bench: Bench, keeper: LeaseKeeper) -> int:
         return len(connection.execute(select(JobEvent.seq).where(JobEvent.job_id == keeper.lease.job_id)).all())
 
 
-def test_when_the_lease_has_run_out_meanwhile_nothing_is_known(
+def test_a_write_whose_lease_expired_is_uncertain(
     bench: Bench, keeper: LeaseKeeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LeaseKeeper, "unconfirmed_seconds", property(lambda keeper: 11.0))
 
     def write(session: Session) -> None:
-        raise AWAY
+        raise UNAVAILABLE
 
     with pytest.raises(LeaseUncertain):
         keeper.transact(write)
@@ -105,7 +107,7 @@ def test_when_the_lease_has_run_out_meanwhile_nothing_is_known(
 
 
 @pytest.mark.parametrize("gpus", [1, 2])
-def test_a_claim_says_how_many_gpus_its_seconds_are_of(bench: Bench, gpus: int) -> None:
+def test_a_claim_records_the_gpus_of_its_attempt(bench: Bench, gpus: int) -> None:
     job = bench.queued()
     offer = Offer("cuda", 1 << 40, gpus=gpus)
     assert Claimer(bench.resources, "train", OWNER, lambda: offer).claim_next() is not None
@@ -114,7 +116,7 @@ def test_a_claim_says_how_many_gpus_its_seconds_are_of(bench: Bench, gpus: int) 
         assert [attempt.gpus for attempt in found] == [gpus]
 
 
-def test_a_claim_whose_commit_was_not_answered_is_taken_up(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_claim_whose_commit_was_not_confirmed_is_recovered(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     job = bench.queued()
     claimer = Claimer(bench.resources, "train", OWNER)
     engine_commit = bench.resources.engine.dialect.do_commit

@@ -11,13 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
-from app.system.artifact_directory import verify
 from sqlalchemy import select
 
 from app.db import models
 from app.db.engine import transaction
 from app.db.files import files
 from app.db.tables import BaseModelRow, File
+from app.system.artifact_directory import verify
 from tests.worker.fake_trainer import Plan
 from tests.worker.worker_harness import OWNER, Bench, Witness
 from worker.jobs.supervisor import Supervisor

@@ -190,9 +190,9 @@ class TestTls:
     @pytest.fixture
     def trusted(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setenv("SSL_CERT_FILE", str(PEM))
-        webhook_http._tls.cache_clear()
+        webhook_http._tls_context.cache_clear()
         yield
-        webhook_http._tls.cache_clear()
+        webhook_http._tls_context.cache_clear()
 
     @pytest.mark.usefixtures("trusted")
     def test_the_certificate_is_the_names_although_we_went_to_an_address(self, secure: Receiver) -> None:
@@ -206,7 +206,7 @@ class TestTls:
         assert secure.received == []
 
     def test_a_certificate_that_nobody_vouches_for_is_refused(self, secure: Receiver) -> None:
-        webhook_http._tls.cache_clear()
+        webhook_http._tls_context.cache_clear()
         response, _ = send(f"https://hooks.example.com:{secure.port}/")
         assert "certificate" in str(response.error).lower()
         assert secure.received == []
