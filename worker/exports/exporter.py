@@ -154,15 +154,22 @@ class Exporter:
 
     def _fetch(self, export: Export, keeper: LeaseKeeper, directory: Path) -> tuple[Path, Path]:
         """The base model's directory, and the directory into which the adapter's files were fetched."""
-        loaded = keeper.transact(lambda session: _load(session, export))
+
+        def load(session: Session) -> tuple[Path | None, list[File]]:
+            row = models.get_base(session, export.project_id, export.base_model)
+            adapter_files = [files.get_even_deleted(session, file_id) for file_id in export.adapter_file_ids]
+            directory = Path(row.directory).absolute() if row else None
+            return directory, [file for file in adapter_files if file is not None]
+
+        loaded = keeper.transact(load)
         assert loaded is not None
-        base, rows = loaded
+        base, adapter_files = loaded
         if base is None or not (base / "config.json").is_file():
             why = "is no longer registered" if base is None else "cannot be read on this worker"
             text = f"The base model {export.base_model!r} {why}; ask its operator to register it again"
             raise ExportFailed(ExportError.MODEL_UNAVAILABLE, text, is_final=base is None)
         try:
-            return base, parent_adapter.fetch(self.resources, rows, directory).directory
+            return base, parent_adapter.fetch(self.resources, adapter_files, directory).directory
         except ManifestMismatch as error:
             text = f"The adapter of {export.model} is incomplete or altered: {error}"
             raise ExportFailed(ExportError.ADAPTER_DELETED, text, is_final=True) from error
@@ -189,13 +196,18 @@ class Exporter:
         """Store the files under the attempt's own prefix; the rows that name them make them visible."""
         manifest = read_manifest(merged)
         prefix = f"exports/{export.id}/attempts/{export.attempt}"
+
+        def has_succeeded(session: Session) -> bool:
+            row = session.get(Export, export.id)
+            return row is not None and row.state == ExportState.SUCCEEDED and row.attempt == export.attempt
+
         with artifacts.delete_unless_committed() as undo:
             stored = artifacts.put_directory(self.resources.storage, merged, prefix)
             undo.callback(artifacts.discard, self.resources.storage, [file.key for file in stored])
             _check_digests(stored, manifest)
             keeper.finish(
                 lambda session: self._succeed(session, export, keeper.lease, manifest, stored),
-                lambda session: _has_succeeded(session, export),
+                has_succeeded,
             )
 
     def _succeed(
@@ -241,23 +253,12 @@ class Exporter:
             log.info("lease lost: the export has ended already, or another worker has it")
 
 
-def _load(session: Session, export: Export) -> tuple[Path | None, list[File]]:
-    base = models.get_base(session, export.project_id, export.base_model)
-    rows = [files.get_even_deleted(session, file_id) for file_id in export.adapter_file_ids]
-    return Path(base.directory).absolute() if base else None, [row for row in rows if row is not None]
-
-
 def _check_digests(stored: Sequence[StoredFile], manifest: dict[str, Any]) -> None:
     """Check that the stored files are those of the manifest. Raises ManifestMismatch."""
     actual = {file.filename: file.sha256 for file in stored if file.filename != MANIFEST}
     expected = {name: entry.get("sha256") for name, entry in manifest["files"].items()}
     if actual != expected:
         raise ManifestMismatch(f"the files differ from those that {MANIFEST} names")
-
-
-def _has_succeeded(session: Session, export: Export) -> bool:
-    row = session.get(Export, export.id)
-    return row is not None and row.state == ExportState.SUCCEEDED and row.attempt == export.attempt
 
 
 def _exit_failure(exit_code: int, merge: MergeProcess, is_oom: bool) -> ExportFailed:

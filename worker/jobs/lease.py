@@ -179,10 +179,17 @@ class Claimer:
 
     def claim_next(self) -> tuple[Job, LeaseKeeper] | None:
         """Claim the next job: its row and its lease, or None if no job is due. Raises DATABASE_UNAVAILABLE."""
-        claimed_at = boottime_seconds()
+        settings, claimed_at = self.resources.settings, boottime_seconds()
         try:
             with transaction(self.resources.sessions) as session:
-                job = self._recover_claim(session) or self._claim(session)
+                job = self._recover_claim(session) or claims.claim(
+                    session,
+                    self.kind,
+                    self.owner,
+                    settings.lease_ttl_seconds,
+                    self.capacity() if self.capacity else None,
+                    settings.fair_share_half_life_seconds,
+                )
         except DATABASE_UNAVAILABLE:
             self._commit_unknown = True
             raise
@@ -198,12 +205,6 @@ class Claimer:
             ttl_seconds = self.resources.settings.lease_ttl_seconds
             claims.renew_lease(session, Lease(job.id, job.attempt, self.owner), ttl_seconds)
         return job
-
-    def _claim(self, session: Session) -> Job | None:
-        settings = self.resources.settings
-        capacity = self.capacity() if self.capacity else None
-        half_life_seconds = settings.fair_share_half_life_seconds
-        return claims.claim(session, self.kind, self.owner, settings.lease_ttl_seconds, capacity, half_life_seconds)
 
 
 def first_line(error: Exception) -> str:

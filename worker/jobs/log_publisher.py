@@ -58,7 +58,8 @@ class LogPublisher:
             size_bytes, text = read_log_tail(self._directory)
             if size_bytes == self._published_size:
                 return
-            text = self._remove_directories(text)
+            text = text.replace(str(self._directory.absolute()), "<job>")
+            text = text.replace(str(self._resources.settings.data_dir.absolute()), "<data>")
             job = self._job
             kept = text.encode()[-MAX_LOG_BYTES:].decode("utf-8", errors="ignore")
             with transaction(self._resources.sessions) as session:
@@ -68,10 +69,6 @@ class LogPublisher:
             log.warning("log not published", job=self._job.id, error=first_line(error))
         except Exception:
             log.exception("log not published", job=self._job.id)
-
-    def _remove_directories(self, text: str) -> str:
-        text = text.replace(str(self._directory.absolute()), "<job>")
-        return text.replace(str(self._resources.settings.data_dir.absolute()), "<data>")
 
 
 def read_log_tail(directory: Path) -> tuple[int, str]:

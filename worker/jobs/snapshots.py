@@ -102,18 +102,13 @@ def _fetch(resources: Resources, row: Snapshot, parent: Path) -> Path:
     unavailable."""
     destination = parent / f"step-{row.step:06d}-of-attempt-{row.attempt}"
     try:
-        _fetch_files(resources, row, destination)
+        for name, key in row.storage_keys.items():
+            artifacts.fetch(resources.storage, key, destination / name)
+        if sha256_file(destination / MANIFEST) != row.manifest_sha256:
+            raise ManifestMismatch("its manifest was altered")
+        verify(destination)
+    except FileNotFoundError as error:
+        raise ManifestMismatch(f"step {row.step} of attempt {row.attempt}: {error.filename} is missing") from error
     except ManifestMismatch as error:
         raise ManifestMismatch(f"step {row.step} of attempt {row.attempt}: {error}") from error
     return destination
-
-
-def _fetch_files(resources: Resources, row: Snapshot, destination: Path) -> None:
-    try:
-        for name, key in row.storage_keys.items():
-            artifacts.fetch(resources.storage, key, destination / name)
-    except FileNotFoundError as error:
-        raise ManifestMismatch(f"{error.filename} is missing") from error
-    if sha256_file(destination / MANIFEST) != row.manifest_sha256:
-        raise ManifestMismatch("its manifest was altered")
-    verify(destination)

@@ -77,12 +77,13 @@ class Watchdog:
     def check(self) -> None:
         """Check every reason to stop, the most urgent first."""
         unconfirmed_seconds = self._keeper.unconfirmed_seconds
+        stall_limit_seconds = max(self._settings.stall_seconds, STALL_STEPS * self._process.median_step_seconds)
         if self._keeper.fenced:
             self._process.kill()
         elif unconfirmed_seconds > self._settings.self_fence_kill_seconds:
             self._keeper.mark_lost(f"no renewal was confirmed for {unconfirmed_seconds:.0f} s")
             self._process.kill()
-        elif self._process.silent_seconds > self._stall_limit_seconds:
+        elif self._process.silent_seconds > stall_limit_seconds:
             self.stalled = True
             self._process.kill()
         elif self._is_overdue():
@@ -99,10 +100,6 @@ class Watchdog:
         elif self._keeper.preempt_requested and not self.preempt_requested:
             self.preempt_requested = True
             self._process.send(Command.DRAIN)
-
-    @property
-    def _stall_limit_seconds(self) -> float:
-        return max(self._settings.stall_seconds, STALL_STEPS * self._process.median_step_seconds)
 
     def _is_overdue(self) -> bool:
         """Whether it still runs after the grace period of a drain, or long after its final record."""

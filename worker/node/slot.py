@@ -80,7 +80,8 @@ class Slot:
             self._wake.clear()
             self._run_due_jobs()
             self._idle.set()
-            self._wake.wait(self._poll_seconds())
+            # The delay after a lost hint, with jitter, so that the workers of a restarted host do not poll all at once.
+            self._wake.wait(self.resources.settings.poll_seconds * random.uniform(0.8, 1.2))
 
     def _run_due_jobs(self) -> None:
         """Run jobs until none is due. No error ends the slot: not an unavailable PostgreSQL, not a bug of ours."""
@@ -91,10 +92,6 @@ class Slot:
             log.warning("database unavailable", slot=self.name, error=first_line(error))
         except Exception:
             log.exception("slot failed", slot=self.name)
-
-    def _poll_seconds(self) -> float:
-        """The delay after a lost hint, with jitter, so that the workers of a restarted host do not poll all at once."""
-        return self.resources.settings.poll_seconds * random.uniform(0.8, 1.2)
 
     def _reap_previous_incarnations(self) -> None:
         """End the attempts that earlier incarnations of this slot hold, without waiting for their leases to expire.

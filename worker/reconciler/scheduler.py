@@ -9,8 +9,6 @@ from sqlalchemy.orm import Session
 
 from app.db.engine import transaction
 from app.db.scheduling import fair_queue, queue_positions, workers
-from app.db.scheduling.queue_positions import RunningAttempt
-from app.domain.scheduling.fair_share import Standing
 from app.domain.scheduling.forecast import Placed, Slot, Waiting, forecast
 from app.domain.scheduling.preemption import Holder, Policy, Urgent, who_gives_way
 from app.domain.scheduling.worker_capacity import Offer, offer_of
@@ -73,8 +71,12 @@ class _QueueSnapshot:
 
     @property
     def slots(self) -> list[Slot]:
-        by_owner = {job.lease_owner: job for job in self.running}
-        return [_slot(capacity, by_owner.get(owner)) for owner, capacity in self.capacities.items()]
+        slots = {owner: Slot(capacity) for owner, capacity in self.capacities.items()}
+        for job in self.running:
+            if job.lease_owner in slots:
+                capacity = self.capacities[job.lease_owner]
+                slots[job.lease_owner] = Slot(capacity, job.seconds_left, job.project_id)
+        return list(slots.values())
 
     @property
     def free_capacities(self) -> list[Offer]:
@@ -94,7 +96,19 @@ class _QueueSnapshot:
     def holders(self) -> list[Holder]:
         """The running jobs as candidates for preemption."""
         return [
-            _holder(job, self.capacities[job.lease_owner], self.standings.get(job.project_id))
+            Holder(
+                job.id,
+                job.project_id,
+                self.capacities[job.lease_owner],
+                self.standings[job.project_id].share if job.project_id in self.standings else 0.0,
+                job.ran_seconds,
+                job.seconds_left,
+                job.priority,
+                job.is_urgent,
+                job.is_preemption_requested,
+                job.can_be_preempted,
+                job.times_yielded,
+            )
             for job in self.running
             if job.lease_owner in self.capacities
         ]
@@ -109,23 +123,3 @@ class _QueueSnapshot:
             for each in placed
             if each.job_id in by_id and each.waiting_for is None
         ]
-
-
-def _slot(capacity: Offer, job: RunningAttempt | None) -> Slot:
-    return Slot(capacity) if job is None else Slot(capacity, job.seconds_left, job.project_id)
-
-
-def _holder(job: RunningAttempt, capacity: Offer, standing: Standing | None) -> Holder:
-    return Holder(
-        job.id,
-        job.project_id,
-        capacity,
-        standing.share if standing else 0.0,
-        job.ran_seconds,
-        job.seconds_left,
-        job.priority,
-        job.is_urgent,
-        job.is_preemption_requested,
-        job.can_be_preempted,
-        job.times_yielded,
-    )

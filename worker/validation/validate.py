@@ -152,11 +152,8 @@ class Validator:
         def check() -> None:
             keeper.check()
             if self.resources.stop.is_set():
-                raise PreparationError(
-                    AttemptOutcome(
-                        Reason.DRAINED, "The worker shut down during the validation; the job is queued again"
-                    )
-                )
+                text = "The worker shut down during the validation; the validation will be retried"
+                raise PreparationError(AttemptOutcome(Reason.DRAINED, text))
 
         return check
 
@@ -169,15 +166,18 @@ class Validator:
         def accept(session: Session) -> None:
             """Write the events of the warnings, the job's list of warnings and its new state, in one transaction."""
             for warning in warnings:
-                claims.append_event(
-                    session, keeper.lease, warning["message"], level="warn", data=_without_message(warning)
-                )
+                details = {key: value for key, value in warning.items() if key != "message"}
+                claims.append_event(session, keeper.lease, warning["message"], level="warn", data=details)
             all_warnings = [each for each in job.warnings if each["file"] is None] + warnings
             message = "Files validated, moving job to queued state"
             claims.finish_validation(session, keeper.lease, message, data, **needs, warnings=all_warnings)
             self.resources.hints.after_commit(session, "gpu")
 
-        keeper.finish(accept, lambda session: _is_accepted(session, job))
+        def is_accepted(session: Session) -> bool:
+            row = session.get(Job, job.id)
+            return row is not None and row.state != JobState.VALIDATING
+
+        keeper.finish(accept, is_accepted)
 
     def _end_attempt(self, keeper: LeaseKeeper, outcome: AttemptOutcome, data: dict[str, Any] | None = None) -> None:
         settings = self.settings
@@ -236,17 +236,8 @@ def warnings_of(job: Job, reports: Mapping[str, Report]) -> Iterator[dict[str, A
             yield asdict(warning) | {"file": file_id, "message": message}
 
 
-def _without_message(warning: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in warning.items() if key != "message"}
-
-
 def _findings(error: PreparationError) -> dict[str, Any] | None:
     if not isinstance(error, InvalidFile):
         return None
     report = error.report
     return {"findings": [asdict(finding) for finding in report.findings], "total": report.finding_count}
-
-
-def _is_accepted(session: Session, job: Job) -> bool:
-    row = session.get(Job, job.id)
-    return row is not None and row.state != JobState.VALIDATING

@@ -371,7 +371,7 @@ def away(bench: Bench) -> Iterator[None]:
 
 
 def test_threads_of_a_supervisor_end_with_it(bench: Bench) -> None:
-    names = ("lease", "guard", "records", "stderr")
+    names = ("lease", "watchdog", "records", "stderr")
     bench.queued()
     bench.work(Plan(steps=2))
     deadline = time.monotonic() + 5
