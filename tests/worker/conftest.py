@@ -1,4 +1,4 @@
-"""A worker's surroundings with short times: leases of seconds, polls of milliseconds, a tiny registered base model."""
+"""Fixtures of a worker with short times: leases of seconds, polls of milliseconds, a tiny registered base model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from app.db.engine import transaction
 from app.db.tables import Project
 from app.settings import Settings
 from tests.factories import make_base_model
-from tests.worker.worker_harness import DEADLINE_SECONDS, Bench, Witness
+from tests.worker.worker_harness import DEADLINE_SECONDS, StepLog, WorkerHarness
 from worker.node.resources import Resources, open_resources
 
 
@@ -45,17 +45,17 @@ def resources(settings: Settings) -> Iterator[Resources]:
 
 
 @pytest.fixture
-def bench(resources: Resources, project: Project, tmp_path: Path) -> Iterator[Bench]:
+def harness(resources: Resources, project: Project, tmp_path: Path) -> Iterator[WorkerHarness]:
     with transaction(resources.sessions) as session:
         make_base_model(session, tmp_path / "base")
-    bench = Bench(resources, project, tmp_path / "trainer.lock")
-    yield bench
+    harness = WorkerHarness(resources, project, tmp_path / "trainer.lock")
+    yield harness
     resources.stop.set()
-    for thread in bench.threads:
+    for thread in harness.threads:
         thread.join(DEADLINE_SECONDS)
         assert not thread.is_alive(), "a supervisor did not come to an end"
 
 
 @pytest.fixture
-def witness(tmp_path: Path) -> Witness:
-    return Witness(tmp_path / "witness")
+def step_log(tmp_path: Path) -> StepLog:
+    return StepLog(tmp_path / "step_log")

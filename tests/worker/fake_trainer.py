@@ -2,7 +2,8 @@
 
     python fake_trainer.py PLAN WORKDIR
 
-PLAN is a Plan as JSON. `faults` are by attempt ("1", or "*" for every one), then by step: what happens instead of it.
+PLAN is a TrainerPlan as JSON. `faults` has, by attempt ("1", or "*" for every one) and step, what happens instead of
+the step.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainerPlan:
     steps: int = 4
     step_seconds: float = 0.0
-    eta_seconds: float = 0.1  # what it says is left, at every step
+    eta_seconds: float = 0.1  # the remaining time that it reports at every step
     checkpoint_every: int = 0
     snapshot_every: int = 0
     last_snapshot: bool = False  # in the reserved space, before the result, as the real one does
     state_bytes: int = 0  # of each snapshot, in addition
     weights_bytes: int = 0  # of each checkpoint, in addition
-    retired_snapshot: int | None = None  # of this step: gone before anybody has heard of it
+    retired_snapshot: int | None = None  # the snapshot of this step is deleted before its record is sent
     validation: bool = False
     full_losses: tuple[float, ...] = ()  # full validation losses, by step; the adapter of the lowest is the result
-    witness: str | None = None  # one line a step: attempt, step, time, pid
-    wait_for: str | None = None  # before the first step, until this file is there
+    step_log: str | None = None  # one line a step: attempt, step, time, pid
+    wait_for: str | None = None  # wait before the first step until this file exists
     faults: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def command(self) -> tuple[str, ...]:
@@ -44,7 +45,7 @@ class Plan:
 
 
 def main() -> None:
-    plan, workdir = Plan(**json.loads(sys.argv[1])), Path(sys.argv[2])
+    plan, workdir = TrainerPlan(**json.loads(sys.argv[1])), Path(sys.argv[2])
     die_with_parent()
     from app.domain.jobs.spec import TrainerSpec  # after the death signal is set, as imports take a while
 
@@ -55,7 +56,7 @@ def main() -> None:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        trainer.say(kind="failed", reason="storage_full", message="The disk is full.")
+        trainer.emit(kind="failed", reason="storage_full", message="The disk is full.")
         sys.exit(70)
 
 
@@ -66,22 +67,22 @@ def die_with_parent() -> None:
 
 
 class FakeTrainer:
-    def __init__(self, plan: Plan, workdir: Path, run) -> None:
+    def __init__(self, plan: TrainerPlan, workdir: Path, run) -> None:
         self.plan = plan
         self.workdir = workdir
         self.run_id = run.run_id
         self.attempt = workdir.name.removeprefix("attempt-")
         self.resume_from = run.resume_from
         self.faults = plan.faults.get("*", {}) | plan.faults.get(self.attempt, {})
-        self.asked: set[str] = set()
+        self.commands: set[str] = set()
 
     def run(self) -> None:
         if "SIGTERM" not in self.faults:
-            signal.signal(signal.SIGTERM, lambda *_: self.asked.add("drain"))
+            signal.signal(signal.SIGTERM, lambda *_: self.commands.add("drain"))
         threading.Thread(target=self.listen, daemon=True).start()
         step = self.start()
         while step < self.plan.steps:
-            if self.asked:
+            if self.commands:
                 self.stop(step)
             step += 1
             if fault := self.faults.get(str(step)):
@@ -92,29 +93,29 @@ class FakeTrainer:
     def listen(self) -> None:
         for line in sys.stdin:
             if "ignore control" not in self.faults:
-                self.asked.add(json.loads(line)["command"])
+                self.commands.add(json.loads(line)["command"])
 
     def start(self) -> int:
         step = json.loads((self.resume_from / "MANIFEST.json").read_text())["step"] if self.resume_from else 0
-        self.say(
+        self.emit(
             kind="started", device="fake", compute_dtype="float32", threads=1, trainable_parameters=8192,
             frozen_parameters=100_000, base_bytes=200_000, examples=12, tokens_per_epoch=600,
             labelled_tokens_per_epoch=200, total_steps=self.plan.steps, start_step=step, versions={"fake": "1"},
         )  # fmt: skip
-        while self.plan.wait_for and not Path(self.plan.wait_for).exists() and not self.asked:
+        while self.plan.wait_for and not Path(self.plan.wait_for).exists() and not self.commands:
             time.sleep(0.01)
         return step
 
     def train(self, step: int) -> None:
         time.sleep(self.plan.step_seconds)
-        if self.plan.witness:
-            with Path(self.plan.witness).open("a") as file:
+        if self.plan.step_log:
+            with Path(self.plan.step_log).open("a") as file:
                 file.write(f"{self.attempt} {step} {time.clock_gettime(time.CLOCK_MONOTONIC)} {os.getpid()}\n")
         epoch = step / max(1, self.plan.steps)
         measured = {"valid_loss": 2.0 / step, "valid_mean_token_accuracy": 0.5} if self.plan.validation else {}
         if self.plan.full_losses:
             measured["full_valid_loss"] = self.plan.full_losses[step - 1]
-        self.say(
+        self.emit(
             kind="metric", step=step, total_steps=self.plan.steps, epoch=epoch, train_loss=1.0 / step,
             train_mean_token_accuracy=0.75, learning_rate=1e-3, grad_norm=0.5, trained_tokens=100 * step,
             labelled_tokens=30, tokens_per_second=1000.0, eta_seconds=self.plan.eta_seconds, **measured,
@@ -125,31 +126,31 @@ class FakeTrainer:
             self.snapshot(step)
 
     def stop(self, step: int) -> None:
-        if "cancel" in self.asked:
-            self.leave("cancelled", step, 77)
-        if "pause" in self.asked:
+        if "cancel" in self.commands:
+            self.exit("cancelled", step, 77)
+        if "pause" in self.commands:
             self.checkpoint(step)
-        self.keep_last(step)
-        self.leave(*(("paused", step, 76) if "pause" in self.asked else ("drained", step, 75)))
+        self.write_last_snapshot(step)
+        self.exit(*(("paused", step, 76) if "pause" in self.commands else ("drained", step, 75)))
 
-    def leave(self, reason: str, step: int, code: int) -> None:
-        self.say(kind="stopped", reason=reason, step=step)
+    def exit(self, reason: str, step: int, code: int) -> None:
+        self.emit(kind="stopped", reason=reason, step=step)
         sys.exit(code)
 
-    def keep_last(self, step: int) -> None:
+    def write_last_snapshot(self, step: int) -> None:
         (self.workdir / "reserved-space").unlink(missing_ok=True)
         self.snapshot(step, final=True)
 
     def finish(self, step: int) -> None:
         if self.plan.last_snapshot:
-            self.keep_last(step)
+            self.write_last_snapshot(step)
         if losses := self.plan.full_losses:
             self.checkpoint(step)
             step = losses.index(min(losses)) + 1
         directory = self.checkpoint(step, final=True)
-        if self.asked:
+        if self.commands:
             self.stop(step)
-        self.say(kind="done", step=step, trained_tokens=100 * step, directory=directory)
+        self.emit(kind="done", step=step, trained_tokens=100 * step, directory=directory)
         if "after done" in self.faults:
             self.fail(self.faults["after done"], step)
 
@@ -162,7 +163,7 @@ class FakeTrainer:
         directory = f"runs/{self.run_id}/checkpoints/step-{step:06d}"
         if not (self.workdir / directory / "MANIFEST.json").exists():  # its parent may be reading it
             self.write("checkpoints", step, files)
-        self.say(
+        self.emit(
             kind="checkpoint", step=step, epoch=step / max(1, self.plan.steps), directory=directory, final=final,
             metrics={"train_loss": 1.0 / step if step else None} | self.full_loss(step),
         )  # fmt: skip
@@ -176,7 +177,7 @@ class FakeTrainer:
         directory, sha256 = self.write("snapshots", step, {"state.safetensors": state})
         if step == self.plan.retired_snapshot:
             shutil.rmtree(self.workdir / directory)
-        self.say(kind="snapshot", step=step, directory=directory, manifest_sha256=sha256, final=final)
+        self.emit(kind="snapshot", step=step, directory=directory, manifest_sha256=sha256, final=final)
 
     def write(self, kind: str, step: int, files: dict[str, bytes]) -> tuple[str, str]:
         from app.system.artifact_directory import write_manifest
@@ -198,7 +199,7 @@ class FakeTrainer:
             time.sleep(10)
         if kind == "failed":
             reason, _, code = rest.partition(":")
-            self.say(kind="failed", reason=reason, message=f"what the trainer says of {reason}", param="model")
+            self.emit(kind="failed", reason=reason, message=f"the trainer's message for {reason}", param="model")
             sys.exit(int(code))
         if kind == "print":
             os.write(1, (b"x" * (2 << 20) if rest == "LONG" else rest.replace("RUN", self.run_id).encode()) + b"\n")
@@ -209,9 +210,9 @@ class FakeTrainer:
                 os.close(1)
             time.sleep(60)
         if kind == "escape":
-            self.say(kind="checkpoint", step=step, epoch=0.5, directory="../../../..", final=False, metrics={})
+            self.emit(kind="checkpoint", step=step, epoch=0.5, directory="../../../..", final=False, metrics={})
 
-    def say(self, **record: object) -> None:
+    def emit(self, **record: object) -> None:
         os.write(1, json.dumps({"run_id": self.run_id} | record).encode() + b"\n")
 
 

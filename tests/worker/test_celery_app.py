@@ -16,9 +16,9 @@ from app.db.scheduling import workers
 from app.job_queue import WorkerNotifier
 from app.settings import Settings
 from tests.worker import worker_process
-from tests.worker.fake_trainer import Plan
+from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.jobs.test_interruptions import slow
-from tests.worker.worker_harness import Bench, Witness, is_alive
+from tests.worker.worker_harness import StepLog, WorkerHarness, is_alive
 
 Start = Callable[..., subprocess.Popen[bytes]]
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,7 +29,7 @@ QUIET = ("--without-gossip", "--without-mingle", "-l", "INFO")
 def start(settings: Settings, tmp_path: Path) -> Iterator[Start]:
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(plan: Plan = Plan(), queue: str = "gpu", **changed: object) -> subprocess.Popen[bytes]:  # noqa: B008
+    def start(plan: TrainerPlan = TrainerPlan(), queue: str = "gpu", **changed: object) -> subprocess.Popen[bytes]:  # noqa: B008
         process = worker_process.start(settings.model_copy(update=changed), plan.command(), queue, f"{queue}0")
         started.append(process)
         return process
@@ -42,99 +42,101 @@ def start(settings: Settings, tmp_path: Path) -> Iterator[Start]:
         print(log.read_text())
 
 
-def test_a_job_is_validated_and_trained_by_hints_alone(bench: Bench, start: Start) -> None:
+def test_a_job_is_validated_and_trained_by_hints_alone(harness: WorkerHarness, start: Start) -> None:
     start(queue="cpu", poll_seconds=60.0)
-    start(Plan(steps=3), queue="gpu", poll_seconds=60.0)
-    bench.until(lambda: len(alive(bench)) == 2, "the workers")
-    job = bench.created()
-    assert WorkerNotifier(bench.resources.settings.redis_url).send("cpu")
-    bench.until(lambda: bench.job(job).state == "succeeded", "the success")
+    start(TrainerPlan(steps=3), queue="gpu", poll_seconds=60.0)
+    harness.until(lambda: len(alive(harness)) == 2, "the workers")
+    job = harness.create_job()
+    assert WorkerNotifier(harness.resources.settings.redis_url).send("cpu")
+    harness.until(lambda: harness.job(job).state == "succeeded", "the success")
 
 
-def test_without_redis_the_workers_find_the_job_themselves(bench: Bench, start: Start) -> None:
+def test_without_redis_the_workers_find_the_job_themselves(harness: WorkerHarness, start: Start) -> None:
     nowhere = "redis://127.0.0.1:1/0"
     cpu = start(queue="cpu", redis_url=nowhere)
-    gpu = start(Plan(steps=3), queue="gpu", redis_url=nowhere)
-    job = bench.created()
-    bench.until(lambda: bench.job(job).state == "succeeded", "the success")
+    gpu = start(TrainerPlan(steps=3), queue="gpu", redis_url=nowhere)
+    job = harness.create_job()
+    harness.until(lambda: harness.job(job).state == "succeeded", "the success")
     for process in (cpu, gpu):
         process.terminate()
         assert process.wait(10) == 0
 
 
 def test_a_killed_worker_takes_its_trainer_along_and_its_successor_goes_on(
-    bench: Bench, start: Start, witness: Witness
+    harness: WorkerHarness, start: Start, step_log: StepLog
 ) -> None:
-    job = bench.queued()
-    plan = slow(witness, steps=60, snapshot_every=5)
+    job = harness.create_queued_job()
+    plan = slow(step_log, steps=60, snapshot_every=5)
     worker = start(plan)
-    trainer = witness.pid()
-    bench.until(lambda: bench.has_reached(job, 11), "a snapshot")
+    trainer = step_log.pid()
+    harness.until(lambda: harness.has_reached(job, 11), "a snapshot")
     worker.kill()
-    bench.until(lambda: not is_alive(trainer), "the trainer's end")
+    harness.until(lambda: not is_alive(trainer), "the trainer's end")
     start(plan)
-    bench.until(lambda: bench.job(job).state == "succeeded", "the success")
-    done = bench.job(job)
+    harness.until(lambda: harness.job(job).state == "succeeded", "the success")
+    done = harness.job(job)
     assert (done.train_attempts, done.crash_streak) == (2, 0)
-    assert any(message.startswith("The worker gpu0@test#") for message in bench.messages(job))
-    assert [row["step"] for row in bench.metrics(job)] == list(range(1, 61))
-    assert witness.steps()["3"][0] > 5
+    assert any(message.startswith("The worker gpu0@test#") for message in harness.messages(job))
+    assert [row["step"] for row in harness.metrics(job)] == list(range(1, 61))
+    assert step_log.steps()["3"][0] > 5
 
 
-def test_sigterm_drains_and_ends_with_zero(bench: Bench, start: Start, witness: Witness) -> None:
-    job = bench.queued()
-    plan = slow(witness)
+def test_sigterm_drains_and_ends_with_zero(harness: WorkerHarness, start: Start, step_log: StepLog) -> None:
+    job = harness.create_queued_job()
+    plan = slow(step_log)
     worker = start(plan)
-    trainer = witness.pid()
+    trainer = step_log.pid()
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(15) == 0
     assert not is_alive(trainer)
-    drained = bench.job(job)
+    drained = harness.job(job)
     assert (drained.state, drained.reason, drained.crash_streak) == ("queued", "drained", 0)
-    assert alive(bench) == []
+    assert alive(harness) == []
 
 
-def test_an_idle_worker_leaves_at_once_and_takes_its_row_away(bench: Bench, start: Start) -> None:
+def test_an_idle_worker_leaves_at_once_and_takes_its_row_away(harness: WorkerHarness, start: Start) -> None:
     worker = start(poll_seconds=60.0)
-    bench.until(lambda: alive(bench), "the worker's row")
+    harness.until(lambda: alive(harness), "the worker's row")
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(10) == 0
-    assert alive(bench) == []
+    assert alive(harness) == []
 
 
-def test_a_workers_row_says_where_it_runs(bench: Bench, start: Start) -> None:
+def test_a_workers_row_says_where_it_runs(harness: WorkerHarness, start: Start) -> None:
     worker = start()
-    with transaction(bench.sessions) as session:
-        (row,) = bench.until(lambda: workers.alive(session), "the worker's row")
+    with transaction(harness.sessions) as session:
+        (row,) = harness.until(lambda: workers.alive(session), "the worker's row")
     assert (row.queue, row.pid) == ("gpu", worker.pid)
     assert row.id.startswith("gpu0@test#")
     assert row.about["device"]
     assert row.about["versions"]["celery"]
 
 
-def test_a_stopped_worker_that_wakes_up_fenced_changes_nothing(bench: Bench, start: Start, witness: Witness) -> None:
+def test_a_stopped_worker_that_wakes_up_fenced_changes_nothing(
+    harness: WorkerHarness, start: Start, step_log: StepLog
+) -> None:
     """SIGSTOP for longer than the lease: the job goes on elsewhere, and the sleeper finds that out when it wakes."""
-    job = bench.queued()
-    plan = slow(witness)
+    job = harness.create_queued_job()
+    plan = slow(step_log)
     sleeper = start(plan, lease_ttl_seconds=1.0, self_fence_seconds=0.6, self_fence_kill_seconds=0.8)
-    trainer = witness.pid()
+    trainer = step_log.pid()
     os.kill(sleeper.pid, signal.SIGSTOP)
-    bench.until(lambda: bench.reap(), "the end of the lease")
-    bench.claim("gpu1@elsewhere#1")
-    told = len(bench.events(job))
+    harness.until(lambda: harness.reap_expired(), "the end of the lease")
+    harness.claim("gpu1@elsewhere#1")
+    told = len(harness.events(job))
     os.kill(sleeper.pid, signal.SIGCONT)
-    bench.until(lambda: not is_alive(trainer), "the trainer's end")
-    assert len(bench.events(job)) == told
-    assert bench.job(job).lease_owner == "gpu1@elsewhere#1"
+    harness.until(lambda: not is_alive(trainer), "the trainer's end")
+    assert len(harness.events(job)) == told
+    assert harness.job(job).lease_owner == "gpu1@elsewhere#1"
 
 
-def test_the_documented_command_starts_a_worker(bench: Bench, settings: Settings) -> None:
+def test_the_documented_command_starts_a_worker(harness: WorkerHarness, settings: Settings) -> None:
     pool = ["-P", "threads", "-c", "1", "-Q", "cpu", "-n", "cpu0@%h"]
     command = ["-m", "celery", "-A", "worker.celery_app", "worker", *pool, *QUIET]
     worker = run(settings, *command)
     try:
-        job = bench.created()
-        bench.until(lambda: bench.job(job).state == "queued", "the validation")
+        job = harness.create_job()
+        harness.until(lambda: harness.job(job).state == "queued", "the validation")
         assert run(settings, "-m", "worker.health", "cpu").wait(10) == 0
         assert run(settings, "-m", "worker.health", "gpu").wait(10) == 1
     finally:
@@ -142,12 +144,12 @@ def test_the_documented_command_starts_a_worker(bench: Bench, settings: Settings
         assert worker.wait(15) == 0
 
 
-def test_the_reconciler_takes_a_lost_job_back_and_ends_with_zero(bench: Bench, settings: Settings) -> None:
-    job = bench.queued()
-    bench.claim("gpu0@dead#1", ttl_seconds=0.1)
+def test_the_reconciler_takes_a_lost_job_back_and_ends_with_zero(harness: WorkerHarness, settings: Settings) -> None:
+    job = harness.create_queued_job()
+    harness.claim("gpu0@dead#1", ttl_seconds=0.1)
     reconciler = run(settings, "-m", "worker.reconciler")
     try:
-        bench.until(lambda: bench.job(job).state == "queued", "the reaping")
+        harness.until(lambda: harness.job(job).state == "queued", "the reaping")
         assert run(settings, "-m", "worker.health", "reconciler").wait(10) == 0
     finally:
         reconciler.terminate()
@@ -168,6 +170,6 @@ def run(settings: Settings, *arguments: str) -> subprocess.Popen[bytes]:
         )
 
 
-def alive(bench: Bench) -> list[str]:
-    with transaction(bench.sessions) as session:
+def alive(harness: WorkerHarness) -> list[str]:
+    with transaction(harness.sessions) as session:
         return [worker.id for worker in workers.alive(session)]

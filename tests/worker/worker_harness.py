@@ -1,4 +1,4 @@
-"""A bench for jobs: make them, work on them with a fake trainer, read what became of them."""
+"""The harness of the worker's tests: create jobs, run them with a fake trainer, read the results."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from app.db.engine import Sessions, transaction
 from app.db.jobs import checkpoints, claims, events, expired_leases, jobs
 from app.db.tables import Attempt, Checkpoint, File, Job, JobEvent, Project, Snapshot
 from tests.factories import make_file, make_job, validate_job
-from tests.worker.fake_trainer import Plan
+from tests.worker.fake_trainer import TrainerPlan
 from worker.jobs.supervisor import Supervisor
 from worker.node.resources import Resources
 
 OWNER = "gpu0@test#1"
-DEADLINE_SECONDS = 30.0  # of real processes, on a machine with other work
+DEADLINE_SECONDS = 30.0  # for real processes, on a machine with other load
 
 
 @dataclass
-class Bench:
-    """Makes jobs, works on them with a fake trainer, and reads what became of them."""
+class WorkerHarness:
+    """Creates jobs, runs them with a fake trainer, and reads the results."""
 
     resources: Resources
     project: Project
@@ -36,29 +36,29 @@ class Bench:
     def sessions(self) -> Sessions:
         return self.resources.sessions
 
-    def queued(self, content: bytes | None = None, **asked: Any) -> Job:
-        job = self.created(content, **asked)
+    def create_queued_job(self, content: bytes | None = None, **request: Any) -> Job:
+        job = self.create_job(content, **request)
         with transaction(self.sessions) as session:
             return validate_job(session) and session.get_one(Job, job.id)
 
-    def created(self, content: bytes | None = None, validation: bytes | None = None, **asked: Any) -> Job:
+    def create_job(self, content: bytes | None = None, validation: bytes | None = None, **request: Any) -> Job:
         with transaction(self.sessions) as session:
             training_file = make_file(session, self.resources.storage, self.project, content)
             if validation is not None:
-                asked["validation_file"] = make_file(session, self.resources.storage, self.project, validation)
-            return make_job(session, self.project, training_file, **asked)
+                request["validation_file"] = make_file(session, self.resources.storage, self.project, validation)
+            return make_job(session, self.project, training_file, **request)
 
-    def supervisor(self, plan: Plan, owner: str = OWNER) -> Supervisor:
+    def supervisor(self, plan: TrainerPlan, owner: str = OWNER) -> Supervisor:
         return Supervisor(self.resources, owner, self.trainer_lock, plan.command())
 
-    def work(self, plan: Plan, owner: str = OWNER) -> bool:
-        """See one job through, in this thread."""
+    def run_next_job(self, plan: TrainerPlan, owner: str = OWNER) -> bool:
+        """Run one job to its end, in this thread."""
         return self.supervisor(plan, owner).run_next()
 
-    def work_aside(self, plan: Plan, owner: str = OWNER) -> threading.Thread:
-        return self.work_aside_with(self.supervisor(plan, owner))
+    def start_next_job(self, plan: TrainerPlan, owner: str = OWNER) -> threading.Thread:
+        return self.start_supervisor(self.supervisor(plan, owner))
 
-    def work_aside_with(self, supervisor: Supervisor) -> threading.Thread:
+    def start_supervisor(self, supervisor: Supervisor) -> threading.Thread:
         thread = threading.Thread(target=supervisor.run_next)
         thread.start()
         self.threads.append(thread)
@@ -94,8 +94,8 @@ class Bench:
         with self.resources.storage.open(self.file(file_id).storage_key) as opened:
             return opened.read()
 
-    def stored(self, kind: str = "") -> list[Path]:
-        """What jobs have left in storage."""
+    def stored_files(self, kind: str = "") -> list[Path]:
+        """The files of jobs in storage, of one kind if given."""
         objects = self.resources.settings.storage_dir / "objects" / "jobs"
         return [path for path in objects.rglob("*") if path.is_file() and kind in path.relative_to(objects).as_posix()]
 
@@ -118,8 +118,8 @@ class Bench:
         with transaction(self.sessions) as session:
             assert jobs.resume(session, job.project_id, job.id) is not None
 
-    def reap(self, grace_seconds: float = 0.0) -> int:
-        """End the attempts whose leases have run out; how many."""
+    def reap_expired(self, grace_seconds: float = 0.0) -> int:
+        """End the attempts whose leases have expired; returns their number."""
         with transaction(self.sessions) as session:
             lost = expired_leases.lock_expired(session, grace_seconds)
             return len([expired_leases.reap(session, job, 0, 3) for job in lost])
@@ -129,7 +129,7 @@ class Bench:
         return progress is not None and progress["step"] >= step
 
     def claim(self, owner: str = OWNER, ttl_seconds: float = 300.0) -> Job:
-        """Another holder may touch the row at this moment, and claims pass over what is locked: so until it works."""
+        """Claim the next job. Claims skip locked rows, and another holder may lock the row, so it is retried."""
 
         def claim() -> Job | None:
             with transaction(self.sessions) as session:
@@ -143,13 +143,13 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class Witness:
-    """What a fake trainer wrote down of each step, in the order in which it happened."""
+class StepLog:
+    """The log that a fake trainer writes: one line per step, in order."""
 
     path: Path
 
     def steps(self) -> dict[str, list[int]]:
-        """By attempt."""
+        """The steps of each attempt."""
         steps: dict[str, list[int]] = {}
         for attempt, step, _, _ in self._lines():
             steps.setdefault(attempt, []).append(int(step))
@@ -165,7 +165,7 @@ class Witness:
         return times
 
     def pid(self) -> int:
-        """Of the trainer that runs: waits for its first step."""
+        """The process id of the running trainer; waits for its first step."""
         return int(until(self._lines, "a first step")[-1][3])
 
     def _lines(self) -> list[list[str]]:
@@ -174,16 +174,16 @@ class Witness:
 
 
 def until(is_true: Callable[[], Any], what: str, seconds: float = DEADLINE_SECONDS) -> Any:
-    """Wait for something that another process or thread does; what it was."""
+    """Wait until `is_true` returns a true value, and return it."""
     deadline = time.monotonic() + seconds
-    while not (seen := is_true()):
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
+    while not (result := is_true()):
+        assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
         time.sleep(0.02)
-    return seen
+    return result
 
 
 def is_alive(pid: int) -> bool:
-    """A zombie is not."""
+    """Whether the process runs; a zombie does not."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except FileNotFoundError:

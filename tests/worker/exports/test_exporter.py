@@ -28,7 +28,7 @@ from app.services.jobs import exports as service
 from tests.app.cli.trained import make_trained_job
 from tests.worker.trainer import plain_peft
 from tests.worker.trainer.test_merge import TOKENS, logits_of, peft_model
-from tests.worker.worker_harness import Bench, is_alive, until
+from tests.worker.worker_harness import WorkerHarness, is_alive, until
 from worker.exports.exporter import Exporter
 from worker.exports.merge_process import MERGE_COMMAND
 from worker.node.slot import Slot
@@ -77,39 +77,39 @@ def write_real_adapter(base: Path) -> Callable[[Path, int], Path]:
 
 
 @pytest.fixture
-def base(bench: Bench, tmp_path: Path) -> Path:
-    """The directory that the bench has registered as `tiny`."""
+def base(harness: WorkerHarness, tmp_path: Path) -> Path:
+    """The directory that the harness has registered as `tiny`."""
     return tmp_path / "base"
 
 
 @pytest.fixture
-def trained(bench: Bench, tmp_path: Path) -> Job:
+def trained(harness: WorkerHarness, tmp_path: Path) -> Job:
     """A job with an adapter at steps 2 and 4, the latter its result; no real merge can be made of it."""
-    with transaction(bench.sessions) as session:
-        return make_trained_job(session, bench.resources.storage, bench.project, tmp_path / "made")
+    with transaction(harness.sessions) as session:
+        return make_trained_job(session, harness.resources.storage, harness.project, tmp_path / "made")
 
 
 @pytest.fixture
-def really_trained(bench: Bench, base: Path, tmp_path: Path) -> Job:
-    with transaction(bench.sessions) as session:
+def really_trained(harness: WorkerHarness, base: Path, tmp_path: Path) -> Job:
+    with transaction(harness.sessions) as session:
         return make_trained_job(
-            session, bench.resources.storage, bench.project, tmp_path / "made", write_real_adapter(base)
+            session, harness.resources.storage, harness.project, tmp_path / "made", write_real_adapter(base)
         )
 
 
-def ask(bench: Bench, job: Job, **body: Any) -> Export:
-    with transaction(bench.sessions) as session:
+def ask(harness: WorkerHarness, job: Job, **body: Any) -> Export:
+    with transaction(harness.sessions) as session:
         asked = {"type": "merged"} | body
-        return service.create(session, bench.resources.hints, job.project_id, job.id, asked).export
+        return service.create(session, harness.resources.hints, job.project_id, job.id, asked).export
 
 
-def read(bench: Bench, export: Export) -> Export:
-    with transaction(bench.sessions) as session:
+def read(harness: WorkerHarness, export: Export) -> Export:
+    with transaction(harness.sessions) as session:
         return session.get_one(Export, export.id)
 
 
-def exporter(bench: Bench, tmp_path: Path, *command: str, owner: str = OWNER) -> Exporter:
-    return Exporter(bench.resources, owner, tmp_path / "merge.lock", command or fake(tmp_path, MERGE))
+def exporter(harness: WorkerHarness, tmp_path: Path, *command: str, owner: str = OWNER) -> Exporter:
+    return Exporter(harness.resources, owner, tmp_path / "merge.lock", command or fake(tmp_path, MERGE))
 
 
 def fake(tmp_path: Path, code: str) -> tuple[str, ...]:
@@ -123,36 +123,36 @@ def no_space(*_: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def end_the_pause(bench: Bench, export: Export) -> None:
-    with transaction(bench.sessions) as session:
+def end_the_pause(harness: WorkerHarness, export: Export) -> None:
+    with transaction(harness.sessions) as session:
         session.get_one(Export, export.id).run_after = func.clock_timestamp()
 
 
-def download(bench: Bench, export: Export, directory: Path) -> Path:
+def download(harness: WorkerHarness, export: Export, directory: Path) -> Path:
     directory.mkdir()
     for file_id in export.file_ids:
-        file = bench.file(file_id)
-        (directory / file.filename).write_bytes(bench.content(file_id))
+        file = harness.file(file_id)
+        (directory / file.filename).write_bytes(harness.content(file_id))
     return directory
 
 
 class TestMade:
     def test_it_is_an_ordinary_model_with_the_logits_of_base_plus_adapter(
-        self, bench: Bench, really_trained: Job, base: Path, tmp_path: Path
+        self, harness: WorkerHarness, really_trained: Job, base: Path, tmp_path: Path
     ) -> None:
         trained = really_trained
-        asked = ask(bench, trained)
+        asked = ask(harness, trained)
         assert (asked.state, asked.step_number, asked.model) == ("queued", 4, trained.fine_tuned_model)
-        assert exporter(bench, tmp_path, *MERGE_COMMAND).run_next()
-        made = read(bench, asked)
+        assert exporter(harness, tmp_path, *MERGE_COMMAND).run_next()
+        made = read(harness, asked)
         assert (made.state, made.error_message, made.attempt, made.lease_owner) == ("succeeded", None, 1, None)
-        rows = [bench.file(file_id) for file_id in made.file_ids]
+        rows = [harness.file(file_id) for file_id in made.file_ids]
         assert {"config.json", "model.safetensors", "tokenizer.json", "MANIFEST.json"} <= {row.filename for row in rows}
         for row in rows:
-            assert (row.purpose, row.job_id, row.project_id) == ("fine-tune-results", trained.id, bench.project.id)
-            assert hashlib.sha256(bench.content(row.id)).hexdigest() == row.sha256
+            assert (row.purpose, row.job_id, row.project_id) == ("fine-tune-results", trained.id, harness.project.id)
+            assert hashlib.sha256(harness.content(row.id)).hexdigest() == row.sha256
         assert made.size_bytes == sum(row.bytes for row in rows)
-        merged = download(bench, made, tmp_path / "downloaded")
+        merged = download(harness, made, tmp_path / "downloaded")
         ours = logits_of(AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32))
         theirs = logits_of(peft_model(base, tmp_path / "made" / "step-4"))
         plain = logits_of(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32))
@@ -161,132 +161,136 @@ class TestMade:
         assert (ours - theirs).abs().max() / size < 0.02
         assert AutoModelForCausalLM.from_pretrained(merged, dtype="auto").dtype == torch.bfloat16
         assert len(TOKENS) > 1
-        assert list(bench.resources.settings.work_dir.rglob("*.safetensors")) == []
+        assert list(harness.resources.settings.work_dir.rglob("*.safetensors")) == []
 
-    def test_a_kept_checkpoint_is_exported_by_its_id_or_name(self, bench: Bench, trained: Job, tmp_path: Path) -> None:
-        early = next(each for each in bench.checkpoints(trained) if each.step_number == 2)
-        asked = ask(bench, trained, checkpoint=early.id)
-        assert (asked.step_number, ask(bench, trained, checkpoint=early.name).id) == (2, asked.id)
-        assert exporter(bench, tmp_path).run_next()
-        made = read(bench, asked)
+    def test_a_kept_checkpoint_is_exported_by_its_id_or_name(
+        self, harness: WorkerHarness, trained: Job, tmp_path: Path
+    ) -> None:
+        early = next(each for each in harness.checkpoints(trained) if each.step_number == 2)
+        asked = ask(harness, trained, checkpoint=early.id)
+        assert (asked.step_number, ask(harness, trained, checkpoint=early.name).id) == (2, asked.id)
+        assert exporter(harness, tmp_path).run_next()
+        made = read(harness, asked)
         assert made.manifest is not None
         assert made.manifest["adapter"]["step"] == 2
 
     def test_asking_twice_is_asking_once_until_a_file_of_it_is_deleted(
-        self, bench: Bench, trained: Job, tmp_path: Path
+        self, harness: WorkerHarness, trained: Job, tmp_path: Path
     ) -> None:
-        first = ask(bench, trained)
-        assert ask(bench, trained).id == first.id
-        exporter(bench, tmp_path).run_next()
-        assert ask(bench, trained).id == first.id
-        made = read(bench, first)
-        with transaction(bench.sessions) as session:
+        first = ask(harness, trained)
+        assert ask(harness, trained).id == first.id
+        exporter(harness, tmp_path).run_next()
+        assert ask(harness, trained).id == first.id
+        made = read(harness, first)
+        with transaction(harness.sessions) as session:
             files.delete_all(session, made.file_ids[:1])
-        second = ask(bench, trained)
+        second = ask(harness, trained)
         assert (second.id != first.id, second.state) == (True, "queued")
-        assert bench.file(made.file_ids[-1]).deleted_at is not None
+        assert harness.file(made.file_ids[-1]).deleted_at is not None
 
-    def test_many_who_ask_at_once_get_one(self, bench: Bench, trained: Job) -> None:
+    def test_many_who_ask_at_once_get_one(self, harness: WorkerHarness, trained: Job) -> None:
         found: list[str] = []
-        threads = [threading.Thread(target=lambda: found.append(ask(bench, trained).id)) for _ in range(8)]
+        threads = [threading.Thread(target=lambda: found.append(ask(harness, trained).id)) for _ in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         assert (len(found), len(set(found))) == (8, 1)
 
-    def test_without_work_there_is_nothing_to_take(self, bench: Bench, tmp_path: Path) -> None:
-        assert exporter(bench, tmp_path).run_next() is False
+    def test_without_work_there_is_nothing_to_take(self, harness: WorkerHarness, tmp_path: Path) -> None:
+        assert exporter(harness, tmp_path).run_next() is False
 
 
 class TestDeleted:
-    def test_its_bytes_go_with_it(self, bench: Bench, trained: Job, tmp_path: Path) -> None:
-        asked = ask(bench, trained)
-        exporter(bench, tmp_path).run_next()
-        made = read(bench, asked)
-        self.delete(bench, made)
-        cleanup.purge_files(bench.resources)
+    def test_its_bytes_go_with_it(self, harness: WorkerHarness, trained: Job, tmp_path: Path) -> None:
+        asked = ask(harness, trained)
+        exporter(harness, tmp_path).run_next()
+        made = read(harness, asked)
+        self.delete(harness, made)
+        cleanup.purge_files(harness.resources)
         for file_id in made.file_ids:
             with pytest.raises(FileNotFoundError):
-                bench.resources.storage.stat(bench.file(file_id).storage_key)
+                harness.resources.storage.stat(harness.file(file_id).storage_key)
 
     def test_while_it_is_made_the_merge_is_stopped_and_nothing_stays(
-        self, bench: Bench, trained: Job, tmp_path: Path
+        self, harness: WorkerHarness, trained: Job, tmp_path: Path
     ) -> None:
-        asked = ask(bench, trained)
+        asked = ask(harness, trained)
         command = fake(tmp_path, f"Path({str(tmp_path)!r}, 'pid').write_text(str(os.getpid()))\ntime.sleep(60)")
-        thread = threading.Thread(target=exporter(bench, tmp_path, *command).run_next)
+        thread = threading.Thread(target=exporter(harness, tmp_path, *command).run_next)
         thread.start()
-        bench.threads.append(thread)
+        harness.threads.append(thread)
         pid = int(until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), "the merge"))
-        self.delete(bench, asked)
+        self.delete(harness, asked)
         thread.join(20)
         assert (thread.is_alive(), is_alive(pid)) == (False, False)
-        assert read(bench, asked).state == "cancelled"
-        assert list((bench.resources.settings.storage_dir / "objects").glob("exports/**/*.*")) == []
+        assert read(harness, asked).state == "cancelled"
+        assert list((harness.resources.settings.storage_dir / "objects").glob("exports/**/*.*")) == []
 
-    def delete(self, bench: Bench, export: Export) -> None:
-        with transaction(bench.sessions) as session:
-            service.delete(session, bench.project.id, export.job_id, export.id)
+    def delete(self, harness: WorkerHarness, export: Export) -> None:
+        with transaction(harness.sessions) as session:
+            service.delete(session, harness.project.id, export.job_id, export.id)
 
 
 class TestRefused:
     def test_the_bytes_of_a_deleted_adapter_stay_until_its_export_is_done(
-        self, bench: Bench, trained: Job, tmp_path: Path
+        self, harness: WorkerHarness, trained: Job, tmp_path: Path
     ) -> None:
-        asked = ask(bench, trained)
-        with transaction(bench.sessions) as session:
+        asked = ask(harness, trained)
+        with transaction(harness.sessions) as session:
             files.delete_all(session, asked.adapter_file_ids)
-        cleanup.purge_files(bench.resources)
-        assert exporter(bench, tmp_path).run_next()
-        assert read(bench, asked).state == "succeeded"
-        cleanup.purge_files(bench.resources)
+        cleanup.purge_files(harness.resources)
+        assert exporter(harness, tmp_path).run_next()
+        assert read(harness, asked).state == "succeeded"
+        cleanup.purge_files(harness.resources)
         with pytest.raises(FileNotFoundError):
-            bench.resources.storage.stat(bench.file(asked.adapter_file_ids[0]).storage_key)
+            harness.resources.storage.stat(harness.file(asked.adapter_file_ids[0]).storage_key)
 
     def test_an_adapter_whose_bytes_are_gone_fails_in_a_sentence(
-        self, bench: Bench, trained: Job, tmp_path: Path
+        self, harness: WorkerHarness, trained: Job, tmp_path: Path
     ) -> None:
-        asked = ask(bench, trained)
-        bench.resources.storage.delete(bench.file(asked.adapter_file_ids[0]).storage_key)
-        exporter(bench, tmp_path).run_next()
-        failed = read(bench, asked)
+        asked = ask(harness, trained)
+        harness.resources.storage.delete(harness.file(asked.adapter_file_ids[0]).storage_key)
+        exporter(harness, tmp_path).run_next()
+        failed = read(harness, asked)
         assert (failed.state, failed.error_code) == ("failed", "adapter_deleted")
         assert "is not whole any more" in str(failed.error_message)
         assert asked.adapter_file_ids[0] in str(failed.error_message)
 
     def test_a_base_that_was_unregistered_meanwhile_fails_in_a_sentence(
-        self, bench: Bench, trained: Job, tmp_path: Path
+        self, harness: WorkerHarness, trained: Job, tmp_path: Path
     ) -> None:
-        asked = ask(bench, trained)
-        with transaction(bench.sessions) as session:
+        asked = ask(harness, trained)
+        with transaction(harness.sessions) as session:
             session.delete(session.get_one(BaseModelRow, "tiny"))
-        exporter(bench, tmp_path).run_next()
-        failed = read(bench, asked)
+        exporter(harness, tmp_path).run_next()
+        failed = read(harness, asked)
         assert (failed.state, failed.error_code) == ("failed", "model_unavailable")
         assert "'tiny' is not registered any more" in str(failed.error_message)
 
     def test_a_base_whose_files_changed_fails_with_the_programs_own_sentence(
-        self, bench: Bench, really_trained: Job, base: Path, tmp_path: Path
+        self, harness: WorkerHarness, really_trained: Job, base: Path, tmp_path: Path
     ) -> None:
-        asked = ask(bench, really_trained)
+        asked = ask(harness, really_trained)
         (base / "generation_config.json").write_text("{}")
-        exporter(bench, tmp_path, *MERGE_COMMAND).run_next()
-        failed = read(bench, asked)
+        exporter(harness, tmp_path, *MERGE_COMMAND).run_next()
+        failed = read(harness, asked)
         assert (failed.state, failed.error_code) == ("failed", "cannot_merge")
         assert "are not the base model tiny that the adapter was trained on" in str(failed.error_message)
-        assert ask(bench, really_trained).id != asked.id  # a failed one keeps nobody from trying again
+        assert ask(harness, really_trained).id != asked.id  # a failed one keeps nobody from trying again
 
 
 class TestLost:
-    def test_a_crash_is_tried_again_a_bounded_number_of_times(self, bench: Bench, trained: Job, tmp_path: Path) -> None:
-        asked = ask(bench, trained)
-        worker = exporter(bench, tmp_path, *fake(tmp_path, "os.kill(os.getpid(), signal.SIGSEGV)"))
+    def test_a_crash_is_tried_again_a_bounded_number_of_times(
+        self, harness: WorkerHarness, trained: Job, tmp_path: Path
+    ) -> None:
+        asked = ask(harness, trained)
+        worker = exporter(harness, tmp_path, *fake(tmp_path, "os.kill(os.getpid(), signal.SIGSEGV)"))
         states = []
         while worker.run_next():
-            states.append(read(bench, asked).state)
+            states.append(read(harness, asked).state)
         assert states == ["queued", "queued", "failed"]
-        failed = read(bench, asked)
+        failed = read(harness, asked)
         assert failed.error_code == "server_error"
         assert failed.error_message == (
             f"The merge was ended by signal {signal.SIGSEGV:d}; gave up after 3 attempts that ended like this"
@@ -294,63 +298,67 @@ class TestLost:
 
     @pytest.mark.parametrize("where", ["merge", "storage"])
     def test_a_full_disk_makes_it_wait_without_blame_and_fails_it_at_the_end_only(
-        self, bench: Bench, trained: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+        self, harness: WorkerHarness, trained: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
     ) -> None:
-        asked = ask(bench, trained)
+        asked = ask(harness, trained)
         command = fake(tmp_path, "sys.exit(73)") if where == "merge" else fake(tmp_path, MERGE)
         if where == "storage":
-            monkeypatch.setattr(bench.resources.storage, "put", no_space)
+            monkeypatch.setattr(harness.resources.storage, "put", no_space)
         for _ in range(4):  # more than attempts that crash may be
-            assert exporter(bench, tmp_path, *command).run_next()
-            waiting = read(bench, asked)
+            assert exporter(harness, tmp_path, *command).run_next()
+            waiting = read(harness, asked)
             assert (waiting.state, waiting.crash_streak) == ("queued", 0)
             assert waiting.storage_full_since is not None
-            assert exporter(bench, tmp_path, *command).run_next() is False
-            end_the_pause(bench, asked)
-        bench.resources.settings.storage_full_wait_seconds = 0
-        exporter(bench, tmp_path, *command).run_next()
-        failed = read(bench, asked)
+            assert exporter(harness, tmp_path, *command).run_next() is False
+            end_the_pause(harness, asked)
+        harness.resources.settings.storage_full_wait_seconds = 0
+        exporter(harness, tmp_path, *command).run_next()
+        failed = read(harness, asked)
         assert (failed.state, failed.error_code) == ("failed", "storage_full")
 
-    def test_one_that_hangs_is_stopped(self, bench: Bench, trained: Job, tmp_path: Path) -> None:
-        bench.resources.settings.stall_seconds = 0.5
-        asked = ask(bench, trained)
-        exporter(bench, tmp_path, *fake(tmp_path, "time.sleep(60)")).run_next()
-        assert (read(bench, asked).state, read(bench, asked).crash_streak) == ("queued", 1)
+    def test_one_that_hangs_is_stopped(self, harness: WorkerHarness, trained: Job, tmp_path: Path) -> None:
+        harness.resources.settings.stall_seconds = 0.5
+        asked = ask(harness, trained)
+        exporter(harness, tmp_path, *fake(tmp_path, "time.sleep(60)")).run_next()
+        assert (read(harness, asked).state, read(harness, asked).crash_streak) == ("queued", 1)
 
     def test_files_that_the_manifest_does_not_name_are_never_published(
-        self, bench: Bench, trained: Job, tmp_path: Path
+        self, harness: WorkerHarness, trained: Job, tmp_path: Path
     ) -> None:
         code = (
             "out = Path(sys.argv[3])\nout.mkdir()\n(out / 'model.safetensors').write_bytes(b'x')\n"
             '(out / \'MANIFEST.json\').write_text(\'{"files": {"model.safetensors": {"sha256": "0"}}}\')\n'
         )
-        asked = ask(bench, trained)
-        exporter(bench, tmp_path, *fake(tmp_path, code)).run_next()
-        assert (read(bench, asked).state, read(bench, asked).file_ids) == ("queued", [])
-        assert [p for p in (bench.resources.settings.storage_dir / "objects").glob("exports/**/*") if p.is_file()] == []
+        asked = ask(harness, trained)
+        exporter(harness, tmp_path, *fake(tmp_path, code)).run_next()
+        assert (read(harness, asked).state, read(harness, asked).file_ids) == ("queued", [])
+        assert [
+            p for p in (harness.resources.settings.storage_dir / "objects").glob("exports/**/*") if p.is_file()
+        ] == []
 
-    def test_a_worker_that_stops_leaves_it_without_blame(self, bench: Bench, trained: Job, tmp_path: Path) -> None:
-        asked = ask(bench, trained)
+    def test_a_worker_that_stops_leaves_it_without_blame(
+        self, harness: WorkerHarness, trained: Job, tmp_path: Path
+    ) -> None:
+        asked = ask(harness, trained)
         command = fake(tmp_path, f"Path({str(tmp_path)!r}, 'pid').write_text('x')\ntime.sleep(60)")
-        thread = threading.Thread(target=exporter(bench, tmp_path, *command).run_next)
+        thread = threading.Thread(target=exporter(harness, tmp_path, *command).run_next)
         thread.start()
         until((tmp_path / "pid").exists, "the merge")
-        bench.resources.stop.set()
+        harness.resources.stop.set()
         thread.join(20)
-        left = read(bench, asked)
+        left = read(harness, asked)
         assert (left.state, left.crash_streak, left.lease_owner) == ("queued", 0, None)
-        bench.resources.stop.clear()
+        harness.resources.stop.clear()
 
     def test_a_lost_holder_is_reaped_and_fenced_and_another_worker_makes_it(
-        self, bench: Bench, trained: Job, tmp_path: Path
+        self, harness: WorkerHarness, trained: Job, tmp_path: Path
     ) -> None:
-        asked = ask(bench, trained)
-        lease = self.claim(bench, "export.cpu0@dead#1")
-        reconciler = Reconciler(bench.resources)
+        asked = ask(harness, trained)
+        lease = self.claim(harness, "export.cpu0@dead#1")
+        reconciler = Reconciler(harness.resources)
         reconciler.expiry_guard.ttl_seconds = 0.0
         assert reconciler.reap_exports() == 0
-        with transaction(bench.sessions) as session:
+        with transaction(harness.sessions) as session:
             session.execute(update(Export).values(lease_expires_at=text("clock_timestamp() - interval '1 second'")))
         assert reconciler.reap_exports() == 1
         for write in (
@@ -359,88 +367,92 @@ class TestLost:
             lambda session: exports.renew_lease(session, lease, 60),
             lambda session: exports.check_lease(session, lease),
         ):
-            with pytest.raises(FencedError), transaction(bench.sessions) as session:
+            with pytest.raises(FencedError), transaction(harness.sessions) as session:
                 write(session)
-        assert exporter(bench, tmp_path).run_next()
-        assert (read(bench, asked).state, read(bench, asked).attempt) == ("succeeded", 2)
+        assert exporter(harness, tmp_path).run_next()
+        assert (read(harness, asked).state, read(harness, asked).attempt) == ("succeeded", 2)
 
-    def test_the_third_loss_fails_it(self, bench: Bench, trained: Job) -> None:
-        asked = ask(bench, trained)
+    def test_the_third_loss_fails_it(self, harness: WorkerHarness, trained: Job) -> None:
+        asked = ask(harness, trained)
         for _ in range(3):
-            self.claim(bench, OWNER)
-            with transaction(bench.sessions) as session:
+            self.claim(harness, OWNER)
+            with transaction(harness.sessions) as session:
                 session.execute(update(Export).values(lease_expires_at=text("clock_timestamp() - interval '1 hour'")))
                 exports.reap_expired(session, 0, 0, 3)
-        assert (read(bench, asked).state, read(bench, asked).error_code) == ("failed", "worker_lost")
+        assert (read(harness, asked).state, read(harness, asked).error_code) == ("failed", "worker_lost")
 
-    def test_the_successor_in_a_slot_takes_back_what_its_predecessor_held(self, bench: Bench, trained: Job) -> None:
-        asked = ask(bench, trained)
-        self.claim(bench, "export.cpu0@test#old")
-        slot = Slot(bench.resources, "cpu", "export.cpu0@test", lambda owner: lambda: False)
+    def test_the_successor_in_a_slot_takes_back_what_its_predecessor_held(
+        self, harness: WorkerHarness, trained: Job
+    ) -> None:
+        asked = ask(harness, trained)
+        self.claim(harness, "export.cpu0@test#old")
+        slot = Slot(harness.resources, "cpu", "export.cpu0@test", lambda owner: lambda: False)
         slot.start()
-        bench.until(lambda: read(bench, asked).state == "queued", "the predecessor's end")
-        bench.resources.stop.set()
+        harness.until(lambda: read(harness, asked).state == "queued", "the predecessor's end")
+        harness.resources.stop.set()
         slot.wake()
         assert slot.join(10)
 
-    def test_two_workers_never_get_the_same_one(self, bench: Bench, trained: Job) -> None:
-        ask(bench, trained)
-        with transaction(bench.sessions) as one, transaction(bench.sessions) as other:
+    def test_two_workers_never_get_the_same_one(self, harness: WorkerHarness, trained: Job) -> None:
+        ask(harness, trained)
+        with transaction(harness.sessions) as one, transaction(harness.sessions) as other:
             assert exports.claim(one, "a#1", 60) is not None
             assert exports.claim(other, "b#1", 60) is None
 
-    def test_the_work_directory_of_a_live_one_is_left_alone(self, bench: Bench, trained: Job) -> None:
-        asked = ask(bench, trained)
-        self.claim(bench, OWNER)
-        directory = bench.resources.settings.work_dir / asked.id / "attempt-1"
+    def test_the_work_directory_of_a_live_one_is_left_alone(self, harness: WorkerHarness, trained: Job) -> None:
+        asked = ask(harness, trained)
+        self.claim(harness, OWNER)
+        directory = harness.resources.settings.work_dir / asked.id / "attempt-1"
         directory.mkdir(parents=True)
         (directory / "half").write_text("x")
-        cleanup.clean_work_directories(bench.resources)
+        cleanup.clean_work_directories(harness.resources)
         assert (directory / "half").exists()
-        with transaction(bench.sessions) as session:
+        with transaction(harness.sessions) as session:
             exports.requeue(session, Lease(asked.id, 1, OWNER))
-        cleanup.clean_work_directories(bench.resources)
+        cleanup.clean_work_directories(harness.resources)
         assert not (directory / "half").exists()
 
-    def claim(self, bench: Bench, owner: str) -> Lease:
-        with transaction(bench.sessions) as session:
+    def claim(self, harness: WorkerHarness, owner: str) -> Lease:
+        with transaction(harness.sessions) as session:
             export = exports.claim(session, owner, 300)
             assert export is not None
             return Lease(export.id, export.attempt, owner)
 
 
 class TestHints:
-    def test_a_waiting_export_is_hinted_at(self, bench: Bench, trained: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_waiting_export_is_hinted_at(
+        self, harness: WorkerHarness, trained: Job, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         sent: list[str] = []
-        monkeypatch.setattr(bench.resources.hints, "send", sent.append)
-        with transaction(bench.sessions) as session:
+        monkeypatch.setattr(harness.resources.hints, "send", sent.append)
+        with transaction(harness.sessions) as session:
             workers.heartbeat(session, "cpu0@test#1", "cpu", "test", 1, {})
-        Reconciler(bench.resources).send_hints()
-        ask(bench, trained)
-        bench.until(lambda: sorted(sent) == ["cpu", "gpu"], "the hints that leave after the commit")
-        Reconciler(bench.resources).send_hints()
+        Reconciler(harness.resources).send_hints()
+        ask(harness, trained)
+        harness.until(lambda: sorted(sent) == ["cpu", "gpu"], "the hints that leave after the commit")
+        Reconciler(harness.resources).send_hints()
         assert sorted(sent) == ["cpu", "cpu", "gpu"]  # of those queues that have a free worker
 
 
 class TestStation:
-    def test_a_worker_takes_exports_beside_its_other_work(self, bench: Bench, trained: Job) -> None:
-        asked = ask(bench, trained)
-        bench.resources.storage.delete(bench.file(asked.adapter_file_ids[0]).storage_key)
-        station = WorkerNode(bench.resources.settings)
+    def test_a_worker_takes_exports_beside_its_other_work(self, harness: WorkerHarness, trained: Job) -> None:
+        asked = ask(harness, trained)
+        harness.resources.storage.delete(harness.file(asked.adapter_file_ids[0]).storage_key)
+        station = WorkerNode(harness.resources.settings)
         station.open("cpu0@test", ["cpu"])
         try:
-            bench.until(lambda: read(bench, asked).state == "failed", "the export's end")
-            with transaction(bench.sessions) as session:
+            harness.until(lambda: read(harness, asked).state == "failed", "the export's end")
+            with transaction(harness.sessions) as session:
                 seen = [worker.id.partition("#")[0] for worker in workers.alive(session)]
             assert seen == ["cpu0@test"]
         finally:
             station.close()
 
     def test_one_without_torch_leaves_them_to_others(
-        self, bench: Bench, trained: Job, monkeypatch: pytest.MonkeyPatch
+        self, harness: WorkerHarness, trained: Job, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("worker.exports.exporter.find_spec", lambda name: None)
-        station = WorkerNode(bench.resources.settings)
+        station = WorkerNode(harness.resources.settings)
         station.open("cpu0@test", ["cpu"])
         station.close()
         assert station.exporting is None

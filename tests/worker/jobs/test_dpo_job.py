@@ -9,7 +9,7 @@ from app.db.tables import Job
 from app.domain.jobs.events import Metric
 from app.domain.jobs.spec import TrainerSpec
 from app.domain.jobs.step_metrics import results_csv
-from tests.worker.worker_harness import Bench
+from tests.worker.worker_harness import WorkerHarness
 from worker.jobs.prepare import Inputs, load_inputs, trainer_spec
 from worker.jobs.record_writer import metric_data
 
@@ -21,25 +21,25 @@ def measured(**values: float | None) -> Metric:
     )  # fmt: skip
 
 
-def spec_of(bench: Bench, job: Job, inputs: Inputs) -> TrainerSpec:
-    return trainer_spec(bench.resources.settings, job, inputs, (), Path("training.jsonl"), None, None)
+def spec_of(harness: WorkerHarness, job: Job, inputs: Inputs) -> TrainerSpec:
+    return trainer_spec(harness.resources.settings, job, inputs, (), Path("training.jsonl"), None, None)
 
 
 class TestTheSpec:
-    def test_has_the_method_and_beta(self, bench: Bench) -> None:
+    def test_has_the_method_and_beta(self, harness: WorkerHarness) -> None:
         body = {"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.3}}}}
-        job = bench.created(body=body)
-        with transaction(bench.sessions) as session:
+        job = harness.create_job(body=body)
+        with transaction(harness.sessions) as session:
             row = session.get_one(Job, job.id)
-            spec = spec_of(bench, row, load_inputs(session, row, "cpu"))
+            spec = spec_of(harness, row, load_inputs(session, row, "cpu"))
         assert spec.run.method == "dpo"
         assert spec.run.hyperparameters.beta == 0.3
 
-    def test_of_another_job_is_supervised(self, bench: Bench) -> None:
-        job = bench.created()
-        with transaction(bench.sessions) as session:
+    def test_of_another_job_is_supervised(self, harness: WorkerHarness) -> None:
+        job = harness.create_job()
+        with transaction(harness.sessions) as session:
             row = session.get_one(Job, job.id)
-            spec = spec_of(bench, row, load_inputs(session, row, "cpu"))
+            spec = spec_of(harness, row, load_inputs(session, row, "cpu"))
         assert (spec.run.method, spec.run.hyperparameters.beta) == ("supervised", None)
 
 

@@ -18,9 +18,9 @@ from app.db.tables import Job
 from app.settings import Settings
 from tests.factories import chat_lines
 from tests.full_disk import SmallDisk, small_disk
-from tests.worker.fake_trainer import Plan
+from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.jobs.test_real_trainer import BODY, be_patient, train, weights_of
-from tests.worker.worker_harness import OWNER, Bench, Witness, until
+from tests.worker.worker_harness import OWNER, StepLog, WorkerHarness, until
 from worker.jobs.supervisor import Supervisor
 from worker.node import disk_space
 from worker.reconciler import cleanup
@@ -33,7 +33,7 @@ STATE_BYTES = MB // 2  # with what a directory takes, less than is reserved for 
 
 @pytest.fixture(params=["one file system", "storage on its own"])
 def disk(request: pytest.FixtureRequest, settings: Settings) -> Iterator[SmallDisk]:
-    """Before `bench`, which opens the storage there."""
+    """Before `harness`, which opens the storage there."""
     path = settings.data_dir if request.param == "one file system" else settings.storage_dir
     with small_disk(path, 40 * MB) as disk:
         yield disk
@@ -51,17 +51,17 @@ def storage_disk(settings: Settings) -> Iterator[SmallDisk]:
         yield disk
 
 
-def plan_of(witness: Witness, go: Path, **more: Any) -> Plan:
+def plan_of(step_log: StepLog, go: Path, **more: Any) -> TrainerPlan:
     """It waits for `go` before its first step; its last snapshot fits into the reserved space, its result does not."""
     sizes = {"state_bytes": STATE_BYTES, "weights_bytes": MB}
-    given: dict[str, Any] = {"steps": 4, "witness": str(witness.path), "wait_for": str(go), "last_snapshot": True}
-    return Plan(**(given | sizes | more))
+    given: dict[str, Any] = {"steps": 4, "step_log": str(step_log.path), "wait_for": str(go), "last_snapshot": True}
+    return TrainerPlan(**(given | sizes | more))
 
 
-def train_while_full(bench: Bench, disk: SmallDisk, job: Job, plan: Plan) -> None:
+def train_while_full(harness: WorkerHarness, disk: SmallDisk, job: Job, plan: TrainerPlan) -> None:
     """The disk is filled after the attempt has started and before the first step."""
-    thread = bench.work_aside(plan)
-    bench.until(lambda: bench.job(job).phase == "training", "the start")
+    thread = harness.start_next_job(plan)
+    harness.until(lambda: harness.job(job).phase == "training", "the start")
     disk.fill()
     assert plan.wait_for is not None
     Path(plan.wait_for).touch()
@@ -69,91 +69,93 @@ def train_while_full(bench: Bench, disk: SmallDisk, job: Job, plan: Plan) -> Non
     assert not thread.is_alive()
 
 
-def end_the_pause(bench: Bench, job: Job) -> None:
-    with transaction(bench.sessions) as session:
+def end_the_pause(harness: WorkerHarness, job: Job) -> None:
+    with transaction(harness.sessions) as session:
         session.execute(update(Job).where(Job.id == job.id).values(run_after=func.clock_timestamp()))
 
 
-def pause_seconds(bench: Bench, job: Job) -> float:
+def pause_seconds(harness: WorkerHarness, job: Job) -> float:
     """Between the event that tells of the full disk and the next try."""
-    return (bench.job(job).run_after - bench.events(job)[-1].created_at).total_seconds()
+    return (harness.job(job).run_after - harness.events(job)[-1].created_at).total_seconds()
 
 
 class TestTheLastStep:
     def test_the_job_waits_without_blame_and_no_step_is_repeated(
-        self, disk: SmallDisk, bench: Bench, witness: Witness, tmp_path: Path
+        self, disk: SmallDisk, harness: WorkerHarness, step_log: StepLog, tmp_path: Path
     ) -> None:
-        job, plan = bench.queued(), plan_of(witness, tmp_path / "go")
-        train_while_full(bench, disk, job, plan)
+        job, plan = harness.create_queued_job(), plan_of(step_log, tmp_path / "go")
+        train_while_full(harness, disk, job, plan)
 
-        waiting = bench.job(job)
+        waiting = harness.job(job)
         assert (waiting.state, waiting.phase, waiting.reason) == ("queued", "waiting_for_storage", "storage_full")
         assert (waiting.crash_streak, waiting.lease_owner, waiting.error_code) == (0, None, None)
-        (snapshot,) = bench.snapshots(job)
+        (snapshot,) = harness.snapshots(job)
         assert snapshot.step == 4
-        told = bench.events(job)[-1]
+        told = harness.events(job)[-1]
         assert told.level == "warn"
         assert "disk is full: an attempt needs about" in told.message
         assert "tried again in 30 s, from its last snapshot; after 24 h without success it is paused." in told.message
         assert told.data["needed_bytes"] > told.data["free_bytes"] >= 0
-        assert bench.work(plan) is False  # the GPU is for others meanwhile
+        assert harness.run_next_job(plan) is False  # the GPU is for others meanwhile
 
         disk.empty()
-        end_the_pause(bench, job)
-        assert bench.work(plan)
-        done = bench.job(job)
+        end_the_pause(harness, job)
+        assert harness.run_next_job(plan)
+        done = harness.job(job)
         assert (done.state, done.phase) == ("succeeded", None)
-        assert witness.all_steps() == [1, 2, 3, 4]
-        assert [row["step"] for row in bench.metrics(job)] == [1, 2, 3, 4]
-        assert bench.snapshots(job) == []
-        assert list(bench.resources.storage.staging.iterdir()) == []
+        assert step_log.all_steps() == [1, 2, 3, 4]
+        assert [row["step"] for row in harness.metrics(job)] == [1, 2, 3, 4]
+        assert harness.snapshots(job) == []
+        assert list(harness.resources.storage.staging.iterdir()) == []
 
     def test_while_it_lasts_no_trainer_is_started_and_the_pauses_grow(
-        self, disk: SmallDisk, bench: Bench, witness: Witness, tmp_path: Path
+        self, disk: SmallDisk, harness: WorkerHarness, step_log: StepLog, tmp_path: Path
     ) -> None:
-        job, plan = bench.queued(), plan_of(witness, tmp_path / "go")
-        train_while_full(bench, disk, job, plan)
-        assert 29 < pause_seconds(bench, job) <= 31
+        job, plan = harness.create_queued_job(), plan_of(step_log, tmp_path / "go")
+        train_while_full(harness, disk, job, plan)
+        assert 29 < pause_seconds(harness, job) <= 31
         disk.fill()
         for _ in range(2):
-            make_it_long_ago(bench, job, 100)
-            assert bench.work(Plan(faults={"*": {"SIGTERM": "a trainer that is started crashes", "1": "exit:70"}}))
-            assert bench.job(job).phase == "waiting_for_storage"
-        assert 229 < pause_seconds(bench, job) <= 235
-        assert (bench.job(job).crash_streak, bench.snapshots(job)[0].step) == (0, 4)
+            make_it_long_ago(harness, job, 100)
+            assert harness.run_next_job(
+                TrainerPlan(faults={"*": {"SIGTERM": "a trainer that is started crashes", "1": "exit:70"}})
+            )
+            assert harness.job(job).phase == "waiting_for_storage"
+        assert 229 < pause_seconds(harness, job) <= 235
+        assert (harness.job(job).crash_streak, harness.snapshots(job)[0].step) == (0, 4)
 
     def test_a_pause_that_is_asked_for_on_a_full_disk_keeps_the_last_step(
-        self, disk: SmallDisk, bench: Bench, witness: Witness, tmp_path: Path
+        self, disk: SmallDisk, harness: WorkerHarness, step_log: StepLog, tmp_path: Path
     ) -> None:
-        job = bench.queued()
-        plan = plan_of(witness, tmp_path / "go", steps=1000, step_seconds=0.02, weights_bytes=0)
-        thread = bench.work_aside(plan)
-        bench.until(lambda: bench.job(job).phase == "training", "the start")
+        job = harness.create_queued_job()
+        plan = plan_of(step_log, tmp_path / "go", steps=1000, step_seconds=0.02, weights_bytes=0)
+        thread = harness.start_next_job(plan)
+        harness.until(lambda: harness.job(job).phase == "training", "the start")
         disk.fill()
         (tmp_path / "go").touch()
-        bench.until(lambda: bench.has_reached(job, 2), "a step")
-        bench.resources.stop.set()
+        harness.until(lambda: harness.has_reached(job, 2), "a step")
+        harness.resources.stop.set()
         thread.join(30)
-        drained = bench.job(job)
+        drained = harness.job(job)
         assert (drained.state, drained.reason) == ("queued", "drained")
-        assert bench.snapshots(job)[0].step == witness.all_steps()[-1]
+        assert harness.snapshots(job)[0].step == step_log.all_steps()[-1]
 
 
 class TestTheStart:
     def test_on_a_full_disk_it_does_not_start_but_waits(
-        self, disk: SmallDisk, bench: Bench, witness: Witness, tmp_path: Path
+        self, disk: SmallDisk, harness: WorkerHarness, step_log: StepLog, tmp_path: Path
     ) -> None:
-        job = bench.queued()
+        job = harness.create_queued_job()
         disk.fill()
-        bench.work(plan_of(witness, tmp_path / "go"))
-        waiting = bench.job(job)
+        harness.run_next_job(plan_of(step_log, tmp_path / "go"))
+        waiting = harness.job(job)
         assert (waiting.state, waiting.phase, waiting.crash_streak) == ("queued", "waiting_for_storage", 0)
-        assert witness.all_steps() == []
+        assert step_log.all_steps() == []
         disk.empty()
-        end_the_pause(bench, job)
+        end_the_pause(harness, job)
         (tmp_path / "go").touch()
-        bench.work(plan_of(witness, tmp_path / "go"))
-        assert bench.job(job).state == "succeeded"
+        harness.run_next_job(plan_of(step_log, tmp_path / "go"))
+        assert harness.job(job).state == "succeeded"
 
     def test_what_is_reserved_is_really_allocated_and_given_back(self, disk: SmallDisk, tmp_path: Path) -> None:
         before = disk.free_bytes
@@ -166,129 +168,129 @@ class TestTheStart:
         assert disk.free_bytes == before
 
     def test_what_a_killed_worker_reserved_in_storage_is_given_back(
-        self, storage_disk: SmallDisk, bench: Bench
+        self, storage_disk: SmallDisk, harness: WorkerHarness
     ) -> None:
-        job = bench.queued()
-        claimed = bench.claim()
-        held = disk_space.storage_reserve_path(bench.resources, job.id, claimed.attempt)
-        left = disk_space.storage_reserve_path(bench.resources, job.id, claimed.attempt - 1)
+        job = harness.create_queued_job()
+        claimed = harness.claim()
+        held = disk_space.storage_reserve_path(harness.resources, job.id, claimed.attempt)
+        left = disk_space.storage_reserve_path(harness.resources, job.id, claimed.attempt - 1)
         for path in (held, left):
             disk_space.allocate(path, MB)
-        cleanup.sweep_staging(bench.resources.storage.staging)
-        cleanup.sweep_reserved(bench.resources)
+        cleanup.sweep_staging(harness.resources.storage.staging)
+        cleanup.sweep_reserved(harness.resources)
         assert held.exists()
         assert not left.exists()
 
 
 class TestTheEndOfTheWait:
     def test_a_day_later_it_is_paused_and_resume_works(
-        self, disk: SmallDisk, bench: Bench, witness: Witness, tmp_path: Path
+        self, disk: SmallDisk, harness: WorkerHarness, step_log: StepLog, tmp_path: Path
     ) -> None:
-        job, plan = bench.queued(), plan_of(witness, tmp_path / "go")
-        train_while_full(bench, disk, job, plan)
+        job, plan = harness.create_queued_job(), plan_of(step_log, tmp_path / "go")
+        train_while_full(harness, disk, job, plan)
         disk.fill()
-        make_it_long_ago(bench, job, bench.resources.settings.storage_full_wait_seconds)
-        bench.work(plan)
-        paused = bench.job(job)
+        make_it_long_ago(harness, job, harness.resources.settings.storage_full_wait_seconds)
+        harness.run_next_job(plan)
+        paused = harness.job(job)
         assert (paused.state, paused.phase, paused.error_code) == ("paused", None, None)
-        assert bench.messages(job)[-1].endswith(
+        assert harness.messages(job)[-1].endswith(
             "The disk has been full for 24 h, so the job is paused. It keeps its last snapshot: free space, then "
             "resume it."
         )
         disk.empty()
-        bench.resume(job)
-        assert bench.job(job).storage_full_since is None
-        bench.work(plan)
-        assert bench.job(job).state == "succeeded"
-        assert witness.all_steps() == [1, 2, 3, 4]
+        harness.resume(job)
+        assert harness.job(job).storage_full_since is None
+        harness.run_next_job(plan)
+        assert harness.job(job).state == "succeeded"
+        assert step_log.all_steps() == [1, 2, 3, 4]
 
-    def test_the_reconciler_pauses_it_in_the_middle_of_a_pause(self, disk: SmallDisk, bench: Bench) -> None:
-        job = waiting_job(disk, bench)
-        reconciler = Reconciler(bench.resources)
+    def test_the_reconciler_pauses_it_in_the_middle_of_a_pause(self, disk: SmallDisk, harness: WorkerHarness) -> None:
+        job = waiting_job(disk, harness)
+        reconciler = Reconciler(harness.resources)
         reconciler.pause_overdue()
-        assert bench.job(job).state == "queued"
-        bench.resources.settings.storage_full_wait_seconds = 0
+        assert harness.job(job).state == "queued"
+        harness.resources.settings.storage_full_wait_seconds = 0
         reconciler.pause_overdue()
-        assert (bench.job(job).state, bench.job(job).phase) == ("paused", None)
-        assert bench.events(job)[-1].level == "warn"
-        bench.resume(job)
-        assert bench.job(job).state == "queued"
+        assert (harness.job(job).state, harness.job(job).phase) == ("paused", None)
+        assert harness.events(job)[-1].level == "warn"
+        harness.resume(job)
+        assert harness.job(job).state == "queued"
 
-    def test_it_can_be_cancelled_and_paused_while_it_waits(self, disk: SmallDisk, bench: Bench) -> None:
-        job = waiting_job(disk, bench)
-        bench.pause(job)
-        assert (bench.job(job).state, bench.job(job).phase) == ("paused", None)
-        bench.resume(job)
-        assert bench.job(job).storage_full_since is None
-        bench.work(Plan())
-        assert bench.job(job).phase == "waiting_for_storage"
-        bench.cancel(job)
-        assert (bench.job(job).state, bench.job(job).phase) == ("cancelled", None)
+    def test_it_can_be_cancelled_and_paused_while_it_waits(self, disk: SmallDisk, harness: WorkerHarness) -> None:
+        job = waiting_job(disk, harness)
+        harness.pause(job)
+        assert (harness.job(job).state, harness.job(job).phase) == ("paused", None)
+        harness.resume(job)
+        assert harness.job(job).storage_full_since is None
+        harness.run_next_job(TrainerPlan())
+        assert harness.job(job).phase == "waiting_for_storage"
+        harness.cancel(job)
+        assert (harness.job(job).state, harness.job(job).phase) == ("cancelled", None)
 
 
 @pytest.mark.timeout(400)
 class TestTheRealTrainer:
     """The adapter is the one of a job that never met a full disk, to the bit, and no step is told of twice."""
 
-    def test_with_a_disk_that_is_full_at_the_last_step(self, disk: SmallDisk, bench: Bench) -> None:
+    def test_with_a_disk_that_is_full_at_the_last_step(self, disk: SmallDisk, harness: WorkerHarness) -> None:
         """With r = 4 the result would fit into what the snapshot leaves of the reserved space."""
         lines, one_epoch = chat_lines(120), {"hyperparameters": {"n_epochs": 1, "batch_size": 1}, "lora": {"r": 32}}
-        self.train_two(disk, bench, lines, None, one_epoch, kept_step=120)
+        self.train_two(disk, harness, lines, None, one_epoch, kept_step=120)
 
-    def test_with_one_that_is_full_in_the_middle(self, one_disk: SmallDisk, bench: Bench) -> None:
+    def test_with_one_that_is_full_in_the_middle(self, one_disk: SmallDisk, harness: WorkerHarness) -> None:
         """At the end of the first epoch, where a checkpoint is due."""
-        self.train_two(one_disk, bench, None, chat_lines(4), BODY, kept_step=12)
+        self.train_two(one_disk, harness, None, chat_lines(4), BODY, kept_step=12)
 
     def train_two(
         self,
         disk: SmallDisk,
-        bench: Bench,
+        harness: WorkerHarness,
         lines: bytes | None,
         validation: bytes | None,
         body: dict[str, Any],
         kept_step: int,
     ) -> None:
-        be_patient(bench)
-        bench.resources.settings.snapshot_interval_seconds = 3600
-        left_alone, filled = (bench.created(lines, validation, body=body) for _ in range(2))
-        while Validator(bench.resources, "cpu0@test#1").run_next():
+        be_patient(harness)
+        harness.resources.settings.snapshot_interval_seconds = 3600
+        left_alone, filled = (harness.create_job(lines, validation, body=body) for _ in range(2))
+        while Validator(harness.resources, "cpu0@test#1").run_next():
             pass
-        train(bench)
+        train(harness)
 
-        thread = bench.work_aside_with(Supervisor(bench.resources, OWNER, bench.trainer_lock))
-        attempt = bench.resources.settings.work_dir / filled.id / "attempt-2"
+        thread = harness.start_supervisor(Supervisor(harness.resources, OWNER, harness.trainer_lock))
+        attempt = harness.resources.settings.work_dir / filled.id / "attempt-2"
         first = attempt / "runs" / filled.id / "snapshots" / "step-000000"
         until(first.exists, "the snapshot before the first step", 100)  # on disk: rows come later than steps
         disk.fill()
         thread.join(150)
-        waiting = bench.job(filled)
-        assert (waiting.state, waiting.phase) == ("queued", "waiting_for_storage"), bench.messages(filled)
-        assert bench.snapshots(filled)[0].step == kept_step
+        waiting = harness.job(filled)
+        assert (waiting.state, waiting.phase) == ("queued", "waiting_for_storage"), harness.messages(filled)
+        assert harness.snapshots(filled)[0].step == kept_step
 
         disk.empty()
-        end_the_pause(bench, filled)
-        train(bench)
+        end_the_pause(harness, filled)
+        train(harness)
         for job in (left_alone, filled):
-            done = bench.job(job)
-            assert done.state == "succeeded", bench.messages(job)
-            told = [event.data["step"] for event in bench.events(job) if event.type == "metrics"]
+            done = harness.job(job)
+            assert done.state == "succeeded", harness.messages(job)
+            told = [event.data["step"] for event in harness.events(job) if event.type == "metrics"]
             assert done.progress is not None
             assert told == list(range(1, done.progress["total_steps"] + 1))
-        assert weights_of(bench, left_alone) == weights_of(bench, filled)
+        assert weights_of(harness, left_alone) == weights_of(harness, filled)
 
 
-def waiting_job(disk: SmallDisk, bench: Bench) -> Job:
-    job = bench.queued()
+def waiting_job(disk: SmallDisk, harness: WorkerHarness) -> Job:
+    job = harness.create_queued_job()
     disk.fill()
-    bench.work(Plan())
-    assert bench.job(job).phase == "waiting_for_storage"
+    harness.run_next_job(TrainerPlan())
+    assert harness.job(job).phase == "waiting_for_storage"
     return job
 
 
-def make_it_long_ago(bench: Bench, job: Job, seconds: float) -> None:
+def make_it_long_ago(harness: WorkerHarness, job: Job, seconds: float) -> None:
     """The first full disk was met so much earlier; the next try is due."""
     since = Job.storage_full_since - func.make_interval(0, 0, 0, 0, 0, 0, seconds)
-    with transaction(bench.sessions) as session:
+    with transaction(harness.sessions) as session:
         session.execute(
             update(Job).where(Job.id == job.id).values(storage_full_since=since, run_after=func.clock_timestamp())
         )

@@ -19,8 +19,8 @@ from app.db.jobs.claims import Lease
 from app.db.tables import Job
 from app.domain.jobs.states import Reason
 from app.storage import StoredObject
-from tests.worker.fake_trainer import Plan
-from tests.worker.worker_harness import Bench, Witness, is_alive
+from tests.worker.fake_trainer import TrainerPlan
+from tests.worker.worker_harness import StepLog, WorkerHarness, is_alive
 from worker.reconciler import cleanup
 
 
@@ -45,297 +45,313 @@ def reconnecting(postgres_cleaner: Engine) -> Iterator[None]:
     postgres_cleaner.dispose()
 
 
-def slow(witness: Witness, **plan: object) -> Plan:
+def slow(step_log: StepLog, **plan: object) -> TrainerPlan:
     """Long enough for something to come in between."""
-    return Plan(**({"steps": 1000, "step_seconds": 0.02, "witness": str(witness.path)} | plan))  # type: ignore[arg-type]
+    return TrainerPlan(**({"steps": 1000, "step_seconds": 0.02, "step_log": str(step_log.path)} | plan))  # type: ignore[arg-type]
 
 
 class TestCancel:
-    def test_a_cancelled_job_loses_its_trainer_and_hears_nothing_more(self, bench: Bench, witness: Witness) -> None:
-        job = bench.queued()
-        plan = slow(witness, snapshot_every=1)
-        thread = bench.work_aside(plan)
-        pid = witness.pid()
-        bench.until(lambda: bench.snapshots(job), "a snapshot")
-        bench.cancel(job)
-        told = len(bench.events(job))
+    def test_a_cancelled_job_loses_its_trainer_and_hears_nothing_more(
+        self, harness: WorkerHarness, step_log: StepLog
+    ) -> None:
+        job = harness.create_queued_job()
+        plan = slow(step_log, snapshot_every=1)
+        thread = harness.start_next_job(plan)
+        pid = step_log.pid()
+        harness.until(lambda: harness.snapshots(job), "a snapshot")
+        harness.cancel(job)
+        told = len(harness.events(job))
         thread.join(10)
         assert not thread.is_alive()
         assert not is_alive(pid)
-        assert bench.job(job).state == "cancelled"
-        assert len(bench.events(job)) == told
-        assert bench.events(job)[-1].message == "The job was cancelled"
+        assert harness.job(job).state == "cancelled"
+        assert len(harness.events(job)) == told
+        assert harness.events(job)[-1].message == "The job was cancelled"
 
-    def test_its_snapshots_are_dropped_at_once(self, bench: Bench, witness: Witness) -> None:
-        job = bench.queued()
-        plan = slow(witness, snapshot_every=1)
-        thread = bench.work_aside(plan)
-        bench.until(lambda: bench.snapshots(job), "a snapshot")
-        bench.cancel(job)
+    def test_its_snapshots_are_dropped_at_once(self, harness: WorkerHarness, step_log: StepLog) -> None:
+        job = harness.create_queued_job()
+        plan = slow(step_log, snapshot_every=1)
+        thread = harness.start_next_job(plan)
+        harness.until(lambda: harness.snapshots(job), "a snapshot")
+        harness.cancel(job)
         thread.join(10)
-        assert bench.snapshots(job) == []
-        assert bench.stored("snapshots") == []
+        assert harness.snapshots(job) == []
+        assert harness.stored_files("snapshots") == []
 
 
 class TestPause:
-    def test_a_paused_job_leaves_a_checkpoint_and_goes_on_from_there(self, bench: Bench, witness: Witness) -> None:
-        job = bench.queued()
-        plan = slow(witness, steps=60)
-        thread = bench.work_aside(plan)
-        bench.until(lambda: bench.has_reached(job, 3), "a third step")
-        bench.pause(job)
+    def test_a_paused_job_leaves_a_checkpoint_and_goes_on_from_there(
+        self, harness: WorkerHarness, step_log: StepLog
+    ) -> None:
+        job = harness.create_queued_job()
+        plan = slow(step_log, steps=60)
+        thread = harness.start_next_job(plan)
+        harness.until(lambda: harness.has_reached(job, 3), "a third step")
+        harness.pause(job)
         thread.join(10)
-        paused = bench.job(job)
+        paused = harness.job(job)
         assert (paused.state, paused.reason, paused.lease_owner, paused.crash_streak) == ("paused", "paused", None, 0)
-        (checkpoint,) = bench.checkpoints(job)
+        (checkpoint,) = harness.checkpoints(job)
         step = checkpoint.step_number
-        assert bench.messages(job)[-1] == f"The job was paused at step {step}"
-        assert bench.work(plan) is False
-        bench.resume(job)
-        assert bench.work(plan) is True
-        assert bench.job(job).state == "succeeded"
-        assert witness.all_steps() == list(range(1, 61))
+        assert harness.messages(job)[-1] == f"The job was paused at step {step}"
+        assert harness.run_next_job(plan) is False
+        harness.resume(job)
+        assert harness.run_next_job(plan) is True
+        assert harness.job(job).state == "succeeded"
+        assert step_log.all_steps() == list(range(1, 61))
 
-    def test_a_pause_that_comes_while_the_job_loads_is_heard(self, bench: Bench, tmp_path: Path) -> None:
-        job = bench.queued()
-        thread = bench.work_aside(Plan(steps=3, wait_for=str(tmp_path / "never")))
-        bench.until(lambda: bench.job(job).state == "running", "the claim")
-        bench.pause(job)
+    def test_a_pause_that_comes_while_the_job_loads_is_heard(self, harness: WorkerHarness, tmp_path: Path) -> None:
+        job = harness.create_queued_job()
+        thread = harness.start_next_job(TrainerPlan(steps=3, wait_for=str(tmp_path / "never")))
+        harness.until(lambda: harness.job(job).state == "running", "the claim")
+        harness.pause(job)
         thread.join(10)
-        assert bench.job(job).state == "paused"
+        assert harness.job(job).state == "paused"
 
-    def test_a_user_who_changes_their_mind_while_it_stops_finds_the_job_queued(self, bench: Bench) -> None:
-        job = bench.queued()
-        with transaction(bench.sessions) as session:
+    def test_a_user_who_changes_their_mind_while_it_stops_finds_the_job_queued(self, harness: WorkerHarness) -> None:
+        job = harness.create_queued_job()
+        with transaction(harness.sessions) as session:
             claimed = claims.claim(session, "train", "gpu0@test#1", 60)
             assert claimed is not None
             lease = Lease(job.id, claimed.attempt, "gpu0@test#1")
             assert jobs.pause(session, job.project_id, job.id) is not None
-        with transaction(bench.sessions) as session:
+        with transaction(harness.sessions) as session:
             session.get_one(Job, job.id).desired = "run"
-        with transaction(bench.sessions) as session:
+        with transaction(harness.sessions) as session:
             claims.finish_held_attempt(session, lease, Reason.PAUSED, "The job was paused")
-        assert bench.job(job).state == "queued"
+        assert harness.job(job).state == "queued"
 
-    def test_a_pause_just_before_the_success_pauses(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-        job = bench.queued()
-        bench.resources.settings.watch_seconds = 60.0
-        before(bench, monkeypatch, ".csv", lambda: bench.pause(job))
-        bench.work(Plan(steps=2, snapshot_every=1))
-        assert bench.job(job).state == "paused"
-        assert bench.messages(job)[-1] == "The job was paused when it was about to succeed"
-        assert bench.stored("checkpoints") == []
+    def test_a_pause_just_before_the_success_pauses(
+        self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job = harness.create_queued_job()
+        harness.resources.settings.watch_seconds = 60.0
+        before(harness, monkeypatch, ".csv", lambda: harness.pause(job))
+        harness.run_next_job(TrainerPlan(steps=2, snapshot_every=1))
+        assert harness.job(job).state == "paused"
+        assert harness.messages(job)[-1] == "The job was paused when it was about to succeed"
+        assert harness.stored_files("checkpoints") == []
         monkeypatch.undo()
-        bench.resume(job)
-        bench.work(Plan(steps=2))
-        assert bench.job(job).state == "succeeded"
+        harness.resume(job)
+        harness.run_next_job(TrainerPlan(steps=2))
+        assert harness.job(job).state == "succeeded"
 
     def test_a_pause_at_the_very_last_step_is_a_checkpoint_that_the_success_takes_over(
-        self, bench: Bench, tmp_path: Path
+        self, harness: WorkerHarness, tmp_path: Path
     ) -> None:
-        job = bench.queued()
-        thread = bench.work_aside(Plan(steps=0, wait_for=str(tmp_path / "never")))  # stops where it would finish
-        bench.until(lambda: bench.job(job).phase == "training", "the start")
-        bench.pause(job)
+        job = harness.create_queued_job()
+        thread = harness.start_next_job(
+            TrainerPlan(steps=0, wait_for=str(tmp_path / "never"))
+        )  # stops where it would finish
+        harness.until(lambda: harness.job(job).phase == "training", "the start")
+        harness.pause(job)
         thread.join(10)
-        assert bench.job(job).state == "paused"
-        (paused,) = bench.checkpoints(job)
+        assert harness.job(job).state == "paused"
+        (paused,) = harness.checkpoints(job)
         assert paused.name.endswith(":ckpt-step-0")
-        bench.resume(job)
-        bench.work(Plan(steps=0))
-        (final,) = bench.checkpoints(job)
+        harness.resume(job)
+        harness.run_next_job(TrainerPlan(steps=0))
+        (final,) = harness.checkpoints(job)
         assert final.id == paused.id
-        assert final.name == bench.job(job).fine_tuned_model
-        assert final.archive_file_id == bench.job(job).adapter_archive_file_id
+        assert final.name == harness.job(job).fine_tuned_model
+        assert final.archive_file_id == harness.job(job).adapter_archive_file_id
 
 
 class TestShutdown:
-    def test_a_drained_job_is_queued_without_blame_and_goes_on(self, bench: Bench, witness: Witness) -> None:
-        job = bench.queued()
-        plan = slow(witness, steps=60)
-        thread = bench.work_aside(plan)
-        bench.until(lambda: bench.has_reached(job, 3), "a third step")
-        bench.resources.stop.set()
+    def test_a_drained_job_is_queued_without_blame_and_goes_on(self, harness: WorkerHarness, step_log: StepLog) -> None:
+        job = harness.create_queued_job()
+        plan = slow(step_log, steps=60)
+        thread = harness.start_next_job(plan)
+        harness.until(lambda: harness.has_reached(job, 3), "a third step")
+        harness.resources.stop.set()
         thread.join(10)
-        drained = bench.job(job)
+        drained = harness.job(job)
         assert (drained.state, drained.reason, drained.crash_streak) == ("queued", "drained", 0)
-        bench.resources.stop.clear()
-        assert bench.work(plan) is True
-        assert witness.all_steps() == list(range(1, 61))
+        harness.resources.stop.clear()
+        assert harness.run_next_job(plan) is True
+        assert step_log.all_steps() == list(range(1, 61))
 
-    def test_a_trainer_that_does_not_drain_is_killed_after_the_grace(self, bench: Bench, witness: Witness) -> None:
-        job = bench.queued()
-        bench.resources.settings.drain_grace_seconds = 0.5
-        plan = slow(witness, faults={"*": {"SIGTERM": "ignored", "5": "hang"}})
-        thread = bench.work_aside(plan)
-        pid = witness.pid()
-        bench.resources.stop.set()
+    def test_a_trainer_that_does_not_drain_is_killed_after_the_grace(
+        self, harness: WorkerHarness, step_log: StepLog
+    ) -> None:
+        job = harness.create_queued_job()
+        harness.resources.settings.drain_grace_seconds = 0.5
+        plan = slow(step_log, faults={"*": {"SIGTERM": "ignored", "5": "hang"}})
+        thread = harness.start_next_job(plan)
+        pid = step_log.pid()
+        harness.resources.stop.set()
         thread.join(10)
         assert not is_alive(pid)
-        assert (bench.job(job).state, bench.job(job).reason) == ("queued", "drained")
+        assert (harness.job(job).state, harness.job(job).reason) == ("queued", "drained")
 
 
 class TestFencing:
-    def test_a_superseded_holder_kills_its_trainer_and_changes_no_row(self, bench: Bench, witness: Witness) -> None:
-        job = bench.queued()
-        plan = slow(witness)
-        thread = bench.work_aside(plan)
-        pid = witness.pid()
-        with transaction(bench.sessions) as session:
+    def test_a_superseded_holder_kills_its_trainer_and_changes_no_row(
+        self, harness: WorkerHarness, step_log: StepLog
+    ) -> None:
+        job = harness.create_queued_job()
+        plan = slow(step_log)
+        thread = harness.start_next_job(plan)
+        pid = step_log.pid()
+        with transaction(harness.sessions) as session:
             (held,) = expired_leases.held_by_previous_incarnation(session, "gpu0@test", "gpu0@test#2")
             expired_leases.reap(session, held, 0, 3)
-        bench.claim("gpu1@test#1")
-        theirs = len(bench.events(job))
+        harness.claim("gpu1@test#1")
+        theirs = len(harness.events(job))
         thread.join(10)
         assert not is_alive(pid)
-        assert len(bench.events(job)) == theirs
-        assert (bench.job(job).state, bench.job(job).lease_owner) == ("running", "gpu1@test#1")
+        assert len(harness.events(job)) == theirs
+        assert (harness.job(job).state, harness.job(job).lease_owner) == ("running", "gpu1@test#1")
 
-    def test_no_step_is_trained_after_the_next_attempt_began(self, bench: Bench, witness: Witness) -> None:
+    def test_no_step_is_trained_after_the_next_attempt_began(self, harness: WorkerHarness, step_log: StepLog) -> None:
         """On one slot, where the lock of the trainer makes the new attempt wait for the old one's real end."""
-        job = bench.queued()
-        plan = slow(witness, steps=150)
-        thread = bench.work_aside(plan)
-        witness.pid()
-        with transaction(bench.sessions) as session:
+        job = harness.create_queued_job()
+        plan = slow(step_log, steps=150)
+        thread = harness.start_next_job(plan)
+        step_log.pid()
+        with transaction(harness.sessions) as session:
             (held,) = expired_leases.held_by_previous_incarnation(session, "gpu0@test", "gpu0@test#2")
             expired_leases.reap(session, held, 0, 3)
-        bench.until(lambda: bench.work(plan, "gpu0@test#2"), "the second attempt")
+        harness.until(lambda: harness.run_next_job(plan, "gpu0@test#2"), "the second attempt")
         thread.join(10)
-        assert bench.job(job).state == "succeeded"
-        times = witness.times()
+        assert harness.job(job).state == "succeeded"
+        times = step_log.times()
         assert max(times["2"]) < min(times["3"])
 
     def test_a_lost_lease_while_results_are_stored_takes_the_bytes_back(
-        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+        self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        job = bench.queued()
-        before(bench, monkeypatch, ".csv", lambda: bench.cancel(job))
-        bench.work(Plan(steps=2))
-        assert bench.job(job).state == "cancelled"
-        assert bench.stored() == []
+        job = harness.create_queued_job()
+        before(harness, monkeypatch, ".csv", lambda: harness.cancel(job))
+        harness.run_next_job(TrainerPlan(steps=2))
+        assert harness.job(job).state == "cancelled"
+        assert harness.stored_files() == []
 
 
 @pytest.mark.usefixtures("reconnecting")
 class TestDatabaseAway:
-    def test_a_short_absence_costs_nothing(self, bench: Bench, witness: Witness) -> None:
-        job = bench.queued()
-        plan = slow(witness, steps=80)
-        thread = bench.work_aside(plan)
-        witness.pid()
-        with away(bench):
-            steps = len(witness.all_steps())
-            bench.until(lambda: len(witness.all_steps()) > steps + 20, "twenty steps without a database")
+    def test_a_short_absence_costs_nothing(self, harness: WorkerHarness, step_log: StepLog) -> None:
+        job = harness.create_queued_job()
+        plan = slow(step_log, steps=80)
+        thread = harness.start_next_job(plan)
+        step_log.pid()
+        with away(harness):
+            steps = len(step_log.all_steps())
+            harness.until(lambda: len(step_log.all_steps()) > steps + 20, "twenty steps without a database")
         thread.join(20)
-        assert bench.job(job).state == "succeeded"
-        told = [event.data["step"] for event in bench.events(job) if event.type == "metrics"]
+        assert harness.job(job).state == "succeeded"
+        told = [event.data["step"] for event in harness.events(job) if event.type == "metrics"]
         assert told == list(range(1, 81))
 
-    def test_a_long_one_makes_the_holder_fence_itself(self, bench: Bench, witness: Witness) -> None:
-        settings = bench.resources.settings
+    def test_a_long_one_makes_the_holder_fence_itself(self, harness: WorkerHarness, step_log: StepLog) -> None:
+        settings = harness.resources.settings
         settings.lease_ttl_seconds, settings.self_fence_seconds, settings.self_fence_kill_seconds = 2.5, 1.2, 1.8
-        job = bench.queued()
-        plan = slow(witness, faults={"*": {"SIGTERM": "ignored"}})
-        thread = bench.work_aside(plan)
-        pid = witness.pid()
-        with away(bench):
-            bench.until(lambda: not is_alive(pid), "the trainer's end")
+        job = harness.create_queued_job()
+        plan = slow(step_log, faults={"*": {"SIGTERM": "ignored"}})
+        thread = harness.start_next_job(plan)
+        pid = step_log.pid()
+        with away(harness):
+            harness.until(lambda: not is_alive(pid), "the trainer's end")
             thread.join(10)
-        assert bench.job(job).state == "running"
-        bench.until(lambda: bench.reap(), "the lease's end")
-        assert (bench.job(job).state, bench.job(job).reason) == ("queued", "worker_lost")
+        assert harness.job(job).state == "running"
+        harness.until(lambda: harness.reap_expired(), "the lease's end")
+        assert (harness.job(job).state, harness.job(job).reason) == ("queued", "worker_lost")
 
 
 class TestATrainerAheadOfItsCopies:
-    def test_that_retired_a_snapshot_before_it_was_stored_alarms_nobody(self, bench: Bench) -> None:
-        job = bench.queued()
-        bench.work(Plan(steps=3, snapshot_every=1, retired_snapshot=2))
-        assert bench.job(job).state == "succeeded"
-        said = [(event.level, event.message) for event in bench.events(job) if "snapshot" in event.message]
+    def test_that_retired_a_snapshot_before_it_was_stored_alarms_nobody(self, harness: WorkerHarness) -> None:
+        job = harness.create_queued_job()
+        harness.run_next_job(TrainerPlan(steps=3, snapshot_every=1, retired_snapshot=2))
+        assert harness.job(job).state == "succeeded"
+        said = [(event.level, event.message) for event in harness.events(job) if "snapshot" in event.message]
         assert said == [("info", "The snapshot at step 2 was superseded before it was stored")]
 
 
 class TestStorageInTrouble:
     def test_a_checkpoint_that_does_not_fit_is_told_and_the_training_goes_on(
-        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+        self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        job = bench.queued()
-        before(bench, monkeypatch, "step-000001", no_space)
-        bench.work(Plan(steps=2, checkpoint_every=1))
-        assert bench.job(job).state == "succeeded"
-        warning = next(event for event in bench.events(job) if event.level == "warn")
+        job = harness.create_queued_job()
+        before(harness, monkeypatch, "step-000001", no_space)
+        harness.run_next_job(TrainerPlan(steps=2, checkpoint_every=1))
+        assert harness.job(job).state == "succeeded"
+        warning = next(event for event in harness.events(job) if event.level == "warn")
         assert warning.message == "The checkpoint was not stored: No space left on device; the training goes on"
 
     def test_an_adapter_that_does_not_fit_leaves_the_job_waiting(
-        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+        self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        job = bench.queued()
-        before(bench, monkeypatch, ".tar", no_space)
-        bench.work(Plan(steps=2))
-        waiting = bench.job(job)
+        job = harness.create_queued_job()
+        before(harness, monkeypatch, ".tar", no_space)
+        harness.run_next_job(TrainerPlan(steps=2))
+        waiting = harness.job(job)
         assert (waiting.state, waiting.phase, waiting.error_code) == ("queued", "waiting_for_storage", None)
         assert (waiting.reason, waiting.crash_streak) == ("storage_full", 0)
-        assert bench.stored() == []
+        assert harness.stored_files() == []
 
-    def test_a_storage_that_is_away_costs_no_blame(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-        job = bench.queued()
-        before(bench, monkeypatch, ".tar", lambda: os.stat("/proc/self/fd/999"))
-        bench.work(Plan(steps=2))
-        assert (bench.job(job).state, bench.job(job).reason) == ("queued", "storage_unavailable")
-        assert bench.job(job).crash_streak == 0
+    def test_a_storage_that_is_away_costs_no_blame(
+        self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job = harness.create_queued_job()
+        before(harness, monkeypatch, ".tar", lambda: os.stat("/proc/self/fd/999"))
+        harness.run_next_job(TrainerPlan(steps=2))
+        assert (harness.job(job).state, harness.job(job).reason) == ("queued", "storage_unavailable")
+        assert harness.job(job).crash_streak == 0
 
 
 class TestSnapshots:
     @pytest.mark.parametrize("damage", DAMAGES)
     @pytest.mark.parametrize("name", ["state.safetensors", "MANIFEST.json"])
     def test_a_damaged_one_is_passed_over_and_an_event_says_so(
-        self, bench: Bench, witness: Witness, name: str, damage: str
+        self, harness: WorkerHarness, step_log: StepLog, name: str, damage: str
     ) -> None:
-        job, plan = self.crashed_after(bench, witness, steps=4)
-        newest, _ = bench.snapshots(job)
-        DAMAGES[damage](bench.resources.settings.storage_dir / "objects" / newest.storage_keys[name])
-        bench.work(plan)
-        assert witness.all_steps() == [1, 2, 3, 4, 4, 5, 6]
-        (warning,) = (event for event in bench.events(job) if event.level == "warn" and "snapshot" in event.message)
+        job, plan = self.crashed_after(harness, step_log, steps=4)
+        newest, _ = harness.snapshots(job)
+        DAMAGES[damage](harness.resources.settings.storage_dir / "objects" / newest.storage_keys[name])
+        harness.run_next_job(plan)
+        assert step_log.all_steps() == [1, 2, 3, 4, 4, 5, 6]
+        (warning,) = (event for event in harness.events(job) if event.level == "warn" and "snapshot" in event.message)
         assert warning.message.startswith("Going on from the snapshot of step 3; not usable: step 4 of attempt 2: ")
         assert name.partition(".")[0].lower() in warning.message.lower()
 
-    def test_without_a_whole_one_it_starts_from_zero_and_an_event_says_so(self, bench: Bench, witness: Witness) -> None:
-        job, plan = self.crashed_after(bench, witness, steps=4)
-        for row in bench.snapshots(job):
-            bench.resources.storage.delete(row.storage_keys["MANIFEST.json"])
-        bench.work(plan)
-        assert witness.all_steps() == [1, 2, 3, 4, 1, 2, 3, 4, 5, 6]
-        assert any("Starting again from step 0" in e.message for e in bench.events(job) if e.level == "warn")
+    def test_without_a_whole_one_it_starts_from_zero_and_an_event_says_so(
+        self, harness: WorkerHarness, step_log: StepLog
+    ) -> None:
+        job, plan = self.crashed_after(harness, step_log, steps=4)
+        for row in harness.snapshots(job):
+            harness.resources.storage.delete(row.storage_keys["MANIFEST.json"])
+        harness.run_next_job(plan)
+        assert step_log.all_steps() == [1, 2, 3, 4, 1, 2, 3, 4, 5, 6]
+        assert any("Starting again from step 0" in e.message for e in harness.events(job) if e.level == "warn")
 
-    def test_only_the_last_two_are_kept(self, bench: Bench, witness: Witness) -> None:
-        job, _ = self.crashed_after(bench, witness, steps=5)
-        assert [row.step for row in bench.snapshots(job)] == [5, 4]
-        objects = bench.resources.settings.storage_dir / "objects"
+    def test_only_the_last_two_are_kept(self, harness: WorkerHarness, step_log: StepLog) -> None:
+        job, _ = self.crashed_after(harness, step_log, steps=5)
+        assert [row.step for row in harness.snapshots(job)] == [5, 4]
+        objects = harness.resources.settings.storage_dir / "objects"
         kept = {path.parent.name for path in objects.glob("jobs/*/*/*/snapshots/*/*")}
         assert kept == {"step-000004", "step-000005"}
 
     def test_one_that_cannot_be_deleted_is_not_forgotten(
-        self, bench: Bench, witness: Witness, monkeypatch: pytest.MonkeyPatch
+        self, harness: WorkerHarness, step_log: StepLog, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def stuck(key: str) -> None:
             raise OSError("no route to host")
 
-        monkeypatch.setattr(bench.resources.storage, "delete", stuck)
-        job, _ = self.crashed_after(bench, witness, steps=4)
-        assert [row.step for row in bench.snapshots(job)] == [4, 3, 2, 1]
+        monkeypatch.setattr(harness.resources.storage, "delete", stuck)
+        job, _ = self.crashed_after(harness, step_log, steps=4)
+        assert [row.step for row in harness.snapshots(job)] == [4, 3, 2, 1]
         monkeypatch.undo()
-        bench.cancel(job)
-        cleanup.drop_snapshots(bench.resources)
-        assert bench.snapshots(job) == []
-        assert bench.stored("snapshots") == []
+        harness.cancel(job)
+        cleanup.drop_snapshots(harness.resources)
+        assert harness.snapshots(job) == []
+        assert harness.stored_files("snapshots") == []
 
-    def crashed_after(self, bench: Bench, witness: Witness, steps: int) -> tuple[Job, Plan]:
-        job = bench.queued()
+    def crashed_after(self, harness: WorkerHarness, step_log: StepLog, steps: int) -> tuple[Job, TrainerPlan]:
+        job = harness.create_queued_job()
         fault = {"2": {str(steps + 1): "signal:SIGKILL"}}
-        plan = slow(witness, steps=6, step_seconds=0.0, snapshot_every=1, faults=fault)
-        bench.work(plan)
-        assert bench.job(job).state == "queued"
+        plan = slow(step_log, steps=6, step_seconds=0.0, snapshot_every=1, faults=fault)
+        harness.run_next_job(plan)
+        assert harness.job(job).state == "queued"
         return job, plan
 
 
@@ -343,22 +359,22 @@ def no_space() -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def before(bench: Bench, monkeypatch: pytest.MonkeyPatch, key_part: str, do: object) -> None:
+def before(harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch, key_part: str, do: object) -> None:
     """Do something just before an object whose key has `key_part` in it is put."""
-    put = bench.resources.storage.put
+    put = harness.resources.storage.put
 
     def meddled(key: str, source: Path) -> StoredObject:
         if key_part in key:
             do()  # type: ignore[operator]
         return put(key, source)
 
-    monkeypatch.setattr(bench.resources.storage, "put", meddled)
+    monkeypatch.setattr(harness.resources.storage, "put", meddled)
 
 
 @contextmanager
-def away(bench: Bench) -> Iterator[None]:
+def away(harness: WorkerHarness) -> Iterator[None]:
     """PostgreSQL, as seen from this test's database: connections are cut, and new ones refused."""
-    url = bench.resources.engine.url
+    url = harness.resources.engine.url
     name = url.database
     admin = create_engine(url.set(database="postgres"), isolation_level="AUTOCOMMIT", poolclass=NullPool)
     with admin.connect() as connection:
@@ -370,10 +386,10 @@ def away(bench: Bench) -> Iterator[None]:
             connection.execute(text(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true"))
 
 
-def test_threads_of_a_supervisor_end_with_it(bench: Bench) -> None:
+def test_threads_of_a_supervisor_end_with_it(harness: WorkerHarness) -> None:
     names = ("lease", "watchdog", "records", "stderr")
-    bench.queued()
-    bench.work(Plan(steps=2))
+    harness.create_queued_job()
+    harness.run_next_job(TrainerPlan(steps=2))
     deadline = time.monotonic() + 5
     while (left := [t.name for t in threading.enumerate() if t.name.startswith(names)]) and time.monotonic() < deadline:
         time.sleep(0.01)

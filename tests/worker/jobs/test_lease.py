@@ -16,7 +16,7 @@ from app.db.jobs import claims
 from app.db.jobs.claims import FencedError, Lease
 from app.db.tables import Attempt, Job, JobEvent
 from app.domain.scheduling.worker_capacity import Offer
-from tests.worker.worker_harness import OWNER, Bench
+from tests.worker.worker_harness import OWNER, WorkerHarness
 from worker.jobs.lease import Claimer, LeaseKeeper, LeaseUncertain, boottime_seconds
 
 CONNECTION_LOST = psycopg.OperationalError("server closed the connection unexpectedly")
@@ -24,38 +24,38 @@ UNAVAILABLE = OperationalError("COMMIT", {}, CONNECTION_LOST)
 
 
 @pytest.fixture
-def keeper(bench: Bench) -> Iterator[LeaseKeeper]:
-    job = bench.queued()
-    claimed = bench.claim(ttl_seconds=10)
-    with LeaseKeeper(bench.resources, Lease(job.id, claimed.attempt, OWNER), boottime_seconds()) as keeper:
+def keeper(harness: WorkerHarness) -> Iterator[LeaseKeeper]:
+    job = harness.create_queued_job()
+    claimed = harness.claim(ttl_seconds=10)
+    with LeaseKeeper(harness.resources, Lease(job.id, claimed.attempt, OWNER), boottime_seconds()) as keeper:
         yield keeper
 
 
-def row(bench: Bench, keeper: LeaseKeeper) -> Job:
-    with transaction(bench.sessions) as session:
+def row(harness: WorkerHarness, keeper: LeaseKeeper) -> Job:
+    with transaction(harness.sessions) as session:
         return session.get_one(Job, keeper.lease.job_id)
 
 
-def test_the_lease_is_renewed_before_it_runs_out(bench: Bench, keeper: LeaseKeeper) -> None:
-    first = row(bench, keeper).lease_expires_at
-    bench.until(lambda: row(bench, keeper).lease_expires_at != first, "a renewal")
+def test_the_lease_is_renewed_before_it_runs_out(harness: WorkerHarness, keeper: LeaseKeeper) -> None:
+    first = row(harness, keeper).lease_expires_at
+    harness.until(lambda: row(harness, keeper).lease_expires_at != first, "a renewal")
     assert keeper.unconfirmed_seconds < 2
 
 
-def test_a_pause_request_is_read(bench: Bench, keeper: LeaseKeeper) -> None:
-    with transaction(bench.sessions) as session:
+def test_a_pause_request_is_read(harness: WorkerHarness, keeper: LeaseKeeper) -> None:
+    with transaction(harness.sessions) as session:
         session.get_one(Job, keeper.lease.job_id).desired = "pause"
-    bench.until(lambda: keeper.desired == "pause", "the look")
+    harness.until(lambda: keeper.desired == "pause", "the look")
 
 
-def test_a_cancel_ends_the_lease(bench: Bench, keeper: LeaseKeeper) -> None:
-    bench.cancel(row(bench, keeper))
-    bench.until(lambda: keeper.fenced, "the look")
+def test_a_cancel_ends_the_lease(harness: WorkerHarness, keeper: LeaseKeeper) -> None:
+    harness.cancel(row(harness, keeper))
+    harness.until(lambda: keeper.fenced, "the look")
     with pytest.raises(FencedError):
         keeper.append_event("too late")
 
 
-def test_a_write_is_retried_while_the_database_is_unavailable(bench: Bench, keeper: LeaseKeeper) -> None:
+def test_a_write_is_retried_while_the_database_is_unavailable(harness: WorkerHarness, keeper: LeaseKeeper) -> None:
     failures = [UNAVAILABLE, UNAVAILABLE]
 
     def write(session: Session) -> str:
@@ -67,34 +67,34 @@ def test_a_write_is_retried_while_the_database_is_unavailable(bench: Bench, keep
 
 
 def test_an_event_whose_commit_was_not_confirmed_is_written_once(
-    bench: Bench, keeper: LeaseKeeper, monkeypatch: pytest.MonkeyPatch
+    harness: WorkerHarness, keeper: LeaseKeeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The COMMIT succeeded and its confirmation was lost: the retry finds the event."""
     lost = [CONNECTION_LOST]
-    events_before = row(bench, keeper).event_seq
+    events_before = row(harness, keeper).event_seq
     writer = threading.current_thread()  # the renewal thread commits, too
-    engine_commit = bench.resources.engine.dialect.do_commit
+    engine_commit = harness.resources.engine.dialect.do_commit
 
     def do_commit(connection: object) -> None:
         engine_commit(connection)  # type: ignore[arg-type]
-        if threading.current_thread() is writer and lost and row_count(bench, keeper) > events_before:
+        if threading.current_thread() is writer and lost and row_count(harness, keeper) > events_before:
             raise lost.pop()
 
-    monkeypatch.setattr(bench.resources.engine.dialect, "do_commit", do_commit)
+    monkeypatch.setattr(harness.resources.engine.dialect, "do_commit", do_commit)
     keeper.append_event("once")
     monkeypatch.undo()
-    with transaction(bench.sessions) as session:
+    with transaction(harness.sessions) as session:
         messages = list(session.scalars(select(JobEvent.message).where(JobEvent.job_id == keeper.lease.job_id)))
     assert messages.count("once") == 1
 
 
-def row_count(bench: Bench, keeper: LeaseKeeper) -> int:
-    with bench.resources.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+def row_count(harness: WorkerHarness, keeper: LeaseKeeper) -> int:
+    with harness.resources.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         return len(connection.execute(select(JobEvent.seq).where(JobEvent.job_id == keeper.lease.job_id)).all())
 
 
 def test_a_write_whose_lease_expired_is_uncertain(
-    bench: Bench, keeper: LeaseKeeper, monkeypatch: pytest.MonkeyPatch
+    harness: WorkerHarness, keeper: LeaseKeeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LeaseKeeper, "unconfirmed_seconds", property(lambda keeper: 11.0))
 
@@ -107,30 +107,32 @@ def test_a_write_whose_lease_expired_is_uncertain(
 
 
 @pytest.mark.parametrize("gpus", [1, 2])
-def test_a_claim_records_the_gpus_of_its_attempt(bench: Bench, gpus: int) -> None:
-    job = bench.queued()
+def test_a_claim_records_the_gpus_of_its_attempt(harness: WorkerHarness, gpus: int) -> None:
+    job = harness.create_queued_job()
     offer = Offer("cuda", 1 << 40, gpus=gpus)
-    assert Claimer(bench.resources, "train", OWNER, lambda: offer).claim_next() is not None
-    with transaction(bench.resources.sessions) as session:
+    assert Claimer(harness.resources, "train", OWNER, lambda: offer).claim_next() is not None
+    with transaction(harness.resources.sessions) as session:
         found = session.scalars(select(Attempt).where(Attempt.job_id == job.id, Attempt.kind == "train"))
         assert [attempt.gpus for attempt in found] == [gpus]
 
 
-def test_a_claim_whose_commit_was_not_confirmed_is_recovered(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = bench.queued()
-    claimer = Claimer(bench.resources, "train", OWNER)
-    engine_commit = bench.resources.engine.dialect.do_commit
+def test_a_claim_whose_commit_was_not_confirmed_is_recovered(
+    harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = harness.create_queued_job()
+    claimer = Claimer(harness.resources, "train", OWNER)
+    engine_commit = harness.resources.engine.dialect.do_commit
 
     def do_commit(connection: object) -> None:
         engine_commit(connection)  # type: ignore[arg-type]
         raise CONNECTION_LOST
 
-    monkeypatch.setattr(bench.resources.engine.dialect, "do_commit", do_commit)
+    monkeypatch.setattr(harness.resources.engine.dialect, "do_commit", do_commit)
     with pytest.raises(OperationalError, match="closed the connection"):
         claimer.claim_next()
     monkeypatch.undo()
-    assert bench.job(job).state == "running"
+    assert harness.job(job).state == "running"
     taken = claimer.claim_next()
     assert taken is not None
-    assert (taken[0].id, taken[0].attempt, bench.job(job).attempt) == (job.id, 2, 2)
+    assert (taken[0].id, taken[0].attempt, harness.job(job).attempt) == (job.id, 2, 2)
     assert claimer.claim_next() is None

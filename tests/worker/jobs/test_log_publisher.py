@@ -8,43 +8,43 @@ from app.db.engine import transaction
 from app.db.jobs import logs
 from app.db.tables.logs import MAX_LOG_BYTES
 from tests.deadline import until
-from tests.worker.fake_trainer import Plan
-from tests.worker.worker_harness import Bench
+from tests.worker.fake_trainer import TrainerPlan
+from tests.worker.worker_harness import WorkerHarness
 from worker.jobs import log_publisher
 from worker.jobs.log_publisher import LogPublisher, read_log_tail
 
 
-def published(bench: Bench, job_id: str) -> str | None:
-    with transaction(bench.sessions) as session:
+def published(harness: WorkerHarness, job_id: str) -> str | None:
+    with transaction(harness.sessions) as session:
         log = logs.newest(session, job_id)
         return None if log is None else log.text
 
 
 class TestPublishedLog:
-    def test_is_there_when_the_attempt_has_ended(self, bench: Bench) -> None:
-        job = bench.queued()
-        bench.work(Plan(steps=1, faults={"*": {"1": "stderr:a word at step one"}}))
-        assert "a word at step one" in (published(bench, job.id) or "")
+    def test_is_there_when_the_attempt_has_ended(self, harness: WorkerHarness) -> None:
+        job = harness.create_queued_job()
+        harness.run_next_job(TrainerPlan(steps=1, faults={"*": {"1": "stderr:a word at step one"}}))
+        assert "a word at step one" in (published(harness, job.id) or "")
 
     def test_grows_while_the_trainer_runs_and_tells_no_directory_of_the_worker(
-        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+        self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         monkeypatch.setattr(log_publisher, "PUBLISH_SECONDS", 0.05)
-        job = bench.queued()
+        job = harness.create_queued_job()
         log = tmp_path / "trainer.log"
-        with LogPublisher(bench.resources, job, tmp_path):
+        with LogPublisher(harness.resources, job, tmp_path):
             log.write_text("first\n")
-            until(lambda: published(bench, job.id) == "first\n", "the first line")
+            until(lambda: published(harness, job.id) == "first\n", "the first line")
             log.write_text(f"first\n{tmp_path}/spec.json\n")
-        assert published(bench, job.id) == "first\n<job>/spec.json\n"
+        assert published(harness, job.id) == "first\n<job>/spec.json\n"
 
-    def test_is_the_end_of_a_long_one(self, bench: Bench, tmp_path: Path) -> None:
-        job = bench.queued()
+    def test_is_the_end_of_a_long_one(self, harness: WorkerHarness, tmp_path: Path) -> None:
+        job = harness.create_queued_job()
         (tmp_path / "trainer.log.1").write_text("é" * 10 + "\n" + "x" * 99 + "\n" * (MAX_LOG_BYTES // 2))
         (tmp_path / "trainer.log").write_text("ü\n" * (MAX_LOG_BYTES // 4) + "the end\n")
-        with LogPublisher(bench.resources, job, tmp_path):
+        with LogPublisher(harness.resources, job, tmp_path):
             pass
-        text = published(bench, job.id) or ""
+        text = published(harness, job.id) or ""
         assert text.endswith("ü\nthe end\n")
         assert 0.9 * MAX_LOG_BYTES < len(text.encode()) <= MAX_LOG_BYTES
 

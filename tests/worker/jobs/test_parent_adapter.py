@@ -14,7 +14,7 @@ from app.db.tables import Job
 from app.domain.jobs.lora_parameters import Ancestor
 from app.domain.jobs.spec import JobSpec
 from tests.factories import chat_lines
-from tests.worker.worker_harness import OWNER, Bench
+from tests.worker.worker_harness import OWNER, WorkerHarness
 from worker.jobs.supervisor import Supervisor
 from worker.validation.validate import Validator
 
@@ -23,62 +23,64 @@ BODY = {"hyperparameters": {"n_epochs": 1, "batch_size": 4}, "lora": {"r": 4, "u
 ONE_STEP = {"hyperparameters": {"max_steps": 1, "batch_size": 12, "learning_rate": 1e-9}}
 
 
-def finished(bench: Bench, job: Job) -> Job:
-    bench.resources.settings.stall_seconds = 100.0
-    while Validator(bench.resources, "cpu0@test#1").run_next():
+def finished(harness: WorkerHarness, job: Job) -> Job:
+    harness.resources.settings.stall_seconds = 100.0
+    while Validator(harness.resources, "cpu0@test#1").run_next():
         pass
-    assert Supervisor(bench.resources, OWNER, bench.trainer_lock).run_next()
-    return bench.job(job)
+    assert Supervisor(harness.resources, OWNER, harness.trainer_lock).run_next()
+    return harness.job(job)
 
 
-def continued(bench: Bench, ancestor: Job) -> Job:
+def continued(harness: WorkerHarness, ancestor: Job) -> Job:
     assert ancestor.fine_tuned_model is not None
     follows = Ancestor(ancestor.fine_tuned_model, JobSpec.model_validate(ancestor.spec).lora)
-    return bench.created(chat_lines(), body=ONE_STEP, ancestor=follows)
+    return harness.create_job(chat_lines(), body=ONE_STEP, ancestor=follows)
 
 
-def stored(bench: Bench, job: Job, filename: str) -> Path:
+def stored(harness: WorkerHarness, job: Job, filename: str) -> Path:
     """Where storage keeps a file of the final adapter."""
-    (final, *_) = bench.checkpoints(job)
-    file = next(bench.file(id) for id in final.file_ids if bench.file(id).filename == filename)
-    return bench.resources.settings.storage_dir / "objects" / file.storage_key
+    (final, *_) = harness.checkpoints(job)
+    file = next(harness.file(id) for id in final.file_ids if harness.file(id).filename == filename)
+    return harness.resources.settings.storage_dir / "objects" / file.storage_key
 
 
-def test_a_job_on_a_trained_model_starts_where_that_one_ended(bench: Bench) -> None:
-    ancestor = finished(bench, bench.created(body=BODY, suffix="first"))
-    assert ancestor.state == "succeeded", bench.messages(ancestor)
-    waiting = continued(bench, ancestor)
-    with transaction(bench.sessions) as session:  # whoever deletes it now takes nothing away from the job
-        model = models.get_tuned(session, bench.project.id, str(ancestor.fine_tuned_model))
+def test_a_job_on_a_trained_model_starts_where_that_one_ended(harness: WorkerHarness) -> None:
+    ancestor = finished(harness, harness.create_job(body=BODY, suffix="first"))
+    assert ancestor.state == "succeeded", harness.messages(ancestor)
+    waiting = continued(harness, ancestor)
+    with transaction(harness.sessions) as session:  # whoever deletes it now takes nothing away from the job
+        model = models.get_tuned(session, harness.project.id, str(ancestor.fine_tuned_model))
         assert model is not None
         models.delete_tuned(session, model)
-        files.delete_all(session, bench.checkpoints(ancestor)[0].file_ids)
-    with transaction(bench.sessions) as session:
+        files.delete_all(session, harness.checkpoints(ancestor)[0].file_ids)
+    with transaction(harness.sessions) as session:
         assert not files.lock_purgeable(session)
-    job = finished(bench, waiting)
-    assert job.state == "succeeded", bench.messages(job)
+    job = finished(harness, waiting)
+    assert job.state == "succeeded", harness.messages(job)
 
-    manifest = json.loads(stored(bench, job, "MANIFEST.json").read_text())
-    config = json.loads(stored(bench, job, "adapter_config.json").read_text())
+    manifest = json.loads(stored(harness, job, "MANIFEST.json").read_text())
+    config = json.loads(stored(harness, job, "adapter_config.json").read_text())
     assert manifest["continued_from"]["model"] == ancestor.fine_tuned_model
     assert config["base_model_name_or_path"] == "tiny"
     assert str(job.fine_tuned_model).startswith("ft:tiny:")
-    before, after = bench.metrics(ancestor)[-1]["train_loss"], bench.metrics(job)[0]["train_loss"]
-    first = bench.metrics(ancestor)[0]["train_loss"]
+    before, after = harness.metrics(ancestor)[-1]["train_loss"], harness.metrics(job)[0]["train_loss"]
+    first = harness.metrics(ancestor)[0]["train_loss"]
     assert abs(after - before) < 0.5 * abs(first - before)  # not the base model's loss again
 
 
-def test_an_ancestor_that_is_not_whole_ends_the_job_with_a_sentence_and_never_with_a_new_start(bench: Bench) -> None:
-    ancestor = finished(bench, bench.created(body=BODY))
-    weights = stored(bench, ancestor, "adapter_model.safetensors")
+def test_an_ancestor_that_is_not_whole_ends_the_job_with_a_sentence_and_never_with_a_new_start(
+    harness: WorkerHarness,
+) -> None:
+    ancestor = finished(harness, harness.create_job(body=BODY))
+    weights = stored(harness, ancestor, "adapter_model.safetensors")
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    altered = finished(bench, continued(bench, ancestor))
+    altered = finished(harness, continued(harness, ancestor))
     assert (altered.state, altered.error_code, altered.error_param) == ("failed", "server_error", "model")
     assert "adapter_model.safetensors" in str(altered.error_message)
 
-    stored(bench, ancestor, "MANIFEST.json").unlink()
-    gone = finished(bench, continued(bench, ancestor))
+    stored(harness, ancestor, "MANIFEST.json").unlink()
+    gone = finished(harness, continued(harness, ancestor))
     assert (gone.state, gone.error_code) == ("failed", "server_error")
     assert "gone from storage" in str(gone.error_message)

@@ -14,54 +14,54 @@ from app.db.tables import BaseModelRow, Job
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.jobs.spec import LINE_RULES, JobSpec, QuantizationSpec, TrainerSpec
 from app.system.model_files import stat_signature
-from tests.worker.fake_trainer import Plan
-from tests.worker.worker_harness import Bench
+from tests.worker.fake_trainer import TrainerPlan
+from tests.worker.worker_harness import WorkerHarness
 from worker.jobs.prepare import PreparationError, load_inputs, trainer_spec, verify_base_model
 from worker.validation.validate import Validator
 
 
-def spec_of(bench: Bench, body: dict[str, Any] | None = None) -> TrainerSpec:
-    job = bench.queued(body=body)
-    with transaction(bench.sessions) as session:
+def spec_of(harness: WorkerHarness, body: dict[str, Any] | None = None) -> TrainerSpec:
+    job = harness.create_queued_job(body=body)
+    with transaction(harness.sessions) as session:
         inputs = load_inputs(session, job)
-    settings = bench.resources.settings
+    settings = harness.resources.settings
     return trainer_spec(settings, job, inputs, verify_base_model(inputs.base), Path("training.jsonl"), None, None)
 
 
-def test_the_spec_says_which_files_were_hashed_so_that_nobody_hashes_them_twice(bench: Bench) -> None:
-    spec = spec_of(bench)
+def test_the_spec_says_which_files_were_hashed_so_that_nobody_hashes_them_twice(harness: WorkerHarness) -> None:
+    spec = spec_of(harness)
     assert spec.base.signature == stat_signature(spec.base.directory)
     assert TrainerSpec.model_validate_json(spec.model_dump_json()) == spec
 
 
-def test_files_that_are_not_those_of_the_registration_have_no_signature_to_trust(bench: Bench) -> None:
-    weights = spec_of(bench).base.directory / "model.safetensors"
+def test_files_that_are_not_those_of_the_registration_have_no_signature_to_trust(harness: WorkerHarness) -> None:
+    weights = spec_of(harness).base.directory / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
     with pytest.raises(PreparationError, match="altered since it was registered"):
-        spec_of(bench)
+        spec_of(harness)
 
 
-def test_the_slots_number_of_gpus_is_the_number_of_processes(bench: Bench) -> None:
-    assert spec_of(bench).world_size == 1
-    bench.resources.settings.gpus_per_job = 4
-    assert spec_of(bench).world_size == 4
+def test_the_slots_number_of_gpus_is_the_number_of_processes(harness: WorkerHarness) -> None:
+    assert spec_of(harness).world_size == 1
+    harness.resources.settings.gpus_per_job = 4
+    assert spec_of(harness).world_size == 4
 
 
-def test_a_trainer_reads_lines_by_the_rules_of_its_job(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert spec_of(bench).run.line_rules == LINE_RULES == 2
+def test_a_trainer_reads_lines_by_the_rules_of_its_job(harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert spec_of(harness).run.line_rules == LINE_RULES == 2
     monkeypatch.setattr("app.domain.jobs.resolve.LINE_RULES", 1)
-    assert spec_of(bench).run.line_rules == 1
+    assert spec_of(harness).run.line_rules == 1
 
 
-def test_a_stored_job_that_names_no_rules_has_the_first(bench: Bench) -> None:
-    stored = bench.created().spec
+def test_a_stored_job_that_names_no_rules_has_the_first(harness: WorkerHarness) -> None:
+    stored = harness.create_job().spec
     assert JobSpec.model_validate(stored).line_rules == 2
     assert JobSpec.model_validate({key: value for key, value in stored.items() if key != "line_rules"}).line_rules == 1
 
 
-def test_a_trainer_knows_whether_somebody_asked_for_the_numbers_it_computes_in(bench: Bench) -> None:
-    assert spec_of(bench).dtype_is_free
-    asked = spec_of(bench, {"quantization": {"compute_dtype": "bfloat16"}})
+def test_a_trainer_knows_whether_somebody_asked_for_the_numbers_it_computes_in(harness: WorkerHarness) -> None:
+    assert spec_of(harness).dtype_is_free
+    asked = spec_of(harness, {"quantization": {"compute_dtype": "bfloat16"}})
     assert (asked.dtype_is_free, asked.quantization) == (False, QuantizationSpec())
 
 
@@ -72,9 +72,9 @@ MATCHED = {
 PATTERNS = {"rank_pattern": {r"layers\.1\..*q_proj": 2}, "alpha_pattern": {"v_proj": 3}}
 
 
-def stored(bench: Bench, job: Job, **lora: Any) -> Job:
+def stored(harness: WorkerHarness, job: Job, **lora: Any) -> Job:
     """The job as a version stored it that did not match patterns at creation."""
-    with transaction(bench.sessions) as session:
+    with transaction(harness.sessions) as session:
         session.execute(text("SET LOCAL session_replication_role = replica"))  # else a trigger keeps the spec as it is
         row = session.get_one(Job, job.id)
         row.spec = {key: value for key, value in row.spec.items() if key != "layer_patterns"}
@@ -82,52 +82,54 @@ def stored(bench: Bench, job: Job, **lora: Any) -> Job:
         return row
 
 
-def trained_lora(bench: Bench, job: Job) -> Any:
-    with transaction(bench.sessions) as session:
+def trained_lora(harness: WorkerHarness, job: Job) -> Any:
+    with transaction(harness.sessions) as session:
         inputs = load_inputs(session, job)
     spec = trainer_spec(
-        bench.resources.settings, job, inputs, verify_base_model(inputs.base), Path("training.jsonl"), None, None
+        harness.resources.settings, job, inputs, verify_base_model(inputs.base), Path("training.jsonl"), None, None
     )
     return spec.run.lora
 
 
 class TestPatterns:
-    def test_are_layers_to_the_trainer_while_the_job_shows_what_was_asked_for(self, bench: Bench) -> None:
-        job = bench.queued(body={"lora": PATTERNS})
+    def test_are_layers_to_the_trainer_while_the_job_shows_what_was_asked_for(self, harness: WorkerHarness) -> None:
+        job = harness.create_queued_job(body={"lora": PATTERNS})
         assert job.spec["lora"] | PATTERNS == job.spec["lora"]
         assert job.spec["layer_patterns"] == MATCHED
-        lora = trained_lora(bench, job).model_dump()
+        lora = trained_lora(harness, job).model_dump()
         assert lora | MATCHED == lora
 
-    def test_of_an_older_job_are_matched_when_it_is_claimed(self, bench: Bench) -> None:
-        job = stored(bench, bench.queued(), **PATTERNS)
-        lora = trained_lora(bench, job).model_dump()
+    def test_of_an_older_job_are_matched_when_it_is_claimed(self, harness: WorkerHarness) -> None:
+        job = stored(harness, harness.create_queued_job(), **PATTERNS)
+        lora = trained_lora(harness, job).model_dump()
         assert lora | MATCHED == lora
 
-    def test_of_a_base_model_whose_entry_names_no_layers_are_matched_with_its_files(self, bench: Bench) -> None:
-        with transaction(bench.sessions) as session:
+    def test_of_a_base_model_whose_entry_names_no_layers_are_matched_with_its_files(
+        self, harness: WorkerHarness
+    ) -> None:
+        with transaction(harness.sessions) as session:
             (row,) = session.query(BaseModelRow)
             row.entry = CatalogEntry.model_validate(row.entry).model_copy(update={"layers": {}}).model_dump(mode="json")
-        job = bench.queued(body={"lora": PATTERNS})
+        job = harness.create_queued_job(body={"lora": PATTERNS})
         assert job.spec["layer_patterns"] is None
-        lora = trained_lora(bench, job).model_dump()
+        lora = trained_lora(harness, job).model_dump()
         assert lora | MATCHED == lora
 
     @pytest.mark.parametrize(
         ("key", "why"), [(r"(q)_proj\1", "no back-references"), (r"(\w|.|[^!])" * 20 + "!", "fits no target module")]
     )
     def test_of_an_older_job_that_cannot_be_matched_end_it_with_the_reason(
-        self, bench: Bench, key: str, why: str
+        self, harness: WorkerHarness, key: str, why: str
     ) -> None:
-        job = stored(bench, bench.queued(), rank_pattern={key: 2})
-        assert bench.work(Plan())
-        job = bench.job(job)
+        job = stored(harness, harness.create_queued_job(), rank_pattern={key: 2})
+        assert harness.run_next_job(TrainerPlan())
+        job = harness.job(job)
         assert (job.state, job.error_param) == ("failed", "lora.rank_pattern")
         assert why in str(job.error_message)
         assert re.match(r"lora\.rank_pattern: '", str(job.error_message))
 
-    def test_of_an_older_job_do_not_keep_its_files_from_being_validated(self, bench: Bench) -> None:
+    def test_of_an_older_job_do_not_keep_its_files_from_being_validated(self, harness: WorkerHarness) -> None:
         for patterns in (PATTERNS, {"rank_pattern": {r"(q)\1": 2}}):
-            job = stored(bench, bench.created(), **patterns)
-            assert Validator(bench.resources, "cpu0@test#1").run_next()
-            assert bench.job(job).state == "queued"
+            job = stored(harness, harness.create_job(), **patterns)
+            assert Validator(harness.resources, "cpu0@test#1").run_next()
+            assert harness.job(job).state == "queued"

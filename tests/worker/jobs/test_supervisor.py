@@ -18,17 +18,17 @@ from app.db.engine import transaction
 from app.db.files import files
 from app.db.tables import BaseModelRow, File
 from app.system.artifact_directory import verify
-from tests.worker.fake_trainer import Plan
-from tests.worker.worker_harness import OWNER, Bench, Witness
+from tests.worker.fake_trainer import TrainerPlan
+from tests.worker.worker_harness import OWNER, StepLog, WorkerHarness
 from worker.jobs.supervisor import Supervisor
 from worker.reconciler import cleanup
 
 
 class TestSuccess:
-    def test_the_job_says_what_came_out(self, bench: Bench) -> None:
-        job = bench.queued(suffix="demo")
-        assert bench.work(Plan(steps=4))
-        done = bench.job(job)
+    def test_the_job_says_what_came_out(self, harness: WorkerHarness) -> None:
+        job = harness.create_queued_job(suffix="demo")
+        assert harness.run_next_job(TrainerPlan(steps=4))
+        done = harness.job(job)
         assert (done.state, done.phase, done.reason, done.lease_owner) == ("succeeded", None, "done", None)
         assert done.trained_tokens == 400
         assert done.fine_tuned_model is not None
@@ -39,11 +39,11 @@ class TestSuccess:
             "step": 4, "total_steps": 4, "epoch": 1.0, "tokens_per_second": 1000.0, "eta_seconds": 0.1
         }  # fmt: skip
 
-    def test_events_come_in_openais_order_and_without_a_gap(self, bench: Bench) -> None:
-        job = bench.queued()
-        bench.work(Plan(steps=2))
-        told = bench.events(job)
-        name = bench.job(job).fine_tuned_model
+    def test_events_come_in_openais_order_and_without_a_gap(self, harness: WorkerHarness) -> None:
+        job = harness.create_queued_job()
+        harness.run_next_job(TrainerPlan(steps=2))
+        told = harness.events(job)
+        name = harness.job(job).fine_tuned_model
         assert [event.seq for event in told] == list(range(1, len(told) + 1))
         messages = [event.message for event in told]
         assert messages[3] == "Fine-tuning job started"
@@ -56,10 +56,10 @@ class TestSuccess:
             "The job has successfully completed",
         ]
 
-    def test_a_metrics_event_has_openais_keys_and_ours(self, bench: Bench) -> None:
-        job = bench.queued()
-        bench.work(Plan(steps=2, validation=True))
-        event = next(event for event in bench.events(job) if event.type == "metrics")
+    def test_a_metrics_event_has_openais_keys_and_ours(self, harness: WorkerHarness) -> None:
+        job = harness.create_queued_job()
+        harness.run_next_job(TrainerPlan(steps=2, validation=True))
+        event = next(event for event in harness.events(job) if event.type == "metrics")
         assert event.message == "Step 1/2: training loss=1.00, validation loss=2.00"
         assert event.data == {
             "step": 1, "total_steps": 2, "train_loss": 1.0, "train_mean_token_accuracy": 0.75, "valid_loss": 2.0,
@@ -67,11 +67,11 @@ class TestSuccess:
             "labelled_tokens": 30, "tokens_per_second": 1000.0, "eta_seconds": 0.1,
         }  # fmt: skip
 
-    def test_the_results_file_has_openais_five_columns_first(self, bench: Bench) -> None:
-        job = bench.queued()
-        bench.work(Plan(steps=2))
-        (file_id,) = bench.job(job).result_file_ids
-        rows = list(csv.reader(io.StringIO(bench.content(file_id).decode())))
+    def test_the_results_file_has_openais_five_columns_first(self, harness: WorkerHarness) -> None:
+        job = harness.create_queued_job()
+        harness.run_next_job(TrainerPlan(steps=2))
+        (file_id,) = harness.job(job).result_file_ids
+        rows = list(csv.reader(io.StringIO(harness.content(file_id).decode())))
         assert rows[0][:5] == ["step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy"]
         assert rows[0][5:] == [
             "train_mean_token_accuracy", "full_valid_loss", "full_valid_mean_token_accuracy", "learning_rate",
@@ -82,86 +82,88 @@ class TestSuccess:
             ["2", "0.5", "0.75", "", "", "0.75", "", "", "0.001", "0.5", "1.0", "200"],
         ]
 
-    def test_the_last_checkpoint_has_the_models_name_and_the_others_their_step(self, bench: Bench) -> None:
-        job = bench.queued()
-        bench.work(Plan(steps=4, checkpoint_every=1))
-        done = bench.job(job)
-        kept = bench.checkpoints(job)
-        with transaction(bench.sessions) as session:
+    def test_the_last_checkpoint_has_the_models_name_and_the_others_their_step(self, harness: WorkerHarness) -> None:
+        job = harness.create_queued_job()
+        harness.run_next_job(TrainerPlan(steps=4, checkpoint_every=1))
+        done = harness.job(job)
+        kept = harness.checkpoints(job)
+        with transaction(harness.sessions) as session:
             tuned = [model.id for model in models.list_tuned(session, job.project_id)]
         assert [checkpoint.step_number for checkpoint in kept] == [4, 3, 2]
         assert kept[0].name == done.fine_tuned_model
         assert [c.name.rpartition(":")[2] for c in kept[1:]] == ["ckpt-step-3", "ckpt-step-2"]
         assert sorted(tuned) == sorted(checkpoint.name for checkpoint in kept)
 
-    def test_only_the_files_of_the_last_three_checkpoints_stay(self, bench: Bench) -> None:
-        job = bench.queued()
-        bench.work(Plan(steps=5, checkpoint_every=1))
-        with transaction(bench.sessions) as session:
+    def test_only_the_files_of_the_last_three_checkpoints_stay(self, harness: WorkerHarness) -> None:
+        job = harness.create_queued_job()
+        harness.run_next_job(TrainerPlan(steps=5, checkpoint_every=1))
+        with transaction(harness.sessions) as session:
             rows = list(session.scalars(select(File).where(File.job_id == job.id)))
         steps = {
             row.storage_key.split("/")[5]: row.deleted_at is None for row in rows if "checkpoints" in row.storage_key
         }
         assert steps == {f"step-00000{step}": step > 2 for step in range(1, 5)} | {"step-000005-result": True}
 
-    def test_the_best_checkpoint_is_never_retired(self, bench: Bench) -> None:
-        job = bench.queued()
+    def test_the_best_checkpoint_is_never_retired(self, harness: WorkerHarness) -> None:
+        job = harness.create_queued_job()
         crash = {"2": {"6": "signal:SIGKILL"}}
-        bench.work(Plan(steps=6, checkpoint_every=1, full_losses=(3.0, 1.0, 2.0, 2.5, 2.6, 2.7), faults=crash))
-        assert [checkpoint.step_number for checkpoint in bench.checkpoints(job)] == [5, 4, 2]
+        harness.run_next_job(
+            TrainerPlan(steps=6, checkpoint_every=1, full_losses=(3.0, 1.0, 2.0, 2.5, 2.6, 2.7), faults=crash)
+        )
+        assert [checkpoint.step_number for checkpoint in harness.checkpoints(job)] == [5, 4, 2]
 
     def test_a_best_one_that_is_the_result_comes_first_under_the_models_name_with_bytes_of_its_own(
-        self, bench: Bench
+        self, harness: WorkerHarness
     ) -> None:
-        job = bench.queued()
-        bench.work(Plan(steps=5, checkpoint_every=1, full_losses=(3.0, 1.0, 2.0, 2.5, 2.6)))
-        done = bench.job(job)
+        job = harness.create_queued_job()
+        harness.run_next_job(TrainerPlan(steps=5, checkpoint_every=1, full_losses=(3.0, 1.0, 2.0, 2.5, 2.6)))
+        done = harness.job(job)
         assert (done.state, done.progress["step"]) == ("succeeded", 5)
-        first, *others = bench.checkpoints(job)
+        first, *others = harness.checkpoints(job)
         assert (first.name, first.step_number, first.metrics["full_valid_loss"]) == (done.fine_tuned_model, 2, 1.0)
         assert first.archive_file_id == done.adapter_archive_file_id
         assert [checkpoint.step_number for checkpoint in others] == [5, 4]
-        weights = next(bench.file(id) for id in first.file_ids if bench.file(id).filename.endswith(".safetensors"))
-        assert bench.content(weights.id).startswith(b"weights of step 2 ")
-        cleanup.purge_files(bench.resources)
-        assert bench.content(weights.id).startswith(b"weights of step 2 ")
-        assert len(bench.stored("step-000002/")) == 0
+        weights = next(harness.file(id) for id in first.file_ids if harness.file(id).filename.endswith(".safetensors"))
+        assert harness.content(weights.id).startswith(b"weights of step 2 ")
+        cleanup.purge_files(harness.resources)
+        assert harness.content(weights.id).startswith(b"weights of step 2 ")
+        assert len(harness.stored_files("step-000002/")) == 0
 
     def test_the_adapter_is_ordinary_files_and_one_archive_with_its_hash_in_the_job(
-        self, bench: Bench, tmp_path: Path
+        self, harness: WorkerHarness, tmp_path: Path
     ) -> None:
-        job = bench.queued()
-        bench.work(Plan(steps=2))
-        done = bench.job(job)
+        job = harness.create_queued_job()
+        harness.run_next_job(TrainerPlan(steps=2))
+        done = harness.job(job)
         assert done.adapter_archive_file_id is not None
-        archive = bench.file(done.adapter_archive_file_id)
+        archive = harness.file(done.adapter_archive_file_id)
         assert (archive.sha256, archive.bytes) == (done.adapter_sha256, done.adapter_bytes)
-        with tarfile.open(fileobj=io.BytesIO(bench.content(archive.id))) as packed:
+        with tarfile.open(fileobj=io.BytesIO(harness.content(archive.id))) as packed:
             packed.extractall(tmp_path, filter="data")
         manifest = verify(tmp_path / "adapter")
-        (checkpoint,) = bench.checkpoints(job)
+        (checkpoint,) = harness.checkpoints(job)
         assert checkpoint.manifest == manifest
-        names = [bench.file(file_id).filename for file_id in checkpoint.file_ids]
+        names = [harness.file(file_id).filename for file_id in checkpoint.file_ids]
         assert names == ["MANIFEST.json", "README.md", "adapter_config.json", "adapter_model.safetensors"]
 
-    def test_snapshots_and_the_work_directory_are_gone_and_the_log_stays(self, bench: Bench) -> None:
-        job = bench.queued()
-        bench.work(Plan(steps=4, snapshot_every=1))
-        assert bench.snapshots(job) == []
-        assert bench.stored("snapshots") == []
-        directory = bench.resources.settings.work_dir / job.id / "attempt-2"
+    def test_snapshots_and_the_work_directory_are_gone_and_the_log_stays(self, harness: WorkerHarness) -> None:
+        job = harness.create_queued_job()
+        harness.run_next_job(TrainerPlan(steps=4, snapshot_every=1))
+        assert harness.snapshots(job) == []
+        assert harness.stored_files("snapshots") == []
+        directory = harness.resources.settings.work_dir / job.id / "attempt-2"
         assert [path.name for path in directory.iterdir()] in ([], ["trainer.log"])
 
-    def test_a_crash_after_the_last_word_changes_nothing(self, bench: Bench) -> None:
-        job = bench.queued()
-        bench.work(Plan(steps=2, faults={"*": {"after done": "signal:SIGSEGV"}}))
-        assert bench.job(job).state == "succeeded"
+    def test_a_crash_after_the_last_word_changes_nothing(self, harness: WorkerHarness) -> None:
+        job = harness.create_queued_job()
+        harness.run_next_job(TrainerPlan(steps=2, faults={"*": {"after done": "signal:SIGSEGV"}}))
+        assert harness.job(job).state == "succeeded"
 
-    def test_a_trainer_that_is_done_but_does_not_go_is_killed(self, bench: Bench) -> None:
-        job = bench.queued()
-        bench.resources.settings.stop_grace_seconds = 0.3
-        bench.work(Plan(steps=2, faults={"*": {"after done": "hang"}}))
-        assert bench.job(job).state == "succeeded"
+    def test_a_trainer_that_is_done_but_does_not_go_is_killed(self, harness: WorkerHarness) -> None:
+        job = harness.create_queued_job()
+        harness.resources.settings.stop_grace_seconds = 0.3
+        harness.run_next_job(TrainerPlan(steps=2, faults={"*": {"after done": "hang"}}))
+        assert harness.job(job).state == "succeeded"
 
 
 class TestTroubleWithTheTrainer:
@@ -174,78 +176,80 @@ class TestTroubleWithTheTrainer:
             ("exit:64", "invalid_spec"),
         ],
     )
-    def test_a_failure_that_would_come_again_fails_the_job(self, bench: Bench, fault: str, code: str) -> None:
-        job = bench.queued()
-        bench.work(Plan(faults={"*": {"2": fault}}))
-        failed = bench.job(job)
+    def test_a_failure_that_would_come_again_fails_the_job(self, harness: WorkerHarness, fault: str, code: str) -> None:
+        job = harness.create_queued_job()
+        harness.run_next_job(TrainerPlan(faults={"*": {"2": fault}}))
+        failed = harness.job(job)
         assert (failed.state, failed.error_code, failed.reason) == ("failed", code, code)
         if fault.startswith("failed"):
-            assert failed.error_message == f"what the trainer says of {code}"
+            assert failed.error_message == f"the trainer's message for {code}"
             assert failed.error_param == "model"
-        assert bench.events(job)[-1].level == "error"
+        assert harness.events(job)[-1].level == "error"
 
     @pytest.mark.parametrize(
         "fault", ["signal:SIGSEGV", "signal:SIGKILL", "exit:70", "exit:0", "failed:done:0", "exit:76"]
     )
-    def test_a_crash_is_tried_again_from_the_newest_snapshot(self, bench: Bench, witness: Witness, fault: str) -> None:
-        job = bench.queued()
-        plan = Plan(steps=5, snapshot_every=2, witness=str(witness.path), faults={"2": {"4": fault}})
-        bench.work(plan)
-        assert (bench.job(job).state, bench.job(job).crash_streak) == ("queued", 1)
-        bench.work(plan)
-        assert bench.job(job).state == "succeeded"
-        assert witness.steps() == {"2": [1, 2, 3], "3": [3, 4, 5]}
-        assert "Going on from the snapshot of step 2" in bench.messages(job)
-        assert [row["step"] for row in bench.metrics(job)] == [1, 2, 3, 4, 5]
+    def test_a_crash_is_tried_again_from_the_newest_snapshot(
+        self, harness: WorkerHarness, step_log: StepLog, fault: str
+    ) -> None:
+        job = harness.create_queued_job()
+        plan = TrainerPlan(steps=5, snapshot_every=2, step_log=str(step_log.path), faults={"2": {"4": fault}})
+        harness.run_next_job(plan)
+        assert (harness.job(job).state, harness.job(job).crash_streak) == ("queued", 1)
+        harness.run_next_job(plan)
+        assert harness.job(job).state == "succeeded"
+        assert step_log.steps() == {"2": [1, 2, 3], "3": [3, 4, 5]}
+        assert "Going on from the snapshot of step 2" in harness.messages(job)
+        assert [row["step"] for row in harness.metrics(job)] == [1, 2, 3, 4, 5]
 
-    def test_without_a_snapshot_it_starts_again_and_says_so(self, bench: Bench, witness: Witness) -> None:
-        job = bench.queued()
-        plan = Plan(steps=2, witness=str(witness.path), faults={"2": {"2": "signal:SIGKILL"}})
-        bench.work(plan)
-        bench.work(plan)
-        assert witness.steps() == {"2": [1], "3": [1, 2]}
-        assert "Starting again from step 0, as there is no snapshot to go on from" in bench.messages(job)
+    def test_without_a_snapshot_it_starts_again_and_says_so(self, harness: WorkerHarness, step_log: StepLog) -> None:
+        job = harness.create_queued_job()
+        plan = TrainerPlan(steps=2, step_log=str(step_log.path), faults={"2": {"2": "signal:SIGKILL"}})
+        harness.run_next_job(plan)
+        harness.run_next_job(plan)
+        assert step_log.steps() == {"2": [1], "3": [1, 2]}
+        assert "Starting again from step 0, as there is no snapshot to go on from" in harness.messages(job)
 
-    def test_after_three_crashes_in_a_row_the_job_fails(self, bench: Bench) -> None:
-        job = bench.queued()
-        plan = Plan(faults={"*": {"2": "signal:SIGSEGV"}})
-        assert [bench.work(plan) for _ in range(4)] == [True, True, True, False]
-        failed = bench.job(job)
+    def test_after_three_crashes_in_a_row_the_job_fails(self, harness: WorkerHarness) -> None:
+        job = harness.create_queued_job()
+        plan = TrainerPlan(faults={"*": {"2": "signal:SIGSEGV"}})
+        assert [harness.run_next_job(plan) for _ in range(4)] == [True, True, True, False]
+        failed = harness.job(job)
         assert (failed.state, failed.error_code) == ("failed", "worker_crash_loop")
         assert failed.error_message is not None
         assert failed.error_message.startswith("The trainer was ended by SIGSEGV; gave up after 3 attempts")
 
-    def test_crashes_with_progress_between_them_do_not_add_up(self, bench: Bench) -> None:
-        job = bench.queued()
+    def test_crashes_with_progress_between_them_do_not_add_up(self, harness: WorkerHarness) -> None:
+        job = harness.create_queued_job()
         faults = {str(attempt): {str(2 * attempt): "signal:SIGKILL"} for attempt in (2, 3, 4, 5)}
-        plan = Plan(steps=11, snapshot_every=1, faults=faults)
-        while bench.work(plan):
+        plan = TrainerPlan(steps=11, snapshot_every=1, faults=faults)
+        while harness.run_next_job(plan):
             pass
-        done = bench.job(job)
+        done = harness.job(job)
         assert (done.state, done.train_attempts, done.crash_streak) == ("succeeded", 5, 0)
 
-    def test_a_retry_waits_and_waits_longer_each_time(self, bench: Bench) -> None:
-        job = bench.queued()
-        bench.resources.settings.requeue_delay_seconds = 60.0
-        bench.work(Plan(faults={"*": {"1": "exit:70"}}))
-        assert bench.work(Plan()) is False
-        now = bench.job(job)
-        assert 50 < (now.run_after - bench.events(job)[-1].created_at).total_seconds() <= 60
+    def test_a_retry_waits_and_waits_longer_each_time(self, harness: WorkerHarness) -> None:
+        job = harness.create_queued_job()
+        harness.resources.settings.requeue_delay_seconds = 60.0
+        harness.run_next_job(TrainerPlan(faults={"*": {"1": "exit:70"}}))
+        assert harness.run_next_job(TrainerPlan()) is False
+        now = harness.job(job)
+        assert 50 < (now.run_after - harness.events(job)[-1].created_at).total_seconds() <= 60
 
-    def test_a_silent_trainer_is_killed_and_the_job_goes_on(self, bench: Bench) -> None:
-        job = bench.queued()
-        bench.resources.settings.stall_seconds = 0.7
-        plan = Plan(steps=3, snapshot_every=1, faults={"2": {"2": "hang"}})
-        bench.work(plan)
-        assert bench.attempts(job)[-1].reason == "stalled"
-        bench.work(plan)
-        assert bench.job(job).state == "succeeded"
+    def test_a_silent_trainer_is_killed_and_the_job_goes_on(self, harness: WorkerHarness) -> None:
+        job = harness.create_queued_job()
+        harness.resources.settings.stall_seconds = 0.7
+        plan = TrainerPlan(steps=3, snapshot_every=1, faults={"2": {"2": "hang"}})
+        harness.run_next_job(plan)
+        assert harness.attempts(job)[-1].reason == "stalled"
+        harness.run_next_job(plan)
+        assert harness.job(job).state == "succeeded"
 
-    def test_a_trainer_that_closes_its_output_and_stays_is_killed(self, bench: Bench) -> None:
-        job = bench.queued()
-        bench.resources.settings.stop_grace_seconds = 0.3
-        bench.work(Plan(faults={"*": {"2": "hang:close"}}))
-        assert bench.attempts(job)[-1].reason == "trainer_crashed"
+    def test_a_trainer_that_closes_its_output_and_stays_is_killed(self, harness: WorkerHarness) -> None:
+        job = harness.create_queued_job()
+        harness.resources.settings.stop_grace_seconds = 0.3
+        harness.run_next_job(TrainerPlan(faults={"*": {"2": "hang:close"}}))
+        assert harness.attempts(job)[-1].reason == "trainer_crashed"
 
     @pytest.mark.parametrize(
         "line",
@@ -258,102 +262,104 @@ class TestTroubleWithTheTrainer:
         ],
         ids=["text", "incomplete", "of another run", "unknown kind", "two megabytes"],
     )
-    def test_a_line_that_is_no_record_costs_nothing(self, bench: Bench, line: str) -> None:
-        job = bench.queued()
-        plan = Plan(steps=3, faults={"*": {"2": f"print:{line}"}})
-        bench.work(plan if len(line) < 1000 else Plan(steps=3, faults={"*": {"2": "print:LONG"}}))
-        assert bench.job(job).state == "succeeded"
-        assert [row["step"] for row in bench.metrics(job)] == [1, 2, 3]
+    def test_a_line_that_is_no_record_costs_nothing(self, harness: WorkerHarness, line: str) -> None:
+        job = harness.create_queued_job()
+        plan = TrainerPlan(steps=3, faults={"*": {"2": f"print:{line}"}})
+        harness.run_next_job(plan if len(line) < 1000 else TrainerPlan(steps=3, faults={"*": {"2": "print:LONG"}}))
+        assert harness.job(job).state == "succeeded"
+        assert [row["step"] for row in harness.metrics(job)] == [1, 2, 3]
 
-    def test_values_that_postgresql_refuses_are_made_harmless(self, bench: Bench) -> None:
-        job = bench.queued()
+    def test_values_that_postgresql_refuses_are_made_harmless(self, harness: WorkerHarness) -> None:
+        job = harness.create_queued_job()
         message = '{"kind": "message", "run_id": "%s", "message": "a\\u0000b", "data": {"x": NaN, "\\u0000": [1e999]}}'
-        bench.work(Plan(steps=2, faults={"*": {"1": f"print:{message % job.id}"}}))
-        event = next(event for event in bench.events(job) if event.message.startswith("a"))
+        harness.run_next_job(TrainerPlan(steps=2, faults={"*": {"1": f"print:{message % job.id}"}}))
+        event = next(event for event in harness.events(job) if event.message.startswith("a"))
         assert (event.message, event.data) == ("a\ufffdb", {"x": None, "\ufffd": [None]})
-        assert bench.job(job).state == "succeeded"
+        assert harness.job(job).state == "succeeded"
 
-    def test_a_directory_outside_its_own_is_never_read(self, bench: Bench) -> None:
-        job = bench.queued()
-        bench.work(Plan(steps=3, faults={"*": {"2": "escape"}}))
-        assert bench.job(job).state == "succeeded"
-        assert any("is outside the work directory" in message for message in bench.messages(job))
+    def test_a_directory_outside_its_own_is_never_read(self, harness: WorkerHarness) -> None:
+        job = harness.create_queued_job()
+        harness.run_next_job(TrainerPlan(steps=3, faults={"*": {"2": "escape"}}))
+        assert harness.job(job).state == "succeeded"
+        assert any("is outside the work directory" in message for message in harness.messages(job))
 
 
 class TestBeforeTheTrainer:
-    def test_a_trainer_that_cannot_be_started_is_a_crash(self, bench: Bench) -> None:
-        job = bench.queued()
-        Supervisor(bench.resources, OWNER, bench.trainer_lock, ("/nowhere/python",)).run_next()
-        assert (bench.job(job).state, bench.job(job).reason) == ("queued", "trainer_crashed")
+    def test_a_trainer_that_cannot_be_started_is_a_crash(self, harness: WorkerHarness) -> None:
+        job = harness.create_queued_job()
+        Supervisor(harness.resources, OWNER, harness.trainer_lock, ("/nowhere/python",)).run_next()
+        assert (harness.job(job).state, harness.job(job).reason) == ("queued", "trainer_crashed")
 
     def test_a_worker_whose_disk_is_full_leaves_the_job_to_others(
-        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+        self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        job = bench.queued()
+        job = harness.create_queued_job()
 
         def full(*_: object) -> str:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         monkeypatch.setattr("worker.jobs.artifacts.fetch", full)
-        bench.work(Plan())
-        waiting = bench.job(job)
+        harness.run_next_job(TrainerPlan())
+        waiting = harness.job(job)
         assert (waiting.state, waiting.reason, waiting.phase) == ("queued", "storage_full", "waiting_for_storage")
 
-    def test_a_base_model_whose_files_changed_fails_the_job(self, bench: Bench) -> None:
-        job = bench.queued()
-        with transaction(bench.sessions) as session:
+    def test_a_base_model_whose_files_changed_fails_the_job(self, harness: WorkerHarness) -> None:
+        job = harness.create_queued_job()
+        with transaction(harness.sessions) as session:
             directory = Path(session.get_one(BaseModelRow, "tiny").directory)
         (directory / "config.json").write_text("{}")
-        bench.work(Plan())
-        failed = bench.job(job)
+        harness.run_next_job(TrainerPlan())
+        failed = harness.job(job)
         assert (failed.error_code, failed.error_param) == ("model_unavailable", "model")
         assert failed.error_message == (
             "The base model tiny cannot be used: a file of it is missing or was altered since it was registered. Its "
             "operator can register it anew with `tunery models add`."
         )
 
-    def test_a_base_model_that_was_removed_fails_the_job(self, bench: Bench) -> None:
-        job = bench.queued()
-        with transaction(bench.sessions) as session:
+    def test_a_base_model_that_was_removed_fails_the_job(self, harness: WorkerHarness) -> None:
+        job = harness.create_queued_job()
+        with transaction(harness.sessions) as session:
             models.unregister(session, "tiny")
-        bench.work(Plan())
-        failed = bench.job(job)
+        harness.run_next_job(TrainerPlan())
+        failed = harness.job(job)
         assert (failed.error_code, failed.error_param) == ("model_unavailable", "model")
         assert "it is not registered any more. Its operator can register it anew" in str(failed.error_message)
 
-    def test_a_base_model_whose_directory_is_gone_fails_the_job_without_naming_a_path(self, bench: Bench) -> None:
-        job = bench.queued()
-        with transaction(bench.sessions) as session:
+    def test_a_base_model_whose_directory_is_gone_fails_the_job_without_naming_a_path(
+        self, harness: WorkerHarness
+    ) -> None:
+        job = harness.create_queued_job()
+        with transaction(harness.sessions) as session:
             directory = Path(session.get_one(BaseModelRow, "tiny").directory)
         shutil.rmtree(directory)
-        bench.work(Plan())
-        failed = bench.job(job)
+        harness.run_next_job(TrainerPlan())
+        failed = harness.job(job)
         assert (failed.error_code, failed.error_param) == ("model_unavailable", "model")
         assert "its files cannot be read on this worker (No such file or directory). Its operator" in str(
             failed.error_message
         )
         assert str(directory) not in str(failed.error_message)
 
-    def test_a_data_set_whose_bytes_changed_fails_the_job(self, bench: Bench) -> None:
-        job = bench.queued()
-        key = bench.file(job.training_file_id).storage_key
-        (bench.resources.settings.storage_dir / "objects" / key).write_bytes(b"{}")
-        bench.work(Plan())
-        assert (bench.job(job).state, bench.job(job).error_code) == ("failed", "server_error")
+    def test_a_data_set_whose_bytes_changed_fails_the_job(self, harness: WorkerHarness) -> None:
+        job = harness.create_queued_job()
+        key = harness.file(job.training_file_id).storage_key
+        (harness.resources.settings.storage_dir / "objects" / key).write_bytes(b"{}")
+        harness.run_next_job(TrainerPlan())
+        assert (harness.job(job).state, harness.job(job).error_code) == ("failed", "server_error")
 
-    def test_a_deleted_data_set_is_still_trained_on(self, bench: Bench) -> None:
-        job = bench.queued()
-        with transaction(bench.sessions) as session:
+    def test_a_deleted_data_set_is_still_trained_on(self, harness: WorkerHarness) -> None:
+        job = harness.create_queued_job()
+        with transaction(harness.sessions) as session:
             files.delete_all(session, [job.training_file_id])
-        bench.work(Plan())
-        assert bench.job(job).state == "succeeded"
+        harness.run_next_job(TrainerPlan())
+        assert harness.job(job).state == "succeeded"
 
-    def test_a_slot_whose_gpu_is_still_held_takes_no_job(self, bench: Bench) -> None:
+    def test_a_slot_whose_gpu_is_still_held_takes_no_job(self, harness: WorkerHarness) -> None:
         from worker.node.locks import try_lock
 
-        job = bench.queued()
-        with try_lock(bench.trainer_lock) as held:
+        job = harness.create_queued_job()
+        with try_lock(harness.trainer_lock) as held:
             assert held is not None
-            assert bench.work(Plan()) is False
-        assert (bench.job(job).state, bench.job(job).attempt) == ("queued", 1)
-        assert bench.work(Plan()) is True
+            assert harness.run_next_job(TrainerPlan()) is False
+        assert (harness.job(job).state, harness.job(job).attempt) == ("queued", 1)
+        assert harness.run_next_job(TrainerPlan()) is True

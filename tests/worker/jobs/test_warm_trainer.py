@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.worker.worker_harness import OWNER, Bench, is_alive, until
+from tests.worker.worker_harness import OWNER, WorkerHarness, is_alive, until
 from worker.jobs.supervisor import Supervisor
 from worker.jobs.trainer_process import TRAINER_COMMAND
 from worker.jobs.warm_trainer import WarmTrainer
@@ -201,26 +201,26 @@ class TestLock:
 
 
 @pytest.mark.timeout(240)
-def test_the_real_warm_trainer_trains_the_next_job(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_real_warm_trainer_trains_the_next_job(harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through the real supervisor: the job is done by the process that waited, in its own directory, in its own log."""
     monkeypatch.setattr("worker.jobs.warm_trainer.IDLE_SECONDS", 0.0)
-    settings = bench.resources.settings
+    settings = harness.resources.settings
     settings.spare_trainer = True
     settings.lease_ttl_seconds, settings.stall_seconds, settings.stop_grace_seconds = 120.0, 100.0, 30.0
     settings.self_fence_seconds, settings.self_fence_kill_seconds = 100.0, 110.0
-    supervisor = Supervisor(bench.resources, OWNER, bench.trainer_lock, TRAINER_COMMAND)
+    supervisor = Supervisor(harness.resources, OWNER, harness.trainer_lock, TRAINER_COMMAND)
     assert not supervisor.run_next()
     pid = supervisor.warm_trainer.pid
     assert pid is not None
 
-    job = bench.created(body={"hyperparameters": {"n_epochs": 1, "batch_size": 4}, "lora": {"r": 4}})
-    Validator(bench.resources, "cpu0@test#1").run_next()
+    job = harness.create_job(body={"hyperparameters": {"n_epochs": 1, "batch_size": 4}, "lora": {"r": 4}})
+    Validator(harness.resources, "cpu0@test#1").run_next()
     assert supervisor.run_next()
 
-    assert bench.job(job).state == "succeeded", bench.messages(job)
+    assert harness.job(job).state == "succeeded", harness.messages(job)
     assert supervisor.warm_trainer.pid is None
     assert not is_alive(pid)
-    assert not [path for path in bench.trainer_lock.with_suffix(".spare").rglob("*") if path.is_file()]
+    assert not [path for path in harness.trainer_lock.with_suffix(".spare").rglob("*") if path.is_file()]
     assert not supervisor.run_next()
     assert supervisor.warm_trainer.pid not in (None, pid)
     supervisor.warm_trainer.close()

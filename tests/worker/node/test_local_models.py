@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.worker.worker_harness import Bench
+from tests.worker.worker_harness import WorkerHarness
 from worker.node.local_models import ModelInventory
 
 
-def test_a_model_is_offered_while_its_files_are_those_that_were_registered(bench: Bench, tmp_path: Path) -> None:
+def test_a_model_is_offered_while_its_files_are_those_that_were_registered(
+    harness: WorkerHarness, tmp_path: Path
+) -> None:
     changes: list[bool] = []
-    models = ModelInventory(bench.resources, lambda: changes.append(True))
+    models = ModelInventory(harness.resources, lambda: changes.append(True))
     assert models.capacity().models == frozenset()
     models.refresh()
     models.refresh()

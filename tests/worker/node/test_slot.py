@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from app.db.engine import transaction
-from tests.worker.fake_trainer import Plan
-from tests.worker.worker_harness import Bench
+from tests.worker.fake_trainer import TrainerPlan
+from tests.worker.worker_harness import WorkerHarness
 from worker.node.locks import try_lock
 from worker.node.slot import Slot
 from worker.node.worker_node import slot_name
@@ -51,40 +51,40 @@ def work() -> Work:
 
 
 @pytest.fixture
-def make_slot(bench: Bench, work: Work) -> Iterator[Callable[[], Slot]]:
+def make_slot(harness: WorkerHarness, work: Work) -> Iterator[Callable[[], Slot]]:
     made: list[Slot] = []
 
     def make() -> Slot:
-        made.append(Slot(bench.resources, "gpu", NAME, lambda owner: work.run_next))
+        made.append(Slot(harness.resources, "gpu", NAME, lambda owner: work.run_next))
         made[-1].start()
         return made[-1]
 
     yield make
-    bench.resources.stop.set()
+    harness.resources.stop.set()
     work.may_end.set()
     for slot in made:
         slot.wake()
         assert slot.join(10)
 
 
-def test_it_finds_work_by_its_own_poll(bench: Bench, work: Work, make_slot: Callable[[], Slot]) -> None:
+def test_it_finds_work_by_its_own_poll(harness: WorkerHarness, work: Work, make_slot: Callable[[], Slot]) -> None:
     make_slot()
-    bench.until(lambda: work.asked, "the first look")
+    harness.until(lambda: work.asked, "the first look")
     work.jobs = 3
-    bench.until(lambda: work.jobs == 0, "the poll")
+    harness.until(lambda: work.jobs == 0, "the poll")
 
 
-def test_a_hint_is_quicker_than_the_poll(bench: Bench, work: Work, make_slot: Callable[[], Slot]) -> None:
-    bench.resources.settings.poll_seconds = 60.0
+def test_a_hint_is_quicker_than_the_poll(harness: WorkerHarness, work: Work, make_slot: Callable[[], Slot]) -> None:
+    harness.resources.settings.poll_seconds = 60.0
     slot = make_slot()
-    bench.until(lambda: work.asked, "the first look")
+    harness.until(lambda: work.asked, "the first look")
     work.jobs = 3
     slot.run_until_idle()
     assert work.jobs == 0
 
 
 def test_duplicate_hints_never_make_two_jobs_run_at_once(
-    bench: Bench, work: Work, make_slot: Callable[[], Slot]
+    harness: WorkerHarness, work: Work, make_slot: Callable[[], Slot]
 ) -> None:
     slot = make_slot()
     work.jobs = 20
@@ -96,14 +96,14 @@ def test_duplicate_hints_never_make_two_jobs_run_at_once(
     assert (work.jobs, work.most_at_once) == (0, 1)
 
 
-def test_a_hint_stays_until_the_slot_is_idle(bench: Bench, work: Work, make_slot: Callable[[], Slot]) -> None:
+def test_a_hint_stays_until_the_slot_is_idle(harness: WorkerHarness, work: Work, make_slot: Callable[[], Slot]) -> None:
     """So that Celery, whose one thread it occupies, leaves further hints to workers that are free."""
     slot = make_slot()
     work.may_end.clear()
     work.jobs = 1
     hint = threading.Thread(target=slot.run_until_idle)
     hint.start()
-    bench.until(lambda: work.at_once, "the job")
+    harness.until(lambda: work.at_once, "the job")
     assert hint.is_alive()
     work.may_end.set()
     hint.join(5)
@@ -112,50 +112,50 @@ def test_a_hint_stays_until_the_slot_is_idle(bench: Bench, work: Work, make_slot
 
 @pytest.mark.parametrize("error", [OperationalError("", {}, OSError()), ZeroDivisionError()], ids=["away", "bug"])
 def test_it_survives_whatever_happens_to_a_job(
-    bench: Bench, work: Work, make_slot: Callable[[], Slot], error: Exception
+    harness: WorkerHarness, work: Work, make_slot: Callable[[], Slot], error: Exception
 ) -> None:
     work.error = error
     slot = make_slot()
-    bench.until(lambda: work.asked >= 2, "another look")
+    harness.until(lambda: work.asked >= 2, "another look")
     assert slot.is_alive
 
 
-def test_it_stops_when_it_is_told_to(bench: Bench, make_slot: Callable[[], Slot]) -> None:
-    bench.resources.settings.poll_seconds = 60.0
+def test_it_stops_when_it_is_told_to(harness: WorkerHarness, make_slot: Callable[[], Slot]) -> None:
+    harness.resources.settings.poll_seconds = 60.0
     slot = make_slot()
-    bench.resources.stop.set()
+    harness.resources.stop.set()
     slot.wake()
     assert slot.join(5)
     slot.run_until_idle()  # a hint that comes too late returns, too
 
 
-def test_its_predecessors_jobs_are_reaped_at_once(bench: Bench, make_slot: Callable[[], Slot]) -> None:
-    job, other = bench.queued(), bench.queued()
-    bench.claim(f"{NAME}#dead")
-    bench.claim("gpu0@test-too#dead")
+def test_its_predecessors_jobs_are_reaped_at_once(harness: WorkerHarness, make_slot: Callable[[], Slot]) -> None:
+    job, other = harness.create_queued_job(), harness.create_queued_job()
+    harness.claim(f"{NAME}#dead")
+    harness.claim("gpu0@test-too#dead")
     make_slot()
-    bench.until(lambda: bench.job(job).state == "queued", "the reaping")
-    assert bench.job(job).reason == "worker_lost"
-    assert bench.job(other).state == "running"
+    harness.until(lambda: harness.job(job).state == "queued", "the reaping")
+    assert harness.job(job).reason == "worker_lost"
+    assert harness.job(other).state == "running"
 
 
 def test_a_second_process_of_a_slot_waits_for_the_first(
-    bench: Bench, work: Work, make_slot: Callable[[], Slot]
+    harness: WorkerHarness, work: Work, make_slot: Callable[[], Slot]
 ) -> None:
-    job = bench.queued()
-    bench.claim(f"{NAME}#alive")
-    path = bench.resources.settings.data_dir / "run" / f"{NAME}.lock"
+    job = harness.create_queued_job()
+    harness.claim(f"{NAME}#alive")
+    path = harness.resources.settings.data_dir / "run" / f"{NAME}.lock"
     with try_lock(path) as held:
         assert held is not None
         slot = make_slot()
         assert not slot.join(0.3)
-        assert (work.asked, bench.job(job).state) == (0, "running")
-    bench.until(lambda: work.asked, "its turn")
-    assert bench.job(job).state == "queued"
+        assert (work.asked, harness.job(job).state) == (0, "running")
+    harness.until(lambda: work.asked, "its turn")
+    assert harness.job(job).state == "queued"
 
 
-def test_a_jobs_owner_is_this_incarnation_of_the_slot(bench: Bench) -> None:
-    slots = [Slot(bench.resources, "gpu", NAME, lambda owner: lambda: False) for _ in range(2)]
+def test_a_jobs_owner_is_this_incarnation_of_the_slot(harness: WorkerHarness) -> None:
+    slots = [Slot(harness.resources, "gpu", NAME, lambda owner: lambda: False) for _ in range(2)]
     assert all(slot.owner.startswith(f"{NAME}#") for slot in slots)
     assert slots[0].owner != slots[1].owner
 
@@ -165,13 +165,13 @@ def test_slots_of_one_process_have_names_of_their_own() -> None:
     assert slot_name("cpu", "gpu0@host") == "cpu.gpu0@host"
 
 
-def test_concurrent_slots_share_the_jobs_and_train_each_once(bench: Bench, tmp_path: object) -> None:
-    jobs = [bench.queued() for _ in range(6)]
-    plan = Plan(steps=2)
+def test_concurrent_slots_share_the_jobs_and_train_each_once(harness: WorkerHarness, tmp_path: object) -> None:
+    jobs = [harness.create_queued_job() for _ in range(6)]
+    plan = TrainerPlan(steps=2)
 
     def work_through(owner: str) -> None:
-        supervisor = bench.supervisor(plan, owner)
-        supervisor.trainer_lock = bench.trainer_lock.with_name(owner)
+        supervisor = harness.supervisor(plan, owner)
+        supervisor.trainer_lock = harness.trainer_lock.with_name(owner)
         while supervisor.run_next():
             pass
 
@@ -180,5 +180,5 @@ def test_concurrent_slots_share_the_jobs_and_train_each_once(bench: Bench, tmp_p
         thread.start()
     for thread in threads:
         thread.join()
-    with transaction(bench.sessions):
-        assert [(bench.job(job).state, bench.job(job).train_attempts) for job in jobs] == [("succeeded", 1)] * 6
+    with transaction(harness.sessions):
+        assert [(harness.job(job).state, harness.job(job).train_attempts) for job in jobs] == [("succeeded", 1)] * 6

@@ -16,95 +16,95 @@ from app.db.ids import new_id
 from app.db.jobs import checkpoints
 from app.db.tables import Base, File, Job, Upload, UploadPart
 from tests.factories import make_file, put_bytes
-from tests.worker.worker_harness import Bench
+from tests.worker.worker_harness import WorkerHarness
 from worker.reconciler import cleanup
 
 
-def make_upload(bench: Bench, content: bytes = b"part", **columns: Any) -> tuple[str, str]:
+def make_upload(harness: WorkerHarness, content: bytes = b"part", **columns: Any) -> tuple[str, str]:
     """An upload with one part in storage: its id, and the part's key."""
     defaults = {"filename": "a", "purpose": "batch", "mime_type": "text/plain", "bytes": len(content)}
-    with transaction(bench.sessions) as session:
-        upload = uploads.insert(session, bench.project.id, 3600, **defaults | columns)
+    with transaction(harness.sessions) as session:
+        upload = uploads.insert(session, harness.project.id, 3600, **defaults | columns)
         key = f"uploads/{upload.id}/part"
-        put_bytes(bench.resources.storage, key, content)
+        put_bytes(harness.resources.storage, key, content)
         uploads.insert_part(session, upload, new_id("part", "_"), len(content), "0" * 64, key, None)
     return upload.id, key
 
 
-def end_at(bench: Bench, upload_id: str, seconds_ago: float) -> None:
-    with transaction(bench.sessions) as session:
+def end_at(harness: WorkerHarness, upload_id: str, seconds_ago: float) -> None:
+    with transaction(harness.sessions) as session:
         moment = func.clock_timestamp() - timedelta(seconds=seconds_ago)
         session.execute(update(Upload).where(Upload.id == upload_id).values(expires_at=moment))
 
 
-def is_stored(bench: Bench, key: str) -> bool:
+def is_stored(harness: WorkerHarness, key: str) -> bool:
     try:
-        return bench.resources.storage.stat(key).size_bytes >= 0
+        return harness.resources.storage.stat(key).size_bytes >= 0
     except FileNotFoundError:
         return False
 
 
 class TestUploads:
-    def test_that_are_over_expire_and_their_parts_go(self, bench: Bench) -> None:
-        over, over_key = make_upload(bench)
-        completing, completing_key = make_upload(bench)
-        pending, pending_key = make_upload(bench)
-        end_at(bench, over, uploads.COMPLETION_GRACE_SECONDS + 1)
-        end_at(bench, completing, uploads.COMPLETION_GRACE_SECONDS - 60)
-        cleanup.clean_up(bench.resources)
-        with transaction(bench.sessions) as session:
+    def test_that_are_over_expire_and_their_parts_go(self, harness: WorkerHarness) -> None:
+        over, over_key = make_upload(harness)
+        completing, completing_key = make_upload(harness)
+        pending, pending_key = make_upload(harness)
+        end_at(harness, over, uploads.COMPLETION_GRACE_SECONDS + 1)
+        end_at(harness, completing, uploads.COMPLETION_GRACE_SECONDS - 60)
+        cleanup.clean_up(harness.resources)
+        with transaction(harness.sessions) as session:
             status = {upload.id: upload.status for upload in session.scalars(select(Upload))}
             left = set(session.scalars(select(UploadPart.upload_id)))
         assert status == {over: "expired", completing: "pending", pending: "pending"}
         assert left == {completing, pending}
-        assert [is_stored(bench, key) for key in (over_key, completing_key, pending_key)] == [False, True, True]
+        assert [is_stored(harness, key) for key in (over_key, completing_key, pending_key)] == [False, True, True]
 
-    def test_that_were_cancelled_lose_their_parts(self, bench: Bench) -> None:
-        upload_id, key = make_upload(bench)
-        with transaction(bench.sessions) as session:
+    def test_that_were_cancelled_lose_their_parts(self, harness: WorkerHarness) -> None:
+        upload_id, key = make_upload(harness)
+        with transaction(harness.sessions) as session:
             uploads.cancel(session, session.get_one(Upload, upload_id))
-        cleanup.purge_upload_parts(bench.resources)
-        assert not is_stored(bench, key)
+        cleanup.purge_upload_parts(harness.resources)
+        assert not is_stored(harness, key)
 
-    def test_that_became_a_file_lose_their_parts_but_not_its_bytes(self, bench: Bench) -> None:
-        upload_id, key = make_upload(bench, b"the whole")
-        bench.resources.storage.compose("files/file-whole", [key, key])
-        with transaction(bench.sessions) as session:
-            file = files.insert(session, bench.project.id, "batch", "a", 18, "0" * 64, "files/file-whole")
+    def test_that_became_a_file_lose_their_parts_but_not_its_bytes(self, harness: WorkerHarness) -> None:
+        upload_id, key = make_upload(harness, b"the whole")
+        harness.resources.storage.compose("files/file-whole", [key, key])
+        with transaction(harness.sessions) as session:
+            file = files.insert(session, harness.project.id, "batch", "a", 18, "0" * 64, "files/file-whole")
             uploads.complete(session, session.get_one(Upload, upload_id), file, [])
-        cleanup.purge_upload_parts(bench.resources)
-        assert not is_stored(bench, key)
-        with bench.resources.storage.open("files/file-whole") as stored:
+        cleanup.purge_upload_parts(harness.resources)
+        assert not is_stored(harness, key)
+        with harness.resources.storage.open("files/file-whole") as stored:
             assert stored.read() == b"the wholethe whole"
 
 
 class TestOrphans:
-    def test_are_deleted_and_what_a_row_names_stays(self, bench: Bench) -> None:
-        storage = bench.resources.storage
-        job = bench.queued()
-        _, part_key = make_upload(bench)
+    def test_are_deleted_and_what_a_row_names_stays(self, harness: WorkerHarness) -> None:
+        storage = harness.resources.storage
+        job = harness.create_queued_job()
+        _, part_key = make_upload(harness)
         orphans = ["files/file-lost", "jobs/ftjob-lost/attempts/1/adapter.tar", "uploads/upload_lost/part_1"]
         for key in (*orphans, f"jobs/{job.id}/attempts/1/snapshots/s", "exports/of/a/later/day"):
             put_bytes(storage, key, b"x")
         storage.compose("files/file-lost-too", orphans)
-        with transaction(bench.sessions) as session:
-            deleted = make_file(session, storage, bench.project, filename="deleted, and its bytes are still there")
+        with transaction(harness.sessions) as session:
+            deleted = make_file(session, storage, harness.project, filename="deleted, and its bytes are still there")
             files.delete(session, deleted)
             snapshot_keys = {"s": f"jobs/{job.id}/attempts/1/snapshots/s"}
             checkpoints.add_snapshot(session, session.get_one(Job, job.id), 1, "0" * 64, snapshot_keys)
-        kept = [deleted.storage_key, bench.file(job.training_file_id).storage_key, part_key, *snapshot_keys.values()]
-        assert cleanup.delete_orphans(bench.resources) == 0  # all of them are younger than a day
-        assert cleanup.delete_orphans(bench.resources, older_than_seconds=-60) == 4
-        assert [key for key in (*orphans, "files/file-lost-too") if is_stored(bench, key)] == []
-        assert [key for key in (*kept, "exports/of/a/later/day") if not is_stored(bench, key)] == []
+        kept = [deleted.storage_key, harness.file(job.training_file_id).storage_key, part_key, *snapshot_keys.values()]
+        assert cleanup.delete_orphans(harness.resources) == 0  # all of them are younger than a day
+        assert cleanup.delete_orphans(harness.resources, older_than_seconds=-60) == 4
+        assert [key for key in (*orphans, "files/file-lost-too") if is_stored(harness, key)] == []
+        assert [key for key in (*kept, "exports/of/a/later/day") if not is_stored(harness, key)] == []
 
-    def test_of_a_purged_file_go_too(self, bench: Bench) -> None:
-        with transaction(bench.sessions) as session:
-            file = make_file(session, bench.resources.storage, bench.project)
+    def test_of_a_purged_file_go_too(self, harness: WorkerHarness) -> None:
+        with transaction(harness.sessions) as session:
+            file = make_file(session, harness.resources.storage, harness.project)
             files.delete(session, file)
             files.mark_purged(session, file)
-        cleanup.delete_orphans(bench.resources, older_than_seconds=-60)
-        assert not is_stored(bench, file.storage_key)
+        cleanup.delete_orphans(harness.resources, older_than_seconds=-60)
+        assert not is_stored(harness, file.storage_key)
 
     def test_are_told_by_every_table_that_names_an_object(self) -> None:
         """A table that is added here must be asked by `delete_orphans`, or keep its objects below another prefix."""
@@ -118,13 +118,13 @@ class TestOrphans:
 
 
 @pytest.mark.parametrize("is_directory", [True, False])
-def test_what_a_killed_process_staged_goes_whatever_it_is(bench: Bench, is_directory: bool) -> None:
-    staged = bench.resources.storage.staging / "compose-of-a-killed-process"
+def test_what_a_killed_process_staged_goes_whatever_it_is(harness: WorkerHarness, is_directory: bool) -> None:
+    staged = harness.resources.storage.staging / "compose-of-a-killed-process"
     if is_directory:
         staged.mkdir()
         (staged / ".000000").write_bytes(b"x")
     else:
         staged.write_bytes(b"x")
     os.utime(staged, (time.time() - 3700, time.time() - 3700))
-    cleanup.delete_staged_files(bench.resources.storage.staging)
+    cleanup.delete_staged_files(harness.resources.storage.staging)
     assert not staged.exists()

@@ -16,7 +16,7 @@ from app.domain.scheduling import preemption
 from tests.factories import chat_lines
 from tests.worker import worker_process
 from tests.worker.jobs.test_real_trainer import be_patient, weights_of
-from tests.worker.worker_harness import Bench, until
+from tests.worker.worker_harness import WorkerHarness, until
 from worker.jobs.trainer_process import TRAINER_COMMAND
 from worker.reconciler.reconciler import Reconciler
 from worker.validation.validate import Validator
@@ -29,25 +29,25 @@ PATIENCE_SECONDS = 150.0
 
 
 @pytest.fixture
-def service(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Bench]:
+def service(harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[WorkerHarness]:
     """One GPU slot in a process of its own, and a reconciler that may ask a job to give way, at any time."""
-    be_patient(bench)
-    settings = bench.resources.settings
+    be_patient(harness)
+    settings = harness.resources.settings
     settings.give_way, settings.give_way_after_seconds, settings.stop_grace_seconds = True, 0.0, PATIENCE_SECONDS
     monkeypatch.setattr(preemption, "SOON_SECONDS", 0.0)  # a tiny model trains for seconds
-    reconciler = threading.Thread(target=Reconciler(bench.resources).run)
-    bench.threads.append(reconciler)
+    reconciler = threading.Thread(target=Reconciler(harness.resources).run)
+    harness.threads.append(reconciler)
     worker = worker_process.start(settings, TRAINER_COMMAND, "gpu", "gpu0")
     reconciler.start()
-    yield bench
+    yield harness
     worker.kill()
     worker.wait()
     print((tmp_path / "gpu0.log").read_text())
 
 
-def test_a_job_that_gave_way_has_the_adapter_of_one_that_was_left_alone(service: Bench) -> None:
-    left_alone, long = (service.created(chat_lines(STEPS // 2), body=LONG, suffix="demo") for _ in range(2))
-    urgent = service.created(body=SHORT)
+def test_a_job_that_gave_way_has_the_adapter_of_one_that_was_left_alone(service: WorkerHarness) -> None:
+    left_alone, long = (service.create_job(chat_lines(STEPS // 2), body=LONG, suffix="demo") for _ in range(2))
+    urgent = service.create_job(body=SHORT)
     validate_all(service)
     service.pause(urgent)  # it comes when the test says so
     with transaction(service.sessions) as session:
@@ -72,11 +72,11 @@ def test_a_job_that_gave_way_has_the_adapter_of_one_that_was_left_alone(service:
     assert weights_of(service, long) == weights_of(service, left_alone)
 
 
-def validate_all(service: Bench) -> None:
+def validate_all(service: WorkerHarness) -> None:
     validator = Validator(service.resources, "cpu0@test#1")
     while validator.run_next():
         pass
 
 
-def trainings(service: Bench, job: Job) -> list[Attempt]:
+def trainings(service: WorkerHarness, job: Job) -> list[Attempt]:
     return [attempt for attempt in service.attempts(job) if attempt.kind == "train"]

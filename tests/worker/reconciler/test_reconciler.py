@@ -17,8 +17,8 @@ from app.db.scheduling import workers
 from app.db.tables import File, Job, Worker
 from app.job_queue import Queue
 from tests.factories import make_file, make_succeeded_job, put_bytes
-from tests.worker.fake_trainer import Plan
-from tests.worker.worker_harness import Bench
+from tests.worker.fake_trainer import TrainerPlan
+from tests.worker.worker_harness import WorkerHarness
 from worker.reconciler import cleanup
 from worker.reconciler.reconciler import ADVISORY_LOCK, MassExpiryGuard, Reconciler
 
@@ -26,78 +26,80 @@ HOUR = 3600.0
 
 
 @pytest.fixture
-def reconciler(bench: Bench) -> Reconciler:
+def reconciler(harness: WorkerHarness) -> Reconciler:
     """Of a PostgreSQL that has been up for long: the guard against mass expiry has its own tests."""
-    reconciler = Reconciler(bench.resources)
+    reconciler = Reconciler(harness.resources)
     reconciler.expiry_guard.ttl_seconds = 0.0
     return reconciler
 
 
-def expire(bench: Bench, job: Job, seconds_ago: float = 0.0) -> None:
-    with transaction(bench.sessions) as session:
+def expire(harness: WorkerHarness, job: Job, seconds_ago: float = 0.0) -> None:
+    with transaction(harness.sessions) as session:
         ago = text(f"clock_timestamp() - interval '{seconds_ago} seconds'")
         session.execute(update(Job).where(Job.id == job.id).values(lease_expires_at=ago))
 
 
 class TestReaping:
     def test_a_job_whose_lease_ran_out_is_queued_again_and_an_event_says_why(
-        self, bench: Bench, reconciler: Reconciler
+        self, harness: WorkerHarness, reconciler: Reconciler
     ) -> None:
-        job = bench.queued()
-        bench.claim("gpu0@test#1")
-        expire(bench, job)
+        job = harness.create_queued_job()
+        harness.claim("gpu0@test#1")
+        expire(harness, job)
         assert reconciler.reap() == 1
-        lost = bench.job(job)
+        lost = harness.job(job)
         assert (lost.state, lost.reason, lost.crash_streak, lost.lease_owner) == ("queued", "worker_lost", 1, None)
-        event = bench.events(job)[-1]
+        event = harness.events(job)[-1]
         assert (event.level, event.message) == ("warn", "The worker gpu0@test#1 was lost during attempt 2")
 
-    def test_not_before_the_grace_is_over(self, bench: Bench, reconciler: Reconciler) -> None:
-        job = bench.queued()
-        bench.claim()
-        bench.resources.settings.reap_grace_seconds = 30.0
-        expire(bench, job, seconds_ago=29)
+    def test_not_before_the_grace_is_over(self, harness: WorkerHarness, reconciler: Reconciler) -> None:
+        job = harness.create_queued_job()
+        harness.claim()
+        harness.resources.settings.reap_grace_seconds = 30.0
+        expire(harness, job, seconds_ago=29)
         assert reconciler.reap() == 0
-        expire(bench, job, seconds_ago=31)
+        expire(harness, job, seconds_ago=31)
         assert reconciler.reap() == 1
 
-    def test_a_live_lease_is_left_alone(self, bench: Bench, reconciler: Reconciler) -> None:
-        bench.queued()
-        bench.claim()
+    def test_a_live_lease_is_left_alone(self, harness: WorkerHarness, reconciler: Reconciler) -> None:
+        harness.create_queued_job()
+        harness.claim()
         assert reconciler.reap() == 0
 
-    def test_a_lost_validation_waits_to_be_validated_again(self, bench: Bench, reconciler: Reconciler) -> None:
-        job = bench.created()
-        with transaction(bench.sessions) as session:
+    def test_a_lost_validation_waits_to_be_validated_again(
+        self, harness: WorkerHarness, reconciler: Reconciler
+    ) -> None:
+        job = harness.create_job()
+        with transaction(harness.sessions) as session:
             claims.claim(session, "validate", "cpu0@test#1", 60)
-        expire(bench, job)
+        expire(harness, job)
         reconciler.reap()
-        assert (bench.job(job).state, bench.job(job).lease_owner) == ("validating_files", None)
+        assert (harness.job(job).state, harness.job(job).lease_owner) == ("validating_files", None)
 
-    def test_a_lost_job_that_should_pause_is_paused(self, bench: Bench, reconciler: Reconciler) -> None:
-        job = bench.queued()
-        bench.claim()
-        with transaction(bench.sessions) as session:
+    def test_a_lost_job_that_should_pause_is_paused(self, harness: WorkerHarness, reconciler: Reconciler) -> None:
+        job = harness.create_queued_job()
+        harness.claim()
+        with transaction(harness.sessions) as session:
             session.get_one(Job, job.id).desired = "pause"
-        expire(bench, job)
+        expire(harness, job)
         reconciler.reap()
-        assert bench.job(job).state == "paused"
+        assert harness.job(job).state == "paused"
 
-    def test_the_third_loss_in_a_row_fails_the_job(self, bench: Bench, reconciler: Reconciler) -> None:
-        job = bench.queued()
+    def test_the_third_loss_in_a_row_fails_the_job(self, harness: WorkerHarness, reconciler: Reconciler) -> None:
+        job = harness.create_queued_job()
         for _ in range(3):
-            bench.claim()
-            expire(bench, job)
+            harness.claim()
+            expire(harness, job)
             reconciler.reap()
-        assert (bench.job(job).state, bench.job(job).error_code) == ("failed", "worker_crash_loop")
+        assert (harness.job(job).state, harness.job(job).error_code) == ("failed", "worker_crash_loop")
 
-    def test_the_job_then_succeeds_with_another_worker(self, bench: Bench, reconciler: Reconciler) -> None:
-        job = bench.queued()
-        bench.claim("gpu0@dead#1")
-        expire(bench, job)
+    def test_the_job_then_succeeds_with_another_worker(self, harness: WorkerHarness, reconciler: Reconciler) -> None:
+        job = harness.create_queued_job()
+        harness.claim("gpu0@dead#1")
+        expire(harness, job)
         reconciler.reap()
-        bench.work(Plan(steps=2), owner="gpu0@alive#1")
-        assert bench.job(job).state == "succeeded"
+        harness.run_next_job(TrainerPlan(steps=2), owner="gpu0@alive#1")
+        assert harness.job(job).state == "succeeded"
 
 
 class TestBrake:
@@ -127,30 +129,30 @@ class TestBrake:
         now[0] += 1000
         assert not guard.allows(expired=3, held=5, server_uptime_seconds=HOUR)
 
-    def test_it_holds_against_real_rows(self, bench: Bench, reconciler: Reconciler) -> None:
+    def test_it_holds_against_real_rows(self, harness: WorkerHarness, reconciler: Reconciler) -> None:
         for _ in range(3):
-            bench.queued()
-            expire(bench, bench.claim())
+            harness.create_queued_job()
+            expire(harness, harness.claim())
         reconciler.expiry_guard.ttl_seconds = 0.2
         assert reconciler.reap() == 0
-        bench.until(lambda: reconciler.reap() == 3, "the end of the delay")
+        harness.until(lambda: reconciler.reap() == 3, "the end of the delay")
 
 
 class TestSeveral:
-    def test_only_one_works_at_a_time(self, bench: Bench, reconciler: Reconciler) -> None:
-        with bench.resources.engine.connect() as other:
+    def test_only_one_works_at_a_time(self, harness: WorkerHarness, reconciler: Reconciler) -> None:
+        with harness.resources.engine.connect() as other:
             other.execute(text("SELECT pg_advisory_lock(:key)"), {"key": ADVISORY_LOCK})
             assert reconciler.round() is False
             other.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": ADVISORY_LOCK})
         assert reconciler.round() is True
-        assert Reconciler(bench.resources).round() is True
+        assert Reconciler(harness.resources).round() is True
 
-    def test_a_job_is_reaped_once(self, bench: Bench) -> None:
-        job = bench.queued()
-        bench.claim()
-        expire(bench, job)
-        told = len(bench.events(job))
-        several = [Reconciler(bench.resources) for _ in range(4)]
+    def test_a_job_is_reaped_once(self, harness: WorkerHarness) -> None:
+        job = harness.create_queued_job()
+        harness.claim()
+        expire(harness, job)
+        told = len(harness.events(job))
+        several = [Reconciler(harness.resources) for _ in range(4)]
         for each in several:
             each.expiry_guard.ttl_seconds = 0.0
         threads = [threading.Thread(target=each.reap) for each in several]
@@ -158,17 +160,17 @@ class TestSeveral:
             thread.start()
         for thread in threads:
             thread.join()
-        assert len(bench.events(job)) == told + 1
+        assert len(harness.events(job)) == told + 1
 
     def test_a_failed_round_does_not_end_it(
-        self, bench: Bench, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
+        self, harness: WorkerHarness, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         rounds: list[int] = []
 
         def fail() -> bool:
             rounds.append(len(rounds))
             if len(rounds) == 3:
-                bench.resources.stop.set()
+                harness.resources.stop.set()
             raise ZeroDivisionError
 
         monkeypatch.setattr(reconciler, "round", fail)
@@ -178,124 +180,128 @@ class TestSeveral:
 
 class TestHints:
     @pytest.fixture
-    def sent(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> list[Queue]:
+    def sent(self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch) -> list[Queue]:
         sent: list[Queue] = []
-        monkeypatch.setattr(bench.resources.hints, "send", sent.append)
+        monkeypatch.setattr(harness.resources.hints, "send", sent.append)
         return sent
 
     def test_waiting_work_is_hinted_at_while_a_worker_is_free(
-        self, bench: Bench, reconciler: Reconciler, sent: list[Queue]
+        self, harness: WorkerHarness, reconciler: Reconciler, sent: list[Queue]
     ) -> None:
-        bench.queued()
-        bench.created()
+        harness.create_queued_job()
+        harness.create_job()
         reconciler.send_hints()
         assert sent == []
-        self.see(bench, "gpu0@test#1", "gpu")
-        self.see(bench, "cpu0@test#1", "cpu")
+        self.see(harness, "gpu0@test#1", "gpu")
+        self.see(harness, "cpu0@test#1", "cpu")
         reconciler.send_hints()
         assert sent == ["cpu", "gpu"]
 
-    def test_busy_workers_are_not_hinted_at(self, bench: Bench, reconciler: Reconciler, sent: list[Queue]) -> None:
-        bench.queued()
-        bench.claim("gpu0@test#1")
-        bench.queued()
-        self.see(bench, "gpu0@test#1", "gpu")
+    def test_busy_workers_are_not_hinted_at(
+        self, harness: WorkerHarness, reconciler: Reconciler, sent: list[Queue]
+    ) -> None:
+        harness.create_queued_job()
+        harness.claim("gpu0@test#1")
+        harness.create_queued_job()
+        self.see(harness, "gpu0@test#1", "gpu")
         reconciler.send_hints()
         assert sent == []
 
     def test_work_that_is_delayed_is_not_hinted_at(
-        self, bench: Bench, reconciler: Reconciler, sent: list[Queue]
+        self, harness: WorkerHarness, reconciler: Reconciler, sent: list[Queue]
     ) -> None:
-        job = bench.queued()
-        self.see(bench, "gpu0@test#1", "gpu")
-        with transaction(bench.sessions) as session:
+        job = harness.create_queued_job()
+        self.see(harness, "gpu0@test#1", "gpu")
+        with transaction(harness.sessions) as session:
             later = text("clock_timestamp() + interval '1 hour'")
             session.execute(update(Job).where(Job.id == job.id).values(run_after=later))
         reconciler.send_hints()
         assert sent == []
 
-    def see(self, bench: Bench, worker: str, queue: str) -> None:
-        with transaction(bench.sessions) as session:
+    def see(self, harness: WorkerHarness, worker: str, queue: str) -> None:
+        with transaction(harness.sessions) as session:
             workers.heartbeat(session, worker, queue, "test", 1, {})
 
 
 class TestSweeping:
-    def test_an_expired_file_disappears_and_its_bytes_too(self, bench: Bench) -> None:
-        with transaction(bench.sessions) as session:
-            file = make_file(session, bench.resources.storage, bench.project)
+    def test_an_expired_file_disappears_and_its_bytes_too(self, harness: WorkerHarness) -> None:
+        with transaction(harness.sessions) as session:
+            file = make_file(session, harness.resources.storage, harness.project)
             past = text("clock_timestamp() - interval '1 second'")
             session.execute(update(File).where(File.id == file.id).values(expires_at=past))
-        cleanup.expire_files(bench.resources)
-        cleanup.purge_files(bench.resources)
-        with transaction(bench.sessions) as session:
+        cleanup.expire_files(harness.resources)
+        cleanup.purge_files(harness.resources)
+        with transaction(harness.sessions) as session:
             row = session.get_one(File, file.id)
         assert row.deleted_at is not None
         assert row.purged_at is not None
         with pytest.raises(FileNotFoundError):
-            bench.resources.storage.stat(file.storage_key)
+            harness.resources.storage.stat(file.storage_key)
 
-    def test_the_bytes_of_a_deleted_file_stay_while_a_job_reads_it(self, bench: Bench) -> None:
-        job = bench.queued()
-        with transaction(bench.sessions) as session:
+    def test_the_bytes_of_a_deleted_file_stay_while_a_job_reads_it(self, harness: WorkerHarness) -> None:
+        job = harness.create_queued_job()
+        with transaction(harness.sessions) as session:
             files.delete_all(session, [job.training_file_id])
             key = session.get_one(File, job.training_file_id).storage_key
-        cleanup.purge_files(bench.resources)
-        assert bench.resources.storage.stat(key).size_bytes > 0
-        bench.cancel(job)
-        cleanup.purge_files(bench.resources)
+        cleanup.purge_files(harness.resources)
+        assert harness.resources.storage.stat(key).size_bytes > 0
+        harness.cancel(job)
+        cleanup.purge_files(harness.resources)
         with pytest.raises(FileNotFoundError):
-            bench.resources.storage.stat(key)
+            harness.resources.storage.stat(key)
 
-    def test_snapshots_of_ended_jobs_go(self, bench: Bench) -> None:
-        with transaction(bench.sessions) as session:
-            ended = make_succeeded_job(session, bench.resources.storage, bench.project)
-            put_bytes(bench.resources.storage, "snapshot/of/ended", b"x")
+    def test_snapshots_of_ended_jobs_go(self, harness: WorkerHarness) -> None:
+        with transaction(harness.sessions) as session:
+            ended = make_succeeded_job(session, harness.resources.storage, harness.project)
+            put_bytes(harness.resources.storage, "snapshot/of/ended", b"x")
             checkpoints.add_snapshot(session, ended, 1, "0" * 64, {"state": "snapshot/of/ended"})
-        alive = bench.queued()
-        with transaction(bench.sessions) as session:
-            put_bytes(bench.resources.storage, "snapshot/of/alive", b"x")
+        alive = harness.create_queued_job()
+        with transaction(harness.sessions) as session:
+            put_bytes(harness.resources.storage, "snapshot/of/alive", b"x")
             checkpoints.add_snapshot(session, session.get_one(Job, alive.id), 1, "0" * 64, {"s": "snapshot/of/alive"})
-        cleanup.drop_snapshots(bench.resources)
-        with transaction(bench.sessions) as session:
+        cleanup.drop_snapshots(harness.resources)
+        with transaction(harness.sessions) as session:
             assert checkpoints.snapshots(session, ended.id) == []
             assert len(checkpoints.snapshots(session, alive.id)) == 1
         with pytest.raises(FileNotFoundError):
-            bench.resources.storage.stat("snapshot/of/ended")
-        assert bench.resources.storage.stat("snapshot/of/alive")
+            harness.resources.storage.stat("snapshot/of/ended")
+        assert harness.resources.storage.stat("snapshot/of/alive")
 
-    def test_a_file_that_was_staged_an_hour_ago_goes_and_a_fresh_one_stays(self, bench: Bench) -> None:
-        staging = bench.resources.storage.staging
+    def test_a_file_that_was_staged_an_hour_ago_goes_and_a_fresh_one_stays(self, harness: WorkerHarness) -> None:
+        staging = harness.resources.storage.staging
         (staging / "old").write_bytes(b"x")
         os.utime(staging / "old", (time.time() - 3700, time.time() - 3700))
         (staging / "fresh").write_bytes(b"x")
         cleanup.delete_staged_files(staging)
         assert [path.name for path in staging.iterdir()] == ["fresh"]
 
-    def test_work_directories_of_attempts_that_are_over_are_emptied_but_for_their_logs(self, bench: Bench) -> None:
-        job = bench.queued()
-        running = bench.claim()
-        work_dir = bench.resources.settings.work_dir
+    def test_work_directories_of_attempts_that_are_over_are_emptied_but_for_their_logs(
+        self, harness: WorkerHarness
+    ) -> None:
+        job = harness.create_queued_job()
+        running = harness.claim()
+        work_dir = harness.resources.settings.work_dir
         names = (f"{job.id}/attempt-1", f"{job.id}/attempt-2", "x/attempt-1")
         over, now, unknown = (self.make(work_dir, name) for name in names)
         assert running.attempt == 2
-        cleanup.clean_work_directories(bench.resources)
+        cleanup.clean_work_directories(harness.resources)
         assert sorted(path.name for path in over.iterdir()) == ["trainer.log"]
         assert sorted(path.name for path in unknown.iterdir()) == ["trainer.log"]
         assert sorted(path.name for path in now.iterdir()) == ["runs", "spec.json", "trainer.log"]
 
-    def test_a_log_goes_after_a_week(self, bench: Bench) -> None:
-        directory = self.make(bench.resources.settings.work_dir, "ftjob-gone/attempt-1")
+    def test_a_log_goes_after_a_week(self, harness: WorkerHarness) -> None:
+        directory = self.make(harness.resources.settings.work_dir, "ftjob-gone/attempt-1")
         os.utime(directory / "trainer.log", (time.time() - 8 * 86_400, time.time() - 8 * 86_400))
-        cleanup.clean_work_directories(bench.resources)
-        assert list(bench.resources.settings.work_dir.iterdir()) == []
+        cleanup.clean_work_directories(harness.resources)
+        assert list(harness.resources.settings.work_dir.iterdir()) == []
 
-    def test_old_workers_are_forgotten(self, bench: Bench) -> None:
-        with transaction(bench.sessions) as session:
+    def test_old_workers_are_forgotten(self, harness: WorkerHarness) -> None:
+        with transaction(harness.sessions) as session:
             workers.heartbeat(session, "gpu0@gone#1", "gpu", "gone", 1, {})
             session.execute(update(Worker).values(seen_at=text("clock_timestamp() - interval '2 days'")))
             workers.heartbeat(session, "gpu0@here#1", "gpu", "here", 1, {})
-        cleanup.clean_up(bench.resources)
-        with transaction(bench.sessions) as session:
+        cleanup.clean_up(harness.resources)
+        with transaction(harness.sessions) as session:
             assert [worker.id for worker in workers.alive(session, within_seconds=10**9)] == ["gpu0@here#1"]
 
     def make(self, work_dir: Path, name: str) -> Path:
@@ -306,13 +312,13 @@ class TestSweeping:
         return directory
 
 
-def test_a_round_does_everything(bench: Bench) -> None:
-    job = bench.queued()
-    bench.claim()
-    expire(bench, job)
-    reconciler = Reconciler(bench.resources)
+def test_a_round_does_everything(harness: WorkerHarness) -> None:
+    job = harness.create_queued_job()
+    harness.claim()
+    expire(harness, job)
+    reconciler = Reconciler(harness.resources)
     reconciler.expiry_guard.ttl_seconds = 0.0
     assert reconciler.round() is True
-    assert bench.job(job).state == "queued"
-    with transaction(bench.sessions) as session:
+    assert harness.job(job).state == "queued"
+    with transaction(harness.sessions) as session:
         assert expired_leases.count_held(session) == 0

@@ -15,7 +15,7 @@ from app.db.tables import BaseModelRow, File, Job
 from app.domain.datasets.documents import Document
 from app.domain.datasets.render import Renderer
 from tests.factories import chat_lines
-from tests.worker.worker_harness import Bench
+from tests.worker.worker_harness import WorkerHarness
 from worker.validation.validate import Validator
 
 GOOD = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
@@ -29,54 +29,54 @@ def chat(question: str, answer: str, **assistant: object) -> dict[str, object]:
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer} | assistant]}
 
 
-def validate(bench: Bench, job: Job) -> Job:
-    assert Validator(bench.resources, "cpu0@test#1").run_next()
-    return bench.job(job)
+def validate(harness: WorkerHarness, job: Job) -> Job:
+    assert Validator(harness.resources, "cpu0@test#1").run_next()
+    return harness.job(job)
 
 
-def warnings_of(bench: Bench, job: Job) -> list[str]:
-    return [event.message for event in bench.events(job) if event.level == "warn"]
+def warnings_of(harness: WorkerHarness, job: Job) -> list[str]:
+    return [event.message for event in harness.events(job) if event.level == "warn"]
 
 
 class TestGoodFiles:
-    def test_the_job_is_queued_and_an_event_has_the_counts(self, bench: Bench) -> None:
-        job = bench.created(chat_lines(12))
-        queued = validate(bench, job)
+    def test_the_job_is_queued_and_an_event_has_the_counts(self, harness: WorkerHarness) -> None:
+        job = harness.create_job(chat_lines(12))
+        queued = validate(harness, job)
         assert (queued.state, queued.lease_owner, queued.attempt, queued.train_attempts) == ("queued", None, 1, 0)
-        event = bench.events(job)[-1]
+        event = harness.events(job)[-1]
         assert event.message == "Files validated, moving job to queued state"
         # One token a byte: 1 + 10 + 1 + 1 for a question, 1 + 10 + 7 + 1 + 1 for an answer, 2 more with 10 and with 11;
         # learned are the answer's text and its end.
         assert event.data == {"examples": 12, "tokens": 400, "labelled_tokens": 98, "cut": 0, "empty": 0}
 
-    def test_the_validation_file_is_counted_apart(self, bench: Bench) -> None:
-        job = bench.created(chat_lines(12), validation=chat_lines(3))
-        assert validate(bench, job).state == "queued"
-        assert bench.messages(job)[1].startswith("Validating training file: file-")
-        assert " and validation file: file-" in bench.messages(job)[1]
-        assert bench.events(job)[-1].data["validation"]["examples"] == 3
+    def test_the_validation_file_is_counted_apart(self, harness: WorkerHarness) -> None:
+        job = harness.create_job(chat_lines(12), validation=chat_lines(3))
+        assert validate(harness, job).state == "queued"
+        assert harness.messages(job)[1].startswith("Validating training file: file-")
+        assert " and validation file: file-" in harness.messages(job)[1]
+        assert harness.events(job)[-1].data["validation"]["examples"] == 3
 
-    def test_it_starts_with_a_byte_order_mark_and_has_blank_lines(self, bench: Bench) -> None:
-        job = bench.created(b"\xef\xbb\xbf" + chat_lines(10).replace(b"\n", b"\r\n\r\n"))
-        assert validate(bench, job).state == "queued"
+    def test_it_starts_with_a_byte_order_mark_and_has_blank_lines(self, harness: WorkerHarness) -> None:
+        job = harness.create_job(b"\xef\xbb\xbf" + chat_lines(10).replace(b"\n", b"\r\n\r\n"))
+        assert validate(harness, job).state == "queued"
 
-    def test_prompts_and_completions_are_examples_too(self, bench: Bench) -> None:
-        job = bench.created(jsonl(*({"prompt": f"{n} + 1 =", "completion": f" {n + 1}"} for n in range(10))))
-        assert validate(bench, job).state == "queued"
+    def test_prompts_and_completions_are_examples_too(self, harness: WorkerHarness) -> None:
+        job = harness.create_job(jsonl(*({"prompt": f"{n} + 1 =", "completion": f" {n + 1}"} for n in range(10))))
+        assert validate(harness, job).state == "queued"
 
     def test_a_hint_for_the_gpu_queue_leaves_after_the_commit(
-        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+        self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        job = bench.created()
+        job = harness.create_job()
         sent: list[tuple[str, str]] = []
         monkeypatch.setattr(
-            bench.resources.hints, "send_in_background", lambda queue: sent.append((queue, bench.job(job).state))
+            harness.resources.hints, "send_in_background", lambda queue: sent.append((queue, harness.job(job).state))
         )
-        validate(bench, job)
+        validate(harness, job)
         assert sent == [("gpu", "queued")]
 
-    def test_without_work_there_is_nothing_to_take(self, bench: Bench) -> None:
-        assert Validator(bench.resources, "cpu0@test#1").run_next() is False
+    def test_without_work_there_is_nothing_to_take(self, harness: WorkerHarness) -> None:
+        assert Validator(harness.resources, "cpu0@test#1").run_next() is False
 
 
 DPO = {"method": {"type": "dpo"}}
@@ -89,17 +89,17 @@ def pair(question: str, good: str, bad: str) -> dict[str, object]:
 
 
 class TestMethods:
-    def test_pairs_are_what_a_dpo_job_learns_from(self, bench: Bench) -> None:
+    def test_pairs_are_what_a_dpo_job_learns_from(self, harness: WorkerHarness) -> None:
         pairs = [pair(f"{n}", "yes", "no") for n in range(10)]
-        job = bench.created(jsonl(*pairs, pair("a", "same", "same"), pair("y" * 600, "beyond", "it")), body=DPO)
-        assert validate(bench, job).state == "queued"
-        assert warnings_of(bench, job) == [
+        job = harness.create_job(jsonl(*pairs, pair("a", "same", "same"), pair("y" * 600, "beyond", "it")), body=DPO)
+        assert validate(harness, job).state == "queued"
+        assert warnings_of(harness, job) == [
             "Training file: examples longer than context_length (512 tokens), cut at their end: 1 (line 12). Shorten "
             "them, or raise hyperparameters.context_length",
             "Training file: pairs without two different answers to learn from, which contribute nothing: 2 (lines 11, "
             "12)",
         ]
-        data = bench.events(job)[-1].data
+        data = harness.events(job)[-1].data
         assert (data["examples"], data["empty"]) == (12, 2)
         assert data["labelled_tokens"] == 10 * (4 + 3)
 
@@ -112,16 +112,16 @@ class TestMethods:
         ids=["chat", "pairs"],
     )
     def test_a_file_for_the_other_method_fails_the_job(
-        self, bench: Bench, content: bytes, body: dict[str, object], said: str
+        self, harness: WorkerHarness, content: bytes, body: dict[str, object], said: str
     ) -> None:
-        failed = validate(bench, bench.created(content, body=body))
+        failed = validate(harness, harness.create_job(content, body=body))
         assert (failed.state, failed.error_code) == ("failed", "invalid_training_file")
         assert said in str(failed.error_message)
 
-    def test_a_long_text_is_split_and_nothing_of_it_is_lost(self, bench: Bench) -> None:
-        job = bench.created(jsonl(*[{"text": "x" * 1200}] * 10))
-        assert validate(bench, job).state == "queued"
-        data = bench.events(job)[-1].data
+    def test_a_long_text_is_split_and_nothing_of_it_is_lost(self, harness: WorkerHarness) -> None:
+        job = harness.create_job(jsonl(*[{"text": "x" * 1200}] * 10))
+        assert validate(harness, job).state == "queued"
+        data = harness.events(job)[-1].data
         assert (data["cut"], data["empty"], data["labelled_tokens"]) == (0, 0, 10 * 1200)
         assert data["tokens"] == 10 * (1201 + 2)  # two pieces more begin with the last token of the one before
 
@@ -143,19 +143,21 @@ class TestBadFiles:
         ],
         ids=["no role", "unknown role", "last not assistant", "nothing said", "extra key", "no format", "weight 2"],
     )
-    def test_the_job_fails_with_the_line_and_the_reason(self, bench: Bench, line: object, reason: str) -> None:
-        job = bench.created(jsonl(*[GOOD] * 10, line))
-        failed = validate(bench, job)
+    def test_the_job_fails_with_the_line_and_the_reason(
+        self, harness: WorkerHarness, line: object, reason: str
+    ) -> None:
+        job = harness.create_job(jsonl(*[GOOD] * 10, line))
+        failed = validate(harness, job)
         assert (failed.state, failed.error_code) == ("failed", "invalid_training_file")
         assert failed.error_param == "training_file"
         assert failed.error_message is not None
         assert failed.error_message.startswith("The job failed due to an invalid training file. Line 11: ")
         assert reason in failed.error_message
 
-    def test_ten_findings_stand_in_the_message_and_in_the_events_data(self, bench: Bench) -> None:
-        job = bench.created(jsonl(GOOD, *[{"messages": []}] * 12))
-        failed = validate(bench, job)
-        event = bench.events(job)[-1]
+    def test_ten_findings_stand_in_the_message_and_in_the_events_data(self, harness: WorkerHarness) -> None:
+        job = harness.create_job(jsonl(GOOD, *[{"messages": []}] * 12))
+        failed = validate(harness, job)
+        event = harness.events(job)[-1]
         assert event.level == "error"
         assert event.message == failed.error_message
         assert "These are the first 10 of 12 problems." in event.message
@@ -166,44 +168,46 @@ class TestBadFiles:
         }  # fmt: skip
         assert event.data["total"] == 12
 
-    def test_a_file_full_of_them_is_not_read_to_its_end(self, bench: Bench) -> None:
-        job = bench.created(jsonl(*[{"messages": []}] * 5000))
-        validate(bench, job)
-        assert bench.events(job)[-1].data["total"] == 100
-        assert "the first 10 of at least 100 problems" in bench.messages(job)[-1]
+    def test_a_file_full_of_them_is_not_read_to_its_end(self, harness: WorkerHarness) -> None:
+        job = harness.create_job(jsonl(*[{"messages": []}] * 5000))
+        validate(harness, job)
+        assert harness.events(job)[-1].data["total"] == 100
+        assert "the first 10 of at least 100 problems" in harness.messages(job)[-1]
 
-    def test_nine_examples_are_too_few_in_openais_words(self, bench: Bench) -> None:
-        failed = validate(bench, bench.created(chat_lines(9)))
+    def test_nine_examples_are_too_few_in_openais_words(self, harness: WorkerHarness) -> None:
+        failed = validate(harness, harness.create_job(chat_lines(9)))
         assert (failed.error_code, failed.error_param) == ("invalid_n_examples", "training_file")
         assert failed.error_message == "Training file has 9 example(s), but must have at least 10 examples"
 
-    def test_a_bad_validation_file_has_its_own_code(self, bench: Bench) -> None:
-        failed = validate(bench, bench.created(validation=jsonl({"messages": []})))
+    def test_a_bad_validation_file_has_its_own_code(self, harness: WorkerHarness) -> None:
+        failed = validate(harness, harness.create_job(validation=jsonl({"messages": []})))
         assert (failed.error_code, failed.error_param) == ("invalid_validation_file", "validation_file")
 
-    def test_a_file_without_a_token_to_learn_from_fails(self, bench: Bench) -> None:
-        failed = validate(bench, bench.created(jsonl(*[chat("a", "b", weight=0)] * 10)))
+    def test_a_file_without_a_token_to_learn_from_fails(self, harness: WorkerHarness) -> None:
+        failed = validate(harness, harness.create_job(jsonl(*[chat("a", "b", weight=0)] * 10)))
         assert failed.error_code == "invalid_training_file"
         assert str(failed.error_message).endswith(
             "No example has a token to learn within 512 tokens: every answer is empty, has weight 0, or begins after "
             "the cut. Give an answer weight 1, shorten the prompts, or raise hyperparameters.context_length."
         )
 
-    def test_pairs_of_which_none_has_two_answers_fail_and_the_sentence_is_about_pairs(self, bench: Bench) -> None:
+    def test_pairs_of_which_none_has_two_answers_fail_and_the_sentence_is_about_pairs(
+        self, harness: WorkerHarness
+    ) -> None:
         pair = {"input": {"messages": [{"role": "user", "content": "hi"}]}}
         pair |= {key: [{"role": "assistant", "content": "ho"}] for key in ("preferred_output", "non_preferred_output")}
-        failed = validate(bench, bench.created(jsonl(*[pair] * 10), body={"method": {"type": "dpo"}}))
+        failed = validate(harness, harness.create_job(jsonl(*[pair] * 10), body={"method": {"type": "dpo"}}))
         assert (failed.error_code, failed.error_param) == ("invalid_training_file", "training_file")
         assert "No pair has two different answers to learn from within 512 tokens. Let the two outputs" in str(
             failed.error_message
         )
 
-    def test_a_base_model_whose_tokenizer_is_gone_fails_and_says_who_can_mend_it(self, bench: Bench) -> None:
-        job = bench.created()
-        with transaction(bench.sessions) as session:
+    def test_a_base_model_whose_tokenizer_is_gone_fails_and_says_who_can_mend_it(self, harness: WorkerHarness) -> None:
+        job = harness.create_job()
+        with transaction(harness.sessions) as session:
             directory = Path(session.get_one(BaseModelRow, "tiny").directory)
         (directory / "tokenizer.json").unlink()
-        failed = validate(bench, job)
+        failed = validate(harness, job)
         assert (failed.error_code, failed.error_param) == ("model_unavailable", "model")
         assert failed.error_message == (
             "The base model tiny cannot be used: its tokenizer cannot be read on this worker. Its operator can "
@@ -211,7 +215,7 @@ class TestBadFiles:
         )
 
     def test_a_conversation_that_the_template_refuses_is_a_finding(
-        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+        self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         from app.domain.datasets.chat_template import TemplateRefused
 
@@ -219,20 +223,20 @@ class TestBadFiles:
             raise TemplateRefused("the model's chat template refuses this conversation: no system message, please")
 
         monkeypatch.setattr(Renderer, "documents", refuse)
-        failed = validate(bench, bench.created())
+        failed = validate(harness, harness.create_job())
         assert (
             "Lines 1, 2, 3, 4, 5, 6, 7, 8, 9 and 10: the model's chat template refuses this conversation: no system "
             "message, please. These are the first 10 of 12 problems."
         ) in str(failed.error_message)
 
-    def test_tools_that_the_template_does_not_print_are_findings_with_their_lines(self, bench: Bench) -> None:
+    def test_tools_that_the_template_does_not_print_are_findings_with_their_lines(self, harness: WorkerHarness) -> None:
         tool = {"type": "function", "function": {"name": "weather"}}
         called = {
             "role": "assistant",
             "tool_calls": [{"id": "1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}],
         }
         examples = [*[GOOD] * 10, {**GOOD, "tools": [tool]}, {"messages": [{"role": "user", "content": "hm"}, called]}]
-        failed = validate(bench, bench.created(jsonl(*examples)))
+        failed = validate(harness, harness.create_job(jsonl(*examples)))
         assert (failed.error_code, failed.error_param) == ("invalid_training_file", "training_file")
         message = str(failed.error_message)
         assert (
@@ -243,34 +247,34 @@ class TestBadFiles:
 
 
 class TestWarnings:
-    def test_examples_that_are_cut_or_empty_are_told_with_their_first_lines(self, bench: Bench) -> None:
+    def test_examples_that_are_cut_or_empty_are_told_with_their_first_lines(self, harness: WorkerHarness) -> None:
         examples = [chat("hi", f"{n}") for n in range(10)]
         examples += [chat("short", "x" * 600), chat("y" * 600, "beyond"), chat("a", "b", weight=0)]
-        job = bench.created(jsonl(*examples))
-        assert validate(bench, job).state == "queued"
-        assert warnings_of(bench, job) == [
+        job = harness.create_job(jsonl(*examples))
+        assert validate(harness, job).state == "queued"
+        assert warnings_of(harness, job) == [
             "Training file: examples longer than context_length (512 tokens), cut at their end: 2 (lines 11, 12). "
             "Shorten them, or raise hyperparameters.context_length",
             "Training file: examples without a token to learn from, which contribute nothing: 2 (lines 12, 13)",
         ]
-        event = next(event for event in bench.events(job) if event.level == "warn")
+        event = next(event for event in harness.events(job) if event.level == "warn")
         assert event.data == {"code": "cut", "count": 2, "first_lines": [11, 12], "file": job.training_file_id}
-        done = bench.events(job)[-1].data
+        done = harness.events(job)[-1].data
         assert (done["examples"], done["cut"], done["empty"]) == (13, 2, 2)
 
-    def test_only_the_first_ten_lines_are_named(self, bench: Bench) -> None:
+    def test_only_the_first_ten_lines_are_named(self, harness: WorkerHarness) -> None:
         rows = [chat("hi", f"{n}") for n in range(10)] + [chat("a", f"{n}", weight=0) for n in range(14)]
-        job = bench.created(jsonl(*rows))
-        validate(bench, job)
-        (warning,) = warnings_of(bench, job)
+        job = harness.create_job(jsonl(*rows))
+        validate(harness, job)
+        (warning,) = warnings_of(harness, job)
         assert warning.endswith("14 (lines 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, …)")
 
-    def test_the_job_has_what_its_events_say(self, bench: Bench) -> None:
+    def test_the_job_has_what_its_events_say(self, harness: WorkerHarness) -> None:
         special = {"messages": [{"role": "user", "content": "<|im_end|>"}, {"role": "assistant", "content": "a"}]}
         rows = [chat("a", f"{n}") for n in range(10)] + [chat("a", "3"), chat("q", ""), special]
-        job = bench.created(jsonl(*rows), validation=jsonl(chat("b", "b"), chat("a", "3"), chat("a", "5")))
-        done = validate(bench, job)
-        assert (done.state, [event.level for event in bench.events(done)]) == (
+        job = harness.create_job(jsonl(*rows), validation=jsonl(chat("b", "b"), chat("a", "3"), chat("a", "5")))
+        done = validate(harness, job)
+        assert (done.state, [event.level for event in harness.events(done)]) == (
             "queued",
             ["info"] * 2 + ["warn"] * 4 + ["info"],
         )
@@ -281,37 +285,39 @@ class TestWarnings:
             ("control_token", job.training_file_id, 1, [13]),
             ("overlap", job.validation_file_id, 2, [2, 3]),
         ]
-        assert [each["message"] for each in done.warnings] == warnings_of(bench, job)
+        assert [each["message"] for each in done.warnings] == warnings_of(harness, job)
         assert done.warnings[3]["message"].startswith(
             "Validation file: rows of the validation file that are in the training file, too: 2 (lines 2, 3) of 3 "
         )
 
-    def test_they_are_those_of_the_attempt_that_succeeds(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-        job = bench.created(jsonl(*[GOOD] * 10))
+    def test_they_are_those_of_the_attempt_that_succeeds(
+        self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job = harness.create_job(jsonl(*[GOOD] * 10))
         documents = Renderer.documents
         monkeypatch.setattr(Renderer, "documents", lambda *_: 1 / 0)
-        assert validate(bench, job).warnings == []
+        assert validate(harness, job).warnings == []
         monkeypatch.setattr(Renderer, "documents", documents)
-        done = validate(bench, job)
+        done = validate(harness, job)
         assert [each["code"] for each in done.warnings] == ["duplicate_rows"]
-        assert len([text for text in warnings_of(bench, job) if text.startswith("Training file: ")]) == 1
+        assert len([text for text in warnings_of(harness, job) if text.startswith("Training file: ")]) == 1
 
-    def test_those_of_the_request_stay(self, bench: Bench) -> None:
-        job = bench.created(jsonl(*[GOOD] * 10))
+    def test_those_of_the_request_stay(self, harness: WorkerHarness) -> None:
+        job = harness.create_job(jsonl(*[GOOD] * 10))
         ignored = {"code": "without_effect", "message": "ignored", "file": None, "count": 1, "first_lines": []}
-        with transaction(bench.sessions) as session:
+        with transaction(harness.sessions) as session:
             session.get_one(Job, job.id).warnings = [ignored]
-        assert [each["code"] for each in validate(bench, job).warnings] == ["without_effect", "duplicate_rows"]
+        assert [each["code"] for each in validate(harness, job).warnings] == ["without_effect", "duplicate_rows"]
 
-    def test_a_clean_file_gives_none(self, bench: Bench) -> None:
-        job = bench.created()
-        validate(bench, job)
-        assert [event.level for event in bench.events(job)] == ["info"] * 3
+    def test_a_clean_file_gives_none(self, harness: WorkerHarness) -> None:
+        job = harness.create_job()
+        validate(harness, job)
+        assert [event.level for event in harness.events(job)] == ["info"] * 3
 
-    def test_context_length_is_the_jobs_and_not_the_models(self, bench: Bench) -> None:
-        job = bench.created(chat_lines(12), body={"hyperparameters": {"context_length": 30}})
-        validate(bench, job)
-        assert bench.events(job)[-1].data["cut"] == 12
+    def test_context_length_is_the_jobs_and_not_the_models(self, harness: WorkerHarness) -> None:
+        job = harness.create_job(chat_lines(12), body={"hyperparameters": {"context_length": 30}})
+        validate(harness, job)
+        assert harness.events(job)[-1].data["cut"] == 12
 
 
 class TestLineRules:
@@ -322,78 +328,88 @@ class TestLineRules:
         rows = [{"messages": [{"role": "user", "content": f"{n}"}, said]} for n in range(10)]
         return jsonl(*rows) + b"\x0b\n"
 
-    def test_a_new_job_is_refused_what_would_be_lost(self, bench: Bench) -> None:
-        failed = validate(bench, bench.created(self.two_calls()))
+    def test_a_new_job_is_refused_what_would_be_lost(self, harness: WorkerHarness) -> None:
+        failed = validate(harness, harness.create_job(self.two_calls()))
         assert (failed.state, failed.error_code) == ("failed", "invalid_training_file")
         message = str(failed.error_message)
         assert "message 2 (assistant): has both content and refusal, of which only one is trained" in message
         assert "These are the first 10 of 11 problems." in message
 
-    def test_a_job_from_before_is_validated_as_it_was(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_job_from_before_is_validated_as_it_was(
+        self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr("app.domain.jobs.resolve.LINE_RULES", 1)
-        job = bench.created(self.two_calls())
-        assert validate(bench, job).state == "queued"
-        assert bench.events(job)[-1].data["examples"] == 10
+        job = harness.create_job(self.two_calls())
+        assert validate(harness, job).state == "queued"
+        assert harness.events(job)[-1].data["examples"] == 10
 
 
 class TestInterruptions:
-    def test_a_cancel_stops_it_within_an_example(self, bench: Bench, slow_renderer: threading.Semaphore) -> None:
-        job = bench.created(chat_lines(400))
-        thread = self.validate_aside(bench)
-        bench.until(lambda: bench.job(job).lease_owner, "the claim")
-        bench.cancel(job)
-        told = len(bench.events(job))
+    def test_a_cancel_stops_it_within_an_example(
+        self, harness: WorkerHarness, slow_renderer: threading.Semaphore
+    ) -> None:
+        job = harness.create_job(chat_lines(400))
+        thread = self.validate_aside(harness)
+        harness.until(lambda: harness.job(job).lease_owner, "the claim")
+        harness.cancel(job)
+        told = len(harness.events(job))
         thread.join(10)
         assert not thread.is_alive()
-        assert (bench.job(job).state, len(bench.events(job))) == ("cancelled", told)
+        assert (harness.job(job).state, len(harness.events(job))) == ("cancelled", told)
 
-    def test_a_shutdown_leaves_it_for_the_next_worker(self, bench: Bench, slow_renderer: threading.Semaphore) -> None:
-        job = bench.created(chat_lines(400))
-        thread = self.validate_aside(bench)
-        bench.until(lambda: bench.job(job).lease_owner, "the claim")
-        bench.resources.stop.set()
+    def test_a_shutdown_leaves_it_for_the_next_worker(
+        self, harness: WorkerHarness, slow_renderer: threading.Semaphore
+    ) -> None:
+        job = harness.create_job(chat_lines(400))
+        thread = self.validate_aside(harness)
+        harness.until(lambda: harness.job(job).lease_owner, "the claim")
+        harness.resources.stop.set()
         thread.join(10)
-        waiting = bench.job(job)
+        waiting = harness.job(job)
         assert (waiting.state, waiting.lease_owner, waiting.crash_streak) == ("validating_files", None, 0)
-        bench.resources.stop.clear()
+        harness.resources.stop.clear()
         slow_renderer.release(10_000)
-        assert validate(bench, job).state == "queued"
+        assert validate(harness, job).state == "queued"
 
-    def test_the_lease_is_renewed_meanwhile(self, bench: Bench, slow_renderer: threading.Semaphore) -> None:
-        job = bench.created(chat_lines(400))
-        self.validate_aside(bench)
-        bench.until(lambda: bench.job(job).lease_owner, "the claim")
-        first = bench.job(job).lease_expires_at
-        bench.until(lambda: bench.job(job).lease_expires_at != first, "a renewal")
+    def test_the_lease_is_renewed_meanwhile(self, harness: WorkerHarness, slow_renderer: threading.Semaphore) -> None:
+        job = harness.create_job(chat_lines(400))
+        self.validate_aside(harness)
+        harness.until(lambda: harness.job(job).lease_owner, "the claim")
+        first = harness.job(job).lease_expires_at
+        harness.until(lambda: harness.job(job).lease_expires_at != first, "a renewal")
         slow_renderer.release(10_000)
-        bench.until(lambda: bench.job(job).state == "queued", "the end")
+        harness.until(lambda: harness.job(job).state == "queued", "the end")
 
-    def test_lost_bytes_fail_the_job(self, bench: Bench) -> None:
-        job = bench.created()
-        with transaction(bench.sessions) as session:
-            bench.resources.storage.delete(session.get_one(File, job.training_file_id).storage_key)
-        assert validate(bench, job).error_code == "server_error"
+    def test_lost_bytes_fail_the_job(self, harness: WorkerHarness) -> None:
+        job = harness.create_job()
+        with transaction(harness.sessions) as session:
+            harness.resources.storage.delete(session.get_one(File, job.training_file_id).storage_key)
+        assert validate(harness, job).error_code == "server_error"
 
-    def test_a_storage_that_is_away_costs_no_blame(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-        job = bench.created()
+    def test_a_storage_that_is_away_costs_no_blame(
+        self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job = harness.create_job()
 
         def gone(key: str) -> object:
             raise OSError("no route to host")
 
-        monkeypatch.setattr(bench.resources.storage, "open", gone)
-        waiting = validate(bench, job)
+        monkeypatch.setattr(harness.resources.storage, "open", gone)
+        waiting = validate(harness, job)
         assert (waiting.state, waiting.reason, waiting.crash_streak) == ("validating_files", "storage_unavailable", 0)
 
-    def test_a_mistake_of_ours_is_tried_three_times(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-        job = bench.created()
+    def test_a_mistake_of_ours_is_tried_three_times(
+        self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job = harness.create_job()
 
         def mistake(self: Renderer, example: object) -> list[Document]:
             raise ZeroDivisionError
 
         monkeypatch.setattr(Renderer, "documents", mistake)
-        states = [validate(bench, job).state for _ in range(3)]
+        states = [validate(harness, job).state for _ in range(3)]
         assert states == ["validating_files", "validating_files", "failed"]
-        assert bench.job(job).error_code == "worker_crash_loop"
+        assert harness.job(job).error_code == "worker_crash_loop"
 
     @pytest.fixture
     def slow_renderer(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Semaphore]:
@@ -409,20 +425,20 @@ class TestInterruptions:
         yield permits
         permits.release(10_000)
 
-    def validate_aside(self, bench: Bench) -> threading.Thread:
-        thread = threading.Thread(target=Validator(bench.resources, "cpu0@test#1").run_next)
+    def validate_aside(self, harness: WorkerHarness) -> threading.Thread:
+        thread = threading.Thread(target=Validator(harness.resources, "cpu0@test#1").run_next)
         thread.start()
-        bench.threads.append(thread)
+        harness.threads.append(thread)
         return thread
 
 
-def test_memory_does_not_grow_with_the_file(bench: Bench) -> None:
+def test_memory_does_not_grow_with_the_file(harness: WorkerHarness) -> None:
     """Ten times the examples, of half a kilobyte each, need no more memory."""
     peaks = []
     for examples in (40, 400):
-        job = bench.created(jsonl(*(chat(f"{n}", "x" * 400) for n in range(examples))))
+        job = harness.create_job(jsonl(*(chat(f"{n}", "x" * 400) for n in range(examples))))
         tracemalloc.start()
-        validate(bench, job)
+        validate(harness, job)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < peaks[0] + 100_000

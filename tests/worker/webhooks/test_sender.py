@@ -26,8 +26,8 @@ from app.settings import Settings
 from tests.deadline import until
 from tests.factories import make_project
 from tests.receiver import Receiver, receiving
-from tests.worker.fake_trainer import Plan
-from tests.worker.worker_harness import Bench
+from tests.worker.fake_trainer import TrainerPlan
+from tests.worker.worker_harness import WorkerHarness
 from worker.node.resources import Resources
 from worker.reconciler.cleanup import clean_up
 from worker.webhooks.sender import WebhookSender
@@ -111,77 +111,77 @@ def seconds_until_next(sessions: Sessions) -> float:
 
 
 class TestTheOutbox:
-    def test_has_every_move_of_a_job_in_order(self, bench: Bench) -> None:
-        make_endpoint(bench.sessions, bench.project, "https://hooks.example.com/")
-        job = bench.queued()
-        bench.work(Plan(steps=2))
-        rows = outbox(bench.sessions)
+    def test_has_every_move_of_a_job_in_order(self, harness: WorkerHarness) -> None:
+        make_endpoint(harness.sessions, harness.project, "https://hooks.example.com/")
+        job = harness.create_queued_job()
+        harness.run_next_job(TrainerPlan(steps=2))
+        rows = outbox(harness.sessions)
         assert [row.event_type.rpartition(".")[2] for row in rows] == ["queued", "running", "succeeded"]
         assert all(row.data == {"id": job.id} for row in rows)
         assert len({row.event_id for row in rows}) == 3
 
-    def test_has_what_the_api_moves(self, bench: Bench) -> None:
-        make_endpoint(bench.sessions, bench.project, "https://hooks.example.com/")
-        job = bench.queued()
+    def test_has_what_the_api_moves(self, harness: WorkerHarness) -> None:
+        make_endpoint(harness.sessions, harness.project, "https://hooks.example.com/")
+        job = harness.create_queued_job()
         for move in (jobs.pause, jobs.resume, jobs.cancel):
-            with transaction(bench.sessions) as session:
-                move(session, bench.project.id, job.id)
-        told = [row.event_type.rpartition(".")[2] for row in outbox(bench.sessions)]
+            with transaction(harness.sessions) as session:
+                move(session, harness.project.id, job.id)
+        told = [row.event_type.rpartition(".")[2] for row in outbox(harness.sessions)]
         assert told == ["queued", "paused", "queued", "cancelled"]
 
-    def test_has_only_what_an_endpoint_wants(self, bench: Bench) -> None:
-        endpoint = make_endpoint(bench.sessions, bench.project, "https://hooks.example.com/", [SUCCEEDED])
-        bench.queued()
-        bench.work(Plan(steps=1))
-        assert [(row.event_type, row.endpoint_id) for row in outbox(bench.sessions)] == [(SUCCEEDED, endpoint.id)]
+    def test_has_only_what_an_endpoint_wants(self, harness: WorkerHarness) -> None:
+        endpoint = make_endpoint(harness.sessions, harness.project, "https://hooks.example.com/", [SUCCEEDED])
+        harness.create_queued_job()
+        harness.run_next_job(TrainerPlan(steps=1))
+        assert [(row.event_type, row.endpoint_id) for row in outbox(harness.sessions)] == [(SUCCEEDED, endpoint.id)]
 
-    def test_is_empty_where_nobody_listens(self, bench: Bench) -> None:
-        with transaction(bench.sessions) as session:
+    def test_is_empty_where_nobody_listens(self, harness: WorkerHarness) -> None:
+        with transaction(harness.sessions) as session:
             other = make_project(session, "other")
-        make_endpoint(bench.sessions, other, "https://hooks.example.com/")
-        make_endpoint(bench.sessions, bench.project, "https://hooks.example.com/", enabled=False)
-        bench.queued()
-        bench.work(Plan(steps=1))
-        assert outbox(bench.sessions) == []
+        make_endpoint(harness.sessions, other, "https://hooks.example.com/")
+        make_endpoint(harness.sessions, harness.project, "https://hooks.example.com/", enabled=False)
+        harness.create_queued_job()
+        harness.run_next_job(TrainerPlan(steps=1))
+        assert outbox(harness.sessions) == []
 
-    def test_forgets_what_was_rolled_back(self, bench: Bench) -> None:
-        make_endpoint(bench.sessions, bench.project, "https://hooks.example.com/", [CANCELLED])
-        job = bench.queued()
-        with bench.sessions() as session:
-            assert jobs.cancel(session, bench.project.id, job.id) is not None
+    def test_forgets_what_was_rolled_back(self, harness: WorkerHarness) -> None:
+        make_endpoint(harness.sessions, harness.project, "https://hooks.example.com/", [CANCELLED])
+        job = harness.create_queued_job()
+        with harness.sessions() as session:
+            assert jobs.cancel(session, harness.project.id, job.id) is not None
             session.rollback()
-        assert outbox(bench.sessions) == []
+        assert outbox(harness.sessions) == []
 
-    def test_says_nothing_of_a_write_that_moves_nothing(self, bench: Bench) -> None:
-        make_endpoint(bench.sessions, bench.project, "https://hooks.example.com/")
-        job = bench.queued()
-        before = len(outbox(bench.sessions))
-        with transaction(bench.sessions) as session:
+    def test_says_nothing_of_a_write_that_moves_nothing(self, harness: WorkerHarness) -> None:
+        make_endpoint(harness.sessions, harness.project, "https://hooks.example.com/")
+        job = harness.create_queued_job()
+        before = len(outbox(harness.sessions))
+        with transaction(harness.sessions) as session:
             session.execute(update(Job).where(Job.id == job.id).values(phase="waiting", state=Job.state))
-        assert len(outbox(bench.sessions)) == before
+        assert len(outbox(harness.sessions)) == before
 
-    def test_gives_each_endpoint_the_same_event_under_the_same_id(self, bench: Bench) -> None:
+    def test_gives_each_endpoint_the_same_event_under_the_same_id(self, harness: WorkerHarness) -> None:
         for _ in range(2):
-            make_endpoint(bench.sessions, bench.project, "https://hooks.example.com/", [CANCELLED])
-        announce(bench.sessions, bench.project)
-        first, second = outbox(bench.sessions)
+            make_endpoint(harness.sessions, harness.project, "https://hooks.example.com/", [CANCELLED])
+        announce(harness.sessions, harness.project)
+        first, second = outbox(harness.sessions)
         assert first.event_id == second.event_id
         assert first.id != second.id
 
 
 class TestDelivering:
     def test_the_official_client_unwraps_what_arrives(
-        self, bench: Bench, sender: WebhookSender, receiver: Receiver
+        self, harness: WorkerHarness, sender: WebhookSender, receiver: Receiver
     ) -> None:
-        endpoint = make_endpoint(bench.sessions, bench.project, receiver.url, [SUCCEEDED])
-        job = bench.queued()
-        bench.work(Plan(steps=1))
+        endpoint = make_endpoint(harness.sessions, harness.project, receiver.url, [SUCCEEDED])
+        job = harness.create_queued_job()
+        harness.run_next_job(TrainerPlan(steps=1))
         assert deliver_due(sender) == 1
         (got,) = receiver.received
         with openai.OpenAI(api_key="unused", webhook_secret=endpoint.secret) as client:
             event = client.webhooks.unwrap(got.body, got.headers)
         assert (event.type, event.object, event.data.id) == (SUCCEEDED, "event", job.id)  # type: ignore[union-attr]
-        assert event.id == got.headers["webhook-id"] == outbox(bench.sessions)[0].event_id
+        assert event.id == got.headers["webhook-id"] == outbox(harness.sessions)[0].event_id
 
     def test_is_logged(self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project) -> None:
         receiver.answers = [(200, {}, b"ok\x00 \xff")]
