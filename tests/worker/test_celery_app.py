@@ -42,7 +42,7 @@ def start(settings: Settings, tmp_path: Path) -> Iterator[Start]:
         print(log.read_text())
 
 
-def test_a_job_is_validated_and_trained_by_hints_alone(harness: WorkerHarness, start: Start) -> None:
+def test_hints_alone_validate_and_train_a_job(harness: WorkerHarness, start: Start) -> None:
     start(queue="cpu", poll_seconds=60.0)
     start(TrainerPlan(steps=3), queue="gpu", poll_seconds=60.0)
     harness.until(lambda: len(alive(harness)) == 2, "the workers")
@@ -51,7 +51,7 @@ def test_a_job_is_validated_and_trained_by_hints_alone(harness: WorkerHarness, s
     harness.until(lambda: harness.job(job).state == "succeeded", "the success")
 
 
-def test_without_redis_the_workers_find_the_job_themselves(harness: WorkerHarness, start: Start) -> None:
+def test_without_redis_the_workers_poll(harness: WorkerHarness, start: Start) -> None:
     nowhere = "redis://127.0.0.1:1/0"
     cpu = start(queue="cpu", redis_url=nowhere)
     gpu = start(TrainerPlan(steps=3), queue="gpu", redis_url=nowhere)
@@ -62,7 +62,7 @@ def test_without_redis_the_workers_find_the_job_themselves(harness: WorkerHarnes
         assert process.wait(10) == 0
 
 
-def test_a_killed_worker_takes_its_trainer_along_and_its_successor_goes_on(
+def test_a_killed_workers_trainer_dies_and_a_restarted_worker_resumes_the_job(
     harness: WorkerHarness, start: Start, step_log: StepLog
 ) -> None:
     job = harness.create_queued_job()
@@ -81,7 +81,7 @@ def test_a_killed_worker_takes_its_trainer_along_and_its_successor_goes_on(
     assert step_log.steps()["3"][0] > 5
 
 
-def test_sigterm_drains_and_ends_with_zero(harness: WorkerHarness, start: Start, step_log: StepLog) -> None:
+def test_sigterm_drains_and_exits_with_zero(harness: WorkerHarness, start: Start, step_log: StepLog) -> None:
     job = harness.create_queued_job()
     plan = slow(step_log)
     worker = start(plan)
@@ -94,7 +94,7 @@ def test_sigterm_drains_and_ends_with_zero(harness: WorkerHarness, start: Start,
     assert alive(harness) == []
 
 
-def test_an_idle_worker_leaves_at_once_and_takes_its_row_away(harness: WorkerHarness, start: Start) -> None:
+def test_an_idle_worker_exits_at_once_and_deletes_its_row(harness: WorkerHarness, start: Start) -> None:
     worker = start(poll_seconds=60.0)
     harness.until(lambda: alive(harness), "the worker's row")
     worker.send_signal(signal.SIGTERM)
@@ -102,7 +102,7 @@ def test_an_idle_worker_leaves_at_once_and_takes_its_row_away(harness: WorkerHar
     assert alive(harness) == []
 
 
-def test_a_workers_row_says_where_it_runs(harness: WorkerHarness, start: Start) -> None:
+def test_a_workers_row_describes_its_machine(harness: WorkerHarness, start: Start) -> None:
     worker = start()
     with transaction(harness.sessions) as session:
         (row,) = harness.until(lambda: workers.alive(session), "the worker's row")
@@ -112,7 +112,7 @@ def test_a_workers_row_says_where_it_runs(harness: WorkerHarness, start: Start) 
     assert row.about["versions"]["celery"]
 
 
-def test_a_stopped_worker_that_wakes_up_fenced_changes_nothing(
+def test_a_suspended_worker_that_resumes_fenced_changes_nothing(
     harness: WorkerHarness, start: Start, step_log: StepLog
 ) -> None:
     """SIGSTOP for longer than the lease: the job goes on elsewhere, and the sleeper finds that out when it wakes."""
@@ -144,7 +144,7 @@ def test_the_documented_command_starts_a_worker(harness: WorkerHarness, settings
         assert worker.wait(15) == 0
 
 
-def test_the_reconciler_takes_a_lost_job_back_and_ends_with_zero(harness: WorkerHarness, settings: Settings) -> None:
+def test_the_reconciler_requeues_a_lost_job_and_exits_with_zero(harness: WorkerHarness, settings: Settings) -> None:
     job = harness.create_queued_job()
     harness.claim("gpu0@dead#1", ttl_seconds=0.1)
     reconciler = run(settings, "-m", "worker.reconciler")

@@ -136,8 +136,8 @@ def download(harness: WorkerHarness, export: Export, directory: Path) -> Path:
     return directory
 
 
-class TestMade:
-    def test_it_is_an_ordinary_model_with_the_logits_of_base_plus_adapter(
+class TestExport:
+    def test_the_merged_model_has_the_logits_of_base_plus_adapter(
         self, harness: WorkerHarness, really_trained: Job, base: Path, tmp_path: Path
     ) -> None:
         trained = really_trained
@@ -174,7 +174,7 @@ class TestMade:
         assert made.manifest is not None
         assert made.manifest["adapter"]["step"] == 2
 
-    def test_asking_twice_is_asking_once_until_a_file_of_it_is_deleted(
+    def test_a_repeated_request_gives_the_same_export_until_one_of_its_files_is_deleted(
         self, harness: WorkerHarness, trained: Job, tmp_path: Path
     ) -> None:
         first = ask(harness, trained)
@@ -188,7 +188,7 @@ class TestMade:
         assert (second.id != first.id, second.state) == (True, "queued")
         assert harness.file(made.file_ids[-1]).deleted_at is not None
 
-    def test_many_who_ask_at_once_get_one(self, harness: WorkerHarness, trained: Job) -> None:
+    def test_concurrent_requests_create_one_export(self, harness: WorkerHarness, trained: Job) -> None:
         found: list[str] = []
         threads = [threading.Thread(target=lambda: found.append(ask(harness, trained).id)) for _ in range(8)]
         for thread in threads:
@@ -197,12 +197,12 @@ class TestMade:
             thread.join()
         assert (len(found), len(set(found))) == (8, 1)
 
-    def test_without_work_there_is_nothing_to_take(self, harness: WorkerHarness, tmp_path: Path) -> None:
+    def test_run_next_returns_false_if_no_export_is_due(self, harness: WorkerHarness, tmp_path: Path) -> None:
         assert exporter(harness, tmp_path).run_next() is False
 
 
 class TestDeleted:
-    def test_its_bytes_go_with_it(self, harness: WorkerHarness, trained: Job, tmp_path: Path) -> None:
+    def test_a_deleted_export_loses_its_objects(self, harness: WorkerHarness, trained: Job, tmp_path: Path) -> None:
         asked = ask(harness, trained)
         exporter(harness, tmp_path).run_next()
         made = read(harness, asked)
@@ -212,7 +212,7 @@ class TestDeleted:
             with pytest.raises(FileNotFoundError):
                 harness.resources.storage.stat(harness.file(file_id).storage_key)
 
-    def test_while_it_is_made_the_merge_is_stopped_and_nothing_stays(
+    def test_deletion_during_the_merge_stops_it_and_leaves_no_file(
         self, harness: WorkerHarness, trained: Job, tmp_path: Path
     ) -> None:
         asked = ask(harness, trained)
@@ -232,7 +232,7 @@ class TestDeleted:
             service.delete(session, harness.project.id, export.job_id, export.id)
 
 
-class TestRefused:
+class TestFailures:
     def test_the_bytes_of_a_deleted_adapter_stay_until_its_export_is_done(
         self, harness: WorkerHarness, trained: Job, tmp_path: Path
     ) -> None:
@@ -246,7 +246,7 @@ class TestRefused:
         with pytest.raises(FileNotFoundError):
             harness.resources.storage.stat(harness.file(asked.adapter_file_ids[0]).storage_key)
 
-    def test_an_adapter_whose_bytes_are_gone_fails_in_a_sentence(
+    def test_a_missing_adapter_file_fails_the_export_with_a_message(
         self, harness: WorkerHarness, trained: Job, tmp_path: Path
     ) -> None:
         asked = ask(harness, trained)
@@ -254,10 +254,10 @@ class TestRefused:
         exporter(harness, tmp_path).run_next()
         failed = read(harness, asked)
         assert (failed.state, failed.error_code) == ("failed", "adapter_deleted")
-        assert "is not whole any more" in str(failed.error_message)
+        assert "is incomplete or altered" in str(failed.error_message)
         assert asked.adapter_file_ids[0] in str(failed.error_message)
 
-    def test_a_base_that_was_unregistered_meanwhile_fails_in_a_sentence(
+    def test_an_unregistered_base_model_fails_the_export_with_a_message(
         self, harness: WorkerHarness, trained: Job, tmp_path: Path
     ) -> None:
         asked = ask(harness, trained)
@@ -266,9 +266,9 @@ class TestRefused:
         exporter(harness, tmp_path).run_next()
         failed = read(harness, asked)
         assert (failed.state, failed.error_code) == ("failed", "model_unavailable")
-        assert "'tiny' is not registered any more" in str(failed.error_message)
+        assert "'tiny' is no longer registered" in str(failed.error_message)
 
-    def test_a_base_whose_files_changed_fails_with_the_programs_own_sentence(
+    def test_a_changed_base_model_fails_the_export_with_the_merge_programs_message(
         self, harness: WorkerHarness, really_trained: Job, base: Path, tmp_path: Path
     ) -> None:
         asked = ask(harness, really_trained)
@@ -280,8 +280,8 @@ class TestRefused:
         assert ask(harness, really_trained).id != asked.id  # a failed one keeps nobody from trying again
 
 
-class TestLost:
-    def test_a_crash_is_tried_again_a_bounded_number_of_times(
+class TestRetries:
+    def test_a_crash_is_retried_a_limited_number_of_times(
         self, harness: WorkerHarness, trained: Job, tmp_path: Path
     ) -> None:
         asked = ask(harness, trained)
@@ -297,7 +297,7 @@ class TestLost:
         )
 
     @pytest.mark.parametrize("where", ["merge", "storage"])
-    def test_a_full_disk_makes_it_wait_without_blame_and_fails_it_at_the_end_only(
+    def test_a_full_disk_delays_the_export_and_fails_it_only_after_the_longest_wait(
         self, harness: WorkerHarness, trained: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
     ) -> None:
         asked = ask(harness, trained)
@@ -316,7 +316,7 @@ class TestLost:
         failed = read(harness, asked)
         assert (failed.state, failed.error_code) == ("failed", "storage_full")
 
-    def test_one_that_hangs_is_stopped(self, harness: WorkerHarness, trained: Job, tmp_path: Path) -> None:
+    def test_a_merge_that_hangs_is_stopped(self, harness: WorkerHarness, trained: Job, tmp_path: Path) -> None:
         harness.resources.settings.stall_seconds = 0.5
         asked = ask(harness, trained)
         exporter(harness, tmp_path, *fake(tmp_path, "time.sleep(60)")).run_next()
@@ -336,7 +336,7 @@ class TestLost:
             p for p in (harness.resources.settings.storage_dir / "objects").glob("exports/**/*") if p.is_file()
         ] == []
 
-    def test_a_worker_that_stops_leaves_it_without_blame(
+    def test_a_worker_shutdown_requeues_the_export_without_counting_a_crash(
         self, harness: WorkerHarness, trained: Job, tmp_path: Path
     ) -> None:
         asked = ask(harness, trained)
@@ -350,7 +350,7 @@ class TestLost:
         assert (left.state, left.crash_streak, left.lease_owner) == ("queued", 0, None)
         harness.resources.stop.clear()
 
-    def test_a_lost_holder_is_reaped_and_fenced_and_another_worker_makes_it(
+    def test_a_lost_worker_is_fenced_and_another_one_runs_the_export(
         self, harness: WorkerHarness, trained: Job, tmp_path: Path
     ) -> None:
         asked = ask(harness, trained)
@@ -372,7 +372,7 @@ class TestLost:
         assert exporter(harness, tmp_path).run_next()
         assert (read(harness, asked).state, read(harness, asked).attempt) == ("succeeded", 2)
 
-    def test_the_third_loss_fails_it(self, harness: WorkerHarness, trained: Job) -> None:
+    def test_the_third_lost_worker_fails_the_export(self, harness: WorkerHarness, trained: Job) -> None:
         asked = ask(harness, trained)
         for _ in range(3):
             self.claim(harness, OWNER)
@@ -381,7 +381,7 @@ class TestLost:
                 exports.reap_expired(session, 0, 0, 3)
         assert (read(harness, asked).state, read(harness, asked).error_code) == ("failed", "worker_lost")
 
-    def test_the_successor_in_a_slot_takes_back_what_its_predecessor_held(
+    def test_a_restarted_slot_reaps_the_export_of_its_previous_incarnation(
         self, harness: WorkerHarness, trained: Job
     ) -> None:
         asked = ask(harness, trained)
@@ -393,13 +393,13 @@ class TestLost:
         slot.wake()
         assert slot.join(10)
 
-    def test_two_workers_never_get_the_same_one(self, harness: WorkerHarness, trained: Job) -> None:
+    def test_two_workers_never_claim_the_same_export(self, harness: WorkerHarness, trained: Job) -> None:
         ask(harness, trained)
         with transaction(harness.sessions) as one, transaction(harness.sessions) as other:
             assert exports.claim(one, "a#1", 60) is not None
             assert exports.claim(other, "b#1", 60) is None
 
-    def test_the_work_directory_of_a_live_one_is_left_alone(self, harness: WorkerHarness, trained: Job) -> None:
+    def test_the_work_directory_of_a_running_export_is_kept(self, harness: WorkerHarness, trained: Job) -> None:
         asked = ask(harness, trained)
         self.claim(harness, OWNER)
         directory = harness.resources.settings.work_dir / asked.id / "attempt-1"
@@ -420,7 +420,7 @@ class TestLost:
 
 
 class TestHints:
-    def test_a_waiting_export_is_hinted_at(
+    def test_a_queued_export_causes_a_hint(
         self, harness: WorkerHarness, trained: Job, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         sent: list[str] = []
@@ -434,8 +434,8 @@ class TestHints:
         assert sorted(sent) == ["cpu", "cpu", "gpu"]  # of those queues that have a free worker
 
 
-class TestStation:
-    def test_a_worker_takes_exports_beside_its_other_work(self, harness: WorkerHarness, trained: Job) -> None:
+class TestWorkerNode:
+    def test_a_worker_with_torch_has_an_export_slot(self, harness: WorkerHarness, trained: Job) -> None:
         asked = ask(harness, trained)
         harness.resources.storage.delete(harness.file(asked.adapter_file_ids[0]).storage_key)
         station = WorkerNode(harness.resources.settings)
@@ -448,7 +448,7 @@ class TestStation:
         finally:
             station.close()
 
-    def test_one_without_torch_leaves_them_to_others(
+    def test_a_worker_without_torch_has_no_export_slot(
         self, harness: WorkerHarness, trained: Job, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("worker.exports.exporter.find_spec", lambda name: None)

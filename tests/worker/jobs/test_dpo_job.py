@@ -25,8 +25,8 @@ def spec_of(harness: WorkerHarness, job: Job, inputs: Inputs) -> TrainerSpec:
     return trainer_spec(harness.resources.settings, job, inputs, (), Path("training.jsonl"), None, None)
 
 
-class TestTheSpec:
-    def test_has_the_method_and_beta(self, harness: WorkerHarness) -> None:
+class TestSpec:
+    def test_the_spec_has_the_method_and_beta(self, harness: WorkerHarness) -> None:
         body = {"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.3}}}}
         job = harness.create_job(body=body)
         with transaction(harness.sessions) as session:
@@ -35,7 +35,7 @@ class TestTheSpec:
         assert spec.run.method == "dpo"
         assert spec.run.hyperparameters.beta == 0.3
 
-    def test_of_another_job_is_supervised(self, harness: WorkerHarness) -> None:
+    def test_the_spec_of_another_job_is_supervised(self, harness: WorkerHarness) -> None:
         job = harness.create_job()
         with transaction(harness.sessions) as session:
             row = session.get_one(Job, job.id)
@@ -44,13 +44,13 @@ class TestTheSpec:
 
 
 class TestMetrics:
-    def test_of_pairs_stand_in_the_event(self) -> None:
+    def test_a_metrics_event_has_the_metrics_of_pairs(self) -> None:
         data = metric_data(measured(train_loss=0.69, train_reward_accuracy=0.5, train_reward_margin=0.1))
         assert (data["train_reward_accuracy"], data["train_reward_margin"]) == (0.5, 0.1)
         assert data["train_mean_token_accuracy"] is None
         assert "valid_reward_margin" not in data
 
-    def test_of_pairs_stand_at_the_end_of_the_results_and_only_theirs(self) -> None:
+    def test_the_results_file_of_a_dpo_job_has_its_metrics_in_the_last_columns(self) -> None:
         pairs = metric_data(measured(train_loss=0.69, train_reward_accuracy=0.5, train_reward_margin=0.1))
         tokens = metric_data(measured(train_loss=0.69, train_mean_token_accuracy=0.5))
         header, row = results_csv([pairs]).decode().splitlines()

@@ -79,8 +79,8 @@ def pause_seconds(harness: WorkerHarness, job: Job) -> float:
     return (harness.job(job).run_after - harness.events(job)[-1].created_at).total_seconds()
 
 
-class TestTheLastStep:
-    def test_the_job_waits_without_blame_and_no_step_is_repeated(
+class TestFullAtTheLastStep:
+    def test_the_job_waits_for_storage_and_no_step_is_repeated(
         self, disk: SmallDisk, harness: WorkerHarness, step_log: StepLog, tmp_path: Path
     ) -> None:
         job, plan = harness.create_queued_job(), plan_of(step_log, tmp_path / "go")
@@ -108,7 +108,7 @@ class TestTheLastStep:
         assert harness.snapshots(job) == []
         assert list(harness.resources.storage.staging.iterdir()) == []
 
-    def test_while_it_lasts_no_trainer_is_started_and_the_pauses_grow(
+    def test_no_trainer_is_started_on_a_full_disk_and_the_delays_grow(
         self, disk: SmallDisk, harness: WorkerHarness, step_log: StepLog, tmp_path: Path
     ) -> None:
         job, plan = harness.create_queued_job(), plan_of(step_log, tmp_path / "go")
@@ -124,7 +124,7 @@ class TestTheLastStep:
         assert 229 < pause_seconds(harness, job) <= 235
         assert (harness.job(job).crash_streak, harness.snapshots(job)[0].step) == (0, 4)
 
-    def test_a_pause_that_is_asked_for_on_a_full_disk_keeps_the_last_step(
+    def test_a_shutdown_on_a_full_disk_keeps_the_last_step(
         self, disk: SmallDisk, harness: WorkerHarness, step_log: StepLog, tmp_path: Path
     ) -> None:
         job = harness.create_queued_job()
@@ -141,8 +141,8 @@ class TestTheLastStep:
         assert harness.snapshots(job)[0].step == step_log.all_steps()[-1]
 
 
-class TestTheStart:
-    def test_on_a_full_disk_it_does_not_start_but_waits(
+class TestFullAtTheStart:
+    def test_the_job_waits_and_does_not_start(
         self, disk: SmallDisk, harness: WorkerHarness, step_log: StepLog, tmp_path: Path
     ) -> None:
         job = harness.create_queued_job()
@@ -157,7 +157,7 @@ class TestTheStart:
         harness.run_next_job(plan_of(step_log, tmp_path / "go"))
         assert harness.job(job).state == "succeeded"
 
-    def test_what_is_reserved_is_really_allocated_and_given_back(self, disk: SmallDisk, tmp_path: Path) -> None:
+    def test_reserved_space_is_allocated_and_released(self, disk: SmallDisk, tmp_path: Path) -> None:
         before = disk.free_bytes
         disk_space.allocate(disk.path / "reserved", 3 * MB)
         assert before - disk.free_bytes >= 3 * MB
@@ -167,7 +167,7 @@ class TestTheStart:
         (disk.path / "reserved").unlink()
         assert disk.free_bytes == before
 
-    def test_what_a_killed_worker_reserved_in_storage_is_given_back(
+    def test_space_reserved_by_a_killed_worker_is_released(
         self, storage_disk: SmallDisk, harness: WorkerHarness
     ) -> None:
         job = harness.create_queued_job()
@@ -176,14 +176,14 @@ class TestTheStart:
         left = disk_space.storage_reserve_path(harness.resources, job.id, claimed.attempt - 1)
         for path in (held, left):
             disk_space.allocate(path, MB)
-        cleanup.sweep_staging(harness.resources.storage.staging)
-        cleanup.sweep_reserved(harness.resources)
+        cleanup.delete_staged_files(harness.resources.storage.staging)
+        cleanup.delete_reserved_space(harness.resources)
         assert held.exists()
         assert not left.exists()
 
 
-class TestTheEndOfTheWait:
-    def test_a_day_later_it_is_paused_and_resume_works(
+class TestEndOfTheWait:
+    def test_the_job_is_paused_after_a_day_and_can_be_resumed(
         self, disk: SmallDisk, harness: WorkerHarness, step_log: StepLog, tmp_path: Path
     ) -> None:
         job, plan = harness.create_queued_job(), plan_of(step_log, tmp_path / "go")
@@ -204,7 +204,7 @@ class TestTheEndOfTheWait:
         assert harness.job(job).state == "succeeded"
         assert step_log.all_steps() == [1, 2, 3, 4]
 
-    def test_the_reconciler_pauses_it_in_the_middle_of_a_pause(self, disk: SmallDisk, harness: WorkerHarness) -> None:
+    def test_the_reconciler_pauses_the_job_between_attempts(self, disk: SmallDisk, harness: WorkerHarness) -> None:
         job = waiting_job(disk, harness)
         reconciler = Reconciler(harness.resources)
         reconciler.pause_overdue()
@@ -216,7 +216,7 @@ class TestTheEndOfTheWait:
         harness.resume(job)
         assert harness.job(job).state == "queued"
 
-    def test_it_can_be_cancelled_and_paused_while_it_waits(self, disk: SmallDisk, harness: WorkerHarness) -> None:
+    def test_the_job_can_be_cancelled_and_paused_while_it_waits(self, disk: SmallDisk, harness: WorkerHarness) -> None:
         job = waiting_job(disk, harness)
         harness.pause(job)
         assert (harness.job(job).state, harness.job(job).phase) == ("paused", None)
@@ -229,7 +229,7 @@ class TestTheEndOfTheWait:
 
 
 @pytest.mark.timeout(400)
-class TestTheRealTrainer:
+class TestRealTrainer:
     """The adapter is the one of a job that never met a full disk, to the bit, and no step is told of twice."""
 
     def test_with_a_disk_that_is_full_at_the_last_step(self, disk: SmallDisk, harness: WorkerHarness) -> None:
@@ -237,7 +237,7 @@ class TestTheRealTrainer:
         lines, one_epoch = chat_lines(120), {"hyperparameters": {"n_epochs": 1, "batch_size": 1}, "lora": {"r": 32}}
         self.train_two(disk, harness, lines, None, one_epoch, kept_step=120)
 
-    def test_with_one_that_is_full_in_the_middle(self, one_disk: SmallDisk, harness: WorkerHarness) -> None:
+    def test_with_a_disk_that_is_full_in_the_middle(self, one_disk: SmallDisk, harness: WorkerHarness) -> None:
         """At the end of the first epoch, where a checkpoint is due."""
         self.train_two(one_disk, harness, None, chat_lines(4), BODY, kept_step=12)
 

@@ -51,7 +51,7 @@ def slow(step_log: StepLog, **plan: object) -> TrainerPlan:
 
 
 class TestCancel:
-    def test_a_cancelled_job_loses_its_trainer_and_hears_nothing_more(
+    def test_the_trainer_of_a_cancelled_job_is_killed_and_no_event_follows(
         self, harness: WorkerHarness, step_log: StepLog
     ) -> None:
         job = harness.create_queued_job()
@@ -80,9 +80,7 @@ class TestCancel:
 
 
 class TestPause:
-    def test_a_paused_job_leaves_a_checkpoint_and_goes_on_from_there(
-        self, harness: WorkerHarness, step_log: StepLog
-    ) -> None:
+    def test_a_paused_job_has_a_checkpoint_and_resumes_there(self, harness: WorkerHarness, step_log: StepLog) -> None:
         job = harness.create_queued_job()
         plan = slow(step_log, steps=60)
         thread = harness.start_next_job(plan)
@@ -100,7 +98,7 @@ class TestPause:
         assert harness.job(job).state == "succeeded"
         assert step_log.all_steps() == list(range(1, 61))
 
-    def test_a_pause_that_comes_while_the_job_loads_is_heard(self, harness: WorkerHarness, tmp_path: Path) -> None:
+    def test_a_pause_during_the_start_of_the_trainer_is_obeyed(self, harness: WorkerHarness, tmp_path: Path) -> None:
         job = harness.create_queued_job()
         thread = harness.start_next_job(TrainerPlan(steps=3, wait_for=str(tmp_path / "never")))
         harness.until(lambda: harness.job(job).state == "running", "the claim")
@@ -108,7 +106,7 @@ class TestPause:
         thread.join(10)
         assert harness.job(job).state == "paused"
 
-    def test_a_user_who_changes_their_mind_while_it_stops_finds_the_job_queued(self, harness: WorkerHarness) -> None:
+    def test_a_resume_during_the_stop_queues_the_job(self, harness: WorkerHarness) -> None:
         job = harness.create_queued_job()
         with transaction(harness.sessions) as session:
             claimed = claims.claim(session, "train", "gpu0@test#1", 60)
@@ -121,7 +119,7 @@ class TestPause:
             claims.finish_held_attempt(session, lease, Reason.PAUSED, "The job was paused")
         assert harness.job(job).state == "queued"
 
-    def test_a_pause_just_before_the_success_pauses(
+    def test_a_pause_during_the_publication_pauses(
         self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         job = harness.create_queued_job()
@@ -129,14 +127,14 @@ class TestPause:
         before(harness, monkeypatch, ".csv", lambda: harness.pause(job))
         harness.run_next_job(TrainerPlan(steps=2, snapshot_every=1))
         assert harness.job(job).state == "paused"
-        assert harness.messages(job)[-1] == "The job was paused when it was about to succeed"
+        assert harness.messages(job)[-1] == "The job was paused while its result was being published"
         assert harness.stored_files("checkpoints") == []
         monkeypatch.undo()
         harness.resume(job)
         harness.run_next_job(TrainerPlan(steps=2))
         assert harness.job(job).state == "succeeded"
 
-    def test_a_pause_at_the_very_last_step_is_a_checkpoint_that_the_success_takes_over(
+    def test_the_checkpoint_of_a_pause_at_the_last_step_becomes_the_result(
         self, harness: WorkerHarness, tmp_path: Path
     ) -> None:
         job = harness.create_queued_job()
@@ -158,7 +156,7 @@ class TestPause:
 
 
 class TestShutdown:
-    def test_a_drained_job_is_queued_without_blame_and_goes_on(self, harness: WorkerHarness, step_log: StepLog) -> None:
+    def test_a_drained_job_is_queued_and_resumes(self, harness: WorkerHarness, step_log: StepLog) -> None:
         job = harness.create_queued_job()
         plan = slow(step_log, steps=60)
         thread = harness.start_next_job(plan)
@@ -171,7 +169,7 @@ class TestShutdown:
         assert harness.run_next_job(plan) is True
         assert step_log.all_steps() == list(range(1, 61))
 
-    def test_a_trainer_that_does_not_drain_is_killed_after_the_grace(
+    def test_a_trainer_that_does_not_drain_is_killed_after_the_grace_period(
         self, harness: WorkerHarness, step_log: StepLog
     ) -> None:
         job = harness.create_queued_job()
@@ -186,7 +184,7 @@ class TestShutdown:
 
 
 class TestFencing:
-    def test_a_superseded_holder_kills_its_trainer_and_changes_no_row(
+    def test_a_fenced_worker_kills_its_trainer_and_changes_no_row(
         self, harness: WorkerHarness, step_log: StepLog
     ) -> None:
         job = harness.create_queued_job()
@@ -218,7 +216,7 @@ class TestFencing:
         times = step_log.times()
         assert max(times["2"]) < min(times["3"])
 
-    def test_a_lost_lease_while_results_are_stored_takes_the_bytes_back(
+    def test_a_lease_lost_during_the_publication_deletes_the_stored_objects(
         self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         job = harness.create_queued_job()
@@ -229,8 +227,8 @@ class TestFencing:
 
 
 @pytest.mark.usefixtures("reconnecting")
-class TestDatabaseAway:
-    def test_a_short_absence_costs_nothing(self, harness: WorkerHarness, step_log: StepLog) -> None:
+class TestDatabaseUnavailable:
+    def test_a_short_outage_loses_nothing(self, harness: WorkerHarness, step_log: StepLog) -> None:
         job = harness.create_queued_job()
         plan = slow(step_log, steps=80)
         thread = harness.start_next_job(plan)
@@ -243,7 +241,7 @@ class TestDatabaseAway:
         told = [event.data["step"] for event in harness.events(job) if event.type == "metrics"]
         assert told == list(range(1, 81))
 
-    def test_a_long_one_makes_the_holder_fence_itself(self, harness: WorkerHarness, step_log: StepLog) -> None:
+    def test_a_long_outage_makes_the_worker_fence_itself(self, harness: WorkerHarness, step_log: StepLog) -> None:
         settings = harness.resources.settings
         settings.lease_ttl_seconds, settings.self_fence_seconds, settings.self_fence_kill_seconds = 2.5, 1.2, 1.8
         job = harness.create_queued_job()
@@ -258,8 +256,8 @@ class TestDatabaseAway:
         assert (harness.job(job).state, harness.job(job).reason) == ("queued", "worker_lost")
 
 
-class TestATrainerAheadOfItsCopies:
-    def test_that_retired_a_snapshot_before_it_was_stored_alarms_nobody(self, harness: WorkerHarness) -> None:
+class TestRetiredSnapshots:
+    def test_a_snapshot_retired_before_it_was_stored_is_no_warning(self, harness: WorkerHarness) -> None:
         job = harness.create_queued_job()
         harness.run_next_job(TrainerPlan(steps=3, snapshot_every=1, retired_snapshot=2))
         assert harness.job(job).state == "succeeded"
@@ -267,8 +265,8 @@ class TestATrainerAheadOfItsCopies:
         assert said == [("info", "The snapshot at step 2 was superseded before it was stored")]
 
 
-class TestStorageInTrouble:
-    def test_a_checkpoint_that_does_not_fit_is_told_and_the_training_goes_on(
+class TestStorageErrors:
+    def test_a_checkpoint_that_does_not_fit_is_a_warning_and_the_training_continues(
         self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         job = harness.create_queued_job()
@@ -276,7 +274,7 @@ class TestStorageInTrouble:
         harness.run_next_job(TrainerPlan(steps=2, checkpoint_every=1))
         assert harness.job(job).state == "succeeded"
         warning = next(event for event in harness.events(job) if event.level == "warn")
-        assert warning.message == "The checkpoint was not stored: No space left on device; the training goes on"
+        assert warning.message == "The checkpoint was not stored: No space left on device; the training continues"
 
     def test_an_adapter_that_does_not_fit_leaves_the_job_waiting(
         self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
@@ -289,7 +287,7 @@ class TestStorageInTrouble:
         assert (waiting.reason, waiting.crash_streak) == ("storage_full", 0)
         assert harness.stored_files() == []
 
-    def test_a_storage_that_is_away_costs_no_blame(
+    def test_an_unavailable_storage_counts_no_crash(
         self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         job = harness.create_queued_job()
@@ -302,7 +300,7 @@ class TestStorageInTrouble:
 class TestSnapshots:
     @pytest.mark.parametrize("damage", DAMAGES)
     @pytest.mark.parametrize("name", ["state.safetensors", "MANIFEST.json"])
-    def test_a_damaged_one_is_passed_over_and_an_event_says_so(
+    def test_a_damaged_snapshot_is_skipped_with_a_warning(
         self, harness: WorkerHarness, step_log: StepLog, name: str, damage: str
     ) -> None:
         job, plan = self.crashed_after(harness, step_log, steps=4)
@@ -314,7 +312,7 @@ class TestSnapshots:
         assert warning.message.startswith("Going on from the snapshot of step 3; not usable: step 4 of attempt 2: ")
         assert name.partition(".")[0].lower() in warning.message.lower()
 
-    def test_without_a_whole_one_it_starts_from_zero_and_an_event_says_so(
+    def test_without_a_valid_snapshot_the_job_starts_from_zero_with_a_warning(
         self, harness: WorkerHarness, step_log: StepLog
     ) -> None:
         job, plan = self.crashed_after(harness, step_log, steps=4)
@@ -324,14 +322,14 @@ class TestSnapshots:
         assert step_log.all_steps() == [1, 2, 3, 4, 1, 2, 3, 4, 5, 6]
         assert any("Starting again from step 0" in e.message for e in harness.events(job) if e.level == "warn")
 
-    def test_only_the_last_two_are_kept(self, harness: WorkerHarness, step_log: StepLog) -> None:
+    def test_only_the_last_two_snapshots_are_kept(self, harness: WorkerHarness, step_log: StepLog) -> None:
         job, _ = self.crashed_after(harness, step_log, steps=5)
         assert [row.step for row in harness.snapshots(job)] == [5, 4]
         objects = harness.resources.settings.storage_dir / "objects"
         kept = {path.parent.name for path in objects.glob("jobs/*/*/*/snapshots/*/*")}
         assert kept == {"step-000004", "step-000005"}
 
-    def test_one_that_cannot_be_deleted_is_not_forgotten(
+    def test_a_snapshot_that_cannot_be_deleted_keeps_its_row(
         self, harness: WorkerHarness, step_log: StepLog, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def stuck(key: str) -> None:

@@ -36,7 +36,7 @@ def row(harness: WorkerHarness, keeper: LeaseKeeper) -> Job:
         return session.get_one(Job, keeper.lease.job_id)
 
 
-def test_the_lease_is_renewed_before_it_runs_out(harness: WorkerHarness, keeper: LeaseKeeper) -> None:
+def test_the_lease_is_renewed_before_it_expires(harness: WorkerHarness, keeper: LeaseKeeper) -> None:
     first = row(harness, keeper).lease_expires_at
     harness.until(lambda: row(harness, keeper).lease_expires_at != first, "a renewal")
     assert keeper.unconfirmed_seconds < 2

@@ -20,13 +20,13 @@ def published(harness: WorkerHarness, job_id: str) -> str | None:
         return None if log is None else log.text
 
 
-class TestPublishedLog:
-    def test_is_there_when_the_attempt_has_ended(self, harness: WorkerHarness) -> None:
+class TestLogPublisher:
+    def test_the_log_is_published_when_the_attempt_has_ended(self, harness: WorkerHarness) -> None:
         job = harness.create_queued_job()
         harness.run_next_job(TrainerPlan(steps=1, faults={"*": {"1": "stderr:a word at step one"}}))
         assert "a word at step one" in (published(harness, job.id) or "")
 
-    def test_grows_while_the_trainer_runs_and_tells_no_directory_of_the_worker(
+    def test_the_log_grows_while_the_trainer_runs_and_names_no_directory(
         self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         monkeypatch.setattr(log_publisher, "PUBLISH_SECONDS", 0.05)
@@ -38,7 +38,7 @@ class TestPublishedLog:
             log.write_text(f"first\n{tmp_path}/spec.json\n")
         assert published(harness, job.id) == "first\n<job>/spec.json\n"
 
-    def test_is_the_end_of_a_long_one(self, harness: WorkerHarness, tmp_path: Path) -> None:
+    def test_a_long_log_is_published_from_its_end(self, harness: WorkerHarness, tmp_path: Path) -> None:
         job = harness.create_queued_job()
         (tmp_path / "trainer.log.1").write_text("é" * 10 + "\n" + "x" * 99 + "\n" * (MAX_LOG_BYTES // 2))
         (tmp_path / "trainer.log").write_text("ü\n" * (MAX_LOG_BYTES // 4) + "the end\n")

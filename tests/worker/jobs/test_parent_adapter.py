@@ -44,7 +44,7 @@ def stored(harness: WorkerHarness, job: Job, filename: str) -> Path:
     return harness.resources.settings.storage_dir / "objects" / file.storage_key
 
 
-def test_a_job_on_a_trained_model_starts_where_that_one_ended(harness: WorkerHarness) -> None:
+def test_a_job_on_a_tuned_model_starts_with_its_adapter(harness: WorkerHarness) -> None:
     ancestor = finished(harness, harness.create_job(body=BODY, suffix="first"))
     assert ancestor.state == "succeeded", harness.messages(ancestor)
     waiting = continued(harness, ancestor)
@@ -68,7 +68,7 @@ def test_a_job_on_a_trained_model_starts_where_that_one_ended(harness: WorkerHar
     assert abs(after - before) < 0.5 * abs(first - before)  # not the base model's loss again
 
 
-def test_an_ancestor_that_is_not_whole_ends_the_job_with_a_sentence_and_never_with_a_new_start(
+def test_a_damaged_parent_adapter_fails_the_job_with_a_message(
     harness: WorkerHarness,
 ) -> None:
     ancestor = finished(harness, harness.create_job(body=BODY))
@@ -83,4 +83,4 @@ def test_an_ancestor_that_is_not_whole_ends_the_job_with_a_sentence_and_never_wi
     stored(harness, ancestor, "MANIFEST.json").unlink()
     gone = finished(harness, continued(harness, ancestor))
     assert (gone.state, gone.error_code) == ("failed", "server_error")
-    assert "gone from storage" in str(gone.error_message)
+    assert "is missing in storage" in str(gone.error_message)

@@ -28,13 +28,13 @@ def spec_of(harness: WorkerHarness, body: dict[str, Any] | None = None) -> Train
     return trainer_spec(settings, job, inputs, verify_base_model(inputs.base), Path("training.jsonl"), None, None)
 
 
-def test_the_spec_says_which_files_were_hashed_so_that_nobody_hashes_them_twice(harness: WorkerHarness) -> None:
+def test_the_spec_has_the_signature_of_the_hashed_files(harness: WorkerHarness) -> None:
     spec = spec_of(harness)
     assert spec.base.signature == stat_signature(spec.base.directory)
     assert TrainerSpec.model_validate_json(spec.model_dump_json()) == spec
 
 
-def test_files_that_are_not_those_of_the_registration_have_no_signature_to_trust(harness: WorkerHarness) -> None:
+def test_files_that_differ_from_the_registration_are_refused(harness: WorkerHarness) -> None:
     weights = spec_of(harness).base.directory / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
     with pytest.raises(PreparationError, match="altered since it was registered"):
@@ -53,13 +53,13 @@ def test_a_trainer_reads_lines_by_the_rules_of_its_job(harness: WorkerHarness, m
     assert spec_of(harness).run.line_rules == 1
 
 
-def test_a_stored_job_that_names_no_rules_has_the_first(harness: WorkerHarness) -> None:
+def test_a_stored_job_without_line_rules_has_version_1(harness: WorkerHarness) -> None:
     stored = harness.create_job().spec
     assert JobSpec.model_validate(stored).line_rules == 2
     assert JobSpec.model_validate({key: value for key, value in stored.items() if key != "line_rules"}).line_rules == 1
 
 
-def test_a_trainer_knows_whether_somebody_asked_for_the_numbers_it_computes_in(harness: WorkerHarness) -> None:
+def test_the_spec_has_whether_the_request_named_a_dtype(harness: WorkerHarness) -> None:
     assert spec_of(harness).dtype_is_free
     asked = spec_of(harness, {"quantization": {"compute_dtype": "bfloat16"}})
     assert (asked.dtype_is_free, asked.quantization) == (False, QuantizationSpec())
@@ -92,19 +92,19 @@ def trained_lora(harness: WorkerHarness, job: Job) -> Any:
 
 
 class TestPatterns:
-    def test_are_layers_to_the_trainer_while_the_job_shows_what_was_asked_for(self, harness: WorkerHarness) -> None:
+    def test_patterns_are_resolved_to_layers_in_the_spec_and_kept_in_the_job(self, harness: WorkerHarness) -> None:
         job = harness.create_queued_job(body={"lora": PATTERNS})
         assert job.spec["lora"] | PATTERNS == job.spec["lora"]
         assert job.spec["layer_patterns"] == MATCHED
         lora = trained_lora(harness, job).model_dump()
         assert lora | MATCHED == lora
 
-    def test_of_an_older_job_are_matched_when_it_is_claimed(self, harness: WorkerHarness) -> None:
+    def test_patterns_of_an_older_job_are_matched_when_it_is_claimed(self, harness: WorkerHarness) -> None:
         job = stored(harness, harness.create_queued_job(), **PATTERNS)
         lora = trained_lora(harness, job).model_dump()
         assert lora | MATCHED == lora
 
-    def test_of_a_base_model_whose_entry_names_no_layers_are_matched_with_its_files(
+    def test_patterns_are_matched_with_the_files_if_the_catalog_entry_has_no_layers(
         self, harness: WorkerHarness
     ) -> None:
         with transaction(harness.sessions) as session:
@@ -118,7 +118,7 @@ class TestPatterns:
     @pytest.mark.parametrize(
         ("key", "why"), [(r"(q)_proj\1", "no back-references"), (r"(\w|.|[^!])" * 20 + "!", "fits no target module")]
     )
-    def test_of_an_older_job_that_cannot_be_matched_end_it_with_the_reason(
+    def test_patterns_of_an_older_job_that_match_nothing_fail_it(
         self, harness: WorkerHarness, key: str, why: str
     ) -> None:
         job = stored(harness, harness.create_queued_job(), rank_pattern={key: 2})
@@ -128,7 +128,7 @@ class TestPatterns:
         assert why in str(job.error_message)
         assert re.match(r"lora\.rank_pattern: '", str(job.error_message))
 
-    def test_of_an_older_job_do_not_keep_its_files_from_being_validated(self, harness: WorkerHarness) -> None:
+    def test_patterns_of_an_older_job_do_not_block_its_validation(self, harness: WorkerHarness) -> None:
         for patterns in (PATTERNS, {"rank_pattern": {r"(q)\1": 2}}):
             job = stored(harness, harness.create_job(), **patterns)
             assert Validator(harness.resources, "cpu0@test#1").run_next()

@@ -6,7 +6,7 @@ from worker.jobs.publish import model_name
 
 
 class TestModelName:
-    def test_has_the_base_the_organization_the_suffix_and_eight_characters(self) -> None:
+    def test_the_name_has_base_organization_suffix_and_eight_characters(self) -> None:
         start, last = model_name("tiny", "acme", "demo").rsplit(":", 1)
         assert (start, len(last)) == ("ft:tiny:acme:demo", 8)
         assert model_name("tiny", "acme", None).startswith("ft:tiny:acme::")
@@ -20,10 +20,8 @@ class TestModelName:
             ("größe.大_1+2", "größe.大_1+2"),
         ],
     )
-    def test_holds_nothing_that_a_url_would_cut_or_clients_encode_in_different_ways(
-        self, suffix: str, told: str
-    ) -> None:
+    def test_characters_that_are_unsafe_in_urls_are_replaced(self, suffix: str, told: str) -> None:
         assert model_name("tiny", "acme", suffix).split(":")[3] == told
 
-    def test_of_a_base_with_a_slash_has_none(self) -> None:
+    def test_the_slash_of_a_base_model_is_replaced(self) -> None:
         assert model_name("Qwen/Qwen3-4B", "acme", "x").startswith("ft:Qwen-Qwen3-4B:acme:x:")

@@ -34,7 +34,7 @@ def train(harness: WorkerHarness) -> None:
     assert Supervisor(harness.resources, OWNER, harness.trainer_lock).run_next()
 
 
-def test_a_drained_job_gives_the_same_adapter_as_one_that_was_left_alone(harness: WorkerHarness) -> None:
+def test_a_drained_job_gives_the_same_adapter_as_an_uninterrupted_one(harness: WorkerHarness) -> None:
     be_patient(harness)
     left_alone, drained = (harness.create_job(validation=chat_lines(4), body=BODY, suffix="demo") for _ in range(2))
     while Validator(harness.resources, "cpu0@test#1").run_next():
@@ -57,7 +57,7 @@ def test_a_drained_job_gives_the_same_adapter_as_one_that_was_left_alone(harness
     assert weights_of(harness, left_alone) == weights_of(harness, drained)
 
 
-def test_a_job_from_before_the_stricter_line_rules_is_paused_and_goes_on(
+def test_a_job_with_older_line_rules_is_paused_and_resumes(
     harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its file has what a new job is refused: a refusal beside the content, and a line of white space of ASCII."""
@@ -123,7 +123,7 @@ def weights_of(harness: WorkerHarness, job: Job) -> str:
     return str(weights.sha256)
 
 
-def test_what_the_trainer_cannot_satisfy_is_a_sentence_for_the_user_and_a_traceback_in_the_log(
+def test_a_request_that_the_trainer_refuses_is_a_message_for_the_user_and_a_traceback_in_the_log(
     harness: WorkerHarness,
 ) -> None:
     """Queued without a validation, which would have seen it first."""

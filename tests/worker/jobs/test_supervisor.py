@@ -25,7 +25,7 @@ from worker.reconciler import cleanup
 
 
 class TestSuccess:
-    def test_the_job_says_what_came_out(self, harness: WorkerHarness) -> None:
+    def test_the_job_has_its_results(self, harness: WorkerHarness) -> None:
         job = harness.create_queued_job(suffix="demo")
         assert harness.run_next_job(TrainerPlan(steps=4))
         done = harness.job(job)
@@ -39,7 +39,7 @@ class TestSuccess:
             "step": 4, "total_steps": 4, "epoch": 1.0, "tokens_per_second": 1000.0, "eta_seconds": 0.1
         }  # fmt: skip
 
-    def test_events_come_in_openais_order_and_without_a_gap(self, harness: WorkerHarness) -> None:
+    def test_events_are_in_openais_order_without_gaps(self, harness: WorkerHarness) -> None:
         job = harness.create_queued_job()
         harness.run_next_job(TrainerPlan(steps=2))
         told = harness.events(job)
@@ -94,7 +94,7 @@ class TestSuccess:
         assert [c.name.rpartition(":")[2] for c in kept[1:]] == ["ckpt-step-3", "ckpt-step-2"]
         assert sorted(tuned) == sorted(checkpoint.name for checkpoint in kept)
 
-    def test_only_the_files_of_the_last_three_checkpoints_stay(self, harness: WorkerHarness) -> None:
+    def test_only_the_files_of_the_last_three_checkpoints_are_kept(self, harness: WorkerHarness) -> None:
         job = harness.create_queued_job()
         harness.run_next_job(TrainerPlan(steps=5, checkpoint_every=1))
         with transaction(harness.sessions) as session:
@@ -112,7 +112,7 @@ class TestSuccess:
         )
         assert [checkpoint.step_number for checkpoint in harness.checkpoints(job)] == [5, 4, 2]
 
-    def test_a_best_one_that_is_the_result_comes_first_under_the_models_name_with_bytes_of_its_own(
+    def test_a_best_checkpoint_that_is_the_result_is_listed_first_with_its_own_files(
         self, harness: WorkerHarness
     ) -> None:
         job = harness.create_queued_job()
@@ -146,7 +146,7 @@ class TestSuccess:
         names = [harness.file(file_id).filename for file_id in checkpoint.file_ids]
         assert names == ["MANIFEST.json", "README.md", "adapter_config.json", "adapter_model.safetensors"]
 
-    def test_snapshots_and_the_work_directory_are_gone_and_the_log_stays(self, harness: WorkerHarness) -> None:
+    def test_snapshots_and_work_directory_are_deleted_and_the_log_is_kept(self, harness: WorkerHarness) -> None:
         job = harness.create_queued_job()
         harness.run_next_job(TrainerPlan(steps=4, snapshot_every=1))
         assert harness.snapshots(job) == []
@@ -154,19 +154,19 @@ class TestSuccess:
         directory = harness.resources.settings.work_dir / job.id / "attempt-2"
         assert [path.name for path in directory.iterdir()] in ([], ["trainer.log"])
 
-    def test_a_crash_after_the_last_word_changes_nothing(self, harness: WorkerHarness) -> None:
+    def test_a_crash_after_the_final_record_changes_nothing(self, harness: WorkerHarness) -> None:
         job = harness.create_queued_job()
         harness.run_next_job(TrainerPlan(steps=2, faults={"*": {"after done": "signal:SIGSEGV"}}))
         assert harness.job(job).state == "succeeded"
 
-    def test_a_trainer_that_is_done_but_does_not_go_is_killed(self, harness: WorkerHarness) -> None:
+    def test_a_trainer_that_does_not_exit_after_its_final_record_is_killed(self, harness: WorkerHarness) -> None:
         job = harness.create_queued_job()
         harness.resources.settings.stop_grace_seconds = 0.3
         harness.run_next_job(TrainerPlan(steps=2, faults={"*": {"after done": "hang"}}))
         assert harness.job(job).state == "succeeded"
 
 
-class TestTroubleWithTheTrainer:
+class TestTrainerErrors:
     @pytest.mark.parametrize(
         ("fault", "code"),
         [
@@ -176,7 +176,7 @@ class TestTroubleWithTheTrainer:
             ("exit:64", "invalid_spec"),
         ],
     )
-    def test_a_failure_that_would_come_again_fails_the_job(self, harness: WorkerHarness, fault: str, code: str) -> None:
+    def test_a_permanent_failure_fails_the_job(self, harness: WorkerHarness, fault: str, code: str) -> None:
         job = harness.create_queued_job()
         harness.run_next_job(TrainerPlan(faults={"*": {"2": fault}}))
         failed = harness.job(job)
@@ -189,7 +189,7 @@ class TestTroubleWithTheTrainer:
     @pytest.mark.parametrize(
         "fault", ["signal:SIGSEGV", "signal:SIGKILL", "exit:70", "exit:0", "failed:done:0", "exit:76"]
     )
-    def test_a_crash_is_tried_again_from_the_newest_snapshot(
+    def test_a_crash_is_retried_from_the_newest_snapshot(
         self, harness: WorkerHarness, step_log: StepLog, fault: str
     ) -> None:
         job = harness.create_queued_job()
@@ -202,7 +202,9 @@ class TestTroubleWithTheTrainer:
         assert "Going on from the snapshot of step 2" in harness.messages(job)
         assert [row["step"] for row in harness.metrics(job)] == [1, 2, 3, 4, 5]
 
-    def test_without_a_snapshot_it_starts_again_and_says_so(self, harness: WorkerHarness, step_log: StepLog) -> None:
+    def test_without_a_snapshot_the_job_starts_again_with_an_event(
+        self, harness: WorkerHarness, step_log: StepLog
+    ) -> None:
         job = harness.create_queued_job()
         plan = TrainerPlan(steps=2, step_log=str(step_log.path), faults={"2": {"2": "signal:SIGKILL"}})
         harness.run_next_job(plan)
@@ -219,7 +221,7 @@ class TestTroubleWithTheTrainer:
         assert failed.error_message is not None
         assert failed.error_message.startswith("The trainer was ended by SIGSEGV; gave up after 3 attempts")
 
-    def test_crashes_with_progress_between_them_do_not_add_up(self, harness: WorkerHarness) -> None:
+    def test_progress_resets_the_crash_streak(self, harness: WorkerHarness) -> None:
         job = harness.create_queued_job()
         faults = {str(attempt): {str(2 * attempt): "signal:SIGKILL"} for attempt in (2, 3, 4, 5)}
         plan = TrainerPlan(steps=11, snapshot_every=1, faults=faults)
@@ -228,7 +230,7 @@ class TestTroubleWithTheTrainer:
         done = harness.job(job)
         assert (done.state, done.train_attempts, done.crash_streak) == ("succeeded", 5, 0)
 
-    def test_a_retry_waits_and_waits_longer_each_time(self, harness: WorkerHarness) -> None:
+    def test_the_delay_of_retries_grows(self, harness: WorkerHarness) -> None:
         job = harness.create_queued_job()
         harness.resources.settings.requeue_delay_seconds = 60.0
         harness.run_next_job(TrainerPlan(faults={"*": {"1": "exit:70"}}))
@@ -236,7 +238,7 @@ class TestTroubleWithTheTrainer:
         now = harness.job(job)
         assert 50 < (now.run_after - harness.events(job)[-1].created_at).total_seconds() <= 60
 
-    def test_a_silent_trainer_is_killed_and_the_job_goes_on(self, harness: WorkerHarness) -> None:
+    def test_a_silent_trainer_is_killed_and_the_job_is_retried(self, harness: WorkerHarness) -> None:
         job = harness.create_queued_job()
         harness.resources.settings.stall_seconds = 0.7
         plan = TrainerPlan(steps=3, snapshot_every=1, faults={"2": {"2": "hang"}})
@@ -245,7 +247,7 @@ class TestTroubleWithTheTrainer:
         harness.run_next_job(plan)
         assert harness.job(job).state == "succeeded"
 
-    def test_a_trainer_that_closes_its_output_and_stays_is_killed(self, harness: WorkerHarness) -> None:
+    def test_a_trainer_that_closes_its_output_without_exiting_is_killed(self, harness: WorkerHarness) -> None:
         job = harness.create_queued_job()
         harness.resources.settings.stop_grace_seconds = 0.3
         harness.run_next_job(TrainerPlan(faults={"*": {"2": "hang:close"}}))
@@ -262,14 +264,14 @@ class TestTroubleWithTheTrainer:
         ],
         ids=["text", "incomplete", "of another run", "unknown kind", "two megabytes"],
     )
-    def test_a_line_that_is_no_record_costs_nothing(self, harness: WorkerHarness, line: str) -> None:
+    def test_a_line_that_is_no_record_is_ignored(self, harness: WorkerHarness, line: str) -> None:
         job = harness.create_queued_job()
         plan = TrainerPlan(steps=3, faults={"*": {"2": f"print:{line}"}})
         harness.run_next_job(plan if len(line) < 1000 else TrainerPlan(steps=3, faults={"*": {"2": "print:LONG"}}))
         assert harness.job(job).state == "succeeded"
         assert [row["step"] for row in harness.metrics(job)] == [1, 2, 3]
 
-    def test_values_that_postgresql_refuses_are_made_harmless(self, harness: WorkerHarness) -> None:
+    def test_values_that_postgresql_refuses_are_replaced(self, harness: WorkerHarness) -> None:
         job = harness.create_queued_job()
         message = '{"kind": "message", "run_id": "%s", "message": "a\\u0000b", "data": {"x": NaN, "\\u0000": [1e999]}}'
         harness.run_next_job(TrainerPlan(steps=2, faults={"*": {"1": f"print:{message % job.id}"}}))
@@ -290,7 +292,7 @@ class TestBeforeTheTrainer:
         Supervisor(harness.resources, OWNER, harness.trainer_lock, ("/nowhere/python",)).run_next()
         assert (harness.job(job).state, harness.job(job).reason) == ("queued", "trainer_crashed")
 
-    def test_a_worker_whose_disk_is_full_leaves_the_job_to_others(
+    def test_a_worker_with_a_full_disk_requeues_the_job(
         self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         job = harness.create_queued_job()
@@ -323,11 +325,9 @@ class TestBeforeTheTrainer:
         harness.run_next_job(TrainerPlan())
         failed = harness.job(job)
         assert (failed.error_code, failed.error_param) == ("model_unavailable", "model")
-        assert "it is not registered any more. Its operator can register it anew" in str(failed.error_message)
+        assert "it is no longer registered. Its operator can register it anew" in str(failed.error_message)
 
-    def test_a_base_model_whose_directory_is_gone_fails_the_job_without_naming_a_path(
-        self, harness: WorkerHarness
-    ) -> None:
+    def test_a_missing_base_model_directory_fails_the_job_without_naming_a_path(self, harness: WorkerHarness) -> None:
         job = harness.create_queued_job()
         with transaction(harness.sessions) as session:
             directory = Path(session.get_one(BaseModelRow, "tiny").directory)
@@ -340,21 +340,21 @@ class TestBeforeTheTrainer:
         )
         assert str(directory) not in str(failed.error_message)
 
-    def test_a_data_set_whose_bytes_changed_fails_the_job(self, harness: WorkerHarness) -> None:
+    def test_a_changed_data_set_fails_the_job(self, harness: WorkerHarness) -> None:
         job = harness.create_queued_job()
         key = harness.file(job.training_file_id).storage_key
         (harness.resources.settings.storage_dir / "objects" / key).write_bytes(b"{}")
         harness.run_next_job(TrainerPlan())
         assert (harness.job(job).state, harness.job(job).error_code) == ("failed", "server_error")
 
-    def test_a_deleted_data_set_is_still_trained_on(self, harness: WorkerHarness) -> None:
+    def test_a_deleted_data_set_is_still_used(self, harness: WorkerHarness) -> None:
         job = harness.create_queued_job()
         with transaction(harness.sessions) as session:
             files.delete_all(session, [job.training_file_id])
         harness.run_next_job(TrainerPlan())
         assert harness.job(job).state == "succeeded"
 
-    def test_a_slot_whose_gpu_is_still_held_takes_no_job(self, harness: WorkerHarness) -> None:
+    def test_a_slot_whose_gpu_is_not_free_claims_no_job(self, harness: WorkerHarness) -> None:
         from worker.node.locks import try_lock
 
         job = harness.create_queued_job()

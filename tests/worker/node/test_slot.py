@@ -74,7 +74,7 @@ def test_it_finds_work_by_its_own_poll(harness: WorkerHarness, work: Work, make_
     harness.until(lambda: work.jobs == 0, "the poll")
 
 
-def test_a_hint_is_quicker_than_the_poll(harness: WorkerHarness, work: Work, make_slot: Callable[[], Slot]) -> None:
+def test_a_hint_is_faster_than_the_poll(harness: WorkerHarness, work: Work, make_slot: Callable[[], Slot]) -> None:
     harness.resources.settings.poll_seconds = 60.0
     slot = make_slot()
     harness.until(lambda: work.asked, "the first look")
@@ -83,7 +83,7 @@ def test_a_hint_is_quicker_than_the_poll(harness: WorkerHarness, work: Work, mak
     assert work.jobs == 0
 
 
-def test_duplicate_hints_never_make_two_jobs_run_at_once(
+def test_duplicate_hints_never_run_two_jobs_at_once(
     harness: WorkerHarness, work: Work, make_slot: Callable[[], Slot]
 ) -> None:
     slot = make_slot()
@@ -96,7 +96,9 @@ def test_duplicate_hints_never_make_two_jobs_run_at_once(
     assert (work.jobs, work.most_at_once) == (0, 1)
 
 
-def test_a_hint_stays_until_the_slot_is_idle(harness: WorkerHarness, work: Work, make_slot: Callable[[], Slot]) -> None:
+def test_a_hint_returns_when_the_slot_is_idle(
+    harness: WorkerHarness, work: Work, make_slot: Callable[[], Slot]
+) -> None:
     """So that Celery, whose one thread it occupies, leaves further hints to workers that are free."""
     slot = make_slot()
     work.may_end.clear()
@@ -111,7 +113,7 @@ def test_a_hint_stays_until_the_slot_is_idle(harness: WorkerHarness, work: Work,
 
 
 @pytest.mark.parametrize("error", [OperationalError("", {}, OSError()), ZeroDivisionError()], ids=["away", "bug"])
-def test_it_survives_whatever_happens_to_a_job(
+def test_it_survives_every_error_of_a_job(
     harness: WorkerHarness, work: Work, make_slot: Callable[[], Slot], error: Exception
 ) -> None:
     work.error = error
@@ -120,7 +122,7 @@ def test_it_survives_whatever_happens_to_a_job(
     assert slot.is_alive
 
 
-def test_it_stops_when_it_is_told_to(harness: WorkerHarness, make_slot: Callable[[], Slot]) -> None:
+def test_it_stops_when_stop_is_set(harness: WorkerHarness, make_slot: Callable[[], Slot]) -> None:
     harness.resources.settings.poll_seconds = 60.0
     slot = make_slot()
     harness.resources.stop.set()
@@ -129,7 +131,9 @@ def test_it_stops_when_it_is_told_to(harness: WorkerHarness, make_slot: Callable
     slot.run_until_idle()  # a hint that comes too late returns, too
 
 
-def test_its_predecessors_jobs_are_reaped_at_once(harness: WorkerHarness, make_slot: Callable[[], Slot]) -> None:
+def test_jobs_of_its_previous_incarnation_are_reaped_at_once(
+    harness: WorkerHarness, make_slot: Callable[[], Slot]
+) -> None:
     job, other = harness.create_queued_job(), harness.create_queued_job()
     harness.claim(f"{NAME}#dead")
     harness.claim("gpu0@test-too#dead")
@@ -160,7 +164,7 @@ def test_a_jobs_owner_is_this_incarnation_of_the_slot(harness: WorkerHarness) ->
     assert slots[0].owner != slots[1].owner
 
 
-def test_slots_of_one_process_have_names_of_their_own() -> None:
+def test_slots_of_one_process_have_different_names() -> None:
     assert slot_name("gpu", "gpu0@host") == "gpu0@host"
     assert slot_name("cpu", "gpu0@host") == "cpu.gpu0@host"
 

@@ -45,7 +45,7 @@ def is_stored(harness: WorkerHarness, key: str) -> bool:
 
 
 class TestUploads:
-    def test_that_are_over_expire_and_their_parts_go(self, harness: WorkerHarness) -> None:
+    def test_overdue_uploads_expire_and_their_parts_are_deleted(self, harness: WorkerHarness) -> None:
         over, over_key = make_upload(harness)
         completing, completing_key = make_upload(harness)
         pending, pending_key = make_upload(harness)
@@ -59,14 +59,14 @@ class TestUploads:
         assert left == {completing, pending}
         assert [is_stored(harness, key) for key in (over_key, completing_key, pending_key)] == [False, True, True]
 
-    def test_that_were_cancelled_lose_their_parts(self, harness: WorkerHarness) -> None:
+    def test_the_parts_of_cancelled_uploads_are_deleted(self, harness: WorkerHarness) -> None:
         upload_id, key = make_upload(harness)
         with transaction(harness.sessions) as session:
             uploads.cancel(session, session.get_one(Upload, upload_id))
         cleanup.purge_upload_parts(harness.resources)
         assert not is_stored(harness, key)
 
-    def test_that_became_a_file_lose_their_parts_but_not_its_bytes(self, harness: WorkerHarness) -> None:
+    def test_the_parts_of_completed_uploads_are_deleted_and_the_file_is_kept(self, harness: WorkerHarness) -> None:
         upload_id, key = make_upload(harness, b"the whole")
         harness.resources.storage.compose("files/file-whole", [key, key])
         with transaction(harness.sessions) as session:
@@ -79,7 +79,7 @@ class TestUploads:
 
 
 class TestOrphans:
-    def test_are_deleted_and_what_a_row_names_stays(self, harness: WorkerHarness) -> None:
+    def test_orphans_are_deleted_and_objects_with_a_row_are_kept(self, harness: WorkerHarness) -> None:
         storage = harness.resources.storage
         job = harness.create_queued_job()
         _, part_key = make_upload(harness)
@@ -98,7 +98,7 @@ class TestOrphans:
         assert [key for key in (*orphans, "files/file-lost-too") if is_stored(harness, key)] == []
         assert [key for key in (*kept, "exports/of/a/later/day") if not is_stored(harness, key)] == []
 
-    def test_of_a_purged_file_go_too(self, harness: WorkerHarness) -> None:
+    def test_the_object_of_a_purged_file_is_deleted(self, harness: WorkerHarness) -> None:
         with transaction(harness.sessions) as session:
             file = make_file(session, harness.resources.storage, harness.project)
             files.delete(session, file)
@@ -106,7 +106,7 @@ class TestOrphans:
         cleanup.delete_orphans(harness.resources, older_than_seconds=-60)
         assert not is_stored(harness, file.storage_key)
 
-    def test_are_told_by_every_table_that_names_an_object(self) -> None:
+    def test_every_table_with_storage_keys_is_read(self) -> None:
         """A table that is added here must be asked by `delete_orphans`, or keep its objects below another prefix."""
         naming = {
             table.name
@@ -118,7 +118,9 @@ class TestOrphans:
 
 
 @pytest.mark.parametrize("is_directory", [True, False])
-def test_what_a_killed_process_staged_goes_whatever_it_is(harness: WorkerHarness, is_directory: bool) -> None:
+def test_staged_files_and_directories_of_killed_processes_are_deleted(
+    harness: WorkerHarness, is_directory: bool
+) -> None:
     staged = harness.resources.storage.staging / "compose-of-a-killed-process"
     if is_directory:
         staged.mkdir()

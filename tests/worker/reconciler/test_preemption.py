@@ -45,7 +45,7 @@ def service(harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     print((tmp_path / "gpu0.log").read_text())
 
 
-def test_a_job_that_gave_way_has_the_adapter_of_one_that_was_left_alone(service: WorkerHarness) -> None:
+def test_a_preempted_job_gives_the_same_adapter_as_an_uninterrupted_one(service: WorkerHarness) -> None:
     left_alone, long = (service.create_job(chat_lines(STEPS // 2), body=LONG, suffix="demo") for _ in range(2))
     urgent = service.create_job(body=SHORT)
     validate_all(service)
@@ -68,7 +68,7 @@ def test_a_job_that_gave_way_has_the_adapter_of_one_that_was_left_alone(service:
     assert first.ended_at <= between.started_at <= between.ended_at <= second.started_at
     told = [event.data["step"] for event in service.events(long) if event.type == "metrics"]
     assert told == list(range(1, STEPS + 1))
-    assert any(message.startswith("The job gave way to an urgent one at step ") for message in service.messages(long))
+    assert any(message.startswith("The job was preempted at step ") for message in service.messages(long))
     assert weights_of(service, long) == weights_of(service, left_alone)
 
 

@@ -40,7 +40,7 @@ def expire(harness: WorkerHarness, job: Job, seconds_ago: float = 0.0) -> None:
 
 
 class TestReaping:
-    def test_a_job_whose_lease_ran_out_is_queued_again_and_an_event_says_why(
+    def test_a_job_whose_lease_expired_is_queued_again_with_an_event(
         self, harness: WorkerHarness, reconciler: Reconciler
     ) -> None:
         job = harness.create_queued_job()
@@ -52,7 +52,9 @@ class TestReaping:
         event = harness.events(job)[-1]
         assert (event.level, event.message) == ("warn", "The worker gpu0@test#1 was lost during attempt 2")
 
-    def test_not_before_the_grace_is_over(self, harness: WorkerHarness, reconciler: Reconciler) -> None:
+    def test_no_lease_is_reaped_before_the_end_of_the_grace_period(
+        self, harness: WorkerHarness, reconciler: Reconciler
+    ) -> None:
         job = harness.create_queued_job()
         harness.claim()
         harness.resources.settings.reap_grace_seconds = 30.0
@@ -61,14 +63,12 @@ class TestReaping:
         expire(harness, job, seconds_ago=31)
         assert reconciler.reap() == 1
 
-    def test_a_live_lease_is_left_alone(self, harness: WorkerHarness, reconciler: Reconciler) -> None:
+    def test_a_valid_lease_is_not_reaped(self, harness: WorkerHarness, reconciler: Reconciler) -> None:
         harness.create_queued_job()
         harness.claim()
         assert reconciler.reap() == 0
 
-    def test_a_lost_validation_waits_to_be_validated_again(
-        self, harness: WorkerHarness, reconciler: Reconciler
-    ) -> None:
+    def test_a_lost_validation_is_queued_for_validation(self, harness: WorkerHarness, reconciler: Reconciler) -> None:
         job = harness.create_job()
         with transaction(harness.sessions) as session:
             claims.claim(session, "validate", "cpu0@test#1", 60)
@@ -76,7 +76,7 @@ class TestReaping:
         reconciler.reap()
         assert (harness.job(job).state, harness.job(job).lease_owner) == ("validating_files", None)
 
-    def test_a_lost_job_that_should_pause_is_paused(self, harness: WorkerHarness, reconciler: Reconciler) -> None:
+    def test_a_lost_job_with_a_pause_request_is_paused(self, harness: WorkerHarness, reconciler: Reconciler) -> None:
         job = harness.create_queued_job()
         harness.claim()
         with transaction(harness.sessions) as session:
@@ -85,7 +85,7 @@ class TestReaping:
         reconciler.reap()
         assert harness.job(job).state == "paused"
 
-    def test_the_third_loss_in_a_row_fails_the_job(self, harness: WorkerHarness, reconciler: Reconciler) -> None:
+    def test_the_third_lost_worker_in_a_row_fails_the_job(self, harness: WorkerHarness, reconciler: Reconciler) -> None:
         job = harness.create_queued_job()
         for _ in range(3):
             harness.claim()
@@ -102,17 +102,17 @@ class TestReaping:
         assert harness.job(job).state == "succeeded"
 
 
-class TestBrake:
-    def test_some_deaths_are_reaped(self) -> None:
+class TestMassExpiryGuard:
+    def test_few_expired_leases_are_reaped(self) -> None:
         assert MassExpiryGuard(300).allows(expired=2, held=2, server_uptime_seconds=HOUR)
         assert MassExpiryGuard(300).allows(expired=5, held=10, server_uptime_seconds=HOUR)
 
-    def test_nobody_is_reaped_within_a_lease_of_postgresqls_start(self) -> None:
+    def test_nothing_is_reaped_within_a_lease_of_postgresqls_start(self) -> None:
         guard = MassExpiryGuard(300)
         assert not guard.allows(expired=1, held=9, server_uptime_seconds=299)
         assert guard.allows(expired=1, held=9, server_uptime_seconds=301)
 
-    def test_a_mass_expiry_waits_one_lease_and_is_reaped_if_it_lasts(self) -> None:
+    def test_a_mass_expiry_is_reaped_after_one_lease(self) -> None:
         now = [1000.0]
         guard = MassExpiryGuard(300, clock=lambda: now[0])
         assert not guard.allows(expired=3, held=5, server_uptime_seconds=HOUR)
@@ -121,7 +121,7 @@ class TestBrake:
         now[0] += 1
         assert guard.allows(expired=3, held=5, server_uptime_seconds=HOUR)
 
-    def test_one_that_passes_leaves_no_trace(self) -> None:
+    def test_a_mass_expiry_that_ends_resets_the_delay(self) -> None:
         now = [1000.0]
         guard = MassExpiryGuard(300, clock=lambda: now[0])
         assert not guard.allows(expired=3, held=5, server_uptime_seconds=HOUR)
@@ -129,7 +129,7 @@ class TestBrake:
         now[0] += 1000
         assert not guard.allows(expired=3, held=5, server_uptime_seconds=HOUR)
 
-    def test_it_holds_against_real_rows(self, harness: WorkerHarness, reconciler: Reconciler) -> None:
+    def test_it_delays_reaping_of_real_rows(self, harness: WorkerHarness, reconciler: Reconciler) -> None:
         for _ in range(3):
             harness.create_queued_job()
             expire(harness, harness.claim())
@@ -138,8 +138,8 @@ class TestBrake:
         harness.until(lambda: reconciler.reap() == 3, "the end of the delay")
 
 
-class TestSeveral:
-    def test_only_one_works_at_a_time(self, harness: WorkerHarness, reconciler: Reconciler) -> None:
+class TestSeveralReconcilers:
+    def test_only_one_reconciler_works_at_a_time(self, harness: WorkerHarness, reconciler: Reconciler) -> None:
         with harness.resources.engine.connect() as other:
             other.execute(text("SELECT pg_advisory_lock(:key)"), {"key": ADVISORY_LOCK})
             assert reconciler.round() is False
@@ -162,7 +162,7 @@ class TestSeveral:
             thread.join()
         assert len(harness.events(job)) == told + 1
 
-    def test_a_failed_round_does_not_end_it(
+    def test_a_failed_round_does_not_end_the_loop(
         self, harness: WorkerHarness, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         rounds: list[int] = []
@@ -185,7 +185,7 @@ class TestHints:
         monkeypatch.setattr(harness.resources.hints, "send", sent.append)
         return sent
 
-    def test_waiting_work_is_hinted_at_while_a_worker_is_free(
+    def test_due_jobs_cause_hints_while_a_worker_is_free(
         self, harness: WorkerHarness, reconciler: Reconciler, sent: list[Queue]
     ) -> None:
         harness.create_queued_job()
@@ -197,9 +197,7 @@ class TestHints:
         reconciler.send_hints()
         assert sent == ["cpu", "gpu"]
 
-    def test_busy_workers_are_not_hinted_at(
-        self, harness: WorkerHarness, reconciler: Reconciler, sent: list[Queue]
-    ) -> None:
+    def test_busy_workers_get_no_hint(self, harness: WorkerHarness, reconciler: Reconciler, sent: list[Queue]) -> None:
         harness.create_queued_job()
         harness.claim("gpu0@test#1")
         harness.create_queued_job()
@@ -207,7 +205,7 @@ class TestHints:
         reconciler.send_hints()
         assert sent == []
 
-    def test_work_that_is_delayed_is_not_hinted_at(
+    def test_delayed_jobs_cause_no_hint(
         self, harness: WorkerHarness, reconciler: Reconciler, sent: list[Queue]
     ) -> None:
         job = harness.create_queued_job()
@@ -223,8 +221,8 @@ class TestHints:
             workers.heartbeat(session, worker, queue, "test", 1, {})
 
 
-class TestSweeping:
-    def test_an_expired_file_disappears_and_its_bytes_too(self, harness: WorkerHarness) -> None:
+class TestCleanup:
+    def test_an_expired_file_and_its_object_are_deleted(self, harness: WorkerHarness) -> None:
         with transaction(harness.sessions) as session:
             file = make_file(session, harness.resources.storage, harness.project)
             past = text("clock_timestamp() - interval '1 second'")
@@ -238,7 +236,7 @@ class TestSweeping:
         with pytest.raises(FileNotFoundError):
             harness.resources.storage.stat(file.storage_key)
 
-    def test_the_bytes_of_a_deleted_file_stay_while_a_job_reads_it(self, harness: WorkerHarness) -> None:
+    def test_the_object_of_a_deleted_file_is_kept_while_a_job_reads_it(self, harness: WorkerHarness) -> None:
         job = harness.create_queued_job()
         with transaction(harness.sessions) as session:
             files.delete_all(session, [job.training_file_id])
@@ -250,7 +248,7 @@ class TestSweeping:
         with pytest.raises(FileNotFoundError):
             harness.resources.storage.stat(key)
 
-    def test_snapshots_of_ended_jobs_go(self, harness: WorkerHarness) -> None:
+    def test_snapshots_of_ended_jobs_are_deleted(self, harness: WorkerHarness) -> None:
         with transaction(harness.sessions) as session:
             ended = make_succeeded_job(session, harness.resources.storage, harness.project)
             put_bytes(harness.resources.storage, "snapshot/of/ended", b"x")
@@ -267,7 +265,7 @@ class TestSweeping:
             harness.resources.storage.stat("snapshot/of/ended")
         assert harness.resources.storage.stat("snapshot/of/alive")
 
-    def test_a_file_that_was_staged_an_hour_ago_goes_and_a_fresh_one_stays(self, harness: WorkerHarness) -> None:
+    def test_staged_files_are_deleted_after_an_hour(self, harness: WorkerHarness) -> None:
         staging = harness.resources.storage.staging
         (staging / "old").write_bytes(b"x")
         os.utime(staging / "old", (time.time() - 3700, time.time() - 3700))
@@ -275,9 +273,7 @@ class TestSweeping:
         cleanup.delete_staged_files(staging)
         assert [path.name for path in staging.iterdir()] == ["fresh"]
 
-    def test_work_directories_of_attempts_that_are_over_are_emptied_but_for_their_logs(
-        self, harness: WorkerHarness
-    ) -> None:
+    def test_work_directories_of_ended_attempts_are_emptied_except_for_logs(self, harness: WorkerHarness) -> None:
         job = harness.create_queued_job()
         running = harness.claim()
         work_dir = harness.resources.settings.work_dir
@@ -289,13 +285,13 @@ class TestSweeping:
         assert sorted(path.name for path in unknown.iterdir()) == ["trainer.log"]
         assert sorted(path.name for path in now.iterdir()) == ["runs", "spec.json", "trainer.log"]
 
-    def test_a_log_goes_after_a_week(self, harness: WorkerHarness) -> None:
+    def test_a_log_is_deleted_after_a_week(self, harness: WorkerHarness) -> None:
         directory = self.make(harness.resources.settings.work_dir, "ftjob-gone/attempt-1")
         os.utime(directory / "trainer.log", (time.time() - 8 * 86_400, time.time() - 8 * 86_400))
         cleanup.clean_work_directories(harness.resources)
         assert list(harness.resources.settings.work_dir.iterdir()) == []
 
-    def test_old_workers_are_forgotten(self, harness: WorkerHarness) -> None:
+    def test_rows_of_old_workers_are_deleted(self, harness: WorkerHarness) -> None:
         with transaction(harness.sessions) as session:
             workers.heartbeat(session, "gpu0@gone#1", "gpu", "gone", 1, {})
             session.execute(update(Worker).values(seen_at=text("clock_timestamp() - interval '2 days'")))
@@ -312,7 +308,7 @@ class TestSweeping:
         return directory
 
 
-def test_a_round_does_everything(harness: WorkerHarness) -> None:
+def test_a_round_runs_every_step(harness: WorkerHarness) -> None:
     job = harness.create_queued_job()
     harness.claim()
     expire(harness, job)

@@ -38,8 +38,8 @@ def queue_position(harness: WorkerHarness, job: Job) -> QueuePlace:
         return queue_positions.get_positions(session, [job.id])[job.id]
 
 
-class TestGivingWay:
-    def test_a_long_job_stops_at_a_step_for_an_urgent_one_and_goes_on_where_it_was(
+class TestPreemption:
+    def test_a_long_job_is_preempted_at_a_step_and_resumes_there(
         self, harness: WorkerHarness, scheduler: QueueScheduler, step_log: StepLog
     ) -> None:
         long = harness.create_queued_job()
@@ -56,7 +56,7 @@ class TestGivingWay:
         assert (gone.times_yielded, gone.crash_streak) == (1, 0)
         messages = harness.messages(long)
         assert "The job will give way to an urgent one at its next step, and go on from there later" in messages
-        assert messages[-1].startswith("The job gave way to an urgent one at step ")
+        assert messages[-1].startswith("The job was preempted at step ")
 
         harness.run_next_job(TrainerPlan(steps=2))
         assert (harness.job(urgent).state, harness.job(long).state) == ("succeeded", "queued")
@@ -65,22 +65,20 @@ class TestGivingWay:
         first, second = step_log.steps().values()
         assert first + second == list(range(1, 151))
 
-    def test_nobody_is_asked_for_an_urgent_job_that_may_not_start_yet(
+    def test_no_job_is_preempted_for_an_urgent_job_that_is_not_due(
         self, harness: WorkerHarness, scheduler: QueueScheduler
     ) -> None:
         long = self.running(harness, run_after=func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 1))
         scheduler.refresh()
         assert harness.job(long).yield_requested_at is None
 
-    def test_nobody_is_asked_where_the_operator_did_not_allow_it(
-        self, harness: WorkerHarness, scheduler: QueueScheduler
-    ) -> None:
+    def test_no_job_is_preempted_if_the_setting_is_off(self, harness: WorkerHarness, scheduler: QueueScheduler) -> None:
         harness.resources.settings.give_way = False
         long = self.running(harness)
         scheduler.refresh()
         assert harness.job(long).yield_requested_at is None
 
-    def test_the_wish_ends_with_the_attempt_and_leaves_the_users_alone(
+    def test_the_preemption_request_ends_with_the_attempt_and_keeps_desired(
         self, harness: WorkerHarness, scheduler: QueueScheduler
     ) -> None:
         long = self.running(harness)
@@ -102,8 +100,8 @@ class TestGivingWay:
         return long
 
 
-class TestPlaces:
-    def test_each_job_has_a_place_and_a_start_until_it_runs(
+class TestQueuePositions:
+    def test_each_queued_job_has_a_position_and_an_estimated_start(
         self, harness: WorkerHarness, scheduler: QueueScheduler
     ) -> None:
         first, second = harness.create_queued_job(), harness.create_queued_job()
@@ -121,7 +119,7 @@ class TestPlaces:
         scheduler.refresh()
         assert queue_position(harness, second).position == 1
 
-    def test_a_job_that_nobody_can_take_waits_and_says_so_once_and_when_it_is_over(
+    def test_a_job_that_no_worker_can_run_has_one_event_and_another_when_one_can(
         self, harness: WorkerHarness, scheduler: QueueScheduler
     ) -> None:
         job = harness.create_queued_job()

@@ -49,14 +49,14 @@ class TestGoodFiles:
         # learned are the answer's text and its end.
         assert event.data == {"examples": 12, "tokens": 400, "labelled_tokens": 98, "cut": 0, "empty": 0}
 
-    def test_the_validation_file_is_counted_apart(self, harness: WorkerHarness) -> None:
+    def test_the_validation_file_is_counted_separately(self, harness: WorkerHarness) -> None:
         job = harness.create_job(chat_lines(12), validation=chat_lines(3))
         assert validate(harness, job).state == "queued"
         assert harness.messages(job)[1].startswith("Validating training file: file-")
         assert " and validation file: file-" in harness.messages(job)[1]
         assert harness.events(job)[-1].data["validation"]["examples"] == 3
 
-    def test_it_starts_with_a_byte_order_mark_and_has_blank_lines(self, harness: WorkerHarness) -> None:
+    def test_a_byte_order_mark_and_blank_lines_are_allowed(self, harness: WorkerHarness) -> None:
         job = harness.create_job(b"\xef\xbb\xbf" + chat_lines(10).replace(b"\n", b"\r\n\r\n"))
         assert validate(harness, job).state == "queued"
 
@@ -75,7 +75,7 @@ class TestGoodFiles:
         validate(harness, job)
         assert sent == [("gpu", "queued")]
 
-    def test_without_work_there_is_nothing_to_take(self, harness: WorkerHarness) -> None:
+    def test_run_next_returns_false_if_no_job_is_due(self, harness: WorkerHarness) -> None:
         assert Validator(harness.resources, "cpu0@test#1").run_next() is False
 
 
@@ -89,7 +89,7 @@ def pair(question: str, good: str, bad: str) -> dict[str, object]:
 
 
 class TestMethods:
-    def test_pairs_are_what_a_dpo_job_learns_from(self, harness: WorkerHarness) -> None:
+    def test_a_dpo_job_uses_pairs(self, harness: WorkerHarness) -> None:
         pairs = [pair(f"{n}", "yes", "no") for n in range(10)]
         job = harness.create_job(jsonl(*pairs, pair("a", "same", "same"), pair("y" * 600, "beyond", "it")), body=DPO)
         assert validate(harness, job).state == "queued"
@@ -118,7 +118,7 @@ class TestMethods:
         assert (failed.state, failed.error_code) == ("failed", "invalid_training_file")
         assert said in str(failed.error_message)
 
-    def test_a_long_text_is_split_and_nothing_of_it_is_lost(self, harness: WorkerHarness) -> None:
+    def test_a_long_text_is_split_without_loss(self, harness: WorkerHarness) -> None:
         job = harness.create_job(jsonl(*[{"text": "x" * 1200}] * 10))
         assert validate(harness, job).state == "queued"
         data = harness.events(job)[-1].data
@@ -154,7 +154,7 @@ class TestBadFiles:
         assert failed.error_message.startswith("The job failed due to an invalid training file. Line 11: ")
         assert reason in failed.error_message
 
-    def test_ten_findings_stand_in_the_message_and_in_the_events_data(self, harness: WorkerHarness) -> None:
+    def test_ten_findings_are_in_the_message_and_the_events_data(self, harness: WorkerHarness) -> None:
         job = harness.create_job(jsonl(GOOD, *[{"messages": []}] * 12))
         failed = validate(harness, job)
         event = harness.events(job)[-1]
@@ -168,22 +168,22 @@ class TestBadFiles:
         }  # fmt: skip
         assert event.data["total"] == 12
 
-    def test_a_file_full_of_them_is_not_read_to_its_end(self, harness: WorkerHarness) -> None:
+    def test_a_file_with_very_many_errors_is_not_read_to_its_end(self, harness: WorkerHarness) -> None:
         job = harness.create_job(jsonl(*[{"messages": []}] * 5000))
         validate(harness, job)
         assert harness.events(job)[-1].data["total"] == 100
         assert "the first 10 of at least 100 problems" in harness.messages(job)[-1]
 
-    def test_nine_examples_are_too_few_in_openais_words(self, harness: WorkerHarness) -> None:
+    def test_nine_examples_are_too_few_with_openais_message(self, harness: WorkerHarness) -> None:
         failed = validate(harness, harness.create_job(chat_lines(9)))
         assert (failed.error_code, failed.error_param) == ("invalid_n_examples", "training_file")
         assert failed.error_message == "Training file has 9 example(s), but must have at least 10 examples"
 
-    def test_a_bad_validation_file_has_its_own_code(self, harness: WorkerHarness) -> None:
+    def test_an_invalid_validation_file_has_its_own_code(self, harness: WorkerHarness) -> None:
         failed = validate(harness, harness.create_job(validation=jsonl({"messages": []})))
         assert (failed.error_code, failed.error_param) == ("invalid_validation_file", "validation_file")
 
-    def test_a_file_without_a_token_to_learn_from_fails(self, harness: WorkerHarness) -> None:
+    def test_a_file_without_trained_tokens_fails(self, harness: WorkerHarness) -> None:
         failed = validate(harness, harness.create_job(jsonl(*[chat("a", "b", weight=0)] * 10)))
         assert failed.error_code == "invalid_training_file"
         assert str(failed.error_message).endswith(
@@ -191,9 +191,7 @@ class TestBadFiles:
             "the cut. Give an answer weight 1, shorten the prompts, or raise hyperparameters.context_length."
         )
 
-    def test_pairs_of_which_none_has_two_answers_fail_and_the_sentence_is_about_pairs(
-        self, harness: WorkerHarness
-    ) -> None:
+    def test_pairs_without_two_answers_fail_with_a_message_about_pairs(self, harness: WorkerHarness) -> None:
         pair = {"input": {"messages": [{"role": "user", "content": "hi"}]}}
         pair |= {key: [{"role": "assistant", "content": "ho"}] for key in ("preferred_output", "non_preferred_output")}
         failed = validate(harness, harness.create_job(jsonl(*[pair] * 10), body={"method": {"type": "dpo"}}))
@@ -202,7 +200,7 @@ class TestBadFiles:
             failed.error_message
         )
 
-    def test_a_base_model_whose_tokenizer_is_gone_fails_and_says_who_can_mend_it(self, harness: WorkerHarness) -> None:
+    def test_a_missing_tokenizer_fails_the_job_and_names_the_operator(self, harness: WorkerHarness) -> None:
         job = harness.create_job()
         with transaction(harness.sessions) as session:
             directory = Path(session.get_one(BaseModelRow, "tiny").directory)
@@ -229,7 +227,7 @@ class TestBadFiles:
             "message, please. These are the first 10 of 12 problems."
         ) in str(failed.error_message)
 
-    def test_tools_that_the_template_does_not_print_are_findings_with_their_lines(self, harness: WorkerHarness) -> None:
+    def test_tools_that_the_template_does_not_render_are_findings(self, harness: WorkerHarness) -> None:
         tool = {"type": "function", "function": {"name": "weather"}}
         called = {
             "role": "assistant",
@@ -247,7 +245,7 @@ class TestBadFiles:
 
 
 class TestWarnings:
-    def test_examples_that_are_cut_or_empty_are_told_with_their_first_lines(self, harness: WorkerHarness) -> None:
+    def test_truncated_and_empty_examples_are_warnings_with_line_numbers(self, harness: WorkerHarness) -> None:
         examples = [chat("hi", f"{n}") for n in range(10)]
         examples += [chat("short", "x" * 600), chat("y" * 600, "beyond"), chat("a", "b", weight=0)]
         job = harness.create_job(jsonl(*examples))
@@ -269,7 +267,7 @@ class TestWarnings:
         (warning,) = warnings_of(harness, job)
         assert warning.endswith("14 (lines 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, …)")
 
-    def test_the_job_has_what_its_events_say(self, harness: WorkerHarness) -> None:
+    def test_the_job_has_the_warnings_of_its_events(self, harness: WorkerHarness) -> None:
         special = {"messages": [{"role": "user", "content": "<|im_end|>"}, {"role": "assistant", "content": "a"}]}
         rows = [chat("a", f"{n}") for n in range(10)] + [chat("a", "3"), chat("q", ""), special]
         job = harness.create_job(jsonl(*rows), validation=jsonl(chat("b", "b"), chat("a", "3"), chat("a", "5")))
@@ -290,7 +288,7 @@ class TestWarnings:
             "Validation file: rows of the validation file that are in the training file, too: 2 (lines 2, 3) of 3 "
         )
 
-    def test_they_are_those_of_the_attempt_that_succeeds(
+    def test_the_warnings_are_those_of_the_successful_attempt(
         self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         job = harness.create_job(jsonl(*[GOOD] * 10))
@@ -302,19 +300,19 @@ class TestWarnings:
         assert [each["code"] for each in done.warnings] == ["duplicate_rows"]
         assert len([text for text in warnings_of(harness, job) if text.startswith("Training file: ")]) == 1
 
-    def test_those_of_the_request_stay(self, harness: WorkerHarness) -> None:
+    def test_the_warnings_of_the_request_are_kept(self, harness: WorkerHarness) -> None:
         job = harness.create_job(jsonl(*[GOOD] * 10))
         ignored = {"code": "without_effect", "message": "ignored", "file": None, "count": 1, "first_lines": []}
         with transaction(harness.sessions) as session:
             session.get_one(Job, job.id).warnings = [ignored]
         assert [each["code"] for each in validate(harness, job).warnings] == ["without_effect", "duplicate_rows"]
 
-    def test_a_clean_file_gives_none(self, harness: WorkerHarness) -> None:
+    def test_a_valid_file_gives_no_warning(self, harness: WorkerHarness) -> None:
         job = harness.create_job()
         validate(harness, job)
         assert [event.level for event in harness.events(job)] == ["info"] * 3
 
-    def test_context_length_is_the_jobs_and_not_the_models(self, harness: WorkerHarness) -> None:
+    def test_the_context_length_is_that_of_the_job(self, harness: WorkerHarness) -> None:
         job = harness.create_job(chat_lines(12), body={"hyperparameters": {"context_length": 30}})
         validate(harness, job)
         assert harness.events(job)[-1].data["cut"] == 12
@@ -328,14 +326,14 @@ class TestLineRules:
         rows = [{"messages": [{"role": "user", "content": f"{n}"}, said]} for n in range(10)]
         return jsonl(*rows) + b"\x0b\n"
 
-    def test_a_new_job_is_refused_what_would_be_lost(self, harness: WorkerHarness) -> None:
+    def test_a_new_job_rejects_lines_that_would_lose_content(self, harness: WorkerHarness) -> None:
         failed = validate(harness, harness.create_job(self.two_calls()))
         assert (failed.state, failed.error_code) == ("failed", "invalid_training_file")
         message = str(failed.error_message)
         assert "message 2 (assistant): has both content and refusal, of which only one is trained" in message
         assert "These are the first 10 of 11 problems." in message
 
-    def test_a_job_from_before_is_validated_as_it_was(
+    def test_an_older_job_is_validated_with_its_line_rules(
         self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("app.domain.jobs.resolve.LINE_RULES", 1)
@@ -345,7 +343,7 @@ class TestLineRules:
 
 
 class TestInterruptions:
-    def test_a_cancel_stops_it_within_an_example(
+    def test_a_cancel_stops_the_validation_within_an_example(
         self, harness: WorkerHarness, slow_renderer: threading.Semaphore
     ) -> None:
         job = harness.create_job(chat_lines(400))
@@ -357,7 +355,7 @@ class TestInterruptions:
         assert not thread.is_alive()
         assert (harness.job(job).state, len(harness.events(job))) == ("cancelled", told)
 
-    def test_a_shutdown_leaves_it_for_the_next_worker(
+    def test_a_shutdown_requeues_the_validation(
         self, harness: WorkerHarness, slow_renderer: threading.Semaphore
     ) -> None:
         job = harness.create_job(chat_lines(400))
@@ -371,7 +369,9 @@ class TestInterruptions:
         slow_renderer.release(10_000)
         assert validate(harness, job).state == "queued"
 
-    def test_the_lease_is_renewed_meanwhile(self, harness: WorkerHarness, slow_renderer: threading.Semaphore) -> None:
+    def test_the_lease_is_renewed_during_the_validation(
+        self, harness: WorkerHarness, slow_renderer: threading.Semaphore
+    ) -> None:
         job = harness.create_job(chat_lines(400))
         self.validate_aside(harness)
         harness.until(lambda: harness.job(job).lease_owner, "the claim")
@@ -380,13 +380,13 @@ class TestInterruptions:
         slow_renderer.release(10_000)
         harness.until(lambda: harness.job(job).state == "queued", "the end")
 
-    def test_lost_bytes_fail_the_job(self, harness: WorkerHarness) -> None:
+    def test_a_missing_object_fails_the_job(self, harness: WorkerHarness) -> None:
         job = harness.create_job()
         with transaction(harness.sessions) as session:
             harness.resources.storage.delete(session.get_one(File, job.training_file_id).storage_key)
         assert validate(harness, job).error_code == "server_error"
 
-    def test_a_storage_that_is_away_costs_no_blame(
+    def test_an_unavailable_storage_counts_no_crash(
         self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         job = harness.create_job()
@@ -398,7 +398,7 @@ class TestInterruptions:
         waiting = validate(harness, job)
         assert (waiting.state, waiting.reason, waiting.crash_streak) == ("validating_files", "storage_unavailable", 0)
 
-    def test_a_mistake_of_ours_is_tried_three_times(
+    def test_an_internal_error_is_retried_three_times(
         self, harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         job = harness.create_job()

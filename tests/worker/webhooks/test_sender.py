@@ -110,8 +110,8 @@ def seconds_until_next(sessions: Sessions) -> float:
         return float(session.scalar(wait) or -1)
 
 
-class TestTheOutbox:
-    def test_has_every_move_of_a_job_in_order(self, harness: WorkerHarness) -> None:
+class TestOutbox:
+    def test_it_has_every_state_change_of_a_job_in_order(self, harness: WorkerHarness) -> None:
         make_endpoint(harness.sessions, harness.project, "https://hooks.example.com/")
         job = harness.create_queued_job()
         harness.run_next_job(TrainerPlan(steps=2))
@@ -120,7 +120,7 @@ class TestTheOutbox:
         assert all(row.data == {"id": job.id} for row in rows)
         assert len({row.event_id for row in rows}) == 3
 
-    def test_has_what_the_api_moves(self, harness: WorkerHarness) -> None:
+    def test_it_has_state_changes_made_by_the_api(self, harness: WorkerHarness) -> None:
         make_endpoint(harness.sessions, harness.project, "https://hooks.example.com/")
         job = harness.create_queued_job()
         for move in (jobs.pause, jobs.resume, jobs.cancel):
@@ -129,13 +129,13 @@ class TestTheOutbox:
         told = [row.event_type.rpartition(".")[2] for row in outbox(harness.sessions)]
         assert told == ["queued", "paused", "queued", "cancelled"]
 
-    def test_has_only_what_an_endpoint_wants(self, harness: WorkerHarness) -> None:
+    def test_it_has_only_event_types_of_an_endpoint(self, harness: WorkerHarness) -> None:
         endpoint = make_endpoint(harness.sessions, harness.project, "https://hooks.example.com/", [SUCCEEDED])
         harness.create_queued_job()
         harness.run_next_job(TrainerPlan(steps=1))
         assert [(row.event_type, row.endpoint_id) for row in outbox(harness.sessions)] == [(SUCCEEDED, endpoint.id)]
 
-    def test_is_empty_where_nobody_listens(self, harness: WorkerHarness) -> None:
+    def test_it_is_empty_without_an_endpoint(self, harness: WorkerHarness) -> None:
         with transaction(harness.sessions) as session:
             other = make_project(session, "other")
         make_endpoint(harness.sessions, other, "https://hooks.example.com/")
@@ -144,7 +144,7 @@ class TestTheOutbox:
         harness.run_next_job(TrainerPlan(steps=1))
         assert outbox(harness.sessions) == []
 
-    def test_forgets_what_was_rolled_back(self, harness: WorkerHarness) -> None:
+    def test_it_has_nothing_of_a_rolled_back_transaction(self, harness: WorkerHarness) -> None:
         make_endpoint(harness.sessions, harness.project, "https://hooks.example.com/", [CANCELLED])
         job = harness.create_queued_job()
         with harness.sessions() as session:
@@ -152,7 +152,7 @@ class TestTheOutbox:
             session.rollback()
         assert outbox(harness.sessions) == []
 
-    def test_says_nothing_of_a_write_that_moves_nothing(self, harness: WorkerHarness) -> None:
+    def test_a_write_without_a_state_change_adds_nothing(self, harness: WorkerHarness) -> None:
         make_endpoint(harness.sessions, harness.project, "https://hooks.example.com/")
         job = harness.create_queued_job()
         before = len(outbox(harness.sessions))
@@ -160,7 +160,7 @@ class TestTheOutbox:
             session.execute(update(Job).where(Job.id == job.id).values(phase="waiting", state=Job.state))
         assert len(outbox(harness.sessions)) == before
 
-    def test_gives_each_endpoint_the_same_event_under_the_same_id(self, harness: WorkerHarness) -> None:
+    def test_each_endpoint_gets_the_same_event_id(self, harness: WorkerHarness) -> None:
         for _ in range(2):
             make_endpoint(harness.sessions, harness.project, "https://hooks.example.com/", [CANCELLED])
         announce(harness.sessions, harness.project)
@@ -169,8 +169,8 @@ class TestTheOutbox:
         assert first.id != second.id
 
 
-class TestDelivering:
-    def test_the_official_client_unwraps_what_arrives(
+class TestDelivery:
+    def test_the_official_client_unwraps_the_delivery(
         self, harness: WorkerHarness, sender: WebhookSender, receiver: Receiver
     ) -> None:
         endpoint = make_endpoint(harness.sessions, harness.project, receiver.url, [SUCCEEDED])
@@ -183,7 +183,9 @@ class TestDelivering:
         assert (event.type, event.object, event.data.id) == (SUCCEEDED, "event", job.id)  # type: ignore[union-attr]
         assert event.id == got.headers["webhook-id"] == outbox(harness.sessions)[0].event_id
 
-    def test_is_logged(self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project) -> None:
+    def test_a_delivery_is_logged(
+        self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
+    ) -> None:
         receiver.answers = [(200, {}, b"ok\x00 \xff")]
         make_endpoint(sessions, project, receiver.url)
         announce(sessions, project)
@@ -194,7 +196,7 @@ class TestDelivering:
         assert (attempt.status_code, attempt.error, attempt.response) == (200, None, "ok\ufffd \ufffd")
         assert attempt.duration_ms >= 0
 
-    def test_while_a_secret_is_rotated_either_holder_is_satisfied(
+    def test_during_a_rotation_both_secrets_verify(
         self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
     ) -> None:
         endpoint = make_endpoint(sessions, project, receiver.url)
@@ -216,8 +218,8 @@ class TestDelivering:
                 client.webhooks.verify_signature(after.body, after.headers, secret=endpoint.secret)
 
 
-class TestTryingAgain:
-    def test_goes_along_the_schedule_under_one_id_until_it_arrives(
+class TestRetries:
+    def test_retries_follow_the_schedule_with_one_id_until_delivery(
         self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
     ) -> None:
         receiver.answers = [500, 302, 404]
@@ -237,7 +239,7 @@ class TestTryingAgain:
         assert len({got.headers["webhook-id"] for got in receiver.received}) == 1
         assert len({got.body for got in receiver.received}) == 1
 
-    def test_waits_as_long_as_the_receiver_asks(
+    def test_retry_after_is_obeyed(
         self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
     ) -> None:
         receiver.answers = [(429, {"Retry-After": "3600"}, b"")]
@@ -246,7 +248,7 @@ class TestTryingAgain:
         deliver_due(sender)
         assert 3590 < seconds_until_next(sessions) <= 3600
 
-    def test_ends_after_the_tenth_try(
+    def test_the_tenth_try_is_the_last(
         self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
     ) -> None:
         receiver.answers = [500] * 11
@@ -257,7 +259,7 @@ class TestTryingAgain:
             deliver_due(sender)
         assert (outbox(sessions)[0].state, len(receiver.received)) == ("failed", 10)
 
-    def test_by_request_starts_the_schedule_anew_and_keeps_the_log(
+    def test_a_requested_retry_restarts_the_schedule_and_keeps_the_log(
         self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
     ) -> None:
         make_endpoint(sessions, project, receiver.url)
@@ -271,7 +273,7 @@ class TestTryingAgain:
         assert [attempt.attempt for attempt in log(sessions)] == [1, 2]
         assert len({got.headers["webhook-id"] for got in receiver.received}) == 1
 
-    def test_an_address_that_went_private_is_logged_and_tried_again(
+    def test_an_address_that_became_private_is_logged_and_retried(
         self, resources: Resources, sessions: Sessions, project: Project
     ) -> None:
         make_endpoint(sessions, project, "https://hooks.example.com/")
@@ -283,8 +285,8 @@ class TestTryingAgain:
         assert outbox(sessions)[0].state == "pending"
 
 
-class TestGivingUpOnAnEndpoint:
-    def test_410_disables_it_at_once_and_the_others_hear_of_it(
+class TestDisabledEndpoints:
+    def test_410_disables_the_endpoint_and_is_announced_to_the_others(
         self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
     ) -> None:
         receiver.answers = [410]
@@ -298,7 +300,7 @@ class TestGivingUpOnAnEndpoint:
         announce(sessions, project)
         assert deliver_due(sender) == 0
 
-    def test_five_days_of_failures_disable_it_and_one_success_forgets_them(
+    def test_five_days_of_failures_disable_the_endpoint_and_a_success_resets_them(
         self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
     ) -> None:
         endpoint = make_endpoint(sessions, project, receiver.url)
@@ -313,7 +315,7 @@ class TestGivingUpOnAnEndpoint:
         now = endpoint_now(sessions, endpoint)
         assert (now.enabled, now.disabled_reason) == (False, "every delivery has failed for 5.0 days")
 
-    def test_what_waited_goes_out_when_it_is_enabled_again(
+    def test_queued_deliveries_are_sent_after_the_endpoint_is_enabled(
         self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
     ) -> None:
         endpoint = make_endpoint(sessions, project, receiver.url)
@@ -336,7 +338,7 @@ class TestGivingUpOnAnEndpoint:
 
 
 class TestCrashes:
-    def test_a_sender_that_dies_after_sending_costs_a_second_delivery_under_the_same_id(
+    def test_a_sender_that_dies_after_sending_causes_a_second_delivery_with_the_same_id(
         self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
     ) -> None:
         make_endpoint(sessions, project, receiver.url)
@@ -349,7 +351,7 @@ class TestCrashes:
         sender.deliver(dead)  # it only slept: its word is not taken any more
         assert [attempt.attempt for attempt in log(sessions)] == [2]
 
-    def test_an_endpoint_that_is_deleted_meanwhile_takes_everything_with_it(
+    def test_deleting_an_endpoint_during_a_delivery_deletes_its_deliveries(
         self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
     ) -> None:
         endpoint = make_endpoint(sessions, project, receiver.url)
@@ -361,8 +363,8 @@ class TestCrashes:
         assert (outbox(sessions), log(sessions)) == ([], [])
 
 
-class TestTogether:
-    def test_several_senders_deliver_each_once(
+class TestSeveralSenders:
+    def test_several_senders_send_each_delivery_once(
         self, resources: Resources, receiver: Receiver, sessions: Sessions, project: Project
     ) -> None:
         for _ in range(3):
@@ -374,7 +376,7 @@ class TestTogether:
         assert len(receiver.received) == 30
         assert {row.attempt for row in outbox(sessions)} == {1}
 
-    def test_a_slow_endpoint_holds_up_nobody(
+    def test_a_slow_endpoint_does_not_delay_others(
         self, resources: Resources, receiver: Receiver, sessions: Sessions, project: Project
     ) -> None:
         over = threading.Event()
@@ -403,8 +405,8 @@ class TestTogether:
         assert not thread.is_alive()
 
 
-class TestForgetting:
-    def test_deliveries_go_after_a_month_with_their_log(
+class TestRetention:
+    def test_deliveries_and_their_log_are_deleted_after_a_month(
         self, resources: Resources, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
     ) -> None:
         make_endpoint(sessions, project, receiver.url)
@@ -418,7 +420,7 @@ class TestForgetting:
         clean_up(resources)
         assert (outbox(sessions), log(sessions)) == ([], [])
 
-    def test_idempotency_keys_go_with_the_same_broom(
+    def test_the_cleanup_deletes_expired_idempotency_keys(
         self, resources: Resources, sessions: Sessions, project: Project
     ) -> None:
         asked: Any = idempotency.KeyedRequest(project.id, "k", "POST", "/v1/files", "f")
@@ -431,7 +433,7 @@ class TestForgetting:
             assert session.scalar(select(func.count()).select_from(idempotency.IdempotencyKey)) == 0
 
 
-def test_time_is_measured_by_the_clock_that_receivers_check(
+def test_the_timestamp_is_wall_clock_time(
     sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
 ) -> None:
     make_endpoint(sessions, project, receiver.url)

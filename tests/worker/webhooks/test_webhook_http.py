@@ -41,15 +41,15 @@ def send(
     return post(url, {"webhook-id": "evt_1"}, b'{"a": 1}', limits, resolve), asked
 
 
-class TestWhatIsSent:
-    def test_arrives_as_it_is(self, receiver: Receiver) -> None:
+class TestRequest:
+    def test_the_request_arrives_unchanged(self, receiver: Receiver) -> None:
         receiver.answers = [(201, {}, b"thanks")]
         response, _ = send(receiver.url)
         assert (response.status, response.content, response.error) == (201, b"thanks", None)
         (got,) = receiver.received
         assert (got.path, got.body, got.headers["webhook-id"]) == ("/hook", b'{"a": 1}', "evt_1")
 
-    def test_goes_to_the_address_that_was_looked_at_under_the_name(self, receiver: Receiver) -> None:
+    def test_the_request_goes_to_the_checked_address_with_the_host_name(self, receiver: Receiver) -> None:
         """The name is asked for once: what it answers a moment later is of no interest."""
         response, asked = send(f"http://hooks.example.com:{receiver.port}/a?b=c")
         assert response.status == 204
@@ -57,61 +57,63 @@ class TestWhatIsSent:
         assert receiver.received[0].headers["host"] == f"hooks.example.com:{receiver.port}"
         assert receiver.received[0].path == "/a?b=c"
 
-    def test_goes_past_every_proxy(self, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_proxies_are_not_used(self, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, "http://127.0.0.1:1")
         assert send(receiver.url)[0].status == 204
 
-    def test_takes_the_next_address_when_nobody_listens_at_the_first(self, receiver: Receiver) -> None:
+    def test_the_next_address_is_used_if_the_first_refuses(self, receiver: Receiver) -> None:
         response, _ = send(f"http://hooks.example.com:{receiver.port}/", addresses=("127.9.9.9", "127.0.0.1"))
         assert response.status == 204
 
 
-class TestWhereItMayGo:
+class TestAllowedAddresses:
     @pytest.mark.parametrize("address", ["127.0.0.1", "10.0.0.1", "169.254.169.254", "::1", "::ffff:127.0.0.1"])
-    def test_a_name_that_leads_inside_is_refused_before_a_connection(self, receiver: Receiver, address: str) -> None:
+    def test_a_name_with_a_private_address_is_refused_before_a_connection(
+        self, receiver: Receiver, address: str
+    ) -> None:
         limits = PostLimits(2, 3, allow_http=True)
         response, _ = send(f"http://hooks.example.com:{receiver.port}/", limits, (address,))
         assert response.status is None
         assert f"hooks.example.com resolves to {address}, which is not a public address" in str(response.error)
         assert receiver.received == []
 
-    def test_one_private_address_among_public_ones_is_enough(self, receiver: Receiver) -> None:
+    def test_one_private_address_among_public_ones_is_refused(self, receiver: Receiver) -> None:
         response, _ = send(
             "http://hooks.example.com/", PostLimits(2, 3, allow_http=True), ("93.184.216.34", "10.0.0.1")
         )
         assert "10.0.0.1" in str(response.error)
 
-    def test_an_address_in_the_url_is_looked_at_too(self, receiver: Receiver) -> None:
+    def test_an_address_in_the_url_is_checked(self, receiver: Receiver) -> None:
         response, asked = send(receiver.url, PostLimits(2, 3, allow_http=True))
         assert "not a public address" in str(response.error)
         assert (asked, receiver.received) == ([], [])
 
-    def test_http_needs_the_operators_leave_also_when_it_was_taken_back(self, receiver: Receiver) -> None:
+    def test_http_needs_the_operators_setting(self, receiver: Receiver) -> None:
         response, _ = send(receiver.url, PostLimits(2, 3, networks=LOOPBACK))
         assert "only https URLs" in str(response.error)
         assert receiver.received == []
 
-    def test_a_scheme_in_upper_case_is_https_too_where_it_was_stored_so(self) -> None:
+    def test_a_stored_scheme_in_upper_case_is_accepted(self) -> None:
         response, asked = send("HTTPS://HOOKS.EXAMPLE.COM/", PostLimits(2, 3), ("10.0.0.1",))
         assert "10.0.0.1, which is not a public address" in str(response.error)  # it got that far
         assert asked == ["hooks.example.com"]
         response, _ = send("HTTP://HOOKS.EXAMPLE.COM/", PostLimits(2, 3))
         assert "only https URLs" in str(response.error)
 
-    def test_a_redirect_is_an_answer_and_not_a_way(self, receiver: Receiver) -> None:
+    def test_a_redirect_is_returned_and_not_followed(self, receiver: Receiver) -> None:
         receiver.answers = [(307, {"Location": receiver.url + "/elsewhere"}, b"")]
         assert send(receiver.url)[0].status == 307
         assert len(receiver.received) == 1
 
-    def test_a_name_that_is_nobodys_says_so(self) -> None:
+    def test_an_unknown_host_is_an_error(self) -> None:
         def resolve(_host: str, _port: int) -> list[str]:
             raise OSError(-2, "Name or service not known")
 
         response = post("https://hooks.example.com/", {}, b"", OURS, resolve)
         assert "Name or service not known" in str(response.error)
 
-    def test_a_name_without_an_address_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_error_of_an_unknown_host_names_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def getaddrinfo(*_: object, **__: object) -> None:
             raise socket.gaierror(-2, "Name or service not known")
 
@@ -121,11 +123,11 @@ class TestWhereItMayGo:
 
 
 class TestLimits:
-    def test_only_the_beginning_of_a_long_answer_is_read(self, receiver: Receiver) -> None:
+    def test_only_the_prefix_of_a_long_response_is_read(self, receiver: Receiver) -> None:
         receiver.answers = [(200, {}, b"x" * 5_000_000)]
         assert send(receiver.url)[0].content == b"x" * MAX_RESPONSE_BYTES
 
-    def test_an_answer_without_end_is_cut(self, receiver: Receiver) -> None:
+    def test_an_endless_response_is_truncated(self, receiver: Receiver) -> None:
         def pour(handler: BaseHTTPRequestHandler) -> None:
             handler.send_response(200)
             handler.end_headers()
@@ -137,7 +139,7 @@ class TestLimits:
             pytest.approx(0, abs=2000), 200, None, b"y" * MAX_RESPONSE_BYTES
         )
 
-    def test_headers_that_trickle_cannot_outlast_the_time(self, receiver: Receiver) -> None:
+    def test_slow_headers_end_at_the_timeout(self, receiver: Receiver) -> None:
         """Each byte comes within every timeout of its own."""
         over = threading.Event()
 
@@ -153,7 +155,7 @@ class TestLimits:
         assert (response.status, response.error) == (None, "no response within 0.4 s")
         assert time.monotonic() - began < 2
 
-    def test_a_body_that_trickles_is_an_answer_with_what_came_in_time(self, receiver: Receiver) -> None:
+    def test_a_slow_body_gives_the_bytes_received_before_the_timeout(self, receiver: Receiver) -> None:
         over = threading.Event()
 
         def trickle(handler: BaseHTTPRequestHandler) -> None:
@@ -167,12 +169,12 @@ class TestLimits:
         over.set()
         assert (response.status, response.content) == (200, b"first")
 
-    def test_nobody_there_says_so(self) -> None:
+    def test_a_refused_connection_is_an_error(self) -> None:
         with receiving() as gone:
             pass
         assert "refused" in str(send(gone.url)[0].error)
 
-    def test_what_is_no_http_says_so(self, receiver: Receiver) -> None:
+    def test_a_response_that_is_not_http_is_an_error(self, receiver: Receiver) -> None:
         receiver.answers = [lambda handler: handler.wfile.write(b"SSH-2.0-OpenSSH_9.9\r\n")]
         response, _ = send(receiver.url)
         assert response.status is None
@@ -195,17 +197,17 @@ class TestTls:
         webhook_http._tls_context.cache_clear()
 
     @pytest.mark.usefixtures("trusted")
-    def test_the_certificate_is_the_names_although_we_went_to_an_address(self, secure: Receiver) -> None:
+    def test_the_certificate_is_checked_against_the_host_name(self, secure: Receiver) -> None:
         response, _ = send(f"https://hooks.example.com:{secure.port}/")
         assert (response.status, response.error) == (204, None)
 
     @pytest.mark.usefixtures("trusted")
-    def test_another_name_is_refused(self, secure: Receiver) -> None:
+    def test_a_certificate_for_another_name_is_refused(self, secure: Receiver) -> None:
         response, _ = send(f"https://other.example.com:{secure.port}/")
         assert "certificate" in str(response.error).lower()
         assert secure.received == []
 
-    def test_a_certificate_that_nobody_vouches_for_is_refused(self, secure: Receiver) -> None:
+    def test_an_untrusted_certificate_is_refused(self, secure: Receiver) -> None:
         webhook_http._tls_context.cache_clear()
         response, _ = send(f"https://hooks.example.com:{secure.port}/")
         assert "certificate" in str(response.error).lower()
