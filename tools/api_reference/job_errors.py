@@ -67,7 +67,7 @@ JOB_ERRORS: dict[Reason, JobErrorCode] = {
     Reason.SERVER_ERROR: JobErrorCode(
         "Something of ours is gone or broken, such as the bytes of a file.",
         "Ask the operator.",
-        "The bytes of … are gone from storage",
+        "The content of … is missing in storage",
     ),
 }
 _MEANT: dict[Reason, str] = {
