@@ -58,7 +58,7 @@ class RunningBody(Body):
     id: str
     project_id: str
     model: str
-    public_worker_id: str
+    worker_id: str
     priority: int
     urgent: bool
     phase: str | None
