@@ -1,4 +1,4 @@
-"""Every error a client can see, as one tree.
+"""The tree of all errors that a client can receive.
 
     TuneryError                     500 server_error
     +- BadRequest                   400 invalid_request_error: the client must change something
@@ -15,13 +15,13 @@
     +- UnsupportedEncoding          415 unsupported_content_encoding: a compressed body
     +- RangeNotSatisfiable          416 range_not_satisfiable
     +- RateLimited                  429 rate_limit_exceeded, with Retry-After
-    +- QuotaExceeded                429 insufficient_quota: seconds don't cure it, so clients are told not to retry
+    +- QuotaExceeded                429 insufficient_quota: waiting seconds does not help, so clients must not retry
     +- Unavailable                  503 service_unavailable, with Retry-After
-    |  +- NoKeyYet                  503 no_api_key: not open to other machines before it has a key
+    |  +- NotBootstrapped           503 no_api_key: loopback only until an API key exists
     +- StorageFull                  507 storage_full
 
-Wrong-state answers are 400, not 409: OpenAI's clients retry 409, 429 and every 5xx twice by themselves. The one 409 is
-made for that: a twin of a request that is still at work finds its answer when it is sent again.
+A wrong state is a 400, not a 409: OpenAI's clients retry 409, 429 and every 5xx twice by default. The one 409 relies on
+that: a concurrent duplicate of a running request receives its response on the retry.
 The classes are picklable (arguments only), as they cross process boundaries.
 """
 
@@ -52,8 +52,8 @@ class BadRequest(TuneryError):
     code = "invalid_value"
 
 
-def all_at_once(problems: Sequence[BadRequest]) -> BadRequest:
-    """One error for everything that is wrong with a request: the first one's kind and `param`, a message of all."""
+def combine_errors(problems: Sequence[BadRequest]) -> BadRequest:
+    """One error for all `problems` of a request: class, `param` and code of the first one, the messages of all."""
     first = problems[0]
     message = "; ".join(dict.fromkeys(problem.message for problem in problems))
     return type(first)(message, first.param, first.code)
@@ -141,12 +141,12 @@ class RateLimited(TuneryError):
 
 
 class QuotaExceeded(TuneryError):
-    """`param` names the limit."""
+    """A limit of the project is reached; `param` names it."""
 
     status = 429
     type = "insufficient_quota"
     code = "insufficient_quota"
-    retry_after_seconds = 60  # the most that every official client heeds; 1.x ignores more
+    retry_after_seconds = 60  # the longest delay that all official clients respect; 1.x ignores longer ones
 
 
 class Unavailable(TuneryError):
@@ -156,7 +156,7 @@ class Unavailable(TuneryError):
     retry_after_seconds = 5
 
 
-class NoKeyYet(Unavailable):
+class NotBootstrapped(Unavailable):
     code = "no_api_key"
 
 

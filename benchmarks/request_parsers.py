@@ -27,11 +27,11 @@ from app.api.routes.jobs.jobs import router
 from app.api.routes.jobs.lists import _metadata_filter
 from app.api.schemas.jobs.requests import check_shape
 from app.api.schemas.uploads import CompleteUpload
-from app.api.transport.byte_ranges import is_known, requested_span
-from app.api.transport.content_range import asked_span
+from app.api.transport.byte_ranges import matches_etag, requested_range
+from app.api.transport.content_range import parse_content_range
 from app.api.transport.json_body import MAX_BODY_BYTES, parse_json_object
 from app.api.transport.multipart import read_form
-from app.api.transport.upload_io import Lanes
+from app.api.transport.upload_io import IoPools
 from app.domain.datasets.chat_template import TemplateRefused
 from app.domain.datasets.jsonl import MAX_LINE_BYTES, read_lines
 from app.domain.datasets.render import Renderer
@@ -171,14 +171,14 @@ def _form(body: bytes) -> object:
             yield body[start : start + (1 << 16)]
 
     kind = f"multipart/form-data; boundary={BOUNDARY.decode()}"
-    return asyncio.run(read_form(Lanes(), kind, pieces(), "file", ("purpose",), lambda _: None))
+    return asyncio.run(read_form(IoPools(), kind, pieces(), "file", ("purpose",), lambda _: None))
 
 
 def _content_type(value: bytes) -> object:
     async def nothing() -> AsyncIterator[bytes]:
         yield b"--x--"
 
-    return asyncio.run(read_form(Lanes(), value.decode(), nothing(), "file", (), lambda _: None))
+    return asyncio.run(read_form(IoPools(), value.decode(), nothing(), "file", (), lambda _: None))
 
 
 LIST_JOBS = next(route for route in router.routes if isinstance(route, APIRoute) and route.name == "list_jobs")
@@ -227,13 +227,13 @@ PARSERS = (
            {"parameters": repeated(b"multipart/form-data", b"; a=b"),
             "quotes": repeated(b'multipart/form-data; boundary="', b'\\"'),
             "spaces": repeated(b"multipart/form-data;", b" ")}),
-    Parser("Range", MAX_HEAD_BYTES, lambda data: requested_span({"range": data.decode()}, '"e"', 1 << 30),
+    Parser("Range", MAX_HEAD_BYTES, lambda data: requested_range({"range": data.decode()}, '"e"', 1 << 30),
            repeated(b"bytes=0-", b"1"),
            {"ranges": repeated(b"bytes=0-1", b",2-3"), "spaces": repeated(b"bytes=", b" ", b"0-1"),
             "dashes": repeated(b"bytes=", b"-"), "equals": repeated(b"bytes", b"=")}),
-    Parser("If-None-Match", MAX_HEAD_BYTES, lambda data: is_known({"if-none-match": data.decode()}, '"e"'),
+    Parser("If-None-Match", MAX_HEAD_BYTES, lambda data: matches_etag({"if-none-match": data.decode()}, '"e"'),
            filled(b"", _etags, b"", b", "), {"commas": repeated(b"", b","), "weak": repeated(b"", b"W/")}),
-    Parser("Content-Range", MAX_HEAD_BYTES, lambda data: asked_span({"content-range": data.decode()}),
+    Parser("Content-Range", MAX_HEAD_BYTES, lambda data: parse_content_range({"content-range": data.decode()}),
            repeated(b"bytes 0-1/", b"1"), {"digits": repeated(b"bytes ", b"1"), "spaces": repeated(b"bytes", b" ")}),
     Parser("metadata filter", MAX_HEAD_BYTES, lambda data: _metadata_filter(_request(data)),
            filled(b"", lambda n: b"metadata[key%d]=value" % n, b"", b"&"),

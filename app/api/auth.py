@@ -1,6 +1,7 @@
-"""Bearer key -> caller. A query of its own, in the event loop: no connection is held while a client sends its body.
+"""Authentication and authorization: API key -> `Caller`.
 
-What a caller may is decided here for every route, by method and path: a route needs no code of its own for it.
+The key is read by a query of its own in the event loop, so that no database connection is held while a client sends
+its body. Scopes are checked here for every route, by method and path: a route needs no code of its own for that.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from app.api.dependencies import engines_of
-from app.api.middleware.request_context import tell_with_answer
+from app.api.dependencies import app_state_of
+from app.api.middleware.request_context import add_response_headers
 from app.api.middleware.request_log import record_of
 from app.api.query_parameters import check_query
 from app.db.access import audit
@@ -23,11 +24,11 @@ from app.domain.access import audit_actions, scopes
 from app.errors import InvalidApiKey, MissingScope, RateLimited
 from app.services.access.rate_limit import RateLimitStatus
 
-REFUSALS = {
-    "revoked": "This API key was revoked. `tunery keys create` makes a new one.",
-    "expired": "This API key has expired. An admin can create another, or move the expiry of one that still lives.",
-    "rotated": "This is the old secret of an API key that was rotated, and its time is over. Use the new one.",
-    "archived": "The project of this API key is archived: its keys open nothing any more.",
+REFUSAL_MESSAGES = {
+    "revoked": "This API key was revoked. Create a new one with `tunery keys create`.",
+    "expired": "This API key has expired. An admin can create another key, or extend one that has not expired yet.",
+    "rotated": "This is the previous secret of a rotated API key, and it is no longer valid. Use the new secret.",
+    "archived": "The project of this API key is archived, so its keys are disabled. An admin can unarchive it.",
 }
 
 
@@ -43,48 +44,49 @@ class Caller:
 
 
 async def authenticate(request: Request) -> Caller:
-    return admit(request, await key_reads.find_key(engines_of(request).connections, bearer_secret(request)))
+    """Find the key of the request and authorize the call. Raises what `authorize` and `bearer_secret` raise."""
+    return authorize(request, await key_reads.find_key(app_state_of(request).connections, bearer_secret(request)))
 
 
-AUTHENTICATED = Depends(authenticate)  # for a router whose routes need not know who calls
+AUTHENTICATED = Depends(authenticate)  # for routers whose handlers do not use the caller
 CallerDep = Annotated[Caller, AUTHENTICATED]
 
 
-def admit(request: Request, key: KeyRow | None) -> Caller:
-    """Whoever has this key may make this call, now.
+def authorize(request: Request, key: KeyRow | None) -> Caller:
+    """Check that `key` may make this call now, and count the call against the rate limit.
 
     Raises InvalidApiKey, RateLimited, MissingScope, and BadRequest for the query, in this order.
     """
     if key is None:
-        raise wrong_key()
+        raise invalid_key_error()
     if record := record_of(request.scope):
         record.key_id, record.project_id = key.key_id, key.project_id
     if key.refusal is not None:
-        raise InvalidApiKey(REFUSALS[key.refusal])
-    allowance = engines_of(request).limiter.take(key.project_id, key.max_requests_per_second)
-    tell_with_answer(request.scope, _rate_headers(allowance))
+        raise InvalidApiKey(REFUSAL_MESSAGES[key.refusal])
+    allowance = app_state_of(request).rate_limiter.take(key.project_id, key.max_requests_per_second)
+    add_response_headers(request.scope, _rate_limit_headers(allowance))
     if allowance.wait_seconds:
         raise RateLimited(
             f"Rate limit reached: this project may send {allowance.limit} requests a second. "
             f"Try again in {allowance.wait_seconds:.3f} s.",
             allowance.wait_seconds,
         )
-    path = _template(request)
+    path = _route_path(request)
     _check_scope(key.scopes, scopes.needed(request.method, path), f"{request.method} {path}")
     check_query(request)
-    _attribute(request, key, path)
-    request.state.key_id = key.key_id  # for limits that keys share fairly
+    _set_audit_actor(request, key, path)
+    request.state.key_id = key.key_id  # for the limits that keys share fairly
     return Caller(key.key_id, key.project_id, tuple(key.scopes))
 
 
 def bearer_secret(request: Request) -> str:
-    """Raises InvalidApiKey when there is no key in the request."""
+    """The key in the Authorization header. Raises InvalidApiKey when the header is absent or malformed."""
     header = request.headers.get("authorization", "").strip()
     scheme, _, secret = header.partition(" ")
-    if _is_a_header_in_a_header(header, secret):
+    if _has_nested_bearer(header, secret):
         raise InvalidApiKey(
-            "The value of the Authorization header begins with its own name, or says Bearer twice. Send "
-            'Authorization: Bearer YOUR_KEY; a shell variable that holds the whole header is used as it is, -H "$KEY".'
+            "The value of the Authorization header repeats the name of the header or the word Bearer. Send "
+            'Authorization: Bearer YOUR_KEY; if a shell variable holds the whole header, use it unchanged: -H "$KEY".'
         )
     if scheme.lower() != "bearer" or not secret.strip():
         raise InvalidApiKey(
@@ -94,28 +96,30 @@ def bearer_secret(request: Request) -> str:
     return secret.strip()
 
 
-def _is_a_header_in_a_header(header: str, secret: str) -> bool:
-    """Of a shell variable that holds more, or less, than where it is used takes it for."""
+def _has_nested_bearer(header: str, secret: str) -> bool:
+    """Whether the value holds a second header name or scheme, as when a shell variable already contains them."""
     return header.lower().startswith("authorization:") or secret.strip().lower().startswith(
         ("authorization:", "bearer ")
     )
 
 
-def wrong_key() -> InvalidApiKey:
-    """The key itself is not repeated: answers end up in logs."""
-    return InvalidApiKey("Incorrect API key provided: nobody issued it here. `tunery keys create` makes a new one.")
+def invalid_key_error() -> InvalidApiKey:
+    """The error for an unknown key. It does not repeat the key, because clients log responses."""
+    return InvalidApiKey(
+        "Incorrect API key provided: this server does not know it. Create a key with `tunery keys create`."
+    )
 
 
-def _check_scope(has: Sequence[str], scope: str | None, call: str) -> None:
-    if not scopes.allow(has, scope):
+def _check_scope(key_scopes: Sequence[str], scope: str | None, call: str) -> None:
+    if not scopes.allow(key_scopes, scope):
         raise MissingScope(
-            f"This API key may not do {call}: that takes the scope {scope!r}, and the key has {', '.join(has)}. "
+            f"Permission denied: {call} requires the scope {scope!r}; this API key has {', '.join(key_scopes)}. "
             "An admin can give it another scope."
         )
 
 
-def _attribute(request: Request, key: KeyRow, path: str) -> None:
-    """From here on, what this request changes is this key's doing."""
+def _set_audit_actor(request: Request, key: KeyRow, path: str) -> None:
+    """Attribute all later changes of this request to `key` in the audit log."""
     act = audit.CURRENT_CONTEXT.get()
     if act is None or scopes.reads_only(request.method, path):
         return
@@ -125,14 +129,14 @@ def _attribute(request: Request, key: KeyRow, path: str) -> None:
     act.object_ids = [str(value) for value in request.path_params.values()]
 
 
-def _template(request: Request) -> str:
-    """The path of the route, with names in place of ids."""
+def _route_path(request: Request) -> str:
+    """The path of the route, with parameter names in place of ids."""
     path: str | None = getattr(request.scope.get("route"), "path_format", None)
     return request.scope["path"] if path is None else path
 
 
-def _rate_headers(allowance: RateLimitStatus) -> Mapping[str, str]:
-    """OpenAI's names; a duration is written as they write it."""
+def _rate_limit_headers(allowance: RateLimitStatus) -> Mapping[str, str]:
+    """The headers that OpenAI sends, with a duration in OpenAI's format."""
     return {
         "x-ratelimit-limit-requests": str(allowance.limit),
         "x-ratelimit-remaining-requests": str(allowance.remaining),

@@ -1,4 +1,4 @@
-"""The checking of data sets for requests: a bounded number at once, shared fairly, ended when the client leaves."""
+"""A limit on concurrent checks of data sets: API keys share it fairly, and a disconnect ends the check."""
 
 from __future__ import annotations
 
@@ -13,76 +13,78 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from app.api.fair_limiter import FairLimiter
-from app.api.transport.disconnect import client_gone
+from app.api.transport.disconnect import wait_for_disconnect
 from app.services.datasets.check_process import Check, CheckCancelledError
 
 Result = TypeVar("Result")
 
-# Small files are read in this process, by threads: more of them would only share one interpreter.
-THREADS = 2
-QUESTIONS = 4  # threads that read the rows of a plan from the database
+# Small files are checked by threads of this process: more threads would only share one interpreter.
+MAX_CHECK_THREADS = 2
+MAX_QUERY_THREADS = 4  # threads that read the rows of a plan from the database
 
 
-class Checks:
-    """At most `processes` checking processes at once, of which one key never takes all: another's need not wait for
-    it. Built once per API process.
+class CheckLimiter:
+    """Limits concurrent checks to `processes` processes and MAX_CHECK_THREADS threads.
+
+    One key never holds all processes, so that the checks of another key can start. One instance per API process.
     """
 
     def __init__(self, processes: int) -> None:
         self._processes = FairLimiter(processes, per_owner=max(1, processes - 1))
-        self._threads = FairLimiter(THREADS)
-        self._questions = FairLimiter(QUESTIONS)
-        self._workers = CapacityLimiter(processes + THREADS)  # never waited for: whoever takes one holds a permit
+        self._threads = FairLimiter(MAX_CHECK_THREADS)
+        self._queries = FairLimiter(MAX_QUERY_THREADS)
+        # This limiter never blocks: each thread holds a permit of `_processes` or `_threads`.
+        self._thread_limiter = CapacityLimiter(processes + MAX_CHECK_THREADS)
 
-    async def ask(self, owner: str, work: Callable[[], Result]) -> Result:
-        """Run what precedes a check, in its turn: milliseconds of validation and database."""
-        return await self._questions.run(owner, work)
+    async def run_query(self, owner: str, work: Callable[[], Result]) -> Result:
+        """Run what precedes a check in a thread: milliseconds of validation and database reads."""
+        return await self._queries.run(owner, work)
 
     async def run(self, request: Request, owner: str, needs_process: bool, work: Callable[[Check], Result]) -> Result:
-        """Run `work` in a thread when it is the turn of `owner`, an API key. The request's body has been read.
+        """Run `work` in a thread once `owner`, an API key, has a permit. The request's body has been read.
 
-        Raises ClientDisconnect as soon as the client has left: its place in the queue is free then, and its process
-        has been killed.
+        Raises ClientDisconnect as soon as the client disconnects; its place in the queue is released, and its process
+        is killed.
         """
         limiter = self._processes if needs_process else self._threads
-        leaving = asyncio.create_task(client_gone(request))
+        disconnect_task = asyncio.create_task(wait_for_disconnect(request))
         try:
-            await _acquire(limiter, owner, leaving)
+            await _acquire(limiter, owner, disconnect_task)
             check = Check()
-            leaving.add_done_callback(lambda _: check.cancel())
+            disconnect_task.add_done_callback(lambda _: check.cancel())
             try:
-                return await to_thread.run_sync(partial(work, check), limiter=self._workers)
+                return await to_thread.run_sync(partial(work, check), limiter=self._thread_limiter)
             except CheckCancelledError:
-                raise _why(leaving) from None
+                raise _disconnect_error(disconnect_task) from None
             finally:
-                check.cancel()  # this task itself may have been cancelled: the server stops
+                check.cancel()  # this task itself may have been cancelled by the shutdown of the server
                 limiter.release(owner)
         finally:
-            leaving.cancel()
+            disconnect_task.cancel()
 
 
-def granted_cores() -> int:
-    """The processors that this process may run on."""
+def usable_cores() -> int:
+    """The number of processors that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-async def _acquire(limiter: FairLimiter, owner: str, leaving: asyncio.Task[None]) -> None:
-    """Raises ClientDisconnect when `leaving` is done first."""
+async def _acquire(limiter: FairLimiter, owner: str, disconnect_task: asyncio.Task[None]) -> None:
+    """Acquire a permit. Raises ClientDisconnect when `disconnect_task` is done first."""
 
-    def give_up(_: object) -> None:
-        patience.reschedule(0)
+    def expire(_: object) -> None:
+        timeout.reschedule(0)
 
     try:
-        async with asyncio.timeout(None) as patience:
-            leaving.add_done_callback(give_up)
+        async with asyncio.timeout(None) as timeout:
+            disconnect_task.add_done_callback(expire)
             try:
                 await limiter.acquire(owner)
             finally:
-                leaving.remove_done_callback(give_up)
+                disconnect_task.remove_done_callback(expire)
     except TimeoutError:
-        raise _why(leaving) from None
+        raise _disconnect_error(disconnect_task) from None
 
 
-def _why(leaving: asyncio.Task[None]) -> BaseException:
+def _disconnect_error(disconnect_task: asyncio.Task[None]) -> BaseException:
     """ClientDisconnect, or the RequestTimeout of a client that did not send all of its body."""
-    return leaving.exception() or ClientDisconnect()
+    return disconnect_task.exception() or ClientDisconnect()

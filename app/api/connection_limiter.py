@@ -1,8 +1,8 @@
-"""How many requests may be in a transaction at the same time.
+"""A limit on the number of requests that are in a transaction at the same time.
 
-A request gives its thread back between its endpoint and its commit, and keeps its connection. Let in more of them than
-there are connections, and every thread may wait for a connection while every connection waits for a thread: the API
-stands still until the pool gives up.
+A request gives its thread back between its endpoint and its commit, and keeps its connection. With more requests than
+connections, every thread could wait for a connection while every connection waits for a thread: a deadlock until the
+pool times out.
 """
 
 from __future__ import annotations
@@ -12,27 +12,30 @@ import asyncio
 from app.api.fair_limiter import FairLimiter
 from app.errors import Unavailable
 
-PATIENCE_SECONDS = 10.0
+ACQUIRE_TIMEOUT_SECONDS = 10.0
 
 
-class Slot:
-    """The right of one request to a connection. `free` is what is left for all of them; API keys take turns."""
+class ConnectionPermit:
+    """The right of one request to a database connection. `limiter` is shared by all requests, fairly by API key."""
 
-    def __init__(self, free: FairLimiter, owner: str = "") -> None:
-        self._free = free
+    def __init__(self, limiter: FairLimiter, owner: str = "") -> None:
+        self._limiter = limiter
         self._owner = owner
         self._is_held = False
 
-    async def take(self) -> None:
-        """Waits without a thread. Raises Unavailable."""
+    async def acquire(self) -> None:
+        """Wait for the permit without holding a thread. Raises Unavailable after ACQUIRE_TIMEOUT_SECONDS."""
         try:
-            async with asyncio.timeout(PATIENCE_SECONDS):
-                await self._free.acquire(self._owner)
+            async with asyncio.timeout(ACQUIRE_TIMEOUT_SECONDS):
+                await self._limiter.acquire(self._owner)
         except TimeoutError as error:
-            raise Unavailable("Too many requests are at work at once; try again in a few seconds") from error
+            raise Unavailable(
+                "The server is busy: all database connections are in use. Try again in a few seconds."
+            ) from error
         self._is_held = True
 
-    def leave(self) -> None:
+    def release(self) -> None:
+        """Release the permit. A second call does nothing."""
         if self._is_held:
             self._is_held = False
-            self._free.release(self._owner)
+            self._limiter.release(self._owner)

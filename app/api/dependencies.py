@@ -1,4 +1,4 @@
-"""What endpoints ask for, as Annotated aliases. The engines themselves are built once, in app.main."""
+"""FastAPI dependencies of the endpoints, as Annotated aliases, and the state that app.main builds once."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from app.api.check_limiter import Checks
-from app.api.connection_limiter import Slot
+from app.api.check_limiter import CheckLimiter
+from app.api.connection_limiter import ConnectionPermit
 from app.api.fair_limiter import FairLimiter
-from app.api.transport.upload_io import Lanes
+from app.api.transport.upload_io import IoPools
 from app.db.engine import Sessions
 from app.db.fast_reads.pool import AsyncConnections
 from app.db.notifications import NotificationListener
@@ -28,57 +28,57 @@ from app.storage import Storage
 
 
 @dataclass(frozen=True)
-class Engines:
-    """Everything a request may need of the outside world."""
+class AppState:
+    """The connections, limiters and caches that all requests of one API process share."""
 
     settings: Settings
     database: Engine
     sessions: Sessions
     connections: AsyncConnections
-    changes: NotificationListener
-    feeds: EventFanout
+    notifications: NotificationListener
+    event_fanout: EventFanout
     storage: Storage
-    hints: WorkerNotifier
-    counter: Counter
-    limiter: RateLimiter
-    free_slots: FairLimiter
-    checks: Checks
-    lanes: Lanes = field(default_factory=Lanes)
-    digests: RollingDigestCache = field(default_factory=RollingDigestCache)
+    worker_notifier: WorkerNotifier
+    token_counter: Counter
+    rate_limiter: RateLimiter
+    connection_limiter: FairLimiter
+    check_limiter: CheckLimiter
+    io_pools: IoPools = field(default_factory=IoPools)
+    upload_digests: RollingDigestCache = field(default_factory=RollingDigestCache)
 
 
-def engines_of(request: Request) -> Engines:
-    """For dependencies: FastAPI walks through each one's own dependencies every time, those that it has at hand too."""
-    engines: Engines = request.app.state.engines
-    return engines
+def app_state_of(request: Request) -> AppState:
+    """The state, for use within a dependency: FastAPI resolves every nested dependency again, which takes time."""
+    app_state: AppState = request.app.state.app_state
+    return app_state
 
 
-async def get_engines(request: Request) -> Engines:
-    return engines_of(request)
+async def get_app_state(request: Request) -> AppState:
+    return app_state_of(request)
 
 
-EnginesDep = Annotated[Engines, Depends(get_engines)]
+AppStateDep = Annotated[AppState, Depends(get_app_state)]
 
 
-async def get_slot(request: Request) -> AsyncIterator[Slot]:
-    """Raises Unavailable when there is none for too long."""
-    slot = Slot(engines_of(request).free_slots, getattr(request.state, "key_id", ""))
-    await slot.take()
+async def get_connection_permit(request: Request) -> AsyncIterator[ConnectionPermit]:
+    """Hold a permit for a database connection during the request. Raises Unavailable on a timeout."""
+    permit = ConnectionPermit(app_state_of(request).connection_limiter, getattr(request.state, "key_id", ""))
+    await permit.acquire()
     try:
-        yield slot
+        yield permit
     finally:
-        slot.leave()
+        permit.release()
 
 
-SlotDep = Annotated[Slot, Depends(get_slot, scope="function")]
+ConnectionPermitDep = Annotated[ConnectionPermit, Depends(get_connection_permit, scope="function")]
 
 
-async def get_session(request: Request, _slot: SlotDep) -> AsyncIterator[Session]:
-    """One request, one transaction. A connection is taken at the first query, by the thread that runs the endpoint."""
-    session = engines_of(request).sessions()
+async def get_session(request: Request, _permit: ConnectionPermitDep) -> AsyncIterator[Session]:
+    """One transaction per request. The first query takes a connection, in the thread that runs the endpoint."""
+    session = app_state_of(request).sessions()
     try:
         yield session
-        if session.in_transaction():  # OnceRoute has committed in the thread that it needs anyway
+        if session.in_transaction():  # IdempotentRoute has committed, in a thread that it needs anyway
             await run_in_threadpool(session.commit)
     except BaseException:
         await run_in_threadpool(session.rollback)
@@ -87,6 +87,6 @@ async def get_session(request: Request, _slot: SlotDep) -> AsyncIterator[Session
         session.close()
 
 
-# scope="function": FastAPI would run the commit after the response otherwise, and a client would hear 200 of a change
-# that failed to commit.
+# scope="function": by default FastAPI runs the commit after the response, and a client would receive 200 for a change
+# whose commit failed.
 SessionDep = Annotated[Session, Depends(get_session, scope="function")]

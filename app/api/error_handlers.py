@@ -1,4 +1,4 @@
-"""Every error in one shape, `{"error": {message, type, param, code}}`, and never {"detail": ...}."""
+"""Exception handlers: every error response is `{"error": {message, type, param, code}}`, never `{"detail": ...}`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
 
-from app.api.not_found_hints import advice_for
+from app.api.not_found_hints import hint_for
 from app.domain.artifacts.full_disk import is_disk_full
 from app.domain.error_text.json_text import MAX_PATH, printable, unquoted
 from app.domain.error_text.validation_text import sentence
@@ -33,13 +33,13 @@ from app.errors import (
     TuneryError,
     Unavailable,
     UnknownParameter,
-    all_at_once,
+    combine_errors,
 )
 from app.log import get_logger
 
 MAX_PROBLEMS = 200
-MAX_MESSAGE = 4_000  # characters; what is wrong with a huge request is said in its first problems
-NOT_A_NAME = ("body", "query", "path", "header", "[key]")  # what pydantic's locations hold beside names
+MAX_MESSAGE_CHARS = 4_000  # the first problems of a huge request are enough
+NON_FIELD_PARTS = ("body", "query", "path", "header", "[key]")  # parts of pydantic's locations that are no names
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 log = get_logger(__name__)
@@ -66,9 +66,9 @@ def error_response(error: TuneryError, headers: Mapping[str, str] | None = None)
 
 
 def as_problems(errors: Sequence[Mapping[str, Any]], model: type[BaseModel] | None = None) -> list[BadRequest]:
-    """pydantic's findings in our words; an unknown parameter is told of those that `model` has in its place.
+    """Convert pydantic's errors to BadRequest; an unknown parameter's error lists the allowed names of `model`.
 
-    At most as many as the message of an answer could hold: a body of a megabyte may have 100,000.
+    At most MAX_PROBLEMS, as a message cannot hold more: a body of a megabyte may have 100,000 errors.
     """
     return [_as_problem(error, model) for error in errors[:MAX_PROBLEMS]]
 
@@ -87,7 +87,7 @@ def _headers(error: TuneryError) -> dict[str, str]:
         milliseconds = math.ceil(error.retry_after_seconds * 1000)
         return {"Retry-After": str(math.ceil(milliseconds / 1000)), "Retry-After-Ms": str(milliseconds)}
     if isinstance(error, RequestTimeout):
-        return {"Connection": "close"}  # RFC 9110, 15.5.9: the rest of the body is not waited for
+        return {"Connection": "close"}  # RFC 9110, 15.5.9: the server does not read the rest of the body
     if isinstance(error, QuotaExceeded):
         return {"Retry-After": str(error.retry_after_seconds), "X-Should-Retry": "false"}
     if isinstance(error, StorageFull):  # the official client would send a large file three times
@@ -109,25 +109,28 @@ def _tunery_error(_request: Request, error: Exception) -> Response:
 
 def _validation_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return error_response(all_at_once(as_problems(error.errors())))
+    return error_response(combine_errors(as_problems(error.errors())))
 
 
 def _http_exception(request: Request, error: Exception) -> Response:
-    """What the router itself answers."""
+    """Convert an error of the router itself: an unknown URL or method."""
     assert isinstance(error, HTTPException)
-    asked = f"{request.method} {request.url.path}"
+    request_line = f"{request.method} {request.url.path}"
     message, code, headers = str(error.detail), None, dict(error.headers or {})
     if error.status_code == 404:
-        text = f"Unknown request URL: {asked}. {advice_for(request)} /docs lists what there is."
+        text = f"Unknown request URL: {request_line}. {hint_for(request)} /docs lists all URLs."
         message, code = text, "unknown_url"
     if error.status_code == 405:
         headers["Allow"] = ", ".join(_methods_of(request))
-        message, code = f"Not allowed: {asked}. This URL takes {headers['Allow']}.", "method_not_allowed"
+        message, code = (
+            f"Method not allowed: {request_line}. This URL accepts {headers['Allow']}.",
+            "method_not_allowed",
+        )
     return _response(error.status_code, _shorten(message), "invalid_request_error", None, code, headers)
 
 
 def _methods_of(request: Request) -> list[str]:
-    """Of every route under this URL; the framework names those of the first one only."""
+    """The methods of every route under this URL; Starlette lists those of the first route only."""
     routes = request.app.router.routes
     return [
         method
@@ -137,16 +140,16 @@ def _methods_of(request: Request) -> list[str]:
 
 
 def _database_error(request: Request, error: Exception) -> Response:
-    """A database that is away is a 503; anything else that it says is a fault of ours."""
+    """Respond 503 when the database is unreachable and 507 when its disk is full; re-raise any other error (500)."""
     if isinstance(error, DBAPIError):
         if isinstance(error.orig, psycopg.errors.DiskFull):
             return _tunery_error(
-                request, _caused(StorageFull("The database's disk is full; nothing was changed."), error)
+                request, _with_cause(StorageFull("The database's disk is full; nothing was changed."), error)
             )
         if not isinstance(error, OperationalError) and not error.connection_invalidated:
             raise error
     return _tunery_error(
-        request, _caused(Unavailable("PostgreSQL does not answer; try again in a few seconds."), error)
+        request, _with_cause(Unavailable("PostgreSQL does not answer; try again in a few seconds."), error)
     )
 
 
@@ -157,42 +160,44 @@ def _os_error(request: Request, error: Exception) -> Response:
     text = (
         "The disk is full; nothing was stored. Delete files that are no longer needed, or ask the operator for space."
     )
-    return _tunery_error(request, _caused(StorageFull(text), error))
+    return _tunery_error(request, _with_cause(StorageFull(text), error))
 
 
-def _caused(error: TuneryError, cause: Exception) -> TuneryError:
+def _with_cause(error: TuneryError, cause: Exception) -> TuneryError:
     error.__cause__ = cause
     return error
 
 
 def _as_problem(error: Mapping[str, Any], model: type[BaseModel] | None) -> BadRequest:
-    location, whose = list(error["loc"]), ""
-    if location[-1:] == ["[key]"]:  # pydantic has the key itself before that; here the object is at fault
-        location, whose = location[:-2], "the key "
-    path = ".".join(unquoted(str(part)) for part in location if part not in NOT_A_NAME)
+    location, subject = list(error["loc"]), ""
+    if location[-1:] == ["[key]"]:  # the part before it is the key itself; the object that holds it is reported
+        location, subject = location[:-2], "the key "
+    path = ".".join(unquoted(str(part)) for part in location if part not in NON_FIELD_PARTS)
     kind = str(error["type"])
     if kind == "extra_forbidden":
-        known = ", ".join(sorted(_names_at(model, error["loc"][:-1])))
-        return UnknownParameter(f"unknown parameter {path}; known here: {known}", path)
+        allowed = ", ".join(sorted(_names_at(model, error["loc"][:-1])))
+        return UnknownParameter(f"unknown parameter {path}; known here: {allowed}", path)
     if kind == "missing":
         return BadRequest(f"you must provide {path}", path, "missing_required_parameter")
     code = "invalid_type" if kind.endswith("_type") else "invalid_value"
-    return BadRequest(f"{path}: {whose}{sentence(error)}", path, code)
+    return BadRequest(f"{path}: {subject}{sentence(error)}", path, code)
 
 
 def _names_at(model: type[BaseModel] | None, location: Sequence[int | str]) -> list[str]:
-    """Of the parameters in the object at `location` of a body of `model`."""
+    """The names of the parameters in the object at `location` of a body of `model`."""
     if model is None:
         return []
     if not location:
         return [field.alias or name for name, field in model.model_fields.items()]
     annotation = model.model_fields[str(location[0])].annotation
     inner = next(
-        one for one in (annotation, *get_args(annotation)) if isinstance(one, type) and issubclass(one, BaseModel)
+        option
+        for option in (annotation, *get_args(annotation))
+        if isinstance(option, type) and issubclass(option, BaseModel)
     )
     return _names_at(inner, location[1:])
 
 
 def _shorten(message: str) -> str:
     message = printable(message)
-    return message if len(message) <= MAX_MESSAGE else f"{message[:MAX_MESSAGE]}…"
+    return message if len(message) <= MAX_MESSAGE_CHARS else f"{message[:MAX_MESSAGE_CHARS]}…"

@@ -1,7 +1,7 @@
-"""A concurrency limit that API keys share fairly: whose turn it is depends on the key, not on how many requests wait.
+"""A concurrency limit that API keys share fairly.
 
-A semaphore serves requests in the order they came, so one key with a thousand of them keeps every other key waiting.
-Here the keys that wait take turns (round robin), and each key's own requests stay in their order.
+A semaphore serves requests in order of arrival, so one key with a thousand requests would delay every other key.
+Here permits are granted to the waiting keys by round robin, and each key's own requests stay in order.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ Arguments = ParamSpec("Arguments")
 
 
 class FairLimiter:
-    """At most `limit` holders at once, at most `per_owner` of one owner. For one event loop, without a lock."""
+    """At most `limit` permits at once, at most `per_owner` for one owner. For one event loop, without a lock."""
 
     def __init__(self, limit: int, per_owner: int | None = None) -> None:
-        self.free = limit  # permits; to be read only
+        self.free_permits = limit  # read-only for callers
         self._per_owner = limit if per_owner is None else per_owner
         self._held: Counter[str] = Counter()
-        self._waiting: OrderedDict[str, OrderedDict[asyncio.Future[None], None]] = OrderedDict()
-        self._threads = CapacityLimiter(limit)  # never waited for: whoever takes a thread holds a permit
+        self._queues: OrderedDict[str, OrderedDict[asyncio.Future[None], None]] = OrderedDict()
+        self._threads = CapacityLimiter(limit)  # never blocks: each thread holds a permit
 
     async def acquire(self, owner: str) -> None:
-        """Wait for a permit. Cancelling the wait gives the place in the queue up."""
-        if self.free and self._held[owner] < self._per_owner and owner not in self._waiting:
-            self._take(owner)
+        """Wait for a permit. Cancelling the wait leaves the queue."""
+        if self.free_permits and self._held[owner] < self._per_owner and owner not in self._queues:
+            self._grant(owner)
             return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(owner, OrderedDict())[turn] = None
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queues.setdefault(owner, OrderedDict())[waiter] = None
         try:
-            await turn
+            await waiter
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():  # it was granted in the same moment
+            if waiter.done() and not waiter.cancelled():  # granted in the same iteration of the event loop
                 self.release(owner)
             else:
-                self._forget(owner, turn)
+                self._remove(owner, waiter)
             raise
 
     def release(self, owner: str) -> None:
-        self.free += 1
+        self.free_permits += 1
         self._held[owner] -= 1
         if not self._held[owner]:
             del self._held[owner]
-        self._grant()
+        self._grant_waiting()
 
     @asynccontextmanager
     async def permit(self, owner: str) -> AsyncIterator[None]:
@@ -67,27 +67,27 @@ class FairLimiter:
         async with self.permit(owner):
             return await to_thread.run_sync(partial(work, *args, **kwargs), limiter=self._threads)
 
-    def _take(self, owner: str) -> None:
-        self.free -= 1
+    def _grant(self, owner: str) -> None:
+        self.free_permits -= 1
         self._held[owner] += 1
 
-    def _grant(self) -> None:
-        """Give what is free to the owners in turn; one that has had its turn goes to the end."""
-        while self.free:
-            owner = next((owner for owner in self._waiting if self._held[owner] < self._per_owner), None)
+    def _grant_waiting(self) -> None:
+        """Grant free permits to the waiting owners by round robin: an owner moves to the end after each grant."""
+        while self.free_permits:
+            owner = next((owner for owner in self._queues if self._held[owner] < self._per_owner), None)
             if owner is None:
                 return
-            turn, _ = self._waiting[owner].popitem(last=False)
-            if self._waiting[owner]:
-                self._waiting.move_to_end(owner)
+            waiter, _ = self._queues[owner].popitem(last=False)
+            if self._queues[owner]:
+                self._queues.move_to_end(owner)
             else:
-                del self._waiting[owner]
-            if not turn.cancelled():
-                self._take(owner)
-                turn.set_result(None)
+                del self._queues[owner]
+            if not waiter.cancelled():
+                self._grant(owner)
+                waiter.set_result(None)
 
-    def _forget(self, owner: str, turn: asyncio.Future[None]) -> None:
-        turns = self._waiting.get(owner, OrderedDict())
-        turns.pop(turn, None)
-        if not turns:
-            self._waiting.pop(owner, None)
+    def _remove(self, owner: str, waiter: asyncio.Future[None]) -> None:
+        waiters = self._queues.get(owner, OrderedDict())
+        waiters.pop(waiter, None)
+        if not waiters:
+            self._queues.pop(owner, None)

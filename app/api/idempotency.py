@@ -1,7 +1,8 @@
-"""`Idempotency-Key` on every POST, without a line in the endpoints.
+"""Idempotency: the `Idempotency-Key` header on every POST, without code in the endpoints.
 
-A router with `route_class=OnceRoute` gives it to each of its POST routes that takes a SessionDep. A route with
-transactions of its own takes an OnceDep and calls `begin` first and `end` last in the one that creates.
+A router with `route_class=IdempotentRoute` adds it to each of its POST routes that takes a SessionDep. A route with
+transactions of its own takes an IdempotentRequestDep, and calls `begin` first and `end` last in the transaction that
+creates.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from app.api.auth import CallerDep
-from app.api.dependencies import SessionDep, SlotDep, engines_of
+from app.api.dependencies import ConnectionPermitDep, SessionDep, app_state_of
 from app.api.transport.json_body import NO_BODY, BodyBytesDep, JsonBodyDep, OptionalJsonBodyDep
 from app.domain.datasets.jsonl import LineError, decode_json
 from app.errors import IdempotencyKeyInUse
 from app.services.access.idempotency import IdempotentRequest, Replay, fingerprint_of, key_in_use_error
 
 REPLAYED = {"Idempotency-Replayed": "true"}
-PATIENCE_SECONDS = 20.0  # for a twin that is at work: a create takes milliseconds
-PAUSES_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2)  # between looks; then the last again and again
+DUPLICATE_TIMEOUT_SECONDS = 20.0  # for a concurrent duplicate; a create takes milliseconds
+POLL_DELAYS_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2)  # the last one repeats
 
 KeyHeader = Annotated[
     str | None,
@@ -35,85 +36,105 @@ KeyHeader = Annotated[
         alias="Idempotency-Key",
         min_length=1,
         max_length=255,
-        description="The same key and body within 24 hours: done once, and answered the same again.",
+        description="A repeated request with the same key and body within 24 hours has no second effect and receives "
+        "the same response.",
     ),
 ]
 
 
-async def get_once(request: Request, caller: CallerDep, idempotency_key: KeyHeader = None) -> IdempotentRequest:
+async def get_idempotent_request(
+    request: Request, caller: CallerDep, idempotency_key: KeyHeader = None
+) -> IdempotentRequest:
+    """The key of the request, with the project, method and path that it belongs to."""
     url = request.url
     path = f"{url.path}?{url.query}" if url.query else url.path
     return IdempotentRequest(caller.project_id, idempotency_key, request.method, path)
 
 
-OnceDep = Annotated[IdempotentRequest, Depends(get_once)]
+IdempotentRequestDep = Annotated[IdempotentRequest, Depends(get_idempotent_request)]
 
 
-async def take_turn(
-    request: Request, body: BodyBytesDep, once: OnceDep, caller: CallerDep
+async def acquire_key_lock(
+    request: Request, body: BodyBytesDep, idempotent_request: IdempotentRequestDep, caller: CallerDep
 ) -> AsyncIterator[str | None]:
-    """The request's fingerprint, if it has a key and no twin is at work in this process any more.
+    """Hold the lock of the key in this process, and yield the fingerprint of the request; None without a key.
 
-    Raises what Once.look does, and IdempotencyKeyInUse. Who waits here holds neither a thread nor a connection.
+    A concurrent duplicate waits here, without a thread and without a database connection. Raises what
+    `IdempotentRequest.look` raises, and IdempotencyKeyInUse.
     """
-    if once.key is None:
+    key = idempotent_request.key
+    if key is None:
         yield None
         return
-    engines = engines_of(request)
-    fingerprint = await engines.lanes.parse(caller.key_id, _fingerprint, body)
-    lock = engines.lanes.alone(f"key {once.project_id} {once.key}")
-    has_twin = lock.locked()
-    await _acquire(lock, once.key)
+    app_state = app_state_of(request)
+    fingerprint = await app_state.io_pools.parse(caller.key_id, _fingerprint, body)
+    lock = app_state.io_pools.key_lock(f"key {idempotent_request.project_id} {key}")
+    has_duplicate = lock.locked()
     try:
-        if has_twin:
-            await once.look(engines.connections, fingerprint)
+        async with asyncio.timeout(DUPLICATE_TIMEOUT_SECONDS):
+            await lock.acquire()
+    except TimeoutError as error:
+        raise key_in_use_error(key) from error
+    try:
+        if has_duplicate:
+            await idempotent_request.look(app_state.connections, fingerprint)
         yield fingerprint
     finally:
         lock.release()
 
 
-FingerprintDep = Annotated[str | None, Depends(take_turn, scope="function")]
+FingerprintDep = Annotated[str | None, Depends(acquire_key_lock, scope="function")]
 
 
-# The turn is taken before the session and the slot, and so is given on after the commit.
-async def begin_once(
-    request: Request, once: OnceDep, fingerprint: FingerprintDep, session: SessionDep, slot: SlotDep
+# FastAPI resolves the lock before the session and the permit, and so releases it after the commit.
+async def begin_idempotent_request(
+    request: Request,
+    idempotent_request: IdempotentRequestDep,
+    fingerprint: FingerprintDep,
+    session: SessionDep,
+    permit: ConnectionPermitDep,
 ) -> None:
-    """Raises what Once.begin does. A twin in another process is waited for in the same way, but by asking again."""
+    """Claim the key in the transaction of the request. Raises what `IdempotentRequest.begin` raises.
+
+    A duplicate in another process is awaited by polling, and the connection is released between the attempts.
+    """
     if fingerprint is None:
         return
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    pauses = chain(PAUSES_SECONDS, repeat(PAUSES_SECONDS[-1]))
-    while not await run_in_threadpool(_begin, once, session, fingerprint, time.monotonic() < deadline):
-        slot.leave()
-        await asyncio.sleep(next(pauses))
-        await slot.take()
-    request.state.once = (once, session)
+    deadline = time.monotonic() + DUPLICATE_TIMEOUT_SECONDS
+    delays_seconds = chain(POLL_DELAYS_SECONDS, repeat(POLL_DELAYS_SECONDS[-1]))
+    while not await run_in_threadpool(_begin, idempotent_request, session, fingerprint, time.monotonic() < deadline):
+        permit.release()
+        await asyncio.sleep(next(delays_seconds))
+        await permit.acquire()
+    request.state.idempotent = (idempotent_request, session)
 
 
-class OnceRoute(APIRoute):
+class IdempotentRoute(APIRoute):
+    """A route whose POST endpoints with a session honour `Idempotency-Key`."""
+
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         if "POST" in (options.get("methods") or ()) and takes_session(endpoint):
             no_body = () if takes_body(endpoint) else (NO_BODY,)
-            options["dependencies"] = [*(options.get("dependencies") or ()), *no_body, Depends(begin_once)]
+            dependencies = [*(options.get("dependencies") or ()), *no_body, Depends(begin_idempotent_request)]
+            options["dependencies"] = dependencies
         super().__init__(path, endpoint, **options)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The answer is made here, kept and committed, and sent later."""
+        """Store the response and commit before it is sent; send a stored response for a repeated request."""
         handle = super().get_route_handler()
 
-        async def handle_once(request: Request) -> Response:
+        async def handle_idempotent(request: Request) -> Response:
             try:
                 response = await handle(request)
             except Replay as replay:
                 return Response(replay.body, replay.status, REPLAYED, media_type="application/json")
-            begun = getattr(request.state, "once", None)
-            if begun is not None:
-                once, session = begun
-                await run_in_threadpool(_end, once, session, response)
+            claimed = getattr(request.state, "idempotent", None)
+            if claimed is not None:
+                idempotent_request, session = claimed
+                await run_in_threadpool(_end, idempotent_request, session, response)
             return response
 
-        return handle_once
+        return handle_idempotent
 
 
 def takes_session(endpoint: Callable[..., Any]) -> bool:
@@ -125,33 +146,25 @@ def takes_body(endpoint: Callable[..., Any]) -> bool:
     return any(hint in (JsonBodyDep, OptionalJsonBodyDep, BodyBytesDep, Request) for hint in hints)
 
 
-async def _acquire(lock: asyncio.Lock, key: str) -> None:
+def _begin(idempotent_request: IdempotentRequest, session: Session, fingerprint: str, may_retry: bool) -> bool:
+    """Claim the key. False if a duplicate holds it and `may_retry`; the connection is released then."""
     try:
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            await lock.acquire()
-    except TimeoutError as error:
-        raise key_in_use_error(key) from error
-
-
-def _begin(once: IdempotentRequest, session: Session, fingerprint: str, may_wait: bool) -> bool:
-    """False while a twin is at work and waiting is worth it; the connection is given back then."""
-    try:
-        once.begin(session, fingerprint)
+        idempotent_request.begin(session, fingerprint)
     except IdempotencyKeyInUse:
         session.rollback()
-        if may_wait:
+        if may_retry:
             return False
         raise
     return True
 
 
-def _end(once: IdempotentRequest, session: Session, response: Response) -> None:
-    once.end(session, response.status_code, bytes(response.body).decode())
+def _end(idempotent_request: IdempotentRequest, session: Session, response: Response) -> None:
+    idempotent_request.end(session, response.status_code, bytes(response.body).decode())
     session.commit()
 
 
 def _fingerprint(body: bytes) -> str:
-    """Of the parsed body: a client may write the same JSON differently. What is no JSON is refused by the endpoint."""
+    """Hash the parsed body, as a client may serialize the same JSON differently. The endpoint refuses invalid JSON."""
     try:
         return fingerprint_of({"json": decode_json(body)})
     except (LineError, RecursionError):

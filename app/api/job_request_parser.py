@@ -9,7 +9,7 @@ from app.api.schemas.jobs.requests import CreateJob, UpdateJob, check_shape, wit
 from app.db.tables import Job
 from app.domain.jobs.cloning import overridden, request_of
 from app.domain.jobs.spec import JobSpec
-from app.errors import BadRequest, all_at_once
+from app.errors import BadRequest, combine_errors
 from app.services.jobs.requests import JobRequest, SchedulingOptions
 
 
@@ -17,7 +17,7 @@ def job_request(body: Mapping[str, Any]) -> JobRequest:
     """Raises BadRequest where nothing of the body is usable."""
     parsed, problems = check_shape(CreateJob, body)
     if parsed is None:
-        raise all_at_once(problems)
+        raise combine_errors(problems)
     return _request(parsed, parsed.model_dump(exclude_unset=True), problems)
 
 
@@ -30,12 +30,12 @@ def clone_request(job: Job, overrides: Mapping[str, Any]) -> JobRequest:
     required = {name: original[name] for name in ("model", "training_file")}
     parsed, problems = check_shape(CreateJob, required | dict(overrides))
     if parsed is None:
-        raise all_at_once(problems)
+        raise combine_errors(problems)
     given = {key: value for key, value in parsed.model_dump(exclude_unset=True).items() if key in overrides}
     body = overridden(original, given)
     parsed, more = check_shape(CreateJob, body)
     if parsed is None:
-        raise all_at_once([*problems, *more])
+        raise combine_errors([*problems, *more])
     return _request(parsed, body, [*problems, *more], cloned_from=job.id)
 
 

@@ -1,11 +1,11 @@
-"""What a URL that does not exist was meant for: the usual slips are told of, never followed."""
+"""Hints for unknown URLs: common mistakes are named in the error, never redirected."""
 
 from __future__ import annotations
 
 from fastapi import Request
 from starlette.routing import Match
 
-PREFIXES = ("", "v1")  # `base_url` without /v1 or with it twice, a slash too many
+PREFIXES = ("", "v1")  # a `base_url` without /v1 or with a second one, or an extra slash
 OLDER_NAMES = {
     "fine-tuning": ("fine_tuning",),
     "fine-tunes": ("fine_tuning", "jobs"),  # OpenAI's until 2023, Together's
@@ -15,19 +15,23 @@ OLDER_NAMES = {
 INFERENCE = ("chat", "completions", "responses", "embeddings", "deployments", "engines")
 
 
-def advice_for(request: Request) -> str:
-    """One sentence for who asked for a URL that is not there."""
-    asked = str(request.scope["path"])
-    words = [word for word in asked.split("/") if word not in PREFIXES]
-    if not words:
+def hint_for(request: Request) -> str:
+    """One sentence that says what the URL of the request may have been meant to be."""
+    path = str(request.scope["path"])
+    segments = [segment for segment in path.split("/") if segment not in PREFIXES]
+    if not segments:
         return "Please check the URL for typos."
-    words[0] = words[0].removeprefix("v1")  # `openai -b URL/v1`, the 1.x command line, joins without a slash between
-    if words[0] in INFERENCE:
-        return "Tunery trains models and serves none: load the adapter into vLLM, for example, and ask there."
-    path = "/".join(["/v1", *OLDER_NAMES.get(words[0], (words[0],)), *words[1:]])
-    return f"Did you mean {path}?" if path != asked and _is_there(request, path) else "Please check the URL for typos."
+    segments[0] = segments[0].removeprefix(
+        "v1"
+    )  # the 1.x command line of OpenAI (`openai -b URL/v1`) joins the parts without a slash
+    if segments[0] in INFERENCE:
+        return "Tunery trains models and does not serve them: load the adapter into an inference server such as vLLM."
+    suggested_path = "/".join(["/v1", *OLDER_NAMES.get(segments[0], (segments[0],)), *segments[1:]])
+    if suggested_path != path and _route_exists(request, suggested_path):
+        return f"Did you mean {suggested_path}?"
+    return "Please check the URL for typos."
 
 
-def _is_there(request: Request, path: str) -> bool:
+def _route_exists(request: Request, path: str) -> bool:
     scope = {**request.scope, "path": path}
     return any(route.matches(scope)[0] != Match.NONE for route in request.app.router.routes)

@@ -14,7 +14,7 @@ from app.db.webhooks import endpoints as webhooks
 from app.domain.access.outbound_networks import Network
 from app.domain.error_text.json_text import shown, unquoted
 from app.domain.webhooks import EVENT_TYPES, JOB_EVENT, check_event_types, check_url, new_secret
-from app.errors import BadRequest, NotFound, all_at_once
+from app.errors import BadRequest, NotFound, combine_errors
 
 MAX_ENDPOINTS = 50
 BY_REQUEST = "by request"
@@ -144,7 +144,7 @@ def _validated(rules: EndpointRules, asked: EndpointChanges) -> EndpointChanges:
     except BadRequest as problem:
         problems.append(problem)
     if problems:
-        raise all_at_once(problems)
+        raise combine_errors(problems)
     return asked
 
 

@@ -9,20 +9,20 @@ from __future__ import annotations
 from tools.api_reference.bad_requests import BAD_REQUESTS
 from tools.api_reference.error_code import ErrorCode
 
-ANSWERS = (
+ERROR_CODES = (
     *BAD_REQUESTS,
     ErrorCode(
         "invalid_api_key", 401,
         "No key, a wrong one, or a revoked one.",
         "`Authorization: Bearer <key>`; an operator makes keys with `tunery keys create`.",
-        "Incorrect API key provided: nobody issued it here. `tunery keys create` makes a new one.",
+        "Incorrect API key provided: this server does not know it. Create a key with `tunery keys create`.",
     ),
     ErrorCode(
         "insufficient_permissions", 403,
         "The key is good, but lacks the scope that this call takes.",
         "The message names the scope; an admin can give it to the key, or make another one.",
-        "This API key may not do POST /v1/fine_tuning/jobs: that takes the scope '…', and the key has …. An "
-        "admin can give it another scope.",
+        "Permission denied: POST /v1/fine_tuning/jobs requires the scope '…'; this API key has …. An admin can give it "
+        "another scope.",
     ),
     ErrorCode(
         "permission_denied", 403,
@@ -58,13 +58,13 @@ ANSWERS = (
         "unknown_url", 404,
         "The path does not exist. Often `base_url` lacks its `/v1`, or there is a slash at the end.",
         "Compare with [the reference](reference/README.md).",
-        "Unknown request URL: GET /files. Did you mean /v1/files? /docs lists what there is.",
+        "Unknown request URL: GET /files. Did you mean /v1/files? /docs lists all URLs.",
     ),
     ErrorCode(
         "method_not_allowed", 405,
         "The path exists, but not with this HTTP method.",
         "The message and the `Allow` header have the right one.",
-        "Not allowed: PUT /v1/files. This URL takes ….",
+        "Method not allowed: PUT /v1/files. This URL accepts ….",
     ),
     ErrorCode(
         "request_timeout", 408,
@@ -99,14 +99,14 @@ ANSWERS = (
         "unsupported_content_encoding", 415,
         "The body is compressed: a `Content-Encoding` other than `identity`.",
         "Send it as it is; what is stored and hashed is what you send, and nothing is ever decompressed.",
-        "Content-Encoding: \"gzip\" is not taken, only identity; send the body as it is, without compressing it",
+        "Content-Encoding: \"gzip\" is not supported, only identity; send the body without compression",
     ),
     ErrorCode(
         "range_not_satisfiable", 416,
         "A `Range` of bytes that begins behind the end of the file, or that is none at all (`bytes=9-1`). Several "
         "ranges in one request, and units other than bytes, are answered with the whole file and a 200.",
         "The `Content-Range` header has the size. At the end of a resumed download it means: complete.",
-        "Range: bytes=999999- selects nothing of the … bytes there are",
+        "Range: bytes=999999- selects nothing: the object has … bytes",
     ),
     ErrorCode(
         "rate_limit_exceeded", 429,
@@ -127,7 +127,7 @@ ANSWERS = (
         "server_error", 500,
         "A fault of ours.",
         "Give the operator the `x-request-id`: the log has the rest under it.",
-        "Something went wrong on our side; the log has the details.",
+        "Internal server error. The server log has the details under the x-request-id of this response.",
     ),
     ErrorCode(
         "service_unavailable", 503,
@@ -139,8 +139,8 @@ ANSWERS = (
         "no_api_key", 503,
         "The service has no API key yet, so it answers its own machine only.",
         "Its operator makes the first one: `tunery keys create`, or `TUNERY_ADMIN_KEY_FILE`.",
-        "There is no API key yet, so this service is open to its own machine only, not at …. Create one first "
-        "(`tunery keys create …`), or set TUNERY_ADMIN_KEY_FILE.",
+        "No API key exists yet, so this service accepts connections from its own machine only, not at …. Create a key "
+        "first (`tunery keys create …`), or set TUNERY_ADMIN_KEY_FILE.",
     ),
     ErrorCode(
         "storage_full", 507,

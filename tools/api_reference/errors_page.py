@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tools.api_reference.error_code import ErrorCode
-from tools.api_reference.error_codes import ANSWERS
+from tools.api_reference.error_codes import ERROR_CODES
 from tools.api_reference.job_errors import ENDINGS, JOB_ERRORS
 
 EXCEPTIONS = {
@@ -46,13 +46,13 @@ def errors_page() -> str:
 
 def _answers() -> str:
     parts = ["## Of requests\n"]
-    for status, retried in sorted({(one.status, is_retried(one)) for one in ANSWERS}):
+    for status, retried in sorted({(one.status, is_retried(one)) for one in ERROR_CODES}):
         said = "sent again by the client" if retried else "not sent again"
         parts.append(f"### {status}: `{exception_of(status)}`, {said}\n")
         parts.append("| code | cause | what to do | for example |\n|---|---|---|---|")
         parts += [
             f"| `{one.code}` | {_cell(one.cause)} | {_cell(one.remedy)} | {_cell(one.message)} |"
-            for one in ANSWERS
+            for one in ERROR_CODES
             if (one.status, is_retried(one)) == (status, retried)
         ]
         parts.append("")

@@ -22,7 +22,7 @@ from starlette.responses import HTMLResponse, JSONResponse
 from app.api.openapi import request_examples, schema_text
 
 TEMPLATE, STYLE, SCRIPT = (Path(__file__).with_name(name) for name in ("docs.html", "docs.css", "docs.js"))
-FEW_FIELDS = 12  # so many are shown at once; more unfold on a click
+MAX_OPEN_FIELDS = 12  # so many are shown at once; more unfold on a click
 
 router = APIRouter(include_in_schema=False)
 
@@ -68,8 +68,8 @@ def _document(app: FastAPI) -> dict[str, Any]:
 def _template() -> Any:
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["type_name"] = schema_text.type_name
-    environment.filters["prose"] = _prose
-    environment.globals["few_fields"] = FEW_FIELDS
+    environment.filters["markdown"] = _markdown
+    environment.globals["max_open_fields"] = MAX_OPEN_FIELDS
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 
@@ -132,7 +132,7 @@ def _answer_fields(operation: dict[str, Any], document: dict[str, Any]) -> list[
     return schema_text.fields(inner, document) if inner else []
 
 
-def _prose(text: str) -> Markup:
+def _markdown(text: str) -> Markup:
     """Descriptions are Markdown, of which they use paragraphs and `code`."""
     paragraphs = str(escape(text)).replace("\n\n", "<br><br>")
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", paragraphs))

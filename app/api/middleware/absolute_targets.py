@@ -1,7 +1,7 @@
 """Requests in absolute form, `GET http://host/v1/models HTTP/1.1`, as clients send them to proxies.
 
-A server must take them (RFC 9112, 3.2.2). uvicorn puts the whole target into `path`, so it is split here, before
-anything else looks at the request; the host in the target counts, and the Host header does not.
+A server must accept them (RFC 9112, 3.2.2). uvicorn puts the whole target into `path`, so this middleware splits it
+before anything else reads the request. The host of the target replaces the Host header.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from urllib.parse import unquote
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-ABSOLUTE = re.compile(rb"https?://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
+ABSOLUTE_TARGET = re.compile(rb"https?://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
 
 
-class AbsoluteTargets:
+class AbsoluteTargetMiddleware:
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
@@ -25,12 +25,12 @@ class AbsoluteTargets:
 
 
 def origin_form(scope: Scope) -> Scope:
-    """`scope` with a path that begins with a slash, if its target was absolute; else the same scope."""
+    """A scope whose path begins with a slash, if its target was absolute; else the same scope."""
     prefix = scope.get("root_path", "")
-    found = ABSOLUTE.fullmatch((scope.get("raw_path") or b"").removeprefix(prefix.encode()))
-    if found is None:
+    target = ABSOLUTE_TARGET.fullmatch((scope.get("raw_path") or b"").removeprefix(prefix.encode()))
+    if target is None:
         return scope
-    authority, raw_path = found.groups()
+    authority, raw_path = target.groups()
     host = authority.rpartition(b"@")[2]
     raw_path = raw_path or b"/"
     headers = [(name, value) for name, value in scope["headers"] if name != b"host"]

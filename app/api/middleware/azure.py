@@ -1,7 +1,7 @@
-"""Scripts for Azure: its client asks for /openai/... with an `api-key` header, for the very same calls.
+"""Compatibility with Azure's client, which sends the same calls to /openai/... with an `api-key` header.
 
-Only the outermost names differ, so they are translated before anything else looks at a request: every rule about keys,
-projects and limits is then the one that everybody has. `api-version` in the query is for Azure's own history.
+Path and header are translated before anything else reads the request, so that all rules for keys, projects and limits
+apply unchanged. `api-version` in the query is ignored.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.middleware.request_log import record_of
 
-PREFIXES = ("/openai/v1/", "/openai/")  # its newer and its older address
+PREFIXES = ("/openai/v1/", "/openai/")  # Azure's newer and older path
 
 
-class AzureNames:
+class AzureCompatibilityMiddleware:
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
@@ -23,7 +23,7 @@ class AzureNames:
         try:
             await self.app(scope, receive, send)
         finally:
-            if record := record_of(scope):  # the router fills in this copy of the scope only
+            if record := record_of(scope):  # the router sets the route in this copy of the scope only
                 record.route = getattr(scope.get("route"), "path_format", None)
 
 
@@ -33,7 +33,7 @@ def _path(scope: Scope) -> dict[str, str]:
 
 
 def _headers(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """Azure's key header, as everybody else's; one that is given in both ways is the Authorization header's."""
+    """Convert an `api-key` header to an Authorization header, unless the request already has one."""
     if any(name == b"authorization" for name, _ in headers):
         return headers
     return [*headers, *((b"authorization", b"Bearer " + value) for name, value in headers if name == b"api-key")]

@@ -1,7 +1,7 @@
-"""Without a key in the database nobody but this machine may come in.
+"""Bootstrap guard: until an API key exists, the service accepts loopback connections only.
 
-Where we are told to listen is known at the start, and refused there. Where a server really listens is known to it
-alone, so the address at which each connection arrived is looked at as well, until there is a key.
+The configured bind address is checked at startup. Only the server knows the address that it actually bound, so the
+local address of each connection is checked as well, until a key exists.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.api.error_handlers import error_response
 from app.db.access import keys
 from app.db.engine import Sessions, transaction
-from app.errors import NoKeyYet, Unavailable
+from app.errors import NotBootstrapped, Unavailable
 from app.log import get_logger
 
-DEFAULT_HOST = "127.0.0.1"  # uvicorn's
+DEFAULT_HOST = "127.0.0.1"  # uvicorn's default
 
 log = get_logger(__name__)
 
 
-def asked_host(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
-    """Where uvicorn's command line and environment tell it to listen."""
+def bind_host(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
+    """The bind address in uvicorn's command line, else in its environment, else its default."""
     host = environment.get("UVICORN_HOST", DEFAULT_HOST)
     for position, argument in enumerate(arguments):
         if argument == "--host":
@@ -36,17 +36,20 @@ def asked_host(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
     return host
 
 
-def refuse_without_key(sessions: Sessions, host: str) -> None:
-    """Raises NoKeyYet. A database that is away refuses nothing here: `Door` asks it again, before every request."""
+def require_api_key(sessions: Sessions, host: str) -> None:
+    """Raises NotBootstrapped if `host` is not loopback and no API key exists.
+
+    An unreachable database does not stop the start: `RequireApiKeyMiddleware` checks again before every request.
+    """
     if is_loopback(host):
         return
     try:
-        known = has_key(sessions)
+        is_bootstrapped = has_key(sessions)
     except SQLAlchemyError as error:
-        log.warning("could not look for a key before listening", host=host, reason=str(error))
+        log.warning("could not check for an API key before listening", host=host, reason=str(error))
         return
-    if not known:
-        raise _no_key(host)
+    if not is_bootstrapped:
+        raise _not_bootstrapped_error(host)
 
 
 def has_key(sessions: Sessions) -> bool:
@@ -63,43 +66,43 @@ def is_loopback(host: str) -> bool:
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
-class Door:
-    """Plain ASGI; once a key was seen, it costs nothing more."""
+class RequireApiKeyMiddleware:
+    """Plain ASGI middleware: 503 for remote requests until an API key exists. Afterwards it reads nothing."""
 
     def __init__(self, app: ASGIApp, sessions: Sessions) -> None:
         self.app = app
         self._sessions = sessions
-        self._is_open = False
+        self._is_bootstrapped = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or self._is_open or _came_from_here(scope):
+        if scope["type"] != "http" or self._is_bootstrapped or _arrived_on_loopback(scope):
             await self.app(scope, receive, send)
             return
         try:
-            self._is_open = await run_in_threadpool(has_key, self._sessions)
+            self._is_bootstrapped = await run_in_threadpool(has_key, self._sessions)
         except SQLAlchemyError:
             refusal = Unavailable("PostgreSQL does not answer; try again in a few seconds.")
             await error_response(refusal)(scope, receive, send)
             return
-        answer = self.app if self._is_open else error_response(_no_key(scope["server"][0]))
-        await answer(scope, receive, send)
+        respond = self.app if self._is_bootstrapped else error_response(_not_bootstrapped_error(scope["server"][0]))
+        await respond(scope, receive, send)
 
 
-def _came_from_here(scope: Scope) -> bool:
-    """By the address of our end of the connection, which no client can choose; a Unix socket has none."""
+def _arrived_on_loopback(scope: Scope) -> bool:
+    """Whether the local address of the connection, which no client can choose, is loopback. A Unix socket has none."""
     server = scope.get("server")
     if server is None or server[1] is None:
         return True
     try:
         ipaddress.ip_address(server[0])
     except ValueError:
-        return True  # not a server that listens on a network: a test's client, for one
+        return True  # not a network address, as in a test client
     return is_loopback(server[0])
 
 
-def _no_key(host: str) -> NoKeyYet:
-    return NoKeyYet(
-        f"There is no API key yet, so this service is open to its own machine only, not at {host or 'any address'}. "
-        "Create one first (`tunery keys create --project default --scope all --scope admin`), or set "
-        "TUNERY_ADMIN_KEY_FILE."
+def _not_bootstrapped_error(host: str) -> NotBootstrapped:
+    return NotBootstrapped(
+        f"No API key exists yet, so this service accepts connections from its own machine only, not at "
+        f"{host or 'any address'}. Create a key first (`tunery keys create --project default --scope all --scope "
+        "admin`), or set TUNERY_ADMIN_KEY_FILE."
     )

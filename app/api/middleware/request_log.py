@@ -1,4 +1,4 @@
-"""One log line per HTTP request, written when it is over. It holds no secret: see `masked_path` and `masked_query`."""
+"""One log line per HTTP request, written at its end. It contains no secret: see `masked_path` and `masked_query`."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 PARAMETER_NAME = re.compile(r"[\w.\[\]-]{1,80}")
 CREDENTIAL_HEADERS = (b"authorization", b"api-key")
 MASK = "***"
-MAX_TEXT = 1_000  # characters of a path or a query
-MAX_METHOD = 32  # and of a method, which a client may invent
-CLIENT_CLOSED_REQUEST = 499  # nginx's status for a request whose client left before it was answered
+MAX_TEXT_CHARS = 1_000  # of a path or a query
+MAX_METHOD_CHARS = 32  # a client may send any method
+CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that disconnected before the response
 
 
 @dataclass(slots=True)
 class RequestRecord:
-    """What is known of a request so far. In `scope["state"]`, so that every layer can add to it."""
+    """The data of the log line. It is kept in `scope["state"]`, so that every layer can add to it."""
 
     request_id: str
-    began: float = field(default_factory=time.perf_counter)
-    ended: float | None = None  # when the last byte of the response was handed to the server
+    started_at: float = field(default_factory=time.perf_counter)
+    ended_at: float | None = None  # when the last byte of the response was passed to the server
     status: int | None = None
     bytes_in: int = 0  # of the body
     bytes_out: int = 0  # of the body
@@ -41,42 +41,42 @@ class RequestRecord:
     outcome: Outcome | None = None
 
     def end(self, outcome: Outcome, status: int) -> None:
-        """Set how the request ended, unless that is known already; `status` is for one without a response."""
+        """Set the outcome, unless one is set already; `status` applies without a response."""
         if self.outcome is None:
             self.outcome = outcome
             self.status = self.status or status
 
 
 def start_record(scope: Mapping[str, Any]) -> RequestRecord:
-    """The record of a request, made by whoever needs it first: `Envelope`, or the connection that refuses its body."""
+    """The record of a request. The first caller creates it: `RequestContextMiddleware` or the connection."""
     record: RequestRecord = scope["state"].setdefault("record", RequestRecord(request_id_of(scope["headers"])))
     return record
 
 
 def record_of(scope: Mapping[str, Any]) -> RequestRecord | None:
-    """The record of a request that was started; None where `Envelope` does not stand around the caller."""
+    """The record of a request, if `start_record` created one."""
     record: RequestRecord | None = scope.get("state", {}).get("record")
     return record
 
 
 def log_request(scope: Mapping[str, Any], record: RequestRecord) -> None:
-    """Write the line of one request; `scope` holds less of a request that no application saw."""
+    """Write the line of one request. `scope` has fewer keys when no application received the request."""
     if record.outcome is None:
-        record.outcome = "aborted" if record.ended is None else "completed"
-    ended = time.perf_counter() if record.ended is None else record.ended
+        record.outcome = "aborted" if record.ended_at is None else "completed"
+    ended_at = time.perf_counter() if record.ended_at is None else record.ended_at
     client = scope.get("client")
     has_failed = record.outcome == "aborted" or (record.status or 0) >= 500
     write_event(
         "error" if has_failed else "info",
         "request",
         request_id=record.request_id,
-        method=masked_path(scope["method"])[:MAX_METHOD] if "method" in scope else None,
+        method=masked_path(scope["method"])[:MAX_METHOD_CHARS] if "method" in scope else None,
         route=record.route,
         path=masked_path(scope["path"]) if "path" in scope else None,
         query=masked_query(scope.get("query_string", b"")),
         status=record.status,
         outcome=record.outcome,
-        duration_ms=round((ended - record.began) * 1000, 1),
+        duration_ms=round((ended_at - record.started_at) * 1000, 1),
         key_id=record.key_id,
         project_id=record.project_id,
         bytes_in=record.bytes_in,
@@ -86,7 +86,7 @@ def log_request(scope: Mapping[str, Any], record: RequestRecord) -> None:
 
 
 def request_id_of(headers: Sequence[tuple[bytes, bytes]]) -> str:
-    """The client's X-Request-Id if it may stand in a log line, else a new one."""
+    """The client's X-Request-Id if it is safe to log, else a new id."""
     given = next((value for name, value in headers if name == b"x-request-id"), b"")
     if REQUEST_ID.fullmatch(given) and not _is_credential(given, headers):
         return given.decode()
@@ -94,15 +94,15 @@ def request_id_of(headers: Sequence[tuple[bytes, bytes]]) -> str:
 
 
 def masked_path(path: str) -> str:
-    """The path with its ids, and without API keys that were put there by mistake."""
-    return API_KEY.sub(MASK, path)[:MAX_TEXT]
+    """The path with its ids, and without API keys that a client put there by mistake."""
+    return API_KEY.sub(MASK, path)[:MAX_TEXT_CHARS]
 
 
 def masked_query(query: bytes) -> str:
-    """The names of a query's parameters; every value is masked, and so is what is no plausible name."""
+    """The names of the query's parameters; values and implausible names are masked."""
     if not query:
         return ""
-    return "&".join(_masked_parameter(each) for each in query.decode("latin-1").split("&"))[:MAX_TEXT]
+    return "&".join(_masked_parameter(parameter) for parameter in query.decode("latin-1").split("&"))[:MAX_TEXT_CHARS]
 
 
 def _masked_parameter(parameter: str) -> str:
@@ -113,7 +113,7 @@ def _masked_parameter(parameter: str) -> str:
 
 
 def _is_credential(value: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bool:
-    """A client that sends its key as the request id, too, would have it logged and sent back."""
+    """Whether `value` is an API key: a client may send its key as the request id, which is logged and returned."""
     return API_KEY.search(value.decode()) is not None or any(
         name in CREDENTIAL_HEADERS and value == given.rpartition(b" ")[2] for name, given in headers
     )

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from app.api.openapi.descriptions import add_meanings
+from app.api.openapi.descriptions import add_descriptions
 from app.api.openapi.examples import all_operations, extensions, organization, permissions, queue, webhooks
 from app.api.openapi.examples import uploads as upload_examples
 from app.api.schemas.common import ErrorBody
@@ -24,7 +24,7 @@ ERRORS = {
     "429": "Too many requests (`rate_limit_exceeded`), or a limit of the project is reached (`insufficient_quota`).",
     "503": "PostgreSQL does not answer; try again after `Retry-After` seconds.",
 }
-TWIN_ERROR = {
+DUPLICATE_ERROR = {
     "409": "The first request with this `Idempotency-Key` has not ended; send it again after `Retry-After` seconds.",
 }
 POST_ERRORS = {"408": "The body came too slowly.", "413": "The body is too large."}
@@ -46,13 +46,13 @@ MORE_ERRORS = {
         "403": "A base model belongs to the operator, a shared one to its project; or the key lacks the scope for this."
     },
 }  # fmt: skip
-ANSWERS = {
+RESPONSE_EXAMPLES = {
     operation: answer
     for module in (
         all_operations, organization, extensions, permissions, queue, upload_examples,
         webhooks,
     )
-    for operation, answer in module.ANSWERS.items()
+    for operation, answer in module.RESPONSE_EXAMPLES.items()
 }  # fmt: skip
 DESCRIPTION = """\
 Fine-tuning jobs in OpenAI's wire contract, QLoRA on your own GPUs, and the adapter is yours.
@@ -77,7 +77,7 @@ def build_openapi(app: FastAPI) -> dict[str, Any]:
     document["components"]["securitySchemes"] = {SECURITY_SCHEME: {"type": "http", "scheme": "bearer"}}
     for method, path, operation in _operations(document):
         _complete(method, path, operation)
-    add_meanings(document)
+    add_descriptions(document)
     return document
 
 
@@ -112,19 +112,23 @@ def _complete(method: str, path: str, operation: dict[str, Any]) -> None:
         if response["description"] == "Successful Response":  # FastAPI's
             response["description"] = "Success."
     name = f"{method.upper()} {path}"
-    answer = ANSWERS.get(name)
+    answer = RESPONSE_EXAMPLES.get(name)
     if answer is not None:
         responses["200"]["content"]["application/json"]["example"] = answer
     if path.startswith("/v1"):
         operation["security"] = [{SECURITY_SCHEME: []}]
         operation["x-scope"] = scopes.needed(method.upper(), path)
-        errors = ERRORS | (POST_ERRORS if method == "post" else {}) | (TWIN_ERROR if _may_have_twin(operation) else {})
+        errors = (
+            ERRORS
+            | (POST_ERRORS if method == "post" else {})
+            | (DUPLICATE_ERROR if _takes_idempotency_key(operation) else {})
+        )
         errors |= MORE_ERRORS.get(name, {})
         responses |= {status: _error(description) for status, description in errors.items()}
     operation["responses"] = dict(sorted(responses.items()))
 
 
-def _may_have_twin(operation: dict[str, Any]) -> bool:
+def _takes_idempotency_key(operation: dict[str, Any]) -> bool:
     return any(parameter["name"] == "Idempotency-Key" for parameter in operation.get("parameters", ()))
 
 

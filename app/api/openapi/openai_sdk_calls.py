@@ -13,7 +13,7 @@ KEYS = f"{PROJECTS}/{{}}/api_keys"
 
 
 @dataclass(frozen=True)
-class OfficialCall:
+class SdkCall:
     """`arguments` and `by_name` are parameters of the path, `body` the fields that the method knows by name."""
 
     method: str
@@ -28,58 +28,56 @@ CREATE_JOB = (
 )  # fmt: skip
 
 # "METHOD path", with {} for whatever the path's parameters are called.
-CALLS: dict[str, OfficialCall] = {
-    "POST /v1/files": OfficialCall("files.create", body=("file", "purpose", "expires_after")),
-    "GET /v1/files": OfficialCall("files.list"),
-    "GET /v1/files/{}": OfficialCall("files.retrieve", (0,)),
-    "DELETE /v1/files/{}": OfficialCall("files.delete", (0,)),
-    "GET /v1/files/{}/content": OfficialCall("files.content", (0,)),
-    "POST /v1/uploads": OfficialCall(
-        "uploads.create", body=("filename", "purpose", "bytes", "mime_type", "expires_after")
-    ),
-    "POST /v1/uploads/{}/parts": OfficialCall("uploads.parts.create", (0,), body=("data",)),
-    "POST /v1/uploads/{}/complete": OfficialCall("uploads.complete", (0,), body=("part_ids", "md5")),
-    "POST /v1/uploads/{}/cancel": OfficialCall("uploads.cancel", (0,)),
-    f"POST {JOBS}": OfficialCall("fine_tuning.jobs.create", body=CREATE_JOB),
-    f"GET {JOBS}": OfficialCall("fine_tuning.jobs.list"),
-    f"GET {JOBS}/{{}}": OfficialCall("fine_tuning.jobs.retrieve", (0,)),
-    f"POST {JOBS}/{{}}/cancel": OfficialCall("fine_tuning.jobs.cancel", (0,)),
-    f"POST {JOBS}/{{}}/pause": OfficialCall("fine_tuning.jobs.pause", (0,)),
-    f"POST {JOBS}/{{}}/resume": OfficialCall("fine_tuning.jobs.resume", (0,)),
-    f"GET {JOBS}/{{}}/events": OfficialCall("fine_tuning.jobs.list_events", (0,)),
-    f"GET {JOBS}/{{}}/checkpoints": OfficialCall("fine_tuning.jobs.checkpoints.list", (0,)),
-    f"POST {PERMISSIONS}": OfficialCall("fine_tuning.checkpoints.permissions.create", (0,), body=("project_ids",)),
-    f"GET {PERMISSIONS}": OfficialCall("fine_tuning.checkpoints.permissions.list", (0,)),
-    f"DELETE {PERMISSIONS}/{{}}": OfficialCall(
+CALLS: dict[str, SdkCall] = {
+    "POST /v1/files": SdkCall("files.create", body=("file", "purpose", "expires_after")),
+    "GET /v1/files": SdkCall("files.list"),
+    "GET /v1/files/{}": SdkCall("files.retrieve", (0,)),
+    "DELETE /v1/files/{}": SdkCall("files.delete", (0,)),
+    "GET /v1/files/{}/content": SdkCall("files.content", (0,)),
+    "POST /v1/uploads": SdkCall("uploads.create", body=("filename", "purpose", "bytes", "mime_type", "expires_after")),
+    "POST /v1/uploads/{}/parts": SdkCall("uploads.parts.create", (0,), body=("data",)),
+    "POST /v1/uploads/{}/complete": SdkCall("uploads.complete", (0,), body=("part_ids", "md5")),
+    "POST /v1/uploads/{}/cancel": SdkCall("uploads.cancel", (0,)),
+    f"POST {JOBS}": SdkCall("fine_tuning.jobs.create", body=CREATE_JOB),
+    f"GET {JOBS}": SdkCall("fine_tuning.jobs.list"),
+    f"GET {JOBS}/{{}}": SdkCall("fine_tuning.jobs.retrieve", (0,)),
+    f"POST {JOBS}/{{}}/cancel": SdkCall("fine_tuning.jobs.cancel", (0,)),
+    f"POST {JOBS}/{{}}/pause": SdkCall("fine_tuning.jobs.pause", (0,)),
+    f"POST {JOBS}/{{}}/resume": SdkCall("fine_tuning.jobs.resume", (0,)),
+    f"GET {JOBS}/{{}}/events": SdkCall("fine_tuning.jobs.list_events", (0,)),
+    f"GET {JOBS}/{{}}/checkpoints": SdkCall("fine_tuning.jobs.checkpoints.list", (0,)),
+    f"POST {PERMISSIONS}": SdkCall("fine_tuning.checkpoints.permissions.create", (0,), body=("project_ids",)),
+    f"GET {PERMISSIONS}": SdkCall("fine_tuning.checkpoints.permissions.list", (0,)),
+    f"DELETE {PERMISSIONS}/{{}}": SdkCall(
         "fine_tuning.checkpoints.permissions.delete", (1,), {"fine_tuned_model_checkpoint": 0}
     ),
-    "GET /v1/models": OfficialCall("models.list"),
-    "GET /v1/models/{}": OfficialCall("models.retrieve", (0,)),
-    "DELETE /v1/models/{}": OfficialCall("models.delete", (0,)),
-    f"POST {HOOKS}": OfficialCall("webhooks.create", body=("name", "url", "event_types")),
-    f"GET {HOOKS}": OfficialCall("webhooks.list"),
-    f"GET {HOOKS}/{{}}": OfficialCall("webhooks.retrieve", (0,)),
-    f"POST {HOOKS}/{{}}": OfficialCall("webhooks.update", (0,), body=("name", "url", "event_types")),
-    f"DELETE {HOOKS}/{{}}": OfficialCall("webhooks.delete", (0,)),
-    f"POST {HOOKS}/{{}}/rotate_secret": OfficialCall(
+    "GET /v1/models": SdkCall("models.list"),
+    "GET /v1/models/{}": SdkCall("models.retrieve", (0,)),
+    "DELETE /v1/models/{}": SdkCall("models.delete", (0,)),
+    f"POST {HOOKS}": SdkCall("webhooks.create", body=("name", "url", "event_types")),
+    f"GET {HOOKS}": SdkCall("webhooks.list"),
+    f"GET {HOOKS}/{{}}": SdkCall("webhooks.retrieve", (0,)),
+    f"POST {HOOKS}/{{}}": SdkCall("webhooks.update", (0,), body=("name", "url", "event_types")),
+    f"DELETE {HOOKS}/{{}}": SdkCall("webhooks.delete", (0,)),
+    f"POST {HOOKS}/{{}}/rotate_secret": SdkCall(
         "webhooks.rotate_secret", (0,), body=("keep_old_secret_active_for_24_hours",)
     ),
-    f"POST {HOOKS}/{{}}/test": OfficialCall("webhooks.test", (0,), body=("event_type",)),
-    "GET /v1/webhook_event_types": OfficialCall("webhooks.event_types.list"),
-    f"POST {PROJECTS}": OfficialCall(
+    f"POST {HOOKS}/{{}}/test": SdkCall("webhooks.test", (0,), body=("event_type",)),
+    "GET /v1/webhook_event_types": SdkCall("webhooks.event_types.list"),
+    f"POST {PROJECTS}": SdkCall(
         "admin.organization.projects.create", body=("name", "external_key_id", "geography", "residency")
     ),
-    f"GET {PROJECTS}": OfficialCall("admin.organization.projects.list"),
-    f"GET {PROJECTS}/{{}}": OfficialCall("admin.organization.projects.retrieve", (0,)),
-    f"POST {PROJECTS}/{{}}": OfficialCall(
+    f"GET {PROJECTS}": SdkCall("admin.organization.projects.list"),
+    f"GET {PROJECTS}/{{}}": SdkCall("admin.organization.projects.retrieve", (0,)),
+    f"POST {PROJECTS}/{{}}": SdkCall(
         "admin.organization.projects.update", (0,), body=("name", "external_key_id", "geography")
     ),
-    f"POST {PROJECTS}/{{}}/archive": OfficialCall("admin.organization.projects.archive", (0,)),
-    f"GET {KEYS}": OfficialCall("admin.organization.projects.api_keys.list", (0,)),
-    f"GET {KEYS}/{{}}": OfficialCall("admin.organization.projects.api_keys.retrieve", (1,), {"project_id": 0}),
-    f"POST {KEYS}/{{}}": OfficialCall(
+    f"POST {PROJECTS}/{{}}/archive": SdkCall("admin.organization.projects.archive", (0,)),
+    f"GET {KEYS}": SdkCall("admin.organization.projects.api_keys.list", (0,)),
+    f"GET {KEYS}/{{}}": SdkCall("admin.organization.projects.api_keys.retrieve", (1,), {"project_id": 0}),
+    f"POST {KEYS}/{{}}": SdkCall(
         "admin.organization.projects.api_keys.update", (1,), {"project_id": 0}, body=("scopes", "expires_in_seconds")
     ),
-    f"DELETE {KEYS}/{{}}": OfficialCall("admin.organization.projects.api_keys.delete", (1,), {"project_id": 0}),
-    "GET /v1/organization/audit_logs": OfficialCall("admin.organization.audit_logs.list"),
+    f"DELETE {KEYS}/{{}}": SdkCall("admin.organization.projects.api_keys.delete", (1,), {"project_id": 0}),
+    "GET /v1/organization/audit_logs": SdkCall("admin.organization.audit_logs.list"),
 }

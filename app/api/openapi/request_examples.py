@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from app.api.openapi.examples import all_operations, extensions, organization, uploads, webhooks
-from app.api.openapi.openai_sdk_calls import CALLS, OfficialCall
+from app.api.openapi.openai_sdk_calls import CALLS, SdkCall
 from app.api.openapi.schema_text import inner_object
 
 PARAMETER = re.compile(r"{(\w+)(?::path)?}")
@@ -178,7 +178,7 @@ def _curl_body(request: Request) -> list[str]:
     return [f"-H 'Content-Type: {request.media_type}'", f"--data-binary @{A_FILE}"]
 
 
-def _official(request: Request, official: OfficialCall) -> str:
+def _official(request: Request, official: SdkCall) -> str:
     words = [json.dumps(request.values[position]) for position in official.arguments]
     words += [f"{name}={json.dumps(request.values[position])}" for name, position in official.by_name.items()]
     body = request.body if isinstance(request.body, Mapping) else {}

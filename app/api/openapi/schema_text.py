@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 Schema = Mapping[str, Any]
-MAX_TOLD = 1 << 53
-MIN_ALIKE = 4  # an object that repeats so many fields of an earlier one is told by what it adds
+MAX_SHOWN_BOUND = 1 << 53
+MIN_SHARED_FIELDS = 4  # an object that repeats so many fields of an earlier one is told by what it adds
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def own_fields(schema: Schema) -> list[Field]:
 def _fields(schema: Schema, document: Schema, prefix: str, told: dict[str, Schema]) -> Iterator[Field]:
     properties, required = schema["properties"], schema.get("required", ())
     here = prefix.removesuffix(".").removesuffix("[]")
-    alike = None if here in told else _told_before(properties, told)
+    alike = None if here in told else _described_before(properties, told)
     if alike:
         yield Field(
             f"{prefix}*", "", False, None, f"As in `{alike}`" + ("." if properties == told[alike] else ", and:")
@@ -102,10 +102,10 @@ def _is_simple(schema: Schema, document: Schema) -> bool:
     return all(inner_object(one, document) is None for one in schema["properties"].values())
 
 
-def _told_before(properties: Schema, told: Mapping[str, Schema]) -> str | None:
+def _described_before(properties: Schema, told: Mapping[str, Schema]) -> str | None:
     for path, earlier in told.items():
         same = sum(properties.get(name) == inner for name, inner in earlier.items())
-        if same == len(earlier) and same >= MIN_ALIKE:
+        if same == len(earlier) and same >= MIN_SHARED_FIELDS:
             return path
     return None
 
@@ -126,7 +126,7 @@ def _range(schema: Schema) -> str:
 
 def _is_bound(value: float | None) -> bool:
     """The largest number that a database can hold tells a reader nothing."""
-    return value is not None and value < MAX_TOLD
+    return value is not None and value < MAX_SHOWN_BOUND
 
 
 def _number(value: float) -> float:

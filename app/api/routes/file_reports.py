@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 
 from app.api.auth import CallerDep
-from app.api.dependencies import Engines, EnginesDep
+from app.api.dependencies import AppState, AppStateDep
 from app.api.openapi.examples import all_operations
 from app.api.schemas.file_reports import FileReportBody, render_report
 from app.api.transport.json_body import NO_BODY
@@ -26,7 +26,7 @@ async def validate_file(
     request: Request,
     file_id: str,
     caller: CallerDep,
-    engines: EnginesDep,
+    app_state: AppStateDep,
     model: Annotated[
         str | None,
         Query(description="Whose tokenizer and chat template are used; required.", examples=[all_operations.MODEL]),
@@ -41,11 +41,15 @@ async def validate_file(
     The rules are those of a job's validation. Nothing is created.
     """
     wish = Wish(model, validation_file, method, context_length, rows)
-    question = await engines.checks.ask(caller.key_id, partial(_ask, engines, caller.project_id, file_id, wish))
-    work = partial(profile.answer, engines.storage, question)
-    return render_report(await engines.checks.run(request, caller.key_id, profile.needs_process(question), work))
+    question = await app_state.check_limiter.run_query(
+        caller.key_id, partial(_ask, app_state, caller.project_id, file_id, wish)
+    )
+    work = partial(profile.answer, app_state.storage, question)
+    return render_report(
+        await app_state.check_limiter.run(request, caller.key_id, profile.needs_process(question), work)
+    )
 
 
-def _ask(engines: Engines, project_id: str, file_id: str, wish: Wish) -> Question:
-    with transaction(engines.sessions) as session:
-        return profile.ask(session, engines.settings, project_id, file_id, wish)
+def _ask(app_state: AppState, project_id: str, file_id: str, wish: Wish) -> Question:
+    with transaction(app_state.sessions) as session:
+        return profile.ask(session, app_state.settings, project_id, file_id, wish)

@@ -11,15 +11,15 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from app.api.auth import CallerDep
-from app.api.dependencies import EnginesDep, SessionDep
-from app.api.idempotency import OnceDep, OnceRoute
+from app.api.dependencies import AppStateDep, SessionDep
+from app.api.idempotency import IdempotentRequestDep, IdempotentRoute
 from app.api.openapi.examples import all_operations
 from app.api.schemas.common import Deleted
 from app.api.schemas.files import FileBody, FileList, render_file
 from app.api.transport.file_response import file_response
-from app.api.transport.multipart import ENVELOPE_BYTES, Form, read_form
-from app.api.transport.pagination import After, Limit, envelope
-from app.api.transport.upload_io import limited
+from app.api.transport.multipart import MAX_FORM_OVERHEAD_BYTES, Form, read_form
+from app.api.transport.pagination import After, Limit, list_page
+from app.api.transport.upload_io import limit_body
 from app.db.tables import File
 from app.domain.uploads import EXPIRES_SECONDS, PURPOSES, clean_filename
 from app.errors import BadRequest
@@ -36,34 +36,36 @@ Purpose = Literal[  # OpenAI's words, for files that a client uploads and for th
 FIELDS = ("purpose", "expires_after[anchor]", "expires_after[seconds]")
 MAX_LIST = 10_000
 
-router = APIRouter(prefix="/v1/files", tags=["Files"], route_class=OnceRoute)
+router = APIRouter(prefix="/v1/files", tags=["Files"], route_class=IdempotentRoute)
 
 
 @router.post("", response_model=FileBody, summary="Upload a file", openapi_extra=all_operations.UPLOAD_BODY)
-async def create_file(request: Request, caller: CallerDep, engines: EnginesDep, once: OnceDep) -> Any:
+async def create_file(
+    request: Request, caller: CallerDep, app_state: AppStateDep, idempotent_request: IdempotentRequestDep
+) -> Any:
     """Streamed to disk while it is hashed. A file for fine-tuning is checked line by line: ten findings at once."""
-    settings, lanes = engines.settings, engines.lanes
-    most = settings.max_file_bytes
-    body = limited(request, most + ENVELOPE_BYTES, partial(ingest.file_too_large, most))
-    staged = await lanes.write(StagedFile, engines.storage.staging, most)
+    settings, io_pools = app_state.settings, app_state.io_pools
+    max_bytes = settings.max_file_bytes
+    body = limit_body(request, max_bytes + MAX_FORM_OVERHEAD_BYTES, partial(ingest.file_too_large, max_bytes))
+    staged = await io_pools.write(StagedFile, app_state.storage.staging, max_bytes)
     try:
-        form = await read_form(lanes, request.headers.get("content-type", ""), body, "file", FIELDS, staged.write)
+        form = await read_form(io_pools, request.headers.get("content-type", ""), body, "file", FIELDS, staged.write)
         new = _new_file(form)
         accept = partial(
             ingest.ingest_file,
-            engines.sessions,
-            engines.storage,
+            app_state.sessions,
+            app_state.storage,
             caller.project_id,
             new,
             staged,
             settings.max_line_bytes,
-            begin=lambda session: once.begin(session, _fingerprint(form, staged)),
-            end=lambda session, created: once.end(session, 200, json.dumps(render_file(created))),
+            begin=lambda session: idempotent_request.begin(session, _fingerprint(form, staged)),
+            end=lambda session, created: idempotent_request.end(session, 200, json.dumps(render_file(created))),
         )
         if needs_process(new.purpose, staged.size_bytes):
-            file = await engines.checks.run(request, caller.key_id, True, lambda check: accept(check=check))
+            file = await app_state.check_limiter.run(request, caller.key_id, True, lambda check: accept(check=check))
         else:
-            file = await lanes.finish(caller.key_id, staged.size_bytes, accept, check=Check())
+            file = await io_pools.finish(caller.key_id, staged.size_bytes, accept, check=Check())
     finally:
         staged.discard()
     return render_file(file)
@@ -81,7 +83,7 @@ def list_files(
     """Newest first unless `order` is asc. `purpose` keeps the files of one purpose."""
     limit = min(limit, MAX_LIST)
     rows = files.page(session, caller.project_id, limit + 1, after, order, purpose)
-    return envelope(rows, limit, render_file)
+    return list_page(rows, limit, render_file)
 
 
 @router.get("/{file_id}", response_model=FileBody, summary="Get a file")
@@ -99,14 +101,14 @@ def delete_file(file_id: str, caller: CallerDep, session: SessionDep) -> Any:
 
 @router.get("/{file_id}/content", summary="Download a file", response_class=Response, responses=all_operations.CONTENT)
 def get_content(
-    file_id: str, request: Request, caller: CallerDep, session: SessionDep, engines: EnginesDep
+    file_id: str, request: Request, caller: CallerDep, session: SessionDep, app_state: AppStateDep
 ) -> Response:
     """The bytes as they were. `Range` and `If-Range` take one range, and several are answered with the whole file;
     `If-None-Match` answers 304.
     """
     file = files.get(session, caller.project_id, file_id)
-    reader = files.open_content(engines.storage, file)
-    return file_response(file, reader, request, engines.settings.results_csv_base64 and _is_results_csv(file))
+    reader = files.open_content(app_state.storage, file)
+    return file_response(file, reader, request, app_state.settings.results_csv_base64 and _is_results_csv(file))
 
 
 def _fingerprint(form: Form, staged: StagedFile) -> str:

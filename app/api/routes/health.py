@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from fastapi import APIRouter, Response
 
-from app.api.dependencies import EnginesDep
+from app.api.dependencies import AppStateDep
 from app.api.schemas.common import Body
 from app.services import health
 
@@ -40,9 +40,9 @@ async def healthz() -> Any:
     responses={503: {"model": Readiness, "description": "Not ready; `checks` says why."}},
     summary="Can it do its work?",
 )
-def readyz(engines: EnginesDep, response: Response) -> Any:
+def readyz(app_state: AppStateDep, response: Response) -> Any:
     """200 when every required check is good; the broker is reported, but jobs are accepted without it."""
-    checks = health.readiness(engines.sessions, engines.storage, engines.hints)
+    checks = health.readiness(app_state.sessions, app_state.storage, app_state.worker_notifier)
     ready = all(check.ok for check in checks if check.required)
     response.status_code = 200 if ready else 503
     return {

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, HTTPException
 
 from app.api.auth import CallerDep
-from app.api.dependencies import EnginesDep, SessionDep
+from app.api.dependencies import AppStateDep, SessionDep
 from app.api.schemas.common import Deleted
 from app.api.schemas.models import ModelBody, ModelList, render_model
 from app.services import models
@@ -16,17 +16,17 @@ router = APIRouter(prefix="/v1/models", tags=["Models"])
 
 
 @router.get("", response_model=ModelList, response_model_exclude_unset=True, summary="List models")
-def list_models(caller: CallerDep, session: SessionDep, engines: EnginesDep) -> Any:
+def list_models(caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
     """Base models on offer, then the `ft:` models that were trained here or are shared with the project."""
     found = models.list_all(session, caller.project_id)
-    return {"object": "list", "data": [render_model(model, engines.settings.organization) for model in found]}
+    return {"object": "list", "data": [render_model(model, app_state.settings.organization) for model in found]}
 
 
 @router.get("/{model:path}", response_model=ModelBody, response_model_exclude_unset=True, summary="Get a model")
-def get_model(model: str, caller: CallerDep, session: SessionDep, engines: EnginesDep) -> Any:
+def get_model(model: str, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
     """A base model says what may be asked of it, an `ft:` model where it comes from."""
     found = models.get(session, caller.project_id, _named(model))
-    return render_model(found, engines.settings.organization)
+    return render_model(found, app_state.settings.organization)
 
 
 @router.delete("/{model:path}", response_model=Deleted, summary="Delete a model that was trained here")

@@ -10,28 +10,28 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query
 
 from app.api.auth import CallerDep
-from app.api.dependencies import EnginesDep, SessionDep
-from app.api.idempotency import OnceRoute
+from app.api.dependencies import AppStateDep, SessionDep
+from app.api.idempotency import IdempotentRoute
 from app.api.openapi.examples import permissions as permission_examples
 from app.api.schemas.common import Deleted
 from app.api.schemas.jobs.requests import check_shape
 from app.api.schemas.permissions import CreatePermissions, PermissionList, render_permission
 from app.api.transport.json_body import JsonBodyDep
-from app.api.transport.pagination import After, Limit, envelope
+from app.api.transport.pagination import After, Limit, list_page
 from app.db.access.permissions import Order
 from app.db.engine import transaction
 from app.db.tables import TunedModel
-from app.errors import all_at_once
+from app.errors import combine_errors
 from app.services.access import permissions
 
 MAX_PERMISSIONS = 100
 
-router = APIRouter(prefix="/v1/fine_tuning/checkpoints", tags=["Checkpoint permissions"], route_class=OnceRoute)
+router = APIRouter(prefix="/v1/fine_tuning/checkpoints", tags=["Checkpoint permissions"], route_class=IdempotentRoute)
 
 
-def find_model(model: str, caller: CallerDep, engines: EnginesDep) -> TunedModel:
+def find_model(model: str, caller: CallerDep, app_state: AppStateDep) -> TunedModel:
     """In a transaction of its own: no connection is held while a client sends its body."""
-    with transaction(engines.sessions) as session:
+    with transaction(app_state.sessions) as session:
         return permissions.find_model(session, caller.project_id, caller.is_admin, model)
 
 
@@ -54,9 +54,9 @@ def create_permissions(checkpoint: AdminModelDep, body: JsonBodyDep, session: Se
     """Let other projects see this `ft:` model and train it further. Takes an admin key, as at OpenAI."""
     parsed, problems = check_shape(CreatePermissions, body)
     if parsed is None or problems:
-        raise all_at_once(problems)
+        raise combine_errors(problems)
     rows = permissions.grant(session, checkpoint, parsed.project_ids)
-    return envelope(rows, len(rows), render_permission)
+    return list_page(rows, len(rows), render_permission)
 
 
 @router.get("/{model:path}/permissions", response_model=PermissionList, summary="List the permissions of a checkpoint")
@@ -71,7 +71,7 @@ def list_permissions(
     """Any key of the project that owns the model may look; an admin key looks at every model."""
     limit = min(limit, MAX_PERMISSIONS)
     rows = permissions.page(session, checkpoint, limit + 1, after, order, project_id)
-    return envelope(rows, limit, render_permission)
+    return list_page(rows, limit, render_permission)
 
 
 @router.delete(

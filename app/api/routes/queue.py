@@ -7,9 +7,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from app.api.auth import CallerDep
-from app.api.dependencies import EnginesDep, SessionDep
+from app.api.dependencies import AppStateDep, SessionDep
 from app.api.schemas.queue import QueueBody, WorkerList, render_queue, render_worker
-from app.api.transport.pagination import envelope
+from app.api.transport.pagination import list_page
 from app.services import queue
 
 MAX_WAITING = 1_000
@@ -21,18 +21,18 @@ router = APIRouter(prefix="/v1", tags=["Queue"])
 def list_workers(caller: CallerDep, session: SessionDep) -> Any:
     """Those that gave a sign of life within the last minute. Names, hosts and others' jobs are for admin keys."""
     rows = queue.view_workers(session, caller.project_id, caller.is_admin)
-    return envelope(rows, max(1, len(rows)), render_worker)
+    return list_page(rows, max(1, len(rows)), render_worker)
 
 
 @router.get("/queue", response_model=QueueBody, summary="Show the queue")
 def show_queue(
     caller: CallerDep,
     session: SessionDep,
-    engines: EnginesDep,
+    app_state: AppStateDep,
     limit: Annotated[int, Query(ge=1, description="Of the waiting jobs, the first so many.")] = 100,
 ) -> Any:
     """Your jobs one by one and others' as counts; an admin key sees all. Positions and starts are a forecast."""
     limit = min(limit, MAX_WAITING)
-    half_life_seconds = engines.settings.fair_share_half_life_seconds
+    half_life_seconds = app_state.settings.fair_share_half_life_seconds
     seen = queue.view_queue(session, caller.project_id, caller.is_admin, limit + 1, half_life_seconds)
     return render_queue(seen, limit)

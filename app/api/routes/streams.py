@@ -12,8 +12,8 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from starlette.responses import Response
 
-from app.api.auth import admit, bearer_secret
-from app.api.dependencies import Engines
+from app.api.auth import authorize, bearer_secret
+from app.api.dependencies import AppState
 from app.api.openapi.examples import streams as examples
 from app.api.routes.jobs.polling import version_of
 from app.api.schemas.jobs.events import render_event
@@ -53,15 +53,15 @@ async def follow_job(
     After the last event of a job that is over comes one named `end`, with the job's status, and the stream closes. Who
     has that last event already is answered 204, at which a browser stops connecting again.
     """
-    engines: Engines = request.app.state.engines
+    app_state: AppState = request.app.state.app_state
     secret = bearer_secret(request)
-    version = await version_of(engines, request, secret, job_id)
-    seq = await _seq(engines, version, last_event_id or after, "Last-Event-ID" if last_event_id else "after")
+    version = await version_of(app_state, request, secret, job_id)
+    seq = await _seq(app_state, version, last_event_id or after, "Last-Event-ID" if last_event_id else "after")
     if version.state in TERMINAL and seq and seq == version.event_seq:
         return Response(status_code=204)
     if request.method == "HEAD":
         return _head_of_stream()
-    return EventSourceResponse(_events(engines, secret, job_id, seq), headers=HEADERS)
+    return EventSourceResponse(_events(app_state, secret, job_id, seq), headers=HEADERS)
 
 
 @router.get(
@@ -75,12 +75,12 @@ async def follow_project(request: Request) -> Response:
 
     `job_id` is null when any may have: at the beginning, and when the server lost touch with its database for a moment.
     """
-    engines: Engines = request.app.state.engines
+    app_state: AppState = request.app.state.app_state
     secret = bearer_secret(request)
-    caller = admit(request, await keys.find_key(engines.connections, secret))
+    caller = authorize(request, await keys.find_key(app_state.connections, secret))
     if request.method == "HEAD":
         return _head_of_stream()
-    return EventSourceResponse(_changes(engines, secret, caller.project_id), headers=HEADERS)
+    return EventSourceResponse(_changes(app_state, secret, caller.project_id), headers=HEADERS)
 
 
 def _head_of_stream() -> Response:
@@ -94,10 +94,10 @@ def render_event_bytes(row: Any) -> bytes:
     return format_sse_event(data_str=data, id=str(row.seq))
 
 
-async def _events(engines: Engines, secret: str, job_id: str, seq: int) -> AsyncIterator[bytes]:
-    is_good = _key_check(engines, secret)
+async def _events(app_state: AppState, secret: str, job_id: str, seq: int) -> AsyncIterator[bytes]:
+    is_good = _key_check(app_state, secret)
     yield format_sse_event(retry=RETRY_MILLISECONDS)
-    with engines.changes.subscribe(job_id) as subscription, engines.feeds.follow(job_id) as feed:
+    with app_state.notifications.subscribe(job_id) as subscription, app_state.event_fanout.follow(job_id) as feed:
         notified_at = asyncio.get_running_loop().time()
         while await is_good():
             with suppress(Unavailable):  # a database that restarts is waited for
@@ -106,16 +106,16 @@ async def _events(engines: Engines, secret: str, job_id: str, seq: int) -> Async
                     seq = part.last_seq
                     if part.final_state:
                         return
-            notified_at = await _notified_at(subscription)
+            notified_at = await _heard_at(subscription)
             if subscription.is_closed:
                 return
             if not subscription.take_changed_jobs():
                 yield KEEPALIVE_COMMENT
 
 
-async def _changes(engines: Engines, secret: str, project_id: str) -> AsyncIterator[bytes]:
-    is_good = _key_check(engines, secret)
-    with engines.changes.subscribe(project_id) as subscription:
+async def _changes(app_state: AppState, secret: str, project_id: str) -> AsyncIterator[bytes]:
+    is_good = _key_check(app_state, secret)
+    with app_state.notifications.subscribe(project_id) as subscription:
         yield format_sse_event(retry=RETRY_MILLISECONDS) + _changed(None)
         while await is_good():
             if await subscription.wait(KEEPALIVE_SECONDS):
@@ -127,7 +127,7 @@ async def _changes(engines: Engines, secret: str, project_id: str) -> AsyncItera
                 yield KEEPALIVE_COMMENT
 
 
-async def _notified_at(subscription: Subscription) -> float:
+async def _heard_at(subscription: Subscription) -> float:
     """When there was news. Without any until a keep-alive is due, a read of the last seconds will do."""
     if await subscription.wait(KEEPALIVE_SECONDS):
         return subscription.notified_at
@@ -144,7 +144,7 @@ def _changed(job_id: str | None) -> bytes:
     return format_sse_event(data_str=json.dumps({"object": "fine_tuning.job.changed", "job_id": job_id}))
 
 
-def _key_check(engines: Engines, secret: str) -> Callable[[], Any]:
+def _key_check(app_state: AppState, secret: str) -> Callable[[], Any]:
     """Whether the key is still good, as of the last half minute. A database that is away is no verdict."""
     now = asyncio.get_running_loop().time
     checked_at = now()
@@ -154,7 +154,7 @@ def _key_check(engines: Engines, secret: str) -> Callable[[], Any]:
         if now() - checked_at < KEY_SECONDS:
             return True
         with suppress(Unavailable):
-            key = await keys.find_key(engines.connections, secret)
+            key = await keys.find_key(app_state.connections, secret)
             if key is None or key.refusal is not None:
                 return False
             checked_at = now()
@@ -163,14 +163,14 @@ def _key_check(engines: Engines, secret: str) -> Callable[[], Any]:
     return is_good
 
 
-async def _seq(engines: Engines, version: Any, asked: str | None, param: str) -> int:
+async def _seq(app_state: AppState, version: Any, asked: str | None, param: str) -> int:
     """The number of the event after which the stream begins. Raises BadRequest for one that the job does not have."""
     if asked is None:
         return 0
     if asked.isdecimal() and asked.isascii() and len(asked) < 19:
         seq: int | None = int(asked)
     else:
-        seq = await seq_of_event(engines.connections, version.id, asked)
+        seq = await seq_of_event(app_state.connections, version.id, asked)
     if seq is None or seq > version.event_seq:
         if param == "after":
             raise unknown_cursor_error("event", asked)

@@ -11,8 +11,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.api.auth import Caller, CallerDep
-from app.api.dependencies import Engines, EnginesDep, SessionDep
-from app.api.idempotency import OnceDep, OnceRoute
+from app.api.dependencies import AppState, AppStateDep, SessionDep
+from app.api.idempotency import IdempotentRequestDep, IdempotentRoute
 from app.api.openapi.examples import uploads as examples
 from app.api.schemas.jobs.requests import Parsed, check_shape
 from app.api.schemas.uploads import (
@@ -25,15 +25,15 @@ from app.api.schemas.uploads import (
     render_part,
     render_upload,
 )
-from app.api.transport.content_range import asked_span
+from app.api.transport.content_range import parse_content_range
 from app.api.transport.json_body import JsonBodyDep
-from app.api.transport.multipart import ENVELOPE_BYTES, read_form
-from app.api.transport.pagination import envelope
+from app.api.transport.multipart import MAX_FORM_OVERHEAD_BYTES, read_form
+from app.api.transport.pagination import list_page
 from app.api.transport.resumable_upload import receive_content
-from app.api.transport.upload_io import limited
+from app.api.transport.upload_io import limit_body
 from app.db.engine import transaction
 from app.domain.uploads import MAX_PART_BYTES, MAX_PARTS
-from app.errors import BadRequest, all_at_once
+from app.errors import BadRequest, combine_errors
 from app.services.access.idempotency import fingerprint_of
 from app.services.datasets.check_process import Check
 from app.services.datasets.line_check import needs_process
@@ -41,13 +41,13 @@ from app.services.files import upload_completion, upload_content, uploads
 from app.services.files.ingest import StagedFile
 from app.services.files.rolling_digest import part_digests
 
-router = APIRouter(prefix="/v1/uploads", tags=["Uploads"], route_class=OnceRoute)
+router = APIRouter(prefix="/v1/uploads", tags=["Uploads"], route_class=IdempotentRoute)
 
 
 @router.post("", response_model=UploadBody, summary="Begin an upload", openapi_extra=examples.CREATE_UPLOAD_BODY)
-def create_upload(body: JsonBodyDep, caller: CallerDep, session: SessionDep, engines: EnginesDep) -> Any:
+def create_upload(body: JsonBodyDep, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
     """For files of gigabytes: nothing is sent yet. It has to be completed within an hour."""
-    settings = engines.settings
+    settings = app_state.settings
     new = new_upload(_parsed(CreateUpload, body))
     seen = uploads.create(session, caller.project_id, new, settings.upload_ttl_seconds, settings.max_upload_bytes)
     return render_upload(seen)
@@ -62,36 +62,38 @@ def get_upload(upload_id: str, caller: CallerDep, session: SessionDep) -> Any:
 @router.post(
     "/{upload_id}/parts", response_model=PartBody, summary="Add a part", openapi_extra=examples.UPLOAD_PART_BODY
 )
-async def add_part(upload_id: str, request: Request, caller: CallerDep, engines: EnginesDep, once: OnceDep) -> Any:
+async def add_part(
+    upload_id: str, request: Request, caller: CallerDep, app_state: AppStateDep, once: IdempotentRequestDep
+) -> Any:
     """Up to 64 MiB; several at once, in any order. A part that is sent again is another part."""
-    lanes, project_id = engines.lanes, caller.project_id
-    seen = await lanes.write(uploads.check_pending, engines.sessions, project_id, upload_id)
-    rolling = engines.digests.get_at(upload_id, seen.received_bytes)
-    body = limited(request, MAX_PART_BYTES + ENVELOPE_BYTES, uploads.part_too_large)
-    staged = await lanes.write(
-        StagedFile, engines.storage.staging, MAX_PART_BYTES, uploads.part_too_large, part_digests(rolling)
+    io_pools, project_id = app_state.io_pools, caller.project_id
+    seen = await io_pools.write(uploads.check_pending, app_state.sessions, project_id, upload_id)
+    carried = app_state.upload_digests.get_at(upload_id, seen.received_bytes)
+    body = limit_body(request, MAX_PART_BYTES + MAX_FORM_OVERHEAD_BYTES, uploads.part_too_large)
+    staged = await io_pools.write(
+        StagedFile, app_state.storage.staging, MAX_PART_BYTES, uploads.part_too_large, part_digests(carried)
     )
     try:
-        form = await read_form(lanes, request.headers.get("content-type", ""), body, "data", (), staged.write)
+        form = await read_form(io_pools, request.headers.get("content-type", ""), body, "data", (), staged.write)
         if not form.has_file:
             text = "you must provide data: a form field with the part's bytes"
             raise BadRequest(text, "data", "missing_required_parameter")
-        part = await lanes.store(
-            caller.key_id, uploads.add_part, engines.sessions, engines.storage, project_id, upload_id, staged,
+        part = await io_pools.store(
+            caller.key_id, uploads.add_part, app_state.sessions, app_state.storage, project_id, upload_id, staged,
             lambda session: once.begin(session, fingerprint_of({"fields": form.fields, "sha256": staged.sha256})),
             lambda session, added: once.end(session, 200, json.dumps(render_part(added))),
         )  # fmt: skip
     finally:
         staged.discard()
-    if rolling is not None:
-        engines.digests.store(upload_id, rolling.extend(part.id, part.bytes, staged.digests[-1]))
+    if carried is not None:
+        app_state.upload_digests.store(upload_id, carried.extend(part.id, part.bytes, staged.digests[-1]))
     return render_part(part)
 
 
 @router.get("/{upload_id}/parts", response_model=PartList, summary="List the parts of an upload")
 def list_parts(upload_id: str, caller: CallerDep, session: SessionDep) -> Any:
     """Ours: what has arrived, in that order; from there a client goes on after a break. All in one page."""
-    return envelope(uploads.posted_parts(session, caller.project_id, upload_id), MAX_PARTS, render_part)
+    return list_page(uploads.posted_parts(session, caller.project_id, upload_id), MAX_PARTS, render_part)
 
 
 @router.post(
@@ -99,11 +101,11 @@ def list_parts(upload_id: str, caller: CallerDep, session: SessionDep) -> Any:
     openapi_extra=examples.COMPLETE_UPLOAD_BODY,
 )  # fmt: skip
 async def complete_upload(
-    upload_id: str, request: Request, body: JsonBodyDep, caller: CallerDep, engines: EnginesDep
+    upload_id: str, request: Request, body: JsonBodyDep, caller: CallerDep, app_state: AppStateDep
 ) -> Any:
     """The parts become a file, in the order of `part_ids`; the same request again answers the same file."""
-    asked = await engines.checks.ask(caller.key_id, partial(_parsed, CompleteUpload, body))
-    return await _complete(request, engines, caller, upload_id, asked.part_ids, asked.md5)
+    asked = await app_state.check_limiter.run_query(caller.key_id, partial(_parsed, CompleteUpload, body))
+    return await _complete(request, app_state, caller, upload_id, asked.part_ids, asked.md5)
 
 
 @router.post("/{upload_id}/cancel", response_model=UploadBody, summary="Cancel an upload")
@@ -116,19 +118,19 @@ def cancel_upload(upload_id: str, caller: CallerDep, session: SessionDep) -> Any
     "/{upload_id}/content", response_model=UploadBody, summary="Send the content as one stream",
     openapi_extra=examples.UPLOAD_CONTENT_BODY,
 )  # fmt: skip
-async def put_content(upload_id: str, request: Request, caller: CallerDep, engines: EnginesDep) -> Any:
+async def put_content(upload_id: str, request: Request, caller: CallerDep, app_state: AppStateDep) -> Any:
     """Ours: the bytes as they are, for `curl -T`. The last byte completes the upload.
 
     After a break, `HEAD` tells in `Upload-Offset` how much is here; `Content-Range: bytes OFFSET-LAST/TOTAL` goes on
     from there (`curl -C OFFSET -T`). Without Content-Range the content begins anew.
     """
-    span = asked_span(request.headers)
-    writer = await engines.lanes.write(
-        upload_content.begin_writing, engines.sessions, engines.storage, caller.project_id, upload_id, span.start
+    span = parse_content_range(request.headers)
+    writer = await app_state.io_pools.write(
+        upload_content.begin_writing, app_state.sessions, app_state.storage, caller.project_id, upload_id, span.start
     )
-    if await receive_content(request, engines, caller.key_id, writer, span) == writer.total_bytes:
-        return await _complete(request, engines, caller, upload_id, None, None)
-    return render_upload(await engines.lanes.write(_seen, engines, caller.project_id, upload_id))
+    if await receive_content(request, app_state, caller.key_id, writer, span) == writer.total_bytes:
+        return await _complete(request, app_state, caller, upload_id, None, None)
+    return render_upload(await app_state.io_pools.write(_seen, app_state, caller.project_id, upload_id))
 
 
 @router.head("/{upload_id}/content", include_in_schema=False)
@@ -145,16 +147,16 @@ def head_content(upload_id: str, caller: CallerDep, session: SessionDep) -> Resp
 
 
 async def _complete(
-    request: Request, engines: Engines, caller: Caller, upload_id: str, part_ids: list[str] | None, md5: str | None
+    request: Request, app_state: AppState, caller: Caller, upload_id: str, part_ids: list[str] | None, md5: str | None
 ) -> dict[str, Any]:
-    lanes, settings = engines.lanes, engines.settings
-    async with lanes.alone(upload_id):
-        upload = (await lanes.write(_seen, engines, caller.project_id, upload_id)).upload
+    io_pools, settings = app_state.io_pools, app_state.settings
+    async with io_pools.key_lock(upload_id):
+        upload = (await io_pools.write(_seen, app_state, caller.project_id, upload_id)).upload
         complete = partial(
             upload_completion.complete,
-            engines.sessions,
-            engines.storage,
-            engines.digests,
+            app_state.sessions,
+            app_state.storage,
+            app_state.upload_digests,
             caller.project_id,
             upload_id,
             part_ids,
@@ -162,19 +164,19 @@ async def _complete(
             settings.max_line_bytes,
         )
         if upload.file_id is None and needs_process(upload.purpose, upload.bytes):
-            seen = await engines.checks.run(request, caller.key_id, True, complete)
+            seen = await app_state.check_limiter.run(request, caller.key_id, True, complete)
         else:
-            seen = await lanes.finish(caller.key_id, upload.bytes, complete, Check())
+            seen = await io_pools.finish(caller.key_id, upload.bytes, complete, Check())
     return render_upload(seen)
 
 
-def _seen(engines: Engines, project_id: str, upload_id: str) -> uploads.UploadView:
-    with transaction(engines.sessions) as session:
+def _seen(app_state: AppState, project_id: str, upload_id: str) -> uploads.UploadView:
+    with transaction(app_state.sessions) as session:
         return uploads.get(session, project_id, upload_id)
 
 
 def _parsed(model: type[Parsed], body: Mapping[str, Any]) -> Parsed:
     parsed, problems = check_shape(model, body)
     if problems or parsed is None:
-        raise all_at_once(problems)
+        raise combine_errors(problems)
     return parsed

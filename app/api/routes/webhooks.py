@@ -11,8 +11,8 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from app.api.auth import CallerDep
-from app.api.dependencies import Engines, EnginesDep, SessionDep
-from app.api.idempotency import OnceRoute
+from app.api.dependencies import AppState, AppStateDep, SessionDep
+from app.api.idempotency import IdempotentRoute
 from app.api.openapi.examples import webhooks as examples
 from app.api.schemas.jobs.requests import check_shape
 from app.api.schemas.webhooks import (
@@ -34,10 +34,10 @@ from app.api.schemas.webhooks import (
     render_with_secret,
 )
 from app.api.transport.json_body import BodyBytesDep, JsonBodyDep, parse_json_object
-from app.api.transport.pagination import After, Limit, envelope
+from app.api.transport.pagination import After, Limit, list_page
 from app.db.engine import transaction
 from app.db.tables import WebhookAttempt, WebhookDelivery
-from app.errors import BadRequest, Unavailable, all_at_once
+from app.errors import BadRequest, Unavailable, combine_errors
 from app.services import webhooks
 from app.services.webhooks import EndpointChanges, EndpointRules
 
@@ -48,7 +48,7 @@ TRIED = "SELECT status_code, error FROM webhook_attempts WHERE delivery_id = %(i
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
 
-router = APIRouter(prefix="/v1", tags=["Webhooks"], route_class=OnceRoute)
+router = APIRouter(prefix="/v1", tags=["Webhooks"], route_class=IdempotentRoute)
 
 
 @router.post(
@@ -57,10 +57,10 @@ router = APIRouter(prefix="/v1", tags=["Webhooks"], route_class=OnceRoute)
     summary="Create a webhook endpoint",
     openapi_extra=examples.CREATE_BODY,
 )
-def create_endpoint(body: JsonBodyDep, caller: CallerDep, session: SessionDep, engines: EnginesDep) -> Any:
+def create_endpoint(body: JsonBodyDep, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
     """`signing_secret` is shown here and when it is rotated, and never again."""
     asked = _parse(CreateWebhookEndpoint, body)
-    endpoint = webhooks.create(session, _rules(engines), caller.project_id, EndpointChanges(**asked.model_dump()))
+    endpoint = webhooks.create(session, _rules(app_state), caller.project_id, EndpointChanges(**asked.model_dump()))
     return render_with_secret(endpoint)
 
 
@@ -68,7 +68,7 @@ def create_endpoint(body: JsonBodyDep, caller: CallerDep, session: SessionDep, e
 def list_endpoints(caller: CallerDep, session: SessionDep, after: After = None, limit: Limit = 20) -> Any:
     """Newest first."""
     limit = min(limit, MAX_PAGE)
-    return envelope(webhooks.page(session, caller.project_id, limit + 1, after), limit, render_endpoint)
+    return list_page(webhooks.page(session, caller.project_id, limit + 1, after), limit, render_endpoint)
 
 
 @router.get("/webhook_event_types", response_model=WebhookEventTypeList, summary="List webhook event types")
@@ -90,11 +90,11 @@ def get_endpoint(endpoint_id: str, caller: CallerDep, session: SessionDep) -> An
     openapi_extra=examples.UPDATE_BODY,
 )
 def update_endpoint(
-    endpoint_id: str, body: JsonBodyDep, caller: CallerDep, session: SessionDep, engines: EnginesDep
+    endpoint_id: str, body: JsonBodyDep, caller: CallerDep, session: SessionDep, app_state: AppStateDep
 ) -> Any:
     """What is absent stays as it is. Enabling it again sends what has waited for it."""
     asked = EndpointChanges(**_parse(UpdateWebhookEndpoint, body).model_dump())
-    return render_endpoint(webhooks.change(session, _rules(engines), caller.project_id, endpoint_id, asked))
+    return render_endpoint(webhooks.change(session, _rules(app_state), caller.project_id, endpoint_id, asked))
 
 
 @router.delete(
@@ -125,11 +125,11 @@ def rotate_secret(endpoint_id: str, body: BodyBytesDep, caller: CallerDep, sessi
     summary="Send a test to a webhook endpoint",
     openapi_extra=examples.TEST_BODY,
 )
-async def send_test(endpoint_id: str, body: JsonBodyDep, caller: CallerDep, engines: EnginesDep) -> Any:
+async def send_test(endpoint_id: str, body: JsonBodyDep, caller: CallerDep, app_state: AppStateDep) -> Any:
     """One signed sample of an event, sent once; answers what the endpoint answered."""
     asked = _parse(TestWebhookEndpoint, body)
-    delivery = await run_in_threadpool(_begin_test, engines, caller.project_id, endpoint_id, asked.event_type)
-    tried = await _tried(engines, delivery)
+    delivery = await run_in_threadpool(_begin_test, app_state, caller.project_id, endpoint_id, asked.event_type)
+    tried = await _tried(app_state, delivery)
     if tried.status_code is None:
         raise BadRequest(f"The test did not reach {endpoint_id}: {tried.error}", code="webhook_unreachable")
     return {
@@ -158,7 +158,7 @@ def list_deliveries(
     """Newest first, each with what came of every try."""
     limit = min(limit, MAX_PAGE)
     rows = webhooks.delivery_page(session, caller.project_id, endpoint_id, limit + 1, after, status)
-    return envelope(rows, limit, render_delivery)
+    return list_page(rows, limit, render_delivery)
 
 
 @router.get(
@@ -184,23 +184,23 @@ def redeliver(endpoint_id: str, delivery_id: str, caller: CallerDep, session: Se
 def _parse(model: type[Parsed], body: dict[str, Any]) -> Parsed:
     parsed, problems = check_shape(model, body)
     if parsed is None or problems:
-        raise all_at_once(problems)
+        raise combine_errors(problems)
     return parsed
 
 
-def _rules(engines: Engines) -> EndpointRules:
-    return EndpointRules(engines.settings.webhook_allow_http, engines.settings.webhook_networks)
+def _rules(app_state: AppState) -> EndpointRules:
+    return EndpointRules(app_state.settings.webhook_allow_http, app_state.settings.webhook_networks)
 
 
-def _begin_test(engines: Engines, project_id: str, endpoint_id: str, event_type: str) -> WebhookDelivery:
-    with transaction(engines.sessions) as session:
+def _begin_test(app_state: AppState, project_id: str, endpoint_id: str, event_type: str) -> WebhookDelivery:
+    with transaction(app_state.sessions) as session:
         return webhooks.create_test_delivery(session, project_id, endpoint_id, event_type)
 
 
-async def _tried(engines: Engines, delivery: WebhookDelivery) -> WebhookAttempt:
+async def _tried(app_state: AppState, delivery: WebhookDelivery) -> WebhookAttempt:
     """What came of it, once a sender says so: only senders go out. Waits without a thread and without a connection."""
-    deadline = time.monotonic() + engines.settings.webhook_timeout_seconds + SENDER_SECONDS
-    while (tried := await engines.connections.fetch_one(TRIED, {"id": delivery.id})) is None:
+    deadline = time.monotonic() + app_state.settings.webhook_timeout_seconds + SENDER_SECONDS
+    while (tried := await app_state.connections.fetch_one(TRIED, {"id": delivery.id})) is None:
         if time.monotonic() > deadline:
             raise Unavailable("No sender of webhooks has answered; `python -m worker.webhooks` must be running.")
         await asyncio.sleep(LOOK_SECONDS)

@@ -1,8 +1,8 @@
-"""One HTTP connection: uvicorn's, with limits on slow and idle clients, and stricter about how a request is framed.
+"""uvicorn's HTTP connection with limits on slow and idle clients, and with strict request framing.
 
-The limits of a body that a handler reads are in `envelope`, where they hold under any server. Here are those that no
-application sees: request headers that do not come, idle connections, the rest of a body whose request was answered
-already, and a response that the client does not take.
+The limits of a body that a handler reads are in `request_context`, where they apply under any server. This module has
+those that no application can apply: incomplete request headers, idle connections, the rest of a body after the
+response, and a response that the client does not read.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from app.errors import BadRequest, RequestTimeout, TuneryError
 from app.settings import Settings
 
 MAX_HEADER_BYTES = 16 << 10  # of a request line and its headers; h11's own default
-# HTTP events that are parsed before other connections have their turn: some 4 ms. One read of 256 KiB may hold 40,000
-# chunks of a byte each, which take half a second.
+# HTTP events that are parsed before the event loop runs other connections: some 4 ms. One read of 256 KiB may hold
+# 40,000 chunks of a byte each, which take half a second.
 MAX_EVENTS_AT_ONCE = 256
 
-# uvicorn warns of each invalid request; the request's own line says so already.
+# uvicorn warns of each invalid request, which the request log already records.
 logger = logging.getLogger(__name__)
 logger.setLevel(logging.ERROR)
 
@@ -61,33 +61,33 @@ class LimitedConnection(H11Protocol):
         self._header_timer: asyncio.TimerHandle | None = None
         self._drain_timer: asyncio.TimerHandle | None = None
         self._drain_pace: BodyPace | None = None
-        self._drained_at = 0.0
+        self._last_drain_at = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.flow = self._flow = _HeldFlow(transport)
+        self.flow = self._flow = _PausableFlow(transport)
         _limit_unacknowledged(transport, self._settings.response_stall_seconds)
         self._start_header_timer()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        self._watch(len(data))
+        self._update_timers(len(data))
 
     def handle_events(self) -> None:
-        """Parse what has arrived, MAX_EVENTS_AT_ONCE at a time, and read nothing more until all of it is parsed."""
+        """Parse the received bytes, MAX_EVENTS_AT_ONCE events at a time; reading pauses until all are parsed."""
         self._parser.events_left = MAX_EVENTS_AT_ONCE
         super().handle_events()
         if self.transport.is_closing():
             return
         if self._parser.events_left > 0:
-            self._flow.release()
+            self._flow.resume_after_parsing()
         elif self._parse_handle is None:
-            self._flow.hold()
+            self._flow.pause_for_parsing()
             self._parse_handle = self.loop.call_soon(self._parse_rest)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._watch(0)
+        self._update_timers(0)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timers()
@@ -96,26 +96,26 @@ class LimitedConnection(H11Protocol):
             record.end("client_disconnected", CLIENT_CLOSED_REQUEST)
         super().connection_lost(exc)
 
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  # uvicorn's text, which never says more
-        """Answer what is no valid HTTP request, be it the request itself or the chunks of a body."""
-        error = BadRequest(self._parser.refusal or "The request is not valid HTTP/1.1, so it was not read further.")
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  # uvicorn's text has no details
+        """Respond to invalid HTTP: a malformed request, or malformed chunks of a body."""
+        error = BadRequest(self._parser.refusal or "The request is not valid HTTP/1.1; the server stopped reading it.")
         if self.cycle is None or self.cycle.response_complete:
             self._refuse(error)
         else:
             self._abort_cycle(error)
 
     def _should_upgrade(self) -> bool:
-        """There are no websockets here; a request to upgrade is an ordinary one (RFC 9110, 7.8)."""
+        """False: the service has no websockets and ignores the header (RFC 9110, 7.8)."""
         return False
 
     def _parse_rest(self) -> None:
         self._parse_handle = None
         if not self.transport.is_closing():
             self.handle_events()
-            self._watch(0)
+            self._update_timers(0)
 
-    def _watch(self, received_bytes: int) -> None:
-        """Run the timer of what the connection waits for: request headers, the rest of a body, or nothing."""
+    def _update_timers(self, received_bytes: int) -> None:
+        """Run the timer for what the connection awaits: request headers, the rest of a body, or nothing."""
         if self.transport.is_closing():
             self._stop_timers()
             return
@@ -151,27 +151,27 @@ class LimitedConnection(H11Protocol):
             self.transport.close()
 
     def _drain(self, received_bytes: int) -> None:
-        """Read and discard the rest of a body, so that a client that is still sending gets to read the response."""
+        """Read and discard the rest of a body, so that a client that is still sending can read the response."""
         now = self.loop.time()
         if self._drain_pace is None:
-            self._drain_pace, self._drained_at, received_bytes = BodyPace(self._settings), now, 0
+            self._drain_pace, self._last_drain_at, received_bytes = BodyPace(self._settings), now, 0
         try:
-            self._drain_pace.add(now - self._drained_at, received_bytes)
+            self._drain_pace.add(now - self._last_drain_at, received_bytes)
         except RequestTimeout:
             self._stop_draining()
             self.transport.close()
             return
-        self._drained_at = now
+        self._last_drain_at = now
         if self._drain_timer is not None:
             self._drain_timer.cancel()
-        self._drain_timer = self.loop.call_later(self._drain_pace.next_check_seconds, self._watch, 0)
+        self._drain_timer = self.loop.call_later(self._drain_pace.next_check_seconds, self._update_timers, 0)
 
     def _refuse(self, error: TuneryError, waited_seconds: float = 0.0) -> None:
-        """Answer and log a request that never reached the application, and close the connection."""
+        """Respond to and log a request that did not reach the application, and close the connection."""
         request = self._parser.refused
         headers = list(request.headers) if request else []
         record = RequestRecord(request_id_of(headers))
-        record.began -= waited_seconds
+        record.started_at -= waited_seconds
         record.end("request_timeout" if isinstance(error, RequestTimeout) else "invalid_request", error.status)
         record.bytes_out = self._write_error(error, record.request_id)
         scope: dict[str, Any] = {"client": self.client}
@@ -181,9 +181,9 @@ class LimitedConnection(H11Protocol):
         log_request(scope, record)
 
     def _abort_cycle(self, error: TuneryError) -> None:
-        """The body of a running request turned out to be invalid: its handler finds the client gone."""
+        """End a running request whose body is invalid: its handler receives a disconnect."""
         cycle = self.cycle
-        record = start_record(cycle.scope)  # the application may not have begun: both came in one packet
+        record = start_record(cycle.scope)  # the application may not have started, if both came in one packet
         record.end("invalid_request", error.status)
         if not cycle.response_started:
             record.bytes_out = self._write_error(error, record.request_id)
@@ -192,10 +192,10 @@ class LimitedConnection(H11Protocol):
         cycle.message_event.set()
 
     def _write_error(self, error: TuneryError, request_id: str) -> int:
-        """Send `error` as the response and close the connection; the length of its body."""
+        """Send `error` as the response and close the connection. Returns the length of the body."""
         response = error_response(error)
         headers = [*self.server_state.default_headers, *response.raw_headers, (b"x-request-id", request_id.encode())]
-        if not isinstance(error, RequestTimeout):  # which closes by itself
+        if not isinstance(error, RequestTimeout):  # which has this header already
             headers.append((b"connection", b"close"))
         body = bytes(response.body)
         for event in (
@@ -223,31 +223,31 @@ class LimitedConnection(H11Protocol):
             self._drain_timer = None
 
 
-class _HeldFlow(FlowControl):
-    """uvicorn's flow control, with a second reason not to read: what was read before is not parsed yet."""
+class _PausableFlow(FlowControl):
+    """uvicorn's flow control, with a second reason to pause reading: earlier bytes are not parsed yet."""
 
-    is_held = False
+    is_paused_by_parser = False
 
-    def hold(self) -> None:
-        self.is_held = True
+    def pause_for_parsing(self) -> None:
+        self.is_paused_by_parser = True
         self._transport.pause_reading()
 
-    def release(self) -> None:
-        if self.is_held:
-            self.is_held = False
+    def resume_after_parsing(self) -> None:
+        if self.is_paused_by_parser:
+            self.is_paused_by_parser = False
             if not self.read_paused:
                 self._transport.resume_reading()
 
     def resume_reading(self) -> None:
         super().resume_reading()
-        if self.is_held:
+        if self.is_paused_by_parser:
             self._transport.pause_reading()
 
 
 class _StrictParser(h11.Connection):
-    """Refuses a request whose length can be read in two ways, and stops after `events_left` events.
+    """Refuses a request with an ambiguous length, and stops after `events_left` events.
 
-    A proxy in front that reads it in the other way takes the rest of one request for the next one: request smuggling
+    A proxy that reads the length differently would treat the rest of one request as the next one: request smuggling
     (RFC 9112, 6.1 and 11.2).
     """
 
@@ -268,20 +268,21 @@ class _StrictParser(h11.Connection):
 
 
 def _ambiguous_length(request: h11.Request) -> str | None:
+    """Why the length of the body is ambiguous; None if it is not."""
     names = [name for name, _ in request.headers]
     if b"transfer-encoding" not in names:
         return None
     if b"content-length" in names:
         return "The request has both Content-Length and Transfer-Encoding; send one of them."
     if request.http_version < b"1.1":
-        return "The request has a Transfer-Encoding, which HTTP/1.0 does not know; send a Content-Length."
+        return "The request has a Transfer-Encoding, which HTTP/1.0 does not support; send a Content-Length."
     return None
 
 
 def _limit_unacknowledged(transport: asyncio.Transport, seconds: float) -> None:
-    """Have the kernel end the connection when the client acknowledges no byte of a response for so long.
+    """Set the kernel to close the connection when the client acknowledges no byte of a response for `seconds`.
 
-    It counts a client that is there but does not read (a zero window), too. Not everywhere: Linux has it.
+    This includes a client that is connected but does not read (a zero window). Only Linux has this option.
     """
     connection = transport.get_extra_info("socket")
     if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):

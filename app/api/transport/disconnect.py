@@ -1,4 +1,4 @@
-"""Those who wait are told when it makes no sense any more: the client has left, or the server is about to."""
+"""Ends long polls and streams when the client disconnects or the server shuts down."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from fastapi import Request
 from app.db.notifications import Subscription
 from app.errors import RequestTimeout
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SHUTDOWN_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-async def client_gone(request: Request) -> None:
-    """Return when the client has hung up. Nobody else may read the request's body any more."""
+async def wait_for_disconnect(request: Request) -> None:
+    """Return when the client has disconnected. Nothing else may read the request's body afterwards."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 @asynccontextmanager
-async def closed_when_gone(request: Request, subscription: Subscription) -> AsyncIterator[None]:
-    """Close `watch` when the client of a request without a body hangs up."""
+async def close_on_disconnect(request: Request, subscription: Subscription) -> AsyncIterator[None]:
+    """Close `subscription` when the client of a request without a body disconnects."""
 
-    async def look() -> None:
-        with suppress(RequestTimeout):  # a body that was announced and does not come
-            await client_gone(request)
+    async def close_after_disconnect() -> None:
+        with suppress(RequestTimeout):  # an announced body that never arrives
+            await wait_for_disconnect(request)
         subscription.close()
 
-    task = asyncio.create_task(look())
+    task = asyncio.create_task(close_after_disconnect())
     try:
         yield
     finally:
@@ -40,29 +40,29 @@ async def closed_when_gone(request: Request, subscription: Subscription) -> Asyn
 
 
 @contextmanager
-def told_of_stop(tell: Callable[[], None]) -> Iterator[None]:
-    """Call `tell` in this event loop when the process is asked to stop.
+def on_shutdown_signal(callback: Callable[[], None]) -> Iterator[None]:
+    """Call `callback` in this event loop when the process receives SIGTERM or SIGINT.
 
-    uvicorn ends the lifespan after the last answer, and a stream is an answer that would never end: so we listen to the
-    signals that it listens to, before it, and pass them on.
+    uvicorn ends the lifespan after the last response, and a stream is a response without an end. So these handlers run
+    before uvicorn's own handlers, and then call them.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     loop = asyncio.get_running_loop()
-    theirs = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    previous_handlers = {number: signal.getsignal(number) for number in SHUTDOWN_SIGNALS}
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(tell)
-        handler = theirs[signal.Signals(number)]
+        loop.call_soon_threadsafe(callback)
+        handler = previous_handlers[signal.Signals(number)]
         if callable(handler):
             handler(number, frame)
 
-    ours = [number for number, handler in theirs.items() if callable(handler)]
-    for number in ours:
+    replaced = [number for number, handler in previous_handlers.items() if callable(handler)]
+    for number in replaced:
         signal.signal(number, on_signal)
     try:
         yield
     finally:
-        for number in ours:
-            signal.signal(number, theirs[number])
+        for number in replaced:
+            signal.signal(number, previous_handlers[number])

@@ -1,7 +1,7 @@
-"""ETags of what changes: made of counters, so that a 304 needs none of what it stands for.
+"""ETags of mutable objects, made of counters: a 304 does not read the object itself.
 
-A job's `version` is counted by a trigger, in the transaction of the change: no read that begins after a write's answer
-finds an older one, whichever process it asks.
+A trigger increments a job's `version` in the transaction of the change: a read that begins after the response to a
+write sees that version or a later one, in every process.
 """
 
 from __future__ import annotations
@@ -20,53 +20,53 @@ from app.api.schemas.jobs.events import EventBody
 from app.api.schemas.jobs.jobs import JobBody
 
 
-def job_etag(organization: str, version: int, place: str) -> str:
-    """`place` is what a job shows besides its own row."""
-    return f'"{version}-{place}-{_shape(organization)}"'
+def job_etag(organization: str, version: int, queue_tag: str) -> str:
+    """The ETag of a job. `queue_tag` covers the fields of the body that are not in the job's own row."""
+    return f'"{version}-{queue_tag}-{_representation_tag(organization)}"'
 
 
 def jobs_etag(organization: str, jobs: Iterable[tuple[str, int, str]]) -> str:
-    """Of a page: (id, version, place) of each, and one more job where there is another page."""
-    named = "\n".join(f"{job_id} {version} {place}" for job_id, version, place in jobs)
-    return f'"{_hash(named)}-{_shape(organization)}"'
+    """The ETag of a page: (id, version, queue tag) of each job, and of one more job if there is another page."""
+    versions = "\n".join(f"{job_id} {version} {queue_tag}" for job_id, version, queue_tag in jobs)
+    return f'"{_hash(versions)}-{_representation_tag(organization)}"'
 
 
-def place_tag(position: int | None, expected_start_at: datetime | None, waiting_for: str | None) -> str:
-    """The place in the queue, which the forecast writes apart from the job."""
+def queue_position_tag(position: int | None, expected_start_at: datetime | None, waiting_for: str | None) -> str:
+    """A tag of the queue position, which the forecast stores apart from the job."""
     start = 0 if expected_start_at is None else int(expected_start_at.timestamp())
-    lack = "" if waiting_for is None else _hash(waiting_for)[:8]
-    return f"{position or 0}.{start}.{lack}"
+    waiting_tag = "" if waiting_for is None else _hash(waiting_for)[:8]
+    return f"{position or 0}.{start}.{waiting_tag}"
 
 
 def events_etag(event_seq: int) -> str:
-    return f'"{event_seq}-{_shape("")}"'
+    return f'"{event_seq}-{_representation_tag("")}"'
 
 
 def checkpoints_etag(event_seq: int, version: int) -> str:
-    """A checkpoint comes with an event; which of them is the job's result stands in the job."""
-    return f'"{event_seq}-{version}-{_shape("")}"'
+    """A new checkpoint has an event, and a new result changes the job's version."""
+    return f'"{event_seq}-{version}-{_representation_tag("")}"'
 
 
 def log_etag(attempt: int, updated_at: datetime) -> str:
     return f'"{attempt}-{updated_at.timestamp():.6f}"'
 
 
-def json_with(etag: str, body: Any) -> Response:
-    """`body` is rendered by us and documented, so it is not held against its model once more."""
-    return JSONResponse(body, headers=headers_of(etag))
+def json_response(etag: str, body: Any) -> Response:
+    """A JSON response without validation against the response model: the render functions are tested against it."""
+    return JSONResponse(body, headers=etag_headers(etag))
 
 
 def not_modified(etag: str) -> Response:
-    return Response(status_code=304, headers=headers_of(etag))
+    return Response(status_code=304, headers=etag_headers(etag))
 
 
-def headers_of(etag: str) -> dict[str, str]:
+def etag_headers(etag: str) -> dict[str, str]:
     return {"ETag": etag, "Cache-Control": "private, no-cache", "Vary": "Authorization"}
 
 
 @cache
-def _shape(organization: str) -> str:
-    """What an unchanged row would be shown as: another release, or another organization's name, is another body."""
+def _representation_tag(organization: str) -> str:
+    """A tag of everything but the rows that shapes a body: release, organization and field names."""
     fields = [name for body in (JobBody, EventBody, CheckpointBody) for name in body.model_fields]
     try:
         release = version("tunery")

@@ -1,6 +1,6 @@
-"""A stored file as a response: Range, ETag and 304, digests, never compressed, constant memory.
+"""The response with a stored file: Range, ETag and 304, digests, never compressed, constant memory.
 
-Read in a thread, a megabyte or two at a time: the event loop only hands buffers on.
+A thread reads CHUNK_BYTES at a time; the event loop only passes buffers on.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from app.api.transport.byte_ranges import is_known, requested_span
+from app.api.transport.byte_ranges import matches_etag, requested_range
 from app.db.tables import File
 
-CHUNK_BYTES = 3 << 19  # 1.5 MiB: fewer hops; divisible by three, so that chunks of base64 join without padding
+CHUNK_BYTES = (
+    3 << 19
+)  # 1.5 MiB, to switch threads rarely; divisible by three, so that chunks of base64 join without padding
 MEDIA_TYPES = {
     ".csv": "text/csv; charset=utf-8",
     ".json": "application/json",
@@ -30,7 +32,7 @@ MEDIA_TYPES = {
 
 
 def file_response(file: File, reader: BinaryIO, request: Request, as_base64: bool = False) -> Response:
-    """Takes `reader` over and closes it. Raises RangeNotSatisfiable."""
+    """The response for a request of `file`. It owns `reader` and closes it. Raises RangeNotSatisfiable."""
     try:
         return _base64_response(file, reader, request.headers) if as_base64 else _file_response(file, reader, request)
     except BaseException:
@@ -42,27 +44,27 @@ def _file_response(file: File, reader: BinaryIO, request: Request) -> Response:
     etag = f'"sha256-{file.sha256}"'
     digest = f"sha-256=:{base64.b64encode(bytes.fromhex(file.sha256)).decode()}:"
     headers = _headers(file, etag) | {"Accept-Ranges": "bytes", "Repr-Digest": digest}
-    if is_known(request.headers, etag):
+    if matches_etag(request.headers, etag):
         reader.close()
         return Response(status_code=304, headers=headers)
-    # RFC 9110, 14.2: a Range counts with GET only
-    span = requested_span(request.headers, etag, file.bytes) if request.method == "GET" else None
-    if span is None:
+    # RFC 9110, 14.2: Range applies to GET only
+    byte_range = requested_range(request.headers, etag, file.bytes) if request.method == "GET" else None
+    if byte_range is None:
         headers |= {"Content-Length": str(file.bytes), "Content-Digest": digest}
-        return _Stream(reader, 0, file.bytes, 200, headers)
-    headers |= {"Content-Length": str(span.length), "Content-Range": span.content_range}
-    return _Stream(reader, span.start, span.length, 206, headers)
+        return _FileStream(reader, 0, file.bytes, 200, headers)
+    headers |= {"Content-Length": str(byte_range.length), "Content-Range": byte_range.content_range}
+    return _FileStream(reader, byte_range.start, byte_range.length, 206, headers)
 
 
-def _base64_response(file: File, reader: BinaryIO, asked: Mapping[str, str]) -> Response:
-    """What OpenAI served for results files. Another representation, so another ETag; whole only."""
+def _base64_response(file: File, reader: BinaryIO, request_headers: Mapping[str, str]) -> Response:
+    """The file in base64, as OpenAI serves results files: a representation with its own ETag, without ranges."""
     etag = f'"base64-sha256-{file.sha256}"'
     headers = _headers(file, etag)
-    if is_known(asked, etag):
+    if matches_etag(request_headers, etag):
         reader.close()
         return Response(status_code=304, headers=headers)
     headers |= {"Content-Length": str(4 * -(-file.bytes // 3)), "Content-Type": "text/plain; charset=ascii"}
-    return _Stream(reader, 0, file.bytes, 200, headers, as_base64=True)
+    return _FileStream(reader, 0, file.bytes, 200, headers, as_base64=True)
 
 
 def _headers(file: File, etag: str) -> dict[str, str]:
@@ -76,13 +78,13 @@ def _headers(file: File, etag: str) -> dict[str, str]:
 
 
 def _attachment(filename: str) -> str:
-    """Never shown in the browser; RFC 5987 carries every name, the plain one is for what can't read it."""
+    """A Content-Disposition for download. RFC 5987 encodes every name; the ASCII name is the fallback."""
     plain = "".join(c if c.isascii() and c.isprintable() and c not in '"\\%' else "_" for c in filename)
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(filename, safe='')}"
 
 
-class _Stream(StreamingResponse):
-    """Stops reading when the client leaves, and closes the reader in every case."""
+class _FileStream(StreamingResponse):
+    """Stops reading when the client disconnects, and always closes the reader."""
 
     def __init__(
         self,
@@ -115,11 +117,11 @@ async def _chunks(reader: BinaryIO, start: int, length: int, as_base64: bool) ->
 
 
 def _read(reader: BinaryIO, size: int) -> bytes:
-    """Exactly `size` bytes: a reader over the network may give fewer at a time."""
+    """Read exactly `size` bytes; one call of a reader may return fewer. Raises RuntimeError at an early end of file."""
     data = reader.read(size)
     while len(data) < size:
         more = reader.read(size - len(data))
         if not more:
-            raise RuntimeError(f"a stored object is {size - len(data):,} bytes shorter than its row says")
+            raise RuntimeError(f"a stored object is {size - len(data):,} bytes shorter than its row in the database")
         data += more
     return data

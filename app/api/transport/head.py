@@ -1,6 +1,6 @@
-"""HEAD for whatever has GET (RFC 9110, 9.3.2): the same endpoint and the same headers, without the body.
+"""HEAD for every GET route (RFC 9110, 9.3.2): the same endpoint and the same headers, without the body.
 
-The OpenAPI document does not list it: clients made from it would have each reading call twice.
+The OpenAPI document does not list HEAD: generated clients would have every read call twice.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 def head_routes(router: APIRouter) -> APIRouter:
-    """A HEAD route beside each GET route of `router`, which itself stays as it is."""
+    """A new router with a HEAD route for each GET route of `router`."""
     heads = APIRouter()
     for route in router.routes:
         if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
@@ -23,10 +23,10 @@ def head_routes(router: APIRouter) -> APIRouter:
     return heads
 
 
-class HeadWithoutBody:
-    """Plain ASGI: drops the body of the answer to a HEAD request, whichever route, error or middleware made it.
+class HeadResponseMiddleware:
+    """Plain ASGI middleware: drops the body of the response to a HEAD request, including error responses.
 
-    An error goes without Content-Length, too: its message may name the method, and the length has to be that of GET's.
+    An error response has no Content-Length either: its message may name the method, so its length may differ from GET.
     """
 
     def __init__(self, app: ASGIApp) -> None:

@@ -1,6 +1,6 @@
-"""multipart/form-data as a stream: fields in any order, one file that is never in memory, the end really seen.
+"""Streaming parser of multipart/form-data: fields in any order, one file that is never held in memory.
 
-FastAPI's own UploadFile would spool the whole body to disk before the key is looked at.
+FastAPI's own UploadFile would spool the whole body to disk before authentication.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from dataclasses import dataclass, field
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from app.api.transport.upload_io import Lanes, batches
+from app.api.transport.upload_io import IoPools, rebatch
 from app.errors import BadRequest, UnknownParameter
 
 MAX_FIELD_BYTES = 64 << 10
 MAX_FIELDS = 32
-MAX_BOUNDARY_BYTES = 256  # what the parser takes; the standard says 70
-ENVELOPE_BYTES = 64 << 10  # how much longer than its file a body may be, for an early refusal by Content-Length
+MAX_BOUNDARY_BYTES = 256  # the parser's limit; the standard has 70
+MAX_FORM_OVERHEAD_BYTES = 64 << 10  # of a body beside its file, for an early refusal by Content-Length
 
 
 @dataclass
 class Form:
-    """The text fields of a body, and what the client called the file in it."""
+    """The text fields of a body, and the client's name for the file."""
 
     fields: dict[str, str] = field(default_factory=dict)
     filename: str | None = None
@@ -30,50 +30,51 @@ class Form:
 
 
 async def read_form(
-    lanes: Lanes,
+    io_pools: IoPools,
     content_type: str,
     body: AsyncIterator[bytes],
-    file_name: str,
+    file_field: str,
     fields: Collection[str],
     write: Callable[[memoryview], None],
 ) -> Form:
-    """Feed the part named `file_name` to `write`, in a thread, and return the rest.
+    """Pass the part named `file_field` to `write`, in a thread, and return the other fields.
 
-    Raises BadRequest for anything but a complete body of that file and `fields`; whatever `write` raises comes through.
+    Raises BadRequest for anything but a complete body with that file and `fields`, and whatever `write` raises.
     """
-    reader = _FormReader(_boundary(content_type), file_name, fields, write)
-    async for batch in batches(body):
-        await lanes.write(reader.feed, batch)
+    reader = _FormReader(_boundary(content_type), file_field, fields, write)
+    async for batch in rebatch(body):
+        await io_pools.write(reader.feed, batch)
     return reader.finish()
 
 
 class _FormReader:
     def __init__(
-        self, boundary: bytes, file_name: str, fields: Collection[str], write: Callable[[memoryview], None]
+        self, boundary: bytes, file_field: str, fields: Collection[str], write: Callable[[memoryview], None]
     ) -> None:
         self.form = Form()
-        self._file_name = file_name
-        self._known = fields
+        self._file_field = file_field
+        self._allowed_fields = fields
         self._write = write
-        self._complete = False
+        self._is_complete = False
         self._header_name = bytearray()
         self._header_value = bytearray()
         self._disposition = b""
-        self._name = ""
-        self._value = bytearray()
+        self._part_name = ""
+        self._part_value = bytearray()
         self._parser = MultipartParser(boundary, self._callbacks())
 
     def feed(self, data: bytes) -> None:
         try:
             self._parser.write(data)
         except FormParserError as error:
-            raise BadRequest(f"The multipart body is broken: {error}.", code="invalid_multipart") from error
+            raise BadRequest(f"The multipart body is malformed: {error}.", code="invalid_multipart") from error
 
     def finish(self) -> Form:
-        """A body that was cut in half has no closing boundary."""
-        if not self._complete:
+        """The parsed form. Raises BadRequest for a truncated body, which has no closing boundary."""
+        if not self._is_complete:
             raise BadRequest(
-                "The multipart body ends before its closing boundary: the upload was cut off.", code="invalid_multipart"
+                "The multipart body ends before its closing boundary: the upload was interrupted.",
+                code="invalid_multipart",
             )
         return self.form
 
@@ -91,7 +92,7 @@ class _FormReader:
 
     def _on_part_begin(self) -> None:
         self._disposition = b""
-        self._value.clear()
+        self._part_value.clear()
 
     def _on_header_end(self) -> None:
         if self._header_name.lower() == b"content-disposition":
@@ -101,39 +102,39 @@ class _FormReader:
 
     def _on_headers_finished(self) -> None:
         _, options = parse_options_header(self._disposition)
-        self._name = _text(options.get(b"name", b""))
-        if self._name == self._file_name:
+        self._part_name = _text(options.get(b"name", b""))
+        if self._part_name == self._file_field:
             self._begin_file(options.get(b"filename"))
-        elif self._name not in self._known:
-            known = ", ".join([self._file_name, *sorted(self._known)])
-            raise UnknownParameter(f"unknown form field {self._name!r}; known here: {known}", self._name)
-        elif self._name in self.form.fields or len(self.form.fields) >= MAX_FIELDS:
-            raise BadRequest(f"{self._name}: the field stands twice in the form; give it once", self._name)
+        elif self._part_name not in self._allowed_fields:
+            allowed = ", ".join([self._file_field, *sorted(self._allowed_fields)])
+            raise UnknownParameter(f"unknown form field {self._part_name!r}; known here: {allowed}", self._part_name)
+        elif self._part_name in self.form.fields or len(self.form.fields) >= MAX_FIELDS:
+            raise BadRequest(f"{self._part_name}: the form has this field twice; give it once", self._part_name)
 
     def _begin_file(self, filename: bytes | None) -> None:
         if self.form.has_file:
-            raise BadRequest(f"{self._file_name}: one file per upload; this form has two", self._file_name)
+            raise BadRequest(f"{self._file_field}: the form has two files; send one file per upload", self._file_field)
         self.form.has_file = True
         self.form.filename = None if filename is None else _text(filename)
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
-        if self._name == self._file_name:
+        if self._part_name == self._file_field:
             self._write(memoryview(data)[start:end])
             return
-        self._value += data[start:end]
-        if len(self._value) > MAX_FIELD_BYTES:
-            raise BadRequest(f"{self._name}: longer than {MAX_FIELD_BYTES:,} bytes", self._name)
+        self._part_value += data[start:end]
+        if len(self._part_value) > MAX_FIELD_BYTES:
+            raise BadRequest(f"{self._part_name}: longer than {MAX_FIELD_BYTES:,} bytes", self._part_name)
 
     def _on_part_end(self) -> None:
-        if self._name == self._file_name:
+        if self._part_name == self._file_field:
             return
-        text = _text(bytes(self._value))
+        text = _text(bytes(self._part_value))
         if "\x00" in text:
-            raise BadRequest(f"{self._name}: holds a NUL character", self._name)
-        self.form.fields[self._name] = text
+            raise BadRequest(f"{self._part_name}: contains a NUL character", self._part_name)
+        self.form.fields[self._part_name] = text
 
     def _on_end(self) -> None:
-        self._complete = True
+        self._is_complete = True
 
 
 def _boundary(content_type: str) -> bytes:
@@ -148,7 +149,7 @@ def _boundary(content_type: str) -> bytes:
 
 
 def _text(data: bytes) -> str:
-    """Clients send UTF-8 and, rarely, Latin-1; a name is worth keeping either way."""
+    """Decode UTF-8, else Latin-1, which a few clients send."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:

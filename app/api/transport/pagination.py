@@ -1,4 +1,4 @@
-"""OpenAI's cursor pages: `after` is the id of the last item seen, exclusive; a limit above the cap is clamped."""
+"""Pages by OpenAI's cursor: `after` is the last id of the previous page; a `limit` above the maximum is cut."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Row = TypeVar("Row")
 Limit = Annotated[
     int, Query(ge=1, description="How many items to return; a number above the maximum means the maximum.")
 ]
-After = Annotated[str | None, Query(description="The id of the last item of the page before.")]
+After = Annotated[str | None, Query(description="The id of the last item of the previous page.")]
 
 
-def envelope(rows: Sequence[Row], limit: int, render: Callable[[Row], dict[str, Any]]) -> dict[str, Any]:
-    """`rows` were fetched with a limit of one more than `limit`, which answers `has_more`."""
+def list_page(rows: Sequence[Row], limit: int, render: Callable[[Row], dict[str, Any]]) -> dict[str, Any]:
+    """The list object of a page. `rows` were fetched with `limit + 1`: one row more means that `has_more` is true."""
     data = [render(row) for row in rows[:limit]]
     return {
         "object": "list",

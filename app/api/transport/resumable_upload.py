@@ -1,15 +1,13 @@
-"""The content of an upload as it streams in: kept piece by piece, so that a break costs at most the last one."""
+"""Resumable uploads: the content is stored in chunks as it arrives, so that a disconnect loses at most the last one."""
 
 from __future__ import annotations
-
-from collections.abc import AsyncIterator
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from app.api.dependencies import Engines
-from app.api.transport.content_range import AskedSpan
-from app.api.transport.upload_io import batches, limited
+from app.api.dependencies import AppState
+from app.api.transport.content_range import ContentRange
+from app.api.transport.upload_io import limit_body, rebatch
 from app.domain.uploads import MAX_PART_BYTES
 from app.errors import BadRequest, RequestTimeout
 from app.services.files import upload_content
@@ -17,83 +15,84 @@ from app.services.files.ingest import StagedFile
 from app.services.files.rolling_digest import piece_digests
 from app.services.files.upload_content import UploadCursor
 
-PIECE_BYTES = MAX_PART_BYTES
+CHUNK_BYTES = MAX_PART_BYTES
 
 
-async def receive_content(request: Request, engines: Engines, owner: str, writer: UploadCursor, span: AskedSpan) -> int:
-    """Where the content ends now. What has arrived is kept when the client leaves or falls silent, too."""
-    declared = request.headers.get("content-length")
-    end = span.check(writer.total_bytes, None if declared is None else int(declared))
-    chunks = limited(request, end - writer.start, lambda: _too_much(end))
-    pieces = _Pieces(engines, owner, writer)
+async def receive_content(
+    request: Request, app_state: AppState, owner: str, writer: UploadCursor, content_range: ContentRange
+) -> int:
+    """Store the body and return the number of bytes stored. A disconnect or timeout keeps what has arrived."""
+    declared_length = request.headers.get("content-length")
+    end = content_range.check(writer.total_bytes, None if declared_length is None else int(declared_length))
+    body = limit_body(request, end - writer.start, lambda: _body_too_long(end))
+    chunks = ChunkWriter(app_state, owner, writer)
     try:
-        there_bytes = await _receive(chunks, pieces)
+        try:
+            async for batch in rebatch(body):
+                await chunks.write(batch)
+        except (ClientDisconnect, RequestTimeout):
+            await chunks.flush()
+            raise
+        stored_bytes = await chunks.flush()
     finally:
-        pieces.discard()
-    if there_bytes < end:
-        text = f"The body ended at byte {there_bytes:,} of {end:,}; what came is kept, go on from there."
+        chunks.discard()
+    if stored_bytes < end:
+        text = (
+            f"The body ended at byte {stored_bytes:,} of {end:,}. The received bytes are stored: continue from there."
+        )
         raise BadRequest(text, "Content-Range", "upload_size_mismatch")
-    return there_bytes
+    return stored_bytes
 
 
-async def _receive(chunks: AsyncIterator[bytes], pieces: _Pieces) -> int:
-    try:
-        async for batch in batches(chunks):
-            await pieces.write(batch)
-    except (ClientDisconnect, RequestTimeout):
-        await pieces.keep()
-        raise
-    return await pieces.keep()
+class ChunkWriter:
+    """Stages the content in chunks of CHUNK_BYTES and stores each full one."""
 
-
-class _Pieces:
-    def __init__(self, engines: Engines, owner: str, writer: UploadCursor) -> None:
-        self._engines = engines
+    def __init__(self, app_state: AppState, owner: str, writer: UploadCursor) -> None:
+        self._app_state = app_state
         self._owner = owner
         self._writer = writer
         self._staged: StagedFile | None = None
-        self._there_bytes = writer.start
-        self._rolling = engines.digests.get_at(writer.upload_id, writer.start)
+        self._stored_bytes = writer.start
+        self._digest = app_state.upload_digests.get_at(writer.upload_id, writer.start)
 
     async def write(self, batch: bytes) -> None:
-        engines, rest = self._engines, batch
-        while rest:
+        io_pools = self._app_state.io_pools
+        while batch:
             if self._staged is None:
-                self._staged = await engines.lanes.write(
-                    StagedFile, engines.storage.staging, PIECE_BYTES, digests=piece_digests(self._rolling)
+                self._staged = await io_pools.write(
+                    StagedFile, self._app_state.storage.staging, CHUNK_BYTES, digests=piece_digests(self._digest)
                 )
-            room = PIECE_BYTES - self._staged.size_bytes
-            await engines.lanes.write(self._staged.write, rest[:room])
-            rest = rest[room:]
-            if self._staged.size_bytes == PIECE_BYTES:
-                await self.keep()
+            free_bytes = CHUNK_BYTES - self._staged.size_bytes
+            await io_pools.write(self._staged.write, batch[:free_bytes])
+            batch = batch[free_bytes:]
+            if self._staged.size_bytes == CHUNK_BYTES:
+                await self.flush()
 
-    async def keep(self) -> int:
-        """Store what is staged; where the content ends."""
+    async def flush(self) -> int:
+        """Store the staged chunk. Returns the number of bytes stored so far."""
         if self._staged is not None:
-            engines, staged = self._engines, self._staged
-            piece = await engines.lanes.store(
+            app_state, staged = self._app_state, self._staged
+            piece = await app_state.io_pools.store(
                 self._owner,
                 upload_content.add_piece,
-                engines.sessions,
-                engines.storage,
+                app_state.sessions,
+                app_state.storage,
                 self._writer,
                 staged,
-                self._there_bytes,
+                self._stored_bytes,
             )
             self._staged = None
-            self._there_bytes += piece.bytes
-            if self._rolling is not None:
-                self._rolling = self._rolling.extend(piece.id, piece.bytes, staged.digests[-1])
-                engines.digests.store(self._writer.upload_id, self._rolling)
-        return self._there_bytes
+            self._stored_bytes += piece.bytes
+            if self._digest is not None:
+                self._digest = self._digest.extend(piece.id, piece.bytes, staged.digests[-1])
+                app_state.upload_digests.store(self._writer.upload_id, self._digest)
+        return self._stored_bytes
 
     def discard(self) -> None:
+        """Delete the staged chunk, if there is one."""
         if self._staged is not None:
             self._staged.discard()
 
 
-def _too_much(end: int) -> BadRequest:
-    return BadRequest(
-        f"The body goes on after byte {end:,}, where it had to end.", "Content-Range", "upload_size_mismatch"
-    )
+def _body_too_long(end: int) -> BadRequest:
+    return BadRequest(f"The body continues after byte {end:,}, its end.", "Content-Range", "upload_size_mismatch")

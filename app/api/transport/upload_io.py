@@ -1,8 +1,8 @@
-"""Bodies of gigabytes: as a stream, with a limit on size, on threads of their own.
+"""Input and output of large bodies: streams with a size limit, and thread pools for their work.
 
-A client that trickles holds a socket, a file and at most a megabyte, never a thread or a database connection. Writing,
-storing and finishing have lanes of their own, so that every other request finds a thread however many uploads there
-are, and nobody's bytes wait to be hashed while somebody else's are flushed to the disk.
+A slow client holds a socket, a file and at most a megabyte of memory, never a thread or a database connection. Writing,
+storing and finishing have separate thread pools: uploads never exhaust the threads of other requests, and hashing the
+bytes of one upload never waits for the disk flush of another.
 """
 
 from __future__ import annotations
@@ -25,35 +25,37 @@ from app.errors import BadRequest, RequestTimeout, TooLarge, UnsupportedEncoding
 Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")
 
-BATCH_BYTES = 1 << 20  # handed to a thread at a time: large enough that the hops cost nothing, small enough to hold
-WRITERS = 4  # threads that hash and write; more of them only wait for the same disk
-STORERS = 8  # threads that wait for the disk
-PARSERS = 2  # threads that parse large JSON bodies; they share the interpreter with the event loop
-PARSED_HERE_BYTES = 16 << 10  # at most some 3 ms; a thread costs 0.2
-UNENCODED = ("", "identity", "utf-8")  # the last is a charset, which some clients send in this header by mistake
-FINISHED_SOON_BYTES = 8 << 20  # hashed, checked and flushed within some tenths of a second
+BATCH_BYTES = (
+    1 << 20
+)  # per call of a thread: large enough that switching threads costs little, small enough to hold in memory
+WRITE_THREADS = 4  # hash and write; more threads only wait for the same disk
+STORE_THREADS = 8  # flush to the disk
+PARSE_THREADS = 2  # parse large JSON bodies; they share the interpreter with the event loop
+MAX_INLINE_PARSE_BYTES = 16 << 10  # parsed in the event loop: at most some 3 ms; a thread costs 0.2 ms
+UNENCODED = ("", "identity", "utf-8")  # some clients send the charset utf-8 in this header by mistake
+MAX_SMALL_FILE_BYTES = 8 << 20  # hashed, checked and flushed within some tenths of a second
 
 
-class Lanes:
-    """Who may work at once, on bodies above all; built once per process."""
+class IoPools:
+    """The thread pools for request bodies, and locks by name. One instance per process."""
 
     def __init__(self) -> None:
-        self._writing = CapacityLimiter(WRITERS)
-        self._storing = FairLimiter(STORERS)
+        self._writing = CapacityLimiter(WRITE_THREADS)
+        self._storing = FairLimiter(STORE_THREADS)
         self._finishing = FairLimiter(max(2, os.cpu_count() or 2))
-        self._parsing = FairLimiter(PARSERS)
+        self._parsing = FairLimiter(PARSE_THREADS)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def write(
         self, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Result:
-        """Milliseconds of hashing and writing."""
+        """Run milliseconds of hashing and writing in a thread."""
         return await to_thread.run_sync(partial(work, *args, **kwargs), limiter=self._writing)
 
     async def store(
         self, owner: str, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Result:
-        """Flushing to the disk, and the row after it. API keys (`owner`) take turns."""
+        """Flush to the disk and insert the row, in a thread. API keys (`owner`) share the pool fairly."""
         return await self._storing.run(owner, work, *args, **kwargs)
 
     async def finish(
@@ -64,41 +66,41 @@ class Lanes:
         *args: Arguments.args,
         **kwargs: Arguments.kwargs,
     ) -> Result:
-        """What follows the last byte: for a large file seconds, which no small one waits for."""
-        lane = self._storing if size_bytes <= FINISHED_SOON_BYTES else self._finishing
-        return await lane.run(owner, work, *args, **kwargs)
+        """Run what follows the last byte, in a thread. A large file takes seconds; small files have another pool."""
+        pool = self._storing if size_bytes <= MAX_SMALL_FILE_BYTES else self._finishing
+        return await pool.run(owner, work, *args, **kwargs)
 
     async def parse(self, owner: str, work: Callable[[bytes], Result], data: bytes) -> Result:
-        """Apply `work` to a JSON body: a small one here, a large one in a thread, beside which other requests go on."""
-        if len(data) <= PARSED_HERE_BYTES:
+        """Apply `work` to a JSON body: a small one directly, a large one in a thread."""
+        if len(data) <= MAX_INLINE_PARSE_BYTES:
             return work(data)
         return await self._parsing.run(owner, work, data)
 
-    def alone(self, name: str) -> asyncio.Lock:
-        """One at a time by that name: a client that lost patience asks again while its first request still works."""
+    def key_lock(self, name: str) -> asyncio.Lock:
+        """The lock named `name`. It serializes a request with its retry after a client-side timeout."""
         return self._locks.setdefault(name, asyncio.Lock())
 
 
 def refuse_compressed(headers: Mapping[str, str]) -> None:
-    """Raise UnsupportedEncoding for an encoded body (RFC 9110, 8.4): it is stored and hashed as it comes.
+    """Raise UnsupportedEncoding for an encoded body (RFC 9110, 8.4).
 
-    Nothing is ever decompressed, so no archive bomb works either.
+    Bodies are stored and hashed as they arrive and never decompressed, so decompression bombs have no effect.
     """
     encodings = [name.strip().lower() for name in headers.get("content-encoding", "").split(",")]
     if not all(name in UNENCODED for name in encodings):
         raise UnsupportedEncoding(
-            f"Content-Encoding: {shown(headers['content-encoding'])} is not taken, only identity; send the body "
-            "as it is, without compressing it",
+            f"Content-Encoding: {shown(headers['content-encoding'])} is not supported, only identity; send the body "
+            "without compression",
             "Content-Encoding",
         )
 
 
-async def limited(
+async def limit_body(
     request: Request, max_bytes: int, refusal: Callable[[], TooLarge | BadRequest]
 ) -> AsyncIterator[bytes]:
-    """The body. Raises what `refusal` makes when there is too much of it, UnsupportedEncoding for a compressed one.
+    """Yield the body. Raises `refusal()` for more than `max_bytes`, UnsupportedEncoding for a compressed body.
 
-    What Content-Length announces is refused before a byte is read.
+    A Content-Length above `max_bytes` is refused before a byte is read.
     """
     refuse_compressed(request.headers)
     if int(request.headers.get("content-length", 0)) > max_bytes:
@@ -111,8 +113,8 @@ async def limited(
         yield chunk
 
 
-async def batches(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The same bytes in pieces worth a thread's while."""
+async def rebatch(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the same bytes in batches of about BATCH_BYTES, to switch threads rarely."""
     batch: list[bytes] = []
     size_bytes = 0
     try:
@@ -123,7 +125,7 @@ async def batches(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
                 yield b"".join(batch)
                 batch, size_bytes = [], 0
     except (ClientDisconnect, RequestTimeout):
-        yield b"".join(batch)  # what came before a break is worth keeping
+        yield b"".join(batch)  # the caller keeps what arrived before a disconnect
         raise
     if batch:
         yield b"".join(batch)

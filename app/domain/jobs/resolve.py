@@ -20,7 +20,7 @@ from app.domain.jobs.lora_parameters import Ancestor, resolve_lora
 from app.domain.jobs.parameters import Knobs
 from app.domain.jobs.request_aliases import gather, method_of
 from app.domain.jobs.spec import LINE_RULES, Hyperparameters, JobSpec, LoraSpec, Method, QuantizationSpec
-from app.errors import all_at_once
+from app.errors import combine_errors
 
 MAX_SEED = 2_147_483_647
 MAX_STEPS = 10_000_000
@@ -42,7 +42,7 @@ def resolve(
         knobs, body, base_model, entry, max(1, n_examples), ancestor
     )  # also after a problem: all are told at once
     if spec is None or knobs.problems:
-        raise all_at_once(knobs.problems)
+        raise combine_errors(knobs.problems)
     return spec
 
 

@@ -6,7 +6,7 @@ from sqlalchemy.orm import Session
 
 from app.db.files import files
 from app.db.tables import Job
-from app.errors import BadRequest, all_at_once
+from app.errors import BadRequest, combine_errors
 from app.services.jobs.requests import JobRequest
 
 
@@ -23,7 +23,7 @@ def check_files(session: Session, original: Job, request: JobRequest) -> None:
     there = files.get_visible(session, list(taken.values()))
     problems = [_deleted(name, file_id, original) for name, file_id in taken.items() if file_id not in there]
     if problems:
-        raise all_at_once([*request.problems, *problems])
+        raise combine_errors([*request.problems, *problems])
 
 
 def _deleted(name: str, file_id: str, original: Job) -> BadRequest:

@@ -14,7 +14,7 @@ from app.db.jobs import checkpoints, exports
 from app.db.tables import BaseModelRow, Checkpoint, Export, File, Job
 from app.domain.artifacts.exports import ExportState, ExportType
 from app.domain.error_text.json_text import shown, unquoted
-from app.errors import BadRequest, NotFound, UnknownParameter, all_at_once
+from app.errors import BadRequest, NotFound, UnknownParameter, combine_errors
 from app.job_queue import Queue, WorkerNotifier
 from app.services.access import quotas
 from app.services.jobs import jobs
@@ -100,7 +100,7 @@ def _parse(body: Mapping[str, Any]) -> tuple[ExportType, str | None]:
         text += f", not {shown(checkpoint)}"
         problems.append(BadRequest(text, "checkpoint", "invalid_type"))
     if problems:
-        raise all_at_once(problems)
+        raise combine_errors(problems)
     return ExportType(str(asked)), checkpoint
 
 

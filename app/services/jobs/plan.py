@@ -23,7 +23,7 @@ from app.domain.planning.estimate import Placement, place
 from app.domain.planning.requirements import Place
 from app.domain.planning.workload import Work
 from app.domain.scheduling.worker_capacity import Need, offer_of, what_lacks
-from app.errors import BadRequest, InvalidDataset, NotFound, Unavailable, all_at_once
+from app.errors import BadRequest, InvalidDataset, NotFound, Unavailable, combine_errors
 from app.services.datasets import token_counter
 from app.services.datasets.check_process import Check
 from app.services.datasets.token_counter import Counter
@@ -155,7 +155,7 @@ def _with_matched_layers(spec: JobSpec, entry: CatalogEntry) -> JobSpec:
     try:
         return match_spec(spec, entry.layers)
     except PatternError as error:
-        raise all_at_once([BadRequest(f"{param}: {text}", param) for param, text in error.problems]) from error
+        raise combine_errors([BadRequest(f"{param}: {text}", param) for param, text in error.problems]) from error
 
 
 def _with_layer_widths(entry: CatalogEntry, directory: Path) -> CatalogEntry:

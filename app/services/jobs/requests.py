@@ -17,7 +17,7 @@ from app.domain.error_text.json_text import shown, unquoted
 from app.domain.jobs.lora_parameters import Ancestor
 from app.domain.jobs.resolve import resolve
 from app.domain.jobs.spec import JobSpec
-from app.errors import BadRequest, NotFound, all_at_once
+from app.errors import BadRequest, NotFound, combine_errors
 from app.services.jobs import parent_adapter
 
 
@@ -74,7 +74,7 @@ def resolve_request(session: Session, project_id: str, request: JobRequest) -> R
             validation_file = _require_file(found.validation_file, request.validation_file, "validation_file")
     except NotFound:
         if request.problems:
-            raise all_at_once(request.problems) from None
+            raise combine_errors(request.problems) from None
         raise
     spec = _resolve_spec(request, base, ancestor, training_file, validation_file)
     return ResolvedRequest(found.project, base, training_file, validation_file, spec)
@@ -125,7 +125,7 @@ def _resolve_spec(
     except BadRequest as error:
         problems.append(error)
     if spec is None or problems:
-        raise all_at_once(problems)
+        raise combine_errors(problems)
     return spec
 
 
@@ -135,7 +135,7 @@ def require_fine_tune_purpose(file: File, validation_file: File | None, param: s
     if validation_file is not None:
         problems += _purpose_problems(validation_file, "validation_file")
     if problems:
-        raise all_at_once(problems)
+        raise combine_errors(problems)
 
 
 def _purpose_problems(file: File, param: str) -> list[BadRequest]:

@@ -124,7 +124,7 @@ class TestEveryChange:
     def test_comes_and_goes_with_the_change_itself(
         self, app: FastAPI, admin: TestClient, upload: Upload, sessions: Sessions
     ) -> None:
-        engine: Engine = app.state.engines.database
+        engine: Engine = app.state.app_state.database
 
         def refuse(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
             if statement.startswith("INSERT INTO audit_log"):

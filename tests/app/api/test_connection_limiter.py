@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from app.api.connection_limiter import Slot
+from app.api.connection_limiter import ConnectionPermit
 from app.api.fair_limiter import FairLimiter
 from app.db.access import idempotency
 from app.db.access.idempotency import KeyedRequest
@@ -25,7 +25,7 @@ CLIENTS = 120  # the connections of a test's API are 10, its threads 40
 JOBS = "/v1/fine_tuning/jobs"
 
 
-async def all_at_once(server: LiveServer, api_key: str, method: str, body: Any = None) -> set[int]:
+async def send_concurrently(server: LiveServer, api_key: str, method: str, body: Any = None) -> set[int]:
     """The statuses of so many requests, each with a key of its own where that means something."""
     limits = httpx2.Limits(max_connections=CLIENTS)
     headers = {"Authorization": f"Bearer {api_key}"}
@@ -40,12 +40,12 @@ async def all_at_once(server: LiveServer, api_key: str, method: str, body: Any =
 
 
 def test_lists_for_all_at_once(live_server: LiveServer, api_key: str) -> None:
-    assert asyncio.run(all_at_once(live_server, api_key, "GET")) == {200}
+    assert asyncio.run(send_concurrently(live_server, api_key, "GET")) == {200}
 
 
 def test_creates_for_all_at_once(live_server: LiveServer, api_key: str, base_model: str, training_file: str) -> None:
     body = {"model": base_model, "training_file": training_file}
-    assert asyncio.run(all_at_once(live_server, api_key, "POST", body)) == {200}
+    assert asyncio.run(send_concurrently(live_server, api_key, "POST", body)) == {200}
 
 
 def test_a_twin_that_waits_takes_no_turn_from_others(
@@ -58,7 +58,7 @@ def test_a_twin_that_waits_takes_no_turn_from_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     body = {"model": base_model, "training_file": training_file}
-    most = app.state.engines.settings.database_pool_size
+    most = app.state.app_state.settings.database_pool_size
     looks, take = [], idempotency.reserve_key
     monkeypatch.setattr("app.db.access.idempotency.reserve_key", lambda *given: (looks.append(1), take(*given))[1])
     with sessions() as first, ThreadPoolExecutor(most) as pool:
@@ -75,27 +75,27 @@ def test_a_twin_that_waits_takes_no_turn_from_others(
 
 class TestASlot:
     def test_that_does_not_come_free_is_a_503_that_says_to_try_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("app.api.connection_limiter.PATIENCE_SECONDS", 0.01)
+        monkeypatch.setattr("app.api.connection_limiter.ACQUIRE_TIMEOUT_SECONDS", 0.01)
 
         async def take_two() -> None:
             free = FairLimiter(1)
-            await Slot(free).take()
-            second = Slot(free)
+            await ConnectionPermit(free).acquire()
+            second = ConnectionPermit(free)
             with pytest.raises(Unavailable, match="try again"):
-                await second.take()
-            second.leave()
-            assert free.free == 0
+                await second.acquire()
+            second.release()
+            assert free.free_permits == 0
 
         asyncio.run(take_two())
 
     def test_is_given_back_once(self) -> None:
         async def take_one() -> None:
             free = FairLimiter(1)
-            slot = Slot(free)
-            await slot.take()
-            slot.leave()
-            slot.leave()
-            await Slot(free).take()
-            assert free.free == 0
+            permit = ConnectionPermit(free)
+            await permit.acquire()
+            permit.release()
+            permit.release()
+            await ConnectionPermit(free).acquire()
+            assert free.free_permits == 0
 
         asyncio.run(take_one())

@@ -69,7 +69,7 @@ def test_who_gives_up_waiting_leaves_nothing_behind() -> None:
         await third
         assert waiters.granted == ["c1"]
         limiter.release("c")
-        assert limiter.free == 1
+        assert limiter.free_permits == 1
 
     asyncio.run(scenario())
 

@@ -17,13 +17,13 @@ from sqlalchemy import func, select, update
 from starlette.testclient import TestClient
 
 from app.api import idempotency as once
-from app.api.idempotency import OnceRoute, get_once
+from app.api.idempotency import IdempotentRoute, get_idempotent_request
 from app.db.access import idempotency
 from app.db.access.idempotency import KeyedRequest
 from app.db.engine import Sessions, transaction
 from app.db.jobs import jobs
 from app.db.tables import File, IdempotencyKey, Job, Project
-from app.main import ROOMS
+from app.main import ROUTERS
 from app.storage import LocalStorage
 from tests.deadline import until
 from tests.factories import chat_lines
@@ -53,8 +53,8 @@ def count(sessions: Sessions, table: Any = Job) -> int:
 
 
 def routes(kind: type[APIRoute] = APIRoute) -> Iterator[APIRoute]:
-    for room in ROOMS:
-        yield from (route for route in room.router.routes if isinstance(route, kind))
+    for router in ROUTERS:
+        yield from (route for route in router.routes if isinstance(route, kind))
 
 
 def calls(route: APIRoute) -> set[Any]:
@@ -71,7 +71,11 @@ class TestEveryPost:
     def test_takes_the_key_or_is_named_as_one_that_creates_nothing(self) -> None:
         posts = [route for route in routes() if "POST" in (route.methods or ()) and route.path.startswith("/v1")]
         assert posts
-        lacking = [route.path for route in posts if get_once not in calls(route) or not isinstance(route, OnceRoute)]
+        lacking = [
+            route.path
+            for route in posts
+            if get_idempotent_request not in calls(route) or not isinstance(route, IdempotentRoute)
+        ]
         assert sorted(lacking) == sorted(WITHOUT_A_KEY)
 
     def test_documents_it(self, app: FastAPI) -> None:
@@ -286,7 +290,9 @@ class TestAtOnce:
             with ThreadPoolExecutor(1) as pool:
                 twin = pool.submit(create)
                 until(lambda: len(looks) > 3, "the twin looks again and again")
-                until(lambda: app.state.engines.database.pool.checkedout() == 0, "no connection in between", 10, 0.001)
+                until(
+                    lambda: app.state.app_state.database.pool.checkedout() == 0, "no connection in between", 10, 0.001
+                )
                 first.rollback()
                 assert twin.result(10).status_code == 200
         assert count(sessions) == 1
@@ -294,7 +300,7 @@ class TestAtOnce:
     def test_a_twin_that_waits_too_long_is_a_409_that_clients_retry(
         self, create: Create, sessions: Sessions, project: Project, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("app.api.idempotency.PATIENCE_SECONDS", 0.05)
+        monkeypatch.setattr("app.api.idempotency.DUPLICATE_TIMEOUT_SECONDS", 0.05)
         with sessions() as first:
             idempotency.reserve_key(first, KeyedRequest(project.id, "k1", "POST", "/v1/elsewhere", "other"))
             answer = create()

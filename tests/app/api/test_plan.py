@@ -116,7 +116,7 @@ class TestPlan:
     ) -> None:
         ask = {"model": "tiny", "training_file": training_file, "seed": 1}
         here = client.post(PLAN, json=ask).json()
-        client.app.state.engines.counter._known.clear()  # type: ignore[attr-defined]
+        client.app.state.app_state.token_counter._known.clear()  # type: ignore[attr-defined]
         monkeypatch.setattr(token_counter, "COUNTED_HERE_BYTES", 0)
         assert client.post(PLAN, json=ask).json() == here
 
@@ -170,7 +170,7 @@ class TestPlan:
         answer = client.post(PLAN, json=ask)
         assert answer.status_code == 200, answer.text
         assert (answer.json()["method"], answer.json()["trained_examples"]) == ("dpo", 12)
-        client.app.state.engines.counter._known.clear()  # type: ignore[attr-defined]
+        client.app.state.app_state.token_counter._known.clear()  # type: ignore[attr-defined]
         monkeypatch.setattr(token_counter, "COUNTED_HERE_BYTES", 0)
         assert client.post(PLAN, json=ask).json() == answer.json()
 

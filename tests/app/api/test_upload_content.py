@@ -100,7 +100,7 @@ class TestPut:
     def test_larger_than_a_piece_is_kept_in_pieces(
         self, client: TestClient, begin: Begin, put: Put, storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(resumable_upload, "PIECE_BYTES", 1 << 20)
+        monkeypatch.setattr(resumable_upload, "CHUNK_BYTES", 1 << 20)
         data = bytes(range(256)) * 20_000
         url = begin(len(data), purpose="batch")
 

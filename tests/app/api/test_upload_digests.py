@@ -127,7 +127,7 @@ class TestParts:
 class TestAStream:
     @pytest.fixture(autouse=True)
     def small_pieces(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(resumable_upload, "PIECE_BYTES", 400_000)
+        monkeypatch.setattr(resumable_upload, "CHUNK_BYTES", 400_000)
 
     def test_is_not_read_again_even_after_a_break(self, client: TestClient, begin: Begin, reads: list[int]) -> None:
         upload = begin()

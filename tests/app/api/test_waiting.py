@@ -186,7 +186,7 @@ class TestWait:
             known = {"If-None-Match": http.get(path_of(job)).headers["etag"]}
             threads = threading.active_count()
             waiting = [aside(http.get, path_of(job), params={"wait": 4}, headers=known) for _ in range(50)]
-            until(lambda: app.state.engines.changes.subscription_count == 50, "fifty who wait")
+            until(lambda: app.state.app_state.notifications.subscription_count == 50, "fifty who wait")
             assert threading.active_count() - threads <= 50  # those of this test's own clients
             with engine.connect() as connection:
                 until(lambda: connection.scalar(text(BUSY)) == 0, "idle connections", seconds=2)
@@ -207,7 +207,7 @@ class TestWait:
         with serve(app) as server, client_of(server, api_key) as http:
             known = {"If-None-Match": http.get(path_of(job)).headers["etag"]}
             waiting = [aside(http.get, path_of(job), params={"wait": 20}, headers=known) for _ in range(50)]
-            until(lambda: app.state.engines.changes.subscription_count == 50, "fifty who wait")
+            until(lambda: app.state.app_state.notifications.subscription_count == 50, "fifty who wait")
             until(lambda: is_listening(engine), "a LISTEN connection")
             looks.clear()
             with transaction(sessions) as session:
@@ -217,7 +217,7 @@ class TestWait:
 
     def test_who_hangs_up_is_waited_for_no_longer(self, app: FastAPI, api_key: str, job: Job) -> None:
         with serve(app) as server, client_of(server, api_key) as http:
-            changes = app.state.engines.changes
+            changes = app.state.app_state.notifications
             for path in (f"{path_of(job)}?wait=60", path_of(job, "events", "stream"), "events/stream"):
                 with pytest.raises(httpx2.ReadTimeout), http.stream("GET", path, timeout=0.5) as answer:
                     list(answer.iter_lines())

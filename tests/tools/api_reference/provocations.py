@@ -40,7 +40,7 @@ class Server:
 
     def __init__(self, app: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
         self.app, self.client, self.monkeypatch = app, client, monkeypatch
-        self.sessions, self.storage = app.state.engines.sessions, app.state.engines.storage
+        self.sessions, self.storage = app.state.app_state.sessions, app.state.app_state.storage
 
     @property
     def project(self) -> Project:
@@ -56,9 +56,9 @@ class Server:
             return {"Authorization": f"Bearer {keys.issue(session, project, name, scopes).secret}"}
 
     def set(self, **settings: Any) -> None:
-        engines = self.app.state.engines
-        changed = engines.settings.model_copy(update=settings)
-        self.monkeypatch.setitem(self.app.state._state, "engines", replace(engines, settings=changed))
+        app_state = self.app.state.app_state
+        changed = app_state.settings.model_copy(update=settings)
+        self.monkeypatch.setitem(self.app.state._state, "app_state", replace(app_state, settings=changed))
 
     def upload(self, content: bytes = chat_lines(), filename: str = "train.jsonl", **how: Any) -> Any:
         file = {"file": (filename, content)}

@@ -19,13 +19,13 @@ from app.domain.jobs.states import FINAL_STATE, JobState, Reason
 from app.system import model_files
 from tests.tools.api_reference.provocations import PROVOCATIONS, Server
 from tools.api_reference.error_code import ErrorCode
-from tools.api_reference.error_codes import ANSWERS
+from tools.api_reference.error_codes import ERROR_CODES
 from tools.api_reference.errors_page import INTRO, exception_of, is_retried
 from tools.api_reference.job_errors import ENDINGS, JOB_ERRORS
 
 ROOT = Path(__file__).parents[3]
 SOURCES = [path for room in ("app", "worker") for path in (ROOT / room).rglob("*.py") if "reference" not in path.parts]
-CODES = {one.code: one for one in ANSWERS}
+CODES = {one.code: one for one in ERROR_CODES}
 ANYTHING = "…"
 
 
@@ -102,8 +102,8 @@ class TestTheList:
         assert CODES[str(error.code)].status == error.status
 
     def test_names_each_code_once_with_cause_and_remedy(self) -> None:
-        assert len(CODES) == len(ANSWERS)
-        for one in (*ANSWERS, *JOB_ERRORS.values()):
+        assert len(CODES) == len(ERROR_CODES)
+        for one in (*ERROR_CODES, *JOB_ERRORS.values()):
             assert one.cause.endswith((".", "..."))
             assert one.remedy.endswith((".", "..."))
             assert one.message
@@ -125,7 +125,7 @@ class TestTheList:
 
 class TestTheOfficialClient:
     @pytest.mark.parametrize(
-        "one", {(one.status, one.is_final): one for one in ANSWERS}.values(), ids=lambda one: one.code
+        "one", {(one.status, one.is_final): one for one in ERROR_CODES}.values(), ids=lambda one: one.code
     )
     def test_raises_and_retries_what_the_page_says(self, one: ErrorCode) -> None:
         headers = {"retry-after-ms": "1"} | ({"x-should-retry": "false"} if one.is_final else {})

@@ -10,7 +10,7 @@ from typing import Any
 from app.api.openapi.descriptions import basics, files, jobs, organization, plans, queue, webhooks
 from app.api.schemas.jobs import parameters as knobs
 
-EVERYWHERE = {
+BY_FIELD = {
     "id": "The id, for every call that takes one.",
     "object": "The kind of thing this is.",
     "created_at": "Seconds since 1970.",
@@ -54,7 +54,7 @@ BY_SCHEMA = (
     | webhooks.BY_SCHEMA
 )
 # What one schema leaves unsaid, another says that has the same fields.
-AS_IN = {
+FALLBACK_SCHEMAS = {
     "NewKey": "KeyBody",
     "OrganizationJob": "JobBody",
     "OwnProject": "ProjectWithUsage",
@@ -87,7 +87,7 @@ PARAMETERS = {
     "resource_ids[]": "Only entries that name one of these ids: of a job, a file, a key, ...",
     "upload_id": "The upload.",
 }
-OF_KNOBS = {
+BY_REQUEST_PARAMETER = {
     "Hyperparameters": knobs.TRAINING_KNOBS | knobs.DPO_KNOBS,
     "LegacyHyperparameters": knobs.TRAINING_KNOBS,
     "LoraSpec": knobs.LORA_KNOBS,
@@ -95,7 +95,7 @@ OF_KNOBS = {
 }
 
 
-def add_meanings(document: dict[str, Any]) -> None:
+def add_descriptions(document: dict[str, Any]) -> None:
     """Give every field and parameter of the document its description, where it has none."""
     for name, schema in document["components"]["schemas"].items():
         for field, inner in schema.get("properties", {}).items():
@@ -106,17 +106,17 @@ def add_meanings(document: dict[str, Any]) -> None:
                 _describe(parameter, PARAMETERS.get(parameter["name"]))
             for content in operation.get("requestBody", {}).get("content", {}).values():
                 for field, inner in content["schema"].get("properties", {}).items():
-                    _describe(inner, EVERYWHERE.get(field))
+                    _describe(inner, BY_FIELD.get(field))
 
 
 def _of_field(schema: str, field: str) -> str | None:
-    knob = OF_KNOBS.get(schema, {}).get(field)
-    return knob["description"] if knob else _by_schema(schema, field) or EVERYWHERE.get(field)
+    knob = BY_REQUEST_PARAMETER.get(schema, {}).get(field)
+    return knob["description"] if knob else _by_schema(schema, field) or BY_FIELD.get(field)
 
 
 def _by_schema(schema: str | None, field: str) -> str | None:
     while schema is not None and f"{schema}.{field}" not in BY_SCHEMA:
-        schema = AS_IN.get(schema)
+        schema = FALLBACK_SCHEMAS.get(schema)
     return BY_SCHEMA.get(f"{schema}.{field}")
 
 

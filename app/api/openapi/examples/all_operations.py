@@ -152,7 +152,7 @@ def deleted(item: dict[str, Any]) -> dict[str, Any]:
 
 
 # "METHOD path" -> what it answers; app.api.openapi.document writes them into the document.
-ANSWERS: dict[str, Any] = {
+RESPONSE_EXAMPLES: dict[str, Any] = {
     "POST /v1/files": FILE,
     "GET /v1/files": page_of(FILE),
     "GET /v1/files/{file_id}": FILE,

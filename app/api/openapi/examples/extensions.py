@@ -185,7 +185,7 @@ REPORT = {
     ],
 }
 
-ANSWERS: dict[str, Any] = {
+RESPONSE_EXAMPLES: dict[str, Any] = {
     "POST /v1/fine_tuning/jobs/{job_id}": CHANGED_JOB,
     "POST /v1/fine_tuning/jobs/{job_id}/exports": QUEUED_EXPORT,
     "GET /v1/fine_tuning/jobs/{job_id}/exports": all_operations.page_of(EXPORT),

@@ -50,7 +50,7 @@ def _page(item: dict[str, Any]) -> dict[str, Any]:
     return {"object": "list", "data": [item], "has_more": False, "first_id": item["id"], "last_id": item["id"]}
 
 
-ANSWERS: dict[str, Any] = {
+RESPONSE_EXAMPLES: dict[str, Any] = {
     "GET /v1/project": PROJECT | {"usage": USAGE, "api_key": {"id": KEY_ID, "scopes": KEY["scopes"]}},
     f"POST {PROJECTS}": PROJECT,
     f"GET {PROJECTS}": _page(PROJECT),

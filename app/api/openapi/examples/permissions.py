@@ -13,7 +13,7 @@ PERMISSION = {
     "project_id": OTHER_PROJECT,
 }  # fmt: skip
 PERMISSIONS = "/v1/fine_tuning/checkpoints/{model}/permissions"
-ANSWERS: dict[str, Any] = {
+RESPONSE_EXAMPLES: dict[str, Any] = {
     f"POST {PERMISSIONS}": page_of(PERMISSION),
     f"GET {PERMISSIONS}": page_of(PERMISSION),
     f"DELETE {PERMISSIONS}/{{permission_id}}": deleted(PERMISSION),

@@ -37,4 +37,4 @@ QUEUE = {
         }
     ],
 }  # fmt: skip
-ANSWERS: dict[str, Any] = {"GET /v1/workers": page_of(WORKER), "GET /v1/queue": QUEUE}
+RESPONSE_EXAMPLES: dict[str, Any] = {"GET /v1/workers": page_of(WORKER), "GET /v1/queue": QUEUE}

@@ -26,7 +26,7 @@ COMPLETED_UPLOAD = NEW_UPLOAD | {
 }  # fmt: skip
 
 # "METHOD path" -> what it answers, as in app.api.openapi.examples.all_operations.
-ANSWERS: dict[str, Any] = {
+RESPONSE_EXAMPLES: dict[str, Any] = {
     "POST /v1/uploads": NEW_UPLOAD,
     "GET /v1/uploads/{upload_id}": NEW_UPLOAD | {"received_bytes": 67_108_864},
     "POST /v1/uploads/{upload_id}/parts": PART,

@@ -36,7 +36,7 @@ DELIVERY = {
 }  # fmt: skip
 PAGE = {"object": "list", "has_more": False}
 
-ANSWERS: dict[str, Any] = {
+RESPONSE_EXAMPLES: dict[str, Any] = {
     "POST /v1/webhook_endpoints": WITH_SECRET,
     "GET /v1/webhook_endpoints": PAGE | {"data": [ENDPOINT], "first_id": ENDPOINT_ID, "last_id": ENDPOINT_ID},
     "GET /v1/webhook_event_types": {"object": "list", "data": EVENTS},

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.api.auth import CallerDep
-from app.api.dependencies import EnginesDep, SessionDep
+from app.api.dependencies import AppStateDep, SessionDep
 from app.api.openapi.examples import all_operations
 from app.api.schemas.jobs.checkpoints import AdapterBody, render_adapter
 from app.api.transport.file_response import file_response
@@ -25,7 +25,9 @@ def get_adapter(job_id: str, caller: CallerDep, session: SessionDep) -> Any:
 
 
 @router.get("/archive", summary="Download the adapter", response_class=Response, responses=all_operations.ARCHIVE)
-def get_archive(job_id: str, request: Request, caller: CallerDep, session: SessionDep, engines: EnginesDep) -> Response:
+def get_archive(
+    job_id: str, request: Request, caller: CallerDep, session: SessionDep, app_state: AppStateDep
+) -> Response:
     """One deterministic tar; its SHA-256 is the job's `adapter.sha256`. Ranges and ETag as with any file."""
     archive = adapters.get(session, caller.project_id, job_id).archive
-    return file_response(archive, files.open_content(engines.storage, archive), request)
+    return file_response(archive, files.open_content(app_state.storage, archive), request)

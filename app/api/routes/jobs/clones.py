@@ -7,8 +7,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from app.api.auth import CallerDep
-from app.api.dependencies import EnginesDep, SessionDep
-from app.api.idempotency import OnceRoute
+from app.api.dependencies import AppStateDep, SessionDep
+from app.api.idempotency import IdempotentRoute
 from app.api.job_request_parser import clone_request
 from app.api.openapi.examples import extensions
 from app.api.routes.jobs.jobs import render
@@ -20,18 +20,20 @@ from app.services.jobs import clones, diffs, jobs
 
 OTHER = [extensions.CLONE_ID]
 
-router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["Fine-tuning"], route_class=OnceRoute)
+router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["Fine-tuning"], route_class=IdempotentRoute)
 
 
 @router.post("/clone", response_model=JobBody, summary="Clone a job", openapi_extra=extensions.CLONE_BODY)
 def clone_job(
-    job_id: str, body: OptionalJsonBodyDep, caller: CallerDep, session: SessionDep, engines: EnginesDep
+    job_id: str, body: OptionalJsonBodyDep, caller: CallerDep, session: SessionDep, app_state: AppStateDep
 ) -> Any:
     """A new job with the same files, model, seed and every resolved number, but for what the body names."""
     original = jobs.get(session, caller.project_id, job_id)
     request = clone_request(original, body)
     clones.check_files(session, original, request)
-    return render(engines, jobs.create(session, engines.hints, caller.project_id, request, caller.is_admin))
+    return render(
+        app_state, jobs.create(session, app_state.worker_notifier, caller.project_id, request, caller.is_admin)
+    )
 
 
 @router.get("/diff", response_model=DiffBody, summary="Compare two jobs")

@@ -7,33 +7,33 @@ from typing import Any
 from fastapi import APIRouter
 
 from app.api.auth import CallerDep
-from app.api.dependencies import EnginesDep, SessionDep
-from app.api.idempotency import OnceRoute
+from app.api.dependencies import AppStateDep, SessionDep
+from app.api.idempotency import IdempotentRoute
 from app.api.openapi.examples import extensions
 from app.api.schemas.common import Deleted
 from app.api.schemas.jobs.exports import ExportBody, ExportList, render_export
 from app.api.transport.json_body import OptionalJsonBodyDep
-from app.api.transport.pagination import After, Limit, envelope
+from app.api.transport.pagination import After, Limit, list_page
 from app.services.jobs import exports
 
 MAX_EXPORTS = 100
 
-router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}/exports", tags=["Exports"], route_class=OnceRoute)
+router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}/exports", tags=["Exports"], route_class=IdempotentRoute)
 
 
 @router.post("", response_model=ExportBody, summary="Export a model", openapi_extra=extensions.CREATE_EXPORT_BODY)
 def create_export(
-    job_id: str, body: OptionalJsonBodyDep, caller: CallerDep, session: SessionDep, engines: EnginesDep
+    job_id: str, body: OptionalJsonBodyDep, caller: CallerDep, session: SessionDep, app_state: AppStateDep
 ) -> Any:
     """The merged model of the job's result, or of a kept `checkpoint`. Asking again answers the one that there is."""
-    return render_export(exports.create(session, engines.hints, caller.project_id, job_id, body))
+    return render_export(exports.create(session, app_state.worker_notifier, caller.project_id, job_id, body))
 
 
 @router.get("", response_model=ExportList, summary="List exports of a job")
 def list_exports(job_id: str, caller: CallerDep, session: SessionDep, after: After = None, limit: Limit = 20) -> Any:
     """Newest first."""
     limit = min(limit, MAX_EXPORTS)
-    return envelope(exports.page(session, caller.project_id, job_id, limit + 1, after), limit, render_export)
+    return list_page(exports.page(session, caller.project_id, job_id, limit + 1, after), limit, render_export)
 
 
 @router.get("/{export_id}", response_model=ExportBody, summary="Get an export")

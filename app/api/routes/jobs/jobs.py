@@ -9,8 +9,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from app.api.auth import Caller, CallerDep
-from app.api.dependencies import Engines, EnginesDep, SessionDep
-from app.api.idempotency import OnceRoute
+from app.api.dependencies import AppState, AppStateDep, SessionDep
+from app.api.idempotency import IdempotentRoute
 from app.api.job_request_parser import job_changes, job_request
 from app.api.openapi.examples import all_operations, extensions
 from app.api.routes.jobs.lists import MAX_JOBS, JobFilterDep, job_page
@@ -19,10 +19,10 @@ from app.api.schemas.jobs.events import EventList, render_event
 from app.api.schemas.jobs.jobs import JobBody, JobList, render_job
 from app.api.schemas.jobs.plans import PlanBody, render_plan
 from app.api.schemas.jobs.requests import UpdateJob, parsed
-from app.api.transport.byte_ranges import is_known
-from app.api.transport.etags import checkpoints_etag, events_etag, json_with, not_modified
+from app.api.transport.byte_ranges import matches_etag
+from app.api.transport.etags import checkpoints_etag, events_etag, json_response, not_modified
 from app.api.transport.json_body import JsonBodyDep
-from app.api.transport.pagination import After, Limit, envelope
+from app.api.transport.pagination import After, Limit, list_page
 from app.db.engine import transaction
 from app.services.datasets.check_process import Check
 from app.services.datasets.token_counter import NotCountedError
@@ -32,40 +32,40 @@ from app.services.jobs.jobs import JobView
 MAX_EVENTS = 1_000
 MAX_CHECKPOINTS = 100
 
-router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"], route_class=OnceRoute)
+router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"], route_class=IdempotentRoute)
 
 
 @router.post("", response_model=JobBody, summary="Create a job", openapi_extra=all_operations.CREATE_JOB_BODY)
-def create_job(body: JsonBodyDep, caller: CallerDep, session: SessionDep, engines: EnginesDep) -> Any:
+def create_job(body: JsonBodyDep, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
     """Answers at once in `validating_files`; what is wrong with the data itself is told by the job."""
     asked = job_request(body)
-    return render(engines, jobs.create(session, engines.hints, caller.project_id, asked, caller.is_admin))
+    return render(app_state, jobs.create(session, app_state.worker_notifier, caller.project_id, asked, caller.is_admin))
 
 
 @router.post("/plan", response_model=PlanBody, summary="Plan a job", openapi_extra=all_operations.CREATE_JOB_BODY)
-async def plan_job(request: Request, body: JsonBodyDep, caller: CallerDep, engines: EnginesDep) -> Any:
+async def plan_job(request: Request, body: JsonBodyDep, caller: CallerDep, app_state: AppStateDep) -> Any:
     """The body of a create call; nothing is created. Exact tokens and steps, and what it takes on each device."""
-    inputs, answer = await engines.checks.ask(caller.key_id, partial(_plan, engines, caller, body))
+    question, answer = await app_state.check_limiter.run_query(caller.key_id, partial(_plan, app_state, caller, body))
     if answer is None:
-        work = partial(_planned, engines, inputs)
-        answer = await engines.checks.run(request, caller.key_id, plan.needs_subprocess(inputs), work)
+        work = partial(_planned, app_state, question)
+        answer = await app_state.check_limiter.run(request, caller.key_id, plan.needs_subprocess(question), work)
     return render_plan(answer)
 
 
-def _plan(engines: Engines, caller: Caller, body: dict[str, Any]) -> tuple[plan.PlanInputs, plan.JobPlan | None]:
+def _plan(app_state: AppState, caller: Caller, body: dict[str, Any]) -> tuple[plan.PlanInputs, plan.JobPlan | None]:
     """What is asked, and the answer, if the files were counted before."""
     request = job_request(body)
-    with transaction(engines.sessions) as session:
-        inputs = plan.read_inputs(session, caller.project_id, request, caller.is_admin)
+    with transaction(app_state.sessions) as session:
+        question = plan.read_inputs(session, caller.project_id, request, caller.is_admin)
     try:
-        return inputs, _planned(engines, inputs, None)
+        return question, _planned(app_state, question, None)
     except NotCountedError:
-        return inputs, None
+        return question, None
 
 
-def _planned(engines: Engines, inputs: plan.PlanInputs, check: Check | None) -> plan.JobPlan:
-    least_examples = engines.settings.min_training_examples
-    return plan.make_plan(engines.storage, engines.counter, inputs, least_examples, check)
+def _planned(app_state: AppState, question: plan.PlanInputs, check: Check | None) -> plan.JobPlan:
+    least_examples = app_state.settings.min_training_examples
+    return plan.make_plan(app_state.storage, app_state.token_counter, question, least_examples, check)
 
 
 @router.get(
@@ -79,7 +79,7 @@ def list_jobs(
     request: Request,
     caller: CallerDep,
     session: SessionDep,
-    engines: EnginesDep,
+    app_state: AppStateDep,
     wanted: JobFilterDep,
     after: After = None,
     limit: Limit = 20,
@@ -89,32 +89,32 @@ def list_jobs(
     `metadata[key]=value` keeps the jobs that have every pair; `metadata=null` those without any.
     """
     own = replace(wanted, project_id=caller.project_id)
-    return job_page(request, session, engines, own, after, min(limit, MAX_JOBS), partial(render, engines))
+    return job_page(request, session, app_state, own, after, min(limit, MAX_JOBS), partial(render, app_state))
 
 
 @router.post("/{job_id}", response_model=JobBody, summary="Change a job", openapi_extra=extensions.UPDATE_JOB_BODY)
-def update_job(job_id: str, body: JsonBodyDep, caller: CallerDep, session: SessionDep, engines: EnginesDep) -> Any:
+def update_job(job_id: str, body: JsonBodyDep, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
     """Its `priority` while it has not ended, its `metadata` at any time. An event says so, and its place follows."""
     changes = job_changes(parsed(UpdateJob, body))
-    return render(engines, jobs.change(session, caller.project_id, job_id, changes))
+    return render(app_state, jobs.change(session, caller.project_id, job_id, changes))
 
 
 @router.post("/{job_id}/cancel", response_model=JobBody, summary="Cancel a job")
-def cancel_job(job_id: str, caller: CallerDep, session: SessionDep, engines: EnginesDep) -> Any:
+def cancel_job(job_id: str, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
     """At once, in every state that is not final; cancelling a cancelled job answers the same job."""
-    return render(engines, jobs.cancel(session, caller.project_id, job_id))
+    return render(app_state, jobs.cancel(session, caller.project_id, job_id))
 
 
 @router.post("/{job_id}/pause", response_model=JobBody, summary="Pause a job")
-def pause_job(job_id: str, caller: CallerDep, session: SessionDep, engines: EnginesDep) -> Any:
+def pause_job(job_id: str, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
     """A queued job at once; a running one leaves a checkpoint at its next step and is `paused` then."""
-    return render(engines, jobs.pause(session, caller.project_id, job_id))
+    return render(app_state, jobs.pause(session, caller.project_id, job_id))
 
 
 @router.post("/{job_id}/resume", response_model=JobBody, summary="Resume a paused job")
-def resume_job(job_id: str, caller: CallerDep, session: SessionDep, engines: EnginesDep) -> Any:
+def resume_job(job_id: str, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
     """Back to `queued`; the next attempt goes on from where the pause left it."""
-    return render(engines, jobs.resume(session, engines.hints, caller.project_id, job_id))
+    return render(app_state, jobs.resume(session, app_state.worker_notifier, caller.project_id, job_id))
 
 
 @router.get(
@@ -127,10 +127,10 @@ def list_events(
     limit = min(limit, MAX_EVENTS)
     event_seq, _ = jobs.get_versions(session, caller.project_id, job_id)
     etag = events_etag(event_seq)
-    if is_known(request.headers, etag):
+    if matches_etag(request.headers, etag):
         return not_modified(etag)
     rows = jobs.event_page(session, caller.project_id, job_id, limit + 1, after)
-    return json_with(etag, envelope(rows, limit, render_event))
+    return json_response(etag, list_page(rows, limit, render_event))
 
 
 @router.get(
@@ -145,14 +145,14 @@ def list_checkpoints(
     """Latest step first, the last three. `result_files` are the adapter, `adapter_archive_file_id` all of it in one."""
     limit = min(limit, MAX_CHECKPOINTS)
     etag = checkpoints_etag(*jobs.get_versions(session, caller.project_id, job_id))
-    if is_known(request.headers, etag):
+    if matches_etag(request.headers, etag):
         return not_modified(etag)
     rows, best_id = jobs.checkpoint_page(session, caller.project_id, job_id, limit + 1, after)
-    return json_with(etag, envelope(rows, limit, lambda checkpoint: render_checkpoint(checkpoint, best_id)))
+    return json_response(etag, list_page(rows, limit, lambda checkpoint: render_checkpoint(checkpoint, best_id)))
 
 
-def render(engines: Engines, seen: JobView) -> dict[str, Any]:
+def render(app_state: AppState, seen: JobView) -> dict[str, Any]:
     return render_job(
-        seen.job, engines.settings.organization, seen.queue_position, seen.adapter_file_ids, seen.expected_start_at,
+        seen.job, app_state.settings.organization, seen.queue_position, seen.adapter_file_ids, seen.expected_start_at,
         seen.waiting_for,
     )  # fmt: skip

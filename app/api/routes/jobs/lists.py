@@ -11,12 +11,12 @@ from pydantic import AfterValidator, WithJsonSchema
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from app.api.dependencies import Engines
+from app.api.dependencies import AppState
 from app.api.schemas.common import UnixSeconds, moment
 from app.api.schemas.jobs.requests import MAX_METADATA_PAIRS
-from app.api.transport.byte_ranges import is_known
-from app.api.transport.etags import jobs_etag, json_with, not_modified, place_tag
-from app.api.transport.pagination import envelope
+from app.api.transport.byte_ranges import matches_etag
+from app.api.transport.etags import jobs_etag, json_response, not_modified, queue_position_tag
+from app.api.transport.pagination import list_page
 from app.db.jobs.pages import JobFilter
 from app.domain.jobs.states import JobState
 from app.errors import BadRequest
@@ -74,22 +74,26 @@ JobFilterDep = Annotated[JobFilter, Depends(job_filter)]
 def job_page(
     request: Request,
     session: Session,
-    engines: Engines,
+    app_state: AppState,
     wanted: JobFilter,
     after: str | None,
     limit: int,
     render: Callable[[JobView], dict[str, Any]],
 ) -> Response:
     """The page, or a 304 if the client has it already."""
-    organization = engines.settings.organization
+    organization = app_state.settings.organization
     if "if-none-match" in request.headers:
         known = jobs.page_versions(session, wanted, limit + 1, after)
-        etag = jobs_etag(organization, ((job_id, version, place_tag(*place)) for job_id, version, place in known))
-        if is_known(request.headers, etag):
+        etag = jobs_etag(
+            organization, ((job_id, version, queue_position_tag(*place)) for job_id, version, place in known)
+        )
+        if matches_etag(request.headers, etag):
             return not_modified(etag)
     rows = jobs.page(session, wanted, limit + 1, after)
-    etag = jobs_etag(organization, ((seen.job.id, seen.job.version, place_tag(*seen.queue_state)) for seen in rows))
-    return json_with(etag, envelope(rows, limit, render))
+    etag = jobs_etag(
+        organization, ((seen.job.id, seen.job.version, queue_position_tag(*seen.queue_state)) for seen in rows)
+    )
+    return json_response(etag, list_page(rows, limit, render))
 
 
 def _metadata_filter(request: Request) -> tuple[dict[str, str], bool]:

@@ -11,8 +11,8 @@ from app.api.auth import CallerDep
 from app.api.dependencies import SessionDep
 from app.api.openapi.examples import all_operations
 from app.api.schemas.jobs.metrics import StepMetricsBody, render_metrics
-from app.api.transport.byte_ranges import is_known
-from app.api.transport.etags import events_etag, headers_of, json_with, log_etag, not_modified
+from app.api.transport.byte_ranges import matches_etag
+from app.api.transport.etags import etag_headers, events_etag, json_response, log_etag, not_modified
 from app.domain.jobs.step_metrics import results_csv
 from app.services.jobs import jobs, records
 
@@ -50,12 +50,12 @@ def get_metrics(
     """A row per step, oldest first; of a step that was run again, the latest. As CSV: the results file's columns."""
     event_seq, _ = jobs.get_versions(session, caller.project_id, job_id)
     etag = events_etag(event_seq)
-    if is_known(request.headers, etag):
+    if matches_etag(request.headers, etag):
         return not_modified(etag)
     metrics = records.metrics(session, caller.project_id, job_id, max_points)
     if form == "csv":
-        return Response(results_csv(metrics.rows), headers=headers_of(etag), media_type="text/csv")
-    return json_with(etag, render_metrics(job_id, metrics))
+        return Response(results_csv(metrics.rows), headers=etag_headers(etag), media_type="text/csv")
+    return json_response(etag, render_metrics(job_id, metrics))
 
 
 @router.get("/logs", response_class=Response, responses=all_operations.LOG, summary="Get the log of a job")
@@ -70,8 +70,8 @@ def get_logs(
     if log is None:
         return Response(b"", media_type="text/plain")
     etag = log_etag(log.attempt, log.updated_at)
-    headers = headers_of(etag) | {"X-Attempt": str(log.attempt), "X-Cut-Bytes": str(log.cut_bytes)}
-    if is_known(request.headers, etag):
+    headers = etag_headers(etag) | {"X-Attempt": str(log.attempt), "X-Cut-Bytes": str(log.cut_bytes)}
+    if matches_etag(request.headers, etag):
         return Response(status_code=304, headers=headers)
     text = log.text if lines is None else "\n".join(log.text.rstrip("\n").split("\n")[-lines:]) + "\n"
     return Response(text, headers=headers, media_type="text/plain")

@@ -12,7 +12,7 @@ from app.api.auth import AUTHENTICATED
 from app.api.dependencies import SessionDep
 from app.api.schemas.common import UnixSeconds, moment
 from app.api.schemas.organization.audit_logs import AuditList, render_entry
-from app.api.transport.pagination import After, Limit, envelope
+from app.api.transport.pagination import After, Limit, list_page
 from app.services.access import audit
 
 MAX_ENTRIES = 100
@@ -71,7 +71,7 @@ def list_entries(
         since=max(_moments((later_than, SECOND), (since, NOTHING)), default=None),
         until=min(_moments((earlier_than, NOTHING), (until, SECOND)), default=None),
     )
-    return envelope(rows, limit, render_entry)
+    return list_page(rows, limit, render_entry)
 
 
 def _moments(*bounds: tuple[int | None, timedelta]) -> list[datetime]:

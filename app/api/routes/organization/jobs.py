@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 
 from app.api.auth import AUTHENTICATED
-from app.api.dependencies import EnginesDep, SessionDep
+from app.api.dependencies import AppStateDep, SessionDep
 from app.api.openapi.examples import all_operations
 from app.api.routes.jobs.jobs import render
 from app.api.routes.jobs.lists import MAX_JOBS, JobFilterDep, job_page
@@ -30,7 +30,7 @@ router = APIRouter(prefix="/v1/organization/jobs", tags=["Projects and keys"], d
 def list_all_jobs(
     request: Request,
     session: SessionDep,
-    engines: EnginesDep,
+    app_state: AppStateDep,
     wanted: JobFilterDep,
     after: After = None,
     limit: Limit = 20,
@@ -41,7 +41,7 @@ def list_all_jobs(
         jobs.require_project(session, project_id)
 
     def render_with_project(seen: JobView) -> dict[str, Any]:
-        return render(engines, seen) | {"project_id": seen.job.project_id}
+        return render(app_state, seen) | {"project_id": seen.job.project_id}
 
     chosen = replace(wanted, project_id=project_id)
-    return job_page(request, session, engines, chosen, after, min(limit, MAX_JOBS), render_with_project)
+    return job_page(request, session, app_state, chosen, after, min(limit, MAX_JOBS), render_with_project)

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query
 
 from app.api.auth import AUTHENTICATED
 from app.api.dependencies import SessionDep
-from app.api.idempotency import OnceRoute
+from app.api.idempotency import IdempotentRoute
 from app.api.openapi.examples import organization as examples
 from app.api.schemas.jobs.requests import parsed
 from app.api.schemas.organization.project_keys import (
@@ -22,7 +22,7 @@ from app.api.schemas.organization.project_keys import (
     render_key,
 )
 from app.api.transport.json_body import JsonBodyDep, OptionalJsonBodyDep
-from app.api.transport.pagination import After, Limit, envelope
+from app.api.transport.pagination import After, Limit, list_page
 from app.services.access import keys, projects
 
 MAX_KEYS = 100
@@ -31,7 +31,7 @@ router = APIRouter(
     prefix="/v1/organization/projects/{project_id}/api_keys",
     tags=["Projects and keys"],
     dependencies=[AUTHENTICATED],
-    route_class=OnceRoute,
+    route_class=IdempotentRoute,
 )
 
 
@@ -61,7 +61,7 @@ def list_keys(
     project = projects.get(session, project_id)
     is_active = None if owner_project_access == "any" else owner_project_access == "active"
     rows = keys.page(session, project.id, limit + 1, after, include_revoked, is_active)
-    return envelope(rows, limit, render_key)
+    return list_page(rows, limit, render_key)
 
 
 @router.get("/{key_id}", response_model=KeyBody, summary="Get an API key")

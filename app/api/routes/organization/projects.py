@@ -8,7 +8,7 @@ from fastapi import APIRouter
 
 from app.api.auth import AUTHENTICATED, CallerDep
 from app.api.dependencies import SessionDep
-from app.api.idempotency import OnceRoute
+from app.api.idempotency import IdempotentRoute
 from app.api.openapi.examples import organization as examples
 from app.api.schemas.jobs.requests import parsed
 from app.api.schemas.organization.projects import (
@@ -24,13 +24,13 @@ from app.api.schemas.organization.projects import (
     settings_of,
 )
 from app.api.transport.json_body import JsonBodyDep, OptionalJsonBodyDep
-from app.api.transport.pagination import After, Limit, envelope
+from app.api.transport.pagination import After, Limit, list_page
 from app.db.access import usage
 from app.services.access import projects
 
 MAX_PROJECTS = 100
 
-router = APIRouter(tags=["Projects and keys"], dependencies=[AUTHENTICATED], route_class=OnceRoute)
+router = APIRouter(tags=["Projects and keys"], dependencies=[AUTHENTICATED], route_class=IdempotentRoute)
 
 
 @router.get("/v1/project", response_model=OwnProject, summary="Get the project of this key")
@@ -57,7 +57,7 @@ def create_project(body: JsonBodyDep, session: SessionDep) -> Any:
 def list_projects(session: SessionDep, after: After = None, limit: Limit = 20, include_archived: bool = False) -> Any:
     """Newest first."""
     limit = min(limit, MAX_PROJECTS)
-    return envelope(projects.page(session, limit + 1, after, include_archived), limit, render_project)
+    return list_page(projects.page(session, limit + 1, after, include_archived), limit, render_project)
 
 
 @router.get("/v1/organization/projects/{project_id}", response_model=ProjectWithUsage, summary="Get a project")

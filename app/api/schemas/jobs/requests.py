@@ -15,7 +15,7 @@ from app.domain.jobs.resolve import MAX_SEED
 from app.domain.jobs.spec import MAX_SAMPLE_PROMPTS, SamplePrompt
 from app.domain.scheduling.fair_share import HIGHEST_PRIORITY, LOWEST_PRIORITY
 from app.domain.scheduling.worker_capacity import LABEL, MAX_LABELS
-from app.errors import BadRequest, UnknownParameter, all_at_once
+from app.errors import BadRequest, UnknownParameter, combine_errors
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
 MAX_METADATA_PAIRS = 16
@@ -136,7 +136,7 @@ def parsed(model: type[Parsed], body: Mapping[str, Any]) -> Parsed:
     """For bodies that are nothing but their shape. Raises BadRequest naming everything that is wrong."""
     found, problems = check_shape(model, body)
     if found is None or problems:
-        raise all_at_once(problems)
+        raise combine_errors(problems)
     return found
 
 

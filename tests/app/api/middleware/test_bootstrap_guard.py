@@ -14,7 +14,7 @@ from app.api.middleware import bootstrap_guard
 from app.db.access import keys
 from app.db.engine import Sessions, make_engine, make_sessions, transaction
 from app.db.tables import ApiKey, Project
-from app.errors import NoKeyYet
+from app.errors import NotBootstrapped
 from app.main import create_app
 from app.settings import Settings
 from app.storage import LocalStorage
@@ -36,7 +36,7 @@ class TestAskedHost:
         ],
     )
     def test_is_what_uvicorn_was_told(self, arguments: list[str], environment: dict[str, str], host: str) -> None:
-        assert bootstrap_guard.asked_host(["uvicorn", *arguments], environment) == host
+        assert bootstrap_guard.bind_host(["uvicorn", *arguments], environment) == host
 
 
 class TestLoopback:
@@ -51,26 +51,26 @@ class TestLoopback:
 
 class TestTheStart:
     def test_on_the_network_is_refused_without_a_key(self, sessions: Sessions) -> None:
-        bootstrap_guard.refuse_without_key(sessions, "127.0.0.1")
-        with pytest.raises(NoKeyYet, match="tunery keys create"):
-            bootstrap_guard.refuse_without_key(sessions, "0.0.0.0")
+        bootstrap_guard.require_api_key(sessions, "127.0.0.1")
+        with pytest.raises(NotBootstrapped, match="tunery keys create"):
+            bootstrap_guard.require_api_key(sessions, "0.0.0.0")
 
     def test_on_the_network_is_fine_with_one(self, sessions: Sessions, project: Project) -> None:
         with transaction(sessions) as session:
             make_key(session, project)
-        bootstrap_guard.refuse_without_key(sessions, "0.0.0.0")
+        bootstrap_guard.require_api_key(sessions, "0.0.0.0")
 
     @pytest.mark.parametrize("end", ["expires_at", "revoked_at"])
     def test_does_not_count_a_key_that_opens_nothing(self, sessions: Sessions, project: Project, end: str) -> None:
         with transaction(sessions) as session:
             make_key(session, project)
             session.execute(update(ApiKey).values({end: func.clock_timestamp()}))
-        with pytest.raises(NoKeyYet):
-            bootstrap_guard.refuse_without_key(sessions, "0.0.0.0")
+        with pytest.raises(NotBootstrapped):
+            bootstrap_guard.require_api_key(sessions, "0.0.0.0")
 
     def test_does_not_wait_for_a_database_that_is_away(self) -> None:
         nowhere = make_engine("postgresql+psycopg://me@127.0.0.1:1/x")
-        bootstrap_guard.refuse_without_key(make_sessions(nowhere), "0.0.0.0")
+        bootstrap_guard.require_api_key(make_sessions(nowhere), "0.0.0.0")
 
     def test_of_the_real_server_ends_with_a_sentence_before_it_listens(
         self, settings: Settings, tmp_path: Path
@@ -86,7 +86,7 @@ class TestTheStart:
             },
         )  # fmt: skip
         assert done.returncode != 0
-        assert "There is no API key yet" in done.stderr
+        assert "No API key exists yet" in done.stderr
         assert "Uvicorn running" not in done.stderr
 
 

@@ -23,7 +23,7 @@ from app.api.docs_page import page
 from app.api.middleware import request_log
 from app.db.engine import make_engine, make_sessions, transaction
 from app.db.tables import ApiKey
-from app.main import ROOMS
+from app.main import ROUTERS
 from app.settings import Settings
 from app.storage import LocalStorage
 from tests.deadline import until
@@ -32,8 +32,8 @@ from tests.serving import LiveServer, api_process
 
 ROUTES = sorted(
     (method, route.path_format)
-    for room in (*ROOMS, page)
-    for route in room.router.routes
+    for router in (*ROUTERS, page.router)
+    for route in router.routes
     for method in route.methods or ()
 )
 STREAMED = [path for _, path in ROUTES if path.endswith("/stream")]

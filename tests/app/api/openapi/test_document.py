@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from app.api.openapi.document import ANSWERS
+from app.api.openapi.document import RESPONSE_EXAMPLES
 from app.api.openapi.examples import all_operations
 from app.api.openapi.examples import uploads as upload_examples
 from app.api.schemas.common import Deleted, ErrorBody
@@ -135,14 +135,14 @@ class TestTheDocument:
 
 
 class TestTheExamples:
-    @pytest.mark.parametrize("name", [name for name in ANSWERS if "/v1" in name])
+    @pytest.mark.parametrize("name", [name for name in RESPONSE_EXAMPLES if "/v1" in name])
     def test_have_the_documented_shape(self, document: dict[str, Any], name: str) -> None:
         schema = dict(operations(document))[name]["responses"]["200"]["content"]["application/json"]["schema"]
         (model,) = (model for model in MODELS if schema["$ref"].endswith(f"/{model.__name__}"))
-        model.model_validate(ANSWERS[name])
+        model.model_validate(RESPONSE_EXAMPLES[name])
 
     def test_belong_to_operations(self, document: dict[str, Any]) -> None:
-        assert ANSWERS.keys() <= dict(operations(document)).keys()
+        assert RESPONSE_EXAMPLES.keys() <= dict(operations(document)).keys()
 
     def test_of_requests_and_errors_are_valid(self) -> None:
         CreateJob.model_validate(all_operations.CREATE_JOB)

@@ -11,7 +11,7 @@ import httpx2
 import pytest
 from openai import OpenAI
 
-from app.api.openapi.openai_sdk_calls import CALLS, OfficialCall
+from app.api.openapi.openai_sdk_calls import CALLS, SdkCall
 from app.api.openapi.request_examples import PARAMETER
 from tools.api_reference.__main__ import document
 
@@ -22,7 +22,7 @@ VALUES: dict[str, Any] = {
 }  # fmt: skip
 
 
-def sent_by(call: OfficialCall) -> tuple[str, str]:
+def sent_by(call: SdkCall) -> tuple[str, str]:
     """(method, path) of the request, with the parameters of the path as {0}, {1}."""
     sent: list[httpx2.Request] = []
 

@@ -21,7 +21,7 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from app.api.middleware.request_context import Envelope
+from app.api.middleware.request_context import RequestContextMiddleware
 from app.api.transport import connection
 from app.api.transport.connection import MAX_EVENTS_AT_ONCE, LimitedConnection
 from app.cli.local_stack import services
@@ -41,7 +41,7 @@ LIMITS = {
     "TUNERY_BODY_RATE_WINDOW_SECONDS": str(WINDOW_SECONDS),
     "TUNERY_RESPONSE_STALL_SECONDS": str(STALL_SECONDS),
 }
-PATIENCE_SECONDS = 20.0
+SOCKET_TIMEOUT_SECONDS = 20.0
 LARGE_BYTES = 24 << 20
 DRIP_SECONDS = 0.05
 FORM = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
@@ -66,7 +66,7 @@ class Served:
         connection = socket.socket()
         if receive_buffer_bytes is not None:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
-        connection.settimeout(PATIENCE_SECONDS)
+        connection.settimeout(SOCKET_TIMEOUT_SECONDS)
         connection.connect((self.server.host, self.server.port))
         return connection
 
@@ -295,7 +295,11 @@ class TestAResponse:
         path = f"/v1/files/{served.large_file}/content"
         with closing(served.connect(receive_buffer_bytes=1 << 14)) as connection:
             connection.sendall(served.head(f"GET {path}", "X-Request-Id: stalled"))
-            until(lambda: any(line["request_id"] == "stalled" for line in served.lines()), "its end", PATIENCE_SECONDS)
+            until(
+                lambda: any(line["request_id"] == "stalled" for line in served.lines()),
+                "its end",
+                SOCKET_TIMEOUT_SECONDS,
+            )
             assert len(received_until_closed(connection)) < LARGE_BYTES
         (line,) = [line for line in served.lines() if line["request_id"] == "stalled"]
         assert (line["status"], line["outcome"]) == (200, "client_disconnected")
@@ -391,7 +395,7 @@ class TestAConnectionInThisProcess:
             raise ZeroDivisionError
 
         sent = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
-        assert asyncio.run(answers_of(Envelope(app), settings, sent)).endswith(b"\r\n\r\n1")
+        assert asyncio.run(answers_of(RequestContextMiddleware(app), settings, sent)).endswith(b"\r\n\r\n1")
         assert [record.exc_info for record in caplog.records if record.name == connection.__name__] == [None]
 
 
@@ -422,10 +426,10 @@ class TestTheServer:
         with api_process(settings, command, LIMITS, tmp_path / "log") as (server, _):
             idle = httpx2.Client(trust_env=False)
             assert idle.get(f"{server.root}/healthz").status_code == 200
-            with socket.create_connection((server.host, server.port), PATIENCE_SECONDS) as connection:
+            with socket.create_connection((server.host, server.port), SOCKET_TIMEOUT_SECONDS) as connection:
                 connection.sendall(b"GET /healthz HTTP/1.1\r\n")
                 assert is_timeout(received_until_closed(connection))
-            with socket.create_connection((server.host, server.port), PATIENCE_SECONDS) as connection:
+            with socket.create_connection((server.host, server.port), SOCKET_TIMEOUT_SECONDS) as connection:
                 connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n")
                 assert received_until_closed(connection).startswith(b"HTTP/1.1 200")
             idle.close()
@@ -434,7 +438,7 @@ class TestTheServer:
     def test_without_them_is_warned_of(self, settings: Settings, tmp_path: Path) -> None:
         plain = [sys.executable, "-m", "uvicorn", "--factory", "app.main:app_from_environment"]
         with api_process(settings, plain, LIMITS, tmp_path / "log"):
-            assert "start it with python -m app.serve" in (tmp_path / "log").read_text()
+            assert "start the server with python -m app.serve" in (tmp_path / "log").read_text()
 
     def test_waits_as_long_as_the_documentation_says(self) -> None:
         settings = Settings(database_url="postgresql://nowhere/x", redis_url="redis://nowhere")
