@@ -29,9 +29,7 @@ class ConnectionPermit:
             async with asyncio.timeout(ACQUIRE_TIMEOUT_SECONDS):
                 await self._limiter.acquire(self._owner)
         except TimeoutError as error:
-            raise Unavailable(
-                "The server is busy: all database connections are in use. Try again in a few seconds."
-            ) from error
+            raise Unavailable("All database connections are in use; try again in a few seconds.") from error
         self._is_held = True
 
     def release(self) -> None:
