@@ -1,4 +1,4 @@
-"""What every table has in common: names of constraints, types, and the server's clock."""
+"""The declarative base of all tables: names of constraints, column types, and default times."""
 
 from __future__ import annotations
 
@@ -24,20 +24,22 @@ class Base(DeclarativeBase):
         str: Text,
         int: BigInteger,
         datetime: DateTime(timezone=True),
-        dict[str, Any]: JSONB(none_as_null=True),  # None is SQL's NULL, not a JSON null beside it
+        dict[str, Any]: JSONB(none_as_null=True),  # None is stored as SQL NULL, never as JSON null
         list[str]: JSONB(none_as_null=True),
         list[dict[str, Any]]: JSONB(none_as_null=True),
     }
 
 
-def core_table(rows: type[Base]) -> Table:
-    """For writes that need no object of the session, which cost a third of one that does."""
-    return cast(Table, rows.__table__)
+def core_table(model: type[Base]) -> Table:
+    """The Core table of a model, for writes without an ORM object: they cost a third of those with one."""
+    return cast(Table, model.__table__)
 
 
 def now() -> Mapped[datetime]:
+    """A time column whose default is the server's clock at the statement, not at the transaction's begin."""
     return mapped_column(server_default=func.clock_timestamp())
 
 
 def sql_string_list(values: Any) -> str:
+    """`'a', 'b'`: the values of an enum, sorted, for `IN (...)` of a check constraint."""
     return ", ".join(f"'{value}'" for value in sorted(values))

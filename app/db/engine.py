@@ -1,4 +1,4 @@
-"""The connection to PostgreSQL. Queries flush; only the edge (a request, a worker's step) commits."""
+"""The connection pool of PostgreSQL. Query functions flush; only the caller (a request, a worker's step) commits."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from sqlalchemy.orm import Session, sessionmaker
 Sessions = sessionmaker[Session]
 
 CONNECT_TIMEOUT_SECONDS = 5
-STATEMENT_TIMEOUT_MS = 30_000  # none of ours takes a second; a lock held by a stuck client must not hang the API
-IDLE_IN_TRANSACTION_MS = 20_000  # a process that froze in the middle of one (SIGSTOP, a paused VM) keeps no row locked
-PING_AFTER_IDLE_SECONDS = 1.0  # unused: a server or a network that went without a word is noticed by a round trip only
+STATEMENT_TIMEOUT_MS = 30_000  # no query takes a second; a lock of a stuck client must not block the API
+IDLE_IN_TRANSACTION_MS = 20_000  # a process frozen inside a transaction (SIGSTOP, a paused VM) releases its row locks
+PING_AFTER_IDLE_SECONDS = 1.0  # only a round trip detects a server or network that vanished without closing
 
 CONNECT_ARGS = {
     "connect_timeout": CONNECT_TIMEOUT_SECONDS,
-    # A server that vanishes without a word (power, network) would otherwise be waited for for hours.
+    # Without keepalives, a connection to a vanished server (power, network) would block for hours.
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
@@ -33,10 +33,10 @@ CONNECT_ARGS = {
 
 
 def make_engine(database_url: str, pool_size: int = 5, max_overflow: int = 5) -> Engine:
-    """At most `pool_size` connections and, for what comes on top, `max_overflow` more.
+    """An engine with at most `pool_size` kept connections and `max_overflow` temporary ones under load.
 
-    The one that was used last is lent first: its statements are prepared. A restarted server costs a fresh connection,
-    not an error. `hide_parameters`: values stay out of errors, and so out of the logs.
+    The pool is LIFO, as the connection used last has its statements prepared. After a restart of the server the pool
+    reconnects without an error. `hide_parameters` keeps values out of errors, and so out of the logs.
     """
     engine = create_engine(
         database_url,
@@ -57,22 +57,22 @@ def make_sessions(engine: Engine) -> Sessions:
 
 @contextmanager
 def transaction(sessions: Sessions) -> Iterator[Session]:
-    """One transaction: committed at the end of the block, rolled back on any error."""
+    """A session with one transaction: committed at the end of the block, rolled back on any error."""
     with sessions() as session, session.begin():
         yield session
 
 
 def _check_connections(engine: Engine) -> None:
-    """`pool_pre_ping`, without its round trip for a connection that is in use all the time."""
+    """Check connections at checkout as `pool_pre_ping` does, but without a round trip for one used a moment ago."""
 
     @event.listens_for(engine, "checkin")
-    def note_time(_connection: Any, record: Any) -> None:
+    def record_return_time(_connection: Any, record: Any) -> None:
         record.info["returned_at"] = time.monotonic()
 
     @event.listens_for(engine, "checkout")
-    def check(connection: psycopg.Connection[Any], record: Any, _lent: Any) -> None:
+    def check(connection: psycopg.Connection[Any], record: Any, _proxy: Any) -> None:
         returned_at = record.info.get("returned_at")
-        if returned_at is None:  # it was made just now
+        if returned_at is None:  # a new connection
             return
         try:
             if time.monotonic() - returned_at >= PING_AFTER_IDLE_SECONDS or _is_readable(connection):
@@ -82,7 +82,7 @@ def _check_connections(engine: Engine) -> None:
 
 
 def _is_readable(connection: psycopg.Connection[Any]) -> bool:
-    """Between transactions a server says nothing but that it stops."""
+    """Whether the server has sent anything: between transactions it sends only the notice that it terminates."""
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)
     return bool(poll.poll(0))

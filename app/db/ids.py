@@ -1,4 +1,4 @@
-"""Public ids: a prefix that says what it is, and 96 random bits."""
+"""Public ids: a prefix for the type of the object, and 96 random bits."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import secrets
 
 
 def new_id(prefix: str, separator: str = "-") -> str:
-    """`ftjob-…`, `file-…`, `ftevent-…`; checkpoints are written `ftckpt_…` by OpenAI."""
+    """A new id such as `ftjob-…`, `file-…` or `ftevent-…`. OpenAI separates some prefixes by `_` (`ftckpt_…`)."""
     return f"{prefix}{separator}{secrets.token_hex(12)}"

@@ -1,4 +1,4 @@
-"""Base models on offer and `ft:` models trained here."""
+"""Registered base models, and the `ft:` models trained from them. Never commits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def register(
     manifest_sha256: str,
     entry: CatalogEntry,
 ) -> None:
-    """Offer a base model; the same name again replaces what it stood for."""
+    """Insert a base model, or replace the one of this name."""
     values = {
         "directory": str(directory),
         "files": files,
@@ -33,6 +33,7 @@ def register(
 
 
 def unregister(session: Session, name: str) -> bool:
+    """Delete a base model; False if there is none of this name."""
     row = session.get(BaseModelRow, name)
     if row is None:
         return False
@@ -46,11 +47,12 @@ def get_base(session: Session, project_id: str, name: str) -> BaseModelRow | Non
 
 
 def is_offered_to(project_id: str | SQLColumnExpression[str]) -> ColumnElement[bool]:
+    """SQL condition: the base model belongs to all projects or to this one."""
     return or_(BaseModelRow.project_id.is_(None), BaseModelRow.project_id == project_id)
 
 
 def list_base(session: Session, project_id: str | None = None) -> list[BaseModelRow]:
-    """Those a project may use; without a project, all of them."""
+    """The base models that a project may use; without a project, all of them."""
     query = select(BaseModelRow).order_by(BaseModelRow.name)
     if project_id is not None:
         query = query.where(is_offered_to(project_id))
@@ -73,27 +75,17 @@ def get_tuned(session: Session, project_id: str, model_id: str) -> TunedModel | 
 
 
 def get_usable(session: Session, project_id: str, model_id: str) -> TunedModel | None:
-    """The project's own, or one that another project shares with it."""
+    """An `ft:` model of the project, or one that another project shares with it."""
     return session.scalar(_usable(project_id).where(TunedModel.id == model_id))
 
 
 def get_tuned_of_any_project(session: Session, model_id: str) -> TunedModel | None:
-    """Of whichever project: what an admin key may name."""
+    """An `ft:` model of any project, for admin keys."""
     return session.scalar(select(TunedModel).where(TunedModel.id == model_id, TunedModel.deleted_at.is_(None)))
 
 
 def list_usable(session: Session, project_id: str) -> list[TunedModel]:
     return list(session.scalars(_usable(project_id).order_by(TunedModel.seq)))
-
-
-def list_tuned(session: Session, project_id: str) -> list[TunedModel]:
-    return list(
-        session.scalars(
-            select(TunedModel)
-            .where(TunedModel.project_id == project_id, TunedModel.deleted_at.is_(None))
-            .order_by(TunedModel.seq)
-        )
-    )
 
 
 def delete_tuned(session: Session, model: TunedModel) -> None:

@@ -30,14 +30,14 @@ KEY_FILE_VARIABLE = "TUNERY_ADMIN_KEY_FILE"
 
 
 @contextmanager
-def prepared_database(database_url: str, migrated: migrate.OnMigrated | None = None) -> Iterator[Sessions]:
+def prepared_database(database_url: str, on_migrated: migrate.OnMigrated | None = None) -> Iterator[Sessions]:
     """At the newest revision. The advisory lock of app.db.migrate holds off another machine that starts on it.
 
-    `migrated` is called with the revisions before and after, if they differ.
+    `on_migrated` is called with the revisions before and after, if they differ.
     """
     engine = make_engine(Settings(database_url=database_url, redis_url="redis://").database_url)
     try:
-        _migrate(engine, migrated)
+        _migrate(engine, on_migrated)
         sessions = make_sessions(engine)
         audit.audit_sessions(sessions)
         with audit.audited_as(operator("up")):
@@ -79,9 +79,9 @@ def offer_base_model(sessions: Sessions, directory: Path) -> bool:
         return directory.exists()
 
 
-def _migrate(engine: Engine, migrated: migrate.OnMigrated | None) -> None:
+def _migrate(engine: Engine, on_migrated: migrate.OnMigrated | None) -> None:
     try:
-        migrate.upgrade(engine, migrated=migrated)
+        migrate.upgrade(engine, on_migrated=on_migrated)
     except OperationalError as error:
         why = " ".join(str(error.orig).split())
         raise CannotStart(f"The database does not answer: {why}. Look at DATABASE_URL.") from None

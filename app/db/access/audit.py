@@ -1,7 +1,7 @@
 """The audit log: one row for each transaction that changed something, written in that transaction.
 
-Who calls is known to the edge (a request, a command), what changed to the session. The edge says the first with
-`acting`; the sessions of a `watch`ed factory do the rest, so no route and no use-case has to think of it.
+The entry point (a request, a command) knows the actor and sets it with `audited_as`; the session knows what changed.
+Sessions of a factory that was given to `audit_sessions` write the entry at commit, so no route and no use case does.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import ARRAY, Select, Text, cast, event, insert, select
+from sqlalchemy import ARRAY, Text, cast, event, insert, select
 from sqlalchemy.orm import ORMExecuteState, Session
 
 from app.db.base import core_table
@@ -22,14 +22,17 @@ from app.db.ids import new_id
 from app.db.tables import AuditEntry, Project
 
 ActorType = Literal["api_key", "operator", "system"]
-CHANGED_KEY = "audit.changed"  # in session.info: (id, project) of rows that changed, once anything was written
+CHANGED_KEY = "audit.changed"  # in session.info: [(id, project id)] of changed rows; absent before the first write
 MAX_OBJECTS = 20
-INSERT = insert(core_table(AuditEntry))  # beside the session: an entry is no change that would want an entry
+INSERT = insert(core_table(AuditEntry))  # executed beside the session, so that an entry causes no entry
 
 
 @dataclass
 class AuditContext:
-    """Filled in as it becomes known: a request has an address before it has a key. No actor, no entry."""
+    """Actor, action and origin of a change, filled in step by step: a request has an address before its key is read.
+
+    Without an actor no entry is written.
+    """
 
     request_id: str | None = None
     address: str | None = None
@@ -38,27 +41,29 @@ class AuditContext:
     actor_id: str | None = None
     project_id: str | None = None
     object_ids: list[str] = field(default_factory=list)
-    is_over: bool = False  # a task that outlives the request that started it acts for nobody
+    is_over: bool = False  # a background task that outlives its request has no actor
 
     @property
     def is_attributed(self) -> bool:
         return self.action is not None and self.actor_id is not None and not self.is_over
 
 
-CURRENT_CONTEXT: ContextVar[AuditContext | None] = ContextVar("act", default=None)
+CURRENT_CONTEXT: ContextVar[AuditContext | None] = ContextVar("audit_context", default=None)
 
 
 @contextmanager
-def audited_as(act: AuditContext) -> Iterator[AuditContext]:
-    token = CURRENT_CONTEXT.set(act)
+def audited_as(context: AuditContext) -> Iterator[AuditContext]:
+    """Attribute the changes made within the block to `context`."""
+    token = CURRENT_CONTEXT.set(context)
     try:
-        yield act
+        yield context
     finally:
-        act.is_over = True
+        context.is_over = True
         CURRENT_CONTEXT.reset(token)
 
 
 def audit_sessions(sessions: Sessions) -> None:
+    """Write an audit entry for each transaction of these sessions that changes something within `audited_as`."""
     event.listen(sessions, "do_orm_execute", _on_statement)
     event.listen(sessions, "before_flush", _on_flush)
     event.listen(sessions, "before_commit", _on_commit)
@@ -66,11 +71,11 @@ def audit_sessions(sessions: Sessions) -> None:
 
 
 def add_object(object_id: str, project_id: str | None) -> None:
-    """What a command without a path is about, where a statement changes it and no object of the session does."""
-    act = CURRENT_CONTEXT.get()
-    if act is not None:
-        act.object_ids.append(object_id)
-        act.project_id = act.project_id or project_id
+    """Add the id of an object that a statement changes: the session knows only the ids of changed ORM objects."""
+    context = CURRENT_CONTEXT.get()
+    if context is not None:
+        context.object_ids.append(object_id)
+        context.project_id = context.project_id or project_id
 
 
 def get(session: Session, entry_id: str) -> AuditEntry | None:
@@ -89,34 +94,31 @@ def page(
     since: datetime | None = None,
     until: datetime | None = None,
 ) -> list[AuditEntry]:
-    """Newest first, at most `limit`; an empty filter lets everything through.
+    """A page of entries, newest first, at most `limit`; an empty filter matches all.
 
-    The last entry only says that there are more. With `before` alone the page ends at that entry instead of beginning
-    at the newest one, so the one that says so is newer than the others.
+    The caller asks for one entry more than it shows; the last one indicates that there are more. With `before` alone
+    the page ends at that entry instead of beginning at the newest one, so the additional entry is the newest.
     """
-    ends_at = before is not None and after is None
-    query = select(AuditEntry).order_by(AuditEntry.seq if ends_at else AuditEntry.seq.desc()).limit(limit)
+    ends_at_before = before is not None and after is None
+    query = select(AuditEntry).order_by(AuditEntry.seq if ends_at_before else AuditEntry.seq.desc()).limit(limit)
     if after is not None:
         query = query.where(AuditEntry.seq < after.seq)
     if before is not None:
         query = query.where(AuditEntry.seq > before.seq)
-    for column, wanted in (
-        (AuditEntry.project_id, project_ids), (AuditEntry.actor_id, actor_ids), (AuditEntry.action, actions),
-    ):  # fmt: skip
-        if wanted:
-            query = query.where(column.in_(wanted))
+    if project_ids:
+        query = query.where(AuditEntry.project_id.in_(project_ids))
+    if actor_ids:
+        query = query.where(AuditEntry.actor_id.in_(actor_ids))
+    if actions:
+        query = query.where(AuditEntry.action.in_(actions))
     if object_ids:
         query = query.where(AuditEntry.object_ids.has_any(cast(list(object_ids), ARRAY(Text))))
-    rows = list(session.scalars(_within(query, since, until)))
-    return [*reversed(rows[: limit - 1]), *rows[limit - 1 :]] if ends_at else rows
-
-
-def _within(query: Select[AuditEntry], since: datetime | None, until: datetime | None) -> Select[AuditEntry]:
     if since is not None:
         query = query.where(AuditEntry.created_at >= since)
     if until is not None:
         query = query.where(AuditEntry.created_at < until)
-    return query
+    rows = list(session.scalars(query))
+    return [*reversed(rows[: limit - 1]), *rows[limit - 1 :]] if ends_at_before else rows
 
 
 def _on_statement(state: ORMExecuteState) -> None:
@@ -125,7 +127,7 @@ def _on_statement(state: ORMExecuteState) -> None:
 
 
 def _on_flush(session: Session, _context: Any, _instances: Any) -> None:
-    """Before the flush: after it, a column that the database computes looks as if nobody had changed it."""
+    """Record changed rows before the flush; after it, a column that the database computes looks unmodified."""
     modified = [row for row in session.dirty if session.is_modified(row)]
     rows = [*session.new, *modified, *session.deleted]
     if rows:
@@ -133,38 +135,40 @@ def _on_flush(session: Session, _context: Any, _instances: Any) -> None:
 
 
 def _on_commit(session: Session) -> None:
-    act = CURRENT_CONTEXT.get()
-    if act is None or not act.is_attributed:
+    context = CURRENT_CONTEXT.get()
+    if context is None or not context.is_attributed:
         return
     session.flush()
     changed: list[tuple[str, str | None]] | None = session.info.pop(CHANGED_KEY, None)
     if changed is not None:
-        session.connection().execute(INSERT, _entry(act, changed))
+        session.connection().execute(INSERT, _entry(context, changed))
 
 
 def _on_rollback(session: Session) -> None:
     session.info.pop(CHANGED_KEY, None)
 
 
-def _entry(act: AuditContext, changed: Sequence[tuple[str, str | None]]) -> dict[str, Any]:
-    project_ids = [act.project_id, *(project_id for _, project_id in changed)]
+def _entry(context: AuditContext, changed: Sequence[tuple[str, str | None]]) -> dict[str, Any]:
+    project_ids = [context.project_id, *(project_id for _, project_id in changed)]
     return {
         "id": new_id("audit_log"),
         "project_id": next((project_id for project_id in project_ids if project_id is not None), None),
-        "action": act.action,
-        "actor_type": act.actor_type,
-        "actor_id": act.actor_id,
-        "object_ids": list(dict.fromkeys([*act.object_ids, *(object_id for object_id, _ in changed)]))[:MAX_OBJECTS],
-        "address": act.address,
-        "request_id": act.request_id,
+        "action": context.action,
+        "actor_type": context.actor_type,
+        "actor_id": context.actor_id,
+        "object_ids": list(dict.fromkeys([*context.object_ids, *(object_id for object_id, _ in changed)]))[
+            :MAX_OBJECTS
+        ],
+        "address": context.address,
+        "request_id": context.request_id,
     }
 
 
 def _changed_ids(rows: Sequence[Any]) -> list[tuple[str, str | None]]:
-    """What has an id of its own, and not only a place in something else: the job, and not its events."""
-    found = []
+    """(id, project id) of the rows with a single-column key: jobs are listed, their events are not."""
+    ids = []
     for row in rows:
         key = row.__mapper__.primary_key_from_instance(row)
         if len(key) == 1:
-            found.append((str(key[0]), row.id if isinstance(row, Project) else getattr(row, "project_id", None)))
-    return found
+            ids.append((str(key[0]), row.id if isinstance(row, Project) else getattr(row, "project_id", None)))
+    return ids

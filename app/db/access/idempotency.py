@@ -1,4 +1,4 @@
-"""Keys of requests that must not be done twice. Taken and answered in the transaction of what the request creates."""
+"""Idempotency keys: reserved, and given a response, in the transaction that creates what the request asks for."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from app.db.tables import IdempotencyKey
 RETENTION = timedelta(hours=24)
 KEYS = core_table(IdempotencyKey)
 
-# One round trip, whether the key is new or in use. An advisory lock and not the row's own tells that a twin is at work:
-# who asked can then give its connection back and wait without one. A key whose time is over is new.
+# One round trip, whether the key is new or in use. An advisory lock, not the row's lock, detects a concurrent
+# duplicate, which can then return its connection to the pool while it waits. An expired key counts as new.
 RESERVE = text(
     """
     WITH lock AS MATERIALIZED (SELECT pg_try_advisory_xact_lock(:lock) AS is_mine),
@@ -35,7 +35,7 @@ RESERVE = text(
       AND k.created_at >= clock_timestamp() - CAST(:kept AS interval)
     """
 )
-# Put together once, which takes twice as long as sending it.
+# Compiled once: compiling takes twice as long as sending it.
 STORE_RESPONSE = update(KEYS).where(KEYS.c.project_id == bindparam("of_project"), KEYS.c.key == bindparam("of_key"))
 FIND_RESPONSE = """
 SELECT method, path, fingerprint, status, answer FROM idempotency_keys
@@ -45,7 +45,7 @@ WHERE project_id = %(project_id)s AND key = %(key)s AND created_at >= clock_time
 
 @dataclass(frozen=True)
 class KeyedRequest:
-    """What a request with a key asks for; `fingerprint` stands for its body."""
+    """A request with an idempotency key; `fingerprint` is the SHA-256 of its body."""
 
     project_id: str
     key: str
@@ -56,7 +56,7 @@ class KeyedRequest:
 
 @dataclass(frozen=True)
 class StoredResponse:
-    """What the first request with a key asked for, and was answered."""
+    """The first request with a key, and the response to it."""
 
     method: str
     path: str
@@ -66,62 +66,62 @@ class StoredResponse:
 
 
 class KeyInUseError(RuntimeError):
-    """Another transaction holds the key and has not ended."""
+    """Another transaction that has not ended holds the key."""
 
 
-def reserve_key(session: Session, asked: KeyedRequest) -> StoredResponse | None:
-    """None when the key is this transaction's now; else what became of it before. Raises InUseError."""
-    values = {"lock": _lock_number(asked), "kept": RETENTION, **vars(asked)}
-    found = session.execute(RESERVE, values).one()
-    if not found.is_mine:
-        raise KeyInUseError(asked.key)
-    if found.is_new:
+def reserve_key(session: Session, request: KeyedRequest) -> StoredResponse | None:
+    """Reserve the key for this transaction. Returns None, or the response stored for it. Raises KeyInUseError."""
+    values = {"lock": _lock_number(request), "kept": RETENTION, **vars(request)}
+    row = session.execute(RESERVE, values).one()
+    if not row.is_mine:
+        raise KeyInUseError(request.key)
+    if row.is_new:
         return None
-    if found.answer is None:  # it was answered while the statement ran, which sees what was there when it began
-        found = session.execute(select(KEYS).where(_matches(asked))).one()
-    return StoredResponse(found.method, found.path, found.fingerprint, found.status, found.answer)
+    if row.answer is None:  # the other transaction committed after this statement took its snapshot
+        row = session.execute(select(KEYS).where(_matches(request))).one()
+    return StoredResponse(row.method, row.path, row.fingerprint, row.status, row.answer)
 
 
-async def find_response(connections: AsyncConnections, asked: KeyedRequest) -> StoredResponse | None:
-    """What became of the key, if a transaction that took it has committed."""
-    values = {"project_id": asked.project_id, "key": asked.key, "kept": RETENTION}
-    found = await connections.fetch_one(FIND_RESPONSE, values)
-    return None if found is None else StoredResponse(*found)
+async def find_response(connections: AsyncConnections, request: KeyedRequest) -> StoredResponse | None:
+    """The committed response for the key, if there is one."""
+    values = {"project_id": request.project_id, "key": request.key, "kept": RETENTION}
+    row = await connections.fetch_one(FIND_RESPONSE, values)
+    return None if row is None else StoredResponse(*row)
 
 
-def store_response(session: Session, asked: KeyedRequest, status: int, body: str) -> None:
-    """Remember the answer of a request whose key this transaction has taken."""
+def store_response(session: Session, request: KeyedRequest, status: int, body: str) -> None:
+    """Store the response of a request whose key this transaction has reserved."""
     values = {"status": status, "answer": body}
-    session.execute(STORE_RESPONSE, {"of_project": asked.project_id, "of_key": asked.key, **values})
+    session.execute(STORE_RESPONSE, {"of_project": request.project_id, "of_key": request.key, **values})
 
 
-def release_key(session: Session, asked: KeyedRequest) -> None:
-    """Nothing was created after all: the key is free again."""
-    session.execute(delete(KEYS).where(_matches(asked)))
+def release_key(session: Session, request: KeyedRequest) -> None:
+    """Release a key that this transaction has reserved: the request created nothing."""
+    session.execute(delete(KEYS).where(_matches(request)))
 
 
 def delete_expired(session: Session, limit: int = 10_000) -> int:
-    """Delete keys whose time is over; how many."""
-    old = (
+    """Delete expired keys; the number of them."""
+    expired = (
         select(IdempotencyKey.project_id, IdempotencyKey.key)
         .where(IdempotencyKey.created_at < func.clock_timestamp() - RETENTION)
         .limit(limit)
         .with_for_update(skip_locked=True)
         .subquery()
     )
-    found = session.execute(
+    deleted = session.execute(
         delete(IdempotencyKey)
-        .where(IdempotencyKey.project_id == old.c.project_id, IdempotencyKey.key == old.c.key)
+        .where(IdempotencyKey.project_id == expired.c.project_id, IdempotencyKey.key == expired.c.key)
         .returning(IdempotencyKey.key)
     )
-    return len(found.all())
+    return len(deleted.all())
 
 
-def _matches(asked: KeyedRequest) -> ColumnElement[bool]:
-    return and_(KEYS.c.project_id == asked.project_id, KEYS.c.key == asked.key)
+def _matches(request: KeyedRequest) -> ColumnElement[bool]:
+    return and_(KEYS.c.project_id == request.project_id, KEYS.c.key == request.key)
 
 
-def _lock_number(asked: KeyedRequest) -> int:
-    """64 bits: two keys that share a lock by chance wait for each other once, no more."""
-    digest = hashlib.sha256(f"idempotency\n{asked.project_id}\n{asked.key}".encode()).digest()
+def _lock_number(request: KeyedRequest) -> int:
+    """The 64-bit number of the key's advisory lock; a collision of two keys only delays one of them."""
+    digest = hashlib.sha256(f"idempotency\n{request.project_id}\n{request.key}".encode()).digest()
     return int.from_bytes(digest[:8], signed=True)

@@ -1,4 +1,4 @@
-"""API keys. A key is `tnry_<id>_<secret>`; the secret's 256 random bits are kept as a SHA-256 only. Never commits."""
+"""API keys: `tnry_<id>_<secret>`, stored as a SHA-256 only (the secret has 256 random bits). Never commits."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from app.domain.access import scopes
 __all__ = ["DEFAULT_PROJECT", "ensure_project", "get_project"]
 
 PREFIX = "tnry"
-ADMIN_SCOPES = (scopes.ALL, scopes.ADMIN)  # of the key that a service begins with
+ADMIN_SCOPES = (scopes.ALL, scopes.ADMIN)  # of the first key of a new service
 MIN_SECRET_CHARACTERS = 20
 SHOWN_CHARACTERS = 4
-MIN_CHARACTERS_TO_SHOW = 40  # of a shorter secret, brought from outside, nothing is shown
+MIN_CHARACTERS_TO_SHOW = 40  # a shorter secret, supplied by the operator, is redacted completely
 
 
 @dataclass(frozen=True)
 class IssuedKey:
-    """`secret` is the whole key, shown once."""
+    """`secret` is the complete key, which is shown once."""
 
     id: str
     secret: str
@@ -44,26 +44,26 @@ def issue(
     secret: str | None = None,
     expires_in_seconds: int | None = None,
 ) -> IssuedKey:
-    """Create a key; `secret` brings one from outside (a container's secret file)."""
+    """Create a key; `secret` is one that the operator supplies (a container's secret file), else a new one is made."""
     number = secrets.token_hex(6)
-    whole = secret or _new_secret(number)
+    secret = secret or _new_secret(number)
     session.add(
         ApiKey(
             id=f"key_{number}",
             project_id=project.id,
             name=name,
-            secret_sha256=hash_key(whole),
-            redacted=_redact(whole),
+            secret_sha256=hash_key(secret),
+            redacted=_redact(secret),
             scopes=list(key_scopes),
             expires_at=_in_seconds(expires_in_seconds),
         )
     )
     session.flush()
-    return IssuedKey(f"key_{number}", whole, project.name)
+    return IssuedKey(f"key_{number}", secret, project.name)
 
 
 def rotate(session: Session, key: ApiKey, overlap_seconds: int) -> str:
-    """A new secret; the one before it goes on working for `overlap_seconds`, and the one before that no longer."""
+    """Replace the secret and return the new one; the previous one stays valid for `overlap_seconds`."""
     secret = _new_secret(key.id.removeprefix("key_"))
     key.previous_secret_sha256 = key.secret_sha256
     key.previous_expires_at = _in_seconds(overlap_seconds)
@@ -82,21 +82,21 @@ def set_expiry(session: Session, key: ApiKey, expires_in_seconds: int | None) ->
 
 
 def find_by_secret(session: Session, secret: str) -> ApiKey | None:
-    """The live key with this secret, or with it before a rotation that still overlaps."""
+    """The usable key with this secret, or with this previous secret while a rotation overlaps."""
     digest = hash_key(secret)
-    before = and_(ApiKey.previous_secret_sha256 == digest, ApiKey.previous_expires_at > func.clock_timestamp())
-    return session.scalar(select(ApiKey).where(or_(ApiKey.secret_sha256 == digest, before), _is_usable()))
+    is_previous = and_(ApiKey.previous_secret_sha256 == digest, ApiKey.previous_expires_at > func.clock_timestamp())
+    return session.scalar(select(ApiKey).where(or_(ApiKey.secret_sha256 == digest, is_previous), _is_usable()))
 
 
 def was_issued(session: Session, secret: str) -> bool:
-    """True for every secret that ever was a key's and is remembered, revoked ones included."""
+    """Whether the secret is or was a key's, revoked keys included."""
     digest = hash_key(secret)
-    known = or_(ApiKey.secret_sha256 == digest, ApiKey.previous_secret_sha256 == digest)
-    return session.scalar(select(ApiKey.id).where(known)) is not None
+    has_secret = or_(ApiKey.secret_sha256 == digest, ApiKey.previous_secret_sha256 == digest)
+    return session.scalar(select(ApiKey.id).where(has_secret)) is not None
 
 
 def get(session: Session, key_id: str, project_id: str | None = None, lock: bool = False) -> ApiKey | None:
-    """Of any project, if none is named; locked until this transaction ends, if it is to change."""
+    """A key of the project, or of any project without `project_id`; `lock` locks the row until the transaction ends."""
     query = select(ApiKey).where(ApiKey.id == key_id)
     if project_id is not None:
         query = query.where(ApiKey.project_id == project_id)
@@ -113,7 +113,7 @@ def page(
     with_revoked: bool = False,
     is_active: bool | None = None,
 ) -> list[ApiKey]:
-    """Newest first; `after` is the last key of the page before. `is_active` None: active or not."""
+    """A page of keys, newest first; `after` is the last key of the previous page. `is_active` None: active or not."""
     query = select(ApiKey).where(ApiKey.project_id == project_id).order_by(ApiKey.seq.desc()).limit(limit)
     if after is not None:
         query = query.where(ApiKey.seq < after.seq)
@@ -130,7 +130,7 @@ def list_keys(session: Session) -> list[tuple[ApiKey, Project]]:
 
 
 def revoke(session: Session, key_id: str) -> bool:
-    """False if there is no key of this id that is not revoked yet."""
+    """Revoke a key; False if there is no unrevoked key with this id."""
     revoked = session.execute(
         update(ApiKey)
         .where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None))
@@ -141,7 +141,7 @@ def revoke(session: Session, key_id: str) -> bool:
 
 
 def has_usable_key(session: Session) -> bool:
-    """Whether any key opens anything."""
+    """Whether any key of an unarchived project is valid."""
     query = select(ApiKey.id).join(Project, Project.id == ApiKey.project_id)
     return session.scalar(query.where(_is_usable(), Project.archived_at.is_(None)).limit(1)) is not None
 
@@ -151,7 +151,7 @@ def hash_key(secret: str) -> str:
 
 
 def is_valid_secret(secret: str) -> bool:
-    """Of a key that an operator made: long enough, and fit for a header."""
+    """Whether a secret that the operator supplies is long enough and allowed in a header."""
     return len(secret) >= MIN_SECRET_CHARACTERS and secret.isascii() and secret.isprintable() and " " not in secret
 
 

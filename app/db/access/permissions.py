@@ -1,4 +1,4 @@
-"""Rows that let another project use an `ft:` model."""
+"""Permissions of other projects to use an `ft:` model. Never commits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Order = Literal["ascending", "descending"]
 
 
 def grant(session: Session, model: TunedModel, project_ids: Sequence[str]) -> list[CheckpointPermission]:
-    """One row a project, in the order asked for; a project that has one already keeps it."""
+    """Insert a permission for each project that has none; all of them, in the order of `project_ids`."""
     for project_id in project_ids:
         row = {"id": new_id("cp", "_"), "project_id": model.project_id, "model_id": model.id, "grantee_id": project_id}
         session.execute(upsert(CheckpointPermission).values(row).on_conflict_do_nothing())
@@ -37,13 +37,13 @@ def page(
     order: Order = "descending",
     project_id: str | None = None,
 ) -> list[CheckpointPermission]:
-    """By creation, at most `limit`; `project_id` asks for that project's alone."""
-    seq, rising = CheckpointPermission.seq, order == "ascending"
-    query = _permissions_of(model).order_by(seq if rising else seq.desc()).limit(limit)
+    """A page of permissions in order of creation; `project_id` selects that of one project."""
+    seq, is_ascending = CheckpointPermission.seq, order == "ascending"
+    query = _permissions_of(model).order_by(seq if is_ascending else seq.desc()).limit(limit)
     if project_id is not None:
         query = query.where(CheckpointPermission.grantee_id == project_id)
     if after is not None:
-        query = query.where(seq > after.seq if rising else seq < after.seq)
+        query = query.where(seq > after.seq if is_ascending else seq < after.seq)
     return list(session.scalars(query))
 
 

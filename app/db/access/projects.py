@@ -1,4 +1,4 @@
-"""Projects: what keys, files and jobs belong to, and how much of each there may be. Never commits."""
+"""Projects: the owners of keys, files and jobs, with their limits. Never commits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DEFAULT_PROJECT = "default"
 
 
 def ensure(session: Session, name: str) -> Project:
-    """The project of this name, created if it is new."""
+    """The project of this name, created if there is none."""
     return get_by_name(session, name) or insert(session, name)
 
 
@@ -33,10 +33,10 @@ def get_by_name(session: Session, name: str) -> Project | None:
 
 
 def lock_limited(session: Session, project_id: str, *limits: str) -> Project | None:
-    """Until this transaction ends nobody else passes here: what is counted now stays true until the commit.
+    """Lock the project's row, so that a count stays true until the commit: creations under a limit are serialized.
 
-    None for a project without any of these limits, and no lock. Rows that only refer to the project go on being
-    written: their foreign keys take a weaker one.
+    Returns None, without a lock, for a project that has none of these `limits` (column names). Rows that only refer to
+    the project are still written: their foreign keys take a weaker lock.
     """
     is_limited = or_(*(getattr(Project, limit).is_not(None) for limit in limits))
     query = select(Project).where(Project.id == project_id, is_limited).with_for_update(key_share=True)
@@ -44,7 +44,7 @@ def lock_limited(session: Session, project_id: str, *limits: str) -> Project | N
 
 
 def page(session: Session, limit: int, after: Project | None = None, with_archived: bool = False) -> list[Project]:
-    """Newest first; `after` is the last project of the page before."""
+    """A page of projects, newest first; `after` is the last project of the previous page."""
     query = select(Project).order_by(Project.seq.desc()).limit(limit)
     if after is not None:
         query = query.where(Project.seq < after.seq)

@@ -1,4 +1,4 @@
-"""What a project uses: bytes, jobs that wait or run, GPU-seconds of this month. Never commits."""
+"""The usage of a project: stored bytes, queued and running jobs, GPU-seconds of this month. Never commits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from app.db.tables import File, Job
 from app.domain.jobs.states import JobState
 
 QUEUED_STATES = (JobState.VALIDATING, JobState.QUEUED)
-# A calendar month of UTC. A running attempt holds what its run will still take: by its last record, else by its plan.
+# The month is a calendar month in UTC. `held` are the seconds that running attempts will still take: the estimate of
+# the last metrics, else the plan.
 GPU_SECONDS = """
 SELECT
   coalesce(sum(attempt.gpus * extract(epoch FROM
@@ -44,7 +45,7 @@ def project_usage(session: Session, project_id: str) -> Usage:
 
 
 def stored_bytes(session: Session, project_id: str) -> int:
-    """Of every file whose bytes are still there, a deleted one that a job needs included."""
+    """Bytes of all files whose content still exists, including deleted files that a job needs."""
     query = select(func.coalesce(func.sum(File.bytes), 0)).where(
         File.project_id == project_id, File.purged_at.is_(None)
     )
@@ -52,12 +53,12 @@ def stored_bytes(session: Session, project_id: str) -> int:
 
 
 def queued_jobs(session: Session, project_id: str) -> int:
-    """Those that wait for a worker or for the check of their files."""
+    """The number of jobs that wait for a worker or for the validation of their files."""
     return _count_jobs(session, project_id, *QUEUED_STATES)
 
 
 def gpu_seconds(session: Session, project_id: str) -> tuple[float, float]:
-    """(used this month, held for what running attempts will still take)."""
+    """(GPU-seconds used this month, GPU-seconds reserved for the rest of running attempts)."""
     row = session.execute(text(GPU_SECONDS), {"project_id": project_id}).one()
     return row.used, row.held
 

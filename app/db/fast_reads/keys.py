@@ -1,4 +1,4 @@
-"""Who sends this secret? One query, for every request; the polled job read has it inside a query of its own."""
+"""API keys by their secret: one query for every request. The polled read of a job contains it as a subquery."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from app.db.access.keys import hash_key
 from app.db.fast_reads.pool import AsyncConnections
 
-# Without an ORM, as it runs before everything else. `refusal` says why a secret that we know opens nothing.
+# Without the ORM, as every request runs it. `refusal` is why a known secret is not valid.
 KEY_BY_SECRET = """
 SELECT
   key.id AS key_id, key.project_id, key.scopes, project.max_requests_per_second,
@@ -22,7 +22,7 @@ SELECT
 FROM api_keys AS key JOIN projects AS project ON project.id = key.project_id
 WHERE key.secret_sha256 = %(secret_sha256)s OR key.previous_secret_sha256 = %(secret_sha256)s
 """
-# At most once a minute: polling must not write a row per request.
+# At most once a minute, so that polling does not write a row per request.
 SET_LAST_USED = """
 UPDATE api_keys SET last_used_at = clock_timestamp()
 WHERE id = %(key_id)s AND (last_used_at IS NULL OR last_used_at < clock_timestamp() - interval '1 minute')
@@ -48,14 +48,14 @@ class KeyRow(Protocol):
 
 
 async def find_key(connections: AsyncConnections, secret: str) -> KeyRow | None:
-    """The key that has, or had, this secret."""
+    """The key that has, or had, this secret; None for an unknown secret."""
     key: KeyRow | None = await fetch_with_key(connections, KEY_BY_SECRET, secret, {})
     return key
 
 
-async def fetch_with_key(connections: AsyncConnections, query: str, secret: str, more: Mapping[str, str]) -> Any:
-    """A KnownKey and what else `query` reads. The look-up is by hash, so its timing tells nothing of the secret."""
-    row = await connections.fetch_one(query, {"secret_sha256": hash_key(secret), **more})
+async def fetch_with_key(connections: AsyncConnections, query: str, secret: str, parameters: Mapping[str, str]) -> Any:
+    """A KeyRow with the other columns of `query`. The search by hash makes its timing independent of the secret."""
+    row = await connections.fetch_one(query, {"secret_sha256": hash_key(secret), **parameters})
     if row is not None and row.touch_due and row.refusal is None:
         await connections.fetch_one(SET_LAST_USED, {"key_id": row.key_id})
     return row

@@ -1,7 +1,7 @@
-"""Connections for the few queries that run in the event loop itself: one that is asked all the time, or that waits.
+"""A pool of asynchronous connections, for the few queries that run in the event loop: the most frequent ones.
 
-Made when needed, lent last in first out, never more than `limit`. A server that is down fails the request at once;
-one that was restarted costs a second attempt.
+Connections are opened when needed, at most `limit`, and reused last in, first out. If the server is down, the request
+fails at once; after a restart of the server, a query is tried a second time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TIMEOUT_SECONDS = 10
 
 class AsyncConnections:
     def __init__(self, engine: Engine, limit: int) -> None:
-        """Connects to where `engine` does."""
+        """Connects to the database of `engine`."""
         self._arguments = connect_arguments(engine)
         self._idle: list[Connection] = []
         self._free = asyncio.Semaphore(limit)
@@ -49,7 +49,7 @@ class AsyncConnections:
             try:
                 return await self._run(self._idle.pop(), query, values)
             except psycopg.OperationalError:
-                await self.close()  # the others lost the same server
+                await self.close()  # the other connections have lost the same server
         return await self._run(await self._connect(), query, values)
 
     async def _connect(self) -> Connection:
@@ -66,5 +66,5 @@ class AsyncConnections:
 
 
 def connect_arguments(engine: Engine) -> dict[str, Any]:
-    """What psycopg's own `connect` takes to get to where `engine` does."""
+    """The arguments of `psycopg.connect` for the database of `engine`."""
     return {**CONNECT_ARGS, **engine.dialect.create_connect_args(engine.url)[1]}

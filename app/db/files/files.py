@@ -1,4 +1,4 @@
-"""Rows about bytes that storage keeps. A deleted file is invisible at once; its bytes go when no job needs them."""
+"""Files. A deleted file is invisible at once; its content is purged when no job needs it. Never commits."""
 
 from __future__ import annotations
 
@@ -51,24 +51,25 @@ def get(session: Session, project_id: str, file_id: str) -> File | None:
 
 
 def is_visible_to(project_id: str | SQLColumnExpression[str], file: type[File] = File) -> ColumnElement[bool]:
+    """SQL condition: the file belongs to the project and is neither deleted nor expired."""
     return and_(file.project_id == project_id, _is_available(file))
 
 
 def get_visible(session: Session, file_ids: Sequence[str]) -> dict[str, File]:
-    """Those of one project's files that are still there, by id."""
+    """The files among `file_ids` that are neither deleted nor expired, by id."""
     if not file_ids:
         return {}
-    found = select(File).where(File.id.in_(file_ids), _is_available(File))
-    return {file.id: file for file in session.scalars(found)}
+    query = select(File).where(File.id.in_(file_ids), _is_available(File))
+    return {file.id: file for file in session.scalars(query)}
 
 
 def get_cursor(session: Session, project_id: str, file_id: str) -> File | None:
-    """A file of the project as the end of a page: also a deleted one, as clients delete while they page through."""
+    """The file at the end of a page; also a deleted one, as clients delete files while they page."""
     return session.scalar(select(File).where(File.project_id == project_id, File.id == file_id))
 
 
 def get_even_deleted(session: Session, file_id: str) -> File | None:
-    """Also a deleted one: a job that was accepted goes on reading its files."""
+    """A file, also a deleted one: an accepted job still reads its files."""
     return session.get(File, file_id)
 
 
@@ -80,7 +81,7 @@ def page(
     order: Literal["asc", "desc"] = "desc",
     purpose: str | None = None,
 ) -> list[File]:
-    """In order of creation, at most `limit`; `after` is the last file of the page before."""
+    """A page of files in order of creation; `after` is the last file of the previous page."""
     query = _visible(project_id).limit(limit)
     query = query.order_by(File.seq if order == "asc" else File.seq.desc())
     if purpose is not None:
@@ -96,7 +97,7 @@ def delete(session: Session, file: File) -> None:
 
 
 def delete_all(session: Session, file_ids: Iterable[str]) -> None:
-    """Delete files that their owner may have deleted already."""
+    """Delete files; those that are deleted already stay as they are."""
     session.execute(
         update(File)
         .where(File.id.in_(list(file_ids)), File.deleted_at.is_(None))
@@ -105,7 +106,7 @@ def delete_all(session: Session, file_ids: Iterable[str]) -> None:
 
 
 def delete_expired(session: Session) -> int:
-    """Delete every file whose time is over; the number of them."""
+    """Delete all expired files; the number of them."""
     expired = session.execute(
         update(File)
         .where(File.expires_at < func.clock_timestamp(), File.deleted_at.is_(None))
@@ -116,13 +117,13 @@ def delete_expired(session: Session) -> int:
 
 
 def lock_content(session: Session, project_id: str, file_ids: Sequence[str]) -> int:
-    """Keep visible files' bytes until this transaction ends; how many there are. `purgeable` skips them."""
-    held = _visible(project_id).where(File.id.in_(file_ids)).with_for_update(read=True, key_share=True)
-    return len(session.scalars(held).all())
+    """Lock visible files until this transaction ends, so that `lock_purgeable` skips them; the number of them."""
+    query = _visible(project_id).where(File.id.in_(file_ids)).with_for_update(read=True, key_share=True)
+    return len(session.scalars(query).all())
 
 
 def lock_purgeable(session: Session, limit: int = 100) -> list[File]:
-    """Deleted files whose bytes no unfinished job or export needs any more; locked until this transaction ends."""
+    """Lock and return deleted files whose content no unfinished job or export needs any more."""
     in_use = select(Job.id).where(
         or_(Job.training_file_id == File.id, Job.validation_file_id == File.id), Job.state.in_(ACTIVE_STATES)
     )
@@ -152,7 +153,7 @@ def mark_purged(session: Session, file: File) -> None:
 
 
 def keys_in_use(session: Session, keys: Sequence[str]) -> set[str]:
-    """Those of the keys whose bytes a row names and still has."""
+    """The storage keys among `keys` whose content a file has not purged."""
     query = select(File.storage_key).where(File.storage_key.in_(keys), File.purged_at.is_(None))
     return set(session.scalars(query))
 

@@ -1,4 +1,4 @@
-"""Rows about uploads by parts. The row of an upload decides every race: it is locked by whoever changes anything."""
+"""Uploads and their parts. Every change locks the row of the upload, which so decides all races. Never commits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from app.db.ids import new_id
 from app.db.tables import File, Upload, UploadPart
 from app.domain.uploads import UploadStatus
 
-COMPLETION_GRACE_SECONDS = 1800  # a file that is put together when its upload's time ends gets so much longer
+COMPLETION_GRACE_SECONDS = 1800  # a completion that runs when its upload expires may take so much longer
 
 
 def insert(session: Session, project_id: str, ttl_seconds: float, **columns: Any) -> Upload:
@@ -31,13 +31,13 @@ def get(session: Session, project_id: str, upload_id: str) -> Upload | None:
 
 
 def lock(session: Session, project_id: str, upload_id: str) -> Upload | None:
-    """Until this transaction ends; read anew."""
+    """Read the upload again and lock it until this transaction ends."""
     query = select(Upload).where(Upload.project_id == project_id, Upload.id == upload_id)
     return session.scalar(query.with_for_update().execution_options(populate_existing=True))
 
 
 def is_expired(session: Session, upload: Upload) -> bool:
-    """Whether its time has come, by the database's clock."""
+    """Whether the upload has expired, by the database's clock."""
     return bool(session.scalar(select(func.clock_timestamp() >= upload.expires_at)))
 
 
@@ -60,14 +60,14 @@ def insert_part(
 
 
 def part_totals(session: Session, upload: Upload) -> tuple[int, int]:
-    """How many parts there are, and their bytes."""
+    """(number of parts, bytes of all parts together)."""
     counted = select(func.count(), func.coalesce(func.sum(UploadPart.bytes), 0))
     count, total_bytes = session.execute(counted.where(UploadPart.upload_id == upload.id)).one()
     return int(count), int(total_bytes)
 
 
 def posted_parts(session: Session, upload: Upload, part_ids: Sequence[str]) -> dict[str, UploadPart]:
-    """Those of the parts that belong to this upload and were posted, by id."""
+    """The parts among `part_ids` that were posted to this upload, by id."""
     query = select(UploadPart).where(
         UploadPart.upload_id == upload.id, UploadPart.start.is_(None), UploadPart.id.in_(part_ids)
     )
@@ -75,24 +75,25 @@ def posted_parts(session: Session, upload: Upload, part_ids: Sequence[str]) -> d
 
 
 def all_posted_parts(session: Session, upload: Upload) -> list[UploadPart]:
-    """In the order they arrived."""
+    """All posted parts of an upload, in the order they arrived."""
     query = select(UploadPart).where(UploadPart.upload_id == upload.id, UploadPart.start.is_(None))
     return list(session.scalars(query.order_by(UploadPart.created_at, UploadPart.id)))
 
 
 def stream_pieces(session: Session, upload: Upload) -> list[UploadPart]:
-    """The pieces of content that came as one stream, in order; the unique `start` leaves no two for one place."""
+    """The pieces of content sent as one stream, in order; a unique index allows one piece for each `start`."""
     query = select(UploadPart).where(UploadPart.upload_id == upload.id, UploadPart.start.is_not(None))
     return list(session.scalars(query.order_by(UploadPart.start)))
 
 
 def stream_bytes(session: Session, upload: Upload) -> int:
+    """The bytes of the streamed content that are stored."""
     query = select(func.max(UploadPart.start + UploadPart.bytes)).where(UploadPart.upload_id == upload.id)
     return int(session.scalar(query) or 0)
 
 
 def next_writer_number(session: Session, upload: Upload) -> int:
-    """The number of a request that is to send content; any request before it may add nothing more."""
+    """Number the request that sends content from now on; earlier requests may not add pieces any more."""
     upload.writer += 1
     session.flush()
     return upload.writer
@@ -109,9 +110,9 @@ def cancel(session: Session, upload: Upload) -> None:
 
 
 def mark_expired(session: Session) -> int:
-    """End the pending ones whose time is over; the number of them."""
-    over = Upload.expires_at + timedelta(seconds=COMPLETION_GRACE_SECONDS) < func.clock_timestamp()
-    query = select(Upload).where(Upload.status == UploadStatus.PENDING, over).with_for_update(skip_locked=True)
+    """Mark pending uploads as expired, after a grace for running completions; the number of them."""
+    is_over = Upload.expires_at + timedelta(seconds=COMPLETION_GRACE_SECONDS) < func.clock_timestamp()
+    query = select(Upload).where(Upload.status == UploadStatus.PENDING, is_over).with_for_update(skip_locked=True)
     expired = list(session.scalars(query))
     for upload in expired:
         upload.status = UploadStatus.EXPIRED
@@ -120,7 +121,7 @@ def mark_expired(session: Session) -> int:
 
 
 def leftover_parts(session: Session, limit: int = 100) -> list[UploadPart]:
-    """Parts of uploads that have ended: their bytes are a file's by now, or nobody's."""
+    """Parts of uploads that have ended: their content is in a file, or not needed."""
     ended: ColumnElement[bool] = Upload.status != UploadStatus.PENDING
     query = select(UploadPart).join(Upload, Upload.id == UploadPart.upload_id).where(ended)
     return list(session.scalars(query.limit(limit)))
@@ -131,5 +132,5 @@ def delete_parts(session: Session, parts: Sequence[UploadPart]) -> None:
 
 
 def keys_in_use(session: Session, keys: Sequence[str]) -> set[str]:
-    """Those of the keys whose bytes are a part's."""
+    """The storage keys among `keys` that belong to a part."""
     return set(session.scalars(select(UploadPart.storage_key).where(UploadPart.storage_key.in_(keys))))

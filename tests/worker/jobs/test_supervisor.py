@@ -88,7 +88,7 @@ class TestSuccess:
         done = harness.job(job)
         kept = harness.checkpoints(job)
         with transaction(harness.sessions) as session:
-            tuned = [model.id for model in models.list_tuned(session, job.project_id)]
+            tuned = [model.id for model in models.list_usable(session, job.project_id)]
         assert [checkpoint.step_number for checkpoint in kept] == [4, 3, 2]
         assert kept[0].name == done.fine_tuned_model
         assert [c.name.rpartition(":")[2] for c in kept[1:]] == ["ckpt-step-3", "ckpt-step-2"]
