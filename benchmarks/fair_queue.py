@@ -57,7 +57,8 @@ def parse() -> argparse.Namespace:
 
 def through_the_service(arrivals: Sequence[Arrival], options: argparse.Namespace) -> list[Run]:
     if options.nothing_held:
-        fair_queue.TURN["train"] = fair_queue.TURN["train"].replace("(head.used + head.held)", "head.used")
+        without_held = fair_queue.SELECT_TRAINING_JOB.replace("(candidate.used + candidate.held)", "candidate.used")
+        fair_queue.SELECT_TRAINING_JOB = without_held
     policy = None if options.no_giving_way else Policy(after_seconds=600, limit=3)
     with virtual_database() as engine:
         return simulate(arrivals, GPUS, TheService(engine, arrivals, options.half_life_hours * 3600, policy))

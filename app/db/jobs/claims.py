@@ -1,6 +1,9 @@
-"""The claim, the lease and every write of a job's holder: guarded by attempt, owner and an unexpired lease.
+"""The claim, the lease and all writes of a job's holder, each guarded by attempt, owner and an unexpired lease.
 
-Zero rows back means: not mine any more. The attempt number is the fencing token; it grows with every claim.
+A guarded UPDATE that returns no row means that the lease is lost. The attempt number is the fencing token; it grows
+with every claim. Two modules change a job's state: this one for the holder, app.db.jobs.jobs for the owner (cancel,
+pause, resume). The trigger of migration 0002 refuses transitions that app.domain.jobs.states does not allow. Never
+commits.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ HELD_STATES = [JobState.VALIDATING.value, JobState.RUNNING.value]
 
 @dataclass(frozen=True)
 class Lease:
-    """Proof of ownership that travels with every write."""
+    """A claimed attempt and its holder: the guard of every write. Of an export, `job_id` is the export's id."""
 
     job_id: str
     attempt: int
@@ -37,16 +40,16 @@ class Lease:
 
 
 class FencedError(RuntimeError):
-    """The lease is gone: cancelled, expired, or taken by a later attempt. Stop the trainer and drop the result."""
+    """The lease is lost: cancelled, expired, or claimed by a later attempt. Stop the trainer and drop the result."""
 
 
 class NoLongerDesiredError(RuntimeError):
-    """The lease holds, but the user does not want a success any more: a pause came in between."""
+    """The lease is valid, but the user has requested a pause, so the job must not succeed now."""
 
 
 @dataclass(frozen=True)
 class JobControl:
-    """What is wanted of a running job: by its user, and by the operator, who may let it give way to an urgent one."""
+    """The desired state of a running job, and whether the scheduler requests its preemption by an urgent job."""
 
     desired: Desired
     preempt_requested: bool = False
@@ -60,16 +63,23 @@ def claim(
     offer: Offer | None = None,
     half_life_seconds: float = HALF_LIFE_SECONDS,
 ) -> Job | None:
-    """Take the job whose turn it is (scheduling.fair_queue) and that `offer` has room for; None if there is none.
+    """Claim the next job of the fair queue that fits the worker's capacity `offer`; None if there is none.
 
-    One statement picks the row and takes it. SKIP LOCKED: who cancels or pauses a job keeps no worker waiting.
+    Four statements in the caller's transaction: a check without a lock whether any job is claimable, the lock of
+    claims, the UPDATE that selects and takes the row, and the inserts of the attempt and its event. The selection
+    skips locked rows, so that a concurrent cancel or pause of a job blocks no worker.
     """
     if not has_claimable_job(session, kind):
         return None
     fair_queue.lock_claims(session, kind)
+    next_job_id = (
+        fair_queue.select_training_job(offer, half_life_seconds)
+        if kind == "train"
+        else fair_queue.select_job_to_validate()
+    )
     job = session.execute(
         update(Job)
-        .where(Job.id == fair_queue.select_next_job(kind, offer, half_life_seconds))
+        .where(Job.id == next_job_id)
         .values(
             attempt=Job.attempt + 1,
             lease_owner=owner,
@@ -99,19 +109,19 @@ def claim(
 
 
 def find_held_job(session: Session, owner: str) -> Job | None:
-    """The job this owner holds: after a COMMIT whose answer was lost, the only way to learn whether a claim worked."""
+    """The job this owner holds; after a COMMIT without a response, it shows whether the claim was committed."""
     return session.scalar(
         select(Job).where(Job.lease_owner == owner, Job.lease_expires_at > func.clock_timestamp()).limit(1)
     )
 
 
 def renew_lease(session: Session, lease: Lease, ttl_seconds: float) -> None:
-    """Raises FencedError."""
-    _update_held(session, lease, {"lease_expires_at": _lease_expiry(ttl_seconds)})
+    """Extend the lease to `ttl_seconds` from now. Raises FencedError."""
+    update_held_job(session, lease, lease_expires_at=_lease_expiry(ttl_seconds))
 
 
 def read_control(session: Session, lease: Lease) -> JobControl:
-    """What is wanted of the job I hold. Raises FencedError."""
+    """The desired state of the held job. Raises FencedError."""
     row = session.execute(select(Job.desired, Job.yield_requested_at).where(_held_by(lease))).one_or_none()
     if row is None:
         raise FencedError(lease.job_id)
@@ -128,15 +138,20 @@ def append_event(
     event_id: str | None = None,
     **columns: Any,
 ) -> Job:
-    """Write an event of the job I hold, and columns of its row with it. Raises FencedError."""
-    job = _update_held(session, lease, {**events.next_event_seq(), **columns})
+    """Append an event to the held job and update columns of its row. Raises FencedError."""
+    job = update_held_job(session, lease, **events.next_event_seq(), **columns)
     events.append_event(session, job, message, level, type, data, event_id)
     return job
 
 
 def update_held_job(session: Session, lease: Lease, **columns: Any) -> Job:
-    """Change columns of the job I hold without an event. Raises FencedError."""
-    return _update_held(session, lease, columns)
+    """Update columns of the held job, without an event. Raises FencedError."""
+    job = session.execute(
+        update(Job).where(_held_by(lease)).values(**columns).returning(Job).execution_options(populate_existing=True)
+    ).scalar_one_or_none()
+    if job is None:
+        raise FencedError(lease.job_id)
+    return job
 
 
 def finish_held_attempt(
@@ -152,9 +167,9 @@ def finish_held_attempt(
     storage_wait_seconds: float = STORAGE_WAIT_SECONDS,
     **columns: Any,
 ) -> Job:
-    """Give the job up for a reason, which decides its next state; state, lease, attempt and event in one transaction.
+    """End the held attempt; `reason` decides the job's next state. State, lease, attempt and event change together.
 
-    A success needs `desired = 'run'` as well as the lease. Raises FencedError, UnwantedError.
+    A success requires `desired = 'run'` in addition to the lease. Raises FencedError, NoLongerDesiredError.
     """
     job = session.execute(select(Job).where(_held_by(lease)).with_for_update()).scalar_one_or_none()
     if job is None:
@@ -171,35 +186,30 @@ def finish_held_attempt(
         param,
         delay_seconds,
         max_crash_streak,
-        columns,
         storage_wait_seconds,
+        columns,
     )
 
 
 def finish_validation(
     session: Session, lease: Lease, message: str, data: Mapping[str, Any] | None = None, **columns: Any
 ) -> Job:
-    """`validating_files` -> `queued`; columns of the row with it. Raises FencedError."""
-    job = _update_held(
-        session,
-        lease,
-        {
-            "state": JobState.QUEUED,
-            "phase": null(),
-            "lease_owner": null(),
-            "lease_expires_at": null(),
-            "crash_streak": 0,
-            **columns,
-            **events.next_event_seq(),
-        },
-    )
+    """End a successful validation (`validating_files` -> `queued`), and update columns. Raises FencedError."""
+    released: dict[str, Any] = {
+        "state": JobState.QUEUED,
+        "phase": null(),
+        "lease_owner": null(),
+        "lease_expires_at": null(),
+        "crash_streak": 0,
+    }
+    job = update_held_job(session, lease, **released | columns, **events.next_event_seq())
     _close_attempt(session, job, Reason.DONE)
     events.append_event(session, job, message, data=data)
     return job
 
 
 def has_claimable_job(session: Session, kind: Kind) -> bool:
-    """Whether a worker that looked now would find work of this kind."""
+    """Whether there is a job of this kind that a worker could claim now, whatever its requirements."""
     return session.scalar(select(Job.id).where(_is_claimable(kind)).limit(1)) is not None
 
 
@@ -208,15 +218,19 @@ def finish_attempt(
     job: Job,
     reason: Reason,
     message: str,
-    level: str,
-    data: Mapping[str, Any] | None,
-    param: str | None,
-    delay_seconds: float,
-    max_crash_streak: int,
-    columns: dict[str, Any],
+    level: str = "info",
+    data: Mapping[str, Any] | None = None,
+    param: str | None = None,
+    delay_seconds: float = 0.0,
+    max_crash_streak: int = 3,
     storage_wait_seconds: float = STORAGE_WAIT_SECONDS,
+    columns: Mapping[str, Any] | None = None,
 ) -> Job:
-    """The one place that ends an attempt; the caller has locked the row: the holder, or who reaps a lost one."""
+    """End the current attempt of a job whose row the caller has locked: its holder, or the reaper of expired leases.
+
+    `reason` decides the next state. A crash is retried after `delay_seconds`, doubled with each consecutive crash; the
+    job fails when `max_crash_streak` consecutive attempts crashed.
+    """
     streak = job.crash_streak + 1 if reason in CRASHES else job.crash_streak
     outcome = Reason.WORKER_CRASH_LOOP if reason in CRASHES and streak >= max_crash_streak else reason
     state = _next_state(job, outcome)
@@ -232,7 +246,7 @@ def finish_attempt(
         "yield_requested_at": null(),
         "times_yielded": Job.times_yielded + (1 if reason == Reason.GAVE_WAY else 0),
         "run_after": func.clock_timestamp() + timedelta(seconds=delay_seconds * 2 ** max(0, streak - 1)),
-        **columns,
+        **(columns or {}),
         **events.next_event_seq(),
     }
     if outcome == Reason.STORAGE_FULL:
@@ -252,14 +266,14 @@ def finish_attempt(
 
 
 def _next_state(job: Job, reason: Reason) -> JobState:
-    """Where the reason sends the job; a validation that is interrupted waits to be validated again."""
+    """The job's state after an attempt that ended for `reason`; an interrupted validation is repeated."""
     state = FINAL_STATE[reason]
     if state == JobState.QUEUED and job.state == JobState.VALIDATING:
         return JobState.VALIDATING
     if state == JobState.QUEUED and job.desired == Desired.PAUSE:
         return JobState.PAUSED
     if state == JobState.PAUSED and job.desired == Desired.RUN:
-        return JobState.QUEUED  # the user changed their mind while the trainer was stopping
+        return JobState.QUEUED  # the user resumed the job while the trainer was stopping
     return state
 
 
@@ -281,15 +295,6 @@ def _is_claimable(kind: Kind) -> ColumnElement[bool]:
         Job.desired == Desired.RUN,
         Job.run_after <= func.clock_timestamp(),
     )
-
-
-def _update_held(session: Session, lease: Lease, values: dict[str, Any]) -> Job:
-    job = session.execute(
-        update(Job).where(_held_by(lease)).values(**values).returning(Job).execution_options(populate_existing=True)
-    ).scalar_one_or_none()
-    if job is None:
-        raise FencedError(lease.job_id)
-    return job
 
 
 def _held_by(lease: Lease) -> ColumnElement[bool]:

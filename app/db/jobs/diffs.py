@@ -1,4 +1,4 @@
-"""What a job's events and attempts say of where it ran and how it ended. Never commits."""
+"""Where a job ran and how it ended, by its events and attempts: the input of a diff of two jobs. Never commits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from app.db.tables import Attempt, JobEvent
 
 
 def last_start_data(session: Session, job_id: str) -> dict[str, Any] | None:
-    """What the trainer of the last attempt said when it had loaded everything: device, versions, what it reads."""
+    """The data of the last event about a started trainer: device, versions, counts of the data set."""
     return session.scalar(
         select(JobEvent.data)
         .where(JobEvent.job_id == job_id, JobEvent.type == "message", JobEvent.data.has_key("versions"))
@@ -30,7 +30,7 @@ def last_metrics_data(session: Session, job_id: str) -> dict[str, Any] | None:
 
 
 def last_training_worker(session: Session, job_id: str) -> str | None:
-    """The worker of the last attempt to train, without the part that changes with each start of it."""
+    """The worker of the last training attempt, without the suffix that changes with each start."""
     worker = session.scalar(
         select(Attempt.worker)
         .where(Attempt.job_id == job_id, Attempt.kind == "train")

@@ -1,4 +1,4 @@
-"""Events of a job. Their number comes from the job row, taken in the UPDATE that the event tells of."""
+"""Events of jobs. The number of an event is taken from the job's row, in the UPDATE that the event reports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INSERT = insert(core_table(JobEvent))
 
 
 def next_event_seq() -> dict[str, Any]:
-    """Part of the `values` of every UPDATE that an event will tell of: the row lock makes the numbers gap-free."""
+    """The part of an UPDATE's `values` that takes the next event number; the row lock makes the numbers gap-free."""
     return {"event_seq": Job.event_seq + 1}
 
 
@@ -30,7 +30,7 @@ def append_event(
     data: Mapping[str, Any] | None = None,
     event_id: str | None = None,
 ) -> None:
-    """Write the event whose number `job.event_seq` was just taken, in the same transaction."""
+    """Insert the event whose number `job.event_seq` was taken by `next_event_seq` in this transaction."""
     event = {
         "id": event_id or new_id("ftevent"),
         "project_id": job.project_id,
@@ -50,7 +50,7 @@ def get(session: Session, job_id: str, event_id: str) -> JobEvent | None:
 
 
 def page(session: Session, job_id: str, limit: int, after: JobEvent | None = None) -> list[JobEvent]:
-    """Newest first, at most `limit`; `after` is the last event of the page before."""
+    """A page of events, newest first; `after` is the last event of the previous page."""
     query = select(JobEvent).where(JobEvent.job_id == job_id).order_by(JobEvent.seq.desc()).limit(limit)
     if after is not None:
         query = query.where(JobEvent.seq < after.seq)
@@ -58,9 +58,9 @@ def page(session: Session, job_id: str, limit: int, after: JobEvent | None = Non
 
 
 def loss_points(session: Session, job_id: str) -> list[Point]:
-    """Every step's loss, oldest first, one per step, with the event's number as its `row`: a tenth of the whole data.
+    """The loss of every step, oldest first, with the event's number as its `row`: a tenth of the size of all metrics.
 
-    A loss that was not finite stands there as 0: in a chart it is a spike, and so it is kept.
+    A loss that was not finite is 0 here: a spike in a chart, which thinning keeps.
     """
     data = JobEvent.data
     rows = session.execute(
@@ -78,13 +78,13 @@ def loss_points(session: Session, job_id: str) -> list[Point]:
 
 
 def event_data(session: Session, job_id: str, seqs: Sequence[int]) -> list[dict[str, Any]]:
-    """The data of these events, in order of their steps."""
+    """The data of the events with these numbers, in order of their steps."""
     rows = session.scalars(select(JobEvent.data).where(JobEvent.job_id == job_id, JobEvent.seq.in_(seqs)))
     return sorted(rows, key=lambda data: int(data["step"]))
 
 
 def all_metrics(session: Session, job_id: str) -> list[dict[str, Any]]:
-    """The data of every metrics event, oldest first, one per step: of a step that was run again, the latest."""
+    """The data of all metrics events, oldest first, one per step: the latest of a repeated step."""
     rows = session.execute(
         select(JobEvent.data).where(JobEvent.job_id == job_id, JobEvent.type == "metrics").order_by(JobEvent.seq)
     ).scalars()

@@ -1,4 +1,4 @@
-"""Jobs whose holder is gone: found by their leases, and ended. For the reconciler and for a slot that starts again."""
+"""Attempts of lost holders, which the reconciler or a restarted slot finds by their leases and ends. Never commits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from app.domain.jobs.states import Reason
 
 
 def lock_expired(session: Session, grace_seconds: float, limit: int = 100) -> list[Job]:
-    """Jobs whose holder has not renewed for its lease and the grace on top; locked until this transaction ends."""
+    """Lock and return jobs whose lease expired at least `grace_seconds` ago."""
     return list(
         session.scalars(
             select(Job)
@@ -29,13 +29,14 @@ def lock_expired(session: Session, grace_seconds: float, limit: int = 100) -> li
 
 
 def count_held(session: Session) -> int:
+    """The number of jobs that a worker holds."""
     return session.scalar(select(func.count()).where(Job.lease_owner.is_not(None))) or 0
 
 
 def held_by_previous_incarnation(session: Session, slot: str, owner: str) -> list[Job]:
-    """Jobs an earlier process of this slot still holds; it is dead, as its successor has the slot's lock.
+    """Lock and return jobs that an earlier process of this slot holds; it is dead, as `owner` has the slot's lock.
 
-    Waits for a row that is locked: it is by the dead process's last write, which PostgreSQL is about to roll back.
+    Waits for locked rows: the lock is of the dead process's last write, which PostgreSQL will roll back.
     """
     return list(
         session.scalars(
@@ -47,14 +48,19 @@ def held_by_previous_incarnation(session: Session, slot: str, owner: str) -> lis
 
 
 def reap(session: Session, job: Job, delay_seconds: float, max_crash_streak: int) -> Job:
-    """End the attempt of a lost holder; `job` was locked by `expired` or `held_by_predecessors`."""
-    message = f"The worker {job.lease_owner} was lost during attempt {job.attempt}"
+    """End the attempt of a lost holder; the caller has locked `job` by one of the functions above."""
     return claims.finish_attempt(
-        session, job, Reason.WORKER_LOST, message, "warn", None, None, delay_seconds, max_crash_streak, columns={}
+        session,
+        job,
+        Reason.WORKER_LOST,
+        f"The worker {job.lease_owner} was lost during attempt {job.attempt}",
+        level="warn",
+        delay_seconds=delay_seconds,
+        max_crash_streak=max_crash_streak,
     )
 
 
 def server_uptime_seconds(session: Session) -> float:
-    """How long PostgreSQL has been up: nobody could renew a lease while it was down."""
+    """Seconds since the start of PostgreSQL; before it, no worker could renew a lease."""
     seconds = session.scalar(text("SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())"))
     return float(seconds or 0)

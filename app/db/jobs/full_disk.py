@@ -1,4 +1,4 @@
-"""Rows that wait for a disk with space: the pauses between their tries, and the end of the wait. Never commits."""
+"""Jobs and exports that wait for disk space: delays between retries, and the end of the wait. Never commits."""
 
 from __future__ import annotations
 
@@ -19,38 +19,44 @@ MAX_JOBS_PER_ROUND = 100
 def next_state(
     session: Session, job: Job, state: JobState, limit_seconds: float
 ) -> tuple[JobState, dict[str, Any], str]:
-    """What a full disk makes of a job that would go to `state`: its state, columns, a sentence for the event.
+    """(state, columns, sentence for the event) of a job that would go to `state` after an attempt on a full disk.
 
-    The caller has locked the row. A validation cannot be paused: it waits for as long as it takes.
+    The caller has locked the row. A validation cannot be paused: it is retried without a limit.
     """
     waited_seconds = seconds_since(session, job.storage_full_since)
     if state == JobState.QUEUED and waited_seconds >= limit_seconds:
         return JobState.PAUSED, {"storage_full_since": null()}, _paused_text(limit_seconds)
     if state == JobState.PAUSED:
-        return state, {"storage_full_since": null()}, "The job is paused, as was asked; resume it when there is space."
-    pause = pause_seconds(waited_seconds)
-    text = f"The job waits for space and is tried again in {duration_text(pause)}, from its last snapshot"
+        return (
+            state,
+            {"storage_full_since": null()},
+            "The job is paused, as requested; resume it when there is free space.",
+        )
+    delay_seconds = pause_seconds(waited_seconds)
+    text = f"The job waits for disk space. It is retried in {duration_text(delay_seconds)} from its last snapshot"
     if state == JobState.QUEUED:
         text += f"; after {duration_text(limit_seconds)} without success it is paused"
-    return state, {"phase": WAITING_FOR_STORAGE, **wait_columns(job.storage_full_since is None, pause)}, f"{text}."
+    columns = {"phase": WAITING_FOR_STORAGE, **wait_columns(job.storage_full_since is None, delay_seconds)}
+    return state, columns, f"{text}."
 
 
-def wait_columns(is_first: bool, pause: float) -> dict[str, Any]:
+def wait_columns(is_first: bool, delay_seconds: float) -> dict[str, Any]:
+    """The columns of a job or export that is retried in `delay_seconds`; `is_first`: of its first wait in a row."""
     since = {"storage_full_since": func.clock_timestamp()} if is_first else {}
-    return {"run_after": func.clock_timestamp() + timedelta(seconds=pause)} | since
+    return {"run_after": func.clock_timestamp() + timedelta(seconds=delay_seconds)} | since
 
 
 def seconds_since(session: Session, moment: Any) -> float:
-    """By PostgreSQL's clock, which set the moment; 0 where there is none."""
+    """Seconds since a time that PostgreSQL's clock set; 0 for None."""
     if moment is None:
         return 0.0
     return float(session.scalar(select(func.extract("epoch", func.clock_timestamp() - moment))) or 0.0)
 
 
 def pause_overdue(session: Session, limit_seconds: float) -> list[Job]:
-    """Pause the jobs that have waited for space for as long as they may, each with an event.
+    """Pause jobs that have waited for space for `limit_seconds`, each with an event.
 
-    One whose pause is over is left alone: it waits for a worker, and its next attempt decides.
+    A job whose delay is over is not paused here: it waits for a worker, and its next attempt decides.
     """
     overdue = (
         select(Job.id)

@@ -1,4 +1,7 @@
-"""Jobs as their owner sees them: created, read, cancelled. Never commits."""
+"""Jobs, for their owner: create, read, cancel, pause, resume.
+
+Two modules change a job's state: this one for the owner, app.db.jobs.claims for the holder of the lease. Never commits.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ def insert(
     warnings: Sequence[str] = (),
     **columns: Any,
 ) -> Job:
-    """Create a job in `validating_files` together with its first event, and one for each warning."""
+    """Create a job in `validating_files` with its first event, and an event for each warning."""
     job = Job(
         id=new_id("ftjob"),
         project_id=project_id,
@@ -53,7 +56,7 @@ def insert(
         job.event_seq += 1
         append_event(session, job, warning, level="warn")
     if warnings:
-        session.refresh(job)  # the UPDATE counted its version; the INSERT has told every other default
+        session.refresh(job)  # the UPDATE increments `version`; all other defaults are known from the INSERT
     return job
 
 
@@ -62,16 +65,16 @@ def get(session: Session, project_id: str, job_id: str) -> Job | None:
 
 
 def get_versions(session: Session, project_id: str, job_id: str) -> tuple[int, int] | None:
-    """(event_seq, version): what tells whether a job, its events and its checkpoints have changed."""
+    """(event_seq, version), which change with the job, its events and its checkpoints."""
     query = select(Job.event_seq, Job.version).where(Job.project_id == project_id, Job.id == job_id)
-    found = session.execute(query).one_or_none()
-    return None if found is None else (found.event_seq, found.version)
+    row = session.execute(query).one_or_none()
+    return None if row is None else (row.event_seq, row.version)
 
 
 def change(
     session: Session, project_id: str, job_id: str, states: Sequence[str], message: str, **columns: Any
 ) -> Job | None:
-    """What its owner may change of a job that was created. None when it is in none of `states`."""
+    """Update columns that the owner may change, with an event. None if the job is in none of `states`."""
     job = _update_by_owner(session, project_id, job_id, states, **columns)
     if job is not None:
         append_event(session, job, message)
@@ -79,7 +82,7 @@ def change(
 
 
 def unfinished_ids(session: Session, project_id: str) -> list[str]:
-    """Ids, oldest first."""
+    """The ids of the project's unfinished jobs, oldest first."""
     return list(
         session.scalars(
             select(Job.id).where(Job.project_id == project_id, Job.state.in_(ACTIVE_STATES)).order_by(Job.seq)
@@ -88,10 +91,7 @@ def unfinished_ids(session: Session, project_id: str) -> list[str]:
 
 
 def cancel(session: Session, project_id: str, job_id: str) -> Job | None:
-    """Move a job that has not ended to `cancelled`, here and now; whoever holds it finds itself fenced.
-
-    None when there is nothing to cancel any more. The one exception to "only the holder writes the state".
-    """
+    """Cancel an unfinished job at once, also while a worker holds it: the holder is fenced. None if it has ended."""
     job = _update_by_owner(
         session,
         project_id,
@@ -114,30 +114,30 @@ def cancel(session: Session, project_id: str, job_id: str) -> Job | None:
 
 
 def pause(session: Session, project_id: str, job_id: str) -> Job | None:
-    """Ask for a pause: a queued job is `paused` here and now, a running one at its next step boundary.
+    """Request a pause: a queued job is `paused` at once, a running one at its next step boundary.
 
-    None when the job is in no state to be paused.
+    None if the job is neither queued nor running.
     """
-    waiting = Job.state == JobState.QUEUED
+    is_queued = Job.state == JobState.QUEUED
     job = _update_by_owner(
         session,
         project_id,
         job_id,
         [JobState.QUEUED, JobState.RUNNING],
-        state=case((waiting, JobState.PAUSED.value), else_=Job.state),
-        reason=case((waiting, Reason.PAUSED.value), else_=Job.reason),
-        phase=case((waiting, null()), else_=Job.phase),
-        storage_full_since=case((waiting, null()), else_=Job.storage_full_since),
+        state=case((is_queued, JobState.PAUSED.value), else_=Job.state),
+        reason=case((is_queued, Reason.PAUSED.value), else_=Job.reason),
+        phase=case((is_queued, null()), else_=Job.phase),
+        storage_full_since=case((is_queued, null()), else_=Job.storage_full_since),
         desired=Desired.PAUSE,
     )
     if job is not None:
-        done = "The job was paused" if job.state == JobState.PAUSED else "The job will pause at its next step"
-        append_event(session, job, done)
+        is_paused = job.state == JobState.PAUSED
+        append_event(session, job, "The job was paused" if is_paused else "The job will pause at its next step")
     return job
 
 
 def resume(session: Session, project_id: str, job_id: str) -> Job | None:
-    """`paused` -> `queued`. None when the job is not paused."""
+    """`paused` -> `queued`. None if the job is not paused."""
     job = _update_by_owner(
         session,
         project_id,
@@ -156,7 +156,7 @@ def resume(session: Session, project_id: str, job_id: str) -> Job | None:
 def _update_by_owner(
     session: Session, project_id: str, job_id: str, states: Sequence[str], **values: Any
 ) -> Job | None:
-    """One guarded UPDATE for the owner's wishes, ready to be told of; None when the job is in none of `states`."""
+    """Update the job and take the number of its next event; None if the job is in none of `states`."""
     return session.execute(
         update(Job)
         .where(Job.project_id == project_id, Job.id == job_id, Job.state.in_(states))
@@ -179,5 +179,5 @@ def _close_attempt(session: Session, job_id: str) -> None:
 
 
 def log_fields(job: Job) -> dict[str, Any]:
-    """For logs: which job, in which state, by whom."""
+    """The fields of a log line about a job."""
     return {"job": job.id, "state": job.state, "attempt": job.attempt, "owner": job.lease_owner}

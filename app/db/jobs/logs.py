@@ -1,4 +1,4 @@
-"""The end of what each attempt's trainer wrote to its standard error. Never commits."""
+"""Trainer logs: the end of the standard error of each attempt. Never commits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MAX_ATTEMPTS = 3
 
 
 def put(session: Session, job_id: str, project_id: str, attempt: int, text: str, cut_bytes: int) -> None:
-    """Write an attempt's log anew. No lease is asked for: the row is this attempt's own, and nothing depends on it."""
+    """Replace the log of an attempt. It needs no lease: only this attempt writes the row, and nothing depends on it."""
     row = {"job_id": job_id, "attempt": attempt, "project_id": project_id, "text": text, "cut_bytes": cut_bytes}
     new = {"text": text, "cut_bytes": cut_bytes, "updated_at": func.clock_timestamp()}
     session.execute(
@@ -23,7 +23,7 @@ def put(session: Session, job_id: str, project_id: str, attempt: int, text: str,
 
 
 def newest(session: Session, job_id: str, attempt: int | None = None) -> JobLog | None:
-    """Of one attempt, or of the last that has one."""
+    """The log of an attempt, or of the last attempt that has one."""
     query = select(JobLog).where(JobLog.job_id == job_id).order_by(JobLog.attempt.desc()).limit(1)
     if attempt is not None:
         query = query.where(JobLog.attempt == attempt)
@@ -31,5 +31,5 @@ def newest(session: Session, job_id: str, attempt: int | None = None) -> JobLog 
 
 
 def attempts_with_log(session: Session, job_id: str) -> list[int]:
-    """Those that have a log, oldest first."""
+    """The attempts that have a log, oldest first."""
     return list(session.scalars(select(JobLog.attempt).where(JobLog.job_id == job_id).order_by(JobLog.attempt)))

@@ -1,4 +1,4 @@
-"""What jobs took, against what was predicted of them. Never commits."""
+"""Measured memory and time of jobs beside the predictions of their plans. Never commits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from app.domain.jobs.states import Reason
 from app.domain.planning.execution_plan import Measurement
 from app.domain.planning.memory import DeviceKind
 
-MAX_SIMILAR = 20  # of a kind; the median of so many follows a changed driver or library soon enough
+MAX_SIMILAR = 20  # their median adapts quickly to a changed driver or library
 
 
 def add(
@@ -27,7 +27,7 @@ def add(
     planned: Planned,
     probed: Probed,
 ) -> None:
-    """The probe's word, of the attempt that holds the job; it counts once the job is done. Twice is once."""
+    """Insert the measurements of the probe, once per attempt; they are used after the job has finished."""
     spec = JobSpec.model_validate(job.spec)
     if session.get(MeasurementRow, (job.id, job.attempt)) is not None:
         return
@@ -56,7 +56,7 @@ def add(
 
 
 def finish(session: Session, job: Job, measured: Measured) -> None:
-    """The whole run's word. After a repair the mode is another than the one that was planned: nothing to learn from."""
+    """Add the measurements of the complete run, unless the out-of-memory recovery changed the planned mode."""
     session.execute(
         update(MeasurementRow)
         .where(
@@ -78,9 +78,9 @@ def finish(session: Session, job: Job, measured: Measured) -> None:
 def similar(
     session: Session, device_name: str, base_manifest_sha256: str, quantization: QuantizationSpec | None, method: str
 ) -> list[Measurement]:
-    """Of the newest jobs with this device, base, quantization and method, in whatever mode; newest first.
+    """Measurements of the newest jobs with this device, base, quantization and method, in any mode; newest first.
 
-    Only of those that are done: on a CPU a whole run takes up to a quarter more in its steps than the probe did.
+    Only finished jobs count: on a CPU, the steps of a complete run take up to a quarter longer than the probe's.
     """
     rows = session.scalars(
         select(MeasurementRow)
@@ -104,7 +104,7 @@ def of_job(session: Session, job_id: str) -> Sequence[MeasurementRow]:
 
 
 def count_memory_kills(session: Session, job_id: str) -> int:
-    """How many of a job's attempts the kernel has ended for memory."""
+    """The number of a job's attempts that the kernel killed for memory."""
     kills = select(func.count()).where(Attempt.job_id == job_id, Attempt.reason == Reason.KILLED_FOR_MEMORY)
     return session.scalar(kills) or 0
 

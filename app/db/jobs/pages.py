@@ -1,4 +1,4 @@
-"""Pages of jobs, newest first: of one project or of all of them, with the filters that a list offers."""
+"""Pages of jobs, newest first, of one project or of all, with filters. Never commits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Query = TypeVar("Query", bound=Select[*tuple[Any, ...]])
 
 @dataclass(frozen=True)
 class JobFilter:
-    """What a listed job must match; None and empty collections match every job."""
+    """The conditions of a list of jobs; None and empty collections match every job."""
 
     project_id: str | None = None
     states: Collection[str] = ()
@@ -34,49 +34,49 @@ class JobFilter:
 
 
 def get(session: Session, project_id: str | None, job_id: str) -> Job | None:
-    """A job as the end of a page. It need not match the filter any more: its state may have changed meanwhile."""
+    """The job at the end of a page; it need not match the filter, as its state may have changed since."""
     query = select(Job).where(Job.id == job_id)
     return session.scalar(query if project_id is None else query.where(Job.project_id == project_id))
 
 
-def page(session: Session, wanted: JobFilter, limit: int, after: Job | None = None) -> list[Job]:
-    """At most `limit` jobs; `after` is the last job of the page before."""
-    _plan_for(session, wanted)
-    return list(session.scalars(_page(select(Job), wanted, limit, after)))
+def page(session: Session, job_filter: JobFilter, limit: int, after: Job | None = None) -> list[Job]:
+    """A page of jobs; `after` is the last job of the previous page."""
+    _plan_for(session, job_filter)
+    return list(session.scalars(_page(select(Job), job_filter, limit, after)))
 
 
 def page_versions(
-    session: Session, wanted: JobFilter, limit: int, after: Job | None = None
+    session: Session, job_filter: JobFilter, limit: int, after: Job | None = None
 ) -> list[tuple[str, int, str]]:
-    """(id, version, state) of what `page` finds: whether a page has changed, for a tenth of its price."""
-    _plan_for(session, wanted)
-    rows = session.execute(_page(select(Job.id, Job.version, Job.state), wanted, limit, after))
+    """(id, version, state) of the jobs of a page, which detect a change of it at a tenth of its cost."""
+    _plan_for(session, job_filter)
+    rows = session.execute(_page(select(Job.id, Job.version, Job.state), job_filter, limit, after))
     return [(row.id, row.version, row.state) for row in rows]
 
 
-def _page(query: Query, wanted: JobFilter, limit: int, after: Job | None) -> Query:
+def _page(query: Query, job_filter: JobFilter, limit: int, after: Job | None) -> Query:
     query = query.order_by(Job.seq.desc()).limit(limit)
     if after is not None:
         query = query.where(Job.seq < after.seq)
-    if wanted.project_id is not None:
-        query = query.where(Job.project_id == wanted.project_id)
-    if wanted.states:
-        query = query.where(Job.state.in_(wanted.states))
-    if wanted.created_from is not None:
-        query = query.where(Job.created_at >= wanted.created_from)
-    if wanted.created_until is not None:
-        query = query.where(Job.created_at < wanted.created_until)
-    if wanted.metadata:
-        query = query.where(Job.user_metadata.contains(dict(wanted.metadata)))
-    if wanted.without_metadata:
+    if job_filter.project_id is not None:
+        query = query.where(Job.project_id == job_filter.project_id)
+    if job_filter.states:
+        query = query.where(Job.state.in_(job_filter.states))
+    if job_filter.created_from is not None:
+        query = query.where(Job.created_at >= job_filter.created_from)
+    if job_filter.created_until is not None:
+        query = query.where(Job.created_at < job_filter.created_until)
+    if job_filter.metadata:
+        query = query.where(Job.user_metadata.contains(dict(job_filter.metadata)))
+    if job_filter.without_metadata:
         query = query.where(or_(Job.user_metadata.is_(None), Job.user_metadata == {}))
     return query
 
 
-def _plan_for(session: Session, wanted: JobFilter) -> None:
-    """Plan a filtered page by its values: a rare one is found by its index, a common one from the newest job backwards.
+def _plan_for(session: Session, job_filter: JobFilter) -> None:
+    """Let PostgreSQL plan a filtered page by its values: an index for rare ones, a scan by `seq` for common ones.
 
-    PostgreSQL stops to look at the values once a prepared statement has run five times (1 ms instead of 17).
+    Otherwise it uses a generic plan once a prepared statement has run five times (17 ms instead of 1).
     """
-    if wanted.is_selective:
+    if job_filter.is_selective:
         session.execute(select(func.set_config("plan_cache_mode", "force_custom_plan", True)))

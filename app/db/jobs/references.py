@@ -1,6 +1,6 @@
-"""What a request for a job names, read in one statement that is put together once.
+"""The rows that a job request refers to, read in one statement, which is compiled once.
 
-Putting together and sending one for each name took three times the CPU, and a fifth of all that a create costs.
+A statement for each row took three times the CPU, a fifth of the cost of creating a job.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LOAD_REFERENCES = (
 
 @dataclass(frozen=True)
 class JobReferences:
-    """None for what is not there, or not for this project."""
+    """The rows a request refers to; None for one that does not exist or that the project may not use."""
 
     project: Project
     base: BaseModelRow | None

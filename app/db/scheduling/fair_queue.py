@@ -1,10 +1,11 @@
-"""The order of the queue in SQL: what projects have used, and the one job that a worker would take now.
+"""The order of the queue in SQL: the usage of projects, and the job that a worker claims next.
 
 app.domain.scheduling.fair_share defines the numbers. Times are clock_timestamp() of the server, read once a statement.
 """
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal
 
 from sqlalchemy import ScalarSelect, func, select, text
@@ -16,18 +17,19 @@ from app.domain.scheduling.worker_capacity import Offer
 
 Kind = Literal["validate", "train"]
 LOCKS: dict[Kind, int] = {"validate": 0x636C61696D01, "train": 0x636C61696D02}  # "claim"
-IDLE_TIMEOUT = "10s"  # a worker that freezes between its claim and its COMMIT must not keep others from theirs
-CANDIDATES_PER_PROJECT = 3  # of each project, in case its first ones are being cancelled or paused at this moment
+IDLE_TIMEOUT = "10s"  # a worker that freezes between its claim and its COMMIT must not block the claims of others
+CANDIDATES_PER_PROJECT = 3  # more than one, as the first ones may be locked by a concurrent cancel or pause
 
-# Of the job `job` in its attempt `attempt`: what is left of its plan, by its own word or by the plan's.
+# The remaining seconds of the attempt `attempt` of the job `job`: by the trainer's estimate, else by the plan.
 SECONDS_LEFT = f"""
 greatest(0, coalesce(
-  CASE WHEN job.phase = 'training'  -- before, it is the word of an earlier attempt
+  CASE WHEN job.phase = 'training'  -- in earlier phases, `progress` is that of an earlier attempt
     THEN (job.progress->>'estimated_finish')::float8 - extract(epoch FROM moment.now)::float8 END,
   coalesce(job.planned_seconds, {UNPLANNED_SECONDS}) - extract(epoch FROM moment.now - attempt.started_at)::float8
 ))"""
-# Attempts that are not counted yet: those that run, and those that ended since the last count.
-PROJECT_USAGE = f"""
+# CTEs that end in `project_share`: one row per project with its decayed usage. `active` are the attempts that
+# `project_usage` does not include yet: running ones, and those that ended after the last `count_usage`.
+PROJECT_SHARE = f"""
 moment AS MATERIALIZED (SELECT clock_timestamp() AS now),
 active AS (
   SELECT attempt.project_id, attempt.gpus, attempt.ended_at IS NULL AS is_open,
@@ -43,7 +45,7 @@ activity AS MATERIALIZED (
     sum(gpus * :half_life / ln(2::float8) * (power(0.5::float8, ended) - power(0.5::float8, began))) AS used
   FROM active GROUP BY project_id
 ),
-standing AS MATERIALIZED (
+project_share AS MATERIALIZED (
   SELECT project.id AS project_id, project.share_weight AS weight, project.max_running_jobs AS max_running,
     coalesce(activity.running, 0) AS running, coalesce(activity.held, 0) AS held, usage.validation_turn_at,
     coalesce(activity.used, 0) + coalesce(usage.gpu_seconds * power(0.5::float8, least({MOST_HALF_LIVES},
@@ -52,39 +54,59 @@ standing AS MATERIALIZED (
   LEFT JOIN project_usage AS usage ON usage.project_id = project.id
   LEFT JOIN activity ON activity.project_id = project.id
 )"""
-TURN: dict[Kind, str] = {
-    "train": "head.is_urgent DESC, (head.used + head.held) / head.weight, head.number, head.seq",
-    "validate": "head.is_urgent DESC, head.number, head.validation_turn_at NULLS FIRST, head.seq",
-}
-MAY_RUN: dict[Kind, str] = {
-    "train": "standing.running < coalesce(standing.max_running, standing.running + 1)",
-    "validate": "true",
-}
-WAITS = """waiting.state = '{state}' AND waiting.lease_owner IS NULL AND waiting.desired = 'run'
-      AND waiting.run_after <= moment.now"""
-FITS = """
+READ_PROJECT_SHARES = f"""
+WITH {PROJECT_SHARE}
+SELECT project_id, used, held, weight, running, max_running FROM project_share
+"""
+# The first jobs of each project, then among them the job whose project has the lowest share. PostgreSQL evaluates the
+# last WHERE again on the newest version of the row when it has locked it.
+SELECT_TRAINING_JOB = f"""
+WITH {PROJECT_SHARE},
+candidate AS (
+  SELECT job.*, project_share.*
+  FROM moment, project_share CROSS JOIN LATERAL (
+    SELECT waiting.id, waiting.is_urgent, waiting.seq,
+      row_number() OVER (ORDER BY waiting.is_urgent DESC, waiting.priority DESC, waiting.seq) AS rank
+    FROM jobs AS waiting
+    WHERE waiting.project_id = project_share.project_id
+      AND waiting.state = 'queued' AND waiting.lease_owner IS NULL AND waiting.desired = 'run'
+      AND waiting.run_after <= moment.now
       AND (CAST(:models AS text[]) IS NULL OR waiting.base_model = ANY(CAST(:models AS text[])))
       AND (CAST(:labels AS jsonb) IS NULL OR waiting.worker_labels <@ CAST(:labels AS jsonb))
-      AND coalesce(waiting.{needed}, 0) <= :usable_bytes"""
-# The few first of each project, then the one whose project's turn it is. The last WHERE is looked at again on the
-# row's newest version when it is locked.
-NEXT = """
-WITH {standing},
-head AS (
-  SELECT job.*, standing.*
-  FROM moment, standing CROSS JOIN LATERAL (
-    SELECT waiting.id, waiting.is_urgent, waiting.seq,
-      row_number() OVER (ORDER BY waiting.is_urgent DESC, waiting.priority DESC, waiting.seq) AS number
-    FROM jobs AS waiting
-    WHERE waiting.project_id = standing.project_id AND {waits}{fits}
-    ORDER BY waiting.is_urgent DESC, waiting.priority DESC, waiting.seq LIMIT {heads}
+      AND (CAST(:usable_bytes AS bigint) IS NULL OR CAST(:usable_bytes AS bigint) >= coalesce(
+        CASE CAST(:device_kind AS text) WHEN 'cuda' THEN waiting.needed_cuda_bytes
+        ELSE waiting.needed_cpu_bytes END, 0))
+    ORDER BY waiting.is_urgent DESC, waiting.priority DESC, waiting.seq LIMIT {CANDIDATES_PER_PROJECT}
   ) AS job
-  WHERE {may_run}
+  WHERE project_share.max_running IS NULL OR project_share.running < project_share.max_running
 )
 SELECT waiting.id
-FROM head JOIN jobs AS waiting ON waiting.id = head.id
-WHERE waiting.state = '{state}' AND waiting.lease_owner IS NULL AND waiting.desired = 'run'
-ORDER BY {turn} LIMIT 1 FOR UPDATE OF waiting SKIP LOCKED
+FROM candidate JOIN jobs AS waiting ON waiting.id = candidate.id
+WHERE waiting.state = 'queued' AND waiting.lease_owner IS NULL AND waiting.desired = 'run'
+ORDER BY candidate.is_urgent DESC, (candidate.used + candidate.held) / candidate.weight, candidate.rank, candidate.seq
+LIMIT 1 FOR UPDATE OF waiting SKIP LOCKED
+"""
+# Validations take seconds, so projects take turns: the one whose last validation began first comes next.
+SELECT_JOB_TO_VALIDATE = f"""
+WITH moment AS MATERIALIZED (SELECT clock_timestamp() AS now),
+candidate AS (
+  SELECT job.*, usage.validation_turn_at
+  FROM moment, projects AS project LEFT JOIN project_usage AS usage ON usage.project_id = project.id
+  CROSS JOIN LATERAL (
+    SELECT waiting.id, waiting.is_urgent, waiting.seq,
+      row_number() OVER (ORDER BY waiting.is_urgent DESC, waiting.priority DESC, waiting.seq) AS rank
+    FROM jobs AS waiting
+    WHERE waiting.project_id = project.id
+      AND waiting.state = 'validating_files' AND waiting.lease_owner IS NULL AND waiting.desired = 'run'
+      AND waiting.run_after <= moment.now
+    ORDER BY waiting.is_urgent DESC, waiting.priority DESC, waiting.seq LIMIT {CANDIDATES_PER_PROJECT}
+  ) AS job
+)
+SELECT waiting.id
+FROM candidate JOIN jobs AS waiting ON waiting.id = candidate.id
+WHERE waiting.state = 'validating_files' AND waiting.lease_owner IS NULL AND waiting.desired = 'run'
+ORDER BY candidate.is_urgent DESC, candidate.rank, candidate.validation_turn_at NULLS FIRST, candidate.seq
+LIMIT 1 FOR UPDATE OF waiting SKIP LOCKED
 """
 COUNT_USAGE = f"""
 WITH moment AS MATERIALIZED (SELECT clock_timestamp() AS now),
@@ -107,13 +129,13 @@ RECORD_VALIDATION_TURN = """
 INSERT INTO project_usage (project_id, validation_turn_at) VALUES (:project_id, clock_timestamp())
 ON CONFLICT (project_id) DO UPDATE SET validation_turn_at = excluded.validation_turn_at
 """
-STATES: dict[Kind, str] = {"validate": "validating_files", "train": "queued"}
 
 
 def lock_claims(session: Session, kind: Kind) -> None:
-    """Claims of a kind come one after the other, each seeing what the one before took: so no limit is ever exceeded.
+    """Serialize the claims of a kind until the transaction ends, so that a claim sees all earlier ones.
 
-    A claim takes milliseconds. The lock goes with the transaction, and that with a worker that falls silent.
+    Without it, two concurrent claims could exceed a project's limit together. A claim takes milliseconds, and
+    PostgreSQL ends the transaction of a worker that stops responding.
     """
     session.execute(
         select(
@@ -123,44 +145,41 @@ def lock_claims(session: Session, kind: Kind) -> None:
     )
 
 
-def select_next_job(kind: Kind, offer: Offer | None, half_life: float = HALF_LIFE_SECONDS) -> ScalarSelect[Any]:
-    """The id of the job whose turn it is on a worker with this offer, its row locked; a subquery for the claim."""
-    values: dict[str, Any] = {"half_life": half_life}
-    fits = ""
+def select_job_to_validate() -> ScalarSelect[Any]:
+    """Subquery for the claim: the id of the next job to validate, its row locked."""
+    return text(SELECT_JOB_TO_VALIDATE).columns(Job.id).scalar_subquery()
+
+
+def select_training_job(offer: Offer | None, half_life: float = HALF_LIFE_SECONDS) -> ScalarSelect[Any]:
+    """Subquery for the claim: the id of the next job that fits a worker of this capacity, its row locked.
+
+    Without `offer` every job fits.
+    """
+    values: dict[str, Any] = {
+        "half_life": half_life,
+        "models": None,
+        "labels": None,
+        "usable_bytes": None,
+        "device_kind": None,
+    }
     if offer is not None:
-        fits = FITS.format(needed=f"needed_{offer.kind}_bytes")
         values["models"] = None if offer.models is None else sorted(offer.models)
-        values["labels"] = None if offer.labels is None else _json_list(offer.labels)
-        values["usable_bytes"] = offer.usable_bytes
-    state = STATES[kind]
-    query = NEXT.format(
-        standing=PROJECT_USAGE,
-        state=state,
-        waits=WAITS.format(state=state),
-        fits=fits,
-        heads=CANDIDATES_PER_PROJECT,
-        may_run=MAY_RUN[kind],
-        turn=TURN[kind],
-    )
-    return text(query).bindparams(**values).columns(Job.id).scalar_subquery()
+        values["labels"] = None if offer.labels is None else json.dumps(sorted(offer.labels))
+        values["usable_bytes"], values["device_kind"] = offer.usable_bytes, offer.kind
+    return text(SELECT_TRAINING_JOB).bindparams(**values).columns(Job.id).scalar_subquery()
 
 
 def project_shares(session: Session, half_life: float = HALF_LIFE_SECONDS) -> list[Standing]:
-    """How every project stands at this moment."""
-    query = f"WITH {PROJECT_USAGE} SELECT project_id, used, held, weight, running, max_running FROM standing"
-    rows = session.execute(text(query), {"half_life": half_life})
+    """The usage and share of every project at this moment."""
+    rows = session.execute(text(READ_PROJECT_SHARES), {"half_life": half_life})
     return [Standing(row.project_id, row.used, row.held, row.weight, row.running, row.max_running) for row in rows]
 
 
 def count_usage(session: Session, half_life: float = HALF_LIFE_SECONDS) -> None:
-    """Add attempts that have ended to their projects' usage. What is not added yet counts all the same."""
+    """Add ended attempts to `project_usage`. It changes no share, as PROJECT_SHARE includes uncounted attempts."""
     session.execute(text(COUNT_USAGE), {"half_life": half_life})
 
 
 def record_validation_turn(session: Session, project_id: str) -> None:
-    """A validation of this project begins; it is the others' turn now."""
+    """Record that a validation of this project begins, so that other projects come next."""
     session.execute(text(RECORD_VALIDATION_TURN), {"project_id": project_id})
-
-
-def _json_list(names: frozenset[str]) -> str:
-    return "[" + ", ".join(f'"{name}"' for name in sorted(names)) + "]"
