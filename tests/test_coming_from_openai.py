@@ -87,7 +87,7 @@ def test_every_block_runs_in_order(here: Path, sessions: Sessions, tmp_path: Pat
     world["client"].close()
     assert NAME in said.getvalue()
     assert "lora.r 8 4" in said.getvalue()
-    assert "trainingType 'Standard' was ignored" in said.getvalue()
+    assert 'trainingType "Standard" was ignored' in said.getvalue()
     assert "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy" in said.getvalue()
     assert (here / "my-adapter" / "adapter_model.safetensors").exists()
     assert list(here.glob("step-*-adapter_model.safetensors"))

@@ -21,6 +21,7 @@ from app.db.access import audit
 from app.db.fast_reads import keys as key_reads
 from app.db.fast_reads.keys import KeyRow
 from app.domain.access import audit_actions, scopes
+from app.domain.error_text.json_text import shown
 from app.errors import InvalidApiKey, MissingScope, RateLimited
 from app.services.access.rate_limit import RateLimitStatus
 
@@ -113,7 +114,7 @@ def invalid_key_error() -> InvalidApiKey:
 def _check_scope(key_scopes: Sequence[str], scope: str | None, call: str) -> None:
     if not scopes.allow(key_scopes, scope):
         raise MissingScope(
-            f"Permission denied: {call} requires the scope {scope!r}; this API key has {', '.join(key_scopes)}. "
+            f"Permission denied: {call} requires the scope {shown(scope)}; this API key has {', '.join(key_scopes)}. "
             "An admin can give it another scope."
         )
 

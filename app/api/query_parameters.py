@@ -18,6 +18,7 @@ from fastapi.dependencies.utils import request_params_to_args
 from fastapi.routing import APIRoute
 
 from app.api.error_handlers import as_problems
+from app.domain.error_text.json_text import shown
 from app.errors import BadRequest, UnknownParameter, combine_errors
 
 ACCEPTED_EVERYWHERE = "api-version"  # Azure's clients send it with every request
@@ -94,7 +95,7 @@ def _unknown(names: Sequence[str], query: AllowedQuery, call: str) -> list[BadRe
 
 def _with_suggestion(name: str, query: AllowedQuery) -> str:
     similar = get_close_matches(name, query.documented, n=1)
-    return f"{name!r} (did you mean {similar[0]!r}?)" if similar else repr(name)
+    return f"{shown(name)} (did you mean {shown(similar[0])}?)" if similar else shown(name)
 
 
 def _repeated(name: str) -> BadRequest:

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from app.domain.access.outbound_networks import Network, is_allowed, parse_address
+from app.domain.error_text.json_text import shown
 from app.domain.jobs.states import JobState
 from app.errors import BadRequest
 
@@ -34,6 +35,7 @@ SECRET_BYTES = 32
 SECRET_PREFIX = "whsec_"
 MAX_URL = 2_048
 MAX_PORT = 65_535
+MAX_NAME, MAX_LABEL = 253, 63  # characters of a host name and between its dots
 BRACKETS = "has brackets, which a host has only around an IPv6 address, as in https://[2606:4700::1111]/"
 PLAIN = "is not an address that begins with https://; the operator can allow http:// (TUNERY_WEBHOOK_ALLOW_HTTP=true)"
 
@@ -90,7 +92,7 @@ def check_event_types(types: Sequence[str], param: str = "event_types") -> list[
     """Each once, in the order they were given. Raises BadRequest that names `param`."""
     unknown = [name for name in types if name not in EVENT_TYPES]
     if unknown or not types:
-        seen = f"{unknown[0][:60]!r} is no event here" if unknown else "the list is empty"
+        seen = f"{shown(unknown[0])} is no event here" if unknown else "the list is empty"
         raise BadRequest(f"{param}: {seen}; there are {', '.join(EVENT_TYPES)}", param)
     return list(dict.fromkeys(types))
 
@@ -118,17 +120,27 @@ def _url_problem(url: str, allow_http: bool, networks: Sequence[Network]) -> str
         return "a user name or password in it is refused: it would be in logs; the signature says who sends"
     schemes = ("https", "http") if allow_http else ("https",)
     if parts.scheme not in ("https", "http"):
-        return f"{url[:100]!r} is not an address that begins with {' or '.join(f'{one}://' for one in schemes)}"
+        return f"{shown(url, 100)} is not an address that begins with {' or '.join(f'{one}://' for one in schemes)}"
     host = parts.hostname
     if not host:
-        return f"{url[:100]!r} has no host; it begins like {parts.scheme}://hooks.example.com/"
+        return f"{shown(url, 100)} has no host; it begins like {parts.scheme}://hooks.example.com/"
+    if problem := _name_problem(host):
+        return f"{shown(url, 100)} {problem}"
     if parts.fragment:
         return "a fragment (#...) is never sent; leave it out"
     if problem := _authority_problem(parts):
-        return f"{url[:100]!r} {problem}"
-    problems = [] if parts.scheme in schemes else [f"{url[:100]!r} {PLAIN}"]
+        return f"{shown(url, 100)} {problem}"
+    problems = [] if parts.scheme in schemes else [f"{shown(url, 100)} {PLAIN}"]
     problems += [] if _may_be_public(parts, networks) else [_private(host)]
     return "; ".join(problems) or None
+
+
+def _name_problem(host: str) -> str | None:
+    """What is wrong with the lengths in a host name (RFC 1035, 2.3.4); no resolver would look it up."""
+    name = host.removesuffix(".")
+    if len(name) <= MAX_NAME and all(0 < len(label) <= MAX_LABEL for label in name.split(".")):
+        return None
+    return f"has a host that is no name: at most {MAX_NAME} characters, with 1 to {MAX_LABEL} between dots"
 
 
 def _authority_problem(parts: SplitResult) -> str | None:
@@ -138,7 +150,7 @@ def _authority_problem(parts: SplitResult) -> str | None:
         return BRACKETS
     port = after.partition(":")[2]
     if port and not (port.isdecimal() and 1 <= int(port) <= MAX_PORT):
-        return f"has the port {port[:20]!r}; a port is a number from 1 to {MAX_PORT}, or is left out"
+        return f"has the port {shown(port, 20)}; a port is a number from 1 to {MAX_PORT}, or is left out"
     return None
 
 
@@ -154,4 +166,6 @@ def _may_be_public(parts: SplitResult, networks: Sequence[Network]) -> bool:
 
 
 def _private(host: str) -> str:
-    return f"{host!r} is not a public address; the operator can allow private ones (TUNERY_WEBHOOK_ALLOWED_NETWORKS)"
+    return (
+        f"{shown(host)} is not a public address; the operator can allow private ones (TUNERY_WEBHOOK_ALLOWED_NETWORKS)"
+    )

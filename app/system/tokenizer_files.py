@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tokenizers import Tokenizer, processors
 
 from app.domain.datasets.render import Renderer
 
+CACHED_TOKENIZERS = 4  # of the base models that a process read last; one of 3.5 MB takes 29 MB of memory
 GENERATION_CONFIGS = ("generation_config.json", "config.json")  # as transformers reads them: the first that is there
 
 
@@ -19,13 +21,22 @@ def load_renderer(directory: Path, now: datetime | None = None) -> Renderer:
     """Read a base model's tokenizer and chat template; `now` is what the template prints as the current time."""
     config = _read_json(directory / "tokenizer_config.json")
     specials = {key: _token_text(value) for key, value in config.items() if key.endswith("_token") and value}
-    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    file = directory / "tokenizer.json"
+    status = file.stat()
+    tokenizer, opening = _load_tokenizer(file, status.st_mtime_ns, status.st_size)
+    template, stops = _read_template(directory, config), _read_stops(directory, tokenizer)
+    return Renderer(tokenizer, template, specials, stops, opening, now)
+
+
+@lru_cache(maxsize=CACHED_TOKENIZERS)
+def _load_tokenizer(file: Path, _mtime_ns: int, _size_bytes: int) -> tuple[Tokenizer, list[int]]:
+    """The tokenizer and its `opening`. Cached, as no other thread runs while a file is read: 0.13 s for 3.5 MB."""
+    tokenizer = Tokenizer.from_file(str(file))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     opening = _opening(tokenizer)
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)  # adds nothing; others shift the offsets
-    template, stops = _read_template(directory, config), _read_stops(directory, tokenizer)
-    return Renderer(tokenizer, template, specials, stops, opening, now)
+    return tokenizer, opening
 
 
 def _read_template(directory: Path, config: Mapping[str, Any]) -> str | None:

@@ -28,7 +28,7 @@ BAD_REQUESTS = (
         "idempotency_key_reused", 400,
         "The `Idempotency-Key` was sent within the last 24 hours with another body, or to another path.",
         "A key belongs to one request: a new request takes a new key.",
-        "Idempotency-Key: '…' was used within the last 24 hours for …; send the same request again, or a new "
+        'Idempotency-Key: "…" was used within the last 24 hours for …; send the same request again, or a new '
         "request with a new key",
     ),
     ErrorCode(
@@ -53,13 +53,13 @@ BAD_REQUESTS = (
         "invalid_multipart", 400,
         "The upload is not multipart/form-data, or was cut off.",
         "Send a form, as `curl -F` and the official client do; send it again if it was cut off.",
-        "Send the file as multipart/form-data with a boundary (curl -F does), not as 'application/json'.",
+        'Send the file as multipart/form-data with a boundary (curl -F does), not as "application/json".',
     ),
     ErrorCode(
         "invalid_project_state", 400,
         "The project is archived, or it can't be archived while jobs of its are unfinished.",
         "Keys are for projects that are not archived. To archive one with its jobs, send `cancel_jobs: true`.",
-        "Project '…' is archived: its keys open nothing.",
+        'Project "…" is archived: its keys open nothing.',
     ),
     ErrorCode(
         "invalid_training_file", 400,
@@ -109,7 +109,7 @@ BAD_REQUESTS = (
         "model_unavailable", 400,
         "An export needs the base model of the job, which was removed or has other files by now.",
         "Ask the operator to register it as it was. As `job.error` see below.",
-        "The files registered as '…' are not those that the adapter was trained on.",
+        'The files registered as "…" are not those that the adapter was trained on.',
     ),
     ErrorCode(
         "unknown_parameter", 400,

@@ -21,14 +21,14 @@ ERROR_CODES = (
         "insufficient_permissions", 403,
         "The key is good, but lacks the scope that this call takes.",
         "The message names the scope; an admin can give it to the key, or make another one.",
-        "Permission denied: POST /v1/fine_tuning/jobs requires the scope '…'; this API key has …. An admin can give it "
+        'Permission denied: POST /v1/fine_tuning/jobs requires the scope "…"; this API key has …. An admin can give it '
         "another scope.",
     ),
     ErrorCode(
         "permission_denied", 403,
         "The key is good, but this takes another: base models belong to the operator, sharing takes an admin key.",
         "Ask the operator.",
-        "'tiny' is a base model: the operator removes it (`tunery models remove tiny`).",
+        '"tiny" is a base model: the operator removes it (`tunery models remove tiny`).',
     ),
     ErrorCode(
         "adapter_deleted", 404,
@@ -46,7 +46,7 @@ ERROR_CODES = (
         "model_not_found", 404,
         "No base model and no `ft:` model of the project has this name.",
         "GET /v1/models lists them. OpenAI's names do not exist here, until an operator offers one under such a name.",
-        "The model 'gpt-4o' does not exist. Models on offer: ….",
+        'The model "gpt-4o" does not exist. Models on offer: ….',
     ),
     ErrorCode(
         "not_found", 404,
@@ -79,7 +79,7 @@ ERROR_CODES = (
         "idempotency_key_in_use", 409,
         "The first request with this `Idempotency-Key` is still at work.",
         "Send it again after `Retry-After`; then it is answered as the first one was. The official client does.",
-        "Idempotency-Key: the first request with '…' has not ended yet; send it again in a second",
+        'Idempotency-Key: the first request with "…" has not ended yet; send it again in a second',
     ),
     ErrorCode(
         "file_too_large", 413,
@@ -119,7 +119,7 @@ ERROR_CODES = (
         "insufficient_quota", 429,
         "A limit of the project is reached; `param` names it: stored bytes, waiting jobs, GPU-seconds of the month.",
         "`GET /v1/project` has the limits and what is used. Delete files, wait for jobs, or ask an admin for more.",
-        "Project '…' may have … waiting jobs and has …. Try again when one of them runs, cancel one, or ask "
+        'Project "…" may have … waiting jobs and has …. Try again when one of them runs, cancel one, or ask '
         "an admin for a higher max_queued_jobs.",
         is_final=True,
     ),

@@ -54,8 +54,9 @@ def resolve(host: str, port: int) -> list[str]:
     """Every address of a host name. Raises OSError."""
     try:
         entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise OSError(f"the host {host} was not found ({error.strerror or error})") from error
+    except (OSError, UnicodeError) as error:  # UnicodeError: a label without letters, or with more than 63
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"the host {host} was not found ({reason})") from error
     return list(dict.fromkeys(str(entry[4][0]) for entry in entries))
 
 

@@ -12,6 +12,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from app.api.transport.upload_io import IoPools, rebatch
+from app.domain.error_text.json_text import shown
 from app.errors import BadRequest, UnknownParameter
 
 MAX_FIELD_BYTES = 64 << 10
@@ -107,7 +108,9 @@ class _FormReader:
             self._begin_file(options.get(b"filename"))
         elif self._part_name not in self._allowed_fields:
             allowed = ", ".join([self._file_field, *sorted(self._allowed_fields)])
-            raise UnknownParameter(f"unknown form field {self._part_name!r}; known here: {allowed}", self._part_name)
+            raise UnknownParameter(
+                f"unknown form field {shown(self._part_name)}; known here: {allowed}", self._part_name
+            )
         elif self._part_name in self.form.fields or len(self.form.fields) >= MAX_FIELDS:
             raise BadRequest(f"{self._part_name}: the form has this field twice; give it once", self._part_name)
 
@@ -142,7 +145,7 @@ def _boundary(content_type: str) -> bytes:
     boundary: bytes = options.get(b"boundary", b"")
     if kind != b"multipart/form-data" or not 1 <= len(boundary) <= MAX_BOUNDARY_BYTES:
         raise BadRequest(
-            f"Send the file as multipart/form-data with a boundary (curl -F does), not as {content_type[:100]!r}.",
+            f"Send the file as multipart/form-data with a boundary (curl -F does), not as {shown(content_type, 100)}.",
             code="invalid_multipart",
         )
     return boundary

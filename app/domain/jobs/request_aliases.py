@@ -77,7 +77,8 @@ def _hyperparameter_objects(body: Mapping[str, Any], knobs: Knobs) -> Iterator[t
         if key not in OPENAIS_METHODS:
             knobs.problems.append(_unknown(f"method.{key}", ("type", kind)))
         elif method[key] is not None:
-            text = f"method.{key} belongs to the type {key!r}, but method.type is {kind!r}; give only method.{kind}"
+            owner, asked = shown(key), shown(kind)
+            text = f"method.{key} belongs to the type {owner}, but method.type is {asked}; give only method.{kind}"
             knobs.problems.append(UnknownParameter(text, f"method.{key}"))
     chosen = method.get(kind) or {}
     for key in chosen.keys() - {"hyperparameters"}:
@@ -90,7 +91,7 @@ def _refuse_knobs_of_other_methods(knobs: Knobs, method: Method | None) -> None:
     for name, owner in OF_METHOD.items():
         knob = knobs.values.get(name)
         if knob is not None and knob.value is not None and method not in (owner, None):
-            text = f"belongs to the method {owner!r}, but this job's method is {method!r}; leave it out"
+            text = f"belongs to the method {shown(owner)}, but this job's method is {shown(method)}; leave it out"
             knobs.refuse(name, text, "unsupported_value")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from app.domain.error_text.json_text import shown
 from app.domain.planning.duration import DEFAULT_CORE_FLOPS
 from app.domain.planning.estimate import HEADROOM, Device
 from app.domain.planning.memory import DeviceKind
@@ -68,11 +69,11 @@ def what_lacks(offers: Sequence[Offer], need: Need) -> str | None:
         return None
     with_model = [offer for offer in offers if has_model(offer, need)]
     if not with_model:
-        return f"No living worker has the model {need.base_model!r} with the files that were registered."
+        return f"No living worker has the model {shown(need.base_model)} with the files that were registered."
     labelled = [offer for offer in with_model if has_labels(offer, need)]
     if not labelled:
         asked = ", ".join(sorted(need.labels))
-        return f"No living worker that has the model {need.base_model!r} has the labels {asked}."
+        return f"No living worker that has the model {shown(need.base_model)} has the labels {asked}."
     largest = max(labelled, key=lambda offer: offer.usable_bytes - need.bytes_on(offer.kind))
     needed, there = need.bytes_on(largest.kind) / 1e9, largest.memory_bytes / 1e9
     return (

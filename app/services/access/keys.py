@@ -26,7 +26,7 @@ def create(
     """Raises BadRequest."""
     if project.archived_at is not None:
         raise BadRequest(
-            f"Project {project.name!r} is archived: its keys open nothing.", "project_id", "invalid_project_state"
+            f"Project {shown(project.name)} is archived: its keys open nothing.", "project_id", "invalid_project_state"
         )
     _check_expiry(expires_in_seconds)
     return keys.issue(

@@ -23,7 +23,7 @@ def find_model(session: Session, project_id: str, is_admin: bool, name: str) -> 
     found = models.get_tuned_of_any_project(session, name) if is_admin else models.get_tuned(session, project_id, name)
     if found is None:
         raise NotFound(
-            f"The checkpoint {name!r} does not exist; GET /v1/models lists the `ft:` models that do.",
+            f"The checkpoint {shown(name)} does not exist; GET /v1/models lists the `ft:` models that do.",
             "fine_tuned_model_checkpoint",
             "model_not_found",
         )
@@ -42,7 +42,7 @@ def grant(session: Session, model: TunedModel, project_ids: Sequence[str]) -> li
     if unknown:
         raise NotFound(f"No such project: {', '.join(dict.fromkeys(map(unquoted, unknown)))}", "project_ids")
     if model.project_id in project_ids:
-        text = f"project_ids: {model.project_id} owns {model.id!r} and needs no permission; leave it out"
+        text = f"project_ids: {model.project_id} owns {shown(model.id)} and needs no permission; leave it out"
         raise BadRequest(text, "project_ids")
     return permissions.grant(session, model, project_ids)
 

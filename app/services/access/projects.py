@@ -47,9 +47,9 @@ def archive(session: Session, project_id: str, own_project_id: str | None, cance
     unfinished = jobs.unfinished_ids(session, project.id)
     if unfinished and not cancel_jobs:
         raise BadRequest(
-            f"Project {project.name!r} has {len(unfinished)} unfinished jobs ({_list_ids(unfinished)}), and no key can "
-            'reach them in an archived project. Cancel them first, or send {"cancel_jobs": true} (on the command line '
-            "`tunery projects archive --cancel-jobs`).",
+            f"Project {shown(project.name)} has {len(unfinished)} unfinished jobs ({_list_ids(unfinished)}), and no "
+            'key can reach them in an archived project. Cancel them first, or send {"cancel_jobs": true} (on the '
+            "command line `tunery projects archive --cancel-jobs`).",
             "cancel_jobs",
             "invalid_project_state",
         )
@@ -89,7 +89,7 @@ def validate_name(name: str, param: str = "name") -> str:
     name = name.strip()
     if not name or len(name) > MAX_NAME_CHARACTERS or not name.isprintable():
         raise BadRequest(
-            f"{param}: {name[:MAX_NAME_CHARACTERS]!r} is no name: 1 to {MAX_NAME_CHARACTERS} printable characters",
+            f"{param}: {shown(name, MAX_NAME_CHARACTERS)} is no name: 1 to {MAX_NAME_CHARACTERS} printable characters",
             param,
         )
     return name
@@ -108,7 +108,7 @@ def _list_ids(job_ids: Sequence[str]) -> str:
 
 def _refuse_archived(project: Project) -> None:
     if project.archived_at is not None:
-        text = f"Project {project.name!r} is archived and does not change until it is unarchived."
+        text = f"Project {shown(project.name)} is archived and does not change until it is unarchived."
         raise BadRequest(text, "id", "invalid_project_state")
 
 
@@ -118,4 +118,4 @@ def _refuse_duplicate_name(name: str) -> Iterator[None]:
     try:
         yield
     except IntegrityError as error:
-        raise BadRequest(f"name: there is a project {name!r} already", "name") from error
+        raise BadRequest(f"name: there is a project {shown(name)} already", "name") from error

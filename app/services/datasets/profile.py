@@ -22,9 +22,10 @@ from sqlalchemy.orm import Session
 from app.db.tables import File
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.datasets.profile import Limits, Survey, histogram, method_of_file, quantiles, survey
+from app.domain.error_text.json_text import shown
 from app.domain.jobs.spec import Method
 from app.errors import BadRequest, Unavailable
-from app.services.datasets.check_process import Check, enter_check_process
+from app.services.datasets.check_process import Check, enter_check_process, takes_long
 from app.services.files import files
 from app.services.files.files import open_content
 from app.services.jobs import requests
@@ -32,7 +33,6 @@ from app.settings import Settings
 from app.storage import Storage
 from app.system.tokenizer_files import load_renderer
 
-READ_HERE_BYTES = 256 << 10
 SAMPLED_ABOVE_BYTES = 24 << 20
 SECONDS = 60.0
 KILL_AFTER_SECONDS = 30.0  # on top: one line, and the report itself
@@ -103,7 +103,7 @@ def ask(session: Session, settings: Settings, project_id: str, file_id: str, wis
 
 def needs_process(question: Question) -> bool:
     """Whether the files are read in a process of their own."""
-    return _total_bytes(question) > READ_HERE_BYTES
+    return takes_long(question.directory, _total_bytes(question))
 
 
 def answer(storage: Storage, question: Question, check: Check) -> Answer:
@@ -194,7 +194,7 @@ def _method(asked: str | None) -> Method | None:
         return None
     known = next((method for method in METHODS if method == asked), None)
     if known is None:
-        text = f"method: {asked[:80]!r} is not offered here; allowed are {' and '.join(map(repr, METHODS))}"
+        text = f"method: {shown(asked)} is not offered here; allowed are {' and '.join(map(shown, METHODS))}"
         raise BadRequest(text, "method", "unsupported_value")
     return known
 

@@ -23,10 +23,9 @@ from app.domain.datasets.report import Report, examine
 from app.domain.jobs.spec import Method
 from app.domain.planning.packing import Lengths
 from app.errors import BadRequest, Unavailable
-from app.services.datasets.check_process import Check, enter_check_process
+from app.services.datasets.check_process import Check, enter_check_process, takes_long
 from app.system.tokenizer_files import load_renderer
 
-COUNTED_HERE_BYTES = 256 << 10
 DEADLINE_SECONDS = 300.0
 REMEMBERED = 16
 
@@ -59,10 +58,10 @@ class Counter:
                 return self._known[key]
         if check is None:
             raise NotCountedError
-        if size_bytes <= COUNTED_HERE_BYTES:
-            report = _count_here(model_directory, file, key[2], key[3], self._max_line_bytes, check)
-        else:
+        if takes_long(model_directory, size_bytes):
             report = _count_in_process(model_directory, file, key[2], key[3], self._max_line_bytes, param, check)
+        else:
+            report = _count_here(model_directory, file, key[2], key[3], self._max_line_bytes, check)
         with self._lock:
             self._known[key] = report
             while len(self._known) > REMEMBERED:

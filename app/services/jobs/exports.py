@@ -123,11 +123,13 @@ def _require_base_model(session: Session, job: Job, checkpoint: Checkpoint) -> B
     """The base model as it was when the adapter was trained."""
     base = models.get_base(session, job.project_id, job.base_model)
     if base is None:
-        text = f"The base model {job.base_model!r} is not registered any more; only its operator can bring it back."
+        text = (
+            f"The base model {shown(job.base_model)} is not registered any more; only its operator can bring it back."
+        )
         raise BadRequest(text, "model", "model_unavailable")
     trained_on = checkpoint.manifest.get("base_model", {}).get("manifest_sha256", base.manifest_sha256)
     if trained_on != base.manifest_sha256:
-        text = f"The files registered as {base.name!r} are not those that the adapter was trained on."
+        text = f"The files registered as {shown(base.name)} are not those that the adapter was trained on."
         raise BadRequest(text, "model", "model_unavailable")
     return base
 

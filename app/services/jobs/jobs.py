@@ -170,7 +170,7 @@ def job_not_found(job_id: str) -> NotFound:
 def require_project(session: Session, project_id: str) -> None:
     """Raises BadRequest for a `project_id` in the query that no project has."""
     if session.get(Project, project_id) is None:
-        raise BadRequest(f"project_id: there is no project {project_id[:80]!r}", "project_id")
+        raise BadRequest(f"project_id: there is no project {shown(project_id)}", "project_id")
 
 
 def unknown_cursor_error(kind: str, after: str) -> BadRequest:

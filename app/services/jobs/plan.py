@@ -24,8 +24,7 @@ from app.domain.planning.requirements import Place
 from app.domain.planning.workload import Work
 from app.domain.scheduling.worker_capacity import Need, offer_of, what_lacks
 from app.errors import BadRequest, InvalidDataset, NotFound, Unavailable, combine_errors
-from app.services.datasets import token_counter
-from app.services.datasets.check_process import Check
+from app.services.datasets.check_process import Check, takes_long
 from app.services.datasets.token_counter import Counter
 from app.services.jobs.jobs import require_urgent_permission
 from app.services.jobs.requests import JobRequest, resolve_request
@@ -109,7 +108,7 @@ def read_inputs(session: Session, project_id: str, request: JobRequest, is_admin
 def needs_subprocess(inputs: PlanInputs) -> bool:
     """Whether one of the files is counted in a process of its own."""
     sizes = [source.size_bytes for source in (inputs.training_file, inputs.validation_file) if source]
-    return max(sizes) > token_counter.COUNTED_HERE_BYTES
+    return takes_long(inputs.directory, max(sizes))
 
 
 def make_plan(

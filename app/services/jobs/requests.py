@@ -97,7 +97,7 @@ def _find_base_and_parent(
     if found is not None:
         return found
     on_offer = ", ".join(row.name for row in models.list_base(session, project_id)) or "none yet"
-    raise NotFound(f"The model {name!r} does not exist. Models on offer: {on_offer}.", "model", "model_not_found")
+    raise NotFound(f"The model {shown(name)} does not exist. Models on offer: {on_offer}.", "model", "model_not_found")
 
 
 def _require_file(file: File | None, file_id: str, param: str) -> File:
@@ -141,7 +141,8 @@ def require_fine_tune_purpose(file: File, validation_file: File | None, param: s
 def _purpose_problems(file: File, param: str) -> list[BadRequest]:
     if file.purpose == "fine-tune":
         return []
-    text = f"invalid {param}: {file.id}. Its purpose is {file.purpose!r}; a {param} needs the purpose 'fine-tune'"
+    purpose = shown(file.purpose)
+    text = f'invalid {param}: {file.id}. Its purpose is {purpose}; a {param} needs the purpose "fine-tune"'
     return [BadRequest(text, param)]
 
 

@@ -162,7 +162,7 @@ class TestCreate:
         (warning,) = client.get(f"/v1/fine_tuning/jobs/{job['id']}").json()["warnings"]
         assert job["warnings"] == [warning]
         assert (warning["code"], warning["file"], warning["first_lines"]) == ("without_effect", None, [])
-        assert warning["message"].startswith("trainingType 'Standard' was ignored")
+        assert warning["message"].startswith('trainingType "Standard" was ignored')
         events = client.get(f"/v1/fine_tuning/jobs/{job['id']}/events").json()["data"]
         assert [event["message"] for event in events if event["level"] == "warn"] == [warning["message"]]
 

@@ -15,7 +15,7 @@ from app.db.jobs import measurements
 from app.db.scheduling import workers
 from app.db.tables import BaseModelRow, Job
 from app.domain.planning.execution_plan import Measurement
-from app.services.datasets import token_counter
+from app.services.datasets import check_process, token_counter
 from tests.app.api.conftest import Upload
 from tests.tiny import make_tiny_pairs
 
@@ -117,13 +117,21 @@ class TestPlan:
         ask = {"model": "tiny", "training_file": training_file, "seed": 1}
         here = client.post(PLAN, json=ask).json()
         client.app.state.app_state.token_counter._known.clear()  # type: ignore[attr-defined]
-        monkeypatch.setattr(token_counter, "COUNTED_HERE_BYTES", 0)
+        monkeypatch.setattr(check_process, "READ_HERE_BYTES", 0)
         assert client.post(PLAN, json=ask).json() == here
+
+    def test_with_a_large_tokenizer_it_is_counted_in_a_child_too(
+        self, client: TestClient, training_file: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(check_process, "TOKENIZER_HERE_BYTES", 0)
+        monkeypatch.setattr(token_counter, "DEADLINE_SECONDS", 0.0)
+        answer = client.post(PLAN, json={"model": "tiny", "training_file": training_file})
+        assert answer.json()["error"]["code"] == "file_too_large_to_plan"
 
     def test_a_file_that_takes_too_long_is_refused(
         self, client: TestClient, training_file: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(token_counter, "COUNTED_HERE_BYTES", 0)
+        monkeypatch.setattr(check_process, "READ_HERE_BYTES", 0)
         monkeypatch.setattr(token_counter, "DEADLINE_SECONDS", 0.0)
         answer = client.post(PLAN, json={"model": "tiny", "training_file": training_file})
         assert answer.status_code == 400
@@ -171,7 +179,7 @@ class TestPlan:
         assert answer.status_code == 200, answer.text
         assert (answer.json()["method"], answer.json()["trained_examples"]) == ("dpo", 12)
         client.app.state.app_state.token_counter._known.clear()  # type: ignore[attr-defined]
-        monkeypatch.setattr(token_counter, "COUNTED_HERE_BYTES", 0)
+        monkeypatch.setattr(check_process, "READ_HERE_BYTES", 0)
         assert client.post(PLAN, json=ask).json() == answer.json()
 
     def test_a_validation_file_takes_its_time_at_each_validation(
@@ -226,7 +234,7 @@ class TestWorkersThatMayNotTakeTheJob:
         assert [each["name"] for each in body["devices"]] == ["NVIDIA H100"]
         body = client.post(PLAN, json=ask | {"worker_labels": ["team=b"]}).json()
         assert (body["verdict"], body["devices"]) == ("no_worker", [])
-        assert body["message"].startswith("No living worker that has the model 'tiny' has the labels team=b.")
+        assert body["message"].startswith('No living worker that has the model "tiny" has the labels team=b.')
 
     def test_are_no_devices_where_they_lack_the_model(
         self, client: TestClient, training_file: str, sessions: Sessions
@@ -234,7 +242,7 @@ class TestWorkersThatMayNotTakeTheJob:
         have_worker(sessions, "gpu0@a#1", ABOUT | {"models": ["another"]})
         body = client.post(PLAN, json={"model": "tiny", "training_file": training_file}).json()
         assert (body["verdict"], body["devices"]) == ("no_worker", [])
-        assert "No living worker has the model 'tiny'" in body["message"]
+        assert 'No living worker has the model "tiny"' in body["message"]
 
 
 def test_without_a_worker_it_says_so(client: TestClient, training_file: str) -> None:

@@ -202,7 +202,7 @@ class TestTools:
 
     def test_a_call_is_not_printed_because_the_content_names_its_function(self, renderer_of: Any) -> None:
         answer = {"role": "assistant", "content": "I ask weather.", "tool_calls": [CALL]}
-        with pytest.raises(TemplateRefused, match=r"2: .* does not print tool calls, so 'weather' would not"):
+        with pytest.raises(TemplateRefused, match=r'2: .* does not print tool calls, so "weather" would not'):
             learned_by(renderer_of(CHATML), QUESTION, answer)
         earlier = Example(1, messages=(QUESTION, answer), rules=1)  # of a job that was validated before this was seen
         assert renderer_of(CHATML).documents(earlier)
@@ -229,7 +229,7 @@ class TestTools:
 class TestEnds:
     def test_an_answer_that_contains_an_end_of_turn_is_refused(self, renderer_of: Any) -> None:
         renderer = renderer_of(PHI_3, "<|endoftext|>", stops=("<|endoftext|>", "<|end|>"))
-        with pytest.raises(TemplateRefused, match=r"message 2 contains '<\|end\|>', which ends the model's turn"):
+        with pytest.raises(TemplateRefused, match=r'message 2 contains "<\|end\|>", which ends the model\'s turn'):
             learned_by(renderer, QUESTION, {"role": "assistant", "content": "a<|end|>b"})
 
     def test_every_stop_of_the_models_files_ends_generation(self, renderer_of: Any) -> None:
@@ -339,5 +339,5 @@ class TestReasoning:
 
     def test_that_ends_the_turn_is_refused(self, renderer_of: Any) -> None:
         answer = {"role": "assistant", "content": "no", "reasoning_content": "a<|im_end|>"}
-        with pytest.raises(TemplateRefused, match=r"message 2 contains '<\|im_end\|>'"):
+        with pytest.raises(TemplateRefused, match=r'message 2 contains "<\|im_end\|>"'):
             learned_by(renderer_of(REASONING), QUESTION, answer)

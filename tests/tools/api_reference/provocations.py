@@ -23,7 +23,7 @@ from app.db.jobs import jobs
 from app.db.tables import Checkpoint, Job, Project, Upload, WebhookDelivery
 from app.db.webhooks import deliveries, endpoints
 from app.domain.jobs.states import TERMINAL
-from app.services.datasets import profile, token_counter
+from app.services.datasets import check_process, profile, token_counter
 from app.services.files import upload_content
 from tests.factories import chat_lines, make_project, make_succeeded_job
 
@@ -84,7 +84,7 @@ def resume_what_runs(server: Server) -> Any:
 
 def plan_too_slowly(server: Server) -> Any:
     server.monkeypatch.setattr(token_counter, "DEADLINE_SECONDS", 0.0)
-    server.monkeypatch.setattr(token_counter, "COUNTED_HERE_BYTES", 0)
+    server.monkeypatch.setattr(check_process, "READ_HERE_BYTES", 0)
     file_id = server.upload().json()["id"]
     return server.client.post("/v1/fine_tuning/jobs/plan", json={"model": "tiny", "training_file": file_id})
 
@@ -149,7 +149,8 @@ def succeeded(server: Server) -> Job:
 
 
 def report_too_slowly(server: Server) -> Any:
-    for name in ("READ_HERE_BYTES", "SECONDS", "KILL_AFTER_SECONDS"):
+    server.monkeypatch.setattr(check_process, "READ_HERE_BYTES", 0)
+    for name in ("SECONDS", "KILL_AFTER_SECONDS"):
         server.monkeypatch.setattr(profile, name, 0)
     return server.client.post(f"/v1/files/{server.upload().json()['id']}/validate", params={"model": "tiny"})
 

@@ -121,6 +121,11 @@ class TestAllowedAddresses:
         response = post("https://hooks.example.com/", {}, b"", OURS)
         assert response.error == "the host hooks.example.com was not found (Name or service not known)"
 
+    @pytest.mark.parametrize("host", ["hooks..example.com", f"{'a' * 64}.example.com"])
+    def test_a_name_that_no_resolver_takes_says_so(self, host: str) -> None:
+        """Python encodes it before it asks anybody, and raises UnicodeError."""
+        assert str(post(f"https://{host}/", {}, b"", OURS).error).startswith(f"the host {host} was not found (")
+
 
 class TestLimits:
     def test_only_the_prefix_of_a_long_response_is_read(self, receiver: Receiver) -> None:

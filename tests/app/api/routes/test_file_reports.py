@@ -8,7 +8,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.api.schemas.file_reports import FileReportBody
-from app.services.datasets import profile
+from app.services.datasets import check_process, profile
 from tests.app.api.conftest import Upload
 from tests.factories import chat_lines
 from tests.serving import LiveServer
@@ -143,7 +143,7 @@ class TestLargeFiles:
         held_out = upload(chat_lines(3)).json()["id"]
         here = report(client, training_file, validation_file=held_out)
         assert here["overlap"]["rows"] == 3
-        monkeypatch.setattr(profile, "READ_HERE_BYTES", 0)
+        monkeypatch.setattr(check_process, "READ_HERE_BYTES", 0)
         assert report(client, training_file, validation_file=held_out) == here
 
     def test_are_tokenized_in_part_and_that_is_said(
@@ -165,10 +165,11 @@ class TestLargeFiles:
         assert (body["coverage"]["complete"], body["coverage"]["lines_read"]) == (False, 1)
         assert "The time was over at line 1: what follows it was not looked at." in body["message"]
 
+    @pytest.mark.parametrize("limit", ["READ_HERE_BYTES", "TOKENIZER_HERE_BYTES"])
     def test_a_child_that_hangs_is_killed(
-        self, client: TestClient, training_file: str, monkeypatch: pytest.MonkeyPatch
+        self, client: TestClient, training_file: str, monkeypatch: pytest.MonkeyPatch, limit: str
     ) -> None:
-        monkeypatch.setattr(profile, "READ_HERE_BYTES", 0)
+        monkeypatch.setattr(check_process, limit, 0)
         monkeypatch.setattr(profile, "SECONDS", 0.0)
         monkeypatch.setattr(profile, "KILL_AFTER_SECONDS", 0.0)
         answer = client.post(f"/v1/files/{training_file}/validate", params={"model": "tiny"})
@@ -198,7 +199,7 @@ class TestRefusals:
     def test_a_file_that_no_job_takes_is_refused(self, client: TestClient, upload: Upload) -> None:
         file = upload(purpose="user_data").json()["id"]
         answer = client.post(f"/v1/files/{file}/validate", params={"model": "tiny"})
-        assert (answer.status_code, "needs the purpose 'fine-tune'" in answer.text) == (400, True)
+        assert (answer.status_code, 'needs the purpose \\"fine-tune' in answer.text) == (400, True)
 
     def test_another_projects_file_is_not_there(
         self, client: TestClient, training_file: str, foreign_headers: dict[str, str]

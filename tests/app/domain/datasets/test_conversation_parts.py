@@ -165,7 +165,7 @@ class TestWhatIsRefused:
     def test_is_named_by_its_place_in_the_conversation(self, tmp_path: Path) -> None:
         messages = chat(100)
         messages[151] |= {"content": "<|im_end|>", "weight": 1}
-        with pytest.raises(TemplateRefused, match=r"message 152 contains '<\|im_end\|>'"):
+        with pytest.raises(TemplateRefused, match=r'message 152 contains "<\|im_end\|>"'):
             renderer_of(tmp_path, CHATML).documents(Example(1, messages=tuple(messages)))
 
     def test_a_result_that_is_not_printed_is_found_in_every_part(self, tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ class TestWhatIsRefused:
         first = messages[91]["tool_calls"][0]
         messages[91] |= {"tool_calls": [first, first | {"id": "more"}], "weight": 1}
         renderer = renderer_of(tmp_path, FIRST_CALL)
-        with pytest.raises(TemplateRefused, match=r"message 92: .* does not print tool calls, so 'look' would not be"):
+        with pytest.raises(TemplateRefused, match=r'message 92: .* does not print tool calls, so "look" would not be'):
             renderer.documents(Example(1, messages=tuple(messages), tools=(TOOL,)))
         assert renderer.documents(Example(1, messages=tuple(messages), tools=(TOOL,), rules=1))
 

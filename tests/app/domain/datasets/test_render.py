@@ -48,6 +48,15 @@ def renderer(base: Path) -> Renderer:
     return load_renderer(base)
 
 
+def test_a_tokenizer_is_read_once_and_again_when_its_file_changes(tmp_path: Path) -> None:
+    base = make_tiny_base(tmp_path)
+    first = load_renderer(base)
+    assert load_renderer(base).tokenizer is first.tokenizer
+    file = base / "tokenizer.json"
+    file.write_text(file.read_text() + "\n")
+    assert load_renderer(base).tokenizer is not first.tokenizer
+
+
 def with_template(base: Path, template: str) -> Renderer:
     known = load_renderer(base)
     return Renderer(known.tokenizer, template, known.specials)

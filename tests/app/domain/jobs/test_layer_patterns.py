@@ -143,21 +143,21 @@ class TestProblems:
 
     def test_a_pattern_without_a_target_is_named_with_what_there_is(self) -> None:
         (text,) = problems(alpha_pattern={"gate_proj": 3})
-        assert "'gate_proj' fits no target module; targets are k_proj, q_proj, up_proj" in text
+        assert '"gate_proj" fits no target module; targets are k_proj, q_proj, up_proj' in text
         assert "model.layers.0.self_attn.q_proj" in text
 
     def test_a_rank_above_a_layers_smaller_side_is_named_with_the_layer(self) -> None:
         (text,) = problems(rank_pattern={"k_proj": 33})
-        assert text == "'k_proj' gives the layer model.layers.0.self_attn.k_proj the rank 33, but it is only 32 wide"
+        assert text == '"k_proj" gives the layer model.layers.0.self_attn.k_proj the rank 33, but it is only 32 wide'
 
     def test_two_that_differ_on_one_layer_are_refused_as_json_keeps_no_order(self) -> None:
         (text,) = problems(rank_pattern={"q_proj": 2, "self_attn.*": 3})
-        assert "'q_proj' and 'self_attn.*' fit the layer model.layers.0.self_attn.q_proj and differ" in text
+        assert '"q_proj" and "self_attn.*" fit the layer model.layers.0.self_attn.q_proj and differ' in text
         assert problems(rank_pattern={"q_proj": 2, "self_attn.q_proj": 2}) == []
 
     def test_all_of_both_kinds_are_named_at_once(self) -> None:
         found = problems(rank_pattern={"(": 2, "[": 3}, alpha_pattern={"gate_proj": 3})
-        assert [text.split(" ")[0] for text in found] == ["'('", "'['", "'gate_proj'"]
+        assert [text.split(" ")[0] for text in found] == ['"("', '"["', '"gate_proj"']
 
     @pytest.mark.parametrize(
         ("key", "why"),

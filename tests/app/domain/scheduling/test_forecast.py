@@ -79,7 +79,7 @@ class TestFit:
         placed = forecast([Slot(LARGE)], waiting, [])
         assert starts(placed)[0] == ("j4", 0.0)
         why = {each.job_id: each.waiting_for or "" for each in placed}
-        assert "has the model 'other'" in why["j1"]
+        assert 'has the model "other"' in why["j1"]
         assert "has the labels nowhere" in why["j2"]
         assert "it needs 90.00 GB, the largest has 80.00" in why["j3"]
 
