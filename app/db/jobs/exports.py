@@ -1,6 +1,6 @@
-"""Exports: a queue in miniature. Every write of a holder is guarded by attempt, owner and an unexpired lease.
+"""Exports: a queue with leases, as of jobs. All writes of a holder are guarded by attempt, owner and lease.
 
-Zero rows back means: deleted, expired, or taken by a later attempt. Never commits.
+A guarded UPDATE that returns no row means: deleted, expired, or claimed by a later attempt. Never commits.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ACTIVE = [state.value for state in UNFINISHED]
 
 
 def insert(session: Session, job: Job, checkpoint: Checkpoint, type: ExportType, expected_bytes: int) -> Export | None:
-    """A new export in `queued`; None when there is one of the kind that has not failed."""
+    """Insert an export in `queued`; None if the checkpoint has one of this type that has not failed."""
     statement = (
         upsert(Export)
         .values(
@@ -46,7 +46,7 @@ def insert(session: Session, job: Job, checkpoint: Checkpoint, type: ExportType,
 
 
 def lock_current(session: Session, model: str, type: ExportType) -> Export | None:
-    """The one that waits, runs or has succeeded; locked, so that it stays what it is until this transaction ends."""
+    """Lock and return the queued, running or succeeded export of a model and type."""
     query = select(Export).where(
         Export.model == model,
         Export.type == type,
@@ -61,14 +61,14 @@ def get(session: Session, project_id: str, job_id: str, export_id: str) -> Expor
 
 
 def get_cursor(session: Session, project_id: str, job_id: str, export_id: str) -> Export | None:
-    """Also a deleted one: clients delete while they page through."""
+    """The export at the end of a page; also a deleted one, as clients delete exports while they page."""
     return session.scalar(
         select(Export).where(Export.project_id == project_id, Export.job_id == job_id, Export.id == export_id)
     )
 
 
 def page(session: Session, project_id: str, job_id: str, limit: int, after: Export | None = None) -> list[Export]:
-    """Newest first, at most `limit`."""
+    """A page of exports, newest first; `after` is the last export of the previous page."""
     query = _visible(project_id, job_id).order_by(Export.seq.desc()).limit(limit)
     if after is not None:
         query = query.where(Export.seq < after.seq)
@@ -76,7 +76,7 @@ def page(session: Session, project_id: str, job_id: str, limit: int, after: Expo
 
 
 def delete(session: Session, export: Export) -> None:
-    """Gone for everybody; whoever works on it finds itself fenced. The caller deletes its files."""
+    """Mark an export as deleted, which fences its holder. The caller deletes its files."""
     unfinished = Export.state.in_(ACTIVE)
     session.execute(
         update(Export)
@@ -96,13 +96,13 @@ def delete(session: Session, export: Export) -> None:
 
 
 def claim(session: Session, owner: str, ttl_seconds: float) -> Export | None:
-    """Take the oldest that waits; None if there is none."""
-    waiting = (
+    """Claim the oldest claimable export; None if there is none."""
+    oldest_id = (
         select(Export.id).where(_is_claimable()).order_by(Export.seq).limit(1).with_for_update(skip_locked=True)
     ).scalar_subquery()
     return session.execute(
         update(Export)
-        .where(Export.id == waiting)
+        .where(Export.id == oldest_id)
         .values(
             state=ExportState.RUNNING,
             attempt=Export.attempt + 1,
@@ -116,19 +116,19 @@ def claim(session: Session, owner: str, ttl_seconds: float) -> Export | None:
 
 
 def find_held_export(session: Session, owner: str) -> Export | None:
-    """What this owner holds: after a COMMIT whose answer was lost, the only way to learn whether a claim worked."""
+    """The export this owner holds; after a COMMIT without a response, it shows whether the claim was committed."""
     return session.scalar(
         select(Export).where(Export.lease_owner == owner, Export.lease_expires_at > func.clock_timestamp()).limit(1)
     )
 
 
 def renew_lease(session: Session, lease: Lease, ttl_seconds: float) -> None:
-    """Raises FencedError."""
-    _guarded(session, lease, {"lease_expires_at": _lease_expiry(ttl_seconds)})
+    """Extend the lease to `ttl_seconds` from now. Raises FencedError."""
+    _update(session, lease, lease_expires_at=_lease_expiry(ttl_seconds))
 
 
 def check_lease(session: Session, lease: Lease) -> None:
-    """Raises FencedError when the export is not mine any more."""
+    """Raises FencedError if the lease is lost."""
     if session.scalar(select(Export.id).where(_held_by(lease))) is None:
         raise FencedError(lease.job_id)
 
@@ -136,67 +136,55 @@ def check_lease(session: Session, lease: Lease) -> None:
 def succeed(
     session: Session, lease: Lease, manifest: dict[str, Any], file_ids: Sequence[str], size_bytes: int
 ) -> Export:
-    """Raises FencedError."""
-    return _guarded(
-        session,
-        lease,
-        _finished_columns(ExportState.SUCCEEDED)
-        | {"manifest": manifest, "file_ids": list(file_ids), "size_bytes": size_bytes},
-    )
+    """End the attempt with a result. Raises FencedError."""
+    columns = {"manifest": manifest, "file_ids": list(file_ids), "size_bytes": size_bytes}
+    return _update(session, lease, **_finished_columns(ExportState.SUCCEEDED) | columns)
 
 
 def fail(session: Session, lease: Lease, code: ExportError, message: str) -> Export:
-    """Raises FencedError."""
-    return _guarded(
-        session, lease, _finished_columns(ExportState.FAILED) | {"error_code": code, "error_message": message}
-    )
+    """End the attempt and the export with an error. Raises FencedError."""
+    columns = {"error_code": code, "error_message": message}
+    return _update(session, lease, **_finished_columns(ExportState.FAILED) | columns)
 
 
 def requeue(session: Session, lease: Lease) -> Export:
-    """An attempt that ended without anybody's fault: the worker stopped. Raises FencedError."""
-    return _guarded(session, lease, _requeued_columns(0.0))
+    """End the attempt without an error, as the worker stops; the export is queued again. Raises FencedError."""
+    return _update(session, lease, **_requeued_columns(0.0))
 
 
 def wait_for_storage(session: Session, lease: Lease, message: str, limit_seconds: float) -> Export:
-    """An attempt that met a full disk: tried again with growing pauses, failed when that has lasted `limit_seconds`.
-
-    Raises FencedError.
-    """
+    """End an attempt on a full disk: retry with growing delays, and fail after `limit_seconds`. Raises FencedError."""
     export = session.execute(select(Export).where(_held_by(lease)).with_for_update()).scalar_one_or_none()
     if export is None:
         raise FencedError(lease.job_id)
-    since = export.storage_full_since
-    waited_seconds = full_disk.seconds_since(session, since)
+    waited_seconds = full_disk.seconds_since(session, export.storage_full_since)
     if waited_seconds >= limit_seconds:
-        code, text = ExportError.STORAGE_FULL, f"{message} It was tried for {duration_text(limit_seconds)}."
-        return _update(
-            session,
-            _held_by(lease),
-            _finished_columns(ExportState.FAILED) | {"error_code": code, "error_message": text},
-        )
-    again = _requeued_columns(0.0) | full_disk.wait_columns(since is None, pause_seconds(waited_seconds))
-    return _update(session, _held_by(lease), again)
+        text = f"{message} It was tried for {duration_text(limit_seconds)}."
+        return fail(session, lease, ExportError.STORAGE_FULL, text)
+    columns = full_disk.wait_columns(export.storage_full_since is None, pause_seconds(waited_seconds))
+    return _update(session, lease, **_requeued_columns(0.0) | columns)
 
 
 def finish_crashed(
     session: Session, lease: Lease, code: ExportError, message: str, delay_seconds: float, max_streak: int
 ) -> Export:
-    """An attempt that died: tried again, a bounded number of times. Raises FencedError."""
+    """End an attempt that crashed: retry it, or fail after `max_streak` crashes in a row. Raises FencedError."""
     export = session.execute(select(Export).where(_held_by(lease)).with_for_update()).scalar_one_or_none()
     if export is None:
         raise FencedError(lease.job_id)
     return _retry_or_fail(session, export, code, message, delay_seconds, max_streak)
 
 
-# --- who looks after lost ones ----------------------------------------------------------------------------------------
+# --- the reconciler ---------------------------------------------------------------------------------------------------
 
 
 def has_claimable_export(session: Session) -> bool:
+    """Whether there is an export that a worker could claim now."""
     return session.scalar(select(Export.id).where(_is_claimable()).limit(1)) is not None
 
 
 def reap_expired(session: Session, grace_seconds: float, delay_seconds: float, max_streak: int) -> list[Export]:
-    """End the attempts of holders that have not renewed for their lease and the grace on top."""
+    """End the attempts whose lease expired at least `grace_seconds` ago."""
     return _reap(
         session,
         Export.lease_expires_at + timedelta(seconds=grace_seconds) < func.clock_timestamp(),
@@ -208,13 +196,13 @@ def reap_expired(session: Session, grace_seconds: float, delay_seconds: float, m
 def reap_previous_incarnation(
     session: Session, slot: str, owner: str, delay_seconds: float, max_streak: int
 ) -> list[Export]:
-    """End what an earlier process of this slot holds; it is dead, as its successor has the slot's lock."""
-    theirs = and_(Export.lease_owner.startswith(f"{slot}#", autoescape=True), Export.lease_owner != owner)
-    return _reap(session, theirs, delay_seconds, max_streak)
+    """End the attempts that an earlier process of this slot holds; it is dead, as `owner` has the slot's lock."""
+    is_held = and_(Export.lease_owner.startswith(f"{slot}#", autoescape=True), Export.lease_owner != owner)
+    return _reap(session, is_held, delay_seconds, max_streak)
 
 
 def active_attempts(session: Session, export_ids: Sequence[str]) -> dict[str, int]:
-    """{export: attempt} of those that somebody works on."""
+    """{export id: attempt} of the exports that a worker holds."""
     rows = session.execute(
         select(Export.id, Export.attempt).where(Export.id.in_(export_ids), Export.lease_owner.is_not(None))
     )
@@ -222,7 +210,7 @@ def active_attempts(session: Session, export_ids: Sequence[str]) -> dict[str, in
 
 
 def _reap(session: Session, lost: ColumnElement[bool], delay_seconds: float, max_streak: int) -> list[Export]:
-    found = session.scalars(select(Export).where(Export.lease_owner.is_not(None), lost).with_for_update()).all()
+    exports = session.scalars(select(Export).where(Export.lease_owner.is_not(None), lost).with_for_update()).all()
     return [
         _retry_or_fail(
             session,
@@ -232,14 +220,14 @@ def _reap(session: Session, lost: ColumnElement[bool], delay_seconds: float, max
             delay_seconds,
             max_streak,
         )
-        for export in found
+        for export in exports
     ]
 
 
 def _retry_or_fail(
     session: Session, export: Export, code: ExportError, message: str, delay_seconds: float, max_streak: int
 ) -> Export:
-    """The row is locked by the caller."""
+    """End the attempt of an export whose row the caller has locked."""
     streak = export.crash_streak + 1
     values = _requeued_columns(delay_seconds * 2 ** (streak - 1)) | {"crash_streak": streak}
     if streak >= max_streak:
@@ -247,7 +235,13 @@ def _retry_or_fail(
         values = _finished_columns(ExportState.FAILED) | {
             "crash_streak": streak, "error_code": code, "error_message": message
         }  # fmt: skip
-    return _update(session, Export.id == export.id, values)
+    return session.execute(
+        update(Export)
+        .where(Export.id == export.id)
+        .values(**values)
+        .returning(Export)
+        .execution_options(populate_existing=True)
+    ).scalar_one()
 
 
 def _finished_columns(state: ExportState) -> dict[str, Any]:
@@ -265,16 +259,17 @@ def _requeued_columns(delay_seconds: float) -> dict[str, Any]:
     }
 
 
-def _guarded(session: Session, lease: Lease, values: dict[str, Any]) -> Export:
-    return _update(session, _held_by(lease), values, lease)
-
-
-def _update(session: Session, which: ColumnElement[bool], values: dict[str, Any], lease: Lease | None = None) -> Export:
+def _update(session: Session, lease: Lease, **columns: Any) -> Export:
+    """Update the held export. Raises FencedError."""
     export = session.execute(
-        update(Export).where(which).values(**values).returning(Export).execution_options(populate_existing=True)
+        update(Export)
+        .where(_held_by(lease))
+        .values(**columns)
+        .returning(Export)
+        .execution_options(populate_existing=True)
     ).scalar_one_or_none()
     if export is None:
-        raise FencedError(lease.job_id if lease else "")
+        raise FencedError(lease.job_id)
     return export
 
 
@@ -287,7 +282,6 @@ def _is_claimable() -> ColumnElement[bool]:
 
 
 def _held_by(lease: Lease) -> ColumnElement[bool]:
-    """`job_id` of a Lease is the id of what is held: here an export's."""
     return and_(
         Export.id == lease.job_id,
         Export.attempt == lease.attempt,

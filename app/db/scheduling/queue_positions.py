@@ -1,4 +1,4 @@
-"""Where each waiting job stands: what a forecast is made of, and what came of it. Never commits."""
+"""Queue positions: the input of a forecast, its result in `queue_places`, and events about waits. Never commits."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from app.domain.jobs.states import JobState
 from app.domain.scheduling.forecast import Placed, Waiting
 from app.domain.scheduling.worker_capacity import Need
 
-MAX_EVENTS_PER_ROUND = 100  # events a round, should thousands of jobs wait for one model
-# A forecast is none of seconds: who polls gets a 304 as long as nothing has moved by as much as this.
-START_TOLERANCE_SECONDS, START_TOLERANCE_SHARE = 30.0, 0.1  # of a start
-POSITION_TOLERANCE_SHARE = 0.01  # so the first hundred places are exact; one job that leaves moves all behind it
+MAX_EVENTS_PER_ROUND = 100  # as thousands of jobs may wait for one missing model
+# Smaller changes than these are not written, so that polling clients get a 304 as long as little has changed.
+START_TOLERANCE_SECONDS, START_TOLERANCE_SHARE = 30.0, 0.1  # of the expected start
+POSITION_TOLERANCE_SHARE = 0.01  # the first hundred positions are exact; one finished job moves all jobs behind it
 
 RUNNING = f"""
 WITH moment AS MATERIALIZED (SELECT clock_timestamp() AS now)
@@ -33,7 +33,7 @@ FROM moment, attempts AS attempt JOIN jobs AS job ON job.id = attempt.job_id
 WHERE NOT attempt.is_counted AND attempt.kind = 'train' AND attempt.ended_at IS NULL AND job.state = 'running'
 ORDER BY job.seq
 """
-# What is left of a job that has made steps is so much less.
+# The planned seconds shrink by the share of steps that earlier attempts have made.
 WAITING = """
 SELECT id, project_id, seq, priority, is_urgent, base_model, worker_labels::text, needed_cpu_bytes, needed_cuda_bytes,
   planned_seconds * CASE WHEN (progress->>'total_steps')::float8 > 0
@@ -45,7 +45,7 @@ READ_PLACES = """
 SELECT job_id, position, extract(epoch FROM expected_start_at - statement_timestamp())::float8, waiting_for
 FROM queue_places
 """
-# Of a place that has changed in another way, too, a start that hardly moved stays.
+# A start that moved less than the tolerance keeps its old value, also where another column of the row changes.
 WRITE_PLACES = f"""
 WITH moment AS MATERIALIZED (SELECT clock_timestamp() AS now),
 fresh AS (
@@ -91,25 +91,25 @@ def running_attempts(session: Session) -> list[RunningAttempt]:
 
 
 def waiting_jobs(session: Session) -> list[Waiting]:
-    """Every job that waits for a GPU."""
-    needs: dict[tuple[Any, ...], Need] = {}  # thousands of jobs have a few needs
-    found = []
+    """All queued jobs that are not paused."""
+    needs: dict[tuple[Any, ...], Need] = {}  # thousands of jobs share a few distinct requirements
+    jobs = []
     for job_id, project_id, seq, priority, is_urgent, *needed, seconds, pause in session.execute(text(WAITING)):
         key = tuple(needed)
         if key not in needs:
             needs[key] = _requirements(*key)
-        found.append(Waiting(job_id, project_id, seq, needs[key], priority, is_urgent, seconds, pause))
-    return found
+        jobs.append(Waiting(job_id, project_id, seq, needs[key], priority, is_urgent, seconds, pause))
+    return jobs
 
 
 def write_positions(session: Session, placed: Sequence[Placed]) -> int:
-    """Rows whose place did not change are left alone. How many were written."""
-    known = {
+    """Write changed positions, and delete those of jobs that have left the queue; the number of written rows."""
+    previous = {
         job_id: (position, seconds, lack) for job_id, position, seconds, lack in session.execute(text(READ_PLACES))
     }
-    moved = [each for each in placed if _has_moved(known.pop(each.job_id, None), each)]
-    if known:
-        session.execute(text(DELETE_PLACES), {"job_ids": list(known)})
+    moved = [each for each in placed if _has_moved(previous.pop(each.job_id, None), each)]
+    if previous:
+        session.execute(text(DELETE_PLACES), {"job_ids": list(previous)})
     if moved:
         values = {
             "job_ids": [each.job_id for each in moved],
@@ -119,12 +119,14 @@ def write_positions(session: Session, placed: Sequence[Placed]) -> int:
             "waiting_for": [each.waiting_for for each in moved],
         }
         session.execute(text(WRITE_PLACES), values)
-        session.execute(select(func.pg_notify(CHANNEL, QUEUE_CHANGED)))  # who waits by `?wait=` looks at its place
+        session.execute(
+            select(func.pg_notify(CHANNEL, QUEUE_CHANGED))
+        )  # wakes requests with `?wait=`, whose responses contain the position
     return len(moved)
 
 
 def get_positions(session: Session, job_ids: Sequence[str]) -> dict[str, QueuePlace]:
-    """The places of a page of jobs. A job that has just come is the last until the next forecast."""
+    """The queue places of jobs, by job id. A job that is not in the forecast yet counts as the last one."""
     if not job_ids:
         return {}
     found = {place.job_id: place for place in session.scalars(select(QueuePlace).where(QueuePlace.job_id.in_(job_ids)))}
@@ -134,16 +136,22 @@ def get_positions(session: Session, job_ids: Sequence[str]) -> dict[str, QueuePl
     return found
 
 
-def append_wait_events(session: Session, patience_seconds: float) -> int:
-    """An event for each job that no living worker can take, and another when one can; how many."""
-    lasts = QueuePlace.waiting_since < func.clock_timestamp() - func.make_interval(0, 0, 0, 0, 0, 0, patience_seconds)
-    return _append_wait_event(session, ~QueuePlace.is_told & lasts, True) + _append_wait_event(
+def append_wait_events(session: Session, delay_seconds: float) -> int:
+    """Append an event to each job that no living worker has been able to take for `delay_seconds`.
+
+    Appends another event when a worker can take it again. Returns the number of events.
+    """
+    has_lasted = QueuePlace.waiting_since < func.clock_timestamp() - func.make_interval(0, 0, 0, 0, 0, 0, delay_seconds)
+    return _append_wait_event(session, ~QueuePlace.is_told & has_lasted, True) + _append_wait_event(
         session, QueuePlace.is_told & QueuePlace.waiting_for.is_(None), False
     )
 
 
 def request_preemption(session: Session, job_id: str, attempt: int) -> bool:
-    """The operator's wish, in a column of its own: the user's `desired` stays. False when the attempt is over."""
+    """Request the preemption of a running attempt; False if it is over or requested already.
+
+    It has its own column, so that the user's `desired` stays.
+    """
     job = session.scalar(
         update(Job)
         .where(
@@ -154,9 +162,7 @@ def request_preemption(session: Session, job_id: str, attempt: int) -> bool:
         .execution_options(populate_existing=True)
     )
     if job is not None:
-        append_event(
-            session, job, "The job will give way to an urgent one at its next step, and go on from there later"
-        )
+        append_event(session, job, "An urgent job preempts this job at its next step; it will resume from there later")
     return job is not None
 
 
@@ -176,7 +182,7 @@ def _append_wait_event(session: Session, which: Any, is_told: bool) -> int:
         if job is not None and is_told:
             append_event(session, job, f"The job waits. {place.waiting_for}", "warn")
         elif job is not None:
-            append_event(session, job, "There is a worker again that can take the job")
+            append_event(session, job, "A worker that can take the job is available again")
     return len(places)
 
 

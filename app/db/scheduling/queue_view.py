@@ -1,4 +1,4 @@
-"""The queue as it is shown: counts, what runs, what waits and in which order, and who is at work."""
+"""The queue for display: counts, running jobs, waiting jobs in order, and the owners of leases. Never commits."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ ORDER BY attempt.started_at, job.seq
 
 
 def counts(session: Session, project_id: str) -> dict[tuple[str, bool], int]:
-    """(state, whether they are the project's) -> jobs."""
+    """{(state, whether they belong to the project): number of unfinished jobs}."""
     is_own = case((Job.project_id == project_id, True), else_=False).label("is_own")
     query = select(Job.state, is_own, func.count()).where(Job.state.in_([*SHOWN_STATES])).group_by(Job.state, is_own)
     return {(state, own): count for state, own, count in session.execute(query)}
 
 
 def running(session: Session, project_id: str | None) -> list[Row[Any]]:
-    """Of a project, or of all; the one that began first comes first."""
+    """The running jobs of a project, or of all, in order of their start."""
     return list(session.execute(text(RUNNING), {"project_id": project_id}))
 
 
 def waiting(session: Session, project_id: str | None, limit: int) -> list[tuple[Job, QueuePlace | None]]:
-    """Of a project, or of all; in the order of the forecast, then those that came since."""
+    """The waiting jobs of a project, or of all: in the order of the forecast, then those created since."""
     query = (
         select(Job, QueuePlace)
         .outerjoin(QueuePlace, QueuePlace.job_id == Job.id)
@@ -55,6 +55,6 @@ def last_position(session: Session) -> int:
 
 
 def lease_owners(session: Session) -> dict[str, tuple[str, str]]:
-    """Worker -> the job it holds, and that job's project."""
+    """{worker id: (id of the job it holds, id of its project)}."""
     query = select(Job.lease_owner, Job.id, Job.project_id).where(Job.lease_owner.is_not(None))
     return {owner: (job_id, project_id) for owner, job_id, project_id in session.execute(query) if owner}

@@ -1,4 +1,4 @@
-"""Who is alive: each worker process says so every few seconds."""
+"""Workers: each worker process writes a heartbeat every few seconds. Never commits."""
 
 from __future__ import annotations
 
@@ -20,37 +20,40 @@ STALE_AFTER = timedelta(days=1)
 
 
 def heartbeat(session: Session, worker_id: str, queue: str, hostname: str, pid: int, about: dict[str, Any]) -> None:
+    """Insert or update the row of a worker; `about` describes its device, models, labels and versions."""
     values = {"queue": queue, "hostname": hostname, "pid": pid, "about": about, "seen_at": func.clock_timestamp()}
     statement = upsert(Worker).values(id=worker_id, **values)
     session.execute(statement.on_conflict_do_update(index_elements=["id"], set_=values))
 
 
 def alive(session: Session, within_seconds: float = 60) -> list[Worker]:
+    """The workers with a heartbeat within the last seconds."""
     since = func.clock_timestamp() - timedelta(seconds=within_seconds)
     return list(session.scalars(select(Worker).where(Worker.seen_at > since).order_by(Worker.id)))
 
 
 def busy(session: Session) -> list[Worker]:
-    """Those that hold a job."""
+    """The workers that hold a job."""
     return list(session.scalars(select(Worker).where(Worker.id.in_(select(Job.lease_owner)))))
 
 
 def gpu_workers(session: Session) -> list[Worker]:
+    """The living workers that train."""
     return [worker for worker in alive(session) if worker.queue == "gpu"]
 
 
 def candidate_devices(session: Session, spec: JobSpec, manifest_sha256: str, need: Need) -> list[Place]:
-    """The kinds of devices of the living workers that may take the job, with what such jobs took on them."""
-    found: dict[Device, int] = {}
+    """The kinds of devices of living workers that may take the job, with measurements of similar jobs on them."""
+    counts: dict[Device, int] = {}
     for worker in gpu_workers(session):
         offer, device = offer_of(worker.about), device_of(worker.about)
         if device and has_model(offer, need) and has_labels(offer, need):
-            found[device] = found.get(device, 0) + 1
+            counts[device] = counts.get(device, 0) + 1
     return [
         Place(
             device, count, measurements.similar(session, device.name, manifest_sha256, spec.quantization, spec.method)
         )
-        for device, count in found.items()
+        for device, count in counts.items()
     ]
 
 

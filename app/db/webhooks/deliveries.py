@@ -1,7 +1,7 @@
-"""Deliveries of events to endpoints: what is due, what came of it, what is kept.
+"""Webhook deliveries, the outbox: claims of due deliveries, outcomes of attempts, retention. Never commits.
 
-A claim takes a delivery for the time of a lease and counts it; what is written afterwards is guarded by that count. A
-sender that dies in between costs the lease, and the event goes out again under the same id: at least once.
+A claim leases a delivery and increments its attempt number, which guards the writes that follow. If a sender dies, the
+delivery is claimed again after the lease, with the same event id: delivery is at least once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from app.db.tables import WebhookAttempt, WebhookDelivery, WebhookEndpoint
 
 State = Literal["pending", "delivered", "failed"]
 
-# One of each endpoint: a thousand that wait for a slow one cost a prompt one nothing. The oldest of an endpoint first.
+# One delivery per endpoint, its oldest, so that a backlog of a slow endpoint does not delay the others.
 CLAIM = text(
     """
     UPDATE webhook_deliveries d
@@ -45,7 +45,7 @@ CLAIM = text(
 
 @dataclass(frozen=True)
 class ClaimedDelivery:
-    """A delivery to be made, and where."""
+    """A claimed delivery with the URL and the secrets of its endpoint."""
 
     id: str
     project_id: str
@@ -64,12 +64,13 @@ class ClaimedDelivery:
 
     @property
     def signing_secrets(self) -> Sequence[str]:
+        """The secrets that sign the request: the current one and, during a rotation, the previous one."""
         return [secret for secret in (self.secret, self.previous_secret) if secret is not None]
 
 
 @dataclass(frozen=True)
 class DeliveryOutcome:
-    """What came of a try. `retry_seconds` is None when there is to be no other."""
+    """The outcome of an attempt. `retry_seconds` is None if there is no further attempt."""
 
     is_delivered: bool
     duration_ms: int
@@ -80,13 +81,13 @@ class DeliveryOutcome:
 
 
 def claim(session: Session, limit: int, lease_seconds: float, busy: Sequence[str] = ()) -> list[ClaimedDelivery]:
-    """At most `limit` that are due, one of each endpoint but the `busy` ones."""
+    """Claim at most `limit` due deliveries, one per endpoint, except of the `busy` endpoints (ids)."""
     values = {"limit": limit, "lease": timedelta(seconds=lease_seconds), "busy": list(busy)}
     return [ClaimedDelivery(**row._mapping) for row in session.execute(CLAIM, values)]
 
 
 def record_outcome(session: Session, claimed: ClaimedDelivery, outcome: DeliveryOutcome) -> bool:
-    """Write down what came of it; False when somebody else has the delivery by now, or nobody."""
+    """Store the outcome of an attempt; False if the delivery was claimed again, ended or deleted."""
     recorded = session.execute(
         update(WebhookDelivery)
         .where(
@@ -115,6 +116,7 @@ def record_outcome(session: Session, claimed: ClaimedDelivery, outcome: Delivery
 
 
 def record_endpoint_success(session: Session, endpoint_id: str) -> None:
+    """End the endpoint's series of failures."""
     session.execute(
         update(WebhookEndpoint)
         .where(WebhookEndpoint.id == endpoint_id, WebhookEndpoint.failing_since.is_not(None))
@@ -123,7 +125,7 @@ def record_endpoint_success(session: Session, endpoint_id: str) -> None:
 
 
 def record_endpoint_failure(session: Session, endpoint_id: str) -> float:
-    """For how many seconds the endpoint has been failing now."""
+    """Record a failure; the seconds since the first failure after the last success."""
     since = func.coalesce(WebhookEndpoint.failing_since, func.clock_timestamp())
     seconds = session.scalar(
         update(WebhookEndpoint)
@@ -135,6 +137,7 @@ def record_endpoint_failure(session: Session, endpoint_id: str) -> float:
 
 
 def add_test(session: Session, endpoint: WebhookEndpoint, event_type: str, data: dict[str, Any]) -> WebhookDelivery:
+    """Insert a test delivery, which is due at once."""
     delivery = WebhookDelivery(
         id=new_id("whd", "_"),
         project_id=endpoint.project_id,
@@ -151,7 +154,7 @@ def add_test(session: Session, endpoint: WebhookEndpoint, event_type: str, data:
 
 
 def redeliver(session: Session, delivery: WebhookDelivery) -> WebhookDelivery:
-    """From the start of the schedule, whatever became of it; one that a sender has in its hands stays there."""
+    """Make a delivery due again, from the start of the retry schedule; a running attempt keeps its lease."""
     return session.execute(
         update(WebhookDelivery)
         .where(WebhookDelivery.id == delivery.id)
@@ -169,7 +172,7 @@ def get(session: Session, endpoint_id: str, delivery_id: str) -> WebhookDelivery
 def page(
     session: Session, endpoint_id: str, limit: int, after: WebhookDelivery | None = None, state: State | None = None
 ) -> list[WebhookDelivery]:
-    """Newest first, at most `limit`; `after` is the last of the page before."""
+    """A page of deliveries, newest first; `after` is the last delivery of the previous page."""
     query = select(WebhookDelivery).where(WebhookDelivery.endpoint_id == endpoint_id)
     if after is not None:
         query = query.where(WebhookDelivery.seq < after.seq)
@@ -179,24 +182,24 @@ def page(
 
 
 def attempts(session: Session, delivery_ids: Sequence[str]) -> dict[str, list[WebhookAttempt]]:
-    """What came of each try, the latest first, by delivery."""
+    """{delivery id: its attempts, the latest first}."""
     query = select(WebhookAttempt).where(WebhookAttempt.delivery_id.in_(delivery_ids))
-    found: dict[str, list[WebhookAttempt]] = {delivery_id: [] for delivery_id in delivery_ids}
+    by_delivery: dict[str, list[WebhookAttempt]] = {delivery_id: [] for delivery_id in delivery_ids}
     for attempt in session.scalars(query.order_by(WebhookAttempt.attempt.desc())):
-        found[attempt.delivery_id].append(attempt)
-    return found
+        by_delivery[attempt.delivery_id].append(attempt)
+    return by_delivery
 
 
 def delete_old(session: Session, keep_seconds: float, limit: int = 10_000) -> int:
-    """Delete deliveries that are older, also those that still wait for a disabled endpoint; how many."""
+    """Delete old deliveries, also those pending for a disabled endpoint; the number of them."""
     old = (
         select(WebhookDelivery.id)
         .where(WebhookDelivery.created_at < func.clock_timestamp() - timedelta(seconds=keep_seconds))
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
-    gone = session.execute(delete(WebhookDelivery).where(WebhookDelivery.id.in_(old)).returning(WebhookDelivery.id))
-    return len(gone.all())
+    deleted = session.execute(delete(WebhookDelivery).where(WebhookDelivery.id.in_(old)).returning(WebhookDelivery.id))
+    return len(deleted.all())
 
 
 def _next_columns(outcome: DeliveryOutcome) -> dict[str, Any]:

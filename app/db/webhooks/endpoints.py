@@ -1,4 +1,4 @@
-"""Webhook endpoints of a project."""
+"""Webhook endpoints of projects. Never commits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from app.db.ids import new_id
 from app.db.tables import WebhookEndpoint
 
-PREVIOUS_SECRET_LIFETIME = timedelta(hours=24)  # what OpenAI's clients call keep_old_secret_active_for_24_hours
+PREVIOUS_SECRET_LIFETIME = timedelta(hours=24)  # OpenAI: keep_old_secret_active_for_24_hours
 ANNOUNCE = text("SELECT announce_event(:project_id, :type, CAST(:data AS jsonb))")
 
 
@@ -24,7 +24,7 @@ def insert(
     session.add(endpoint)
     session.flush()
     if not enabled:
-        _disable(session, endpoint.id, "by request, when it was created")
+        disable(session, endpoint.id, "by request, when it was created")
     session.refresh(endpoint)
     return endpoint
 
@@ -40,7 +40,7 @@ def count(session: Session, project_id: str) -> int:
 
 
 def page(session: Session, project_id: str, limit: int, after: WebhookEndpoint | None = None) -> list[WebhookEndpoint]:
-    """Newest first, at most `limit`; `after` is the last of the page before."""
+    """A page of endpoints, newest first; `after` is the last endpoint of the previous page."""
     query = select(WebhookEndpoint).where(WebhookEndpoint.project_id == project_id)
     if after is not None:
         query = query.where(WebhookEndpoint.seq < after.seq)
@@ -48,12 +48,12 @@ def page(session: Session, project_id: str, limit: int, after: WebhookEndpoint |
 
 
 def change(session: Session, endpoint: WebhookEndpoint, **columns: Any) -> WebhookEndpoint:
-    """New values for some of name, url, event types and secret."""
+    """Update columns of an endpoint."""
     return _update(session, endpoint.id, updated_at=func.clock_timestamp(), **columns)
 
 
 def rotate(session: Session, endpoint: WebhookEndpoint, secret: str, keep_old: bool) -> WebhookEndpoint:
-    """`keep_old`: until its time is over, the secret before signs beside the new one."""
+    """Replace the secret; with `keep_old` the previous one signs as well for PREVIOUS_SECRET_LIFETIME."""
     previous: dict[str, Any] = {"previous_secret": null(), "previous_secret_expires_at": null()}
     if keep_old:
         previous = {
@@ -64,38 +64,38 @@ def rotate(session: Session, endpoint: WebhookEndpoint, secret: str, keep_old: b
 
 
 def enable(session: Session, endpoint: WebhookEndpoint) -> WebhookEndpoint:
-    """What waited for it is sent from now on; its failures are forgotten."""
+    """Enable an endpoint: pending deliveries are sent, and its series of failures is cleared."""
     columns = {"disabled_at": null(), "disabled_reason": null(), "failing_since": null()}
     return change(session, endpoint, enabled=True, **columns)
 
 
 def disable(session: Session, endpoint_id: str, reason: str) -> WebhookEndpoint:
-    return _disable(session, endpoint_id, reason)
+    """Stop deliveries to an endpoint; `reason` is shown to its owner."""
+    now = func.clock_timestamp()
+    return _update(session, endpoint_id, enabled=False, disabled_at=now, disabled_reason=reason, updated_at=now)
 
 
 def announce(session: Session, project_id: str, event_type: str, data: str) -> None:
-    """Write an event for whoever of the project wants it; `data` is JSON. Moves of jobs announce themselves."""
+    """Insert a delivery for each endpoint of the project that subscribes to the event type; `data` is JSON.
+
+    For changes of a job's state a trigger does the same.
+    """
     session.execute(ANNOUNCE, {"project_id": project_id, "type": event_type, "data": data})
 
 
 def delete_endpoint(session: Session, endpoint: WebhookEndpoint) -> None:
-    """With everything that was or is to be sent to it."""
+    """Delete an endpoint with all its deliveries."""
     session.execute(delete(WebhookEndpoint).where(WebhookEndpoint.id == endpoint.id))
     session.expunge(endpoint)
 
 
 def lock_against_deletion(session: Session, endpoint_id: str) -> bool:
-    """Keep the endpoint from being deleted until this transaction ends; False if it is gone.
+    """Lock the endpoint so that it is not deleted before this transaction ends; False if it is deleted already.
 
-    Taken before its deliveries are written to: a deletion locks in the same order, so neither waits for the other.
+    To be called before writes to its deliveries: a deletion locks in the same order, which avoids a deadlock.
     """
     query = select(WebhookEndpoint.id).where(WebhookEndpoint.id == endpoint_id)
     return session.scalar(query.with_for_update(read=True, key_share=True)) is not None
-
-
-def _disable(session: Session, endpoint_id: str, reason: str) -> WebhookEndpoint:
-    now = func.clock_timestamp()
-    return _update(session, endpoint_id, enabled=False, disabled_at=now, disabled_reason=reason, updated_at=now)
 
 
 def _update(session: Session, endpoint_id: str, **columns: Any) -> WebhookEndpoint:

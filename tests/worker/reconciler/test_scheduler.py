@@ -55,7 +55,7 @@ class TestPreemption:
         assert (gone.reason, gone.desired, gone.yield_requested_at) == ("gave_way", "run", None)
         assert (gone.times_yielded, gone.crash_streak) == (1, 0)
         messages = harness.messages(long)
-        assert "The job will give way to an urgent one at its next step, and go on from there later" in messages
+        assert "An urgent job preempts this job at its next step; it will resume from there later" in messages
         assert messages[-1].startswith("The job was preempted at step ")
 
         harness.run_next_job(TrainerPlan(steps=2))
@@ -137,4 +137,4 @@ class TestQueuePositions:
         register_worker(harness, labels=["site=rome"])
         scheduler.refresh()
         assert queue_position(harness, job).waiting_for is None
-        assert harness.messages(job)[-1] == "There is a worker again that can take the job"
+        assert harness.messages(job)[-1] == "A worker that can take the job is available again"
