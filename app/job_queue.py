@@ -1,7 +1,7 @@
-"""The producer's side of Celery: task names, and hints that leave after commit.
+"""The producer's side of Celery: task names, and hints to workers that are sent after a commit.
 
-A hint says "look for work" and carries nothing. It may be lost, doubled or late: PostgreSQL is the queue, workers poll
-too, and the reconciler sends hints again.
+A hint is a message without content that wakes an idle worker. It may be lost, duplicated or late: PostgreSQL is the
+queue, workers also poll, and the reconciler sends hints again.
 """
 
 from __future__ import annotations
@@ -18,39 +18,40 @@ from app.log import get_logger
 
 Queue = Literal["cpu", "gpu"]
 LOOK_FOR_WORK: dict[Queue, str] = {"cpu": "tunery.validate", "gpu": "tunery.train"}
-HINT_INTERVAL_SECONDS = 0.05  # between two of a burst
-MAX_PENDING_HINTS = 20  # of a burst: workers that are not woken within a second look for themselves
-HINT_EXPIRES_SECONDS = 300  # hints must not pile up while every slot is busy
+HINT_INTERVAL_SECONDS = 0.05  # between two hints of a burst
+MAX_PENDING_HINTS = 20  # per queue; workers that get no hint find the jobs when they poll
+HINT_EXPIRES_SECONDS = 300  # hints must not accumulate while all workers are busy
 SOCKET_TIMEOUT_SECONDS = 2
 
 log = get_logger(__name__)
 
 
 class WorkerNotifier:
-    """Sends hints to workers. A broker that is down costs a log line, never a request."""
+    """Sends hints to workers. An unreachable broker causes a warning in the log, never a failed request."""
 
     def __init__(self, redis_url: str) -> None:
         self.celery = make_celery(redis_url)
-        self._lanes = {queue: _ThrottledSender(self, queue) for queue in LOOK_FOR_WORK}
+        self._senders = {queue: _ThrottledSender(self, queue) for queue in LOOK_FOR_WORK}
 
     def after_commit(self, session: Session, queue: Queue) -> None:
         """Send a hint once `session` has committed; a rollback sends nothing."""
         event.listen(session, "after_commit", lambda _session: self.send_in_background(queue), once=True)
 
     def send_in_background(self, queue: Queue) -> None:
-        """From a thread: with the broker down, connecting takes seconds that no request should wait."""
-        self._lanes[queue].add()
+        """Send a hint from a thread, as connecting to an unreachable broker takes seconds."""
+        self._senders[queue].add()
 
     def send(self, queue: Queue) -> bool:
+        """Send a hint now; False if the broker is unreachable."""
         try:
             self.celery.send_task(LOOK_FOR_WORK[queue], queue=queue, expires=HINT_EXPIRES_SECONDS, retry=False)
-        except Exception as error:  # every transport raises its own; none of them may cost more than the hint
+        except Exception as error:  # each transport raises its own exceptions; a lost hint is harmless
             log.warning("hint not sent", queue=queue, error=str(error))
             return False
         return True
 
     def can_connect(self) -> bool:
-        """For a readiness report; jobs are accepted either way."""
+        """Whether the broker is reachable, for the readiness report; jobs are accepted either way."""
         try:
             with self.celery.connection_for_write() as connection:
                 connection.ensure_connection(max_retries=1, interval_start=0, timeout=SOCKET_TIMEOUT_SECONDS)
@@ -64,45 +65,46 @@ class WorkerNotifier:
 
 
 class _ThrottledSender:
-    """Hints on their way to one queue, one after the other, by a thread that ends with the last of them.
+    """Sends the pending hints of one queue, one after the other, in a thread that ends after the last one.
 
-    A worker that was woken works until nothing waits any more. So a burst of jobs needs a hint for each idle worker
-    and not for each job, which would take a tenth of what it costs to create one.
+    A woken worker works until no job is claimable. So a burst of jobs needs one hint per idle worker, not one per job,
+    which would take a tenth of the cost of creating a job.
     """
 
-    def __init__(self, hints: WorkerNotifier, queue: Queue) -> None:
-        self._hints = hints
+    def __init__(self, notifier: WorkerNotifier, queue: Queue) -> None:
+        self._notifier = notifier
         self._queue: Queue = queue
         self._lock = threading.Lock()
-        self._waiting = 0
-        self._is_moving = False
+        self._pending = 0
+        self._is_running = False
 
     def add(self) -> None:
         with self._lock:
-            self._waiting = min(self._waiting + 1, MAX_PENDING_HINTS)
-            if self._is_moving:
+            self._pending = min(self._pending + 1, MAX_PENDING_HINTS)
+            if self._is_running:
                 return
-            self._is_moving = True
-        threading.Thread(target=self._move, daemon=True).start()
+            self._is_running = True
+        threading.Thread(target=self._send_pending, daemon=True).start()
 
-    def _move(self) -> None:
-        while self._take():
-            self._hints.send(self._queue)
+    def _send_pending(self) -> None:
+        while self._take_one():
+            self._notifier.send(self._queue)
             time.sleep(HINT_INTERVAL_SECONDS)
 
-    def _take(self) -> bool:
+    def _take_one(self) -> bool:
         with self._lock:
-            self._is_moving = self._waiting > 0
-            self._waiting -= self._is_moving
-            return self._is_moving
+            self._is_running = self._pending > 0
+            self._pending -= self._is_running
+            return self._is_running
 
 
 def make_celery(redis_url: str) -> Celery:
-    """One configuration for the side that sends and the side that works; every line has a failure behind it.
+    """The Celery app of producers and workers; each setting avoids a known failure.
 
-    Early acknowledgement and no result backend: a late-acknowledged message is delivered again after the visibility
-    timeout, one hour, while its task still runs. `ack_emulation` off makes Redis a plain BRPOP: nothing to redeliver.
-    Prefetch is disabled: a reserved message would wait behind a day of training while other workers idle.
+    Messages are acknowledged early, without a result backend: Celery delivers a late-acknowledged message again after
+    the visibility timeout (one hour) while its task still runs. With `ack_emulation` off, Redis is read by a plain
+    BRPOP, so there is nothing to redeliver. Prefetch is disabled, as a reserved message would wait behind a day of
+    training while other workers are idle.
     """
     celery = Celery("tunery", broker=redis_url)
     celery.conf.update(

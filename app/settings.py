@@ -1,6 +1,6 @@
-"""Every environment variable Tunery reads, typed, with the reason for each default. Built once, passed down.
+"""All environment variables that Tunery reads, typed, with the reason for each default. Built once and passed down.
 
-Ours start with `TUNERY_`; `DATABASE_URL` and `REDIS_URL` keep the names that every platform sets.
+They start with `TUNERY_`, except `DATABASE_URL` and `REDIS_URL`, which many platforms set.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from app.domain.scheduling.worker_capacity import LABEL, LABEL_RULE
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TUNERY_", extra="ignore", populate_by_name=True)
 
-    # --- where things are
+    # --- addresses and directories
     database_url: str = Field(validation_alias=AliasChoices("DATABASE_URL", "database_url"))
     redis_url: str = Field(validation_alias=AliasChoices("REDIS_URL", "redis_url"))
     data_dir: Path = Path("data")  # files, adapters, snapshots, work directories
@@ -27,71 +27,77 @@ class Settings(BaseSettings):
     organization: str = "tunery"  # `organization_id`, and the third part of ft:base:organization:suffix:id
     docs_enabled: bool = True  # /docs and /openapi.json without a key; turn off where even the shape is private
     max_file_bytes: int = 512 << 20  # OpenAI's limit for one file
-    max_upload_bytes: int = 8 << 30  # OpenAI's limit for a file that comes in parts
-    upload_ttl_seconds: float = Field(default=3600, gt=0)  # how long such an upload may take; OpenAI's hour
+    max_upload_bytes: int = 8 << 30  # OpenAI's limit for a multipart upload
+    upload_ttl_seconds: float = Field(default=3600, gt=0)  # how long an upload may take; one hour at OpenAI
     max_line_bytes: int = 4 << 20  # one example; 4 MiB is about a million tokens
-    min_training_examples: int = 10  # OpenAI's floor
-    results_csv_base64: bool = False  # OpenAI served the results CSV in base64 for years; scripts that expect it
+    min_training_examples: int = 10  # OpenAI's minimum
+    results_csv_base64: bool = False  # for scripts that expect base64, as OpenAI served for years
     database_pool_size: int = 20  # requests in a transaction at once; a process opens up to 2 n + 6 connections
-    max_requests_per_second: int = Field(default=10_000, ge=1)  # of a project that has no limit of its own
-    check_processes: int | None = Field(default=None, ge=1)  # that read data sets for requests, at once; absent: cores
-    admin_key_file: Path | None = None  # containers: the first admin key is read from here at start-up
+    max_requests_per_second: int = Field(default=10_000, ge=1)  # default of projects without a limit of their own
+    check_processes: int | None = Field(default=None, ge=1)  # concurrent processes that read data sets; default: cores
+    admin_key_file: Path | None = None  # containers: a file with the first admin key
 
-    # --- connections: how long a slow or silent client keeps one
+    # --- connections: timeouts for slow or silent clients
     header_timeout_seconds: float = Field(default=10, gt=0)  # for complete request headers, from the first byte
-    keep_alive_seconds: float = Field(default=75, gt=0)  # gateways close idle connections after 60 s: be later
+    keep_alive_seconds: float = Field(
+        default=75, gt=0
+    )  # longer than the 60 s after which gateways close idle connections
     body_idle_seconds: float = Field(default=30, gt=0)  # without a byte of a request body
-    body_min_bytes_per_second: float = Field(default=1000, ge=0)  # of a request body, averaged over the next number
+    body_min_bytes_per_second: float = Field(default=1000, ge=0)  # of a request body, averaged over the next setting
     body_rate_window_seconds: float = Field(default=60, gt=0)
     response_stall_seconds: float = Field(default=300, gt=0)  # without an acknowledged byte of a response
 
-    # --- dispatch. A restart of PostgreSQL takes a minute; a lease outlives it, a lost worker is found in 5.5 minutes.
+    # --- dispatch. A lease outlives a restart of PostgreSQL (a minute); a lost worker is detected in 5.5 minutes.
     lease_ttl_seconds: float = 300
     lease_renew_seconds: float = 15
-    watch_seconds: float = 2  # how often the holder looks at `desired` and whether it is fenced
-    self_fence_seconds: float = 240  # without a confirmed renewal the trainer is stopped, before anybody else may start
+    watch_seconds: float = 2  # how often the holder reads `desired` and checks its lease
+    self_fence_seconds: float = 240  # without a confirmed renewal the trainer is stopped, before the lease expires
     self_fence_kill_seconds: float = 270
     reap_grace_seconds: float = 30
     reconcile_seconds: float = 5
-    poll_seconds: float = 5  # idle workers look for themselves: a lost hint costs this much
-    max_crash_streak: int = 3  # attempts that died without a new snapshot between them
-    requeue_delay_seconds: float = 5  # before an attempt that died is tried again; doubles with the streak
-    storage_full_wait_seconds: float = Field(default=86_400, ge=0)  # a full disk: a day of tries, then a pause
+    poll_seconds: float = 5  # of idle workers: the delay that a lost hint causes
+    max_crash_streak: int = 3  # crashed attempts without a new snapshot between them
+    requeue_delay_seconds: float = 5  # before a crashed attempt is retried; doubles with the streak
+    storage_full_wait_seconds: float = Field(
+        default=86_400, ge=0
+    )  # on a full disk: a day of retries, then the job is paused
 
-    # --- the queue. Give every process of a service the same numbers.
+    # --- the queue. All processes of a service need the same values.
     labels: Annotated[tuple[str, ...], NoDecode] = ()  # of this worker: "a100,team=search"; jobs may ask for labels
     fair_share_half_life_seconds: float = Field(default=86_400, ge=60)  # after a day GPU time counts half
-    give_way: bool = False  # an urgent job that finds no free slot makes a long one stop at a step, and go on later
-    give_way_after_seconds: float = Field(default=600, ge=0)  # so long an attempt runs undisturbed
-    give_way_limit: int = Field(default=3, ge=0)  # so often one job gives way at most
+    give_way: bool = False  # preemption: an urgent job without a free slot stops a long one at a step; it resumes later
+    give_way_after_seconds: float = Field(default=600, ge=0)  # minimum run time of an attempt before preemption
+    give_way_limit: int = Field(default=3, ge=0)  # maximum preemptions of one job
 
     # --- the trainer
-    snapshot_interval_seconds: float = 300  # by time, not steps: what a crash may cost
-    stop_grace_seconds: float = 60  # from asking a trainer to stop until it is killed
+    snapshot_interval_seconds: float = 300  # the training time that a crash may cost
+    stop_grace_seconds: float = 60  # from the request to stop a trainer until it is killed
     drain_grace_seconds: float = 100  # the same when the worker itself is stopping; containers give it 120 s
-    stall_seconds: float = 600  # no record from a trainer for so long (or 20 median steps): it hangs
+    stall_seconds: float = 600  # a trainer without a record for so long (or 20 median steps) hangs
     spare_trainer: bool = True  # an idle slot keeps the next trainer ready: 400 MB for a start 4 s earlier
-    gpus_per_job: int = Field(default=1, ge=1, le=64)  # each step's examples are shared out over so many GPUs of a slot
+    gpus_per_job: int = Field(
+        default=1, ge=1, le=64
+    )  # data parallel: the GPUs of a slot that share each step's examples
     device: str = "auto"  # auto, cpu or cuda
-    threads: int | None = None  # CPU threads of a trainer; absent: physical cores, or what a probe finds faster
+    threads: int | None = None  # CPU threads of a trainer; default: physical cores, or the faster count of a probe
 
     # --- webhooks
-    webhook_allow_http: bool = False  # https only: the body names jobs, and a signature is no secret-keeper
-    webhook_allowed_networks: str = ""  # CIDRs, comma-separated: private addresses that endpoints may have
-    webhook_connect_seconds: float = 5  # to resolve the name is not in it
-    webhook_timeout_seconds: float = 15  # for one try in all; Standard Webhooks recommends 15 to 30
-    webhook_poll_seconds: float = 1  # how often the sender looks for what is due
-    webhook_disable_seconds: float = 432_000  # an endpoint that has failed for so long (five days) is disabled
-    webhook_keep_seconds: float = 2_592_000  # 30 days of deliveries are kept
+    webhook_allow_http: bool = False  # https only, as a signature does not hide the ids in the body
+    webhook_allowed_networks: str = ""  # CIDRs, comma-separated: allowed private addresses of endpoints
+    webhook_connect_seconds: float = 5  # without the resolution of the name
+    webhook_timeout_seconds: float = 15  # of a complete attempt; Standard Webhooks recommends 15 to 30
+    webhook_poll_seconds: float = 1  # how often the sender claims due deliveries
+    webhook_disable_seconds: float = 432_000  # an endpoint that fails for five days is disabled
+    webhook_keep_seconds: float = 2_592_000  # deliveries are kept for 30 days
 
     # --- logs
-    log_json: bool = True  # one JSON object per line; false: text for a terminal
-    log_file: Path | None = None  # a file of this process alone, rotated; absent: standard error
+    log_json: bool = True  # JSON lines; false: text for a terminal
+    log_file: Path | None = None  # of this process alone, rotated; default: standard error
 
     @field_validator("database_url")
     @classmethod
     def _use_psycopg(cls, url: str) -> str:
-        """`postgres://` and `postgresql://` mean psycopg 3 here: it is the one driver that is installed."""
+        """Select psycopg 3, the only installed driver, for `postgres://` and `postgresql://`."""
         for scheme in ("postgres://", "postgresql://"):
             if url.startswith(scheme):
                 return "postgresql+psycopg://" + url.removeprefix(scheme)
@@ -99,20 +105,20 @@ class Settings(BaseSettings):
 
     @field_validator("labels", mode="before")
     @classmethod
-    def _split_labels(cls, given: object) -> object:
-        """One text with commas, or a list."""
-        return tuple(filter(None, map(str.strip, given.split(",")))) if isinstance(given, str) else given
+    def _split_labels(cls, labels: object) -> object:
+        """Accept one comma-separated string as well as a list."""
+        return tuple(filter(None, map(str.strip, labels.split(",")))) if isinstance(labels, str) else labels
 
     @field_validator("labels")
     @classmethod
     def _check_labels(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
-        if wrong := [label for label in labels if not LABEL.fullmatch(label)]:
-            raise ValueError(f"{', '.join(map(repr, wrong))}: a label has {LABEL_RULE}")
+        if invalid := [label for label in labels if not LABEL.fullmatch(label)]:
+            raise ValueError(f"{', '.join(map(repr, invalid))}: a label has {LABEL_RULE}")
         return labels
 
     @field_validator("webhook_allowed_networks")
     @classmethod
-    def _are_networks(cls, text: str) -> str:
+    def _check_networks(cls, text: str) -> str:
         parse_networks(text)
         return text
 

@@ -1,7 +1,7 @@
-"""Where bytes live: six verbs, and the same builtin errors from every implementation.
+"""The interface of storage: six operations, and the same builtin errors from every implementation.
 
-A key is ours, never a client's file name: lower-case words, digits, dashes and dots, separated by slashes. An object is
-immutable: it is there whole or not at all.
+The service makes the keys, never from a client's file name: letters, digits, dashes, underscores and dots, separated by
+slashes. An object is immutable, and is stored completely or not at all.
 """
 
 from __future__ import annotations
@@ -23,27 +23,28 @@ class StoredObject:
 
 class Storage(Protocol):
     staging: Path
-    """A local directory for files on their way in; for local storage on the same filesystem, so `put` is a rename."""
+    """A local directory for files before `put`; of local storage on the same filesystem, so that `put` is a rename."""
 
     def put(self, key: str, source: Path) -> StoredObject:
-        """Take over the file at `source` (gone afterwards), durably. Raises OSError (ENOSPC) and leaves nothing."""
+        """Move the file at `source` into storage, durably. Raises OSError (ENOSPC), after which nothing is stored."""
 
     def compose(self, key: str, parts: Sequence[str]) -> StoredObject:
-        """One object of the bytes of others that were put, one after the other, without copying any; they may be
-        deleted afterwards. Raises FileNotFoundError with the missing key in it, and leaves nothing.
+        """Concatenate stored objects to a new one, without copying; the `parts` may be deleted afterwards.
+
+        Raises FileNotFoundError with the missing key, after which nothing is stored.
         """
 
     def open(self, key: str) -> BinaryIO:
-        """A seekable reader. Raises FileNotFoundError with the key in it."""
+        """A seekable reader of an object. Raises FileNotFoundError with the key."""
 
     def stat(self, key: str) -> StoredObject:
-        """Raises FileNotFoundError with the key in it."""
+        """The size of an object. Raises FileNotFoundError with the key."""
 
     def delete(self, key: str) -> None:
-        """An object that is not there is no error: deleting twice is deleting once."""
+        """Delete an object; no error if there is none."""
 
     def older_than(self, prefix: str, moment: float) -> Iterator[str]:
-        """The key of every object below `prefix` that was stored before `moment`, in seconds since 1970."""
+        """The keys below `prefix` of objects that were stored before `moment`, in seconds since 1970."""
 
 
 def check_key(key: str) -> str:

@@ -1,4 +1,4 @@
-"""Storage in a directory: staged beside the objects, flushed to disk, renamed into place."""
+"""Storage in a local directory: files are staged beside the objects, flushed to disk and renamed into place."""
 
 from __future__ import annotations
 
@@ -63,17 +63,17 @@ class LocalStorage:
         return StoredObject(key, sum(sizes))
 
     def delete(self, key: str) -> None:
-        """An object of segments goes whole as well: out of sight first, then piece by piece."""
+        """Delete an object; one of segments is first renamed, so that readers never see a part of it."""
         path = self._path(key)
         if not path.is_dir():
             path.unlink(missing_ok=True)
         elif segments_of(path):
-            doomed = self.staging / f"deleted-{secrets.token_hex(8)}"
-            os.replace(path, doomed)
-            shutil.rmtree(doomed)
+            renamed = self.staging / f"deleted-{secrets.token_hex(8)}"
+            os.replace(path, renamed)
+            shutil.rmtree(renamed)
 
     def older_than(self, prefix: str, moment: float) -> Iterator[str]:
-        """By the time of the rename or link that stored it: its bytes may have been written long before."""
+        """By ctime, the time of the rename or link that stored the object: its content may have been written before."""
         for parent, directories, names in os.walk(self._path(prefix)):
             if any(name.startswith(SEGMENT_PREFIX) for name in names):
                 directories.clear()
@@ -91,7 +91,7 @@ class LocalStorage:
         return Path(path).relative_to(self.objects).as_posix() if path.startswith(f"{self.objects}/") else path
 
     def _compose(self, staged: Path, parts: Sequence[str]) -> int:
-        """At `staged`: a plain file if it is of one part or none, which every reader opens faster."""
+        """Write the object at `staged`; of one part or none as a plain file, which is faster to open."""
         sources = [self._path(part) for part in parts]
         if len(sources) > 1:
             size_bytes = link_segments(staged, sources)
@@ -105,7 +105,7 @@ class LocalStorage:
         return size_bytes
 
     def _on_this_filesystem(self, source: Path) -> Path:
-        """Rename is atomic only within one filesystem, so a file from another one is copied into staging first."""
+        """Copy a file of another filesystem into staging first, as a rename is atomic only within one filesystem."""
         if source.stat().st_dev == self.objects.stat().st_dev:
             return source
         staged = self.staging / f"copy-{os.getpid()}-{source.name}"

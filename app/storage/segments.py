@@ -1,7 +1,7 @@
-"""An object of several files: a directory of hard links to the parts it was composed of, read as one.
+"""Objects of segments: a directory of hard links to the parts of an object, read as one file.
 
-Gigabytes that came in parts are neither copied nor stored twice. A segment's name begins with a dot, which no key does,
-so such a directory is never taken for one that holds other objects.
+Gigabytes that were uploaded in parts are neither copied nor stored twice. The name of a segment begins with a dot,
+which no key does, so that such a directory is distinct from one that contains other objects.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SEGMENT_PREFIX = "."
 
 
 def link_segments(directory: Path, sources: Sequence[Path]) -> int:
-    """Make `directory` an object of `sources` in this order; its size. Raises FileNotFoundError of a source."""
+    """Create `directory` as an object of `sources` in this order; its size in bytes. Raises FileNotFoundError."""
     directory.mkdir()
     for number, source in enumerate(sources):
         os.link(source, directory / f"{SEGMENT_PREFIX}{number:06d}")
@@ -27,11 +27,12 @@ def link_segments(directory: Path, sources: Sequence[Path]) -> int:
 
 
 def segments_of(directory: Path) -> list[Path]:
+    """The segments in order; none if `directory` is no object."""
     return sorted(path for path in directory.iterdir() if path.name.startswith(SEGMENT_PREFIX))
 
 
 def open_segments(directory: Path) -> BinaryIO:
-    """Raises FileNotFoundError for a directory that holds no segment."""
+    """A buffered, seekable reader of the segments. Raises FileNotFoundError if `directory` has none."""
     paths = segments_of(directory)
     if not paths:
         raise FileNotFoundError(directory)
@@ -39,7 +40,7 @@ def open_segments(directory: Path) -> BinaryIO:
 
 
 class SegmentReader(io.RawIOBase):
-    """One segment is open at a time, however many there are."""
+    """Reads segments as one file, with only one of them open at a time."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = paths
@@ -62,7 +63,7 @@ class SegmentReader(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        """Up to the end of the segment that the position is in; a buffered reader asks again."""
+        """Read at most to the end of the current segment; the buffered reader calls again for more."""
         index = bisect_right(self._ends, self._position)
         if index == len(self._ends):
             return 0

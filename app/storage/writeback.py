@@ -1,4 +1,4 @@
-"""Have the disk begin with what was just written, while more arrives: a later flush has little left to wait for."""
+"""Early writeback: the kernel writes dirty pages while more data arrives, so that the final fsync is short."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
 
 
 def begin_writeback(descriptor: int, start: int, size_bytes: int) -> None:
-    """Never waits for the disk and promises nothing: what must be durable is flushed. Only Linux has it."""
+    """Start to write a range of a file to disk, without waiting. Durability still needs fsync. Only on Linux."""
     if _sync_file_range is not None:
         _sync_file_range(descriptor, start, size_bytes, SYNC_FILE_RANGE_WRITE)
 

@@ -1,4 +1,4 @@
-"""Two things called checkpoint. Public: adapters, the last three of a job kept. Private: snapshots, for resume."""
+"""Public checkpoints (adapters, of which three per job are kept) and private snapshots for resuming. Never commits."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def replace(
     file_ids: list[str],
     archive_file_id: str,
 ) -> Checkpoint:
-    """The same step, published again: it was a pause at the very end. The caller deletes the old files."""
+    """Publish a step again, after a pause at the last step. The caller deletes the old files."""
     checkpoint.attempt, checkpoint.name, checkpoint.retired_at = job.attempt, name, None
     checkpoint.metrics, checkpoint.manifest = metrics, manifest
     checkpoint.file_ids, checkpoint.archive_file_id = file_ids, archive_file_id
@@ -73,13 +73,14 @@ def by_names(session: Session, names: Sequence[str]) -> dict[str, Checkpoint]:
     """{fine_tuned_model_checkpoint: checkpoint} of those that exist."""
     if not names:
         return {}
-    return {found.name: found for found in session.scalars(select(Checkpoint).where(Checkpoint.name.in_(names)))}
+    rows = session.scalars(select(Checkpoint).where(Checkpoint.name.in_(names)))
+    return {checkpoint.name: checkpoint for checkpoint in rows}
 
 
 def page(session: Session, job_id: str, limit: int, after: Checkpoint | None = None) -> list[Checkpoint]:
-    """The kept ones, at most `limit`: the job's result first, as clients expect it there, then latest step first.
+    """A page of kept checkpoints: first the job's result, as clients expect, then the others, latest step first.
 
-    The result need not be the latest: it may be the best of them.
+    The result may be an earlier step, as the best one can be promoted.
     """
     result = select(Job.fine_tuned_model).where(Job.id == job_id).scalar_subquery()
     is_result = func.coalesce(Checkpoint.name == result, False)
@@ -98,7 +99,7 @@ def page(session: Session, job_id: str, limit: int, after: Checkpoint | None = N
 
 
 def best(session: Session, job_id: str) -> Checkpoint | None:
-    """The kept one with the lowest full validation loss, the earliest of equals; it is never retired."""
+    """The kept checkpoint with the lowest full validation loss, the earliest of equals; it is never retired."""
     return best_of(kept(session, job_id))
 
 
@@ -108,19 +109,21 @@ def best_of(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
 
 
 def kept(session: Session, job_id: str) -> list[Checkpoint]:
-    """Latest step first."""
+    """The checkpoints that are not retired, latest step first."""
     query = select(Checkpoint).where(Checkpoint.job_id == job_id, Checkpoint.retired_at.is_(None))
     return list(session.scalars(query.order_by(Checkpoint.step_number.desc())))
 
 
 def retire_old(session: Session, job_id: str, newest: Checkpoint, keep: int = KEPT_CHECKPOINTS) -> list[Checkpoint]:
-    """Mark all but `keep` as retired; the caller deletes their files.
+    """Mark all but `keep` checkpoints as retired; the caller deletes their files.
 
-    The best one and the `newest` to be published stay, then those of the latest steps.
+    The best and the `newest` checkpoint stay, then those of the latest steps.
     """
-    everything = kept(session, job_id)
-    spared = [newest.id] + [each.id for each in (best_of(everything),) if each is not None]
-    old = sorted(everything, key=lambda each: each.id not in spared)[keep:]  # stable: latest step first in each part
+    checkpoints = kept(session, job_id)
+    best_checkpoint = best_of(checkpoints)
+    protected_ids = {newest.id} if best_checkpoint is None else {newest.id, best_checkpoint.id}
+    # The sort is stable, so the latest step comes first among the protected ones and among the others.
+    old = sorted(checkpoints, key=lambda each: each.id not in protected_ids)[keep:]
     for checkpoint in old:
         checkpoint.retired_at = func.clock_timestamp()
     session.flush()
@@ -143,7 +146,7 @@ def add_snapshot(session: Session, job: Job, step: int, manifest_sha256: str, st
 
 
 def snapshots(session: Session, job_id: str) -> list[Snapshot]:
-    """Newest first: a later attempt starts from the first of them that verifies."""
+    """The snapshots of a job, newest first: a later attempt resumes from the first one that verifies."""
     return list(
         session.scalars(
             select(Snapshot).where(Snapshot.job_id == job_id).order_by(Snapshot.step.desc(), Snapshot.attempt.desc())
@@ -152,12 +155,12 @@ def snapshots(session: Session, job_id: str) -> list[Snapshot]:
 
 
 def old_snapshots(session: Session, job_id: str, keep: int = KEPT_SNAPSHOTS) -> list[Snapshot]:
-    """All but the newest `keep`. Their bytes go first and their rows after: a crash between leaves nothing orphaned."""
+    """All but the newest `keep` snapshots. To leave no orphaned files, their content is deleted before their rows."""
     return snapshots(session, job_id)[keep:]
 
 
 def leftover_snapshots(session: Session, limit: int = 100) -> list[Snapshot]:
-    """Snapshots of jobs that have ended: nobody will resume from them."""
+    """Snapshots of jobs that have ended."""
     ended = select(Job.id).where(Job.state.in_([state.value for state in TERMINAL]))
     return list(session.scalars(select(Snapshot).where(Snapshot.job_id.in_(ended)).limit(limit)))
 
@@ -167,5 +170,5 @@ def delete_snapshots(session: Session, snapshot_ids: Iterable[str]) -> None:
 
 
 def snapshot_storage_keys(session: Session) -> set[str]:
-    """Every object that a snapshot names; there are two snapshots for each unfinished job."""
+    """The storage keys of all snapshots; there are two snapshots for each unfinished job."""
     return {key for keys in session.scalars(select(Snapshot.storage_keys)) for key in keys.values()}

@@ -1,7 +1,7 @@
-"""The tables, by subject. Constraints and triggers refuse impossible rows.
+"""The tables, by subject. Constraints and triggers refuse inconsistent rows.
 
 Times are `clock_timestamp()` of the server: a worker never compares its own clock with another's. `seq` columns order
-pages: creation times tie, sequences do not.
+pages, as creation times may be equal.
 """
 
 from app.db.base import Base as Base

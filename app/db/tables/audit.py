@@ -1,4 +1,4 @@
-"""Who changed what. A trigger refuses every UPDATE, DELETE and TRUNCATE."""
+"""The audit log: who changed what. A trigger refuses every UPDATE, DELETE and TRUNCATE."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from app.db.base import Base, now
 
 
 class AuditEntry(Base):
-    """`project_id` is the project that was changed; NULL where the change belongs to none, such as a base model.
+    """`project_id` is the project of what was changed; NULL for what belongs to none, such as a base model.
 
-    `actor_id` is a key's id, or an operator's account and host. No foreign key to keys: an entry outlives them.
+    `actor_id` is a key's id, or an operator's account and host; without a foreign key, as an entry outlives its key.
     """
 
     __tablename__ = "audit_log"

@@ -1,4 +1,4 @@
-"""What can be tuned."""
+"""Base models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from app.db.base import Base, now
 
 
 class BaseModelRow(Base):
-    """A registered base model. `project_id` NULL offers it to every project. `entry` is a catalog.CatalogEntry."""
+    """A registered base model. With `project_id` NULL every project may use it. `entry` is a catalog.CatalogEntry."""
 
     __tablename__ = "base_models"
 

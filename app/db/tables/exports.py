@@ -1,4 +1,4 @@
-"""What is made of a checkpoint on request: a small queue of its own, with leases and fencing as jobs have them."""
+"""Exports of checkpoints: a queue of its own, with leases and fencing tokens as for jobs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from app.domain.artifacts.exports import FINISHED, ExportState, ExportType
 
 
 class Export(Base):
-    """`model` names the checkpoint's content: a checkpoint that is published again gets another name, its row stays."""
+    """`model` names the content: a checkpoint that is published again gets another name in the same row."""
 
     __tablename__ = "exports"
     __table_args__ = (
@@ -26,7 +26,7 @@ class Export(Base):
         CheckConstraint("(state = 'failed') = (error_code IS NOT NULL)", name="error"),
         CheckConstraint("(state = 'cancelled') <= (deleted_at IS NOT NULL)", name="cancelled_is_deleted"),
         CheckConstraint("(deleted_at IS NOT NULL) <= (finished_at IS NOT NULL)", name="deleted_is_finished"),
-        # Asking twice is asking once, also at the same moment.
+        # One export per model and type, also for concurrent requests.
         Index(
             "uq_exports_one_of_a_kind",
             "model",
@@ -46,27 +46,27 @@ class Export(Base):
     checkpoint_id: Mapped[str] = mapped_column(ForeignKey("checkpoints.id"), index=True)
     created_at: Mapped[datetime] = now()
 
-    # what was asked for; never changes
+    # the request; immutable
     type: Mapped[str]
     model: Mapped[str]  # the checkpoint's fine_tuned_model_checkpoint
     base_model: Mapped[str]
     step_number: Mapped[int]
     adapter_file_ids: Mapped[list[str]]
-    expected_bytes: Mapped[int]  # what the base's files take: a merged model is as large
+    expected_bytes: Mapped[int]  # the size of the base model's files, which a merged model has as well
 
-    # what is true
+    # the state
     state: Mapped[str] = mapped_column(server_default=ExportState.QUEUED.value)
     attempt: Mapped[int] = mapped_column(server_default="0")  # the fencing token
     crash_streak: Mapped[int] = mapped_column(server_default="0")
     run_after: Mapped[datetime] = now()
-    storage_full_since: Mapped[datetime | None]  # the first of the attempts in a row that a full disk ended
+    storage_full_since: Mapped[datetime | None]  # when the first of consecutive attempts ended on a full disk
     lease_owner: Mapped[str | None]
     lease_expires_at: Mapped[datetime | None]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     deleted_at: Mapped[datetime | None]
 
-    # what came out
+    # the result
     file_ids: Mapped[list[str]] = mapped_column(server_default=text("'[]'::jsonb"))
     size_bytes: Mapped[int | None]
     manifest: Mapped[dict[str, Any] | None]

@@ -1,4 +1,4 @@
-"""Bytes that storage keeps."""
+"""Files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from app.db.base import Base, now
 
 
 class File(Base):
-    """`line_count` is the number of non-blank lines of a checked JSONL file: what "auto" reckons with."""
+    """`line_count` is the number of non-blank lines of a validated JSONL file, from which "auto" is resolved."""
 
     __tablename__ = "files"
     __table_args__ = (
@@ -25,7 +25,7 @@ class File(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     seq: Mapped[int] = mapped_column(Identity(), unique=True)
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
-    job_id: Mapped[str | None] = mapped_column(index=True)  # of a file that a job produced
+    job_id: Mapped[str | None] = mapped_column(index=True)  # the job that produced the file
     purpose: Mapped[str]
     filename: Mapped[str]
     bytes: Mapped[int]
@@ -36,4 +36,4 @@ class File(Base):
     created_at: Mapped[datetime] = now()
     expires_at: Mapped[datetime | None]
     deleted_at: Mapped[datetime | None]
-    purged_at: Mapped[datetime | None]  # when the bytes went; they stay while a job still needs them
+    purged_at: Mapped[datetime | None]  # when the content was deleted, which happens when no job needs it

@@ -1,4 +1,4 @@
-"""What a request did that came with an `Idempotency-Key`."""
+"""Responses to requests with an `Idempotency-Key`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from app.db.base import Base, now
 
 
 class IdempotencyKey(Base):
-    """Written in the transaction of what was created: the one is there if and only if the other is."""
+    """Written in the transaction that creates the requested object, so either both exist or neither does."""
 
     __tablename__ = "idempotency_keys"
     __table_args__ = (
         CheckConstraint("(status IS NULL) = (answer IS NULL)", name="answer_whole"),
-        CheckConstraint("status BETWEEN 200 AND 299", name="status"),  # a refusal created nothing and is not kept
+        CheckConstraint(
+            "status BETWEEN 200 AND 299", name="status"
+        ),  # an error response is not stored, as nothing was created
         Index("ix_idempotency_keys_created_at", "created_at"),
     )
 
@@ -24,7 +26,7 @@ class IdempotencyKey(Base):
     key: Mapped[str] = mapped_column(primary_key=True)
     method: Mapped[str]
     path: Mapped[str]
-    fingerprint: Mapped[str]  # SHA-256 of what was asked for
-    status: Mapped[int | None]  # this and the answer are NULL only inside the transaction that writes them
+    fingerprint: Mapped[str]  # SHA-256 of the request body
+    status: Mapped[int | None]  # NULL, as `answer`, only within the transaction that reserves the key
     answer: Mapped[str | None]  # JSON
     created_at: Mapped[datetime] = now()

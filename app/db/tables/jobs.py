@@ -1,4 +1,4 @@
-"""A job, its attempts and what is told of it: the queue and the truth."""
+"""Jobs, their attempts and their events. The table `jobs` is the queue."""
 
 from __future__ import annotations
 
@@ -54,50 +54,56 @@ class Job(Base):
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
     created_at: Mapped[datetime] = now()
 
-    # what was asked for; never changes
+    # the request; immutable (a trigger refuses changes)
     base_model: Mapped[str]
     training_file_id: Mapped[str] = mapped_column(ForeignKey("files.id"), index=True)
     validation_file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"), index=True)
     spec: Mapped[dict[str, Any]]  # a spec.JobSpec
     suffix: Mapped[str | None]
-    is_urgent: Mapped[bool] = mapped_column(server_default=text("false"))  # goes before everybody's, if allowed
-    worker_labels: Mapped[list[str]] = mapped_column(server_default=text("'[]'::jsonb"))  # its worker has them all
+    is_urgent: Mapped[bool] = mapped_column(
+        server_default=text("false")
+    )  # precedes all jobs that are not urgent, if the project may
+    worker_labels: Mapped[list[str]] = mapped_column(
+        server_default=text("'[]'::jsonb")
+    )  # the worker must have all of them
     cloned_from: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
 
-    # what its owner may change
+    # what the owner may change
     user_metadata: Mapped[dict[str, Any] | None] = mapped_column("metadata")
-    priority: Mapped[int] = mapped_column(server_default="0")  # within its project; while it has not ended
+    priority: Mapped[int] = mapped_column(
+        server_default="0"
+    )  # among the jobs of its project; may change until the job ends
 
-    # what it will need, known once its files are validated
+    # the requirements; known after the validation of its files
     needed_cpu_bytes: Mapped[int | None]
     needed_cuda_bytes: Mapped[int | None]
     planned_seconds: Mapped[float | None]
 
-    # what the operator wants
-    yield_requested_at: Mapped[datetime | None]  # give way to an urgent job at the next step boundary
+    # preemption, requested by the scheduler
+    yield_requested_at: Mapped[datetime | None]  # the attempt ends at its next step boundary
     times_yielded: Mapped[int] = mapped_column(server_default="0")
 
-    # what is taken although it may not be meant, of the request and of the files: {code, message, file, count, ...}
+    # accepted, but possibly unintended parts of the request and the files: {code, message, file, count, ...}
     warnings: Mapped[list[dict[str, Any]]] = mapped_column(server_default=text("'[]'::jsonb"))
 
-    # what is true
+    # the state
     state: Mapped[str] = mapped_column(server_default=JobState.VALIDATING.value)
     desired: Mapped[str] = mapped_column(server_default=Desired.RUN.value)
     phase: Mapped[str | None]  # finer than the state: "loading", "training", "publishing", "waiting_for_storage"
-    attempt: Mapped[int] = mapped_column(server_default="0")  # the fencing token: every claim takes the next one
+    attempt: Mapped[int] = mapped_column(server_default="0")  # the fencing token: every claim increments it
     train_attempts: Mapped[int] = mapped_column(server_default="0")
     crash_streak: Mapped[int] = mapped_column(server_default="0")
     run_after: Mapped[datetime] = now()
-    storage_full_since: Mapped[datetime | None]  # the first of the attempts in a row that a full disk ended
+    storage_full_since: Mapped[datetime | None]  # when the first of consecutive attempts ended on a full disk
     lease_owner: Mapped[str | None]
     lease_expires_at: Mapped[datetime | None]
     event_seq: Mapped[int] = mapped_column(server_default="0")
-    version: Mapped[int] = mapped_column(server_default="1")  # of all that clients see; a trigger counts it
+    version: Mapped[int] = mapped_column(server_default="1")  # of everything that clients see; a trigger increments it
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     progress: Mapped[dict[str, Any] | None]  # {step, total_steps, epoch, tokens_per_second, eta_seconds, ...}
 
-    # what came out
+    # the result
     trained_tokens: Mapped[int | None]
     fine_tuned_model: Mapped[str | None]
     result_file_ids: Mapped[list[str]] = mapped_column(server_default=text("'[]'::jsonb"))
@@ -126,14 +132,14 @@ class Attempt(Base):
     kind: Mapped[str]
     worker: Mapped[str]
     gpus: Mapped[int] = mapped_column(server_default="1")
-    is_counted: Mapped[bool] = mapped_column(server_default=text("false"))  # in its project's usage
+    is_counted: Mapped[bool] = mapped_column(server_default=text("false"))  # whether `project_usage` includes it
     started_at: Mapped[datetime] = now()
     ended_at: Mapped[datetime | None]
     reason: Mapped[str | None]
 
 
 class JobEvent(Base):
-    """`seq` is taken from the job row in the same UPDATE: per job 1..n without a gap, in commit order."""
+    """`seq` is taken from the job's row by an UPDATE: 1..n for each job, without a gap, in commit order."""
 
     __tablename__ = "job_events"
     __table_args__ = (

@@ -1,4 +1,4 @@
-"""What trainers wrote to their standard error: the end of it, an attempt each."""
+"""Trainer logs: the end of the standard error of each attempt."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_LOG_BYTES = 64 << 10
 
 
 class JobLog(Base):
-    """A copy of the end of a file on a worker's disk, written anew while the trainer runs and when it has ended."""
+    """A copy of the end of a file on a worker's disk, replaced while the trainer runs and when it has ended."""
 
     __tablename__ = "job_logs"
     __table_args__ = (
@@ -25,5 +25,5 @@ class JobLog(Base):
     attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
     text: Mapped[str]
-    cut_bytes: Mapped[int]  # of the log's beginning, which is not here
+    cut_bytes: Mapped[int]  # the size of the log's beginning, which is not stored
     updated_at: Mapped[datetime] = now()

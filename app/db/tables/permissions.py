@@ -1,4 +1,4 @@
-"""Which other projects may use an `ft:` model."""
+"""Permissions of other projects to use an `ft:` model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from app.db.base import Base, now
 
 
 class CheckpointPermission(Base):
-    """`project_id` owns the model, `grantee_id` may use it; withdrawing deletes the row."""
+    """The project `project_id` owns the model, `grantee_id` may use it; to withdraw the permission deletes the row."""
 
     __tablename__ = "checkpoint_permissions"
     __table_args__ = (

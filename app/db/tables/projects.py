@@ -1,4 +1,4 @@
-"""Who may come in, and how far: projects and the keys to them."""
+"""Projects with their limits, and their API keys."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from app.db.base import Base, now
 from app.domain.access import scopes
 
 LIMITS = (
-    "max_stored_bytes", "max_queued_jobs", "max_running_jobs", "max_gpu_seconds_per_month", "max_requests_per_second",
-)  # fmt: skip
+    "max_stored_bytes",
+    "max_queued_jobs",
+    "max_running_jobs",
+    "max_gpu_seconds_per_month",
+    "max_requests_per_second",
+)
 ALL_SCOPES = text(f"'[\"{scopes.ALL}\"]'::jsonb")
 
 
 class Project(Base):
-    """A limit that is NULL is none. `share_weight` is the project's part of the GPUs when several wait."""
+    """NULL means no limit. `share_weight` is the project's relative share of GPU time when several projects wait."""
 
     __tablename__ = "projects"
     __table_args__ = (
@@ -40,13 +44,15 @@ class Project(Base):
     max_gpu_seconds_per_month: Mapped[int | None]
     max_requests_per_second: Mapped[int | None]
     share_weight: Mapped[float] = mapped_column(server_default=text("1"))
-    may_be_urgent: Mapped[bool] = mapped_column(server_default=text("false"))  # its jobs may go before everybody's
+    may_be_urgent: Mapped[bool] = mapped_column(
+        server_default=text("false")
+    )  # whether its jobs may precede those of other projects
 
 
 class ApiKey(Base):
-    """Only the SHA-256 of the secret is kept: it is 256 random bits, so a slow hash would add nothing.
+    """Only the SHA-256 of the secret is stored: it has 256 random bits, so a slow hash would add no security.
 
-    After a rotation the secret before it opens the door until `previous_expires_at`.
+    After a rotation the previous secret stays valid until `previous_expires_at`.
     """
 
     __tablename__ = "api_keys"
@@ -61,7 +67,7 @@ class ApiKey(Base):
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), index=True)
     name: Mapped[str]
     secret_sha256: Mapped[str] = mapped_column(unique=True)
-    redacted: Mapped[str] = mapped_column(server_default="")  # enough of the secret to tell it from others
+    redacted: Mapped[str] = mapped_column(server_default="")  # enough characters of the secret to recognize the key
     previous_secret_sha256: Mapped[str | None] = mapped_column(unique=True)
     previous_expires_at: Mapped[datetime | None]
     scopes: Mapped[list[str]] = mapped_column(server_default=ALL_SCOPES)

@@ -1,4 +1,4 @@
-"""What the fair queue remembers: what each project has used, and where each waiting job stands."""
+"""The fair queue: the usage of each project, and the position of each waiting job."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from app.db.base import Base, now
 
 
 class ProjectUsage(Base):
-    """`gpu_seconds` is decayed up to `counted_at`. Attempts with `is_counted` false are to be added to it."""
+    """`gpu_seconds` is decayed up to `counted_at`. Attempts with `is_counted` false are not included yet."""
 
     __tablename__ = "project_usage"
     __table_args__ = (CheckConstraint("gpu_seconds >= 0", name="gpu_seconds"),)
@@ -23,9 +23,10 @@ class ProjectUsage(Base):
 
 
 class QueuePlace(Base):
-    """A forecast, made again every few seconds by the reconciler; after a crash of PostgreSQL it is made anew.
+    """The forecast for a waiting job, which the reconciler updates every few seconds.
 
-    No foreign key: for each row it would lock the job's, which its holder writes to.
+    The table is unlogged, as the forecast is made again after a crash of PostgreSQL. Without a foreign key, as each
+    insert would lock the row of the job, which its holder updates.
     """
 
     __tablename__ = "queue_places"
@@ -40,6 +41,6 @@ class QueuePlace(Base):
     project_id: Mapped[str]
     position: Mapped[int]
     expected_start_at: Mapped[datetime | None]
-    waiting_for: Mapped[str | None]  # why no living worker can take it
+    waiting_for: Mapped[str | None]  # why no living worker can take the job
     waiting_since: Mapped[datetime | None]
-    is_told: Mapped[bool] = mapped_column(server_default=text("false"))  # an event of the job has said so
+    is_told: Mapped[bool] = mapped_column(server_default=text("false"))  # whether the job has an event about it

@@ -1,4 +1,4 @@
-"""What a job leaves: checkpoints for people, snapshots for the next attempt, `ft:` names."""
+"""Results of jobs: public checkpoints, private snapshots for the next attempt, and `ft:` models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from app.db.base import Base, now
 
 
 class Checkpoint(Base):
-    """Public: an adapter at the end of an epoch or at a pause. The last three are kept, others are retired."""
+    """An adapter at the end of an epoch or at a pause. The last three and the best one are kept, others are retired."""
 
     __tablename__ = "checkpoints"
     __table_args__ = (UniqueConstraint("job_id", "step_number"),)
@@ -33,7 +33,7 @@ class Checkpoint(Base):
 
 
 class Snapshot(Base):
-    """Private: what a later attempt goes on from."""
+    """The training state from which a later attempt resumes."""
 
     __tablename__ = "snapshots"
     __table_args__ = (UniqueConstraint("job_id", "attempt", "step"),)
@@ -49,7 +49,7 @@ class Snapshot(Base):
 
 
 class TunedModel(Base):
-    """An `ft:` model: the name under which a finished job's adapter, or one of its checkpoints, is known."""
+    """An `ft:` model: the public name of a finished job's adapter, or of one of its checkpoints."""
 
     __tablename__ = "tuned_models"
 

@@ -1,4 +1,4 @@
-"""Files on their way in by parts, and the parts."""
+"""Multipart and resumable uploads, and their parts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from app.domain.uploads import UploadStatus
 
 
 class Upload(Base):
-    """`writer` numbers the requests that send the content as one stream: only the latest may add to it."""
+    """`writer` numbers the requests that send the content as one stream: only the latest may add pieces."""
 
     __tablename__ = "uploads"
     __table_args__ = (
@@ -27,20 +27,21 @@ class Upload(Base):
     filename: Mapped[str]
     purpose: Mapped[str]
     mime_type: Mapped[str]
-    bytes: Mapped[int]  # what the client said the whole will have
+    bytes: Mapped[int]  # the size of the file, declared by the client
     file_expires_after_seconds: Mapped[int | None]
     status: Mapped[str] = mapped_column(server_default="pending")
     writer: Mapped[int] = mapped_column(server_default=text("0"))
-    part_ids: Mapped[list[str] | None]  # of a completed one, in the order it was put together
+    part_ids: Mapped[list[str] | None]  # of a completed upload: its parts in the order of the file
     file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
     created_at: Mapped[datetime] = now()
     expires_at: Mapped[datetime]
 
 
 class UploadPart(Base):
-    """`start` is where a piece of streamed content begins; a part that was posted has none.
+    """A posted part (`start` NULL), or a piece of streamed content that begins at byte `start`.
 
-    `sha256` is of the part. Of a piece it is that of the content up to its end, where what came before had been seen.
+    `sha256` is that of the part. Of a piece it is that of the content up to the end of the piece, if the process that
+    received it had received all earlier pieces, else that of the piece.
     """
 
     __tablename__ = "upload_parts"

@@ -1,4 +1,4 @@
-"""Who wants to hear of events, what is to be sent to whom, and what came of each try."""
+"""Webhook endpoints, deliveries (the outbox) and delivery attempts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from app.db.base import Base, now
 
 
 class WebhookEndpoint(Base):
-    """The secret is kept as it is: signing needs it. While it is rotated, the one before signs beside it."""
+    """The secret is stored in plain text, as signing needs it. During a rotation the previous one signs as well."""
 
     __tablename__ = "webhook_endpoints"
     __table_args__ = (
@@ -42,10 +42,10 @@ class WebhookEndpoint(Base):
 
 
 class WebhookDelivery(Base):
-    """One event for one endpoint: the outbox. The rows of events are written by the function `announce_event`.
+    """One event for one endpoint. The SQL function `announce_event` inserts the rows of events.
 
-    `attempt` is the fencing token: every try takes the next one. `tries` counts along the schedule and starts over when
-    somebody asks for another delivery.
+    `attempt` is the fencing token: every claim increments it. `tries` is the position in the retry schedule, which
+    starts again when a client requests another delivery.
     """
 
     __tablename__ = "webhook_deliveries"
@@ -67,21 +67,23 @@ class WebhookDelivery(Base):
     seq: Mapped[int] = mapped_column(Identity(), unique=True)
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
     endpoint_id: Mapped[str] = mapped_column(ForeignKey("webhook_endpoints.id", ondelete="CASCADE"))
-    event_id: Mapped[str]  # the header `webhook-id`: the same at every try
+    event_id: Mapped[str]  # the header `webhook-id`: the same in every attempt
     event_type: Mapped[str]
     data: Mapped[dict[str, Any]]
-    is_test: Mapped[bool] = mapped_column(server_default=text("false"))  # one try, and nobody is blamed
+    is_test: Mapped[bool] = mapped_column(
+        server_default=text("false")
+    )  # one attempt, which does not count as a failure of the endpoint
     created_at: Mapped[datetime] = now()
     state: Mapped[str] = mapped_column(server_default="pending")
     attempt: Mapped[int] = mapped_column(server_default="0")
     tries: Mapped[int] = mapped_column(server_default="0")
     next_attempt_at: Mapped[datetime | None]
-    leased_until: Mapped[datetime | None]  # a sender is at it
+    leased_until: Mapped[datetime | None]  # a sender has claimed it
     finished_at: Mapped[datetime | None]
 
 
 class WebhookAttempt(Base):
-    """What came of one try. A try whose sender died before it could say so has no row."""
+    """The outcome of one attempt. An attempt whose sender died has no row."""
 
     __tablename__ = "webhook_attempts"
     __table_args__ = (
@@ -96,4 +98,4 @@ class WebhookAttempt(Base):
     duration_ms: Mapped[int]
     status_code: Mapped[int | None]
     error: Mapped[str | None]
-    response: Mapped[str | None]  # its first bytes
+    response: Mapped[str | None]  # the first bytes of the body

@@ -1,4 +1,4 @@
-"""Who works, and what the work took."""
+"""Workers, and measurements of the jobs they ran."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from app.db.base import Base, now
 
 
 class Worker(Base):
-    """Who is alive. `project_id` NULL: it works for every project."""
+    """A worker process with its last heartbeat. With `project_id` NULL it works for every project."""
 
     __tablename__ = "workers"
 
@@ -27,7 +27,7 @@ class Worker(Base):
 
 
 class MeasurementRow(Base):
-    """What one attempt took, against its plan. `formula_*` are predictions without any correction by measurements."""
+    """Measured memory and time of one attempt. `formula_*` are predictions without a correction by measurements."""
 
     __tablename__ = "measurements"
     __table_args__ = (
@@ -50,11 +50,11 @@ class MeasurementRow(Base):
     predicted_peak_bytes: Mapped[int]
     predicted_seconds: Mapped[float]
     loaded_bytes: Mapped[int]
-    peak_bytes: Mapped[int]  # of the probe, then of the whole run
-    seconds: Mapped[float | None]  # these three when the run is done
+    peak_bytes: Mapped[int]  # of the probe, after the run the maximum of both
+    seconds: Mapped[float | None]  # this and the next two are set after the run
     step_seconds: Mapped[float | None]
     step_tokens: Mapped[int | None]
-    # NULL in rows of before they were measured:
-    step_flop: Mapped[float | None]  # of a token, by the formula
+    # NULL in rows that an earlier release wrote:
+    step_flop: Mapped[float | None]  # per token, by the formula
     probe_seconds: Mapped[float | None]
     validation_seconds: Mapped[float | None]
