@@ -42,7 +42,11 @@ class Settings(BaseSettings):
     keep_alive_seconds: float = Field(
         default=75, gt=0
     )  # longer than the 60 s after which gateways close idle connections
-    body_idle_seconds: float = Field(default=30, gt=0)  # without a byte of a request body
+    body_idle_seconds: float = Field(  # without a byte of a request body; TUNERY_UPLOAD_IDLE_SECONDS is its older name
+        default=30,
+        gt=0,
+        validation_alias=AliasChoices("TUNERY_BODY_IDLE_SECONDS", "TUNERY_UPLOAD_IDLE_SECONDS", "body_idle_seconds"),
+    )
     body_min_bytes_per_second: float = Field(default=1000, ge=0)  # of a request body, averaged over the next setting
     body_rate_window_seconds: float = Field(default=60, gt=0)
     response_stall_seconds: float = Field(default=300, gt=0)  # without an acknowledged byte of a response

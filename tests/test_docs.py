@@ -41,6 +41,7 @@ def test_the_settings_page_names_no_variable_that_is_not_read() -> None:
         "TUNERY_BASE_URL",
         "TUNERY_API_KEY",
         "TUNERY_DEBUG",
+        "TUNERY_UPLOAD_IDLE_SECONDS",  # an older name
     }
     assert set(re.findall(r"`(TUNERY_[A-Z_0-9]+)`", read("settings.md"))) <= known
 

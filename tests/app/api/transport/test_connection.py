@@ -447,3 +447,11 @@ class TestTheServer:
         assert settings.body_idle_seconds == 30
         assert settings.body_min_bytes_per_second == 1000
         assert settings.body_rate_window_seconds == 60
+
+    def test_takes_the_older_name_of_a_limit_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TUNERY_UPLOAD_IDLE_SECONDS", "20")
+        settings = Settings(database_url="postgresql://nowhere/x", redis_url="redis://nowhere")
+        assert settings.body_idle_seconds == 20
+        monkeypatch.setenv("TUNERY_BODY_IDLE_SECONDS", "25")
+        settings = Settings(database_url="postgresql://nowhere/x", redis_url="redis://nowhere")
+        assert settings.body_idle_seconds == 25
