@@ -32,12 +32,12 @@ def remove_all_but_logs(directory: Path) -> None:
 
 def attempts(work_dir: Path) -> list[tuple[str, int, Path]]:
     """(job id, attempt, directory) of every attempt that has a directory."""
-    found = []
+    result = []
     for directory in work_dir.glob("*/attempt-*"):
         number = directory.name.removeprefix("attempt-")
         if number.isdecimal() and directory.is_dir():
-            found.append((directory.parent.name, int(number), directory))
-    return found
+            result.append((directory.parent.name, int(number), directory))
+    return result
 
 
 def remove_old_logs(directory: Path) -> None:

@@ -31,18 +31,18 @@ def requirement_columns(keeper: LeaseKeeper, job: Job, inputs: Inputs, reports: 
     if not entry.decoder_layers:  # registered before entries had the fields of a plan
         return {}
     need, sha256 = Need(spec.base_model, frozenset(job.worker_labels)), inputs.base.manifest_sha256
-    places = keeper.transact(lambda session: workers.candidate_devices(session, spec, sha256, need))
+    devices = keeper.transact(lambda session: workers.candidate_devices(session, spec, sha256, need))
     try:
         spec = match_spec(spec, entry.layers)  # a job that was stored before patterns were matched at creation
         training, validation = reports["training"], reports.get("validation")
         validation_tokens = validation.tokens if validation else 0
         work = Work.of(spec, training.lengths, training.labelled_tokens, validation_tokens)
-        needed = reckon(entry, spec, work, places or ())
+        estimate = reckon(entry, spec, work, devices or ())
     except Exception:  # a failed estimate must not fail the job
         log.exception("the job's requirements could not be estimated")
         return {}
     return {
-        "needed_cpu_bytes": needed.cpu_bytes,
-        "needed_cuda_bytes": needed.cuda_bytes,
-        "planned_seconds": needed.seconds,
+        "needed_cpu_bytes": estimate.cpu_bytes,
+        "needed_cuda_bytes": estimate.cuda_bytes,
+        "planned_seconds": estimate.seconds,
     }
