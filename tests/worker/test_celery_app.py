@@ -123,10 +123,10 @@ def test_a_suspended_worker_that_resumes_fenced_changes_nothing(
     os.kill(sleeper.pid, signal.SIGSTOP)
     harness.until(lambda: harness.reap_expired(), "the end of the lease")
     harness.claim("gpu1@elsewhere#1")
-    told = len(harness.events(job))
+    event_count = len(harness.events(job))
     os.kill(sleeper.pid, signal.SIGCONT)
     harness.until(lambda: not is_alive(trainer), "the trainer's end")
-    assert len(harness.events(job)) == told
+    assert len(harness.events(job)) == event_count
     assert harness.job(job).lease_owner == "gpu1@elsewhere#1"
 
 
@@ -158,7 +158,7 @@ def test_the_reconciler_requeues_a_lost_job_and_exits_with_zero(harness: WorkerH
 
 def run(settings: Settings, *arguments: str) -> subprocess.Popen[bytes]:
     """As in production: by its module's name, with settings from the environment."""
-    ours = {
+    settings_variables = {
         f"TUNERY_{name.upper()}": str(getattr(settings, name))
         for name in ("data_dir", "poll_seconds", "lease_ttl_seconds", "reap_grace_seconds", "reconcile_seconds")
     }
@@ -166,7 +166,7 @@ def run(settings: Settings, *arguments: str) -> subprocess.Popen[bytes]:
     log = (settings.data_dir.parent / "run.log").open("ab")
     with log:
         return subprocess.Popen(
-            [sys.executable, *arguments], cwd=ROOT, env=os.environ | urls | ours, stdout=log, stderr=log
+            [sys.executable, *arguments], cwd=ROOT, env=os.environ | urls | settings_variables, stdout=log, stderr=log
         )
 
 

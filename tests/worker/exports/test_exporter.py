@@ -1,4 +1,4 @@
-"""Exports from asking to a model that transformers loads; what fails them, who takes them back, what stays of them."""
+"""Exports: from the request to a model that transformers loads; failures, retries, cleanup."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from worker.reconciler.reconciler import Reconciler
 OWNER = "export.cpu0@test#1"
 
 
-# A merge in a tenth of a second: the destination is the adapter's weights, and says so.
+# A merge in a tenth of a second: the destination has the adapter's weights.
 MERGE = """
 import hashlib, json, shutil
 base, adapter, out = map(Path, sys.argv[1:])
@@ -84,7 +84,7 @@ def base(harness: WorkerHarness, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def trained(harness: WorkerHarness, tmp_path: Path) -> Job:
-    """A job with an adapter at steps 2 and 4, the latter its result; no real merge can be made of it."""
+    """A job with an adapter at steps 2 and 4, the latter its result; it cannot be merged for real."""
     with transaction(harness.sessions) as session:
         return make_trained_job(session, harness.resources.storage, harness.project, tmp_path / "made")
 
@@ -99,8 +99,8 @@ def really_trained(harness: WorkerHarness, base: Path, tmp_path: Path) -> Job:
 
 def ask(harness: WorkerHarness, job: Job, **body: Any) -> Export:
     with transaction(harness.sessions) as session:
-        asked = {"type": "merged"} | body
-        return service.create(session, harness.resources.hints, job.project_id, job.id, asked).export
+        export = {"type": "merged"} | body
+        return service.create(session, harness.resources.hints, job.project_id, job.id, export).export
 
 
 def read(harness: WorkerHarness, export: Export) -> Export:
@@ -141,24 +141,29 @@ class TestExport:
         self, harness: WorkerHarness, really_trained: Job, base: Path, tmp_path: Path
     ) -> None:
         trained = really_trained
-        asked = ask(harness, trained)
-        assert (asked.state, asked.step_number, asked.model) == ("queued", 4, trained.fine_tuned_model)
+        export = ask(harness, trained)
+        assert (export.state, export.step_number, export.model) == ("queued", 4, trained.fine_tuned_model)
         assert exporter(harness, tmp_path, *MERGE_COMMAND).run_next()
-        made = read(harness, asked)
-        assert (made.state, made.error_message, made.attempt, made.lease_owner) == ("succeeded", None, 1, None)
-        rows = [harness.file(file_id) for file_id in made.file_ids]
+        finished = read(harness, export)
+        assert (finished.state, finished.error_message, finished.attempt, finished.lease_owner) == (
+            "succeeded",
+            None,
+            1,
+            None,
+        )
+        rows = [harness.file(file_id) for file_id in finished.file_ids]
         assert {"config.json", "model.safetensors", "tokenizer.json", "MANIFEST.json"} <= {row.filename for row in rows}
         for row in rows:
             assert (row.purpose, row.job_id, row.project_id) == ("fine-tune-results", trained.id, harness.project.id)
             assert hashlib.sha256(harness.content(row.id)).hexdigest() == row.sha256
-        assert made.size_bytes == sum(row.bytes for row in rows)
-        merged = download(harness, made, tmp_path / "downloaded")
-        ours = logits_of(AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32))
-        theirs = logits_of(peft_model(base, tmp_path / "made" / "step-4"))
+        assert finished.size_bytes == sum(row.bytes for row in rows)
+        merged = download(harness, finished, tmp_path / "downloaded")
+        merged_logits = logits_of(AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32))
+        peft_logits = logits_of(peft_model(base, tmp_path / "made" / "step-4"))
         plain = logits_of(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32))
-        size = theirs.abs().max()
-        assert (plain - theirs).abs().max() / size > 0.05
-        assert (ours - theirs).abs().max() / size < 0.02
+        size = peft_logits.abs().max()
+        assert (plain - peft_logits).abs().max() / size > 0.05
+        assert (merged_logits - peft_logits).abs().max() / size < 0.02
         assert AutoModelForCausalLM.from_pretrained(merged, dtype="auto").dtype == torch.bfloat16
         assert len(TOKENS) > 1
         assert list(harness.resources.settings.work_dir.rglob("*.safetensors")) == []
@@ -167,12 +172,12 @@ class TestExport:
         self, harness: WorkerHarness, trained: Job, tmp_path: Path
     ) -> None:
         early = next(each for each in harness.checkpoints(trained) if each.step_number == 2)
-        asked = ask(harness, trained, checkpoint=early.id)
-        assert (asked.step_number, ask(harness, trained, checkpoint=early.name).id) == (2, asked.id)
+        export = ask(harness, trained, checkpoint=early.id)
+        assert (export.step_number, ask(harness, trained, checkpoint=early.name).id) == (2, export.id)
         assert exporter(harness, tmp_path).run_next()
-        made = read(harness, asked)
-        assert made.manifest is not None
-        assert made.manifest["adapter"]["step"] == 2
+        finished = read(harness, export)
+        assert finished.manifest is not None
+        assert finished.manifest["adapter"]["step"] == 2
 
     def test_a_repeated_request_gives_the_same_export_until_one_of_its_files_is_deleted(
         self, harness: WorkerHarness, trained: Job, tmp_path: Path
@@ -181,21 +186,21 @@ class TestExport:
         assert ask(harness, trained).id == first.id
         exporter(harness, tmp_path).run_next()
         assert ask(harness, trained).id == first.id
-        made = read(harness, first)
+        finished = read(harness, first)
         with transaction(harness.sessions) as session:
-            files.delete_all(session, made.file_ids[:1])
+            files.delete_all(session, finished.file_ids[:1])
         second = ask(harness, trained)
         assert (second.id != first.id, second.state) == (True, "queued")
-        assert harness.file(made.file_ids[-1]).deleted_at is not None
+        assert harness.file(finished.file_ids[-1]).deleted_at is not None
 
     def test_concurrent_requests_create_one_export(self, harness: WorkerHarness, trained: Job) -> None:
-        found: list[str] = []
-        threads = [threading.Thread(target=lambda: found.append(ask(harness, trained).id)) for _ in range(8)]
+        ids: list[str] = []
+        threads = [threading.Thread(target=lambda: ids.append(ask(harness, trained).id)) for _ in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert (len(found), len(set(found))) == (8, 1)
+        assert (len(ids), len(set(ids))) == (8, 1)
 
     def test_run_next_returns_false_if_no_export_is_due(self, harness: WorkerHarness, tmp_path: Path) -> None:
         assert exporter(harness, tmp_path).run_next() is False
@@ -203,28 +208,28 @@ class TestExport:
 
 class TestDeleted:
     def test_a_deleted_export_loses_its_objects(self, harness: WorkerHarness, trained: Job, tmp_path: Path) -> None:
-        asked = ask(harness, trained)
+        export = ask(harness, trained)
         exporter(harness, tmp_path).run_next()
-        made = read(harness, asked)
-        self.delete(harness, made)
+        finished = read(harness, export)
+        self.delete(harness, finished)
         cleanup.purge_files(harness.resources)
-        for file_id in made.file_ids:
+        for file_id in finished.file_ids:
             with pytest.raises(FileNotFoundError):
                 harness.resources.storage.stat(harness.file(file_id).storage_key)
 
     def test_deletion_during_the_merge_stops_it_and_leaves_no_file(
         self, harness: WorkerHarness, trained: Job, tmp_path: Path
     ) -> None:
-        asked = ask(harness, trained)
+        export = ask(harness, trained)
         command = fake(tmp_path, f"Path({str(tmp_path)!r}, 'pid').write_text(str(os.getpid()))\ntime.sleep(60)")
         thread = threading.Thread(target=exporter(harness, tmp_path, *command).run_next)
         thread.start()
         harness.threads.append(thread)
         pid = int(until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), "the merge"))
-        self.delete(harness, asked)
+        self.delete(harness, export)
         thread.join(20)
         assert (thread.is_alive(), is_alive(pid)) == (False, False)
-        assert read(harness, asked).state == "cancelled"
+        assert read(harness, export).state == "cancelled"
         assert list((harness.resources.settings.storage_dir / "objects").glob("exports/**/*.*")) == []
 
     def delete(self, harness: WorkerHarness, export: Export) -> None:
@@ -236,61 +241,61 @@ class TestFailures:
     def test_the_bytes_of_a_deleted_adapter_stay_until_its_export_is_done(
         self, harness: WorkerHarness, trained: Job, tmp_path: Path
     ) -> None:
-        asked = ask(harness, trained)
+        export = ask(harness, trained)
         with transaction(harness.sessions) as session:
-            files.delete_all(session, asked.adapter_file_ids)
+            files.delete_all(session, export.adapter_file_ids)
         cleanup.purge_files(harness.resources)
         assert exporter(harness, tmp_path).run_next()
-        assert read(harness, asked).state == "succeeded"
+        assert read(harness, export).state == "succeeded"
         cleanup.purge_files(harness.resources)
         with pytest.raises(FileNotFoundError):
-            harness.resources.storage.stat(harness.file(asked.adapter_file_ids[0]).storage_key)
+            harness.resources.storage.stat(harness.file(export.adapter_file_ids[0]).storage_key)
 
     def test_a_missing_adapter_file_fails_the_export_with_a_message(
         self, harness: WorkerHarness, trained: Job, tmp_path: Path
     ) -> None:
-        asked = ask(harness, trained)
-        harness.resources.storage.delete(harness.file(asked.adapter_file_ids[0]).storage_key)
+        export = ask(harness, trained)
+        harness.resources.storage.delete(harness.file(export.adapter_file_ids[0]).storage_key)
         exporter(harness, tmp_path).run_next()
-        failed = read(harness, asked)
+        failed = read(harness, export)
         assert (failed.state, failed.error_code) == ("failed", "adapter_deleted")
         assert "is incomplete or altered" in str(failed.error_message)
-        assert asked.adapter_file_ids[0] in str(failed.error_message)
+        assert export.adapter_file_ids[0] in str(failed.error_message)
 
     def test_an_unregistered_base_model_fails_the_export_with_a_message(
         self, harness: WorkerHarness, trained: Job, tmp_path: Path
     ) -> None:
-        asked = ask(harness, trained)
+        export = ask(harness, trained)
         with transaction(harness.sessions) as session:
             session.delete(session.get_one(BaseModelRow, "tiny"))
         exporter(harness, tmp_path).run_next()
-        failed = read(harness, asked)
+        failed = read(harness, export)
         assert (failed.state, failed.error_code) == ("failed", "model_unavailable")
         assert "'tiny' is no longer registered" in str(failed.error_message)
 
     def test_a_changed_base_model_fails_the_export_with_the_merge_programs_message(
         self, harness: WorkerHarness, really_trained: Job, base: Path, tmp_path: Path
     ) -> None:
-        asked = ask(harness, really_trained)
+        export = ask(harness, really_trained)
         (base / "generation_config.json").write_text("{}")
         exporter(harness, tmp_path, *MERGE_COMMAND).run_next()
-        failed = read(harness, asked)
+        failed = read(harness, export)
         assert (failed.state, failed.error_code) == ("failed", "cannot_merge")
         assert "are not the base model tiny that the adapter was trained on" in str(failed.error_message)
-        assert ask(harness, really_trained).id != asked.id  # a failed one keeps nobody from trying again
+        assert ask(harness, really_trained).id != export.id  # a failed export does not block another request
 
 
 class TestRetries:
     def test_a_crash_is_retried_a_limited_number_of_times(
         self, harness: WorkerHarness, trained: Job, tmp_path: Path
     ) -> None:
-        asked = ask(harness, trained)
+        export = ask(harness, trained)
         worker = exporter(harness, tmp_path, *fake(tmp_path, "os.kill(os.getpid(), signal.SIGSEGV)"))
         states = []
         while worker.run_next():
-            states.append(read(harness, asked).state)
+            states.append(read(harness, export).state)
         assert states == ["queued", "queued", "failed"]
-        failed = read(harness, asked)
+        failed = read(harness, export)
         assert failed.error_code == "server_error"
         assert failed.error_message == (
             f"The merge was ended by signal {signal.SIGSEGV:d}; gave up after 3 attempts that ended like this"
@@ -300,27 +305,27 @@ class TestRetries:
     def test_a_full_disk_delays_the_export_and_fails_it_only_after_the_longest_wait(
         self, harness: WorkerHarness, trained: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
     ) -> None:
-        asked = ask(harness, trained)
+        export = ask(harness, trained)
         command = fake(tmp_path, "sys.exit(73)") if where == "merge" else fake(tmp_path, MERGE)
         if where == "storage":
             monkeypatch.setattr(harness.resources.storage, "put", no_space)
         for _ in range(4):  # more than attempts that crash may be
             assert exporter(harness, tmp_path, *command).run_next()
-            waiting = read(harness, asked)
+            waiting = read(harness, export)
             assert (waiting.state, waiting.crash_streak) == ("queued", 0)
             assert waiting.storage_full_since is not None
             assert exporter(harness, tmp_path, *command).run_next() is False
-            end_the_pause(harness, asked)
+            end_the_pause(harness, export)
         harness.resources.settings.storage_full_wait_seconds = 0
         exporter(harness, tmp_path, *command).run_next()
-        failed = read(harness, asked)
+        failed = read(harness, export)
         assert (failed.state, failed.error_code) == ("failed", "storage_full")
 
     def test_a_merge_that_hangs_is_stopped(self, harness: WorkerHarness, trained: Job, tmp_path: Path) -> None:
         harness.resources.settings.stall_seconds = 0.5
-        asked = ask(harness, trained)
+        export = ask(harness, trained)
         exporter(harness, tmp_path, *fake(tmp_path, "time.sleep(60)")).run_next()
-        assert (read(harness, asked).state, read(harness, asked).crash_streak) == ("queued", 1)
+        assert (read(harness, export).state, read(harness, export).crash_streak) == ("queued", 1)
 
     def test_files_that_the_manifest_does_not_name_are_never_published(
         self, harness: WorkerHarness, trained: Job, tmp_path: Path
@@ -329,9 +334,9 @@ class TestRetries:
             "out = Path(sys.argv[3])\nout.mkdir()\n(out / 'model.safetensors').write_bytes(b'x')\n"
             '(out / \'MANIFEST.json\').write_text(\'{"files": {"model.safetensors": {"sha256": "0"}}}\')\n'
         )
-        asked = ask(harness, trained)
+        export = ask(harness, trained)
         exporter(harness, tmp_path, *fake(tmp_path, code)).run_next()
-        assert (read(harness, asked).state, read(harness, asked).file_ids) == ("queued", [])
+        assert (read(harness, export).state, read(harness, export).file_ids) == ("queued", [])
         assert [
             p for p in (harness.resources.settings.storage_dir / "objects").glob("exports/**/*") if p.is_file()
         ] == []
@@ -339,21 +344,21 @@ class TestRetries:
     def test_a_worker_shutdown_requeues_the_export_without_counting_a_crash(
         self, harness: WorkerHarness, trained: Job, tmp_path: Path
     ) -> None:
-        asked = ask(harness, trained)
+        export = ask(harness, trained)
         command = fake(tmp_path, f"Path({str(tmp_path)!r}, 'pid').write_text('x')\ntime.sleep(60)")
         thread = threading.Thread(target=exporter(harness, tmp_path, *command).run_next)
         thread.start()
         until((tmp_path / "pid").exists, "the merge")
         harness.resources.stop.set()
         thread.join(20)
-        left = read(harness, asked)
-        assert (left.state, left.crash_streak, left.lease_owner) == ("queued", 0, None)
+        requeued = read(harness, export)
+        assert (requeued.state, requeued.crash_streak, requeued.lease_owner) == ("queued", 0, None)
         harness.resources.stop.clear()
 
     def test_a_lost_worker_is_fenced_and_another_one_runs_the_export(
         self, harness: WorkerHarness, trained: Job, tmp_path: Path
     ) -> None:
-        asked = ask(harness, trained)
+        export = ask(harness, trained)
         lease = self.claim(harness, "export.cpu0@dead#1")
         reconciler = Reconciler(harness.resources)
         reconciler.expiry_guard.ttl_seconds = 0.0
@@ -370,25 +375,25 @@ class TestRetries:
             with pytest.raises(FencedError), transaction(harness.sessions) as session:
                 write(session)
         assert exporter(harness, tmp_path).run_next()
-        assert (read(harness, asked).state, read(harness, asked).attempt) == ("succeeded", 2)
+        assert (read(harness, export).state, read(harness, export).attempt) == ("succeeded", 2)
 
     def test_the_third_lost_worker_fails_the_export(self, harness: WorkerHarness, trained: Job) -> None:
-        asked = ask(harness, trained)
+        export = ask(harness, trained)
         for _ in range(3):
             self.claim(harness, OWNER)
             with transaction(harness.sessions) as session:
                 session.execute(update(Export).values(lease_expires_at=text("clock_timestamp() - interval '1 hour'")))
                 exports.reap_expired(session, 0, 0, 3)
-        assert (read(harness, asked).state, read(harness, asked).error_code) == ("failed", "worker_lost")
+        assert (read(harness, export).state, read(harness, export).error_code) == ("failed", "worker_lost")
 
     def test_a_restarted_slot_reaps_the_export_of_its_previous_incarnation(
         self, harness: WorkerHarness, trained: Job
     ) -> None:
-        asked = ask(harness, trained)
+        export = ask(harness, trained)
         self.claim(harness, "export.cpu0@test#old")
         slot = Slot(harness.resources, "cpu", "export.cpu0@test", lambda owner: lambda: False)
         slot.start()
-        harness.until(lambda: read(harness, asked).state == "queued", "the predecessor's end")
+        harness.until(lambda: read(harness, export).state == "queued", "the reaping of the previous incarnation")
         harness.resources.stop.set()
         slot.wake()
         assert slot.join(10)
@@ -400,15 +405,15 @@ class TestRetries:
             assert exports.claim(other, "b#1", 60) is None
 
     def test_the_work_directory_of_a_running_export_is_kept(self, harness: WorkerHarness, trained: Job) -> None:
-        asked = ask(harness, trained)
+        export = ask(harness, trained)
         self.claim(harness, OWNER)
-        directory = harness.resources.settings.work_dir / asked.id / "attempt-1"
+        directory = harness.resources.settings.work_dir / export.id / "attempt-1"
         directory.mkdir(parents=True)
         (directory / "half").write_text("x")
         cleanup.clean_work_directories(harness.resources)
         assert (directory / "half").exists()
         with transaction(harness.sessions) as session:
-            exports.requeue(session, Lease(asked.id, 1, OWNER))
+            exports.requeue(session, Lease(export.id, 1, OWNER))
         cleanup.clean_work_directories(harness.resources)
         assert not (directory / "half").exists()
 
@@ -436,15 +441,15 @@ class TestHints:
 
 class TestWorkerNode:
     def test_a_worker_with_torch_has_an_export_slot(self, harness: WorkerHarness, trained: Job) -> None:
-        asked = ask(harness, trained)
-        harness.resources.storage.delete(harness.file(asked.adapter_file_ids[0]).storage_key)
+        export = ask(harness, trained)
+        harness.resources.storage.delete(harness.file(export.adapter_file_ids[0]).storage_key)
         station = WorkerNode(harness.resources.settings)
         station.open("cpu0@test", ["cpu"])
         try:
-            harness.until(lambda: read(harness, asked).state == "failed", "the export's end")
+            harness.until(lambda: read(harness, export).state == "failed", "the export's end")
             with transaction(harness.sessions) as session:
-                seen = [worker.id.partition("#")[0] for worker in workers.alive(session)]
-            assert seen == ["cpu0@test"]
+                names = [worker.id.partition("#")[0] for worker in workers.alive(session)]
+            assert names == ["cpu0@test"]
         finally:
             station.close()
 

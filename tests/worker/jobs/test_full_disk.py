@@ -1,4 +1,4 @@
-"""A disk that others fill while a job trains: no step is lost, and the job succeeds when there is space.
+"""A disk that other programs fill during a training: no step is lost, and the job succeeds when there is space.
 
 With real file systems, once with work directories and storage on one, once on two.
 """
@@ -19,7 +19,7 @@ from app.settings import Settings
 from tests.factories import chat_lines
 from tests.full_disk import SmallDisk, small_disk
 from tests.worker.fake_trainer import TrainerPlan
-from tests.worker.jobs.test_real_trainer import BODY, be_patient, train, weights_of
+from tests.worker.jobs.test_real_trainer import BODY, allow_slow_training, train, weights_of
 from tests.worker.worker_harness import OWNER, StepLog, WorkerHarness, until
 from worker.jobs.supervisor import Supervisor
 from worker.node import disk_space
@@ -28,12 +28,12 @@ from worker.reconciler.reconciler import Reconciler
 from worker.validation.validate import Validator
 
 MB = 1_000_000
-STATE_BYTES = MB // 2  # with what a directory takes, less than is reserved for a job on the tiny model
+STATE_BYTES = MB // 2  # with its directory, less than the space reserved for a job on the tiny model
 
 
 @pytest.fixture(params=["one file system", "storage on its own"])
 def disk(request: pytest.FixtureRequest, settings: Settings) -> Iterator[SmallDisk]:
-    """Before `harness`, which opens the storage there."""
+    """Request it before `harness`, which opens the storage there."""
     path = settings.data_dir if request.param == "one file system" else settings.storage_dir
     with small_disk(path, 40 * MB) as disk:
         yield disk
@@ -52,10 +52,10 @@ def storage_disk(settings: Settings) -> Iterator[SmallDisk]:
 
 
 def plan_of(step_log: StepLog, go: Path, **more: Any) -> TrainerPlan:
-    """It waits for `go` before its first step; its last snapshot fits into the reserved space, its result does not."""
+    """A plan that waits for `go` before its first step; its last snapshot fits into the reserved space, its result not."""
     sizes = {"state_bytes": STATE_BYTES, "weights_bytes": MB}
-    given: dict[str, Any] = {"steps": 4, "step_log": str(step_log.path), "wait_for": str(go), "last_snapshot": True}
-    return TrainerPlan(**(given | sizes | more))
+    defaults: dict[str, Any] = {"steps": 4, "step_log": str(step_log.path), "wait_for": str(go), "last_snapshot": True}
+    return TrainerPlan(**(defaults | sizes | more))
 
 
 def train_while_full(harness: WorkerHarness, disk: SmallDisk, job: Job, plan: TrainerPlan) -> None:
@@ -75,7 +75,7 @@ def end_the_pause(harness: WorkerHarness, job: Job) -> None:
 
 
 def pause_seconds(harness: WorkerHarness, job: Job) -> float:
-    """Between the event that tells of the full disk and the next try."""
+    """Between the event of the full disk and the next attempt."""
     return (harness.job(job).run_after - harness.events(job)[-1].created_at).total_seconds()
 
 
@@ -91,12 +91,12 @@ class TestFullAtTheLastStep:
         assert (waiting.crash_streak, waiting.lease_owner, waiting.error_code) == (0, None, None)
         (snapshot,) = harness.snapshots(job)
         assert snapshot.step == 4
-        told = harness.events(job)[-1]
-        assert told.level == "warn"
-        assert "disk is full: an attempt needs about" in told.message
-        assert "tried again in 30 s, from its last snapshot; after 24 h without success it is paused." in told.message
-        assert told.data["needed_bytes"] > told.data["free_bytes"] >= 0
-        assert harness.run_next_job(plan) is False  # the GPU is for others meanwhile
+        event = harness.events(job)[-1]
+        assert event.level == "warn"
+        assert "disk is full: an attempt needs about" in event.message
+        assert "tried again in 30 s, from its last snapshot; after 24 h without success it is paused." in event.message
+        assert event.data["needed_bytes"] > event.data["free_bytes"] >= 0
+        assert harness.run_next_job(plan) is False  # the GPU is free for other jobs
 
         disk.empty()
         end_the_pause(harness, job)
@@ -116,7 +116,7 @@ class TestFullAtTheLastStep:
         assert 29 < pause_seconds(harness, job) <= 31
         disk.fill()
         for _ in range(2):
-            make_it_long_ago(harness, job, 100)
+            age_the_wait(harness, job, 100)
             assert harness.run_next_job(
                 TrainerPlan(faults={"*": {"SIGTERM": "a trainer that is started crashes", "1": "exit:70"}})
             )
@@ -189,7 +189,7 @@ class TestEndOfTheWait:
         job, plan = harness.create_queued_job(), plan_of(step_log, tmp_path / "go")
         train_while_full(harness, disk, job, plan)
         disk.fill()
-        make_it_long_ago(harness, job, harness.resources.settings.storage_full_wait_seconds)
+        age_the_wait(harness, job, harness.resources.settings.storage_full_wait_seconds)
         harness.run_next_job(plan)
         paused = harness.job(job)
         assert (paused.state, paused.phase, paused.error_code) == ("paused", None, None)
@@ -230,7 +230,7 @@ class TestEndOfTheWait:
 
 @pytest.mark.timeout(400)
 class TestRealTrainer:
-    """The adapter is the one of a job that never met a full disk, to the bit, and no step is told of twice."""
+    """The adapter is the one of a job that never met a full disk, to the bit, and no step has two events."""
 
     def test_with_a_disk_that_is_full_at_the_last_step(self, disk: SmallDisk, harness: WorkerHarness) -> None:
         """With r = 4 the result would fit into what the snapshot leaves of the reserved space."""
@@ -250,9 +250,9 @@ class TestRealTrainer:
         body: dict[str, Any],
         kept_step: int,
     ) -> None:
-        be_patient(harness)
+        allow_slow_training(harness)
         harness.resources.settings.snapshot_interval_seconds = 3600
-        left_alone, filled = (harness.create_job(lines, validation, body=body) for _ in range(2))
+        uninterrupted, filled = (harness.create_job(lines, validation, body=body) for _ in range(2))
         while Validator(harness.resources, "cpu0@test#1").run_next():
             pass
         train(harness)
@@ -270,13 +270,13 @@ class TestRealTrainer:
         disk.empty()
         end_the_pause(harness, filled)
         train(harness)
-        for job in (left_alone, filled):
+        for job in (uninterrupted, filled):
             done = harness.job(job)
             assert done.state == "succeeded", harness.messages(job)
-            told = [event.data["step"] for event in harness.events(job) if event.type == "metrics"]
+            steps = [event.data["step"] for event in harness.events(job) if event.type == "metrics"]
             assert done.progress is not None
-            assert told == list(range(1, done.progress["total_steps"] + 1))
-        assert weights_of(harness, left_alone) == weights_of(harness, filled)
+            assert steps == list(range(1, done.progress["total_steps"] + 1))
+        assert weights_of(harness, uninterrupted) == weights_of(harness, filled)
 
 
 def waiting_job(disk: SmallDisk, harness: WorkerHarness) -> Job:
@@ -287,8 +287,8 @@ def waiting_job(disk: SmallDisk, harness: WorkerHarness) -> Job:
     return job
 
 
-def make_it_long_ago(harness: WorkerHarness, job: Job, seconds: float) -> None:
-    """The first full disk was met so much earlier; the next try is due."""
+def age_the_wait(harness: WorkerHarness, job: Job, seconds: float) -> None:
+    """Set the time of the first full disk back; the next attempt is due."""
     since = Job.storage_full_since - func.make_interval(0, 0, 0, 0, 0, 0, seconds)
     with transaction(harness.sessions) as session:
         session.execute(

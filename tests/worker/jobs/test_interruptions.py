@@ -1,4 +1,4 @@
-"""What comes in between: cancel, pause, shutdown, a lost lease, a database or a storage that is away."""
+"""Interruptions: cancel, pause, shutdown, a lost lease, an unavailable database or storage."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ DISCONNECT = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datna
 
 @pytest.fixture
 def reconnecting(postgres_cleaner: Engine) -> Iterator[None]:
-    """The connection that empties the database between tests was cut like all the others."""
+    """The connection that empties the database between tests was cut, too."""
     yield
     postgres_cleaner.dispose()
 
 
 def slow(step_log: StepLog, **plan: object) -> TrainerPlan:
-    """Long enough for something to come in between."""
+    """A plan that runs long enough to be interrupted."""
     return TrainerPlan(**({"steps": 1000, "step_seconds": 0.02, "step_log": str(step_log.path)} | plan))  # type: ignore[arg-type]
 
 
@@ -60,12 +60,12 @@ class TestCancel:
         pid = step_log.pid()
         harness.until(lambda: harness.snapshots(job), "a snapshot")
         harness.cancel(job)
-        told = len(harness.events(job))
+        event_count = len(harness.events(job))
         thread.join(10)
         assert not thread.is_alive()
         assert not is_alive(pid)
         assert harness.job(job).state == "cancelled"
-        assert len(harness.events(job)) == told
+        assert len(harness.events(job)) == event_count
         assert harness.events(job)[-1].message == "The job was cancelled"
 
     def test_its_snapshots_are_dropped_at_once(self, harness: WorkerHarness, step_log: StepLog) -> None:
@@ -195,10 +195,10 @@ class TestFencing:
             (held,) = expired_leases.held_by_previous_incarnation(session, "gpu0@test", "gpu0@test#2")
             expired_leases.reap(session, held, 0, 3)
         harness.claim("gpu1@test#1")
-        theirs = len(harness.events(job))
+        event_count = len(harness.events(job))
         thread.join(10)
         assert not is_alive(pid)
-        assert len(harness.events(job)) == theirs
+        assert len(harness.events(job)) == event_count
         assert (harness.job(job).state, harness.job(job).lease_owner) == ("running", "gpu1@test#1")
 
     def test_no_step_is_trained_after_the_next_attempt_began(self, harness: WorkerHarness, step_log: StepLog) -> None:
@@ -233,13 +233,13 @@ class TestDatabaseUnavailable:
         plan = slow(step_log, steps=80)
         thread = harness.start_next_job(plan)
         step_log.pid()
-        with away(harness):
-            steps = len(step_log.all_steps())
-            harness.until(lambda: len(step_log.all_steps()) > steps + 20, "twenty steps without a database")
+        with database_unavailable(harness):
+            step_count = len(step_log.all_steps())
+            harness.until(lambda: len(step_log.all_steps()) > step_count + 20, "twenty steps without a database")
         thread.join(20)
         assert harness.job(job).state == "succeeded"
-        told = [event.data["step"] for event in harness.events(job) if event.type == "metrics"]
-        assert told == list(range(1, 81))
+        steps = [event.data["step"] for event in harness.events(job) if event.type == "metrics"]
+        assert steps == list(range(1, 81))
 
     def test_a_long_outage_makes_the_worker_fence_itself(self, harness: WorkerHarness, step_log: StepLog) -> None:
         settings = harness.resources.settings
@@ -248,7 +248,7 @@ class TestDatabaseUnavailable:
         plan = slow(step_log, faults={"*": {"SIGTERM": "ignored"}})
         thread = harness.start_next_job(plan)
         pid = step_log.pid()
-        with away(harness):
+        with database_unavailable(harness):
             harness.until(lambda: not is_alive(pid), "the trainer's end")
             thread.join(10)
         assert harness.job(job).state == "running"
@@ -261,8 +261,8 @@ class TestRetiredSnapshots:
         job = harness.create_queued_job()
         harness.run_next_job(TrainerPlan(steps=3, snapshot_every=1, retired_snapshot=2))
         assert harness.job(job).state == "succeeded"
-        said = [(event.level, event.message) for event in harness.events(job) if "snapshot" in event.message]
-        assert said == [("info", "The snapshot at step 2 was superseded before it was stored")]
+        messages = [(event.level, event.message) for event in harness.events(job) if "snapshot" in event.message]
+        assert messages == [("info", "The snapshot at step 2 was superseded before it was stored")]
 
 
 class TestStorageErrors:
@@ -358,20 +358,20 @@ def no_space() -> None:
 
 
 def before(harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch, key_part: str, do: object) -> None:
-    """Do something just before an object whose key has `key_part` in it is put."""
+    """Call `do` just before an object whose key contains `key_part` is stored."""
     put = harness.resources.storage.put
 
-    def meddled(key: str, source: Path) -> StoredObject:
+    def put_after_action(key: str, source: Path) -> StoredObject:
         if key_part in key:
             do()  # type: ignore[operator]
         return put(key, source)
 
-    monkeypatch.setattr(harness.resources.storage, "put", meddled)
+    monkeypatch.setattr(harness.resources.storage, "put", put_after_action)
 
 
 @contextmanager
-def away(harness: WorkerHarness) -> Iterator[None]:
-    """PostgreSQL, as seen from this test's database: connections are cut, and new ones refused."""
+def database_unavailable(harness: WorkerHarness) -> Iterator[None]:
+    """Cut all connections to this test's database and refuse new ones."""
     url = harness.resources.engine.url
     name = url.database
     admin = create_engine(url.set(database="postgres"), isolation_level="AUTOCOMMIT", poolclass=NullPool)

@@ -1,4 +1,4 @@
-"""Keeping a lease: renewals, writes that are repeated, claims whose COMMIT was not answered."""
+"""Leases: renewal, retried writes, claims whose COMMIT was not confirmed."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def test_the_lease_is_renewed_before_it_expires(harness: WorkerHarness, keeper: 
 def test_a_pause_request_is_read(harness: WorkerHarness, keeper: LeaseKeeper) -> None:
     with transaction(harness.sessions) as session:
         session.get_one(Job, keeper.lease.job_id).desired = "pause"
-    harness.until(lambda: keeper.desired == "pause", "the look")
+    harness.until(lambda: keeper.desired == "pause", "the poll")
 
 
 def test_a_cancel_ends_the_lease(harness: WorkerHarness, keeper: LeaseKeeper) -> None:
     harness.cancel(row(harness, keeper))
-    harness.until(lambda: keeper.fenced, "the look")
+    harness.until(lambda: keeper.fenced, "the poll")
     with pytest.raises(FencedError):
         keeper.append_event("too late")
 
@@ -112,8 +112,8 @@ def test_a_claim_records_the_gpus_of_its_attempt(harness: WorkerHarness, gpus: i
     offer = Offer("cuda", 1 << 40, gpus=gpus)
     assert Claimer(harness.resources, "train", OWNER, lambda: offer).claim_next() is not None
     with transaction(harness.resources.sessions) as session:
-        found = session.scalars(select(Attempt).where(Attempt.job_id == job.id, Attempt.kind == "train"))
-        assert [attempt.gpus for attempt in found] == [gpus]
+        attempts = session.scalars(select(Attempt).where(Attempt.job_id == job.id, Attempt.kind == "train"))
+        assert [attempt.gpus for attempt in attempts] == [gpus]
 
 
 def test_a_claim_whose_commit_was_not_confirmed_is_recovered(

@@ -31,10 +31,10 @@ def finished(harness: WorkerHarness, job: Job) -> Job:
     return harness.job(job)
 
 
-def continued(harness: WorkerHarness, ancestor: Job) -> Job:
-    assert ancestor.fine_tuned_model is not None
-    follows = Ancestor(ancestor.fine_tuned_model, JobSpec.model_validate(ancestor.spec).lora)
-    return harness.create_job(chat_lines(), body=ONE_STEP, ancestor=follows)
+def continued(harness: WorkerHarness, parent: Job) -> Job:
+    assert parent.fine_tuned_model is not None
+    follows = Ancestor(parent.fine_tuned_model, JobSpec.model_validate(parent.spec).lora)
+    return harness.create_job(chat_lines(), body=ONE_STEP, parent=follows)
 
 
 def stored(harness: WorkerHarness, job: Job, filename: str) -> Path:
@@ -45,14 +45,14 @@ def stored(harness: WorkerHarness, job: Job, filename: str) -> Path:
 
 
 def test_a_job_on_a_tuned_model_starts_with_its_adapter(harness: WorkerHarness) -> None:
-    ancestor = finished(harness, harness.create_job(body=BODY, suffix="first"))
-    assert ancestor.state == "succeeded", harness.messages(ancestor)
-    waiting = continued(harness, ancestor)
-    with transaction(harness.sessions) as session:  # whoever deletes it now takes nothing away from the job
-        model = models.get_tuned(session, harness.project.id, str(ancestor.fine_tuned_model))
+    parent = finished(harness, harness.create_job(body=BODY, suffix="first"))
+    assert parent.state == "succeeded", harness.messages(parent)
+    waiting = continued(harness, parent)
+    with transaction(harness.sessions) as session:  # deleting the files now has no effect on the job
+        model = models.get_tuned(session, harness.project.id, str(parent.fine_tuned_model))
         assert model is not None
         models.delete_tuned(session, model)
-        files.delete_all(session, harness.checkpoints(ancestor)[0].file_ids)
+        files.delete_all(session, harness.checkpoints(parent)[0].file_ids)
     with transaction(harness.sessions) as session:
         assert not files.lock_purgeable(session)
     job = finished(harness, waiting)
@@ -60,27 +60,27 @@ def test_a_job_on_a_tuned_model_starts_with_its_adapter(harness: WorkerHarness) 
 
     manifest = json.loads(stored(harness, job, "MANIFEST.json").read_text())
     config = json.loads(stored(harness, job, "adapter_config.json").read_text())
-    assert manifest["continued_from"]["model"] == ancestor.fine_tuned_model
+    assert manifest["continued_from"]["model"] == parent.fine_tuned_model
     assert config["base_model_name_or_path"] == "tiny"
     assert str(job.fine_tuned_model).startswith("ft:tiny:")
-    before, after = harness.metrics(ancestor)[-1]["train_loss"], harness.metrics(job)[0]["train_loss"]
-    first = harness.metrics(ancestor)[0]["train_loss"]
+    before, after = harness.metrics(parent)[-1]["train_loss"], harness.metrics(job)[0]["train_loss"]
+    first = harness.metrics(parent)[0]["train_loss"]
     assert abs(after - before) < 0.5 * abs(first - before)  # not the base model's loss again
 
 
 def test_a_damaged_parent_adapter_fails_the_job_with_a_message(
     harness: WorkerHarness,
 ) -> None:
-    ancestor = finished(harness, harness.create_job(body=BODY))
-    weights = stored(harness, ancestor, "adapter_model.safetensors")
+    parent = finished(harness, harness.create_job(body=BODY))
+    weights = stored(harness, parent, "adapter_model.safetensors")
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    altered = finished(harness, continued(harness, ancestor))
+    altered = finished(harness, continued(harness, parent))
     assert (altered.state, altered.error_code, altered.error_param) == ("failed", "server_error", "model")
     assert "adapter_model.safetensors" in str(altered.error_message)
 
-    stored(harness, ancestor, "MANIFEST.json").unlink()
-    gone = finished(harness, continued(harness, ancestor))
-    assert (gone.state, gone.error_code) == ("failed", "server_error")
-    assert "is missing in storage" in str(gone.error_message)
+    stored(harness, parent, "MANIFEST.json").unlink()
+    incomplete = finished(harness, continued(harness, parent))
+    assert (incomplete.state, incomplete.error_code) == ("failed", "server_error")
+    assert "is missing in storage" in str(incomplete.error_message)

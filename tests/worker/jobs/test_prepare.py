@@ -1,4 +1,4 @@
-"""What a trainer is told of the base model and of its machine."""
+"""The trainer's spec: base model, machine, line rules, patterns."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def test_a_stored_job_without_line_rules_has_version_1(harness: WorkerHarness) -
 
 def test_the_spec_has_whether_the_request_named_a_dtype(harness: WorkerHarness) -> None:
     assert spec_of(harness).dtype_is_free
-    asked = spec_of(harness, {"quantization": {"compute_dtype": "bfloat16"}})
-    assert (asked.dtype_is_free, asked.quantization) == (False, QuantizationSpec())
+    requested = spec_of(harness, {"quantization": {"compute_dtype": "bfloat16"}})
+    assert (requested.dtype_is_free, requested.quantization) == (False, QuantizationSpec())
 
 
 MATCHED = {

@@ -12,7 +12,7 @@ class TestModelName:
         assert model_name("tiny", "acme", None).startswith("ft:tiny:acme::")
 
     @pytest.mark.parametrize(
-        ("suffix", "told"),
+        ("suffix", "expected"),
         [
             ("my model/v1: x", "my-model-v1--x"),
             ("50%25 what?#x", "50-25-what--x"),
@@ -20,8 +20,8 @@ class TestModelName:
             ("größe.大_1+2", "größe.大_1+2"),
         ],
     )
-    def test_characters_that_are_unsafe_in_urls_are_replaced(self, suffix: str, told: str) -> None:
-        assert model_name("tiny", "acme", suffix).split(":")[3] == told
+    def test_characters_that_are_unsafe_in_urls_are_replaced(self, suffix: str, expected: str) -> None:
+        assert model_name("tiny", "acme", suffix).split(":")[3] == expected
 
     def test_the_slash_of_a_base_model_is_replaced(self) -> None:
         assert model_name("Qwen/Qwen3-4B", "acme", "x").startswith("ft:Qwen-Qwen3-4B:acme:x:")

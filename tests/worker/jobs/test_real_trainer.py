@@ -21,10 +21,10 @@ BODY = {
     "lora": {"r": 4},
     "sample_prompts": ["say 3"],
 }
-STEPS = 72  # enough that a drain asked for at the second finds it still training
+STEPS = 72  # many, so that a drain requested at step 2 comes before the end
 
 
-def be_patient(harness: WorkerHarness) -> None:
+def allow_slow_training(harness: WorkerHarness) -> None:
     harness.resources.settings.lease_ttl_seconds = 120.0
     harness.resources.settings.self_fence_seconds, harness.resources.settings.self_fence_kill_seconds = 100.0, 110.0
     harness.resources.settings.drain_grace_seconds = harness.resources.settings.stall_seconds = 100.0
@@ -35,7 +35,7 @@ def train(harness: WorkerHarness) -> None:
 
 
 def test_a_drained_job_gives_the_same_adapter_as_an_uninterrupted_one(harness: WorkerHarness) -> None:
-    be_patient(harness)
+    allow_slow_training(harness)
     left_alone, drained = (harness.create_job(validation=chat_lines(4), body=BODY, suffix="demo") for _ in range(2))
     while Validator(harness.resources, "cpu0@test#1").run_next():
         pass
@@ -61,7 +61,7 @@ def test_a_job_with_older_line_rules_is_paused_and_resumes(
     harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its file has what a new job is refused: a refusal beside the content, and a line of white space of ASCII."""
-    be_patient(harness)
+    allow_slow_training(harness)
     lines = [json.loads(line) for line in chat_lines(12).splitlines()]
     for line in lines:
         line["messages"][1]["refusal"] = "No way"
@@ -84,7 +84,7 @@ def test_a_job_with_older_line_rules_is_paused_and_resumes(
 
 
 def test_a_job_learns_preferences(harness: WorkerHarness, tmp_path: Path) -> None:
-    be_patient(harness)
+    allow_slow_training(harness)
     pairs, valid = (make_tiny_pairs(tmp_path / f"{seed}.jsonl", 12, seed=seed).read_bytes() for seed in (1, 2))
     knobs = {"beta": 0.5, "n_epochs": 2, "batch_size": 4, "learning_rate": 0.01}
     method = {"type": "dpo", "dpo": {"hyperparameters": knobs}}
@@ -126,8 +126,8 @@ def weights_of(harness: WorkerHarness, job: Job) -> str:
 def test_a_request_that_the_trainer_refuses_is_a_message_for_the_user_and_a_traceback_in_the_log(
     harness: WorkerHarness,
 ) -> None:
-    """Queued without a validation, which would have seen it first."""
-    be_patient(harness)
+    """The job is queued without a validation, which would have failed it before."""
+    allow_slow_training(harness)
     silent = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho", "weight": 0}]}
     job = harness.create_queued_job(json.dumps(silent).encode() + b"\n")
     train(harness)
@@ -135,7 +135,7 @@ def test_a_request_that_the_trainer_refuses_is_a_message_for_the_user_and_a_trac
     assert (failed.state, failed.error_code) == ("failed", "invalid_training_file")
     assert failed.error_param == "hyperparameters.context_length"
     assert str(failed.error_message).startswith("No example has a token to learn within 512 tokens")
-    told = json.dumps([[event.message, event.data] for event in harness.events(job)])
-    assert "Traceback" not in told + str(failed.error_message)
+    event_text = json.dumps([[event.message, event.data] for event in harness.events(job)])
+    assert "Traceback" not in event_text + str(failed.error_message)
     (log,) = (harness.resources.settings.work_dir / job.id).rglob("trainer.log")
     assert "Traceback (most recent call last):" in log.read_text()

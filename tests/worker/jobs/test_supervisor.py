@@ -42,12 +42,12 @@ class TestSuccess:
     def test_events_are_in_openais_order_without_gaps(self, harness: WorkerHarness) -> None:
         job = harness.create_queued_job()
         harness.run_next_job(TrainerPlan(steps=2))
-        told = harness.events(job)
+        events = harness.events(job)
         name = harness.job(job).fine_tuned_model
-        assert [event.seq for event in told] == list(range(1, len(told) + 1))
-        messages = [event.message for event in told]
+        assert [event.seq for event in events] == list(range(1, len(events) + 1))
+        messages = [event.message for event in events]
         assert messages[3] == "Fine-tuning job started"
-        assert messages[4].startswith("Training on fake in float32: 2 steps; 12 examples with 600 tokens an epoch")
+        assert messages[4].startswith("Training on fake in float32: 2 steps; 12 examples with 600 tokens per epoch")
         assert messages[5:] == [
             "Step 1/2: training loss=1.00",
             "Step 2/2: training loss=0.50",

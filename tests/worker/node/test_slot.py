@@ -1,4 +1,4 @@
-"""A slot: hints and polls that wake one thread, a lock that names its successor, a predecessor that is reaped."""
+"""A slot: hints and polls wake one thread; its lock; jobs of its previous incarnation are reaped."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ NAME = "gpu0@test"
 
 
 class Work:
-    """Counts how often it is asked; gives as many jobs as it was told to."""
+    """Counts the calls of `run_next`; runs `jobs` jobs."""
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.calls = 0
         self.jobs = 0
-        self.at_once = 0
-        self.most_at_once = 0
+        self.running = 0
+        self.max_running = 0
         self.error: Exception | None = None
         self.may_end = threading.Event()
         self.may_end.set()
 
     def run_next(self) -> bool:
-        self.asked += 1
+        self.calls += 1
         if self.error is not None:
             error, self.error = self.error, None
             raise error
         if not self.jobs:
             return False
         self.jobs -= 1
-        self.at_once += 1
-        self.most_at_once = max(self.most_at_once, self.at_once)
+        self.running += 1
+        self.max_running = max(self.max_running, self.running)
         self.may_end.wait(10)
-        self.at_once -= 1
+        self.running -= 1
         return True
 
 
@@ -52,24 +52,24 @@ def work() -> Work:
 
 @pytest.fixture
 def make_slot(harness: WorkerHarness, work: Work) -> Iterator[Callable[[], Slot]]:
-    made: list[Slot] = []
+    slots_started: list[Slot] = []
 
     def make() -> Slot:
-        made.append(Slot(harness.resources, "gpu", NAME, lambda owner: work.run_next))
-        made[-1].start()
-        return made[-1]
+        slots_started.append(Slot(harness.resources, "gpu", NAME, lambda owner: work.run_next))
+        slots_started[-1].start()
+        return slots_started[-1]
 
     yield make
     harness.resources.stop.set()
     work.may_end.set()
-    for slot in made:
+    for slot in slots_started:
         slot.wake()
         assert slot.join(10)
 
 
 def test_it_finds_work_by_its_own_poll(harness: WorkerHarness, work: Work, make_slot: Callable[[], Slot]) -> None:
     make_slot()
-    harness.until(lambda: work.asked, "the first look")
+    harness.until(lambda: work.calls, "the first poll")
     work.jobs = 3
     harness.until(lambda: work.jobs == 0, "the poll")
 
@@ -77,7 +77,7 @@ def test_it_finds_work_by_its_own_poll(harness: WorkerHarness, work: Work, make_
 def test_a_hint_is_faster_than_the_poll(harness: WorkerHarness, work: Work, make_slot: Callable[[], Slot]) -> None:
     harness.resources.settings.poll_seconds = 60.0
     slot = make_slot()
-    harness.until(lambda: work.asked, "the first look")
+    harness.until(lambda: work.calls, "the first poll")
     work.jobs = 3
     slot.run_until_idle()
     assert work.jobs == 0
@@ -93,32 +93,32 @@ def test_duplicate_hints_never_run_two_jobs_at_once(
         thread.start()
     for thread in threads:
         thread.join()
-    assert (work.jobs, work.most_at_once) == (0, 1)
+    assert (work.jobs, work.max_running) == (0, 1)
 
 
 def test_a_hint_returns_when_the_slot_is_idle(
     harness: WorkerHarness, work: Work, make_slot: Callable[[], Slot]
 ) -> None:
-    """So that Celery, whose one thread it occupies, leaves further hints to workers that are free."""
+    """It occupies Celery's only thread, so further hints go to idle workers."""
     slot = make_slot()
     work.may_end.clear()
     work.jobs = 1
     hint = threading.Thread(target=slot.run_until_idle)
     hint.start()
-    harness.until(lambda: work.at_once, "the job")
+    harness.until(lambda: work.running, "the job")
     assert hint.is_alive()
     work.may_end.set()
     hint.join(5)
     assert not hint.is_alive()
 
 
-@pytest.mark.parametrize("error", [OperationalError("", {}, OSError()), ZeroDivisionError()], ids=["away", "bug"])
+@pytest.mark.parametrize("error", [OperationalError("", {}, OSError()), ZeroDivisionError()], ids=["database", "bug"])
 def test_it_survives_every_error_of_a_job(
     harness: WorkerHarness, work: Work, make_slot: Callable[[], Slot], error: Exception
 ) -> None:
     work.error = error
     slot = make_slot()
-    harness.until(lambda: work.asked >= 2, "another look")
+    harness.until(lambda: work.calls >= 2, "another poll")
     assert slot.is_alive
 
 
@@ -128,7 +128,7 @@ def test_it_stops_when_stop_is_set(harness: WorkerHarness, make_slot: Callable[[
     harness.resources.stop.set()
     slot.wake()
     assert slot.join(5)
-    slot.run_until_idle()  # a hint that comes too late returns, too
+    slot.run_until_idle()  # a hint after the stop returns, too
 
 
 def test_jobs_of_its_previous_incarnation_are_reaped_at_once(
@@ -153,8 +153,8 @@ def test_a_second_process_of_a_slot_waits_for_the_first(
         assert held is not None
         slot = make_slot()
         assert not slot.join(0.3)
-        assert (work.asked, harness.job(job).state) == (0, "running")
-    harness.until(lambda: work.asked, "its turn")
+        assert (work.calls, harness.job(job).state) == (0, "running")
+    harness.until(lambda: work.calls, "its lock")
     assert harness.job(job).state == "queued"
 
 

@@ -1,4 +1,4 @@
-"""What the reconciler's sweep does about uploads that ended, and about objects that nobody knows."""
+"""The reconciler's cleanup: uploads that have ended, objects without a row, staged files."""
 
 from __future__ import annotations
 
@@ -67,15 +67,15 @@ class TestUploads:
         assert not is_stored(harness, key)
 
     def test_the_parts_of_completed_uploads_are_deleted_and_the_file_is_kept(self, harness: WorkerHarness) -> None:
-        upload_id, key = make_upload(harness, b"the whole")
-        harness.resources.storage.compose("files/file-whole", [key, key])
+        upload_id, key = make_upload(harness, b"content")
+        harness.resources.storage.compose("files/file-composed", [key, key])
         with transaction(harness.sessions) as session:
-            file = files.insert(session, harness.project.id, "batch", "a", 18, "0" * 64, "files/file-whole")
+            file = files.insert(session, harness.project.id, "batch", "a", 14, "0" * 64, "files/file-composed")
             uploads.complete(session, session.get_one(Upload, upload_id), file, [])
         cleanup.purge_upload_parts(harness.resources)
         assert not is_stored(harness, key)
-        with harness.resources.storage.open("files/file-whole") as stored:
-            assert stored.read() == b"the wholethe whole"
+        with harness.resources.storage.open("files/file-composed") as stored:
+            assert stored.read() == b"contentcontent"
 
 
 class TestOrphans:
@@ -107,7 +107,7 @@ class TestOrphans:
         assert not is_stored(harness, file.storage_key)
 
     def test_every_table_with_storage_keys_is_read(self) -> None:
-        """A table that is added here must be asked by `delete_orphans`, or keep its objects below another prefix."""
+        """A new table in this set must be read by `delete_orphans`, or keep its objects below another prefix."""
         naming = {
             table.name
             for table in Base.metadata.tables.values()

@@ -1,4 +1,4 @@
-"""Giving way as it happens: a worker's process, the real trainer, a reconciler, and an urgent job that comes late."""
+"""Preemption with a worker process, the real trainer, a reconciler, and an urgent job that arrives later."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from app.domain.jobs.states import TERMINAL
 from app.domain.scheduling import preemption
 from tests.factories import chat_lines
 from tests.worker import worker_process
-from tests.worker.jobs.test_real_trainer import be_patient, weights_of
+from tests.worker.jobs.test_real_trainer import allow_slow_training, weights_of
 from tests.worker.worker_harness import WorkerHarness, until
 from worker.jobs.trainer_process import TRAINER_COMMAND
 from worker.reconciler.reconciler import Reconciler
 from worker.validation.validate import Validator
 
 pytestmark = pytest.mark.timeout(400)
-STEPS = 240  # so that who is asked at the third finds it still training: 60 were over in a second on a fast machine
+STEPS = 240  # many, so that a request at step 3 comes before the end: 60 steps took a second on a fast machine
 LONG = {"hyperparameters": {"n_epochs": 2, "batch_size": 1}, "lora": {"r": 4}, "quantization": None}
 SHORT = {"hyperparameters": {"max_steps": 2}, "lora": {"r": 4}, "quantization": None}
-PATIENCE_SECONDS = 150.0
+TIMEOUT_SECONDS = 150.0
 
 
 @pytest.fixture
 def service(harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[WorkerHarness]:
-    """One GPU slot in a process of its own, and a reconciler that may ask a job to give way, at any time."""
-    be_patient(harness)
+    """One GPU slot in a process of its own, and a reconciler that may preempt a job at any time."""
+    allow_slow_training(harness)
     settings = harness.resources.settings
-    settings.give_way, settings.give_way_after_seconds, settings.stop_grace_seconds = True, 0.0, PATIENCE_SECONDS
+    settings.give_way, settings.give_way_after_seconds, settings.stop_grace_seconds = True, 0.0, TIMEOUT_SECONDS
     monkeypatch.setattr(preemption, "SOON_SECONDS", 0.0)  # a tiny model trains for seconds
     reconciler = threading.Thread(target=Reconciler(harness.resources).run)
     harness.threads.append(reconciler)
@@ -46,30 +46,30 @@ def service(harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 def test_a_preempted_job_gives_the_same_adapter_as_an_uninterrupted_one(service: WorkerHarness) -> None:
-    left_alone, long = (service.create_job(chat_lines(STEPS // 2), body=LONG, suffix="demo") for _ in range(2))
+    uninterrupted, long = (service.create_job(chat_lines(STEPS // 2), body=LONG, suffix="demo") for _ in range(2))
     urgent = service.create_job(body=SHORT)
     validate_all(service)
-    service.pause(urgent)  # it comes when the test says so
+    service.pause(urgent)  # it is resumed below
     with transaction(service.sessions) as session:
         session.execute(update(Job).where(Job.id == urgent.id).values(is_urgent=True))
-    until(lambda: service.has_reached(long, 3), "a third step", PATIENCE_SECONDS)
+    until(lambda: service.has_reached(long, 3), "a third step", TIMEOUT_SECONDS)
     service.resume(urgent)
-    jobs = (left_alone, long, urgent)
-    until(lambda: all(service.job(job).state in TERMINAL for job in jobs), "three ends", PATIENCE_SECONDS)
+    jobs = (uninterrupted, long, urgent)
+    until(lambda: all(service.job(job).state in TERMINAL for job in jobs), "three ends", TIMEOUT_SECONDS)
 
     for job in jobs:
         assert service.job(job).state == "succeeded", service.messages(job)
-    gone = service.job(long)
-    assert (gone.times_yielded, gone.desired, gone.crash_streak) == (1, "run", 0)
+    preempted = service.job(long)
+    assert (preempted.times_yielded, preempted.desired, preempted.crash_streak) == (1, "run", 0)
     (first, second), (between,) = trainings(service, long), trainings(service, urgent)
     assert (first.reason, second.reason) == ("gave_way", "done")
     assert first.ended_at is not None
     assert between.ended_at is not None
     assert first.ended_at <= between.started_at <= between.ended_at <= second.started_at
-    told = [event.data["step"] for event in service.events(long) if event.type == "metrics"]
-    assert told == list(range(1, STEPS + 1))
+    steps = [event.data["step"] for event in service.events(long) if event.type == "metrics"]
+    assert steps == list(range(1, STEPS + 1))
     assert any(message.startswith("The job was preempted at step ") for message in service.messages(long))
-    assert weights_of(service, long) == weights_of(service, left_alone)
+    assert weights_of(service, long) == weights_of(service, uninterrupted)
 
 
 def validate_all(service: WorkerHarness) -> None:

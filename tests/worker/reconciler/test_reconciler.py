@@ -1,4 +1,4 @@
-"""Who is lost and who only could not renew; hints that are sent again; what is cleaned up."""
+"""The reconciler: expired leases, mass expiry, hints, cleanup."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ class TestSeveralReconcilers:
         job = harness.create_queued_job()
         harness.claim()
         expire(harness, job)
-        told = len(harness.events(job))
+        event_count = len(harness.events(job))
         several = [Reconciler(harness.resources) for _ in range(4)]
         for each in several:
             each.expiry_guard.ttl_seconds = 0.0
@@ -160,7 +160,7 @@ class TestSeveralReconcilers:
             thread.start()
         for thread in threads:
             thread.join()
-        assert len(harness.events(job)) == told + 1
+        assert len(harness.events(job)) == event_count + 1
 
     def test_a_failed_round_does_not_end_the_loop(
         self, harness: WorkerHarness, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch

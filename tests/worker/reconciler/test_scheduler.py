@@ -51,9 +51,9 @@ class TestPreemption:
         harness.until(lambda: scheduler.refresh() or harness.job(long).state == "queued", "giving way")
         thread.join(10)
 
-        gone = harness.job(long)
-        assert (gone.reason, gone.desired, gone.yield_requested_at) == ("gave_way", "run", None)
-        assert (gone.times_yielded, gone.crash_streak) == (1, 0)
+        preempted = harness.job(long)
+        assert (preempted.reason, preempted.desired, preempted.yield_requested_at) == ("gave_way", "run", None)
+        assert (preempted.times_yielded, preempted.crash_streak) == (1, 0)
         messages = harness.messages(long)
         assert "An urgent job preempts this job at its next step; it will resume from there later" in messages
         assert messages[-1].startswith("The job was preempted at step ")
@@ -83,8 +83,12 @@ class TestPreemption:
     ) -> None:
         long = self.running(harness)
         scheduler.refresh()
-        asked = harness.job(long)
-        assert (asked.yield_requested_at is not None, asked.desired, asked.state) == (True, "run", "running")
+        requested = harness.job(long)
+        assert (requested.yield_requested_at is not None, requested.desired, requested.state) == (
+            True,
+            "run",
+            "running",
+        )
         scheduler.refresh()
         assert sum("give way" in message for message in harness.messages(long)) == 1
         harness.cancel(long)

@@ -1,4 +1,4 @@
-"""`validating_files`: what fails a job, what is told, what is queued."""
+"""The state `validating_files`: errors that fail a job, warnings, and the queued job."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ DPO = {"method": {"type": "dpo"}}
 
 def pair(question: str, good: str, bad: str) -> dict[str, object]:
     answers = ([{"role": "assistant", "content": answer}] for answer in (good, bad))
-    asked = {"messages": [{"role": "user", "content": question}]}
-    return {"input": asked} | dict(zip(("preferred_output", "non_preferred_output"), answers, strict=True))
+    prompt = {"messages": [{"role": "user", "content": question}]}
+    return {"input": prompt} | dict(zip(("preferred_output", "non_preferred_output"), answers, strict=True))
 
 
 class TestMethods:
@@ -104,7 +104,7 @@ class TestMethods:
         assert data["labelled_tokens"] == 10 * (4 + 3)
 
     @pytest.mark.parametrize(
-        ("content", "body", "said"),
+        ("content", "body", "expected"),
         [
             (chat_lines(12), DPO, 'chat messages, which the method "supervised" learns from'),
             (jsonl(*[pair("a", "b", "c")] * 12), {}, 'a preference pair, which the method "dpo" learns from'),
@@ -112,11 +112,11 @@ class TestMethods:
         ids=["chat", "pairs"],
     )
     def test_a_file_for_the_other_method_fails_the_job(
-        self, harness: WorkerHarness, content: bytes, body: dict[str, object], said: str
+        self, harness: WorkerHarness, content: bytes, body: dict[str, object], expected: str
     ) -> None:
         failed = validate(harness, harness.create_job(content, body=body))
         assert (failed.state, failed.error_code) == ("failed", "invalid_training_file")
-        assert said in str(failed.error_message)
+        assert expected in str(failed.error_message)
 
     def test_a_long_text_is_split_without_loss(self, harness: WorkerHarness) -> None:
         job = harness.create_job(jsonl(*[{"text": "x" * 1200}] * 10))
@@ -276,8 +276,8 @@ class TestWarnings:
             "queued",
             ["info"] * 2 + ["warn"] * 4 + ["info"],
         )
-        found = [(each["code"], each["file"], each["count"], each["first_lines"]) for each in done.warnings]
-        assert found == [
+        warnings = [(each["code"], each["file"], each["count"], each["first_lines"]) for each in done.warnings]
+        assert warnings == [
             ("empty_answer", job.training_file_id, 1, [12]),
             ("duplicate_rows", job.training_file_id, 1, [11]),
             ("control_token", job.training_file_id, 1, [13]),
@@ -322,8 +322,8 @@ class TestLineRules:
     """A job keeps the rules for lines that it was created under."""
 
     def two_calls(self) -> bytes:
-        said = {"role": "assistant", "content": "a", "refusal": "No way"}
-        rows = [{"messages": [{"role": "user", "content": f"{n}"}, said]} for n in range(10)]
+        expected = {"role": "assistant", "content": "a", "refusal": "No way"}
+        rows = [{"messages": [{"role": "user", "content": f"{n}"}, expected]} for n in range(10)]
         return jsonl(*rows) + b"\x0b\n"
 
     def test_a_new_job_rejects_lines_that_would_lose_content(self, harness: WorkerHarness) -> None:
@@ -347,19 +347,19 @@ class TestInterruptions:
         self, harness: WorkerHarness, slow_renderer: threading.Semaphore
     ) -> None:
         job = harness.create_job(chat_lines(400))
-        thread = self.validate_aside(harness)
+        thread = self.start_validation(harness)
         harness.until(lambda: harness.job(job).lease_owner, "the claim")
         harness.cancel(job)
-        told = len(harness.events(job))
+        event_count = len(harness.events(job))
         thread.join(10)
         assert not thread.is_alive()
-        assert (harness.job(job).state, len(harness.events(job))) == ("cancelled", told)
+        assert (harness.job(job).state, len(harness.events(job))) == ("cancelled", event_count)
 
     def test_a_shutdown_requeues_the_validation(
         self, harness: WorkerHarness, slow_renderer: threading.Semaphore
     ) -> None:
         job = harness.create_job(chat_lines(400))
-        thread = self.validate_aside(harness)
+        thread = self.start_validation(harness)
         harness.until(lambda: harness.job(job).lease_owner, "the claim")
         harness.resources.stop.set()
         thread.join(10)
@@ -373,7 +373,7 @@ class TestInterruptions:
         self, harness: WorkerHarness, slow_renderer: threading.Semaphore
     ) -> None:
         job = harness.create_job(chat_lines(400))
-        self.validate_aside(harness)
+        self.start_validation(harness)
         harness.until(lambda: harness.job(job).lease_owner, "the claim")
         first = harness.job(job).lease_expires_at
         harness.until(lambda: harness.job(job).lease_expires_at != first, "a renewal")
@@ -391,10 +391,10 @@ class TestInterruptions:
     ) -> None:
         job = harness.create_job()
 
-        def gone(key: str) -> object:
+        def missing(key: str) -> object:
             raise OSError("no route to host")
 
-        monkeypatch.setattr(harness.resources.storage, "open", gone)
+        monkeypatch.setattr(harness.resources.storage, "open", missing)
         waiting = validate(harness, job)
         assert (waiting.state, waiting.reason, waiting.crash_streak) == ("validating_files", "storage_unavailable", 0)
 
@@ -425,7 +425,7 @@ class TestInterruptions:
         yield permits
         permits.release(10_000)
 
-    def validate_aside(self, harness: WorkerHarness) -> threading.Thread:
+    def start_validation(self, harness: WorkerHarness) -> threading.Thread:
         thread = threading.Thread(target=Validator(harness.resources, "cpu0@test#1").run_next)
         thread.start()
         harness.threads.append(thread)

@@ -126,8 +126,8 @@ class TestOutbox:
         for move in (jobs.pause, jobs.resume, jobs.cancel):
             with transaction(harness.sessions) as session:
                 move(session, harness.project.id, job.id)
-        told = [row.event_type.rpartition(".")[2] for row in outbox(harness.sessions)]
-        assert told == ["queued", "paused", "queued", "cancelled"]
+        states = [row.event_type.rpartition(".")[2] for row in outbox(harness.sessions)]
+        assert states == ["queued", "paused", "queued", "cancelled"]
 
     def test_it_has_only_event_types_of_an_endpoint(self, harness: WorkerHarness) -> None:
         endpoint = make_endpoint(harness.sessions, harness.project, "https://hooks.example.com/", [SUCCEEDED])
@@ -290,13 +290,16 @@ class TestDisabledEndpoints:
         self, sender: WebhookSender, receiver: Receiver, sessions: Sessions, project: Project
     ) -> None:
         receiver.answers = [410]
-        gone = make_endpoint(sessions, project, receiver.url, [CANCELLED])
+        disabled = make_endpoint(sessions, project, receiver.url, [CANCELLED])
         make_endpoint(sessions, project, receiver.url, [DISABLED])
         announce(sessions, project)
         deliver_due(sender)
-        now = endpoint_now(sessions, gone)
+        now = endpoint_now(sessions, disabled)
         assert (now.enabled, now.disabled_reason) == (False, "it responded with 410 Gone")
-        assert json.loads(receiver.received[1].body)["data"] == {"id": gone.id, "reason": "it responded with 410 Gone"}
+        assert json.loads(receiver.received[1].body)["data"] == {
+            "id": disabled.id,
+            "reason": "it responded with 410 Gone",
+        }
         announce(sessions, project)
         assert deliver_due(sender) == 0
 
@@ -423,10 +426,10 @@ class TestRetention:
     def test_the_cleanup_deletes_expired_idempotency_keys(
         self, resources: Resources, sessions: Sessions, project: Project
     ) -> None:
-        asked: Any = idempotency.KeyedRequest(project.id, "k", "POST", "/v1/files", "f")
+        request: Any = idempotency.KeyedRequest(project.id, "k", "POST", "/v1/files", "f")
         with transaction(sessions) as session:
-            idempotency.reserve_key(session, asked)
-            idempotency.store_response(session, asked, 200, "{}")
+            idempotency.reserve_key(session, request)
+            idempotency.store_response(session, request, 200, "{}")
             session.execute(update(idempotency.IdempotencyKey).values(created_at=func.now() - timedelta(hours=25)))
         clean_up(resources)
         with transaction(sessions) as session:

@@ -32,13 +32,13 @@ def send(
     url: str, limits: PostLimits = OURS, addresses: tuple[str, ...] = ("127.0.0.1",)
 ) -> tuple[WebhookResponse, list[str]]:
     """The response, and the names that were looked up."""
-    asked: list[str] = []
+    resolved: list[str] = []
 
     def resolve(host: str, _port: int) -> list[str]:
-        asked.append(host)
+        resolved.append(host)
         return list(addresses)
 
-    return post(url, {"webhook-id": "evt_1"}, b'{"a": 1}', limits, resolve), asked
+    return post(url, {"webhook-id": "evt_1"}, b'{"a": 1}', limits, resolve), resolved
 
 
 class TestRequest:
@@ -50,10 +50,10 @@ class TestRequest:
         assert (got.path, got.body, got.headers["webhook-id"]) == ("/hook", b'{"a": 1}', "evt_1")
 
     def test_the_request_goes_to_the_checked_address_with_the_host_name(self, receiver: Receiver) -> None:
-        """The name is asked for once: what it answers a moment later is of no interest."""
-        response, asked = send(f"http://hooks.example.com:{receiver.port}/a?b=c")
+        """The name is resolved once: a later resolution has no effect."""
+        response, resolved = send(f"http://hooks.example.com:{receiver.port}/a?b=c")
         assert response.status == 204
-        assert asked == ["hooks.example.com"]
+        assert resolved == ["hooks.example.com"]
         assert receiver.received[0].headers["host"] == f"hooks.example.com:{receiver.port}"
         assert receiver.received[0].path == "/a?b=c"
 
@@ -85,9 +85,9 @@ class TestAllowedAddresses:
         assert "10.0.0.1" in str(response.error)
 
     def test_an_address_in_the_url_is_checked(self, receiver: Receiver) -> None:
-        response, asked = send(receiver.url, PostLimits(2, 3, allow_http=True))
+        response, resolved = send(receiver.url, PostLimits(2, 3, allow_http=True))
         assert "not a public address" in str(response.error)
-        assert (asked, receiver.received) == ([], [])
+        assert (resolved, receiver.received) == ([], [])
 
     def test_http_needs_the_operators_setting(self, receiver: Receiver) -> None:
         response, _ = send(receiver.url, PostLimits(2, 3, networks=LOOPBACK))
@@ -95,9 +95,9 @@ class TestAllowedAddresses:
         assert receiver.received == []
 
     def test_a_stored_scheme_in_upper_case_is_accepted(self) -> None:
-        response, asked = send("HTTPS://HOOKS.EXAMPLE.COM/", PostLimits(2, 3), ("10.0.0.1",))
+        response, resolved = send("HTTPS://HOOKS.EXAMPLE.COM/", PostLimits(2, 3), ("10.0.0.1",))
         assert "10.0.0.1, which is not a public address" in str(response.error)  # it got that far
-        assert asked == ["hooks.example.com"]
+        assert resolved == ["hooks.example.com"]
         response, _ = send("HTTP://HOOKS.EXAMPLE.COM/", PostLimits(2, 3))
         assert "only https URLs" in str(response.error)
 
@@ -175,9 +175,9 @@ class TestLimits:
         assert (response.status, response.content) == (200, b"first")
 
     def test_a_refused_connection_is_an_error(self) -> None:
-        with receiving() as gone:
+        with receiving() as closed:
             pass
-        assert "refused" in str(send(gone.url)[0].error)
+        assert "refused" in str(send(closed.url)[0].error)
 
     def test_a_response_that_is_not_http_is_an_error(self, receiver: Receiver) -> None:
         receiver.answers = [lambda handler: handler.wfile.write(b"SSH-2.0-OpenSSH_9.9\r\n")]
