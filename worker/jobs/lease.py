@@ -114,7 +114,8 @@ class LeaseKeeper:
                 is_retry = True
 
     def finish(self, work: Callable[[Session], Result], is_done: Callable[[Session], bool] | None = None) -> None:
-        """Run the transaction that gives the lease up. From then on the renewal thread may find that the lease has ended."""
+        """Run the transaction that gives the lease up. From then on the renewal thread may find that the lease has
+        ended."""
         self._is_finishing = True
         try:
             self.transact(work, is_done)

@@ -52,7 +52,8 @@ def storage_disk(settings: Settings) -> Iterator[SmallDisk]:
 
 
 def plan_of(step_log: StepLog, go: Path, **more: Any) -> TrainerPlan:
-    """A plan that waits for `go` before its first step; its last snapshot fits into the reserved space, its result not."""
+    """A plan that waits for `go` before its first step; its last snapshot fits into the reserved space, its result
+    not."""
     sizes = {"state_bytes": STATE_BYTES, "weights_bytes": MB}
     defaults: dict[str, Any] = {"steps": 4, "step_log": str(step_log.path), "wait_for": str(go), "last_snapshot": True}
     return TrainerPlan(**(defaults | sizes | more))
