@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from app.db.scheduling import fair_queue
-from app.domain.scheduling.preemption import Policy
+from app.domain.scheduling.preemption import PreemptionPolicy
 from benchmarks import queue_speed
 from benchmarks.traffic import GPUS, WEEK, Arrival, week
 from benchmarks.virtual_time import virtual_database
@@ -59,7 +59,7 @@ def through_the_service(arrivals: Sequence[Arrival], options: argparse.Namespace
     if options.nothing_held:
         without_held = fair_queue.SELECT_TRAINING_JOB.replace("(candidate.used + candidate.held)", "candidate.used")
         fair_queue.SELECT_TRAINING_JOB = without_held
-    policy = None if options.no_giving_way else Policy(after_seconds=600, limit=3)
+    policy = None if options.no_giving_way else PreemptionPolicy(min_run_seconds=600, max_preemptions=3)
     with virtual_database() as engine:
         return simulate(arrivals, GPUS, TheService(engine, arrivals, options.half_life_hours * 3600, policy))
 

@@ -17,15 +17,15 @@ from app.db.engine import make_engine
 from app.db.jobs import claims
 from app.db.scheduling import fair_queue, queue_positions
 from app.db.tables import Job
-from app.domain.scheduling.forecast import Slot, forecast
-from app.domain.scheduling.worker_capacity import Offer
+from app.domain.scheduling.forecast import WorkerSlot, forecast
+from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.system.cpu_info import cpu_name
 from tests.stack import start_postgres
 
 PROJECTS = 200
 MODELS = 5
 CLAIMS = 100
-OFFER = Offer("cuda", 24 * 10**9, frozenset({"model-0", "model-1"}), frozenset({"a"}))
+OFFER = WorkerCapacity("cuda", 24 * 10**9, frozenset({"model-0", "model-1"}), frozenset({"a"}))
 HISTORY = 50  # attempts of each project that are not counted yet
 
 
@@ -79,7 +79,7 @@ def measure(session: Session) -> None:
         session.commit()
 
     def claim_nothing() -> None:
-        nowhere = Offer("cuda", 24 * 10**9, frozenset({"another"}), frozenset({"a"}))
+        nowhere = WorkerCapacity("cuda", 24 * 10**9, frozenset({"another"}), frozenset({"a"}))
         assert claims.claim(session, "train", "gpu", 300, nowhere) is None
         session.commit()
 
@@ -89,7 +89,7 @@ def measure(session: Session) -> None:
     tell("usage counted", lambda: fair_queue.count_usage(session), 10)
     waiting = queue_positions.waiting_jobs(session)
     standings = fair_queue.project_shares(session)
-    slots = [Slot(OFFER, free_in_seconds=60.0 * n) for n in range(16)]
+    slots = [WorkerSlot(OFFER, free_in_seconds=60.0 * n) for n in range(16)]
     placed = forecast(slots, waiting, standings)
     moved = [each._replace(position=each.position + 1) for each in placed]
     shuffled = [each._replace(position=each.position + len(placed) // 10) for each in placed]

@@ -16,9 +16,9 @@ from app.db.jobs.claims import Lease
 from app.db.scheduling import fair_queue, queue_positions
 from app.db.tables import File, Job, Project
 from app.domain.jobs.states import Reason
-from app.domain.scheduling.forecast import Waiting
-from app.domain.scheduling.preemption import Holder, Policy, Urgent, who_gives_way
-from app.domain.scheduling.worker_capacity import Need, Offer
+from app.domain.scheduling.forecast import QueuedJob
+from app.domain.scheduling.preemption import PreemptionPolicy, RunningJob, UrgentJob, select_victims
+from app.domain.scheduling.worker_capacity import JobRequirements, WorkerCapacity
 from benchmarks.traffic import Arrival
 from benchmarks.virtual_time import set_clock
 
@@ -32,10 +32,10 @@ class Queue(Protocol):
     """What decides who goes next."""
 
     def add(self, number: int, arrival: Arrival, now: float) -> None: ...
-    def take(self, slot: int, offer: Offer, now: float) -> int | None: ...
+    def take(self, slot: int, offer: WorkerCapacity, now: float) -> int | None: ...
     def end(self, number: int, now: float) -> None: ...
     def give_way(self, number: int, now: float) -> None: ...
-    def to_interrupt(self, held: dict[int, int], offers: Sequence[Offer], now: float) -> list[int]: ...
+    def to_interrupt(self, held: dict[int, int], offers: Sequence[WorkerCapacity], now: float) -> list[int]: ...
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Run:
 
 
 def simulate(arrivals: Sequence[Arrival], gpus: Sequence[int], queue: Queue) -> list[Run]:
-    offers = [Offer("cuda", memory) for memory in gpus]
+    offers = [WorkerCapacity("cuda", memory) for memory in gpus]
     runs = [Run(arrival, arrival.seconds) for arrival in arrivals]
     held: dict[int, int] = {}  # slot -> run
     moments: list[tuple[float, int, str, int, int]] = []
@@ -89,7 +89,9 @@ def simulate(arrivals: Sequence[Arrival], gpus: Sequence[int], queue: Queue) -> 
     return runs
 
 
-def _fill(queue: Queue, held: dict[int, int], offers: Sequence[Offer], now: float) -> Iterator[tuple[int, int]]:
+def _fill(
+    queue: Queue, held: dict[int, int], offers: Sequence[WorkerCapacity], now: float
+) -> Iterator[tuple[int, int]]:
     """Small cards first, so that a job that fits one leaves the large ones alone."""
     for slot, offer in enumerate(offers):
         if slot not in held:
@@ -115,7 +117,7 @@ class FirstComeFirstServed:
     def add(self, number: int, arrival: Arrival, now: float) -> None:  # noqa: ARG002
         self.waiting[number] = arrival
 
-    def take(self, slot: int, offer: Offer, now: float) -> int | None:  # noqa: ARG002
+    def take(self, slot: int, offer: WorkerCapacity, now: float) -> int | None:  # noqa: ARG002
         fitting = [number for number, job in self.waiting.items() if job.needed_bytes <= offer.usable_bytes]
         if not fitting:
             return None
@@ -133,7 +135,9 @@ class FirstComeFirstServed:
 class TheService:
     """app.db.jobs.claims and app.db.scheduling.fair_queue as they are, in a PostgreSQL whose clock we set."""
 
-    def __init__(self, engine: Engine, arrivals: Sequence[Arrival], half_life: float, policy: Policy | None) -> None:
+    def __init__(
+        self, engine: Engine, arrivals: Sequence[Arrival], half_life: float, policy: PreemptionPolicy | None
+    ) -> None:
         self.session = Session(engine, expire_on_commit=False)
         self.half_life = half_life
         self.policy = policy
@@ -167,7 +171,7 @@ class TheService:
                 )
             )  # fmt: skip
 
-    def take(self, slot: int, offer: Offer, now: float) -> int | None:
+    def take(self, slot: int, offer: WorkerCapacity, now: float) -> int | None:
         with self._at(now):
             job = claims.claim(self.session, "train", f"gpu{slot}", LEASE_SECONDS, offer, self.half_life)
         if job is None:
@@ -186,24 +190,24 @@ class TheService:
         with self._at(now):
             claims.finish_held_attempt(self.session, self.leases.pop(number), Reason.GAVE_WAY, "gave way")
 
-    def to_interrupt(self, held: dict[int, int], offers: Sequence[Offer], now: float) -> list[int]:
+    def to_interrupt(self, held: dict[int, int], offers: Sequence[WorkerCapacity], now: float) -> list[int]:
         if self.policy is None:
             return []
         with self._at(now):
             urgent = [job for job in queue_positions.waiting_jobs(self.session) if job.is_urgent]
             holders = self._holders(held, offers) if urgent else []
             free = [offer for slot, offer in enumerate(offers) if slot not in held]
-            chosen = who_gives_way([_urgent(job) for job in urgent], free, holders, {}, self.policy)
+            chosen = select_victims([_urgent(job) for job in urgent], free, holders, {}, self.policy)
             for holder in chosen:
                 lease = self.leases[self.numbers[holder.job_id]]
                 assert queue_positions.request_preemption(self.session, holder.job_id, lease.attempt)
         return [self.numbers[holder.job_id] for holder in chosen]
 
-    def _holders(self, held: dict[int, int], offers: Sequence[Offer]) -> list[Holder]:
+    def _holders(self, held: dict[int, int], offers: Sequence[WorkerCapacity]) -> list[RunningJob]:
         shares = {each.project_id: each.share for each in fair_queue.project_shares(self.session, self.half_life)}
         slots = {self.jobs[number]: slot for slot, number in held.items()}
         return [
-            Holder(
+            RunningJob(
                 job.id, job.project_id, offers[slots[job.id]], shares[job.project_id], job.ran_seconds,
                 job.seconds_left, job.priority, job.is_urgent, job.is_asked, True, job.times_yielded,
             )
@@ -230,5 +234,9 @@ class _Moment:
             self.session.rollback()
 
 
-def _urgent(job: Waiting) -> Urgent:
-    return Urgent(job.job_id, job.project_id, Need("m", job.need.labels, job.need.cpu_bytes, job.need.cuda_bytes))
+def _urgent(job: QueuedJob) -> UrgentJob:
+    return UrgentJob(
+        job.job_id,
+        job.project_id,
+        JobRequirements("m", job.requirements.labels, job.requirements.cpu_bytes, job.requirements.cuda_bytes),
+    )

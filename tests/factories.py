@@ -29,7 +29,7 @@ from app.domain.base_models import catalog
 from app.domain.jobs.lora_parameters import Ancestor
 from app.domain.jobs.resolve import resolve
 from app.domain.jobs.states import Reason
-from app.domain.scheduling.forecast import Slot, forecast
+from app.domain.scheduling.forecast import WorkerSlot, forecast
 from app.storage import Storage
 from app.system import artifact_directory, model_files
 from tests.tiny import make_tiny_base
@@ -145,7 +145,7 @@ def start_job(session: Session, owner: str = WORKER) -> Job:
     return job
 
 
-def forecast_queue(session: Session, *slots: Slot) -> None:
+def forecast_queue(session: Session, *slots: WorkerSlot) -> None:
     """What the reconciler does every few seconds."""
     placed = forecast(slots, queue_positions.waiting_jobs(session), fair_queue.project_shares(session))
     queue_positions.write_positions(session, placed)

@@ -21,7 +21,7 @@ from app.db.access import audit
 from app.db.fast_reads import keys as key_reads
 from app.db.fast_reads.keys import KeyRow
 from app.domain.access import audit_actions, scopes
-from app.domain.error_text.json_text import shown
+from app.domain.error_text.json_text import as_json
 from app.errors import InvalidApiKey, MissingScope, RateLimited
 from app.services.access.rate_limit import RateLimitStatus
 
@@ -73,7 +73,7 @@ def authorize(request: Request, key: KeyRow | None) -> Caller:
             allowance.wait_seconds,
         )
     path = _route_path(request)
-    _check_scope(key.scopes, scopes.needed(request.method, path), f"{request.method} {path}")
+    _check_scope(key.scopes, scopes.required_scope(request.method, path), f"{request.method} {path}")
     check_query(request)
     _set_audit_actor(request, key, path)
     request.state.key_id = key.key_id  # for the limits that keys share fairly
@@ -112,9 +112,9 @@ def invalid_key_error() -> InvalidApiKey:
 
 
 def _check_scope(key_scopes: Sequence[str], scope: str | None, call: str) -> None:
-    if not scopes.allow(key_scopes, scope):
+    if not scopes.allows(key_scopes, scope):
         raise MissingScope(
-            f"Permission denied: {call} requires the scope {shown(scope)}; this API key has {', '.join(key_scopes)}. "
+            f"Permission denied: {call} requires the scope {as_json(scope)}; this API key has {', '.join(key_scopes)}. "
             "An admin can give it another scope."
         )
 
@@ -122,9 +122,9 @@ def _check_scope(key_scopes: Sequence[str], scope: str | None, call: str) -> Non
 def _set_audit_actor(request: Request, key: KeyRow, path: str) -> None:
     """Attribute all later changes of this request to `key` in the audit log."""
     act = audit.CURRENT_CONTEXT.get()
-    if act is None or scopes.reads_only(request.method, path):
+    if act is None or scopes.is_read_only(request.method, path):
         return
-    act.action = audit_actions.name_of(request.method, path)
+    act.action = audit_actions.audit_action(request.method, path)
     act.actor_id = key.key_id
     act.project_id = request.path_params.get("project_id", key.project_id)
     act.object_ids = [str(value) for value in request.path_params.values()]

@@ -19,8 +19,8 @@ from starlette.routing import Match
 
 from app.api.not_found_hints import hint_for
 from app.domain.artifacts.full_disk import is_disk_full
-from app.domain.error_text.json_text import MAX_PATH, printable, unquoted
-from app.domain.error_text.validation_text import sentence
+from app.domain.error_text.json_text import MAX_PATH_CHARACTERS, printable, unquoted
+from app.domain.error_text.validation_text import error_sentence
 from app.errors import (
     BadRequest,
     IdempotencyKeyInUse,
@@ -59,7 +59,7 @@ def error_response(error: TuneryError, headers: Mapping[str, str] | None = None)
         error.status,
         _shorten(error.message),
         error.type,
-        None if error.param is None else unquoted(error.param, MAX_PATH),
+        None if error.param is None else unquoted(error.param, MAX_PATH_CHARACTERS),
         error.code,
         _headers(error) | dict(headers or {}),
     )
@@ -180,7 +180,7 @@ def _as_problem(error: Mapping[str, Any], model: type[BaseModel] | None) -> BadR
     if kind == "missing":
         return BadRequest(f"you must provide {path}", path, "missing_required_parameter")
     code = "invalid_type" if kind.endswith("_type") else "invalid_value"
-    return BadRequest(f"{path}: {subject}{sentence(error)}", path, code)
+    return BadRequest(f"{path}: {subject}{error_sentence(error)}", path, code)
 
 
 def _names_at(model: type[BaseModel] | None, location: Sequence[int | str]) -> list[str]:

@@ -18,7 +18,7 @@ from fastapi.dependencies.utils import request_params_to_args
 from fastapi.routing import APIRoute
 
 from app.api.error_handlers import as_problems
-from app.domain.error_text.json_text import shown
+from app.domain.error_text.json_text import as_json
 from app.errors import BadRequest, UnknownParameter, combine_errors
 
 ACCEPTED_EVERYWHERE = "api-version"  # Azure's clients send it with every request
@@ -86,18 +86,18 @@ def _query_fields(dependant: Dependant) -> list[Any]:
 def _unknown(names: Sequence[str], query: AllowedQuery, call: str) -> list[BadRequest]:
     if not names:
         return []
-    shown = ", ".join(_with_suggestion(name[:MAX_NAME_CHARS], query) for name in names[:MAX_LISTED_NAMES])
+    as_json = ", ".join(_with_suggestion(name[:MAX_NAME_CHARS], query) for name in names[:MAX_LISTED_NAMES])
     more = f" and {len(names) - MAX_LISTED_NAMES} more" if len(names) > MAX_LISTED_NAMES else ""
     expected = f"known here: {', '.join(query.documented)}" if query.documented else f"{call} takes none"
-    text = f"unknown query parameter{'s' if len(names) > 1 else ''} {shown}{more}; {expected}"
+    text = f"unknown query parameter{'s' if len(names) > 1 else ''} {as_json}{more}; {expected}"
     return [UnknownParameter(text, names[0][:MAX_NAME_CHARS])]
 
 
 def _with_suggestion(name: str, query: AllowedQuery) -> str:
     similar = get_close_matches(name, query.documented, n=1)
-    return f"{shown(name)} (did you mean {shown(similar[0])}?)" if similar else shown(name)
+    return f"{as_json(name)} (did you mean {as_json(similar[0])}?)" if similar else as_json(name)
 
 
 def _repeated(name: str) -> BadRequest:
-    shown = name[:MAX_NAME_CHARS]
-    return BadRequest(f"{shown}: given more than once in the query; give it once", shown)
+    as_json = name[:MAX_NAME_CHARS]
+    return BadRequest(f"{as_json}: given more than once in the query; give it once", as_json)

@@ -1,4 +1,4 @@
-"""What an upload by parts may be: its states and its bounds, OpenAI's where they have any."""
+"""Multipart uploads: their states and limits; OpenAI's limits where OpenAI has some."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 from pathlib import PurePosixPath, PureWindowsPath
 
 PURPOSES = ("fine-tune", "assistants", "batch", "vision", "user_data", "evals")
-EXPIRES_SECONDS = (3600, 2_592_000)  # what `expires_after[seconds]` of a file may be
+EXPIRES_SECONDS = (3600, 2_592_000)  # allowed `expires_after[seconds]` of a file: minimum, maximum
 MAX_PART_BYTES = 64 << 20
 MAX_PARTS = 10_000
 MAX_FILENAME = 255
@@ -20,12 +20,12 @@ class UploadStatus(StrEnum):
 
 
 def max_stored_bytes(declared_bytes: int) -> int:
-    """What the parts of one upload may have together: retries leave parts that no list names."""
+    """The limit of the bytes of all parts of one upload, including parts that retries replaced."""
     return 2 * declared_bytes + MAX_PART_BYTES
 
 
 def clean_filename(name: str | None) -> str:
-    """A label, never a path: the last part of whatever path a client sent, without control characters."""
-    bare = PureWindowsPath(PurePosixPath(name or "").name).name
-    label = "".join(c for c in bare if c.isprintable())[:MAX_FILENAME].strip()
+    """The last component of the path that a client sent, without control characters: a label, never a path."""
+    name_only = PureWindowsPath(PurePosixPath(name or "").name).name
+    label = "".join(c for c in name_only if c.isprintable())[:MAX_FILENAME].strip()
     return label if label.strip(".") else "upload"

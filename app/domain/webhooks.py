@@ -1,4 +1,4 @@
-"""What a webhook is: its events, its signature (Standard Webhooks), its schedule, and the URLs it may go to."""
+"""Rules of webhooks: event types, signature (Standard Webhooks), retry schedule, allowed URLs."""
 
 from __future__ import annotations
 
@@ -15,48 +15,53 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from app.domain.access.outbound_networks import Network, is_allowed, parse_address
-from app.domain.error_text.json_text import shown
+from app.domain.error_text.json_text import as_json
 from app.domain.jobs.states import JobState
 from app.errors import BadRequest
 
 JOB_EVENT = "fine_tuning.job."
-# OpenAI's three first. A validated, resumed or interrupted job is queued; each attempt is running.
-TOLD_STATES = (
-    JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.QUEUED, JobState.RUNNING, JobState.PAUSED,
-)  # fmt: skip
+# OpenAI's three come first. A validated, resumed or interrupted job is queued; every attempt is running.
+NOTIFIED_STATES = (
+    JobState.SUCCEEDED,
+    JobState.FAILED,
+    JobState.CANCELLED,
+    JobState.QUEUED,
+    JobState.RUNNING,
+    JobState.PAUSED,
+)
 ENDPOINT_DISABLED = "webhook_endpoint.disabled"
-EVENT_TYPES = (*(f"{JOB_EVENT}{state}" for state in TOLD_STATES), ENDPOINT_DISABLED)
+EVENT_TYPES = (*(f"{JOB_EVENT}{state}" for state in NOTIFIED_STATES), ENDPOINT_DISABLED)
 
-# After the first try, which is at once: in all ten, over three days and a quarter.
+# Delays after the first attempt, which is immediate: ten attempts in total, over three and a quarter days.
 RETRY_SECONDS = (5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400)
-JITTER = 0.2  # up to so much later, so that what failed together does not come back together
+JITTER = 0.2  # each delay is up to this share longer, so that deliveries that failed together are not retried together
 MAX_RETRY_AFTER_SECONDS = 86_400.0
 SECRET_BYTES = 32
 SECRET_PREFIX = "whsec_"
 MAX_URL = 2_048
 MAX_PORT = 65_535
-MAX_NAME, MAX_LABEL = 253, 63  # characters of a host name and between its dots
-BRACKETS = "has brackets, which a host has only around an IPv6 address, as in https://[2606:4700::1111]/"
-PLAIN = "is not an address that begins with https://; the operator can allow http:// (TUNERY_WEBHOOK_ALLOW_HTTP=true)"
+MAX_HOST_CHARACTERS, MAX_LABEL_CHARACTERS = 253, 63  # a label is the text between two dots
+BRACKETS_PROBLEM = "has brackets without an IPv6 address in them; write it like https://[2606:4700::1111]/"
+HTTP_PROBLEM = "does not begin with https://; the operator can allow http:// (TUNERY_WEBHOOK_ALLOW_HTTP=true)"
 
 
 def new_secret() -> str:
     return SECRET_PREFIX + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()
 
 
-def hint(secret: str) -> str:
+def secret_hint(secret: str) -> str:
     return f"{SECRET_PREFIX}...{secret[-4:]}"
 
 
-def body(event_id: str, event_type: str, created_at: int, data: Mapping[str, Any]) -> bytes:
-    """The same bytes at every try."""
+def event_body(event_id: str, event_type: str, created_at: int, data: Mapping[str, Any]) -> bytes:
+    """The body of a delivery: the same bytes in every attempt."""
     event = {"id": event_id, "object": "event", "created_at": created_at, "type": event_type, "data": dict(data)}
     return json.dumps(event, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def headers(event_id: str, timestamp: int, content: bytes, signers: Sequence[str]) -> dict[str, str]:
-    """One signature for each of `signers`: a receiver takes the message if one of them is by its secret."""
-    signatures = " ".join(sign(secret, event_id, timestamp, content) for secret in signers)
+def delivery_headers(event_id: str, timestamp: int, content: bytes, signing_secrets: Sequence[str]) -> dict[str, str]:
+    """The headers of a delivery, with one signature per secret: a receiver accepts the message if one matches."""
+    signatures = " ".join(sign(secret, event_id, timestamp, content) for secret in signing_secrets)
     return {"webhook-id": event_id, "webhook-timestamp": str(timestamp), "webhook-signature": signatures}
 
 
@@ -66,19 +71,19 @@ def sign(secret: str, event_id: str, timestamp: int, content: bytes) -> str:
     return f"v1,{base64.b64encode(digest).decode()}"
 
 
-def retry_delay_seconds(tries: int, chance: float, retry_after_seconds: float | None = None) -> float | None:
-    """How long to wait after so many tries; None when that was the last. `chance` is from 0 to 1.
+def retry_delay_seconds(attempts: int, jitter: float, retry_after_seconds: float | None = None) -> float | None:
+    """The delay after this many attempts; None after the last one. `jitter` is a random number from 0 to 1.
 
-    A receiver that asks for more time gets it, up to a day; one that asks for less does not.
+    A receiver's Retry-After can only increase the delay, to at most a day.
     """
-    if tries > len(RETRY_SECONDS):
+    if attempts > len(RETRY_SECONDS):
         return None
-    planned = RETRY_SECONDS[tries - 1] * (1 + JITTER * chance)
-    return max(planned, min(retry_after_seconds or 0.0, MAX_RETRY_AFTER_SECONDS))
+    scheduled = RETRY_SECONDS[attempts - 1] * (1 + JITTER * jitter)
+    return max(scheduled, min(retry_after_seconds or 0.0, MAX_RETRY_AFTER_SECONDS))
 
 
 def parse_retry_after(value: str | None, now: datetime) -> float | None:
-    """Seconds, or a date; None for what is neither."""
+    """The seconds in a Retry-After header, which has seconds or a date; None if it has neither."""
     text = (value or "").strip()
     if text.isascii() and text.isdigit():
         return float(text[:10])
@@ -89,68 +94,76 @@ def parse_retry_after(value: str | None, now: datetime) -> float | None:
 
 
 def check_event_types(types: Sequence[str], param: str = "event_types") -> list[str]:
-    """Each once, in the order they were given. Raises BadRequest that names `param`."""
+    """The event types without repetition, in their order. Raises BadRequest that names `param`."""
     unknown = [name for name in types if name not in EVENT_TYPES]
     if unknown or not types:
-        seen = f"{shown(unknown[0])} is no event here" if unknown else "the list is empty"
-        raise BadRequest(f"{param}: {seen}; there are {', '.join(EVENT_TYPES)}", param)
+        problem = f"{as_json(unknown[0])} is not an event type" if unknown else "the list is empty"
+        raise BadRequest(f"{param}: {problem}; give one or more of {', '.join(EVENT_TYPES)}", param)
     return list(dict.fromkeys(types))
 
 
 def check_url(url: str, allow_http: bool, networks: Sequence[Network]) -> str:
-    """The URL with its scheme and host in lower case, which RFC 3986 (6.2.2.1) says are the same in upper case.
+    """The URL with its scheme and host in lower case, which is equivalent (RFC 3986, 6.2.2.1).
 
-    Raises BadRequest for what is wrong without a look-up; the addresses of a name are checked at each delivery.
+    Raises BadRequest for a problem that needs no DNS lookup; the addresses of a name are checked at each delivery.
     """
     problem = _url_problem(url, allow_http, networks)
     if problem:
         raise BadRequest(f"url: {problem}", "url")
-    path_at = url.index("://") + 3 + len(urlsplit(url).netloc)
-    return url[:path_at].lower() + url[path_at:]
+    path_start = url.index("://") + 3 + len(urlsplit(url).netloc)
+    return url[:path_start].lower() + url[path_start:]
 
 
 def _url_problem(url: str, allow_http: bool, networks: Sequence[Network]) -> str | None:
     if len(url) > MAX_URL or not url.isascii() or any(c <= " " or c in '"<>\\^`{|}' or c == "\x7f" for c in url):
-        return f"up to {MAX_URL:,} printable ASCII characters without spaces; encode others (%20, punycode)"
+        return f"must have at most {MAX_URL:,} printable ASCII characters without spaces; encode others (%20, punycode)"
     try:
         parts = urlsplit(url)
     except ValueError:
-        return f"it {BRACKETS}"
+        return f"it {BRACKETS_PROBLEM}"
     if parts.username is not None or parts.password is not None:
-        return "a user name or password in it is refused: it would be in logs; the signature says who sends"
+        return "must not contain a user name or password, which logs would show; the signature authenticates the sender"
     schemes = ("https", "http") if allow_http else ("https",)
     if parts.scheme not in ("https", "http"):
-        return f"{shown(url, 100)} is not an address that begins with {' or '.join(f'{one}://' for one in schemes)}"
+        allowed = " or ".join(f"{scheme}://" for scheme in schemes)
+        return f"{as_json(url, 100)} does not begin with {allowed}"
     host = parts.hostname
     if not host:
-        return f"{shown(url, 100)} has no host; it begins like {parts.scheme}://hooks.example.com/"
-    if problem := _name_problem(host):
-        return f"{shown(url, 100)} {problem}"
+        return f"{as_json(url, 100)} has no host; write it like {parts.scheme}://hooks.example.com/"
+    if problem := _host_problem(host):
+        return f"{as_json(url, 100)} {problem}"
     if parts.fragment:
-        return "a fragment (#...) is never sent; leave it out"
+        return "must not contain a fragment (#...), which is never sent"
     if problem := _authority_problem(parts):
-        return f"{shown(url, 100)} {problem}"
-    problems = [] if parts.scheme in schemes else [f"{shown(url, 100)} {PLAIN}"]
-    problems += [] if _may_be_public(parts, networks) else [_private(host)]
+        return f"{as_json(url, 100)} {problem}"
+    problems = [] if parts.scheme in schemes else [f"{as_json(url, 100)} {HTTP_PROBLEM}"]
+    if not _may_be_public(parts, networks):
+        problems.append(
+            f"{as_json(host)} is not a public address; the operator can allow private ones "
+            "(TUNERY_WEBHOOK_ALLOWED_NETWORKS)"
+        )
     return "; ".join(problems) or None
 
 
-def _name_problem(host: str) -> str | None:
-    """What is wrong with the lengths in a host name (RFC 1035, 2.3.4); no resolver would look it up."""
+def _host_problem(host: str) -> str | None:
+    """The problem of the lengths in a host name (RFC 1035, 2.3.4), or None."""
     name = host.removesuffix(".")
-    if len(name) <= MAX_NAME and all(0 < len(label) <= MAX_LABEL for label in name.split(".")):
+    if len(name) <= MAX_HOST_CHARACTERS and all(0 < len(label) <= MAX_LABEL_CHARACTERS for label in name.split(".")):
         return None
-    return f"has a host that is no name: at most {MAX_NAME} characters, with 1 to {MAX_LABEL} between dots"
+    return (
+        f"has an invalid host name; give at most {MAX_HOST_CHARACTERS} characters, with 1 to {MAX_LABEL_CHARACTERS} "
+        "between dots"
+    )
 
 
 def _authority_problem(parts: SplitResult) -> str | None:
-    """What is wrong with the host's brackets or the port."""
+    """The problem of the host's brackets or of the port, or None."""
     in_brackets, bracket, after = parts.netloc.rpartition("]")
     if bracket and (not isinstance(parse_address(in_brackets), IPv6Address) or after[:1] not in ("", ":")):
-        return BRACKETS
+        return BRACKETS_PROBLEM
     port = after.partition(":")[2]
     if port and not (port.isdecimal() and 1 <= int(port) <= MAX_PORT):
-        return f"has the port {shown(port, 20)}; a port is a number from 1 to {MAX_PORT}, or is left out"
+        return f"has the port {as_json(port, 20)}; give a number from 1 to {MAX_PORT}, or no port"
     return None
 
 
@@ -159,13 +172,7 @@ def _may_be_public(parts: SplitResult, networks: Sequence[Network]) -> bool:
     address = parse_address(host)
     if address is not None:
         return is_allowed(address, networks)
-    # 127.1, 0x7f000001 and 2130706433 are addresses to some resolvers; a name's last label is never a number.
+    # Some resolvers parse 127.1, 0x7f000001 and 2130706433 as addresses; the last label of a name is never a number.
     last = host.rstrip(".").rpartition(".")[2]
     is_number = last.isdigit() or last.startswith("0x")
     return not is_number and (bool(networks) or (last != "localhost" and "." in host.rstrip(".")))
-
-
-def _private(host: str) -> str:
-    return (
-        f"{shown(host)} is not a public address; the operator can allow private ones (TUNERY_WEBHOOK_ALLOWED_NETWORKS)"
-    )

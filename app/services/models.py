@@ -6,7 +6,7 @@ from sqlalchemy.orm import Session
 
 from app.db import models
 from app.db.tables import BaseModelRow, TunedModel
-from app.domain.error_text.json_text import shown
+from app.domain.error_text.json_text import as_json
 from app.errors import NotFound, NotPermitted
 
 ModelRow = BaseModelRow | TunedModel
@@ -20,7 +20,7 @@ def get(session: Session, project_id: str, model_id: str) -> ModelRow:
     found = models.get_base(session, project_id, model_id) or models.get_usable(session, project_id, model_id)
     if found is None:
         raise NotFound(
-            f"The model {shown(model_id)} does not exist; GET /v1/models lists those that do.",
+            f"The model {as_json(model_id)} does not exist; GET /v1/models lists those that do.",
             "model",
             "model_not_found",
         )
@@ -32,8 +32,9 @@ def delete(session: Session, project_id: str, model_id: str) -> None:
     found = get(session, project_id, model_id)
     if isinstance(found, BaseModelRow):
         raise NotPermitted(
-            f"{shown(model_id)} is a base model: the operator removes it (`tunery models remove {model_id}`).", "model"
+            f"{as_json(model_id)} is a base model: the operator removes it (`tunery models remove {model_id}`).",
+            "model",
         )
     if found.project_id != project_id:
-        raise NotPermitted(f"{shown(model_id)} belongs to another project, which shares it with yours.", "model")
+        raise NotPermitted(f"{as_json(model_id)} belongs to another project, which shares it with yours.", "model")
     models.delete_tuned(session, found)

@@ -14,7 +14,7 @@ from app.db import models
 from app.db.scheduling import fair_queue, queue_view, workers
 from app.db.tables import Job, QueuePlace, Worker
 from app.domain.jobs.states import JobState
-from app.domain.scheduling.fair_share import Standing
+from app.domain.scheduling.fair_share import ProjectShare
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class QueueView:
     running: Sequence[Row[Any]]
     waiting: Sequence[tuple[Job, QueuePlace | None]]
     last_position: int
-    standings: Sequence[Standing]  # the caller's own, or everybody's
+    standings: Sequence[ProjectShare]  # the caller's own, or everybody's
     workers: Sequence[WorkerView]
     is_all_seen: bool
 

@@ -12,7 +12,7 @@ from app.db.tables import WebhookAttempt, WebhookDelivery, WebhookEndpoint
 from app.db.webhooks import deliveries
 from app.db.webhooks import endpoints as webhooks
 from app.domain.access.outbound_networks import Network
-from app.domain.error_text.json_text import shown, unquoted
+from app.domain.error_text.json_text import as_json, unquoted
 from app.domain.webhooks import EVENT_TYPES, JOB_EVENT, check_event_types, check_url, new_secret
 from app.errors import BadRequest, NotFound, combine_errors
 
@@ -161,5 +161,5 @@ def _views(session: Session, page: list[WebhookDelivery]) -> list[DeliveryView]:
 
 
 def _unknown_cursor(kind: str, after: str) -> BadRequest:
-    text = f"after: there is no {kind} {shown(after)} here; give the id of the last item of the page before"
+    text = f"after: there is no {kind} {as_json(after)} here; give the id of the last item of the page before"
     return BadRequest(text, "after")

@@ -1,7 +1,7 @@
-"""What a run leaves behind: directories with a manifest, and one deterministic archive of them.
+"""Artifact directories with a manifest, and a deterministic archive of one.
 
-A directory counts only with its MANIFEST.json, which names every other file with size and SHA-256. It is written last,
-so a crash leaves a directory without one, never a wrong one.
+A directory is valid only with its MANIFEST.json, which lists every other file with its size and SHA-256. The manifest
+is written last, so a crash leaves a directory without a manifest, never one with a wrong manifest.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "MANIFEST.json"
-SEAL = "seal"  # in a manifest: the SHA-256 of the rest of it
+SEAL = "seal"  # key of a manifest: the SHA-256 of its other entries
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 
 
 class ManifestMismatch(ValueError):
-    """A directory is not what its manifest says; the message names each file and what is wrong with it."""
+    """A directory differs from its manifest; the message names each file and its problem."""
 
 
 def sha256_file(path: Path) -> str:
@@ -30,7 +30,7 @@ def sha256_file(path: Path) -> str:
 
 
 def describe_files(directory: Path) -> dict[str, dict[str, Any]]:
-    """{relative name: {"bytes": size, "sha256": hex}} of every file below `directory` but the manifest, sorted."""
+    """{relative name: {"bytes": size, "sha256": hex}} of every file below `directory` except the manifest, sorted."""
     paths = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != MANIFEST)
     return {
         path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
@@ -38,9 +38,9 @@ def describe_files(directory: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def write_manifest(directory: Path, about: Mapping[str, Any]) -> str:
-    """Write MANIFEST.json over what lies in `directory`, flush everything to disk, return the manifest's SHA-256."""
-    body = {**about, "files": describe_files(directory)}
+def write_manifest(directory: Path, entries: Mapping[str, Any]) -> str:
+    """Write MANIFEST.json with `entries` and all files, flush everything to disk, return the manifest's SHA-256."""
+    body = {**entries, "files": describe_files(directory)}
     text = _as_text({**body, SEAL: _seal(body)})
     (directory / MANIFEST).write_text(text, encoding="utf-8")
     for path in directory.rglob("*"):
@@ -50,43 +50,42 @@ def write_manifest(directory: Path, about: Mapping[str, Any]) -> str:
 
 
 def publish(staged: Path, destination: Path) -> None:
-    """Rename a complete directory into place; after a crash it is there whole or not at all."""
+    """Rename a complete directory into place: after a crash it exists completely or not at all."""
     os.rename(staged, destination)
     _fsync(destination.parent)
 
 
 def read_manifest(directory: Path, *, sealed: bool = False) -> dict[str, Any]:
-    """Raises ManifestMismatch for one that is missing, unreadable or altered; `sealed`: also for one without a seal."""
+    """Raises ManifestMismatch if the manifest is missing, unreadable, altered, or (`sealed`) without a seal."""
     try:
         manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
         manifest["files"].items()
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        why = getattr(error, "strerror", None) or error  # an OSError's own text has the machine's path
-        raise ManifestMismatch(f"{directory.name}: MANIFEST.json is missing or unreadable ({why})") from error
+        reason = getattr(error, "strerror", None) or error  # the message of an OSError contains the local path
+        raise ManifestMismatch(f"{directory.name}: MANIFEST.json is missing or unreadable ({reason})") from error
     if (sealed or SEAL in manifest) and manifest.get(SEAL) != _seal(manifest):
         raise ManifestMismatch(f"{directory.name}: MANIFEST.json was altered (its seal differs)")
     return dict(manifest)
 
 
 def verify(directory: Path, *, sealed: bool = False) -> dict[str, Any]:
-    """Return the manifest of a directory whose every file has the size and SHA-256 it names.
+    """Read the manifest, and check the size and SHA-256 of every file that it lists.
 
-    Raises ManifestMismatch naming each file that is missing, truncated, altered or unexpected.
+    Raises ManifestMismatch that names each missing, truncated, altered or unexpected file.
     """
     manifest = read_manifest(directory, sealed=sealed)
-    found = describe_files(directory)
-    wrong = [_difference(name, want, found.get(name)) for name, want in manifest["files"].items()]
-    wrong += [f"{name} is not in the manifest" for name in found.keys() - manifest["files"].keys()]
-    problems = [problem for problem in wrong if problem]
-    if problems:
-        raise ManifestMismatch(f"{directory.name}: " + "; ".join(problems))
+    actual = describe_files(directory)
+    problems = [_difference(name, expected, actual.get(name)) for name, expected in manifest["files"].items()]
+    problems += [f"{name} is not in the manifest" for name in actual.keys() - manifest["files"].keys()]
+    if messages := [problem for problem in problems if problem]:
+        raise ManifestMismatch(f"{directory.name}: " + "; ".join(messages))
     return manifest
 
 
 def write_archive(directory: Path, destination: Path, prefix: str) -> None:
-    """Pack `directory` as an uncompressed tar that depends on nothing but the files' names and bytes.
+    """Write `directory` as an uncompressed tar whose bytes depend only on the names and contents of the files.
 
-    Uncompressed: float weights do not shrink, and the same input gives the same bytes with every zlib.
+    Uncompressed, because float weights hardly compress, and because the output of zlib differs between its versions.
     """
     with (
         destination.open("wb") as raw,
@@ -105,17 +104,17 @@ def _as_text(body: Mapping[str, Any]) -> str:
 
 
 def _seal(body: Mapping[str, Any]) -> str:
-    """Over the parsed values: one flipped bit in a digit or a name leaves JSON that reads as well as before."""
-    rest = {name: value for name, value in body.items() if name != SEAL}
-    return hashlib.sha256(_as_text(rest).encode("utf-8", "surrogatepass")).hexdigest()
+    """The SHA-256 of the other entries: a flipped bit in a digit or a name leaves valid JSON."""
+    others = {name: value for name, value in body.items() if name != SEAL}
+    return hashlib.sha256(_as_text(others).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _difference(name: str, want: Mapping[str, Any], got: Mapping[str, Any] | None) -> str | None:
-    if got is None:
+def _difference(name: str, expected: Mapping[str, Any], actual: Mapping[str, Any] | None) -> str | None:
+    if actual is None:
         return f"{name} is missing"
-    if got["bytes"] != want["bytes"]:
-        return f"{name} has {got['bytes']} bytes instead of {want['bytes']}"
-    if got["sha256"] != want["sha256"]:
+    if actual["bytes"] != expected["bytes"]:
+        return f"{name} has {actual['bytes']} bytes instead of {expected['bytes']}"
+    if actual["sha256"] != expected["sha256"]:
         return f"{name} was altered (its SHA-256 differs)"
     return None
 

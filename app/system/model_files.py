@@ -1,12 +1,13 @@
-"""The directory of a base model: checked, described as a catalog entry, hashed.
+"""The files of a base model: checks, the catalog entry, hashes.
 
-Everything is read from config.json and the safetensors headers: no torch, no weights in memory.
+Only config.json and the headers of the safetensors files are read: no torch, no weights in memory.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,41 +17,41 @@ from app.domain.base_models.catalog import (
     IGNORED_LAYERS,
     CatalogEntry,
     RefusedModel,
-    Signature,
+    StatSignature,
     default_learning_rate,
-    longest_document,
+    max_document_tokens,
 )
 from app.system.artifact_directory import sha256_file
 
 MAX_HEADER_BYTES = 100 << 20
-# Weights as pickles run code when they are loaded; `auto_map` and `_attn_implementation*` make transformers run code
-# from elsewhere (CVE-2026-4372); *.py is remote code itself.
+# Loading pickled weights runs code; `auto_map` and `_attn_implementation*` make transformers run code from other places
+# (CVE-2026-4372); *.py is remote code itself.
 FORBIDDEN_SUFFIXES = frozenset({".py", ".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack"})
 FORBIDDEN_CONFIG_KEYS = ("auto_map", "_attn_implementation", "_attn_implementation_internal")
 REQUIRED_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
 DEFAULT_CONTEXT_LENGTH = 2048
-MAX_LISTED_LAYERS = 4096  # a row of the database names them all; a dense 70B model has 560
+MAX_LISTED_LAYERS = 4096  # a database row lists all of them; a dense 70B model has 560
 
 
 def read_catalog_entry(
     directory: Path, learning_rate: float | None = None, license_name: str | None = None
 ) -> CatalogEntry:
-    """Read a model directory. Raises RefusedModel naming everything that is wrong with it."""
+    """The catalog entry of a model directory. Raises RefusedModel that names all its problems."""
     if problems := list(_problems(directory)):
         raise RefusedModel(f"{directory} cannot be a base model: " + "; ".join(problems))
     config = _read_json(directory / "config.json")
     tensors = read_tensor_shapes(directory)
-    layers = _linear(tensors)
+    layers = _linear_layers(tensors)
     hidden_size = int(config["hidden_size"])
     architecture = str((config.get("architectures") or ["unknown"])[0])
     return CatalogEntry(
         architecture=architecture,
-        context_length=longest_document(config) or DEFAULT_CONTEXT_LENGTH,
+        context_length=max_document_tokens(config) or DEFAULT_CONTEXT_LENGTH,
         hidden_size=hidden_size,
         vocab_size=int(config["vocab_size"]),
-        parameters=sum(_product(shape) for shape in tensors.values()),
+        parameters=sum(math.prod(shape) for shape in tensors.values()),
         size_bytes=sum(path.stat().st_size for path in weight_files(directory)),
         target_modules=_smallest_by_name(layers),
         layers=layers if len(layers) <= MAX_LISTED_LAYERS else {},
@@ -59,23 +60,23 @@ def read_catalog_entry(
         has_chat_template=_has_chat_template(directory),
         license=license_name,
         **_sizes(config),
-        linear_parameters=sum(_product(shape) for shape in layers.values()),
+        linear_parameters=sum(math.prod(shape) for shape in layers.values()),
     )
 
 
 def hash_directory(directory: Path) -> tuple[dict[str, dict[str, Any]], str]:
-    """({name: {"bytes", "sha256"}}, SHA-256 over that as canonical JSON) of a model directory's files."""
+    """({name: {"bytes", "sha256"}} of the files, SHA-256 of that mapping as canonical JSON)."""
     paths = sorted(path for path in directory.iterdir() if path.is_file() and not path.name.startswith("."))
     files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in paths}
     canonical = json.dumps(files, sort_keys=True, separators=(",", ":")).encode()
     return files, hashlib.sha256(canonical).hexdigest()
 
 
-def stat_signature(directory: Path) -> Signature:
-    """(name, bytes, mtime, ctime, inode) of each file: what differs after a file was changed, replaced or touched.
+def stat_signature(directory: Path) -> StatSignature:
+    """(name, bytes, mtime, ctime, inode) of each file, which changes when a file is changed, replaced or touched.
 
-    Whoever has hashed a directory takes this *before* the hash; while it is the same the hash is, too. Nobody can set a
-    ctime. Reading 16 GB takes half a minute.
+    Take it *before* hashing the directory: while it is unchanged, so is the hash, because a ctime cannot be set. It
+    saves reading the files again, which takes half a minute for 16 GB.
     """
     paths = sorted(path for path in directory.iterdir() if path.is_file() and not path.name.startswith("."))
     stats = [(path.name, path.stat()) for path in paths]
@@ -83,7 +84,7 @@ def stat_signature(directory: Path) -> Signature:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """Those that transformers loads: what the index names, or the one file there is without an index."""
+    """The files that transformers loads: those in the index, or the single file if there is no index."""
     if not (directory / INDEX).exists():
         return [directory / WEIGHTS]
     names = (_read_json(directory / INDEX).get("weight_map") or {}).values()
@@ -91,7 +92,7 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def read_tensor_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
-    """{tensor name: shape} from the headers of the weights. Raises RefusedModel for a file that is not whole."""
+    """{tensor name: shape} from the headers of the weight files. Raises RefusedModel for an incomplete file."""
     shapes: dict[str, tuple[int, ...]] = {}
     for path in weight_files(directory):
         header = _read_header(path)
@@ -100,13 +101,13 @@ def read_tensor_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
 
 
 def linear_layers(directory: Path) -> dict[str, tuple[int, int]]:
-    """{full name: [out, in]} of every linear layer, also where an entry would have too many to list them."""
-    return _linear(read_tensor_shapes(directory))
+    """{full name: [out, in]} of every linear layer, also of models whose catalog entry does not list them."""
+    return _linear_layers(read_tensor_shapes(directory))
 
 
 def _problems(directory: Path) -> list[str]:
     if not directory.is_dir():
-        return ["it is not a directory that this user can read"]
+        return ["it is not a readable directory"]
     names = {path.name for path in directory.iterdir()}
     problems = [f"{name} is missing" for name in REQUIRED_FILES if name not in names]
     problems += [
@@ -117,7 +118,7 @@ def _problems(directory: Path) -> list[str]:
     weights = weight_files(directory)
     problems += [f"{path.name} is missing" for path in weights if path.name not in names]
     if not weights:
-        problems.append(f"{INDEX} names no file of weights")
+        problems.append(f"{INDEX} lists no weight file")
     if not problems:
         config = _read_json(directory / "config.json")
         problems += [
@@ -127,8 +128,8 @@ def _problems(directory: Path) -> list[str]:
     return problems
 
 
-def _linear(tensors: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, int]]:
-    """Every two-dimensional `<layer>.weight` but embeddings and the head, by its full name: what "all-linear" means."""
+def _linear_layers(tensors: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, int]]:
+    """Every two-dimensional `<layer>.weight` except embeddings and head, by full name: the meaning of "all-linear"."""
     layers: dict[str, tuple[int, int]] = {}
     for name, shape in sorted(tensors.items()):
         layer, _, parameter = name.rpartition(".")
@@ -146,13 +147,13 @@ def _smallest_by_name(layers: dict[str, tuple[int, int]]) -> dict[str, tuple[int
 
 
 def _whole_modules(tensors: dict[str, tuple[int, ...]], layers: dict[str, tuple[int, int]]) -> tuple[str, ...]:
-    """The head is always there, also where no file holds it because it is the embedding."""
+    """The last names of all other modules, and the head, which no file contains if it is tied to the embedding."""
     owners = {name.rpartition(".")[0] for name in tensors}
     return tuple(sorted({owner.rpartition(".")[2] for owner in owners - layers.keys() if owner} | {"lm_head"}))
 
 
 def _sizes(config: dict[str, Any]) -> dict[str, int]:
-    """The widths of a decoder layer, zero where config.json does not say."""
+    """The widths of a decoder layer; zero if config.json does not state them."""
     hidden, heads = int(config["hidden_size"]), int(config.get("num_attention_heads") or 1)
     head = int(config.get("head_dim") or hidden // heads)
     return {
@@ -179,12 +180,12 @@ def _read_header(path: Path) -> dict[str, Any]:
 
 
 def _check_length(path: Path, start: int, header: Mapping[str, Any]) -> None:
-    """A download that was broken off ends early; every job on such a base would."""
+    """Refuse a truncated file, for example of an interrupted download, before every job on the model fails."""
     ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    want, found = start + max(ends, default=0), path.stat().st_size
-    if found != want:
-        text = f"{path.name} has {found:,} bytes, but its header speaks of {want:,}"
-        raise RefusedModel(f"{text}; it was cut short or altered")
+    expected_bytes, size_bytes = start + max(ends, default=0), path.stat().st_size
+    if size_bytes != expected_bytes:
+        text = f"{path.name} has {size_bytes:,} bytes, but {expected_bytes:,} according to its header"
+        raise RefusedModel(f"{text}; it was truncated or altered")
 
 
 def _has_chat_template(directory: Path) -> bool:
@@ -198,10 +199,3 @@ def _read_json(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise RefusedModel(f"{path.name} is not readable JSON: {error}") from error
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    result = 1
-    for dimension in shape:
-        result *= dimension
-    return result

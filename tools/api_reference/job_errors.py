@@ -38,9 +38,9 @@ JOB_ERRORS: dict[Reason, JobErrorCode] = {
         "hyperparameters.context_length is …, but the base model reads at most … tokens; choose up to ….",
     ),
     Reason.MODEL_UNAVAILABLE: JobErrorCode(
-        "The base model's directory is gone, was altered since it was registered, or has parts that can't be trained.",
-        "Ask the operator to register it anew, or choose another.",
-        "The base model … cannot be used: …. Its operator can register it anew with `tunery models add`.",
+        "The base model's directory is gone, has changed since it was registered, or has parts that can't be trained.",
+        "Ask the operator to register it again, or choose another.",
+        "The base model … cannot be used: …. The operator can register it again: `tunery models add`.",
     ),
     Reason.OUT_OF_MEMORY: JobErrorCode(
         "It does not fit, even with the smallest row and everything recomputed.",

@@ -21,7 +21,7 @@ from app.db.files import files
 from app.db.jobs import exports
 from app.db.jobs.claims import FencedError, Lease
 from app.db.tables import Export, File
-from app.domain.artifacts.exports import ExportError, ExportState
+from app.domain.artifacts.exports import ExportErrorCode, ExportState
 from app.domain.artifacts.full_disk import is_disk_full
 from app.domain.jobs.states import ExitCode
 from app.log import get_logger
@@ -50,7 +50,7 @@ def has_torch() -> bool:
 class ExportFailed(Exception):
     """The attempt failed; `is_final`: another attempt would fail in the same way."""
 
-    def __init__(self, code: ExportError, message: str, is_final: bool = False) -> None:
+    def __init__(self, code: ExportErrorCode, message: str, is_final: bool = False) -> None:
         super().__init__(message)
         self.code = code
         self.message = clean_text(message)
@@ -131,7 +131,7 @@ class Exporter:
             log.exception("the exporter failed")
             self._end_failed(
                 keeper,
-                ExportFailed(ExportError.SERVER_ERROR, "The worker had an internal error; its log has the details"),
+                ExportFailed(ExportErrorCode.SERVER_ERROR, "The worker had an internal error; its log has the details"),
             )
         finally:
             workdir.remove_all_but_logs(directory)
@@ -146,7 +146,7 @@ class Exporter:
             self._publish(export, keeper, directory / MERGED_DIRECTORY)
         except ManifestMismatch as error:
             raise ExportFailed(
-                ExportError.SERVER_ERROR, f"The merged model is incomplete or altered: {error}"
+                ExportErrorCode.SERVER_ERROR, f"The merged model is incomplete or altered: {error}"
             ) from error
         except OSError as error:
             log.exception("files or storage failed")
@@ -167,12 +167,12 @@ class Exporter:
         if base is None or not (base / "config.json").is_file():
             why = "is no longer registered" if base is None else "cannot be read on this worker"
             text = f"The base model {export.base_model!r} {why}; ask its operator to register it again"
-            raise ExportFailed(ExportError.MODEL_UNAVAILABLE, text, is_final=base is None)
+            raise ExportFailed(ExportErrorCode.MODEL_UNAVAILABLE, text, is_final=base is None)
         try:
             return base, parent_adapter.fetch(self.resources, adapter_files, directory).directory
         except ManifestMismatch as error:
             text = f"The adapter of {export.model} is incomplete or altered: {error}"
-            raise ExportFailed(ExportError.ADAPTER_DELETED, text, is_final=True) from error
+            raise ExportFailed(ExportErrorCode.ADAPTER_DELETED, text, is_final=True) from error
 
     def _merge(self, base: Path, adapter: Path, merged: Path, keeper: LeaseKeeper, lock: int) -> None:
         kills_before = oom_kill_count()
@@ -189,7 +189,7 @@ class Exporter:
         if watchdog.drain_requested_at is not None:
             raise ExportInterrupted
         if watchdog.stalled:
-            raise ExportFailed(ExportError.SERVER_ERROR, "The merge made no progress for too long and was stopped")
+            raise ExportFailed(ExportErrorCode.SERVER_ERROR, "The merge made no progress for too long and was stopped")
         raise _exit_failure(exit_code, merge, oom_kill_count() > kills_before)
 
     def _publish(self, export: Export, keeper: LeaseKeeper, merged: Path) -> None:
@@ -234,7 +234,7 @@ class Exporter:
         log.warning("export failed", code=code.value, why=text)
 
         def end(session: Session) -> None:
-            if code == ExportError.STORAGE_FULL:
+            if code == ExportErrorCode.STORAGE_FULL:
                 exports.wait_for_storage(session, lease, text, settings.storage_full_wait_seconds)
             elif error.is_final:
                 exports.fail(session, lease, code, text)
@@ -263,19 +263,19 @@ def _check_digests(stored: Sequence[StoredFile], manifest: dict[str, Any]) -> No
 
 def _exit_failure(exit_code: int, merge: MergeProcess, is_oom: bool) -> ExportFailed:
     if exit_code == ExitCode.BAD_SPEC:
-        return ExportFailed(ExportError.CANNOT_MERGE, merge.last_stderr_line(), is_final=True)
+        return ExportFailed(ExportErrorCode.CANNOT_MERGE, merge.last_stderr_line(), is_final=True)
     if exit_code == ExitCode.DISK_FULL:
-        return ExportFailed(ExportError.STORAGE_FULL, merge.last_stderr_line())
+        return ExportFailed(ExportErrorCode.STORAGE_FULL, merge.last_stderr_line())
     if exit_code == ExitCode.STORAGE:
-        return ExportFailed(ExportError.STORAGE_UNAVAILABLE, merge.last_stderr_line())
+        return ExportFailed(ExportErrorCode.STORAGE_UNAVAILABLE, merge.last_stderr_line())
     if exit_code == -signal.SIGKILL and is_oom:
         text = "The kernel killed the merge because the machine ran out of memory"
-        return ExportFailed(ExportError.OUT_OF_MEMORY, text)
+        return ExportFailed(ExportErrorCode.OUT_OF_MEMORY, text)
     how = f"was ended by signal {-exit_code}" if exit_code < 0 else f"ended with exit code {exit_code}"
-    return ExportFailed(ExportError.SERVER_ERROR, f"The merge {how}")
+    return ExportFailed(ExportErrorCode.SERVER_ERROR, f"The merge {how}")
 
 
 def _storage_failure(error: OSError) -> ExportFailed:
     if is_disk_full(error):
-        return ExportFailed(ExportError.STORAGE_FULL, "The disk is full: there is no space for the merged model.")
-    return ExportFailed(ExportError.STORAGE_UNAVAILABLE, "Files could not be read or written")
+        return ExportFailed(ExportErrorCode.STORAGE_FULL, "The disk is full: there is no space for the merged model.")
+    return ExportFailed(ExportErrorCode.STORAGE_UNAVAILABLE, "Files could not be read or written")

@@ -23,7 +23,7 @@ from app.db.jobs.claims import FencedError, Lease
 from app.db.scheduling.fair_queue import Kind
 from app.db.tables import Job
 from app.domain.jobs.states import Desired
-from app.domain.scheduling.worker_capacity import Offer
+from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.log import get_logger
 from worker.node.resources import Resources
 
@@ -169,7 +169,7 @@ class Claimer:
     """Claims the jobs of one slot, one at a time."""
 
     def __init__(
-        self, resources: Resources, kind: Kind, owner: str, capacity: Callable[[], Offer] | None = None
+        self, resources: Resources, kind: Kind, owner: str, capacity: Callable[[], WorkerCapacity] | None = None
     ) -> None:
         """`capacity` returns what the slot offers to jobs at that moment; without it any job is claimed."""
         self.resources = resources

@@ -12,8 +12,14 @@ from app.db import models
 from app.db.files import files
 from app.db.jobs import checkpoints, measurements
 from app.db.tables import BaseModelRow, File, Job, Snapshot
-from app.domain.artifacts.full_disk import Space, is_disk_full
-from app.domain.base_models.catalog import ALTERED, CatalogEntry, RefusedModel, Signature, unusable
+from app.domain.artifacts.full_disk import DiskSpace, is_disk_full
+from app.domain.base_models.catalog import (
+    ALTERED_REASON,
+    CatalogEntry,
+    RefusedModel,
+    StatSignature,
+    unusable_model_message,
+)
 from app.domain.jobs.layer_patterns import PatternError, match_spec
 from app.domain.jobs.spec import BaseSpec, JobSpec, LoraSpec, RunSpec, TrainerSpec
 from app.domain.jobs.states import Reason
@@ -51,7 +57,7 @@ class Inputs:
     memory_kills: int
 
 
-def prepare(resources: Resources, job: Job, keeper: LeaseKeeper, directory: Path) -> Space:
+def prepare(resources: Resources, job: Job, keeper: LeaseKeeper, directory: Path) -> DiskSpace:
     """Fill `directory`, write its spec.json and reserve space for the last snapshot. Returns the space the job needs.
 
     Raises PreparationError, FencedError, OSError.
@@ -79,7 +85,7 @@ def prepare(resources: Resources, job: Job, keeper: LeaseKeeper, directory: Path
     return needed
 
 
-def reserve_space(resources: Resources, job: Job, base: BaseModelRow, directory: Path) -> Space:
+def reserve_space(resources: Resources, job: Job, base: BaseModelRow, directory: Path) -> DiskSpace:
     """Reserve the space of the last snapshot. After a full disk the result must have space, too, because otherwise the
     training would be lost. Raises PreparationError."""
     entry, spec = CatalogEntry.model_validate(base.entry), JobSpec.model_validate(job.spec)
@@ -88,7 +94,7 @@ def reserve_space(resources: Resources, job: Job, base: BaseModelRow, directory:
     except RefusedModel as error:
         raise base_model_error(base.name, str(error)) from error
     if job.storage_full_since is not None:
-        outcome = disk_space.shortage_outcome(resources, directory, needed.next_try_bytes)
+        outcome = disk_space.shortage_outcome(resources, directory, needed.next_attempt_bytes)
         if outcome is not None:
             raise PreparationError(outcome)
     try:
@@ -122,7 +128,7 @@ def load_inputs(session: Session, job: Job, device_name: str = "") -> Inputs:
     )
 
 
-def verify_base_model(base: BaseModelRow) -> Signature:
+def verify_base_model(base: BaseModelRow) -> StatSignature:
     """Check that the base model's files are byte for byte those that were registered. Raises PreparationError."""
     directory = Path(base.directory)
     try:
@@ -131,12 +137,12 @@ def verify_base_model(base: BaseModelRow) -> Signature:
     except OSError as error:
         raise base_model_error(base.name, f"its files cannot be read on this worker ({error.strerror})") from error
     if sha256 != base.manifest_sha256:
-        raise base_model_error(base.name, ALTERED)
+        raise base_model_error(base.name, ALTERED_REASON)
     return signature
 
 
 def base_model_error(name: str, why: str) -> PreparationError:
-    return PreparationError(AttemptOutcome(Reason.MODEL_UNAVAILABLE, unusable(name, why), "model"))
+    return PreparationError(AttemptOutcome(Reason.MODEL_UNAVAILABLE, unusable_model_message(name, why), "model"))
 
 
 def fetch_dataset(resources: Resources, file: File, destination: Path) -> Path:
@@ -172,7 +178,7 @@ def trainer_spec(
     settings: Settings,
     job: Job,
     inputs: Inputs,
-    signature: Signature,
+    signature: StatSignature,
     training_file: Path,
     validation_file: Path | None,
     resume_from: Path | None,
@@ -235,6 +241,6 @@ def _layer_lora(spec: JobSpec, base: BaseModelRow) -> LoraSpec:
 
 
 @lru_cache(maxsize=64)
-def _hash_unchanged(directory: Path, signature: Signature) -> str:
+def _hash_unchanged(directory: Path, signature: StatSignature) -> str:
     del signature  # part of the cache key only
     return hash_directory(directory)[1]

@@ -16,10 +16,10 @@ from app.db.engine import transaction
 from app.db.jobs import checkpoints, claims, measurements
 from app.db.jobs.claims import FencedError, NoLongerDesiredError
 from app.db.tables import Job
-from app.domain.artifacts.full_disk import Space, is_disk_full
+from app.domain.artifacts.full_disk import DiskSpace, is_disk_full
 from app.domain.jobs.events import Done
 from app.domain.jobs.states import TERMINAL, Desired, JobState, Reason
-from app.domain.scheduling.worker_capacity import Offer
+from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.log import get_logger
 from app.system.artifact_directory import ManifestMismatch
 from worker.jobs import snapshots, workdir
@@ -48,7 +48,7 @@ class Supervisor:
         owner: str,
         trainer_lock: Path,
         trainer: Sequence[str] = TRAINER_COMMAND,
-        capacity: Callable[[], Offer] | None = None,
+        capacity: Callable[[], WorkerCapacity] | None = None,
     ) -> None:
         self.resources = resources
         self.settings = resources.settings
@@ -95,7 +95,7 @@ class Supervisor:
 
     def _attempt(self, job: Job, keeper: LeaseKeeper, directory: Path, lock: int) -> AttemptOutcome:
         """Prepare, train and publish; every error becomes an outcome. Raises FencedError."""
-        needed: Space | None = None
+        needed: DiskSpace | None = None
         try:
             needed = self._prepare(job, keeper, directory)
             outcome = self._stop_request(keeper) or self._train(job, keeper, directory, lock)
@@ -120,15 +120,15 @@ class Supervisor:
             return AttemptOutcome(Reason.TRAINER_CRASHED, "The worker had an internal error; its log has the details")
 
     def _disk_full(
-        self, job: Job, directory: Path, needed: Space | None, error: OSError | None = None
+        self, job: Job, directory: Path, needed: DiskSpace | None, error: OSError | None = None
     ) -> AttemptOutcome:
         """Remove what the attempt wrote, then measure the free space. PostgreSQL may need that space to end it."""
         disk_space.release(self.resources, job, directory)
         workdir.remove_all_but_logs(directory)
-        needed_bytes = needed.next_try_bytes if needed else None
+        needed_bytes = needed.next_attempt_bytes if needed else None
         return disk_space.disk_full_outcome(self.resources, directory, needed_bytes, error)
 
-    def _prepare(self, job: Job, keeper: LeaseKeeper, directory: Path) -> Space:
+    def _prepare(self, job: Job, keeper: LeaseKeeper, directory: Path) -> DiskSpace:
         """Fill the work directory. An error of files or storage is not blamed on the job: a later try may succeed."""
         try:
             workdir.create_empty(directory)

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from app.domain.planning.estimate import Device
-from app.system.cgroups import control_groups, number
+from app.system.cgroups import control_groups, read_integer
 from app.system.cpu_info import core_flops, cpu_name
 
 NVIDIA_SMI = ("nvidia-smi", "--query-gpu=uuid,name,memory.total", "--format=csv,noheader,nounits")
@@ -82,7 +82,7 @@ def training_device(device_setting: str = "auto") -> Device:
 
 def usable_memory_bytes() -> int:
     """The machine's memory, or the limit of this process's control groups if that is lower."""
-    limits = (number(group, "memory.max") for group in control_groups())
+    limits = (read_integer(group, "memory.max") for group in control_groups())
     return min([psutil.virtual_memory().total, *(limit for limit in limits if limit is not None)])
 
 

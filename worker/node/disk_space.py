@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.db.tables import Job
-from app.domain.artifacts.full_disk import RESERVED, Space, size_text, space_of
+from app.domain.artifacts.full_disk import RESERVED_SPACE_FILE, DiskSpace, estimate_disk_space, size_text
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.jobs.spec import JobSpec
 from app.domain.jobs.states import Reason
@@ -60,17 +60,17 @@ def disks(resources: Resources, directory: Path) -> list[Disk]:
     return [Disk("the worker's disk", directory), Disk("the storage disk", staging)]
 
 
-def required_space(entry: CatalogEntry, base: Path, spec: JobSpec) -> Space:
+def required_space(entry: CatalogEntry, base: Path, spec: JobSpec) -> DiskSpace:
     """The disk space that a job needs. Raises RefusedModel, OSError for a base whose directory cannot be read."""
     if not entry.decoder_layers:  # registered before entries had this field
         entry = model_files.read_catalog_entry(base)
     tokenizer = {path for pattern in TOKENIZER_PATTERNS for path in base.glob(pattern)}
-    return space_of(entry, spec, sum(path.stat().st_size for path in tokenizer))
+    return estimate_disk_space(entry, spec, sum(path.stat().st_size for path in tokenizer))
 
 
-def reserve(resources: Resources, job: Job, directory: Path, space: Space) -> None:
+def reserve(resources: Resources, job: Job, directory: Path, space: DiskSpace) -> None:
     """Allocate the space of the last snapshot: a file of its planned size on each disk. Raises OSError."""
-    allocate(directory / RESERVED, space.snapshot_bytes)
+    allocate(directory / RESERVED_SPACE_FILE, space.snapshot_bytes)
     if len(disks(resources, directory)) == 1:
         allocate(_move_reserve_path(directory), DIRECTORY_ENTRIES_BYTES)
     else:
@@ -80,7 +80,7 @@ def reserve(resources: Resources, job: Job, directory: Path, space: Space) -> No
 def release(resources: Resources, job: Job, directory: Path) -> None:
     """Delete the reserved files that still exist."""
     for path in (
-        directory / RESERVED,
+        directory / RESERVED_SPACE_FILE,
         _move_reserve_path(directory),
         storage_reserve_path(resources, job.id, job.attempt),
     ):
@@ -88,7 +88,7 @@ def release(resources: Resources, job: Job, directory: Path) -> None:
 
 
 def storage_reserve_path(resources: Resources, job_id: str, attempt: int) -> Path:
-    return resources.storage.staging / f"{RESERVED}-{job_id}-{attempt}"
+    return resources.storage.staging / f"{RESERVED_SPACE_FILE}-{job_id}-{attempt}"
 
 
 def allocate(path: Path, size_bytes: int) -> None:
@@ -131,4 +131,4 @@ def _outcome(full_disks: Sequence[Disk], required_bytes: int | None, is_measured
 
 
 def _move_reserve_path(directory: Path) -> Path:
-    return directory / f"{RESERVED}-for-storing"
+    return directory / f"{RESERVED_SPACE_FILE}-for-storing"

@@ -13,7 +13,7 @@ from typing import Any
 from app.db import models
 from app.db.engine import transaction
 from app.db.tables import BaseModelRow
-from app.domain.scheduling.worker_capacity import Offer
+from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.log import get_logger
 from worker.jobs.lease import DATABASE_UNAVAILABLE, first_line
 from worker.jobs.prepare import PreparationError, verify_base_model
@@ -37,12 +37,12 @@ class ModelInventory:
     def start(self) -> None:
         self._thread.start()
 
-    def capacity(self) -> Offer:
+    def capacity(self) -> WorkerCapacity:
         """What the GPU slots of this host offer to jobs."""
         settings = self._resources.settings
         device = training_device(settings.device)
         labels = frozenset(settings.labels)
-        return Offer(device.kind, device.memory_bytes, self._names, labels, settings.gpus_per_job)
+        return WorkerCapacity(device.kind, device.memory_bytes, self._names, labels, settings.gpus_per_job)
 
     def describe(self) -> dict[str, Any]:
         """The inventory's part of the workers' row."""

@@ -23,7 +23,7 @@ from app.db.jobs import checkpoints, exports
 from app.db.scheduling import workers
 from app.db.tables import Job
 from app.db.webhooks import deliveries
-from app.domain.artifacts.full_disk import RESERVED
+from app.domain.artifacts.full_disk import RESERVED_SPACE_FILE
 from app.domain.jobs.states import TERMINAL
 from app.log import get_logger
 from worker.jobs import snapshots, workdir
@@ -119,7 +119,7 @@ def drop_snapshots(resources: Resources) -> None:
 
 def delete_reserved_space(resources: Resources) -> None:
     """Delete space that an attempt reserved in storage and whose worker was killed. The lease precedes the file."""
-    reserved = set(resources.storage.staging.glob(f"{RESERVED}-*"))
+    reserved = set(resources.storage.staging.glob(f"{RESERVED_SPACE_FILE}-*"))
     if not reserved:
         return
     with transaction(resources.sessions) as session:
@@ -131,7 +131,7 @@ def delete_reserved_space(resources: Resources) -> None:
 
 def delete_staged_files(staging: Path) -> None:
     for path in staging.iterdir():
-        if path.name.startswith(RESERVED):
+        if path.name.startswith(RESERVED_SPACE_FILE):
             continue  # it may be as old as a running attempt: see `delete_reserved_space`
         with suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > STAGED_FILE_MAX_AGE_SECONDS:

@@ -9,9 +9,9 @@ from sqlalchemy.orm import Session
 
 from app.db.engine import transaction
 from app.db.scheduling import fair_queue, queue_positions, workers
-from app.domain.scheduling.forecast import Placed, Slot, Waiting, forecast
-from app.domain.scheduling.preemption import Holder, Policy, Urgent, who_gives_way
-from app.domain.scheduling.worker_capacity import Offer, offer_of
+from app.domain.scheduling.forecast import JobForecast, QueuedJob, WorkerSlot, forecast
+from app.domain.scheduling.preemption import PreemptionPolicy, RunningJob, UrgentJob, select_victims
+from app.domain.scheduling.worker_capacity import WorkerCapacity, worker_capacity
 from app.log import get_logger
 from worker.node.resources import Resources
 
@@ -49,10 +49,10 @@ class QueueScheduler:
         if self.settings.give_way:
             self._request_preemptions(queue, placed)
 
-    def _request_preemptions(self, queue: _QueueSnapshot, placed: Sequence[Placed]) -> None:
-        policy = Policy(self.settings.give_way_after_seconds, self.settings.give_way_limit)
+    def _request_preemptions(self, queue: _QueueSnapshot, placed: Sequence[JobForecast]) -> None:
+        policy = PreemptionPolicy(self.settings.give_way_after_seconds, self.settings.give_way_limit)
         urgent = queue.urgent(placed)
-        victims = who_gives_way(urgent, queue.free_capacities, queue.holders, queue.free_job_counts, policy)
+        victims = select_victims(urgent, queue.free_capacities, queue.holders, queue.free_job_counts, policy)
         attempts = {job.id: job.attempt for job in queue.running}
         for victim in victims:
             with transaction(self.resources.sessions) as session:
@@ -64,22 +64,22 @@ class _QueueSnapshot:
     """Workers, running and queued jobs, and the usage of projects, read in one transaction."""
 
     def __init__(self, session: Session, half_life_seconds: float) -> None:
-        self.capacities = {row.id: offer_of(row.about) for row in workers.gpu_workers(session)}
+        self.capacities = {row.id: worker_capacity(row.about) for row in workers.gpu_workers(session)}
         self.running = queue_positions.running_attempts(session)
         self.waiting = queue_positions.waiting_jobs(session)
         self.standings = {each.project_id: each for each in fair_queue.project_shares(session, half_life_seconds)}
 
     @property
-    def slots(self) -> list[Slot]:
-        slots = {owner: Slot(capacity) for owner, capacity in self.capacities.items()}
+    def slots(self) -> list[WorkerSlot]:
+        slots = {owner: WorkerSlot(capacity) for owner, capacity in self.capacities.items()}
         for job in self.running:
             if job.lease_owner in slots:
                 capacity = self.capacities[job.lease_owner]
-                slots[job.lease_owner] = Slot(capacity, job.seconds_left, job.project_id)
+                slots[job.lease_owner] = WorkerSlot(capacity, job.seconds_left, job.project_id)
         return list(slots.values())
 
     @property
-    def free_capacities(self) -> list[Offer]:
+    def free_capacities(self) -> list[WorkerCapacity]:
         owners = {job.lease_owner for job in self.running}
         return [capacity for owner, capacity in self.capacities.items() if owner not in owners]
 
@@ -93,10 +93,10 @@ class _QueueSnapshot:
         }
 
     @property
-    def holders(self) -> list[Holder]:
+    def holders(self) -> list[RunningJob]:
         """The running jobs as candidates for preemption."""
         return [
-            Holder(
+            RunningJob(
                 job.id,
                 job.project_id,
                 self.capacities[job.lease_owner],
@@ -113,13 +113,13 @@ class _QueueSnapshot:
             if job.lease_owner in self.capacities
         ]
 
-    def urgent(self, placed: Sequence[Placed]) -> list[Urgent]:
+    def urgent(self, placed: Sequence[JobForecast]) -> list[UrgentJob]:
         """Urgent jobs that some worker could run now, in queue order."""
-        by_id: dict[str, Waiting] = {
+        by_id: dict[str, QueuedJob] = {
             job.job_id: job for job in self.waiting if job.is_urgent and job.pause_seconds <= 0
         }
         return [
-            Urgent(each.job_id, each.project_id, by_id[each.job_id].need)
+            UrgentJob(each.job_id, each.project_id, by_id[each.job_id].requirements)
             for each in placed
             if each.job_id in by_id and each.waiting_for is None
         ]

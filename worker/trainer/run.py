@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from app.domain.base_models.catalog import longest_document
+from app.domain.base_models.catalog import max_document_tokens
 from app.domain.datasets.render import Renderer
 from app.domain.jobs.spec import RunSpec, TrainerSpec
 from app.domain.jobs.states import ExitCode, Reason
@@ -155,7 +155,7 @@ def prepare(
     """Make everything the run needs before its first step. Raises Failure for a spec or file that can't be trained."""
     hyperparameters = spec.hyperparameters
     check_inputs(spec, workdir)
-    check_context_length(spec, longest_document(base.model.config.to_dict()))
+    check_context_length(spec, max_document_tokens(base.model.config.to_dict()))
     check_prompts(spec, renderer)
 
     def read(path: Path, reason: Reason) -> TokenizedDataset:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from app.domain.artifacts.full_disk import RESERVED, is_disk_full
+from app.domain.artifacts.full_disk import RESERVED_SPACE_FILE, is_disk_full
 from app.domain.datasets.render import Renderer
 from app.domain.jobs.events import CheckpointSaved, Command, Done, Measured, Metric, SnapshotSaved, Stopped
 from app.domain.jobs.states import Reason
@@ -239,7 +239,7 @@ class StepActions:
 
     @property
     def _reserved(self) -> Path:
-        return self.workdir / RESERVED
+        return self.workdir / RESERVED_SPACE_FILE
 
     def _snapshot(self, run: Run, *, final: bool = False) -> None:
         directory, sha256 = save_snapshot(run, self.identity, self.policy.plan)

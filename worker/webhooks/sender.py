@@ -122,8 +122,10 @@ class WebhookSender:
             self._thread_freed.set()
 
     def _send(self, claimed: ClaimedDelivery) -> WebhookResponse:
-        content = rules.body(claimed.event_id, claimed.event_type, int(claimed.created_at.timestamp()), claimed.data)
-        signature_headers = rules.headers(claimed.event_id, int(time.time()), content, claimed.signing_secrets)
+        content = rules.event_body(
+            claimed.event_id, claimed.event_type, int(claimed.created_at.timestamp()), claimed.data
+        )
+        signature_headers = rules.delivery_headers(claimed.event_id, int(time.time()), content, claimed.signing_secrets)
         headers = {
             "content-type": "application/json",
             "accept-encoding": "identity",

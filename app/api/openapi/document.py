@@ -117,7 +117,7 @@ def _complete(method: str, path: str, operation: dict[str, Any]) -> None:
         responses["200"]["content"]["application/json"]["example"] = answer
     if path.startswith("/v1"):
         operation["security"] = [{SECURITY_SCHEME: []}]
-        operation["x-scope"] = scopes.needed(method.upper(), path)
+        operation["x-scope"] = scopes.required_scope(method.upper(), path)
         errors = (
             ERRORS
             | (POST_ERRORS if method == "post" else {})

@@ -21,7 +21,7 @@ from app.api.transport.multipart import MAX_FORM_OVERHEAD_BYTES, Form, read_form
 from app.api.transport.pagination import After, Limit, list_page
 from app.api.transport.upload_io import limit_body
 from app.db.tables import File
-from app.domain.error_text.json_text import shown
+from app.domain.error_text.json_text import as_json
 from app.domain.uploads import EXPIRES_SECONDS, PURPOSES, clean_filename
 from app.errors import BadRequest
 from app.services.access.idempotency import fingerprint_of
@@ -132,7 +132,7 @@ def _new_file(form: Form) -> NewFile:
             f"you must provide purpose: one of {', '.join(PURPOSES)}", "purpose", "missing_required_parameter"
         )
     if purpose not in PURPOSES:
-        raise BadRequest(f"purpose: {shown(purpose)} is not offered; allowed: {', '.join(PURPOSES)}", "purpose")
+        raise BadRequest(f"purpose: {as_json(purpose)} is not offered; allowed: {', '.join(PURPOSES)}", "purpose")
     return NewFile(purpose, clean_filename(form.filename), _expires_after(form.fields))
 
 
@@ -142,13 +142,13 @@ def _expires_after(fields: dict[str, str]) -> timedelta | None:
         return None
     if anchor != "created_at":
         raise BadRequest(
-            f"expires_after[anchor]: {shown(anchor)} is not offered; allowed: created_at", "expires_after[anchor]"
+            f"expires_after[anchor]: {as_json(anchor)} is not offered; allowed: created_at", "expires_after[anchor]"
         )
     least, most = EXPIRES_SECONDS
     whole = (
         int(seconds) if seconds is not None and seconds.isascii() and seconds.isdigit() and len(seconds) < 10 else -1
     )
     if not least <= whole <= most:
-        text = f"expires_after[seconds]: {shown(seconds)} is not a whole number from {least} to {most}"
+        text = f"expires_after[seconds]: {as_json(seconds)} is not a whole number from {least} to {most}"
         raise BadRequest(text, "expires_after[seconds]")
     return timedelta(seconds=whole)

@@ -20,7 +20,7 @@ from app.api.schemas.jobs.events import render_event
 from app.db.fast_reads import keys
 from app.db.fast_reads.jobs import seq_of_event
 from app.db.notifications import Subscription
-from app.domain.error_text.json_text import shown
+from app.domain.error_text.json_text import as_json
 from app.domain.jobs.states import TERMINAL
 from app.errors import BadRequest, Unavailable
 from app.services.jobs.event_fanout import EventBatch
@@ -176,7 +176,7 @@ async def _seq(app_state: AppState, version: Any, asked: str | None, param: str)
         if param == "after":
             raise unknown_cursor_error("event", asked)
         raise BadRequest(
-            f"Last-Event-ID: there is no event {shown(asked)} of this job; send the id of the last event you have "
+            f"Last-Event-ID: there is no event {as_json(asked)} of this job; send the id of the last event you have "
             "seen, or none for all of them",
             param,
         )

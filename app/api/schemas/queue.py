@@ -11,7 +11,7 @@ from sqlalchemy import Row
 from app.api.schemas.common import Body, ListBody, unix, unix_or_none
 from app.db.tables import Job, QueuePlace
 from app.domain.jobs.states import JobState
-from app.domain.scheduling.fair_share import Standing
+from app.domain.scheduling.fair_share import ProjectShare
 from app.services.queue import QueueView, WorkerView, public_worker_id
 
 
@@ -177,7 +177,7 @@ def _waiting(job: Job, place: QueuePlace | None, last_position: int) -> dict[str
     }
 
 
-def _standings(standings: Sequence[Standing]) -> list[dict[str, Any]]:
+def _standings(standings: Sequence[ProjectShare]) -> list[dict[str, Any]]:
     return [
         {
             "project_id": each.project_id,

@@ -128,7 +128,7 @@ def render_endpoint(endpoint: WebhookEndpoint) -> dict[str, Any]:
         "name": endpoint.name,
         "url": endpoint.url,
         "event_types": endpoint.event_types,
-        "signing_secret_hint": webhooks.hint(endpoint.secret),
+        "signing_secret_hint": webhooks.secret_hint(endpoint.secret),
         "old_secret_active_until": unix_or_none(endpoint.previous_secret_expires_at),
         "enabled": endpoint.enabled,
         "disabled_at": unix_or_none(endpoint.disabled_at),

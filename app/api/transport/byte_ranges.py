@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from app.domain.error_text.json_text import shown, unquoted
+from app.domain.error_text.json_text import as_json, unquoted
 from app.errors import RangeNotSatisfiable
 
 RANGE = re.compile(r"(\d*)-(\d*)", re.ASCII)
@@ -59,7 +59,7 @@ def requested_range(headers: Mapping[str, str], etag: str, total: int) -> ByteRa
 def _single_range(text: str, total: int) -> ByteRange | None:
     match = RANGE.fullmatch(text)
     if match is None or text == "-":
-        message = f"Range: {shown(text)} is not a range such as bytes=0-1023, bytes=1024- or bytes=-512"
+        message = f"Range: {as_json(text)} is not a range such as bytes=0-1023, bytes=1024- or bytes=-512"
         raise RangeNotSatisfiable(message, total)
     first, last = (_position(digits) for digits in match.groups())
     if first is None:

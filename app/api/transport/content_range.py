@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from app.domain.error_text.json_text import shown
+from app.domain.error_text.json_text import as_json
 from app.errors import BadRequest
 
 PATTERN = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", re.ASCII)
@@ -45,10 +45,10 @@ def parse_content_range(headers: Mapping[str, str]) -> ContentRange:
         return ContentRange()
     match = PATTERN.fullmatch(header.strip())
     if match is None:
-        raise _error(f"{shown(header)} is not one range such as bytes 1048576-2097151/2097152")
+        raise _error(f"{as_json(header)} is not one range such as bytes 1048576-2097151/2097152")
     start, last = int(match[1]), int(match[2])
     if last < start:
-        raise _error(f"{shown(header)} ends before it begins")
+        raise _error(f"{as_json(header)} ends before it begins")
     return ContentRange(start, last + 1, None if match[3] == "*" else int(match[3]))
 
 

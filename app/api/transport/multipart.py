@@ -12,7 +12,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from app.api.transport.upload_io import IoPools, rebatch
-from app.domain.error_text.json_text import shown
+from app.domain.error_text.json_text import as_json
 from app.errors import BadRequest, UnknownParameter
 
 MAX_FIELD_BYTES = 64 << 10
@@ -109,7 +109,7 @@ class _FormReader:
         elif self._part_name not in self._allowed_fields:
             allowed = ", ".join([self._file_field, *sorted(self._allowed_fields)])
             raise UnknownParameter(
-                f"unknown form field {shown(self._part_name)}; known here: {allowed}", self._part_name
+                f"unknown form field {as_json(self._part_name)}; known here: {allowed}", self._part_name
             )
         elif self._part_name in self.form.fields or len(self.form.fields) >= MAX_FIELDS:
             raise BadRequest(f"{self._part_name}: the form has this field twice; give it once", self._part_name)
@@ -145,7 +145,7 @@ def _boundary(content_type: str) -> bytes:
     boundary: bytes = options.get(b"boundary", b"")
     if kind != b"multipart/form-data" or not 1 <= len(boundary) <= MAX_BOUNDARY_BYTES:
         raise BadRequest(
-            f"Send the file as multipart/form-data with a boundary (curl -F does), not as {shown(content_type, 100)}.",
+            f"Send the file as multipart/form-data with a boundary (curl -F does), not {as_json(content_type, 100)}.",
             code="invalid_multipart",
         )
     return boundary

@@ -19,7 +19,7 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from app.api.fair_limiter import FairLimiter
-from app.domain.error_text.json_text import shown
+from app.domain.error_text.json_text import as_json
 from app.errors import BadRequest, RequestTimeout, TooLarge, UnsupportedEncoding
 
 Result = TypeVar("Result")
@@ -89,7 +89,7 @@ def refuse_compressed(headers: Mapping[str, str]) -> None:
     encodings = [name.strip().lower() for name in headers.get("content-encoding", "").split(",")]
     if not all(name in UNENCODED for name in encodings):
         raise UnsupportedEncoding(
-            f"Content-Encoding: {shown(headers['content-encoding'])} is not supported, only identity; send the body "
+            f"Content-Encoding: {as_json(headers['content-encoding'])} is not supported, only identity; send the body "
             "without compression",
             "Content-Encoding",
         )

@@ -93,7 +93,7 @@ def _show(planned: dict[str, Any]) -> None:
          size_text(device["memory_bytes"]), duration_text(device["seconds"]), device["basis"]]
         for device in planned["devices"]
     ]  # fmt: skip
-    print_table(["device", "fits", "peak", "memory", "time", "from"], rows, "No worker that trains is alive.")
+    print_table(["device", "fits", "peak", "memory", "time", "from"], rows, "No training worker is running.")
 
 
 def _lines(lines: dict[str, Any]) -> str:

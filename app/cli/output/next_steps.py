@@ -7,13 +7,13 @@ from typing import Any
 
 def next_steps(job: dict[str, Any]) -> str:
     """Commands to download, compare and serve the adapter of a succeeded job."""
-    from app.domain.artifacts.engines import Engine, problems, vllm_max_lora_rank  # pydantic: not for `--help`
+    from app.domain.artifacts.engines import Engine, incompatibilities, vllm_max_lora_rank  # pydantic: not for `--help`
     from app.domain.jobs.spec import LoraSpec
 
     job_id, model = job["id"], job["model"]
     base = model.split(":")[1] if model.startswith("ft:") else model  # trained further: ft:BASE:organization:suffix:id
     lora = LoraSpec.model_validate(job["lora"])
-    if problems(Engine.VLLM, lora):  # not with vLLM as it is
+    if incompatibilities(Engine.VLLM, lora):  # not with vLLM as it is
         serve = [f"tunery jobs export {job_id} -o {job_id}-merged", f"vllm serve {job_id}-merged"]
     else:
         options = f"--enable-lora --max-lora-rank {vllm_max_lora_rank(lora)} --lora-modules tuned={job_id}"

@@ -22,7 +22,7 @@ from app.db.scheduling.fair_queue import Kind
 from app.db.tables import Attempt, Job
 from app.domain.jobs.states import CRASHES, FINAL_STATE, TERMINAL, Desired, JobState, Reason
 from app.domain.scheduling.fair_share import HALF_LIFE_SECONDS
-from app.domain.scheduling.worker_capacity import Offer
+from app.domain.scheduling.worker_capacity import WorkerCapacity
 
 CLAIMED_STATE: dict[Kind, JobState] = {"validate": JobState.VALIDATING, "train": JobState.QUEUED}
 STARTED_MESSAGE: dict[Kind, str] = {"validate": "Validating training file: {files}", "train": "Fine-tuning job started"}
@@ -60,7 +60,7 @@ def claim(
     kind: Kind,
     owner: str,
     ttl_seconds: float,
-    offer: Offer | None = None,
+    offer: WorkerCapacity | None = None,
     half_life_seconds: float = HALF_LIFE_SECONDS,
 ) -> Job | None:
     """Claim the next job of the fair queue that fits the worker's capacity `offer`; None if there is none.

@@ -17,7 +17,7 @@ from app.db.ids import new_id
 from app.db.jobs import full_disk
 from app.db.jobs.claims import FencedError, Lease
 from app.db.tables import Checkpoint, Export, Job
-from app.domain.artifacts.exports import UNFINISHED, ExportError, ExportState, ExportType
+from app.domain.artifacts.exports import UNFINISHED, ExportErrorCode, ExportState, ExportType
 from app.domain.artifacts.full_disk import duration_text, pause_seconds
 
 ACTIVE = [state.value for state in UNFINISHED]
@@ -141,7 +141,7 @@ def succeed(
     return _update(session, lease, **_finished_columns(ExportState.SUCCEEDED) | columns)
 
 
-def fail(session: Session, lease: Lease, code: ExportError, message: str) -> Export:
+def fail(session: Session, lease: Lease, code: ExportErrorCode, message: str) -> Export:
     """End the attempt and the export with an error. Raises FencedError."""
     columns = {"error_code": code, "error_message": message}
     return _update(session, lease, **_finished_columns(ExportState.FAILED) | columns)
@@ -160,13 +160,13 @@ def wait_for_storage(session: Session, lease: Lease, message: str, limit_seconds
     waited_seconds = full_disk.seconds_since(session, export.storage_full_since)
     if waited_seconds >= limit_seconds:
         text = f"{message} It was tried for {duration_text(limit_seconds)}."
-        return fail(session, lease, ExportError.STORAGE_FULL, text)
+        return fail(session, lease, ExportErrorCode.STORAGE_FULL, text)
     columns = full_disk.wait_columns(export.storage_full_since is None, pause_seconds(waited_seconds))
     return _update(session, lease, **_requeued_columns(0.0) | columns)
 
 
 def finish_crashed(
-    session: Session, lease: Lease, code: ExportError, message: str, delay_seconds: float, max_streak: int
+    session: Session, lease: Lease, code: ExportErrorCode, message: str, delay_seconds: float, max_streak: int
 ) -> Export:
     """End an attempt that crashed: retry it, or fail after `max_streak` crashes in a row. Raises FencedError."""
     export = session.execute(select(Export).where(_held_by(lease)).with_for_update()).scalar_one_or_none()
@@ -215,7 +215,7 @@ def _reap(session: Session, lost: ColumnElement[bool], delay_seconds: float, max
         _retry_or_fail(
             session,
             export,
-            ExportError.WORKER_LOST,
+            ExportErrorCode.WORKER_LOST,
             f"The worker {export.lease_owner} was lost during attempt {export.attempt}",
             delay_seconds,
             max_streak,
@@ -225,7 +225,7 @@ def _reap(session: Session, lost: ColumnElement[bool], delay_seconds: float, max
 
 
 def _retry_or_fail(
-    session: Session, export: Export, code: ExportError, message: str, delay_seconds: float, max_streak: int
+    session: Session, export: Export, code: ExportErrorCode, message: str, delay_seconds: float, max_streak: int
 ) -> Export:
     """End the attempt of an export whose row the caller has locked."""
     streak = export.crash_streak + 1

@@ -12,8 +12,8 @@ from sqlalchemy import ScalarSelect, func, select, text
 from sqlalchemy.orm import Session
 
 from app.db.tables import Job
-from app.domain.scheduling.fair_share import HALF_LIFE_SECONDS, MOST_HALF_LIVES, UNPLANNED_SECONDS, Standing
-from app.domain.scheduling.worker_capacity import Offer
+from app.domain.scheduling.fair_share import DEFAULT_DURATION_SECONDS, HALF_LIFE_SECONDS, MAX_HALF_LIVES, ProjectShare
+from app.domain.scheduling.worker_capacity import WorkerCapacity
 
 Kind = Literal["validate", "train"]
 LOCKS: dict[Kind, int] = {"validate": 0x636C61696D01, "train": 0x636C61696D02}  # "claim"
@@ -25,7 +25,8 @@ SECONDS_LEFT = f"""
 greatest(0, coalesce(
   CASE WHEN job.phase = 'training'  -- in earlier phases, `progress` is that of an earlier attempt
     THEN (job.progress->>'estimated_finish')::float8 - extract(epoch FROM moment.now)::float8 END,
-  coalesce(job.planned_seconds, {UNPLANNED_SECONDS}) - extract(epoch FROM moment.now - attempt.started_at)::float8
+  coalesce(job.planned_seconds, {DEFAULT_DURATION_SECONDS})
+    - extract(epoch FROM moment.now - attempt.started_at)::float8
 ))"""
 # CTEs that end in `project_share`: one row per project with its decayed usage. `active` are the attempts that
 # `project_usage` does not include yet: running ones, and those that ended after the last `count_usage`.
@@ -34,8 +35,8 @@ moment AS MATERIALIZED (SELECT clock_timestamp() AS now),
 active AS (
   SELECT attempt.project_id, attempt.gpus, attempt.ended_at IS NULL AS is_open,
     CASE WHEN attempt.ended_at IS NULL THEN {SECONDS_LEFT} ELSE 0 END AS seconds_left,
-    least({MOST_HALF_LIVES}, extract(epoch FROM moment.now - attempt.started_at)::float8 / :half_life) AS began,
-    least({MOST_HALF_LIVES},
+    least({MAX_HALF_LIVES}, extract(epoch FROM moment.now - attempt.started_at)::float8 / :half_life) AS began,
+    least({MAX_HALF_LIVES},
       extract(epoch FROM moment.now - coalesce(attempt.ended_at, moment.now))::float8 / :half_life) AS ended
   FROM moment, attempts AS attempt JOIN jobs AS job ON job.id = attempt.job_id
   WHERE NOT attempt.is_counted AND attempt.kind = 'train'
@@ -48,7 +49,7 @@ activity AS MATERIALIZED (
 project_share AS MATERIALIZED (
   SELECT project.id AS project_id, project.share_weight AS weight, project.max_running_jobs AS max_running,
     coalesce(activity.running, 0) AS running, coalesce(activity.held, 0) AS held, usage.validation_turn_at,
-    coalesce(activity.used, 0) + coalesce(usage.gpu_seconds * power(0.5::float8, least({MOST_HALF_LIVES},
+    coalesce(activity.used, 0) + coalesce(usage.gpu_seconds * power(0.5::float8, least({MAX_HALF_LIVES},
       greatest(0, extract(epoch FROM moment.now - usage.counted_at)::float8) / :half_life)), 0) AS used
   FROM moment, projects AS project
   LEFT JOIN project_usage AS usage ON usage.project_id = project.id
@@ -114,15 +115,15 @@ done AS (
   UPDATE attempts AS attempt SET is_counted = true FROM moment
   WHERE NOT is_counted AND kind = 'train' AND ended_at IS NOT NULL
   RETURNING attempt.project_id, attempt.gpus * CAST(:half_life AS float8) / ln(2::float8) * (
-    power(0.5::float8, least({MOST_HALF_LIVES},
+    power(0.5::float8, least({MAX_HALF_LIVES},
       greatest(0, extract(epoch FROM moment.now - attempt.ended_at)::float8) / :half_life))
-    - power(0.5::float8, least({MOST_HALF_LIVES},
+    - power(0.5::float8, least({MAX_HALF_LIVES},
       greatest(0, extract(epoch FROM moment.now - attempt.started_at)::float8) / :half_life))) AS used
 )
 INSERT INTO project_usage AS usage (project_id, gpu_seconds, counted_at)
 SELECT done.project_id, sum(greatest(0, done.used)), max(moment.now) FROM done, moment GROUP BY done.project_id
 ON CONFLICT (project_id) DO UPDATE SET counted_at = excluded.counted_at,
-  gpu_seconds = excluded.gpu_seconds + usage.gpu_seconds * power(0.5::float8, least({MOST_HALF_LIVES},
+  gpu_seconds = excluded.gpu_seconds + usage.gpu_seconds * power(0.5::float8, least({MAX_HALF_LIVES},
     greatest(0, extract(epoch FROM excluded.counted_at - usage.counted_at)::float8) / :half_life))
 """
 RECORD_VALIDATION_TURN = """
@@ -150,7 +151,7 @@ def select_job_to_validate() -> ScalarSelect[Any]:
     return text(SELECT_JOB_TO_VALIDATE).columns(Job.id).scalar_subquery()
 
 
-def select_training_job(offer: Offer | None, half_life: float = HALF_LIFE_SECONDS) -> ScalarSelect[Any]:
+def select_training_job(offer: WorkerCapacity | None, half_life: float = HALF_LIFE_SECONDS) -> ScalarSelect[Any]:
     """Subquery for the claim: the id of the next job that fits a worker of this capacity, its row locked.
 
     Without `offer` every job fits.
@@ -169,10 +170,10 @@ def select_training_job(offer: Offer | None, half_life: float = HALF_LIFE_SECOND
     return text(SELECT_TRAINING_JOB).bindparams(**values).columns(Job.id).scalar_subquery()
 
 
-def project_shares(session: Session, half_life: float = HALF_LIFE_SECONDS) -> list[Standing]:
+def project_shares(session: Session, half_life: float = HALF_LIFE_SECONDS) -> list[ProjectShare]:
     """The usage and share of every project at this moment."""
     rows = session.execute(text(READ_PROJECT_SHARES), {"half_life": half_life})
-    return [Standing(row.project_id, row.used, row.held, row.weight, row.running, row.max_running) for row in rows]
+    return [ProjectShare(row.project_id, row.used, row.held, row.weight, row.running, row.max_running) for row in rows]
 
 
 def count_usage(session: Session, half_life: float = HALF_LIFE_SECONDS) -> None:

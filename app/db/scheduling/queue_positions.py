@@ -15,8 +15,8 @@ from app.db.notifications import CHANNEL, QUEUE_CHANGED
 from app.db.scheduling.fair_queue import SECONDS_LEFT
 from app.db.tables import Job, QueuePlace
 from app.domain.jobs.states import JobState
-from app.domain.scheduling.forecast import Placed, Waiting
-from app.domain.scheduling.worker_capacity import Need
+from app.domain.scheduling.forecast import JobForecast, QueuedJob
+from app.domain.scheduling.worker_capacity import JobRequirements
 
 MAX_EVENTS_PER_ROUND = 100  # as thousands of jobs may wait for one missing model
 # Smaller changes than these are not written, so that polling clients get a 304 as long as little has changed.
@@ -90,19 +90,19 @@ def running_attempts(session: Session) -> list[RunningAttempt]:
     return [RunningAttempt(**row._mapping) for row in session.execute(text(RUNNING))]
 
 
-def waiting_jobs(session: Session) -> list[Waiting]:
+def waiting_jobs(session: Session) -> list[QueuedJob]:
     """All queued jobs that are not paused."""
-    needs: dict[tuple[Any, ...], Need] = {}  # thousands of jobs share a few distinct requirements
+    needs: dict[tuple[Any, ...], JobRequirements] = {}  # thousands of jobs share a few distinct requirements
     jobs = []
     for job_id, project_id, seq, priority, is_urgent, *needed, seconds, pause in session.execute(text(WAITING)):
         key = tuple(needed)
         if key not in needs:
             needs[key] = _requirements(*key)
-        jobs.append(Waiting(job_id, project_id, seq, needs[key], priority, is_urgent, seconds, pause))
+        jobs.append(QueuedJob(job_id, project_id, seq, needs[key], priority, is_urgent, seconds, pause))
     return jobs
 
 
-def write_positions(session: Session, placed: Sequence[Placed]) -> int:
+def write_positions(session: Session, placed: Sequence[JobForecast]) -> int:
     """Write changed positions, and delete those of jobs that have left the queue; the number of written rows."""
     previous = {
         job_id: (position, seconds, lack) for job_id, position, seconds, lack in session.execute(text(READ_PLACES))
@@ -186,11 +186,11 @@ def _append_wait_event(session: Session, which: Any, is_told: bool) -> int:
     return len(places)
 
 
-def _requirements(base_model: str, labels: str, cpu_bytes: int | None, cuda_bytes: int | None) -> Need:
-    return Need(base_model, frozenset(json.loads(labels)), cpu_bytes, cuda_bytes)
+def _requirements(base_model: str, labels: str, cpu_bytes: int | None, cuda_bytes: int | None) -> JobRequirements:
+    return JobRequirements(base_model, frozenset(json.loads(labels)), cpu_bytes, cuda_bytes)
 
 
-def _has_moved(old: tuple[int, float | None, str | None] | None, new: Placed) -> bool:
+def _has_moved(old: tuple[int, float | None, str | None] | None, new: JobForecast) -> bool:
     if old is None:
         return True
     position, seconds, lack = old

@@ -14,7 +14,7 @@ from app.db.tables import Job, Worker
 from app.domain.jobs.spec import JobSpec
 from app.domain.planning.estimate import Device
 from app.domain.planning.requirements import Place
-from app.domain.scheduling.worker_capacity import Need, device_of, has_labels, has_model, offer_of
+from app.domain.scheduling.worker_capacity import JobRequirements, has_labels, has_model, worker_capacity, worker_device
 
 STALE_AFTER = timedelta(days=1)
 
@@ -42,11 +42,11 @@ def gpu_workers(session: Session) -> list[Worker]:
     return [worker for worker in alive(session) if worker.queue == "gpu"]
 
 
-def candidate_devices(session: Session, spec: JobSpec, manifest_sha256: str, need: Need) -> list[Place]:
+def candidate_devices(session: Session, spec: JobSpec, manifest_sha256: str, need: JobRequirements) -> list[Place]:
     """The kinds of devices of living workers that may take the job, with measurements of similar jobs on them."""
     counts: dict[Device, int] = {}
     for worker in gpu_workers(session):
-        offer, device = offer_of(worker.about), device_of(worker.about)
+        offer, device = worker_capacity(worker.about), worker_device(worker.about)
         if device and has_model(offer, need) and has_labels(offer, need):
             counts[device] = counts.get(device, 0) + 1
     return [

@@ -1,11 +1,11 @@
-"""Which addresses a request of ours may go to when somebody else chose the name: public ones, and no others.
+"""The addresses that the service may connect to when a user chose the host: public ones only (protection against SSRF).
 
-The table is our own: `ipaddress.is_global` differs between versions of Python (3.11 takes 192.0.0.192 and 3fff::1 for
-public) and lets multicast, relays and IPv4 addresses inside IPv6 ones pass.
+The table does not rely on `ipaddress.is_global`, which differs between versions of Python (3.11 classifies 192.0.0.192
+and 3fff::1 as public) and allows multicast, relays and IPv4 addresses embedded in IPv6 addresses.
 
-Compared row by row, on 27 November 2026, with the 26 IPv4 and 25 IPv6 rows that IANA's registries (RFC 6890, RFC 8190)
-had on 9 October 2025, and with CPython's `ipaddress`: each row is in the table, is inside one of its networks, or
-holds an IPv4 address. The newest rows are RFC 9602's (5f00::/16), RFC 9637's (3fff::/20) and RFC 9780's (dummy prefix).
+The table was compared row by row, on 27 November 2026, with the 26 IPv4 and 25 IPv6 rows of IANA's registries (RFC
+6890, RFC 8190) of 9 October 2025, and with CPython's `ipaddress`: each of their rows is in the table, is inside one of
+its networks, or embeds an IPv4 address. The newest rows are those of RFC 9602, RFC 9637 and RFC 9780.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
-# IANA's registries of special-purpose addresses, IPv4 and IPv6, both as of 9 October 2025, with every entry, whether it
-# is globally reachable or not; entries inside another are left out:
+# IANA's registries of special-purpose addresses, IPv4 and IPv6, both as of 9 October 2025: every entry, globally
+# reachable or not, except entries inside another entry:
 # https://www.iana.org/assignments/iana-ipv4-special-registry, https://www.iana.org/assignments/iana-ipv6-special-registry
-# Left out are, too, the IPv6 entries that hold an IPv4 address, which is judged instead: ::ffff:0:0/96, 64:ff9b::/96,
-# 2002::/16.
+# The IPv6 entries that embed an IPv4 address are not in the table; the IPv4 address is checked instead:
+# ::ffff:0:0/96, 64:ff9b::/96, 2002::/16.
 IANA_SPECIAL_PURPOSE = {
     "0.0.0.0/8": "this network, RFC 791",
     "10.0.0.0/8": "private use, RFC 1918",
@@ -52,27 +52,27 @@ IANA_SPECIAL_PURPOSE = {
     "fc00::/7": "unique local, RFC 4193",
     "fe80::/10": "link-local, RFC 4291",
 }
-OTHERS = {
+OTHER_REFUSED = {
     "168.63.129.16/32": "Azure's host service, on a public address",
     "224.0.0.0/4": "multicast, RFC 5771",
     "fec0::/10": "site-local, deprecated by RFC 3879, still routed by some",
     "ff00::/8": "multicast, RFC 4291",
-    # All but global unicast, 2000::/3 (RFC 4291, section 2.4).
+    # Everything except global unicast, 2000::/3 (RFC 4291, section 2.4).
     "::/3": "not global unicast; among them IPv4-compatible and IPv4-translated addresses",
     "4000::/2": "not global unicast",
     "8000::/1": "not global unicast",
 }
-REFUSED = tuple(ip_network(text) for text in IANA_SPECIAL_PURPOSE | OTHERS)
+REFUSED = tuple(ip_network(text) for text in IANA_SPECIAL_PURPOSE | OTHER_REFUSED)
 NAT64 = IPv6Network("64:ff9b::/96")
 
 
 def parse_networks(text: str) -> tuple[Network, ...]:
-    """Comma-separated CIDRs. Raises ValueError."""
+    """Parse comma-separated CIDRs. Raises ValueError."""
     return tuple(ip_network(part.strip()) for part in text.split(",") if part.strip())
 
 
 def parse_address(host: str) -> Address | None:
-    """The literal address that a URL's host is; None for a name. Brackets and a zone are no part of it."""
+    """The address of a URL's host if it is a literal address, without brackets and zone; None for a name."""
     try:
         return ip_address(host.strip("[]").split("%", 1)[0])
     except ValueError:
@@ -80,12 +80,12 @@ def parse_address(host: str) -> Address | None:
 
 
 def is_allowed(address: Address, networks: Sequence[Network] = ()) -> bool:
-    """Public, or inside one of the operator's `networks`. What is wrapped in an IPv6 address counts as itself."""
-    inner = _inner(address)
-    return any(inner in network for network in networks) or not any(inner in network for network in REFUSED)
+    """Whether the address, or the IPv4 address embedded in it, is public or in one of the operator's `networks`."""
+    embedded = _embedded(address)
+    return any(embedded in network for network in networks) or not any(embedded in network for network in REFUSED)
 
 
-def _inner(address: Address) -> Address:
+def _embedded(address: Address) -> Address:
     """The IPv4 address inside a mapped (RFC 4291), 6to4 (RFC 3056) or NAT64 (RFC 6052) address, else the address."""
     if isinstance(address, IPv4Address):
         return address

@@ -1,10 +1,10 @@
-"""What a key may do. Which scope a call needs follows from its method and path, so a new route is covered by the rule.
+"""The scopes of an API key. The method and the path of a request determine the scope it requires, for new routes too.
 
     files:read  files:write  jobs:read  jobs:write  models:read  models:write  webhooks:read  webhooks:write
-    all, all:read    everything of the key's own project, to change or to read
-    admin            projects, keys and the audit log: /v1/organization
+    all, all:read    read and write, or read, everything in the key's own project
+    admin            read and write projects, keys and the audit log: /v1/organization
 
-`write` includes `read`. A path that no area knows is closed to everything but `all`.
+`write` includes `read`. A path without a resource requires `all` (or `all:read`).
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from functools import lru_cache
 
-from app.domain.error_text.json_text import shown
+from app.domain.error_text.json_text import as_json
 from app.errors import BadRequest
 
 ALL = "all"
 ALL_READ = "all:read"
 ADMIN = "admin"
-AREAS = {  # the longest prefix decides
+RESOURCE_BY_PREFIX = {  # the longest prefix decides
     "/v1/files": "files",
     "/v1/uploads": "files",
     "/v1/fine_tuning": "jobs",
@@ -30,36 +30,37 @@ AREAS = {  # the longest prefix decides
     "/v1/webhook_endpoints": "webhooks",
     "/v1/webhook_event_types": "webhooks",
 }
-RESOURCES = tuple(dict.fromkeys(AREAS.values()))
+RESOURCES = tuple(dict.fromkeys(RESOURCE_BY_PREFIX.values()))
 SCOPES = (ALL, ALL_READ, ADMIN, *(f"{resource}:{access}" for resource in RESOURCES for access in ("read", "write")))
-ANY_KEY = ("/v1/project",)  # what a key tells of itself
+ANY_KEY_PATHS = ("/v1/project",)  # the project and the key itself
 ORGANIZATION = "/v1/organization"
-READING_METHODS = ("GET", "HEAD", "OPTIONS")
-READING_POSTS = ("/v1/fine_tuning/jobs/plan", "/v1/files/{file_id}/validate")  # they answer, and change nothing
+READ_METHODS = ("GET", "HEAD", "OPTIONS")
+READ_ONLY_POSTS = ("/v1/fine_tuning/jobs/plan", "/v1/files/{file_id}/validate")  # they change nothing
 
 
-@lru_cache(maxsize=1024)  # asked at every request; there are as many answers as routes
-def needed(method: str, path: str) -> str | None:
-    """The scope of a call, by the template of its path; None where any good key will do."""
-    if path in ANY_KEY:
+@lru_cache(maxsize=1024)  # called for every request; there is one result per route
+def required_scope(method: str, path: str) -> str | None:
+    """The scope that a request requires, by the template of its path; None if any valid key is enough."""
+    if path in ANY_KEY_PATHS:
         return None
     if _is_within(path, ORGANIZATION):
         return ADMIN
-    access = "read" if reads_only(method, path) else "write"
-    return f"{area(path) or _first_segment(path)}:{access}"
+    access = "read" if is_read_only(method, path) else "write"
+    return f"{resource_of(path) or _first_segment(path)}:{access}"
 
 
-def reads_only(method: str, path: str) -> bool:
-    return method in READING_METHODS or path in READING_POSTS
+def is_read_only(method: str, path: str) -> bool:
+    return method in READ_METHODS or path in READ_ONLY_POSTS
 
 
-def area(path: str) -> str | None:
-    """None for a path that nobody put into an area."""
-    known = [prefix for prefix in AREAS if _is_within(path, prefix)]
-    return AREAS[max(known, key=len)] if known else None
+def resource_of(path: str) -> str | None:
+    """The resource of a path; None if no prefix matches."""
+    matching = [prefix for prefix in RESOURCE_BY_PREFIX if _is_within(path, prefix)]
+    return RESOURCE_BY_PREFIX[max(matching, key=len)] if matching else None
 
 
-def allow(scopes: Collection[str], scope: str | None) -> bool:
+def allows(scopes: Collection[str], scope: str | None) -> bool:
+    """Whether a key with these scopes may do what requires `scope`."""
     if scope is None or scope in scopes:
         return True
     if scope == ADMIN:
@@ -69,12 +70,12 @@ def allow(scopes: Collection[str], scope: str | None) -> bool:
     return scope.endswith(":read") and (ALL_READ in scopes or f"{scope.removesuffix('read')}write" in scopes)
 
 
-def checked(scopes: Sequence[str]) -> list[str]:
-    """In the order of SCOPES, each once. Raises BadRequest naming every scope that does not exist."""
+def validated_scopes(scopes: Sequence[str]) -> list[str]:
+    """The scopes without repetition, in the order of SCOPES. Raises BadRequest that names every unknown scope."""
     unknown = [scope for scope in scopes if scope not in SCOPES]
     if unknown or not scopes:
-        seen = f"there is no {', '.join(map(shown, unknown))}" if unknown else "the array is empty"
-        raise BadRequest(f"scopes: {seen}; give one or more of {', '.join(SCOPES)}", "scopes")
+        problem = f"there is no {', '.join(map(as_json, unknown))}" if unknown else "the array is empty"
+        raise BadRequest(f"scopes: {problem}; give one or more of {', '.join(SCOPES)}", "scopes")
     return [scope for scope in SCOPES if scope in scopes]
 
 

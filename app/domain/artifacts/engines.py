@@ -1,7 +1,7 @@
-"""What inference engines do with a LoRA adapter in PEFT's format, by what its configuration contains.
+"""Compatibility of inference engines with LoRA adapters in PEFT's format, by the features of the adapter.
 
-The one table of such rules: the model card is written from it. A rule holds for the release in `RELEASES`. "run" means
-that an adapter was loaded there and compared with PEFT; "read" means that only the engine's source was read.
+The model card is written from this table. A rule holds for the release in `RELEASES`. Evidence: "run" means that an
+adapter was loaded by the engine and compared with PEFT; "read" means that only the engine's source was read.
 
 Sources: vLLM `config/lora.py`, `lora/peft_helper.py`; llama.cpp `convert_lora_to_gguf.py`, `src/llama-adapter.{h,cpp}`;
 SGLang `srt/lora/lora.py`, `srt/lora/lora_manager.py`; Ollama https://github.com/ollama/ollama/pull/14969.
@@ -33,7 +33,7 @@ VLLM_MAX_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the only values 
 
 
 class Feature(StrEnum):
-    """What an adapter may have beyond one rank and one alpha for all layers."""
+    """A feature of an adapter beyond one rank and one alpha for all layers."""
 
     ANY = "any adapter"
     RANK_ABOVE_512 = "a rank above 512"
@@ -44,65 +44,65 @@ class Feature(StrEnum):
     MODULES_TO_SAVE = "modules_to_save"
 
 
-class Outcome(StrEnum):
+class LoadResult(StrEnum):
     REFUSED = "refused"  # loading or converting fails with an error
-    WRONG = "wrong"  # it loads without an error, and the model computes something else
-    UNKNOWN = "unknown"  # neither run nor read
+    WRONG = "wrong"  # it loads without an error, but the outputs differ from those of PEFT
+    UNKNOWN = "unknown"  # not tried
 
 
 class Rule(NamedTuple):
-    outcome: Outcome
+    result: LoadResult
     reason: str  # a clause without a full stop
     evidence: Literal["run", "read", "reported"]
 
 
-class Problem(NamedTuple):
+class Incompatibility(NamedTuple):
     feature: Feature
     rule: Rule
 
 
 RULES: Mapping[Engine, Mapping[Feature, Rule]] = {
     Engine.VLLM: {
-        Feature.RANK_ABOVE_512: Rule(Outcome.REFUSED, "vLLM accepts ranks up to 512", "run"),
-        Feature.DORA: Rule(Outcome.REFUSED, "vLLM has no DoRA", "run"),
-        Feature.MODULES_TO_SAVE: Rule(Outcome.REFUSED, "vLLM has no modules_to_save", "run"),
+        Feature.RANK_ABOVE_512: Rule(LoadResult.REFUSED, "vLLM accepts ranks up to 512", "run"),
+        Feature.DORA: Rule(LoadResult.REFUSED, "vLLM has no DoRA", "run"),
+        Feature.MODULES_TO_SAVE: Rule(LoadResult.REFUSED, "vLLM has no modules_to_save", "run"),
     },
     Engine.LLAMA_CPP: {
-        Feature.RSLORA: Rule(Outcome.WRONG, "llama.cpp scales by alpha / r instead of alpha / sqrt(r)", "run"),
-        Feature.ALPHA_PATTERN: Rule(Outcome.WRONG, "the converter drops alpha_pattern without an error", "run"),
-        Feature.DORA: Rule(Outcome.REFUSED, "the converter has no DoRA", "read"),
+        Feature.RSLORA: Rule(LoadResult.WRONG, "llama.cpp scales by alpha / r instead of alpha / sqrt(r)", "run"),
+        Feature.ALPHA_PATTERN: Rule(LoadResult.WRONG, "the converter drops alpha_pattern without an error", "run"),
+        Feature.DORA: Rule(LoadResult.REFUSED, "the converter has no DoRA", "read"),
         Feature.MODULES_TO_SAVE: Rule(
-            Outcome.WRONG, "the converter refuses an embedding or a head, and llama.cpp ignores norms", "read"
+            LoadResult.WRONG, "the converter refuses an embedding or a head, and llama.cpp ignores norms", "read"
         ),
     },
     Engine.OLLAMA: {
-        Feature.ANY: Rule(Outcome.REFUSED, "`ollama create` takes no adapter since 0.34.1", "reported"),
+        Feature.ANY: Rule(LoadResult.REFUSED, "`ollama create` takes no adapter since 0.34.1", "reported"),
     },
     Engine.SGLANG: {
-        Feature.RSLORA: Rule(Outcome.WRONG, "SGLang scales by alpha / r instead of alpha / sqrt(r)", "read"),
-        Feature.RANK_PATTERN: Rule(Outcome.WRONG, "SGLang scales every layer by one alpha / r", "read"),
-        Feature.ALPHA_PATTERN: Rule(Outcome.WRONG, "SGLang scales every layer by one alpha / r", "read"),
-        Feature.DORA: Rule(Outcome.REFUSED, "SGLang has no DoRA", "read"),
-        Feature.MODULES_TO_SAVE: Rule(Outcome.UNKNOWN, "modules_to_save was not tried with SGLang", "read"),
+        Feature.RSLORA: Rule(LoadResult.WRONG, "SGLang scales by alpha / r instead of alpha / sqrt(r)", "read"),
+        Feature.RANK_PATTERN: Rule(LoadResult.WRONG, "SGLang scales every layer by one alpha / r", "read"),
+        Feature.ALPHA_PATTERN: Rule(LoadResult.WRONG, "SGLang scales every layer by one alpha / r", "read"),
+        Feature.DORA: Rule(LoadResult.REFUSED, "SGLang has no DoRA", "read"),
+        Feature.MODULES_TO_SAVE: Rule(LoadResult.UNKNOWN, "modules_to_save was not tried with SGLang", "read"),
     },
 }
-# Of earlier releases, where the one of RELEASES is right.
+# Problems of earlier releases that the releases in RELEASES do not have.
 EARLIER_RULES: Mapping[Engine, Mapping[Feature, Rule]] = {
     Engine.VLLM: {
-        Feature.RANK_PATTERN: Rule(Outcome.WRONG, "vLLM 0.16.0 ignores rank_pattern in the scale", "read"),
-        Feature.ALPHA_PATTERN: Rule(Outcome.WRONG, "vLLM 0.16.0 ignores alpha_pattern", "read"),
+        Feature.RANK_PATTERN: Rule(LoadResult.WRONG, "vLLM 0.16.0 ignores rank_pattern in the scale", "read"),
+        Feature.ALPHA_PATTERN: Rule(LoadResult.WRONG, "vLLM 0.16.0 ignores alpha_pattern", "read"),
     },
 }
 
 
-def problems(engine: Engine, lora: LoraSpec) -> tuple[Problem, ...]:
-    """Why `engine` must not be given this adapter unmerged; empty where it computes what PEFT computes."""
-    return tuple(_broken(RULES[engine], lora))
+def incompatibilities(engine: Engine, lora: LoraSpec) -> tuple[Incompatibility, ...]:
+    """The reasons not to load this adapter unmerged into `engine`; empty if its outputs are those of PEFT."""
+    return tuple(_applicable(RULES[engine], lora))
 
 
-def earlier_problems(engine: Engine, lora: LoraSpec) -> tuple[Problem, ...]:
-    """The same for earlier releases of `engine`, where they differ."""
-    return tuple(_broken(EARLIER_RULES.get(engine, {}), lora))
+def earlier_incompatibilities(engine: Engine, lora: LoraSpec) -> tuple[Incompatibility, ...]:
+    """The additional reasons in earlier releases of `engine`."""
+    return tuple(_applicable(EARLIER_RULES.get(engine, {}), lora))
 
 
 def largest_rank(lora: LoraSpec) -> int:
@@ -110,11 +110,11 @@ def largest_rank(lora: LoraSpec) -> int:
 
 
 def vllm_max_lora_rank(lora: LoraSpec) -> int | None:
-    """The smallest value of --max-lora-rank that admits the adapter; None where none does."""
+    """The smallest value of --max-lora-rank that accepts the adapter; None if there is none."""
     return next((rank for rank in VLLM_MAX_LORA_RANKS if rank >= largest_rank(lora)), None)
 
 
-def _broken(rules: Mapping[Feature, Rule], lora: LoraSpec) -> Iterator[Problem]:
+def _applicable(rules: Mapping[Feature, Rule], lora: LoraSpec) -> Iterator[Incompatibility]:
     present = {
         Feature.ANY: True,
         Feature.RANK_ABOVE_512: vllm_max_lora_rank(lora) is None,
@@ -124,4 +124,4 @@ def _broken(rules: Mapping[Feature, Rule], lora: LoraSpec) -> Iterator[Problem]:
         Feature.DORA: lora.use_dora,
         Feature.MODULES_TO_SAVE: bool(lora.modules_to_save),
     }
-    return (Problem(feature, rule) for feature, rule in rules.items() if present[feature])
+    return (Incompatibility(feature, rule) for feature, rule in rules.items() if present[feature])

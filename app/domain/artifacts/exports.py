@@ -1,4 +1,4 @@
-"""What can be made of an adapter beside itself, the states of making it, and why it may fail."""
+"""Exports of an adapter: their types, states and error codes."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from enum import StrEnum
 
 
 class ExportType(StrEnum):
-    MERGED = "merged"  # base and adapter as one ordinary model directory, in the base's own 16 bits
+    MERGED = "merged"  # base and adapter merged into one model directory, in the base's own 16-bit type
 
 
 class ExportState(StrEnum):
-    """queued -> running -> succeeded | failed; running -> queued when an attempt is lost; deleted at any time."""
+    """queued -> running -> succeeded | failed; running -> queued after a lost attempt; deletable in every state."""
 
     QUEUED = "queued"
     RUNNING = "running"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
-    CANCELLED = "cancelled"  # deleted before it was done: nobody sees it any more
+    CANCELLED = "cancelled"  # deleted before it was finished; hidden from clients
 
 
 UNFINISHED = frozenset({ExportState.QUEUED, ExportState.RUNNING})
 FINISHED = frozenset(ExportState) - UNFINISHED
 
 
-class ExportError(StrEnum):
+class ExportErrorCode(StrEnum):
     """`error.code` of a failed export."""
 
     ADAPTER_DELETED = "adapter_deleted"

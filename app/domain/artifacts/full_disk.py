@@ -1,6 +1,6 @@
-"""A full disk: how it is recognised, how long a job waits before it is tried again, and how much space a job needs.
+"""Full disks: how they are detected, the pause before the next attempt, and the disk space that a job needs.
 
-A job that meets a full disk loses nothing: its last snapshot goes to space that was reserved when the attempt started.
+A job loses no step when the disk fills up: its last snapshot is written to space reserved at the start of the attempt.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from app.domain.planning.memory import trained_parameters, whole_modules
 
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 WAITING_FOR_STORAGE = "waiting_for_storage"  # the phase of a job
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 30.0, 1800.0
-RESERVED = "reserved-space"  # a file in the work directory; a trainer removes it before it writes its last snapshot
+MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 30.0, 1800.0
+RESERVED_SPACE_FILE = "reserved-space"  # in the work directory; the trainer removes it before its last snapshot
 # Directory entries, manifests and the random states of several processes. A tensor takes some 150 bytes of a file's
-# header, and a trained parameter up to five tensors: itself, two moments, a step count, its value at the best step.
+# header, and a trained parameter has up to five tensors: itself, two moments, a step count, its value at the best step.
 OVERHEAD_BYTES = 512 << 10
-HEADER_BYTES = 1024  # of a trained parameter
+HEADER_BYTES = 1024  # per trained parameter
 TRAINED_BYTES = 4  # float32
-COPIES = 3  # of the adapter while it is published: the trainer's, the worker's copy of it, the archive
+COPIES = 3  # of the adapter during its publication: the trainer's, the worker's, the archive
 
 
 @dataclass(frozen=True)
-class Space:
-    """What a job writes, in bytes: an upper bound of a snapshot, an estimate of the rest."""
+class DiskSpace:
+    """The bytes that a job writes: an upper bound for a snapshot, an estimate for the rest."""
 
     snapshot_bytes: int
-    result_bytes: int  # everything that is written after the last snapshot, until the job has succeeded
+    result_bytes: int  # written after the last snapshot until the job has succeeded
 
     @property
-    def next_try_bytes(self) -> int:
-        """Free at the start of an attempt that goes on from a last snapshot: its copy, the space for another one."""
+    def next_attempt_bytes(self) -> int:
+        """Required at the start of an attempt that resumes: the copy of the snapshot, and space for the next one."""
         return 2 * self.snapshot_bytes + self.result_bytes
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Also of what safetensors raises, which wraps the system's error in one of its own."""
+    """Whether the disk is full; also true for safetensors' own error, which has only the text of the system's."""
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return True
     text = str(error).lower()
@@ -46,11 +46,11 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def pause_seconds(waited_seconds: float) -> float:
-    """The pause before the next try, where the first full disk was met `waited_seconds` ago.
+    """The pause before the next attempt, `waited_seconds` after the disk was first found full.
 
-    30, 60, 120, ... up to 1,800 seconds, without a counter: each pause is as long as all before it and 30 s more.
+    30, 60, 120, ... up to 1,800 seconds, without a counter: each pause is the sum of all earlier ones plus 30 s.
     """
-    return min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS + max(0.0, waited_seconds))
+    return min(MAX_PAUSE_SECONDS, MIN_PAUSE_SECONDS + max(0.0, waited_seconds))
 
 
 def duration_text(seconds: float) -> str:
@@ -64,15 +64,15 @@ def size_text(size_bytes: int) -> str:
     return f"{size_bytes / 1e6:.1f} MB" if size_bytes < 1e9 else f"{size_bytes / 1e9:.2f} GB"
 
 
-def space_of(entry: CatalogEntry, spec: JobSpec, tokenizer_bytes: int) -> Space:
-    """What a job with this spec writes. `tokenizer_bytes` are copied into every adapter directory."""
+def estimate_disk_space(entry: CatalogEntry, spec: JobSpec, tokenizer_bytes: int) -> DiskSpace:
+    """The disk space of a job with this spec. `tokenizer_bytes` are copied into every adapter directory."""
     parameters = trained_parameters(entry, spec.lora)
-    values = 4 if spec.hyperparameters.promote_best else 3  # of a parameter: itself, two moments, and its best
-    whole = len(whole_modules(entry, spec.lora)) * (entry.decoder_layers + 1)  # norms: as many as there can be
+    values = 4 if spec.hyperparameters.promote_best else 3  # per parameter: itself, two moments, its best value
+    whole = len(whole_modules(entry, spec.lora)) * (entry.decoder_layers + 1)  # the maximum number of norms
     layers = max(len(entry.layers), entry.decoder_layers * len(entry.target_modules))
-    overhead_bytes = OVERHEAD_BYTES + HEADER_BYTES * (3 * layers + whole)  # A, B and DoRA's magnitudes of each layer
+    overhead_bytes = OVERHEAD_BYTES + HEADER_BYTES * (3 * layers + whole)  # A, B and DoRA's magnitudes per layer
     adapter_bytes = TRAINED_BYTES * (parameters + whole * entry.hidden_size)
-    return Space(
+    return DiskSpace(
         snapshot_bytes=values * adapter_bytes + overhead_bytes,
         result_bytes=COPIES * (adapter_bytes + tokenizer_bytes + OVERHEAD_BYTES),
     )

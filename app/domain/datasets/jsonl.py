@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from app.domain.error_text.json_errors import syntax_problem
+from app.domain.error_text.json_errors import syntax_error_text
 
 MAX_LINE_BYTES = 4 << 20
 MAX_DEPTH = 64
@@ -124,7 +124,7 @@ def decode_json(data: bytes) -> Any:
     except RecursionError as error:
         raise LineError(f"nested deeper than {MAX_DEPTH} levels") from error
     except json.JSONDecodeError as error:
-        raise LineError(f"not valid JSON: {syntax_problem(error)}") from error
+        raise LineError(f"not valid JSON: {syntax_error_text(error)}") from error
 
 
 def check_text(text: str) -> None:

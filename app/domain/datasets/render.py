@@ -27,7 +27,7 @@ from app.domain.datasets.template_checks import (
     check_reasoning,
     check_tools,
 )
-from app.domain.error_text.json_text import shown
+from app.domain.error_text.json_text import as_json
 
 RENDERED_WHOLE = 64  # messages: a longer conversation is rendered part by part
 MAX_MESSAGES = 1_000  # of a conversation that cannot be, which takes time by their square: at most some seconds
@@ -210,7 +210,7 @@ class Renderer:
         written = "\n".join([message["content"], *(message.get(key, "") for key in REASONING_KEYS)])
         if self._stop and (stop := self._stop.search(written)):
             raise TemplateRefused(
-                f"message {turn + 1} contains {shown(stop[1])}, which ends the model's turn: nothing after it can be "
+                f"message {turn + 1} contains {as_json(stop[1])}, which ends the model's turn: nothing after it can be "
                 "generated; remove it from the text"
             )
         check_learned_calls(message, turn, learned)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from app.domain.datasets.chat_template import Message, TemplateRefused
 from app.domain.datasets.conversation_parts import Part
 from app.domain.datasets.messages import REASONING_KEYS
-from app.domain.error_text.json_text import shown
+from app.domain.error_text.json_text import as_json
 
 # Renderer.prints: (messages, tools, fewer messages, fewer tools) -> whether their texts differ
 Prints = Callable[[list[Message], Sequence[Message], list[Message], Sequence[Message]], bool]
@@ -95,7 +95,7 @@ def check_each_call(prints: Prints, part: Part, learned: Collection[int]) -> Non
 
 
 def _unlearned_call(turn: int, call: Message) -> TemplateRefused:
-    name = shown(call["function"]["name"])
+    name = as_json(call["function"]["name"])
     return TemplateRefused(
         f"message {turn + 1}: the model's chat template does not print tool calls, so {name} "
         "would not be learned; write the call into the content, or choose a base model whose template knows tools"

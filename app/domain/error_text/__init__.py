@@ -1,1 +1,1 @@
-"""Errors of JSON requests in plain words: pydantic's findings, JSON syntax, JSON types."""
+"""Error messages for JSON requests: validation errors, JSON syntax errors, values as they appear in messages."""

@@ -1,7 +1,7 @@
-"""pydantic's findings in plain words of JSON: one sentence for each type of error that a request can cause.
+"""Messages for pydantic's validation errors in terms of JSON: one sentence for each error type of a request.
 
-pydantic's own texts are for those who write Python ("Dictionary should have ... after validation", "Input should be a
-valid integer"). A test sends hostile values to every schema and holds this table against the types that came of it.
+pydantic's own messages use terms of Python ("Dictionary should have ... after validation", "Input should be a valid
+integer"). A test sends hostile values to every schema and compares the resulting error types with this table.
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from app.domain.error_text.json_text import count, cut, plain_number, shown
+from app.domain.error_text.json_text import as_json, counted, plain_number, quoted
 
-BOOLEAN, WHOLE, NUMBER = "must be true or false", "must be a whole number", "must be a number"
+BOOLEAN, INTEGER, NUMBER = "must be true or false", "must be a whole number", "must be a number"
 STRING, ARRAY, OBJECT = "must be a string", "must be an array", "must be a JSON object"
-# Each is followed by the value that was seen: "must be a whole number, not true".
+# The message appends the value: "must be a whole number, not true".
 RULES: dict[str, str | Callable[[Mapping[str, Any]], str]] = {
     "bool_type": BOOLEAN,
     "bool_parsing": BOOLEAN,
-    "int_type": WHOLE,
-    "int_parsing": WHOLE,
-    "int_parsing_size": f"{WHOLE} of at most 19 digits",
-    "int_from_float": WHOLE,
+    "int_type": INTEGER,
+    "int_parsing": INTEGER,
+    "int_parsing_size": f"{INTEGER} of at most 19 digits",
+    "int_from_float": INTEGER,
     "float_type": NUMBER,
     "float_parsing": NUMBER,
     "finite_number": "must be a finite number",
@@ -35,25 +35,25 @@ RULES: dict[str, str | Callable[[Mapping[str, Any]], str]] = {
     "value_error": lambda context: str(context["error"]),
 }
 LENGTHS = ("string_too_long", "too_long", "string_too_short", "too_short")
-OTHERWISE = "must be a value as the reference describes it"
+DEFAULT_RULE = "must be a value as the API reference describes it"
 
 
-def sentence(error: Mapping[str, Any]) -> str:
-    """What is wrong with one value, to follow its path: `error` is one of pydantic's `ValidationError.errors()`."""
-    kind, seen, context = str(error["type"]), error.get("input"), error.get("ctx", {})
+def error_sentence(error: Mapping[str, Any]) -> str:
+    """The problem of one value, to append to its path. `error` is an item of pydantic's `ValidationError.errors()`."""
+    kind, value, context = str(error["type"]), error.get("input"), error.get("ctx", {})
     if kind in LENGTHS:
-        return _of_length(seen, context.get("min_length"), context.get("max_length"))
-    rule = RULES.get(kind, OTHERWISE)
-    return f"{rule if isinstance(rule, str) else rule(context)}, not {shown(seen)}"
+        return _length_problem(value, context.get("min_length"), context.get("max_length"))
+    rule = RULES.get(kind, DEFAULT_RULE)
+    return f"{rule if isinstance(rule, str) else rule(context)}, not {as_json(value)}"
 
 
-def _of_length(seen: Any, least: int | None, most: int | None) -> str:
-    if not seen:
+def _length_problem(value: Any, min_length: int | None, max_length: int | None) -> str:
+    if not value:
         return "must not be empty"
-    noun = "character" if isinstance(seen, str) else "pair" if isinstance(seen, Mapping) else "item"
-    subject = f"{cut(seen)} " if isinstance(seen, str) else ""
-    bound = f"at most {most:,} are allowed" if least is None else f"at least {least:,} are needed"
-    return f"{subject}has {count(len(seen), noun)}; {bound}"
+    noun = "character" if isinstance(value, str) else "pair" if isinstance(value, Mapping) else "item"
+    subject = f"{quoted(value)} " if isinstance(value, str) else ""
+    bound = f"at most {max_length:,} are allowed" if min_length is None else f"at least {min_length:,} are needed"
+    return f"{subject}has {counted(len(value), noun)}; {bound}"
 
 
 def _bound(value: float) -> str:
@@ -61,5 +61,5 @@ def _bound(value: float) -> str:
 
 
 def _in_json(expected: str) -> str:
-    """pydantic joins the values of a Literal as Python writes them: 'asc' or 'desc'."""
+    """The values of a Literal in JSON's quotes; pydantic writes them in Python's: 'asc' or 'desc'."""
     return expected.replace("'", '"')

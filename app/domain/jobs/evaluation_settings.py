@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from app.domain.error_text.json_text import MAX_PATH, shown, unquoted
-from app.domain.error_text.validation_text import sentence
+from app.domain.error_text.json_text import MAX_PATH_CHARACTERS, as_json, unquoted
+from app.domain.error_text.validation_text import error_sentence
 from app.domain.jobs.bounds import EARLY_STOPPING_THRESHOLD
 from app.domain.jobs.parameters import Knobs
 from app.domain.jobs.spec import EarlyStopping
@@ -42,7 +42,9 @@ def _early_stopping(knobs: Knobs) -> EarlyStopping | None:
         return EarlyStopping()
     if not isinstance(value, Mapping):
         knobs.refuse(
-            "early_stopping", f'{shown(value)} is not true, false or {{"patience": 3, "threshold": 0}}', "invalid_type"
+            "early_stopping",
+            f'{as_json(value)} is not true, false or {{"patience": 3, "threshold": 0}}',
+            "invalid_type",
         )
         return None
     try:
@@ -53,14 +55,14 @@ def _early_stopping(knobs: Knobs) -> EarlyStopping | None:
         ]
         return None
     if found.threshold not in EARLY_STOPPING_THRESHOLD:
-        text = f"threshold: {shown(found.threshold)} is not a number {EARLY_STOPPING_THRESHOLD}"
+        text = f"threshold: {as_json(found.threshold)} is not a number {EARLY_STOPPING_THRESHOLD}"
         knobs.refuse("early_stopping", text)
     return found
 
 
 def _problem(path: str, problem: ErrorDetails) -> BadRequest:
-    where = unquoted(".".join([path, *map(str, problem["loc"])]), MAX_PATH)
+    where = unquoted(".".join([path, *map(str, problem["loc"])]), MAX_PATH_CHARACTERS)
     if problem["type"] == "extra_forbidden":
         known = ", ".join(EarlyStopping.model_fields)
         return UnknownParameter(f"unknown parameter {where}; known here: {known}", where)
-    return BadRequest(f"{where}: {sentence(problem)}", where)
+    return BadRequest(f"{where}: {error_sentence(problem)}", where)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import re2
 
-from app.domain.error_text.json_text import shown
+from app.domain.error_text.json_text import as_json
 from app.domain.jobs.spec import JobSpec, LayerPatterns, LoraSpec
 
 MAX_KEYS = 64
@@ -85,11 +85,11 @@ def key_problem(key: str) -> str | None:
     if not 0 < len(key) <= MAX_LENGTH:
         return f"a key has 1 to {MAX_LENGTH} letters"
     if "{," in key:  # RE2 takes it literally, Python and PEFT as {0,
-        return f"{shown(key)}: write {{0,n}} instead of {{,n}}"
+        return f"{as_json(key)}: write {{0,n}} instead of {{,n}}"
     try:
         _compile(key)
     except re2.error as error:
-        return f"{shown(key)} is no regular expression that RE2 accepts: {_plain(error)} ({SYNTAX})"
+        return f"{as_json(key)} is no regular expression that RE2 accepts: {_plain(error)} ({SYNTAX})"
     return None
 
 
@@ -156,14 +156,14 @@ def _mismatches(patterns: Mapping[str, float], matched: Mapping[str, list[str]],
         if not matched[key]:
             known = ", ".join(sorted({layer.rpartition(".")[2] for layer in layers}))
             such = layers[0] if layers else "none"
-            yield f"{shown(key)} fits no target module; targets are {known}, with full names such as {such}"
+            yield f"{as_json(key)} fits no target module; targets are {known}, with full names such as {such}"
     keys_of: dict[str, list[str]] = {}
     for key, names in matched.items():
         for layer in names:
             keys_of.setdefault(layer, []).append(key)
     for layer, keys in keys_of.items():
         if len({patterns[key] for key in keys}) > 1:
-            named = " and ".join(shown(key) for key in keys)
+            named = " and ".join(as_json(key) for key in keys)
             yield f"{named} fit the layer {layer} and differ; make one of them narrower"
             return
 
@@ -172,7 +172,7 @@ def _too_wide(ranks: Mapping[str, int], matched: Mapping[str, list[str]], sizes:
     for key, names in matched.items():
         for layer in names:
             if ranks[key] > (limit := min(sizes[layer])):
-                yield f"{shown(key)} gives the layer {layer} the rank {ranks[key]}, but it is only {limit} wide"
+                yield f"{as_json(key)} gives the layer {layer} the rank {ranks[key]}, but it is only {limit} wide"
                 break
 
 

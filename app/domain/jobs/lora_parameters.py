@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from app.domain.base_models.catalog import MAX_RANK, CatalogEntry
-from app.domain.error_text.json_text import shown
+from app.domain.error_text.json_text import as_json
 from app.domain.jobs.bounds import ALPHA, DROPOUT
 from app.domain.jobs.layer_patterns import MAX_KEYS, PatternError, key_problem, match_patterns
 from app.domain.jobs.parameters import Knobs
@@ -77,12 +77,12 @@ def _target_modules(knobs: Knobs, entry: CatalogEntry, like: LoraSpec | None) ->
     if asked in (None, ALL_LINEAR, [ALL_LINEAR]):
         return available
     if not isinstance(asked, list) or not asked or not all(isinstance(name, str) for name in asked):
-        text = f'must be "all-linear" or a list of names out of {", ".join(available)}, not {shown(asked)}'
+        text = f'must be "all-linear" or a list of names out of {", ".join(available)}, not {as_json(asked)}'
         knobs.refuse("lora.target_modules", text)
         return ()
     unknown = [name for name in asked if name not in available]
     if unknown:
-        seen = ", ".join(shown(name) for name in unknown[:8])
+        seen = ", ".join(as_json(name) for name in unknown[:8])
         knobs.refuse("lora.target_modules", f"this model does not have {seen}; it has {', '.join(available)}")
         return ()
     return tuple(sorted(set(asked)))
@@ -94,14 +94,14 @@ def _pattern(knobs: Knobs, name: str, is_good: Callable[[Any], bool], what: str)
     if asked is None:
         return None
     if not isinstance(asked, Mapping) or len(asked) > MAX_KEYS:
-        text = f'must be an object of up to {MAX_KEYS} entries such as {{"q_proj": 8}}, not {shown(asked)}'
+        text = f'must be an object of up to {MAX_KEYS} entries such as {{"q_proj": 8}}, not {as_json(asked)}'
         knobs.refuse(name, text, "invalid_type")
         return None
     for key, value in asked.items():
         if problem := key_problem(key):
             knobs.refuse(name, problem)
         elif not is_good(value):
-            knobs.refuse(name, f"{shown(key)} has {shown(value)}; allowed are {what}")
+            knobs.refuse(name, f"{as_json(key)} has {as_json(value)}; allowed are {what}")
     return dict(asked)
 
 
@@ -120,17 +120,17 @@ def _modules_to_save(knobs: Knobs, entry: CatalogEntry) -> tuple[str, ...] | Non
         return None
     is_list = isinstance(asked, list) and all(isinstance(name, str) and name for name in asked)
     if not is_list or len(asked) > MAX_WHOLE_MODULES:
-        text = f'must be a list of up to {MAX_WHOLE_MODULES} names such as ["lm_head", "norm"], not {shown(asked)}'
+        text = f'must be a list of up to {MAX_WHOLE_MODULES} names such as ["lm_head", "norm"], not {as_json(asked)}'
         knobs.refuse("lora.modules_to_save", text, "invalid_type")
         return None
     for name in asked:
         last = name.rpartition(".")[2]
         if last in entry.target_modules:
-            text = f"{shown(name)} is a linear layer of the frozen base; lora.target_modules adapts it"
+            text = f"{as_json(name)} is a linear layer of the frozen base; lora.target_modules adapts it"
             knobs.refuse("lora.modules_to_save", text)
         elif entry.whole_modules and not any(module.endswith(last) for module in entry.whole_modules):
             known = ", ".join(entry.whole_modules)
-            knobs.refuse("lora.modules_to_save", f"this model does not have {shown(name)}; it has {known}")
+            knobs.refuse("lora.modules_to_save", f"this model does not have {as_json(name)}; it has {known}")
     return tuple(sorted(set(asked)))
 
 
@@ -157,5 +157,6 @@ def _check_ancestor(knobs: Knobs, lora: LoraSpec, ancestor: Ancestor) -> None:
     for field in FIXED:
         asked, has = getattr(lora, field), getattr(ancestor.lora, field)
         if asked != has:
-            text = f"{shown(asked)} contradicts the {shown(has)} of {ancestor.model}, which is continued; leave it out"
+            text = f"{as_json(asked)} contradicts the {as_json(has)} of {ancestor.model}, which is continued"
+            text += "; leave it out"
             knobs.refuse(f"lora.{field}", text, "conflicting_parameters")

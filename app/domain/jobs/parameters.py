@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.domain.error_text.json_text import shown
+from app.domain.error_text.json_text import as_json
 from app.domain.jobs.bounds import Bounds
 from app.errors import BadRequest
 
@@ -31,7 +31,7 @@ class Knobs:
     def give(self, name: str, value: Any, path: str) -> None:
         known = self.values.get(name)
         if known is not None and known.value != value:
-            seen = f"{path} = {shown(value)} contradicts {known.path} = {shown(known.value)}"
+            seen = f"{path} = {as_json(value)} contradicts {known.path} = {as_json(known.value)}"
             text = f"{seen}; give it once, or twice with one value"
             self.problems.append(BadRequest(text, path, "conflicting_parameters"))
             return
@@ -55,7 +55,7 @@ class Knobs:
             return auto()
         whole = int(value) if isinstance(value, float) and value.is_integer() else value
         if isinstance(whole, bool) or not isinstance(whole, int) or not least <= whole <= most:
-            self.refuse(name, f"{shown(value)} is not a whole number from {least} to {most}")
+            self.refuse(name, f"{as_json(value)} is not a whole number from {least} to {most}")
             return None
         return whole
 
@@ -65,7 +65,7 @@ class Knobs:
             return auto()
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or value not in bounds:
-            self.refuse(name, f"{shown(value)} is not a number {bounds}")
+            self.refuse(name, f"{as_json(value)} is not a number {bounds}")
             return None
         return float(value)
 
@@ -74,16 +74,16 @@ class Knobs:
         if value is None:
             return default
         if not isinstance(value, bool):
-            self.refuse(name, f"{shown(value)} is not true or false", "invalid_type")
+            self.refuse(name, f"{as_json(value)} is not true or false", "invalid_type")
         return bool(value)
 
     def choice(self, name: str, allowed: tuple[str, ...], default: str) -> str:
         value = self.value(name)
         if value is not None and value not in allowed:
-            self.refuse(name, f"{shown(value)} is not offered; allowed: {', '.join(allowed)}", "unsupported_value")
+            self.refuse(name, f"{as_json(value)} is not offered; allowed: {', '.join(allowed)}", "unsupported_value")
         return default if value is None else str(value)
 
     def only(self, name: str, allowed: Any, why: str) -> None:
         value = self.value(name)
         if value is not None and value != allowed:
-            self.refuse(name, f"{shown(value)}: {why}; allowed is {shown(allowed)}", "unsupported_value")
+            self.refuse(name, f"{as_json(value)}: {why}; allowed is {as_json(allowed)}", "unsupported_value")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
-from app.domain.error_text.json_text import MAX_PATH, shown, unquoted
+from app.domain.error_text.json_text import MAX_PATH_CHARACTERS, as_json, unquoted
 from app.domain.jobs.parameters import AUTO, Knobs
 from app.domain.jobs.spec import Method
 from app.errors import BadRequest, UnknownParameter
@@ -69,7 +69,7 @@ def method_of(body: Mapping[str, Any]) -> Method | None:
 def _hyperparameter_objects(body: Mapping[str, Any], knobs: Knobs) -> Iterator[tuple[str, Mapping[str, Any]]]:
     method, kind = body.get("method") or {}, method_of(body)
     if kind is None:
-        seen, known = shown(method["type"]), " and ".join(map(shown, METHODS))
+        seen, known = as_json(method["type"]), " and ".join(map(as_json, METHODS))
         text = f"method.type {seen} is not offered here; allowed are {known}"
         knobs.problems.append(BadRequest(text, "method.type", "unsupported_value"))
         return
@@ -77,7 +77,7 @@ def _hyperparameter_objects(body: Mapping[str, Any], knobs: Knobs) -> Iterator[t
         if key not in OPENAIS_METHODS:
             knobs.problems.append(_unknown(f"method.{key}", ("type", kind)))
         elif method[key] is not None:
-            owner, asked = shown(key), shown(kind)
+            owner, asked = as_json(key), as_json(kind)
             text = f"method.{key} belongs to the type {owner}, but method.type is {asked}; give only method.{kind}"
             knobs.problems.append(UnknownParameter(text, f"method.{key}"))
     chosen = method.get(kind) or {}
@@ -91,7 +91,7 @@ def _refuse_knobs_of_other_methods(knobs: Knobs, method: Method | None) -> None:
     for name, owner in OF_METHOD.items():
         knob = knobs.values.get(name)
         if knob is not None and knob.value is not None and method not in (owner, None):
-            text = f"belongs to the method {shown(owner)}, but this job's method is {shown(method)}; leave it out"
+            text = f"belongs to the method {as_json(owner)}, but this job's method is {as_json(method)}; leave it out"
             knobs.refuse(name, text, "unsupported_value")
 
 
@@ -118,7 +118,7 @@ def _gather_lora(knobs: Knobs, value: Any, path: str) -> None:
         knobs.problems.append(BadRequest(text, path, "unsupported_value"))
         return
     if not isinstance(value, Mapping):
-        text = f'{path} must be an object such as {{"r": 16}}, not {shown(value)}'
+        text = f'{path} must be an object such as {{"r": 16}}, not {as_json(value)}'
         knobs.problems.append(BadRequest(text, path, "invalid_type"))
         return
     for key, item in value.items():
@@ -137,7 +137,7 @@ def _give_lora(knobs: Knobs, name: str, value: Any, path: str) -> None:
 def _gather_quantization(knobs: Knobs, value: Any, path: str) -> None:
     if value is not None and not isinstance(value, Mapping):
         example = '{"bits": 4, "type": "nf4"}'
-        text = f"{path} must be null (16-bit LoRA) or an object such as {example}, not {shown(value)}"
+        text = f"{path} must be null (16-bit LoRA) or an object such as {example}, not {as_json(value)}"
         knobs.problems.append(BadRequest(text, path, "invalid_type"))
         return
     knobs.give("quantization", value is not None, path)
@@ -152,7 +152,7 @@ def _gather_load_in_4bit(knobs: Knobs, value: Any, path: str) -> None:
     if isinstance(value, bool):
         knobs.give("quantization", value, path)
     else:
-        knobs.problems.append(BadRequest(f"{path} must be true or false, not {shown(value)}", path, "invalid_type"))
+        knobs.problems.append(BadRequest(f"{path} must be true or false, not {as_json(value)}", path, "invalid_type"))
 
 
 def _split_names(value: Any) -> Any:
@@ -162,7 +162,7 @@ def _split_names(value: Any) -> Any:
 
 
 def _unknown(path: str, known: tuple[str, ...]) -> UnknownParameter:
-    where = unquoted(path, MAX_PATH)
+    where = unquoted(path, MAX_PATH_CHARACTERS)
     return UnknownParameter(f"unknown parameter {where}; known here: {_listed(known)}", where)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from app.domain.base_models.catalog import CatalogEntry
-from app.domain.error_text.json_text import shown
+from app.domain.error_text.json_text import as_json
 from app.domain.jobs import bounds
 from app.domain.jobs.auto_hyperparameters import WARMUP_RATIO, auto_batch_size, auto_epochs, auto_learning_rate
 from app.domain.jobs.evaluation_settings import measuring
@@ -97,7 +97,7 @@ def _quantization(knobs: Knobs) -> QuantizationSpec | None:
         if value is not None and (value not in allowed or isinstance(value, bool)):
             knobs.refuse(
                 f"quantization.{key}",
-                f"{shown(value)} is not offered; allowed: {', '.join(map(str, allowed))}",
+                f"{as_json(value)} is not offered; allowed: {', '.join(map(str, allowed))}",
                 "unsupported_value",
             )
         elif value is not None:

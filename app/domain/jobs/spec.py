@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from app.domain.base_models.catalog import Signature
+from app.domain.base_models.catalog import StatSignature
 from app.domain.planning.execution_plan import Measurement
 
 SPEC_VERSION: Literal[1] = 1
@@ -139,7 +139,9 @@ class BaseSpec(Frozen):
     name: str
     directory: Path
     manifest_sha256: str  # of the registered files; the trainer refuses a directory that differs
-    signature: Signature | None = None  # catalog.stat_signature of the files that gave this hash; absent: hash again
+    signature: StatSignature | None = (
+        None  # catalog.stat_signature of the files that gave this hash; absent: hash again
+    )
 
 
 class RunSpec(Frozen):

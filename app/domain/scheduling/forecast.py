@@ -1,7 +1,8 @@
-"""When will each waiting job start? The queue, played to its end with planned durations.
+"""When will each queued job start? A simulation of the queue with planned durations.
 
-The rule is that of the claim: urgent jobs first, then the project with the least share, within it priority, then age.
-What is approximate: durations are plans, nobody comes or leaves meanwhile, a whole job is charged when it starts.
+The order is that of the claim: urgent jobs first, then the project with the smallest share, within a project by
+priority, then by age. Approximations: durations are estimates, no job or worker arrives or leaves during the
+simulation, and a job's whole duration counts towards its project's share when the job starts.
 """
 
 from __future__ import annotations
@@ -13,243 +14,268 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from app.domain.scheduling.fair_share import HALF_LIFE_SECONDS, MOST_HALF_LIVES, UNPLANNED_SECONDS, Standing
-from app.domain.scheduling.worker_capacity import Need, Offer, fits, what_lacks
+from app.domain.scheduling.fair_share import (
+    DEFAULT_DURATION_SECONDS,
+    HALF_LIFE_SECONDS,
+    MAX_HALF_LIVES,
+    ProjectShare,
+)
+from app.domain.scheduling.worker_capacity import JobRequirements, WorkerCapacity, fits, missing_requirements
 
-ANYTHING = Offer("cuda", 1 << 62, models=None, labels=None)
-ALL_OF_ONE = frozenset({0})
+UNLIMITED_CAPACITY = WorkerCapacity("cuda", 1 << 62, models=None, labels=None)
+UNLIMITED_CLASS = frozenset({0})
 
 
 @dataclass(frozen=True)
-class Slot:
-    """A place to work at. `free_in_seconds` is what is left of the job it has; `project_id` that job's."""
+class WorkerSlot:
+    """The slot of a worker: when it is free, and the project of the job that it runs now."""
 
-    offer: Offer
+    capacity: WorkerCapacity
     free_in_seconds: float = 0.0
     project_id: str | None = None
 
 
 # A forecast makes 50,000 of each, and a frozen dataclass takes four times as long to make.
-class Waiting(NamedTuple):
+class QueuedJob(NamedTuple):
     job_id: str
     project_id: str
     seq: int
-    need: Need
+    requirements: JobRequirements
     priority: int = 0
     is_urgent: bool = False
-    seconds: float | None = None  # what is left of its plan
-    pause_seconds: float = 0.0  # until a worker may take it: after an attempt that ended without a result
+    seconds: float | None = None  # left of its estimated duration
+    pause_seconds: float = 0.0  # until a worker may claim it: the pause after an attempt without a result
 
     def order(self) -> tuple[bool, int, int]:
-        """Within its project."""
+        """The sort key within its project."""
         return (not self.is_urgent, -self.priority, self.seq)
 
 
-class Placed(NamedTuple):
+class JobForecast(NamedTuple):
     job_id: str
     project_id: str
     position: int
-    start_in_seconds: float | None  # None: nobody knows
-    waiting_for: str | None
+    start_in_seconds: float | None  # None: no worker can run it
+    waiting_for: str | None  # the missing requirement, in a sentence
 
 
-Fitted = tuple[Waiting, frozenset[int]]  # a job, and the numbers of the offers that fit it
+# A job, and the numbers of the worker classes (distinct capacities) that meet its requirements.
+ClassifiedJob = tuple[QueuedJob, frozenset[int]]
 
 
 @dataclass
-class _Project:
-    """One project while the queue is played. Its jobs stand in a line for each set of offers that fit them."""
+class _ProjectQueue:
+    """The queued jobs of one project during the simulation: one queue for each set of worker classes that fit."""
 
     share: float
     weight: float
-    room: int | None
-    lines: dict[frozenset[int], deque[Waiting]] = field(default_factory=dict)
-    stamp: int = 0
+    jobs_allowed: int | None  # jobs that it may still start; None: no limit
+    queues: dict[frozenset[int], deque[QueuedJob]] = field(default_factory=dict)
+    version: int = 0  # of its candidates in the heaps; older ones are stale
+
+    @classmethod
+    def of(cls, project: ProjectShare) -> _ProjectQueue:
+        allowed = None if project.max_running is None else project.max_running - project.running
+        return cls(project.share, project.weight, allowed)
 
     @property
-    def is_full(self) -> bool:
-        return self.room is not None and self.room <= 0
+    def is_at_limit(self) -> bool:
+        return self.jobs_allowed is not None and self.jobs_allowed <= 0
+
+    def next_queue(self, worker_class: int) -> deque[QueuedJob] | None:
+        """The queue whose first job is the project's next one on a slot of this class."""
+        best: deque[QueuedJob] | None = None
+        for classes, queue in self.queues.items():
+            if queue and worker_class in classes and (best is None or queue[0].order() < best[0].order()):
+                best = queue
+        return best
+
+
+class _SlotState(NamedTuple):
+    """A slot during the simulation: the number of its worker class, and its GPUs."""
+
+    worker_class: int
+    gpus: int
 
 
 def forecast(
-    slots: Sequence[Slot],
-    waiting: Iterable[Waiting],
-    standings: Iterable[Standing],
+    slots: Sequence[WorkerSlot],
+    queued: Iterable[QueuedJob],
+    shares: Iterable[ProjectShare],
     half_life: float = HALF_LIFE_SECONDS,
-) -> list[Placed]:
-    """Every waiting job, in the order in which they are expected to start; those that nobody can take come last."""
-    known = {standing.project_id: standing for standing in standings}
-    offers = list({slot.offer: None for slot in slots})
-    kinds = _Kinds(offers)
-    jobs = [(job, kinds.of(job.need)) for job in waiting]
-    started = _Play(slots, offers, jobs, known, half_life).run()
-    placed = {job.job_id for job, _ in started}
-    rest = [(job, ALL_OF_ONE) for job, _ in jobs if job.job_id not in placed]
-    anywhere = _Play([Slot(ANYTHING)], [ANYTHING], rest, _without_limits(known), half_life).run()
+) -> list[JobForecast]:
+    """All queued jobs in the expected order of their starts; the jobs that no worker can run come last."""
+    share_by_project = {share.project_id: share for share in shares}
+    capacities = list({slot.capacity: None for slot in slots})
+    classes = _WorkerClasses(capacities)
+    jobs = [(job, classes.matching(job.requirements)) for job in queued]
+    started = _QueueSimulation(slots, capacities, jobs, share_by_project, half_life).run()
+    started_ids = {job.job_id for job, _ in started}
+    # The others are ordered as if one worker without limits ran them, each project without its limit of running jobs.
+    others = [(job, UNLIMITED_CLASS) for job, _ in jobs if job.job_id not in started_ids]
+    unlimited = {
+        name: ProjectShare(name, share.usage, share.held, share.weight) for name, share in share_by_project.items()
+    }
+    not_started = _QueueSimulation(
+        [WorkerSlot(UNLIMITED_CAPACITY)], [UNLIMITED_CAPACITY], others, unlimited, half_life
+    ).run()
     return [
-        *(Placed(job.job_id, job.project_id, number, start, None) for number, (job, start) in enumerate(started, 1)),
         *(
-            Placed(job.job_id, job.project_id, number, None, kinds.lack(job.need))
-            for number, (job, _) in enumerate(anywhere, len(started) + 1)
+            JobForecast(job.job_id, job.project_id, position, start, None)
+            for position, (job, start) in enumerate(started, 1)
+        ),
+        *(
+            JobForecast(job.job_id, job.project_id, position, None, classes.missing(job.requirements))
+            for position, (job, _) in enumerate(not_started, len(started) + 1)
         ),
     ]
 
 
-class _Kinds:
-    """Which offers, by their numbers, fit a need; thousands of jobs have a few needs."""
+class _WorkerClasses:
+    """The worker classes that meet given requirements, cached: thousands of jobs have a few distinct requirements."""
 
-    def __init__(self, offers: Sequence[Offer]) -> None:
-        self._offers = offers
-        self._kinds: dict[Need, frozenset[int]] = {}
-        self._lacks: dict[Need, str | None] = {}
+    def __init__(self, capacities: Sequence[WorkerCapacity]) -> None:
+        self._capacities = capacities
+        self._matching: dict[JobRequirements, frozenset[int]] = {}
+        self._missing: dict[JobRequirements, str | None] = {}
 
-    def of(self, need: Need) -> frozenset[int]:
-        found = self._kinds.get(need)
-        if found is None:
-            found = frozenset(number for number, offer in enumerate(self._offers) if fits(offer, need))
-            self._kinds[need] = found
-        return found
+    def matching(self, requirements: JobRequirements) -> frozenset[int]:
+        classes = self._matching.get(requirements)
+        if classes is None:
+            classes = frozenset(
+                number for number, capacity in enumerate(self._capacities) if fits(capacity, requirements)
+            )
+            self._matching[requirements] = classes
+        return classes
 
-    def lack(self, need: Need) -> str | None:
-        """In a sentence; None where one fits."""
-        if need not in self._lacks:
-            self._lacks[need] = what_lacks(self._offers, need)
-        return self._lacks[need]
+    def missing(self, requirements: JobRequirements) -> str | None:
+        if requirements not in self._missing:
+            self._missing[requirements] = missing_requirements(self._capacities, requirements)
+        return self._missing[requirements]
 
 
-class _Play:
+class _QueueSimulation:
+    """A discrete-event simulation. For each worker class a heap has the next candidate of every project."""
+
     def __init__(
         self,
-        slots: Sequence[Slot],
-        offers: Sequence[Offer],
-        jobs: Sequence[Fitted],
-        known: Mapping[str, Standing],
+        slots: Sequence[WorkerSlot],
+        capacities: Sequence[WorkerCapacity],
+        jobs: Sequence[ClassifiedJob],
+        shares: Mapping[str, ProjectShare],
         half_life: float,
     ) -> None:
         self.half_life = half_life
-        self.later = [job for job in jobs if job[0].pause_seconds > 0 and job[1]]
-        self.projects, self.left = _line_up([job for job in jobs if job[0].pause_seconds <= 0], known)
-        self.left += len(self.later)
-        for job, _ in self.later:
-            self.projects.setdefault(job.project_id, _project(known.get(job.project_id) or Standing(job.project_id)))
-        self.turns: list[list[tuple[bool, float, int, int, str, deque[Waiting]]]] = [[] for _ in offers]
-        self.idle: list[_Free] = []
-        # (when, number, the slot that is free then, the project that has room for one more, the job that may start)
-        numbers = {offer: number for number, offer in enumerate(offers)}
-        self.moments: list[tuple[float, int, _Free | None, str | None, Fitted | None]] = [
-            (slot.free_in_seconds, number, _Free(numbers[slot.offer], slot.offer.gpus), slot.project_id, None)
+        paused = [job for job in jobs if job[0].pause_seconds > 0 and job[1]]
+        ready = [job for job in jobs if job[0].pause_seconds <= 0 and job[1]]
+        self.jobs_left = len(ready) + len(paused)
+        self.projects = _project_queues(ready, shares)
+        for job, _ in paused:
+            if job.project_id not in self.projects:
+                share = shares.get(job.project_id) or ProjectShare(job.project_id)
+                self.projects[job.project_id] = _ProjectQueue.of(share)
+        self.candidates: list[list[tuple[bool, float, int, int, str, deque[QueuedJob]]]] = [[] for _ in capacities]
+        self.idle: list[_SlotState] = []
+        # (time, number, the slot that is free then, the project whose job ended, the job whose pause is over)
+        classes = {capacity: number for number, capacity in enumerate(capacities)}
+        self.events: list[tuple[float, int, _SlotState | None, str | None, ClassifiedJob | None]] = [
+            (
+                slot.free_in_seconds,
+                number,
+                _SlotState(classes[slot.capacity], slot.capacity.gpus),
+                slot.project_id,
+                None,
+            )
             for number, slot in enumerate(slots)
         ]
-        self.moments += [
-            (job[0].pause_seconds, number, None, None, job) for number, job in enumerate(self.later, len(slots))
+        self.events += [
+            (job[0].pause_seconds, number, None, None, job) for number, job in enumerate(paused, len(slots))
         ]
-        heapq.heapify(self.moments)
+        heapq.heapify(self.events)
         for project_id in self.projects:
-            self._enter(project_id)
+            self._push_candidates(project_id)
 
-    def run(self) -> list[tuple[Waiting, float]]:
-        """Each job that starts, and in how many seconds, in that order."""
-        starts: list[tuple[Waiting, float]] = []
-        number = len(self.moments)
-        while self.left and self.moments:
-            now, _, slot, ended, arrived = heapq.heappop(self.moments)
-            for free in self._arrive(arrived) if slot is None else (slot, *self._freed_by(ended)):
-                job = self._next(free.kind)
+    def run(self) -> list[tuple[QueuedJob, float]]:
+        """The jobs that start, in that order, each with the seconds until its start."""
+        starts: list[tuple[QueuedJob, float]] = []
+        number = len(self.events)
+        while self.jobs_left and self.events:
+            now, _, slot, ended_project_id, resumed = heapq.heappop(self.events)
+            free_slots = self._end_pause(resumed) if slot is None else [slot, *self._end_job(ended_project_id)]
+            for free_slot in free_slots:
+                job = self._pop_next(free_slot.worker_class)
                 if job is None:
-                    self.idle.append(free)
+                    self.idle.append(free_slot)
                     continue
                 starts.append((job, now))
-                seconds = UNPLANNED_SECONDS if job.seconds is None else job.seconds
-                self._charge(job, now, seconds * free.gpus)
+                seconds = DEFAULT_DURATION_SECONDS if job.seconds is None else job.seconds
+                self._charge(job, now, seconds * free_slot.gpus)
                 number += 1
-                heapq.heappush(self.moments, (now + max(1.0, seconds), number, free, job.project_id, None))
+                heapq.heappush(self.events, (now + max(1.0, seconds), number, free_slot, job.project_id, None))
         return starts
 
-    def _arrive(self, arrived: Fitted | None) -> list[_Free]:
-        """The pause of a job is over: it joins its line. The slots that had nothing to do."""
-        assert arrived is not None
-        job, kinds = arrived
-        line = self.projects[job.project_id].lines.setdefault(kinds, deque())
-        line.insert(bisect_left(line, job.order(), key=Waiting.order), job)
-        self._enter(job.project_id)
+    def _end_pause(self, resumed: ClassifiedJob | None) -> list[_SlotState]:
+        """Put a job whose pause is over into its queue; return the idle slots."""
+        assert resumed is not None
+        job, classes = resumed
+        queue = self.projects[job.project_id].queues.setdefault(classes, deque())
+        queue.insert(bisect_left(queue, job.order(), key=QueuedJob.order), job)
+        self._push_candidates(job.project_id)
         idle, self.idle = self.idle, []
         return idle
 
-    def _freed_by(self, ended: str | None) -> list[_Free]:
-        """Slots that had nothing to do, now that a job of a project which was full has ended."""
-        project = self.projects.get(ended or "")
-        if project is None or project.room is None:
+    def _end_job(self, project_id: str | None) -> list[_SlotState]:
+        """Return the idle slots if the end of this project's job takes it below its limit, else none."""
+        project = self.projects.get(project_id or "")
+        if project is None or project.jobs_allowed is None:
             return []
-        was_full, project.room = project.is_full, project.room + 1
-        if not was_full:
+        was_at_limit, project.jobs_allowed = project.is_at_limit, project.jobs_allowed + 1
+        if not was_at_limit:
             return []
-        self._enter(ended or "")
+        self._push_candidates(project_id or "")
         idle, self.idle = self.idle, []
         return idle
 
-    def _next(self, kind: int) -> Waiting | None:
-        turns = self.turns[kind]
-        while turns:
-            _, _, _, stamp, project_id, line = heapq.heappop(turns)
+    def _pop_next(self, worker_class: int) -> QueuedJob | None:
+        candidates = self.candidates[worker_class]
+        while candidates:
+            _, _, _, version, project_id, queue = heapq.heappop(candidates)
             project = self.projects[project_id]
-            if stamp == project.stamp and not project.is_full:
-                self.left -= 1
-                return line.popleft()
+            if version == project.version and not project.is_at_limit:
+                self.jobs_left -= 1
+                return queue.popleft()
         return None
 
-    def _charge(self, job: Waiting, now: float, gpu_seconds: float) -> None:
-        """In GPU seconds of the beginning: everybody's usage fades alike, so what comes later weighs more."""
+    def _charge(self, job: QueuedJob, now: float, gpu_seconds: float) -> None:
+        """Add a started job to its project's share, in GPU seconds of the simulation's start.
+
+        All usage decays at the same rate, so later usage is scaled up instead of decaying every share at each event.
+        """
         project = self.projects[job.project_id]
-        project.share += gpu_seconds / project.weight * 2.0 ** min(MOST_HALF_LIVES, now / self.half_life)
-        if project.room is not None:
-            project.room -= 1
-        self._enter(job.project_id)
+        project.share += gpu_seconds / project.weight * 2.0 ** min(MAX_HALF_LIVES, now / self.half_life)
+        if project.jobs_allowed is not None:
+            project.jobs_allowed -= 1
+        self._push_candidates(job.project_id)
 
-    def _enter(self, project_id: str) -> None:
-        """Give a project its turn anew for every kind of slot; turns with an older stamp are void."""
+    def _push_candidates(self, project_id: str) -> None:
+        """Push a project's next job for every worker class; its older candidates become stale."""
         project = self.projects[project_id]
-        project.stamp += 1
-        for kind, turns in enumerate(self.turns):
-            if line := _head(project, kind):
-                head = line[0]
-                turn = (not head.is_urgent, project.share, head.seq, project.stamp, project_id, line)
-                heapq.heappush(turns, turn)
+        project.version += 1
+        for worker_class, candidates in enumerate(self.candidates):
+            if queue := project.next_queue(worker_class):
+                job = queue[0]
+                candidate = (not job.is_urgent, project.share, job.seq, project.version, project_id, queue)
+                heapq.heappush(candidates, candidate)
 
 
-class _Free(NamedTuple):
-    """A slot while the queue is played: the number of its offer, and its GPUs."""
-
-    kind: int
-    gpus: int
-
-
-def _line_up(jobs: Sequence[Fitted], known: Mapping[str, Standing]) -> tuple[dict[str, _Project], int]:
-    """The projects, each line in its order, and how many stand there: those that no offer fits do not."""
-    waiting: dict[tuple[str, frozenset[int]], list[Waiting]] = {}
-    for job, kinds in jobs:
-        if kinds:
-            waiting.setdefault((job.project_id, kinds), []).append(job)
-    projects: dict[str, _Project] = {}
-    for (project_id, kinds), line in waiting.items():
+def _project_queues(jobs: Sequence[ClassifiedJob], shares: Mapping[str, ProjectShare]) -> dict[str, _ProjectQueue]:
+    """The projects of `jobs`, each of their queues in order."""
+    by_queue: dict[tuple[str, frozenset[int]], list[QueuedJob]] = {}
+    for job, classes in jobs:
+        by_queue.setdefault((job.project_id, classes), []).append(job)
+    projects: dict[str, _ProjectQueue] = {}
+    for (project_id, classes), queue in by_queue.items():
         if project_id not in projects:
-            projects[project_id] = _project(known.get(project_id) or Standing(project_id))
-        projects[project_id].lines[kinds] = deque(sorted(line, key=Waiting.order))
-    return projects, sum(map(len, waiting.values()))
-
-
-def _project(standing: Standing) -> _Project:
-    room = None if standing.max_running is None else standing.max_running - standing.running
-    return _Project(standing.share, standing.weight, room)
-
-
-def _head(project: _Project, kind: int) -> deque[Waiting] | None:
-    """The line whose first job would be the project's next on a slot with the offer of this number."""
-    first: deque[Waiting] | None = None
-    for kinds, line in project.lines.items():
-        if line and kind in kinds and (first is None or line[0].order() < first[0].order()):
-            first = line
-    return first
-
-
-def _without_limits(known: Mapping[str, Standing]) -> dict[str, Standing]:
-    return {name: Standing(name, standing.usage, standing.held, standing.weight) for name, standing in known.items()}
+            projects[project_id] = _ProjectQueue.of(shares.get(project_id) or ProjectShare(project_id))
+        projects[project_id].queues[classes] = deque(sorted(queue, key=QueuedJob.order))
+    return projects

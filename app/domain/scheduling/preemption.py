@@ -1,84 +1,98 @@
-"""Which running jobs should give way to urgent ones that wait: only as many as help, and none too soon or too often."""
+"""Preemption: which running jobs are stopped for urgent jobs: no more than help, none too early or too often."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from app.domain.scheduling.worker_capacity import Need, Offer, fits
+from app.domain.scheduling.worker_capacity import JobRequirements, WorkerCapacity, fits
 
-SOON_SECONDS = 120.0  # a job that ends within so long is waited for: stopping and resuming would cost as much
-
-
-@dataclass(frozen=True)
-class Policy:
-    after_seconds: float  # so long an attempt runs before it is asked: the next urgent job finds it no sooner
-    limit: int  # so often a job is asked at most
+ENDS_SOON_SECONDS = 120.0  # a job that ends within this time is not stopped: stopping and resuming cost as much
 
 
 @dataclass(frozen=True)
-class Urgent:
+class PreemptionPolicy:
+    min_run_seconds: float  # an attempt runs at least this long before it can be preempted
+    max_preemptions: int  # of one job
+
+
+@dataclass(frozen=True)
+class UrgentJob:
     job_id: str
     project_id: str
-    need: Need
+    requirements: JobRequirements
 
 
 @dataclass(frozen=True)
-class Holder:
-    """A running job and the slot it has."""
+class RunningJob:
+    """A running job and the capacity of its slot."""
 
     job_id: str
     project_id: str
-    offer: Offer
+    capacity: WorkerCapacity
     share: float  # of its project
     ran_seconds: float
     seconds_left: float
     priority: int = 0
     is_urgent: bool = False
-    is_asked: bool = False
-    is_stoppable: bool = True  # its trainer trains, and its user wants it to
-    times_yielded: int = 0
+    is_preempting: bool = False  # its preemption has been requested
+    is_stoppable: bool = True  # its trainer is training, and no pause or cancel is requested
+    preemption_count: int = 0
+
+    @property
+    def frees_its_slot(self) -> bool:
+        return self.is_preempting or self.seconds_left <= ENDS_SOON_SECONDS
 
 
-def who_gives_way(
-    urgent: Sequence[Urgent],
-    free: Sequence[Offer],
-    holders: Sequence[Holder],
-    room: Mapping[str, int],
-    policy: Policy,
-) -> list[Holder]:
-    """Whom to ask. `urgent` is in the order of the queue; `room` says how many more a limited project may run."""
-    free, holders, room = list(free), list(holders), dict(room)
-    asked = []
+def select_victims(
+    urgent: Sequence[UrgentJob],
+    free: Sequence[WorkerCapacity],
+    running: Sequence[RunningJob],
+    jobs_allowed: Mapping[str, int],
+    policy: PreemptionPolicy,
+) -> list[RunningJob]:
+    """The running jobs whose preemption must be requested now.
+
+    `urgent` is in the order of the queue. `jobs_allowed` is the number of jobs that each project with a limit may
+    still start.
+    """
+    free, running, jobs_allowed = list(free), list(running), dict(jobs_allowed)
+    victims = []
     for job in urgent:
-        is_full = room.get(job.project_id, 1) <= 0
-        if not is_full and (offer := next((each for each in free if fits(each, job.need)), None)):
-            free.remove(offer)
-        elif holder := _next_to_go(job, holders, is_full, policy):
-            holders.remove(holder)
-            if not (holder.is_asked or holder.seconds_left <= SOON_SECONDS):
-                asked.append(holder)
+        is_at_limit = jobs_allowed.get(job.project_id, 1) <= 0
+        if not is_at_limit and (capacity := next((each for each in free if fits(each, job.requirements)), None)):
+            free.remove(capacity)
+        elif victim := _victim(job, running, is_at_limit, policy):
+            running.remove(victim)
+            if not victim.frees_its_slot:
+                victims.append(victim)
         else:
             continue
-        if job.project_id in room and not is_full:
-            room[job.project_id] -= 1
-    return asked
+        if job.project_id in jobs_allowed and not is_at_limit:
+            jobs_allowed[job.project_id] -= 1
+    return victims
 
 
-def _next_to_go(job: Urgent, holders: Sequence[Holder], is_full: bool, policy: Policy) -> Holder | None:
-    """Who frees a slot for this job: one that does so anyway, else of the project that has had the most.
+def _victim(
+    job: UrgentJob, running: Sequence[RunningJob], is_at_limit: bool, policy: PreemptionPolicy
+) -> RunningJob | None:
+    """The job whose slot `job` gets: one that frees its slot anyway, else one of the project with the largest share.
 
-    A project that runs as many as it may gets no slot from another's job, only from one of its own.
+    A project at its limit gets a slot only from one of its own jobs.
     """
     fitting = [
-        each for each in holders if fits(each.offer, job.need) and (not is_full or each.project_id == job.project_id)
+        each
+        for each in running
+        if fits(each.capacity, job.requirements) and (not is_at_limit or each.project_id == job.project_id)
     ]
-    leaving = [each for each in fitting if each.is_asked or each.seconds_left <= SOON_SECONDS]
-    if leaving:
-        return leaving[0]
-    may_be_asked = [
-        each for each in fitting
-        if each.is_stoppable and not each.is_urgent and each.ran_seconds >= policy.after_seconds
-        and each.times_yielded < policy.limit
-    ]  # fmt: skip
-    return max(may_be_asked, key=lambda each: (each.share, -each.priority, each.seconds_left), default=None)
+    if ending := [each for each in fitting if each.frees_its_slot]:
+        return ending[0]
+    preemptible = [
+        each
+        for each in fitting
+        if each.is_stoppable
+        and not each.is_urgent
+        and each.ran_seconds >= policy.min_run_seconds
+        and each.preemption_count < policy.max_preemptions
+    ]
+    return max(preemptible, key=lambda each: (each.share, -each.priority, each.seconds_left), default=None)

@@ -1,4 +1,4 @@
-"""What a worker offers, what a job needs of one, and what is lacking, in a sentence."""
+"""The capacity of a worker, the requirements of a job, and a sentence that names what is missing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from app.domain.error_text.json_text import shown
+from app.domain.error_text.json_text import as_json
 from app.domain.planning.duration import DEFAULT_CORE_FLOPS
 from app.domain.planning.estimate import HEADROOM, Device
 from app.domain.planning.memory import DeviceKind
@@ -18,8 +18,8 @@ MAX_LABELS = 8
 
 
 @dataclass(frozen=True)
-class Offer:
-    """What one GPU slot has for a job. None: it does not say, so it is asked for nothing."""
+class WorkerCapacity:
+    """The capacity of one GPU slot. None: unknown, so it does not limit the jobs."""
 
     kind: DeviceKind
     memory_bytes: int
@@ -33,70 +33,74 @@ class Offer:
 
 
 @dataclass(frozen=True)
-class Need:
-    """What a job asks of its worker; bytes are None until its files are validated."""
+class JobRequirements:
+    """What a job requires of its worker; the bytes are None until its files are validated."""
 
     base_model: str
     labels: frozenset[str] = frozenset()
     cpu_bytes: int | None = None
     cuda_bytes: int | None = None
 
-    def bytes_on(self, kind: DeviceKind) -> int:
+    def memory_bytes(self, kind: DeviceKind) -> int:
         return (self.cpu_bytes if kind == "cpu" else self.cuda_bytes) or 0
 
 
-def has_model(offer: Offer, need: Need) -> bool:
-    return offer.models is None or need.base_model in offer.models
+def has_model(capacity: WorkerCapacity, requirements: JobRequirements) -> bool:
+    return capacity.models is None or requirements.base_model in capacity.models
 
 
-def has_labels(offer: Offer, need: Need) -> bool:
-    return offer.labels is None or need.labels <= offer.labels
+def has_labels(capacity: WorkerCapacity, requirements: JobRequirements) -> bool:
+    return capacity.labels is None or requirements.labels <= capacity.labels
 
 
-def has_memory(offer: Offer, need: Need) -> bool:
-    return need.bytes_on(offer.kind) <= offer.usable_bytes
+def has_memory(capacity: WorkerCapacity, requirements: JobRequirements) -> bool:
+    return requirements.memory_bytes(capacity.kind) <= capacity.usable_bytes
 
 
-def fits(offer: Offer, need: Need) -> bool:
-    return has_model(offer, need) and has_labels(offer, need) and has_memory(offer, need)
-
-
-def what_lacks(offers: Sequence[Offer], need: Need) -> str | None:
-    """None when one of the offers fits; else what to wait for, or to ask the operator about."""
-    if not offers:
-        return "No worker that trains is alive."
-    if any(fits(offer, need) for offer in offers):
-        return None
-    with_model = [offer for offer in offers if has_model(offer, need)]
-    if not with_model:
-        return f"No living worker has the model {shown(need.base_model)} with the files that were registered."
-    labelled = [offer for offer in with_model if has_labels(offer, need)]
-    if not labelled:
-        asked = ", ".join(sorted(need.labels))
-        return f"No living worker that has the model {shown(need.base_model)} has the labels {asked}."
-    largest = max(labelled, key=lambda offer: offer.usable_bytes - need.bytes_on(offer.kind))
-    needed, there = need.bytes_on(largest.kind) / 1e9, largest.memory_bytes / 1e9
+def fits(capacity: WorkerCapacity, requirements: JobRequirements) -> bool:
     return (
-        f"No living worker that may take the job has the memory: it needs {needed:.2f} GB, the largest has {there:.2f}."
+        has_model(capacity, requirements) and has_labels(capacity, requirements) and has_memory(capacity, requirements)
     )
 
 
-def offer_of(about: Mapping[str, Any]) -> Offer:
-    """From what a worker says of itself; one that says nothing is taken to have room for everything."""
-    device = device_of(about)
-    models = about.get("models")
-    return Offer(
+def missing_requirements(capacities: Sequence[WorkerCapacity], requirements: JobRequirements) -> str | None:
+    """A sentence that names the requirement that no worker meets; None if one worker meets all of them."""
+    if not capacities:
+        return "No training worker is running."
+    if any(fits(capacity, requirements) for capacity in capacities):
+        return None
+    with_model = [capacity for capacity in capacities if has_model(capacity, requirements)]
+    if not with_model:
+        return f"No running worker has the model {as_json(requirements.base_model)} with the registered files."
+    with_labels = [capacity for capacity in with_model if has_labels(capacity, requirements)]
+    if not with_labels:
+        labels = ", ".join(sorted(requirements.labels))
+        return f"No running worker with the model {as_json(requirements.base_model)} has the labels {labels}."
+    largest = max(with_labels, key=lambda each: each.usable_bytes - requirements.memory_bytes(each.kind))
+    required_gb, largest_gb = requirements.memory_bytes(largest.kind) / 1e9, largest.memory_bytes / 1e9
+    return (
+        f"No matching worker has enough memory: the job needs {required_gb:.2f} GB, the largest worker has "
+        f"{largest_gb:.2f} GB."
+    )
+
+
+def worker_capacity(description: Mapping[str, Any]) -> WorkerCapacity:
+    """The capacity in a worker's own description; memory that it does not state counts as unlimited."""
+    device = worker_device(description)
+    models = description.get("models")
+    return WorkerCapacity(
         kind=device.kind if device else "cpu",
         memory_bytes=device.memory_bytes if device else 1 << 60,
         models=None if models is None else frozenset(models),
-        labels=frozenset(about.get("labels") or ()),
-        gpus=int(about.get("gpus_per_job") or 1),
+        labels=frozenset(description.get("labels") or ()),
+        gpus=int(description.get("gpus_per_job") or 1),
     )
 
 
-def device_of(about: Mapping[str, Any]) -> Device | None:
-    """A worker of before there were plans does not say what it has."""
-    if about.get("kind") not in ("cpu", "cuda") or not about.get("memory_bytes"):
+def worker_device(description: Mapping[str, Any]) -> Device | None:
+    """The device in a worker's own description; None for a worker of a release without plans, which states none."""
+    if description.get("kind") not in ("cpu", "cuda") or not description.get("memory_bytes"):
         return None
-    cores, core_flops = int(about.get("cpus") or 1), float(about.get("core_flops") or DEFAULT_CORE_FLOPS)
-    return Device(about["kind"], str(about["device"]), int(about["memory_bytes"]), cores, core_flops)
+    cores = int(description.get("cpus") or 1)
+    core_flops = float(description.get("core_flops") or DEFAULT_CORE_FLOPS)
+    return Device(description["kind"], str(description["device"]), int(description["memory_bytes"]), cores, core_flops)

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from app.db.access import audit
 from app.db.tables import AuditEntry
-from app.domain.error_text.json_text import shown
+from app.domain.error_text.json_text import as_json
 from app.errors import BadRequest
 
 
@@ -23,5 +23,5 @@ def _cursor(session: Session, param: str, entry_id: str | None) -> AuditEntry | 
     entry = audit.get(session, entry_id) if entry_id is not None else None
     if entry_id is not None and entry is None:
         item = "last item of the page before" if param == "after" else "first item of the page after"
-        raise BadRequest(f"{param}: there is no entry {shown(entry_id)}; give the id of the {item}", param)
+        raise BadRequest(f"{param}: there is no entry {as_json(entry_id)}; give the id of the {item}", param)
     return entry

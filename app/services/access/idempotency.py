@@ -19,7 +19,7 @@ from app.db.access import idempotency
 from app.db.access.idempotency import KeyedRequest, KeyInUseError, StoredResponse
 from app.db.access.keys import PREFIX
 from app.db.fast_reads.pool import AsyncConnections
-from app.domain.error_text.json_text import shown
+from app.domain.error_text.json_text import as_json
 from app.errors import IdempotencyKeyInUse, IdempotencyKeyReused
 
 # An API key is kept as a hash and nowhere else: the copy of an answer that shows a new one does without it.
@@ -88,7 +88,7 @@ def fingerprint_of(value: Mapping[str, Any]) -> str:
 
 def key_in_use_error(key: str) -> IdempotencyKeyInUse:
     return IdempotencyKeyInUse(
-        f"Idempotency-Key: the first request with {shown(key)} has not ended yet; send it again in a second",
+        f"Idempotency-Key: the first request with {as_json(key)} has not ended yet; send it again in a second",
         "Idempotency-Key",
     )
 
@@ -103,7 +103,7 @@ def _reused(asked: KeyedRequest, method: str, path: str) -> IdempotencyKeyReused
     same_route = (method, path) == (asked.method, asked.path)
     seen = "another body" if same_route else f"{method} {path}"
     return IdempotencyKeyReused(
-        f"Idempotency-Key: {shown(asked.key)} was used within the last 24 hours for {seen}; send the same request "
+        f"Idempotency-Key: {as_json(asked.key)} was used within the last 24 hours for {seen}; send the same request "
         "again, or a new request with a new key",
         "Idempotency-Key",
     )

@@ -11,7 +11,7 @@ from app.db.access import keys
 from app.db.access.keys import IssuedKey
 from app.db.tables import ApiKey, Project
 from app.domain.access import scopes
-from app.domain.error_text.json_text import shown, unquoted
+from app.domain.error_text.json_text import as_json, unquoted
 from app.errors import BadRequest, NotFound
 from app.services.access.projects import validate_name
 
@@ -26,11 +26,17 @@ def create(
     """Raises BadRequest."""
     if project.archived_at is not None:
         raise BadRequest(
-            f"Project {shown(project.name)} is archived: its keys open nothing.", "project_id", "invalid_project_state"
+            f"Project {as_json(project.name)} is archived: its keys open nothing.",
+            "project_id",
+            "invalid_project_state",
         )
     _check_expiry(expires_in_seconds)
     return keys.issue(
-        session, project, validate_name(name), scopes.checked(key_scopes), expires_in_seconds=expires_in_seconds
+        session,
+        project,
+        validate_name(name),
+        scopes.validated_scopes(key_scopes),
+        expires_in_seconds=expires_in_seconds,
     )
 
 
@@ -48,7 +54,7 @@ def modify(
     if name is not None:
         key.name = validate_name(name)
     if key_scopes is not None:
-        key.scopes = scopes.checked(key_scopes)
+        key.scopes = scopes.validated_scopes(key_scopes)
     if expires_in_seconds is not None:
         keys.set_expiry(session, key, expires_in_seconds)
     session.flush()
@@ -86,7 +92,7 @@ def page(
     if after is not None:
         last = keys.get(session, after, project_id)
         if last is None:
-            text = f"after: there is no key {shown(after)} here; give the id of the last item of the page before"
+            text = f"after: there is no key {as_json(after)} here; give the id of the last item of the page before"
             raise BadRequest(text, "after")
     return keys.page(session, project_id, limit, last, with_revoked, is_active)
 

@@ -14,7 +14,7 @@ from app.db import models
 from app.db.access import permissions
 from app.db.access.permissions import Order
 from app.db.tables import CheckpointPermission, TunedModel
-from app.domain.error_text.json_text import shown, unquoted
+from app.domain.error_text.json_text import as_json, unquoted
 from app.errors import BadRequest, NotFound, NotPermitted
 
 
@@ -23,7 +23,7 @@ def find_model(session: Session, project_id: str, is_admin: bool, name: str) -> 
     found = models.get_tuned_of_any_project(session, name) if is_admin else models.get_tuned(session, project_id, name)
     if found is None:
         raise NotFound(
-            f"The checkpoint {shown(name)} does not exist; GET /v1/models lists the `ft:` models that do.",
+            f"The checkpoint {as_json(name)} does not exist; GET /v1/models lists the `ft:` models that do.",
             "fine_tuned_model_checkpoint",
             "model_not_found",
         )
@@ -42,7 +42,7 @@ def grant(session: Session, model: TunedModel, project_ids: Sequence[str]) -> li
     if unknown:
         raise NotFound(f"No such project: {', '.join(dict.fromkeys(map(unquoted, unknown)))}", "project_ids")
     if model.project_id in project_ids:
-        text = f"project_ids: {model.project_id} owns {shown(model.id)} and needs no permission; leave it out"
+        text = f"project_ids: {model.project_id} owns {as_json(model.id)} and needs no permission; leave it out"
         raise BadRequest(text, "project_ids")
     return permissions.grant(session, model, project_ids)
 
@@ -54,7 +54,7 @@ def page(
     if after is not None:
         last = permissions.get(session, model, after)
         if last is None:
-            text = f"after: there is no permission {shown(after)} here; give the id of the last item of the page before"
+            text = f"after: no permission has the id {as_json(after)}; give the last id of the previous page"
             raise BadRequest(text, "after")
     return permissions.page(session, model, limit, last, order, project_id)
 

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from app.db.access import projects
 from app.db.jobs import jobs
 from app.db.tables import Project
-from app.domain.error_text.json_text import shown, unquoted
+from app.domain.error_text.json_text import as_json, unquoted
 from app.errors import BadRequest, NotFound
 
 MAX_NAME_CHARACTERS = 100
@@ -47,7 +47,7 @@ def archive(session: Session, project_id: str, own_project_id: str | None, cance
     unfinished = jobs.unfinished_ids(session, project.id)
     if unfinished and not cancel_jobs:
         raise BadRequest(
-            f"Project {shown(project.name)} has {len(unfinished)} unfinished jobs ({_list_ids(unfinished)}), and no "
+            f"Project {as_json(project.name)} has {len(unfinished)} unfinished jobs ({_list_ids(unfinished)}), and no "
             'key can reach them in an archived project. Cancel them first, or send {"cancel_jobs": true} (on the '
             "command line `tunery projects archive --cancel-jobs`).",
             "cancel_jobs",
@@ -79,7 +79,7 @@ def page(session: Session, limit: int, after: str | None, with_archived: bool) -
     if after is not None:
         last = projects.get(session, after)
         if last is None:
-            text = f"after: there is no project {shown(after)}; give the id of the last item of the page before"
+            text = f"after: there is no project {as_json(after)}; give the id of the last item of the page before"
             raise BadRequest(text, "after")
     return projects.page(session, limit, last, with_archived)
 
@@ -89,7 +89,8 @@ def validate_name(name: str, param: str = "name") -> str:
     name = name.strip()
     if not name or len(name) > MAX_NAME_CHARACTERS or not name.isprintable():
         raise BadRequest(
-            f"{param}: {shown(name, MAX_NAME_CHARACTERS)} is no name: 1 to {MAX_NAME_CHARACTERS} printable characters",
+            f"{param}: {as_json(name, MAX_NAME_CHARACTERS)} is no name: 1 to {MAX_NAME_CHARACTERS} printable "
+            "characters",
             param,
         )
     return name
@@ -108,7 +109,7 @@ def _list_ids(job_ids: Sequence[str]) -> str:
 
 def _refuse_archived(project: Project) -> None:
     if project.archived_at is not None:
-        text = f"Project {shown(project.name)} is archived and does not change until it is unarchived."
+        text = f"Project {as_json(project.name)} is archived and does not change until it is unarchived."
         raise BadRequest(text, "id", "invalid_project_state")
 
 
@@ -118,4 +119,4 @@ def _refuse_duplicate_name(name: str) -> Iterator[None]:
     try:
         yield
     except IntegrityError as error:
-        raise BadRequest(f"name: there is a project {shown(name)} already", "name") from error
+        raise BadRequest(f"name: there is a project {as_json(name)} already", "name") from error

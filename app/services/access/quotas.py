@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.db.access import projects, usage
 from app.db.tables import Project
-from app.domain.error_text.json_text import shown
+from app.domain.error_text.json_text import as_json
 from app.errors import QuotaExceeded
 
 
@@ -22,7 +22,7 @@ def require_storage(session: Session, project_id: str, size_bytes: int) -> None:
     stored = usage.stored_bytes(session, project_id)
     if stored + size_bytes > project.max_stored_bytes:
         raise QuotaExceeded(
-            f"Project {shown(project.name)} may store {project.max_stored_bytes:,} bytes and stores {stored:,}; "
+            f"Project {as_json(project.name)} may store {project.max_stored_bytes:,} bytes and stores {stored:,}; "
             f"{size_bytes:,} more do not fit. Delete files (those that unfinished jobs use count until the jobs end), "
             "or ask an admin for a higher max_stored_bytes.",
             "max_stored_bytes",
@@ -48,8 +48,8 @@ def require_queue_quota(session: Session, project: Project) -> None:
 def _refuse_full_queue(project: Project, queued: int, limit: int) -> None:
     if queued >= limit:
         raise QuotaExceeded(
-            f"Project {shown(project.name)} may have {limit} waiting jobs and has {queued}. Try again when one of them "
-            "runs, cancel one, or ask an admin for a higher max_queued_jobs.",
+            f"Project {as_json(project.name)} may have {limit} waiting jobs and has {queued}. Try again when one "
+            "of them runs, cancel one, or ask an admin for a higher max_queued_jobs.",
             "max_queued_jobs",
         )
 
@@ -58,7 +58,7 @@ def _refuse_spent_month(project: Project, seconds: tuple[float, float], limit: i
     used, held = seconds
     if used + held >= limit:
         raise QuotaExceeded(
-            f"Project {shown(project.name)} may use {limit:,} GPU-seconds a month; {used:,.0f} are used and "
+            f"Project {as_json(project.name)} may use {limit:,} GPU-seconds a month; {used:,.0f} are used and "
             f"{held:,.0f} held for jobs that run. The month begins anew on its first day (UTC); until then an admin "
             "can raise max_gpu_seconds_per_month.",
             "max_gpu_seconds_per_month",

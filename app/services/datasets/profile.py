@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from app.db.tables import File
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.datasets.profile import Limits, Survey, histogram, method_of_file, quantiles, survey
-from app.domain.error_text.json_text import shown
+from app.domain.error_text.json_text import as_json
 from app.domain.jobs.spec import Method
 from app.errors import BadRequest, Unavailable
 from app.services.datasets.check_process import Check, enter_check_process, takes_long
@@ -194,7 +194,7 @@ def _method(asked: str | None) -> Method | None:
         return None
     known = next((method for method in METHODS if method == asked), None)
     if known is None:
-        text = f"method: {shown(asked)} is not offered here; allowed are {' and '.join(map(shown, METHODS))}"
+        text = f"method: {as_json(asked)} is not offered here; allowed are {' and '.join(map(as_json, METHODS))}"
         raise BadRequest(text, "method", "unsupported_value")
     return known
 

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from app.db.files import files
 from app.db.tables import File
-from app.domain.error_text.json_text import shown, unquoted
+from app.domain.error_text.json_text import as_json, unquoted
 from app.errors import BadRequest, NotFound
 from app.storage import Storage
 
@@ -32,7 +32,7 @@ def page(
     if after is not None:
         last = files.get_cursor(session, project_id, after)
         if last is None:
-            text = f"after: there is no file {shown(after)} here; give the id of the last item of the page before"
+            text = f"after: there is no file {as_json(after)} here; give the id of the last item of the page before"
             raise BadRequest(text, "after")
     return files.page(session, project_id, limit, last, order, purpose)
 

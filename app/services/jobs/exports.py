@@ -13,7 +13,7 @@ from app.db.files import files
 from app.db.jobs import checkpoints, exports
 from app.db.tables import BaseModelRow, Checkpoint, Export, File, Job
 from app.domain.artifacts.exports import ExportState, ExportType
-from app.domain.error_text.json_text import shown, unquoted
+from app.domain.error_text.json_text import as_json, unquoted
 from app.errors import BadRequest, NotFound, UnknownParameter, combine_errors
 from app.job_queue import Queue, WorkerNotifier
 from app.services.access import quotas
@@ -93,11 +93,11 @@ def _parse(body: Mapping[str, Any]) -> tuple[ExportType, str | None]:
     if asked is None:
         problems.append(BadRequest(f"type: is missing; there are: {offered}", "type", "missing_required_parameter"))
     elif asked not in tuple(ExportType):
-        text = f"type: {shown(asked)} is not offered here; there are: {offered}"
+        text = f"type: {as_json(asked)} is not offered here; there are: {offered}"
         problems.append(BadRequest(text, "type", "unsupported_value"))
     if not (checkpoint is None or isinstance(checkpoint, str)):
         text = "checkpoint: must be the id of a checkpoint of the job, or its fine_tuned_model_checkpoint"
-        text += f", not {shown(checkpoint)}"
+        text += f", not {as_json(checkpoint)}"
         problems.append(BadRequest(text, "checkpoint", "invalid_type"))
     if problems:
         raise combine_errors(problems)
@@ -115,7 +115,7 @@ def _select_checkpoint(session: Session, job: Job, name: str | None) -> Checkpoi
     if name is None:
         text = f"Job {job.id} is {job.state} and has no result to export. Kept checkpoints that can be named: {steps}."
         raise BadRequest(text, code="invalid_job_state")
-    text = f"checkpoint: job {job.id} keeps no checkpoint {shown(name)}; it keeps {steps}"
+    text = f"checkpoint: job {job.id} keeps no checkpoint {as_json(name)}; it keeps {steps}"
     raise BadRequest(text, "checkpoint")
 
 
@@ -124,12 +124,12 @@ def _require_base_model(session: Session, job: Job, checkpoint: Checkpoint) -> B
     base = models.get_base(session, job.project_id, job.base_model)
     if base is None:
         text = (
-            f"The base model {shown(job.base_model)} is not registered any more; only its operator can bring it back."
+            f"The base model {as_json(job.base_model)} is not registered any more; only its operator can bring it back."
         )
         raise BadRequest(text, "model", "model_unavailable")
     trained_on = checkpoint.manifest.get("base_model", {}).get("manifest_sha256", base.manifest_sha256)
     if trained_on != base.manifest_sha256:
-        text = f"The files registered as {shown(base.name)} are not those that the adapter was trained on."
+        text = f"The files registered as {as_json(base.name)} are not those that the adapter was trained on."
         raise BadRequest(text, "model", "model_unavailable")
     return base
 

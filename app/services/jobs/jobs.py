@@ -13,7 +13,7 @@ from app.db.jobs import checkpoints, events, jobs, pages
 from app.db.jobs.pages import JobFilter
 from app.db.scheduling import queue_positions
 from app.db.tables import Checkpoint, Job, JobEvent, Project, QueuePlace
-from app.domain.error_text.json_text import shown
+from app.domain.error_text.json_text import as_json
 from app.domain.jobs.states import Desired, JobState
 from app.errors import BadRequest, NotFound, NotPermitted
 from app.job_queue import WorkerNotifier
@@ -170,12 +170,12 @@ def job_not_found(job_id: str) -> NotFound:
 def require_project(session: Session, project_id: str) -> None:
     """Raises BadRequest for a `project_id` in the query that no project has."""
     if session.get(Project, project_id) is None:
-        raise BadRequest(f"project_id: there is no project {shown(project_id)}", "project_id")
+        raise BadRequest(f"project_id: there is no project {as_json(project_id)}", "project_id")
 
 
 def unknown_cursor_error(kind: str, after: str) -> BadRequest:
     return BadRequest(
-        f"after: there is no {kind} {shown(after)} here; give the id of the last item of the page before", "after"
+        f"after: there is no {kind} {as_json(after)} here; give the id of the last item of the page before", "after"
     )
 
 

@@ -8,7 +8,7 @@ from app.db import models
 from app.db.files import files
 from app.db.jobs import checkpoints, jobs
 from app.db.tables import BaseModelRow
-from app.domain.error_text.json_text import shown
+from app.domain.error_text.json_text import as_json
 from app.domain.jobs.lora_parameters import Ancestor
 from app.domain.jobs.spec import JobSpec
 from app.errors import BadRequest
@@ -32,12 +32,12 @@ def find_parent_adapter(session: Session, project_id: str, name: str) -> tuple[B
         raise _cannot_continue(name, "files of its adapter were deleted")
     base = models.get_base(session, project_id, job.base_model)
     if base is None:
-        raise _cannot_continue(name, f"its base model {shown(job.base_model)} is not registered any more")
+        raise _cannot_continue(name, f"its base model {as_json(job.base_model)} is not registered any more")
     trained_on = checkpoint.manifest.get("base_model", {}).get("manifest_sha256", base.manifest_sha256)
     if trained_on != base.manifest_sha256:
-        raise _cannot_continue(name, f"the files registered as {shown(base.name)} are not those it was trained on")
+        raise _cannot_continue(name, f"the files registered as {as_json(base.name)} are not those it was trained on")
     return base, Ancestor(name, JobSpec.model_validate(job.spec).lora)
 
 
 def _cannot_continue(name: str, why: str) -> BadRequest:
-    return BadRequest(f"model: {shown(name)} cannot be continued: {why}. Name another model.", "model")
+    return BadRequest(f"model: {as_json(name)} cannot be continued: {why}. Name another model.", "model")

@@ -22,7 +22,7 @@ from app.domain.jobs.spec import JobSpec
 from app.domain.planning.estimate import Placement, place
 from app.domain.planning.requirements import Place
 from app.domain.planning.workload import Work
-from app.domain.scheduling.worker_capacity import Need, offer_of, what_lacks
+from app.domain.scheduling.worker_capacity import JobRequirements, missing_requirements, worker_capacity
 from app.errors import BadRequest, InvalidDataset, NotFound, Unavailable, combine_errors
 from app.services.datasets.check_process import Check, takes_long
 from app.services.datasets.token_counter import Counter
@@ -92,7 +92,9 @@ def read_inputs(session: Session, project_id: str, request: JobRequest, is_admin
     """Raises what creating the job would, but for a limit of the project that is reached: that passes."""
     found = resolve_request(session, project_id, request)
     require_urgent_permission(found.project, request.scheduling, is_admin)
-    held_out, need = found.validation_file, Need(found.spec.base_model, frozenset(request.scheduling.worker_labels))
+    held_out = found.validation_file
+    requirements = JobRequirements(found.spec.base_model, frozenset(request.scheduling.worker_labels))
+    capacities = [worker_capacity(worker.about) for worker in workers.gpu_workers(session)]
     return PlanInputs(
         spec=found.spec,
         entry=CatalogEntry.model_validate(found.base.entry),
@@ -100,8 +102,8 @@ def read_inputs(session: Session, project_id: str, request: JobRequest, is_admin
         manifest_sha256=found.base.manifest_sha256,
         training_file=SourceFile.of("training_file", found.training_file),
         validation_file=SourceFile.of("validation_file", held_out) if held_out else None,
-        places=workers.candidate_devices(session, found.spec, found.base.manifest_sha256, need),
-        lack=what_lacks([offer_of(worker.about) for worker in workers.gpu_workers(session)], need),
+        places=workers.candidate_devices(session, found.spec, found.base.manifest_sha256, requirements),
+        lack=missing_requirements(capacities, requirements),
     )
 
 

@@ -13,7 +13,7 @@ from app.db.files import files
 from app.db.jobs import references
 from app.db.tables import BaseModelRow, File, Project
 from app.domain.base_models.catalog import CatalogEntry
-from app.domain.error_text.json_text import shown, unquoted
+from app.domain.error_text.json_text import as_json, unquoted
 from app.domain.jobs.lora_parameters import Ancestor
 from app.domain.jobs.resolve import resolve
 from app.domain.jobs.spec import JobSpec
@@ -97,7 +97,9 @@ def _find_base_and_parent(
     if found is not None:
         return found
     on_offer = ", ".join(row.name for row in models.list_base(session, project_id)) or "none yet"
-    raise NotFound(f"The model {shown(name)} does not exist. Models on offer: {on_offer}.", "model", "model_not_found")
+    raise NotFound(
+        f"The model {as_json(name)} does not exist. Models on offer: {on_offer}.", "model", "model_not_found"
+    )
 
 
 def _require_file(file: File | None, file_id: str, param: str) -> File:
@@ -141,7 +143,7 @@ def require_fine_tune_purpose(file: File, validation_file: File | None, param: s
 def _purpose_problems(file: File, param: str) -> list[BadRequest]:
     if file.purpose == "fine-tune":
         return []
-    purpose = shown(file.purpose)
+    purpose = as_json(file.purpose)
     text = f'invalid {param}: {file.id}. Its purpose is {purpose}; a {param} needs the purpose "fine-tune"'
     return [BadRequest(text, param)]
 
@@ -150,7 +152,7 @@ def _integration_problems(integrations: Sequence[Any]) -> list[BadRequest]:
     if not integrations:
         return []
     named = [item.get("type") for item in integrations if isinstance(item, dict)]
-    asked = ", ".join(shown(name) for name in named) or "this"
+    asked = ", ".join(as_json(name) for name in named) or "this"
     text = (
         f"integrations: {asked} is not offered here; the metrics are in the events and in the results file of the job"
     )

@@ -101,19 +101,22 @@ class TestEveryRouteUnderV1:
                 assert end in error["message"]
 
     def test_belongs_to_an_area_of_scopes(self, app: FastAPI) -> None:
-        """Where this fails, put the new path into app.domain.access.scopes.AREAS: until then only `all` opens it."""
-        homeless = [
-            path for _, path in routes(app)
-            if scopes.area(path) is None and path not in scopes.ANY_KEY and not path.startswith(scopes.ORGANIZATION)
-        ]  # fmt: skip
-        assert homeless == []
+        """A path that is not in app.domain.access.scopes.RESOURCE_BY_PREFIX requires the scope `all`."""
+        without_resource = [
+            path
+            for _, path in routes(app)
+            if scopes.resource_of(path) is None
+            and path not in scopes.ANY_KEY_PATHS
+            and not path.startswith(scopes.ORGANIZATION)
+        ]
+        assert without_resource == []
 
     def test_refuses_a_key_without_its_scope_and_names_it(
         self, app: FastAPI, client: TestClient, sessions: Sessions
     ) -> None:
         every = set(scopes.SCOPES) - {"all", "all:read"}
         for method, template in routes(app):
-            needed = scopes.needed(method, template)
+            needed = scopes.required_scope(method, template)
             if needed is None:
                 continue
             has = sorted(every - {needed, needed.replace(":read", ":write")})
@@ -129,7 +132,7 @@ class TestEveryRouteUnderV1:
         for method, template in routes(app):
             if template in ENDLESS:
                 continue  # test_waiting.py listens to it
-            needed = scopes.needed(method, template)
+            needed = scopes.required_scope(method, template)
             give_scopes(sessions, [needed] if needed else ["files:read"])
             assert client.request(method, asked(template)).status_code not in (401, 403), (method, template)
 

@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 from app.db.access import keys
 from app.db.engine import Sessions, transaction
 from app.db.tables import Job, Project
-from app.domain.error_text.validation_text import OTHERWISE
+from app.domain.error_text.validation_text import DEFAULT_RULE
 from app.storage import LocalStorage
 from tests.factories import make_succeeded_job
 from tests.python_words import python_words
@@ -79,7 +79,7 @@ def check(said: set[tuple[str, str]]) -> None:
         print("\n".join(sorted({message for _, message in said})))
     bad = [(name, message, python_words(message)) for name, message in said if python_words(message)]
     assert not bad, bad[:5]
-    assert not [message for _, message in said if OTHERWISE in message]
+    assert not [message for _, message in said if DEFAULT_RULE in message]
     assert not [message for _, message in said if not message.isprintable()]
 
 

@@ -234,7 +234,7 @@ class TestWorkersThatMayNotTakeTheJob:
         assert [each["name"] for each in body["devices"]] == ["NVIDIA H100"]
         body = client.post(PLAN, json=ask | {"worker_labels": ["team=b"]}).json()
         assert (body["verdict"], body["devices"]) == ("no_worker", [])
-        assert body["message"].startswith('No living worker that has the model "tiny" has the labels team=b.')
+        assert body["message"].startswith('No running worker with the model "tiny" has the labels team=b.')
 
     def test_are_no_devices_where_they_lack_the_model(
         self, client: TestClient, training_file: str, sessions: Sessions
@@ -242,7 +242,7 @@ class TestWorkersThatMayNotTakeTheJob:
         have_worker(sessions, "gpu0@a#1", ABOUT | {"models": ["another"]})
         body = client.post(PLAN, json={"model": "tiny", "training_file": training_file}).json()
         assert (body["verdict"], body["devices"]) == ("no_worker", [])
-        assert 'No living worker has the model "tiny"' in body["message"]
+        assert 'No running worker has the model "tiny"' in body["message"]
 
 
 def test_without_a_worker_it_says_so(client: TestClient, training_file: str) -> None:

@@ -10,7 +10,7 @@ from app.db.engine import Sessions, transaction
 from app.db.jobs import exports
 from app.db.jobs.claims import Lease
 from app.db.tables import Job, Project
-from app.domain.artifacts.exports import ExportError
+from app.domain.artifacts.exports import ExportErrorCode
 from app.storage import LocalStorage
 from tests.app.cli.conftest import Tunery
 from tests.deadline import until
@@ -117,7 +117,7 @@ class TestExport:
             with transaction(sessions) as session:
                 export = exports.claim(session, OWNER, 60)
                 if export is not None:
-                    exports.fail(session, Lease(export.id, 1, OWNER), ExportError.CANNOT_MERGE, "No room for it.")
+                    exports.fail(session, Lease(export.id, 1, OWNER), ExportErrorCode.CANNOT_MERGE, "No room for it.")
                 return export is not None
 
         thread = threading.Thread(target=lambda: until(fail, "an export to be asked for"))

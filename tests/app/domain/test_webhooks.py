@@ -30,15 +30,15 @@ class TestSignatures:
     @settings(deadline=None, max_examples=30)
     @given(data=st.dictionaries(st.text(TEXT), st.text(TEXT), max_size=5))
     def test_are_those_of_the_official_client(self, official: openai.OpenAI, data: dict[str, str]) -> None:
-        secret, content = webhooks.new_secret(), webhooks.body("evt_1", "fine_tuning.job.failed", 1, data)
-        headers = webhooks.headers("evt_1", int(time.time()), content, [secret])
+        secret, content = webhooks.new_secret(), webhooks.event_body("evt_1", "fine_tuning.job.failed", 1, data)
+        headers = webhooks.delivery_headers("evt_1", int(time.time()), content, [secret])
         official.webhooks.verify_signature(content, headers, secret=secret)
         with pytest.raises(openai.InvalidWebhookSignatureError):
             official.webhooks.verify_signature(content + b" ", headers, secret=secret)
 
     def test_of_two_secrets_satisfy_the_holder_of_either(self, official: openai.OpenAI) -> None:
         old, new, other = (webhooks.new_secret() for _ in range(3))
-        headers = webhooks.headers("evt_1", int(time.time()), b"{}", [new, old])
+        headers = webhooks.delivery_headers("evt_1", int(time.time()), b"{}", [new, old])
         for secret in (old, new):
             official.webhooks.verify_signature("{}", headers, secret=secret)
         with pytest.raises(openai.InvalidWebhookSignatureError):
@@ -53,12 +53,12 @@ class TestSignatures:
     def test_a_secret_is_32_random_bytes_and_its_hint_shows_four_characters(self) -> None:
         secret = webhooks.new_secret()
         assert len(secret) == len("whsec_") + 44
-        assert webhooks.hint(secret) == f"whsec_...{secret[-4:]}"
+        assert webhooks.secret_hint(secret) == f"whsec_...{secret[-4:]}"
         assert secret != webhooks.new_secret()
 
 
 def test_a_body_is_openais_event() -> None:
-    text = webhooks.body("evt_1", "fine_tuning.job.succeeded", 1795000000, {"id": "ftjob-1"})
+    text = webhooks.event_body("evt_1", "fine_tuning.job.succeeded", 1795000000, {"id": "ftjob-1"})
     assert json.loads(text) == {
         "id": "evt_1",
         "object": "event",
@@ -160,16 +160,16 @@ class TestUrls:
     @pytest.mark.parametrize(
         ("url", "because"),
         [
-            ("http://hooks.example.com/", "begins with https://"),
-            ("ftp://hooks.example.com/", "begins with https://"),
-            ("file:///etc/passwd", "begins with https://"),
-            ("hooks.example.com", "begins with https://"),
-            ("https://", '"https://" has no host; it begins like https://hooks.example.com/'),
+            ("http://hooks.example.com/", "does not begin with https://"),
+            ("ftp://hooks.example.com/", "does not begin with https://"),
+            ("file:///etc/passwd", "does not begin with https://"),
+            ("hooks.example.com", "does not begin with https://"),
+            ("https://", '"https://" has no host; write it like https://hooks.example.com/'),
             ("https:///x", '"https:///x" has no host'),
             ("https://:8443/x", '"https://:8443/x" has no host'),
             ("https:/hooks.example.com/", "has no host"),
-            ("https://hooks.example.com:0/", 'has the port "0"; a port is a number from 1 to 65535, or is left out'),
-            ("https://hooks.example.com:abc/", 'has the port "abc"; a port is a number'),
+            ("https://hooks.example.com:0/", 'has the port "0"; give a number from 1 to 65535, or no port'),
+            ("https://hooks.example.com:abc/", 'has the port "abc"; give a number'),
             ("https://hooks.example.com:-1/", 'has the port "-1"'),
             ("https://user:secret@/", "user name or password"),
             ("https://user:secret@hooks.example.com/", "user name or password"),
@@ -177,10 +177,10 @@ class TestUrls:
             ("https://@hooks.example.com/", "user name or password"),
             ("https://hooks.example.com/#top", "fragment"),
             ("https://hooks.example.com:99999/", 'has the port "99999"'),
-            ("https://[::1/", "brackets, which a host has only around an IPv6 address"),
-            ("https://[2606::1]x/", "brackets, which a host has only around an IPv6 address"),
-            ("https://[v1.x]/", "brackets, which a host has only around an IPv6 address"),
-            ("https://[8.8.8.8]/", "brackets, which a host has only around an IPv6 address"),
+            ("https://[::1/", "brackets without an IPv6 address"),
+            ("https://[2606::1]x/", "brackets without an IPv6 address"),
+            ("https://[v1.x]/", "brackets without an IPv6 address"),
+            ("https://[8.8.8.8]/", "brackets without an IPv6 address"),
             ("https://hooks..example.com/", "at most 253 characters, with 1 to 63 between dots"),
             ("https://./", "with 1 to 63 between dots"),
             (f"https://{'a' * 64}.example.com/", "with 1 to 63 between dots"),

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from app.system import cgroups
-from app.system.cgroups import control_groups, number
+from app.system.cgroups import control_groups, read_integer
 
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What /proc/self/cgroup is taken to be."""
     monkeypatch.setattr(cgroups, "ROOT", tmp_path / "cgroup")
-    monkeypatch.setattr(cgroups, "OWN", tmp_path / "own")
+    monkeypatch.setattr(cgroups, "OWN_GROUP_FILE", tmp_path / "own")
     return tmp_path / "own"
 
 
@@ -39,4 +39,4 @@ def test_without_control_groups_there_are_none(own: Path) -> None:
 def test_a_limit_is_a_number_or_none(tmp_path: Path, content: str | None, limit: int | None) -> None:
     if content is not None:
         (tmp_path / "memory.max").write_text(content)
-    assert number(tmp_path, "memory.max") == limit
+    assert read_integer(tmp_path, "memory.max") == limit

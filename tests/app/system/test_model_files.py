@@ -1,4 +1,4 @@
-"""Registering a base model: what is read, what is refused."""
+"""Registering a base model: its catalog entry, refusals, hashes."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_weights_cut_short_are_refused(base: Path) -> None:
     path = base / "model.safetensors"
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(catalog.RefusedModel, match=f"has {size - 1000:,} bytes, but its header speaks of {size:,}"):
+    with pytest.raises(catalog.RefusedModel, match=f"has {size - 1000:,} bytes, but {size:,} according to its header"):
         model_files.read_catalog_entry(base)
 
 
@@ -107,7 +107,7 @@ def test_a_file_that_the_index_names_and_that_never_came_is_named(base: Path) ->
 
 def test_an_index_that_names_no_file_is_refused(base: Path) -> None:
     (base / model_files.INDEX).write_text("{}")
-    with pytest.raises(catalog.RefusedModel, match="names no file of weights"):
+    with pytest.raises(catalog.RefusedModel, match="lists no weight file"):
         model_files.read_catalog_entry(base)
 
 

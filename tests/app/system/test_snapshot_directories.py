@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from app.system.artifact_directory import MANIFEST, ManifestMismatch
-from app.system.snapshot_directories import by_step, candidates, newest_valid
+from app.system.snapshot_directories import newest_valid, snapshot_directories, step_directories
 
 
 def open_one(name: str) -> str:
@@ -33,14 +33,18 @@ class TestCandidates:
     def test_are_in_the_order_of_their_numbers(self, tmp_path: Path) -> None:
         for name in ("step-000009", "step-1000000", "step-000010", ".step-000011.staged"):
             (tmp_path / name).mkdir()
-        assert [path.name for path in by_step(tmp_path)] == ["step-000009", "step-000010", "step-1000000"]
-        assert [path.name for path in candidates(tmp_path) or []] == ["step-1000000", "step-000010", "step-000009"]
+        assert [path.name for path in step_directories(tmp_path)] == ["step-000009", "step-000010", "step-1000000"]
+        assert [path.name for path in snapshot_directories(tmp_path) or []] == [
+            "step-1000000",
+            "step-000010",
+            "step-000009",
+        ]
 
     def test_a_snapshot_is_none_of_several_even_when_its_manifest_is_gone(self, tmp_path: Path) -> None:
         (tmp_path / "one").mkdir()
         (tmp_path / "one" / MANIFEST).touch()
-        assert candidates(tmp_path / "one") is None
-        assert candidates(tmp_path / "step-000003") is None
+        assert snapshot_directories(tmp_path / "one") is None
+        assert snapshot_directories(tmp_path / "step-000003") is None
 
     def test_a_directory_that_is_not_there_yet_has_none(self, tmp_path: Path) -> None:
-        assert candidates(tmp_path / "snapshots") == []
+        assert snapshot_directories(tmp_path / "snapshots") == []

@@ -23,7 +23,7 @@ from app.db.jobs import exports
 from app.db.jobs.claims import FencedError, Lease
 from app.db.scheduling import workers
 from app.db.tables import BaseModelRow, Export, Job
-from app.domain.artifacts.exports import ExportError
+from app.domain.artifacts.exports import ExportErrorCode
 from app.services.jobs import exports as service
 from tests.app.cli.trained import make_trained_job
 from tests.worker.trainer import plain_peft
@@ -368,7 +368,7 @@ class TestRetries:
         assert reconciler.reap_exports() == 1
         for write in (
             lambda session: exports.succeed(session, lease, {}, [], 0),
-            lambda session: exports.fail(session, lease, ExportError.SERVER_ERROR, "late"),
+            lambda session: exports.fail(session, lease, ExportErrorCode.SERVER_ERROR, "late"),
             lambda session: exports.renew_lease(session, lease, 60),
             lambda session: exports.check_lease(session, lease),
         ):

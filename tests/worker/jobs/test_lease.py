@@ -15,7 +15,7 @@ from app.db.engine import transaction
 from app.db.jobs import claims
 from app.db.jobs.claims import FencedError, Lease
 from app.db.tables import Attempt, Job, JobEvent
-from app.domain.scheduling.worker_capacity import Offer
+from app.domain.scheduling.worker_capacity import WorkerCapacity
 from tests.worker.worker_harness import OWNER, WorkerHarness
 from worker.jobs.lease import Claimer, LeaseKeeper, LeaseUncertain, boottime_seconds
 
@@ -109,7 +109,7 @@ def test_a_write_whose_lease_expired_is_uncertain(
 @pytest.mark.parametrize("gpus", [1, 2])
 def test_a_claim_records_the_gpus_of_its_attempt(harness: WorkerHarness, gpus: int) -> None:
     job = harness.create_queued_job()
-    offer = Offer("cuda", 1 << 40, gpus=gpus)
+    offer = WorkerCapacity("cuda", 1 << 40, gpus=gpus)
     assert Claimer(harness.resources, "train", OWNER, lambda: offer).claim_next() is not None
     with transaction(harness.resources.sessions) as session:
         attempts = session.scalars(select(Attempt).where(Attempt.job_id == job.id, Attempt.kind == "train"))

@@ -37,7 +37,7 @@ def test_the_spec_has_the_signature_of_the_hashed_files(harness: WorkerHarness) 
 def test_files_that_differ_from_the_registration_are_refused(harness: WorkerHarness) -> None:
     weights = spec_of(harness).base.directory / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
-    with pytest.raises(PreparationError, match="altered since it was registered"):
+    with pytest.raises(PreparationError, match="has changed since it was registered"):
         spec_of(harness)
 
 

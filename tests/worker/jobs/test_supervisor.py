@@ -314,8 +314,8 @@ class TestBeforeTheTrainer:
         failed = harness.job(job)
         assert (failed.error_code, failed.error_param) == ("model_unavailable", "model")
         assert failed.error_message == (
-            "The base model tiny cannot be used: a file of it is missing or was altered since it was registered. Its "
-            "operator can register it anew with `tunery models add`."
+            "The base model tiny cannot be used: one of its files is missing or has changed since it was registered. "
+            "The operator can register it again: `tunery models add`."
         )
 
     def test_a_base_model_that_was_removed_fails_the_job(self, harness: WorkerHarness) -> None:
@@ -325,7 +325,7 @@ class TestBeforeTheTrainer:
         harness.run_next_job(TrainerPlan())
         failed = harness.job(job)
         assert (failed.error_code, failed.error_param) == ("model_unavailable", "model")
-        assert "it is no longer registered. Its operator can register it anew" in str(failed.error_message)
+        assert "it is no longer registered. The operator can register it again" in str(failed.error_message)
 
     def test_a_missing_base_model_directory_fails_the_job_without_naming_a_path(self, harness: WorkerHarness) -> None:
         job = harness.create_queued_job()

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 
 from app.domain.jobs.spec import LoraSpec
 from app.system.artifact_directory import ADAPTER_CONFIG, ADAPTER_WEIGHTS, publish, write_manifest
-from app.system.snapshot_directories import by_step
+from app.system.snapshot_directories import step_directories
 from worker.trainer.checkpoint.model_card import model_card
 from worker.trainer.state import Run
 
@@ -96,7 +96,7 @@ def staged(parent: Path, step: int, kept: int, spared_step: int | None = None) -
         shutil.rmtree(aside, ignore_errors=True)
         raise
     spared = {step_directory(parent, each) for each in (step, spared_step) if each is not None}
-    for old in by_step(parent)[:-kept]:
+    for old in step_directories(parent)[:-kept]:
         if old not in spared:
             shutil.rmtree(old)
 

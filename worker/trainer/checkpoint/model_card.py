@@ -12,10 +12,10 @@ from typing import Any
 from app.domain.artifacts.engines import (
     RELEASES,
     Engine,
-    Outcome,
-    Problem,
-    earlier_problems,
-    problems,
+    Incompatibility,
+    LoadResult,
+    earlier_incompatibilities,
+    incompatibilities,
     vllm_max_lora_rank,
 )
 from app.domain.jobs.spec import LoraSpec
@@ -165,29 +165,33 @@ def model_card(about: Mapping[str, Any]) -> str:
         losses=_losses(about["metrics"]),
         width=_width_note(about["quantization"]) if about["quantization"] else "",
         verdicts="\n".join(f"| {engine} {RELEASES[engine]} | {_verdict(engine, lora)} |" for engine in Engine),
-        vllm="" if problems(Engine.VLLM, lora) else VLLM.format(rank=vllm_max_lora_rank(lora)),
-        llama_cpp="" if problems(Engine.LLAMA_CPP, lora) else LLAMA_CPP,
+        vllm="" if incompatibilities(Engine.VLLM, lora) else VLLM.format(rank=vllm_max_lora_rank(lora)),
+        llama_cpp="" if incompatibilities(Engine.LLAMA_CPP, lora) else LLAMA_CPP,
         merge=MERGE + MERGED_SERVING,
         settings=json.dumps({key: about[key] for key in SETTINGS if key in about}, indent=2),
     )
 
 
 def _verdict(engine: Engine, lora: LoraSpec) -> str:
-    if found := problems(engine, lora):
+    if found := incompatibilities(engine, lora):
         return f"merge it first. {_reasons(found)}"
     if engine is Engine.SGLANG:
         return (
             "loads it (read): `python -m sglang.launch_server --model-path BASE_DIRECTORY --enable-lora "
             "--lora-paths tuned=ADAPTER_DIRECTORY`"
         )
-    earlier = earlier_problems(engine, lora)
+    earlier = earlier_incompatibilities(engine, lora)
     return "loads it, see below" + (f". Merge it for an earlier release. {_reasons(earlier)}" if earlier else "")
 
 
-def _reasons(found: tuple[Problem, ...]) -> str:
+def _reasons(found: tuple[Incompatibility, ...]) -> str:
     """What goes wrong and how that is known: "Refused: vLLM has no DoRA (run)"."""
-    words = {Outcome.REFUSED: "Refused", Outcome.WRONG: "Wrong answers without an error", Outcome.UNKNOWN: "Not known"}
-    return ". ".join(f"{words[rule.outcome]}: {rule.reason} ({rule.evidence})" for _, rule in found)
+    words = {
+        LoadResult.REFUSED: "Refused",
+        LoadResult.WRONG: "Wrong answers without an error",
+        LoadResult.UNKNOWN: "Not known",
+    }
+    return ". ".join(f"{words[rule.result]}: {rule.reason} ({rule.evidence})" for _, rule in found)
 
 
 def _width_note(quantization: Mapping[str, Any]) -> str:

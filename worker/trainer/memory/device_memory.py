@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from app.domain.planning.memory import PROCESS_BYTES
-from app.system.cgroups import control_groups, number
+from app.system.cgroups import control_groups, read_integer
 
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -115,7 +115,7 @@ def _cpu_memories() -> list[DeviceMemory]:
     if available := _number(Path("/proc/meminfo"), "MemAvailable:"):
         memories.append(DeviceMemory(resident + available, resident))
     for group in control_groups():
-        limit, current = number(group, "memory.max"), number(group, "memory.current")
+        limit, current = read_integer(group, "memory.max"), read_integer(group, "memory.current")
         if limit is not None and current is not None:
             idle = _number(group / "memory.stat", "inactive_file", unit=1) or 0  # given back before anybody is killed
             memories.append(DeviceMemory(resident + limit - current + idle, resident))

@@ -21,7 +21,7 @@ from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from safetensors import SafetensorError, safe_open
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
-from app.domain.base_models.catalog import ALTERED, unusable
+from app.domain.base_models.catalog import ALTERED_REASON, unusable_model_message
 from app.domain.jobs.spec import BaseSpec, QuantizationSpec
 from app.domain.jobs.states import Reason
 from app.system.model_files import hash_directory, stat_signature, weight_files
@@ -177,7 +177,7 @@ def _check_files(spec: BaseSpec) -> None:
     except OSError as error:
         raise _unavailable(spec.name, f"its directory cannot be read ({error.strerror})") from error
     if found != spec.manifest_sha256:
-        raise _unavailable(spec.name, ALTERED)
+        raise _unavailable(spec.name, ALTERED_REASON)
 
 
 def _meta_model(name: str, directory: Path, compute_dtype: torch.dtype) -> Any:
@@ -272,4 +272,4 @@ def _adapt(model: Any, linears: list[str], switch: AdapterSwitch) -> dict[str, A
 
 
 def _unavailable(name: str, why: str) -> Failure:
-    return Failure(Reason.MODEL_UNAVAILABLE, unusable(name, why), "model")
+    return Failure(Reason.MODEL_UNAVAILABLE, unusable_model_message(name, why), "model")

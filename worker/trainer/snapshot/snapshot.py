@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from app.domain.jobs.states import Reason
 from app.domain.planning.execution_plan import ExecutionPlan
 from app.system.artifact_directory import ManifestMismatch, verify, write_manifest
-from app.system.snapshot_directories import by_step, candidates, newest_valid
+from app.system.snapshot_directories import newest_valid, snapshot_directories, step_directories
 from worker.trainer.checkpoint.checkpoint import staged, step_directory
 from worker.trainer.distributed import parallel
 from worker.trainer.runtime.failures import Failure
@@ -80,7 +80,7 @@ def save_snapshot(run: Run, identity: Mapping[str, Any], plan: ExecutionPlan) ->
 
 def _forget_damaged(run: Run) -> None:
     mine = step_directory(run.directory / SNAPSHOTS, run.step)
-    for each in by_step(mine.parent):
+    for each in step_directories(mine.parent):
         if (len(each.name), each.name) > (len(mine.name), mine.name):
             try:
                 verify(each, sealed=True)
@@ -96,7 +96,7 @@ def open_newest(
     Raises Failure: TRAINER_CRASHED where one was named and is damaged (the parent then chooses another), and those of
     `open_snapshot`.
     """
-    if (several := candidates(directory)) is not None:
+    if (several := snapshot_directories(directory)) is not None:
         return newest_valid(several, lambda each: open_snapshot(each, identity, base_directory))
     try:
         return open_snapshot(directory, identity, base_directory), []

@@ -18,7 +18,7 @@ from app.api.transport.byte_ranges import matches_etag
 from app.api.transport.etags import jobs_etag, json_response, not_modified, queue_position_tag
 from app.api.transport.pagination import list_page
 from app.db.jobs.pages import JobFilter
-from app.domain.error_text.json_text import shown
+from app.domain.error_text.json_text import as_json
 from app.domain.jobs.states import JobState
 from app.errors import BadRequest
 from app.services.jobs import jobs
@@ -101,12 +101,12 @@ def _metadata_filter(request: Request) -> tuple[dict[str, str], bool]:
     for name, value in request.query_params.multi_items():
         if name == "metadata":
             if value != "null":
-                text = f"metadata: {shown(value)} is not understood; write metadata[key]=value, or metadata=null"
+                text = f"metadata: {as_json(value)} is not understood; write metadata[key]=value, or metadata=null"
                 raise BadRequest(text, "metadata")
             without = True
         elif name.startswith("metadata["):
             if not name.endswith("]"):
-                raise BadRequest(f"{shown(name)} is not understood; write metadata[key]=value", "metadata")
+                raise BadRequest(f"{as_json(name)} is not understood; write metadata[key]=value", "metadata")
             wanted[name.removeprefix("metadata[").removesuffix("]")] = value
     if len(wanted) > MAX_METADATA_PAIRS:
         text = f"metadata: {len(wanted):,} pairs are given, but a job has at most {MAX_METADATA_PAIRS}"

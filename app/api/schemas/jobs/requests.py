@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from app.api.error_handlers import MAX_PROBLEMS, as_problems
 from app.api.schemas.common import Body
 from app.api.schemas.jobs import parameters
-from app.domain.error_text.json_text import shown
+from app.domain.error_text.json_text import as_json
 from app.domain.jobs.request_aliases import KNOBS
 from app.domain.jobs.resolve import MAX_SEED
 from app.domain.jobs.spec import MAX_SAMPLE_PROMPTS, SamplePrompt
@@ -183,6 +183,6 @@ def without_effect(request: CreateJob) -> list[str]:
     if request.training_type is None:
         return []
     return [
-        f"trainingType {shown(request.training_type)} was ignored: it says where Azure trains and at which price; "
+        f"trainingType {as_json(request.training_type)} was ignored: it says where Azure trains and at which price; "
         "here every job trains on this server's own workers"
     ]

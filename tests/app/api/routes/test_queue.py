@@ -12,8 +12,8 @@ from app.db.access import keys
 from app.db.engine import Sessions, transaction
 from app.db.scheduling import workers
 from app.db.tables import Job, Project
-from app.domain.scheduling.forecast import Slot
-from app.domain.scheduling.worker_capacity import offer_of
+from app.domain.scheduling.forecast import WorkerSlot
+from app.domain.scheduling.worker_capacity import worker_capacity
 from app.storage import LocalStorage
 from tests.factories import WORKER, forecast_queue, make_file, make_job, make_project, start_job, validate_job
 
@@ -40,7 +40,7 @@ def scene(sessions: Sessions, storage: LocalStorage, project: Project, base_mode
         workers.heartbeat(session, "cpu0@host7#1", "cpu", "host7", 4712, {})
         running = start_job(session)
         assert running.id == jobs[0].id
-        forecast_queue(session, Slot(offer_of(ABOUT), 60.0, project.id))
+        forecast_queue(session, WorkerSlot(worker_capacity(ABOUT), 60.0, project.id))
     return jobs
 
 

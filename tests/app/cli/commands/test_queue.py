@@ -30,7 +30,7 @@ def test_the_queue_and_the_workers_are_shown(
     assert shown.exit_code == 0, shown.err
     rows = [line.split() for line in shown.out.splitlines()]
     assert [row[:2] for row in rows[1:]] == [[jobs[0].id, "running"], [jobs[1].id, "waiting"]]
-    assert "No worker that trains is alive." in shown.out
+    assert "No training worker is running." in shown.out
     assert "1 of 1 GPU workers are busy." in shown.err
     assert "Of other projects 0 run and 1 wait." in shown.err
     assert tunery("queue", "--json").json["own"]["waiting"] == 1

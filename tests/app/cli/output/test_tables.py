@@ -27,7 +27,7 @@ ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 JOB, FILE = "ftjob-0123456789abcdef01234567", "file-0123456789abcdef01234567"
 TUNED = "ft:SmolLM2-135M-Instruct:tunery:support:1f2e3d4c"
 TITLES = ("id", "status", "step", "created", "model", "fine-tuned model")
-ROW = (JOB, "queued (No living worker that trains this model)", "12/80", "2026-11-27 06:28:30", "SmolLM2-135M", TUNED)
+ROW = (JOB, "queued (No running worker has the model 'other')", "12/80", "2026-11-27 06:28:30", "SmolLM2-135M", TUNED)
 
 
 def shown(titles: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:

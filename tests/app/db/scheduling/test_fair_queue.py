@@ -18,12 +18,12 @@ from app.db.scheduling import fair_queue, queue_positions
 from app.db.scheduling.fair_queue import Kind
 from app.db.tables import Attempt, File, Job, Project, ProjectUsage
 from app.domain.jobs.states import Reason
-from app.domain.scheduling.forecast import Slot, forecast
-from app.domain.scheduling.worker_capacity import Offer
+from app.domain.scheduling.forecast import WorkerSlot, forecast
+from app.domain.scheduling.worker_capacity import WorkerCapacity
 from tests.factories import lease_of, make_project
 
 GB = 10**9
-CARD = Offer("cuda", 24 * GB, frozenset({"m"}), frozenset({"site=berlin"}))
+CARD = WorkerCapacity("cuda", 24 * GB, frozenset({"m"}), frozenset({"site=berlin"}))
 Make = Callable[..., str]
 
 
@@ -51,7 +51,9 @@ def add_job(session: Session, name: str, project: str, **columns: Any) -> str:
     return name
 
 
-def take(sessions: Sessions, kind: Kind = "train", offer: Offer | None = CARD, owner: str | None = None) -> str | None:
+def take(
+    sessions: Sessions, kind: Kind = "train", offer: WorkerCapacity | None = CARD, owner: str | None = None
+) -> str | None:
     with transaction(sessions) as session:
         owner = owner or f"w{session.scalar(text('SELECT count(*) FROM attempts'))}"
         job = claims.claim(session, kind, owner, 60, offer)
@@ -151,7 +153,10 @@ class TestFit:
             add_job(session, "b1", "b", worker_labels=["site=berlin"], needed_cuda_bytes=20 * GB)
         assert take(two) == "b1"
         assert (
-            take(two, offer=Offer("cuda", 80 * GB, frozenset({"m", "other"}), frozenset({"site=berlin", "fast"})))
+            take(
+                two,
+                offer=WorkerCapacity("cuda", 80 * GB, frozenset({"m", "other"}), frozenset({"site=berlin", "fast"})),
+            )
             == "b0"
         )
 
@@ -159,7 +164,7 @@ class TestFit:
         with transaction(two) as session:
             add_job(session, "b0", "b", needed_cuda_bytes=90 * GB, needed_cpu_bytes=GB)
         assert take(two) is None
-        assert take(two, offer=Offer("cpu", 2 * GB, frozenset({"m"}))) == "b0"
+        assert take(two, offer=WorkerCapacity("cpu", 2 * GB, frozenset({"m"}))) == "b0"
 
     def test_a_limit_holds_back_one_project_and_nobody_else(self, two: Sessions) -> None:
         with transaction(two) as session:
@@ -232,7 +237,9 @@ def test_the_claim_takes_what_the_forecast_says_comes_first(
                 needed_cuda_bytes=memory * GB, planned_seconds=1000.0 + 7 * number,
             )  # fmt: skip
         for turn in range(len(drawn) + 1):
-            expected = forecast([Slot(CARD)], queue_positions.waiting_jobs(session), fair_queue.project_shares(session))
+            expected = forecast(
+                [WorkerSlot(CARD)], queue_positions.waiting_jobs(session), fair_queue.project_shares(session)
+            )
             first = next((each.job_id for each in expected if each.start_in_seconds == 0.0), None)
             claimed = claims.claim(session, "train", f"w{turn}", 60, CARD)
             assert (claimed.id if claimed else None) == first

@@ -10,19 +10,19 @@ from sqlalchemy import Engine, select, text
 from app.db.engine import Sessions, transaction
 from app.db.scheduling import queue_positions
 from app.db.tables import Job, Project, QueuePlace
-from app.domain.scheduling.forecast import Placed
+from app.domain.scheduling.forecast import JobForecast
 from app.storage import LocalStorage
 from tests.factories import make_file, make_job, validate_job
 
 LATER = 100_000.0
 
 
-def places(count: int, shift: int = 0, start: float | None = LATER, lack: str | None = None) -> list[Placed]:
+def places(count: int, shift: int = 0, start: float | None = LATER, lack: str | None = None) -> list[JobForecast]:
     """Of so many jobs, each `shift` places from where it would be."""
-    return [Placed(f"j{number}", "p", number + shift, start, lack) for number in range(1, count + 1)]
+    return [JobForecast(f"j{number}", "p", number + shift, start, lack) for number in range(1, count + 1)]
 
 
-def write(sessions: Sessions, placed: Sequence[Placed]) -> int:
+def write(sessions: Sessions, placed: Sequence[JobForecast]) -> int:
     with transaction(sessions) as session:
         return queue_positions.write_positions(session, placed)
 
@@ -104,5 +104,5 @@ def test_a_job_that_has_made_steps_has_so_much_less_to_do(
     with transaction(sessions) as session:
         waiting = sorted(queue_positions.waiting_jobs(session), key=lambda job: job.seq)
     assert [job.seconds for job in waiting] == [100.0, 25.0, 100.0, 0.0, None]
-    assert waiting[0].need.labels == {"a", "b"}
-    assert len({id(job.need) for job in waiting}) == 1
+    assert waiting[0].requirements.labels == {"a", "b"}
+    assert len({id(job.requirements) for job in waiting}) == 1

@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain.access.outbound_networks import IANA_SPECIAL_PURPOSE, OTHERS, is_allowed, parse_address, parse_networks
+from app.domain.access.outbound_networks import (
+    IANA_SPECIAL_PURPOSE,
+    OTHER_REFUSED,
+    is_allowed,
+    parse_address,
+    parse_networks,
+)
 
 PRIVATE = [
     "0.0.0.0",
@@ -105,7 +111,7 @@ def test_what_is_public_is_allowed(text: str) -> None:
     assert is_allowed(ip_address(text))
 
 
-TABLE = [ip_network(text) for text in (*IANA_SPECIAL_PURPOSE, *OTHERS)]
+TABLE = [ip_network(text) for text in (*IANA_SPECIAL_PURPOSE, *OTHER_REFUSED)]
 PARTS = {
     "::/3": "all but global unicast",
     "4000::/2": "the same",
@@ -140,7 +146,7 @@ def test_the_rows_are_networks_and_none_is_there_twice_or_inside_another() -> No
     rows = [row for row in TABLE if str(row) not in PARTS]
     for row in rows:
         assert not [other for other in rows if other != row and other.version == row.version and other.overlaps(row)]
-    assert len(set(TABLE)) == len(TABLE) == len(IANA_SPECIAL_PURPOSE) + len(OTHERS)
+    assert len(set(TABLE)) == len(TABLE) == len(IANA_SPECIAL_PURPOSE) + len(OTHER_REFUSED)
 
 
 def test_the_verdict_is_not_the_interpreters(monkeypatch: pytest.MonkeyPatch) -> None:

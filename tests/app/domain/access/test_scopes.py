@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.domain.access import scopes
-from app.domain.access.audit_actions import name_of
-from app.domain.error_text.json_text import shown
+from app.domain.access.audit_actions import audit_action
+from app.domain.error_text.json_text import as_json
 from app.errors import BadRequest
 
 
@@ -30,7 +30,7 @@ class TestNeeded:
         ],
     )
     def test_follows_from_method_and_path(self, method: str, path: str, scope: str | None) -> None:
-        assert scopes.needed(method, path) == scope
+        assert scopes.required_scope(method, path) == scope
 
 
 class TestAllow:
@@ -38,37 +38,37 @@ class TestAllow:
     def test_a_scope_opens_itself_and_nothing_else_but_its_reading(self, scope: str) -> None:
         read = scope.replace(":write", ":read")
         others = set(scopes.SCOPES) - {scope, read, "all", "all:read"}
-        assert scopes.allow([scope], scope)
-        assert scopes.allow([scope], read)
-        assert not any(scopes.allow([scope], other) for other in others)
+        assert scopes.allows([scope], scope)
+        assert scopes.allows([scope], read)
+        assert not any(scopes.allows([scope], other) for other in others)
 
     def test_all_opens_everything_but_admin_also_what_no_area_knows(self) -> None:
-        assert scopes.allow(["all"], "files:write")
-        assert scopes.allow(["all"], "tomorrow:write")
-        assert not scopes.allow(["all"], "admin")
+        assert scopes.allows(["all"], "files:write")
+        assert scopes.allows(["all"], "tomorrow:write")
+        assert not scopes.allows(["all"], "admin")
 
     def test_all_read_changes_nothing(self) -> None:
-        assert scopes.allow(["all:read"], "jobs:read")
-        assert not scopes.allow(["all:read"], "jobs:write")
+        assert scopes.allows(["all:read"], "jobs:read")
+        assert not scopes.allows(["all:read"], "jobs:write")
 
     def test_admin_alone_sees_no_data(self) -> None:
-        assert scopes.allow(["admin"], "admin")
-        assert not scopes.allow(["admin"], "files:read")
+        assert scopes.allows(["admin"], "admin")
+        assert not scopes.allows(["admin"], "files:read")
 
     @given(st.sets(st.sampled_from(scopes.SCOPES)), st.sampled_from(scopes.SCOPES), st.sampled_from(scopes.SCOPES))
     def test_one_scope_more_never_closes_what_was_open(self, has: set[str], more: str, asked: str) -> None:
-        assert scopes.allow(has | {more}, asked) >= scopes.allow(has, asked)
+        assert scopes.allows(has | {more}, asked) >= scopes.allows(has, asked)
 
 
 class TestChecked:
     def test_brings_them_into_one_order_without_repetitions(self) -> None:
-        assert scopes.checked(["jobs:write", "files:read", "jobs:write"]) == ["files:read", "jobs:write"]
+        assert scopes.validated_scopes(["jobs:write", "files:read", "jobs:write"]) == ["files:read", "jobs:write"]
 
     @pytest.mark.parametrize("wrong", [[], ["jobs"], ["files:read", "root", "*"]])
     def test_names_every_one_that_does_not_exist(self, wrong: list[str]) -> None:
         with pytest.raises(BadRequest) as refusal:
-            scopes.checked(wrong)
-        assert all(shown(scope) in str(refusal.value) for scope in wrong if scope not in scopes.SCOPES)
+            scopes.validated_scopes(wrong)
+        assert all(as_json(scope) in str(refusal.value) for scope in wrong if scope not in scopes.SCOPES)
 
 
 class TestNameOfACall:
@@ -85,4 +85,4 @@ class TestNameOfACall:
         ],
     )  # fmt: skip
     def test_says_what_was_done_to_what(self, method: str, path: str, name: str) -> None:
-        assert name_of(method, path) == name
+        assert audit_action(method, path) == name

@@ -13,9 +13,9 @@ from app.domain.artifacts.engines import (
     VLLM_MAX_LORA_RANKS,
     Engine,
     Feature,
-    Outcome,
-    earlier_problems,
-    problems,
+    LoadResult,
+    earlier_incompatibilities,
+    incompatibilities,
     vllm_max_lora_rank,
 )
 from app.domain.jobs.spec import LoraSpec
@@ -50,19 +50,19 @@ def spec(**changes: Any) -> LoraSpec:
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_adapter_has_no_problem_exactly_where_an_engine_computes_what_peft_computes(kind: str) -> None:
     lora = spec(**KINDS[kind])
-    assert {str(engine) for engine in Engine if not problems(engine, lora)} == RIGHT[kind]
+    assert {str(engine) for engine in Engine if not incompatibilities(engine, lora)} == RIGHT[kind]
 
 
 def test_a_wrong_scale_is_told_from_a_refusal() -> None:
-    (problem,) = problems(Engine.LLAMA_CPP, spec(use_rslora=True))
-    assert (problem.feature, problem.rule.outcome) == (Feature.RSLORA, Outcome.WRONG)
-    (problem,) = problems(Engine.VLLM, spec(use_dora=True))
-    assert (problem.feature, problem.rule.outcome) == (Feature.DORA, Outcome.REFUSED)
+    (problem,) = incompatibilities(Engine.LLAMA_CPP, spec(use_rslora=True))
+    assert (problem.feature, problem.rule.result) == (Feature.RSLORA, LoadResult.WRONG)
+    (problem,) = incompatibilities(Engine.VLLM, spec(use_dora=True))
+    assert (problem.feature, problem.rule.result) == (Feature.DORA, LoadResult.REFUSED)
 
 
 def test_every_problem_of_an_adapter_is_named_at_once() -> None:
     lora = spec(use_rslora=True, use_dora=True, modules_to_save=["norm"])
-    assert [problem.feature for problem in problems(Engine.SGLANG, lora)] == [
+    assert [problem.feature for problem in incompatibilities(Engine.SGLANG, lora)] == [
         Feature.RSLORA,
         Feature.DORA,
         Feature.MODULES_TO_SAVE,
@@ -70,9 +70,11 @@ def test_every_problem_of_an_adapter_is_named_at_once() -> None:
 
 
 def test_an_earlier_vllm_scales_patterns_wrongly() -> None:
-    assert earlier_problems(Engine.VLLM, spec()) == ()
-    assert [one.feature for one in earlier_problems(Engine.VLLM, spec(**KINDS["rank_pattern"]))] == ["rank_pattern"]
-    assert earlier_problems(Engine.LLAMA_CPP, spec(**KINDS["rank_pattern"])) == ()
+    assert earlier_incompatibilities(Engine.VLLM, spec()) == ()
+    assert [one.feature for one in earlier_incompatibilities(Engine.VLLM, spec(**KINDS["rank_pattern"]))] == [
+        "rank_pattern"
+    ]
+    assert earlier_incompatibilities(Engine.LLAMA_CPP, spec(**KINDS["rank_pattern"])) == ()
 
 
 def test_every_engine_has_rules_and_a_release_that_they_hold_for() -> None:

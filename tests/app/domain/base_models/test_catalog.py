@@ -28,7 +28,7 @@ from app.domain.base_models import catalog
 def test_documents_stay_where_the_rotary_embedding_does_not_depend_on_the_row(
     config: dict[str, Any], longest: int | None
 ) -> None:
-    assert catalog.longest_document(config) == longest
+    assert catalog.max_document_tokens(config) == longest
 
 
 @pytest.mark.parametrize(("hidden_size", "rate"), [(576, 1.3e-3), (2048, 4.9e-4), (4096, 2.9e-4)])

@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain.error_text.json_errors import syntax_problem
+from app.domain.error_text.json_errors import syntax_error_text
 
 
 def problem_of(text: str) -> str | None:
     try:
         json.loads(text)
     except json.JSONDecodeError as error:
-        return syntax_problem(error)
+        return syntax_error_text(error)
     return None
 
 

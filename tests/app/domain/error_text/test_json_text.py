@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain.error_text.json_text import cut, plain_number, shown, unquoted
+from app.domain.error_text.json_text import as_json, plain_number, quoted, unquoted
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -38,11 +38,11 @@ class TestShown:
         ],
     )
     def test_is_json_and_short(self, value: Any, text: str) -> None:
-        assert shown(value) == text
+        assert as_json(value) == text
 
     @given(JSON)
     def test_is_printable_short_and_where_it_is_whole_the_same_value(self, value: Any) -> None:
-        text = shown(value)
+        text = as_json(value)
         assert text.isprintable()
         assert len(text) < 500
         if not any(mark in text for mark in ("…", "an array with", "an object with")):
@@ -50,8 +50,8 @@ class TestShown:
 
 
 def test_a_string_that_is_cut_keeps_both_quotes() -> None:
-    assert cut("x" * 61) == '"' + "x" * 60 + '…"'
-    assert cut("x" * 60) == '"' + "x" * 60 + '"'
+    assert quoted("x" * 61) == '"' + "x" * 60 + '…"'
+    assert quoted("x" * 60) == '"' + "x" * 60 + '"'
 
 
 def test_a_name_is_as_it_came_but_printable_and_short() -> None:

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from app.api.error_handlers import as_problems
 from app.api.schemas.jobs.requests import Strict
-from app.domain.error_text.validation_text import LENGTHS, OTHERWISE, RULES, sentence
+from app.domain.error_text.validation_text import DEFAULT_RULE, LENGTHS, RULES, error_sentence
 from app.domain.jobs.spec import EarlyStopping
 from app.main import create_app
 from tests.python_words import python_words
@@ -70,7 +70,7 @@ class TestSentence:
     @pytest.mark.parametrize("kind", ["missing", "frozen_instance", "url_parsing"])
     def test_never_repeats_what_pydantic_says(self, kind: str) -> None:
         error = {"type": kind, "msg": "Input should be a Python thing", "input": None}
-        assert sentence(error) == f"{OTHERWISE}, not null"
+        assert error_sentence(error) == f"{DEFAULT_RULE}, not null"
 
     @pytest.mark.parametrize(
         ("body", "message"),

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from typer.testing import CliRunner
 
 from app.cli.main import app as command_line
-from app.domain.artifacts.engines import VLLM_MAX_LORA_RANKS, Engine, largest_rank, problems
+from app.domain.artifacts.engines import VLLM_MAX_LORA_RANKS, Engine, incompatibilities, largest_rank
 from app.domain.jobs.spec import LoraSpec
 from tests.worker.trainer import plain_peft
 from tests.worker.trainer.helpers import make_spec, run_trainer
@@ -74,7 +74,7 @@ class TestAdvice:
             LoraSpec.model_validate(about(**KINDS[kind])["lora"]),
         )
         for engine in Engine:
-            found = problems(engine, lora)
+            found = incompatibilities(engine, lora)
             assert row(card, engine).startswith("merge it first") == bool(found), engine
             assert (LOADERS.get(engine, "no loader") in card) == (not found), engine
             for problem in found:

@@ -123,7 +123,7 @@ class TestOpenBase:
         weights = bytearray((directory / "model.safetensors").read_bytes())
         weights[-1] ^= 1
         (directory / "model.safetensors").write_bytes(weights)
-        with pytest.raises(Failure, match="altered since it was registered") as caught:
+        with pytest.raises(Failure, match="has changed since it was registered") as caught:
             self.open(directory, sha256)
         assert caught.value.reason is Reason.MODEL_UNAVAILABLE
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from app.domain.artifacts.full_disk import RESERVED, space_of
+from app.domain.artifacts.full_disk import RESERVED_SPACE_FILE, estimate_disk_space
 from app.domain.jobs.events import CheckpointSaved, Command, Done, Message, Metric, SnapshotSaved, Started
 from app.domain.jobs.spec import JobSpec, TrainerSpec
 from app.domain.jobs.states import ExitCode, Reason
@@ -27,7 +27,7 @@ def no_space(*_: Any, **__: Any) -> None:
 
 def reserve(workdir: Path) -> Path:
     workdir.mkdir()
-    reserved = workdir / RESERVED
+    reserved = workdir / RESERVED_SPACE_FILE
     reserved.write_bytes(b"." * 1000)
     return workdir
 
@@ -38,7 +38,7 @@ def full_when_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
     save = step_actions.save_snapshot
 
     def save_if_free(run: Any, *arguments: Any) -> Any:
-        if run.step and (run.directory.parents[1] / RESERVED).exists():
+        if run.step and (run.directory.parents[1] / RESERVED_SPACE_FILE).exists():
             no_space()
         return save(run, *arguments)
 
@@ -58,7 +58,7 @@ class TestAtTheEnd:
         spec = make_spec(tiny, examples)
         code, log = run_trainer(spec, reserve(tmp_path / "a"))
         assert (code, kept(log)) == (ExitCode.DONE, (STEPS, True))
-        assert not (tmp_path / "a" / RESERVED).exists()
+        assert not (tmp_path / "a" / RESERVED_SPACE_FILE).exists()
 
         _, by_hand = run_trainer(spec, tmp_path / "b")
         assert kept(by_hand) == (0, False)
@@ -124,7 +124,7 @@ def test_what_is_reserved_is_enough_for_it_and_not_much_more(
     assert (code, kept(log)) == (ExitCode.DONE, (2, True))
     snapshot = tmp_path / "a" / log.of(SnapshotSaved)[-1].directory
     taken = sum(path.stat().st_blocks * 512 for path in snapshot.iterdir())
-    planned = space_of(read_catalog_entry(tiny), as_job(spec), 0).snapshot_bytes
+    planned = estimate_disk_space(read_catalog_entry(tiny), as_job(spec), 0).snapshot_bytes
     assert taken < planned < 2 * taken + 700_000
 
 

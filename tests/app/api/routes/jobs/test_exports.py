@@ -11,7 +11,7 @@ from app.db.engine import Sessions, transaction
 from app.db.jobs import exports
 from app.db.jobs.claims import Lease
 from app.db.tables import BaseModelRow, Export, Job, Project
-from app.domain.artifacts.exports import ExportError
+from app.domain.artifacts.exports import ExportErrorCode
 from app.storage import LocalStorage
 from tests.factories import make_file, make_job, make_succeeded_job
 from tests.serving import LiveServer
@@ -145,7 +145,7 @@ class TestReading:
         with transaction(sessions) as session:
             export = exports.claim(session, "a#1", 60)
             assert export is not None
-            exports.fail(session, Lease(export.id, 1, "a#1"), ExportError.CANNOT_MERGE, "The files are others.")
+            exports.fail(session, Lease(export.id, 1, "a#1"), ExportErrorCode.CANNOT_MERGE, "The files are others.")
         seen = client.get(path(succeeded, export_id)).json()
         assert (seen["status"], seen["error"]) == (
             "failed", {"code": "cannot_merge", "message": "The files are others."}
