@@ -1,4 +1,4 @@
-"""/v1/files/{id}/validate: what a job would make of a file, before there is one."""
+"""/v1/files/{id}/validate: a report on a data set, before a job uses it."""
 
 from __future__ import annotations
 
@@ -29,20 +29,25 @@ async def validate_file(
     app_state: AppStateDep,
     model: Annotated[
         str | None,
-        Query(description="Whose tokenizer and chat template are used; required.", examples=[all_operations.MODEL]),
+        Query(
+            description="The model whose tokenizer and chat template are used; required.",
+            examples=[all_operations.MODEL],
+        ),
     ] = None,
-    validation_file: Annotated[str | None, Query(description="Rows that stand in both files are told.")] = None,
-    method: Annotated[str | None, Query(description="supervised or dpo; absent: what the first row is for.")] = None,
-    context_length: Annotated[int | None, Query(description="Tokens; absent: the model's.")] = None,
-    rows: Annotated[int, Query(description="So many rows are shown as the model sees them, up to 50.")] = 3,
+    validation_file: Annotated[
+        str | None, Query(description="Id of a validation file: the report lists the rows that both files contain.")
+    ] = None,
+    method: Annotated[str | None, Query(description="supervised or dpo. Default: the method of the first row.")] = None,
+    context_length: Annotated[int | None, Query(description="Tokens. Default: the model's.")] = None,
+    rows: Annotated[int, Query(description="How many rows to show as the model sees them, up to 50.")] = 3,
 ) -> Any:
-    """Format, findings with line numbers, tokens, what is cut or empty, duplicates, and rows as they are trained.
+    """Format, findings with line numbers, token counts, truncated and empty rows, duplicates, and rows as trained.
 
     The rules are those of a job's validation. Nothing is created.
     """
     wish = Wish(model, validation_file, method, context_length, rows)
     question = await app_state.check_limiter.run_query(
-        caller.key_id, partial(_ask, app_state, caller.project_id, file_id, wish)
+        caller.key_id, partial(_load_question, app_state, caller.project_id, file_id, wish)
     )
     work = partial(profile.answer, app_state.storage, question)
     return render_report(
@@ -50,6 +55,6 @@ async def validate_file(
     )
 
 
-def _ask(app_state: AppState, project_id: str, file_id: str, wish: Wish) -> Question:
+def _load_question(app_state: AppState, project_id: str, file_id: str, wish: Wish) -> Question:
     with transaction(app_state.sessions) as session:
         return profile.ask(session, app_state.settings, project_id, file_id, wish)

@@ -1,4 +1,4 @@
-"""/v1/files: the first and the last bend of the river."""
+"""/v1/files: uploads, downloads and lists of files."""
 
 from __future__ import annotations
 
@@ -30,10 +30,18 @@ from app.services.datasets.line_check import needs_process
 from app.services.files import files, ingest
 from app.services.files.ingest import NewFile, StagedFile
 
-Purpose = Literal[  # OpenAI's words, for files that a client uploads and for those that a service makes
-    "fine-tune", "fine-tune-results", "assistants", "assistants_output", "batch", "batch_output", "vision", "user_data",
+# OpenAI's purposes, of files that clients upload and of files that a service creates.
+Purpose = Literal[
+    "fine-tune",
+    "fine-tune-results",
+    "assistants",
+    "assistants_output",
+    "batch",
+    "batch_output",
+    "vision",
+    "user_data",
     "evals",
-]  # fmt: skip
+]
 FIELDS = ("purpose", "expires_after[anchor]", "expires_after[seconds]")
 MAX_LIST = 10_000
 
@@ -44,7 +52,7 @@ router = APIRouter(prefix="/v1/files", tags=["Files"], route_class=IdempotentRou
 async def create_file(
     request: Request, caller: CallerDep, app_state: AppStateDep, idempotent_request: IdempotentRequestDep
 ) -> Any:
-    """Streamed to disk while it is hashed. A file for fine-tuning is checked line by line: ten findings at once."""
+    """The file is streamed to disk. Each line of a file for fine-tuning is checked; an error lists ten findings."""
     settings, io_pools = app_state.settings, app_state.io_pools
     max_bytes = settings.max_file_bytes
     body = limit_body(request, max_bytes + MAX_FORM_OVERHEAD_BYTES, partial(ingest.file_too_large, max_bytes))
@@ -78,10 +86,10 @@ def list_files(
     session: SessionDep,
     after: After = None,
     limit: Limit = MAX_LIST,
-    order: Annotated[Literal["asc", "desc"], Query(description="By creation.")] = "desc",
+    order: Annotated[Literal["asc", "desc"], Query(description="Order by creation time.")] = "desc",
     purpose: Annotated[Purpose | None, Query()] = None,
 ) -> Any:
-    """Newest first unless `order` is asc. `purpose` keeps the files of one purpose."""
+    """Newest first unless `order` is asc. `purpose` selects the files with that purpose."""
     limit = min(limit, MAX_LIST)
     rows = files.page(session, caller.project_id, limit + 1, after, order, purpose)
     return list_page(rows, limit, render_file)
@@ -89,13 +97,13 @@ def list_files(
 
 @router.get("/{file_id}", response_model=FileBody, summary="Get a file")
 def get_file(file_id: str, caller: CallerDep, session: SessionDep) -> Any:
-    """Its size, its digest, and until when it is kept."""
+    """Size, digest and expiry of a file."""
     return render_file(files.get(session, caller.project_id, file_id))
 
 
 @router.delete("/{file_id}", response_model=Deleted, summary="Delete a file")
 def delete_file(file_id: str, caller: CallerDep, session: SessionDep) -> Any:
-    """Gone at once; its bytes stay until no unfinished job needs them."""
+    """The file disappears at once; its bytes are kept until no unfinished job needs them."""
     file = files.delete(session, caller.project_id, file_id)
     return {"id": file.id, "object": "file", "deleted": True}
 
@@ -104,8 +112,8 @@ def delete_file(file_id: str, caller: CallerDep, session: SessionDep) -> Any:
 def get_content(
     file_id: str, request: Request, caller: CallerDep, session: SessionDep, app_state: AppStateDep
 ) -> Response:
-    """The bytes as they were. `Range` and `If-Range` take one range, and several are answered with the whole file;
-    `If-None-Match` answers 304.
+    """The bytes as uploaded. `Range` and `If-Range` support one range; a request for several ranges receives the whole
+    file. A matching `If-None-Match` receives 304.
     """
     file = files.get(session, caller.project_id, file_id)
     reader = files.open_content(app_state.storage, file)
@@ -113,7 +121,7 @@ def get_content(
 
 
 def _fingerprint(form: Form, staged: StagedFile) -> str:
-    """Of the fields and the bytes: a client draws a new boundary each time it sends a form."""
+    """Hash fields and content, not the body: a client uses a new boundary each time it sends a form."""
     return fingerprint_of({"fields": form.fields, "filename": form.filename, "sha256": staged.sha256})
 
 
@@ -124,7 +132,7 @@ def _is_results_csv(file: File) -> bool:
 def _new_file(form: Form) -> NewFile:
     if not form.has_file:
         raise BadRequest(
-            "you must provide file: a form field with the file's bytes", "file", "missing_required_parameter"
+            "you must provide file: a form field with the content of the file", "file", "missing_required_parameter"
         )
     purpose = form.fields.get("purpose")
     if purpose is None:
@@ -132,7 +140,9 @@ def _new_file(form: Form) -> NewFile:
             f"you must provide purpose: one of {', '.join(PURPOSES)}", "purpose", "missing_required_parameter"
         )
     if purpose not in PURPOSES:
-        raise BadRequest(f"purpose: {as_json(purpose)} is not offered; allowed: {', '.join(PURPOSES)}", "purpose")
+        raise BadRequest(
+            f"purpose: {as_json(purpose)} is not a supported purpose; allowed: {', '.join(PURPOSES)}", "purpose"
+        )
     return NewFile(purpose, clean_filename(form.filename), _expires_after(form.fields))
 
 
@@ -142,13 +152,13 @@ def _expires_after(fields: dict[str, str]) -> timedelta | None:
         return None
     if anchor != "created_at":
         raise BadRequest(
-            f"expires_after[anchor]: {as_json(anchor)} is not offered; allowed: created_at", "expires_after[anchor]"
+            f"expires_after[anchor]: {as_json(anchor)} is not supported; allowed: created_at", "expires_after[anchor]"
         )
-    least, most = EXPIRES_SECONDS
-    whole = (
+    min_seconds, max_seconds = EXPIRES_SECONDS
+    expires_seconds = (
         int(seconds) if seconds is not None and seconds.isascii() and seconds.isdigit() and len(seconds) < 10 else -1
     )
-    if not least <= whole <= most:
-        text = f"expires_after[seconds]: {as_json(seconds)} is not a whole number from {least} to {most}"
+    if not min_seconds <= expires_seconds <= max_seconds:
+        text = f"expires_after[seconds]: {as_json(seconds)} is not a whole number from {min_seconds} to {max_seconds}"
         raise BadRequest(text, "expires_after[seconds]")
-    return timedelta(seconds=whole)
+    return timedelta(seconds=expires_seconds)

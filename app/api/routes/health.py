@@ -1,4 +1,4 @@
-"""/healthz and /readyz, without a key: is the process alive, can it do its work?"""
+"""/healthz and /readyz, without a key: liveness and readiness."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ class Readiness(Body):
 
 @router.get("/healthz", response_model=Alive, summary="Is the process alive?")
 async def healthz() -> Any:
-    """Looks at nothing else: for a supervisor that restarts what is stuck. Needs no key."""
+    """Checks nothing else: for a supervisor that restarts a stuck process. Needs no key."""
     return {"status": "ok"}
 
 
 @router.get(
     "/readyz",
     response_model=Readiness,
-    responses={503: {"model": Readiness, "description": "Not ready; `checks` says why."}},
-    summary="Can it do its work?",
+    responses={503: {"model": Readiness, "description": "Not ready; `checks` gives the reason."}},
+    summary="Is the service ready?",
 )
 def readyz(app_state: AppStateDep, response: Response) -> Any:
-    """200 when every required check is good; the broker is reported, but jobs are accepted without it."""
+    """200 if every required check passes. The broker is reported, but jobs are accepted without it."""
     checks = health.readiness(app_state.sessions, app_state.storage, app_state.worker_notifier)
-    ready = all(check.ok for check in checks if check.required)
-    response.status_code = 200 if ready else 503
+    is_ready = all(check.ok for check in checks if check.required)
+    response.status_code = 200 if is_ready else 503
     return {
-        "status": "ready" if ready else "not ready",
+        "status": "ready" if is_ready else "not ready",
         "checks": {
             check.name: {"ok": check.ok, "required": check.required, "detail": check.detail} for check in checks
         },

@@ -1,6 +1,6 @@
 """/v1/fine_tuning/checkpoints/{model}/permissions: which other projects may use an `ft:` model.
 
-The model is looked for before the body is read: a foreign one is a 404 whatever is sent along.
+The model is loaded before the body is read: the model of another project is a 404 whatever the body is.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from app.api.dependencies import AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
 from app.api.openapi.examples import permissions as permission_examples
 from app.api.schemas.common import Deleted
-from app.api.schemas.jobs.requests import check_shape
+from app.api.schemas.jobs.requests import parse_body
 from app.api.schemas.permissions import CreatePermissions, PermissionList, render_permission
 from app.api.transport.json_body import JsonBodyDep
 from app.api.transport.pagination import After, Limit, list_page
 from app.db.access.permissions import Order
 from app.db.engine import transaction
 from app.db.tables import TunedModel
-from app.errors import combine_errors
 from app.services.access import permissions
 
 MAX_PERMISSIONS = 100
@@ -30,7 +29,7 @@ router = APIRouter(prefix="/v1/fine_tuning/checkpoints", tags=["Checkpoint permi
 
 
 def find_model(model: str, caller: CallerDep, app_state: AppStateDep) -> TunedModel:
-    """In a transaction of its own: no connection is held while a client sends its body."""
+    """Load the model in a separate transaction, so that no connection is held while a client sends its body."""
     with transaction(app_state.sessions) as session:
         return permissions.find_model(session, caller.project_id, caller.is_admin, model)
 
@@ -51,11 +50,8 @@ AdminModelDep = Annotated[TunedModel, Depends(find_model_as_admin)]
     openapi_extra=permission_examples.CREATE_PERMISSIONS_BODY,
 )
 def create_permissions(checkpoint: AdminModelDep, body: JsonBodyDep, session: SessionDep) -> Any:
-    """Let other projects see this `ft:` model and train it further. Takes an admin key, as at OpenAI."""
-    parsed, problems = check_shape(CreatePermissions, body)
-    if parsed is None or problems:
-        raise combine_errors(problems)
-    rows = permissions.grant(session, checkpoint, parsed.project_ids)
+    """Allow other projects to see this `ft:` model and to train it further. Requires an admin key, as at OpenAI."""
+    rows = permissions.grant(session, checkpoint, parse_body(CreatePermissions, body).project_ids)
     return list_page(rows, len(rows), render_permission)
 
 
@@ -65,10 +61,10 @@ def list_permissions(
     session: SessionDep,
     after: After = None,
     limit: Limit = 10,
-    order: Annotated[Order, Query(description="By creation.")] = "descending",
-    project_id: Annotated[str | None, Query(description="That project's permission alone.")] = None,
+    order: Annotated[Order, Query(description="Order by creation time.")] = "descending",
+    project_id: Annotated[str | None, Query(description="Only the permission of this project.")] = None,
 ) -> Any:
-    """Any key of the project that owns the model may look; an admin key looks at every model."""
+    """For every key of the project that owns the model; an admin key sees every model."""
     limit = min(limit, MAX_PERMISSIONS)
     rows = permissions.page(session, checkpoint, limit + 1, after, order, project_id)
     return list_page(rows, limit, render_permission)
@@ -78,6 +74,6 @@ def list_permissions(
     "/{model:path}/permissions/{permission_id}", response_model=Deleted, summary="Withdraw a permission on a checkpoint"
 )
 def delete_permission(permission_id: str, checkpoint: AdminModelDep, session: SessionDep) -> Any:
-    """Jobs that were accepted go on; new ones are refused. Takes an admin key."""
+    """Accepted jobs continue; new ones are refused. Requires an admin key."""
     permissions.withdraw(session, checkpoint, permission_id)
     return {"id": permission_id, "object": "checkpoint.permission", "deleted": True}

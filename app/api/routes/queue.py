@@ -1,4 +1,4 @@
-"""/v1/workers and /v1/queue: what is alive, what runs, what waits and since when, and whose turn it is."""
+"""/v1/workers and /v1/queue: live workers, running jobs, and queued jobs in their order."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ router = APIRouter(prefix="/v1", tags=["Queue"])
 
 @router.get("/workers", response_model=WorkerList, summary="List workers")
 def list_workers(caller: CallerDep, session: SessionDep) -> Any:
-    """Those that gave a sign of life within the last minute. Names, hosts and others' jobs are for admin keys."""
+    """Workers with a heartbeat within the last minute. Names, hosts and other projects' jobs are for admin keys."""
     rows = queue.view_workers(session, caller.project_id, caller.is_admin)
     return list_page(rows, max(1, len(rows)), render_worker)
 
@@ -29,10 +29,13 @@ def show_queue(
     caller: CallerDep,
     session: SessionDep,
     app_state: AppStateDep,
-    limit: Annotated[int, Query(ge=1, description="Of the waiting jobs, the first so many.")] = 100,
+    limit: Annotated[int, Query(ge=1, description="How many queued jobs to show.")] = 100,
 ) -> Any:
-    """Your jobs one by one and others' as counts; an admin key sees all. Positions and starts are a forecast."""
+    """Jobs of the project one by one, other projects' jobs as counts; an admin key sees all jobs.
+
+    Positions and start times are a forecast.
+    """
     limit = min(limit, MAX_WAITING)
     half_life_seconds = app_state.settings.fair_share_half_life_seconds
-    seen = queue.view_queue(session, caller.project_id, caller.is_admin, limit + 1, half_life_seconds)
-    return render_queue(seen, limit)
+    queue_view = queue.view_queue(session, caller.project_id, caller.is_admin, limit + 1, half_life_seconds)
+    return render_queue(queue_view, limit)

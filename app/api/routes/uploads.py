@@ -1,9 +1,8 @@
-"""/v1/uploads: large files in parts, as OpenAI's clients send them, and as one stream for plain HTTP clients."""
+"""/v1/uploads: large files in parts, as OpenAI's clients send them, or as one resumable stream."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -14,9 +13,9 @@ from app.api.auth import Caller, CallerDep
 from app.api.dependencies import AppState, AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRequestDep, IdempotentRoute
 from app.api.openapi.examples import uploads as examples
-from app.api.schemas.jobs.requests import Parsed, check_shape
+from app.api.schemas.jobs.requests import parse_body
 from app.api.schemas.uploads import (
-    CompleteUpload,  # fmt: skip
+    CompleteUpload,
     CreateUpload,
     PartBody,
     PartList,
@@ -33,7 +32,7 @@ from app.api.transport.resumable_upload import receive_content
 from app.api.transport.upload_io import limit_body
 from app.db.engine import transaction
 from app.domain.uploads import MAX_PART_BYTES, MAX_PARTS
-from app.errors import BadRequest, combine_errors
+from app.errors import BadRequest
 from app.services.access.idempotency import fingerprint_of
 from app.services.datasets.check_process import Check
 from app.services.datasets.line_check import needs_process
@@ -46,16 +45,16 @@ router = APIRouter(prefix="/v1/uploads", tags=["Uploads"], route_class=Idempoten
 
 @router.post("", response_model=UploadBody, summary="Begin an upload", openapi_extra=examples.CREATE_UPLOAD_BODY)
 def create_upload(body: JsonBodyDep, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
-    """For files of gigabytes: nothing is sent yet. It has to be completed within an hour."""
+    """For files of gigabytes. This call sends no content; the upload has to be completed within an hour."""
     settings = app_state.settings
-    new = new_upload(_parsed(CreateUpload, body))
-    seen = uploads.create(session, caller.project_id, new, settings.upload_ttl_seconds, settings.max_upload_bytes)
-    return render_upload(seen)
+    new = new_upload(parse_body(CreateUpload, body))
+    upload = uploads.create(session, caller.project_id, new, settings.upload_ttl_seconds, settings.max_upload_bytes)
+    return render_upload(upload)
 
 
 @router.get("/{upload_id}", response_model=UploadBody, summary="Get an upload")
 def get_upload(upload_id: str, caller: CallerDep, session: SessionDep) -> Any:
-    """Ours: how far it came, and its file once it is complete."""
+    """The bytes received so far, and the file of a completed upload. An extension of OpenAI's API."""
     return render_upload(uploads.get(session, caller.project_id, upload_id))
 
 
@@ -63,84 +62,104 @@ def get_upload(upload_id: str, caller: CallerDep, session: SessionDep) -> Any:
     "/{upload_id}/parts", response_model=PartBody, summary="Add a part", openapi_extra=examples.UPLOAD_PART_BODY
 )
 async def add_part(
-    upload_id: str, request: Request, caller: CallerDep, app_state: AppStateDep, once: IdempotentRequestDep
+    upload_id: str,
+    request: Request,
+    caller: CallerDep,
+    app_state: AppStateDep,
+    idempotent_request: IdempotentRequestDep,
 ) -> Any:
-    """Up to 64 MiB; several at once, in any order. A part that is sent again is another part."""
+    """Up to 64 MiB. Parts may be sent concurrently and in any order. Sending a part again adds another part."""
     io_pools, project_id = app_state.io_pools, caller.project_id
-    seen = await io_pools.write(uploads.check_pending, app_state.sessions, project_id, upload_id)
-    carried = app_state.upload_digests.get_at(upload_id, seen.received_bytes)
+    upload = await io_pools.write(uploads.check_pending, app_state.sessions, project_id, upload_id)
+    digest = app_state.upload_digests.get_at(upload_id, upload.received_bytes)
     body = limit_body(request, MAX_PART_BYTES + MAX_FORM_OVERHEAD_BYTES, uploads.part_too_large)
     staged = await io_pools.write(
-        StagedFile, app_state.storage.staging, MAX_PART_BYTES, uploads.part_too_large, part_digests(carried)
+        StagedFile, app_state.storage.staging, MAX_PART_BYTES, uploads.part_too_large, part_digests(digest)
     )
     try:
         form = await read_form(io_pools, request.headers.get("content-type", ""), body, "data", (), staged.write)
         if not form.has_file:
-            text = "you must provide data: a form field with the part's bytes"
+            text = "you must provide data: a form field with the content of the part"
             raise BadRequest(text, "data", "missing_required_parameter")
+        fingerprint = fingerprint_of({"fields": form.fields, "sha256": staged.sha256})
         part = await io_pools.store(
-            caller.key_id, uploads.add_part, app_state.sessions, app_state.storage, project_id, upload_id, staged,
-            lambda session: once.begin(session, fingerprint_of({"fields": form.fields, "sha256": staged.sha256})),
-            lambda session, added: once.end(session, 200, json.dumps(render_part(added))),
-        )  # fmt: skip
+            caller.key_id,
+            uploads.add_part,
+            app_state.sessions,
+            app_state.storage,
+            project_id,
+            upload_id,
+            staged,
+            lambda session: idempotent_request.begin(session, fingerprint),
+            lambda session, added: idempotent_request.end(session, 200, json.dumps(render_part(added))),
+        )
     finally:
         staged.discard()
-    if carried is not None:
-        app_state.upload_digests.store(upload_id, carried.extend(part.id, part.bytes, staged.digests[-1]))
+    if digest is not None:
+        app_state.upload_digests.store(upload_id, digest.extend(part.id, part.bytes, staged.digests[-1]))
     return render_part(part)
 
 
 @router.get("/{upload_id}/parts", response_model=PartList, summary="List the parts of an upload")
 def list_parts(upload_id: str, caller: CallerDep, session: SessionDep) -> Any:
-    """Ours: what has arrived, in that order; from there a client goes on after a break. All in one page."""
+    """All parts in one page, in order of arrival, so that a client can continue after an interruption. An extension."""
     return list_page(uploads.posted_parts(session, caller.project_id, upload_id), MAX_PARTS, render_part)
 
 
 @router.post(
-    "/{upload_id}/complete", response_model=UploadBody, summary="Complete an upload",
+    "/{upload_id}/complete",
+    response_model=UploadBody,
+    summary="Complete an upload",
     openapi_extra=examples.COMPLETE_UPLOAD_BODY,
-)  # fmt: skip
+)
 async def complete_upload(
     upload_id: str, request: Request, body: JsonBodyDep, caller: CallerDep, app_state: AppStateDep
 ) -> Any:
-    """The parts become a file, in the order of `part_ids`; the same request again answers the same file."""
-    asked = await app_state.check_limiter.run_query(caller.key_id, partial(_parsed, CompleteUpload, body))
-    return await _complete(request, app_state, caller, upload_id, asked.part_ids, asked.md5)
+    """Assemble the parts into a file, in the order of `part_ids`. Repeating the request returns the same file."""
+    parsed = await app_state.check_limiter.run_query(caller.key_id, partial(parse_body, CompleteUpload, body))
+    return await _complete(request, app_state, caller, upload_id, parsed.part_ids, parsed.md5)
 
 
 @router.post("/{upload_id}/cancel", response_model=UploadBody, summary="Cancel an upload")
 def cancel_upload(upload_id: str, caller: CallerDep, session: SessionDep) -> Any:
-    """Takes no more parts; cancelling a cancelled upload answers the same upload."""
+    """A cancelled upload accepts no more parts. Cancelling it again returns the same upload."""
     return render_upload(uploads.cancel(session, caller.project_id, upload_id))
 
 
 @router.put(
-    "/{upload_id}/content", response_model=UploadBody, summary="Send the content as one stream",
+    "/{upload_id}/content",
+    response_model=UploadBody,
+    summary="Send the content as one stream",
     openapi_extra=examples.UPLOAD_CONTENT_BODY,
-)  # fmt: skip
+)
 async def put_content(upload_id: str, request: Request, caller: CallerDep, app_state: AppStateDep) -> Any:
-    """Ours: the bytes as they are, for `curl -T`. The last byte completes the upload.
+    """The raw bytes, for `curl -T`. The last byte completes the upload. An extension of OpenAI's API.
 
-    After a break, `HEAD` tells in `Upload-Offset` how much is here; `Content-Range: bytes OFFSET-LAST/TOTAL` goes on
-    from there (`curl -C OFFSET -T`). Without Content-Range the content begins anew.
+    After an interruption, `HEAD` returns the number of stored bytes in `Upload-Offset`; continue with
+    `Content-Range: bytes OFFSET-LAST/TOTAL` (`curl -C OFFSET -T`). Without Content-Range the content starts again.
     """
-    span = parse_content_range(request.headers)
+    content_range = parse_content_range(request.headers)
     writer = await app_state.io_pools.write(
-        upload_content.begin_writing, app_state.sessions, app_state.storage, caller.project_id, upload_id, span.start
+        upload_content.begin_writing,
+        app_state.sessions,
+        app_state.storage,
+        caller.project_id,
+        upload_id,
+        content_range.start,
     )
-    if await receive_content(request, app_state, caller.key_id, writer, span) == writer.total_bytes:
+    if await receive_content(request, app_state, caller.key_id, writer, content_range) == writer.total_bytes:
         return await _complete(request, app_state, caller, upload_id, None, None)
-    return render_upload(await app_state.io_pools.write(_seen, app_state, caller.project_id, upload_id))
+    return render_upload(await app_state.io_pools.write(_get_upload, app_state, caller.project_id, upload_id))
 
 
 @router.head("/{upload_id}/content", include_in_schema=False)
 def head_content(upload_id: str, caller: CallerDep, session: SessionDep) -> Response:
-    """How far the stream came. The names of the headers are those of the IETF's draft on resumable uploads."""
-    seen, there_bytes = upload_content.progress(session, caller.project_id, upload_id)
+    """The progress of the stream, in the headers of the IETF's draft on resumable uploads."""
+    upload, stored_bytes = upload_content.progress(session, caller.project_id, upload_id)
     headers = {
-        "Upload-Offset": str(there_bytes),
-        "Upload-Length": str(seen.upload.bytes),
-        "Upload-Complete": "?1" if seen.upload.file_id else "?0",
+        "Upload-Offset": str(stored_bytes),
+        "Upload-Length": str(upload.upload.bytes),
+        "Upload-Complete": "?1" if upload.upload.file_id else "?0",
         "Cache-Control": "no-store",
     }
     return Response(headers=headers)
@@ -151,7 +170,7 @@ async def _complete(
 ) -> dict[str, Any]:
     io_pools, settings = app_state.io_pools, app_state.settings
     async with io_pools.key_lock(upload_id):
-        upload = (await io_pools.write(_seen, app_state, caller.project_id, upload_id)).upload
+        upload = (await io_pools.write(_get_upload, app_state, caller.project_id, upload_id)).upload
         complete = partial(
             upload_completion.complete,
             app_state.sessions,
@@ -164,19 +183,12 @@ async def _complete(
             settings.max_line_bytes,
         )
         if upload.file_id is None and needs_process(upload.purpose, upload.bytes):
-            seen = await app_state.check_limiter.run(request, caller.key_id, True, complete)
+            completed = await app_state.check_limiter.run(request, caller.key_id, True, complete)
         else:
-            seen = await io_pools.finish(caller.key_id, upload.bytes, complete, Check())
-    return render_upload(seen)
+            completed = await io_pools.finish(caller.key_id, upload.bytes, complete, Check())
+    return render_upload(completed)
 
 
-def _seen(app_state: AppState, project_id: str, upload_id: str) -> uploads.UploadView:
+def _get_upload(app_state: AppState, project_id: str, upload_id: str) -> uploads.UploadView:
     with transaction(app_state.sessions) as session:
         return uploads.get(session, project_id, upload_id)
-
-
-def _parsed(model: type[Parsed], body: Mapping[str, Any]) -> Parsed:
-    parsed, problems = check_shape(model, body)
-    if problems or parsed is None:
-        raise combine_errors(problems)
-    return parsed

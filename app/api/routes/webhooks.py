@@ -1,20 +1,19 @@
-"""/v1/webhook_endpoints: OpenAI's calls, and ours beside them: deliveries, and sending one again."""
+"""/v1/webhook_endpoints: OpenAI's calls, and extensions: deliveries and redelivery."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from app.api.auth import CallerDep
 from app.api.dependencies import AppState, AppStateDep, SessionDep
 from app.api.idempotency import IdempotentRoute
 from app.api.openapi.examples import webhooks as examples
-from app.api.schemas.jobs.requests import check_shape
+from app.api.schemas.jobs.requests import parse_body
 from app.api.schemas.webhooks import (
     CreateWebhookEndpoint,
     DeliveryState,
@@ -37,16 +36,14 @@ from app.api.transport.json_body import BodyBytesDep, JsonBodyDep, parse_json_ob
 from app.api.transport.pagination import After, Limit, list_page
 from app.db.engine import transaction
 from app.db.tables import WebhookAttempt, WebhookDelivery
-from app.errors import BadRequest, Unavailable, combine_errors
+from app.errors import BadRequest, Unavailable
 from app.services import webhooks
 from app.services.webhooks import EndpointChanges, EndpointRules
 
 MAX_PAGE = 100
-LOOK_SECONDS = 0.2
-SENDER_SECONDS = 10.0  # on top of the time that one try may take
-TRIED = "SELECT status_code, error FROM webhook_attempts WHERE delivery_id = %(id)s"
-
-Parsed = TypeVar("Parsed", bound=BaseModel)
+POLL_INTERVAL_SECONDS = 0.2
+SENDER_MARGIN_SECONDS = 10.0  # in addition to the timeout of one attempt
+SELECT_ATTEMPT = "SELECT status_code, error FROM webhook_attempts WHERE delivery_id = %(id)s"
 
 router = APIRouter(prefix="/v1", tags=["Webhooks"], route_class=IdempotentRoute)
 
@@ -58,9 +55,9 @@ router = APIRouter(prefix="/v1", tags=["Webhooks"], route_class=IdempotentRoute)
     openapi_extra=examples.CREATE_BODY,
 )
 def create_endpoint(body: JsonBodyDep, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
-    """`signing_secret` is shown here and when it is rotated, and never again."""
-    asked = _parse(CreateWebhookEndpoint, body)
-    endpoint = webhooks.create(session, _rules(app_state), caller.project_id, EndpointChanges(**asked.model_dump()))
+    """The response to this call and to a rotation contains `signing_secret`; no other response does."""
+    parsed = parse_body(CreateWebhookEndpoint, body)
+    endpoint = webhooks.create(session, _rules(app_state), caller.project_id, EndpointChanges(**parsed.model_dump()))
     return render_with_secret(endpoint)
 
 
@@ -73,13 +70,13 @@ def list_endpoints(caller: CallerDep, session: SessionDep, after: After = None, 
 
 @router.get("/webhook_event_types", response_model=WebhookEventTypeList, summary="List webhook event types")
 def list_event_types(_caller: CallerDep) -> Any:
-    """Every event that an endpoint can be told of."""
+    """All event types that can be sent to an endpoint."""
     return {"object": "list", "data": webhooks.event_types()}
 
 
 @router.get("/webhook_endpoints/{endpoint_id}", response_model=WebhookEndpointBody, summary="Get a webhook endpoint")
 def get_endpoint(endpoint_id: str, caller: CallerDep, session: SessionDep) -> Any:
-    """What it is told of, and whether anything is sent to it; of its secret only the end."""
+    """Event types and state of an endpoint, and the end of its secret."""
     return render_endpoint(webhooks.get(session, caller.project_id, endpoint_id))
 
 
@@ -92,16 +89,16 @@ def get_endpoint(endpoint_id: str, caller: CallerDep, session: SessionDep) -> An
 def update_endpoint(
     endpoint_id: str, body: JsonBodyDep, caller: CallerDep, session: SessionDep, app_state: AppStateDep
 ) -> Any:
-    """What is absent stays as it is. Enabling it again sends what has waited for it."""
-    asked = EndpointChanges(**_parse(UpdateWebhookEndpoint, body).model_dump())
-    return render_endpoint(webhooks.change(session, _rules(app_state), caller.project_id, endpoint_id, asked))
+    """Absent fields keep their values. Enabling an endpoint again sends its pending deliveries."""
+    changes = EndpointChanges(**parse_body(UpdateWebhookEndpoint, body).model_dump())
+    return render_endpoint(webhooks.change(session, _rules(app_state), caller.project_id, endpoint_id, changes))
 
 
 @router.delete(
     "/webhook_endpoints/{endpoint_id}", response_model=WebhookEndpointDeleted, summary="Delete a webhook endpoint"
 )
 def delete_endpoint(endpoint_id: str, caller: CallerDep, session: SessionDep) -> Any:
-    """With its deliveries, also those that wait."""
+    """Its deliveries are deleted too, including pending ones."""
     webhooks.delete(session, caller.project_id, endpoint_id)
     return {"id": endpoint_id, "object": "webhook_endpoint.deleted", "deleted": True}
 
@@ -113,9 +110,9 @@ def delete_endpoint(endpoint_id: str, caller: CallerDep, session: SessionDep) ->
     openapi_extra=examples.ROTATE_BODY,
 )
 def rotate_secret(endpoint_id: str, body: BodyBytesDep, caller: CallerDep, session: SessionDep) -> Any:
-    """With `keep_old_secret_active_for_24_hours` each message carries a signature by either secret for a day."""
-    asked = _parse(RotateSecret, parse_json_object(body) if body else {})
-    keep_old = asked.keep_old_secret_active_for_24_hours
+    """With `keep_old_secret_active_for_24_hours`, messages are signed with both secrets for a day."""
+    parsed = parse_body(RotateSecret, parse_json_object(body) if body else {})
+    keep_old = parsed.keep_old_secret_active_for_24_hours
     return render_with_secret(webhooks.rotate_secret(session, caller.project_id, endpoint_id, keep_old))
 
 
@@ -126,17 +123,17 @@ def rotate_secret(endpoint_id: str, body: BodyBytesDep, caller: CallerDep, sessi
     openapi_extra=examples.TEST_BODY,
 )
 async def send_test(endpoint_id: str, body: JsonBodyDep, caller: CallerDep, app_state: AppStateDep) -> Any:
-    """One signed sample of an event, sent once; answers what the endpoint answered."""
-    asked = _parse(TestWebhookEndpoint, body)
-    delivery = await run_in_threadpool(_begin_test, app_state, caller.project_id, endpoint_id, asked.event_type)
-    tried = await _tried(app_state, delivery)
-    if tried.status_code is None:
-        raise BadRequest(f"The test did not reach {endpoint_id}: {tried.error}", code="webhook_unreachable")
+    """Send one signed sample event, once, and return the endpoint's response status."""
+    parsed = parse_body(TestWebhookEndpoint, body)
+    delivery = await run_in_threadpool(_begin_test, app_state, caller.project_id, endpoint_id, parsed.event_type)
+    attempt = await _wait_for_attempt(app_state, delivery)
+    if attempt.status_code is None:
+        raise BadRequest(f"The test did not reach {endpoint_id}: {attempt.error}", code="webhook_unreachable")
     return {
         "object": "webhook_endpoint.test",
         "webhook_endpoint_id": endpoint_id,
-        "event_type": asked.event_type,
-        "status_code": tried.status_code,
+        "event_type": parsed.event_type,
+        "status_code": attempt.status_code,
         "success": True,
         "delivery_id": delivery.id,
     }
@@ -153,9 +150,9 @@ def list_deliveries(
     session: SessionDep,
     after: After = None,
     limit: Limit = 20,
-    status: Annotated[DeliveryState | None, Query(description="Only those.")] = None,
+    status: Annotated[DeliveryState | None, Query(description="Only deliveries with this status.")] = None,
 ) -> Any:
-    """Newest first, each with what came of every try."""
+    """Newest first, each with the result of every attempt."""
     limit = min(limit, MAX_PAGE)
     rows = webhooks.delivery_page(session, caller.project_id, endpoint_id, limit + 1, after, status)
     return list_page(rows, limit, render_delivery)
@@ -167,7 +164,7 @@ def list_deliveries(
     summary="Get a delivery of a webhook endpoint",
 )
 def get_delivery(endpoint_id: str, delivery_id: str, caller: CallerDep, session: SessionDep) -> Any:
-    """With what came of every try. Deliveries are kept for 30 days."""
+    """A delivery with the result of every attempt. Deliveries are kept for 30 days."""
     return render_delivery(webhooks.delivery(session, caller.project_id, endpoint_id, delivery_id))
 
 
@@ -177,15 +174,8 @@ def get_delivery(endpoint_id: str, delivery_id: str, caller: CallerDep, session:
     summary="Deliver an event again",
 )
 def redeliver(endpoint_id: str, delivery_id: str, caller: CallerDep, session: SessionDep) -> Any:
-    """The same event with the same `webhook-id`, at once and then by the schedule, whatever became of it before."""
+    """Send the same event with the same `webhook-id` at once, then by the retry schedule, whatever its status is."""
     return render_delivery(webhooks.redeliver(session, caller.project_id, endpoint_id, delivery_id))
-
-
-def _parse(model: type[Parsed], body: dict[str, Any]) -> Parsed:
-    parsed, problems = check_shape(model, body)
-    if parsed is None or problems:
-        raise combine_errors(problems)
-    return parsed
 
 
 def _rules(app_state: AppState) -> EndpointRules:
@@ -197,12 +187,15 @@ def _begin_test(app_state: AppState, project_id: str, endpoint_id: str, event_ty
         return webhooks.create_test_delivery(session, project_id, endpoint_id, event_type)
 
 
-async def _tried(app_state: AppState, delivery: WebhookDelivery) -> WebhookAttempt:
-    """What came of it, once a sender says so: only senders go out. Waits without a thread and without a connection."""
-    deadline = time.monotonic() + app_state.settings.webhook_timeout_seconds + SENDER_SECONDS
-    while (tried := await app_state.connections.fetch_one(TRIED, {"id": delivery.id})) is None:
+async def _wait_for_attempt(app_state: AppState, delivery: WebhookDelivery) -> WebhookAttempt:
+    """Poll for the result of the attempt that a webhook sender makes, without holding a thread or a connection.
+
+    Raises Unavailable if no sender records an attempt in time.
+    """
+    deadline = time.monotonic() + app_state.settings.webhook_timeout_seconds + SENDER_MARGIN_SECONDS
+    while (row := await app_state.connections.fetch_one(SELECT_ATTEMPT, {"id": delivery.id})) is None:
         if time.monotonic() > deadline:
-            raise Unavailable("No sender of webhooks has answered; `python -m worker.webhooks` must be running.")
-        await asyncio.sleep(LOOK_SECONDS)
-    found: WebhookAttempt = tried
-    return found
+            raise Unavailable("No webhook sender processed the test; `python -m worker.webhooks` must be running.")
+        await asyncio.sleep(POLL_INTERVAL_SECONDS)
+    attempt: WebhookAttempt = row
+    return attempt

@@ -1,4 +1,4 @@
-"""What every body shares."""
+"""Base classes and helpers of all bodies."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-# Of a moment in the query. Ends one second before the year 10000, as one more second must still be a date.
+# A time in a query. The maximum is one second less than the last datetime, as the code adds one second.
 UnixSeconds = Annotated[int, Field(ge=0, le=253_402_300_798)]
 
 
 class Body(BaseModel):
-    """Closed: a key that the document does not name is a mistake on either side."""
+    """A closed object: a key that the OpenAPI document does not have is an error."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -25,7 +25,7 @@ class ErrorDetail(Body):
 
 
 class ErrorBody(Body):
-    """Every error, whatever its status."""
+    """The body of every error response."""
 
     error: ErrorDetail
 
@@ -38,7 +38,7 @@ class ListBody(Body):
 
 
 class WarningBody(Body):
-    """Of what a job takes although it may not be meant."""
+    """A problem that does not fail a job, but may be unintended."""
 
     code: str
     message: str
@@ -53,14 +53,14 @@ class Deleted(Body):
     deleted: Literal[True]
 
 
-def unix(moment: datetime) -> int:
-    """OpenAI's times are whole seconds since 1970."""
-    return int(moment.timestamp())
+def unix_seconds(time: datetime) -> int:
+    """Whole seconds since 1970, OpenAI's format of times."""
+    return int(time.timestamp())
 
 
-def moment(seconds: int) -> datetime:
+def utc_datetime(seconds: int) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
-def unix_or_none(moment: datetime | None) -> int | None:
-    return None if moment is None else unix(moment)
+def unix_seconds_or_none(time: datetime | None) -> int | None:
+    return None if time is None else unix_seconds(time)

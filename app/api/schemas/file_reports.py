@@ -1,4 +1,4 @@
-"""A report on a data set as clients see it."""
+"""The report on a data set, and the function that renders it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ReportFinding(Body):
 
 
 class ReportFindings(Body):
-    """`data` has the first hundred; `count` is of all, `lines` of the lines that they are about."""
+    """`data` has the first hundred findings, `count` is the number of all, `lines` the number of affected lines."""
 
     count: int
     lines: int
@@ -31,7 +31,7 @@ class ReportFindings(Body):
 
 
 class Coverage(Body):
-    """What the numbers stand for. `tokenized_every` above 1: tokens, lengths, cut, empty and masked are of a sample."""
+    """How much of the file the numbers cover. With `tokenized_every` above 1, token counts come from a sample."""
 
     complete: bool
     lines_read: int
@@ -43,7 +43,7 @@ class Coverage(Body):
 
 
 class Lengths(Body):
-    """Tokens of each row's longest document, before any cut: what `context_length` is held against."""
+    """Tokens of each row's longest document before truncation, to compare with `context_length`."""
 
     min: int
     median: int
@@ -54,7 +54,7 @@ class Lengths(Body):
 
 
 class Bucket(Body):
-    """`most` belongs to the bucket."""
+    """Rows with `least` to `most` tokens, both inclusive."""
 
     least: int
     most: int
@@ -62,7 +62,7 @@ class Bucket(Body):
 
 
 class Tokens(Body):
-    """`total` and `trained` are of one epoch, after the cut."""
+    """`total` and `trained` are for one epoch, after truncation."""
 
     total: int
     trained: int
@@ -75,7 +75,7 @@ class DuplicateGroup(Body):
 
 
 class Duplicates(Body):
-    """`rows` repeat an earlier row of the file; the first hundred groups, up to eleven lines of each."""
+    """`rows` is the number of rows that repeat an earlier one; the first hundred groups, up to eleven lines of each."""
 
     rows: int
     groups: list[DuplicateGroup]
@@ -87,7 +87,7 @@ class OverlapRow(Body):
 
 
 class Overlap(Body):
-    """`rows` of the file that stand in the validation file, too; the first hundred of them."""
+    """`rows` is the number of rows that are also in the validation file; `data` has the first hundred."""
 
     validation_file: str
     rows: int
@@ -144,7 +144,7 @@ class FileReportBody(Body):
 
 def render_report(answer: Answer) -> dict[str, Any]:
     question, report = answer.question, answer.report
-    problem = _problem(report, question)
+    problem = _failure(report, question)
     formats, warnings = report["formats"], _warnings(answer)
     return {
         "object": "file.report",
@@ -156,7 +156,7 @@ def render_report(answer: Answer) -> dict[str, Any]:
         "method": report["method"],
         "context_length": question.limits.context_length,
         "valid": problem is None,
-        "message": " ".join([problem or _accepted(len(warnings)), *_remarks(answer)]),
+        "message": " ".join([problem or _accepted(len(warnings)), *_coverage_notes(answer)]),
         "format": next(iter(formats)) if len(formats) == 1 else "mixed" if formats else None,
         "formats": formats,
         "findings": {"count": report["finding_count"], "lines": report["bad_lines"], "data": report["findings"]},
@@ -170,18 +170,19 @@ def render_report(answer: Answer) -> dict[str, Any]:
         },
         **{name: _lines(report[name]) for name in ("cut", "empty", "masked")},
         "duplicates": {
-            "rows": report["duplicate_rows"], "groups": [{"lines": lines} for lines in report["duplicates"]]
+            "rows": report["duplicate_rows"],
+            "groups": [{"lines": lines} for lines in report["duplicates"]],
         },
         "overlap": _overlap(answer),
         "rows": report["previews"],
-    }  # fmt: skip
+    }
 
 
-def _problem(report: Json, question: Question) -> str | None:
-    """What would fail the job, as its validation would say."""
+def _failure(report: Json, question: Question) -> str | None:
+    """The reason for which a job with this file would fail; None if it would not."""
     if report["finding_count"]:
-        lines = "line is" if report["bad_lines"] == 1 else "lines are"
-        return f"{report['bad_lines']:,} {lines} not what a {report['method']} job learns from."
+        lines = "line has" if report["bad_lines"] == 1 else "lines have"
+        return f"{report['bad_lines']:,} {lines} an unsupported format for a {report['method']} job."
     if report["rows"] < question.least_examples and report["is_complete"]:
         return f"The file has {report['rows']} example(s), but must have at least {question.least_examples}."
     if not report["labelled_tokens"]:
@@ -191,31 +192,33 @@ def _problem(report: Json, question: Question) -> str | None:
 
 def _accepted(warnings: int) -> str:
     if not warnings:
-        return "A job would take this file."
-    return f"A job would take this file, with {warnings} warning{'s' if warnings > 1 else ''}."
+        return "Valid: this file can be used for training."
+    return f"Valid: this file can be used for training, with {warnings} warning{'s' if warnings > 1 else ''}."
 
 
 def _warnings(answer: Answer) -> list[dict[str, Any]]:
-    """Of an overlap the lines are those of the validation file."""
-    file, held_out = answer.question.file, answer.question.validation_file
-    shown = []
+    """The warnings with file ids. The lines of an overlap are lines of the validation file."""
+    file, validation_file = answer.question.file, answer.question.validation_file
+    warnings = []
     for warning in answer.report["warnings"]:
-        of = held_out if warning["code"] == "overlap" and held_out is not None else file
+        warned_file = validation_file if warning["code"] == "overlap" and validation_file is not None else file
         message = f"{warning['message'][0].upper()}{warning['message'][1:]}."
-        shown.append(warning | {"file": of.id, "message": message})
-    return shown
+        warnings.append(warning | {"file": warned_file.id, "message": message})
+    return warnings
 
 
-def _remarks(answer: Answer) -> list[str]:
+def _coverage_notes(answer: Answer) -> list[str]:
     report, every = answer.report, answer.question.limits.tokenize_every
-    said = []
+    notes = []
     if every > 1:
-        said.append(f"Every line was checked, but of this large file only every {every}th row was tokenized.")
+        notes.append(f"Every line was checked; the file is large, so only one of {every} rows was tokenized.")
     if not report["is_complete"]:
-        said.append(f"The time was over at line {report['lines_read']:,}: what follows it was not looked at.")
+        notes.append(
+            f"The time limit was reached at line {report['lines_read']:,}: the lines after it were not checked."
+        )
     if not report["is_validation_complete"]:
-        said.append("The validation file was compared only in part.")
-    return said
+        notes.append("Only a part of the validation file was compared.")
+    return notes
 
 
 def _coverage(answer: Answer) -> dict[str, Any]:
@@ -232,11 +235,11 @@ def _coverage(answer: Answer) -> dict[str, Any]:
 
 
 def _overlap(answer: Answer) -> dict[str, Any] | None:
-    held_out, report = answer.question.validation_file, answer.report
-    if held_out is None:
+    validation_file, report = answer.question.validation_file, answer.report
+    if validation_file is None:
         return None
     data = [{"line": line, "validation_line": other} for line, other in report["overlap"]]
-    return {"validation_file": held_out.id, "rows": report["overlap_rows"], "data": data}
+    return {"validation_file": validation_file.id, "rows": report["overlap_rows"], "data": data}
 
 
 def _lines(lines: Json) -> dict[str, Any]:

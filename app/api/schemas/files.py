@@ -1,10 +1,10 @@
-"""Files as clients see them."""
+"""Response bodies of files."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from app.api.schemas.common import Body, ListBody, unix, unix_or_none
+from app.api.schemas.common import Body, ListBody, unix_seconds, unix_seconds_or_none
 from app.db.tables import File
 
 
@@ -31,12 +31,12 @@ def render_file(file: File) -> dict[str, Any]:
         "id": file.id,
         "object": "file",
         "bytes": file.bytes,
-        "created_at": unix(file.created_at),
+        "created_at": unix_seconds(file.created_at),
         "filename": file.filename,
         "purpose": file.purpose,
         "status": file.status,
         "status_details": None,
-        "expires_at": unix_or_none(file.expires_at),
+        "expires_at": unix_seconds_or_none(file.expires_at),
         "sha256": file.sha256,
         "line_count": file.line_count,
     }

@@ -1,10 +1,10 @@
-"""Models as clients see them."""
+"""Response bodies of models."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from app.api.schemas.common import Body, unix
+from app.api.schemas.common import Body, unix_seconds
 from app.db.tables import BaseModelRow, TunedModel
 from app.domain.base_models.catalog import MAX_RANK, CatalogEntry
 from app.services.models import ModelRow
@@ -16,7 +16,7 @@ class LoraLimits(Body):
 
 
 class ModelBody(Body):
-    """A base model says what may be asked of it, an `ft:` model where it comes from."""
+    """A base model has its limits, an `ft:` model its base model and its job."""
 
     id: str
     object: Literal["model"]
@@ -44,7 +44,7 @@ def _render_base(model: BaseModelRow) -> dict[str, Any]:
     return {
         "id": model.name,
         "object": "model",
-        "created": unix(model.created_at),
+        "created": unix_seconds(model.created_at),
         "owned_by": "tunery",
         "fine_tunable": True,
         "max_context_length": entry.context_length,
@@ -56,7 +56,7 @@ def _render_tuned(model: TunedModel, organization: str) -> dict[str, Any]:
     return {
         "id": model.id,
         "object": "model",
-        "created": unix(model.created_at),
+        "created": unix_seconds(model.created_at),
         "owned_by": organization,
         "fine_tunable": True,
         "base_model": model.id.split(":")[1],

@@ -1,4 +1,4 @@
-"""Permissions on a checkpoint as clients see them: OpenAI's objects."""
+"""Bodies of permissions on a checkpoint, in OpenAI's shape."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from app.api.schemas.common import Body, ListBody, unix
+from app.api.schemas.common import Body, ListBody, unix_seconds
 from app.api.schemas.jobs.requests import Id, Strict
 from app.db.tables import CheckpointPermission
 
@@ -37,6 +37,6 @@ def render_permission(permission: CheckpointPermission) -> dict[str, Any]:
     return {
         "id": permission.id,
         "object": "checkpoint.permission",
-        "created_at": unix(permission.created_at),
+        "created_at": unix_seconds(permission.created_at),
         "project_id": permission.grantee_id,
     }

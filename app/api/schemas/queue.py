@@ -1,4 +1,4 @@
-"""Workers and the queue as clients see them; what only an admin key sees is null for others."""
+"""Response bodies of workers and the queue; fields for admin keys are null for other keys."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from sqlalchemy import Row
 
-from app.api.schemas.common import Body, ListBody, unix, unix_or_none
+from app.api.schemas.common import Body, ListBody, unix_seconds, unix_seconds_or_none
 from app.db.tables import Job, QueuePlace
 from app.domain.jobs.states import JobState
 from app.domain.scheduling.fair_share import ProjectShare
@@ -103,45 +103,45 @@ class QueueBody(Body):
     projects: list[StandingBody]
 
 
-def render_worker(seen: WorkerView) -> dict[str, Any]:
-    row, about = seen.row, seen.row.about
-    only_admin = {"name": row.id, "hostname": row.hostname, "pid": row.pid, "versions": about.get("versions")}
+def render_worker(view: WorkerView) -> dict[str, Any]:
+    row, about = view.row, view.row.about
+    admin_fields = {"name": row.id, "hostname": row.hostname, "pid": row.pid, "versions": about.get("versions")}
     return {
-        "id": seen.id,
+        "id": view.id,
         "object": "worker",
         "queue": row.queue,
-        "status": "busy" if seen.is_busy else "idle",
+        "status": "busy" if view.is_busy else "idle",
         "device": {
             "kind": about.get("kind"),
             "name": about.get("device"),
             "memory_bytes": about.get("memory_bytes"),
             "count": int(about.get("gpus_per_job") or 1),
         },
-        "models": list(seen.models),
+        "models": list(view.models),
         "labels": about.get("labels") or [],
-        "job_id": seen.job_id,
-        "started_at": unix(row.started_at),
-        "seen_at": unix(row.seen_at),
-    } | {key: value if seen.is_all_seen else None for key, value in only_admin.items()}
+        "job_id": view.job_id,
+        "started_at": unix_seconds(row.started_at),
+        "seen_at": unix_seconds(row.seen_at),
+    } | {key: value if view.is_all_seen else None for key, value in admin_fields.items()}
 
 
-def render_queue(seen: QueueView, limit: int) -> dict[str, Any]:
-    training = [worker for worker in seen.workers if worker.row.queue == "gpu"]
+def render_queue(view: QueueView, limit: int) -> dict[str, Any]:
+    gpu_workers = [worker for worker in view.workers if worker.row.queue == "gpu"]
     return {
         "object": "queue",
-        "workers": {"alive": len(training), "busy": sum(worker.is_busy for worker in training)},
-        "own": _counts(seen, True),
-        "others": _counts(seen, False),
-        "running": [_running(row) for row in seen.running],
-        "waiting": [_waiting(job, place, seen.last_position) for job, place in seen.waiting[:limit]],
-        "has_more": len(seen.waiting) > limit,
-        "projects": _standings(seen.standings),
+        "workers": {"alive": len(gpu_workers), "busy": sum(worker.is_busy for worker in gpu_workers)},
+        "own": _counts(view, True),
+        "others": _counts(view, False),
+        "running": [_running(row) for row in view.running],
+        "waiting": [_waiting(job, place, view.last_position) for job, place in view.waiting[:limit]],
+        "has_more": len(view.waiting) > limit,
+        "projects": _standings(view.standings),
     }
 
 
-def _counts(seen: QueueView, own: bool) -> dict[str, int]:
+def _counts(view: QueueView, own: bool) -> dict[str, int]:
     names = {"validating": JobState.VALIDATING, "waiting": JobState.QUEUED, "running": JobState.RUNNING}
-    return {name: seen.count(state, own) for name, state in names.items()}
+    return {name: view.count(state, own) for name, state in names.items()}
 
 
 def _running(row: Row[Any]) -> dict[str, Any]:
@@ -154,8 +154,8 @@ def _running(row: Row[Any]) -> dict[str, Any]:
         "priority": row.priority,
         "urgent": row.is_urgent,
         "phase": row.phase,
-        "started_at": unix(started_at),
-        "expected_finish": unix(row.expected_finish_at),
+        "started_at": unix_seconds(started_at),
+        "expected_finish": unix_seconds(row.expected_finish_at),
         "gives_way": row.gives_way,
     }
 
@@ -166,27 +166,27 @@ def _waiting(job: Job, place: QueuePlace | None, last_position: int) -> dict[str
         "project_id": job.project_id,
         "model": job.base_model,
         "position": place.position if place else last_position + 1,
-        "expected_start": unix_or_none(place.expected_start_at) if place else None,
+        "expected_start": unix_seconds_or_none(place.expected_start_at) if place else None,
         "waiting_for": place.waiting_for if place else None,
         "phase": job.phase,
         "priority": job.priority,
         "urgent": job.is_urgent,
         "worker_labels": job.worker_labels,
         "planned_seconds": job.planned_seconds,
-        "created_at": unix(job.created_at),
+        "created_at": unix_seconds(job.created_at),
     }
 
 
 def _standings(standings: Sequence[ProjectShare]) -> list[dict[str, Any]]:
     return [
         {
-            "project_id": each.project_id,
-            "gpu_seconds": round(each.usage, 1),
-            "held_gpu_seconds": round(each.held, 1),
-            "share_weight": each.weight,
-            "share": round(each.share, 1),
-            "running_jobs": each.running,
-            "max_running_jobs": each.max_running,
+            "project_id": standing.project_id,
+            "gpu_seconds": round(standing.usage, 1),
+            "held_gpu_seconds": round(standing.held, 1),
+            "share_weight": standing.weight,
+            "share": round(standing.share, 1),
+            "running_jobs": standing.running,
+            "max_running_jobs": standing.max_running,
         }
-        for each in sorted(standings, key=lambda each: (each.share, each.project_id))
+        for standing in sorted(standings, key=lambda standing: (standing.share, standing.project_id))
     ]

@@ -1,4 +1,4 @@
-"""Uploads by parts as clients ask for them and see them."""
+"""Request and response bodies of uploads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from app.api.schemas.common import Body, ListBody, unix
+from app.api.schemas.common import Body, ListBody, unix_seconds
 from app.api.schemas.files import FileBody, render_file
 from app.api.schemas.jobs.requests import Id, Strict
 from app.db.tables import UploadPart
@@ -26,9 +26,11 @@ class ExpiresAfter(Strict):
 class CreateUpload(Strict):
     filename: Annotated[str, Field(min_length=1, max_length=4 * MAX_FILENAME)]
     purpose: Annotated[Purpose, Field(description="Jobs take files with purpose fine-tune.")]
-    bytes: Annotated[int, Field(ge=0, le=MAX_INT64, description="What the parts will have together, exactly.")]
-    mime_type: Annotated[str, Field(min_length=1, max_length=255, description="Kept as it is; the bytes decide.")]
-    expires_after: Annotated[ExpiresAfter | None, Field(description="Of the file, once it is complete.")] = None
+    bytes: Annotated[int, Field(ge=0, le=MAX_INT64, description="The exact size of the whole content in bytes.")]
+    mime_type: Annotated[
+        str, Field(min_length=1, max_length=255, description="Stored but not used: the content determines the type.")
+    ]
+    expires_after: Annotated[ExpiresAfter | None, Field(description="The expiry of the completed file.")] = None
 
 
 class CompleteUpload(Strict):
@@ -36,11 +38,11 @@ class CompleteUpload(Strict):
         list[Id] | None,
         Field(
             max_length=MAX_PARTS,
-            description="Every part of the file, in its order. Absent where the content was sent by PUT.",
+            description="All parts of the file, in order. Omit it if the content was sent by PUT.",
         ),
     ] = None
     md5: Annotated[
-        str | None, Field(pattern="^[0-9a-fA-F]{32}$", description="Of the whole file, in hexadecimal digits.")
+        str | None, Field(pattern="^[0-9a-fA-F]{32}$", description="MD5 of the whole file, in hexadecimal digits.")
     ] = None
 
 
@@ -82,20 +84,20 @@ def new_upload(body: CreateUpload) -> NewUpload:
     )
 
 
-def render_upload(seen: UploadView) -> dict[str, Any]:
-    upload = seen.upload
+def render_upload(view: UploadView) -> dict[str, Any]:
+    upload = view.upload
     return {
         "id": upload.id,
         "object": "upload",
         "bytes": upload.bytes,
-        "created_at": unix(upload.created_at),
-        "expires_at": unix(upload.expires_at),
+        "created_at": unix_seconds(upload.created_at),
+        "expires_at": unix_seconds(upload.expires_at),
         "filename": upload.filename,
         "purpose": upload.purpose,
-        "status": str(seen.status),
-        "file": None if seen.file is None else render_file(seen.file),
+        "status": str(view.status),
+        "file": None if view.file is None else render_file(view.file),
         "mime_type": upload.mime_type,
-        "received_bytes": seen.received_bytes,
+        "received_bytes": view.received_bytes,
     }
 
 
@@ -103,7 +105,7 @@ def render_part(part: UploadPart) -> dict[str, Any]:
     return {
         "id": part.id,
         "object": "upload.part",
-        "created_at": unix(part.created_at),
+        "created_at": unix_seconds(part.created_at),
         "upload_id": part.upload_id,
         "bytes": part.bytes,
         "sha256": part.sha256,

@@ -1,4 +1,4 @@
-"""Webhook endpoints as OpenAI's clients know them, and what is ours beside it; deliveries."""
+"""Bodies of webhook endpoints, in OpenAI's shape with extensions, and of deliveries."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema
 
-from app.api.schemas.common import Body, ListBody, unix, unix_or_none
+from app.api.schemas.common import Body, ListBody, unix_seconds, unix_seconds_or_none
 from app.api.schemas.jobs.requests import Strict
 from app.db.tables import WebhookAttempt, WebhookDelivery, WebhookEndpoint
 from app.domain import webhooks
@@ -31,7 +31,9 @@ class UpdateWebhookEndpoint(Strict):
     name: Name | None = None
     url: Url | None = None
     event_types: EventTypes | None = None
-    enabled: Annotated[bool | None, Field(description="True sends what has waited; false keeps it waiting.")] = None
+    enabled: Annotated[
+        bool | None, Field(description="True sends the pending deliveries; false keeps them pending.")
+    ] = None
 
 
 class RotateSecret(Strict):
@@ -98,7 +100,7 @@ class WebhookAttemptBody(Body):
 
 
 class WebhookDeliveryBody(Body):
-    """`attempts`: what came of each try, the latest first; `attempt_count` counts also those whose sender died."""
+    """`attempts` has the result of each attempt, latest first; `attempt_count` includes those of a crashed sender."""
 
     id: str
     object: Literal["webhook_endpoint.delivery"]
@@ -123,17 +125,17 @@ def render_endpoint(endpoint: WebhookEndpoint) -> dict[str, Any]:
     return {
         "id": endpoint.id,
         "object": "webhook_endpoint",
-        "created_at": unix(endpoint.created_at),
-        "updated_at": unix(endpoint.updated_at),
+        "created_at": unix_seconds(endpoint.created_at),
+        "updated_at": unix_seconds(endpoint.updated_at),
         "name": endpoint.name,
         "url": endpoint.url,
         "event_types": endpoint.event_types,
         "signing_secret_hint": webhooks.secret_hint(endpoint.secret),
-        "old_secret_active_until": unix_or_none(endpoint.previous_secret_expires_at),
+        "old_secret_active_until": unix_seconds_or_none(endpoint.previous_secret_expires_at),
         "enabled": endpoint.enabled,
-        "disabled_at": unix_or_none(endpoint.disabled_at),
+        "disabled_at": unix_seconds_or_none(endpoint.disabled_at),
         "disabled_reason": endpoint.disabled_reason,
-        "failing_since": unix_or_none(endpoint.failing_since),
+        "failing_since": unix_seconds_or_none(endpoint.failing_since),
     }
 
 
@@ -141,12 +143,12 @@ def render_with_secret(endpoint: WebhookEndpoint) -> dict[str, Any]:
     return render_endpoint(endpoint) | {"signing_secret": endpoint.secret}
 
 
-def render_delivery(seen: DeliveryView) -> dict[str, Any]:
-    delivery: WebhookDelivery = seen.delivery
+def render_delivery(view: DeliveryView) -> dict[str, Any]:
+    delivery: WebhookDelivery = view.delivery
     return {
         "id": delivery.id,
         "object": "webhook_endpoint.delivery",
-        "created_at": unix(delivery.created_at),
+        "created_at": unix_seconds(delivery.created_at),
         "webhook_endpoint_id": delivery.endpoint_id,
         "event_id": delivery.event_id,
         "event_type": delivery.event_type,
@@ -154,16 +156,16 @@ def render_delivery(seen: DeliveryView) -> dict[str, Any]:
         "test": delivery.is_test,
         "status": delivery.state,
         "attempt_count": delivery.attempt,
-        "next_attempt_at": unix_or_none(delivery.next_attempt_at),
-        "finished_at": unix_or_none(delivery.finished_at),
-        "attempts": [_attempt(attempt) for attempt in seen.attempts],
+        "next_attempt_at": unix_seconds_or_none(delivery.next_attempt_at),
+        "finished_at": unix_seconds_or_none(delivery.finished_at),
+        "attempts": [_attempt(attempt) for attempt in view.attempts],
     }
 
 
 def _attempt(attempt: WebhookAttempt) -> dict[str, Any]:
     return {
         "attempt": attempt.attempt,
-        "finished_at": unix(attempt.finished_at),
+        "finished_at": unix_seconds(attempt.finished_at),
         "duration_ms": attempt.duration_ms,
         "status_code": attempt.status_code,
         "error": attempt.error,

@@ -135,7 +135,7 @@ class TestValidate:
         done = tunery("files", "validate", data, "--model", "tiny", "--rows", 1, "--validation-file", data)
         assert done.exit_code == 0, done.err
         assert done.out.startswith(
-            "A job would take this file, with 1 warning.\n\nWarnings:\n"
+            "Valid: this file can be used for training, with 1 warning.\n\nWarnings:\n"
             "- Rows of the validation file that are in the training file, too: 12 (lines 1, 2, 3, 4, 5, 6, 7, 8, 9, "
             "10, …) of 12 different rows. Their validation loss says how well they were memorised; name a file of "
             "other rows.\n\n"

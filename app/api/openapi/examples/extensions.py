@@ -108,7 +108,7 @@ REPORT = {
     "method": "supervised",
     "context_length": 2048,
     "valid": False,
-    "message": "1 line is not what a supervised job learns from.",
+    "message": "1 line has an unsupported format for a supervised job.",
     "format": "chat",
     "formats": {"chat": 119},
     "findings": {

@@ -1,4 +1,4 @@
-"""/v1/fine_tuning/jobs/{id}/adapter: what OpenAI never hands out."""
+"""/v1/fine_tuning/jobs/{id}/adapter: the trained weights, an extension of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -28,6 +28,6 @@ def get_adapter(job_id: str, caller: CallerDep, session: SessionDep) -> Any:
 def get_archive(
     job_id: str, request: Request, caller: CallerDep, session: SessionDep, app_state: AppStateDep
 ) -> Response:
-    """One deterministic tar; its SHA-256 is the job's `adapter.sha256`. Ranges and ETag as with any file."""
+    """A deterministic tar; its SHA-256 is the job's `adapter.sha256`. Range and ETag as for any file."""
     archive = adapters.get(session, caller.project_id, job_id).archive
     return file_response(archive, files.open_content(app_state.storage, archive), request)

@@ -1,4 +1,4 @@
-"""/v1/fine_tuning/jobs/{id}/clone and /diff: one job held against another."""
+"""/v1/fine_tuning/jobs/{id}/clone and /diff: a copy of a job, and the differences between two jobs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["Fine-tuning"],
 def clone_job(
     job_id: str, body: OptionalJsonBodyDep, caller: CallerDep, session: SessionDep, app_state: AppStateDep
 ) -> Any:
-    """A new job with the same files, model, seed and every resolved number, but for what the body names."""
+    """A new job with the files, model, seed and all resolved values of the original. The body overrides them."""
     original = jobs.get(session, caller.project_id, job_id)
     request = clone_request(original, body)
     clones.check_files(session, original, request)
@@ -43,8 +43,10 @@ def diff_jobs(
     session: SessionDep,
     other: Annotated[str | None, Query(alias="with", description="The job to compare with.", examples=OTHER)] = None,
 ) -> Any:
-    """Data, configuration, environment and result of both, value by value, with a mark where they differ."""
+    """Data, configuration, environment and result of both jobs, value by value, with the differences marked."""
     left = jobs.get(session, caller.project_id, job_id)
     if not other:
-        raise BadRequest("with: is missing; name the job to compare with", "with", "missing_required_parameter")
+        raise BadRequest(
+            "you must provide with: the id of the job to compare with", "with", "missing_required_parameter"
+        )
     return render_diff(diffs.compare(session, left, diffs.get_other(session, caller.project_id, other)))

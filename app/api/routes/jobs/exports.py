@@ -1,4 +1,4 @@
-"""/v1/fine_tuning/jobs/{id}/exports: the adapter and its base as one ordinary model, made by a worker."""
+"""/v1/fine_tuning/jobs/{id}/exports: the adapter merged into its base model, by a worker."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}/exports", tags=["Export
 def create_export(
     job_id: str, body: OptionalJsonBodyDep, caller: CallerDep, session: SessionDep, app_state: AppStateDep
 ) -> Any:
-    """The merged model of the job's result, or of a kept `checkpoint`. Asking again answers the one that there is."""
+    """Merge the adapter of the result, or of a kept `checkpoint`, into the base. Repeated calls return one export."""
     return render_export(exports.create(session, app_state.worker_notifier, caller.project_id, job_id, body))
 
 
@@ -38,12 +38,12 @@ def list_exports(job_id: str, caller: CallerDep, session: SessionDep, after: Aft
 
 @router.get("/{export_id}", response_model=ExportBody, summary="Get an export")
 def get_export(job_id: str, export_id: str, caller: CallerDep, session: SessionDep) -> Any:
-    """Once it has `succeeded`: every file with its SHA-256; their bytes are at `/v1/files/{id}/content`."""
+    """An export that has `succeeded` lists its files with SHA-256; download them from `/v1/files/{id}/content`."""
     return render_export(exports.get(session, caller.project_id, job_id, export_id))
 
 
 @router.delete("/{export_id}", response_model=Deleted, summary="Delete an export")
 def delete_export(job_id: str, export_id: str, caller: CallerDep, session: SessionDep) -> Any:
-    """With its files. One that is being made is given up."""
+    """Deletes its files too. A running export is cancelled."""
     export = exports.delete(session, caller.project_id, job_id, export_id)
     return {"id": export.id, "object": "fine_tuning.job.export", "deleted": True}

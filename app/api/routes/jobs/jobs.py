@@ -1,4 +1,4 @@
-"""/v1/fine_tuning/jobs: OpenAI's calls, and ours beside them."""
+"""/v1/fine_tuning/jobs: OpenAI's calls and extensions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from app.api.schemas.jobs.checkpoints import CheckpointList, render_checkpoint
 from app.api.schemas.jobs.events import EventList, render_event
 from app.api.schemas.jobs.jobs import JobBody, JobList, render_job
 from app.api.schemas.jobs.plans import PlanBody, render_plan
-from app.api.schemas.jobs.requests import UpdateJob, parsed
+from app.api.schemas.jobs.requests import UpdateJob, parse_body
 from app.api.transport.byte_ranges import matches_etag
 from app.api.transport.etags import checkpoints_etag, events_etag, json_response, not_modified
 from app.api.transport.json_body import JsonBodyDep
@@ -37,35 +37,41 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"], route_cl
 
 @router.post("", response_model=JobBody, summary="Create a job", openapi_extra=all_operations.CREATE_JOB_BODY)
 def create_job(body: JsonBodyDep, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
-    """Answers at once in `validating_files`; what is wrong with the data itself is told by the job."""
-    asked = job_request(body)
-    return render(app_state, jobs.create(session, app_state.worker_notifier, caller.project_id, asked, caller.is_admin))
+    """Returns at once with the status `validating_files`. Errors in the data itself appear in the job later."""
+    new_job = job_request(body)
+    return render(
+        app_state, jobs.create(session, app_state.worker_notifier, caller.project_id, new_job, caller.is_admin)
+    )
 
 
 @router.post("/plan", response_model=PlanBody, summary="Plan a job", openapi_extra=all_operations.CREATE_JOB_BODY)
 async def plan_job(request: Request, body: JsonBodyDep, caller: CallerDep, app_state: AppStateDep) -> Any:
-    """The body of a create call; nothing is created. Exact tokens and steps, and what it takes on each device."""
-    question, answer = await app_state.check_limiter.run_query(caller.key_id, partial(_plan, app_state, caller, body))
+    """Takes the body of a create call and creates nothing. Exact tokens and steps, memory and time on each device."""
+    question, answer = await app_state.check_limiter.run_query(
+        caller.key_id, partial(_cached_plan, app_state, caller, body)
+    )
     if answer is None:
-        work = partial(_planned, app_state, question)
+        work = partial(_compute_plan, app_state, question)
         answer = await app_state.check_limiter.run(request, caller.key_id, plan.needs_subprocess(question), work)
     return render_plan(answer)
 
 
-def _plan(app_state: AppState, caller: Caller, body: dict[str, Any]) -> tuple[plan.PlanInputs, plan.JobPlan | None]:
-    """What is asked, and the answer, if the files were counted before."""
+def _cached_plan(
+    app_state: AppState, caller: Caller, body: dict[str, Any]
+) -> tuple[plan.PlanInputs, plan.JobPlan | None]:
+    """The question, and the plan if the token counts of the files are cached."""
     request = job_request(body)
     with transaction(app_state.sessions) as session:
         question = plan.read_inputs(session, caller.project_id, request, caller.is_admin)
     try:
-        return question, _planned(app_state, question, None)
+        return question, _compute_plan(app_state, question, None)
     except NotCountedError:
         return question, None
 
 
-def _planned(app_state: AppState, question: plan.PlanInputs, check: Check | None) -> plan.JobPlan:
-    least_examples = app_state.settings.min_training_examples
-    return plan.make_plan(app_state.storage, app_state.token_counter, question, least_examples, check)
+def _compute_plan(app_state: AppState, question: plan.PlanInputs, check: Check | None) -> plan.JobPlan:
+    min_examples = app_state.settings.min_training_examples
+    return plan.make_plan(app_state.storage, app_state.token_counter, question, min_examples, check)
 
 
 @router.get(
@@ -80,40 +86,40 @@ def list_jobs(
     caller: CallerDep,
     session: SessionDep,
     app_state: AppStateDep,
-    wanted: JobFilterDep,
+    job_filter: JobFilterDep,
     after: After = None,
     limit: Limit = 20,
 ) -> Any:
-    """Newest first. A job is listed if it matches every filter that is given.
+    """Newest first. Each listed job matches all given filters.
 
-    `metadata[key]=value` keeps the jobs that have every pair; `metadata=null` those without any.
+    `metadata[key]=value` selects the jobs with every given pair; `metadata=null` selects the jobs without metadata.
     """
-    own = replace(wanted, project_id=caller.project_id)
-    return job_page(request, session, app_state, own, after, min(limit, MAX_JOBS), partial(render, app_state))
+    job_filter = replace(job_filter, project_id=caller.project_id)
+    return job_page(request, session, app_state, job_filter, after, min(limit, MAX_JOBS), partial(render, app_state))
 
 
 @router.post("/{job_id}", response_model=JobBody, summary="Change a job", openapi_extra=extensions.UPDATE_JOB_BODY)
 def update_job(job_id: str, body: JsonBodyDep, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
-    """Its `priority` while it has not ended, its `metadata` at any time. An event says so, and its place follows."""
-    changes = job_changes(parsed(UpdateJob, body))
+    """Change `priority` until the job ends, and `metadata` at any time. An event records the change."""
+    changes = job_changes(parse_body(UpdateJob, body))
     return render(app_state, jobs.change(session, caller.project_id, job_id, changes))
 
 
 @router.post("/{job_id}/cancel", response_model=JobBody, summary="Cancel a job")
 def cancel_job(job_id: str, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
-    """At once, in every state that is not final; cancelling a cancelled job answers the same job."""
+    """Cancels at once, in every state that is not final. Cancelling a cancelled job returns the same job."""
     return render(app_state, jobs.cancel(session, caller.project_id, job_id))
 
 
 @router.post("/{job_id}/pause", response_model=JobBody, summary="Pause a job")
 def pause_job(job_id: str, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
-    """A queued job at once; a running one leaves a checkpoint at its next step and is `paused` then."""
+    """Pauses a queued job at once. A running job saves a checkpoint at its next step and becomes `paused` then."""
     return render(app_state, jobs.pause(session, caller.project_id, job_id))
 
 
 @router.post("/{job_id}/resume", response_model=JobBody, summary="Resume a paused job")
 def resume_job(job_id: str, caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
-    """Back to `queued`; the next attempt goes on from where the pause left it."""
+    """Returns the job to `queued`; the next attempt resumes where the job was paused."""
     return render(app_state, jobs.resume(session, app_state.worker_notifier, caller.project_id, job_id))
 
 
@@ -123,7 +129,7 @@ def resume_job(job_id: str, caller: CallerDep, session: SessionDep, app_state: A
 def list_events(
     request: Request, job_id: str, caller: CallerDep, session: SessionDep, after: After = None, limit: Limit = 20
 ) -> Any:
-    """Newest first: what happened, and the metrics of every step."""
+    """Newest first: messages, and the metrics of every step."""
     limit = min(limit, MAX_EVENTS)
     event_seq, _ = jobs.get_versions(session, caller.project_id, job_id)
     etag = events_etag(event_seq)
@@ -142,7 +148,7 @@ def list_events(
 def list_checkpoints(
     request: Request, job_id: str, caller: CallerDep, session: SessionDep, after: After = None, limit: Limit = 10
 ) -> Any:
-    """Latest step first, the last three. `result_files` are the adapter, `adapter_archive_file_id` all of it in one."""
+    """The last three, latest first. `result_files` are the adapter's files, `adapter_archive_file_id` is their tar."""
     limit = min(limit, MAX_CHECKPOINTS)
     etag = checkpoints_etag(*jobs.get_versions(session, caller.project_id, job_id))
     if matches_etag(request.headers, etag):
@@ -151,8 +157,12 @@ def list_checkpoints(
     return json_response(etag, list_page(rows, limit, lambda checkpoint: render_checkpoint(checkpoint, best_id)))
 
 
-def render(app_state: AppState, seen: JobView) -> dict[str, Any]:
+def render(app_state: AppState, view: JobView) -> dict[str, Any]:
     return render_job(
-        seen.job, app_state.settings.organization, seen.queue_position, seen.adapter_file_ids, seen.expected_start_at,
-        seen.waiting_for,
-    )  # fmt: skip
+        view.job,
+        app_state.settings.organization,
+        view.queue_position,
+        view.adapter_file_ids,
+        view.expected_start_at,
+        view.waiting_for,
+    )

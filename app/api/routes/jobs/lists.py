@@ -1,4 +1,4 @@
-"""Lists of jobs: the filters that they share, and a page with its ETag."""
+"""Lists of jobs: their common filters, and a page with its ETag."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from starlette.responses import Response
 
 from app.api.dependencies import AppState
-from app.api.schemas.common import UnixSeconds, moment
+from app.api.schemas.common import UnixSeconds, utc_datetime
 from app.api.schemas.jobs.requests import MAX_METADATA_PAIRS
 from app.api.transport.byte_ranges import matches_etag
 from app.api.transport.etags import jobs_etag, json_response, not_modified, queue_position_tag
@@ -29,11 +29,11 @@ STATUSES = [state.value for state in JobState]
 
 
 def _check_statuses(values: Sequence[str]) -> list[str]:
-    """Raises ValueError, which FastAPI turns into a 400."""
-    found = list(dict.fromkeys(word.strip() for value in values for word in value.split(",")))
-    if not set(found) <= set(STATUSES):
+    """The statuses of a filter, also separated by commas. Raises ValueError, which FastAPI turns into a 400."""
+    statuses = list(dict.fromkeys(word.strip() for value in values for word in value.split(",")))
+    if not set(statuses) <= set(STATUSES):
         raise ValueError(f"each must be one of {', '.join(STATUSES)}")
-    return found
+    return statuses
 
 
 Statuses = Annotated[
@@ -46,7 +46,10 @@ Statuses = Annotated[
 async def job_filter(
     request: Request,
     status: Annotated[
-        Statuses, Query(description="Only jobs in one of these states: repeat it, or separate them by commas.")
+        Statuses,
+        Query(
+            description="Only jobs with one of these statuses; repeat the parameter or separate the statuses by commas."
+        ),
     ] = [],  # noqa: B006  (FastAPI copies it)
     status_in_brackets: Annotated[Statuses, Query(alias="status[]", include_in_schema=False)] = [],  # noqa: B006
     created_after: Annotated[
@@ -56,12 +59,15 @@ async def job_filter(
         UnixSeconds | None, Query(description="Only jobs with an earlier `created_at`, in seconds since 1970.")
     ] = None,
 ) -> JobFilter:
-    """Times are compared as jobs show them, in whole seconds. The official client writes a list as `status[]`."""
+    """The filter of a request. Times are compared in whole seconds, as jobs show them.
+
+    The official client sends a list as `status[]`.
+    """
     metadata, without_metadata = _metadata_filter(request)
     return JobFilter(
         states=[*status, *status_in_brackets],
-        created_from=None if created_after is None else moment(created_after) + timedelta(seconds=1),
-        created_until=None if created_before is None else moment(created_before),
+        created_from=None if created_after is None else utc_datetime(created_after) + timedelta(seconds=1),
+        created_until=None if created_before is None else utc_datetime(created_before),
         metadata=metadata,
         without_metadata=without_metadata,
     )
@@ -74,43 +80,41 @@ def job_page(
     request: Request,
     session: Session,
     app_state: AppState,
-    wanted: JobFilter,
+    job_filter: JobFilter,
     after: str | None,
     limit: int,
     render: Callable[[JobView], dict[str, Any]],
 ) -> Response:
-    """The page, or a 304 if the client has it already."""
+    """The response with a page of jobs, or a 304 if the client has this page already."""
     organization = app_state.settings.organization
     if "if-none-match" in request.headers:
-        known = jobs.page_versions(session, wanted, limit + 1, after)
-        etag = jobs_etag(
-            organization, ((job_id, version, queue_position_tag(*place)) for job_id, version, place in known)
-        )
+        versions = jobs.page_versions(session, job_filter, limit + 1, after)
+        tags = ((job_id, version, queue_position_tag(*queue_state)) for job_id, version, queue_state in versions)
+        etag = jobs_etag(organization, tags)
         if matches_etag(request.headers, etag):
             return not_modified(etag)
-    rows = jobs.page(session, wanted, limit + 1, after)
-    etag = jobs_etag(
-        organization, ((seen.job.id, seen.job.version, queue_position_tag(*seen.queue_state)) for seen in rows)
-    )
+    rows = jobs.page(session, job_filter, limit + 1, after)
+    tags = ((view.job.id, view.job.version, queue_position_tag(*view.queue_state)) for view in rows)
+    etag = jobs_etag(organization, tags)
     return json_response(etag, list_page(rows, limit, render))
 
 
 def _metadata_filter(request: Request) -> tuple[dict[str, str], bool]:
-    wanted: dict[str, str] = {}
-    without = False
+    pairs: dict[str, str] = {}
+    without_metadata = False
     for name, value in request.query_params.multi_items():
         if name == "metadata":
             if value != "null":
-                text = f"metadata: {as_json(value)} is not understood; write metadata[key]=value, or metadata=null"
+                text = f"metadata: {as_json(value)} is not supported; write metadata[key]=value, or metadata=null"
                 raise BadRequest(text, "metadata")
-            without = True
+            without_metadata = True
         elif name.startswith("metadata["):
             if not name.endswith("]"):
-                raise BadRequest(f"{as_json(name)} is not understood; write metadata[key]=value", "metadata")
-            wanted[name.removeprefix("metadata[").removesuffix("]")] = value
-    if len(wanted) > MAX_METADATA_PAIRS:
-        text = f"metadata: {len(wanted):,} pairs are given, but a job has at most {MAX_METADATA_PAIRS}"
+                raise BadRequest(f"{as_json(name)} is not supported; write metadata[key]=value", "metadata")
+            pairs[name.removeprefix("metadata[").removesuffix("]")] = value
+    if len(pairs) > MAX_METADATA_PAIRS:
+        text = f"metadata: {len(pairs):,} pairs given; a job has at most {MAX_METADATA_PAIRS}"
         raise BadRequest(text, "metadata")
-    if wanted and without:
+    if pairs and without_metadata:
         raise BadRequest("metadata: null and metadata[key]=value exclude each other; give one of them", "metadata")
-    return wanted, without
+    return pairs, without_metadata

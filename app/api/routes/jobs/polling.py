@@ -1,6 +1,7 @@
-"""GET /v1/fine_tuning/jobs/{id}: the read that is polled, so it has no thread, no ORM and no response model.
+"""GET /v1/fine_tuning/jobs/{id}: the call that clients poll, so it uses no thread, no ORM and no response model.
 
-The ETag counts what changes in the body, the place in the queue included. With `?wait=` the answer comes when it does.
+The ETag covers everything that changes in the body, including the queue position. With `?wait=` the call is a long
+poll.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ from app.db.fast_reads.pool import AsyncConnections
 from app.domain.jobs.states import TERMINAL, JobState
 from app.services.jobs.jobs import job_not_found
 
-MAX_WAIT_SECONDS = 60.0  # below the idle limit of the usual proxies
-LOOK_SECONDS = 15.0  # even without a notification: a place in the queue changes by other rows, too
+MAX_WAIT_SECONDS = 60.0  # below the idle timeout of common proxies
+READ_INTERVAL_SECONDS = 15.0  # without a notification: changes of other rows move the queue position, too
 
 Wait = Annotated[
     float,
     Query(
         ge=0,
-        description="Seconds to wait for a change of the job, at most 60. Since the ETag in If-None-Match, if there is "
-        "one (a job that has changed already is answered at once; 304 when time is over), else since now.",
+        description="Seconds to wait for a change of the job, at most 60. With If-None-Match, since that ETag: "
+        "a job that has changed already is returned at once, and a timeout is a 304. Otherwise a change since now.",
     ),
 ]
 
@@ -44,61 +45,71 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"])
 
 @router.get("/{job_id}", response_model=JobBody, responses=all_operations.NOT_MODIFIED, summary="Get a job")
 async def get_job(request: Request, job_id: str, wait: Wait = 0) -> Response:
-    """Made to be polled: send the last `ETag` as `If-None-Match`, and an unchanged job is a 304 without a body."""
+    """Suited to polling: send the last `ETag` as `If-None-Match`; an unchanged job is a 304 without a body."""
     app_state: AppState = request.app.state.app_state
     secret = bearer_secret(request)
     since = None
     if wait:
-        since = await _until_changed(app_state, request, secret, job_id, min(wait, MAX_WAIT_SECONDS))
+        since = await _wait_for_change(app_state, request, secret, job_id, min(wait, MAX_WAIT_SECONDS))
     if "if-none-match" in request.headers:
-        etag = _etag(app_state, await version_of(app_state, request, secret, job_id, since))
+        etag = _etag(app_state, await read_job_version(app_state, request, secret, job_id, since))
         if matches_etag(request.headers, etag):
             return not_modified(etag)
-    row = _known(request, await _look(app_state, job_by_key, secret, job_id, since), job_id)
+    row = _authorized_row(request, await _read(app_state, job_by_key, secret, job_id, since), job_id)
     rendered = render_job(
-        row, app_state.settings.organization, row.queue_position, row.adapter_file_ids, row.expected_start_at,
+        row,
+        app_state.settings.organization,
+        row.queue_position,
+        row.adapter_file_ids,
+        row.expected_start_at,
         row.waiting_for,
-    )  # fmt: skip
+    )
     body = json.dumps(rendered, separators=(",", ":"), ensure_ascii=False).encode()
     return Response(body, headers=etag_headers(_etag(app_state, row)), media_type="application/json")
 
 
-async def version_of(
+async def read_job_version(
     app_state: AppState, request: Request, secret: str, job_id: str, since: float | None = None
 ) -> Any:
-    """What tells whether a job has changed. Raises InvalidApiKey, RateLimited, MissingScope, NotFound, Unavailable."""
-    return _known(request, await _look(app_state, version_by_key, secret, job_id, since), job_id)
+    """The columns that change whenever the job changes.
+
+    Raises InvalidApiKey, RateLimited, MissingScope, NotFound, Unavailable.
+    """
+    return _authorized_row(request, await _read(app_state, version_by_key, secret, job_id, since), job_id)
 
 
-async def _until_changed(
+async def _wait_for_change(
     app_state: AppState, request: Request, secret: str, job_id: str, seconds: float
 ) -> float | None:
-    """Holds neither a thread nor a connection. A job that is over is waited for only by who has it already.
+    """Wait for a change of the job, without holding a thread or a database connection.
 
-    When the change was heard of: a read that began since then knows it. None where there was none.
+    Returns the time of the notification: a read that starts later sees the change. None without a notification. For a
+    finished job it waits only if the client has its ETag already.
     """
     now = asyncio.get_running_loop().time
     deadline = now() + seconds
     with app_state.notifications.subscribe(job_id) as subscription:
-        version = await version_of(app_state, request, secret, job_id)
-        first = _etag(app_state, version)
-        has_it = "if-none-match" in request.headers
-        if (version.state in TERMINAL and not has_it) or (has_it and not matches_etag(request.headers, first)):
+        version = await read_job_version(app_state, request, secret, job_id)
+        initial_etag = _etag(app_state, version)
+        is_conditional = "if-none-match" in request.headers
+        if (version.state in TERMINAL and not is_conditional) or (
+            is_conditional and not matches_etag(request.headers, initial_etag)
+        ):
             return None
         async with close_on_disconnect(request, subscription):
-            while (left := deadline - now()) > 0 and not subscription.is_closed:
+            while (left_seconds := deadline - now()) > 0 and not subscription.is_closed:
                 subscription.include_queue(version.state == JobState.QUEUED)
-                is_heard = await subscription.wait(min(left, LOOK_SECONDS))
-                if is_heard or left > LOOK_SECONDS:
-                    since = subscription.notified_at if is_heard else None
-                    version = await version_of(app_state, request, secret, job_id, since)
-                    if _etag(app_state, version) != first:
+                is_notified = await subscription.wait(min(left_seconds, READ_INTERVAL_SECONDS))
+                if is_notified or left_seconds > READ_INTERVAL_SECONDS:
+                    since = subscription.notified_at if is_notified else None
+                    version = await read_job_version(app_state, request, secret, job_id, since)
+                    if _etag(app_state, version) != initial_etag:
                         return since
     return None
 
 
-async def _look(app_state: AppState, read: Read, secret: str, job_id: str, since: float | None) -> Any:
-    """Thousands may have heard of one change: with one key they share the read that began after it."""
+async def _read(app_state: AppState, read: Read, secret: str, job_id: str, since: float | None) -> Any:
+    """Read the job. Requests of one key that were notified of the same change share one read."""
     if since is None:
         return await read(app_state.connections, secret, job_id)
     return await app_state.notifications.single_flight.do(
@@ -107,12 +118,15 @@ async def _look(app_state: AppState, read: Read, secret: str, job_id: str, since
 
 
 def _etag(app_state: AppState, row: Any) -> str:
-    place = queue_position_tag(row.queue_position, row.expected_start_at, row.waiting_for)
-    return job_etag(app_state.settings.organization, row.version, place)
+    queue_tag = queue_position_tag(row.queue_position, row.expected_start_at, row.waiting_for)
+    return job_etag(app_state.settings.organization, row.version, queue_tag)
 
 
-def _known(request: Request, row: Any, job_id: str) -> Any:
-    """A request is admitted once, and counts once; a key that is revoked while it waits ends it."""
+def _authorized_row(request: Request, row: Any, job_id: str) -> Any:
+    """The row, after the check of key and job.
+
+    A request is authorized and counted against the rate limit once; a key that is revoked during a long poll ends it.
+    """
     if not hasattr(request.state, "caller") or row is None or row.refusal is not None:
         request.state.caller = authorize(request, row)
     if row.id is None:

@@ -1,4 +1,4 @@
-"""/v1/fine_tuning/jobs/{id}/metrics and /logs: a job's numbers, and what its trainer said."""
+"""/v1/fine_tuning/jobs/{id}/metrics and /logs: the metrics of a job, and the log of its trainer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from app.api.transport.etags import etag_headers, events_etag, json_response, lo
 from app.domain.jobs.step_metrics import results_csv
 from app.services.jobs import jobs, records
 
-MAX_ATTEMPT = (1 << 31) - 1  # what the column holds
+MAX_ATTEMPT = (1 << 31) - 1  # the maximum of the column
 
 Form = Annotated[Literal["json", "csv"], Query(alias="format", description="json or csv.")]
 MaxPoints = Annotated[
@@ -24,11 +24,13 @@ MaxPoints = Annotated[
     Query(
         ge=2,
         le=100_000,
-        description="At most so many steps: those that keep the shape of the loss, the first and the last among them.",
+        description="Maximum number of steps; the selection keeps the shape of the loss curve, and both ends.",
     ),
 ]
-Attempt = Annotated[int | None, Query(ge=1, le=MAX_ATTEMPT, description="Which attempt's log; absent: the last one's.")]
-Lines = Annotated[int | None, Query(ge=1, description="Only so many lines from its end.")]
+Attempt = Annotated[
+    int | None, Query(ge=1, le=MAX_ATTEMPT, description="The number of the attempt. Default: the last one.")
+]
+Lines = Annotated[int | None, Query(ge=1, description="Only this many lines from the end.")]
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}", tags=["Fine-tuning"])
 
@@ -47,7 +49,7 @@ def get_metrics(
     form: Form = "json",
     max_points: MaxPoints = None,
 ) -> Any:
-    """A row per step, oldest first; of a step that was run again, the latest. As CSV: the results file's columns."""
+    """A row per step, oldest first; for a repeated step, the latest run. CSV has the columns of the results file."""
     event_seq, _ = jobs.get_versions(session, caller.project_id, job_id)
     etag = events_etag(event_seq)
     if matches_etag(request.headers, etag):
@@ -62,9 +64,9 @@ def get_metrics(
 def get_logs(
     request: Request, job_id: str, caller: CallerDep, session: SessionDep, attempt: Attempt = None, lines: Lines = None
 ) -> Response:
-    """The end of what the trainer wrote to its standard error, up to 64 KiB; empty as long as there is nothing.
+    """The last 64 KiB of the trainer's standard error; empty before its first output.
 
-    Written anew every ten seconds while it runs, and at the end of each attempt. The logs of the last three are kept.
+    Updated every ten seconds during training and at the end of each attempt. The logs of the last three are kept.
     """
     log = records.log(session, caller.project_id, job_id, attempt)
     if log is None:

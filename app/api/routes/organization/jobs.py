@@ -31,7 +31,7 @@ def list_all_jobs(
     request: Request,
     session: SessionDep,
     app_state: AppStateDep,
-    wanted: JobFilterDep,
+    job_filter: JobFilterDep,
     after: After = None,
     limit: Limit = 20,
     project_id: Annotated[str | None, Query(description="Only jobs of this project.")] = None,
@@ -40,8 +40,8 @@ def list_all_jobs(
     if project_id is not None:
         jobs.require_project(session, project_id)
 
-    def render_with_project(seen: JobView) -> dict[str, Any]:
-        return render(app_state, seen) | {"project_id": seen.job.project_id}
+    def render_with_project(job_view: JobView) -> dict[str, Any]:
+        return render(app_state, job_view) | {"project_id": job_view.job.project_id}
 
-    chosen = replace(wanted, project_id=project_id)
-    return job_page(request, session, app_state, chosen, after, min(limit, MAX_JOBS), render_with_project)
+    job_filter = replace(job_filter, project_id=project_id)
+    return job_page(request, session, app_state, job_filter, after, min(limit, MAX_JOBS), render_with_project)

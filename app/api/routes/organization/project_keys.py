@@ -10,7 +10,7 @@ from app.api.auth import AUTHENTICATED
 from app.api.dependencies import SessionDep
 from app.api.idempotency import IdempotentRoute
 from app.api.openapi.examples import organization as examples
-from app.api.schemas.jobs.requests import parsed
+from app.api.schemas.jobs.requests import parse_body
 from app.api.schemas.organization.project_keys import (
     CreateKey,
     KeyBody,
@@ -37,10 +37,10 @@ router = APIRouter(
 
 @router.post("", response_model=NewKey, summary="Create an API key", openapi_extra=examples.CREATE_KEY_BODY)
 def create_key(project_id: str, body: JsonBodyDep, session: SessionDep) -> Any:
-    """`value` is the key, and no other answer repeats it."""
-    asked = parsed(CreateKey, body)
+    """`value` is the key. No other response contains it."""
+    parsed = parse_body(CreateKey, body)
     project = projects.get(session, project_id)
-    issued = keys.create(session, project, asked.name, asked.scopes, asked.expires_in_seconds)
+    issued = keys.create(session, project, parsed.name, parsed.scopes, parsed.expires_in_seconds)
     return render_key(keys.get(session, project.id, issued.id)) | {"value": issued.secret}
 
 
@@ -53,7 +53,9 @@ def list_keys(
     include_revoked: bool = False,
     owner_project_access: Annotated[
         Literal["active", "inactive", "any"],
-        Query(description="Only keys with this `owner_project_access`. Revoked ones also take `include_revoked`."),
+        Query(
+            description="Only keys with this `owner_project_access`. Revoked keys require `include_revoked` as well."
+        ),
     ] = "any",
 ) -> Any:
     """Newest first, without their secrets."""
@@ -66,15 +68,15 @@ def list_keys(
 
 @router.get("/{key_id}", response_model=KeyBody, summary="Get an API key")
 def get_key(project_id: str, key_id: str, session: SessionDep) -> Any:
-    """Whether it opens anything, what, and when it was used last. Never the key itself."""
+    """Status, scopes and last use of a key, without the key itself."""
     return render_key(keys.get(session, project_id, key_id))
 
 
 @router.post("/{key_id}", response_model=KeyBody, summary="Change an API key", openapi_extra=examples.UPDATE_KEY_BODY)
 def update_key(project_id: str, key_id: str, body: JsonBodyDep, session: SessionDep) -> Any:
-    """Its name, its scopes, when it expires. From the next request on."""
-    asked = parsed(UpdateKey, body)
-    key = keys.modify(session, project_id, key_id, asked.name, asked.scopes, asked.expires_in_seconds)
+    """Change name, scopes or expiry, with effect from the next request."""
+    parsed = parse_body(UpdateKey, body)
+    key = keys.modify(session, project_id, key_id, parsed.name, parsed.scopes, parsed.expires_in_seconds)
     return render_key(key)
 
 
@@ -82,13 +84,13 @@ def update_key(project_id: str, key_id: str, body: JsonBodyDep, session: Session
     "/{key_id}/rotate", response_model=NewKey, summary="Rotate an API key", openapi_extra=examples.ROTATE_KEY_BODY
 )
 def rotate_key(project_id: str, key_id: str, body: OptionalJsonBodyDep, session: SessionDep) -> Any:
-    """A new `value` for the same key; the old one works for a day more, or for `overlap_seconds`."""
-    key, secret = keys.rotate(session, project_id, key_id, parsed(RotateKey, body).overlap_seconds)
+    """A new `value` for the same key. The old one remains valid for a day, or for `overlap_seconds`."""
+    key, secret = keys.rotate(session, project_id, key_id, parse_body(RotateKey, body).overlap_seconds)
     return render_key(key) | {"value": secret}
 
 
 @router.delete("/{key_id}", response_model=KeyRevoked, summary="Revoke an API key")
 def revoke_key(project_id: str, key_id: str, session: SessionDep) -> Any:
-    """At once. The key stays in the list of `include_revoked`."""
+    """The key is invalid at once. Lists with `include_revoked` still contain it."""
     key = keys.revoke(session, project_id, key_id)
     return {"id": key.id, "object": "organization.project.api_key.deleted", "deleted": True}

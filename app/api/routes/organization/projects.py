@@ -1,4 +1,4 @@
-"""/v1/organization/projects, for admins, and /v1/project, for every key: where it belongs and what is left."""
+"""/v1/organization/projects, for admins, and /v1/project: the key's own project, for every key."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from app.api.auth import AUTHENTICATED, CallerDep
 from app.api.dependencies import SessionDep
 from app.api.idempotency import IdempotentRoute
 from app.api.openapi.examples import organization as examples
-from app.api.schemas.jobs.requests import parsed
+from app.api.schemas.jobs.requests import parse_body
 from app.api.schemas.organization.projects import (
     ArchiveProject,
     CreateProject,
@@ -35,7 +35,7 @@ router = APIRouter(tags=["Projects and keys"], dependencies=[AUTHENTICATED], rou
 
 @router.get("/v1/project", response_model=OwnProject, summary="Get the project of this key")
 def get_own_project(caller: CallerDep, session: SessionDep) -> Any:
-    """Its limits, what is used of them, and what this key may do. Every key may ask."""
+    """Limits and usage of the project, and the scopes of this key. For every key."""
     project = projects.get(session, caller.project_id)
     rendered = render_with_usage(project, usage.project_usage(session, project.id))
     return rendered | {"api_key": {"id": caller.key_id, "scopes": list(caller.scopes)}}
@@ -48,9 +48,9 @@ def get_own_project(caller: CallerDep, session: SessionDep) -> Any:
     openapi_extra=examples.CREATE_PROJECT_BODY,
 )
 def create_project(body: JsonBodyDep, session: SessionDep) -> Any:
-    """It has no keys yet."""
-    asked = parsed(CreateProject, body)
-    return render_project(projects.create(session, asked.name, settings_of(asked)))
+    """A new project has no keys."""
+    parsed = parse_body(CreateProject, body)
+    return render_project(projects.create(session, parsed.name, settings_of(parsed)))
 
 
 @router.get("/v1/organization/projects", response_model=ProjectList, summary="List projects")
@@ -62,7 +62,7 @@ def list_projects(session: SessionDep, after: After = None, limit: Limit = 20, i
 
 @router.get("/v1/organization/projects/{project_id}", response_model=ProjectWithUsage, summary="Get a project")
 def get_project(project_id: str, session: SessionDep) -> Any:
-    """With what it uses."""
+    """A project with its usage."""
     project = projects.get(session, project_id)
     return render_with_usage(project, usage.project_usage(session, project.id))
 
@@ -74,9 +74,9 @@ def get_project(project_id: str, session: SessionDep) -> Any:
     openapi_extra=examples.UPDATE_PROJECT_BODY,
 )
 def update_project(project_id: str, body: JsonBodyDep, session: SessionDep) -> Any:
-    """Its name, its limits, its weight. A lower limit takes nothing away that is there."""
-    asked = parsed(UpdateProject, body)
-    return render_project(projects.modify(session, project_id, asked.name, settings_of(asked)))
+    """Change name, limits or weight. A lower limit removes nothing that exists."""
+    parsed = parse_body(UpdateProject, body)
+    return render_project(projects.modify(session, project_id, parsed.name, settings_of(parsed)))
 
 
 @router.post(
@@ -86,14 +86,14 @@ def update_project(project_id: str, body: JsonBodyDep, session: SessionDep) -> A
     openapi_extra=examples.ARCHIVE_PROJECT_BODY,
 )
 def archive_project(project_id: str, body: OptionalJsonBodyDep, caller: CallerDep, session: SessionDep) -> Any:
-    """Its keys open nothing until it is unarchived. Files and results stay."""
-    asked = parsed(ArchiveProject, body)
-    return render_project(projects.archive(session, project_id, caller.project_id, asked.cancel_jobs))
+    """The keys of an archived project are disabled until it is unarchived. Files and results are kept."""
+    parsed = parse_body(ArchiveProject, body)
+    return render_project(projects.archive(session, project_id, caller.project_id, parsed.cancel_jobs))
 
 
 @router.post(
     "/v1/organization/projects/{project_id}/unarchive", response_model=ProjectBody, summary="Unarchive a project"
 )
 def unarchive_project(project_id: str, session: SessionDep) -> Any:
-    """Open again, with the keys that it has and that were neither revoked nor have expired."""
+    """Enable the project and its keys again, except keys that were revoked or have expired."""
     return render_project(projects.unarchive(session, project_id))

@@ -1,10 +1,10 @@
-"""Checkpoints, and the adapter of a finished job, as clients see them."""
+"""Response bodies of checkpoints, and of the adapter of a finished job."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from app.api.schemas.common import Body, ListBody, unix
+from app.api.schemas.common import Body, ListBody, unix_seconds
 from app.db.tables import Checkpoint, File
 from app.services.jobs.adapters import Adapter
 
@@ -34,7 +34,7 @@ class AdapterFile(Body):
 
 
 class AdapterBody(Body):
-    """Every file by itself, and `archive` with all of them."""
+    """Each file, and `archive`, a tar of all files."""
 
     object: Literal["fine_tuning.job.adapter"]
     fine_tuning_job_id: str
@@ -47,11 +47,11 @@ class AdapterBody(Body):
 
 
 def render_checkpoint(checkpoint: Checkpoint, best_id: str | None) -> dict[str, Any]:
-    """`best`: it has the lowest full validation loss of all that the job measured."""
+    """`best` is true for the checkpoint with the lowest full validation loss of the job."""
     return {
         "id": checkpoint.id,
         "object": "fine_tuning.job.checkpoint",
-        "created_at": unix(checkpoint.created_at),
+        "created_at": unix_seconds(checkpoint.created_at),
         "fine_tuning_job_id": checkpoint.job_id,
         "fine_tuned_model_checkpoint": checkpoint.name,
         "step_number": checkpoint.step_number,

@@ -1,4 +1,4 @@
-"""Two jobs side by side, as clients see them."""
+"""The response body of the differences between two jobs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from app.services.jobs.diffs import Diff
 
 
 class DiffRow(Body):
-    """`path` is dotted; a value that one of the jobs does not have is null."""
+    """`path` is dotted; a value that one of the jobs lacks is null."""
 
     path: str
     left: Any

@@ -1,10 +1,10 @@
-"""Events of a job as clients see them."""
+"""Response bodies of the events of a job."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from app.api.schemas.common import Body, ListBody, unix
+from app.api.schemas.common import Body, ListBody, unix_seconds
 from app.db.tables import JobEvent
 
 
@@ -26,7 +26,7 @@ def render_event(event: JobEvent) -> dict[str, Any]:
     return {
         "id": event.id,
         "object": "fine_tuning.job.event",
-        "created_at": unix(event.created_at),
+        "created_at": unix_seconds(event.created_at),
         "level": event.level,
         "message": event.message,
         "type": event.type,

@@ -1,10 +1,10 @@
-"""Exports as clients see them."""
+"""Response bodies of exports."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from app.api.schemas.common import Body, ListBody, unix, unix_or_none
+from app.api.schemas.common import Body, ListBody, unix_seconds, unix_seconds_or_none
 from app.api.schemas.jobs.checkpoints import AdapterFile
 from app.domain.artifacts.exports import ExportState
 from app.domain.artifacts.full_disk import WAITING_FOR_STORAGE
@@ -17,7 +17,7 @@ class ExportErrorBody(Body):
 
 
 class ExportBody(Body):
-    """`model` is the name of what was exported: the job's result, or one of its checkpoints."""
+    """`model` is the name of the exported model: the job's result, or one of its checkpoints."""
 
     id: str
     object: Literal["fine_tuning.job.export"]
@@ -44,15 +44,15 @@ class ExportList(ListBody):
     data: list[ExportBody]
 
 
-def render_export(seen: ExportView) -> dict[str, Any]:
-    export = seen.export
+def render_export(view: ExportView) -> dict[str, Any]:
+    export = view.export
     is_waiting = export.state == ExportState.QUEUED and export.storage_full_since is not None
     return {
         "id": export.id,
         "object": "fine_tuning.job.export",
-        "created_at": unix(export.created_at),
-        "started_at": unix_or_none(export.started_at),
-        "finished_at": unix_or_none(export.finished_at),
+        "created_at": unix_seconds(export.created_at),
+        "started_at": unix_seconds_or_none(export.started_at),
+        "finished_at": unix_seconds_or_none(export.finished_at),
         "fine_tuning_job_id": export.job_id,
         "type": export.type,
         "format": "safetensors",
@@ -67,7 +67,7 @@ def render_export(seen: ExportView) -> dict[str, Any]:
         "bytes": export.size_bytes,
         "files": [
             {"id": file.id, "filename": file.filename, "bytes": file.bytes, "sha256": file.sha256}
-            for file in seen.files
+            for file in view.files
         ],
         "error": {"code": export.error_code, "message": export.error_message or ""} if export.error_code else None,
     }

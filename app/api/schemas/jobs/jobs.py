@@ -1,4 +1,4 @@
-"""Fine-tuning jobs as clients see them: OpenAI's object, and ours beside it."""
+"""The response body of a fine-tuning job: OpenAI's fields and extensions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
-from app.api.schemas.common import Body, ListBody, WarningBody, unix, unix_or_none
+from app.api.schemas.common import Body, ListBody, WarningBody, unix_seconds, unix_seconds_or_none
 from app.domain.jobs.spec import Hyperparameters, LoraSpec, QuantizationSpec
 from app.domain.jobs.states import JobState
 
@@ -28,7 +28,7 @@ class LegacyHyperparameters(Body):
 
 
 class NoHyperparameters(Body):
-    """OpenAI's older field knows supervised jobs only; an empty object is what its strict clients take for others."""
+    """OpenAI's older field exists for supervised jobs only; strict clients accept an empty object for other jobs."""
 
 
 class HyperparametersBody(Body):
@@ -48,13 +48,13 @@ class DpoMethod(Body):
 class Progress(Body):
     step: int
     total_steps: int
-    epoch: float | None  # none of these before the first step
+    epoch: float | None  # this field and the next two are null before the first step
     tokens_per_second: float | None
     eta_seconds: float | None
 
 
 class AdapterOfJob(Body):
-    """`sha256` and `bytes` are the archive's."""
+    """`sha256` and `bytes` are those of the archive."""
 
     files: list[str]
     archive_file_id: str
@@ -117,7 +117,7 @@ class OrganizationJobList(ListBody):
 
 
 class JobView(Protocol):
-    """What `render_job` reads: an ORM row, or a row of the raw query in app.db.fast_reads.jobs."""
+    """The attributes that `render_job` reads, of an ORM row or of a row of the query in app.db.fast_reads.jobs."""
 
     @property
     def id(self) -> str: ...
@@ -185,13 +185,13 @@ def render_job(
 ) -> dict[str, Any]:
     spec = job.spec
     hyperparameters = spec["hyperparameters"]
-    method = spec.get("method", "supervised")  # rows from before there was a choice
+    method = spec.get("method", "supervised")  # old rows have no method
     progress = job.progress or {}
     return {
         "id": job.id,
         "object": "fine_tuning.job",
-        "created_at": unix(job.created_at),
-        "finished_at": unix_or_none(job.finished_at),
+        "created_at": unix_seconds(job.created_at),
+        "finished_at": unix_seconds_or_none(job.finished_at),
         "estimated_finish": _estimated_finish(job, progress),
         "model": spec.get("continued_from") or job.base_model,
         "fine_tuned_model": job.fine_tuned_model,
@@ -216,7 +216,7 @@ def render_job(
         "total_steps": progress.get("total_steps"),
         "phase": job.phase,
         "queue_position": queue_position,
-        "expected_start": unix_or_none(expected_start_at),
+        "expected_start": unix_seconds_or_none(expected_start_at),
         "waiting_for": waiting_for,
         "priority": job.priority,
         "urgent": job.is_urgent,
@@ -229,14 +229,14 @@ def render_job(
 
 
 def _estimated_finish(job: JobView, progress: Mapping[str, Any]) -> int | None:
-    """Only while running. The worker's own moment comes first: an unchanged row is then an unchanged body, a 304."""
+    """The estimate of a running job, else None. The worker's estimate is preferred: it only changes with the row."""
     if job.state != JobState.RUNNING or progress.get("eta_seconds") is None:
         return None
     return int(progress.get("estimated_finish") or time.time() + progress["eta_seconds"])
 
 
 def _error(job: JobView) -> dict[str, Any] | None:
-    """OpenAI sends {} for a healthy job, which is truthy in Python; null says what it means."""
+    """Null for a job without an error. OpenAI sends {}, which is easily mistaken for an error."""
     if job.error_code is None:
         return None
     return {"code": job.error_code, "message": job.error_message or "", "param": job.error_param}

@@ -1,4 +1,4 @@
-"""The metrics of a job's steps as clients see them."""
+"""The response body with the metrics of a job's steps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from app.services.jobs.records import MetricRows
 
 
 class StepMetricsBody(Body):
-    """`data` has a row per step, with the keys of its `metrics` event; `total` is how many there are in all."""
+    """`data` has a row per step, with the keys of its `metrics` event; `total` is the number of all rows."""
 
     object: Literal["fine_tuning.job.metrics"]
     fine_tuning_job_id: str

@@ -1,4 +1,4 @@
-"""A plan as clients see it: what a job would be, and what it would take on each kind of device."""
+"""The response body of a plan: the resolved job, and its memory and time on each kind of device."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class LinesBody(Body):
 
 
 class MemoryBody(Body):
-    """Bytes. The peak is less than the sum: loss, one live layer and the last check come one after the other."""
+    """Bytes. The peak is less than the sum: loss, live layer and final verification do not occur at the same time."""
 
     process: int
     base: int
@@ -36,9 +36,9 @@ class MemoryBody(Body):
 
 
 class Mode(Body):
-    """None of it changes a result beyond rounding. The rounding changes with the row length alone.
+    """The layout of a step. It changes results by rounding only, and only `row_tokens` changes the rounding.
 
-    So do the masks of dropout, which are drawn row by row.
+    `row_tokens` also changes the dropout masks, which are drawn per packed batch.
     """
 
     row_tokens: Annotated[int, Field(ge=1)]

@@ -1,4 +1,4 @@
-"""The create body of a job: its shape. What its knobs may be is the domain's to say."""
+"""Request bodies of jobs: their shape. The domain checks the values of the training parameters."""
 
 from __future__ import annotations
 
@@ -27,24 +27,26 @@ MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=MAX_METADATA_PAIRS)]
 Id = Annotated[str, Field(min_length=1, max_length=256)]
-# Azure's scripts write them in any case; LiteLLM sends 1 to every Azure address unless told otherwise.
+# Azure's scripts send them in any case; LiteLLM sends 1 to every Azure endpoint by default.
 AZURE_TRAINING_TYPES = ("standard", "globalstandard", "developertier", "1")
 
 
-def _one_of_azures(value: Any) -> str | int:
+def _check_training_type(value: Any) -> str | int:
     if isinstance(value, bool | float) or value == "1" or str(value).lower() not in AZURE_TRAINING_TYPES:
         raise ValueError("must be one of Azure's training types, Standard, GlobalStandard or DeveloperTier")
-    found: str | int = value
-    return found
+    training_type: str | int = value
+    return training_type
 
 
 TrainingType = Annotated[
-    Any, AfterValidator(_one_of_azures), WithJsonSchema({"enum": ["Standard", "GlobalStandard", "DeveloperTier", 1]})
+    Any,
+    AfterValidator(_check_training_type),
+    WithJsonSchema({"enum": ["Standard", "GlobalStandard", "DeveloperTier", 1]}),
 ]
 
 
 class Strict(Body):
-    """JSON has types: "7" is no number here and 7 is no text."""
+    """Strict JSON types: "7" is not a number, and 7 is not text."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -62,7 +64,7 @@ class Dpo(Strict):
 
 
 class Method(Strict):
-    # Unknown keys pass here and are refused by the domain, which knows what there is.
+    # Unknown keys are refused by the domain, which has the list of parameters.
     model_config = ConfigDict(extra="allow", strict=True, json_schema_extra={"additionalProperties": False})
 
     type: Annotated[str, WithJsonSchema({"enum": ["supervised", "dpo"]})] = "supervised"
@@ -74,22 +76,26 @@ WorkerLabel = Annotated[str, Field(pattern=f"^{LABEL.pattern}$")]
 
 
 class CreateJob(Strict):
-    model: Annotated[Id, Field(description="A base model, or an `ft:` model to go on from: see GET /v1/models.")]
+    model: Annotated[
+        Id, Field(description="A base model, or an `ft:` model to train further; GET /v1/models lists them.")
+    ]
     training_file: Annotated[Id, Field(description="A file with purpose fine-tune.")]
     validation_file: Id | None = None
     method: Method | None = None
-    hyperparameters: Annotated[DpoHyperparameters, Field(description="OpenAI's older place for the same knobs.")] = None
+    hyperparameters: Annotated[
+        DpoHyperparameters, Field(description="OpenAI's older place for the same parameters.")
+    ] = None
     suffix: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     sample_prompts: Annotated[
         list[SamplePrompt] | None,
         Field(
             max_length=MAX_SAMPLE_PROMPTS,
-            description="Answered by the base and by the adapter, 64 tokens each, at every validation or epoch's end.",
+            description="Base model and adapter answer each with 64 tokens, at every validation or end of an epoch.",
         ),
     ] = None
     metadata: Metadata | None = None
-    integrations: Annotated[list[Any], Field(description="None is offered: null or empty.")] | None = None
+    integrations: Annotated[list[Any], Field(description="Not supported: null or empty.")] | None = None
     lora: Annotated[Any, WithJsonSchema(parameters.LORA)] = None
     quantization: Annotated[Any, WithJsonSchema(parameters.QUANTIZATION)] = None
     priority: Annotated[
@@ -97,92 +103,93 @@ class CreateJob(Strict):
         Field(
             ge=LOWEST_PRIORITY,
             le=HIGHEST_PRIORITY,
-            description="Among the waiting jobs of your project: higher goes first. Absent: 0.",
+            description="Order among the queued jobs of your project: higher runs first. Default: 0.",
         ),
     ] = None
     urgent: Annotated[
         bool | None,
-        Field(description="Go before every project's other jobs. For admin keys, and projects that were allowed to."),
+        Field(
+            description="Run before the jobs of all projects that are not urgent. For admin keys and allowed projects."
+        ),
     ] = None
     worker_labels: Annotated[
         list[WorkerLabel] | None,
-        Field(max_length=MAX_LABELS, description="Only a worker that has all of these labels takes the job."),
+        Field(max_length=MAX_LABELS, description="Only a worker with all of these labels runs the job."),
     ] = None
     training_type: Annotated[
         TrainingType | None,
         Field(
             alias="trainingType",
-            description="Azure's: where and at which price it trains. No effect; an event says so.",
+            description="Azure's choice of place and price of training. It has no effect, and an event records that.",
         ),
     ] = None
 
 
 class UpdateJob(Strict):
-    """What is absent stays as it is; null is what it would be if it had never been given."""
+    """Absent fields keep their values; null restores the default."""
 
     priority: Annotated[
         int | None,
         Field(
             ge=LOWEST_PRIORITY,
             le=HIGHEST_PRIORITY,
-            description="Among the waiting jobs of your project: higher goes first; null: 0. Until the job has ended.",
+            description="Order among the queued jobs of your project: higher runs first; null: 0. Until the job ends.",
         ),
     ] = None
-    metadata: Annotated[
-        Metadata | None, Field(description="Instead of all the pairs that the job has; null takes them away.")
-    ] = None
+    metadata: Annotated[Metadata | None, Field(description="Replaces all pairs of the job; null removes them.")] = None
 
 
-def parsed(model: type[Parsed], body: Mapping[str, Any]) -> Parsed:
-    """For bodies that are nothing but their shape. Raises BadRequest naming everything that is wrong."""
-    found, problems = check_shape(model, body)
-    if found is None or problems:
+def parse_body(model: type[Parsed], body: Mapping[str, Any]) -> Parsed:
+    """Parse a body whose shape is all there is to check. Raises BadRequest with all problems."""
+    parsed, problems = check_shape(model, body)
+    if parsed is None or problems:
         raise combine_errors(problems)
-    return found
+    return parsed
 
 
 def check_shape(model: type[Parsed], body: Mapping[str, Any]) -> tuple[Parsed | None, list[BadRequest]]:
-    """The parsed body and what is wrong with its shape.
+    """The parsed body, and the problems of its shape.
 
-    What is wrong is left out, so that the rest can be checked and everything told at once; None when nothing is left.
+    Invalid keys are left out, so that the domain can check the rest and one error has all problems. None if the rest is
+    invalid, too.
     """
-    body = _without_most_unknown(model, body)
+    body = _limit_unknown_keys(model, body)
     try:
         return model.model_validate(body), []
     except ValidationError as error:
         errors = error.errors(include_url=False)
-    problems = [_told_its_place(problem) for problem in as_problems(errors, model)]
-    wrong = {found["loc"][0] for found in errors}
+    problems = [_with_location_hint(problem) for problem in as_problems(errors, model)]
+    invalid_keys = {error_item["loc"][0] for error_item in errors}
     try:
-        return model.model_validate({key: value for key, value in body.items() if key not in wrong}), problems
+        return model.model_validate({key: value for key, value in body.items() if key not in invalid_keys}), problems
     except ValidationError:
         return None, problems
 
 
-def _without_most_unknown(model: type[BaseModel], body: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`body` with no more unknown keys than a message could name: there may be 100,000, and each takes its time."""
-    known = {field.alias or name for name, field in model.model_fields.items()}
-    unknown = [key for key in body if key not in known]
-    left_out = set(unknown[MAX_PROBLEMS:])
-    return {key: value for key, value in body.items() if key not in left_out} if left_out else body
+def _limit_unknown_keys(model: type[BaseModel], body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`body` with at most MAX_PROBLEMS unknown keys: there may be 100,000, and validation of each takes time."""
+    allowed = {field.alias or name for name, field in model.model_fields.items()}
+    unknown = [key for key in body if key not in allowed]
+    dropped = set(unknown[MAX_PROBLEMS:])
+    return {key: value for key, value in body.items() if key not in dropped} if dropped else body
 
 
-def _told_its_place(problem: BadRequest) -> BadRequest:
-    """Other services take the knobs beside the model; here that key has a place of its own."""
+def _with_location_hint(problem: BadRequest) -> BadRequest:
+    """Add the location of a training parameter to its error: other services accept it at the top level."""
     if not isinstance(problem, UnknownParameter) or problem.param not in KNOBS:
         return problem
     name = problem.param
     return UnknownParameter(
-        f"unknown parameter {name}: it belongs into hyperparameters, such as method.supervised.hyperparameters.{name}",
+        f"unknown parameter {name}: move it into the hyperparameters, such as method.supervised.hyperparameters.{name}",
         name,
     )
 
 
 def without_effect(request: CreateJob) -> list[str]:
-    """What was taken because scripts of other services send it, and changes nothing about what is trained."""
+    """Notes on parameters that are accepted for compatibility with other services and have no effect."""
     if request.training_type is None:
         return []
     return [
-        f"trainingType {as_json(request.training_type)} was ignored: it says where Azure trains and at which price; "
+        f"trainingType {as_json(request.training_type)} was ignored: it selects place and price at Azure; "
         "here every job trains on this server's own workers"
     ]

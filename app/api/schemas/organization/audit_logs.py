@@ -1,4 +1,4 @@
-"""The audit log, in OpenAI's shape as far as it goes."""
+"""The response body of the audit log, in OpenAI's shape where it has one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from app.api.schemas.common import Body, ListBody, unix
+from app.api.schemas.common import Body, ListBody, unix_seconds
 from app.db.tables import AuditEntry
 
 
@@ -27,11 +27,11 @@ class AuditProject(Body):
 class AuditBody(Body):
     id: str
     object: Literal["organization.audit_log"]
-    type: Annotated[str, Field(description="Named after the route, such as fine_tuning.jobs.cancel.")]
+    type: Annotated[str, Field(description="The action, named after the route, such as fine_tuning.jobs.cancel.")]
     effective_at: int
     actor: Actor
     project: AuditProject | None
-    object_ids: Annotated[list[str], Field(description="What the path names, and what was created.")]
+    object_ids: Annotated[list[str], Field(description="The ids in the path, and of the created object.")]
     ip_address: str | None
     request_id: str | None
 
@@ -46,7 +46,7 @@ def render_entry(entry: AuditEntry) -> dict[str, Any]:
         "id": entry.id,
         "object": "organization.audit_log",
         "type": entry.action,
-        "effective_at": unix(entry.created_at),
+        "effective_at": unix_seconds(entry.created_at),
         "actor": {
             "type": entry.actor_type,
             "id": entry.actor_id,

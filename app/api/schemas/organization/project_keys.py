@@ -1,4 +1,4 @@
-"""API keys as admins see them, in OpenAI's shape of a project's key; scopes, rotation and status are ours."""
+"""Bodies of API keys for admins, in OpenAI's shape; scopes, rotation and status are extensions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from app.api.schemas.common import Body, ListBody, unix, unix_or_none
+from app.api.schemas.common import Body, ListBody, unix_seconds, unix_seconds_or_none
 from app.api.schemas.jobs.requests import Strict
 from app.db.tables import ApiKey
 from app.domain.access.scopes import ALL, SCOPES
@@ -16,10 +16,15 @@ Scopes = Annotated[
     list[str], Field(min_length=1, max_length=len(SCOPES), json_schema_extra={"items": {"enum": list(SCOPES)}})
 ]
 Name = Annotated[str, Field(min_length=1, max_length=100)]
-least, most = keys.EXPIRY_RANGE_SECONDS
-Expiry = Annotated[int, Field(ge=least, le=most)]
-least, most = keys.OVERLAP_RANGE_SECONDS
-Overlap = Annotated[int, Field(ge=least, le=most, description="How long the old secret goes on working.")]
+Expiry = Annotated[int, Field(ge=keys.EXPIRY_RANGE_SECONDS[0], le=keys.EXPIRY_RANGE_SECONDS[1])]
+Overlap = Annotated[
+    int,
+    Field(
+        ge=keys.OVERLAP_RANGE_SECONDS[0],
+        le=keys.OVERLAP_RANGE_SECONDS[1],
+        description="How long the old secret remains valid.",
+    ),
+]
 
 
 class CreateKey(Strict):
@@ -29,7 +34,7 @@ class CreateKey(Strict):
 
 
 class UpdateKey(Strict):
-    """What is absent or null stays as it is."""
+    """Absent or null fields keep their values."""
 
     name: Name | None = None
     scopes: Scopes | None = None
@@ -41,7 +46,7 @@ class RotateKey(Strict):
 
 
 class Owner(Body):
-    """Keys have no owner but their project; official clients expect the object."""
+    """Keys belong to a project and have no other owner; official clients expect the object."""
 
     type: None = None
 
@@ -55,20 +60,22 @@ class KeyBody(Body):
     scopes: list[str]
     status: Literal["active", "expired", "revoked"]
     created_at: int
-    last_used_at: Annotated[int | None, Field(description="Seconds since 1970, true to the minute; null: never.")]
+    last_used_at: Annotated[
+        int | None, Field(description="Seconds since 1970, with a precision of a minute; null: never.")
+    ]
     expires_at: int | None
     revoked_at: int | None
     rotated_at: int | None
     previous_value_expires_at: Annotated[
         int | None,
-        Field(description="Until when the secret before works, too, in seconds since 1970; null: it does not."),
+        Field(description="When the previous secret expires, in seconds since 1970; null: it is invalid."),
     ]
     owner: Owner
     owner_project_access: Literal["active", "inactive"]
 
 
 class NewKey(KeyBody):
-    value: Annotated[str, Field(description="The whole key. It is shown this once.")]
+    value: Annotated[str, Field(description="The whole key. No later response contains it.")]
 
 
 class KeyList(ListBody):
@@ -91,12 +98,12 @@ def render_key(key: ApiKey) -> dict[str, Any]:
         "redacted_value": key.redacted,
         "scopes": key.scopes,
         "status": status,
-        "created_at": unix(key.created_at),
-        "last_used_at": unix_or_none(key.last_used_at),
-        "expires_at": unix_or_none(key.expires_at),
-        "revoked_at": unix_or_none(key.revoked_at),
-        "rotated_at": unix_or_none(key.rotated_at),
-        "previous_value_expires_at": unix_or_none(key.previous_expires_at),
+        "created_at": unix_seconds(key.created_at),
+        "last_used_at": unix_seconds_or_none(key.last_used_at),
+        "expires_at": unix_seconds_or_none(key.expires_at),
+        "revoked_at": unix_seconds_or_none(key.revoked_at),
+        "rotated_at": unix_seconds_or_none(key.rotated_at),
+        "previous_value_expires_at": unix_seconds_or_none(key.previous_expires_at),
         "owner": {"type": None},
         "owner_project_access": "active" if status == "active" else "inactive",
     }

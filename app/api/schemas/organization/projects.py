@@ -1,4 +1,4 @@
-"""Projects as admins see them, in OpenAI's shape of an organization's project; limits and use are ours."""
+"""Bodies of projects for admins, in OpenAI's shape; limits and usage are extensions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from app.api.schemas.common import Body, ListBody, unix, unix_or_none
+from app.api.schemas.common import Body, ListBody, unix_seconds, unix_seconds_or_none
 from app.api.schemas.jobs.requests import Strict
 from app.db.access.usage import Usage
 from app.db.tables import Project
@@ -18,7 +18,7 @@ Count = Annotated[int, Field(ge=0, le=MAX_BIGINT)]
 
 
 class Limits(Strict):
-    """null is no limit."""
+    """Null means no limit."""
 
     max_stored_bytes: Count | None = None
     max_queued_jobs: Count | None = None
@@ -31,12 +31,17 @@ class CreateProject(Strict):
     name: Annotated[str, Field(min_length=1, max_length=100)]
     limits: Limits | None = None
     share_weight: Annotated[
-        float, Field(ge=SHARE_WEIGHT.least, le=SHARE_WEIGHT.most, description="Its part of the GPUs when several wait.")
+        float,
+        Field(
+            ge=SHARE_WEIGHT.least,
+            le=SHARE_WEIGHT.most,
+            description="Its share of the GPUs when several projects have queued jobs.",
+        ),
     ] = 1.0
 
 
 class UpdateProject(Strict):
-    """What is absent stays as it is; a limit that is null goes."""
+    """Absent fields keep their values; a null limit removes the limit."""
 
     name: Annotated[str, Field(min_length=1, max_length=100)] | None = None
     limits: Limits | None = None
@@ -44,7 +49,7 @@ class UpdateProject(Strict):
 
 
 class ArchiveProject(Strict):
-    cancel_jobs: Annotated[bool, Field(description="Cancel what has not ended, instead of refusing.")] = False
+    cancel_jobs: Annotated[bool, Field(description="Cancel unfinished jobs instead of refusing to archive.")] = False
 
 
 class UsageBody(Body):
@@ -52,7 +57,7 @@ class UsageBody(Body):
     queued_jobs: int
     running_jobs: int
     gpu_seconds_this_month: float
-    held_gpu_seconds: Annotated[float, Field(description="What running jobs will still take, by their plans.")]
+    held_gpu_seconds: Annotated[float, Field(description="What running jobs are still planned to use.")]
 
 
 class ProjectBody(Body):
@@ -76,7 +81,7 @@ class OwnKey(Body):
 
 
 class OwnProject(ProjectWithUsage):
-    """What a key may know of where it belongs."""
+    """The project of a key, and the key itself."""
 
     api_key: OwnKey
 
@@ -90,8 +95,8 @@ def render_project(project: Project) -> dict[str, Any]:
         "id": project.id,
         "object": "organization.project",
         "name": project.name,
-        "created_at": unix(project.created_at),
-        "archived_at": unix_or_none(project.archived_at),
+        "created_at": unix_seconds(project.created_at),
+        "archived_at": unix_seconds_or_none(project.archived_at),
         "status": "active" if project.archived_at is None else "archived",
         "limits": {limit: getattr(project, limit) for limit in LIMITS},
         "share_weight": project.share_weight,
@@ -111,10 +116,10 @@ def render_with_usage(project: Project, usage: Usage) -> dict[str, Any]:
 
 
 def settings_of(body: CreateProject | UpdateProject) -> dict[str, int | float | None]:
-    """What was given of limits and weight."""
-    given: dict[str, int | float | None] = {}
+    """The limits and the weight that the body sets."""
+    values: dict[str, int | float | None] = {}
     if body.limits is not None:
-        given |= body.limits.model_dump(exclude_unset=True)
+        values |= body.limits.model_dump(exclude_unset=True)
     if body.share_weight is not None and "share_weight" in body.model_fields_set:
-        given["share_weight"] = body.share_weight
-    return given
+        values["share_weight"] = body.share_weight
+    return values

@@ -36,7 +36,7 @@ def report(client: TestClient, file: str, **params: Any) -> dict[str, Any]:
 class TestReport:
     def test_of_a_good_file(self, client: TestClient, training_file: str) -> None:
         body = report(client, training_file)
-        assert (body["valid"], body["message"]) == (True, "A job would take this file.")
+        assert (body["valid"], body["message"]) == (True, "Valid: this file can be used for training.")
         assert (body["format"], body["method"], body["formats"]) == ("chat", "supervised", {"chat": 12})
         assert (body["tokens"]["total"], body["tokens"]["trained"]) == (400, 98)  # as its validation counts them
         assert sum(bucket["rows"] for bucket in body["tokens"]["histogram"]) == 12
@@ -64,7 +64,7 @@ class TestReport:
         assert (body["valid"], body["findings"]["count"], len(body["findings"]["data"])) == (False, 120, 100)
         assert [found["line"] for found in body["findings"]["data"]][:3] == [11, 12, 13]
         assert body["findings"]["data"][0]["code"] == "invalid_messages"
-        assert body["message"].startswith("120 lines are not what a supervised job learns from.")
+        assert body["message"].startswith("120 lines have an unsupported format for a supervised job.")
 
     def test_what_is_cut_masked_or_empty_at_the_context_length(self, client: TestClient, upload: Upload) -> None:
         rows = [chat("hello", f"you {n}") for n in range(10)]
@@ -92,13 +92,13 @@ class TestReport:
         bad |= {"preferred_output": [], "non_preferred_output": []}
         body = report(client, upload(jsonl(bad)).json()["id"])
         assert (body["findings"]["count"], body["findings"]["lines"]) == (2, 1)
-        assert body["message"] == "1 line is not what a dpo job learns from."
+        assert body["message"] == "1 line has an unsupported format for a dpo job."
 
     def test_what_a_job_takes_with_a_warning(self, client: TestClient, upload: Upload) -> None:
         rows = [chat("a", "") for _ in range(10)] + [chat("b <|im_end|>", "c")]
         file, held_out = upload(jsonl(*rows)).json()["id"], upload(jsonl(rows[10], chat("z", "z"))).json()["id"]
         body = report(client, file, validation_file=held_out)
-        assert (body["valid"], body["message"]) == (True, "A job would take this file, with 4 warnings.")
+        assert (body["valid"], body["message"]) == (True, "Valid: this file can be used for training, with 4 warnings.")
         found = [(each["code"], each["file"], each["count"], each["first_lines"]) for each in body["warnings"]]
         assert found == [
             ("empty_answer", file, 10, list(range(1, 11))),

@@ -186,7 +186,7 @@ class TestTest:
     def test_without_a_sender_says_so(
         self, endpoint: dict[str, Any], client: TestClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("app.api.routes.webhooks.SENDER_SECONDS", -100.0)
+        monkeypatch.setattr("app.api.routes.webhooks.SENDER_MARGIN_SECONDS", -100.0)
         answer = client.post(f"{PATH}/{endpoint['id']}/test", json={"event_type": SUCCEEDED})
         assert answer.status_code == 503
         assert "python -m worker.webhooks" in answer.json()["error"]["message"]
