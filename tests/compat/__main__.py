@@ -1,0 +1,67 @@
+"""`python -m tests.compat`: the tests of an earlier commit, unchanged, against today's service.
+
+They speak HTTP and run commands. `--all` runs all of them; without it each kind is there with a few minutes' share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+
+from tests.compat.earlier import CHECKOUT, COMMIT, ROOT, check_out, is_in_history
+
+ADAPTER = ROOT / "tests" / "compat" / "adapter.py"
+LOG = CHECKOUT / "service.log"
+# The adapter has imported a plugin of pytest's by then.
+PYTEST = ("pytest", "-q", "--durations=5", "-W", "ignore::pytest.PytestAssertRewriteWarning")
+EXAMPLES = "tests/app/api/reference/test_examples.py"  # every example of the reference, by curl and the official client
+WITHOUT_TRAINING = "01_connect or 03_files or 07_uploads or 08_create or 24_once"
+SHORT = {
+    "examples": (*PYTEST, EXAMPLES),
+    "schema": ("tests.schema", "--cases", "500", "--", "--phases", "examples,fuzzing"),
+    "clients": ("tests.clients", "--only", "newest", "--no-node", "--", "-k", WITHOUT_TRAINING),
+}
+ALL = {
+    "examples": (*PYTEST, EXAMPLES, "tests/test_coming_from_openai.py"),
+    # test_once.py loses answers inside the API's process; scenario_24_once.py loses them in a gateway.
+    "contract": (*PYTEST, "tests/contract", "--ignore=tests/contract/test_once.py"),
+    "schema": ("tests.schema", "--cases", "2000"),
+    "clients": ("tests.clients",),
+    "e2e": (*PYTEST, "tests/e2e"),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.compat", description=__doc__)
+    parser.add_argument("--all", action="store_true", help="every test (about 40 minutes on two cores)")
+    parser.add_argument("--only", choices=ALL, help="one kind")
+    options = parser.parse_args()
+    if not is_in_history():
+        sys.exit(
+            f"Commit {COMMIT} is not here; its tests are taken from the history. In a clone: git fetch --unshallow"
+        )
+    check_out()
+    kinds = ALL if options.all else SHORT
+    chosen = {name: command for name, command in kinds.items() if options.only in (None, name)}
+    if not chosen:
+        sys.exit(f"The short selection has no {options.only}: add --all")
+    passed = [run(name, command) for name, command in chosen.items()]
+    return 0 if all(passed) else 1
+
+
+def run(name: str, command: tuple[str, ...]) -> bool:
+    print(f"===== {name} of {COMMIT}", flush=True)
+    began = time.monotonic()
+    LOG.unlink(missing_ok=True)
+    environment = os.environ | {"TUNERY_CLIENTS_HOME": str(ROOT / ".venv-clients")}
+    code = subprocess.run([sys.executable, str(ADAPTER), *command], cwd=CHECKOUT, env=environment).returncode
+    verdict = "passed" if code == 0 else f"FAILED (the service's log: {LOG})"
+    print(f"===== {name} of {COMMIT}: {verdict} after {time.monotonic() - began:.0f} s", flush=True)
+    return code == 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

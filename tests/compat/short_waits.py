@@ -1,0 +1,41 @@
+"""`python short_waits.py CHECKOUT DOCUMENT --fd N`: today's API, for generated requests.
+
+Its event streams and long polls end after a moment, and /openapi.json is the earlier document, from which requests are
+generated and to which responses are held.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import Any
+
+import uvicorn
+from starlette.responses import FileResponse
+
+LONG_POLL = re.compile(rb"(?<![^&])wait=\d+(\.\d+)?(?![^&])")
+SHORT_POLL = b"wait=0.1"
+
+
+class ShortWaits:
+    def __init__(self, app: Any, document: str) -> None:
+        self.app = app
+        self.document = FileResponse(document, media_type="application/json")
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            scope["query_string"] = LONG_POLL.sub(SHORT_POLL, scope["query_string"])
+        app = self.document if scope.get("path") == "/openapi.json" else self.app
+        await app(scope, receive, send)
+
+
+def application() -> Any:
+    from app.main import app_from_environment
+    from tests.schema.brief import BriefStreams  # the earlier one
+
+    return ShortWaits(BriefStreams(app_from_environment()), sys.argv[2])
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, sys.argv[1])
+    uvicorn.run(application, factory=True, fd=int(sys.argv[4]), ws="none", log_config=None)
