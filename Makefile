@@ -9,7 +9,7 @@ DEV := .venv/.dev-ready
 ARGS ?=
 JOBS ?= 2
 
-.PHONY: help setup up demo doctor house test test-fast test-schema test-sdk lint types laws format check migrate bench-train bench-start bench-auto bench-fit bench-plan bench-api bench-upload bench-queue bench-linear openapi reference constraints clean
+.PHONY: help setup up demo doctor house test test-fast test-schema test-sdk test-compat lint types laws format check migrate bench-train bench-start bench-auto bench-fit bench-plan bench-api bench-upload bench-queue bench-linear openapi reference constraints clean
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2}'
@@ -36,6 +36,9 @@ test-schema: $(DEV) ## Generated requests to every operation of the OpenAPI docu
 
 test-sdk: $(DEV) ## The official client's scenarios, three generations of it, against the whole service (ARGS="--only newest -- -k uploads")
 	$(BIN)/python -m tests.clients $(ARGS)
+
+test-compat: $(DEV) ## The tests of an earlier commit, unchanged, against this service (3 minutes; ALL=1: all of them, 40; ARGS="--only schema")
+	$(BIN)/python -m tests.compat $(if $(ALL),--all) $(ARGS)
 
 lint: $(DEV) ## Style: ruff, formatting included
 	$(BIN)/ruff check .
@@ -96,7 +99,7 @@ constraints: $(DEV) ## Resolve pyproject.toml anew and pin everything but torch
 	$(BIN)/python -m tests.deploy.constraints
 
 clean: ## Remove .venv, caches and the demo's data
-	rm -rf .venv .venv-peer .venv-clients .demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-peer .venv-clients .compat .demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(RUN): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"Tunery needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}. Say: make PYTHON=python3.12")'
