@@ -443,24 +443,24 @@ class TestWorkerNode:
     def test_a_worker_with_torch_has_an_export_slot(self, harness: WorkerHarness, trained: Job) -> None:
         export = ask(harness, trained)
         harness.resources.storage.delete(harness.file(export.adapter_file_ids[0]).storage_key)
-        station = WorkerNode(harness.resources.settings)
-        station.open("cpu0@test", ["cpu"])
+        node = WorkerNode(harness.resources.settings)
+        node.open("cpu0@test", ["cpu"])
         try:
             harness.until(lambda: read(harness, export).state == "failed", "the export's end")
             with transaction(harness.sessions) as session:
                 names = [worker.id.partition("#")[0] for worker in workers.alive(session)]
             assert names == ["cpu0@test"]
         finally:
-            station.close()
+            node.close()
 
     def test_a_worker_without_torch_has_no_export_slot(
         self, harness: WorkerHarness, trained: Job, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("worker.exports.exporter.find_spec", lambda name: None)
-        station = WorkerNode(harness.resources.settings)
-        station.open("cpu0@test", ["cpu"])
-        station.close()
-        assert station.exporting is None
+        node = WorkerNode(harness.resources.settings)
+        node.open("cpu0@test", ["cpu"])
+        node.close()
+        assert node.export_slot is None
 
 
 def test_the_program_dies_with_its_parent() -> None:
