@@ -48,8 +48,8 @@ def main() -> None:
         print(
             f"{cpu_name()}, {os.cpu_count()} logical CPUs, load {os.getloadavg()[0]:.1f}; seconds from claim to step 1"
         )
-        for name, has_spare in (("cold", False), ("with a spare trainer", True)):
-            mine = settings.model_copy(update={"spare_trainer": has_spare})
+        for name, is_warm in (("cold", False), ("with a warm trainer", True)):
+            mine = settings.model_copy(update={"spare_trainer": is_warm})
             seconds = measure(mine, sessions, project, options.jobs)
             listed = ", ".join(f"{value:.2f}" for value in seconds)
             print(f"{name:22} median {statistics.median(seconds):.2f}  ({listed})", flush=True)
@@ -98,7 +98,7 @@ def measure(settings: Settings, sessions: Sessions, project: Project, jobs: int)
 def train_one(settings: Settings, sessions: Sessions, project: Project, worker_pid: int) -> float:
     """Seconds from a job's claim to its first step, on a slot that has nothing else to do."""
     if settings.spare_trainer:
-        until(lambda: waits(worker_pid), "a spare trainer")
+        until(lambda: waits(worker_pid), "a warm trainer")
     lines = (HERE / "gsm8k-512.jsonl").read_bytes().splitlines(keepends=True)
     with transaction(sessions) as session:
         file = make_file(session, LocalStorage(settings.storage_dir), project, b"".join(lines[:EXAMPLES]))
@@ -118,9 +118,9 @@ def train_one(settings: Settings, sessions: Sessions, project: Project, worker_p
 
 
 def waits(worker_pid: int) -> bool:
-    """There is a spare trainer, and it has done what it does before it waits: it uses no more time."""
-    spares = [each for each in psutil.Process(worker_pid).children() if "--spare" in each.cmdline()]
-    return bool(spares) and spares[0].cpu_percent(interval=0.5) < 1.0
+    """Whether a warm trainer exists and has finished its start: it uses no more CPU time."""
+    warm_trainers = [each for each in psutil.Process(worker_pid).children() if "--spare" in each.cmdline()]
+    return bool(warm_trainers) and warm_trainers[0].cpu_percent(interval=0.5) < 1.0
 
 
 def until(is_true: Callable[[], bool], what: str) -> None:
