@@ -1,1 +1,1 @@
-"""Exports: a merged model, made by a process of its own."""
+"""Exports: a merged model, made by a child process."""
