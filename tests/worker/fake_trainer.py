@@ -98,10 +98,20 @@ class FakeTrainer:
     def start(self) -> int:
         step = json.loads((self.resume_from / "MANIFEST.json").read_text())["step"] if self.resume_from else 0
         self.emit(
-            kind="started", device="fake", compute_dtype="float32", threads=1, trainable_parameters=8192,
-            frozen_parameters=100_000, base_bytes=200_000, examples=12, tokens_per_epoch=600,
-            labelled_tokens_per_epoch=200, total_steps=self.plan.steps, start_step=step, versions={"fake": "1"},
-        )  # fmt: skip
+            kind="started",
+            device="fake",
+            compute_dtype="float32",
+            threads=1,
+            trainable_parameters=8192,
+            frozen_parameters=100_000,
+            base_bytes=200_000,
+            examples=12,
+            tokens_per_epoch=600,
+            labelled_tokens_per_epoch=200,
+            total_steps=self.plan.steps,
+            start_step=step,
+            versions={"fake": "1"},
+        )
         while self.plan.wait_for and not Path(self.plan.wait_for).exists() and not self.commands:
             time.sleep(0.01)
         return step
@@ -116,10 +126,20 @@ class FakeTrainer:
         if self.plan.full_losses:
             measured["full_valid_loss"] = self.plan.full_losses[step - 1]
         self.emit(
-            kind="metric", step=step, total_steps=self.plan.steps, epoch=epoch, train_loss=1.0 / step,
-            train_mean_token_accuracy=0.75, learning_rate=1e-3, grad_norm=0.5, trained_tokens=100 * step,
-            labelled_tokens=30, tokens_per_second=1000.0, eta_seconds=self.plan.eta_seconds, **measured,
-        )  # fmt: skip
+            kind="metric",
+            step=step,
+            total_steps=self.plan.steps,
+            epoch=epoch,
+            train_loss=1.0 / step,
+            train_mean_token_accuracy=0.75,
+            learning_rate=1e-3,
+            grad_norm=0.5,
+            trained_tokens=100 * step,
+            labelled_tokens=30,
+            tokens_per_second=1000.0,
+            eta_seconds=self.plan.eta_seconds,
+            **measured,
+        )
         if is_due(self.plan.checkpoint_every, step) and step < self.plan.steps:
             self.checkpoint(step)
         if is_due(self.plan.snapshot_every, step):
@@ -164,9 +184,13 @@ class FakeTrainer:
         if not (self.workdir / directory / "MANIFEST.json").exists():  # its parent may be reading it
             self.write("checkpoints", step, files)
         self.emit(
-            kind="checkpoint", step=step, epoch=step / max(1, self.plan.steps), directory=directory, final=final,
+            kind="checkpoint",
+            step=step,
+            epoch=step / max(1, self.plan.steps),
+            directory=directory,
+            final=final,
             metrics={"train_loss": 1.0 / step if step else None} | self.full_loss(step),
-        )  # fmt: skip
+        )
         return directory
 
     def full_loss(self, step: int) -> dict[str, float]:

@@ -16,7 +16,7 @@ from app.db.jobs import checkpoints, claims, events, expired_leases, jobs
 from app.db.tables import Attempt, Checkpoint, File, Job, JobEvent, Project, Snapshot
 from tests.factories import make_file, make_job, validate_job
 from tests.worker.fake_trainer import TrainerPlan
-from worker.jobs.supervisor import Supervisor
+from worker.jobs.supervisor import JobSupervisor
 from worker.node.resources import Resources
 
 OWNER = "gpu0@test#1"
@@ -48,8 +48,8 @@ class WorkerHarness:
                 request["validation_file"] = make_file(session, self.resources.storage, self.project, validation)
             return make_job(session, self.project, training_file, **request)
 
-    def supervisor(self, plan: TrainerPlan, owner: str = OWNER) -> Supervisor:
-        return Supervisor(self.resources, owner, self.trainer_lock, plan.command())
+    def supervisor(self, plan: TrainerPlan, owner: str = OWNER) -> JobSupervisor:
+        return JobSupervisor(self.resources, owner, self.trainer_lock, plan.command())
 
     def run_next_job(self, plan: TrainerPlan, owner: str = OWNER) -> bool:
         """Run one job to its end, in this thread."""
@@ -58,7 +58,7 @@ class WorkerHarness:
     def start_next_job(self, plan: TrainerPlan, owner: str = OWNER) -> threading.Thread:
         return self.start_supervisor(self.supervisor(plan, owner))
 
-    def start_supervisor(self, supervisor: Supervisor) -> threading.Thread:
+    def start_supervisor(self, supervisor: JobSupervisor) -> threading.Thread:
         thread = threading.Thread(target=supervisor.run_next)
         thread.start()
         self.threads.append(thread)

@@ -151,9 +151,15 @@ class Publisher:
 
     def _insert_file(self, session: Session, stored: StoredFile) -> str:
         file = files.insert(
-            session, self.job.project_id, PURPOSE, stored.filename, stored.size_bytes, stored.sha256, stored.key,
+            session,
+            self.job.project_id,
+            PURPOSE,
+            stored.filename,
+            stored.size_bytes,
+            stored.sha256,
+            stored.key,
             job_id=self.job.id,
-        )  # fmt: skip
+        )
         return file.id
 
     def _is_published(self, session: Session, step: int) -> bool:

@@ -39,7 +39,7 @@ from worker.node.resources import Resources
 log = get_logger(__name__)
 
 
-class Supervisor:
+class JobSupervisor:
     """Runs the jobs of one GPU slot, one at a time. `trainer` is a command; the work directory is its last argument."""
 
     def __init__(

@@ -17,7 +17,7 @@ from app.settings import Settings
 from worker.exports.exporter import Exporter, has_torch
 from worker.health import write_heartbeat
 from worker.jobs.lease import DATABASE_UNAVAILABLE, first_line
-from worker.jobs.supervisor import Supervisor
+from worker.jobs.supervisor import JobSupervisor
 from worker.jobs.trainer_process import TRAINER_COMMAND
 from worker.node.device import describe_machine
 from worker.node.local_models import ModelInventory
@@ -101,7 +101,7 @@ class WorkerNode:
         if queue == "cpu":
             return lambda owner: Validator(resources, owner).run_next
         lock_path = self.settings.data_dir / "run" / f"{name}.trainer.lock"
-        return lambda owner: Supervisor(resources, owner, lock_path, self.trainer, models.capacity).run_next
+        return lambda owner: JobSupervisor(resources, owner, lock_path, self.trainer, models.capacity).run_next
 
     def _on_models_changed(self) -> None:
         """Publish the new inventory at once, and look for a job that it allows."""

@@ -41,18 +41,18 @@ class QueueScheduler:
             fair_queue.count_usage(session, half_life_seconds)
         with transaction(self.resources.sessions) as session:
             queue = _QueueSnapshot(session, half_life_seconds)
-        placed = forecast(queue.slots, queue.waiting, queue.standings.values(), half_life_seconds)
+        forecasts = forecast(queue.slots, queue.waiting, queue.shares.values(), half_life_seconds)
         with transaction(self.resources.sessions) as session:
-            queue_positions.write_positions(session, placed)
+            queue_positions.write_positions(session, forecasts)
         with transaction(self.resources.sessions) as session:
             queue_positions.append_wait_events(session, WAIT_EVENT_DELAY_SECONDS)
         if self.settings.give_way:
-            self._request_preemptions(queue, placed)
+            self._request_preemptions(queue, forecasts)
 
-    def _request_preemptions(self, queue: _QueueSnapshot, placed: Sequence[JobForecast]) -> None:
+    def _request_preemptions(self, queue: _QueueSnapshot, forecasts: Sequence[JobForecast]) -> None:
         policy = PreemptionPolicy(self.settings.give_way_after_seconds, self.settings.give_way_limit)
-        urgent = queue.urgent(placed)
-        victims = select_victims(urgent, queue.free_capacities, queue.holders, queue.free_job_counts, policy)
+        urgent = queue.urgent(forecasts)
+        victims = select_victims(urgent, queue.free_capacities, queue.running_jobs, queue.free_job_counts, policy)
         attempts = {job.id: job.attempt for job in queue.running}
         for victim in victims:
             with transaction(self.resources.sessions) as session:
@@ -67,7 +67,7 @@ class _QueueSnapshot:
         self.capacities = {row.id: worker_capacity(row.about) for row in workers.gpu_workers(session)}
         self.running = queue_positions.running_attempts(session)
         self.waiting = queue_positions.waiting_jobs(session)
-        self.standings = {each.project_id: each for each in fair_queue.project_shares(session, half_life_seconds)}
+        self.shares = {each.project_id: each for each in fair_queue.project_shares(session, half_life_seconds)}
 
     @property
     def slots(self) -> list[WorkerSlot]:
@@ -87,20 +87,18 @@ class _QueueSnapshot:
     def free_job_counts(self) -> dict[str, int]:
         """How many more jobs each project with a limit may run."""
         return {
-            name: each.max_running - each.running
-            for name, each in self.standings.items()
-            if each.max_running is not None
+            name: each.max_running - each.running for name, each in self.shares.items() if each.max_running is not None
         }
 
     @property
-    def holders(self) -> list[RunningJob]:
+    def running_jobs(self) -> list[RunningJob]:
         """The running jobs as candidates for preemption."""
         return [
             RunningJob(
                 job.id,
                 job.project_id,
                 self.capacities[job.lease_owner],
-                self.standings[job.project_id].share if job.project_id in self.standings else 0.0,
+                self.shares[job.project_id].share if job.project_id in self.shares else 0.0,
                 job.ran_seconds,
                 job.seconds_left,
                 job.priority,
@@ -113,13 +111,13 @@ class _QueueSnapshot:
             if job.lease_owner in self.capacities
         ]
 
-    def urgent(self, placed: Sequence[JobForecast]) -> list[UrgentJob]:
+    def urgent(self, forecasts: Sequence[JobForecast]) -> list[UrgentJob]:
         """Urgent jobs that some worker could run now, in queue order."""
         by_id: dict[str, QueuedJob] = {
             job.job_id: job for job in self.waiting if job.is_urgent and job.pause_seconds <= 0
         }
         return [
             UrgentJob(each.job_id, each.project_id, by_id[each.job_id].requirements)
-            for each in placed
+            for each in forecasts
             if each.job_id in by_id and each.waiting_for is None
         ]

@@ -16,9 +16,18 @@ from worker.jobs.record_writer import metric_data
 
 def measured(**values: float | None) -> Metric:
     return Metric(
-        run_id="a", step=1, total_steps=2, epoch=0.5, learning_rate=1e-4, grad_norm=0.5, trained_tokens=100,
-        labelled_tokens=30, tokens_per_second=9.0, eta_seconds=1.0, **values,
-    )  # fmt: skip
+        run_id="a",
+        step=1,
+        total_steps=2,
+        epoch=0.5,
+        learning_rate=1e-4,
+        grad_norm=0.5,
+        trained_tokens=100,
+        labelled_tokens=30,
+        tokens_per_second=9.0,
+        eta_seconds=1.0,
+        **values,
+    )
 
 
 def spec_of(harness: WorkerHarness, job: Job, inputs: Inputs) -> TrainerSpec:

@@ -21,7 +21,7 @@ from tests.full_disk import SmallDisk, small_disk
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.jobs.test_real_trainer import BODY, allow_slow_training, train, weights_of
 from tests.worker.worker_harness import OWNER, StepLog, WorkerHarness, until
-from worker.jobs.supervisor import Supervisor
+from worker.jobs.supervisor import JobSupervisor
 from worker.node import disk_space
 from worker.reconciler import cleanup
 from worker.reconciler.reconciler import Reconciler
@@ -258,7 +258,7 @@ class TestRealTrainer:
             pass
         train(harness)
 
-        thread = harness.start_supervisor(Supervisor(harness.resources, OWNER, harness.trainer_lock))
+        thread = harness.start_supervisor(JobSupervisor(harness.resources, OWNER, harness.trainer_lock))
         attempt = harness.resources.settings.work_dir / filled.id / "attempt-2"
         first = attempt / "runs" / filled.id / "snapshots" / "step-000000"
         until(first.exists, "the snapshot before the first step", 100)  # on disk: rows come later than steps

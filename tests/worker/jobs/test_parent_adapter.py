@@ -15,7 +15,7 @@ from app.domain.jobs.lora_parameters import Ancestor
 from app.domain.jobs.spec import JobSpec
 from tests.factories import chat_lines
 from tests.worker.worker_harness import OWNER, WorkerHarness
-from worker.jobs.supervisor import Supervisor
+from worker.jobs.supervisor import JobSupervisor
 from worker.validation.validate import Validator
 
 pytestmark = pytest.mark.timeout(240)
@@ -27,7 +27,7 @@ def finished(harness: WorkerHarness, job: Job) -> Job:
     harness.resources.settings.stall_seconds = 100.0
     while Validator(harness.resources, "cpu0@test#1").run_next():
         pass
-    assert Supervisor(harness.resources, OWNER, harness.trainer_lock).run_next()
+    assert JobSupervisor(harness.resources, OWNER, harness.trainer_lock).run_next()
     return harness.job(job)
 
 

@@ -12,7 +12,7 @@ from app.db.tables import Job
 from tests.factories import chat_lines
 from tests.tiny import make_tiny_pairs
 from tests.worker.worker_harness import OWNER, WorkerHarness, until
-from worker.jobs.supervisor import Supervisor
+from worker.jobs.supervisor import JobSupervisor
 from worker.validation.validate import Validator
 
 pytestmark = pytest.mark.timeout(240)
@@ -31,7 +31,7 @@ def allow_slow_training(harness: WorkerHarness) -> None:
 
 
 def train(harness: WorkerHarness) -> None:
-    assert Supervisor(harness.resources, OWNER, harness.trainer_lock).run_next()
+    assert JobSupervisor(harness.resources, OWNER, harness.trainer_lock).run_next()
 
 
 def test_a_drained_job_gives_the_same_adapter_as_an_uninterrupted_one(harness: WorkerHarness) -> None:

@@ -20,7 +20,7 @@ from app.db.tables import BaseModelRow, File
 from app.system.artifact_directory import verify
 from tests.worker.fake_trainer import TrainerPlan
 from tests.worker.worker_harness import OWNER, StepLog, WorkerHarness
-from worker.jobs.supervisor import Supervisor
+from worker.jobs.supervisor import JobSupervisor
 from worker.reconciler import cleanup
 
 
@@ -36,8 +36,12 @@ class TestSuccess:
         assert done.progress is not None
         assert abs(done.progress.pop("estimated_finish") - time.time()) < 20
         assert done.progress == {
-            "step": 4, "total_steps": 4, "epoch": 1.0, "tokens_per_second": 1000.0, "eta_seconds": 0.1
-        }  # fmt: skip
+            "step": 4,
+            "total_steps": 4,
+            "epoch": 1.0,
+            "tokens_per_second": 1000.0,
+            "eta_seconds": 0.1,
+        }
 
     def test_events_are_in_openais_order_without_gaps(self, harness: WorkerHarness) -> None:
         job = harness.create_queued_job()
@@ -62,10 +66,20 @@ class TestSuccess:
         event = next(event for event in harness.events(job) if event.type == "metrics")
         assert event.message == "Step 1/2: training loss=1.00, validation loss=2.00"
         assert event.data == {
-            "step": 1, "total_steps": 2, "train_loss": 1.0, "train_mean_token_accuracy": 0.75, "valid_loss": 2.0,
-            "valid_mean_token_accuracy": 0.5, "learning_rate": 0.001, "grad_norm": 0.5, "epoch": 0.5, "num_tokens": 100,
-            "labelled_tokens": 30, "tokens_per_second": 1000.0, "eta_seconds": 0.1,
-        }  # fmt: skip
+            "step": 1,
+            "total_steps": 2,
+            "train_loss": 1.0,
+            "train_mean_token_accuracy": 0.75,
+            "valid_loss": 2.0,
+            "valid_mean_token_accuracy": 0.5,
+            "learning_rate": 0.001,
+            "grad_norm": 0.5,
+            "epoch": 0.5,
+            "num_tokens": 100,
+            "labelled_tokens": 30,
+            "tokens_per_second": 1000.0,
+            "eta_seconds": 0.1,
+        }
 
     def test_the_results_file_has_openais_five_columns_first(self, harness: WorkerHarness) -> None:
         job = harness.create_queued_job()
@@ -74,9 +88,14 @@ class TestSuccess:
         rows = list(csv.reader(io.StringIO(harness.content(file_id).decode())))
         assert rows[0][:5] == ["step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy"]
         assert rows[0][5:] == [
-            "train_mean_token_accuracy", "full_valid_loss", "full_valid_mean_token_accuracy", "learning_rate",
-            "grad_norm", "epoch", "num_tokens",
-        ]  # fmt: skip
+            "train_mean_token_accuracy",
+            "full_valid_loss",
+            "full_valid_mean_token_accuracy",
+            "learning_rate",
+            "grad_norm",
+            "epoch",
+            "num_tokens",
+        ]
         assert rows[1:] == [
             ["1", "1.0", "0.75", "", "", "0.75", "", "", "0.001", "0.5", "0.5", "100"],
             ["2", "0.5", "0.75", "", "", "0.75", "", "", "0.001", "0.5", "1.0", "200"],
@@ -289,7 +308,7 @@ class TestTrainerErrors:
 class TestBeforeTheTrainer:
     def test_a_trainer_that_cannot_be_started_is_a_crash(self, harness: WorkerHarness) -> None:
         job = harness.create_queued_job()
-        Supervisor(harness.resources, OWNER, harness.trainer_lock, ("/nowhere/python",)).run_next()
+        JobSupervisor(harness.resources, OWNER, harness.trainer_lock, ("/nowhere/python",)).run_next()
         assert (harness.job(job).state, harness.job(job).reason) == ("queued", "trainer_crashed")
 
     def test_a_worker_with_a_full_disk_requeues_the_job(

@@ -45,9 +45,14 @@ def message(text: str) -> str:
 class TestEnvironment:
     def test_the_trainer_gets_no_secret_of_the_worker(self, tmp_path: Path) -> None:
         parent = {
-            "DATABASE_URL": "postgresql://u:p@h/db", "REDIS_URL": "redis://h", "TUNERY_ADMIN_KEY_FILE": "/run/key",
-            "AWS_SECRET_ACCESS_KEY": "x", "HF_TOKEN": "x", "PGPASSWORD": "x", "PYTHONPATH": "/evil",
-        }  # fmt: skip
+            "DATABASE_URL": "postgresql://u:p@h/db",
+            "REDIS_URL": "redis://h",
+            "TUNERY_ADMIN_KEY_FILE": "/run/key",
+            "AWS_SECRET_ACCESS_KEY": "x",
+            "HF_TOKEN": "x",
+            "PGPASSWORD": "x",
+            "PYTHONPATH": "/evil",
+        }
         environment = clean_environment(parent, tmp_path, threads=None)
         assert not environment.keys() & (parent.keys() - {"PYTHONPATH"})
         assert "/evil" not in environment["PYTHONPATH"]

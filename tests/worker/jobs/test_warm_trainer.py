@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.worker.worker_harness import OWNER, WorkerHarness, is_alive, until
-from worker.jobs.supervisor import Supervisor
+from worker.jobs.supervisor import JobSupervisor
 from worker.jobs.trainer_process import TRAINER_COMMAND
 from worker.jobs.warm_trainer import WarmTrainer
 from worker.node.locks import try_lock
@@ -208,7 +208,7 @@ def test_the_real_warm_trainer_trains_the_next_job(harness: WorkerHarness, monke
     settings.spare_trainer = True
     settings.lease_ttl_seconds, settings.stall_seconds, settings.stop_grace_seconds = 120.0, 100.0, 30.0
     settings.self_fence_seconds, settings.self_fence_kill_seconds = 100.0, 110.0
-    supervisor = Supervisor(harness.resources, OWNER, harness.trainer_lock, TRAINER_COMMAND)
+    supervisor = JobSupervisor(harness.resources, OWNER, harness.trainer_lock, TRAINER_COMMAND)
     assert not supervisor.run_next()
     pid = supervisor.warm_trainer.pid
     assert pid is not None

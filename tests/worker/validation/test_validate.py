@@ -163,9 +163,10 @@ class TestBadFiles:
         assert "These are the first 10 of 12 problems." in event.message
         assert [finding["line"] for finding in event.data["findings"]] == list(range(2, 12))
         assert event.data["findings"][0] == {
-            "line": 2, "code": "invalid_messages",
+            "line": 2,
+            "code": "invalid_messages",
             "message": '"messages" is empty, but it must be a list with at least one message',
-        }  # fmt: skip
+        }
         assert event.data["total"] == 12
 
     def test_a_file_with_very_many_errors_is_not_read_to_its_end(self, harness: WorkerHarness) -> None:
