@@ -1,4 +1,4 @@
-"""A trainer without a model: the real pipe protocol, real directories and manifests, faults where a test wants them.
+"""A trainer without a model: the real pipe protocol, real directories and manifests, faults as a test plans them.
 
     python fake_trainer.py PLAN WORKDIR
 

@@ -115,7 +115,8 @@ def test_a_workers_row_describes_its_machine(harness: WorkerHarness, start: Star
 def test_a_suspended_worker_that_resumes_fenced_changes_nothing(
     harness: WorkerHarness, start: Start, step_log: StepLog
 ) -> None:
-    """SIGSTOP for longer than the lease: the job goes on elsewhere, and the sleeper finds that out when it wakes."""
+    """SIGSTOP for longer than the lease: another worker runs the job, and the suspended one is fenced when it
+    resumes."""
     job = harness.create_queued_job()
     plan = slow(step_log)
     sleeper = start(plan, lease_ttl_seconds=1.0, self_fence_seconds=0.6, self_fence_kill_seconds=0.8)
@@ -157,7 +158,7 @@ def test_the_reconciler_requeues_a_lost_job_and_exits_with_zero(harness: WorkerH
 
 
 def run(settings: Settings, *arguments: str) -> subprocess.Popen[bytes]:
-    """As in production: by its module's name, with settings from the environment."""
+    """Start a module as in production, with settings from the environment."""
     settings_variables = {
         f"TUNERY_{name.upper()}": str(getattr(settings, name))
         for name in ("data_dir", "poll_seconds", "lease_ttl_seconds", "reap_grace_seconds", "reconcile_seconds")

@@ -1,4 +1,4 @@
-"""A real Celery worker in a process of its own, whose trainer is the test's.
+"""A real Celery worker in its own process, with the trainer of the test.
 
 python worker_process.py SETTINGS TRAINER_COMMAND QUEUE NODE
 """

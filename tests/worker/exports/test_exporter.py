@@ -53,7 +53,7 @@ about = {'adapter': {'step': step}, 'files': {'model.safetensors': {'bytes': 1, 
 
 
 def write_real_adapter(base: Path) -> Callable[[Path, int], Path]:
-    """What a trainer leaves for `base`, with numbers that depend on the step."""
+    """A trainer's result for `base`, with weights that depend on the step."""
     from peft import LoraConfig, get_peft_model
 
     from app.system import artifact_directory, model_files
@@ -113,7 +113,7 @@ def exporter(harness: WorkerHarness, tmp_path: Path, *command: str, owner: str =
 
 
 def fake(tmp_path: Path, code: str) -> tuple[str, ...]:
-    """A merge program that does `code`; its arguments are base, adapter and destination."""
+    """A merge program that runs `code`; its arguments are base, adapter and destination."""
     program = tmp_path / "fake_merge.py"
     program.write_text("import os, signal, sys, time\nfrom pathlib import Path\n" + code)
     return sys.executable, str(program)
@@ -309,7 +309,7 @@ class TestRetries:
         command = fake(tmp_path, "sys.exit(73)") if where == "merge" else fake(tmp_path, MERGE)
         if where == "storage":
             monkeypatch.setattr(harness.resources.storage, "put", no_space)
-        for _ in range(4):  # more than attempts that crash may be
+        for _ in range(4):  # more than the allowed number of crashes
             assert exporter(harness, tmp_path, *command).run_next()
             waiting = read(harness, export)
             assert (waiting.state, waiting.crash_streak) == ("queued", 0)
@@ -436,7 +436,7 @@ class TestHints:
         ask(harness, trained)
         harness.until(lambda: sorted(sent) == ["cpu", "gpu"], "the hints that leave after the commit")
         Reconciler(harness.resources).send_hints()
-        assert sorted(sent) == ["cpu", "cpu", "gpu"]  # of those queues that have a free worker
+        assert sorted(sent) == ["cpu", "cpu", "gpu"]  # the queues that have a free worker
 
 
 class TestWorkerNode:
@@ -464,7 +464,7 @@ class TestWorkerNode:
 
 
 def test_the_program_dies_with_its_parent() -> None:
-    """It is started with the parent's id in its environment, as a trainer is: an orphan would fill the disk."""
+    """It gets its parent's pid in the environment, as a trainer does: an orphan would fill the disk."""
     import subprocess
 
     environment = os.environ | {"TUNERY_PARENT_PID": "1"}

@@ -1,4 +1,4 @@
-"""A DPO job on its way through the worker: into the trainer's spec, and out into events and results."""
+"""A DPO job in the worker: the trainer's spec, events and results."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def plan_of(step_log: StepLog, go: Path, **more: Any) -> TrainerPlan:
 
 
 def train_while_full(harness: WorkerHarness, disk: SmallDisk, job: Job, plan: TrainerPlan) -> None:
-    """The disk is filled after the attempt has started and before the first step."""
+    """Run the job, and fill the disk after the attempt has started and before the first step."""
     thread = harness.start_next_job(plan)
     harness.until(lambda: harness.job(job).phase == "training", "the start")
     disk.fill()
@@ -231,10 +231,10 @@ class TestEndOfTheWait:
 
 @pytest.mark.timeout(400)
 class TestRealTrainer:
-    """The adapter is the one of a job that never met a full disk, to the bit, and no step has two events."""
+    """The adapter is bit for bit that of a job without a full disk, and no step has two events."""
 
     def test_with_a_disk_that_is_full_at_the_last_step(self, disk: SmallDisk, harness: WorkerHarness) -> None:
-        """With r = 4 the result would fit into what the snapshot leaves of the reserved space."""
+        """With r = 4 the result would fit into the reserved space, next to the snapshot."""
         lines, one_epoch = chat_lines(120), {"hyperparameters": {"n_epochs": 1, "batch_size": 1}, "lora": {"r": 32}}
         self.train_two(disk, harness, lines, None, one_epoch, kept_step=120)
 

@@ -140,7 +140,7 @@ class TestPause:
         job = harness.create_queued_job()
         thread = harness.start_next_job(
             TrainerPlan(steps=0, wait_for=str(tmp_path / "never"))
-        )  # stops where it would finish
+        )  # it stops at the last step
         harness.until(lambda: harness.job(job).phase == "training", "the start")
         harness.pause(job)
         thread.join(10)
@@ -202,7 +202,7 @@ class TestFencing:
         assert (harness.job(job).state, harness.job(job).lease_owner) == ("running", "gpu1@test#1")
 
     def test_no_step_is_trained_after_the_next_attempt_began(self, harness: WorkerHarness, step_log: StepLog) -> None:
-        """On one slot, where the lock of the trainer makes the new attempt wait for the old one's real end."""
+        """On one slot, where the trainer's lock delays the new attempt until the old trainer has exited."""
         job = harness.create_queued_job()
         plan = slow(step_log, steps=150)
         thread = harness.start_next_job(plan)

@@ -1,4 +1,4 @@
-"""Continued training through the worker: the adapter's files come out of storage, verified, and reach the trainer."""
+"""Continued training in the worker: the parent adapter's files are fetched, verified and passed to the trainer."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def continued(harness: WorkerHarness, parent: Job) -> Job:
 
 
 def stored(harness: WorkerHarness, job: Job, filename: str) -> Path:
-    """Where storage keeps a file of the final adapter."""
+    """The path in storage of a file of the final adapter."""
     (final, *_) = harness.checkpoints(job)
     file = next(harness.file(id) for id in final.file_ids if harness.file(id).filename == filename)
     return harness.resources.settings.storage_dir / "objects" / file.storage_key

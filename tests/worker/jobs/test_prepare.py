@@ -73,9 +73,11 @@ PATTERNS = {"rank_pattern": {r"layers\.1\..*q_proj": 2}, "alpha_pattern": {"v_pr
 
 
 def stored(harness: WorkerHarness, job: Job, **lora: Any) -> Job:
-    """The job as a version stored it that did not match patterns at creation."""
+    """Store the job as an older version did, which did not match patterns at creation."""
     with transaction(harness.sessions) as session:
-        session.execute(text("SET LOCAL session_replication_role = replica"))  # else a trigger keeps the spec as it is
+        session.execute(
+            text("SET LOCAL session_replication_role = replica")
+        )  # otherwise a trigger refuses a changed spec
         row = session.get_one(Job, job.id)
         row.spec = {key: value for key, value in row.spec.items() if key != "layer_patterns"}
         row.spec = row.spec | {"lora": row.spec["lora"] | lora}

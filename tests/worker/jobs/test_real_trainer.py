@@ -60,7 +60,7 @@ def test_a_drained_job_gives_the_same_adapter_as_an_uninterrupted_one(harness: W
 def test_a_job_with_older_line_rules_is_paused_and_resumes(
     harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its file has what a new job is refused: a refusal beside the content, and a line of white space of ASCII."""
+    """Its file has what a new job rejects: a refusal next to content, and a line of ASCII white space."""
     allow_slow_training(harness)
     lines = [json.loads(line) for line in chat_lines(12).splitlines()]
     for line in lines:
@@ -111,7 +111,7 @@ def drain_after(harness: WorkerHarness, job: Job, step: int) -> None:
 
 
 def weights_of(harness: WorkerHarness, job: Job) -> str:
-    """The SHA-256 of the adapter's weights, out of the manifest that is published with them."""
+    """The SHA-256 of the adapter's weights, from the published manifest."""
     (final, *_) = harness.checkpoints(job)
     assert final.name == harness.job(job).fine_tuned_model
     manifest = next(harness.file(id) for id in final.file_ids if harness.file(id).filename == "MANIFEST.json")

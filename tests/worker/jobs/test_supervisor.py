@@ -1,4 +1,4 @@
-"""The story of one job, with a fake trainer and real everything else."""
+"""One job from its claim to its end, with a fake trainer; everything else is real."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ class TestDeath:
             assert warm.take(tmp_path, RUN) is None
 
     def test_it_dies_with_the_thread_that_started_it(self, lock_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The real program: its death signal follows the slot's thread, and its lock is free then."""
+        """The real program: its death signal follows the slot's thread, and its lock is released."""
         monkeypatch.setattr("worker.jobs.warm_trainer.IDLE_SECONDS", 0.0)
         warm = WarmTrainer(TRAINER_COMMAND, lock_path, threads=1)
         pids: list[int] = []
@@ -202,7 +202,7 @@ class TestLock:
 
 @pytest.mark.timeout(240)
 def test_the_real_warm_trainer_trains_the_next_job(harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through the real supervisor: the job is done by the process that waited, in its own directory, in its own log."""
+    """With the real supervisor: the waiting process trains the job, in the job's directory, with the job's log."""
     monkeypatch.setattr("worker.jobs.warm_trainer.IDLE_SECONDS", 0.0)
     settings = harness.resources.settings
     settings.spare_trainer = True

@@ -27,7 +27,7 @@ HOUR = 3600.0
 
 @pytest.fixture
 def reconciler(harness: WorkerHarness) -> Reconciler:
-    """Of a PostgreSQL that has been up for long: the guard against mass expiry has its own tests."""
+    """A reconciler for which PostgreSQL has been up for long; the guard against mass expiry has its own tests."""
     reconciler = Reconciler(harness.resources)
     reconciler.expiry_guard.ttl_seconds = 0.0
     return reconciler
@@ -192,8 +192,8 @@ class TestHints:
         harness.create_job()
         reconciler.send_hints()
         assert sent == []
-        self.see(harness, "gpu0@test#1", "gpu")
-        self.see(harness, "cpu0@test#1", "cpu")
+        self.register_worker(harness, "gpu0@test#1", "gpu")
+        self.register_worker(harness, "cpu0@test#1", "cpu")
         reconciler.send_hints()
         assert sent == ["cpu", "gpu"]
 
@@ -201,7 +201,7 @@ class TestHints:
         harness.create_queued_job()
         harness.claim("gpu0@test#1")
         harness.create_queued_job()
-        self.see(harness, "gpu0@test#1", "gpu")
+        self.register_worker(harness, "gpu0@test#1", "gpu")
         reconciler.send_hints()
         assert sent == []
 
@@ -209,14 +209,14 @@ class TestHints:
         self, harness: WorkerHarness, reconciler: Reconciler, sent: list[Queue]
     ) -> None:
         job = harness.create_queued_job()
-        self.see(harness, "gpu0@test#1", "gpu")
+        self.register_worker(harness, "gpu0@test#1", "gpu")
         with transaction(harness.sessions) as session:
             later = text("clock_timestamp() + interval '1 hour'")
             session.execute(update(Job).where(Job.id == job.id).values(run_after=later))
         reconciler.send_hints()
         assert sent == []
 
-    def see(self, harness: WorkerHarness, worker: str, queue: str) -> None:
+    def register_worker(self, harness: WorkerHarness, worker: str, queue: str) -> None:
         with transaction(harness.sessions) as session:
             workers.heartbeat(session, worker, queue, "test", 1, {})
 

@@ -95,7 +95,7 @@ class TestPreemption:
         assert harness.job(long).yield_requested_at is None
 
     def running(self, harness: WorkerHarness, **of_urgent: object) -> Job:
-        """A long one that trains, and an urgent one that waits."""
+        """A long job that trains, and an urgent one that is queued."""
         long = harness.create_queued_job()
         harness.claim()
         update_job(harness, long, phase="training", planned_seconds=36_000.0)

@@ -46,7 +46,7 @@ class TestGoodFiles:
         event = harness.events(job)[-1]
         assert event.message == "Files validated, moving job to queued state"
         # One token a byte: 1 + 10 + 1 + 1 for a question, 1 + 10 + 7 + 1 + 1 for an answer, 2 more with 10 and with 11;
-        # learned are the answer's text and its end.
+        # trained are the answer's text and its end token.
         assert event.data == {"examples": 12, "tokens": 400, "labelled_tokens": 98, "cut": 0, "empty": 0}
 
     def test_the_validation_file_is_counted_separately(self, harness: WorkerHarness) -> None:
@@ -123,7 +123,7 @@ class TestMethods:
         assert validate(harness, job).state == "queued"
         data = harness.events(job)[-1].data
         assert (data["cut"], data["empty"], data["labelled_tokens"]) == (0, 0, 10 * 1200)
-        assert data["tokens"] == 10 * (1201 + 2)  # two pieces more begin with the last token of the one before
+        assert data["tokens"] == 10 * (1201 + 2)  # each of two more pieces repeats the last token of the piece before
 
 
 class TestBadFiles:
@@ -320,7 +320,7 @@ class TestWarnings:
 
 
 class TestLineRules:
-    """A job keeps the rules for lines that it was created under."""
+    """A job keeps the line rules of its creation."""
 
     def two_calls(self) -> bytes:
         expected = {"role": "assistant", "content": "a", "refusal": "No way"}

@@ -1,4 +1,4 @@
-"""From the move of a job to the receiver: the outbox, the tries, the log, and what a crash costs."""
+"""Webhooks from the state change of a job to the receiver: outbox, retries, log, crashes."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def claim(
 
 
 def deliver_due(sender: WebhookSender) -> int:
-    """Everything that is due now, in this thread."""
+    """Deliver everything that is due, in this thread. Returns the number of deliveries."""
     done = 0
     while claimed := claim(sender.resources.sessions):
         for each in claimed:
@@ -310,7 +310,7 @@ class TestDisabledEndpoints:
         receiver.answers = [500, 204, 500, 500]
         self._fail(sender, sessions, project)
         assert endpoint_now(sessions, endpoint).failing_since is not None
-        self._fail(sender, sessions, project, days=6)  # and yet it arrives
+        self._fail(sender, sessions, project, days=6)  # this delivery succeeds
         assert endpoint_now(sessions, endpoint).failing_since is None
         self._fail(sender, sessions, project)
         assert endpoint_now(sessions, endpoint).enabled
@@ -347,11 +347,11 @@ class TestCrashes:
         make_endpoint(sessions, project, receiver.url)
         announce(sessions, project)
         (dead,) = claim(sessions, lease_seconds=0.05)
-        sender._send(dead)  # and then nothing more
+        sender._send(dead)  # it dies before it records the outcome
         until(lambda: deliver_due(sender) == 1, "the lease runs out")
         first, second = receiver.received
         assert (first.headers["webhook-id"], first.body) == (second.headers["webhook-id"], second.body)
-        sender.deliver(dead)  # it only slept: its word is not taken any more
+        sender.deliver(dead)  # it was only suspended: its outcome is not recorded any more
         assert [attempt.attempt for attempt in log(sessions)] == [2]
 
     def test_deleting_an_endpoint_during_a_delivery_deletes_its_deliveries(

@@ -1,4 +1,4 @@
-"""One POST to a stranger: where it may go, how long it may take, how much may come back."""
+"""Webhook requests: allowed addresses, limits of time and response size, TLS."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def receiver() -> Iterator[Receiver]:
 def send(
     url: str, limits: PostLimits = OURS, addresses: tuple[str, ...] = ("127.0.0.1",)
 ) -> tuple[WebhookResponse, list[str]]:
-    """The response, and the names that were looked up."""
+    """The response, and the host names that were resolved."""
     resolved: list[str] = []
 
     def resolve(host: str, _port: int) -> list[str]:
@@ -96,7 +96,7 @@ class TestAllowedAddresses:
 
     def test_a_stored_scheme_in_upper_case_is_accepted(self) -> None:
         response, resolved = send("HTTPS://HOOKS.EXAMPLE.COM/", PostLimits(2, 3), ("10.0.0.1",))
-        assert "10.0.0.1, which is not a public address" in str(response.error)  # it got that far
+        assert "10.0.0.1, which is not a public address" in str(response.error)  # the scheme was accepted
         assert resolved == ["hooks.example.com"]
         response, _ = send("HTTP://HOOKS.EXAMPLE.COM/", PostLimits(2, 3))
         assert "only https URLs" in str(response.error)
@@ -123,7 +123,7 @@ class TestAllowedAddresses:
 
     @pytest.mark.parametrize("host", ["hooks..example.com", f"{'a' * 64}.example.com"])
     def test_a_name_that_no_resolver_takes_says_so(self, host: str) -> None:
-        """Python encodes it before it asks anybody, and raises UnicodeError."""
+        """Python encodes the name before it resolves it, and raises UnicodeError."""
         assert str(post(f"https://{host}/", {}, b"", OURS).error).startswith(f"the host {host} was not found (")
 
 
@@ -145,7 +145,7 @@ class TestLimits:
         )
 
     def test_slow_headers_end_at_the_timeout(self, receiver: Receiver) -> None:
-        """Each byte comes within every timeout of its own."""
+        """Each byte arrives within the timeout of a single read."""
         over = threading.Event()
 
         def trickle(handler: BaseHTTPRequestHandler) -> None:
