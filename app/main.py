@@ -38,7 +38,7 @@ from app.job_queue import WorkerNotifier
 from app.log import configure_logging, get_logger
 from app.services.access.bootstrap_key import ensure_first_key
 from app.services.access.rate_limit import RateLimiter
-from app.services.datasets.token_counter import Counter
+from app.services.datasets.token_counter import TokenCounter
 from app.services.files.ingest import delete_stale_staged_files
 from app.services.jobs.event_fanout import EventFanout
 from app.settings import Settings, load_settings
@@ -142,7 +142,7 @@ def _build_app_state(settings: Settings, storage: Storage | None) -> AppState:
         event_fanout=EventFanout(connections, streams.render_event_bytes),
         storage=storage or LocalStorage(settings.storage_dir),
         worker_notifier=WorkerNotifier(settings.redis_url),
-        token_counter=Counter(settings.max_line_bytes),
+        token_counter=TokenCounter(settings.max_line_bytes),
         rate_limiter=RateLimiter(settings.max_requests_per_second),
         connection_limiter=FairLimiter(settings.database_pool_size),
         check_limiter=CheckLimiter(settings.check_processes or usable_cores()),

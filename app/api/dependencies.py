@@ -20,7 +20,7 @@ from app.db.fast_reads.pool import AsyncConnections
 from app.db.notifications import NotificationListener
 from app.job_queue import WorkerNotifier
 from app.services.access.rate_limit import RateLimiter
-from app.services.datasets.token_counter import Counter
+from app.services.datasets.token_counter import TokenCounter
 from app.services.files.rolling_digest import RollingDigestCache
 from app.services.jobs.event_fanout import EventFanout
 from app.settings import Settings
@@ -39,7 +39,7 @@ class AppState:
     event_fanout: EventFanout
     storage: Storage
     worker_notifier: WorkerNotifier
-    token_counter: Counter
+    token_counter: TokenCounter
     rate_limiter: RateLimiter
     connection_limiter: FairLimiter
     check_limiter: CheckLimiter

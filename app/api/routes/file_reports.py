@@ -14,7 +14,7 @@ from app.api.schemas.file_reports import FileReportBody, render_report
 from app.api.transport.json_body import NO_BODY
 from app.db.engine import transaction
 from app.services.datasets import profile
-from app.services.datasets.profile import Question, Wish
+from app.services.datasets.profile import ProfileInputs, ProfileRequest
 
 router = APIRouter(prefix="/v1/files", tags=["Files"])
 
@@ -45,16 +45,14 @@ async def validate_file(
 
     The rules are those of a job's validation. Nothing is created.
     """
-    wish = Wish(model, validation_file, method, context_length, rows)
-    question = await app_state.check_limiter.run_query(
-        caller.key_id, partial(_load_question, app_state, caller.project_id, file_id, wish)
+    profile_request = ProfileRequest(model, validation_file, method, context_length, rows)
+    inputs = await app_state.check_limiter.run_query(
+        caller.key_id, partial(_load_inputs, app_state, caller.project_id, file_id, profile_request)
     )
-    work = partial(profile.answer, app_state.storage, question)
-    return render_report(
-        await app_state.check_limiter.run(request, caller.key_id, profile.needs_process(question), work)
-    )
+    work = partial(profile.make_profile, app_state.storage, inputs)
+    return render_report(await app_state.check_limiter.run(request, caller.key_id, profile.needs_process(inputs), work))
 
 
-def _load_question(app_state: AppState, project_id: str, file_id: str, wish: Wish) -> Question:
+def _load_inputs(app_state: AppState, project_id: str, file_id: str, profile_request: ProfileRequest) -> ProfileInputs:
     with transaction(app_state.sessions) as session:
-        return profile.ask(session, app_state.settings, project_id, file_id, wish)
+        return profile.load_inputs(session, app_state.settings, project_id, file_id, profile_request)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from app.api.schemas.common import Body, WarningBody
 from app.domain.datasets.report import nothing_to_learn
-from app.services.datasets.profile import Answer, Json, Question
+from app.services.datasets.profile import Json, Profile, ProfileInputs
 
 Format = Literal["chat", "completion", "text", "preference", "mixed"]
 
@@ -142,26 +142,26 @@ class FileReportBody(Body):
     rows: list[PreviewRow]
 
 
-def render_report(answer: Answer) -> dict[str, Any]:
-    question, report = answer.question, answer.report
-    problem = _failure(report, question)
-    formats, warnings = report["formats"], _warnings(answer)
+def render_report(profile: Profile) -> dict[str, Any]:
+    inputs, report = profile.inputs, profile.report
+    problem = _failure(report, inputs)
+    formats, warnings = report["formats"], _warnings(profile)
     return {
         "object": "file.report",
-        "file": question.file.id,
-        "filename": question.file.filename,
-        "bytes": question.file.bytes,
-        "sha256": question.file.sha256,
-        "model": question.model,
+        "file": inputs.file.id,
+        "filename": inputs.file.filename,
+        "bytes": inputs.file.bytes,
+        "sha256": inputs.file.sha256,
+        "model": inputs.model,
         "method": report["method"],
-        "context_length": question.limits.context_length,
+        "context_length": inputs.limits.context_length,
         "valid": problem is None,
-        "message": " ".join([problem or _accepted(len(warnings)), *_coverage_notes(answer)]),
+        "message": " ".join([problem or _accepted(len(warnings)), *_coverage_notes(profile)]),
         "format": next(iter(formats)) if len(formats) == 1 else "mixed" if formats else None,
         "formats": formats,
         "findings": {"count": report["finding_count"], "lines": report["bad_lines"], "data": report["findings"]},
         "warnings": warnings,
-        "coverage": _coverage(answer),
+        "coverage": _coverage(profile),
         "tokens": {
             "total": report["tokens"],
             "trained": report["labelled_tokens"],
@@ -173,20 +173,20 @@ def render_report(answer: Answer) -> dict[str, Any]:
             "rows": report["duplicate_rows"],
             "groups": [{"lines": lines} for lines in report["duplicates"]],
         },
-        "overlap": _overlap(answer),
+        "overlap": _overlap(profile),
         "rows": report["previews"],
     }
 
 
-def _failure(report: Json, question: Question) -> str | None:
+def _failure(report: Json, inputs: ProfileInputs) -> str | None:
     """The reason for which a job with this file would fail; None if it would not."""
     if report["finding_count"]:
         lines = "line has" if report["bad_lines"] == 1 else "lines have"
         return f"{report['bad_lines']:,} {lines} an unsupported format for a {report['method']} job."
-    if report["rows"] < question.least_examples and report["is_complete"]:
-        return f"The file has {report['rows']} example(s), but must have at least {question.least_examples}."
+    if report["rows"] < inputs.least_examples and report["is_complete"]:
+        return f"The file has {report['rows']} example(s), but must have at least {inputs.least_examples}."
     if not report["labelled_tokens"]:
-        return nothing_to_learn(report["method"], question.limits.context_length)
+        return nothing_to_learn(report["method"], inputs.limits.context_length)
     return None
 
 
@@ -196,19 +196,19 @@ def _accepted(warnings: int) -> str:
     return f"Valid: this file can be used for training, with {warnings} warning{'s' if warnings > 1 else ''}."
 
 
-def _warnings(answer: Answer) -> list[dict[str, Any]]:
+def _warnings(profile: Profile) -> list[dict[str, Any]]:
     """The warnings with file ids. The lines of an overlap are lines of the validation file."""
-    file, validation_file = answer.question.file, answer.question.validation_file
+    file, validation_file = profile.inputs.file, profile.inputs.validation_file
     warnings = []
-    for warning in answer.report["warnings"]:
+    for warning in profile.report["warnings"]:
         warned_file = validation_file if warning["code"] == "overlap" and validation_file is not None else file
         message = f"{warning['message'][0].upper()}{warning['message'][1:]}."
         warnings.append(warning | {"file": warned_file.id, "message": message})
     return warnings
 
 
-def _coverage_notes(answer: Answer) -> list[str]:
-    report, every = answer.report, answer.question.limits.tokenize_every
+def _coverage_notes(profile: Profile) -> list[str]:
+    report, every = profile.report, profile.inputs.limits.tokenize_every
     notes = []
     if every > 1:
         notes.append(f"Every line was checked; the file is large, so only one of {every} rows was tokenized.")
@@ -221,21 +221,21 @@ def _coverage_notes(answer: Answer) -> list[str]:
     return notes
 
 
-def _coverage(answer: Answer) -> dict[str, Any]:
-    question, report = answer.question, answer.report
+def _coverage(profile: Profile) -> dict[str, Any]:
+    inputs, report = profile.inputs, profile.report
     return {
         "complete": report["is_complete"],
         "lines_read": report["lines_read"],
         "rows": report["rows"],
         "tokenized_rows": report["tokenized_rows"],
-        "tokenized_every": question.limits.tokenize_every,
+        "tokenized_every": inputs.limits.tokenize_every,
         "rows_compared": report["rows_remembered"],
-        "validation_file_complete": report["is_validation_complete"] if question.validation_file else None,
+        "validation_file_complete": report["is_validation_complete"] if inputs.validation_file else None,
     }
 
 
-def _overlap(answer: Answer) -> dict[str, Any] | None:
-    validation_file, report = answer.question.validation_file, answer.report
+def _overlap(profile: Profile) -> dict[str, Any] | None:
+    validation_file, report = profile.inputs.validation_file, profile.report
     if validation_file is None:
         return None
     data = [{"line": line, "validation_line": other} for line, other in report["overlap"]]

@@ -1,7 +1,10 @@
-"""A process that reads a data set for one request: started, given a deadline, and ended as soon as the client leaves.
+"""A child process that reads data sets for one request. It has a deadline and ends when the client disconnects.
 
-What takes long would keep every other request waiting for the interpreter, so a child does it, with low priority. It
-ends with this process, too, however that ends.
+    python -m app.services.datasets.check_process PARENT_PID < CALL > RESULT
+
+Reading a large data set holds the interpreter's lock, so a child with low priority does it. A pool of processes would
+keep an idle interpreter per core in memory, and cannot end one task alone; starting a child takes a third of a second.
+The kernel kills the child when its parent ends (prctl(2), PR_SET_PDEATHSIG).
 """
 
 from __future__ import annotations
@@ -9,33 +12,38 @@ from __future__ import annotations
 import ctypes
 import io
 import os
+import pickle
 import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
-READ_HERE_BYTES = 256 << 10  # of data sets, which take 0.3 s
-TOKENIZER_HERE_BYTES = 4 << 20  # which take 0.15 s, and are kept
+Result = TypeVar("Result")
+
+MAX_IN_PROCESS_BYTES = 256 << 10  # of data sets; they take 0.3 s
+MAX_IN_PROCESS_TOKENIZER_BYTES = 4 << 20  # they take 0.15 s, and are cached
 NICENESS = 10
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def takes_long(model_directory: Path, size_bytes: int) -> bool:
-    """Whether reading a data set with a model's tokenizer would keep every other request waiting for the interpreter.
+    """Whether reading a data set with a model's tokenizer would block every other request (the interpreter lock).
 
-    A large tokenizer does so by itself: one of 33 MB is read in more than a second, in which no other thread runs.
+    Loading a large tokenizer alone does: 33 MB take more than a second, in which no other thread runs.
     """
     tokenizer = model_directory / "tokenizer.json"
-    return size_bytes > READ_HERE_BYTES or (tokenizer.exists() and tokenizer.stat().st_size > TOKENIZER_HERE_BYTES)
+    return size_bytes > MAX_IN_PROCESS_BYTES or (
+        tokenizer.exists() and tokenizer.stat().st_size > MAX_IN_PROCESS_TOKENIZER_BYTES
+    )
 
 
 class CheckCancelledError(Exception):
-    """The client has left, so nobody waits for the result."""
+    """The client has disconnected; the result is not needed any more."""
 
 
 class Check:
@@ -47,7 +55,7 @@ class Check:
         self._is_cancelled = False
 
     def cancel(self) -> None:
-        """End the child, if one is running, and let none start any more."""
+        """Kill the child, if one is running, and start no other."""
         with self._lock:
             self._is_cancelled = True
             if self._child is not None:
@@ -58,49 +66,58 @@ class Check:
             raise CheckCancelledError
 
     def run(
-        self, module: str, arguments: Sequence[str], files: Sequence[BinaryIO], deadline_seconds: float | None = None
-    ) -> bytes:
-        """Run `python -m module PARENT_PID ARGUMENTS DESCRIPTOR_OF_EACH_FILE` and return what it prints.
+        self,
+        function: Callable[..., Result],
+        *arguments: Any,
+        files: Sequence[BinaryIO],
+        deadline_seconds: float | None = None,
+    ) -> Result:
+        """Return `function(*arguments, *files)`, computed in a child process, where each file is read from its start.
 
-        Each file is read from its start. Raises CheckCancelledError; TimeoutError after `deadline_seconds`;
-        ChildProcessError when the child fails or is killed by somebody else.
+        `function` is one of a module; arguments and result are pickled. Raises CheckCancelledError; TimeoutError after
+        `deadline_seconds`; ChildProcessError if the child fails or is killed by another process.
         """
         with ExitStack() as opened:
             descriptors = [opened.enter_context(_descriptor(file)) for file in files]
-            command = [sys.executable, "-m", module, str(os.getpid()), *arguments, *map(str, descriptors)]
-            with self._start(command, descriptors) as child:
+            with self._start(descriptors) as child:
                 try:
-                    printed, _ = child.communicate(timeout=deadline_seconds)
+                    call = pickle.dumps((function, arguments, descriptors))
+                    result, _ = child.communicate(call, timeout=deadline_seconds)
                 except subprocess.TimeoutExpired as error:
                     raise TimeoutError(f"not within {deadline_seconds} s") from error
                 finally:
                     child.kill()
         self.raise_if_cancelled()
         if child.returncode != 0:
-            raise ChildProcessError(f"{module} ended with {child.returncode}")
-        return printed
+            raise ChildProcessError(f"{function.__qualname__} ended with {child.returncode}")
+        value: Result = pickle.loads(result)  # written by our own child
+        return value
 
-    def _start(self, command: list[str], descriptors: Sequence[int]) -> subprocess.Popen[bytes]:
+    def _start(self, descriptors: Sequence[int]) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", __name__, str(os.getpid())]
         with self._lock:
             self.raise_if_cancelled()
             self._child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, pass_fds=descriptors, start_new_session=True
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=descriptors, start_new_session=True
             )
             return self._child
 
 
-def enter_check_process(parent_pid: int) -> None:
-    """To be called first in the child: give way to those who answer requests, and end with the process that asked."""
+def main(parent_pid: int) -> None:
+    """Read a call from standard input, run it, write its result to standard output."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent_pid:  # it ended before the line above
+        if os.getppid() != parent_pid:  # the parent ended before the line above
             raise SystemExit(1)
     os.nice(NICENESS)
+    function, arguments, descriptors = pickle.load(sys.stdin.buffer)  # written by our own parent
+    files = [os.fdopen(descriptor, "rb") for descriptor in descriptors]
+    pickle.dump(function(*arguments, *files), sys.stdout.buffer)
 
 
 @contextmanager
 def _descriptor(file: BinaryIO) -> Iterator[int]:
-    """A descriptor that the child reads `file` from. What is not one file on the disk comes through a pipe."""
+    """Descriptor from which the child reads `file`: its own, or that of a pipe if it is not one file on the disk."""
     file.seek(0)
     try:
         descriptor = file.fileno()
@@ -130,3 +147,7 @@ def _feed(file: BinaryIO, writing: int) -> None:
             shutil.copyfileobj(file, pipe, 1 << 20)
     except (OSError, ValueError):  # the child has read enough, or has ended
         return
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

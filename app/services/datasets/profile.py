@@ -1,17 +1,13 @@
-"""A report on a data set for a model: what validation would say of it, before there is a job.
+"""A profile of a data set for a model: the findings and counts of validation, before a job exists.
 
-    python -m app.services.datasets.profile PARENT_PID ASKED DESCRIPTOR [DESCRIPTOR_OF_VALIDATION_FILE] > REPORT
-
-A small file is read here, a large one in a process of its own, for so long and no longer. Of a file above
+Small files are read in the API's process, large ones in a child process with a deadline. Of a file above
 SAMPLED_ABOVE_BYTES every line is checked, but only every n-th row is tokenized; a megabyte of chat takes about 1.3 s.
-The report says so, and where it stopped.
+The report contains the sampling and the line at which reading stopped.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +21,7 @@ from app.domain.datasets.profile import Limits, Survey, histogram, method_of_fil
 from app.domain.error_text.json_text import as_json
 from app.domain.jobs.spec import Method
 from app.errors import BadRequest, Unavailable
-from app.services.datasets.check_process import Check, enter_check_process, takes_long
+from app.services.datasets.check_process import Check, takes_long
 from app.services.files import files
 from app.services.files.files import open_content
 from app.services.jobs import requests
@@ -34,17 +30,17 @@ from app.storage import Storage
 from app.system.tokenizer_files import load_renderer
 
 SAMPLED_ABOVE_BYTES = 24 << 20
-SECONDS = 60.0
-KILL_AFTER_SECONDS = 30.0  # on top: one line, and the report itself
-MOST_PREVIEW_ROWS = 50
+READ_TIMEOUT_SECONDS = 60.0
+KILL_AFTER_SECONDS = 30.0  # beyond the timeout: for the last line and for the report
+MAX_PREVIEW_ROWS = 50
 METHODS: tuple[Method, ...] = ("supervised", "dpo")
 
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Wish:
-    """A client's words, still unchecked."""
+class ProfileRequest:
+    """Parameters of the request, not validated yet."""
 
     model: str | None
     validation_file: str | None
@@ -54,8 +50,8 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Question:
-    """What was read of the rows, for the part that takes long and holds no transaction."""
+class ProfileInputs:
+    """Everything that the reading needs, so that it holds no transaction."""
 
     file: File
     validation_file: File | None
@@ -67,85 +63,85 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Answer:
-    question: Question
+class Profile:
+    inputs: ProfileInputs
     report: Json
 
 
-def ask(session: Session, settings: Settings, project_id: str, file_id: str, wish: Wish) -> Question:
-    """Raises NotFound for a file or a model that is not there, BadRequest for everything else."""
+def load_inputs(
+    session: Session, settings: Settings, project_id: str, file_id: str, request: ProfileRequest
+) -> ProfileInputs:
+    """Raises NotFound for an unknown file or model, BadRequest for every other problem."""
     file = files.get(session, project_id, file_id)
-    if not wish.model:
+    if not request.model:
         text = "model: is missing; name the model whose tokenizer and template are to be used"
         raise BadRequest(text, "model", "missing_required_parameter")
-    base, _ = requests.find_model(session, project_id, wish.model)
+    base, _ = requests.find_model(session, project_id, request.model)
     entry = CatalogEntry.model_validate(base.entry)
     validation_file = None
-    if wish.validation_file is not None:
-        validation_file = requests.find_file(session, project_id, wish.validation_file, "validation_file")
+    if request.validation_file is not None:
+        validation_file = requests.find_file(session, project_id, request.validation_file, "validation_file")
     requests.require_fine_tune_purpose(file, validation_file, param="file_id")
-    return Question(
+    return ProfileInputs(
         file=file,
         validation_file=validation_file,
-        model=wish.model,
+        model=request.model,
         directory=Path(base.directory),
-        method=_method(wish.method),
+        method=_method(request.method),
         limits=Limits(
-            context_length=_context_length(wish.context_length, entry),
+            context_length=_context_length(request.context_length, entry),
             max_line_bytes=settings.max_line_bytes,
-            preview_rows=_within("rows", wish.rows, 0, MOST_PREVIEW_ROWS),
+            preview_rows=_within("rows", request.rows, 0, MAX_PREVIEW_ROWS),
             tokenize_every=max(1, -(-file.bytes // SAMPLED_ABOVE_BYTES)),
-            seconds=SECONDS,
+            seconds=READ_TIMEOUT_SECONDS,
         ),
         least_examples=settings.min_training_examples,
     )
 
 
-def needs_process(question: Question) -> bool:
-    """Whether the files are read in a process of their own."""
-    return takes_long(question.directory, _total_bytes(question))
+def needs_process(inputs: ProfileInputs) -> bool:
+    """Whether the files are read in a child process."""
+    return takes_long(inputs.directory, _total_bytes(inputs))
 
 
-def answer(storage: Storage, question: Question, check: Check) -> Answer:
-    """Report on the files.
+def make_profile(storage: Storage, inputs: ProfileInputs, check: Check) -> Profile:
+    """Read the files and return their profile.
 
-    Raises NotFound when bytes have gone meanwhile, BadRequest when the time is over, Unavailable, CheckCancelledError.
+    Raises NotFound if a file was deleted meanwhile, BadRequest after the deadline, Unavailable, CheckCancelledError.
     """
     with ExitStack() as opened:
-        file = opened.enter_context(open_content(storage, question.file))
-        held_out = question.validation_file
-        other = opened.enter_context(open_content(storage, held_out)) if held_out else None
-        method = question.method or method_of_file(file, question.limits.max_line_bytes)
+        file = opened.enter_context(open_content(storage, inputs.file))
+        validation_file = inputs.validation_file
+        other = opened.enter_context(open_content(storage, validation_file)) if validation_file else None
+        method = inputs.method or method_of_file(file, inputs.limits.max_line_bytes)
         file.seek(0)
-        if needs_process(question):
-            report = _read_in_process(question.directory, file, method, question.limits, other, check)
-        else:
-            report = _read_here(question.directory, file, method, question.limits, other)
-    return Answer(question, report)
+        arguments = inputs.directory, method, inputs.limits
+        files = [file, *([other] if other else [])]
+        report = (
+            _profile_in_child(arguments, files, check) if needs_process(inputs) else profile_files(*arguments, *files)
+        )
+    return Profile(inputs, report)
 
 
-def _total_bytes(question: Question) -> int:
-    return question.file.bytes + (question.validation_file.bytes if question.validation_file else 0)
+def _total_bytes(inputs: ProfileInputs) -> int:
+    return inputs.file.bytes + (inputs.validation_file.bytes if inputs.validation_file else 0)
 
 
-# --- where it is read -------------------------------------------------------------------------------------------------
-
-
-def _read_here(directory: Path, file: BinaryIO, method: Method, limits: Limits, other: BinaryIO | None) -> Json:
+def profile_files(
+    directory: Path, method: Method, limits: Limits, file: BinaryIO, validation_file: BinaryIO | None = None
+) -> Json:
+    """Read the files with the tokenizer of `directory`."""
     try:
         renderer = load_renderer(directory)
     except Exception as error:  # tokenizers raises a bare Exception
         raise _no_tokenizer() from error
-    return _plain(survey(file, renderer, method, limits, other), method, limits.context_length)
+    return _plain(survey(file, renderer, method, limits, validation_file), method, limits.context_length)
 
 
-def _read_in_process(
-    directory: Path, file: BinaryIO, method: Method, limits: Limits, other: BinaryIO | None, check: Check
-) -> Json:
-    asked = {"directory": str(directory), "method": method, "limits": asdict(limits)}
-    seconds = limits.seconds + KILL_AFTER_SECONDS
+def _profile_in_child(arguments: tuple[Path, Method, Limits], files: Sequence[BinaryIO], check: Check) -> Json:
+    seconds = arguments[2].seconds + KILL_AFTER_SECONDS
     try:
-        return dict(json.loads(check.run(__name__, [json.dumps(asked)], [file, *([other] if other else [])], seconds)))
+        return check.run(profile_files, *arguments, files=files, deadline_seconds=seconds)
     except TimeoutError as error:
         text = f"The file could not be read within {seconds:.0f} s; the service is busy, or one of its lines is huge"
         text = f"{text}. Create the job: its validation takes the time it needs"
@@ -186,9 +182,6 @@ def _plain(found: Survey, method: Method, context_length: int) -> Json:
     }
 
 
-# --- what was asked ---------------------------------------------------------------------------------------------------
-
-
 def _method(asked: str | None) -> Method | None:
     if asked is None:
         return None
@@ -207,18 +200,3 @@ def _within(name: str, asked: int, least: int, most: int) -> int:
     if not least <= asked <= most:
         raise BadRequest(f"{name}: {asked} is not a whole number from {least} to {most}", name)
     return asked
-
-
-def main(arguments: list[str]) -> int:
-    enter_check_process(int(arguments[0]))
-    asked = json.loads(arguments[1])
-    file, *others = (os.fdopen(int(descriptor), "rb") for descriptor in arguments[2:])
-    report = _read_here(
-        Path(asked["directory"]), file, asked["method"], Limits(**asked["limits"]), others[0] if others else None
-    )
-    sys.stdout.buffer.write(json.dumps(report).encode())
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -25,7 +25,7 @@ from app.domain.planning.workload import Work
 from app.domain.scheduling.worker_capacity import JobRequirements, missing_requirements, worker_capacity
 from app.errors import BadRequest, InvalidDataset, NotFound, Unavailable, combine_errors
 from app.services.datasets.check_process import Check, takes_long
-from app.services.datasets.token_counter import Counter
+from app.services.datasets.token_counter import TokenCounter
 from app.services.jobs.jobs import require_urgent_permission
 from app.services.jobs.requests import JobRequest, resolve_request
 from app.storage import Storage
@@ -114,9 +114,9 @@ def needs_subprocess(inputs: PlanInputs) -> bool:
 
 
 def make_plan(
-    storage: Storage, counter: Counter, inputs: PlanInputs, least_examples: int, check: Check | None
+    storage: Storage, counter: TokenCounter, inputs: PlanInputs, least_examples: int, check: Check | None
 ) -> JobPlan:
-    """Raises InvalidDataset, BadRequest for files that no job could be trained on; what Counter.count raises."""
+    """Raises InvalidDataset, BadRequest for files that no job could be trained on; what TokenCounter.count raises."""
     report = _count(storage, counter, inputs, inputs.training_file, check)
     if report.examples < least_examples:
         raise InvalidDataset(too_few_examples("training", report.examples, least_examples), "training_file")
@@ -130,7 +130,9 @@ def make_plan(
     return JobPlan(inputs, report, work, placements)
 
 
-def _count(storage: Storage, counter: Counter, inputs: PlanInputs, source: SourceFile, check: Check | None) -> Report:
+def _count(
+    storage: Storage, counter: TokenCounter, inputs: PlanInputs, source: SourceFile, check: Check | None
+) -> Report:
     spec = inputs.spec
     key = (inputs.manifest_sha256, source.sha256, spec.hyperparameters.context_length, spec.method)
     try:

@@ -26,7 +26,7 @@ from tests.serving import LiveServer, api_process
 
 PROCESSES = 2
 PLANS = 100  # of one key at once
-MODULES = ("app.services.datasets.line_check", "app.services.datasets.profile", "app.services.datasets.token_counter")
+MODULE = "app.services.datasets.check_process"
 # Checked in some seconds: lists of numbers are the slowest JSON there is.
 SLOW_LINES = (b'{"a": [' + b",".join([b"0"] * 500_000) + b"]}\n") * 24
 SLOW_CHAT = b"".join(
@@ -62,7 +62,7 @@ class Running:
 
 def _is_check(process: psutil.Process) -> bool:
     try:
-        return process.status() != psutil.STATUS_ZOMBIE and any(name in process.cmdline() for name in MODULES)
+        return process.status() != psutil.STATUS_ZOMBIE and MODULE in process.cmdline()
     except psutil.NoSuchProcess:
         return False
 

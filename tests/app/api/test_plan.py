@@ -116,14 +116,14 @@ class TestPlan:
     ) -> None:
         ask = {"model": "tiny", "training_file": training_file, "seed": 1}
         here = client.post(PLAN, json=ask).json()
-        client.app.state.app_state.token_counter._known.clear()  # type: ignore[attr-defined]
-        monkeypatch.setattr(check_process, "READ_HERE_BYTES", 0)
+        client.app.state.app_state.token_counter._cached_reports.clear()  # type: ignore[attr-defined]
+        monkeypatch.setattr(check_process, "MAX_IN_PROCESS_BYTES", 0)
         assert client.post(PLAN, json=ask).json() == here
 
     def test_with_a_large_tokenizer_it_is_counted_in_a_child_too(
         self, client: TestClient, training_file: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(check_process, "TOKENIZER_HERE_BYTES", 0)
+        monkeypatch.setattr(check_process, "MAX_IN_PROCESS_TOKENIZER_BYTES", 0)
         monkeypatch.setattr(token_counter, "DEADLINE_SECONDS", 0.0)
         answer = client.post(PLAN, json={"model": "tiny", "training_file": training_file})
         assert answer.json()["error"]["code"] == "file_too_large_to_plan"
@@ -131,7 +131,7 @@ class TestPlan:
     def test_a_file_that_takes_too_long_is_refused(
         self, client: TestClient, training_file: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(check_process, "READ_HERE_BYTES", 0)
+        monkeypatch.setattr(check_process, "MAX_IN_PROCESS_BYTES", 0)
         monkeypatch.setattr(token_counter, "DEADLINE_SECONDS", 0.0)
         answer = client.post(PLAN, json={"model": "tiny", "training_file": training_file})
         assert answer.status_code == 400
@@ -178,8 +178,8 @@ class TestPlan:
         answer = client.post(PLAN, json=ask)
         assert answer.status_code == 200, answer.text
         assert (answer.json()["method"], answer.json()["trained_examples"]) == ("dpo", 12)
-        client.app.state.app_state.token_counter._known.clear()  # type: ignore[attr-defined]
-        monkeypatch.setattr(check_process, "READ_HERE_BYTES", 0)
+        client.app.state.app_state.token_counter._cached_reports.clear()  # type: ignore[attr-defined]
+        monkeypatch.setattr(check_process, "MAX_IN_PROCESS_BYTES", 0)
         assert client.post(PLAN, json=ask).json() == answer.json()
 
     def test_a_validation_file_takes_its_time_at_each_validation(

@@ -84,7 +84,7 @@ def resume_what_runs(server: Server) -> Any:
 
 def plan_too_slowly(server: Server) -> Any:
     server.monkeypatch.setattr(token_counter, "DEADLINE_SECONDS", 0.0)
-    server.monkeypatch.setattr(check_process, "READ_HERE_BYTES", 0)
+    server.monkeypatch.setattr(check_process, "MAX_IN_PROCESS_BYTES", 0)
     file_id = server.upload().json()["id"]
     return server.client.post("/v1/fine_tuning/jobs/plan", json={"model": "tiny", "training_file": file_id})
 
@@ -149,8 +149,8 @@ def succeeded(server: Server) -> Job:
 
 
 def report_too_slowly(server: Server) -> Any:
-    server.monkeypatch.setattr(check_process, "READ_HERE_BYTES", 0)
-    for name in ("SECONDS", "KILL_AFTER_SECONDS"):
+    server.monkeypatch.setattr(check_process, "MAX_IN_PROCESS_BYTES", 0)
+    for name in ("READ_TIMEOUT_SECONDS", "KILL_AFTER_SECONDS"):
         server.monkeypatch.setattr(profile, name, 0)
     return server.client.post(f"/v1/files/{server.upload().json()['id']}/validate", params={"model": "tiny"})
 

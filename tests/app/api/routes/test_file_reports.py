@@ -143,7 +143,7 @@ class TestLargeFiles:
         held_out = upload(chat_lines(3)).json()["id"]
         here = report(client, training_file, validation_file=held_out)
         assert here["overlap"]["rows"] == 3
-        monkeypatch.setattr(check_process, "READ_HERE_BYTES", 0)
+        monkeypatch.setattr(check_process, "MAX_IN_PROCESS_BYTES", 0)
         assert report(client, training_file, validation_file=held_out) == here
 
     def test_are_tokenized_in_part_and_that_is_said(
@@ -160,17 +160,17 @@ class TestLargeFiles:
     def test_that_take_too_long_are_read_in_part_and_that_is_said(
         self, client: TestClient, training_file: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(profile, "SECONDS", 0.0)
+        monkeypatch.setattr(profile, "READ_TIMEOUT_SECONDS", 0.0)
         body = report(client, training_file)
         assert (body["coverage"]["complete"], body["coverage"]["lines_read"]) == (False, 1)
         assert "The time was over at line 1: what follows it was not looked at." in body["message"]
 
-    @pytest.mark.parametrize("limit", ["READ_HERE_BYTES", "TOKENIZER_HERE_BYTES"])
+    @pytest.mark.parametrize("limit", ["MAX_IN_PROCESS_BYTES", "MAX_IN_PROCESS_TOKENIZER_BYTES"])
     def test_a_child_that_hangs_is_killed(
         self, client: TestClient, training_file: str, monkeypatch: pytest.MonkeyPatch, limit: str
     ) -> None:
         monkeypatch.setattr(check_process, limit, 0)
-        monkeypatch.setattr(profile, "SECONDS", 0.0)
+        monkeypatch.setattr(profile, "READ_TIMEOUT_SECONDS", 0.0)
         monkeypatch.setattr(profile, "KILL_AFTER_SECONDS", 0.0)
         answer = client.post(f"/v1/files/{training_file}/validate", params={"model": "tiny"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "validation_too_slow")

@@ -12,14 +12,16 @@ import psutil
 import pytest
 
 from app.services.datasets.check_process import Check, CheckCancelledError
+from app.services.datasets.line_check import check_lines
 from tests.deadline import until
 
-MODULE = "app.services.datasets.line_check"  # reads a file without an end for ever
-ENDLESS = Path("/dev/zero")
+MODULE = "app.services.datasets.check_process"
+ENDLESS = Path("/dev/zero")  # `check_lines` reads it without an end
 PARENT = f"""
-from app.services.check_process import Check
+from app.services.datasets.check_process import Check
+from app.services.datasets.line_check import check_lines
 with open({str(ENDLESS)!r}, "rb") as file:
-    Check().run({MODULE!r}, ["1000"], [file])
+    Check().run(check_lines, 1000, files=[file])
 """
 
 
@@ -27,19 +29,19 @@ def children(of: int | None = None) -> list[psutil.Process]:
     return [each for each in psutil.Process(of).children() if MODULE in each.cmdline()]
 
 
-def run(check: Check, seconds: float | None = None) -> bytes:
+def run(check: Check, seconds: float | None = None) -> tuple[int, list[str]]:
     with ENDLESS.open("rb") as file:
-        return check.run(MODULE, ["1000"], [file], seconds)
+        return check.run(check_lines, 1000, files=[file], deadline_seconds=seconds)
 
 
 class TestRun:
-    def test_returns_what_the_child_prints(self, tmp_path: Path) -> None:
+    def test_returns_the_result_of_the_function(self, tmp_path: Path) -> None:
         (tmp_path / "lines").write_bytes(b'{"a": 1}\n{}\n')
         with (tmp_path / "lines").open("rb") as file:
             file.read(3)
-            assert Check().run(MODULE, ["1000"], [file]) == b"[2, []]\n"
+            assert Check().run(check_lines, 1000, files=[file]) == (2, [])
         file = io.BufferedReader(io.BytesIO(b"{}\n"))  # type: ignore[assignment,arg-type]
-        assert Check().run(MODULE, ["1000"], [file]) == b"[1, []]\n"
+        assert Check().run(check_lines, 1000, files=[file]) == (1, [])
 
     def test_ends_when_its_time_is_over(self) -> None:
         with pytest.raises(TimeoutError):
@@ -48,7 +50,7 @@ class TestRun:
 
     def test_a_child_that_fails_has_no_result(self) -> None:
         with ENDLESS.open("rb") as file, pytest.raises(ChildProcessError):
-            Check().run(MODULE, ["no number"], [file])
+            Check().run(check_lines, "no number", files=[file])
 
 
 class TestCancel:

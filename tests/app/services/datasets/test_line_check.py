@@ -16,13 +16,13 @@ from tests.factories import chat_lines
 Opened = Callable[[bytes], io.BufferedIOBase]
 
 
-@pytest.fixture(params=["here", "aside, from a file", "aside, through a pipe"])
+@pytest.fixture(params=["in this process", "in a child, from a file", "in a child, through a pipe"])
 def check(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[bytes], int]:
     """`check(content)` in each of the ways; the size decides, and here the test says it."""
 
     def run(content: bytes) -> int:
-        size = 0 if request.param == "here" else line_check.CHECKED_HERE_BYTES + 1
-        if request.param == "aside, from a file":
+        size = 0 if request.param == "in this process" else line_check.MAX_IN_PROCESS_BYTES + 1
+        if request.param == "in a child, from a file":
             (tmp_path / "lines").write_bytes(content)
             with (tmp_path / "lines").open("rb") as file:
                 return count_lines(file, size, 1000, Check())
