@@ -19,6 +19,7 @@ from app.cli.options import AsJson, with_client
 from app.cli.output.compare import ASKED, compare, held_out, show, width_text
 from app.cli.output.console import messages, print_json, print_line, remark, size_text
 from app.cli.output.progress import bytes_bar, is_over
+from app.system.model_files import hash_directory
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client
@@ -107,6 +108,7 @@ def compare_answers(
     examples = held_out(prompts, limit)
     with tempfile.TemporaryDirectory(prefix="tunery-compare-") as aside:
         adapter = download(client, job_id, Path(aside) / "adapter", checkpoint)
+        _require_trained_base(base, adapter.manifest)
         with messages().status("generating the answers of the base model and of the adapter"):
             answers = compare(base, adapter.directory, examples)
     if as_json:
@@ -129,6 +131,20 @@ def download(client: "Client", job_id: str, directory: Path, checkpoint: int | N
     manifest = unpack(part, directory)
     part.unlink()
     return Download(directory, source, manifest)
+
+
+def _require_trained_base(base: Path, manifest: dict[str, Any]) -> None:
+    """Raises Misused unless `base` has the files that the adapter was trained on: another base answers nonsense."""
+    trained_on = manifest.get("base_model")
+    try:
+        found = hash_directory(base)[1]
+    except OSError as error:
+        raise Misused(f"The base model's directory {base} cannot be read: {error.strerror}.") from error
+    if trained_on is not None and found != trained_on["manifest_sha256"]:
+        raise Misused(
+            f"The files in {base} are not the base model {trained_on['name']} that the adapter was trained on. Name "
+            "the directory that was registered (`tunery models where`)."
+        )
 
 
 def _merge(base: Path, adapter: Path, directory: Path) -> dict[str, Any]:

@@ -72,6 +72,26 @@ def test_the_command_compares_on_the_base_as_it_was_in_training(
     assert "of 2 held-out prompts" in done.out
 
 
+def test_the_command_refuses_a_base_that_the_adapter_was_not_trained_on(
+    tunery: Tunery, sessions: Sessions, storage: LocalStorage, project: Project, base_model: str, tmp_path: Path
+) -> None:
+    def write(directory: Path, step: int) -> Path:
+        directory.mkdir(parents=True)
+        (directory / "adapter_model.safetensors").write_bytes(b"weights")
+        write_manifest(directory, {"step": step, "base_model": {"name": "tiny", "manifest_sha256": "0" * 64}})
+        return directory
+
+    with transaction(sessions) as session:
+        job = make_trained_job(session, storage, project, tmp_path / "made", write)
+    prompts = tmp_path / "heldout.jsonl"
+    prompts.write_text(
+        '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "x"}]}\n', encoding="utf-8"
+    )
+    for base, reason in ((tmp_path / "tiny", "are not the base model tiny"), (tmp_path / "nowhere", "cannot be read")):
+        done = tunery("adapters", "compare", job.id, "--base", base, "--prompts", prompts)
+        assert (done.exit_code, reason in done.err) == (2, True), done.err
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "no JSON\n", "[]\n", '{"prompt": "a"}\n', '{"messages": [{"role": "assistant", "content": "alone"}]}\n',
