@@ -155,7 +155,7 @@ class TestLargeFiles:
         assert body["coverage"]["tokenized_every"] == 4
         assert (body["coverage"]["rows"], body["coverage"]["tokenized_rows"]) == (40, 10)
         assert body["findings"]["count"] == 1
-        assert "of this large file only every 4th row was tokenized" in body["message"]
+        assert "the file is large, so only one of 4 rows was tokenized" in body["message"]
 
     def test_that_take_too_long_are_read_in_part_and_that_is_said(
         self, client: TestClient, training_file: str, monkeypatch: pytest.MonkeyPatch
@@ -163,7 +163,7 @@ class TestLargeFiles:
         monkeypatch.setattr(profile, "READ_TIMEOUT_SECONDS", 0.0)
         body = report(client, training_file)
         assert (body["coverage"]["complete"], body["coverage"]["lines_read"]) == (False, 1)
-        assert "The time was over at line 1: what follows it was not looked at." in body["message"]
+        assert "The time limit was reached at line 1: the lines after it were not checked." in body["message"]
 
     @pytest.mark.parametrize("limit", ["MAX_IN_PROCESS_BYTES", "MAX_IN_PROCESS_TOKENIZER_BYTES"])
     def test_a_child_that_hangs_is_killed(
