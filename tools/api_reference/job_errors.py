@@ -51,7 +51,7 @@ JOB_ERRORS: dict[Reason, JobErrorCode] = {
     Reason.NON_FINITE_LOSS: JobErrorCode(
         "The loss became NaN or infinite.",
         "Look at the lines that are named, or lower the learning rate.",
-        "Step … gave the loss … and the gradient norm …. In it were the lines … of the training file. Look at those "
+        "Step … has the loss … and the gradient norm …. It trained on the lines … of the training file. Check those "
         "lines, or lower hyperparameters.learning_rate.",
     ),
     Reason.WORKER_CRASH_LOOP: JobErrorCode(

@@ -1,9 +1,11 @@
 """`python -m worker.trainer WORKDIR`: read WORKDIR/spec.json, train, write below WORKDIR/runs/.
 
-`python -m worker.trainer --spare` imports everything, waits for one line that names WORKDIR, and goes on as above.
+`python -m worker.trainer --spare` is a warm trainer: it imports everything, reads one line that names WORKDIR, and then
+does the same.
 
-Standard output: one record a line (app.domain.jobs.events), and nothing else. Standard error: the log. Standard input:
-control lines; its end means nothing. SIGTERM and SIGINT drain. The exit code is one of app.domain.jobs.states.ExitCode.
+Standard output: one record per line (app.domain.jobs.events), and nothing else. Standard error: the log. Standard
+input: control lines; its end is ignored. SIGTERM and SIGINT drain. The exit code is one of
+app.domain.jobs.states.ExitCode.
 """
 
 from __future__ import annotations
@@ -22,11 +24,11 @@ from app.domain.jobs.states import ExitCode
 from worker.trainer.distributed.torchrun import run_ranks
 from worker.trainer.records import claim_standard_output
 from worker.trainer.runtime.onednn import limit_primitive_cache
-from worker.trainer.runtime.process import control_lines, die_with_parent, work_begins
+from worker.trainer.runtime.process import control_lines, die_with_parent, start_working_time
 from worker.trainer.runtime.stop import StopRequests
 
-SPARE = "--spare"
-TORCH_CACHE = "TORCHINDUCTOR_CACHE_DIR"
+WARM_OPTION = "--spare"
+TORCH_CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def main(arguments: list[str]) -> int:
@@ -36,11 +38,11 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print("usage: python -m worker.trainer WORKDIR | --spare", file=sys.stderr)
         return ExitCode.BAD_SPEC
-    workdir = wait_for_work(control) if arguments == [SPARE] else Path(arguments[0]).resolve()
+    workdir = wait_for_work(control) if arguments == [WARM_OPTION] else Path(arguments[0]).resolve()
     try:
         spec = TrainerSpec.model_validate_json((workdir / "spec.json").read_bytes())
     except (OSError, ValidationError) as error:
-        print(f"{workdir / 'spec.json'} cannot be read: {error}", file=sys.stderr)
+        print(f"{workdir / 'spec.json'} cannot be read: {error}", file=sys.stderr)  # pydantic names each field
         return ExitCode.BAD_SPEC
     limit_primitive_cache()
     if spec.world_size > 1:
@@ -48,28 +50,28 @@ def main(arguments: list[str]) -> int:
     stops = StopRequests(spec.run.run_id)
     stops.handle_signals()
     stops.listen(control)
-    from worker.trainer.run import run  # torch and transformers, some seconds: after the spec is known to be good
+    from worker.trainer.run import run  # imports torch and transformers, which takes seconds: only for a valid spec
 
     return run(spec, workdir, emit, stops)
 
 
 def wait_for_work(control: IO[bytes]) -> Path:
-    """Get everything ready that no job decides, then wait. The end of the input means that nobody needs us.
+    """Import what every job needs, then read the work directory from the input. Exit at the end of the input.
 
-    What was set for the place of waiting (the directory, where temporary files go) becomes the work directory's.
+    The current directory and the directory for temporary files become those of the work directory.
     """
-    import worker.trainer.run  # noqa: F401  all that a job imports; nothing of it touches a GPU
+    import worker.trainer.run  # noqa: F401  everything that a job imports; none of it initialises a GPU
 
     line = control.readline()
     if not line:
         sys.exit(ExitCode.DONE)
-    work_begins()
+    start_working_time()
     workdir = Begin.model_validate_json(line).work_directory.resolve()
-    if Path(os.environ.get(TORCH_CACHE, "")).parent == Path(tempfile.gettempdir()):
-        del os.environ[TORCH_CACHE]  # torch's own choice, made once; an operator's stays
+    if Path(os.environ.get(TORCH_CACHE_VARIABLE, "")).parent == Path(tempfile.gettempdir()):
+        del os.environ[TORCH_CACHE_VARIABLE]  # torch has set its default at import; an operator's value is kept
     os.chdir(workdir)
     os.environ["TMPDIR"] = str(workdir / "tmp")
-    tempfile.tempdir = None  # found once and remembered
+    tempfile.tempdir = None  # Python caches the directory
     return workdir
 
 

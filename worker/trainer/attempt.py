@@ -1,4 +1,4 @@
-"""One attempt to train the run: its spec and directory, and the snapshot of an earlier attempt that it goes on from."""
+"""One attempt to train the run: spec, work directory, records, and the snapshot from which it resumes."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class Attempt:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Return what a snapshot is bound to."""
+        """Return the values that a snapshot and the run that resumes from it must share."""
         return identity_of(self.spec.run, self.spec.base, self.spec.quantization)
 
     def open_snapshot(self) -> Snapshot | None:
-        """Open the newest valid snapshot of an earlier attempt; emit what is wrong with newer ones. Raises Failure."""
+        """Open the newest valid snapshot of an earlier attempt, if any; report damaged newer ones. Raises Failure."""
         resume_from = self.spec.run.resume_from
         if resume_from is None:
             return None
         snapshot, problems = open_newest(self.workdir / resume_from, self.identity, self.spec.base.directory)
-        if problems or snapshot is None:  # `Started` says where a valid one leads to
+        if problems or snapshot is None:  # otherwise `Started` with its `start_step` is enough
             level, text = resume_message(snapshot.step if snapshot else None, problems)
             self.emit.message(text, level)
         return snapshot

@@ -1,4 +1,4 @@
-"""The trainer's output: typed records, one JSON line each."""
+"""The output of the trainer: typed records, one JSON line each."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from app.domain.jobs.states import Reason
 from worker.trainer.runtime.failures import failed
 
 Emit = Callable[[Record], None]
-Keepalive = Callable[[str], None]  # called often during long work, with what is being done
+Keepalive = Callable[[str], None]  # called often during long work, with a description such as "at the next step"
 Level = Literal["info", "warn", "error"]
 
-SILENCE_SECONDS = 120.0  # a parent takes ten minutes of silence for a hang, and one step may take longer than that
+KEEPALIVE_SECONDS = 120.0  # the watchdog stops a trainer after ten minutes of silence, and one step may take longer
 
 
 class RecordStream:
-    """Writes records to a file descriptor, whole lines only, from any thread."""
+    """Writes records to a file descriptor as complete lines, from any thread."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -33,30 +33,30 @@ class RecordStream:
     def __call__(self, record: Record) -> None:
         line = record.model_dump_json().encode() + b"\n"
         with self._lock:
-            while line:  # a pipe may take less than all of it
+            while line:  # a write to a pipe may be partial
                 line = line[os.write(self._descriptor, line) :]
 
-    def pass_on(self) -> None:
-        """Use descriptor 1 for records again, so that a program started from here on can emit some."""
+    def restore_standard_output(self) -> None:
+        """Make descriptor 1 the record stream again, so that child processes can emit records."""
         os.dup2(self._descriptor, 1)
 
 
 def claim_standard_output() -> RecordStream:
-    """Keep descriptor 1 for records alone: whatever a library prints from now on lands on standard error."""
+    """Reserve standard output for records: from now on, what libraries print goes to standard error."""
     sys.stdout.flush()
-    private = os.dup(1)
+    record_descriptor = os.dup(1)
     os.dup2(2, 1)
-    return RecordStream(private)
+    return RecordStream(record_descriptor)
 
 
 class RecordWriter:
-    """Emits the records of the run, and keeps the reason of its last one: nothing may follow that."""
+    """Emits the records of the run. No record may follow the one that ends the run."""
 
     def __init__(self, emit: Emit, spec: RunSpec) -> None:
         self._emit = emit
         self._spec = spec
         self._emitted_at = time.monotonic()
-        self.ending: Reason | None = None  # how the run ended; None while it goes on
+        self.ending: Reason | None = None  # None until the run has ended
 
     def __call__(self, record: Record) -> None:
         assert self.ending is None, f"{record.run_id} has ended, but emits {record}"
@@ -72,13 +72,13 @@ class RecordWriter:
         self(Message(run_id=self._spec.run_id, level=level, message=text, data=data))
 
     def keepalive(self, doing: str) -> None:
-        """Emit that the run is alive, but only if nothing was emitted for a while."""
-        if time.monotonic() - self._emitted_at >= SILENCE_SECONDS:
+        """Emit an event that the run is alive, if nothing was emitted for KEEPALIVE_SECONDS."""
+        if time.monotonic() - self._emitted_at >= KEEPALIVE_SECONDS:
             self.message(f"Still {doing}.")
 
     @contextmanager
     def fail_run_on_error(self) -> Iterator[None]:
-        """End the run with a `Failed` record where an exception leaves the block; the traceback goes to the log."""
+        """Turn an exception in the block into a `Failed` record, which ends the run; log the traceback."""
         try:
             yield
         except Exception as error:

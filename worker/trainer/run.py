@@ -1,4 +1,4 @@
-"""The table of contents: a spec -> device -> base -> run -> loop -> exit code. Each line has a module of its own."""
+"""The trainer from spec to exit code: device, base model, run, training loop."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from worker.trainer.distributed import parallel
 from worker.trainer.loop import train
 from worker.trainer.memory import device_memory
 from worker.trainer.memory.activation_checkpointing import Recomputation
-from worker.trainer.memory.out_of_memory import OutOfMemoryPolicy, after_kills
+from worker.trainer.memory.out_of_memory import OutOfMemoryPolicy, reduce_after_kills
 from worker.trainer.memory.placement import place, planned
 from worker.trainer.memory.probe import probe
 from worker.trainer.model.base_check import check_base
@@ -53,28 +53,28 @@ from worker.trainer.snapshot.snapshot import restore
 from worker.trainer.state import Run
 from worker.trainer.step_actions import StepActions
 
-CLEAN_EXITS = (ExitCode.DONE, ExitCode.DRAINED, ExitCode.PAUSED, ExitCode.CANCELLED)  # with several processes, of all
+CLEAN_EXITS = (ExitCode.DONE, ExitCode.DRAINED, ExitCode.PAUSED, ExitCode.CANCELLED)  # all processes have the same
 
-MEMORY_HEADROOM = 1.05  # a plan that needs more than this times the memory fails without a try
+MEMORY_HEADROOM = 1.05  # a plan that needs more than this times the memory fails without a probe
 
 
 def run(spec: TrainerSpec, workdir: Path, emit: Emit, stops: StopRequests) -> int:
-    """Train the run of the spec; it ends with one last record. Returns the exit code."""
+    """Train the run of the spec and return the exit code. The last record is `Done`, `Stopped` or `Failed`."""
     writer = RecordWriter(emit, spec.run)
     with writer.fail_run_on_error():
         try:
-            _run(Attempt(spec, workdir, writer, stops))
+            _run_attempt(Attempt(spec, workdir, writer, stops))
         except Exception as error:
             if parallel.is_first():
                 raise
             traceback.print_exc(file=sys.stderr)
-            sys.exit(exit_code(explain(error, spec.run).reason))  # the first process learns of it from torchrun
+            sys.exit(exit_code(explain(error, spec.run).reason))  # torchrun reports the exit code
     assert writer.ending is not None
     return exit_code(writer.ending)
 
 
 def run_rank(spec: TrainerSpec, workdir: Path, emit: Emit, stops: StopRequests) -> int:
-    """The same as one of `spec.world_size` processes."""
+    """Train as one of `spec.world_size` processes and return the exit code."""
     try:
         parallel.join(spec.device)
     except Failure as error:
@@ -86,21 +86,21 @@ def run_rank(spec: TrainerSpec, workdir: Path, emit: Emit, stops: StopRequests) 
     return code
 
 
-def _run(attempt: Attempt) -> None:
+def _run_attempt(attempt: Attempt) -> None:
     spec, emit = attempt.spec, attempt.emit
-    device_memory.map_large_blocks_apart()
+    device_memory.set_mmap_threshold()
     device = choose_device(spec.device)
     snapshot = attempt.open_snapshot()
     plan = snapshot.plan if snapshot else _initial_plan(attempt, device)
     make_repeatable(device, plan.threads)
-    base = _open(attempt, device, torch_dtype(plan.compute_dtype))
-    renderer = load_renderer(spec.base.directory, _rendered_at(plan))
+    base = _load_base(attempt, device, torch_dtype(plan.compute_dtype))
+    renderer = load_renderer(spec.base.directory, _render_time(plan))
     run = prepare(spec.run, attempt.workdir, base, renderer, provenance_of(spec, base), emit.keepalive)
     objective = make_objective(base, run)
     if snapshot:
         restore(run, snapshot)
         warn_of_differences(run, snapshot, base, emit)
-        snapshot.tensors.clear()  # they would stay a second time
+        snapshot.tensors.clear()  # the run has copied them
     emit(started(run, base))
     plan = _plan_memory(attempt, base, run, plan, is_new=snapshot is None)
     plan = plan.model_copy(update={"rendered_at": renderer.now.isoformat()})
@@ -121,18 +121,21 @@ def _run(attempt: Attempt) -> None:
 
 
 def _initial_plan(attempt: Attempt, device: torch.device) -> ExecutionPlan:
-    """Decide by rule, or by what is faster than the rule here. Memory is planned once the base is loaded."""
+    """Choose dtype, threads and batch length: the default, or a faster choice measured by autotuning.
+
+    Memory is planned once the base is loaded.
+    """
     spec = attempt.spec
-    rule = ExecutionPlan(
+    default = ExecutionPlan(
         row_tokens=ROW_LADDER["cuda" if device.type == "cuda" else "cpu"][0],
         compute_dtype=dtype_name(choose_compute_dtype(spec.quantization, device, spec.dtype_is_free)),
-        threads=spec.threads or parallel.fair_threads(choose_threads()),
+        threads=spec.threads or parallel.threads_per_process(choose_threads()),
         device=device_name(device),
     )
-    return fastest_plan(spec, attempt.workdir, device, rule, attempt.emit)
+    return fastest_plan(spec, attempt.workdir, device, default, attempt.emit)
 
 
-def _open(attempt: Attempt, device: torch.device, compute_dtype: torch.dtype) -> Base:
+def _load_base(attempt: Attempt, device: torch.device, compute_dtype: torch.dtype) -> Base:
     spec = attempt.spec
     if not spec.dtype_is_free:
         warn_of_slow_dtype(compute_dtype, device, attempt.emit)
@@ -142,8 +145,8 @@ def _open(attempt: Attempt, device: torch.device, compute_dtype: torch.dtype) ->
     return base
 
 
-def _rendered_at(plan: ExecutionPlan) -> datetime:
-    """Return the time of the first attempt: a template that prints the date would give a later one other tokens."""
+def _render_time(plan: ExecutionPlan) -> datetime:
+    """Return the time that chat templates get: that of the first attempt, so that later ones have the same tokens."""
     if plan.rendered_at:
         return datetime.fromisoformat(plan.rendered_at)
     return parallel.gather(datetime.now())[0]
@@ -152,7 +155,7 @@ def _rendered_at(plan: ExecutionPlan) -> datetime:
 def prepare(
     spec: RunSpec, workdir: Path, base: Base, renderer: Renderer, provenance: dict[str, Any], keepalive: Keepalive
 ) -> Run:
-    """Make everything the run needs before its first step. Raises Failure for a spec or file that can't be trained."""
+    """Make everything the run needs before its first step. Raises Failure for an invalid spec or file."""
     hyperparameters = spec.hyperparameters
     check_inputs(spec, workdir)
     check_context_length(spec, max_document_tokens(base.model.config.to_dict()))
@@ -179,7 +182,7 @@ def prepare(
 
 
 def make_objective(base: Base, run: Run) -> Objective:
-    """Choose the objective of a run before its first step, and before a snapshot is restored into its adapter."""
+    """Return the objective of a run. Call it before a snapshot is restored: the reference is the initial adapter."""
     beta = run.spec.hyperparameters.beta
     if run.spec.method != "dpo" or beta is None:
         return SupervisedObjective(base, run.adapter)
@@ -188,7 +191,10 @@ def make_objective(base: Base, run: Run) -> Objective:
 
 
 def _plan_memory(attempt: Attempt, base: Base, run: Run, plan: ExecutionPlan, *, is_new: bool) -> ExecutionPlan:
-    """Plan the layout, once; again where the kernel killed an attempt since. Raises Failure(OUT_OF_MEMORY)."""
+    """Plan the memory layout in the first attempt, and again after the kernel killed an attempt for memory.
+
+    Raises Failure(OUT_OF_MEMORY) if even the smallest layout does not fit.
+    """
     spec = with_compute_dtype(attempt.spec, plan.compute_dtype)
     if not is_new and spec.out_of_memory_kills <= plan.out_of_memory_kills:
         return plan
@@ -196,12 +202,12 @@ def _plan_memory(attempt: Attempt, base: Base, run: Run, plan: ExecutionPlan, *,
     attempt.emit(planned(run, placement))
     if placement.memory.total > MEMORY_HEADROOM * placement.device.memory_bytes:
         raise Failure(Reason.OUT_OF_MEMORY, placement.message, "hyperparameters.context_length")
-    plan = after_kills(plan.with_layout(placement.plan), spec.out_of_memory_kills)
+    plan = reduce_after_kills(plan.with_layout(placement.plan), spec.out_of_memory_kills)
     return plan.model_copy(update={"peak_bytes": placement.memory.total})
 
 
 def _probe(run: Run, objective: Objective, policy: OutOfMemoryPolicy, emit: RecordWriter) -> None:
-    """Try the plan's largest batch, once, before the first step; too large a plan is reduced here."""
+    """Run the largest batch of a new plan before the first step; reduce the plan if it runs out of memory."""
     if policy.plan.probed:
         return
     measured = policy.retry_step(run, lambda row_tokens: probe(objective, run, row_tokens))

@@ -1,4 +1,4 @@
-"""What happens between steps: validation, samples, checkpoints, snapshots, reports, and the end of the run."""
+"""Actions between steps: validation, sample answers, checkpoints, snapshots, reports, and the end of the run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from app.domain.jobs.states import Reason
 from worker.trainer.checkpoint.checkpoint import save_checkpoint
 from worker.trainer.checkpoint.verify import verify_adapter
 from worker.trainer.memory import device_memory
-from worker.trainer.memory.out_of_memory import OutOfMemoryPolicy, fewer_prompts, smaller_validation, without_moments
+from worker.trainer.memory.out_of_memory import OutOfMemoryPolicy, drop_moments, reduce_prompts, reduce_validation
 from worker.trainer.model.base_model import Base
 from worker.trainer.objective.metrics import StepMetrics
 from worker.trainer.objective.objective import Objective
@@ -34,41 +34,41 @@ from worker.trainer.state import Run, SavedCheckpoint, Step
 from worker.trainer.validation.evaluate import evaluate
 from worker.trainer.validation.sample_answers import sample_answers
 
-MAX_LINES_NAMED = 16
+MAX_REPORTED_LINES = 16
 
 
 @dataclass
 class StepActions:
-    """Acts between steps, in the first process alone."""
+    """The actions between steps; only the first process runs them."""
 
     base: Base
     objective: Objective
     policy: OutOfMemoryPolicy
     renderer: Renderer
     workdir: Path
-    identity: dict[str, Any]  # what snapshots are bound to
+    identity: dict[str, Any]  # of the run, for snapshots
     snapshot_interval_seconds: float
     emit: RecordWriter
     stops: StopRequests
-    full_disk_error: Exception | None = None  # raised by a checkpoint of the step before
+    full_disk_error: Exception | None = None  # raised by the checkpoint of the previous step
 
     def after_step(self, step: Step) -> None:
-        """Validate, report and save a checkpoint, each where it is due. Raises Failure for a loss that is NaN."""
+        """Validate, report and save a checkpoint, each if it is due. Raises Failure(NON_FINITE_LOSS)."""
         run = step.run
         if not step.is_finite:
-            raise _not_finite(step)
-        is_due, began = run.schedule.is_validation_due(run.step), time.monotonic()
-        validation = self._validate(run) if is_due else None
-        run.validation_seconds += time.monotonic() - began if validation else 0.0
+            raise _non_finite_loss(step)
+        is_validation_due, started = run.schedule.is_validation_due(run.step), time.monotonic()
+        validation = self._validate(run) if is_validation_due else None
+        run.validation_seconds += time.monotonic() - started if validation else 0.0
         self._report_step(step, validation)
-        is_better = validation is not None and self._update_best(run, validation)
-        if run.schedule.is_checkpoint_due(run.step) or run.is_complete or is_better:
-            self._checkpoint_if_it_fits(run)
-        if is_due and not run.is_complete:  # those of the result follow in `_finish`
+        is_best = validation is not None and self._update_best(run, validation)
+        if run.schedule.is_checkpoint_due(run.step) or run.is_complete or is_best:
+            self._checkpoint_unless_disk_full(run)
+        if is_validation_due and not run.is_complete:  # `_finish` samples the result
             self._sample(run)
 
     def between_steps(self, run: Run) -> None:
-        """Stop, finish or save a snapshot, where it is time for it. Raises what a full disk raised."""
+        """Stop, finish or save a snapshot, if that is due. Raises the error of a full disk."""
         if command := self.stops.strongest:
             self._stop(run, command)
         elif run.is_complete:
@@ -80,30 +80,33 @@ class StepActions:
             self._snapshot_or_end(run)
 
     def _is_snapshot_due(self, run: Run) -> bool:
-        """A changed plan is saved before a step is made with it: decided again, it may come out otherwise."""
+        """Return whether the interval has passed, or the plan has changed.
+
+        A changed plan is saved before its first step, because a later attempt might choose a different one.
+        """
         if run.snapshot_plan != self.policy.plan:
             return True
-        is_old = time.monotonic() - run.snapshot_at >= self.snapshot_interval_seconds
-        return is_old and run.step > max(run.first_step, run.snapshot_step)
+        interval_has_passed = time.monotonic() - run.snapshot_at >= self.snapshot_interval_seconds
+        return interval_has_passed and run.step > max(run.first_step, run.snapshot_step)
 
     def _stop(self, run: Run, command: Command) -> None:
         if command is Command.CANCEL:
             self.emit(Stopped(run_id=run.id, reason=Reason.CANCELLED, step=run.step))
             return
-        self._last_snapshot(run)  # before the checkpoint, which has no reserved space
+        self._last_snapshot(run)  # before the checkpoint, for which no space is reserved
         if command is Command.PAUSE:
             self._checkpoint(run, final=run.is_complete and not run.promotes_earlier_step)
         reason = Reason.PAUSED if command is Command.PAUSE else Reason.DRAINED
         self.emit(Stopped(run_id=run.id, reason=reason, step=run.step))
 
     def _finish(self, run: Run) -> None:
-        """Load the saved adapter again and compare it with the trained one before the run is reported as done."""
-        is_written = (run.snapshot_step, run.snapshot_plan) == (run.step, self.policy.plan)
-        if self._reserved.exists() and not is_written:  # what the next attempt needs if the result cannot be published
+        """Save the result, compare it with the trained adapter, and report the run as done."""
+        is_saved = (run.snapshot_step, run.snapshot_plan) == (run.step, self.policy.plan)
+        if self._reserved_file.exists() and not is_saved:  # for the next attempt, if the result cannot be published
             self._last_snapshot(run)
         for text in result_messages(run):
             self.emit.message(text, step=run.step, best_step=run.best.step)
-        device_memory.give_back(self.base.device, above_bytes=0)  # the check's large blocks would come on top of it
+        device_memory.trim_heap(self.base.device, above_bytes=0)  # makes space for the large tensors of the check
         with run.at_best_step() if run.promotes_earlier_step else nullcontext():
             step, directory = run.step, self._checkpoint(run, final=True)
             self._verify(run, directory)
@@ -124,10 +127,10 @@ class StepActions:
             row_tokens = self.policy.plan.effective_validation_row_tokens
             return evaluate(self.objective, dataset, row_tokens, self.emit.keepalive)
 
-        return self.policy.retry(run, "measuring the validation loss", work, partial(smaller_validation, dataset))
+        return self.policy.retry(run, "measuring the validation loss", work, partial(reduce_validation, dataset))
 
     def _update_best(self, run: Run, validation: StepMetrics) -> bool:
-        """Return whether this step needs a checkpoint because it is the best so far and may become the result."""
+        """Return whether this step is the best so far and may become the result, so that it needs a checkpoint."""
         hyperparameters = run.spec.hyperparameters
         threshold = hyperparameters.early_stopping.threshold if hyperparameters.early_stopping else 0.0
         is_best = run.best.update(run.step, validation.loss, run.metrics, run.trained_tokens, threshold)
@@ -139,26 +142,24 @@ class StepActions:
         def work() -> float:
             return verify_adapter(self.base, run, directory)
 
-        self.policy.retry(run, "comparing the saved adapter", work, partial(without_moments, run))
+        self.policy.retry(run, "comparing the saved adapter", work, partial(drop_moments, run))
 
     def _sample(self, run: Run) -> None:
         def work() -> list[tuple[str, str, str]]:
             return list(sample_answers(self.base, run, self.renderer, self.policy.plan.prompts_at_once))
 
-        less = partial(fewer_prompts, len(run.spec.sample_prompts))
-        for prompt, plain, tuned in self.policy.retry(run, "answering the sample prompts", work, less):
-            text = f"Sample after step {run.step}: the base model and the tuned one."
-            self.emit.message(text, step=run.step, prompt=prompt, base=plain, tuned=tuned)
+        reduce = partial(reduce_prompts, len(run.spec.sample_prompts))
+        for prompt, base, tuned in self.policy.retry(run, "answering the sample prompts", work, reduce):
+            text = f"Sample after step {run.step}: answers of the base model and of the tuned model."
+            self.emit.message(text, step=run.step, prompt=prompt, base=base, tuned=tuned)
 
     def _report_step(self, step: Step, validation: StepMetrics | None) -> None:
         run = step.run
         run.metrics = step.metrics("train")
-        if validation:  # always of the whole file
+        if validation:  # every validation reads the complete file, so both scopes have the same values
             run.metrics |= validation.metrics("valid") | validation.metrics("full_valid")
             if not math.isfinite(validation.loss):
-                text = (
-                    f"The full validation loss after step {run.step} is {validation.loss}: it counts as one that rose."
-                )
+                text = f"The full validation loss after step {run.step} is {validation.loss}; it counts as an increase."
                 self.emit.message(text, "warn", step=run.step)
         self.emit(
             Metric(
@@ -191,11 +192,11 @@ class StepActions:
         )
 
     def _checkpoint(self, run: Run, *, final: bool) -> Path:
-        """Write and announce the public checkpoint of this step, unless that has been done. Returns its directory."""
-        known = run.checkpoints.get(run.step)
-        if known and known.final >= final:
-            return known.directory
-        directory = known.directory if known else save_checkpoint(run, self.base.name, self.base.directory)
+        """Save and report the public checkpoint of this step, unless that has been done. Returns its directory."""
+        existing = run.checkpoints.get(run.step)
+        if existing and existing.final >= final:
+            return existing.directory
+        directory = existing.directory if existing else save_checkpoint(run, self.base.name, self.base.directory)
         run.checkpoints[run.step] = SavedCheckpoint(directory, final)
         self.emit(
             CheckpointSaved(
@@ -209,19 +210,20 @@ class StepActions:
         )
         return directory
 
-    def _checkpoint_if_it_fits(self, run: Run) -> None:
-        """On a full disk the run ends before the next step: a snapshot is exact only there."""
+    def _checkpoint_unless_disk_full(self, run: Run) -> None:
+        """Save a checkpoint. After a full disk the run ends before the next step, because only there a snapshot is
+        exact."""
         try:
             self._checkpoint(run, final=run.is_complete and not run.promotes_earlier_step)
         except Exception as error:
             if not is_disk_full(error):
                 raise
             self.full_disk_error = error
-            text = f"The checkpoint of step {run.step} could not be written: the disk is full."
+            text = f"The checkpoint of step {run.step} could not be saved: the disk is full."
             self.emit.message(text, "warn", step=run.step)
 
     def _snapshot_or_end(self, run: Run) -> None:
-        """Raises what a full disk raised, after a snapshot in the reserved space."""
+        """Save a snapshot. On a full disk, save it in the reserved space and raise the error, which ends the run."""
         try:
             self._snapshot(run)
         except Exception as error:
@@ -230,15 +232,12 @@ class StepActions:
             raise
 
     def _last_snapshot(self, run: Run) -> None:
-        """Save the snapshot that the next attempt goes on from.
-
-        The worker has reserved space for it, so it fits onto a disk that others have filled meanwhile.
-        """
-        self._reserved.unlink(missing_ok=True)
+        """Save the snapshot from which the next attempt resumes, in the space that the worker has reserved for it."""
+        self._reserved_file.unlink(missing_ok=True)
         self._snapshot(run, final=True)
 
     @property
-    def _reserved(self) -> Path:
+    def _reserved_file(self) -> Path:
         return self.workdir / RESERVED_SPACE_FILE
 
     def _snapshot(self, run: Run, *, final: bool = False) -> None:
@@ -253,18 +252,18 @@ class StepActions:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Return what tensors occupied at most on CUDA; on a CPU what the process did."""
+    """Return the peak memory so far: of all tensors on CUDA, of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _not_finite(step: Step) -> Failure:
-    named = ", ".join(map(str, step.lines[:MAX_LINES_NAMED]))
-    more = f" and {len(step.lines) - MAX_LINES_NAMED} more" if len(step.lines) > MAX_LINES_NAMED else ""
+def _non_finite_loss(step: Step) -> Failure:
+    lines = ", ".join(map(str, step.lines[:MAX_REPORTED_LINES]))
+    more = f" and {len(step.lines) - MAX_REPORTED_LINES} more" if len(step.lines) > MAX_REPORTED_LINES else ""
     return Failure(
         Reason.NON_FINITE_LOSS,
-        f"Step {step.run.step + 1} gave the loss {step.loss} and the gradient norm {step.grad_norm}. In it were the "
-        f"lines {named}{more} of the training file. Look at those lines, or lower hyperparameters.learning_rate.",
+        f"Step {step.run.step + 1} has the loss {step.loss} and the gradient norm {step.grad_norm}. It trained on the "
+        f"lines {lines}{more} of the training file. Check those lines, or lower hyperparameters.learning_rate.",
         "hyperparameters.learning_rate",
     )

@@ -32,7 +32,7 @@ class TestKeepalive:
         beat = writer(said).keepalive
         beat("reading")
         assert said == []
-        monkeypatch.setattr(records, "SILENCE_SECONDS", 0.0)
+        monkeypatch.setattr(records, "KEEPALIVE_SECONDS", 0.0)
         beat("reading")
         assert said == [Message(run_id="a", message="Still reading.")]
 

@@ -249,8 +249,8 @@ class TestFailing:
         code, log = run_trainer(spec, tmp_path)
         record = failure(log)
         assert (code, record.reason, record.param) == (64, Reason.NON_FINITE_LOSS, "hyperparameters.learning_rate")
-        assert record.message.startswith("Step 2 gave the loss")
-        assert "In it were the lines " in record.message
+        assert record.message.startswith("Step 2 has the loss")
+        assert "It trained on the lines " in record.message
         assert len(log.of(Metric)) == 1
 
     def test_running_out_of_memory(

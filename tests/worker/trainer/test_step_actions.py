@@ -178,7 +178,7 @@ class TestPromotion:
         code, log = run_trainer(make_spec(tiny, examples, validation_file=examples, promote_best=True), tmp_path)
         assert (code, log.last.step) == (0, 6)
         assert texts(log) == [
-            f"The full validation loss after step {step} is nan: it counts as one that rose." for step in (3, 6)
+            f"The full validation loss after step {step} is nan; it counts as an increase." for step in (3, 6)
         ]
         manifest = (tmp_path / log.last.directory / artifact_directory.MANIFEST).read_text()
         assert json.loads(manifest, parse_constant=pytest.fail)["metrics"]["full_valid_loss"] is None

@@ -130,7 +130,7 @@ def gather_random_states(adapter: Adapter) -> list[torch.Tensor]:
     return states
 
 
-def fair_threads(threads: int) -> int:
+def threads_per_process(threads: int) -> int:
     """The processes of one machine share its cores."""
     return max(1, threads // world_size())
 

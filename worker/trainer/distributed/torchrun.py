@@ -35,7 +35,7 @@ def run_ranks(spec: TrainerSpec, workdir: Path, records: RecordStream, control: 
     lines = _pass_input_on()
     _obey_signals(spec, lines)
     threading.Thread(target=_copy, args=(control, lines), name="control", daemon=True).start()
-    records.pass_on()
+    records.restore_standard_output()
     os.environ[PARENT] = str(os.getpid())
     failures = _torchrun(spec.world_size, workdir)
     try:

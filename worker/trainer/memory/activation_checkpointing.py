@@ -1,13 +1,13 @@
-"""Activation checkpointing: what the backward needs is kept, or computed a second time. Results are equal to the bit.
+"""Activation checkpointing: the backward recomputes activations instead of keeping them; equal to the bit.
 
-    nothing       everything is kept
+    nothing       every activation is kept
     elementwise   outputs of matrix products and attention are kept; norms and the gated product are recomputed
-    layers        of the first k decoder layers only the input is kept, the others are element-wise
-    everything    of every decoder layer only its input is kept (arXiv 1604.06174)
+    layers        the first k decoder layers keep only their input; the others are element-wise
+    everything    every decoder layer keeps only its input (arXiv 1604.06174)
 
-A layer that runs again must see what it saw the first time. Two things are not among its arguments: the active adapter
-(`AdapterSwitch.active`), and the state of the dropout generator. Both are noted in the forward and put back for the
-second run. Element-wise recomputation draws nothing, so it has no such need.
+The second forward of a layer needs the same state as the first. Two parts of it are not among its arguments: the active
+adapter (`AdapterSwitch.active`), and the state of the dropout generator. The first forward saves both, and the second
+restores them. Element-wise recomputation uses neither.
 """
 
 from __future__ import annotations
@@ -34,66 +34,69 @@ class Recomputation:
 
     def __init__(self, model: Any, switch: AdapterSwitch) -> None:
         self.mode: Recompute = "nothing"
-        self.recomputed_layers = 0  # how many, from the first
+        self.recomputed_layers = 0  # the first so many
         self.layers = decoder_layers(model)
         self._switch = switch
         self._hooks = _SavedTensorHooks()
-        self._anchor = torch.empty(0, requires_grad=True)  # the first layer's input needs no gradient, its adapter does
-        for number, layer in enumerate(self.layers):
+        # An autograd function runs its backward only if an input requires a gradient. The input of the first layer does
+        # not, although the adapter in the layer does, so this empty tensor is passed as well.
+        self._gradient_anchor = torch.empty(0, requires_grad=True)
+        for index, layer in enumerate(self.layers):
             _wrap_elementwise_modules(layer, self._hooks)
-            layer.forward = self._around(number, layer.forward)
+            layer.forward = self._wrap_layer(index, layer.forward)
 
     def set(self, mode: Recompute, recomputed_layers: int = 0) -> None:
+        """Set the mode from the next forward on; `recomputed_layers` counts only in the mode "layers"."""
         self.mode = mode
         self.recomputed_layers = {"layers": recomputed_layers, "everything": len(self.layers)}.get(mode, 0)
 
     def free(self) -> None:
-        """Free the tensor that was recomputed last, after a step that an error ended."""
+        """Free the last recomputed tensor, after an error in a step."""
         self._hooks.free()
 
-    def _around(self, number: int, forward: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*inputs: Any, **more: Any) -> Any:
+    def _wrap_layer(self, index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*inputs: Any, **options: Any) -> Any:
             if self.mode == "nothing" or not torch.is_grad_enabled():
-                return forward(*inputs, **more)
-            if number < self.recomputed_layers:
-                return self._recomputed(forward, *inputs, **more)
+                return forward(*inputs, **options)
+            if index < self.recomputed_layers:
+                return self._run_recomputed(forward, *inputs, **options)
             with self._hooks:
-                return forward(*inputs, **more)
+                return forward(*inputs, **options)
 
         return run
 
-    def _recomputed(self, forward: Callable[..., Any], hidden: torch.Tensor, *inputs: Any, **more: Any) -> Any:
+    def _run_recomputed(self, forward: Callable[..., Any], hidden: torch.Tensor, *inputs: Any, **options: Any) -> Any:
         def layer(hidden: torch.Tensor) -> torch.Tensor:
-            output = forward(hidden, *inputs, **more)
+            output = forward(hidden, *inputs, **options)
             hidden_states: torch.Tensor = output if isinstance(output, torch.Tensor) else output[0]
             return hidden_states
 
-        forward_context = _ForwardContext(self._switch)
-        output: torch.Tensor = _RecomputedLayer.apply(hidden, self._anchor, layer, forward_context)  # type: ignore[no-untyped-call]
+        context = _ForwardContext(self._switch)
+        output: torch.Tensor = _RecomputedLayer.apply(hidden, self._gradient_anchor, layer, context)  # type: ignore[no-untyped-call]
         return output
 
 
 def decoder_layers(model: Any) -> Sequence[torch.nn.Module]:
-    """Return the model's stack of equal layers, as its config counts them; none where it is built otherwise."""
+    """Return the model's decoder layers: the module list of the length in the config. Empty if there is none."""
     count = getattr(model.config, "num_hidden_layers", 0)
     stacks = (each for each in model.base_model.modules() if isinstance(each, torch.nn.ModuleList))
     return list(next((stack for stack in stacks if len(stack) == count), ()))
 
 
 class _RecomputedLayer(torch.autograd.Function):
-    """A layer of which only the input is kept. torch.utils.checkpoint does as much, and loads the compiler: 40 MB."""
+    """Run a layer and keep only its input. torch.utils.checkpoint does the same, but loads the compiler: 40 MB."""
 
     @staticmethod
     def forward(
         ctx: Any,
         hidden: torch.Tensor,
-        _anchor: torch.Tensor,
+        _gradient_anchor: torch.Tensor,
         layer: Compute,
         forward_context: AbstractContextManager[None],
     ) -> torch.Tensor:
         ctx.layer, ctx.forward_context = layer, forward_context
         ctx.save_for_backward(hidden)
-        with torch.enable_grad():  # without gradients a layer would take itself for evaluated, and leave out dropout
+        with torch.enable_grad():  # adapted layers apply dropout only if gradients are enabled
             return layer(hidden.detach()).detach()
 
     @staticmethod
@@ -101,12 +104,12 @@ class _RecomputedLayer(torch.autograd.Function):
         hidden = ctx.saved_tensors[0].detach().requires_grad_(ctx.needs_input_grad[0])
         with ctx.forward_context, torch.enable_grad():
             output = ctx.layer(hidden)
-        torch.autograd.backward(output, gradient)  # into the adapter's weights, and into `hidden`
+        torch.autograd.backward(output, gradient)  # accumulates into the adapter's weights and into `hidden`
         return hidden.grad, None, None, None
 
 
 class _ForwardContext(AbstractContextManager[None]):
-    """Put back the active adapter and its dropout generator as a layer's forward had them, while it runs again."""
+    """Saves the active adapter and its dropout generator's state; restores them while a layer runs again."""
 
     def __init__(self, switch: AdapterSwitch) -> None:
         self._switch = switch
@@ -130,36 +133,39 @@ class _ForwardContext(AbstractContextManager[None]):
             self._generator.set_state(state)
 
 
-# --- element by element -----------------------------------------------------------------------------------------------
+# --- element-wise recomputation ---------------------------------------------------------------------------------------
 
 
 class _RecomputedTensor:
-    """How a tensor was computed, so that autograd can keep the inputs in its place."""
+    """A function and its inputs, which autograd keeps in place of the output."""
 
     def __init__(self, compute: Compute, inputs: Sequence[torch.Tensor], output: torch.Tensor) -> None:
         self.compute = compute
         self.inputs = [each.detach() for each in inputs]
         self.size = output.numel()
-        self.pending_uses = 0  # operations that kept it and have not run backward yet
+        self.pending_uses = 0  # operations that saved it and have not run backward yet
         self._output = weakref.ref(output)
 
-    def is_of(self, tensor: torch.Tensor) -> bool:
-        """Whether `tensor` is a view of all of the output. Once that is freed, its address may be another tensor's."""
+    def matches(self, tensor: torch.Tensor) -> bool:
+        """Return whether `tensor`, which has the address of the output, is a view of the complete output.
+
+        Once the output is freed, another tensor may have its address.
+        """
         return self._output() is not None and tensor.numel() == self.size and tensor.is_contiguous()
 
 
 class _SavedTensorHooks(AbstractContextManager[None]):
-    """While a layer runs: replaces what autograd would keep of a recomputed tensor by how it was computed."""
+    """While a layer runs, autograd saves a `_RecomputedTensor` in place of each recomputed output."""
 
     def __init__(self) -> None:
         self.is_open = False
         self._recomputed: dict[int, _RecomputedTensor] = {}  # by the address of the output
-        self._last: tuple[_RecomputedTensor, torch.Tensor] | None = None  # q, k and v need the same one in turn
+        self._last: tuple[_RecomputedTensor, torch.Tensor] | None = None  # q, k and v need the same tensor in turn
         self._context: saved_tensors_hooks | None = None
 
     def __enter__(self) -> None:
         self.is_open, self._last = True, None
-        self._context = saved_tensors_hooks(self._keep, self._recompute)
+        self._context = saved_tensors_hooks(self._pack, self._unpack)
         self._context.__enter__()
 
     def __exit__(
@@ -170,44 +176,46 @@ class _SavedTensorHooks(AbstractContextManager[None]):
         self.is_open = False
         self._recomputed.clear()
 
-    def run(self, compute: Compute, *inputs: torch.Tensor, keeps_inputs_alone: bool = False) -> torch.Tensor:
-        """Return `compute(*inputs)`, of which only the inputs are kept; some operations (lean_modules.py) do so
-        themselves."""
-        if keeps_inputs_alone:
+    def run(self, compute: Compute, *inputs: torch.Tensor, keeps_only_inputs: bool = False) -> torch.Tensor:
+        """Return `compute(*inputs)`; autograd keeps only the inputs.
+
+        `keeps_only_inputs` marks operations that do so themselves (memory_efficient_modules.py).
+        """
+        if keeps_only_inputs:
             output: torch.Tensor = compute(*inputs)
         else:
             output = _RecomputedOperation.apply(compute, *inputs)  # type: ignore[no-untyped-call]
         self._recomputed[output.untyped_storage().data_ptr()] = _RecomputedTensor(compute, inputs, output)
         return output
 
-    def _keep(self, tensor: torch.Tensor) -> torch.Tensor | tuple[_RecomputedTensor, torch.Size]:
+    def _pack(self, tensor: torch.Tensor) -> torch.Tensor | tuple[_RecomputedTensor, torch.Size]:
         recomputed = self._recomputed.get(tensor.untyped_storage().data_ptr())
-        if recomputed is None or not recomputed.is_of(tensor):
+        if recomputed is None or not recomputed.matches(tensor):
             return tensor
         recomputed.pending_uses += 1
         return recomputed, tensor.shape
 
-    def _recompute(self, kept: torch.Tensor | tuple[_RecomputedTensor, torch.Size]) -> torch.Tensor:
-        if isinstance(kept, torch.Tensor):
-            return kept
-        recomputed, shape = kept
+    def _unpack(self, packed: torch.Tensor | tuple[_RecomputedTensor, torch.Size]) -> torch.Tensor:
+        if isinstance(packed, torch.Tensor):
+            return packed
+        recomputed, shape = packed
         if self._last is None or self._last[0] is not recomputed:
-            self._last = None  # before the next is computed: there is never more than one
+            self._last = None  # frees the previous tensor before the next is computed
             with torch.no_grad():
                 self._last = recomputed, recomputed.compute(*recomputed.inputs)
         output = self._last[1].view(shape)
         recomputed.pending_uses -= 1
         if not recomputed.pending_uses:
-            self.free()  # the last one of a backward would stay, with its inputs, until the next forward
+            self.free()  # otherwise the last one of a backward would stay until the next forward
         return output
 
     def free(self) -> None:
-        """Free the tensor that was recomputed last: after an error in a backward its other uses never come."""
+        """Free the last recomputed tensor: after an error in a backward, its pending uses do not happen."""
         self._last = None
 
 
 class _RecomputedOperation(torch.autograd.Function):
-    """`compute(*inputs)`, of which only the inputs are kept."""
+    """Run `compute(*inputs)` and keep only the inputs."""
 
     @staticmethod
     def forward(ctx: Any, compute: Compute, *inputs: torch.Tensor) -> torch.Tensor:
@@ -228,25 +236,25 @@ class _RecomputedOperation(torch.autograd.Function):
 
 
 def _wrap_elementwise_modules(layer: torch.nn.Module, hooks: _SavedTensorHooks) -> None:
-    """Recompute norms, by their class's name, and gated MLPs of the known form (lean_modules.py); no other module.
+    """Recompute norms (classes whose name ends with "Norm") and `GatedMLP`; no other module.
 
-    modules_to_save are left out: recomputed, they would have the frozen weight, and their own no gradient.
+    modules_to_save are excluded: recomputation would use the frozen weight and give the trained one no gradient.
     """
     trained = {id(module.frozen) for module in layer.modules() if isinstance(module, ModuleToSave)}
     modules: list[Any] = [module for module in layer.modules() if id(module) not in trained]
     for module in modules:
-        is_gated = isinstance(module, GatedMLP)
+        is_gated = isinstance(module, GatedMLP)  # a variable, because mypy allows no new `forward` on a known class
         if type(module).__name__.endswith("Norm"):
-            module.forward = _norm(module.forward, hooks, keeps_inputs_alone=isinstance(module, RMSNorm))
+            module.forward = _norm(module.forward, hooks, keeps_only_inputs=isinstance(module, RMSNorm))
         elif is_gated:
             module.forward = _gated_mlp(module, hooks)
 
 
-def _norm(forward: Compute, hooks: _SavedTensorHooks, *, keeps_inputs_alone: bool) -> Compute:
-    def run(x: torch.Tensor, *more: Any) -> torch.Tensor:
-        if hooks.is_open and not more:
-            return hooks.run(forward, x, keeps_inputs_alone=keeps_inputs_alone)
-        return forward(x.view_as(x), *more)  # the norm's gradients are summed before they meet the residual's
+def _norm(forward: Compute, hooks: _SavedTensorHooks, *, keeps_only_inputs: bool) -> Compute:
+    def run(x: torch.Tensor, *others: Any) -> torch.Tensor:
+        if hooks.is_open and not others:
+            return hooks.run(forward, x, keeps_only_inputs=keeps_only_inputs)
+        return forward(x.view_as(x), *others)  # the same order of gradient sums as with recomputation
 
     return run
 
@@ -254,7 +262,7 @@ def _norm(forward: Compute, hooks: _SavedTensorHooks, *, keeps_inputs_alone: boo
 def _gated_mlp(layer: GatedMLP, hooks: _SavedTensorHooks) -> Compute:
     def run(x: torch.Tensor) -> torch.Tensor:
         gate, up = layer.gate_proj(x), layer.up_proj(x)
-        inner = hooks.run(swiglu, gate, up, keeps_inputs_alone=True) if hooks.is_open else swiglu(gate, up)
+        inner = hooks.run(swiglu, gate, up, keeps_only_inputs=True) if hooks.is_open else swiglu(gate, up)
         down: torch.Tensor = layer.down_proj(inner)
         return down
 

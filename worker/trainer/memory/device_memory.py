@@ -1,7 +1,7 @@
-"""How much memory there is for this process, how much it has taken, and how much at most since somebody asked.
+"""The memory of this process's device: capacity, use, and peak since `reset_peak`.
 
-CUDA: the card's, as torch counts it. CPU: the least of the machine, the cgroups and the process's own limits, each with
-what counts against it: resident pages for the first two, mapped ones for the others, whether touched or not.
+CUDA: the memory of the GPU, as torch counts it. CPU: the tightest of the machine, the cgroups and the process's own
+limits. Resident pages count against the machine and the cgroups, mapped pages (touched or not) against the limits.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
 M_MMAP_THRESHOLD = -3  # malloc.h
 LARGE_BLOCK_BYTES = 256 << 10
-BRIM = 0.95  # of the memory there is; a plan may count on 0.97
-RESET_PEAK = "5"  # proc(5): set VmHWM to what is resident now
+TRIM_FRACTION = 0.95  # of the capacity; a plan may use up to 0.97
+RESET_PEAK = "5"  # proc(5): sets VmHWM to the current resident size
 
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """What this process may take at most, and what it has taken of it."""
+    """The bytes that this process may use in total, and those that it uses."""
 
     capacity_bytes: int
     used_bytes: int
-    counts_mapped: bool = False  # also what is mapped and never touched
+    counts_mapped: bool = False  # mapped pages count even if they were never touched
 
     @property
     def free_bytes(self) -> int:
@@ -40,17 +40,17 @@ class DeviceMemory:
 
 
 def measure(device: torch.device) -> DeviceMemory:
-    """Where the least is left."""
+    """Return the memory of the device; on a CPU, that of the limit with the fewest free bytes."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         used = torch.cuda.memory_allocated(device)
-        idle = torch.cuda.memory_reserved(device) - used
-        return DeviceMemory(free + idle + used + PROCESS_BYTES["cuda"], used + PROCESS_BYTES["cuda"])
+        cached = torch.cuda.memory_reserved(device) - used
+        return DeviceMemory(free + cached + used + PROCESS_BYTES["cuda"], used + PROCESS_BYTES["cuda"])
     return min(_cpu_memories(), key=lambda memory: memory.free_bytes)
 
 
 def reset_peak(device: torch.device) -> None:
-    """Count the peak from here. Where the kernel does not let us, it stays that of the whole process."""
+    """Measure the peak from now on. If the kernel forbids that, it stays the peak since the start of the process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -72,10 +72,10 @@ def peak_bytes(device: torch.device) -> int:
     return _status("VmHWM")
 
 
-def map_large_blocks_apart() -> None:
-    """Where the process has a limit of its own, map every large block by itself, so that freeing it unmaps it.
+def set_mmap_threshold() -> None:
+    """If RLIMIT_DATA or RLIMIT_AS is set, have malloc map large blocks separately, so that freeing unmaps them.
 
-    Freed memory otherwise stays in the heap and counts against RLIMIT_DATA and RLIMIT_AS for good.
+    Otherwise freed memory stays in the heap and counts against these limits.
     """
     limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_DATA, resource.RLIMIT_AS))
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc
@@ -84,15 +84,15 @@ def map_large_blocks_apart() -> None:
 
 
 def trim_threshold_bytes(device: torch.device) -> int:
-    """So much may be resident before what was freed is worth giving back, whatever was planned."""
-    return int(BRIM * measure(device).capacity_bytes) if device.type == "cpu" else sys.maxsize
+    """Return the resident bytes above which the heap is trimmed, whatever was planned."""
+    return int(TRIM_FRACTION * measure(device).capacity_bytes) if device.type == "cpu" else sys.maxsize
 
 
-def give_back(device: torch.device, above_bytes: int) -> bool:
-    """Return what was freed to the machine, where more than `above_bytes` is resident. CPU only; whether it did.
+def trim_heap(device: torch.device, above_bytes: int) -> bool:
+    """Return freed memory to the system if more than `above_bytes` are resident; CPU only. Returns whether it did.
 
-    Rows of ever new sizes leave gaps in the heap: within ten steps it was seen to grow by 12 % over what any step
-    needs. To trim it after every step would cost a tenth of the speed, as its pages must be zeroed again.
+    Batches of varying sizes fragment the heap: within ten steps it grew by 12 % above the need of any step. Trimming
+    after every step would cost a tenth of the speed, because the kernel zeroes the pages again.
     """
     if device.type == "cuda" or used_bytes(device) <= above_bytes:
         return False
@@ -103,11 +103,11 @@ def give_back(device: torch.device, above_bytes: int) -> bool:
 
 
 def free(device: torch.device) -> None:
-    """After a shortage: what its exception held, and what the allocators keep of it."""
+    """Free memory after an out-of-memory error: garbage, and the caches of the allocators."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    give_back(device, above_bytes=0)
+    trim_heap(device, above_bytes=0)
 
 
 def _cpu_memories() -> list[DeviceMemory]:
@@ -117,23 +117,25 @@ def _cpu_memories() -> list[DeviceMemory]:
     for group in control_groups():
         limit, current = read_integer(group, "memory.max"), read_integer(group, "memory.current")
         if limit is not None and current is not None:
-            idle = _number(group / "memory.stat", "inactive_file", unit=1) or 0  # given back before anybody is killed
-            memories.append(DeviceMemory(resident + limit - current + idle, resident))
-    for kind, counted in ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize")):
-        soft, _ = resource.getrlimit(kind)
-        if soft != resource.RLIM_INFINITY:
-            memories.append(DeviceMemory(soft, _status(counted), counts_mapped=True))
+            reclaimable = _number(group / "memory.stat", "inactive_file", unit=1) or 0  # freed before any process dies
+            memories.append(DeviceMemory(resident + limit - current + reclaimable, resident))
+    for kind, field in ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize")):
+        soft_limit, _ = resource.getrlimit(kind)
+        if soft_limit != resource.RLIM_INFINITY:
+            memories.append(DeviceMemory(soft_limit, _status(field), counts_mapped=True))
     return memories
 
 
-def _status(name: str) -> int:
-    return _number(STATUS, f"{name}:") or 0
+def _status(field: str) -> int:
+    """Return a field of /proc/self/status in bytes; 0 if it is absent."""
+    return _number(STATUS, f"{field}:") or 0
 
 
 def _number(path: Path, name: str, unit: int = 1024) -> int | None:
+    """Return the number behind `name` at the start of a line, times `unit`; None if there is none."""
     try:
         lines = path.read_text(encoding="ascii").splitlines()
     except OSError:
         return None
-    found = (line.split() for line in lines if line.startswith(name))
-    return next((int(words[1]) * unit for words in found), None)
+    fields = (line.split() for line in lines if line.startswith(name))
+    return next((int(words[1]) * unit for words in fields), None)

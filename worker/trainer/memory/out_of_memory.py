@@ -1,14 +1,14 @@
-"""Out of memory: do the same work again with less, as long as there is something left to reduce.
+"""Out-of-memory policy: repeat the same work with less memory, until nothing can be reduced.
 
-    a step           from its start, with batches half as long, more recomputation, no cached weights
-    cached weights   not cached: every product dequantises its own
-    validation       batches half as long, down to the longest document; then without cached weights
-    samples          half the prompts at once, down to one; without cached weights; then none is answered
+    a step           from its start, with half as long batches, more recomputation, no cached weights
+    cached weights   are not cached: every product dequantises its weight
+    validation       half as long batches, down to the longest document; then without cached weights
+    samples          half as many prompts per batch, down to one; without cached weights; then no answers
     last check       without the optimizer's moments, which no step needs any more, and without cached weights
 
-Nothing is lost but time. A step that is made again has the same examples: gradients are dropped, the dropout generator
-is put back, and the result is equal within rounding. (Dropout masks are drawn batch by batch: other batches, other
-masks.) Every reduction is emitted as an event, stored with the next snapshot, and kept by later attempts.
+A repetition costs only time. A repeated step has the same examples: the gradients are dropped, the dropout generator is
+reset, and the result is equal within rounding. (Dropout masks are drawn per batch, so different batches have different
+masks.) Every reduction is reported in an event, stored in the next snapshot, and kept by later attempts.
 """
 
 from __future__ import annotations
@@ -28,17 +28,21 @@ from worker.trainer.records import Keepalive, RecordWriter
 from worker.trainer.runtime.failures import Failure, SuppressOutOfMemory, out_of_memory
 from worker.trainer.state import Run
 
-GROWTH = 1.1  # of the planned peak, which gaps in the heap may add before they are given back
-DEGREES: Sequence[Recompute] = ("nothing", "elementwise", "layers", "everything")  # each takes less than the one before
-NEXT: dict[Recompute, Recompute] = {"nothing": "elementwise", "elementwise": "everything", "layers": "everything"}
-NOT_CACHED = "The dequantised weights are not kept any more: the same numbers to the bit, and every step takes longer."
+MAX_HEAP_GROWTH = 1.1  # of the planned peak: the heap is trimmed when fragmentation has added more
+RECOMPUTE_LEVELS: Sequence[Recompute] = ("nothing", "elementwise", "layers", "everything")  # by falling memory
+NEXT_RECOMPUTE: dict[Recompute, Recompute] = {
+    "nothing": "elementwise",
+    "elementwise": "everything",
+    "layers": "everything",
+}
+NOT_CACHED = "Dequantised weights are no longer cached: results stay the same to the bit, but every step takes longer."
 
 Result = TypeVar("Result")
-Reduction = tuple[ExecutionPlan, str]  # the reduced plan, and what has changed, for the user
+Reduction = tuple[ExecutionPlan, str]  # the reduced plan, and a description of the change for the user
 
 
 class OutOfMemoryPolicy:
-    """Owner of the execution plan in force: applies it, and reduces it where memory is short."""
+    """Owner of the current execution plan: applies it to the model, and reduces it when memory runs out."""
 
     def __init__(self, plan: ExecutionPlan, base: Base, recomputation: Recomputation, emit: RecordWriter) -> None:
         self.plan = plan
@@ -48,7 +52,10 @@ class OutOfMemoryPolicy:
         self._apply()
 
     def retry_step(self, run: Run, work: Callable[[int], Result]) -> Result:
-        """Return `work(row_tokens)`, repeated with less where memory is short. Raises Failure(OUT_OF_MEMORY)."""
+        """Return `work(row_tokens)`, repeated with a reduced plan after each out-of-memory error.
+
+        Raises Failure(OUT_OF_MEMORY) when nothing is left to reduce.
+        """
         state, step = run.adapter.generator.get_state(), run.step
         while True:
             with SuppressOutOfMemory(lambda: run.step == step):
@@ -60,7 +67,10 @@ class OutOfMemoryPolicy:
     def retry(
         self, run: Run, doing: str, work: Callable[[], Result], reduce: Callable[[ExecutionPlan], Reduction]
     ) -> Result:
-        """Return `work()`, which reads the plan anew each time. `reduce` raises Failure where nothing is left."""
+        """Return `work()`, repeated after each out-of-memory error with the plan that `reduce` returns.
+
+        `work` must read the plan each time. `reduce` raises Failure when nothing is left to reduce.
+        """
         while True:
             with SuppressOutOfMemory():
                 return work()
@@ -72,27 +82,26 @@ class OutOfMemoryPolicy:
             self._emit.message(text, "warn", step=run.step, **_changed_fields(before, self.plan))
 
     def set_probed(self, peak_bytes: int | None) -> None:
-        """Note that the plan was tried once, with the measured peak where there is one."""
+        """Mark the plan as probed, with the measured peak if there is one."""
         peak = {} if peak_bytes is None else {"peak_bytes": peak_bytes}
         self.plan = self.plan.model_copy(update={"probed": True} | peak)
 
     def agree(self) -> None:
-        """With several processes: a layout that is too much for one is too much for all."""
-        agreed = smallest(parallel.gather(self.plan))
+        """With several processes: use the smallest layout of all, because each step needs all processes."""
+        agreed = smallest_plan(parallel.gather(self.plan))
         if agreed.layout != self.plan.layout:
             self.plan = self.plan.with_layout(agreed)
             self._apply()
 
     def trim_between_batches(self, keepalive: Keepalive) -> Keepalive:
-        """Return a keepalive that, between two batches, also gives back what they left in the heap beyond the plan."""
+        """Return a keepalive, called between batches, that also trims the heap if it exceeds the planned peak."""
 
         def keep_alive_and_trim(doing: str) -> None:
             keepalive(doing)
             if self.plan.peak_bytes:  # older snapshots have none
-                limit_bytes = min(
-                    int(GROWTH * self.plan.peak_bytes), device_memory.trim_threshold_bytes(self._base.device)
-                )
-                device_memory.give_back(self._base.device, limit_bytes)
+                planned_bytes = int(MAX_HEAP_GROWTH * self.plan.peak_bytes)
+                threshold_bytes = min(planned_bytes, device_memory.trim_threshold_bytes(self._base.device))
+                device_memory.trim_heap(self._base.device, threshold_bytes)
 
         return keep_alive_and_trim
 
@@ -100,24 +109,24 @@ class OutOfMemoryPolicy:
         self._recomputation.free()
         run.clear_gradients()
         if not run.step:
-            run.optimizer.state.clear()  # half of the moments, should it be they that did not fit
+            run.optimizer.state.clear()  # the first step allocates the moments and may have failed in the middle
         device_memory.free(self._base.device)
 
     def _reduce_step(self, run: Run) -> None:
         before, longest = self.plan, run.dataset.lengths().longest
-        after = smaller(before, longest, can_recompute=bool(self._recomputation.layers))
+        after = reduce_plan(before, longest, can_recompute=bool(self._recomputation.layers))
         if after is None:
             raise out_of_memory(run.spec)
         self.plan = after
         self._apply()
         text = (
-            f"Out of memory in step {run.step + 1}, with {before}. The step is made again with {after}; "
-            f"{_what_stays(run, before, after)}."
+            f"Out of memory in step {run.step + 1} with {before}. The step is repeated with {after}; "
+            f"{_effect_on_result(run, before, after)}."
         )
         self._emit.message(text, "warn", step=run.step + 1, before=before.layout, after=after.layout)
 
     def _apply(self) -> None:
-        """Put the plan into the model."""
+        """Set recomputation and cached weights as planned; cache no weights if they do not fit."""
         self._recomputation.set(self.plan.recompute, self.plan.recompute_layers)
         with SuppressOutOfMemory():
             self._base.cache_weights(self.plan.cache_weights)
@@ -125,13 +134,13 @@ class OutOfMemoryPolicy:
         before, self.plan = self.plan, self.plan.model_copy(update={"cache_weights": False})
         self._base.cache_weights(False)
         device_memory.free(self._base.device)
-        if self._emit.ending is None:  # it may have ended in the first of several processes, before they agreed
+        if self._emit.ending is None:  # with several processes, it may have ended in the first before they agreed
             text = f"Out of memory while the weights were dequantised. {NOT_CACHED}"
             self._emit.message(text, "warn", **_changed_fields(before, self.plan))
 
 
-def after_kills(plan: ExecutionPlan, kills: int) -> ExecutionPlan:
-    """Validate and sample with less, too, after the kernel killed attempts: nobody knows what those were doing."""
+def reduce_after_kills(plan: ExecutionPlan, kills: int) -> ExecutionPlan:
+    """Reduce validation and samples, too, after the kernel killed attempts: the cause of the kills is unknown."""
     if not kills:
         return plan
     prompts = MAX_SAMPLE_PROMPTS if plan.prompts_at_once is None else plan.prompts_at_once
@@ -145,9 +154,9 @@ def after_kills(plan: ExecutionPlan, kills: int) -> ExecutionPlan:
     )
 
 
-def smallest(plans: Sequence[ExecutionPlan]) -> ExecutionPlan:
-    """Return the first plan with, of each part of the layouts, the one that takes the least memory."""
-    recompute = max((plan.recompute for plan in plans), key=DEGREES.index)
+def smallest_plan(plans: Sequence[ExecutionPlan]) -> ExecutionPlan:
+    """Return the first plan, but with each field of the layout from the plan where it takes the least memory."""
+    recompute = max((plan.recompute for plan in plans), key=RECOMPUTE_LEVELS.index)
     return plans[0].model_copy(
         update={
             "row_tokens": min(plan.row_tokens for plan in plans),
@@ -158,13 +167,13 @@ def smallest(plans: Sequence[ExecutionPlan]) -> ExecutionPlan:
     )
 
 
-def smaller(plan: ExecutionPlan, longest_document: int, can_recompute: bool = True) -> ExecutionPlan | None:
-    """Halve the batches, recompute one degree more, and cache nothing; None where nothing is left to reduce."""
-    half = max(longest_document, plan.row_tokens // 2)
+def reduce_plan(plan: ExecutionPlan, longest_document: int, can_recompute: bool = True) -> ExecutionPlan | None:
+    """Halve the batches, recompute more, and cache no weights. Return None when nothing is left to reduce."""
+    half = max(longest_document, plan.row_tokens // 2)  # a longer document is a batch by itself anyway
     after = plan.model_copy(
         update={
-            "row_tokens": min(plan.row_tokens, half),  # a batch of one long document is that document anyway
-            "recompute": NEXT.get(plan.recompute, plan.recompute) if can_recompute else plan.recompute,
+            "row_tokens": min(plan.row_tokens, half),
+            "recompute": NEXT_RECOMPUTE.get(plan.recompute, plan.recompute) if can_recompute else plan.recompute,
             "recompute_layers": 0,
             "cache_weights": False,
         }
@@ -172,51 +181,55 @@ def smaller(plan: ExecutionPlan, longest_document: int, can_recompute: bool = Tr
     return after if after != plan else None
 
 
-def smaller_validation(dataset: TokenizedDataset, plan: ExecutionPlan) -> Reduction:
-    """Raises Failure(OUT_OF_MEMORY)."""
-    now, longest = plan.effective_validation_row_tokens, dataset.lengths().longest
-    if (half := max(longest, now // 2)) < now:
-        text = f"It begins again with rows of {half:,} tokens instead of {now:,}: the same loss, within rounding."
+def reduce_validation(dataset: TokenizedDataset, plan: ExecutionPlan) -> Reduction:
+    """Halve the batches of validations, then cache no weights. Raises Failure(OUT_OF_MEMORY)."""
+    current, longest = plan.effective_validation_row_tokens, dataset.lengths().longest
+    if (half := max(longest, current // 2)) < current:
+        text = (
+            f"The validation restarts with packed batches of {half:,} tokens instead of {current:,}; the loss stays "
+            "the same within rounding."
+        )
         return plan.model_copy(update={"validation_row_tokens": half}), text
     if plan.cache_weights:
-        return plan.model_copy(update={"cache_weights": False}), f"It begins again. {NOT_CACHED}"
+        return plan.model_copy(update={"cache_weights": False}), f"The validation restarts. {NOT_CACHED}"
     text = (
-        f"The validation file's longest document, of {longest:,} tokens, does not fit into memory beside the base "
-        "model and the adapter. Shorten it, lower hyperparameters.context_length, or leave the validation file out."
+        f"The longest document of the validation file has {longest:,} tokens and does not fit into memory together "
+        "with the base model and the adapter. Shorten it, lower hyperparameters.context_length, or omit the validation "
+        "file."
     )
     raise Failure(Reason.OUT_OF_MEMORY, text, "hyperparameters.context_length")
 
 
-def fewer_prompts(prompts: int, plan: ExecutionPlan) -> Reduction:
-    """The result does not depend on sample prompts: in the end none is answered."""
-    now = prompts if plan.prompts_at_once is None else plan.prompts_at_once
-    if now > 1:
-        half = (now + 1) // 2
-        text = f"From here on {half} of the {prompts} prompts are answered at once instead of {now}."
+def reduce_prompts(prompts: int, plan: ExecutionPlan) -> Reduction:
+    """Halve the prompts per batch, then cache no weights, then answer none: training does not depend on samples."""
+    current = prompts if plan.prompts_at_once is None else plan.prompts_at_once
+    if current > 1:
+        half = (current + 1) // 2
+        text = f"From now on {half} of the {prompts} sample prompts are answered per batch instead of {current}."
         return plan.model_copy(update={"prompts_at_once": half}), text
     if plan.cache_weights:
         return plan.model_copy(update={"cache_weights": False}), NOT_CACHED
-    text = "Not even one prompt fits, so none is answered from here on; what is learned does not depend on it."
+    text = "A single sample prompt does not fit, so none is answered from now on; training is not affected."
     return plan.model_copy(update={"prompts_at_once": 0}), text
 
 
-def without_moments(run: Run, plan: ExecutionPlan) -> Reduction:
-    """For the last check of a run that is complete. Raises Failure(OUT_OF_MEMORY)."""
+def drop_moments(run: Run, plan: ExecutionPlan) -> Reduction:
+    """Free the optimizer's moments and the cached weights before the last check. Raises Failure(OUT_OF_MEMORY)."""
     if not run.optimizer.state and not plan.cache_weights:
         text = (
-            f"The adapter of step {run.step} is saved, but there is too little memory to load it again beside the base "
+            f"The adapter of step {run.step} is saved, but there is not enough memory to load it again beside the base "
             "model and to compare it, so it was not published. Lower lora.r, or use a worker with more memory."
         )
         raise Failure(Reason.OUT_OF_MEMORY, text, "lora.r")
     run.optimizer.state.clear()
-    text = "It is done again without the optimizer's moments, which no step needs any more"
+    text = "The comparison is repeated without the optimizer's moments, which no step needs any more"
     text += f". {NOT_CACHED}" if plan.cache_weights else "."
     return plan.model_copy(update={"cache_weights": False}), text
 
 
-def _what_stays(run: Run, before: ExecutionPlan, after: ExecutionPlan) -> str:
+def _effect_on_result(run: Run, before: ExecutionPlan, after: ExecutionPlan) -> str:
     if run.adapter.dropout and after.row_tokens != before.row_tokens:
-        return "its examples stay the same, and the result within rounding but for dropout: other rows draw other masks"
+        return "its examples stay the same, but the different packed batches draw different dropout masks"
     return "its examples and the result stay the same, within rounding"
 
 

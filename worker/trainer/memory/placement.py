@@ -1,7 +1,7 @@
-"""How the steps are laid out in memory, planned from what there is. The probe (probe.py) then tries it.
+"""The memory plan of a run: the layout of its steps, from the memory of this device. The probe (probe.py) tests it.
 
-A later attempt keeps what the first one decided. Where the kernel killed an earlier attempt for memory, it reckons with
-less than there seems to be.
+Later attempts keep the plan of the first one. If the kernel killed an earlier attempt for memory, the plan assumes less
+memory than the system reports.
 """
 
 from __future__ import annotations
@@ -24,26 +24,31 @@ from worker.trainer.model.base_model import Base
 from worker.trainer.runtime.device import device_name
 from worker.trainer.state import Run
 
-AFTER_A_KILL = 0.7  # of the memory that seemed free, for each time the kernel disagreed
-GRADIENT_BYTES, MOMENT_BYTES = 4, 8  # of a trained number; beside its master's they make OPTIMIZER_BYTES
+MEMORY_FACTOR_AFTER_KILL = 0.7  # of the reported free memory, for each kill by the kernel
+GRADIENT_BYTES, MOMENT_BYTES = 4, 8  # per trained number; together with its float32 master: OPTIMIZER_BYTES
 
 
-def place(spec: TrainerSpec, base: Base, run: Run, most_row_tokens: int | None = None) -> Placement:
-    """Plan the layout of the run on this device, and what it should take. The base and the adapter are loaded."""
-    space = device_memory.measure(base.device)
-    sharers = parallel.world_size() if base.device.type == "cpu" else 1  # each has a GPU of its own
-    capacity = space.used_bytes + int(space.free_bytes / sharers * AFTER_A_KILL**spec.out_of_memory_kills)
-    device = _device(base, capacity)
-    job = as_job(spec, run.spec)
+def place(spec: TrainerSpec, base: Base, run: Run, max_row_tokens: int | None = None) -> Placement:
+    """Plan the layout of the run on this device, and predict its memory and time.
+
+    The base and the adapter must be loaded. `max_row_tokens` limits the length of packed batches.
+    """
+    memory = device_memory.measure(base.device)
+    sharing_processes = parallel.world_size() if base.device.type == "cpu" else 1  # each process has its own GPU
+    factor = MEMORY_FACTOR_AFTER_KILL**spec.out_of_memory_kills
+    capacity = memory.used_bytes + int(memory.free_bytes / sharing_processes * factor)
+    kind: DeviceKind = "cuda" if base.device.type == "cuda" else "cpu"
+    device = Device(kind, device_name(base.device), capacity, torch.get_num_threads(), core_flops())
+    job = job_spec_of(spec, run.spec)
     validation_tokens = run.validation_dataset.tokens if run.validation_dataset else 0
     work = Work.of(job, run.dataset.lengths(), run.dataset.labelled_tokens, validation_tokens)
-    loaded = space.used_bytes + bytes_to_come(run)
+    loaded = memory.used_bytes + unallocated_bytes(run)
     entry = read_catalog_entry(spec.base.directory)
-    return estimate.place(entry, job, work, device, spec.measurements, loaded, most_row_tokens, space.counts_mapped)
+    return estimate.place(entry, job, work, device, spec.measurements, loaded, max_row_tokens, memory.counts_mapped)
 
 
 def planned(run: Run, placement: Placement) -> Planned:
-    """Return the record: what was predicted, and what the formula alone predicts, which is what gets corrected."""
+    """Return the record of the plan, with the uncorrected predictions of the formula: later jobs correct those."""
     return Planned(
         run_id=run.id,
         device_kind=placement.device.kind,
@@ -61,26 +66,21 @@ def planned(run: Run, placement: Placement) -> Planned:
     )
 
 
-def bytes_to_come(run: Run) -> int:
-    """Return the bytes of the gradients and moments that are not in memory yet."""
+def unallocated_bytes(run: Run) -> int:
+    """Return the bytes of the gradients and moments that the first step will allocate."""
     trained = sum(parameter.numel() for parameter in run.parameters)
-    return trained * GRADIENT_BYTES + moment_bytes_to_come(run)
+    return trained * GRADIENT_BYTES + unallocated_moment_bytes(run)
 
 
-def moment_bytes_to_come(run: Run) -> int:
-    """Return the bytes of AdamW's moments: the first step makes them, unless a snapshot has brought them."""
+def unallocated_moment_bytes(run: Run) -> int:
+    """Return the bytes of AdamW's moments that the first step will allocate: none after a snapshot was restored."""
     return MOMENT_BYTES * sum(
         parameter.numel() for parameter in run.parameters if not run.optimizer.state.get(parameter)
     )
 
 
-def _device(base: Base, capacity_bytes: int) -> Device:
-    kind: DeviceKind = "cuda" if base.device.type == "cuda" else "cpu"
-    return Device(kind, device_name(base.device), capacity_bytes, torch.get_num_threads(), core_flops())
-
-
-def as_job(spec: TrainerSpec, run: RunSpec) -> JobSpec:
-    """Return the run as the estimate takes it."""
+def job_spec_of(spec: TrainerSpec, run: RunSpec) -> JobSpec:
+    """Return the job spec that the estimate takes."""
     return JobSpec(
         base_model=spec.base.name,
         method=run.method,

@@ -29,7 +29,7 @@ from app.domain.planning.workload import Work
 from app.system.model_files import read_catalog_entry
 from worker.trainer.distributed import parallel
 from worker.trainer.memory import device_memory
-from worker.trainer.memory.placement import as_job
+from worker.trainer.memory.placement import job_spec_of
 from worker.trainer.records import RecordWriter
 from worker.trainer.runtime.cpu_load import Sample, is_crowded, take_sample
 from worker.trainer.runtime.device import device_name, granted_cores, with_compute_dtype
@@ -213,7 +213,7 @@ def _placement(spec: TrainerSpec, workdir: Path, entry: CatalogEntry, dtype: str
     longest, lengths = _most_tokens(spec.run, workdir), Lengths()
     for _ in range(spec.run.hyperparameters.batch_size):
         lengths.add([longest])
-    job = as_job(with_compute_dtype(spec, dtype), spec.run)
+    job = job_spec_of(with_compute_dtype(spec, dtype), spec.run)
     cpu = torch.device("cpu")
     device = Device("cpu", device_name(cpu), device_memory.measure(cpu).capacity_bytes, torch.get_num_threads())
     return estimate.place(entry, job, Work.of(job, lengths), device, spec.measurements)

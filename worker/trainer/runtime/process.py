@@ -42,7 +42,7 @@ def die_with_parent() -> None:
         sys.exit(ExitCode.INTERNAL)
 
 
-def work_begins() -> None:
+def start_working_time() -> None:
     """A spare's wait is over: what it waited is no part of the job."""
     global _began_at
     _began_at = time.time()

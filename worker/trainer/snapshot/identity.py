@@ -1,4 +1,4 @@
-"""What must be the same when a run goes on from a snapshot."""
+"""The identity of a run: the values that must be the same when it resumes from a snapshot."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from worker.trainer.distributed import parallel
 
 
 def identity_of(run: RunSpec, base: BaseSpec, quantization: QuantizationSpec | None) -> dict[str, Any]:
-    """Everything that must be the same when a run goes on, as dotted names: the base, its tokenizer and chat template,
-    the data, the whole configuration."""
+    """Return the identity under dotted names: base, tokenizer, chat template, data, and the complete configuration."""
     return dict(
-        _dotted(
+        _flatten(
             {
                 "base_model": {"name": base.name, "manifest_sha256": base.manifest_sha256},
                 "quantization": quantization.model_dump() if quantization else None,
@@ -28,31 +27,31 @@ def identity_of(run: RunSpec, base: BaseSpec, quantization: QuantizationSpec | N
                 "seed": run.seed,
                 "training_file_sha256": run.training_file_sha256,
                 "validation_file_sha256": run.validation_file_sha256,
-                "tokenizer_sha256": _tokenizer(base.directory),
+                "tokenizer_sha256": _tokenizer_digests(base.directory),
                 "world_size": parallel.world_size(),
             }
         )
     )
 
 
-def differences(then: Mapping[str, Any], now: Mapping[str, Any], base_directory: Path) -> Iterator[str]:
-    """Each value that a snapshot's identity and a run's do not share, in words."""
-    then = _by_layer(_defaults() | dict(then), base_directory)
-    for name in sorted(then.keys() | now.keys()):
-        if then.get(name) != now.get(name):
-            yield f"{name} was {then.get(name)!r} and is {now.get(name)!r}"
+def differences(saved: Mapping[str, Any], current: Mapping[str, Any], base_directory: Path) -> Iterator[str]:
+    """Describe each difference between the identity in a snapshot and that of the current run."""
+    saved = _with_layer_patterns(_defaults() | dict(saved), base_directory)
+    for name in sorted(saved.keys() | current.keys()):
+        if saved.get(name) != current.get(name):
+            yield f"{name} was {saved.get(name)!r} and is {current.get(name)!r}"
 
 
-def _tokenizer(directory: Path) -> dict[str, str]:
-    """Hash the tokenizer's files: part of the base's manifest, too; apart, so that a difference names the file."""
+def _tokenizer_digests(directory: Path) -> dict[str, str]:
+    """Hash the tokenizer's files. The base's manifest covers them as well, but here a difference names the file."""
     return {name: sha256_file(directory / name) for name in TOKENIZER_FILES if (directory / name).is_file()}
 
 
 def _defaults() -> dict[str, Any]:
-    """What a snapshot means that was written before one of these could be chosen."""
+    """Return the values of parameters that did not exist yet when an older snapshot was written."""
     models: dict[str, type[Frozen]] = {"lora": LoraSpec, "hyperparameters": Hyperparameters}
     return dict(
-        _dotted(
+        _flatten(
             {
                 section: {name: field.default for name, field in model.model_fields.items() if not field.is_required()}
                 for section, model in models.items()
@@ -61,28 +60,30 @@ def _defaults() -> dict[str, Any]:
     )
 
 
-def _by_layer(identity: dict[str, Any], base_directory: Path) -> dict[str, Any]:
-    """With patterns by single layers, which snapshots of before patterns were matched at creation have as given."""
-    patterns = {name: _below(f"lora.{name}.", identity) for name in LayerPatterns.model_fields}
+def _with_layer_patterns(identity: dict[str, Any], base_directory: Path) -> dict[str, Any]:
+    """Match the rank and alpha patterns with the layers: older snapshots have the patterns of the request instead."""
+    patterns = {name: _strip_prefix(f"lora.{name}.", identity) for name in LayerPatterns.model_fields}
     if not any(patterns.values()):
         return identity
     lora = {name: identity[f"lora.{name}"] for name in ("r", "alpha", "target_modules")}
     try:
         matched = by_layer(LoraSpec.model_validate(lora | patterns), linear_layers(base_directory))
     except PatternError:
-        return identity  # then they differ
-    given = {f"lora.{name}.{key}" for name, keys in patterns.items() for key in keys}
-    rest = {name: value for name, value in identity.items() if name not in given}
-    return rest | dict(_dotted({"lora": {name: getattr(matched, name) for name in patterns}}))
+        return identity  # `differences` then reports them
+    unmatched = {f"lora.{name}.{key}" for name, keys in patterns.items() for key in keys}
+    others = {name: value for name, value in identity.items() if name not in unmatched}
+    return others | dict(_flatten({"lora": {name: getattr(matched, name) for name in patterns}}))
 
 
-def _below(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def _strip_prefix(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values whose names have the prefix, by their names without it."""
     return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
 
 
-def _dotted(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the leaves of nested dictionaries with their dotted names."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from _dotted(inner, f"{name}.{key}" if name else key)
+            yield from _flatten(inner, f"{name}.{key}" if name else key)
     else:
         yield name, list(value) if isinstance(value, tuple) else value

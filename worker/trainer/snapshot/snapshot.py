@@ -1,12 +1,12 @@
-"""Private snapshots: what a later attempt needs to go on as if nothing had happened.
+"""Private snapshots, from which a later attempt resumes with the same result to the bit.
 
-    state.safetensors   A and B, AdamW's moments and step counts, the dropout generator's state, the best step's A and B
-    MANIFEST.json       hashes of that file; the step; what must not change (`identity`); the plan (`choices`);
-                        which validation was the best, and how long ago the loss last fell
+    state.safetensors   adapter weights, AdamW's moments and step counts, dropout generator states, best step's weights
+    MANIFEST.json       hash of that file; the step; the values that must not change (`identity`); the execution plan
+                        (`choices`); the best validation and the number of validations since the loss last fell
 
-That of step 0 is written before the first step and has no tensors: all but the plan follows from the spec.
+The snapshot of step 0 is written before the first step and has no tensors: all but the plan follows from the spec.
 
-safetensors and JSON only: nothing in a snapshot can run code. Which batch comes next follows from the step alone.
+Snapshots consist of safetensors and JSON, which cannot contain code. The step determines the next batch.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from worker.trainer.state import Run
 from worker.trainer.validation.early_stopping import TENSOR_PREFIX, BestValidation
 
 SNAPSHOTS = "snapshots"
-STATE = "state.safetensors"
-KEPT = 2
-GENERATOR = "random/dropout"
+STATE_FILE = "state.safetensors"
+KEPT_SNAPSHOTS = 2
+GENERATOR_PREFIX = "random/dropout"  # of the tensor names of the generator states
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A snapshot that was read and verified; `tensors` are empty for that of step 0."""
+    """A snapshot that was read and verified; at step 0 without tensors."""
 
     name: str
     step: int
     trained_tokens: int
-    metrics: dict[str, float | None]  # of that step, for a checkpoint that is written anew
+    metrics: dict[str, float | None]  # of that step, in case its checkpoint must be written again
     plan: ExecutionPlan
     versions: dict[str, str]
     best: BestValidation
@@ -55,9 +55,9 @@ class Snapshot:
 
 
 def save_snapshot(run: Run, identity: Mapping[str, Any], plan: ExecutionPlan) -> tuple[Path, str]:
-    """Write a snapshot after `run.step` steps and keep the newest two. Returns (directory, its manifest's SHA-256).
+    """Write a snapshot after `run.step` steps and keep the newest two. Returns (directory, SHA-256 of its manifest).
 
-    A damaged one of a later step, which the run could not go on from, must not count as one of them.
+    Damaged snapshots of later steps are removed first, so that they do not count as the newest.
     """
     about = {
         "step": run.step,
@@ -69,32 +69,32 @@ def save_snapshot(run: Run, identity: Mapping[str, Any], plan: ExecutionPlan) ->
         "is_complete": run.is_complete,
         "versions": run.provenance["versions"],
     }
-    with staged(run.directory / SNAPSHOTS, run.step, KEPT) as directory:
+    with staged(run.directory / SNAPSHOTS, run.step, KEPT_SNAPSHOTS) as directory:
         if run.step:
-            save_file(_tensors(run), directory / STATE)
+            save_file(_tensors(run), directory / STATE_FILE)
         manifest_sha256 = write_manifest(directory, about)
-        _forget_damaged(run)
+        _remove_damaged_later_snapshots(run)
     run.snapshot_step, run.snapshot_at, run.snapshot_plan = run.step, time.monotonic(), plan
     return step_directory(run.directory / SNAPSHOTS, run.step), manifest_sha256
 
 
-def _forget_damaged(run: Run) -> None:
-    mine = step_directory(run.directory / SNAPSHOTS, run.step)
-    for each in step_directories(mine.parent):
-        if (len(each.name), each.name) > (len(mine.name), mine.name):
+def _remove_damaged_later_snapshots(run: Run) -> None:
+    current = step_directory(run.directory / SNAPSHOTS, run.step)
+    for snapshot in step_directories(current.parent):
+        if (len(snapshot.name), snapshot.name) > (len(current.name), current.name):
             try:
-                verify(each, sealed=True)
+                verify(snapshot, sealed=True)
             except ManifestMismatch:
-                shutil.rmtree(each)
+                shutil.rmtree(snapshot)
 
 
 def open_newest(
     directory: Path, identity: Mapping[str, Any], base_directory: Path
 ) -> tuple[Snapshot | None, list[str]]:
-    """A snapshot, or the newest whole one of a directory of them, and what is wrong with each that is newer.
+    """Open the snapshot in `directory`, or the newest valid one of a directory of snapshots.
 
-    Raises Failure: TRAINER_CRASHED where one was named and is damaged (the parent then chooses another), and those of
-    `open_snapshot`.
+    Returns it, and the problems of the newer ones. Raises Failure(TRAINER_CRASHED) if `directory` is one snapshot and
+    damaged (the worker then chooses another), and the failures of `open_snapshot`.
     """
     if (several := snapshot_directories(directory)) is not None:
         return newest_valid(several, lambda each: open_snapshot(each, identity, base_directory))
@@ -105,16 +105,16 @@ def open_newest(
 
 
 def open_snapshot(directory: Path, identity: Mapping[str, Any], base_directory: Path) -> Snapshot:
-    """Read a snapshot of this run, each byte of which is what its manifest says.
+    """Read a snapshot of this run and verify every file against its manifest.
 
-    Raises ManifestMismatch for a damaged one, Failure(INVALID_SPEC) naming each difference for one that belongs to
-    another configuration, base or data set.
+    Raises ManifestMismatch for a damaged one. Raises Failure(INVALID_SPEC), with each difference, for a snapshot with
+    another configuration, base model or dataset.
     """
-    manifest = verify(directory, sealed=True)  # a trainer started by hand has nothing else to compare the manifest with
-    if found := list(differences(manifest["identity"], identity, base_directory)):
-        text = f"This run cannot go on from {directory.name}: " + "; ".join(found) + "."
+    manifest = verify(directory, sealed=True)  # without a worker, nothing else can verify the manifest
+    if changes := list(differences(manifest["identity"], identity, base_directory)):
+        text = f"This run cannot resume from {directory.name}: " + "; ".join(changes) + "."
         raise Failure(Reason.INVALID_SPEC, text, "resume_from")
-    tensors = load_file(directory / STATE) if STATE in manifest["files"] else {}
+    tensors = load_file(directory / STATE_FILE) if STATE_FILE in manifest["files"] else {}
     return Snapshot(
         name=directory.name,
         step=manifest["step"],
@@ -129,15 +129,18 @@ def open_snapshot(directory: Path, identity: Mapping[str, Any], base_directory: 
 
 
 def _read_plan(values: dict[str, Any]) -> ExecutionPlan:
-    """Raises Failure(INVALID_SPEC) for a field that this version does not know: it could not keep to it."""
+    """Raises Failure(INVALID_SPEC) for a field that this version does not have and so could not apply."""
     if unknown := sorted(values.keys() - ExecutionPlan.model_fields.keys()):
-        text = f"The snapshot was made by a newer version: this one does not know the choice {', '.join(unknown)}."
+        text = (
+            f"The snapshot was made by a newer version: its execution plan has {', '.join(unknown)}, which this "
+            "version does not know. Use that version or a later one."
+        )
         raise Failure(Reason.INVALID_SPEC, text, "resume_from")
     return ExecutionPlan.model_validate(values)
 
 
 def restore(run: Run, snapshot: Snapshot) -> None:
-    """Put the run where the snapshot left it: weights, moments, random state, position."""
+    """Restore weights, moments, random state and step of the run from the snapshot."""
     if snapshot.tensors:
         _restore_tensors(run, snapshot.tensors)
         _restore_random_state(run, snapshot)
@@ -152,13 +155,13 @@ def _restore_tensors(run: Run, tensors: Mapping[str, torch.Tensor]) -> None:
             parameter.copy_(tensors[f"adapter/{name}"])
             moments = {key: tensors.get(f"optimizer/{name}/{key}") for key in ("step", "exp_avg", "exp_avg_sq")}
             if moments["step"] is not None:
-                run.optimizer.state[parameter] = {key: _placed(moment, parameter) for key, moment in moments.items()}
+                run.optimizer.state[parameter] = {key: _like(parameter, moment) for key, moment in moments.items()}
 
 
 def _restore_random_state(run: Run, snapshot: Snapshot) -> None:
-    """A GPU's random numbers are not a CPU's. Where they can't go on, they begin anew, but not with those of step 0."""
+    """Restore the dropout generator. The state of a CPU does not fit a GPU: then seed it by run, process and step."""
     generator, rank, tensors = run.adapter.generator, parallel.rank(), snapshot.tensors
-    state = tensors.get(f"{GENERATOR}/{rank}", tensors[GENERATOR])
+    state = tensors.get(f"{GENERATOR_PREFIX}/{rank}", tensors[GENERATOR_PREFIX])
     if len(state) == len(generator.get_state()):
         generator.set_state(state)
     else:
@@ -166,8 +169,8 @@ def _restore_random_state(run: Run, snapshot: Snapshot) -> None:
 
 
 def _tensors(run: Run) -> dict[str, torch.Tensor]:
-    tensors = {GENERATOR: run.adapter.generator.get_state()}
-    tensors |= {f"{GENERATOR}/{rank}": state for rank, state in enumerate(run.random_states)}
+    tensors = {GENERATOR_PREFIX: run.adapter.generator.get_state()}
+    tensors |= {f"{GENERATOR_PREFIX}/{rank}": state for rank, state in enumerate(run.random_states)}
     tensors |= {f"{TENSOR_PREFIX}{name}": tensor for name, tensor in run.best.tensors.items()}
     for name, parameter in run.adapter.named_parameters().items():
         tensors[f"adapter/{name}"] = parameter.detach()
@@ -176,6 +179,7 @@ def _tensors(run: Run) -> dict[str, torch.Tensor]:
     return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _placed(moment: torch.Tensor | None, parameter: torch.nn.Parameter) -> torch.Tensor:
+def _like(parameter: torch.nn.Parameter, moment: torch.Tensor | None) -> torch.Tensor:
+    """Return a copy of the moment on the parameter's device; fused AdamW has its step count there, too."""
     assert moment is not None
-    return moment.clone().to(parameter.device)  # a fused AdamW keeps its step count beside the moments
+    return moment.clone().to(parameter.device)

@@ -58,8 +58,8 @@ class Bench:
             return holder
 
         hooks = self.recomputation._hooks  # its hooks hide ours: the innermost ones alone are asked
-        hooks._keep = lambda tensor: keep_or_recomputed(type(hooks)._keep(hooks, tensor))  # type: ignore[method-assign]
-        hooks._recompute = lambda it: type(hooks)._recompute(  # type: ignore[method-assign]
+        hooks._pack = lambda tensor: keep_or_recomputed(type(hooks)._pack(hooks, tensor))  # type: ignore[method-assign]
+        hooks._unpack = lambda it: type(hooks)._unpack(  # type: ignore[method-assign]
             hooks, it.tensor if isinstance(it, Kept) else it
         )
 

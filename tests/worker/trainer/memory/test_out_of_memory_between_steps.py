@@ -17,7 +17,7 @@ from app.domain.planning.execution_plan import ExecutionPlan
 from tests.worker.trainer.helpers import FLOAT32, RecordLog, failure, final_adapter, make_spec, run_trainer
 from worker.trainer import compare_answers, step_actions
 from worker.trainer.checkpoint import verify
-from worker.trainer.memory.out_of_memory import after_kills
+from worker.trainer.memory.out_of_memory import reduce_after_kills
 from worker.trainer.model import base_check, base_model
 from worker.trainer.model.frozen_linear import Frozen4
 from worker.trainer.objective import objective
@@ -98,8 +98,8 @@ class TestValidation:
         assert code == ExitCode.DONE
         first, second = warnings_of(log)  # once, in the first validation; the second one knows
         assert first.message == (
-            "Out of memory while measuring the validation loss after step 3. It begins again with rows of 512 tokens "
-            "instead of 1,024: the same loss, within rounding."
+            "Out of memory while measuring the validation loss after step 3. The validation restarts with packed "
+            "batches of 512 tokens instead of 1,024; the loss stays the same within rounding."
         )
         change = {"before": {"validation_row_tokens": None}, "after": {"validation_row_tokens": 512}}
         assert first.data == {"step": 3} | change
@@ -147,7 +147,7 @@ class TestValidation:
         choices = choices_of(log, tmp_path)
         assert choices["validation_row_tokens"] == choices["row_tokens"] // 2
         assert choices["prompts_at_once"] == 2
-        assert after_kills(ExecutionPlan(**choices | {"prompts_at_once": 0}), 2).prompts_at_once == 0
+        assert reduce_after_kills(ExecutionPlan(**choices | {"prompts_at_once": 0}), 2).prompts_at_once == 0
 
     def test_another_error_ends_the_run_as_it_did(
         self, spec: TrainerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -195,7 +195,7 @@ class TestSamples:
         code, log = run_trainer(spec, tmp_path)
         assert (code, self.answers(log)) == (ExitCode.DONE, [])
         assert warnings_of(log)[-1].message.endswith(
-            "Not even one prompt fits, so none is answered from here on; what is learned does not depend on it."
+            "A single sample prompt does not fit, so none is answered from now on; training is not affected."
         )
         assert shortage.calls == len(warnings_of(log))  # and none after the last of them
         assert choices_of(log, tmp_path)["prompts_at_once"] == 0
@@ -228,7 +228,7 @@ class TestLastCheck:
         assert (code, log.last.kind) == (ExitCode.DONE, "done")
         (warning,) = warnings_of(log)
         assert warning.message.startswith(
-            "Out of memory while comparing the saved adapter after step 6. It is done again without the optimizer's"
+            "Out of memory while comparing the saved adapter after step 6. The comparison is repeated without the"
         )
         assert warning.data["after"] == {"cache_weights": False}
 

@@ -15,7 +15,7 @@ from tests.worker.trainer.helpers import final_adapter, load_tiny_base, make_one
 from worker.trainer.distributed import parallel
 from worker.trainer.memory import device_memory, placement
 from worker.trainer.memory.device_memory import DeviceMemory
-from worker.trainer.memory.out_of_memory import smaller, smallest
+from worker.trainer.memory.out_of_memory import reduce_plan, smallest_plan
 from worker.trainer.objective import objective
 
 SENTENCE = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"
@@ -59,7 +59,7 @@ def test_a_step_that_ran_out_of_memory_is_made_again_with_shorter_rows_and_the_s
     code, log = run_trainer(spec, tmp_path / "short")
     assert code == ExitCode.DONE
     (told,) = [message for message in log.of(Message) if message.level == "warn"]
-    assert told.message.startswith("Out of memory in step 2, with rows of 1,024 tokens, norms and")
+    assert told.message.startswith("Out of memory in step 2 with rows of 1,024 tokens, norms and")
     assert told.message.endswith("within rounding but for dropout: other rows draw other masks.")
     assert told.data["after"]["row_tokens"] == 512
     assert told.data["after"]["recompute"] == "everything"
@@ -215,9 +215,9 @@ class TestBytesToCome:
         base = load_tiny_base(tiny)
         run = prepare(make_spec(tiny, examples), base, tmp_path)
         trained = sum(parameter.numel() for parameter in run.parameters)
-        assert placement.bytes_to_come(run) == 12 * trained
+        assert placement.unallocated_bytes(run) == 12 * trained
         make_one_step(base, run)
-        assert placement.bytes_to_come(run) == 4 * trained
+        assert placement.unallocated_bytes(run) == 4 * trained
 
 
 class TestSmallest:
@@ -226,16 +226,16 @@ class TestSmallest:
             ExecutionPlan(row_tokens=512, recompute="layers", recompute_layers=3, cache_weights=True),
             ExecutionPlan(row_tokens=1024),
         ]
-        assert smallest(plans) == ExecutionPlan(row_tokens=512, recompute="layers", recompute_layers=3)
+        assert smallest_plan(plans) == ExecutionPlan(row_tokens=512, recompute="layers", recompute_layers=3)
         plans.append(ExecutionPlan(row_tokens=2048, recompute="everything"))
-        assert smallest(plans) == ExecutionPlan(row_tokens=512, recompute="everything")
-        assert smallest(plans[:1]) == plans[0]
+        assert smallest_plan(plans) == ExecutionPlan(row_tokens=512, recompute="everything")
+        assert smallest_plan(plans[:1]) == plans[0]
 
 
 class TestSmaller:
     def test_it_halves_the_row_down_to_the_longest_document(self) -> None:
         seen, plan = [], ExecutionPlan(row_tokens=2048, cache_weights=True)
-        while (after := smaller(plan, longest_document=300)) is not None:
+        while (after := reduce_plan(plan, longest_document=300)) is not None:
             seen.append((after.row_tokens, after.recompute, after.cache_weights))
             plan = after
         assert seen == [
@@ -243,6 +243,6 @@ class TestSmaller:
         ]  # fmt: skip
 
     def test_a_row_is_never_made_longer(self) -> None:
-        after = smaller(ExecutionPlan(row_tokens=128), longest_document=300)
+        after = reduce_plan(ExecutionPlan(row_tokens=128), longest_document=300)
         assert after is not None
         assert after.row_tokens == 128

@@ -85,7 +85,7 @@ class TestOnAFullDisk:
         assert failure(log).reason == Reason.STORAGE_FULL
         assert (kept(log), len(log.of(Metric))) == ((3, True), 3)
         told = [message.message for message in log.of(Message) if message.level == "warn"]
-        assert "The checkpoint of step 3 could not be written: the disk is full." in told
+        assert "The checkpoint of step 3 could not be saved: the disk is full." in told
 
     def test_so_does_a_snapshot(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         _, log = run_trainer(make_spec(tiny, examples, snapshot_interval_seconds=0), reserve(tmp_path / "a"))
@@ -124,11 +124,11 @@ def test_what_is_reserved_is_enough_for_it_and_not_much_more(
     assert (code, kept(log)) == (ExitCode.DONE, (2, True))
     snapshot = tmp_path / "a" / log.of(SnapshotSaved)[-1].directory
     taken = sum(path.stat().st_blocks * 512 for path in snapshot.iterdir())
-    planned = estimate_disk_space(read_catalog_entry(tiny), as_job(spec), 0).snapshot_bytes
+    planned = estimate_disk_space(read_catalog_entry(tiny), job_spec_of(spec), 0).snapshot_bytes
     assert taken < planned < 2 * taken + 700_000
 
 
-def as_job(spec: TrainerSpec) -> JobSpec:
+def job_spec_of(spec: TrainerSpec) -> JobSpec:
     run = spec.run
     return JobSpec(
         base_model="tiny", lora=run.lora, quantization=spec.quantization, hyperparameters=run.hyperparameters, seed=1

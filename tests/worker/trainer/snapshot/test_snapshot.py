@@ -217,7 +217,7 @@ class TestResume:
     ) -> None:
         older = rewritten(drained_at(2, tiny, examples, tmp_path / "a"), choices={"peak_bytes": ...})
         trimmed: list[int] = []
-        monkeypatch.setattr(device_memory, "give_back", lambda device, above_bytes: trimmed.append(above_bytes))
+        monkeypatch.setattr(device_memory, "trim_heap", lambda device, above_bytes: trimmed.append(above_bytes))
         _, log = run_trainer(make_spec(tiny, examples, resume_from=older), tmp_path / "b")
         assert trimmed.count(0) < len(log.of(Metric))
 
@@ -238,7 +238,7 @@ class TestResume:
         newer = rewritten(drained_at(1, tiny, examples, tmp_path / "a"), choices={"warp": 9})
         _, log = run_trainer(make_spec(tiny, examples, resume_from=newer), tmp_path / "b")
         assert failure(log).reason == Reason.INVALID_SPEC
-        assert "does not know the choice warp" in failure(log).message
+        assert "its execution plan has warp, which this version does not know" in failure(log).message
 
 
 class TestDamage:
