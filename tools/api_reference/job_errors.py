@@ -45,8 +45,8 @@ JOB_ERRORS: dict[Reason, JobErrorCode] = {
     Reason.OUT_OF_MEMORY: JobErrorCode(
         "It does not fit, even with the smallest row and everything recomputed.",
         "Turn the knob in `param`; `POST /v1/fine_tuning/jobs/plan` says beforehand what fits.",
-        "The base model, the adapter (r …) and one row of up to … tokens do not fit into memory. Lower "
-        "hyperparameters.context_length first, then lora.r; without quantization, ask for 4 bits.",
+        "The base model, the adapter (r …) and one document of up to … tokens do not fit into memory. Lower "
+        "hyperparameters.context_length first, then lora.r; without quantization, request 4 bits.",
     ),
     Reason.NON_FINITE_LOSS: JobErrorCode(
         "The loss became NaN or infinite.",

@@ -102,10 +102,10 @@ class TestEarlyStopping:
         assert {metric.total_steps for metric in log.of(Metric)} == {6}
         assert checkpoints(log) == [(3, False), (4, True)]
         assert texts(log) == [
-            "Stopped early after step 4 of 6: the full validation loss did not fall in 2 validation(s) in a row; "
-            "it was 2.0000 after step 2.",
-            "The result is the last adapter, of step 4; the full validation loss was lower after step 2, 2.0000. "
-            "hyperparameters.promote_best makes that one the result.",
+            "Stopped early after step 4 of 6: the full validation loss did not fall in 2 validation(s) in a row. "
+            "The lowest was 2.0000 after step 2.",
+            "The result is the last adapter, of step 4. The full validation loss was lower after step 2: 2.0000. "
+            "Set hyperparameters.promote_best to get the adapter with the lowest loss.",
         ]
 
     def test_patience_that_ends_with_the_last_step_stops_nothing_early(

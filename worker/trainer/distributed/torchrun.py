@@ -1,8 +1,8 @@
-"""The trainer of several processes: torchrun inside the trainer's own, and one word at its end.
+"""Training with several processes: torchrun runs inside the trainer's process.
 
-This process stays what the parent knows: its number, its standard input, its exit code, the lock of the slot. It reads
-the control lines and passes them to the first rank; SIGTERM, which reaches this process only, becomes a line. A rank
-that dies ends the others (torchrun's doing), and the death of this process ends all of them.
+For the worker it is the same process as always: one process id, standard input, exit code and slot lock. It forwards
+control lines to the first rank. SIGTERM, which only this process receives, becomes a control line. When a rank dies,
+torchrun ends the others; when this process dies, all ranks end.
 """
 
 from __future__ import annotations
@@ -22,45 +22,45 @@ from app.domain.jobs.events import Command, Control
 from app.domain.jobs.spec import TrainerSpec
 from app.domain.jobs.states import ExitCode
 from worker.trainer.records import RecordStream
-from worker.trainer.runtime.process import PARENT
+from worker.trainer.runtime.process import PARENT_PID_VARIABLE
 
 PROGRAM = "worker.trainer.distributed.torchrun_rank"
-EXIT_CODE = "exit_code"  # in the work directory: what the first rank came to
-KNOWN = (ExitCode.BAD_SPEC, ExitCode.OUT_OF_MEMORY)  # of a rank that could not tell the first one
+EXIT_CODE_FILE = "exit_code"  # in the work directory: the exit code of the first rank
+RANK_EXIT_CODES = (ExitCode.BAD_SPEC, ExitCode.OUT_OF_MEMORY)  # a rank may exit with these before it has joined
 
 
 def run_ranks(spec: TrainerSpec, workdir: Path, records: RecordStream, control: IO[bytes]) -> int:
-    """Train with `spec.world_size` processes. Returns the exit code of the whole."""
-    (workdir / EXIT_CODE).unlink(missing_ok=True)
-    lines = _pass_input_on()
-    _obey_signals(spec, lines)
-    threading.Thread(target=_copy, args=(control, lines), name="control", daemon=True).start()
+    """Train with `spec.world_size` processes and return the exit code of the trainer."""
+    (workdir / EXIT_CODE_FILE).unlink(missing_ok=True)
+    control_descriptor = _replace_standard_input()
+    _forward_signals(spec, control_descriptor)
+    threading.Thread(target=_forward_lines, args=(control, control_descriptor), name="control", daemon=True).start()
     records.restore_standard_output()
-    os.environ[PARENT] = str(os.getpid())
-    failures = _torchrun(spec.world_size, workdir)
+    os.environ[PARENT_PID_VARIABLE] = str(os.getpid())
+    failures = _run_torchrun(spec.world_size, workdir)
     try:
-        return int((workdir / EXIT_CODE).read_text())
+        return int((workdir / EXIT_CODE_FILE).read_text())
     except (OSError, ValueError):
-        return of_failures(failures)
+        return combine_exit_codes(failures)
 
 
-def of_failures(failures: Sequence[int]) -> int:
-    """The exit code of the whole, where the first rank left none. The kernel's kill is why the others ended."""
+def combine_exit_codes(failures: Sequence[int]) -> int:
+    """Return the trainer's exit code if the first rank wrote none. A rank killed by the kernel ended the others."""
     if -signal.SIGKILL in failures:
         return ExitCode.KILLED
-    return next((code for code in failures if code in KNOWN), ExitCode.INTERNAL)
+    return next((code for code in failures if code in RANK_EXIT_CODES), ExitCode.INTERNAL)
 
 
-def _torchrun(processes: int, workdir: Path) -> list[int]:
-    """The exit codes of the ranks that failed; none when all of them came to an end of their own."""
+def _run_torchrun(processes: int, workdir: Path) -> list[int]:
+    """Run the ranks and return the exit codes of those that failed."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
     from torch.distributed.run import parse_args, run
 
-    # A rank that won't die must keep its slot: it inherits the lock, as every child of a trainer does.
+    # The ranks inherit the slot's lock, so that a rank which cannot be killed keeps the slot occupied.
     subprocess_handler.Popen = functools.partial(subprocess.Popen, close_fds=False)  # type: ignore[attr-defined,assignment]
-    socket.getfqdn = _localhost  # torchrun's logs ask for it; without a network that takes seconds
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else gloo looks the host's name up
+    socket.getfqdn = _localhost  # torchrun calls it for its logs; without a network that takes seconds
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # otherwise gloo resolves the host name
     os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     options = [
         "--nnodes=1",
@@ -71,7 +71,7 @@ def _torchrun(processes: int, workdir: Path) -> list[int]:
         "--rdzv-conf=is_host=1",
         f"--rdzv-id={os.getpid()}",
         "--local-addr=127.0.0.1",
-        "--signals-to-handle=SIGHUP",  # SIGTERM is ours
+        "--signals-to-handle=SIGHUP",  # `_forward_signals` handles SIGTERM
     ]
     try:
         run(parse_args([*options, "--module", PROGRAM, str(workdir)]))  # type: ignore[no-untyped-call]
@@ -85,26 +85,20 @@ def _localhost(name: str = "") -> str:
     return name or "localhost"
 
 
-def _pass_input_on() -> int:
-    """The ranks inherit a pipe as their standard input; its other end. Only the first rank reads."""
+def _replace_standard_input() -> int:
+    """Make a pipe the standard input, which the ranks inherit and the first one reads. Return its write end."""
     reading, writing = os.pipe()
     os.dup2(reading, 0)
     os.close(reading)
     return writing
 
 
-def _obey_signals(spec: TrainerSpec, lines: int) -> None:
-    def drain(_number: int, _frame: object) -> None:
-        os.write(lines, _line(Control(command=Command.DRAIN, run_id=spec.run.run_id)))
-
+def _forward_signals(spec: TrainerSpec, control_descriptor: int) -> None:
+    drain = Control(command=Command.DRAIN, run_id=spec.run.run_id).model_dump_json().encode() + b"\n"
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, drain)
+        signal.signal(number, lambda _number, _frame: os.write(control_descriptor, drain))
 
 
-def _copy(control: IO[bytes], lines: int) -> None:
+def _forward_lines(control: IO[bytes], control_descriptor: int) -> None:
     for line in control:
-        os.write(lines, line)
-
-
-def _line(control: Control) -> bytes:
-    return control.model_dump_json().encode() + b"\n"
+        os.write(control_descriptor, line)

@@ -1,9 +1,9 @@
-"""One of several processes that train together.
+"""One of several processes of a data-parallel training.
 
 `torchrun ... --module worker.trainer.distributed.torchrun_rank WORKDIR`
 
-The first rank is a trainer like any other: its standard input brings control lines, its standard output takes records,
-and its exit code goes into WORKDIR/exit_code. The others say nothing.
+The first rank works as the trainer of one process does: it reads control lines from standard input and writes records
+to standard output. It also writes its exit code to WORKDIR/exit_code. The other ranks emit no records.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from app.domain.jobs.events import Record
 from app.domain.jobs.spec import TrainerSpec
-from worker.trainer.distributed.torchrun import EXIT_CODE
+from worker.trainer.distributed.torchrun import EXIT_CODE_FILE
 from worker.trainer.records import claim_standard_output
 from worker.trainer.runtime.process import control_lines, die_with_parent
 from worker.trainer.runtime.stop import StopRequests
@@ -28,18 +28,19 @@ def main(arguments: list[str]) -> int:
     workdir = Path(arguments[0])
     spec = TrainerSpec.model_validate_json((workdir / "spec.json").read_bytes())
     stops = StopRequests(spec.run.run_id)
-    stops.handle_signals()  # torchrun's, when another rank has failed: not a reason to leave a record half written
+    stops.handle_signals()  # torchrun sends SIGTERM when another rank has failed; a record must not be cut off by it
     if is_first:
         stops.listen(control)
     from worker.trainer.run import CLEAN_EXITS, run_rank
 
     code = run_rank(spec, workdir, emit if is_first else emit_nothing, stops)
     if is_first:
-        (workdir / EXIT_CODE).write_text(str(code))
-    return 0 if code in CLEAN_EXITS else code  # torchrun ends the others at any other number
+        (workdir / EXIT_CODE_FILE).write_text(str(code))
+    return 0 if code in CLEAN_EXITS else code  # with another code than 0 torchrun ends the other ranks
 
 
 def emit_nothing(record: Record) -> None:
+    """Discard the record: only the first rank reports."""
     del record
 
 

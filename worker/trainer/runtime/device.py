@@ -1,6 +1,6 @@
-"""Which device, how many threads, which compute dtype, by rule: decided once, before anything is loaded.
+"""The defaults for device, threads and compute dtype, chosen once before anything is loaded.
 
-On a CPU autotune.py then measures whether something else is faster.
+On a CPU, autotune.py then measures whether another choice is faster.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def torch_dtype(name: str) -> torch.dtype:
     return dtype
 
 
-def choose_device(wanted: str) -> torch.device:
-    """Return a GPU where there is one, unless the spec names a device. Raises Failure(INVALID_SPEC)."""
-    if wanted == "cuda" and not torch.cuda.is_available():
-        text = "The spec asks for the device cuda, but torch sees no NVIDIA GPU here; ask for auto or cpu."
+def choose_device(requested: str) -> torch.device:
+    """Return a GPU if there is one, unless the spec names a device. Raises Failure(INVALID_SPEC)."""
+    if requested == "cuda" and not torch.cuda.is_available():
+        text = "The spec requests the device cuda, but torch finds no NVIDIA GPU on this machine. Set auto or cpu."
         raise Failure(Reason.INVALID_SPEC, text, "device")
-    if wanted == "cpu" or not torch.cuda.is_available():
+    if requested == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
 
@@ -47,7 +47,7 @@ def device_name(device: torch.device) -> str:
 def choose_compute_dtype(
     quantization: QuantizationSpec | None, device: torch.device, is_free: bool = False
 ) -> torch.dtype:
-    """Return the requested dtype; where none was, bfloat16, or float16 on a GPU that is older than bfloat16."""
+    """Return the requested dtype; by default bfloat16, or float16 on a GPU without bfloat16."""
     if quantization is not None and not is_free:
         return torch_dtype(quantization.compute_dtype)
     has_bfloat16 = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
@@ -55,7 +55,7 @@ def choose_compute_dtype(
 
 
 def with_compute_dtype(spec: TrainerSpec, dtype: str) -> TrainerSpec:
-    """Return the spec with the dtype that is computed in, where the request left it open."""
+    """Return the spec with `dtype` as the quantization's compute dtype; unchanged without quantization."""
     if spec.quantization is None:
         return spec
     quantization = spec.quantization.model_copy(update={"compute_dtype": dtype})
@@ -63,9 +63,9 @@ def with_compute_dtype(spec: TrainerSpec, dtype: str) -> TrainerSpec:
 
 
 def times_float32(dtype: torch.dtype, device: torch.device) -> float:
-    """How long one matrix product takes in `dtype`, as a multiple of the same in float32; the quickest of three each.
+    """Return the time of one matrix product in `dtype` as a multiple of that in float32; the shortest of three each.
 
-    Below 1 where the processor has instructions for it (AMX, AVX-512 BF16: 0.5 or less), above where it imitates them.
+    Below 1 if the processor has instructions for it (AMX, AVX-512 BF16: 0.5 or less), above 1 if they are emulated.
     """
     return _product_seconds(dtype, device) / _product_seconds(torch.float32, device)
 
@@ -74,24 +74,24 @@ def _product_seconds(dtype: torch.dtype, device: torch.device) -> float:
     left, right = (torch.ones(shape, dtype=dtype, device=device) for shape in ((512, 1024), (1024, 512)))
     times = []
     for _ in range(3):
-        began = time.perf_counter()
+        started = time.perf_counter()
         left @ right
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - started)
     return min(times)
 
 
 def choose_threads() -> int:
-    """The physical cores that this process may use: two threads on one core share its one matrix unit."""
+    """Return the physical cores that this process may use: two threads on one core share its matrix unit."""
     return min(psutil.cpu_count(logical=False) or os.cpu_count() or 1, granted_cores())
 
 
 def granted_cores() -> int:
-    """The logical processors that this process may use, and no more than its quota is worth."""
+    """Return the logical processors that this process may use, limited by its CPU quota."""
     return max(1, min(len(os.sched_getaffinity(0)), _quota()))
 
 
 def make_repeatable(device: torch.device, threads: int) -> None:
-    """The order of float sums depends on the number of threads; with it fixed, a CPU run repeats to the bit."""
+    """Fix the number of threads, and with it the order of float sums: a CPU run then repeats to the bit."""
     torch.set_num_threads(threads)
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True)
@@ -99,12 +99,12 @@ def make_repeatable(device: torch.device, threads: int) -> None:
 
 
 def _quota() -> int:
-    """Cores' worth of time that the narrowest control group gives: "200000 100000" are two."""
-    quotas = (_whole_cores(group / CPU_QUOTA) for group in control_groups())
+    """Return the cores that the smallest quota of the control groups allows; "200000 100000" are two cores."""
+    quotas = (_quota_cores(group / CPU_QUOTA) for group in control_groups())
     return min((cores for cores in quotas if cores), default=os.cpu_count() or 1)
 
 
-def _whole_cores(path: Path) -> int | None:
+def _quota_cores(path: Path) -> int | None:
     try:
         quota, period = path.read_text().split()
         return max(1, int(quota) // int(period))

@@ -1,4 +1,4 @@
-"""Why a run could not go on: a reason from the closed list, a sentence for the user, an exit code for the parent."""
+"""Failures of a run: a reason from the closed list, a message for the user, an exit code for the worker."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ OUT_OF_MEMORY_TEXTS = (
     "std::bad_alloc",
     "could not create a memory object",
 )
-ONEDNN_TEXT = "could not create a primitive"  # its code needs memory, too; a product it does not know has a longer text
+ONEDNN_TEXT = "could not create a primitive"  # out of memory for compiled code; other oneDNN errors have a longer text
 
-# Bad input is bad again on the next attempt; anything that is not in this table is INTERNAL.
+# BAD_SPEC is for input with which every attempt fails. A reason that is not in this table is INTERNAL.
 EXIT_CODES = {
     Reason.DONE: ExitCode.DONE,
     Reason.DRAINED: ExitCode.DRAINED,
@@ -40,7 +40,7 @@ EXIT_CODES = {
 
 
 class Failure(Exception):
-    """Ends a run. `message` is for the user: what was seen, what is allowed, what to do."""
+    """An error that ends the run. `message` is for the user: what was seen, what is allowed, what to do."""
 
     def __init__(self, reason: Reason, message: str, param: str | None = None) -> None:
         super().__init__(reason, message, param)
@@ -57,22 +57,22 @@ def exit_code(reason: Reason) -> int:
 
 
 def failed(error: BaseException, run: RunSpec) -> Failed:
-    """The last record of a run that an exception ended."""
+    """Return the last record of a run that an exception ended."""
     failure = explain(error, run)
     return Failed(run_id=run.run_id, reason=failure.reason, message=failure.message, param=failure.param)
 
 
 def explain(error: BaseException, run: RunSpec) -> Failure:
-    """Any exception as a failure of `run`. What we cannot name is a crash: the parent tries it again, a few times."""
+    """Return any exception as a failure of `run`. An unknown one is a crash, after which the worker tries again."""
     if isinstance(error, Failure):
         return error
     if is_out_of_memory(error):
         return out_of_memory(run)
     if is_disk_full(error):
-        return Failure(Reason.STORAGE_FULL, "The disk is full: no further checkpoint could be written.")
+        return Failure(Reason.STORAGE_FULL, "The disk is full: no further checkpoint could be saved.")
     return Failure(
         Reason.TRAINER_CRASHED,
-        f"The trainer stopped at an internal error ({type(error).__name__}); the full text is in the job's log.",
+        f"The trainer stopped because of an internal error ({type(error).__name__}). The job's log has the details.",
     )
 
 
@@ -80,15 +80,18 @@ def out_of_memory(run: RunSpec) -> Failure:
     context = run.hyperparameters.context_length
     return Failure(
         Reason.OUT_OF_MEMORY,
-        f"The base model, the adapter (r {run.lora.r}) and one row of up to {context:,} tokens do not fit into "
-        "memory. Lower hyperparameters.context_length first, then lora.r; without quantization, ask for 4 bits.",
+        f"The base model, the adapter (r {run.lora.r}) and one document of up to {context:,} tokens do not fit into "
+        "memory. Lower hyperparameters.context_length first, then lora.r; without quantization, request 4 bits.",
         "hyperparameters.context_length",
     )
 
 
 @contextmanager
 def loading(spec: TrainerSpec) -> Iterator[None]:
-    """Nothing but the base model is in memory yet, so the knobs of rows and adapters are not those to turn."""
+    """Turn an out-of-memory error while the base model is loaded into a Failure that names the base model's options.
+
+    Documents and the adapter are not in memory yet, so a shorter context or a lower rank would not help.
+    """
     try:
         yield
     except Exception as error:
@@ -98,9 +101,9 @@ def loading(spec: TrainerSpec) -> Iterator[None]:
 
 
 class SuppressOutOfMemory(AbstractContextManager[None]):
-    """Out of memory in here goes to the log and no further, unless `is_repeatable` says no.
+    """Log and suppress an out-of-memory error in the block, unless `is_repeatable` returns False.
 
-    Behind the block, without the exception, the block's tensors are free: its traceback held every frame.
+    After the block its tensors are free: the exception's traceback, which references every frame, is gone.
     """
 
     def __init__(self, is_repeatable: Callable[[], bool] = lambda: True) -> None:
@@ -116,22 +119,23 @@ class SuppressOutOfMemory(AbstractContextManager[None]):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA raises torch.OutOfMemoryError, the CPU allocator a RuntimeError with a sentence, Python MemoryError.
+    """Return whether the error means that memory ran out.
 
-    A file that cannot be mapped is an OSError, or the one that safetensors makes of it.
+    CUDA raises torch.OutOfMemoryError, the CPU allocator a RuntimeError with one of the texts, Python a MemoryError. If
+    a file cannot be mapped, that is an OSError or a SafetensorError.
     """
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     text = str(error).lower()
-    known = text == ONEDNN_TEXT or any(known in text for known in OUT_OF_MEMORY_TEXTS)
-    return known and (isinstance(error, RuntimeError | OSError) or type(error).__name__ == "SafetensorError")
+    matches = text == ONEDNN_TEXT or any(known_text in text for known_text in OUT_OF_MEMORY_TEXTS)
+    return matches and (isinstance(error, RuntimeError | OSError) or type(error).__name__ == "SafetensorError")
 
 
 def _base_too_large(name: str, quantization: QuantizationSpec | None) -> Failure:
     bits = 16 if quantization is None else quantization.bits
-    ask, param = ("Choose", "model") if bits == 4 else ("Ask for quantization in 4 bits, or choose", "quantization")
+    advice, param = ("Choose", "model") if bits == 4 else ("Request 4-bit quantization, choose", "quantization")
     text = (
-        f"The base model {name} does not fit into memory in {bits} bits: there was too little of it while its weights "
-        f"were loaded. {ask} a smaller base model, or use a worker with more memory."
+        f"The base model {name} does not fit into memory in {bits} bits: memory ran out while its weights were loaded. "
+        f"{advice} a smaller base model, or use a worker with more memory."
     )
     return Failure(Reason.OUT_OF_MEMORY, text, param)

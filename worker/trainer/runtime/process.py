@@ -1,4 +1,4 @@
-"""What a trainer's process is to the one that started it: it hears control lines, never outlives it, has a clock."""
+"""The trainer's process: its control input, its parent, its working time."""
 
 from __future__ import annotations
 
@@ -13,41 +13,44 @@ import psutil
 
 from app.domain.jobs.states import ExitCode
 
-PARENT = "TUNERY_PARENT_PID"
+PARENT_PID_VARIABLE = "TUNERY_PARENT_PID"
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
-_began_at: float | None = None  # as time.time() has it; of a spare alone
+_work_started_at: float | None = None  # by time.time(); only in a warm trainer
 
 
 def control_lines() -> IO[bytes]:
-    """Standard input, unbuffered: Python can't exit while a thread waits in a buffered one. Closed is empty."""
+    """Return standard input, unbuffered, because Python cannot exit while a thread reads a buffered one.
+
+    A closed standard input counts as empty.
+    """
     try:
         os.fstat(0)
     except OSError:
-        os.open(os.devnull, os.O_RDONLY)  # gets the lowest free number, which is 0
+        os.open(os.devnull, os.O_RDONLY)  # gets the lowest free descriptor, which is 0
     return os.fdopen(os.dup(0), "rb", buffering=0)
 
 
 def die_with_parent() -> None:
-    """Never outlive the worker that started us: an orphan would hold the GPU.
+    """Have the kernel kill this process when its parent dies: an orphaned trainer would occupy the GPU.
 
-    The kernel sends the signal from the moment of the call on; a parent that died before that is looked for afterwards.
+    The signal works from this call on, so the process exits here if the parent is dead already.
     """
-    parent = os.environ.get(PARENT)
-    if parent is None:
+    parent_pid = os.environ.get(PARENT_PID_VARIABLE)
+    if parent_pid is None:
         return
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(parent):
-        print(f"the parent {parent} is gone", file=sys.stderr)
+    if os.getppid() != int(parent_pid):
+        print(f"the parent process {parent_pid} has ended", file=sys.stderr)
         sys.exit(ExitCode.INTERNAL)
 
 
 def start_working_time() -> None:
-    """A spare's wait is over: what it waited is no part of the job."""
-    global _began_at
-    _began_at = time.time()
+    """Start to count `working_seconds`: the time in which a warm trainer waits does not belong to the job."""
+    global _work_started_at
+    _work_started_at = time.time()
 
 
 def working_seconds() -> float:
-    """Since this process began, or has had its work."""
-    return time.time() - (_began_at or psutil.Process().create_time())
+    """Return the seconds since the process, or the work of a warm trainer, started."""
+    return time.time() - (_work_started_at or psutil.Process().create_time())

@@ -1,4 +1,4 @@
-"""What is said when a run has ended: why it ended before its last step, and which adapter is the result."""
+"""The messages at the end of a run: why it stopped early, and which adapter is the result."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from worker.trainer.state import Run
 
 
 def result_messages(run: Run) -> Iterator[str]:
-    """Sentences for the user; none for a run that went to its end and whose last adapter is its best."""
+    """Yield the messages; none for a run with all its steps whose last adapter is the best."""
     best = run.best
     if run.stops_early and run.step < run.schedule.total_steps:
         yield (
             f"Stopped early after step {run.step} of {run.schedule.total_steps}: the full validation loss did not fall "
-            f"in {best.validations_without_fall} validation(s) in a row; it was {best.loss:.4f} after step {best.step}."
+            f"in {best.validations_without_fall} validation(s) in a row. The lowest was {best.loss:.4f} after step "
+            f"{best.step}."
         )
     if run.promotes_earlier_step:
         yield f"The result is the adapter of step {best.step}, with the lowest full validation loss, {best.loss:.4f}."
     elif best.step not in (None, run.step):
         yield (
-            f"The result is the last adapter, of step {run.step}; the full validation loss was lower after step "
-            f"{best.step}, {best.loss:.4f}. hyperparameters.promote_best makes that one the result."
+            f"The result is the last adapter, of step {run.step}. The full validation loss was lower after step "
+            f"{best.step}: {best.loss:.4f}. Set hyperparameters.promote_best to get the adapter with the lowest loss."
         )

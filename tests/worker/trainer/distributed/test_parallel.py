@@ -1,4 +1,4 @@
-"""Two processes train as one. Gloo on the CPU stands for NCCL: the collectives are the same calls."""
+"""Data-parallel training with two processes. On the CPU the collectives run on Gloo instead of NCCL."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from worker.node.locks import try_lock
 from worker.trainer.distributed import parallel
 
 ROOT = Path(__file__).parents[4]
-ENDLESS = 1_000_000
-SECONDS = 120.0  # three processes that import torch, on a busy machine
+MANY_STEPS = 1_000_000
+TIMEOUT_SECONDS = 120.0  # three processes import torch
 FLOAT32 = {"compute_dtype": "float32"}
 
 pytestmark = pytest.mark.timeout(240)
 
 
 class Trainer:
-    """A trainer of two processes, as its parent sees it."""
+    """A trainer of two processes, started as the worker starts it."""
 
     def __init__(self, workdir: Path, lock: int | None = None) -> None:
         self.workdir = workdir
@@ -50,28 +50,28 @@ class Trainer:
             start_new_session=True,
         )
 
-    def hear(self, wanted: Callable[[Any], bool]) -> Any:
-        """Read records up to the first that is wanted."""
+    def read_until(self, matches: Callable[[Any], bool]) -> Any:
+        """Read records up to the first that matches."""
         assert self.process.stdout is not None
         while line := self.process.stdout.readline():
             self.records.append(parse_record(line))
-            if wanted(self.records[-1]):
+            if matches(self.records[-1]):
                 return self.records[-1]
-        raise AssertionError(self.said())
+        raise AssertionError(self.log_text())
 
-    def hear_metric(self) -> Metric:
-        metric: Metric = self.hear(lambda record: isinstance(record, Metric))
+    def read_metric(self) -> Metric:
+        metric: Metric = self.read_until(lambda record: isinstance(record, Metric))
         return metric
 
-    def tell(self, command: Command, run_id: str = "run-a") -> None:
+    def send(self, command: Command, run_id: str = "run-a") -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(Control(command=command, run_id=run_id).model_dump_json().encode() + b"\n")
         self.process.stdin.flush()
 
-    def end(self) -> int:
+    def wait(self) -> int:
         assert self.process.stdout is not None
         self.records += [parse_record(line) for line in self.process.stdout]
-        return self.process.wait(SECONDS)
+        return self.process.wait(TIMEOUT_SECONDS)
 
     def ranks(self) -> list[psutil.Process]:
         return [
@@ -84,10 +84,10 @@ class Trainer:
         return {record.step: record.train_loss for record in self.records if isinstance(record, Metric)}
 
     def adapter(self) -> dict[str, torch.Tensor]:
-        assert isinstance(self.records[-1], Done), self.said()
+        assert isinstance(self.records[-1], Done), self.log_text()
         return load_file(self.workdir / self.records[-1].directory / "adapter_model.safetensors")
 
-    def said(self) -> str:
+    def log_text(self) -> str:
         self.log.seek(0)
         return self.log.read().decode()
 
@@ -111,99 +111,97 @@ def start(tiny: Path, examples: Path, tmp_path: Path) -> Iterator[Callable[..., 
         trainer.log.close()
 
 
-class TestEqualToOne:
-    def test_losses_and_the_adapter_are_those_of_one_process(
+class TestEqualToOneProcess:
+    def test_losses_and_the_adapter_equal_those_of_one_process(
         self, start: Callable[..., Trainer], tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
-        knobs = {"batch_size": 11, "validation_file": examples, "n_epochs": 3}  # the 12th example is a step of its own
-        code, alone = run_trainer(make_spec(tiny, examples, quantization=FLOAT32, **knobs), tmp_path / "alone")
-        two = start(**knobs)
-        assert (code, two.end()) == (0, 0), two.said()
-        assert sum(isinstance(record, Started | Done) for record in two.records) == 2  # one of them speaks
+        changes = {"batch_size": 11, "validation_file": examples, "n_epochs": 3}  # the 12th example is a step by itself
+        code, single = run_trainer(make_spec(tiny, examples, quantization=FLOAT32, **changes), tmp_path / "alone")
+        two = start(**changes)
+        assert (code, two.wait()) == (0, 0), two.log_text()
+        assert sum(isinstance(record, Started | Done) for record in two.records) == 2  # only one process reports
         for mine, theirs in zip(
-            alone.of(Metric), (record for record in two.records if isinstance(record, Metric)), strict=True
+            single.of(Metric), (record for record in two.records if isinstance(record, Metric)), strict=True
         ):
             assert theirs.train_loss == pytest.approx(mine.train_loss, rel=1e-5)
             assert (theirs.valid_loss or 0) == pytest.approx(mine.valid_loss or 0, rel=1e-5)
             assert theirs.grad_norm == pytest.approx(mine.grad_norm, rel=1e-4)
             assert (theirs.trained_tokens, theirs.labelled_tokens) == (mine.trained_tokens, mine.labelled_tokens)
-        for name, tensor in final_adapter(alone, tmp_path / "alone").items():
+        for name, tensor in final_adapter(single, tmp_path / "alone").items():
             torch.testing.assert_close(two.adapter()[name], tensor, rtol=1e-3, atol=1e-4)
 
 
 class TestResume:
-    def test_after_a_pause_it_is_exact_with_dropout_and_refused_for_another_number_of_processes(
+    def test_is_exact_with_dropout_and_refused_with_another_number_of_processes(
         self, start: Callable[..., Trainer], tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
-        knobs = {"n_epochs": 30, "dropout": 0.2}
-        whole = start(**knobs)
-        assert whole.end() == 0, whole.said()
-        first = start(**knobs)
-        first.hear_metric()
-        first.tell(Command.PAUSE)
-        assert first.end() == ExitCode.PAUSED, first.said()
+        changes = {"n_epochs": 30, "dropout": 0.2}
+        uninterrupted = start(**changes)
+        assert uninterrupted.wait() == 0, uninterrupted.log_text()
+        first = start(**changes)
+        first.read_metric()
+        first.send(Command.PAUSE)
+        assert first.wait() == ExitCode.PAUSED, first.log_text()
         *_, snapshot = (record for record in first.records if isinstance(record, SnapshotSaved))
-        assert 0 < snapshot.step < max(whole.losses())
+        assert 0 < snapshot.step < max(uninterrupted.losses())
         resume_from = first.workdir / snapshot.directory
 
-        second = start(**knobs, resume_from=resume_from)
-        assert second.end() == 0, second.said()
-        assert first.losses() | second.losses() == whole.losses()
-        for name, tensor in whole.adapter().items():
+        second = start(**changes, resume_from=resume_from)
+        assert second.wait() == 0, second.log_text()
+        assert first.losses() | second.losses() == uninterrupted.losses()
+        for name, tensor in uninterrupted.adapter().items():
             assert torch.equal(second.adapter()[name], tensor), name
 
-        alone = make_spec(tiny, examples, quantization=FLOAT32, **knobs, resume_from=resume_from)
-        code, log = run_trainer(alone, tmp_path / "alone")
+        single = make_spec(tiny, examples, quantization=FLOAT32, **changes, resume_from=resume_from)
+        code, log = run_trainer(single, tmp_path / "alone")
         assert code == ExitCode.BAD_SPEC
         assert "world_size was 2 and is 1" in failure(log).message
 
 
 class TestEnd:
     @pytest.mark.parametrize("command", [Command.CANCEL, None], ids=["cancelled", "SIGTERM"])
-    def test_it_is_cancelled_or_drained_and_every_process_holds_the_slots_lock(
+    def test_a_cancel_or_a_drain_ends_it_and_every_process_holds_the_slots_lock(
         self, start: Callable[..., Trainer], tmp_path: Path, command: Command | None
     ) -> None:
         with try_lock(tmp_path / "gpu.lock") as lock:
-            trainer = start(lock=lock, max_steps=ENDLESS)
-            trainer.hear_metric()
+            trainer = start(lock=lock, max_steps=MANY_STEPS)
+            trainer.read_metric()
             for rank in trainer.ranks():
                 opened = [os.readlink(path) for path in Path(f"/proc/{rank.pid}/fd").iterdir()]
                 assert str(tmp_path / "gpu.lock") in opened
             if command:
-                trainer.tell(command)
+                trainer.send(command)
             else:
-                os.killpg(trainer.process.pid, signal.SIGTERM)  # as a worker does it
+                os.killpg(trainer.process.pid, signal.SIGTERM)  # as the worker does
             code, reason = (ExitCode.CANCELLED, Reason.CANCELLED) if command else (ExitCode.DRAINED, Reason.DRAINED)
-            assert trainer.end() == code, trainer.said()
+            assert trainer.wait() == code, trainer.log_text()
         (stopped,) = (record for record in trainer.records if isinstance(record, Stopped))
         assert stopped.reason == reason
 
-    def test_a_killed_process_ends_the_trainer_with_a_code_and_not_with_a_hang(
-        self, start: Callable[..., Trainer]
-    ) -> None:
-        trainer = start(max_steps=ENDLESS)
-        trainer.hear_metric()
+    def test_a_killed_process_ends_the_trainer_with_an_exit_code(self, start: Callable[..., Trainer]) -> None:
+        trainer = start(max_steps=MANY_STEPS)
+        trainer.read_metric()
         ranks = trainer.ranks()
         assert len(ranks) == 2
-        ranks[1].kill()  # as the kernel does where memory runs out
-        assert trainer.end() == ExitCode.KILLED, trainer.said()
+        ranks[1].kill()  # as the kernel does when memory runs out
+        assert trainer.wait() == ExitCode.KILLED, trainer.log_text()
         assert not any(rank.is_running() for rank in ranks)
-        assert not isinstance(trainer.records[-1], Failed)  # the one that is left knows nothing to say
+        assert not isinstance(trainer.records[-1], Failed)  # the other process has no record of its own
 
     def test_no_process_outlives_the_trainer(self, start: Callable[..., Trainer]) -> None:
-        trainer = start(max_steps=ENDLESS)
-        trainer.hear_metric()
+        trainer = start(max_steps=MANY_STEPS)
+        trainer.read_metric()
         ranks = trainer.ranks()
         trainer.process.kill()
         until(lambda: not any(rank.is_running() for rank in ranks), "their end")
 
-    def test_a_loss_that_is_not_finite_ends_all_of_them_in_a_sentence(self, start: Callable[..., Trainer]) -> None:
+    def test_a_loss_that_is_not_finite_ends_all_processes_with_its_reason(self, start: Callable[..., Trainer]) -> None:
         trainer = start(learning_rate=1e30)
-        assert trainer.end() == ExitCode.BAD_SPEC, trainer.said()
+        assert trainer.wait() == ExitCode.BAD_SPEC, trainer.log_text()
         assert trainer.records[-1].reason == Reason.NON_FINITE_LOSS
 
 
-class TestShare:
+class TestOwnExamples:
     @pytest.fixture
     def two(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
         monkeypatch.setattr(parallel, "world_size", lambda: 2)
@@ -211,14 +209,14 @@ class TestShare:
 
     def test_every_example_belongs_to_one_process_and_tokens_are_about_equal(self, two: Callable[[int], None]) -> None:
         lengths = {4: 90, 2: 10, 9: 40, 7: 30, 1: 20, 3: 10}
-        shares = []
+        assigned = []
         for rank in range(2):
             two(rank)
-            shares.append(parallel.own_examples(list(lengths), lengths.__getitem__))
-        assert shares == [[4, 2], [9, 7, 1, 3]]
-        assert [sum(lengths[example] for example in share) for share in shares] == [100, 100]
+            assigned.append(parallel.own_examples(list(lengths), lengths.__getitem__))
+        assert assigned == [[4, 2], [9, 7, 1, 3]]
+        assert [sum(lengths[example] for example in own) for own in assigned] == [100, 100]
 
-    def test_an_example_that_is_there_twice_is_trained_twice(self, two: Callable[[int], None]) -> None:
+    def test_an_example_that_occurs_twice_is_trained_twice(self, two: Callable[[int], None]) -> None:
         both = []
         for rank in range(2):
             two(rank)
@@ -228,7 +226,7 @@ class TestShare:
     def test_one_process_has_all_of_them(self) -> None:
         assert parallel.own_examples([3, 1, 2], lambda example: example) == [3, 1, 2]
 
-    def test_each_process_has_dropout_masks_of_its_own(self, two: Callable[[int], None]) -> None:
+    def test_each_process_has_its_own_dropout_masks(self, two: Callable[[int], None]) -> None:
         masks = []
         for rank in range(2):
             two(rank)
@@ -239,5 +237,5 @@ class TestShare:
         assert masks[0] != masks[1]
 
 
-def test_a_spec_says_how_many_processes_and_one_is_the_default(tiny: Path, examples: Path) -> None:
+def test_the_default_number_of_processes_is_one(tiny: Path, examples: Path) -> None:
     assert json.loads(make_spec(tiny, examples).model_dump_json())["world_size"] == 1

@@ -1,6 +1,6 @@
-"""What is fastest here: a rule until something is faster by a margin, and nothing that was asked for changes.
+"""CPU autotuning: the default stays unless another choice is clearly faster; requested values never change.
 
-The stopwatch is the tests' own: it says how long each plan takes, whatever the machine does meanwhile.
+The tests replace the benchmark by functions that return the time of a plan, independent of the machine's load.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from worker.trainer.memory import device_memory
 from worker.trainer.memory.device_memory import DeviceMemory
 from worker.trainer.records import RecordWriter
 from worker.trainer.runtime import autotune
-from worker.trainer.runtime.autotune import fastest_plan, fastest_row, fastest_threads
+from worker.trainer.runtime.autotune import fastest_length, fastest_plan, fastest_threads
 from worker.trainer.runtime.layer_benchmark import LayerBenchmark
 
 CPU = torch.device("cpu")
-RULE = ExecutionPlan(row_tokens=1024, compute_dtype="bfloat16", threads=2)
+DEFAULT = ExecutionPlan(row_tokens=1024, compute_dtype="bfloat16", threads=2)
 
 
-def plan(compute_dtype: str, threads: int) -> ExecutionPlan:
-    return RULE.model_copy(update={"compute_dtype": compute_dtype, "threads": threads})
+def plan_with(compute_dtype: str, threads: int) -> ExecutionPlan:
+    return DEFAULT.model_copy(update={"compute_dtype": compute_dtype, "threads": threads})
 
 
-Stopwatch = Callable[[ExecutionPlan], float]  # seconds a token
+TimeOf = Callable[[ExecutionPlan], float]  # seconds per token
 
 
 @pytest.fixture(autouse=True)
@@ -44,177 +44,188 @@ def one_thread_afterwards() -> Iterator[None]:
 
 
 @pytest.fixture
-def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Stopwatch], list[ExecutionPlan]]:
-    """Put a stopwatch in place, on a quiet machine of four logical processors and two cores. Returns what it timed."""
-    monkeypatch.setattr(autotune, "LEAST_PARAMETERS", 0)
+def replace_benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[TimeOf], list[ExecutionPlan]]:
+    """Replace the benchmark, on an idle machine of four logical processors and two cores; return the measured plans."""
+    monkeypatch.setattr(autotune, "MIN_PARAMETERS", 0)
     monkeypatch.setattr(autotune, "granted_cores", lambda: 4)
     monkeypatch.setattr(program, "choose_threads", lambda: 2)
     monkeypatch.setattr(autotune, "is_crowded", lambda *_: False)
-    seen: list[ExecutionPlan] = []
+    measured: list[ExecutionPlan] = []
 
-    def put(stopwatch: Stopwatch) -> list[ExecutionPlan]:
-        def seconds(_products: LayerBenchmark, found: ExecutionPlan, _clock: Any) -> float:
-            seen.append(found)
-            return stopwatch(found) * found.row_tokens
+    def replace_benchmark(time_of: TimeOf) -> list[ExecutionPlan]:
+        def seconds(_layer: LayerBenchmark, plan: ExecutionPlan, _clock: Any) -> float:
+            measured.append(plan)
+            return time_of(plan) * plan.row_tokens
 
         monkeypatch.setattr(LayerBenchmark, "seconds", seconds)
-        return seen
+        return measured
 
-    return put
+    return replace_benchmark
 
 
-def alike(found: ExecutionPlan) -> float:
+def equally_fast(plan: ExecutionPlan) -> float:
     return 1e-6
 
 
-def imitates_bfloat16(found: ExecutionPlan) -> float:
-    return 3e-6 if found.compute_dtype == "bfloat16" else 1e-6
+def emulated_bfloat16(plan: ExecutionPlan) -> float:
+    return 3e-6 if plan.compute_dtype == "bfloat16" else 1e-6
 
 
-def likes_one_thread(found: ExecutionPlan) -> float:
-    return 1e-6 * found.threads
+def fast_with_one_thread(plan: ExecutionPlan) -> float:
+    return 1e-6 * plan.threads
 
 
-def likes_one_thread_and_float32(found: ExecutionPlan) -> float:
-    return imitates_bfloat16(found) * found.threads
+def fast_with_one_thread_and_float32(plan: ExecutionPlan) -> float:
+    return emulated_bfloat16(plan) * plan.threads
 
 
-def look(tiny: Path, examples: Path, tmp_path: Path, **changes: Any) -> tuple[ExecutionPlan, list[Any]]:
-    said: list[Record] = []
+def autotune_plan(tiny: Path, examples: Path, tmp_path: Path, **changes: Any) -> tuple[ExecutionPlan, list[Any]]:
+    records: list[Record] = []
     spec = make_spec(tiny, examples, **{"threads": None, "dtype_is_free": True, **changes})
-    return fastest_plan(spec, tmp_path, CPU, RULE, RecordWriter(said.append, spec.run)), said
+    return fastest_plan(spec, tmp_path, CPU, DEFAULT, RecordWriter(records.append, spec.run)), records
 
 
-class TestTheRule:
-    def test_stays_where_nothing_is_faster(self, tiny: Path, examples: Path, tmp_path: Path, timed: Any) -> None:
-        timed(alike)
-        assert look(tiny, examples, tmp_path)[0] == RULE
+class TestDefault:
+    def test_stays_if_nothing_is_faster(
+        self, tiny: Path, examples: Path, tmp_path: Path, replace_benchmark: Any
+    ) -> None:
+        replace_benchmark(equally_fast)
+        assert autotune_plan(tiny, examples, tmp_path)[0] == DEFAULT
 
     @pytest.mark.parametrize("faster_by", [0.95, 0.91])
-    def test_stays_where_noise_could_have_made_the_difference(
-        self, tiny: Path, examples: Path, tmp_path: Path, timed: Any, faster_by: float
+    def test_stays_if_the_difference_may_be_noise(
+        self, tiny: Path, examples: Path, tmp_path: Path, replace_benchmark: Any, faster_by: float
     ) -> None:
 
-        def nearly_alike(found: ExecutionPlan) -> float:
-            is_rule = found.compute_dtype == "bfloat16" and found.threads < 4 and found.row_tokens != 512
-            return 1e-6 if is_rule else faster_by * 1e-6
+        def nearly_equally_fast(plan: ExecutionPlan) -> float:
+            is_default = plan.compute_dtype == "bfloat16" and plan.threads < 4 and plan.row_tokens != 512
+            return 1e-6 if is_default else faster_by * 1e-6
 
-        timed(nearly_alike)
-        assert look(tiny, examples, tmp_path)[0] == RULE
+        replace_benchmark(nearly_equally_fast)
+        assert autotune_plan(tiny, examples, tmp_path)[0] == DEFAULT
 
-    def test_stays_for_a_model_so_small_that_its_time_goes_elsewhere(
-        self, tiny: Path, examples: Path, tmp_path: Path, timed: Any, monkeypatch: pytest.MonkeyPatch
+    def test_stays_for_a_model_with_few_linear_parameters(
+        self, tiny: Path, examples: Path, tmp_path: Path, replace_benchmark: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        seen = timed(likes_one_thread_and_float32)
-        monkeypatch.setattr(autotune, "LEAST_PARAMETERS", 10_000_000)
-        assert (look(tiny, examples, tmp_path), seen) == ((RULE, []), [])
+        measured = replace_benchmark(fast_with_one_thread_and_float32)
+        monkeypatch.setattr(autotune, "MIN_PARAMETERS", 10_000_000)
+        assert (autotune_plan(tiny, examples, tmp_path), measured) == ((DEFAULT, []), [])
 
-    def test_stays_on_a_gpu(self, tiny: Path, examples: Path, tmp_path: Path, timed: Any) -> None:
-        seen = timed(likes_one_thread_and_float32)
+    def test_stays_on_a_gpu(self, tiny: Path, examples: Path, tmp_path: Path, replace_benchmark: Any) -> None:
+        measured = replace_benchmark(fast_with_one_thread_and_float32)
         spec = make_spec(tiny, examples, threads=None, dtype_is_free=True)
-        assert fastest_plan(spec, tmp_path, torch.device("cuda"), RULE, RecordWriter(lambda _: None, spec.run)) == RULE
-        assert seen == []
+        writer = RecordWriter(lambda _: None, spec.run)
+        assert fastest_plan(spec, tmp_path, torch.device("cuda"), DEFAULT, writer) == DEFAULT
+        assert measured == []
 
-    def test_stays_where_the_probe_fails_and_the_log_says_so(
-        self, tiny: Path, examples: Path, tmp_path: Path, timed: Any, capsys: pytest.CaptureFixture[str]
+    def test_stays_if_the_benchmark_fails_and_the_error_is_logged(
+        self, tiny: Path, examples: Path, tmp_path: Path, replace_benchmark: Any, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        def broken(found: ExecutionPlan) -> float:
+        def broken(plan: ExecutionPlan) -> float:
             raise RuntimeError("could not create a primitive")
 
-        timed(broken)
-        assert look(tiny, examples, tmp_path) == (RULE, [])
+        replace_benchmark(broken)
+        assert autotune_plan(tiny, examples, tmp_path) == (DEFAULT, [])
         logged = capsys.readouterr().err
         assert "could not create a primitive" in logged
-        assert "What is fastest here could not be timed; going on in bfloat16 with 2 threads." in logged
+        assert "CPU autotuning failed; training continues in bfloat16 with 2 threads." in logged
 
 
-class TestWhatWasAskedFor:
-    def test_a_type_is_not_timed(self, tiny: Path, examples: Path, tmp_path: Path, timed: Any) -> None:
-        seen = timed(imitates_bfloat16)
-        found, _ = look(tiny, examples, tmp_path, dtype_is_free=False)
-        assert found == RULE
-        assert {each.compute_dtype for each in seen} == {"bfloat16"}
-
-    def test_a_number_of_threads_is_not_timed_nor_are_rows_then(
-        self, tiny: Path, examples: Path, tmp_path: Path, timed: Any
+class TestRequestedValues:
+    def test_a_requested_dtype_is_not_measured(
+        self, tiny: Path, examples: Path, tmp_path: Path, replace_benchmark: Any
     ) -> None:
-        seen = timed(likes_one_thread_and_float32)
-        found, _ = look(tiny, examples, tmp_path, threads=2)
-        assert found == plan("float32", 2)
-        assert {each.row_tokens for each in seen} == {autotune.TOKENS}
+        measured = replace_benchmark(emulated_bfloat16)
+        plan, _ = autotune_plan(tiny, examples, tmp_path, dtype_is_free=False)
+        assert plan == DEFAULT
+        assert {each.compute_dtype for each in measured} == {"bfloat16"}
 
-    def test_both_leave_nothing_to_time(self, tiny: Path, examples: Path, tmp_path: Path, timed: Any) -> None:
-        seen = timed(likes_one_thread_and_float32)
-        assert look(tiny, examples, tmp_path, threads=2, dtype_is_free=False) == (RULE, [])
-        assert seen == []
+    def test_with_requested_threads_neither_threads_nor_batch_lengths_are_measured(
+        self, tiny: Path, examples: Path, tmp_path: Path, replace_benchmark: Any
+    ) -> None:
+        measured = replace_benchmark(fast_with_one_thread_and_float32)
+        plan, _ = autotune_plan(tiny, examples, tmp_path, threads=2)
+        assert plan == plan_with("float32", 2)
+        assert {each.row_tokens for each in measured} == {autotune.BENCHMARK_TOKENS}
 
-    def test_sixteen_bit_lora_is_in_sixteen_bits(self, tiny: Path, examples: Path, tmp_path: Path, timed: Any) -> None:
-        timed(imitates_bfloat16)
-        assert look(tiny, examples, tmp_path, quantization=None)[0] == RULE
+    def test_with_both_nothing_is_measured(
+        self, tiny: Path, examples: Path, tmp_path: Path, replace_benchmark: Any
+    ) -> None:
+        measured = replace_benchmark(fast_with_one_thread_and_float32)
+        assert autotune_plan(tiny, examples, tmp_path, threads=2, dtype_is_free=False) == (DEFAULT, [])
+        assert measured == []
+
+    def test_sixteen_bit_lora_computes_in_sixteen_bits(
+        self, tiny: Path, examples: Path, tmp_path: Path, replace_benchmark: Any
+    ) -> None:
+        replace_benchmark(emulated_bfloat16)
+        assert autotune_plan(tiny, examples, tmp_path, quantization=None)[0] == DEFAULT
 
 
 class TestComputeDtype:
-    def test_float32_where_the_processor_imitates_bfloat16(
-        self, tiny: Path, examples: Path, tmp_path: Path, timed: Any
+    def test_float32_if_the_processor_emulates_bfloat16(
+        self, tiny: Path, examples: Path, tmp_path: Path, replace_benchmark: Any
     ) -> None:
-        timed(imitates_bfloat16)
-        found, (message,) = look(tiny, examples, tmp_path)
-        assert found == plan("float32", 2)
+        replace_benchmark(emulated_bfloat16)
+        plan, (message,) = autotune_plan(tiny, examples, tmp_path)
+        assert plan == plan_with("float32", 2)
         assert message.message == (
-            "Timed a layer's products: float32 0.33 times bfloat16; 1 thread 1.00, 4 threads 1.00 times 2 threads; "
-            "rows of 768 1.00, rows of 512 1.00, rows of 256 1.00 times rows of 1,024. "
-            "Training in float32 with 2 threads."
+            "CPU autotuning: training in float32 with 2 threads. Measured times of a layer: float32 0.33x that of "
+            "bfloat16; 1 thread 1.00x, 4 threads 1.00x that of 2 threads; batches of 768 tokens 1.00x, batches of 512 "
+            "tokens 1.00x, batches of 256 tokens 1.00x that of batches of 1,024 tokens."
         )
         assert message.data["microseconds_per_token"]["compute_dtype"] == {"bfloat16": 3.0, "float32": 1.0}
         assert message.data["chosen"] == {"compute_dtype": "float32", "threads": 2, "row_tokens": None}
         assert 0 <= message.data["probe_seconds"] < 60
 
-    def test_what_is_beside_the_products_takes_twice_as_long_so_a_third_less_is_not_enough(
-        self, tiny: Path, examples: Path, tmp_path: Path, timed: Any
+    def test_a_third_less_in_the_products_is_not_enough_because_other_operations_take_longer(
+        self, tiny: Path, examples: Path, tmp_path: Path, replace_benchmark: Any
     ) -> None:
-        timed(lambda found: 1e-6 if found.compute_dtype == "bfloat16" else 0.66e-6)
-        assert look(tiny, examples, tmp_path)[0] == RULE
+        replace_benchmark(lambda plan: 1e-6 if plan.compute_dtype == "bfloat16" else 0.66e-6)
+        assert autotune_plan(tiny, examples, tmp_path)[0] == DEFAULT
 
-    def test_never_where_memory_is_too_short_for_it(
-        self, tiny: Path, examples: Path, tmp_path: Path, timed: Any, monkeypatch: pytest.MonkeyPatch
+    def test_never_if_it_does_not_fit_into_memory(
+        self, tiny: Path, examples: Path, tmp_path: Path, replace_benchmark: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        timed(imitates_bfloat16)
+        replace_benchmark(emulated_bfloat16)
         monkeypatch.setattr(device_memory, "measure", lambda _: DeviceMemory(100_000_000, 50_000_000))
-        found, (message,) = look(tiny, examples, tmp_path)
-        assert found == RULE
-        assert "float32 would be faster, but takes more memory than there is." in message.message
+        plan, (message,) = autotune_plan(tiny, examples, tmp_path)
+        assert plan == DEFAULT
+        assert "float32 would be faster, but needs more memory than is free." in message.message
 
-    def test_never_after_a_kill_for_memory(self, tiny: Path, examples: Path, tmp_path: Path, timed: Any) -> None:
-        timed(imitates_bfloat16)
-        assert look(tiny, examples, tmp_path, out_of_memory_kills=1)[0] == RULE
+    def test_never_after_a_kill_for_memory(
+        self, tiny: Path, examples: Path, tmp_path: Path, replace_benchmark: Any
+    ) -> None:
+        replace_benchmark(emulated_bfloat16)
+        assert autotune_plan(tiny, examples, tmp_path, out_of_memory_kills=1)[0] == DEFAULT
 
 
 class TestThreads:
-    def test_fewer_where_more_wait_for_each_other(self, tiny: Path, examples: Path, tmp_path: Path, timed: Any) -> None:
-        timed(likes_one_thread)
-        assert look(tiny, examples, tmp_path)[0] == plan("bfloat16", 1)
+    def test_fewer_if_they_are_faster(self, tiny: Path, examples: Path, tmp_path: Path, replace_benchmark: Any) -> None:
+        replace_benchmark(fast_with_one_thread)
+        assert autotune_plan(tiny, examples, tmp_path)[0] == plan_with("bfloat16", 1)
 
-    def test_two_for_each_core_where_that_is_faster(
-        self, tiny: Path, examples: Path, tmp_path: Path, timed: Any
+    def test_two_per_core_if_they_are_faster(
+        self, tiny: Path, examples: Path, tmp_path: Path, replace_benchmark: Any
     ) -> None:
-        timed(lambda found: 1e-6 / found.threads)
-        assert look(tiny, examples, tmp_path)[0] == plan("bfloat16", 4)
+        replace_benchmark(lambda plan: 1e-6 / plan.threads)
+        assert autotune_plan(tiny, examples, tmp_path)[0] == plan_with("bfloat16", 4)
 
-    def test_are_not_judged_while_others_use_the_cores(
-        self, tiny: Path, examples: Path, tmp_path: Path, timed: Any, monkeypatch: pytest.MonkeyPatch
+    def test_default_threads_are_kept_while_other_programs_use_the_cpu(
+        self, tiny: Path, examples: Path, tmp_path: Path, replace_benchmark: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        timed(likes_one_thread_and_float32)
+        replace_benchmark(fast_with_one_thread_and_float32)
         monkeypatch.setattr(autotune, "is_crowded", lambda *_: True)
-        found, (message,) = look(tiny, examples, tmp_path)
-        assert found == plan("float32", 2)
-        assert "Other programs use the cores" in message.message
+        plan, (message,) = autotune_plan(tiny, examples, tmp_path)
+        assert plan == plan_with("float32", 2)
+        assert "Other programs use the CPU" in message.message
 
     @pytest.mark.parametrize(("one", "chosen"), [(0.5, 1), (0.89, 1), (0.91, 2), (1.1, 2)])
-    def test_only_a_tenth_less_is_less(self, one: float, chosen: int) -> None:
+    def test_a_saving_below_a_tenth_does_not_count(self, one: float, chosen: int) -> None:
         assert fastest_threads({2: 1.0, 1: one}) == chosen
 
 
-class TestRows:
+class TestBatchLengths:
     @pytest.mark.parametrize(
         ("seconds", "chosen"),
         [
@@ -224,32 +235,38 @@ class TestRows:
             ({1024: 1.0, 512: 0.6, 256: 0.1}, 256),
         ],
     )
-    def test_shorter_ones_must_save_more_than_their_launches_cost(
+    def test_shorter_ones_must_save_more_than_their_kernel_launches_cost(
         self, seconds: dict[int, float], chosen: int | None
     ) -> None:
-        assert fastest_row(seconds) == chosen
+        assert fastest_length(seconds) == chosen
 
-    def test_none_is_timed_that_cannot_win(self, tiny: Path, examples: Path, tmp_path: Path, timed: Any) -> None:
-        seen = timed(alike)
-        look(tiny, examples, tmp_path)
-        assert {each.row_tokens for each in seen} == {1024, 768, 512, 256}
+    def test_only_lengths_that_can_be_chosen_are_measured(
+        self, tiny: Path, examples: Path, tmp_path: Path, replace_benchmark: Any
+    ) -> None:
+        measured = replace_benchmark(equally_fast)
+        autotune_plan(tiny, examples, tmp_path)
+        assert {each.row_tokens for each in measured} == {1024, 768, 512, 256}
 
-    def test_the_plan_keeps_to_the_fastest(self, tiny: Path, examples: Path, tmp_path: Path, timed: Any) -> None:
-        timed(lambda found: 0.5e-6 if found.row_tokens == 512 else 1e-6)
+    def test_the_plan_has_the_fastest_length(
+        self, tiny: Path, examples: Path, tmp_path: Path, replace_benchmark: Any
+    ) -> None:
+        replace_benchmark(lambda plan: 0.5e-6 if plan.row_tokens == 512 else 1e-6)
         code, log = run_trainer(make_spec(tiny, examples, threads=None, max_steps=1), tmp_path)
         assert (code, log.of(Planned)[0].mode.row_tokens) == (ExitCode.DONE, 512)
 
 
-class TestNothingElseChanges:
-    def test_weights_and_dice(self, tiny: Path, examples: Path, tmp_path: Path, timed: Any, monkeypatch: Any) -> None:
-        """The adapter is that of a run in which the same was asked for by name and nothing was timed."""
+class TestSideEffects:
+    def test_weights_and_random_states_stay_unchanged(
+        self, tiny: Path, examples: Path, tmp_path: Path, replace_benchmark: Any, monkeypatch: Any
+    ) -> None:
+        """The adapter equals that of a run that requests the same values, so that nothing is measured."""
         seconds, timings = LayerBenchmark.seconds, []
-        timed(likes_one_thread_and_float32)
+        replace_benchmark(fast_with_one_thread_and_float32)
         fake = LayerBenchmark.seconds
 
-        def both(products: LayerBenchmark, found: ExecutionPlan, clock: Any) -> float:
-            timings.append(seconds(products, found, clock))
-            return fake(products, found, clock)
+        def both(products: LayerBenchmark, plan: ExecutionPlan, clock: Any) -> float:
+            timings.append(seconds(products, plan, clock))
+            return fake(products, plan, clock)
 
         monkeypatch.setattr(LayerBenchmark, "seconds", both)
         before, python = torch.get_rng_state(), random.getstate()
@@ -266,31 +283,31 @@ class TestNothingElseChanges:
         one, other = (final_adapter(log, tmp_path / name) for name, log in logs.items())
         assert all(torch.equal(one[name], other[name]) for name in one)
 
-    def test_a_later_attempt_keeps_what_the_first_one_found(
-        self, tiny: Path, examples: Path, tmp_path: Path, timed: Any
+    def test_a_later_attempt_keeps_the_choice_of_the_first(
+        self, tiny: Path, examples: Path, tmp_path: Path, replace_benchmark: Any
     ) -> None:
-        knobs: dict[str, Any] = {"threads": None, "dtype_is_free": True, "dropout": 0.2, "n_epochs": 2}
-        timed(likes_one_thread_and_float32)
-        _, whole = run_trainer(make_spec(tiny, examples, **knobs), tmp_path / "whole")
-        _, first = run_trainer(make_spec(tiny, examples, **knobs), tmp_path / "first", stop_at=(3, Command.DRAIN))
+        changes: dict[str, Any] = {"threads": None, "dtype_is_free": True, "dropout": 0.2, "n_epochs": 2}
+        replace_benchmark(fast_with_one_thread_and_float32)
+        _, uninterrupted = run_trainer(make_spec(tiny, examples, **changes), tmp_path / "whole")
+        _, first = run_trainer(make_spec(tiny, examples, **changes), tmp_path / "first", stop_at=(3, Command.DRAIN))
         snapshot = tmp_path / "first" / first.of(SnapshotSaved)[-1].directory
 
-        seen = timed(lambda found: 1e-6 / likes_one_thread_and_float32(found))
-        seen.clear()
-        _, second = run_trainer(make_spec(tiny, examples, resume_from=snapshot, **knobs), tmp_path / "second")
-        assert seen == []
+        measured = replace_benchmark(lambda plan: 1e-6 / fast_with_one_thread_and_float32(plan))
+        measured.clear()
+        _, second = run_trainer(make_spec(tiny, examples, resume_from=snapshot, **changes), tmp_path / "second")
+        assert measured == []
         started = second.of(Started)[0]
         assert (started.start_step, started.compute_dtype, started.threads) == (3, "float32", 1)
-        assert not [each for each in second.of(Message) if each.message.startswith("Timed")]
-        one, other = final_adapter(whole, tmp_path / "whole"), final_adapter(second, tmp_path / "second")
+        assert not [each for each in second.of(Message) if each.message.startswith("CPU autotuning")]
+        one, other = final_adapter(uninterrupted, tmp_path / "whole"), final_adapter(second, tmp_path / "second")
         assert all(torch.equal(one[name], other[name]) for name in one)
 
-    def test_the_plan_counts_the_numbers_that_are_computed_in(
-        self, tiny: Path, examples: Path, tmp_path: Path, timed: Any
+    def test_the_memory_plan_uses_the_chosen_dtype(
+        self, tiny: Path, examples: Path, tmp_path: Path, replace_benchmark: Any
     ) -> None:
         plans = []
-        for name, stopwatch in (("narrow", alike), ("wide", imitates_bfloat16)):
-            timed(stopwatch)
+        for name, time_of in (("narrow", equally_fast), ("wide", emulated_bfloat16)):
+            replace_benchmark(time_of)
             spec = make_spec(tiny, examples, max_steps=1, dtype_is_free=True)
             plans.append(run_trainer(spec, tmp_path / name)[1].of(Planned)[0])
         assert plans[1].components["cache"] == 2 * plans[0].components["cache"] > 0

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from worker.trainer.runtime.cpu_load import Sample, is_crowded, take_sample
+from worker.trainer.runtime.cpu_load import CpuSample, is_crowded, take_sample
 
 
 class TestIsCrowded:
@@ -20,22 +20,22 @@ class TestIsCrowded:
             (8.5, 16, 8, True),
         ],
     )
-    def test_others_may_use_what_our_threads_do_not_need(
+    def test_other_programs_may_use_the_cores_our_threads_do_not_need(
         self, others_cores: float, cores: int, threads: int, expected: bool
     ) -> None:
-        before = Sample(100.0, 1000.0, 50.0)
-        after = Sample(102.0, 1000.0 + 2 * (threads + others_cores), 50.0 + 2 * threads)
+        before = CpuSample(100.0, 1000.0, 50.0)
+        after = CpuSample(102.0, 1000.0 + 2 * (threads + others_cores), 50.0 + 2 * threads)
 
         assert is_crowded(before, after, cores, threads) is expected
 
-    def test_our_own_work_does_not_crowd_us(self) -> None:
-        before = Sample(0.0, 0.0, 0.0)
+    def test_the_work_of_this_process_does_not_count(self) -> None:
+        before = CpuSample(0.0, 0.0, 0.0)
 
-        assert not is_crowded(before, Sample(1.0, 2.0, 2.0), cores=2, threads=2)
+        assert not is_crowded(before, CpuSample(1.0, 2.0, 2.0), cores=2, threads=2)
 
 
 class TestTakeSample:
-    def test_time_and_our_own_work_only_grow(self) -> None:
+    def test_elapsed_time_and_own_cpu_time_increase(self) -> None:
         before = take_sample()
         deadline = time.process_time() + 0.02
         while time.process_time() < deadline:

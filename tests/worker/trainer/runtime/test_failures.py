@@ -27,7 +27,7 @@ class TestExplain:
             MemoryError(),
         ],
     )
-    def test_running_out_of_memory_names_the_knob_to_turn(self, run: RunSpec, error: Exception) -> None:
+    def test_out_of_memory_names_the_parameter_to_change(self, run: RunSpec, error: Exception) -> None:
         failure = explain(error, run)
         assert failure.reason is Reason.OUT_OF_MEMORY
         assert failure.param == "hyperparameters.context_length"
@@ -36,10 +36,10 @@ class TestExplain:
     @pytest.mark.parametrize(
         "error", [OSError(errno.ENOSPC, "x"), RuntimeError("No space left on device (os error 28)")]
     )
-    def test_a_full_disk_is_called_so(self, run: RunSpec, error: Exception) -> None:
+    def test_a_full_disk_has_its_own_reason(self, run: RunSpec, error: Exception) -> None:
         assert explain(error, run).reason is Reason.STORAGE_FULL
 
-    def test_what_nobody_foresaw_is_a_crash_without_its_text(self, run: RunSpec) -> None:
+    def test_an_unknown_error_is_a_crash_without_its_text(self, run: RunSpec) -> None:
         failure = explain(ValueError("/srv/secret/path"), run)
         assert failure.reason is Reason.TRAINER_CRASHED
         assert "ValueError" in failure.message
@@ -52,23 +52,23 @@ class TestExplain:
         )  # fmt: skip
 
 
-class TestSurvivedShortage:
-    def test_behind_the_block_its_tensors_are_free_and_the_log_has_the_error(
+class TestSuppressOutOfMemory:
+    def test_after_the_block_its_tensors_are_freed_and_the_error_is_logged(
         self, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        held: list[weakref.ref[torch.Tensor]] = []
+        references: list[weakref.ref[torch.Tensor]] = []
 
         def work() -> None:
             tensor = torch.zeros(1)
-            held.append(weakref.ref(tensor))
+            references.append(weakref.ref(tensor))
             raise MemoryError("so little")
 
         with SuppressOutOfMemory():
             work()
-        assert held[0]() is None
+        assert references[0]() is None
         assert "MemoryError: so little" in capsys.readouterr().err
 
-    def test_what_cannot_be_done_again_and_any_other_error_go_through(self) -> None:
+    def test_other_errors_and_work_that_is_not_repeatable_raise(self) -> None:
         with pytest.raises(MemoryError), SuppressOutOfMemory(lambda: False):
             raise MemoryError
         with pytest.raises(RuntimeError, match="shapes"), SuppressOutOfMemory():

@@ -1,4 +1,4 @@
-"""A decoder layer's products, timed by themselves: all of them, and nothing else is touched."""
+"""The benchmark measures all matrix products of a decoder layer and has no side effects."""
 
 from __future__ import annotations
 
@@ -21,51 +21,51 @@ def plan(dtype: str, threads: int, row_tokens: int) -> ExecutionPlan:
 
 
 @pytest.fixture
-def timed(tiny: Path) -> LayerBenchmark:
+def benchmark(tiny: Path) -> LayerBenchmark:
     return LayerBenchmark(read_catalog_entry(tiny).target_modules.values(), rank=4)
 
 
-class TestProducts:
+class TestLayerBenchmark:
     @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-    def test_each_layer_of_the_model_counts_once(self, timed: LayerBenchmark, dtype: str) -> None:
+    def test_each_layer_of_the_model_counts_once(self, benchmark: LayerBenchmark, dtype: str) -> None:
         ticks = count()
-        assert timed.seconds(plan(dtype, 1, 8), lambda: float(next(ticks))) == 7  # q, k, v, o, gate, up, down
+        assert benchmark.seconds(plan(dtype, 1, 8), lambda: float(next(ticks))) == 7  # q, k, v, o, gate, up, down
 
-    def test_forward_and_backward_are_of_the_plans_batch_in_its_numbers(
-        self, timed: LayerBenchmark, monkeypatch: pytest.MonkeyPatch
+    def test_forward_and_backward_have_the_plans_batch_length_and_dtype(
+        self, benchmark: LayerBenchmark, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        seen = []
+        shapes = []
         forward = AdaptedLinear.forward
 
-        def watched(layer: AdaptedLinear, x: torch.Tensor) -> torch.Tensor:
+        def recorded_forward(layer: AdaptedLinear, x: torch.Tensor) -> torch.Tensor:
             y = forward(layer, x)
-            y.register_hook(lambda dy: seen.append((tuple(x.shape), x.dtype, tuple(dy.shape))))
+            y.register_hook(lambda dy: shapes.append((tuple(x.shape), x.dtype, tuple(dy.shape))))
             return y
 
-        monkeypatch.setattr(AdaptedLinear, "forward", watched)
-        timed.seconds(plan("bfloat16", 1, 24), lambda: 0.0)
+        monkeypatch.setattr(AdaptedLinear, "forward", recorded_forward)
+        benchmark.seconds(plan("bfloat16", 1, 24), lambda: 0.0)
         bf16 = torch.bfloat16
-        assert sorted(seen, key=str) == sorted(
+        assert sorted(shapes, key=str) == sorted(
             [((24, 64), bf16, (24, 64)), ((24, 64), bf16, (24, 32)), ((24, 64), bf16, (24, 128)),
              ((24, 128), bf16, (24, 64))], key=str
         )  # fmt: skip
 
-    def test_the_number_of_threads_is_the_plans(self, timed: LayerBenchmark) -> None:
-        timed.seconds(plan("float32", 2, 8), lambda: 0.0)
+    def test_the_number_of_threads_is_the_plans(self, benchmark: LayerBenchmark) -> None:
+        benchmark.seconds(plan("float32", 2, 8), lambda: 0.0)
         threads = torch.get_num_threads()
-        timed.seconds(plan("float32", 1, 8), lambda: 0.0)
+        benchmark.seconds(plan("float32", 1, 8), lambda: 0.0)
         assert (threads, torch.get_num_threads()) == (2, 1)
 
-    def test_no_dice_are_thrown(self, timed: LayerBenchmark) -> None:
+    def test_no_random_generator_is_used(self, benchmark: LayerBenchmark) -> None:
         before, python = torch.get_rng_state(), random.getstate()
-        timed.seconds(plan("bfloat16", 1, 8), lambda: 0.0)
+        benchmark.seconds(plan("bfloat16", 1, 8), lambda: 0.0)
         assert torch.equal(torch.get_rng_state(), before)
         assert random.getstate() == python
 
-    def test_a_large_layer_is_timed_at_a_size_that_takes_no_time(
+    def test_a_large_layer_is_measured_at_the_maximum_dimension(
         self, tiny: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(layer_benchmark, "LARGEST_SIDE", 16)
+        monkeypatch.setattr(layer_benchmark, "MAX_DIMENSION", 16)
         clipped = LayerBenchmark(read_catalog_entry(tiny).target_modules.values(), rank=64)
         assert clipped.seconds(plan("float32", 1, 8), iter(range(99)).__next__) == 7
         (layer,) = clipped._layers.values()

@@ -4,17 +4,18 @@ import os
 
 import pytest
 
-from worker.trainer.runtime.onednn import CAPACITY, CAPACITY_OF_TORCH, limit_primitive_cache
+from worker.trainer.runtime.onednn import CAPACITY_VARIABLES, limit_primitive_cache
 
 
-@pytest.mark.parametrize("name", [CAPACITY, CAPACITY_OF_TORCH])
+@pytest.mark.parametrize("name", CAPACITY_VARIABLES)
 def test_both_caches_are_limited(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(os, "environ", {})
     limit_primitive_cache()
     assert os.environ[name] == "128"
 
 
-def test_what_an_operator_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "environ", {CAPACITY: "7"})
+def test_an_operators_value_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    capacity, torch_capacity = CAPACITY_VARIABLES
+    monkeypatch.setattr(os, "environ", {capacity: "7"})
     limit_primitive_cache()
-    assert os.environ == {CAPACITY: "7", CAPACITY_OF_TORCH: "128"}
+    assert os.environ == {capacity: "7", torch_capacity: "128"}

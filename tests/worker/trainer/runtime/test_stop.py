@@ -15,8 +15,8 @@ def stops_after(*lines: bytes) -> StopRequests:
     return stops
 
 
-class TestStops:
-    def test_nothing_was_asked_for_at_first(self) -> None:
+class TestStopRequests:
+    def test_there_is_no_request_at_first(self) -> None:
         assert StopRequests("a").strongest is None
 
     def test_a_control_line_is_a_request(self) -> None:
@@ -29,7 +29,7 @@ class TestStops:
     @pytest.mark.parametrize(
         "line", [b"", b"pause", b'{"command": "explode", "run_id": "a"}', b'{"command": "cancel"}']
     )
-    def test_a_line_that_is_no_control_line_is_ignored_and_logged(
+    def test_an_invalid_control_line_is_ignored_and_logged(
         self, line: bytes, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert stops_after(line).strongest is None
