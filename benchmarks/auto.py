@@ -30,7 +30,7 @@ from benchmarks.paired import Interval, accuracy_interval, loss_interval
 from benchmarks.score import Score, load_adapter, score
 from benchmarks.tasks import TASKS, Task, write
 from worker.trainer.data.batch import TokenizedDataset, read_dataset
-from worker.trainer.model.base_model import Base, open_base
+from worker.trainer.model.base_model import FrozenBase, open_base
 from worker.trainer.run import run
 from worker.trainer.runtime.device import choose_compute_dtype, choose_device, choose_threads
 from worker.trainer.runtime.stop import StopRequests
@@ -137,7 +137,7 @@ def arms(options: argparse.Namespace) -> list[str]:
 
 
 def train(
-    work: Work, directory: Path, base: Path, entry: CatalogEntry, scorer: Base, options: argparse.Namespace
+    work: Work, directory: Path, base: Path, entry: CatalogEntry, scorer: FrozenBase, options: argparse.Namespace
 ) -> Scores:
     scores: Scores = {arm: [] for arm in arms(options)}
     for seed in options.seeds:

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from app.domain.jobs.spec import RunSpec
 from app.system.artifact_directory import ADAPTER_WEIGHTS
-from worker.trainer.adapter.lora import Adapter, make_adapter
+from worker.trainer.adapter.lora import LoraAdapter, make_adapter
 from worker.trainer.data.batch import TokenizedDataset, pack_batches
-from worker.trainer.model.base_model import Base, hidden_states
+from worker.trainer.model.base_model import FrozenBase, hidden_states
 from worker.trainer.objective.linear_cross_entropy import linear_cross_entropy
 
 ROW_TOKENS = 2048
@@ -41,7 +41,7 @@ class Score:
         return sum(self.exact) / len(self.exact)
 
 
-def load_adapter(base: Base, run: RunSpec, directory: Path) -> Adapter:
+def load_adapter(base: FrozenBase, run: RunSpec, directory: Path) -> LoraAdapter:
     """Return an adapter for the base's layers with the saved A and B."""
     adapter = make_adapter(run.lora, run.seed, base.layers, base.device)
     saved = load_file(directory / ADAPTER_WEIGHTS, device=str(base.device))
@@ -51,7 +51,7 @@ def load_adapter(base: Base, run: RunSpec, directory: Path) -> Adapter:
 
 
 @torch.no_grad()
-def score(base: Base, adapter: Adapter, dataset: TokenizedDataset) -> Score:
+def score(base: FrozenBase, adapter: LoraAdapter, dataset: TokenizedDataset) -> Score:
     """Score one document for each example."""
     documents = dataset.documents_of(range(len(dataset)))
     labelled = [sum(dataset.tokens_and_labels(document)[1]) for document in documents]

@@ -14,20 +14,20 @@ from app.system.artifact_directory import ADAPTER_WEIGHTS
 from benchmarks.score import load_adapter, score
 from tests.tiny import make_tiny_base
 from tests.worker.trainer.helpers import make_spec
-from worker.trainer.adapter.lora import Adapter, make_adapter
+from worker.trainer.adapter.lora import LoraAdapter, make_adapter
 from worker.trainer.data.batch import TokenizedDataset, pack_batches
-from worker.trainer.model.base_model import Base, hidden_states, load_base
+from worker.trainer.model.base_model import FrozenBase, hidden_states, load_base
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def base(tmp_path: Path) -> Base:
+def base(tmp_path: Path) -> FrozenBase:
     return load_base("tiny", make_tiny_base(tmp_path / "base"), QuantizationSpec(), torch.bfloat16, CPU)
 
 
 @pytest.fixture
-def adapter(base: Base, tmp_path: Path) -> Adapter:
+def adapter(base: FrozenBase, tmp_path: Path) -> LoraAdapter:
     """From disk; it answers otherwise than the base."""
     (tmp_path / "train.jsonl").write_text("")
     run = make_spec(base.directory, tmp_path / "train.jsonl").run
@@ -49,7 +49,7 @@ def dataset_of(*documents: Document) -> TokenizedDataset:
 
 
 @torch.no_grad()
-def greedy(base: Base, adapter: Adapter, prompt: list[int], count: int) -> list[int]:
+def greedy(base: FrozenBase, adapter: LoraAdapter, prompt: list[int], count: int) -> list[int]:
     tokens = list(prompt)
     for _ in range(count):
         dataset = dataset_of(Document(1, tokens, [False] * (len(tokens) - 1) + [True]))
@@ -58,7 +58,7 @@ def greedy(base: Base, adapter: Adapter, prompt: list[int], count: int) -> list[
     return tokens
 
 
-def test_a_greedy_answer_is_exact_and_one_with_another_token_is_not(base: Base, adapter: Adapter) -> None:
+def test_a_greedy_answer_is_exact_and_one_with_another_token_is_not(base: FrozenBase, adapter: LoraAdapter) -> None:
     marks = [False] * 3 + [True] * 5
     answers = [greedy(base, adapter, prompt, 5) for prompt in ([7, 8, 9], [70, 71, 72])]
     wrong = [*answers[1][:-2], (answers[1][-2] + 1) % 256, answers[1][-1]]
@@ -69,7 +69,7 @@ def test_a_greedy_answer_is_exact_and_one_with_another_token_is_not(base: Base, 
     assert found.loss == pytest.approx(sum(found.nats) / 15)
 
 
-def test_it_is_the_adapter_that_is_scored(base: Base, adapter: Adapter) -> None:
+def test_it_is_the_adapter_that_is_scored(base: FrozenBase, adapter: LoraAdapter) -> None:
     dataset = dataset_of(Document(1, [7, 8, 9, 10], [False] * 2 + [True] * 2))
     tuned = score(base, adapter, dataset)
     adapter.layers.clear()

@@ -62,7 +62,7 @@ JOB_ERRORS: dict[Reason, JobErrorCode] = {
     Reason.ADAPTER_MISMATCH: JobErrorCode(
         "What was saved and loaded again is not what was trained: a defect. Nothing was published.",
         "Please report it.",
-        "The saved adapter was loaded again with PEFT and is not what was trained: …. It was not published.",
+        "The saved adapter, loaded with PEFT, is not what was trained: …. It was not published.",
     ),
     Reason.SERVER_ERROR: JobErrorCode(
         "Something of ours is gone or broken, such as the bytes of a file.",

@@ -11,11 +11,11 @@ from app.domain.jobs.spec import TrainerSpec
 from worker.trainer.records import RecordWriter
 from worker.trainer.runtime.stop import StopRequests
 from worker.trainer.snapshot.identity import identity_of
-from worker.trainer.snapshot.snapshot import Snapshot, open_newest
+from worker.trainer.snapshot.snapshot import LoadedSnapshot, open_newest
 
 
 @dataclass(frozen=True)
-class Attempt:
+class TrainingAttempt:
     spec: TrainerSpec
     workdir: Path
     emit: RecordWriter
@@ -26,7 +26,7 @@ class Attempt:
         """Return the values that a snapshot and the run that resumes from it must share."""
         return identity_of(self.spec.run, self.spec.base, self.spec.quantization)
 
-    def open_snapshot(self) -> Snapshot | None:
+    def open_snapshot(self) -> LoadedSnapshot | None:
         """Open the newest valid snapshot of an earlier attempt, if any; report damaged newer ones. Raises Failure."""
         resume_from = self.spec.run.resume_from
         if resume_from is None:

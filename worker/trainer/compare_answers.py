@@ -1,7 +1,8 @@
 """Answers of a base model without and with an adapter: `python -m worker.trainer.compare_answers BASE ADAPTER PROMPTS`.
 
-Plain transformers and PEFT, as anybody would load the adapter. PROMPTS is a JSONL file of {"messages": [...]}; for each
-one JSON line {"prompt", "base", "tuned"} is printed. Greedy, so that the two columns differ by the adapter alone.
+It loads the adapter with transformers and PEFT, as a user would. PROMPTS is a JSONL file of {"messages": [...]}; for
+each line it prints one JSON line {"prompt", "base", "tuned"}. Decoding is greedy, so only the adapter makes a
+difference.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 3:
         print("usage: python -m worker.trainer.compare_answers BASE_DIR ADAPTER_DIR PROMPTS_FILE", file=sys.stderr)
         return 2
-    _be_quiet()
+    _silence_libraries()
     base, adapter, prompts_file = map(Path, arguments)
     lines = prompts_file.read_text(encoding="utf-8").split("\n")
     for answers in sample(base, adapter, [json.loads(line)["messages"] for line in lines if line.strip()]):
@@ -39,18 +40,19 @@ def main(arguments: list[str]) -> int:
 
 
 def sample(base: Path, adapter: Path, prompts: list[Messages]) -> list[dict[str, str]]:
+    """Return {"prompt", "base", "tuned"} for each conversation; the prompt is its last message."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
     model = PeftModel.from_pretrained(_load_base(base, device, _quantization(adapter)), adapter).eval()
-    tuned = _answers(model, tokenizer, prompts, device)
+    tuned_answers = _answers(model, tokenizer, prompts, device)
     with model.disable_adapter():
-        plain = _answers(model, tokenizer, prompts, device)
-    rows = zip(prompts, plain, tuned, strict=True)
-    return [{"prompt": prompt[-1]["content"], "base": before, "tuned": after} for prompt, before, after in rows]
+        base_answers = _answers(model, tokenizer, prompts, device)
+    answers = zip(prompts, base_answers, tuned_answers, strict=True)
+    return [{"prompt": prompt[-1]["content"], "base": base, "tuned": tuned} for prompt, base, tuned in answers]
 
 
 def _load_base(directory: Path, device: str, quantization: dict[str, Any] | None) -> Any:
-    """The base in bfloat16, or quantised as the adapter was trained on it."""
+    """Load the base in bfloat16, or quantised as in the training of the adapter."""
     return AutoModelForCausalLM.from_pretrained(
         directory,
         quantization_config=_bitsandbytes(quantization) if quantization else None,
@@ -71,26 +73,26 @@ def _bitsandbytes(quantization: dict[str, Any]) -> BitsAndBytesConfig:
 
 
 def _quantization(adapter: Path) -> dict[str, Any] | None:
-    """What the adapter's manifest says of the base in training; None for 16 bits, or without a manifest."""
+    """Return the quantization in the adapter's manifest; None for 16 bits, or without a manifest."""
     path = adapter / MANIFEST
-    found: dict[str, Any] | None = json.loads(path.read_text()).get("quantization") if path.exists() else None
-    return found
+    quantization: dict[str, Any] | None = json.loads(path.read_text()).get("quantization") if path.exists() else None
+    return quantization
 
 
 @torch.inference_mode()
 def _answers(model: Any, tokenizer: Any, prompts: list[Messages], device: str) -> list[str]:
-    """All prompts in one batch: the weights are dequantised once a token for all of them. Out of memory: by halves."""
+    """Answer all prompts in one batch, which dequantises each weight once per token; halve it if memory runs out."""
     try:
-        return _answers_at_once(model, tokenizer, prompts, device)
+        return _answer_batch(model, tokenizer, prompts, device)
     except Exception as error:
         if len(prompts) == 1 or not is_out_of_memory(error):
             raise
-    half = len(prompts) // 2  # only now, without the exception, is the batch gone
-    print(f"Out of memory with {len(prompts)} prompts at once; going on with {half}.", file=sys.stderr)
+    half = len(prompts) // 2  # outside of the handler: the exception would keep the tensors of the batch
+    print(f"Out of memory with {len(prompts)} prompts per batch; continuing with {half}.", file=sys.stderr)
     return [answer for part in (prompts[:half], prompts[half:]) for answer in _answers(model, tokenizer, part, device)]
 
 
-def _answers_at_once(model: Any, tokenizer: Any, prompts: list[Messages], device: str) -> list[str]:
+def _answer_batch(model: Any, tokenizer: Any, prompts: list[Messages], device: str) -> list[str]:
     inputs = tokenizer.apply_chat_template(
         prompts, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
     ).to(device)
@@ -101,8 +103,8 @@ def _answers_at_once(model: Any, tokenizer: Any, prompts: list[Messages], device
     return [text.strip() for text in tokenizer.batch_decode(answers_B_T, skip_special_tokens=True)]
 
 
-def _be_quiet() -> None:
-    """On a CPU bitsandbytes advises a package that must not be installed (CVE-2026-4372)."""
+def _silence_libraries() -> None:
+    """Hide warnings, such as bitsandbytes' advice to install a package with CVE-2026-4372."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     transformers_logging.set_verbosity_error()

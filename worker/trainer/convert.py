@@ -1,7 +1,7 @@
-"""GGUF to a safetensors directory: `python -m worker.trainer.convert GGUF_FILE DESTINATION`.
+"""Convert a GGUF file to a safetensors directory: `python -m worker.trainer.convert GGUF_FILE DESTINATION`.
 
-Weights become bfloat16: the 4-bit source has no more to say, and QLoRA loads them as NF4 anyway. The directory is
-written aside, synced and renamed, so it is either whole or not there.
+Weights become bfloat16, which is more precise than the 4-bit source; QLoRA loads them as NF4 anyway. The directory is
+written under a temporary name, synced and renamed, so it is always complete.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ def main(arguments: list[str]) -> int:
 
 
 def convert(source: Path, destination: Path) -> None:
-    aside = destination.with_name(destination.name + ".new")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    _parse_once()
-    _save(source, aside)
-    for path in (*aside.iterdir(), aside):
+    """Convert the file `source` to the directory `destination`. Raises SystemExit without a chat template."""
+    temporary = destination.with_name(destination.name + ".new")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    _cache_gguf_parsing()
+    _save(source, temporary)
+    for path in (*temporary.iterdir(), temporary):
         _sync(path)
-    aside.rename(destination)
+    temporary.rename(destination)
     _sync(destination.parent)
 
 
@@ -48,21 +49,21 @@ def _save(source: Path, directory: Path) -> None:
     )
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     if not tokenizer.chat_template:
-        raise SystemExit(f"{source} has no chat template, so conversations could not be rendered with it")
+        raise SystemExit(f"{source} has no chat template, which is needed to render conversations. Use another file.")
     tokenizer.model_max_length = model.config.max_position_embeddings
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     _name_tokenizer_class(directory / "tokenizer_config.json")
 
 
-def _parse_once() -> None:
-    """transformers reads the file three times and builds the name map once per module: 17 s become 9 s."""
+def _cache_gguf_parsing() -> None:
+    """Cache what transformers repeats: it reads the file three times and builds the name map per module (17 -> 9 s)."""
     for name in ("GGUFReader", "get_tensor_name_map"):
         setattr(gguf, name, functools.cache(getattr(gguf, name)))
 
 
 def _name_tokenizer_class(path: Path) -> None:
-    """transformers 4 and whoever builds on it know only the old name of TokenizersBackend; 5 knows both."""
+    """Set the old name of TokenizersBackend: transformers 4 and its dependents have only that, transformers 5 both."""
     config = json.loads(path.read_text(encoding="utf-8"))
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -19,7 +19,7 @@ from app.domain.planning.execution_plan import ExecutionPlan
 from app.system.tokenizer_files import load_renderer
 from worker.trainer.adapter.initial_adapter import initial_adapter
 from worker.trainer.adapter.lora import frozen_copy
-from worker.trainer.attempt import Attempt
+from worker.trainer.attempt import TrainingAttempt
 from worker.trainer.checkpoint.provenance import provenance_of, started, warn_of_differences, warn_of_slow_dtype
 from worker.trainer.data.batch import TokenizedDataset, read_dataset
 from worker.trainer.data.inputs import check_context_length, check_inputs, check_prompts
@@ -32,7 +32,7 @@ from worker.trainer.memory.out_of_memory import OutOfMemoryPolicy, reduce_after_
 from worker.trainer.memory.placement import place, planned
 from worker.trainer.memory.probe import probe
 from worker.trainer.model.base_check import check_base
-from worker.trainer.model.base_model import Base, open_base
+from worker.trainer.model.base_model import FrozenBase, open_base
 from worker.trainer.objective.objective import DpoObjective, Objective, SupervisedObjective
 from worker.trainer.objective.optimizer import make_optimizer
 from worker.trainer.records import Emit, Keepalive, RecordWriter
@@ -63,7 +63,7 @@ def run(spec: TrainerSpec, workdir: Path, emit: Emit, stops: StopRequests) -> in
     writer = RecordWriter(emit, spec.run)
     with writer.fail_run_on_error():
         try:
-            _run_attempt(Attempt(spec, workdir, writer, stops))
+            _run_attempt(TrainingAttempt(spec, workdir, writer, stops))
         except Exception as error:
             if parallel.is_first():
                 raise
@@ -86,7 +86,7 @@ def run_rank(spec: TrainerSpec, workdir: Path, emit: Emit, stops: StopRequests) 
     return code
 
 
-def _run_attempt(attempt: Attempt) -> None:
+def _run_attempt(attempt: TrainingAttempt) -> None:
     spec, emit = attempt.spec, attempt.emit
     device_memory.set_mmap_threshold()
     device = choose_device(spec.device)
@@ -120,7 +120,7 @@ def _run_attempt(attempt: Attempt) -> None:
     train(run, objective, policy, actions)
 
 
-def _initial_plan(attempt: Attempt, device: torch.device) -> ExecutionPlan:
+def _initial_plan(attempt: TrainingAttempt, device: torch.device) -> ExecutionPlan:
     """Choose dtype, threads and batch length: the default, or a faster choice measured by autotuning.
 
     Memory is planned once the base is loaded.
@@ -135,7 +135,7 @@ def _initial_plan(attempt: Attempt, device: torch.device) -> ExecutionPlan:
     return fastest_plan(spec, attempt.workdir, device, default, attempt.emit)
 
 
-def _load_base(attempt: Attempt, device: torch.device, compute_dtype: torch.dtype) -> Base:
+def _load_base(attempt: TrainingAttempt, device: torch.device, compute_dtype: torch.dtype) -> FrozenBase:
     spec = attempt.spec
     if not spec.dtype_is_free:
         warn_of_slow_dtype(compute_dtype, device, attempt.emit)
@@ -153,7 +153,7 @@ def _render_time(plan: ExecutionPlan) -> datetime:
 
 
 def prepare(
-    spec: RunSpec, workdir: Path, base: Base, renderer: Renderer, provenance: dict[str, Any], keepalive: Keepalive
+    spec: RunSpec, workdir: Path, base: FrozenBase, renderer: Renderer, provenance: dict[str, Any], keepalive: Keepalive
 ) -> Run:
     """Make everything the run needs before its first step. Raises Failure for an invalid spec or file."""
     hyperparameters = spec.hyperparameters
@@ -181,7 +181,7 @@ def prepare(
     )
 
 
-def make_objective(base: Base, run: Run) -> Objective:
+def make_objective(base: FrozenBase, run: Run) -> Objective:
     """Return the objective of a run. Call it before a snapshot is restored: the reference is the initial adapter."""
     beta = run.spec.hyperparameters.beta
     if run.spec.method != "dpo" or beta is None:
@@ -190,7 +190,9 @@ def make_objective(base: Base, run: Run) -> Objective:
     return DpoObjective(base, run.adapter, beta, reference)
 
 
-def _plan_memory(attempt: Attempt, base: Base, run: Run, plan: ExecutionPlan, *, is_new: bool) -> ExecutionPlan:
+def _plan_memory(
+    attempt: TrainingAttempt, base: FrozenBase, run: Run, plan: ExecutionPlan, *, is_new: bool
+) -> ExecutionPlan:
     """Plan the memory layout in the first attempt, and again after the kernel killed an attempt for memory.
 
     Raises Failure(OUT_OF_MEMORY) if even the smallest layout does not fit.

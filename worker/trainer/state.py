@@ -15,7 +15,7 @@ import torch
 
 from app.domain.jobs.spec import RunSpec
 from app.domain.planning.execution_plan import ExecutionPlan
-from worker.trainer.adapter.lora import Adapter
+from worker.trainer.adapter.lora import LoraAdapter
 from worker.trainer.data.batch import PackedBatch, TokenizedDataset, pack_batches
 from worker.trainer.data.schedule import StepSchedule
 from worker.trainer.distributed import parallel
@@ -41,7 +41,7 @@ class Run:
     schedule: StepSchedule
     dataset: TokenizedDataset
     validation_dataset: TokenizedDataset | None
-    adapter: Adapter
+    adapter: LoraAdapter
     optimizer: torch.optim.AdamW
     directory: Path  # WORKDIR/runs/<run id>
     provenance: dict[str, Any]  # of the adapter, for the manifests

@@ -21,7 +21,7 @@ from worker.trainer.checkpoint.checkpoint import save_checkpoint
 from worker.trainer.checkpoint.verify import verify_adapter
 from worker.trainer.memory import device_memory
 from worker.trainer.memory.out_of_memory import OutOfMemoryPolicy, drop_moments, reduce_prompts, reduce_validation
-from worker.trainer.model.base_model import Base
+from worker.trainer.model.base_model import FrozenBase
 from worker.trainer.objective.metrics import StepMetrics
 from worker.trainer.objective.objective import Objective
 from worker.trainer.records import RecordWriter
@@ -41,7 +41,7 @@ MAX_REPORTED_LINES = 16
 class StepActions:
     """The actions between steps; only the first process runs them."""
 
-    base: Base
+    base: FrozenBase
     objective: Objective
     policy: OutOfMemoryPolicy
     renderer: Renderer

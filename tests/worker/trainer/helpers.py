@@ -22,7 +22,7 @@ from app.system.tokenizer_files import load_renderer
 from worker.trainer import run as program
 from worker.trainer.data.batch import PackedBatch, pack_batches
 from worker.trainer.loop import optimizer_step
-from worker.trainer.model.base_model import Base, load_base
+from worker.trainer.model.base_model import FrozenBase, load_base
 from worker.trainer.runtime.stop import StopRequests
 from worker.trainer.state import Run, Step
 
@@ -142,18 +142,18 @@ def failure(log: RecordLog) -> Failed:
     return log.last
 
 
-def load_tiny_base(directory: Path, quantization: QuantizationSpec | None = FLOAT32) -> Base:
+def load_tiny_base(directory: Path, quantization: QuantizationSpec | None = FLOAT32) -> FrozenBase:
     dtype = getattr(torch, quantization.compute_dtype) if quantization else torch.float32
     return load_base("tiny", directory, quantization, dtype, CPU)
 
 
-def prepare(spec: TrainerSpec, base: Base, workdir: Path) -> Run:
+def prepare(spec: TrainerSpec, base: FrozenBase, workdir: Path) -> Run:
     """Return the run of a spec before its first step."""
     renderer = load_renderer(spec.base.directory)
     return program.prepare(spec.run, workdir, base, renderer, {"versions": {}}, no_keepalive)
 
 
-def make_one_step(base: Base, run: Run, row_tokens: int = 2048) -> Step:
+def make_one_step(base: FrozenBase, run: Run, row_tokens: int = 2048) -> Step:
     return optimizer_step(run, program.make_objective(base, run), row_tokens, no_keepalive)
 
 

@@ -28,13 +28,13 @@ CONTEXT_LENGTH = "hyperparameters.context_length"
 
 @dataclass(frozen=True)
 class Case:
-    """`damage` is done to the base's directory after it was registered, `edit` before."""
+    """One invalid input. `edit` changes the base's directory before it is registered, `damage` afterwards."""
 
     name: str
     reason: Reason
     param: str
     text: str
-    knobs: dict[str, Any] = field(default_factory=dict)
+    changes: dict[str, Any] = field(default_factory=dict)
     edit: Callable[[Path], object] = lambda base: None
     damage: Callable[[Path], object] = lambda base: None
     is_silent: bool = False
@@ -50,19 +50,19 @@ def flip_a_bit(base: Path) -> None:
     path.write_bytes(data)
 
 
-def refuse(base: Path, content: str, why: str) -> None:
+def refuse(base: Path, content: str, message: str) -> None:
     template = base / "chat_template.jinja"
-    check = f"{{% if messages[-1]['content'] == {content!r} %}}{{{{ raise_exception({why!r}) }}}}{{% endif %}}"
+    check = f"{{% if messages[-1]['content'] == {content!r} %}}{{{{ raise_exception({message!r}) }}}}{{% endif %}}"
     template.write_text(check + template.read_text())
 
 
-def set_kind(base: Path, kind: str) -> None:
+def set_model_type(base: Path, model_type: str) -> None:
     path = base / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": kind}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": model_type}))
 
 
-def name_a_file_that_never_came(base: Path) -> None:
-    """As a download leaves it that was broken off."""
+def remove_one_shard(base: Path) -> None:
+    """Leave the directory as an interrupted download does."""
     (base / "model.safetensors").rename(base / "model-00001-of-00002.safetensors")
     files = {
         "model.norm.weight": "model-00001-of-00002.safetensors",
@@ -71,7 +71,7 @@ def name_a_file_that_never_came(base: Path) -> None:
     (base / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
 
 
-def cut_short(base: Path) -> None:
+def truncate_weights(base: Path) -> None:
     path = base / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
 
@@ -94,24 +94,24 @@ CASES = (
          damage=lambda base: (base / "model.safetensors").unlink()),
     Case("a base with a flipped bit", Reason.MODEL_UNAVAILABLE, "model",
          "one of its files is missing or has changed since it was registered", damage=flip_a_bit),
-    Case("a base whose directory is gone", Reason.MODEL_UNAVAILABLE, "model",
+    Case("a base whose directory is missing", Reason.MODEL_UNAVAILABLE, "model",
          "its directory cannot be read (No such file or directory)", damage=shutil.rmtree),
-    Case("a base of a kind that nobody knows", Reason.MODEL_UNAVAILABLE, "model",
-         "its config.json is not one that transformers knows (model_type 'ours')",
-         edit=lambda base: set_kind(base, "ours")),
+    Case("a base of an unknown model type", Reason.MODEL_UNAVAILABLE, "model",
+         "transformers does not support its config.json (model_type 'ours')",
+         edit=lambda base: set_model_type(base, "ours")),
     Case("a base that is no causal language model", Reason.MODEL_UNAVAILABLE, "model",
-         "transformers knows no causal language model of its kind (model_type 'modernbert')",
-         edit=lambda base: set_kind(base, "modernbert")),
+         "transformers has no causal language model of its type (model_type 'modernbert')",
+         edit=lambda base: set_model_type(base, "modernbert")),
     Case("a base that was registered without one of its files", Reason.MODEL_UNAVAILABLE, "model",
-         "its files lack model-00002-of-00002.safetensors",
-         edit=name_a_file_that_never_came),
-    Case("a base that was registered with weights cut short", Reason.MODEL_UNAVAILABLE, "model",
-         "model.safetensors is not whole (", edit=cut_short),
+         "its file model-00002-of-00002.safetensors is missing",
+         edit=remove_one_shard),
+    Case("a base that was registered with truncated weights", Reason.MODEL_UNAVAILABLE, "model",
+         "model.safetensors is damaged (", edit=truncate_weights),
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Ended:
+class Result:
     code: int
     output: bytes
     log: str
@@ -119,19 +119,19 @@ class Ended:
 
 
 @pytest.fixture(scope="module")
-def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
-    """How each case ended, by its name."""
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
+    """Return the result of each case by its name."""
     workdirs = {case.name: tmp_path_factory.mktemp("bad") for case in CASES}
     for case in CASES:
         (workdirs[case.name] / "spec.json").write_text(spec_of(case, workdirs[case.name]).model_dump_json())
     command = [sys.executable, "-c", PROGRAM, *map(str, workdirs.values())]
     subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, check=True)
-    return {name: read_end(workdir) for name, workdir in workdirs.items()}
+    return {name: read_result(workdir) for name, workdir in workdirs.items()}
 
 
-def read_end(workdir: Path) -> Ended:
+def read_result(workdir: Path) -> Result:
     code = int((workdir / "code").read_text())
-    return Ended(code, (workdir / "out").read_bytes(), (workdir / "log").read_text(), workdir)
+    return Result(code, (workdir / "out").read_bytes(), (workdir / "log").read_text(), workdir)
 
 
 def spec_of(case: Case, workdir: Path) -> TrainerSpec:
@@ -142,14 +142,14 @@ def spec_of(case: Case, workdir: Path) -> TrainerSpec:
             line["messages"][-1]["weight"] = 0
         data.write_text("".join(json.dumps(line) + "\n" for line in lines))
     case.edit(base)
-    spec = make_spec(base, data, **case.knobs)
+    spec = make_spec(base, data, **case.changes)
     case.damage(base)
     return spec
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_it_ends_with_a_reason_and_a_sentence_and_the_log_has_the_rest(case: Case, ended: dict[str, Ended]) -> None:
-    end = ended[case.name]
+def test_it_ends_with_a_reason_and_a_sentence_and_the_log_has_the_rest(case: Case, results: dict[str, Result]) -> None:
+    end = results[case.name]
     assert end.code == ExitCode.BAD_SPEC, end.log
     records = [parse_record(line) for line in end.output.splitlines()]
     (last,) = (record for record in records if isinstance(record, Failed))

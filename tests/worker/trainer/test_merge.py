@@ -161,7 +161,7 @@ class TestMerge:
     ) -> None:
         adapter = trained(sharded, examples, tmp_path / "work")
         alive: list[weakref.ref[torch.Tensor]] = []
-        make = program._Merged.tensor
+        make = program._MergedWeights.tensor
 
         def watched(self: Any, name: str) -> torch.Tensor:
             assert not any(reference() is not None for reference in alive)
@@ -169,7 +169,7 @@ class TestMerge:
             alive.append(weakref.ref(tensor))
             return tensor
 
-        monkeypatch.setattr(program._Merged, "tensor", watched)
+        monkeypatch.setattr(program._MergedWeights, "tensor", watched)
         merge(sharded, adapter, tmp_path / "merged")
         assert len(alive) == 21
 
@@ -177,7 +177,7 @@ class TestMerge:
 class TestRefusals:
     def test_another_base_is_refused(self, tiny: Path, sharded: Path, examples: Path, tmp_path: Path) -> None:
         adapter = trained(tiny, examples, tmp_path / "work")
-        with pytest.raises(CannotMerge, match="are not the base model tiny that the adapter was trained on"):
+        with pytest.raises(CannotMerge, match="are not the base model tiny of the adapter"):
             merge(sharded, adapter, tmp_path / "merged")
         with pytest.raises(CannotMerge, match="cannot be read"):
             merge(tmp_path / "nowhere", adapter, tmp_path / "merged")
@@ -186,13 +186,13 @@ class TestRefusals:
     def test_an_adapter_that_was_altered_is_refused(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         adapter = trained(tiny, examples, tmp_path / "work")
         (adapter / "adapter_config.json").write_text("{}")
-        with pytest.raises(CannotMerge, match=r"not whole.*adapter_config.json"):
+        with pytest.raises(CannotMerge, match=r"damaged.*adapter_config.json"):
             merge(tiny, adapter, tmp_path / "merged")
 
     def test_a_directory_that_is_there_is_never_written_into(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         adapter = trained(tiny, examples, tmp_path / "work")
         (tmp_path / "merged").mkdir()
-        with pytest.raises(CannotMerge, match="is there already"):
+        with pytest.raises(CannotMerge, match="exists already"):
             merge(tiny, adapter, tmp_path / "merged")
 
     def test_what_fails_half_way_leaves_nothing(

@@ -28,7 +28,7 @@ from tests.worker.trainer.helpers import (
 from worker.trainer import step_actions
 from worker.trainer.checkpoint.verify import verify_adapter
 from worker.trainer.model.base_check import check_base
-from worker.trainer.model.base_model import Base
+from worker.trainer.model.base_model import FrozenBase
 from worker.trainer.objective.metrics import BatchSums, StepMetrics
 from worker.trainer.run import make_objective
 from worker.trainer.state import Run
@@ -229,7 +229,7 @@ def with_facts(run: Run) -> Run:
     return run
 
 
-def fingerprint(base: Base, run: Run) -> str:
+def fingerprint(base: FrozenBase, run: Run) -> str:
     """Of every weight, frozen or trained, and of every random state there is."""
     digest = hashlib.sha256()
     frozen = [tensor for _, tensor in sorted(base.model.state_dict().items())]

@@ -1,10 +1,10 @@
-"""DoRA (arXiv 2402.09353): the direction by LoRA, the length of each row of the weight by a vector of its own.
+"""DoRA (arXiv 2402.09353): LoRA trains the direction of each row of the weight, a magnitude vector its length.
 
     h = g * (W + scale * B A) x + bias,   g = m / ||W + scale * B A||, by rows
 
-m starts as the rows' lengths, so step 0 is the base model. The norm gets no gradient (section 4.3 of the paper), and is
-made anew in every forward: this is the slow path. Dropout is PEFT's: the same dropped x for W and for B A in what is
-added to W x.
+m is initialised with the lengths of the rows, so step 0 is the base model. The norm gets no gradient (section 4.3 of
+the paper) and is computed again in every forward, which makes DoRA slower than LoRA. Dropout is applied as in PEFT: W
+and B A get the same dropped x in the term that is added to W x.
 
 Letters: T tokens, K inputs and D outputs of a layer, R the rank.
 """
@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import torch
 
-from worker.trainer.adapter.lora import AdaptedLinear, Adapter, LoraWeights, drop, frozen_linear
-from worker.trainer.model.base_model import Base
+from worker.trainer.adapter.lora import AdaptedLinear, LoraAdapter, LoraWeights, drop, frozen_linear
+from worker.trainer.model.base_model import FrozenBase
 from worker.trainer.model.frozen_linear import FrozenLinear
 
 
-def train_magnitudes(base: Base, adapter: Adapter) -> None:
-    """Give every target layer a magnitude, and put layers that know it into the model."""
+def train_magnitudes(base: FrozenBase, adapter: LoraAdapter) -> None:
+    """Add a magnitude to every target layer, and replace the layers in the model by DoRA layers."""
     for name, weights in adapter.layers.items():
         layer = base.layers[name]
         weights.magnitude_D = torch.nn.Parameter(row_lengths(layer.base, weights))
@@ -29,24 +29,24 @@ def train_magnitudes(base: Base, adapter: Adapter) -> None:
 
 @torch.no_grad()
 def row_lengths(base: FrozenLinear, weights: LoraWeights) -> torch.Tensor:
-    """||W + scale * B A||, float32, one number for each of the D rows."""
+    """Return ||W + scale * B A|| of each of the D rows, float32."""
     W_D_K = base.weight_in(torch.float32)
     lengths_D: torch.Tensor = torch.addmm(W_D_K, weights.B_D_R, weights.A_R_K, alpha=weights.scale).norm(dim=1)
     return lengths_D
 
 
 class DoraLinear(AdaptedLinear):
-    """Stands where an adapted layer stood."""
+    """Takes the place of an `AdaptedLinear` in the model."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x_T_K = x.reshape(-1, x.shape[-1])
         y_T_D = frozen_linear(x_T_K, self.base)
         if adapter := self._switch.active:
-            y_T_D = y_T_D + self._change(x_T_K, y_T_D, adapter)
+            y_T_D = y_T_D + self._delta(x_T_K, y_T_D, adapter)
         return y_T_D.view(*x.shape[:-1], y_T_D.shape[-1])
 
-    def _change(self, x_T_K: torch.Tensor, y_T_D: torch.Tensor, adapter: Adapter) -> torch.Tensor:
-        """(g - 1) * W x + g * scale * B A x, in float32 where g is near 1 and a difference would lose its digits."""
+    def _delta(self, x_T_K: torch.Tensor, y_T_D: torch.Tensor, adapter: LoraAdapter) -> torch.Tensor:
+        """Return (g - 1) * W x + g * scale * B A x. g - 1 is float32: g is near 1, so 16 bits would lose its digits."""
         weights, dtype = adapter.layers[self.name], x_T_K.dtype
         assert weights.magnitude_D is not None
         g_D = weights.magnitude_D / row_lengths(self.base, weights)

@@ -1,8 +1,8 @@
 """LoRA on frozen linear layers: h = W x + scale * B A x.
 
-A and B are float32 masters, cast to the compute dtype for the product; the optimizer sees float32 only. B starts at
-zero, so step 0 is the base model. One autograd Function for all of it: the dequantised W is made again in the backward
-instead of being kept, and no T x D delta is ever stored.
+A and B are float32 masters, which are cast to the compute dtype for the product; the optimizer updates the masters. B
+is initialised with zeros, so step 0 is the base model. One autograd function computes all of it: the backward
+dequantises W again instead of keeping it, and no T x D delta is allocated.
 
 Letters: T tokens, K inputs and D outputs of a layer, R the rank.
 """
@@ -26,33 +26,33 @@ from app.domain.jobs.states import Reason
 from worker.trainer.model.frozen_linear import FrozenLinear
 from worker.trainer.runtime.failures import Failure
 
-PEFT_PREFIX = "base_model.model."  # what PEFT calls the model inside its own wrapper
+PEFT_PREFIX = "base_model.model."  # PEFT's name of the model in its wrapper
 
 
 @dataclass
 class LoraWeights:
-    """One layer's A and B, and its scale: each layer may have a rank and an alpha of its own."""
+    """A, B and the scale of one layer; rank and alpha may differ between layers."""
 
     A_R_K: torch.nn.Parameter
     B_D_R: torch.nn.Parameter
     scale: float
-    magnitude_D: torch.nn.Parameter | None = None  # noqa: N815  of DoRA
+    magnitude_D: torch.nn.Parameter | None = None  # noqa: N815  only with DoRA
 
 
 @dataclass
-class Adapter:
-    """Everything that is trained: LoRA weights by layer name, in the model's order, and modules_to_save."""
+class LoraAdapter:
+    """All trained tensors: LoRA weights by layer name, in the model's order, and those of modules_to_save."""
 
     dropout: float
-    generator: torch.Generator  # of the dropout masks, and of nothing else
+    generator: torch.Generator  # only for dropout masks
     layers: dict[str, LoraWeights]
-    module_masters: dict[str, torch.nn.Parameter] = field(default_factory=dict)  # by names in the base, float32
+    module_masters: dict[str, torch.nn.Parameter] = field(default_factory=dict)  # float32, by names in the base
 
     def parameters(self) -> list[torch.nn.Parameter]:
         return list(self.named_parameters().values())
 
     def named_parameters(self) -> dict[str, torch.nn.Parameter]:
-        """By the names PEFT gives them in adapter_model.safetensors."""
+        """Return the parameters by PEFT's names in adapter_model.safetensors."""
         named: dict[str, torch.nn.Parameter] = {}
         for layer, weights in self.layers.items():
             named[f"{PEFT_PREFIX}{layer}.lora_A.weight"] = weights.A_R_K
@@ -63,14 +63,14 @@ class Adapter:
 
 
 class AdapterSwitch:
-    """Which adapter every adapted layer applies now; with none the model is the base model."""
+    """The adapter that all adapted layers apply now; without one the model is the base model."""
 
     def __init__(self) -> None:
-        self.active: Adapter | None = None
+        self.active: LoraAdapter | None = None
 
     @contextmanager
-    def on(self, adapter: Adapter | None) -> Iterator[None]:
-        """Apply `adapter` within the block; None is the base model."""
+    def on(self, adapter: LoraAdapter | None) -> Iterator[None]:
+        """Apply `adapter` in the block; None stands for the base model."""
         self.active = adapter
         try:
             yield
@@ -79,7 +79,7 @@ class AdapterSwitch:
 
 
 class AdaptedLinear(torch.nn.Module):
-    """Stands where a frozen linear layer stood; with the adapter switched off it is that layer, to the bit."""
+    """Takes the place of a frozen linear layer in the model; without an active adapter it equals it to the bit."""
 
     def __init__(self, name: str, base: FrozenLinear, switch: AdapterSwitch) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class AdaptedLinear(torch.nn.Module):
         self._switch = switch
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., K) -> (..., D), in the dtype of `x`; the leading dimensions together are the batch's T tokens."""
+        """Map (..., K) to (..., D) in the dtype of `x`; the leading dimensions together are the T tokens of a batch."""
         x_T_K = x.reshape(-1, x.shape[-1])
         adapter = self._switch.active
         weights = adapter.layers.get(self.name) if adapter else None
@@ -100,13 +100,13 @@ class AdaptedLinear(torch.nn.Module):
 
 
 def frozen_linear(x_T_K: torch.Tensor, base: FrozenLinear) -> torch.Tensor:
-    """x W^T + bias. The dequantised W is made again in the backward, which plain autograd would keep instead."""
+    """Return x W^T + bias. The backward dequantises W again; plain autograd would keep it."""
     y_T_D: torch.Tensor = _FrozenLinear.apply(x_T_K, base)  # type: ignore[no-untyped-call]
     return y_T_D
 
 
-def lora_linear(x_T_K: torch.Tensor, base: FrozenLinear, weights: LoraWeights, adapter: Adapter) -> torch.Tensor:
-    """x W^T + bias + scale * (drop(x) A^T) B^T, with dropout only where gradients are wanted."""
+def lora_linear(x_T_K: torch.Tensor, base: FrozenLinear, weights: LoraWeights, adapter: LoraAdapter) -> torch.Tensor:
+    """Return x W^T + bias + scale * (drop(x) A^T) B^T; dropout applies only if gradients are enabled."""
     dropout = _Dropout(adapter.dropout if torch.is_grad_enabled() else 0.0, adapter.generator)
     A_R_K, B_D_R = weights.A_R_K.to(x_T_K.dtype), weights.B_D_R.to(x_T_K.dtype)
     y_T_D: torch.Tensor = _LoraLinear.apply(x_T_K, base, dropout, weights.scale, A_R_K, B_D_R)  # type: ignore[no-untyped-call]
@@ -114,7 +114,7 @@ def lora_linear(x_T_K: torch.Tensor, base: FrozenLinear, weights: LoraWeights, a
 
 
 class _FrozenLinear(torch.autograd.Function):
-    """W gets no gradient, ever."""
+    """The gradient of x; W gets none."""
 
     @staticmethod
     def forward(ctx: Any, x_T_K: torch.Tensor, base: FrozenLinear) -> torch.Tensor:
@@ -127,7 +127,7 @@ class _FrozenLinear(torch.autograd.Function):
 
 
 class _LoraLinear(torch.autograd.Function):
-    """Gradients of x, A and B; W gets none, ever."""
+    """Gradients of x, A and B; W gets none."""
 
     @staticmethod
     def forward(
@@ -157,7 +157,7 @@ class _LoraLinear(torch.autograd.Function):
         if dx_T_K is not None and ctx.rate:
             dx_T_K.add_(_apply_mask(du_T_R @ A_R_K, keep_T_K, ctx.rate))
         elif dx_T_K is not None:
-            dx_T_K.addmm_(du_T_R, A_R_K)  # without a temporary of T x K
+            dx_T_K.addmm_(du_T_R, A_R_K)  # needs no temporary of T x K
         return dx_T_K, None, None, None, dA_R_K, dB_D_R
 
 
@@ -168,7 +168,7 @@ class _Dropout:
 
 
 def drop(x_T_K: torch.Tensor, rate: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Apply dropout to LoRA's input, as PEFT does; return it and the mask. An empty mask keeps everything."""
+    """Apply dropout to LoRA's input, as PEFT does; return it and the mask. Without dropout the mask is empty."""
     if not rate:
         return x_T_K, x_T_K.new_empty(0, dtype=torch.bool)
     keep_T_K = torch.empty_like(x_T_K, dtype=torch.bool).bernoulli_(1 - rate, generator=generator)
@@ -179,34 +179,34 @@ def _apply_mask(x_T_K: torch.Tensor, keep_T_K: torch.Tensor, rate: float) -> tor
     return x_T_K * keep_T_K / (1 - rate) if rate else x_T_K
 
 
-def make_adapter(lora: LoraSpec, seed: int, layers: dict[str, AdaptedLinear], device: torch.device) -> Adapter:
-    """A as PEFT starts it (Kaiming-uniform with a = sqrt(5): uniform within 1 / sqrt(K)), B zero.
+def make_adapter(lora: LoraSpec, seed: int, layers: dict[str, AdaptedLinear], device: torch.device) -> LoraAdapter:
+    """Return a new adapter, initialised as in PEFT: A Kaiming-uniform with a = sqrt(5) (within 1 / sqrt(K)), B zero.
 
-    Drawn on the CPU in the layers' order, so a seed means the same adapter on every device. Raises Failure for target
-    modules that the model does not have, for a pattern that is not a target's name, and for a rank above a target's
-    smaller side.
+    A is drawn on the CPU in the order of the layers, so a seed gives the same adapter on every device. Raises Failure
+    for target modules that the model does not have, for a pattern that is not the name of a target, and for a rank
+    above the smaller dimension of a target.
     """
-    init = torch.Generator().manual_seed(seed)
-    weights = {name: _new_weights(layers[name].base, lora, name, init, device) for name in _targets(lora, layers)}
-    return Adapter(lora.dropout, torch.Generator(device).manual_seed(seed), weights)
+    generator = torch.Generator().manual_seed(seed)
+    weights = {name: _new_weights(layers[name].base, lora, name, generator, device) for name in _targets(lora, layers)}
+    return LoraAdapter(lora.dropout, torch.Generator(device).manual_seed(seed), weights)
 
 
-def frozen_copy(adapter: Adapter) -> Adapter:
-    """The adapter as it is now, for forwards without a gradient: those draw no dropout, so its generator is shared."""
+def frozen_copy(adapter: LoraAdapter) -> LoraAdapter:
+    """Return a copy of the adapter for forwards without gradients; these use no dropout, so the generator is shared."""
     return deepcopy(adapter, {id(adapter.generator): adapter.generator})
 
 
 def _new_weights(
-    base: FrozenLinear, lora: LoraSpec, name: str, init: torch.Generator, device: torch.device
+    base: FrozenLinear, lora: LoraSpec, name: str, generator: torch.Generator, device: torch.device
 ) -> LoraWeights:
     bound, r = 1 / math.sqrt(base.in_features), rank_of(lora, name)
-    A_R_K = torch.empty(r, base.in_features).uniform_(-bound, bound, generator=init)
+    A_R_K = torch.empty(r, base.in_features).uniform_(-bound, bound, generator=generator)
     B_D_R = torch.zeros(base.out_features, r)
     return LoraWeights(torch.nn.Parameter(A_R_K.to(device)), torch.nn.Parameter(B_D_R.to(device)), scale_of(lora, name))
 
 
 def _targets(lora: LoraSpec, layers: dict[str, AdaptedLinear]) -> list[str]:
-    """Return the layers whose last name is among the target modules."""
+    """Return the names of the layers whose last part is among the target modules. Raises Failure(INVALID_SPEC)."""
     available = sorted({name.rpartition(".")[2] for name in layers})
     if unknown := sorted(set(lora.target_modules) - set(available)):
         text = f"The base model has no linear layer named {', '.join(unknown)}; it has {', '.join(available)}."
@@ -217,16 +217,16 @@ def _targets(lora: LoraSpec, layers: dict[str, AdaptedLinear]) -> list[str]:
         limit = min(layers[name].base.out_features, layers[name].base.in_features)
         if (r := rank_of(lora, name)) > limit:
             param = "lora.r" if r == lora.r else "lora.rank_pattern"
-            text = f"{param} is {r}, but the layer {name} is only {limit} wide; choose a rank up to {limit}."
+            text = f"{param} is {r}, but the smaller dimension of {name} is {limit}; choose a rank up to {limit}."
             raise Failure(Reason.INVALID_SPEC, text, param)
     return targets
 
 
 def _check_patterns(lora: LoraSpec, targets: list[str]) -> None:
-    """Each key is one target. Anything else would be ignored here, and matched by whoever loads the adapter."""
-    known = {re.escape(name) for name in targets}
+    """Raises Failure for a pattern other than the name of one target: PEFT would match it with other layers, too."""
+    names = {re.escape(name) for name in targets}
     for param, patterns in (("lora.rank_pattern", lora.rank_pattern), ("lora.alpha_pattern", lora.alpha_pattern)):
         for key in patterns:
-            if key.removeprefix("^") not in known:
+            if key.removeprefix("^") not in names:
                 text = f"{param}: {key!r} is not the escaped full name of a target layer, such as {targets[0]}."
                 raise Failure(Reason.INVALID_SPEC, text, param)

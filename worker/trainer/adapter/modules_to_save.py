@@ -1,9 +1,9 @@
-"""modules_to_save: modules that are trained whole and saved beside A and B: norms, the embedding, the head.
+"""modules_to_save: modules that are fully trained and saved with A and B, such as norms, the embedding and the head.
 
-The masters are float32 and belong to the adapter; the module in the model keeps its own weights, as they are, and
-computes with the masters, cast to their dtype, where the adapter is on. Names are read as PEFT reads
-them: a module whose full name *ends* with the name, so "norm" is every norm. Where the embedding and the head are one
-matrix in the base, each that is named becomes a matrix of its own, as in PEFT.
+The adapter has float32 masters of their weights. The module in the model keeps its own weights unchanged; with an
+active adapter it computes with the masters, cast to the dtype of its weights. Names match as in PEFT: every module
+whose full name *ends* with the name, so "norm" matches every norm. If the base has one matrix for embedding and head,
+each that is named gets its own matrix, as in PEFT.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import torch
 from torch.func import functional_call
 
 from app.domain.jobs.states import Reason
-from worker.trainer.adapter.lora import AdaptedLinear, Adapter, AdapterSwitch
+from worker.trainer.adapter.lora import AdaptedLinear, AdapterSwitch, LoraAdapter
 from worker.trainer.runtime.failures import Failure
 
 
 class ModuleToSave(torch.nn.Module):
-    """Stands where a module stood; with the adapter switched off it is that module, to the bit."""
+    """Takes the place of a module in the model; without an active adapter it equals it to the bit."""
 
     def __init__(self, name: str, frozen: torch.nn.Module, switch: AdapterSwitch) -> None:
         super().__init__()
@@ -30,10 +30,11 @@ class ModuleToSave(torch.nn.Module):
 
     @property
     def weight(self) -> Any:
-        """The base model's own, which is what others look for at an embedding or a head."""
+        """The weight of the base model: code outside reads this attribute of an embedding or a head."""
         return self.frozen.weight
 
-    def master(self, adapter: Adapter, parameter: str) -> torch.nn.Parameter:
+    def master(self, adapter: LoraAdapter, parameter: str) -> torch.nn.Parameter:
+        """Return the adapter's float32 master of a parameter."""
         return adapter.module_masters[f"{self.name}.{parameter}"]
 
     def forward(self, *inputs: Any) -> Any:
@@ -46,50 +47,55 @@ class ModuleToSave(torch.nn.Module):
 
 
 def train_modules_to_save(
-    model: Any, names: Sequence[str], adapter: Adapter, switch: AdapterSwitch
+    model: Any, names: Sequence[str], adapter: LoraAdapter, switch: AdapterSwitch
 ) -> dict[str, ModuleToSave]:
-    """Put a ModuleToSave in the place of each module that is named, and its masters into the adapter.
+    """Replace each named module by a ModuleToSave, and add its masters to the adapter.
 
-    Returns them by their full names. Raises Failure for a name that fits nothing, and for modules that can't be trained
-    whole: linear layers of the frozen base, and modules that have others inside.
+    Returns the new modules by their full names. Raises Failure for a name that matches no module, and for modules that
+    cannot be fully trained: frozen linear layers, and modules with submodules.
     """
-    modules = _modules(model)
-    chosen: dict[str, torch.nn.Module] = {}
+    modules = _named_modules(model)
+    selected: dict[str, torch.nn.Module] = {}
     for name in names:
-        fitting = {full: module for full, module in modules.items() if full.endswith(name)}
-        _check(name, fitting, modules)
-        chosen |= fitting
-    replaced = {full: ModuleToSave(full, module, switch) for full, module in chosen.items()}
-    for full, module in replaced.items():
+        matches = {full_name: module for full_name, module in modules.items() if full_name.endswith(name)}
+        _check_matches(name, matches, modules)
+        selected |= matches
+    replaced = {full_name: ModuleToSave(full_name, module, switch) for full_name, module in selected.items()}
+    for full_name, module in replaced.items():
         for parameter_name, parameter in module.frozen.named_parameters():
             master = parameter.detach().to(torch.float32, copy=True)
-            adapter.module_masters[f"{full}.{parameter_name}"] = torch.nn.Parameter(master)
-        model.set_submodule(full, module)
+            adapter.module_masters[f"{full_name}.{parameter_name}"] = torch.nn.Parameter(master)
+        model.set_submodule(full_name, module)
     return replaced
 
 
-def _modules(model: Any) -> dict[str, torch.nn.Module]:
-    """As PEFT finds them: without what lies inside our adapted layers."""
-    inside = {id(layer.base) for layer in model.modules() if isinstance(layer, AdaptedLinear)}
-    return {name: module for name, module in model.named_modules() if name and id(module) not in inside}
+def _named_modules(model: Any) -> dict[str, torch.nn.Module]:
+    """Return the modules by name, as PEFT sees them: without the frozen layers in our adapted ones."""
+    frozen = {id(layer.base) for layer in model.modules() if isinstance(layer, AdaptedLinear)}
+    return {name: module for name, module in model.named_modules() if name and id(module) not in frozen}
 
 
-def _check(name: str, fitting: dict[str, torch.nn.Module], modules: dict[str, torch.nn.Module]) -> None:
-    offered = ", ".join(sorted({full.rpartition(".")[2] for full, module in modules.items() if _is_offered(module)}))
-    if not fitting:
-        raise _refused(f"the base model has no module whose name ends with {name!r}; it has {offered}")
-    for full, module in fitting.items():
+def _check_matches(name: str, matches: dict[str, torch.nn.Module], modules: dict[str, torch.nn.Module]) -> None:
+    allowed = ", ".join(
+        sorted({full_name.rpartition(".")[2] for full_name, module in modules.items() if _is_trainable(module)})
+    )
+    if not matches:
+        raise _invalid_modules(f"the base model has no module whose name ends with {name!r}; it has {allowed}")
+    for full_name, module in matches.items():
         if isinstance(module, AdaptedLinear):
-            raise _refused(
-                f"{name!r} fits {full}, a frozen linear layer, which lora.target_modules adapts; name {offered}"
+            raise _invalid_modules(
+                f"{name!r} matches {full_name}, a frozen linear layer. Add it to lora.target_modules instead, or name "
+                f"one of {allowed}"
             )
-        if not _is_offered(module):
-            raise _refused(f"{name!r} fits {full}, which has modules inside or no weights; name {offered}")
+        if not _is_trainable(module):
+            raise _invalid_modules(
+                f"{name!r} matches {full_name}, which has submodules or no weights; name one of {allowed}"
+            )
 
 
-def _is_offered(module: torch.nn.Module) -> bool:
+def _is_trainable(module: torch.nn.Module) -> bool:
     return not any(module.children()) and any(True for _ in module.parameters())
 
 
-def _refused(why: str) -> Failure:
-    return Failure(Reason.INVALID_SPEC, f"lora.modules_to_save: {why}.", "lora.modules_to_save")
+def _invalid_modules(problem: str) -> Failure:
+    return Failure(Reason.INVALID_SPEC, f"lora.modules_to_save: {problem}.", "lora.modules_to_save")

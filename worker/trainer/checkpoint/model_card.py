@@ -1,6 +1,6 @@
-"""README.md of an adapter and of a merged model: the card that model hubs read, and what a person needs to use it.
+"""The model card (README.md) of an adapter and of a merged model: metadata for model hubs, and how to use it.
 
-What it says of inference engines comes from `app.domain.artifacts.engines`.
+The compatibility with inference engines comes from `app.domain.artifacts.engines`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ print(tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_t
 ```
 
 A base model without a chat template takes plain text: `inputs = tokenizer("TEXT", return_tensors="pt")`.
-{width}
+{quantization}
 ## Serve it
 
 | engine | this adapter |
@@ -70,7 +70,7 @@ A base model without a chat template takes plain text: `inputs = tokenizer("TEXT
 {settings}
 ```
 
-Every file's size and SHA-256, and those of the training data and the base model, stand in `MANIFEST.json`.
+`MANIFEST.json` has the size and SHA-256 of every file, and those of the training data and the base model.
 """
 SETTINGS = ("method", "lora", "quantization", "hyperparameters", "seed")
 
@@ -85,7 +85,7 @@ vllm serve BASE_DIRECTORY --enable-lora --max-lora-rank {rank} --lora-modules tu
 With the plugin `lora_filesystem_resolver`, vLLM finds an adapter only if `base_model_name_or_path` in its
 `adapter_config.json` equals what `--model` was given: change that line in a copy of this directory.
 
-An adapter whose tensors fit no module of the served model is loaded, too, and answered with a 200: by the base model.
+vLLM also loads an adapter whose tensors match no module of the served model; the base model then answers, with a 200.
 So check that the adapter has an effect, with a question like those of the training data:
 
 ```sh
@@ -145,7 +145,7 @@ echo 'FROM ./model.gguf' > Modelfile
 ollama create tuned --file Modelfile
 ```
 """
-# Measured once: mean |difference of log-probability| of the expected token, 645 positions of held-out answers.
+# Measured: mean |difference of log-probability| of the expected token, 645 positions of held-out answers.
 NF4_MEASURED = """\
 Measured with one adapter of SmolLM2-135M-Instruct on the same base in bfloat16: the same most likely token at 643 of
 645 positions, and a log-probability of the expected token that differed by 0.013 on average. Other models may differ.
@@ -153,28 +153,30 @@ Measured with one adapter of SmolLM2-135M-Instruct on the same base in bfloat16:
 NOT_MEASURED = "How much the adapter's answers differ on the 16-bit base has not been measured: compare them.\n"
 
 
-def model_card(about: Mapping[str, Any]) -> str:
-    """The card for a checkpoint whose manifest says `about`."""
-    name, lora = about["base_model"]["name"], LoraSpec.model_validate(about["lora"])
+def model_card(manifest: Mapping[str, Any]) -> str:
+    """Return the card of a checkpoint with this manifest."""
+    name, lora = manifest["base_model"]["name"], LoraSpec.model_validate(manifest["lora"])
+    quantization = manifest["quantization"]
     return CARD.format(
         base=json.dumps(name),
         name=name,
-        step=about["step"],
-        epoch=about["epoch"],
-        tokens=about["trained_tokens"],
-        losses=_losses(about["metrics"]),
-        width=_width_note(about["quantization"]) if about["quantization"] else "",
+        step=manifest["step"],
+        epoch=manifest["epoch"],
+        tokens=manifest["trained_tokens"],
+        losses=_losses(manifest["metrics"]),
+        quantization=_quantization_note(quantization) if quantization else "",
         verdicts="\n".join(f"| {engine} {RELEASES[engine]} | {_verdict(engine, lora)} |" for engine in Engine),
         vllm="" if incompatibilities(Engine.VLLM, lora) else VLLM.format(rank=vllm_max_lora_rank(lora)),
         llama_cpp="" if incompatibilities(Engine.LLAMA_CPP, lora) else LLAMA_CPP,
         merge=MERGE + MERGED_SERVING,
-        settings=json.dumps({key: about[key] for key in SETTINGS if key in about}, indent=2),
+        settings=json.dumps({key: manifest[key] for key in SETTINGS if key in manifest}, indent=2),
     )
 
 
 def _verdict(engine: Engine, lora: LoraSpec) -> str:
-    if found := incompatibilities(engine, lora):
-        return f"merge it first. {_reasons(found)}"
+    """Describe whether the engine can load the adapter."""
+    if current := incompatibilities(engine, lora):
+        return f"merge it first. {_reasons(current)}"
     if engine is Engine.SGLANG:
         return (
             "loads it (read): `python -m sglang.launch_server --model-path BASE_DIRECTORY --enable-lora "
@@ -184,18 +186,18 @@ def _verdict(engine: Engine, lora: LoraSpec) -> str:
     return "loads it, see below" + (f". Merge it for an earlier release. {_reasons(earlier)}" if earlier else "")
 
 
-def _reasons(found: tuple[Incompatibility, ...]) -> str:
-    """What goes wrong and how that is known: "Refused: vLLM has no DoRA (run)"."""
+def _reasons(reported: tuple[Incompatibility, ...]) -> str:
+    """Describe each problem with its evidence, as in "Refused: vLLM has no DoRA (run)"."""
     words = {
         LoadResult.REFUSED: "Refused",
         LoadResult.WRONG: "Wrong answers without an error",
         LoadResult.UNKNOWN: "Not known",
     }
-    return ". ".join(f"{words[rule.result]}: {rule.reason} ({rule.evidence})" for _, rule in found)
+    return ". ".join(f"{words[rule.result]}: {rule.reason} ({rule.evidence})" for _, rule in reported)
 
 
-def _width_note(quantization: Mapping[str, Any]) -> str:
-    """How to load the base as in training, and what is known of the 16-bit base."""
+def _quantization_note(quantization: Mapping[str, Any]) -> str:
+    """Describe how to load the base as in training, and how answers differ on the 16-bit base."""
     bits, kind = quantization["bits"], quantization["type"]
     options = (
         f'load_in_4bit=True, bnb_4bit_quant_type="{kind}", bnb_4bit_use_double_quant={quantization["double_quant"]}, '
@@ -211,9 +213,9 @@ The adapter was trained on the base in {bits}-bit {kind or "rows (LLM.int8)"}. T
 
 
 def _losses(metrics: Mapping[str, float | None]) -> str:
-    named = {"training loss": metrics.get("train_loss"), "validation loss": metrics.get("full_valid_loss")}
-    said = [f"{what} {value:.4f}" for what, value in named.items() if value is not None]
-    return f" ({', '.join(said)})" if said else ""
+    losses = {"training loss": metrics.get("train_loss"), "validation loss": metrics.get("full_valid_loss")}
+    texts = [f"{name} {value:.4f}" for name, value in losses.items() if value is not None]
+    return f" ({', '.join(texts)})" if texts else ""
 
 
 MERGED_CARD = """\
@@ -226,8 +228,8 @@ tags: [tunery]
 
 # {name}, fine-tuned
 
-A LoRA adapter trained with Tunery for {step} optimizer steps, merged into its base model `{name}`. An ordinary model:
-nothing of PEFT is needed to use it.
+A LoRA adapter trained with Tunery for {step} optimizer steps, merged into its base model `{name}`. It is an ordinary
+model: PEFT is not needed to use it.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -239,7 +241,7 @@ tokenizer = AutoTokenizer.from_pretrained("MODEL_DIRECTORY")  # with the chat te
 ## Serve it
 
 {serving}
-The base model's licence holds for it, too.
+The licence of the base model applies to it as well.
 
 ## How it was trained
 
@@ -247,17 +249,17 @@ The base model's licence holds for it, too.
 {settings}
 ```
 
-Every file's size and SHA-256, and those of the adapter, the training data and the base model, stand in `MANIFEST.json`.
+`MANIFEST.json` has the size and SHA-256 of every file, and those of the adapter, the training data and the base model.
 """
 
 
-def merged_card(about: Mapping[str, Any]) -> str:
-    """The card for a merged model whose manifest says `about`."""
-    adapter = about["adapter"]
+def merged_card(manifest: Mapping[str, Any]) -> str:
+    """Return the card of a merged model with this manifest."""
+    adapter = manifest["adapter"]
     settings = {key: adapter.get(key) for key in ("lora", "quantization", "hyperparameters", "seed")}
     return MERGED_CARD.format(
-        base=json.dumps(about["base_model"]["name"]),
-        name=about["base_model"]["name"],
+        base=json.dumps(manifest["base_model"]["name"]),
+        name=manifest["base_model"]["name"],
         step=adapter["step"],
         serving=MERGED_SERVING,
         settings=json.dumps(settings, indent=2),

@@ -10,24 +10,25 @@ import torch
 
 from app.domain.jobs.events import Started
 from app.domain.jobs.spec import RunSpec, TrainerSpec
-from worker.trainer.model.base_model import Base
+from worker.trainer.model.base_model import FrozenBase
 from worker.trainer.records import RecordWriter
 from worker.trainer.runtime.device import device_name, dtype_name, times_float32, with_compute_dtype
-from worker.trainer.snapshot.snapshot import Snapshot
+from worker.trainer.snapshot.snapshot import LoadedSnapshot
 from worker.trainer.state import Run
 
 PACKAGES = ("tunery", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "tokenizers")
-SLOW = 1.5  # times float32: more than a busy neighbour makes of the usual 0.5
+SLOW_RATIO = 1.5  # times float32: other programs on the same cores do not slow the usual 0.5 down so much
 
 
-def provenance_of(spec: TrainerSpec, base: Base) -> dict[str, Any]:
+def provenance_of(spec: TrainerSpec, base: FrozenBase) -> dict[str, Any]:
+    """Return the provenance for the manifests: base, data, configuration, device, versions."""
     run_spec, quantization = spec.run, with_compute_dtype(spec, dtype_name(base.compute_dtype)).quantization
     return {
         "base_model": {"name": spec.base.name, "manifest_sha256": spec.base.manifest_sha256},
         "method": run_spec.method,
         "training_file_sha256": run_spec.training_file_sha256,
         "validation_file_sha256": run_spec.validation_file_sha256,
-        "continued_from": _ancestor(run_spec),
+        "continued_from": _parent_adapter(run_spec),
         "lora": run_spec.lora.model_dump(mode="json"),
         "quantization": quantization.model_dump(mode="json") if quantization else None,
         "hyperparameters": run_spec.hyperparameters.model_dump(mode="json"),
@@ -37,13 +38,14 @@ def provenance_of(spec: TrainerSpec, base: Base) -> dict[str, Any]:
     }
 
 
-def _ancestor(run_spec: RunSpec) -> dict[str, Any] | None:
+def _parent_adapter(run_spec: RunSpec) -> dict[str, Any] | None:
     if run_spec.start_adapter is None:
         return None
     return {"model": run_spec.start_adapter_name, "manifest_sha256": run_spec.start_adapter_sha256}
 
 
-def started(run: Run, base: Base) -> Started:
+def started(run: Run, base: FrozenBase) -> Started:
+    """Return the record of the start of the training."""
     return Started(
         run_id=run.id,
         device=device_name(base.device),
@@ -61,38 +63,42 @@ def started(run: Run, base: Base) -> Started:
     )
 
 
-def warn_of_differences(run: Run, snapshot: Snapshot, base: Base, emit: RecordWriter) -> None:
-    """Resumed on another machine or after an upgrade: allowed, but no longer equal to the bit."""
-    then = {**snapshot.versions, "device": snapshot.plan.device}
-    now = {**versions(), "device": device_name(base.device)}
-    changed = [f"{name} {then.get(name)} -> {now.get(name)}" for name in sorted(now) if then.get(name) != now[name]]
-    if changed:
-        draws_anew = run.adapter.dropout and _kind_of(then["device"]) != _kind_of(now["device"])
-        how = "with other dropout masks" if draws_anew else "equal within rounding, not to the bit"
-        text = f"Going on from {snapshot.name} with {', '.join(changed)}: {how}."
+def warn_of_differences(run: Run, snapshot: LoadedSnapshot, base: FrozenBase, emit: RecordWriter) -> None:
+    """Warn if the versions or the device have changed since the snapshot: then the result may differ in its bits."""
+    saved = {**snapshot.versions, "device": snapshot.plan.device}
+    current = {**versions(), "device": device_name(base.device)}
+    changes = [
+        f"{name} {saved.get(name)} -> {current[name]}" for name in sorted(current) if saved.get(name) != current[name]
+    ]
+    if changes:
+        has_other_masks = run.adapter.dropout and _device_type(saved["device"]) != _device_type(current["device"])
+        effect = "dropout masks differ" if has_other_masks else "the result is equal within rounding, not to the bit"
+        text = f"Resuming from {snapshot.name} with {', '.join(changes)}: {effect}."
         emit.message(text, "warn")
 
 
-def _kind_of(device: str) -> str:
+def _device_type(device: str) -> str:
+    """Return "cpu" or "cuda" of a device name such as "cuda (NVIDIA L4)"."""
     return device.partition(" ")[0]
 
 
 def warn_of_slow_dtype(dtype: torch.dtype, device: torch.device, emit: RecordWriter) -> None:
-    """The requested dtype is used, but the user may not know this processor."""
-    if device.type == "cuda" or dtype == torch.float32 or (ratio := times_float32(dtype, device)) < SLOW:
+    """Warn if a requested dtype is slow on this processor; it is used nevertheless."""
+    if device.type == "cuda" or dtype == torch.float32 or (ratio := times_float32(dtype, device)) < SLOW_RATIO:
         return
     text = (
         f"This processor has no instructions for {dtype_name(dtype)}: a matrix product takes {ratio:.1f} times as long "
-        'as float32. Ask for quantization {"compute_dtype": "float32"} to train faster here.'
+        'as in float32. Set quantization {"compute_dtype": "float32"} to train faster on this worker.'
     )
     emit.message(text, "warn")
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of the packages that affect the result."""
+    installed = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:  # tunery itself, run from its source tree
             continue
-    return found
+    return installed

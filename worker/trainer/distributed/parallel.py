@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 
 from app.domain.jobs.states import ExitCode, Reason
-from worker.trainer.adapter.lora import Adapter
+from worker.trainer.adapter.lora import LoraAdapter
 from worker.trainer.runtime.failures import Failure
 
 T = TypeVar("T")
@@ -123,7 +123,7 @@ def seed_own_dropout(generator: torch.Generator, seed: int) -> None:
         generator.manual_seed(random.Random(f"{seed}/{rank()}").getrandbits(32))  # a CPU generator uses 32 bits
 
 
-def gather_random_states(adapter: Adapter) -> list[torch.Tensor]:
+def gather_random_states(adapter: LoraAdapter) -> list[torch.Tensor]:
     """Return the dropout states of all processes, for snapshots; empty with one process or without dropout."""
     if world_size() == 1 or not adapter.dropout:
         return []

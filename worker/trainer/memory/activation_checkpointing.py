@@ -22,7 +22,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from app.domain.planning.execution_plan import Recompute
-from worker.trainer.adapter.lora import Adapter, AdapterSwitch
+from worker.trainer.adapter.lora import AdapterSwitch, LoraAdapter
 from worker.trainer.adapter.modules_to_save import ModuleToSave
 from worker.trainer.model.memory_efficient_modules import GatedMLP, RMSNorm, swiglu
 
@@ -116,7 +116,7 @@ class _ForwardContext(AbstractContextManager[None]):
         self._adapter = switch.active
         self._generator = self._adapter.generator if self._adapter and self._adapter.dropout else None
         self._state = self._generator.get_state() if self._generator else None
-        self._current: tuple[Adapter | None, torch.Tensor | None] = (None, None)
+        self._current: tuple[LoraAdapter | None, torch.Tensor | None] = (None, None)
 
     def __enter__(self) -> None:
         self._current = self._switch.active, self._generator.get_state() if self._generator else None
@@ -127,7 +127,7 @@ class _ForwardContext(AbstractContextManager[None]):
     ) -> None:
         self._restore(*self._current)
 
-    def _restore(self, adapter: Adapter | None, state: torch.Tensor | None) -> None:
+    def _restore(self, adapter: LoraAdapter | None, state: torch.Tensor | None) -> None:
         self._switch.active = adapter
         if self._generator is not None and state is not None:
             self._generator.set_state(state)

@@ -23,7 +23,7 @@ from worker.trainer.data.batch import TokenizedDataset
 from worker.trainer.distributed import parallel
 from worker.trainer.memory import device_memory
 from worker.trainer.memory.activation_checkpointing import Recomputation
-from worker.trainer.model.base_model import Base
+from worker.trainer.model.base_model import FrozenBase
 from worker.trainer.records import Keepalive, RecordWriter
 from worker.trainer.runtime.failures import Failure, SuppressOutOfMemory, out_of_memory
 from worker.trainer.state import Run
@@ -44,7 +44,7 @@ Reduction = tuple[ExecutionPlan, str]  # the reduced plan, and a description of 
 class OutOfMemoryPolicy:
     """Owner of the current execution plan: applies it to the model, and reduces it when memory runs out."""
 
-    def __init__(self, plan: ExecutionPlan, base: Base, recomputation: Recomputation, emit: RecordWriter) -> None:
+    def __init__(self, plan: ExecutionPlan, base: FrozenBase, recomputation: Recomputation, emit: RecordWriter) -> None:
         self.plan = plan
         self._base = base
         self._recomputation = recomputation

@@ -20,7 +20,7 @@ from app.system.cpu_info import core_flops
 from app.system.model_files import read_catalog_entry
 from worker.trainer.distributed import parallel
 from worker.trainer.memory import device_memory
-from worker.trainer.model.base_model import Base
+from worker.trainer.model.base_model import FrozenBase
 from worker.trainer.runtime.device import device_name
 from worker.trainer.state import Run
 
@@ -28,7 +28,7 @@ MEMORY_FACTOR_AFTER_KILL = 0.7  # of the reported free memory, for each kill by 
 GRADIENT_BYTES, MOMENT_BYTES = 4, 8  # per trained number; together with its float32 master: OPTIMIZER_BYTES
 
 
-def place(spec: TrainerSpec, base: Base, run: Run, max_row_tokens: int | None = None) -> Placement:
+def place(spec: TrainerSpec, base: FrozenBase, run: Run, max_row_tokens: int | None = None) -> Placement:
     """Plan the layout of the run on this device, and predict its memory and time.
 
     The base and the adapter must be loaded. `max_row_tokens` limits the length of packed batches.

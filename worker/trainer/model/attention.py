@@ -1,10 +1,10 @@
-"""Attention inside each document of a flattened row, and never across.
+"""Document attention: causal attention within each document of a packed batch, never across documents.
 
-Registered with transformers under our own name, so no model code changes and no mask is ever built: a 2-D mask would
-silently turn packing off, a 4-D one costs T x T. CUDA, sm80 and newer, 16 bits: one variable-length kernel for the
-whole row. CPU, 16 bits, short documents: blocks of like length. Else: causal SDPA, one document at a time.
+It is registered with transformers under its own name, so no model code changes and no mask is built: a 2-D mask would
+silently disable packing, a 4-D mask costs T x T. CUDA, sm80 and newer, 16 bits: one variable-length kernel for the
+batch. CPU, 16 bits, short documents: blocks of similar length. Otherwise: causal SDPA, one document at a time.
 
-Letters: H query heads, G key/value heads, T tokens of the row, S of one document, D per head.
+Letters: H query heads, G key/value heads, T tokens of the batch, S tokens of one document, D per head.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ import torch.nn.functional as F  # noqa: N812  the name every reader knows
 from transformers import AttentionInterface
 
 from app.domain.jobs.states import Reason
-from worker.trainer.model.block_attention import LONGEST, block_attention
+from worker.trainer.model.block_attention import MAX_DOCUMENT_TOKENS, block_attention
 from worker.trainer.runtime.failures import Failure
 
 NAME = "tunery_documents"
-# What some models pass and we would otherwise ignore: each changes the result, so it is refused by its name.
+# Options that some models pass and this attention does not implement. Each changes the result, so it is refused.
 UNSUPPORTED = ("softcap", "s_aux", "position_bias", "head_mask")
 
 
 @dataclass(frozen=True)
 class Heads:
-    """What a layer attends with: documents of `lengths` tokens end to end, each token to `window` of them at most."""
+    """The input of attention: documents of `lengths` tokens end to end; a token attends to at most `window` tokens."""
 
     query_1_H_T_D: torch.Tensor  # noqa: N815
     key_1_G_T_D: torch.Tensor  # noqa: N815
@@ -64,16 +64,17 @@ def document_attention(
     sliding_window: int | None = None,
     **rest: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention within documents of `document_lengths` tokens that lie end to end. Returns (1, T, H, D).
+    """Compute causal attention within documents of `document_lengths` tokens end to end. Returns (1, T, H, D).
 
-    Raises Failure for a model whose attention is not of this kind: isolation that nobody checks would be lost silently.
+    Raises Failure for a model with another kind of attention, whose documents would silently attend to each other.
     """
-    asked = [name for name in UNSUPPORTED if rest.get(name) is not None]
-    if asked or document_lengths is None or attention_mask is not None or rest.get("is_causal") is False:
+    unsupported = [name for name in UNSUPPORTED if rest.get(name) is not None]
+    if unsupported or document_lengths is None or attention_mask is not None or rest.get("is_causal") is False:
+        needs = ", ".join(unsupported) or "its own mask"
         raise Failure(
             Reason.MODEL_UNAVAILABLE,
-            f"This base model's attention ({type(module).__name__}) needs {', '.join(asked) or 'a mask of its own'}, "
-            "which Tunery does not train yet. Choose another base model.",
+            f"The attention of this base model ({type(module).__name__}) needs {needs}, which Tunery does not support "
+            "yet. Choose another base model.",
             "model",
         )
     heads = Heads(query_1_H_T_D, key_1_G_T_D, value_1_G_T_D, document_lengths, scaling, sliding_window)
@@ -82,21 +83,21 @@ def document_attention(
 
 def _kernel(heads: Heads) -> Callable[[Heads], torch.Tensor]:
     if heads.dtype == torch.float32:
-        return _one_by_one
+        return _document_by_document
     if heads.device.type == "cuda":
-        return _by_varlen_kernel if _has_varlen(heads.device) else _one_by_one
+        return _varlen_kernel if _has_varlen(heads.device) else _document_by_document
     is_banded = heads.window is not None and heads.window < max(heads.lengths)
-    return _one_by_one if is_banded or max(heads.lengths) > LONGEST else _in_blocks
+    return _document_by_document if is_banded or max(heads.lengths) > MAX_DOCUMENT_TOKENS else _block_kernel
 
 
-def _in_blocks(heads: Heads) -> torch.Tensor:
+def _block_kernel(heads: Heads) -> torch.Tensor:
     scale = heads.query_1_H_T_D.shape[-1] ** -0.5 if heads.scaling is None else heads.scaling
     query_T_H_D, key_T_G_D, value_T_G_D = (tensor[0].transpose(0, 1) for tensor in heads.tensors)
     return block_attention(query_T_H_D, key_T_G_D, value_T_G_D, heads.lengths, scale)
 
 
-def _one_by_one(heads: Heads) -> torch.Tensor:
-    """On a CPU in float32: nearer to the truth, and forward and backward take 1.4 ms instead of 2.9 at 100 tokens."""
+def _document_by_document(heads: Heads) -> torch.Tensor:
+    """On a CPU in float32: more exact, and forward and backward take 1.4 ms instead of 2.9 ms at 100 tokens."""
     dtype = torch.float32 if heads.device.type == "cpu" else heads.dtype
     documents = zip(
         *(torch.split(tensor.to(dtype), list(heads.lengths), dim=2) for tensor in heads.tensors), strict=True
@@ -127,12 +128,12 @@ def _causal(
 
 
 def _band(length: int, window: int, device: torch.device) -> torch.Tensor:
-    """True where a token may look: at itself and the `window` - 1 tokens before it."""
+    """Return the mask of a sliding window: a token attends to itself and the `window` - 1 tokens before it."""
     distance_S_S = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)[None, :]
     return (distance_S_S >= 0) & (distance_S_S < window)
 
 
-def _by_varlen_kernel(heads: Heads) -> torch.Tensor:
+def _varlen_kernel(heads: Heads) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn  # needs a CUDA build of torch
 
     starts, longest = _starts(heads.lengths, heads.device), max(heads.lengths)
@@ -155,7 +156,7 @@ def _by_varlen_kernel(heads: Heads) -> torch.Tensor:
 
 @lru_cache(maxsize=8)
 def _starts(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """Asked for once a layer with the same row: the copy to the device happens once."""
+    """Return the start of each document and the end. Cached: every layer needs it, but it is copied only once."""
     return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
 
 

@@ -1,7 +1,8 @@
-"""bitsandbytes, imported without the compiler that it would load for four functions which are never called here.
+"""bitsandbytes, imported without torch's compiler.
 
-Its portable backend passes them through `torch.compile` as it is imported. That sets up all of torch's compiler: 47 MB
-that stay, and a second of every start. Whoever imports bitsandbytes first decides, so it is imported through this room.
+Its default backend calls `torch.compile` at import for four functions which the trainer never calls. That loads the
+compiler: 47 MB of memory, and one second of every start. The first import decides, so every module imports bitsandbytes
+from here.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from typing import Any
 import torch
 
 
-def _as_it_is(function: Callable[..., Any] | None = None, **_options: Any) -> Any:
-    return function if function is not None else _as_it_is
+def _do_not_compile(function: Callable[..., Any] | None = None, **_options: Any) -> Any:
+    """Take the place of `torch.compile`, as a decorator with or without options."""
+    return function if function is not None else _do_not_compile
 
 
 _compile = torch.compile
-torch.compile = _as_it_is  # type: ignore[assignment]
+torch.compile = _do_not_compile  # type: ignore[assignment]
 try:
     import bitsandbytes
 finally:

@@ -1,13 +1,14 @@
-"""Attention on a CPU for short documents: those of like length become one padded batch, a block.
+"""Attention on a CPU for short documents: documents of similar length form one padded block.
 
-    row       | doc 0 ......... | doc 1 ... | doc 2 .......... | doc 3 ... |
-    blocks    | doc 0 .........  |          | doc 1 ... |       padding behind a document's end
-              | doc 2 .......... |          | doc 3 ... |       is seen by nobody: attention is causal
+    batch     | doc 0 ......... | doc 1 ... | doc 2 .......... | doc 3 ... |
+    blocks    | doc 0 .........  |          | doc 1 ... |       padding behind the end of a document
+              | doc 2 .......... |          | doc 3 ... |       has no influence: attention is causal
 
-Two batched products in 16 bits with a float32 softmax between them, and its gradient by hand. In place of torch's own
-kernel, called once a document, it took 5 % off a step's CPU time at 1,519 tokens; beyond LONGEST its tiles win.
+Two batched products in 16 bits with a float32 softmax between them, and a hand-written gradient. Compared with torch's
+kernel, called once per document, it saved 5 % of a step's CPU time at 1,519 tokens. Beyond MAX_DOCUMENT_TOKENS torch's
+tiled kernel is faster.
 
-Letters: T tokens of the row, B documents of a block, S its length, H query heads, G key/value heads, N = H / G, D per
+Letters: T tokens of the batch, B documents of a block, S its length, H query heads, G key/value heads, N = H / G, D per
 head.
 """
 # ruff: noqa: N815  shapes stand in names
@@ -23,26 +24,28 @@ from typing import Any
 
 import torch
 
-LONGEST = 512  # tokens of a document
-LEAST_FILL = 0.8  # a document as long as this part of the block's longest may join it
-SHORT = 64  # documents up to this length are never worth a block of their own
-MAX_CELLS = 1 << 20  # B x S x S of one block: a temporary of 4 bytes x H for each, near the cache
+MAX_DOCUMENT_TOKENS = 512
+MIN_FILL = 0.8  # a document joins a block if it has at least this share of the length of the block's longest document
+SHORT_TOKENS = 64  # documents up to this length join any block: one more block would cost more than the padding
+MAX_CELLS = 1 << 20  # B x S x S of one block: a temporary has 4 bytes x H for each and should fit into the cache
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some documents of a row, the longest first, each padded to `length` tokens."""
+    """Some documents of a batch, the longest first, each padded to `length` tokens."""
 
     documents: int
     length: int
-    tokens_BS: torch.Tensor  # where each token of the block stands in the row; padding repeats a document's last one
-    padding: torch.Tensor  # positions in the block that are padding
+    tokens_BS: torch.Tensor  # index in the batch of each token of the block; padding repeats a document's last token
+    padding: torch.Tensor  # indices in the block of the padding
 
 
 @dataclass(frozen=True)
 class Blocks:
+    """The blocks of a batch."""
+
     blocks: tuple[Block, ...]
-    places_T: torch.Tensor  # where each token of the row stands in the blocks, one after the other
+    positions_T: torch.Tensor  # index in the concatenated blocks of each token of the batch
 
 
 def block_attention(
@@ -52,42 +55,44 @@ def block_attention(
     lengths: tuple[int, ...],
     scale: float,
 ) -> torch.Tensor:
-    """Causal attention within documents of `lengths` tokens that lie end to end, as T x H x D."""
-    out_T_H_D: torch.Tensor = _BlockAttention.apply(query_T_H_D, key_T_G_D, value_T_G_D, in_blocks(lengths), scale)  # type: ignore[no-untyped-call]
+    """Compute causal attention within documents of `lengths` tokens end to end. Returns T x H x D."""
+    out_T_H_D: torch.Tensor = _BlockAttention.apply(query_T_H_D, key_T_G_D, value_T_G_D, make_blocks(lengths), scale)  # type: ignore[no-untyped-call]
     return out_T_H_D
 
 
 @lru_cache(maxsize=8)
-def in_blocks(lengths: tuple[int, ...]) -> Blocks:
-    """Asked for once a layer with the same row."""
+def make_blocks(lengths: tuple[int, ...]) -> Blocks:
+    """Return the blocks of a batch. Cached, because every layer needs them."""
     starts = [0, *accumulate(lengths)]
-    places_T = torch.empty(starts[-1], dtype=torch.int64)
+    positions_T = torch.empty(starts[-1], dtype=torch.int64)
     blocks, begin = [], 0
-    for documents in _of_like_length(lengths):
-        blocks.append(_block(documents, starts, begin, places_T))
+    for documents in _group_by_length(lengths):
+        blocks.append(_block(documents, starts, begin, positions_T))
         begin += blocks[-1].documents * blocks[-1].length
-    return Blocks(tuple(blocks), places_T)
+    return Blocks(tuple(blocks), positions_T)
 
 
-def _of_like_length(lengths: Sequence[int]) -> Iterator[list[int]]:
-    waiting: list[int] = []
+def _group_by_length(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Yield the documents of each block, by falling length."""
+    group: list[int] = []
     for document in sorted(range(len(lengths)), key=lambda document: -lengths[document]):
-        longest = lengths[waiting[0]] if waiting else 0
-        is_like = longest <= SHORT or lengths[document] >= LEAST_FILL * longest
-        if waiting and not (is_like and (len(waiting) + 1) * longest**2 <= MAX_CELLS):
-            yield waiting
-            waiting = []
-        waiting.append(document)
-    yield waiting
+        longest = lengths[group[0]] if group else 0
+        is_similar = longest <= SHORT_TOKENS or lengths[document] >= MIN_FILL * longest
+        if group and not (is_similar and (len(group) + 1) * longest**2 <= MAX_CELLS):
+            yield group
+            group = []
+        group.append(document)
+    yield group
 
 
-def _block(documents: Sequence[int], starts: Sequence[int], begin: int, places_T: torch.Tensor) -> Block:
+def _block(documents: Sequence[int], starts: Sequence[int], begin: int, positions_T: torch.Tensor) -> Block:
+    """Return the block of some documents, which begins at `begin` in the concatenated blocks; fill in positions_T."""
     length = starts[documents[0] + 1] - starts[documents[0]]
     tokens: list[int] = []
     padding: list[int] = []
     for document in documents:
         start, end = starts[document], starts[document + 1]
-        places_T[start:end] = torch.arange(begin + len(tokens), begin + len(tokens) + end - start)
+        positions_T[start:end] = torch.arange(begin + len(tokens), begin + len(tokens) + end - start)
         padding += range(len(tokens) + end - start, len(tokens) + length)
         tokens += [*range(start, end), *([end - 1] * (length - (end - start)))]
     return Block(len(documents), length, torch.tensor(tokens), torch.tensor(padding, dtype=torch.int64))
@@ -104,7 +109,7 @@ class _BlockAttention(torch.autograd.Function):
         scale: float,
     ) -> torch.Tensor:
         heads, groups = query_T_H_D.shape[1], key_T_G_D.shape[1]
-        outs, kept = [], []
+        outputs, saved = [], []
         for block in blocks.blocks:
             query_BG_NS_D, key_BG_S_D, value_BG_S_D = (
                 _gather(tensor, block, groups) for tensor in (query_T_H_D, key_T_G_D, value_T_G_D)
@@ -114,22 +119,22 @@ class _BlockAttention(torch.autograd.Function):
             mask_S_S = _causal_mask()[: block.length, : block.length]
             torch.add(mask_S_S, scores_BG_N_S_S, alpha=scale, out=scores_BG_N_S_S)
             probs_BG_NS_S = torch.softmax(scores_BG_N_S_S, -1).to(query_T_H_D.dtype).view_as(scores_BG_NS_S)
-            outs.append(torch.bmm(probs_BG_NS_S, value_BG_S_D))
-            kept += [query_BG_NS_D, key_BG_S_D, value_BG_S_D, probs_BG_NS_S]
+            outputs.append(torch.bmm(probs_BG_NS_S, value_BG_S_D))
+            saved += [query_BG_NS_D, key_BG_S_D, value_BG_S_D, probs_BG_NS_S]
         ctx.blocks, ctx.scale, ctx.groups = blocks, scale, groups
-        ctx.save_for_backward(*kept)
-        return _scatter(outs, blocks, groups, query_T_H_D.shape)
+        ctx.save_for_backward(*saved)
+        return _scatter(outputs, blocks, groups, query_T_H_D.shape)
 
     @staticmethod
     def backward(ctx: Any, dout_T_H_D: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        kept = iter(ctx.saved_tensors)
+        saved = iter(ctx.saved_tensors)
         dqueries, dkeys, dvalues = [], [], []
         for block in ctx.blocks.blocks:
-            query_BG_NS_D, key_BG_S_D, value_BG_S_D, probs_BG_NS_S = (next(kept) for _ in range(4))
+            query_BG_NS_D, key_BG_S_D, value_BG_S_D, probs_BG_NS_S = (next(saved) for _ in range(4))
             dout_BG_NS_D = _gather(dout_T_H_D, block, ctx.groups, without_padding=True)
             dvalues.append(torch.bmm(probs_BG_NS_S.transpose(1, 2), dout_BG_NS_D))
             dprobs_BG_NS_S = torch.bmm(dout_BG_NS_D, value_BG_S_D.transpose(1, 2))
-            dscores_BG_NS_S = torch._softmax_backward_data(  # sums in float32, whatever goes in and out
+            dscores_BG_NS_S = torch._softmax_backward_data(  # sums in float32 for every dtype
                 dprobs_BG_NS_S, probs_BG_NS_S, -1, probs_BG_NS_S.dtype
             ).mul_(ctx.scale)
             dqueries.append(torch.bmm(dscores_BG_NS_S, key_BG_S_D))
@@ -145,7 +150,7 @@ class _BlockAttention(torch.autograd.Function):
 
 
 def _gather(x_T_H_D: torch.Tensor, block: Block, groups: int, *, without_padding: bool = False) -> torch.Tensor:
-    """A block's part of the row as (B x G) x (N x S) x D: heads that share a key lie behind each other."""
+    """Return a block's tokens of the batch as (B x G) x (N x S) x D: heads with the same key are adjacent."""
     tokens, heads, width = x_T_H_D.shape
     x_BS_HD = x_T_H_D.reshape(tokens, heads * width).index_select(0, block.tokens_BS)
     if without_padding:
@@ -157,7 +162,7 @@ def _gather(x_T_H_D: torch.Tensor, block: Block, groups: int, *, without_padding
 def _scatter(
     parts_BG_NS_D: Sequence[torch.Tensor], blocks: Blocks, groups: int, shape_T_H_D: Sequence[int]
 ) -> torch.Tensor:
-    """The blocks' results back in the order of the row, without their padding."""
+    """Return the results of the blocks in the order of the batch, without padding."""
     _, heads, width = shape_T_H_D
     flat = [
         part.view(block.documents, groups, heads // groups, block.length, width)
@@ -165,10 +170,10 @@ def _scatter(
         .reshape(-1, heads * width)
         for part, block in zip(parts_BG_NS_D, blocks.blocks, strict=True)
     ]
-    return torch.cat(flat).index_select(0, blocks.places_T).view(*shape_T_H_D)
+    return torch.cat(flat).index_select(0, blocks.positions_T).view(*shape_T_H_D)
 
 
 @lru_cache(maxsize=1)
 def _causal_mask() -> torch.Tensor:
-    """One for all: a corner of it is that of a shorter block. One for each length took up to 179 MB."""
-    return torch.full((LONGEST, LONGEST), -math.inf).triu_(1)
+    """Return the largest mask; its upper left corner is the mask of a shorter block. One per length took 179 MB."""
+    return torch.full((MAX_DOCUMENT_TOKENS, MAX_DOCUMENT_TOKENS), -math.inf).triu_(1)

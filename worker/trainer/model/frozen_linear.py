@@ -1,7 +1,7 @@
-"""A linear layer that never changes: 16 bits wide, in blocks of 4 bits (QLoRA, arXiv 2305.14314), or in rows of 8.
+"""Frozen linear layers: not quantised, in blocks of 4 bits (QLoRA, arXiv 2305.14314), or in rows of 8 bits.
 
-PEFT knows all kinds as what they inherit from, so a saved adapter can be put onto these very layers to be checked.
-Unlike bitsandbytes' own forward, ours never repacks the weight for faster inference: W stays as it is, to the bit.
+PEFT supports the classes they inherit from, so PEFT can load a saved adapter onto these layers for the last check.
+Unlike the forward of bitsandbytes, this one never repacks the weight for faster inference: W stays equal to the bit.
 
 Letters: T tokens, K inputs and D outputs of a layer.
 """
@@ -25,17 +25,17 @@ int8_vectorwise_quant = bitsandbytes.functional.int8_vectorwise_quant
 class FrozenLinear(Protocol):
     in_features: int
     out_features: int
-    weight: Any  # a Parameter; for 4 bits one that also carries the state of its quantisation
+    weight: Any  # a Parameter; with 4 bits it also has the quantization state
     bias: Any
 
     def weight_in(self, dtype: torch.dtype) -> torch.Tensor:
-        """W as D x K, made for this use and dropped after it; the stored or kept weight where it has that dtype."""
+        """Return W (D x K), dequantised for one use; the stored or cached weight itself if it has that dtype."""
 
     def bias_in(self, dtype: torch.dtype) -> torch.Tensor | None: ...
 
 
 class Frozen16(torch.nn.Linear):
-    """Not quantised: the weight is in the compute dtype, which is float32 where that was chosen."""
+    """Not quantised: the weight has the compute dtype (16 bits, or float32)."""
 
     def weight_in(self, dtype: torch.dtype) -> torch.Tensor:
         return self.weight.to(dtype)
@@ -53,10 +53,10 @@ class Frozen4(bitsandbytes.nn.Linear4bit):  # type: ignore[misc]  # untyped libr
     cached: torch.Tensor | None = None
 
     def cache_weight(self, is_cached: bool) -> None:
-        """Dequantise once and for all: 2 bytes a weight instead of a pass over it in each forward and backward.
+        """Keep the dequantised weight (2 bytes per weight), or free it. Without it each use dequantises the weight.
 
-        The same numbers to the bit. Seen: 3 % of a step at 1,519 tokens on two cores; expected: 11 % at 2,048 on an
-        H100.
+        Results stay equal to the bit. Measured saving: 3 % of a step at 1,519 tokens on two cores; expected: 11 % at
+        2,048 tokens on an H100.
         """
         if is_cached != (self.cached is not None):
             self.cached = self._dequantised() if is_cached else None
@@ -76,7 +76,7 @@ class Frozen4(bitsandbytes.nn.Linear4bit):  # type: ignore[misc]  # untyped libr
 
 
 class Frozen8(bitsandbytes.nn.Linear8bitLt):  # type: ignore[misc]  # untyped library
-    """Rows of int8 with one scale each (LLM.int8, arXiv 2208.07339). Only the weight: x is not rounded to int8."""
+    """Rows of int8 with one scale each (LLM.int8, arXiv 2208.07339). Only the weight is int8; x is not rounded."""
 
     def weight_in(self, dtype: torch.dtype) -> torch.Tensor:
         weight: torch.Tensor = int8_vectorwise_dequant(self.weight.data, self.state.SCB)
@@ -90,16 +90,16 @@ class Frozen8(bitsandbytes.nn.Linear8bitLt):  # type: ignore[misc]  # untyped li
 
 
 def freeze(weight_D_K: torch.Tensor, quantization: QuantizationSpec | None, compute_dtype: torch.dtype) -> FrozenLinear:
-    """A frozen layer, still without a bias, from a checkpoint's tensor, on the device it is on."""
+    """Return a frozen layer without a bias, from the weight of a model file, on the device of the weight."""
     if quantization is None:
-        return _in_16_bits(weight_D_K, compute_dtype)
+        return _freeze_16_bits(weight_D_K, compute_dtype)
     if quantization.bits == 8:
-        return _in_8_bits(weight_D_K)
-    return _in_4_bits(weight_D_K, quantization, compute_dtype)
+        return _freeze_8_bits(weight_D_K)
+    return _freeze_4_bits(weight_D_K, quantization, compute_dtype)
 
 
 def stored_bytes(layer: FrozenLinear) -> int:
-    """What the weight occupies: the codes and their scales (4.127 bits a weight for 4 bits, doubly quantised)."""
+    """Return the bytes of codes and scales: 4.127 bits per weight with 4 bits and double quantization."""
     tensors = [layer.weight.data]
     if isinstance(layer, Frozen8):
         tensors += [layer.state.SCB]
@@ -108,14 +108,14 @@ def stored_bytes(layer: FrozenLinear) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _in_16_bits(weight_D_K: torch.Tensor, compute_dtype: torch.dtype) -> Frozen16:
+def _freeze_16_bits(weight_D_K: torch.Tensor, compute_dtype: torch.dtype) -> Frozen16:
     layer = Frozen16(weight_D_K.shape[1], weight_D_K.shape[0], bias=False, device="meta")
     layer.weight = torch.nn.Parameter(weight_D_K.to(compute_dtype, copy=True), requires_grad=False)
     return layer
 
 
-def _in_8_bits(weight_D_K: torch.Tensor) -> Frozen8:
-    """As bitsandbytes does it: from float16, whatever the checkpoint has."""
+def _freeze_8_bits(weight_D_K: torch.Tensor) -> Frozen8:
+    """Quantise as bitsandbytes does: from float16, whatever the dtype of the weight."""
     codes, scales_D, _ = int8_vectorwise_quant(weight_D_K.contiguous().to(torch.float16))
     layer = Frozen8(weight_D_K.shape[1], weight_D_K.shape[0], bias=False, has_fp16_weights=False, device="meta")
     layer.weight = bitsandbytes.nn.Int8Params(codes, requires_grad=False, has_fp16_weights=False)
@@ -123,8 +123,8 @@ def _in_8_bits(weight_D_K: torch.Tensor) -> Frozen8:
     return layer
 
 
-def _in_4_bits(weight_D_K: torch.Tensor, quantization: QuantizationSpec, compute_dtype: torch.dtype) -> Frozen4:
-    """The codes are found in the checkpoint's own precision; dequantising gives `compute_dtype`."""
+def _freeze_4_bits(weight_D_K: torch.Tensor, quantization: QuantizationSpec, compute_dtype: torch.dtype) -> Frozen4:
+    """Quantise from the precision of the model file; dequantising returns `compute_dtype`."""
     codes, state = quantize(weight_D_K, quantization)
     state.dtype = compute_dtype
     layer = Frozen4(weight_D_K.shape[1], weight_D_K.shape[0], bias=False, device="meta", compute_dtype=compute_dtype)

@@ -1,10 +1,10 @@
-"""Norms and gated MLPs that keep less for the backward and give the same numbers.
+"""Memory-efficient norms and gated MLPs: they keep less for the backward and compute the same values.
 
-transformers' RMSNorm keeps two float32 copies of its input, its gated MLP the activation beside the gate. Ours keep
-the input in 16 bits and make the rest again, element by element. Measured on SmolLM2-135M, one core: a norm takes 0.44
-of the time, and together with attention in blocks a token keeps 0.58 MB instead of 0.72.
+transformers' RMSNorm keeps two float32 copies of its input, its gated MLP the activation in addition to the gate. These
+modules keep the input in 16 bits and recompute the rest element-wise. Measured on SmolLM2-135M, one core: a norm takes
+0.44 of the time, and together with block attention a token keeps 0.58 MB instead of 0.72 MB.
 
-A module is replaced only where ours gives what it gives on a few random tokens; any other stays as it is.
+A module is replaced only if the replacement has the same output on a few random tokens.
 
 Letters: T tokens, K the width, F the inner width.
 """
@@ -16,13 +16,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-TOKENS = 4  # of the comparison
+COMPARED_TOKENS = 4
 TOLERANCE = 1e-5  # of the largest value, in float32
-GATED = ("gate_proj", "up_proj", "down_proj")
+GATED_MLP_LAYERS = ("gate_proj", "up_proj", "down_proj")
 
 
 class RMSNorm(torch.nn.Module):
-    """Root mean square norm over the last dimension (arXiv 1910.07467); its weight is frozen but in modules_to_save."""
+    """Root mean square norm over the last dimension (arXiv 1910.07467)."""
 
     def __init__(self, weight_K: torch.nn.Parameter, epsilon: float) -> None:
         super().__init__()
@@ -54,46 +54,47 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def use_memory_efficient_modules(model: Any, dtype: torch.dtype) -> None:
-    """Replace every norm and gated MLP of `model`, which computes in `dtype`, that ours equals."""
+    """Replace norms and gated MLPs of `model`, which computes in `dtype`, if the replacement has equal outputs."""
     for name, module in list(model.named_modules()):
-        ours = _ours(module)
-        if ours is not None and _is_equal(module, ours, dtype):
-            model.set_submodule(name, ours)
+        replacement = _replacement(module)
+        if replacement is not None and _is_equal(module, replacement, dtype):
+            model.set_submodule(name, replacement)
 
 
-def _ours(module: torch.nn.Module) -> torch.nn.Module | None:
+def _replacement(module: torch.nn.Module) -> torch.nn.Module | None:
     epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     weight = getattr(module, "weight", None)
     if type(module).__name__.endswith("RMSNorm") and epsilon is not None and weight is not None and weight.ndim == 1:
         return RMSNorm(weight, epsilon)
-    if sorted(name for name, _ in module.named_children() if name != "act_fn") == sorted(GATED):
-        return GatedMLP(*(getattr(module, name) for name in GATED))
+    if sorted(name for name, _ in module.named_children() if name != "act_fn") == sorted(GATED_MLP_LAYERS):
+        return GatedMLP(*(getattr(module, name) for name in GATED_MLP_LAYERS))
     return None
 
 
-def _is_equal(module: torch.nn.Module, ours: Any, dtype: torch.dtype) -> bool:
-    weight = ours.weight if isinstance(ours, RMSNorm) else ours.gate_proj.base.weight
-    width = weight.shape[0] if isinstance(ours, RMSNorm) else ours.gate_proj.base.in_features
-    x_T_K = torch.randn(TOKENS, width, generator=torch.Generator().manual_seed(0)).to(weight.device, dtype)
-    theirs = module(x_T_K).float()
-    return bool((ours(x_T_K).float() - theirs).abs().max() <= TOLERANCE * theirs.abs().max())
+def _is_equal(module: torch.nn.Module, replacement: Any, dtype: torch.dtype) -> bool:
+    is_norm = isinstance(replacement, RMSNorm)
+    weight = replacement.weight if is_norm else replacement.gate_proj.base.weight
+    width = weight.shape[0] if is_norm else replacement.gate_proj.base.in_features
+    x_T_K = torch.randn(COMPARED_TOKENS, width, generator=torch.Generator().manual_seed(0)).to(weight.device, dtype)
+    expected = module(x_T_K).float()
+    return bool((replacement(x_T_K).float() - expected).abs().max() <= TOLERANCE * expected.abs().max())
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight_K: torch.Tensor, epsilon: float) -> torch.Tensor:
-        wide = x.float()
-        mean_square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+        x_float32 = x.float()
+        mean_square = torch.linalg.vector_norm(x_float32, dim=-1, keepdim=True).square_().div_(x.shape[-1])
         scale_T_1 = mean_square.add_(epsilon).rsqrt_()
         ctx.save_for_backward(x, scale_T_1, weight_K)
-        return wide.mul(scale_T_1).to(x.dtype).mul_(weight_K)
+        return x_float32.mul(scale_T_1).to(x.dtype).mul_(weight_K)
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None]:
         x, scale_T_1, weight_K = ctx.saved_tensors
         dnormed, normed = (dy * weight_K).float(), x.float().mul(scale_T_1)
-        along_T_1 = torch.linalg.vecdot(dnormed, normed).unsqueeze(-1).div_(x.shape[-1])
-        dx = dnormed.addcmul(normed, along_T_1, value=-1).mul_(scale_T_1)
+        projection_T_1 = torch.linalg.vecdot(dnormed, normed).unsqueeze(-1).div_(x.shape[-1])
+        dx = dnormed.addcmul(normed, projection_T_1, value=-1).mul_(scale_T_1)
         dweight_K = (dy.float() * normed).flatten(0, -2).sum(0).to(weight_K.dtype) if ctx.needs_input_grad[1] else None
         return dx.to(x.dtype), dweight_K, None
 

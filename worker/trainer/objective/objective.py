@@ -12,9 +12,9 @@ from typing import Protocol
 
 import torch
 
-from worker.trainer.adapter.lora import Adapter
+from worker.trainer.adapter.lora import LoraAdapter
 from worker.trainer.data.batch import PackedBatch, Pairs
-from worker.trainer.model.base_model import Base, hidden_states
+from worker.trainer.model.base_model import FrozenBase, hidden_states
 from worker.trainer.objective.dpo import dpo_loss
 from worker.trainer.objective.linear_cross_entropy import linear_cross_entropy
 from worker.trainer.objective.metrics import BatchSums
@@ -22,7 +22,7 @@ from worker.trainer.objective.metrics import BatchSums
 
 class Objective(Protocol):
     @property
-    def base(self) -> Base: ...
+    def base(self) -> FrozenBase: ...
 
     def forward_backward(self, batch: PackedBatch) -> BatchSums:
         """Run forward and backward of one batch, and add its gradients to those of the adapter."""
@@ -34,7 +34,7 @@ class Objective(Protocol):
 class SupervisedObjective:
     """Cross entropy of every labelled token."""
 
-    def __init__(self, base: Base, adapter: Adapter) -> None:
+    def __init__(self, base: FrozenBase, adapter: LoraAdapter) -> None:
         self.base = base
         self._adapter = adapter
 
@@ -58,7 +58,7 @@ class DpoObjective:
     the base model with a frozen copy of that adapter.
     """
 
-    def __init__(self, base: Base, adapter: Adapter, beta: float, reference: Adapter | None) -> None:
+    def __init__(self, base: FrozenBase, adapter: LoraAdapter, beta: float, reference: LoraAdapter | None) -> None:
         self.base = base
         self._adapter = adapter
         self._beta = beta
@@ -86,12 +86,14 @@ class DpoObjective:
         return _token_losses(self.base, batch, self._reference)[0]
 
 
-def _hidden_states(base: Base, batch: PackedBatch, adapter: Adapter | None) -> torch.Tensor:
+def _hidden_states(base: FrozenBase, batch: PackedBatch, adapter: LoraAdapter | None) -> torch.Tensor:
     """Return the hidden states (N x D) that predict a labelled token; the head needs no others."""
     return hidden_states(base, batch, adapter).index_select(0, batch.logit_positions_N)
 
 
-def _token_losses(base: Base, batch: PackedBatch, adapter: Adapter | None) -> tuple[torch.Tensor, torch.Tensor]:
+def _token_losses(
+    base: FrozenBase, batch: PackedBatch, adapter: LoraAdapter | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return losses_N and is_correct_N of the model with `adapter`; None is the base model."""
     hidden_N_D = _hidden_states(base, batch, adapter)
     return linear_cross_entropy(hidden_N_D, base.head_with(adapter), batch.targets_N)[1:]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 import torch
 
 from app.domain.planning.execution_plan import ExecutionPlan
-from worker.trainer.adapter.lora import AdaptedLinear, Adapter, AdapterSwitch, LoraWeights
+from worker.trainer.adapter.lora import AdaptedLinear, AdapterSwitch, LoraAdapter, LoraWeights
 from worker.trainer.model.frozen_linear import freeze
 from worker.trainer.runtime.device import torch_dtype
 
@@ -35,7 +35,7 @@ class LayerBenchmark:
         self._counts = Counter((min(outputs, MAX_DIMENSION), min(inputs, MAX_DIMENSION)) for outputs, inputs in shapes)
         self._rank = rank
         self._switch = AdapterSwitch()
-        self._adapter = Adapter(0.0, torch.Generator(), {})
+        self._adapter = LoraAdapter(0.0, torch.Generator(), {})
         self._layers: dict[tuple[Shape, torch.dtype], AdaptedLinear] = {}
 
     def seconds(self, plan: ExecutionPlan, clock: Clock) -> float:

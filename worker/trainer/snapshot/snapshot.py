@@ -40,7 +40,7 @@ GENERATOR_PREFIX = "random/dropout"  # of the tensor names of the generator stat
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class LoadedSnapshot:
     """A snapshot that was read and verified; at step 0 without tensors."""
 
     name: str
@@ -90,7 +90,7 @@ def _remove_damaged_later_snapshots(run: Run) -> None:
 
 def open_newest(
     directory: Path, identity: Mapping[str, Any], base_directory: Path
-) -> tuple[Snapshot | None, list[str]]:
+) -> tuple[LoadedSnapshot | None, list[str]]:
     """Open the snapshot in `directory`, or the newest valid one of a directory of snapshots.
 
     Returns it, and the problems of the newer ones. Raises Failure(TRAINER_CRASHED) if `directory` is one snapshot and
@@ -104,7 +104,7 @@ def open_newest(
         raise Failure(Reason.TRAINER_CRASHED, f"The snapshot to resume from is damaged: {error}") from error
 
 
-def open_snapshot(directory: Path, identity: Mapping[str, Any], base_directory: Path) -> Snapshot:
+def open_snapshot(directory: Path, identity: Mapping[str, Any], base_directory: Path) -> LoadedSnapshot:
     """Read a snapshot of this run and verify every file against its manifest.
 
     Raises ManifestMismatch for a damaged one. Raises Failure(INVALID_SPEC), with each difference, for a snapshot with
@@ -115,7 +115,7 @@ def open_snapshot(directory: Path, identity: Mapping[str, Any], base_directory: 
         text = f"This run cannot resume from {directory.name}: " + "; ".join(changes) + "."
         raise Failure(Reason.INVALID_SPEC, text, "resume_from")
     tensors = load_file(directory / STATE_FILE) if STATE_FILE in manifest["files"] else {}
-    return Snapshot(
+    return LoadedSnapshot(
         name=directory.name,
         step=manifest["step"],
         trained_tokens=manifest["trained_tokens"],
@@ -139,7 +139,7 @@ def _read_plan(values: dict[str, Any]) -> ExecutionPlan:
     return ExecutionPlan.model_validate(values)
 
 
-def restore(run: Run, snapshot: Snapshot) -> None:
+def restore(run: Run, snapshot: LoadedSnapshot) -> None:
     """Restore weights, moments, random state and step of the run from the snapshot."""
     if snapshot.tensors:
         _restore_tensors(run, snapshot.tensors)
@@ -158,7 +158,7 @@ def _restore_tensors(run: Run, tensors: Mapping[str, torch.Tensor]) -> None:
                 run.optimizer.state[parameter] = {key: _like(parameter, moment) for key, moment in moments.items()}
 
 
-def _restore_random_state(run: Run, snapshot: Snapshot) -> None:
+def _restore_random_state(run: Run, snapshot: LoadedSnapshot) -> None:
     """Restore the dropout generator. The state of a CPU does not fit a GPU: then seed it by run, process and step."""
     generator, rank, tensors = run.adapter.generator, parallel.rank(), snapshot.tensors
     state = tensors.get(f"{GENERATOR_PREFIX}/{rank}", tensors[GENERATOR_PREFIX])

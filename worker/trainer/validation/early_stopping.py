@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from app.domain.jobs.spec import EarlyStopping
-from worker.trainer.adapter.lora import Adapter
+from worker.trainer.adapter.lora import LoraAdapter
 
 Metrics = dict[str, float | None]
 TENSOR_PREFIX = "best/"  # of the weights' names in a snapshot
@@ -46,7 +46,7 @@ class BestValidation:
         self.step, self.loss, self.metrics, self.trained_tokens = step, loss, dict(metrics), trained_tokens
         return True
 
-    def copy_weights(self, adapter: Adapter) -> None:
+    def copy_weights(self, adapter: LoraAdapter) -> None:
         """Copy the weights, because the next optimizer step changes them in place."""
         self.tensors = {name: tensor.detach().cpu().clone() for name, tensor in adapter.named_parameters().items()}
 
@@ -70,7 +70,7 @@ class BestValidation:
         return cls(**{**values, **losses, "tensors": weights})
 
     @contextmanager
-    def weights_in_place(self, adapter: Adapter) -> Iterator[None]:
+    def weights_in_place(self, adapter: LoraAdapter) -> Iterator[None]:
         """Load the best step's weights into the adapter, and at the end the current ones, which a snapshot may need."""
         parameters = adapter.named_parameters()
         current = {name: parameter.detach().clone() for name, parameter in parameters.items()}

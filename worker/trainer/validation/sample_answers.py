@@ -8,16 +8,16 @@ from itertools import takewhile
 import torch
 
 from app.domain.datasets.render import Renderer
-from worker.trainer.adapter.lora import Adapter
+from worker.trainer.adapter.lora import LoraAdapter
 from worker.trainer.model import attention
-from worker.trainer.model.base_model import Base
+from worker.trainer.model.base_model import FrozenBase
 from worker.trainer.state import Run
 
 MAX_NEW_TOKENS = 64
 
 
 def sample_answers(
-    base: Base, run: Run, renderer: Renderer, batch_size: int | None = None
+    base: FrozenBase, run: Run, renderer: Renderer, batch_size: int | None = None
 ) -> Iterator[tuple[str, str, str]]:
     """Yield (prompt, the base model's answer, the tuned model's answer) for each sample prompt.
 
@@ -30,7 +30,7 @@ def sample_answers(
     size = batch_size or len(tokens)
     batches = [tokens[start : start + size] for start in range(0, len(tokens), size)]
 
-    def generate(adapter: Adapter | None) -> list[str]:
+    def generate(adapter: LoraAdapter | None) -> list[str]:
         return [answer for batch in batches for answer in _generate(base, batch, adapter, renderer)]
 
     run.base_answers = run.base_answers or generate(None)
@@ -48,7 +48,9 @@ def prompt_tokens(renderer: Renderer, prompt: str) -> list[int]:
 
 
 @torch.no_grad()
-def _generate(base: Base, prompts: Sequence[list[int]], adapter: Adapter | None, renderer: Renderer) -> list[str]:
+def _generate(
+    base: FrozenBase, prompts: Sequence[list[int]], adapter: LoraAdapter | None, renderer: Renderer
+) -> list[str]:
     """Answer the prompts as one batch, padded on the left: each weight is then dequantised once per new token."""
     longest = max(map(len, prompts))
     stop_ids = renderer.stop_ids

@@ -13,7 +13,7 @@ from app.domain.jobs.spec import LoraSpec, QuantizationSpec
 from tests.worker.trainer import plain_peft
 from tests.worker.trainer.helpers import CPU
 from worker.trainer.adapter.dora import DoraLinear, row_lengths
-from worker.trainer.adapter.lora import AdaptedLinear, Adapter, AdapterSwitch, make_adapter
+from worker.trainer.adapter.lora import AdaptedLinear, AdapterSwitch, LoraAdapter, make_adapter
 from worker.trainer.model.frozen_linear import freeze
 
 T, K, D = 6, 16, 12
@@ -30,7 +30,7 @@ class Masked(torch.nn.Module):
         return x_T_K * self.keep_T_K / (1 - self.dropout)
 
 
-def dora(dropout: float, quantization: QuantizationSpec | None = None) -> tuple[DoraLinear, Adapter]:
+def dora(dropout: float, quantization: QuantizationSpec | None = None) -> tuple[DoraLinear, LoraAdapter]:
     """A layer with a bias, whose B is no longer zero and whose magnitude has moved."""
     dice = torch.Generator().manual_seed(0)
     frozen = freeze(torch.randn(D, K, generator=dice), quantization, torch.float32)
@@ -45,7 +45,7 @@ def dora(dropout: float, quantization: QuantizationSpec | None = None) -> tuple[
     return layer, adapter
 
 
-def pefts(layer: DoraLinear, adapter: Adapter, dropout: torch.nn.Module) -> Any:
+def pefts(layer: DoraLinear, adapter: LoraAdapter, dropout: torch.nn.Module) -> Any:
     """The same layer as PEFT has it."""
     plain = torch.nn.Linear(K, D)
     plain.weight.data, plain.bias.data = layer.base.weight_in(torch.float32), layer.base.bias.data

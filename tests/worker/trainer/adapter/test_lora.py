@@ -11,7 +11,7 @@ from app.domain.jobs.layer_patterns import scale_of
 from app.domain.jobs.spec import LoraSpec, QuantizationSpec
 from app.domain.jobs.states import Reason
 from tests.worker.trainer.helpers import CPU
-from worker.trainer.adapter.lora import AdaptedLinear, Adapter, AdapterSwitch, make_adapter
+from worker.trainer.adapter.lora import AdaptedLinear, AdapterSwitch, LoraAdapter, make_adapter
 from worker.trainer.model.frozen_linear import freeze
 from worker.trainer.runtime.failures import Failure
 
@@ -32,7 +32,7 @@ def layer(
     return AdaptedLinear("model.q_proj", frozen, AdapterSwitch())
 
 
-def adapt(adapted: AdaptedLinear, spec: LoraSpec, seed: int = 1) -> Adapter:
+def adapt(adapted: AdaptedLinear, spec: LoraSpec, seed: int = 1) -> LoraAdapter:
     """An adapter whose B is no longer zero."""
     adapter = make_adapter(spec, seed, {adapted.name: adapted}, CPU)
     with torch.no_grad():
@@ -115,7 +115,7 @@ class TestAdaptedLinear:
 
     def test_a_layer_that_the_adapter_does_not_target_stays_the_frozen_layer(self) -> None:
         adapted = layer()
-        adapter = Adapter(0.0, torch.Generator(), {})
+        adapter = LoraAdapter(0.0, torch.Generator(), {})
         with adapted._switch.on(adapter):
             assert torch.equal(adapted(x()), F.linear(x(), adapted.base.weight))
 
@@ -166,7 +166,7 @@ class TestMakeAdapter:
         assert (caught.value.reason, caught.value.param) == (Reason.INVALID_SPEC, "lora.target_modules")
 
     def test_a_rank_above_the_layers_smaller_side_is_refused(self) -> None:
-        with pytest.raises(Failure, match="only 12 wide") as caught:
+        with pytest.raises(Failure, match="choose a rank up to 12") as caught:
             make_adapter(lora(r=13), 1, {"q_proj": layer()}, CPU)
         assert caught.value.param == "lora.r"
 

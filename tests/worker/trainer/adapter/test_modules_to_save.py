@@ -43,18 +43,18 @@ class TestTrainModulesToSave:
         assert master.data_ptr() != base.head_V_D.data_ptr()
 
     @pytest.mark.parametrize(
-        ("name", "said"),
+        ("name", "expected_text"),
         [
             ("score", "no module whose name ends with 'score'; it has embed_tokens, input_layernorm, lm_head, norm"),
-            ("q_proj", "fits model.layers.0.self_attn.q_proj, a frozen linear layer"),
-            ("mlp", "has modules inside or no weights"),
-            ("rotary_emb", "has modules inside or no weights"),
+            ("q_proj", "matches model.layers.0.self_attn.q_proj, a frozen linear layer"),
+            ("mlp", "has submodules or no weights"),
+            ("rotary_emb", "has submodules or no weights"),
             ("base", "no module whose name ends with 'base'"),
         ],
     )
-    def test_what_cannot_be_trained_whole_is_refused_with_what_can(
-        self, tiny: Path, examples: Path, name: str, said: str
+    def test_a_module_that_cannot_be_fully_trained_is_refused_and_the_allowed_ones_are_named(
+        self, tiny: Path, examples: Path, name: str, expected_text: str
     ) -> None:
-        with pytest.raises(Failure, match=said) as caught:
+        with pytest.raises(Failure, match=expected_text) as caught:
             prepare(make_spec(tiny, examples, modules_to_save=[name]), load_tiny_base(tiny), Path("unused"))
         assert (caught.value.reason, caught.value.param) == (Reason.INVALID_SPEC, "lora.modules_to_save")

@@ -28,11 +28,11 @@ from tests.worker.trainer.helpers import (
     prepare,
     run_trainer,
 )
-from worker.trainer.adapter.lora import Adapter
+from worker.trainer.adapter.lora import LoraAdapter
 from worker.trainer.checkpoint.checkpoint import save_checkpoint
 from worker.trainer.checkpoint.verify import TOLERANCE, verify_adapter
 from worker.trainer.data.batch import PackedBatch
-from worker.trainer.model.base_model import Base, hidden_states
+from worker.trainer.model.base_model import FrozenBase, hidden_states
 from worker.trainer.run import make_objective
 from worker.trainer.runtime.failures import Failure
 from worker.trainer.state import Run
@@ -75,20 +75,24 @@ def whole_peft(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("peft.tuners.lora.dora.dequantize_module_weight", plain_peft.dequantized_in_place)
 
 
-def started(base: Path, examples: Path, quantization: QuantizationSpec | None, **changes: Any) -> tuple[Base, Run]:
+def started(
+    base: Path, examples: Path, quantization: QuantizationSpec | None, **changes: Any
+) -> tuple[FrozenBase, Run]:
     loaded = load_tiny_base(base, quantization)
     run = prepare(make_spec(base, examples, quantization=quantization, **changes), loaded, Path("unused"))
     return loaded, run
 
 
-def trained(base: Path, examples: Path, quantization: QuantizationSpec | None, **changes: Any) -> tuple[Base, Run]:
+def trained(
+    base: Path, examples: Path, quantization: QuantizationSpec | None, **changes: Any
+) -> tuple[FrozenBase, Run]:
     loaded, run = started(base, examples, quantization, **changes)
     for _ in range(STEPS):
         make_one_step(loaded, run)
     return loaded, run
 
 
-def saved(base: Base, run: Run, where: Path) -> Path:
+def saved(base: FrozenBase, run: Run, where: Path) -> Path:
     run.directory = where
     run.provenance |= {
         "base_model": {"name": "tiny"}, "quantization": None, "hyperparameters": {}, "seed": 7,
@@ -102,7 +106,7 @@ def a_batch(run: Run) -> PackedBatch:
 
 
 @torch.no_grad()
-def our_logits(base: Base, batch: PackedBatch, adapter: Adapter | None) -> torch.Tensor:
+def our_logits(base: FrozenBase, batch: PackedBatch, adapter: LoraAdapter | None) -> torch.Tensor:
     return hidden_states(base, batch, adapter) @ base.head_with(adapter).t()
 
 

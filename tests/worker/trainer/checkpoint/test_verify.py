@@ -15,11 +15,11 @@ from tests.worker.trainer.helpers import FLOAT32, load_tiny_base, make_one_step,
 from worker.trainer.checkpoint import verify
 from worker.trainer.checkpoint.checkpoint import save_checkpoint
 from worker.trainer.checkpoint.verify import TOLERANCE, verify_adapter
-from worker.trainer.model.base_model import Base
+from worker.trainer.model.base_model import FrozenBase
 from worker.trainer.runtime.failures import Failure
 from worker.trainer.state import Run
 
-Trained = tuple[Base, Run, Path]
+Trained = tuple[FrozenBase, Run, Path]
 
 
 def train(tiny: Path, examples: Path, where: Path, quantization: QuantizationSpec | None, **changes: object) -> Trained:
@@ -99,7 +99,7 @@ class TestVerifyAdapter:
             tensors[a_q_proj(tensors)][0, 0] += 1e-6
 
         change_tensors(directory, nudge)
-        with pytest.raises(Failure, match=r"q_proj\.lora_B\.weight is not the one") as caught:
+        with pytest.raises(Failure, match=r"q_proj\.lora_B\.weight differs") as caught:
             verify_adapter(base, run, directory)
         assert caught.value.reason is Reason.ADAPTER_MISMATCH
 

@@ -13,7 +13,7 @@ from app.domain.planning.execution_plan import Recompute
 from tests.worker.trainer.helpers import load_tiny_base, make_spec, prepare
 from worker.trainer.memory import activation_checkpointing
 from worker.trainer.memory.activation_checkpointing import Recomputation
-from worker.trainer.model.base_model import Base, hidden_states
+from worker.trainer.model.base_model import FrozenBase, hidden_states
 from worker.trainer.model.memory_efficient_modules import swiglu
 from worker.trainer.objective.linear_cross_entropy import linear_cross_entropy
 from worker.trainer.state import Run
@@ -32,7 +32,7 @@ class Bench:
     """A run with dropout on a tiny base, and what one batch gives with this or that recomputation."""
 
     def __init__(self, tiny: Path, examples: Path, tmp_path: Path, dtype: str) -> None:
-        self.base: Base = load_tiny_base(tiny, QuantizationSpec(compute_dtype=dtype))  # type: ignore[arg-type]
+        self.base: FrozenBase = load_tiny_base(tiny, QuantizationSpec(compute_dtype=dtype))  # type: ignore[arg-type]
         self.recomputation = Recomputation(self.base.model, self.base.switch)
         self.run: Run = prepare(make_spec(tiny, examples, dropout=0.3), self.base, tmp_path)
         dice = torch.Generator().manual_seed(1)

@@ -207,10 +207,10 @@ class TestSamples:
             return [prompt[0]["content"].upper() for prompt in prompts]
 
         shortage = Shortage(answered, lambda model, tokenizer, prompts, device: len(prompts) > 2)
-        monkeypatch.setattr(compare_answers, "_answers_at_once", shortage)
+        monkeypatch.setattr(compare_answers, "_answer_batch", shortage)
         prompts = [[{"content": letter}] for letter in "abcde"]
         assert compare_answers._answers(None, None, prompts, "cpu") == ["A", "B", "C", "D", "E"]
-        assert "Out of memory with 5 prompts at once" in capsys.readouterr().err
+        assert "Out of memory with 5 prompts per batch" in capsys.readouterr().err
 
 
 class TestLastCheck:

@@ -25,7 +25,7 @@ class TestCheckBase:
             return whole(replace(heads, lengths=(sum(heads.lengths),)))
 
         monkeypatch.setattr(attention, "_one_by_one", leaky)
-        with pytest.raises(Failure, match="see each other"):
+        with pytest.raises(Failure, match="mixes the documents of a packed batch"):
             check_base(load_tiny_base(tiny))
 
     def test_a_head_that_does_more_than_one_product_is_seen(self, tiny: Path) -> None:

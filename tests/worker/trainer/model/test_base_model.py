@@ -16,7 +16,7 @@ from app.system.model_files import hash_directory, stat_signature
 from tests.tiny import make_tiny_base
 from tests.worker.trainer.helpers import CPU, FLOAT32, load_tiny_base
 from worker.trainer.data.batch import PackedBatch, TokenizedDataset, pack_batches
-from worker.trainer.model.base_model import Base, hidden_states, in_float32, load_base, open_base, unwrapped
+from worker.trainer.model.base_model import FrozenBase, hidden_states, in_float32, load_base, open_base, unwrapped
 from worker.trainer.runtime.failures import Failure
 
 TOKENS = [5, 80, 33, 7, 200, 41]
@@ -29,7 +29,7 @@ def a_batch() -> PackedBatch:
 
 
 @torch.no_grad()
-def logits(base: Base) -> torch.Tensor:
+def logits(base: FrozenBase) -> torch.Tensor:
     return hidden_states(base, a_batch()) @ base.head_V_D.t()
 
 
@@ -90,13 +90,13 @@ class TestLoadBase:
     def test_a_missing_weight_is_refused_by_name(self, tmp_path: Path) -> None:
         directory = make_tiny_base(tmp_path / "base")
         change_tensors(directory, lambda tensors: tensors.pop("model.norm.weight"))
-        with pytest.raises(Failure, match=r"lack 1 of the weights .* such as model\.norm\.weight"):
+        with pytest.raises(Failure, match=r"lack 1 of the weights that .* such as model\.norm\.weight"):
             load_tiny_base(directory)
 
     def test_a_weight_without_a_place_is_refused_by_name(self, tmp_path: Path) -> None:
         directory = make_tiny_base(tmp_path / "base")
         change_tensors(directory, lambda tensors: tensors.update({"model.extra.weight": torch.ones(2)}))
-        with pytest.raises(Failure, match=r"holds model\.extra\.weight"):
+        with pytest.raises(Failure, match=r"contains model\.extra\.weight"):
             load_tiny_base(directory)
 
     def test_a_scaled_head_is_refused_by_name(self, tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ class TestLoadBase:
 
 
 class TestOpenBase:
-    def open(self, directory: Path, sha256: str) -> Base:
+    def open(self, directory: Path, sha256: str) -> FrozenBase:
         spec = BaseSpec(name="tiny", directory=directory, manifest_sha256=sha256)
         return open_base(spec, QuantizationSpec(), torch.bfloat16, CPU)
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.trainer.model.block_attention import LEAST_FILL, MAX_CELLS, SHORT, block_attention, in_blocks
+from worker.trainer.model.block_attention import MAX_CELLS, MIN_FILL, SHORT, block_attention, make_blocks
 
 HEADS, GROUPS, WIDTH = 4, 2, 8
 LENGTHS = st.lists(st.integers(1, 150), min_size=1, max_size=12).map(tuple)
@@ -55,15 +55,15 @@ class TestBlockAttention:
 class TestInBlocks:
     @given(st.lists(st.integers(1, 512), min_size=1, max_size=30).map(tuple))
     def test_every_token_of_the_row_has_one_place_and_little_is_padding(self, lengths: tuple[int, ...]) -> None:
-        plan = in_blocks(lengths)
+        plan = make_blocks(lengths)
         tokens = torch.cat([block.tokens_BS for block in plan.blocks])
-        assert torch.equal(tokens[plan.places_T], torch.arange(sum(lengths)))
+        assert torch.equal(tokens[plan.positions_T], torch.arange(sum(lengths)))
         for block in plan.blocks:
             size = block.documents * block.length
-            assert len(block.padding) <= (1 - LEAST_FILL) * size or block.length <= SHORT
+            assert len(block.padding) <= (1 - MIN_FILL) * size or block.length <= SHORT
             assert block.documents == 1 or size * block.length <= MAX_CELLS
 
     def test_padding_never_stands_where_a_token_is(self) -> None:
-        plan = in_blocks((100, 81, 95))
+        plan = make_blocks((100, 81, 95))
         (block,) = plan.blocks
-        assert not set(block.padding.tolist()) & set(plan.places_T.tolist())
+        assert not set(block.padding.tolist()) & set(plan.positions_T.tolist())

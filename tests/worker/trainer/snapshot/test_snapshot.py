@@ -113,7 +113,7 @@ class TestResume:
         assert code == 0
         (message,) = log.of(Message)
         assert message.level == "warn"
-        assert "-> cpu (Another CPU): equal within rounding" in message.message
+        assert "-> cpu (Another CPU): the result is equal within rounding" in message.message
 
     @pytest.mark.parametrize(
         ("changes", "named"),
