@@ -22,14 +22,14 @@ MODES: list[tuple[Recompute, int]] = [("elementwise", 0), ("layers", 1), ("every
 
 
 class Kept:
-    """What autograd holds of a tensor, for as long as it does."""
+    """Counts the bytes of a tensor that autograd keeps, while it keeps them."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
 
 
 class Bench:
-    """A run with dropout on a tiny base, and what one batch gives with this or that recomputation."""
+    """A run with dropout on a tiny base; measures one batch with a mode of recomputation."""
 
     def __init__(self, tiny: Path, examples: Path, tmp_path: Path, dtype: str) -> None:
         self.base: FrozenBase = load_tiny_base(tiny, QuantizationSpec(compute_dtype=dtype))  # type: ignore[arg-type]
@@ -46,7 +46,7 @@ class Bench:
         return self.run.parameters
 
     def step(self, mode: Recompute, count: int = 0) -> tuple[float, list[torch.Tensor], torch.Tensor, int]:
-        """(loss, gradients, the generator's state afterwards, bytes kept between forward and backward)."""
+        """Return (loss, gradients, state of the generator afterwards, bytes kept between forward and backward)."""
         self.recomputation.set(mode, count)
         self.run.adapter.generator.set_state(self.state)
         self.run.optimizer.zero_grad()
@@ -57,7 +57,7 @@ class Bench:
             kept.add(holder)
             return holder
 
-        hooks = self.recomputation._hooks  # its hooks hide ours: the innermost ones alone are asked
+        hooks = self.recomputation._hooks  # only the innermost hooks run, so these replace them
         hooks._pack = lambda tensor: keep_or_recomputed(type(hooks)._pack(hooks, tensor))  # type: ignore[method-assign]
         hooks._unpack = lambda it: type(hooks)._unpack(  # type: ignore[method-assign]
             hooks, it.tensor if isinstance(it, Kept) else it
@@ -83,7 +83,7 @@ class Bench:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("mode", "count"), MODES)
-def test_gradients_with_dropout_are_the_same_to_the_bit_whatever_is_made_again(
+def test_gradients_with_dropout_are_equal_to_the_bit_in_every_mode(
     tiny: Path, examples: Path, tmp_path: Path, dtype: str, mode: Recompute, count: int
 ) -> None:
     bench = Bench(tiny, examples, tmp_path, dtype)
@@ -97,7 +97,7 @@ def test_gradients_with_dropout_are_the_same_to_the_bit_whatever_is_made_again(
 
 
 @pytest.mark.parametrize(("mode", "count"), MODES)
-def test_after_the_backward_nothing_that_was_made_again_is_held(
+def test_after_the_backward_no_recomputed_tensor_is_kept(
     tiny: Path, examples: Path, tmp_path: Path, mode: Recompute, count: int
 ) -> None:
     bench = Bench(tiny, examples, tmp_path, "float32")
@@ -105,7 +105,7 @@ def test_after_the_backward_nothing_that_was_made_again_is_held(
     assert bench.recomputation._hooks._last is None
 
 
-def test_each_degree_keeps_less_than_the_one_before(tiny: Path, examples: Path, tmp_path: Path) -> None:
+def test_each_mode_keeps_less_than_the_one_before(tiny: Path, examples: Path, tmp_path: Path) -> None:
     bench = Bench(tiny, examples, tmp_path, "bfloat16")
     kept = [bench.step(mode, count)[3] for mode, count in [("nothing", 0), *MODES]]
     assert kept == sorted(kept, reverse=True)
@@ -121,7 +121,7 @@ def test_without_gradients_nothing_is_wrapped(tiny: Path, examples: Path, tmp_pa
         assert torch.equal(hidden_states(bench.base, batch, adapter), plain)
 
 
-def test_a_gated_product_is_made_again_once_and_not_for_its_own_gradient_too(
+def test_a_gated_product_is_recomputed_once_and_not_for_its_own_gradient(
     tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[torch.Size] = []

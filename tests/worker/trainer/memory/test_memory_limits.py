@@ -1,4 +1,4 @@
-"""A real trainer under a real limit on its memory: RLIMIT_DATA counts what it maps privately, touched or not."""
+"""The trainer with a limit on its memory: RLIMIT_DATA counts private mappings, touched or not."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LIMIT_BYTES = 740_000_000  # a trainer that has loaded takes about 450 MB of dat
 TIGHT_BYTES = range(690_000_000, 860_000_000, 40_000_000)
 LOADING_BYTES = 620_000_000
 LARGE_VOCABULARY = 2_000_000  # times 64 times 2 bytes
-TOO_HOPEFUL = Measurement(recompute="nothing", cache_weights=True, loaded_ratio=1.0, working_ratio=0.01)
+UNDERESTIMATE = Measurement(recompute="nothing", cache_weights=True, loaded_ratio=1.0, working_ratio=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def many(tmp_path: Path) -> Path:
 
 
 def train(spec: TrainerSpec, workdir: Path, limit_bytes: int) -> tuple[int, list[dict[str, Any]], str]:
-    """(exit code, records, log) of a trainer that may map so many bytes."""
+    """Run a trainer that may map `limit_bytes`; return (exit code, records, log)."""
     workdir.mkdir(exist_ok=True)
     (workdir / "spec.json").write_text(spec.model_dump_json())
     command = (
@@ -77,8 +77,10 @@ def test_a_plan_stays_within_the_limit_of_its_process(wide: Path, many: Path, tm
     assert losses[0] == pytest.approx(losses[1], rel=2e-3)  # bfloat16, in rows of other lengths
 
 
-def test_a_plan_that_promised_too_much_is_repaired_and_the_job_succeeds(wide: Path, many: Path, tmp_path: Path) -> None:
-    spec = make_spec(wide, many, batch_size=30, max_steps=1, measurements=(TOO_HOPEFUL,))
+def test_a_plan_that_needs_too_much_memory_is_reduced_and_the_job_succeeds(
+    wide: Path, many: Path, tmp_path: Path
+) -> None:
+    spec = make_spec(wide, many, batch_size=30, max_steps=1, measurements=(UNDERESTIMATE,))
     for limit_bytes in TIGHT_BYTES:
         code, records, log = train(spec, tmp_path / f"work-{limit_bytes}", limit_bytes)
         if code == ExitCode.DONE:
@@ -91,8 +93,8 @@ def test_a_plan_that_promised_too_much_is_repaired_and_the_job_succeeds(wide: Pa
     assert probed["row_tokens"] <= 512
 
 
-def test_a_base_that_does_not_fit_ends_with_the_knob_to_turn(tmp_path: Path) -> None:
-    """Its embedding alone takes more than is left after the imports."""
+def test_a_base_that_does_not_fit_fails_and_names_the_parameter_to_change(tmp_path: Path) -> None:
+    """The embedding needs more memory than is free after the imports."""
     spec = make_spec(make_large_base(tmp_path / "base"), make_tiny_dataset(tmp_path / "train.jsonl"))
     code, records, log = train(spec, tmp_path / "work", LOADING_BYTES)
     assert code == ExitCode.OUT_OF_MEMORY, log
@@ -103,7 +105,7 @@ def test_a_base_that_does_not_fit_ends_with_the_knob_to_turn(tmp_path: Path) -> 
 
 
 def make_large_base(directory: Path) -> Path:
-    """The tiny model with an embedding of zeros, which takes no room on the disk."""
+    """Make the tiny model with an embedding of zeros, in a sparse file."""
     base = make_tiny_base(directory)
     shapes = read_tensor_shapes(base) | {"model.embed_tokens.weight": (LARGE_VOCABULARY, 64)}
     header, end = {}, 0

@@ -1,4 +1,4 @@
-"""Out of memory beside the steps: what is given up, that it is said, and that what is learned stays the same."""
+"""Out of memory between steps: reductions are reported and do not change the training."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FITS_TOKENS = 300  # of a row; the longest document has 120
 
 
 class Shortage:
-    """In place of a function: out of memory whenever `is_short(its arguments)` says so, else what it would do."""
+    """Replaces a function: raises out of memory if `is_short(arguments)`, else calls it."""
 
     def __init__(self, instead_of: Callable[..., Any], is_short: Callable[..., bool]) -> None:
         self.instead_of = instead_of
@@ -77,7 +77,7 @@ class TestValidation:
 
     @pytest.fixture
     def short(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Shortage]:
-        """Out of memory in each row of a validation that has more tokens."""
+        """Raise out of memory in each packed batch of a validation with more tokens."""
 
         def make(fits_tokens: int) -> Shortage:
             def is_short(base: Any, batch: Any, adapter: Any) -> bool:
@@ -89,7 +89,7 @@ class TestValidation:
 
         return make
 
-    def test_it_begins_again_with_shorter_rows_and_gives_the_same_loss(
+    def test_it_restarts_with_shorter_batches_and_has_the_same_loss(
         self, spec: TrainerSpec, tmp_path: Path, short: Callable[[int], Shortage]
     ) -> None:
         _, plain = run_trainer(spec, tmp_path / "plain")
@@ -107,7 +107,7 @@ class TestValidation:
         assert valid_losses(log)[2::3] == pytest.approx(valid_losses(plain)[2::3], rel=1e-5)
         assert_same_adapter((log, tmp_path / "short"), (plain, tmp_path / "plain"))
 
-    def test_a_later_attempt_begins_with_what_was_found_and_ends_with_the_same_bits(
+    def test_a_later_attempt_keeps_the_reduction_and_has_the_same_result_to_the_bit(
         self, spec: TrainerSpec, tmp_path: Path, short: Callable[[int], Shortage]
     ) -> None:
         short(FITS_TOKENS)
@@ -124,22 +124,22 @@ class TestValidation:
         assert valid_losses(second) == valid_losses(whole)[4:]
         assert_same_adapter((second, tmp_path / "second"), (whole, tmp_path / "whole"))
 
-    def test_a_document_that_does_not_fit_by_itself_fails_the_job_with_the_knob_to_turn(
+    def test_a_document_that_does_not_fit_fails_the_job_and_names_the_parameter_to_change(
         self, spec: TrainerSpec, tmp_path: Path, short: Callable[[int], Shortage]
     ) -> None:
         short(20)
         code, log = run_trainer(spec, tmp_path)
         assert code == ExitCode.OUT_OF_MEMORY
         assert (failure(log).reason, failure(log).param) == (Reason.OUT_OF_MEMORY, "hyperparameters.context_length")
-        assert failure(log).message.startswith("The validation file's longest document, of ")
+        assert failure(log).message.startswith("The longest document of the validation file has ")
         assert warnings_of(log)[-1].data["after"] == {"cache_weights": False}  # everything was tried
 
-    def test_the_rows_of_a_validation_are_never_longer_than_those_of_a_step(self) -> None:
+    def test_the_batches_of_a_validation_are_never_longer_than_those_of_a_step(self) -> None:
         assert ExecutionPlan(row_tokens=128).effective_validation_row_tokens == 128
         assert ExecutionPlan(row_tokens=128, validation_row_tokens=256).effective_validation_row_tokens == 128
         assert ExecutionPlan(row_tokens=128, validation_row_tokens=64).effective_validation_row_tokens == 64
 
-    def test_after_a_kill_by_the_kernel_rows_and_prompts_are_fewer_from_the_start(
+    def test_after_a_kill_by_the_kernel_batches_and_prompts_are_reduced_from_the_start(
         self, spec: TrainerSpec, tmp_path: Path
     ) -> None:
         killed = spec.model_copy(update={"out_of_memory_kills": 1})
@@ -149,7 +149,7 @@ class TestValidation:
         assert choices["prompts_at_once"] == 2
         assert reduce_after_kills(ExecutionPlan(**choices | {"prompts_at_once": 0}), 2).prompts_at_once == 0
 
-    def test_another_error_ends_the_run_as_it_did(
+    def test_another_error_ends_the_run(
         self, spec: TrainerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def broken(*arguments: Any) -> torch.Tensor:
@@ -173,7 +173,7 @@ class TestSamples:
     def answers(self, log: RecordLog) -> list[dict[str, Any]]:
         return [message.data for message in log.of(Message) if "prompt" in message.data]
 
-    def test_fewer_prompts_at_once_give_the_same_answers(
+    def test_smaller_batches_of_prompts_have_the_same_answers(
         self, spec: TrainerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         _, plain = run_trainer(spec, tmp_path / "plain")
@@ -187,7 +187,7 @@ class TestSamples:
         ]  # fmt: skip
         assert choices_of(log, tmp_path / "short")["prompts_at_once"] == 1
 
-    def test_where_not_one_fits_the_run_goes_on_without(
+    def test_if_no_prompt_fits_the_run_continues_without_samples(
         self, spec: TrainerSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         shortage = Shortage(sample_answers._generate, lambda *_: True)
@@ -200,7 +200,7 @@ class TestSamples:
         assert shortage.calls == len(warnings_of(log))  # and none after the last of them
         assert choices_of(log, tmp_path)["prompts_at_once"] == 0
 
-    def test_the_program_for_two_columns_halves_its_batch_too(
+    def test_compare_answers_halves_its_batch_too(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         def answered(model: Any, tokenizer: Any, prompts: list[Any], device: str) -> list[str]:
@@ -215,7 +215,7 @@ class TestSamples:
 
 class TestLastCheck:
     @pytest.mark.parametrize("place", ["while PEFT loads", "when it has loaded"])
-    def test_it_is_done_again_without_what_no_step_needs_any_more(
+    def test_it_is_repeated_without_the_optimizers_moments(
         self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
     ) -> None:
         if place == "while PEFT loads":
@@ -232,7 +232,7 @@ class TestLastCheck:
         )
         assert warning.data["after"] == {"cache_weights": False}
 
-    def test_where_nothing_is_left_to_give_up_it_says_so_and_publishes_nothing(
+    def test_if_nothing_is_left_to_free_the_job_fails_and_publishes_nothing(
         self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         shortage = Shortage(step_actions.verify_adapter, lambda *_: True)
@@ -240,7 +240,7 @@ class TestLastCheck:
         code, log = run_trainer(make_spec(tiny, examples), tmp_path)
         assert (code, shortage.calls) == (ExitCode.OUT_OF_MEMORY, 2)
         assert (failure(log).reason, failure(log).param) == (Reason.OUT_OF_MEMORY, "lora.r")
-        assert failure(log).message.startswith("The adapter of step 6 is saved, but there is too little memory")
+        assert failure(log).message.startswith("The adapter of step 6 is saved, but there is not enough memory")
         assert not log.of(Done)
 
 
@@ -249,7 +249,7 @@ class TestLoading:
         ("quantization", "param", "bits"),
         [({}, "model", "4 bits"), ({"bits": 8}, "quantization", "8 bits"), (None, "quantization", "16 bits")],
     )
-    def test_a_base_that_does_not_fit_says_what_would(
+    def test_a_base_that_does_not_fit_fails_and_names_the_remedies(
         self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         quantization: dict[str, Any] | None, param: str, bits: str,
     ) -> None:  # fmt: skip
@@ -259,14 +259,14 @@ class TestLoading:
         assert (failure(log).reason, failure(log).param) == (Reason.OUT_OF_MEMORY, param)
         assert f"The base model tiny does not fit into memory in {bits}" in failure(log).message
 
-    def test_so_does_one_that_does_not_fit_beside_its_first_product(
+    def test_so_does_a_base_that_does_not_fit_together_with_its_first_product(
         self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(base_check, "hidden_states", Shortage(base_check.hidden_states, lambda *_: True))
         code, log = run_trainer(make_spec(tiny, examples), tmp_path)
         assert (code, failure(log).param) == (ExitCode.OUT_OF_MEMORY, "model")
 
-    def test_weights_that_cannot_be_kept_dequantised_are_not_kept(
+    def test_weights_that_cannot_be_cached_dequantised_are_not_cached(
         self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         _, plain = run_trainer(make_spec(tiny, examples), tmp_path / "plain")

@@ -22,7 +22,7 @@ SENTENCE = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't alloc
 
 
 class Shortage:
-    """Out of memory whenever `is_short(tokens of the row, how many rows went before)` says so."""
+    """Raises out of memory if `is_short(tokens of the batch, number of batches before)`."""
 
     def __init__(self, is_short: Callable[[int, int], bool]) -> None:
         self.is_short = is_short
@@ -48,10 +48,10 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int, int], boo
     return make
 
 
-def test_a_step_that_ran_out_of_memory_is_made_again_with_shorter_rows_and_the_same_result(
+def test_a_step_that_ran_out_of_memory_is_repeated_with_shorter_batches_and_the_same_result(
     tiny: Path, examples: Path, tmp_path: Path, short: Callable[..., Shortage]
 ) -> None:
-    """The third row is the second step's: its dropout is drawn again from where it was."""
+    """The third batch belongs to the second step, which restores the dropout generator."""
     spec = make_spec(tiny, examples, dropout=0.2, quantization={"compute_dtype": "float32"})
     code, plain = run_trainer(spec, tmp_path / "plain")
     assert code == ExitCode.DONE
@@ -60,7 +60,7 @@ def test_a_step_that_ran_out_of_memory_is_made_again_with_shorter_rows_and_the_s
     assert code == ExitCode.DONE
     (told,) = [message for message in log.of(Message) if message.level == "warn"]
     assert told.message.startswith("Out of memory in step 2 with rows of 1,024 tokens, norms and")
-    assert told.message.endswith("within rounding but for dropout: other rows draw other masks.")
+    assert told.message.endswith("but the different packed batches draw different dropout masks.")
     assert told.data["after"]["row_tokens"] == 512
     assert told.data["after"]["recompute"] == "everything"
     assert log.losses == pytest.approx(plain.losses, rel=1e-6)
@@ -68,7 +68,7 @@ def test_a_step_that_ran_out_of_memory_is_made_again_with_shorter_rows_and_the_s
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)  # each step is still one row here
 
 
-def test_moments_of_which_half_fitted_are_made_anew(
+def test_partially_allocated_moments_are_allocated_again(
     tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = make_spec(tiny, examples, quantization={"compute_dtype": "float32"})
@@ -89,7 +89,7 @@ def test_moments_of_which_half_fitted_are_made_anew(
     assert log.losses == pytest.approx(plain.losses, rel=1e-6)
 
 
-def test_what_was_freed_is_given_back_before_the_memory_there_is_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_heap_is_trimmed_before_the_memory_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         device_memory,
         "_cpu_memories",
@@ -99,7 +99,7 @@ def test_what_was_freed_is_given_back_before_the_memory_there_is_is_full(monkeyp
     assert device_memory.trim_threshold_bytes(torch.device("cuda")) > 1 << 60
 
 
-def test_it_shrinks_until_the_row_fits_at_the_same_batch(
+def test_batches_are_halved_until_they_fit(
     tiny: Path, examples: Path, tmp_path: Path, short: Callable[..., Shortage]
 ) -> None:
     shortage = short(lambda tokens, rows: tokens > 200)
@@ -114,7 +114,7 @@ def test_it_shrinks_until_the_row_fits_at_the_same_batch(
     assert not [message for message in log.of(Message) if message.level == "error"]
 
 
-def test_what_was_repaired_is_kept_by_the_next_attempt_without_a_probe(
+def test_the_next_attempt_keeps_the_reduced_plan_without_a_probe(
     tiny: Path, examples: Path, tmp_path: Path, short: Callable[..., Shortage]
 ) -> None:
     short(lambda tokens, rows: rows == 2)
@@ -130,7 +130,7 @@ def test_what_was_repaired_is_kept_by_the_next_attempt_without_a_probe(
     assert not log.of(Probed)
 
 
-def test_what_was_repaired_is_written_at_the_next_boundary_however_long_the_interval(
+def test_a_reduced_plan_is_saved_before_the_next_step_for_any_interval(
     tiny: Path, examples: Path, tmp_path: Path, short: Callable[..., Shortage]
 ) -> None:
     short(lambda tokens, rows: rows == 3)  # the second step's
@@ -138,7 +138,7 @@ def test_what_was_repaired_is_written_at_the_next_boundary_however_long_the_inte
     assert [saved.step for saved in log.of(SnapshotSaved)] == [0, 2]
 
 
-def test_when_the_smallest_does_not_fit_the_job_fails_with_the_knob_to_turn(
+def test_if_the_smallest_plan_does_not_fit_the_job_fails_and_names_the_parameter_to_change(
     tiny: Path, examples: Path, tmp_path: Path, short: Callable[..., Shortage]
 ) -> None:
     short(lambda tokens, rows: True)
@@ -149,7 +149,7 @@ def test_when_the_smallest_does_not_fit_the_job_fails_with_the_knob_to_turn(
     assert not log.of(Metric)
 
 
-def test_another_error_is_not_taken_for_a_shortage(
+def test_another_error_does_not_count_as_out_of_memory(
     tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any, **__: Any) -> torch.Tensor:
@@ -182,7 +182,7 @@ def test_the_attempts_after_that_one_keep_its_plan(tiny: Path, examples: Path, t
     assert [saved.step for saved in attempts[1][1].of(SnapshotSaved)] == [1, 2]  # the new plan before its first step
 
 
-def test_processes_of_one_machine_plan_for_a_part_of_its_memory_each(
+def test_each_process_of_a_machine_plans_with_its_share_of_the_memory(
     tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = load_tiny_base(tiny)
@@ -196,7 +196,7 @@ def test_processes_of_one_machine_plan_for_a_part_of_its_memory_each(
     assert placement.place(spec, base, run).device.memory_bytes == space.used_bytes + space.free_bytes // 2
 
 
-def test_what_is_too_much_for_one_process_is_so_for_all(
+def test_all_processes_use_the_smallest_plan(
     tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     theirs = ExecutionPlan(row_tokens=256, recompute="everything")
@@ -208,10 +208,8 @@ def test_what_is_too_much_for_one_process_is_so_for_all(
     assert {name: choices[name] for name in theirs.layout} == theirs.layout
 
 
-class TestBytesToCome:
-    def test_moments_that_a_snapshot_brought_are_not_counted_again(
-        self, tiny: Path, examples: Path, tmp_path: Path
-    ) -> None:
+class TestUnallocatedBytes:
+    def test_restored_moments_do_not_count(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         base = load_tiny_base(tiny)
         run = prepare(make_spec(tiny, examples), base, tmp_path)
         trained = sum(parameter.numel() for parameter in run.parameters)
@@ -220,8 +218,8 @@ class TestBytesToCome:
         assert placement.unallocated_bytes(run) == 4 * trained
 
 
-class TestSmallest:
-    def test_of_each_choice_it_takes_the_one_that_takes_least(self) -> None:
+class TestSmallestPlan:
+    def test_each_field_has_the_value_that_takes_the_least_memory(self) -> None:
         plans = [
             ExecutionPlan(row_tokens=512, recompute="layers", recompute_layers=3, cache_weights=True),
             ExecutionPlan(row_tokens=1024),
@@ -232,8 +230,8 @@ class TestSmallest:
         assert smallest_plan(plans[:1]) == plans[0]
 
 
-class TestSmaller:
-    def test_it_halves_the_row_down_to_the_longest_document(self) -> None:
+class TestReducePlan:
+    def test_batches_are_halved_down_to_the_longest_document(self) -> None:
         seen, plan = [], ExecutionPlan(row_tokens=2048, cache_weights=True)
         while (after := reduce_plan(plan, longest_document=300)) is not None:
             seen.append((after.row_tokens, after.recompute, after.cache_weights))
@@ -242,7 +240,7 @@ class TestSmaller:
             (1024, "elementwise", False), (512, "everything", False), (300, "everything", False)
         ]  # fmt: skip
 
-    def test_a_row_is_never_made_longer(self) -> None:
+    def test_batches_never_get_longer(self) -> None:
         after = reduce_plan(ExecutionPlan(row_tokens=128), longest_document=300)
         assert after is not None
         assert after.row_tokens == 128

@@ -14,7 +14,7 @@ from worker.trainer.memory.probe import probe
 from worker.trainer.run import make_objective
 
 
-def test_it_takes_the_largest_planned_row_and_leaves_everything_as_it_was(
+def test_it_runs_the_largest_planned_batch_and_changes_nothing(
     tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = make_spec(tiny, examples, dropout=0.2)
@@ -30,7 +30,7 @@ def test_it_takes_the_largest_planned_row_and_leaves_everything_as_it_was(
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
 
-def test_a_process_without_an_example_of_the_largest_step_tries_nothing(
+def test_a_process_without_an_example_of_the_largest_step_runs_nothing(
     tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = load_tiny_base(tiny)

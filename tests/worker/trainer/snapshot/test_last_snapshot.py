@@ -1,4 +1,4 @@
-"""The last snapshot of an attempt, in the space that was reserved for it: at the end, at a stop, on a full disk."""
+"""The last snapshot of an attempt, in its reserved space: at the end, at a stop, on a full disk."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def reserve(workdir: Path) -> Path:
 
 @pytest.fixture
 def full_when_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk with space for a snapshot only once what is reserved was given back, and never for a checkpoint."""
+    """A disk with space for a snapshot only after the reserved file is removed, and never for a checkpoint."""
     save = step_actions.save_snapshot
 
     def save_if_free(run: Any, *arguments: Any) -> Any:
@@ -52,7 +52,7 @@ def kept(log: RecordLog) -> tuple[int, bool]:
 
 
 class TestAtTheEnd:
-    def test_it_is_taken_before_the_result_where_space_is_reserved(
+    def test_it_is_saved_before_the_result_if_space_is_reserved(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
         spec = make_spec(tiny, examples)
@@ -63,7 +63,7 @@ class TestAtTheEnd:
         _, by_hand = run_trainer(spec, tmp_path / "b")
         assert kept(by_hand) == (0, False)
 
-    def test_an_attempt_that_goes_on_from_it_makes_no_step_and_the_same_adapter(
+    def test_an_attempt_that_resumes_from_it_makes_no_step_and_has_the_same_adapter(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
         knobs = {"validation_file": examples, "promote_best": True, "dropout": 0.2}
@@ -78,7 +78,7 @@ class TestAtTheEnd:
 
 @pytest.mark.usefixtures("full_when_reserved")
 class TestOnAFullDisk:
-    def test_a_checkpoint_that_does_not_fit_ends_the_run_with_its_last_step_kept(
+    def test_a_checkpoint_that_does_not_fit_ends_the_run_and_the_last_step_is_saved(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
         _, log = run_trainer(make_spec(tiny, examples), reserve(tmp_path / "a"))
@@ -97,7 +97,7 @@ class TestOnAFullDisk:
         assert failure(log).reason == Reason.STORAGE_FULL
         assert (kept(log), log.of(Done), log.of(CheckpointSaved)) == ((3, True), [], [])
 
-    def test_a_pause_keeps_its_step_though_its_checkpoint_does_not_fit(
+    def test_a_pause_saves_its_step_although_the_checkpoint_does_not_fit(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
         _, log = run_trainer(make_spec(tiny, examples), reserve(tmp_path / "a"), stop_at=(2, Command.PAUSE))
@@ -116,7 +116,7 @@ class TestOnAFullDisk:
         {"rank_pattern": {"q_proj": 32}},
     ],
 )
-def test_what_is_reserved_is_enough_for_it_and_not_much_more(
+def test_the_reserved_space_is_enough_and_not_much_more(
     tiny: Path, examples: Path, tmp_path: Path, knobs: dict[str, Any]
 ) -> None:
     spec = make_spec(tiny, examples, validation_file=examples, eval_steps=1, max_steps=2, **knobs)

@@ -49,7 +49,7 @@ def drained_at(step: int, tiny: Path, examples: Path, workdir: Path, **changes: 
 
 class TestResume:
     @pytest.mark.parametrize("step", range(1, STEPS + 1))
-    def test_a_run_that_was_interrupted_ends_with_the_bits_of_one_that_was_not(
+    def test_an_interrupted_run_has_the_same_result_to_the_bit(
         self, tiny: Path, examples: Path, tmp_path: Path, step: int
     ) -> None:
         knobs = {"dropout": 0.2, "validation_file": examples, "batch_size": 4}
@@ -65,18 +65,18 @@ class TestResume:
         manifests = [artifact_directory.verify(directory) for directory in directories]
         assert manifests[0] == manifests[1]
 
-    def test_it_says_where_it_goes_on_from(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+    def test_started_reports_the_step_from_which_it_resumes(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         snapshot = drained_at(2, tiny, examples, tmp_path / "a")
         _, log = run_trainer(make_spec(tiny, examples, resume_from=snapshot), tmp_path / "b")
         assert log.of(Started)[0].start_step == 2
         assert [metric.step for metric in log.of(Metric)] == [3, 4, 5, 6]
 
-    def test_what_was_decided_once_stays_decided(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+    def test_the_plan_of_the_first_attempt_is_kept(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         snapshot = drained_at(2, tiny, examples, tmp_path / "a", threads=1)
         _, log = run_trainer(make_spec(tiny, examples, resume_from=snapshot, threads=2), tmp_path / "b")
         assert log.of(Started)[0].threads == 1
 
-    def test_another_version_of_a_library_is_allowed_and_said(
+    def test_another_version_of_a_library_is_allowed_with_a_warning(
         self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         snapshot = drained_at(2, tiny, examples, tmp_path / "a")
@@ -90,7 +90,7 @@ class TestResume:
     @pytest.mark.parametrize(
         ("dropout", "how"), [(0.0, "equal within rounding, not to the bit."), (0.2, "with other dropout masks.")]
     )
-    def test_from_a_gpu_to_a_cpu_random_numbers_begin_anew_and_that_is_said(
+    def test_from_a_gpu_to_a_cpu_the_generator_is_seeded_again_with_a_warning(
         self, tiny: Path, examples: Path, tmp_path: Path, dropout: float, how: str
     ) -> None:
         _, whole = run_trainer(make_spec(tiny, examples, dropout=dropout), tmp_path / "whole")
@@ -104,7 +104,7 @@ class TestResume:
         assert log.of(Message)[0].message.endswith(how)
         assert (log.losses == whole.losses[2:]) == (not dropout)
 
-    def test_another_processor_is_allowed_and_said(
+    def test_another_processor_is_allowed_with_a_warning(
         self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         snapshot = drained_at(2, tiny, examples, tmp_path / "a")
@@ -166,7 +166,7 @@ class TestResume:
         assert code == ExitCode.BAD_SPEC
         assert "world_size was 2 and is 1" in failure(log).message
 
-    def test_a_snapshot_from_before_a_knob_existed_still_opens(
+    def test_a_snapshot_from_before_a_parameter_existed_still_opens(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
         _, whole = run_trainer(make_spec(tiny, examples), tmp_path / "whole")
@@ -183,16 +183,14 @@ class TestResume:
     }
 
     def with_asked_patterns(self, snapshot: Path, **asked: dict[str, Any]) -> Path:
-        """As it was written before patterns were matched at creation."""
+        """The identity of a snapshot from before patterns were matched when a job is created."""
         names = [name for name in artifact_directory.verify(snapshot)["identity"] if "_pattern." in name]
         assert names
         assert all(r"model\.layers\." in name for name in names)
         given = {f"lora.{param}.{key}": number for param in asked for key, number in asked[param].items()}
         return rewritten(snapshot, identity=dict.fromkeys(names, ...) | given)
 
-    def test_one_with_patterns_as_they_were_asked_for_still_opens(
-        self, tiny: Path, examples: Path, tmp_path: Path
-    ) -> None:
+    def test_one_with_the_patterns_of_the_request_still_opens(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         _, whole = run_trainer(make_spec(tiny, examples, **self.patterns), tmp_path / "whole")
         older = self.with_asked_patterns(
             drained_at(2, tiny, examples, tmp_path / "a", **self.patterns), **self.patterns
@@ -212,7 +210,7 @@ class TestResume:
         assert code == ExitCode.BAD_SPEC
         assert "lora.rank_pattern." in failure(log).message
 
-    def test_one_from_before_peaks_were_kept_does_not_trim_the_heap_before_every_row(
+    def test_one_from_before_peaks_were_stored_does_not_trim_the_heap_before_every_batch(
         self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         older = rewritten(drained_at(2, tiny, examples, tmp_path / "a"), choices={"peak_bytes": ...})
@@ -221,10 +219,10 @@ class TestResume:
         _, log = run_trainer(make_spec(tiny, examples, resume_from=older), tmp_path / "b")
         assert trimmed.count(0) < len(log.of(Metric))
 
-    def test_one_from_when_a_trainer_had_several_runs_opens_and_goes_on_to_the_bit(
+    def test_one_from_when_a_trainer_had_several_runs_resumes_to_the_bit(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
-        """Its manifest says beside which other runs it trained; one that trained alone has an empty entry."""
+        """Its manifest lists the other runs of the trainer; the list is empty for a single run."""
         _, whole = run_trainer(make_spec(tiny, examples, dropout=0.2), tmp_path / "whole")
         older = rewritten(drained_at(2, tiny, examples, tmp_path / "a", dropout=0.2), beside={})
         code, log = run_trainer(make_spec(tiny, examples, resume_from=older, dropout=0.2), tmp_path / "b")
@@ -232,9 +230,7 @@ class TestResume:
         one, other = final_adapter(whole, tmp_path / "whole"), final_adapter(log, tmp_path / "b")
         assert all(torch.equal(one[name], other[name]) for name in one)
 
-    def test_a_choice_that_only_a_newer_version_knows_is_refused(
-        self, tiny: Path, examples: Path, tmp_path: Path
-    ) -> None:
+    def test_a_plan_field_of_a_newer_version_is_refused(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         newer = rewritten(drained_at(1, tiny, examples, tmp_path / "a"), choices={"warp": 9})
         _, log = run_trainer(make_spec(tiny, examples, resume_from=newer), tmp_path / "b")
         assert failure(log).reason == Reason.INVALID_SPEC
@@ -242,11 +238,11 @@ class TestResume:
 
 
 class TestDamage:
-    """Each file of the newest snapshot, in each way: never used, never in silence."""
+    """Each kind of damage of each file: a damaged snapshot is never used and always reported."""
 
     @pytest.fixture
     def two(self, tiny: Path, examples: Path, tmp_path: Path) -> Path:
-        """The directory of snapshots of a run that was stopped after its third step."""
+        """The snapshot directory of a run that was stopped after its third step."""
         spec = make_spec(tiny, examples, snapshot_interval_seconds=0)
         run_trainer(spec, tmp_path / "a", stop_at=(3, Command.DRAIN))
         snapshots = tmp_path / "a" / "runs" / "run-a" / "snapshots"
@@ -271,7 +267,7 @@ class TestDamage:
 
     @pytest.mark.parametrize("damage", DAMAGES)
     @pytest.mark.parametrize("name", FILES)
-    def test_of_the_one_that_was_named_is_refused(
+    def test_of_the_named_snapshot_is_refused(
         self, two: Path, tiny: Path, examples: Path, tmp_path: Path, name: str, damage: str
     ) -> None:
         DAMAGES[damage](two / "step-000003" / name)
@@ -279,7 +275,7 @@ class TestDamage:
         assert (code, failure(log).reason) == (ExitCode.INTERNAL, Reason.TRAINER_CRASHED)
         assert name in failure(log).message
 
-    def test_of_both_starts_again_with_an_event(self, two: Path, tiny: Path, examples: Path, tmp_path: Path) -> None:
+    def test_of_both_restarts_with_an_event(self, two: Path, tiny: Path, examples: Path, tmp_path: Path) -> None:
         for snapshot in two.iterdir():
             (snapshot / "state.safetensors").unlink()
         code, log = run_trainer(make_spec(tiny, examples, resume_from=two), tmp_path / "b")
@@ -289,9 +285,7 @@ class TestDamage:
         assert event.message.startswith("Starting again from step 0, as there is no snapshot to go on from; not usable")
         assert event.message.count("state.safetensors is missing") == 2
 
-    def test_of_the_newest_leaves_two_whole_ones_behind_all_the_same(
-        self, two: Path, tiny: Path, examples: Path
-    ) -> None:
+    def test_of_the_newest_still_leaves_two_valid_snapshots(self, two: Path, tiny: Path, examples: Path) -> None:
         damaged = (two / "step-000003").rename(two / "step-000005")
         (damaged / "state.safetensors").unlink()
         spec = make_spec(tiny, examples, resume_from=two, snapshot_interval_seconds=0)
@@ -299,14 +293,14 @@ class TestDamage:
         assert [path.name for path in sorted(two.iterdir())] == ["step-000002", "step-000003"]
         assert all(artifact_directory.verify(path) for path in two.iterdir())
 
-    def test_a_whole_one_of_another_run_is_refused_and_none_before_it_is_tried(
+    def test_a_valid_one_of_another_run_is_refused_and_no_earlier_one_is_tried(
         self, two: Path, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
         code, log = run_trainer(make_spec(tiny, examples, resume_from=two, seed=8), tmp_path / "b")
         assert code == ExitCode.BAD_SPEC
         assert "seed was 7 and is 8" in failure(log).message
 
-    def test_what_a_crash_left_aside_is_no_snapshot(
+    def test_a_temporary_directory_left_by_a_crash_is_ignored(
         self, two: Path, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
         (two / ".step-000004.staged").mkdir()
@@ -315,7 +309,7 @@ class TestDamage:
 
 
 def rewritten(snapshot: Path, **changes: Any) -> Path:
-    """The snapshot with another manifest that holds; `...` takes an entry away."""
+    """Return the snapshot with a changed but valid manifest; `...` removes an entry."""
     about = artifact_directory.verify(snapshot)
     for name, change in changes.items():
         if isinstance(change, dict):
@@ -328,9 +322,7 @@ def rewritten(snapshot: Path, **changes: Any) -> Path:
 
 
 class TestSaveSnapshot:
-    def test_it_is_safetensors_and_json_and_its_manifest_holds(
-        self, tiny: Path, examples: Path, tmp_path: Path
-    ) -> None:
+    def test_it_is_safetensors_and_json_with_a_valid_manifest(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         snapshot = drained_at(1, tiny, examples, tmp_path)
         assert {path.name for path in snapshot.iterdir()} == {"state.safetensors", "MANIFEST.json"}
         manifest = artifact_directory.verify(snapshot)
@@ -348,7 +340,7 @@ class TestSaveSnapshot:
         *_, record = log.of(SnapshotSaved)
         assert record.manifest_sha256 == artifact_directory.sha256_file(tmp_path / record.directory / "MANIFEST.json")
 
-    def test_one_is_written_whenever_the_interval_is_over_and_the_last_two_are_kept(
+    def test_one_is_written_after_each_interval_and_the_last_two_are_kept(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
         _, log = run_trainer(make_spec(tiny, examples, snapshot_interval_seconds=0), tmp_path)
@@ -356,7 +348,7 @@ class TestSaveSnapshot:
         kept = sorted(path.name for path in (tmp_path / "runs" / "run-a" / "snapshots").iterdir())
         assert kept == ["step-000004", "step-000005"]
 
-    def test_before_it_is_over_there_is_only_what_was_decided_and_no_tensor(
+    def test_before_the_first_interval_there_is_only_the_plan_without_tensors(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
         _, log = run_trainer(make_spec(tiny, examples, snapshot_interval_seconds=3600), tmp_path)
@@ -365,9 +357,7 @@ class TestSaveSnapshot:
         assert log.records.index(record) < log.records.index(log.of(Metric)[0])
         assert artifact_directory.verify(tmp_path / record.directory)["files"] == {}
 
-    def test_an_optimizer_that_has_not_moved_yet_can_be_saved_too(
-        self, tiny: Path, examples: Path, tmp_path: Path
-    ) -> None:
+    def test_an_optimizer_without_moments_can_be_saved(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         spec = make_spec(tiny, examples)
         stops = StopRequests("run-a")
         stops.add(Command.DRAIN)
