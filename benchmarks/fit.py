@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from app.domain.jobs.spec import TrainerSpec
-from app.domain.planning.estimate import HEADROOM
+from app.domain.planning.estimate import USABLE_MEMORY_SHARE
 from app.domain.planning.execution_plan import Measurement, Recompute
 from app.system.model_files import hash_directory
 from tests.tiny import make_tiny_base
@@ -98,7 +98,7 @@ def _try_all(base: Path, data: Path, place: Path, needed: int, asked: argparse.N
 
 
 def is_said_to_fit(needed_bytes: int, limit_bytes: int) -> bool:
-    return needed_bytes <= HEADROOM * limit_bytes
+    return needed_bytes <= USABLE_MEMORY_SHARE * limit_bytes
 
 
 def _needed(base: Path, data: Path, place: Path) -> int:

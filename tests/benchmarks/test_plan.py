@@ -53,7 +53,7 @@ def test_a_line_stands_under_its_header() -> None:
     assert "500 -> 500" in text
     assert "1,000 -> 800" in text
     assert "+25.0%" in text
-    assert HEADER.index("layout") == text.index("rows of 1,024 tokens")
+    assert HEADER.index("layout") == text.index("packed batches of 1,024 tokens")
 
 
 class TestJobs:

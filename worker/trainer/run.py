@@ -14,7 +14,7 @@ from app.domain.base_models.catalog import max_document_tokens
 from app.domain.datasets.render import Renderer
 from app.domain.jobs.spec import RunSpec, TrainerSpec
 from app.domain.jobs.states import ExitCode, Reason
-from app.domain.planning.estimate import ROW_LADDER
+from app.domain.planning.estimate import CANDIDATE_ROW_TOKENS
 from app.domain.planning.execution_plan import ExecutionPlan
 from app.system.tokenizer_files import load_renderer
 from worker.trainer.adapter.initial_adapter import initial_adapter
@@ -127,7 +127,7 @@ def _initial_plan(attempt: TrainingAttempt, device: torch.device) -> ExecutionPl
     """
     spec = attempt.spec
     default = ExecutionPlan(
-        row_tokens=ROW_LADDER["cuda" if device.type == "cuda" else "cpu"][0],
+        row_tokens=CANDIDATE_ROW_TOKENS["cuda" if device.type == "cuda" else "cpu"][0],
         compute_dtype=dtype_name(choose_compute_dtype(spec.quantization, device, spec.dtype_is_free)),
         threads=spec.threads or parallel.threads_per_process(choose_threads()),
         device=device_name(device),

@@ -11,8 +11,8 @@ from app.domain.base_models.catalog import CatalogEntry
 from app.domain.datasets.report import Report
 from app.domain.jobs.layer_patterns import match_spec
 from app.domain.jobs.spec import JobSpec
-from app.domain.planning.requirements import reckon
-from app.domain.planning.workload import Work
+from app.domain.planning.requirements import estimate_requirements
+from app.domain.planning.workload import Workload
 from app.domain.scheduling.worker_capacity import JobRequirements
 from app.log import get_logger
 from worker.jobs.lease import LeaseKeeper
@@ -36,8 +36,8 @@ def requirement_columns(keeper: LeaseKeeper, job: Job, inputs: Inputs, reports: 
         spec = match_spec(spec, entry.layers)  # a job that was stored before patterns were matched at creation
         training, validation = reports["training"], reports.get("validation")
         validation_tokens = validation.tokens if validation else 0
-        work = Work.of(spec, training.lengths, training.labelled_tokens, validation_tokens)
-        estimate = reckon(entry, spec, work, devices or ())
+        work = Workload.of(spec, training.lengths, training.labelled_tokens, validation_tokens)
+        estimate = estimate_requirements(entry, spec, work, devices or ())
     except Exception:  # a failed estimate must not fail the job
         log.exception("the job's requirements could not be estimated")
         return {}

@@ -13,7 +13,7 @@ from app.db.jobs import measurements
 from app.db.tables import Job, Worker
 from app.domain.jobs.spec import JobSpec
 from app.domain.planning.estimate import Device
-from app.domain.planning.requirements import Place
+from app.domain.planning.requirements import DeviceGroup
 from app.domain.scheduling.worker_capacity import JobRequirements, has_labels, has_model, worker_capacity, worker_device
 
 STALE_AFTER = timedelta(days=1)
@@ -42,7 +42,9 @@ def gpu_workers(session: Session) -> list[Worker]:
     return [worker for worker in alive(session) if worker.queue == "gpu"]
 
 
-def candidate_devices(session: Session, spec: JobSpec, manifest_sha256: str, need: JobRequirements) -> list[Place]:
+def candidate_devices(
+    session: Session, spec: JobSpec, manifest_sha256: str, need: JobRequirements
+) -> list[DeviceGroup]:
     """The kinds of devices of living workers that may take the job, with measurements of similar jobs on them."""
     counts: dict[Device, int] = {}
     for worker in gpu_workers(session):
@@ -50,7 +52,7 @@ def candidate_devices(session: Session, spec: JobSpec, manifest_sha256: str, nee
         if device and has_model(offer, need) and has_labels(offer, need):
             counts[device] = counts.get(device, 0) + 1
     return [
-        Place(
+        DeviceGroup(
             device, count, measurements.similar(session, device.name, manifest_sha256, spec.quantization, spec.method)
         )
         for device, count in counts.items()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.jobs.spec import JobSpec
-from app.domain.planning.memory import trained_parameters, whole_modules
+from app.domain.planning.memory import fully_trained_modules, trained_parameters
 
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 WAITING_FOR_STORAGE = "waiting_for_storage"  # the phase of a job
@@ -68,7 +68,7 @@ def estimate_disk_space(entry: CatalogEntry, spec: JobSpec, tokenizer_bytes: int
     """The disk space of a job with this spec. `tokenizer_bytes` are copied into every adapter directory."""
     parameters = trained_parameters(entry, spec.lora)
     values = 4 if spec.hyperparameters.promote_best else 3  # per parameter: itself, two moments, its best value
-    whole = len(whole_modules(entry, spec.lora)) * (entry.decoder_layers + 1)  # the maximum number of norms
+    whole = len(fully_trained_modules(entry, spec.lora)) * (entry.decoder_layers + 1)  # the maximum number of norms
     layers = max(len(entry.layers), entry.decoder_layers * len(entry.target_modules))
     overhead_bytes = OVERHEAD_BYTES + HEADER_BYTES * (3 * layers + whole)  # A, B and DoRA's magnitudes per layer
     adapter_bytes = TRAINED_BYTES * (parameters + whole * entry.hidden_size)

@@ -13,7 +13,7 @@ from app.domain.datasets.jsonl import Finding
 from app.domain.datasets.render import Renderer
 from app.domain.datasets.warnings import DatasetWarning, Lines, SeenRows, codes_of, digest_of, in_words
 from app.domain.jobs.spec import LINE_RULES, LineRules, Method
-from app.domain.planning.packing import Lengths
+from app.domain.planning.packing import SequenceLengths
 
 ENOUGH_FINDINGS = 100  # a file with so many is not read to its end
 
@@ -45,7 +45,7 @@ class Report:
     cut: Lines = field(default_factory=Lines)
     empty: Lines = field(default_factory=Lines)  # no token to learn: masked out, or beyond the cut
     masked: Lines = field(default_factory=Lines)  # of those, the ones that had none before the cut either
-    lengths: Lengths = field(default_factory=Lengths)
+    lengths: SequenceLengths = field(default_factory=SequenceLengths)
     warned: dict[str, Lines] = field(default_factory=dict)  # by the code of the warning
     different_rows: int = 0
     findings: list[Finding] = field(default_factory=list)

@@ -1,7 +1,7 @@
-"""What a job will need, before it runs: steps, memory and time on each kind of device, and how it would be laid out.
+"""The plan of a job on a device: the execution plan with the shortest time that fits, its memory and its duration.
 
-One function for the API, the command line and the trainer. It reckons from shapes (memory, duration) and
-corrects itself by what earlier jobs of the same kind measured.
+The API, the command line and the trainer use this one function. It estimates from shapes (`memory`, `duration`) and
+corrects the estimates by the measurements of earlier jobs of the same kind.
 """
 
 from __future__ import annotations
@@ -17,49 +17,49 @@ from app.domain.planning.duration import (
     BASE_BYTES_PER_SECOND,
     DEFAULT_CORE_FLOPS,
     START_SECONDS,
-    cost,
-    guessed_flops,
+    estimated_flops,
+    relative_token_cost,
     step_flop,
     validation_flop,
 )
 from app.domain.planning.execution_plan import ExecutionPlan, Measurement
-from app.domain.planning.memory import LONGEST_IN_BLOCKS, DeviceKind, Memory, memory
-from app.domain.planning.packing import largest_row, mean_row, most_attended
-from app.domain.planning.workload import Work
+from app.domain.planning.memory import MAX_BLOCK_ATTENTION_TOKENS, DeviceKind, MemoryEstimate, estimate_memory
+from app.domain.planning.packing import largest_batch, max_attention_cost, mean_packed_length
+from app.domain.planning.workload import Workload
 
-# The lengths of a row that are tried. Longer rows share the cost of launching and dequantising among more tokens: on a
-# CPU, 2,048 were seen to be hardly faster than 1,024, and take 0.6 GB more for a model of 135M.
-ROW_LADDER: dict[DeviceKind, tuple[int, ...]] = {
+# Candidates for the tokens of a packed batch. Longer batches spread the cost of kernel launches and dequantization over
+# more tokens; on a CPU 2,048 tokens were hardly faster than 1,024 and took 0.6 GB more for a model of 135M.
+CANDIDATE_ROW_TOKENS: dict[DeviceKind, tuple[int, ...]] = {
     "cpu": (1024, 768, 512, 256, 128),
     "cuda": (8192, 6144, 4096, 3072, 2048, 1024, 512),
 }
-LEVEL = 0.012  # layouts that differ by less in time are equally fast: the smallest of them is taken
-# What oneDNN compiles for a row of a new length, 30 to 44 products, is mapped in larger pieces than it fills; the last
-# 128 products stay. Where what is mapped counts, eight rows took 854 MB; by what is touched, which `memory` knows, 640
-# (with 256 kept).
-MAPPED_IN_VAIN_BYTES = 26_000_000  # a row
-MOST_ROWS_KEPT = 5  # 128 by 30: reckoned, not measured
-HEADROOM = 0.97  # of the memory there is; what a fresh process cannot foresee
+TIME_TOLERANCE = 0.012  # plans whose times differ by less count as equally fast; the smallest wins
+# oneDNN compiles 30 to 44 kernels for each new batch length and maps more memory for them than it touches; it caches
+# the last 128 kernels. Eight lengths took 854 MB of mapped memory and 640 MB of touched memory, which
+# `estimate_memory` predicts (with 256 cached).
+ONEDNN_MAPPING_OVERHEAD_BYTES = 26_000_000  # per batch length
+MAX_CACHED_LENGTHS = 5  # 128 / 30, calculated, not measured
+USABLE_MEMORY_SHARE = 0.97  # of the available memory; the rest is a reserve for estimation errors
 
 
 @dataclass(frozen=True)
 class Device:
-    """A place to train at, as a worker describes it, or as the trainer finds it."""
+    """A device to train on, as a worker describes it or as the trainer detects it."""
 
     kind: DeviceKind
     name: str
-    memory_bytes: int  # of the card; on a CPU what the process may use
+    memory_bytes: int  # of the GPU; on a CPU the memory that the process may use
     cores: int = 1
-    core_flops: float = DEFAULT_CORE_FLOPS  # of one core of a CPU, as guessed from what it says of itself
+    core_flops: float = DEFAULT_CORE_FLOPS  # FLOP/s of one CPU core, estimated from its flags
 
     @property
-    def guessed_flops(self) -> float:
-        return guessed_flops(self.kind, self.name, self.cores, self.core_flops)
+    def estimated_flops(self) -> float:
+        return estimated_flops(self.kind, self.name, self.cores, self.core_flops)
 
 
 @dataclass(frozen=True)
 class Correction:
-    """Medians over earlier jobs: measured / predicted memory, FLOP a second, seconds beside steps and validations."""
+    """Medians over earlier jobs: measured / predicted memory, FLOP/s, seconds besides steps and validations."""
 
     loaded: float = 1.0
     working: float = 1.0
@@ -71,131 +71,141 @@ class Correction:
     def of(
         cls, measurements: Sequence[Measurement], plan: ExecutionPlan, working_bytes: int, tokens: int
     ) -> Correction:
-        """From jobs with the same device, base and quantization. Without one that was laid out alike the others count:
-        the formulas err alike in all. What a step adds is lowered only by jobs that were near in size."""
-        alike = [each for each in measurements if each.is_like(plan)]
-        found = alike or measurements
-        near = [each.working_ratio for each in found if each.is_near(working_bytes, tokens)]
-        far = [max(1.0, each.working_ratio) for each in found]
-        rates = [each.flops for each in found if each.flops]
-        others = [each.other_seconds for each in measurements if each.other_seconds is not None]
+        """From jobs with the same device, base and quantization, preferably with the same layout.
+
+        Without a job of the same layout all jobs count, because the formulas have similar errors in all layouts. Only
+        jobs of a similar size lower the estimated working memory.
+        """
+        same_layout = [each for each in measurements if each.has_layout_of(plan)]
+        relevant = same_layout or measurements
+        similar = [each.working_ratio for each in relevant if each.is_similar_in_size(working_bytes, tokens)]
+        at_least_one = [max(1.0, each.working_ratio) for each in relevant]
+        rates = [each.flops for each in relevant if each.flops]
+        other_seconds = [each.other_seconds for each in measurements if each.other_seconds is not None]
         return cls(
-            loaded=statistics.median([each.loaded_ratio for each in found] or [1.0]),
-            working=statistics.median(near or far or [1.0]),
+            loaded=statistics.median([each.loaded_ratio for each in relevant] or [1.0]),
+            working=statistics.median(similar or at_least_one or [1.0]),
             flops=statistics.median(rates) if rates else None,
-            other_seconds=statistics.median(others) if others else None,
-            jobs=len(alike),
+            other_seconds=statistics.median(other_seconds) if other_seconds else None,
+            jobs=len(same_layout),
         )
 
 
 @dataclass(frozen=True)
 class Placement:
-    """A job on one device, in the fastest layout that fits, or the smallest there is."""
+    """A job on one device: the fastest plan that fits, or the plan with the least memory."""
 
     device: Device
     fits: bool
     plan: ExecutionPlan
-    memory: Memory
-    formula: Memory  # the same before any correction, which is what gets corrected
-    largest_row: int  # tokens
-    step_flop: float  # of a token
+    memory: MemoryEstimate
+    formula: MemoryEstimate  # before the correction; measurements are compared with it
+    largest_batch_tokens: int
+    step_flop: float  # per token
     seconds: float
     basis: Literal["formula", "measured"]
 
     @property
     def message(self) -> str:
-        need, have = _gigabytes(self.memory.total), _gigabytes(self.device.memory_bytes)
+        required, available = _gigabytes(self.memory.total), _gigabytes(self.device.memory_bytes)
         if self.fits:
-            return f"Fits {self.device.name}: {need} of {have}, with {self.plan}."
-        remedy = "Lower hyperparameters.context_length first, then lora.r; without quantization, ask for 4 bits."
-        if self.memory.process + self.memory.base > HEADROOM * self.device.memory_bytes:  # whatever the knobs say
-            remedy = "Choose a smaller base model or a worker with more memory; without quantization, ask for 4 bits."
-        return f"Does not fit {self.device.name}: it needs {need} of {have} even with {self.plan}. {remedy}"
+            return f"Fits {self.device.name}: {required} of {available}, with {self.plan}."
+        remedy = "Lower hyperparameters.context_length first, then lora.r; without quantization, use 4 bits."
+        if self.memory.process + self.memory.base > USABLE_MEMORY_SHARE * self.device.memory_bytes:
+            remedy = "Choose a smaller base model or a worker with more memory; without quantization, use 4 bits."
+        return f"Does not fit {self.device.name}: it needs {required} of {available}, even with {self.plan}. {remedy}"
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """What the steps' rows are like at one row length."""
+class _PackedBatches:
+    """The packed batches of a job for one maximum length."""
 
-    largest: int
-    mean: float
+    largest_tokens: int
+    mean_tokens: float
     count: float
-    densest: int  # tokens of a token's document, in the row in which it is most
+    max_attended_tokens: int  # length of a token's document, averaged over the batch in which it is largest
 
 
-def place(
+def estimate_placement(
     entry: CatalogEntry,
     spec: JobSpec,
-    work: Work,
+    work: Workload,
     device: Device,
     measurements: Sequence[Measurement] = (),
     loaded_bytes: int | None = None,
-    most_row_tokens: int | None = None,
-    counts_mapped: bool = False,
+    max_row_tokens: int | None = None,
+    counts_mapped_memory: bool = False,
 ) -> Placement:
-    """The fastest layout of a job that `device` has memory for; where none fits, the smallest one, and that it doesn't.
+    """The fastest plan that fits into the memory of `device`; if none fits, the one with the least memory.
 
-    The trainer, which has loaded the base, says how much stays (`loaded_bytes`); it is not reckoned then. It also knows
-    whether it has a limit of its own that counts what is mapped and never touched (`counts_mapped`).
+    The trainer, which has loaded the base, passes the measured `loaded_bytes` instead of estimating them. It also
+    passes whether a limit of its process counts memory that is mapped but never touched (`counts_mapped_memory`).
     """
-    ladder = _ladder(device, work.lengths.longest, most_row_tokens)
-    rows = {tokens: _rows(spec, work, tokens) for tokens in ladder}
+    candidate_row_tokens = _candidate_row_tokens(device, work.lengths.max_tokens, max_row_tokens)
+    batches_by_row_tokens = {tokens: _packed_batches(spec, work, tokens) for tokens in candidate_row_tokens}
     placements = []
-    for plan in _candidate_plans(entry, spec, ladder):
-        row = rows[plan.row_tokens]
-        formula = memory(entry, spec, plan, device.kind, row.largest, work.attended, row.densest)
+    for plan in _candidates(entry, spec, candidate_row_tokens):
+        batches = batches_by_row_tokens[plan.row_tokens]
+        formula = estimate_memory(
+            entry,
+            spec,
+            plan,
+            device.kind,
+            batches.largest_tokens,
+            work.mean_attended_tokens,
+            batches.max_attended_tokens,
+        )
         correction = Correction.of(measurements, plan, formula.working, work.tokens)
-        needed = _corrected(formula, correction, loaded_bytes)
-        if counts_mapped:
-            needed = replace(needed, kernels=needed.kernels + _mapped_in_vain(row))
-        placements.append(_placement(entry, spec, work, device, correction, plan, formula, needed, row))
-    fitting = [each for each in placements if each.fits]
-    if fitting:
-        return _smallest_of_the_fastest(entry, device, fitting)
+        corrected = _corrected(formula, correction, loaded_bytes)
+        if counts_mapped_memory:
+            overhead_bytes = int(ONEDNN_MAPPING_OVERHEAD_BYTES * min(MAX_CACHED_LENGTHS, batches.count))
+            corrected = replace(corrected, kernels=corrected.kernels + overhead_bytes)
+        placements.append(_placement(entry, spec, work, device, correction, plan, formula, corrected, batches))
+    if fitting := [each for each in placements if each.fits]:
+        return _select(entry, device, fitting)
     return min(placements, key=lambda each: (each.memory.total, each.memory.activations))
 
 
-def _smallest_of_the_fastest(entry: CatalogEntry, device: Device, placements: Sequence[Placement]) -> Placement:
-    costs = {each.plan: cost(entry, each.plan, device.kind, each.plan.row_tokens) for each in placements}
-    bound = (1 + LEVEL) * min(costs.values())
-    level = (each for each in placements if costs[each.plan] <= bound)
-    return min(level, key=lambda each: (each.memory.total, costs[each.plan]))
+def _select(entry: CatalogEntry, device: Device, placements: Sequence[Placement]) -> Placement:
+    """The placement with the least memory among those that are equally fast within TIME_TOLERANCE."""
+    costs = {each.plan: relative_token_cost(entry, each.plan, device.kind, each.plan.row_tokens) for each in placements}
+    bound = (1 + TIME_TOLERANCE) * min(costs.values())
+    fastest = (each for each in placements if costs[each.plan] <= bound)
+    return min(fastest, key=lambda each: (each.memory.total, costs[each.plan]))
 
 
-def _ladder(device: Device, longest: int, most_row_tokens: int | None) -> list[int]:
-    """A row shorter than the longest document would be that document's own row."""
-    top = most_row_tokens or ROW_LADDER[device.kind][0]
-    return sorted({max(longest, min(top, tokens)) for tokens in ROW_LADDER[device.kind]}, reverse=True)
+def _candidate_row_tokens(device: Device, longest_tokens: int, max_row_tokens: int | None) -> list[int]:
+    """At least the longest sequence, which would have a larger batch of its own anyway."""
+    candidates = CANDIDATE_ROW_TOKENS[device.kind]
+    upper = max_row_tokens or candidates[0]
+    return sorted({max(longest_tokens, min(upper, tokens)) for tokens in candidates}, reverse=True)
 
 
-def _rows(spec: JobSpec, work: Work, row_tokens: int) -> _Rows:
-    largest = largest_row(work.lengths, spec.hyperparameters, spec.seed, row_tokens)[1]
-    mean = mean_row(work.lengths, spec.hyperparameters, spec.seed, row_tokens)
-    densest = most_attended(work.lengths, spec.hyperparameters, spec.seed, row_tokens, LONGEST_IN_BLOCKS)
-    return _Rows(largest, mean, work.tokens / max(1.0, mean), densest // max(1, largest))
+def _packed_batches(spec: JobSpec, work: Workload, row_tokens: int) -> _PackedBatches:
+    lengths, hyperparameters = work.lengths, spec.hyperparameters
+    largest_tokens = largest_batch(lengths, hyperparameters, spec.seed, row_tokens)[1]
+    mean_tokens = mean_packed_length(lengths, hyperparameters, spec.seed, row_tokens)
+    attention_cost = max_attention_cost(lengths, hyperparameters, spec.seed, row_tokens, MAX_BLOCK_ATTENTION_TOKENS)
+    return _PackedBatches(
+        largest_tokens, mean_tokens, work.tokens / max(1.0, mean_tokens), attention_cost // max(1, largest_tokens)
+    )
 
 
-def _mapped_in_vain(rows: _Rows) -> int:
-    return int(MAPPED_IN_VAIN_BYTES * min(MOST_ROWS_KEPT, rows.count))
-
-
-def _candidate_plans(entry: CatalogEntry, spec: JobSpec, ladder: Sequence[int]) -> Iterator[ExecutionPlan]:
-    """Every layout worth trying."""
+def _candidates(entry: CatalogEntry, spec: JobSpec, candidate_row_tokens: Sequence[int]) -> Iterator[ExecutionPlan]:
+    """Every combination of batch length, cached weights and recomputation."""
     is_4_bit = spec.quantization is not None and spec.quantization.bits == 4
-    caches = (True, False) if is_4_bit else (False,)
-    for row_tokens in ladder:
-        for cache in caches:
-            yield ExecutionPlan(row_tokens=row_tokens, cache_weights=cache)
-            yield ExecutionPlan(row_tokens=row_tokens, cache_weights=cache, recompute="elementwise")
+    for row_tokens in candidate_row_tokens:
+        for is_cached in (True, False) if is_4_bit else (False,):
+            plan = ExecutionPlan(row_tokens=row_tokens, cache_weights=is_cached)
+            yield plan
+            yield plan.model_copy(update={"recompute": "elementwise"})
             for count in range(1, entry.decoder_layers):
-                yield ExecutionPlan(
-                    row_tokens=row_tokens, cache_weights=cache, recompute="layers", recompute_layers=count
-                )
-            yield ExecutionPlan(row_tokens=row_tokens, cache_weights=cache, recompute="everything")
+                yield plan.model_copy(update={"recompute": "layers", "recompute_layers": count})
+            yield plan.model_copy(update={"recompute": "everything"})
 
 
-def _corrected(predicted: Memory, correction: Correction, loaded_bytes: int | None) -> Memory:
-    """What the trainer found loaded is without the cache, which it makes afterwards."""
+def _corrected(predicted: MemoryEstimate, correction: Correction, loaded_bytes: int | None) -> MemoryEstimate:
+    """The estimate scaled by measurements; `loaded_bytes` are without the cache, which the trainer fills later."""
     if loaded_bytes is None:
         return predicted.scaled(correction.loaded, correction.working)
     corrected = predicted.scaled(loaded_bytes / (predicted.loaded - predicted.cache), correction.working)
@@ -205,28 +215,29 @@ def _corrected(predicted: Memory, correction: Correction, loaded_bytes: int | No
 def _placement(
     entry: CatalogEntry,
     spec: JobSpec,
-    work: Work,
+    work: Workload,
     device: Device,
     correction: Correction,
     plan: ExecutionPlan,
-    formula: Memory,
-    needed: Memory,
-    rows: _Rows,
+    formula: MemoryEstimate,
+    corrected: MemoryEstimate,
+    batches: _PackedBatches,
 ) -> Placement:
-    per_token = step_flop(entry, spec, work, plan, device.kind, max(1.0, rows.mean))
-    flop = per_token * (work.tokens + rows.largest)  # the largest row is tried once before the first step
+    flop_per_token = step_flop(entry, spec, work, plan, device.kind, max(1.0, batches.mean_tokens))
+    flop = flop_per_token * (work.tokens + batches.largest_tokens)  # the probe runs the largest batch once
     flop += validation_flop(entry, spec, work, plan, device.kind) * work.validated_tokens
-    other = correction.other_seconds
-    other = START_SECONDS + needed.base / BASE_BYTES_PER_SECOND if other is None else other
+    other_seconds = correction.other_seconds
+    if other_seconds is None:
+        other_seconds = START_SECONDS + corrected.base / BASE_BYTES_PER_SECOND
     return Placement(
         device=device,
-        fits=needed.total <= HEADROOM * device.memory_bytes,
+        fits=corrected.total <= USABLE_MEMORY_SHARE * device.memory_bytes,
         plan=plan,
-        memory=needed,
+        memory=corrected,
         formula=formula,
-        largest_row=rows.largest,
-        step_flop=per_token,
-        seconds=other + flop / (correction.flops or device.guessed_flops),
+        largest_batch_tokens=batches.largest_tokens,
+        step_flop=flop_per_token,
+        seconds=other_seconds + flop / (correction.flops or device.estimated_flops),
         basis="measured" if correction.jobs else "formula",
     )
 

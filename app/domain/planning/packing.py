@@ -1,4 +1,8 @@
-"""Which examples make a step, which documents a row: arithmetic on lengths, for a plan and for the trainer."""
+"""Packing: the examples of each step and the sequences of each packed batch, computed from lengths alone.
+
+The plan and the trainer share it. A sequence is what must stay in one packed batch: a document, or both documents of a
+preference pair. A packed batch has at most `row_tokens` tokens, or one longer sequence.
+"""
 
 from __future__ import annotations
 
@@ -11,74 +15,73 @@ from functools import lru_cache
 
 from app.domain.jobs.spec import Hyperparameters
 
-# For the largest row: with a million steps a job was planned for half a minute. A larger row that comes later is one
-# that the trainer makes room for when it does (out of memory in a step is repaired).
+# For the largest packed batch: planning a job with a million steps took half a minute. If a later batch is larger and
+# does not fit into memory, the trainer's out-of-memory policy handles it.
 SEARCHED_STEPS = 20_000
-SAMPLED_STEPS = 256  # whose rows are counted: enough for their average length
+SAMPLED_STEPS = 256  # enough for the mean length of a packed batch
 
 
 @lru_cache(maxsize=16)
 def permutation(examples: int, seed: int, epoch: int) -> Sequence[int]:
-    """The order of an epoch: a function of its arguments alone, so any step can be found again without a history."""
+    """The order of the examples in an epoch. It depends only on the arguments, so a run can resume at any step."""
     order = list(range(examples))
     random.Random(f"{seed}/{epoch}").shuffle(order)
     return order
 
 
-def packed(lengths: Iterable[tuple[int, bool]], token_budget: int) -> Iterator[slice]:
-    """Rows as slices of documents, given as (tokens, whether it shares a row): whole documents up to `token_budget`.
+def pack(lengths: Iterable[tuple[int, bool]], token_budget: int) -> Iterator[slice]:
+    """Yield packed batches as slices of the sequences, of at most `token_budget` tokens.
 
-    A longer document has a row of its own.
+    `lengths` are (tokens, whether the sequence may share a batch). A longer sequence has a batch of its own.
     """
     start = end = tokens = 0
-    packs = True
-    for length, shares in lengths:
-        if end > start and (tokens + length > token_budget or not (shares and packs)):
+    previous_is_shareable = True
+    for length, is_shareable in lengths:
+        is_shared = is_shareable and previous_is_shareable
+        if end > start and (tokens + length > token_budget or not is_shared):
             yield slice(start, end)
             start, tokens = end, 0
-        end, tokens, packs = end + 1, tokens + length, shares
+        end, tokens, previous_is_shareable = end + 1, tokens + length, is_shareable
     if end > start:
         yield slice(start, end)
 
 
 def total_steps(hyperparameters: Hyperparameters, examples: int) -> int:
-    """`max_steps`, where given, replaces the epochs as the end of training, as in other trainers."""
+    """The number of optimizer steps; `max_steps` overrides the epochs, as in other trainers."""
     steps_per_epoch = math.ceil(examples / hyperparameters.batch_size)
     return hyperparameters.max_steps or hyperparameters.n_epochs * steps_per_epoch
 
 
-def validations(hyperparameters: Hyperparameters, examples: int) -> int:
-    """Every `eval_steps`, else at each epoch's end; at the very end always."""
+def validation_count(hyperparameters: Hyperparameters, examples: int) -> int:
+    """The number of validations: every `eval_steps` or at the end of each epoch, and at the end of training."""
     steps_per_epoch = math.ceil(examples / hyperparameters.batch_size)
     return math.ceil(total_steps(hyperparameters, examples) / (hyperparameters.eval_steps or steps_per_epoch))
 
 
 @dataclass
-class Lengths:
-    """Tokens of each unit that has something to learn and stays in one row, and how many units each example has.
-
-    A unit is a document; of DPO both documents of a pair.
-    """
+class SequenceLengths:
+    """The lengths in tokens of the trainable sequences, and how many sequences each example has."""
 
     tokens: array[int] = field(default_factory=lambda: array("i"))
-    starts: array[int] = field(default_factory=lambda: array("q", [0]))  # example e is the units start e to e + 1
-    squares: int = 0  # of the documents' tokens: what attends to each other
+    # Example e has the sequences from start e to start e + 1.
+    starts: array[int] = field(default_factory=lambda: array("q", [0]))
+    squares: int = 0  # sum of the squared lengths of the documents: pairs of tokens in attention
 
     def __len__(self) -> int:
-        """Examples."""
+        """The number of examples."""
         return len(self.starts) - 1
 
     @property
-    def longest(self) -> int:
+    def max_tokens(self) -> int:
         return max(self.tokens, default=0)
 
     @property
-    def attended(self) -> int:
-        """How many tokens a token's document has, on average over tokens."""
+    def mean_attended_tokens(self) -> int:
+        """The length of a token's document, averaged over all tokens."""
         return self.squares // max(1, sum(self.tokens))
 
     def add(self, documents: Sequence[int], is_pair: bool = False) -> None:
-        """One example."""
+        """Append one example, given by the lengths of its documents."""
         self.tokens.extend([sum(documents)] if is_pair else documents)
         self.starts.append(len(self.tokens))
         self.squares += sum(length * length for length in documents)
@@ -87,52 +90,65 @@ class Lengths:
         return self.tokens[self.starts[example] : self.starts[example + 1]]
 
 
-def trained_tokens(lengths: Lengths, knobs: Hyperparameters, seed: int) -> int:
-    """Real tokens that go through the model until the last step: exact, also with `max_steps`."""
-    steps, per_epoch = total_steps(knobs, len(lengths)), math.ceil(len(lengths) / knobs.batch_size)
-    whole, rest = divmod(steps, per_epoch)
-    order = permutation(len(lengths), seed, whole)[: rest * knobs.batch_size]
-    return whole * sum(lengths.tokens) + sum(sum(lengths.of_example(example)) for example in order)
+def trained_tokens(lengths: SequenceLengths, hyperparameters: Hyperparameters, seed: int) -> int:
+    """The exact number of tokens that the model processes in all steps, also with `max_steps`."""
+    steps, per_epoch = total_steps(hyperparameters, len(lengths)), math.ceil(len(lengths) / hyperparameters.batch_size)
+    full_epochs, steps_left = divmod(steps, per_epoch)
+    order = permutation(len(lengths), seed, full_epochs)[: steps_left * hyperparameters.batch_size]
+    return full_epochs * sum(lengths.tokens) + sum(sum(lengths.of_example(example)) for example in order)
 
 
-def largest_row(lengths: Lengths, knobs: Hyperparameters, seed: int, row_tokens: int) -> tuple[int, int]:
-    """(step, tokens) of the largest row of the first SEARCHED_STEPS; the first of equals. (0, 0) without examples."""
-    found = (0, 0)
-    for step in range(min(SEARCHED_STEPS, total_steps(knobs, len(lengths))) if len(lengths) else 0):
-        documents = _documents(lengths, knobs, seed, step)
-        for row in packed([(length, knobs.packing) for length in documents], row_tokens):
-            if (tokens := sum(documents[row])) > found[1]:
-                found = step, tokens
-        if found[1] >= max(row_tokens, lengths.longest):
-            break  # no row can be larger
-    return found
+def largest_batch(
+    lengths: SequenceLengths, hyperparameters: Hyperparameters, seed: int, row_tokens: int
+) -> tuple[int, int]:
+    """(step, tokens) of the first largest packed batch in the first SEARCHED_STEPS steps; (0, 0) without examples."""
+    largest = (0, 0)
+    for step in range(min(SEARCHED_STEPS, total_steps(hyperparameters, len(lengths))) if len(lengths) else 0):
+        step_lengths = _step_lengths(lengths, hyperparameters, seed, step)
+        for batch in pack([(length, hyperparameters.packing) for length in step_lengths], row_tokens):
+            if (tokens := sum(step_lengths[batch])) > largest[1]:
+                largest = step, tokens
+        if largest[1] >= max(row_tokens, lengths.max_tokens):
+            break  # no packed batch can be larger
+    return largest
 
 
-def mean_row(lengths: Lengths, knobs: Hyperparameters, seed: int, row_tokens: int) -> float:
-    """Tokens of a row on average, over the first steps of the run; 0 without examples."""
-    tokens = rows = 0
-    for step in range(min(SAMPLED_STEPS, total_steps(knobs, len(lengths))) if len(lengths) else 0):
-        documents = _documents(lengths, knobs, seed, step)
-        tokens += sum(documents)
-        rows += sum(1 for _ in packed([(length, knobs.packing) for length in documents], row_tokens))
-    return tokens / max(1, rows)
+def mean_packed_length(lengths: SequenceLengths, hyperparameters: Hyperparameters, seed: int, row_tokens: int) -> float:
+    """The mean tokens of a packed batch in the first SAMPLED_STEPS steps; 0 without examples."""
+    tokens = batches = 0
+    for step in range(min(SAMPLED_STEPS, total_steps(hyperparameters, len(lengths))) if len(lengths) else 0):
+        step_lengths = _step_lengths(lengths, hyperparameters, seed, step)
+        tokens += sum(step_lengths)
+        batches += sum(1 for _ in pack([(length, hyperparameters.packing) for length in step_lengths], row_tokens))
+    return tokens / max(1, batches)
 
 
-def most_attended(lengths: Lengths, knobs: Hyperparameters, seed: int, row_tokens: int, longest: int) -> int:
-    """Squares of documents' lengths in one row, at most: of the rows of the first steps that have no document of more
-    than `longest` tokens. The sides of DPO's pairs don't see each other."""
-    seen = lengths.squares / max(1, sum(length * length for length in lengths.tokens))
-    most = 0
-    for step in range(min(SAMPLED_STEPS, total_steps(knobs, len(lengths))) if len(lengths) else 0):
-        documents = _documents(lengths, knobs, seed, step)
-        for row in packed([(length, knobs.packing) for length in documents], row_tokens):
-            if seen * max(documents[row]) <= longest:
-                most = max(most, sum(length * length for length in documents[row]))
-    return int(seen * most)
+def max_attention_cost(
+    lengths: SequenceLengths,
+    hyperparameters: Hyperparameters,
+    seed: int,
+    row_tokens: int,
+    max_document_tokens: int,
+) -> int:
+    """The largest sum of squared document lengths in one packed batch of the first SAMPLED_STEPS steps.
+
+    Batches with a longer document than `max_document_tokens` do not count. The two documents of a pair do not attend
+    to each other: the sum of the squared sequence lengths is scaled to the mean of the documents.
+    """
+    document_share = lengths.squares / max(1, sum(length * length for length in lengths.tokens))
+    cost = 0
+    for step in range(min(SAMPLED_STEPS, total_steps(hyperparameters, len(lengths))) if len(lengths) else 0):
+        step_lengths = _step_lengths(lengths, hyperparameters, seed, step)
+        for batch in pack([(length, hyperparameters.packing) for length in step_lengths], row_tokens):
+            if document_share * max(step_lengths[batch]) <= max_document_tokens:
+                cost = max(cost, sum(length * length for length in step_lengths[batch]))
+    return int(document_share * cost)
 
 
-def _documents(lengths: Lengths, knobs: Hyperparameters, seed: int, step: int) -> list[int]:
-    """The lengths of what one step is made of, in its order."""
-    epoch, position = divmod(step, math.ceil(len(lengths) / knobs.batch_size))
-    batch = permutation(len(lengths), seed, epoch)[position * knobs.batch_size : (position + 1) * knobs.batch_size]
+def _step_lengths(lengths: SequenceLengths, hyperparameters: Hyperparameters, seed: int, step: int) -> list[int]:
+    """The lengths of the sequences of one step, in order."""
+    epoch, position = divmod(step, math.ceil(len(lengths) / hyperparameters.batch_size))
+    batch = permutation(len(lengths), seed, epoch)[
+        position * hyperparameters.batch_size : (position + 1) * hyperparameters.batch_size
+    ]
     return [length for example in batch for length in lengths.of_example(example)]

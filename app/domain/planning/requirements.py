@@ -1,4 +1,4 @@
-"""What a job will need of any worker, from its data as it was validated: for the claim and for the forecast."""
+"""The requirements of a job, from its validated data: memory for the claim, and duration for the forecast."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.jobs.spec import JobSpec
-from app.domain.planning.estimate import Device, place
+from app.domain.planning.estimate import Device, estimate_placement
 from app.domain.planning.execution_plan import Measurement
 from app.domain.planning.memory import DeviceKind
-from app.domain.planning.workload import Work
+from app.domain.planning.workload import Workload
 
 
 @dataclass(frozen=True)
-class Place:
-    """A kind of device, and how many workers have it."""
+class DeviceGroup:
+    """A device, the number of workers that have it, and the measurements of earlier jobs on it."""
 
     device: Device
     workers: int
@@ -23,26 +23,33 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Reckoned:
-    """The least memory with which it can be trained at all, and the time it takes on the fastest device there is."""
+class RequirementsEstimate:
+    """The minimum memory that a job needs on each kind of device, and its duration on the fastest available device."""
 
     cpu_bytes: int
     cuda_bytes: int
-    seconds: float | None  # None: no worker is alive to reckon for
+    seconds: float | None  # None: no worker is running
 
 
-def reckon(entry: CatalogEntry, spec: JobSpec, work: Work, places: Sequence[Place]) -> Reckoned:
-    placed = [place(entry, spec, work, each.device, each.measurements) for each in places]
-    seconds = [each.seconds for each in placed if each.fits] or [each.seconds for each in placed]
-    return Reckoned(
-        cpu_bytes=_least_bytes(entry, spec, work, "cpu", places),
-        cuda_bytes=_least_bytes(entry, spec, work, "cuda", places),
+def estimate_requirements(
+    entry: CatalogEntry, spec: JobSpec, work: Workload, device_groups: Sequence[DeviceGroup]
+) -> RequirementsEstimate:
+    placements = [estimate_placement(entry, spec, work, each.device, each.measurements) for each in device_groups]
+    seconds = [each.seconds for each in placements if each.fits] or [each.seconds for each in placements]
+    return RequirementsEstimate(
+        cpu_bytes=_min_bytes(entry, spec, work, "cpu", device_groups),
+        cuda_bytes=_min_bytes(entry, spec, work, "cuda", device_groups),
         seconds=min(seconds, default=None),
     )
 
 
-def _least_bytes(entry: CatalogEntry, spec: JobSpec, work: Work, kind: DeviceKind, places: Sequence[Place]) -> int:
-    """Where nothing fits, the plan is the smallest layout. Of several devices of a kind the kindest word counts."""
-    known = [each.measurements for each in places if each.device.kind == kind] or [()]
-    nothing = Device(kind, "", memory_bytes=1)
-    return min(place(entry, spec, work, nothing, measurements).memory.total for measurements in known)
+def _min_bytes(
+    entry: CatalogEntry, spec: JobSpec, work: Workload, kind: DeviceKind, device_groups: Sequence[DeviceGroup]
+) -> int:
+    """The memory of the smallest plan, which is selected if none fits; the minimum over the devices of a kind."""
+    measurements_by_device = [each.measurements for each in device_groups if each.device.kind == kind] or [()]
+    too_small = Device(kind, "", memory_bytes=1)
+    return min(
+        estimate_placement(entry, spec, work, too_small, measurements).memory.total
+        for measurements in measurements_by_device
+    )

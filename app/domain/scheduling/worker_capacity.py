@@ -9,7 +9,7 @@ from typing import Any
 
 from app.domain.error_text.json_text import as_json
 from app.domain.planning.duration import DEFAULT_CORE_FLOPS
-from app.domain.planning.estimate import HEADROOM, Device
+from app.domain.planning.estimate import USABLE_MEMORY_SHARE, Device
 from app.domain.planning.memory import DeviceKind
 
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=/:-]{0,62}")
@@ -29,7 +29,7 @@ class WorkerCapacity:
 
     @property
     def usable_bytes(self) -> int:
-        return int(HEADROOM * self.memory_bytes)
+        return int(USABLE_MEMORY_SHARE * self.memory_bytes)
 
 
 @dataclass(frozen=True)

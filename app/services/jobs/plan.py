@@ -19,9 +19,9 @@ from app.domain.datasets.jsonl import told
 from app.domain.datasets.report import Report, nothing_to_learn, too_few_examples
 from app.domain.jobs.layer_patterns import PatternError, match_spec
 from app.domain.jobs.spec import JobSpec
-from app.domain.planning.estimate import Placement, place
-from app.domain.planning.requirements import Place
-from app.domain.planning.workload import Work
+from app.domain.planning.estimate import Placement, estimate_placement
+from app.domain.planning.requirements import DeviceGroup
+from app.domain.planning.workload import Workload
 from app.domain.scheduling.worker_capacity import JobRequirements, missing_requirements, worker_capacity
 from app.errors import BadRequest, InvalidDataset, NotFound, Unavailable, combine_errors
 from app.services.datasets.check_process import Check, takes_long
@@ -59,7 +59,7 @@ class PlanInputs:
     manifest_sha256: str
     training_file: SourceFile
     validation_file: SourceFile | None
-    places: Sequence[Place]
+    places: Sequence[DeviceGroup]
     lack: str | None  # why there are no places
 
 
@@ -67,7 +67,7 @@ class PlanInputs:
 class JobPlan:
     inputs: PlanInputs
     report: Report
-    work: Work
+    work: Workload
     placements: Sequence[Placement]  # in the order of inputs.places
 
     @property
@@ -123,10 +123,10 @@ def make_plan(
     validation_tokens = 0
     if inputs.validation_file is not None:
         validation_tokens = _count(storage, counter, inputs, inputs.validation_file, check).tokens
-    work = Work.of(inputs.spec, report.lengths, report.labelled_tokens, validation_tokens)
+    work = Workload.of(inputs.spec, report.lengths, report.labelled_tokens, validation_tokens)
     entry = _with_layer_widths(inputs.entry, inputs.directory)
     spec = _with_matched_layers(inputs.spec, entry)
-    placements = [place(entry, spec, work, each.device, each.measurements) for each in inputs.places]
+    placements = [estimate_placement(entry, spec, work, each.device, each.measurements) for each in inputs.places]
     return JobPlan(inputs, report, work, placements)
 
 

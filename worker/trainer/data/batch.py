@@ -31,7 +31,7 @@ from app.domain.datasets.render import Renderer
 from app.domain.datasets.report import nothing_to_learn
 from app.domain.jobs.spec import LINE_RULES, LineRules, Method
 from app.domain.jobs.states import Reason
-from app.domain.planning.packing import Lengths, packed
+from app.domain.planning.packing import SequenceLengths, pack
 from worker.trainer.records import Keepalive
 from worker.trainer.runtime.failures import Failure
 
@@ -106,9 +106,9 @@ class TokenizedDataset:
         first, last = self._example_starts[example], self._example_starts[example + 1]
         return self._document_starts[last] - self._document_starts[first]
 
-    def lengths(self) -> Lengths:
+    def lengths(self) -> SequenceLengths:
         """Return the lengths of the sequences: documents, or both documents of a pair."""
-        lengths = Lengths()
+        lengths = SequenceLengths()
         for example in range(len(self)):
             documents = self.documents(example)
             lengths.add([self.length(document) for document in documents], is_pair=self.pair_role(documents[0]) != 0)
@@ -195,7 +195,7 @@ def pack_batches(
     if has_pairs:
         sequences = [list(pair) for _, pair in groupby(documents, dataset.example_of)]
     lengths = ((sum(map(dataset.length, sequence)), packing) for sequence in sequences)
-    return (_pack(dataset, sequences[batch], has_pairs=has_pairs) for batch in packed(lengths, row_tokens))
+    return (_pack(dataset, sequences[batch], has_pairs=has_pairs) for batch in pack(lengths, row_tokens))
 
 
 def _pack(dataset: TokenizedDataset, sequences: Sequence[Sequence[int]], *, has_pairs: bool) -> PackedBatch:

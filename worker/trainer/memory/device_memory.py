@@ -32,7 +32,7 @@ class DeviceMemory:
 
     capacity_bytes: int
     used_bytes: int
-    counts_mapped: bool = False  # mapped pages count even if they were never touched
+    counts_mapped_memory: bool = False  # mapped pages count even if they were never touched
 
     @property
     def free_bytes(self) -> int:
@@ -122,7 +122,7 @@ def _cpu_memories() -> list[DeviceMemory]:
     for kind, field in ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize")):
         soft_limit, _ = resource.getrlimit(kind)
         if soft_limit != resource.RLIM_INFINITY:
-            memories.append(DeviceMemory(soft_limit, _status(field), counts_mapped=True))
+            memories.append(DeviceMemory(soft_limit, _status(field), counts_mapped_memory=True))
     return memories
 
 

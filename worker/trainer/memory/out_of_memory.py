@@ -113,7 +113,7 @@ class OutOfMemoryPolicy:
         device_memory.free(self._base.device)
 
     def _reduce_step(self, run: Run) -> None:
-        before, longest = self.plan, run.dataset.lengths().longest
+        before, longest = self.plan, run.dataset.lengths().max_tokens
         after = reduce_plan(before, longest, can_recompute=bool(self._recomputation.layers))
         if after is None:
             raise out_of_memory(run.spec)
@@ -183,7 +183,7 @@ def reduce_plan(plan: ExecutionPlan, longest_document: int, can_recompute: bool 
 
 def reduce_validation(dataset: TokenizedDataset, plan: ExecutionPlan) -> Reduction:
     """Halve the batches of validations, then cache no weights. Raises Failure(OUT_OF_MEMORY)."""
-    current, longest = plan.effective_validation_row_tokens, dataset.lengths().longest
+    current, longest = plan.effective_validation_row_tokens, dataset.lengths().max_tokens
     if (half := max(longest, current // 2)) < current:
         text = (
             f"The validation restarts with packed batches of {half:,} tokens instead of {current:,}; the loss stays "

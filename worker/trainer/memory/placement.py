@@ -15,7 +15,7 @@ from app.domain.jobs.spec import JobSpec, RunSpec, TrainerSpec
 from app.domain.planning import estimate
 from app.domain.planning.estimate import Device, Placement
 from app.domain.planning.memory import DeviceKind
-from app.domain.planning.workload import Work
+from app.domain.planning.workload import Workload
 from app.system.cpu_info import core_flops
 from app.system.model_files import read_catalog_entry
 from worker.trainer.distributed import parallel
@@ -41,10 +41,12 @@ def place(spec: TrainerSpec, base: FrozenBase, run: Run, max_row_tokens: int | N
     device = Device(kind, device_name(base.device), capacity, torch.get_num_threads(), core_flops())
     job = job_spec_of(spec, run.spec)
     validation_tokens = run.validation_dataset.tokens if run.validation_dataset else 0
-    work = Work.of(job, run.dataset.lengths(), run.dataset.labelled_tokens, validation_tokens)
+    work = Workload.of(job, run.dataset.lengths(), run.dataset.labelled_tokens, validation_tokens)
     loaded = memory.used_bytes + unallocated_bytes(run)
     entry = read_catalog_entry(spec.base.directory)
-    return estimate.place(entry, job, work, device, spec.measurements, loaded, max_row_tokens, memory.counts_mapped)
+    return estimate.estimate_placement(
+        entry, job, work, device, spec.measurements, loaded, max_row_tokens, memory.counts_mapped_memory
+    )
 
 
 def planned(run: Run, placement: Placement) -> Planned:
@@ -55,7 +57,7 @@ def planned(run: Run, placement: Placement) -> Planned:
         device=placement.device.name,
         memory_bytes=placement.device.memory_bytes,
         mode=placement.plan,
-        largest_row_tokens=placement.largest_row,
+        largest_row_tokens=placement.largest_batch_tokens,
         components=asdict(placement.memory),
         loaded_bytes=placement.formula.loaded,
         working_bytes=placement.formula.working,

@@ -10,7 +10,7 @@ import time
 import torch
 
 from app.domain.jobs.events import Probed
-from app.domain.planning.packing import largest_row
+from app.domain.planning.packing import largest_batch
 from worker.trainer.data.batch import PackedBatch
 from worker.trainer.memory import device_memory
 from worker.trainer.memory.placement import unallocated_bytes, unallocated_moment_bytes
@@ -45,5 +45,5 @@ def probe(objective: Objective, run: Run, row_tokens: int) -> Probed | None:
 
 def largest_planned_batch(run: Run, row_tokens: int) -> PackedBatch | None:
     """Return the largest packed batch of the run; None if this process has no example of its step."""
-    step, _ = largest_row(run.dataset.lengths(), run.spec.hyperparameters, run.spec.seed, row_tokens)
+    step, _ = largest_batch(run.dataset.lengths(), run.spec.hyperparameters, run.spec.seed, row_tokens)
     return max(run.batches(row_tokens, step), key=lambda batch: len(batch.tokens_T), default=None)

@@ -22,10 +22,10 @@ from app.domain.base_models.catalog import CatalogEntry
 from app.domain.jobs.spec import RunSpec, TrainerSpec
 from app.domain.planning import estimate
 from app.domain.planning.duration import LAUNCH_TOKENS
-from app.domain.planning.estimate import ROW_LADDER, Device, Placement
+from app.domain.planning.estimate import CANDIDATE_ROW_TOKENS, Device, Placement
 from app.domain.planning.execution_plan import ExecutionPlan
-from app.domain.planning.packing import Lengths
-from app.domain.planning.workload import Work
+from app.domain.planning.packing import SequenceLengths
+from app.domain.planning.workload import Workload
 from app.system.model_files import read_catalog_entry
 from worker.trainer.distributed import parallel
 from worker.trainer.memory import device_memory
@@ -43,7 +43,7 @@ PRODUCTS_SHARE = 0.59  # of a step's time (docs/decisions/0018)
 MIN_PARAMETERS = 10_000_000  # of all linear layers: in a smaller model other operations take most of the time
 BENCHMARK_TOKENS = 256  # of the batch with which dtypes and numbers of threads are compared
 ROUNDS = 2  # after a first one that compiles the kernels; the shortest time counts
-BATCH_LENGTHS = ROW_LADDER["cpu"]  # the longest first
+BATCH_LENGTHS = CANDIDATE_ROW_TOKENS["cpu"]  # the longest first
 
 SecondsPerToken = dict[ExecutionPlan, float]  # of a layer's matrix products
 
@@ -233,13 +233,13 @@ def _float32_fits(spec: TrainerSpec, workdir: Path, entry: CatalogEntry, default
 
 def _placement(spec: TrainerSpec, workdir: Path, entry: CatalogEntry, dtype: str) -> Placement:
     """Plan the memory before any file is tokenized: every document counts with its maximum length."""
-    longest, lengths = _max_document_tokens(spec.run, workdir), Lengths()
+    longest, lengths = _max_document_tokens(spec.run, workdir), SequenceLengths()
     for _ in range(spec.run.hyperparameters.batch_size):
         lengths.add([longest])
     job = job_spec_of(with_compute_dtype(spec, dtype), spec.run)
     cpu = torch.device("cpu")
     device = Device("cpu", device_name(cpu), device_memory.measure(cpu).capacity_bytes, torch.get_num_threads())
-    return estimate.place(entry, job, Work.of(job, lengths), device, spec.measurements)
+    return estimate.estimate_placement(entry, job, Workload.of(job, lengths), device, spec.measurements)
 
 
 def _max_document_tokens(run: RunSpec, workdir: Path) -> int:

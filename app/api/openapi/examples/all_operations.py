@@ -66,7 +66,7 @@ PAUSED_JOB = NEW_JOB | {"status": "paused"}
 QUEUED_JOB = NEW_JOB | {"status": "queued", "queue_position": 1, "expected_start": 1795000340}
 PLAN = {
     "object": "fine_tuning.plan", "model": MODEL, "training_file": FILE_ID, "verdict": "fits",
-    "message": "Fits NVIDIA L4: 1.93 GB of 24.15 GB, with rows of 8,192 tokens, nothing recomputed.",
+    "message": "Fits NVIDIA L4: 1.93 GB of 24.15 GB, with packed batches of 8,192 tokens, no recomputation.",
     "method": "supervised", "hyperparameters": HYPERPARAMETERS | {
         "eval_steps": None, "early_stopping": None, "beta": None,
     },
@@ -78,7 +78,7 @@ PLAN = {
     "devices": [
         {
             "kind": "cuda", "name": "NVIDIA L4", "memory_bytes": 24_152_899_584, "workers": 2, "fits": True,
-            "message": "Fits NVIDIA L4: 1.93 GB of 24.15 GB, with rows of 8,192 tokens, nothing recomputed.",
+            "message": "Fits NVIDIA L4: 1.93 GB of 24.15 GB, with packed batches of 8,192 tokens, no recomputation.",
             "mode": {"row_tokens": 8192, "recompute": "nothing", "recompute_layers": 0, "cache_weights": False},
             "memory": {
                 "process": 500_000_000, "base": 111_000_000, "adapter": 78_151_680, "cache": 0,

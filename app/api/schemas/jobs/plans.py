@@ -11,7 +11,7 @@ from app.domain.datasets.warnings import Lines
 from app.domain.jobs.spec import Hyperparameters, LoraSpec, QuantizationSpec
 from app.domain.planning.estimate import Placement
 from app.domain.planning.execution_plan import Recompute
-from app.domain.planning.requirements import Place
+from app.domain.planning.requirements import DeviceGroup
 from app.services.jobs.plan import JobPlan
 
 
@@ -102,7 +102,7 @@ def render_plan(answer: JobPlan) -> dict[str, Any]:
         "trained_examples": len(report.lengths),
         "tokens_per_epoch": report.tokens,
         "labelled_tokens_per_epoch": report.labelled_tokens,
-        "longest_document_tokens": report.lengths.longest,
+        "longest_document_tokens": report.lengths.max_tokens,
         "total_steps": answer.work.steps,
         "trained_tokens": answer.work.tokens,
         "cut": _lines(report.cut),
@@ -116,7 +116,7 @@ def _lines(lines: Lines) -> dict[str, Any]:
     return {"count": lines.count, "first_lines": lines.first}
 
 
-def _device(place: Place, placement: Placement) -> dict[str, Any]:
+def _device(place: DeviceGroup, placement: Placement) -> dict[str, Any]:
     device, memory = placement.device, placement.memory
     return {
         "kind": device.kind,

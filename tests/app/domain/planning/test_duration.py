@@ -5,51 +5,51 @@ from __future__ import annotations
 import pytest
 
 from app.domain.jobs.spec import JobSpec
-from app.domain.planning.duration import cost, guessed_flops, step_flop, validation_flop
-from app.domain.planning.estimate import Device, place
+from app.domain.planning.duration import estimated_flops, relative_token_cost, step_flop, validation_flop
+from app.domain.planning.estimate import Device, estimate_placement
 from app.domain.planning.execution_plan import ExecutionPlan, Measurement
-from app.domain.planning.packing import Lengths
-from app.domain.planning.workload import Work
-from tests.app.domain.planning.test_estimate import KNOBS, LLAMA_8B, spec
+from app.domain.planning.packing import SequenceLengths
+from app.domain.planning.workload import Workload
+from tests.app.domain.planning.test_estimate import HYPERPARAMETERS, LLAMA_8B, spec
 
 CPU = Device("cpu", "EPYC", 64 << 30, cores=2)
 MODE = ExecutionPlan(row_tokens=1024, cache_weights=True)
 
 
-def work(job: JobSpec, length: int = 200, examples: int = 64, labelled: float = 1.0, validation: int = 0) -> Work:
-    lengths = Lengths()
+def work(job: JobSpec, length: int = 200, examples: int = 64, labelled: float = 1.0, validation: int = 0) -> Workload:
+    lengths = SequenceLengths()
     for _ in range(examples):
         lengths.add([length])
-    return Work.of(job, lengths, int(labelled * length * examples), validation)
+    return Workload.of(job, lengths, int(labelled * length * examples), validation)
 
 
-def flop(work: Work, row_tokens: float = 1e9, job: JobSpec | None = None) -> float:
+def flop(work: Workload, row_tokens: float = 1e9, job: JobSpec | None = None) -> float:
     return step_flop(LLAMA_8B, job or spec(), work, MODE, "cuda", row_tokens)
 
 
 class TestStepFlop:
     def test_is_four_for_a_frozen_weight_and_six_for_a_trained_one(self) -> None:
         """Everything labelled; attention over 4,096 x 200 numbers a layer, forwards and twice backwards."""
-        job = spec(hyperparameters=KNOBS | {"batch_size": 64})
+        job = spec(hyperparameters=HYPERPARAMETERS | {"batch_size": 64})
         frozen = 4 * (LLAMA_8B.linear_parameters + LLAMA_8B.vocab_size * 4096)
         trained, attention = 6 * 41_943_040, 3 * 4 * 4096 * 200 * 32
         per_step = flop(work(job), job=job) - (frozen + trained + attention)
         assert per_step == pytest.approx(41_943_040 * 4000 / (64 * 200), rel=1e-3)  # the optimizer's, once a step
 
-    def test_what_is_not_learned_never_meets_the_head(self) -> None:
+    def test_only_labelled_tokens_need_the_head(self) -> None:
         job = spec()
         whole, half = (flop(work(job, labelled=share)) for share in (1.0, 0.5))
         assert whole - half == pytest.approx(0.5 * 4 * LLAMA_8B.vocab_size * 4096)
 
-    def test_a_token_costs_more_in_longer_documents_shorter_rows_and_smaller_batches(self) -> None:
+    def test_a_token_costs_more_in_longer_documents_and_shorter_batches(self) -> None:
         job = spec()
         assert flop(work(job, length=2000)) > flop(work(job, length=200))
         assert flop(work(job), row_tokens=200) > 2 * flop(work(job))
-        small = spec(hyperparameters=KNOBS | {"batch_size": 1})
+        small = spec(hyperparameters=HYPERPARAMETERS | {"batch_size": 1})
         assert flop(work(small), job=small) > flop(work(job))
 
-    def test_of_dpo_the_reference_is_another_forward(self) -> None:
-        pairs = spec(method="dpo", hyperparameters=KNOBS | {"batch_size": 64, "beta": 0.1})
+    def test_the_reference_model_of_dpo_is_another_forward(self) -> None:
+        pairs = spec(method="dpo", hyperparameters=HYPERPARAMETERS | {"batch_size": 64, "beta": 0.1})
         assert 1.3 < flop(work(pairs), job=pairs) / flop(work(spec())) < 1.6
 
     def test_a_validation_is_less_than_half_a_step(self) -> None:
@@ -61,7 +61,7 @@ class TestStepFlop:
 class TestCost:
     def test_recomputing_everything_is_another_forward_and_a_layer_is_its_part_of_that(self) -> None:
         def of(**changes: object) -> float:
-            return cost(LLAMA_8B, ExecutionPlan.model_validate(MODE.model_dump() | changes), "cpu", 1e9)
+            return relative_token_cost(LLAMA_8B, ExecutionPlan.model_validate(MODE.model_dump() | changes), "cpu", 1e9)
 
         assert of(recompute="everything") / of() == pytest.approx(1.45)
         assert of() < of(recompute="elementwise") < of(recompute="layers", recompute_layers=16)
@@ -69,8 +69,8 @@ class TestCost:
 
 
 class TestSeconds:
-    def placed(self, job: JobSpec, of: Work, *measurements: Measurement) -> float:
-        return place(LLAMA_8B, job, of, CPU, measurements).seconds
+    def placed(self, job: JobSpec, of: Workload, *measurements: Measurement) -> float:
+        return estimate_placement(LLAMA_8B, job, of, CPU, measurements).seconds
 
     def measured(self, flops: float, other_seconds: float) -> Measurement:
         return Measurement(
@@ -80,41 +80,41 @@ class TestSeconds:
 
     def test_a_job_like_the_one_that_was_measured_takes_as_long(self) -> None:
         """120 s in steps, 20 s in the probe (a sixth of the tokens), 30 s for the rest."""
-        job = spec(hyperparameters=KNOBS | {"batch_size": 5, "n_epochs": 1})
+        job = spec(hyperparameters=HYPERPARAMETERS | {"batch_size": 5, "n_epochs": 1})
         same = work(job, examples=30)
-        plan = place(LLAMA_8B, job, same, CPU)
-        assert (plan.largest_row, same.tokens) == (1000, 6000)
+        plan = estimate_placement(LLAMA_8B, job, same, CPU)
+        assert (plan.largest_batch_tokens, same.tokens) == (1000, 6000)
         flops = plan.step_flop * 6000 / 120
         assert self.placed(job, same, self.measured(flops, 30.0)) == pytest.approx(120 + 20 + 30)
 
-    def test_shorter_rows_take_longer_than_their_tokens_say(self) -> None:
+    def test_shorter_batches_take_longer_per_token(self) -> None:
         """Rows of one document of 200 tokens in place of five: launches are half of that again, not a tenth."""
-        many, one = (spec(hyperparameters=KNOBS | {"batch_size": size, "n_epochs": 1}) for size in (5, 1))
+        many, one = (spec(hyperparameters=HYPERPARAMETERS | {"batch_size": size, "n_epochs": 1}) for size in (5, 1))
         learned = self.measured(1e12, 0.0)
         slow, quick = self.placed(one, work(one), learned), self.placed(many, work(many), learned)
         assert 1.2 < slow / quick < 1.4
 
     def test_validations_are_counted_each_time(self) -> None:
-        job = spec(hyperparameters=KNOBS | {"batch_size": 8, "n_epochs": 3})
+        job = spec(hyperparameters=HYPERPARAMETERS | {"batch_size": 8, "n_epochs": 3})
         learned = self.measured(1e12, 0.0)
         without, with_one = (self.placed(job, work(job, validation=tokens), learned) for tokens in (0, 1000))
-        often = spec(hyperparameters=KNOBS | {"batch_size": 8, "n_epochs": 3, "eval_steps": 4})
+        often = spec(hyperparameters=HYPERPARAMETERS | {"batch_size": 8, "n_epochs": 3, "eval_steps": 4})
         with_two = self.placed(often, work(often, validation=1000), learned)
         assert with_one > without
         assert with_two - without == pytest.approx(2 * (with_one - without))
 
-    def test_before_anything_was_measured_it_is_a_guess_from_the_data_sheet_or_the_processors_flags(self) -> None:
-        assert guessed_flops("cuda", "NVIDIA H100 80GB HBM3", 1, 2e11) == pytest.approx(0.4 * 9.9e14)
-        assert guessed_flops("cuda", "Another", 1, 2e11) == pytest.approx(0.4 * 1e14)
-        assert guessed_flops("cpu", "EPYC", 4, 5e11) == pytest.approx(4 * 0.6 * 5e11)
+    def test_before_measurements_it_is_estimated_from_the_data_sheet_or_the_cpu_flags(self) -> None:
+        assert estimated_flops("cuda", "NVIDIA H100 80GB HBM3", 1, 2e11) == pytest.approx(0.4 * 9.9e14)
+        assert estimated_flops("cuda", "Another", 1, 2e11) == pytest.approx(0.4 * 1e14)
+        assert estimated_flops("cpu", "EPYC", 4, 5e11) == pytest.approx(4 * 0.6 * 5e11)
 
 
-def test_work_is_what_the_steps_and_the_validations_send_through_the_model() -> None:
-    job = spec(hyperparameters=KNOBS | {"batch_size": 10, "n_epochs": 2})
+def test_the_workload_is_what_steps_and_validations_process() -> None:
+    job = spec(hyperparameters=HYPERPARAMETERS | {"batch_size": 10, "n_epochs": 2})
     of = work(job, length=100, examples=35, labelled=0.25, validation=70)
-    assert (of.steps, of.tokens, of.validated_tokens, of.attended) == (8, 7000, 140, 100)
+    assert (of.steps, of.tokens, of.validated_tokens, of.mean_attended_tokens) == (8, 7000, 140, 100)
     assert of.labelled_share == pytest.approx(0.25)
 
 
-def test_work_without_an_example_is_none() -> None:
-    assert Work.of(spec(), Lengths(), 0, 500) == Work(0, 0, Lengths(), 0.0)
+def test_the_workload_without_an_example_is_empty() -> None:
+    assert Workload.of(spec(), SequenceLengths(), 0, 500) == Workload(0, 0, SequenceLengths(), 0.0)

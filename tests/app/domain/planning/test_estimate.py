@@ -8,13 +8,13 @@ import pytest
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.jobs.layer_patterns import match_spec
 from app.domain.jobs.spec import JobSpec
-from app.domain.planning.estimate import HEADROOM, Correction, Device, place
+from app.domain.planning.estimate import USABLE_MEMORY_SHARE, Correction, Device, estimate_placement
 from app.domain.planning.execution_plan import ExecutionPlan, Measurement
-from app.domain.planning.memory import adapter_parameters, base_bytes, cache_bytes, memory, ranks_of_layer
-from app.domain.planning.packing import Lengths
-from app.domain.planning.workload import Work
+from app.domain.planning.memory import adapter_parameters, base_bytes, cache_bytes, estimate_memory, ranks_of_layer
+from app.domain.planning.packing import SequenceLengths
+from app.domain.planning.workload import Workload
 from app.system.model_files import read_catalog_entry
-from tests.app.domain.planning.test_packing import KNOBS
+from tests.app.domain.planning.test_packing import HYPERPARAMETERS
 from tests.tiny import CONFIG, make_tiny_base
 
 LINEAR = {
@@ -48,17 +48,17 @@ def spec(**changes: object) -> JobSpec:
         "base_model": "m",
         "lora": lora,
         "quantization": {},
-        "hyperparameters": KNOBS | {"batch_size": 64},
+        "hyperparameters": HYPERPARAMETERS | {"batch_size": 64},
         "seed": 1,
     }
     return JobSpec.model_validate(body | changes)
 
 
-def work(job: JobSpec, length: int = 512, examples: int = 640) -> Work:
-    lengths = Lengths()
+def work(job: JobSpec, length: int = 512, examples: int = 640) -> Workload:
+    lengths = SequenceLengths()
     for _ in range(examples):
         lengths.add([length])
-    return Work.of(job, lengths)
+    return Workload.of(job, lengths)
 
 
 class TestMemory:
@@ -79,12 +79,12 @@ class TestMemory:
         job = spec(lora={"r": 8, "alpha": 16, "target_modules": ["q_proj"], "rank_pattern": {r"layers\.[01]\..*": 2}})
         assert adapter_parameters(entry, match_spec(job, layers).layer_lora) == (2 + 2 + 8) * 128
 
-    def test_it_grows_with_the_row_and_shrinks_with_recomputation(self) -> None:
+    def test_it_grows_with_the_batch_and_shrinks_with_recomputation(self) -> None:
         job, seen = spec(), []
         for mode in ("nothing", "elementwise", "everything"):
             chosen = ExecutionPlan.model_validate({"row_tokens": 8192, "recompute": mode})
-            needed = memory(LLAMA_8B, job, chosen, "cuda", 8192)
-            assert needed.total > memory(LLAMA_8B, job, chosen, "cuda", 4096).total
+            needed = estimate_memory(LLAMA_8B, job, chosen, "cuda", 8192)
+            assert needed.total > estimate_memory(LLAMA_8B, job, chosen, "cuda", 4096).total
             seen.append(needed.total)
         assert seen == sorted(seen, reverse=True)
 
@@ -92,7 +92,7 @@ class TestMemory:
         """8B QLoRA, r 8, 2 x 2,048 tokens, everything recomputed, tensors alone: 7.4 GiB (torchtune's README)."""
         mode = ExecutionPlan(row_tokens=4096, recompute="everything")
         job = spec(lora={"r": 8, "alpha": 16, "target_modules": sorted(LINEAR)})
-        needed = memory(LLAMA_8B, job, mode, "cuda", 4096)
+        needed = estimate_memory(LLAMA_8B, job, mode, "cuda", 4096)
         step = needed.base + needed.adapter + needed.activations + max(needed.live_layer, needed.loss)
         assert step == pytest.approx(7.4 * 2**30, rel=0.1)
 
@@ -106,7 +106,7 @@ class TestMeasuredPeaks:
     ROW = (914, 239, 362)  # tokens of the largest; of a token's document on average, and in the row in which it is most
 
     @pytest.mark.parametrize(
-        ("row", "measured", "changes", "knobs"),
+        ("row", "measured", "changes", "lora_changes"),
         [
             ((1020, 239, 325), 1643, {}, {}),  # nine rows
             (ROW, 1447, {}, {}),
@@ -126,14 +126,14 @@ class TestMeasuredPeaks:
         ],
     )
     def test_are_what_the_formula_says(
-        self, row: tuple[int, int, int], measured: int, changes: dict[str, object], knobs: dict[str, object]
+        self, row: tuple[int, int, int], measured: int, changes: dict[str, object], lora_changes: dict[str, object]
     ) -> None:
         beta = {"beta": 0.1} if changes.get("method") else {}
-        lora = {"r": 16, "alpha": 32, "target_modules": sorted(SMALL)} | knobs
-        job = spec(**{"lora": lora, "hyperparameters": KNOBS | beta} | changes)
+        lora = {"r": 16, "alpha": 32, "target_modules": sorted(SMALL)} | lora_changes
+        job = spec(**{"lora": lora, "hyperparameters": HYPERPARAMETERS | beta} | changes)
         is_4_bit = job.quantization is not None and job.quantization.bits == 4
         mode = ExecutionPlan(row_tokens=1024, recompute="elementwise", cache_weights=is_4_bit)
-        predicted = memory(SMOLLM_135M, job, mode, "cpu", *row).total / 1e6
+        predicted = estimate_memory(SMOLLM_135M, job, mode, "cpu", *row).total / 1e6
         assert 0 <= predicted / measured - 1 <= 0.15
 
     def test_a_rank_of_some_layers_is_a_part_of_the_rank_of_all(self) -> None:
@@ -145,72 +145,77 @@ class TestMeasuredPeaks:
         assert ranks_of_layer(entry, spec(lora=lora).lora) == 32
 
 
-class TestPlace:
-    def test_with_room_it_takes_the_longest_row_and_recomputes_nothing(self) -> None:
+class TestEstimatePlacement:
+    def test_with_enough_memory_it_selects_the_longest_batch_without_recomputation(self) -> None:
         job = spec()
-        placement = place(LLAMA_8B, job, work(job), H100)
+        placement = estimate_placement(LLAMA_8B, job, work(job), H100)
         assert placement.fits
         assert placement.plan == ExecutionPlan(row_tokens=8192, cache_weights=True)
-        assert placement.largest_row == 8192
+        assert placement.largest_batch_tokens == 8192
 
-    def test_of_layouts_that_are_as_fast_the_smallest_is_taken(self) -> None:
+    def test_among_equally_fast_plans_it_selects_the_smallest(self) -> None:
         """On a CPU it costs next to nothing to make norms and activations again, on a card 3 %."""
         job = spec()
         roomy = Device("cpu", "cpu", 200 << 30)
-        placement = place(LLAMA_8B, job, work(job), roomy)
+        placement = estimate_placement(LLAMA_8B, job, work(job), roomy)
         assert placement.plan == ExecutionPlan(row_tokens=1024, cache_weights=True, recompute="elementwise")
-        assert place(LLAMA_8B, job, work(job), replace(H100, memory_bytes=200 << 30)).plan.recompute == "nothing"
+        assert (
+            estimate_placement(LLAMA_8B, job, work(job), replace(H100, memory_bytes=200 << 30)).plan.recompute
+            == "nothing"
+        )
 
-    def test_with_less_room_it_takes_what_costs_least_time(self) -> None:
+    def test_with_less_memory_it_selects_the_plan_that_costs_the_least_time(self) -> None:
         job = spec()
         costs = []
         for gigabytes in (80, 40, 24, 16, 12):
-            placement = place(LLAMA_8B, job, work(job), replace(L4, memory_bytes=gigabytes << 30))
+            placement = estimate_placement(LLAMA_8B, job, work(job), replace(L4, memory_bytes=gigabytes << 30))
             assert placement.fits
-            assert placement.memory.total <= HEADROOM * (gigabytes << 30)
+            assert placement.memory.total <= USABLE_MEMORY_SHARE * (gigabytes << 30)
             costs.append(placement.seconds)
         assert costs == sorted(costs)
         assert len(set(costs)) == len(costs)
 
-    def test_what_fits_nowhere_is_refused_in_a_sentence_that_says_what_to_change(self) -> None:
+    def test_the_message_of_a_job_that_does_not_fit_names_what_to_change(self) -> None:
         job = spec()
-        placement = place(LLAMA_8B, job, work(job), replace(L4, memory_bytes=7 << 30))
+        placement = estimate_placement(LLAMA_8B, job, work(job), replace(L4, memory_bytes=7 << 30))
         assert not placement.fits
         assert placement.plan.recompute == "everything"
         assert "Does not fit NVIDIA L4: it needs" in placement.message
         assert "Lower hyperparameters.context_length first" in placement.message
 
-    def test_a_base_that_no_knob_makes_fit_is_told_of_other_remedies(self) -> None:
-        placement = place(LLAMA_8B, spec(), work(spec()), replace(L4, memory_bytes=4 << 30))
+    def test_a_base_that_never_fits_has_another_remedy(self) -> None:
+        placement = estimate_placement(LLAMA_8B, spec(), work(spec()), replace(L4, memory_bytes=4 << 30))
         assert not placement.fits
         assert "Choose a smaller base model or a worker with more memory" in placement.message
 
-    def test_a_row_is_at_least_the_longest_document(self) -> None:
+    def test_a_batch_is_at_least_the_longest_document(self) -> None:
         job = spec()
-        placement = place(LLAMA_8B, job, work(job, length=3000, examples=64), replace(L4, memory_bytes=9 << 30))
+        placement = estimate_placement(
+            LLAMA_8B, job, work(job, length=3000, examples=64), replace(L4, memory_bytes=9 << 30)
+        )
         assert placement.plan.row_tokens >= 3000
 
-    def test_what_a_trainer_has_loaded_is_not_reckoned_again(self) -> None:
+    def test_measured_loaded_bytes_replace_the_estimate(self) -> None:
         job = spec()
-        placement = place(LLAMA_8B, job, work(job), H100, loaded_bytes=9 << 30)
+        placement = estimate_placement(LLAMA_8B, job, work(job), H100, loaded_bytes=9 << 30)
         assert placement.memory.loaded - placement.memory.cache == pytest.approx(9 << 30, rel=1e-6)
 
-    def test_where_what_is_mapped_counts_each_row_of_a_new_length_costs_more_up_to_what_is_kept(self) -> None:
+    def test_with_counted_mapped_memory_each_batch_length_costs_more_up_to_the_cache_size(self) -> None:
         cpu, seen = Device("cpu", "EPYC", 64 << 30), []
         for examples in (2, 4, 12, 24):  # rows of two documents
-            job = spec(hyperparameters=KNOBS | {"batch_size": 2, "n_epochs": 1})
+            job = spec(hyperparameters=HYPERPARAMETERS | {"batch_size": 2, "n_epochs": 1})
             touched, mapped = (
-                place(LLAMA_8B, job, work(job, examples=examples), cpu, counts_mapped=counts)
+                estimate_placement(LLAMA_8B, job, work(job, examples=examples), cpu, counts_mapped_memory=counts)
                 for counts in (False, True)
             )
             seen.append(mapped.memory.kernels - touched.memory.kernels)
         assert seen == [26_000_000, 52_000_000, 130_000_000, 130_000_000]
 
-    def test_a_cache_comes_before_recomputing_nothing_without_one_where_there_is_room(self) -> None:
+    def test_a_cache_is_preferred_to_no_recomputation(self) -> None:
         job, can = spec(), H100
-        assert place(LLAMA_8B, job, work(job), can).plan.cache_weights
-        assert not place(LLAMA_8B, job, work(job), replace(can, memory_bytes=16 << 30)).plan.cache_weights
-        assert not place(LLAMA_8B, spec(quantization=None), work(job), can).plan.cache_weights
+        assert estimate_placement(LLAMA_8B, job, work(job), can).plan.cache_weights
+        assert not estimate_placement(LLAMA_8B, job, work(job), replace(can, memory_bytes=16 << 30)).plan.cache_weights
+        assert not estimate_placement(LLAMA_8B, spec(quantization=None), work(job), can).plan.cache_weights
 
 
 class TestCorrection:
@@ -220,16 +225,16 @@ class TestCorrection:
 
     def test_the_next_plan_is_the_formula_times_the_median_ratio(self) -> None:
         job = spec()
-        before = place(LLAMA_8B, job, work(job), H100)
+        before = estimate_placement(LLAMA_8B, job, work(job), H100)
         ratios = [self.measured(loaded_ratio=ratio) for ratio in (1.0, 1.1, 5.0)]
-        after = place(LLAMA_8B, job, work(job), H100, ratios)
+        after = estimate_placement(LLAMA_8B, job, work(job), H100, ratios)
         assert after.memory.loaded == pytest.approx(1.1 * before.memory.loaded, rel=1e-6)
         assert after.memory.working == pytest.approx(0.9 * before.memory.working, rel=1e-6)
         assert (before.basis, after.basis) == ("formula", "measured")
-        computed = after.step_flop * (work(job).tokens + after.largest_row)
+        computed = after.step_flop * (work(job).tokens + after.largest_batch_tokens)
         assert after.seconds == pytest.approx(20 + computed / 1e14)
 
-    def test_what_was_measured_in_another_layout_counts_until_there_is_one_like_it(self) -> None:
+    def test_measurements_of_other_layouts_count_until_there_is_one_of_the_same(self) -> None:
         other = [self.measured(recompute="everything")]
         found = Correction.of(other, ExecutionPlan(row_tokens=8192), 1000, 50_000)
         assert (found.loaded, found.working, found.flops, found.jobs) == (1.1, 0.9, 1e14, 0)
@@ -241,20 +246,20 @@ class TestCorrection:
         mode = ExecutionPlan(row_tokens=512, cache_weights=True)
         return Correction.of([measurement], mode, working_bytes, tokens).working
 
-    def test_what_a_short_row_took_lowers_no_plan_of_a_long_one(self) -> None:
+    def test_a_short_batch_does_not_lower_the_estimate_of_a_long_one(self) -> None:
         """On the bundled model rows of 312 tokens took 0.64 of the formula, rows of 1,020 took 0.98."""
         short = self.measured(working_ratio=0.64, working_bytes=303_000_000, tokens=12_000)
         assert self.working(short, 290_000_000, 20_000) == 0.64
         assert self.working(short, 819_000_000, 20_000) == 1.0
 
-    def test_what_two_rows_took_lowers_no_plan_of_a_long_run(self) -> None:
+    def test_a_run_of_two_batches_does_not_lower_the_estimate_of_a_long_run(self) -> None:
         """The heap had not grown yet: 0.81 of the formula after 2,021 tokens, 0.98 after 9,306."""
         brief = self.measured(working_ratio=0.81, working_bytes=750_000_000, tokens=2_021)
         assert self.working(brief, 819_000_000, 3_000) == 0.81
         assert self.working(brief, 819_000_000, 9_306) == 1.0
         assert self.working(self.measured(working_ratio=0.98, tokens=9_306), 819_000_000, 500_000) == 0.98
 
-    def test_where_more_was_needed_it_counts_for_every_size(self) -> None:
+    def test_a_ratio_above_one_counts_for_every_size(self) -> None:
         short = self.measured(working_ratio=1.3, working_bytes=303_000_000, tokens=2_000)
         assert self.working(short, 819_000_000, 20_000) == 1.3
 

@@ -88,7 +88,7 @@ def test_a_plan_that_needs_too_much_memory_is_reduced_and_the_job_succeeds(
     assert code == ExitCode.DONE, log
     warned = [each for each in of("message", records) if each["level"] == "warn"]
     assert warned
-    assert warned[0]["message"].startswith("Out of memory in step 1 with rows of 1,024 tokens, norms and")
+    assert warned[0]["message"].startswith("Out of memory in step 1 with packed batches of 1,024 tokens, norms and")
     (probed,) = of("probed", records)
     assert probed["row_tokens"] <= 512
 

@@ -59,7 +59,7 @@ def test_a_step_that_ran_out_of_memory_is_repeated_with_shorter_batches_and_the_
     code, log = run_trainer(spec, tmp_path / "short")
     assert code == ExitCode.DONE
     (told,) = [message for message in log.of(Message) if message.level == "warn"]
-    assert told.message.startswith("Out of memory in step 2 with rows of 1,024 tokens, norms and")
+    assert told.message.startswith("Out of memory in step 2 with packed batches of 1,024 tokens, norms and")
     assert told.message.endswith("but the different packed batches draw different dropout masks.")
     assert told.data["after"]["row_tokens"] == 512
     assert told.data["after"]["recompute"] == "everything"
