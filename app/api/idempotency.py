@@ -1,8 +1,8 @@
 """Idempotency: the `Idempotency-Key` header on every POST, without code in the endpoints.
 
 A router with `route_class=IdempotentRoute` adds it to each of its POST routes that takes a SessionDep. A route with
-transactions of its own takes an IdempotentRequestDep, and calls `begin` first and `end` last in the transaction that
-creates.
+transactions of its own takes an IdempotentRequestDep, and calls `reserve` first and `store_response` last in the
+transaction that creates.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ async def acquire_key_lock(
     """Hold the lock of the key in this process, and yield the fingerprint of the request; None without a key.
 
     A concurrent duplicate waits here, without a thread and without a database connection. Raises what
-    `IdempotentRequest.look` raises, and IdempotencyKeyInUse.
+    `IdempotentRequest.check_stored_response` raises, and IdempotencyKeyInUse.
     """
     key = idempotent_request.key
     if key is None:
@@ -77,7 +77,7 @@ async def acquire_key_lock(
         raise key_in_use_error(key) from error
     try:
         if has_duplicate:
-            await idempotent_request.look(app_state.connections, fingerprint)
+            await idempotent_request.check_stored_response(app_state.connections, fingerprint)
         yield fingerprint
     finally:
         lock.release()
@@ -94,7 +94,7 @@ async def begin_idempotent_request(
     session: SessionDep,
     permit: ConnectionPermitDep,
 ) -> None:
-    """Claim the key in the transaction of the request. Raises what `IdempotentRequest.begin` raises.
+    """Claim the key in the transaction of the request. Raises what `IdempotentRequest.reserve` raises.
 
     A duplicate in another process is awaited by polling, and the connection is released between the attempts.
     """
@@ -149,7 +149,7 @@ def takes_body(endpoint: Callable[..., Any]) -> bool:
 def _begin(idempotent_request: IdempotentRequest, session: Session, fingerprint: str, may_retry: bool) -> bool:
     """Claim the key. False if a duplicate holds it and `may_retry`; the connection is released then."""
     try:
-        idempotent_request.begin(session, fingerprint)
+        idempotent_request.reserve(session, fingerprint)
     except IdempotencyKeyInUse:
         session.rollback()
         if may_retry:
@@ -159,7 +159,7 @@ def _begin(idempotent_request: IdempotentRequest, session: Session, fingerprint:
 
 
 def _end(idempotent_request: IdempotentRequest, session: Session, response: Response) -> None:
-    idempotent_request.end(session, response.status_code, bytes(response.body).decode())
+    idempotent_request.store_response(session, response.status_code, bytes(response.body).decode())
     session.commit()
 
 

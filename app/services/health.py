@@ -1,4 +1,4 @@
-"""Is this process able to do its work? Each question once, with what to do about a no."""
+"""Readiness: checks of the database, storage and broker, each with an action if it fails."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Check:
 
 
 def readiness(sessions: Sessions, storage: Storage, hints: WorkerNotifier) -> list[Check]:
-    """The broker is reported but not required: jobs are accepted without it, and workers look by themselves."""
+    """All checks. The broker is not required: jobs are accepted without it, and workers poll the database."""
     return [
         *_database(sessions),
         _storage(storage),
-        _check("broker", hints.can_connect(), "reachable", "not reachable: jobs start by the workers' own poll", False),
+        _check("broker", hints.can_connect(), "reachable", "not reachable: jobs start when workers poll", False),
     ]
 
 

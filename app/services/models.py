@@ -1,4 +1,4 @@
-"""Base models on offer and `ft:` models trained here."""
+"""Use cases of models: registered base models, and `ft:` models. The caller owns the transaction."""
 
 from __future__ import annotations
 
@@ -17,24 +17,28 @@ def list_all(session: Session, project_id: str) -> list[ModelRow]:
 
 
 def get(session: Session, project_id: str, model_id: str) -> ModelRow:
-    found = models.get_base(session, project_id, model_id) or models.get_usable(session, project_id, model_id)
-    if found is None:
+    model = models.get_base(session, project_id, model_id) or models.get_usable(session, project_id, model_id)
+    if model is None:
         raise NotFound(
             f"The model {as_json(model_id)} does not exist; GET /v1/models lists those that do.",
             "model",
             "model_not_found",
         )
-    return found
+    return model
 
 
 def delete(session: Session, project_id: str, model_id: str) -> None:
-    """Forget an `ft:` model. Its files are deleted one by one, if that is wanted."""
-    found = get(session, project_id, model_id)
-    if isinstance(found, BaseModelRow):
+    """Delete an `ft:` model; its files stay. Raises NotFound, NotPermitted."""
+    model = get(session, project_id, model_id)
+    if isinstance(model, BaseModelRow):
         raise NotPermitted(
-            f"{as_json(model_id)} is a base model: the operator removes it (`tunery models remove {model_id}`).",
+            f"{as_json(model_id)} is a base model; only the operator can remove it "
+            f"(`tunery models remove {model_id}`).",
             "model",
         )
-    if found.project_id != project_id:
-        raise NotPermitted(f"{as_json(model_id)} belongs to another project, which shares it with yours.", "model")
-    models.delete_tuned(session, found)
+    if model.project_id != project_id:
+        text = (
+            f"{as_json(model_id)} belongs to another project, which shares it with yours; only its owner can delete it."
+        )
+        raise NotPermitted(text, "model")
+    models.delete_tuned(session, model)

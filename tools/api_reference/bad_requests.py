@@ -59,7 +59,7 @@ BAD_REQUESTS = (
         "invalid_project_state", 400,
         "The project is archived, or it can't be archived while jobs of its are unfinished.",
         "Keys are for projects that are not archived. To archive one with its jobs, send `cancel_jobs: true`.",
-        'Project "…" is archived: its keys open nothing.',
+        'Project "…" is archived, so its keys are not valid; unarchive it first.',
     ),
     ErrorCode(
         "invalid_training_file", 400,
@@ -77,7 +77,7 @@ BAD_REQUESTS = (
         "invalid_upload_state", 400,
         "The upload was completed or cancelled, so nothing can be added to it.",
         "Read the upload: a completed one has its `file`. Else begin another one.",
-        "Upload upload_… is cancelled, so it …; only a pending one could.",
+        "Upload upload_… is cancelled, so it …; only a pending upload can.",
     ),
     ErrorCode(
         "invalid_value", 400,
@@ -127,13 +127,13 @@ BAD_REQUESTS = (
         "upload_expired", 400,
         "The upload was not completed in time; its parts are gone.",
         "Begin another one. An operator may give more time with `TUNERY_UPLOAD_TTL_SECONDS`.",
-        "Upload upload_… has expired, so it …; begin another one with POST /v1/uploads.",
+        "Upload upload_… has expired, so it …; create another one with POST /v1/uploads.",
     ),
     ErrorCode(
         "upload_offset_mismatch", 400,
         "`Content-Range` begins elsewhere than where the content that is here ends.",
         "`HEAD` on the same URL tells in `Upload-Offset` where to go on.",
-        "Content-Range: begins at byte …, but … bytes of upload upload_… are here; go on from there, or send "
+        "Content-Range: begins at byte …, but … bytes of upload upload_… are stored; continue there, or send "
         "all of it without Content-Range.",
     ),
     ErrorCode(
@@ -144,9 +144,9 @@ BAD_REQUESTS = (
     ),
     ErrorCode(
         "upload_taken_over", 400,
-        "Another request sends the content of this upload by now, so this one's is kept no longer.",
+        "A later request sends the content of this upload now, so the content of this one is not stored.",
         "Send the content from one place at a time. After a break the newer request is the one that counts.",
-        "Another request sends the content of upload upload_… by now; of this one nothing more is kept.",
+        "A later request sends the content of upload upload_… now; no more content of this request is stored.",
     ),
     ErrorCode(
         "validation_too_slow", 400,

@@ -28,7 +28,7 @@ ERROR_CODES = (
         "permission_denied", 403,
         "The key is good, but this takes another: base models belong to the operator, sharing takes an admin key.",
         "Ask the operator.",
-        '"tiny" is a base model: the operator removes it (`tunery models remove tiny`).',
+        '"tiny" is a base model; only the operator can remove it (`tunery models remove tiny`).',
     ),
     ErrorCode(
         "adapter_deleted", 404,
@@ -119,8 +119,8 @@ ERROR_CODES = (
         "insufficient_quota", 429,
         "A limit of the project is reached; `param` names it: stored bytes, waiting jobs, GPU-seconds of the month.",
         "`GET /v1/project` has the limits and what is used. Delete files, wait for jobs, or ask an admin for more.",
-        'Project "…" may have … waiting jobs and has …. Try again when one of them runs, cancel one, or ask '
-        "an admin for a higher max_queued_jobs.",
+        'Queue limit reached: project "…" may have … queued jobs and has …. Try again when one of them runs, cancel '
+        "one, or ask an admin for a higher max_queued_jobs.",
         is_final=True,
     ),
     ErrorCode(

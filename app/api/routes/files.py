@@ -68,8 +68,10 @@ async def create_file(
             new,
             staged,
             settings.max_line_bytes,
-            begin=lambda session: idempotent_request.begin(session, _fingerprint(form, staged)),
-            end=lambda session, created: idempotent_request.end(session, 200, json.dumps(render_file(created))),
+            before_insert=lambda session: idempotent_request.reserve(session, _fingerprint(form, staged)),
+            after_insert=lambda session, created: idempotent_request.store_response(
+                session, 200, json.dumps(render_file(created))
+            ),
         )
         if needs_process(new.purpose, staged.size_bytes):
             file = await app_state.check_limiter.run(request, caller.key_id, True, lambda check: accept(check=check))

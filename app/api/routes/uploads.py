@@ -90,8 +90,8 @@ async def add_part(
             project_id,
             upload_id,
             staged,
-            lambda session: idempotent_request.begin(session, fingerprint),
-            lambda session, added: idempotent_request.end(session, 200, json.dumps(render_part(added))),
+            lambda session: idempotent_request.reserve(session, fingerprint),
+            lambda session, added: idempotent_request.store_response(session, 200, json.dumps(render_part(added))),
         )
     finally:
         staged.discard()

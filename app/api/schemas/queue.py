@@ -122,7 +122,7 @@ def render_worker(view: WorkerView) -> dict[str, Any]:
         "job_id": view.job_id,
         "started_at": unix_seconds(row.started_at),
         "seen_at": unix_seconds(row.seen_at),
-    } | {key: value if view.is_all_seen else None for key, value in admin_fields.items()}
+    } | {key: value if view.is_admin_view else None for key, value in admin_fields.items()}
 
 
 def render_queue(view: QueueView, limit: int) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def render_queue(view: QueueView, limit: int) -> dict[str, Any]:
         "running": [_running(row) for row in view.running],
         "waiting": [_waiting(job, place, view.last_position) for job, place in view.waiting[:limit]],
         "has_more": len(view.waiting) > limit,
-        "projects": _standings(view.standings),
+        "projects": _standings(view.shares),
     }
 
 

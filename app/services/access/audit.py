@@ -14,9 +14,8 @@ from app.errors import BadRequest
 
 def page(session: Session, limit: int, after: str | None, before: str | None, **filters: Any) -> list[AuditEntry]:
     """Newest first, with the filters of app.db.access.audit. Raises BadRequest for an unknown `after` or `before`."""
-    return audit.page(
-        session, limit, _cursor(session, "after", after), _cursor(session, "before", before), **filters
-    )  # fmt: skip
+    after_entry, before_entry = _cursor(session, "after", after), _cursor(session, "before", before)
+    return audit.page(session, limit, after_entry, before_entry, **filters)
 
 
 def _cursor(session: Session, param: str, entry_id: str | None) -> AuditEntry | None:

@@ -1,4 +1,4 @@
-"""In containers the first admin key comes from a file: a secret that the operator made, known before the start."""
+"""The bootstrap key: in containers the first admin key is a secret that the operator made and supplies in a file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = get_logger(__name__)
 
 
 def ensure_first_key(sessions: Sessions, path: Path) -> None:
-    """Make the content of `path` an admin key of the project `default`, unless it is or was one.
+    """Insert the content of `path` as an admin key of the project `default`, unless it is or was a key.
 
     A revoked key stays revoked. Raises ValueError for a secret that is too short, OSError for an unreadable file.
     """
@@ -33,11 +33,11 @@ def ensure_first_key(sessions: Sessions, path: Path) -> None:
 
 
 def _issue_unless_known(sessions: Sessions, secret: str) -> None:
-    act = AuditContext(action="keys.first", actor_type="system", actor_id="api")
-    with audited_as(act), transaction(sessions) as session:
+    context = AuditContext(action="keys.first", actor_type="system", actor_id="api")
+    with audited_as(context), transaction(sessions) as session:
         if keys.was_issued(session, secret):
             return
         project = keys.ensure_project(session, keys.DEFAULT_PROJECT)
-        act.project_id = project.id
+        context.project_id = project.id
         keys.issue(session, project, KEY_NAME, keys.ADMIN_SCOPES, secret=secret)
     log.info("issued the first admin key", project=keys.DEFAULT_PROJECT)

@@ -1,8 +1,8 @@
-"""`Idempotency-Key`: a request that is sent again is answered again, and done once.
+"""Idempotency keys: a repeated request gets the stored response of the first one and has no second effect.
 
-The key is taken first and the answer kept last in the one transaction that creates what was asked for: a crash leaves
-both or neither. Only what was done is remembered: a request that was refused created nothing, and its cause may be
-gone by the next try.
+The transaction that creates the requested object reserves the key first and stores the response last, so that a crash
+leaves both or neither. Only successful responses are stored: a refused request created nothing, and the cause of the
+refusal may not exist at the next attempt. app.api.idempotency connects this to HTTP.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from app.db.fast_reads.pool import AsyncConnections
 from app.domain.error_text.json_text import as_json
 from app.errors import IdempotencyKeyInUse, IdempotencyKeyReused
 
-# An API key is kept as a hash and nowhere else: the copy of an answer that shows a new one does without it.
+# An API key is stored only as a hash, so it is redacted in the stored response that contains a new one.
 API_KEY = re.compile(rf'"{PREFIX}_[^"\\]*"')
 REDACTED_KEY = '"shown once, in the first answer"'
 
 
 class Replay(Exception):
-    """The request was done before; this is what it was answered."""
+    """The request was completed before; this is the stored response."""
 
     def __init__(self, status: int, body: str) -> None:
         super().__init__(status, body)
@@ -37,52 +37,53 @@ class Replay(Exception):
 
 
 class IdempotentRequest:
-    """One request's key; without one, everything here does nothing."""
+    """A request with its idempotency key; without a key, the methods do nothing."""
 
     def __init__(self, project_id: str, key: str | None, method: str, path: str) -> None:
         self.project_id = project_id
         self.key = key
-        self._call = (method, path)
-        self._asked: KeyedRequest | None = None
+        self._method = method
+        self._path = path
+        self._reserved: KeyedRequest | None = None
 
-    async def look(self, connections: AsyncConnections, fingerprint: str) -> None:
-        """Returns if nothing is kept for the key. Raises Replay, and IdempotencyKeyReused as `begin` does."""
+    async def check_stored_response(self, connections: AsyncConnections, fingerprint: str) -> None:
+        """Raises Replay if a response is stored for the key, IdempotencyKeyReused if it is that of another request."""
         if self.key is None:
             return
-        asked = KeyedRequest(self.project_id, self.key, *self._call, fingerprint)
-        earlier = await idempotency.find_response(connections, asked)
-        if earlier is not None:
-            raise _replay_or_conflict(asked, earlier)
+        request = KeyedRequest(self.project_id, self.key, self._method, self._path, fingerprint)
+        stored = await idempotency.find_response(connections, request)
+        if stored is not None:
+            raise _replay_or_conflict(request, stored)
 
-    def begin(self, session: Session, fingerprint: str) -> None:
-        """To be the first statement of the transaction that creates.
+    def reserve(self, session: Session, fingerprint: str) -> None:
+        """Reserve the key: to be the first statement of the transaction that creates the object.
 
-        Raises Replay; IdempotencyKeyReused for another request under the same key; IdempotencyKeyInUse while the first
-        one has not ended.
+        Raises Replay; IdempotencyKeyReused for another request with the same key; IdempotencyKeyInUse while the first
+        request has not ended.
         """
         if self.key is None:
             return
-        asked = KeyedRequest(self.project_id, self.key, *self._call, fingerprint)
+        request = KeyedRequest(self.project_id, self.key, self._method, self._path, fingerprint)
         try:
-            earlier = idempotency.reserve_key(session, asked)
+            stored = idempotency.reserve_key(session, request)
         except KeyInUseError as error:
             raise key_in_use_error(self.key) from error
-        if earlier is not None:
-            raise _replay_or_conflict(asked, earlier)
-        self._asked = asked
+        if stored is not None:
+            raise _replay_or_conflict(request, stored)
+        self._reserved = request
 
-    def end(self, session: Session, status: int, body: str) -> None:
-        """To be the last statement of that transaction."""
-        if self._asked is None:
+    def store_response(self, session: Session, status: int, body: str) -> None:
+        """Store a successful response, else release the key: to be the last statement of that transaction."""
+        if self._reserved is None:
             return
         if 200 <= status < 300:
-            idempotency.store_response(session, self._asked, status, API_KEY.sub(REDACTED_KEY, body))
+            idempotency.store_response(session, self._reserved, status, API_KEY.sub(REDACTED_KEY, body))
         else:
-            idempotency.release_key(session, self._asked)
+            idempotency.release_key(session, self._reserved)
 
 
 def fingerprint_of(value: Mapping[str, Any]) -> str:
-    """Of what was asked for, not of how it was written down."""
+    """SHA-256 of the content of a request, independent of its serialization."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Use-cases of admins on API keys. One transaction each, the caller's."""
+"""Use cases of admins on API keys. The caller owns the transaction."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ DEFAULT_OVERLAP_SECONDS = 86_400
 def create(
     session: Session, project: Project, name: str, key_scopes: Sequence[str], expires_in_seconds: int | None
 ) -> IssuedKey:
-    """Raises BadRequest."""
+    """Issue a key. Raises BadRequest."""
     if project.archived_at is not None:
         raise BadRequest(
-            f"Project {as_json(project.name)} is archived: its keys open nothing.",
+            f"Project {as_json(project.name)} is archived, so its keys are not valid; unarchive it first.",
             "project_id",
             "invalid_project_state",
         )
@@ -48,7 +48,7 @@ def modify(
     key_scopes: Sequence[str] | None,
     expires_in_seconds: int | None,
 ) -> ApiKey:
-    """What is None stays. Raises NotFound, BadRequest: a key that ended does not come back."""
+    """Change the settings that are not None. Raises NotFound, and BadRequest for a key that is not active."""
     key = _get_active(session, project_id, key_id)
     _check_expiry(expires_in_seconds)
     if name is not None:
@@ -62,16 +62,16 @@ def modify(
 
 
 def rotate(session: Session, project_id: str | None, key_id: str, overlap_seconds: int) -> tuple[ApiKey, str]:
-    """A new secret, shown once; the old one works for `overlap_seconds` more. Raises NotFound, BadRequest."""
+    """Replace the secret; the old one stays valid for `overlap_seconds`. Raises NotFound, BadRequest."""
     key = _get_active(session, project_id, key_id)
-    least, most = OVERLAP_RANGE_SECONDS
-    if not least <= overlap_seconds <= most:
-        raise BadRequest(f"overlap_seconds: {overlap_seconds} is not from {least} to {most}", "overlap_seconds")
+    minimum, maximum = OVERLAP_RANGE_SECONDS
+    if not minimum <= overlap_seconds <= maximum:
+        raise BadRequest(f"overlap_seconds: {overlap_seconds} is not from {minimum} to {maximum}", "overlap_seconds")
     return key, keys.rotate(session, key, overlap_seconds)
 
 
 def revoke(session: Session, project_id: str | None, key_id: str) -> ApiKey:
-    """At once, with whatever secret. Revoking twice is revoking once. Raises NotFound."""
+    """Revoke a key with all its secrets at once; no error if it is revoked already. Raises NotFound."""
     key = get(session, project_id, key_id)
     keys.revoke(session, key.id)
     session.refresh(key)
@@ -98,7 +98,7 @@ def page(
 
 
 def status(key: ApiKey) -> str:
-    """`active`, `expired` or `revoked`, for people; what a request may is PostgreSQL's clock to say."""
+    """`active`, `expired` or `revoked`, for display; requests are authorized by PostgreSQL's clock."""
     if key.revoked_at is not None:
         return "revoked"
     return "expired" if key.expires_at is not None and key.expires_at <= datetime.now(UTC) else "active"
@@ -106,16 +106,16 @@ def status(key: ApiKey) -> str:
 
 def _get_active(session: Session, project_id: str | None, key_id: str) -> ApiKey:
     key = get(session, project_id, key_id, lock=True)
-    found = status(key)
-    if found != "active":
-        raise BadRequest(f"Key {key.id} is {found}; only an active one can be changed. Create another.", "id")
+    key_status = status(key)
+    if key_status != "active":
+        raise BadRequest(f"Key {key.id} is {key_status}; only an active key can be changed. Create another.", "id")
     return key
 
 
 def _check_expiry(expires_in_seconds: int | None) -> None:
-    least, most = EXPIRY_RANGE_SECONDS
-    if expires_in_seconds is not None and not least <= expires_in_seconds <= most:
+    minimum, maximum = EXPIRY_RANGE_SECONDS
+    if expires_in_seconds is not None and not minimum <= expires_in_seconds <= maximum:
         raise BadRequest(
-            f"expires_in_seconds: {expires_in_seconds} is not from {least} to {most}; leave it out for no expiry",
+            f"expires_in_seconds: {expires_in_seconds} is not from {minimum} to {maximum}; leave it out for no expiry",
             "expires_in_seconds",
         )

@@ -1,7 +1,7 @@
-"""Sharing an `ft:` model with other projects: they may see it and go on training from it.
+"""Share an `ft:` model with other projects, which may then list it and continue its training.
 
-An admin key stands for the operator, as OpenAI's does for the owner of an organisation: it shares the models of every
-project. Any other key sees who may use the models of its own project, and changes nothing.
+An admin key belongs to the operator, as OpenAI's admin keys to the owner of an organization: it shares the models of
+all projects. Other keys only list the permissions of their own project's models.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from app.errors import BadRequest, NotFound, NotPermitted
 
 
 def find_model(session: Session, project_id: str, is_admin: bool, name: str) -> TunedModel:
-    """Raises NotFound for a model that is not the project's, unless an admin asks."""
+    """An `ft:` model of the project, for an admin of any project. Raises NotFound."""
     found = models.get_tuned_of_any_project(session, name) if is_admin else models.get_tuned(session, project_id, name)
     if found is None:
         raise NotFound(
@@ -31,14 +31,15 @@ def find_model(session: Session, project_id: str, is_admin: bool, name: str) -> 
 
 
 def require_admin(is_admin: bool) -> None:
+    """Raises NotPermitted."""
     if not is_admin:
         raise NotPermitted("Sharing a model with other projects takes an admin key; ask the operator of this server.")
 
 
 def grant(session: Session, model: TunedModel, project_ids: Sequence[str]) -> list[CheckpointPermission]:
-    """Raises NotFound naming every project that does not exist, BadRequest for the model's own."""
-    known = permissions.existing_project_ids(session, project_ids)
-    unknown = [project_id for project_id in project_ids if project_id not in known]
+    """Grant the permission to projects. Raises NotFound for unknown projects, BadRequest for the model's own."""
+    existing = permissions.existing_project_ids(session, project_ids)
+    unknown = [project_id for project_id in project_ids if project_id not in existing]
     if unknown:
         raise NotFound(f"No such project: {', '.join(dict.fromkeys(map(unquoted, unknown)))}", "project_ids")
     if model.project_id in project_ids:
@@ -60,8 +61,8 @@ def page(
 
 
 def withdraw(session: Session, model: TunedModel, permission_id: str) -> None:
-    """Jobs that were accepted go on; new ones are refused."""
-    found = permissions.get(session, model, permission_id)
-    if found is None:
+    """Withdraw a permission: new jobs are refused, accepted ones continue. Raises NotFound."""
+    permission = permissions.get(session, model, permission_id)
+    if permission is None:
         raise NotFound(f"No such permission: {unquoted(permission_id)}", "permission_id")
-    permissions.withdraw(session, found)
+    permissions.withdraw(session, permission)

@@ -1,4 +1,4 @@
-"""Use-cases of admins on projects. One transaction each, the caller's."""
+"""Use cases of admins on projects. The caller owns the transaction."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_LISTED_JOBS = 5
 
 
 def create(session: Session, name: str, settings: Mapping[str, int | float | None]) -> Project:
-    """`settings` are limits and `share_weight`. Raises BadRequest for a name that is taken."""
+    """Create a project; `settings` are limits and `share_weight`. Raises BadRequest for a name that exists."""
     name = validate_name(name)
     with _refuse_duplicate_name(name), session.begin_nested():
         project = projects.insert(session, name)
@@ -27,7 +27,7 @@ def create(session: Session, name: str, settings: Mapping[str, int | float | Non
 
 
 def modify(session: Session, project_id: str, name: str | None, settings: Mapping[str, int | float | None]) -> Project:
-    """What is not given stays; a limit that is None goes. Raises NotFound, BadRequest."""
+    """Change the given settings; None removes a limit. Raises NotFound, BadRequest."""
     project = get(session, project_id)
     _refuse_archived(project)
     if name is not None:
@@ -38,12 +38,17 @@ def modify(session: Session, project_id: str, name: str | None, settings: Mappin
 
 
 def archive(session: Session, project_id: str, own_project_id: str | None, cancel_jobs: bool = False) -> Project:
-    """Its keys open nothing until it is unarchived; files and results stay. Archiving twice is archiving once."""
+    """Archive a project: its keys are not valid until it is unarchived, and files and results stay.
+
+    No error if it is archived already. Raises NotFound, BadRequest.
+    """
     project = get(session, project_id)
     if project.archived_at is not None:
         return project
     if project.id == own_project_id:
-        raise BadRequest("This project holds the very key of this request; archive it with a key of another one.", "id")
+        raise BadRequest(
+            "The key of this request belongs to this project; archive it with a key of another project.", "id"
+        )
     unfinished = jobs.unfinished_ids(session, project.id)
     if unfinished and not cancel_jobs:
         raise BadRequest(
@@ -60,7 +65,7 @@ def archive(session: Session, project_id: str, own_project_id: str | None, cance
 
 
 def unarchive(session: Session, project_id: str) -> Project:
-    """Its keys open again, but for those that were revoked or have expired. Cancelled jobs stay cancelled."""
+    """Unarchive a project: its keys are valid again unless revoked or expired. Cancelled jobs stay cancelled."""
     project = get(session, project_id)
     if project.archived_at is not None:
         projects.unarchive(session, project)
@@ -85,14 +90,11 @@ def page(session: Session, limit: int, after: str | None, with_archived: bool) -
 
 
 def validate_name(name: str, param: str = "name") -> str:
-    """Without spaces around it. Raises BadRequest."""
+    """The name without surrounding spaces. Raises BadRequest."""
     name = name.strip()
     if not name or len(name) > MAX_NAME_CHARACTERS or not name.isprintable():
-        raise BadRequest(
-            f"{param}: {as_json(name, MAX_NAME_CHARACTERS)} is no name: 1 to {MAX_NAME_CHARACTERS} printable "
-            "characters",
-            param,
-        )
+        text = f"{param}: {as_json(name, MAX_NAME_CHARACTERS)} is not a valid name: give 1 to {MAX_NAME_CHARACTERS}"
+        raise BadRequest(f"{text} printable characters", param)
     return name
 
 
@@ -109,14 +111,14 @@ def _list_ids(job_ids: Sequence[str]) -> str:
 
 def _refuse_archived(project: Project) -> None:
     if project.archived_at is not None:
-        text = f"Project {as_json(project.name)} is archived and does not change until it is unarchived."
+        text = f"Project {as_json(project.name)} is archived; unarchive it before you change it."
         raise BadRequest(text, "id", "invalid_project_state")
 
 
 @contextmanager
 def _refuse_duplicate_name(name: str) -> Iterator[None]:
-    """The constraint decides, so that two at once cannot both win."""
+    """Turn a violation of the unique constraint into BadRequest; a check beforehand would miss concurrent creations."""
     try:
         yield
     except IntegrityError as error:
-        raise BadRequest(f"name: there is a project {as_json(name)} already", "name") from error
+        raise BadRequest(f"name: a project {as_json(name)} exists already; choose another name", "name") from error

@@ -1,7 +1,7 @@
-"""May a project have more? Asked in the transaction that would give it, before the row is written.
+"""Quotas: checks of a project's limits, in the transaction that creates a row and before it does.
 
-A project without the limit is not locked. With it, one creation at a time passes: two cannot both take the last place.
-Each raises QuotaExceeded, whose `param` names the limit.
+A project without the limit is not locked. With it, creations are serialized, so that two cannot exceed it together.
+Each check raises QuotaExceeded, whose `param` is the name of the limit.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from app.errors import QuotaExceeded
 
 
 def require_storage(session: Session, project_id: str, size_bytes: int) -> None:
-    """For so many bytes more."""
+    """Check that the project may store `size_bytes` more. Raises QuotaExceeded."""
     project = projects.lock_limited(session, project_id, "max_stored_bytes")
     if project is None or project.max_stored_bytes is None:
         return
-    stored = usage.stored_bytes(session, project_id)
-    if stored + size_bytes > project.max_stored_bytes:
+    stored_bytes = usage.stored_bytes(session, project_id)
+    if stored_bytes + size_bytes > project.max_stored_bytes:
         raise QuotaExceeded(
-            f"Project {as_json(project.name)} may store {project.max_stored_bytes:,} bytes and stores {stored:,}; "
-            f"{size_bytes:,} more do not fit. Delete files (those that unfinished jobs use count until the jobs end), "
-            "or ask an admin for a higher max_stored_bytes.",
+            f"Storage limit reached: project {as_json(project.name)} may store {project.max_stored_bytes:,} bytes and "
+            f"stores {stored_bytes:,}; {size_bytes:,} more do not fit. Delete files (those of unfinished jobs count "
+            "until the jobs end), or ask an admin for a higher max_stored_bytes.",
             "max_stored_bytes",
         )
 
 
 def require_queue_quota(session: Session, project: Project) -> None:
-    """One more job that waits, by their number and by what the project's GPUs have worked this month.
+    """Check that the project may queue another job, by its queued jobs and its GPU-seconds of this month.
 
-    `project` was read in this transaction; its limits are read again once it is locked.
+    `project` was read in this transaction; its limits are read again with the lock. Raises QuotaExceeded.
     """
     if project.max_queued_jobs is None and project.max_gpu_seconds_per_month is None:
         return
@@ -48,8 +48,8 @@ def require_queue_quota(session: Session, project: Project) -> None:
 def _refuse_full_queue(project: Project, queued: int, limit: int) -> None:
     if queued >= limit:
         raise QuotaExceeded(
-            f"Project {as_json(project.name)} may have {limit} waiting jobs and has {queued}. Try again when one "
-            "of them runs, cancel one, or ask an admin for a higher max_queued_jobs.",
+            f"Queue limit reached: project {as_json(project.name)} may have {limit} queued jobs and has {queued}. Try "
+            "again when one of them runs, cancel one, or ask an admin for a higher max_queued_jobs.",
             "max_queued_jobs",
         )
 
@@ -58,8 +58,8 @@ def _refuse_spent_month(project: Project, seconds: tuple[float, float], limit: i
     used, held = seconds
     if used + held >= limit:
         raise QuotaExceeded(
-            f"Project {as_json(project.name)} may use {limit:,} GPU-seconds a month; {used:,.0f} are used and "
-            f"{held:,.0f} held for jobs that run. The month begins anew on its first day (UTC); until then an admin "
+            f"Monthly limit reached: project {as_json(project.name)} may use {limit:,} GPU-seconds; {used:,.0f} are "
+            f"used and {held:,.0f} reserved for running jobs. Usage is reset on the first of the month (UTC); an admin "
             "can raise max_gpu_seconds_per_month.",
             "max_gpu_seconds_per_month",
         )

@@ -1,6 +1,7 @@
-"""Requests a second: a bucket of tokens for each project, in this process.
+"""Rate limit of requests: a token bucket for each project, in this process.
 
-It guards one API process against a client gone wild, so it needs no other process's word, and costs no round trip.
+It protects one API process from a client that sends too many requests, so it needs neither the state of other
+processes nor a round trip.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 
 class RateLimitStatus(NamedTuple):
-    """What one request was told. `wait_seconds` is 0 when it may pass."""
+    """The rate limit of a project after a request. `wait_seconds` is 0 if the request is allowed."""
 
     limit: int
     remaining: int
@@ -35,14 +36,16 @@ class RateLimiter:
         self._lock = threading.Lock()
 
     def take(self, project_id: str, per_second: int | None) -> RateLimitStatus:
-        """A request passes if there is a whole token; a second's worth of them may be taken at once."""
+        """Take a token for a request; without one the request is refused. The bucket holds the tokens of one second."""
         limit = per_second or self._default
         with self._lock:
             bucket = self._filled(project_id, limit)
-            passes = bucket.tokens >= 1
-            bucket.tokens -= passes
+            is_allowed = bucket.tokens >= 1
+            bucket.tokens -= is_allowed
             tokens = bucket.tokens
-        return RateLimitStatus(limit, int(tokens), (limit - tokens) / limit, 0.0 if passes else (1 - tokens) / limit)
+        return RateLimitStatus(
+            limit, int(tokens), (limit - tokens) / limit, 0.0 if is_allowed else (1 - tokens) / limit
+        )
 
     def _filled(self, project_id: str, limit: int) -> _Bucket:
         now = self._clock()

@@ -1,4 +1,4 @@
-"""Use-cases on files that are there. One transaction each, the caller's."""
+"""Use cases of stored files. The caller owns the transaction."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def page(
 
 
 def delete(session: Session, project_id: str, file_id: str) -> File:
-    """Gone for every reader at once; the bytes stay until no job needs them any more."""
+    """Delete a file: it is invisible at once, and its content stays until no job needs it. Raises NotFound."""
     file = get(session, project_id, file_id)
     files.delete(session, file)
     return file
 
 
 def open_content(storage: Storage, file: File) -> BinaryIO:
-    """Raises NotFound when the bytes are not there: they went while the row was read."""
+    """A reader of the content. Raises NotFound if it was purged since the row was read."""
     try:
         return storage.open(file.storage_key)
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""A file on its way in: bytes go to disk while they are counted and hashed; it becomes a file whole, or not at all."""
+"""Ingest of uploaded files: data is staged on disk while it is hashed, then validated, stored and inserted as a row."""
 
 from __future__ import annotations
 
@@ -30,10 +30,9 @@ if TYPE_CHECKING:
     from app.services.files.rolling_digest import Digest
 
 STAGED_PREFIX = "upload-"
-WRITEBACK_BYTES = (
-    8 << 20
-)  # handed to the disk at a time: eight clients flush at the same moment otherwise, and all wait
-STALE_AFTER_SECONDS = 24 * 3600  # a staged file of that age belongs to a process that was killed
+# Without early writeback, concurrent uploads flush at the same moment and wait for each other.
+WRITEBACK_BYTES = 8 << 20
+STALE_AFTER_SECONDS = 24 * 3600  # so old a staged file belongs to a process that was killed
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class NewFile:
 
 @dataclass(frozen=True)
 class StoredContent:
-    """What is known of a file's bytes; `line_count` of a data set's."""
+    """The stored content of a file; `line_count` only of a data set."""
 
     key: str
     size_bytes: int
@@ -62,38 +61,41 @@ def file_too_large(max_bytes: int) -> TooLarge:
 
 
 class StagedFile:
-    """Written by one thread at a time, taken over by the storage or discarded.
+    """A file in staging, which is written by one thread at a time, and then moved into storage or discarded.
 
-    Every one of `digests` takes in what is written; `sha256` is that of the first.
+    All `digests` are updated with the written data; `sha256` is the value of the first one.
     """
 
     def __init__(
         self,
         directory: Path,
         max_bytes: int,
-        refusal: Callable[[int], TooLarge] = file_too_large,
+        too_large_error: Callable[[int], TooLarge] = file_too_large,
         digests: Sequence[Digest] = (),
     ) -> None:
         self._descriptor, path = tempfile.mkstemp(dir=directory, prefix=STAGED_PREFIX)
         self.digests = tuple(digests) or (hashlib.sha256(),)
         self._max_bytes = max_bytes
-        self._refusal = refusal
+        self._too_large_error = too_large_error
         self._is_open = True
         self.path = Path(path)
         self.size_bytes = 0
-        self._handed_bytes = 0
+        self._writeback_bytes = 0
 
     def write(self, data: bytes | memoryview) -> None:
-        """Raises TooLarge as soon as the limit is passed, OSError (ENOSPC) when the disk is full."""
+        """Append data. Raises TooLarge beyond the limit, OSError (ENOSPC) on a full disk."""
         self.size_bytes += len(data)
         if self.size_bytes > self._max_bytes:
-            raise self._refusal(self._max_bytes)
+            raise self._too_large_error(self._max_bytes)
         for digest in self.digests:
             digest.update(data)
         view = memoryview(data)
         while view:
             view = view[os.write(self._descriptor, view) :]
-        self._hand_over()
+        pending_bytes = self.size_bytes - self._writeback_bytes
+        if pending_bytes >= WRITEBACK_BYTES:
+            begin_writeback(self._descriptor, self._writeback_bytes, pending_bytes)
+            self._writeback_bytes = self.size_bytes
 
     @property
     def sha256(self) -> str:
@@ -105,16 +107,10 @@ class StagedFile:
             os.close(self._descriptor)
 
     def discard(self) -> None:
-        """Nothing is left; after the storage took the file over, nothing is there to discard."""
+        """Delete the file, unless it has been moved into storage."""
         self.close()
         with contextlib.suppress(FileNotFoundError):
             self.path.unlink()
-
-    def _hand_over(self) -> None:
-        more_bytes = self.size_bytes - self._handed_bytes
-        if more_bytes >= WRITEBACK_BYTES:
-            begin_writeback(self._descriptor, self._handed_bytes, more_bytes)
-            self._handed_bytes = self.size_bytes
 
 
 def ingest_file(
@@ -125,14 +121,13 @@ def ingest_file(
     staged: StagedFile,
     max_line_bytes: int,
     check: Check,
-    begin: Callable[[Session], None] = lambda _session: None,
-    end: Callable[[Session, File], None] = lambda _session, _file: None,
+    before_insert: Callable[[Session], None] = lambda _session: None,
+    after_insert: Callable[[Session, File], None] = lambda _session, _file: None,
 ) -> File:
-    """Check, store, and only then let a row tell of it.
+    """Validate and store a staged file, then insert its row.
 
+    `before_insert` and `after_insert` run in the transaction of the row; if one of them raises, nothing is stored.
     Raises InvalidDataset with up to ten findings, and what `count_lines` raises.
-
-    `begin` and `end` belong to the transaction of that row; what `begin` raises comes through, and nothing was stored.
     """
     staged.close()
     line_count = _count_lines(staged, max_line_bytes, check) if new.purpose == "fine-tune" else None
@@ -142,12 +137,13 @@ def ingest_file(
     inserted = False
     try:
         with transaction(sessions) as session:
-            begin(session)
+            before_insert(session)
             file = insert_file(session, project_id, file_id, new, content)
-            end(session, file)
+            after_insert(session, file)
             inserted = True
     except BaseException:
-        # A commit whose answer was lost may have happened: then the bytes must stay. Without a row nobody sees them.
+        # After the insert, the commit may have succeeded without a response, so the content must stay. Without a row it
+        # is invisible, and the cleanup deletes it.
         if not inserted:
             storage.delete(content.key)
         raise
@@ -157,17 +153,24 @@ def ingest_file(
 def insert_file(session: Session, project_id: str, file_id: str, new: NewFile, content: StoredContent) -> File:
     quotas.require_storage(session, project_id, content.size_bytes)
     file = files.insert(
-        session, project_id, new.purpose, new.filename, content.size_bytes, content.sha256, content.key,
-        file_id=file_id, line_count=content.line_count,
-    )  # fmt: skip
-    if new.expires_after is not None:  # reckoned from the row's own moment: exactly so many seconds after `created_at`
+        session,
+        project_id,
+        new.purpose,
+        new.filename,
+        content.size_bytes,
+        content.sha256,
+        content.key,
+        file_id=file_id,
+        line_count=content.line_count,
+    )
+    if new.expires_after is not None:  # relative to the row's `created_at`, as the API promises
         file.expires_at = file.created_at + new.expires_after
         session.flush()
     return file
 
 
 def delete_stale_staged_files(storage: Storage) -> None:
-    """Remove what a killed process left; a file of that age is nobody's any more."""
+    """Delete staged files that killed processes have left."""
     for path in storage.staging.glob(f"{STAGED_PREFIX}*"):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > STALE_AFTER_SECONDS:

@@ -1,7 +1,7 @@
-"""The SHA-256 of what is still arriving, rolling on from part to part, so that completing need not read it all again.
+"""Rolling SHA-256 of uploads, extended part by part, so that a completion need not read all the content again.
 
-It is known to this process alone, and only for parts that come one after the other: who does not find it here reads the
-bytes. What is kept is always true, so nothing has to be taken back: these parts in this order have that digest.
+The digests exist only in this process, and only for parts that arrive one after the other; without one, the completion
+reads the content. An entry never becomes wrong: it maps a sequence of parts to the digest of their content.
 """
 
 from __future__ import annotations
@@ -18,34 +18,35 @@ if TYPE_CHECKING:
 
     Digest = _Hash
 
-MAX_UPLOADS = 1000  # some hundred bytes each, and the ids of their parts
+MAX_UPLOADS = 1000  # of some hundred bytes each, plus the ids of their parts
 
 
 @dataclass(frozen=True)
 class RollingDigest:
-    """The digest of parts in the order they came, and how many bytes they have together."""
+    """Running SHA-256 and byte count of the contiguous prefix of an upload that has been received so far."""
 
     part_ids: tuple[str, ...] = ()
     size_bytes: int = 0
     digest: Digest = field(default_factory=hashlib.sha256)
 
     def extend(self, part_id: str, size_bytes: int, digest: Digest) -> RollingDigest:
+        """The rolling digest after another part; `digest` is that of the whole prefix up to its end."""
         return RollingDigest((*self.part_ids, part_id), self.size_bytes + size_bytes, digest)
 
 
 def part_digests(rolling: RollingDigest | None) -> list[Digest]:
-    """What a part goes through: its own digest, and that of everything up to its end; of a first part they are one."""
+    """The digests to update with a part: its own and that of the prefix up to its end; for a first part only one."""
     own = hashlib.sha256()
     return [own, rolling.digest.copy()] if rolling is not None and rolling.part_ids else [own]
 
 
 def piece_digests(rolling: RollingDigest | None) -> list[Digest]:
-    """A piece of a stream has no use for a digest of its own."""
+    """The digest to update with a piece of streamed content: that of the prefix, as a piece needs none of its own."""
     return [hashlib.sha256() if rolling is None else rolling.digest.copy()]
 
 
 class RollingDigestCache:
-    """Of the uploads that this process has seen last; built once per process."""
+    """The rolling digests of the most recent uploads of this process."""
 
     def __init__(self, max_uploads: int = MAX_UPLOADS) -> None:
         self._max_uploads = max_uploads
@@ -53,7 +54,7 @@ class RollingDigestCache:
         self._lock = threading.Lock()
 
     def get_at(self, upload_id: str, size_bytes: int) -> RollingDigest | None:
-        """What to carry on from where so many bytes have arrived; for parts that are sent at once soon nothing."""
+        """The rolling digest after `size_bytes`; None if it is unknown, as for parts that are sent concurrently."""
         if size_bytes == 0:
             return RollingDigest()
         with self._lock:
@@ -68,7 +69,7 @@ class RollingDigestCache:
                 self._rolling.popitem(last=False)
 
     def matching_prefix(self, upload_id: str, part_ids: Sequence[str]) -> RollingDigest:
-        """What is known of the beginning of these parts in this order: all of them at best, nothing at worst."""
+        """The rolling digest of the longest known prefix of these parts; it may be empty."""
         with self._lock:
             rolling = self._rolling.get(upload_id, RollingDigest())
         return rolling if tuple(part_ids[: len(rolling.part_ids)]) == rolling.part_ids else RollingDigest()

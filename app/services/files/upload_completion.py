@@ -1,16 +1,15 @@
-"""The parts of an upload become a file: composed without a copy, read as far as they were not hashed in their order.
+"""Completion of an upload: its parts are composed to a file without a copy, and only content not yet hashed is read.
 
-Load (a transaction), work (none: gigabytes are read), apply (a transaction under the row's lock). Two requests that
-complete one upload at once both work; the row takes the first, and the other is answered with its file.
+Three phases: load (a transaction), process (without a transaction, as gigabytes are read), apply (a transaction under
+the row's lock). Of two concurrent completions the first one wins; the other returns the file of the first.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import BinaryIO
 
 from sqlalchemy.orm import Session
 
@@ -43,10 +42,10 @@ def complete(
     max_line_bytes: int,
     check: Check,
 ) -> UploadView:
-    """`part_ids` in the order of the file; None for what was sent as one stream.
+    """Complete an upload; `part_ids` are in the order of the file, None for content sent as one stream.
 
-    Asked again with the same list, it answers the same file. Raises BadRequest, InvalidDataset, CheckCancelledError;
-    the upload stays pending then.
+    A repeated call with the same parts returns the same file. Raises BadRequest, InvalidDataset and
+    CheckCancelledError, after which the upload is still pending.
     """
     with transaction(sessions) as session:
         upload = require_upload(uploads.get(session, project_id, upload_id), upload_id)
@@ -75,14 +74,14 @@ def _select_parts(session: Session, upload: Upload, part_ids: Sequence[str] | No
             text = "you must provide part_ids: the ids of the parts, in the order of the file"
             raise BadRequest(text, "part_ids", "missing_required_parameter")
         return pieces
-    found = uploads.posted_parts(session, upload, part_ids)
-    unknown = [part_id for part_id in dict.fromkeys(part_ids) if part_id not in found]
+    parts_by_id = uploads.posted_parts(session, upload, part_ids)
+    unknown = [part_id for part_id in dict.fromkeys(part_ids) if part_id not in parts_by_id]
     if unknown:
         raise BadRequest(f"part_ids: not a part of {upload.id}: {', '.join(unknown[:10])}", "part_ids")
-    if len(found) < len(part_ids):
-        twice = next(part_id for part_id, count in Counter(part_ids).items() if count > 1)
-        raise BadRequest(f"part_ids: {twice} stands twice in the list; name each part once", "part_ids")
-    return [found[part_id] for part_id in part_ids]
+    if len(parts_by_id) < len(part_ids):
+        duplicate = next(part_id for part_id, count in Counter(part_ids).items() if count > 1)
+        raise BadRequest(f"part_ids: {duplicate} is in the list twice; name each part once", "part_ids")
+    return [parts_by_id[part_id] for part_id in part_ids]
 
 
 def _require_total(upload: Upload, parts: Sequence[UploadPart]) -> None:
@@ -105,7 +104,7 @@ def _compose(
 ) -> StoredContent:
     try:
         stored = storage.compose(key, [part.storage_key for part in parts])
-    except FileNotFoundError:  # swept meanwhile: the row says why
+    except FileNotFoundError:  # the parts were deleted meanwhile; the status tells why
         with transaction(sessions) as session:
             current = require_upload(uploads.get(session, upload.project_id, upload.id), upload.id)
             require_pending(view_of(session, current), REFUSED_ACTION)
@@ -125,24 +124,19 @@ def _compose(
 
 
 def _hash(storage: Storage, key: str, rolling: RollingDigest, md5: str | None) -> str:
-    """The SHA-256 of an object whose beginning is hashed already. Raises BadRequest when its MD5 is another one."""
-    sha256, whole = rolling.digest.copy(), hashlib.md5(usedforsecurity=False)
+    """The SHA-256 of an object whose prefix is hashed already. Raises BadRequest if its MD5 differs."""
+    sha256, md5_digest = rolling.digest.copy(), hashlib.md5(usedforsecurity=False)
     with storage.open(key) as file:
         position = file.seek(0 if md5 is not None else rolling.size_bytes)
-        for chunk in _chunks(file):
+        while chunk := file.read(CHUNK_BYTES):
             sha256.update(memoryview(chunk)[max(0, rolling.size_bytes - position) :])
             if md5 is not None:
-                whole.update(chunk)
+                md5_digest.update(chunk)
             position += len(chunk)
-    if md5 is not None and whole.hexdigest() != md5.lower():
-        text = f"md5: the file's is {whole.hexdigest()}, not {md5}; a part was altered, left out or misplaced"
+    if md5 is not None and md5_digest.hexdigest() != md5.lower():
+        text = f"md5: the file's is {md5_digest.hexdigest()}, not {md5}; a part was altered, left out or misplaced"
         raise BadRequest(text, "md5", "md5_mismatch")
     return sha256.hexdigest()
-
-
-def _chunks(file: BinaryIO) -> Iterator[bytes]:
-    while chunk := file.read(CHUNK_BYTES):
-        yield chunk
 
 
 def _apply(
@@ -153,7 +147,7 @@ def _apply(
         with transaction(sessions) as session:
             current = require_upload(uploads.lock(session, upload.project_id, upload.id), upload.id)
             if not _is_completed_with(current, part_ids):
-                # Begun in time is in time: only another request, or the sweep, can have ended it.
+                # An upload that expired during its completion still counts as pending.
                 if current.status != UploadStatus.PENDING:
                     require_pending(view_of(session, current), REFUSED_ACTION)
                 file = ingest.insert_file(session, upload.project_id, file_id, _new_file(current), content)
@@ -161,7 +155,7 @@ def _apply(
                 inserted = True
             seen = view_of(session, current)
     except BaseException:
-        if not inserted:  # a commit whose answer was lost may have happened
+        if not inserted:  # else the commit may have succeeded without a response
             storage.delete(content.key)
         raise
     if not inserted:

@@ -1,7 +1,7 @@
-"""The content of an upload as one stream, for plain HTTP clients: stored piece by piece, gone on with after a break.
+"""Resumable upload of content as one stream, for plain HTTP clients: it is stored piece by piece.
 
-Each request that sends content takes the next number of the upload's `writer`. A connection that broke may live on
-unnoticed on our side; its number is an old one as soon as the client goes on, and it adds nothing more.
+Each request that sends content takes the next number of the upload's `writer`. The server may not notice a broken
+connection at once; when the client resumes, the number of the old request is outdated and it cannot add pieces.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ REFUSED_ACTION = "takes no more content"
 
 @dataclass(frozen=True)
 class UploadCursor:
-    """A request that may add content from `start` on, until there are `total_bytes`."""
+    """A request that may add content from byte `start` on, up to `total_bytes`; `number` is its writer number."""
 
     project_id: str
     upload_id: str
@@ -35,7 +35,7 @@ class UploadCursor:
 
 
 def progress(session: Session, project_id: str, upload_id: str) -> tuple[UploadView, int]:
-    """An upload and how many bytes of its content are here for good. Raises BadRequest for one that is lost."""
+    """An upload and the bytes of its stored content. Raises BadRequest for one that is cancelled or expired."""
     upload = require_upload(uploads.get(session, project_id, upload_id), upload_id)
     seen = view_of(session, upload)
     if seen.status == UploadStatus.COMPLETED:
@@ -47,7 +47,7 @@ def progress(session: Session, project_id: str, upload_id: str) -> tuple[UploadV
 def begin_writing(
     sessions: Sessions, storage: Storage, project_id: str, upload_id: str, start: int | None
 ) -> UploadCursor:
-    """Take over the writing at `start`, which must be where the content ends; None throws away what there is."""
+    """Become the writer at byte `start`, the end of the stored content; None deletes the content and starts at 0."""
     dropped: list[UploadPart] = []
     with transaction(sessions) as session:
         upload = require_upload(uploads.lock(session, project_id, upload_id), upload_id)
@@ -65,7 +65,7 @@ def begin_writing(
 
 
 def add_piece(sessions: Sessions, storage: Storage, writer: UploadCursor, staged: StagedFile, start: int) -> UploadPart:
-    """Store what was staged as the content from `start` on. Raises BadRequest for an old writer."""
+    """Store a staged piece of content at byte `start`. Raises BadRequest for an outdated writer."""
     staged.close()
     piece_id = new_id("part", "_")
     key = part_key(writer.upload_id, piece_id)
@@ -78,25 +78,27 @@ def add_piece(sessions: Sessions, storage: Storage, writer: UploadCursor, staged
             piece = uploads.insert_part(session, upload, piece_id, staged.size_bytes, staged.sha256, key, start)
             inserted = True
     except BaseException:
-        if not inserted:  # a commit whose answer was lost may have happened
+        if not inserted:  # else the commit may have succeeded without a response
             storage.delete(key)
         raise
     return piece
 
 
-def _require_offset(upload: Upload, there_bytes: int, start: int) -> None:
-    if start != there_bytes:
+def _require_offset(upload: Upload, stored_bytes: int, start: int) -> None:
+    if start != stored_bytes:
         text = (
-            f"Content-Range: begins at byte {start:,}, but {there_bytes:,} bytes of upload {upload.id} are here; go on "
-            f"from there, or send all of it without Content-Range."
+            f"Content-Range: begins at byte {start:,}, but {stored_bytes:,} bytes of upload {upload.id} are stored; "
+            f"continue there, or send all of it without Content-Range."
         )
         raise BadRequest(text, "Content-Range", "upload_offset_mismatch")
 
 
 def _require_latest_writer(session: Session, upload: Upload, writer: UploadCursor) -> None:
-    """Begun in time is in time, as for completing."""
+    """Raises BadRequest for an outdated writer. An upload that expired after its request began counts as pending."""
     if upload.status != UploadStatus.PENDING:
         require_pending(view_of(session, upload), REFUSED_ACTION)
     if upload.writer != writer.number:
-        text = f"Another request sends the content of upload {upload.id} by now; of this one nothing more is kept."
+        text = (
+            f"A later request sends the content of upload {upload.id} now; no more content of this request is stored."
+        )
         raise BadRequest(text, code="upload_taken_over")

@@ -1,6 +1,6 @@
-"""Uploads by parts: begun, added to, cancelled. Putting them together is app.services.files.upload_completion.
+"""Multipart uploads: create, add parts, cancel. app.services.files.upload_completion completes them.
 
-The row decides: every change takes its lock, and what the row says then is what is answered.
+Every change locks the upload's row and decides by its state under the lock.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class NewUpload:
 
 @dataclass(frozen=True)
 class UploadView:
-    """An upload as it is now: `status` is "expired" from the moment on at which its time is over."""
+    """An upload with its current status, which is "expired" as soon as its time is over."""
 
     upload: Upload
     status: UploadStatus
@@ -48,10 +48,15 @@ def create(session: Session, project_id: str, new: NewUpload, ttl_seconds: float
         raise BadRequest(text, "bytes", "file_too_large")
     quotas.require_storage(session, project_id, new.size_bytes)
     upload = uploads.insert(
-        session, project_id, ttl_seconds, filename=new.filename, purpose=new.purpose, mime_type=new.mime_type,
+        session,
+        project_id,
+        ttl_seconds,
+        filename=new.filename,
+        purpose=new.purpose,
+        mime_type=new.mime_type,
         bytes=new.size_bytes,
         file_expires_after_seconds=int(new.file_expires_after.total_seconds()) if new.file_expires_after else None,
-    )  # fmt: skip
+    )
     return view_of(session, upload)
 
 
@@ -60,12 +65,12 @@ def get(session: Session, project_id: str, upload_id: str) -> UploadView:
 
 
 def posted_parts(session: Session, project_id: str, upload_id: str) -> list[UploadPart]:
-    """What was posted so far, in the order it arrived: from here a client goes on after a break."""
+    """The parts posted so far, in the order they arrived, from which a client resumes."""
     return uploads.all_posted_parts(session, require_upload(uploads.get(session, project_id, upload_id), upload_id))
 
 
 def check_pending(sessions: Sessions, project_id: str, upload_id: str) -> UploadView:
-    """Before a body is read: whether it could be of any use. Raises NotFound, BadRequest."""
+    """The upload, if it accepts parts; called before a body is read. Raises NotFound, BadRequest."""
     with transaction(sessions) as session:
         seen = get(session, project_id, upload_id)
         require_pending(seen, "takes no more parts")
@@ -78,12 +83,12 @@ def add_part(
     project_id: str,
     upload_id: str,
     staged: StagedFile,
-    begin: Callable[[Session], None] = lambda _session: None,
-    end: Callable[[Session, UploadPart], None] = lambda _session, _part: None,
+    before_insert: Callable[[Session], None] = lambda _session: None,
+    after_insert: Callable[[Session, UploadPart], None] = lambda _session, _part: None,
 ) -> UploadPart:
-    """Store a part, and then its row; a part that is sent again is another part, which no list needs to name.
+    """Store a part, then insert its row. A part that is sent twice becomes two parts, of which one is not used.
 
-    `begin` and `end` belong to the transaction of that row.
+    `before_insert` and `after_insert` run in the transaction of the row. Raises NotFound, BadRequest.
     """
     staged.close()
     part_id = new_id("part", "_")
@@ -92,22 +97,22 @@ def add_part(
     inserted = False
     try:
         with transaction(sessions) as session:
-            begin(session)
+            before_insert(session)
             upload = require_upload(uploads.lock(session, project_id, upload_id), upload_id)
             require_pending(view_of(session, upload), "takes no more parts")
             require_part_quota(session, upload, staged.size_bytes)
             part = uploads.insert_part(session, upload, part_id, staged.size_bytes, staged.sha256, key, start=None)
-            end(session, part)
+            after_insert(session, part)
             inserted = True
     except BaseException:
-        if not inserted:  # a commit whose answer was lost may have happened
+        if not inserted:  # else the commit may have succeeded without a response
             storage.delete(key)
         raise
     return part
 
 
 def cancel(session: Session, project_id: str, upload_id: str) -> UploadView:
-    """Cancelling twice is cancelling once; the parts' bytes go with the next sweep."""
+    """Cancel an upload; no error if it is cancelled already. The next cleanup deletes the content of its parts."""
     upload = require_upload(uploads.lock(session, project_id, upload_id), upload_id)
     seen = view_of(session, upload)
     if seen.status == UploadStatus.CANCELLED:
@@ -118,6 +123,7 @@ def cancel(session: Session, project_id: str, upload_id: str) -> UploadView:
 
 
 def view_of(session: Session, upload: Upload) -> UploadView:
+    """The upload with its current status, its size and its file."""
     status = UploadStatus(upload.status)
     if status == UploadStatus.COMPLETED:
         file = files.get(session, upload.project_id, upload.file_id or "")
@@ -128,34 +134,34 @@ def view_of(session: Session, upload: Upload) -> UploadView:
 
 
 def require_upload(upload: Upload | None, upload_id: str) -> Upload:
+    """Raises NotFound for None."""
     if upload is None:
         raise NotFound(f"No such Upload object: {unquoted(upload_id)}", "id")
     return upload
 
 
-def require_pending(seen: UploadView, then: str) -> None:
-    upload = seen.upload
-    if seen.status == UploadStatus.EXPIRED:
-        text = f"Upload {upload.id} has expired, so it {then}; begin another one with POST /v1/uploads."
+def require_pending(view: UploadView, refused_action: str) -> None:
+    """Raises BadRequest; `refused_action` completes the sentence "so it ..." of the message."""
+    upload = view.upload
+    if view.status == UploadStatus.EXPIRED:
+        text = f"Upload {upload.id} has expired, so it {refused_action}; create another one with POST /v1/uploads."
         raise BadRequest(text, code="upload_expired")
-    if seen.status != UploadStatus.PENDING:
-        whose = f" as {upload.file_id}" if upload.file_id else ""
-        text = f"Upload {upload.id} is {seen.status}{whose}, so it {then}; only a pending one could."
+    if view.status != UploadStatus.PENDING:
+        file = f" as {upload.file_id}" if upload.file_id else ""
+        text = f"Upload {upload.id} is {view.status}{file}, so it {refused_action}; only a pending upload can."
         raise BadRequest(text, code="invalid_upload_state")
 
 
 def require_part_quota(session: Session, upload: Upload, more_bytes: int) -> None:
-    """Raises BadRequest: parts of one upload may take twice its bytes, as retries leave some that are not needed."""
+    """Raises BadRequest beyond the limits of parts; their bytes are limited to twice the upload's, to allow retries."""
     count, stored_bytes = uploads.part_totals(session, upload)
-    most = max_stored_bytes(upload.bytes)
+    max_bytes = max_stored_bytes(upload.bytes)
     if count >= MAX_PARTS:
-        raise BadRequest(
-            f"Upload {upload.id} has {count:,} parts, and more there may not be; send larger ones.", "data"
-        )
-    if stored_bytes + more_bytes > most:
+        raise BadRequest(f"Upload {upload.id} has {count:,} parts, the limit; send fewer and larger ones.", "data")
+    if stored_bytes + more_bytes > max_bytes:
         text = (
             f"Upload {upload.id} was declared with {upload.bytes:,} bytes, and its parts have {stored_bytes:,}; "
-            f"with these {more_bytes:,} they would have more than {most:,}, which is all that retries may take."
+            f"with these {more_bytes:,} they would exceed {max_bytes:,}, the limit that allows for retries."
         )
         raise BadRequest(text, "data")
 

@@ -327,11 +327,11 @@ class TestSecrets:
 
         shown = '{"id": "key_1", "value": "tnry_0123_secret"}'
         with transaction(sessions) as session:
-            once = IdempotentRequest(project.id, "k", "POST", "/v1/keys")
-            once.begin(session, "f")
-            once.end(session, 200, shown)
+            request = IdempotentRequest(project.id, "k", "POST", "/v1/keys")
+            request.reserve(session, "f")
+            request.store_response(session, 200, shown)
         with transaction(sessions) as session, pytest.raises(Replay) as replay:
-            IdempotentRequest(project.id, "k", "POST", "/v1/keys").begin(session, "f")
+            IdempotentRequest(project.id, "k", "POST", "/v1/keys").reserve(session, "f")
         assert json.loads(replay.value.body) == {"id": "key_1", "value": "shown once, in the first answer"}
 
 

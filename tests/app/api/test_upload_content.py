@@ -188,7 +188,7 @@ class TestTwoWriters:
         assert upload_content.add_piece(sessions, storage, old, staged(CONTENT[:100]), 0).bytes == 100
         new = upload_content.begin_writing(sessions, storage, project.id, upload_id, 100)
         left = staged(CONTENT[100:200])
-        with pytest.raises(Exception, match="Another request"):
+        with pytest.raises(Exception, match="A later request"):
             upload_content.add_piece(sessions, storage, old, left, 100)
         assert upload_content.add_piece(sessions, storage, new, staged(CONTENT[100:200]), 100).start == 100
         with transaction(sessions) as session:

@@ -84,7 +84,7 @@ class TestProjects:
 
     def test_a_name_that_is_taken_is_refused(self, operator: Tunery) -> None:
         operator("projects", "create", "lab")
-        assert 'there is a project "lab" already' in operator("projects", "create", "lab").err
+        assert 'a project "lab" exists already' in operator("projects", "create", "lab").err
 
 
 class TestKeys:
