@@ -6,15 +6,29 @@ generated and to which responses are held.
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import uvicorn
 from starlette.responses import FileResponse
 
-LONG_POLL = re.compile(rb"(?<![^&])wait=\d+(\.\d+)?(?![^&])")
-SHORT_POLL = b"wait=0.1"
+WAIT = re.compile(rb"(?<![^&])wait=([^&]*)")
+SHORT_SECONDS = 0.1
+
+
+def shortened(query: bytes) -> bytes:
+    """The query with every valid `wait` of more than a moment replaced."""
+    return WAIT.sub(lambda found: b"wait=%g" % SHORT_SECONDS if _is_long(found[1]) else found[0], query)
+
+
+def _is_long(wait: bytes) -> bool:
+    try:
+        return SHORT_SECONDS < float(unquote_to_bytes(wait)) < math.inf
+    except ValueError:
+        return False
 
 
 class ShortWaits:
@@ -24,7 +38,7 @@ class ShortWaits:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
-            scope["query_string"] = LONG_POLL.sub(SHORT_POLL, scope["query_string"])
+            scope["query_string"] = shortened(scope["query_string"])
         app = self.document if scope.get("path") == "/openapi.json" else self.app
         await app(scope, receive, send)
 
