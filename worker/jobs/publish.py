@@ -43,10 +43,6 @@ class StoredCheckpoint:
     files: list[StoredFile]
     archive: StoredFile
 
-    @property
-    def keys(self) -> list[str]:
-        return [file.key for file in (*self.files, self.archive)]
-
 
 class Publisher:
     def __init__(self, resources: Resources, job: Job, keeper: LeaseKeeper, directory: Path) -> None:
