@@ -17,13 +17,13 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 def main(directory: Path = DOCS) -> None:
-    written = reference()
+    pages_by_name = reference()
     (directory / "reference").mkdir(parents=True, exist_ok=True)
-    for old in set(_written_before(directory)) - written.keys():
-        (directory / old).unlink()
-    for name, text in written.items():
+    for stale_name in set(_existing_pages(directory)) - pages_by_name.keys():
+        (directory / stale_name).unlink()
+    for name, text in pages_by_name.items():
         (directory / name).write_text(text, encoding="utf-8")
-    print(f"{len(written)} pages in {directory}")
+    print(f"{len(pages_by_name)} pages in {directory}")
 
 
 def reference() -> dict[str, str]:
@@ -33,13 +33,13 @@ def reference() -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def document() -> dict[str, Any]:
-    """The OpenAPI document; it needs no server."""
+    """The OpenAPI document. It requires neither a database nor a broker."""
     with tempfile.TemporaryDirectory() as data_dir:
-        nowhere = Settings(database_url="postgresql://nowhere/x", redis_url="redis://nowhere", data_dir=Path(data_dir))
-        return create_app(nowhere).openapi()
+        settings = Settings(database_url="postgresql://unused/x", redis_url="redis://unused", data_dir=Path(data_dir))
+        return create_app(settings).openapi()
 
 
-def _written_before(directory: Path) -> list[str]:
+def _existing_pages(directory: Path) -> list[str]:
     return [f"reference/{path.name}" for path in (directory / "reference").glob("*.md")]
 
 

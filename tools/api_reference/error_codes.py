@@ -1,152 +1,368 @@
-"""Every code of an answer, with its cause, its remedy and a message; docs/errors.md is made of it.
+"""The error codes of responses, with cause, remedy and an example message; the source of docs/errors.md.
 
-Tests hold the list against the code: that no code is missing or too many, that each answers with this status and such
-a message.
+Tests compare the list with the code: every code is listed, and each is returned with this status and such a message.
 """
 
 from __future__ import annotations
 
-from tools.api_reference.bad_requests import BAD_REQUESTS
-from tools.api_reference.error_code import ErrorCode
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ErrorCode:
+    """One error code. `message` is an example; `…` stands for the variable parts.
+
+    `is_final`: the response has `x-should-retry: false`, which the official client respects for every status.
+    """
+
+    code: str
+    status: int
+    cause: str
+    remedy: str
+    message: str
+    is_final: bool = False
+
 
 ERROR_CODES = (
-    *BAD_REQUESTS,
     ErrorCode(
-        "invalid_api_key", 401,
-        "No key, a wrong one, or a revoked one.",
-        "`Authorization: Bearer <key>`; an operator makes keys with `tunery keys create`.",
+        "conflicting_parameters",
+        400,
+        "One parameter was given twice with different values, or two parameters exclude each other.",
+        "Give it once. The message names both places.",
+        "lora.alpha = 8 contradicts hyperparameters.lora_alpha = 16; give it once, or twice with one value",
+    ),
+    ErrorCode(
+        "file_deleted",
+        400,
+        "A clone would use a file of the original job that has been deleted.",
+        "Name another file in the body: `training_file`, `validation_file`.",
+        "training_file: file-… of job ftjob-… was deleted; name another training_file in the body",
+    ),
+    ErrorCode(
+        "file_too_large_to_plan",
+        400,
+        "Counting the tokens of the training file for a plan takes longer than five minutes.",
+        "Create the job: its validation counts them without a time limit.",
+        "training_file: counting its tokens takes longer than … s; create the job instead, "
+        "whose validation counts them",
+    ),
+    ErrorCode(
+        "idempotency_key_reused",
+        400,
+        "The `Idempotency-Key` was sent within the last 24 hours with another body, or to another path.",
+        "Use a new key for a new request.",
+        'Idempotency-Key: "…" was used within the last 24 hours for …; send the same request again, or a new '
+        "request with a new key",
+    ),
+    ErrorCode(
+        "invalid_endpoint_state",
+        400,
+        "Redelivery was requested for a disabled webhook endpoint, or for a test.",
+        "Enable the endpoint first (`enabled: true`); instead of repeating a test, send another one.",
+        "Endpoint wh_… is disabled; enable it first.",
+    ),
+    ErrorCode(
+        "invalid_job_state",
+        400,
+        "The state of the job does not allow the operation, such as a cancel after the end or a resume while running.",
+        "Read the job again. The status is 400 because the official client would send a 409 three times.",
+        "Job ftjob-… is …; only a paused job can be resumed.",
+    ),
+    ErrorCode(
+        "invalid_json",
+        400,
+        "The body is not JSON, not an object, nested too deeply, or has a key twice.",
+        "Send one JSON object; the message has the position of the error.",
+        "We could not parse the JSON body of your request: ….",
+    ),
+    ErrorCode(
+        "invalid_multipart",
+        400,
+        "The upload is not multipart/form-data, or was interrupted.",
+        "Send a form, as `curl -F` and the official client do; repeat an interrupted upload.",
+        'Send the file as multipart/form-data with a boundary (curl -F does), not as "application/json".',
+    ),
+    ErrorCode(
+        "invalid_project_state",
+        400,
+        "The project is archived, or cannot be archived because it has unfinished jobs.",
+        "Unarchive the project to create keys. To archive a project with its jobs, send `cancel_jobs: true`.",
+        'Project "…" is archived, so its keys are not valid; unarchive it first.',
+    ),
+    ErrorCode(
+        "invalid_training_file",
+        400,
+        "The file is not strict JSON lines, or a plan found examples that a job would refuse.",
+        "Correct the listed lines; an error lists up to ten. For its meaning in `job.error` see below.",
+        "Expected file to have JSONL format, where every line is a valid JSON dictionary. Line 2: …",
+    ),
+    ErrorCode(
+        "invalid_type",
+        400,
+        'A value has the wrong JSON type: "7" is not a number, 7 is not text.',
+        "Send the type in the reference.",
+        'seed: must be a whole number, not "7"',
+    ),
+    ErrorCode(
+        "invalid_upload_state",
+        400,
+        "The upload was completed or cancelled, so it accepts no more content.",
+        "Read the upload: a completed one has its `file`. Otherwise create another upload.",
+        "Upload upload_… is cancelled, so it …; only a pending upload can.",
+    ),
+    ErrorCode(
+        "invalid_value",
+        400,
+        "A value is out of its bounds, or contradicts the rest of the request.",
+        "Change the field in `param`; the message has the allowed values and all other problems of the request.",
+        'suffix: "…" has … characters; at most 64 are allowed',
+    ),
+    ErrorCode(
+        "md5_mismatch",
+        400,
+        "The assembled parts do not have the `md5` that was sent to complete the upload.",
+        "Compare the `sha256` of the parts, send the wrong part again, and complete with the new list. The upload "
+        "stays pending.",
+        "md5: the file's is …, not …; a part was altered, left out or misplaced",
+    ),
+    ErrorCode(
+        "missing_required_parameter",
+        400,
+        "A field without a default is absent.",
+        "Send it.",
+        "you must provide training_file",
+    ),
+    ErrorCode(
+        "model_refused",
+        400,
+        "The operator's command `tunery models add` found code or pickles in the directory, or a file is missing.",
+        "Provide a directory with safetensors, config.json and a tokenizer, without code.",
+        "… cannot be a base model: …",
+    ),
+    ErrorCode(
+        "model_unavailable",
+        400,
+        "An export needs the base model of the job, which was removed or has other files now.",
+        "Ask the operator to register the original files again. For its meaning in `job.error` see below.",
+        'The files registered as "…" are not those that the adapter was trained on.',
+    ),
+    ErrorCode(
+        "unknown_parameter",
+        400,
+        "A key of a body, a form field or a query parameter does not exist; nothing is ignored silently.",
+        "Correct the spelling: `param` is the dotted path, and the message lists the known names.",
+        "unknown parameter lora.rnak; known here: …",
+    ),
+    ErrorCode(
+        "unsupported_value",
+        400,
+        "A value of OpenAI or PEFT that this server does not support: `reinforcement`, `integrations`, PiSSA, ...",
+        "Omit it, or use a value from the message.",
+        'method.type "reinforcement" is not offered here; allowed are "supervised" and "dpo"',
+    ),
+    ErrorCode(
+        "upload_expired",
+        400,
+        "The upload was not completed in time; its parts were deleted.",
+        "Create another upload. The operator can extend the time with `TUNERY_UPLOAD_TTL_SECONDS`.",
+        "Upload upload_… has expired, so it …; create another one with POST /v1/uploads.",
+    ),
+    ErrorCode(
+        "upload_offset_mismatch",
+        400,
+        "The start of `Content-Range` is not the end of the stored content.",
+        "`HEAD` on the same URL returns the offset to continue from in `Upload-Offset`.",
+        "Content-Range: begins at byte …, but … bytes of upload upload_… are stored; continue there, or send "
+        "all of it without Content-Range.",
+    ),
+    ErrorCode(
+        "upload_size_mismatch",
+        400,
+        "The parts in `part_ids` have more or fewer bytes together than the declared size of the upload.",
+        "Name all parts, each once; `GET /v1/uploads/{id}/parts` lists them.",
+        "The parts have … bytes together, but the upload was declared with …; name all of its parts, each once.",
+    ),
+    ErrorCode(
+        "upload_taken_over",
+        400,
+        "A newer request sends the content of this upload, so the content of this request is discarded.",
+        "Send the content in one request at a time. After an interruption the newest request is valid.",
+        "A later request sends the content of upload upload_… now; no more content of this request is stored.",
+    ),
+    ErrorCode(
+        "validation_too_slow",
+        400,
+        "Reading the file for a report took too long: the service is busy, or a line is huge.",
+        "Retry later, or create the job: its validation has no time limit.",
+        "The file could not be read within … s; the service is busy, or one of its lines is huge. Create the "
+        "job: its validation takes the time it needs",
+    ),
+    ErrorCode(
+        "webhook_unreachable",
+        400,
+        "The test of a webhook endpoint got no response: unknown host, refused connection, bad certificate, timeout.",
+        "The message has the reason. Correct the receiver or the `url`, and test again.",
+        "The test did not reach wh_…: …",
+    ),
+    ErrorCode(
+        "invalid_api_key",
+        401,
+        "The API key is absent, unknown, expired or revoked.",
+        "Send `Authorization: Bearer <key>`; an operator creates keys with `tunery keys create`.",
         "Incorrect API key provided: this server does not know it. Create a key with `tunery keys create`.",
     ),
     ErrorCode(
-        "insufficient_permissions", 403,
-        "The key is good, but lacks the scope that this call takes.",
-        "The message names the scope; an admin can give it to the key, or make another one.",
+        "insufficient_permissions",
+        403,
+        "The key is valid, but lacks the scope that this call requires.",
+        "The message names the scope; an admin can add it to the key, or create another key.",
         'Permission denied: POST /v1/fine_tuning/jobs requires the scope "…"; this API key has …. An admin can give it '
         "another scope.",
     ),
     ErrorCode(
-        "permission_denied", 403,
-        "The key is good, but this takes another: base models belong to the operator, sharing takes an admin key.",
+        "permission_denied",
+        403,
+        "The key is valid, but the operation requires another one: base models belong to the operator, sharing "
+        "requires an admin key.",
         "Ask the operator.",
         '"tiny" is a base model; only the operator can remove it (`tunery models remove tiny`).',
     ),
     ErrorCode(
-        "adapter_deleted", 404,
-        "The job succeeded, but a file of its adapter was deleted since.",
-        "Train again, or take the adapter of another checkpoint, if its files are still there.",
+        "adapter_deleted",
+        404,
+        "The job has succeeded, but a file of its adapter was deleted later.",
+        "Train again, or use the adapter of another checkpoint if its files still exist.",
         "File … of the adapter of job … was deleted.",
     ),
     ErrorCode(
-        "adapter_not_found", 404,
+        "adapter_not_found",
+        404,
         "The job has no adapter (yet).",
-        "Wait for `succeeded`. The checkpoints of a job that failed or was cancelled have adapters of their own.",
+        "Wait for `succeeded`. The checkpoints of a failed or cancelled job have adapters of their own.",
         "Job … is …, so there is no adapter: it is there when the job has succeeded.",
     ),
     ErrorCode(
-        "model_not_found", 404,
+        "model_not_found",
+        404,
         "No base model and no `ft:` model of the project has this name.",
-        "GET /v1/models lists them. OpenAI's names do not exist here, until an operator offers one under such a name.",
+        "GET /v1/models lists them. OpenAI's names exist only if the operator registers a model under such a name.",
         'The model "gpt-4o" does not exist. Models on offer: ….',
     ),
     ErrorCode(
-        "not_found", 404,
-        "There is no such file, job or other thing, it was deleted, or it belongs to another project.",
-        "Check the id, and that the key is one of its project.",
+        "not_found",
+        404,
+        "The object does not exist, was deleted, or belongs to another project.",
+        "Check the id, and that the key belongs to the project of the object.",
         "No such File object: file-nothere",
     ),
     ErrorCode(
-        "unknown_url", 404,
-        "The path does not exist. Often `base_url` lacks its `/v1`, or there is a slash at the end.",
+        "unknown_url",
+        404,
+        "The path does not exist. Often `base_url` lacks `/v1`, or the path ends with a slash.",
         "Compare with [the reference](reference/README.md).",
         "Unknown request URL: GET /files. Did you mean /v1/files? /docs lists all URLs.",
     ),
     ErrorCode(
-        "method_not_allowed", 405,
+        "method_not_allowed",
+        405,
         "The path exists, but not with this HTTP method.",
-        "The message and the `Allow` header have the right one.",
+        "The message and the `Allow` header list the methods.",
         "Method not allowed: PUT /v1/files. This URL accepts ….",
     ),
     ErrorCode(
-        "request_timeout", 408,
+        "request_timeout",
+        408,
         "The client sent its request too slowly: no byte of the body for `TUNERY_BODY_IDLE_SECONDS` (30), less than "
-        "`TUNERY_BODY_MIN_BYTES_PER_SECOND` (1,000) on average over a minute, or headers that were not complete after "
-        "`TUNERY_HEADER_TIMEOUT_SECONDS` (10). The connection is closed after the answer.",
-        "Send it again. A stream to `/v1/uploads/{id}/content` goes on from `Upload-Offset`.",
+        "`TUNERY_BODY_MIN_BYTES_PER_SECOND` (1,000) on average over a minute, or incomplete headers after "
+        "`TUNERY_HEADER_TIMEOUT_SECONDS` (10). The server closes the connection after the response.",
+        "Send it again. A stream to `/v1/uploads/{id}/content` continues at `Upload-Offset`.",
         "No byte of the request body arrived for … s. Send the request again; a resumable upload continues at its "
         "Upload-Offset.",
     ),
     ErrorCode(
-        "idempotency_key_in_use", 409,
-        "The first request with this `Idempotency-Key` is still at work.",
-        "Send it again after `Retry-After`; then it is answered as the first one was. The official client does.",
+        "idempotency_key_in_use",
+        409,
+        "The first request with this `Idempotency-Key` is still running.",
+        "Retry after `Retry-After` to receive the response of the first request. The official client does that.",
         'Idempotency-Key: the first request with "…" has not ended yet; send it again in a second',
     ),
     ErrorCode(
-        "file_too_large", 413,
-        "The file is larger than `TUNERY_MAX_FILE_BYTES`, or a part of an upload than 64 MiB. An upload that is "
-        "declared with more than `TUNERY_MAX_UPLOAD_BYTES` is a 400 with this code.",
-        "Send a larger file in parts, and more of them. Else split the data, or ask the operator for more.",
+        "file_too_large",
+        413,
+        "The file is larger than `TUNERY_MAX_FILE_BYTES`, or a part larger than 64 MiB. An upload with a declared "
+        "size above `TUNERY_MAX_UPLOAD_BYTES` is a 400 with this code.",
+        "Send a larger file in parts, and a larger part as several. Otherwise split the data, or ask the operator for "
+        "a higher limit.",
         "The file is larger than … bytes, the limit for one file; nothing was stored. A larger one goes up in parts: "
         "POST /v1/uploads.",
     ),
     ErrorCode(
-        "request_too_large", 413,
-        "A JSON body of more than 1 MiB.",
-        "Data belongs into a file, not into the body.",
+        "request_too_large",
+        413,
+        "A JSON body has more than 1 MiB.",
+        "Upload data as a file instead.",
         "The body is longer than … bytes.",
     ),
     ErrorCode(
-        "unsupported_content_encoding", 415,
+        "unsupported_content_encoding",
+        415,
         "The body is compressed: a `Content-Encoding` other than `identity`.",
-        "Send it as it is; what is stored and hashed is what you send, and nothing is ever decompressed.",
-        "Content-Encoding: \"gzip\" is not supported, only identity; send the body without compression",
+        "Send it without compression; bodies are stored and hashed as sent, and never decompressed.",
+        'Content-Encoding: "gzip" is not supported, only identity; send the body without compression',
     ),
     ErrorCode(
-        "range_not_satisfiable", 416,
-        "A `Range` of bytes that begins behind the end of the file, or that is none at all (`bytes=9-1`). Several "
-        "ranges in one request, and units other than bytes, are answered with the whole file and a 200.",
+        "range_not_satisfiable",
+        416,
+        "The `Range` begins after the end of the file, or is invalid (`bytes=9-1`). The response to several ranges in "
+        "one request, and to units other than bytes, is the whole file with a 200.",
         "The `Content-Range` header has the size. At the end of a resumed download it means: complete.",
         "Range: bytes=999999- selects nothing: the object has … bytes",
     ),
     ErrorCode(
-        "rate_limit_exceeded", 429,
-        "The project sends more requests a second than it may.",
-        "Wait as long as `Retry-After` says; the official client does. The `x-ratelimit-...` headers tell how "
-        "much is left.",
+        "rate_limit_exceeded",
+        429,
+        "The project sends more requests per second than its limit.",
+        "Wait for the time in `Retry-After`; the official client does. The `x-ratelimit-...` headers have the "
+        "remaining requests.",
         "Rate limit reached: this project may send … requests a second. Try again in … s.",
     ),
     ErrorCode(
-        "insufficient_quota", 429,
-        "A limit of the project is reached; `param` names it: stored bytes, waiting jobs, GPU-seconds of the month.",
-        "`GET /v1/project` has the limits and what is used. Delete files, wait for jobs, or ask an admin for more.",
+        "insufficient_quota",
+        429,
+        "A limit of the project is reached; `param` names it: stored bytes, queued jobs, GPU-seconds of the month.",
+        "`GET /v1/project` has limits and usage. Delete files, wait for jobs, or ask an admin for a higher limit.",
         'Queue limit reached: project "…" may have … queued jobs and has …. Try again when one of them runs, cancel '
         "one, or ask an admin for a higher max_queued_jobs.",
         is_final=True,
     ),
     ErrorCode(
-        "server_error", 500,
-        "A fault of ours.",
-        "Give the operator the `x-request-id`: the log has the rest under it.",
+        "server_error",
+        500,
+        "A defect of the server.",
+        "Give the operator the `x-request-id`: the server log has the details under it.",
         "Internal server error. The server log has the details under the x-request-id of this response.",
     ),
     ErrorCode(
-        "service_unavailable", 503,
-        "PostgreSQL does not answer, or something else that the request needs.",
-        "Wait as long as `Retry-After` says; the official client does. Nothing was changed.",
+        "service_unavailable",
+        503,
+        "PostgreSQL or another dependency of the request does not answer.",
+        "Wait for the time in `Retry-After`; the official client does. Nothing was changed.",
         "PostgreSQL does not answer; try again in a few seconds.",
     ),
     ErrorCode(
-        "no_api_key", 503,
-        "The service has no API key yet, so it answers its own machine only.",
-        "Its operator makes the first one: `tunery keys create`, or `TUNERY_ADMIN_KEY_FILE`.",
+        "no_api_key",
+        503,
+        "No API key exists yet, so the service accepts connections from its own machine only.",
+        "The operator creates the first key: `tunery keys create`, or `TUNERY_ADMIN_KEY_FILE`.",
         "No API key exists yet, so this service accepts connections from its own machine only, not at …. Create a key "
         "first (`tunery keys create …`), or set TUNERY_ADMIN_KEY_FILE.",
     ),
     ErrorCode(
-        "storage_full", 507,
-        "The disk is full. Nothing half-written is visible.",
+        "storage_full",
+        507,
+        "The disk is full. No partial data is visible.",
         "Delete files that are no longer needed, or ask the operator for space.",
         "The disk is full; nothing was stored. Delete files that are no longer needed, or ask the operator for space.",
         is_final=True,
     ),
-)  # fmt: skip
+)

@@ -1,16 +1,20 @@
-"""docs/errors.md: what can go wrong, what the official client makes of it, and what to do."""
+"""docs/errors.md: all errors, their handling by the official client, and what to do."""
 
 from __future__ import annotations
 
-from tools.api_reference.error_code import ErrorCode
-from tools.api_reference.error_codes import ERROR_CODES
-from tools.api_reference.job_errors import ENDINGS, JOB_ERRORS
+from tools.api_reference.error_codes import ERROR_CODES, ErrorCode
+from tools.api_reference.job_errors import ATTEMPT_REASONS, JOB_ERRORS
 
 EXCEPTIONS = {
-    400: "BadRequestError", 401: "AuthenticationError", 403: "PermissionDeniedError", 404: "NotFoundError",
-    409: "ConflictError", 422: "UnprocessableEntityError", 429: "RateLimitError",
-}  # fmt: skip
-RETRIED = (408, 409, 429)  # and 500 and above
+    400: "BadRequestError",
+    401: "AuthenticationError",
+    403: "PermissionDeniedError",
+    404: "NotFoundError",
+    409: "ConflictError",
+    422: "UnprocessableEntityError",
+    429: "RateLimitError",
+}
+RETRIED_STATUSES = (408, 409, 429)  # and 500 and above
 NOTE = "<!-- Written by `make reference` from tools/api_reference/error_codes.py and job_errors.py. -->\n"
 INTRO = """\
 Every error has one shape, whatever its status:
@@ -19,71 +23,71 @@ Every error has one shape, whatever its status:
 {"error": {"message": "...", "type": "invalid_request_error", "param": "lora.r", "code": "invalid_value"}}
 ```
 
-`message` says what was seen, what is allowed and what to do; with several problems it lists all of them, and `param`
-(a dotted path) and `code` are those of the first. `type` is `invalid_request_error` where the request has to change,
-`server_error` where it was good, and of a 429 `requests` (too many a second) or `insufficient_quota`. Every answer has
-an `x-request-id`: give it to the operator, whose log has the rest under it.
+`message` has the problem, the allowed values and what to do; with several problems it lists all of them, and `param`
+(a dotted path) and `code` are those of the first. `type` is `invalid_request_error` if the request has to change,
+`server_error` if it was valid, and for a 429 `requests` (rate limit) or `insufficient_quota`. Every response has an
+`x-request-id`: give it to the operator, whose log has the details under it.
 
-The official client makes an exception of each status, with `e.code`, `e.param`, `e.message` and `e.request_id`. It
-sends some requests twice more by itself (`max_retries=2`); that is why a wrong state is a 400 here and no 409. Where
-that is of no use though the status is one of those, the answer has `x-should-retry: false`, and the client does not.
+The official client raises an exception for each status, with `e.code`, `e.param`, `e.message` and `e.request_id`. It
+retries some statuses twice by default (`max_retries=2`); that is why a wrong state is a 400 here, not a 409. If a retry
+is useless despite the status, the response has `x-should-retry: false`, and the client does not retry.
 """
 
 
 def exception_of(status: int) -> str:
-    """What the official client raises."""
+    """The exception class of the official client."""
     return "InternalServerError" if status >= 500 else EXCEPTIONS.get(status, "APIStatusError")
 
 
-def is_retried(one: ErrorCode) -> bool:
-    """By the official client, twice, without being asked to."""
-    return not one.is_final and (one.status in RETRIED or one.status >= 500)
+def is_retried(error_code: ErrorCode) -> bool:
+    """Whether the official client retries the request by default."""
+    return not error_code.is_final and (error_code.status in RETRIED_STATUSES or error_code.status >= 500)
 
 
 def errors_page() -> str:
-    return "\n".join([f"# Errors\n\n{NOTE}", INTRO, _answers(), _of_jobs(), _endings()])
+    return "\n".join([f"# Errors\n\n{NOTE}", INTRO, _request_errors(), _job_errors(), _attempt_outcomes()])
 
 
-def _answers() -> str:
-    parts = ["## Of requests\n"]
-    for status, retried in sorted({(one.status, is_retried(one)) for one in ERROR_CODES}):
-        said = "sent again by the client" if retried else "not sent again"
-        parts.append(f"### {status}: `{exception_of(status)}`, {said}\n")
-        parts.append("| code | cause | what to do | for example |\n|---|---|---|---|")
+def _request_errors() -> str:
+    parts = ["## Errors of requests\n"]
+    for status, retried in sorted({(each.status, is_retried(each)) for each in ERROR_CODES}):
+        retry_note = "retried by the client" if retried else "not retried"
+        parts.append(f"### {status}: `{exception_of(status)}`, {retry_note}\n")
+        parts.append("| code | cause | what to do | example |\n|---|---|---|---|")
         parts += [
-            f"| `{one.code}` | {_cell(one.cause)} | {_cell(one.remedy)} | {_cell(one.message)} |"
-            for one in ERROR_CODES
-            if (one.status, is_retried(one)) == (status, retried)
+            f"| `{each.code}` | {_cell(each.cause)} | {_cell(each.remedy)} | {_cell(each.message)} |"
+            for each in ERROR_CODES
+            if (each.status, is_retried(each)) == (status, retried)
         ]
         parts.append("")
     return "\n".join(parts)
 
 
-def _of_jobs() -> str:
+def _job_errors() -> str:
     head = """\
-## Of jobs
+## Errors of jobs
 
-What is wrong with the data, or goes wrong in training, is told by the job: `status` is `failed` and `job.error` has
-`code`, `message` and `param`. Nothing is raised. A failed job is not tried again; create another one.
+Errors of the data and of training appear in the job: `status` is `failed` and `job.error` has `code`, `message` and
+`param`. The client raises no exception. A failed job is not retried; create another one.
 
-| code | cause | what to do | for example |
+| code | cause | what to do | example |
 |---|---|---|---|"""
     rows = [
-        f"| `{reason}` | {_cell(one.cause)} | {_cell(one.remedy)} | {_cell(one.message)} |"
-        for reason, one in JOB_ERRORS.items()
+        f"| `{reason}` | {_cell(error_code.cause)} | {_cell(error_code.remedy)} | {_cell(error_code.message)} |"
+        for reason, error_code in JOB_ERRORS.items()
     ]
     return "\n".join([head, *rows]) + "\n"
 
 
-def _endings() -> str:
+def _attempt_outcomes() -> str:
     head = """\
-## Of attempts
+## Reasons for the end of an attempt
 
-An attempt at a job may end without the job having failed. These reasons stand in the events and move the job elsewhere.
+An attempt can end without failing the job. The events have these reasons, and the job gets another state.
 
-| reason | the job goes to | what it means |
+| reason | new state | meaning |
 |---|---|---|"""
-    rows = [f"| `{reason}` | {state} | {_cell(text)} |" for reason, (state, text) in ENDINGS.items()]
+    rows = [f"| `{reason}` | {state} | {_cell(text)} |" for reason, (state, text) in ATTEMPT_REASONS.items()]
     return "\n".join([head, *rows]) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""docs/reference: a page for each group of operations, one for the objects they answer with, and a list of all."""
+"""docs/reference: a page for each group of operations, one for the objects, and an index."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from app.api.openapi import request_examples, schema_text
-from app.api.openapi.schema_text import Field
+from app.api.openapi.schema_text import FieldRow
 
 NOTE = "<!-- Written by `make reference` from the OpenAPI document. Change the code, not this page. -->\n"
-COMMON = "What every operation may answer"
+COMMON = "Common error responses"
 Document = Mapping[str, Any]
 Operation = tuple[str, str, Mapping[str, Any]]  # method, path, operation
 
 
 def pages(document: Document) -> dict[str, str]:
-    """{file name: text} of the whole reference."""
+    """{file name: text} of all pages."""
     groups, common = _groups(document), _common_errors(document)
-    written = {_file_of(tag): _group_page(tag, operations, document, common) for tag, operations in groups.items()}
-    return {"README.md": _index(groups, common), **written, "objects.md": _objects(document)}
+    group_pages = {_file_of(tag): _group_page(tag, operations, document, common) for tag, operations in groups.items()}
+    return {"README.md": _index(groups, common), **group_pages, "objects.md": _objects(document)}
 
 
 def _common_errors(document: Document) -> dict[str, str]:
-    """{status: description} of what most operations may answer: told once, instead of with each of them."""
+    """{status: description} of the errors that most operations have: described once instead of for each operation."""
     operations = [operation for item in document["paths"].values() for operation in item.values()]
     counted = Counter(
-        (status, answer["description"])
+        (status, response["description"])
         for operation in operations
-        for status, answer in operation["responses"].items()
+        for status, response in operation["responses"].items()
         if status >= "4"
     )
-    return {status: said for (status, said), count in sorted(counted.items()) if count > len(operations) / 2}
+    return {status: text for (status, text), count in sorted(counted.items()) if count > len(operations) / 2}
 
 
 def _groups(document: Document) -> dict[str, list[Operation]]:
-    """What is about no single thing (create, list) comes first."""
-    found: dict[str, list[Operation]] = defaultdict(list)
+    """{tag: operations}; operations without a path parameter (create, list) come first."""
+    groups: dict[str, list[Operation]] = defaultdict(list)
     for path, item in document["paths"].items():
         for method, operation in item.items():
-            found[(operation.get("tags") or ["Others"])[0]].append((method.upper(), path, operation))
-    return {tag: sorted(found[tag], key=lambda operation: "{" in operation[1]) for tag in sorted(found)}
+            groups[(operation.get("tags") or ["Others"])[0]].append((method.upper(), path, operation))
+    return {tag: sorted(groups[tag], key=lambda operation: "{" in operation[1]) for tag in sorted(groups)}
 
 
 def _file_of(tag: str) -> str:
@@ -49,27 +49,27 @@ def _file_of(tag: str) -> str:
 
 
 def _slug(text: str) -> str:
-    """As a reader of Markdown makes an anchor of a heading."""
+    """The anchor of a heading in Markdown."""
     return re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
 
 
 def _index(groups: Mapping[str, list[Operation]], common: Mapping[str, str]) -> str:
     parts = [
         f"# API reference\n\n{NOTE}",
-        "Every operation, with its parameters, its body, its answer and an example. The narrative is in\n"
-        "[the API](../api.md), what can go wrong in [errors](../errors.md), what differs from OpenAI in\n"
-        "[coming from OpenAI](../coming-from-openai.md). The examples take these two for given:\n",
+        "Every operation, with its parameters, body, response and an example. For an introduction see\n"
+        "[the API](../api.md), for errors [errors](../errors.md), for differences from OpenAI\n"
+        "[coming from OpenAI](../coming-from-openai.md). Setup of the examples:\n",
         f"```sh\n{request_examples.SETUP_SH}\n```\n",
         f"```python\n{request_examples.SETUP_PYTHON}\n```\n",
-        "The scope beside an operation is what its key must have ([scopes](../tenancy.md#scopes)).\n",
-        f"## {COMMON}\n\nEach is an [ErrorBody](objects.md#errorbody).\n\n| status | what |\n|---|---|",
-        *(f"| {status} | {_cell(said)} |" for status, said in common.items()),
+        "The scope of an operation is the scope that the key requires ([scopes](../tenancy.md#scopes)).\n",
+        f"## {COMMON}\n\nEach is an [ErrorBody](objects.md#errorbody).\n\n| status | description |\n|---|---|",
+        *(f"| {status} | {_cell(text)} |" for status, text in common.items()),
         "",
     ]
     for tag, operations in groups.items():
         rows = [
-            f"| `{method} {path}` | [{one['summary']}]({_file_of(tag)}#{_slug(one['summary'])}) |"
-            for method, path, one in operations
+            f"| `{method} {path}` | [{operation['summary']}]({_file_of(tag)}#{_slug(operation['summary'])}) |"
+            for method, path, operation in operations
         ]
         parts.append(f"## {tag}\n\n| operation | |\n|---|---|\n" + "\n".join(rows) + "\n")
     return "\n".join(parts)
@@ -91,7 +91,7 @@ def _operation(
     parts += _parameters(operation)
     parts += _body(operation, document)
     parts += _examples(request)
-    parts += _answers(operation, common)
+    parts += _responses(operation, common)
     return "\n".join(parts)
 
 
@@ -101,14 +101,14 @@ def _parameters(operation: Mapping[str, Any]) -> Iterator[str]:
         return
     yield "**Parameters**\n"
     rows = [
-        Field(
-            f"{one['name']} ({one['in']})",
-            schema_text.type_name(one["schema"]).removesuffix(" or null"),  # which cannot be said in a URL
-            one.get("required", False),
-            schema_text.default_of(one["schema"]),
-            one.get("description", ""),
+        FieldRow(
+            f"{parameter['name']} ({parameter['in']})",
+            schema_text.type_name(parameter["schema"]).removesuffix(" or null"),  # a query cannot express null
+            parameter.get("required", False),
+            schema_text.default_of(parameter["schema"]),
+            parameter.get("description", ""),
         )
-        for one in parameters
+        for parameter in parameters
     ]
     yield _table("parameter", rows)
 
@@ -117,36 +117,36 @@ def _body(operation: Mapping[str, Any], document: Document) -> Iterator[str]:
     for media_type, content in operation.get("requestBody", {}).get("content", {}).items():
         yield f"**Body** (`{media_type}`)\n"
         schema = schema_text.inner_object(content["schema"], document)
-        yield "The bytes as they are.\n" if schema is None else _table("field", schema_text.fields(schema, document))
+        yield "The raw bytes.\n" if schema is None else _table("field", schema_text.fields(schema, document))
 
 
-def _examples(request: request_examples.Request) -> Iterator[str]:
+def _examples(request: request_examples.ExampleRequest) -> Iterator[str]:
     yield f"**Example**\n\n```sh\n{request_examples.curl(request)}\n```\n"
     python = request_examples.python(request)
     if python is not None:
         yield f"```python\n{python}\n```\n"
 
 
-def _answers(operation: Mapping[str, Any], common: Mapping[str, str]) -> Iterator[str]:
+def _responses(operation: Mapping[str, Any], common: Mapping[str, str]) -> Iterator[str]:
     responses = operation["responses"]
-    shared = [status for status, answer in responses.items() if common.get(status) == answer["description"]]
-    yield "**Answers**\n\n| status | what | body |\n|---|---|---|"
+    shared = [status for status, each in responses.items() if common.get(status) == each["description"]]
+    yield "**Responses**\n\n| status | description | body |\n|---|---|---|"
     for status in [status for status in responses if status not in shared]:
-        yield f"| {status} | {_cell(responses[status]['description'])} | {_answer_body(responses[status])} |"
+        yield f"| {status} | {_cell(responses[status]['description'])} | {_response_body(responses[status])} |"
     yield ""
     if shared:
-        yield f"And [{COMMON.lower()}](README.md#{_slug(COMMON)}): {', '.join(shared)}.\n"
-    for status, answer in operation["responses"].items():
+        yield f"Also the [{COMMON.lower()}](README.md#{_slug(COMMON)}): {', '.join(shared)}.\n"
+    for status, response in operation["responses"].items():
         if status.startswith("2"):
-            yield from _answer_examples(status, answer)
+            yield from _response_examples(status, response)
 
 
-def _answer_body(answer: Mapping[str, Any]) -> str:
-    said = [
+def _response_body(response: Mapping[str, Any]) -> str:
+    bodies = [
         _linked(content["schema"]) if media_type == request_examples.JSON else f"`{media_type}`"
-        for media_type, content in answer.get("content", {}).items()
+        for media_type, content in response.get("content", {}).items()
     ]
-    return " or ".join(said)
+    return " or ".join(bodies)
 
 
 def _linked(schema: Mapping[str, Any]) -> str:
@@ -156,16 +156,14 @@ def _linked(schema: Mapping[str, Any]) -> str:
     return f"[{name}](objects.md#{_slug(name)})"
 
 
-def _answer_examples(status: str, answer: Mapping[str, Any]) -> Iterator[str]:
-    for media_type, content in answer.get("content", {}).items():
+def _response_examples(status: str, response: Mapping[str, Any]) -> Iterator[str]:
+    for media_type, content in response.get("content", {}).items():
         if media_type == request_examples.JSON and status == "200":
             yield f"```json\n{request_examples.json_text(content.get('example'))}\n```\n"
 
 
 def _objects(document: Document) -> str:
-    parts = [
-        f"# Objects\n\n{NOTE}\nWhat the operations answer with, by name. Every error is an [ErrorBody](#errorbody).\n"
-    ]
+    parts = [f"# Objects\n\n{NOTE}\nAll objects, by name. Every error is an [ErrorBody](#errorbody).\n"]
     for name, schema in sorted(document["components"]["schemas"].items()):
         parts.append(f"## {name}\n")
         if schema.get("description"):
@@ -177,10 +175,10 @@ def _objects(document: Document) -> str:
 
 def _object_table(schema: Mapping[str, Any]) -> str:
     rows = [
-        f"| `{one.path}` | {_with_links(one.type, schema['properties'][one.path])} | {_cell(one.meaning)} |"
-        for one in schema_text.own_fields(schema)
+        f"| `{row.path}` | {_with_links(row.type, schema['properties'][row.path])} | {_cell(row.description)} |"
+        for row in schema_text.own_fields(schema)
     ]
-    return "| field | type | meaning |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+    return "| field | type | description |\n|---|---|---|\n" + "\n".join(rows) + "\n"
 
 
 def _with_links(text: str, schema: Mapping[str, Any]) -> str:
@@ -191,12 +189,12 @@ def _with_links(text: str, schema: Mapping[str, Any]) -> str:
     return text
 
 
-def _table(title: str, rows: list[Field]) -> str:
-    lines = [f"| {title} | type | default | meaning |", "|---|---|---|---|"]
+def _table(title: str, rows: list[FieldRow]) -> str:
+    lines = [f"| {title} | type | default | description |", "|---|---|---|---|"]
     for row in rows:
         name = f"`{row.path}`" if " (" not in row.path else "`{}` ({}".format(*row.path.split(" (", 1))
         default = "required" if row.required else f"`{row.default}`" if row.default is not None else ""
-        lines.append(f"| {name} | {_cell(row.type)} | {default} | {_cell(row.meaning)} |")
+        lines.append(f"| {name} | {_cell(row.type)} | {default} | {_cell(row.description)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -1,7 +1,7 @@
 """/openapi.json and /docs, without a key unless a setting closes them.
 
-The page is one answer: style and script stand in it, and its policy lets the browser load nothing and talk to
-nobody but this server. What it shows is what tools.api_reference says in docs/reference.
+The page is self-contained: it includes its style and script, and its content security policy allows connections to
+this server only. Its content is that of docs/reference, which tools.api_reference writes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from starlette.responses import HTMLResponse, JSONResponse
 from app.api.openapi import request_examples, schema_text
 
 TEMPLATE, STYLE, SCRIPT = (Path(__file__).with_name(name) for name in ("docs.html", "docs.css", "docs.js"))
-MAX_OPEN_FIELDS = 12  # so many are shown at once; more unfold on a click
+MAX_OPEN_FIELDS = 12  # a longer table is collapsed until a click
+HEADERS = {"Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
 
 router = APIRouter(include_in_schema=False)
 
@@ -34,19 +35,16 @@ def openapi_document(request: Request) -> JSONResponse:
 
 @router.get("/docs")
 def reference(request: Request) -> HTMLResponse:
-    """Every operation with its parameters, body and answer, and a form to try it."""
+    """Every operation with its parameters, body and response, and a form to send it."""
     style, script = STYLE.read_text(encoding="utf-8"), SCRIPT.read_text(encoding="utf-8")
     document = _document(request.app)
     setup = {"sh": request_examples.SETUP_SH, "python": request_examples.SETUP_PYTHON}
     page = _template().render(info=document["info"], groups=_groups(document), setup=setup, style=style, script=script)
-    return HTMLResponse(page, headers={"Content-Security-Policy": _policy(style, script), **_HEADERS})
-
-
-_HEADERS = {"Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
+    return HTMLResponse(page, headers={"Content-Security-Policy": _policy(style, script), **HEADERS})
 
 
 def _policy(style: str, script: str) -> str:
-    """By hash, not by 'unsafe-inline': a description that held a script would not run."""
+    """A content security policy with hashes instead of 'unsafe-inline': a script in a description would not run."""
     return (
         f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -58,7 +56,7 @@ def _digest(text: str) -> str:
 
 
 def _document(app: FastAPI) -> dict[str, Any]:
-    """Built once: the routes do not change."""
+    """The OpenAPI document, built once: the routes do not change."""
     if app.openapi_schema is None:
         app.openapi_schema = app.openapi()
     return app.openapi_schema
@@ -74,19 +72,19 @@ def _template() -> Any:
 
 
 def _groups(document: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """{tag: operations}, each with what the page shows of it."""
-    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    """{tag: operations}, each as the template shows it."""
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for path, item in document["paths"].items():
         for method, operation in item.items():
-            found[(operation.get("tags") or ["Others"])[0]].append(_operation(method, path, operation, document))
-    return dict(found)
+            groups[(operation.get("tags") or ["Others"])[0]].append(_operation(method, path, operation, document))
+    return dict(groups)
 
 
 def _operation(method: str, path: str, operation: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
     request = request_examples.example_request(method, path, operation, document)
     values = iter(request.values)
-    shown = {name: next(values) for name in request_examples.PARAMETER.findall(path)}
-    parameters = [one | {"value": shown.get(one["name"], "")} for one in operation.get("parameters", ())]
+    path_values = {name: next(values) for name in request_examples.PARAMETER.findall(path)}
+    parameters = [each | {"value": path_values.get(each["name"], "")} for each in operation.get("parameters", ())]
     return {
         "id": operation["operationId"],
         "method": method,
@@ -97,15 +95,15 @@ def _operation(method: str, path: str, operation: dict[str, Any], document: dict
         "body": _body(request, operation, document),
         "curl": request_examples.curl(request),
         "python": request_examples.python(request),
-        "answers": operation["responses"],
+        "responses": operation["responses"],
         "example": _example(operation),
-        "answer_fields": _answer_fields(operation, document),
+        "response_fields": _response_fields(operation, document),
         "is_open": request.is_open,
     }
 
 
 def _body(
-    request: request_examples.Request, operation: dict[str, Any], document: dict[str, Any]
+    request: request_examples.ExampleRequest, operation: dict[str, Any], document: dict[str, Any]
 ) -> dict[str, Any] | None:
     if request.media_type is None:
         return None
@@ -121,18 +119,19 @@ def _body(
 
 
 def _example(operation: dict[str, Any]) -> str | None:
-    for one in operation["responses"].get("200", {}).get("content", {}).values():
-        return one["example"] if isinstance(one.get("example"), str) else request_examples.json_text(one.get("example"))
+    for content in operation["responses"].get("200", {}).get("content", {}).values():
+        example = content.get("example")
+        return example if isinstance(example, str) else request_examples.json_text(example)
     return None
 
 
-def _answer_fields(operation: dict[str, Any], document: dict[str, Any]) -> list[schema_text.Field]:
+def _response_fields(operation: dict[str, Any], document: dict[str, Any]) -> list[schema_text.FieldRow]:
     schema = operation["responses"].get("200", {}).get("content", {}).get(request_examples.JSON, {}).get("schema", {})
     inner = schema_text.inner_object(schema, document)
     return schema_text.fields(inner, document) if inner else []
 
 
 def _markdown(text: str) -> Markup:
-    """Descriptions are Markdown, of which they use paragraphs and `code`."""
+    """Render Markdown; descriptions only use paragraphs and `code`."""
     paragraphs = str(escape(text)).replace("\n\n", "<br><br>")
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", paragraphs))

@@ -1,4 +1,4 @@
-"""The OpenAPI document: generated from the routes, with the key, the error shape and an example for every operation."""
+"""The OpenAPI document: generated from the routes, with security scheme, errors, and examples of every operation."""
 
 from __future__ import annotations
 
@@ -17,50 +17,50 @@ from app.domain.access import scopes
 METHODS = ("get", "post", "put", "patch", "delete")
 SECURITY_SCHEME = "ApiKey"
 ERRORS = {
-    "400": "The request is wrong; `param` says where.",
-    "401": "No API key, or not a good one.",
-    "403": "The key lacks the scope that this operation takes.",
-    "404": "No such thing in this project.",
+    "400": "The request is invalid; `param` names the field.",
+    "401": "No API key, or an invalid one.",
+    "403": "The key lacks the scope that this operation requires.",
+    "404": "No such object in this project.",
     "429": "Too many requests (`rate_limit_exceeded`), or a limit of the project is reached (`insufficient_quota`).",
     "503": "PostgreSQL does not answer; try again after `Retry-After` seconds.",
 }
 DUPLICATE_ERROR = {
-    "409": "The first request with this `Idempotency-Key` has not ended; send it again after `Retry-After` seconds.",
+    "409": "The first request with this `Idempotency-Key` is still running; retry after `Retry-After` seconds.",
 }
-POST_ERRORS = {"408": "The body came too slowly.", "413": "The body is too large."}
+POST_ERRORS = {"408": "The body arrived too slowly.", "413": "The body is too large."}
 MORE_ERRORS = {
     "POST /v1/files": {
-        "408": "The body came too slowly.", "413": "The file is too large.",
+        "408": "The body arrived too slowly.",
+        "413": "The file is too large.",
         "507": "The disk is full; nothing was stored.",
     },
     "POST /v1/uploads/{upload_id}/parts": {
-        "408": "The body came too slowly.", "413": "The part is too large.",
+        "408": "The body arrived too slowly.",
+        "413": "The part is too large.",
         "507": "The disk is full; nothing was stored.",
     },
     "PUT /v1/uploads/{upload_id}/content": {
-        "408": "The body came too slowly; what came is kept.", "507": "The disk is full; nothing more was stored.",
+        "408": "The body arrived too slowly; the received bytes are stored.",
+        "507": "The disk is full; nothing more was stored.",
     },
     "GET /v1/files/{file_id}/content": {"416": "The range selects nothing."},
     "GET /v1/fine_tuning/jobs/{job_id}/adapter/archive": {"416": "The range selects nothing."},
     "DELETE /v1/models/{model}": {
-        "403": "A base model belongs to the operator, a shared one to its project; or the key lacks the scope for this."
+        "403": "The model is a base model or belongs to another project, or the key lacks the scope."
     },
-}  # fmt: skip
+}
 RESPONSE_EXAMPLES = {
-    operation: answer
-    for module in (
-        all_operations, organization, extensions, permissions, queue, upload_examples,
-        webhooks,
-    )
-    for operation, answer in module.RESPONSE_EXAMPLES.items()
-}  # fmt: skip
+    operation: example
+    for module in (all_operations, organization, extensions, permissions, queue, upload_examples, webhooks)
+    for operation, example in module.RESPONSE_EXAMPLES.items()
+}
 DESCRIPTION = """\
-Fine-tuning jobs in OpenAI's wire contract, QLoRA on your own GPUs, and the adapter is yours.
+Fine-tuning jobs with OpenAI's API, QLoRA on your own GPUs, and adapters to download.
 
-The official `openai` client works unchanged: point `base_url` at `/v1` of this server. What is ours (`lora`,
-`quantization`, `progress`, `adapter`, ...) stands beside OpenAI's fields and changes none of them. Every path under
-`/v1` needs a key: `Authorization: Bearer YOUR_KEY`. Every error is `{"error": {message, type, param, code}}`. Every GET
-can be asked as HEAD, too: the same headers, without the body.
+The official `openai` client works unchanged: set `base_url` to `/v1` of this server. Additional fields (`lora`,
+`quantization`, `progress`, `adapter`, ...) extend OpenAI's fields and change none of them. Every path under `/v1`
+requires a key: `Authorization: Bearer YOUR_KEY`. Every error is `{"error": {message, type, param, code}}`. Every GET
+operation also supports HEAD: the same headers, without the body.
 """
 
 
@@ -76,13 +76,13 @@ def build_openapi(app: FastAPI) -> dict[str, Any]:
     _add_schemas(schemas)
     document["components"]["securitySchemes"] = {SECURITY_SCHEME: {"type": "http", "scheme": "bearer"}}
     for method, path, operation in _operations(document):
-        _complete(method, path, operation)
+        _complete_operation(method, path, operation)
     add_descriptions(document)
     return document
 
 
 def _add_schemas(schemas: dict[str, Any]) -> None:
-    """FastAPI's own error shape goes, ours comes; the create body is read by hand, so FastAPI does not know it."""
+    """Replace FastAPI's error schemas, and add the schemas of the bodies that the routes parse themselves."""
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
     for schema in (
@@ -105,16 +105,16 @@ def _operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, 
                 yield method, path, operation
 
 
-def _complete(method: str, path: str, operation: dict[str, Any]) -> None:
+def _complete_operation(method: str, path: str, operation: dict[str, Any]) -> None:
     responses = operation["responses"]
     responses.pop("422", None)
     for response in responses.values():
-        if response["description"] == "Successful Response":  # FastAPI's
+        if response["description"] == "Successful Response":  # FastAPI's default
             response["description"] = "Success."
     name = f"{method.upper()} {path}"
-    answer = RESPONSE_EXAMPLES.get(name)
-    if answer is not None:
-        responses["200"]["content"]["application/json"]["example"] = answer
+    example = RESPONSE_EXAMPLES.get(name)
+    if example is not None:
+        responses["200"]["content"]["application/json"]["example"] = example
     if path.startswith("/v1"):
         operation["security"] = [{SECURITY_SCHEME: []}]
         operation["x-scope"] = scopes.required_scope(method.upper(), path)

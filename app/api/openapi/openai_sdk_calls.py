@@ -1,4 +1,4 @@
-"""Which call of the official client sends which request. A test sends each of them and looks at what arrives."""
+"""The methods of the official client by request. A test calls each of them and checks the request it sends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KEYS = f"{PROJECTS}/{{}}/api_keys"
 
 @dataclass(frozen=True)
 class SdkCall:
-    """`arguments` and `by_name` are parameters of the path, `body` the fields that the method knows by name."""
+    """A method of the client. `arguments` and `by_name` are path parameters; `body` are its named body fields."""
 
     method: str
     arguments: tuple[int, ...] = ()  # positions in the path
@@ -23,11 +23,18 @@ class SdkCall:
 
 
 CREATE_JOB = (
-    "model", "training_file", "validation_file", "suffix", "seed", "metadata", "method", "hyperparameters",
+    "model",
+    "training_file",
+    "validation_file",
+    "suffix",
+    "seed",
+    "metadata",
+    "method",
+    "hyperparameters",
     "integrations",
-)  # fmt: skip
+)
 
-# "METHOD path", with {} for whatever the path's parameters are called.
+# "METHOD path" -> call, with {} for each path parameter.
 CALLS: dict[str, SdkCall] = {
     "POST /v1/files": SdkCall("files.create", body=("file", "purpose", "expires_after")),
     "GET /v1/files": SdkCall("files.list"),

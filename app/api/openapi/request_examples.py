@@ -1,6 +1,6 @@
-"""An operation's example as a request: for curl, and for the official client.
+"""The example of an operation as a request: for curl, and for the official client.
 
-Both are run by tests/reference, against the service, with ids that exist in the place of those shown here.
+tests/tools/api_reference sends both to the service, with existing ids in place of those shown here.
 """
 
 from __future__ import annotations
@@ -19,38 +19,43 @@ from app.api.openapi.schema_text import inner_object
 
 PARAMETER = re.compile(r"{(\w+)(?::path)?}")
 PATH_EXAMPLES = {
-    "file_id": all_operations.FILE_ID, "job_id": all_operations.JOB_ID, "model": all_operations.TUNED,
-    "upload_id": uploads.UPLOAD_ID, "export_id": extensions.EXPORT["id"],
-    "endpoint_id": webhooks.ENDPOINT_ID, "delivery_id": webhooks.DELIVERY["id"],
-    "project_id": organization.PROJECT_ID, "key_id": organization.KEY_ID,
-}  # fmt: skip
-A_FILE = "train.jsonl"
+    "file_id": all_operations.FILE_ID,
+    "job_id": all_operations.JOB_ID,
+    "model": all_operations.TUNED,
+    "upload_id": uploads.UPLOAD_ID,
+    "export_id": extensions.EXPORT["id"],
+    "endpoint_id": webhooks.ENDPOINT_ID,
+    "delivery_id": webhooks.DELIVERY["id"],
+    "project_id": organization.PROJECT_ID,
+    "key_id": organization.KEY_ID,
+}
+FILE_NAME = "train.jsonl"
 JSON, FORM, STREAM = "application/json", "multipart/form-data", "text/event-stream"
 
 
-# What every example takes for given.
+# The setup of all examples.
 SETUP_SH = 'export TUNERY=http://127.0.0.1:8000 KEY="Authorization: Bearer tnry_..."'
 SETUP_PYTHON = """\
 from pathlib import Path
 
 from openai import HttpxBinaryResponseContent, OpenAI
 
-# admin_api_key is what client.admin sends: a key with the scope `admin`
+# client.admin sends admin_api_key, a key with the scope `admin`
 client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="tnry_...", admin_api_key="tnry_...")"""
 
 
 @dataclass(frozen=True)
-class Request:
+class ExampleRequest:
     """One operation with example values."""
 
     method: str
     template: str
-    values: tuple[str, ...]  # of the path's parameters, in their order
-    query: tuple[tuple[str, str], ...]  # parameters that have an example
+    values: tuple[str, ...]  # of the path parameters, in order
+    query: tuple[tuple[str, str], ...]  # parameters with an example
     media_type: str | None  # of the body
     body: Any
-    files: tuple[str, ...]  # fields of the body that are bytes
-    answer_type: str
+    files: tuple[str, ...]  # fields of the body with binary content
+    response_type: str
     is_list: bool
 
     @property
@@ -64,68 +69,71 @@ class Request:
 
     @property
     def is_open(self) -> bool:
-        """Needs no key."""
+        """Whether the operation requires no key."""
         return not self.template.startswith("/v1")
 
 
-def example_request(method: str, template: str, operation: Mapping[str, Any], document: Mapping[str, Any]) -> Request:
+def example_request(
+    method: str, template: str, operation: Mapping[str, Any], document: Mapping[str, Any]
+) -> ExampleRequest:
     media_type, content = _first(operation.get("requestBody", {}).get("content", {}))
-    answer_type, answer = _answer(operation)
+    response_type, response = _response(operation)
     fields = (inner_object(content.get("schema", {}), document) or {}).get("properties", {})
-    return Request(
+    return ExampleRequest(
         method=method.upper(),
         template=template,
-        values=_path_values(template, operation, answer),
+        values=_path_values(template, operation, response),
         query=_query(operation),
         media_type=media_type,
         body=content.get("example"),
         files=tuple(name for name, schema in fields.items() if _is_bytes(schema)),
-        answer_type=answer_type,
-        is_list=_is_list_of_things(answer),
+        response_type=response_type,
+        is_list=_is_list_of_objects(response),
     )
 
 
 def json_text(value: Any) -> str:
-    """JSON for people: what fits stays on one line."""
+    """JSON for readers: a value that fits is on one line."""
     if isinstance(value, Mapping) and value:
-        words = [f"{json.dumps(key)}: {json_text(inner)}" for key, inner in value.items()]
-        return _bracketed("{", words, "}", width=88, last="")
+        items = [f"{json.dumps(key)}: {json_text(inner)}" for key, inner in value.items()]
+        return _bracketed("{", items, "}", width=88, last="")
     if isinstance(value, list) and value:
         return _bracketed("[", [json_text(inner) for inner in value], "]", width=88, last="")
     return json.dumps(value, ensure_ascii=False)
 
 
-def curl(request: Request) -> str:
-    """`$TUNERY` is the address, `$KEY` the Authorization header."""
-    words = ["curl -s", *(["-N"] if request.answer_type == STREAM else []), f"$TUNERY{_shell_word(request.url)}"]
+def curl(request: ExampleRequest) -> str:
+    """The request as a curl command. `$TUNERY` is the address, `$KEY` the Authorization header."""
+    words = ["curl -s", *(["-N"] if request.response_type == STREAM else []), f"$TUNERY{_shell_word(request.url)}"]
     if request.method not in ("GET", "POST") or (request.method == "POST" and request.media_type is None):
         words.insert(1, f"-X {request.method}")
     options = [] if request.is_open else ['-H "$KEY"']
     options += _curl_body(request)
-    if request.answer_type not in (JSON, STREAM) and not request.answer_type.startswith("text/"):
+    if request.response_type not in (JSON, STREAM) and not request.response_type.startswith("text/"):
         options.append(f"-o {_download_name(request)}")
     return " \\\n  ".join([" ".join([*words, *options[:1]]), *options[1:]])
 
 
-def python(request: Request) -> str | None:
-    """With `client = OpenAI(...)` before it. None where the client is of no use, as for a stream."""
-    if request.is_open or request.answer_type == STREAM:
+def python(request: ExampleRequest) -> str | None:
+    """The request as a Python statement with `client = OpenAI(...)`. None for a stream."""
+    if request.is_open or request.response_type == STREAM:
         return None
-    official = CALLS.get(f"{request.method} {PARAMETER.sub('{}', request.template)}")
-    if official is None and (request.files or request.media_type not in (None, JSON)):
+    sdk_call = CALLS.get(f"{request.method} {PARAMETER.sub('{}', request.template)}")
+    if sdk_call is None and (request.files or request.media_type not in (None, JSON)):
         return None
-    call = _official(request, official) if official else _by_path(request)
-    if request.answer_type.startswith("text/"):
+    call = _sdk_call_text(request, sdk_call) if sdk_call else _generic_call_text(request)
+    if request.response_type.startswith("text/"):
         return f"answer = {call}\nprint(answer.text)"
-    if request.answer_type != JSON:
+    if request.response_type != JSON:
         return f"{call}.write_to_file({_download_name(request)!r})".replace("'", '"')
-    if request.is_list and official:
+    if request.is_list and sdk_call:
         return f"for item in {call}:\n    print(item.id)"
     return f"answer = {call}\nprint(answer)"
 
 
-def _answer(operation: Mapping[str, Any]) -> tuple[str, Any]:
-    success = next(answer for status, answer in operation["responses"].items() if status.startswith("2"))
+def _response(operation: Mapping[str, Any]) -> tuple[str, Any]:
+    """Media type and example of the success response."""
+    success = next(response for status, response in operation["responses"].items() if status.startswith("2"))
     media_type, content = _first(success.get("content", {}))
     return media_type or JSON, content.get("example")
 
@@ -134,29 +142,31 @@ def _first(contents: Mapping[str, Mapping[str, Any]]) -> tuple[str | None, Mappi
     return next(iter(contents.items()), (None, {}))
 
 
-def _is_list_of_things(answer: Any) -> bool:
-    """And not of words."""
-    return isinstance(answer, Mapping) and answer.get("object") == "list" and isinstance(answer["data"][0], Mapping)
+def _is_list_of_objects(response: Any) -> bool:
+    is_list = isinstance(response, Mapping) and response.get("object") == "list"
+    return is_list and isinstance(response["data"][0], Mapping)
 
 
-def _path_values(template: str, operation: Mapping[str, Any], answer: Any) -> tuple[str, ...]:
-    """What the document shows: the parameter's own example, the id in the answer, or one of the examples' ids."""
-    shown = {one["name"]: one["example"] for one in operation.get("parameters", ()) if "example" in one}
+def _path_values(template: str, operation: Mapping[str, Any], response: Any) -> tuple[str, ...]:
+    """Path values: the parameter's own example, the id in the response, or an id of the examples."""
+    examples = {each["name"]: each["example"] for each in operation.get("parameters", ()) if "example" in each}
     names = PARAMETER.findall(template)
-    values = [str(shown.get(name) or PATH_EXAMPLES.get(name) or f"{name.removesuffix('_id')}-...") for name in names]
-    if names and names[-1] not in shown and PARAMETER.search(template.rsplit("/", 1)[-1]):
-        values[-1] = str(answer["id"]) if isinstance(answer, Mapping) and "id" in answer else values[-1]
+    values = [str(examples.get(name) or PATH_EXAMPLES.get(name) or f"{name.removesuffix('_id')}-...") for name in names]
+    if names and names[-1] not in examples and PARAMETER.search(template.rsplit("/", 1)[-1]):
+        values[-1] = str(response["id"]) if isinstance(response, Mapping) and "id" in response else values[-1]
     return tuple(values)
 
 
 def _query(operation: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    parameters = [one for one in operation.get("parameters", ()) if one["in"] == "query"]
-    shown = {one["name"]: one.get("example", *one.get("schema", {}).get("examples", ())[:1]) for one in parameters}
-    return tuple((name, str(value)) for name, value in shown.items() if isinstance(value, str | int))
+    parameters = [each for each in operation.get("parameters", ()) if each["in"] == "query"]
+    examples = {
+        each["name"]: each.get("example", *each.get("schema", {}).get("examples", ())[:1]) for each in parameters
+    }
+    return tuple((name, str(value)) for name, value in examples.items() if isinstance(value, str | int))
 
 
 def _shell_word(url: str) -> str:
-    """A question mark and an ampersand mean something to a shell."""
+    """Quote a URL with a query: a shell interprets question marks and ampersands."""
     return f'"{url}"' if "?" in url else url
 
 
@@ -164,7 +174,7 @@ def _is_bytes(schema: Mapping[str, Any]) -> bool:
     return "contentMediaType" in schema or schema.get("format") == "binary"
 
 
-def _curl_body(request: Request) -> list[str]:
+def _curl_body(request: ExampleRequest) -> list[str]:
     if request.media_type is None:
         return []
     if request.media_type == JSON:
@@ -173,32 +183,32 @@ def _curl_body(request: Request) -> list[str]:
         body = request.body if isinstance(request.body, Mapping) else {}
         named = [(name, value) for name, value in body.items() if name not in request.files]
         return [f"-F {shlex.quote(f'{name}={value}')}" for name, value in named] + [
-            f"-F {name}=@{A_FILE}" for name in request.files
+            f"-F {name}=@{FILE_NAME}" for name in request.files
         ]
-    return [f"-H 'Content-Type: {request.media_type}'", f"--data-binary @{A_FILE}"]
+    return [f"-H 'Content-Type: {request.media_type}'", f"--data-binary @{FILE_NAME}"]
 
 
-def _official(request: Request, official: SdkCall) -> str:
-    words = [json.dumps(request.values[position]) for position in official.arguments]
-    words += [f"{name}={json.dumps(request.values[position])}" for name, position in official.by_name.items()]
+def _sdk_call_text(request: ExampleRequest, sdk_call: SdkCall) -> str:
+    words = [json.dumps(request.values[position]) for position in sdk_call.arguments]
+    words += [f"{name}={json.dumps(request.values[position])}" for name, position in sdk_call.by_name.items()]
     body = request.body if isinstance(request.body, Mapping) else {}
-    words += [f"{name}={_value(request, name, body[name])}" for name in official.body if name in body]
-    ours = {name: value for name, value in body.items() if name not in official.body}
+    words += [f"{name}={_value(request, name, body[name])}" for name in sdk_call.body if name in body]
+    ours = {name: value for name, value in body.items() if name not in sdk_call.body}
     if ours:
         words.append(f"extra_body={_literal(ours)}")
-    return _layout(f"client.{official.method}", words)
+    return _layout(f"client.{sdk_call.method}", words)
 
 
-def _by_path(request: Request) -> str:
-    """What the client has no method for, by the client all the same: key, retries and errors are its own."""
-    cast_to = "object" if request.answer_type == JSON else "HttpxBinaryResponseContent"
+def _generic_call_text(request: ExampleRequest) -> str:
+    """A call by path, for operations without a method in the client; it still adds key, retries and errors."""
+    cast_to = "object" if request.response_type == JSON else "HttpxBinaryResponseContent"
     body = [f"body={_literal(request.body)}"] if isinstance(request.body, Mapping) else []
     path = json.dumps(request.url.removeprefix("/v1"))
     return _layout(f"client.{request.method.lower()}", [path, *body, f"cast_to={cast_to}"])
 
 
-def _value(request: Request, name: str, value: Any) -> str:
-    return f'Path("{A_FILE}")' if name in request.files else _literal(value)
+def _value(request: ExampleRequest, name: str, value: Any) -> str:
+    return f'Path("{FILE_NAME}")' if name in request.files else _literal(value)
 
 
 def _layout(call: str, words: list[str]) -> str:
@@ -217,7 +227,7 @@ def _literal(value: Any) -> str:
 
 
 def _bracketed(opening: str, words: list[str], closing: str, width: int = 60, last: str = ",") -> str:
-    """On one line if it fits, else each word on its own."""
+    """Bracketed items on one line if they fit, else one line each."""
     line = f"{opening}{', '.join(words)}{closing}"
     if len(line) <= width and "\n" not in line:
         return line
@@ -225,5 +235,5 @@ def _bracketed(opening: str, words: list[str], closing: str, width: int = 60, la
     return f"{opening}\n{inner}{last}\n{closing}"
 
 
-def _download_name(request: Request) -> str:
-    return "adapter.tar" if request.answer_type == "application/x-tar" else A_FILE
+def _download_name(request: ExampleRequest) -> str:
+    return "adapter.tar" if request.response_type == "application/x-tar" else FILE_NAME

@@ -1,4 +1,4 @@
-"""A JSON schema in words: one line for a type, one row for a field."""
+"""Text for JSON schemas: the name of a type, and the fields of an object as rows."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from typing import Any
 
 Schema = Mapping[str, Any]
 MAX_SHOWN_BOUND = 1 << 53
-MIN_SHARED_FIELDS = 4  # an object that repeats so many fields of an earlier one is told by what it adds
+MIN_SHARED_FIELDS = 4  # an object with this many fields of an earlier one is described by its additions
 
 
 @dataclass(frozen=True)
-class Field:
+class FieldRow:
+    """One row of a table of fields."""
+
     path: str  # dotted: lora.r
     type: str
     required: bool
     default: str | None
-    meaning: str
+    description: str
 
 
 def type_name(schema: Schema) -> str:
@@ -40,7 +42,7 @@ def type_name(schema: Schema) -> str:
     if schema.get("type") == "object" and isinstance(inner, Mapping):
         return f"object of {type_name(inner)}{_count(schema, 'Properties', 'pairs')}"
     if isinstance(schema.get("type"), list):
-        return " or ".join(type_name({**schema, "type": one}) for one in schema["type"])
+        return " or ".join(type_name({**schema, "type": name}) for name in schema["type"])
     return str(schema.get("type", "anything")) + _range(schema) + _count(schema, "Length", "characters")
 
 
@@ -49,61 +51,65 @@ def ref_name(schema: Schema) -> str:
 
 
 def inner_object(schema: Schema, document: Schema) -> Schema | None:
-    """The object with named properties that a schema is, points to, is a list of, or may be."""
+    """The object schema with properties that `schema` is, references, has as items, or has as an option."""
     if "$ref" in schema:
         schema = document["components"]["schemas"][ref_name(schema)]
     if "properties" in schema:
         return schema
     options = [*schema.get("anyOf", ()), *([schema["items"]] if "items" in schema else ())]
-    found = [inner for option in options if (inner := inner_object(option, document)) is not None]
-    return next(iter(found), None)
+    return next((inner for option in options if (inner := inner_object(option, document)) is not None), None)
 
 
-def fields(schema: Schema, document: Schema) -> list[Field]:
-    """Every field of a body, those of inner objects after the field that holds them, each object told once.
+def fields(schema: Schema, document: Schema) -> list[FieldRow]:
+    """All fields of a body. The fields of an inner object follow its field, and each object is described once.
 
-    At the top, if it stands there and holds no object itself: `lora` rather than a place four levels down.
+    An object without inner objects is described at the top level if it is there: `lora`, not a path with four parts.
     """
     simple: dict[str, Schema] = {}
-    for name, one in schema["properties"].items():
-        inner = inner_object(one, document)
+    for name, property_schema in schema["properties"].items():
+        inner = inner_object(property_schema, document)
         if inner is not None and _is_simple(inner, document) and inner["properties"] not in simple.values():
             simple[name] = inner["properties"]
     return list(_fields(schema, document, "", simple))
 
 
-def own_fields(schema: Schema) -> list[Field]:
-    """The fields of one object, not those of the objects in it."""
+def own_fields(schema: Schema) -> list[FieldRow]:
+    """The fields of one object, without those of inner objects."""
     required = schema.get("required", ())
     return [_field(name, inner, name in required) for name, inner in schema.get("properties", {}).items()]
 
 
-def _fields(schema: Schema, document: Schema, prefix: str, told: dict[str, Schema]) -> Iterator[Field]:
+def _fields(schema: Schema, document: Schema, prefix: str, described: dict[str, Schema]) -> Iterator[FieldRow]:
     properties, required = schema["properties"], schema.get("required", ())
     here = prefix.removesuffix(".").removesuffix("[]")
-    alike = None if here in told else _described_before(properties, told)
-    if alike:
-        yield Field(
-            f"{prefix}*", "", False, None, f"As in `{alike}`" + ("." if properties == told[alike] else ", and:")
+    similar = None if here in described else _described_before(properties, described)
+    if similar:
+        yield FieldRow(
+            f"{prefix}*",
+            "",
+            False,
+            None,
+            f"As in `{similar}`" + ("." if properties == described[similar] else ", and:"),
         )
     for name, inner in properties.items():
-        if alike and told[alike].get(name) == inner:
+        if similar and described[similar].get(name) == inner:
             continue
         yield _field(prefix + name, inner, name in required)
         deeper = inner_object(inner, document)
         if deeper is not None:
             mark = "[]." if inner.get("type") == "array" else "."
-            yield from _fields(deeper, document, f"{prefix}{name}{mark}", told)
-    if prefix and not alike:
-        told[here] = properties
+            yield from _fields(deeper, document, f"{prefix}{name}{mark}", described)
+    if prefix and not similar:
+        described[here] = properties
 
 
 def _is_simple(schema: Schema, document: Schema) -> bool:
-    return all(inner_object(one, document) is None for one in schema["properties"].values())
+    return all(inner_object(inner, document) is None for inner in schema["properties"].values())
 
 
-def _described_before(properties: Schema, told: Mapping[str, Schema]) -> str | None:
-    for path, earlier in told.items():
+def _described_before(properties: Schema, described: Mapping[str, Schema]) -> str | None:
+    """The path of an object that was described before and whose fields `properties` contains."""
+    for path, earlier in described.items():
         same = sum(properties.get(name) == inner for name, inner in earlier.items())
         if same == len(earlier) and same >= MIN_SHARED_FIELDS:
             return path
@@ -114,18 +120,18 @@ def default_of(schema: Schema) -> str | None:
     return json.dumps(schema["default"]) if schema.get("default") is not None else None
 
 
-def _field(path: str, schema: Schema, required: bool) -> Field:
-    return Field(path, type_name(schema), required, default_of(schema), str(schema.get("description", "")))
+def _field(path: str, schema: Schema, required: bool) -> FieldRow:
+    return FieldRow(path, type_name(schema), required, default_of(schema), str(schema.get("description", "")))
 
 
 def _range(schema: Schema) -> str:
     """` from 1 to 50`, ` above 0`."""
     words = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
-    return "".join(f" {word} {_number(schema[key])}" for key, word in words.items() if _is_bound(schema.get(key)))
+    return "".join(f" {word} {_number(schema[key])}" for key, word in words.items() if _is_shown_bound(schema.get(key)))
 
 
-def _is_bound(value: float | None) -> bool:
-    """The largest number that a database can hold tells a reader nothing."""
+def _is_shown_bound(value: float | None) -> bool:
+    """Whether a bound is worth showing: the maximum of a database column is not."""
     return value is not None and value < MAX_SHOWN_BOUND
 
 
@@ -135,9 +141,9 @@ def _number(value: float) -> float:
 
 def _count(schema: Schema, what: str, unit: str) -> str:
     """` (1 to 64 characters)`, ` (up to 16 pairs)`."""
-    least, most = schema.get(f"min{what}"), schema.get(f"max{what}")
-    if least is None and most is None:
+    minimum, maximum = schema.get(f"min{what}"), schema.get(f"max{what}")
+    if minimum is None and maximum is None:
         return ""
-    if most is None:
-        return f" ({least} {unit} or more)"
-    return f" ({least} to {most} {unit})" if least is not None else f" (up to {most} {unit})"
+    if maximum is None:
+        return f" ({minimum} {unit} or more)"
+    return f" ({minimum} to {maximum} {unit})" if minimum is not None else f" (up to {maximum} {unit})"

@@ -18,10 +18,9 @@ from app import errors
 from app.domain.jobs.states import FINAL_STATE, JobState, Reason
 from app.system import model_files
 from tests.tools.api_reference.provocations import PROVOCATIONS, Server
-from tools.api_reference.error_code import ErrorCode
-from tools.api_reference.error_codes import ERROR_CODES
+from tools.api_reference.error_codes import ERROR_CODES, ErrorCode
 from tools.api_reference.errors_page import INTRO, exception_of, is_retried
-from tools.api_reference.job_errors import ENDINGS, JOB_ERRORS
+from tools.api_reference.job_errors import ATTEMPT_REASONS, JOB_ERRORS
 
 ROOT = Path(__file__).parents[3]
 SOURCES = [path for room in ("app", "worker") for path in (ROOT / room).rglob("*.py") if "reference" not in path.parts]
@@ -111,7 +110,7 @@ class TestTheList:
     def test_has_every_reason_that_ends_an_attempt(self) -> None:
         failed = {reason for reason in Reason if FINAL_STATE[reason] is JobState.FAILED}
         assert JOB_ERRORS.keys() == failed
-        assert ENDINGS.keys() == set(Reason) - failed
+        assert ATTEMPT_REASONS.keys() == set(Reason) - failed
 
     @pytest.mark.parametrize("reason", JOB_ERRORS)
     def test_shows_a_message_that_the_code_can_say(self, reason: Reason) -> None:

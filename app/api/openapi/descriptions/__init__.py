@@ -1,6 +1,6 @@
 """Descriptions of the fields and parameters in the OpenAPI document.
 
-`"Schema.field"` goes before `"field"`. A test names every field of the document that is left without a meaning.
+`"Schema.field"` has precedence over `"field"`. A test lists every field of the document without a description.
 """
 
 from __future__ import annotations
@@ -12,38 +12,38 @@ from app.api.schemas.jobs import parameters as knobs
 
 BY_FIELD = {
     "id": "The id, for every call that takes one.",
-    "object": "The kind of thing this is.",
+    "object": "The type of the object.",
     "created_at": "Seconds since 1970.",
     "bytes": "Size in bytes.",
-    "filename": "A bare name, never a path.",
+    "filename": "A file name without a path.",
     "sha256": "SHA-256 of the bytes, in hexadecimal digits.",
-    "message": "What was seen, what is allowed and what to do.",
+    "message": "The problem, the allowed values and what to do.",
     "model": "A base model, or an `ft:` model.",
-    "method": "How it is trained.",
-    "hyperparameters": 'The numbers that training runs with; none of them is "auto" any more.',
-    "lora": "The adapter, every knob resolved.",
-    "quantization": "How the frozen base is held; null: in 16 bits.",
-    "seed": "Of the order of the examples and of the adapter's first values; drawn if none was given.",
-    "training_file": "The id of the file it learns from.",
-    "validation_file": "The id of a file whose loss is measured and never learned from.",
-    "metadata": "Your own words about the job, up to 16 pairs; lists can be filtered by them.",
-    "base_model": "The base model under the adapter; it is of no use without it.",
-    "fine_tuning_job_id": "The job that made it.",
+    "method": "The training method.",
+    "hyperparameters": 'The resolved hyperparameters; none of them is "auto".',
+    "lora": "The resolved parameters of the adapter.",
+    "quantization": "The quantization of the frozen base model; null: 16 bits.",
+    "seed": "The seed of the order of the examples and of the adapter's initial weights. Default: random.",
+    "training_file": "The id of the training file.",
+    "validation_file": "The id of a file whose loss is measured and that is not used for training.",
+    "metadata": "Up to 16 pairs of your own; lists of jobs can be filtered by them.",
+    "base_model": "The base model of the adapter, which is required to use it.",
+    "fine_tuning_job_id": "The job that created it.",
     "fine_tuned_model": "The `ft:` name of the result.",
     "step_number": "Optimizer steps done.",
-    "total_steps": "Optimizer steps of the whole job, as planned.",
-    "trained_tokens": "Tokens that go through the model, times epochs; padding is never counted.",
-    "has_more": "Whether another page follows: ask with `after` set to the last id.",
-    "first_id": "The first item's id; null on an empty page.",
-    "last_id": "The last item's id; null on an empty page.",
-    "deleted": "Always true: what could not be deleted is an error.",
+    "total_steps": "Planned optimizer steps of the whole job.",
+    "trained_tokens": "Tokens that the model processes in all epochs, without padding.",
+    "has_more": "Whether another page follows: send `after` with the last id.",
+    "first_id": "The first item's id; null for an empty page.",
+    "last_id": "The last item's id; null for an empty page.",
+    "deleted": "Always true: a failed deletion is an error.",
     "project_id": "The project.",
-    "status": "How it stands.",
-    "file": "The bytes. The filename that comes with them is kept as a label.",
+    "status": "The status.",
+    "file": "The content of the file. The filename in the form is stored as a label.",
     "data": "The items of this page.",
-    "expires_after[anchor]": "From when on: its creation.",
-    "expires_after[seconds]": "After how long the file is deleted by itself: an hour to 30 days.",
-}  # fmt: skip
+    "expires_after[anchor]": "The start of the period: the creation of the file.",
+    "expires_after[seconds]": "The file is deleted automatically after this time: an hour to 30 days.",
+}
 BY_SCHEMA = (
     basics.BY_SCHEMA
     | files.BY_SCHEMA
@@ -53,7 +53,7 @@ BY_SCHEMA = (
     | queue.BY_SCHEMA
     | webhooks.BY_SCHEMA
 )
-# What one schema leaves unsaid, another says that has the same fields.
+# Schemas whose missing descriptions are those of another schema with the same fields.
 FALLBACK_SCHEMAS = {
     "NewKey": "KeyBody",
     "OrganizationJob": "JobBody",
@@ -65,7 +65,7 @@ FALLBACK_SCHEMAS = {
     "WebhookEndpointWithSecret": "WebhookEndpointBody",
 }
 PARAMETERS = {
-    "actor_ids[]": "Only what these did: ids of keys, or operators.",
+    "actor_ids[]": "Only changes by these actors: ids of keys, or operators.",
     "delivery_id": "The delivery.",
     "effective_at[gt]": "Only later than this second (since 1970).",
     "effective_at[gte]": "Only in this second (since 1970) or later.",
@@ -75,16 +75,16 @@ PARAMETERS = {
     "event_types[]": "Only these types of entries, such as `fine_tuning.jobs.cancel`.",
     "export_id": "The export.",
     "file_id": "The file.",
-    "include_archived": "Also those that were archived.",
-    "include_revoked": "Also those that were revoked.",
+    "include_archived": "Include archived projects.",
+    "include_revoked": "Include revoked keys.",
     "job_id": "The job.",
-    "model": "A model by its name; slashes in it may be raw or encoded.",
+    "model": "The name of the model; slashes may be raw or encoded.",
     "key_id": "The API key.",
     "permission_id": "The permission.",
     "project_id": "The project.",
-    "project_ids[]": "Only what was done to these projects, or with their keys.",
-    "purpose": "Files of this purpose alone.",
-    "resource_ids[]": "Only entries that name one of these ids: of a job, a file, a key, ...",
+    "project_ids[]": "Only changes of these projects, or with their keys.",
+    "purpose": "Only files with this purpose.",
+    "resource_ids[]": "Only entries with one of these ids: of a job, a file, a key, ...",
     "upload_id": "The upload.",
 }
 BY_REQUEST_PARAMETER = {
@@ -96,10 +96,10 @@ BY_REQUEST_PARAMETER = {
 
 
 def add_descriptions(document: dict[str, Any]) -> None:
-    """Give every field and parameter of the document its description, where it has none."""
+    """Add a description to every field and parameter of the document without one."""
     for name, schema in document["components"]["schemas"].items():
         for field, inner in schema.get("properties", {}).items():
-            _describe(inner, _of_field(name, field))
+            _describe(inner, _field_description(name, field))
     for item in document["paths"].values():
         for operation in item.values():
             for parameter in operation.get("parameters", ()):
@@ -109,17 +109,17 @@ def add_descriptions(document: dict[str, Any]) -> None:
                     _describe(inner, BY_FIELD.get(field))
 
 
-def _of_field(schema: str, field: str) -> str | None:
+def _field_description(schema: str, field: str) -> str | None:
     knob = BY_REQUEST_PARAMETER.get(schema, {}).get(field)
-    return knob["description"] if knob else _by_schema(schema, field) or BY_FIELD.get(field)
+    return knob["description"] if knob else _schema_description(schema, field) or BY_FIELD.get(field)
 
 
-def _by_schema(schema: str | None, field: str) -> str | None:
+def _schema_description(schema: str | None, field: str) -> str | None:
     while schema is not None and f"{schema}.{field}" not in BY_SCHEMA:
         schema = FALLBACK_SCHEMAS.get(schema)
     return BY_SCHEMA.get(f"{schema}.{field}")
 
 
-def _describe(inner: dict[str, Any], meaning: str | None) -> None:
-    if meaning is not None and not inner.get("description"):
-        inner["description"] = meaning
+def _describe(inner: dict[str, Any], description: str | None) -> None:
+    if description is not None and not inner.get("description"):
+        inner["description"] = description

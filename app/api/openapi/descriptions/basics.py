@@ -1,23 +1,23 @@
-"""Errors, readiness, models, permissions."""
+"""Descriptions of errors, readiness, models and permissions."""
 
 from __future__ import annotations
 
 BY_SCHEMA = {
-    "ErrorBody.error": "What went wrong.",
-    "ErrorDetail.code": "One word for programs: see the page of errors.",
-    "ErrorDetail.param": "Where in the request, as a dotted path; with several problems the first.",
-    "ErrorDetail.type": "`invalid_request_error`, or `server_error` where the request was good.",
+    "ErrorBody.error": "The error.",
+    "ErrorDetail.code": "The error code for programs: see the page of errors.",
+    "ErrorDetail.param": "The part of the request, as a dotted path; with several problems that of the first.",
+    "ErrorDetail.type": "`invalid_request_error`, or `server_error` if the request was valid.",
     "LoraLimits.max_r": "The largest rank.",
-    "LoraLimits.target_modules": "Layers that an adapter may be put on.",
+    "LoraLimits.target_modules": "The layers that an adapter can have.",
     "ModelBody.created": "Seconds since 1970.",
-    "ModelBody.fine_tunable": "Whether a job may name it as its `model`.",
-    "ModelBody.id": "The name that a job gives as `model`.",
-    "ModelBody.lora_limits": "Of a base model: what an adapter on it may be.",
-    "ModelBody.max_context_length": "Of a base model, in tokens.",
-    "ModelBody.owned_by": "`tunery`, or the server's organization for what was trained here.",
+    "ModelBody.fine_tunable": "Whether a job can use it as its `model`.",
+    "ModelBody.id": "The name to send as `model` of a job.",
+    "ModelBody.lora_limits": "The limits for an adapter on this base model.",
+    "ModelBody.max_context_length": "The context length of a base model, in tokens.",
+    "ModelBody.owned_by": "`tunery`, or the server's organization for a model that was trained here.",
     "PermissionBody.project_id": "The project that may use the checkpoint.",
-    "Readiness.checks": "One for each thing that the service needs.",
-    "ReadinessCheck.detail": "What was found.",
-    "ReadinessCheck.ok": "Whether it is good.",
-    "ReadinessCheck.required": "Whether the service is not ready without it.",
-}  # fmt: skip
+    "Readiness.checks": "One check for each dependency of the service.",
+    "ReadinessCheck.detail": "The result in words.",
+    "ReadinessCheck.ok": "Whether the check passed.",
+    "ReadinessCheck.required": "Whether the service is not ready if this check fails.",
+}

@@ -1,73 +1,69 @@
-"""Workers and the queue."""
+"""Descriptions of workers and the queue."""
 
 from __future__ import annotations
 
 BY_SCHEMA = {
-    "WorkerDevice.count": "GPUs that it gives to one job.",
-    "WorkerDevice.kind": "`cpu` or `cuda`; null: it does not say.",
-    "WorkerDevice.memory_bytes": (
-        "What the card has, or what this worker may use of the machine; null: it does not say."
-    ),
-    "WorkerDevice.name": "As its driver calls it; null: it does not say.",
-    "WorkerBody.device": "What it computes on.",
-    "WorkerBody.hostname": "The machine; null but for admin keys.",
-    "WorkerBody.job_id": "The job it is at; null: none, or another project's.",
-    "WorkerBody.labels": "What a job may ask for as `worker_labels`.",
-    "WorkerBody.models": "Base models that it can train, of those that you may know.",
-    "WorkerBody.name": "As it calls itself; null but for admin keys.",
-    "WorkerBody.pid": "Of its process; null but for admin keys.",
-    "WorkerBody.queue": "`gpu` trains, on whatever device it has; `cpu` checks files.",
-    "WorkerBody.seen_at": "Its last sign of life, in seconds since 1970.",
+    "WorkerDevice.count": "The number of GPUs that it assigns to a job.",
+    "WorkerDevice.kind": "`cpu` or `cuda`; null: unknown.",
+    "WorkerDevice.memory_bytes": "The memory of the GPU, or the memory that the worker may use; null: unknown.",
+    "WorkerDevice.name": "The name that the driver reports; null: unknown.",
+    "WorkerBody.device": "The device that it computes on.",
+    "WorkerBody.hostname": "The host; null except for admin keys.",
+    "WorkerBody.job_id": "The job that it runs; null: none, or a job of another project.",
+    "WorkerBody.labels": "Labels that a job can require with `worker_labels`.",
+    "WorkerBody.models": "Base models that it can train, restricted to those visible to you.",
+    "WorkerBody.name": "The configured name; null except for admin keys.",
+    "WorkerBody.pid": "The process id; null except for admin keys.",
+    "WorkerBody.queue": "`gpu` trains, on any device; `cpu` validates files.",
+    "WorkerBody.seen_at": "The last heartbeat, in seconds since 1970.",
     "WorkerBody.started_at": "Seconds since 1970.",
-    "WorkerBody.status": "`busy`: it has a job.",
-    "WorkerBody.versions": "Of the libraries it works with; null but for admin keys.",
-    "WorkerCounts.alive": "Those that gave a sign of life within the last minute.",
-    "WorkerCounts.busy": "Those of them that have a job.",
-    "JobCounts.running": "Jobs that run.",
-    "JobCounts.validating": "Jobs whose files are checked or wait for it.",
+    "WorkerBody.status": "`busy`: it runs a job.",
+    "WorkerBody.versions": "Versions of its libraries; null except for admin keys.",
+    "WorkerCounts.alive": "Workers with a heartbeat within the last minute.",
+    "WorkerCounts.busy": "Workers among them that run a job.",
+    "JobCounts.running": "Running jobs.",
+    "JobCounts.validating": "Jobs whose files are being validated or wait for validation.",
     "JobCounts.waiting": "Jobs that wait for a worker.",
-    "QueueBody.has_more": "Whether more wait than are shown: ask with a larger `limit`.",
+    "QueueBody.has_more": "Whether more jobs wait than are shown: send a larger `limit`.",
     "QueueBody.others": "Counts of all other projects' jobs.",
     "QueueBody.own": "Counts of your project's jobs.",
-    "QueueBody.projects": "How your project stands; for admin keys every project, the one whose turn it is first.",
-    "QueueBody.running": (
-        "Your project's jobs that run, for admin keys everybody's; the one that began first comes first."
-    ),
-    "QueueBody.waiting": "Your project's jobs that wait, for admin keys everybody's, in their order.",
+    "QueueBody.projects": "The usage of your project; for admin keys of all projects, the next in turn first.",
+    "QueueBody.running": "Running jobs of your project, for admin keys of all projects, oldest attempt first.",
+    "QueueBody.waiting": "Queued jobs of your project, for admin keys of all projects, in order.",
     "QueueBody.workers": "Workers that train.",
-    "RunningBody.expected_finish": "By its own word, else by its plan; in seconds since 1970.",
+    "RunningBody.expected_finish": "By the job's own estimate, else by its plan; in seconds since 1970.",
     "RunningBody.gives_way": (
-        "Whether it was asked to stop at its next step for an urgent job; it goes on later where it was."
+        "Whether it is being preempted: it stops at its next step for an urgent job and resumes later."
     ),
-    "RunningBody.model": "Its base model.",
-    "RunningBody.phase": "What it does at the moment; null: not known yet.",
-    "RunningBody.priority": "As the job says it.",
-    "RunningBody.project_id": "Whose job it is.",
-    "RunningBody.started_at": "When this attempt began, in seconds since 1970.",
-    "RunningBody.urgent": "As the job says it.",
-    "RunningBody.worker_id": "Who is at it, as in `/v1/workers`.",
+    "RunningBody.model": "The base model.",
+    "RunningBody.phase": "The current stage; null: not known yet.",
+    "RunningBody.priority": "The priority of the job.",
+    "RunningBody.project_id": "The project of the job.",
+    "RunningBody.started_at": "When this attempt started, in seconds since 1970.",
+    "RunningBody.urgent": "Whether the job is urgent.",
+    "RunningBody.worker_id": "The worker that runs it, as in `/v1/workers`.",
     "WaitingBody.expected_start": (
-        "A forecast, in seconds since 1970; null: nobody can take it, or no forecast was made yet."
+        "A forecast, in seconds since 1970; null: no worker can run it, or there is no forecast yet."
     ),
-    "WaitingBody.model": "Its base model.",
-    "WaitingBody.planned_seconds": "How long it is reckoned to train; null until that is known.",
+    "WaitingBody.model": "The base model.",
+    "WaitingBody.planned_seconds": "The estimated duration of training; null until it is known.",
     "WaitingBody.phase": (
-        "`waiting_for_storage` after an attempt that met a full disk: it is tried again by itself; else null."
+        "`waiting_for_storage` after an attempt that found a full disk, with an automatic retry; else null."
     ),
-    "WaitingBody.position": "1 is next, over all projects; one that has just come is the last until the next forecast.",
-    "WaitingBody.priority": "Among the waiting jobs of its project: higher goes first.",
-    "WaitingBody.project_id": "Whose job it is.",
-    "WaitingBody.urgent": "Whether it goes before all jobs that are not urgent.",
-    "WaitingBody.waiting_for": "What no living worker offers, in a sentence; null where one can take it.",
-    "WaitingBody.worker_labels": "A worker must have all of these to take it.",
+    "WaitingBody.position": "The position over all projects; 1 is next. A new job is last until the next forecast.",
+    "WaitingBody.priority": "Order among the queued jobs of its project: higher runs first.",
+    "WaitingBody.project_id": "The project of the job.",
+    "WaitingBody.urgent": "Whether it runs before all jobs that are not urgent.",
+    "WaitingBody.waiting_for": "What no live worker offers, in a sentence; null if a worker can run the job.",
+    "WaitingBody.worker_labels": "Only a worker with all of these labels runs it.",
     "StandingBody.gpu_seconds": (
-        "What it has used; older use fades, by half in a day unless the operator says otherwise."
+        "Past usage with exponential decay; the half-life is a day unless the operator changes it."
     ),
     "StandingBody.held_gpu_seconds": "What its running jobs are still planned to use.",
-    "StandingBody.max_running_jobs": "So many run at most; null: no limit.",
-    "StandingBody.running_jobs": "How many run.",
+    "StandingBody.max_running_jobs": "The maximum number of running jobs; null: no limit.",
+    "StandingBody.running_jobs": "The number of running jobs.",
     "StandingBody.share": (
-        "`gpu_seconds` and `held_gpu_seconds` together, divided by `share_weight`: the least goes first."
+        "The sum of `gpu_seconds` and `held_gpu_seconds`, divided by `share_weight`: the smallest goes first."
     ),
-    "StandingBody.share_weight": "Its part of the GPUs when several wait.",
-}  # fmt: skip
+    "StandingBody.share_weight": "The share of the GPUs when several projects have queued jobs.",
+}

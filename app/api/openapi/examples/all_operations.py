@@ -1,4 +1,4 @@
-"""An example for every operation of the document; tests hold each against its schema."""
+"""Examples of files, jobs and models in the OpenAPI document; tests validate each against its schema."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def deleted(item: dict[str, Any]) -> dict[str, Any]:
     return {"id": item["id"], "object": item["object"], "deleted": True}
 
 
-# "METHOD path" -> what it answers; app.api.openapi.document writes them into the document.
+# "METHOD path" -> example response; app.api.openapi.document adds them to the document.
 RESPONSE_EXAMPLES: dict[str, Any] = {
     "POST /v1/files": FILE,
     "GET /v1/files": page_of(FILE),
@@ -235,21 +235,21 @@ METADATA_FILTER: OpenApi = {
 
 
 def _bytes(description: str, media_type: str, example: str) -> dict[str, Any]:
-    """`*/*` is any type, and then no schema can say more than that."""
+    """A response with bytes. For `*/*`, any type, there is no schema."""
     schema = {} if media_type == "*/*" else {"schema": {"type": "string", "contentMediaType": media_type}}
     content = {media_type: schema | {"example": example}}
     return {"description": description, "content": content}
 
 
 CONTENT: dict[int | str, dict[str, Any]] = {
-    200: _bytes("The whole file; its type follows its name.", "*/*", '{"messages": []}'),
-    206: _bytes("The range that was asked for.", "*/*", '{"mess'),
-    304: {"description": "The client has it already (If-None-Match)."},
+    200: _bytes("The whole file; its media type is derived from its name.", "*/*", '{"messages": []}'),
+    206: _bytes("The requested range.", "*/*", '{"mess'),
+    304: {"description": "The client has the current content (If-None-Match)."},
 }
 ARCHIVE: dict[int | str, dict[str, Any]] = {
     200: _bytes("The whole archive.", "application/x-tar", "adapter/adapter_config.json ..."),
-    206: _bytes("The range that was asked for.", "application/x-tar", "adapter/adap"),
-    304: {"description": "The client has it already (If-None-Match)."},
+    206: _bytes("The requested range.", "application/x-tar", "adapter/adap"),
+    304: {"description": "The client has the current content (If-None-Match)."},
 }
 NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "Unchanged since the ETag in If-None-Match."}}
 METRICS: dict[int | str, dict[str, Any]] = NOT_MODIFIED | {

@@ -1,4 +1,4 @@
-"""Examples of what is ours beside OpenAI's calls: exports, clones, differences, reports on files."""
+"""Examples of extensions of OpenAI's API: exports, clones, diffs, reports on files."""
 
 from __future__ import annotations
 
@@ -205,10 +205,10 @@ CREATE_EXPORT_BODY: OpenApi = {
                     "required": ["type"],
                     "additionalProperties": False,
                     "properties": {
-                        "type": {"enum": ["merged"], "description": "What to make: an ordinary model directory."},
+                        "type": {"enum": ["merged"], "description": "The type of export: a model directory."},
                         "checkpoint": {
                             "type": ["string", "null"],
-                            "description": "A kept checkpoint's id or model name; absent: the job's result.",
+                            "description": "Id or model name of a kept checkpoint. Default: the job's result.",
                         },
                     },
                 },
@@ -220,16 +220,16 @@ CREATE_EXPORT_BODY: OpenApi = {
 
 
 def _clone_of(create: dict[str, Any]) -> dict[str, Any]:
-    """The schema of a create body, in which everything may be absent."""
+    """The schema of a create body with all keys optional."""
     properties = {
         name: {key: value for key, value in inner.items() if key != "default"}
-        | {"description": f"As in a create body; instead of the original's {name}."}
+        | {"description": f"As in a create body; replaces {name} of the original."}
         for name, inner in create["properties"].items()
     }
     kept = {key: value for key, value in create.items() if key != "required"}
     return kept | {
         "title": "CloneJob",
-        "description": "What the clone has instead of what the original has.",
+        "description": "Overrides of the original's values.",
         "properties": properties,
     }
 

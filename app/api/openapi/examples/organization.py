@@ -1,4 +1,4 @@
-"""An example for every operation on projects, keys and the audit log, and the schemas of their bodies."""
+"""Examples of the operations on projects, keys and the audit log, and the schemas of their bodies."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ PROJECT_ID = "proj_7a1b2c3d4e5f60718293a4b5"
 KEY_ID = "key_0123456789ab"
 PROJECTS = "/v1/organization/projects"
 KEYS = f"{PROJECTS}/{{project_id}}/api_keys"
-BODIES: tuple[type[BaseModel], ...] = (
-    ArchiveProject, CreateKey, CreateProject, RotateKey, UpdateKey, UpdateProject,
-)  # fmt: skip
+BODIES: tuple[type[BaseModel], ...] = (ArchiveProject, CreateKey, CreateProject, RotateKey, UpdateKey, UpdateProject)
 
 LIMITS = {
     "max_stored_bytes": 100_000_000_000, "max_queued_jobs": 50, "max_running_jobs": 2,

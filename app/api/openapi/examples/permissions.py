@@ -1,4 +1,4 @@
-"""Examples of checkpoint permissions, shown in the OpenAPI document."""
+"""Examples of checkpoint permissions in the OpenAPI document."""
 
 from __future__ import annotations
 

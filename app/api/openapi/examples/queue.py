@@ -1,4 +1,4 @@
-"""Examples of the queue and its workers, shown in the OpenAPI document."""
+"""Examples of the queue and its workers in the OpenAPI document."""
 
 from __future__ import annotations
 

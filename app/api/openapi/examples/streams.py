@@ -1,4 +1,4 @@
-"""What the streams of server-sent events look like: one schema for each event, as FastAPI writes it."""
+"""Responses of the streams of server-sent events, with one schema per event, in FastAPI's format."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EVENT_SCHEMA = {"$ref": "#/components/schemas/EventBody"}
 
 
 def _stream(description: str, example: str, *data: dict[str, Any]) -> dict[str, Any]:
-    """`data`: what the JSON in an event may be."""
+    """The response of a stream. `data` are the possible schemas of the JSON in an event."""
     content = data[0] if len(data) == 1 else {"anyOf": list(data)}
     event = {
         "type": "object",
@@ -40,13 +40,13 @@ def _stream(description: str, example: str, *data: dict[str, Any]) -> dict[str, 
 
 EVENT_STREAM: dict[int | str, dict[str, Any]] = {
     200: _stream(
-        "the events' own JSON, then one named `end`.",
+        "the events as JSON, then an event named `end`.",
         f'data: {json.dumps(EVENT)}\nid: 37\n\nevent: end\ndata: {{"status": "succeeded"}}\n\n',
         EVENT_SCHEMA,
         STATUS_SCHEMA,
     ),
-    204: {"description": "The job is over, and `Last-Event-ID` names its last event: there is nothing to wait for."},
+    204: {"description": "The job has ended, and `Last-Event-ID` is its last event: no more events will follow."},
 }
 CHANGE_STREAM: dict[int | str, dict[str, Any]] = {
-    200: _stream("which job has changed.", f"data: {json.dumps(CHANGED)}\n\n", CHANGED_SCHEMA)
+    200: _stream("the id of each changed job.", f"data: {json.dumps(CHANGED)}\n\n", CHANGED_SCHEMA)
 }

@@ -1,4 +1,4 @@
-"""Examples of the operations on uploads by parts."""
+"""Examples of the operations on uploads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COMPLETED_UPLOAD = NEW_UPLOAD | {
     "status": "completed", "received_bytes": 134_217_728, "file": FILE | {"bytes": 134_217_728, "line_count": 210_500},
 }  # fmt: skip
 
-# "METHOD path" -> what it answers, as in app.api.openapi.examples.all_operations.
+# "METHOD path" -> example response, as in app.api.openapi.examples.all_operations.
 RESPONSE_EXAMPLES: dict[str, Any] = {
     "POST /v1/uploads": NEW_UPLOAD,
     "GET /v1/uploads/{upload_id}": NEW_UPLOAD | {"received_bytes": 67_108_864},
@@ -63,7 +63,7 @@ UPLOAD_CONTENT_BODY = _body("application/octet-stream", BYTES, LINE) | {
             "in": "header",
             "required": False,
             "schema": {"type": "string", "pattern": r"^bytes \d+-\d+/(\d+|\*)$"},
-            "description": "Which bytes the body holds; absent: all of them.",
+            "description": "The bytes in the body. Default: the whole content.",
             "example": "bytes 67108864-134217727/134217728",
         }
     ]

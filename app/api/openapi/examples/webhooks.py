@@ -1,4 +1,4 @@
-"""Examples of webhooks for the document, as in examples.py."""
+"""Examples of webhooks in the OpenAPI document."""
 
 from __future__ import annotations
 
