@@ -38,7 +38,7 @@ JOB_ERRORS: dict[Reason, JobErrorCode] = {
         "hyperparameters.context_length is …, but the base model reads at most … tokens; choose up to ….",
     ),
     Reason.MODEL_UNAVAILABLE: JobErrorCode(
-        "The base model's directory is missing, has changed since its registration, or has parts that cannot be trained.",
+        "The base model's directory is missing, changed after its registration, or has parts that cannot be trained.",
         "Ask the operator to register it again, or choose another.",
         "The base model … cannot be used: …. The operator can register it again: `tunery models add`.",
     ),
@@ -78,7 +78,7 @@ _MEANINGS: dict[Reason, str] = {
     Reason.CANCELLED: "on request",
     Reason.WORKER_LOST: "the lease expired without a renewal",
     Reason.TRAINER_CRASHED: "the trainer ended by a signal or an unexpected error",
-    Reason.KILLED_FOR_MEMORY: "the kernel killed the trainer for lack of memory; the next attempt uses less memory; the "
+    Reason.KILLED_FOR_MEMORY: "the kernel killed the trainer for lack of memory; the next attempt uses less; the "
     "third time the job fails with `out_of_memory`",
     Reason.STALLED: "the watchdog stopped the trainer: no record for ten minutes, or for the duration of twenty steps",
     Reason.STORAGE_FULL: "a disk is full; the job waits with the phase `waiting_for_storage` and is retried from its "

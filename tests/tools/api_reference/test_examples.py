@@ -62,7 +62,7 @@ def world(
 ) -> World:  # fmt: skip
     here = tmp_path / "here"
     here.mkdir()
-    (here / request_examples.A_FILE).write_bytes(TRAINING_DATA)
+    (here / request_examples.FILE_NAME).write_bytes(TRAINING_DATA)
     monkeypatch.chdir(here)
     return World(sessions, storage, project, http, receiver.url)
 

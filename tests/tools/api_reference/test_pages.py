@@ -93,7 +93,7 @@ class TestEveryOperation:
         for content in operation.get("requestBody", {}).get("content", {}).values():
             body = schema_text.inner_object(content["schema"], DOCUMENT)
             rows = schema_text.fields(body, DOCUMENT) if body else []
-            silent += [row.path for row in rows if not row.meaning]
+            silent += [row.path for row in rows if not row.description]
         assert silent == [], (
             f"{name}: give them a description (Field, Query), or a line in app/api/openapi/descriptions.py"
         )
@@ -109,7 +109,7 @@ class TestEveryOperation:
 
 @pytest.mark.parametrize("name", sorted(DOCUMENT["components"]["schemas"]))
 def test_every_field_of_an_object_has_a_meaning(name: str) -> None:
-    silent = [row.path for row in schema_text.own_fields(DOCUMENT["components"]["schemas"][name]) if not row.meaning]
+    silent = [row.path for row in schema_text.own_fields(DOCUMENT["components"]["schemas"][name]) if not row.description]
     assert silent == [], f"{name}: give them a description (Field), or a line in app/api/openapi/descriptions.py"
 
 

@@ -44,7 +44,7 @@ class TestFields:
     def test_that_were_told_before_are_told_once(self) -> None:
         more = {"properties": INNER["properties"] | {"e": {"type": "string"}}}
         schema = {"properties": {"first": INNER, "same": INNER, "outer": {"properties": {"more": more}}}}
-        told = [(row.path, row.meaning) for row in schema_text.fields(schema, {})][5:]
+        told = [(row.path, row.description) for row in schema_text.fields(schema, {})][5:]
         assert told == [
             ("same", ""), ("same.*", "As in `first`."), ("outer", ""), ("outer.more", ""),
             ("outer.more.*", "As in `first`, and:"), ("outer.more.e", ""),
