@@ -45,17 +45,17 @@ class TestTheCommittedPages:
 
 
 class TestAPage:
-    def test_tells_once_what_every_operation_may_answer(self) -> None:
-        row = "| 401 | No API key, or not a good one. |"
+    def test_describes_common_errors_once(self) -> None:
+        row = "| 401 | No API key, or an invalid one. |"
         assert [name for name, text in REFERENCE.items() if row in text] == ["reference/README.md"]
 
-    def test_tells_the_scope_and_the_errors_of_an_operation_alone(self) -> None:
+    def test_shows_the_scope_and_the_own_errors_of_an_operation(self) -> None:
         page = REFERENCE["reference/models.md"]
         assert "`DELETE /v1/models/{model}` · scope `models:write`" in page
-        assert "| 403 | A base model belongs to the operator" in page
-        assert "may-answer): 400, 401, 404, 429, 503." in page
+        assert "| 403 | The model is a base model or belongs to another project" in page
+        assert "error-responses): 400, 401, 404, 429, 503." in page
 
-    def test_begins_with_what_is_about_no_single_thing(self) -> None:
+    def test_begins_with_operations_without_a_path_parameter(self) -> None:
         page = REFERENCE["reference/fine-tuning.md"]
         assert page.index("## Create a job\n") < page.index("## List jobs\n") < page.index("## Get a job\n")
 
