@@ -26,7 +26,7 @@ from app.db.jobs.claims import Lease
 from app.db.scheduling import fair_queue, queue_positions
 from app.db.tables import Checkpoint, File, Job, Project
 from app.domain.base_models import catalog
-from app.domain.jobs.lora_parameters import Ancestor
+from app.domain.jobs.parameters.fields import ParentAdapter
 from app.domain.jobs.resolve import resolve
 from app.domain.jobs.states import Reason
 from app.domain.scheduling.forecast import WorkerSlot, forecast
@@ -111,7 +111,7 @@ def make_job(
     validation_file: File | None = None,
     suffix: str | None = None,
     metadata: Mapping[str, str] | None = None,
-    ancestor: Ancestor | None = None,
+    ancestor: ParentAdapter | None = None,
 ) -> Job:
     """A job in `validating_files`. Its base model must be registered; `body` is a create body's knobs."""
     row = models.get_base(session, project.id, base_model)

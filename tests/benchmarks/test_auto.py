@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from app.domain.jobs.bounds import Bounds
+from app.domain.jobs.resolve import resolve
+from app.domain.jobs.spec import JobSpec
 from benchmarks import auto
 from tests.tiny import make_tiny_base
 
@@ -30,10 +32,19 @@ def test_it_says_what_it_will_cost_and_then_what_each_rate_gave(tiny: Path, caps
     assert "95 % interval" in text
 
 
+def without_bound_of_rate(body: dict[str, Any], *rest: Any) -> JobSpec:
+    """Requests with a rate at which training diverges are refused."""
+    rate = body["hyperparameters"].pop("learning_rate")
+    spec = resolve(body, *rest)
+    if rate is None:
+        return spec
+    return spec.model_copy(update={"hyperparameters": spec.hyperparameters.model_copy(update={"learning_rate": rate})})
+
+
 def test_a_rate_that_blows_up_is_told_and_left_out(
     tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.domain.jobs.bounds.LEARNING_RATE", Bounds(0, 1e300))  # requests are refused long before
+    monkeypatch.setattr(auto, "resolve", without_bound_of_rate)
     _, text = table(tiny, capsys, "--tasks", "style", "--seeds", "1", "--rates", "1e30", "1e-3")
     assert "1e+30 (1e+30)  failed" in text
     assert "auto - 0.001, loss" in text

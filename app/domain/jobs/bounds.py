@@ -1,4 +1,4 @@
-"""From where to where each fractional number of a request may lie, both ends included.
+"""Bounds of fractional numbers, both ends included.
 
 They refuse slips (1e308, a rate with its sign in the wrong place), which would train to NaN or learn nothing, and leave
 room on both sides of every value that is known to be of use. A job that was created before there were bounds keeps its
@@ -14,23 +14,17 @@ from app.domain.error_text.json_text import plain_number
 
 @dataclass(frozen=True)
 class Bounds:
-    least: float
-    most: float
+    minimum: float
+    maximum: float
 
     def __contains__(self, value: float) -> bool:
-        return self.least <= value <= self.most  # NaN is nowhere
+        return self.minimum <= value <= self.maximum  # false for NaN
 
     def __str__(self) -> str:
-        return f"from {plain_number(self.least)} to {plain_number(self.most)}"
+        return f"from {plain_number(self.minimum)} to {plain_number(self.maximum)}"
 
 
 LEARNING_RATE = Bounds(1e-12, 10)  # AdamW moves a weight by up to the rate in each step; 1e-6 to 1e-2 are in use
-LEARNING_RATE_MULTIPLIER = Bounds(1e-6, 10_000)
-WARMUP_RATIO = Bounds(0, 1)
-WEIGHT_DECAY = Bounds(0, 100)  # 0 to 0.1 are in use
-MAX_GRAD_NORM = Bounds(1e-6, 1e12)  # large numbers are in use to turn clipping off
-BETA = Bounds(1e-4, 2)  # 0.01 to 0.5 are in use
 ALPHA = Bounds(1e-3, 100_000)  # 1 to 1,024 are in use
-DROPOUT = Bounds(0, 0.99)
 EARLY_STOPPING_THRESHOLD = Bounds(0, 100)  # nats; a loss of 12 is that of guessing among all tokens
 SHARE_WEIGHT = Bounds(1e-6, 1e6)  # GPU time is divided by it

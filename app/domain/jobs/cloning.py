@@ -1,7 +1,7 @@
-"""A job's spec as the create request that asks for it, and a client's changes laid over that.
+"""A job's spec as a create request, and a client's overrides merged into that.
 
-Every resolved number is written out, so a clone trains the same, whatever "auto" would be today. A change may come in
-any of the places that a create body knows: what it names, under whatever alias, leaves the original's place first.
+Every resolved number is written out, so a clone trains the same, whatever "auto" would be today. An override may stand
+in any place that a create body has, under any alias: the original's value of that parameter is removed first.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from app.domain.jobs.parameters import Knob
-from app.domain.jobs.request_aliases import gather, method_of
+from app.domain.jobs.parameters.collect import METHOD_OF, collect, method_of
+from app.domain.jobs.parameters.request_parameters import Given
 from app.domain.jobs.spec import JobSpec, Method
 
 Json = dict[str, Any]
@@ -22,18 +22,18 @@ def request_of(
 ) -> Json:
     """The rate is absolute: its multiplier would be of what the base model's rate is today."""
     plain = spec.model_dump(mode="json")
-    knobs = plain["hyperparameters"]
-    if knobs["learning_rate"] is not None:
-        knobs.pop("learning_rate_multiplier")
+    hyperparameters = plain["hyperparameters"]
+    if hyperparameters["learning_rate"] is not None:
+        hyperparameters.pop("learning_rate_multiplier")
     if spec.dtype_is_free:
         plain["quantization"].pop("compute_dtype")  # as nobody asked for it then, nobody does now
     body = {
         "model": spec.continued_from or spec.base_model,
         "training_file": training_file,
         "validation_file": validation_file,
-        "method": {"type": spec.method, spec.method: {"hyperparameters": _given(knobs)}},
-        "lora": _given(plain["lora"]),
-        "quantization": _given(plain["quantization"]) if plain["quantization"] else None,
+        "method": {"type": spec.method, spec.method: {"hyperparameters": _without_nulls(hyperparameters)}},
+        "lora": _without_nulls(plain["lora"]),
+        "quantization": _without_nulls(plain["quantization"]) if plain["quantization"] else None,
         "sample_prompts": plain["sample_prompts"],
         "seed": spec.seed,
         "suffix": suffix,
@@ -49,37 +49,37 @@ def overridden(body: Mapping[str, Any], overrides: Mapping[str, Any]) -> Json:
     old: Method = method_of(own) or "supervised"
     overrides = _with_method(overrides, old)
     new = method_of(overrides)
-    knobs = gather(overrides).values  # its problems are found again in the whole request
+    request = collect(overrides)  # its problems are found again in the whole request
     if new is not None and new != old:
         _change_method(own, old, new)
-    for name, knob in knobs.items():
-        _make_way(own, new or old, name, knob)
+    for name, given in request.given.items():
+        _drop_overridden(own, new or old, name, given)
     return _merged(own, overrides)
 
 
 def _with_method(overrides: Mapping[str, Any], old: Method) -> Json:
-    """Knobs are read by the method they are for, and a change of a knob need not repeat it."""
+    """Hyperparameters stand under the name of their method; an override need not repeat the method's type."""
     method = overrides.get("method")
     return {**overrides, "method": {"type": old, **(method or {})}}
 
 
 def _change_method(body: Json, old: Method, new: Method) -> None:
-    """Another method has other knobs, and a rate of its own: that is decided anew."""
-    knobs = body["method"][old]["hyperparameters"]
-    for name in ("beta", "learning_rate", "learning_rate_multiplier"):
-        knobs.pop(name, None)
-    body["method"] = {"type": new, new: {"hyperparameters": knobs}}
+    """Drop what belongs to the old method: its own hyperparameters, and the rate, which is resolved again."""
+    hyperparameters = body["method"][old]["hyperparameters"]
+    for name in (*METHOD_OF, "learning_rate", "learning_rate_multiplier"):
+        hyperparameters.pop(name, None)
+    body["method"] = {"type": new, new: {"hyperparameters": hyperparameters}}
 
 
-def _make_way(body: Json, method: Method, name: str, knob: Knob) -> None:
-    """Take the original's value of one knob away, and what a new one would contradict."""
+def _drop_overridden(body: Json, method: Method, name: str, given: Given) -> None:
+    """Remove the original's value of one parameter, and what the new value would contradict."""
     hyperparameters = body["method"][method]["hyperparameters"]
     head, _, key = name.partition(".")
     if name == "quantization":
-        if not knob.value or body.get("quantization") is None:
+        if not given.value or body.get("quantization") is None:
             body.pop("quantization", None)
     elif head == "quantization":
-        _make_way_for_quantization(body, key, knob.value)
+        _drop_overridden_quantization(body, key, given.value)
     elif head == "lora":
         body["lora"].pop(key, None)
     else:
@@ -88,7 +88,7 @@ def _make_way(body: Json, method: Method, name: str, knob: Knob) -> None:
         hyperparameters.pop("learning_rate", None)
 
 
-def _make_way_for_quantization(body: Json, key: str, value: Any) -> None:
+def _drop_overridden_quantization(body: Json, key: str, value: Any) -> None:
     had = body.get("quantization") or {}
     if key == "bits" and value != had.get("bits"):
         had.pop("type", None)  # both belong to the old width
@@ -104,5 +104,5 @@ def _merged(body: Mapping[str, Any], overrides: Mapping[str, Any]) -> Json:
     return merged
 
 
-def _given(values: Json) -> Json:
+def _without_nulls(values: Json) -> Json:
     return {name: value for name, value in values.items() if value is not None}

@@ -9,12 +9,12 @@ from app.db.files import files
 from app.db.jobs import checkpoints, jobs
 from app.db.tables import BaseModelRow
 from app.domain.error_text.json_text import as_json
-from app.domain.jobs.lora_parameters import Ancestor
+from app.domain.jobs.parameters.fields import ParentAdapter
 from app.domain.jobs.spec import JobSpec
 from app.errors import BadRequest
 
 
-def find_parent_adapter(session: Session, project_id: str, name: str) -> tuple[BaseModelRow, Ancestor] | None:
+def find_parent_adapter(session: Session, project_id: str, name: str) -> tuple[BaseModelRow, ParentAdapter] | None:
     """The base model and the adapter of an `ft:` model; None for a name that the project may not use.
 
     Its files are held until this transaction ends, and from then on by the job: deleting the model or its files later
@@ -36,7 +36,7 @@ def find_parent_adapter(session: Session, project_id: str, name: str) -> tuple[B
     trained_on = checkpoint.manifest.get("base_model", {}).get("manifest_sha256", base.manifest_sha256)
     if trained_on != base.manifest_sha256:
         raise _cannot_continue(name, f"the files registered as {as_json(base.name)} are not those it was trained on")
-    return base, Ancestor(name, JobSpec.model_validate(job.spec).lora)
+    return base, ParentAdapter(name, JobSpec.model_validate(job.spec).lora)
 
 
 def _cannot_continue(name: str, why: str) -> BadRequest:

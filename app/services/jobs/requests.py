@@ -1,4 +1,4 @@
-"""What a create call asks for: its model, its files and every knob, found and resolved; nothing is written here."""
+"""What a create call asks for: its model, its files and its parameters, resolved. Nothing is written here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from app.db.jobs import references
 from app.db.tables import BaseModelRow, File, Project
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.error_text.json_text import as_json, unquoted
-from app.domain.jobs.lora_parameters import Ancestor
+from app.domain.jobs.parameters.fields import ParentAdapter
 from app.domain.jobs.resolve import resolve
 from app.domain.jobs.spec import JobSpec
 from app.errors import BadRequest, NotFound, combine_errors
@@ -32,7 +32,7 @@ class SchedulingOptions:
 
 @dataclass(frozen=True)
 class JobRequest:
-    """A create body whose shape was checked: `problems` says what of it was left out, `body` has the knobs."""
+    """A create body whose shape was checked: `problems` says what of it was left out, `body` has the parameters."""
 
     model: str
     training_file: str
@@ -67,7 +67,7 @@ def resolve_request(session: Session, project_id: str, request: JobRequest) -> R
         session, project_id, request.model, request.training_file, request.validation_file
     )
     try:
-        base, ancestor = _find_base_and_parent(session, project_id, request.model, found.base)
+        base, parent = _find_base_and_parent(session, project_id, request.model, found.base)
         training_file = _require_file(found.training_file, request.training_file, "training_file")
         validation_file = None
         if request.validation_file is not None:
@@ -76,11 +76,11 @@ def resolve_request(session: Session, project_id: str, request: JobRequest) -> R
         if request.problems:
             raise combine_errors(request.problems) from None
         raise
-    spec = _resolve_spec(request, base, ancestor, training_file, validation_file)
+    spec = _resolve_spec(request, base, parent, training_file, validation_file)
     return ResolvedRequest(found.project, base, training_file, validation_file, spec)
 
 
-def find_model(session: Session, project_id: str, name: str) -> tuple[BaseModelRow, Ancestor | None]:
+def find_model(session: Session, project_id: str, name: str) -> tuple[BaseModelRow, ParentAdapter | None]:
     return _find_base_and_parent(session, project_id, name, models.get_base(session, project_id, name))
 
 
@@ -90,7 +90,7 @@ def find_file(session: Session, project_id: str, file_id: str, param: str) -> Fi
 
 def _find_base_and_parent(
     session: Session, project_id: str, name: str, base: BaseModelRow | None
-) -> tuple[BaseModelRow, Ancestor | None]:
+) -> tuple[BaseModelRow, ParentAdapter | None]:
     if base is not None:
         return base, None
     found = parent_adapter.find_parent_adapter(session, project_id, name)
@@ -112,7 +112,7 @@ def _require_file(file: File | None, file_id: str, param: str) -> File:
 def _resolve_spec(
     request: JobRequest,
     base: BaseModelRow,
-    ancestor: Ancestor | None,
+    parent: ParentAdapter | None,
     training_file: File,
     validation_file: File | None,
 ) -> JobSpec:
@@ -123,7 +123,7 @@ def _resolve_spec(
     spec = None
     try:
         entry = CatalogEntry.model_validate(base.entry)
-        spec = resolve(request.body, base.name, entry, training_file.line_count or 0, ancestor)
+        spec = resolve(request.body, base.name, entry, training_file.line_count or 0, parent)
     except BadRequest as error:
         problems.append(error)
     if spec is None or problems:

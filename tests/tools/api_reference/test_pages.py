@@ -116,9 +116,9 @@ def test_every_field_of_an_object_has_a_meaning(name: str) -> None:
 
 class TestMeanings:
     def test_belong_to_fields_that_exist(self) -> None:
-        from app.api.openapi.descriptions import BY_REQUEST_PARAMETER, BY_SCHEMA
+        from app.api.openapi.descriptions import BY_SCHEMA, PARAMETER_MODELS
 
         schemas = DOCUMENT["components"]["schemas"]
         fields = {f"{name}.{field}" for name, one in schemas.items() for field in one.get("properties", {})}
         assert BY_SCHEMA.keys() - fields == set()
-        assert BY_REQUEST_PARAMETER.keys() <= schemas.keys()
+        assert PARAMETER_MODELS.keys() <= schemas.keys()

@@ -11,7 +11,7 @@ from app.db import models
 from app.db.engine import transaction
 from app.db.files import files
 from app.db.tables import Job
-from app.domain.jobs.lora_parameters import Ancestor
+from app.domain.jobs.parameters.fields import ParentAdapter
 from app.domain.jobs.spec import JobSpec
 from tests.factories import chat_lines
 from tests.worker.worker_harness import OWNER, WorkerHarness
@@ -33,7 +33,7 @@ def finished(harness: WorkerHarness, job: Job) -> Job:
 
 def continued(harness: WorkerHarness, parent: Job) -> Job:
     assert parent.fine_tuned_model is not None
-    follows = Ancestor(parent.fine_tuned_model, JobSpec.model_validate(parent.spec).lora)
+    follows = ParentAdapter(parent.fine_tuned_model, JobSpec.model_validate(parent.spec).lora)
     return harness.create_job(chat_lines(), body=ONE_STEP, parent=follows)
 
 

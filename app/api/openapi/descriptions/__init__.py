@@ -7,8 +7,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import BaseModel
+
 from app.api.openapi.descriptions import basics, files, jobs, organization, plans, queue, webhooks
-from app.api.schemas.jobs import parameters as knobs
+from app.domain.jobs.parameters.hyperparameters import (
+    HYPERPARAMETERS,
+    METHOD_HYPERPARAMETERS,
+    EarlyStoppingParameters,
+)
+from app.domain.jobs.parameters.lora import LoraParameters
+from app.domain.jobs.parameters.quantization import QuantizationParameters
 
 BY_FIELD = {
     "id": "The id, for every call that takes one.",
@@ -87,11 +95,13 @@ PARAMETERS = {
     "resource_ids[]": "Only entries with one of these ids: of a job, a file, a key, ...",
     "upload_id": "The upload.",
 }
-BY_REQUEST_PARAMETER = {
-    "Hyperparameters": knobs.TRAINING_KNOBS | knobs.DPO_KNOBS,
-    "LegacyHyperparameters": knobs.TRAINING_KNOBS,
-    "LoraSpec": knobs.LORA_KNOBS,
-    "QuantizationSpec": knobs.QUANTIZATION["anyOf"][0]["properties"],
+# The models of the request parameters that are fields of these schemas, too.
+PARAMETER_MODELS: dict[str, tuple[type[BaseModel], ...]] = {
+    "Hyperparameters": (*HYPERPARAMETERS, *METHOD_HYPERPARAMETERS.values()),
+    "LegacyHyperparameters": HYPERPARAMETERS,
+    "EarlyStopping": (EarlyStoppingParameters,),
+    "LoraSpec": (LoraParameters,),
+    "QuantizationSpec": (QuantizationParameters,),
 }
 
 
@@ -110,8 +120,10 @@ def add_descriptions(document: dict[str, Any]) -> None:
 
 
 def _field_description(schema: str, field: str) -> str | None:
-    knob = BY_REQUEST_PARAMETER.get(schema, {}).get(field)
-    return knob["description"] if knob else _schema_description(schema, field) or BY_FIELD.get(field)
+    for model in PARAMETER_MODELS.get(schema, ()):
+        if field in model.model_fields:
+            return model.model_fields[field].description
+    return _schema_description(schema, field) or BY_FIELD.get(field)
 
 
 def _schema_description(schema: str | None, field: str) -> str | None:

@@ -23,8 +23,6 @@ BY_SCHEMA = {
     "Dpo.hyperparameters": 'Each may be absent, null or "auto".',
     "DpoMethod.dpo": "The hyperparameters.",
     "DpoMethod.type": "Preference pairs.",
-    "EarlyStopping.patience": "The number of consecutive validations without an improvement before training stops.",
-    "EarlyStopping.threshold": "The decrease of the loss, in nats, that counts as an improvement.",
     "EventBody.data": "For `metrics`: step, losses, accuracies, learning rate, speed.",
     "EventBody.level": "The severity.",
     "EventBody.message": "The event in a sentence.",

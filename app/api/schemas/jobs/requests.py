@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
@@ -11,7 +12,7 @@ from app.api.error_handlers import MAX_PROBLEMS, as_problems
 from app.api.schemas.common import Body
 from app.api.schemas.jobs import parameters
 from app.domain.error_text.json_text import as_json
-from app.domain.jobs.request_aliases import KNOBS
+from app.domain.jobs.parameters.collect import IN_HYPERPARAMETERS
 from app.domain.jobs.resolve import MAX_SEED
 from app.domain.jobs.spec import MAX_SAMPLE_PROMPTS, SamplePrompt
 from app.domain.scheduling.fair_share import HIGHEST_PRIORITY, LOWEST_PRIORITY
@@ -21,7 +22,7 @@ from app.errors import BadRequest, UnknownParameter, combine_errors
 Parsed = TypeVar("Parsed", bound=BaseModel)
 MAX_METADATA_PAIRS = 16
 
-Hyperparameters = Annotated[dict[str, Any] | None, WithJsonSchema(parameters.HYPERPARAMETERS)]
+Hyperparameters = Annotated[dict[str, Any] | None, WithJsonSchema(parameters.SUPERVISED_HYPERPARAMETERS)]
 DpoHyperparameters = Annotated[dict[str, Any] | None, WithJsonSchema(parameters.DPO_HYPERPARAMETERS)]
 MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
@@ -168,15 +169,20 @@ def check_shape(model: type[Parsed], body: Mapping[str, Any]) -> tuple[Parsed | 
 
 def _limit_unknown_keys(model: type[BaseModel], body: Mapping[str, Any]) -> Mapping[str, Any]:
     """`body` with at most MAX_PROBLEMS unknown keys: there may be 100,000, and validation of each takes time."""
-    allowed = {field.alias or name for name, field in model.model_fields.items()}
+    allowed = _names(model)
     unknown = [key for key in body if key not in allowed]
     dropped = set(unknown[MAX_PROBLEMS:])
     return {key: value for key, value in body.items() if key not in dropped} if dropped else body
 
 
+@cache
+def _names(model: type[BaseModel]) -> frozenset[str]:
+    return frozenset(field.alias or name for name, field in model.model_fields.items())
+
+
 def _with_location_hint(problem: BadRequest) -> BadRequest:
     """Add the location of a training parameter to its error: other services accept it at the top level."""
-    if not isinstance(problem, UnknownParameter) or problem.param not in KNOBS:
+    if not isinstance(problem, UnknownParameter) or problem.param not in IN_HYPERPARAMETERS:
         return problem
     name = problem.param
     return UnknownParameter(

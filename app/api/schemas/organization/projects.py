@@ -33,8 +33,8 @@ class CreateProject(Strict):
     share_weight: Annotated[
         float,
         Field(
-            ge=SHARE_WEIGHT.least,
-            le=SHARE_WEIGHT.most,
+            ge=SHARE_WEIGHT.minimum,
+            le=SHARE_WEIGHT.maximum,
             description="Its share of the GPUs when several projects have queued jobs.",
         ),
     ] = 1.0
@@ -45,7 +45,7 @@ class UpdateProject(Strict):
 
     name: Annotated[str, Field(min_length=1, max_length=100)] | None = None
     limits: Limits | None = None
-    share_weight: Annotated[float, Field(ge=SHARE_WEIGHT.least, le=SHARE_WEIGHT.most)] | None = None
+    share_weight: Annotated[float, Field(ge=SHARE_WEIGHT.minimum, le=SHARE_WEIGHT.maximum)] | None = None
 
 
 class ArchiveProject(Strict):

@@ -18,7 +18,7 @@ from app.api.openapi.examples import uploads as upload_examples
 from app.api.schemas.common import Deleted, ErrorBody
 from app.api.schemas.file_reports import FileReportBody
 from app.api.schemas.files import FileBody, FileList
-from app.api.schemas.jobs import parameters as knobs
+from app.api.schemas.jobs import parameters
 from app.api.schemas.jobs.checkpoints import AdapterBody, CheckpointList
 from app.api.schemas.jobs.diffs import DiffBody
 from app.api.schemas.jobs.events import EventList
@@ -44,7 +44,7 @@ from app.api.schemas.webhooks import (
     WebhookEndpointWithSecret,
     WebhookEventTypeList,
 )
-from app.domain.jobs import request_aliases
+from app.domain.jobs.parameters import collect
 from app.main import create_app
 from app.settings import Settings
 
@@ -151,12 +151,17 @@ class TestTheExamples:
         ErrorBody.model_validate(all_operations.ERROR)
 
 
-class TestTheKnobs:
-    def test_in_the_document_are_those_the_domain_takes(self) -> None:
-        supervised, dpo = (schema["anyOf"][0] for schema in (knobs.HYPERPARAMETERS, knobs.DPO_HYPERPARAMETERS))
-        beside = {"lora", "quantization", "load_in_4bit"}
-        taken = request_aliases.HYPERPARAMETERS.keys() | request_aliases.LORA_ALIASES.keys() | beside
-        assert dpo["properties"].keys() == taken
-        assert supervised["properties"].keys() == taken - request_aliases.OF_METHOD.keys()
-        assert knobs.LORA["anyOf"][0]["properties"].keys() == request_aliases.LORA_KEYS.keys()
-        assert knobs.QUANTIZATION["anyOf"][0]["properties"].keys() == set(request_aliases.QUANTIZATION_KEYS)
+class TestRequestParameters:
+    def test_the_document_has_those_that_a_request_may_have(self) -> None:
+        supervised, dpo, lora, quantization = (
+            schema["anyOf"][0]["properties"].keys()
+            for schema in (
+                parameters.SUPERVISED_HYPERPARAMETERS,
+                parameters.DPO_HYPERPARAMETERS,
+                parameters.LORA,
+                parameters.QUANTIZATION,
+            )
+        )
+        assert dpo == set(collect.IN_HYPERPARAMETERS)
+        assert supervised == dpo - collect.METHOD_OF.keys()
+        assert (lora, quantization) == (collect.LORA_KEYS.keys(), collect.QUANTIZATION_KEYS.keys())

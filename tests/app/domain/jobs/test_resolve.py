@@ -238,7 +238,7 @@ class TestRefusals:
     def test_the_bounds_themselves_and_what_people_use_are_taken(self) -> None:
         knobs = {"learning_rate_multiplier": 0.1, "weight_decay": 0.1, "max_grad_norm": 1e9, "lora_alpha": 1024}
         assert spec_of(**hyper(**knobs)).hyperparameters.max_grad_norm == 1e9
-        for rate in (bounds.LEARNING_RATE.least, 1e-6, 1e-2, bounds.LEARNING_RATE.most):
+        for rate in (bounds.LEARNING_RATE.minimum, 1e-6, 1e-2, bounds.LEARNING_RATE.maximum):
             assert spec_of(**hyper(learning_rate=rate)).hyperparameters.learning_rate == rate
 
     @pytest.mark.parametrize(

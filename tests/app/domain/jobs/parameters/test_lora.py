@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.domain.base_models.catalog import CatalogEntry
-from app.domain.jobs.lora_parameters import Ancestor
+from app.domain.jobs.parameters.fields import ParentAdapter
 from app.domain.jobs.resolve import resolve
 from app.domain.jobs.spec import JobSpec, LoraSpec, QuantizationSpec
 from app.errors import BadRequest
@@ -36,16 +36,16 @@ EARLIER = LoraSpec(
     r=4, alpha=6, dropout=0.1, target_modules=("q_proj", "v_proj"), use_dora=True, rank_pattern={"v_proj": 2},
     modules_to_save=("norm",),
 )  # fmt: skip
-ANCESTOR = Ancestor("ft:base:tunery::0a1b2c3d", EARLIER)
+PARENT = ParentAdapter("ft:base:tunery::0a1b2c3d", EARLIER)
 
 
-def spec_of(entry: CatalogEntry = ENTRY, ancestor: Ancestor | None = None, **body: Any) -> JobSpec:
-    return resolve(body, "base", entry, 100, ancestor)
+def spec_of(entry: CatalogEntry = ENTRY, parent: ParentAdapter | None = None, **body: Any) -> JobSpec:
+    return resolve(body, "base", entry, 100, parent)
 
 
-def refusal(entry: CatalogEntry = ENTRY, ancestor: Ancestor | None = None, **body: Any) -> BadRequest:
+def refusal(entry: CatalogEntry = ENTRY, parent: ParentAdapter | None = None, **body: Any) -> BadRequest:
     with pytest.raises(BadRequest) as caught:
-        spec_of(entry, ancestor, **body)
+        spec_of(entry, parent, **body)
     return caught.value
 
 
@@ -120,13 +120,13 @@ class TestLayerPatterns:
         )
 
     def test_of_an_earlier_adapter_are_matched_again(self) -> None:
-        spec = spec_of(ancestor=ANCESTOR)
+        spec = spec_of(parent=PARENT)
         assert spec.lora == EARLIER
         assert spec.layer_lora.rank_pattern == {re.escape(name): 2 for name in LAYERS if name.endswith("v_proj")}
 
     def test_of_an_earlier_adapter_that_cannot_be_matched_are_refused(self) -> None:
-        older = ANCESTOR._replace(lora=EARLIER.model_copy(update={"rank_pattern": {r"v_proj\Z": 2}}))
-        error = refusal(ancestor=older)
+        older = PARENT._replace(lora=EARLIER.model_copy(update={"rank_pattern": {r"v_proj\Z": 2}}))
+        error = refusal(parent=older)
         assert (error.param, "does not know" in error.message) == ("lora.rank_pattern", True)
 
     def test_are_none_where_there_are_no_patterns_or_the_layers_are_not_known(self) -> None:
@@ -151,13 +151,13 @@ class TestEightBits:
 
 class TestAncestor:
     def test_its_adapter_is_followed_where_nothing_is_said(self) -> None:
-        spec = spec_of(ancestor=ANCESTOR)
+        spec = spec_of(parent=PARENT)
         assert spec.lora == EARLIER
-        assert (spec.base_model, spec.continued_from) == ("base", ANCESTOR.model)
+        assert (spec.base_model, spec.continued_from) == ("base", PARENT.model)
 
     def test_the_same_said_again_is_no_contradiction(self) -> None:
         asked = {"r": 4, "alpha": 6, "target_modules": "v_proj,q_proj", "use_dora": True, "rank_pattern": {"v_proj": 2}}
-        assert spec_of(ancestor=ANCESTOR, lora=asked | {"modules_to_save": ["norm"]}).lora == EARLIER
+        assert spec_of(parent=PARENT, lora=asked | {"modules_to_save": ["norm"]}).lora == EARLIER
 
     @pytest.mark.parametrize(
         ("lora", "param", "said"),
@@ -175,12 +175,12 @@ class TestAncestor:
     def test_a_knob_that_contradicts_it_is_refused_with_both_values(
         self, lora: dict[str, Any], param: str, said: str
     ) -> None:
-        error = refusal(ancestor=ANCESTOR, lora=lora)
+        error = refusal(parent=PARENT, lora=lora)
         assert (error.param, error.code) == (param, "conflicting_parameters")
         assert said in error.message
-        assert ANCESTOR.model in error.message
+        assert PARENT.model in error.message
 
     def test_dropout_and_the_width_of_the_base_may_be_others(self) -> None:
-        spec = spec_of(ancestor=ANCESTOR, lora={"dropout": 0.3}, quantization={"bits": 8})
+        spec = spec_of(parent=PARENT, lora={"dropout": 0.3}, quantization={"bits": 8})
         assert spec.lora == EARLIER.model_copy(update={"dropout": 0.3})
         assert spec.quantization == QuantizationSpec(bits=8)

@@ -1,0 +1,1 @@
+"""Request parameters of a job: one definition each, with its aliases, bounds, description, example and "auto"."""

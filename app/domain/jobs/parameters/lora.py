@@ -1,0 +1,283 @@
+"""The `lora` parameters of a request -> a LoraSpec. With a parent adapter they are its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    AliasPath,
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    WithJsonSchema,
+)
+
+from app.domain.base_models.catalog import MAX_RANK, CatalogEntry
+from app.domain.error_text.json_text import as_json
+from app.domain.jobs.bounds import ALPHA
+from app.domain.jobs.layer_patterns import MAX_KEYS, PatternError, key_problem, match_patterns
+from app.domain.jobs.parameters.fields import (
+    Auto,
+    CommaSeparated,
+    Info,
+    ParameterError,
+    Parameters,
+    ParentAdapter,
+    ResolutionContext,
+)
+from app.domain.jobs.parameters.request_parameters import RequestParameters
+from app.domain.jobs.spec import LayerPatterns, LoraSpec
+
+ALL_LINEAR = "all-linear"
+DEFAULT_RANK = 16
+MAX_SAVED_MODULES = 16
+# The shape and the meaning of the parent adapter's tensors depend on these; dropout acts in training alone.
+FIXED_BY_PARENT = (
+    "r", "alpha", "target_modules", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save",
+)  # fmt: skip
+# PEFT's names for what starts from changed base weights; the refusal says more than that they are unknown.
+INITIALISATIONS = ("init_lora_weights", "loftq_config", "eva_config", "corda_config")
+NO_INITIALISATION = "PiSSA, LoftQ and other initialisations start from changed base weights, which are not offered"
+
+
+def _target_modules(value: Any, info: Info) -> tuple[str, ...]:
+    available = tuple(sorted(info.context.entry.target_modules))
+    if value in (ALL_LINEAR, [ALL_LINEAR]):
+        return available
+    if not isinstance(value, list) or not value or not all(isinstance(name, str) for name in value):
+        raise ParameterError(
+            f'must be "all-linear" or a list of names out of {", ".join(available)}, not {as_json(value)}'
+        )
+    unknown = [name for name in value if name not in available]
+    if unknown:
+        seen = ", ".join(as_json(name) for name in unknown[:8])
+        raise ParameterError(f"this model does not have {seen}; it has {', '.join(available)}")
+    return tuple(sorted(set(value)))
+
+
+def _within_targets(given: int | None, info: Info) -> int:
+    """Resolves "auto", too: a default rank may also be too large."""
+    entry, parent = info.context.entry, info.context.parent
+    targets = info.data.get("target_modules", ())  # absent where they are wrong, None for "auto"
+    if targets is None:
+        targets = parent.lora.target_modules if parent else entry.target_modules
+    sizes = [min(entry.target_modules[name]) for name in targets if name in entry.target_modules]
+    limit = min([*sizes, MAX_RANK])
+    r = given or (parent.lora.r if parent else DEFAULT_RANK)
+    if r > limit:
+        raise ParameterError(f"{r} is above the smallest dimension of the target modules, which is {limit}")
+    return r
+
+
+def _pattern(is_valid: Callable[[Any], bool], allowed: str) -> PlainValidator:
+    def validate(value: Any) -> dict[str, Any]:
+        if not isinstance(value, Mapping) or len(value) > MAX_KEYS:
+            text = f'must be an object of up to {MAX_KEYS} entries such as {{"q_proj": 8}}, not {as_json(value)}'
+            raise ParameterError(text, code="invalid_type")
+        problems = [
+            key_problem(key) or f"{as_json(key)} has {as_json(number)}; allowed are {allowed}"
+            for key, number in value.items()
+            if key_problem(key) or not is_valid(number)
+        ]
+        if problems:
+            raise ParameterError(*problems)
+        return dict(value)
+
+    return PlainValidator(validate)
+
+
+def _is_rank(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_RANK
+
+
+def _is_alpha(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value in ALPHA
+
+
+def _modules_to_save(value: Any, info: Info) -> tuple[str, ...]:
+    """The trainer matches names as PEFT does; here the last part of each must be that of a module."""
+    is_list = isinstance(value, list) and all(isinstance(name, str) and name for name in value)
+    if not is_list or len(value) > MAX_SAVED_MODULES:
+        text = f'must be a list of up to {MAX_SAVED_MODULES} names such as ["lm_head", "norm"], not {as_json(value)}'
+        raise ParameterError(text, code="invalid_type")
+    problems = [problem for name in value if (problem := _module_problem(name, info.context.entry))]
+    if problems:
+        raise ParameterError(*problems)
+    return tuple(sorted(set(value)))
+
+
+def _module_problem(name: str, entry: CatalogEntry) -> str | None:
+    last = name.rpartition(".")[2]
+    if last in entry.target_modules:
+        return f"{as_json(name)} is a linear layer of the frozen base; lora.target_modules adapts it"
+    if entry.whole_modules and not any(module.endswith(last) for module in entry.whole_modules):
+        return f"this model does not have {as_json(name)}; it has {', '.join(entry.whole_modules)}"
+    return None
+
+
+def _only(allowed: str, why: str) -> BeforeValidator:
+    def validate(value: Any) -> Any:
+        if value != allowed:
+            text = f"{as_json(value)}: {why}; allowed is {as_json(allowed)}"
+            raise ParameterError(text, code="unsupported_value")
+        return value
+
+    return BeforeValidator(validate)
+
+
+class LoraParameters(Parameters):
+    """The adapter. Absent, null and true mean the defaults."""
+
+    prefix: ClassVar[str] = "lora."
+
+    target_modules: Annotated[
+        tuple[str, ...],
+        Field(
+            validation_alias=AliasChoices(
+                "target_modules",
+                AliasPath("hyperparameters", "lora_target_modules"),
+                AliasPath("hyperparameters", "lora_trainable_modules"),
+            ),
+            description='"all-linear" (every linear layer but lm_head; the default) or names of the base model\'s '
+            "layers.",
+            examples=[["q_proj", "v_proj"]],
+        ),
+        CommaSeparated(),
+        PlainValidator(_target_modules),
+        WithJsonSchema({"anyOf": [{"type": "array", "items": {"type": "string"}, "minItems": 1}, {"type": "string"}]}),
+        Auto(rule=lambda context, _: tuple(sorted(context.entry.target_modules))),
+    ]
+    r: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=MAX_RANK,
+            validation_alias=AliasChoices("r", "rank", AliasPath("hyperparameters", "lora_r")),
+            description="Rank of the adapter; 16 by default.",
+            examples=[16],
+        ),
+        Auto(),
+        AfterValidator(_within_targets),
+    ]
+    alpha: Annotated[
+        float,
+        Field(
+            ge=ALPHA.minimum,
+            le=ALPHA.maximum,
+            validation_alias=AliasChoices("alpha", "lora_alpha", AliasPath("hyperparameters", "lora_alpha")),
+            description="Scale: the update is alpha / r times BA; 2r by default.",
+            examples=[32],
+        ),
+        Auto(rule=lambda _, values: 2.0 * values["r"]),
+    ]
+    dropout: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=0.99,
+            validation_alias=AliasChoices("dropout", "lora_dropout", AliasPath("hyperparameters", "lora_dropout")),
+            description="Dropout before the adapter while training; 0 by default.",
+            examples=[0.05],
+        ),
+        Auto(0.0),
+    ]
+    use_rslora: Annotated[
+        bool,
+        Field(description="Scale by alpha / sqrt(r) instead (rsLoRA); false by default.", examples=[True]),
+        Auto(False),
+    ]
+    use_dora: Annotated[
+        bool,
+        Field(description="Train the length of each row of a weight, too (DoRA); slower.", examples=[True]),
+        Auto(False),
+    ]
+    rank_pattern: Annotated[
+        dict[str, int],
+        Field(
+            description="Ranks of single layers: the end of a layer's name, or a regular expression (RE2) for it -> "
+            "rank.",
+            examples=[{"q_proj": 8}],
+        ),
+        _pattern(_is_rank, f"whole numbers from 1 to {MAX_RANK}"),
+        WithJsonSchema(
+            {"type": "object", "additionalProperties": {"type": "integer", "minimum": 1, "maximum": MAX_RANK}}
+        ),
+        Auto({}),
+    ]
+    alpha_pattern: Annotated[
+        dict[str, float],
+        Field(description="The same for alpha.", examples=[{"q_proj": 16}]),
+        _pattern(_is_alpha, f"numbers {ALPHA}"),
+        WithJsonSchema(
+            {
+                "type": "object",
+                "additionalProperties": {"type": "number", "minimum": ALPHA.minimum, "maximum": ALPHA.maximum},
+            }
+        ),
+        Auto({}),
+    ]
+    modules_to_save: Annotated[
+        tuple[str, ...],
+        Field(
+            description="Modules to train whole and save beside the adapter: norms, embed_tokens, lm_head.",
+            examples=[["norm"]],
+        ),
+        CommaSeparated(),
+        PlainValidator(_modules_to_save),
+        WithJsonSchema({"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "string"}]}),
+        Auto(()),
+    ]
+    bias: Annotated[
+        Literal["none"],
+        Field(description="Trained biases are not offered.", examples=["none"]),
+        _only("none", "trained biases do not load in most servers and are not offered"),
+        Auto("none"),
+    ]
+    init: Annotated[
+        Literal["default"],
+        Field(description="Other initialisations are not offered.", examples=["default"]),
+        _only("default", NO_INITIALISATION),
+        Auto("default"),
+    ]
+
+
+class ResolvedLora(NamedTuple):
+    """What was asked for, and its patterns by single layers: None where there are none, or the layers are not known."""
+
+    lora: LoraSpec
+    layer_patterns: LayerPatterns | None
+
+
+def resolve_lora(request: RequestParameters, context: ResolutionContext) -> ResolvedLora | None:
+    """None where something is wrong; `request.problems` then says what."""
+    parameters = request.resolved(LoraParameters, context, vars(context.parent.lora) if context.parent else {})
+    if parameters is None or request.problems:
+        return None
+    lora = LoraSpec(**parameters)
+    if context.parent:
+        _check_parent(request, lora, context.parent)
+    layer_patterns = None if request.problems else _match_patterns(request, lora, context.entry)
+    return None if request.problems else ResolvedLora(lora, layer_patterns)
+
+
+def _check_parent(request: RequestParameters, lora: LoraSpec, parent: ParentAdapter) -> None:
+    for name in FIXED_BY_PARENT:
+        given, has = getattr(lora, name), getattr(parent.lora, name)
+        if given != has:
+            text = (
+                f"{as_json(given)} contradicts the {as_json(has)} of {parent.model}, which is continued; leave it out"
+            )
+            request.refuse(f"lora.{name}", text, "conflicting_parameters")
+
+
+def _match_patterns(request: RequestParameters, lora: LoraSpec, entry: CatalogEntry) -> LayerPatterns | None:
+    """None also for an entry without layer names (of before they were kept, or too many): the worker matches then."""
+    try:
+        return match_patterns(lora, entry.layers) if entry.layers else None
+    except PatternError as error:
+        for problem in error.problems:
+            request.refuse(problem.param, problem.text)
+        return None

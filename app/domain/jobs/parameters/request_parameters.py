@@ -1,0 +1,145 @@
+"""The parameters of one request: each under its canonical name, all problems collected."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from types import MappingProxyType
+from typing import Any, NamedTuple, get_args
+
+from annotated_types import Ge, Le
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from app.domain.error_text.json_text import MAX_PATH_CHARACTERS, as_json, unquoted
+from app.domain.error_text.validation_text import error_sentence
+from app.domain.jobs.bounds import Bounds
+from app.domain.jobs.parameters.fields import AUTO, AtMost, Auto, ParameterError, Parameters, ResolutionContext
+from app.errors import BadRequest, UnknownParameter
+
+
+class Given(NamedTuple):
+    """A value as the client gave it, and the dotted path under which it did."""
+
+    value: Any
+    path: str
+
+
+@dataclass
+class RequestParameters:
+    """Every parameter of a request under its canonical name: "lora.r", "n_epochs", "quantization.type", ..."""
+
+    given: dict[str, Given] = dataclasses.field(default_factory=dict)
+    problems: list[BadRequest] = dataclasses.field(default_factory=list)
+
+    def add(self, name: str, value: Any, path: str) -> None:
+        earlier = self.given.get(name)
+        if earlier is not None and earlier.value != value:
+            seen = f"{path} = {as_json(value)} contradicts {earlier.path} = {as_json(earlier.value)}"
+            text = f"{seen}; give it once, or twice with one value"
+            self.problems.append(BadRequest(text, path, "conflicting_parameters"))
+            return
+        self.given[name] = Given(value, path)
+
+    def value(self, name: str) -> Any:
+        """The client's value; None where it is absent, null or "auto"."""
+        given = self.given.get(name)
+        return None if given is None or given.value == AUTO else given.value
+
+    def path(self, name: str) -> str:
+        given = self.given.get(name)
+        return name if given is None else given.path
+
+    def refuse(self, name: str, text: str, code: str = "invalid_value") -> None:
+        path = self.path(name)
+        self.problems.append(BadRequest(f"{path}: {text}", path, code))
+
+    def resolved(
+        self, model: type[Parameters], context: ResolutionContext, inherited: Mapping[str, Any] = MappingProxyType({})
+    ) -> dict[str, Any] | None:
+        """The parameters of one subject as they are trained. None where one is wrong; `problems` then says what.
+
+        `inherited` takes the place of "auto".
+        """
+        fields = _fields(model)
+        values = {field.key: self._json_value(field) if field.name in self.given else None for field in fields}
+        try:
+            values = vars(model.model_validate(values, context=context))
+        except ValidationError as error:
+            for problem in error.errors(include_url=False):
+                self._add_problems(model, context, problem)
+            return None
+        for key, _, _, auto in fields:
+            if values[key] is None:
+                if key in inherited:
+                    values[key] = inherited[key]
+                else:
+                    values[key] = auto.value if auto.rule is None else auto.rule(context, values)
+        return values
+
+    def _json_value(self, field: _ModelField) -> Any:
+        """JSON has one type of number: 3.0 is an integer."""
+        value = self.value(field.name)
+        return int(value) if field.is_integer and isinstance(value, float) and value.is_integer() else value
+
+    def _add_problems(self, model: type[Parameters], context: ResolutionContext, problem: ErrorDetails) -> None:
+        field_name, *inner = problem["loc"]
+        name, definition = f"{model.prefix}{field_name}", model.model_fields[str(field_name)]
+        error = problem.get("ctx", {}).get("error")
+        if inner:
+            self.problems.append(_problem_inside(self.path(name), inner, definition, problem))
+        elif isinstance(error, ParameterError):
+            for text in error.texts:
+                self.refuse(name, text, error.code)
+        else:
+            rule, code = _rule(definition, context)
+            self.refuse(name, f"{as_json(self.value(name))} is not {rule}", code)
+
+
+class _ModelField(NamedTuple):
+    key: str  # "r"
+    name: str  # its canonical name, "lora.r"
+    is_integer: bool
+    auto: Auto
+
+
+@cache
+def _fields(model: type[Parameters]) -> tuple[_ModelField, ...]:
+    return tuple(
+        _ModelField(
+            key,
+            model.prefix + key,
+            definition.annotation is int,
+            next(item for item in definition.metadata if isinstance(item, Auto)),
+        )
+        for key, definition in model.model_fields.items()
+    )
+
+
+def _problem_inside(path: str, inner: list[int | str], definition: FieldInfo, problem: ErrorDetails) -> BadRequest:
+    """A problem of one key in a parameter that is an object."""
+    where = unquoted(".".join([path, *map(str, inner)]), MAX_PATH_CHARACTERS)
+    if problem["type"] == "extra_forbidden":
+        model: Any = definition.annotation
+        known = ", ".join(model.model_fields)
+        return UnknownParameter(f"unknown parameter {where}; known here: {known}", where)
+    return BadRequest(f"{where}: {error_sentence(problem)}", where)
+
+
+def _rule(definition: FieldInfo, context: ResolutionContext) -> tuple[str, str]:
+    """What the value has to be, and the error code where it is not."""
+    kind = definition.annotation
+    if kind is bool:
+        return "true or false", "invalid_type"
+    if kind not in (int, float):
+        return f"offered; allowed: {', '.join(map(str, get_args(kind)))}", "unsupported_value"
+    minimum: Any = next(item.ge for item in definition.metadata if isinstance(item, Ge))
+    maximum: Any = next(
+        item.limit(context) if isinstance(item, AtMost) else item.le
+        for item in definition.metadata
+        if isinstance(item, AtMost | Le)
+    )
+    return f"a {'whole ' if kind is int else ''}number {Bounds(minimum, maximum)}", "invalid_value"
