@@ -18,7 +18,7 @@ FOLLOWERS = 100
 EVENTS = 200
 EVENTS_A_SECOND = 20.0
 FRAME = re.compile(rb'"told_at":([0-9.]+)[^\n]*\nid: (\d+)\n')
-PATIENCE_SECONDS = 120.0
+RETRY_TIMEOUT_SECONDS = 120.0
 
 
 def measure(service: Service, sessions: Sessions) -> tuple[list[float], bool]:
@@ -39,7 +39,7 @@ async def _follow(service: Service, sessions: Sessions, job: Job) -> list[list[t
     await asyncio.gather(*(event.wait() for event in ready))
     writer = threading.Thread(target=_tell, args=(sessions, job))
     writer.start()
-    async with asyncio.timeout(PATIENCE_SECONDS):
+    async with asyncio.timeout(RETRY_TIMEOUT_SECONDS):
         told = await asyncio.gather(*followers)
     writer.join()
     return told

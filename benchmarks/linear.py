@@ -20,8 +20,8 @@ from benchmarks.request_parsers import PARSERS, Parser, hostile_inputs
 SIZES = tuple(1 << power for power in range(12, 21))
 RUNS = 5
 FLOOR_SECONDS = 0.0005  # below it the caches of the processor and the clock bend the line
-LEAST_POINTS = 3  # with fewer the largest input takes some milliseconds, however the time grows
-MOST_EXPONENT = 1.2
+MIN_POINTS = 3  # with fewer the largest input takes some milliseconds, however the time grows
+MAX_EXPONENT = 1.2
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Growth:
         points = [
             (size, seconds) for size, seconds in zip(self.sizes, self.seconds, strict=True) if seconds > FLOOR_SECONDS
         ]
-        return slope(points) if len(points) >= LEAST_POINTS else None
+        return slope(points) if len(points) >= MIN_POINTS else None
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
@@ -84,12 +84,12 @@ def main(arguments: Sequence[str]) -> int:
         growth = measure(parser, make)
         exponent = growth.exponent
         first, middle, last = (growth.seconds[at] * 1000 for at in (0, len(SIZES) // 2, -1))
-        is_bad = exponent is not None and exponent >= MOST_EXPONENT
+        is_bad = exponent is not None and exponent >= MAX_EXPONENT
         failed += is_bad
         told = "too quick" if exponent is None else f"{exponent:8.2f}"
         print(f"| {parser.name:29} | {name:31} | {first:10.3f} | {middle:7.2f} | {last:7.1f} | {told}{' !' * is_bad} |",
               flush=True)  # fmt: skip
-    print(f"\n{failed} grow with an exponent of {MOST_EXPONENT} or more." if failed else "\nAll are linear.")
+    print(f"\n{failed} grow with an exponent of {MAX_EXPONENT} or more." if failed else "\nAll are linear.")
     return 1 if failed else 0
 
 

@@ -32,7 +32,7 @@ from worker.node.device import cpu_name
 HERE = Path(__file__).resolve().parent
 JOBS = "/v1/fine_tuning/jobs"
 SEED = 7
-PATIENCE_SECONDS = 3600.0  # for one job, on a machine that has other work, too
+RETRY_TIMEOUT_SECONDS = 3600.0  # for one job, on a machine that has other work, too
 READ_SECONDS = 120.0
 LOOK_SECONDS = 2.0  # between two looks at a job: on two cores, looking more often slows down what is looked at
 
@@ -147,7 +147,7 @@ def finished(client: httpx2.Client, job_id: str) -> dict[str, Any]:
     def has_ended() -> bool:
         return sent(client.get(f"{JOBS}/{job_id}"))["status"] in TERMINAL
 
-    until(has_ended, f"the end of {job_id}", PATIENCE_SECONDS, LOOK_SECONDS)
+    until(has_ended, f"the end of {job_id}", RETRY_TIMEOUT_SECONDS, LOOK_SECONDS)
     return sent(client.get(f"{JOBS}/{job_id}"))
 
 

@@ -37,7 +37,7 @@ from worker.jobs.trainer_process import TRAINER_COMMAND
 HERE = Path(__file__).resolve().parent
 BODY = {"hyperparameters": {"max_steps": 1, "batch_size": 8}}  # the rest is "auto": rank 16, all linear layers, NF4
 EXAMPLES = 512
-PATIENCE_SECONDS = 600.0
+RETRY_TIMEOUT_SECONDS = 600.0
 
 
 def main() -> None:
@@ -92,7 +92,7 @@ def measure(settings: Settings, sessions: Sessions, project: Project, jobs: int)
         return [train_one(settings, sessions, project, worker.pid) for _ in range(jobs + 1)][1:]
     finally:
         worker.terminate()
-        worker.wait(PATIENCE_SECONDS)
+        worker.wait(RETRY_TIMEOUT_SECONDS)
 
 
 def train_one(settings: Settings, sessions: Sessions, project: Project, worker_pid: int) -> float:
@@ -124,7 +124,7 @@ def waits(worker_pid: int) -> bool:
 
 
 def until(is_true: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + RETRY_TIMEOUT_SECONDS
     while not is_true():
         assert time.monotonic() < deadline, f"waited in vain for {what}"
         time.sleep(0.1)

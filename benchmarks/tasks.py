@@ -31,7 +31,7 @@ from benchmarks.words import (
     split,
 )
 
-MOST_ROWS = 500
+MAX_ROWS = 500
 HELD_OUT = 200
 SYSTEM = {
     "classification": "Label the request.",
@@ -126,7 +126,7 @@ def _typo(dice: random.Random, text: str) -> str:
 TASKS = {
     task.name: task
     for task in (
-        Task("classification", MOST_ROWS, True, _classification),
+        Task("classification", MAX_ROWS, True, _classification),
         Task("extraction", 120, True, _extraction),
         Task("style", 120, False, _style),
         Task("arithmetic", 200, True, _arithmetic),

@@ -26,7 +26,7 @@ from worker.trainer.runtime.device import choose_threads
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-LEAST_STEPS = DROPPED_STEPS + 2
+MIN_STEPS = DROPPED_STEPS + 2
 VALIDATED = ("TRL, its defaults", "Unsloth")  # at the end of their last run
 
 
@@ -56,10 +56,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--best", help="skip the grid: the peer's best options as JSON")
     options = parser.parse_args()
-    if min(options.steps, options.grid_steps) < LEAST_STEPS:
-        parser.error(
-            f"--steps and --grid-steps must be at least {LEAST_STEPS}: the first 3 and the last are not counted"
-        )
+    if min(options.steps, options.grid_steps) < MIN_STEPS:
+        parser.error(f"--steps and --grid-steps must be at least {MIN_STEPS}: the first 3 and the last are not counted")
     return options
 
 

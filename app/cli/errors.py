@@ -1,7 +1,7 @@
 """What a command tells its user, and the exit code that a script sees.
 
     CliError                1  the job failed, or the server or the network did
-    +- Misused              2  the command or its values must change
+    +- UsageError              2  the command or its values must change
     +- Missing              3  no such job, file, model or key
     +- NotAllowed           4  no key, a wrong one, or one that may not
 
@@ -17,7 +17,7 @@ class CliError(Exception):
     exit_code = 1
 
 
-class Misused(CliError):
+class UsageError(CliError):
     exit_code = 2
 
 

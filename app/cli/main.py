@@ -28,10 +28,10 @@ from app.cli.commands import (
     records,
     webhooks,
 )
-from app.cli.errors import INTERRUPTED, CliError, Missing, Misused
+from app.cli.errors import INTERRUPTED, CliError, Missing, UsageError
 from app.cli.local_stack.errors import CannotStart
 from app.cli.options import DataDir
-from app.cli.output.console import complain, print_line
+from app.cli.output.console import print_error, print_line
 from app.errors import NotFound, TuneryError
 
 
@@ -120,7 +120,7 @@ def _errors_as_sentences() -> Iterator[None]:
     except Exception as error:
         if os.environ.get("TUNERY_DEBUG") or _is_broken_pipe(error):
             raise
-        complain(_sentence(error))
+        print_error(_sentence(error))
         raise typer.Exit(_exit_code(error)) from None
 
 
@@ -139,7 +139,7 @@ def _exit_code(error: Exception) -> int:
     if isinstance(error, NotFound):
         return Missing.exit_code
     # From the domain: a directory that can't be offered as a base model, for one.
-    return Misused.exit_code if isinstance(error, TuneryError) else CliError.exit_code
+    return UsageError.exit_code if isinstance(error, TuneryError) else CliError.exit_code
 
 
 def _is_broken_pipe(error: Exception) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.domain.datasets.examples import Example, read_examples
-from benchmarks.tasks import HELD_OUT, MOST_ROWS, TASKS, Task, write
+from benchmarks.tasks import HELD_OUT, MAX_ROWS, TASKS, Task, write
 from benchmarks.words import ISSUES, split
 
 FINGERPRINTS = {
@@ -48,7 +48,7 @@ def test_a_question_that_came_up_in_training_is_not_asked_again() -> None:
 
 @each_task
 def test_a_task_has_at_most_five_hundred_rows_and_fewer_are_its_first(task: Task) -> None:
-    assert task.rows <= MOST_ROWS
+    assert task.rows <= MAX_ROWS
     assert task.training_rows(10) == task.training_rows()[:10]
 
 

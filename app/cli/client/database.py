@@ -14,7 +14,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError, OperationalError, ProgrammingError
 from sqlalchemy.orm import Session
 
-from app.cli.errors import CliError, Misused
+from app.cli.errors import CliError, UsageError
 from app.db.access import audit
 from app.db.engine import make_engine, make_sessions, transaction
 from app.settings import Settings
@@ -66,9 +66,9 @@ def _normal(database_url: str) -> str:
     except ArgumentError:
         is_postgres = False
     except ValidationError as error:
-        raise Misused(f"The environment holds a setting that can't be used: {error}") from None
+        raise UsageError(f"The environment holds a setting that can't be used: {error}") from None
     if not is_postgres:
-        raise Misused("DATABASE_URL is no address of a PostgreSQL; one looks like postgresql://user@host/name.")
+        raise UsageError("DATABASE_URL is no address of a PostgreSQL; one looks like postgresql://user@host/name.")
     return url
 
 

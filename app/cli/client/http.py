@@ -12,7 +12,7 @@ from typing import IO, Any
 import httpx2
 
 from app.cli.client.service_discovery import Address
-from app.cli.errors import CliError, Missing, Misused, NotAllowed, Unreachable
+from app.cli.errors import CliError, Missing, NotAllowed, Unreachable, UsageError
 
 CONNECT_SECONDS = 5
 ANSWER_SECONDS = 120  # an upload of 512 MiB is hashed and flushed to disk before it is answered
@@ -172,7 +172,7 @@ def _refusal(response: httpx2.Response, address: Address) -> CliError:
         return _stranger(response, address)
     if response.status_code == 401:
         return NotAllowed(f"{message} It came from {address.key_from}." if address.api_key else NO_KEY)
-    kind = KINDS.get(response.status_code) or (CliError if response.is_server_error else Misused)
+    kind = KINDS.get(response.status_code) or (CliError if response.is_server_error else UsageError)
     return kind(message)
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from app.cli.errors import Misused
+from app.cli.errors import UsageError
 
 Json = dict[str, Any]
 OBJECTS = ("lora", "quantization")  # of a dotted name, these are their own objects in the request
@@ -64,14 +64,14 @@ def build_changes(
 
 
 def build_update(priority: int | None, metadata: Sequence[str], no_metadata: bool) -> Json:
-    """What is to change of a job that there is. Raises Misused for nothing."""
+    """What is to change of a job that there is. Raises UsageError for nothing."""
     if metadata and no_metadata:
-        raise Misused("--metadata and --no-metadata contradict each other; give one of them.")
+        raise UsageError("--metadata and --no-metadata contradict each other; give one of them.")
     body = _given({"priority": priority})
     if metadata or no_metadata:
         body["metadata"] = dict(_split(pair, "--metadata") for pair in metadata) or None
     if not body:
-        raise Misused("Nothing to change: give --priority, --metadata or --no-metadata.")
+        raise UsageError("Nothing to change: give --priority, --metadata or --no-metadata.")
     return body
 
 
@@ -90,14 +90,14 @@ def _apply(settings: Sequence[str], objects: dict[str, Json]) -> None:
         target, key = (head, rest) if rest and head in OBJECTS else ("hyperparameters", name)
         value = _value(text)
         if key in objects[target] and objects[target][key] != value:
-            raise Misused(f"--set {setting} contradicts {objects[target][key]!r}, which was also given for {key}.")
+            raise UsageError(f"--set {setting} contradicts {objects[target][key]!r}, which was also given for {key}.")
         objects[target][key] = value
 
 
 def _split(pair: str, option: str) -> tuple[str, str]:
     name, equals, value = pair.partition("=")
     if not equals or not name:
-        raise Misused(f"{option} {pair}: it takes a name and a value, such as {option} name=value.")
+        raise UsageError(f"{option} {pair}: it takes a name and a value, such as {option} name=value.")
     return name, value
 
 
@@ -115,4 +115,4 @@ def _given(values: Json) -> Json:
 
 def _refuse_contradiction(quantization: Json) -> None:
     if quantization:
-        raise Misused("--no-quantization and --set quantization.… contradict each other; give one of them.")
+        raise UsageError("--no-quantization and --set quantization.… contradict each other; give one of them.")

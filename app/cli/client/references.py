@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from app.cli.client.service_discovery import ID
-from app.cli.errors import Missing, Misused
+from app.cli.errors import Missing, UsageError
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client
@@ -39,7 +39,7 @@ FileIds = Annotated[list[str], typer.Argument(help=f"The files, each by {HOW}.",
 
 
 def find_id(client: Client, kind: Kind, text: str, **filters: Any) -> str:
-    """The whole id that `text` stands for. Raises Missing for none, Misused for several."""
+    """The whole id that `text` stands for. Raises Missing for none, UsageError for several."""
     if text == LAST:
         return _newest(client, kind, filters)
     if WHOLE.fullmatch(text) or not ID.fullmatch(text):
@@ -52,7 +52,9 @@ def find_id(client: Client, kind: Kind, text: str, **filters: Any) -> str:
     if len(found) > 1:
         more = " and others" if len(found) > MAX_CANDIDATES else ""
         named = ", ".join(found[:MAX_CANDIDATES])
-        raise Misused(f"{text!r} is the beginning of several {kind.noun}s: {named}{more}. Type more of the one meant.")
+        raise UsageError(
+            f"{text!r} is the beginning of several {kind.noun}s: {named}{more}. Type more of the one meant."
+        )
     return found[0]
 
 

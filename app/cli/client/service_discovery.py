@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-from app.cli.errors import CliError, Missing, Misused, NotAllowed
+from app.cli.errors import CliError, Missing, NotAllowed, UsageError
 from app.cli.local_stack.data_directory import Layout, default_data_dir
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8000"
@@ -77,7 +77,7 @@ def _root(base_url: str) -> str:
     except ValueError:
         usable = False
     if not usable:
-        raise Misused(f"{base_url!r} is no address of a service; one looks like {DEFAULT_BASE_URL}.")
+        raise UsageError(f"{base_url!r} is no address of a service; one looks like {DEFAULT_BASE_URL}.")
     return base_url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
 
 

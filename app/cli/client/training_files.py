@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from app.cli.client.references import FILE, LAST, find_id
 from app.cli.client.service_discovery import file_path
 from app.cli.commands import files
-from app.cli.errors import CliError, Misused, Unreachable
-from app.cli.output.console import remark
+from app.cli.errors import CliError, Unreachable, UsageError
+from app.cli.output.console import print_note
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client
@@ -21,11 +21,11 @@ PURPOSE = "fine-tune"
 
 
 def is_path(value: str | None) -> bool:
-    """Whether it names a file here, not an id. Raises Misused for what is neither."""
+    """Whether it names a file here, not an id. Raises UsageError for what is neither."""
     if value is None or value == LAST or value.startswith(FILE.prefix):
         return False
     if not Path(value).exists():
-        raise Misused(
+        raise UsageError(
             f"{value} is neither a file's id, which begins with {FILE.prefix}, nor a path that exists here, nor {LAST}."
         )
     return True
@@ -49,7 +49,7 @@ def uploaded(client: Client, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield body | ids | sent
     except Unreachable:
         if is_ready and sent:
-            remark(f"Whether it was carried out is not known, so these files stay: {', '.join(sent.values())}.")
+            print_note(f"Whether it was carried out is not known, so these files stay: {', '.join(sent.values())}.")
         else:
             delete_again(client, list(sent.values()))
         raise
@@ -64,6 +64,6 @@ def delete_again(client: Client, file_ids: Sequence[str]) -> None:
         try:
             client.delete(file_path(file_id))
         except CliError as error:
-            remark(f"{file_id} was uploaded and stays: {error} `tunery files delete {file_id}` deletes it.")
+            print_note(f"{file_id} was uploaded and stays: {error} `tunery files delete {file_id}` deletes it.")
         else:
-            remark(f"Deleted {file_id} again, which was uploaded for this.")
+            print_note(f"Deleted {file_id} again, which was uploaded for this.")

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app.cli.errors import CliError, Misused, Unreachable
-from app.cli.output.console import complain
+from app.cli.errors import CliError, Unreachable, UsageError
+from app.cli.output.console import print_error
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client
@@ -32,7 +32,7 @@ def send_file(client: Client, path: Path, purpose: str, upload_id: str | None, o
     try:
         return _stream(client, path, upload["id"], size_bytes, on_bytes)
     except (Unreachable, KeyboardInterrupt):
-        complain(
+        print_error(
             f"What arrived is kept until it expires; go on with: tunery files upload {path} --resume {upload['id']}"
         )
         raise
@@ -46,7 +46,7 @@ def _begin(client: Client, path: Path, purpose: str, size_bytes: int) -> Json:
 def _known(client: Client, upload_id: str, size_bytes: int) -> Json:
     upload = client.get(f"uploads/{upload_id}")
     if upload["bytes"] != size_bytes:
-        raise Misused(f"{upload_id} is an upload of {upload['bytes']:,} bytes, and this file has {size_bytes:,}.")
+        raise UsageError(f"{upload_id} is an upload of {upload['bytes']:,} bytes, and this file has {size_bytes:,}.")
     return upload
 
 

@@ -14,10 +14,10 @@ import typer
 from app.cli.client.adapter_archive import check, fetch, unpack
 from app.cli.client.references import JobId
 from app.cli.client.service_discovery import job_path
-from app.cli.errors import CliError, Missing, Misused
+from app.cli.errors import CliError, Missing, UsageError
 from app.cli.options import AsJson, with_client
 from app.cli.output.compare import ASKED, compare, held_out, show, width_text
-from app.cli.output.console import messages, print_json, print_line, remark, size_text
+from app.cli.output.console import messages, print_json, print_line, print_note, size_text
 from app.cli.output.progress import bytes_bar, is_over
 from app.system.model_files import hash_directory
 
@@ -63,7 +63,7 @@ def download_adapter(
         print_json({"directory": str(done.directory), **done.source._asdict(), "files": files})
         return
     print_line(str(done.directory))
-    remark(f"Verified {len(files)} files, {size_text(done.source.size_bytes)}, SHA-256 {done.source.sha256}.")
+    print_note(f"Verified {len(files)} files, {size_text(done.source.size_bytes)}, SHA-256 {done.source.sha256}.")
 
 
 @commands.command("merge")
@@ -78,7 +78,7 @@ def merge_adapter(
 ) -> None:
     """Download an adapter and merge it into its base model on this machine: an ordinary model, without PEFT."""
     if directory.exists():
-        raise Misused(f"{directory} is there already. Choose another directory with --to, or remove it.")
+        raise UsageError(f"{directory} is there already. Choose another directory with --to, or remove it.")
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".merge-", dir=directory.parent) as aside:
         adapter = download(client, job_id, Path(aside) / "adapter", checkpoint)
@@ -87,7 +87,7 @@ def merge_adapter(
         print_json(merged)
         return
     print_line(str(directory))
-    remark(f"The adapter changed {merged['changed']} of the base model's {merged['tensors']} tensors.")
+    print_note(f"The adapter changed {merged['changed']} of the base model's {merged['tensors']} tensors.")
 
 
 @commands.command("compare")
@@ -120,7 +120,7 @@ def compare_answers(
 def download(client: "Client", job_id: str, directory: Path, checkpoint: int | None = None) -> Download:
     """Fetch aside, check, unpack aside, verify, rename: `directory` is there whole or not at all."""
     if directory.exists() or directory.is_symlink():
-        raise Misused(f"{directory} is there already. Choose another directory with -o, or remove it.")
+        raise UsageError(f"{directory} is there already. Choose another directory with -o, or remove it.")
     source = _checkpoint(client, job_id, checkpoint) if checkpoint is not None else _adapter(client, job_id)
     directory.parent.mkdir(parents=True, exist_ok=True)
     part = directory.with_name(f".{directory.name}.{source.sha256[:DIGEST_LETTERS_IN_NAME]}.part")
@@ -134,14 +134,14 @@ def download(client: "Client", job_id: str, directory: Path, checkpoint: int | N
 
 
 def _require_trained_base(base: Path, manifest: dict[str, Any]) -> None:
-    """Raises Misused unless `base` has the files that the adapter was trained on: another base answers nonsense."""
+    """Raises UsageError unless `base` has the files that the adapter was trained on: another base answers nonsense."""
     trained_on = manifest.get("base_model")
     try:
         found = hash_directory(base)[1]
     except OSError as error:
-        raise Misused(f"The base model's directory {base} cannot be read: {error.strerror}.") from error
+        raise UsageError(f"The base model's directory {base} cannot be read: {error.strerror}.") from error
     if trained_on is not None and found != trained_on["manifest_sha256"]:
-        raise Misused(
+        raise UsageError(
             f"The files in {base} are not the base model {trained_on['name']} that the adapter was trained on. Name "
             "the directory that was registered (`tunery models where`)."
         )
@@ -152,7 +152,7 @@ def _merge(base: Path, adapter: Path, directory: Path) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     last = (done.stderr.strip().split("\n") or [""])[-1]
     if done.returncode == MERGER_REFUSES:
-        raise Misused(last)
+        raise UsageError(last)
     if done.returncode != 0:
         raise CliError(f"The merge failed ({last}). The adapter can be had with `tunery adapters download`.")
     return dict(json.loads(done.stdout))

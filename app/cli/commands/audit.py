@@ -7,7 +7,7 @@ import typer
 from app.cli.commands.projects import find
 from app.cli.errors import Missing
 from app.cli.options import AsJson, with_database
-from app.cli.output.console import print_json, print_table, remark
+from app.cli.output.console import print_json, print_note, print_table
 
 if TYPE_CHECKING:
     from app.cli.client.database import Database
@@ -50,7 +50,7 @@ def list_entries(
     columns = ["when", "who", "what", "objects", "from", "request"]
     print_table(columns, [_row(entry) for entry in shown], "Nothing was changed yet.")
     if len(rows) > limit:
-        remark(f"There is more: --after {shown[-1].id}")
+        print_note(f"There is more: --after {shown[-1].id}")
 
 
 def _row(entry: "AuditEntry") -> list[str]:

@@ -8,11 +8,11 @@ from app.cli.client.job_request import build_changes, target_modules
 from app.cli.client.references import HOW, JOB, JobId
 from app.cli.client.service_discovery import job_path
 from app.cli.client.training_files import uploaded
-from app.cli.commands.jobs import item_text, tell_created
+from app.cli.commands.jobs import item_text, print_created
 from app.cli.commands.watch import raise_unless_succeeded, watch_or_detach
 from app.cli.job_options import BatchSize, Epochs, LoraRank, Metadata, NoQuantization, Seed, Settings, TargetModules
 from app.cli.options import AsJson, with_client
-from app.cli.output.console import print_json, print_table, remark
+from app.cli.output.console import print_json, print_note, print_table
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client
@@ -21,7 +21,7 @@ commands = typer.Typer()
 
 SECTIONS = ("data", "config", "environment", "result")
 DIGEST_LETTERS = 12
-MOST_LETTERS = 60
+MAX_CHARS = 60
 
 
 @commands.command("clone")
@@ -58,7 +58,7 @@ def clone(
     )  # fmt: skip
     with uploaded(client, changes) as body:
         job = client.post(job_path(job_id, "clone"), body)
-    tell_created(job, as_json, follow)
+    print_created(job, as_json, follow)
     if follow:
         raise_unless_succeeded(watch_or_detach(client, job["id"], as_json))
 
@@ -83,11 +83,11 @@ def diff(
         for row in found[section]["values"]
         if show_all or row["differs"]
     ]
-    remark(f"left: {job_id}, right: {other}")
+    print_note(f"left: {job_id}, right: {other}")
     print_table(["", "value", "left", "right"], rows, "The two do not differ in anything.")
     same = [section for section in SECTIONS if not found[section]["differences"]]
     if same and rows:
-        remark(f"The same in both: {', '.join(same)}.")
+        print_note(f"The same in both: {', '.join(same)}.")
 
 
 def _text(value: Any) -> str:
@@ -97,4 +97,4 @@ def _text(value: Any) -> str:
     text = item_text(value)
     if len(text) == 64 and set(text) <= set("0123456789abcdef"):
         return text[:DIGEST_LETTERS]
-    return text if len(text) <= MOST_LETTERS else f"{text[: MOST_LETTERS - 1]}…"
+    return text if len(text) <= MAX_CHARS else f"{text[: MAX_CHARS - 1]}…"

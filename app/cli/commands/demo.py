@@ -33,7 +33,7 @@ from app.cli.local_stack.servers.postgres import LocalPostgres
 from app.cli.local_stack.servers.unprivileged import account, reachable
 from app.cli.local_stack.servers.valkey import LocalValkey
 from app.cli.output.compare import compare, held_out, show
-from app.cli.output.console import duration_text, print_line, remark, size_text
+from app.cli.output.console import duration_text, print_line, print_note, size_text
 from app.cli.output.progress import is_over
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -81,7 +81,7 @@ def _place(asked: Path | None) -> Path:
         return preferred
     lent = account()
     instead = (reachable(lent) if lent else default_data_dir()).with_name("tunery-demo")
-    remark(f"{why}\nThe demo uses {instead} instead.")
+    print_note(f"{why}\nThe demo uses {instead} instead.")
     return instead
 
 
@@ -157,11 +157,11 @@ def _train(client: Client, example: Path) -> Json:
     _say("3/5", f"training a QLoRA adapter on {base_model.NAME}: {job['id']}")
     job = watch(client, job["id"])
     raise_unless_succeeded(job)
-    _hold_against(client, job, predicted)
+    _print_plan_accuracy(client, job, predicted)
     return job
 
 
-def _hold_against(client: Client, job: Json, predicted: str | None) -> None:
+def _print_plan_accuracy(client: Client, job: Json, predicted: str | None) -> None:
     """The plan and the truth, side by side."""
     told = client.pages(job_path(job["id"], "events"), 100)
     took = next((event["data"] for event in told if event["message"].startswith("Training finished in")), None)

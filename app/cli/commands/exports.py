@@ -10,9 +10,9 @@ import typer
 from app.cli.client.references import JobId
 from app.cli.client.service_discovery import ID, job_path
 from app.cli.commands.files import fetch_file
-from app.cli.errors import CliError, Missing, Misused
+from app.cli.errors import CliError, Missing, UsageError
 from app.cli.options import AsJson, with_client
-from app.cli.output.console import print_json, print_line, print_table, remark, size_text, time_text
+from app.cli.output.console import print_json, print_line, print_note, print_table, size_text, time_text
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client
@@ -21,7 +21,7 @@ commands = typer.Typer()
 
 POLL_SECONDS = 1.0
 WAITING = " (waiting for free disk space)"
-MOST_LISTED = 100
+MAX_LISTED = 100
 
 
 @commands.command("export")
@@ -40,7 +40,7 @@ def export(
     """Have a worker make one ordinary model of an adapter and its base. Asked again, it is the same export."""
     if directory is not None and (detach or directory.exists()):
         why = "needs the export to be done; leave --detach out" if detach else "is there already; choose another"
-        raise Misused(f"--output {directory} {why}.")
+        raise UsageError(f"--output {directory} {why}.")
     asked = {"type": kind} | ({"checkpoint": checkpoint} if checkpoint else {})
     made = client.post(job_path(job_id, "exports"), asked)
     if not detach:
@@ -52,14 +52,14 @@ def export(
         return
     print_line(str(directory or made["id"]))
     if made["status"] == "succeeded":
-        remark(f"{len(made['files'])} files, {size_text(made['bytes'])}; each has its SHA-256 in `--json`.")
+        print_note(f"{len(made['files'])} files, {size_text(made['bytes'])}; each has its SHA-256 in `--json`.")
 
 
 @commands.command("exports")
 @with_client
 def list_exports(client: "Client", job_id: JobId, as_json: AsJson = False) -> None:
     """List a job's exports, newest first."""
-    found = list(client.pages(job_path(job_id, "exports"), MOST_LISTED))
+    found = list(client.pages(job_path(job_id, "exports"), MAX_LISTED))
     if as_json:
         print_json(found)
         return
@@ -88,12 +88,12 @@ def delete_export(
 
 def _wait(client: "Client", job_id: str, made: dict[str, Any]) -> dict[str, Any]:
     if made["status"] in ("queued", "running"):
-        remark(f"{made['id']} is {_status(made)}; Ctrl-C leaves it to the worker.")
+        print_note(f"{made['id']} is {_status(made)}; Ctrl-C leaves it to the worker.")
     while made["status"] in ("queued", "running"):
         time.sleep(POLL_SECONDS)
         before, made = made, client.get(job_path(job_id, "exports", made["id"]))
         if made.get("phase") and made.get("phase") != before.get("phase"):
-            remark(f"{made['id']} is {_status(made)}; it is tried again by itself.")
+            print_note(f"{made['id']} is {_status(made)}; it is tried again by itself.")
     if made["status"] == "failed":
         raise CliError(f"The export failed ({made['error']['code']}): {made['error']['message']}")
     return made

@@ -10,7 +10,7 @@ from app.cli.client.service_discovery import file_path, model_path
 from app.cli.client.training_files import is_path, uploaded
 from app.cli.job_options import Model
 from app.cli.options import AsJson, with_client
-from app.cli.output.console import print_fields, print_json, print_line, print_table, remark
+from app.cli.output.console import print_fields, print_json, print_line, print_note, print_table
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client
@@ -45,7 +45,7 @@ def validate(
         asked = {name: value for name, value in asked.items() if value is not None}
         report = client.post(f"{file_path(ids['training_file'])}/validate", None, **asked)
     for name, path in paths.items():
-        remark(f"{path} is {ids[name]}.")
+        print_note(f"{path} is {ids[name]}.")
     if as_json:
         print_json(report)
     else:
@@ -63,7 +63,7 @@ def _show(report: dict[str, Any]) -> None:
         shown = found["data"][:FINDINGS_SHOWN]
         print_table(["line", "code", "message"], [[str(one["line"]), one["code"], one["message"]] for one in shown], "")
         if found["count"] > len(shown):
-            remark(f"{found['count'] - len(shown):,} more findings; --json has the first {len(found['data'])}.")
+            print_note(f"{found['count'] - len(shown):,} more findings; --json has the first {len(found['data'])}.")
     _show_histogram(report["tokens"]["histogram"])
     for row in report["rows"]:
         _show_row(row)

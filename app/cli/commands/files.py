@@ -11,9 +11,9 @@ from app.cli.client.adapter_archive import check, fetch
 from app.cli.client.references import FileId, FileIds
 from app.cli.client.service_discovery import file_path
 from app.cli.client.upload import send_file
-from app.cli.errors import Misused
+from app.cli.errors import UsageError
 from app.cli.options import AsJson, with_client
-from app.cli.output.console import print_fields, print_json, print_line, print_table, remark, size_text, time_text
+from app.cli.output.console import print_fields, print_json, print_line, print_note, print_table, size_text, time_text
 from app.cli.output.progress import bytes_bar
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def list_files(
     asked = {"purpose": purpose} if purpose else {}
     found, has_more = client.first("files", limit, max_page=1000, **asked)
     if has_more:
-        remark(f"These are the newest {limit} files; --limit shows more.")
+        print_note(f"These are the newest {limit} files; --limit shows more.")
     if as_json:
         print_json(found)
         return
@@ -85,7 +85,7 @@ def download(
     file = client.get(file_path(file_id))
     to = path or Path(Path(file["filename"]).name or file_id)
     if to.exists() or to.is_symlink():
-        raise Misused(f"{to} is there already. Choose another place with -o, or remove it.")
+        raise UsageError(f"{to} is there already. Choose another place with -o, or remove it.")
     to.parent.mkdir(parents=True, exist_ok=True)
     fetch_file(client, file, to.with_name(f".{to.name}.{file_id}.part")).replace(to)
     print_line(str(to))
@@ -135,8 +135,8 @@ def _fields(file: dict[str, Any]) -> list[tuple[str, str]]:
 def _readable(path: Path) -> Iterator[int]:
     try:
         if not path.is_file():
-            raise Misused(f"{path} is not a file." if path.exists() else f"There is no file {path}.")
+            raise UsageError(f"{path} is not a file." if path.exists() else f"There is no file {path}.")
         path.open("rb").close()
     except PermissionError:
-        raise Misused(f"{path} can't be read by this user.") from None
+        raise UsageError(f"{path} can't be read by this user.") from None
     yield path.stat().st_size

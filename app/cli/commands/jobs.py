@@ -30,8 +30,8 @@ from app.cli.output.console import (
     print_fields,
     print_json,
     print_line,
+    print_note,
     print_table,
-    remark,
     size_text,
     time_text,
 )
@@ -115,7 +115,7 @@ def create(
     )
     with uploaded(client, asked) as body:
         job = client.post("fine_tuning/jobs", body)
-    tell_created(job, as_json, follow)
+    print_created(job, as_json, follow)
     if follow:
         raise_unless_succeeded(watch_or_detach(client, job["id"], as_json))
 
@@ -139,7 +139,7 @@ def list_jobs(
     path = "organization/jobs" if all_projects else "fine_tuning/jobs"
     found, has_more = client.first(path, limit, max_page=100, **given)
     if has_more:
-        remark(f"These are the newest {limit} jobs; --limit shows more.")
+        print_note(f"These are the newest {limit} jobs; --limit shows more.")
     if as_json:
         print_json(found)
         return
@@ -187,7 +187,7 @@ def set_job(
         print_json(job)
     else:
         print_line(job["id"])
-        remark(f"priority {job['priority']}, metadata: {_pairs(job['metadata'] or {}) or 'none'}")
+        print_note(f"priority {job['priority']}, metadata: {_pairs(job['metadata'] or {}) or 'none'}")
 
 
 @commands.command("cancel")
@@ -228,17 +228,17 @@ def events(
         rows = [[time_text(event["created_at"]), event["level"], event["message"]] for event in shown]
         print_table(["time", "level", "message"], rows, "No events yet.")
     if has_more:
-        remark(f"These are the newest {len(shown)} events; there are older ones. Without --limit all are shown.")
+        print_note(f"These are the newest {len(shown)} events; there are older ones. Without --limit all are shown.")
 
 
-def tell_created(job: dict[str, Any], as_json: bool, follow: bool) -> None:
+def print_created(job: dict[str, Any], as_json: bool, follow: bool) -> None:
     if as_json:
         if not follow:
             print_json(job)
         return
     print_line(job["id"])
     if not follow:
-        remark(f"`tunery jobs watch {job['id']}` follows it.")
+        print_note(f"`tunery jobs watch {job['id']}` follows it.")
 
 
 def _move(client: "Client", job_id: str, verb: str, as_json: bool) -> None:

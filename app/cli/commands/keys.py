@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli.errors import Missing, Misused
+from app.cli.errors import Missing, UsageError
 from app.cli.options import AsJson, with_database
-from app.cli.output.console import print_json, print_line, print_table, remark
+from app.cli.output.console import print_json, print_line, print_note, print_table
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -45,19 +45,19 @@ def create(
     from app.services.access import keys
 
     if not project.strip():
-        raise Misused("--project is empty; give the project's name, such as `default`.")
+        raise UsageError("--project is empty; give the project's name, such as `default`.")
     with database.transaction() as session:
         known = projects.get(session, project) or projects.get_by_name(session, project)
         owner = known or _new_project(session, project, create_project)
         expires_in_seconds = None if expires_in is None else _seconds("--expires-in", expires_in)
         issued = keys.create(session, owner, name, scope or [ALL], expires_in_seconds)
     if known is None:
-        remark(f"The project {project!r} is new.")
+        print_note(f"The project {project!r} is new.")
     if as_json:
         print_json({"id": issued.id, "project": issued.project, "name": name, "key": issued.secret})
         return
     print_line(issued.secret)
-    remark(f"Keep it: it is not shown again. `tunery keys revoke {issued.id}` ends it.")
+    print_note(f"Keep it: it is not shown again. `tunery keys revoke {issued.id}` ends it.")
 
 
 @commands.command("list")
@@ -99,7 +99,7 @@ def rotate(
         print_json({"id": key.id, "key": secret, "old_key_expires": _time(key.previous_expires_at)})
         return
     print_line(secret)
-    remark(f"Keep it: it is not shown again. The old one works until {_time(key.previous_expires_at)}.")
+    print_note(f"Keep it: it is not shown again. The old one works until {_time(key.previous_expires_at)}.")
 
 
 @commands.command("revoke")
@@ -132,7 +132,7 @@ def _new_project(session: "Session", name: str, asked_for: bool) -> "Project":
 def _seconds(option: str, text: str) -> int:
     match = DURATION.fullmatch(text.strip())
     if match is None:
-        raise Misused(f"{option} {text}: it takes a number and one of s, m, h, d, w, such as 90d.")
+        raise UsageError(f"{option} {text}: it takes a number and one of s, m, h, d, w, such as 90d.")
     return int(match[1]) * SECONDS[match[2]]
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.cli.client.service_discovery import model_path
-from app.cli.errors import Missing, Misused
+from app.cli.errors import Missing, UsageError
 from app.cli.options import AsJson, with_client, with_database
-from app.cli.output.console import print_json, print_line, print_table, remark, time_text
+from app.cli.output.console import print_json, print_line, print_note, print_table, time_text
 
 if TYPE_CHECKING:
     from app.cli.client.database import Database
@@ -41,7 +41,7 @@ def add(
     _refuse_unusable(name, learning_rate)
     directory = directory.absolute()
     entry = model_files.read_catalog_entry(directory, learning_rate, license_name)
-    remark(f"Hashing {entry.size_bytes / 1e9:.2f} GB in {directory} …")
+    print_note(f"Hashing {entry.size_bytes / 1e9:.2f} GB in {directory} …")
     files, manifest_sha256 = model_files.hash_directory(directory)
     with database.transaction() as session:
         audit.add_object(name, None)
@@ -104,12 +104,14 @@ def _unknown(name: str, known: list[str]) -> Missing:
 
 def _refuse_unusable(name: str, learning_rate: float | None) -> None:
     if not NAME.fullmatch(name):
-        raise Misused(
+        raise UsageError(
             f"{name!r} can't be a model's name: 1 to 128 letters, digits, dots, dashes and underscores, with "
             "slashes between parts that begin with a letter or a digit (no colon: the name becomes part of ft: names)."
         )
     if learning_rate is not None and not 0 < learning_rate < 1:
-        raise Misused(f"--learning-rate {learning_rate:g} is not above 0 and below 1; LoRA's are about 1e-4 to 2e-3.")
+        raise UsageError(
+            f"--learning-rate {learning_rate:g} is not above 0 and below 1; LoRA's are about 1e-4 to 2e-3."
+        )
 
 
 def _kind(model: dict[str, Any]) -> str:

@@ -18,7 +18,15 @@ from app.cli.job_options import (
     TrainingFile,
 )
 from app.cli.options import AsJson, with_client
-from app.cli.output.console import duration_text, print_fields, print_json, print_line, print_table, remark, size_text
+from app.cli.output.console import (
+    duration_text,
+    print_fields,
+    print_json,
+    print_line,
+    print_note,
+    print_table,
+    size_text,
+)
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client
@@ -58,7 +66,7 @@ def plan(
     with uploaded(client, asked) as body:
         planned = client.post("fine_tuning/jobs/plan", body)
     if body["training_file"] != training_file:
-        remark(f"{training_file} is {body['training_file']}.")
+        print_note(f"{training_file} is {body['training_file']}.")
     if as_json:
         print_json(planned)
     else:

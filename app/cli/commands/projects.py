@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.errors import Missing, Misused
+from app.cli.errors import Missing, UsageError
 from app.cli.options import AsJson, with_database
-from app.cli.output.console import print_fields, print_json, print_line, print_table, remark, size_text
+from app.cli.output.console import print_fields, print_json, print_line, print_note, print_table, size_text
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -180,12 +180,12 @@ def _settings(
         if text is not None:
             given[name] = _number(name, text, factors)
     if given.get("max_requests_per_second") == 0:
-        raise Misused("max_requests_per_second: 0 would lock the project out; archive it, or give 1 or more.")
+        raise UsageError("max_requests_per_second: 0 would lock the project out; archive it, or give 1 or more.")
     if weight is not None:
         from app.domain.jobs.bounds import SHARE_WEIGHT
 
         if weight not in SHARE_WEIGHT:
-            raise Misused(f"--share-weight {weight:g} is not a number {SHARE_WEIGHT}.")
+            raise UsageError(f"--share-weight {weight:g} is not a number {SHARE_WEIGHT}.")
         given["share_weight"] = weight
     return given
 
@@ -202,7 +202,7 @@ def _number(name: str, text: str, factors: dict[str, int]) -> int | None:
         value = -1
     if not 0 <= value < 1 << 63:
         units = f" with {', '.join(unit for unit in factors if unit)}" if len(factors) > 1 else ""
-        raise Misused(f"{name}: {text!r} is no limit; give a number{units}, or {NO_LIMIT}.")
+        raise UsageError(f"{name}: {text!r} is no limit; give a number{units}, or {NO_LIMIT}.")
     return value
 
 
@@ -211,7 +211,7 @@ def _print(project: "Project", as_json: bool) -> None:
         print_json(_as_json(project))
         return
     print_line(project.id)
-    remark(f"{project.name}: {_limits(project) or 'no limits'}, share weight {project.share_weight:g}")
+    print_note(f"{project.name}: {_limits(project) or 'no limits'}, share weight {project.share_weight:g}")
 
 
 def _limits(project: "Project") -> str:

@@ -7,7 +7,7 @@ import typer
 
 from app.cli.errors import Missing
 from app.cli.options import AsJson, with_client, with_database
-from app.cli.output.console import duration_text, print_json, print_line, print_table, remark, size_text, time_text
+from app.cli.output.console import duration_text, print_json, print_line, print_note, print_table, size_text, time_text
 
 if TYPE_CHECKING:
     from app.cli.client.database import Database
@@ -27,7 +27,7 @@ def show(client: "Client", limit: Limit = 50, as_json: AsJson = False) -> None:
         print_json(found)
         return
     others, workers = found["others"], found["workers"]
-    remark(f"{workers['busy']} of {workers['alive']} GPU workers are busy.")
+    print_note(f"{workers['busy']} of {workers['alive']} GPU workers are busy.")
     rows = [[job["id"], "running", "", time_text(job["started_at"]), _until(job["expected_finish"]),
              _kind(job), "gives way" if job["gives_way"] else ""] for job in found["running"]]  # fmt: skip
     rows += [[job["id"], "waiting", str(job["position"]), time_text(job["expected_start"]),
@@ -35,7 +35,7 @@ def show(client: "Client", limit: Limit = 50, as_json: AsJson = False) -> None:
              for job in found["waiting"]]  # fmt: skip
     print_table(["job", "is", "place", "start", "takes", "kind", "note"], rows, "No job of this project runs or waits.")
     if others["running"] or others["waiting"]:
-        remark(f"Of other projects {others['running']} run and {others['waiting']} wait.")
+        print_note(f"Of other projects {others['running']} run and {others['waiting']} wait.")
 
 
 @commands.command("workers")

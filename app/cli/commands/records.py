@@ -7,7 +7,7 @@ import typer
 from app.cli.client.references import JobId
 from app.cli.client.service_discovery import job_path
 from app.cli.options import AsJson, with_client
-from app.cli.output.console import print_json, print_table, remark
+from app.cli.output.console import print_json, print_note, print_table
 from app.cli.output.progress import is_over
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def logs(
     """Print the end of what the trainer wrote to its standard error."""
     text = client.text(job_path(job_id, "logs"), **_given(attempt=attempt, lines=lines))
     if not text:
-        remark(_why_empty(client.get(job_path(job_id))))
+        print_note(_why_empty(client.get(job_path(job_id))))
     typer.echo(text, nl=False)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from app.cli.client.service_discovery import job_path
 from app.cli.errors import CliError, Unreachable
-from app.cli.output.console import remark
+from app.cli.output.console import print_note
 from app.cli.output.next_steps import next_steps
 from app.cli.output.progress import is_over, job_view
 
@@ -21,7 +21,7 @@ Json = dict[str, Any]
 T = TypeVar("T")
 PAUSE_SECONDS = 1.0  # between two looks at a job that changes with every step
 WAIT_SECONDS = 20  # for a change, in one request
-PATIENCE_SECONDS = 120.0  # a restart of the server takes seconds, of the machine a minute
+RETRY_TIMEOUT_SECONDS = 120.0  # a restart of the server takes seconds, of the machine a minute
 EVENTS_AT_FIRST = 50  # of a job that began long ago
 EVENTS_A_PAGE = 100
 
@@ -31,13 +31,13 @@ def watch_or_detach(client: Client, job_id: str, as_json: bool = False) -> Json:
     try:
         job = watch(client, job_id, as_json)
     except KeyboardInterrupt:
-        remark(
+        print_note(
             f"\nDetached; the job goes on. `tunery jobs watch {job_id}` comes back to it, "
             f"`tunery jobs cancel {job_id}` ends it."
         )
         raise
     if job["status"] == "succeeded" and not as_json:
-        remark(next_steps(job))
+        print_note(next_steps(job))
     return job
 
 
@@ -61,9 +61,9 @@ def follow(client: Client, job_id: str) -> Iterator[tuple[Json, list[Json]]]:
     etag: str | None = None
     while True:
         # The job before its events: when it is over, so are they.
-        job, etag = _patiently(partial(client.get_if_changed, job_path(job_id), etag, WAIT_SECONDS))
+        job, etag = _retry_while_unreachable(partial(client.get_if_changed, job_path(job_id), etag, WAIT_SECONDS))
         if job is not None:
-            events = _patiently(partial(new_events, client, job_id, seen))
+            events = _retry_while_unreachable(partial(new_events, client, job_id, seen))
             seen = events[-1]["id"] if events else seen
             yield job, events
             if is_over(job):
@@ -78,7 +78,7 @@ def new_events(client: Client, job_id: str, seen: str | None) -> list[Json]:
         return list(itertools.takewhile(lambda event: event["id"] != seen, newest_first))[::-1]
     found = list(itertools.islice(newest_first, EVENTS_AT_FIRST + 1))
     if len(found) > EVENTS_AT_FIRST:
-        remark(f"Earlier events are left out; `tunery jobs events {job_id}` shows all of them.")
+        print_note(f"Earlier events are left out; `tunery jobs events {job_id}` shows all of them.")
     return found[:EVENTS_AT_FIRST][::-1]
 
 
@@ -90,7 +90,7 @@ def raise_unless_succeeded(job: Json) -> None:
     raise CliError(f"{job['id']} {job['status']}{reason}")
 
 
-def _patiently(ask: Callable[[], T]) -> T:
+def _retry_while_unreachable(ask: Callable[[], T]) -> T:
     """Ask again for two minutes: a watcher outlives a server that restarts."""
     lost_at: float | None = None
     while True:
@@ -99,7 +99,7 @@ def _patiently(ask: Callable[[], T]) -> T:
         except Unreachable as error:
             if lost_at is None:
                 lost_at = time.monotonic()
-                remark(f"{error} Trying again for {PATIENCE_SECONDS:.0f} seconds.")
-            if time.monotonic() - lost_at > PATIENCE_SECONDS:
+                print_note(f"{error} Trying again for {RETRY_TIMEOUT_SECONDS:.0f} seconds.")
+            if time.monotonic() - lost_at > RETRY_TIMEOUT_SECONDS:
                 raise
         time.sleep(PAUSE_SECONDS)

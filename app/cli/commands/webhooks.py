@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.cli.options import AsJson, with_client
-from app.cli.output.console import print_json, print_line, print_table, remark
+from app.cli.output.console import print_json, print_line, print_note, print_table
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client
@@ -32,7 +32,7 @@ def create(
         print_json(made)
         return
     print_line(made["signing_secret"])
-    remark(f"Keep it: it is not shown again. `tunery webhooks test {made['id']}` tries the endpoint.")
+    print_note(f"Keep it: it is not shown again. `tunery webhooks test {made['id']}` tries the endpoint.")
 
 
 @commands.command("list")

@@ -95,7 +95,7 @@ class Layout:
                 f"Choose another --data-dir, such as {default_data_dir()}."
             ) from None
 
-    def furnish(self, passable: bool) -> None:
+    def create_directories(self, passable: bool) -> None:
         """`passable`: another account must get through to its own directory, though it sees nothing on the way."""
         self.root.chmod(_mode(passable))
         for name in PRIVATE:

@@ -16,7 +16,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POLL_SECONDS = 0.2
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 30.0
-PATIENCE_SECONDS = 2.0  # before a person is told what we wait for
+RETRY_TIMEOUT_SECONDS = 2.0  # before a person is told what we wait for
 STEADY_SECONDS = 60.0  # after so long a run the next crash starts counting anew
 
 Say = Callable[[str], None]
@@ -155,7 +155,7 @@ class Supervisor:
             if self._stop.insisted or waited > service.grace_seconds:
                 self._say(f"{service.name} did not end in time and is killed")
                 return
-            if not told and waited > PATIENCE_SECONDS:
+            if not told and waited > RETRY_TIMEOUT_SECONDS:
                 told = True
                 self._say(f"waiting for {service.name} to save its work, at most {service.grace_seconds:.0f} s")
 

@@ -78,7 +78,7 @@ def _claimed(layout: Layout) -> Iterator[Layout]:
     passable = lent_account() is not None
     layout.make_root(passable)
     with exclusive(layout.lock, f"Another `tunery up` runs on {layout.root}. Stop it, or choose another --data-dir."):
-        layout.furnish(passable)
+        layout.create_directories(passable)
         yield layout
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from app.cli.errors import CliError, Misused
+from app.cli.errors import CliError, UsageError
 
 ASKED = 12
 SHOWN = 4
@@ -52,15 +52,15 @@ class Answers:
 def held_out(file: Path, count: int = ASKED) -> list[Example]:
     """The first examples of a file that was not trained on, their last message taken as the wanted answer.
 
-    Raises Misused for a file without such examples, OSError for one that cannot be read.
+    Raises UsageError for a file without such examples, OSError for one that cannot be read.
     """
     try:
         lines = file.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
-        raise Misused(f"{file} is not UTF-8 text ({error.reason}).") from None
+        raise UsageError(f"{file} is not UTF-8 text ({error.reason}).") from None
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()][:count]
     if not numbered:
-        raise Misused(f"{file} has no lines. {WANTED}")
+        raise UsageError(f"{file} has no lines. {WANTED}")
     return [_example(file, number, line) for number, line in numbered]
 
 
@@ -71,7 +71,7 @@ def _example(file: Path, number: int, line: str) -> Example:
         if not (asked and last["role"] == "assistant" and isinstance(last["content"], str)):
             raise ValueError
     except (ValueError, TypeError, KeyError):
-        raise Misused(f"Line {number} of {file} is no such example. {WANTED}") from None
+        raise UsageError(f"Line {number} of {file} is no such example. {WANTED}") from None
     return Example(asked, last["content"])
 
 

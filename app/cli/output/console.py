@@ -27,12 +27,12 @@ def print_line(text: str) -> None:
     print(text, flush=True)
 
 
-def remark(text: str) -> None:
+def print_note(text: str) -> None:
     """For the person, not for the script."""
     messages().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def complain(text: str) -> None:
+def print_error(text: str) -> None:
     console = messages()
     console.print("Error: ", style="bold red", end="")
     console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -46,13 +46,13 @@ def messages() -> Console:
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
     """Coloured and fitted on a terminal; in a pipe aligned and never cut, so that `awk` finds whole ids."""
     if not rows:
-        remark(empty)
+        print_note(empty)
     elif sys.stdout.isatty():
         console = Console()
         table = fit_table(columns, rows, console.width)
         _print_lines(console, table.lines)
         if table.left_out:
-            remark(f"No room for: {', '.join(table.left_out)}. A wider terminal or --json shows them.")
+            print_note(f"No room for: {', '.join(table.left_out)}. A wider terminal or --json shows them.")
     else:
         _print_plain([[column.upper() for column in columns], *rows])
 

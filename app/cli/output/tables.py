@@ -14,8 +14,8 @@ from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 GAP = "  "
-LEAST_WIDTH = 12  # a cell shortened further tells nothing
-LEAST_SENTENCE_WIDTH = 24
+MIN_WIDTH = 12  # a cell shortened further tells nothing
+MIN_SENTENCE_WIDTH = 24
 SENTENCES = ("message", "note")  # columns that wrap
 ID = re.compile(r"[a-z]{2,}[-_][0-9a-f]{12,}\S*|ft:\S+")
 UNDIVIDED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d|[\d.,:/]+( [kMG]?B)?")  # times, numbers, sizes
@@ -66,7 +66,7 @@ def fit_fields(fields: Sequence[tuple[str, str]], width: int) -> Iterator[Text]:
 def _measure(title: str, cells: Sequence[str]) -> Column:
     ids = [cell_len(word) for cell in cells for word in cell.replace(",", " ").split() if ID.fullmatch(word)]
     wraps = title in SENTENCES or (bool(ids) and any(" " in cell for cell in cells))
-    shortest = LEAST_SENTENCE_WIDTH if wraps else LEAST_WIDTH
+    shortest = MIN_SENTENCE_WIDTH if wraps else MIN_WIDTH
     least = [cell_len(cell) if UNDIVIDED.fullmatch(cell) else min(cell_len(cell), shortest) for cell in cells]
     # A fine-tuned model's name is an id where it names the row, and a value that may shorten anywhere else.
     has_ids = bool(ids) and (title == "id" or not all(cell.startswith("ft:") for cell in cells if cell))

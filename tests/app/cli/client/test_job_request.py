@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from app.cli.client.job_request import build_body, target_modules
-from app.cli.errors import Misused
+from app.cli.errors import UsageError
 
 
 def body(**given: Any) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def test_metadata_stays_text() -> None:
     ],
 )
 def test_a_contradiction_is_refused_here(given: dict[str, Any], words: str) -> None:
-    with pytest.raises(Misused, match=words):
+    with pytest.raises(UsageError, match=words):
         body(**given)
 
 

@@ -23,20 +23,20 @@ class Flaky:
 
 
 def test_a_server_that_comes_back_is_asked_again_and_told_of_once(capsys: pytest.CaptureFixture[str]) -> None:
-    assert watch._patiently(Flaky(3)) == "answer"
+    assert watch._retry_while_unreachable(Flaky(3)) == "answer"
     assert capsys.readouterr().err.count("No Tunery at http://here.") == 1
 
 
 def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(watch, "RETRY_TIMEOUT_SECONDS", 0.05)
     with pytest.raises(Unreachable):
-        watch._patiently(Flaky(10_000))
+        watch._retry_while_unreachable(Flaky(10_000))
 
 
 def test_an_answer_that_will_not_change_is_not_asked_for_again() -> None:
     asked = Flaky(2, Missing)
     with pytest.raises(Missing):
-        watch._patiently(asked)
+        watch._retry_while_unreachable(asked)
     assert asked.failures == 1
 
 

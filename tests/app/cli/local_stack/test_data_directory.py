@@ -48,7 +48,7 @@ class TestFurnish:
     def test_others_may_at_most_pass_through(self, tmp_path: Path, passable: bool, mode: int) -> None:
         layout = Layout(tmp_path / "a" / "data")
         layout.make_root(passable)
-        layout.furnish(passable)
+        layout.create_directories(passable)
         assert layout.root.stat().st_mode & 0o777 == mode
         assert layout.root.parent.stat().st_mode & 0o777 == mode
         assert {path.stat().st_mode & 0o777 for path in layout.root.iterdir()} == {0o700}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app.cli.errors import Misused
+from app.cli.errors import UsageError
 from app.cli.output.compare import Example, compare, held_out
 from app.db.engine import Sessions, transaction
 from app.db.tables import Project
@@ -100,5 +100,5 @@ def test_the_command_refuses_a_base_that_the_adapter_was_not_trained_on(
 def test_a_file_without_such_examples_is_refused_with_its_line(tmp_path: Path, text: str) -> None:
     path = tmp_path / "heldout.jsonl"
     path.write_text(text)
-    with pytest.raises(Misused, match="ends with the wanted answer"):
+    with pytest.raises(UsageError, match="ends with the wanted answer"):
         held_out(path)
