@@ -1,4 +1,4 @@
-"""What the trainer can't satisfy, as its parent sees it: an exit code, a reason and a sentence; the rest is in the log.
+"""Invalid input, as the worker receives it: an exit code, a reason and a message; the log has the details.
 
 Every case is a process of its own, forked from one that has imported everything: that takes four seconds.
 """
@@ -148,7 +148,9 @@ def spec_of(case: Case, workdir: Path) -> TrainerSpec:
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_it_ends_with_a_reason_and_a_sentence_and_the_log_has_the_rest(case: Case, results: dict[str, Result]) -> None:
+def test_it_ends_with_a_reason_and_a_message_and_the_log_has_the_details(
+    case: Case, results: dict[str, Result]
+) -> None:
     end = results[case.name]
     assert end.code == ExitCode.BAD_SPEC, end.log
     records = [parse_record(line) for line in end.output.splitlines()]

@@ -1,4 +1,4 @@
-"""What the package sets before torch is loaded, for OpenMP's threads."""
+"""The environment variables that the package sets for OpenMP before torch is loaded."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ SHOW = f"import json, os, worker.trainer; print(json.dumps([os.environ.get(name)
 
 
 @pytest.mark.parametrize(
-    ("operators", "expected"),
+    ("operator_variables", "expected"),
     [
         ({}, ["PASSIVE", "5000"]),
         ({"GOMP_SPINCOUNT": "0"}, ["PASSIVE", "0"]),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, ["ACTIVE", None]),
     ],
 )
-def test_threads_spin_for_a_short_while_unless_an_operator_says_otherwise(
-    operators: dict[str, str], expected: list[str | None]
+def test_threads_spin_for_a_short_time_unless_an_operator_has_set_it(
+    operator_variables: dict[str, str], expected: list[str | None]
 ) -> None:
     others = {name: value for name, value in os.environ.items() if name not in NAMES}
-    shown = subprocess.run([sys.executable, "-c", SHOW], env=others | operators, capture_output=True, check=True)
+    shown = subprocess.run(
+        [sys.executable, "-c", SHOW], env=others | operator_variables, capture_output=True, check=True
+    )
     assert json.loads(shown.stdout) == expected

@@ -1,4 +1,4 @@
-"""What only an NVIDIA GPU can show. Skipped by itself where there is none."""
+"""Tests that need an NVIDIA GPU; skipped if there is none."""
 
 from __future__ import annotations
 
@@ -16,7 +16,18 @@ from worker.trainer.model.attention import document_attention
 from worker.trainer.model.base_check import check_base
 from worker.trainer.model.base_model import load_base
 
+# The loss of the tiny model falls by a third in six steps, so a run that does not learn fails this by far. Between
+# bfloat16 and float32 on a CPU the fall differs by 0.3 %.
+FALL_TOLERANCE = 0.05
+
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
+
+
+def assert_same_fall(losses: list[float], expected: list[float]) -> None:
+    """Compare the first loss, and how far each later loss is below it."""
+    assert losses[0] == pytest.approx(expected[0], rel=0.005)
+    falls, expected_falls = ([run[0] - loss for loss in run[1:]] for run in (losses, expected))
+    assert falls == pytest.approx(expected_falls, rel=FALL_TOLERANCE)
 
 
 class TestOnCuda:
@@ -37,22 +48,22 @@ class TestOnCuda:
         check_base(load_base("tiny", tiny, quantization, torch.bfloat16, torch.device("cuda", 0)))
 
     @pytest.mark.parametrize("quantization", [{}, {"compute_dtype": "float32"}, {"compute_dtype": "float16"}, None])
-    def test_a_run_trains_verifies_and_is_near_the_cpus(
+    def test_a_run_trains_verifies_and_its_loss_falls_as_on_a_cpu(
         self, tiny: Path, examples: Path, tmp_path: Path, quantization: dict[str, str] | None
     ) -> None:
-        knobs = {"quantization": quantization, "learning_rate": 1e-3, "dropout": 0.0}
-        code, log = run_trainer(make_spec(tiny, examples, device="cuda", **knobs), tmp_path / "cuda")
+        changes = {"quantization": quantization, "learning_rate": 1e-2, "dropout": 0.0}
+        code, log = run_trainer(make_spec(tiny, examples, device="cuda", **changes), tmp_path / "cuda")
         assert code == 0, log.last
         assert log.of(Started)[0].device.startswith("cuda")
-        _, twin = run_trainer(make_spec(tiny, examples, device="cpu", **knobs), tmp_path / "cpu")
-        assert log.losses == pytest.approx(twin.losses, rel=0.02)
+        _, on_cpu = run_trainer(make_spec(tiny, examples, device="cpu", **changes), tmp_path / "cpu")
+        assert_same_fall(log.losses, on_cpu.losses)
 
-    def test_a_run_of_pairs_is_near_the_cpus(self, tiny: Path, pairs: Path, tmp_path: Path) -> None:
-        knobs = {"method": "dpo", "beta": 0.5, "learning_rate": 1e-3, "quantization": {"compute_dtype": "float32"}}
-        code, log = run_trainer(make_spec(tiny, pairs, device="cuda", **knobs), tmp_path / "cuda")
+    def test_the_loss_of_pairs_falls_as_on_a_cpu(self, tiny: Path, pairs: Path, tmp_path: Path) -> None:
+        changes = {"method": "dpo", "beta": 0.5, "learning_rate": 1e-3, "quantization": {"compute_dtype": "float32"}}
+        code, log = run_trainer(make_spec(tiny, pairs, device="cuda", **changes), tmp_path / "cuda")
         assert code == 0, log.last
-        _, twin = run_trainer(make_spec(tiny, pairs, device="cpu", **knobs), tmp_path / "cpu")
-        assert log.losses == pytest.approx(twin.losses, rel=0.02)
+        _, on_cpu = run_trainer(make_spec(tiny, pairs, device="cpu", **changes), tmp_path / "cpu")
+        assert_same_fall(log.losses, on_cpu.losses)
 
     @pytest.mark.parametrize(
         "changes",
@@ -70,13 +81,13 @@ class TestOnCuda:
         code, log = run_trainer(make_spec(tiny, examples, device="cuda", sample_prompts=["red"], **changes), tmp_path)
         assert code == 0, log.last
 
-    def test_a_run_with_dropout_goes_on_from_its_snapshot(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        knobs = {"device": "cuda", "dropout": 0.2, "quantization": {"compute_dtype": "float32"}}
-        _, whole = run_trainer(make_spec(tiny, examples, **knobs), tmp_path / "whole")
-        _, first = run_trainer(make_spec(tiny, examples, **knobs), tmp_path / "first", stop_at=(3, Command.DRAIN))
+    def test_a_run_with_dropout_resumes_from_its_snapshot(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+        changes = {"device": "cuda", "dropout": 0.2, "quantization": {"compute_dtype": "float32"}}
+        _, uninterrupted = run_trainer(make_spec(tiny, examples, **changes), tmp_path / "whole")
+        _, first = run_trainer(make_spec(tiny, examples, **changes), tmp_path / "first", stop_at=(3, Command.DRAIN))
         snapshot = tmp_path / "first" / first.records[-2].directory
-        code, second = run_trainer(make_spec(tiny, examples, resume_from=snapshot, **knobs), tmp_path / "second")
+        code, second = run_trainer(make_spec(tiny, examples, resume_from=snapshot, **changes), tmp_path / "second")
         assert code == 0
-        one, other = final_adapter(whole, tmp_path / "whole"), final_adapter(second, tmp_path / "second")
+        one, other = final_adapter(uninterrupted, tmp_path / "whole"), final_adapter(second, tmp_path / "second")
         for name in one:
             torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-4)

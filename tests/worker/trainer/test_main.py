@@ -1,4 +1,4 @@
-"""The program as its parent sees it: a process with three streams, signals and an exit code."""
+"""The trainer's process: three streams, signals and an exit code."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def start(workdir: Path | str, *, without_input: bool = False, **environment: st
 
 @contextmanager
 def running(workdir: Path, **how: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """A trainer that has reported its first step and has a million more to go."""
+    """Start a trainer with a million steps; return it after its first step."""
     process = start(workdir, **how)
     try:
         assert process.stdout is not None
@@ -54,7 +54,7 @@ def running(workdir: Path, **how: Any) -> Iterator[subprocess.Popen[bytes]]:
 
 
 class TestProcess:
-    def test_standard_output_is_records_alone_and_it_exits_although_its_input_stays_open(
+    def test_standard_output_has_only_records_and_it_exits_although_its_input_stays_open(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
         process = start(write_spec(tmp_path, tiny, examples), TUNERY_PARENT_PID=str(os.getpid()))
@@ -84,7 +84,7 @@ class TestProcess:
         assert process.returncode == ExitCode.PAUSED
 
     @pytest.mark.parametrize("content", [None, "{", '{"version": 2}', '{"version": 1, "typo": 1}'])
-    def test_a_spec_that_is_none_is_refused_at_once(self, tmp_path: Path, content: str | None) -> None:
+    def test_an_invalid_spec_is_refused(self, tmp_path: Path, content: str | None) -> None:
         if content is not None:
             (tmp_path / "spec.json").write_text(content)
         process = start(tmp_path)
@@ -92,13 +92,13 @@ class TestProcess:
         assert (process.returncode, output) == (ExitCode.BAD_SPEC, b"")
         assert b"spec.json" in log
 
-    def test_it_does_not_start_for_a_parent_that_is_gone(self, tmp_path: Path) -> None:
+    def test_it_does_not_start_if_its_parent_is_dead(self, tmp_path: Path) -> None:
         process = start(tmp_path, TUNERY_PARENT_PID="1")
         process.communicate()
         assert process.returncode == ExitCode.INTERNAL
 
     def test_it_dies_with_its_parent(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
-        """`kill -9` of the parent leaves no orphan: the end of the shared pipe says that nobody holds it any more."""
+        """After SIGKILL of the parent the shared pipe ends: no process has it open any more."""
         write_spec(tmp_path, tiny, examples, max_steps=ENDLESS)
         reading, writing = os.pipe()
         parent = subprocess.Popen(
@@ -112,8 +112,8 @@ class TestProcess:
             pipe.read()
 
 
-class TestSpare:
-    def test_it_waits_for_a_line_and_trains_where_that_sends_it(
+class TestWarmTrainer:
+    def test_it_waits_for_a_line_and_trains_in_its_work_directory(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
         workdir = write_spec(tmp_path, tiny, examples)
@@ -125,14 +125,14 @@ class TestSpare:
         assert isinstance(records[-1], Done)
         assert (workdir / records[-1].directory / "MANIFEST.json").exists()
 
-    def test_control_lines_after_it_are_obeyed(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+    def test_it_handles_control_lines_afterwards(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         workdir = write_spec(tmp_path, tiny, examples, max_steps=ENDLESS)
         begin = Begin(work_directory=workdir).model_dump_json().encode() + b"\n"
         process = start("--spare")
         process.communicate(begin + b'{"command": "pause", "run_id": "run-a"}\n')
         assert process.returncode == ExitCode.PAUSED
 
-    def test_it_makes_no_cuda_context_and_takes_the_work_directory_for_its_own(self, tmp_path: Path) -> None:
+    def test_it_makes_no_cuda_context_and_changes_to_the_work_directory(self, tmp_path: Path) -> None:
         program = (
             "import io, os, sys, tempfile\n"
             "from worker.trainer.__main__ import wait_for_work\n"
@@ -147,7 +147,7 @@ class TestSpare:
         done = subprocess.run([sys.executable, "-c", program, begin], cwd=ROOT, capture_output=True, text=True)
         assert done.stdout.split() == [str(tmp_path), temporary, temporary, "False"], done.stderr
 
-    def test_it_ends_when_nobody_will_send_a_line(self, tmp_path: Path) -> None:
+    def test_it_exits_at_the_end_of_its_input(self, tmp_path: Path) -> None:
         process = start("--spare", without_input=True)
         output, _ = process.communicate()
         assert (process.returncode, output) == (ExitCode.DONE, b"")

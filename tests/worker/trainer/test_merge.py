@@ -1,4 +1,4 @@
-"""A merged model is the base plus the adapter, an ordinary directory, made one tensor at a time."""
+"""A merged model has the weights of base plus adapter, in an ordinary directory; one tensor at a time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TOKENS = [5, 80, 33, 7, 200, 41]
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untied base in two files, with a licence and a card of its own."""
+    """An untied base in two files, with a licence and a model card."""
     directory = make_tiny_base(tmp_path_factory.mktemp("sharded") / "base", tie_word_embeddings=False)
     tensors = load_file(directory / "model.safetensors")
     (directory / "model.safetensors").unlink()
@@ -64,7 +64,7 @@ def merged_logits(directory: Path) -> torch.Tensor:
 
 class TestMerge:
     @pytest.mark.parametrize("variant", VARIANTS)
-    def test_gives_the_logits_of_base_plus_adapter_within_the_rounding_of_bfloat16(
+    def test_has_the_logits_of_base_plus_adapter_within_the_rounding_of_bfloat16(
         self, tiny: Path, examples: Path, tmp_path: Path, variant: str
     ) -> None:
         adapter = trained(tiny, examples, tmp_path / "work", **VARIANTS[variant])
@@ -74,7 +74,7 @@ class TestMerge:
         assert difference(ours, theirs) < 0.01
 
     @pytest.mark.parametrize("variant", ["LoRA", "patterns with rsLoRA", "DoRA with a head", "embedding and head"])
-    def test_gives_the_tensors_of_pefts_own_merge_rounded_once(
+    def test_has_the_tensors_of_pefts_own_merge_rounded_once(
         self, sharded: Path, examples: Path, tmp_path: Path, variant: str
     ) -> None:
         adapter = trained(sharded, examples, tmp_path / "work", **VARIANTS[variant])
@@ -89,7 +89,7 @@ class TestMerge:
             assert tensor.dtype == torch.bfloat16
             torch.testing.assert_close(tensor.float(), theirs[name], rtol=2**-8, atol=1e-6)  # half a step of bfloat16
 
-    def test_takes_an_adapter_whose_manifest_has_patterns_as_they_were_asked_for(
+    def test_accepts_an_adapter_whose_manifest_has_the_patterns_of_the_request(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
         adapter = trained(tiny, examples, tmp_path / "work", **PATTERNS)
@@ -109,7 +109,7 @@ class TestMerge:
         with pytest.raises(CannotMerge, match="no back-references"):
             merge(tiny, adapter, tmp_path / "older")
 
-    def test_makes_an_ordinary_directory_cut_as_the_base_is(
+    def test_makes_an_ordinary_directory_with_the_shards_of_the_base(
         self, sharded: Path, examples: Path, tmp_path: Path
     ) -> None:
         adapter = trained(sharded, examples, tmp_path / "work")
@@ -132,7 +132,7 @@ class TestMerge:
         assert merged_entry.target_modules == base_entry.target_modules
         assert load_tiny_base(merged).name == "tiny"
 
-    def test_says_where_it_comes_from(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+    def test_the_manifest_has_the_provenance(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         adapter = trained(tiny, examples, tmp_path / "work")
         merge(tiny, adapter, tmp_path / "merged")
         manifest = artifact_directory.verify(tmp_path / "merged")
@@ -144,7 +144,7 @@ class TestMerge:
         assert '"r": 4' in card
 
     @pytest.mark.parametrize("module", ["lm_head", "embed_tokens"])
-    def test_a_head_that_was_the_embedding_becomes_a_matrix_of_its_own(
+    def test_a_tied_head_becomes_a_separate_matrix(
         self, tiny: Path, examples: Path, tmp_path: Path, module: str
     ) -> None:
         adapter = trained(tiny, examples, tmp_path / "work", modules_to_save=[module])
@@ -183,19 +183,19 @@ class TestRefusals:
             merge(tmp_path / "nowhere", adapter, tmp_path / "merged")
         assert not (tmp_path / "merged").exists()
 
-    def test_an_adapter_that_was_altered_is_refused(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+    def test_an_altered_adapter_is_refused(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         adapter = trained(tiny, examples, tmp_path / "work")
         (adapter / "adapter_config.json").write_text("{}")
         with pytest.raises(CannotMerge, match=r"damaged.*adapter_config.json"):
             merge(tiny, adapter, tmp_path / "merged")
 
-    def test_a_directory_that_is_there_is_never_written_into(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+    def test_an_existing_directory_is_refused(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         adapter = trained(tiny, examples, tmp_path / "work")
         (tmp_path / "merged").mkdir()
         with pytest.raises(CannotMerge, match="exists already"):
             merge(tiny, adapter, tmp_path / "merged")
 
-    def test_what_fails_half_way_leaves_nothing(
+    def test_a_failure_in_the_middle_leaves_nothing(
         self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         adapter = trained(tiny, examples, tmp_path / "work")
@@ -206,7 +206,7 @@ class TestRefusals:
 
 
 class TestProgram:
-    def test_prints_one_line_and_says_refusals_in_a_sentence(
+    def test_prints_one_line_or_the_reason_of_a_refusal(
         self, tiny: Path, examples: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
     ) -> None:
         adapter = trained(tiny, examples, tmp_path / "work")

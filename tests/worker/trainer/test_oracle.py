@@ -1,4 +1,4 @@
-"""The whole trainer against a script that anybody would write with transformers and PEFT, and none of our rooms.
+"""The complete trainer compared with a plain script that uses only transformers and PEFT.
 
 One conversation a row, padded on the right with an attention mask, transformers' own loss with its mean over labelled
 tokens, AdamW, a clipped norm, transformers' linear schedule: float32, no dropout. Ours has packed rows, no padding, a
@@ -38,27 +38,27 @@ class Training(NamedTuple):
 
 @pytest.fixture(scope="module")
 def conversations(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One to three exchanges of ragged length, now and then a system message or an answer that is not to be learned."""
-    dice = random.Random(3)
+    """One to three exchanges of varying length, some with a system message or an answer of weight 0."""
+    generator = random.Random(3)
     path = tmp_path_factory.mktemp("conversations") / "train.jsonl"
-    path.write_text("".join(json.dumps({"messages": _messages(dice)}) + "\n" for _ in range(EXAMPLES)))
+    path.write_text("".join(json.dumps({"messages": _messages(generator)}) + "\n" for _ in range(EXAMPLES)))
     return path
 
 
 @pytest.fixture(scope="module")
 def oracle(tiny: Path, conversations: Path) -> Training:
-    return plain_script(tiny, make_spec(tiny, conversations, **KNOBS))
+    return plain_script(tiny, make_spec(tiny, conversations, **CHANGES))
 
 
-KNOBS: dict[str, Any] = {"n_epochs": 2, "batch_size": BATCH_SIZE, "quantization": None, "weight_decay": 0.01}
+CHANGES: dict[str, Any] = {"n_epochs": 2, "batch_size": BATCH_SIZE, "quantization": None, "weight_decay": 0.01}
 
 
-def ours(tiny: Path, conversations: Path, workdir: Path, row_tokens: int = 2048, **knobs: Any) -> Training:
-    """From spec to saved file, in float32."""
+def ours(tiny: Path, conversations: Path, workdir: Path, row_tokens: int = 2048, **changes: Any) -> Training:
+    """Train from spec to saved file, in float32."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(program, "choose_compute_dtype", lambda *_: torch.float32)
         set_row_tokens(patch, row_tokens)
-        code, log = run_trainer(make_spec(tiny, conversations, **KNOBS, **knobs), workdir)
+        code, log = run_trainer(make_spec(tiny, conversations, **CHANGES, **changes), workdir)
     assert code == 0
     assert len(log.of(Metric)) == STEPS
     return Training(log.losses, load_file(workdir / log.last.directory / "adapter_model.safetensors"))
@@ -72,7 +72,7 @@ class TestAgainstPlainPeft:
 
     @settings(max_examples=8, deadline=None)
     @given(row_tokens=st.integers(1, 1200), packing=st.booleans())
-    def test_whatever_the_rows_are(
+    def test_with_every_batch_length(
         self,
         tiny: Path,
         conversations: Path,
@@ -81,14 +81,14 @@ class TestAgainstPlainPeft:
         row_tokens: int,
         packing: bool,
     ) -> None:
-        """Gradient accumulation, packing and the row's length: all of them only cut the same sum another way."""
+        """Gradient accumulation, packing and the batch length only split the same sum in different ways."""
         workdir = tmp_path_factory.mktemp("rows")
         assert_equal(ours(tiny, conversations, workdir, row_tokens, packing=packing), oracle)
 
-    def test_the_comparison_sees_a_loss_that_is_averaged_over_examples(
+    def test_a_loss_averaged_over_examples_would_not_be_equal(
         self, tiny: Path, conversations: Path, oracle: Training
     ) -> None:
-        wrong = plain_script(tiny, make_spec(tiny, conversations, **KNOBS), mean_of_examples=True)
+        wrong = plain_script(tiny, make_spec(tiny, conversations, **CHANGES), mean_of_examples=True)
         with pytest.raises(AssertionError):
             assert_equal(wrong, oracle)
 
@@ -101,7 +101,7 @@ def assert_equal(one: Training, other: Training) -> None:
 
 
 def plain_script(tiny: Path, spec: TrainerSpec, *, mean_of_examples: bool = False) -> Training:
-    lora, knobs = spec.run.lora, spec.run.hyperparameters
+    lora, hyperparameters = spec.run.lora, spec.run.hyperparameters
     run = prepare(spec, load_tiny_base(tiny, None), Path("unused"))
     config = LoraConfig(r=lora.r, lora_alpha=int(lora.alpha), target_modules=ALL_LINEAR, task_type="CAUSAL_LM")
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32), config).train()
@@ -109,7 +109,9 @@ def plain_script(tiny: Path, spec: TrainerSpec, *, mean_of_examples: bool = Fals
     with torch.no_grad():
         for name, parameter in run.adapter.named_parameters().items():
             trained[name].copy_(parameter)
-    optimizer = torch.optim.AdamW(trained.values(), lr=knobs.learning_rate, weight_decay=knobs.weight_decay)
+    optimizer = torch.optim.AdamW(
+        trained.values(), lr=hyperparameters.learning_rate, weight_decay=hyperparameters.weight_decay
+    )
     schedule = get_linear_schedule_with_warmup(optimizer, 0, STEPS)
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     lines = [json.loads(line)["messages"] for line in spec.run.training_file.read_text().splitlines()]
@@ -119,7 +121,7 @@ def plain_script(tiny: Path, spec: TrainerSpec, *, mean_of_examples: bool = Fals
         batches = [[row] for row in rows] if mean_of_examples else [rows]
         loss = torch.stack([model(**_padded(batch)).loss for batch in batches]).mean()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained.values(), knobs.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(trained.values(), hyperparameters.max_grad_norm)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
@@ -127,14 +129,14 @@ def plain_script(tiny: Path, spec: TrainerSpec, *, mean_of_examples: bool = Fals
     return Training(losses, {name: parameter.detach() for name, parameter in trained.items()})
 
 
-def _messages(dice: random.Random) -> list[dict[str, Any]]:
+def _messages(generator: random.Random) -> list[dict[str, Any]]:
     def words(most: int) -> str:
-        return " ".join(dice.choice(("red", "green", "blue", "amber")) for _ in range(dice.randint(1, most)))
+        return " ".join(generator.choice(("red", "green", "blue", "amber")) for _ in range(generator.randint(1, most)))
 
-    messages: list[dict[str, Any]] = [{"role": "system", "content": words(3)}] if dice.random() < 0.3 else []
-    for turn in range(dice.randint(1, 3)):
+    messages: list[dict[str, Any]] = [{"role": "system", "content": words(3)}] if generator.random() < 0.3 else []
+    for turn in range(generator.randint(1, 3)):
         messages += [{"role": "user", "content": words(6)}, {"role": "assistant", "content": words(4)}]
-        if turn == 0 and dice.random() < 0.3:
+        if turn == 0 and generator.random() < 0.3:
             messages[-1]["weight"] = 0
     if messages[-1].get("weight") == 0:
         del messages[-1]["weight"]
@@ -142,7 +144,7 @@ def _messages(dice: random.Random) -> list[dict[str, Any]]:
 
 
 def _tokenize(tokenizer: Any, messages: list[dict[str, Any]]) -> tuple[list[int], list[int]]:
-    """Tokens, and labels: each answer from behind its header up to and with its end-of-turn token."""
+    """Return tokens and labels: each answer from the end of its header to its end-of-turn token, inclusive."""
     tokens: list[int] = []
     labels: list[int] = []
     for message in messages:

@@ -27,7 +27,7 @@ class TestRecordStream:
 
 
 class TestKeepalive:
-    def test_a_run_that_is_long_at_something_says_that_it_lives(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_long_work_emits_an_event_that_the_run_is_alive(self, monkeypatch: pytest.MonkeyPatch) -> None:
         said: list[object] = []
         beat = writer(said).keepalive
         beat("reading")
@@ -46,7 +46,7 @@ class TestRecordWriter:
             (Failed(run_id="a", reason=Reason.OUT_OF_MEMORY, message="m"), Reason.OUT_OF_MEMORY),
         ],
     )
-    def test_remembers_how_a_run_ended(self, record: Done | Stopped | Failed, reason: Reason) -> None:
+    def test_has_the_reason_of_the_last_record(self, record: Done | Stopped | Failed, reason: Reason) -> None:
         said: list[object] = []
         writes = writer(said)
         writes(Message(run_id="a", message="m"))
@@ -55,7 +55,7 @@ class TestRecordWriter:
         assert writes.ending == reason
         assert said[-1] == record
 
-    def test_nothing_may_follow_a_last_record(self) -> None:
+    def test_no_record_may_follow_the_last(self) -> None:
         writes = writer([])
         writes(Stopped(run_id="a", reason=Reason.DRAINED, step=1))
         with pytest.raises(AssertionError):

@@ -19,9 +19,7 @@ from worker.trainer.validation import sample_answers
 
 
 class TestRun:
-    def test_it_starts_measures_each_step_saves_each_epoch_and_is_done(
-        self, tiny: Path, examples: Path, tmp_path: Path
-    ) -> None:
+    def test_it_reports_start_steps_checkpoints_and_end(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         code, log = run_trainer(make_spec(tiny, examples, batch_size=6), tmp_path)
         assert code == ExitCode.DONE
         assert [record.kind for record in log.records] == [
@@ -29,7 +27,7 @@ class TestRun:
             "checkpoint", "measured", "done",
         ]  # fmt: skip
 
-    def test_it_says_what_it_starts_with(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+    def test_started_describes_the_run(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         _, log = run_trainer(make_spec(tiny, examples), tmp_path)
         (started,) = log.of(Started)
         assert (started.device, started.compute_dtype, started.threads) == (f"cpu ({cpu_name()})", "bfloat16", 1)
@@ -39,7 +37,7 @@ class TestRun:
         assert (started.examples, started.total_steps, started.start_step) == (12, 6, 0)
         assert 0 < started.labelled_tokens_per_epoch < started.tokens_per_epoch
 
-    def test_every_step_has_its_numbers(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+    def test_every_step_has_its_metrics(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         _, log = run_trainer(make_spec(tiny, examples, batch_size=5), tmp_path)
         metrics = log.of(Metric)
         assert [metric.step for metric in metrics] == [1, 2, 3, 4, 5, 6]
@@ -51,7 +49,7 @@ class TestRun:
         assert metrics[-1].trained_tokens == log.last.trained_tokens == 2 * log.of(Started)[0].tokens_per_epoch
         assert metrics[-1].train_loss < metrics[0].train_loss
 
-    def test_the_validation_file_is_measured_at_each_epochs_end(
+    def test_the_validation_file_is_evaluated_after_each_epoch(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
         valid = make_tiny_dataset(tmp_path / "valid.jsonl", 5, seed=9)
@@ -80,7 +78,7 @@ class TestRun:
             {"alpha": 5.5, "use_rslora": True},
         ],
     )
-    def test_what_was_asked_for_is_trained_and_verified(
+    def test_every_option_is_trained_and_verified(
         self, tiny: Path, examples: Path, tmp_path: Path, changes: dict[str, Any]
     ) -> None:
         code, log = run_trainer(make_spec(tiny, examples, **changes), tmp_path)
@@ -109,8 +107,8 @@ class TestRun:
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
         prompts = ("1: red blue", "2: amber amber amber")
-        knobs = {"n_epochs": 2, "batch_size": 1, "learning_rate": 0.02, "r": 16, "alpha": 32}
-        _, log = run_trainer(make_spec(tiny, examples, sample_prompts=prompts, **knobs), tmp_path)
+        changes = {"n_epochs": 2, "batch_size": 1, "learning_rate": 0.02, "r": 16, "alpha": 32}
+        _, log = run_trainer(make_spec(tiny, examples, sample_prompts=prompts, **changes), tmp_path)
         samples = [message.data for message in log.of(Message)]
         assert [(sample["step"], sample["prompt"]) for sample in samples] == [
             (step, prompt) for step in (12, 24) for prompt in prompts
@@ -134,7 +132,7 @@ class TestRun:
         run_trainer(make_spec(tiny, examples, sample_prompts=("1: red",)), tmp_path)
         assert asked == ["base", "adapter", "adapter"]
 
-    def test_a_processor_that_imitates_the_compute_dtype_is_named(
+    def test_a_processor_that_emulates_the_compute_dtype_causes_a_warning(
         self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(provenance, "times_float32", lambda *_: 3.04)
@@ -163,7 +161,7 @@ class TestStopping:
         assert code == ExitCode.DRAINED
         assert [record.kind for record in log.records[-2:]] == ["snapshot", "stopped"]
 
-    def test_a_checkpoint_is_announced_once_also_when_a_pause_meets_an_epochs_end(
+    def test_a_checkpoint_is_reported_once_also_with_a_pause_after_an_epoch(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
         _, log = run_trainer(make_spec(tiny, examples), tmp_path, stop_at=(3, Command.PAUSE))
@@ -172,7 +170,7 @@ class TestStopping:
     @pytest.mark.parametrize(
         ("command", "code"), [(Command.PAUSE, ExitCode.PAUSED), (Command.CANCEL, ExitCode.CANCELLED)]
     )
-    def test_a_stop_after_the_last_step_is_still_obeyed(
+    def test_a_stop_after_the_last_step_still_stops_the_run(
         self, tiny: Path, examples: Path, tmp_path: Path, command: Command, code: int
     ) -> None:
         assert run_trainer(make_spec(tiny, examples), tmp_path, stop_at=(6, command))[0] == code
@@ -196,7 +194,7 @@ class TestFailing:
         spec = make_spec(tiny, examples, target_modules=["c_attn"])
         self.fails(tmp_path, spec, 64, Reason.INVALID_SPEC, "lora.target_modules", "it has down_proj, gate_proj")
 
-    def test_a_rank_over_the_layers_size(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+    def test_a_rank_above_the_layers_size(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         spec = make_spec(tiny, examples, r=33)
         self.fails(tmp_path, spec, 64, Reason.INVALID_SPEC, "lora.r", "choose a rank up to 32")
 
@@ -206,23 +204,25 @@ class TestFailing:
         param = "hyperparameters.context_length"
         self.fails(tmp_path, spec, ExitCode.BAD_SPEC, Reason.INVALID_SPEC, param, text)
 
-    def test_a_dataset_with_nothing_to_learn(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+    def test_a_dataset_without_labels(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         spec = make_spec(tiny, examples, context_length=5)
         self.fails(
             tmp_path, spec, 64, Reason.INVALID_TRAINING_FILE, "hyperparameters.context_length", "No example has a token"
         )
 
-    def test_a_bad_line_of_the_validation_file(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+    def test_an_invalid_line_of_the_validation_file(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         (tmp_path / "valid.jsonl").write_text("{}\n")
         spec = make_spec(tiny, examples, validation_file=tmp_path / "valid.jsonl")
         self.fails(tmp_path, spec, 64, Reason.INVALID_VALIDATION_FILE, "validation_file", "Line 1")
 
-    @pytest.mark.parametrize("knob", [{"eval_steps": 2}, {"early_stopping": {}}, {"promote_best": True}])
-    def test_a_knob_that_needs_a_validation_file(
-        self, tiny: Path, examples: Path, tmp_path: Path, knob: dict[str, Any]
+    @pytest.mark.parametrize("parameter", [{"eval_steps": 2}, {"early_stopping": {}}, {"promote_best": True}])
+    def test_a_parameter_that_needs_a_validation_file(
+        self, tiny: Path, examples: Path, tmp_path: Path, parameter: dict[str, Any]
     ) -> None:
-        param = f"hyperparameters.{next(iter(knob))}"
-        self.fails(tmp_path, make_spec(tiny, examples, **knob), 64, Reason.INVALID_SPEC, param, "needs a validation")
+        param = f"hyperparameters.{next(iter(parameter))}"
+        self.fails(
+            tmp_path, make_spec(tiny, examples, **parameter), 64, Reason.INVALID_SPEC, param, "needs a validation"
+        )
 
     @pytest.mark.parametrize("which", ["training_file", "validation_file"])
     def test_a_file_that_is_not_the_one_the_spec_names(self, tiny: Path, tmp_path: Path, which: str) -> None:
@@ -242,9 +242,7 @@ class TestFailing:
             pytest.skip("there is one")
         self.fails(tmp_path, make_spec(tiny, examples, device="cuda"), 64, Reason.INVALID_SPEC, "device", "NVIDIA")
 
-    def test_a_learning_rate_that_blows_up_is_stopped_at_that_step(
-        self, tiny: Path, examples: Path, tmp_path: Path
-    ) -> None:
+    def test_a_diverging_run_stops_at_that_step(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         spec = make_spec(tiny, examples, learning_rate=1e30, batch_size=3, quantization=FLOAT32)
         code, log = run_trainer(spec, tmp_path)
         record = failure(log)
@@ -265,7 +263,7 @@ class TestFailing:
             "hyperparameters.context_length", "Lower hyperparameters.context_length",
         )  # fmt: skip
 
-    def test_an_adapter_that_is_not_what_was_trained_is_never_done(
+    def test_an_adapter_that_differs_from_the_trained_one_fails_the_run(
         self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         save = step_actions.save_checkpoint

@@ -1,4 +1,4 @@
-"""Between steps: when the validation file is measured, what that leads to, and what it must not touch."""
+"""Between steps: when the validation file is evaluated, the effects of it, and what must stay unchanged."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ from worker.trainer.validation.sample_answers import sample_answers
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The full validation losses that are measured, in order; a test fills the list."""
+    """The results of the next validations, in order; a test fills the list."""
     losses: list[float] = []
     monkeypatch.setattr(step_actions, "evaluate", lambda *_: of_loss(losses.pop(0)))
     return losses
 
 
 def of_loss(loss: float) -> StepMetrics:
-    """A validation of one labelled token."""
+    """Return the metrics of a validation with one labelled token."""
     validation = StepMetrics(torch.device("cpu"))
     validation.add(BatchSums(1, 1, torch.tensor(loss, dtype=torch.float64), torch.tensor(1)))
     return validation
@@ -64,9 +64,9 @@ def texts(log: RecordLog) -> list[str]:
     return [message.message for message in log.of(Message)]
 
 
-class TestCadence:
+class TestSchedule:
     @pytest.mark.parametrize(
-        ("knobs", "steps"),
+        ("changes", "steps"),
         [
             ({}, [3, 6]),
             ({"eval_steps": 1}, [1, 2, 3, 4, 5, 6]),
@@ -77,13 +77,13 @@ class TestCadence:
             ({"max_steps": 4}, [3, 4]),
         ],
     )
-    def test_every_eval_steps_else_each_epoch_and_at_the_end(
-        self, tiny: Path, examples: Path, tmp_path: Path, knobs: dict[str, Any], steps: list[int]
+    def test_validation_every_eval_steps_else_each_epoch_and_at_the_end(
+        self, tiny: Path, examples: Path, tmp_path: Path, changes: dict[str, Any], steps: list[int]
     ) -> None:
-        _, log = run_trainer(make_spec(tiny, examples, validation_file=examples, **knobs), tmp_path)
+        _, log = run_trainer(make_spec(tiny, examples, validation_file=examples, **changes), tmp_path)
         assert measured(log) == steps
 
-    def test_validation_by_steps_adds_no_checkpoints_where_the_last_adapter_is_the_result(
+    def test_validation_by_steps_adds_no_checkpoints_if_the_last_adapter_is_the_result(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
         _, log = run_trainer(make_spec(tiny, examples, validation_file=examples, eval_steps=1), tmp_path)
@@ -91,12 +91,12 @@ class TestCadence:
 
 
 class TestEarlyStopping:
-    def test_the_run_is_done_at_that_step_and_says_why(
+    def test_the_run_ends_at_that_step_with_an_event(
         self, tiny: Path, examples: Path, tmp_path: Path, scripted: list[float]
     ) -> None:
         scripted += [3.0, 2.0, 2.1, 2.2, 9.0, 9.0]
-        knobs = {"eval_steps": 1, "early_stopping": {"patience": 2}}
-        code, log = run_trainer(make_spec(tiny, examples, validation_file=examples, **knobs), tmp_path)
+        changes = {"eval_steps": 1, "early_stopping": {"patience": 2}}
+        code, log = run_trainer(make_spec(tiny, examples, validation_file=examples, **changes), tmp_path)
         assert (code, log.last.step) == (0, 4)
         assert [metric.step for metric in log.of(Metric)] == [1, 2, 3, 4]
         assert {metric.total_steps for metric in log.of(Metric)} == {6}
@@ -108,12 +108,12 @@ class TestEarlyStopping:
             "Set hyperparameters.promote_best to get the adapter with the lowest loss.",
         ]
 
-    def test_patience_that_ends_with_the_last_step_stops_nothing_early(
+    def test_patience_that_ends_with_the_last_step_does_not_stop_early(
         self, tiny: Path, examples: Path, tmp_path: Path, scripted: list[float]
     ) -> None:
         scripted += [3.0, 2.8, 2.5, 2.0, 2.1, 2.2]
-        knobs = {"eval_steps": 1, "early_stopping": {"patience": 2}, "promote_best": True}
-        _, log = run_trainer(make_spec(tiny, examples, validation_file=examples, **knobs), tmp_path)
+        changes = {"eval_steps": 1, "early_stopping": {"patience": 2}, "promote_best": True}
+        _, log = run_trainer(make_spec(tiny, examples, validation_file=examples, **changes), tmp_path)
         assert log.of(Metric)[-1].step == 6
         assert texts(log) == ["The result is the adapter of step 4, with the lowest full validation loss, 2.0000."]
 
@@ -121,8 +121,8 @@ class TestEarlyStopping:
         self, tiny: Path, examples: Path, tmp_path: Path, scripted: list[float]
     ) -> None:
         scripted += [3.0, 2.95, 2.94, 1.0, 1.0, 1.0]
-        knobs = {"eval_steps": 1, "early_stopping": {"patience": 2, "threshold": 0.1}}
-        _, log = run_trainer(make_spec(tiny, examples, validation_file=examples, **knobs), tmp_path)
+        changes = {"eval_steps": 1, "early_stopping": {"patience": 2, "threshold": 0.1}}
+        _, log = run_trainer(make_spec(tiny, examples, validation_file=examples, **changes), tmp_path)
         assert log.last.step == 3
 
 
@@ -131,8 +131,8 @@ class TestPromotion:
         self, tiny: Path, examples: Path, tmp_path: Path, scripted: list[float]
     ) -> None:
         scripted += [3.0, 1.0, 2.0, 2.0, 2.0, 2.0]
-        knobs = {"validation_file": examples, "eval_steps": 1, "promote_best": True}
-        _, log = run_trainer(make_spec(tiny, examples, **knobs), tmp_path / "best")
+        changes = {"validation_file": examples, "eval_steps": 1, "promote_best": True}
+        _, log = run_trainer(make_spec(tiny, examples, **changes), tmp_path / "best")
         assert checkpoints(log) == [(1, False), (2, False), (3, False), (6, False), (2, True)]
         assert isinstance(log.last, Done)
         assert (log.last.step, log.last.directory) == (2, "runs/run-a/checkpoints/step-000002")
@@ -145,7 +145,7 @@ class TestPromotion:
         assert manifest["trained_tokens"] == log.of(Metric)[1].trained_tokens
         _, short = run_trainer(make_spec(tiny, examples, max_steps=2, lr_scheduler_type="constant"), tmp_path / "short")
         scripted += [3.0, 1.0, 2.0, 2.0, 2.0, 2.0]
-        spec = make_spec(tiny, examples, lr_scheduler_type="constant", **knobs)
+        spec = make_spec(tiny, examples, lr_scheduler_type="constant", **changes)
         _, long = run_trainer(spec, tmp_path / "long")
         mine, theirs = (
             load_file(tmp_path / name / each.last.directory / "adapter_model.safetensors")
@@ -153,7 +153,7 @@ class TestPromotion:
         )
         assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
-    def test_the_best_of_all_stays_on_disk_beside_the_last_three(
+    def test_the_best_checkpoint_is_kept_in_addition_to_the_last_three(
         self, tiny: Path, examples: Path, tmp_path: Path, scripted: list[float]
     ) -> None:
         scripted += [1.0, 2.0, 3.0, 4.0, 5.0]
@@ -162,7 +162,7 @@ class TestPromotion:
         assert kept == ["step-000003", "step-000009", "step-000012", "step-000015"]
         assert log.last.step == 15
 
-    def test_without_being_asked_the_last_adapter_is_the_result_and_the_better_one_is_named(
+    def test_by_default_the_last_adapter_is_the_result_and_the_better_one_is_named(
         self, tiny: Path, examples: Path, tmp_path: Path, scripted: list[float]
     ) -> None:
         scripted += [1.0, 2.0]
@@ -171,7 +171,7 @@ class TestPromotion:
         assert log.last.step == 6
         assert "lower after step 3, 1.0000. hyperparameters.promote_best" in texts(log)[0]
 
-    def test_losses_that_are_no_numbers_leave_the_last_one(
+    def test_with_losses_that_are_not_numbers_the_last_adapter_is_the_result(
         self, tiny: Path, examples: Path, tmp_path: Path, scripted: list[float]
     ) -> None:
         scripted += [float("nan"), float("nan")]
@@ -185,13 +185,13 @@ class TestPromotion:
 
 
 class TestSamples:
-    def test_the_last_ones_are_of_the_adapter_that_is_the_result(
+    def test_the_last_samples_are_of_the_result(
         self, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(sampling, "MAX_NEW_TOKENS", 6)
         train, valid = (write_answers(tmp_path / say, 16, say) for say in ("yes", "no"))
-        knobs = {"n_epochs": 4, "eval_steps": 2, "early_stopping": {"patience": 2}, "promote_best": True}
-        spec = make_spec(tiny, train, validation_file=valid, sample_prompts=("1: red",), **knobs)
+        changes = {"n_epochs": 4, "eval_steps": 2, "early_stopping": {"patience": 2}, "promote_best": True}
+        spec = make_spec(tiny, train, validation_file=valid, sample_prompts=("1: red",), **changes)
         _, log = run_trainer(spec, tmp_path)
         samples = [message.data for message in log.of(Message) if "prompt" in message.data]
         assert [sample["step"] for sample in samples] == [2, 4, 6, 4]
@@ -199,10 +199,10 @@ class TestSamples:
         assert samples[1] == samples[3]
 
 
-class TestLeavingThingsAlone:
-    """A probe, a validation, samples and the final check change neither a weight nor a random state."""
+class TestSideEffects:
+    """A probe, a validation, samples and the last check change no weight and no random state."""
 
-    def test_probes_and_measurements(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+    def test_weights_and_random_states_stay_unchanged(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         base = load_tiny_base(tiny)
         spec = make_spec(tiny, examples, dropout=0.2, sample_prompts=("1: red",))
         run = prepare(spec, base, tmp_path)
@@ -230,7 +230,7 @@ def with_facts(run: Run) -> Run:
 
 
 def fingerprint(base: FrozenBase, run: Run) -> str:
-    """Of every weight, frozen or trained, and of every random state there is."""
+    """Return a hash of all weights, frozen and trained, and of all random states."""
     digest = hashlib.sha256()
     frozen = [tensor for _, tensor in sorted(base.model.state_dict().items())]
     states = [torch.get_rng_state(), run.adapter.generator.get_state()]

@@ -1,4 +1,4 @@
-"""One DoRA layer against PEFT's, with the same dropout mask."""
+"""One DoRA layer compared with PEFT's, with the same dropout mask."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from worker.trainer.model.frozen_linear import freeze
 T, K, D = 6, 16, 12
 
 
-class Masked(torch.nn.Module):
-    """Dropout with a mask that is known."""
+class FixedDropout(torch.nn.Module):
+    """Dropout with a given mask."""
 
     def __init__(self, keep_T_K: torch.Tensor, dropout: float) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Masked(torch.nn.Module):
 
 
 def dora(dropout: float, quantization: QuantizationSpec | None = None) -> tuple[DoraLinear, LoraAdapter]:
-    """A layer with a bias, whose B is no longer zero and whose magnitude has moved."""
+    """Return a layer with a bias, a B that is not zero, and a changed magnitude."""
     dice = torch.Generator().manual_seed(0)
     frozen = freeze(torch.randn(D, K, generator=dice), quantization, torch.float32)
     frozen.bias = torch.nn.Parameter(torch.randn(D, generator=dice), requires_grad=False)
@@ -46,7 +46,7 @@ def dora(dropout: float, quantization: QuantizationSpec | None = None) -> tuple[
 
 
 def pefts(layer: DoraLinear, adapter: LoraAdapter, dropout: torch.nn.Module) -> Any:
-    """The same layer as PEFT has it."""
+    """Return PEFT's layer with the same weights."""
     plain = torch.nn.Linear(K, D)
     plain.weight.data, plain.bias.data = layer.base.weight_in(torch.float32), layer.base.bias.data
     config = LoraConfig(r=4, lora_alpha=6, lora_dropout=0.5, target_modules=["q_proj"], use_dora=True)
@@ -62,9 +62,9 @@ def pefts(layer: DoraLinear, adapter: LoraAdapter, dropout: torch.nn.Module) -> 
 
 @pytest.mark.parametrize("quantization", [None, QuantizationSpec(compute_dtype="float32"), QuantizationSpec(bits=8)])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_value_and_gradients_are_pefts(dropout: float, quantization: QuantizationSpec | None) -> None:
+def test_output_and_gradients_equal_pefts(dropout: float, quantization: QuantizationSpec | None) -> None:
     layer, adapter = dora(dropout, quantization)
-    twin = copy.deepcopy(adapter.generator.get_state())
+    generator_state = copy.deepcopy(adapter.generator.get_state())
     x = torch.randn(T, K, generator=torch.Generator().manual_seed(3), requires_grad=True)
     with layer._switch.on(adapter):
         ours = layer(x)
@@ -73,9 +73,9 @@ def test_value_and_gradients_are_pefts(dropout: float, quantization: Quantizatio
     found = [x.grad, mine.A_R_K.grad, mine.B_D_R.grad, mine.magnitude_D.grad]  # type: ignore[union-attr]
 
     masks = torch.Generator()
-    masks.set_state(twin)
+    masks.set_state(generator_state)
     keep = torch.empty(T, K, dtype=torch.bool).bernoulli_(1 - dropout, generator=masks)
-    theirs = pefts(layer, adapter, Masked(keep, dropout) if dropout else torch.nn.Identity())
+    theirs = pefts(layer, adapter, FixedDropout(keep, dropout) if dropout else torch.nn.Identity())
     x.grad = None
     want = theirs(x)
     want.square().sum().backward()
@@ -88,12 +88,12 @@ def test_value_and_gradients_are_pefts(dropout: float, quantization: Quantizatio
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
 
 
-def test_dropout_is_off_where_nothing_is_learned() -> None:
+def test_dropout_is_off_without_gradients() -> None:
     layer, adapter = dora(0.5)
     with torch.no_grad(), layer._switch.on(adapter):
         assert torch.equal(layer(torch.ones(T, K)), layer(torch.ones(T, K)))
 
 
-def test_with_the_adapter_off_it_is_the_frozen_layer_to_the_bit() -> None:
+def test_without_the_adapter_it_equals_the_frozen_layer_to_the_bit() -> None:
     layer, _ = dora(0.0)
     assert torch.equal(layer(torch.ones(1, T, K)), layer.base(torch.ones(1, T, K)))

@@ -44,7 +44,7 @@ class TestContinuedTraining:
     @pytest.mark.parametrize(
         "width", [QuantizationSpec(), QuantizationSpec(bits=8), None], ids=["NF4", "8 bits", "16 bits"]
     )
-    def test_starts_from_every_tensor_of_the_earlier_adapter_on_any_width_of_the_base(
+    def test_copies_every_tensor_of_the_parent_adapter_with_any_quantization(
         self, tiny: Path, examples: Path, earlier: Path, width: QuantizationSpec | None
     ) -> None:
         spec = make_spec(tiny, examples, quantization=width, **from_it(earlier))
@@ -54,7 +54,7 @@ class TestContinuedTraining:
         assert all(torch.equal(run.adapter.named_parameters()[name], tensor) for name, tensor in tensors.items())
         assert (run.step, run.optimizer.state) == (0, {})
 
-    def test_the_new_adapter_stands_on_the_base_model_and_names_its_ancestor(
+    def test_the_new_adapter_names_the_base_model_and_its_parent(
         self, tiny: Path, examples: Path, earlier: Path, tmp_path: Path
     ) -> None:
         code, log = run_trainer(make_spec(tiny, examples, **from_it(earlier)), tmp_path)
@@ -68,7 +68,7 @@ class TestContinuedTraining:
         }
         assert artifact_directory.verify(earlier)["continued_from"] is None
 
-    def test_resumes_to_the_bit_and_only_from_the_same_ancestor(
+    def test_resumes_to_the_bit_and_only_with_the_same_parent(
         self, tiny: Path, examples: Path, earlier: Path, tmp_path: Path
     ) -> None:
         asked = from_it(earlier, dropout=0.2)
@@ -94,7 +94,7 @@ class TestContinuedTraining:
         assert (code, failure(log).reason) == (ExitCode.BAD_SPEC, Reason.INVALID_SPEC)
         assert "Use the lora parameters of the parent adapter" in failure(log).message
 
-    def test_a_damaged_or_another_adapter_is_never_started_from(
+    def test_a_damaged_or_a_different_parent_adapter_is_refused(
         self, tiny: Path, examples: Path, earlier: Path, tmp_path: Path
     ) -> None:
         for asked in (from_it(earlier, start_adapter_sha256="0" * 64), from_it(earlier) | {"start_adapter": tmp_path}):

@@ -33,7 +33,7 @@ def layer(
 
 
 def adapt(adapted: AdaptedLinear, spec: LoraSpec, seed: int = 1) -> LoraAdapter:
-    """An adapter whose B is no longer zero."""
+    """Return an adapter with a B that is not zero."""
     adapter = make_adapter(spec, seed, {adapted.name: adapted}, CPU)
     with torch.no_grad():
         for weights in adapter.layers.values():
@@ -66,14 +66,14 @@ class TestAdaptedLinear:
         with adapted._switch.on(adapter):
             torch.testing.assert_close(adapted(x()), F.linear(x(), merged))
 
-    def test_at_step_0_it_is_the_frozen_layer_to_the_bit(self) -> None:
+    def test_at_step_0_it_equals_the_frozen_layer_to_the_bit(self) -> None:
         adapted = layer()
         adapter = make_adapter(lora(), 1, {adapted.name: adapted}, CPU)
         with adapted._switch.on(adapter):
             assert torch.equal(adapted(x()), F.linear(x(), adapted.base.weight))
 
     @pytest.mark.parametrize("dropout", [0.0, 0.3])
-    def test_gradients_equal_autograds_own(self, dropout: float) -> None:
+    def test_gradients_equal_those_of_autograd(self, dropout: float) -> None:
         adapted = layer(QuantizationSpec(compute_dtype="float32"))
         adapter = adapt(adapted, lora(dropout=dropout))
         A, B = adapter.parameters()
@@ -97,13 +97,13 @@ class TestAdaptedLinear:
         assert adapted.base.weight.grad is None
         assert all(parameter.grad is not None for parameter in adapter.parameters())
 
-    def test_dropout_is_off_where_nothing_is_learned(self) -> None:
+    def test_dropout_is_off_without_gradients(self) -> None:
         adapted = layer()
         adapter = adapt(adapted, lora(dropout=0.5))
         with torch.no_grad(), adapted._switch.on(adapter):
             assert torch.equal(adapted(x()), adapted(x()))
 
-    def test_it_applies_the_adapter_that_is_on_and_none_afterwards(self) -> None:
+    def test_it_applies_the_active_adapter_and_none_afterwards(self) -> None:
         adapted = layer()
         adapters = [adapt(adapted, lora(), seed) for seed in (1, 2)]
         plain = F.linear(x(), adapted.base.weight)
@@ -113,7 +113,7 @@ class TestAdaptedLinear:
                 torch.testing.assert_close(adapted(x()), plain + (6 / 4) * (x() @ A.t() @ B.t()))
             assert torch.equal(adapted(x()), plain)
 
-    def test_a_layer_that_the_adapter_does_not_target_stays_the_frozen_layer(self) -> None:
+    def test_a_layer_that_is_not_a_target_equals_the_frozen_layer(self) -> None:
         adapted = layer()
         adapter = LoraAdapter(0.0, torch.Generator(), {})
         with adapted._switch.on(adapter):
@@ -127,20 +127,20 @@ class TestMakeAdapter:
         assert sum(parameter.numel() for parameter in adapter.parameters()) == 8_192
         assert adapted.base.weight.numel() == 262_144
 
-    def test_masters_are_float32_whatever_the_base_is(self) -> None:
+    def test_masters_are_float32_for_every_dtype_of_the_base(self) -> None:
         frozen = freeze(torch.ones(D, K), QuantizationSpec(), torch.bfloat16)
         adapted = AdaptedLinear("q_proj", frozen, AdapterSwitch())
         adapter = make_adapter(lora(), 1, {"q_proj": adapted}, CPU)
         assert {parameter.dtype for parameter in adapter.parameters()} == {torch.float32}
 
-    def test_a_starts_uniform_within_one_over_root_k_as_pefts_does_and_b_at_zero(self) -> None:
+    def test_a_is_uniform_within_one_over_root_k_as_in_peft_and_b_is_zero(self) -> None:
         adapted = layer(rows=64, columns=400)
         A, B = make_adapter(lora(r=32), 1, {adapted.name: adapted}, CPU).parameters()
         assert A.abs().max() <= 1 / 20
         assert A.std().item() == pytest.approx(1 / 20 / math.sqrt(3), rel=0.05)
         assert not B.any()
 
-    def test_the_seed_decides_the_start(self) -> None:
+    def test_the_seed_determines_the_initial_weights(self) -> None:
         adapted = layer()
         one, same, other = (
             make_adapter(lora(), seed, {adapted.name: adapted}, CPU).parameters()[0] for seed in (1, 1, 2)
@@ -152,7 +152,7 @@ class TestMakeAdapter:
         assert scale_of(lora(r=4, alpha=6), "q_proj") == 1.5
         assert scale_of(lora(r=4, alpha=6, use_rslora=True), "q_proj") == 3.0
 
-    def test_only_the_asked_for_layers_are_adapted_and_named_as_peft_names_them(self) -> None:
+    def test_only_the_target_layers_are_adapted_with_pefts_names(self) -> None:
         layers = {name: layer() for name in ("model.layers.0.q_proj", "model.layers.0.v_proj")}
         adapter = make_adapter(lora(target_modules=["v_proj"]), 1, layers, CPU)
         assert list(adapter.named_parameters()) == [
@@ -160,12 +160,12 @@ class TestMakeAdapter:
             "base_model.model.model.layers.0.v_proj.lora_B.weight",
         ]
 
-    def test_a_module_that_is_not_there_is_refused_with_those_that_are(self) -> None:
+    def test_an_unknown_target_module_is_refused_and_the_available_ones_are_named(self) -> None:
         with pytest.raises(Failure, match=r"no linear layer named w1; it has q_proj") as caught:
             make_adapter(lora(target_modules=["q_proj", "w1"]), 1, {"q_proj": layer()}, CPU)
         assert (caught.value.reason, caught.value.param) == (Reason.INVALID_SPEC, "lora.target_modules")
 
-    def test_a_rank_above_the_layers_smaller_side_is_refused(self) -> None:
+    def test_a_rank_above_the_layers_smaller_dimension_is_refused(self) -> None:
         with pytest.raises(Failure, match="choose a rank up to 12") as caught:
             make_adapter(lora(r=13), 1, {"q_proj": layer()}, CPU)
         assert caught.value.param == "lora.r"
@@ -189,7 +189,7 @@ class TestMakeAdapter:
             ({"alpha_pattern": {"(": 13}}, "'(' is not the escaped full name"),
         ],
     )
-    def test_a_pattern_that_cannot_be_is_refused(self, changes: dict[str, object], said: str) -> None:
+    def test_an_invalid_pattern_is_refused(self, changes: dict[str, object], said: str) -> None:
         with pytest.raises(Failure, match=re.escape(said)) as caught:
             make_adapter(lora(**changes), 1, {"q_proj": layer()}, CPU)
         assert (caught.value.reason, caught.value.param) == (Reason.INVALID_SPEC, f"lora.{next(iter(changes))}")

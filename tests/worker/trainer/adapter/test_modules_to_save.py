@@ -25,7 +25,7 @@ class TestTrainModulesToSave:
             ["layernorm", "embed_tokens"],
         ],
     )
-    def test_takes_the_modules_that_peft_takes(self, tiny: Path, examples: Path, names: list[str]) -> None:
+    def test_names_match_the_same_modules_as_in_peft(self, tiny: Path, examples: Path, names: list[str]) -> None:
         run = prepare(make_spec(tiny, examples, modules_to_save=names), load_tiny_base(tiny), Path("unused"))
         config = LoraConfig(target_modules=ALL_LINEAR, modules_to_save=names, task_type="CAUSAL_LM")
         with plain_peft.quiet():
@@ -34,7 +34,7 @@ class TestTrainModulesToSave:
         theirs_by_name = {name.replace(".modules_to_save.default", "") for name in named if "lora_" not in name}
         assert {PEFT_PREFIX + name for name in run.adapter.module_masters} == theirs_by_name
 
-    def test_masters_are_float32_copies_of_the_bases_weights(self, tiny: Path, examples: Path) -> None:
+    def test_masters_are_float32_copies_of_the_base_weights(self, tiny: Path, examples: Path) -> None:
         base = load_tiny_base(tiny)
         run = prepare(make_spec(tiny, examples, modules_to_save=["lm_head"]), base, Path("unused"))
         (master,) = run.adapter.module_masters.values()

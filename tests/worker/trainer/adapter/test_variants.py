@@ -1,4 +1,4 @@
-"""Every variant of LoRA on every width of the base: trained as PEFT trains it, and loaded by PEFT as it was trained."""
+"""Every variant of LoRA with every quantization: trained as in PEFT, and loaded by PEFT with the same logits."""
 
 from __future__ import annotations
 
@@ -121,15 +121,11 @@ class TestTraining:
         self.compare(tiny, examples, VARIANTS[variant], WIDTHS[width])
 
     @pytest.mark.parametrize("variant", ["head", "embedding and head", "embedding"])
-    def test_equals_plain_pefts_also_where_the_head_is_a_matrix_of_its_own(
-        self, untied: Path, examples: Path, variant: str
-    ) -> None:
+    def test_equals_plain_pefts_also_with_an_untied_head(self, untied: Path, examples: Path, variant: str) -> None:
         self.compare(untied, examples, VARIANTS[variant], FLOAT32)
 
     @pytest.mark.parametrize("variant", ["LoRA", "DoRA"])
-    def test_equals_plain_pefts_also_where_layers_have_a_bias(
-        self, tmp_path: Path, examples: Path, variant: str
-    ) -> None:
+    def test_equals_plain_pefts_also_if_layers_have_a_bias(self, tmp_path: Path, examples: Path, variant: str) -> None:
         base = make_tiny_base(tmp_path / "biased", attention_bias=True)
         tensors = load_file(base / "model.safetensors")
         for name in [name for name in tensors if "self_attn" in name]:
@@ -155,7 +151,7 @@ class TestTraining:
         assert torch.equal(our_logits(base, batch, run.adapter), our_logits(base, batch, None))
 
     @pytest.mark.parametrize("variant", VARIANTS)
-    def test_the_base_stays_as_it_was_to_the_bit(self, tiny: Path, examples: Path, variant: str) -> None:
+    def test_the_base_stays_unchanged_to_the_bit(self, tiny: Path, examples: Path, variant: str) -> None:
         base, run = started(tiny, examples, None, **VARIANTS[variant])
         batch = a_batch(run)
         before = our_logits(base, batch, None)
@@ -165,7 +161,7 @@ class TestTraining:
         assert not any(parameter.requires_grad for parameter in base.model.parameters())
 
     @pytest.mark.parametrize("variant", ["DoRA", "embedding and head"])
-    def test_micro_steps_never_change_the_result_beyond_rounding(
+    def test_the_batch_length_never_changes_the_result_beyond_rounding(
         self, tiny: Path, examples: Path, variant: str
     ) -> None:
         one, other = (started(tiny, examples, FLOAT32, **VARIANTS[variant]) for _ in range(2))
@@ -177,7 +173,7 @@ class TestTraining:
 class TestSaved:
     @pytest.mark.parametrize("width", WIDTHS)
     @pytest.mark.parametrize("variant", VARIANTS)
-    def test_plain_peft_loads_it_on_an_ordinary_base_and_gives_the_trained_models_logits(
+    def test_plain_peft_loads_it_and_has_the_logits_of_the_trained_model(
         self, tiny: Path, examples: Path, tmp_path: Path, variant: str, width: str
     ) -> None:
         base, run = trained(tiny, examples, WIDTHS[width], **VARIANTS[variant])
@@ -197,16 +193,16 @@ class TestSaved:
             assert lora["rank_pattern"].keys() | lora["alpha_pattern"].keys() <= names
 
     @pytest.mark.parametrize("variant", ["DoRA with a head", "embedding and head"])
-    def test_training_can_go_on_after_verification_as_if_nothing_had_happened(
+    def test_verification_does_not_change_further_training(
         self, tiny: Path, examples: Path, tmp_path: Path, variant: str
     ) -> None:
         base, run = trained(tiny, examples, FLOAT32, **VARIANTS[variant])
-        twin_base, twin = trained(tiny, examples, FLOAT32, **VARIANTS[variant])
+        reference_base, reference = trained(tiny, examples, FLOAT32, **VARIANTS[variant])
         verify_adapter(base, run, saved(base, run, tmp_path))
-        assert make_one_step(base, run).loss == make_one_step(twin_base, twin).loss
+        assert make_one_step(base, run).loss == make_one_step(reference_base, reference).loss
 
     @pytest.mark.parametrize("variant", ["patterns", "DoRA", "norms", "embedding and head", "DoRA with a head"])
-    def test_the_whole_program_trains_it_in_the_defaults_and_verifies_it(
+    def test_the_trainer_trains_and_verifies_it_with_default_settings(
         self, tiny: Path, examples: Path, tmp_path: Path, variant: str
     ) -> None:
         spec = make_spec(tiny, examples, validation_file=examples, sample_prompts=["red"], **VARIANTS[variant])
@@ -246,14 +242,12 @@ class TestSaved:
         with pytest.raises(Failure, match="logits differ"):
             verify_adapter(base, run, path.parent)
 
-    def test_eight_bits_too(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
+    def test_eight_bits(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         code, log = run_trainer(make_spec(tiny, examples, quantization={"bits": 8}, use_dora=True), tmp_path)
         assert code == ExitCode.DONE, log.last
         assert "8-bit" in (tmp_path / log.last.directory / "README.md").read_text()
 
-    def test_validation_meets_the_trained_head_and_answers_without_the_adapter_do_not(
-        self, tiny: Path, examples: Path
-    ) -> None:
+    def test_validation_uses_the_trained_head_and_answers_of_the_base_do_not(self, tiny: Path, examples: Path) -> None:
         base, run = trained(tiny, examples, FLOAT32, modules_to_save=["lm_head"], validation_file=examples)
         assert run.validation_dataset is not None
         before = evaluate(make_objective(base, run), run.validation_dataset, 512, no_keepalive).loss
@@ -274,7 +268,7 @@ class TestResume:
         ],
         ids=["DoRA", "whole modules", "both, with patterns", "8 bits"],
     )
-    def test_ends_with_the_bits_of_a_run_that_was_not_interrupted(
+    def test_an_interrupted_run_has_the_same_result_to_the_bit(
         self, tiny: Path, examples: Path, tmp_path: Path, step: int, changes: dict[str, Any]
     ) -> None:
         _, whole = run_trainer(make_spec(tiny, examples, **changes), tmp_path / "whole")

@@ -19,7 +19,7 @@ from worker.trainer.checkpoint.checkpoint import staged
 
 @pytest.fixture(scope="module")
 def finished(tiny: Path, examples: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RecordLog]:
-    """A run of five epochs in float32: (work directory, its records)."""
+    """Train five epochs in float32; return (work directory, records)."""
     workdir = tmp_path_factory.mktemp("work")
     spec = make_spec(tiny, examples, n_epochs=5, batch_size=6, quantization=FLOAT32, validation_file=examples)
     code, log = run_trainer(spec, workdir)
@@ -45,7 +45,7 @@ class TestSavedCheckpoint:
             "MANIFEST.json",
         }
 
-    def test_the_manifest_holds_and_says_where_the_adapter_comes_from(self, directory: Path, tiny: Path) -> None:
+    def test_the_manifest_is_valid_and_has_the_provenance(self, directory: Path, tiny: Path) -> None:
         manifest = artifact_directory.verify(directory)
         assert manifest["base_model"]["name"] == "tiny"
         assert len(manifest["base_model"]["manifest_sha256"]) == 64
@@ -62,7 +62,7 @@ class TestSavedCheckpoint:
             assert str(tiny).encode() not in path.read_bytes()
             assert str(directory).encode() not in path.read_bytes()
 
-    def test_the_config_is_pefts_and_names_the_base_as_it_is_registered(self, directory: Path) -> None:
+    def test_the_config_is_pefts_and_has_the_registered_name_of_the_base(self, directory: Path) -> None:
         config = LoraConfig.from_pretrained(directory)
         assert config.base_model_name_or_path == "tiny"
         assert (config.r, config.lora_alpha, config.bias, config.task_type) == (4, 8, "none", "CAUSAL_LM")
@@ -74,7 +74,7 @@ class TestSavedCheckpoint:
         assert len(tensors) == 2 * 7 * 2
 
     @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # PEFT, of transformers
-    def test_anybody_can_load_it_with_peft_and_it_changes_the_answer(self, directory: Path, tiny: Path) -> None:
+    def test_peft_loads_it_and_it_changes_the_answer(self, directory: Path, tiny: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
         tokens = AutoTokenizer.from_pretrained(directory).apply_chat_template(
             [{"role": "user", "content": "1: red blue"}], add_generation_prompt=True, return_tensors="pt"
@@ -84,7 +84,7 @@ class TestSavedCheckpoint:
             tuned = PeftModel.from_pretrained(model, directory)(**tokens).logits
         assert (plain - tuned).abs().max() > 0.1
 
-    def test_the_card_opens_with_what_hubs_read(self, directory: Path) -> None:
+    def test_the_card_starts_with_the_metadata_for_hubs(self, directory: Path) -> None:
         text = (directory / "README.md").read_text(encoding="utf-8")
         front = yaml.safe_load(text.split("---\n")[1])
         assert (front["base_model"], front["library_name"]) == ("tiny", "peft")
@@ -100,13 +100,13 @@ class TestSavedCheckpoint:
 
 
 class TestCheckpoints:
-    def test_there_is_one_an_epoch_and_the_last_is_final(self, finished: tuple[Path, RecordLog]) -> None:
+    def test_there_is_one_per_epoch_and_the_last_is_final(self, finished: tuple[Path, RecordLog]) -> None:
         saved = finished[1].of(CheckpointSaved)
         assert [(record.step, record.epoch, record.final) for record in saved] == [
             (2, 1.0, False), (4, 2.0, False), (6, 3.0, False), (8, 4.0, False), (10, 5.0, True),
         ]  # fmt: skip
 
-    def test_each_carries_its_losses(self, finished: tuple[Path, RecordLog]) -> None:
+    def test_each_has_its_losses(self, finished: tuple[Path, RecordLog]) -> None:
         for record in finished[1].of(CheckpointSaved):
             assert record.metrics["train_loss"] > 0
             assert record.metrics["full_valid_loss"] > 0
@@ -118,7 +118,7 @@ class TestCheckpoints:
 
 
 class TestStaged:
-    def test_a_directory_is_there_whole_or_not_at_all(self, tmp_path: Path) -> None:
+    def test_a_directory_is_complete_or_absent(self, tmp_path: Path) -> None:
         def fail_half_way() -> None:
             with staged(tmp_path, 1, kept=3) as directory:
                 (directory / "half").write_text("x")
@@ -128,7 +128,7 @@ class TestStaged:
             fail_half_way()
         assert list(tmp_path.iterdir()) == []
 
-    def test_one_of_the_same_step_is_there_until_its_successor_is(
+    def test_one_of_the_same_step_exists_until_it_is_replaced(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def write(text: str) -> None:
@@ -148,7 +148,7 @@ class TestStaged:
         assert (tmp_path / "step-000001" / "file").read_text() == "new"
         assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
 
-    def test_what_a_crash_left_is_removed(self, tmp_path: Path) -> None:
+    def test_directories_left_by_a_crash_are_removed(self, tmp_path: Path) -> None:
         (tmp_path / ".step-000001.staged").mkdir()
         (tmp_path / ".step-000001.staged" / "old").write_text("x")
         with staged(tmp_path, 1, kept=3) as directory:

@@ -1,4 +1,4 @@
-"""The card of an adapter advises what works: its Python and its shell run, its advice follows the rules of engines."""
+"""The model card: its Python and shell code runs, and its advice follows the compatibility rules of engines."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def row(card: str, engine: Engine) -> str:
 
 @pytest.mark.parametrize("method", ["supervised", "dpo"])
 @pytest.mark.parametrize("kind", KINDS)
-class TestAdvice:
-    def test_an_engine_is_given_the_adapter_exactly_where_it_computes_the_same(self, kind: str, method: str) -> None:
+class TestEngines:
+    def test_an_engine_loads_the_adapter_exactly_if_it_computes_the_same(self, kind: str, method: str) -> None:
         card, lora = (
             model_card(about(method=method, **KINDS[kind])),
             LoraSpec.model_validate(about(**KINDS[kind])["lora"]),
@@ -80,7 +80,7 @@ class TestAdvice:
             for problem in found:
                 assert problem.rule.reason in row(card, engine)
 
-    def test_vllms_maximum_rank_is_one_that_it_accepts_and_admits_the_adapter(self, kind: str, method: str) -> None:
+    def test_vllms_maximum_rank_is_accepted_and_admits_the_adapter(self, kind: str, method: str) -> None:
         card = model_card(about(method=method, **KINDS[kind]))
         largest = largest_rank(LoraSpec.model_validate(about(**KINDS[kind])["lora"]))
         given = [int(rank) for rank in re.findall(r"--max-lora-rank (\d+)", card)]
@@ -88,7 +88,7 @@ class TestAdvice:
             card, Engine.VLLM
         )
 
-    def test_merging_is_described_and_no_adapter_goes_into_a_modelfile(self, kind: str, method: str) -> None:
+    def test_merging_is_described_and_no_modelfile_contains_an_adapter(self, kind: str, method: str) -> None:
         card = model_card(about(method=method, **KINDS[kind]))
         assert "FROM ./model.gguf" in card
         assert not re.search(r"\bADAPTER [^_]", card)
@@ -96,35 +96,35 @@ class TestAdvice:
         assert "sentencepiece" in card
 
 
-def test_the_reader_can_find_out_whether_the_adapter_has_an_effect() -> None:
+def test_it_describes_how_to_check_that_the_adapter_has_an_effect() -> None:
     card = model_card(about())
     assert "has no effect" in card
     assert "base_model_name_or_path" in card
 
 
 @pytest.mark.parametrize("kind", ["rank_pattern", "alpha_pattern"])
-def test_an_earlier_vllm_is_warned_of(kind: str) -> None:
+def test_it_warns_of_an_earlier_vllm(kind: str) -> None:
     assert "Merge it for an earlier release" in row(model_card(about(**KINDS[kind])), Engine.VLLM)
 
 
-class TestWidth:
-    def test_of_nf4_it_says_what_was_measured(self) -> None:
+class TestQuantizationNote:
+    def test_nf4_has_the_measured_difference(self) -> None:
         assert "643 of\n645 positions" in model_card(about(NF4))
 
     @pytest.mark.parametrize(
         "width", [NF4 | {"type": "fp4"}, {"bits": 8, "type": None, "double_quant": None, "compute_dtype": "float16"}]
     )
-    def test_of_other_widths_it_says_that_nothing_was(self, width: dict[str, Any]) -> None:
+    def test_other_quantizations_say_that_nothing_was_measured(self, width: dict[str, Any]) -> None:
         card = model_card(about(width))
         assert "has not been measured" in card
         assert "645" not in card
 
-    def test_of_16_bits_it_says_nothing(self) -> None:
+    def test_16_bits_has_no_note(self) -> None:
         card = model_card(about(None))
         assert "BitsAndBytesConfig" not in card
 
     @pytest.mark.parametrize("width", [NF4, NF4 | {"type": "fp4", "compute_dtype": "float32"}])
-    def test_the_base_can_be_loaded_as_it_says(self, tiny: Path, width: dict[str, Any]) -> None:
+    def test_the_base_can_be_loaded_with_its_options(self, tiny: Path, width: dict[str, Any]) -> None:
         (expression,) = re.findall(r"`quantization_config=(.*)`", model_card(about(width)))
         config = eval(expression, {"BitsAndBytesConfig": BitsAndBytesConfig, "torch": torch})
         with plain_peft.quiet():
@@ -148,13 +148,13 @@ class TestCommands:
             exec(compile(block, "README.md", "exec"), {})
         assert said.getvalue().endswith("\n")
 
-    def test_the_readmes_python_block_does_too(self, tiny: Path, adapter: Path) -> None:
+    def test_the_readmes_python_block_answers_a_question(self, tiny: Path, adapter: Path) -> None:
         (block,) = [block for block in PYTHON.findall(README.read_text(encoding="utf-8")) if '"BASE"' in block]
         block = block.replace('"BASE"', f'"{tiny}"').replace('"my-adapter"', f'"{adapter}"')
         with plain_peft.quiet(), contextlib.redirect_stdout(io.StringIO()):
             exec(compile(block, "README.md", "exec"), {})
 
-    def test_the_merge_makes_the_model_that_the_merged_card_loads(
+    def test_the_merged_cards_python_block_loads_the_merged_model(
         self, tiny: Path, adapter: Path, tmp_path: Path
     ) -> None:
         card = _filled((adapter / "README.md").read_text(), tiny, adapter, tmp_path / "merged")
@@ -168,7 +168,7 @@ class TestCommands:
         assert world["model"].config.model_type == "llama"
 
     @pytest.mark.parametrize("kind", KINDS)
-    def test_every_shell_block_runs_and_gives_its_programs_whole_arguments(self, kind: str, tmp_path: Path) -> None:
+    def test_every_shell_block_runs_with_complete_arguments(self, kind: str, tmp_path: Path) -> None:
         ran = _run_noted(SHELL.findall(model_card(about(**KINDS[kind]))), tmp_path)
         assert {words[0] for words in ran} <= {"vllm", "curl", "git", "pip", "python", "llama-server", "ollama"}
         for words in (words for words in ran if words[0] == "curl"):
@@ -176,11 +176,11 @@ class TestCommands:
         assert (tmp_path / "Modelfile").read_text() == "FROM ./model.gguf\n"
         assert ran[-1] == ["ollama", "create", "tuned", "--file", "Modelfile"]
 
-    def test_the_merged_models_shell_blocks_do_too(self, tmp_path: Path) -> None:
+    def test_every_shell_block_of_the_merged_card_runs_with_complete_arguments(self, tmp_path: Path) -> None:
         card = merged_card({"base_model": {"name": "tiny"}, "adapter": {"step": 3}})
         assert ["vllm", "serve", "MODEL_DIRECTORY"] in _run_noted(SHELL.findall(card), tmp_path)
 
-    def test_the_tunery_commands_are_known_with_their_options(self) -> None:
+    def test_the_tunery_commands_and_options_exist(self) -> None:
         commands = re.findall(r"`tunery (.*?)`", model_card(about()))
         assert len(commands) == 3
         for command in commands:
@@ -198,7 +198,7 @@ def _filled(card: str, base: Path, adapter: Path, model: Path | None = None) -> 
 
 
 def _run_noted(blocks: list[str], directory: Path) -> list[list[str]]:
-    """Run shell blocks where every program of theirs writes its arguments down instead of doing anything."""
+    """Run shell blocks with programs that only record their arguments."""
     programs = directory / "bin"
     programs.mkdir()
     for name in ("vllm", "curl", "git", "pip", "python", "llama-server", "ollama"):

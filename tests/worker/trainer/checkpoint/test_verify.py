@@ -56,7 +56,7 @@ def a_q_proj(tensors: dict[str, torch.Tensor]) -> str:
 
 class TestVerifyAdapter:
     @pytest.mark.parametrize("quantization", [FLOAT32, QuantizationSpec(), QuantizationSpec(type="fp4"), None])
-    def test_what_was_trained_passes_with_a_wide_margin(
+    def test_a_trained_adapter_passes_with_a_wide_margin(
         self, tiny: Path, examples: Path, tmp_path: Path, quantization: QuantizationSpec | None
     ) -> None:
         base, run, directory = train(tiny, examples, tmp_path, quantization)
@@ -68,15 +68,13 @@ class TestVerifyAdapter:
         )
         assert verify_adapter(base, run, directory) < TOLERANCE / 10
 
-    def test_training_can_go_on_afterwards_as_if_nothing_had_happened(
-        self, tiny: Path, examples: Path, tmp_path: Path
-    ) -> None:
+    def test_verification_does_not_change_further_training(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         base, run, directory = train(tiny, examples, tmp_path / "a", QuantizationSpec())
-        twin_base, twin, _ = train(tiny, examples, tmp_path / "b", QuantizationSpec())
+        reference_base, reference, _ = train(tiny, examples, tmp_path / "b", QuantizationSpec())
         verify_adapter(base, run, directory)
-        assert make_one_step(base, run).loss == make_one_step(twin_base, twin).loss
+        assert make_one_step(base, run).loss == make_one_step(reference_base, reference).loss
 
-    def test_no_more_of_a_long_document_is_taken_than_there_is_room_for(
+    def test_a_long_document_is_truncated(
         self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         base, run, directory = train(tiny, examples, tmp_path, FLOAT32)
@@ -114,7 +112,7 @@ class TestVerifyAdapter:
             verify_adapter(base, run, directory)
 
     @pytest.mark.parametrize("changes", [{"lora_alpha": 9}, {"use_rslora": True}])
-    def test_a_wrong_scale_is_found_although_every_tensor_is_right(
+    def test_a_wrong_scale_is_found_although_every_tensor_is_equal(
         self, tiny: Path, examples: Path, tmp_path: Path, changes: dict[str, object]
     ) -> None:
         base, run, directory = train(tiny, examples, tmp_path, QuantizationSpec())
@@ -122,7 +120,7 @@ class TestVerifyAdapter:
         with pytest.raises(Failure, match="logits differ"):
             verify_adapter(base, run, directory)
 
-    def test_the_base_has_its_adapted_layers_back_also_after_a_failure(
+    def test_the_adapted_layers_are_restored_also_after_a_failure(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
         base, run, directory = train(tiny, examples, tmp_path, QuantizationSpec())

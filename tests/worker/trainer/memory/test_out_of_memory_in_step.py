@@ -58,11 +58,11 @@ def test_a_step_that_ran_out_of_memory_is_repeated_with_shorter_batches_and_the_
     short(lambda tokens, rows: rows == 3)
     code, log = run_trainer(spec, tmp_path / "short")
     assert code == ExitCode.DONE
-    (told,) = [message for message in log.of(Message) if message.level == "warn"]
-    assert told.message.startswith("Out of memory in step 2 with packed batches of 1,024 tokens, norms and")
-    assert told.message.endswith("but the different packed batches draw different dropout masks.")
-    assert told.data["after"]["row_tokens"] == 512
-    assert told.data["after"]["recompute"] == "everything"
+    (event,) = [message for message in log.of(Message) if message.level == "warn"]
+    assert event.message.startswith("Out of memory in step 2 with packed batches of 1,024 tokens, norms and")
+    assert event.message.endswith("but the different packed batches draw different dropout masks.")
+    assert event.data["after"]["row_tokens"] == 512
+    assert event.data["after"]["recompute"] == "everything"
     assert log.losses == pytest.approx(plain.losses, rel=1e-6)
     mine, theirs = final_adapter(log, tmp_path / "short"), final_adapter(plain, tmp_path / "plain")
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)  # each step is still one row here
@@ -109,8 +109,8 @@ def test_batches_are_halved_until_they_fit(
     assert log.last.step == 4
     (probed,) = log.of(Probed)
     assert probed.row_tokens <= 200
-    told = [message.message for message in log.of(Message) if message.level == "warn"]
-    assert all(text.endswith("; its examples and the result stay the same, within rounding.") for text in told)
+    warnings = [message.message for message in log.of(Message) if message.level == "warn"]
+    assert all(text.endswith("; its examples and the result stay the same, within rounding.") for text in warnings)
     assert not [message for message in log.of(Message) if message.level == "error"]
 
 

@@ -22,7 +22,7 @@ def heads(tokens: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch
 def by_hand(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int], window: int | None = None
 ) -> torch.Tensor:
-    """Softmax of a masked T x T matrix: a token sees itself and what precedes it in its own document."""
+    """Compute attention with a T x T mask: a token attends to itself and to earlier tokens of its document."""
     owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     at = torch.arange(len(owner))
     sees = (owner[:, None] == owner[None, :]) & (at[:, None] >= at[None, :])
@@ -36,7 +36,7 @@ def by_hand(
 class TestDocumentAttention:
     @settings(deadline=None, max_examples=20)
     @given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.one_of(st.none(), st.integers(1, 6)))
-    def test_equals_a_masked_softmax_over_the_whole_row(self, lengths: list[int], window: int | None) -> None:
+    def test_equals_a_masked_softmax_over_the_batch(self, lengths: list[int], window: int | None) -> None:
         query, key, value = heads(sum(lengths))
         out, _ = document_attention(
             torch.nn.Module(), query, key, value, None, document_lengths=tuple(lengths), sliding_window=window
@@ -50,11 +50,11 @@ class TestDocumentAttention:
         assert all(not tensor.grad[:, :, :4].any() for tensor in tensors)  # type: ignore[index]
 
     @pytest.mark.parametrize("extra", [{"softcap": 30.0}, {"s_aux": torch.ones(4)}, {"is_causal": False}])
-    def test_what_would_change_the_result_is_refused_not_ignored(self, extra: dict[str, object]) -> None:
+    def test_unsupported_options_are_refused(self, extra: dict[str, object]) -> None:
         with pytest.raises(Failure) as caught:
             document_attention(torch.nn.Module(), *heads(4), None, document_lengths=(4,), **extra)  # type: ignore[arg-type]
         assert caught.value.reason is Reason.MODEL_UNAVAILABLE
 
-    def test_a_model_that_does_not_pass_the_lengths_on_is_refused(self) -> None:
+    def test_a_model_that_does_not_pass_the_document_lengths_is_refused(self) -> None:
         with pytest.raises(Failure):
             document_attention(torch.nn.Module(), *heads(4), None)

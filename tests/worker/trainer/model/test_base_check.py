@@ -18,7 +18,7 @@ class TestCheckBase:
     def test_an_ordinary_model_passes(self, tiny: Path, four_bits: bool) -> None:
         check_base(load_tiny_base(tiny) if four_bits else load_tiny_base(tiny, None))
 
-    def test_a_leak_between_documents_is_seen(self, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_leak_between_documents_is_refused(self, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         whole = attention._one_by_one
 
         def leaky(heads: attention.Heads) -> torch.Tensor:
@@ -28,26 +28,26 @@ class TestCheckBase:
         with pytest.raises(Failure, match="mixes the documents of a packed batch"):
             check_base(load_tiny_base(tiny))
 
-    def test_a_head_that_does_more_than_one_product_is_seen(self, tiny: Path) -> None:
+    def test_a_head_with_more_than_one_product_is_refused(self, tiny: Path) -> None:
         base = load_tiny_base(tiny)
         base.model.get_output_embeddings().register_forward_hook(lambda _module, _inputs, logits: logits.tanh())
         with pytest.raises(Failure, match="logits"):
             check_base(base)
 
-    def test_a_base_that_is_broken_is_seen(self, tiny: Path) -> None:
+    def test_a_broken_base_is_refused(self, tiny: Path) -> None:
         base = load_tiny_base(tiny)
         base.model.base_model.norm.weight.data.fill_(torch.inf)
         with pytest.raises(Failure, match="not finite"):
             check_base(base)
 
-    def test_a_base_that_is_too_large_for_half_precision_is_seen(self, tiny: Path) -> None:
-        """As a loss that is not a number, the training file would be blamed."""
+    def test_a_base_that_overflows_in_half_precision_is_refused(self, tiny: Path) -> None:
+        """Otherwise the loss would not be a number and the error would name the training file."""
         base = load_tiny_base(tiny, QuantizationSpec(compute_dtype="float16"))
         base.model.base_model.norm.weight.data.fill_(65_000)
         with pytest.raises(Failure, match="not finite in float16"):
             check_base(base)
 
-    def test_weights_and_random_state_stay_as_they_are(self, tiny: Path) -> None:
+    def test_weights_and_random_state_stay_unchanged(self, tiny: Path) -> None:
         base = load_tiny_base(tiny)
         before = [parameter.data.clone() for parameter in base.model.parameters()]
         random_state = torch.get_rng_state()

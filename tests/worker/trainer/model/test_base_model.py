@@ -41,12 +41,12 @@ def transformers_logits(directory: Path, dtype: torch.dtype, **how: object) -> t
 
 class TestLoadBase:
     @pytest.mark.parametrize("tied", [True, False])
-    def test_gives_the_logits_that_transformers_own_loader_gives(self, tmp_path: Path, tied: bool) -> None:
+    def test_has_the_logits_of_transformers_own_loader(self, tmp_path: Path, tied: bool) -> None:
         directory = make_tiny_base(tmp_path / "base", tie_word_embeddings=tied)
         want = transformers_logits(directory, torch.float32)
         torch.testing.assert_close(logits(load_tiny_base(directory, None)), want)
 
-    def test_in_4_bits_it_gives_the_logits_of_transformers_with_bitsandbytes(self, tiny: Path) -> None:
+    def test_in_4_bits_it_has_the_logits_of_transformers_with_bitsandbytes(self, tiny: Path) -> None:
         config = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -58,7 +58,7 @@ class TestLoadBase:
         want = model(torch.tensor([TOKENS])).logits[0].detach()
         torch.testing.assert_close(logits(load_tiny_base(tiny, FLOAT32)), want, rtol=1e-4, atol=1e-4)
 
-    def test_everything_is_in_the_compute_dtype_and_nothing_can_be_trained(self, tiny: Path) -> None:
+    def test_everything_has_the_compute_dtype_and_is_frozen(self, tiny: Path) -> None:
         base = load_base("tiny", tiny, QuantizationSpec(), torch.bfloat16, CPU)
         kinds = {parameter.dtype for parameter in base.model.parameters()}
         assert kinds == {torch.bfloat16, torch.uint8}
@@ -93,7 +93,7 @@ class TestLoadBase:
         with pytest.raises(Failure, match=r"lack 1 of the weights that .* such as model\.norm\.weight"):
             load_tiny_base(directory)
 
-    def test_a_weight_without_a_place_is_refused_by_name(self, tmp_path: Path) -> None:
+    def test_an_unknown_weight_is_refused_by_name(self, tmp_path: Path) -> None:
         directory = make_tiny_base(tmp_path / "base")
         change_tensors(directory, lambda tensors: tensors.update({"model.extra.weight": torch.ones(2)}))
         with pytest.raises(Failure, match=r"contains model\.extra\.weight"):
@@ -103,7 +103,7 @@ class TestLoadBase:
         with pytest.raises(Failure, match="final_logit_softcapping"):
             load_tiny_base(make_tiny_base(tmp_path / "base", final_logit_softcapping=30.0))
 
-    def test_an_unknown_architecture_is_refused_in_a_sentence(self, tmp_path: Path) -> None:
+    def test_an_unknown_architecture_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(Failure, match=r"config\.json") as caught:
             load_tiny_base(make_tiny_base(tmp_path / "base", model_type="nobody-knows"))
         assert caught.value.reason is Reason.MODEL_UNAVAILABLE
@@ -114,7 +114,7 @@ class TestOpenBase:
         spec = BaseSpec(name="tiny", directory=directory, manifest_sha256=sha256)
         return open_base(spec, QuantizationSpec(), torch.bfloat16, CPU)
 
-    def test_a_directory_that_is_as_registered_is_opened(self, tiny: Path) -> None:
+    def test_an_unchanged_directory_is_opened(self, tiny: Path) -> None:
         assert self.open(tiny, hash_directory(tiny)[1]).name == "tiny"
 
     def test_one_changed_byte_is_refused(self, tmp_path: Path) -> None:
@@ -127,11 +127,11 @@ class TestOpenBase:
             self.open(directory, sha256)
         assert caught.value.reason is Reason.MODEL_UNAVAILABLE
 
-    def test_files_that_the_parent_has_hashed_are_not_hashed_again(self, tiny: Path) -> None:
+    def test_files_that_the_worker_has_hashed_are_not_hashed_again(self, tiny: Path) -> None:
         spec = BaseSpec(name="tiny", directory=tiny, manifest_sha256="of no file", signature=stat_signature(tiny))
         open_base(BaseSpec.model_validate_json(spec.model_dump_json()), FLOAT32, torch.float32, CPU)
 
-    def test_a_file_that_was_touched_since_is_hashed_again(self, tmp_path: Path) -> None:
+    def test_a_file_that_has_changed_since_is_hashed_again(self, tmp_path: Path) -> None:
         directory = make_tiny_base(tmp_path / "base")
         sha256, signature = hash_directory(directory)[1], stat_signature(directory)
         weights = directory / "model.safetensors"
@@ -143,14 +143,14 @@ class TestOpenBase:
         with pytest.raises(Failure, match="altered"):
             open_base(spec, FLOAT32, torch.float32, CPU)
 
-    def test_a_missing_directory_is_refused_without_saying_where_it_was(self, tmp_path: Path) -> None:
+    def test_a_missing_directory_is_refused_without_its_path(self, tmp_path: Path) -> None:
         with pytest.raises(Failure, match="cannot be read") as caught:
             self.open(tmp_path / "nowhere", "0" * 64)
         assert str(tmp_path) not in str(caught.value)
 
 
-class TestExact:
-    def test_float32_goes_through_the_same_weights_and_leaves_them_as_they_were(self, tiny: Path) -> None:
+class TestContexts:
+    def test_in_float32_uses_the_same_weights_and_restores_them(self, tiny: Path) -> None:
         base = load_base("tiny", tiny, QuantizationSpec(), torch.bfloat16, CPU)
         before = [parameter.data.clone() for parameter in base.model.parameters()]
         with torch.no_grad(), in_float32(base):
@@ -161,7 +161,7 @@ class TestExact:
         after = [parameter.data for parameter in base.model.parameters()]
         assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
-    def test_bare_puts_the_frozen_layers_back_for_a_while(self, tiny: Path) -> None:
+    def test_unwrapped_has_the_frozen_layers_and_restores_the_adapted_ones(self, tiny: Path) -> None:
         base = load_tiny_base(tiny)
         with unwrapped(base) as model:
             assert not any(layer in list(model.modules()) for layer in base.layers.values())

@@ -24,13 +24,13 @@ class TestFourBits:
         assert stored_bytes(layer) * 8 / (WIDTH * INNER) == 4.5
 
     @pytest.mark.parametrize("kind", ["nf4", "fp4"])
-    def test_the_weight_is_what_bitsandbytes_makes_of_it(self, kind: str) -> None:
+    def test_the_weight_equals_bitsandbytes(self, kind: str) -> None:
         layer = freeze(matrix(), QuantizationSpec(type=kind), torch.bfloat16)  # type: ignore[arg-type]
         codes, state = quantize_4bit(matrix(), compress_statistics=True, quant_type=kind)
         assert torch.equal(layer.weight_in(torch.bfloat16), dequantize_4bit(codes, state))
         assert isinstance(layer, Frozen4)
 
-    def test_a_product_leaves_the_codes_as_they_are_also_in_evaluation(self) -> None:
+    def test_a_product_does_not_change_the_codes_also_in_evaluation(self) -> None:
         layer = freeze(matrix(), QuantizationSpec(), torch.bfloat16)
         before = layer.weight.data.clone()
         layer.eval()  # type: ignore[attr-defined]  # bitsandbytes' own forward would repack them now
@@ -38,11 +38,11 @@ class TestFourBits:
             layer(torch.ones(3, WIDTH, dtype=torch.bfloat16))  # type: ignore[operator]
         assert torch.equal(layer.weight.data, before)
 
-    def test_it_is_the_same_number_in_float32_as_in_the_compute_dtype(self) -> None:
+    def test_values_in_float32_equal_those_in_the_compute_dtype(self) -> None:
         layer = freeze(matrix(), QuantizationSpec(), torch.bfloat16)
         assert torch.equal(layer.weight_in(torch.float32), layer.weight_in(torch.bfloat16).float())
 
-    def test_cached_it_is_the_same_to_the_bit_and_made_once(self) -> None:
+    def test_cached_it_is_equal_to_the_bit_and_dequantised_once(self) -> None:
         layer = freeze(matrix(), QuantizationSpec(), torch.bfloat16)
         fresh = layer.weight_in(torch.bfloat16)
         assert isinstance(layer, Frozen4)
@@ -52,7 +52,7 @@ class TestFourBits:
 
 
 class TestSixteenBits:
-    def test_the_weight_is_the_checkpoints_own(self) -> None:
+    def test_the_weight_equals_that_of_the_file(self) -> None:
         layer = freeze(matrix(), None, torch.bfloat16)
         assert isinstance(layer, Frozen16)
         assert torch.equal(layer.weight_in(torch.bfloat16), matrix())
@@ -60,23 +60,23 @@ class TestSixteenBits:
 
 
 class TestEightBits:
-    def test_the_weight_is_what_bitsandbytes_makes_of_it_to_the_last_digit_of_float32(self) -> None:
+    def test_the_weight_equals_bitsandbytes_to_the_last_digit_of_float32(self) -> None:
         layer = freeze(matrix(), QuantizationSpec(bits=8), torch.bfloat16)
         codes, scales, _ = int8_vectorwise_quant(matrix().to(torch.float16))
         assert isinstance(layer, Frozen8)
         assert torch.equal(layer.weight_in(torch.float32), int8_vectorwise_dequant(codes, scales))
         assert torch.equal(layer.weight_in(torch.bfloat16), layer.weight_in(torch.float32).to(torch.bfloat16))
 
-    def test_it_takes_a_byte_a_parameter_and_a_scale_a_row(self) -> None:
+    def test_it_takes_a_byte_per_parameter_and_a_scale_per_row(self) -> None:
         layer = freeze(matrix(), QuantizationSpec(bits=8), torch.bfloat16)
         assert stored_bytes(layer) == WIDTH * INNER + 4 * INNER
 
-    def test_it_is_nearer_to_the_checkpoint_than_4_bits(self) -> None:
+    def test_it_is_closer_to_the_file_than_4_bits(self) -> None:
         four, eight = (freeze(matrix(), QuantizationSpec(bits=bits), torch.float32) for bits in (4, 8))
         error = [(layer.weight_in(torch.float32) - matrix().float()).norm() for layer in (four, eight)]
         assert error[1] < error[0] / 5
 
-    def test_a_product_leaves_codes_and_scales_as_they_are(self) -> None:
+    def test_a_product_does_not_change_codes_and_scales(self) -> None:
         layer = freeze(matrix(), QuantizationSpec(bits=8), torch.bfloat16)
         before = layer.weight_in(torch.float32)
         x = torch.ones(3, WIDTH, dtype=torch.bfloat16)

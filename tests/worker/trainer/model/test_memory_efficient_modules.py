@@ -32,13 +32,13 @@ def llama_norm(width: int, dtype: torch.dtype) -> LlamaRMSNorm:
 
 class TestRMSNorm:
     @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-    def test_gives_value_and_gradient_of_the_norm_it_replaces(self, dtype: torch.dtype, tolerance: float) -> None:
+    def test_output_and_gradient_equal_those_of_the_replaced_norm(self, dtype: torch.dtype, tolerance: float) -> None:
         theirs = llama_norm(48, dtype)
         x, dy = (torch.randn(7, 48, generator=torch.Generator().manual_seed(seed)).to(dtype) for seed in (1, 2))
         for ours, want in zip(gradients(RMSNorm(theirs.weight, 1e-5), x, dy), gradients(theirs, x, dy), strict=True):
             torch.testing.assert_close(ours, want, rtol=tolerance, atol=tolerance)
 
-    def test_a_weight_that_is_trained_gets_the_gradient_it_always_got(self) -> None:
+    def test_a_trained_weight_gets_the_gradient_of_the_replaced_norm(self) -> None:
         theirs = llama_norm(48, torch.float32).requires_grad_()
         x, dy = (torch.randn(2, 7, 48, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
         grads = []
@@ -52,7 +52,7 @@ class TestRMSNorm:
 
 class TestGatedMLP:
     @pytest.mark.parametrize("quantization", [None, QuantizationSpec()])
-    def test_gives_value_and_gradient_of_silu_times_up(
+    def test_output_and_gradient_equal_those_of_silu_times_up(
         self, tmp_path: Path, quantization: QuantizationSpec | None
     ) -> None:
         base = load_base("tiny", make_tiny_base(tmp_path / "base"), quantization, torch.float32, CPU)
@@ -67,8 +67,8 @@ class TestGatedMLP:
             torch.testing.assert_close(ours, want, rtol=1e-5, atol=1e-6)
 
 
-class TestMakeLean:
-    def test_every_norm_and_gated_layer_of_a_llama_is_replaced(self, tmp_path: Path) -> None:
+class TestUseMemoryEfficientModules:
+    def test_every_norm_and_gated_mlp_of_a_llama_is_replaced(self, tmp_path: Path) -> None:
         base = load_base("tiny", make_tiny_base(tmp_path / "base"), None, torch.bfloat16, CPU)
         kinds = [type(module).__name__ for module in base.model.modules()]
         assert (kinds.count("RMSNorm"), kinds.count("GatedMLP")) == (5, 2)

@@ -1,4 +1,4 @@
-"""Our 4-bit codes are bitsandbytes' codes, bit for bit: an adapter trained on them meets the same base elsewhere."""
+"""The 4-bit codes equal those of bitsandbytes, so that other software loads the same base for an adapter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from worker.trainer.model.quantize import BLOCK, CHUNK, quantize
 
 
 def weight(rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
-    """Normal values, a block of zeros, one of a single value, and the bounds between two codes themselves."""
+    """Return normal values, a block of zeros, a block of one value, and the bounds between two codes."""
     dice = torch.Generator().manual_seed(3)
     values = torch.randn(rows, columns, generator=dice) * 0.05
     values.view(-1)[:BLOCK] = 0
@@ -24,7 +24,7 @@ def weight(rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
 @pytest.mark.parametrize("double_quant", [True, False])
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 @pytest.mark.parametrize("shape", [(192, 64), (3, CHUNK), (7, 5)], ids=["small", "several chunks", "no whole block"])
-def test_codes_and_scales_are_those_of_bitsandbytes(
+def test_codes_and_scales_equal_those_of_bitsandbytes(
     dtype: torch.dtype, double_quant: bool, kind: str, shape: tuple[int, int]
 ) -> None:
     if shape == (7, 5):
@@ -42,7 +42,7 @@ def test_codes_and_scales_are_those_of_bitsandbytes(
         assert torch.equal(ours[name], value) if isinstance(value, torch.Tensor) else ours[name] == value, name
 
 
-def test_a_weight_that_is_not_contiguous_is_read_in_its_own_order() -> None:
+def test_a_weight_that_is_not_contiguous_is_read_in_its_logical_order() -> None:
     given = weight(128, 64, torch.float32).t()
     codes, _ = quantize(given, QuantizationSpec())
     assert torch.equal(codes, quantize(given.contiguous(), QuantizationSpec())[0])

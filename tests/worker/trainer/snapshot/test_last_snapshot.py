@@ -66,10 +66,10 @@ class TestAtTheEnd:
     def test_an_attempt_that_resumes_from_it_makes_no_step_and_has_the_same_adapter(
         self, tiny: Path, examples: Path, tmp_path: Path
     ) -> None:
-        knobs = {"validation_file": examples, "promote_best": True, "dropout": 0.2}
-        _, first = run_trainer(make_spec(tiny, examples, **knobs), reserve(tmp_path / "a"))
+        changes = {"validation_file": examples, "promote_best": True, "dropout": 0.2}
+        _, first = run_trainer(make_spec(tiny, examples, **changes), reserve(tmp_path / "a"))
         snapshot = tmp_path / "a" / first.of(SnapshotSaved)[-1].directory
-        code, again = run_trainer(make_spec(tiny, examples, resume_from=snapshot, **knobs), reserve(tmp_path / "b"))
+        code, again = run_trainer(make_spec(tiny, examples, resume_from=snapshot, **changes), reserve(tmp_path / "b"))
         assert code == ExitCode.DONE
         assert (again.of(Started)[0].start_step, again.of(Metric)) == (STEPS, [])
         one, other = final_adapter(first, tmp_path / "a"), final_adapter(again, tmp_path / "b")
@@ -84,8 +84,8 @@ class TestOnAFullDisk:
         _, log = run_trainer(make_spec(tiny, examples), reserve(tmp_path / "a"))
         assert failure(log).reason == Reason.STORAGE_FULL
         assert (kept(log), len(log.of(Metric))) == ((3, True), 3)
-        told = [message.message for message in log.of(Message) if message.level == "warn"]
-        assert "The checkpoint of step 3 could not be saved: the disk is full." in told
+        warnings = [message.message for message in log.of(Message) if message.level == "warn"]
+        assert "The checkpoint of step 3 could not be saved: the disk is full." in warnings
 
     def test_so_does_a_snapshot(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         _, log = run_trainer(make_spec(tiny, examples, snapshot_interval_seconds=0), reserve(tmp_path / "a"))
@@ -106,7 +106,7 @@ class TestOnAFullDisk:
 
 
 @pytest.mark.parametrize(
-    "knobs",
+    "changes",
     [
         {},
         {"r": 32},
@@ -117,9 +117,9 @@ class TestOnAFullDisk:
     ],
 )
 def test_the_reserved_space_is_enough_and_not_much_more(
-    tiny: Path, examples: Path, tmp_path: Path, knobs: dict[str, Any]
+    tiny: Path, examples: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    spec = make_spec(tiny, examples, validation_file=examples, eval_steps=1, max_steps=2, **knobs)
+    spec = make_spec(tiny, examples, validation_file=examples, eval_steps=1, max_steps=2, **changes)
     code, log = run_trainer(spec, reserve(tmp_path / "a"))
     assert (code, kept(log)) == (ExitCode.DONE, (2, True))
     snapshot = tmp_path / "a" / log.of(SnapshotSaved)[-1].directory

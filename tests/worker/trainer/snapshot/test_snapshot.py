@@ -52,10 +52,10 @@ class TestResume:
     def test_an_interrupted_run_has_the_same_result_to_the_bit(
         self, tiny: Path, examples: Path, tmp_path: Path, step: int
     ) -> None:
-        knobs = {"dropout": 0.2, "validation_file": examples, "batch_size": 4}
-        _, whole = run_trainer(make_spec(tiny, examples, **knobs), tmp_path / "whole")
-        snapshot = drained_at(step, tiny, examples, tmp_path / "first", **knobs)
-        code, second = run_trainer(make_spec(tiny, examples, resume_from=snapshot, **knobs), tmp_path / "second")
+        changes = {"dropout": 0.2, "validation_file": examples, "batch_size": 4}
+        _, whole = run_trainer(make_spec(tiny, examples, **changes), tmp_path / "whole")
+        snapshot = drained_at(step, tiny, examples, tmp_path / "first", **changes)
+        code, second = run_trainer(make_spec(tiny, examples, resume_from=snapshot, **changes), tmp_path / "second")
         assert code == 0
         assert second.losses == whole.losses[step:]
         assert second.last.trained_tokens == whole.last.trained_tokens
