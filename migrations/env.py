@@ -1,4 +1,4 @@
-"""Alembic's entry. The connection comes from app.db.migrate, or by hand from DATABASE_URL."""
+"""Alembic's entry point. The connection is that of app.db.migrate, or from DATABASE_URL for Alembic's own command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Use-cases on webhook endpoints and their deliveries. One transaction each, the caller's; sending is the worker's."""
+"""Use cases of webhook endpoints and deliveries, which worker.webhooks sends. The caller owns the transaction."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SAMPLE_JOB = "ftjob-sample"
 
 @dataclass(frozen=True)
 class EndpointRules:
-    """What the operator allows."""
+    """The URLs that the operator allows: plain HTTP, and private networks."""
 
     allow_http: bool
     networks: Sequence[Network]
@@ -31,7 +31,7 @@ class EndpointRules:
 
 @dataclass(frozen=True)
 class EndpointChanges:
-    """What of an endpoint is to be another; None leaves it as it is."""
+    """Settings of an endpoint to change; None leaves one unchanged."""
 
     name: str | None = None
     url: str | None = None
@@ -42,7 +42,7 @@ class EndpointChanges:
 @dataclass(frozen=True)
 class DeliveryView:
     delivery: WebhookDelivery
-    attempts: list[WebhookAttempt]  # the latest first
+    attempts: list[WebhookAttempt]  # latest first
 
 
 def create(session: Session, rules: EndpointRules, project_id: str, asked: EndpointChanges) -> WebhookEndpoint:
@@ -95,7 +95,7 @@ def rotate_secret(session: Session, project_id: str, endpoint_id: str, keep_old:
 
 
 def create_test_delivery(session: Session, project_id: str, endpoint_id: str, event_type: str) -> WebhookDelivery:
-    """One try, which a sender makes; also of a disabled endpoint."""
+    """Create a test delivery, which is attempted once, also for a disabled endpoint."""
     endpoint = get(session, project_id, endpoint_id)
     check_event_types([event_type], "event_type")
     sample = {"id": SAMPLE_JOB if event_type.startswith(JOB_EVENT) else endpoint.id}
@@ -117,7 +117,7 @@ def delivery(session: Session, project_id: str, endpoint_id: str, delivery_id: s
 
 
 def redeliver(session: Session, project_id: str, endpoint_id: str, delivery_id: str) -> DeliveryView:
-    """The same event under the same id, from the start of the schedule."""
+    """Deliver the same event again with the same id, from the start of the retry schedule."""
     found = _get_delivery(session, project_id, endpoint_id, delivery_id)
     if not get(session, project_id, endpoint_id).enabled:
         raise BadRequest(f"Endpoint {endpoint_id} is disabled; enable it first.", code="invalid_endpoint_state")
@@ -131,7 +131,7 @@ def event_types() -> list[str]:
 
 
 def _validated(rules: EndpointRules, asked: EndpointChanges) -> EndpointChanges:
-    """With the URL as it is stored. Raises BadRequest naming everything that is wrong."""
+    """The changes with a normalized URL. Raises BadRequest with all problems."""
     problems = []
     try:
         if asked.url is not None:

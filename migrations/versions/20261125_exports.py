@@ -1,4 +1,4 @@
-"""Exports: what is made of a checkpoint on request. And which job a job was cloned from."""
+"""Exports of checkpoints; the job that a job was cloned from."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.execute("SET LOCAL lock_timeout = '5s'")  # a migration that waits for a lock makes every request behind it wait
+    op.execute("SET LOCAL lock_timeout = '5s'")  # a migration that waits for a lock blocks all later requests of it
 
     op.create_table(
         "projects",

@@ -1,7 +1,7 @@
-"""Idempotency keys; webhook endpoints, and an outbox that every move of a job writes itself.
+"""Idempotency keys; webhook endpoints; an outbox to which every change of a job's state is written.
 
-A trigger writes the outbox, so no code path that moves a job can forget to: the row is there in the same transaction,
-and only where an endpoint of the project wants the event.
+A trigger writes the outbox, so that no code path can omit it: the row is inserted in the transaction of the change, and
+only for endpoints of the project that subscribe to the event.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ down_revision = "0007_queue"
 branch_labels = None
 depends_on = None
 
-# Also for whatever else happens in a project: SELECT announce_event(project, type, data).
+# For other events of a project: SELECT announce_event(project, type, data).
 ANNOUNCE_EVENT = """
 CREATE FUNCTION announce_event(project text, kind text, payload jsonb) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE event text := 'evt_' || replace(gen_random_uuid()::text, '-', '');

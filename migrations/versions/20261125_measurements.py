@@ -1,4 +1,4 @@
-"""What jobs took, against what was predicted of them: later plans of the kind correct themselves by it."""
+"""Measured memory and time of jobs beside the predictions, by which later plans of similar jobs are corrected."""
 
 from __future__ import annotations
 

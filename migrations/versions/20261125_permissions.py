@@ -1,4 +1,4 @@
-"""Which other projects may use an `ft:` model."""
+"""Permissions of other projects to use an `ft:` model."""
 
 from __future__ import annotations
 

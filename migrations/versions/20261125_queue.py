@@ -1,4 +1,4 @@
-"""A fair queue: what a job asks of a worker, what projects have used, places in the queue, and giving way."""
+"""The fair queue: requirements of jobs, usage of projects, queue positions, and preemption."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def upgrade() -> None:
     order = [sa.literal_column("is_urgent DESC"), sa.literal_column("priority DESC"), "seq"]
     op.create_index("ix_jobs_claim", "jobs", ["state", "project_id", *order], postgresql_where=WAITING)
 
-    # What was trained before there was a fair share counts for nobody; what runs now does.
+    # Attempts that ended before the fair share existed do not count; running ones do.
     op.add_column("attempts", sa.Column("is_counted", sa.Boolean(), server_default=sa.text("true"), nullable=False))
     op.alter_column("attempts", "is_counted", server_default=FALSE)
     op.execute("UPDATE attempts SET is_counted = false WHERE ended_at IS NULL")

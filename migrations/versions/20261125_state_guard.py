@@ -1,6 +1,6 @@
-"""The database refuses a move of a job that the state machine doesn't know, whatever the code does.
+"""A trigger refuses transitions of a job's state that the state machine does not have.
 
-The pairs are written out, as a migration is history: tests/app/db/test_state_guard.py holds them against
+The pairs are literal, as a migration must not change: tests/app/db/test_state_guard.py compares them with
 app.domain.jobs.states.TRANSITIONS.
 """
 

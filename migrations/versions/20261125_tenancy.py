@@ -1,4 +1,4 @@
-"""Limits of projects, scopes and rotation of keys, GPUs of attempts, and the audit log."""
+"""Limits of projects, scopes and rotation of API keys, GPUs of attempts, and the audit log."""
 
 from __future__ import annotations
 

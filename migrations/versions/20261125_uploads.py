@@ -1,4 +1,4 @@
-"""Uploads by parts; and an index by which a sweep finds the row that an object in storage belongs to."""
+"""Multipart uploads; an index by which the cleanup finds the row of an object in storage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lists of jobs that are filtered by their metadata: an index of its pairs, so that a rare one is found at once."""
+"""An index of the pairs of jobs' metadata, for lists that are filtered by a rare pair."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Readers are told of changes: a version of a job and its events, a notification of each, and trainers' logs.
+"""Versions of jobs, notifications of changes and events, and logs of trainers.
 
-A renewed lease changes nothing that anybody reads, so it neither counts nor is told.
+The renewal of a lease changes nothing that clients read, so it neither increments the version nor notifies.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def upgrade() -> None:
     op.add_column("jobs", sa.Column("version", sa.BigInteger(), server_default="1", nullable=False))
     op.execute(COUNT_VERSION)
     op.execute(NOTIFY)
-    # Before triggers run by name: after guard_job's, whose word is the first.
+    # Before triggers run in order of their names, so this one runs after guard_job.
     op.execute("CREATE TRIGGER version_job BEFORE UPDATE ON jobs FOR EACH ROW EXECUTE FUNCTION count_job_version()")
     op.execute("CREATE TRIGGER notify_new_job AFTER INSERT ON jobs FOR EACH ROW EXECUTE FUNCTION notify_job()")
     op.execute(

@@ -1,4 +1,4 @@
-"""Lists of jobs by state and by time of creation."""
+"""Indexes for lists of jobs by state and by time of creation."""
 
 from __future__ import annotations
 

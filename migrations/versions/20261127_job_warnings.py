@@ -1,4 +1,4 @@
-"""What a job warns of stands in its row, beside the events that say it."""
+"""The warnings of a job in its row, in addition to its events."""
 
 from __future__ import annotations
 

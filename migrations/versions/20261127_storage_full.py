@@ -1,4 +1,4 @@
-"""Since when a full disk has ended every attempt at a job or an export: the pauses between tries grow with it."""
+"""Since when all attempts of a job or an export have ended on a full disk, by which the delays of retries grow."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Jobs that wait for storage stay queued, without the phase that the earlier version does not know."""
+    """Keep jobs that wait for storage queued, without the phase, which the earlier release does not know."""
     op.execute("UPDATE jobs SET phase = NULL WHERE phase = 'waiting_for_storage'")
     for table in TABLES:
         op.drop_column(table, "storage_full_since")

@@ -246,7 +246,7 @@ ERROR_CODES = (
         404,
         "No base model and no `ft:` model of the project has this name.",
         "GET /v1/models lists them. OpenAI's names exist only if the operator registers a model under such a name.",
-        'The model "gpt-4o" does not exist. Models on offer: ….',
+        'The model "gpt-4o" does not exist. Available models: ….',
     ),
     ErrorCode(
         "not_found",

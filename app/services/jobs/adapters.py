@@ -1,4 +1,4 @@
-"""What a finished job hands out: the files of its last checkpoint, and one archive of them."""
+"""The adapter of a finished job: the files of its result checkpoint, and an archive of them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ class Adapter:
 
 
 def get(session: Session, project_id: str, job_id: str) -> Adapter:
-    """Raises NotFound for a job that is not there, and for one that has no adapter (yet)."""
+    """The adapter of a job. Raises NotFound for an unknown job, and for one that has no adapter (yet)."""
     job = jobs.get(session, project_id, job_id)
     if job.state != JobState.SUCCEEDED or job.fine_tuned_model is None:
         raise _adapter_not_found(job)
     checkpoint = checkpoints.by_names(session, [job.fine_tuned_model])[job.fine_tuned_model]
-    parts = [_get_adapter_file(session, project_id, job, file_id) for file_id in checkpoint.file_ids]
-    return Adapter(job, checkpoint, parts, _get_adapter_file(session, project_id, job, checkpoint.archive_file_id))
+    adapter_files = [_get_adapter_file(session, project_id, job, file_id) for file_id in checkpoint.file_ids]
+    return Adapter(
+        job, checkpoint, adapter_files, _get_adapter_file(session, project_id, job, checkpoint.archive_file_id)
+    )
 
 
 def _get_adapter_file(session: Session, project_id: str, job: Job, file_id: str) -> File:

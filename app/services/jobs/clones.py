@@ -1,4 +1,4 @@
-"""A clone needs the files of the original: one that was deleted is told as what it is."""
+"""Clones of jobs: a check that the files of the original still exist."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from app.services.jobs.requests import JobRequest
 
 
 def check_files(session: Session, original: Job, request: JobRequest) -> None:
-    """Raises BadRequest for each file that the clone takes from the original and that is gone."""
-    taken = {
-        name: asked
-        for name, asked, had in (
+    """Raises BadRequest for each deleted file that the clone takes from the original."""
+    inherited = {
+        name: requested_id
+        for name, requested_id, original_id in (
             ("training_file", request.training_file, original.training_file_id),
             ("validation_file", request.validation_file, original.validation_file_id),
         )
-        if asked is not None and asked == had
+        if requested_id is not None and requested_id == original_id
     }
-    there = files.get_visible(session, list(taken.values()))
-    problems = [_deleted(name, file_id, original) for name, file_id in taken.items() if file_id not in there]
+    existing = files.get_visible(session, list(inherited.values()))
+    problems = [_deleted(name, file_id, original) for name, file_id in inherited.items() if file_id not in existing]
     if problems:
         raise combine_errors([*request.problems, *problems])
 

@@ -1,4 +1,4 @@
-"""What sets two jobs apart: what they learned from, how, on what, and what came of it."""
+"""Differences between two jobs: data, configuration, environment and results."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Diff:
 
 @dataclass(frozen=True)
 class JobFacts:
-    """Of one job."""
+    """The comparable facts of one job, flat or nested."""
 
     data: dict[str, Any]
     config: dict[str, Any]
@@ -61,7 +61,7 @@ def compare(session: Session, left: Job, right: Job) -> Diff:
 
 
 def facts_of(session: Session, job: Job) -> JobFacts:
-    """Of an attempt that was resumed elsewhere, the last machine counts: it made the result."""
+    """The facts of a job; its environment is that of the last attempt, which made the result."""
     started = diffs.last_start_data(session, job.id) or {}
     return JobFacts(
         data=_data(session, job, started),
@@ -80,7 +80,7 @@ def _data(session: Session, job: Job, started: dict[str, Any]) -> dict[str, Any]
 
 
 def _file(session: Session, file_id: str | None) -> dict[str, Any] | None:
-    """By content: the same bytes uploaded twice are the same data. Also of a file that was deleted."""
+    """A file by its content, as the same content may be uploaded twice; also a deleted file."""
     file = files.get_even_deleted(session, file_id) if file_id else None
     return None if file is None else {"sha256": file.sha256, "bytes": file.bytes, "rows": file.line_count}
 
@@ -89,7 +89,7 @@ def _config(session: Session, job: Job) -> dict[str, Any]:
     hidden = {"version", "dtype_is_free", "layer_patterns", "line_rules"}
     spec = JobSpec.model_validate(job.spec).model_dump(mode="json", exclude=hidden)
     if spec["hyperparameters"]["learning_rate"] is not None:
-        spec["hyperparameters"].pop("learning_rate_multiplier")  # only the way to that rate; a clone asks for the rate
+        spec["hyperparameters"].pop("learning_rate_multiplier")  # the rate follows from it; a clone requests the rate
     return {
         "base_model": spec.pop("base_model"),
         BASE_SHA256: _base_sha256(session, job),
@@ -101,10 +101,10 @@ def _config(session: Session, job: Job) -> dict[str, Any]:
 
 
 def _base_sha256(session: Session, job: Job) -> str | None:
-    """Of the files that it was trained on: out of the manifest of what it left, or of what was measured."""
+    """The SHA-256 of the base model's manifest, from the manifest of a checkpoint or from a measurement."""
     for checkpoint in checkpoints.kept(session, job.id):
-        if found := checkpoint.manifest.get("base_model", {}).get("manifest_sha256"):
-            return str(found)
+        if sha256 := checkpoint.manifest.get("base_model", {}).get("manifest_sha256"):
+            return str(sha256)
     measured = measurements.of_job(session, job.id)
     return measured[-1].base_manifest_sha256 if measured else None
 
@@ -140,14 +140,14 @@ def _result(session: Session, job: Job) -> dict[str, Any]:
 
 
 def _metrics(session: Session, job: Job) -> dict[str, Any]:
-    """Of the adapter that is the result, else of the last step."""
+    """The metrics of the result checkpoint, completed by those of the last step."""
     result = checkpoints.by_names(session, [job.fine_tuned_model]) if job.fine_tuned_model else {}
     last = diffs.last_metrics_data(session, job.id) or {}
     return last | {key: value for each in result.values() for key, value in each.metrics.items() if value is not None}
 
 
 def _seconds(job: Job) -> float | None:
-    """From the first claim by a trainer to the end, pauses and waits between attempts included."""
+    """Seconds from the first training claim to the end, including pauses and waits between attempts."""
     if job.started_at is None or job.finished_at is None:
         return None
     return round((job.finished_at - job.started_at).total_seconds(), 1)

@@ -1,4 +1,4 @@
-"""Use-cases on exports: asked for, looked at, deleted. One transaction each, the caller's."""
+"""Use cases of exports: create, read, delete. The caller owns the transaction."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from app.services.access import quotas
 from app.services.jobs import jobs
 
 BODY_KEYS = ("type", "checkpoint")
-QUEUES: tuple[Queue, ...] = ("cpu", "gpu")  # in a deployment that keeps torch from one of them, the other can merge
+QUEUES: tuple[Queue, ...] = ("cpu", "gpu")  # a deployment may have torch only on the workers of one queue
 
 
 @dataclass(frozen=True)
 class ExportView:
-    """With those of its files that have not been deleted one by one."""
+    """An export with those of its files that are not deleted."""
 
     export: Export
     files: Sequence[File]
@@ -34,9 +34,9 @@ class ExportView:
 def create(
     session: Session, hints: WorkerNotifier, project_id: str, job_id: str, body: Mapping[str, Any]
 ) -> ExportView:
-    """The export of a kind is one: who asks again gets the one that waits, runs or is finished and whole.
+    """Create an export, or return the queued, running or complete one of the same checkpoint and type.
 
-    Raises NotFound for the job, BadRequest for everything else.
+    Raises NotFound for the job, BadRequest for everything else, QuotaExceeded.
     """
     job = jobs.get(session, project_id, job_id)
     type, checkpoint_name = _parse(body)
@@ -51,7 +51,7 @@ def create(
     _lock_adapter_files(session, job, checkpoint)
     quotas.require_storage(session, project_id, _expected_bytes(base))
     export = exports.insert(session, job, checkpoint, type, _expected_bytes(base))
-    if export is None:  # somebody else asked at the same moment
+    if export is None:  # a concurrent request has created it
         return _get_concurrent_export(session, checkpoint, type)
     for queue in QUEUES:
         hints.after_commit(session, queue)
@@ -77,7 +77,7 @@ def page(session: Session, project_id: str, job_id: str, limit: int, after: str 
 
 
 def delete(session: Session, project_id: str, job_id: str, export_id: str) -> Export:
-    """With its files. One that is being made is given up."""
+    """Delete an export and its files; a running attempt is fenced."""
     export = get(session, project_id, job_id, export_id).export
     _delete_with_files(session, export)
     return export
@@ -89,11 +89,11 @@ def _parse(body: Mapping[str, Any]) -> tuple[ExportType, str | None]:
         for key in sorted(body.keys() - set(BODY_KEYS))
     ]
     offered = ", ".join(ExportType)
-    asked, checkpoint = body.get("type"), body.get("checkpoint")
-    if asked is None:
+    type, checkpoint = body.get("type"), body.get("checkpoint")
+    if type is None:
         problems.append(BadRequest(f"type: is missing; there are: {offered}", "type", "missing_required_parameter"))
-    elif asked not in tuple(ExportType):
-        text = f"type: {as_json(asked)} is not offered here; there are: {offered}"
+    elif type not in tuple(ExportType):
+        text = f"type: {as_json(type)} is not offered here; there are: {offered}"
         problems.append(BadRequest(text, "type", "unsupported_value"))
     if not (checkpoint is None or isinstance(checkpoint, str)):
         text = "checkpoint: must be the id of a checkpoint of the job, or its fine_tuned_model_checkpoint"
@@ -101,16 +101,16 @@ def _parse(body: Mapping[str, Any]) -> tuple[ExportType, str | None]:
         problems.append(BadRequest(text, "checkpoint", "invalid_type"))
     if problems:
         raise combine_errors(problems)
-    return ExportType(str(asked)), checkpoint
+    return ExportType(str(type)), checkpoint
 
 
 def _select_checkpoint(session: Session, job: Job, name: str | None) -> Checkpoint:
     """The job's result, or a kept checkpoint by its id or its model's name."""
     kept = checkpoints.kept(session, job.id)
-    wanted = job.fine_tuned_model if name is None else name
-    found = next((each for each in kept if wanted is not None and wanted in (each.id, each.name)), None)
-    if found is not None:
-        return found
+    id_or_name = job.fine_tuned_model if name is None else name
+    for checkpoint in kept:
+        if id_or_name in (checkpoint.id, checkpoint.name):
+            return checkpoint
     steps = ", ".join(f"{each.id} (step {each.step_number})" for each in kept) or "none yet"
     if name is None:
         text = f"Job {job.id} is {job.state} and has no result to export. Kept checkpoints that can be named: {steps}."
@@ -120,7 +120,7 @@ def _select_checkpoint(session: Session, job: Job, name: str | None) -> Checkpoi
 
 
 def _require_base_model(session: Session, job: Job, checkpoint: Checkpoint) -> BaseModelRow:
-    """The base model as it was when the adapter was trained."""
+    """The base model, with the same files as when the adapter was trained. Raises BadRequest."""
     base = models.get_base(session, job.project_id, job.base_model)
     if base is None:
         text = (
@@ -142,7 +142,7 @@ def _lock_adapter_files(session: Session, job: Job, checkpoint: Checkpoint) -> N
 
 def _get_concurrent_export(session: Session, checkpoint: Checkpoint, type: ExportType) -> ExportView:
     export = exports.lock_current(session, checkpoint.name, type)
-    assert export is not None, "the unique index says so"
+    assert export is not None, "a conflict with the unique index means that there is one"
     return _views(session, [export])[0]
 
 
@@ -156,6 +156,6 @@ def _delete_with_files(session: Session, export: Export) -> None:
 
 
 def _views(session: Session, page: Sequence[Export]) -> list[ExportView]:
-    """One query for the files of a whole page."""
-    found = files.get_visible(session, [file_id for export in page for file_id in export.file_ids])
-    return [ExportView(each, [found[id] for id in each.file_ids if id in found]) for each in page]
+    """The exports of a page; one query reads the files of all."""
+    files_by_id = files.get_visible(session, [file_id for export in page for file_id in export.file_ids])
+    return [ExportView(each, [files_by_id[id] for id in each.file_ids if id in files_by_id]) for each in page]

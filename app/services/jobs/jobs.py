@@ -1,4 +1,4 @@
-"""Use-cases on jobs: the only place that joins spec, file, row and hint. One transaction each, the caller's."""
+"""Use cases of jobs: create, read, change, cancel, pause, resume. The caller owns the transaction."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ from app.job_queue import WorkerNotifier
 from app.services.access import quotas
 from app.services.jobs.requests import JobRequest, SchedulingOptions, resolve_request
 
-QueueState = tuple[int | None, datetime | None, str | None]  # position, expected start, what it waits for
+QueueState = tuple[
+    int | None, datetime | None, str | None
+]  # (position, expected start, why no worker can take the job)
 
 
 @dataclass(frozen=True)
 class JobView:
-    """A job with what its row alone does not tell."""
+    """A job with columns of other tables that a response contains."""
 
     job: Job
     queue_position: int | None
@@ -41,7 +43,7 @@ class JobView:
 def create(
     session: Session, hints: WorkerNotifier, project_id: str, request: JobRequest, is_admin: bool = False
 ) -> JobView:
-    """Raises as `resolved`; NotPermitted for an urgent job of a project that may have none; QuotaExceeded."""
+    """Create a job. Raises as `resolve_request`; NotPermitted for an urgent job; QuotaExceeded."""
     found = resolve_request(session, project_id, request)
     require_urgent_permission(found.project, request.scheduling, is_admin)
     quotas.require_queue_quota(session, found.project)
@@ -70,32 +72,32 @@ def get(session: Session, project_id: str, job_id: str) -> Job:
     return job
 
 
-def page(session: Session, wanted: JobFilter, limit: int, after: str | None) -> list[JobView]:
-    """Newest first. Raises BadRequest for an unknown `after`."""
-    last = _cursor(session, wanted, after)
-    return _views(session, pages.page(session, wanted, limit, last))
+def page(session: Session, job_filter: JobFilter, limit: int, after: str | None) -> list[JobView]:
+    """A page of jobs, newest first. Raises BadRequest for an unknown `after`."""
+    last = _cursor(session, job_filter, after)
+    return _views(session, pages.page(session, job_filter, limit, last))
 
 
 def page_versions(
-    session: Session, wanted: JobFilter, limit: int, after: str | None
+    session: Session, job_filter: JobFilter, limit: int, after: str | None
 ) -> list[tuple[str, int, QueueState]]:
-    """(id, version, place in the queue) of each job of a page. Raises as `page`."""
-    last = _cursor(session, wanted, after)
-    rows = pages.page_versions(session, wanted, limit, last)
+    """(id, version, queue state) of each job of a page. Raises as `page`."""
+    last = _cursor(session, job_filter, after)
+    rows = pages.page_versions(session, job_filter, limit, last)
     places = queue_positions.get_positions(session, [job_id for job_id, _, state in rows if state == JobState.QUEUED])
     return [(job_id, version, _queue_state(places.get(job_id))) for job_id, version, _ in rows]
 
 
 def get_versions(session: Session, project_id: str, job_id: str) -> tuple[int, int]:
     """(event_seq, version) of a job."""
-    found = jobs.get_versions(session, project_id, job_id)
-    if found is None:
+    versions = jobs.get_versions(session, project_id, job_id)
+    if versions is None:
         raise job_not_found(job_id)
-    return found
+    return versions
 
 
 def cancel(session: Session, project_id: str, job_id: str) -> JobView:
-    """At once, also while running. Cancelling twice is cancelling once."""
+    """Cancel a job at once, also a running one; no error if it is cancelled already. Raises NotFound, BadRequest."""
     job = jobs.cancel(session, project_id, job_id) or get(session, project_id, job_id)
     if job.state != JobState.CANCELLED:
         raise _wrong_state(job, "cancelled", "a job that has not ended")
@@ -103,7 +105,10 @@ def cancel(session: Session, project_id: str, job_id: str) -> JobView:
 
 
 def pause(session: Session, project_id: str, job_id: str) -> JobView:
-    """A queued job at once, a running one at its next step. Asking twice while it still runs is asking once."""
+    """Pause a queued job at once, a running one at its next step; no error if that is requested already.
+
+    Raises NotFound, BadRequest.
+    """
     job = get(session, project_id, job_id)
     if not (job.state == JobState.RUNNING and job.desired == Desired.PAUSE):
         paused = jobs.pause(session, project_id, job_id)
@@ -114,7 +119,10 @@ def pause(session: Session, project_id: str, job_id: str) -> JobView:
 
 
 def resume(session: Session, hints: WorkerNotifier, project_id: str, job_id: str) -> JobView:
-    """A wrong state is told before a full quota is: the client can't wait the first one away."""
+    """Resume a paused job. The state is checked before the quota, as waiting does not change the state.
+
+    Raises NotFound, BadRequest, QuotaExceeded.
+    """
     if get(session, project_id, job_id).state == JobState.PAUSED:
         quotas.require_queue_quota(session, session.get_one(Project, project_id))
     job = jobs.resume(session, project_id, job_id)
@@ -124,16 +132,16 @@ def resume(session: Session, hints: WorkerNotifier, project_id: str, job_id: str
     return _views(session, [job])[0]
 
 
-def change(session: Session, project_id: str, job_id: str, asked: Mapping[str, Any]) -> JobView:
-    """`asked` has columns of a job with their values; those that are as they were are no change.
+def change(session: Session, project_id: str, job_id: str, new_values: Mapping[str, Any]) -> JobView:
+    """Update columns of a job; values that are equal to the old ones cause no update and no event.
 
-    Raises NotFound; BadRequest for the `priority` of a job that has ended, as it has no turn any more.
+    Raises NotFound; BadRequest for the `priority` of a job that has ended.
     """
     job = get(session, project_id, job_id)
-    states = jobs.ACTIVE_STATES if "priority" in asked else jobs.ALL_STATES
-    columns = {name: value for name, value in asked.items() if getattr(job, name) != value}
+    states = jobs.ACTIVE_STATES if "priority" in new_values else jobs.ALL_STATES
+    columns = {name: value for name, value in new_values.items() if getattr(job, name) != value}
     if columns and jobs.change(session, project_id, job_id, states, _change_message(columns), **columns) is None:
-        session.refresh(job)  # it may have ended at this moment
+        session.refresh(job)  # it may have ended since it was read
     if job.state not in states:
         raise _wrong_state(job, "given another priority", "a job that has not ended")
     return _views(session, [job])[0]
@@ -152,7 +160,7 @@ def event_page(session: Session, project_id: str, job_id: str, limit: int, after
 def checkpoint_page(
     session: Session, project_id: str, job_id: str, limit: int, after: str | None
 ) -> tuple[list[Checkpoint], str | None]:
-    """A page, and the id of the best checkpoint, on whichever page that is."""
+    """A page of checkpoints, and the id of the job's best checkpoint, which may be on another page."""
     job = get(session, project_id, job_id)
     last = None
     if after is not None:
@@ -168,7 +176,7 @@ def job_not_found(job_id: str) -> NotFound:
 
 
 def require_project(session: Session, project_id: str) -> None:
-    """Raises BadRequest for a `project_id` in the query that no project has."""
+    """Raises BadRequest for an unknown `project_id` in the query."""
     if session.get(Project, project_id) is None:
         raise BadRequest(f"project_id: there is no project {as_json(project_id)}", "project_id")
 
@@ -179,19 +187,19 @@ def unknown_cursor_error(kind: str, after: str) -> BadRequest:
     )
 
 
-def _cursor(session: Session, wanted: JobFilter, after: str | None) -> Job | None:
-    last = pages.get(session, wanted.project_id, after) if after is not None else None
+def _cursor(session: Session, job_filter: JobFilter, after: str | None) -> Job | None:
+    last = pages.get(session, job_filter.project_id, after) if after is not None else None
     if after is not None and last is None:
         raise unknown_cursor_error("job", after)
     return last
 
 
 def require_urgent_permission(project: Project, scheduling: SchedulingOptions, is_admin: bool) -> None:
-    """Raises NotPermitted."""
+    """Raises NotPermitted for an urgent job, unless the project or the caller may create one."""
     if scheduling.is_urgent and not is_admin and not project.may_be_urgent:
         text = (
-            "urgent: the jobs of this project may not go before those of others; use priority to order them among "
-            "themselves, or ask the operator (`tunery allow-urgent`)."
+            "urgent: the jobs of this project may not precede those of other projects; use priority to order them "
+            "among themselves, or ask the operator (`tunery allow-urgent`)."
         )
         raise NotPermitted(text, "urgent")
 
@@ -207,7 +215,7 @@ def _wrong_state(job: Job, verb: str, allowed: str) -> BadRequest:
 
 
 def _views(session: Session, page: list[Job]) -> list[JobView]:
-    """Two queries for a whole page, whatever its length."""
+    """The jobs of a page; two queries read the other columns of all."""
     places = queue_positions.get_positions(session, [job.id for job in page if job.state == JobState.QUEUED])
     names = [job.fine_tuned_model for job in page if job.fine_tuned_model is not None]
     finals = checkpoints.by_names(session, names)

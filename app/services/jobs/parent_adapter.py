@@ -1,4 +1,4 @@
-""" "model": "ft:...": an adapter that a new job goes on from, the project's own or shared with it."""
+"""The parent adapter of a job with `"model": "ft:..."`, owned by the project or shared with it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from app.errors import BadRequest
 def find_parent_adapter(session: Session, project_id: str, name: str) -> tuple[BaseModelRow, ParentAdapter] | None:
     """The base model and the adapter of an `ft:` model; None for a name that the project may not use.
 
-    Its files are held until this transaction ends, and from then on by the job: deleting the model or its files later
-    takes nothing away from a job that was accepted. Raises BadRequest when the adapter can't be continued any more.
+    Locks the files of the adapter until this transaction ends; later the job keeps them from being purged, even if they
+    are deleted. Raises BadRequest if the training of the adapter cannot be continued any more.
     """
     tuned = models.get_usable(session, project_id, name)
     if tuned is None:
         return None
     job = jobs.get(session, tuned.project_id, tuned.job_id)
     checkpoint = checkpoints.by_names(session, [name]).get(name)
-    assert job is not None, "a foreign key holds it"
+    assert job is not None, "a foreign key refers to it"
     if checkpoint is None or files.lock_content(session, tuned.project_id, checkpoint.file_ids) < len(
         checkpoint.file_ids
     ):

@@ -1,6 +1,6 @@
-"""What a job would need, before it is created: counted, reckoned, and held against the workers that are there.
+"""The plan of a job before it is created: memory and time, estimated for the devices of living workers.
 
-Read in one transaction, count and reckon outside of it; nothing is written.
+One transaction reads the inputs; tokens are counted and the estimate is made without one. Nothing is written.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PlanVerdict = Literal["fits", "no_device_fits", "no_worker"]
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file to count."""
+    """A data set whose tokens are counted; `param` is its name in the request."""
 
     param: str
     id: str
@@ -51,7 +51,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class PlanInputs:
-    """What was read of a request and of the world."""
+    """The resolved request, its files, and the devices of living workers that may take the job."""
 
     spec: JobSpec
     entry: CatalogEntry
@@ -60,7 +60,7 @@ class PlanInputs:
     training_file: SourceFile
     validation_file: SourceFile | None
     places: Sequence[DeviceGroup]
-    lack: str | None  # why there are no places
+    lack: str | None  # why no worker may take the job
 
 
 @dataclass(frozen=True)
@@ -79,20 +79,20 @@ class JobPlan:
     @property
     def message(self) -> str:
         if not self.placements:
-            lack = self.inputs.lack or "No worker that may take the job says what it has."
-            return f"{lack} So there is nothing to hold the job against; it would wait."
+            lack = self.inputs.lack or "No worker that may take the job reports its device."
+            return f"{lack} Memory and time cannot be compared with a device; the job would wait."
         fitting = [each for each in self.placements if each.fits]
         if fitting:
             return min(fitting, key=lambda each: each.seconds).message
         nearest = min(self.placements, key=lambda each: each.memory.total / each.device.memory_bytes)
-        return f"No device here has room for this job; it would fail as out_of_memory. {nearest.message}"
+        return f"No device has enough memory for this job; it would fail with out_of_memory. {nearest.message}"
 
 
 def read_inputs(session: Session, project_id: str, request: JobRequest, is_admin: bool = False) -> PlanInputs:
-    """Raises what creating the job would, but for a limit of the project that is reached: that passes."""
+    """Read the inputs of a plan. Raises as the creation of the job, except for limits of the project."""
     found = resolve_request(session, project_id, request)
     require_urgent_permission(found.project, request.scheduling, is_admin)
-    held_out = found.validation_file
+    validation_file = found.validation_file
     requirements = JobRequirements(found.spec.base_model, frozenset(request.scheduling.worker_labels))
     capacities = [worker_capacity(worker.about) for worker in workers.gpu_workers(session)]
     return PlanInputs(
@@ -101,14 +101,14 @@ def read_inputs(session: Session, project_id: str, request: JobRequest, is_admin
         directory=Path(found.base.directory),
         manifest_sha256=found.base.manifest_sha256,
         training_file=SourceFile.of("training_file", found.training_file),
-        validation_file=SourceFile.of("validation_file", held_out) if held_out else None,
+        validation_file=SourceFile.of("validation_file", validation_file) if validation_file else None,
         places=workers.candidate_devices(session, found.spec, found.base.manifest_sha256, requirements),
         lack=missing_requirements(capacities, requirements),
     )
 
 
 def needs_subprocess(inputs: PlanInputs) -> bool:
-    """Whether one of the files is counted in a process of its own."""
+    """Whether the tokens of one of the files are counted in a subprocess."""
     sizes = [source.size_bytes for source in (inputs.training_file, inputs.validation_file) if source]
     return takes_long(inputs.directory, max(sizes))
 
@@ -116,7 +116,10 @@ def needs_subprocess(inputs: PlanInputs) -> bool:
 def make_plan(
     storage: Storage, counter: TokenCounter, inputs: PlanInputs, least_examples: int, check: Check | None
 ) -> JobPlan:
-    """Raises InvalidDataset, BadRequest for files that no job could be trained on; what TokenCounter.count raises."""
+    """Count tokens and estimate the job on each device.
+
+    Raises InvalidDataset and BadRequest for files that cannot be trained on, and what TokenCounter.count raises.
+    """
     report = _count(storage, counter, inputs, inputs.training_file, check)
     if report.examples < least_examples:
         raise InvalidDataset(too_few_examples("training", report.examples, least_examples), "training_file")
@@ -139,7 +142,7 @@ def _count(
         with storage.open(source.storage_key) as file:
             report = counter.count(key, inputs.directory, file, source.size_bytes, source.param, check)
     except FileNotFoundError as error:
-        text = f"invalid {source.param}: {source.id}. Its bytes are gone from storage."
+        text = f"invalid {source.param}: {source.id}. Its content does not exist in storage any more; upload it again."
         raise NotFound(text, source.param) from error
     _require_usable(report, source.param, spec)
     return report
@@ -154,7 +157,7 @@ def _require_usable(report: Report, param: str, spec: JobSpec) -> None:
 
 
 def _with_matched_layers(spec: JobSpec, entry: CatalogEntry) -> JobSpec:
-    """With patterns by single layers, where the request was resolved before the layers' names were known."""
+    """The spec with patterns matched against single layers, once the names of the layers are known."""
     try:
         return match_spec(spec, entry.layers)
     except PatternError as error:
@@ -162,7 +165,7 @@ def _with_matched_layers(spec: JobSpec, entry: CatalogEntry) -> JobSpec:
 
 
 def _with_layer_widths(entry: CatalogEntry, directory: Path) -> CatalogEntry:
-    """An entry that was registered before plans were made lacks the widths of a layer; its directory has them."""
+    """The entry with the widths of layers, read from the directory if an earlier release registered the model."""
     if entry.decoder_layers:
         return entry
     try:

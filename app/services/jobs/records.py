@@ -1,4 +1,4 @@
-"""What a job left in writing: the metrics of its steps, and its trainer's log."""
+"""Records of a job: the metrics of its steps, and the log of its trainer."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from app.services.jobs import jobs
 
 @dataclass(frozen=True)
 class MetricRows:
-    """`rows` of the `total` steps that were measured, oldest first."""
+    """Metrics of steps, oldest first: `rows` are thinned out of `total`."""
 
     rows: list[dict[str, Any]]
     total: int
 
 
 def metrics(session: Session, project_id: str, job_id: str, max_points: int | None) -> MetricRows:
-    """Raises NotFound."""
+    """The metrics of all steps, or of at most `max_points` selected ones. Raises NotFound."""
     job = jobs.get(session, project_id, job_id)
     if max_points is None:
         rows = events.all_metrics(session, job.id)
@@ -34,7 +34,7 @@ def metrics(session: Session, project_id: str, job_id: str, max_points: int | No
 
 
 def log(session: Session, project_id: str, job_id: str, attempt: int | None) -> JobLog | None:
-    """The log of an attempt; of the last one that has any, or None, when none is named. Raises NotFound."""
+    """The log of an attempt; without `attempt` the newest log, or None if there is none. Raises NotFound."""
     job = jobs.get(session, project_id, job_id)
     found = logs.newest(session, job.id, attempt)
     if found is None and attempt is not None:

@@ -1,4 +1,4 @@
-"""What a create call asks for: its model, its files and its parameters, resolved. Nothing is written here."""
+"""Requests for jobs: load the rows they refer to, and resolve all parameters. Nothing is written."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from app.services.jobs import parent_adapter
 
 @dataclass(frozen=True)
 class SchedulingOptions:
-    """What a job asks of the queue."""
+    """Scheduling options of a job."""
 
     priority: int = 0
     is_urgent: bool = False
@@ -32,7 +32,7 @@ class SchedulingOptions:
 
 @dataclass(frozen=True)
 class JobRequest:
-    """A create body whose shape was checked: `problems` says what of it was left out, `body` has the parameters."""
+    """A request body after the check of its shape: `body` has the parameters, `problems` the invalid ones left out."""
 
     model: str
     training_file: str
@@ -44,12 +44,12 @@ class JobRequest:
     problems: Sequence[BadRequest] = ()
     scheduling: SchedulingOptions = SchedulingOptions()
     cloned_from: str | None = None
-    warnings: Sequence[str] = ()  # what was taken and has no effect here; the job tells of it
+    warnings: Sequence[str] = ()  # accepted parameters without an effect; they become events of the job
 
 
 @dataclass(frozen=True)
 class ResolvedRequest:
-    """A request whose every name stands for a row and every "auto" for a number."""
+    """A request with the rows it refers to, and every "auto" replaced by a value."""
 
     project: Project
     base: BaseModelRow
@@ -59,9 +59,9 @@ class ResolvedRequest:
 
 
 def resolve_request(session: Session, project_id: str, request: JobRequest) -> ResolvedRequest:
-    """What a request asks for. Writes nothing.
+    """Resolve a request, without writes.
 
-    Raises BadRequest naming everything that is wrong, NotFound if that is only a model or file that is not there.
+    Raises BadRequest with all problems, or NotFound if the only problem is a missing model or file.
     """
     found = references.load_job_references(
         session, project_id, request.model, request.training_file, request.validation_file
@@ -96,9 +96,9 @@ def _find_base_and_parent(
     found = parent_adapter.find_parent_adapter(session, project_id, name)
     if found is not None:
         return found
-    on_offer = ", ".join(row.name for row in models.list_base(session, project_id)) or "none yet"
+    available = ", ".join(row.name for row in models.list_base(session, project_id)) or "none yet"
     raise NotFound(
-        f"The model {as_json(name)} does not exist. Models on offer: {on_offer}.", "model", "model_not_found"
+        f"The model {as_json(name)} does not exist. Available models: {available}.", "model", "model_not_found"
     )
 
 
@@ -132,7 +132,7 @@ def _resolve_spec(
 
 
 def require_fine_tune_purpose(file: File, validation_file: File | None, param: str) -> None:
-    """Raises BadRequest for files that no job would take, whatever is in them."""
+    """Raises BadRequest for files whose purpose is not fine-tune."""
     problems = _purpose_problems(file, param)
     if validation_file is not None:
         problems += _purpose_problems(validation_file, "validation_file")

@@ -302,7 +302,7 @@ class TestBadInput:
         answer = create(model="gpt-4o")
         assert answer.status_code == 404
         assert answer.json()["error"]["param"] == "model"
-        assert "Models on offer: tiny" in answer.json()["error"]["message"]
+        assert "Available models: tiny" in answer.json()["error"]["message"]
         assert jobs_in(sessions) == 0
 
     def test_of_a_file_that_is_not_there_is_a_404(self, create: Any, client: TestClient, training_file: str) -> None:

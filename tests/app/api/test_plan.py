@@ -96,7 +96,7 @@ class TestPlan:
             row.entry = row.entry | {"parameters": 400 * 10**9, "linear_parameters": 400 * 10**9}
         body = client.post(PLAN, json={"model": "tiny", "training_file": training_file}).json()
         assert body["verdict"] == "no_device_fits"
-        assert "No device here has room for this job" in body["message"]
+        assert "No device has enough memory for this job" in body["message"]
         assert "Choose a smaller base model or a worker with more memory" in body["message"]
         assert "context_length" not in body["message"]
 

@@ -433,4 +433,4 @@ class TestPlan:
             workers.heartbeat(session, "gpu0@a#1", "gpu", "host", 1, about)
         done = tunery("jobs", "plan", "--model", "tiny", "--training-file", dataset)
         assert done.exit_code == 1
-        assert "No device here has room" in done.out
+        assert "No device has enough memory" in done.out
