@@ -22,12 +22,12 @@ class Check:
     detail: str
 
 
-def readiness(sessions: Sessions, storage: Storage, hints: WorkerNotifier) -> list[Check]:
+def readiness(sessions: Sessions, storage: Storage, notifier: WorkerNotifier) -> list[Check]:
     """All checks. The broker is not required: jobs are accepted without it, and workers poll the database."""
     return [
         *_database(sessions),
         _storage(storage),
-        _check("broker", hints.can_connect(), "reachable", "not reachable: jobs start when workers poll", False),
+        _check("broker", notifier.can_connect(), "reachable", "not reachable: jobs start when workers poll", False),
     ]
 
 

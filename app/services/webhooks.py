@@ -45,14 +45,14 @@ class DeliveryView:
     attempts: list[WebhookAttempt]  # latest first
 
 
-def create(session: Session, rules: EndpointRules, project_id: str, asked: EndpointChanges) -> WebhookEndpoint:
-    """Raises BadRequest naming everything that is wrong."""
-    asked = _validated(rules, asked)
+def create(session: Session, rules: EndpointRules, project_id: str, changes: EndpointChanges) -> WebhookEndpoint:
+    """Create an endpoint. Raises BadRequest with all problems."""
+    changes = _validated(rules, changes)
     if webhooks.count(session, project_id) >= MAX_ENDPOINTS:
         raise BadRequest(f"A project has at most {MAX_ENDPOINTS} webhook endpoints; delete one that is not needed.")
-    types = check_event_types(asked.event_types or [])
-    enabled = asked.enabled is not False
-    return webhooks.insert(session, project_id, asked.name or "", asked.url or "", types, new_secret(), enabled)
+    types = check_event_types(changes.event_types or [])
+    enabled = changes.enabled is not False
+    return webhooks.insert(session, project_id, changes.name or "", changes.url or "", types, new_secret(), enabled)
 
 
 def get(session: Session, project_id: str, endpoint_id: str, lock: bool = False) -> WebhookEndpoint:
@@ -70,20 +70,20 @@ def page(session: Session, project_id: str, limit: int, after: str | None) -> li
 
 
 def change(
-    session: Session, rules: EndpointRules, project_id: str, endpoint_id: str, asked: EndpointChanges
+    session: Session, rules: EndpointRules, project_id: str, endpoint_id: str, changes: EndpointChanges
 ) -> WebhookEndpoint:
-    """Raises BadRequest naming everything that is wrong. A change that changes nothing is none."""
+    """Change the settings that differ from the stored ones. Raises NotFound, and BadRequest with all problems."""
     endpoint = get(session, project_id, endpoint_id, lock=True)
-    asked = _validated(rules, asked)
-    wanted: dict[str, Any] = {"name": asked.name, "url": asked.url}
-    if asked.event_types is not None:
-        wanted["event_types"] = check_event_types(asked.event_types)
-    new = {name: value for name, value in wanted.items() if value not in (None, getattr(endpoint, name))}
-    if new:
-        endpoint = webhooks.change(session, endpoint, **new)
-    if asked.enabled is None or asked.enabled == endpoint.enabled:
+    changes = _validated(rules, changes)
+    values: dict[str, Any] = {"name": changes.name, "url": changes.url}
+    if changes.event_types is not None:
+        values["event_types"] = check_event_types(changes.event_types)
+    new_values = {name: value for name, value in values.items() if value not in (None, getattr(endpoint, name))}
+    if new_values:
+        endpoint = webhooks.change(session, endpoint, **new_values)
+    if changes.enabled is None or changes.enabled == endpoint.enabled:
         return endpoint
-    return webhooks.enable(session, endpoint) if asked.enabled else webhooks.disable(session, endpoint.id, BY_REQUEST)
+    return webhooks.enable(session, endpoint) if changes.enabled else webhooks.disable(session, endpoint.id, BY_REQUEST)
 
 
 def delete(session: Session, project_id: str, endpoint_id: str) -> None:
@@ -118,41 +118,41 @@ def delivery(session: Session, project_id: str, endpoint_id: str, delivery_id: s
 
 def redeliver(session: Session, project_id: str, endpoint_id: str, delivery_id: str) -> DeliveryView:
     """Deliver the same event again with the same id, from the start of the retry schedule."""
-    found = _get_delivery(session, project_id, endpoint_id, delivery_id)
+    delivery_row = _get_delivery(session, project_id, endpoint_id, delivery_id)
     if not get(session, project_id, endpoint_id).enabled:
         raise BadRequest(f"Endpoint {endpoint_id} is disabled; enable it first.", code="invalid_endpoint_state")
-    if found.is_test:
+    if delivery_row.is_test:
         raise BadRequest(f"Delivery {delivery_id} is a test; send another test.", code="invalid_endpoint_state")
-    return _views(session, [deliveries.redeliver(session, found)])[0]
+    return _views(session, [deliveries.redeliver(session, delivery_row)])[0]
 
 
 def event_types() -> list[str]:
     return list(EVENT_TYPES)
 
 
-def _validated(rules: EndpointRules, asked: EndpointChanges) -> EndpointChanges:
+def _validated(rules: EndpointRules, changes: EndpointChanges) -> EndpointChanges:
     """The changes with a normalized URL. Raises BadRequest with all problems."""
     problems = []
     try:
-        if asked.url is not None:
-            asked = replace(asked, url=check_url(asked.url, rules.allow_http, rules.networks))
+        if changes.url is not None:
+            changes = replace(changes, url=check_url(changes.url, rules.allow_http, rules.networks))
     except BadRequest as problem:
         problems.append(problem)
     try:
-        if asked.event_types is not None:
-            check_event_types(asked.event_types)
+        if changes.event_types is not None:
+            check_event_types(changes.event_types)
     except BadRequest as problem:
         problems.append(problem)
     if problems:
         raise combine_errors(problems)
-    return asked
+    return changes
 
 
 def _get_delivery(session: Session, project_id: str, endpoint_id: str, delivery_id: str) -> WebhookDelivery:
-    found = deliveries.get(session, get(session, project_id, endpoint_id).id, delivery_id)
-    if found is None:
+    delivery_row = deliveries.get(session, get(session, project_id, endpoint_id).id, delivery_id)
+    if delivery_row is None:
         raise NotFound(f"No such delivery: {unquoted(delivery_id)}", "delivery_id")
-    return found
+    return delivery_row
 
 
 def _views(session: Session, page: list[WebhookDelivery]) -> list[DeliveryView]:

@@ -233,8 +233,10 @@ def _retry_or_fail(
     if streak >= max_streak:
         message = f"{message}; gave up after {streak} attempts that ended like this"
         values = _finished_columns(ExportState.FAILED) | {
-            "crash_streak": streak, "error_code": code, "error_message": message
-        }  # fmt: skip
+            "crash_streak": streak,
+            "error_code": code,
+            "error_message": message,
+        }
     return session.execute(
         update(Export)
         .where(Export.id == export.id)
@@ -245,9 +247,7 @@ def _retry_or_fail(
 
 
 def _finished_columns(state: ExportState) -> dict[str, Any]:
-    return {
-        "state": state, "lease_owner": null(), "lease_expires_at": null(), "finished_at": func.clock_timestamp()
-    }  # fmt: skip
+    return {"state": state, "lease_owner": null(), "lease_expires_at": null(), "finished_at": func.clock_timestamp()}
 
 
 def _requeued_columns(delay_seconds: float) -> dict[str, Any]:

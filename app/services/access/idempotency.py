@@ -94,17 +94,17 @@ def key_in_use_error(key: str) -> IdempotencyKeyInUse:
     )
 
 
-def _replay_or_conflict(asked: KeyedRequest, earlier: StoredResponse) -> Replay | IdempotencyKeyReused:
-    if (earlier.method, earlier.path, earlier.fingerprint) != (asked.method, asked.path, asked.fingerprint):
-        return _reused(asked, earlier.method, earlier.path)
-    return Replay(earlier.status, earlier.answer)
+def _replay_or_conflict(request: KeyedRequest, stored: StoredResponse) -> Replay | IdempotencyKeyReused:
+    if (stored.method, stored.path, stored.fingerprint) != (request.method, request.path, request.fingerprint):
+        return _reused(request, stored.method, stored.path)
+    return Replay(stored.status, stored.answer)
 
 
-def _reused(asked: KeyedRequest, method: str, path: str) -> IdempotencyKeyReused:
-    same_route = (method, path) == (asked.method, asked.path)
-    seen = "another body" if same_route else f"{method} {path}"
+def _reused(request: KeyedRequest, method: str, path: str) -> IdempotencyKeyReused:
+    same_route = (method, path) == (request.method, request.path)
+    first_request = "another body" if same_route else f"{method} {path}"
     return IdempotencyKeyReused(
-        f"Idempotency-Key: {as_json(asked.key)} was used within the last 24 hours for {seen}; send the same request "
-        "again, or a new request with a new key",
+        f"Idempotency-Key: {as_json(request.key)} was used within the last 24 hours for {first_request}; send the same "
+        "request again, or a new request with a new key",
         "Idempotency-Key",
     )

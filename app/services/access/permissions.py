@@ -20,14 +20,14 @@ from app.errors import BadRequest, NotFound, NotPermitted
 
 def find_model(session: Session, project_id: str, is_admin: bool, name: str) -> TunedModel:
     """An `ft:` model of the project, for an admin of any project. Raises NotFound."""
-    found = models.get_tuned_of_any_project(session, name) if is_admin else models.get_tuned(session, project_id, name)
-    if found is None:
+    model = models.get_tuned_of_any_project(session, name) if is_admin else models.get_tuned(session, project_id, name)
+    if model is None:
         raise NotFound(
             f"The checkpoint {as_json(name)} does not exist; GET /v1/models lists the `ft:` models that do.",
             "fine_tuned_model_checkpoint",
             "model_not_found",
         )
-    return found
+    return model
 
 
 def require_admin(is_admin: bool) -> None:

@@ -58,9 +58,9 @@ def complete(
     ids = [part.id for part in parts]
     rolling = digests.matching_prefix(upload_id, ids)
     content = _compose(sessions, storage, upload, f"files/{file_id}", parts, rolling, md5, max_line_bytes, check)
-    seen = _apply(sessions, storage, upload, file_id, content, ids)
+    view = _apply(sessions, storage, upload, file_id, content, ids)
     digests.remove(upload_id)
-    return seen
+    return view
 
 
 def _is_completed_with(upload: Upload, part_ids: Sequence[str] | None) -> bool:
@@ -153,14 +153,14 @@ def _apply(
                 file = ingest.insert_file(session, upload.project_id, file_id, _new_file(current), content)
                 uploads.complete(session, current, file, part_ids)
                 inserted = True
-            seen = view_of(session, current)
+            view = view_of(session, current)
     except BaseException:
         if not inserted:  # else the commit may have succeeded without a response
             storage.delete(content.key)
         raise
     if not inserted:
         storage.delete(content.key)
-    return seen
+    return view
 
 
 def _new_file(upload: Upload) -> NewFile:

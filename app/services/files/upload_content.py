@@ -37,11 +37,11 @@ class UploadCursor:
 def progress(session: Session, project_id: str, upload_id: str) -> tuple[UploadView, int]:
     """An upload and the bytes of its stored content. Raises BadRequest for one that is cancelled or expired."""
     upload = require_upload(uploads.get(session, project_id, upload_id), upload_id)
-    seen = view_of(session, upload)
-    if seen.status == UploadStatus.COMPLETED:
-        return seen, upload.bytes
-    require_pending(seen, REFUSED_ACTION)
-    return seen, uploads.stream_bytes(session, upload)
+    view = view_of(session, upload)
+    if view.status == UploadStatus.COMPLETED:
+        return view, upload.bytes
+    require_pending(view, REFUSED_ACTION)
+    return view, uploads.stream_bytes(session, upload)
 
 
 def begin_writing(

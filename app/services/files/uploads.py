@@ -72,9 +72,9 @@ def posted_parts(session: Session, project_id: str, upload_id: str) -> list[Uplo
 def check_pending(sessions: Sessions, project_id: str, upload_id: str) -> UploadView:
     """The upload, if it accepts parts; called before a body is read. Raises NotFound, BadRequest."""
     with transaction(sessions) as session:
-        seen = get(session, project_id, upload_id)
-        require_pending(seen, "takes no more parts")
-        return seen
+        view = get(session, project_id, upload_id)
+        require_pending(view, "takes no more parts")
+        return view
 
 
 def add_part(
@@ -114,10 +114,10 @@ def add_part(
 def cancel(session: Session, project_id: str, upload_id: str) -> UploadView:
     """Cancel an upload; no error if it is cancelled already. The next cleanup deletes the content of its parts."""
     upload = require_upload(uploads.lock(session, project_id, upload_id), upload_id)
-    seen = view_of(session, upload)
-    if seen.status == UploadStatus.CANCELLED:
-        return seen
-    require_pending(seen, "cannot be cancelled")
+    view = view_of(session, upload)
+    if view.status == UploadStatus.CANCELLED:
+        return view
+    require_pending(view, "cannot be cancelled")
     uploads.cancel(session, upload)
     return view_of(session, upload)
 

@@ -32,7 +32,7 @@ class ExportView:
 
 
 def create(
-    session: Session, hints: WorkerNotifier, project_id: str, job_id: str, body: Mapping[str, Any]
+    session: Session, notifier: WorkerNotifier, project_id: str, job_id: str, body: Mapping[str, Any]
 ) -> ExportView:
     """Create an export, or return the queued, running or complete one of the same checkpoint and type.
 
@@ -44,9 +44,9 @@ def create(
     base = _require_base_model(session, job, checkpoint)
     existing = exports.lock_current(session, checkpoint.name, type)
     if existing is not None:
-        seen = _views(session, [existing])[0]
-        if existing.state != ExportState.SUCCEEDED or len(seen.files) == len(existing.file_ids):
-            return seen
+        view = _views(session, [existing])[0]
+        if existing.state != ExportState.SUCCEEDED or len(view.files) == len(existing.file_ids):
+            return view
         _delete_with_files(session, existing)
     _lock_adapter_files(session, job, checkpoint)
     quotas.require_storage(session, project_id, _expected_bytes(base))
@@ -54,7 +54,7 @@ def create(
     if export is None:  # a concurrent request has created it
         return _get_concurrent_export(session, checkpoint, type)
     for queue in QUEUES:
-        hints.after_commit(session, queue)
+        notifier.after_commit(session, queue)
     return ExportView(export, [])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -41,18 +41,18 @@ class JobView:
 
 
 def create(
-    session: Session, hints: WorkerNotifier, project_id: str, request: JobRequest, is_admin: bool = False
+    session: Session, notifier: WorkerNotifier, project_id: str, request: JobRequest, is_admin: bool = False
 ) -> JobView:
     """Create a job. Raises as `resolve_request`; NotPermitted for an urgent job; QuotaExceeded."""
-    found = resolve_request(session, project_id, request)
-    require_urgent_permission(found.project, request.scheduling, is_admin)
-    quotas.require_queue_quota(session, found.project)
+    resolved = resolve_request(session, project_id, request)
+    require_urgent_permission(resolved.project, request.scheduling, is_admin)
+    quotas.require_queue_quota(session, resolved.project)
     job = jobs.insert(
         session,
         project_id,
-        found.spec,
-        found.training_file.id,
-        found.validation_file.id if found.validation_file else None,
+        resolved.spec,
+        resolved.training_file.id,
+        resolved.validation_file.id if resolved.validation_file else None,
         suffix=request.suffix,
         metadata=request.metadata,
         priority=request.scheduling.priority,
@@ -61,7 +61,7 @@ def create(
         cloned_from=request.cloned_from,
         warnings=request.warnings,
     )
-    hints.after_commit(session, "cpu")
+    notifier.after_commit(session, "cpu")
     return JobView(job, None, None)
 
 
@@ -118,7 +118,7 @@ def pause(session: Session, project_id: str, job_id: str) -> JobView:
     return _views(session, [job])[0]
 
 
-def resume(session: Session, hints: WorkerNotifier, project_id: str, job_id: str) -> JobView:
+def resume(session: Session, notifier: WorkerNotifier, project_id: str, job_id: str) -> JobView:
     """Resume a paused job. The state is checked before the quota, as waiting does not change the state.
 
     Raises NotFound, BadRequest, QuotaExceeded.
@@ -128,7 +128,7 @@ def resume(session: Session, hints: WorkerNotifier, project_id: str, job_id: str
     job = jobs.resume(session, project_id, job_id)
     if job is None:
         raise _wrong_state(get(session, project_id, job_id), "resumed", "a paused job")
-    hints.after_commit(session, "gpu")
+    notifier.after_commit(session, "gpu")
     return _views(session, [job])[0]
 
 
@@ -218,19 +218,16 @@ def _views(session: Session, page: list[Job]) -> list[JobView]:
     """The jobs of a page; two queries read the other columns of all."""
     places = queue_positions.get_positions(session, [job.id for job in page if job.state == JobState.QUEUED])
     names = [job.fine_tuned_model for job in page if job.fine_tuned_model is not None]
-    finals = checkpoints.by_names(session, names)
-    return [_with_place(JobView(job, None, _final_file_ids(job, finals)), places.get(job.id)) for job in page]
+    results = checkpoints.by_names(session, names)
+    views = []
+    for job in page:
+        result = results.get(job.fine_tuned_model or "")
+        position, expected_start_at, waiting_for = _queue_state(places.get(job.id))
+        views.append(
+            JobView(job, position, None if result is None else result.file_ids, expected_start_at, waiting_for)
+        )
+    return views
 
 
 def _queue_state(place: QueuePlace | None) -> QueueState:
     return (None, None, None) if place is None else (place.position, place.expected_start_at, place.waiting_for)
-
-
-def _with_place(seen: JobView, place: QueuePlace | None) -> JobView:
-    position, expected_start_at, waiting_for = _queue_state(place)
-    return replace(seen, queue_position=position, expected_start_at=expected_start_at, waiting_for=waiting_for)
-
-
-def _final_file_ids(job: Job, finals: Mapping[str, Checkpoint]) -> list[str] | None:
-    final = finals.get(job.fine_tuned_model or "")
-    return None if final is None else final.file_ids

@@ -90,19 +90,19 @@ class JobPlan:
 
 def read_inputs(session: Session, project_id: str, request: JobRequest, is_admin: bool = False) -> PlanInputs:
     """Read the inputs of a plan. Raises as the creation of the job, except for limits of the project."""
-    found = resolve_request(session, project_id, request)
-    require_urgent_permission(found.project, request.scheduling, is_admin)
-    validation_file = found.validation_file
-    requirements = JobRequirements(found.spec.base_model, frozenset(request.scheduling.worker_labels))
+    resolved = resolve_request(session, project_id, request)
+    require_urgent_permission(resolved.project, request.scheduling, is_admin)
+    validation_file = resolved.validation_file
+    requirements = JobRequirements(resolved.spec.base_model, frozenset(request.scheduling.worker_labels))
     capacities = [worker_capacity(worker.about) for worker in workers.gpu_workers(session)]
     return PlanInputs(
-        spec=found.spec,
-        entry=CatalogEntry.model_validate(found.base.entry),
-        directory=Path(found.base.directory),
-        manifest_sha256=found.base.manifest_sha256,
-        training_file=SourceFile.of("training_file", found.training_file),
+        spec=resolved.spec,
+        entry=CatalogEntry.model_validate(resolved.base.entry),
+        directory=Path(resolved.base.directory),
+        manifest_sha256=resolved.base.manifest_sha256,
+        training_file=SourceFile.of("training_file", resolved.training_file),
         validation_file=SourceFile.of("validation_file", validation_file) if validation_file else None,
-        places=workers.candidate_devices(session, found.spec, found.base.manifest_sha256, requirements),
+        places=workers.candidate_devices(session, resolved.spec, resolved.base.manifest_sha256, requirements),
         lack=missing_requirements(capacities, requirements),
     )
 

@@ -36,10 +36,10 @@ def metrics(session: Session, project_id: str, job_id: str, max_points: int | No
 def log(session: Session, project_id: str, job_id: str, attempt: int | None) -> JobLog | None:
     """The log of an attempt; without `attempt` the newest log, or None if there is none. Raises NotFound."""
     job = jobs.get(session, project_id, job_id)
-    found = logs.newest(session, job.id, attempt)
-    if found is None and attempt is not None:
-        there = ", ".join(map(str, logs.attempts_with_log(session, job.id))) or "none"
+    job_log = logs.newest(session, job.id, attempt)
+    if job_log is None and attempt is not None:
+        available = ", ".join(map(str, logs.attempts_with_log(session, job.id))) or "none"
         raise NotFound(
-            f"attempt: there is no log of attempt {attempt}; of this job there are those of {there}", "attempt"
+            f"attempt: there is no log of attempt {attempt}; attempts of this job with a log: {available}", "attempt"
         )
-    return found
+    return job_log

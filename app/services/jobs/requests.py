@@ -63,21 +63,21 @@ def resolve_request(session: Session, project_id: str, request: JobRequest) -> R
 
     Raises BadRequest with all problems, or NotFound if the only problem is a missing model or file.
     """
-    found = references.load_job_references(
+    rows = references.load_job_references(
         session, project_id, request.model, request.training_file, request.validation_file
     )
     try:
-        base, parent = _find_base_and_parent(session, project_id, request.model, found.base)
-        training_file = _require_file(found.training_file, request.training_file, "training_file")
+        base, parent = _find_base_and_parent(session, project_id, request.model, rows.base)
+        training_file = _require_file(rows.training_file, request.training_file, "training_file")
         validation_file = None
         if request.validation_file is not None:
-            validation_file = _require_file(found.validation_file, request.validation_file, "validation_file")
+            validation_file = _require_file(rows.validation_file, request.validation_file, "validation_file")
     except NotFound:
         if request.problems:
             raise combine_errors(request.problems) from None
         raise
     spec = _resolve_spec(request, base, parent, training_file, validation_file)
-    return ResolvedRequest(found.project, base, training_file, validation_file, spec)
+    return ResolvedRequest(rows.project, base, training_file, validation_file, spec)
 
 
 def find_model(session: Session, project_id: str, name: str) -> tuple[BaseModelRow, ParentAdapter | None]:
@@ -93,9 +93,9 @@ def _find_base_and_parent(
 ) -> tuple[BaseModelRow, ParentAdapter | None]:
     if base is not None:
         return base, None
-    found = parent_adapter.find_parent_adapter(session, project_id, name)
-    if found is not None:
-        return found
+    parent = parent_adapter.find_parent_adapter(session, project_id, name)
+    if parent is not None:
+        return parent
     available = ", ".join(row.name for row in models.list_base(session, project_id)) or "none yet"
     raise NotFound(
         f"The model {as_json(name)} does not exist. Available models: {available}.", "model", "model_not_found"
@@ -152,8 +152,8 @@ def _integration_problems(integrations: Sequence[Any]) -> list[BadRequest]:
     if not integrations:
         return []
     named = [item.get("type") for item in integrations if isinstance(item, dict)]
-    asked = ", ".join(as_json(name) for name in named) or "this"
+    names = ", ".join(as_json(name) for name in named) or "this"
     text = (
-        f"integrations: {asked} is not offered here; the metrics are in the events and in the results file of the job"
+        f"integrations: {names} is not offered here; the metrics are in the events and in the results file of the job"
     )
     return [BadRequest(text, "integrations", "unsupported_value")]
