@@ -195,7 +195,7 @@ class TestTest:
         answer = client.post(f"{PATH}/{endpoint['id']}/test", json={"event_type": "batch.completed"})
         error = error_of(answer)
         assert error["param"] == "event_type"
-        assert error["message"].startswith("event_type: 'batch.completed'")
+        assert error["message"].startswith('event_type: "batch.completed"')
 
 
 class TestOtherProjects:
