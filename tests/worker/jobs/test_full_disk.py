@@ -95,7 +95,7 @@ class TestFullAtTheLastStep:
         event = harness.events(job)[-1]
         assert event.level == "warn"
         assert "disk is full: an attempt needs about" in event.message
-        assert "tried again in 30 s, from its last snapshot; after 24 h without success it is paused." in event.message
+        assert "retried in 30 s from its last snapshot; after 24 h without success it is paused." in event.message
         assert event.data["needed_bytes"] > event.data["free_bytes"] >= 0
         assert harness.run_next_job(plan) is False  # the GPU is free for other jobs
 

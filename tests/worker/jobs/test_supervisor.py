@@ -263,6 +263,7 @@ class TestTrainerErrors:
         plan = TrainerPlan(steps=3, snapshot_every=1, faults={"2": {"2": "hang"}})
         harness.run_next_job(plan)
         assert harness.attempts(job)[-1].reason == "stalled"
+        harness.resources.settings.stall_seconds = 15.0  # a slow start is no stall
         harness.run_next_job(plan)
         assert harness.job(job).state == "succeeded"
 

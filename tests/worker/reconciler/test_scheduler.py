@@ -90,7 +90,7 @@ class TestPreemption:
             "running",
         )
         scheduler.refresh()
-        assert sum("give way" in message for message in harness.messages(long)) == 1
+        assert sum("preempts this job" in message for message in harness.messages(long)) == 1
         harness.cancel(long)
         assert harness.job(long).yield_requested_at is None
 
