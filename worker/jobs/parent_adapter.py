@@ -18,7 +18,7 @@ START_ADAPTER = "start-adapter"
 
 
 @dataclass(frozen=True)
-class ParentAdapter:
+class FetchedParentAdapter:
     directory: Path
     manifest_sha256: str
     base_manifest_sha256: str  # of the base model that it was trained with
@@ -37,7 +37,7 @@ def load(session: Session, job: Job) -> list[File] | None:
     return [row for row in rows if row is not None]
 
 
-def fetch(resources: Resources, rows: list[File], directory: Path) -> ParentAdapter:
+def fetch(resources: Resources, rows: list[File], directory: Path) -> FetchedParentAdapter:
     """Fetch and verify the adapter's files.
 
     Raises ManifestMismatch for an incomplete or altered adapter; OSError while storage is unavailable.
@@ -52,4 +52,4 @@ def fetch(resources: Resources, rows: list[File], directory: Path) -> ParentAdap
             raise ManifestMismatch(f"{row.filename} ({row.id}) differs from the file that was published")
     manifest = verify(destination)
     base_manifest_sha256 = manifest.get("base_model", {}).get("manifest_sha256", "")
-    return ParentAdapter(destination, sha256_file(destination / MANIFEST), base_manifest_sha256)
+    return FetchedParentAdapter(destination, sha256_file(destination / MANIFEST), base_manifest_sha256)

@@ -30,7 +30,7 @@ from app.system.model_files import hash_directory, linear_layers, stat_signature
 from worker.jobs import artifacts, parent_adapter, snapshots
 from worker.jobs.exit_classification import AttemptOutcome
 from worker.jobs.lease import LeaseKeeper
-from worker.jobs.parent_adapter import ParentAdapter
+from worker.jobs.parent_adapter import FetchedParentAdapter
 from worker.node import disk_space
 from worker.node.device import training_device
 from worker.node.resources import Resources
@@ -161,7 +161,9 @@ def lost_file_error(file: File) -> PreparationError:
     return PreparationError(AttemptOutcome(Reason.SERVER_ERROR, f"The content of {file.id} is missing in storage"))
 
 
-def fetch_parent_adapter(resources: Resources, rows: list[File], base: BaseModelRow, directory: Path) -> ParentAdapter:
+def fetch_parent_adapter(
+    resources: Resources, rows: list[File], base: BaseModelRow, directory: Path
+) -> FetchedParentAdapter:
     """Fetch the parent adapter. Raises PreparationError if it was altered or belongs to another base model."""
     try:
         adapter = parent_adapter.fetch(resources, rows, directory)
@@ -182,7 +184,7 @@ def trainer_spec(
     training_file: Path,
     validation_file: Path | None,
     resume_from: Path | None,
-    adapter: ParentAdapter | None = None,
+    adapter: FetchedParentAdapter | None = None,
 ) -> TrainerSpec:
     """The spec of the job's trainer, with one run that has the job's id. Raises PreparationError."""
     spec = JobSpec.model_validate(job.spec)
