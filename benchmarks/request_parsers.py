@@ -35,7 +35,7 @@ from app.api.transport.upload_io import IoPools
 from app.domain.datasets.chat_template import TemplateRefused
 from app.domain.datasets.jsonl import MAX_LINE_BYTES, read_lines
 from app.domain.datasets.render import Renderer
-from app.domain.datasets.report import examine
+from app.domain.datasets.report import build_report
 from app.errors import TuneryError
 from app.system.tokenizer_files import load_renderer
 from tests.tiny import make_tiny_base
@@ -160,7 +160,7 @@ def _renderer() -> Renderer:
 
 def _chat(line: bytes) -> object:
     """What a report, a plan and a job make of one line: its findings, warnings and tokens."""
-    return examine(io.BytesIO(line), _renderer(), 1 << 30, MAX_LINE_BYTES, lambda: None)
+    return build_report(io.BytesIO(line), _renderer(), 1 << 30, MAX_LINE_BYTES, lambda: None)
 
 
 def _form(body: bytes) -> object:

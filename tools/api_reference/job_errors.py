@@ -29,7 +29,7 @@ JOB_ERRORS: dict[Reason, JobErrorCode] = {
         "The same problems in the validation file.",
         "Correct it, or omit it.",
         'The job failed due to an invalid validation file. Line 7: the last message is from "user", but it must be '
-        'from "assistant", as that is learned.',
+        'from "assistant", which is trained.',
     ),
     Reason.INVALID_SPEC: JobErrorCode(
         "The trainer found a contradiction between parameters and base model: a module that the model lacks, or a "

@@ -8,7 +8,7 @@ from typing import Any
 from app.db.scheduling import workers
 from app.db.tables import Job
 from app.domain.base_models.catalog import CatalogEntry
-from app.domain.datasets.report import Report
+from app.domain.datasets.report import DatasetReport
 from app.domain.jobs.layer_patterns import match_spec
 from app.domain.jobs.spec import JobSpec
 from app.domain.planning.requirements import estimate_requirements
@@ -21,7 +21,9 @@ from worker.jobs.prepare import Inputs
 log = get_logger(__name__)
 
 
-def requirement_columns(keeper: LeaseKeeper, job: Job, inputs: Inputs, reports: Mapping[str, Report]) -> dict[str, Any]:
+def requirement_columns(
+    keeper: LeaseKeeper, job: Job, inputs: Inputs, reports: Mapping[str, DatasetReport]
+) -> dict[str, Any]:
     """The columns with the estimated requirements; empty if they cannot be estimated.
 
     Any worker may claim a job without an estimate, and its trainer plans the job again. Raises FencedError.

@@ -18,10 +18,15 @@ from app.db.jobs import claims
 from app.db.jobs.claims import FencedError
 from app.db.tables import File, Job
 from app.domain.artifacts.full_disk import is_disk_full
-from app.domain.datasets.jsonl import told
+from app.domain.datasets.jsonl import format_findings
 from app.domain.datasets.render import Renderer
-from app.domain.datasets.report import Report, examine, nothing_to_learn, too_few_examples
-from app.domain.datasets.warnings import SeenRows
+from app.domain.datasets.report import (
+    DatasetReport,
+    build_report,
+    no_trainable_tokens_message,
+    too_few_examples_message,
+)
+from app.domain.datasets.warnings import RowIndex
 from app.domain.jobs.spec import JobSpec
 from app.domain.jobs.states import JobState, Reason
 from app.log import get_logger
@@ -52,7 +57,7 @@ class FileRole:
 class InvalidFile(PreparationError):
     """The file cannot be used; `report` has the findings."""
 
-    def __init__(self, outcome: AttemptOutcome, report: Report) -> None:
+    def __init__(self, outcome: AttemptOutcome, report: DatasetReport) -> None:
         super().__init__(outcome)
         self.report = report
 
@@ -98,16 +103,16 @@ class Validator:
             text = "The worker had an internal error while it validated the files; its log has the details"
             self._end_attempt(keeper, AttemptOutcome(Reason.TRAINER_CRASHED, text))
 
-    def _validate(self, job: Job, keeper: LeaseKeeper) -> tuple[Inputs, dict[str, Report]]:
+    def _validate(self, job: Job, keeper: LeaseKeeper) -> tuple[Inputs, dict[str, DatasetReport]]:
         """Read both files. Raises InvalidFile for the first one that cannot be used, PreparationError, FencedError,
         OSError."""
         inputs = keeper.transact(lambda session: load_inputs(session, job))
         assert inputs is not None
         renderer, spec = open_renderer(inputs), JobSpec.model_validate(job.spec)
-        reports: dict[str, Report] = {}
-        training_rows: SeenRows | None = None
+        reports: dict[str, DatasetReport] = {}
+        training_rows: RowIndex | None = None
         for role, file in self._files(inputs):
-            rows = SeenRows()
+            rows = RowIndex()
             report = self._examine(spec, keeper, renderer, file, rows, training_rows)
             if outcome := find_rejection(role, report, spec):
                 raise InvalidFile(outcome, report)
@@ -126,15 +131,15 @@ class Validator:
         keeper: LeaseKeeper,
         renderer: Renderer,
         file: File,
-        rows: SeenRows,
-        training_rows: SeenRows | None,
-    ) -> Report:
+        rows: RowIndex,
+        training_rows: RowIndex | None,
+    ) -> DatasetReport:
         try:
             opened = self.resources.storage.open(file.storage_key)
         except FileNotFoundError as error:
             raise lost_file_error(file) from error
         with opened:
-            return examine(
+            return build_report(
                 opened,
                 renderer,
                 spec.hyperparameters.context_length,
@@ -147,7 +152,7 @@ class Validator:
             )
 
     def _interruption_check(self, keeper: LeaseKeeper) -> Callable[[], None]:
-        """A function that `examine` calls between lines: it raises after a cancel or at a shutdown."""
+        """A function that `build_report` calls between lines: it raises after a cancel or at a shutdown."""
 
         def check() -> None:
             keeper.check()
@@ -157,7 +162,7 @@ class Validator:
 
         return check
 
-    def _accept(self, job: Job, keeper: LeaseKeeper, reports: dict[str, Report], needs: dict[str, Any]) -> None:
+    def _accept(self, job: Job, keeper: LeaseKeeper, reports: dict[str, DatasetReport], needs: dict[str, Any]) -> None:
         data = reports["training"].counts()
         if "validation" in reports:
             data["validation"] = reports["validation"].counts()
@@ -209,24 +214,26 @@ def open_renderer(inputs: Inputs) -> Renderer:
         raise base_model_error(inputs.base.name, "its tokenizer cannot be read on this worker") from error
 
 
-def find_rejection(role: FileRole, report: Report, spec: JobSpec) -> AttemptOutcome | None:
+def find_rejection(role: FileRole, report: DatasetReport, spec: JobSpec) -> AttemptOutcome | None:
     """The outcome that rejects the file, with OpenAI's messages where they exist; None if the file can be used."""
     begin = f"The job failed due to an invalid {role.name} file."
     if report.finding_count:
-        text = told(report.findings)
+        text = format_findings(report.findings)
         if report.finding_count > len(report.findings):
             text += f" These are the first {len(report.findings)} of {report.finding_count_text} problems."
         return AttemptOutcome(role.reason, f"{begin} {text}", role.param)
     if report.examples < role.min_examples:
         reason = Reason.INVALID_N_EXAMPLES if role.name == "training" else role.reason
-        return AttemptOutcome(reason, too_few_examples(role.name, report.examples, role.min_examples), role.param)
+        return AttemptOutcome(
+            reason, too_few_examples_message(role.name, report.examples, role.min_examples), role.param
+        )
     if not report.labelled_tokens:
-        text = nothing_to_learn(spec.method, spec.hyperparameters.context_length)
+        text = no_trainable_tokens_message(spec.method, spec.hyperparameters.context_length)
         return AttemptOutcome(role.reason, f"{begin} {text}", role.param)
     return None
 
 
-def warnings_of(job: Job, reports: Mapping[str, Report]) -> Iterator[dict[str, Any]]:
+def warnings_of(job: Job, reports: Mapping[str, DatasetReport]) -> Iterator[dict[str, Any]]:
     """The warnings about the files, as they are stored in the job's `warnings`."""
     spec = JobSpec.model_validate(job.spec)
     for role, report in reports.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from app.api.schemas.common import Body, WarningBody
-from app.domain.datasets.report import nothing_to_learn
+from app.domain.datasets.report import no_trainable_tokens_message
 from app.services.datasets.profile import Json, Profile, ProfileInputs
 
 Format = Literal["chat", "completion", "text", "preference", "mixed"]
@@ -186,7 +186,7 @@ def _failure(report: Json, inputs: ProfileInputs) -> str | None:
     if report["rows"] < inputs.least_examples and report["is_complete"]:
         return f"The file has {report['rows']} example(s), but must have at least {inputs.least_examples}."
     if not report["labelled_tokens"]:
-        return nothing_to_learn(report["method"], inputs.limits.context_length)
+        return no_trainable_tokens_message(report["method"], inputs.limits.context_length)
     return None
 
 

@@ -10,7 +10,7 @@ from fastapi import Depends, Request
 from app.api.auth import CallerDep
 from app.api.dependencies import app_state_of
 from app.api.transport.upload_io import refuse_compressed
-from app.domain.datasets.jsonl import MAX_DEPTH, LineError, check_text, decode_json, json_type, needs_walk
+from app.domain.datasets.jsonl import MAX_DEPTH, LineError, check_text, decode_json, json_type, needs_tree_check
 from app.errors import BadRequest, TooLarge, UnknownParameter
 
 MAX_BODY_BYTES = 1 << 20
@@ -64,7 +64,7 @@ def parse_json_object(data: bytes) -> dict[str, Any]:
         raise BadRequest(f"We could not parse the JSON body of your request: {error}.", code="invalid_json") from error
     if not isinstance(value, dict):
         raise BadRequest(f"The body must be a JSON object, not a JSON {json_type(value)}.", code="invalid_json")
-    if needs_walk(data):
+    if needs_tree_check(data):
         _check_texts(value, [])
     return value
 

@@ -1,7 +1,7 @@
-"""A model's own chat template: conversations -> text, rendered as transformers does, without importing it.
+"""A model's chat template: conversations -> text, rendered as in transformers, without importing it.
 
-Data sets are OpenAI's, templates are not: what the former have and the latter never heard of is put into the words that
-templates know, here and nowhere else.
+Data sets have OpenAI's format, but templates do not support all of it. This module converts the rest to what templates
+support.
 """
 
 from __future__ import annotations
@@ -21,51 +21,57 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 Message = dict[str, Any]
 
 
-# What a template's own expressions raise: 1 // 0, an index beyond the end, a macro that calls itself over deep tools.
-OF_A_TEMPLATE = (
-    jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError
-)  # fmt: skip
+# Errors of a template's expressions: 1 // 0, an index beyond the end, a macro that recurses over deeply nested tools.
+TEMPLATE_ERRORS = (
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
 
 
 class TemplateRefused(ValueError):
-    """The chat template cannot render this example; the message is the template's own, for the user."""
+    """The chat template cannot render this example; the message is for the user."""
 
 
 class ChatTemplate:
-    """One template, the names of the model's special tokens that it may print, and the time that it may ask for.
+    """A template, the special tokens and the time that it may print.
 
-    The time stands still: one that went on would give one conversation two texts.
+    The time is fixed, so that a conversation always has the same text.
     """
 
-    def __init__(self, source: str, specials: Mapping[str, str], now: datetime) -> None:
+    def __init__(self, source: str, special_tokens: Mapping[str, str], now: datetime) -> None:
         self._template = _environment(now).from_string(source)
-        self._specials = specials
+        self._special_tokens = special_tokens
 
     def text(self, messages: Sequence[Message], tools: Sequence[Message] = (), prompt: bool = False) -> str:
-        """The template's text; `prompt` adds what precedes an answer. Raises TemplateRefused."""
+        """The rendered conversation; `prompt` adds the generation prompt. Raises TemplateRefused."""
         try:
             return self._template.render(
                 messages=list(messages),
                 tools=list(tools) or None,
                 add_generation_prompt=prompt,
-                **self._specials,
+                **self._special_tokens,
             )
-        except OF_A_TEMPLATE as error:
+        except TEMPLATE_ERRORS as error:
             raise TemplateRefused(f"the model's chat template refuses this conversation: {error}") from error
 
 
-def for_template(messages: Sequence[Message]) -> list[Message]:
-    """What templates expect: plain text content, tool arguments as an object, `developer` called `system`.
+def normalize_messages(messages: Sequence[Message]) -> list[Message]:
+    """The messages as templates expect them: text content, tool arguments as an object, `system` for `developer`.
 
-    OpenAI's older function calls become tool calls, which is what every template knows.
+    OpenAI's older function calls become tool calls, which templates support.
     """
-    shaped: list[Message] = []
+    normalized: list[Message] = []
     call_id = ""
     for number, message in enumerate(messages):
         if message.get("function_call"):
-            call_id = f"call{number:05d}"  # nine letters and digits: Mistral's templates take no other
-        shaped.append(_shape(message, call_id))
-    return shaped
+            call_id = f"call{number:05d}"  # Mistral's templates require nine letters and digits
+        normalized.append(_normalize(message, call_id))
+    return normalized
 
 
 def content_text(message: Message) -> str:
@@ -74,32 +80,34 @@ def content_text(message: Message) -> str:
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
-def _shape(message: Message, call_id: str) -> Message:
-    shaped = {key: value for key, value in message.items() if key not in ("weight", "refusal") and value is not None}
+def _normalize(message: Message, call_id: str) -> Message:
+    normalized = {
+        key: value for key, value in message.items() if key not in ("weight", "refusal") and value is not None
+    }
     if message["role"] == "developer":
-        shaped["role"] = "system"
+        normalized["role"] = "system"
     if message["role"] == "function":
-        shaped |= {"role": "tool", "tool_call_id": call_id}
+        normalized |= {"role": "tool", "tool_call_id": call_id}
     if isinstance(message.get("content"), list):
-        shaped["content"] = content_text(message)
-    shaped.setdefault("content", message.get("refusal") or "")
-    if function := shaped.pop("function_call", None):
-        shaped.setdefault("tool_calls", [{"id": call_id, "type": "function", "function": function}])
-    if calls := shaped.get("tool_calls"):
-        shaped["tool_calls"] = [_with_parsed_arguments(call) for call in calls]
-    return shaped
+        normalized["content"] = content_text(message)
+    normalized.setdefault("content", message.get("refusal") or "")
+    if function := normalized.pop("function_call", None):
+        normalized.setdefault("tool_calls", [{"id": call_id, "type": "function", "function": function}])
+    if calls := normalized.get("tool_calls"):
+        normalized["tool_calls"] = [_with_parsed_arguments(call) for call in calls]
+    return normalized
 
 
 def _with_parsed_arguments(call: Message) -> Message:
     function = dict(call["function"])
-    with contextlib.suppress(ValueError):  # not JSON: the template prints the string as it is
+    with contextlib.suppress(ValueError):  # if it is not JSON, the template prints the string
         arguments = json.loads(function["arguments"])
         function["arguments"] = arguments if isinstance(arguments, dict) else function["arguments"]
     return {**call, "function": function}
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks answers for other trainers; our mask does not need it, so it is passed through."""
+    """`{% generation %}` marks the trained text for other trainers; it is ignored here."""
 
     tags = {"generation"}  # noqa: RUF012  (the base class declares a plain set)
 
@@ -109,7 +117,7 @@ class _Generation(Extension):
 
 
 def _environment(now: datetime) -> jinja2.Environment:
-    """The sandbox that transformers renders chat templates in: same whitespace rules, same helpers."""
+    """The same sandbox as in transformers: white space rules and helper functions."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )

@@ -1,4 +1,4 @@
-"""What a line of the right shape contradicts itself in, or would lose on its way to the model.
+"""Contradictions in a line of a valid format, and parts of it that would not be trained.
 
 Refused since the second line rules (app.domain.jobs.spec.LineRules); jobs created under the first rules keep them.
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from app.domain.datasets.jsonl import Finding, LineError, json_type, names, parse_value, quote
+from app.domain.datasets.jsonl import Finding, LineError, json_type, parse_value, quote, quote_all
 
 SHOWN_IDS = 8  # the first ones: sorting all for each finding would take quadratic time
 EXAMPLE_ARGUMENTS = json.dumps('{"city": "Bern"}')
@@ -19,12 +19,11 @@ EXAMPLE_ARGUMENTS = json.dumps('{"city": "Bern"}')
 def conversation_findings(
     line: int, messages: Sequence[Mapping[str, Any]], where: str = "", before: Sequence[Mapping[str, Any]] = ()
 ) -> Iterator[Finding]:
-    """What messages that are right by themselves contradict or cannot be learned from.
+    """Problems between valid messages: fields that exclude each other, arguments of calls, ids of calls and results.
 
-    Fields that exclude each other, arguments of calls, and ids that join calls and results; `before` are the messages
-    that these continue.
+    `before` are the messages that precede these.
     """
-    ids = {call["id"]: None for message in before for call in message.get("tool_calls") or ()}  # in their order
+    ids = {call["id"]: None for message in before for call in message.get("tool_calls") or ()}  # in order
     for number, message in enumerate(messages, 1):
         name = f"{where}message {number} ({message['role']})"
         if message["role"] == "assistant":
@@ -33,7 +32,7 @@ def conversation_findings(
         elif message["role"] == "tool" and message["tool_call_id"] not in ids:
             text = (
                 f"{name}: tool_call_id is {quote(message['tool_call_id'])}, but the calls before it have the ids "
-                f"{names(islice(ids, SHOWN_IDS))}; give the id of the call that it answers, or remove the message"
+                f"{quote_all(islice(ids, SHOWN_IDS))}; give the id of the call that it answers, or remove the message"
             )
             yield Finding(line, text, "unknown_tool_call_id")
 
@@ -52,7 +51,7 @@ def tool_findings(line: int, value: Mapping[str, Any], where: str = "") -> Itera
             if not isinstance(name, str) or not name:
                 text = (
                     f"{where}{key}[{number}]{path} must be a string that is not empty; found an object with the keys "
-                    f"{names(tool)}; write it as {shown}"
+                    f"{quote_all(tool)}; write it as {shown}"
                 )
                 yield Finding(line, text, "invalid_tools")
 

@@ -1,9 +1,9 @@
-"""Long conversations, rendered part by part: the work grows with their length, not with its square.
+"""Long conversations, rendered in parts, in linear instead of quadratic time.
 
-Where a turn stands in a conversation's text follows from two texts: of all messages before it, and of those with it.
-For a thousand turns that is a thousand renderings of up to a thousand messages. A part of the conversation, rendered
-behind a short beginning and the part before it, gives the same, if the template prints a message without regard to how
-many came earlier. That is checked: the texts of the parts, put together, have to be the whole text.
+The span of a turn in a conversation's text follows from two texts: of all messages before it, and of those including
+it. For a thousand turns these are a thousand renderings of up to a thousand messages. If the template renders a message
+independently of the number of earlier messages, it is enough to render a part after a short beginning and the previous
+part. This is checked: the concatenated texts of the parts must equal the text of the conversation.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 from app.domain.datasets.chat_template import Message, TemplateRefused
 
 PART_MESSAGES = 16
-HEAD_MESSAGES = 4  # the first message of a user is looked for among so many
-HEAD_CHARACTERS = 200  # of each message in a beginning that stands for the real one
+BEGINNING_MESSAGES = 4  # the first user message is searched in so many
+BEGINNING_CHARACTERS = 200  # of each message in a shortened beginning
 STUB_TOOL: Message = {
     "type": "function",
     "function": {"name": "f", "description": "", "parameters": {"type": "object", "properties": {}}},
@@ -34,7 +34,7 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Part:
-    """Messages from `begin` to `end` of a conversation, as the last ones of `window`."""
+    """The messages from `begin` to `end` of a conversation; `window` ends with them."""
 
     begin: int
     end: int
@@ -43,12 +43,12 @@ class Part:
 
     @property
     def offset(self) -> int:
-        """The index in the conversation of what is at 0 in the window, were it all of one piece."""
+        """The index in the conversation of the window's first message, if the window were contiguous."""
         return self.end - len(self.window)
 
     @property
     def turns(self) -> range:
-        """The messages of this part by their indices in the conversation, which the methods below take, too."""
+        """The indices of this part's messages in the conversation; the methods below take such indices."""
         return range(self.begin, self.end)
 
     @classmethod
@@ -65,36 +65,36 @@ class Part:
         return self.window[: turn - self.offset + 1]
 
 
-def parts(messages: Sequence[Message], tools: Sequence[Message]) -> Iterator[Part]:
-    """Yield the parts in order. The first two stand behind the real beginning, the others behind a short one."""
-    borders = list(_borders(messages))
-    head = _head(messages)
-    for number, (begin, end) in enumerate(pairwise(borders)):
+def split_conversation(messages: Sequence[Message], tools: Sequence[Message]) -> Iterator[Part]:
+    """Yield the parts in order. The first two follow the real beginning, the others a shortened one."""
+    boundaries = list(_boundaries(messages))
+    head = _short_beginning(messages)
+    for number, (begin, end) in enumerate(pairwise(boundaries)):
         if number < 2:
             yield Part(begin, end, list(messages[:end]), tools)
         else:
-            yield Part(begin, end, [*head, *messages[borders[number - 1] : end]], [STUB_TOOL] if tools else [])
+            yield Part(begin, end, [*head, *messages[boundaries[number - 1] : end]], [STUB_TOOL] if tools else [])
 
 
 def spans_by_parts(
     text: Callable[[Sequence[Message], Sequence[Message]], str],
     span: Callable[[list[Message], int, Sequence[Message], str], Span | None],
-    cut: Sequence[Part],
-    learned: Sequence[int],
-    whole: str,
+    parts: Sequence[Part],
+    trained: Sequence[int],
+    conversation_text: str,
 ) -> list[Span] | None:
-    """Return where the messages `learned` (indices in order) stand in `whole`; None where the parts do not tell.
+    """The spans of the messages `trained` (indices in order) in `conversation_text`; None if the parts do not match it.
 
-    `text` renders messages and tools; `span` finds one message of a list in the text of that list.
+    `text` renders messages and tools; `span` returns the span of one message of a list in the text of that list.
     """
     spans: list[Span] = []
-    position, waiting = 0, list(reversed(learned))
+    position, waiting = 0, list(reversed(trained))
     try:
-        for part in cut:
+        for part in parts:
             local = text(part.window, part.tools)
             before = text(part.window[: part.begin - part.offset], part.tools) if part.begin else ""
             printed = local[len(before) :]
-            if not local.startswith(before) or not whole.startswith(printed, position):
+            if not local.startswith(before) or not conversation_text.startswith(printed, position):
                 return None
             while waiting and waiting[-1] < part.end:
                 found = span(part.window, waiting.pop() - part.offset, part.tools, local)
@@ -103,21 +103,21 @@ def spans_by_parts(
                 moved = position - len(before)
                 spans.append(Span(found.start + moved, found.end + moved))
             position += len(printed)
-    except TemplateRefused:  # a template may want another order of roles than a part has
+    except TemplateRefused:  # the template may require another order of roles
         return None
-    return spans if position == len(whole) else None
+    return spans if position == len(conversation_text) else None
 
 
-def are_within(starts: Sequence[int], spans: Sequence[Span]) -> list[bool]:
-    """For each character whether one of the spans has it; both may be many."""
+def within_spans(starts: Sequence[int], spans: Sequence[Span]) -> list[bool]:
+    """For each character, whether it is in one of the spans, in O(n log n) time."""
     ordered = sorted(spans, key=lambda span: span.start)
     begins = [span.start for span in ordered]
-    ends = [0, *accumulate((span.end for span in ordered), max)]  # of all spans up to each one
+    ends = [0, *accumulate((span.end for span in ordered), max)]  # maximum end of the spans up to each one
     return [start < ends[bisect_right(begins, start)] for start in starts]
 
 
-def _borders(messages: Sequence[Message]) -> Iterator[int]:
-    """Where parts begin: at an answer, so that a user's message at the end of the beginning is followed by one."""
+def _boundaries(messages: Sequence[Message]) -> Iterator[int]:
+    """The boundaries of the parts: before answers, so that an answer follows the user message of the beginning."""
     yield 0
     last = 0
     for index in range(1, len(messages)):
@@ -129,11 +129,11 @@ def _borders(messages: Sequence[Message]) -> Iterator[int]:
     yield len(messages)
 
 
-def _head(messages: Sequence[Message]) -> list[Message]:
-    """The messages up to the first of a user, shortened: a system prompt may have a megabyte."""
-    first = next((i for i, message in enumerate(messages[:HEAD_MESSAGES]) if message["role"] == "user"), -1)
+def _short_beginning(messages: Sequence[Message]) -> list[Message]:
+    """The messages up to the first user message, shortened: a system prompt may have a megabyte."""
+    first = next((i for i, message in enumerate(messages[:BEGINNING_MESSAGES]) if message["role"] == "user"), -1)
     return [_shortened(message) for message in messages[: first + 1]]
 
 
 def _shortened(message: Message) -> dict[str, Any]:
-    return {"role": message["role"], "content": message["content"][:HEAD_CHARACTERS]}
+    return {"role": message["role"], "content": message["content"][:BEGINNING_CHARACTERS]}

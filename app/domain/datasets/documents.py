@@ -1,22 +1,22 @@
-"""Documents: the tokens of an example that attend to each other, and what of them fits into the context length."""
+"""Documents: tokens that attend to each other, truncated or split to the context length."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-PREFERRED, NON_PREFERRED = 1, -1  # the sides of a pair, as signs of what they add to its margin
+PREFERRED, NON_PREFERRED = 1, -1  # roles in a preference pair: the signs of their terms in its margin
 
 
 @dataclass(frozen=True)
 class Document:
-    """Tokens that attend to each other, and for each whether it is a target of the loss (never the first one)."""
+    """Tokens that attend to each other, and for each token whether it is a target of the loss (never the first)."""
 
     line: int
     tokens: list[int]
     labelled: list[bool]
-    side: int = 0  # of a preference pair: PREFERRED or NON_PREFERRED
-    is_text: bool = False  # learned whole, so what is too long is split and not cut
+    pair_role: int = 0  # PREFERRED or NON_PREFERRED; 0 outside of a preference pair
+    is_text: bool = False  # plain text, trained completely: it is split, not truncated
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -26,45 +26,45 @@ class Document:
         return sum(self.labelled)
 
 
-def fit(documents: Iterable[Document], context_length: int) -> list[Document]:
-    """What of one example is trained: within the context length, and with something to learn. Often nothing is lost.
+def truncate(documents: Iterable[Document], context_length: int) -> list[Document]:
+    """The trainable documents of one example, within the context length.
 
-    A plain text is split, an answer is cut at its end, and a pair counts only with both of its sides.
+    Plain text is split, other documents are truncated at their end, and a pair is kept only with both of its answers.
     """
-    return learned(piece for document in documents for piece in _pieces(document, context_length))
+    return trainable(piece for document in documents for piece in _pieces(document, context_length))
 
 
-def learned(documents: Iterable[Document]) -> list[Document]:
-    """The documents with a label; none of a pair of which one side has none, or whose sides are the same."""
+def trainable(documents: Iterable[Document]) -> list[Document]:
+    """The documents with a label; none of a pair with an unlabelled answer or with two equal answers."""
     kept = [document for document in documents if document.labelled_count]
-    if not any(document.side for document in kept):
+    if not any(document.pair_role for document in kept):
         return kept
-    sides: dict[int, list[tuple[list[int], list[bool]]]] = {PREFERRED: [], NON_PREFERRED: []}
+    by_role: dict[int, list[tuple[list[int], list[bool]]]] = {PREFERRED: [], NON_PREFERRED: []}
     for document in kept:
-        sides[document.side].append((document.tokens, document.labelled))
-    return kept if all(sides.values()) and sides[PREFERRED] != sides[NON_PREFERRED] else []
+        by_role[document.pair_role].append((document.tokens, document.labelled))
+    return kept if all(by_role.values()) and by_role[PREFERRED] != by_role[NON_PREFERRED] else []
 
 
-def by_example(kept: Sequence[Document]) -> list[list[Document]]:
-    """The examples of one line: every piece of a text is one of its own."""
+def split_examples(kept: Sequence[Document]) -> list[list[Document]]:
+    """The examples of one line: each piece of a plain text is an example."""
     return [[document] for document in kept] if kept[0].is_text else [list(kept)]
 
 
-def cut(document: Document, context_length: int) -> Document:
-    """Cut a document at its end, as OpenAI does; the caller reports it."""
+def cut_at_end(document: Document, context_length: int) -> Document:
+    """Truncate a document at its end, as OpenAI does; the caller reports it."""
     if len(document) <= context_length:
         return document
     return replace(document, tokens=document.tokens[:context_length], labelled=document.labelled[:context_length])
 
 
-def is_cut(document: Document, context_length: int) -> bool:
+def exceeds_context(document: Document, context_length: int) -> bool:
     return len(document) > context_length and not document.is_text
 
 
 def _pieces(document: Document, context_length: int) -> Iterator[Document]:
-    """Each piece of a text begins with the last token of the one before, so every token but the first is a target."""
+    """Each piece of a text begins with the last token of the previous piece, so only the first token is no target."""
     if not document.is_text or context_length < 2:
-        yield cut(document, context_length)
+        yield cut_at_end(document, context_length)
         return
     for start in range(0, max(1, len(document) - 1), context_length - 1):
         piece = slice(start, start + context_length)

@@ -1,4 +1,4 @@
-"""What one training example may be: chat lines, a prompt and its completion, plain text; for DPO a preference pair."""
+"""The formats of a training example: chat, prompt and completion, plain text; for DPO a preference pair."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 from app.domain.datasets.contradictions import conversation_findings, parallel_findings, tool_findings
-from app.domain.datasets.jsonl import MAX_LINE_BYTES, WHITESPACE, Finding, Line, json_type, names, read_lines
+from app.domain.datasets.jsonl import MAX_LINE_BYTES, WHITESPACE, Finding, Line, json_type, quote_all, read_lines
 from app.domain.datasets.messages import message_findings
 from app.domain.jobs.spec import LINE_RULES, LineRules, Method
 
@@ -27,7 +27,7 @@ class Example:
     """One training example.
 
     Chat: `messages` (and `tools`). Completion: one prompt, one completion. Plain text: `text`. Preference pair:
-    `messages` (and `tools`) as its prompt, and two answers to it, each a list of messages.
+    `messages` (and `tools`) as the prompt, and two answers, each a list of messages.
     """
 
     line: int
@@ -38,7 +38,7 @@ class Example:
     text: str | None = None
     preferred: tuple[dict[str, Any], ...] = ()
     non_preferred: tuple[dict[str, Any], ...] = ()
-    rules: LineRules = LINE_RULES  # that its line was read by
+    rules: LineRules = LINE_RULES  # by which its line was checked
 
     @property
     def is_pair(self) -> bool:
@@ -47,14 +47,14 @@ class Example:
 
 @dataclass(frozen=True)
 class Format:
-    """One shape of a line: what it is called, which method learns from it, how it is checked and read.
+    """A format of a line: its name, the method that trains on it, its checks, and its conversion to an example.
 
-    `contradictions` are what a line of the right shape is refused for since the second line rules.
+    `contradictions` are additional checks since the second line rules.
     """
 
     noun: str
     method: Method
-    shown: str
+    template: str
     findings: Callable[[Line], Iterator[Finding]]
     example: Callable[[Line], Example]
     contradictions: Callable[[Line], Iterator[Finding]] = lambda _: iter(())
@@ -69,27 +69,29 @@ def read_examples(
     method: Method = "supervised",
     rules: LineRules = LINE_RULES,
 ) -> Iterator[Example | Finding]:
-    """Yield every example of a data set for `method`, or the findings of the line that should have been one.
+    """Yield each example of a data set for `method`, or the findings of an invalid line.
 
-    `rules` are those of the job that reads it, which keeps the ones that it was created under.
+    `rules` are those under which the job was created.
     """
-    first: tuple[int, Format] | None = None  # plain text is learned whole, so a file has only that or none of it
+    first: tuple[int, Format] | None = (
+        None  # plain text is trained completely, so it must not be mixed with other formats
+    )
     for line in read_lines(file, max_line_bytes, whitespace=WHITESPACE if rules > 1 else None):
         if isinstance(line, Finding):
             yield line
             continue
-        seen = format_of(line.value)
-        if seen is None or seen.method != method:
-            yield _wrong_format(line, seen, method)
+        line_format = detect_format(line.value)
+        if line_format is None or line_format.method != method:
+            yield _wrong_format(line, line_format, method)
             continue
-        first = first or (line.number, seen)
-        if seen is not first[1] and TEXT in (seen, first[1]):
-            yield _mixed(line, seen, *first)
+        first = first or (line.number, line_format)
+        if line_format is not first[1] and TEXT in (line_format, first[1]):
+            yield _mixed_formats(line, line_format, *first)
             continue
-        yield from seen.refusals(line, rules) or (replace(seen.example(line), rules=rules),)
+        yield from line_format.refusals(line, rules) or (replace(line_format.example(line), rules=rules),)
 
 
-def format_of(value: Mapping[str, Any]) -> Format | None:
+def detect_format(value: Mapping[str, Any]) -> Format | None:
     if "messages" in value:
         return CHAT
     if value.keys() & COMPLETION_KEYS:
@@ -99,20 +101,20 @@ def format_of(value: Mapping[str, Any]) -> Format | None:
     return TEXT if "text" in value else None
 
 
-def _wrong_format(line: Line, seen: Format | None, method: Method) -> Finding:
-    allowed = " or ".join(f"{form.noun} ({form.shown})" for form in FORMATS if form.method == method)
-    if seen is None:
-        text = f"unexpected format: expected {allowed}; found the keys {names(line.value)}"
+def _wrong_format(line: Line, line_format: Format | None, method: Method) -> Finding:
+    allowed = " or ".join(f"{form.noun} ({form.template})" for form in FORMATS if form.method == method)
+    if line_format is None:
+        text = f"unexpected format: expected {allowed}; found the keys {quote_all(line.value)}"
     else:
         text = (
-            f'{seen.noun}, which the method "{seen.method}" learns from, but this job\'s method is "{method}" and '
+            f'{line_format.noun} for the method "{line_format.method}", but this job\'s method is "{method}" and '
             f"needs {allowed}"
         )
     return Finding(line.number, text, "wrong_format")
 
 
-def _mixed(line: Line, seen: Format, first_line: int, first: Format) -> Finding:
-    text = f"{seen.noun}, but line {first_line} is {first.noun}; plain text stands in a file of its own"
+def _mixed_formats(line: Line, line_format: Format, first_line: int, first: Format) -> Finding:
+    text = f"{line_format.noun}, but line {first_line} is {first.noun}; put plain text into a separate file"
     return Finding(line.number, text, "mixed_formats")
 
 
@@ -126,7 +128,7 @@ def _chat_findings(line: Line) -> Iterator[Finding]:
     found = list(_list_findings(line.number, messages, '"messages"'))
     yield from found
     if not found and messages[-1]["role"] != "assistant":
-        text = f'the last message is from "{messages[-1]["role"]}", but it must be from "assistant", as that is learned'
+        text = f'the last message is from "{messages[-1]["role"]}", but it must be from "assistant", which is trained'
         yield Finding(line.number, text, "last_message_not_assistant")
 
 
@@ -171,7 +173,7 @@ def _text_example(line: Line) -> Example:
 
 def _pair_findings(line: Line) -> Iterator[Finding]:
     value = line.value
-    spelling = _spelling(value)
+    spelling = _output_keys(value)
     yield from _extra_keys(line.number, value, frozenset({"input", *spelling}))
     yield from _input_findings(line.number, value.get("input"))
     for key in spelling:
@@ -179,16 +181,16 @@ def _pair_findings(line: Line) -> Iterator[Finding]:
 
 
 def _pair_contradictions(line: Line) -> Iterator[Finding]:
-    asked = line.value["input"]
-    yield from tool_findings(line.number, asked, "input.")
-    yield from parallel_findings(line.number, asked, "input.")
-    yield from conversation_findings(line.number, asked["messages"], "input, ")
-    for key in _spelling(line.value):
-        yield from conversation_findings(line.number, line.value[key], f"{key}, ", before=asked["messages"])
+    prompt = line.value["input"]
+    yield from tool_findings(line.number, prompt, "input.")
+    yield from parallel_findings(line.number, prompt, "input.")
+    yield from conversation_findings(line.number, prompt["messages"], "input, ")
+    for key in _output_keys(line.value):
+        yield from conversation_findings(line.number, line.value[key], f"{key}, ", before=prompt["messages"])
 
 
-def _spelling(value: Mapping[str, Any]) -> tuple[str, str]:
-    """The one of which a key is there: the other's keys are extra ones."""
+def _output_keys(value: Mapping[str, Any]) -> tuple[str, str]:
+    """The spelling of the output keys that the line uses; keys of the other spelling are extra keys."""
     return next(spelling for spelling in PAIR_SPELLINGS if value.keys() & set(spelling))
 
 
@@ -217,7 +219,7 @@ def _answer_findings(line: int, key: str, messages: Any) -> Iterator[Finding]:
         return
     roles = [message["role"] for message in messages]
     if roles[0] != "assistant" or roles[-1] != "assistant" or not ANSWER_ROLES.issuperset(roles):
-        text = f'"{key}" has messages from {names(set(roles))}; it must begin and end with one from "assistant"'
+        text = f'"{key}" has messages from {quote_all(set(roles))}; it must begin and end with one from "assistant"'
         yield Finding(line, f'{text}, with none but "tool" between', "invalid_output")
 
 
@@ -226,18 +228,18 @@ def _weight_findings(line: int, messages: list[dict[str, Any]], where: str) -> I
         if "weight" in message:
             text = (
                 f'{where}message {number} has the key "weight", which a preference pair does not take: both outputs '
-                'are learned whole, and "input" is not; remove the key'
+                'are trained completely, and "input" is not; remove the key'
             )
             yield Finding(line, text, "extra_key")
 
 
 def _pair_example(line: Line) -> Example:
-    preferred, non_preferred = (tuple(line.value[key]) for key in _spelling(line.value))
-    asked = line.value["input"]
+    preferred, non_preferred = (tuple(line.value[key]) for key in _output_keys(line.value))
+    prompt = line.value["input"]
     return Example(
         line.number,
-        messages=tuple(asked["messages"]),
-        tools=tuple(asked.get("tools") or ()),
+        messages=tuple(prompt["messages"]),
+        tools=tuple(prompt.get("tools") or ()),
         preferred=preferred,
         non_preferred=non_preferred,
     )
@@ -248,7 +250,7 @@ def _pair_example(line: Line) -> Example:
 
 def _extra_keys(line: int, value: Mapping[str, Any], allowed: frozenset[str], where: str = "") -> Iterator[Finding]:
     if extra := value.keys() - allowed:
-        text = f"{where}contains an extra key {names(extra)}; allowed are {names(allowed)}"
+        text = f"{where}contains an extra key {quote_all(extra)}; allowed are {quote_all(allowed)}"
         yield Finding(line, text, "extra_key")
 
 

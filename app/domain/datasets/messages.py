@@ -1,4 +1,4 @@
-"""What one message of a conversation may be, by its role; strict, so that a typo is a finding and not a silence."""
+"""The schema of a message, by its role. Unknown keys are findings, so that a typo is not ignored."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from app.domain.datasets.jsonl import Finding, json_type, names, quote
+from app.domain.datasets.jsonl import Finding, json_type, quote, quote_all
 
-OR_PARTS = ' or a list of parts such as {"type": "text", "text": "..."}, as only text is trained'
-REASONING_KEYS = ("reasoning_content", "thinking")  # of DeepSeek, Qwen and vLLM; of gpt-oss and Ollama
+OR_TEXT_PARTS = ' or a list of parts such as {"type": "text", "text": "..."}, as only text is trained'
+REASONING_KEYS = ("reasoning_content", "thinking")  # DeepSeek, Qwen and vLLM; gpt-oss and Ollama
 
 
-class Strict(BaseModel):
+class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class TextPart(Strict):
+class TextPart(StrictModel):
     type: Literal["text"]
     text: str
 
 
-class FunctionCall(Strict):
+class FunctionCall(StrictModel):
     name: str
     arguments: str
 
 
-class ToolCall(Strict):
+class ToolCall(StrictModel):
     id: str
     type: Literal["function"]
     function: FunctionCall
@@ -38,13 +38,13 @@ class ToolCall(Strict):
 Content = str | list[TextPart]
 
 
-class PromptMessage(Strict):
+class PromptMessage(StrictModel):
     role: Literal["system", "developer", "user"]
     content: Content
     name: str | None = None
 
 
-class AssistantMessage(Strict):
+class AssistantMessage(StrictModel):
     role: Literal["assistant"]
     content: Content | None = None
     name: str | None = None
@@ -52,34 +52,34 @@ class AssistantMessage(Strict):
     weight: Literal[0, 1] | None = None
     tool_calls: Annotated[list[ToolCall], Field(min_length=1)] | None = None
     function_call: FunctionCall | None = None
-    # Learned where the base model's template prints it (datasets.render checks that); else the line is refused.
+    # Trained if the base model's template prints it (datasets.render checks that); otherwise the line is refused.
     reasoning_content: str | None = None
     thinking: str | None = None
-    # What OpenAI's client writes into every answer of its own, and what no text model learns from.
+    # OpenAI's client writes these into each answer; text models do not train on them.
     audio: None = None
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
 
     @model_validator(mode="after")
-    def _says_something(self) -> AssistantMessage:
+    def _has_content_or_calls(self) -> AssistantMessage:
         if self.content is None and not self.tool_calls and self.function_call is None:
             raise ValueError("an assistant message needs content or tool_calls")
         return self
 
 
-class ToolMessage(Strict):
+class ToolMessage(StrictModel):
     role: Literal["tool"]
     content: Content
     tool_call_id: str
     name: str | None = None
 
 
-class FunctionMessage(Strict):
+class FunctionMessage(StrictModel):
     role: Literal["function"]
     name: str
     content: str | None
 
 
-MESSAGE_BY_ROLE: dict[str, type[Strict]] = {
+MESSAGE_BY_ROLE: dict[str, type[StrictModel]] = {
     "system": PromptMessage,
     "developer": PromptMessage,
     "user": PromptMessage,
@@ -87,8 +87,8 @@ MESSAGE_BY_ROLE: dict[str, type[Strict]] = {
     "tool": ToolMessage,
     "function": FunctionMessage,
 }
-# What pydantic calls a wrong type, and what JSON calls the right one.
-WANTED = {
+# pydantic's error types, and the expected JSON type.
+EXPECTED_TYPES = {
     "string_type": "a string",
     "list_type": "a list",
     "model_type": "an object",
@@ -99,7 +99,7 @@ WANTED = {
 
 
 def message_findings(line: int, messages: Sequence[Any], where: str = "") -> Iterator[Finding]:
-    """What is wrong with each message by itself; `where` says in which list of the line they stand."""
+    """The problems of each message by itself; `where` names their list in the line."""
     for number, message in enumerate(messages, 1):
         yield from _message_findings(line, f"{where}message {number}", message)
 
@@ -110,7 +110,7 @@ def _message_findings(line: int, name: str, message: Any) -> Iterator[Finding]:
         return
     role = message.get("role")
     if not isinstance(role, str) or role not in MESSAGE_BY_ROLE:
-        yield Finding(line, f"{name} {_seen_role(role)}; allowed are {names(MESSAGE_BY_ROLE)}", "invalid_role")
+        yield Finding(line, f"{name} {_role_problem(role)}; allowed are {quote_all(MESSAGE_BY_ROLE)}", "invalid_role")
         return
     try:
         MESSAGE_BY_ROLE[role].model_validate(message)
@@ -121,20 +121,20 @@ def _message_findings(line: int, name: str, message: Any) -> Iterator[Finding]:
 
 
 def _problem_text(problem: ErrorDetails, message: Mapping[str, Any]) -> str:
-    path, kind, seen = _path(problem["loc"]), problem["type"], problem["input"]
+    path, kind, value = _path(problem["loc"]), problem["type"], problem["input"]
     if problem["loc"][0:1] == ("content",) and path != "content":
-        return f"content {_seen_content(message['content'])}; it must be a string{OR_PARTS}"
+        return f"content {_content_problem(message['content'])}; it must be a string{OR_TEXT_PARTS}"
     if kind == "extra_forbidden":
         allowed = MESSAGE_BY_ROLE[message["role"]].model_fields
-        more = f"; allowed are {names(allowed, most=len(allowed))}" if len(problem["loc"]) == 1 else ""
+        more = f"; allowed are {quote_all(allowed, limit=len(allowed))}" if len(problem["loc"]) == 1 else ""
         return f"contains an extra key {quote(path)}{more}"
     if kind == "missing":
         return f"{path} is missing"
     if kind == "literal_error":
         allowed_values = problem["ctx"]["expected"].replace("'", '"')
-        return f"{path} is {_shown(seen)}; allowed: {allowed_values}"
-    if kind in WANTED:
-        return f"{path} is {_shown(seen)}, but it must be {WANTED[kind]}"
+        return f"{path} is {_value_text(value)}; allowed: {allowed_values}"
+    if kind in EXPECTED_TYPES:
+        return f"{path} is {_value_text(value)}, but it must be {EXPECTED_TYPES[kind]}"
     return problem["msg"].removeprefix("Value error, ")
 
 
@@ -142,22 +142,22 @@ def _path(steps: Iterable[int | str]) -> str:
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).removeprefix(".")
 
 
-def _shown(value: Any) -> str:
-    """A word or a number as it is, of anything larger its type."""
+def _value_text(value: Any) -> str:
+    """A string or number as JSON, and only the type of an array or object."""
     if isinstance(value, str):
         return quote(value)
     return f"a JSON {json_type(value)}" if isinstance(value, dict | list) else json.dumps(value)
 
 
-def _seen_content(content: Any) -> str:
+def _content_problem(content: Any) -> str:
     if not isinstance(content, list):
         return f"is a JSON {json_type(content)}"
-    kinds = (part.get("type") for part in content if isinstance(part, dict))
-    other = next((kind for kind in kinds if isinstance(kind, str) and kind != "text"), None)
-    return f"has a part of the type {quote(other)}" if other else "has a part that is not as it should be"
+    part_types = (part.get("type") for part in content if isinstance(part, dict))
+    other = next((kind for kind in part_types if isinstance(kind, str) and kind != "text"), None)
+    return f"has a part of the type {quote(other)}" if other else "has an invalid part"
 
 
-def _seen_role(role: Any) -> str:
+def _role_problem(role: Any) -> str:
     if role is None:
         return "has no role"
     if isinstance(role, str):

@@ -1,65 +1,65 @@
-"""Examples -> tokens and loss mask, as plain lists: what the model sees, and which of it is learned.
+"""Rendering and tokenization: examples -> tokens and loss mask, as plain lists.
 
-The mask follows from the template the adapter will be served with. A turn is learned from where generation would start
-(the template rendered up to it, with the generation prompt) to the end-of-turn token that generation would produce.
+The mask follows from the chat template that also renders prompts at inference. The trained span of a turn is from the
+start of generation (the template rendered up to the turn, with the generation prompt) to the end-of-turn token.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from itertools import pairwise
 
 from tokenizers import Tokenizer
 
-from app.domain.datasets.chat_template import ChatTemplate, Message, for_template
+from app.domain.datasets.chat_template import ChatTemplate, Message, normalize_messages
 from app.domain.datasets.chat_template import TemplateRefused as TemplateRefused
-from app.domain.datasets.conversation_parts import Part, Span, are_within, parts, spans_by_parts
+from app.domain.datasets.conversation_parts import Part, Span, spans_by_parts, split_conversation, within_spans
 from app.domain.datasets.documents import NON_PREFERRED, PREFERRED, Document
 from app.domain.datasets.examples import Example
 from app.domain.datasets.messages import REASONING_KEYS
 from app.domain.datasets.template_checks import (
-    check_context,
+    check_context_messages,
     check_each_call,
-    check_learned_calls,
     check_reasoning,
     check_tools,
+    check_trained_calls,
 )
 from app.domain.error_text.json_text import as_json
 
-RENDERED_WHOLE = 64  # messages: a longer conversation is rendered part by part
-MAX_MESSAGES = 1_000  # of a conversation that cannot be, which takes time by their square: at most some seconds
+MAX_MESSAGES_IN_ONE_RENDERING = 64  # a longer conversation is rendered in parts
+MAX_MESSAGES = 1_000  # of a conversation that cannot be rendered in parts: quadratic time, at most some seconds
 
 
 class Renderer:
-    """A tokenizer and its chat template, read from a base model's directory without importing transformers or torch."""
+    """A tokenizer and its chat template, without transformers or torch (app.system.tokenizer_files reads them)."""
 
     def __init__(
         self,
         tokenizer: Tokenizer,
         chat_template: str | None,
-        specials: Mapping[str, str],
+        special_tokens: Mapping[str, str],
         stops: Sequence[str] = (),
-        opening: Sequence[int] = (),
+        bos_tokens: Sequence[int] = (),
         now: datetime | None = None,
     ) -> None:
-        """`stops` end generation beside the eos token; `opening` is what begins every text that no template writes.
+        """`stops` end generation besides the eos token; `bos_tokens` begin every text that has no chat template.
 
-        `now` is what a template prints that asks for the time, as Llama 3's do; absent: that of this call.
+        `now` is the time that a template prints, as Llama 3's do; default: the current time.
         """
         self.tokenizer = tokenizer
-        self.specials = specials
-        self.eos = specials.get("eos_token") or next(iter(stops), "")
+        self.special_tokens = special_tokens
+        self.eos = special_tokens.get("eos_token") or next(iter(stops), "")
         self.stops = tuple(dict.fromkeys(filter(None, (self.eos, *stops))))
-        self.opening = list(opening)
+        self.bos_tokens = list(bos_tokens)
         self.now = now or datetime.now()
-        self.template = ChatTemplate(chat_template, specials, self.now) if chat_template else None
-        self._stop = _any_of(self.stops)
-        self._can_cut = _can_cut(tokenizer)
-        self.special = _any_of(_special_texts(tokenizer))
-        self._last_special = _any_of(_special_texts(tokenizer), r"\s*\Z")
+        self.template = ChatTemplate(chat_template, special_tokens, self.now) if chat_template else None
+        self._stop = _alternation(self.stops)
+        self._can_encode_in_parts = _can_encode_in_parts(tokenizer)
+        self.special_pattern = _alternation(_special_texts(tokenizer))
+        self._last_special = _alternation(_special_texts(tokenizer), r"\s*\Z")
 
     @property
     def stop_ids(self) -> list[int]:
@@ -68,9 +68,10 @@ class Renderer:
         return [token for token in ids if token is not None]
 
     def documents(self, example: Example) -> list[Document]:
-        """One document, or one per learned turn where the template renders earlier turns differently later on.
+        """The documents of an example; of a pair, those of the preferred answer first. Raises TemplateRefused.
 
-        Of a pair, those of the preferred answer and then those of the other. Raises TemplateRefused.
+        A conversation is one document, or one document per trained turn if the template renders earlier turns
+        differently later in the conversation.
         """
         if example.text is not None:
             return [self._plain(example.line, example.text)]
@@ -79,23 +80,23 @@ class Renderer:
         if not example.is_pair:
             return self._conversation(example, example.messages)
         return [
-            replace(document, side=side)
-            for side, answer in ((PREFERRED, example.preferred), (NON_PREFERRED, example.non_preferred))
+            replace(document, pair_role=role)
+            for role, answer in ((PREFERRED, example.preferred), (NON_PREFERRED, example.non_preferred))
             for document in self._conversation(example, (*example.messages, *answer), first=len(example.messages))
         ]
 
     def text(self, messages: Sequence[Message], tools: Sequence[Message] = (), prompt: bool = False) -> str:
-        """The template's text; `prompt` adds what precedes an answer. Raises TemplateRefused."""
+        """The rendered conversation; `prompt` adds the generation prompt. Raises TemplateRefused."""
         if self.template is None:
             raise TemplateRefused("the base model's tokenizer has no chat template; use prompt/completion lines")
         return self.template.text(messages, tools, prompt)
 
-    def prints(
-        self, whole: list[Message], tools: Sequence[Message], less: list[Message], fewer_tools: Sequence[Message]
+    def renders_differently(
+        self, messages: list[Message], tools: Sequence[Message], fewer: list[Message], fewer_tools: Sequence[Message]
     ) -> bool:
-        """Whether the text is another one with less in it. A template that refuses it then has seen the difference."""
+        """Whether the template prints what `fewer` messages and tools lack; also true if it refuses them."""
         try:
-            return self.text(less, fewer_tools) != self.text(whole, tools)
+            return self.text(fewer, fewer_tools) != self.text(messages, tools)
         except TemplateRefused:
             return True
 
@@ -103,9 +104,9 @@ class Renderer:
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def encode_plain(self, text: str) -> list[int]:
-        """A text that no template wrote, as it is served: after the token that begins a sequence, if there is one."""
+        """The tokens of a text without a chat template, as at inference: after the beginning-of-sequence token."""
         tokens = self.encode(text)
-        return tokens if tokens[: len(self.opening)] == self.opening else [*self.opening, *tokens]
+        return tokens if tokens[: len(self.bos_tokens)] == self.bos_tokens else [*self.bos_tokens, *tokens]
 
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
@@ -113,162 +114,154 @@ class Renderer:
     # --- a conversation ----------------------------------------------------------------------------------------------
 
     def _conversation(self, example: Example, messages: Sequence[Message], first: int = 0) -> list[Document]:
-        """Learned are the assistant's messages from the index `first` on, but for those with weight 0."""
+        """The trained turns are the assistant messages from index `first` on whose weight is not 0."""
         line, tools = example.line, example.tools
-        learned = [i for i, message in enumerate(messages) if i >= first and _is_learned(message)]
-        shaped = for_template(messages)
-        whole = self.text(shaped, tools)
-        check_tools(self.prints, shaped, tools)
-        cut, spans = self._by_parts(shaped, learned, tools, whole) or ([Part.whole(shaped, tools)], None)
-        is_learned = frozenset(learned)
-        for part in cut:
-            check_context(self.prints, part, is_learned)
+        trained = [i for i, message in enumerate(messages) if i >= first and _is_trained(message)]
+        normalized = normalize_messages(messages)
+        text = self.text(normalized, tools)
+        check_tools(self.renders_differently, normalized, tools)
+        parts, spans = self._by_parts(normalized, trained, tools, text) or ([Part.whole(normalized, tools)], None)
+        trained_turns = frozenset(trained)
+        for part in parts:
+            check_context_messages(self.renders_differently, part, trained_turns)
         if spans is None:
-            spans = self._as_one(shaped, learned, tools, whole)
+            spans = self._in_one_text(normalized, trained, tools, text)
         if spans is None:
-            documents = [self._turn(line, shaped, i, tools) for i in learned]
+            documents = [self._turn(line, normalized, i, tools) for i in trained]
         else:
-            self._check_learned(cut, dict(zip(learned, spans, strict=True)), whole)
-            documents = [self._document(line, whole, spans)]
+            self._check_trained(parts, dict(zip(trained, spans, strict=True)), text)
+            documents = [self._document(line, text, spans)]
         if example.rules > 1:
-            for part in cut:
-                check_each_call(self.prints, part, is_learned)
+            for part in parts:
+                check_each_call(self.renders_differently, part, trained_turns)
         return documents
 
     def _by_parts(
-        self, messages: list[Message], learned: Sequence[int], tools: Sequence[Message], whole: str
+        self, messages: list[Message], trained: Sequence[int], tools: Sequence[Message], text: str
     ) -> tuple[list[Part], list[Span]] | None:
-        """The parts of a long conversation, and where its learned turns stand in the whole text.
+        """The parts of a long conversation, and the spans of its trained turns in `text`, the whole conversation.
 
-        None for a short one, and where the parts do not tell; raises TemplateRefused for a very long one of those.
+        None for a short conversation, or if the template does not render the parts alike. Raises TemplateRefused for
+        more than MAX_MESSAGES messages that it does not render alike.
         """
-        if len(messages) <= RENDERED_WHOLE:
+        if len(messages) <= MAX_MESSAGES_IN_ONE_RENDERING:
             return None
-        cut = list(parts(messages, tools))
-        spans = spans_by_parts(self.text, self._span, cut, learned, whole)
-        if spans is not None and (not spans or self._span(messages, learned[-1], tools, whole) == spans[-1]):
-            return cut, spans
+        parts = list(split_conversation(messages, tools))
+        spans = spans_by_parts(self.text, self._span, parts, trained, text)
+        if spans is not None and (not spans or self._span(messages, trained[-1], tools, text) == spans[-1]):
+            return parts, spans
         if len(messages) > MAX_MESSAGES:
             raise TemplateRefused(
-                f"a conversation of {len(messages):,} messages, but this model's chat template does not print "
-                f"each by itself, so it takes at most {MAX_MESSAGES:,}; split it into several lines"
+                f"a conversation of {len(messages):,} messages; at most {MAX_MESSAGES:,} are allowed with this model, "
+                "whose chat template renders a message depending on earlier ones; split it into several lines"
             )
         return None
 
-    def _as_one(
-        self, messages: list[Message], learned: Sequence[int], tools: Sequence[Message], whole: str
+    def _in_one_text(
+        self, messages: list[Message], trained: Sequence[int], tools: Sequence[Message], text: str
     ) -> list[Span] | None:
-        """Where the learned turns stand in the whole text; None where one of them stands in another text only."""
-        found = [self._span(messages, i, tools, whole) for i in learned]
-        stable = [span for span in found if span is not None]
-        return stable if len(stable) == len(found) else None
+        """The spans of the trained turns in the text of the whole conversation; None if one of them is not in it."""
+        spans = [self._span(messages, i, tools, text) for i in trained]
+        stable = [span for span in spans if span is not None]
+        return stable if len(stable) == len(spans) else None
 
-    def _span(self, messages: list[Message], turn: int, tools: Sequence[Message], whole: str) -> Span | None:
-        """Where the turn stands in the whole text; None where the whole text is another one up to there."""
+    def _span(self, messages: list[Message], turn: int, tools: Sequence[Message], text: str) -> Span | None:
+        """The span of the turn in the text of the conversation; None if that text differs up to the turn's end."""
         before = self.text(messages[:turn], tools, prompt=True)
         through = self.text(messages[: turn + 1], tools)
         if not through.startswith(before):
             return None
         span = Span(len(before), self._end_of_turn(through, len(before)))
-        if not whole.startswith(through[: span.end]):  # what follows the turn is nobody's to learn, and may differ
+        if not text.startswith(through[: span.end]):  # the text after the turn may differ
             return None
         return span
 
     def _turn(self, line: int, messages: list[Message], turn: int, tools: Sequence[Message]) -> Document:
-        """The conversation as it is when this turn is the newest."""
+        """The document of the conversation up to this turn."""
         through = self.text(messages[: turn + 1], tools)
         span = self._span(messages, turn, tools, through)
         if span is None:
             raise TemplateRefused(
-                f"message {turn + 1}: the model's chat template does not begin an answer with its generation prompt, "
-                "so what is learned would not be what is generated"
+                f"message {turn + 1}: the model's chat template does not start an answer with its generation prompt, "
+                "so the trained text would differ from the generated text"
             )
-        self._check_learned([Part.whole(messages, tools)], {turn: span}, through)
+        self._check_trained([Part.whole(messages, tools)], {turn: span}, through)
         return self._document(line, through, [span])
 
     def _end_of_turn(self, text: str, start: int) -> int:
-        """Generation stops at the first stop token: what a template prints after it is never generated.
+        """The end of the first stop token, at which generation stops; without one the end of the text.
 
-        A template may end its turns with a special token that the model's files do not name as a stop; then that one.
+        Some templates end a turn with a special token that the model's files do not declare as a stop token.
         """
-        found = self._stop.search(text, start) if self._stop else None
-        if found is None and self._last_special:
-            found = self._last_special.search(text, start)
-        return found.end(1) if found else len(text)
+        match = self._stop.search(text, start) if self._stop else None
+        if match is None and self._last_special:
+            match = self._last_special.search(text, start)
+        return match.end(1) if match else len(text)
 
-    def _check_learned(self, cut: Sequence[Part], spans: Mapping[int, Span], text: str) -> None:
-        """Check each learned turn, by its index in the conversation, against its text."""
-        for part in cut:
+    def _check_trained(self, parts: Sequence[Part], spans: Mapping[int, Span], text: str) -> None:
+        """Check the text of each trained turn; `spans` is by the turn's index in the conversation."""
+        for part in parts:
             for turn in part.turns:
                 if turn in spans:
-                    learned = text[spans[turn].start : spans[turn].end]
-                    self._check(part.message(turn), turn, learned)
-                    check_reasoning(self.prints, part, turn, learned)
+                    trained_text = text[spans[turn].start : spans[turn].end]
+                    self._check_turn(part.message(turn), turn, trained_text)
+                    check_reasoning(self.renders_differently, part, turn, trained_text)
 
-    def _check(self, message: Message, turn: int, learned: str) -> None:
-        """What the user wrote is learned, or refused: a template may print less than that, and a stop token ends it."""
+    def _check_turn(self, message: Message, turn: int, trained_text: str) -> None:
+        """Raise TemplateRefused if the turn contains a stop token, or calls that the template does not print."""
         written = "\n".join([message["content"], *(message.get(key, "") for key in REASONING_KEYS)])
         if self._stop and (stop := self._stop.search(written)):
             raise TemplateRefused(
                 f"message {turn + 1} contains {as_json(stop[1])}, which ends the model's turn: nothing after it can be "
                 "generated; remove it from the text"
             )
-        check_learned_calls(message, turn, learned)
+        check_trained_calls(message, turn, trained_text)
 
-    # --- what no template writes -------------------------------------------------------------------------------------
+    # --- without a chat template --------------------------------------------------------------------------------------
 
     def _completion(self, line: int, prompt: str, completion: str) -> Document:
         text = prompt + completion + self.eos
-        return self._document(line, text, [Span(len(prompt), len(text))], self.opening)
+        return self._document(line, text, [Span(len(prompt), len(text))], self.bos_tokens)
 
     def _plain(self, line: int, text: str) -> Document:
         text += self.eos
-        return replace(self._document(line, text, [Span(0, len(text))], self.opening), is_text=True)
+        return replace(self._document(line, text, [Span(0, len(text))], self.bos_tokens), is_text=True)
 
     # --- tokens ------------------------------------------------------------------------------------------------------
 
-    def _document(self, line: int, text: str, spans: Sequence[Span], opening: Sequence[int] = ()) -> Document:
+    def _document(self, line: int, text: str, spans: Sequence[Span], bos_tokens: Sequence[int] = ()) -> Document:
         tokens, starts = self._tokens(text, spans)
-        labelled = are_within(starts, spans)
-        if tokens[: len(opening)] != list(opening):
-            tokens, labelled = [*opening, *tokens], [False] * len(opening) + labelled
+        labelled = within_spans(starts, spans)
+        if tokens[: len(bos_tokens)] != list(bos_tokens):
+            tokens, labelled = [*bos_tokens, *tokens], [False] * len(bos_tokens) + labelled
         if labelled:
-            labelled[0] = False  # nothing precedes the first token, so nothing can predict it
+            labelled[0] = False  # no token precedes the first one to predict it
         return Document(line, tokens, labelled)
 
     def _tokens(self, text: str, spans: Sequence[Span]) -> tuple[list[int], list[int]]:
-        """Tokens, and the character each begins at.
+        """The tokens, and the index of the character at which each begins.
 
-        Cut where an answer begins, so the tokens before it are those of the prompt at serving: in one text the newline
-        that ends a prompt may become one token with what follows it.
+        The text is encoded in parts that begin at the answers, so that the tokens of a prompt are the same at
+        inference: in one text the newline at the end of a prompt may merge with the following characters.
         """
-        borders = sorted({0, len(text), *(span.start for span in spans)}) if self._can_cut else [0, len(text)]
+        boundaries = (
+            sorted({0, len(text), *(span.start for span in spans)}) if self._can_encode_in_parts else [0, len(text)]
+        )
         tokens: list[int] = []
         starts: list[int] = []
-        for begin, end in pairwise(borders):
+        for begin, end in pairwise(boundaries):
             encoding = self.tokenizer.encode(text[begin:end], add_special_tokens=False)
             tokens += encoding.ids
             starts += [begin + start for start, _ in encoding.offsets]
         return tokens, starts
 
 
-def supervised_texts(renderer: Renderer, document: Document) -> Iterator[str]:
-    """The learned stretches of a document as text, for previews and tests."""
-    stretch: list[int] = []
-    for token, is_labelled in zip([*document.tokens, 0], [*document.labelled, False], strict=True):
-        if is_labelled:
-            stretch.append(token)
-        elif stretch:
-            yield str(renderer.tokenizer.decode(stretch, skip_special_tokens=False))
-            stretch = []
-
-
-def _is_learned(message: Message) -> bool:
+def _is_trained(message: Message) -> bool:
     return message["role"] == "assistant" and message.get("weight") != 0
 
 
-def _any_of(words: Iterable[str], tail: str = "") -> re.Pattern[str] | None:
-    """Any of the words, the longest first, as group 1."""
+def _alternation(words: Iterable[str], tail: str = "") -> re.Pattern[str] | None:
+    """A pattern that matches any of the words, the longest first, as group 1."""
     alternatives = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
     return re.compile(f"({alternatives}){tail}") if alternatives else None
 
@@ -277,7 +270,7 @@ def _special_texts(tokenizer: Tokenizer) -> list[str]:
     return [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
 
 
-def _can_cut(tokenizer: Tokenizer) -> bool:
-    """Whether a text may be encoded in parts. Not where each part would begin with a space of its own."""
+def _can_encode_in_parts(tokenizer: Tokenizer) -> bool:
+    """Whether a text can be encoded in parts; not if the tokenizer adds a space at the beginning of each."""
     part = list(tokenizer.encode("a b", add_special_tokens=False).ids)
     return str(tokenizer.decode(part + part, skip_special_tokens=False)) == "a ba b"

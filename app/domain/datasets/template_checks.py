@@ -1,7 +1,7 @@
-"""Whether a model's chat template prints all of a conversation: what it leaves out is refused, with what to do.
+"""Checks that a model's chat template prints all of a conversation. What it omits is refused, with a remedy.
 
-A template is rendered, not read: a text that stays the same without a call, a tool or a thought does not have it.
-A long conversation is checked part by part, so that the time grows with its length.
+A template is rendered, not parsed: if the text is the same without a call, a tool or reasoning, the template does not
+print it. Long conversations are checked in parts, so that the time grows linearly with their length.
 """
 
 from __future__ import annotations
@@ -13,46 +13,46 @@ from app.domain.datasets.conversation_parts import Part
 from app.domain.datasets.messages import REASONING_KEYS
 from app.domain.error_text.json_text import as_json
 
-# Renderer.prints: (messages, tools, fewer messages, fewer tools) -> whether their texts differ
-Prints = Callable[[list[Message], Sequence[Message], list[Message], Sequence[Message]], bool]
+# Renderer.renders_differently: (messages, tools, fewer messages, fewer tools) -> whether their texts differ
+RendersDifferently = Callable[[list[Message], Sequence[Message], list[Message], Sequence[Message]], bool]
 
 
-def check_tools(prints: Prints, messages: list[Message], tools: Sequence[Message]) -> None:
-    """Raise TemplateRefused for tools that the model would not see."""
+def check_tools(prints: RendersDifferently, messages: list[Message], tools: Sequence[Message]) -> None:
+    """Raise TemplateRefused for tools that the template does not print."""
     if tools and not prints(messages, tools, messages, ()):
-        raise _unprinted("tools", "the tools of this line would be left out", "describe them in a message")
+        raise _not_printed_error("tools", "the tools of this line would be left out", "describe them in a message")
 
 
-def check_context(prints: Prints, part: Part, learned: Collection[int]) -> None:
-    """Raise TemplateRefused for results, and reasoning and calls that are not learned, that the model would not see.
+def check_context_messages(prints: RendersDifferently, part: Part, trained: Collection[int]) -> None:
+    """Raise TemplateRefused for tool results, and for untrained reasoning and calls, that the template does not print.
 
-    `learned` are indices of the conversation.
+    `trained` are indices of the conversation.
     """
     for turn in part.turns:
         message, before, through = part.message(turn), part.before(turn), part.through(turn)
         if message["role"] == "tool" and not prints(through, part.tools, before, part.tools):
-            raise _unprinted(
+            raise _not_printed_error(
                 "the results of tools", f"message {turn + 1} would be left out", "write it as a user's message"
             )
-        if message["role"] == "assistant" and turn not in learned:
+        if message["role"] == "assistant" and turn not in trained:
             check_reasoning(prints, part, turn)
-        if message.get("tool_calls") and turn not in learned:
-            silent = {key: value for key, value in message.items() if key != "tool_calls"}
-            if not prints(through, part.tools, [*before, silent], part.tools):
+        if message.get("tool_calls") and turn not in trained:
+            without_calls = {key: value for key, value in message.items() if key != "tool_calls"}
+            if not prints(through, part.tools, [*before, without_calls], part.tools):
                 what = f"the call of message {turn + 1} would be left out"
-                raise _unprinted("tool calls", what, "write the call into the content")
+                raise _not_printed_error("tool calls", what, "write the call into the content")
 
 
-def check_reasoning(prints: Prints, part: Part, turn: int, learned: str = "") -> None:
-    """Reasoning stands in the text of its turn, or is refused; `learned` is where it must stand to be learned."""
+def check_reasoning(prints: RendersDifferently, part: Part, turn: int, trained_text: str = "") -> None:
+    """Raise TemplateRefused for reasoning that the template does not print, or not in `trained_text`, if given."""
     message, before, tools = part.message(turn), part.before(turn), part.tools
     for key in REASONING_KEYS:
-        thought = message.get(key, "").strip()
-        if not thought:
+        reasoning = message.get(key, "").strip()
+        if not reasoning:
             continue
         without = {name: value for name, value in message.items() if name != key}
         is_printed = prints([*before, message], tools, [*before, without], tools)
-        if is_printed and (not learned or thought in learned):
+        if is_printed and (not trained_text or reasoning in trained_text):
             continue
         other = next(name for name in REASONING_KEYS if name != key)
         renamed = without | {other: message[key]}
@@ -64,45 +64,46 @@ def check_reasoning(prints: Prints, part: Part, turn: int, learned: str = "") ->
         )
 
 
-def check_learned_calls(message: Message, turn: int, learned: str) -> None:
-    """Raise TemplateRefused for a call whose name is not in `learned`, the text of its turn.
+def check_trained_calls(message: Message, turn: int, trained_text: str) -> None:
+    """Raise TemplateRefused for a call whose name is not in `trained_text`, the text of its turn.
 
-    A template prints calls in their order, so each is looked for from the one before on: a message may have thousands.
+    A template prints calls in order, so each search starts at the previous call: a message may have thousands.
     """
     position = 0
     for call in message.get("tool_calls", ()):
         name = call["function"]["name"]
-        position = learned.find(name, position)
+        position = trained_text.find(name, position)
         if position < 0:
-            position = learned.find(name)
+            position = trained_text.find(name)
         if position < 0:
-            raise _unlearned_call(turn, call)
+            raise _call_not_printed_error(turn, call)
 
 
-def check_each_call(prints: Prints, part: Part, learned: Collection[int]) -> None:
-    """The name of a call may stand in the content, too, and a template may print the first of several only.
+def check_each_call(prints: RendersDifferently, part: Part, trained: Collection[int]) -> None:
+    """Raise TemplateRefused for a trained call that the template does not print.
 
-    Asked of a message's first and last call: of each, a message with many would be rendered in quadratic time.
+    The name of the call may also be in the content, and a template may print only the first of several calls. Only the
+    first and the last call of a message are checked: checking all of them would take quadratic time.
     """
     for turn in part.turns:
         message, before = part.message(turn), part.before(turn)
-        calls = message.get("tool_calls", []) if turn in learned else []
+        calls = message.get("tool_calls", []) if turn in trained else []
         for number in sorted({0, len(calls) - 1}) if calls else ():
             others = {"tool_calls": rest} if (rest := calls[:number] + calls[number + 1 :]) else {}
             fewer = {key: value for key, value in message.items() if key != "tool_calls"} | others
             if not prints([*before, message], part.tools, [*before, fewer], part.tools):
-                raise _unlearned_call(turn, calls[number])
+                raise _call_not_printed_error(turn, calls[number])
 
 
-def _unlearned_call(turn: int, call: Message) -> TemplateRefused:
+def _call_not_printed_error(turn: int, call: Message) -> TemplateRefused:
     name = as_json(call["function"]["name"])
     return TemplateRefused(
         f"message {turn + 1}: the model's chat template does not print tool calls, so {name} "
-        "would not be learned; write the call into the content, or choose a base model whose template knows tools"
+        "would not be trained; write the call into the content, or choose a base model whose template knows tools"
     )
 
 
-def _unprinted(what: str, left_out: str, instead: str) -> TemplateRefused:
+def _not_printed_error(what: str, left_out: str, instead: str) -> TemplateRefused:
     return TemplateRefused(
         f"the model's chat template does not print {what}, so {left_out}; {instead}, or choose a base model whose "
         "template knows tools"

@@ -1,6 +1,6 @@
-"""What a job takes and a person may not have meant: found row by row, counted, and put into words.
+"""Warnings: properties of a data set that are valid but probably unintended.
 
-A refusal fails the job; a warning stands in the report of a file, in an event of the job and in the job's `warnings`.
+A finding fails the job; a warning is in the report of a file, in an event of the job and in the job's `warnings`.
 """
 
 from __future__ import annotations
@@ -10,66 +10,65 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from app.domain.datasets.chat_template import Message, content_text, for_template
+from app.domain.datasets.chat_template import Message, content_text, normalize_messages
 from app.domain.datasets.examples import Example
 from app.domain.datasets.messages import REASONING_KEYS
 from app.domain.datasets.render import Renderer
 from app.domain.jobs.spec import Method
 
-FIRST_LINES = 10
-ROWS_REMEMBERED = 1_000_000  # different rows of a file, about 110 bytes each; later ones are compared with these
+MAX_FIRST_LINES = 10
+MAX_INDEXED_ROWS = 1_000_000  # distinct rows, about 110 bytes each; later rows are only compared with them
 
-NOTHING: dict[Method, str] = {
-    "supervised": "examples without a token to learn from",
-    "dpo": "pairs without two different answers to learn from",
+UNTRAINABLE: dict[Method, str] = {
+    "supervised": "examples without a token to train on",
+    "dpo": "pairs without two different answers",
 }
-WORDS = {
+MESSAGES = {
     "cut": (
-        "examples longer than context_length ({context_length:,} tokens), cut at their end: {lines}. Shorten them, or "
-        "raise hyperparameters.context_length"
+        "examples longer than context_length ({context_length:,} tokens), truncated at their end: {lines}. Shorten "
+        "them, or raise hyperparameters.context_length"
     ),
-    "empty": "{nothing}, which contribute nothing: {lines}",
+    "empty": "{nothing}, which do not contribute: {lines}",
     "empty_answer": (
-        "rows with an empty answer: {lines}. The model learns to answer nothing there; fill the answers in, or remove "
+        "rows with an empty answer: {lines}. The model learns to give an empty answer; fill in the answers, or remove "
         "the rows"
     ),
     "duplicate_rows": (
-        "rows that repeat an earlier row: {lines}. Each is trained again in every epoch; remove those that are not "
-        "meant to weigh more"
+        "rows that repeat an earlier row: {lines}. They have more weight in training; remove unintended duplicates"
     ),
     "overlap": (
-        "rows of the validation file that are in the training file, too: {lines} of {rows:,} different rows. Their "
-        "validation loss says how well they were memorised; name a file of other rows"
+        "rows of the validation file that are also in the training file: {lines} of {rows:,} different rows. The "
+        "validation loss of memorized rows is too low; use a file of other rows"
     ),
     "unknown_function": (
-        'rows with a call of a function that their "tools" do not have: {lines}. The model learns to call what it is '
-        'not offered; add the function to "tools"'
+        'rows with a call of a function that is not in their "tools": {lines}. The model learns to call unavailable '
+        'functions; add the function to "tools"'
     ),
     "unprinted_name": (
         'rows with a "name" that the model\'s chat template does not print: {lines}. The model does not see it; write '
         "it into the content if it matters"
     ),
     "unprinted_content": (
-        "rows with content beside tool calls, of which the model's chat template prints only the calls: {lines}. The "
-        "model does not see the content; give it a message of its own if it matters"
+        "rows with content and tool calls, of which the model's chat template prints only the calls: {lines}. The "
+        "model does not see the content; move it to a separate message if it matters"
     ),
     "control_token": (
         "rows with a control token of the model in the text of a system, user or tool message: {lines}. It becomes "
-        "that token, as at serving, and may end the turn; remove it if it is meant as text"
+        "that token, as at inference, and may end the turn; remove it if it is meant as text"
     ),
 }
 
 
 @dataclass
-class Lines:
-    """How many lines, and which came first."""
+class LineCount:
+    """The number of lines, and the first of them."""
 
     count: int = 0
     first: list[int] = field(default_factory=list)
 
     def add(self, line: int) -> None:
         self.count += 1
-        if len(self.first) < FIRST_LINES:
+        if len(self.first) < MAX_FIRST_LINES:
             self.first.append(line)
 
     def __str__(self) -> str:
@@ -79,7 +78,7 @@ class Lines:
 
 @dataclass(frozen=True)
 class DatasetWarning:
-    """`count` rows of one file with the same peculiarity; `first_lines` has the first ten of them."""
+    """A warning about `count` rows of one file; `first_lines` has the first ten of them."""
 
     code: str
     message: str
@@ -87,63 +86,71 @@ class DatasetWarning:
     first_lines: Sequence[int]
 
 
-class SeenRows:
-    """The rows of one file by what they mean: white space, the order of keys, null for what may be absent and the
-    spelling of a pair make no other row."""
+class RowIndex:
+    """The distinct rows of one file, by digest.
+
+    Rows that differ only in white space, the order of keys, null for an absent key or the spelling of a pair's keys
+    are equal.
+    """
 
     def __init__(self) -> None:
-        self.lines: dict[int, int] = {}  # digest of 64 bits -> line: two of a million rows share one by 1 in 37 million
+        self.lines: dict[
+            int, int
+        ] = {}  # 64-bit digest -> line; for a million rows the chance of a collision is 1 in 37 million
 
     def __len__(self) -> int:
         return len(self.lines)
 
     @property
     def is_full(self) -> bool:
-        return len(self.lines) >= ROWS_REMEMBERED
+        return len(self.lines) >= MAX_INDEXED_ROWS
 
     def add(self, digest: int, line: int) -> int | None:
-        """The line of an earlier row with the same digest; None for a new row, which is remembered."""
+        """The line of an earlier row with the same digest; None for a new row, which is added."""
         earlier = self.lines.get(digest)
         if earlier is None and not self.is_full:
             self.lines[digest] = line
         return earlier
 
 
-def digest_of(example: Example) -> int:
+def row_digest(example: Example) -> int:
     conversations = (example.messages, example.preferred, example.non_preferred)
-    meaning = (
+    content = (
         [[_without_nulls(message) for message in messages] for messages in conversations],
-        example.tools, example.prompt, example.completion, example.text,
-    )  # fmt: skip
-    text = json.dumps(meaning, sort_keys=True, separators=(",", ":"))
+        example.tools,
+        example.prompt,
+        example.completion,
+        example.text,
+    )
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def codes_of(example: Example, renderer: Renderer) -> Iterator[str]:
-    """What is peculiar about one row by itself."""
+def warning_codes(example: Example, renderer: Renderer) -> Iterator[str]:
+    """Yield the codes of the warnings about one row by itself."""
     outputs = [output for output in (example.preferred, example.non_preferred) if output]
     if _has_empty_answer(example):
         yield "empty_answer"
     if _calls_unknown_function(example):
         yield "unknown_function"
     conversations = [(*example.messages, *output) for output in outputs] or [example.messages]
-    if any(_leaves_out_names(each, example.tools, renderer) for each in conversations):
+    if any(_omits_names(each, example.tools, renderer) for each in conversations):
         yield "unprinted_name"
-    if any(_leaves_out_content(each, example.tools, renderer) for each in conversations):
+    if any(_omits_content(each, example.tools, renderer) for each in conversations):
         yield "unprinted_content"
     if any(_has_control_token(each, renderer) for each in conversations):
         yield "control_token"
 
 
-def in_words(
-    found: Mapping[str, Lines], method: Method, context_length: int, different_rows: int
+def build_warnings(
+    lines_by_code: Mapping[str, LineCount], method: Method, context_length: int, different_rows: int
 ) -> list[DatasetWarning]:
-    """In the order of WORDS; the sentences begin in lower case, after the name of the file."""
-    values = {"context_length": context_length, "nothing": NOTHING[method], "rows": different_rows}
+    """The warnings in the order of MESSAGES. Their texts begin in lower case, to follow the name of the file."""
+    values = {"context_length": context_length, "nothing": UNTRAINABLE[method], "rows": different_rows}
     return [
-        DatasetWarning(code, words.format(lines=lines, **values), lines.count, lines.first)
-        for code, words in WORDS.items()
-        if (lines := found.get(code)) is not None and lines.count
+        DatasetWarning(code, message.format(lines=lines, **values), lines.count, lines.first)
+        for code, message in MESSAGES.items()
+        if (lines := lines_by_code.get(code)) is not None and lines.count
     ]
 
 
@@ -157,17 +164,17 @@ def _has_empty_answer(example: Example) -> bool:
         return not example.completion.strip()
     answers = (*example.preferred, *example.non_preferred) if example.is_pair else example.messages
     return any(
-        message["role"] == "assistant" and message.get("weight") != 0 and _says_nothing(message) for message in answers
+        message["role"] == "assistant" and message.get("weight") != 0 and _is_empty(message) for message in answers
     )
 
 
-def _says_nothing(message: Message) -> bool:
+def _is_empty(message: Message) -> bool:
     keys = ("refusal", "tool_calls", "function_call", *REASONING_KEYS)
     return not content_text(message).strip() and not any(message.get(key) for key in keys)
 
 
 def _calls_unknown_function(example: Example) -> bool:
-    """A tool is an object with the name of a function, but for files that were checked by the first line rules."""
+    """Files that were checked by the first line rules may have tools that are not such objects."""
     functions = [tool.get("function") for tool in example.tools]
     known = {function.get("name") for function in functions if isinstance(function, dict)}
     for message in (*example.messages, *example.preferred, *example.non_preferred):
@@ -178,32 +185,37 @@ def _calls_unknown_function(example: Example) -> bool:
     return False
 
 
-def _leaves_out_names(messages: Sequence[Message], tools: Sequence[Message], renderer: Renderer) -> bool:
-    """Of a `function` message the name is no loss: it must be given, and the call before it has it."""
-    named = {message["role"] for message in messages if message.get("name") and message["role"] != "function"}
-    whole = for_template(messages)
-    return any(not renderer.prints(whole, tools, for_template(_without_names(messages, role)), tools) for role in named)
+def _omits_names(messages: Sequence[Message], tools: Sequence[Message], renderer: Renderer) -> bool:
+    """The name of a `function` message does not count: it is required, and the call before it contains it."""
+    roles = {message["role"] for message in messages if message.get("name") and message["role"] != "function"}
+    normalized = normalize_messages(messages)
+    return any(
+        not renderer.renders_differently(normalized, tools, normalize_messages(_without_names(messages, role)), tools)
+        for role in roles
+    )
 
 
-def _leaves_out_content(messages: Sequence[Message], tools: Sequence[Message], renderer: Renderer) -> bool:
-    """Asked of all such messages at once, for the sake of long conversations: a template prints all of them or none."""
-    calling = {
+def _omits_content(messages: Sequence[Message], tools: Sequence[Message], renderer: Renderer) -> bool:
+    """All such messages are checked at once, for speed: a template prints the content of all of them or of none."""
+    turns_with_both = {
         turn
         for turn, message in enumerate(messages)
         if (message.get("tool_calls") or message.get("function_call")) and content_text(message).strip()
     }
-    if not calling:
+    if not turns_with_both:
         return False
-    shaped = for_template(messages)
-    silent = [message | {"content": ""} if turn in calling else message for turn, message in enumerate(shaped)]
-    return not renderer.prints(shaped, tools, silent, tools)
+    normalized = normalize_messages(messages)
+    without_content = [
+        message | {"content": ""} if turn in turns_with_both else message for turn, message in enumerate(normalized)
+    ]
+    return not renderer.renders_differently(normalized, tools, without_content, tools)
 
 
 def _has_control_token(messages: Sequence[Message], renderer: Renderer) -> bool:
-    """In an answer it may be wanted: reasoning and calls are written by hand that way."""
-    special = renderer.special
-    return special is not None and any(
-        special.search(content_text(message)) for message in messages if message["role"] != "assistant"
+    """Answers do not count: data sets may contain reasoning and calls with control tokens."""
+    pattern = renderer.special_pattern
+    return pattern is not None and any(
+        pattern.search(content_text(message)) for message in messages if message["role"] != "assistant"
     )
 
 

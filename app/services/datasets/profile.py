@@ -17,7 +17,14 @@ from sqlalchemy.orm import Session
 
 from app.db.tables import File
 from app.domain.base_models.catalog import CatalogEntry
-from app.domain.datasets.profile import Limits, Survey, histogram, method_of_file, quantiles, survey
+from app.domain.datasets.profile import (
+    DatasetProfile,
+    ProfileLimits,
+    histogram,
+    method_of_file,
+    profile_dataset,
+    quantiles,
+)
 from app.domain.error_text.json_text import as_json
 from app.domain.jobs.spec import Method
 from app.errors import BadRequest, Unavailable
@@ -58,7 +65,7 @@ class ProfileInputs:
     model: str
     directory: Path
     method: Method | None
-    limits: Limits
+    limits: ProfileLimits
     least_examples: int
 
 
@@ -88,12 +95,12 @@ def load_inputs(
         model=request.model,
         directory=Path(base.directory),
         method=_method(request.method),
-        limits=Limits(
+        limits=ProfileLimits(
             context_length=_context_length(request.context_length, entry),
             max_line_bytes=settings.max_line_bytes,
             preview_rows=_within("rows", request.rows, 0, MAX_PREVIEW_ROWS),
             tokenize_every=max(1, -(-file.bytes // SAMPLED_ABOVE_BYTES)),
-            seconds=READ_TIMEOUT_SECONDS,
+            timeout_seconds=READ_TIMEOUT_SECONDS,
         ),
         least_examples=settings.min_training_examples,
     )
@@ -128,18 +135,18 @@ def _total_bytes(inputs: ProfileInputs) -> int:
 
 
 def profile_files(
-    directory: Path, method: Method, limits: Limits, file: BinaryIO, validation_file: BinaryIO | None = None
+    directory: Path, method: Method, limits: ProfileLimits, file: BinaryIO, validation_file: BinaryIO | None = None
 ) -> Json:
     """Read the files with the tokenizer of `directory`."""
     try:
         renderer = load_renderer(directory)
     except Exception as error:  # tokenizers raises a bare Exception
         raise _no_tokenizer() from error
-    return _plain(survey(file, renderer, method, limits, validation_file), method, limits.context_length)
+    return _plain(profile_dataset(file, renderer, method, limits, validation_file), method, limits.context_length)
 
 
-def _profile_in_child(arguments: tuple[Path, Method, Limits], files: Sequence[BinaryIO], check: Check) -> Json:
-    seconds = arguments[2].seconds + KILL_AFTER_SECONDS
+def _profile_in_child(arguments: tuple[Path, Method, ProfileLimits], files: Sequence[BinaryIO], check: Check) -> Json:
+    seconds = arguments[2].timeout_seconds + KILL_AFTER_SECONDS
     try:
         return check.run(profile_files, *arguments, files=files, deadline_seconds=seconds)
     except TimeoutError as error:
@@ -154,7 +161,7 @@ def _no_tokenizer() -> Unavailable:
     return Unavailable("The tokenizer of this base model cannot be read by the API; ask its operator.", "model")
 
 
-def _plain(found: Survey, method: Method, context_length: int) -> Json:
+def _plain(found: DatasetProfile, method: Method, context_length: int) -> Json:
     report = found.report
     return {
         "method": method,

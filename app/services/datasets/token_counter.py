@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from app.domain.datasets.report import Report, examine
+from app.domain.datasets.report import DatasetReport, build_report
 from app.domain.jobs.spec import Method
 from app.errors import BadRequest, Unavailable
 from app.services.datasets.check_process import Check, takes_long
@@ -33,12 +33,12 @@ class TokenCounter:
 
     def __init__(self, max_line_bytes: int) -> None:
         self._max_line_bytes = max_line_bytes
-        self._cached_reports: OrderedDict[Key, Report] = OrderedDict()
+        self._cached_reports: OrderedDict[Key, DatasetReport] = OrderedDict()
         self._lock = threading.Lock()
 
     def count(
         self, key: Key, model_directory: Path, file: BinaryIO, size_bytes: int, param: str, check: Check | None
-    ) -> Report:
+    ) -> DatasetReport:
         """Return the report on `file`; without a `check` only from the cache.
 
         Raises NotCountedError without a `check`, BadRequest for a file that takes longer than a request may,
@@ -60,7 +60,9 @@ class TokenCounter:
                 self._cached_reports.popitem(last=False)
         return report
 
-    def _count_in_child(self, key: Key, model_directory: Path, file: BinaryIO, param: str, check: Check) -> Report:
+    def _count_in_child(
+        self, key: Key, model_directory: Path, file: BinaryIO, param: str, check: Check
+    ) -> DatasetReport:
         try:
             return check.run(
                 count_tokens,
@@ -83,13 +85,13 @@ def count_tokens(
     max_line_bytes: int,
     file: BinaryIO,
     between_lines: Callable[[], None] = lambda: None,
-) -> Report:
+) -> DatasetReport:
     try:
         renderer = load_renderer(model_directory)
     except Exception as error:  # tokenizers raises a bare Exception
         raise _no_tokenizer() from error
     _, _, context_length, method = key
-    return examine(file, renderer, context_length, max_line_bytes, between_lines, method)
+    return build_report(file, renderer, context_length, max_line_bytes, between_lines, method)
 
 
 def _no_tokenizer() -> Unavailable:

@@ -15,8 +15,8 @@ from sqlalchemy.orm import Session
 from app.db.scheduling import workers
 from app.db.tables import File
 from app.domain.base_models.catalog import CatalogEntry, RefusedModel
-from app.domain.datasets.jsonl import told
-from app.domain.datasets.report import Report, nothing_to_learn, too_few_examples
+from app.domain.datasets.jsonl import format_findings
+from app.domain.datasets.report import DatasetReport, no_trainable_tokens_message, too_few_examples_message
 from app.domain.jobs.layer_patterns import PatternError, match_spec
 from app.domain.jobs.spec import JobSpec
 from app.domain.planning.estimate import Placement, estimate_placement
@@ -66,7 +66,7 @@ class PlanInputs:
 @dataclass(frozen=True)
 class JobPlan:
     inputs: PlanInputs
-    report: Report
+    report: DatasetReport
     work: Workload
     placements: Sequence[Placement]  # in the order of inputs.places
 
@@ -122,7 +122,7 @@ def make_plan(
     """
     report = _count(storage, counter, inputs, inputs.training_file, check)
     if report.examples < least_examples:
-        raise InvalidDataset(too_few_examples("training", report.examples, least_examples), "training_file")
+        raise InvalidDataset(too_few_examples_message("training", report.examples, least_examples), "training_file")
     validation_tokens = 0
     if inputs.validation_file is not None:
         validation_tokens = _count(storage, counter, inputs, inputs.validation_file, check).tokens
@@ -135,7 +135,7 @@ def make_plan(
 
 def _count(
     storage: Storage, counter: TokenCounter, inputs: PlanInputs, source: SourceFile, check: Check | None
-) -> Report:
+) -> DatasetReport:
     spec = inputs.spec
     key = (inputs.manifest_sha256, source.sha256, spec.hyperparameters.context_length, spec.method)
     try:
@@ -148,12 +148,12 @@ def _count(
     return report
 
 
-def _require_usable(report: Report, param: str, spec: JobSpec) -> None:
+def _require_usable(report: DatasetReport, param: str, spec: JobSpec) -> None:
     unfit = InvalidDataset if param == "training_file" else BadRequest
     if report.findings:
-        raise unfit(told(report.findings), param)
+        raise unfit(format_findings(report.findings), param)
     if not len(report.lengths):
-        raise unfit(nothing_to_learn(spec.method, spec.hyperparameters.context_length), param)
+        raise unfit(no_trainable_tokens_message(spec.method, spec.hyperparameters.context_length), param)
 
 
 def _with_matched_layers(spec: JobSpec, entry: CatalogEntry) -> JobSpec:

@@ -167,7 +167,7 @@ class TestPlan:
         file = upload(lines(*[("a", "b", 0)] * 10)).json()["id"]
         error = client.post(PLAN, json={"model": "tiny", "training_file": file}).json()["error"]
         assert error["code"] == "invalid_training_file"
-        assert error["message"].startswith("No example has a token to learn within 512 tokens: ")
+        assert error["message"].startswith("No example has a token to train on within 512 tokens: ")
         assert "Give an answer weight 1" in error["message"]
 
     def test_of_pairs_it_counts_what_the_trainer_of_pairs_will_see(

@@ -136,9 +136,9 @@ class TestValidate:
         assert done.exit_code == 0, done.err
         assert done.out.startswith(
             "Valid: this file can be used for training, with 1 warning.\n\nWarnings:\n"
-            "- Rows of the validation file that are in the training file, too: 12 (lines 1, 2, 3, 4, 5, 6, 7, 8, 9, "
-            "10, …) of 12 different rows. Their validation loss says how well they were memorised; name a file of "
-            "other rows.\n\n"
+            "- Rows of the validation file that are also in the training file: 12 (lines 1, 2, 3, 4, 5, 6, 7, 8, 9, "
+            "10, …) of 12 different rows. The validation loss of memorized rows is too low; use a file of other "
+            "rows.\n\n"
         )
         assert "<|im_start|>assistant\n⟦it is 0<|im_end|>⟧" in done.out
         assert "12 rows" in done.out  # that stand in the validation file, too

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from app.domain.datasets.chat_template import TemplateRefused
 from app.domain.datasets.documents import Document
 from app.domain.datasets.examples import Example
-from app.domain.datasets.render import Renderer, supervised_texts
+from app.domain.datasets.render import Renderer
 from app.system.tokenizer_files import load_renderer
 from tests.app.domain.families import (
     CHATML,
@@ -30,6 +30,7 @@ from tests.app.domain.families import (
     make_tokenizer,
     write_family,
 )
+from tests.app.domain.rendered import trained_texts
 
 ALPHABET = st.sampled_from("ab \n\té🌍.'{") | st.characters(exclude_categories=["Cs"], exclude_characters="\x00<|>[]")
 TEXT = st.text(ALPHABET, max_size=8)
@@ -70,7 +71,7 @@ def conversation(turns: list[tuple[str, str]], system: str | None) -> list[Messa
 
 def learned_by(renderer: Renderer, *messages: Message, tools: tuple[Message, ...] = ()) -> list[str]:
     documents = renderer.documents(Example(1, messages=messages, tools=tools))
-    return [text for document in documents for text in supervised_texts(renderer, document)]
+    return [text for document in documents for text in trained_texts(renderer, document)]
 
 
 @given(turns=TURNS, system=st.none() | TEXT)
@@ -83,7 +84,7 @@ def test_what_is_learned_is_what_generation_should_produce(
     """Each answer from where the generation prompt ends to the end-of-turn token, and nothing else."""
     messages = conversation(turns, system if family.takes_system else None)
     documents = renderer.documents(Example(1, messages=tuple(messages)))
-    learned = [text for document in documents for text in supervised_texts(renderer, document)]
+    learned = [text for document in documents for text in trained_texts(renderer, document)]
     assert learned == [family.answer(answer) + family.end for _, answer in turns]
     _has_as_many_documents_as_the_template_has_pasts(family, documents, turns, system)
     _begins_with_the_prompt_at_serving(renderer, documents, messages)
@@ -126,9 +127,9 @@ def test_of_a_pair_the_last_answers_are_learned_and_no_earlier_one(
     prompt = tuple(conversation(turns, None)[:-1])
     good, bad = ({"role": "assistant", "content": answer} for answer in answers)
     documents = renderer.documents(Example(1, messages=prompt, preferred=(good,), non_preferred=(bad,)))
-    assert [document.side for document in documents] == [1, -1]
+    assert [document.pair_role for document in documents] == [1, -1]
     for document, answer in zip(documents, answers, strict=True):
-        assert list(supervised_texts(renderer, document)) == [family.answer(answer) + family.end]
+        assert list(trained_texts(renderer, document)) == [family.answer(answer) + family.end]
 
 
 class TestTools:
@@ -147,7 +148,7 @@ class TestTools:
                     {"role": "assistant", "content": "ah"})  # fmt: skip
         renderer = renderer_of(MISTRAL, "</s>", bos="<s>")
         documents = renderer.documents(Example(1, messages=messages, tools=(TOOL,)))
-        assert [list(supervised_texts(renderer, document)) for document in documents] == [
+        assert [list(trained_texts(renderer, document)) for document in documents] == [
             ['[TOOL_CALLS] [{"name": "weather", "arguments": {"city": "Łódź"}}]</s>'],
             [" ah</s>"],
         ]
@@ -244,7 +245,7 @@ class TestEnds:
         assert load_renderer(directory).stops == ("<|endoftext|>", "<|im_end|>")
 
     def test_a_generation_prompt_that_begins_a_thought_is_refused(self, renderer_of: Any) -> None:
-        with pytest.raises(TemplateRefused, match="does not begin an answer with its generation prompt"):
+        with pytest.raises(TemplateRefused, match="does not start an answer with its generation prompt"):
             learned_by(renderer_of(DEEPSEEK_R1), QUESTION, {"role": "assistant", "content": "ah"})
 
     def test_a_thought_is_learned_where_it_is_printed(self, tmp_path: Path) -> None:
@@ -278,9 +279,9 @@ class TestWithoutATemplate:
         renderer = self.renderer(tmp_path, bos)
         (document,) = renderer.documents(Example(1, prompt="a\n", completion="\nb"))
         begin = [] if bos is None else [renderer.tokenizer.token_to_id(bos)]
-        assert renderer.opening == begin
+        assert renderer.bos_tokens == begin
         assert document.tokens[: len(begin) + 2] == [*begin, *renderer.encode("a\n")]
-        assert list(supervised_texts(renderer, document)) == ["\nb<|im_end|>"]
+        assert list(trained_texts(renderer, document)) == ["\nb<|im_end|>"]
         assert document.tokens[: len(begin) + 2] == renderer.encode_plain("a\n")
 
     def test_a_conversation_gets_no_second_beginning(self, tmp_path: Path) -> None:
@@ -296,7 +297,7 @@ class TestWithoutATemplate:
         for bos in (None, "<s>"):
             renderer = self.renderer(tmp_path_factory.getbasetemp() / f"plain-{bos is None}", bos)
             (document,) = renderer.documents(Example(1, text=text))
-            assert document.tokens == [*renderer.opening, *renderer.encode(text + "<|im_end|>")]
+            assert document.tokens == [*renderer.bos_tokens, *renderer.encode(text + "<|im_end|>")]
             assert document.labelled == [False] + [True] * (len(document) - 1)
             assert document.is_text
 

@@ -134,7 +134,7 @@ def test_a_request_that_the_trainer_refuses_is_a_message_for_the_user_and_a_trac
     failed = harness.job(job)
     assert (failed.state, failed.error_code) == ("failed", "invalid_training_file")
     assert failed.error_param == "hyperparameters.context_length"
-    assert str(failed.error_message).startswith("No example has a token to learn within 512 tokens")
+    assert str(failed.error_message).startswith("No example has a token to train on within 512 tokens")
     event_text = json.dumps([[event.message, event.data] for event in harness.events(job)])
     assert "Traceback" not in event_text + str(failed.error_message)
     (log,) = (harness.resources.settings.work_dir / job.id).rglob("trainer.log")

@@ -83,7 +83,7 @@ CASES = (
     Case("a context longer than the model's", Reason.INVALID_SPEC, CONTEXT_LENGTH,
          "is 513, but the base model reads at most 512 tokens; choose up to 512", {"context_length": 513}),
     Case("a data set with no supervised token", Reason.INVALID_TRAINING_FILE, CONTEXT_LENGTH,
-         "No example has a token to learn within 512 tokens", is_silent=True),
+         "No example has a token to train on within 512 tokens", is_silent=True),
     Case("chats for a tokenizer without a template", Reason.INVALID_TRAINING_FILE, "training_file",
          "no chat template; use prompt/completion lines", edit=lambda base: (base / "chat_template.jinja").unlink()),
     Case("a sample prompt that the template refuses", Reason.INVALID_SPEC, "sample_prompts.1",

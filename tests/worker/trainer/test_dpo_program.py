@@ -78,7 +78,7 @@ class TestRun:
 
     @pytest.mark.parametrize(
         ("method", "expected_text"),
-        [("supervised", 'the method "dpo" learns from'), ("dpo", 'the method "supervised" learns')],
+        [("supervised", 'for the method "dpo"'), ("dpo", 'for the method "supervised"')],
     )
     def test_a_file_for_the_other_method_is_refused(
         self, tiny: Path, pairs: Path, tmp_path: Path, method: str, expected_text: str

@@ -94,10 +94,9 @@ class TestMethods:
         job = harness.create_job(jsonl(*pairs, pair("a", "same", "same"), pair("y" * 600, "beyond", "it")), body=DPO)
         assert validate(harness, job).state == "queued"
         assert warnings_of(harness, job) == [
-            "Training file: examples longer than context_length (512 tokens), cut at their end: 1 (line 12). Shorten "
-            "them, or raise hyperparameters.context_length",
-            "Training file: pairs without two different answers to learn from, which contribute nothing: 2 (lines 11, "
-            "12)",
+            "Training file: examples longer than context_length (512 tokens), truncated at their end: 1 (line 12). "
+            "Shorten them, or raise hyperparameters.context_length",
+            "Training file: pairs without two different answers, which do not contribute: 2 (lines 11, 12)",
         ]
         data = harness.events(job)[-1].data
         assert (data["examples"], data["empty"]) == (12, 2)
@@ -106,8 +105,8 @@ class TestMethods:
     @pytest.mark.parametrize(
         ("content", "body", "expected"),
         [
-            (chat_lines(12), DPO, 'chat messages, which the method "supervised" learns from'),
-            (jsonl(*[pair("a", "b", "c")] * 12), {}, 'a preference pair, which the method "dpo" learns from'),
+            (chat_lines(12), DPO, 'chat messages for the method "supervised"'),
+            (jsonl(*[pair("a", "b", "c")] * 12), {}, 'a preference pair for the method "dpo"'),
         ],
         ids=["chat", "pairs"],
     )
@@ -188,8 +187,9 @@ class TestBadFiles:
         failed = validate(harness, harness.create_job(jsonl(*[chat("a", "b", weight=0)] * 10)))
         assert failed.error_code == "invalid_training_file"
         assert str(failed.error_message).endswith(
-            "No example has a token to learn within 512 tokens: every answer is empty, has weight 0, or begins after "
-            "the cut. Give an answer weight 1, shorten the prompts, or raise hyperparameters.context_length."
+            "No example has a token to train on within 512 tokens: every answer is empty, has weight 0, or "
+            "begins after the truncation. Give an answer weight 1, shorten the prompts, or raise "
+            "hyperparameters.context_length."
         )
 
     def test_pairs_without_two_answers_fail_with_a_message_about_pairs(self, harness: WorkerHarness) -> None:
@@ -197,7 +197,7 @@ class TestBadFiles:
         pair |= {key: [{"role": "assistant", "content": "ho"}] for key in ("preferred_output", "non_preferred_output")}
         failed = validate(harness, harness.create_job(jsonl(*[pair] * 10), body={"method": {"type": "dpo"}}))
         assert (failed.error_code, failed.error_param) == ("invalid_training_file", "training_file")
-        assert "No pair has two different answers to learn from within 512 tokens. Let the two outputs" in str(
+        assert "No pair has two different answers within 512 tokens. Give each pair two different" in str(
             failed.error_message
         )
 
@@ -252,9 +252,9 @@ class TestWarnings:
         job = harness.create_job(jsonl(*examples))
         assert validate(harness, job).state == "queued"
         assert warnings_of(harness, job) == [
-            "Training file: examples longer than context_length (512 tokens), cut at their end: 2 (lines 11, 12). "
-            "Shorten them, or raise hyperparameters.context_length",
-            "Training file: examples without a token to learn from, which contribute nothing: 2 (lines 12, 13)",
+            "Training file: examples longer than context_length (512 tokens), truncated at their end: 2 (lines 11, "
+            "12). Shorten them, or raise hyperparameters.context_length",
+            "Training file: examples without a token to train on, which do not contribute: 2 (lines 12, 13)",
         ]
         event = next(event for event in harness.events(job) if event.level == "warn")
         assert event.data == {"code": "cut", "count": 2, "first_lines": [11, 12], "file": job.training_file_id}
@@ -286,7 +286,7 @@ class TestWarnings:
         ]
         assert [each["message"] for each in done.warnings] == warnings_of(harness, job)
         assert done.warnings[3]["message"].startswith(
-            "Validation file: rows of the validation file that are in the training file, too: 2 (lines 2, 3) of 3 "
+            "Validation file: rows of the validation file that are also in the training file: 2 (lines 2, 3) of 3 "
         )
 
     def test_the_warnings_are_those_of_the_successful_attempt(

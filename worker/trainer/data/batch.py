@@ -24,11 +24,11 @@ from pathlib import Path
 import torch
 
 from app.domain.datasets.chat_template import TemplateRefused
-from app.domain.datasets.documents import Document, fit, learned
+from app.domain.datasets.documents import Document, trainable, truncate
 from app.domain.datasets.examples import read_examples
 from app.domain.datasets.jsonl import Finding
 from app.domain.datasets.render import Renderer
-from app.domain.datasets.report import nothing_to_learn
+from app.domain.datasets.report import no_trainable_tokens_message
 from app.domain.jobs.spec import LINE_RULES, LineRules, Method
 from app.domain.jobs.states import Reason
 from app.domain.planning.packing import SequenceLengths, pack
@@ -69,18 +69,18 @@ class TokenizedDataset:
         Documents without a label are omitted, because they contribute nothing to the loss. A pair is omitted if one of
         its documents is.
         """
-        trainable = learned(documents)
-        if trainable and not trainable[0].is_text:
-            self._append(line, trainable)
+        kept = trainable(documents)
+        if kept and not kept[0].is_text:
+            self._append(line, kept)
         else:
-            for piece in trainable:
+            for piece in kept:
                 self._append(line, [piece])
 
     def _append(self, line: int, documents: Iterable[Document]) -> None:
         for document in documents:
             self._tokens.extend(document.tokens)
             self._labelled.extend(document.labelled)
-            self._pair_roles.append(document.side)
+            self._pair_roles.append(document.pair_role)
             self._document_starts.append(len(self._tokens))
         self._example_starts.append(len(self._document_starts) - 1)
         self.lines.append(line)
@@ -144,9 +144,11 @@ def read_dataset(
                 documents = renderer.documents(example)
             except TemplateRefused as error:
                 raise Failure(failure_reason, f"Line {example.line}: {error}.", param) from error
-            dataset.add(example.line, fit(documents, context_length))
+            dataset.add(example.line, truncate(documents, context_length))
     if not len(dataset):
-        raise Failure(failure_reason, nothing_to_learn(method, context_length), "hyperparameters.context_length")
+        raise Failure(
+            failure_reason, no_trainable_tokens_message(method, context_length), "hyperparameters.context_length"
+        )
     return dataset
 
 

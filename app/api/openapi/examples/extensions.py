@@ -119,16 +119,16 @@ REPORT = {
     "warnings": [
         {
             "code": "duplicate_rows",
-            "message": "Rows that repeat an earlier row: 1 (line 93). Each is trained again in every epoch; remove "
-            "those that are not meant to weigh more.",
+            "message": "Rows that repeat an earlier row: 1 (line 93). They have more weight in training; remove "
+            "unintended duplicates.",
             "file": all_operations.FILE_ID,
             "count": 1,
             "first_lines": [93],
         },
         {
             "code": "overlap",
-            "message": "Rows of the validation file that are in the training file, too: 1 (line 3) of 30 different "
-            "rows. Their validation loss says how well they were memorised; name a file of other rows.",
+            "message": "Rows of the validation file that are also in the training file: 1 (line 3) of 30 different "
+            "rows. The validation loss of memorized rows is too low; use a file of other rows.",
             "file": "file-2a1b2c3d4e5f60718293a4b5",
             "count": 1,
             "first_lines": [3],

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from app.api.schemas.common import Body
-from app.domain.datasets.warnings import Lines
+from app.domain.datasets.warnings import LineCount
 from app.domain.jobs.spec import Hyperparameters, LoraSpec, QuantizationSpec
 from app.domain.planning.estimate import Placement
 from app.domain.planning.execution_plan import Recompute
@@ -112,7 +112,7 @@ def render_plan(answer: JobPlan) -> dict[str, Any]:
     }
 
 
-def _lines(lines: Lines) -> dict[str, Any]:
+def _lines(lines: LineCount) -> dict[str, Any]:
     return {"count": lines.count, "first_lines": lines.first}
 
 

@@ -107,8 +107,8 @@ class TestReport:
             ("control_token", file, 1, [11]),
         ]
         assert body["warnings"][2]["message"] == (
-            "Rows of the validation file that are in the training file, too: 1 (line 1) of 2 different rows. Their "
-            "validation loss says how well they were memorised; name a file of other rows."
+            "Rows of the validation file that are also in the training file: 1 (line 1) of 2 different rows. The "
+            "validation loss of memorized rows is too low; use a file of other rows."
         )
 
     def test_preferences_are_recognised(self, client: TestClient, upload: Upload) -> None:

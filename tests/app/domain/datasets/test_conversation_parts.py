@@ -81,7 +81,7 @@ def both_ways(
 ) -> tuple[list[Document], list[Document]]:
     example = Example(1, messages=tuple(messages), tools=tools)
     by_parts = renderer.documents(example)
-    monkeypatch.setattr(render, "RENDERED_WHOLE", 1_000_000)
+    monkeypatch.setattr(render, "MAX_MESSAGES_IN_ONE_RENDERING", 1_000_000)
     return by_parts, renderer.documents(example)
 
 

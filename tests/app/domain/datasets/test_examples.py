@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.domain.datasets.examples import Example, read_examples
-from app.domain.datasets.jsonl import Finding, Line, LineError, parse_object, read_lines, told
+from app.domain.datasets.jsonl import Finding, Line, LineError, format_findings, parse_object, read_lines
 from app.domain.jobs.spec import LineRules, Method
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
@@ -213,8 +213,8 @@ class TestReadExamples:
         [
             ([{"type": "image_url", "image_url": {"url": "https://x/y.png"}}], 'has a part of the type "image_url"'),
             ([{"type": "text", "text": "a"}, {"type": "input_audio"}], 'has a part of the type "input_audio"'),
-            ([{"type": "text", "txt": "a"}], "has a part that is not as it should be"),
-            (["a"], "has a part that is not as it should be"),
+            ([{"type": "text", "txt": "a"}], "has an invalid part"),
+            (["a"], "has an invalid part"),
             (None, "is a JSON null"),
             ({"text": "a"}, "is a JSON object"),
         ],
@@ -384,7 +384,7 @@ class TestPlainText:
     def test_stands_in_a_file_of_its_own(self, other: Any) -> None:
         (after,) = found_in({"text": "a"}, other, {"text": "b"})
         assert (after.line, after.code) == (2, "mixed_formats")
-        assert "but line 1 is plain text; plain text stands in a file of its own" in after.message
+        assert "but line 1 is plain text; put plain text into a separate file" in after.message
         (before,) = found_in(other, other, {"text": "a"})
         assert (before.line, before.code) == (3, "mixed_formats")
 
@@ -419,13 +419,13 @@ class TestPairs:
     def test_what_supervised_training_learns_from_is_refused_by_the_method_that_fits(self, line: Any) -> None:
         (finding,) = found_in(line, method="dpo")
         assert finding.code == "wrong_format"
-        assert 'which the method "supervised" learns from, but this job\'s method is "dpo"' in finding.message
+        assert 'for the method "supervised", but this job\'s method is "dpo"' in finding.message
         assert '"non_preferred_output": [...]' in finding.message
 
     def test_a_pair_is_refused_by_the_method_that_fits(self) -> None:
         (finding,) = found_in(PAIR)
         assert finding.code == "wrong_format"
-        assert 'a preference pair, which the method "dpo" learns from' in finding.message
+        assert 'a preference pair for the method "dpo"' in finding.message
 
     @pytest.mark.parametrize(
         ("change", "said"),
@@ -474,4 +474,4 @@ class TestPairs:
     ],
 )
 def test_what_is_wrong_with_several_lines_is_told_once(found: list[tuple[int, str]], text: str) -> None:
-    assert told([Finding(line, message) for line, message in found]) == text
+    assert format_findings([Finding(line, message) for line, message in found]) == text

@@ -12,10 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.domain.datasets.chat_template import TemplateRefused
-from app.domain.datasets.documents import cut
+from app.domain.datasets.documents import cut_at_end
 from app.domain.datasets.examples import Example
-from app.domain.datasets.render import Renderer, supervised_texts
+from app.domain.datasets.render import Renderer
 from app.system.tokenizer_files import load_renderer
+from tests.app.domain.rendered import trained_texts
 from tests.tiny import make_tiny_base
 
 # Drops what an assistant said before the last question, as templates of reasoning models drop their thoughts.
@@ -59,7 +60,7 @@ def test_a_tokenizer_is_read_once_and_again_when_its_file_changes(tmp_path: Path
 
 def with_template(base: Path, template: str) -> Renderer:
     known = load_renderer(base)
-    return Renderer(known.tokenizer, template, known.specials)
+    return Renderer(known.tokenizer, template, known.special_tokens)
 
 
 def chat(*turns: tuple[str, str], **extra: Any) -> Example:
@@ -72,7 +73,7 @@ def chat(*turns: tuple[str, str], **extra: Any) -> Example:
 def test_a_template_that_asks_for_the_time_is_told_the_renderers_each_time(base: Path) -> None:
     known, then = load_renderer(base), datetime(2026, 11, 26, 23, 59, 59)
     template = "{{ strftime_now('%d %b %Y %H:%M:%S.%f') }}" + MARKED
-    renderer = Renderer(known.tokenizer, template, known.specials, now=then)
+    renderer = Renderer(known.tokenizer, template, known.special_tokens, now=then)
     assert renderer.text([]) == "26 Nov 2026 23:59:59.000000"
     (document,) = with_template(base, template).documents(chat(("a", "b")))  # several renderings, which must agree
     assert document.labelled_count
@@ -82,7 +83,7 @@ def test_a_template_that_asks_for_the_time_is_told_the_renderers_each_time(base:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_every_answer_and_its_end_is_learned_and_nothing_else(renderer: Renderer, turns: list[tuple[str, str]]) -> None:
     (document,) = renderer.documents(chat(*turns))
-    assert list(supervised_texts(renderer, document)) == [f"{answer}<|im_end|>" for _, answer in turns]
+    assert list(trained_texts(renderer, document)) == [f"{answer}<|im_end|>" for _, answer in turns]
 
 
 @given(TURNS)
@@ -102,7 +103,7 @@ def test_a_turn_with_weight_zero_is_seen_but_not_learned(renderer: Renderer) -> 
     messages = (*chat(("a", "first")).messages, *chat(("b", "second")).messages)
     messages[1]["weight"] = 0
     (document,) = renderer.documents(Example(1, messages=messages))
-    assert list(supervised_texts(renderer, document)) == ["second<|im_end|>"]
+    assert list(trained_texts(renderer, document)) == ["second<|im_end|>"]
     assert "first" in renderer.decode(document.tokens)
 
 
@@ -115,7 +116,7 @@ def test_an_example_of_weight_zero_only_has_no_label(renderer: Renderer) -> None
 def test_a_template_that_rewrites_earlier_turns_gives_one_document_for_each_answer(base: Path) -> None:
     renderer = with_template(base, FORGETFUL)
     documents = renderer.documents(chat(("a", "first"), ("b", "second")))
-    assert [list(supervised_texts(renderer, document)) for document in documents] == [
+    assert [list(trained_texts(renderer, document)) for document in documents] == [
         ["first<|im_end|>"],
         ["second<|im_end|>"],
     ]
@@ -144,7 +145,7 @@ def test_a_template_with_a_mistake_of_its_own_refuses_and_does_not_crash(base: P
 def test_a_tokenizer_without_a_template_says_what_to_use_instead(base: Path) -> None:
     known = load_renderer(base)
     with pytest.raises(TemplateRefused, match="use prompt/completion lines"):
-        Renderer(known.tokenizer, None, known.specials).documents(chat(("a", "b")))
+        Renderer(known.tokenizer, None, known.special_tokens).documents(chat(("a", "b")))
 
 
 def test_tools_reach_the_template_and_arguments_arrive_as_an_object(base: Path) -> None:
@@ -156,7 +157,7 @@ def test_tools_reach_the_template_and_arguments_arrive_as_an_object(base: Path) 
     )
     renderer = with_template(base, WITH_TOOLS)
     (document,) = renderer.documents(example)
-    assert list(supervised_texts(renderer, document)) == ["weather(Łódź)<|im_end|>"]
+    assert list(trained_texts(renderer, document)) == ["weather(Łódź)<|im_end|>"]
     assert '{"name": "weather"}' in renderer.decode(document.tokens)
 
 
@@ -168,7 +169,7 @@ def test_a_template_is_sandboxed(base: Path) -> None:
 
 def test_a_completion_is_learned_with_its_end_and_its_prompt_is_not(renderer: Renderer) -> None:
     (document,) = renderer.documents(Example(1, prompt="2+2=", completion="4"))
-    assert list(supervised_texts(renderer, document)) == ["4<|im_end|>"]
+    assert list(trained_texts(renderer, document)) == ["4<|im_end|>"]
     assert renderer.decode(document.tokens) == "2+2=4"
 
 
@@ -181,7 +182,7 @@ def test_the_first_token_is_never_a_target(renderer: Renderer) -> None:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_long_document_is_cut_at_its_end(renderer: Renderer, context_length: int) -> None:
     (document,) = renderer.documents(chat(("question", "answer")))
-    short = cut(document, context_length)
+    short = cut_at_end(document, context_length)
     assert short.tokens == document.tokens[:context_length]
     assert short.labelled == document.labelled[:context_length]
 

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.domain.datasets.examples import Example, read_examples
-from app.domain.datasets.profile import Limits, survey
+from app.domain.datasets.profile import ProfileLimits, profile_dataset
 from app.domain.datasets.render import Renderer
-from app.domain.datasets.report import Report, examine
-from app.domain.datasets.warnings import WORDS, DatasetWarning, SeenRows, codes_of, digest_of
+from app.domain.datasets.report import DatasetReport, build_report
+from app.domain.datasets.warnings import MESSAGES, DatasetWarning, RowIndex, row_digest, warning_codes
 from app.domain.jobs.spec import Method
 from app.system.tokenizer_files import load_renderer
 from tests.app.domain.families import CHATML, HERMES, MISTRAL, NAMED, REASONING, Family, make_tokenizer, write_family
@@ -55,7 +55,7 @@ class TestOneRow:
     def test_that_is_as_it_should_be_gives_none(self, renderer_of: Any) -> None:
         called = {"role": "assistant", "tool_calls": [CALL]}
         result = {"role": "tool", "tool_call_id": "abcdefghi", "content": "cold"}
-        assert list(codes_of(chat(ASKED, called, result, SAID, tools=[TOOL]), renderer_of(HERMES))) == []
+        assert list(warning_codes(chat(ASKED, called, result, SAID, tools=[TOOL]), renderer_of(HERMES))) == []
 
     @pytest.mark.parametrize(
         "row",
@@ -70,7 +70,7 @@ class TestOneRow:
         ids=["completion", "white space", "text", "answer", "earlier answer", "output"],
     )
     def test_with_an_empty_answer(self, renderer_of: Any, row: Example) -> None:
-        assert list(codes_of(row, renderer_of(CHATML))) == ["empty_answer"]
+        assert list(warning_codes(row, renderer_of(CHATML))) == ["empty_answer"]
 
     @pytest.mark.parametrize(
         "row",
@@ -82,7 +82,7 @@ class TestOneRow:
         ids=["not learned", "call", "reasoning"],
     )
     def test_whose_answer_is_not_empty(self, renderer_of: Any, row: Example) -> None:
-        assert list(codes_of(row, renderer_of(HERMES))) == []
+        assert list(warning_codes(row, renderer_of(HERMES))) == []
 
     def test_with_a_call_of_a_function_that_its_tools_lack(self, renderer_of: Any) -> None:
         called, renderer = {"role": "assistant", "tool_calls": [CALL]}, renderer_of(HERMES)
@@ -90,47 +90,49 @@ class TestOneRow:
         old = {"role": "assistant", "function_call": CALL["function"]}
         rows = [chat(ASKED, called), chat(ASKED, called, tools=[other]), chat(ASKED, old, functions=[{"name": "x"}])]
         rows.append(pair(ASKED, SAID, called, tools=[other]))
-        assert [list(codes_of(row, renderer)) for row in rows] == [["unknown_function"]] * 4
+        assert [list(warning_codes(row, renderer)) for row in rows] == [["unknown_function"]] * 4
         good = [chat(ASKED, called, tools=[TOOL]), chat(ASKED, old, functions=[{"name": "weather"}])]
-        assert [list(codes_of(row, renderer)) for row in good] == [[], []]
+        assert [list(warning_codes(row, renderer)) for row in good] == [[], []]
 
     def test_with_a_name_that_the_template_does_not_print(self, renderer_of: Any) -> None:
         ann, bob = ASKED | {"name": "Ann"}, SAID | {"name": "Bob"}
-        assert list(codes_of(chat(ann, SAID), renderer_of(CHATML))) == ["unprinted_name"]
-        assert list(codes_of(pair(ann, SAID, bob), renderer_of(CHATML))) == ["unprinted_name"]
-        assert list(codes_of(chat(ann, SAID), renderer_of(NAMED))) == []
-        assert list(codes_of(chat(ann, bob), renderer_of(NAMED))) == ["unprinted_name"]
-        assert list(codes_of(pair(ann, SAID, bob), renderer_of(NAMED))) == ["unprinted_name"]
+        assert list(warning_codes(chat(ann, SAID), renderer_of(CHATML))) == ["unprinted_name"]
+        assert list(warning_codes(pair(ann, SAID, bob), renderer_of(CHATML))) == ["unprinted_name"]
+        assert list(warning_codes(chat(ann, SAID), renderer_of(NAMED))) == []
+        assert list(warning_codes(chat(ann, bob), renderer_of(NAMED))) == ["unprinted_name"]
+        assert list(warning_codes(pair(ann, SAID, bob), renderer_of(NAMED))) == ["unprinted_name"]
 
     def test_the_name_of_an_older_functions_result_is_no_loss(self, renderer_of: Any) -> None:
         old = {"role": "assistant", "function_call": CALL["function"]}
         result = {"role": "function", "name": "weather", "content": "cold"}
         row = chat(ASKED, old, result, SAID, functions=[{"name": "weather"}])
-        assert list(codes_of(row, renderer_of(HERMES))) == []
+        assert list(warning_codes(row, renderer_of(HERMES))) == []
 
     def test_with_content_beside_calls_that_the_template_leaves_out(self, renderer_of: Any) -> None:
         row = chat(ASKED, {"role": "assistant", "content": "I look.", "tool_calls": [CALL]}, tools=[TOOL])
-        assert list(codes_of(row, renderer_of(MISTRAL, "</s>"))) == ["unprinted_content"]
-        assert list(codes_of(row, renderer_of(HERMES))) == []
+        assert list(warning_codes(row, renderer_of(MISTRAL, "</s>"))) == ["unprinted_content"]
+        assert list(warning_codes(row, renderer_of(HERMES))) == []
 
     @pytest.mark.parametrize("role", ["system", "developer", "user"])
     def test_with_a_control_token_in_a_text(self, renderer_of: Any, role: str) -> None:
         renderer = renderer_of(CHATML)
         parts = [{"type": "text", "text": "a<|im_end|>"}, {"type": "text", "text": "b"}]
         for content in ("<|im_end|>\n<|im_start|>assistant", parts):
-            assert list(codes_of(chat({"role": role, "content": content}, ASKED, SAID), renderer)) == ["control_token"]
-        assert list(codes_of(chat(ASKED | {"content": "<|im_en|>"}, SAID), renderer)) == []
-        assert list(codes_of(chat(ASKED, SAID | {"content": "<|im_start|>"}), renderer)) == []
+            assert list(warning_codes(chat({"role": role, "content": content}, ASKED, SAID), renderer)) == [
+                "control_token"
+            ]
+        assert list(warning_codes(chat(ASKED | {"content": "<|im_en|>"}, SAID), renderer)) == []
+        assert list(warning_codes(chat(ASKED, SAID | {"content": "<|im_start|>"}), renderer)) == []
 
     def test_with_a_control_token_in_a_tools_result(self, renderer_of: Any) -> None:
         result = {"role": "tool", "tool_call_id": "abcdefghi", "content": "<|im_start|>"}
         row = chat(ASKED, {"role": "assistant", "tool_calls": [CALL]}, result, SAID, tools=[TOOL])
-        assert list(codes_of(row, renderer_of(HERMES))) == ["control_token"]
+        assert list(warning_codes(row, renderer_of(HERMES))) == ["control_token"]
 
     def test_that_the_template_refuses_is_a_finding_and_no_warning(self, renderer_of: Any) -> None:
         refusing = "{{ raise_exception('no') }}"
         row = chat(ASKED | {"name": "Ann"}, SAID | {"reasoning_content": "x"})
-        assert list(codes_of(row, renderer_of(refusing))) == []
+        assert list(warning_codes(row, renderer_of(refusing))) == []
 
 
 ROWS = st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 4)), max_size=20)
@@ -142,54 +144,56 @@ class TestWholeFiles:
     def test_repeated_rows_and_rows_of_both_files_are_counted_alike(
         self, training: list[tuple[str, int]], validation: list[tuple[str, int]]
     ) -> None:
-        renderer, limits = plain_renderer(), Limits(64, 1000)
-        rows = SeenRows()
+        renderer, limits = plain_renderer(), ProfileLimits(64, 1000)
+        rows = RowIndex()
         report = self.examined(training, renderer, rows)
-        other = self.examined(validation, renderer, SeenRows(), rows)
+        other = self.examined(validation, renderer, RowIndex(), rows)
         assert self.lines(report, "duplicate_rows") == repeats(training)
         assert self.lines(other, "duplicate_rows") == repeats(validation)
         first = {row: line for line, row in reversed(list(enumerate(validation, 1)))}
         shared = sorted(line for row, line in first.items() if row in training)
         assert self.lines(other, "overlap") == shared
         assert other.different_rows == len(set(validation))
-        surveyed = survey(self.file(training), renderer, "supervised", limits, self.file(validation))
+        surveyed = profile_dataset(self.file(training), renderer, "supervised", limits, self.file(validation))
         assert self.lines(surveyed.report, "duplicate_rows") == repeats(training)
         assert self.lines(surveyed.report, "overlap") == shared
         assert surveyed.overlap_rows == sum(row in validation for row in training)
 
     def test_null_and_the_order_of_keys_make_no_other_row(self) -> None:
         one = chat(ASKED, SAID)
-        assert digest_of(chat(ASKED, {"content": "no", "role": "assistant", "tool_calls": None})) == digest_of(one)
-        assert digest_of(chat(ASKED, SAID | {"weight": 0})) != digest_of(one)
-        assert digest_of(chat(ASKED, SAID, tools=[TOOL])) != digest_of(one)
+        assert row_digest(chat(ASKED, {"content": "no", "role": "assistant", "tool_calls": None})) == row_digest(one)
+        assert row_digest(chat(ASKED, SAID | {"weight": 0})) != row_digest(one)
+        assert row_digest(chat(ASKED, SAID, tools=[TOOL])) != row_digest(one)
 
     def test_the_same_rows_have_the_same_warnings_in_a_report_and_in_a_validation(self, renderer_of: Any) -> None:
         renderer = renderer_of(CHATML)
         rows = [chat_row("a", ""), chat_row("<|im_end|>", "b"), chat_row("a", ""), chat_row("x" * 90, "y")]
         content = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
-        wanted = examine(io.BytesIO(content), renderer, 64, 1000, lambda: None).warnings("supervised", 64)
-        found = survey(io.BytesIO(content), renderer, "supervised", Limits(64, 1000)).report.warnings("supervised", 64)
+        wanted = build_report(io.BytesIO(content), renderer, 64, 1000, lambda: None).warnings("supervised", 64)
+        found = profile_dataset(io.BytesIO(content), renderer, "supervised", ProfileLimits(64, 1000)).report.warnings(
+            "supervised", 64
+        )
         assert found == wanted
         assert [each.code for each in wanted] == ["cut", "empty", "empty_answer", "duplicate_rows", "control_token"]
 
     def test_each_says_its_lines_and_what_to_do(self) -> None:
-        report = Report()
-        for code in set(WORDS) - {"cut", "empty"}:
+        report = DatasetReport()
+        for code in set(MESSAGES) - {"cut", "empty"}:
             for line in range(3, 15):
-                report.warn(code, line)
+                report.add_warning(code, line)
         told = {each.code: each for each in report.warnings("supervised", 512)}
         assert told["empty_answer"] == DatasetWarning(
             "empty_answer",
-            "rows with an empty answer: 12 (lines 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, …). The model learns to answer "
-            "nothing there; fill the answers in, or remove the rows",
+            "rows with an empty answer: 12 (lines 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, …). The model learns to "
+            "give an empty answer; fill in the answers, or remove the rows",
             12,
             list(range(3, 13)),
         )
-        assert len(told) == len(WORDS) - 2
+        assert len(told) == len(MESSAGES) - 2
 
     def test_a_row_takes_little_memory_and_their_number_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("app.domain.datasets.warnings.ROWS_REMEMBERED", 50_000)
-        rows = SeenRows()
+        monkeypatch.setattr("app.domain.datasets.warnings.MAX_INDEXED_ROWS", 50_000)
+        rows = RowIndex()
         tracemalloc.start()
         for number in range(60_000):
             assert rows.add(number * 0x9E3779B97F4A7C15 % 2**64, number + 1_000_000) is None
@@ -199,15 +203,15 @@ class TestWholeFiles:
         assert used < 50_000 * 160
 
     def examined(
-        self, rows: list[tuple[str, int]], renderer: Renderer, seen: SeenRows, training: SeenRows | None = None
-    ) -> Report:
-        return examine(self.file(rows), renderer, 64, 1000, lambda: None, rows=seen, training_rows=training)
+        self, rows: list[tuple[str, int]], renderer: Renderer, seen: RowIndex, training: RowIndex | None = None
+    ) -> DatasetReport:
+        return build_report(self.file(rows), renderer, 64, 1000, lambda: None, rows=seen, training_rows=training)
 
     def file(self, rows: list[tuple[str, int]]) -> io.BytesIO:
         return io.BytesIO(b"".join(json.dumps(chat_row(a, str(b))).encode() + b"\n" for a, b in rows))
 
-    def lines(self, report: Report, code: str) -> list[int]:
-        found = report.warned.get(code)
+    def lines(self, report: DatasetReport, code: str) -> list[int]:
+        found = report.warning_lines.get(code)
         return found.first if found else []
 
 
@@ -226,4 +230,4 @@ def plain_renderer() -> Renderer:
 
 def test_reasoning_alone_is_an_answer_for_templates_that_print_it(renderer_of: Any) -> None:
     row = chat(ASKED, {"role": "assistant", "content": "", "reasoning_content": "hm"})
-    assert list(codes_of(row, renderer_of(REASONING))) == []
+    assert list(warning_codes(row, renderer_of(REASONING))) == []

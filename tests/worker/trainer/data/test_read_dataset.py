@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from app.domain.datasets.profile import Limits, survey
+from app.domain.datasets.profile import ProfileLimits, profile_dataset
 from app.domain.datasets.render import Renderer
-from app.domain.datasets.report import examine
+from app.domain.datasets.report import build_report
 from app.domain.jobs.spec import Method
 from app.domain.jobs.states import Reason
 from app.system.tokenizer_files import load_renderer
@@ -49,9 +49,9 @@ NAMES = ("chat", "chat with bad lines", "completions", "texts", "pairs", "nothin
 @pytest.mark.parametrize("name", NAMES)
 def test_the_counts_are_those_of_validation(renderer: Renderer, tmp_path: Path, name: str) -> None:
     method, content = files(tmp_path)[name]
-    limits = Limits(CONTEXT_LENGTH, 4096)
-    found = survey(io.BytesIO(content), renderer, method, limits).report
-    wanted = examine(io.BytesIO(content), renderer, CONTEXT_LENGTH, 4096, lambda: None, method)
+    limits = ProfileLimits(CONTEXT_LENGTH, 4096)
+    found = profile_dataset(io.BytesIO(content), renderer, method, limits).report
+    wanted = build_report(io.BytesIO(content), renderer, CONTEXT_LENGTH, 4096, lambda: None, method)
     assert found.counts() == wanted.counts()
     assert found.remarks() == wanted.remarks()
     assert (found.masked, found.findings, found.finding_count) == (wanted.masked, wanted.findings, wanted.finding_count)
@@ -64,7 +64,9 @@ def test_the_rows_shown_are_what_the_trainer_trains(renderer: Renderer, tmp_path
     if name == "chat with bad lines":
         content = chat_lines(15)  # the trainer never meets a bad line: validation has failed the job
     (tmp_path / "data.jsonl").write_bytes(content)
-    found = survey(io.BytesIO(content), renderer, method, Limits(CONTEXT_LENGTH, 1 << 20, preview_rows=50))
+    found = profile_dataset(
+        io.BytesIO(content), renderer, method, ProfileLimits(CONTEXT_LENGTH, 1 << 20, preview_rows=50)
+    )
     shown = [document for row in found.previews if row["trained"] for document in row["documents"]]
     reason = Reason.INVALID_TRAINING_FILE
     dataset = read_dataset(renderer, tmp_path / "data.jsonl", CONTEXT_LENGTH, reason, lambda _: None, method)
