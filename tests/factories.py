@@ -111,7 +111,7 @@ def make_job(
     validation_file: File | None = None,
     suffix: str | None = None,
     metadata: Mapping[str, str] | None = None,
-    ancestor: ParentAdapter | None = None,
+    parent: ParentAdapter | None = None,
 ) -> Job:
     """A job in `validating_files`. Its base model must be registered; `body` is a create body's knobs."""
     row = models.get_base(session, project.id, base_model)
@@ -119,7 +119,7 @@ def make_job(
     entry = catalog.CatalogEntry.model_validate(row.entry)
     files_of_body = {"validation_file": validation_file.id} if validation_file else {}
     asked = {"seed": 7} | files_of_body | dict(body or {})
-    spec = resolve(asked, base_model, entry, training_file.line_count or 1, ancestor)
+    spec = resolve(asked, base_model, entry, training_file.line_count or 1, parent)
     return jobs.insert(
         session,
         project.id,
