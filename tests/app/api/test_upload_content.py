@@ -159,7 +159,7 @@ class TestPut:
 
     def test_without_a_length_is_held_to_the_declared_one(self, client: TestClient, begin: Begin, put: Put) -> None:
         url = begin()
-        assert "had to end" in error_of(put(url, iter([CONTENT, b"x"])))["message"]
+        assert "continues after byte" in error_of(put(url, iter([CONTENT, b"x"])))["message"]
         url = begin()
         assert "ended at byte 1,000" in error_of(put(url, iter([CONTENT[:1000]])))["message"]
         assert offset(client, url) == 1000

@@ -169,5 +169,5 @@ class TestTheMessages:
 
 
 def test_the_page_names_every_type_that_an_error_can_have() -> None:
-    sentence = INTRO.partition("`type` is ")[2].partition("Every answer")[0]
+    sentence = INTRO.partition("`type` is ")[2].partition("Every response")[0]
     assert set(re.findall(r"`(\w+)`", sentence)) == {one.type for one in error_classes()}
