@@ -15,7 +15,7 @@ from app.api.openapi import request_examples
 from app.api.openapi.examples import all_operations, extensions, organization, permissions
 from app.api.openapi.examples import uploads as upload_examples
 from app.api.openapi.examples import webhooks as webhook_examples
-from app.api.openapi.request_examples import PARAMETER, Request, example_request
+from app.api.openapi.request_examples import PARAMETER, ExampleRequest, example_request
 from app.db.engine import Sessions, transaction
 from app.db.jobs import jobs
 from app.db.tables import Job, Project
@@ -60,7 +60,7 @@ class World:
             for method, operation in item.items()
         }
 
-    def request(self, name: str) -> Request:
+    def request(self, name: str) -> ExampleRequest:
         method, path = name.split(" ", 1)
         return example_request(method, path, self.operations()[name], document())
 
@@ -103,7 +103,7 @@ class World:
                 webhook_examples.CREATE["url"]: self.receiver_url,
             }
 
-    def _created(self, request: Request, position: int, ids: Ids) -> str:
+    def _created(self, request: ExampleRequest, position: int, ids: Ids) -> str:
         """The id of a thing made by a POST to where such things are: what stands before the parameter in the path."""
         collection = request.template[: [*PARAMETER.finditer(request.template)][position].start()].rstrip("/")
         creating = f"POST {collection}"
