@@ -310,7 +310,7 @@ class TestJobStream:
         self, http: httpx2.Client, job: Job, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(streams, "KEEPALIVE_SECONDS", 0.1)
-        monkeypatch.setattr(streams, "KEY_SECONDS", 0.2)
+        monkeypatch.setattr(streams, "KEY_CHECK_INTERVAL_SECONDS", 0.2)
         for path in (path_of(job, "events", "stream"), "events/stream"):
             with transaction(sessions) as session:
                 key = keys.issue(session, session.get_one(Project, job.project_id), "short")
