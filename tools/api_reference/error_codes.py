@@ -80,7 +80,7 @@ ERROR_CODES = (
         400,
         "The upload is not multipart/form-data, or was interrupted.",
         "Send a form, as `curl -F` and the official client do; repeat an interrupted upload.",
-        'Send the file as multipart/form-data with a boundary (curl -F does), not as "application/json".',
+        'Send the file as multipart/form-data with a boundary (curl -F does), not "application/json".',
     ),
     ErrorCode(
         "invalid_project_state",
