@@ -16,7 +16,7 @@ print(gc.get_freeze_count() > 50_000, len(gc.get_objects()) < gc.get_freeze_coun
 """
 
 
-def test_what_a_process_has_loaded_is_never_looked_through_for_garbage_again(tmp_path: Path) -> None:
+def test_loaded_objects_are_excluded_from_garbage_collection(tmp_path: Path) -> None:
     environment = os.environ | {
         "DATABASE_URL": "postgresql+psycopg://nobody@127.0.0.1:1/none", "REDIS_URL": "redis://127.0.0.1:1/0",
         "TUNERY_DATA_DIR": str(tmp_path),

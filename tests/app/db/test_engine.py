@@ -12,7 +12,7 @@ from tests.factories import make_project
 from worker.jobs.lease import DATABASE_UNAVAILABLE
 
 
-def test_every_connection_gives_up_a_transaction_that_stands_still(database_url: str) -> None:
+def test_every_connection_has_a_timeout_for_idle_transactions(database_url: str) -> None:
     engine = make_engine(database_url)
     with engine.connect() as connection:
         limit = connection.execute(text("SHOW idle_in_transaction_session_timeout")).scalar_one()
@@ -46,14 +46,14 @@ class TestAConnectionOfThePool:
         yield engine
         engine.dispose()
 
-    def test_that_was_used_just_now_is_lent_without_a_round_trip(
+    def test_used_a_moment_ago_is_lent_without_a_round_trip(
         self, alone: Engine, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         pid = pid_of(alone)
         monkeypatch.setattr(alone.dialect, "do_ping", lambda *_: pytest.fail("it was pinged"))
         assert pid_of(alone) == pid
 
-    def test_that_stood_still_is_asked_whether_it_lives(self, alone: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_idle_for_a_while_is_pinged(self, alone: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
         pings, ping = [], alone.dialect.do_ping
         monkeypatch.setattr(engine_module, "PING_AFTER_IDLE_SECONDS", 0.0)
         monkeypatch.setattr(alone.dialect, "do_ping", lambda connection: (pings.append(1), ping(connection))[1])

@@ -73,11 +73,16 @@ def test_a_state_follows_another_only_where_the_state_machine_says_so(
 
 
 @pytest.mark.parametrize("state", sorted(TERMINAL))
-def test_what_has_ended_stays_as_it_ended(sessions: Sessions, job: Job, state: JobState) -> None:
+def test_a_finished_job_accepts_changes_that_keep_its_state(sessions: Sessions, job: Job, state: JobState) -> None:
     with transaction(sessions) as session:
         put(session, job, state)
+        finished_at = session.get_one(Job, job.id).finished_at
     with transaction(sessions) as session:
-        change(session, job, state=state, user_metadata={"k": "v"})  # the same state again is no move
+        change(session, job, state=state, user_metadata={"k": "v"})  # the same state is no transition
+    with transaction(sessions) as session:
+        row = session.get_one(Job, job.id)
+        assert (row.state, row.user_metadata) == (state, {"k": "v"})
+        assert row.finished_at == finished_at is not None
 
 
 @pytest.mark.parametrize("column", ["attempt", "event_seq", "train_attempts"])
@@ -89,7 +94,7 @@ def test_numbers_that_fence_and_order_never_go_down(sessions: Sessions, job: Job
 
 
 @pytest.mark.parametrize("column", ["spec", "project_id", "training_file_id"])
-def test_what_was_asked_for_never_changes(
+def test_the_request_is_immutable(
     sessions: Sessions, job: Job, storage: LocalStorage, project: Project, column: str
 ) -> None:
     with transaction(sessions) as session:
@@ -100,7 +105,7 @@ def test_what_was_asked_for_never_changes(
         change(session, job, **{column: values[column]})
 
 
-def test_a_success_nobody_wants_any_more_is_refused(sessions: Sessions, job: Job) -> None:
+def test_a_success_that_is_not_desired_any_more_is_refused(sessions: Sessions, job: Job) -> None:
     with transaction(sessions) as session:
         put(session, job, JobState.RUNNING)
         change(session, job, desired="pause")

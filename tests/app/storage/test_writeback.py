@@ -1,4 +1,4 @@
-"""A hint to the disk: whatever it is given, the bytes stay what they are."""
+"""Early writeback never changes the content of a file, and never fails."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ def test_leaves_the_bytes_as_they_are(tmp_path: Path) -> None:
         assert file.read() == b"".join(bytes([number]) * 5000 for number in range(4))
 
 
-def test_of_what_is_no_file_is_no_error() -> None:
-    begin_writeback(-1, 0, 1)
+def test_starts_the_writeback_of_the_range_and_ignores_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(writeback, "_sync_file_range", lambda *arguments: (calls.append(arguments), -1)[1])
+    begin_writeback(7, 4096, 8192)
+    assert calls == [(7, 4096, 8192, writeback.SYNC_FILE_RANGE_WRITE)]
 
 
-def test_is_left_out_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_does_nothing_where_the_call_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writeback, "_sync_file_range", None)
     begin_writeback(-1, 0, 1)

@@ -41,7 +41,7 @@ def ask(flights: SingleFlight, source: Source, since: float, what: str = "a") ->
     return asyncio.create_task(flights.do(what, since, source.read))
 
 
-def test_who_asks_at_the_same_moment_shares_a_read_and_who_asks_later_begins_another() -> None:
+def test_concurrent_callers_share_a_read_and_a_later_caller_starts_another() -> None:
     async def story() -> None:
         flights, source = SingleFlight(), Source()
         now = await settle()
@@ -58,7 +58,7 @@ def test_who_asks_at_the_same_moment_shares_a_read_and_who_asks_later_begins_ano
     run(story())
 
 
-def test_a_read_that_began_before_the_news_is_no_answer_to_who_heard_them() -> None:
+def test_a_read_that_started_before_a_notification_is_not_shared_after_it() -> None:
     async def story() -> None:
         flights, source = SingleFlight(), Source()
         early = ask(flights, source, await settle())
@@ -78,7 +78,7 @@ def test_a_read_that_began_before_the_news_is_no_answer_to_who_heard_them() -> N
     run(story())
 
 
-def test_other_things_are_other_reads() -> None:
+def test_different_keys_have_different_reads() -> None:
     async def story() -> None:
         flights, source = SingleFlight(), Source()
         now = await settle()
@@ -91,7 +91,7 @@ def test_other_things_are_other_reads() -> None:
     run(story())
 
 
-def test_who_hangs_up_takes_nothing_from_the_others() -> None:
+def test_a_cancelled_caller_does_not_cancel_the_others() -> None:
     async def story() -> None:
         flights, source = SingleFlight(), Source()
         now = await settle()
@@ -105,7 +105,7 @@ def test_who_hangs_up_takes_nothing_from_the_others() -> None:
     run(story())
 
 
-def test_what_goes_wrong_is_told_to_all_and_tried_again_by_the_next() -> None:
+def test_an_error_is_raised_for_all_callers_and_the_next_one_retries() -> None:
     async def story() -> None:
         flights, source = SingleFlight(), Source()
         now = await settle()

@@ -81,7 +81,7 @@ class TestClaim:
             (1, "train", "me", None)
         ]
 
-    def test_nothing_waits_nothing_is_taken(self, sessions: Sessions, created: MakeJob) -> None:
+    def test_without_a_claimable_job_it_returns_none(self, sessions: Sessions, created: MakeJob) -> None:
         created()
         assert claim(sessions) is None
 
@@ -93,7 +93,9 @@ class TestClaim:
     @pytest.mark.parametrize(
         "columns", [{"desired": "pause"}, {"run_after": text("clock_timestamp() + interval '1 minute'")}]
     )
-    def test_what_may_not_run_yet_is_left(self, sessions: Sessions, queued: MakeJob, columns: dict[str, Any]) -> None:
+    def test_a_job_that_may_not_run_yet_is_not_claimed(
+        self, sessions: Sessions, queued: MakeJob, columns: dict[str, Any]
+    ) -> None:
         queued(**columns)
         assert claim(sessions) is None
 
@@ -123,7 +125,7 @@ class TestClaim:
             thread.join()
         assert sorted(taken) == sorted(wanted)
 
-    def test_a_row_that_is_locked_keeps_nobody_waiting(self, sessions: Sessions, queued: MakeJob) -> None:
+    def test_a_locked_row_blocks_no_claim(self, sessions: Sessions, queued: MakeJob) -> None:
         locked, free = queued(), queued()
         with transaction(sessions) as session:
             session.get_one(Job, locked.id, with_for_update=True)
@@ -131,7 +133,7 @@ class TestClaim:
             assert claimed is not None
             assert claimed.id == free.id
 
-    def test_is_waiting_says_what_a_claim_would_find(self, sessions: Sessions, queued: MakeJob) -> None:
+    def test_has_claimable_job_agrees_with_the_claim(self, sessions: Sessions, queued: MakeJob) -> None:
         with transaction(sessions) as session:
             assert not claims.has_claimable_job(session, "train")
         queued()
@@ -182,7 +184,7 @@ class TestGuardedWrites:
         names = [column.key for column in Job.__table__.columns if column.key != "metadata"]
         assert {name: getattr(after, name) for name in names} == {name: getattr(before, name) for name in names}
 
-    def test_say_writes_the_event_and_the_columns_together(self, sessions: Sessions, queued: MakeJob) -> None:
+    def test_append_event_writes_the_event_and_the_columns_together(self, sessions: Sessions, queued: MakeJob) -> None:
         queued()
         claimed = claim(sessions)
         assert claimed is not None
@@ -205,7 +207,7 @@ class TestGuardedWrites:
         assert claimed.lease_expires_at is not None
         assert 89 < (expires - claimed.lease_expires_at).total_seconds() < 100
 
-    def test_held_finds_what_an_owner_has(self, sessions: Sessions, queued: MakeJob) -> None:
+    def test_find_held_job_returns_the_job_of_an_owner(self, sessions: Sessions, queued: MakeJob) -> None:
         job = queued()
         claim(sessions)
         with transaction(sessions) as session:
@@ -237,7 +239,7 @@ class TestEnds:
         assert attempt.ended_at is not None
         assert attempt.reason == reason
 
-    def test_a_success_needs_the_wish_as_well_as_the_lease(self, sessions: Sessions, queued: MakeJob) -> None:
+    def test_a_success_requires_the_desired_state_and_the_lease(self, sessions: Sessions, queued: MakeJob) -> None:
         job = queued()
         claimed = claim(sessions)
         assert claimed is not None

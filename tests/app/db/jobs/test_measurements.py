@@ -74,7 +74,7 @@ def test_another_device_or_quantization_is_another_kind(sessions: Sessions, runn
     assert len(found(sessions, running)) == 1
 
 
-def test_a_repaired_run_teaches_nothing_about_the_mode_that_was_planned(sessions: Sessions, running: Job) -> None:
+def test_a_run_in_another_mode_than_planned_is_not_used(sessions: Sessions, running: Job) -> None:
     repaired = ExecutionPlan(row_tokens=1024, recompute="everything")
     done = DONE.model_copy(update={"mode": repaired})
     with transaction(sessions) as session:
@@ -92,7 +92,7 @@ def test_attempts_that_the_kernel_killed_for_memory_are_counted(sessions: Sessio
         assert measurements.count_memory_kills(session, running.id) == 1
 
 
-def test_a_row_of_before_speed_was_told_apart_teaches_of_memory_alone(sessions: Sessions, running: Job) -> None:
+def test_a_row_without_speed_columns_is_used_for_memory_only(sessions: Sessions, running: Job) -> None:
     with transaction(sessions) as session:
         measurements.add(session, running, "cpu", "EPYC", "sha", PLANNED, PROBED)
         measurements.finish(session, running, DONE)

@@ -28,7 +28,7 @@ def find(
 
 
 @pytest.mark.usefixtures("base_model")
-class TestOfWhatIsThere:
+class TestExistingRows:
     def test_everything_is_found_in_one_statement(
         self, sessions: Sessions, project: Project, file_ids: tuple[str, str]
     ) -> None:
@@ -56,7 +56,7 @@ class TestOfWhatIsThere:
 
 
 @pytest.mark.usefixtures("base_model")
-class TestOfWhatTheProjectMayNotSee:
+class TestRowsThatTheProjectMayNotUse:
     def test_another_projects_file_or_model_is_none(
         self, sessions: Sessions, project: Project, file_ids: tuple[str, str]
     ) -> None:

@@ -121,13 +121,13 @@ class TestTurns:
             fair_queue.count_usage(session)
         assert used() == pytest.approx(before, rel=1e-6)
 
-    def test_urgent_jobs_go_before_everybody(self, two: Sessions) -> None:
+    def test_urgent_jobs_come_first(self, two: Sessions) -> None:
         with transaction(two) as session:
             add_job(session, "b0", "b", priority=100)
             add_job(session, "a0", "a", is_urgent=True)
         assert take(two) == "a0"
 
-    def test_validations_go_round_the_projects(self, two: Sessions) -> None:
+    def test_validations_alternate_between_projects(self, two: Sessions) -> None:
         with transaction(two) as session:
             for number in range(3):
                 add_job(session, f"a{number}", "a", state="validating_files")
@@ -146,7 +146,7 @@ class TestFit:
         ],
         ids=str,
     )
-    def test_a_worker_leaves_what_it_has_no_room_for(self, two: Sessions, columns: dict[str, Any]) -> None:
+    def test_a_job_that_does_not_fit_the_worker_is_not_claimed(self, two: Sessions, columns: dict[str, Any]) -> None:
         with transaction(two) as session:
             add_job(session, "b0", "b", priority=1, **columns)
             assert claims.claim(session, "train", "w", 60, CARD) is None
@@ -166,7 +166,7 @@ class TestFit:
         assert take(two) is None
         assert take(two, offer=WorkerCapacity("cpu", 2 * GB, frozenset({"m"}))) == "b0"
 
-    def test_a_limit_holds_back_one_project_and_nobody_else(self, two: Sessions) -> None:
+    def test_a_limit_of_one_project_does_not_affect_others(self, two: Sessions) -> None:
         with transaction(two) as session:
             make_project(session, "b").max_running_jobs = 1
             for number in range(2):

@@ -33,7 +33,7 @@ def rows(sessions: Sessions) -> dict[str, QueuePlace]:
 
 
 class TestWrite:
-    def test_leaves_alone_what_stands_where_it_was(self, sessions: Sessions) -> None:
+    def test_does_not_write_unchanged_positions(self, sessions: Sessions) -> None:
         assert write(sessions, places(300)) == 300
         assert write(sessions, places(300)) == 0
 
@@ -66,14 +66,14 @@ class TestWrite:
         assert write(sessions, places(1, **change)) == 0
         assert write(sessions, places(1)) == 1
 
-    def test_takes_away_who_waits_no_longer(self, sessions: Sessions) -> None:
+    def test_deletes_positions_of_jobs_that_left_the_queue(self, sessions: Sessions) -> None:
         write(sessions, places(3))
         write(sessions, places(2))
         assert rows(sessions).keys() == {"j1", "j2"}
         write(sessions, [])
         assert rows(sessions) == {}
 
-    def test_tells_those_who_wait_only_where_something_moved(self, sessions: Sessions, engine: Engine) -> None:
+    def test_notifies_only_after_a_change(self, sessions: Sessions, engine: Engine) -> None:
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as listener:
             listener.execute(text("LISTEN tunery_jobs"))
 

@@ -50,7 +50,7 @@ class TestEnsureFirstKey:
         assert key.revoked_at is not None
 
     @pytest.mark.parametrize("content", ["", "short", "with spaces in it, and long", "nötig-nötig-nötig-nötig"])
-    def test_refuses_a_secret_that_is_none(self, sessions: Sessions, key_file: Path, content: str) -> None:
+    def test_refuses_an_invalid_secret(self, sessions: Sessions, key_file: Path, content: str) -> None:
         key_file.write_text(content, encoding="utf-8")
         with pytest.raises(ValueError, match="at least 20 printable ASCII characters"):
             ensure_first_key(sessions, key_file)

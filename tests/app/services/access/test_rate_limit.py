@@ -25,7 +25,7 @@ class TestRateLimiter:
         assert limiter.take("a", 4).wait_seconds == 0
         assert limiter.take("a", 4).wait_seconds == 0.25
 
-    def test_tells_when_the_bucket_is_full_again(self) -> None:
+    def test_reports_when_the_bucket_is_full_again(self) -> None:
         limiter = RateLimiter(1000, Clock())
         assert limiter.take("a", 4).reset_seconds == 0.25
         assert limiter.take("a", 4).reset_seconds == 0.5
@@ -55,7 +55,7 @@ class TestRateLimiter:
             assert passed <= limit * (1 + clock.seconds - 100) + 1e-6
 
     @given(st.integers(1, 50), st.lists(st.floats(0, 0.5), min_size=1, max_size=100))
-    def test_who_waits_as_told_passes(self, limit: int, pauses: list[float]) -> None:
+    def test_a_request_after_wait_seconds_is_allowed(self, limit: int, pauses: list[float]) -> None:
         clock = Clock()
         limiter = RateLimiter(1000, clock)
         for pause in pauses:

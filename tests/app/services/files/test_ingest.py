@@ -42,7 +42,7 @@ class TestStagedFile:
         staged.discard()
         assert list(tmp_path.iterdir()) == []
 
-    def test_hands_every_byte_but_the_last_few_to_the_disk_once(
+    def test_starts_writeback_of_every_byte_but_the_last_few_once(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         handed: list[tuple[int, int]] = []
@@ -62,7 +62,7 @@ class TestStagedFile:
         staged.discard()
 
 
-class TestAccept:
+class TestIngestFile:
     def test_stores_the_bytes_and_then_the_row(
         self, sessions: Sessions, storage: LocalStorage, project: Project, staged: StagedFile
     ) -> None:
@@ -109,7 +109,7 @@ class TestAccept:
         assert storage.stat(file.storage_key).size_bytes == file.bytes
 
 
-class TestSweepStaging:
+class TestDeleteStaleStagedFiles:
     def test_removes_only_what_a_killed_process_left_long_ago(self, storage: LocalStorage) -> None:
         old, new = StagedFile(storage.staging, 10), StagedFile(storage.staging, 10)
         for staged in (old, new):

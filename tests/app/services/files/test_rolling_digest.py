@@ -18,7 +18,7 @@ def digests() -> RollingDigestCache:
     return digests
 
 
-class TestAt:
+class TestGetAt:
     def test_is_where_the_parts_end_that_were_seen(self, digests: RollingDigestCache) -> None:
         assert digests.get_at("upload_1", 3) is ABC
         assert digests.get_at("upload_1", 2) is None
@@ -31,7 +31,7 @@ class TestAt:
             assert (begun.part_ids, begun.digest.hexdigest()) == ((), hashlib.sha256().hexdigest())
 
 
-class TestLeading:
+class TestMatchingPrefix:
     @pytest.mark.parametrize(
         ("part_ids", "known_bytes"), [(["a", "b"], 3), (["a", "b", "c"], 3), (["a"], 0), (["b", "a"], 0), ([], 0)]
     )
