@@ -13,7 +13,7 @@ from typing import Any
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.jobs.auto_hyperparameters import auto_learning_rate
 from app.domain.jobs.bounds import LEARNING_RATE
-from app.domain.jobs.parameters.collect import collect, method_of
+from app.domain.jobs.parameters.collect import collect
 from app.domain.jobs.parameters.fields import ParentAdapter, ResolutionContext
 from app.domain.jobs.parameters.hyperparameters import (
     HYPERPARAMETERS,
@@ -42,7 +42,7 @@ def resolve(
     """
     request = collect(body)
     context = ResolutionContext(entry, max(1, n_examples), parent)
-    method = method_of(body) or "supervised"  # another one is a problem already
+    method = request.method or "supervised"  # another one is a problem already
     # each also after a problem of an earlier one, as all are reported
     resolved = resolve_lora(request, context)
     quantization = resolve_quantization(request, context)

@@ -50,7 +50,7 @@ COMMA_SEPARATED = {
 
 def collect(body: Mapping[str, Any]) -> RequestParameters:
     """Every parameter of a create body. Those that the body's method does not have are among the problems."""
-    request = RequestParameters()
+    request = RequestParameters(method_of(body))
     for path, hyperparameters in _hyperparameter_objects(body, request):
         for key, value in hyperparameters.items():
             _collect_hyperparameter(request, f"{path}.{key}", key, value)
@@ -58,7 +58,7 @@ def collect(body: Mapping[str, Any]) -> RequestParameters:
         _collect_lora(request, body["lora"], "lora")
     if "quantization" in body:
         _collect_quantization(request, body["quantization"], "quantization")
-    _refuse_those_of_other_methods(request, method_of(body))
+    _refuse_those_of_other_methods(request)
     return request
 
 
@@ -71,7 +71,7 @@ def method_of(body: Mapping[str, Any]) -> Method | None:
 def _hyperparameter_objects(
     body: Mapping[str, Any], request: RequestParameters
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    method, method_type = body.get("method") or {}, method_of(body)
+    method, method_type = body.get("method") or {}, request.method
     if method_type is None:
         seen, known = as_json(method["type"]), " and ".join(map(as_json, METHODS))
         text = f"method.type {seen} is not offered here; allowed are {known}"
@@ -93,12 +93,12 @@ def _hyperparameter_objects(
     yield "hyperparameters", body.get("hyperparameters") or {}
 
 
-def _refuse_those_of_other_methods(request: RequestParameters, method: Method | None) -> None:
+def _refuse_those_of_other_methods(request: RequestParameters) -> None:
     for name, owner in METHOD_OF.items():
         given = request.given.get(name)
-        if given is not None and given.value is not None and method not in (owner, None):
-            text = f"belongs to the method {as_json(owner)}, but this job's method is {as_json(method)}; leave it out"
-            request.refuse(name, text, "unsupported_value")
+        if given is not None and given.value is not None and request.method not in (owner, None):
+            seen = f"belongs to the method {as_json(owner)}, but this job's method is {as_json(request.method)}"
+            request.refuse(name, f"{seen}; leave it out", "unsupported_value")
 
 
 def _collect_hyperparameter(request: RequestParameters, path: str, key: str, value: Any) -> None:

@@ -31,6 +31,7 @@ class ResolutionContext(NamedTuple):
 
 
 Info: TypeAlias = ValidationInfo[ResolutionContext]
+AutoRule: TypeAlias = Callable[[ResolutionContext, Mapping[str, Any]], Any]  # of the context and the fields before
 
 
 class ParameterError(ValueError):
@@ -59,7 +60,7 @@ class Auto:
     """
 
     value: Any = None
-    rule: Callable[[ResolutionContext, Mapping[str, Any]], Any] | None = None
+    rule: AutoRule | None = None
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.nullable_schema(handler(source))

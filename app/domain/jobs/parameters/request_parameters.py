@@ -17,7 +17,16 @@ from pydantic_core import ErrorDetails
 from app.domain.error_text.json_text import MAX_PATH_CHARACTERS, as_json, unquoted
 from app.domain.error_text.validation_text import error_sentence
 from app.domain.jobs.bounds import Bounds
-from app.domain.jobs.parameters.fields import AUTO, AtMost, Auto, ParameterError, Parameters, ResolutionContext
+from app.domain.jobs.parameters.fields import (
+    AUTO,
+    AtMost,
+    Auto,
+    AutoRule,
+    ParameterError,
+    Parameters,
+    ResolutionContext,
+)
+from app.domain.jobs.spec import Method
 from app.errors import BadRequest, UnknownParameter
 
 
@@ -32,6 +41,7 @@ class Given(NamedTuple):
 class RequestParameters:
     """Every parameter of a request under its canonical name: "lora.r", "n_epochs", "quantization.type", ..."""
 
+    method: Method | None = "supervised"  # None: one that is not offered, which is among the problems
     given: dict[str, Given] = dataclasses.field(default_factory=dict)
     problems: list[BadRequest] = dataclasses.field(default_factory=list)
 
@@ -65,25 +75,25 @@ class RequestParameters:
         `inherited` takes the place of "auto".
         """
         fields = _fields(model)
-        values = {field.key: self._json_value(field) if field.name in self.given else None for field in fields}
+        given = self.given
+        values = {
+            key: self._json_value(name, is_integer) if name in given else None for key, name, is_integer, _, _ in fields
+        }
         try:
             values = vars(model.model_validate(values, context=context))
         except ValidationError as error:
             for problem in error.errors(include_url=False):
                 self._add_problems(model, context, problem)
             return None
-        for key, _, _, auto in fields:
+        for key, _, _, value, rule in fields:
             if values[key] is None:
-                if key in inherited:
-                    values[key] = inherited[key]
-                else:
-                    values[key] = auto.value if auto.rule is None else auto.rule(context, values)
+                values[key] = inherited[key] if key in inherited else rule(context, values) if rule else value
         return values
 
-    def _json_value(self, field: _ModelField) -> Any:
+    def _json_value(self, name: str, is_integer: bool) -> Any:
         """JSON has one type of number: 3.0 is an integer."""
-        value = self.value(field.name)
-        return int(value) if field.is_integer and isinstance(value, float) and value.is_integer() else value
+        value = self.value(name)
+        return int(value) if is_integer and isinstance(value, float) and value.is_integer() else value
 
     def _add_problems(self, model: type[Parameters], context: ResolutionContext, problem: ErrorDetails) -> None:
         field_name, *inner = problem["loc"]
@@ -99,23 +109,16 @@ class RequestParameters:
             self.refuse(name, f"{as_json(self.value(name))} is not {rule}", code)
 
 
-class _ModelField(NamedTuple):
-    key: str  # "r"
-    name: str  # its canonical name, "lora.r"
-    is_integer: bool
-    auto: Auto
-
-
 @cache
-def _fields(model: type[Parameters]) -> tuple[_ModelField, ...]:
+def _fields(model: type[Parameters]) -> tuple[tuple[str, str, bool, Any, AutoRule | None], ...]:
+    """(key, canonical name, whether it is an integer, and the value and the rule of its Auto) of each field."""
+    autos = {
+        key: next(item for item in field.metadata if isinstance(item, Auto))
+        for key, field in model.model_fields.items()
+    }
     return tuple(
-        _ModelField(
-            key,
-            model.prefix + key,
-            definition.annotation is int,
-            next(item for item in definition.metadata if isinstance(item, Auto)),
-        )
-        for key, definition in model.model_fields.items()
+        (key, model.prefix + key, model.model_fields[key].annotation is int, auto.value, auto.rule)
+        for key, auto in autos.items()
     )
 
 
