@@ -1,7 +1,7 @@
 """`python -m tests.schema --cases 20000`: generated requests to every operation of the OpenAPI document.
 
-No answer is a 5xx, and every answer has a status, a content type, headers and a body that the document promises. The
-service is real and seeded: most requests carry an id that is there.
+No response is a 5xx, and every response has a documented status, content type, headers and body. The service is real
+and seeded: most requests have an existing id.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from app.main import create_app
 from app.settings import Settings
 from app.storage import LocalStorage
 from tests.receiver import receiving
-from tests.schema.asked import PROJECTS, ask_for_the_rest
-from tests.schema.brief import WAIT_SECONDS, BriefStreams
+from tests.schema.seed_over_http import PROJECTS, seed_over_http
 from tests.schema.seeded import Seeded, seed
+from tests.schema.short_streams import WAIT_SECONDS, ShortStreams
 from tests.serving import LiveServer, serve
 from tests.stack import start_postgres, start_valkey
 from worker.node.resources import open_resources
@@ -52,7 +52,7 @@ PARTS = (
     ("--exclude-path-regex", f"{ADMIN}|{CREATE}|{CLONE}", *ONE_BY_ONE),
     ("--exclude-path-regex", ADMIN, "--phases", "stateful"),
 )
-WEBHOOKS: dict[str, Any] = {  # one that does not answer is not what is tested here
+WEBHOOKS: dict[str, Any] = {  # short timeouts: unreachable endpoints are not tested here
     "webhook_allow_http": True,
     "webhook_allowed_networks": "127.0.0.0/8",
     "webhook_connect_seconds": 0.5,
@@ -86,9 +86,9 @@ def _with_servers(directory: Path, options: argparse.Namespace) -> int:
         polling.MAX_WAIT_SECONDS = WAIT_SECONDS
         app = create_app(settings, storage=storage)
         document = app.openapi()
-        app.add_middleware(BriefStreams)
+        app.add_middleware(ShortStreams)
         with _sender(settings), receiving() as receiver, serve(app) as server:
-            ask_for_the_rest(server, seeded, receiver.url)
+            seed_over_http(server, seeded, receiver.url)
             return _run(server, seeded, document, directory, options)
     finally:
         stop_valkey()

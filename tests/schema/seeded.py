@@ -1,4 +1,4 @@
-"""What the generated requests hit: files, jobs in every state, checkpoints, models; made as in production."""
+"""The objects that the generated requests use: files, jobs in every state, checkpoints, models."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from app.domain.jobs.states import Reason
 from app.storage import LocalStorage
 from tests import factories
 
-COPIES = 3  # of each kind: some are deleted or cancelled on the way
+COPIES = 3  # of each kind, as the requests delete or cancel some
 
 
 @dataclass
 class Seeded:
-    """Ids by the name of the path parameter that takes them."""
+    """Existing ids by the name of the path parameter."""
 
     key: str = ""
     ids: dict[str, list[str]] = field(default_factory=dict)
-    owners: dict[str, tuple[str, str]] = field(default_factory=dict)  # path -> which parameter takes which id alone
+    owners: dict[str, tuple[str, str]] = field(default_factory=dict)  # path -> parameter and its only id
 
-    def note(self, parameter: str, *values: str) -> None:
+    def add_ids(self, parameter: str, *values: str) -> None:
         self.ids.setdefault(parameter, []).extend(values)
 
-    def belongs(self, path: str, parameter: str, owner: str) -> None:
-        """What is asked for by this path is all of this one."""
+    def set_owner(self, path: str, parameter: str, owner: str) -> None:
+        """All objects of `path` belong to `owner`, the value of `parameter`."""
         self.owners[path] = (parameter, owner)
 
 
@@ -41,32 +41,32 @@ def seed(sessions: Sessions, storage: LocalStorage, directory: Path) -> Seeded:
         project = factories.make_project(session)
         seeded.key = keys.issue(session, project, "generated requests", keys.ADMIN_SCOPES).secret
         factories.make_base_model(session, directory / factories.BASE_MODEL)
-        seeded.note("model", factories.BASE_MODEL)
+        seeded.add_ids("model", factories.BASE_MODEL)
         for _ in range(COPIES):
             _files(session, storage, project, seeded)
-            _note(seeded, _begun(session, storage, project))
+            _add_jobs(seeded, _claimed_jobs(session, storage, project))
         for _ in range(COPIES):
-            _note(seeded, [_queued(session, storage, project)])
+            _add_jobs(seeded, [_queued(session, storage, project)])
         for _ in range(COPIES):
             file = factories.make_file(session, storage, project)
-            _note(seeded, [factories.make_job(session, project, file)])
+            _add_jobs(seeded, [factories.make_job(session, project, file)])
     return seeded
 
 
-def _note(seeded: Seeded, found: list[Job]) -> None:
-    for job in found:
-        seeded.note("job_id", job.id)
+def _add_jobs(seeded: Seeded, new_jobs: list[Job]) -> None:
+    for job in new_jobs:
+        seeded.add_ids("job_id", job.id)
         if job.fine_tuned_model:
-            seeded.note("model", job.fine_tuned_model)
+            seeded.add_ids("model", job.fine_tuned_model)
 
 
 def _files(session: Session, storage: LocalStorage, project: Project, seeded: Seeded) -> None:
     for purpose in ("fine-tune", "user_data"):
-        seeded.note("file_id", factories.make_file(session, storage, project, purpose=purpose).id)
+        seeded.add_ids("file_id", factories.make_file(session, storage, project, purpose=purpose).id)
 
 
-def _begun(session: Session, storage: LocalStorage, project: Project) -> list[Job]:
-    """One in each state that a job comes to by being claimed; nothing may wait meanwhile, or a claim would take it."""
+def _claimed_jobs(session: Session, storage: LocalStorage, project: Project) -> list[Job]:
+    """A job in each state that follows a claim. No other job may be queued meanwhile, or a claim would take it."""
     return [
         factories.make_succeeded_job(session, storage, project, suffix="seeded", metadata={"k": "v"}),
         factories.make_failed_job(session, storage, project),

@@ -39,16 +39,18 @@ async def send_concurrently(server: LiveServer, api_key: str, method: str, body:
         return {answer.status_code for answer in await asyncio.gather(*asked)}
 
 
-def test_lists_for_all_at_once(live_server: LiveServer, api_key: str) -> None:
+def test_concurrent_lists_all_succeed(live_server: LiveServer, api_key: str) -> None:
     assert asyncio.run(send_concurrently(live_server, api_key, "GET")) == {200}
 
 
-def test_creates_for_all_at_once(live_server: LiveServer, api_key: str, base_model: str, training_file: str) -> None:
+def test_concurrent_creates_all_succeed(
+    live_server: LiveServer, api_key: str, base_model: str, training_file: str
+) -> None:
     body = {"model": base_model, "training_file": training_file}
     assert asyncio.run(send_concurrently(live_server, api_key, "POST", body)) == {200}
 
 
-def test_a_twin_that_waits_takes_no_turn_from_others(
+def test_waiting_duplicates_do_not_block_other_requests(
     client: TestClient,
     sessions: Sessions,
     project: Project,
@@ -65,16 +67,16 @@ def test_a_twin_that_waits_takes_no_turn_from_others(
         for number in range(most):  # each of them in another process
             assert take(first, KeyedRequest(project.id, f"k{number}", "POST", JOBS, "other")) is None
         headers = [{"Idempotency-Key": f"k{number}"} for number in range(most)]
-        twins = [pool.submit(client.post, JOBS, json=body, headers=each) for each in headers]
+        duplicates = [pool.submit(client.post, JOBS, json=body, headers=each) for each in headers]
         until(lambda: len(looks) > 3 * most, "all of them look again and again")
         assert client.get(JOBS).status_code == 200
-        assert not any(twin.done() for twin in twins)
+        assert not any(duplicate.done() for duplicate in duplicates)
         first.rollback()
-        assert {twin.result(20).status_code for twin in twins} == {200}
+        assert {duplicate.result(20).status_code for duplicate in duplicates} == {200}
 
 
-class TestASlot:
-    def test_that_does_not_come_free_is_a_503_that_says_to_try_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+class TestConnectionPermit:
+    def test_a_timeout_is_a_503_with_advice_to_retry(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("app.api.connection_limiter.ACQUIRE_TIMEOUT_SECONDS", 0.01)
 
         async def take_two() -> None:
@@ -88,7 +90,7 @@ class TestASlot:
 
         asyncio.run(take_two())
 
-    def test_is_given_back_once(self) -> None:
+    def test_is_released_once(self) -> None:
         async def take_one() -> None:
             free = FairLimiter(1)
             permit = ConnectionPermit(free)

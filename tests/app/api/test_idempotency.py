@@ -237,14 +237,14 @@ def send_form(client: TestClient, boundary: str, content: bytes, purpose: str = 
 
 
 class TestAtOnce:
-    def test_twins_make_one_job_and_both_hear_of_it(self, create: Create, sessions: Sessions) -> None:
+    def test_concurrent_duplicates_create_one_job_and_return_it(self, create: Create, sessions: Sessions) -> None:
         with ThreadPoolExecutor(16) as pool:
             answers = list(pool.map(lambda n: create(key=f"k{n // 4}"), range(32)))
         assert {answer.status_code for answer in answers} == {200}
         assert len({answer.content for answer in answers}) == 8
         assert count(sessions) == 8
 
-    def test_twins_of_one_process_wait_for_each_other_and_not_for_a_look(
+    def test_duplicates_in_one_process_wait_for_the_lock_without_polling(
         self, create: Create, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         looks, asked, all_are_here = [], [], threading.Event()
@@ -258,28 +258,28 @@ class TestAtOnce:
         monkeypatch.setattr(idempotency, "reserve_key", take_slowly)
         monkeypatch.setattr(once, "fingerprint_of", lambda value: (asked.append(1), fingerprint_of(value))[1])
         with ThreadPoolExecutor(8) as pool:
-            twins = [pool.submit(create) for _ in range(8)]
+            duplicates = [pool.submit(create) for _ in range(8)]
             until(lambda: len(asked) == 8, "all of them are here")
             all_are_here.set()
-            answers = [twin.result(10) for twin in twins]
+            answers = [duplicate.result(10) for duplicate in duplicates]
         assert len({answer.content for answer in answers}) == 1
         assert [answer.headers.get("idempotency-replayed") for answer in answers].count("true") == 7
         assert len(looks) == 1
 
-    def test_a_twin_of_one_that_was_refused_is_a_try_of_its_own(self, create: Create, sessions: Sessions) -> None:
+    def test_a_duplicate_of_a_refused_request_is_executed(self, create: Create, sessions: Sessions) -> None:
         with ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(lambda _: create(training_file="file-none"), range(8)))
         assert {answer.status_code for answer in answers} == {404}
         assert create().status_code == 200
         assert count(sessions) == 1
 
-    def test_a_twin_with_another_body_is_told_so(self, create: Create, sessions: Sessions) -> None:
+    def test_a_duplicate_with_another_body_is_refused(self, create: Create, sessions: Sessions) -> None:
         with ThreadPoolExecutor(2) as pool:
             answers = list(pool.map(lambda seed: create(seed=seed), (1, 2)))
         assert sorted(answer.status_code for answer in answers) == [200, 400]
         assert count(sessions) == 1
 
-    def test_a_twin_waits_without_a_connection_and_hears_what_the_first_did(
+    def test_a_duplicate_waits_without_a_connection_and_returns_the_first_response(
         self, create: Create, sessions: Sessions, project: Project, app: FastAPI, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         looks = []
@@ -288,16 +288,16 @@ class TestAtOnce:
         with sessions() as first:
             assert take(first, KeyedRequest(project.id, "k1", "POST", "/v1/elsewhere", "other")) is None
             with ThreadPoolExecutor(1) as pool:
-                twin = pool.submit(create)
-                until(lambda: len(looks) > 3, "the twin looks again and again")
+                duplicate = pool.submit(create)
+                until(lambda: len(looks) > 3, "the duplicate looks again and again")
                 until(
                     lambda: app.state.app_state.database.pool.checkedout() == 0, "no connection in between", 10, 0.001
                 )
                 first.rollback()
-                assert twin.result(10).status_code == 200
+                assert duplicate.result(10).status_code == 200
         assert count(sessions) == 1
 
-    def test_a_twin_that_waits_too_long_is_a_409_that_clients_retry(
+    def test_a_duplicate_that_waits_too_long_is_a_409_that_clients_retry(
         self, create: Create, sessions: Sessions, project: Project, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("app.api.idempotency.DUPLICATE_TIMEOUT_SECONDS", 0.05)
@@ -307,7 +307,7 @@ class TestAtOnce:
         assert (answer.status_code, answer.json()["error"]["code"]) == (409, "idempotency_key_in_use")
         assert answer.headers["retry-after"] == "1"
 
-    def test_sixty_twins_starve_nobody(self, create: Create, sessions: Sessions) -> None:
+    def test_sixty_duplicates_do_not_block_other_requests(self, create: Create, sessions: Sessions) -> None:
         """More of them than the API has threads or connections: the first one still finds one of each."""
         barrier = threading.Barrier(60)
 

@@ -116,8 +116,8 @@ def post_json(text: str) -> Provoke:
 def send_again_too_early(server: Server) -> Any:
     server.monkeypatch.setattr(once, "DUPLICATE_TIMEOUT_SECONDS", 0.0)
     with transaction(server.sessions) as session:
-        idempotency.reserve_key(session, KeyedRequest(server.project.id, "twin", "POST", JOBS, "first"))
-        return server.client.post(JOBS, json={}, headers={"Idempotency-Key": "twin"})
+        idempotency.reserve_key(session, KeyedRequest(server.project.id, "duplicate", "POST", JOBS, "first"))
+        return server.client.post(JOBS, json={}, headers={"Idempotency-Key": "duplicate"})
 
 
 def send_another_under_one_key(server: Server) -> Any:

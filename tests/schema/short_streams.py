@@ -1,4 +1,4 @@
-"""For requests that would otherwise be answered when something happens: here nothing does, so they end soon."""
+"""Limits the duration of streams and long polls: during these tests no event ends them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ STREAM_SECONDS = 0.1
 WAIT_SECONDS = 0.1
 
 
-class BriefStreams:
-    """Server-sent events that would go on are ended after a moment, as when the server stops."""
+class ShortStreams:
+    """Plain ASGI middleware: ends streams of server-sent events after STREAM_SECONDS, as a shutdown does."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -22,7 +22,7 @@ class BriefStreams:
             return
         is_stream, has_ended = asyncio.Event(), False
 
-        async def note(message: Message) -> None:
+        async def record_and_send(message: Message) -> None:
             nonlocal has_ended
             await send(message)
             is_stream_start = message["type"] == "http.response.start" and message["status"] == 200
@@ -30,15 +30,15 @@ class BriefStreams:
             if is_stream_start:
                 is_stream.set()
 
-        answer = asyncio.create_task(self.app(scope, receive, note))
-        begun = asyncio.create_task(is_stream.wait())
-        await asyncio.wait({answer, begun}, return_when=asyncio.FIRST_COMPLETED)
-        begun.cancel()
-        await asyncio.wait({answer}, timeout=STREAM_SECONDS)
-        if answer.done():
-            answer.result()
+        response = asyncio.create_task(self.app(scope, receive, record_and_send))
+        started = asyncio.create_task(is_stream.wait())
+        await asyncio.wait({response, started}, return_when=asyncio.FIRST_COMPLETED)
+        started.cancel()
+        await asyncio.wait({response}, timeout=STREAM_SECONDS)
+        if response.done():
+            response.result()
             return
-        answer.cancel()
-        await asyncio.wait({answer})
+        response.cancel()
+        await asyncio.wait({response})
         if not has_ended:
             await send({"type": "http.response.body", "body": b""})
