@@ -128,7 +128,7 @@ class TestPatterns:
         job = harness.job(job)
         assert (job.state, job.error_param) == ("failed", "lora.rank_pattern")
         assert why in str(job.error_message)
-        assert re.match(r"lora\.rank_pattern: '", str(job.error_message))
+        assert re.match(r'lora\.rank_pattern: "', str(job.error_message))
 
     def test_patterns_of_an_older_job_do_not_block_its_validation(self, harness: WorkerHarness) -> None:
         for patterns in (PATTERNS, {"rank_pattern": {r"(q)\1": 2}}):
