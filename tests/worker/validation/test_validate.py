@@ -209,8 +209,8 @@ class TestBadFiles:
         failed = validate(harness, job)
         assert (failed.error_code, failed.error_param) == ("model_unavailable", "model")
         assert failed.error_message == (
-            "The base model tiny cannot be used: its tokenizer cannot be read on this worker. Its operator can "
-            "register it anew with `tunery models add`."
+            "The base model tiny cannot be used: its tokenizer cannot be read on this worker. The operator can "
+            "register it again: `tunery models add`."
         )
 
     def test_a_conversation_that_the_template_refuses_is_a_finding(
