@@ -13,6 +13,7 @@ from app.db.access import keys, projects
 from app.db.engine import Sessions, transaction
 from app.db.tables import ApiKey, Project
 from app.domain.access import scopes
+from app.domain.error_text.json_text import as_json
 from tests.factories import make_key, make_project
 
 ENDLESS = ("/v1/events/stream",)
@@ -126,7 +127,7 @@ class TestEveryRouteUnderV1:
             if method != "HEAD":
                 error = answer.json()["error"]
                 assert error["code"] == "insufficient_permissions"
-                assert repr(needed) in error["message"]
+                assert as_json(needed) in error["message"]
 
     def test_lets_a_key_with_its_scope_in(self, app: FastAPI, client: TestClient, sessions: Sessions) -> None:
         for method, template in routes(app):

@@ -8,6 +8,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from app.domain.error_text.json_text import as_json
 from tests.app.api.conftest import Upload
 
 
@@ -53,7 +54,7 @@ class TestATrainingType:
         job = client.post("/v1/fine_tuning/jobs", json=body).json()
         events = client.get(f"/v1/fine_tuning/jobs/{job['id']}/events").json()["data"]
         assert [event["level"] for event in events] == ["warn", "info"]
-        assert f"trainingType {kind!r} was ignored" in events[0]["message"]
+        assert f"trainingType {as_json(kind)} was ignored" in events[0]["message"]
 
     @pytest.mark.parametrize("kind", ["hourly", "", "1", 0, 2, 1.0, True, {}])
     def test_of_nobody_is_refused(self, client: TestClient, base_model: str, upload: Upload, kind: object) -> None:

@@ -177,7 +177,7 @@ class TestTogether:
             many = {f"metadata[{n}]": "x" for n in range(pairs)}
             error = error_of(client.get(JOBS, params=many))
             assert error["param"] == "metadata"
-            assert f"{pairs:,} pairs are given, but a job has at most 16" in error["message"]
+            assert f"{pairs:,} pairs given; a job has at most 16" in error["message"]
 
     def test_null_and_a_pair_exclude_each_other(self, client: TestClient) -> None:
         assert error_of(client.get(JOBS, params={"metadata": "null", "metadata[a]": "x"}))["param"] == "metadata"
