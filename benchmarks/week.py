@@ -188,7 +188,7 @@ class TheService:
     def give_way(self, number: int, now: float) -> None:
         self.asked.discard(number)
         with self._at(now):
-            claims.finish_held_attempt(self.session, self.leases.pop(number), Reason.GAVE_WAY, "gave way")
+            claims.finish_held_attempt(self.session, self.leases.pop(number), Reason.PREEMPTED, "gave way")
 
     def to_interrupt(self, held: dict[int, int], offers: Sequence[WorkerCapacity], now: float) -> list[int]:
         if self.policy is None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from app.api.schemas.jobs.requests import CreateJob, UpdateJob, check_shape, without_effect
 from app.db.tables import Job
-from app.domain.jobs.cloning import overridden, request_of
+from app.domain.jobs.cloning import apply_overrides, create_request
 from app.domain.jobs.spec import JobSpec
 from app.errors import BadRequest, combine_errors
 from app.services.jobs.requests import JobRequest, SchedulingOptions
@@ -23,7 +23,7 @@ def job_request(body: Mapping[str, Any]) -> JobRequest:
 
 def clone_request(job: Job, overrides: Mapping[str, Any]) -> JobRequest:
     """The request that asks for `job` again, but for `overrides`: any key of a create body."""
-    original = request_of(
+    original = create_request(
         JobSpec.model_validate(job.spec), job.training_file_id, job.validation_file_id, job.suffix, job.user_metadata
     )
     original |= {"priority": job.priority, "worker_labels": job.worker_labels}
@@ -32,7 +32,7 @@ def clone_request(job: Job, overrides: Mapping[str, Any]) -> JobRequest:
     if parsed is None:
         raise combine_errors(problems)
     given = {key: value for key, value in parsed.model_dump(exclude_unset=True).items() if key in overrides}
-    body = overridden(original, given)
+    body = apply_overrides(original, given)
     parsed, more = check_shape(CreateJob, body)
     if parsed is None:
         raise combine_errors([*problems, *more])

@@ -73,7 +73,7 @@ JOB_ERRORS: dict[Reason, JobErrorCode] = {
 _MEANINGS: dict[Reason, str] = {
     Reason.DONE: "the adapter was saved, and verified by loading it with PEFT",
     Reason.DRAINED: "its worker was shut down; a snapshot was saved",
-    Reason.GAVE_WAY: "preempted: an urgent job needed its worker; a snapshot was saved",
+    Reason.PREEMPTED: "preempted: an urgent job needed its worker; a snapshot was saved",
     Reason.PAUSED: "on request",
     Reason.CANCELLED: "on request",
     Reason.WORKER_LOST: "the lease expired without a renewal",

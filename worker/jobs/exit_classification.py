@@ -67,7 +67,7 @@ def classify_exit(ended: TrainerExit) -> AttemptOutcome:
         return AttemptOutcome(Reason.PAUSED, f"The job was paused{at_step}")
     if ended.exit_code == ExitCode.DRAINED and ended.preempt_requested and not ended.drain_requested:
         text = f"The job was preempted{at_step} by an urgent job; it is queued again and will resume automatically"
-        return AttemptOutcome(Reason.GAVE_WAY, text)
+        return AttemptOutcome(Reason.PREEMPTED, text)
     if ended.exit_code == ExitCode.DRAINED or _was_killed_during_drain(ended):
         text = f"The worker shut down{at_step}; the job is queued again and will resume automatically"
         return AttemptOutcome(Reason.DRAINED, text)

@@ -150,7 +150,7 @@ class JobSupervisor:
             return AttemptOutcome(Reason.PAUSED, "The job was paused before the training began")
         if keeper.preempt_requested:
             text = "The job was preempted by an urgent job before the training began; it is queued again"
-            return AttemptOutcome(Reason.GAVE_WAY, text)
+            return AttemptOutcome(Reason.PREEMPTED, text)
         return None
 
     def _train(self, job: Job, keeper: LeaseKeeper, directory: Path, lock: int) -> AttemptOutcome:
@@ -241,7 +241,7 @@ class JobSupervisor:
 
     def _delay_seconds(self, reason: Reason) -> float:
         """How long the job waits before its next attempt."""
-        if reason in (Reason.PAUSED, Reason.GAVE_WAY) or (reason == Reason.DRAINED and self.resources.stop.is_set()):
+        if reason in (Reason.PAUSED, Reason.PREEMPTED) or (reason == Reason.DRAINED and self.resources.stop.is_set()):
             return 0.0
         if reason == Reason.STORAGE_UNAVAILABLE:
             return STORAGE_RETRY_FACTOR * self.settings.requeue_delay_seconds

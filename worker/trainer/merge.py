@@ -23,7 +23,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from app.domain.artifacts.full_disk import is_disk_full
-from app.domain.jobs.layer_patterns import PatternError, by_layer, scale_of
+from app.domain.jobs.layer_patterns import PatternError, expand_patterns, scale_of
 from app.domain.jobs.spec import LoraSpec
 from app.domain.jobs.states import ExitCode
 from app.system.artifact_directory import (
@@ -148,7 +148,7 @@ def _lora_by_layer(manifest: dict[str, Any], shards: list[Shard]) -> LoraSpec:
     shapes = {name: tensor.shape for shard in shards for name, tensor in shard.tensors.items()}
     layers = {name.removesuffix(".weight"): (shape[0], shape[1]) for name, shape in shapes.items() if len(shape) == 2}
     try:
-        return by_layer(LoraSpec.model_validate(manifest["lora"]), layers)
+        return expand_patterns(LoraSpec.model_validate(manifest["lora"]), layers)
     except PatternError as error:
         raise CannotMerge(f"The adapter's patterns cannot be matched with the base model's layers: {error}.") from error
 

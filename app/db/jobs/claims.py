@@ -244,7 +244,7 @@ def finish_attempt(
         "lease_owner": null(),
         "lease_expires_at": null(),
         "yield_requested_at": null(),
-        "times_yielded": Job.times_yielded + (1 if reason == Reason.GAVE_WAY else 0),
+        "times_yielded": Job.times_yielded + (1 if reason == Reason.PREEMPTED else 0),
         "run_after": func.clock_timestamp() + timedelta(seconds=delay_seconds * 2 ** max(0, streak - 1)),
         **(columns or {}),
         **events.next_event_seq(),

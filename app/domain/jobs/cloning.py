@@ -17,16 +17,16 @@ from app.domain.jobs.spec import JobSpec, Method
 Json = dict[str, Any]
 
 
-def request_of(
+def create_request(
     spec: JobSpec, training_file: str, validation_file: str | None, suffix: str | None, metadata: Json | None
 ) -> Json:
-    """The rate is absolute: its multiplier would be of what the base model's rate is today."""
+    """The create request of a spec, with the absolute learning rate: the base model's rate may have changed since."""
     plain = spec.model_dump(mode="json")
     hyperparameters = plain["hyperparameters"]
     if hyperparameters["learning_rate"] is not None:
         hyperparameters.pop("learning_rate_multiplier")
     if spec.dtype_is_free:
-        plain["quantization"].pop("compute_dtype")  # as nobody asked for it then, nobody does now
+        plain["quantization"].pop("compute_dtype")  # the original request did not set it
     body = {
         "model": spec.continued_from or spec.base_model,
         "training_file": training_file,
@@ -39,12 +39,12 @@ def request_of(
         "suffix": suffix,
         "metadata": metadata,
     }
-    kept_null = {"quantization"}  # there null has a meaning: a 16-bit base
+    kept_null = {"quantization"}  # null means a 16-bit base
     return {key: value for key, value in body.items() if value is not None or key in kept_null}
 
 
-def overridden(body: Mapping[str, Any], overrides: Mapping[str, Any]) -> Json:
-    """`overrides`, of the right shape, laid over `body`: objects key by key, everything else instead of what was."""
+def apply_overrides(body: Mapping[str, Any], overrides: Mapping[str, Any]) -> Json:
+    """`body` with `overrides` of a valid shape: objects are merged key by key, other values are replaced."""
     own: Json = copy.deepcopy(dict(body))
     old: Method = method_of(own) or "supervised"
     overrides = _with_method(overrides, old)
@@ -91,7 +91,7 @@ def _drop_overridden(body: Json, method: Method, name: str, given: Given) -> Non
 def _drop_overridden_quantization(body: Json, key: str, value: Any) -> None:
     had = body.get("quantization") or {}
     if key == "bits" and value != had.get("bits"):
-        had.pop("type", None)  # both belong to the old width
+        had.pop("type", None)  # both belong to the previous bits
         had.pop("double_quant", None)
     had.pop(key, None)
 

@@ -1,6 +1,6 @@
-"""What a trainer says (one JSON line a record, on its standard output) and what it is told (on its standard input).
+"""The records of a trainer (JSON lines on its standard output) and its commands (JSON lines on its standard input).
 
-A closed union: an unknown kind is an error on either side. Units stand in the names; losses are nats per token.
+A closed union: an unknown kind is an error on both sides. Names contain units; losses are nats per token.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Record(BaseModel):
 
 
 class Started(Record):
-    """The base is loaded, the adapter is on it, the plan is made: the first step comes next."""
+    """Base and adapter are loaded and the plan is made; the first step follows."""
 
     kind: Literal["started"] = "started"
     device: str
@@ -30,53 +30,53 @@ class Started(Record):
     threads: int
     trainable_parameters: int
     frozen_parameters: int
-    base_bytes: int  # what the frozen base occupies
+    base_bytes: int  # memory of the frozen base
     examples: int
-    tokens_per_epoch: int  # real tokens, no padding
+    tokens_per_epoch: int  # without padding
     labelled_tokens_per_epoch: int
     total_steps: int
-    start_step: int  # 0, or the step of the snapshot this attempt goes on from
+    start_step: int  # 0, or the step of the snapshot from which this attempt resumes
     versions: dict[str, str]
 
 
 class Planned(Record):
-    """How the steps will be laid out, and what that should take: once, at the first attempt."""
+    """The execution plan, and its estimated memory and time; once, in the first attempt."""
 
     kind: Literal["planned"] = "planned"
     device_kind: Literal["cpu", "cuda"]
     device: str
-    memory_bytes: int  # what there is for this process
+    memory_bytes: int  # available to this process
     mode: PlannedLayout
     largest_row_tokens: int
-    components: dict[str, int]  # bytes, by component of app.domain.planning.memory.Memory
-    loaded_bytes: int  # predicted by the formula alone, from the first step to the last
-    working_bytes: int  # and what a step adds to it
-    peak_bytes: int  # predicted by the formula, what was loaded, and earlier measurements
-    step_flop: float  # of a token, by the formula (app.domain.planning.duration)
+    components: dict[str, int]  # bytes, by component of app.domain.planning.memory.MemoryEstimate
+    loaded_bytes: int  # predicted by the formula alone; stays allocated
+    working_bytes: int  # predicted by the formula alone; allocated by each step
+    peak_bytes: int  # predicted, corrected by the loaded bytes and by earlier measurements
+    step_flop: float  # per token, by the formula (app.domain.planning.duration)
     seconds: float
     basis: Literal["formula", "measured"]
 
 
 class Probed(Record):
-    """One forward and backward of the largest row, before the first step; nothing was changed by it."""
+    """One forward and backward of the largest packed batch before the first step; it changes nothing."""
 
     kind: Literal["probed"] = "probed"
     row_tokens: int
     seconds: float
-    loaded_bytes: int  # measured, with what the optimizer will add to it
+    loaded_bytes: int  # measured, plus the state of the optimizer
     peak_bytes: int
 
 
 class Measured(Record):
-    """What the whole run took, against its plan."""
+    """The measured memory and time of the run, to compare with its plan."""
 
     kind: Literal["measured"] = "measured"
     mode: PlannedLayout
     peak_bytes: int
-    seconds: float  # from the start of the process, of a spare one from its work directory on
-    step_seconds: float  # of this attempt's steps alone
-    step_tokens: int  # real tokens that went through them
-    validation_seconds: float  # of its validations
+    seconds: float  # from the start of the process; of a warm trainer from its Begin
+    step_seconds: float  # only the steps of this attempt
+    step_tokens: int  # processed in them
+    validation_seconds: float  # only the validations
 
 
 class Metric(Record):
@@ -86,13 +86,13 @@ class Metric(Record):
     step: int
     total_steps: int
     epoch: float
-    train_loss: float | None  # None stands for a value that is not finite
+    train_loss: float | None  # None: not finite
     train_mean_token_accuracy: float | None = None
-    train_reward_accuracy: float | None = None  # of DPO: the share of pairs whose preferred answer gained more
-    train_reward_margin: float | None = None  # of DPO: beta times what it gained over the other, in nats
+    train_reward_accuracy: float | None = None  # DPO: the share of pairs whose preferred answer gained more
+    train_reward_margin: float | None = None  # DPO: beta times the gain over the other answer, in nats
     learning_rate: float
     grad_norm: float | None
-    trained_tokens: int  # real tokens that went through the model so far
+    trained_tokens: int  # processed so far
     labelled_tokens: int  # in this step
     tokens_per_second: float
     eta_seconds: float
@@ -115,7 +115,7 @@ class Message(Record):
 
 
 class CheckpointSaved(Record):
-    """An adapter directory, complete with MANIFEST.json, renamed into place: public, one per epoch or pause."""
+    """A public adapter directory with MANIFEST.json, renamed into place; one per epoch or pause."""
 
     kind: Literal["checkpoint"] = "checkpoint"
     step: int
@@ -126,20 +126,20 @@ class CheckpointSaved(Record):
 
 
 class SnapshotSaved(Record):
-    """What resume needs, complete with MANIFEST.json, renamed into place: private."""
+    """A private snapshot directory with MANIFEST.json, renamed into place."""
 
     kind: Literal["snapshot"] = "snapshot"
     step: int
     directory: str  # relative to the work directory
     manifest_sha256: str
-    final: bool = False  # the last of this attempt: the trainer removes it no more
+    final: bool = False  # the last of this attempt; the trainer does not remove it
 
 
 class Done(Record):
-    """The final checkpoint was loaded by PEFT onto the same base and is equal to what was trained."""
+    """PEFT has loaded the final checkpoint onto the same base, and its outputs equal those of the trained adapter."""
 
     kind: Literal["done"] = "done"
-    step: int  # whose adapter it is: the last one, or the best one where that is promoted
+    step: int  # of the adapter: the last step, or the best one if it is promoted
     trained_tokens: int  # in all
     directory: str  # of the final checkpoint, relative to the work directory
 
@@ -190,7 +190,7 @@ class Control(BaseModel):
 
 
 class Begin(BaseModel):
-    """The one line that a spare trainer waits for: from here on it is the trainer of this work directory."""
+    """The first line for a warm trainer: the work directory of its job."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -198,5 +198,5 @@ class Begin(BaseModel):
 
 
 def parse_record(line: str | bytes) -> AnyRecord:
-    """Raises pydantic.ValidationError: what a child prints is untrusted input."""
+    """Parse a record. Raises pydantic.ValidationError: the output of a child process is untrusted."""
     return RECORD.validate_json(line)

@@ -1,4 +1,4 @@
-"""Two sets of values under dotted paths, side by side."""
+"""The differences between two JSON objects, by dotted path."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Row:
-    """One value of both; absent is None."""
+class ValueDiff:
+    """The value of both objects at one path; None if it is absent."""
 
     path: str
     left: Any
@@ -23,30 +23,28 @@ class Row:
         return type(self.left) is not type(self.right) or bool(self.left != self.right)
 
 
-def side_by_side(left: Mapping[str, Any], right: Mapping[str, Any], told_by_a_run: Collection[str] = ()) -> list[Row]:
-    """Every path of either, in the order of the left one and then of the right one.
+def diff(left: Mapping[str, Any], right: Mapping[str, Any], known_after_run: Collection[str] = ()) -> list[ValueDiff]:
+    """The rows of all paths, in the order of `left`, then of `right`.
 
-    What only a run can tell is not known before it, which sets nothing apart.
+    `known_after_run` are keys whose values exist only after a run: null in one object is not a difference there.
     """
-    lefts, rights = dict(flat(left)), dict(flat(right))
+    lefts, rights = dict(flatten(left)), dict(flatten(right))
     paths = [*lefts, *(path for path in rights if path not in lefts)]
-    rows = [Row(path, lefts.get(path), rights.get(path), path.partition(".")[0] in told_by_a_run) for path in paths]
-    return [row for row in rows if not _is_empty(row)]
+    rows = [
+        ValueDiff(path, lefts.get(path), rights.get(path), path.partition(".")[0] in known_after_run) for path in paths
+    ]
+    return [row for row in rows if row.left is not None or row.right is not None]
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Objects become dotted paths; lists are values, as their order means something or they are sorted."""
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted path, value); lists are values, because their order matters or they are sorted."""
     for key, value in values.items():
         path = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{path}.")
+            yield from flatten(value, f"{path}.")
         else:
             yield path, value or None if isinstance(value, Mapping) else value
 
 
-def differing(rows: Sequence[Row]) -> int:
+def count_differences(rows: Sequence[ValueDiff]) -> int:
     return sum(row.differs for row in rows)
-
-
-def _is_empty(row: Row) -> bool:
-    return row.left is None and row.right is None

@@ -1,6 +1,6 @@
-"""rank_pattern and alpha_pattern: a layer's own rank and alpha.
+"""rank_pattern and alpha_pattern: rank and alpha by layer.
 
-A key is a regular expression for the end of a layer's full name, from a dot on or from its beginning: "q_proj",
+A key is a regular expression for the end of a layer's full name, from a dot or from its beginning: "q_proj",
 "mlp.down_proj", r"layers\\.[0-3]\\..*_proj". Keys come from clients and Python's `re` can take exponential time, so
 RE2, which takes linear time (https://swtch.com/~rsc/regexp/regexp3.html), matches them once, when the job is created.
 From then on each key is one layer: its full name, escaped, because PEFT reads keys with `re`.
@@ -21,13 +21,13 @@ from app.domain.error_text.json_text import as_json
 from app.domain.jobs.spec import JobSpec, LayerPatterns, LoraSpec
 
 MAX_KEYS = 64
-MAX_LENGTH = 256
+MAX_KEY_CHARACTERS = 256
 MAX_PROGRAM_BYTES = 1 << 16  # RE2's max_mem: some 2,000 instructions, at most 0.1 ms for one name
-# Instructions of all keys times layers. 64 ordinary keys of 100 letters and 4,096 layers stay below; above, matching
-# would take seconds.
+# Instructions of all keys times layers: enough for 64 ordinary keys of 100 letters and 4,096 layers. Above it, matching
+# takes seconds.
 MAX_WORK = 40_000_000
 SYNTAX = "https://github.com/google/re2/wiki/Syntax"
-# RE2's own words -> ours; what is not here is passed on.
+# RE2's messages -> messages for users; others are passed on.
 REASONS = {
     "invalid perl operator": "RE2 has no look-ahead, look-behind or other special group {}",
     "invalid escape sequence": "RE2 has no back-references and does not know {}",
@@ -56,12 +56,12 @@ class PatternError(ValueError):
 
 def rank_of(lora: LoraSpec, layer: str) -> int:
     """The rank of a layer. The keys of `lora` must be single layers."""
-    return _of_layer(lora.rank_pattern, layer, lora.r)
+    return _value_of_layer(lora.rank_pattern, layer, lora.r)
 
 
 def alpha_of(lora: LoraSpec, layer: str) -> float:
     """The alpha of a layer. The keys of `lora` must be single layers."""
-    return _of_layer(lora.alpha_pattern, layer, lora.alpha)
+    return _value_of_layer(lora.alpha_pattern, layer, lora.alpha)
 
 
 def scale_of(lora: LoraSpec, layer: str) -> float:
@@ -81,20 +81,20 @@ def layer_keys(layers: Iterable[str]) -> dict[str, str]:
 
 
 def key_problem(key: str) -> str | None:
-    """What is wrong with a key by itself."""
-    if not 0 < len(key) <= MAX_LENGTH:
-        return f"a key has 1 to {MAX_LENGTH} letters"
-    if "{," in key:  # RE2 takes it literally, Python and PEFT as {0,
+    """The problem of a key by itself, or None."""
+    if not 0 < len(key) <= MAX_KEY_CHARACTERS:
+        return f"a key has 1 to {MAX_KEY_CHARACTERS} letters"
+    if "{," in key:  # literal in RE2, but {0, in Python and PEFT
         return f"{as_json(key)}: write {{0,n}} instead of {{,n}}"
     try:
         _compile(key)
     except re2.error as error:
-        return f"{as_json(key)} is no regular expression that RE2 accepts: {_plain(error)} ({SYNTAX})"
+        return f"{as_json(key)} is no regular expression that RE2 accepts: {_error_text(error)} ({SYNTAX})"
     return None
 
 
 def match_spec(spec: JobSpec, layers: Sizes) -> JobSpec:
-    """The spec with its patterns matched with the base model's layers, unless they are already.
+    """The spec with its patterns matched with the base model's layers, unless they are matched already.
 
     Raises PatternError.
     """
@@ -103,8 +103,8 @@ def match_spec(spec: JobSpec, layers: Sizes) -> JobSpec:
     return spec.model_copy(update={"layer_patterns": match_patterns(spec.lora, layers)})
 
 
-def by_layer(lora: LoraSpec, layers: Sizes) -> LoraSpec:
-    """`lora` with patterns by single layers, which those of older adapters and snapshots are not.
+def expand_patterns(lora: LoraSpec, layers: Sizes) -> LoraSpec:
+    """`lora` with one key per layer; the keys of older adapters and snapshots are patterns.
 
     Raises PatternError.
     """
@@ -114,7 +114,7 @@ def by_layer(lora: LoraSpec, layers: Sizes) -> LoraSpec:
 
 
 def match_patterns(lora: LoraSpec, layers: Sizes) -> LayerPatterns | None:
-    """Match the patterns of `lora` with the layers of a base model. None where there are no patterns.
+    """Match the patterns of `lora` with the layers of a base model; None if there are no patterns.
 
     Raises PatternError for a key that RE2 refuses or that matches no target, for keys that differ on one layer, for a
     rank above a layer's smaller side, and for more work than MAX_WORK.
@@ -124,20 +124,20 @@ def match_patterns(lora: LoraSpec, layers: Sizes) -> LayerPatterns | None:
     targets = {name: size for name, size in layers.items() if name.rpartition(".")[2] in lora.target_modules}
     ranks, problems_of_ranks = _match(lora.rank_pattern, targets)
     alphas, problems_of_alphas = _match(lora.alpha_pattern, targets)
-    problems_of_ranks += _too_wide(lora.rank_pattern, ranks, targets)
+    problems_of_ranks += _rank_problems(lora.rank_pattern, ranks, targets)
     problems = [PatternProblem("lora.rank_pattern", text) for text in problems_of_ranks]
     problems += [PatternProblem("lora.alpha_pattern", text) for text in problems_of_alphas]
     if problems:
         raise PatternError(problems)
     keys = layer_keys(layers)
     return LayerPatterns(
-        rank_pattern=_by_layer(lora.rank_pattern, ranks, keys),
-        alpha_pattern=_by_layer(lora.alpha_pattern, alphas, keys),
+        rank_pattern=_layer_values(lora.rank_pattern, ranks, keys),
+        alpha_pattern=_layer_values(lora.alpha_pattern, alphas, keys),
     )
 
 
 def _match(patterns: Mapping[str, float], targets: Sizes) -> tuple[dict[str, list[str]], list[str]]:
-    """The layers that each key matches, and what is wrong."""
+    """The layers that each key matches, and the problems."""
     if problems := [problem for key in patterns if (problem := key_problem(key))]:
         return {}, problems
     compiled = {key: _compile(key) for key in patterns}
@@ -168,7 +168,7 @@ def _mismatches(patterns: Mapping[str, float], matched: Mapping[str, list[str]],
             return
 
 
-def _too_wide(ranks: Mapping[str, int], matched: Mapping[str, list[str]], sizes: Sizes) -> Iterator[str]:
+def _rank_problems(ranks: Mapping[str, int], matched: Mapping[str, list[str]], sizes: Sizes) -> Iterator[str]:
     for key, names in matched.items():
         for layer in names:
             if ranks[key] > (limit := min(sizes[layer])):
@@ -176,28 +176,28 @@ def _too_wide(ranks: Mapping[str, int], matched: Mapping[str, list[str]], sizes:
                 break
 
 
-def _by_layer(
+def _layer_values(
     patterns: Mapping[str, Number], matched: Mapping[str, list[str]], keys: Mapping[str, str]
 ) -> dict[str, Number]:
     return {keys[layer]: patterns[pattern] for pattern, names in matched.items() for layer in names}
 
 
-def _of_layer(numbers: Mapping[str, Number], layer: str, default: Number) -> Number:
+def _value_of_layer(numbers: Mapping[str, Number], layer: str, default: Number) -> Number:
     key = re.escape(layer)
     return numbers.get(f"^{key}", numbers.get(key, default))
 
 
 def _compile(key: str) -> Any:
-    """Cached by re2. Raises re2.error."""
+    """Compile a key; cached by re2. Raises re2.error."""
     options = re2.Options()
     options.max_mem = MAX_PROGRAM_BYTES
     options.never_capture = True
     options.log_errors = False
-    re2.compile(key, options)  # by itself, so that an error is about the key alone, and no key ends the group around it
+    re2.compile(key, options)  # by itself first: an error is about the key alone, and a key cannot close the group
     return re2.compile(rf"(?:.*\.)?(?:{key})", options)
 
 
-def _plain(error: re2.error) -> str:
+def _error_text(error: re2.error) -> str:
     text: str = error.args[0].decode(errors="replace")
     reason, _, what = text.partition(": ")
     return REASONS.get(reason, text).replace("{}", what)

@@ -7,10 +7,10 @@ from typing import Literal
 
 
 def resume_message(step: int | None, problems: Sequence[str]) -> tuple[Literal["info", "warn"], str]:
-    """(level, text) of the event that says where a run goes on: `step` None is the beginning."""
-    text = f"Going on from the snapshot of step {step}"
+    """(level, text) of the event that names where a run resumes; `step` None is the beginning."""
+    text = f"Resuming from the snapshot of step {step}"
     if step is None:
-        text = "Starting again from step 0, as there is no snapshot to go on from"
+        text = "Starting from step 0: there is no snapshot to resume from"
     if problems:
         return "warn", f"{text}; not usable: " + "; ".join(problems)
     return "info", text

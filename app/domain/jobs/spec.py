@@ -1,4 +1,4 @@
-"""What will be trained, fully resolved: no "auto", no default left to anybody's taste.
+"""The spec of a job, fully resolved: no "auto", and no default that may change.
 
 `JobSpec` is stored in the job row when the job is created and never changes. `TrainerSpec` is the file the trainer
 reads: one base model, one quantization, and one run.
@@ -15,14 +15,14 @@ from app.domain.base_models.catalog import StatSignature
 from app.domain.planning.execution_plan import Measurement
 
 SPEC_VERSION: Literal[1] = 1
-# Which checks a line of a data set must pass. 2 also refuses what 1 accepted and then left out of training or changed;
-# a job keeps the rules of the day it was created, so a file that was good for it stays good for it.
+# Which checks a line of a data set must pass. 2 also refuses what 1 accepted and then omitted from training or
+# changed. A job keeps the rules under which it was created, so its files stay valid.
 LineRules = Literal[1, 2]
 LINE_RULES: LineRules = 2
 
 
 class Frozen(BaseModel):
-    """Immutable, and an unknown key is an error: a typo never becomes a silent default."""
+    """Immutable; an unknown key is an error, so that a typo does not become a default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,7 +40,7 @@ class LoraSpec(Frozen):
     # is published the keys are single layers: their full names, escaped (app.domain.jobs.layer_patterns).
     rank_pattern: dict[str, int] = {}
     alpha_pattern: dict[str, float] = {}
-    modules_to_save: tuple[str, ...] = ()  # trained whole and saved beside A and B
+    modules_to_save: tuple[str, ...] = ()  # fully trained and saved with A and B
     bias: Literal["none"] = "none"
     init: Literal["default"] = "default"
 
@@ -100,7 +100,7 @@ class Hyperparameters(Frozen):
     eval_steps: Annotated[int, Field(ge=1)] | None = None  # between validations; absent = at the end of each epoch
     early_stopping: EarlyStopping | None = None
     promote_best: bool = False  # the result is the adapter with the lowest full validation loss, not the last one
-    beta: Annotated[float, Field(gt=0)] | None = None  # of DPO (arXiv 2305.18290), and only there
+    beta: Annotated[float, Field(gt=0)] | None = None  # DPO only (arXiv 2305.18290)
 
 
 Method = Literal["supervised", "dpo"]
@@ -117,8 +117,8 @@ class JobSpec(Frozen):
     version: Literal[1] = SPEC_VERSION
     base_model: str
     method: Method = "supervised"
-    line_rules: LineRules = 1  # absent: a job from before there were others
-    continued_from: str | None = None  # the "ft:..." model, an adapter of this project, that training goes on from
+    line_rules: LineRules = 1  # absent: a job of a release with only these
+    continued_from: str | None = None  # the "ft:..." model of this project from which training continues
     lora: LoraSpec  # as it was asked for
     layer_patterns: LayerPatterns | None = None  # its patterns, matched; None: it has none, or they are not matched yet
     quantization: QuantizationSpec | None
@@ -129,12 +129,12 @@ class JobSpec(Frozen):
 
     @property
     def layer_lora(self) -> LoraSpec:
-        """What is trained: `lora` with its patterns by single layers."""
+        """`lora` with one pattern key per layer."""
         return self.lora.model_copy(update=dict(self.layer_patterns)) if self.layer_patterns else self.lora
 
 
 class BaseSpec(Frozen):
-    """A registered base model as the trainer finds it on disk."""
+    """A registered base model on disk."""
 
     name: str
     directory: Path

@@ -1,9 +1,9 @@
-"""The states of a job, what may follow what, and the reasons that end a job.
+"""The states of a job, their transitions, and the reasons that end an attempt.
 
     validating_files -> queued -> running -> succeeded | failed | cancelled
-    running -> paused -> queued            running -> queued when an attempt ends without blame
+    running -> paused -> queued            running -> queued after an attempt without a result
 
-`desired` is what the user wants; `state` is what is true. A reason is stored, the final state follows from it.
+`desired` is the state that the user requested, `state` the actual one. The reason is stored and determines the state.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
 
 
 class Reason(StrEnum):
-    """Why an attempt ended. `final_state` says where the job goes from there."""
+    """Why an attempt ended. FINAL_STATE maps it to the next state of the job."""
 
     DONE = "done"
     DRAINED = "drained"
-    GAVE_WAY = "gave_way"
+    PREEMPTED = "gave_way"
     PAUSED = "paused"
     CANCELLED = "cancelled"
     WORKER_LOST = "worker_lost"
@@ -71,15 +71,15 @@ class Reason(StrEnum):
 FINAL_STATE: dict[Reason, JobState] = {
     Reason.DONE: JobState.SUCCEEDED,
     Reason.DRAINED: JobState.QUEUED,
-    Reason.GAVE_WAY: JobState.QUEUED,  # to an urgent job; nobody's fault either
+    Reason.PREEMPTED: JobState.QUEUED,  # for an urgent job
     Reason.PAUSED: JobState.PAUSED,
     Reason.CANCELLED: JobState.CANCELLED,
     Reason.WORKER_LOST: JobState.QUEUED,
     Reason.TRAINER_CRASHED: JobState.QUEUED,
-    Reason.KILLED_FOR_MEMORY: JobState.QUEUED,  # and smaller the next time
+    Reason.KILLED_FOR_MEMORY: JobState.QUEUED,  # the next attempt uses less memory
     Reason.STALLED: JobState.QUEUED,
-    Reason.STORAGE_UNAVAILABLE: JobState.QUEUED,  # nobody's fault: tried again until it is back
-    Reason.STORAGE_FULL: JobState.QUEUED,  # the same, with growing pauses; `paused` when it lasts
+    Reason.STORAGE_UNAVAILABLE: JobState.QUEUED,  # retried until the storage is available
+    Reason.STORAGE_FULL: JobState.QUEUED,  # retried with growing pauses; `paused` in the end
     Reason.WORKER_CRASH_LOOP: JobState.FAILED,
     Reason.INVALID_N_EXAMPLES: JobState.FAILED,
     Reason.INVALID_TRAINING_FILE: JobState.FAILED,
@@ -92,12 +92,12 @@ FINAL_STATE: dict[Reason, JobState] = {
     Reason.SERVER_ERROR: JobState.FAILED,
 }
 
-# Attempts that died under us count towards the crash streak; a drain or a pause does not.
+# Crashed attempts count towards the crash streak; drained and paused ones do not.
 CRASHES = frozenset({Reason.WORKER_LOST, Reason.TRAINER_CRASHED, Reason.KILLED_FOR_MEMORY, Reason.STALLED})
 
 
 class ExitCode:
-    """What the trainer's exit code tells its parent (sysexits.h where one fits)."""
+    """The trainer's exit codes (from sysexits.h where one fits)."""
 
     DONE = 0
     BAD_SPEC = 64
@@ -108,8 +108,4 @@ class ExitCode:
     DRAINED = 75
     PAUSED = 76
     CANCELLED = 77
-    KILLED = 137  # SIGKILL ended one of several processes, said as a shell does
-
-
-def may_follow(current: JobState, following: JobState) -> bool:
-    return following in TRANSITIONS[current]
+    KILLED = 137  # SIGKILL ended one of several processes; the code that a shell reports

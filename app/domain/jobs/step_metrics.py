@@ -1,4 +1,4 @@
-"""What a job measured, a row per optimizer step: as CSV, and thinned out for a chart without losing its shape."""
+"""The metrics of a job, one row per optimizer step: as CSV, and downsampled for a chart."""
 
 from __future__ import annotations
 
@@ -24,17 +24,20 @@ RESULT_COLUMNS = {
     "epoch": "epoch",
     "num_tokens": "num_tokens",
 }
-REWARD_COLUMNS = {  # of DPO, and there only
+REWARD_COLUMNS = {  # DPO only
     name: name
     for name in (
-        "train_reward_accuracy", "train_reward_margin", "full_valid_reward_accuracy", "full_valid_reward_margin",
+        "train_reward_accuracy",
+        "train_reward_margin",
+        "full_valid_reward_accuracy",
+        "full_valid_reward_margin",
     )
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
 class Point:
-    """A step as a chart sees it; `row` is where the rest of it stands."""
+    """A step of the loss chart; `row` is the index of its row."""
 
     step: int
     loss: float
@@ -43,7 +46,7 @@ class Point:
 
 
 def results_csv(rows: Iterable[dict[str, Any]]) -> bytes:
-    """A line per step; blank where nothing was measured."""
+    """One line per step; values that were not measured are blank."""
     text, rows = io.StringIO(), list(rows)
     has_rewards = any("train_reward_margin" in row for row in rows)
     columns = RESULT_COLUMNS | (REWARD_COLUMNS if has_rewards else {})
@@ -55,16 +58,16 @@ def results_csv(rows: Iterable[dict[str, Any]]) -> bytes:
     return text.getvalue().encode()
 
 
-def thin_out(points: Sequence[Point], most: int) -> list[Point]:
-    """At most `most` (at least 2) of the points, the first and the last among them; true ones, never means.
+def downsample(points: Sequence[Point], max_points: int) -> list[Point]:
+    """At most `max_points` (at least 2) of the points, including the first and the last; measured points, not means.
 
-    Largest triangle three buckets (Steinarsson 2013): of each bucket the point that a line through its neighbours would
-    miss most, so a spike stays a spike. A point with a validation is preferred to its neighbours without.
+    Largest triangle three buckets (Steinarsson 2013): the point of each bucket that is farthest from a line through its
+    neighbours, so that spikes remain. Points with a validation are preferred.
     """
-    if len(points) <= most:
+    if len(points) <= max_points:
         return list(points)
     chosen = [points[0]]
-    buckets = _buckets(points, most - 2)
+    buckets = _buckets(points, max_points - 2)
     for bucket, following in zip(buckets, [*buckets, [points[-1]]][1:], strict=True):
         candidates = [point for point in bucket if point.is_validated] or bucket
         chosen.append(max(candidates, key=_area(chosen[-1], following)))
@@ -78,7 +81,7 @@ def _buckets(points: Sequence[Point], count: int) -> list[Sequence[Point]]:
 
 
 def _area(before: Point, following: Sequence[Point]) -> Any:
-    """Twice the area of the triangle of a point, the one chosen before it, and the middle of the bucket after it."""
+    """Twice the area of the triangle of a point, the previous chosen point, and the mean of the following bucket."""
     step = sum(point.step for point in following) / len(following)
     loss = sum(point.loss for point in following) / len(following)
 

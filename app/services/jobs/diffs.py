@@ -11,7 +11,7 @@ from app.db.files import files
 from app.db.jobs import checkpoints, diffs, jobs, measurements
 from app.db.tables import Job
 from app.domain.error_text.json_text import unquoted
-from app.domain.jobs.json_diff import Row, side_by_side
+from app.domain.jobs.json_diff import ValueDiff, diff
 from app.domain.jobs.spec import JobSpec
 from app.errors import NotFound
 
@@ -25,10 +25,10 @@ RESULT_METRICS = ("train_loss", "train_mean_token_accuracy", "full_valid_loss", 
 class Diff:
     left: Job
     right: Job
-    data: list[Row]
-    config: list[Row]
-    environment: list[Row]
-    result: list[Row]
+    data: list[ValueDiff]
+    config: list[ValueDiff]
+    environment: list[ValueDiff]
+    result: list[ValueDiff]
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ def compare(session: Session, left: Job, right: Job) -> Diff:
     return Diff(
         left,
         right,
-        data=side_by_side(one.data, other.data, told_by_a_run=DATASET_COUNTS),
-        config=side_by_side(one.config, other.config, told_by_a_run=(BASE_SHA256,)),
-        environment=side_by_side(one.environment, other.environment, told_by_a_run=one.environment),
-        result=side_by_side(one.result, other.result),
+        data=diff(one.data, other.data, known_after_run=DATASET_COUNTS),
+        config=diff(one.config, other.config, known_after_run=(BASE_SHA256,)),
+        environment=diff(one.environment, other.environment, known_after_run=one.environment),
+        result=diff(one.result, other.result),
     )
 
 

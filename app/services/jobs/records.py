@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from app.db.jobs import events, logs
 from app.db.tables import JobLog
-from app.domain.jobs.step_metrics import thin_out
+from app.domain.jobs.step_metrics import downsample
 from app.errors import NotFound
 from app.services.jobs import jobs
 
@@ -29,7 +29,7 @@ def metrics(session: Session, project_id: str, job_id: str, max_points: int | No
         rows = events.all_metrics(session, job.id)
         return MetricRows(rows, len(rows))
     points = events.loss_points(session, job.id)
-    chosen = thin_out(points, max_points)
+    chosen = downsample(points, max_points)
     return MetricRows(events.event_data(session, job.id, [point.row for point in chosen]), len(points))
 
 

@@ -309,7 +309,7 @@ class TestSnapshots:
         harness.run_next_job(plan)
         assert step_log.all_steps() == [1, 2, 3, 4, 4, 5, 6]
         (warning,) = (event for event in harness.events(job) if event.level == "warn" and "snapshot" in event.message)
-        assert warning.message.startswith("Going on from the snapshot of step 3; not usable: step 4 of attempt 2: ")
+        assert warning.message.startswith("Resuming from the snapshot of step 3; not usable: step 4 of attempt 2: ")
         assert name.partition(".")[0].lower() in warning.message.lower()
 
     def test_without_a_valid_snapshot_the_job_starts_from_zero_with_a_warning(
@@ -320,7 +320,7 @@ class TestSnapshots:
             harness.resources.storage.delete(row.storage_keys["MANIFEST.json"])
         harness.run_next_job(plan)
         assert step_log.all_steps() == [1, 2, 3, 4, 1, 2, 3, 4, 5, 6]
-        assert any("Starting again from step 0" in e.message for e in harness.events(job) if e.level == "warn")
+        assert any("Starting from step 0" in e.message for e in harness.events(job) if e.level == "warn")
 
     def test_only_the_last_two_snapshots_are_kept(self, harness: WorkerHarness, step_log: StepLog) -> None:
         job, _ = self.crashed_after(harness, step_log, steps=5)

@@ -53,7 +53,7 @@ def test_a_drained_job_gives_the_same_adapter_as_an_uninterrupted_one(harness: W
         samples = [event.data for event in harness.events(job) if "prompt" in event.data]
         assert samples[0]["step"] == 36
         assert {sample["prompt"] for sample in samples} == {"say 3"}
-    assert any(message.startswith("Going on from the snapshot of step") for message in harness.messages(drained))
+    assert any(message.startswith("Resuming from the snapshot of step") for message in harness.messages(drained))
     assert weights_of(harness, left_alone) == weights_of(harness, drained)
 
 
@@ -80,7 +80,7 @@ def test_a_job_with_older_line_rules_is_paused_and_resumes(
     harness.resume(job)
     train(harness)
     assert harness.job(job).state == "succeeded", harness.messages(job)
-    assert any(message.startswith("Going on from the snapshot of step") for message in harness.messages(job))
+    assert any(message.startswith("Resuming from the snapshot of step") for message in harness.messages(job))
 
 
 def test_a_job_learns_preferences(harness: WorkerHarness, tmp_path: Path) -> None:

@@ -218,7 +218,7 @@ class TestTrainerErrors:
         harness.run_next_job(plan)
         assert harness.job(job).state == "succeeded"
         assert step_log.steps() == {"2": [1, 2, 3], "3": [3, 4, 5]}
-        assert "Going on from the snapshot of step 2" in harness.messages(job)
+        assert "Resuming from the snapshot of step 2" in harness.messages(job)
         assert [row["step"] for row in harness.metrics(job)] == [1, 2, 3, 4, 5]
 
     def test_without_a_snapshot_the_job_starts_again_with_an_event(
@@ -229,7 +229,7 @@ class TestTrainerErrors:
         harness.run_next_job(plan)
         harness.run_next_job(plan)
         assert step_log.steps() == {"2": [1], "3": [1, 2]}
-        assert "Starting again from step 0, as there is no snapshot to go on from" in harness.messages(job)
+        assert "Starting from step 0: there is no snapshot to resume from" in harness.messages(job)
 
     def test_after_three_crashes_in_a_row_the_job_fails(self, harness: WorkerHarness) -> None:
         job = harness.create_queued_job()
@@ -355,7 +355,7 @@ class TestBeforeTheTrainer:
         harness.run_next_job(TrainerPlan())
         failed = harness.job(job)
         assert (failed.error_code, failed.error_param) == ("model_unavailable", "model")
-        assert "its files cannot be read on this worker (No such file or directory). Its operator" in str(
+        assert "its files cannot be read on this worker (No such file or directory). The operator" in str(
             failed.error_message
         )
         assert str(directory) not in str(failed.error_message)

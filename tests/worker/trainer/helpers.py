@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from app.domain.jobs.events import Command, Done, Failed, Metric, Record
-from app.domain.jobs.layer_patterns import by_layer
+from app.domain.jobs.layer_patterns import expand_patterns
 from app.domain.jobs.spec import Frozen, Hyperparameters, LoraSpec, QuantizationSpec, RunSpec, TrainerSpec
 from app.domain.planning.estimate import Placement
 from app.system.model_files import hash_directory, linear_layers
@@ -40,7 +40,7 @@ def make_spec(base: Path, training_file: Path, **changes: Any) -> TrainerSpec:
     lora = {"r": 4, "alpha": 8, "target_modules": ALL_LINEAR} | _take(changes, LoraSpec)
     run_changes = _take(changes, RunSpec)
     if lora.keys() & {"rank_pattern", "alpha_pattern"}:
-        lora = by_layer(LoraSpec.model_validate(lora), linear_layers(base)).model_dump()
+        lora = expand_patterns(LoraSpec.model_validate(lora), linear_layers(base)).model_dump()
     run = {
         "run_id": "run-a",
         "lora": lora,

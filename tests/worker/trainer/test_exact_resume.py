@@ -226,4 +226,4 @@ class TestAnotherMachine:
         set_row_tokens(monkeypatch, 64)
         _, log = run_trainer(setup.spec(resume_from=SNAPSHOTS), tmp_path)
         assert seen(log) != seen(whole[0])
-        assert log.of(Message)[0].message == "Starting again from step 0, as there is no snapshot to go on from"
+        assert log.of(Message)[0].message == "Starting from step 0: there is no snapshot to resume from"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from app.domain.jobs.layer_patterns import PatternError, by_layer
+from app.domain.jobs.layer_patterns import PatternError, expand_patterns
 from app.domain.jobs.spec import BaseSpec, Frozen, Hyperparameters, LayerPatterns, LoraSpec, QuantizationSpec, RunSpec
 from app.system.artifact_directory import sha256_file
 from app.system.model_files import linear_layers
@@ -67,7 +67,7 @@ def _with_layer_patterns(identity: dict[str, Any], base_directory: Path) -> dict
         return identity
     lora = {name: identity[f"lora.{name}"] for name in ("r", "alpha", "target_modules")}
     try:
-        matched = by_layer(LoraSpec.model_validate(lora | patterns), linear_layers(base_directory))
+        matched = expand_patterns(LoraSpec.model_validate(lora | patterns), linear_layers(base_directory))
     except PatternError:
         return identity  # `differences` then reports them
     unmatched = {f"lora.{name}.{key}" for name, keys in patterns.items() for key in keys}

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from app.api.schemas.common import Body
 from app.db.tables import Job
-from app.domain.jobs.json_diff import Row, differing
+from app.domain.jobs.json_diff import ValueDiff, count_differences
 from app.services.jobs.diffs import Diff
 
 
@@ -67,6 +67,6 @@ def _job(job: Job) -> dict[str, Any]:
     }
 
 
-def _section(rows: Sequence[Row]) -> dict[str, Any]:
+def _section(rows: Sequence[ValueDiff]) -> dict[str, Any]:
     values = [{"path": row.path, "left": row.left, "right": row.right, "differs": row.differs} for row in rows]
-    return {"differences": differing(rows), "values": values}
+    return {"differences": count_differences(rows), "values": values}

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.domain.base_models import catalog
-from app.domain.jobs.cloning import overridden, request_of
+from app.domain.jobs.cloning import apply_overrides, create_request
 from app.domain.jobs.resolve import resolve
 from app.domain.jobs.spec import JobSpec
 from app.errors import BadRequest
@@ -27,7 +27,7 @@ def spec_of(entry: catalog.CatalogEntry, body: dict[str, Any]) -> JobSpec:
 
 
 def cloned(entry: catalog.CatalogEntry, spec: JobSpec, overrides: dict[str, Any], validation: str | None) -> JobSpec:
-    body = overridden(request_of(spec, "file-t", validation, None, None), overrides)
+    body = apply_overrides(create_request(spec, "file-t", validation, None, None), overrides)
     return spec_of(entry, body)
 
 
@@ -176,9 +176,9 @@ class TestOverrides:
 
 
 def test_the_original_is_left_as_it_was(entry: catalog.CatalogEntry) -> None:
-    body = request_of(spec_of(entry, BODY), "file-t", None, "s", {"a": "b"})
+    body = create_request(spec_of(entry, BODY), "file-t", None, "s", {"a": "b"})
     before = repr(body)
-    assert overridden(body, {"metadata": {"c": "d"}, "lora": {"r": 2}})["metadata"] == {"a": "b", "c": "d"}
+    assert apply_overrides(body, {"metadata": {"c": "d"}, "lora": {"r": 2}})["metadata"] == {"a": "b", "c": "d"}
     assert repr(body) == before
 
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from peft.utils.other import get_pattern_key
 
 from app.domain.jobs.layer_patterns import (
-    MAX_LENGTH,
+    MAX_KEY_CHARACTERS,
     PatternError,
     alpha_of,
-    by_layer,
+    expand_patterns,
     key_problem,
     layer_keys,
     match_patterns,
@@ -86,7 +86,7 @@ class TestMatching:
         asked = lora(
             rank_pattern={"q_proj": 2, r"layers\.1\..*up_proj": 6}, alpha_pattern={"k_proj": 3, r"layers\.\d\.mlp.*": 1}
         )
-        given = by_layer(asked, LAYERS)
+        given = expand_patterns(asked, LAYERS)
         for layer in LAYERS:
             rank_key, alpha_key = (get_pattern_key(each, layer) for each in (asked.rank_pattern, asked.alpha_pattern))
             assert rank_of(given, layer) == asked.rank_pattern.get(rank_key, 4)
@@ -104,8 +104,8 @@ class TestMatching:
         assert match_patterns(lora(), LAYERS) is None
 
     def test_is_done_once(self) -> None:
-        once = by_layer(lora(rank_pattern={r"layers\.\d\..*": 2}, alpha_pattern={"q_proj": 3}), LAYERS)
-        assert by_layer(once, LAYERS) is once
+        once = expand_patterns(lora(rank_pattern={r"layers\.\d\..*": 2}, alpha_pattern={"q_proj": 3}), LAYERS)
+        assert expand_patterns(once, LAYERS) is once
 
 
 class TestLayerKeys:
@@ -113,11 +113,11 @@ class TestLayerKeys:
         names = ["layers.0.q_proj", "vision.layers.0.q_proj", "text.vision.layers.0.q_proj"]
         spec = lora(target_modules=["q_proj"], rank_pattern={"^layers.0.q_proj": 2, "^vision.layers.0.q_proj": 3})
         layers = dict.fromkeys(names, (64, 64))
-        given = by_layer(spec, layers)
+        given = expand_patterns(spec, layers)
         assert [rank_of(given, name) for name in names] == [2, 3, 4]
         for keys in (given.rank_pattern, dict(reversed(given.rank_pattern.items()))):
             assert [keys.get(get_pattern_key(keys, name), 4) for name in names] == [2, 3, 4]
-        assert by_layer(given, layers) is given
+        assert expand_patterns(given, layers) is given
 
     @given(st.sets(st.text(st.sampled_from("ab*.$^\\[(+?{|-_0\u00e9"), min_size=1, max_size=5), min_size=1, max_size=8))
     def test_each_key_matches_its_layer_and_no_other_in_peft(self, names: set[str]) -> None:
@@ -127,13 +127,13 @@ class TestLayerKeys:
 
 class TestNumbers:
     def test_a_layers_own_rank_and_alpha_make_its_scale(self) -> None:
-        spec = by_layer(lora(rank_pattern={"q_proj": 2}, alpha_pattern={r"layers\.1\..*": 12}), LAYERS)
+        spec = expand_patterns(lora(rank_pattern={"q_proj": 2}, alpha_pattern={r"layers\.1\..*": 12}), LAYERS)
         one = "model.layers.1.self_attn.q_proj"
         assert (rank_of(spec, one), alpha_of(spec, one), scale_of(spec, one)) == (2, 12, 6)
         assert (rank_of(spec, UP), alpha_of(spec, UP), scale_of(spec, UP)) == (4, 8, 2)
 
     def test_rslora_takes_the_root_of_the_layers_own_rank(self) -> None:
-        spec = by_layer(lora(rank_pattern={"q_proj": 16}, use_rslora=True), LAYERS)
+        spec = expand_patterns(lora(rank_pattern={"q_proj": 16}, use_rslora=True), LAYERS)
         assert (scale_of(spec, Q), scale_of(spec, K)) == (2, 4)
 
 
@@ -236,7 +236,7 @@ def benign_seconds() -> float:
 class TestTime:
     """RE2 is linear in the text and in the pattern: what was exponential costs what every key costs."""
 
-    @pytest.mark.parametrize("length", [60, MAX_LENGTH])
+    @pytest.mark.parametrize("length", [60, MAX_KEY_CHARACTERS])
     @pytest.mark.parametrize("unit", HOSTILE)
     def test_64_hostile_keys_on_4096_layers_take_less_than_ten_times_the_time_of_64_benign_ones(
         self, unit: str, length: int, benign_seconds: float

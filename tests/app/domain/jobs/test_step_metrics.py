@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain.jobs.step_metrics import Point, results_csv, thin_out
+from app.domain.jobs.step_metrics import Point, downsample, results_csv
 
 LOSSES = st.lists(st.tuples(st.floats(0, 100), st.booleans()), min_size=1, max_size=300)
 
@@ -15,7 +15,7 @@ def points(losses: list[tuple[float, bool]]) -> list[Point]:
 @given(LOSSES, st.integers(2, 120))
 def test_at_most_so_many_true_points_in_order_with_both_ends(losses: list[tuple[float, bool]], most: int) -> None:
     all_of_them = points(losses)
-    chosen = thin_out(all_of_them, most)
+    chosen = downsample(all_of_them, most)
     assert len(chosen) == min(most, len(all_of_them))
     assert set(chosen) <= set(all_of_them)
     assert [point.step for point in chosen] == sorted({point.step for point in chosen})
@@ -26,12 +26,12 @@ def test_at_most_so_many_true_points_in_order_with_both_ends(losses: list[tuple[
 def test_a_spike_stays_a_spike(at: int) -> None:
     losses = [(2.0, False)] * 500
     losses[at] = (9.0, False)
-    assert 9.0 in {point.loss for point in thin_out(points(losses), 20)}
+    assert 9.0 in {point.loss for point in downsample(points(losses), 20)}
 
 
 def test_a_step_with_a_validation_is_preferred() -> None:
     losses = [(1.0 + (step % 7), step % 50 == 25) for step in range(500)]
-    assert sum(point.is_validated for point in thin_out(points(losses), 12)) == 10
+    assert sum(point.is_validated for point in downsample(points(losses), 12)) == 10
 
 
 def test_a_csv_has_a_line_per_step_and_blanks_where_nothing_was_measured() -> None:

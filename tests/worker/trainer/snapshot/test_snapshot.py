@@ -259,7 +259,7 @@ class TestDamage:
         _, log = run_trainer(make_spec(tiny, examples, resume_from=two), tmp_path / "b")
         (event,) = log.of(Message)
         assert event.level == "warn"
-        assert event.message.startswith("Going on from the snapshot of step 2; not usable: step-000003: ")
+        assert event.message.startswith("Resuming from the snapshot of step 2; not usable: step-000003: ")
         assert name in event.message
         assert log.of(Started)[0].start_step == 2
         one, other = final_adapter(whole, tmp_path / "whole"), final_adapter(log, tmp_path / "b")
@@ -282,7 +282,7 @@ class TestDamage:
         assert code == 0
         (event,) = log.of(Message)
         assert event.level == "warn"
-        assert event.message.startswith("Starting again from step 0, as there is no snapshot to go on from; not usable")
+        assert event.message.startswith("Starting from step 0: there is no snapshot to resume from; not usable")
         assert event.message.count("state.safetensors is missing") == 2
 
     def test_of_the_newest_still_leaves_two_valid_snapshots(self, two: Path, tiny: Path, examples: Path) -> None:
