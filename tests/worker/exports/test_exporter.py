@@ -470,4 +470,4 @@ def test_the_program_dies_with_its_parent() -> None:
     environment = os.environ | {"TUNERY_PARENT_PID": "1"}
     done = subprocess.run([*MERGE_COMMAND, "a", "b", "c"], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 70
-    assert "the parent 1 is gone" in done.stderr
+    assert "the parent process 1 has ended" in done.stderr

@@ -199,7 +199,7 @@ class TestRefusals:
         self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         adapter = trained(tiny, examples, tmp_path / "work")
-        monkeypatch.setattr(program, "_copy_the_rest", lambda *_: (_ for _ in ()).throw(OSError("full")))
+        monkeypatch.setattr(program, "_copy_other_files", lambda *_: (_ for _ in ()).throw(OSError("full")))
         with pytest.raises(OSError, match="full"):
             merge(tiny, adapter, tmp_path / "out" / "merged")
         assert list((tmp_path / "out").iterdir()) == []

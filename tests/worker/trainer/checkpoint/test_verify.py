@@ -78,7 +78,7 @@ class TestVerifyAdapter:
         self, tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         base, run, directory = train(tiny, examples, tmp_path, FLOAT32)
-        monkeypatch.setattr(verify, "ROW_TOKENS", 16)
+        monkeypatch.setattr(verify, "MAX_TOKENS", 16)
         seen, hidden_states = [], verify.hidden_states
 
         def watched(base: Any, batch: Any, *more: Any, **how: Any) -> torch.Tensor:

@@ -19,12 +19,12 @@ class TestCheckBase:
         check_base(load_tiny_base(tiny) if four_bits else load_tiny_base(tiny, None))
 
     def test_a_leak_between_documents_is_refused(self, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        whole = attention._one_by_one
+        whole = attention._document_by_document
 
         def leaky(heads: attention.Heads) -> torch.Tensor:
             return whole(replace(heads, lengths=(sum(heads.lengths),)))
 
-        monkeypatch.setattr(attention, "_one_by_one", leaky)
+        monkeypatch.setattr(attention, "_document_by_document", leaky)
         with pytest.raises(Failure, match="mixes the documents of a packed batch"):
             check_base(load_tiny_base(tiny))
 
