@@ -119,10 +119,10 @@ class JobSpec(Frozen):
     method: Method = "supervised"
     line_rules: LineRules = 1  # absent: a job of a release with only these
     continued_from: str | None = None  # the "ft:..." model of this project from which training continues
-    lora: LoraSpec  # as it was asked for
+    lora: LoraSpec  # as requested
     layer_patterns: LayerPatterns | None = None  # its patterns, matched; None: it has none, or they are not matched yet
     quantization: QuantizationSpec | None
-    dtype_is_free: bool = False  # the request named no compute_dtype: bfloat16, unless another is faster where it runs
+    dtype_is_free: bool = False  # the request set no compute_dtype: bfloat16, or a faster one
     hyperparameters: Hyperparameters
     sample_prompts: SamplePrompts = ()
     seed: Annotated[int, Field(ge=0, le=2_147_483_647)]
@@ -180,7 +180,7 @@ class TrainerSpec(Frozen):
     snapshot_interval_seconds: float = 300.0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None  # CPU threads of each process; absent = physical cores, or what is faster
-    dtype_is_free: bool = False  # nobody asked for quantization.compute_dtype: it may be another that is faster here
+    dtype_is_free: bool = False  # the request set no compute_dtype: the fastest one is used
     world_size: Annotated[int, Field(ge=1, le=64)] = 1  # processes that share each step's documents, one a GPU
     measurements: tuple[Measurement, ...] = ()  # of earlier jobs on this device, base and quantization
     out_of_memory_kills: Annotated[int, Field(ge=0)] = 0  # of earlier attempts, by the kernel: be smaller this time
