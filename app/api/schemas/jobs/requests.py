@@ -22,6 +22,7 @@ from app.errors import BadRequest, UnknownParameter, combine_errors
 Parsed = TypeVar("Parsed", bound=BaseModel)
 MAX_METADATA_PAIRS = 16
 
+EACH_MAY_BE_ABSENT = 'Each may be absent, null or "auto".'
 Hyperparameters = Annotated[dict[str, Any] | None, WithJsonSchema(parameters.SUPERVISED_HYPERPARAMETERS)]
 DpoHyperparameters = Annotated[dict[str, Any] | None, WithJsonSchema(parameters.DPO_HYPERPARAMETERS)]
 MetadataKey = Annotated[str, Field(max_length=64)]
@@ -55,22 +56,26 @@ class Strict(Body):
 class Supervised(Strict):
     model_config = ConfigDict(extra="allow", strict=True, json_schema_extra={"additionalProperties": False})
 
-    hyperparameters: Hyperparameters = None
+    hyperparameters: Annotated[Hyperparameters, Field(description=EACH_MAY_BE_ABSENT)] = None
 
 
 class Dpo(Strict):
     model_config = ConfigDict(extra="allow", strict=True, json_schema_extra={"additionalProperties": False})
 
-    hyperparameters: DpoHyperparameters = None
+    hyperparameters: Annotated[DpoHyperparameters, Field(description=EACH_MAY_BE_ABSENT)] = None
 
 
 class Method(Strict):
     # Unknown keys are refused by the domain, which has the list of parameters.
     model_config = ConfigDict(extra="allow", strict=True, json_schema_extra={"additionalProperties": False})
 
-    type: Annotated[str, WithJsonSchema({"enum": ["supervised", "dpo"]})] = "supervised"
-    supervised: Supervised | None = None
-    dpo: Dpo | None = None
+    type: Annotated[
+        str,
+        WithJsonSchema({"enum": ["supervised", "dpo"]}),
+        Field(description="What the model learns: answers or text, or a preference between two answers."),
+    ] = "supervised"
+    supervised: Annotated[Supervised | None, Field(description="For `type` supervised.")] = None
+    dpo: Annotated[Dpo | None, Field(description="For `type` dpo.")] = None
 
 
 WorkerLabel = Annotated[str, Field(pattern=f"^{LABEL.pattern}$")]
@@ -82,12 +87,21 @@ class CreateJob(Strict):
     ]
     training_file: Annotated[Id, Field(description="A file with purpose fine-tune.")]
     validation_file: Id | None = None
-    method: Method | None = None
+    method: Annotated[Method | None, Field(description="Default: `supervised`.")] = None
     hyperparameters: Annotated[
         DpoHyperparameters, Field(description="OpenAI's older place for the same parameters.")
     ] = None
-    suffix: Annotated[str, Field(min_length=1, max_length=64)] | None = None
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
+    suffix: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=64,
+            description="A word for the name of the `ft:` model; characters that a URL cannot hold become dashes.",
+        ),
+    ] = None
+    seed: Annotated[
+        int | None, Field(ge=0, le=MAX_SEED, description="Default: a random number, which the job shows.")
+    ] = None
     sample_prompts: Annotated[
         list[SamplePrompt] | None,
         Field(
@@ -96,7 +110,7 @@ class CreateJob(Strict):
         ),
     ] = None
     metadata: Metadata | None = None
-    integrations: Annotated[list[Any], Field(description="Not supported: null or empty.")] | None = None
+    integrations: Annotated[list[Any] | None, Field(description="Not supported: null or empty.")] = None
     lora: Annotated[Any, WithJsonSchema(parameters.LORA)] = None
     quantization: Annotated[Any, WithJsonSchema(parameters.QUANTIZATION)] = None
     priority: Annotated[
