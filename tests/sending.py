@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from app.settings import Settings
 from tests.receiver import Receiver, receiving
 from worker.node.resources import open_resources
-from worker.webhooks.sender import Sender
+from worker.webhooks.sender import WebhookSender
 
 TO_LOOPBACK = {"webhook_allow_http": True, "webhook_allowed_networks": "127.0.0.0/8", "webhook_poll_seconds": 0.05}
 
@@ -18,7 +18,7 @@ TO_LOOPBACK = {"webhook_allow_http": True, "webhook_allowed_networks": "127.0.0.
 def sending(settings: Settings) -> Iterator[Receiver]:
     """The receiver, with a sender that runs as long."""
     resources = open_resources(settings)
-    thread = threading.Thread(target=Sender(resources).run)
+    thread = threading.Thread(target=WebhookSender(resources).run)
     with receiving() as receiver:
         thread.start()
         yield receiver

@@ -34,7 +34,7 @@ from tests.schema.short_streams import WAIT_SECONDS, ShortStreams
 from tests.serving import LiveServer, serve
 from tests.stack import start_postgres, start_valkey
 from worker.node.resources import open_resources
-from worker.webhooks.sender import Sender
+from worker.webhooks.sender import WebhookSender
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 METHODS = ("get", "post", "put", "patch", "delete")
@@ -99,7 +99,7 @@ def _with_servers(directory: Path, options: argparse.Namespace) -> int:
 def _sender(settings: Settings) -> Iterator[None]:
     """Of webhooks, as `tunery up` has one: a test of an endpoint waits for it."""
     resources = open_resources(settings)
-    thread = threading.Thread(target=Sender(resources).run)
+    thread = threading.Thread(target=WebhookSender(resources).run)
     thread.start()
     try:
         yield
