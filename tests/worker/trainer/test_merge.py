@@ -217,5 +217,5 @@ class TestProgram:
         assert program.main(arguments) == program.main(arguments[:2]) == ExitCode.BAD_SPEC
         said = capfd.readouterr()
         assert said.out == ""
-        assert "is there already" in said.err
+        assert "exists already" in said.err
         assert "usage: python -m worker.trainer.merge BASE_DIR ADAPTER_DIR OUT_DIR" in said.err

@@ -188,7 +188,7 @@ class TestFailing:
         base = make_tiny_base(tmp_path / "base")
         spec = make_spec(base, examples)
         (base / "tokenizer.json").write_text("{}")
-        self.fails(tmp_path, spec, 64, Reason.MODEL_UNAVAILABLE, "model", "was altered")
+        self.fails(tmp_path, spec, 64, Reason.MODEL_UNAVAILABLE, "model", "missing or has changed")
 
     def test_an_unknown_module(self, tiny: Path, examples: Path, tmp_path: Path) -> None:
         spec = make_spec(tiny, examples, target_modules=["c_attn"])

@@ -169,7 +169,7 @@ class TestPromotion:
         _, log = run_trainer(make_spec(tiny, examples, validation_file=examples), tmp_path)
         assert checkpoints(log) == [(3, False), (6, True)]
         assert log.last.step == 6
-        assert "lower after step 3, 1.0000. hyperparameters.promote_best" in texts(log)[0]
+        assert "lower after step 3: 1.0000. Set hyperparameters.promote_best" in texts(log)[0]
 
     def test_with_losses_that_are_not_numbers_the_last_adapter_is_the_result(
         self, tiny: Path, examples: Path, tmp_path: Path, scripted: list[float]

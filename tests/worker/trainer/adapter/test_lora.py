@@ -185,7 +185,7 @@ class TestMakeAdapter:
                 "'v_proj' is not the escaped full name of a target layer, such as q_proj",
             ),
             ({"rank_pattern": {".*": 2}}, "'.*' is not the escaped full name of a target layer, such as q_proj"),
-            ({"rank_pattern": {"q_proj": 13}}, "lora.rank_pattern is 13, but the layer q_proj is only 12 wide"),
+            ({"rank_pattern": {"q_proj": 13}}, "lora.rank_pattern is 13, but the smaller dimension of q_proj is 12"),
             ({"alpha_pattern": {"(": 13}}, "'(' is not the escaped full name"),
         ],
     )

@@ -120,7 +120,7 @@ class TestCheckpoints:
 class TestStaged:
     def test_a_directory_is_complete_or_absent(self, tmp_path: Path) -> None:
         def fail_half_way() -> None:
-            with staged(tmp_path, 1, kept=3) as directory:
+            with staged(tmp_path, 1, keep=3) as directory:
                 (directory / "half").write_text("x")
                 raise RuntimeError
 
@@ -132,7 +132,7 @@ class TestStaged:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def write(text: str) -> None:
-            with staged(tmp_path, 1, kept=3) as directory:
+            with staged(tmp_path, 1, keep=3) as directory:
                 (directory / "file").write_text(text)
 
         def fail(*_: Path) -> None:
@@ -151,6 +151,6 @@ class TestStaged:
     def test_directories_left_by_a_crash_are_removed(self, tmp_path: Path) -> None:
         (tmp_path / ".step-000001.staged").mkdir()
         (tmp_path / ".step-000001.staged" / "old").write_text("x")
-        with staged(tmp_path, 1, kept=3) as directory:
+        with staged(tmp_path, 1, keep=3) as directory:
             (directory / "new").write_text("x")
         assert [path.name for path in (tmp_path / "step-000001").iterdir()] == ["new"]

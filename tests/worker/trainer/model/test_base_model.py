@@ -140,7 +140,7 @@ class TestOpenBase:
         weights.write_bytes(content)
         os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # size, mtime and inode are those of before
         spec = BaseSpec(name="tiny", directory=directory, manifest_sha256=sha256, signature=signature)
-        with pytest.raises(Failure, match="altered"):
+        with pytest.raises(Failure, match="has changed"):
             open_base(spec, FLOAT32, torch.float32, CPU)
 
     def test_a_missing_directory_is_refused_without_its_path(self, tmp_path: Path) -> None:
