@@ -9,7 +9,7 @@ DEV := .venv/.dev-ready
 ARGS ?=
 JOBS ?= 2
 
-.PHONY: help setup up demo doctor house test test-fast test-schema test-sdk test-compat lint types laws format check migrate bench-train bench-start bench-auto bench-fit bench-plan bench-api bench-upload bench-queue bench-linear openapi reference constraints clean
+.PHONY: help setup up demo doctor house test test-fast test-schema test-sdk test-compat lint types imports format check migrate bench-train bench-start bench-auto bench-fit bench-plan bench-api bench-upload bench-queue bench-linear openapi reference constraints clean
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2}'
@@ -47,10 +47,10 @@ lint: $(DEV) ## Style: ruff, formatting included
 types: $(DEV) ## mypy, strict, on app, worker and tools
 	$(BIN)/mypy
 
-laws: $(DEV) ## Which room may import which (import-linter)
+imports: $(DEV) ## Import contracts: which package may import which (import-linter)
 	$(BIN)/lint-imports
 
-check: lint types laws ## Lint, types and import laws
+check: lint types imports ## Lint, types and import contracts
 
 house: $(DEV) ## The size and shape of the source tree: lines, files, widest folder, import cycles, functions
 	@$(BIN)/python -m tools.house
@@ -65,7 +65,7 @@ migrate: $(RUN) ## Bring the database of DATABASE_URL to the newest schema
 bench-train: $(DEV) ## Speed, memory and loss of the trainer beside TRL (an hour; DATA=, MODEL=, DEVICE=, ARGS="--pairs 1")
 	$(BIN)/python -m benchmarks.train $(if $(DATA),--data $(DATA)) $(if $(MODEL),--model $(MODEL)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 
-bench-start: $(DEV) ## From claim to the first step of the bundled model, with and without a spare trainer (3 minutes)
+bench-start: $(DEV) ## From claim to the first step of the bundled model, with and without a warm trainer (3 minutes)
 	$(BIN)/python -m benchmarks.start $(ARGS)
 
 bench-auto: $(DEV) ## "auto" beside a grid of learning rates on four small tasks (about 90 minutes; ARGS="--tasks style --seeds 1")
@@ -74,7 +74,7 @@ bench-auto: $(DEV) ## "auto" beside a grid of learning rates on four small tasks
 bench-queue: $(DEV) ## A week of made traffic through the fair queue and first come, first served (2 minutes; ARGS="--seed 2", ARGS=--speed)
 	$(BIN)/python -m benchmarks.fair_queue $(ARGS)
 
-bench-fit: $(DEV) ## Is the plan's verdict on memory true? Twenty jobs under limits (about 6 minutes; ARGS="--jobs 5")
+bench-fit: $(DEV) ## Compare the verdicts of plans on memory with twenty jobs under limits (about 6 minutes; ARGS="--jobs 5")
 	$(BIN)/python -m benchmarks.fit $(ARGS)
 
 bench-plan: $(DEV) ## Is the plan true? Five jobs planned after a first one, run, compared: tokens, memory, time (8 minutes; ARGS="--jobs 2")

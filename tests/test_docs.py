@@ -1,4 +1,4 @@
-"""Docs that cannot drift: what the code has, the docs name; what the docs show, runs."""
+"""The pages agree with the code: they name every setting, route and package, and their examples are valid."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 from app.api.openapi.examples import all_operations
 from app.cli.local_stack import base_model
+from app.domain.datasets.examples import Example, read_examples
 from app.domain.jobs.auto_hyperparameters import REFERENCE_LENGTH
 from app.settings import Settings
 
@@ -37,16 +38,16 @@ def test_every_setting_is_documented_with_its_environment_variable(name: str) ->
 
 
 def test_the_settings_page_names_no_variable_that_is_not_read() -> None:
-    known = {variable_of(name) for name in Settings.model_fields} | {
+    read_variables = {variable_of(name) for name in Settings.model_fields} | {
         "TUNERY_BASE_URL",
         "TUNERY_API_KEY",
         "TUNERY_DEBUG",
         "TUNERY_UPLOAD_IDLE_SECONDS",  # an older name
     }
-    assert set(re.findall(r"`(TUNERY_[A-Z_0-9]+)`", read("settings.md"))) <= known
+    assert set(re.findall(r"`(TUNERY_[A-Z_0-9]+)`", read("settings.md"))) <= read_variables
 
 
-def test_the_rule_for_the_learning_rate_is_the_one_in_force() -> None:
+def test_the_api_page_has_the_reference_length_of_the_learning_rate_rule() -> None:
     assert f"the sixteenth root of {REFERENCE_LENGTH} / (steps x epochs);" in read("api.md")
 
 
@@ -66,13 +67,13 @@ def test_every_route_is_documented(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_link_of_a_page_leads_somewhere(path: Path) -> None:
+def test_every_relative_link_of_a_page_has_a_target(path: Path) -> None:
     broken = [link for link in LINK.findall(path.read_text(encoding="utf-8")) if not (path.parent / link).exists()]
     assert broken == []
 
 
 @pytest.mark.parametrize("path", [path for path in DOCS if path.name != "LOG.md"], ids=lambda path: path.name)
-def test_every_source_file_that_a_page_names_with_its_directory_is_there(path: Path) -> None:
+def test_every_source_file_that_a_page_names_with_its_directory_exists(path: Path) -> None:
     named = [name for name in SOURCE.findall(path.read_text(encoding="utf-8")) if "/" in name]
     assert [name for name in named if not (ROOT / name).exists()] == []
 
@@ -93,15 +94,14 @@ def test_every_python_block_of_a_page_compiles(path: Path) -> None:
         compile(block, f"{path.name}, block {number}", "exec")
 
 
-def test_the_bundled_model_has_one_name_everywhere() -> None:
-    written = {name for path in DOCS if "reference" not in path.parts
-               for name in BUNDLED.findall(path.read_text(encoding="utf-8"))}  # fmt: skip
-    assert written == {base_model.NAME}
-    assert all_operations.MODEL == base_model.NAME  # of which the reference is made
+def test_the_bundled_model_has_the_same_name_on_every_page() -> None:
+    pages = [path.read_text(encoding="utf-8") for path in DOCS if "reference" not in path.parts]
+    assert {name for page in pages for name in BUNDLED.findall(page)} == {base_model.NAME}
+    assert all_operations.MODEL == base_model.NAME  # the reference is generated from these examples
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_curl_takes_its_key_and_address_from_what_the_readme_sets(path: Path) -> None:
+def test_every_curl_command_uses_the_variables_of_the_readme(path: Path) -> None:
     shell = "".join(SHELL.findall(path.read_text(encoding="utf-8")))
     assert re.findall(r"Bearer \$\w+|\$URL\b", shell) == []
 
@@ -112,6 +112,17 @@ def test_every_make_target_that_is_named_exists() -> None:
     assert named <= targets
 
 
-def test_the_architecture_page_names_only_rooms_that_exist() -> None:
-    rooms = re.findall(r"`((?:app|worker)/[a-z_/]+\.py)`", read("architecture.md"))
-    assert [room for room in rooms if not (ROOT / room).exists()] == []
+def test_the_architecture_page_names_only_modules_that_exist() -> None:
+    modules = re.findall(r"`((?:app|worker)/[a-z_/]+\.py)`", read("architecture.md"))
+    assert modules
+    assert [module for module in modules if not (ROOT / module).exists()] == []
+
+
+def test_the_readme_converts_a_csv_file_into_training_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = [block for block in PYTHON.findall((ROOT / "README.md").read_text(encoding="utf-8")) if "csv" in block]
+    monkeypatch.chdir(tmp_path)
+    Path("tickets.csv").write_text('\ufefftext,label\n"Where is it,\nplease?",délai\nThanks,praise\n', encoding="utf-8")
+    exec(compile(block, "README.md", "exec"), {"__name__": "__main__"})
+    with Path("train.jsonl").open("rb") as file:
+        labels = [line.messages[-1]["content"] for line in read_examples(file) if isinstance(line, Example)]
+    assert labels == ["délai", "praise"]

@@ -1,4 +1,4 @@
-"""The laws of the house, each in a fresh interpreter: what one process must never be able to reach."""
+"""The import contracts, each in a fresh interpreter: the modules that one process must never load."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TORCH = ("torch", "transformers", "peft", "bitsandbytes")
 WEB = ("fastapi", "starlette", "uvicorn")
 DATABASE = ("sqlalchemy", "psycopg", "celery", "redis")
 
-LAWS = [
+CONTRACTS = [
     ("app.domain.jobs.resolve", (*TORCH, *WEB, *DATABASE, "worker", "app.system", "app.db", "app.settings")),
     ("app.domain.datasets.render", (*TORCH, *WEB, *DATABASE, "worker", "app.system", "app.db", "app.settings")),
     ("app.domain.planning.estimate", (*TORCH, *WEB, *DATABASE, "worker", "app.system", "app.db", "app.settings")),
@@ -29,7 +29,7 @@ LAWS = [
         "worker.reconciler.reconciler",
         (*TORCH, *WEB, "worker.trainer", "app.main", "app.api", "app.services", "app.cli"),
     ),
-    # torch's inductor imports redis for a remote cache of its own wherever it is installed, so redis is not named here
+    # torch's inductor imports redis for a remote cache of its own if it is installed, so redis is not listed here
     (
         "worker.trainer.run",
         (*WEB, "sqlalchemy", "psycopg", "celery", "app.db", "app.storage", "app.job_queue", "app.log"),
@@ -37,8 +37,8 @@ LAWS = [
 ]
 
 
-@pytest.mark.parametrize(("module", "forbidden"), LAWS, ids=[module for module, _ in LAWS])
-def test_importing_one_room_does_not_load_what_its_law_forbids(module: str, forbidden: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("module", "forbidden"), CONTRACTS, ids=[module for module, _ in CONTRACTS])
+def test_importing_a_module_does_not_load_what_its_contract_forbids(module: str, forbidden: tuple[str, ...]) -> None:
     program = f"import sys, {module}; print(*sorted(sys.modules))"
     environment = {"PATH": "", "DATABASE_URL": "postgresql://nowhere/x", "REDIS_URL": "redis://nowhere"}
     done = subprocess.run(
@@ -48,6 +48,6 @@ def test_importing_one_room_does_not_load_what_its_law_forbids(module: str, forb
     assert [name for name in loaded if name in forbidden or name.startswith(tuple(f"{f}." for f in forbidden))] == []
 
 
-def test_every_python_file_of_ours_is_shorter_than_four_hundred_lines() -> None:
-    files = [path for room in ("app", "worker") for path in (ROOT / room).rglob("*.py")]
+def test_no_source_file_has_more_than_400_lines() -> None:
+    files = [path for package in ("app", "worker") for path in (ROOT / package).rglob("*.py")]
     assert {str(p.relative_to(ROOT)): n for p in files if (n := len(p.read_text().splitlines())) > 400} == {}
