@@ -1,4 +1,4 @@
-"""No text of a request is a pattern of Python's `re`, which can take exponential time; for those there is RE2."""
+"""No text of a request becomes a pattern of Python's `re`, which can take exponential time; such patterns go to RE2."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CALLS = {"compile", "match", "fullmatch", "search", "split", "sub", "subn", "findall", "finditer"}
-# Patterns that are put together, and from what.
-PUT_TOGETHER = {
+# Modules with patterns that are no literals, and the source of the pattern.
+DYNAMIC_PATTERNS = {
     "app/api/middleware/request_log.py": "the prefix of our own keys",
     "app/services/access/idempotency.py": "the prefix of our own keys",
     "app/domain/datasets/render.py": "escaped tokens of the base model",
@@ -16,8 +16,8 @@ PUT_TOGETHER = {
 }
 
 
-def put_together(path: Path) -> list[int]:
-    """Lines of calls of `re` whose pattern is no literal."""
+def dynamic_pattern_lines(path: Path) -> list[int]:
+    """Line numbers of calls of `re` whose pattern is not a literal."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return [
         node.lineno
@@ -35,11 +35,11 @@ def sources() -> dict[str, Path]:
     return {str(path.relative_to(ROOT)): path for folder in ("app", "worker") for path in (ROOT / folder).rglob("*.py")}
 
 
-def test_patterns_of_re_are_literals_but_for_those_that_no_request_has_a_part_in() -> None:
-    assert {name for name, path in sources().items() if put_together(path)} == PUT_TOGETHER.keys()
+def test_only_the_listed_modules_pass_re_a_pattern_that_is_not_a_literal() -> None:
+    assert {name for name, path in sources().items() if dynamic_pattern_lines(path)} == DYNAMIC_PATTERNS.keys()
 
 
-def test_re_is_imported_whole_and_under_its_own_name_so_that_the_other_test_sees_every_call() -> None:
+def test_re_is_only_imported_as_a_module_under_its_own_name() -> None:
     for name, path in sources().items():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom):
