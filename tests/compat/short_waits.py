@@ -44,8 +44,9 @@ class ShortWaits:
 
 
 def application() -> Any:
-    from app.main import app_from_environment
     from tests.schema.brief import BriefStreams  # the earlier one
+
+    from app.main import app_from_environment
 
     return ShortWaits(BriefStreams(app_from_environment()), sys.argv[2])
 
