@@ -259,7 +259,7 @@ def _fields(job: dict[str, Any]) -> list[tuple[str, str]]:
         ("status", status_text(job)),
         ("error", f"{error['code']}: {error['message']}" if error.get("code") else ""),
         ("warnings", "\n".join(each["message"] for each in job.get("warnings") or [])),
-        ("progress", numbers_text(job.get("progress") or {}, Losses())),
+        ("progress", numbers_text(job, Losses())),
         ("model", job["model"]),
         ("fine-tuned model", job.get("fine_tuned_model") or ""),
         ("adapter", f"{size_text(adapter['bytes'])}, SHA-256 {adapter['sha256']}" if adapter.get("sha256") else ""),
@@ -286,7 +286,9 @@ def _pairs(values: dict[str, Any]) -> str:
 
 def item_text(value: Any) -> str:
     if isinstance(value, list):
-        return "+".join(map(str, value))
+        return "+".join(map(item_text, value))
+    if isinstance(value, bool):
+        return "true" if value else "false"  # as in JSON and as `--set` takes it
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -82,7 +82,7 @@ class JobBar:
             description=status_text(job),
             completed=progress.get("step") or 0,
             total=progress.get("total_steps"),
-            numbers=numbers_text(progress, self._losses),
+            numbers=numbers_text(job, self._losses),
         )
 
 
@@ -99,7 +99,7 @@ class JobLines:
             print_line(event["message"])
 
     def job(self, job: Json) -> None:
-        numbers = numbers_text(job.get("progress") or {}, self._losses)
+        numbers = numbers_text(job, self._losses)
         line = f"{status_text(job)}: {numbers}"
         is_due = is_over(job) or time.monotonic() - self._told_at >= SECONDS_BETWEEN_NUMBERS
         if numbers and is_due and line != self._told:
@@ -151,8 +151,12 @@ def status_text(job: Json) -> str:
     return f"{status}: {phase}" if phase and phase != job["status"] and not is_over(job) else status
 
 
-def numbers_text(progress: Json, losses: Losses) -> str:
-    """step 12/80 · epoch 0.4 · loss 2.310 · 512 tok/s · 1:20 left"""
+def numbers_text(job: Json, losses: Losses) -> str:
+    """step 12/80 · epoch 0.4 · loss 2.310 · 512 tok/s · 1:20 left
+
+    The remaining time is shown only while the job runs: other jobs keep their last estimate.
+    """
+    progress = job.get("progress") or {}
     if not progress.get("total_steps"):
         return ""
     parts = [
@@ -162,7 +166,7 @@ def numbers_text(progress: Json, losses: Losses) -> str:
         _shown("validation {:.3f}", losses.valid),
         _shown("{:,.0f} tok/s", progress.get("tokens_per_second")),
     ]
-    if progress.get("eta_seconds"):
+    if job["status"] == "running" and progress.get("eta_seconds"):
         parts.append(f"{duration_text(progress['eta_seconds'])} left")
     return " · ".join(part for part in parts if part)
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from app.cli.client.http import Client
+from app.cli.commands.jobs import item_text
 from app.cli.errors import NotAllowed, Unreachable
 from app.db.access import keys
 from app.db.engine import Sessions, transaction
@@ -226,6 +227,12 @@ class TestRead:
         assert "validating files" in out
         assert "r 16, alpha 32, dropout 0," in out
         assert "bits 4, type nf4" in out
+
+    @pytest.mark.parametrize(
+        ("value", "text"), [(True, "true"), (False, "false"), (2e-4, "0.0002"), (["q_proj", "v_proj"], "q_proj+v_proj")]
+    )
+    def test_values_are_written_as_the_options_take_them(self, value: Any, text: str) -> None:
+        assert item_text(value) == text
 
     def test_a_failed_one_with_its_reason(
         self, tunery: Tunery, sessions: Sessions, storage: LocalStorage, project: Project

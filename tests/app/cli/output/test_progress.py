@@ -28,12 +28,17 @@ def message(text: str, level: str = "info") -> dict[str, Any]:
 
 class TestText:
     def test_numbers_are_step_epoch_losses_speed_and_time_left(self) -> None:
-        text = numbers_text(RUNNING["progress"], Losses(2.31, 2.4))
+        text = numbers_text(RUNNING, Losses(2.31, 2.4))
         assert text == "step 12/80 · epoch 0.4 · loss 2.310 · validation 2.400 · 1,512 tok/s · 1:20 left"
 
     def test_what_is_not_known_yet_is_left_out(self) -> None:
-        assert numbers_text({}, Losses()) == ""
-        assert numbers_text({"step": 0, "total_steps": 5, "tokens_per_second": None}, Losses()) == "step 0/5"
+        assert numbers_text({"status": "running"}, Losses()) == ""
+        progress = {"step": 0, "total_steps": 5, "tokens_per_second": None}
+        assert numbers_text({"status": "running", "progress": progress}, Losses()) == "step 0/5"
+
+    @pytest.mark.parametrize("status", ["cancelled", "paused", "failed"])
+    def test_the_remaining_time_is_shown_only_while_the_job_runs(self, status: str) -> None:
+        assert numbers_text({**RUNNING, "status": status}, Losses()) == "step 12/80 · epoch 0.4 · 1,512 tok/s"
 
     @pytest.mark.parametrize(
         ("job", "text"),
@@ -91,7 +96,7 @@ class TestJobLines:
             view.event(metrics(train_loss=2.31))
             view.job(RUNNING)
         lines = capsys.readouterr().out.strip().split("\n")
-        assert lines == ["Job started", f"running: training: {numbers_text(RUNNING['progress'], Losses(2.31))}"]
+        assert lines == ["Job started", f"running: training: {numbers_text(RUNNING, Losses(2.31))}"]
 
     def test_the_end_is_told_although_the_numbers_stayed(self, capsys: pytest.CaptureFixture[str]) -> None:
         view = JobLines()
