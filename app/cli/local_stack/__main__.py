@@ -1,4 +1,4 @@
-"""`python -m app.cli.local_stack DATA_DIR HOST PORT`: `tunery up` without the rest of the CLI, for background.py."""
+"""`python -m app.cli.local_stack DATA_DIR HOST PORT`: `tunery up` as background.py starts it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole Tunery beside us, for as long as a block runs: what `make demo` and the end-to-end tests stand on."""
+"""`tunery up` in a child process, for `tunery demo` and the end-to-end tests."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pathlib import Path
 
 from app.cli.local_stack.data_directory import Layout
 from app.cli.local_stack.errors import CannotStart
-from app.cli.local_stack.processes import Child, tail
+from app.cli.local_stack.processes import ChildProcess, tail
 from app.cli.local_stack.services import WORKER_GRACE_SECONDS, child_environment
 
-START_SECONDS = 180.0  # the first start converts the base model
+START_TIMEOUT_SECONDS = 180.0  # the first start converts the base model
 POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
-class Running:
+class RunningService:
     base_url: str  # without /v1
     admin_key: str
     data_dir: Path
@@ -28,31 +28,31 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(data_dir: Path, log: Path, host: str = "127.0.0.1", port: int = 0) -> Iterator[Running]:
-    """Start `tunery up` and wait until it is ready; stop it at the end. It dies with us, and its children with it.
+def running(data_dir: Path, log: Path, host: str = "127.0.0.1", port: int = 0) -> Iterator[RunningService]:
+    """Start `tunery up`, wait until it is ready, and stop it at the end; it also stops if this process dies.
 
-    The log can't lie in the data directory, which must be empty at the first start.
+    The log must be outside of the data directory, which must be empty at the first start.
     """
     child = start_up(data_dir, log, host, port)
     try:
-        yield _await(child, Layout(data_dir.resolve()), log)
+        yield _wait_until_ready(child, Layout(data_dir.resolve()), log)
     finally:
         child.stop(signal.SIGTERM, WORKER_GRACE_SECONDS + 30)
 
 
-def start_up(data_dir: Path, log: Path, host: str, port: int) -> Child:
+def start_up(data_dir: Path, log: Path, host: str, port: int) -> ChildProcess:
     command = [sys.executable, "-m", "app.cli.local_stack", str(data_dir.resolve()), host, str(port)]
     env = child_environment(data_dir, {})
-    child = Child("up", command, log, mark=log, env=env, cwd=Path("/"), dies_with=signal.SIGTERM)
+    child = ChildProcess("up", command, log, marker=log, env=env, cwd=Path("/"), parent_death_signal=signal.SIGTERM)
     child.start()
     return child
 
 
-def _await(child: Child, layout: Layout, log: Path) -> Running:
-    deadline = time.monotonic() + START_SECONDS
+def _wait_until_ready(child: ChildProcess, layout: Layout, log: Path) -> RunningService:
+    deadline = time.monotonic() + START_TIMEOUT_SECONDS
     while (runtime := layout.read_runtime()) is None or runtime.get("pid") != child.pid:
         if child.exit_code is not None or time.monotonic() > deadline:
-            raise CannotStart(f"`tunery up` did not get ready:\n{tail(log)}")
+            raise CannotStart(f"`tunery up` did not become ready:\n{tail(log)}")
         time.sleep(POLL_SECONDS)
     key = layout.admin_key.read_text(encoding="utf-8").strip()
-    return Running(str(runtime["base_url"]), key, layout.root, log)
+    return RunningService(str(runtime["base_url"]), key, layout.root, log)

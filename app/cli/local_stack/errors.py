@@ -1,7 +1,7 @@
-"""What stops `tunery up`: one sentence for a person at a terminal, never a stack trace."""
+"""Errors that prevent `tunery up` from starting. They are printed as one sentence, without a stack trace."""
 
 from __future__ import annotations
 
 
 class CannotStart(Exception):
-    """Says what was seen, what is allowed and what to do."""
+    """The message says what was seen, what is allowed and what to do."""

@@ -1,4 +1,4 @@
-"""What this machine computes with, asked of the system and not of torch, which the CLI never imports."""
+"""GPUs and CPU cores of this machine, determined without torch, which the CLI never imports."""
 
 from __future__ import annotations
 
@@ -7,48 +7,51 @@ import os
 import shutil
 import subprocess
 
-NVIDIA_SMI_SECONDS = 20.0  # a cold driver takes several
+NVIDIA_SMI_TIMEOUT_SECONDS = 20.0  # the first call takes several seconds
 
 
 def gpus() -> list[str]:
-    """NVIDIA GPUs by name; empty without any, or without a driver that answers."""
-    answer = nvidia_smi("--query-gpu=name", "--format=csv,noheader")
-    return answer.strip().split("\n") if answer and answer.strip() else []
+    """Names of the NVIDIA GPUs; empty without a working driver."""
+    output = nvidia_smi("--query-gpu=name", "--format=csv,noheader")
+    return output.strip().split("\n") if output and output.strip() else []
 
 
 def gpu_groups() -> list[str | None]:
-    """CUDA_VISIBLE_DEVICES for each GPU worker: one for so many GPUs as a job takes. [None]: one worker, as it is."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    found = gpus() if os.environ.get("TUNERY_DEVICE", "auto") != "cpu" else []
-    names = [str(number) for number in range(len(found))] if given is None else [*filter(None, given.split(","))]
+    """CUDA_VISIBLE_DEVICES of each GPU worker, with TUNERY_GPUS_PER_JOB GPUs each; [None] for one worker without it."""
+    visible_devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpu_names = gpus() if os.environ.get("TUNERY_DEVICE", "auto") != "cpu" else []
+    if visible_devices is None:
+        devices = [str(number) for number in range(len(gpu_names))]
+    else:
+        devices = [*filter(None, visible_devices.split(","))]
     size = max(1, int(os.environ.get("TUNERY_GPUS_PER_JOB") or 1))
-    whole = len(names) // size
-    if not found or whole < 2:
+    groups = len(devices) // size
+    if not gpu_names or groups < 2:
         return [None]
-    return [",".join(names[size * number : size * (number + 1)]) for number in range(whole)]
+    return [",".join(devices[size * number : size * (number + 1)]) for number in range(groups)]
 
 
 def nvidia_smi(*arguments: str) -> str | None:
-    """None where there is no driver; its error where there is one and it fails."""
+    """Standard output of nvidia-smi; None if it is not installed, empty if it fails."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return None
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=NVIDIA_SMI_SECONDS)
+        done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_SECONDS)
         return done.stdout if done.returncode == 0 else ""
     return ""
 
 
 def cpu_cores() -> int:
-    """Those we may use, which a container or taskset makes fewer than there are."""
+    """The number of cores that this process may use, which a container or taskset can limit."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def device() -> str:
-    """What jobs run on, in words."""
-    asked = os.environ.get("TUNERY_DEVICE", "auto")
-    found = gpus() if asked != "cpu" else []
-    if found:
-        return found[0]
-    reason = "no GPU found: " if asked != "cpu" else ""
-    return f"the CPU ({reason}for trying out)"
+def device_text() -> str:
+    """The device that jobs run on, as text."""
+    setting = os.environ.get("TUNERY_DEVICE", "auto")
+    gpu_names = gpus() if setting != "cpu" else []
+    if gpu_names:
+        return gpu_names[0]
+    reason = "no GPU found: " if setting != "cpu" else ""
+    return f"the CPU ({reason}only suitable for tests)"

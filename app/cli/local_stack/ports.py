@@ -1,4 +1,4 @@
-"""Ports and URLs: is the port free, where do clients find us, and what may be shown of an address."""
+"""Ports and URLs of the local service."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 
 
 def free_port(host: str, port: int) -> int:
-    """The port, once it is known to be free; 0 asks for any. Looked at early: a refusal then costs nothing."""
+    """Check that a port is free and return it; 0 selects any. Raises CannotStart. Checked before anything starts."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
@@ -23,12 +23,12 @@ def free_port(host: str, port: int) -> int:
             return int(probe.getsockname()[1])
     except (OSError, OverflowError) as error:
         raise CannotStart(
-            f"Can't listen on {host} port {port}: {error}. Choose another --port (0 takes any free one) or --host."
+            f"Cannot listen on {host} port {port}: {error}. Choose another --port (0 selects a free one) or --host."
         ) from None
 
 
 def base_url(host: str, port: int) -> str:
-    """Where a client on this machine finds it."""
+    """The URL for clients on this machine."""
     reachable = ANY_ADDRESS.get(host, host)
     return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
 
@@ -39,14 +39,14 @@ def is_loopback(host: str) -> bool:
     return host == "localhost"
 
 
-def get(url: str, path: str, timeout_seconds: float = 5.0) -> tuple[int | None, str]:
-    """(status, body) without any proxy; (None, why) when nobody answers."""
+def http_get(url: str, path: str, timeout_seconds: float = 5.0) -> tuple[int | None, str]:
+    """(status, body) of a request without a proxy; (None, error text) if there is no response."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=timeout_seconds)
     try:
         connection.request("GET", path)
-        answer = connection.getresponse()
-        return answer.status, answer.read(4096).decode(errors="replace")
+        response = connection.getresponse()
+        return response.status, response.read(4096).decode(errors="replace")
     except (OSError, http.client.HTTPException) as error:
         return None, str(error) or type(error).__name__
     finally:

@@ -1,4 +1,4 @@
-"""Everything that `tunery up` refuses, asked before anything is created. Touches nothing."""
+"""Checks of `tunery up` that run before anything is created. They change nothing."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import os
 
 from app.cli.local_stack.data_directory import Layout
 from app.cli.local_stack.servers.postgres import LocalPostgres
-from app.cli.local_stack.servers.unprivileged import Account, account, refuse_unreachable
+from app.cli.local_stack.servers.unprivileged import Account, check_reachable, postgres_account
 from app.cli.local_stack.servers.valkey import LocalValkey
 
 
-def refuse_unusable(layout: Layout) -> None:
-    layout.refuse_foreign()
+def check_data_directory(layout: Layout) -> None:
+    """Raises CannotStart if PostgreSQL or Valkey cannot run in the data directory."""
+    layout.check_ownership()
     if not os.environ.get("DATABASE_URL"):
-        refuse_unreachable(layout.root, lent_account())
-        LocalPostgres(layout.postgres).refuse_unsuitable()
+        check_reachable(layout.root, local_postgres_account())
+        LocalPostgres(layout.postgres).check_installation()
     if not os.environ.get("REDIS_URL"):
-        LocalValkey(layout.valkey).refuse_unusable()
+        LocalValkey(layout.valkey).check_usable()
 
 
-def lent_account() -> Account | None:
-    """Whom our PostgreSQL will run as; None where that is ourselves, or where it isn't ours."""
-    return None if os.environ.get("DATABASE_URL") else account()
+def local_postgres_account() -> Account | None:
+    """The other account that the local PostgreSQL runs as; None if there is none, or with DATABASE_URL."""
+    return None if os.environ.get("DATABASE_URL") else postgres_account()

@@ -1,9 +1,9 @@
-"""Children that do not outlive us: start, stop, and clean up after a parent that was killed with -9.
+"""ChildProcess processes that end with their parent: start, stop, and cleanup after a parent that was killed with -9.
 
-Two nets, because each has a hole:
-- the kernel signals the child when we die (PDEATHSIG): Linux only, and not for what the child itself started;
-- every child carries a mark in its environment, which its own children inherit, and the next start on the same
-  directory ends whoever still carries it.
+Two mechanisms, because neither covers all cases:
+- the kernel signals the child when the parent dies (PDEATHSIG): Linux only, and not for the child's own children;
+- every child has a marker in its environment, which its own children inherit; the next start on the same directory
+  terminates all processes that have it.
 """
 
 from __future__ import annotations
@@ -24,35 +24,35 @@ import psutil
 
 from app.cli.local_stack.errors import CannotStart
 
-MARK = "TUNERY_STARTED_IN"
+MARKER_VARIABLE = "TUNERY_STARTED_IN"
 PR_SET_PDEATHSIG = 1
-LOG_BYTES_KEPT = 16 << 20
+MAX_LOG_BYTES = 16 << 20
 
-# Loaded here and not in the child: between fork and exec nothing may take the loader's lock.
+# Loaded before the fork: between fork and exec, the child must not take the loader's lock.
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
 @dataclass
-class Child:
-    """One process, the leader of its own session, so that a Ctrl-C in the terminal reaches only us."""
+class ChildProcess:
+    """A process in a session of its own, so that a Ctrl-C in the terminal signals only the parent."""
 
     name: str
     command: Sequence[str]
     log: Path
-    mark: Path  # the directory it works for
+    marker: Path  # the data directory that the process belongs to
     env: Mapping[str, str]
     cwd: Path
     user: int | None = None
     group: int | None = None
-    dies_with: signal.Signals = signal.SIGKILL  # what the kernel sends it when we die
+    parent_death_signal: signal.Signals = signal.SIGKILL  # sent by the kernel when the parent dies
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def start(self) -> None:
-        """Call it from the main thread: PDEATHSIG fires when the *thread* that forked ends."""
+        """Start the process. Call this in the main thread: PDEATHSIG is sent when the *thread* that forked ends."""
         with open_log(self.log) as log:
             self.process = subprocess.Popen(
                 self.command,
-                env={**self.env, MARK: str(self.mark)},
+                env={**self.env, MARKER_VARIABLE: str(self.marker)},
                 cwd=self.cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -62,7 +62,7 @@ class Child:
                 user=self.user,
                 group=self.group,
                 extra_groups=None if self.user is None else [],
-                preexec_fn=_tie_to_parent(self.dies_with),
+                preexec_fn=_set_parent_death_signal(self.parent_death_signal),
             )
 
     @property
@@ -73,13 +73,13 @@ class Child:
     def exit_code(self) -> int | None:
         return None if self.process is None else self.process.poll()
 
-    def ask(self, signal_number: signal.Signals = signal.SIGTERM) -> None:
-        """Ask the leader only: what it started it ends itself, in its own order."""
+    def request_stop(self, signal_number: signal.Signals = signal.SIGTERM) -> None:
+        """Signal the process only; it stops its own children in its own order."""
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal_number)
 
     def wait(self, seconds: float) -> bool:
-        """Whether it ended in time."""
+        """Whether the process ended within `seconds`."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             if self.process is not None:
                 self.process.wait(seconds)
@@ -87,7 +87,7 @@ class Child:
         return False
 
     def kill(self) -> None:
-        """End the leader and whatever of its session is left."""
+        """Kill the process and all others of its session."""
         if self.process is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -95,44 +95,44 @@ class Child:
             self.process = None
 
     def stop(self, signal_number: signal.Signals, grace_seconds: float) -> None:
-        self.ask(signal_number)
+        self.request_stop(signal_number)
         self.wait(grace_seconds)
         self.kill()
 
 
-def end_leftovers(mark: Path, signal_number: signal.Signals, grace_seconds: float) -> list[int]:
-    """End all that was started for this directory by somebody who is dead. The caller holds the directory's lock."""
-    leftovers = [process for process in psutil.process_iter() if _carries(process, mark)]
+def terminate_leftovers(marker: Path, signal_number: signal.Signals, grace_seconds: float) -> list[int]:
+    """Terminate the processes that a dead parent started for this directory. The caller holds the directory's lock."""
+    leftovers = [process for process in psutil.process_iter() if _has_marker(process, marker)]
     for process in leftovers:
-        end(process, signal_number, grace_seconds)
+        terminate(process, signal_number, grace_seconds)
     return [process.pid for process in leftovers]
 
 
-def end(process: psutil.Process, signal_number: signal.Signals, grace_seconds: float) -> None:
-    """psutil compares start times before it signals, so a pid that has changed hands is safe."""
+def terminate(process: psutil.Process, signal_number: signal.Signals, grace_seconds: float) -> None:
+    """Signal a process, then kill it. psutil compares start times first, so a reused pid is not signalled."""
     with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(signal_number)
-        if not _gone_within(process, grace_seconds):
+        if not _wait_for_exit(process, grace_seconds):
             process.kill()
-            _gone_within(process, grace_seconds)
+            _wait_for_exit(process, grace_seconds)
 
 
 @contextlib.contextmanager
-def exclusive(lock: Path, otherwise: str) -> Iterator[None]:
-    """Hold a file lock. The kernel drops it when we die, so a stale lock can't exist."""
+def exclusive_lock(lock: Path, held_message: str) -> Iterator[None]:
+    """Hold a file lock, which the kernel releases when the process dies. Raises CannotStart if it is held."""
     with open(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CannotStart(otherwise) from None
+            raise CannotStart(held_message) from None
         yield
 
 
 @contextlib.contextmanager
 def open_log(path: Path) -> Iterator[int]:
-    """Append to a log; beyond 16 MiB the old one steps aside at the next start (one generation is kept)."""
+    """A file descriptor that appends to a log. A log above MAX_LOG_BYTES is rotated first; one old log is kept."""
     with contextlib.suppress(FileNotFoundError):
-        if path.stat().st_size > LOG_BYTES_KEPT:
+        if path.stat().st_size > MAX_LOG_BYTES:
             path.replace(path.with_name(path.name + ".1"))
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
@@ -142,13 +142,14 @@ def open_log(path: Path) -> Iterator[int]:
 
 
 def tail(path: Path, lines: int = 12) -> str:
+    """The last lines of a log; empty if it cannot be read."""
     with contextlib.suppress(OSError):
         return "\n".join(path.read_text(errors="replace").strip().split("\n")[-lines:])
     return ""
 
 
-def _gone_within(process: psutil.Process, seconds: float) -> bool:
-    """A zombie counts as gone: in a container nobody may ever reap an orphan, and it holds nothing."""
+def _wait_for_exit(process: psutil.Process, seconds: float) -> bool:
+    """Whether the process ended in time. A zombie has ended: a container may have no process that reaps it."""
     deadline = time.monotonic() + seconds
     while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
         if time.monotonic() > deadline:
@@ -157,21 +158,21 @@ def _gone_within(process: psutil.Process, seconds: float) -> bool:
     return True
 
 
-def _carries(process: psutil.Process, mark: Path) -> bool:
+def _has_marker(process: psutil.Process, marker: Path) -> bool:
     try:
-        return process.pid != os.getpid() and process.environ().get(MARK) == str(mark)
-    except (psutil.Error, OSError):  # not ours to look at, so not ours
+        return process.pid != os.getpid() and process.environ().get(MARKER_VARIABLE) == str(marker)
+    except (psutil.Error, OSError):  # the environment of another user's process is not readable
         return False
 
 
-def _tie_to_parent(dies_with: signal.Signals) -> Callable[[], None]:
+def _set_parent_death_signal(parent_death_signal: signal.Signals) -> Callable[[], None]:
     parent = os.getpid()
 
-    def in_the_child() -> None:
-        # Runs after setuid, as it must: a change of credentials clears PDEATHSIG.
+    def run_in_child() -> None:
+        # Runs after setuid, because a change of credentials clears PDEATHSIG.
         if _libc is not None:
-            _libc.prctl(PR_SET_PDEATHSIG, int(dies_with))
-            if os.getppid() != parent:  # it died between fork and prctl: nobody will signal us any more
+            _libc.prctl(PR_SET_PDEATHSIG, int(parent_death_signal))
+            if os.getppid() != parent:  # the parent died between fork and prctl, so no signal will come
                 os._exit(1)
 
-    return in_the_child
+    return run_in_child

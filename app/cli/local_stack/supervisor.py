@@ -1,4 +1,4 @@
-"""Keep services running: start in order, restart what crashes, stop in reverse order."""
+"""Supervision of the services: start in order, restart after a crash, stop in reverse order."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from app.cli.local_stack.errors import CannotStart
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POLL_SECONDS = 0.2
-FIRST_PAUSE_SECONDS = 1.0
-LONGEST_PAUSE_SECONDS = 30.0
-RETRY_TIMEOUT_SECONDS = 2.0  # before a person is told what we wait for
-STEADY_SECONDS = 60.0  # after so long a run the next crash starts counting anew
+MIN_RESTART_DELAY_SECONDS = 1.0
+MAX_RESTART_DELAY_SECONDS = 30.0
+WAIT_NOTICE_SECONDS = 2.0  # how long a stop may take before a message is printed
+STABLE_RUN_SECONDS = 60.0  # a longer run resets the restart delay
 
-Say = Callable[[str], None]
+Print = Callable[[str], None]
 
 
 class Process(Protocol):
-    """A Child, or one of our two servers."""
+    """A ChildProcess, LocalPostgres or LocalValkey."""
 
     @property
     def exit_code(self) -> int | None: ...
     @property
     def pid(self) -> int | None: ...
     def start(self) -> object: ...
-    def ask(self) -> None: ...
+    def request_stop(self) -> None: ...
     def wait(self, seconds: float) -> bool: ...
     def kill(self) -> None: ...
 
@@ -41,26 +41,26 @@ class Service:
     process: Process
     log: str
     grace_seconds: float = 10.0
-    started: float = 0.0
-    pause_seconds: float = FIRST_PAUSE_SECONDS
-    start_at: float | None = field(default=None)  # while it waits to be started again
+    started_at: float = 0.0
+    restart_delay_seconds: float = MIN_RESTART_DELAY_SECONDS
+    restart_at: float | None = field(default=None)  # None: no restart is scheduled
 
     def start(self) -> None:
-        self.start_at = None
-        self.started = time.monotonic()
+        self.restart_at = None
+        self.started_at = time.monotonic()
         self.process.start()
 
 
 class StopRequested(Exception):
-    """Somebody asked us to stop while we were still starting."""
+    """A stop signal arrived during the start."""
 
 
 class StopSignal:
-    """Signals become a flag, asked between steps: an exception out of a handler could cut a start in half."""
+    """A flag set by signals and checked between steps: an exception in a handler could interrupt a start."""
 
     def __init__(self) -> None:
         self._requested = threading.Event()
-        self.insisted = False  # a second signal: stop waiting for anybody
+        self.is_forced = False  # after a second signal: do not wait for the services
 
     def listen(self) -> None:
         for number in SIGNALS:
@@ -79,14 +79,14 @@ class StopSignal:
         return self._requested.wait(seconds)
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        self.insisted = self.requested
+        self.is_forced = self.requested
         self._requested.set()
 
 
-class Supervisor:
-    def __init__(self, stop: StopSignal, say: Say) -> None:
+class ServiceSupervisor:
+    def __init__(self, stop: StopSignal, print_line: Print) -> None:
         self._stop = stop
-        self._say = say
+        self._print = print_line
         self._services: list[Service] = []
 
     def start(self, service: Service) -> None:
@@ -98,66 +98,66 @@ class Supervisor:
     def pids(self) -> dict[str, int | None]:
         return {service.name: service.process.pid for service in self._services}
 
-    def first_dead(self) -> Service | None:
+    def first_exited(self) -> Service | None:
         return next((service for service in self._services if service.process.exit_code is not None), None)
 
-    def watch(self, changed: Callable[[], None]) -> None:
-        """Until somebody asks us to stop. `changed` hears of every restart: process ids are new."""
+    def watch(self, on_restart: Callable[[], None]) -> None:
+        """Restart services until a stop is requested. Calls `on_restart` after restarts, which change process ids."""
         while not self._stop.wait(POLL_SECONDS):
-            if [service for service in self._services if self._look_after(service)]:
-                changed()
+            if [service for service in self._services if self._restart_if_due(service)]:
+                on_restart()
 
-    def _look_after(self, service: Service) -> bool:
-        """Whether it was started again."""
+    def _restart_if_due(self, service: Service) -> bool:
+        """Schedule the restart of an exited service, or restart it if that is due. Returns whether it was restarted."""
         now = time.monotonic()
-        if service.start_at is None and service.process.exit_code is not None:
-            self._plan_restart(service, now)
-        if service.start_at is None or now < service.start_at:
+        if service.restart_at is None and service.process.exit_code is not None:
+            self._schedule_restart(service, now)
+        if service.restart_at is None or now < service.restart_at:
             return False
         return self._restart(service)
 
-    def _plan_restart(self, service: Service, now: float) -> None:
-        if now - service.started > STEADY_SECONDS:
-            service.pause_seconds = FIRST_PAUSE_SECONDS
-        self._say(
-            f"{service.name} ended ({describe_exit(service.process.exit_code)}; see {service.log}), "
-            f"starting it again in {service.pause_seconds:.0f} s"
+    def _schedule_restart(self, service: Service, now: float) -> None:
+        if now - service.started_at > STABLE_RUN_SECONDS:
+            service.restart_delay_seconds = MIN_RESTART_DELAY_SECONDS
+        self._print(
+            f"{service.name} exited ({describe_exit(service.process.exit_code)}; see {service.log}), "
+            f"restarting it in {service.restart_delay_seconds:.0f} s"
         )
-        service.process.kill()  # it is dead; this ends what it left behind and drops its lock
-        service.start_at = now + service.pause_seconds
-        service.pause_seconds = min(2 * service.pause_seconds, LONGEST_PAUSE_SECONDS)
+        service.process.kill()  # kills the rest of its session and releases its lock
+        service.restart_at = now + service.restart_delay_seconds
+        service.restart_delay_seconds = min(2 * service.restart_delay_seconds, MAX_RESTART_DELAY_SECONDS)
 
     def _restart(self, service: Service) -> bool:
         try:
             service.start()
         except (CannotStart, OSError) as error:
-            self._say(f"{service.name} did not start: {error}")
-            service.start_at = time.monotonic() + service.pause_seconds
+            self._print(f"{service.name} did not start: {error}")
+            service.restart_at = time.monotonic() + service.restart_delay_seconds
             return False
-        self._say(f"{service.name} runs again (pid {service.process.pid})")
+        self._print(f"{service.name} restarted (pid {service.process.pid})")
         return True
 
     def stop(self, order: Sequence[Sequence[str]]) -> None:
-        """Group after group; within a group all are asked at once, then waited for."""
+        """Stop group after group; the services of a group stop at the same time."""
         for names in order:
             group = [service for service in self._services if service.name in names]
             for service in group:
-                service.process.ask()
+                service.process.request_stop()
             for service in group:
                 self._wait_for(service)
                 service.process.kill()
 
     def _wait_for(self, service: Service) -> None:
-        asked = time.monotonic()
-        told = False
+        stop_requested_at = time.monotonic()
+        is_announced = False
         while not service.process.wait(POLL_SECONDS):
-            waited = time.monotonic() - asked
-            if self._stop.insisted or waited > service.grace_seconds:
-                self._say(f"{service.name} did not end in time and is killed")
+            waited_seconds = time.monotonic() - stop_requested_at
+            if self._stop.is_forced or waited_seconds > service.grace_seconds:
+                self._print(f"{service.name} did not stop in time and is killed")
                 return
-            if not told and waited > RETRY_TIMEOUT_SECONDS:
-                told = True
-                self._say(f"waiting for {service.name} to save its work, at most {service.grace_seconds:.0f} s")
+            if not is_announced and waited_seconds > WAIT_NOTICE_SECONDS:
+                is_announced = True
+                self._print(f"waiting for {service.name} to save its work, at most {service.grace_seconds:.0f} s")
 
 
 def describe_exit(code: int | None) -> str:

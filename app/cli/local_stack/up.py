@@ -1,10 +1,10 @@
-"""`tunery up`: the whole service on one machine, as one story.
+"""`tunery up`: the whole service on one machine.
 
-    refuse -> lock -> end leftovers -> PostgreSQL, Valkey -> schema, key, base model -> API, workers, reconciler
+    check -> lock -> terminate leftovers -> PostgreSQL, Valkey -> schema, key, base model -> API, workers, reconciler
         -> watch -> stop
 
-Everything that can be refused is refused before anything is created. Whatever ends this process, nothing it started
-outlives it: see processes.py.
+All checks run before anything is created. All child processes end with this process, however it ends: see
+processes.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,38 +22,36 @@ from pathlib import Path
 from app.cli.local_stack import base_model, first_run
 from app.cli.local_stack.data_directory import Layout
 from app.cli.local_stack.errors import CannotStart
-from app.cli.local_stack.ports import base_url, free_port, get, is_loopback, without_password
-from app.cli.local_stack.preflight import lent_account, refuse_unusable
-from app.cli.local_stack.processes import Child, end_leftovers, exclusive, tail
+from app.cli.local_stack.ports import base_url, free_port, http_get, is_loopback, without_password
+from app.cli.local_stack.preflight import check_data_directory, local_postgres_account
+from app.cli.local_stack.processes import ChildProcess, exclusive_lock, tail, terminate_leftovers
 from app.cli.local_stack.servers.postgres import LocalPostgres
 from app.cli.local_stack.servers.valkey import LocalValkey
 from app.cli.local_stack.services import child_environment, programs
-from app.cli.local_stack.supervisor import Service, StopRequested, StopSignal, Supervisor, describe_exit
+from app.cli.local_stack.supervisor import Print, Service, ServiceSupervisor, StopRequested, StopSignal, describe_exit
 from app.db.engine import Sessions
 
-READY_SECONDS = 120.0  # a cold disk and two slow cores; usually four
-LEFTOVER_SECONDS = 10.0
-# Workers first, so that they can still write down what they saved; then who serves readers; the servers last.
+READY_TIMEOUT_SECONDS = 120.0  # for a cold disk and two slow cores; usually 4 s
+LEFTOVER_TIMEOUT_SECONDS = 10.0
+# Workers first, because they write their saved progress to the database; then the API; the servers last.
 STOP_ORDER = (("reconciler", "webhooks", "gpu-worker", "cpu-worker"), ("api",), ("valkey",), ("postgres",))
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class UpOptions:
     data_dir: Path
     host: str = "127.0.0.1"
-    port: int = 8000  # 0: any free one; runtime.json says which
+    port: int = 8000  # 0: any free port, see runtime.json
 
 
-def run(options: UpOptions, say: Say | None = None) -> int:
-    """Until a signal ends it. 0: it was asked to stop; 1: it could not start, and said why."""
-    say = say or _print
+def run(options: UpOptions, print_line: Print | None = None) -> int:
+    """Run until a signal. Returns 0 after a stop by a signal, 1 after an error at the start, which is printed."""
+    print_line = print_line or _print
     stop = StopSignal()
     stop.listen()
     try:
-        with _private_files(), _claimed(Layout(options.data_dir.resolve())) as layout:
-            _Up(options, layout, stop, say).run()
+        with _private_files(), _locked(Layout(options.data_dir.resolve())) as layout:
+            _LocalStack(options, layout, stop, print_line).run()
     except (CannotStart, OSError) as error:
         print(f"tunery up: {error}", file=sys.stderr, flush=True)
         return 1
@@ -72,103 +70,108 @@ def _private_files() -> Iterator[None]:
 
 
 @contextmanager
-def _claimed(layout: Layout) -> Iterator[Layout]:
-    """This directory is ours alone, and usable, until the block ends."""
-    refuse_unusable(layout)
-    passable = lent_account() is not None
-    layout.make_root(passable)
-    with exclusive(layout.lock, f"Another `tunery up` runs on {layout.root}. Stop it, or choose another --data-dir."):
-        layout.create_directories(passable)
+def _locked(layout: Layout) -> Iterator[Layout]:
+    """Check, create and lock the data directory until the block ends."""
+    check_data_directory(layout)
+    is_traversable = local_postgres_account() is not None
+    layout.create_root(is_traversable)
+    with exclusive_lock(
+        layout.lock, f"Another `tunery up` runs on {layout.root}. Stop it, or choose another --data-dir."
+    ):
+        layout.create_directories(is_traversable)
         yield layout
 
 
-class _Up:
-    def __init__(self, options: UpOptions, layout: Layout, stop: StopSignal, say: Say) -> None:
+class _LocalStack:
+    def __init__(self, options: UpOptions, layout: Layout, stop: StopSignal, print_line: Print) -> None:
         self._options = options
         self._layout = layout
         self._stop = stop
-        self._say = say
-        self._supervisor = Supervisor(stop, say)
-        self._conversion: Child | None = None
+        self._print = print_line
+        self._supervisor = ServiceSupervisor(stop, print_line)
+        self._conversion: ChildProcess | None = None
         self._urls: dict[str, str] = {}
-        self._began = time.monotonic()
+        self._started_at = time.monotonic()
 
     def run(self) -> None:
         try:
             self._start()
             self._supervisor.watch(self._write_runtime)
         finally:
-            self._end()
+            self._stop_all()
 
     def _start(self) -> None:
-        end_leftovers(self._layout.root, signal.SIGKILL, LEFTOVER_SECONDS)
+        terminate_leftovers(self._layout.root, signal.SIGKILL, LEFTOVER_TIMEOUT_SECONDS)
         port = free_port(self._options.host, self._options.port)
         self._urls["base_url"] = base_url(self._options.host, port)
-        self._tell("logs", f"{self._layout.logs}, a file for each process")
-        self._begin_conversion()
+        self._report("logs", f"{self._layout.logs}, a file for each process")
+        self._start_conversion()
         self._start_servers()
         self._prepare_database()
         self._start_services(port)
-        self._await_ready()
+        self._wait_until_ready()
         self._write_runtime()
         if not is_loopback(self._options.host):
-            self._tell(
-                "note", "other machines reach it, without TLS: put a reverse proxy in front, or trust the network"
+            self._report(
+                "note", "other machines can connect without TLS: use a reverse proxy, or only a trusted network"
             )
-        took = time.monotonic() - self._began
-        self._tell("ready", f"{self._urls['base_url']} after {took:.1f} s; Ctrl-C stops everything")
+        duration_seconds = time.monotonic() - self._started_at
+        self._report("ready", f"{self._urls['base_url']} after {duration_seconds:.1f} s; Ctrl-C stops everything")
 
-    def _begin_conversion(self) -> None:
-        """At the same time as the servers start: it needs none of them."""
+    def _start_conversion(self) -> None:
+        """Start the conversion of the base model, which runs while the servers start."""
         directory = self._layout.models / base_model.NAME
-        if directory.exists() or base_model.missing():
+        if directory.exists() or base_model.missing_dependency():
             return
-        self._tell("base model", f"converting {base_model.NAME}, once; this takes about ten seconds")
+        self._report("base model", f"converting {base_model.NAME}, once; this takes about ten seconds")
         env = child_environment(self._layout.root, {})
-        self._conversion = base_model.conversion(directory, self._layout.log("convert"), self._layout.root, env)
+        self._conversion = base_model.conversion_process(directory, self._layout.log("convert"), self._layout.root, env)
         self._conversion.start()
 
     def _start_servers(self) -> None:
         postgres, valkey = LocalPostgres(self._layout.postgres), LocalValkey(self._layout.valkey)
-        self._urls["database_url"] = self._serve(postgres, "DATABASE_URL", f"PostgreSQL in {postgres.directory}")
-        self._urls["redis_url"] = self._serve(valkey, "REDIS_URL", f"Valkey in {valkey.directory}")
+        self._urls["database_url"] = self._start_or_use(postgres, "DATABASE_URL", f"PostgreSQL in {postgres.directory}")
+        self._urls["redis_url"] = self._start_or_use(valkey, "REDIS_URL", f"Valkey in {valkey.directory}")
 
-    def _serve(self, server: LocalPostgres | LocalValkey, variable: str, where: str) -> str:
-        yours = os.environ.get(variable)
-        if yours:
-            self._tell(server.name, f"yours, {without_password(yours)} ({variable})")
-            return yours
+    def _start_or_use(self, server: LocalPostgres | LocalValkey, variable: str, description: str) -> str:
+        """Start a server unless its variable has the URL of another one. Returns the URL."""
+        external_url = os.environ.get(variable)
+        if external_url:
+            self._report(server.name, f"external, {without_password(external_url)} ({variable})")
+            return external_url
         self._supervisor.start(Service(server.name, server, str(server.log), server.stop_seconds))
-        self._tell(server.name, f"{where} (pid {server.pid})")
+        self._report(server.name, f"{description} (pid {server.pid})")
         return server.url
 
     def _prepare_database(self) -> None:
-        with first_run.prepared_database(self._urls["database_url"], self._tell_of_migration) as sessions:
+        with first_run.prepared_database(self._urls["database_url"], self._report_migration) as sessions:
             created = first_run.ensure_admin_key(sessions, self._layout)
-            first_run.refuse_open_without_key(sessions, self._options.host)
-            self._offer_base_model(sessions)
+            first_run.require_key_for_remote_access(sessions, self._options.host)
+            self._register_base_model(sessions)
         if created:
-            self._tell("admin key", f"{created} (shown once; kept in {self._layout.admin_key})")
+            self._report("admin key", f"{created} (shown once; stored in {self._layout.admin_key})")
 
-    def _tell_of_migration(self, before: str | None, after: str | None) -> None:
-        self._tell("schema", f"migrated from revision {before or 'none'} to {after}")
+    def _report_migration(self, before: str | None, after: str | None) -> None:
+        self._report("schema", f"migrated from revision {before or 'none'} to {after}")
 
-    def _offer_base_model(self, sessions: Sessions) -> None:
+    def _register_base_model(self, sessions: Sessions) -> None:
         directory = self._layout.models / base_model.NAME
         if self._conversion is not None:
-            self._await_conversion(self._conversion)
-        if first_run.offer_base_model(sessions, directory):
-            self._tell("base model", base_model.NAME)
+            self._wait_for_conversion(self._conversion)
+        if first_run.register_base_model(sessions, directory):
+            self._report("base model", base_model.NAME)
         else:
-            self._tell("base model", f"none: {base_model.missing()}, or `tunery models add` one of your own")
+            self._report(
+                "base model", f"none: {base_model.missing_dependency()}, or register another with `tunery models add`"
+            )
 
-    def _await_conversion(self, conversion: Child) -> None:
+    def _wait_for_conversion(self, conversion: ChildProcess) -> None:
         while not conversion.wait(0.1):
             self._stop.check()
         if conversion.exit_code != 0:
             log = self._layout.log("convert")
             raise CannotStart(
-                f"The bundled base model could not be converted ({describe_exit(conversion.exit_code)}). "
+                f"Could not convert the bundled base model ({describe_exit(conversion.exit_code)}). "
                 f"The end of {log} says:\n{tail(log)}"
             )
 
@@ -176,47 +179,49 @@ class _Up:
         env = child_environment(self._layout.root, self._urls)
         for program in programs(self._layout.root, self._options.host, port):
             log = self._layout.log(program.name)
-            own = {**env, **program.environment, "TUNERY_LOG_FILE": str(log)}
-            child = Child(program.name, program.command, log, self._layout.root, own, cwd=self._layout.root)
+            environment = {**env, **program.environment, "TUNERY_LOG_FILE": str(log)}
+            child = ChildProcess(
+                program.name, program.command, log, self._layout.root, environment, cwd=self._layout.root
+            )
             self._supervisor.start(Service(program.name, child, str(log), program.grace_seconds))
-            self._tell(program.name, f"{program.does} (pid {child.pid})")
+            self._report(program.name, f"{program.description} (pid {child.pid})")
 
-    def _await_ready(self) -> None:
-        """A program that dies already now has no crash to recover from: its own words are what helps."""
-        deadline = time.monotonic() + READY_SECONDS
-        while (answer := get(self._urls["base_url"], "/readyz"))[0] != 200:
-            dead = self._supervisor.first_dead()
-            if dead is not None:
-                raise self._failed(dead.name, describe_exit(dead.process.exit_code))
+    def _wait_until_ready(self) -> None:
+        """Wait for /readyz. A program that exits during the start is not restarted; its log is part of the error."""
+        deadline = time.monotonic() + READY_TIMEOUT_SECONDS
+        while (response := http_get(self._urls["base_url"], "/readyz"))[0] != 200:
+            exited = self._supervisor.first_exited()
+            if exited is not None:
+                raise self._start_error(exited.name, describe_exit(exited.process.exit_code))
             if time.monotonic() > deadline:
-                raise self._failed("api", f"/readyz says {answer[0]} {answer[1][:500]}")
+                raise self._start_error("api", f"/readyz returns {response[0]} {response[1][:500]}")
             self._stop.wait(0.1)
             self._stop.check()
 
-    def _failed(self, name: str, seen: str) -> CannotStart:
+    def _start_error(self, name: str, reason: str) -> CannotStart:
         log = self._layout.log(name)
-        return CannotStart(f"The {name} did not get ready ({seen}). The end of {log} says:\n{tail(log)}")
+        return CannotStart(f"The {name} did not become ready ({reason}). The end of {log} says:\n{tail(log)}")
 
     def _write_runtime(self) -> None:
         self._layout.write_runtime(
             {**self._urls, "data_dir": str(self._layout.root), "pid": os.getpid(), "pids": self._supervisor.pids}
         )
 
-    def _end(self) -> None:
+    def _stop_all(self) -> None:
         self._layout.runtime.unlink(missing_ok=True)
         if self._stop.requested:
-            self._tell("stopping", "once more Ctrl-C does not wait for running jobs to save")
+            self._report("stopping", "press Ctrl-C again to stop without waiting for jobs to save their progress")
         if self._conversion is not None:
             self._conversion.kill()
-        several = tuple(name for name in self._supervisor.pids if name.startswith("gpu-worker-"))
-        self._supervisor.stop(((*STOP_ORDER[0], *several), *STOP_ORDER[1:]))
+        more_gpu_workers = tuple(name for name in self._supervisor.pids if name.startswith("gpu-worker-"))
+        self._supervisor.stop(((*STOP_ORDER[0], *more_gpu_workers), *STOP_ORDER[1:]))
         if self._stop.requested:
-            self._tell("stopped", f"nothing runs any more; the data stays in {self._layout.root}")
+            self._report("stopped", f"all processes have ended; the data is kept in {self._layout.root}")
 
-    def _tell(self, what: str, text: str) -> None:
-        self._say(f"{what:<11} {text}")
+    def _report(self, subject: str, text: str) -> None:
+        self._print(f"{subject:<11} {text}")
 
 
 def _print(line: str) -> None:
-    with contextlib.suppress(OSError):  # the terminal or the pipe is gone; that must not keep us from stopping
+    with contextlib.suppress(OSError):  # a closed terminal or pipe must not prevent the stop
         print(line, flush=True)

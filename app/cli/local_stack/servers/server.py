@@ -1,4 +1,4 @@
-"""What our PostgreSQL and our Valkey have in common: one directory, one lock, one child."""
+"""Base class of the local servers: one directory, one lock, one child process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import signal
 from pathlib import Path
 
-from app.cli.local_stack.processes import Child, exclusive
+from app.cli.local_stack.processes import ChildProcess, exclusive_lock
 
 
 class LocalServer:
@@ -17,8 +17,8 @@ class LocalServer:
     def __init__(self, directory: Path) -> None:
         self.directory = directory.absolute()
         self.log = self.directory / f"{self.name}.log"
-        self._held = contextlib.ExitStack()
-        self._server: Child | None = None
+        self._resources = contextlib.ExitStack()
+        self._server: ChildProcess | None = None
 
     @property
     def pid(self) -> int | None:
@@ -29,13 +29,13 @@ class LocalServer:
         return None if self._server is None else self._server.exit_code
 
     def stop(self) -> None:
-        self.ask()
+        self.request_stop()
         self.wait(self.stop_seconds)
         self.kill()
 
-    def ask(self) -> None:
+    def request_stop(self) -> None:
         if self._server is not None:
-            self._server.ask(self.stop_signal)
+            self._server.request_stop(self.stop_signal)
 
     def wait(self, seconds: float) -> bool:
         return self._server is None or self._server.wait(seconds)
@@ -44,11 +44,11 @@ class LocalServer:
         if self._server is not None:
             self._server.kill()
             self._server = None
-        self._held.close()
+        self._resources.close()
 
     def _lock(self) -> None:
-        self._held.enter_context(
-            exclusive(
+        self._resources.enter_context(
+            exclusive_lock(
                 self.directory / "lock",
                 f"Another {self.name} of Tunery runs in {self.directory}. Stop it, or choose another directory.",
             )

@@ -1,7 +1,6 @@
-"""What a path must be for a Unix socket to lie under it. Refused before anything is created.
+"""Checks of the path of a Unix socket, before anything is created.
 
-A socket elsewhere (the temporary folder, say) would escape the data directory and its permissions, so a long path is a
-refusal and not a detour.
+A socket outside of the data directory would not have its permissions, so a path that is too long is an error.
 """
 
 from __future__ import annotations
@@ -11,22 +10,22 @@ from pathlib import Path
 
 from app.cli.local_stack.errors import CannotStart
 
-SOCKET_PATH_LIMIT = 107 if os.uname().sysname == "Linux" else 103  # sun_path less its NUL
+MAX_SOCKET_PATH_BYTES = 107 if os.uname().sysname == "Linux" else 103  # sun_path less its NUL
 
 
-def refuse_long_socket(socket: Path, directory: Path) -> None:
-    excess = len(os.fsencode(socket)) - SOCKET_PATH_LIMIT
+def check_socket_length(socket: Path, directory: Path) -> None:
+    excess = len(os.fsencode(socket)) - MAX_SOCKET_PATH_BYTES
     if excess > 0:
         raise CannotStart(
-            f"The path {directory} is too long by {excess} bytes: a Unix socket lies under it, whose path has at most "
-            f"{SOCKET_PATH_LIMIT}. Choose a shorter --data-dir."
+            f"The path {directory} is too long by {excess} bytes: it contains a Unix socket, whose path has at most "
+            f"{MAX_SOCKET_PATH_BYTES} bytes. Choose a shorter --data-dir."
         )
 
 
-def refuse_unusual_characters(directory: Path) -> None:
-    unusual = sorted(set(str(directory)) & set(",:"))
-    if unusual:
+def check_path_characters(directory: Path) -> None:
+    separators = sorted(set(str(directory)) & set(",:"))
+    if separators:
         raise CannotStart(
-            f"The path {directory} has a {unusual[0]!r} in it, which separates hosts in a PostgreSQL address. "
-            "Choose a --data-dir without."
+            f"The path {directory} contains {separators[0]!r}, which separates hosts in a PostgreSQL address. "
+            "Choose a --data-dir without it."
         )

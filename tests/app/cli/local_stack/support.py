@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import psutil
 import pytest
 
-from app.cli.local_stack.servers.unprivileged import Account, account
+from app.cli.local_stack.servers.unprivileged import Account, postgres_account
 from app.cli.local_stack.services import child_environment
 
 Answer = TypeVar("Answer")
@@ -52,8 +52,8 @@ def processes_naming(path: Path) -> dict[int, str]:
     return found
 
 
-def lent_account() -> Account:
-    found = account()
+def service_account() -> Account:
+    found = postgres_account()
     assert found is not None
     return found
 
@@ -83,14 +83,14 @@ def plain_user() -> list[str]:
         return []
     if shutil.which("setpriv") is None:
         pytest.skip("setpriv (util-linux) is not installed, so root can't run this as a plain user")
-    who = lent_account()
+    who = service_account()
     reading = ["--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search"]
     return ["setpriv", "--reuid", str(who.uid), "--regid", str(who.gid), "--clear-groups", *reading]
 
 
 def give_away(directory: Path, become: Sequence[str]) -> None:
     if become:
-        who = lent_account()
+        who = service_account()
         for path in (directory, *directory.rglob("*")):
             os.chown(path, who.uid, who.gid)
 

@@ -15,7 +15,9 @@ from app.cli.local_stack import base_model
 from app.system import model_files
 from tests.app.cli.local_stack.support import REPOSITORY
 
-pytestmark = pytest.mark.skipif(base_model.missing() is not None, reason=str(base_model.missing()))
+pytestmark = pytest.mark.skipif(
+    base_model.missing_dependency() is not None, reason=str(base_model.missing_dependency())
+)
 
 ASK = """
 import sys, torch
@@ -32,7 +34,7 @@ print(tokenizer.decode(answer[0][asked["input_ids"].shape[1]:], skip_special_tok
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("models")
-    child = base_model.conversion(
+    child = base_model.conversion_process(
         place / base_model.NAME, place / "log", place, {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     )
     child.start()

@@ -10,7 +10,7 @@ import pytest
 from app.cli.local_stack.data_directory import Layout, scratch_data_dir, write_secret
 from app.cli.local_stack.errors import CannotStart
 from app.cli.local_stack.servers.postgres import LocalPostgres
-from app.cli.local_stack.servers.unprivileged import account
+from app.cli.local_stack.servers.unprivileged import postgres_account
 
 
 class TestRefuseForeign:
@@ -18,36 +18,36 @@ class TestRefuseForeign:
     def test_an_empty_directory_a_fresh_volume_and_our_own_are_welcome(self, tmp_path: Path, names: list[str]) -> None:
         for name in names:
             (tmp_path / name).touch()
-        Layout(tmp_path).refuse_foreign()
+        Layout(tmp_path).check_ownership()
 
     def test_a_directory_that_is_not_there_yet_is_welcome(self, tmp_path: Path) -> None:
-        Layout(tmp_path / "new").refuse_foreign()
+        Layout(tmp_path / "new").check_ownership()
 
     def test_somebody_elses_files_are_refused_and_keep_their_permissions(self, tmp_path: Path) -> None:
         (tmp_path / "thesis.tex").touch()
         tmp_path.chmod(0o750)
         with pytest.raises(CannotStart, match=r"neither empty nor .*'thesis.tex'.*another --data-dir"):
-            Layout(tmp_path).refuse_foreign()
+            Layout(tmp_path).check_ownership()
         assert tmp_path.stat().st_mode & 0o777 == 0o750
 
     def test_a_file_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         with pytest.raises(CannotStart, match="not a directory"):
-            Layout(tmp_path / "file").refuse_foreign()
+            Layout(tmp_path / "file").check_ownership()
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
     def test_the_data_directory_of_another_user_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "up.lock").touch()
         os.chown(tmp_path, 65534, 65534)
-        with pytest.raises(CannotStart, match=r"belongs to .*Start it as that user"):
-            Layout(tmp_path).refuse_foreign()
+        with pytest.raises(CannotStart, match=r"data directory of .*Start Tunery as that user"):
+            Layout(tmp_path).check_ownership()
 
 
 class TestFurnish:
     @pytest.mark.parametrize(("passable", "mode"), [(True, 0o711), (False, 0o700)])
     def test_others_may_at_most_pass_through(self, tmp_path: Path, passable: bool, mode: int) -> None:
         layout = Layout(tmp_path / "a" / "data")
-        layout.make_root(passable)
+        layout.create_root(passable)
         layout.create_directories(passable)
         assert layout.root.stat().st_mode & 0o777 == mode
         assert layout.root.parent.stat().st_mode & 0o777 == mode
@@ -55,13 +55,13 @@ class TestFurnish:
 
     def test_parents_that_exist_are_left_as_they_are(self, tmp_path: Path) -> None:
         tmp_path.chmod(0o705)
-        Layout(tmp_path / "data").make_root(passable=True)
+        Layout(tmp_path / "data").create_root(passable=True)
         assert tmp_path.stat().st_mode & 0o777 == 0o705
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
     def test_a_place_that_may_not_be_written_is_refused_in_a_sentence(self) -> None:
-        with pytest.raises(CannotStart, match="can't be created"):
-            Layout(Path("/proc/tunery")).make_root(passable=False)
+        with pytest.raises(CannotStart, match="Cannot create"):
+            Layout(Path("/proc/tunery")).create_root(passable=False)
 
 
 class TestSecrets:
@@ -85,8 +85,8 @@ class TestSecrets:
 class TestScratch:
     def test_it_is_usable_by_postgresql_and_gone_afterwards(self) -> None:
         with scratch_data_dir() as directory:
-            lent = account()
-            assert lent is None or lent.reaches(directory.parent)
+            account = postgres_account()
+            assert account is None or account.reaches(directory.parent)
             LocalPostgres(directory / "postgres").refuse_unusable()
         assert not directory.parent.exists()
 

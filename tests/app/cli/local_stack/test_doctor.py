@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from app.cli.local_stack.doctor import Finding, findings, print_findings
-from app.cli.local_stack.processes import exclusive
+from app.cli.local_stack.doctor import CheckResult, print_results, run_checks
+from app.cli.local_stack.processes import exclusive_lock
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +19,7 @@ def no_servers_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("REDIS_URL", raising=False)
 
 
-def find(found: list[Finding], subject: str) -> Finding:
+def find(found: list[CheckResult], subject: str) -> CheckResult:
     return next(one for one in found if one.subject == subject)
 
 
@@ -29,48 +29,48 @@ def taken_port() -> socket.socket:
 
 class TestFindings:
     def test_python_packages_disk_and_processors_are_looked_at(self, place: Path) -> None:
-        subjects = {one.subject for one in findings(place / "data", port=0)}
+        subjects = {one.subject for one in run_checks(place / "data", port=0)}
         assert {"python", "torch", "disk", "memory", "cpu", "gpu", "data directory", "port 0"} <= subjects
 
     def test_whatever_is_not_ok_comes_with_advice(self, place: Path) -> None:
-        assert all(one.advice for one in findings(place / "data") if one.level != "ok")
+        assert all(one.advice for one in run_checks(place / "data") if one.level != "ok")
 
     def test_nothing_is_created(self, place: Path) -> None:
-        findings(place / "data")
+        run_checks(place / "data")
         assert os.listdir(place) == []
 
     def test_a_taken_port_is_a_problem(self, place: Path) -> None:
         with taken_port() as taken:
             port = taken.getsockname()[1]
-            found = find(findings(place / "data", port=port), f"port {port}")
+            found = find(run_checks(place / "data", port=port), f"port {port}")
         assert found.level == "problem"
         assert "another --port" in found.advice
 
     def test_a_directory_that_tunery_up_would_refuse_is_a_problem(self, place: Path) -> None:
         (place / "thesis.tex").touch()
-        found = find(findings(place), "data directory")
+        found = find(run_checks(place), "data directory")
         assert (found.level, "neither empty" in found.advice) == ("problem", True)
 
     def test_a_start_in_progress_is_told(self, place: Path) -> None:
-        with exclusive(place / "up.lock", ""):
-            assert "is starting" in find(findings(place), "tunery up").seen
+        with exclusive_lock(place / "up.lock", ""):
+            assert "is starting" in find(run_checks(place), "tunery up").observed
 
     def test_a_database_that_is_down_is_a_problem_that_does_not_show_its_password(
         self, place: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("DATABASE_URL", "postgresql://me:secret@127.0.0.1:1/x")
         monkeypatch.setenv("REDIS_URL", "redis://:secret@127.0.0.1:1/0")
-        found = findings(place / "data")
+        found = run_checks(place / "data")
         assert find(found, "DATABASE_URL").level == find(found, "REDIS_URL").level == "problem"
-        assert not any("secret" in one.seen + one.advice for one in found)
+        assert not any("secret" in result.observed + result.advice for result in found)
 
     def test_servers_that_answer_are_ok(
         self, place: Path, database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("DATABASE_URL", database_url)
         monkeypatch.setenv("REDIS_URL", redis_url)
-        found = findings(place / "data")
-        assert find(found, "DATABASE_URL") == Finding("DATABASE_URL", "ok", "PostgreSQL 18")
+        found = run_checks(place / "data")
+        assert find(found, "DATABASE_URL") == CheckResult("DATABASE_URL", "ok", "PostgreSQL 18")
         assert find(found, "REDIS_URL").level == "ok"
 
 
@@ -78,7 +78,7 @@ class TestGpu:
     """With a program named nvidia-smi that says what a driver would."""
 
     @pytest.mark.parametrize(
-        ("driver", "status", "level", "says"),
+        ("driver", "status", "level", "text"),
         [
             ("NVIDIA H100, 81559 MiB, 580.95", 0, "problem" if version("torch").endswith("+cpu") else "ok", "H100"),
             ("NVIDIA T4, 15360 MiB, 535.10", 0, "problem" if version("torch").endswith("+cpu") else "advice", "T4"),
@@ -86,18 +86,18 @@ class TestGpu:
         ],
     )
     def test_the_driver_is_judged(
-        self, place: Path, monkeypatch: pytest.MonkeyPatch, driver: str, status: int, level: str, says: str
+        self, place: Path, monkeypatch: pytest.MonkeyPatch, driver: str, status: int, level: str, text: str
     ) -> None:
         program = place / "nvidia-smi"
         program.write_text(f"#!/bin/sh\necho '{driver}'\nexit {status}\n")
         program.chmod(0o755)
         monkeypatch.setenv("PATH", str(place), prepend=os.pathsep)
-        found = find(findings(place / "data"), "gpu")
-        assert (found.level, says in found.seen) == (level, True)
+        found = find(run_checks(place / "data"), "gpu")
+        assert (found.level, text in found.observed) == (level, True)
 
 
 class TestPrint:
     def test_only_a_problem_fails(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert print_findings([Finding("a", "ok", "fine"), Finding("b", "advice", "so so", "do x")]) == 0
-        assert print_findings([Finding("c", "problem", "bad", "do y")]) == 1
+        assert print_results([CheckResult("a", "ok", "fine"), CheckResult("b", "advice", "so so", "do x")]) == 0
+        assert print_results([CheckResult("c", "problem", "bad", "do y")]) == 1
         assert "-> do y" in capsys.readouterr().out

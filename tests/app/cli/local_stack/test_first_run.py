@@ -84,7 +84,7 @@ class TestAdminKey:
         assert first_run.ensure_admin_key(sessions, layout) is None
         assert layout.admin_key.read_text() == secret.read_text()
 
-    @pytest.mark.parametrize(("text", "says"), [("short", "at least 20"), (None, "can't be read")])
+    @pytest.mark.parametrize(("text", "says"), [("short", "at least 20"), (None, "cannot be read")])
     def test_a_useless_secret_file_is_refused(
         self, sessions: Sessions, layout: Layout, monkeypatch: pytest.MonkeyPatch, text: str | None, says: str
     ) -> None:
@@ -119,9 +119,9 @@ class TestPreparedDatabase:
 class TestBaseModel:
     def test_it_is_offered_once_it_is_there(self, sessions: Sessions, tmp_path: Path) -> None:
         directory = tmp_path / NAME
-        assert not first_run.offer_base_model(sessions, directory)
+        assert not first_run.register_base_model(sessions, directory)
         make_tiny_base(directory)
-        assert first_run.offer_base_model(sessions, directory)
+        assert first_run.register_base_model(sessions, directory)
         with transaction(sessions) as session:
             assert [row.name for row in models.list_base(session)] == [NAME]
 
@@ -129,9 +129,9 @@ class TestBaseModel:
         self, sessions: Sessions, tmp_path: Path
     ) -> None:
         make_tiny_base(tmp_path / "theirs")
-        first_run.offer_base_model(sessions, tmp_path / "theirs")
+        first_run.register_base_model(sessions, tmp_path / "theirs")
         make_tiny_base(tmp_path / "ours")
-        assert first_run.offer_base_model(sessions, tmp_path / "ours")
+        assert first_run.register_base_model(sessions, tmp_path / "ours")
         with transaction(sessions) as session:
             assert [row.directory for row in models.list_base(session)] == [str(tmp_path / "theirs")]
 
@@ -139,8 +139,8 @@ class TestBaseModel:
         self, sessions: Sessions, tmp_path: Path
     ) -> None:
         make_tiny_base(tmp_path / "before")
-        first_run.offer_base_model(sessions, tmp_path / "before")
+        first_run.register_base_model(sessions, tmp_path / "before")
         (tmp_path / "before").rename(tmp_path / "now")
-        assert first_run.offer_base_model(sessions, tmp_path / "now")
+        assert first_run.register_base_model(sessions, tmp_path / "now")
         with transaction(sessions) as session:
             assert [row.directory for row in models.list_base(session)] == [str(tmp_path / "now")]

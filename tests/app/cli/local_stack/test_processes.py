@@ -12,25 +12,25 @@ import psutil
 import pytest
 
 from app.cli.local_stack.errors import CannotStart
-from app.cli.local_stack.processes import LOG_BYTES_KEPT, Child, end_leftovers, exclusive, open_log
+from app.cli.local_stack.processes import MAX_LOG_BYTES, ChildProcess, exclusive_lock, open_log, terminate_leftovers
 from tests.app.cli.local_stack.support import eventually, is_alive, start_python
 
 FAMILY = """
 import subprocess, sys, time
 from pathlib import Path
-from app.cli.local.processes import Child
+from app.cli.local_stack.processes import ChildProcess
 import os
 place = Path(sys.argv[1])
 grandchild = "import subprocess, sys, time; print(subprocess.Popen(['sleep', '600']).pid, flush=True); time.sleep(600)"
-child = Child("x", [sys.executable, "-c", grandchild], place / "log", place, dict(os.environ), place)
+child = ChildProcess("x", [sys.executable, "-c", grandchild], place / "log", place, dict(os.environ), place)
 child.start()
 print(child.pid, flush=True)
 time.sleep(600)
 """
 
 
-def make_child(place: Path, code: str) -> Child:
-    return Child("x", [sys.executable, "-c", code], place / "x.log", place, dict(os.environ), place)
+def make_child(place: Path, code: str) -> ChildProcess:
+    return ChildProcess("x", [sys.executable, "-c", code], place / "x.log", place, dict(os.environ), place)
 
 
 def read_pid(log: Path) -> int:
@@ -75,7 +75,7 @@ class TestChild:
         parent.communicate()
         eventually(lambda: not is_alive(child))
         assert is_alive(grandchild)
-        assert end_leftovers(tmp_path, signal.SIGKILL, 10) == [grandchild]
+        assert terminate_leftovers(tmp_path, signal.SIGKILL, 10) == [grandchild]
         assert not is_alive(grandchild)
 
 
@@ -84,7 +84,7 @@ class TestLeftovers:
         ours, other = make_child(tmp_path, "import time; time.sleep(600)"), subprocess.Popen(["sleep", "600"])
         ours.start()
         try:
-            assert end_leftovers(tmp_path / "elsewhere", signal.SIGKILL, 1) == []
+            assert terminate_leftovers(tmp_path / "elsewhere", signal.SIGKILL, 1) == []
             assert is_alive(other.pid)
             assert ours.exit_code is None
         finally:
@@ -97,7 +97,7 @@ class TestLeftovers:
         child.start()
         pid = child.pid
         assert pid is not None
-        end_leftovers(tmp_path, signal.SIGKILL, 5)  # we are its parent and have not waited for it
+        terminate_leftovers(tmp_path, signal.SIGKILL, 5)  # we are its parent and have not waited for it
         assert psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
         child.kill()
 
@@ -105,27 +105,27 @@ class TestLeftovers:
 class TestExclusive:
     def test_a_second_holder_is_refused_until_the_first_is_done(self, tmp_path: Path) -> None:
         with (
-            exclusive(tmp_path / "lock", "taken"),
+            exclusive_lock(tmp_path / "lock", "taken"),
             pytest.raises(CannotStart, match="taken"),
-            exclusive(tmp_path / "lock", "taken"),
+            exclusive_lock(tmp_path / "lock", "taken"),
         ):
             pass
-        with exclusive(tmp_path / "lock", "taken"):
+        with exclusive_lock(tmp_path / "lock", "taken"):
             pass
 
     def test_a_child_does_not_inherit_it(self, tmp_path: Path) -> None:
         child = make_child(tmp_path, "import time; time.sleep(600)")
-        with exclusive(tmp_path / "lock", "taken"):
+        with exclusive_lock(tmp_path / "lock", "taken"):
             child.start()
-        with exclusive(tmp_path / "lock", "taken"):
+        with exclusive_lock(tmp_path / "lock", "taken"):
             child.kill()
 
 
 def test_a_log_that_has_grown_large_steps_aside_once(tmp_path: Path) -> None:
     log = tmp_path / "x.log"
     with log.open("wb") as file:
-        file.truncate(LOG_BYTES_KEPT + 1)
+        file.truncate(MAX_LOG_BYTES + 1)
     with open_log(log) as descriptor:
         os.write(descriptor, b"new")
     assert log.read_bytes() == b"new"
-    assert (tmp_path / "x.log.1").stat().st_size == LOG_BYTES_KEPT + 1
+    assert (tmp_path / "x.log.1").stat().st_size == MAX_LOG_BYTES + 1

@@ -11,25 +11,25 @@ from pathlib import Path
 import pytest
 
 from app.cli.local_stack import supervisor as module
-from app.cli.local_stack.processes import Child
-from app.cli.local_stack.supervisor import Service, StopRequested, StopSignal, Supervisor
+from app.cli.local_stack.processes import ChildProcess
+from app.cli.local_stack.supervisor import Service, ServiceSupervisor, StopRequested, StopSignal
 from tests.app.cli.local_stack.support import eventually
 
 WAIT = "import time; time.sleep(600)"
 
 
 class Stage:
-    """A supervisor that runs in this thread, and what it said."""
+    """A supervisor that runs in this thread, and the lines that it printed."""
 
     def __init__(self, place: Path) -> None:
         self.place = place
-        self.said: list[str] = []
+        self.lines: list[str] = []
         self.stop = StopSignal()
-        self.supervisor = Supervisor(self.stop, self.said.append)
+        self.supervisor = ServiceSupervisor(self.stop, self.lines.append)
 
     def service(self, name: str, code: str, grace_seconds: float = 10.0) -> Service:
         log = self.place / f"{name}.log"
-        child = Child(name, [sys.executable, "-c", code], log, self.place, dict(os.environ), self.place)
+        child = ChildProcess(name, [sys.executable, "-c", code], log, self.place, dict(os.environ), self.place)
         return Service(name, child, str(log), grace_seconds)
 
     def ask_to_stop(self) -> None:
@@ -47,7 +47,7 @@ class TestWatch:
     ) -> None:
         monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
         service = stage.service("x", "raise SystemExit(3)")
-        service.pause_seconds = 0.05
+        service.restart_delay_seconds = 0.05
         stage.supervisor.start(service)
         restarts: list[int] = []
 
@@ -58,9 +58,9 @@ class TestWatch:
 
         stage.supervisor.watch(changed)
         stage.supervisor.stop([["x"]])
-        assert service.pause_seconds >= 0.2
-        assert any("x ended (exit code 3; see " in line for line in stage.said)
-        assert any("x runs again (pid " in line for line in stage.said)
+        assert service.restart_delay_seconds >= 0.2
+        assert any("x exited (exit code 3; see " in line for line in stage.lines)
+        assert any("x restarted (pid " in line for line in stage.lines)
 
     def test_a_service_that_runs_is_left_alone(self, stage: Stage) -> None:
         service = stage.service("x", WAIT)
@@ -97,7 +97,7 @@ class TestStop:
         stage.ask_to_stop()
         stage.ask_to_stop()
         stage.supervisor.stop([["x"]])
-        assert "x did not end in time and is killed" in stage.said
+        assert "x did not stop in time and is killed" in stage.lines
 
     def test_nothing_is_started_once_a_signal_has_come(self, stage: Stage) -> None:
         stage.ask_to_stop()

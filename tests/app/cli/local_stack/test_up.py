@@ -24,11 +24,11 @@ from tests.app.cli.local_stack.support import (
     eventually,
     give_away,
     is_alive,
-    lent_account,
     look_of,
     plain_user,
     processes_naming,
     program_environment,
+    service_account,
 )
 from tests.tiny import make_tiny_base
 
@@ -164,7 +164,7 @@ class TestALife:
         give_away(home, become)
         running = start(home / "data", become)
         runtime = running.runtime()
-        owner = lent_account().uid if become else os.geteuid()
+        owner = service_account().uid if become else os.geteuid()
         assert {path.stat().st_uid for path in running.layout.root.rglob("*") if not path.is_socket()} == {owner}
         assert running.layout.root.stat().st_mode & 0o777 == 0o700
 
@@ -197,7 +197,7 @@ class TestServersOfOnesOwn:
             layout = Layout(service.data_dir)
             runtime = layout.read_runtime() or {}
             assert set(runtime["pids"]) == SERVICES - {"postgres", "valkey"}
-            assert "yours" in service.log.read_text()
+            assert "external" in service.log.read_text()
             assert not layout.postgres.exists()
             assert not layout.valkey.exists()
             assert layout.root.stat().st_mode & 0o777 == 0o700

@@ -18,10 +18,10 @@ from tests.app.cli.local_stack.support import (
     eventually,
     give_away,
     is_alive,
-    lent_account,
     look_of,
     plain_user,
     processes_naming,
+    service_account,
     start_python,
 )
 
@@ -29,7 +29,7 @@ from tests.app.cli.local_stack.support import (
 HOLD = """
 import sys, time
 from pathlib import Path
-from app.cli.local.postgres import LocalPostgres
+from app.cli.local_stack.servers.postgres import LocalPostgres
 server = LocalPostgres(Path(sys.argv[1]), throwaway=True)
 server.start()
 print(server.pid, flush=True)
@@ -115,7 +115,7 @@ class TestStart:
         process = start_python(HOLD.replace("time.sleep(600)", "server.stop()"), place / "pg", become=become)
         assert process.communicate(timeout=60)[0].strip().isdigit()
         assert process.returncode == 0
-        assert (place / "pg" / "data").stat().st_uid == (lent_account().uid if become else os.geteuid())
+        assert (place / "pg" / "data").stat().st_uid == (service_account().uid if become else os.geteuid())
         assert (place / "pg").stat().st_mode & 0o777 == 0o700
 
     @AS_ROOT
@@ -141,16 +141,16 @@ class TestRefuse:
         closed = tmp_path / "closed"
         closed.mkdir(mode=0o700)
         before = look_of(closed / "x" / "pg")
-        with pytest.raises(CannotStart, match=r"can't reach .*closed to it.*such as (/\S+),") as refused:
+        with pytest.raises(CannotStart, match=r"cannot reach .*closed to it.*such as (/\S+),") as refused:
             LocalPostgres(closed / "x" / "pg").start()
         named = Path(str(refused.value).split("such as ")[1].split(",")[0])
-        assert lent_account().reaches(named.parent)
+        assert service_account().reaches(named.parent)
         assert os.listdir(closed) == []
         assert look_of(closed / "x" / "pg") == before
 
     def test_a_path_too_long_for_a_socket_is_refused_creating_nothing(self, place: Path) -> None:
         long = place / ("x" * 90) / "pg"
-        with pytest.raises(CannotStart, match=r"too long by \d+ bytes.*at most 10\d.*shorter --data-dir"):
+        with pytest.raises(CannotStart, match=r"too long by \d+ bytes.*at most 10\d bytes.*shorter --data-dir"):
             LocalPostgres(long).start()
         assert os.listdir(place) == []
 

@@ -19,7 +19,7 @@ from tests.app.cli.local_stack.support import eventually, is_alive, processes_na
 HOLD = """
 import sys, time
 from pathlib import Path
-from app.cli.local.valkey import LocalValkey
+from app.cli.local_stack.servers.valkey import LocalValkey
 server = LocalValkey(Path(sys.argv[1]))
 server.start()
 print(server.pid, flush=True)
