@@ -1,9 +1,9 @@
-"""What a command tells its user, and the exit code that a script sees.
+"""Errors of the commands, with the exit code of each.
 
     CliError                1  the job failed, or the server or the network did
-    +- UsageError              2  the command or its values must change
-    +- Missing              3  no such job, file, model or key
-    +- NotAllowed           4  no key, a wrong one, or one that may not
+    +- UsageError           2  the command or its values must change
+    +- NotFoundError        3  no such job, file, model or key
+    +- AccessDenied         4  the API key is missing, invalid, or lacks a permission
 
 130 is a Ctrl-C. Every message says what was seen, what is allowed and what to do.
 """
@@ -21,13 +21,13 @@ class UsageError(CliError):
     exit_code = 2
 
 
-class Missing(CliError):
+class NotFoundError(CliError):
     exit_code = 3
 
 
-class NotAllowed(CliError):
+class AccessDenied(CliError):
     exit_code = 4
 
 
-class Unreachable(CliError):
-    """Nobody answers there, or the answer broke off. Asking again may help."""
+class ServiceUnreachable(CliError):
+    """The service does not respond, or the connection was lost. A retry may succeed."""

@@ -1,4 +1,4 @@
-"""The `tunery` command. Every error ends as one sentence and an exit code, never as a stack trace."""
+"""The `tunery` command. Every error is printed as one sentence and sets the exit code; there is no stack trace."""
 
 import errno
 import os
@@ -28,7 +28,7 @@ from app.cli.commands import (
     records,
     webhooks,
 )
-from app.cli.errors import INTERRUPTED, CliError, Missing, UsageError
+from app.cli.errors import INTERRUPTED, CliError, NotFoundError, UsageError
 from app.cli.local_stack.errors import CannotStart
 from app.cli.options import DataDir
 from app.cli.output.console import print_error, print_line
@@ -39,23 +39,23 @@ def main() -> None:
     app()
 
 
-class Commands(TyperGroup):
+class CommandGroup(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
-        with _errors_as_sentences():
+        with _print_errors():
             return super().invoke(ctx)
 
 
 app = typer.Typer(
     name="tunery",
-    cls=Commands,
+    cls=CommandGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Fine-tune language models on your own GPUs, over OpenAI's wire.",
+    help="Fine-tune language models on your own GPUs through an OpenAI-compatible API.",
 )
 
-Host = Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 opens it to the network.")]
-Port = Annotated[int, typer.Option(min=0, max=65_535, help="0 takes any free one.")]
+Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 accepts connections from the network.")]
+Port = Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 selects a free port.")]
 
 
 @app.command()
@@ -68,17 +68,19 @@ def up(data_dir: DataDir = None, host: Host = "127.0.0.1", port: Port = 8000) ->
 
 @app.command()
 def doctor(data_dir: DataDir = None, host: Host = "127.0.0.1", port: Port = 8000) -> None:
-    """Say what this machine lacks for `tunery up`, and what to do about it."""
-    from app.cli.local_stack.doctor import findings, print_findings
+    """Check whether this machine can run `tunery up`, and print what to install or change."""
+    from app.cli.local_stack.doctor import print_results, run_checks
 
-    raise typer.Exit(print_findings(findings(find_layout(data_dir).root, host, port)))
+    raise typer.Exit(print_results(run_checks(find_layout(data_dir).root, host, port)))
 
 
 @app.command()
 def demo(
-    directory: Annotated[Path | None, typer.Option(help="Where its own stack lives; absent: .demo here.")] = None,
+    directory: Annotated[
+        Path | None, typer.Option(help="Directory of the demo's own service. Default: .demo in the repository.")
+    ] = None,
 ) -> None:
-    """Fine-tune the bundled model through the real service, and show what it learned. Takes a few minutes."""
+    """Fine-tune the bundled model with a local service and compare its answers. Takes a few minutes."""
     from app.cli.commands.demo import run
 
     run(directory)
@@ -86,16 +88,16 @@ def demo(
 
 app.add_typer(files.commands, name="files")
 app.add_typer(jobs.commands, name="jobs")
-files.commands.add_typer(file_reports.commands)  # no name: its one command is another of theirs
-for more in (plans, records, clones, exports):
-    jobs.commands.add_typer(more.commands)
+files.commands.add_typer(file_reports.commands)  # no name: adds its command to `tunery files`
+for module in (plans, records, clones, exports):
+    jobs.commands.add_typer(module.commands)
 app.add_typer(adapters.commands, name="adapters")
 app.add_typer(models.commands, name="models")
 app.add_typer(projects.commands, name="projects")
 app.add_typer(keys.commands, name="keys")
 app.add_typer(audit.commands, name="audit")
 app.add_typer(webhooks.commands, name="webhooks")
-app.add_typer(queue.commands)  # no name: its commands are ours
+app.add_typer(queue.commands)  # no name: adds its commands to `tunery`
 
 
 @app.callback(invoke_without_command=True)
@@ -110,7 +112,7 @@ def _root(
 
 
 @contextmanager
-def _errors_as_sentences() -> Iterator[None]:
+def _print_errors() -> Iterator[None]:
     try:
         yield
     except (typer.Exit, typer.Abort, typer.TyperException):
@@ -120,28 +122,28 @@ def _errors_as_sentences() -> Iterator[None]:
     except Exception as error:
         if os.environ.get("TUNERY_DEBUG") or _is_broken_pipe(error):
             raise
-        print_error(_sentence(error))
+        print_error(_error_text(error))
         raise typer.Exit(_exit_code(error)) from None
 
 
-def _sentence(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     if isinstance(error, CliError | CannotStart | TuneryError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
-        where = f": {error.filename}" if error.filename else ""
-        return f"{error.strerror}{where}."
-    return f"{type(error).__name__}: {error}. This is a mistake of ours; TUNERY_DEBUG=1 shows where."
+        filename = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{filename}."
+    return f"{type(error).__name__}: {error}. This is a bug in Tunery; set TUNERY_DEBUG=1 for a stack trace."
 
 
 def _exit_code(error: Exception) -> int:
     if isinstance(error, CliError):
         return error.exit_code
     if isinstance(error, NotFound):
-        return Missing.exit_code
-    # From the domain: a directory that can't be offered as a base model, for one.
+        return NotFoundError.exit_code
+    # A domain error, such as a directory that cannot be registered as a base model, is a usage error.
     return UsageError.exit_code if isinstance(error, TuneryError) else CliError.exit_code
 
 
 def _is_broken_pipe(error: Exception) -> bool:
-    """`tunery jobs list | head` is no error."""
+    """Whether the reader of a pipe has closed it, as in `tunery jobs list | head`."""
     return isinstance(error, OSError) and error.errno == errno.EPIPE

@@ -1,10 +1,10 @@
-"""What every command that reaches something has in common: `--base-url` and `--data-dir`, and what they lead to.
+"""Decorators that add `--base-url` and `--data-dir` to a command and pass it a client or the database.
 
     @with_client                            @with_database
     def show(client: "Client", ...): ...    def add(database: "Database", ...): ...
 
-A module of commands has no `from __future__ import annotations`: typer needs its options as objects, and only the first
-parameter's type, which costs an import, stays a string.
+A module of commands has no `from __future__ import annotations`: typer reads the annotations as objects. Only the type
+of the first parameter is a string, because importing it is slow.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec, get_ar
 
 import typer
 
-from app.cli.client.references import Kind, find_id
+from app.cli.client.references import ResourceType, resolve_id
 from app.cli.client.service_discovery import find_database, find_service
 
 if TYPE_CHECKING:
@@ -29,38 +29,38 @@ P = ParamSpec("P")
 
 BaseUrl = Annotated[
     str | None,
-    typer.Option("--base-url", envvar="TUNERY_BASE_URL", help="Where the service is, such as http://127.0.0.1:8000."),
+    typer.Option("--base-url", envvar="TUNERY_BASE_URL", help="URL of the service, such as http://127.0.0.1:8000."),
 ]
 DataDir = Annotated[
     Path | None,
-    typer.Option("--data-dir", envvar="TUNERY_DATA_DIR", help="The data directory of a `tunery up` on this machine."),
+    typer.Option("--data-dir", envvar="TUNERY_DATA_DIR", help="Data directory of `tunery up` on this machine."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def with_client(command: Callable[Concatenate[Client, P], None]) -> Callable[..., None]:
-    """Put an open client in the place of a command's first parameter, and whole ids in that of what stands for them."""
-    kinds = _kinds(command)
+    """Pass an open client as the first argument, and full ids for abbreviated ones."""
+    resource_types = _reference_parameters(command)
 
     @functools.wraps(command)
     def run(*args: Any, base_url: str | None, data_dir: Path | None, **values: Any) -> None:
-        from app.cli.client.http import Client  # not for `--help`: the HTTP client costs more than everything else
+        from app.cli.client.http import Client  # slow import, which `--help` does not need
 
         client = Client(find_service(base_url, data_dir))
         with contextlib.closing(client):
-            for name, kind in kinds.items():
-                values[name] = _whole(client, kind, values[name])
+            for name, resource_type in resource_types.items():
+                values[name] = _resolve_ids(client, resource_type, values[name])
             command(client, *args, **values)
 
     return _with_options(run, command, base_url=BaseUrl, data_dir=DataDir)
 
 
 def with_database(command: Callable[Concatenate[Database, P], None]) -> Callable[..., None]:
-    """Put the operator's database in the place of a command's first parameter."""
+    """Pass the operator's database as the first argument."""
 
     @functools.wraps(command)
     def run(*args: Any, data_dir: Path | None, **values: Any) -> None:
-        from app.cli.client.database import Database  # not for `--help`, and not for a client without a database
+        from app.cli.client.database import Database  # slow import, which `--help` and remote clients do not need
 
         action = f"{command.__module__.rpartition('.')[2]}.{command.__name__}"
         command(Database(find_database(data_dir), action), *args, **values)
@@ -68,23 +68,24 @@ def with_database(command: Callable[Concatenate[Database, P], None]) -> Callable
     return _with_options(run, command, data_dir=DataDir)
 
 
-def _kinds(command: Callable[..., None]) -> dict[str, Kind]:
-    """Parameters that take the id of a job or a file."""
-    found = {
-        name: [one for one in get_args(parameter.annotation)[1:] if isinstance(one, Kind)]
+def _reference_parameters(command: Callable[..., None]) -> dict[str, ResourceType]:
+    """The parameters that take the id of a job or a file, with the resource type of each."""
+    return {
+        name: argument
         for name, parameter in inspect.signature(command).parameters.items()
+        for argument in get_args(parameter.annotation)[1:]
+        if isinstance(argument, ResourceType)
     }
-    return {name: kinds[0] for name, kinds in found.items() if kinds}
 
 
-def _whole(client: Client, kind: Kind, value: Any) -> Any:
+def _resolve_ids(client: Client, resource_type: ResourceType, value: Any) -> Any:
     if isinstance(value, list):
-        return [find_id(client, kind, one) for one in value]
-    return find_id(client, kind, value)
+        return [resolve_id(client, resource_type, text) for text in value]
+    return resolve_id(client, resource_type, value)
 
 
 def _with_options(run: Callable[..., None], command: Callable[..., None], **options: Any) -> Callable[..., None]:
-    """typer reads a function's signature: the command's own without its first parameter, and these options."""
+    """Set the signature that typer reads: that of the command without its first parameter, plus `options`."""
     own = list(inspect.signature(command).parameters.values())[1:]
     added = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=option)

@@ -1,1 +1,1 @@
-"""What the commands use to talk to the API: HTTP client, service discovery, uploads, request bodies."""
+"""HTTP client of the commands: service discovery, uploads, downloads, request bodies."""

@@ -1,7 +1,7 @@
-"""An adapter's archive on its way here: fetched with resume, checked, unpacked by its manifest, renamed into place.
+"""Download of an adapter's archive: resume, verify, unpack by the manifest, rename into place.
 
-Nothing in the archive is trusted: names come from the manifest alone and must stay inside the directory, bytes count
-only with the SHA-256 that the manifest gives, and the archive itself only with the one that the server gave.
+The archive is not trusted: file names come from the manifest and must stay inside the directory, each file must have
+the SHA-256 of the manifest, and the archive the SHA-256 that the server returned.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from app.cli.errors import CliError, Unreachable
+from app.cli.errors import CliError, ServiceUnreachable
 from app.system.artifact_directory import MANIFEST, ManifestMismatch, publish, sha256_file, verify
 
 if TYPE_CHECKING:
@@ -24,61 +24,63 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 1 << 20
 MAX_MANIFEST_BYTES = 16 << 20
-ATTEMPTS = 5  # a connection that breaks off is taken up again where it broke
+MAX_ATTEMPTS = 5  # each continues after the bytes that the last one received
 ATTEMPT_PAUSE_SECONDS = 1.0
 
 
-class Refused(CliError):
-    """What arrived is not what the server promised."""
+class CorruptDownload(CliError):
+    """The downloaded bytes do not match the size, the SHA-256 or the manifest that the server returned."""
 
 
-def fetch(client: Client, path: str, part: Path, size_bytes: int, on_bytes: Callable[[int], None]) -> None:
-    """Bring `part` to its full size, going on from what is already there."""
-    for attempt in range(1, ATTEMPTS + 1):
-        if _size(part) >= size_bytes:
+def download_with_resume(
+    client: Client, path: str, partial_path: Path, size_bytes: int, on_bytes: Callable[[int], None]
+) -> None:
+    """Append to `partial_path` until it has `size_bytes`. Raises ServiceUnreachable after MAX_ATTEMPTS."""
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        if _size(partial_path) >= size_bytes:
             return
         try:
-            _fetch_rest(client, path, part, on_bytes)
-        except Unreachable:
-            if attempt == ATTEMPTS:
+            _download_rest(client, path, partial_path, on_bytes)
+        except ServiceUnreachable:
+            if attempt == MAX_ATTEMPTS:
                 raise
             time.sleep(attempt * ATTEMPT_PAUSE_SECONDS)
 
 
-def check(archive: Path, size_bytes: int, sha256: str) -> None:
-    """Raises Refused and removes the file, so that the next download begins anew."""
-    found_bytes, found = archive.stat().st_size, sha256_file(archive)
-    if (found_bytes, found) == (size_bytes, sha256):
+def verify_archive(archive: Path, size_bytes: int, sha256: str) -> None:
+    """Raises CorruptDownload and deletes the file if its size or SHA-256 is wrong; the next download starts over."""
+    actual_bytes, actual_sha256 = archive.stat().st_size, sha256_file(archive)
+    if (actual_bytes, actual_sha256) == (size_bytes, sha256):
         return
     archive.unlink()
-    raise Refused(
-        f"The download is not the archive that the server promised: {found_bytes} bytes with SHA-256 {found} "
-        f"instead of {size_bytes} bytes with {sha256}. It was thrown away; run the command again."
+    raise CorruptDownload(
+        f"The download is corrupt: {actual_bytes} bytes with SHA-256 {actual_sha256} "
+        f"instead of {size_bytes} bytes with {sha256}. It was deleted; run the command again."
     )
 
 
 def unpack(archive: Path, destination: Path) -> dict[str, Any]:
-    """Unpack beside `destination`, verify every file, rename into place, return the manifest."""
-    aside = destination.with_name(f".{destination.name}.{secrets.token_hex(4)}.new")
-    aside.mkdir(parents=True)  # with the user's own permissions, which `tempfile` would narrow
+    """Unpack into a temporary directory, verify every file, rename it to `destination`, and return the manifest."""
+    temporary = destination.with_name(f".{destination.name}.{secrets.token_hex(4)}.new")
+    temporary.mkdir(parents=True)  # not by `tempfile`, which would set narrower permissions
     try:
-        _extract(archive, aside)
-        manifest = verify(aside)
-        publish(aside, destination)
+        _extract(archive, temporary)
+        manifest = verify(temporary)
+        publish(temporary, destination)
     except (tarfile.TarError, ManifestMismatch) as error:
-        raise Refused(f"{archive.name} is not an adapter's archive: {error}") from None
+        raise CorruptDownload(f"{archive.name} is not a valid adapter archive: {error}") from None
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return manifest
 
 
-def _fetch_rest(client: Client, path: str, part: Path, on_bytes: Callable[[int], None]) -> None:
-    have = _size(part)
-    with client.download(path, have) as response:
-        starts_over = have and response.status_code != 206
+def _download_rest(client: Client, path: str, partial_path: Path, on_bytes: Callable[[int], None]) -> None:
+    existing_bytes = _size(partial_path)
+    with client.download(path, existing_bytes) as response:
+        starts_over = existing_bytes and response.status_code != 206
         if starts_over:
-            on_bytes(-have)
-        with part.open("wb" if starts_over else "ab") as file:
+            on_bytes(-existing_bytes)
+        with partial_path.open("wb" if starts_over else "ab") as file:
             for block in response.iter_bytes(BLOCK_BYTES):
                 file.write(block)
                 on_bytes(len(block))
@@ -87,31 +89,31 @@ def _fetch_rest(client: Client, path: str, part: Path, on_bytes: Callable[[int],
 def _extract(archive: Path, directory: Path) -> None:
     with tarfile.open(archive, "r:") as tar:
         members = {member.name: member for member in tar if member.isreg()}
-        top = _top(members)
-        manifest = _read(tar, members[top + MANIFEST])
+        root = _root_prefix(members)
+        manifest = _read_manifest(tar, members[root + MANIFEST])
         (directory / MANIFEST).write_bytes(manifest)
-        for name in _names(manifest):
-            if top + name not in members:
+        for name in _manifest_file_names(manifest):
+            if root + name not in members:
                 raise ManifestMismatch(f"{name} is missing")
-            _write(tar, members[top + name], directory / name)
+            _extract_file(tar, members[root + name], directory / name)
 
 
-def _top(members: dict[str, tarfile.TarInfo]) -> str:
-    """The folder that everything lies in, with its slash: that of the outermost manifest."""
+def _root_prefix(members: dict[str, tarfile.TarInfo]) -> str:
+    """The directory of the outermost manifest in the archive, with a trailing slash."""
     manifests = [name for name in members if PurePosixPath(name).name == MANIFEST]
     if not manifests:
-        raise ManifestMismatch(f"there is no {MANIFEST} in it")
+        raise ManifestMismatch(f"it has no {MANIFEST}")
     return min(manifests, key=lambda name: name.count("/")).removesuffix(MANIFEST)
 
 
-def _names(manifest: bytes) -> list[str]:
+def _manifest_file_names(manifest: bytes) -> list[str]:
     try:
         names = list(json.loads(manifest)["files"])
     except (ValueError, KeyError, TypeError):
         raise ManifestMismatch(f"{MANIFEST} is unreadable") from None
     for name in names:
         if not _stays_inside(name):
-            raise ManifestMismatch(f"{MANIFEST} names {name!r}, which would lie outside the directory")
+            raise ManifestMismatch(f"{MANIFEST} names {name!r}, which is outside the directory")
     return names
 
 
@@ -120,14 +122,14 @@ def _stays_inside(name: str) -> bool:
     return not any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in parts) and ":" not in parts[0]
 
 
-def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+def _read_manifest(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     source = tar.extractfile(member)
     if source is None or member.size > MAX_MANIFEST_BYTES:
         raise ManifestMismatch(f"{MANIFEST} has {member.size} bytes")
     return source.read()
 
 
-def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
+def _extract_file(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
     source = tar.extractfile(member)
     assert source is not None, "a regular file"
     path.parent.mkdir(parents=True, exist_ok=True)

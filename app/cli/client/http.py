@@ -1,4 +1,4 @@
-"""A client of the public API, with one path for everything that can go wrong."""
+"""HTTP client of the public API. Every failure is raised as a CliError."""
 
 from __future__ import annotations
 
@@ -11,58 +11,65 @@ from typing import IO, Any
 
 import httpx2
 
-from app.cli.client.service_discovery import Address
-from app.cli.errors import CliError, Missing, NotAllowed, Unreachable, UsageError
+from app.cli.client.service_discovery import ServiceAddress
+from app.cli.errors import AccessDenied, CliError, NotFoundError, ServiceUnreachable, UsageError
 
-CONNECT_SECONDS = 5
-ANSWER_SECONDS = 120  # an upload of 512 MiB is hashed and flushed to disk before it is answered
+CONNECT_TIMEOUT_SECONDS = 5
+RESPONSE_TIMEOUT_SECONDS = 120  # the server hashes an upload of 512 MiB and flushes it to disk before it responds
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 NOT_MODIFIED = 304
-NO_KEY = "No API key: set TUNERY_API_KEY, or name the --data-dir of a `tunery up` that runs on this machine."
-KINDS = {403: NotAllowed, 404: Missing, 408: Unreachable, 502: Unreachable, 503: Unreachable, 504: Unreachable}
+MISSING_KEY_MESSAGE = "No API key: set TUNERY_API_KEY, or give the --data-dir of a running `tunery up` on this machine."
+ERRORS_BY_STATUS = {
+    403: AccessDenied,
+    404: NotFoundError,
+    408: ServiceUnreachable,
+    502: ServiceUnreachable,
+    503: ServiceUnreachable,
+    504: ServiceUnreachable,
+}
 
 Json = dict[str, Any]
 
 
 class Client:
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: ServiceAddress) -> None:
         self.address = address
         self._http = httpx2.Client(
             base_url=f"{address.base_url}/v1/",
             headers={"Authorization": f"Bearer {address.api_key}"} if address.api_key else {},
-            timeout=httpx2.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
-            # A proxy from the environment is for the world outside, never for this machine.
+            timeout=httpx2.Timeout(RESPONSE_TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS),
+            # Requests to this machine never use a proxy of the environment.
             trust_env=httpx2.URL(address.base_url).host not in LOOPBACK,
             follow_redirects=True,
         )
 
     def get(self, path: str, **params: Any) -> Json:
-        return self._ask("GET", path, params=params)
+        return self._request_json("GET", path, params=params)
 
     def text(self, path: str, **params: Any) -> str:
-        return self._send("GET", path, params=params).text
+        return self._request("GET", path, params=params).text
 
     def get_if_changed(self, path: str, etag: str | None, wait_seconds: float) -> tuple[Json | None, str | None]:
-        """An object and its ETag; None for the object as long as it is the one that `etag` was of.
+        """An object and its ETag, or None and `etag` if the object has not changed.
 
-        A server that knows how waits `wait_seconds` for it to change; an older one answers at once.
+        The server waits up to `wait_seconds` for a change; a version without long polling responds at once.
         """
         if etag is None:
-            response = self._send("GET", path)
+            response = self._request("GET", path)
         else:
-            response = self._send("GET", path, params={"wait": wait_seconds}, headers={"If-None-Match": etag})
+            response = self._request("GET", path, params={"wait": wait_seconds}, headers={"If-None-Match": etag})
         if response.status_code == NOT_MODIFIED:
             return None, etag
         return self._json(response), response.headers.get("etag")
 
     def post(self, path: str, body: Mapping[str, Any] | None = None, **params: Any) -> Json:
-        return self._ask("POST", path, json=body, params=params)
+        return self._request_json("POST", path, json=body, params=params)
 
     def delete(self, path: str) -> Json:
-        return self._ask("DELETE", path)
+        return self._request_json("DELETE", path)
 
     def pages(self, path: str, limit: int, **params: Any) -> Iterator[Json]:
-        """Every item of a list, page by page, for as long as the caller asks for more."""
+        """Iterate over all items of a list; `limit` is the page size, and pages are requested as needed."""
         while True:
             page = self.get(path, limit=limit, **params)
             yield from page["data"]
@@ -70,82 +77,83 @@ class Client:
                 return
             params["after"] = page["data"][-1]["id"]
 
-    def first(self, path: str, limit: int | None, max_page: int, **params: Any) -> tuple[list[Json], bool]:
-        """The first `limit` items of a list, or all of them, and whether there are more."""
-        wanted = None if limit is None else limit + 1
-        found = list(islice(self.pages(path, min(wanted or max_page, max_page), **params), wanted))
-        return found[:limit], len(found) > len(found[:limit])
+    def first_items(self, path: str, limit: int | None, max_page: int, **params: Any) -> tuple[list[Json], bool]:
+        """The first `limit` items of a list (None: all), and whether the list has more."""
+        count = None if limit is None else limit + 1
+        items = list(islice(self.pages(path, min(count or max_page, max_page), **params), count))
+        return items[:limit], len(items) > len(items[:limit])
 
     def upload(self, path: Path, purpose: str, on_bytes: Callable[[int], None]) -> Json:
-        """`purpose` goes first: the server decides on it before it takes the bytes."""
+        """Upload a file in one request. `purpose` precedes the content, so that the server can reject it early."""
         with path.open("rb") as file:
-            content = (path.name, _Counted(file, on_bytes), "application/jsonl")
-            return self._ask("POST", "files", data={"purpose": purpose}, files={"file": content})
+            content = (path.name, _CountingReader(file, on_bytes), "application/jsonl")
+            return self._request_json("POST", "files", data={"purpose": purpose}, files={"file": content})
 
     def put_file(self, url: str, path: Path, first_byte: int, size_bytes: int, on_bytes: Callable[[int], None]) -> Json:
-        """Send a file from `first_byte` to its end."""
+        """Upload a file from `first_byte` to its end."""
         headers = {
             "Content-Length": str(size_bytes - first_byte),
             "Content-Range": f"bytes {first_byte}-{size_bytes - 1}/{size_bytes}",
         }
         with path.open("rb") as file:
             file.seek(first_byte)
-            return self._ask("PUT", url, content=iter(_Counted(file, on_bytes)), headers=headers)
+            return self._request_json("PUT", url, content=iter(_CountingReader(file, on_bytes)), headers=headers)
 
     def head(self, path: str) -> Mapping[str, str]:
-        with self._answers():
+        with self._transport_errors():
             response = self._http.head(path)
-        if response.is_error:  # without a body: GET has the sentence
+        if response.is_error:  # a response to HEAD has no body; GET returns the error message
             self.get(path.removesuffix("/content"))
-            raise _stranger(response, self.address)
+            raise _unexpected_response(response, self.address)
         return response.headers
 
     @contextlib.contextmanager
     def download(self, path: str, first_byte: int = 0) -> Iterator[httpx2.Response]:
-        """The open answer; 206 when it starts at `first_byte`, 200 when it starts over."""
+        """The open response: status 206 if it starts at `first_byte`, 200 if it starts at byte 0."""
         headers = {"Range": f"bytes={first_byte}-"} if first_byte else {}
-        with self._answers(), self._http.stream("GET", path, headers=headers) as response:
+        with self._transport_errors(), self._http.stream("GET", path, headers=headers) as response:
             if response.is_error:
                 response.read()
-                raise _refusal(response, self.address)
+                raise _error_of(response, self.address)
             yield response
 
     def close(self) -> None:
         self._http.close()
 
-    def _ask(self, method: str, path: str, **request: Any) -> Json:
-        return self._json(self._send(method, path, **request))
+    def _request_json(self, method: str, path: str, **request: Any) -> Json:
+        return self._json(self._request(method, path, **request))
 
-    def _send(self, method: str, path: str, **request: Any) -> httpx2.Response:
-        with self._answers():
+    def _request(self, method: str, path: str, **request: Any) -> httpx2.Response:
+        with self._transport_errors():
             response = self._http.request(method, path, **request)
         if response.is_error:
-            raise _refusal(response, self.address)
+            raise _error_of(response, self.address)
         return response
 
     def _json(self, response: httpx2.Response) -> Json:
         try:
             return dict(response.json())
         except (ValueError, TypeError):
-            raise _stranger(response, self.address) from None
+            raise _unexpected_response(response, self.address) from None
 
     @contextlib.contextmanager
-    def _answers(self) -> Iterator[None]:
+    def _transport_errors(self) -> Iterator[None]:
+        """Raise ServiceUnreachable for errors of the connection."""
         base_url = self.address.base_url
         try:
             yield
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            raise Unreachable(
-                f"No Tunery at {base_url} ({error}); start it with `tunery up`, "
-                "or say where it is with --base-url or TUNERY_BASE_URL."
+            raise ServiceUnreachable(
+                f"Cannot connect to Tunery at {base_url} ({error}). Start it with `tunery up`, "
+                "or set its URL with --base-url or TUNERY_BASE_URL."
             ) from None
         except httpx2.TransportError as error:
             reason = str(error) or type(error).__name__
-            raise Unreachable(f"The connection to {base_url} broke off ({reason}). Try again.") from None
+            raise ServiceUnreachable(f"Lost the connection to {base_url} ({reason}). Try again.") from None
 
 
-class _Counted:
-    """A file that tells how much of it was read. httpx2 learns the length from `fileno`."""
+class _CountingReader:
+    """A file that reports the bytes read. httpx2 determines the length by `fileno`."""
 
     def __init__(self, file: IO[bytes], on_bytes: Callable[[int], None]) -> None:
         self._file = file
@@ -163,22 +171,24 @@ class _Counted:
         return iter(lambda: self.read(1 << 16), b"")
 
 
-def _refusal(response: httpx2.Response, address: Address) -> CliError:
-    """The server's own sentence, as the error that its status means to a script."""
+def _error_of(response: httpx2.Response, address: ServiceAddress) -> CliError:
+    """The error of a response: the server's message, with the exit code that its status maps to."""
     try:
         error = json.loads(response.content)["error"]
         message = str(error["message"])
     except (ValueError, KeyError, TypeError):
-        return _stranger(response, address)
+        return _unexpected_response(response, address)
     if response.status_code == 401:
-        return NotAllowed(f"{message} It came from {address.key_from}." if address.api_key else NO_KEY)
-    kind = KINDS.get(response.status_code) or (CliError if response.is_server_error else UsageError)
-    return kind(message)
+        return AccessDenied(
+            f"{message} The key is from {address.key_source}." if address.api_key else MISSING_KEY_MESSAGE
+        )
+    error_class = ERRORS_BY_STATUS.get(response.status_code) or (CliError if response.is_server_error else UsageError)
+    return error_class(message)
 
 
-def _stranger(response: httpx2.Response, address: Address) -> CliError:
-    kind = response.headers.get("content-type", "no content type")
+def _unexpected_response(response: httpx2.Response, address: ServiceAddress) -> CliError:
+    content_type = response.headers.get("content-type", "no content type")
     return CliError(
-        f"{address.base_url} answered {response.status_code} ({kind}), which is not Tunery speaking. "
+        f"{address.base_url} answered {response.status_code} ({content_type}), which is not a response of Tunery. "
         "Check --base-url and any proxy in between."
     )

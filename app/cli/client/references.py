@@ -1,6 +1,6 @@
-"""Ids as people type them: whole, the beginning of exactly one, or @last for the newest.
+"""Resolution of ids: a full id, a unique prefix of one, or @last for the newest.
 
-A parameter that is annotated with `JOB` or `FILE` gets the whole id before its command runs (`app.cli.options`).
+`app.cli.options` resolves each parameter that is annotated with `JOB` or `FILE` before the command runs.
 """
 
 from __future__ import annotations
@@ -11,55 +11,49 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from app.cli.client.service_discovery import ID
-from app.cli.errors import Missing, UsageError
+from app.cli.client.service_discovery import ID_PATTERN
+from app.cli.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client
 
 LAST = "@last"
-WHOLE = re.compile(r"(ftjob|file)-[0-9a-f]{24}")
-MAX_CANDIDATES = 5  # named in the error about an ambiguous beginning
+FULL_ID = re.compile(r"(ftjob|file)-[0-9a-f]{24}")
+MAX_CANDIDATES = 5  # listed in the error about an ambiguous prefix
 
 
-class Kind(NamedTuple):
+class ResourceType(NamedTuple):
     noun: str
     prefix: str
     path: str
     page_size: int
 
 
-JOB = Kind("job", "ftjob-", "fine_tuning/jobs", 100)
-FILE = Kind("file", "file-", "files", 1000)
+JOB = ResourceType("job", "ftjob-", "fine_tuning/jobs", 100)
+FILE = ResourceType("file", "file-", "files", 1000)
 
-HOW = "its id, the beginning of it, or @last"
-JobId = Annotated[str, typer.Argument(help=f"The job: {HOW}.", metavar="JOB"), JOB]
-FileId = Annotated[str, typer.Argument(help=f"The file: {HOW}.", metavar="FILE"), FILE]
-FileIds = Annotated[list[str], typer.Argument(help=f"The files, each by {HOW}.", metavar="FILE..."), FILE]
+REFERENCE_FORMS = "an id, a unique prefix of one, or @last"
+JobId = Annotated[str, typer.Argument(help=f"Job: {REFERENCE_FORMS}.", metavar="JOB"), JOB]
+FileId = Annotated[str, typer.Argument(help=f"File: {REFERENCE_FORMS}.", metavar="FILE"), FILE]
+FileIds = Annotated[list[str], typer.Argument(help=f"Files, each by {REFERENCE_FORMS}.", metavar="FILE..."), FILE]
 
 
-def find_id(client: Client, kind: Kind, text: str, **filters: Any) -> str:
-    """The whole id that `text` stands for. Raises Missing for none, UsageError for several."""
+def resolve_id(client: Client, resource: ResourceType, text: str, **filters: Any) -> str:
+    """The full id that `text` refers to. Raises NotFoundError if none matches, UsageError if several do."""
     if text == LAST:
-        return _newest(client, kind, filters)
-    if WHOLE.fullmatch(text) or not ID.fullmatch(text):
-        return text  # what can be no id is refused where it would become part of a path
-    beginning = text if text.startswith(kind.prefix) else kind.prefix + text
-    every = (str(one["id"]) for one in client.pages(kind.path, kind.page_size, **filters))
-    found = list(islice((one for one in every if one.startswith(beginning)), MAX_CANDIDATES + 1))
-    if not found:
-        raise Missing(f"No {kind.noun}'s id begins with {text!r}; `tunery {kind.noun}s list` has them.")
-    if len(found) > 1:
-        more = " and others" if len(found) > MAX_CANDIDATES else ""
-        named = ", ".join(found[:MAX_CANDIDATES])
-        raise UsageError(
-            f"{text!r} is the beginning of several {kind.noun}s: {named}{more}. Type more of the one meant."
-        )
-    return found[0]
-
-
-def _newest(client: Client, kind: Kind, filters: dict[str, Any]) -> str:
-    newest = client.get(kind.path, limit=1, **filters)["data"]
-    if not newest:
-        raise Missing(f"{LAST} is the newest {kind.noun}, and there is none yet.")
-    return str(newest[0]["id"])
+        newest = client.get(resource.path, limit=1, **filters)["data"]
+        if not newest:
+            raise NotFoundError(f"{LAST} refers to the newest {resource.noun}, but there is none yet.")
+        return str(newest[0]["id"])
+    if FULL_ID.fullmatch(text) or not ID_PATTERN.fullmatch(text):
+        return text  # `job_path` and `file_path` reject text that cannot be an id
+    prefix = text if text.startswith(resource.prefix) else resource.prefix + text
+    ids = (str(item["id"]) for item in client.pages(resource.path, resource.page_size, **filters))
+    matches = list(islice((item_id for item_id in ids if item_id.startswith(prefix)), MAX_CANDIDATES + 1))
+    if not matches:
+        raise NotFoundError(f"No {resource.noun} id starts with {text!r}; see `tunery {resource.noun}s list`.")
+    if len(matches) > 1:
+        more = " and others" if len(matches) > MAX_CANDIDATES else ""
+        candidates = ", ".join(matches[:MAX_CANDIDATES])
+        raise UsageError(f"{text!r} matches several {resource.noun}s: {candidates}{more}. Give a longer prefix.")
+    return matches[0]

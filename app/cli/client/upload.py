@@ -1,4 +1,4 @@
-"""A file on its way to the server: a small one in one request, a large one as a stream that survives breaks."""
+"""File upload: a small file in one request, a large one as a resumable upload."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app.cli.errors import CliError, Unreachable, UsageError
+from app.cli.errors import CliError, ServiceUnreachable, UsageError
 from app.cli.output.console import print_error
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client
 
-STREAMED_FROM_BYTES = 64 << 20  # below, sending it again costs less than asking how far it came
-ATTEMPTS = 6  # in a row that bring nothing further
+MIN_RESUMABLE_BYTES = 64 << 20  # a smaller file is cheaper to send again than to resume
+MAX_ATTEMPTS = 6  # in a row without progress
 ATTEMPT_PAUSE_SECONDS = 1.0
 MIME_TYPE = "application/jsonl"
 
@@ -22,53 +22,58 @@ Json = dict[str, Any]
 
 
 def send_file(client: Client, path: Path, purpose: str, upload_id: str | None, on_bytes: Callable[[int], None]) -> Json:
-    """The file as the server has it. `upload_id` goes on with an upload that was broken off."""
+    """Upload a file and return its object. `upload_id` resumes an interrupted upload."""
     size_bytes = path.stat().st_size
-    if upload_id is None and size_bytes < STREAMED_FROM_BYTES:
+    if upload_id is None and size_bytes < MIN_RESUMABLE_BYTES:
         return client.upload(path, purpose, on_bytes)
-    upload = _known(client, upload_id, size_bytes) if upload_id else _begin(client, path, purpose, size_bytes)
+    upload = (
+        _get_upload(client, upload_id, size_bytes) if upload_id else _create_upload(client, path, purpose, size_bytes)
+    )
     if upload["status"] == "completed":
         return dict(upload["file"])
     try:
-        return _stream(client, path, upload["id"], size_bytes, on_bytes)
-    except (Unreachable, KeyboardInterrupt):
+        return _send_with_retries(client, path, upload["id"], size_bytes, on_bytes)
+    except (ServiceUnreachable, KeyboardInterrupt):
         print_error(
-            f"What arrived is kept until it expires; go on with: tunery files upload {path} --resume {upload['id']}"
+            f"The received part is kept until the upload expires. "
+            f"Resume it with: tunery files upload {path} --resume {upload['id']}"
         )
         raise
 
 
-def _begin(client: Client, path: Path, purpose: str, size_bytes: int) -> Json:
+def _create_upload(client: Client, path: Path, purpose: str, size_bytes: int) -> Json:
     body = {"filename": path.name, "purpose": purpose, "bytes": size_bytes, "mime_type": MIME_TYPE}
     return client.post("uploads", body)
 
 
-def _known(client: Client, upload_id: str, size_bytes: int) -> Json:
+def _get_upload(client: Client, upload_id: str, size_bytes: int) -> Json:
     upload = client.get(f"uploads/{upload_id}")
     if upload["bytes"] != size_bytes:
-        raise UsageError(f"{upload_id} is an upload of {upload['bytes']:,} bytes, and this file has {size_bytes:,}.")
+        raise UsageError(f"{upload_id} is an upload of {upload['bytes']:,} bytes, but this file has {size_bytes:,}.")
     return upload
 
 
-def _stream(client: Client, path: Path, upload_id: str, size_bytes: int, on_bytes: Callable[[int], None]) -> Json:
-    """Ask how far it came and send the rest, until that worked, or did not get any further for several times."""
-    shown = _Shown(on_bytes)
+def _send_with_retries(
+    client: Client, path: Path, upload_id: str, size_bytes: int, on_bytes: Callable[[int], None]
+) -> Json:
+    """Send the rest of the file, again after each lost connection, up to MAX_ATTEMPTS without progress."""
+    counter = _ProgressCounter(on_bytes)
     failures, furthest = 0, -1
     while True:
         try:
             offset = int(client.head(f"uploads/{upload_id}/content")["upload-offset"])
-            shown.move_to(offset)
+            counter.set_offset(offset)
             failures, furthest = 0 if offset > furthest else failures, max(offset, furthest)
-            return _send_rest(client, path, upload_id, offset, size_bytes, shown.advance)
-        except Unreachable:
+            return _send_rest(client, path, upload_id, offset, size_bytes, counter.advance)
+        except ServiceUnreachable:
             failures += 1
-            if failures == ATTEMPTS:
+            if failures == MAX_ATTEMPTS:
                 raise
             time.sleep(failures * ATTEMPT_PAUSE_SECONDS)
 
 
-class _Shown:
-    """What the bar shows: bytes that were sent and did not arrive are taken back."""
+class _ProgressCounter:
+    """Counts the sent bytes for the progress bar; `set_offset` subtracts those that did not arrive."""
 
     def __init__(self, on_bytes: Callable[[int], None]) -> None:
         self._on_bytes = on_bytes
@@ -78,7 +83,7 @@ class _Shown:
         self._bytes += count
         self._on_bytes(count)
 
-    def move_to(self, offset: int) -> None:
+    def set_offset(self, offset: int) -> None:
         self.advance(offset - self._bytes)
 
 

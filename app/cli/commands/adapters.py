@@ -1,4 +1,4 @@
-"""`tunery adapters`: a finished job's adapter, or one of its checkpoints, as a directory that PEFT loads."""
+"""`tunery adapters`: download, merge and compare the adapter of a finished job or one of its checkpoints."""
 
 import json
 import subprocess
@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from app.cli.client.adapter_archive import check, fetch, unpack
+from app.cli.client.adapter_archive import download_with_resume, unpack, verify_archive
 from app.cli.client.references import JobId
 from app.cli.client.service_discovery import job_path
-from app.cli.errors import CliError, Missing, UsageError
+from app.cli.errors import CliError, NotFoundError, UsageError
 from app.cli.options import AsJson, with_client
-from app.cli.output.compare import ASKED, compare, held_out, show, width_text
-from app.cli.output.console import messages, print_json, print_line, print_note, size_text
-from app.cli.output.progress import bytes_bar, is_over
+from app.cli.output.compare import DEFAULT_PROMPT_COUNT, compare, precision_text, print_comparison, read_examples
+from app.cli.output.console import print_json, print_line, print_note, size_text, stderr_console
+from app.cli.output.progress import bytes_bar, is_finished
 from app.system.model_files import hash_directory
 
 if TYPE_CHECKING:
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 commands = typer.Typer(no_args_is_help=True, help="Trained adapters.")
 
-MERGER = "worker.trainer.merge"  # a child process: torch is never imported here
-MERGER_REFUSES = 64
-DIGEST_LETTERS_IN_NAME = 12  # enough that a half of one archive is never continued with another's
+MERGER = "worker.trainer.merge"  # runs in a child process: the CLI never imports torch
+MERGER_USAGE_ERROR = 64  # its exit code
+DIGEST_CHARACTERS_IN_NAME = 12  # a partial file is never continued with the bytes of another archive
 
 
-class Source(NamedTuple):
-    """An archive on the server, and what it must be."""
+class ArchiveSource(NamedTuple):
+    """An archive on the server, with its expected size and digest."""
 
     path: str
     size_bytes: int
@@ -41,7 +41,7 @@ class Source(NamedTuple):
 
 class Download(NamedTuple):
     directory: Path
-    source: Source
+    source: ArchiveSource
     manifest: dict[str, Any]
 
 
@@ -51,13 +51,14 @@ def download_adapter(
     client: "Client",
     job_id: JobId,
     directory: Annotated[
-        Path | None, typer.Option("--output", "-o", help="A directory that is not there yet; absent: ./JOB.")
+        Path | None, typer.Option("--output", "-o", help="Output directory; must not exist. Default: ./<job id>")
     ] = None,
     checkpoint: Annotated[int | None, typer.Option(help="The step of a kept checkpoint, instead of the end.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Download an adapter, verify every byte of it, and print its directory. An interrupted download goes on."""
-    done = download(client, job_id, directory or Path(_folder(job_id, checkpoint)), checkpoint)
+    """Download and verify an adapter, and print its directory. An interrupted download is resumed."""
+    default_name = job_id if checkpoint is None else f"{job_id}-step-{checkpoint}"
+    done = download(client, job_id, directory or Path(default_name), checkpoint)
     files = done.manifest["files"]
     if as_json:
         print_json({"directory": str(done.directory), **done.source._asdict(), "files": files})
@@ -72,16 +73,16 @@ def merge_adapter(
     client: "Client",
     job_id: JobId,
     base: Annotated[Path, typer.Option("--base", help="The base model's directory, as it was registered.")],
-    directory: Annotated[Path, typer.Option("--to", help="A directory that is not there yet, for the model.")],
+    directory: Annotated[Path, typer.Option("--to", help="Output directory for the merged model; must not exist.")],
     checkpoint: Annotated[int | None, typer.Option(help="The step of a kept checkpoint, instead of the end.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Download an adapter and merge it into its base model on this machine: an ordinary model, without PEFT."""
+    """Download an adapter and merge it into its base model on this machine. The result needs no PEFT."""
     if directory.exists():
-        raise UsageError(f"{directory} is there already. Choose another directory with --to, or remove it.")
+        raise UsageError(f"{directory} already exists. Choose another directory with --to, or remove it.")
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".merge-", dir=directory.parent) as aside:
-        adapter = download(client, job_id, Path(aside) / "adapter", checkpoint)
+    with tempfile.TemporaryDirectory(prefix=".merge-", dir=directory.parent) as temporary:
+        adapter = download(client, job_id, Path(temporary) / "adapter", checkpoint)
         merged = _merge(base, adapter.directory, directory)
     if as_json:
         print_json(merged)
@@ -98,51 +99,57 @@ def compare_answers(
     base: Annotated[Path, typer.Option("--base", help="The base model's directory, as it was registered.")],
     prompts: Annotated[
         Path,
-        typer.Option("--prompts", help="Chat lines that were not trained on; each last message is the wanted one."),
+        typer.Option(
+            "--prompts", help="JSONL file of held-out chats; the last message of each is the expected answer."
+        ),
     ],
-    limit: Annotated[int, typer.Option(min=1, help="Only so many prompts, the first ones.")] = ASKED,
+    limit: Annotated[
+        int, typer.Option(min=1, help="Number of prompts, from the start of the file.")
+    ] = DEFAULT_PROMPT_COUNT,
     checkpoint: Annotated[int | None, typer.Option(help="The step of a kept checkpoint, instead of the end.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Answer held-out prompts with the base model alone and with the adapter, on this machine, side by side."""
-    examples = held_out(prompts, limit)
-    with tempfile.TemporaryDirectory(prefix="tunery-compare-") as aside:
-        adapter = download(client, job_id, Path(aside) / "adapter", checkpoint)
+    """Compare the answers of the base model and of the adapter to held-out prompts, on this machine."""
+    examples = read_examples(prompts, limit)
+    with tempfile.TemporaryDirectory(prefix="tunery-compare-") as temporary:
+        adapter = download(client, job_id, Path(temporary) / "adapter", checkpoint)
         _require_trained_base(base, adapter.manifest)
-        with messages().status("generating the answers of the base model and of the adapter"):
+        with stderr_console().status("generating the answers of the base model and of the adapter"):
             answers = compare(base, adapter.directory, examples)
     if as_json:
         print_json([asdict(answer) for answer in answers])
     else:
-        show(answers, "Held-out prompts, the base model in " + width_text(adapter.manifest.get("quantization")))
+        print_comparison(
+            answers, "Held-out prompts, base model in " + precision_text(adapter.manifest.get("quantization"))
+        )
 
 
 def download(client: "Client", job_id: str, directory: Path, checkpoint: int | None = None) -> Download:
-    """Fetch aside, check, unpack aside, verify, rename: `directory` is there whole or not at all."""
+    """Download, verify and unpack an adapter. `directory` appears by a rename, once it is complete."""
     if directory.exists() or directory.is_symlink():
-        raise UsageError(f"{directory} is there already. Choose another directory with -o, or remove it.")
-    source = _checkpoint(client, job_id, checkpoint) if checkpoint is not None else _adapter(client, job_id)
+        raise UsageError(f"{directory} already exists. Choose another directory with -o, or remove it.")
+    source = _adapter_source(client, job_id) if checkpoint is None else _checkpoint_source(client, job_id, checkpoint)
     directory.parent.mkdir(parents=True, exist_ok=True)
-    part = directory.with_name(f".{directory.name}.{source.sha256[:DIGEST_LETTERS_IN_NAME]}.part")
-    have = part.stat().st_size if part.exists() else 0
-    with bytes_bar("downloading", source.size_bytes, have) as advance:
-        fetch(client, source.path, part, source.size_bytes, advance)
-    check(part, source.size_bytes, source.sha256)
+    part = directory.with_name(f".{directory.name}.{source.sha256[:DIGEST_CHARACTERS_IN_NAME]}.part")
+    existing_bytes = part.stat().st_size if part.exists() else 0
+    with bytes_bar("downloading", source.size_bytes, existing_bytes) as advance:
+        download_with_resume(client, source.path, part, source.size_bytes, advance)
+    verify_archive(part, source.size_bytes, source.sha256)
     manifest = unpack(part, directory)
     part.unlink()
     return Download(directory, source, manifest)
 
 
 def _require_trained_base(base: Path, manifest: dict[str, Any]) -> None:
-    """Raises UsageError unless `base` has the files that the adapter was trained on: another base answers nonsense."""
+    """Raises UsageError unless `base` has the files that the adapter was trained on."""
     trained_on = manifest.get("base_model")
     try:
-        found = hash_directory(base)[1]
+        manifest_sha256 = hash_directory(base)[1]
     except OSError as error:
-        raise UsageError(f"The base model's directory {base} cannot be read: {error.strerror}.") from error
-    if trained_on is not None and found != trained_on["manifest_sha256"]:
+        raise UsageError(f"Cannot read the base model's directory {base}: {error.strerror}.") from error
+    if trained_on is not None and manifest_sha256 != trained_on["manifest_sha256"]:
         raise UsageError(
-            f"The files in {base} are not the base model {trained_on['name']} that the adapter was trained on. Name "
+            f"The files in {base} are not the base model {trained_on['name']} that the adapter was trained on. Give "
             "the directory that was registered (`tunery models where`)."
         )
 
@@ -151,31 +158,29 @@ def _merge(base: Path, adapter: Path, directory: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", MERGER, str(base), str(adapter), str(directory)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     last = (done.stderr.strip().split("\n") or [""])[-1]
-    if done.returncode == MERGER_REFUSES:
+    if done.returncode == MERGER_USAGE_ERROR:
         raise UsageError(last)
     if done.returncode != 0:
-        raise CliError(f"The merge failed ({last}). The adapter can be had with `tunery adapters download`.")
+        raise CliError(
+            f"The merge failed ({last}). `tunery adapters download` downloads the adapter without merging it."
+        )
     return dict(json.loads(done.stdout))
 
 
-def _adapter(client: "Client", job_id: str) -> Source:
+def _adapter_source(client: "Client", job_id: str) -> ArchiveSource:
     job = client.get(job_path(job_id))
     adapter = job.get("adapter")
     if adapter is None:
-        what = "has no adapter" if is_over(job) else "has no adapter yet; `tunery jobs watch` waits for it"
-        raise CliError(f"{job_id} is {job['status']} and {what}. A kept checkpoint can be had with --checkpoint STEP.")
-    return Source(job_path(job_id, "adapter", "archive"), adapter["bytes"], adapter["sha256"])
+        reason = "has no adapter" if is_finished(job) else "has no adapter yet (`tunery jobs watch` waits for it)"
+        raise CliError(f"{job_id} is {job['status']} and {reason}. Download a checkpoint with --checkpoint STEP.")
+    return ArchiveSource(job_path(job_id, "adapter", "archive"), adapter["bytes"], adapter["sha256"])
 
 
-def _checkpoint(client: "Client", job_id: str, step: int) -> Source:
-    kept = list(islice(client.pages(job_path(job_id, "checkpoints"), 100), 100))
-    found = next((one for one in kept if one["step_number"] == step), None)
-    if found is None:
-        steps = ", ".join(str(one["step_number"]) for one in kept) or "none"
-        raise Missing(f"{job_id} keeps no checkpoint of step {step}; kept steps: {steps}.")
-    file = client.get(f"files/{found['adapter_archive_file_id']}")
-    return Source(f"files/{file['id']}/content", file["bytes"], file["sha256"])
-
-
-def _folder(job_id: str, checkpoint: int | None) -> str:
-    return job_id if checkpoint is None else f"{job_id}-step-{checkpoint}"
+def _checkpoint_source(client: "Client", job_id: str, step: int) -> ArchiveSource:
+    checkpoints = list(islice(client.pages(job_path(job_id, "checkpoints"), 100), 100))
+    checkpoint = next((row for row in checkpoints if row["step_number"] == step), None)
+    if checkpoint is None:
+        steps = ", ".join(str(row["step_number"]) for row in checkpoints) or "none"
+        raise NotFoundError(f"{job_id} has no checkpoint of step {step}; kept steps: {steps}.")
+    file = client.get(f"files/{checkpoint['adapter_archive_file_id']}")
+    return ArchiveSource(f"files/{file['id']}/content", file["bytes"], file["sha256"])

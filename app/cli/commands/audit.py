@@ -1,11 +1,11 @@
-"""`tunery audit`: who changed what, straight from the database."""
+"""`tunery audit`: the audit log, read from the database."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.commands.projects import find
-from app.cli.errors import Missing
+from app.cli.commands.projects import find_project
+from app.cli.errors import NotFoundError
 from app.cli.options import AsJson, with_database
 from app.cli.output.console import print_json, print_note, print_table
 
@@ -13,32 +13,32 @@ if TYPE_CHECKING:
     from app.cli.client.database import Database
     from app.db.tables import AuditEntry
 
-commands = typer.Typer(no_args_is_help=True, help="Who changed what.")
+commands = typer.Typer(no_args_is_help=True, help="Audit log of changes (on the server).")
 
 
 @commands.command("list")
 @with_database
 def list_entries(
     database: "Database",
-    project: Annotated[str | None, typer.Option(help="Only of this project, by name or id.")] = None,
-    actor: Annotated[str | None, typer.Option(help="Only by this key, or operator.")] = None,
-    object_id: Annotated[str | None, typer.Option("--object", help="Only on this object, such as a job's id.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 50,
-    after: Annotated[str | None, typer.Option(help="Older than this entry.", metavar="ID")] = None,
+    project: Annotated[str | None, typer.Option(help="Only changes in this project (name or id).")] = None,
+    actor: Annotated[str | None, typer.Option(help="Only changes by this API key id, or by `operator`.")] = None,
+    object_id: Annotated[str | None, typer.Option("--object", help="Only changes of the object with this id.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Maximum number of entries.")] = 50,
+    after: Annotated[str | None, typer.Option(help="Only entries older than this one.", metavar="ID")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List changes, newest first."""
+    """List the entries of the audit log, newest first."""
     from app.db.access import audit
 
     with database.transaction() as session:
-        last = None if after is None else audit.get(session, after)
-        if after is not None and last is None:
-            raise Missing(f"There is no entry {after!r} in the audit log.")
-        project_ids = [find(session, project).id] if project else []
+        after_entry = None if after is None else audit.get(session, after)
+        if after is not None and after_entry is None:
+            raise NotFoundError(f"The audit log has no entry {after!r}.")
+        project_ids = [find_project(session, project).id] if project else []
         rows = audit.page(
             session,
             limit + 1,
-            last,
+            after_entry,
             project_ids=project_ids,
             actor_ids=[actor] if actor else [],
             object_ids=[object_id] if object_id else [],
@@ -48,9 +48,9 @@ def list_entries(
         print_json([_as_json(entry) for entry in shown])
         return
     columns = ["when", "who", "what", "objects", "from", "request"]
-    print_table(columns, [_row(entry) for entry in shown], "Nothing was changed yet.")
+    print_table(columns, [_row(entry) for entry in shown], "No entries.")
     if len(rows) > limit:
-        print_note(f"There is more: --after {shown[-1].id}")
+        print_note(f"More entries: --after {shown[-1].id}")
 
 
 def _row(entry: "AuditEntry") -> list[str]:

@@ -1,13 +1,13 @@
-"""`tunery jobs clone` and `tunery jobs diff`: a job again but for some values, and what sets two jobs apart."""
+"""`tunery jobs clone` and `tunery jobs diff`: repeat a job with changed settings, and compare two jobs."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.client.job_request import build_changes, target_modules
-from app.cli.client.references import HOW, JOB, JobId
+from app.cli.client.job_request import build_clone_body, target_modules
+from app.cli.client.references import JOB, REFERENCE_FORMS, JobId
 from app.cli.client.service_discovery import job_path
-from app.cli.client.training_files import uploaded
+from app.cli.client.training_files import uploaded_files
 from app.cli.commands.jobs import item_text, print_created
 from app.cli.commands.watch import raise_unless_succeeded, watch_or_detach
 from app.cli.job_options import BatchSize, Epochs, LoraRank, Metadata, NoQuantization, Seed, Settings, TargetModules
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 commands = typer.Typer()
 
 SECTIONS = ("data", "config", "environment", "result")
-DIGEST_LETTERS = 12
-MAX_CHARS = 60
+DIGEST_CHARACTERS = 12
+MAX_CHARACTERS = 60
 
 
 @commands.command("clone")
@@ -29,25 +29,25 @@ MAX_CHARS = 60
 def clone(
     client: "Client",
     job_id: JobId,
-    model: Annotated[str | None, typer.Option(help="Another model.")] = None,
-    training_file: Annotated[str | None, typer.Option(help="Another file's id, or a path to upload.")] = None,
-    validation_file: Annotated[str | None, typer.Option(help="Another file's id, or a path to upload.")] = None,
-    suffix: Annotated[str | None, typer.Option(help="A word for the new model's name.")] = None,
+    model: Annotated[str | None, typer.Option(help="Another base model.")] = None,
+    training_file: Annotated[str | None, typer.Option(help="Another file id, or path of a file to upload.")] = None,
+    validation_file: Annotated[str | None, typer.Option(help="Another file id, or path of a file to upload.")] = None,
+    suffix: Annotated[str | None, typer.Option(help="Suffix of the fine-tuned model's name.")] = None,
     seed: Seed = None,
     n_epochs: Epochs = None,
     batch_size: BatchSize = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Absolute, such as 2e-4.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Absolute learning rate, such as 2e-4.")] = None,
     lora_r: LoraRank = None,
-    lora_alpha: Annotated[float | None, typer.Option(help="The adapter's scale is alpha / r.")] = None,
+    lora_alpha: Annotated[float | None, typer.Option(help="LoRA alpha; the adapter is scaled by alpha / r.")] = None,
     modules: TargetModules = None,
     no_quantization: NoQuantization = False,
     settings: Settings = None,
     metadata: Metadata = None,
-    follow: Annotated[bool, typer.Option("--watch", help="Stay until the job is over.")] = False,
+    follow: Annotated[bool, typer.Option("--watch", help="Watch the job until it has finished.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Create a job like another, and print its id. What is not given is as it was, to the last resolved number."""
-    changes = build_changes(
+    """Create a job with the settings of another and print its id. Options override the copied settings."""
+    changes = build_clone_body(
         {"model": model, "training_file": training_file, "validation_file": validation_file, "suffix": suffix,
          "seed": seed},
         {"n_epochs": n_epochs, "batch_size": batch_size, "learning_rate": learning_rate},
@@ -56,7 +56,7 @@ def clone(
         settings or [],
         metadata or [],
     )  # fmt: skip
-    with uploaded(client, changes) as body:
+    with uploaded_files(client, changes) as body:
         job = client.post(job_path(job_id, "clone"), body)
     print_created(job, as_json, follow)
     if follow:
@@ -68,33 +68,33 @@ def clone(
 def diff(
     client: "Client",
     job_id: JobId,
-    other: Annotated[str, typer.Argument(help=f"The job to compare with: {HOW}.", metavar="OTHER"), JOB],
-    show_all: Annotated[bool, typer.Option("--all", help="Also what is the same.")] = False,
+    other: Annotated[str, typer.Argument(help=f"Job to compare with: {REFERENCE_FORMS}.", metavar="OTHER"), JOB],
+    show_all: Annotated[bool, typer.Option("--all", help="Show equal values too.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what sets two jobs apart: data, configuration, environment, result."""
-    found = client.get(job_path(job_id, "diff"), **{"with": other})
+    """Show the differences of two jobs: data, configuration, environment, result."""
+    comparison = client.get(job_path(job_id, "diff"), **{"with": other})
     if as_json:
-        print_json(found)
+        print_json(comparison)
         return
     rows = [
         [section, row["path"], _text(row["left"]), _text(row["right"])]
         for section in SECTIONS
-        for row in found[section]["values"]
+        for row in comparison[section]["values"]
         if show_all or row["differs"]
     ]
     print_note(f"left: {job_id}, right: {other}")
-    print_table(["", "value", "left", "right"], rows, "The two do not differ in anything.")
-    same = [section for section in SECTIONS if not found[section]["differences"]]
+    print_table(["", "value", "left", "right"], rows, "No differences.")
+    same = [section for section in SECTIONS if not comparison[section]["differences"]]
     if same and rows:
-        print_note(f"The same in both: {', '.join(same)}.")
+        print_note(f"No differences in: {', '.join(same)}.")
 
 
 def _text(value: Any) -> str:
-    """Digests and long lists are told apart by their beginnings; `--json` has the whole."""
+    """Shorten digests and long lists for the table; `--json` prints them in full."""
     if value is None:
         return "-"
     text = item_text(value)
     if len(text) == 64 and set(text) <= set("0123456789abcdef"):
-        return text[:DIGEST_LETTERS]
-    return text if len(text) <= MAX_CHARS else f"{text[: MAX_CHARS - 1]}…"
+        return text[:DIGEST_CHARACTERS]
+    return text if len(text) <= MAX_CHARACTERS else f"{text[: MAX_CHARACTERS - 1]}…"

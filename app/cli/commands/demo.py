@@ -1,9 +1,9 @@
-"""`tunery demo`: the main job, end to end, on a stack of its own.
+"""`tunery demo`: one fine-tuning job, end to end, on a service of its own.
 
     start -> upload -> train -> download -> compare -> stop
 
-Everything goes through the real service; only the comparison is made here, as anybody would make it with the
-downloaded adapter. The converted base model stays in the directory, so the next demo starts in seconds.
+All steps but the comparison use the HTTP API; the comparison runs here, on the downloaded adapter. The converted base
+model stays in the directory, so that the next demo starts in seconds.
 """
 
 from __future__ import annotations
@@ -20,130 +20,119 @@ from typing import Any
 from rich.console import Console
 
 from app.cli.client.http import Client
-from app.cli.client.service_discovery import Address, job_path
+from app.cli.client.service_discovery import ServiceAddress, job_path
 from app.cli.commands.adapters import Download, download
-from app.cli.commands.files import send
-from app.cli.commands.plans import sentence
+from app.cli.commands.files import upload_with_progress
+from app.cli.commands.plans import estimate_text
 from app.cli.commands.watch import raise_unless_succeeded, watch
 from app.cli.errors import CliError
 from app.cli.local_stack import background, base_model
 from app.cli.local_stack.data_directory import Layout, default_data_dir
 from app.cli.local_stack.errors import CannotStart
 from app.cli.local_stack.servers.postgres import LocalPostgres
-from app.cli.local_stack.servers.unprivileged import account, reachable
+from app.cli.local_stack.servers.unprivileged import postgres_account, suggest_data_dir
 from app.cli.local_stack.servers.valkey import LocalValkey
-from app.cli.output.compare import compare, held_out, show
+from app.cli.output.compare import compare, print_comparison, read_examples
 from app.cli.output.console import duration_text, print_line, print_note, size_text
-from app.cli.output.progress import is_over
+from app.cli.output.progress import is_finished
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-NOT_FOR_A_DEMO = ("DATABASE_URL", "REDIS_URL", "TUNERY_ADMIN_KEY_FILE")  # it works on nobody's database
-EPOCHS = 2  # at a rate of 1.3e-3, exactly right of 40 held-out answers: 19 after one, 32 after two; "auto" makes three
+# The demo must not change the data of another service.
+REMOVED_VARIABLES = ("DATABASE_URL", "REDIS_URL", "TUNERY_ADMIN_KEY_FILE")
+EPOCHS = 2  # at a rate of 1.3e-3, exact matches of 40 held-out answers: 19 after one epoch, 32 after two; "auto" is 3
 TAIL_SECONDS = 0.2
 
 Json = dict[str, Any]
 
 
 def run(directory: Path | None) -> None:
-    """Raises CliError or CannotStart; whatever happens, what it started is stopped."""
-    began = time.monotonic()
-    example = _example()
-    _refuse_incomplete()
-    place = _place(directory)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as a Ctrl-C: every `finally` runs
-    with _stack(place / "data") as client:
+    """Raises CliError or CannotStart. Stops the service in every case."""
+    started_at = time.monotonic()
+    example = _example_directory()
+    why_missing = base_model.missing_dependency()
+    if why_missing is not None:
+        raise CliError(f"The demo trains the bundled base model, and {why_missing}.")
+    demo_directory = _demo_directory(directory)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # handled as Ctrl-C, so that every `finally` runs
+    with _running_service(demo_directory / "data") as client:
         job = _train(client, example)
-        adapter = _fetch(client, job, place / "adapters" / job["id"])
-        _say("5/5", "asking the base model and the tuned one what neither was trained on (half a minute)")
-        base = Layout(place / "data").models / base_model.NAME
+        adapter = _download(client, job, demo_directory / "adapters" / job["id"])
+        _print_step("5/5", "generating the answers of both models to held-out prompts (half a minute)")
+        base = Layout(demo_directory / "data").models / base_model.NAME
         with Console().status("generating"):
-            answers = compare(base, adapter.directory, held_out(example / "heldout.jsonl"))
-    show(answers)
-    took = duration_text(time.monotonic() - began)
-    print_line(f"The adapter is in {adapter.directory}; everything is stopped again. It took {took}.")
+            answers = compare(base, adapter.directory, read_examples(example / "heldout.jsonl"))
+    print_comparison(answers)
+    duration = duration_text(time.monotonic() - started_at)
+    print_line(f"The adapter is in {adapter.directory}. The service is stopped. The demo took {duration}.")
 
 
-def _example() -> Path:
+def _example_directory() -> Path:
     """The directory of the shipped dataset."""
-    found = sorted((REPOSITORY / "examples").glob("*/train.jsonl"))
-    if not found:
-        raise CliError(f"{REPOSITORY / 'examples'} holds no dataset: run the demo from a clone of the repository.")
-    return found[0].parent
+    datasets = sorted((REPOSITORY / "examples").glob("*/train.jsonl"))
+    if not datasets:
+        raise CliError(f"{REPOSITORY / 'examples'} has no dataset. Run the demo from a clone of the repository.")
+    return datasets[0].parent
 
 
-def _place(asked: Path | None) -> Path:
-    """Where the demo lives: as asked, else .demo in the clone, else somewhere PostgreSQL can work."""
-    if asked is not None:
-        return asked.absolute()
-    preferred = REPOSITORY / ".demo"
-    why = _unusable(preferred / "data")
-    if why is None:
-        return preferred
-    lent = account()
-    instead = (reachable(lent) if lent else default_data_dir()).with_name("tunery-demo")
-    print_note(f"{why}\nThe demo uses {instead} instead.")
-    return instead
+def _demo_directory(requested: Path | None) -> Path:
+    """The requested directory, or else .demo in the repository, or else a directory that PostgreSQL can use."""
+    if requested is not None:
+        return requested.absolute()
+    default = REPOSITORY / ".demo"
+    reason = _why_unusable(default / "data")
+    if reason is None:
+        return default
+    account = postgres_account()
+    fallback = (suggest_data_dir(account) if account else default_data_dir()).with_name("tunery-demo")
+    print_note(f"{reason}\nThe demo uses {fallback} instead.")
+    return fallback
 
 
-def _unusable(data_dir: Path) -> str | None:
+def _why_unusable(data_dir: Path) -> str | None:
     try:
-        LocalPostgres(Layout(data_dir).postgres).refuse_unusable()
-        LocalValkey(Layout(data_dir).valkey).refuse_unusable()
+        LocalPostgres(Layout(data_dir).postgres).check_usable()
+        LocalValkey(Layout(data_dir).valkey).check_usable()
         if not os.access(REPOSITORY, os.W_OK):
-            return f"{REPOSITORY} can't be written to."
+            return f"{REPOSITORY} is not writable."
     except CannotStart as error:
         return str(error)
     return None
 
 
-def _refuse_incomplete() -> None:
-    why = base_model.missing()
-    if why is not None:
-        raise CliError(f"The demo trains the bundled base model, and {why}.")
-
-
 @contextlib.contextmanager
-def _stack(data_dir: Path) -> Iterator[Client]:
-    """A whole Tunery of our own, on a free port; it says what it does while it starts."""
-    _prepare_environment()
-    _make(data_dir.parent)
-    _say("1/5", "starting PostgreSQL, Valkey, the API and the workers (the first time the base model is converted)")
-    with contextlib.ExitStack() as held:
+def _running_service(data_dir: Path) -> Iterator[Client]:
+    """Run the service on a free port while the block runs, and print its output while it starts."""
+    for name in REMOVED_VARIABLES:
+        os.environ.pop(name, None)
+    if not data_dir.parent.exists():
+        data_dir.parent.mkdir(parents=True)
+        data_dir.parent.chmod(0o755)  # PostgreSQL's account must pass through, whatever the umask is
+    _print_step(
+        "1/5", "starting PostgreSQL, Valkey, the API and the workers (the first time the base model is converted)"
+    )
+    with contextlib.ExitStack() as resources:
         log = data_dir.with_name("up.log")
-        with _told(log):
-            service = held.enter_context(background.running(data_dir, log))
-        client = Client(Address(service.base_url, service.admin_key))
-        held.callback(client.close)
-        held.callback(_say, "stop", "stopping what was started")
-        _end_unfinished(client)
-        held.callback(_end_unfinished, client)
+        with _printing_new_lines(log):
+            service = resources.enter_context(background.running(data_dir, log))
+        client = Client(ServiceAddress(service.base_url, service.admin_key))
+        resources.callback(client.close)
+        resources.callback(_print_step, "stop", "stopping the service")
+        _cancel_unfinished_jobs(client)
+        resources.callback(_cancel_unfinished_jobs, client)
         yield client
 
 
-def _make(directory: Path) -> None:
-    """Passable for PostgreSQL's account whatever the umask says; one that is there stays as it is."""
-    if not directory.exists():
-        directory.mkdir(parents=True)
-        directory.chmod(0o755)
-
-
-def _prepare_environment() -> None:
-    """What `tunery up` and everything below it inherit."""
-    for name in NOT_FOR_A_DEMO:
-        os.environ.pop(name, None)
-
-
-def _end_unfinished(client: Client) -> None:
-    """A killed demo's job would go on first, and an interrupted one's be saved first: nobody waits for either."""
+def _cancel_unfinished_jobs(client: Client) -> None:
+    """Cancel the jobs of an interrupted demo, which would otherwise run before the new one or delay the shutdown."""
     with contextlib.suppress(CliError):
         for job in client.pages("fine_tuning/jobs", 100):
-            if not is_over(job):
+            if not is_finished(job):
                 client.post(job_path(job["id"], "cancel"))
 
 
 def _train(client: Client, example: Path) -> Json:
-    _say("2/5", f"uploading {example.name}/train.jsonl and valid.jsonl to {client.address.base_url}/v1")
-    files = {name: send(client, example / f"{name}.jsonl")["id"] for name in ("train", "valid")}
+    _print_step("2/5", f"uploading {example.name}/train.jsonl and valid.jsonl to {client.address.base_url}/v1")
+    files = {name: upload_with_progress(client, example / f"{name}.jsonl")["id"] for name in ("train", "valid")}
     body = {
         "model": base_model.NAME,
         "training_file": files["train"],
@@ -152,64 +141,64 @@ def _train(client: Client, example: Path) -> Json:
         "seed": 1,
         "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": EPOCHS}}},
     }
-    predicted = sentence(client.post("fine_tuning/jobs/plan", body))
+    estimate = estimate_text(client.post("fine_tuning/jobs/plan", body))
     job = client.post("fine_tuning/jobs", body)
-    _say("3/5", f"training a QLoRA adapter on {base_model.NAME}: {job['id']}")
+    _print_step("3/5", f"training a QLoRA adapter on {base_model.NAME}: {job['id']}")
     job = watch(client, job["id"])
     raise_unless_succeeded(job)
-    _print_plan_accuracy(client, job, predicted)
+    _print_plan_accuracy(client, job, estimate)
     return job
 
 
-def _print_plan_accuracy(client: Client, job: Json, predicted: str | None) -> None:
-    """The plan and the truth, side by side."""
-    told = client.pages(job_path(job["id"], "events"), 100)
-    took = next((event["data"] for event in told if event["message"].startswith("Training finished in")), None)
-    if predicted and took:
-        took_text = f"{duration_text(took['seconds'])} and {size_text(took['peak_bytes'])}"
-        _say("", f"planned were {predicted}; it took {took_text}")
+def _print_plan_accuracy(client: Client, job: Json, estimate: str | None) -> None:
+    """Print the estimated and the actual time and memory."""
+    events = client.pages(job_path(job["id"], "events"), 100)
+    actual = next((event["data"] for event in events if event["message"].startswith("Training finished in")), None)
+    if estimate and actual:
+        actual_text = f"{duration_text(actual['seconds'])} and {size_text(actual['peak_bytes'])}"
+        _print_step("", f"estimated {estimate}; actual {actual_text}")
 
 
-def _fetch(client: Client, job: Json, directory: Path) -> Download:
+def _download(client: Client, job: Json, directory: Path) -> Download:
     adapter = download(client, job["id"], directory)
     size = size_text(adapter.source.size_bytes)
-    _say("4/5", f"downloaded {job['fine_tuned_model']}: {size}, SHA-256 {adapter.source.sha256} verified")
+    _print_step("4/5", f"downloaded {job['fine_tuned_model']}: {size}, SHA-256 {adapter.source.sha256} verified")
     return adapter
 
 
 @contextlib.contextmanager
-def _told(log: Path) -> Iterator[None]:
-    """Print what `tunery up` says while the block runs."""
-    over = threading.Event()
-    begin = log.stat().st_size if log.exists() else 0
-    teller = threading.Thread(target=_tell_lines, args=(log, begin, over), daemon=True)
-    teller.start()
+def _printing_new_lines(log: Path) -> Iterator[None]:
+    """Print the lines that are appended to the log while the block runs."""
+    finished = threading.Event()
+    position_bytes = log.stat().st_size if log.exists() else 0
+    printer = threading.Thread(target=_print_new_lines, args=(log, position_bytes, finished), daemon=True)
+    printer.start()
     try:
         yield
     finally:
-        over.set()
-        teller.join()
+        finished.set()
+        printer.join()
 
 
-def _tell_lines(log: Path, position: int, over: threading.Event) -> None:
-    last = False
-    while not last:
-        last = over.wait(TAIL_SECONDS)  # one more look after the end: the last lines are the news
+def _print_new_lines(log: Path, position_bytes: int, finished: threading.Event) -> None:
+    is_last = False
+    while not is_last:
+        is_last = finished.wait(TAIL_SECONDS)  # reads once more after the end, for the last lines
         with contextlib.suppress(OSError), log.open(encoding="utf-8", errors="replace") as file:
-            file.seek(position)
+            file.seek(position_bytes)
             for line in iter(file.readline, ""):
                 if not line.endswith("\n"):
                     break
-                position += len(line.encode())
-                _tell_line(line.rstrip("\n"))
+                position_bytes += len(line.encode())
+                _print_line_of_log(line.rstrip("\n"))
 
 
-def _tell_line(line: str) -> None:
-    if not line.startswith("admin key"):  # a secret, though one of a demo
+def _print_line_of_log(line: str) -> None:
+    if not line.startswith("admin key"):  # a secret
         Console().print(f"      {line}", style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
-def _say(number: str, text: str) -> None:
+def _print_step(number: str, text: str) -> None:
     console = Console()
     console.print(f"{number:<5}", style="bold cyan", end=" ")
     console.print(text, markup=False, highlight=False, soft_wrap=True)

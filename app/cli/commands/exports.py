@@ -1,4 +1,4 @@
-"""`tunery jobs export`: the merged model, made by a worker, and on request brought here, every byte verified."""
+"""`tunery jobs export`: export the merged model by a worker, and optionally download and verify it."""
 
 import shutil
 import time
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.cli.client.references import JobId
-from app.cli.client.service_discovery import ID, job_path
-from app.cli.commands.files import fetch_file
-from app.cli.errors import CliError, Missing, UsageError
+from app.cli.client.service_discovery import ID_PATTERN, job_path
+from app.cli.commands.files import download_file
+from app.cli.errors import CliError, NotFoundError, UsageError
 from app.cli.options import AsJson, with_client
 from app.cli.output.console import print_json, print_line, print_note, print_table, size_text, time_text
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 commands = typer.Typer()
 
 POLL_SECONDS = 1.0
-WAITING = " (waiting for free disk space)"
 MAX_LISTED = 100
 
 
@@ -29,47 +28,53 @@ MAX_LISTED = 100
 def export(
     client: "Client",
     job_id: JobId,
-    kind: Annotated[str, typer.Option("--type", help="What to make.")] = "merged",
-    checkpoint: Annotated[str | None, typer.Option(help="A kept checkpoint's id, instead of the result.")] = None,
+    kind: Annotated[str, typer.Option("--type", help="Type of the export.")] = "merged",
+    checkpoint: Annotated[str | None, typer.Option(help="Checkpoint id. Default: the final adapter.")] = None,
     directory: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Download it into a directory that is not there yet.")
+        Path | None, typer.Option("--output", "-o", help="Download the export into this directory; must not exist.")
     ] = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Don't wait for it.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Return without waiting for the export.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Have a worker make one ordinary model of an adapter and its base. Asked again, it is the same export."""
+    """Export the base model with the adapter merged into it. A repeated request returns the existing export."""
     if directory is not None and (detach or directory.exists()):
-        why = "needs the export to be done; leave --detach out" if detach else "is there already; choose another"
-        raise UsageError(f"--output {directory} {why}.")
-    asked = {"type": kind} | ({"checkpoint": checkpoint} if checkpoint else {})
-    made = client.post(job_path(job_id, "exports"), asked)
+        reason = "needs a finished export; omit --detach" if detach else "already exists; choose another directory"
+        raise UsageError(f"--output {directory} {reason}.")
+    body = {"type": kind} | ({"checkpoint": checkpoint} if checkpoint else {})
+    created = client.post(job_path(job_id, "exports"), body)
     if not detach:
-        made = _wait(client, job_id, made)
+        created = _wait(client, job_id, created)
     if directory is not None:
-        _download(client, made, directory)
+        _download(client, created, directory)
     if as_json:
-        print_json(made)
+        print_json(created)
         return
-    print_line(str(directory or made["id"]))
-    if made["status"] == "succeeded":
-        print_note(f"{len(made['files'])} files, {size_text(made['bytes'])}; each has its SHA-256 in `--json`.")
+    print_line(str(directory or created["id"]))
+    if created["status"] == "succeeded":
+        print_note(f"{len(created['files'])} files, {size_text(created['bytes'])}; --json shows their SHA-256 digests.")
 
 
 @commands.command("exports")
 @with_client
 def list_exports(client: "Client", job_id: JobId, as_json: AsJson = False) -> None:
     """List a job's exports, newest first."""
-    found = list(client.pages(job_path(job_id, "exports"), MAX_LISTED))
+    exports = list(client.pages(job_path(job_id, "exports"), MAX_LISTED))
     if as_json:
-        print_json(found)
+        print_json(exports)
         return
     rows = [
-        [one["id"], one["type"], _status(one), str(one["step_number"]), size_text(one["bytes"] or 0),
-         time_text(one["created_at"])]
-        for one in found
-    ]  # fmt: skip
+        [
+            row["id"],
+            row["type"],
+            _status(row),
+            str(row["step_number"]),
+            size_text(row["bytes"] or 0),
+            time_text(row["created_at"]),
+        ]
+        for row in exports
+    ]
     columns = ["id", "type", "status", "step", "size", "created"]
-    print_table(columns, rows, f"No exports. `tunery jobs export {job_id}` makes one.")
+    print_table(columns, rows, f"No exports. Create one with `tunery jobs export {job_id}`.")
 
 
 @commands.command("delete-export")
@@ -77,37 +82,37 @@ def list_exports(client: "Client", job_id: JobId, as_json: AsJson = False) -> No
 def delete_export(
     client: "Client",
     job_id: JobId,
-    export_id: Annotated[str, typer.Argument(help="The export's id, such as ftexport-0a1b….", metavar="EXPORT")],
+    export_id: Annotated[str, typer.Argument(help="Export id, such as ftexport-0a1b….", metavar="EXPORT")],
 ) -> None:
-    """Delete an export with its files. One that is being made is given up."""
-    if not ID.fullmatch(export_id):
-        raise Missing(f"There is no export {export_id!r}; `tunery jobs exports {job_id}` has them.")
+    """Delete an export and its files. An unfinished export is cancelled."""
+    if not ID_PATTERN.fullmatch(export_id):
+        raise NotFoundError(f"No such export: {export_id!r}; see `tunery jobs exports {job_id}`.")
     client.delete(job_path(job_id, "exports", export_id))
     print_line(f"{export_id} deleted")
 
 
-def _wait(client: "Client", job_id: str, made: dict[str, Any]) -> dict[str, Any]:
-    if made["status"] in ("queued", "running"):
-        print_note(f"{made['id']} is {_status(made)}; Ctrl-C leaves it to the worker.")
-    while made["status"] in ("queued", "running"):
+def _wait(client: "Client", job_id: str, export: dict[str, Any]) -> dict[str, Any]:
+    if export["status"] in ("queued", "running"):
+        print_note(f"{export['id']} is {_status(export)}; Ctrl-C stops waiting and does not cancel the export.")
+    while export["status"] in ("queued", "running"):
         time.sleep(POLL_SECONDS)
-        before, made = made, client.get(job_path(job_id, "exports", made["id"]))
-        if made.get("phase") and made.get("phase") != before.get("phase"):
-            print_note(f"{made['id']} is {_status(made)}; it is tried again by itself.")
-    if made["status"] == "failed":
-        raise CliError(f"The export failed ({made['error']['code']}): {made['error']['message']}")
-    return made
+        before, export = export, client.get(job_path(job_id, "exports", export["id"]))
+        if export.get("phase") and export.get("phase") != before.get("phase"):
+            print_note(f"{export['id']} is {_status(export)}; it is retried automatically.")
+    if export["status"] == "failed":
+        raise CliError(f"The export failed ({export['error']['code']}): {export['error']['message']}")
+    return export
 
 
 def _status(export: dict[str, Any]) -> str:
-    return f"{export['status']}{WAITING if export.get('phase') == 'waiting_for_storage' else ''}"
+    suffix = " (waiting for free disk space)" if export.get("phase") == "waiting_for_storage" else ""
+    return f"{export['status']}{suffix}"
 
 
-def _download(client: "Client", made: dict[str, Any], directory: Path) -> None:
-    """Aside, verified, renamed: `directory` is there whole or not at all. An interrupted download goes on."""
-    aside = directory.with_name(f".{directory.name}.{made['id']}.part")
-    aside.mkdir(parents=True, exist_ok=True)
-    for file in made["files"]:
-        part = aside / Path(file["filename"]).name
-        fetch_file(client, file, part)
-    shutil.move(aside, directory)
+def _download(client: "Client", export: dict[str, Any], directory: Path) -> None:
+    """Download and verify the files, then rename their directory to `directory`. An interrupted download is resumed."""
+    temporary = directory.with_name(f".{directory.name}.{export['id']}.part")
+    temporary.mkdir(parents=True, exist_ok=True)
+    for file in export["files"]:
+        download_file(client, file, temporary / Path(file["filename"]).name)
+    shutil.move(temporary, directory)

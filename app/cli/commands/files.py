@@ -1,13 +1,11 @@
-"""`tunery files`: upload a dataset, list what is there, bring it here, delete it."""
+"""`tunery files`: upload, list, show, download and delete files."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.client.adapter_archive import check, fetch
+from app.cli.client.adapter_archive import download_with_resume, verify_archive
 from app.cli.client.references import FileId, FileIds
 from app.cli.client.service_discovery import file_path
 from app.cli.client.upload import send_file
@@ -26,13 +24,13 @@ commands = typer.Typer(no_args_is_help=True, help="Datasets and results on the s
 @with_client
 def upload(
     client: "Client",
-    path: Annotated[Path, typer.Argument(help="A JSONL file: one chat or prompt/completion example a line.")],
-    purpose: Annotated[str, typer.Option(help="What it is for.")] = "fine-tune",
-    resume: Annotated[str | None, typer.Option(help="Go on with this upload, which was broken off.")] = None,
+    path: Annotated[Path, typer.Argument(help="JSONL file with one chat or prompt/completion example per line.")],
+    purpose: Annotated[str, typer.Option(help="Purpose of the file.")] = "fine-tune",
+    resume: Annotated[str | None, typer.Option(help="Id of an interrupted upload to resume.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Upload a file and print its id. From 64 MB on it goes up as a stream that is taken up again after a break."""
-    file = send(client, path, purpose, resume)
+    """Upload a file and print its id. An upload of 64 MB or more is resumed after a lost connection."""
+    file = upload_with_progress(client, path, purpose, resume)
     if as_json:
         print_json(file)
     else:
@@ -43,24 +41,24 @@ def upload(
 @with_client
 def list_files(
     client: "Client",
-    purpose: Annotated[str | None, typer.Option(help="Only files for this.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many, newest first.")] = 100,
+    purpose: Annotated[str | None, typer.Option(help="Only files with this purpose.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of files, newest first.")] = 100,
     as_json: AsJson = False,
 ) -> None:
     """List the project's files, newest first."""
-    asked = {"purpose": purpose} if purpose else {}
-    found, has_more = client.first("files", limit, max_page=1000, **asked)
+    filters = {"purpose": purpose} if purpose else {}
+    files, has_more = client.first_items("files", limit, max_page=1000, **filters)
     if has_more:
-        print_note(f"These are the newest {limit} files; --limit shows more.")
+        print_note(f"Shows the newest {limit} files; use --limit to show more.")
     if as_json:
-        print_json(found)
+        print_json(files)
         return
     rows = [
         [file["id"], file["filename"], size_text(file["bytes"]), file["purpose"], time_text(file["created_at"])]
-        for file in found
+        for file in files
     ]
     columns = ["id", "filename", "size", "purpose", "created"]
-    print_table(columns, rows, "No files. `tunery files upload PATH` adds one.")
+    print_table(columns, rows, "No files. Upload one with `tunery files upload PATH`.")
 
 
 @commands.command("get")
@@ -79,42 +77,52 @@ def get(client: "Client", file_id: FileId, as_json: AsJson = False) -> None:
 def download(
     client: "Client",
     file_id: FileId,
-    path: Annotated[Path | None, typer.Option("--output", "-o", help="Absent: its own name, here.")] = None,
+    path: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Output path. Default: the file's name, in the current directory."),
+    ] = None,
 ) -> None:
-    """Bring a file here, every byte verified. An interrupted download goes on where it broke off."""
+    """Download and verify a file. An interrupted download is resumed."""
     file = client.get(file_path(file_id))
-    to = path or Path(Path(file["filename"]).name or file_id)
-    if to.exists() or to.is_symlink():
-        raise UsageError(f"{to} is there already. Choose another place with -o, or remove it.")
-    to.parent.mkdir(parents=True, exist_ok=True)
-    fetch_file(client, file, to.with_name(f".{to.name}.{file_id}.part")).replace(to)
-    print_line(str(to))
+    destination = path or Path(Path(file["filename"]).name or file_id)
+    if destination.exists() or destination.is_symlink():
+        raise UsageError(f"{destination} already exists. Choose another path with -o, or remove it.")
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    part = destination.with_name(f".{destination.name}.{file_id}.part")
+    download_file(client, file, part).replace(destination)
+    print_line(str(destination))
 
 
 @commands.command("delete")
 @with_client
-def delete(
-    client: "Client",
-    file_ids: FileIds,
-) -> None:
-    """Delete files for good. Their bytes go as soon as no unfinished job needs them."""
+def delete(client: "Client", file_ids: FileIds) -> None:
+    """Delete files permanently. The stored bytes are deleted once no unfinished job needs them."""
     for path in [file_path(file_id) for file_id in file_ids]:
         print_line(f"{client.delete(path)['id']} deleted")
 
 
-def fetch_file(client: "Client", file: dict[str, Any], part: Path) -> Path:
-    """Bring a file to `part`, going on from what is there of it, and verify it."""
+def download_file(client: "Client", file: dict[str, Any], part: Path) -> Path:
+    """Download a file to `part`, after the bytes that it already has, and verify it."""
     part.touch()
-    have = part.stat().st_size
-    if have < file["bytes"]:
-        with bytes_bar(f"downloading {file['filename']}", file["bytes"], have) as advance:
-            fetch(client, file_path(file["id"], "content"), part, file["bytes"], advance)
-    check(part, file["bytes"], file["sha256"])
+    existing_bytes = part.stat().st_size
+    if existing_bytes < file["bytes"]:
+        with bytes_bar(f"downloading {file['filename']}", file["bytes"], existing_bytes) as advance:
+            download_with_resume(client, file_path(file["id"], "content"), part, file["bytes"], advance)
+    verify_archive(part, file["bytes"], file["sha256"])
     return part
 
 
-def send(client: "Client", path: Path, purpose: str = "fine-tune", upload_id: str | None = None) -> dict[str, Any]:
-    with _readable(path) as size_bytes, bytes_bar(f"uploading {path.name}", size_bytes) as advance:
+def upload_with_progress(
+    client: "Client", path: Path, purpose: str = "fine-tune", upload_id: str | None = None
+) -> dict[str, Any]:
+    """Upload a file with a progress bar and return its object. Raises UsageError if it cannot be read."""
+    try:
+        if not path.is_file():
+            raise UsageError(f"{path} is not a file." if path.exists() else f"No such file: {path}.")
+        path.open("rb").close()
+    except PermissionError:
+        raise UsageError(f"This user cannot read {path}.") from None
+    with bytes_bar(f"uploading {path.name}", path.stat().st_size) as advance:
         return send_file(client, path, purpose, upload_id, advance)
 
 
@@ -129,14 +137,3 @@ def _fields(file: dict[str, Any]) -> list[tuple[str, str]]:
         ("created", time_text(file["created_at"])),
         ("expires", time_text(file["expires_at"]) if file.get("expires_at") else ""),
     ]
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[int]:
-    try:
-        if not path.is_file():
-            raise UsageError(f"{path} is not a file." if path.exists() else f"There is no file {path}.")
-        path.open("rb").close()
-    except PermissionError:
-        raise UsageError(f"{path} can't be read by this user.") from None
-    yield path.stat().st_size

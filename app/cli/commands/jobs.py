@@ -1,4 +1,4 @@
-"""`tunery jobs`: create a fine-tuning job, look at it, follow it, end it."""
+"""`tunery jobs`: create, list, show, watch, change and end fine-tuning jobs."""
 
 import math
 from datetime import datetime
@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.client.job_request import build_body, build_update, target_modules
+from app.cli.client.job_request import build_job_body, build_update_body, target_modules
 from app.cli.client.references import JobId
 from app.cli.client.service_discovery import job_path
-from app.cli.client.training_files import uploaded
+from app.cli.client.training_files import uploaded_files
 from app.cli.commands.watch import raise_unless_succeeded, watch_or_detach
 from app.cli.job_options import (
     BatchSize,
@@ -42,28 +42,39 @@ if TYPE_CHECKING:
 
 commands = typer.Typer(no_args_is_help=True, help="Fine-tuning jobs.")
 
-EVENTS_A_PAGE = 1000
-ASKED_FOR_MOST = ("r", "alpha", "dropout", "bits", "type", "n_epochs", "batch_size", "learning_rate")
-Limit = Annotated[int, typer.Option(min=1, help="At most so many, newest first.")]
+EVENTS_PER_PAGE = 1000
+MAIN_SETTINGS = (  # shown first
+    "r",
+    "alpha",
+    "dropout",
+    "bits",
+    "type",
+    "n_epochs",
+    "batch_size",
+    "learning_rate",
+)
+Limit = Annotated[int, typer.Option(min=1, help="Maximum number of jobs, newest first.")]
 
 
 def unix_seconds(text: str) -> int:
-    """Raises BadParameter, which typer shows with the option's name."""
+    """Parse a time. Raises BadParameter, which typer prints with the option's name."""
     try:
         return int(text) if text.isdecimal() else math.floor(datetime.fromisoformat(text).timestamp())
     except (ValueError, OverflowError):
         allowed = "seconds since 1970, or a date such as 2026-11-27 or 2026-11-27T09:30:00+01:00"
-        raise typer.BadParameter(f"{text!r} is no time; write {allowed}") from None
+        raise typer.BadParameter(f"{text!r} is not a time; use {allowed}") from None
 
 
 CreatedAfter = Annotated[
     int | None,
     typer.Option(
-        parser=unix_seconds, metavar="TIME", help="Only jobs created later: seconds since 1970, or a date (local time)."
+        parser=unix_seconds,
+        metavar="TIME",
+        help="Only jobs created after this time: seconds since 1970, or a date (local time).",
     ),
 ]
 CreatedBefore = Annotated[
-    int | None, typer.Option(parser=unix_seconds, metavar="TIME", help="Only jobs created earlier.")
+    int | None, typer.Option(parser=unix_seconds, metavar="TIME", help="Only jobs created before this time.")
 ]
 
 
@@ -73,33 +84,37 @@ def create(
     client: "Client",
     model: Model,
     training_file: TrainingFile,
-    validation_file: Annotated[str | None, typer.Option(help="A file's id, or a path to upload.")] = None,
-    suffix: Annotated[str | None, typer.Option(help="A word for the new model's name.")] = None,
+    validation_file: Annotated[str | None, typer.Option(help="File id, or path of a file to upload.")] = None,
+    suffix: Annotated[str | None, typer.Option(help="Suffix of the fine-tuned model's name.")] = None,
     seed: Seed = None,
-    method: Annotated[str | None, typer.Option(help="supervised (the default) or dpo.")] = None,
+    method: Annotated[str | None, typer.Option(help="supervised or dpo. Default: supervised.")] = None,
     n_epochs: Epochs = None,
     batch_size: BatchSize = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Absolute, such as 2e-4.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Absolute learning rate, such as 2e-4. Default: auto.")
+    ] = None,
     lora_r: LoraRank = None,
-    lora_alpha: Annotated[float | None, typer.Option(help="The adapter's scale is alpha / r (2 r).")] = None,
-    lora_dropout: Annotated[float | None, typer.Option(help="From 0 to below 1 (0).")] = None,
+    lora_alpha: Annotated[
+        float | None, typer.Option(help="LoRA alpha; the adapter is scaled by alpha / r. Default: 2 r.")
+    ] = None,
+    lora_dropout: Annotated[float | None, typer.Option(help="LoRA dropout, 0 to below 1. Default: 0.")] = None,
     modules: TargetModules = None,
     no_quantization: NoQuantization = False,
     settings: Settings = None,
     metadata: Metadata = None,
     priority: Priority = None,
     urgent: Annotated[
-        bool, typer.Option("--urgent", help="Go before everybody's jobs, where that is allowed.")
+        bool, typer.Option("--urgent", help="Start before all other jobs; requires permission (allow-urgent).")
     ] = False,
     labels: Annotated[
-        list[str] | None, typer.Option("--worker-label", help="Only a worker with this label takes the job.")
+        list[str] | None, typer.Option("--worker-label", help="Run only on a worker with this label; repeatable.")
     ] = None,
-    follow: Annotated[bool, typer.Option("--watch", help="Stay until the job is over.")] = False,
+    follow: Annotated[bool, typer.Option("--watch", help="Watch the job until it has finished.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Create a job and print its id. What is not given, the server decides from the data and the base model."""
-    # Everything that can be wrong on the command line, before anything is uploaded.
-    asked = build_body(
+    """Create a job and print its id. Omitted settings are resolved by the server from the data and the base model."""
+    # Check the options before anything is uploaded.
+    request = build_job_body(
         model=model,
         training_file=training_file,
         validation_file=validation_file,
@@ -113,7 +128,7 @@ def create(
         method=method,
         queue={"priority": priority, "urgent": urgent or None, "worker_labels": labels or None},
     )
-    with uploaded(client, asked) as body:
+    with uploaded_files(client, request) as body:
         job = client.post("fine_tuning/jobs", body)
     print_created(job, as_json, follow)
     if follow:
@@ -125,32 +140,39 @@ def create(
 def list_jobs(
     client: "Client",
     limit: Limit = 20,
-    status: Annotated[list[str] | None, typer.Option(help="Only jobs in this state; may be repeated.")] = None,
+    status: Annotated[list[str] | None, typer.Option(help="Only jobs with this status; repeatable.")] = None,
     created_after: CreatedAfter = None,
     created_before: CreatedBefore = None,
     all_projects: Annotated[
-        bool, typer.Option("--all-projects", help="The jobs of every project; takes an admin key.")
+        bool, typer.Option("--all-projects", help="Jobs of all projects; requires an admin key.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the project's jobs, newest first."""
     filters = {"status": status, "created_after": created_after, "created_before": created_before}
-    given = {name: value for name, value in filters.items() if value}
+    query = {name: value for name, value in filters.items() if value}
     path = "organization/jobs" if all_projects else "fine_tuning/jobs"
-    found, has_more = client.first(path, limit, max_page=100, **given)
+    jobs, has_more = client.first_items(path, limit, max_page=100, **query)
     if has_more:
-        print_note(f"These are the newest {limit} jobs; --limit shows more.")
+        print_note(f"Shows the newest {limit} jobs; use --limit to show more.")
     if as_json:
-        print_json(found)
+        print_json(jobs)
         return
     rows = [
-        [job["id"], *([job["project_id"]] if all_projects else []), status_text(job), _step_text(job),
-         time_text(job["created_at"]), job["model"], job.get("fine_tuned_model") or ""]
-        for job in found
-    ]  # fmt: skip
+        [
+            job["id"],
+            *([job["project_id"]] if all_projects else []),
+            status_text(job),
+            _step_text(job),
+            time_text(job["created_at"]),
+            job["model"],
+            job.get("fine_tuned_model") or "",
+        ]
+        for job in jobs
+    ]
     columns = ["id", *(["project"] if all_projects else []), "status", "step", "created", "model", "fine-tuned model"]
-    none = "No jobs match." if given else "No jobs. `tunery jobs create` makes one."
-    print_table(columns, rows, none)
+    empty = "No jobs match." if query else "No jobs. Create one with `tunery jobs create`."
+    print_table(columns, rows, empty)
 
 
 @commands.command("get")
@@ -167,7 +189,7 @@ def get(client: "Client", job_id: JobId, as_json: AsJson = False) -> None:
 @commands.command("watch")
 @with_client
 def watch_job(client: "Client", job_id: JobId, as_json: AsJson = False) -> None:
-    """Follow a job until it is over. Ctrl-C leaves it alone."""
+    """Watch a job until it has finished. Ctrl-C stops watching and does not affect the job."""
     raise_unless_succeeded(watch_or_detach(client, job_id, as_json))
 
 
@@ -178,37 +200,37 @@ def set_job(
     job_id: JobId,
     priority: Priority = None,
     metadata: Metadata = None,
-    no_metadata: Annotated[bool, typer.Option("--no-metadata", help="Take every note off the job.")] = False,
+    no_metadata: Annotated[bool, typer.Option("--no-metadata", help="Remove all metadata.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Change a job's priority, until it has ended, or its notes. Notes that are given replace those it has."""
-    job = client.post(job_path(job_id), build_update(priority, metadata or [], no_metadata))
+    """Change the priority of an unfinished job, or a job's metadata. New metadata replaces all existing metadata."""
+    job = client.post(job_path(job_id), build_update_body(priority, metadata or [], no_metadata))
     if as_json:
         print_json(job)
     else:
         print_line(job["id"])
-        print_note(f"priority {job['priority']}, metadata: {_pairs(job['metadata'] or {}) or 'none'}")
+        print_note(f"priority {job['priority']}, metadata: {_pairs_text(job['metadata'] or {}) or 'none'}")
 
 
 @commands.command("cancel")
 @with_client
 def cancel(client: "Client", job_id: JobId, as_json: AsJson = False) -> None:
-    """End a job; what it trained since its last checkpoint is lost."""
-    _move(client, job_id, "cancel", as_json)
+    """Cancel a job. Progress since its last checkpoint is lost."""
+    _post_action(client, job_id, "cancel", as_json)
 
 
 @commands.command("pause")
 @with_client
 def pause(client: "Client", job_id: JobId, as_json: AsJson = False) -> None:
-    """Let a job stop at its next step; it keeps what it has trained and frees its GPU."""
-    _move(client, job_id, "pause", as_json)
+    """Pause a job after its current step. Its progress is saved and its GPU is released."""
+    _post_action(client, job_id, "pause", as_json)
 
 
 @commands.command("resume")
 @with_client
 def resume(client: "Client", job_id: JobId, as_json: AsJson = False) -> None:
-    """Put a paused job back into the queue; it goes on where it stopped."""
-    _move(client, job_id, "resume", as_json)
+    """Queue a paused job again. It continues from its saved progress."""
+    _post_action(client, job_id, "resume", as_json)
 
 
 @commands.command("events")
@@ -216,11 +238,11 @@ def resume(client: "Client", job_id: JobId, as_json: AsJson = False) -> None:
 def events(
     client: "Client",
     job_id: JobId,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only so many, the newest. Default: all.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of events, newest. Default: all.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what happened to a job, oldest first."""
-    newest_first, has_more = client.first(job_path(job_id, "events"), limit, EVENTS_A_PAGE)
+    """List the events of a job, oldest first."""
+    newest_first, has_more = client.first_items(job_path(job_id, "events"), limit, EVENTS_PER_PAGE)
     shown = newest_first[::-1]
     if as_json:
         print_json(shown)
@@ -228,7 +250,7 @@ def events(
         rows = [[time_text(event["created_at"]), event["level"], event["message"]] for event in shown]
         print_table(["time", "level", "message"], rows, "No events yet.")
     if has_more:
-        print_note(f"These are the newest {len(shown)} events; there are older ones. Without --limit all are shown.")
+        print_note(f"Shows the newest {len(shown)} events; omit --limit to show all.")
 
 
 def print_created(job: dict[str, Any], as_json: bool, follow: bool) -> None:
@@ -238,11 +260,11 @@ def print_created(job: dict[str, Any], as_json: bool, follow: bool) -> None:
         return
     print_line(job["id"])
     if not follow:
-        print_note(f"`tunery jobs watch {job['id']}` follows it.")
+        print_note(f"Watch it with `tunery jobs watch {job['id']}`.")
 
 
-def _move(client: "Client", job_id: str, verb: str, as_json: bool) -> None:
-    job = client.post(job_path(job_id, verb))
+def _post_action(client: "Client", job_id: str, action: str, as_json: bool) -> None:
+    job = client.post(job_path(job_id, action))
     if as_json:
         print_json(job)
     else:
@@ -251,8 +273,8 @@ def _move(client: "Client", job_id: str, verb: str, as_json: bool) -> None:
 
 def _fields(job: dict[str, Any]) -> list[tuple[str, str]]:
     method = job.get("method") or {}
-    kind = method.get("type") or "supervised"
-    hyperparameters = (method.get(kind) or {}).get("hyperparameters") or {}
+    method_type = method.get("type") or "supervised"
+    hyperparameters = (method.get(method_type) or {}).get("hyperparameters") or {}
     error, adapter = job.get("error") or {}, job.get("adapter") or {}
     return [
         ("id", job["id"]),
@@ -266,25 +288,26 @@ def _fields(job: dict[str, Any]) -> list[tuple[str, str]]:
         ("training file", job["training_file"]),
         ("validation file", job.get("validation_file") or ""),
         ("result files", ", ".join(job.get("result_files") or [])),
-        ("method", kind),
-        ("hyperparameters", _pairs(hyperparameters)),
-        ("lora", _pairs(job.get("lora") or {})),
-        ("quantization", _pairs(job["quantization"]) if job.get("quantization") else "none (16-bit LoRA)"),
+        ("method", method_type),
+        ("hyperparameters", _pairs_text(hyperparameters)),
+        ("lora", _pairs_text(job.get("lora") or {})),
+        ("quantization", _pairs_text(job["quantization"]) if job.get("quantization") else "none (16-bit LoRA)"),
         ("seed", str(job["seed"])),
-        ("metadata", _pairs(job.get("metadata") or {})),
+        ("metadata", _pairs_text(job.get("metadata") or {})),
         ("trained tokens", f"{job['trained_tokens']:,}" if job.get("trained_tokens") else ""),
         ("created", time_text(job["created_at"])),
-        ("finished", _finished(job)),
+        ("finished", _finished_text(job)),
     ]
 
 
-def _pairs(values: dict[str, Any]) -> str:
-    names = [name for name in ASKED_FOR_MOST if name in values]
+def _pairs_text(values: dict[str, Any]) -> str:
+    names = [name for name in MAIN_SETTINGS if name in values]
     names += sorted(values.keys() - set(names))
     return ", ".join(f"{name} {item_text(values[name])}" for name in names if values[name] is not None)
 
 
 def item_text(value: Any) -> str:
+    """A value as text: lists joined by +, floats shortened, booleans as in JSON."""
     if isinstance(value, list):
         return "+".join(map(item_text, value))
     if isinstance(value, bool):
@@ -292,7 +315,7 @@ def item_text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _finished(job: dict[str, Any]) -> str:
+def _finished_text(job: dict[str, Any]) -> str:
     if job.get("finished_at") is None:
         return ""
     return f"{time_text(job['finished_at'])} (after {duration_text(job['finished_at'] - job['created_at'])})"

@@ -1,11 +1,12 @@
-"""`tunery jobs plan`: what a job would need, before it is created."""
+"""`tunery jobs plan`: estimate the requirements of a job without creating it."""
 
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from app.cli.client.job_request import build_body, target_modules
-from app.cli.client.training_files import uploaded
+from app.cli.client.job_request import build_job_body, target_modules
+from app.cli.client.training_files import uploaded_files
+from app.cli.commands.file_reports import lines_text
 from app.cli.job_options import (
     BatchSize,
     Epochs,
@@ -50,8 +51,8 @@ def plan(
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a job would need: tokens, steps, memory and time on each device. Exits with 1 where none has room."""
-    asked = build_body(
+    """Estimate a job: tokens, steps, memory and time on each device. Exits with 1 if no device has enough memory."""
+    request = build_job_body(
         model=model,
         training_file=training_file,
         validation_file=None,
@@ -63,49 +64,48 @@ def plan(
         settings=settings or [],
         metadata=[],
     )
-    with uploaded(client, asked) as body:
-        planned = client.post("fine_tuning/jobs/plan", body)
+    with uploaded_files(client, request) as body:
+        estimate = client.post("fine_tuning/jobs/plan", body)
     if body["training_file"] != training_file:
-        print_note(f"{training_file} is {body['training_file']}.")
+        print_note(f"Uploaded {training_file} as {body['training_file']}.")
     if as_json:
-        print_json(planned)
+        print_json(estimate)
     else:
-        _show(planned)
-    if planned["verdict"] == "no_device_fits":
+        _print_estimate(estimate)
+    if estimate["verdict"] == "no_device_fits":
         raise typer.Exit(1)
 
 
-def sentence(planned: dict[str, Any]) -> str | None:
-    """Time and memory on the fastest device that has room, in a few words."""
-    fitting = [device for device in planned["devices"] if device["fits"]]
+def estimate_text(estimate: dict[str, Any]) -> str | None:
+    """Time and memory on the fastest device with enough memory; None if there is none."""
+    fitting = [device for device in estimate["devices"] if device["fits"]]
     if not fitting:
         return None
     best = min(fitting, key=lambda device: device["seconds"])
-    guess = ", a first guess" if best["basis"] == "formula" else ""
-    return f"{duration_text(best['seconds'])} and {size_text(best['memory']['peak'])} on {best['name']}{guess}"
+    note = " (rough estimate)" if best["basis"] == "formula" else ""
+    return f"{duration_text(best['seconds'])} and {size_text(best['memory']['peak'])} on {best['name']}{note}"
 
 
-def _show(planned: dict[str, Any]) -> None:
-    print_line(planned["message"])
-    tokens = f"{planned['tokens_per_epoch']:,} an epoch, {planned['labelled_tokens_per_epoch']:,} of them learned"
+def _print_estimate(estimate: dict[str, Any]) -> None:
+    print_line(estimate["message"])
+    tokens = f"{estimate['tokens_per_epoch']:,} per epoch, {estimate['labelled_tokens_per_epoch']:,} of them trained"
     print_fields(
         [
-            ("examples", f"{planned['examples']:,}"),
-            ("tokens", f"{tokens}; {planned['trained_tokens']:,} in all"),
-            ("steps", f"{planned['total_steps']:,}"),
-            *((name, _lines(planned[name])) for name in ("cut", "empty", "masked")),
+            ("examples", f"{estimate['examples']:,}"),
+            ("tokens", f"{tokens}; {estimate['trained_tokens']:,} in total"),
+            ("steps", f"{estimate['total_steps']:,}"),
+            *((name, lines_text(estimate[name])) for name in ("cut", "empty", "masked")),
         ]
     )
     rows = [
-        [device["name"], "yes" if device["fits"] else "no", size_text(device["memory"]["peak"]),
-         size_text(device["memory_bytes"]), duration_text(device["seconds"]), device["basis"]]
-        for device in planned["devices"]
-    ]  # fmt: skip
-    print_table(["device", "fits", "peak", "memory", "time", "from"], rows, "No training worker is running.")
-
-
-def _lines(lines: dict[str, Any]) -> str:
-    if not lines["count"]:
-        return ""
-    more = ", …" if lines["count"] > len(lines["first_lines"]) else ""
-    return f"{lines['count']:,} (lines {', '.join(map(str, lines['first_lines']))}{more})"
+        [
+            device["name"],
+            "yes" if device["fits"] else "no",
+            size_text(device["memory"]["peak"]),
+            size_text(device["memory_bytes"]),
+            duration_text(device["seconds"]),
+            device["basis"],
+        ]
+        for device in estimate["devices"]
+    ]
+    print_table(["device", "fits", "peak", "memory", "time", "basis"], rows, "No training worker is running.")

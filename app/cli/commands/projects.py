@@ -1,10 +1,10 @@
-"""`tunery projects`: who shares this service, and how much of it. The operator's business, straight on the database."""
+"""`tunery projects`: projects and their limits, managed in the database."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.errors import Missing, UsageError
+from app.cli.errors import NotFoundError, UsageError
 from app.cli.options import AsJson, with_database
 from app.cli.output.console import print_fields, print_json, print_line, print_note, print_table, size_text
 
@@ -16,16 +16,20 @@ if TYPE_CHECKING:
     from app.cli.client.database import Database
     from app.db.tables import Project
 
-commands = typer.Typer(no_args_is_help=True, help="Projects and their limits.")
+commands = typer.Typer(no_args_is_help=True, help="Projects and their limits (on the server).")
 
 NO_LIMIT = "none"
-ProjectName = Annotated[str, typer.Argument(metavar="PROJECT", help="Its name or its id.")]
-MaxBytes = Annotated[str | None, typer.Option(help="Bytes stored, such as 500GB; none: no limit.", metavar="SIZE")]
-MaxQueued = Annotated[str | None, typer.Option(help="Jobs that wait; none: no limit.", metavar="N")]
-MaxRunning = Annotated[str | None, typer.Option(help="Jobs that run at once; none: no limit.", metavar="N")]
-MaxGpuHours = Annotated[str | None, typer.Option(help="GPU-hours a month (UTC); none: no limit.", metavar="HOURS")]
-MaxRequests = Annotated[str | None, typer.Option(help="Requests a second, in each API process.", metavar="N")]
-Weight = Annotated[float | None, typer.Option(help="Its part of the GPUs when several projects wait; 1 is usual.")]
+ProjectName = Annotated[str, typer.Argument(metavar="PROJECT", help="Name or id of the project.")]
+MaxBytes = Annotated[str | None, typer.Option(help="Maximum stored bytes, such as 500GB, or none.", metavar="SIZE")]
+MaxQueued = Annotated[str | None, typer.Option(help="Maximum number of queued jobs, or none.", metavar="N")]
+MaxRunning = Annotated[str | None, typer.Option(help="Maximum number of running jobs, or none.", metavar="N")]
+MaxGpuHours = Annotated[str | None, typer.Option(help="Maximum GPU-hours per month (UTC), or none.", metavar="HOURS")]
+MaxRequests = Annotated[
+    str | None, typer.Option(help="Maximum requests per second and API process, or none.", metavar="N")
+]
+Weight = Annotated[
+    float | None, typer.Option(help="Weight of the project when several projects have queued jobs. Default: 1.")
+]
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
@@ -34,7 +38,7 @@ UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 @with_database
 def create(
     database: "Database",
-    name: Annotated[str, typer.Argument(help="What people call it.")],
+    name: Annotated[str, typer.Argument(help="Name of the project.")],
     max_stored_bytes: MaxBytes = None,
     max_queued_jobs: MaxQueued = None,
     max_running_jobs: MaxRunning = None,
@@ -43,7 +47,7 @@ def create(
     share_weight: Weight = None,
     as_json: AsJson = False,
 ) -> None:
-    """Create a project. `tunery keys create --project NAME` makes keys to it."""
+    """Create a project. Create its keys with `tunery keys create --project NAME`."""
     from app.services.access import projects
 
     settings = _settings(
@@ -58,44 +62,45 @@ def create(
 @with_database
 def list_projects(
     database: "Database",
-    archived: Annotated[bool, typer.Option("--archived", help="Also those that are archived.")] = False,
+    archived: Annotated[bool, typer.Option("--archived", help="Include archived projects.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the projects, newest first."""
     from app.db.access import projects
 
     with database.transaction() as session:
-        found = projects.page(session, limit=10_000, with_archived=archived)
+        rows = projects.page(session, limit=10_000, with_archived=archived)
     if as_json:
-        print_json([_as_json(project) for project in found])
+        print_json([_as_json(project) for project in rows])
         return
-    rows = [[project.id, project.name, _limits(project), _time(project.archived_at)] for project in found]
-    print_table(["id", "name", "limits", "archived"], rows, "No projects. `tunery projects create NAME` makes one.")
+    cells = [[project.id, project.name, _limits_text(project), _time_text(project.archived_at)] for project in rows]
+    columns = ["id", "name", "limits", "archived"]
+    print_table(columns, cells, "No projects. Create one with `tunery projects create NAME`.")
 
 
 @commands.command("show")
 @with_database
 def show(database: "Database", project: ProjectName, as_json: AsJson = False) -> None:
-    """Show a project's limits, and what it uses of them."""
+    """Show the limits and the usage of a project."""
     from app.db.access import usage
 
     with database.transaction() as session:
-        found = find(session, project)
-        used = usage.project_usage(session, found.id)
+        row = find_project(session, project)
+        used = usage.project_usage(session, row.id)
     if as_json:
-        print_json(_as_json(found) | {"usage": vars(used)})
+        print_json(_as_json(row) | {"usage": vars(used)})
         return
-    hours = f"{used.gpu_seconds_this_month / 3600:.2f} this month, {used.held_gpu_seconds / 3600:.2f} held"
+    hours = f"{used.gpu_seconds_this_month / 3600:.2f} this month, {used.held_gpu_seconds / 3600:.2f} reserved"
     print_fields(
         [
-            ("id", found.id),
-            ("name", found.name),
-            ("limits", _limits(found)),
-            ("share weight", f"{found.share_weight:g}"),
+            ("id", row.id),
+            ("name", row.name),
+            ("limits", _limits_text(row)),
+            ("share weight", f"{row.share_weight:g}"),
             ("stored", size_text(used.stored_bytes)),
-            ("jobs", f"{used.queued_jobs} waiting, {used.running_jobs} running"),
+            ("jobs", f"{used.queued_jobs} queued, {used.running_jobs} running"),
             ("GPU-hours", hours),
-            ("archived", _time(found.archived_at)),
+            ("archived", _time_text(row.archived_at)),
         ]
     )
 
@@ -105,7 +110,7 @@ def show(database: "Database", project: ProjectName, as_json: AsJson = False) ->
 def set_project(
     database: "Database",
     project: ProjectName,
-    name: Annotated[str | None, typer.Option(help="A new name.")] = None,
+    name: Annotated[str | None, typer.Option(help="New name.")] = None,
     max_stored_bytes: MaxBytes = None,
     max_queued_jobs: MaxQueued = None,
     max_running_jobs: MaxRunning = None,
@@ -114,14 +119,14 @@ def set_project(
     share_weight: Weight = None,
     as_json: AsJson = False,
 ) -> None:
-    """Change a project's name, limits or weight. What is not given stays."""
+    """Change the name, limits or weight of a project. Omitted options are not changed."""
     from app.services.access import projects
 
     settings = _settings(
         max_stored_bytes, max_queued_jobs, max_running_jobs, max_gpu_hours, max_requests_per_second, share_weight
     )
     with database.transaction() as session:
-        changed = projects.modify(session, find(session, project).id, name, settings)
+        changed = projects.modify(session, find_project(session, project).id, name, settings)
     _print(changed, as_json)
 
 
@@ -130,35 +135,37 @@ def set_project(
 def archive(
     database: "Database",
     project: ProjectName,
-    cancel_jobs: Annotated[bool, typer.Option("--cancel-jobs", help="Cancel what has not ended.")] = False,
+    cancel_jobs: Annotated[
+        bool, typer.Option("--cancel-jobs", help="Cancel the unfinished jobs of the project.")
+    ] = False,
 ) -> None:
-    """Close a project: its keys open nothing any more, until it is unarchived. Files and results stay."""
+    """Archive a project: its keys are rejected until it is unarchived. Files and results are kept."""
     from app.services.access import projects
 
     with database.transaction() as session:
-        closed = projects.archive(session, find(session, project).id, None, cancel_jobs)
-    print_line(f"{closed.name} is archived")
+        archived = projects.archive(session, find_project(session, project).id, None, cancel_jobs)
+    print_line(f"{archived.name} is archived")
 
 
 @commands.command("unarchive")
 @with_database
 def unarchive(database: "Database", project: ProjectName) -> None:
-    """Open an archived project again, with its keys that were neither revoked nor have expired."""
+    """Unarchive a project. Its keys are valid again unless they were revoked or have expired."""
     from app.services.access import projects
 
     with database.transaction() as session:
-        opened = projects.unarchive(session, find(session, project).id)
-    print_line(f"{opened.name} is open")
+        unarchived = projects.unarchive(session, find_project(session, project).id)
+    print_line(f"{unarchived.name} is active")
 
 
-def find(session: "Session", project: str) -> "Project":
-    """By name or id. Raises Missing."""
+def find_project(session: "Session", project: str) -> "Project":
+    """The project with this name or id. Raises NotFoundError."""
     from app.db.access import projects
 
-    found = projects.get_by_name(session, project) or projects.get(session, project)
-    if found is None:
-        raise Missing(f"There is no project {project!r}; `tunery projects list` has them.")
-    return found
+    row = projects.get_by_name(session, project) or projects.get(session, project)
+    if row is None:
+        raise NotFoundError(f"No such project: {project!r}; see `tunery projects list`.")
+    return row
 
 
 def _settings(
@@ -169,7 +176,7 @@ def _settings(
     max_requests: str | None,
     weight: float | None,
 ) -> dict[str, int | float | None]:
-    given: dict[str, int | float | None] = {}
+    settings: dict[str, int | float | None] = {}
     for name, text, factors in (
         ("max_stored_bytes", max_bytes, UNITS),
         ("max_queued_jobs", max_queued, {"": 1}),
@@ -178,19 +185,19 @@ def _settings(
         ("max_requests_per_second", max_requests, {"": 1}),
     ):
         if text is not None:
-            given[name] = _number(name, text, factors)
-    if given.get("max_requests_per_second") == 0:
-        raise UsageError("max_requests_per_second: 0 would lock the project out; archive it, or give 1 or more.")
+            settings[name] = _parse_limit(name, text, factors)
+    if settings.get("max_requests_per_second") == 0:
+        raise UsageError("max_requests_per_second must be 1 or more. To block all requests, archive the project.")
     if weight is not None:
         from app.domain.jobs.bounds import SHARE_WEIGHT
 
         if weight not in SHARE_WEIGHT:
             raise UsageError(f"--share-weight {weight:g} is not a number {SHARE_WEIGHT}.")
-        given["share_weight"] = weight
-    return given
+        settings["share_weight"] = weight
+    return settings
 
 
-def _number(name: str, text: str, factors: dict[str, int]) -> int | None:
+def _parse_limit(name: str, text: str, factors: dict[str, int]) -> int | None:
     """`500GB`, `12`, `1.5`, or `none`."""
     if text.strip().lower() == NO_LIMIT:
         return None
@@ -202,7 +209,7 @@ def _number(name: str, text: str, factors: dict[str, int]) -> int | None:
         value = -1
     if not 0 <= value < 1 << 63:
         units = f" with {', '.join(unit for unit in factors if unit)}" if len(factors) > 1 else ""
-        raise UsageError(f"{name}: {text!r} is no limit; give a number{units}, or {NO_LIMIT}.")
+        raise UsageError(f"{name}: {text!r} is not a limit. Give a number{units}, or {NO_LIMIT}.")
     return value
 
 
@@ -211,14 +218,14 @@ def _print(project: "Project", as_json: bool) -> None:
         print_json(_as_json(project))
         return
     print_line(project.id)
-    print_note(f"{project.name}: {_limits(project) or 'no limits'}, share weight {project.share_weight:g}")
+    print_note(f"{project.name}: {_limits_text(project) or 'no limits'}, share weight {project.share_weight:g}")
 
 
-def _limits(project: "Project") -> str:
+def _limits_text(project: "Project") -> str:
     from app.db.tables.projects import LIMITS
 
-    given = ((limit, getattr(project, limit)) for limit in LIMITS)
-    return " ".join(f"{limit}={value}" for limit, value in given if value is not None)
+    values = ((limit, getattr(project, limit)) for limit in LIMITS)
+    return " ".join(f"{limit}={value}" for limit, value in values if value is not None)
 
 
 def _as_json(project: "Project") -> dict[str, Any]:
@@ -227,11 +234,11 @@ def _as_json(project: "Project") -> dict[str, Any]:
     return {
         "id": project.id,
         "name": project.name,
-        "archived": _time(project.archived_at) or None,
+        "archived": _time_text(project.archived_at) or None,
         "limits": {limit: getattr(project, limit) for limit in LIMITS},
         "share_weight": project.share_weight,
     }
 
 
-def _time(moment: "datetime | None") -> str:
+def _time_text(moment: "datetime | None") -> str:
     return "" if moment is None else moment.astimezone().isoformat(sep=" ", timespec="seconds")

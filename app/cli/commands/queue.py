@@ -1,11 +1,11 @@
-"""`tunery queue` and `tunery workers`: what waits and when it may start, and who is at work."""
+"""`tunery queue` and `tunery workers`: running and queued jobs with expected times, and the workers."""
 
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.errors import Missing
+from app.cli.errors import NotFoundError
 from app.cli.options import AsJson, with_client, with_database
 from app.cli.output.console import duration_text, print_json, print_line, print_note, print_table, size_text, time_text
 
@@ -15,78 +15,108 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 
-Limit = Annotated[int, typer.Option(min=1, max=1000, help="Of the waiting jobs, the first so many.")]
+Limit = Annotated[int, typer.Option(min=1, max=1000, help="Maximum number of queued jobs.")]
 
 
 @commands.command("queue")
 @with_client
 def show(client: "Client", limit: Limit = 50, as_json: AsJson = False) -> None:
-    """Show what runs and what waits, with position and expected start. Others' jobs are counts, but for admin keys."""
-    found = client.get("queue", limit=limit)
+    """Show running and queued jobs with position and expected start.
+
+    Jobs of other projects are shown only as totals, unless you use an admin key.
+    """
+    queue = client.get("queue", limit=limit)
     if as_json:
-        print_json(found)
+        print_json(queue)
         return
-    others, workers = found["others"], found["workers"]
+    others, workers = queue["others"], queue["workers"]
     print_note(f"{workers['busy']} of {workers['alive']} GPU workers are busy.")
-    rows = [[job["id"], "running", "", time_text(job["started_at"]), _until(job["expected_finish"]),
-             _kind(job), "gives way" if job["gives_way"] else ""] for job in found["running"]]  # fmt: skip
-    rows += [[job["id"], "waiting", str(job["position"]), time_text(job["expected_start"]),
-              duration_text(job["planned_seconds"]), _kind(job), _note(job)]
-             for job in found["waiting"]]  # fmt: skip
-    print_table(["job", "is", "place", "start", "takes", "kind", "note"], rows, "No job of this project runs or waits.")
+    rows = [
+        [
+            job["id"],
+            "running",
+            "",
+            time_text(job["started_at"]),
+            _remaining_text(job["expected_finish"]),
+            _type_text(job),
+            "is being preempted" if job["gives_way"] else "",
+        ]
+        for job in queue["running"]
+    ]
+    rows += [
+        [
+            job["id"],
+            "queued",
+            str(job["position"]),
+            time_text(job["expected_start"]),
+            duration_text(job["planned_seconds"]),
+            _type_text(job),
+            _reason_text(job),
+        ]
+        for job in queue["waiting"]
+    ]
+    columns = ["job", "status", "position", "start", "duration", "type", "reason"]
+    print_table(columns, rows, "This project has no running or queued jobs.")
     if others["running"] or others["waiting"]:
-        print_note(f"Of other projects {others['running']} run and {others['waiting']} wait.")
+        print_note(f"Other projects: {others['running']} running, {others['waiting']} queued.")
 
 
 @commands.command("workers")
 @with_client
-def workers(client: "Client", as_json: AsJson = False) -> None:
-    """List the workers that are alive: device, models, labels, and what they have."""
-    found = client.get("workers")["data"]
+def list_workers(client: "Client", as_json: AsJson = False) -> None:
+    """List the live workers with device, models, labels and current job."""
+    workers = client.get("workers")["data"]
     if as_json:
-        print_json(found)
+        print_json(workers)
         return
     rows = [
-        [worker["name"] or worker["id"], worker["queue"], worker["status"], _device(worker["device"]),
-         ", ".join(worker["models"]), ", ".join(worker["labels"]), worker["job_id"] or ""]
-        for worker in found
-    ]  # fmt: skip
-    print_table(["worker", "queue", "is", "device", "models", "labels", "job"], rows, "No worker is alive.")
+        [
+            worker["name"] or worker["id"],
+            worker["queue"],
+            worker["status"],
+            _device_text(worker["device"]),
+            ", ".join(worker["models"]),
+            ", ".join(worker["labels"]),
+            worker["job_id"] or "",
+        ]
+        for worker in workers
+    ]
+    print_table(["worker", "queue", "status", "device", "models", "labels", "job"], rows, "No live workers.")
 
 
 @commands.command("allow-urgent")
 @with_database
 def allow_urgent(
     database: "Database",
-    project: Annotated[str, typer.Argument(help="The project's name.", metavar="PROJECT")],
-    forbid: Annotated[bool, typer.Option("--forbid", help="Take the permission back.")] = False,
+    project: Annotated[str, typer.Argument(help="Name of the project.", metavar="PROJECT")],
+    forbid: Annotated[bool, typer.Option("--forbid", help="Revoke the permission.")] = False,
 ) -> None:
-    """Let the jobs of a project be `urgent`: they go before everybody's (operator)."""
+    """Allow a project to create `urgent` jobs, which start before all others (on the server)."""
     from app.db.access import keys
 
     with database.transaction() as session:
-        found = keys.get_project(session, project)
-        if found is None:
-            raise Missing(f"No project is called {project!r}.")
-        found.may_be_urgent = not forbid
+        row = keys.get_project(session, project)
+        if row is None:
+            raise NotFoundError(f"No project is named {project!r}.")
+        row.may_be_urgent = not forbid
     print_line(f"{project}: urgent jobs are {'refused' if forbid else 'allowed'}")
 
 
-def _until(moment: int) -> str:
-    """What is left."""
-    return duration_text(max(0, moment - int(time.time())))
+def _remaining_text(finish_seconds: int) -> str:
+    """The time until `finish_seconds` (Unix time)."""
+    return duration_text(max(0, finish_seconds - int(time.time())))
 
 
-def _note(job: dict[str, Any]) -> str:
-    return "waits for free disk space" if job.get("phase") == "waiting_for_storage" else job["waiting_for"] or ""
+def _reason_text(job: dict[str, Any]) -> str:
+    return "waiting for free disk space" if job.get("phase") == "waiting_for_storage" else job["waiting_for"] or ""
 
 
-def _kind(job: dict[str, Any]) -> str:
+def _type_text(job: dict[str, Any]) -> str:
     return "urgent" if job["urgent"] else f"priority {job['priority']}" if job["priority"] else ""
 
 
-def _device(device: dict[str, Any]) -> str:
+def _device_text(device: dict[str, Any]) -> str:
     if device["name"] is None:
         return ""
-    many = f"{device['count']} x " if device["count"] > 1 else ""
-    return f"{many}{device['name']}, {size_text(device['memory_bytes'])}"
+    count = f"{device['count']} x " if device["count"] > 1 else ""
+    return f"{count}{device['name']}, {size_text(device['memory_bytes'])}"

@@ -1,4 +1,4 @@
-"""Follow a job until it is over, through restarts of the server and lost connections."""
+"""Watch a job until it has finished, through restarts of the server and lost connections."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from app.cli.client.service_discovery import job_path
-from app.cli.errors import CliError, Unreachable
+from app.cli.errors import CliError, ServiceUnreachable
 from app.cli.output.console import print_note
 from app.cli.output.next_steps import next_steps
-from app.cli.output.progress import is_over, job_view
+from app.cli.output.progress import is_finished, job_view
 
 if TYPE_CHECKING:
     from app.cli.client.http import Client
 
 Json = dict[str, Any]
 T = TypeVar("T")
-PAUSE_SECONDS = 1.0  # between two looks at a job that changes with every step
-WAIT_SECONDS = 20  # for a change, in one request
+POLL_SECONDS = 1.0  # between two requests for a job that changes with every step
+LONG_POLL_SECONDS = 20  # how long one request waits for a change
 RETRY_TIMEOUT_SECONDS = 120.0  # a restart of the server takes seconds, of the machine a minute
-EVENTS_AT_FIRST = 50  # of a job that began long ago
-EVENTS_A_PAGE = 100
+MAX_EARLIER_EVENTS = 50  # shown at the start of a watch
+EVENTS_PER_PAGE = 100
 
 
 def watch_or_detach(client: Client, job_id: str, as_json: bool = False) -> Json:
-    """Show a job until it is over and say what can be done next. Ctrl-C leaves the job alone and says how to return."""
+    """Watch a job and print the next steps. Ctrl-C prints how to continue watching and does not affect the job."""
     try:
         job = watch(client, job_id, as_json)
     except KeyboardInterrupt:
         print_note(
-            f"\nDetached; the job goes on. `tunery jobs watch {job_id}` comes back to it, "
-            f"`tunery jobs cancel {job_id}` ends it."
+            f"\nStopped watching; the job continues. Watch it again with `tunery jobs watch {job_id}`, "
+            f"or cancel it with `tunery jobs cancel {job_id}`."
         )
         raise
     if job["status"] == "succeeded" and not as_json:
@@ -42,8 +42,8 @@ def watch_or_detach(client: Client, job_id: str, as_json: bool = False) -> Json:
 
 
 def watch(client: Client, job_id: str, as_json: bool = False) -> Json:
-    """Show a job until it is over, and return it."""
-    job = client.get(job_path(job_id))  # patience is for a job that was there: a wrong id or address fails now
+    """Show a job until it has finished, and return it."""
+    job = client.get(job_path(job_id))  # without retries: a wrong id or URL is reported at once
     with job_view(as_json) as view:
         for job, events in follow(client, job_id):
             for event in events:
@@ -53,36 +53,37 @@ def watch(client: Client, job_id: str, as_json: bool = False) -> Json:
 
 
 def follow(client: Client, job_id: str) -> Iterator[tuple[Json, list[Json]]]:
-    """The job whenever it has changed, with its new events, oldest first; the last time when it is over.
+    """Yield the job and its new events, oldest first, after each change, until it has finished.
 
-    The server answers when there is something to tell. One that does not know `wait` is asked once a second.
+    Uses long polling; a server without it is polled every POLL_SECONDS.
     """
-    seen: str | None = None
+    last_event_id: str | None = None
     etag: str | None = None
     while True:
-        # The job before its events: when it is over, so are they.
-        job, etag = _retry_while_unreachable(partial(client.get_if_changed, job_path(job_id), etag, WAIT_SECONDS))
+        # Read the job before its events: a finished job has no further events.
+        job, etag = _retry_while_unreachable(partial(client.get_if_changed, job_path(job_id), etag, LONG_POLL_SECONDS))
         if job is not None:
-            events = _retry_while_unreachable(partial(new_events, client, job_id, seen))
-            seen = events[-1]["id"] if events else seen
+            events = _retry_while_unreachable(partial(new_events, client, job_id, last_event_id))
+            last_event_id = events[-1]["id"] if events else last_event_id
             yield job, events
-            if is_over(job):
+            if is_finished(job):
                 return
-        time.sleep(PAUSE_SECONDS)
+        time.sleep(POLL_SECONDS)
 
 
-def new_events(client: Client, job_id: str, seen: str | None) -> list[Json]:
-    """What was told since `seen`, oldest first (the server lists newest first)."""
-    newest_first = client.pages(job_path(job_id, "events"), EVENTS_A_PAGE)
-    if seen is not None:
-        return list(itertools.takewhile(lambda event: event["id"] != seen, newest_first))[::-1]
-    found = list(itertools.islice(newest_first, EVENTS_AT_FIRST + 1))
-    if len(found) > EVENTS_AT_FIRST:
-        print_note(f"Earlier events are left out; `tunery jobs events {job_id}` shows all of them.")
-    return found[:EVENTS_AT_FIRST][::-1]
+def new_events(client: Client, job_id: str, last_event_id: str | None) -> list[Json]:
+    """The events after `last_event_id`, oldest first (the server lists newest first)."""
+    newest_first = client.pages(job_path(job_id, "events"), EVENTS_PER_PAGE)
+    if last_event_id is not None:
+        return list(itertools.takewhile(lambda event: event["id"] != last_event_id, newest_first))[::-1]
+    newest = list(itertools.islice(newest_first, MAX_EARLIER_EVENTS + 1))
+    if len(newest) > MAX_EARLIER_EVENTS:
+        print_note(f"Earlier events are not shown; `tunery jobs events {job_id}` shows all.")
+    return newest[:MAX_EARLIER_EVENTS][::-1]
 
 
 def raise_unless_succeeded(job: Json) -> None:
+    """Raises CliError with the status and the error of a job that has not succeeded."""
     if job["status"] == "succeeded":
         return
     error = job.get("error") or {}
@@ -90,16 +91,16 @@ def raise_unless_succeeded(job: Json) -> None:
     raise CliError(f"{job['id']} {job['status']}{reason}")
 
 
-def _retry_while_unreachable(ask: Callable[[], T]) -> T:
-    """Ask again for two minutes: a watcher outlives a server that restarts."""
-    lost_at: float | None = None
+def _retry_while_unreachable(request: Callable[[], T]) -> T:
+    """Repeat a request for RETRY_TIMEOUT_SECONDS, so that a watch continues after a restart of the server."""
+    unreachable_since: float | None = None
     while True:
         try:
-            return ask()
-        except Unreachable as error:
-            if lost_at is None:
-                lost_at = time.monotonic()
-                print_note(f"{error} Trying again for {RETRY_TIMEOUT_SECONDS:.0f} seconds.")
-            if time.monotonic() - lost_at > RETRY_TIMEOUT_SECONDS:
+            return request()
+        except ServiceUnreachable as error:
+            if unreachable_since is None:
+                unreachable_since = time.monotonic()
+                print_note(f"{error} Retrying for {RETRY_TIMEOUT_SECONDS:.0f} seconds.")
+            if time.monotonic() - unreachable_since > RETRY_TIMEOUT_SECONDS:
                 raise
-        time.sleep(PAUSE_SECONDS)
+        time.sleep(POLL_SECONDS)

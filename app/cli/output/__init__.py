@@ -1,1 +1,1 @@
-"""What the commands print: console, tables, progress, next steps."""
+"""Output of the commands: console, tables, progress, next steps, comparison of answers."""

@@ -1,4 +1,4 @@
-"""Side by side: what the base model and the tuned one answer to prompts that neither was trained on."""
+"""Comparison of the answers of the base model and the tuned model to held-out prompts."""
 
 from __future__ import annotations
 
@@ -17,24 +17,27 @@ from rich.text import Text
 
 from app.cli.errors import CliError, UsageError
 
-ASKED = 12
-SHOWN = 4
-LETTERS = 400
+DEFAULT_PROMPT_COUNT = 12
+MAX_ROWS_SHOWN = 4
+MAX_ANSWER_CHARACTERS = 400
 PIPE_WIDTH = 140
-WANTED = (
-    'Each line is a conversation that ends with the wanted answer: {"messages": [..., {"role": "assistant", ...}]}.'
+LINE_FORMAT = (
+    "Each line must be a conversation that ends with the expected answer: "
+    '{"messages": [..., {"role": "assistant", ...}]}.'
 )
-SAMPLER = "worker.trainer.compare_answers"  # a child process: torch is never imported here
+SAMPLER = "worker.trainer.compare_answers"  # runs in a child process: the CLI never imports torch
 
 
 @dataclass(frozen=True)
-class Example:
-    messages: list[dict[str, Any]]  # up to the question
+class HeldOutExample:
+    messages: list[dict[str, Any]]  # without the expected answer
     wanted: str
 
 
 @dataclass(frozen=True)
-class Answers:
+class AnswerComparison:
+    """The fields are the keys of the JSON output."""
+
     prompt: str
     wanted: str
     base: str
@@ -49,10 +52,10 @@ class Answers:
         return self.tuned == self.wanted
 
 
-def held_out(file: Path, count: int = ASKED) -> list[Example]:
-    """The first examples of a file that was not trained on, their last message taken as the wanted answer.
+def read_examples(file: Path, count: int = DEFAULT_PROMPT_COUNT) -> list[HeldOutExample]:
+    """Read the first `count` examples of a held-out file; the last message of each is the expected answer.
 
-    Raises UsageError for a file without such examples, OSError for one that cannot be read.
+    Raises UsageError if the file has no valid example, OSError if it cannot be read.
     """
     try:
         lines = file.read_text(encoding="utf-8").split("\n")
@@ -60,87 +63,84 @@ def held_out(file: Path, count: int = ASKED) -> list[Example]:
         raise UsageError(f"{file} is not UTF-8 text ({error.reason}).") from None
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()][:count]
     if not numbered:
-        raise UsageError(f"{file} has no lines. {WANTED}")
-    return [_example(file, number, line) for number, line in numbered]
+        raise UsageError(f"{file} is empty. {LINE_FORMAT}")
+    return [_parse_example(file, number, line) for number, line in numbered]
 
 
-def _example(file: Path, number: int, line: str) -> Example:
+def _parse_example(file: Path, number: int, line: str) -> HeldOutExample:
     try:
         messages = json.loads(line)["messages"]
-        *asked, last = messages
-        if not (asked and last["role"] == "assistant" and isinstance(last["content"], str)):
+        *context, last = messages
+        if not (context and last["role"] == "assistant" and isinstance(last["content"], str)):
             raise ValueError
     except (ValueError, TypeError, KeyError):
-        raise UsageError(f"Line {number} of {file} is no such example. {WANTED}") from None
-    return Example(asked, last["content"])
+        raise UsageError(f"Line {number} of {file} is not a valid example. {LINE_FORMAT}") from None
+    return HeldOutExample(context, last["content"])
 
 
-def width_text(quantization: dict[str, Any] | None) -> str:
-    """How `worker.trainer.compare_answers` loads the base, which is as the adapter was trained on it."""
+def precision_text(quantization: dict[str, Any] | None) -> str:
+    """The precision in which `worker.trainer.compare_answers` loads the base model: that of the training."""
     return f"{quantization['bits']} bits, as in training" if quantization else "16 bits"
 
 
-def compare(base: Path, adapter: Path, examples: Sequence[Example]) -> list[Answers]:
+def compare(base: Path, adapter: Path, examples: Sequence[HeldOutExample]) -> list[AnswerComparison]:
+    """Generate the answers of both models to each example. Raises CliError if the child process fails."""
     with tempfile.NamedTemporaryFile("w", suffix=".jsonl", encoding="utf-8") as prompts:
         prompts.writelines(json.dumps({"messages": example.messages}) + "\n" for example in examples)
         prompts.flush()
-        rows = _sample(base, adapter, Path(prompts.name))
+        rows = _generate_answers(base, adapter, Path(prompts.name))
     return [
-        Answers(row["prompt"], example.wanted, row["base"], row["tuned"])
+        AnswerComparison(row["prompt"], example.wanted, row["base"], row["tuned"])
         for row, example in zip(rows, examples, strict=True)
     ]
 
 
-def show(answers: Sequence[Answers], title: str = "The same held-out prompts") -> None:
+def print_comparison(answers: Sequence[AnswerComparison], title: str = "Held-out prompts") -> None:
     console = Console()
     if not console.is_terminal:
         console.width = PIPE_WIDTH
     table = Table(title=title, title_style="bold", show_lines=True, expand=True)
-    for title in ("prompt", "base model", "tuned model", "wanted"):
-        table.add_column(title, ratio=1, overflow="fold")
-    for one in answers[:SHOWN]:
+    for column in ("prompt", "base model", "tuned model", "expected"):
+        table.add_column(column, ratio=1, overflow="fold")
+    for answer in answers[:MAX_ROWS_SHOWN]:
         table.add_row(
-            _short(one.prompt, "dim"),
-            _short(one.base, _style(one.base_is_right)),
-            _short(one.tuned, _style(one.tuned_is_right)),
-            _short(one.wanted, "dim"),
+            _cell(answer.prompt, "dim"),
+            _cell(answer.base, "green" if answer.base_is_right else "red"),
+            _cell(answer.tuned, "green" if answer.tuned_is_right else "red"),
+            _cell(answer.wanted, "dim"),
         )
     console.print(table)
-    console.print(_score(answers), style="bold", highlight=False)
+    console.print(_score_text(answers), style="bold", highlight=False)
 
 
-def _score(answers: Sequence[Answers]) -> str:
-    base, tuned = sum(one.base_is_right for one in answers), sum(one.tuned_is_right for one in answers)
-    text = f"Exactly as wanted, of {len(answers)} held-out prompts: the base model {base}, the tuned model {tuned}."
-    wanted = [_fields(one.wanted) for one in answers]
-    total = sum(len(fields) for fields in wanted)
+def _score_text(answers: Sequence[AnswerComparison]) -> str:
+    base, tuned = sum(answer.base_is_right for answer in answers), sum(answer.tuned_is_right for answer in answers)
+    text = f"Exact matches of {len(answers)} held-out prompts: base model {base}, tuned model {tuned}."
+    expected = [_json_items(answer.wanted) for answer in answers]
+    total = sum(len(items) for items in expected)
     if not total:
         return text
-    base = sum(len(fields & _fields(one.base)) for fields, one in zip(wanted, answers, strict=True))
-    tuned = sum(len(fields & _fields(one.tuned)) for fields, one in zip(wanted, answers, strict=True))
-    return f"{text}\nFields right, of their {total}: the base model {base}, the tuned model {tuned}."
+    base = sum(len(items & _json_items(answer.base)) for items, answer in zip(expected, answers, strict=True))
+    tuned = sum(len(items & _json_items(answer.tuned)) for items, answer in zip(expected, answers, strict=True))
+    return f"{text}\nCorrect JSON fields of {total}: base model {base}, tuned model {tuned}."
 
 
-def _fields(answer: str) -> set[tuple[str, str]]:
-    """The items of an answer that is a JSON object; none of any other answer."""
+def _json_items(answer: str) -> set[tuple[str, str]]:
+    """The items of an answer that is a JSON object; an empty set for any other answer."""
     try:
         return {(name, json.dumps(value)) for name, value in json.loads(answer).items()}
     except (ValueError, AttributeError):
         return set()
 
 
-def _sample(base: Path, adapter: Path, prompts: Path) -> list[dict[str, str]]:
+def _generate_answers(base: Path, adapter: Path, prompts: Path) -> list[dict[str, str]]:
     command = [sys.executable, "-m", SAMPLER, str(base), str(adapter), str(prompts)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = (done.stderr.strip().split("\n") or [""])[-1]
-        raise CliError(f"The comparison failed ({last}). The adapter was verified and is whole.")
+        raise CliError(f"The comparison failed ({last}). The adapter itself was downloaded and verified.")
     return [json.loads(line) for line in done.stdout.split("\n") if line.strip()]
 
 
-def _short(text: str, style: str) -> Text:
-    return Text(text if len(text) <= LETTERS else text[:LETTERS] + " …", style=style)
-
-
-def _style(is_right: bool) -> str:
-    return "green" if is_right else "red"
+def _cell(text: str, style: str) -> Text:
+    return Text(text if len(text) <= MAX_ANSWER_CHARACTERS else text[:MAX_ANSWER_CHARACTERS] + " …", style=style)

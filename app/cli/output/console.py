@@ -1,4 +1,4 @@
-"""Two channels: results go to standard output, plain in a pipe; bars and remarks go to standard error."""
+"""Results are printed to standard output, as plain text in a pipe; notes and progress bars to standard error."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ def print_json_line(value: Any) -> None:
 
 
 def print_line(text: str) -> None:
-    """A result on a line of its own, such as an id that a script captures."""
+    """Print a result on one line, such as an id that a script captures."""
     print(text, flush=True)
 
 
 def print_note(text: str) -> None:
-    """For the person, not for the script."""
-    messages().print(text, markup=False, highlight=False, soft_wrap=True)
+    """Print a message for people to standard error, so that scripts do not read it as a result."""
+    stderr_console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_error(text: str) -> None:
-    console = messages()
+    console = stderr_console()
     console.print("Error: ", style="bold red", end="")
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def messages() -> Console:
-    """Made anew, as standard error may have been redirected since."""
+def stderr_console() -> Console:
+    """A new console for each call, because standard error may have been redirected in between."""
     return Console(stderr=True)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
-    """Coloured and fitted on a terminal; in a pipe aligned and never cut, so that `awk` finds whole ids."""
+    """Print a table, fitted to a terminal; in a pipe no cell is shortened, so that `awk` reads full ids."""
     if not rows:
         print_note(empty)
     elif sys.stdout.isatty():
         console = Console()
         table = fit_table(columns, rows, console.width)
         _print_lines(console, table.lines)
-        if table.left_out:
-            print_note(f"No room for: {', '.join(table.left_out)}. A wider terminal or --json shows them.")
+        if table.hidden_titles:
+            print_note(f"Hidden columns: {', '.join(table.hidden_titles)}. Use a wider terminal or --json.")
     else:
         _print_plain([[column.upper() for column in columns], *rows])
 
@@ -88,7 +88,7 @@ def size_text(size_bytes: float) -> str:
 
 
 def _print_lines(console: Console, lines: Iterable[Text]) -> None:
-    """As they are: a line that is longer than the terminal is wrapped by the terminal, which copies it whole."""
+    """Print without wrapping: the terminal wraps long lines itself, and copies each as one line."""
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False)
 

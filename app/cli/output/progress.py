@@ -1,4 +1,4 @@
-"""Bars on a terminal, lines in a pipe: the bytes of a transfer, the steps of a job."""
+"""Progress of transfers and jobs: bars on a terminal, lines in a pipe."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from app.cli.output.console import duration_text, messages, print_json_line, print_line
+from app.cli.output.console import duration_text, print_json_line, print_line, stderr_console
 
 Json = dict[str, Any]
-OVER = frozenset({"succeeded", "failed", "cancelled"})
+TERMINAL_STATUSES = frozenset({"succeeded", "failed", "cancelled"})
 STYLES = {"warn": "yellow", "error": "red"}
-SECONDS_BETWEEN_NUMBERS = 10.0  # in a pipe, where every line stays
+PRINT_INTERVAL_SECONDS = 10.0  # in a pipe, where each update is a new line
 
 
-class View(Protocol):
-    """Who shows a job while it runs: each new event, then the job as it is."""
+class ProgressView(Protocol):
+    """Shows a running job: receives each new event, then the current job object."""
 
     def event(self, event: Json) -> None: ...
 
@@ -40,8 +40,8 @@ class View(Protocol):
 
 @contextlib.contextmanager
 def bytes_bar(title: str, total_bytes: int | None, done_bytes: int = 0) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error, gone at the end; nothing at all in a pipe."""
-    console = messages()
+    """Show a progress bar on standard error until the block ends; nothing if that is not a terminal."""
+    console = stderr_console()
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(
         *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
@@ -51,12 +51,12 @@ def bytes_bar(title: str, total_bytes: int | None, done_bytes: int = 0) -> Itera
 
 
 @contextlib.contextmanager
-def job_view(as_json: bool) -> Iterator[View]:
+def job_view(as_json: bool) -> Iterator[ProgressView]:
     console = Console()
     if as_json:
         yield JsonLines()
     elif console.is_terminal:
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30), _Numbers())
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30), _NumbersColumn())
         with Progress(*columns, console=console) as bar:
             yield JobBar(bar)
     else:
@@ -64,7 +64,7 @@ def job_view(as_json: bool) -> Iterator[View]:
 
 
 class JobBar:
-    """Messages scroll by above; below them one bar with step, loss, tokens per second and time left."""
+    """Messages above one bar with step, loss, tokens per second and remaining time."""
 
     def __init__(self, bar: Progress) -> None:
         self._bar = bar
@@ -72,7 +72,7 @@ class JobBar:
         self._losses = Losses()
 
     def event(self, event: Json) -> None:
-        if not self._losses.take(event):
+        if not self._losses.update(event):
             self._bar.console.print(Text(event["message"], style=STYLES.get(event["level"], "dim")))
 
     def job(self, job: Json) -> None:
@@ -87,56 +87,56 @@ class JobBar:
 
 
 class JobLines:
-    """Every message, and the newest numbers every ten seconds and at the end."""
+    """Every message as a line, and the newest numbers every PRINT_INTERVAL_SECONDS and at the end."""
 
     def __init__(self) -> None:
-        self._told_at = -SECONDS_BETWEEN_NUMBERS
-        self._told = ""
+        self._printed_at = -PRINT_INTERVAL_SECONDS
+        self._printed_line = ""
         self._losses = Losses()
 
     def event(self, event: Json) -> None:
-        if not self._losses.take(event):
+        if not self._losses.update(event):
             print_line(event["message"])
 
     def job(self, job: Json) -> None:
         numbers = numbers_text(job, self._losses)
         line = f"{status_text(job)}: {numbers}"
-        is_due = is_over(job) or time.monotonic() - self._told_at >= SECONDS_BETWEEN_NUMBERS
-        if numbers and is_due and line != self._told:
-            self._told_at, self._told = time.monotonic(), line
+        is_due = is_finished(job) or time.monotonic() - self._printed_at >= PRINT_INTERVAL_SECONDS
+        if numbers and is_due and line != self._printed_line:
+            self._printed_at, self._printed_line = time.monotonic(), line
             print_line(line)
 
 
 class JsonLines:
-    """Every event as a JSON line, and at the end the job."""
+    """Every event as a JSON line, then the finished job."""
 
     def event(self, event: Json) -> None:
         print_json_line(event)
 
     def job(self, job: Json) -> None:
-        if is_over(job):
+        if is_finished(job):
             print_json_line(job)
 
 
 @dataclass
 class Losses:
-    """The newest of each kind: validation is measured far less often than training."""
+    """The newest training loss and validation loss; events with a validation loss are rarer."""
 
     train: float | None = None
     valid: float | None = None
 
-    def take(self, event: Json) -> bool:
-        """Whether it was an event of numbers."""
+    def update(self, event: Json) -> bool:
+        """Take the losses of a metrics event. Returns whether it was one."""
         if event.get("type") != "metrics":
             return False
         data = event.get("data") or {}
-        self.train = _first(data.get("train_loss"), self.train)
-        self.valid = _first(data.get("full_valid_loss"), data.get("valid_loss"), self.valid)
+        self.train = _first_given(data.get("train_loss"), self.train)
+        self.valid = _first_given(data.get("full_valid_loss"), data.get("valid_loss"), self.valid)
         return True
 
 
-def is_over(job: Json) -> bool:
-    return job["status"] in OVER
+def is_finished(job: Json) -> bool:
+    return job["status"] in TERMINAL_STATUSES
 
 
 def status_text(job: Json) -> str:
@@ -146,9 +146,9 @@ def status_text(job: Json) -> str:
     if job["status"] == "queued" and job.get("waiting_for"):
         return f"{status} ({job['waiting_for']})"
     if job["status"] == "queued" and job.get("queue_position"):
-        return f"{status} (place {job['queue_position']})"
+        return f"{status} (position {job['queue_position']})"
     phase = job.get("phase")
-    return f"{status}: {phase}" if phase and phase != job["status"] and not is_over(job) else status
+    return f"{status}: {phase}" if phase and phase != job["status"] and not is_finished(job) else status
 
 
 def numbers_text(job: Json, losses: Losses) -> str:
@@ -161,24 +161,24 @@ def numbers_text(job: Json, losses: Losses) -> str:
         return ""
     parts = [
         f"step {progress.get('step') or 0}/{progress['total_steps']}",
-        _shown("epoch {:.1f}", progress.get("epoch")),
-        _shown("loss {:.3f}", losses.train),
-        _shown("validation {:.3f}", losses.valid),
-        _shown("{:,.0f} tok/s", progress.get("tokens_per_second")),
+        _format("epoch {:.1f}", progress.get("epoch")),
+        _format("loss {:.3f}", losses.train),
+        _format("validation {:.3f}", losses.valid),
+        _format("{:,.0f} tok/s", progress.get("tokens_per_second")),
     ]
     if job["status"] == "running" and progress.get("eta_seconds"):
         parts.append(f"{duration_text(progress['eta_seconds'])} left")
     return " · ".join(part for part in parts if part)
 
 
-def _shown(form: str, value: float | None) -> str:
-    return "" if value is None else form.format(value)
+def _format(template: str, value: float | None) -> str:
+    return "" if value is None else template.format(value)
 
 
-def _first(*values: float | None) -> float | None:
+def _first_given(*values: float | None) -> float | None:
     return next((value for value in values if value is not None), None)
 
 
-class _Numbers(ProgressColumn):
+class _NumbersColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         return Text(task.fields["numbers"], style="cyan")

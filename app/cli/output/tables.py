@@ -1,6 +1,7 @@
-"""A table for a terminal of any width: ids are never broken, other cells shorten or wrap, columns without room go.
+"""Layout of tables for a terminal of any width: ids stay complete, other cells are shortened or wrapped, and columns
+that do not fit are hidden.
 
-Where not even the column beside the ids has room, each row becomes a few lines, its id on one of its own.
+If not even the first column without ids fits, each row is printed as several lines, with its id on the first.
 """
 
 from __future__ import annotations
@@ -14,42 +15,42 @@ from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 GAP = "  "
-MIN_WIDTH = 12  # a cell shortened further tells nothing
-MIN_SENTENCE_WIDTH = 24
-SENTENCES = ("message", "note")  # columns that wrap
+MIN_WIDTH = 12  # a cell shortened further is not readable
+MIN_WRAPPED_WIDTH = 24
+WRAPPED_COLUMNS = ("message", "reason")  # sentences
 ID = re.compile(r"[a-z]{2,}[-_][0-9a-f]{12,}\S*|ft:\S+")
-UNDIVIDED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d|[\d.,:/]+( [kMG]?B)?")  # times, numbers, sizes
+UNBREAKABLE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d|[\d.,:/]+( [kMG]?B)?")  # times, numbers, sizes
 
 
 class Column(NamedTuple):
     title: str
-    least: int  # columns of the terminal
-    natural: int
+    min_width: int  # in terminal columns
+    full_width: int
     has_ids: bool
     wraps: bool
 
 
 class Table(NamedTuple):
     lines: list[Text]
-    left_out: list[str]  # titles of the columns without room that say anything
+    hidden_titles: list[str]  # of the hidden columns that are not empty
 
 
 def fit_table(titles: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Table:
     """Lay a table out for a terminal of `width` columns."""
     columns = [_measure(title, [row[number] for row in rows]) for number, title in enumerate(titles)]
-    shown = _choose(columns, width)
+    shown = _select_columns(columns, width)
     others = [number for number, column in enumerate(columns) if not column.has_ids]
-    if _least(columns, shown) > width or (others and others[0] not in shown):
-        return Table([line for row in rows for line in _stacked(columns, row, width)], [])
+    if _min_table_width(columns, shown) > width or (others and others[0] not in shown):
+        return Table([line for row in rows for line in _row_as_lines(columns, row, width)], [])
     widths = _widths([columns[number] for number in shown], width)
     header = [Text(_padded([titles[number] for number in shown], widths), style="bold")]
     body = [line for row in rows for line in _lines([(columns[number], row[number]) for number in shown], widths)]
-    left_out = [number for number in range(len(columns)) if number not in shown and any(row[number] for row in rows)]
-    return Table(header + body, [titles[number] for number in left_out])
+    hidden = [number for number in range(len(columns)) if number not in shown and any(row[number] for row in rows)]
+    return Table(header + body, [titles[number] for number in hidden])
 
 
 def fit_fields(fields: Sequence[tuple[str, str]], width: int) -> Iterator[Text]:
-    """Names beside their values; a value goes below its name where an id in it has no room beside it."""
+    """Lay out names and values; a value is below its name if a word of it does not fit beside the name."""
     indent = max(cell_len(name) for name, _ in fields) + len(GAP)
     for name, value in fields:
         longest = max((cell_len(word) for word in value.split()), default=0)
@@ -65,36 +66,36 @@ def fit_fields(fields: Sequence[tuple[str, str]], width: int) -> Iterator[Text]:
 
 def _measure(title: str, cells: Sequence[str]) -> Column:
     ids = [cell_len(word) for cell in cells for word in cell.replace(",", " ").split() if ID.fullmatch(word)]
-    wraps = title in SENTENCES or (bool(ids) and any(" " in cell for cell in cells))
-    shortest = MIN_SENTENCE_WIDTH if wraps else MIN_WIDTH
-    least = [cell_len(cell) if UNDIVIDED.fullmatch(cell) else min(cell_len(cell), shortest) for cell in cells]
-    # A fine-tuned model's name is an id where it names the row, and a value that may shorten anywhere else.
+    wraps = title in WRAPPED_COLUMNS or (bool(ids) and any(" " in cell for cell in cells))
+    shortest = MIN_WRAPPED_WIDTH if wraps else MIN_WIDTH
+    min_widths = [cell_len(cell) if UNBREAKABLE.fullmatch(cell) else min(cell_len(cell), shortest) for cell in cells]
+    # The name of a fine-tuned model is an id in the column "id"; in other columns it may be shortened.
     has_ids = bool(ids) and (title == "id" or not all(cell.startswith("ft:") for cell in cells if cell))
     if has_ids:
-        least += ids
-    natural = max(cell_len(text) for text in (title, *cells))
-    return Column(title, max(cell_len(title), *least), natural, has_ids, wraps)
+        min_widths += ids
+    full_width = max(cell_len(text) for text in (title, *cells))
+    return Column(title, max(cell_len(title), *min_widths), full_width, has_ids, wraps)
 
 
-def _choose(columns: Sequence[Column], width: int) -> list[int]:
-    """All columns with ids, then from the left each of the others that has room in its least width."""
+def _select_columns(columns: Sequence[Column], width: int) -> list[int]:
+    """The numbers of all columns with ids and, from the left, of each other column that still fits."""
     shown = [number for number, column in enumerate(columns) if column.has_ids]
     for number, column in enumerate(columns):
-        if not column.has_ids and _least(columns, [*shown, number]) <= width:
+        if not column.has_ids and _min_table_width(columns, [*shown, number]) <= width:
             shown.append(number)
     return sorted(shown)
 
 
-def _least(columns: Sequence[Column], shown: Sequence[int]) -> int:
-    return sum(columns[number].least for number in shown) + len(GAP) * (len(shown) - 1)
+def _min_table_width(columns: Sequence[Column], shown: Sequence[int]) -> int:
+    return sum(columns[number].min_width for number in shown) + len(GAP) * (len(shown) - 1)
 
 
 def _widths(columns: Sequence[Column], width: int) -> list[int]:
-    """Spread the room that is left over the columns that need more than their least width, evenly."""
-    widths = [column.least for column in columns]
+    """Distribute the remaining width evenly among the columns that are narrower than their content."""
+    widths = [column.min_width for column in columns]
     room = width - sum(widths) - len(GAP) * (len(columns) - 1)
     while room > 0:
-        growing = [n for n, column in enumerate(columns) if widths[n] < column.natural]
+        growing = [n for n, column in enumerate(columns) if widths[n] < column.full_width]
         if not growing:
             break
         for number in growing[:room]:
@@ -115,8 +116,8 @@ def _lines(cells: Sequence[tuple[Column, str]], widths: Sequence[int]) -> Iterat
         yield text
 
 
-def _stacked(columns: Sequence[Column], row: Sequence[str], width: int) -> Iterator[Text]:
-    """The first cell, then the others below it, as many on a line as it has room for."""
+def _row_as_lines(columns: Sequence[Column], row: Sequence[str], width: int) -> Iterator[Text]:
+    """The first cell on one line, then the other cells, as many on each line as fit."""
     yield Text(row[0], style="cyan")
     line = ""
     for column, cell in list(zip(columns, row, strict=True))[1:]:
@@ -131,7 +132,7 @@ def _stacked(columns: Sequence[Column], row: Sequence[str], width: int) -> Itera
 
 
 def shortened(text: str, width: int) -> str:
-    """Cut a sentence at its end and a name in its middle, as names differ at their ends."""
+    """Shorten a sentence at its end, and a name in its middle, because names often differ at their ends."""
     if cell_len(text) <= width:
         return text
     if " " in text:

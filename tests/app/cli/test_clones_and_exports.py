@@ -50,7 +50,7 @@ class TestDiff:
         assert f"left: {trained_job.id}, right: {clone}" in done.err
         assert ["config", "lora.r", "16", "8"] in lines
         assert not any("n_epochs" in line for line in done.out.splitlines())
-        assert "The same in both: data" in done.err
+        assert "No differences in: data" in done.err
         assert "hyperparameters.n_epochs" in tunery("jobs", "diff", trained_job.id, clone, "--all").out
         assert tunery("jobs", "diff", trained_job.id, clone, "--json").json["config"]["differences"] >= 1
 
@@ -142,7 +142,7 @@ class TestValidate:
         )
         assert "<|im_start|>assistant\n⟦it is 0<|im_end|>⟧" in done.out
         assert "12 rows" in done.out  # that stand in the validation file, too
-        assert "400 an epoch, 98 of them trained" in done.out
+        assert "400 per epoch, 98 of them trained" in done.out
 
     @pytest.mark.parametrize("wrong", [("--model", "tony"), ("--model", "tiny", "--validation-file", "none.jsonl")])
     def test_nothing_is_uploaded_for_what_cannot_be(

@@ -42,7 +42,7 @@ class TestProjects:
         project_id = operator("projects", "create", "lab").out.strip()
         shown = operator("projects", "show", project_id, "--json").json
         assert shown["usage"]["stored_bytes"] == 0
-        assert "0 waiting, 0 running" in operator("projects", "show", "lab").out
+        assert "0 queued, 0 running" in operator("projects", "show", "lab").out
 
     def test_are_listed_until_they_are_archived(self, operator: Tunery) -> None:
         operator("projects", "create", "lab")
@@ -54,7 +54,7 @@ class TestProjects:
     def test_are_opened_again(self, operator: Tunery) -> None:
         operator("projects", "create", "lab")
         operator("projects", "archive", "lab")
-        assert operator("projects", "unarchive", "lab").out.strip() == "lab is open"
+        assert operator("projects", "unarchive", "lab").out.strip() == "lab is active"
         assert [each["name"] for each in operator("projects", "list", "--json").json] == ["lab"]
         assert operator("projects", "unarchive", "lab").exit_code == 0
         actions = [entry["action"] for entry in operator("audit", "list", "--project", "lab", "--json").json]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app.cli.client.adapter_archive import Refused, check, unpack
+from app.cli.client.adapter_archive import CorruptDownload, unpack, verify_archive
 from app.system.artifact_directory import MANIFEST, sha256_file, verify
 from tests.app.cli.trained import WEIGHTS, pack, write_adapter
 
@@ -53,7 +53,7 @@ class TestUnpack:
     @pytest.mark.parametrize("name", ["../evil", "/etc/evil", "a/../../evil", "a//b", "C:evil", "a\\..\\evil", ""])
     def test_a_name_that_leads_out_is_refused(self, tmp_path: Path, name: str) -> None:
         archive = tar_of(tmp_path / "bad.tar", {"top/" + MANIFEST: manifest_of(**{name: b"x"}), "top/" + name: b"x"})
-        with pytest.raises(Refused, match="outside the directory"):
+        with pytest.raises(CorruptDownload, match="outside the directory"):
             unpack(archive, tmp_path / "out" / "here")
         assert list((tmp_path / "out").iterdir()) == []
 
@@ -65,12 +65,12 @@ class TestUnpack:
 
     def test_a_link_in_the_place_of_a_file_is_refused(self, tmp_path: Path) -> None:
         archive = tar_of(tmp_path / "l.tar", {"top/" + MANIFEST: manifest_of(a=b"x")}, {"top/a": "/etc/passwd"})
-        with pytest.raises(Refused, match="a is missing"):
+        with pytest.raises(CorruptDownload, match="a is missing"):
             unpack(archive, tmp_path / "here")
 
     def test_an_altered_file_is_refused(self, tmp_path: Path) -> None:
         archive = tar_of(tmp_path / "bad.tar", {"top/" + MANIFEST: manifest_of(a=b"x"), "top/a": b"y"})
-        with pytest.raises(Refused, match="a was altered"):
+        with pytest.raises(CorruptDownload, match="a was altered"):
             unpack(archive, tmp_path / "here")
         assert not (tmp_path / "here").exists()
 
@@ -80,23 +80,23 @@ class TestUnpack:
     def test_an_archive_without_a_readable_manifest_is_refused(
         self, tmp_path: Path, members: Mapping[str, bytes]
     ) -> None:
-        with pytest.raises(Refused, match="not an adapter's archive"):
+        with pytest.raises(CorruptDownload, match="not a valid adapter archive"):
             unpack(tar_of(tmp_path / "bad.tar", members), tmp_path / "here")
 
     def test_something_else_than_a_tar_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "page.tar").write_bytes(b"<html>" * 1000)
-        with pytest.raises(Refused):
+        with pytest.raises(CorruptDownload):
             unpack(tmp_path / "page.tar", tmp_path / "here")
 
 
 class TestCheck:
     def test_the_promised_bytes_pass(self, tmp_path: Path) -> None:
         archive = pack(write_adapter(tmp_path / "made"))
-        check(archive, archive.stat().st_size, sha256_file(archive))
+        verify_archive(archive, archive.stat().st_size, sha256_file(archive))
 
     def test_other_bytes_are_thrown_away_so_that_the_next_try_begins_anew(self, tmp_path: Path) -> None:
         archive = tmp_path / "a.part"
         archive.write_bytes(WEIGHTS)
-        with pytest.raises(Refused, match="thrown away"):
-            check(archive, len(WEIGHTS), "0" * 64)
+        with pytest.raises(CorruptDownload, match="It was deleted"):
+            verify_archive(archive, len(WEIGHTS), "0" * 64)
         assert not archive.exists()

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from app.cli.client.job_request import build_body, target_modules
+from app.cli.client.job_request import build_job_body, target_modules
 from app.cli.errors import UsageError
 
 
@@ -13,7 +13,7 @@ def body(**given: Any) -> dict[str, Any]:
         "model": "m", "training_file": "file-1", "validation_file": None, "suffix": None, "seed": None,
         "hyperparameters": {}, "lora": {}, "no_quantization": False, "settings": (), "metadata": (),
     }  # fmt: skip
-    return build_body(**nothing | given)
+    return build_job_body(**nothing | given)
 
 
 def test_what_is_not_given_is_absent_so_that_the_server_decides() -> None:
@@ -49,8 +49,8 @@ def test_metadata_stays_text() -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"settings": ["warmup_ratio"]}, "takes a name and a value"),
-        ({"metadata": ["=x"]}, "takes a name and a value"),
+        ({"settings": ["warmup_ratio"]}, "not of the form"),
+        ({"metadata": ["=x"]}, "not of the form"),
         ({"settings": ["n_epochs=3"], "hyperparameters": {"n_epochs": 2}}, "contradicts 2"),
         ({"no_quantization": True, "settings": ["quantization.type=fp4"]}, "contradict each other"),
     ],

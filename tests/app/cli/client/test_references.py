@@ -36,7 +36,7 @@ class TestJobs:
     def test_several_are_named(self, tunery: Tunery, jobs: list[str]) -> None:
         done = tunery("jobs", "cancel", "abc")
         assert done.exit_code == 2
-        assert f"'abc' is the beginning of several jobs: {jobs[1]}, {jobs[0]}. Type more" in done.err
+        assert f"'abc' matches several jobs: {jobs[1]}, {jobs[0]}. Give a longer" in done.err
 
     def test_not_all_of_very_many_are(self, tunery: Tunery, jobs: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("app.cli.client.references.MAX_CANDIDATES", 2)
@@ -44,7 +44,7 @@ class TestJobs:
 
     def test_none_is_not_found(self, tunery: Tunery, jobs: list[str]) -> None:
         done = tunery("jobs", "get", "ftjob-77")
-        assert (done.exit_code, "No job's id begins with 'ftjob-77'" in done.err) == (3, True)
+        assert (done.exit_code, "No job id starts with 'ftjob-77'" in done.err) == (3, True)
 
     def test_where_there_is_no_job_the_last_is_not_found(self, tunery: Tunery) -> None:
         done = tunery("jobs", "get", "@last")
@@ -70,7 +70,7 @@ class TestJobs:
         """An ambiguous one, which a command that does not know of beginnings would report as not found."""
         more = [jobs[0]] if command[1] in ("delete-export", "diff") else []
         done = tunery(*command[:2], "abc", *more, *command[2:])
-        assert (done.exit_code, "is the beginning of several jobs" in done.err) == (2, True), done.err
+        assert (done.exit_code, "matches several jobs" in done.err) == (2, True), done.err
 
     def test_so_does_the_other_job_of_a_diff(self, tunery: Tunery, jobs: list[str]) -> None:
         assert f"left: {jobs[2]}, right: {jobs[2]}" in tunery("jobs", "diff", "@last", "def").err
@@ -85,6 +85,6 @@ class TestFiles:
             made.append(tunery("files", "upload", path).out.strip())
         assert tunery("files", "get", "@last", "--json").json["id"] == made[2]
         assert tunery("files", "get", made[0][:20], "--json").json["id"] == made[0]
-        assert "is the beginning of several files" in tunery("files", "download", "file-").err
+        assert "matches several files" in tunery("files", "download", "file-").err
         assert tunery("files", "delete", "@last", made[0][:-1]).out == f"{made[2]} deleted\n{made[0]} deleted\n"
         assert [one["id"] for one in tunery("files", "list", "--json").json] == [made[1]]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from app.cli.client.service_discovery import find_database, find_service
-from app.cli.errors import CliError, NotAllowed, UsageError
+from app.cli.errors import AccessDenied, CliError, UsageError
 
 RUNNING = {"base_url": "http://127.0.0.1:4321", "database_url": "postgresql://here/tunery"}
 
@@ -43,12 +43,12 @@ class TestFindService:
 
     @pytest.mark.parametrize("written", ["localhost:8000", "ftp://h", "http://", "http://h:99999", "nonsense"])
     def test_something_else_than_an_address_is_a_usage_error(self, written: str, tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match="no address of a service"):
+        with pytest.raises(UsageError, match="not the URL of a service"):
             find_service(written, tmp_path)
 
     def test_a_key_that_no_header_can_carry_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TUNERY_API_KEY", "ключ")
-        with pytest.raises(NotAllowed):
+        with pytest.raises(AccessDenied):
             find_service(None, tmp_path)
 
 

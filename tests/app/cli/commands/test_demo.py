@@ -11,7 +11,7 @@ import pytest
 from app.cli.commands import demo
 from app.cli.errors import CliError
 from app.cli.output import compare
-from app.cli.output.compare import Answers, Example, held_out
+from app.cli.output.compare import AnswerComparison, HeldOutExample, read_examples
 from tests.app.cli.conftest import Tunery
 
 
@@ -20,40 +20,40 @@ class TestHeldOut:
         messages = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
         path = tmp_path / "heldout.jsonl"
         path.write_text((json.dumps({"messages": messages}) + "\n") * 3)
-        assert held_out(path, 2) == [Example(messages[:1], "4")] * 2
+        assert read_examples(path, 2) == [HeldOutExample(messages[:1], "4")] * 2
 
     def test_the_shipped_ones_are_not_trained_on(self) -> None:
-        directory = demo._example()
+        directory = demo._example_directory()
         trained = (directory / "train.jsonl").read_text()
-        for example in held_out(directory / "heldout.jsonl"):
+        for example in read_examples(directory / "heldout.jsonl"):
             assert json.dumps(example.messages[-1]["content"], ensure_ascii=False) not in trained
 
 
 class TestShow:
     def test_both_answers_stand_beside_what_was_wanted(self, capsys: pytest.CaptureFixture[str]) -> None:
-        compare.show([Answers("a [bold] question", "wanted-word", "base-word", "wanted-word")] * 7)
+        compare.print_comparison([AnswerComparison("a [bold] question", "wanted-word", "base-word", "wanted-word")] * 7)
         out = capsys.readouterr().out
         assert "a [bold] question" in out
         assert "base-word" in out
-        assert "of 7 held-out prompts: the base model 0, the tuned model 7." in out
+        assert "of 7 held-out prompts: base model 0, tuned model 7." in out
 
 
 class TestCompare:
     def test_a_sampler_that_fails_is_a_sentence(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(compare, "SAMPLER", "no.such.module")
         with pytest.raises(CliError, match="The comparison failed"):
-            compare.compare(tmp_path, tmp_path, [Example([{"role": "user", "content": "x"}], "y")])
+            compare.compare(tmp_path, tmp_path, [HeldOutExample([{"role": "user", "content": "x"}], "y")])
 
 
 class TestPlace:
     def test_it_is_where_the_user_says(self, tmp_path: Path) -> None:
-        assert demo._place(tmp_path / "here") == tmp_path / "here"
+        assert demo._demo_directory(tmp_path / "here") == tmp_path / "here"
 
     def test_a_clone_that_postgres_cannot_work_in_is_left_for_one_that_it_can(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.setattr(demo, "REPOSITORY", Path("/" + "a-long-way-down/" * 8))
-        place = demo._place(None)
+        place = demo._demo_directory(None)
         assert place.name == "tunery-demo"
         assert f"uses {place} instead" in capsys.readouterr().err.replace("\n", " ")
 
@@ -64,7 +64,7 @@ class TestTold:
     ) -> None:
         log = tmp_path / "up.log"
         log.write_text("of an earlier start\n")
-        with demo._told(log), log.open("a") as file:
+        with demo._printing_new_lines(log), log.open("a") as file:
             file.write("postgres    [dim] runs\nadmin key   tnry_secret\nready\nhalf a li")
         assert capsys.readouterr().out.split("\n") == ["      postgres    [dim] runs", "      ready", ""]
 

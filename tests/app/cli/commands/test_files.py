@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import select
 
 from app.cli.client.http import Client
-from app.cli.errors import Unreachable
+from app.cli.errors import ServiceUnreachable
 from app.db.engine import Sessions, transaction
 from app.db.files import files
 from app.db.tables import Project, Upload
@@ -47,7 +47,7 @@ class TestOneFile:
         assert tunery("files", "download", file_id).out == "train.jsonl\n"
         assert (here / "train.jsonl").read_bytes() == dataset.read_bytes()
         again = tunery("files", "download", file_id)
-        assert (again.exit_code, "is there already" in again.err) == (2, True)
+        assert (again.exit_code, "already exists" in again.err) == (2, True)
         assert [path.name for path in here.iterdir()] == ["train.jsonl"]
 
     def test_goes_on_where_a_download_broke_off_and_is_verified(
@@ -118,7 +118,7 @@ class TestUpload:
 class TestLargeFiles:
     @pytest.fixture(autouse=True)
     def streamed(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("app.cli.client.upload.STREAMED_FROM_BYTES", 100)
+        monkeypatch.setattr("app.cli.client.upload.MIN_RESUMABLE_BYTES", 100)
         monkeypatch.setattr("app.cli.client.upload.ATTEMPT_PAUSE_SECONDS", 0.0)
 
     def test_go_up_as_a_stream(self, tunery: Tunery, dataset: Path, sessions: Sessions) -> None:
@@ -137,8 +137,8 @@ class TestLargeFiles:
             if first_byte == 0:
                 with path.open("rb") as file:
                     headers = {"Content-Range": f"bytes 0-299/{size}"}
-                    self._ask("PUT", url, content=file.read(300), headers=headers)
-                raise Unreachable("cut")
+                    self._request_json("PUT", url, content=file.read(300), headers=headers)
+                raise ServiceUnreachable("cut")
             return put_file(self, url, path, first_byte, size, on_bytes)
 
         monkeypatch.setattr(Client, "put_file", break_once)
@@ -150,7 +150,7 @@ class TestLargeFiles:
         self, tunery: Tunery, dataset: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def break_always(*_: object) -> None:
-            raise Unreachable("cut")
+            raise ServiceUnreachable("cut")
 
         with monkeypatch.context() as patch:
             patch.setattr(Client, "put_file", break_always)
@@ -205,7 +205,7 @@ class TestWithoutAService:
     def test_nobody_there_says_how_to_start_one(self, bare_tunery: Tunery) -> None:
         done = bare_tunery("files", "list", "--base-url", "http://127.0.0.1:1")
         assert done.exit_code == 1
-        assert "No Tunery at http://127.0.0.1:1" in done.err
+        assert "Cannot connect to Tunery at http://127.0.0.1:1" in done.err
         assert "`tunery up`" in done.err
         assert "Traceback" not in done.err
 
@@ -249,4 +249,4 @@ class TestWithoutAService:
             server.shutdown()
             thread.join()
         assert done.exit_code == 1
-        assert "not Tunery speaking" in done.err
+        assert "not a response of Tunery" in done.err

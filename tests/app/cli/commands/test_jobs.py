@@ -11,7 +11,7 @@ import pytest
 
 from app.cli.client.http import Client
 from app.cli.commands.jobs import item_text
-from app.cli.errors import NotAllowed, Unreachable
+from app.cli.errors import AccessDenied, ServiceUnreachable
 from app.db.access import keys
 from app.db.engine import Sessions, transaction
 from app.db.jobs import claims, jobs
@@ -95,7 +95,7 @@ class TestCreate:
         arguments = ["--model", "tiny", "--training-file", dataset, "--validation-file", "nothing.jsonl"]
         done = tunery("jobs", "create", *arguments)
         assert done.exit_code == 2
-        assert "neither a file's id" in done.err
+        assert "neither a file id" in done.err
         assert tunery("files", "list", "--json").json == []
 
     @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ class TestCreate:
         done = tunery("jobs", *words, "--model", "tiny", "--training-file", dataset, "--set", "lora_rnk=8")
         assert done.exit_code == 2
         assert tunery("files", "list", "--json").json == []
-        assert done.err.count("again, which was uploaded for this") == 1 + ("--validation-file" in words)
+        assert done.err.count("Deleted the uploaded file") == 1 + ("--validation-file" in words)
 
     def test_a_refused_clone_leaves_no_upload_either(self, tunery: Tunery, dataset: Path, waiting_job: Job) -> None:
         before = tunery("files", "list", "--json").json
@@ -119,7 +119,7 @@ class TestCreate:
     def test_a_refused_request_leaves_files_alone_that_were_there_before(self, tunery: Tunery, dataset: Path) -> None:
         file = tunery("files", "upload", dataset).out.strip()
         done = tunery("jobs", "create", "--model", "tiny", "--training-file", file, "--set", "lora_rnk=8")
-        assert (done.exit_code, "again" in done.err) == (2, False)
+        assert (done.exit_code, "Deleted" in done.err) == (2, False)
         assert [one["id"] for one in tunery("files", "list", "--json").json] == [file]
 
     @pytest.mark.parametrize("path", ["files", "fine_tuning/jobs"])
@@ -127,35 +127,35 @@ class TestCreate:
         self, tunery: Tunery, dataset: Path, path: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """During the upload of the second file, or while the job is created."""
-        ask, uploads = Client._ask, iter(range(2))
+        ask, uploads = Client._request_json, iter(range(2))
 
         def interrupted(client: Client, method: str, asked: str, **request: Any) -> Any:
             if method == "POST" and asked == path and (path != "files" or next(uploads) == 1):
                 raise KeyboardInterrupt
             return ask(client, method, asked, **request)
 
-        monkeypatch.setattr(Client, "_ask", interrupted)
+        monkeypatch.setattr(Client, "_request_json", interrupted)
         done = tunery("jobs", "create", "--model", "tiny", "--training-file", dataset, "--validation-file", dataset)
         assert done.exit_code == 130
-        assert "again, which was uploaded for this" in done.err
+        assert "Deleted the uploaded file" in done.err
         assert tunery("files", "list", "--json").json == []
 
     def test_where_nobody_knows_whether_the_job_was_created_the_files_stay_and_are_named(
         self, tunery: Tunery, dataset: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        ask = Client._ask
+        ask = Client._request_json
 
         def broken(client: Client, method: str, asked: str, **request: Any) -> Any:
             answer = ask(client, method, asked, **request)
             if asked == "fine_tuning/jobs":
-                raise Unreachable("The connection broke off.")
+                raise ServiceUnreachable("The connection broke off.")
             return answer
 
         with monkeypatch.context() as patch:
-            patch.setattr(Client, "_ask", broken)
+            patch.setattr(Client, "_request_json", broken)
             done = tunery("jobs", "create", "--model", "tiny", "--training-file", dataset)
         (file,) = [one["id"] for one in tunery("files", "list", "--json").json]
-        assert (done.exit_code, f"these files stay: {file}" in done.err) == (1, True)
+        assert (done.exit_code, f"the uploaded files are kept: {file}" in done.err) == (1, True)
 
     def test_the_newest_file_and_the_beginning_of_an_id_stand_for_files(self, tunery: Tunery, dataset: Path) -> None:
         first, second = (tunery("files", "upload", dataset).out.strip() for _ in range(2))
@@ -178,7 +178,7 @@ class TestRead:
         assert [job["id"] for job in tunery("jobs", "list", "--json").json] == made[::-1]
         assert made[2] in tunery("jobs", "list", "--limit", 1).out
         done = tunery("jobs", "list", "--limit", 1)
-        assert (made[1] in done.out, "These are the newest 1 jobs" in done.err) == (False, True)
+        assert (made[1] in done.out, "Shows the newest 1 jobs" in done.err) == (False, True)
         assert tunery("jobs", "list", "--limit", 3).err == ""
 
     def test_the_list_can_be_filtered(
@@ -215,7 +215,7 @@ class TestRead:
             other = make_project(session, "other")
             made = [make_job(session, each, make_file(session, storage, each)).id for each in (project, other)]
             secret = keys.issue(session, project, "admin", keys.ADMIN_SCOPES).secret
-        assert tunery("jobs", "list", "--all-projects").exit_code == NotAllowed.exit_code
+        assert tunery("jobs", "list", "--all-projects").exit_code == AccessDenied.exit_code
         admin = {"TUNERY_API_KEY": secret}
         shown = tunery("jobs", "list", "--all-projects", env=admin).out
         assert all(word in shown for word in (*made, project.id, other.id))
@@ -265,15 +265,15 @@ class TestRead:
             for number in range(150):
                 job.event_seq += 1
                 append_event(session, job, f"event {number}")
-        monkeypatch.setattr("app.cli.commands.jobs.EVENTS_A_PAGE", 60)
+        monkeypatch.setattr("app.cli.commands.jobs.EVENTS_PER_PAGE", 60)
         done = tunery("jobs", "events", trained_job.id)
         lines = done.out.splitlines()
         assert "Created fine-tuning job" in lines[1]
         assert lines[-1].endswith("event 149")
-        assert "older ones" not in done.err
+        assert "Shows the newest" not in done.err
         done = tunery("jobs", "events", trained_job.id, "--limit", 100)
         assert len(done.out.splitlines()) == 1 + 100
-        assert "These are the newest 100 events; there are older ones" in done.err
+        assert "Shows the newest 100 events" in done.err
         everything = len(lines) - 1
         done = tunery("jobs", "events", trained_job.id, "--limit", everything, "--json")
         assert (len(done.json), done.err) == (everything, "")
@@ -333,7 +333,7 @@ class TestWatch:
     def test_of_a_job_with_many_events_it_says_that_earlier_ones_are_left_out(
         self, tunery: Tunery, trained_job: Job, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("app.cli.commands.watch.EVENTS_AT_FIRST", 2)
+        monkeypatch.setattr("app.cli.commands.watch.MAX_EARLIER_EVENTS", 2)
         done = tunery("jobs", "watch", trained_job.id)
         assert "Created fine-tuning job" not in done.out
         assert f"`tunery jobs events {trained_job.id}` shows all" in done.err

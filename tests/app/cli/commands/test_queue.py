@@ -29,10 +29,10 @@ def test_the_queue_and_the_workers_are_shown(
     shown = tunery("queue")
     assert shown.exit_code == 0, shown.err
     rows = [line.split() for line in shown.out.splitlines()]
-    assert [row[:2] for row in rows[1:]] == [[jobs[0].id, "running"], [jobs[1].id, "waiting"]]
+    assert [row[:2] for row in rows[1:]] == [[jobs[0].id, "running"], [jobs[1].id, "queued"]]
     assert "No training worker is running." in shown.out
     assert "1 of 1 GPU workers are busy." in shown.err
-    assert "Of other projects 0 run and 1 wait." in shown.err
+    assert "Other projects: 0 running, 1 queued." in shown.err
     assert tunery("queue", "--json").json["own"]["waiting"] == 1
 
     listed = tunery("workers")

@@ -14,7 +14,7 @@ from tests.factories import make_file, make_job, start_job, validate_job
 class TestLogs:
     def test_are_printed_as_they_are(self, tunery: Tunery, sessions: Sessions, trained_job: Job) -> None:
         said = tunery("jobs", "logs", trained_job.id).err
-        assert "the job's status is succeeded, and its trainer wrote nothing" in said
+        assert "the job is succeeded and the trainer wrote no log" in said
         with transaction(sessions) as session:
             logs.put(session, trained_job.id, trained_job.project_id, 2, "one\ntwo\n", 0)
         assert tunery("jobs", "logs", trained_job.id).out == "one\ntwo\n"
@@ -26,9 +26,9 @@ class TestLogs:
     ) -> None:
         with transaction(sessions) as session:
             job = make_job(session, project, make_file(session, storage, project))
-        assert "No log yet: the job's status is validating_files, and no trainer has started" in logs_of(tunery, job)
+        assert "No log yet: the job is validating_files and no trainer has started" in logs_of(tunery, job)
         tunery("jobs", "cancel", job.id)
-        assert "No log: the job's status is cancelled, and no trainer was started for it" in logs_of(tunery, job)
+        assert "No log: the job is cancelled and no trainer was started" in logs_of(tunery, job)
 
     def test_of_a_job_that_runs_it_says_that_there_is_nothing_so_far(
         self, tunery: Tunery, sessions: Sessions, storage: LocalStorage, project: Project, base_model: str
@@ -37,7 +37,7 @@ class TestLogs:
             make_job(session, project, make_file(session, storage, project))
             validate_job(session)
             job = start_job(session)
-        assert "No log yet: the job's status is running, and its trainer has written nothing" in logs_of(tunery, job)
+        assert "No log yet: the job is running and the trainer has written no log" in logs_of(tunery, job)
 
 
 def logs_of(tunery: Tunery, job: Job) -> str:

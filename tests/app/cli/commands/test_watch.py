@@ -5,13 +5,13 @@ from collections.abc import Iterator
 import pytest
 
 from app.cli.commands import watch
-from app.cli.errors import Missing, Unreachable
+from app.cli.errors import NotFoundError, ServiceUnreachable
 
 
 class Flaky:
     """Somebody who does not answer the first times."""
 
-    def __init__(self, failures: int, error: type[Exception] = Unreachable) -> None:
+    def __init__(self, failures: int, error: type[Exception] = ServiceUnreachable) -> None:
         self.failures = failures
         self.error = error
 
@@ -29,13 +29,13 @@ def test_a_server_that_comes_back_is_asked_again_and_told_of_once(capsys: pytest
 
 def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "RETRY_TIMEOUT_SECONDS", 0.05)
-    with pytest.raises(Unreachable):
+    with pytest.raises(ServiceUnreachable):
         watch._retry_while_unreachable(Flaky(10_000))
 
 
 def test_an_answer_that_will_not_change_is_not_asked_for_again() -> None:
-    asked = Flaky(2, Missing)
-    with pytest.raises(Missing):
+    asked = Flaky(2, NotFoundError)
+    with pytest.raises(NotFoundError):
         watch._retry_while_unreachable(asked)
     assert asked.failures == 1
 
@@ -76,4 +76,4 @@ def test_a_server_that_cannot_wait_is_asked_once_a_second(monkeypatch: pytest.Mo
         ("running", ["e1"]),
         ("succeeded", ["e2", "e3", "e4"]),
     ]
-    assert slept == [watch.PAUSE_SECONDS] * 3
+    assert slept == [watch.POLL_SECONDS] * 3

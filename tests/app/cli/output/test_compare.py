@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from app.cli.errors import UsageError
-from app.cli.output.compare import Example, compare, held_out
+from app.cli.output.compare import HeldOutExample, compare, read_examples
 from app.db.engine import Sessions, transaction
 from app.db.tables import Project
 from app.storage import LocalStorage
@@ -34,7 +34,9 @@ def test_the_base_and_the_tuned_model_answer_the_same_prompts(tmp_path: Path, mo
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # tiny matrices: a second thread only waits
     base, adapter = make_tiny_base(tmp_path / "base"), tmp_path / "adapter"
     subprocess.run([sys.executable, "-c", MAKE_ADAPTER, base, adapter], check=True, capture_output=True)
-    prompts = [Example([{"role": "user", "content": text}], "x") for text in ("red", "a much longer prompt: blue")]
+    prompts = [
+        HeldOutExample([{"role": "user", "content": text}], "x") for text in ("red", "a much longer prompt: blue")
+    ]
     answers = compare(base, adapter, prompts)
     assert [answer.prompt for answer in answers] == ["red", "a much longer prompt: blue"]
     assert all(answer.base != answer.tuned for answer in answers)
@@ -43,8 +45,8 @@ def test_the_base_and_the_tuned_model_answer_the_same_prompts(tmp_path: Path, mo
 @pytest.mark.parametrize(
     ("quantization", "words"),
     [
-        (None, "the base model in 16 bits"),
-        ({"bits": 4, "type": "fp4", "double_quant": False}, "the base model in 4 bits, as in training"),
+        (None, "base model in 16 bits"),
+        ({"bits": 4, "type": "fp4", "double_quant": False}, "base model in 4 bits, as in training"),
     ],
     ids=["16 bits", "4 bits"],
 )
@@ -87,7 +89,7 @@ def test_the_command_refuses_a_base_that_the_adapter_was_not_trained_on(
     prompts.write_text(
         '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "x"}]}\n', encoding="utf-8"
     )
-    for base, reason in ((tmp_path / "tiny", "are not the base model tiny"), (tmp_path / "nowhere", "cannot be read")):
+    for base, reason in ((tmp_path / "tiny", "are not the base model tiny"), (tmp_path / "nowhere", "Cannot read")):
         done = tunery("adapters", "compare", job.id, "--base", base, "--prompts", prompts)
         assert (done.exit_code, reason in done.err) == (2, True), done.err
 
@@ -100,5 +102,5 @@ def test_the_command_refuses_a_base_that_the_adapter_was_not_trained_on(
 def test_a_file_without_such_examples_is_refused_with_its_line(tmp_path: Path, text: str) -> None:
     path = tmp_path / "heldout.jsonl"
     path.write_text(text)
-    with pytest.raises(UsageError, match="ends with the wanted answer"):
-        held_out(path)
+    with pytest.raises(UsageError, match="ends with the expected answer"):
+        read_examples(path)

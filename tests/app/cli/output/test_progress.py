@@ -44,7 +44,7 @@ class TestText:
         ("job", "text"),
         [
             ({"status": "validating_files"}, "validating files"),
-            ({"status": "queued", "queue_position": 3}, "queued (place 3)"),
+            ({"status": "queued", "queue_position": 3}, "queued (position 3)"),
             (
                 {"status": "queued", "phase": "waiting_for_storage", "queue_position": 1},
                 "queued (waiting for free disk space)",
@@ -70,8 +70,8 @@ class TestText:
 class TestLosses:
     def test_a_validation_loss_stays_until_the_next(self) -> None:
         losses = Losses()
-        losses.take(metrics(train_loss=2.0, full_valid_loss=0.0))
-        losses.take(metrics(train_loss=1.5))
+        losses.update(metrics(train_loss=2.0, full_valid_loss=0.0))
+        losses.update(metrics(train_loss=1.5))
         assert losses == Losses(1.5, 0.0)
 
 
