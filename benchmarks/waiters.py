@@ -18,7 +18,7 @@ from app.db.tables import Job
 from benchmarks.api_stack import Service, postgres, service
 from benchmarks.load import request
 from benchmarks.table import machine
-from tests.factories import start_job, tell_step
+from tests.factories import append_step_event, start_job
 from tests.stack import start_valkey
 
 WAITERS = 500
@@ -92,7 +92,7 @@ async def _etag(served: Service, path: str) -> str:
 
 def _change(sessions: Sessions, job: Job, step: int) -> None:
     with transaction(sessions) as session:
-        tell_step(session, session.get_one(Job, job.id), step, 100)
+        append_step_event(session, session.get_one(Job, job.id), step, 100)
 
 
 def _transactions(sessions: Sessions) -> int:

@@ -1,6 +1,6 @@
-"""Real servers, started once; an empty database, an empty storage and an empty broker for every test.
+"""Fixtures: real servers, started once; an empty database, an empty storage and an empty broker for every test.
 
-A test names what it needs: `sessions` (rows), `storage` (bytes), `settings`, `client` (the API in this process),
+The main fixtures are `sessions` (rows), `storage` (bytes), `settings`, `client` (the API in this process),
 `live_server` (the API behind a socket), `api_key` (of the project `default`).
 """
 
@@ -36,10 +36,10 @@ SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_d
 
 @pytest.fixture(scope="session", autouse=True)
 def plain_tracebacks() -> None:
-    """structlog's default renders every local variable of every frame, which takes a second.
+    """Log with plain tracebacks: structlog's default renders all local variables of all frames, which takes a second.
 
-    The lines go to the process's own standard error: pytest replaces `sys.stdout` between subtests, and a thread of a
-    server that writes to it at that moment crashes the interpreter.
+    The lines go to the process's own standard error: pytest replaces `sys.stdout` between subtests, and a server's
+    thread that writes to it at that moment crashes the interpreter.
     """
     renderer = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
     structlog.configure(
@@ -75,10 +75,10 @@ def valkey_server() -> Iterator[str]:
 
 @pytest.fixture
 def database_url(postgres_server: str, postgres_cleaner: Engine) -> str:
-    """The database, empty, at the newest revision, and nobody connected to it.
+    """The URL of the empty database, at the newest revision and without other connections.
 
-    DELETE takes a millisecond where TRUNCATE takes 40 and a database of its own, from a template, 20 to 600. As a
-    replica's session does, this one leaves triggers alone: nobody else empties the audit log.
+    DELETE takes a millisecond; TRUNCATE takes 40, and a new database from a template 20 to 600. The session has the
+    replication role `replica`, which disables triggers: the one of the audit log refuses to delete.
     """
     with postgres_cleaner.connect() as connection:
         connection.execute(text("SET session_replication_role = replica"))
@@ -91,7 +91,7 @@ def database_url(postgres_server: str, postgres_cleaner: Engine) -> str:
 
 @pytest.fixture
 def blank_database_url(postgres_server: str, postgres_cleaner: Engine) -> Iterator[str]:
-    """A database of this test's own without any table, for tests of the migrations themselves."""
+    """The URL of a new database without tables, for tests of the migrations."""
     with postgres_cleaner.connect() as connection:
         connection.execute(text("CREATE DATABASE blank TEMPLATE template0"))
     yield make_url(postgres_server).set(database="blank").render_as_string(hide_password=False)
@@ -101,7 +101,7 @@ def blank_database_url(postgres_server: str, postgres_cleaner: Engine) -> Iterat
 
 @pytest.fixture
 def redis_url(valkey_server: str) -> str:
-    """The broker, empty, as Celery wants its URL."""
+    """The URL of the empty broker in Celery's form."""
     with redis.Redis.from_url(as_redis_py(valkey_server)) as client:
         client.flushall()
     return valkey_server
@@ -116,7 +116,7 @@ def engine(database_url: str) -> Iterator[Engine]:
 
 @pytest.fixture
 def sessions(engine: Engine) -> Sessions:
-    """`with transaction(sessions) as session:` commits, as the code under test does."""
+    """The session factory; `with transaction(sessions) as session:` commits, as the code under test does."""
     return make_sessions(engine)
 
 
@@ -145,14 +145,14 @@ def project(sessions: Sessions) -> Project:
 
 @pytest.fixture
 def api_key(sessions: Sessions, project: Project) -> str:
-    """A live key of the project `default`."""
+    """The secret of a valid key of the project `default`."""
     with transaction(sessions) as session:
         return make_key(session, project)
 
 
 @pytest.fixture
 def base_model(sessions: Sessions, tmp_path: Path) -> str:
-    """The name of a registered tiny base model, on offer to every project."""
+    """The name of a tiny base model that is registered for every project."""
     with transaction(sessions) as session:
         make_base_model(session, tmp_path / "models" / BASE_MODEL)
     return BASE_MODEL
@@ -160,14 +160,14 @@ def base_model(sessions: Sessions, tmp_path: Path) -> str:
 
 @pytest.fixture
 def app(settings: Settings, storage: LocalStorage) -> FastAPI:
-    from app.main import create_app  # here, so that tests of the worker never load the HTTP process
+    from app.main import create_app  # imported here, so that tests of the worker never load the HTTP process
 
     return create_app(settings, storage=storage)
 
 
 @pytest.fixture
 def client(app: FastAPI, api_key: str) -> Iterator[TestClient]:
-    """The API in this process, with the key of the project `default`; an exception that nobody handles is a 500."""
+    """The API in this process, with the key of the project `default`; an unhandled exception is a 500."""
     from starlette.testclient import TestClient
 
     headers = {"Authorization": f"Bearer {api_key}"}
@@ -177,9 +177,9 @@ def client(app: FastAPI, api_key: str) -> Iterator[TestClient]:
 
 @pytest.fixture
 def live_server(settings: Settings, storage: LocalStorage) -> Iterator[LiveServer]:
-    """The API behind a real socket: `live_server.url` is what `base_url` wants, with /v1.
+    """The API behind a real socket: `live_server.url` is the value of `base_url`, with /v1.
 
-    An app of its own: connections of one event loop are no use to another's.
+    It has its own app, as two event loops cannot share connections.
     """
     from app.main import create_app
 

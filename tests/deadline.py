@@ -1,4 +1,4 @@
-"""Waiting for another process: look often, give up at a deadline, say what was waited for."""
+"""Wait for a condition of another process, with a deadline and a message."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ INTERVAL_SECONDS = 0.05
 def until(
     condition: Callable[[], object], what: str, seconds: float = 10, interval_seconds: float = INTERVAL_SECONDS
 ) -> None:
-    """Return as soon as `condition` is true. Raises AssertionError after `seconds`."""
+    """Poll until `condition` is true. Raises AssertionError after `seconds`, with the description `what`."""
     deadline = time.monotonic() + seconds
     pause = threading.Event()
     while not condition():

@@ -1,6 +1,6 @@
-"""One `make_...` per kind of row, valid by default and put there by the same functions as in production.
+"""One `make_...` function per kind of row; rows are valid by default and inserted by the functions of production.
 
-A job is brought to a later state as its worker would do it: claimed, told of, ended with a reason.
+A job reaches a later state as with a worker: it is claimed, gets events, and ends with a reason.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def make_project(session: Session, name: str = keys.DEFAULT_PROJECT) -> Project:
 
 
 def make_key(session: Session, project: Project, name: str = "test") -> str:
-    """The secret, as it stands in an Authorization header."""
+    """Create a key; return its secret, as in an Authorization header."""
     return keys.issue(session, project, name).secret
 
 
@@ -77,7 +77,7 @@ def make_file(
     job: Job | None = None,
     **columns: Any,
 ) -> File:
-    """A file whose bytes are in `storage`; a chat data set unless `content` is given."""
+    """Create a file with its bytes in `storage`; a chat data set unless `content` is given."""
     content = chat_lines() if content is None else content
     file_id = new_id("file")
     put_bytes(storage, f"files/{file_id}", content)
@@ -113,13 +113,13 @@ def make_job(
     metadata: Mapping[str, str] | None = None,
     parent: ParentAdapter | None = None,
 ) -> Job:
-    """A job in `validating_files`. Its base model must be registered; `body` is a create body's knobs."""
+    """A job in `validating_files`. Its base model must be registered; `body` has parameters of a create body."""
     row = models.get_base(session, project.id, base_model)
     assert row is not None, f"register {base_model!r} first: make_base_model(session, directory)"
     entry = catalog.CatalogEntry.model_validate(row.entry)
     files_of_body = {"validation_file": validation_file.id} if validation_file else {}
-    asked = {"seed": 7} | files_of_body | dict(body or {})
-    spec = resolve(asked, base_model, entry, training_file.line_count or 1, parent)
+    request = {"seed": 7} | files_of_body | dict(body or {})
+    spec = resolve(request, base_model, entry, training_file.line_count or 1, parent)
     return jobs.insert(
         session,
         project.id,
@@ -132,32 +132,32 @@ def make_job(
 
 
 def validate_job(session: Session, owner: str = WORKER) -> Job:
-    """Take the oldest job that waits for validation through it: `queued`."""
+    """Claim and finish the oldest waiting validation; return the job, now `queued`."""
     job = claims.claim(session, "validate", owner, TTL_SECONDS)
     assert job is not None, "no job waits for validation"
     return claims.finish_validation(session, lease_of(job), "Files validated, moving job to queued state")
 
 
 def start_job(session: Session, owner: str = WORKER) -> Job:
-    """Claim the next queued job: `running`."""
+    """Claim the next queued job; return it, now `running`."""
     job = claims.claim(session, "train", owner, TTL_SECONDS)
     assert job is not None, "no job waits for a worker"
     return job
 
 
 def forecast_queue(session: Session, *slots: WorkerSlot) -> None:
-    """What the reconciler does every few seconds."""
-    placed = forecast(slots, queue_positions.waiting_jobs(session), fair_queue.project_shares(session))
-    queue_positions.write_positions(session, placed)
+    """Write the queue positions, as the reconciler does every few seconds."""
+    positions = forecast(slots, queue_positions.waiting_jobs(session), fair_queue.project_shares(session))
+    queue_positions.write_positions(session, positions)
 
 
 def lease_of(job: Job) -> Lease:
-    assert job.lease_owner is not None, f"nobody holds {job.id}"
+    assert job.lease_owner is not None, f"{job.id} has no lease"
     return Lease(job.id, job.attempt, job.lease_owner)
 
 
-def tell_step(session: Session, job: Job, step: int, total_steps: int, loss: float = 1.0) -> None:
-    """One metrics event of a running job, and its progress."""
+def append_step_event(session: Session, job: Job, step: int, total_steps: int, loss: float = 1.0) -> None:
+    """Append a metrics event to a running job, and update its progress."""
     data = {"step": step, "total_steps": total_steps, "train_loss": loss, "train_mean_token_accuracy": 0.5}
     progress = {
         "step": step,
@@ -173,7 +173,7 @@ def tell_step(session: Session, job: Job, step: int, total_steps: int, loss: flo
 def make_checkpoint(
     session: Session, storage: Storage, project: Project, job: Job, step: int, name: str | None = None
 ) -> Checkpoint:
-    """An adapter at `step`: its files and its archive are ordinary files, the manifest names them."""
+    """Create a checkpoint at `step`, with the files of its adapter, the archive and the manifest."""
     name = name or f"ft:{job.base_model}:tunery:{job.suffix or ''}:{next(NUMBERS):08d}:ckpt-step-{step}"
     contents = {
         artifact_directory.ADAPTER_CONFIG: json.dumps({"r": 16, "step": step}).encode(),
@@ -192,11 +192,11 @@ def make_checkpoint(
 
 
 def finish_job(session: Session, storage: Storage, project: Project, job: Job, steps: int = 3) -> Job:
-    """End a running job with a checkpoint a step, a results file and an adapter: `succeeded`."""
+    """Finish a running job with one checkpoint per step, a results file and an adapter; return it, now `succeeded`."""
     name = f"ft:{job.base_model}:tunery:{job.suffix or ''}:{next(NUMBERS):08d}"
     last: Checkpoint | None = None
     for step in range(1, steps + 1):
-        tell_step(session, job, step, steps, loss=1.0 / step)
+        append_step_event(session, job, step, steps, loss=1.0 / step)
         last = make_checkpoint(session, storage, project, job, step, name if step == steps else None)
         models.add_tuned(session, job, last)
     assert last is not None, "a job has at least one step"
@@ -227,18 +227,18 @@ def results_csv(steps: int) -> bytes:
     return text.getvalue().encode()
 
 
-def make_succeeded_job(session: Session, storage: Storage, project: Project, **asked: Any) -> Job:
-    """A job from upload to adapter. Its base model must be registered, and no other job may be waiting."""
-    job = make_job(session, project, make_file(session, storage, project), **asked)
+def make_succeeded_job(session: Session, storage: Storage, project: Project, **job_arguments: Any) -> Job:
+    """Create a `succeeded` job with all its files. Its base model must be registered; no other job may be waiting."""
+    job = make_job(session, project, make_file(session, storage, project), **job_arguments)
     validate_job(session)
     running = start_job(session)
     assert running.id == job.id, "another job was waiting"
     return finish_job(session, storage, project, running)
 
 
-def make_failed_job(session: Session, storage: Storage, project: Project, **asked: Any) -> Job:
-    """A job whose training file was found wanting."""
-    make_job(session, project, make_file(session, storage, project), **asked)
+def make_failed_job(session: Session, storage: Storage, project: Project, **job_arguments: Any) -> Job:
+    """Create a job that failed because of its training file."""
+    make_job(session, project, make_file(session, storage, project), **job_arguments)
     job = claims.claim(session, "validate", WORKER, TTL_SECONDS)
     assert job is not None
     message = "The job failed due to an invalid training file. Line 3: message 2 has no role"

@@ -1,4 +1,4 @@
-"""A real file system that can be filled: a small tmpfs. Only root can mount one; elsewhere its tests are skipped."""
+"""A small tmpfs that a test can fill. Only root can mount it; otherwise the test is skipped."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class SmallDisk:
         return shutil.disk_usage(self.path).free
 
     def fill(self) -> None:
-        """To the last block, as somebody else's files would."""
+        """Fill the file system to the last block."""
         with self._filler.open("ab", buffering=0) as file:
             for block_bytes in BLOCKS_BYTES:
                 while write(file, block_bytes):
@@ -42,7 +42,7 @@ class SmallDisk:
 
 
 def write(file: FileIO, size_bytes: int) -> bool:
-    """Whether there was space for all of it."""
+    """Append `size_bytes`; return whether there was enough space."""
     try:
         return file.write(b"." * size_bytes) == size_bytes
     except OSError as error:

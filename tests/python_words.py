@@ -1,4 +1,4 @@
-"""What no message of a JSON API may hold: words that mean something to Python alone."""
+"""Find words of Python, such as None and dict, which no message of a JSON API may contain."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ WORDS = re.compile(
 
 
 def python_words(message: str) -> list[str]:
-    """Those that stand in `message`; containers as Python writes them among them."""
-    return [found.group() for found in WORDS.finditer(message)]
+    """Return the words of Python in `message`, and the representations of Python containers."""
+    return [match.group() for match in WORDS.finditer(message)]

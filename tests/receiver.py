@@ -1,4 +1,4 @@
-"""A web server that receives webhooks, on loopback: it keeps what came and answers as it is told."""
+"""A web server on loopback that records webhooks and returns configured responses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Received:
 
 @dataclass
 class Receiver:
-    """`answers` are taken one after the other, then it is 204. A callable is given the handler and does as it likes."""
+    """Responses are `answers` in their order, then 204. A callable answer writes the response with the handler."""
 
     port: int
     answers: list[Any] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""A real sender of webhooks beside the test, and the receiver it may reach."""
+"""A real webhook sender in a thread, and a receiver that it may connect to."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TO_LOOPBACK = {"webhook_allow_http": True, "webhook_allowed_networks": "127.0.0.
 
 @contextmanager
 def sending(settings: Settings) -> Iterator[Receiver]:
-    """The receiver, with a sender that runs as long."""
+    """Run a sender and a receiver until the block ends; yield the receiver."""
     resources = open_resources(settings)
     thread = threading.Thread(target=WebhookSender(resources).run)
     with receiving() as receiver:

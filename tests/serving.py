@@ -1,4 +1,4 @@
-"""The API behind a real socket, in a thread: what an official client, curl or a slow reader sees."""
+"""The API behind a real socket, in a thread or a process, for tests with clients."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class LiveServer:
 
     @property
     def url(self) -> str:
-        """What the official client calls `base_url`."""
+        """The `base_url` of the official client."""
         return f"{self.root}/v1"
 
 
 @contextmanager
 def serve(app: FastAPI, http: str = HTTP) -> Iterator[LiveServer]:
-    """Serve `app` on a free loopback port until the block ends. An app that is not ours needs `http="h11"`."""
+    """Serve `app` on a free loopback port until the block ends. An app other than Tunery's needs `http="h11"`."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = uvicorn.Config(app, http=http, ws="none", log_config=None, lifespan="on", timeout_graceful_shutdown=2)
         server = uvicorn.Server(config)
@@ -74,15 +74,15 @@ def api_process(
     environment: Mapping[str, str] | None = None,
     log: Path | None = None,
 ) -> Iterator[tuple[LiveServer, subprocess.Popen[bytes]]]:
-    """The API as a process of its own, as `tunery up` starts it: one that can be killed. `log` gets what it prints."""
+    """Start the API as a separate process, as `tunery up` does, so that a test can kill it. `log` gets its output."""
     server = LiveServer("127.0.0.1", free_port())
-    given = os.environ | {
+    process_environment = os.environ | {
         "DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url,
         "TUNERY_DATA_DIR": str(settings.data_dir), "UVICORN_PORT": str(server.port), **(environment or {}),
     }  # fmt: skip
     with ExitStack() as stack:
         output = None if log is None else stack.enter_context(log.open("wb"))
-        process = subprocess.Popen(command, env=given, stdout=output, stderr=output)
+        process = subprocess.Popen(command, env=process_environment, stdout=output, stderr=output)
         try:
             until(lambda: _answers(server), "the API", seconds=60)
             yield server, process

@@ -1,6 +1,6 @@
-"""Real servers for everybody's tests, in a temporary directory that PostgreSQL's account can reach.
+"""Real servers for tests, in a temporary directory that PostgreSQL's account can access.
 
-pytest's own `tmp_path` is 0700 all the way up, which keeps that account out when the tests run as root.
+pytest's `tmp_path` and its parents have mode 0700, which excludes that account when the tests run as root.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ __all__ = ["as_redis_py", "open_directory", "start_postgres", "start_valkey"]
 
 
 def start_postgres() -> tuple[str, Callable[[], None]]:
-    """An empty database `tunery` without durability: the SQLAlchemy URL, and how to stop it."""
-    held = contextlib.ExitStack()
-    server = LocalPostgres(held.enter_context(open_directory()) / "pg", throwaway=True)
-    return _start(held, server)
+    """Start an empty database `tunery` without durability; return the SQLAlchemy URL and a function that stops it."""
+    resources = contextlib.ExitStack()
+    server = LocalPostgres(resources.enter_context(open_directory()) / "pg", throwaway=True)
+    return _start(resources, server)
 
 
 def start_valkey() -> tuple[str, Callable[[], None]]:
-    """An empty Valkey: the URL as Celery wants it (`as_redis_py` turns it for redis-py), and how to stop it."""
-    held = contextlib.ExitStack()
-    server = LocalValkey(held.enter_context(open_directory()) / "vk")
-    return _start(held, server)
+    """Start an empty Valkey; return its URL for Celery (`as_redis_py` converts it) and a function that stops it."""
+    resources = contextlib.ExitStack()
+    server = LocalValkey(resources.enter_context(open_directory()) / "vk")
+    return _start(resources, server)
 
 
 @contextlib.contextmanager
 def open_directory() -> Iterator[Path]:
-    """A temporary directory which anybody may pass through and only we may list."""
+    """A temporary directory with mode 0711: other accounts may traverse it, but not list it."""
     directory = Path(tempfile.mkdtemp(prefix="tunery-test-"))
     directory.chmod(0o711)
     try:
@@ -42,10 +42,10 @@ def open_directory() -> Iterator[Path]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _start(held: contextlib.ExitStack, server: LocalPostgres | LocalValkey) -> tuple[str, Callable[[], None]]:
-    held.callback(server.stop)
+def _start(resources: contextlib.ExitStack, server: LocalPostgres | LocalValkey) -> tuple[str, Callable[[], None]]:
+    resources.callback(server.stop)
     try:
-        return server.start(), held.close
+        return server.start(), resources.close
     except BaseException:
-        held.close()
+        resources.close()
         raise

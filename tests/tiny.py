@@ -1,7 +1,7 @@
-"""A tiny base model and data set: a tenth of a second, the same bytes every time, without torch or numpy.
+"""A tiny base model and data set, made in a tenth of a second, with the same bytes every time, without torch or numpy.
 
 A random two-layer Llama of about 90,000 parameters with a byte-level tokenizer (one token a byte) and a
-ChatML template: everything a registered base model has, small enough to be trained in a unit test.
+ChatML template: all parts of a registered base model, small enough to be trained in a unit test.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ CONFIG: dict[str, Any] = {
 
 
 def make_tiny_base(directory: Path, *, seed: int = 0, **config: Any) -> Path:
-    """Write a base model into `directory` (made if missing); `config` overrides entries of CONFIG."""
+    """Write a base model into `directory` (created if missing); `config` overrides entries of CONFIG."""
     directory.mkdir(parents=True, exist_ok=True)
     merged = CONFIG | config
     _write_json(directory / "config.json", merged)
@@ -60,29 +60,29 @@ def make_tiny_base(directory: Path, *, seed: int = 0, **config: Any) -> Path:
 
 def make_tiny_dataset(path: Path, examples: int = 12, *, seed: int = 0) -> Path:
     """Write `examples` chat lines of uneven length: 40 to 120 tokens, 9 to 21 of them labelled."""
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(_chat(number, dice)) + "\n" for number in range(examples)]
+    lines = [json.dumps(_chat(number, rng)) + "\n" for number in range(examples)]
     path.write_text("".join(lines), encoding="utf-8")
     return path
 
 
 def make_tiny_pairs(path: Path, pairs: int = 12, *, seed: int = 0) -> Path:
-    """Write `pairs` preference pairs of uneven length: the sorted words are preferred to the words as they came."""
-    dice = random.Random(seed)
+    """Write `pairs` preference pairs of uneven length: the sorted words are preferred to the unsorted ones."""
+    rng = random.Random(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(_pair(number, dice)) + "\n" for number in range(pairs)), encoding="utf-8")
+    path.write_text("".join(json.dumps(_pair(number, rng)) + "\n" for number in range(pairs)), encoding="utf-8")
     return path
 
 
-def _pair(number: int, dice: random.Random) -> dict[str, Any]:
-    question, answer = _chat(number, dice)["messages"]
-    rejected = {"role": "assistant", "content": question["content"][:: dice.choice((1, -1))]}
+def _pair(number: int, rng: random.Random) -> dict[str, Any]:
+    question, answer = _chat(number, rng)["messages"]
+    rejected = {"role": "assistant", "content": question["content"][:: rng.choice((1, -1))]}
     return {"input": {"messages": [question]}, "preferred_output": [answer], "non_preferred_output": [rejected]}
 
 
-def _chat(number: int, dice: random.Random) -> dict[str, Any]:
-    words = [dice.choice(("red", "green", "blue", "amber")) for _ in range(dice.randint(1, 12))]
+def _chat(number: int, rng: random.Random) -> dict[str, Any]:
+    words = [rng.choice(("red", "green", "blue", "amber")) for _ in range(rng.randint(1, 12))]
     return {
         "messages": [
             {"role": "user", "content": f"{number}: " + " ".join(words)},
@@ -91,11 +91,11 @@ def _chat(number: int, dice: random.Random) -> dict[str, Any]:
     }
 
 
-def _write_weights(path: Path, config: dict[str, Any], dice: random.Random) -> None:
+def _write_weights(path: Path, config: dict[str, Any], rng: random.Random) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     blob = bytearray()
     for name, shape in _shapes(config).items():
-        data = _bfloat16(_values(shape, dice))
+        data = _bfloat16(_values(shape, rng))
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [len(blob), len(blob) + len(data)]}
         blob += data
     head = json.dumps(header, separators=(",", ":")).encode()
@@ -126,11 +126,11 @@ def _shapes(config: dict[str, Any]) -> dict[str, list[int]]:
     return shapes
 
 
-def _values(shape: list[int], dice: random.Random) -> array.array[float]:
+def _values(shape: list[int], rng: random.Random) -> array.array[float]:
     if len(shape) == 1:
-        return array.array("f", (1 + 0.1 * dice.uniform(-1, 1) for _ in range(shape[0])))
-    reach = (3 / shape[1]) ** 0.5  # uniform with variance 1 / fan-in: activations keep their size
-    return array.array("f", (dice.uniform(-reach, reach) for _ in range(shape[0] * shape[1])))
+        return array.array("f", (1 + 0.1 * rng.uniform(-1, 1) for _ in range(shape[0])))
+    bound = (3 / shape[1]) ** 0.5  # uniform with variance 1 / fan-in: activations keep their size
+    return array.array("f", (rng.uniform(-bound, bound) for _ in range(shape[0] * shape[1])))
 
 
 def _bfloat16(values: array.array[float]) -> bytes:

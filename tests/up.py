@@ -1,4 +1,4 @@
-"""The whole service as a stranger starts it: `tunery up` in a directory of its own."""
+"""The whole service as a user starts it: `tunery up` in a separate directory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ READY_SECONDS = 120.0
 
 @contextmanager
 def serving() -> Iterator[Service]:
-    """A service in a directory that goes with it."""
+    """Run a service in a temporary directory until the block ends."""
     with open_directory() as directory:
         service = Service(directory)
         try:
@@ -36,21 +36,21 @@ def serving() -> Iterator[Service]:
 @dataclass
 class Service:
     directory: Path
-    environment: Mapping[str, str] = field(default_factory=dict)  # on top of the caller's own
+    environment: Mapping[str, str] = field(default_factory=dict)  # added to the caller's environment
     process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        theirs = {k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "REDIS_URL")}
+        inherited = {k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "REDIS_URL")}
         command = [sys.executable, "-m", "app.cli", "up", "--data-dir", str(self.data), "--port", "0"]
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                command, cwd=ROOT, env={**theirs, **self.environment}, stdout=log, stderr=log, text=True
+                command, cwd=ROOT, env={**inherited, **self.environment}, stdout=log, stderr=log, text=True
             )
         until(self.is_ready, "tunery up is ready", READY_SECONDS)
 
-    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+    def stop(self, stop_signal: signal.Signals = signal.SIGTERM) -> None:
         if self.process is not None:
-            self.process.send_signal(how)
+            self.process.send_signal(stop_signal)
             self.process.wait(timeout=120)
             self.process = None
 
@@ -64,7 +64,7 @@ class Service:
 
     @property
     def runtime(self) -> Path:
-        """What runs where: `base_url`, and the process id of every program under `pids`."""
+        """The file with `base_url`, and with the process id of every program under `pids`."""
         return self.data / "runtime.json"
 
     @property
@@ -85,6 +85,6 @@ class Service:
             return False
 
     def tunery(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """A command of the `tunery` program against this service."""
+        """Run a command of `tunery` against this service."""
         command = [sys.executable, "-m", "app.cli", *arguments, "--data-dir", str(self.data)]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

@@ -84,7 +84,7 @@ def _queued(session: Session, storage: LocalStorage, project: Project) -> Job:
 def _running(session: Session, storage: LocalStorage, project: Project) -> Job:
     _queued(session, storage, project)
     job = factories.start_job(session, owner=new_id("worker"))
-    factories.tell_step(session, job, 1, 3)
+    factories.append_step_event(session, job, 1, 3)
     factories.make_checkpoint(session, storage, project, job, 1)
     return job
 

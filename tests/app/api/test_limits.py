@@ -14,7 +14,7 @@ from app.db.tables import Attempt, File, Job, Project
 from app.domain.jobs.states import JobState
 from app.storage import LocalStorage
 from tests.app.api.conftest import Upload
-from tests.factories import chat_lines, make_file, make_job, start_job, tell_step, validate_job
+from tests.factories import append_step_event, chat_lines, make_file, make_job, start_job, validate_job
 from tests.serving import LiveServer
 
 JOBS = "/v1/fine_tuning/jobs"
@@ -202,7 +202,7 @@ class TestGpuSeconds:
     ) -> None:
         with transaction(sessions) as session:
             session.execute(update(Attempt).values(gpus=3))
-            tell_step(session, session.get_one(Job, running.id), 1, 101)
+            append_step_event(session, session.get_one(Job, running.id), 1, 101)
         used, held = usage(client)
         assert 0 < used < 60
         assert held == 300
@@ -214,10 +214,10 @@ class TestGpuSeconds:
         body = {"model": base_model, "training_file": training_file}
         assert client.post(JOBS, json=body).status_code == 200
         with transaction(sessions) as session:
-            tell_step(session, session.get_one(Job, running.id), 1, 101)
+            append_step_event(session, session.get_one(Job, running.id), 1, 101)
         refused(client.post(JOBS, json=body), "max_gpu_seconds_per_month")
         with transaction(sessions) as session:
-            tell_step(session, session.get_one(Job, running.id), 99, 101)
+            append_step_event(session, session.get_one(Job, running.id), 99, 101)
         assert client.post(JOBS, json=body).status_code == 200
 
     def test_a_job_that_runs_is_not_stopped_by_them(self, client: TestClient, sessions: Sessions, running: Job) -> None:

@@ -28,13 +28,13 @@ from app.storage import LocalStorage
 from tests.conftest import DISCONNECT_OTHERS
 from tests.deadline import until
 from tests.factories import (
+    append_step_event,
     finish_job,
     forecast_queue,
     lease_of,
     make_file,
     make_job,
     start_job,
-    tell_step,
     validate_job,
 )
 from tests.serving import LiveServer, serve
@@ -77,7 +77,7 @@ def client_of(server: LiveServer, api_key: str) -> httpx2.Client:
 
 def step(sessions: Sessions, job: Job, number: int) -> None:
     with transaction(sessions) as session:
-        tell_step(session, session.get_one(Job, job.id), number, 100)
+        append_step_event(session, session.get_one(Job, job.id), number, 100)
 
 
 def is_listening(engine: Engine) -> bool:

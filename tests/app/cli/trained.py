@@ -14,7 +14,7 @@ from app.db.tables import Checkpoint, File, Job, Project
 from app.domain.jobs.states import Reason
 from app.storage import Storage
 from app.system import artifact_directory
-from tests.factories import lease_of, make_file, make_job, results_csv, start_job, tell_step, validate_job
+from tests.factories import append_step_event, lease_of, make_file, make_job, results_csv, start_job, validate_job
 
 STEPS = (2, 4)
 WEIGHTS = bytes(range(256)) * 2048  # half a megabyte, so that a download has a middle
@@ -70,7 +70,7 @@ def pack(directory: Path) -> Path:
 def _make_checkpoint(
     session: Session, storage: Storage, project: Project, job: Job, step: int, adapter: Path
 ) -> tuple[Checkpoint, File]:
-    tell_step(session, job, step, STEPS[-1], loss=1.0 / step)
+    append_step_event(session, job, step, STEPS[-1], loss=1.0 / step)
     purpose = "fine-tune-results"
     content = pack(adapter).read_bytes()
     archive = make_file(session, storage, project, content, purpose, "adapter.tar", job, line_count=None)

@@ -22,6 +22,7 @@ from app.domain.jobs.states import Reason
 from app.storage import LocalStorage
 from tests.app.cli.conftest import Tunery
 from tests.factories import (
+    append_step_event,
     chat_lines,
     lease_of,
     make_failed_job,
@@ -29,7 +30,6 @@ from tests.factories import (
     make_job,
     make_project,
     start_job,
-    tell_step,
     validate_job,
 )
 
@@ -415,7 +415,7 @@ def work(sessions: Sessions) -> None:
         job = start_job(session)
     for step in (1, 2, 3):
         with transaction(sessions) as session:
-            tell_step(session, job, step, 3, loss=1.0 / step)
+            append_step_event(session, job, step, 3, loss=1.0 / step)
         time.sleep(0.05)
     with transaction(sessions) as session:
         claims.finish_held_attempt(session, lease_of(job), Reason.OUT_OF_MEMORY, "did not fit")

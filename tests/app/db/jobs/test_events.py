@@ -12,7 +12,7 @@ from app.db.engine import Sessions, transaction
 from app.db.jobs import claims, events
 from app.db.tables import Job, JobEvent, Project
 from app.storage import LocalStorage
-from tests.factories import lease_of, make_base_model, make_file, make_job, start_job, tell_step, validate_job
+from tests.factories import append_step_event, lease_of, make_base_model, make_file, make_job, start_job, validate_job
 
 
 @pytest.fixture
@@ -88,6 +88,6 @@ def test_pages_are_newest_first_and_join(sessions: Sessions, running: Job) -> No
 def test_of_a_step_that_was_run_twice_the_later_counts(sessions: Sessions, running: Job) -> None:
     with transaction(sessions) as session:
         for step, loss in ((1, 1.0), (2, 0.9), (2, 0.5), (3, 0.4)):
-            tell_step(session, running, step, 3, loss)
+            append_step_event(session, running, step, 3, loss)
         rows = events.all_metrics(session, running.id)
     assert [(row["step"], row["train_loss"]) for row in rows] == [(1, 1.0), (2, 0.5), (3, 0.4)]

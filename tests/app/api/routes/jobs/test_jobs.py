@@ -17,6 +17,7 @@ from app.db.tables import Job, Project
 from app.domain.jobs.states import Desired, JobState, Reason
 from app.storage import LocalStorage
 from tests.factories import (
+    append_step_event,
     forecast_queue,
     lease_of,
     make_failed_job,
@@ -24,7 +25,6 @@ from tests.factories import (
     make_job,
     make_succeeded_job,
     start_job,
-    tell_step,
     validate_job,
 )
 from tests.stack import as_redis_py
@@ -222,7 +222,7 @@ class TestEvents:
             validate_job(session)
             job = start_job(session)
             for step in range(1, 31):
-                tell_step(session, job, step, 30)
+                append_step_event(session, job, step, 30)
         body = client.get(f"{JOBS}/{job.id}/events").json()
         assert len(body["data"]) == 20
         assert body["has_more"] is True

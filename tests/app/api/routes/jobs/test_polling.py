@@ -13,7 +13,7 @@ from app.db.fast_reads.pool import AsyncConnections
 from app.db.tables import Job, Project
 from app.errors import Unavailable
 from app.storage import LocalStorage
-from tests.factories import forecast_queue, make_file, make_job, start_job, tell_step, validate_job
+from tests.factories import append_step_event, forecast_queue, make_file, make_job, start_job, validate_job
 
 JOBS = "/v1/fine_tuning/jobs"
 
@@ -49,7 +49,7 @@ class TestGetJob:
             start_job(session)
         seen.add(client.get(f"{JOBS}/{job.id}").headers["etag"])
         with transaction(sessions) as session:
-            tell_step(session, session.get_one(Job, job.id), 1, 10)
+            append_step_event(session, session.get_one(Job, job.id), 1, 10)
         seen.add(client.get(f"{JOBS}/{job.id}").headers["etag"])
         assert len(seen) == 4
 
@@ -74,7 +74,7 @@ class TestGetJob:
         with transaction(sessions) as session:
             validate_job(session)
             running = start_job(session)
-            tell_step(session, running, 3, 10)
+            append_step_event(session, running, 3, 10)
         body = client.get(f"{JOBS}/{job.id}").json()
         assert body["status"] == "running"
         assert body["phase"] == "training"

@@ -7,7 +7,7 @@ from app.db.engine import Sessions, transaction
 from app.db.jobs import logs
 from app.db.tables import Job, Project
 from app.storage import LocalStorage
-from tests.factories import make_file, make_job, start_job, tell_step, validate_job
+from tests.factories import append_step_event, make_file, make_job, start_job, validate_job
 
 STEPS = 60
 
@@ -20,7 +20,7 @@ def running(sessions: Sessions, storage: LocalStorage, project: Project, base_mo
         validate_job(session)
         job = start_job(session)
         for step in [*range(1, STEPS + 1), STEPS - 1, STEPS]:
-            tell_step(session, job, step, STEPS, loss=5.0 if step == 40 else 1.0)
+            append_step_event(session, job, step, STEPS, loss=5.0 if step == 40 else 1.0)
         return job
 
 
