@@ -1,4 +1,4 @@
-"""The API beside a bare FastAPI route with one SELECT: `make bench-api` (about 4 minutes).
+"""Compare the API with a bare FastAPI route with one SELECT: `make bench-api` (about 4 minutes).
 
 Rates are taken in rounds that alternate with the bare route's, so that other work on the machine meets both; a ratio is
 the median of the rounds' ratios. The last lines say of each promise whether it was met. The exit code is always 0: this
@@ -61,14 +61,14 @@ class Bench:
         return drive((service or self.tunery).port, requests, CONNECTIONS, self.seconds).only(status)
 
     def pairs(self, one: Callable[[], Load], other: Callable[[], Load]) -> list[tuple[Load, Load]]:
-        """Rounds of both, in turn, the order changing; the first is not counted."""
+        """Alternate rounds of both in changing order; the first round is a warm-up and is not counted."""
         one(), other()
-        found = []
+        pairs_of_loads = []
         for number in range(self.rounds):
             first, second = (one, other) if number % 2 else (other, one)
             loads = first(), second()
-            found.append(loads if number % 2 else loads[::-1])
-        return found
+            pairs_of_loads.append(loads if number % 2 else loads[::-1])
+        return pairs_of_loads
 
     def _bare_requests(self, number: int) -> Iterator[bytes]:
         return endless(number, [request("GET", f"/jobs/{each}", {}) for each in sample(self.tunery, number)])
@@ -84,15 +84,15 @@ def polling(bench: Bench) -> None:
         counts[name] += len(load.latencies)
         return load
 
-    found = bench.pairs(
+    pairs_of_loads = bench.pairs(
         lambda: counted("bare", bench.bare_process, bench.bare),
         lambda: counted("ours", bench.tunery.process, lambda: bench.ours(polls(bench.tunery))),
     )
-    rate = show("job polling", found, "bare route")
+    rate = show("job polling", pairs_of_loads, "bare route")
     each_ms = {name: 1e3 * cpu[name] / counts[name] for name in cpu}
     bench.poll_cpu_ms = each_ms["ours"]
     print(f"CPU of the API process a request: {each_ms['ours']:.2f} ms; the bare route's: {each_ms['bare']:.2f} ms")
-    p99 = statistics.median(mine.percentile_ms(0.99) / bare.percentile_ms(0.99) for bare, mine in found)
+    p99 = statistics.median(mine.percentile_ms(0.99) / bare.percentile_ms(0.99) for bare, mine in pairs_of_loads)
     bench.judge("polling: rate, of the bare route's", rate, ">= 0.8", rate >= 0.8)
     bench.judge("polling: p99, of the bare route's", p99, "<= 1.5", p99 <= 1.5)
 
@@ -100,30 +100,30 @@ def polling(bench: Bench) -> None:
 def unchanged(bench: Bench) -> None:
     jobs = random.Random(7).sample(bench.tunery.job_ids, 200)
     etags = {each: etag_of(bench.tunery, each) for each in jobs}
-    known = [
+    conditional_requests = [
         request("GET", path_of(each), bench.tunery.headers | {"If-None-Match": etag}) for each, etag in etags.items()
     ]
-    whole = [request("GET", path_of(each), bench.tunery.headers) for each in jobs]
-    found = bench.pairs(
-        lambda: bench.ours(lambda number: endless(number, whole)),
-        lambda: bench.ours(lambda number: endless(number, known), status=304),
+    full_requests = [request("GET", path_of(each), bench.tunery.headers) for each in jobs]
+    pairs_of_loads = bench.pairs(
+        lambda: bench.ours(lambda number: endless(number, full_requests)),
+        lambda: bench.ours(lambda number: endless(number, conditional_requests), status=304),
     )
-    rate = show("304s", found, "200s of the same jobs")
-    bench.judge("304s: rate, of whole answers'", rate, "> 1", rate > 1)
+    rate = show("304s", pairs_of_loads, "200s of the same jobs")
+    bench.judge("304s: rate, of full_requests answers'", rate, "> 1", rate > 1)
 
 
 def wait(bench: Bench) -> None:
-    """CPU of the API process for requests that wait two seconds each, beside that of as many seconds of polling."""
+    """Compare the API process's CPU time for long polls of two seconds with that for short polling."""
     if bench.poll_cpu_ms is None:
         polling(bench)
     waiters, rounds, seconds = 500, 3, 2
     etags = {each: etag_of(bench.tunery, each) for each in random.Random(8).sample(bench.tunery.job_ids, 100)}
-    asked = [
+    requests = [
         request("GET", f"{path_of(each)}?wait={seconds}", bench.tunery.headers | {"If-None-Match": etag})
         for each, etag in etags.items()
     ]
     cpu = bench.tunery.process.cpu_times()
-    load = drive(bench.tunery.port, lambda number: [asked[number % 100]] * rounds, waiters).only(304)
+    load = drive(bench.tunery.port, lambda number: [requests[number % 100]] * rounds, waiters).only(304)
     each_ms = 1e3 * spent(bench.tunery.process, cpu) / (waiters * rounds)
     threads, connections = bench.tunery.process.num_threads(), len(bench.tunery.process.net_connections())
     print(
@@ -138,21 +138,23 @@ def lists(bench: Bench) -> None:
     ids = bench.tunery.job_ids
     first = [request("GET", "/v1/fine_tuning/jobs?limit=20", bench.tunery.headers)]
     last = [request("GET", f"/v1/fine_tuning/jobs?limit=20&after={ids[30]}", bench.tunery.headers)]
-    found = bench.pairs(lambda: bench.ours(lambda _: endless(0, first)), lambda: bench.ours(lambda _: endless(0, last)))
-    rate = show("the last page of jobs", found, "the first page")
+    pairs_of_loads = bench.pairs(
+        lambda: bench.ours(lambda _: endless(0, first)), lambda: bench.ours(lambda _: endless(0, last))
+    )
+    rate = show("the last page of jobs", pairs_of_loads, "the first page")
     bench.judge("list pages: rate at the end, of that at the start", rate, ">= 0.9", rate >= 0.9)
 
 
 def size(bench: Bench) -> None:
-    found = bench.pairs(
+    pairs_of_loads = bench.pairs(
         lambda: bench.ours(polls(bench.small), bench.small), lambda: bench.ours(polls(bench.tunery), bench.tunery)
     )
-    rate = show(f"polling among {len(bench.tunery.job_ids):,} jobs", found, "among 100")
+    rate = show(f"polling among {len(bench.tunery.job_ids):,} jobs", pairs_of_loads, "among 100")
     bench.judge("50,000 jobs: rate, of that with 100", rate, ">= 0.9", rate >= 0.9)
 
 
 def creates(bench: Bench) -> None:
-    """1,000 jobs, each asked for twice with the same key, by 16 clients; the copies meet."""
+    """Create 1,000 jobs, each twice at the same time with the same idempotency key, by 16 clients."""
     if not bench.bare_rates:
         bench.bare()
     body = json.dumps({"model": "tiny", "training_file": bench.tunery.training_file_id}).encode()
@@ -211,11 +213,11 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def show(what: str, found: list[tuple[Load, Load]], beside: str) -> float:
-    """Print a line; the median of the rounds' ratios of rates, the second to the first."""
-    ratio = statistics.median(second.rate / first.rate for first, second in found)
-    rates = [statistics.median(loads[side].rate for loads in found) for side in (0, 1)]
-    p99s = [statistics.median(loads[side].percentile_ms(0.99) for loads in found) for side in (0, 1)]
+def show(what: str, pairs_of_loads: list[tuple[Load, Load]], beside: str) -> float:
+    """Print a line and return the median of the rounds' ratios of rates, second to first."""
+    ratio = statistics.median(second.rate / first.rate for first, second in pairs_of_loads)
+    rates = [statistics.median(loads[side].rate for loads in pairs_of_loads) for side in (0, 1)]
+    p99s = [statistics.median(loads[side].percentile_ms(0.99) for loads in pairs_of_loads) for side in (0, 1)]
     print(
         f"{what}: {rates[1]:.0f}/s, p99 {p99s[1]:.0f} ms; {beside}: {rates[0]:.0f}/s, p99 {p99s[0]:.0f} ms; "
         f"ratio {ratio:.2f}",

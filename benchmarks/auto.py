@@ -1,4 +1,4 @@
-"""What "auto" gives beside a grid of learning rates at equal tokens, on four small tasks: `make bench-auto`.
+"""Compare "auto" with a grid of learning rates at equal tokens, on four small tasks: `make bench-auto`.
 
 Everything but the learning rate is what "auto" resolves to, on both sides. The rates of a task and seed are trained one
 after the other. Quality is that of the saved adapters on held-out rows.
@@ -112,9 +112,11 @@ def prepare(directory: Path, base: Path, entry: CatalogEntry, task: Task, option
 def job_spec(
     base: Path, entry: CatalogEntry, n_examples: int, options: argparse.Namespace, rate: float | None = None
 ) -> JobSpec:
-    """What the API would store for a request that says nothing but this; seeds are set run by run."""
-    asked = {"n_epochs": options.epochs, "batch_size": options.batch_size, "learning_rate": rate}
-    return resolve({"seed": 0, "hyperparameters": asked, "lora": {"r": options.rank}}, base.name, entry, n_examples)
+    """The spec that the API would store for a request with only these settings; the seed is set for each run."""
+    hyperparameters = {"n_epochs": options.epochs, "batch_size": options.batch_size, "learning_rate": rate}
+    return resolve(
+        {"seed": 0, "hyperparameters": hyperparameters, "lora": {"r": options.rank}}, base.name, entry, n_examples
+    )
 
 
 def estimate(works: Sequence[Work], options: argparse.Namespace) -> None:
@@ -167,7 +169,7 @@ def trained(
     quantization: QuantizationSpec | None,
     options: argparse.Namespace,
 ) -> Iterator[tuple[RunSpec, str]]:
-    """Train one run after the other; yields each one that is done, with its adapter's directory below `workdir`."""
+    """Train the runs in sequence; yield each finished one with its adapter's directory below `workdir`."""
     workdir.mkdir()
     progress = Progress(workdir.name)
     for each in runs:
@@ -184,7 +186,7 @@ def trained(
 
 
 class Progress:
-    """Hears the trainer's records: a line every 50 steps, and where the adapters are."""
+    """Receives the trainer's records: prints a line every 50 steps and stores the adapters' directories."""
 
     def __init__(self, name: str) -> None:
         self.adapters: dict[str, str] = {}
@@ -202,19 +204,20 @@ class Progress:
 
 def compare(work: Work, scores: Scores, options: argparse.Namespace) -> bool:
     """Print one task's table. Returns whether auto is below the grid's best beyond the interval."""
-    whole = {arm: found for arm, found in scores.items() if len(found) == len(options.seeds)}
+    complete_scores = {arm: runs for arm, runs in scores.items() if len(runs) == len(options.seeds)}
     print(f"\n{work.task.name}: {work.n_examples} rows, {work.trained_tokens:,} tokens, {len(options.seeds)} seeds")
     for arm in scores:
-        print(f"  {arm:>8} ({rate_of(work, arm):.2g})  {_quality(whole[arm]) if arm in whole else 'failed'}")
-    if AUTO not in whole or len(whole) == 1:
-        return AUTO not in whole
-    grid = {arm: found for arm, found in whole.items() if arm != AUTO}
+        quality = _quality(complete_scores[arm]) if arm in complete_scores else "failed"
+        print(f"  {arm:>8} ({rate_of(work, arm):.2g})  {quality}")
+    if AUTO not in complete_scores or len(complete_scores) == 1:
+        return AUTO not in complete_scores
+    grid = {arm: runs for arm, runs in complete_scores.items() if arm != AUTO}
     by_loss = best(grid, by_loss=True)
-    interval = loss_interval(whole[AUTO], grid[by_loss])
+    interval = loss_interval(complete_scores[AUTO], grid[by_loss])
     print(f"  auto - {by_loss}, loss (more is better for auto): {_format(interval)}")
     if work.task.exact:
         by_accuracy = best(grid, by_loss=False)
-        interval = accuracy_interval(whole[AUTO], grid[by_accuracy])
+        interval = accuracy_interval(complete_scores[AUTO], grid[by_accuracy])
         print(f"  auto - {by_accuracy}, exact: {_format(interval)}")
     print(f"  auto is {'BELOW' if interval.is_worse else 'not below'} the grid's best", flush=True)
     return interval.is_worse
@@ -258,7 +261,7 @@ def _threads(options: argparse.Namespace) -> int:
 
 
 def _silent(_doing: str) -> None:
-    """Nobody waits for a sign of life here."""
+    """Ignored: no watchdog runs here."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What Tunery's reads are measured by: a `def` route of FastAPI with one SELECT by primary key, no key, no ETag."""
+"""The baseline for reads: a `def` route of FastAPI with one SELECT by primary key, no key, no ETag."""
 
 from __future__ import annotations
 

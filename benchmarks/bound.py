@@ -1,4 +1,4 @@
-"""The time of a step's matrix products alone: what no trainer that computes the same can go below.
+"""The time of a step's matrix products alone: a lower bound for every trainer that computes them.
 
     python -m benchmarks.bound WORKLOAD_DIR
 

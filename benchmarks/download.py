@@ -1,4 +1,4 @@
-"""A download by curl, from Tunery and from a plain static file server, in turns."""
+"""A download by curl, alternately from Tunery and from a static file server."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def static_server(nginx: str | None, directory: Path, root: Path) -> Iterator[tu
         return
     home = directory / "nginx"
     home.mkdir()
-    user = "user root; " if os.geteuid() == 0 else ""  # nobody else may look into the data directory
+    user = "user root; " if os.geteuid() == 0 else ""  # only the owner may read the data directory
     (home / "conf").write_text(NGINX.format(user=user, directory=home, host=HOST, port=port, root=root))
     process = subprocess.Popen([nginx, "-p", str(home), "-c", str(home / "conf"), "-e", str(home / "error.log")])
     try:

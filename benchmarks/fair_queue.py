@@ -1,4 +1,4 @@
-"""A week of made traffic through the fair queue and through first come, first served: `make bench-queue`.
+"""Simulate a week of synthetic traffic with the fair queue and with first come, first served: `make bench-queue`.
 
 The fair queue is the service's own SQL on a real PostgreSQL with a clock of its own, so the times are of that week and
 not of this machine. `--speed` measures the claim itself with 50,000 waiting jobs of 200 projects.
@@ -78,7 +78,7 @@ def print_waits(what: str, groups: Sequence[Group], plain: Sequence[Run], fair: 
 
 
 def print_shares(plain: Sequence[Run], fair: Sequence[Run]) -> None:
-    """Of the GPU time in which jobs of two projects or more waited: who had it?"""
+    """The share of each project in the GPU time during which jobs of two or more projects were queued."""
     print(f"{'GPU time while 2+ projects wait':34}{'first come':>12}{'fair':>12}")
     shares = [contended_shares(runs) for runs in (plain, fair)]
     for name in sorted(shares[0].keys() | shares[1].keys()):

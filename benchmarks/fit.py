@@ -1,4 +1,4 @@
-"""`make bench-fit`: is what the plan says of a job's room true? Twenty jobs under limits around the predicted peak.
+"""`make bench-fit`: check the plan's memory estimate with twenty jobs under limits around the predicted peak.
 
     python -m benchmarks.fit [--jobs 20] [--spread 0.2] [--hopeful]
 
@@ -68,23 +68,23 @@ def main() -> None:
         "--spread", type=float, default=0.2, help="limits from 1 - spread to 1 + spread times the peak"
     )
     options.add_argument("--hopeful", action="store_true", help="begin with the largest layout, and repair")
-    asked = options.parse_args()
+    arguments = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="tunery-fit-") as name:
         place = Path(name)
         base = make_tiny_base(place / "base", **SHAPE)
         data = _write_data(place / "train.jsonl")
         needed = _needed(base, data, place)
         print(f"predicted peak of the smallest layout: {needed / 1e6:.1f} MB", flush=True)
-        wrong = _try_all(base, data, place, needed, asked)
-    print(f"wrong verdicts outside {TOLERANCE:.0%} of the peak: {wrong} of {asked.jobs}")
+        wrong = _try_all(base, data, place, needed, arguments)
+    print(f"wrong verdicts outside {TOLERANCE:.0%} of the peak: {wrong} of {arguments.jobs}")
 
 
-def _try_all(base: Path, data: Path, place: Path, needed: int, asked: argparse.Namespace) -> int:
+def _try_all(base: Path, data: Path, place: Path, needed: int, arguments: argparse.Namespace) -> int:
     wrong = 0
-    for number in range(asked.jobs):
-        ratio = 1 - asked.spread + 2 * asked.spread * number / (asked.jobs - 1)
+    for number in range(arguments.jobs):
+        ratio = 1 - arguments.spread + 2 * arguments.spread * number / (arguments.jobs - 1)
         says = is_said_to_fit(needed, int(ratio * needed))
-        layout = (HOPEFUL,) if asked.hopeful else () if says else SMALLEST
+        layout = (HOPEFUL,) if arguments.hopeful else () if says else SMALLEST
         job = _try(base, data, place / f"job-{number}", int(ratio * needed), layout)
         is_wrong = says != job.fits and abs(ratio - 1) > TOLERANCE
         wrong += is_wrong

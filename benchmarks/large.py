@@ -1,4 +1,4 @@
-"""One file of many GB up by every way that takes it, and down again: `python -m benchmarks.large --mb 6144`.
+"""Upload a file of many GB by every supported method, and download it: `python -m benchmarks.large --mb 6144`.
 
 Every megabyte of it is another one. Printed are MB/s, how much memory the API had more than before at the most, and
 whether the SHA-256 of what came down is that of what went up. The disk has to hold the file once for each way.

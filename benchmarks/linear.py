@@ -1,4 +1,4 @@
-"""Does the time of every parser grow with the length of its input, and no faster? `make bench-linear`
+"""Check that the time of every parser grows at most linearly with its input: `make bench-linear`
 
 Each hostile input is made in sizes of 2^12 to 2^20 bytes, and the CPU time of parsing it (`time.process_time`, best of
 five) is fitted against the size on two logarithmic axes. The slope is the exponent: 1 is linear, 2 quadratic. One of
@@ -31,7 +31,7 @@ class Growth:
 
     @property
     def exponent(self) -> float | None:
-        """None where too few sizes take more than the fixed cost."""
+        """None if too few sizes take longer than the fixed cost."""
         points = [
             (size, seconds) for size, seconds in zip(self.sizes, self.seconds, strict=True) if seconds > FLOOR_SECONDS
         ]
@@ -86,9 +86,9 @@ def main(arguments: Sequence[str]) -> int:
         first, middle, last = (growth.seconds[at] * 1000 for at in (0, len(SIZES) // 2, -1))
         is_bad = exponent is not None and exponent >= MAX_EXPONENT
         failed += is_bad
-        told = "too quick" if exponent is None else f"{exponent:8.2f}"
-        print(f"| {parser.name:29} | {name:31} | {first:10.3f} | {middle:7.2f} | {last:7.1f} | {told}{' !' * is_bad} |",
-              flush=True)  # fmt: skip
+        exponent_text = "too quick" if exponent is None else f"{exponent:8.2f}"
+        times = f"{first:10.3f} | {middle:7.2f} | {last:7.1f}"
+        print(f"| {parser.name:29} | {name:31} | {times} | {exponent_text}{' !' * is_bad} |", flush=True)
     print(f"\n{failed} grow with an exponent of {MAX_EXPONENT} or more." if failed else "\nAll are linear.")
     return 1 if failed else 0
 

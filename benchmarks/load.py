@@ -1,4 +1,4 @@
-"""A load generator that costs as little as one in Python can: 64 sockets, one thread, ready-made requests.
+"""A load generator with little overhead: 64 sockets, one thread, prepared requests.
 
 It shares the machine with what it measures, so it does the same for every server: it finds the end of an answer, notes
 its status and its time, and sends the next request. Bodies are not parsed.
@@ -17,7 +17,7 @@ NO_BODY = (204, 304)
 
 @dataclass
 class Load:
-    """What came of it. `seconds` is from the first request to the last answer."""
+    """The result of a run. `seconds` is the time from the first request to the last response."""
 
     latencies: list[float] = field(default_factory=list)
     statuses: Counter[int] = field(default_factory=Counter)
@@ -31,7 +31,7 @@ class Load:
         return 1e3 * sorted(self.latencies)[min(len(self.latencies) - 1, int(share * len(self.latencies)))]
 
     def only(self, *statuses: int) -> Load:
-        """Itself. Raises AssertionError for an answer of another status: a fast error is no speed."""
+        """Return itself. Raises AssertionError if a response has another status: errors are no throughput."""
         assert set(self.statuses) <= set(statuses), f"answers were {dict(self.statuses)}"
         return self
 
@@ -43,7 +43,7 @@ def request(method: str, path: str, headers: dict[str, str], body: bytes = b"") 
 
 
 def drive(port: int, requests: Callable[[int], Iterable[bytes]], connections: int, seconds: float = 1e9) -> Load:
-    """Send `requests(connection)` over each connection, one after the other, until they or the seconds are over."""
+    """Send `requests(connection)` in sequence over each connection, until they end or the time is over."""
     return asyncio.run(_drive(port, requests, connections, seconds))
 
 

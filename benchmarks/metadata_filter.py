@@ -94,9 +94,9 @@ def tell(what: str, act: Callable[[], list[object]]) -> None:
     taken = []
     for _ in range(TIMES):
         began = time.perf_counter()
-        found = len(act())
+        row_count = len(act())
         taken.append(1000 * (time.perf_counter() - began))
-    print(f"{what:28} {found:3} found, median {statistics.median(taken):7.2f} ms, largest {max(taken):7.2f} ms")
+    print(f"{what:28} {row_count:3} row_count, median {statistics.median(taken):7.2f} ms, largest {max(taken):7.2f} ms")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Is one adapter worse than another on the same held-out examples, or could it be chance? A paired bootstrap.
+"""Paired bootstrap: whether one adapter is worse than another on the same held-out examples, beyond chance.
 
 Efron and Tibshirani, An Introduction to the Bootstrap (1993), the percentile interval. Seeds of training are averaged
 within an example first: an example is what is drawn again, not a run.
@@ -18,7 +18,7 @@ SEED = 7
 
 @dataclass(frozen=True)
 class Interval:
-    """Of the difference ours - theirs, in which more is better for us."""
+    """A confidence interval of the difference ours - theirs; positive is better for Tunery."""
 
     difference: float
     low: float
@@ -30,12 +30,12 @@ class Interval:
 
 
 def accuracy_interval(ours: Sequence[Score], theirs: Sequence[Score]) -> Interval:
-    """Of the shares of right answers. One score a seed, in the same order on both sides."""
+    """The interval of the difference in accuracy. One score per seed, in the same order on both sides."""
     return _interval(_exact(ours), _exact(theirs), [1.0] * len(ours[0].exact))
 
 
 def loss_interval(ours: Sequence[Score], theirs: Sequence[Score]) -> Interval:
-    """Of the losses in nats per labelled token, turned round: a lower loss of ours is a positive difference."""
+    """The interval of the difference in loss (nats per labelled token), negated: positive is better for Tunery."""
     return _interval(_nats(theirs), _nats(ours), [float(count) for count in ours[0].tokens])
 
 
@@ -48,7 +48,7 @@ def _nats(scores: Sequence[Score]) -> list[float]:
 
 
 def _interval(ours: list[float], theirs: list[float], weights: list[float]) -> Interval:
-    """Of (sum of ours - theirs) / (sum of weights), over examples drawn with replacement."""
+    """The interval of sum(ours - theirs) / sum(weights), over examples drawn with replacement."""
     gains = [mine - other for mine, other in zip(ours, theirs, strict=True)]
     dice, pairs, size = random.Random(SEED), list(zip(gains, weights, strict=True)), len(gains)
     draws = sorted(_ratio(dice.choices(pairs, k=size)) for _ in range(DRAWS))

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer on the shared workload; runs in the peer's own environment and prints one JSON line a step.
+"""TRL's SFTTrainer on the shared workload; runs in the peer's own environment and prints one JSON line per step.
 
 .venv-peer/bin/python benchmarks/peer_trl.py WORKLOAD_DIR '{"micro_batch": 8, "checkpointing": true, ...}'
 """
@@ -19,7 +19,7 @@ from trl import SFTConfig, SFTTrainer
 
 
 class Tell(TrainerCallback):
-    """Says what each step took in: real tokens, whatever the padding, the packing and the micro-batch."""
+    """Reports the real tokens of each step, independent of padding, packing and micro-batches."""
 
     def __init__(self) -> None:
         self.tokens = 0
@@ -38,7 +38,7 @@ class Tell(TrainerCallback):
 
 
 def train(directory: Path, options: dict, make_trainer: Callable[[Path, dict, dict], SFTTrainer]) -> None:
-    """What both peers do alike: from the same LoRA start through the same rows, telling of every step."""
+    """The part that both peers share: train from the same LoRA weights on the same rows, report every step."""
     work = json.loads((directory / "peer.json").read_text())
     torch.set_num_threads(work["threads"])
     trainer = make_trainer(directory, work, options)
@@ -113,7 +113,7 @@ def _max_length(options: dict) -> int | None:
 
 @torch.no_grad()
 def validation_loss(model, path: Path) -> float:
-    """Summed over labelled tokens and divided once, as ours is."""
+    """The sum over labelled tokens, divided once, as in Tunery."""
     model.eval()
     total, count = 0.0, 0
     for row in read(path):

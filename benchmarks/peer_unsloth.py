@@ -1,4 +1,4 @@
-"""Unsloth on the shared workload, CUDA only; runs in an environment that has it and prints one JSON line a step.
+"""Unsloth on the shared workload, CUDA only; runs in an environment that has it and prints one JSON line per step.
 
     PYTHON benchmarks/peer_unsloth.py WORKLOAD_DIR '{"micro_batch": 8, "checkpointing": true}'
 

@@ -1,4 +1,4 @@
-"""Who Tunery is compared with, and in which environment each of them lives."""
+"""The trainers that Tunery is compared with, and the Python environment of each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UNSLOTH_SECONDS = 300.0  # its import compiles; one that hangs is not waited for
 
 @dataclass(frozen=True)
 class Peer:
-    """One row of the table: a script, the Python that runs it, and what it is told."""
+    """One row of the table: a script, the Python that runs it, and its options."""
 
     name: str
     script: str
@@ -38,7 +38,7 @@ def trl(best: dict) -> list[Peer]:
 
 
 def unsloth(device: str, python: Path) -> tuple[list[Peer], str | None]:
-    """Its two rows; or none, and why."""
+    """The two rows of the peer; or none, with the reason."""
     if device != "cuda":
         return [], "Unsloth is left out: it needs an NVIDIA GPU (DEVICE=cuda)."
     if (reason := why_not_importable(python, "unsloth")) is not None:
@@ -51,7 +51,7 @@ def unsloth(device: str, python: Path) -> tuple[list[Peer], str | None]:
 
 
 def why_not_importable(python: Path, package: str) -> str | None:
-    """The last thing that `python` says when it cannot import `package`; None when it can."""
+    """The last line of the error if `python` cannot import `package`; None if it can."""
     try:
         done = subprocess.run(
             [str(python), "-c", f"import {package}"], capture_output=True, text=True, timeout=UNSLOTH_SECONDS

@@ -1,4 +1,4 @@
-"""Is the plan true? `make bench-plan`: one job, then five others of its kind, each planned before it runs.
+"""Accuracy of the plan, `make bench-plan`: one job, then five similar ones, each planned before it runs.
 
 The whole service as `tunery up` starts it, with servers of its own. Each job is planned and created over HTTP by one
 and the same request; what it took is read where the worker stores it for the next plan, in the table `measurements`.
@@ -39,7 +39,7 @@ LOOK_SECONDS = 2.0  # between two looks at a job: on two cores, looking more oft
 
 @dataclass(frozen=True)
 class Recipe:
-    """A job on some rows of GSM8K. Conversations of several `turns` are so many rows put together."""
+    """A job on some rows of GSM8K. Conversations of several `turns` are that many rows joined."""
 
     name: str
     examples: int
@@ -152,7 +152,7 @@ def finished(client: httpx2.Client, job_id: str) -> dict[str, Any]:
 
 
 def sent(answer: httpx2.Response) -> dict[str, Any]:
-    """Raises RuntimeError with what the API says of a request that it refused."""
+    """Raises RuntimeError with the API's message if it rejects the request."""
     if not answer.is_success:
         raise RuntimeError(f"{answer.status_code}: {answer.text}")
     body: dict[str, Any] = answer.json()
@@ -171,7 +171,7 @@ def validation_rows(recipe: Recipe) -> bytes:
 
 
 def joined(lines: Sequence[bytes], turns: int) -> bytes:
-    """Each `turns` conversations as one."""
+    """Join every `turns` conversations into one."""
     rows = [json.loads(line)["messages"] for line in lines]
     together = [list(chain.from_iterable(rows[at : at + turns])) for at in range(0, len(rows), turns)]
     return b"".join(json.dumps({"messages": messages}).encode() + b"\n" for messages in together)

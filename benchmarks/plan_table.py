@@ -1,4 +1,4 @@
-"""What was predicted of jobs beside what they took, and whether that is near enough."""
+"""A table of estimated and actual time and memory of jobs, and whether the errors meet the targets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HEADER = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """One job: its plan, and what it took."""
+    """One job: its estimate, and its actual time and memory."""
 
     name: str
     planned_tokens: int
@@ -38,7 +38,7 @@ class Outcome:
 
     @property
     def memory_error(self) -> float:
-        """As a part of what it took; positive: too much was predicted."""
+        """The error relative to the actual value; positive if the estimate is too high."""
         return self.planned_peak_bytes / self.peak_bytes - 1
 
     @property
@@ -62,7 +62,7 @@ def line(outcome: Outcome) -> str:
 
 
 def verdicts(outcomes: Sequence[Outcome]) -> list[str]:
-    """Each target beside what was seen."""
+    """Each target with the measured value."""
     inexact = [outcome.name for outcome in outcomes if not outcome.is_exact]
     of_attempt = _median([outcome.attempt_error for outcome in outcomes])
     return [
@@ -75,8 +75,9 @@ def verdicts(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def _within(what: str, errors: Sequence[float], allowed: float) -> str:
-    seen, worst = _median(errors), max(errors, key=abs)
-    return f"{_met(seen <= allowed)} {what}, median error: {seen:.1%}, at most {allowed:.0%} (worst {worst:+.1%})"
+    median_error, worst = _median(errors), max(errors, key=abs)
+    target = f"at most {allowed:.0%} (worst {worst:+.1%})"
+    return f"{_met(median_error <= allowed)} {what}, median error: {median_error:.1%}, {target}"
 
 
 def _median(errors: Sequence[float]) -> float:

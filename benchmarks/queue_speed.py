@@ -1,4 +1,4 @@
-"""How long a claim, a forecast and a look at a place take with many waiting jobs. Of this machine, unlike the week."""
+"""The time of a claim, a forecast and a read of a queue position with many queued jobs, measured on this machine."""
 
 from __future__ import annotations
 
@@ -83,22 +83,22 @@ def measure(session: Session) -> None:
         assert claims.claim(session, "train", "gpu", 300, nowhere) is None
         session.commit()
 
-    tell("a claim", claim, CLAIMS)
-    tell("a claim where no job fits", claim_nothing, 10)
-    tell("is anything waiting?", lambda: claims.has_claimable_job(session, "train"), CLAIMS)
-    tell("usage counted", lambda: fair_queue.count_usage(session), 10)
+    print_times("a claim", claim, CLAIMS)
+    print_times("a claim where no job fits", claim_nothing, 10)
+    print_times("is anything waiting?", lambda: claims.has_claimable_job(session, "train"), CLAIMS)
+    print_times("usage counted", lambda: fair_queue.count_usage(session), 10)
     waiting = queue_positions.waiting_jobs(session)
     standings = fair_queue.project_shares(session)
     slots = [WorkerSlot(OFFER, free_in_seconds=60.0 * n) for n in range(16)]
     placed = forecast(slots, waiting, standings)
     moved = [each._replace(position=each.position + 1) for each in placed]
     shuffled = [each._replace(position=each.position + len(placed) // 10) for each in placed]
-    tell("jobs read for a forecast", lambda: queue_positions.waiting_jobs(session), 3)
-    tell("a forecast", lambda: forecast(slots, waiting, standings), 3)
-    tell("its places written, all new", lambda: queue_positions.write_positions(session, placed), 1)
-    tell("its places written, unchanged", lambda: queue_positions.write_positions(session, placed), 3)
-    tell("its places written, all one further", lambda: queue_positions.write_positions(session, moved), 1)
-    tell("its places written, all far away", lambda: queue_positions.write_positions(session, shuffled), 1)
+    print_times("jobs read for a forecast", lambda: queue_positions.waiting_jobs(session), 3)
+    print_times("a forecast", lambda: forecast(slots, waiting, standings), 3)
+    print_times("its places written, all new", lambda: queue_positions.write_positions(session, placed), 1)
+    print_times("its places written, unchanged", lambda: queue_positions.write_positions(session, placed), 3)
+    print_times("its places written, all one further", lambda: queue_positions.write_positions(session, moved), 1)
+    print_times("its places written, all far away", lambda: queue_positions.write_positions(session, shuffled), 1)
     queue_positions.write_positions(session, placed)
     session.commit()
 
@@ -109,12 +109,12 @@ def measure(session: Session) -> None:
         )
         session.commit()
 
-    tell("a claim and a whole round after it", round_after_a_claim, 5)
+    print_times("a claim and a whole round after it", round_after_a_claim, 5)
     session.commit()
-    tell("one job's place read", lambda: queue_positions.get_positions(session, [waiting[0].job_id]), CLAIMS)
+    print_times("one job's place read", lambda: queue_positions.get_positions(session, [waiting[0].job_id]), CLAIMS)
 
 
-def tell(what: str, act: Callable[[], Any], times: int) -> None:
+def print_times(what: str, act: Callable[[], Any], times: int) -> None:
     taken = []
     for _ in range(times):
         began = time.perf_counter()

@@ -61,7 +61,7 @@ class Parser:
 
 
 def filled(begin: bytes, items: Callable[[int], bytes], end: bytes, between: bytes = b",") -> Make:
-    """Inputs of as many numbered items as fit."""
+    """Inputs with as many numbered items as fit."""
 
     def make(size_bytes: int) -> bytes:
         data, number, item = bytearray(begin), 1, items(0)
@@ -159,12 +159,12 @@ def _renderer() -> Renderer:
 
 
 def _chat(line: bytes) -> object:
-    """What a report, a plan and a job make of one line: its findings, warnings and tokens."""
+    """The findings, warnings and tokens that a report, a plan and a job compute for one line."""
     return build_report(io.BytesIO(line), _renderer(), 1 << 30, MAX_LINE_BYTES, lambda: None)
 
 
 def _form(body: bytes) -> object:
-    """A form of one file and a field; `body` is what stands between its boundaries."""
+    """A form of one file and a field; `body` is the content between its boundaries."""
 
     async def pieces() -> AsyncIterator[bytes]:
         for start in range(0, len(body), 1 << 16):

@@ -24,7 +24,7 @@ ROW_TOKENS = 2048
 
 @dataclass(frozen=True)
 class Score:
-    """By example, in the file's order. An adapter that did not survive its training has no score at all."""
+    """Scores per example, in the order of the file. An adapter whose training failed has no score."""
 
     nats: tuple[float, ...]  # summed over the example's labelled tokens
     tokens: tuple[int, ...]  # labelled ones
@@ -37,7 +37,7 @@ class Score:
 
     @property
     def accuracy(self) -> float:
-        """The share of examples whose whole answer is right."""
+        """The share of examples whose answer is correct in every token."""
         return sum(self.exact) / len(self.exact)
 
 

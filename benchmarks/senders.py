@@ -1,4 +1,4 @@
-"""Three ways to send a file, on plain sockets, so that the client costs as little as it can."""
+"""Three methods to upload a file, on plain sockets, so that the client has little overhead."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Blocks = Callable[[int, int], Iterator[bytes | memoryview]]
 
 
 def same(block: bytes) -> Blocks:
-    """A file of one megabyte again and again."""
+    """A file that repeats one megabyte."""
     return lambda _first, count: (block for _ in range(count))
 
 
 def numbered(block: bytes) -> Blocks:
-    """A file whose megabytes begin with their numbers, so that none can stand in for another."""
+    """A file whose megabytes begin with their numbers, so that all differ."""
 
     def pieces(first: int, count: int) -> Iterator[bytes | memoryview]:
         rest = memoryview(block)[8:]

@@ -1,4 +1,4 @@
-"""What was measured, and the table that says it: medians of paired runs, and each target beside what was seen."""
+"""Measurements and their table: medians of paired runs, and each target with the measured value."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Measured:
         return self.resident_bytes if self.cuda_peak_bytes is None else self.cuda_peak_bytes
 
     def tokens_per_second(self) -> float:
-        """Without the first steps, which warm up, and the last one, in which our trainer also validates."""
+        """Without the first steps (warm-up) and the last one, in which Tunery also runs validation."""
         counted = slice(DROPPED_STEPS, len(self.step_seconds) - 1)
         return sum(self.step_tokens[counted]) / sum(self.step_seconds[counted])
 
@@ -86,7 +86,7 @@ def _line(name: str, ours: list[Measured], theirs: list[Measured], bound: float)
 
 
 def _targets(rows: dict[str, list[Measured]], bound: float, on_cuda: bool) -> list[str]:
-    """Those of speed were set for two cores."""
+    """The targets of speed were set for two cores."""
     ours, defaults, best = (rows[name] for name in ("Tunery", "TRL, its defaults", "TRL, its best"))
     loss = abs(ours[-1].last_losses() / defaults[-1].last_losses() - 1)
     valid = abs(_validation(ours) / _validation(defaults) - 1)
@@ -101,19 +101,19 @@ def _targets(rows: dict[str, list[Measured]], bound: float, on_cuda: bool) -> li
 
 def _speed_targets(ours: list[Measured], defaults: list[Measured], best: list[Measured], bound: float) -> list[str]:
     has_amx = "amx_bf16" in cpu_flags()
-    wanted = (6, 8, 0.50) if has_amx else (4, 6, 0.65)
+    target = (6, 8, 0.50) if has_amx else (4, 6, 0.65)
     speed = statistics.median(run.tokens_per_second() for run in ours)
     return [
-        _target("of TRL's best speed", statistics.median(_ratios(ours, best)), wanted[0], "x"),
-        _target("of TRL's default speed", statistics.median(_ratios(ours, defaults)), wanted[1], "x"),
-        _target("of the bound", speed / bound, wanted[2], "x"),
+        _target("of TRL's best speed", statistics.median(_ratios(ours, best)), target[0], "x"),
+        _target("of TRL's default speed", statistics.median(_ratios(ours, defaults)), target[1], "x"),
+        _target("of the bound", speed / bound, target[2], "x"),
     ]
 
 
-def _target(name: str, seen: float, wanted: float, unit: str, *, at_most: bool = False) -> str:
-    met = seen <= wanted if at_most else seen >= wanted
-    bound = f"{'at most' if at_most else 'at least'} {wanted:g} {unit}"
-    return f"{'met   ' if met else 'MISSED'} {name}: {seen:.2f} {unit}, {bound}"
+def _target(name: str, measured: float, target: float, unit: str, *, at_most: bool = False) -> str:
+    met = measured <= target if at_most else measured >= target
+    bound = f"{'at most' if at_most else 'at least'} {target:g} {unit}"
+    return f"{'met   ' if met else 'MISSED'} {name}: {measured:.2f} {unit}, {bound}"
 
 
 def _ratios(ours: list[Measured], theirs: list[Measured]) -> list[float]:

@@ -39,7 +39,7 @@ SYSTEM = {
     "style": "Rewrite in our style.",
     "arithmetic": "Solve.",
 }
-Pair = tuple[str, str]  # what is asked, what is answered
+Pair = tuple[str, str]  # question, answer
 
 
 @dataclass(frozen=True)
@@ -56,22 +56,22 @@ class Task:
         return list(self._draw(held_out=True))[:limit]
 
     def _draw(self, *, held_out: bool) -> Iterator[Pair]:
-        """Distinct questions; the held-out ones are never among the training ones, however many of these are used."""
-        taken = {asked for asked, _ in self._draw(held_out=False)} if held_out else set()
+        """Distinct questions; the held-out ones are never among the training ones, however many are used."""
+        taken = {question for question, _ in self._draw(held_out=False)} if held_out else set()
         dice = random.Random(f"{self.name}/{held_out}")
         for _ in range(HELD_OUT if held_out else self.rows):
-            asked, answer = self.pair(dice, held_out)
-            while asked in taken:
-                asked, answer = self.pair(dice, held_out)
-            taken.add(asked)
-            yield asked, answer
+            question, answer = self.pair(dice, held_out)
+            while question in taken:
+                question, answer = self.pair(dice, held_out)
+            taken.add(question)
+            yield question, answer
 
 
 def write(path: Path, task: Task, pairs: list[Pair]) -> Path:
-    """As OpenAI's chat lines."""
+    """Write the pairs as chat lines in OpenAI's format."""
     with path.open("w", encoding="utf-8") as file:
-        for asked, answer in pairs:
-            roles = (("system", SYSTEM[task.name]), ("user", asked), ("assistant", answer))
+        for question, answer in pairs:
+            roles = (("system", SYSTEM[task.name]), ("user", question), ("assistant", answer))
             messages = [{"role": role, "content": content} for role, content in roles]
             file.write(json.dumps({"messages": messages}) + "\n")
     return path

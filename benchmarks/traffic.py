@@ -1,4 +1,4 @@
-"""A week of made traffic: seven teams that share four GPUs and want quite different things of them."""
+"""A week of synthetic traffic: seven teams with different kinds of jobs share four GPUs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Arrival:
 
 
 def week(seed: int) -> list[Arrival]:
-    """In the order in which they come. About nine tenths of what four GPUs can do in a week, in bursts."""
+    """All jobs in order of arrival: about nine tenths of the capacity of four GPUs, in bursts."""
     dice = random.Random(seed)
     teams = (_sweeps, _research, _product, _nightly, _students, _newcomer, _incidents)
     arrivals = [arrival for team in teams for arrival in team(dice)]
@@ -50,7 +50,7 @@ def _research(dice: random.Random) -> Iterator[Arrival]:
 
 
 def _product(dice: random.Random) -> Iterator[Arrival]:
-    """Quarter of an hour each, in office hours; somebody waits for them."""
+    """Interactive jobs of a quarter of an hour each, in office hours."""
     for day in range(5):
         for _ in range(16):
             yield _job(dice, day * DAY + dice.uniform(9, 18) * HOUR, "product", 0.25 * HOUR, 0.4, 10 * GB)
@@ -71,7 +71,7 @@ def _students(dice: random.Random) -> Iterator[Arrival]:
 
 
 def _newcomer(dice: random.Random) -> Iterator[Arrival]:
-    """Five minutes, now and then: what a first try is like."""
+    """Occasional jobs of five minutes, as for a first try."""
     for day in range(7):
         for _ in range(2):
             yield _job(dice, day * DAY + dice.uniform(8, 22) * HOUR, "newcomer", HOUR / 12, 0.3, 6 * GB)

@@ -1,4 +1,4 @@
-"""Tunery's trainer beside TRL's SFTTrainer: `make bench-train`. Prints one table of ratios, medians over paired runs.
+"""Compare Tunery's trainer with TRL's SFTTrainer: `make bench-train`. Prints a table of median ratios of paired runs.
 
 Everything that is compared was measured in this run on this machine, A B A B. See benchmarks/README.md for how.
 """
@@ -97,7 +97,7 @@ def convert(destination: Path) -> Path:
 
 
 def search(work: Workload, options: argparse.Namespace) -> dict:
-    """The peer's fastest options out of a small grid, every result printed."""
+    """The fastest of a small grid of the peer's options; prints every result."""
     print("\nThe peer's grid (real tokens/s):", flush=True)
     results = []
     for candidate in grid():
@@ -130,7 +130,7 @@ def grid() -> list[dict]:
 def compare(
     work: Workload, others: list[Peer], options: argparse.Namespace
 ) -> tuple[dict[str, list[Measured]], list[float]]:
-    """A peer that may be left out is, with its reason, when one of its runs fails."""
+    """Omit an optional peer, with the reason, if one of its runs fails."""
     rows: dict[str, list[Measured]] = {"Tunery": []} | {peer.name: [] for peer in others}
     bounds = []
     for pair in range(options.pairs):
@@ -217,7 +217,7 @@ def run_bound(work: Workload) -> float:
 
 
 def versions(others: list[Peer]) -> str:
-    """One line for each environment."""
+    """One line per environment."""
     pythons = dict.fromkeys([TRL_PYTHON, *(peer.python for peer in others)])
     return "\n".join(peers.versions(python) for python in pythons)
 

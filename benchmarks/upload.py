@@ -101,14 +101,14 @@ def bench_uploads(options: argparse.Namespace, directory: Path, service: Service
             taken.setdefault(way, []).append(upload_all(service, options, ways[way], block, polling_load))
     script, script_cpu = statistics.median(plain), statistics.median(plain_cpu)
     print(f"{'plain script':12} {script:5.0f} MB/s ({listed(plain)}), {script_cpu:.0f} MB per CPU second")
-    for way, found in taken.items():
-        rates = [total_mb / each.seconds for each in found]
+    for way, runs in taken.items():
+        rates = [total_mb / each.seconds for each in runs]
         ratio = statistics.median(rate / base for rate, base in zip(rates, plain, strict=True))
-        cpu = statistics.median(total_mb / each.cpu_seconds for each in found)
-        p99 = statistics.median(each.p99_ms for each in found)
+        cpu = statistics.median(total_mb / each.cpu_seconds for each in runs)
+        p99 = statistics.median(each.p99_ms for each in runs)
         print(
             f"{way:12} {statistics.median(rates):5.0f} MB/s ({listed(rates)}), {cpu:.0f} MB per CPU second: "
-            f"{ratio:.2f} and {cpu / script_cpu:.2f} of the script; {max(each.extra_mb for each in found):.0f} MB more "
+            f"{ratio:.2f} and {cpu / script_cpu:.2f} of the script; {max(each.extra_mb for each in runs):.0f} MB more "
             f"memory; polling p99 {p99:.0f} ms, {p99 / quiet:.1f} times alone",
             flush=True,
         )
@@ -122,7 +122,7 @@ def json_block() -> bytes:
 
 
 def plain_script(directory: Path, count: int, megabytes: int, block: bytes) -> float:
-    """Seconds to write, hash and flush so many files from memory, a thread each, and nothing else."""
+    """Seconds to write, hash and flush this many files from memory, with one thread per file."""
 
     def write(number: int) -> None:
         digest = hashlib.sha256()
@@ -155,7 +155,7 @@ def upload_all(
 
 
 def polling_alone(service: Service, seconds: float) -> tuple[float, float]:
-    """The p99 of polls in ms, and how many CPU seconds a second of them takes."""
+    """The p99 of polls in ms, and their CPU seconds per second."""
     busy = cpu_seconds(service.process)
     with polling(service) as latencies:
         time.sleep(seconds)
@@ -191,7 +191,7 @@ def poll(service: Service, latencies: list[float], over: threading.Event) -> Non
 
 @contextmanager
 def watching(process: psutil.Process) -> Iterator[list[int]]:
-    """The most memory it had meanwhile, as the one item of a list."""
+    """Track the peak memory while the block runs, as the single item of a list."""
     peak = [memory_bytes(process)]
     over = threading.Event()
 
@@ -209,7 +209,7 @@ def watching(process: psutil.Process) -> Iterator[list[int]]:
 
 
 def memory_bytes(process: psutil.Process) -> int:
-    """Resident and not shared with files, of the API and its children."""
+    """Resident anonymous memory of the API and its children."""
     total = 0
     for each in (process, *process.children(recursive=True)):
         try:
@@ -221,7 +221,7 @@ def memory_bytes(process: psutil.Process) -> int:
 
 
 def cpu_seconds(process: psutil.Process) -> float:
-    """Of the API, and of its children that have ended."""
+    """CPU seconds of the API and its ended children."""
     times = process.cpu_times()
     return times.user + times.system + times.children_user + times.children_system
 

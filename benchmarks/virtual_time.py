@@ -1,4 +1,4 @@
-"""A PostgreSQL whose clock_timestamp() is ours: the queries are those of the service, to the letter.
+"""A PostgreSQL with a simulated clock_timestamp(), so that the queries of the service run unchanged.
 
 A schema that is looked through before pg_catalog has a function of that name; the tables are made with it in place, so
 their defaults use it, too.
@@ -43,6 +43,6 @@ def virtual_database() -> Iterator[Engine]:
 
 
 def set_clock(session: Session, seconds: float) -> None:
-    """For what this connection does from here on."""
+    """Set the time for the following statements of this connection."""
     now = (MONDAY + timedelta(seconds=seconds)).isoformat()
     session.execute(text("SELECT set_config('virtual.now', :now, false)"), {"now": now})

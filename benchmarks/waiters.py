@@ -1,4 +1,4 @@
-"""Five hundred clients wait for one job with one key: how long after its change is the last one answered?
+"""Five hundred clients wait for one job with one key: measures the time from its change to the last response.
 
 python -m benchmarks.waiters
 """
@@ -54,7 +54,7 @@ async def _round(served: Service, sessions: Sessions, job: Job, step: int) -> tu
     etag = await _etag(served, path)
     waiting = [asyncio.create_task(_wait(served, path, etag)) for _ in range(WAITERS)]
     await _idle(served)
-    assert not any(task.done() for task in waiting), "somebody did not wait"
+    assert not any(task.done() for task in waiting), "a request did not wait"
     before, cpu = _transactions(sessions), served.process.cpu_times().user
     began = time.perf_counter()
     await asyncio.to_thread(_change, sessions, job, step)

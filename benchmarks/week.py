@@ -29,7 +29,7 @@ ROUND_SECONDS = 5.0  # of the reconciler, which counts usage and asks
 
 
 class Queue(Protocol):
-    """What decides who goes next."""
+    """The policy that selects the next job."""
 
     def add(self, number: int, arrival: Arrival, now: float) -> None: ...
     def take(self, slot: int, offer: WorkerCapacity, now: float) -> int | None: ...
@@ -40,7 +40,7 @@ class Queue(Protocol):
 
 @dataclass
 class Run:
-    """What became of one arrival."""
+    """The result of one arrival."""
 
     arrival: Arrival
     left: float
@@ -52,7 +52,7 @@ class Run:
 
     @property
     def wait(self) -> float:
-        """All the time that it had no GPU."""
+        """The total time without a GPU."""
         assert self.ended is not None
         return self.ended - self.arrival.at - sum(end - start for start, end in self.pieces)
 
@@ -92,7 +92,7 @@ def simulate(arrivals: Sequence[Arrival], gpus: Sequence[int], queue: Queue) -> 
 def _fill(
     queue: Queue, held: dict[int, int], offers: Sequence[WorkerCapacity], now: float
 ) -> Iterator[tuple[int, int]]:
-    """Small cards first, so that a job that fits one leaves the large ones alone."""
+    """Small cards first, so that the large ones stay free for large jobs."""
     for slot, offer in enumerate(offers):
         if slot not in held:
             number = queue.take(slot, offer, now)
@@ -109,7 +109,7 @@ def _start(run: Run, number: int, now: float, moments: list[tuple[float, int, st
 
 
 class FirstComeFirstServed:
-    """The oldest job that fits, whoever's it is."""
+    """The oldest job of any project that fits."""
 
     def __init__(self) -> None:
         self.waiting: dict[int, Arrival] = {}
@@ -144,10 +144,9 @@ class TheService:
         self.jobs: dict[int, str] = {}
         self.numbers: dict[str, int] = {}
         self.leases: dict[int, Lease] = {}
-        self.asked: set[int] = set()
-        self._found(arrivals)
+        self._insert_projects(arrivals)
 
-    def _found(self, arrivals: Sequence[Arrival]) -> None:
+    def _insert_projects(self, arrivals: Sequence[Arrival]) -> None:
         for name in sorted({arrival.project for arrival in arrivals}):
             self.session.add(Project(id=name, name=name))
             self.session.flush()
@@ -186,7 +185,6 @@ class TheService:
             fair_queue.count_usage(self.session, self.half_life)
 
     def give_way(self, number: int, now: float) -> None:
-        self.asked.discard(number)
         with self._at(now):
             claims.finish_held_attempt(self.session, self.leases.pop(number), Reason.PREEMPTED, "gave way")
 

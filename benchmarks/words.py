@@ -1,4 +1,4 @@
-"""What the tasks of tasks.py are made of. The last third of a list is held out: training never sees it."""
+"""Vocabulary of the tasks in tasks.py. The last third of a list is held out: training never sees it."""
 
 from __future__ import annotations
 

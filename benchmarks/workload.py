@@ -106,7 +106,7 @@ def make_spec(
 
 
 def _silent(_doing: str) -> None:
-    """Nobody waits for a sign of life here."""
+    """Ignored: no watchdog runs here."""
 
 
 def _row(dataset: TokenizedDataset, example: int) -> tuple[list[int], list[bool]]:
@@ -128,7 +128,7 @@ def _write_rows(path: Path, dataset: TokenizedDataset, examples: list[int]) -> N
 
 
 def _write_start(path: Path, spec: TrainerSpec) -> None:
-    """What our trainer draws from the seed, under PEFT's names, for the other side to load."""
+    """The initial LoRA weights that Tunery draws from the seed, under PEFT's names, for the peer to load."""
     base = open_base(spec.base, None, torch.bfloat16, torch.device("cpu"))
     adapter = make_adapter(spec.run.lora, spec.run.seed, base.layers, torch.device("cpu"))
     save_file({name: tensor.detach().clone() for name, tensor in adapter.named_parameters().items()}, path)

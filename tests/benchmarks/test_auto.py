@@ -24,7 +24,7 @@ def table(tiny: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> tu
     return code, capsys.readouterr().out
 
 
-def test_it_says_what_it_will_cost_and_then_what_each_rate_gave(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_prints_the_cost_and_then_the_result_of_each_rate(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, text = table(tiny, capsys, "--tasks", "extraction", "--seeds", "1", "2", "--rates", "1e-3")
     assert "4 runs: 1 tasks, seeds [1, 2], rates auto, 0.001" in text
     assert "About " in text
@@ -41,7 +41,7 @@ def without_bound_of_rate(body: dict[str, Any], *rest: Any) -> JobSpec:
     return spec.model_copy(update={"hyperparameters": spec.hyperparameters.model_copy(update={"learning_rate": rate})})
 
 
-def test_a_rate_that_blows_up_is_told_and_left_out(
+def test_a_diverging_rate_is_reported_and_omitted(
     tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(auto, "resolve", without_bound_of_rate)
@@ -50,7 +50,7 @@ def test_a_rate_that_blows_up_is_told_and_left_out(
     assert "auto - 0.001, loss" in text
 
 
-def test_auto_below_the_grid_is_told_and_is_the_exit_code(
+def test_auto_below_the_grid_is_reported_and_sets_the_exit_code(
     tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.domain.jobs.resolve.auto_learning_rate", lambda *_: 1e-9)

@@ -37,14 +37,14 @@ class TestUnsloth:
         assert absent is not None
         assert "needs an NVIDIA GPU" in absent
 
-    def test_is_left_out_with_what_python_said_where_it_cannot_be_imported(self) -> None:
+    def test_is_omitted_with_the_error_if_it_cannot_be_imported(self) -> None:
         rows, absent = peers.unsloth("cuda", Path(sys.executable))
         assert rows == []
         assert absent is not None
         assert "ModuleNotFoundError: No module named 'unsloth'" in absent
         assert "--unsloth-python" in absent
 
-    def test_is_left_out_where_there_is_no_such_python(self, tmp_path: Path) -> None:
+    def test_is_omitted_if_its_python_does_not_exist(self, tmp_path: Path) -> None:
         rows, absent = peers.unsloth("cuda", tmp_path / "none")
         assert rows == []
         assert absent is not None
@@ -103,9 +103,7 @@ def unsloth(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 
 
 @pytest.mark.parametrize(("checkpointing", "kind"), [(True, "unsloth"), (False, False)])
-def test_unsloth_is_asked_for_what_the_others_train(
-    unsloth: Recorder, tmp_path: Path, checkpointing: bool, kind: object
-) -> None:
+def test_unsloth_trains_the_same_workload(unsloth: Recorder, tmp_path: Path, checkpointing: bool, kind: object) -> None:
     (tmp_path / "rows.jsonl").write_text('{"input_ids": [1, 2], "labels": [-100, 2]}\n')
     work = {
         "base": "DIR", "r": 16, "alpha": 32.0, "target_modules": ["q_proj"], "steps": 15, "batch_size": 8,
@@ -202,7 +200,7 @@ class TestTable:
         assert "met    of TRL's best's memory: 0.20 x" in text
         assert "of TRL's best speed" not in text
 
-    def test_who_is_not_there_is_named_below_it(
+    def test_an_omitted_peer_is_named_below_the_table(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         rows = {name: [measured(40)] for name in ("Tunery", "TRL, its defaults", "TRL, its best")}

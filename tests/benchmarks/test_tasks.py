@@ -34,14 +34,14 @@ def test_a_task_is_the_same_on_every_machine(task: Task) -> None:
 
 
 @each_task
-def test_no_held_out_question_is_in_training_and_none_is_asked_twice(task: Task) -> None:
+def test_no_held_out_question_is_in_training_and_none_is_repeated(task: Task) -> None:
     trained = [asked for asked, _ in task.training_rows()]
     held_out = [asked for asked, _ in task.held_out_rows()]
     assert (len(trained), len(held_out)) == (task.rows, HELD_OUT)
     assert len({*trained, *held_out}) == len(trained) + len(held_out)
 
 
-def test_a_question_that_came_up_in_training_is_not_asked_again() -> None:
+def test_a_training_question_is_not_held_out() -> None:
     toy = Task("toy", 40, True, lambda dice, _held_out: (str(dice.randrange(250)), "an answer"))
     assert not set(toy.training_rows()) & set(toy.held_out_rows())
 

@@ -41,7 +41,7 @@ class TestClone:
 
 
 class TestDiff:
-    def test_prints_what_differs_and_says_what_does_not(self, tunery: Tunery, trained_job: Job) -> None:
+    def test_prints_the_differences_and_the_equal_sections(self, tunery: Tunery, trained_job: Job) -> None:
         clone = tunery("jobs", "clone", trained_job.id, "--lora-r", 8).out.strip()
         done = tunery("jobs", "diff", trained_job.id, clone)
         assert done.exit_code == 0, done.err

@@ -45,7 +45,7 @@ def test_a_usage_error_is_exit_code_2(bare_tunery: Tunery, arguments: list[str])
 
 
 class TestErrors:
-    def test_our_own_mistake_is_a_sentence_that_says_how_to_see_more(
+    def test_an_unexpected_error_is_one_sentence_that_names_the_debug_variable(
         self, bare_tunery: Tunery, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("app.cli.options.find_service", lambda *_: 1 / 0)
@@ -55,7 +55,7 @@ class TestErrors:
         assert "TUNERY_DEBUG=1" in done.err
         assert "Traceback" not in done.err
 
-    def test_an_error_of_the_system_says_which_file(self, bare_tunery: Tunery, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_error_of_the_system_names_the_file(self, bare_tunery: Tunery, monkeypatch: pytest.MonkeyPatch) -> None:
         def full(*_: object) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/x")
 

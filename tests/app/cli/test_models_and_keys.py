@@ -114,7 +114,7 @@ class TestModelsWhere:
 
 
 class TestModelsDelete:
-    def test_the_name_is_gone_and_the_adapter_stays(self, tunery: Tunery, trained_job: Job) -> None:
+    def test_the_name_is_deleted_and_the_adapter_is_kept(self, tunery: Tunery, trained_job: Job) -> None:
         name = trained_job.fine_tuned_model
         assert tunery("models", "delete", name).out == f"{name} deleted\n"
         assert name not in tunery("models", "list").out
@@ -143,11 +143,11 @@ class TestKeys:
             assert key.name == "ci"
         assert "not shown again" in done.err
 
-    def test_the_first_of_all_makes_its_project_and_says_so(self, operator: Tunery) -> None:
+    def test_the_first_key_creates_its_project_and_prints_a_note(self, operator: Tunery) -> None:
         assert "Created the project 'team'" in operator("keys", "create", "--project", "team").err
         assert "Created" not in operator("keys", "create", "--project", "team").err
 
-    def test_a_later_one_makes_a_project_only_when_asked(self, operator: Tunery, sessions: Sessions) -> None:
+    def test_a_later_key_creates_a_project_only_with_the_option(self, operator: Tunery, sessions: Sessions) -> None:
         operator("keys", "create", "--project", "team")
         refused = operator("keys", "create", "--project", "taem")
         assert (refused.exit_code, refused.out) == (3, "")
@@ -182,13 +182,13 @@ class TestWithoutADatabase:
         assert "127.0.0.1:1/nothing does not answer" in done.err
         assert "secret" not in done.err
 
-    def test_no_address_says_where_it_was_looked_for(self, bare_tunery: Tunery) -> None:
+    def test_without_a_database_url_the_error_lists_its_sources(self, bare_tunery: Tunery) -> None:
         done = bare_tunery("models", "remove", "x")
         assert done.exit_code == 1
         assert "DATABASE_URL is not set" in done.err
 
     @pytest.mark.parametrize("url", ["nonsense", "mysql://x/y"])
-    def test_something_else_than_an_address_is_said(self, bare_tunery: Tunery, url: str) -> None:
+    def test_an_invalid_database_url_is_an_error(self, bare_tunery: Tunery, url: str) -> None:
         done = bare_tunery("keys", "list", env={"DATABASE_URL": url})
         assert done.exit_code == 2
         assert "not a PostgreSQL URL" in done.err

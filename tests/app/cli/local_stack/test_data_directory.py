@@ -23,7 +23,7 @@ class TestRefuseForeign:
     def test_a_directory_that_is_not_there_yet_is_welcome(self, tmp_path: Path) -> None:
         Layout(tmp_path / "new").check_ownership()
 
-    def test_somebody_elses_files_are_refused_and_keep_their_permissions(self, tmp_path: Path) -> None:
+    def test_a_directory_with_other_files_is_refused_and_keeps_its_permissions(self, tmp_path: Path) -> None:
         (tmp_path / "thesis.tex").touch()
         tmp_path.chmod(0o750)
         with pytest.raises(CannotStart, match=r"neither empty nor .*'thesis.tex'.*another --data-dir"):
@@ -65,7 +65,7 @@ class TestFurnish:
 
 
 class TestSecrets:
-    def test_a_secret_is_ours_alone_whatever_the_umask(self, tmp_path: Path) -> None:
+    def test_a_secret_is_readable_by_its_owner_only_for_any_umask(self, tmp_path: Path) -> None:
         before = os.umask(0)
         try:
             write_secret(tmp_path / "key", "secret")
@@ -83,7 +83,7 @@ class TestSecrets:
 
 
 class TestScratch:
-    def test_it_is_usable_by_postgresql_and_gone_afterwards(self) -> None:
+    def test_it_is_usable_by_postgresql_and_removed_afterwards(self) -> None:
         with scratch_data_dir() as directory:
             account = postgres_account()
             assert account is None or account.reaches(directory.parent)

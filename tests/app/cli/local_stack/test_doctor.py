@@ -28,7 +28,7 @@ def taken_port() -> socket.socket:
 
 
 class TestFindings:
-    def test_python_packages_disk_and_processors_are_looked_at(self, place: Path) -> None:
+    def test_python_packages_disk_and_processors_are_checked(self, place: Path) -> None:
         subjects = {one.subject for one in run_checks(place / "data", port=0)}
         assert {"python", "torch", "disk", "memory", "cpu", "gpu", "data directory", "port 0"} <= subjects
 
@@ -51,7 +51,7 @@ class TestFindings:
         found = find(run_checks(place), "data directory")
         assert (found.level, "neither empty" in found.advice) == ("problem", True)
 
-    def test_a_start_in_progress_is_told(self, place: Path) -> None:
+    def test_a_start_in_progress_is_reported(self, place: Path) -> None:
         with exclusive_lock(place / "up.lock", ""):
             assert "is starting" in find(run_checks(place), "tunery up").observed
 
@@ -85,7 +85,7 @@ class TestGpu:
             ("Driver/library version mismatch", 18, "problem", "nvidia-smi fails"),
         ],
     )
-    def test_the_driver_is_judged(
+    def test_the_driver_is_checked(
         self, place: Path, monkeypatch: pytest.MonkeyPatch, driver: str, status: int, level: str, text: str
     ) -> None:
         program = place / "nvidia-smi"

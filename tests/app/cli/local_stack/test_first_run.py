@@ -74,7 +74,7 @@ class TestAdminKey:
         with transaction(sessions) as session:
             assert len(session.scalars(select(ApiKey)).all()) == 1
 
-    def test_a_key_from_a_secret_file_is_taken(
+    def test_a_key_from_a_secret_file_is_used(
         self, sessions: Sessions, layout: Layout, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         secret = layout.root / "secret"
@@ -96,14 +96,14 @@ class TestAdminKey:
 
 
 class TestPreparedDatabase:
-    def test_one_that_does_not_answer_is_told_in_a_sentence(self) -> None:
+    def test_one_that_does_not_answer_is_an_error_in_one_sentence(self) -> None:
         with (
             pytest.raises(CannotStart, match=r"does not answer.*DATABASE_URL"),
             first_run.prepared_database("postgresql://me@127.0.0.1:1/x"),
         ):
             pass
 
-    def test_one_that_a_newer_tunery_has_migrated_is_told_in_a_sentence(
+    def test_one_that_a_newer_tunery_has_migrated_is_an_error_in_one_sentence(
         self, sessions: Sessions, database_url: str
     ) -> None:
         with transaction(sessions) as session:

@@ -55,7 +55,7 @@ class TestChild:
         child.kill()
         eventually(lambda: not is_alive(grandchild))
 
-    def test_stop_kills_what_does_not_listen(self, tmp_path: Path) -> None:
+    def test_stop_kills_a_process_that_ignores_the_signal(self, tmp_path: Path) -> None:
         child = make_child(
             tmp_path, "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(600)"
         )
@@ -121,7 +121,7 @@ class TestExclusive:
             child.kill()
 
 
-def test_a_log_that_has_grown_large_steps_aside_once(tmp_path: Path) -> None:
+def test_a_large_log_is_rotated_once(tmp_path: Path) -> None:
     log = tmp_path / "x.log"
     with log.open("wb") as file:
         file.truncate(MAX_LOG_BYTES + 1)

@@ -73,7 +73,7 @@ class TestWatch:
 
 
 class TestStop:
-    def test_services_stop_group_by_group_in_the_order_asked(self, stage: Stage) -> None:
+    def test_services_stop_group_by_group_in_the_given_order(self, stage: Stage) -> None:
         note = "import signal, sys, time\ndef bye(*_):\n  open('order', 'a').write({0!r}); sys.exit()\n"
         note += "signal.signal(15, bye); print(1, flush=True); time.sleep(600)"
         for name in "abc":
@@ -83,14 +83,14 @@ class TestStop:
         stage.supervisor.stop([["c"], ["a"], ["b"]])
         assert (stage.place / "order").read_text() == "cab"
 
-    def test_a_service_that_outstays_its_grace_is_killed(self, stage: Stage) -> None:
+    def test_a_service_that_exceeds_its_grace_period_is_killed(self, stage: Stage) -> None:
         stubborn = stage.service("x", "import signal; signal.signal(15, signal.SIG_IGN); " + WAIT, grace_seconds=0.3)
         stage.supervisor.start(stubborn)
         eventually(lambda: stage.supervisor.pids["x"])
         stage.supervisor.stop([["x"]])
         assert stage.supervisor.pids == {"x": None}
 
-    def test_a_second_signal_waits_for_nobody(self, stage: Stage) -> None:
+    def test_a_second_signal_kills_without_waiting(self, stage: Stage) -> None:
         stubborn = "import signal; signal.signal(15, signal.SIG_IGN); print(1, flush=True); " + WAIT
         stage.supervisor.start(stage.service("x", stubborn, grace_seconds=600))
         eventually((stage.place / "x.log").read_text)

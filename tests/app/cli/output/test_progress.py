@@ -98,7 +98,9 @@ class TestJobLines:
         lines = capsys.readouterr().out.strip().split("\n")
         assert lines == ["Job started", f"running: training: {numbers_text(RUNNING, Losses(2.31))}"]
 
-    def test_the_end_is_told_although_the_numbers_stayed(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_the_final_status_is_printed_although_the_numbers_are_equal(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         view = JobLines()
         view.job(RUNNING)
         view.job({**RUNNING, "status": "failed"})

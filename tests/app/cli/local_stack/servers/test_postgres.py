@@ -99,7 +99,7 @@ class TestStart:
         finally:
             server.stop()
 
-    def test_an_initdb_that_was_cut_short_is_begun_anew(self, place: Path) -> None:
+    def test_an_interrupted_initdb_is_repeated(self, place: Path) -> None:
         half = place / "pg" / "data.new"
         half.mkdir(parents=True)
         (half / "PG_VERSION").write_text("18\n")
@@ -225,7 +225,7 @@ class TestStop:
         finally:
             server.stop()
 
-    def test_a_stale_pid_file_that_names_somebody_else_does_no_harm(self, place: Path) -> None:
+    def test_the_process_of_a_stale_pid_file_is_not_stopped(self, place: Path) -> None:
         server = LocalPostgres(place / "pg", throwaway=True)
         try:
             remember(server.start())
