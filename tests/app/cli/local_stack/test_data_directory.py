@@ -43,7 +43,7 @@ class TestRefuseForeign:
             Layout(tmp_path).check_ownership()
 
 
-class TestFurnish:
+class TestCreateDirectories:
     @pytest.mark.parametrize(("passable", "mode"), [(True, 0o711), (False, 0o700)])
     def test_others_may_at_most_pass_through(self, tmp_path: Path, passable: bool, mode: int) -> None:
         layout = Layout(tmp_path / "a" / "data")
@@ -55,13 +55,13 @@ class TestFurnish:
 
     def test_parents_that_exist_are_left_as_they_are(self, tmp_path: Path) -> None:
         tmp_path.chmod(0o705)
-        Layout(tmp_path / "data").create_root(passable=True)
+        Layout(tmp_path / "data").create_root(is_traversable=True)
         assert tmp_path.stat().st_mode & 0o777 == 0o705
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
     def test_a_place_that_may_not_be_written_is_refused_in_a_sentence(self) -> None:
         with pytest.raises(CannotStart, match="Cannot create"):
-            Layout(Path("/proc/tunery")).create_root(passable=False)
+            Layout(Path("/proc/tunery")).create_root(is_traversable=False)
 
 
 class TestSecrets:
@@ -87,7 +87,7 @@ class TestScratch:
         with scratch_data_dir() as directory:
             account = postgres_account()
             assert account is None or account.reaches(directory.parent)
-            LocalPostgres(directory / "postgres").refuse_unusable()
+            LocalPostgres(directory / "postgres").check_usable()
         assert not directory.parent.exists()
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="a plain user reaches its own TMPDIR")
