@@ -161,7 +161,7 @@ class TestOrder:
 
     @each_lasting
     def test_what_lasts_is_started_again(self, name: str) -> None:
-        assert ALL[name]["restart"] == "is_done-stopped"
+        assert ALL[name]["restart"] == "unless-stopped"
 
     def test_the_migration_is_not(self) -> None:
         assert ALL["migrate"]["restart"] == "no"
