@@ -48,14 +48,19 @@ def clone(
 ) -> None:
     """Create a job with the settings of another and print its id. Options override the copied settings."""
     changes = build_clone_body(
-        {"model": model, "training_file": training_file, "validation_file": validation_file, "suffix": suffix,
-         "seed": seed},
+        {
+            "model": model,
+            "training_file": training_file,
+            "validation_file": validation_file,
+            "suffix": suffix,
+            "seed": seed,
+        },
         {"n_epochs": n_epochs, "batch_size": batch_size, "learning_rate": learning_rate},
         {"r": lora_r, "alpha": lora_alpha, "target_modules": target_modules(modules)},
         no_quantization,
         settings or [],
         metadata or [],
-    )  # fmt: skip
+    )
     with uploaded_files(client, changes) as body:
         job = client.post(job_path(job_id, "clone"), body)
     print_created(job, as_json, follow)

@@ -130,17 +130,34 @@ class LocalPostgres(LocalServer):
         unfinished.mkdir(mode=0o700)
         self._give(unfinished)
         command = [
-            str(self._program("initdb")), "-D", str(unfinished), "-U", USER, "-A", "trust", "-E", "UTF8",
-            "--locale-provider=builtin", "--locale=C.UTF-8", "--no-instructions",
-        ]  # fmt: skip
+            str(self._program("initdb")),
+            "-D",
+            str(unfinished),
+            "-U",
+            USER,
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--locale-provider=builtin",
+            "--locale=C.UTF-8",
+            "--no-instructions",
+        ]
         self._run([*command, "--no-sync"] if self._throwaway else command)
         unfinished.rename(self.data)
 
     def _run(self, command: list[str]) -> None:
         done = subprocess.run(
-            command, env=_environment(), cwd=self.directory, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-            user=self._uid, group=self._gid, extra_groups=None if self._uid is None else [],
-        )  # fmt: skip
+            command,
+            env=_environment(),
+            cwd=self.directory,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            user=self._uid,
+            group=self._gid,
+            extra_groups=None if self._uid is None else [],
+        )
         if done.returncode != 0:
             raise CannotStart(f"initdb could not create a database in {self.directory}:\n{done.stderr.strip()}")
 
