@@ -281,7 +281,7 @@ class TestFailures:
         exporter(harness, tmp_path, *MERGE_COMMAND).run_next()
         failed = read(harness, export)
         assert (failed.state, failed.error_code) == ("failed", "cannot_merge")
-        assert "are not the base model tiny that the adapter was trained on" in str(failed.error_message)
+        assert "are not the base model tiny of the adapter" in str(failed.error_message)
         assert ask(harness, really_trained).id != export.id  # a failed export does not block another request
 
 
