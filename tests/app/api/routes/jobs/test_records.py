@@ -70,4 +70,4 @@ class TestLogs:
         assert client.get(path, params={"attempt": 4, "lines": 1}).text == "of 4\n"
         gone = client.get(path, params={"attempt": 3})
         assert gone.status_code == 404
-        assert "those of 4, 5, 6" in gone.json()["error"]["message"]
+        assert "with a log: 4, 5, 6" in gone.json()["error"]["message"]
