@@ -115,6 +115,8 @@ def _run(
     """Rounds with different seeds until there were enough: how many one makes is only known afterwards."""
     config = directory / "schemathesis.toml"
     config.write_text(_config(seeded), encoding="utf-8")
+    # A file, because schemathesis gives up a server that takes 10 s for the document, as a busy machine may.
+    (directory / "openapi.json").write_text(json.dumps(document), encoding="utf-8")
     operations = sum(method in METHODS for item in document["paths"].values() for method in item)
     began, done, code = time.monotonic(), 0, 0
     for number in range(100):
@@ -138,7 +140,8 @@ def _begin(
     where.mkdir(exist_ok=True)
     command = [
         *(str(Path(sys.executable).with_name("st")), "--config-file", str(config), "run"),
-        *(f"{server.root}/openapi.json", "--max-examples", str(most), "--seed", str(seed)),
+        *(str(config.with_name("openapi.json")), "--url", server.root),
+        *("--max-examples", str(most), "--seed", str(seed)),
         *("--report", "json", "--report-json-path", str(where / "report.json"), *more),
     ]
     with (where / "output").open("wb") as output:

@@ -34,7 +34,7 @@ def service(harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     allow_slow_training(harness)
     settings = harness.resources.settings
     settings.give_way, settings.give_way_after_seconds, settings.stop_grace_seconds = True, 0.0, TIMEOUT_SECONDS
-    monkeypatch.setattr(preemption, "SOON_SECONDS", 0.0)  # a tiny model trains for seconds
+    monkeypatch.setattr(preemption, "ENDS_SOON_SECONDS", 0.0)  # a tiny model trains for seconds
     reconciler = threading.Thread(target=Reconciler(harness.resources).run)
     harness.threads.append(reconciler)
     worker = worker_process.start(settings, TRAINER_COMMAND, "gpu", "gpu0")

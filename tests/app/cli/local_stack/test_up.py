@@ -172,7 +172,7 @@ class TestALife:
         again = eventually(lambda: self._new_pid(running, "api", runtime["pids"]["api"]))
         eventually(lambda: self._answers(running))
         assert is_alive(again)
-        assert "api ended (killed by SIGKILL" in running.said
+        assert "api exited (killed by SIGKILL" in running.said
         assert running.end(signal.SIGTERM) == 0
         assert processes_naming(home) == {}
 
