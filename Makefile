@@ -9,7 +9,7 @@ DEV := .venv/.dev-ready
 ARGS ?=
 JOBS ?= 2
 
-.PHONY: help setup up demo doctor house test test-fast test-schema test-sdk test-compat lint types imports format check migrate bench-train bench-start bench-auto bench-fit bench-plan bench-api bench-upload bench-queue bench-linear openapi reference constraints clean
+.PHONY: help setup up demo doctor house test test-fast test-schema test-sdk test-compat lint types imports format check migrate bench-train bench-mechanisms bench-start bench-auto bench-fit bench-plan bench-api bench-upload bench-queue bench-linear openapi reference constraints clean
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2}'
@@ -64,6 +64,9 @@ migrate: $(RUN) ## Bring the database of DATABASE_URL to the newest schema
 
 bench-train: $(DEV) ## Speed, memory and loss of the trainer beside TRL (an hour; DATA=, MODEL=, DEVICE=, ARGS="--pairs 1")
 	$(BIN)/python -m benchmarks.train $(if $(DATA),--data $(DATA)) $(if $(MODEL),--model $(MODEL)) $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
+
+bench-mechanisms: $(DEV) ## What each hand-written mechanism of the trainer gains alone (10 minutes; ARGS="--threads 2 --wall --rounds 2")
+	$(BIN)/python -m benchmarks.mechanisms $(ARGS)
 
 bench-start: $(DEV) ## From claim to the first step of the bundled model, with and without a warm trainer (3 minutes)
 	$(BIN)/python -m benchmarks.start $(ARGS)
