@@ -43,4 +43,4 @@ def test_one_that_no_client_has_is_refused_by_its_name(client: openai.OpenAI) ->
     with pytest.raises(openai.BadRequestError) as refused:
         client.fine_tuning.jobs.list(extra_query={"statu": "failed"})
     assert (refused.value.param, refused.value.code) == ("statu", "unknown_parameter")
-    assert "'status'" in refused.value.message
+    assert 'did you mean "status"' in refused.value.message
