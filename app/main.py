@@ -14,7 +14,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
-from app.api.check_limiter import CheckLimiter, usable_cores
+from app.api.check_limiter import CheckLimiter
 from app.api.dependencies import AppState
 from app.api.docs_page import page
 from app.api.error_handlers import add_error_handlers
@@ -43,6 +43,7 @@ from app.services.files.ingest import delete_stale_staged_files
 from app.services.jobs.event_fanout import EventFanout
 from app.settings import Settings, load_settings
 from app.storage import LocalStorage, Storage
+from app.system.cpu_info import usable_cores
 
 # routes are matched in order, so the router that clients poll most comes first
 ROUTERS = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
@@ -61,11 +60,6 @@ class CheckLimiter:
                 limiter.release(owner)
         finally:
             disconnect_task.cancel()
-
-
-def usable_cores() -> int:
-    """The number of processors that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 async def _acquire(limiter: FairLimiter, owner: str, disconnect_task: asyncio.Task[None]) -> None:

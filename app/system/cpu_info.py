@@ -1,7 +1,8 @@
-"""The CPU: its name, by which results are comparable in speed and bit for bit, and an estimate of its speed."""
+"""The CPU: its name, by which results are comparable in speed and bit for bit, its cores, an estimate of its speed."""
 
 from __future__ import annotations
 
+import os
 import platform
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,11 @@ FLOAT32_CORE_FLOPS = 1e11  # float32, faster than emulated bfloat16; calculated:
 
 def cpu_name() -> str:
     return _cpuinfo().get("model name") or platform.machine()
+
+
+def usable_cores() -> int:
+    """The number of logical processors that this process may run on, which a container or taskset can limit."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_flags() -> frozenset[str]:

@@ -15,7 +15,7 @@ import psutil
 
 from app.domain.planning.estimate import Device
 from app.system.cgroups import control_groups, read_integer
-from app.system.cpu_info import core_flops, cpu_name
+from app.system.cpu_info import core_flops, cpu_name, usable_cores
 
 NVIDIA_SMI = ("nvidia-smi", "--query-gpu=uuid,name,memory.total", "--format=csv,noheader,nounits")
 NVIDIA_SMI_TIMEOUT_SECONDS = 10  # with a driver that hangs, nvidia-smi never returns
@@ -31,7 +31,7 @@ def describe_machine(device_setting: str = "auto") -> dict[str, Any]:
         "memory_bytes": device.memory_bytes,
         "core_flops": device.core_flops,
         "gpus": gpus,
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpus": usable_cores(),
         "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "versions": {
             "tunery": _package_version("tunery"),
@@ -77,7 +77,7 @@ def training_device(device_setting: str = "auto") -> Device:
     gpus = list_gpus() if device_setting != "cpu" else []
     if gpus:
         return Device("cuda", gpus[0]["name"], int(gpus[0]["memory_mib"]) << 20)
-    return Device("cpu", cpu_name(), usable_memory_bytes(), len(os.sched_getaffinity(0)), core_flops())
+    return Device("cpu", cpu_name(), usable_memory_bytes(), usable_cores(), core_flops())
 
 
 def usable_memory_bytes() -> int:

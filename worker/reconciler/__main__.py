@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from worker.reconciler.reconciler import main
+from worker.node.service_process import run_service
+from worker.reconciler.reconciler import Reconciler
 
-main()
+run_service("reconciler", Reconciler)

@@ -7,8 +7,6 @@ number may run; an advisory lock lets one of them work at a time.
 from __future__ import annotations
 
 import contextlib
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -19,11 +17,10 @@ from app.db.jobs import claims, expired_leases, exports, full_disk
 from app.db.scheduling import workers
 from app.db.scheduling.fair_queue import Kind
 from app.job_queue import Queue
-from app.log import configure_logging, get_logger
-from app.settings import load_settings
+from app.log import get_logger
 from worker.health import write_heartbeat
 from worker.jobs.lease import DATABASE_UNAVAILABLE, boottime_seconds, first_line
-from worker.node.resources import Resources, open_resources
+from worker.node.resources import Resources
 from worker.reconciler.cleanup import clean_up, delete_orphans
 from worker.reconciler.scheduler import QueueScheduler
 
@@ -31,7 +28,6 @@ ADVISORY_LOCK = 0x7265636F6E63  # "reconc"
 MIN_MASS_EXPIRY = 3  # this many expired leases at once, and more than half of all, indicate an outage, not dead workers
 CLEANUP_INTERVAL_SECONDS = 60
 ORPHAN_INTERVAL_SECONDS = 3600  # long, because it lists every object in storage
-STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 KIND_BY_QUEUE: dict[Queue, Kind] = {"cpu": "validate", "gpu": "train"}
 
 log = get_logger(__name__)
@@ -71,6 +67,7 @@ class Reconciler:
 
     def run(self) -> None:
         """Run rounds until `resources.stop` is set. No error of a round ends the loop."""
+        log.info("reconciler started", every_seconds=self.settings.reconcile_seconds)
         while not self.resources.stop.is_set():
             try:
                 write_heartbeat(self.settings, "reconciler")
@@ -168,18 +165,3 @@ class Reconciler:
                 if is_leader:
                     connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": ADVISORY_LOCK})
                     connection.commit()
-
-
-def main() -> None:
-    settings = load_settings()
-    configure_logging(settings.log_json, settings.log_file)
-    resources = open_resources(settings)
-    # `sigwait` instead of a handler: a handler that sets an Event for which its own thread waits can deadlock.
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    thread = threading.Thread(target=Reconciler(resources).run, name="reconciler")
-    thread.start()
-    log.info("reconciler started", every_seconds=settings.reconcile_seconds)
-    signal.sigwait(STOP_SIGNALS)
-    resources.stop.set()
-    thread.join()
-    resources.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from worker.webhooks.sender import main
+from worker.node.service_process import run_service
+from worker.webhooks.sender import WebhookSender
 
-main()
+run_service("webhooks", WebhookSender)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import random
-import signal
 import threading
 import time
 from collections import Counter
@@ -23,17 +22,15 @@ from app.db.engine import transaction
 from app.db.webhooks import deliveries, endpoints
 from app.db.webhooks.deliveries import ClaimedDelivery, DeliveryOutcome
 from app.domain import webhooks as rules
-from app.log import configure_logging, get_logger
-from app.settings import load_settings
+from app.log import get_logger
 from worker.health import write_heartbeat
 from worker.jobs.lease import DATABASE_UNAVAILABLE, first_line
-from worker.node.resources import Resources, open_resources
+from worker.node.resources import Resources
 from worker.webhooks.webhook_http import PostLimits, Resolve, WebhookResponse, post, resolve
 
 SENDER_THREADS = 32
 MAX_CONCURRENT_PER_ENDPOINT = 4  # per process; 1 for an endpoint whose last delivery failed
 LEASE_MARGIN_SECONDS = 60.0  # in addition to the timeout: resolving a name may hang, PostgreSQL may be unavailable
-STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 USER_AGENT = "Tunery-Webhooks/1"
 
 log = get_logger(__name__)
@@ -51,6 +48,7 @@ class WebhookSender:
 
     def run(self) -> None:
         """Run rounds until `resources.stop` is set; deliveries in flight are then finished."""
+        log.info("webhook sender started")
         with ThreadPoolExecutor(SENDER_THREADS, thread_name_prefix="webhook") as pool:
             while not self.resources.stop.is_set():
                 try:
@@ -173,18 +171,3 @@ class WebhookSender:
         endpoints.disable(session, claimed.endpoint_id, reason)
         data = json.dumps({"id": claimed.endpoint_id, "reason": reason})
         endpoints.announce(session, claimed.project_id, rules.ENDPOINT_DISABLED, data)
-
-
-def main() -> None:
-    settings = load_settings()
-    configure_logging(settings.log_json, settings.log_file)
-    resources = open_resources(settings)
-    # `sigwait` instead of a handler, as in reconciler.py.
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    thread = threading.Thread(target=WebhookSender(resources).run, name="webhooks")
-    thread.start()
-    log.info("webhook sender started")
-    signal.sigwait(STOP_SIGNALS)
-    resources.stop.set()
-    thread.join()
-    resources.close()

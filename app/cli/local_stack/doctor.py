@@ -24,7 +24,7 @@ from app.cli.local_stack.errors import CannotStart
 from app.cli.local_stack.ports import free_port, http_get, without_password
 from app.cli.local_stack.preflight import check_data_directory
 from app.cli.local_stack.servers.valkey import as_redis_py
-from app.system.cpu_info import cpu_flags
+from app.system.cpu_info import cpu_flags, usable_cores
 
 Level = Literal["ok", "advice", "problem"]
 
@@ -122,7 +122,7 @@ def _base_model() -> Iterator[CheckResult]:
 def _cpu() -> Iterator[CheckResult]:
     flags = cpu_flags()
     fast = [name for name in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if name in flags]
-    seen = f"{hardware.cpu_cores()} cores, {', '.join(fast) or platform.machine()}"
+    seen = f"{usable_cores()} cores, {', '.join(fast) or platform.machine()}"
     if {"amx_bf16", "avx512_bf16"} & flags or hardware.gpus():
         yield CheckResult("cpu", "ok", seen)
     else:

@@ -42,11 +42,6 @@ def nvidia_smi(*arguments: str) -> str | None:
     return ""
 
 
-def cpu_cores() -> int:
-    """The number of cores that this process may use, which a container or taskset can limit."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def device_text() -> str:
     """The device that jobs run on, as text."""
     setting = os.environ.get("TUNERY_DEVICE", "auto")

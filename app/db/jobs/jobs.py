@@ -176,8 +176,3 @@ def _close_attempt(session: Session, job_id: str) -> None:
         .where(Attempt.job_id == job_id, Attempt.ended_at.is_(None))
         .values(ended_at=func.clock_timestamp(), reason=Reason.CANCELLED)
     )
-
-
-def log_fields(job: Job) -> dict[str, Any]:
-    """The fields of a log line about a job."""
-    return {"job": job.id, "state": job.state, "attempt": job.attempt, "owner": job.lease_owner}

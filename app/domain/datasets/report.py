@@ -82,14 +82,6 @@ class DatasetReport:
             "empty": self.empty.count,
         }
 
-    def remarks(self) -> dict[str, Any]:
-        return {
-            "cut": self.cut.count,
-            "cut_lines": self.cut.first,
-            "empty": self.empty.count,
-            "empty_lines": self.empty.first,
-        }
-
 
 def build_report(
     file: BinaryIO,

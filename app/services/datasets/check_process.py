@@ -4,17 +4,15 @@
 
 Reading a large data set holds the interpreter's lock, so a child with low priority does it. A pool of processes would
 keep an idle interpreter per core in memory, and cannot end one task alone; starting a child takes a third of a second.
-The kernel kills the child when its parent ends (prctl(2), PR_SET_PDEATHSIG).
+The kernel kills the child when its parent ends.
 """
 
 from __future__ import annotations
 
-import ctypes
 import io
 import os
 import pickle
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -23,12 +21,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from app.system.parent_death import die_with_parent
+
 Result = TypeVar("Result")
 
 MAX_IN_PROCESS_BYTES = 256 << 10  # of data sets; they take 0.3 s
 MAX_IN_PROCESS_TOKENIZER_BYTES = 4 << 20  # they take 0.15 s, and are cached
 NICENESS = 10
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def takes_long(model_directory: Path, size_bytes: int) -> bool:
@@ -105,10 +104,8 @@ class Check:
 
 def main(parent_pid: int) -> None:
     """Read a call from standard input, run it, write its result to standard output."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent_pid:  # the parent ended before the line above
-            raise SystemExit(1)
+    if not die_with_parent(parent_pid):
+        raise SystemExit(1)
     os.nice(NICENESS)
     function, arguments, descriptors = pickle.load(sys.stdin.buffer)  # written by our own parent
     files = [os.fdopen(descriptor, "rb") for descriptor in descriptors]

@@ -7,7 +7,6 @@ What the request names is not measured. The result is part of the execution plan
 from __future__ import annotations
 
 import math
-import os
 import sys
 import time
 import traceback
@@ -26,6 +25,7 @@ from app.domain.planning.estimate import CANDIDATE_ROW_TOKENS, Device, Placement
 from app.domain.planning.execution_plan import ExecutionPlan
 from app.domain.planning.packing import SequenceLengths
 from app.domain.planning.workload import Workload
+from app.system.cpu_info import usable_cores
 from app.system.model_files import read_catalog_entry
 from worker.trainer.distributed import parallel
 from worker.trainer.memory import device_memory
@@ -166,7 +166,7 @@ def _choose_threads_and_batch_length(layer: LayerBenchmark, largest: LayerBenchm
 
 
 def _are_cores_busy(before: CpuSample, counts: Sequence[int], result: AutotuneResult) -> bool:
-    if not is_crowded(before, take_sample(), len(os.sched_getaffinity(0)), max(counts)):
+    if not is_crowded(before, take_sample(), usable_cores(), max(counts)):
         return False
     result.notes.append("Other programs use the CPU, so the default threads and batch length are kept.")
     return True

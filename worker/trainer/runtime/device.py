@@ -15,7 +15,7 @@ import torch
 from app.domain.jobs.spec import QuantizationSpec, TrainerSpec
 from app.domain.jobs.states import Reason
 from app.system.cgroups import control_groups
-from app.system.cpu_info import cpu_name
+from app.system.cpu_info import cpu_name, usable_cores
 from worker.trainer.runtime.failures import Failure
 
 CPU_QUOTA = "cpu.max"
@@ -87,7 +87,7 @@ def choose_threads() -> int:
 
 def granted_cores() -> int:
     """Return the logical processors that this process may use, limited by its CPU quota."""
-    return max(1, min(len(os.sched_getaffinity(0)), _quota()))
+    return max(1, min(usable_cores(), _quota()))
 
 
 def make_repeatable(device: torch.device, threads: int) -> None:

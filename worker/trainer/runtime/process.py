@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import sys
 import time
 from typing import IO
@@ -12,9 +10,9 @@ from typing import IO
 import psutil
 
 from app.domain.jobs.states import ExitCode
+from app.system import parent_death
 
 PARENT_PID_VARIABLE = "TUNERY_PARENT_PID"
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 _work_started_at: float | None = None  # by time.time(); only in a warm trainer
 
@@ -39,8 +37,7 @@ def die_with_parent() -> None:
     parent_pid = os.environ.get(PARENT_PID_VARIABLE)
     if parent_pid is None:
         return
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(parent_pid):
+    if not parent_death.die_with_parent(int(parent_pid)):
         print(f"the parent process {parent_pid} has ended", file=sys.stderr)
         sys.exit(ExitCode.INTERNAL)
 
