@@ -38,7 +38,7 @@ def auto_learning_rate(reference: float, steps: int, steps_per_epoch: int, lora:
     A short run has to get there in fewer steps; a long one, above all one that reads its rows again and again, learns
     them by heart. So it falls with steps x epochs, but hardly, with the sixteenth root: 1.56 times the reference for a
     single step, 0.88 times it for 9,000. And one step of Adam moves B A x by about rate x scale x rank, so more of
-    those means a lower rate. Two digits: nobody knows it better.
+    those means a lower rate. It is rounded to two digits, because it is not known more exactly.
     """
     epochs = max(1.0, steps / steps_per_epoch)
     by_length = (REFERENCE_LENGTH / (steps * epochs)) ** (1 / 16)

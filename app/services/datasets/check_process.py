@@ -3,7 +3,7 @@
     python -m app.services.datasets.check_process PARENT_PID < CALL > RESULT
 
 Reading a large data set holds the interpreter's lock, so a child with low priority does it. A pool of processes would
-keep an idle interpreter per core in memory, and cannot end one task alone; starting a child takes a third of a second.
+keep an idle interpreter per core in memory, and cannot end one task alone; starting a child takes 0.1 s.
 The kernel kills the child when its parent ends.
 """
 

@@ -103,7 +103,7 @@ class TestTheDocument:
         for name, operation in operations(document):
             assert ("security" in operation) == ("/v1" in name)
 
-    def test_promises_a_409_exactly_where_a_request_may_have_a_twin(self, document: dict[str, Any]) -> None:
+    def test_has_a_409_exactly_where_a_call_takes_an_idempotency_key(self, document: dict[str, Any]) -> None:
         for name, operation in operations(document):
             takes_key = "Idempotency-Key" in {given["name"] for given in operation.get("parameters", ())}
             assert ("409" in operation["responses"]) == takes_key, name
