@@ -40,9 +40,3 @@ class ProjectShare:
 def decayed(gpu_seconds: float, seconds: float, half_life: float = HALF_LIFE_SECONDS) -> float:
     """The usage that is left after `seconds`."""
     return gpu_seconds * math.pow(0.5, min(MAX_HALF_LIVES, max(0.0, seconds) / half_life))
-
-
-def attempt_usage(gpus: int, began_ago: float, ended_ago: float = 0.0, half_life: float = HALF_LIFE_SECONDS) -> float:
-    """The decayed GPU seconds of an attempt that ran from `began_ago` to `ended_ago` seconds before now."""
-    scale = gpus * half_life / math.log(2)
-    return decayed(scale, ended_ago, half_life) - decayed(scale, began_ago, half_life)

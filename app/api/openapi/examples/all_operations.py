@@ -17,19 +17,44 @@ ARCHIVE_ID = "file-c1b2c3d4e5f60718293a4b52"
 RESULTS_ID = "file-d1b2c3d4e5f60718293a4b53"
 
 FILE = {
-    "id": FILE_ID, "object": "file", "bytes": 48213, "created_at": 1795000000, "filename": "train.jsonl",
-    "purpose": "fine-tune", "status": "processed", "status_details": None, "expires_at": None, "sha256": SHA256,
+    "id": FILE_ID,
+    "object": "file",
+    "bytes": 48213,
+    "created_at": 1795000000,
+    "filename": "train.jsonl",
+    "purpose": "fine-tune",
+    "status": "processed",
+    "status_details": None,
+    "expires_at": None,
+    "sha256": SHA256,
     "line_count": 120,
-}  # fmt: skip
+}
 HYPERPARAMETERS = {
-    "n_epochs": 3, "batch_size": 4, "learning_rate": 0.0013, "learning_rate_multiplier": 1.0, "warmup_ratio": 0.03,
-    "weight_decay": 0.0, "max_grad_norm": 1.0, "lr_scheduler_type": "linear", "context_length": 2048, "packing": True,
-    "max_steps": None, "eval_steps": None, "early_stopping": None, "promote_best": False,
-}  # fmt: skip
+    "n_epochs": 3,
+    "batch_size": 4,
+    "learning_rate": 0.0013,
+    "learning_rate_multiplier": 1.0,
+    "warmup_ratio": 0.03,
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "lr_scheduler_type": "linear",
+    "context_length": 2048,
+    "packing": True,
+    "max_steps": None,
+    "eval_steps": None,
+    "early_stopping": None,
+    "promote_best": False,
+}
 LORA = {
-    "r": 16, "alpha": 32.0, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"], "use_rslora": False,
-    "use_dora": False, "bias": "none", "init": "default",
-}  # fmt: skip
+    "r": 16,
+    "alpha": 32.0,
+    "dropout": 0.0,
+    "target_modules": ["q_proj", "v_proj"],
+    "use_rslora": False,
+    "use_dora": False,
+    "bias": "none",
+    "init": "default",
+}
 QUANTIZATION = {"bits": 4, "type": "nf4", "double_quant": True, "compute_dtype": "bfloat16"}
 CREATE_JOB = {
     "model": MODEL,
@@ -42,89 +67,179 @@ CREATE_JOB = {
     "quantization": QUANTIZATION,
 }
 NEW_JOB = {
-    "id": JOB_ID, "object": "fine_tuning.job", "created_at": 1795000100, "finished_at": None, "estimated_finish": None,
-    "model": MODEL, "fine_tuned_model": None, "organization_id": "tunery", "status": "validating_files",
+    "id": JOB_ID,
+    "object": "fine_tuning.job",
+    "created_at": 1795000100,
+    "finished_at": None,
+    "estimated_finish": None,
+    "model": MODEL,
+    "fine_tuned_model": None,
+    "organization_id": "tunery",
+    "status": "validating_files",
     "hyperparameters": {"n_epochs": 3, "batch_size": 4, "learning_rate_multiplier": 1.0},
     "method": {"type": "supervised", "supervised": {"hyperparameters": HYPERPARAMETERS}},
-    "training_file": FILE_ID, "validation_file": None, "result_files": [], "trained_tokens": None, "seed": 7,
-    "error": None, "integrations": [], "metadata": {"team": "search"}, "user_provided_suffix": "demo", "lora": LORA,
-    "quantization": QUANTIZATION, "sample_prompts": [], "progress": None, "trained_steps": None, "total_steps": None,
-    "phase": None, "queue_position": None, "expected_start": None, "waiting_for": None, "priority": 0, "urgent": False,
-    "worker_labels": [], "attempts": 0, "cloned_from": None, "warnings": [], "adapter": None,
-}  # fmt: skip
+    "training_file": FILE_ID,
+    "validation_file": None,
+    "result_files": [],
+    "trained_tokens": None,
+    "seed": 7,
+    "error": None,
+    "integrations": [],
+    "metadata": {"team": "search"},
+    "user_provided_suffix": "demo",
+    "lora": LORA,
+    "quantization": QUANTIZATION,
+    "sample_prompts": [],
+    "progress": None,
+    "trained_steps": None,
+    "total_steps": None,
+    "phase": None,
+    "queue_position": None,
+    "expected_start": None,
+    "waiting_for": None,
+    "priority": 0,
+    "urgent": False,
+    "worker_labels": [],
+    "attempts": 0,
+    "cloned_from": None,
+    "warnings": [],
+    "adapter": None,
+}
 FINISHED_JOB = NEW_JOB | {
-    "finished_at": 1795000460, "status": "succeeded", "fine_tuned_model": TUNED, "trained_tokens": 51840,
-    "result_files": [RESULTS_ID], "trained_steps": 90, "total_steps": 90, "attempts": 1,
+    "finished_at": 1795000460,
+    "status": "succeeded",
+    "fine_tuned_model": TUNED,
+    "trained_tokens": 51840,
+    "result_files": [RESULTS_ID],
+    "trained_steps": 90,
+    "total_steps": 90,
+    "attempts": 1,
     "progress": {"step": 90, "total_steps": 90, "epoch": 3.0, "tokens_per_second": 412.5, "eta_seconds": 0.0},
     "adapter": {
-        "files": ADAPTER_FILES, "archive_file_id": ARCHIVE_ID, "format": "peft", "sha256": SHA256, "bytes": 9_778_176,
+        "files": ADAPTER_FILES,
+        "archive_file_id": ARCHIVE_ID,
+        "format": "peft",
+        "sha256": SHA256,
+        "bytes": 9_778_176,
         "base_model": MODEL,
     },
-}  # fmt: skip
+}
 CANCELLED_JOB = NEW_JOB | {"status": "cancelled", "finished_at": 1795000200}
 PAUSED_JOB = NEW_JOB | {"status": "paused"}
 QUEUED_JOB = NEW_JOB | {"status": "queued", "queue_position": 1, "expected_start": 1795000340}
 PLAN = {
-    "object": "fine_tuning.plan", "model": MODEL, "training_file": FILE_ID, "verdict": "fits",
+    "object": "fine_tuning.plan",
+    "model": MODEL,
+    "training_file": FILE_ID,
+    "verdict": "fits",
     "message": "Fits NVIDIA L4: 1.93 GB of 24.15 GB, with packed batches of 8,192 tokens, no recomputation.",
-    "method": "supervised", "hyperparameters": HYPERPARAMETERS | {
-        "eval_steps": None, "early_stopping": None, "beta": None,
+    "method": "supervised",
+    "hyperparameters": HYPERPARAMETERS
+    | {
+        "eval_steps": None,
+        "early_stopping": None,
+        "beta": None,
     },
-    "lora": LORA | {"rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": []}, "quantization": QUANTIZATION,
-    "seed": 7, "examples": 120, "trained_examples": 118, "tokens_per_epoch": 17280, "labelled_tokens_per_epoch": 4320,
-    "longest_document_tokens": 512, "total_steps": 90, "trained_tokens": 51840,
-    "cut": {"count": 1, "first_lines": [17]}, "masked": {"count": 2, "first_lines": [4, 60]},
+    "lora": LORA | {"rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": []},
+    "quantization": QUANTIZATION,
+    "seed": 7,
+    "examples": 120,
+    "trained_examples": 118,
+    "tokens_per_epoch": 17280,
+    "labelled_tokens_per_epoch": 4320,
+    "longest_document_tokens": 512,
+    "total_steps": 90,
+    "trained_tokens": 51840,
+    "cut": {"count": 1, "first_lines": [17]},
+    "masked": {"count": 2, "first_lines": [4, 60]},
     "empty": {"count": 2, "first_lines": [4, 60]},
     "devices": [
         {
-            "kind": "cuda", "name": "NVIDIA L4", "memory_bytes": 24_152_899_584, "workers": 2, "fits": True,
+            "kind": "cuda",
+            "name": "NVIDIA L4",
+            "memory_bytes": 24_152_899_584,
+            "workers": 2,
+            "fits": True,
             "message": "Fits NVIDIA L4: 1.93 GB of 24.15 GB, with packed batches of 8,192 tokens, no recomputation.",
             "mode": {"row_tokens": 8192, "recompute": "nothing", "recompute_layers": 0, "cache_weights": False},
             "memory": {
-                "process": 500_000_000, "base": 111_000_000, "adapter": 78_151_680, "cache": 0,
-                "activations": 1_140_000_000, "live_layer": 9_000_000, "loss": 72_000_000, "verify": 170_000_000,
-                "kernels": 0, "peak": 1_901_151_680,
+                "process": 500_000_000,
+                "base": 111_000_000,
+                "adapter": 78_151_680,
+                "cache": 0,
+                "activations": 1_140_000_000,
+                "live_layer": 9_000_000,
+                "loss": 72_000_000,
+                "verify": 170_000_000,
+                "kernels": 0,
+                "peak": 1_901_151_680,
             },
-            "seconds": 41.0, "basis": "measured",
+            "seconds": 41.0,
+            "basis": "measured",
         }
     ],
-}  # fmt: skip
+}
 EVENT = {
-    "id": "ftevent-5a1b2c3d4e5f60718293a4b5", "object": "fine_tuning.job.event", "created_at": 1795000300,
-    "level": "info", "message": "Step 30/90: training loss=1.42", "type": "metrics",
+    "id": "ftevent-5a1b2c3d4e5f60718293a4b5",
+    "object": "fine_tuning.job.event",
+    "created_at": 1795000300,
+    "level": "info",
+    "message": "Step 30/90: training loss=1.42",
+    "type": "metrics",
     "data": {"step": 30, "total_steps": 90, "train_loss": 1.42, "train_mean_token_accuracy": 0.66},
-}  # fmt: skip
+}
 CHECKPOINT = {
-    "id": "ftckpt_6a1b2c3d4e5f60718293a4b5", "object": "fine_tuning.job.checkpoint", "created_at": 1795000440,
-    "fine_tuning_job_id": JOB_ID, "fine_tuned_model_checkpoint": TUNED, "step_number": 90, "best": False,
-    "metrics": {"step": 90, "train_loss": 0.61, "train_mean_token_accuracy": 0.85}, "result_files": ADAPTER_FILES,
+    "id": "ftckpt_6a1b2c3d4e5f60718293a4b5",
+    "object": "fine_tuning.job.checkpoint",
+    "created_at": 1795000440,
+    "fine_tuning_job_id": JOB_ID,
+    "fine_tuned_model_checkpoint": TUNED,
+    "step_number": 90,
+    "best": False,
+    "metrics": {"step": 90, "train_loss": 0.61, "train_mean_token_accuracy": 0.85},
+    "result_files": ADAPTER_FILES,
     "adapter_archive_file_id": ARCHIVE_ID,
-}  # fmt: skip
+}
 STEP_METRICS = {
-    "object": "fine_tuning.job.metrics", "fine_tuning_job_id": JOB_ID, "total": 90,
+    "object": "fine_tuning.job.metrics",
+    "fine_tuning_job_id": JOB_ID,
+    "total": 90,
     "data": [
         {"step": 1, "total_steps": 90, "train_loss": 2.31, "train_mean_token_accuracy": 0.48, "learning_rate": 0.0001},
         {"step": 90, "total_steps": 90, "train_loss": 0.61, "train_mean_token_accuracy": 0.85, "learning_rate": 0.0},
     ],
-}  # fmt: skip
+}
 ADAPTER = {
-    "object": "fine_tuning.job.adapter", "fine_tuning_job_id": JOB_ID, "fine_tuned_model": TUNED, "base_model": MODEL,
-    "format": "peft", "step_number": 90,
+    "object": "fine_tuning.job.adapter",
+    "fine_tuning_job_id": JOB_ID,
+    "fine_tuned_model": TUNED,
+    "base_model": MODEL,
+    "format": "peft",
+    "step_number": 90,
     "files": [
         {"id": ADAPTER_FILES[0], "filename": "adapter_config.json", "bytes": 921, "sha256": SHA256},
         {"id": ADAPTER_FILES[1], "filename": "adapter_model.safetensors", "bytes": 9_770_000, "sha256": SHA256},
     ],
     "archive": {"id": ARCHIVE_ID, "filename": "adapter.tar", "bytes": 9_778_176, "sha256": SHA256},
-}  # fmt: skip
+}
 BASE_MODEL = {
-    "id": MODEL, "object": "model", "created": 1794990000, "owned_by": "tunery", "fine_tunable": True,
+    "id": MODEL,
+    "object": "model",
+    "created": 1794990000,
+    "owned_by": "tunery",
+    "fine_tunable": True,
     "max_context_length": 2048,
     "lora_limits": {"max_r": 192, "target_modules": ["down_proj", "k_proj", "q_proj", "v_proj"]},
-}  # fmt: skip
+}
 TUNED_MODEL = {
-    "id": TUNED, "object": "model", "created": 1795000460, "owned_by": "tunery", "fine_tunable": True,
-    "base_model": MODEL, "fine_tuning_job_id": JOB_ID,
-}  # fmt: skip
+    "id": TUNED,
+    "object": "model",
+    "created": 1795000460,
+    "owned_by": "tunery",
+    "fine_tunable": True,
+    "base_model": MODEL,
+    "fine_tuning_job_id": JOB_ID,
+}
 READY = {
     "status": "ready",
     "checks": {

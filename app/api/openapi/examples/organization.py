@@ -18,30 +18,58 @@ KEYS = f"{PROJECTS}/{{project_id}}/api_keys"
 BODIES: tuple[type[BaseModel], ...] = (ArchiveProject, CreateKey, CreateProject, RotateKey, UpdateKey, UpdateProject)
 
 LIMITS = {
-    "max_stored_bytes": 100_000_000_000, "max_queued_jobs": 50, "max_running_jobs": 2,
-    "max_gpu_seconds_per_month": 360_000, "max_requests_per_second": 50,
-}  # fmt: skip
+    "max_stored_bytes": 100_000_000_000,
+    "max_queued_jobs": 50,
+    "max_running_jobs": 2,
+    "max_gpu_seconds_per_month": 360_000,
+    "max_requests_per_second": 50,
+}
 PROJECT = {
-    "id": PROJECT_ID, "object": "organization.project", "name": "research", "created_at": 1795000000,
-    "archived_at": None, "status": "active", "limits": LIMITS, "share_weight": 1.0,
-}  # fmt: skip
+    "id": PROJECT_ID,
+    "object": "organization.project",
+    "name": "research",
+    "created_at": 1795000000,
+    "archived_at": None,
+    "status": "active",
+    "limits": LIMITS,
+    "share_weight": 1.0,
+}
 USAGE = {
-    "stored_bytes": 51_240_000, "queued_jobs": 3, "running_jobs": 1, "gpu_seconds_this_month": 8712.4,
+    "stored_bytes": 51_240_000,
+    "queued_jobs": 3,
+    "running_jobs": 1,
+    "gpu_seconds_this_month": 8712.4,
     "held_gpu_seconds": 610.0,
-}  # fmt: skip
+}
 KEY = {
-    "id": KEY_ID, "object": "organization.project.api_key", "project_id": PROJECT_ID, "name": "nightly",
-    "redacted_value": "tnry_0123…9xQk", "scopes": ["files:write", "jobs:write", "models:read"], "status": "active",
-    "created_at": 1795000000, "last_used_at": 1795000300, "expires_at": 1802776000, "revoked_at": None,
-    "rotated_at": None, "previous_value_expires_at": None, "owner": {"type": None}, "owner_project_access": "active",
-}  # fmt: skip
+    "id": KEY_ID,
+    "object": "organization.project.api_key",
+    "project_id": PROJECT_ID,
+    "name": "nightly",
+    "redacted_value": "tnry_0123…9xQk",
+    "scopes": ["files:write", "jobs:write", "models:read"],
+    "status": "active",
+    "created_at": 1795000000,
+    "last_used_at": 1795000300,
+    "expires_at": 1802776000,
+    "revoked_at": None,
+    "rotated_at": None,
+    "previous_value_expires_at": None,
+    "owner": {"type": None},
+    "owner_project_access": "active",
+}
 NEW_KEY = KEY | {"last_used_at": None, "value": "tnry_0123456789ab_Vq3fJmY7c0uHn2ZtXwRk5sLbDpEa8gTi1oGyBjM9xQk"}
 ENTRY = {
-    "id": "audit_log-8a1b2c3d4e5f60718293a4b5", "object": "organization.audit_log", "type": "fine_tuning.jobs.create",
-    "effective_at": 1795000100, "actor": {"type": "api_key", "id": KEY_ID, "api_key": {"id": KEY_ID}},
-    "project": {"id": PROJECT_ID}, "object_ids": ["ftjob-4f6e1c0b9d2a7e8c3b5a6d1f"], "ip_address": "192.0.2.7",
+    "id": "audit_log-8a1b2c3d4e5f60718293a4b5",
+    "object": "organization.audit_log",
+    "type": "fine_tuning.jobs.create",
+    "effective_at": 1795000100,
+    "actor": {"type": "api_key", "id": KEY_ID, "api_key": {"id": KEY_ID}},
+    "project": {"id": PROJECT_ID},
+    "object_ids": ["ftjob-4f6e1c0b9d2a7e8c3b5a6d1f"],
+    "ip_address": "192.0.2.7",
     "request_id": "req_5d41402abc4b2a76b9719d911017c592",
-}  # fmt: skip
+}
 
 
 def _page(item: dict[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,11 @@ from app.api.schemas.permissions import CreatePermissions
 
 OTHER_PROJECT = "proj_7a1b2c3d4e5f60718293a4b5"
 PERMISSION = {
-    "id": "cp_8a1b2c3d4e5f60718293a4b5", "object": "checkpoint.permission", "created_at": 1795000500,
+    "id": "cp_8a1b2c3d4e5f60718293a4b5",
+    "object": "checkpoint.permission",
+    "created_at": 1795000500,
     "project_id": OTHER_PROJECT,
-}  # fmt: skip
+}
 PERMISSIONS = "/v1/fine_tuning/checkpoints/{model}/permissions"
 RESPONSE_EXAMPLES: dict[str, Any] = {
     f"POST {PERMISSIONS}": page_of(PERMISSION),

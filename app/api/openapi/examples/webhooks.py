@@ -13,27 +13,51 @@ ENDPOINT_ID = "wh_7a1b2c3d4e5f60718293a4b5"
 EVENTS = ["fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled"]
 CREATE = {"name": "pipeline", "url": "https://hooks.example.com/tunery", "event_types": EVENTS}
 ENDPOINT = {
-    "id": ENDPOINT_ID, "object": "webhook_endpoint", "created_at": 1795000000, "updated_at": 1795000000, **CREATE,
-    "signing_secret_hint": "whsec_...Zpc=", "old_secret_active_until": None, "enabled": True, "disabled_at": None,
-    "disabled_reason": None, "failing_since": None,
-}  # fmt: skip
+    "id": ENDPOINT_ID,
+    "object": "webhook_endpoint",
+    "created_at": 1795000000,
+    "updated_at": 1795000000,
+    **CREATE,
+    "signing_secret_hint": "whsec_...Zpc=",
+    "old_secret_active_until": None,
+    "enabled": True,
+    "disabled_at": None,
+    "disabled_reason": None,
+    "failing_since": None,
+}
 WITH_SECRET = ENDPOINT | {"signing_secret": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GZpc="}
 DELIVERY = {
-    "id": "whd_0f7d4c0e6b0a4c55b1a1f0e2d3c4b5a6", "object": "webhook_endpoint.delivery", "created_at": 1795000460,
-    "webhook_endpoint_id": ENDPOINT_ID, "event_id": "evt_5c1e3ab2f4d04a6f9d20c1b7a8e9f001",
-    "event_type": "fine_tuning.job.succeeded", "data": {"id": JOB_ID}, "test": False, "status": "delivered",
-    "attempt_count": 2, "next_attempt_at": None, "finished_at": 1795000466,
+    "id": "whd_0f7d4c0e6b0a4c55b1a1f0e2d3c4b5a6",
+    "object": "webhook_endpoint.delivery",
+    "created_at": 1795000460,
+    "webhook_endpoint_id": ENDPOINT_ID,
+    "event_id": "evt_5c1e3ab2f4d04a6f9d20c1b7a8e9f001",
+    "event_type": "fine_tuning.job.succeeded",
+    "data": {"id": JOB_ID},
+    "test": False,
+    "status": "delivered",
+    "attempt_count": 2,
+    "next_attempt_at": None,
+    "finished_at": 1795000466,
     "attempts": [
         {
-            "attempt": 2, "finished_at": 1795000466, "duration_ms": 84, "status_code": 204, "error": None,
+            "attempt": 2,
+            "finished_at": 1795000466,
+            "duration_ms": 84,
+            "status_code": 204,
+            "error": None,
             "response": "",
         },
         {
-            "attempt": 1, "finished_at": 1795000460, "duration_ms": 31, "status_code": 503, "error": None,
+            "attempt": 1,
+            "finished_at": 1795000460,
+            "duration_ms": 31,
+            "status_code": 503,
+            "error": None,
             "response": "starting",
         },
     ],
-}  # fmt: skip
+}
 PAGE = {"object": "list", "has_more": False}
 
 RESPONSE_EXAMPLES: dict[str, Any] = {

@@ -95,6 +95,7 @@ class EarlyStoppingParameters(BaseModel):
             ge=1,
             le=100,
             description="The number of consecutive validations without an improvement before training stops.",
+            examples=[3],
         ),
     ] = 3
     threshold: Annotated[
@@ -103,6 +104,7 @@ class EarlyStoppingParameters(BaseModel):
             ge=EARLY_STOPPING_THRESHOLD.minimum,
             allow_inf_nan=False,
             description="The decrease of the loss, in nats, that counts as an improvement.",
+            examples=[0.01],
             json_schema_extra={"maximum": EARLY_STOPPING_THRESHOLD.maximum},
         ),
     ] = 0

@@ -36,8 +36,15 @@ DEFAULT_RANK = 16
 MAX_SAVED_MODULES = 16
 # The shape and the meaning of the parent adapter's tensors depend on these; dropout acts in training alone.
 FIXED_BY_PARENT = (
-    "r", "alpha", "target_modules", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save",
-)  # fmt: skip
+    "r",
+    "alpha",
+    "target_modules",
+    "use_rslora",
+    "use_dora",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+)
 # PEFT's names for what starts from changed base weights; the refusal says more than that they are unknown.
 INITIALISATIONS = ("init_lora_weights", "loftq_config", "eva_config", "corda_config")
 NO_INITIALISATION = "PiSSA, LoftQ and other initialisations start from changed base weights, which are not offered"

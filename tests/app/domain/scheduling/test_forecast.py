@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from app.domain.scheduling.fair_share import ProjectShare, attempt_usage, decayed
+import pytest
+
+from app.domain.scheduling.fair_share import ProjectShare, decayed
 from app.domain.scheduling.forecast import JobForecast, QueuedJob, WorkerSlot, forecast
 from app.domain.scheduling.worker_capacity import JobRequirements, WorkerCapacity
 
@@ -103,12 +105,7 @@ class TestLimits:
         assert starts(forecast([WorkerSlot(CARD)], [job("j1")], [ProjectShare("a", max_running=0)])) == [("j1", None)]
 
 
-def test_usage_halves_with_every_half_life_and_adds_up_while_a_job_runs() -> None:
+def test_usage_halves_with_every_half_life() -> None:
     assert decayed(100.0, 50.0, half_life=50.0) == 50.0
-    whole, parts = (
-        attempt_usage(2, 90.0, 0.0, 50.0),
-        attempt_usage(2, 90.0, 40.0, 50.0) + attempt_usage(2, 40.0, 0.0, 50.0),
-    )
-    assert abs(whole - parts) < 1e-9
-    assert abs(attempt_usage(1, 1.0, 0.0) - 1.0) < 1e-4  # a second is a second, as long as it is fresh
+    assert decayed(decayed(100.0, 30.0, 50.0), 20.0, 50.0) == pytest.approx(50.0)
     assert decayed(1.0, 1e12, 1.0) < 1e-300
