@@ -9,7 +9,7 @@ DEV := .venv/.dev-ready
 ARGS ?=
 JOBS ?= 2
 
-.PHONY: help setup up demo doctor house test test-fast test-schema test-sdk test-compat lint types imports format check migrate bench-train bench-mechanisms bench-start bench-auto bench-fit bench-plan bench-api bench-upload bench-queue bench-linear openapi reference constraints clean
+.PHONY: help setup up demo doctor house test test-fast test-slow test-schema test-sdk test-compat lint types imports format check migrate bench-train bench-mechanisms bench-start bench-auto bench-fit bench-plan bench-api bench-upload bench-queue bench-linear openapi reference constraints clean
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2}'
@@ -25,11 +25,14 @@ demo: $(RUN) ## The main job, end to end: upload, train, download, compare (3 to
 doctor: $(RUN) ## Check this machine and say what to do about each finding
 	$(BIN)/tunery doctor $(ARGS)
 
-test: $(DEV) ## Every test, with real PostgreSQL, real Valkey and the real 135M model (ARGS="-k name", JOBS=4 at a time)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+test: $(DEV) ## The tests, with real PostgreSQL, real Valkey and the real 135M model (ARGS="-k name", JOBS=4 at a time)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow" $(ARGS)
+
+test-slow: $(DEV) ## The tests that repeat another test at greater length, or in another variant (6 minutes)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m slow $(ARGS)
 
 test-fast: $(DEV) ## The tests that need no real model
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not e2e" $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not e2e and not slow" $(ARGS)
 
 test-schema: $(DEV) ## Generated requests to every operation of the OpenAPI document (CASES=20000, about 20 minutes; ARGS="--seed 1")
 	$(BIN)/python -m tests.schema --cases $(or $(CASES),20000) $(ARGS)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+from _pytest.mark import ParameterSet
 
 from benchmarks.linear import Growth, cpu_seconds
 from benchmarks.request_parsers import PARSERS, Make, Parser, hostile_inputs
@@ -13,11 +16,16 @@ RUNS = 3
 SLOW_BYTES = 256 << 10  # of what takes seconds for the largest input; one of its inputs is tried in full
 SLOW = "chat line and template"
 SLOWEST_INPUT = "answers"
-INPUTS = list(hostile_inputs())
 
 
 def size_of(parser: Parser, name: str) -> int:
     return SLOW_BYTES if parser.name == SLOW and name != SLOWEST_INPUT else parser.most_bytes
+
+
+def cases() -> Iterator[ParameterSet]:
+    for parser, name, make in hostile_inputs():
+        slow = [pytest.mark.slow] if parser.name == SLOW and name == SLOWEST_INPUT else []
+        yield pytest.param(parser, name, make, id=f"{parser.name}: {name}", marks=slow)
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +33,7 @@ def ordinary_seconds() -> dict[tuple[str, int], float]:
     return {}
 
 
-@pytest.mark.parametrize(
-    ("parser", "name", "make"), INPUTS, ids=[f"{parser.name}: {name}" for parser, name, _ in INPUTS]
-)
+@pytest.mark.parametrize(("parser", "name", "make"), list(cases()))
 def test_the_largest_hostile_input_takes_at_most_ten_times_as_long_as_an_ordinary_one(
     parser: Parser, name: str, make: Make, ordinary_seconds: dict[tuple[str, int], float]
 ) -> None:

@@ -147,7 +147,7 @@ def test_a_job_whose_worker_died_goes_on_from_its_snapshot(client: Client) -> No
     assert len([message for message in messages if message.startswith("Step 1/")]) == 1  # not begun anew
 
 
-@pytest.mark.parametrize("kind", ["paused_sft", "paused_dpo"])
+@pytest.mark.parametrize("kind", ["paused_sft", pytest.param("paused_dpo", marks=pytest.mark.slow)])
 def test_a_paused_job_is_resumed_and_peft_loads_its_adapter(
     client: Client, kind: str, base: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -158,6 +158,7 @@ def test_a_paused_job_is_resumed_and_peft_loads_its_adapter(
     load_in_peft(download(client, FACTS[kind], tmp_path_factory.mktemp("adapter")), base)
 
 
+@pytest.mark.slow
 def test_a_paused_job_of_two_processes_is_resumed(base: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     job_id = FACTS["paused_parallel"]
     with restored(ENVIRONMENT | {"TUNERY_GPUS_PER_JOB": "2"}) as service, Client(service) as client:

@@ -238,6 +238,7 @@ class TestRealTrainer:
         lines, one_epoch = chat_lines(120), {"hyperparameters": {"n_epochs": 1, "batch_size": 1}, "lora": {"r": 32}}
         self.train_two(disk, harness, lines, None, one_epoch, kept_step=120)
 
+    @pytest.mark.slow
     def test_with_a_disk_that_is_full_in_the_middle(self, one_disk: SmallDisk, harness: WorkerHarness) -> None:
         """At the end of the first epoch, where a checkpoint is due."""
         self.train_two(one_disk, harness, None, chat_lines(4), BODY, kept_step=12)

@@ -45,7 +45,7 @@ def test_the_base_and_the_tuned_model_answer_the_same_prompts(tmp_path: Path, mo
 @pytest.mark.parametrize(
     ("quantization", "words"),
     [
-        (None, "base model in 16 bits"),
+        pytest.param(None, "base model in 16 bits", marks=pytest.mark.slow),
         ({"bits": 4, "type": "fp4", "double_quant": False}, "base model in 4 bits, as in training"),
     ],
     ids=["16 bits", "4 bits"],

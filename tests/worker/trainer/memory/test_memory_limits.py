@@ -62,6 +62,7 @@ def of(kind: str, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [record for record in records if record["kind"] == kind]
 
 
+@pytest.mark.slow
 def test_a_plan_stays_within_the_limit_of_its_process(wide: Path, many: Path, tmp_path: Path) -> None:
     spec = make_spec(wide, many, batch_size=30, max_steps=1)
     code, records, log = train(spec, tmp_path / "limited", LIMIT_BYTES)
