@@ -1,7 +1,8 @@
 """Compatibility of inference engines with LoRA adapters in PEFT's format, by the features of the adapter.
 
-The model card is written from this table. A rule holds for the release in `RELEASES`. Evidence: "run" means that an
-adapter was loaded by the engine and compared with PEFT; "read" means that only the engine's source was read.
+The model card and `compatibility` of manifests and jobs are written from this table. A rule holds for the release in
+`RELEASES`. Evidence: "run" means that an adapter was loaded by the engine and compared with PEFT; "read" means that
+only the engine's source was read.
 
 Sources: vLLM `config/lora.py`, `lora/peft_helper.py`; llama.cpp `convert_lora_to_gguf.py`, `src/llama-adapter.{h,cpp}`;
 SGLang `srt/lora/lora.py`, `srt/lora/lora_manager.py`; Ollama https://github.com/ollama/ollama/pull/14969.
@@ -42,6 +43,7 @@ class Feature(StrEnum):
     ALPHA_PATTERN = "alpha_pattern"
     DORA = "DoRA"
     MODULES_TO_SAVE = "modules_to_save"
+    OTHER_CLASS = "a base model whose config.json names another class than the trained one"
 
 
 class LoadResult(StrEnum):
@@ -55,10 +57,23 @@ class Rule(NamedTuple):
     reason: str  # a clause without a full stop
     evidence: Literal["run", "read", "reported"]
 
+    @property
+    def sentence(self) -> str:
+        """The result with its reason and evidence, as in "Refused: vLLM has no DoRA (run)"."""
+        words = {
+            LoadResult.REFUSED: "Refused",
+            LoadResult.WRONG: "Wrong answers without an error",
+            LoadResult.UNKNOWN: "Not known",
+        }
+        return f"{words[self.result]}: {self.reason} ({self.evidence})"
+
 
 class Incompatibility(NamedTuple):
     feature: Feature
     rule: Rule
+
+
+OTHER_NAMES = "it serves the class that config.json names, whose layers may have other names than the trained ones"
 
 
 RULES: Mapping[Engine, Mapping[Feature, Rule]] = {
@@ -66,6 +81,7 @@ RULES: Mapping[Engine, Mapping[Feature, Rule]] = {
         Feature.RANK_ABOVE_512: Rule(LoadResult.REFUSED, "vLLM accepts ranks up to 512", "run"),
         Feature.DORA: Rule(LoadResult.REFUSED, "vLLM has no DoRA", "run"),
         Feature.MODULES_TO_SAVE: Rule(LoadResult.REFUSED, "vLLM has no modules_to_save", "run"),
+        Feature.OTHER_CLASS: Rule(LoadResult.UNKNOWN, OTHER_NAMES, "read"),
     },
     Engine.LLAMA_CPP: {
         Feature.RSLORA: Rule(LoadResult.WRONG, "llama.cpp scales by alpha / r instead of alpha / sqrt(r)", "run"),
@@ -84,6 +100,7 @@ RULES: Mapping[Engine, Mapping[Feature, Rule]] = {
         Feature.ALPHA_PATTERN: Rule(LoadResult.WRONG, "SGLang scales every layer by one alpha / r", "read"),
         Feature.DORA: Rule(LoadResult.REFUSED, "SGLang has no DoRA", "read"),
         Feature.MODULES_TO_SAVE: Rule(LoadResult.UNKNOWN, "modules_to_save was not tried with SGLang", "read"),
+        Feature.OTHER_CLASS: Rule(LoadResult.UNKNOWN, OTHER_NAMES, "read"),
     },
 }
 # Problems of earlier releases that the releases in RELEASES do not have.
@@ -95,14 +112,17 @@ EARLIER_RULES: Mapping[Engine, Mapping[Feature, Rule]] = {
 }
 
 
-def incompatibilities(engine: Engine, lora: LoraSpec) -> tuple[Incompatibility, ...]:
-    """The reasons not to load this adapter unmerged into `engine`; empty if its outputs are those of PEFT."""
-    return tuple(_applicable(RULES[engine], lora))
+def incompatibilities(engine: Engine, lora: LoraSpec, *, is_other_class: bool = False) -> tuple[Incompatibility, ...]:
+    """The reasons not to load this adapter unmerged into `engine`; empty if its outputs are those of PEFT.
+
+    `is_other_class`: config.json of the base model names another class than the one that was trained.
+    """
+    return tuple(_applicable(RULES[engine], lora, is_other_class))
 
 
 def earlier_incompatibilities(engine: Engine, lora: LoraSpec) -> tuple[Incompatibility, ...]:
     """The additional reasons in earlier releases of `engine`."""
-    return tuple(_applicable(EARLIER_RULES.get(engine, {}), lora))
+    return tuple(_applicable(EARLIER_RULES.get(engine, {}), lora, False))
 
 
 def largest_rank(lora: LoraSpec) -> int:
@@ -114,7 +134,7 @@ def vllm_max_lora_rank(lora: LoraSpec) -> int | None:
     return next((rank for rank in VLLM_MAX_LORA_RANKS if rank >= largest_rank(lora)), None)
 
 
-def _applicable(rules: Mapping[Feature, Rule], lora: LoraSpec) -> Iterator[Incompatibility]:
+def _applicable(rules: Mapping[Feature, Rule], lora: LoraSpec, is_other_class: bool) -> Iterator[Incompatibility]:
     present = {
         Feature.ANY: True,
         Feature.RANK_ABOVE_512: vllm_max_lora_rank(lora) is None,
@@ -123,5 +143,6 @@ def _applicable(rules: Mapping[Feature, Rule], lora: LoraSpec) -> Iterator[Incom
         Feature.ALPHA_PATTERN: bool(lora.alpha_pattern),
         Feature.DORA: lora.use_dora,
         Feature.MODULES_TO_SAVE: bool(lora.modules_to_save),
+        Feature.OTHER_CLASS: is_other_class,
     }
     return (Incompatibility(feature, rule) for feature, rule in rules.items() if present[feature])

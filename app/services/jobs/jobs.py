@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -34,6 +34,7 @@ class JobView:
     adapter_file_ids: list[str] | None
     expected_start_at: datetime | None = None
     waiting_for: str | None = None
+    compatibility: dict[str, Any] | None = None  # of the result's manifest
 
     @property
     def queue_state(self) -> QueueState:
@@ -223,9 +224,10 @@ def _views(session: Session, page: list[Job]) -> list[JobView]:
     for job in page:
         result = results.get(job.fine_tuned_model or "")
         position, expected_start_at, waiting_for = _queue_state(places.get(job.id))
-        views.append(
-            JobView(job, position, None if result is None else result.file_ids, expected_start_at, waiting_for)
-        )
+        view = JobView(job, position, None, expected_start_at, waiting_for)
+        if result is not None:
+            view = replace(view, adapter_file_ids=result.file_ids, compatibility=result.manifest.get("compatibility"))
+        views.append(view)
     return views
 
 

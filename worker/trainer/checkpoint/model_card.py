@@ -13,7 +13,6 @@ from app.domain.artifacts.engines import (
     RELEASES,
     Engine,
     Incompatibility,
-    LoadResult,
     earlier_incompatibilities,
     incompatibilities,
     vllm_max_lora_rank,
@@ -187,13 +186,7 @@ def _verdict(engine: Engine, lora: LoraSpec) -> str:
 
 
 def _reasons(reported: tuple[Incompatibility, ...]) -> str:
-    """Describe each problem with its evidence, as in "Refused: vLLM has no DoRA (run)"."""
-    words = {
-        LoadResult.REFUSED: "Refused",
-        LoadResult.WRONG: "Wrong answers without an error",
-        LoadResult.UNKNOWN: "Not known",
-    }
-    return ". ".join(f"{words[rule.result]}: {rule.reason} ({rule.evidence})" for _, rule in reported)
+    return ". ".join(each.rule.sentence for each in reported)
 
 
 def _quantization_note(quantization: Mapping[str, Any]) -> str:

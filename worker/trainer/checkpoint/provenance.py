@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from app.domain.artifacts.compatibility import compatibility
 from app.domain.jobs.events import Started
 from app.domain.jobs.spec import RunSpec, TrainerSpec
 from worker.trainer.model.base_model import FrozenBase
@@ -30,12 +31,20 @@ def provenance_of(spec: TrainerSpec, base: FrozenBase) -> dict[str, Any]:
         "validation_file_sha256": run_spec.validation_file_sha256,
         "continued_from": _parent_adapter(run_spec),
         "lora": run_spec.lora.model_dump(mode="json"),
+        "compatibility": _compatibility(run_spec, base),
         "quantization": quantization.model_dump(mode="json") if quantization else None,
         "hyperparameters": run_spec.hyperparameters.model_dump(mode="json"),
         "seed": run_spec.seed,
         "device": device_name(base.device),
         "versions": versions(),
     }
+
+
+def _compatibility(run_spec: RunSpec, base: FrozenBase) -> dict[str, Any]:
+    """Return the compatibility with inference engines, which serve the class that config.json names."""
+    served_classes = base.model.config.architectures or []
+    is_other_class = bool(served_classes) and type(base.model).__name__ not in served_classes
+    return compatibility(run_spec.lora, run_spec.run_id, is_other_class=is_other_class).model_dump(mode="json")
 
 
 def _parent_adapter(run_spec: RunSpec) -> dict[str, Any] | None:

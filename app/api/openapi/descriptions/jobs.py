@@ -23,6 +23,7 @@ BY_SCHEMA = {
     "EventBody.message": "The event in a sentence.",
     "EventBody.type": "`metrics` for the metrics of a step, else `message`.",
     "JobBody.adapter": "The trained weights, once the job has succeeded.",
+    "JobBody.compatibility": "Which inference engines serve the adapter as it is, and what to do for the others.",
     "JobBody.attempts": "How often training has started: more than once after a pause or a lost worker.",
     "JobBody.error": "Why the job failed; null in every other state.",
     "JobBody.estimated_finish": "Seconds since 1970, while the job runs.",

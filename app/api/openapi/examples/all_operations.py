@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from app.api.schemas.jobs.requests import CreateJob
+from app.domain.artifacts.compatibility import job_compatibility
 
 OpenApi = dict[str, Any]
 SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
@@ -104,6 +105,7 @@ NEW_JOB = {
     "cloned_from": None,
     "warnings": [],
     "adapter": None,
+    "compatibility": job_compatibility({"lora": LORA}, JOB_ID),
 }
 FINISHED_JOB = NEW_JOB | {
     "finished_at": 1795000460,

@@ -165,4 +165,5 @@ def render(app_state: AppState, view: JobView) -> dict[str, Any]:
         view.adapter_file_ids,
         view.expected_start_at,
         view.waiting_for,
+        view.compatibility,
     )

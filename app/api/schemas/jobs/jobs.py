@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, Literal, Protocol
 
 from app.api.schemas.common import Body, ListBody, WarningBody, unix_seconds, unix_seconds_or_none
+from app.domain.artifacts.compatibility import Compatibility, job_compatibility
 from app.domain.jobs.spec import Hyperparameters, LoraSpec, QuantizationSpec
 from app.domain.jobs.states import JobState
 
@@ -102,6 +103,7 @@ class JobBody(Body):
     cloned_from: str | None
     warnings: list[WarningBody]
     adapter: AdapterOfJob | None
+    compatibility: Compatibility
 
 
 class JobList(ListBody):
@@ -182,7 +184,9 @@ def render_job(
     adapter_file_ids: Sequence[str] | None,
     expected_start_at: datetime | None = None,
     waiting_for: str | None = None,
+    compatibility: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
+    """`compatibility` is that of the result's manifest; without one it follows from the spec."""
     spec = job.spec
     hyperparameters = spec["hyperparameters"]
     method = spec.get("method", "supervised")  # old rows have no method
@@ -225,6 +229,7 @@ def render_job(
         "cloned_from": job.cloned_from,
         "warnings": job.warnings,
         "adapter": _adapter(job, adapter_file_ids),
+        "compatibility": compatibility or job_compatibility(spec, job.id),
     }
 
 

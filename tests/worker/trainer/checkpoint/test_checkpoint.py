@@ -10,7 +10,9 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from app.domain.artifacts.compatibility import compatibility
 from app.domain.jobs.events import CheckpointSaved
+from app.domain.jobs.spec import LoraSpec
 from app.system import artifact_directory
 from tests.worker.trainer.helpers import FLOAT32, RecordLog, make_spec, run_trainer
 from worker.trainer.checkpoint import checkpoint
@@ -56,6 +58,12 @@ class TestSavedCheckpoint:
         assert manifest["seed"] == 7
         assert {"torch", "transformers", "peft", "bitsandbytes", "python"} <= manifest["versions"].keys()
         assert (manifest["step"], manifest["epoch"]) == (10, 5.0)
+
+    def test_the_manifest_says_which_engines_serve_the_adapter(self, directory: Path) -> None:
+        manifest = artifact_directory.verify(directory)
+        expected = compatibility(LoraSpec.model_validate(manifest["lora"]), "run-a").model_dump(mode="json")
+        assert manifest["compatibility"] == expected
+        assert expected["vllm"]["flags"] == ["--enable-lora", "--max-lora-rank", "8"]
 
     def test_no_file_names_a_path_of_this_machine(self, directory: Path, tiny: Path) -> None:
         for path in directory.iterdir():

@@ -1,0 +1,103 @@
+"""Which engines serve an adapter as it is: `compatibility` of a manifest and of a job, from the rules in `engines`."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.domain.artifacts.engines import (
+    RELEASES,
+    Engine,
+    earlier_incompatibilities,
+    incompatibilities,
+    largest_rank,
+    vllm_max_lora_rank,
+)
+from app.domain.jobs.spec import LoraSpec
+
+PEFT_RELEASE = "0.21"
+BASE_NAME_NOTE = (
+    "the plugin lora_filesystem_resolver requires base_model_name_or_path in adapter_config.json to equal what "
+    "--model was given; a delivery writes the name that its target needs"
+)
+EFFECT_NOTE = "an adapter whose tensors match no module loads without an error; the check of a delivery detects that"
+
+
+class MergedExport(BaseModel):
+    """The request that makes a model which the engine serves."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str = Field(description="The path to POST to.")
+    body: dict[str, str] = Field(description="The body of the request.")
+
+
+class EngineCompatibility(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ok: bool = Field(description="Whether the engine serves the adapter as it is, with the outputs of PEFT.")
+    version: str = Field(description="The release that this holds for.")
+    reasons: list[str] = Field(description="Why not; empty if `ok`.")
+    flags: list[str] = Field(description="Options of the engine's server that the adapter needs; empty unless `ok`.")
+    notes: list[str] = Field(description="What else to observe: earlier releases, names, limits of the engine.")
+    instead: MergedExport | None = Field(description="What to serve instead; null if `ok`.")
+
+
+class Compatibility(BaseModel):
+    """By engine. `transformers` is PEFT on transformers, which loads every adapter before it is published."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    vllm: EngineCompatibility
+    sglang: EngineCompatibility
+    llama_cpp: EngineCompatibility
+    ollama: EngineCompatibility
+    transformers: EngineCompatibility
+
+
+def compatibility(lora: LoraSpec, job_id: str, *, is_other_class: bool = False) -> Compatibility:
+    """The compatibility of an adapter with these settings. `is_other_class` as in `engines.incompatibilities`."""
+
+    def of(engine: Engine, flags: list[str], notes: list[str]) -> EngineCompatibility:
+        problems = incompatibilities(engine, lora, is_other_class=is_other_class)
+        earlier = [f"Earlier releases. {each.rule.sentence}" for each in earlier_incompatibilities(engine, lora)]
+        return EngineCompatibility(
+            ok=not problems,
+            version=RELEASES[engine],
+            reasons=[problem.rule.sentence for problem in problems],
+            flags=[] if problems else flags,
+            notes=[] if problems else earlier + notes,
+            instead=_merged_export(job_id) if problems else None,
+        )
+
+    rank = largest_rank(lora)
+    return Compatibility(
+        vllm=of(
+            Engine.VLLM,
+            ["--enable-lora", "--max-lora-rank", str(vllm_max_lora_rank(lora))],
+            [BASE_NAME_NOTE, EFFECT_NOTE],
+        ),
+        sglang=of(Engine.SGLANG, ["--enable-lora", "--max-lora-rank", str(rank)], []),
+        llama_cpp=of(Engine.LLAMA_CPP, ["--lora"], ["convert_lora_to_gguf.py converts the adapter first"]),
+        ollama=of(Engine.OLLAMA, [], []),
+        transformers=EngineCompatibility(
+            ok=True, version=f"PEFT {PEFT_RELEASE}", reasons=[], flags=[], notes=[], instead=None
+        ),
+    )
+
+
+def job_compatibility(spec: dict[str, Any], job_id: str) -> dict[str, Any]:
+    """The compatibility of the adapter that a job with this stored spec makes."""
+    return _cached(json.dumps(spec["lora"]), job_id)
+
+
+@lru_cache(maxsize=1024)  # clients poll a job
+def _cached(lora_json: str, job_id: str) -> dict[str, Any]:
+    return compatibility(LoraSpec.model_validate_json(lora_json), job_id).model_dump(mode="json")
+
+
+def _merged_export(job_id: str) -> MergedExport:
+    return MergedExport(path=f"/v1/fine_tuning/jobs/{job_id}/exports", body={"type": "merged"})
