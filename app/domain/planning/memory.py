@@ -221,8 +221,8 @@ def _attention_bytes(batch: _LargestBatch) -> int:
     the output (worker/trainer/model/block_attention.py).
     """
     q, kv = batch.entry.query_size, batch.entry.key_size
-    if batch.kind == "cuda":
-        return batch.width * (2 * q + 2 * kv)
+    if batch.kind == "cuda":  # in float32 with a key and a value head for every query head: attention.py
+        return batch.width * (4 * q if batch.width == 4 else 2 * q + 2 * kv)
     if batch.width == 4 or batch.mean_attended_tokens > MAX_BLOCK_ATTENTION_TOKENS:
         return 4 * (2 * q + 2 * kv) + batch.width * q
     softmax = batch.entry.attention_heads * int(

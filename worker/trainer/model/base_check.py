@@ -1,17 +1,21 @@
 """A check of the base model before training: the assumptions of the trainer must hold for it.
 
-Two assumptions could fail silently: documents of one packed batch influence each other only through attention, and the
-head is one matrix product. The check compares both with the model's own output on a few tokens. Weights and random
-states stay unchanged.
+Three assumptions could fail silently: documents of one packed batch influence each other only through attention,
+attention isolates them (attention_check.py, with the kernels that training calls), and the head is one matrix product.
+The check compares them with the model's own output on a few tokens, and looks at the gradient of one document beside
+two different others. Weights and random states stay unchanged.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
 from app.domain.datasets.documents import Document
 from app.domain.jobs.states import Reason
 from worker.trainer.data.batch import PackedBatch, TokenizedDataset, pack_batches
+from worker.trainer.model.attention_check import check_attention, recorded_attention
 from worker.trainer.model.base_model import FrozenBase, hidden_states, in_float32
 from worker.trainer.runtime.device import dtype_name
 from worker.trainer.runtime.failures import Failure
@@ -19,6 +23,8 @@ from worker.trainer.runtime.failures import Failure
 DOCUMENT_TOKENS = 12
 MAX_LEAK = 1e-3  # of the largest value, in float32: rounding causes 1e-6, the influence of another document about 1
 MAX_HEAD_DIFFERENCE = 2e-2  # of the largest logit, in the compute dtype: bfloat16 has steps of 4e-3
+# Of the norm, in the compute dtype: rounding in bfloat16 adds up to some per cent in a deep model.
+MAX_DTYPE_DIFFERENCE = 0.2
 
 
 @torch.no_grad()
@@ -39,6 +45,50 @@ def check_base(base: FrozenBase) -> None:
         raise _dtype_overflow(base)
     if _difference(logits_T_V, hidden_states(base, single) @ base.head_V_D.t()) > MAX_HEAD_DIFFERENCE:
         raise _unsupported(base, "computes its logits with more than one matrix product")
+    _check_packed_training(base, first, second, single_T_D)
+
+
+def _check_packed_training(base: FrozenBase, first: Document, second: Document, alone_T_D: torch.Tensor) -> None:
+    """Check forward and backward of packed documents in the compute dtype, with the kernels that training calls.
+
+    The same document is packed twice, behind different neighbours. `alone_T_D` are its hidden states alone, in float32.
+    """
+    third = _document(1 + len(first.tokens) + base.head_V_D.shape[0] // 3, base.head_V_D.shape[0])
+    documents = (first, second, third, second)
+    with recorded_attention() as calls:
+        hidden, gradients = _hidden_and_gradients(base, _pack(*documents).to(base.device))
+    check_attention(base.name, calls)
+    if gradients[0].any() or gradients[2].any():
+        raise _unsupported(base, "gives one document of a packed batch a gradient of another's loss")
+    if _norm_difference(gradients[1], gradients[3]) > MAX_DTYPE_DIFFERENCE:
+        raise _unsupported(base, "gives a document another gradient beside other documents")
+    if max(_norm_difference(alone_T_D, hidden[copy]) for copy in (1, 3)) > MAX_DTYPE_DIFFERENCE:
+        raise _dtype_differs(base)
+
+
+def _hidden_and_gradients(
+    base: FrozenBase, batch: PackedBatch
+) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+    """Return the hidden states of each document (S x D), and the gradient of its embeddings (S x D).
+
+    The gradient is that of a fixed weighted sum of the hidden states of the second and the fourth document.
+    """
+    embedded: list[torch.Tensor] = []
+
+    def keep(_module: torch.nn.Module, _inputs: Any, output_1_T_D: torch.Tensor) -> torch.Tensor:
+        embedded.append(output_1_T_D.detach().requires_grad_())
+        return embedded[0]
+
+    hook = base.model.get_input_embeddings().register_forward_hook(keep)
+    try:
+        with torch.enable_grad():
+            hidden = torch.split(hidden_states(base, batch), DOCUMENT_TOKENS)
+            weights_S_D = torch.randn(hidden[1].shape, generator=torch.Generator().manual_seed(0)).to(base.device)
+            weighted_sum = ((hidden[1].float() + hidden[3].float()) * weights_S_D).sum()
+            (gradient_1_T_D,) = torch.autograd.grad(weighted_sum, embedded[:1])
+    finally:
+        hook.remove()
+    return hidden, torch.split(gradient_1_T_D[0], DOCUMENT_TOKENS)
 
 
 def _document(start: int, vocabulary: int) -> Document:
@@ -49,7 +99,7 @@ def _document(start: int, vocabulary: int) -> Document:
 def _pack(*documents: Document) -> PackedBatch:
     dataset = TokenizedDataset()
     dataset.add(1, documents)
-    return next(pack_batches(dataset, dataset.documents(0), row_tokens=2 * DOCUMENT_TOKENS))
+    return next(pack_batches(dataset, dataset.documents(0), row_tokens=len(documents) * DOCUMENT_TOKENS))
 
 
 def _own_logits(base: FrozenBase, batch: PackedBatch) -> torch.Tensor:
@@ -66,6 +116,18 @@ def _own_logits(base: FrozenBase, batch: PackedBatch) -> torch.Tensor:
 
 def _difference(expected: torch.Tensor, actual: torch.Tensor) -> float:
     return float((expected.float() - actual.float()).abs().max() / expected.float().abs().max())
+
+
+def _norm_difference(expected: torch.Tensor, actual: torch.Tensor) -> float:
+    return float((expected.float() - actual.float()).norm() / expected.float().norm())
+
+
+def _dtype_differs(base: FrozenBase) -> Failure:
+    text = (
+        f"The base model {base.name} computes other hidden states in {dtype_name(base.compute_dtype)} than in float32. "
+        'Set quantization {"compute_dtype": "float32"}, or choose another base model.'
+    )
+    return Failure(Reason.INVALID_SPEC, text, "quantization.compute_dtype")
 
 
 def _dtype_overflow(base: FrozenBase) -> Failure:
