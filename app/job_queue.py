@@ -15,6 +15,7 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from app.log import get_logger
+from app.telemetry import metrics
 
 Queue = Literal["cpu", "gpu"]
 LOOK_FOR_WORK: dict[Queue, str] = {"cpu": "tunery.validate", "gpu": "tunery.train"}
@@ -47,7 +48,9 @@ class WorkerNotifier:
             self.celery.send_task(LOOK_FOR_WORK[queue], queue=queue, expires=HINT_EXPIRES_SECONDS, retry=False)
         except Exception as error:  # each transport raises its own exceptions; a lost hint is harmless
             log.warning("hint not sent", queue=queue, error=str(error))
+            metrics.HINTS_SENT.labels(queue, "failed").inc()
             return False
+        metrics.HINTS_SENT.labels(queue, "sent").inc()
         return True
 
     def can_connect(self) -> bool:

@@ -1,14 +1,19 @@
 """Start the HTTP service: `python -m app.serve --host 0.0.0.0 --port 8000`.
 
 This is uvicorn's command line with Tunery's application and its limits for slow and idle connections. All other
-options and environment variables of uvicorn (UVICORN_HOST, FORWARDED_ALLOW_IPS, ...) work as well.
+options and environment variables of uvicorn (UVICORN_HOST, FORWARDED_ALLOW_IPS, ...) work as well. This process serves
+the metrics, also those of the processes that `--workers` starts.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 
 import uvicorn
+
+from app.settings import load_settings
+from app.telemetry.multiprocess import shared_metrics, worker_count
 
 APPLICATION = "app.main:app_from_environment"
 UVICORN_OPTIONS = (
@@ -21,7 +26,12 @@ UVICORN_OPTIONS = (
 
 
 def main() -> None:
-    uvicorn.main([*UVICORN_OPTIONS, *sys.argv[1:]], prog_name="python -m app.serve")
+    with shared_metrics(worker_count(sys.argv[1:], os.environ)):
+        from app.telemetry.exposition import start_metrics_server  # within the block: it creates the metrics
+
+        if "--help" not in sys.argv:
+            start_metrics_server(load_settings(), "api")
+        uvicorn.main([*UVICORN_OPTIONS, *sys.argv[1:]], prog_name="python -m app.serve")
 
 
 if __name__ == "__main__":

@@ -94,6 +94,10 @@ class Settings(BaseSettings):
     webhook_disable_seconds: float = 432_000  # an endpoint that fails for five days is disabled
     webhook_keep_seconds: float = 2_592_000  # deliveries are kept for 30 days
 
+    # --- metrics
+    metrics_port: int | None = Field(default=None, ge=1, le=65_535)  # of this process; None: no metrics
+    metrics_host: str = "127.0.0.1"  # the port has no authentication
+
     # --- logs
     log_json: bool = True  # JSON lines; false: text for a terminal
     log_file: Path | None = None  # of this process alone, rotated; default: standard error

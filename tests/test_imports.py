@@ -22,6 +22,7 @@ CONTRACTS = [
     ("app.db.jobs.jobs", (*TORCH, *WEB, "celery", "worker", "app.api", "app.storage", "app.job_queue")),
     ("app.storage", (*TORCH, *WEB, *DATABASE, "worker", "app.api", "app.db", "app.job_queue")),
     ("app.job_queue", (*TORCH, *WEB, "worker", "app.api", "app.db", "app.storage")),
+    ("app.telemetry.exposition", (*TORCH, *WEB, *DATABASE, "worker", "app.api", "app.db", "app.storage")),
     ("app.main", (*TORCH, "worker")),
     ("app.cli.main", (*TORCH, "worker")),
     ("worker.tasks", (*TORCH, *WEB, "worker.trainer", "app.main", "app.api", "app.services", "app.cli")),

@@ -12,7 +12,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import structlog
 from sqlalchemy.orm import Session
 
 from app.db import models
@@ -23,13 +22,14 @@ from app.db.jobs.claims import FencedError, Lease
 from app.db.tables import Export, File
 from app.domain.artifacts.exports import ExportErrorCode, ExportState
 from app.domain.artifacts.full_disk import is_disk_full
-from app.domain.jobs.states import ExitCode
+from app.domain.jobs.states import ExitCode, Reason
 from app.log import get_logger
 from app.system.artifact_directory import MANIFEST, ManifestMismatch, read_manifest
 from worker.exports.merge_process import MERGE_COMMAND, MergeProcess, start_merge
 from worker.jobs import artifacts, parent_adapter, workdir
 from worker.jobs.artifacts import StoredFile
 from worker.jobs.lease import DATABASE_UNAVAILABLE, LeaseKeeper, boottime_seconds
+from worker.jobs.observed_attempt import observed_attempt
 from worker.jobs.publish import PURPOSE
 from worker.jobs.sanitize import clean, clean_text
 from worker.jobs.watchdog import Watchdog
@@ -72,7 +72,7 @@ class ExportKeeper(LeaseKeeper):
                 exports.renew_lease(session, self.lease, self._settings.lease_ttl_seconds)
             exports.check_lease(session, self.lease)
         if is_due:
-            self._confirmed_at = sent_at
+            self._confirm_renewal(sent_at)
 
 
 class Exporter:
@@ -95,7 +95,7 @@ class Exporter:
             if lock is None or claimed is None:
                 return False
             export, keeper = claimed
-            with structlog.contextvars.bound_contextvars(export=export.id, attempt=export.attempt), keeper:
+            with observed_attempt("export", keeper), keeper:
                 self._run_export(export, keeper, lock)
         return True
 
@@ -120,11 +120,12 @@ class Exporter:
         directory = workdir.attempt_directory(self.settings.work_dir, export.id, export.attempt)
         try:
             self._export(export, keeper, directory, lock)
+            keeper.outcome = Reason.DONE
             log.info("export succeeded")
         except FencedError:
             log.info("lease lost: the export is dropped")
         except ExportInterrupted:
-            self._end(keeper, lambda session: exports.requeue(session, keeper.lease))
+            self._end(keeper, Reason.DRAINED, lambda session: exports.requeue(session, keeper.lease))
         except ExportFailed as error:
             self._end_failed(keeper, error)
         except Exception:
@@ -243,12 +244,13 @@ class Exporter:
                     session, lease, code, text, settings.requeue_delay_seconds, settings.max_crash_streak
                 )
 
-        self._end(keeper, end)
+        self._end(keeper, code, end)
 
-    def _end(self, keeper: LeaseKeeper, work: Callable[[Session], Any]) -> None:
+    def _end(self, keeper: LeaseKeeper, outcome: str, work: Callable[[Session], Any]) -> None:
         """End the attempt. After a COMMIT without an answer the retry is fenced: then the first try was committed."""
         try:
             keeper.finish(work)
+            keeper.outcome = outcome
         except FencedError:
             log.info("lease lost: the export has ended already, or another worker has it")
 

@@ -6,11 +6,12 @@ while a machine is suspended, and PostgreSQL's clock does not.
 
 from __future__ import annotations
 
+import contextvars
 import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -25,11 +26,14 @@ from app.db.tables import Job
 from app.domain.jobs.states import Desired
 from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.log import get_logger
+from app.telemetry import metrics
 from worker.node.resources import Resources
 
 Result = TypeVar("Result")
+LossCause = Literal["fenced", "database_unavailable", "self_fenced"]
 # InternalError: PostgreSQL aborted the transaction because this process was stopped in the middle of it.
 DATABASE_UNAVAILABLE = (OperationalError, InterfaceError, InternalError, PoolTimeout)
+LEASE_LOST = "lease_lost"  # how an attempt ended whose end was not written by its holder
 RETRY_SECONDS = 0.5
 THREAD_EXIT_TIMEOUT_SECONDS = 5
 
@@ -51,15 +55,19 @@ class LeaseKeeper:
         self.lease = lease
         self.desired = Desired.RUN
         self.preempt_requested = False
+        self.outcome: str = LEASE_LOST  # the reason that ended the attempt, for metrics and traces
         self._resources = resources
         self._settings = resources.settings
         self._confirmed_at = claimed_at  # when the last renewal that PostgreSQL confirmed was *sent*
         self._fenced = threading.Event()
         self._is_finishing = False
         self._released = threading.Event()
-        self._thread = threading.Thread(target=self._renew_loop, name=f"lease-{lease.job_id}", daemon=True)
 
     def __enter__(self) -> LeaseKeeper:
+        run_in_context = contextvars.copy_context().run  # with the ids of the job for its log lines
+        self._thread = threading.Thread(
+            target=run_in_context, args=(self._renew_loop,), name=f"lease-{self.lease.job_id}", daemon=True
+        )
         self._thread.start()
         return self
 
@@ -83,9 +91,10 @@ class LeaseKeeper:
         if self.fenced:
             raise FencedError(self.lease.job_id)
 
-    def mark_lost(self, why: str) -> None:
+    def mark_lost(self, why: str, cause: LossCause = "fenced") -> None:
         """Mark the lease as lost: no further write is attempted, and the watchdog kills the trainer."""
         if not self.fenced:
+            metrics.LEASES_LOST.labels(cause).inc()
             log.info("lease lost", job=self.lease.job_id, attempt=self.lease.attempt, why=why)
             self._fenced.set()
 
@@ -134,7 +143,7 @@ class LeaseKeeper:
     def _wait_for_database(self, error: Exception) -> None:
         log.warning("database unavailable", job=self.lease.job_id, error=first_line(error))
         if self.unconfirmed_seconds > self._settings.lease_ttl_seconds:
-            self.mark_lost("PostgreSQL was unavailable for longer than the lease")
+            self.mark_lost("PostgreSQL was unavailable for longer than the lease", "database_unavailable")
             raise LeaseUncertain(self.lease.job_id) from error
         if self._fenced.wait(RETRY_SECONDS):
             raise LeaseUncertain(self.lease.job_id) from error
@@ -148,6 +157,7 @@ class LeaseKeeper:
                     self.mark_lost("the job was cancelled, the lease expired, or a later attempt holds it")
                     return
             except DATABASE_UNAVAILABLE as error:
+                metrics.LEASE_RENEWALS.labels("failed").inc()
                 log.warning("lease not renewed", job=self.lease.job_id, error=first_line(error))
             except Exception:  # if this thread ended, the lease would expire while the trainer runs
                 log.exception("lease not renewed", job=self.lease.job_id)
@@ -162,7 +172,11 @@ class LeaseKeeper:
             control = claims.read_control(session, self.lease)
         self.desired, self.preempt_requested = control.desired, control.preempt_requested
         if is_due:
-            self._confirmed_at = sent_at
+            self._confirm_renewal(sent_at)
+
+    def _confirm_renewal(self, sent_at: float) -> None:
+        self._confirmed_at = sent_at
+        metrics.LEASE_RENEWALS.labels("confirmed").inc()
 
 
 class Claimer:

@@ -6,6 +6,7 @@ removed as well, because users must not see them.
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -34,7 +35,10 @@ class LogPublisher:
         self._directory = directory
         self._published_size = 0
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._publish_loop, name=f"log-{job.id}", daemon=True)
+        run_in_context = contextvars.copy_context().run  # with the ids of the job for its log lines
+        self._thread = threading.Thread(
+            target=run_in_context, args=(self._publish_loop,), name=f"log-{job.id}", daemon=True
+        )
 
     def __enter__(self) -> LogPublisher:
         self._thread.start()

@@ -27,6 +27,7 @@ from app.domain.jobs.events import (
 )
 from app.log import get_logger
 from app.system.artifact_directory import ManifestMismatch
+from app.telemetry import metrics
 from worker.jobs import snapshots
 from worker.jobs.lease import DATABASE_UNAVAILABLE, LeaseKeeper
 from worker.jobs.publish import Publisher
@@ -68,6 +69,7 @@ class JobRecordWriter:
         self._keeper = keeper
         self._directory = directory
         self._planned: Planned | None = None
+        self._counted_tokens: int | None = None
 
     def write(self, record: AnyRecord) -> None:
         """Write one record. Raises FencedError; any other error is reported in an event and skips that record only."""
@@ -91,6 +93,7 @@ class JobRecordWriter:
                 self._keeper.append_event(
                     metric_message(record), type="metrics", data=metric_data(record), progress=progress(record)
                 )
+                self._count_step(record)
             case Started():
                 data = clean(record.model_dump(exclude={"kind", "run_id"}))
                 step = {"step": record.start_step, "total_steps": record.total_steps}
@@ -118,14 +121,24 @@ class JobRecordWriter:
             case _:
                 pass
 
+    def _count_step(self, record: Metric) -> None:
+        """Update the metrics. `trained_tokens` counts from the start of the job, so the first record of an attempt
+        that resumed has no difference."""
+        if self._counted_tokens is not None or record.step == 1:
+            metrics.TRAINED_TOKENS.inc(max(0, record.trained_tokens - (self._counted_tokens or 0)))
+        self._counted_tokens = record.trained_tokens
+        metrics.TRAINED_STEPS.inc()
+        metrics.TOKENS_PER_SECOND.set(record.tokens_per_second)
+
     def _store_directory(self, record: CheckpointSaved | SnapshotSaved) -> None:
         """Store a checkpoint or snapshot. The trainer keeps only its newest ones, as this worker does: one that the
         trainer has deleted before it was copied would be retired by now, so it is skipped."""
         try:
-            if isinstance(record, CheckpointSaved):
-                self.publisher.publish_checkpoint(record)
-            else:
-                snapshots.save(self._resources, self._job, self._keeper, self._directory, record)
+            with metrics.STORE_SECONDS.labels(record.kind).time():
+                if isinstance(record, CheckpointSaved):
+                    self.publisher.publish_checkpoint(record)
+                else:
+                    snapshots.save(self._resources, self._job, self._keeper, self._directory, record)
         except ManifestMismatch:
             if (self._directory / record.directory).exists():
                 raise
@@ -158,6 +171,8 @@ class JobRecordWriter:
         text = f"Training finished in {_duration(record.seconds)}, peak memory {gigabytes(record.peak_bytes)}"
         data = record.model_dump(exclude={"kind", "run_id"})
         if planned := self._planned:  # an attempt that resumed from a snapshot trained only a part of the plan
+            metrics.PLAN_RATIO.labels("time").observe(record.seconds / max(planned.seconds, 1e-3))
+            metrics.PLAN_RATIO.labels("memory").observe(record.peak_bytes / max(planned.peak_bytes, 1))
             text += f" (estimated {_duration(planned.seconds)}, {gigabytes(planned.peak_bytes)})"
             data |= {"predicted_seconds": planned.seconds, "predicted_peak_bytes": planned.peak_bytes}
         self._keeper.append_event(text, data=clean(data))

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import structlog
 from sqlalchemy.orm import Session
 
 from app.db.engine import transaction
@@ -22,10 +21,12 @@ from app.domain.jobs.states import TERMINAL, Desired, JobState, Reason
 from app.domain.scheduling.worker_capacity import WorkerCapacity
 from app.log import get_logger
 from app.system.artifact_directory import ManifestMismatch
+from app.telemetry import metrics
 from worker.jobs import snapshots, workdir
 from worker.jobs.exit_classification import STORAGE_RETRY_FACTOR, AttemptOutcome, TrainerExit, classify_exit
 from worker.jobs.lease import DATABASE_UNAVAILABLE, Claimer, LeaseKeeper, first_line
 from worker.jobs.log_publisher import LogPublisher
+from worker.jobs.observed_attempt import observed_attempt
 from worker.jobs.prepare import PreparationError, prepare
 from worker.jobs.record_writer import JobRecordWriter
 from worker.jobs.sanitize import clean_text
@@ -74,7 +75,7 @@ class JobSupervisor:
                 self.warm_trainer.ensure(lock)
                 return False
             job, keeper = claimed
-            with structlog.contextvars.bound_contextvars(job=job.id, attempt=job.attempt), keeper:
+            with observed_attempt("train", keeper), keeper:
                 self._run_job(job, keeper, lock)
         return True
 
@@ -85,6 +86,7 @@ class JobSupervisor:
             outcome = self._attempt(job, keeper, directory, lock)
             if outcome.reason != Reason.DONE:  # a success ends the attempt in the transaction that publishes it
                 self._end_attempt(keeper, outcome)
+            keeper.outcome = outcome.reason
             log.info("attempt ended", reason=outcome.reason.value)
         except FencedError:
             log.info("lease lost: the result is dropped")
@@ -163,13 +165,14 @@ class JobSupervisor:
             outcome = classify_exit(ended)
             if outcome.reason == Reason.DONE:
                 assert isinstance(ended.final, Done)
-                metrics = records.final_checkpoint.metrics if records.final_checkpoint else {}
-                records.publisher.publish_result(ended.final, metrics)
+                final_metrics = records.final_checkpoint.metrics if records.final_checkpoint else {}
+                records.publisher.publish_result(ended.final, final_metrics)
                 is_published = True
             elif outcome.reason == Reason.PAUSED:
                 records.publish_final_as_intermediate()
             return outcome
         finally:  # also after a full disk, or a pause that came while the result was published
+            metrics.TOKENS_PER_SECOND.set(0)
             if not keeper.fenced and not is_published:
                 records.store_last_snapshot()
 

@@ -6,6 +6,7 @@ clocks and flags only.
 
 from __future__ import annotations
 
+import contextvars
 import threading
 import time
 from types import TracebackType
@@ -53,7 +54,8 @@ class Watchdog:
         self._stop = stop
         self._settings = settings
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        run_in_context = contextvars.copy_context().run  # with the ids of the job for its log lines
+        self._thread = threading.Thread(target=run_in_context, args=(self._watch,), name="watchdog", daemon=True)
 
     def __enter__(self) -> Watchdog:
         self._thread.start()
@@ -81,7 +83,7 @@ class Watchdog:
         if self._keeper.fenced:
             self._process.kill()
         elif unconfirmed_seconds > self._settings.self_fence_kill_seconds:
-            self._keeper.mark_lost(f"no renewal was confirmed for {unconfirmed_seconds:.0f} s")
+            self._keeper.mark_lost(f"no renewal was confirmed for {unconfirmed_seconds:.0f} s", "self_fenced")
             self._process.kill()
         elif self._process.silent_seconds > stall_limit_seconds:
             self.stalled = True

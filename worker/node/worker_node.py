@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterable, Sequence
 
+from prometheus_client import REGISTRY
 from sqlalchemy.orm import Session
 
 from app.db.engine import transaction
@@ -14,12 +15,15 @@ from app.db.scheduling import workers
 from app.job_queue import Queue
 from app.log import get_logger
 from app.settings import Settings
+from app.telemetry import metrics
+from app.telemetry.exposition import MetricsServer, start_metrics_server
 from worker.exports.exporter import Exporter, has_torch
 from worker.health import write_heartbeat
 from worker.jobs.lease import DATABASE_UNAVAILABLE, first_line
 from worker.jobs.supervisor import JobSupervisor
 from worker.jobs.trainer_process import TRAINER_COMMAND
 from worker.node.device import describe_machine
+from worker.node.gpu_metrics import GpuMetrics
 from worker.node.local_models import ModelInventory
 from worker.node.resources import Resources, open_resources
 from worker.node.slot import RunNext, Slot
@@ -42,6 +46,7 @@ class WorkerNode:
         self._models: ModelInventory | None = None
         self._heartbeat_thread: threading.Thread | None = None
         self._heartbeat_due = threading.Event()
+        self._metrics_server: MetricsServer | None = None
 
     def open(self, node: str, queues: Iterable[Queue]) -> None:
         """Start a slot for each queue. `node` is Celery's name of this process: "gpu0@host"."""
@@ -64,9 +69,13 @@ class WorkerNode:
             target=self._heartbeat_loop, args=(resources, models), name="heartbeat", daemon=True
         )
         self._heartbeat_thread.start()
+        self._metrics_server = start_metrics_server(self.settings, f"worker:{node.partition('@')[0]}")
+        if self._metrics_server is not None and "gpu" in self.slots:
+            REGISTRY.register(GpuMetrics())
 
     def handle_hint(self, queue: Queue) -> None:
         """Wake the slots; returns when the slot of `queue` is idle again."""
+        metrics.HINTS_RECEIVED.labels(queue).inc()
         if self.export_slot is not None:
             self.export_slot.wake()
         if queue in self.slots:
@@ -92,6 +101,8 @@ class WorkerNode:
                 log.error("a slot did not stop in time", slot=slot.name)
         if self._heartbeat_thread is not None:
             self._heartbeat_thread.join(timeout=SHUTDOWN_TIMEOUT_SECONDS)
+        if self._metrics_server is not None:
+            self._metrics_server.close()
         self._resources.close()
         self._resources = None
 

@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
+from prometheus_client import REGISTRY
 from sqlalchemy import text
 
 from app.db.engine import transaction
@@ -18,11 +19,13 @@ from app.db.scheduling import workers
 from app.db.scheduling.fair_queue import Kind
 from app.job_queue import Queue
 from app.log import get_logger
+from app.telemetry import metrics
 from worker.health import write_heartbeat
 from worker.jobs.lease import DATABASE_UNAVAILABLE, boottime_seconds, first_line
 from worker.node.resources import Resources
 from worker.reconciler.cleanup import clean_up, delete_orphans
 from worker.reconciler.scheduler import QueueScheduler
+from worker.reconciler.service_metrics import ServiceMetrics
 
 ADVISORY_LOCK = 0x7265636F6E63  # "reconc"
 MIN_MASS_EXPIRY = 3  # this many expired leases at once, and more than half of all, indicate an outage, not dead workers
@@ -62,20 +65,29 @@ class Reconciler:
         self.settings = resources.settings
         self.expiry_guard = MassExpiryGuard(self.settings.lease_ttl_seconds)
         self.scheduler = QueueScheduler(resources)
+        self.service_metrics = ServiceMetrics(resources)
         self._cleaned_up_at = -float("inf")
         self._orphans_deleted_at = -float("inf")
 
     def run(self) -> None:
         """Run rounds until `resources.stop` is set. No error of a round ends the loop."""
         log.info("reconciler started", every_seconds=self.settings.reconcile_seconds)
+        if self.settings.metrics_port is not None:
+            REGISTRY.register(self.service_metrics)
         while not self.resources.stop.is_set():
+            began_at, outcome = time.monotonic(), "failed"
             try:
                 write_heartbeat(self.settings, "reconciler")
-                self.round()
+                outcome = "done" if self.round() else "standby"
+                if self.settings.metrics_port is not None:
+                    self.service_metrics.read_if_due()
             except DATABASE_UNAVAILABLE as error:
+                self.service_metrics.clear()
                 log.warning("database unavailable", error=first_line(error))
             except Exception:
                 log.exception("round failed")
+            metrics.ROUNDS.labels(outcome).inc()
+            metrics.ROUND_SECONDS.set(time.monotonic() - began_at)
             self.resources.stop.wait(self.settings.reconcile_seconds)
 
     def round(self) -> bool:
@@ -100,6 +112,7 @@ class Reconciler:
             for job in lost:
                 log.warning("lease reaped", job=job.id, attempt=job.attempt, owner=job.lease_owner)
                 expired_leases.reap(session, job, self.settings.requeue_delay_seconds, self.settings.max_crash_streak)
+        metrics.LEASES_REAPED.labels("job").inc(len(lost))
         return len(lost)
 
     def reap_exports(self) -> int:
@@ -115,6 +128,7 @@ class Reconciler:
             lost = exports.reap_expired(
                 session, settings.reap_grace_seconds, settings.requeue_delay_seconds, settings.max_crash_streak
             )
+        metrics.LEASES_REAPED.labels("export").inc(len(lost))
         for export in lost:
             log.warning("lease of an export reaped", export=export.id, attempt=export.attempt, state=export.state)
         return len(lost)

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import structlog
 from sqlalchemy.orm import Session
 
 from app.db.jobs import claims
@@ -33,6 +32,7 @@ from app.log import get_logger
 from app.system.tokenizer_files import load_renderer
 from worker.jobs.exit_classification import STORAGE_RETRY_FACTOR, AttemptOutcome
 from worker.jobs.lease import Claimer, LeaseKeeper
+from worker.jobs.observed_attempt import observed_attempt
 from worker.jobs.prepare import Inputs, PreparationError, base_model_error, load_inputs, lost_file_error
 from worker.node import disk_space
 from worker.node.resources import Resources
@@ -76,7 +76,7 @@ class Validator:
         if claimed is None:
             return False
         job, keeper = claimed
-        with structlog.contextvars.bound_contextvars(job=job.id, attempt=job.attempt), keeper:
+        with observed_attempt("validate", keeper), keeper:
             self._run_validation(job, keeper)
         return True
 
@@ -84,6 +84,7 @@ class Validator:
         try:
             inputs, reports = self._validate(job, keeper)
             self._accept(job, keeper, reports, requirement_columns(keeper, job, inputs, reports))
+            keeper.outcome = Reason.DONE
             log.info("files validated")
         except FencedError:
             log.info("lease lost: the validation is dropped")
@@ -202,6 +203,7 @@ class Validator:
                     storage_wait_seconds=settings.storage_full_wait_seconds,
                 )
             )
+            keeper.outcome = outcome.reason
         except FencedError:
             log.info("lease lost: the outcome is dropped")
 

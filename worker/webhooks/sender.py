@@ -23,6 +23,7 @@ from app.db.webhooks import deliveries, endpoints
 from app.db.webhooks.deliveries import ClaimedDelivery, DeliveryOutcome
 from app.domain import webhooks as rules
 from app.log import get_logger
+from app.telemetry import metrics
 from worker.health import write_heartbeat
 from worker.jobs.lease import DATABASE_UNAVAILABLE, first_line
 from worker.node.resources import Resources
@@ -74,6 +75,8 @@ class WebhookSender:
         """Send one delivery and record the outcome, unless another process has claimed it since."""
         response = self._send(claimed)
         outcome = self._outcome(claimed, response)
+        metrics.WEBHOOK_ATTEMPTS.labels("delivered" if outcome.is_delivered else "failed").inc()
+        metrics.WEBHOOK_SECONDS.observe(outcome.duration_ms / 1000)
         with transaction(self.resources.sessions) as session:
             if not endpoints.lock_against_deletion(session, claimed.endpoint_id) or not deliveries.record_outcome(
                 session, claimed, outcome
@@ -167,6 +170,7 @@ class WebhookSender:
 
     def _disable(self, session: Session, claimed: ClaimedDelivery, reason: str) -> None:
         """Disable the endpoint and announce it to the project's other endpoints."""
+        metrics.WEBHOOKS_DISABLED.inc()
         log.warning("webhook endpoint disabled", endpoint=claimed.endpoint_id, reason=reason)
         endpoints.disable(session, claimed.endpoint_id, reason)
         data = json.dumps({"id": claimed.endpoint_id, "reason": reason})

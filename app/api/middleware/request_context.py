@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.error_handlers import error_response
 from app.api.middleware.request_log import CLIENT_CLOSED_REQUEST, RequestRecord, log_request, start_record
+from app.api.middleware.request_metrics import observe_request
 from app.api.transport.body_pace import BodyPace
 from app.db.access.audit import AuditContext, audited_as
 from app.errors import BadRequest, NotFound, RequestTimeout, TuneryError
@@ -44,6 +45,7 @@ class RequestContextMiddleware:
                 await self._respond(scope, _BodyReceiver(scope, receive, response), response)
         finally:
             log_request(scope, record)
+            observe_request(scope, record)
             structlog.contextvars.unbind_contextvars("request_id")
 
     async def _respond(self, scope: Scope, receive: Receive, response: _ResponseSender) -> None:

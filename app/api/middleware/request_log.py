@@ -40,6 +40,11 @@ class RequestRecord:
     project_id: str | None = None
     outcome: Outcome | None = None
 
+    @property
+    def duration_seconds(self) -> float:
+        """The time until the response was complete; until now if it was not."""
+        return (time.perf_counter() if self.ended_at is None else self.ended_at) - self.started_at
+
     def end(self, outcome: Outcome, status: int) -> None:
         """Set the outcome, unless one is set already; `status` applies without a response."""
         if self.outcome is None:
@@ -63,7 +68,6 @@ def log_request(scope: Mapping[str, Any], record: RequestRecord) -> None:
     """Write the line of one request. `scope` has fewer keys when no application received the request."""
     if record.outcome is None:
         record.outcome = "aborted" if record.ended_at is None else "completed"
-    ended_at = time.perf_counter() if record.ended_at is None else record.ended_at
     client = scope.get("client")
     has_failed = record.outcome == "aborted" or (record.status or 0) >= 500
     write_event(
@@ -76,7 +80,7 @@ def log_request(scope: Mapping[str, Any], record: RequestRecord) -> None:
         query=masked_query(scope.get("query_string", b"")),
         status=record.status,
         outcome=record.outcome,
-        duration_ms=round((ended_at - record.started_at) * 1000, 1),
+        duration_ms=round(record.duration_seconds * 1000, 1),
         key_id=record.key_id,
         project_id=record.project_id,
         bytes_in=record.bytes_in,

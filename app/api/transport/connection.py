@@ -28,6 +28,7 @@ from app.api.middleware.request_log import (
     request_id_of,
     start_record,
 )
+from app.api.middleware.request_metrics import observe_request
 from app.api.transport.body_pace import BodyPace
 from app.errors import BadRequest, RequestTimeout, TuneryError
 from app.settings import Settings
@@ -179,6 +180,7 @@ class LimitedConnection(H11Protocol):
             path, _, query = request.target.partition(b"?")
             scope |= {"method": request.method.decode(), "path": path.decode(), "query_string": query}
         log_request(scope, record)
+        observe_request(scope, record)
 
     def _abort_cycle(self, error: TuneryError) -> None:
         """End a running request whose body is invalid: its handler receives a disconnect."""

@@ -4,6 +4,7 @@ DATA_DIR/         0700; 0711 if PostgreSQL runs as another account, which must p
   up.lock         locked by the running `tunery up`; also identifies a data directory
   admin-key       0600, the key that the CLI uses
   runtime.json    0600, while `tunery up` runs: URLs and process ids
+  metrics.json    0644, while `tunery up` runs: the metrics' addresses, in the format of Prometheus's file_sd_configs
   postgres/       see postgres.py
   valkey/         see valkey.py
   models/         0700, the bundled base model
@@ -18,7 +19,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,10 @@ class Layout:
     @property
     def runtime(self) -> Path:
         return self.root / "runtime.json"
+
+    @property
+    def metrics_targets(self) -> Path:
+        return self.root / "metrics.json"
 
     @property
     def postgres(self) -> Path:
@@ -103,6 +108,12 @@ class Layout:
 
     def write_runtime(self, runtime: dict[str, Any]) -> None:
         write_secret(self.runtime, json.dumps(runtime, indent=2) + "\n")
+
+    def write_metrics_targets(self, ports: Mapping[str, int]) -> None:
+        """List the metrics of the programs for Prometheus, which may run as another account."""
+        targets = [{"targets": [f"127.0.0.1:{port}"], "labels": {"process": name}} for name, port in ports.items()]
+        self.metrics_targets.write_text(json.dumps(targets, indent=2) + "\n", encoding="utf-8")
+        self.metrics_targets.chmod(0o644)
 
     def read_runtime(self) -> dict[str, Any] | None:
         """The URLs and process ids of the running `tunery up`; None if none is ready."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import app
+from app.cli.local_stack.errors import CannotStart
 from app.cli.local_stack.hardware import device_text, gpu_groups
+from app.cli.local_stack.ports import free_port
 
 # The trainer saves its state within TUNERY_DRAIN_GRACE_SECONDS (100 s); containers have the same limit of 120 s.
 WORKER_GRACE_SECONDS = 120.0
@@ -26,6 +28,26 @@ class Program:
     command: list[str]
     grace_seconds: float
     environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def metrics_ports(names: Sequence[str]) -> dict[str, int]:
+    """A loopback port for the metrics of each program: consecutive ones from TUNERY_METRICS_PORT, else any free ones.
+
+    Raises CannotStart if TUNERY_METRICS_PORT is not a number, or one of its ports is taken.
+    """
+    first = os.environ.get("TUNERY_METRICS_PORT", "")
+    if not first:
+        return {name: free_port("127.0.0.1", 0) for name in names}
+    if not first.isdecimal():
+        raise CannotStart(
+            f"TUNERY_METRICS_PORT is {first!r}; give the first of {len(names)} port numbers, or unset it."
+        )
+    try:
+        return {name: free_port("127.0.0.1", int(first) + number) for number, name in enumerate(names)}
+    except CannotStart as error:
+        raise CannotStart(
+            f"{error} TUNERY_METRICS_PORT is the first of {len(names)} ports for metrics, one for each process."
+        ) from None
 
 
 def programs(data_dir: Path, host: str, port: int) -> list[Program]:

@@ -27,7 +27,7 @@ from app.cli.local_stack.preflight import check_data_directory, local_postgres_a
 from app.cli.local_stack.processes import ChildProcess, exclusive_lock, tail, terminate_leftovers
 from app.cli.local_stack.servers.postgres import LocalPostgres
 from app.cli.local_stack.servers.valkey import LocalValkey
-from app.cli.local_stack.services import child_environment, programs
+from app.cli.local_stack.services import child_environment, metrics_ports, programs
 from app.cli.local_stack.supervisor import Print, Service, ServiceSupervisor, StopRequested, StopSignal, describe_exit
 from app.db.engine import Sessions
 
@@ -177,14 +177,19 @@ class _LocalStack:
 
     def _start_services(self, port: int) -> None:
         env = child_environment(self._layout.root, self._urls)
-        for program in programs(self._layout.root, self._options.host, port):
+        started = programs(self._layout.root, self._options.host, port)
+        ports = metrics_ports([program.name for program in started])
+        for program in started:
             log = self._layout.log(program.name)
-            environment = {**env, **program.environment, "TUNERY_LOG_FILE": str(log)}
+            metrics = {"TUNERY_METRICS_HOST": "127.0.0.1", "TUNERY_METRICS_PORT": str(ports[program.name])}
+            environment = {**env, **program.environment, **metrics, "TUNERY_LOG_FILE": str(log)}
             child = ChildProcess(
                 program.name, program.command, log, self._layout.root, environment, cwd=self._layout.root
             )
             self._supervisor.start(Service(program.name, child, str(log), program.grace_seconds))
             self._report(program.name, f"{program.description} (pid {child.pid})")
+        self._layout.write_metrics_targets(ports)
+        self._report("metrics", f"for Prometheus, on loopback; {self._layout.metrics_targets} lists the addresses")
 
     def _wait_until_ready(self) -> None:
         """Wait for /readyz. A program that exits during the start is not restarted; its log is part of the error."""
@@ -209,6 +214,7 @@ class _LocalStack:
 
     def _stop_all(self) -> None:
         self._layout.runtime.unlink(missing_ok=True)
+        self._layout.metrics_targets.unlink(missing_ok=True)
         if self._stop.requested:
             self._report("stopping", "press Ctrl-C again to stop without waiting for jobs to save their progress")
         if self._conversion is not None:

@@ -48,7 +48,7 @@ class FakeKeeper:
     desired: Desired = Desired.RUN
     preempt_requested: bool = False
 
-    def mark_lost(self, why: str) -> None:
+    def mark_lost(self, why: str, cause: str = "fenced") -> None:
         self.fenced = True
 
 

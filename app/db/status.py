@@ -1,0 +1,123 @@
+"""The state of the service for operators: queue, leases, failures, storage by project. Never commits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import func, literal, select, text
+from sqlalchemy.orm import Session
+
+from app.db.tables import Export, File, Job, Project, WebhookDelivery, WebhookEndpoint
+from app.domain.artifacts.exports import UNFINISHED
+from app.domain.jobs.states import TERMINAL, Desired, JobState
+
+UNFINISHED_STATES = [state.value for state in JobState if state not in TERMINAL]
+NOW = func.clock_timestamp()
+# The age of a running attempt's newest snapshot: the training time that a crash would cost now.
+SNAPSHOT_AGE = text(
+    """
+    SELECT coalesce(max(extract(epoch FROM clock_timestamp() - greatest(attempt.started_at, coalesce(
+      (SELECT max(created_at) FROM snapshots WHERE snapshots.job_id = job.id), attempt.started_at)))), 0)::float
+    FROM jobs AS job JOIN attempts AS attempt ON attempt.job_id = job.id AND attempt.ended_at IS NULL
+    WHERE job.state = 'running' AND job.lease_owner IS NOT NULL
+    """
+)
+
+
+@dataclass(frozen=True)
+class WaitingJob:
+    """The job of a state that has been due for the longest time."""
+
+    state: JobState
+    job_id: str
+    project_id: str
+    due_since: datetime  # its creation, or the end of the delay after its last attempt
+    age_seconds: float
+
+
+@dataclass(frozen=True)
+class ProjectStorage:
+    project_id: str
+    name: str
+    stored_bytes: int
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """Pending webhook deliveries that are due, of enabled endpoints."""
+
+    deliveries: int
+    oldest_seconds: float
+
+
+def jobs_by_state(session: Session) -> dict[str, int]:
+    """The number of unfinished jobs in each unfinished state."""
+    query = select(Job.state, func.count().label("jobs")).where(Job.state.in_(UNFINISHED_STATES)).group_by(Job.state)
+    return dict.fromkeys(UNFINISHED_STATES, 0) | {row.state: row.jobs for row in session.execute(query)}
+
+
+def unfinished_exports(session: Session) -> int:
+    query = select(func.count()).where(Export.state.in_([state.value for state in UNFINISHED]))
+    return session.scalar(query) or 0
+
+
+def oldest_waiting(session: Session) -> list[WaitingJob]:
+    """The oldest due job that waits for validation, and the oldest one that waits for a GPU worker."""
+    oldest = []
+    due_since = func.greatest(Job.created_at, Job.run_after)
+    for state in (JobState.VALIDATING, JobState.QUEUED):
+        age_seconds = func.extract("epoch", NOW - due_since)
+        row = session.execute(
+            select(Job.id, Job.project_id, due_since.label("due_since"), age_seconds.label("age_seconds"))
+            .where(Job.state == state, Job.desired == Desired.RUN, Job.lease_owner.is_(None), Job.run_after <= NOW)
+            .order_by(due_since)
+            .limit(1)
+        ).one_or_none()
+        if row is not None:
+            oldest.append(WaitingJob(state, row.id, row.project_id, row.due_since, float(row.age_seconds)))
+    return oldest
+
+
+def leases(session: Session) -> tuple[int, int]:
+    """(held leases of jobs, those of them that have expired)."""
+    expired = func.count().filter(Job.lease_expires_at < NOW)
+    row = session.execute(select(func.count(), expired).where(Job.lease_owner.is_not(None))).one()
+    return row[0], row[1]
+
+
+def oldest_snapshot_seconds(session: Session) -> float:
+    """The age of the newest snapshot of the running job for which that is the highest; 0 without a running job."""
+    return float(session.scalar(SNAPSHOT_AGE) or 0)
+
+
+def longest_crash_streak(session: Session) -> int:
+    return session.scalar(select(func.max(Job.crash_streak)).where(Job.state.in_(UNFINISHED_STATES))) or 0
+
+
+def storage_by_project(session: Session) -> list[ProjectStorage]:
+    """The bytes that every project has in storage, most first; projects without files have 0."""
+    stored = (
+        select(File.project_id, func.sum(File.bytes).label("bytes"))
+        .where(File.purged_at.is_(None))
+        .group_by(File.project_id)
+        .subquery()
+    )
+    stored_bytes = func.coalesce(stored.c.bytes, literal(0))
+    query = (
+        select(Project.id, Project.name, stored_bytes.label("stored_bytes"))
+        .outerjoin(stored, stored.c.project_id == Project.id)
+        .order_by(stored_bytes.desc(), Project.seq)
+    )
+    return [ProjectStorage(row.id, row.name, int(row.stored_bytes)) for row in session.execute(query)]
+
+
+def webhook_backlog(session: Session) -> Backlog:
+    oldest_seconds = func.extract("epoch", NOW - func.min(WebhookDelivery.next_attempt_at))
+    query = (
+        select(func.count(), oldest_seconds)
+        .join(WebhookEndpoint, WebhookEndpoint.id == WebhookDelivery.endpoint_id)
+        .where(WebhookDelivery.state == "pending", WebhookDelivery.next_attempt_at <= NOW, WebhookEndpoint.enabled)
+    )
+    count, seconds = session.execute(query).one()
+    return Backlog(count, float(seconds or 0))

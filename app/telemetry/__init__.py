@@ -1,0 +1,1 @@
+"""Metrics for Prometheus, in every process but the trainer."""

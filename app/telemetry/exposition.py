@@ -1,0 +1,96 @@
+"""The HTTP port on which a process exposes its metrics to Prometheus.
+
+A response is rendered at most once a second, however many scrapers ask: 100 requests a second cost what one costs,
+and a little for each connection. The port has no authentication, so it listens on loopback unless it is configured.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+from wsgiref.simple_server import WSGIRequestHandler, make_server
+from wsgiref.types import StartResponse, WSGIEnvironment
+
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client.exposition import ThreadingWSGIServer
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from app.log import get_logger
+from app.settings import Settings
+from app.telemetry import metrics
+from app.telemetry.multiprocess import MULTIPROCESS_VARIABLE
+
+CACHE_SECONDS = 1.0
+
+log = get_logger(__name__)
+
+
+class MetricsServer:
+    """A started server. `port` is the bound port, which differs from the requested one if that was 0."""
+
+    def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
+        """Bind and serve in a daemon thread. Raises OSError."""
+        self._server = make_server(
+            host, port, make_metrics_app(registry), server_class=ThreadingWSGIServer, handler_class=_Handler
+        )
+        self.port: int = self._server.server_port
+        threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def start_metrics_server(settings: Settings, process: str) -> MetricsServer | None:
+    """Serve the metrics of this process if the settings name a port. A port that is in use costs the metrics only."""
+    if settings.metrics_port is None:
+        return None
+    metrics.set_build(process)
+    registry = REGISTRY
+    if os.environ.get(MULTIPROCESS_VARIABLE):
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    try:
+        server = MetricsServer(settings.metrics_host, settings.metrics_port, registry)
+    except OSError as error:
+        log.warning("no metrics: their port cannot be opened", port=settings.metrics_port, error=str(error))
+        return None
+    log.info("metrics", host=settings.metrics_host, port=server.port)
+    return server
+
+
+def make_metrics_app(
+    registry: CollectorRegistry, clock: Callable[[], float] = time.monotonic
+) -> Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]]:
+    """A WSGI application with one page, /metrics, in Prometheus's text format."""
+    lock = threading.Lock()
+    body, expires_at = b"", -float("inf")
+
+    def rendered() -> bytes:
+        nonlocal body, expires_at
+        with lock:
+            if clock() >= expires_at:
+                body, expires_at = generate_latest(registry), clock() + CACHE_SECONDS
+            return body
+
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if environ["PATH_INFO"] != "/metrics":
+            start_response("404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
+            return [b"The metrics are at /metrics.\n"]
+        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
+            start_response("405 Method Not Allowed", [("Allow", "GET, HEAD")])
+            return [b""]
+        content = rendered()
+        start_response("200 OK", [("Content-Type", CONTENT_TYPE_LATEST), ("Content-Length", str(len(content)))])
+        return [b"" if environ["REQUEST_METHOD"] == "HEAD" else content]
+
+    return answer
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = 10  # seconds; a client that sends nothing must not hold a thread
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Log nothing: a scrape every few seconds is not worth a line."""

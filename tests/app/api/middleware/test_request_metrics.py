@@ -1,0 +1,46 @@
+"""Metrics of requests: by the template of the route, so that no client can create endless series."""
+
+from __future__ import annotations
+
+import httpx2
+from prometheus_client import REGISTRY
+from starlette.testclient import TestClient
+
+from tests.serving import LiveServer
+
+
+def count_of(method: str, route: str, status: str) -> float:
+    labels = {"method": method, "route": route, "status": status}
+    return REGISTRY.get_sample_value("tunery_http_requests_total", labels) or 0
+
+
+def test_requests_are_counted_by_the_template_of_their_route(client: TestClient) -> None:
+    route = "/v1/fine_tuning/jobs/{job_id}"
+    before = count_of("GET", route, "404")
+    client.get("/v1/fine_tuning/jobs/ftjob-1")
+    client.get("/v1/fine_tuning/jobs/ftjob-2")
+    assert count_of("GET", route, "404") == before + 2
+    assert (
+        REGISTRY.get_sample_value("tunery_http_request_duration_seconds_count", {"method": "GET", "route": route}) >= 2
+    )
+
+
+def test_unknown_paths_and_methods_share_one_series(client: TestClient) -> None:
+    before = count_of("unknown", "unknown", "404")
+    for number in range(3):
+        client.request(f"X{number}", f"/nowhere/{number}")
+    assert count_of("unknown", "unknown", "404") == before + 3
+
+
+def test_a_request_that_reaches_no_route_is_counted(live_server: LiveServer) -> None:
+    before = count_of("GET", "unknown", "400")
+    with httpx2.Client(trust_env=False) as client:
+        headers = {"Content-Length": "1", "Transfer-Encoding": "chunked"}
+        client.request("GET", f"{live_server.root}/healthz", headers=headers, content=b"1")
+    assert count_of("GET", "unknown", "400") == before + 1
+
+
+def test_bytes_of_bodies_are_counted(client: TestClient) -> None:
+    before = REGISTRY.get_sample_value("tunery_http_sent_bytes_total") or 0
+    body = client.get("/healthz").content
+    assert REGISTRY.get_sample_value("tunery_http_sent_bytes_total") == before + len(body)

@@ -1,0 +1,109 @@
+"""The port of the metrics: what it serves, how often it renders, and one port for several API processes."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx2
+import pytest
+from prometheus_client import CollectorRegistry, Counter
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
+
+from app.settings import Settings
+from app.telemetry.exposition import MetricsServer, make_metrics_app, start_metrics_server
+from tests.deadline import until
+from tests.serving import api_process, free_port
+
+
+class CountedCollector(Collector):
+    """Counts how often its values were read."""
+
+    reads = 0
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        self.reads += 1
+        yield CounterMetricFamily("reads", "Reads of this collector.", value=self.reads)
+
+
+def get(port: int, path: str = "/metrics", method: str = "GET") -> httpx2.Response:
+    with httpx2.Client(trust_env=False) as client:
+        return client.request(method, f"http://127.0.0.1:{port}{path}")
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def server(registry: CollectorRegistry) -> Iterator[MetricsServer]:
+    server = MetricsServer("127.0.0.1", 0, registry)
+    yield server
+    server.close()
+
+
+def test_metrics_are_served_in_the_text_format_of_prometheus(
+    server: MetricsServer, registry: CollectorRegistry
+) -> None:
+    Counter("tunery_things", "Things.", registry=registry).inc(3)
+    answer = get(server.port)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    assert "tunery_things_total 3.0" in answer.text.splitlines()
+
+
+def test_other_paths_and_methods_are_refused(server: MetricsServer) -> None:
+    assert get(server.port, "/").status_code == 404
+    assert get(server.port, method="POST").status_code == 405
+    assert get(server.port, method="HEAD").content == b""
+
+
+def test_a_hundred_scrapes_at_once_read_the_values_once(registry: CollectorRegistry) -> None:
+    collector = CountedCollector()
+    registry.register(collector)
+    reads_before, now = collector.reads, 0.0
+    page = make_metrics_app(registry, lambda: now)
+    environment = {"PATH_INFO": "/metrics", "REQUEST_METHOD": "GET"}
+
+    def scrape(_: int) -> bytes:
+        return b"".join(page(environment, lambda *_: lambda _: None))
+
+    with ThreadPoolExecutor(16) as pool:
+        assert len(set(pool.map(scrape, range(100)))) == 1
+    assert collector.reads == reads_before + 1
+    now = 1.0
+    scrape(0)
+    assert collector.reads == reads_before + 2
+
+
+def test_a_port_that_is_in_use_costs_the_metrics_and_not_the_process(settings: Settings, server: MetricsServer) -> None:
+    assert start_metrics_server(settings.model_copy(update={"metrics_port": server.port}), "api") is None
+
+
+def test_without_a_port_there_are_no_metrics(settings: Settings) -> None:
+    assert start_metrics_server(settings, "api") is None
+
+
+def test_several_api_processes_have_one_port_with_the_sum_of_their_requests(settings: Settings) -> None:
+    metrics_port = free_port()
+    command = (sys.executable, "-m", "app.serve", "--workers", "2")
+    environment = {"TUNERY_METRICS_PORT": str(metrics_port), "TUNERY_LOG_JSON": "true"}
+    with api_process(settings, command, environment) as (server, process):
+        health = re.compile(r'tunery_http_requests_total\{method="GET",route="/healthz",status="200"\} (\d+)')
+        sent = 20
+        for _ in range(sent):  # a connection each, so that both processes get some
+            assert httpx2.get(f"{server.root}/healthz", trust_env=False).status_code == 200
+
+        def counted() -> int:
+            found = health.search(get(metrics_port).text)
+            return int(found[1]) if found else 0
+
+        until(lambda: counted() > sent, "all requests in the metrics")  # with those that waited for the start
+        builds = re.findall(r"^tunery_build_info\{.*\} (.+)$", get(metrics_port).text, re.M)
+        assert builds == ["1.0"]
+        process.terminate()  # and with it its children, which a kill would leave behind
+        process.wait(60)
