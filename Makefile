@@ -9,7 +9,7 @@ DEV := .venv/.dev-ready
 ARGS ?=
 JOBS ?= 2
 
-.PHONY: help setup up demo doctor house test test-fast test-slow test-schema test-sdk test-compat lint types imports format check migrate bench-train bench-mechanisms bench-start bench-auto bench-fit bench-plan bench-api bench-upload bench-queue bench-linear openapi reference constraints clean
+.PHONY: help setup up demo doctor house test test-fast test-slow test-schema test-sdk test-compat test-browser lint types imports format check migrate bench-train bench-mechanisms bench-start bench-auto bench-fit bench-plan bench-api bench-upload bench-queue bench-linear openapi reference constraints clean
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2}'
@@ -26,13 +26,13 @@ doctor: $(RUN) ## Check this machine and say what to do about each finding
 	$(BIN)/tunery doctor $(ARGS)
 
 test: $(DEV) ## The tests, with real PostgreSQL, real Valkey and the real 135M model (ARGS="-k name", JOBS=4 at a time)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not browser" $(ARGS)
 
 test-slow: $(DEV) ## The tests that repeat another test at greater length, or in another variant (6 minutes)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m slow $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "slow and not browser" $(ARGS)
 
 test-fast: $(DEV) ## The tests that need no real model
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not e2e and not slow" $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not e2e and not slow and not browser" $(ARGS)
 
 test-schema: $(DEV) ## Generated requests to every operation of the OpenAPI document (CASES=20000, about 20 minutes; ARGS="--seed 1")
 	$(BIN)/python -m tests.schema --cases $(or $(CASES),20000) $(ARGS)
@@ -42,6 +42,9 @@ test-sdk: $(DEV) ## The official client's scenarios, three generations of it, ag
 
 test-compat: $(DEV) ## The tests of an earlier commit, unchanged, against this service (3 minutes; ALL=1: all of them, 40; ARGS="--only schema")
 	$(BIN)/python -m tests.compat $(if $(ALL),--all) $(ARGS)
+
+test-browser: $(DEV) ## The dashboard in Debian's Chromium (apt-get install chromium; SHORT=1: what CI runs)
+	$(BIN)/python -m pytest -q tests/browser $(if $(SHORT),-m "browser and not slow") $(ARGS)
 
 lint: $(DEV) ## Style: ruff, formatting included
 	$(BIN)/ruff check .

@@ -36,6 +36,7 @@ class Settings(BaseSettings):
     max_requests_per_second: int = Field(default=10_000, ge=1)  # default of projects without a limit of their own
     check_processes: int | None = Field(default=None, ge=1)  # concurrent processes that read data sets; default: cores
     admin_key_file: Path | None = None  # containers: a file with the first admin key
+    web_url: str | None = None  # the dashboard's address, to which `/` refers browsers
 
     # --- connections: timeouts for slow or silent clients
     header_timeout_seconds: float = Field(default=10, gt=0)  # for complete request headers, from the first byte
@@ -94,10 +95,9 @@ class Settings(BaseSettings):
     webhook_disable_seconds: float = 432_000  # an endpoint that fails for five days is disabled
     webhook_keep_seconds: float = 2_592_000  # deliveries are kept for 30 days
 
-    # --- metrics and traces
+    # --- metrics
     metrics_port: int | None = Field(default=None, ge=1, le=65_535)  # of this process; None: no metrics
     metrics_host: str = "127.0.0.1"  # the port has no authentication
-    otlp_endpoint: str | None = None  # URL of an OpenTelemetry collector (OTLP over HTTP); None: no traces
 
     # --- logs
     log_json: bool = True  # JSON lines; false: text for a terminal
@@ -125,13 +125,6 @@ class Settings(BaseSettings):
             raise ValueError(f"{', '.join(map(repr, invalid))}: a label has {LABEL_RULE}")
         return labels
 
-    @field_validator("otlp_endpoint")
-    @classmethod
-    def _check_endpoint(cls, url: str | None) -> str | None:
-        if url is not None and not url.startswith(("http://", "https://")):
-            raise ValueError(f"{url!r} is no URL of a collector; write it like http://127.0.0.1:4318")
-        return url
-
     @field_validator("webhook_allowed_networks")
     @classmethod
     def _check_networks(cls, text: str) -> str:
@@ -149,6 +142,30 @@ class Settings(BaseSettings):
     @property
     def work_dir(self) -> Path:
         return self.data_dir / "work"
+
+
+class WebSettings(BaseSettings):
+    """Settings of the dashboard, `python -m app.web`: a client of the API, without database or broker."""
+
+    model_config = SettingsConfigDict(env_prefix="TUNERY_WEB_", extra="ignore", populate_by_name=True)
+
+    api_url: str = "http://127.0.0.1:8000"  # of the API, without /v1, as this process reaches it
+    api_public_url: str | None = None  # as users reach it, for the commands that pages show; default: api_url
+    host: str = "127.0.0.1"
+    port: int = Field(default=8001, ge=1, le=65535)
+    session_seconds: float = Field(default=43_200, gt=0)  # 12 hours: a working day
+    log_json: bool = Field(default=True, validation_alias=AliasChoices("TUNERY_LOG_JSON", "log_json"))
+    log_file: Path | None = Field(default=None, validation_alias=AliasChoices("TUNERY_LOG_FILE", "log_file"))
+
+    @field_validator("api_url", "api_public_url")
+    @classmethod
+    def _strip_version(cls, url: str | None) -> str | None:
+        """Accept the `base_url` of the official client, too."""
+        return url.rstrip("/").removesuffix("/v1").rstrip("/") if url else url
+
+    @property
+    def public_api_url(self) -> str:
+        return self.api_public_url or self.api_url
 
 
 def load_settings() -> Settings:

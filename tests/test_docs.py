@@ -12,7 +12,7 @@ from app.api.openapi.examples import all_operations
 from app.cli.local_stack import base_model
 from app.domain.datasets.examples import Example, read_examples
 from app.domain.jobs.auto_hyperparameters import REFERENCE_LENGTH
-from app.settings import Settings
+from app.settings import Settings, WebSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -32,13 +32,23 @@ def variable_of(name: str) -> str:
     return name.upper() if name in ("database_url", "redis_url") else f"TUNERY_{name.upper()}"
 
 
+def web_variable_of(name: str) -> str:
+    return f"TUNERY_{name.upper()}" if name.startswith("log_") else f"TUNERY_WEB_{name.upper()}"
+
+
 @pytest.mark.parametrize("name", sorted(Settings.model_fields))
 def test_every_setting_is_documented_with_its_environment_variable(name: str) -> None:
     assert f"`{variable_of(name)}`" in read("settings.md")
 
 
+@pytest.mark.parametrize("name", sorted(WebSettings.model_fields))
+def test_every_setting_of_the_dashboard_is_documented_with_its_environment_variable(name: str) -> None:
+    assert f"`{web_variable_of(name)}`" in read("settings.md")
+
+
 def test_the_settings_page_names_no_variable_that_is_not_read() -> None:
     read_variables = {variable_of(name) for name in Settings.model_fields} | {
+        *map(web_variable_of, WebSettings.model_fields),
         "TUNERY_BASE_URL",
         "TUNERY_API_KEY",
         "TUNERY_DEBUG",

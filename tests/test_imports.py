@@ -24,7 +24,23 @@ CONTRACTS = [
     ("app.job_queue", (*TORCH, *WEB, "worker", "app.api", "app.db", "app.storage")),
     ("app.telemetry.exposition", (*TORCH, *WEB, *DATABASE, "worker", "app.api", "app.db", "app.storage")),
     ("app.main", (*TORCH, "worker")),
-    ("app.cli.main", (*TORCH, "worker")),
+    ("app.cli.main", (*TORCH, "worker", "nicegui")),
+    # NiceGUI imports redis for a storage of its own if it is installed
+    (
+        "app.web.server",
+        (
+            *TORCH,
+            "sqlalchemy",
+            "psycopg",
+            "celery",
+            "worker",
+            "app.main",
+            "app.api",
+            "app.services",
+            "app.db",
+            "app.storage",
+        ),
+    ),
     ("worker.tasks", (*TORCH, *WEB, "worker.trainer", "app.main", "app.api", "app.services", "app.cli")),
     (
         "worker.reconciler.reconciler",

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
 
+from app.api.home_page import home_page
 from app.api.not_found_hints import hint_for
 from app.domain.artifacts.full_disk import is_disk_full
 from app.domain.error_text.json_text import MAX_PATH_CHARACTERS, printable, unquoted
@@ -115,6 +116,8 @@ def _validation_error(_request: Request, error: Exception) -> Response:
 def _http_exception(request: Request, error: Exception) -> Response:
     """Convert an error of the router itself: an unknown URL or method."""
     assert isinstance(error, HTTPException)
+    if error.status_code == 404 and (page := home_page(request)) is not None:
+        return page
     request_line = f"{request.method} {request.url.path}"
     message, code, headers = str(error.detail), None, dict(error.headers or {})
     if error.status_code == 404:

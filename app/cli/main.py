@@ -55,15 +55,21 @@ app = typer.Typer(
 )
 
 Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 accepts connections from the network.")]
+WebPort = Annotated[
+    int | None,
+    typer.Option(
+        min=0, max=65_535, help="Port of the dashboard; 0 selects a free port. Default: the port after --port, if free."
+    ),
+]
 Port = Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 selects a free port.")]
 
 
 @app.command()
-def up(data_dir: DataDir = None, host: Host = "127.0.0.1", port: Port = 8000) -> None:
+def up(data_dir: DataDir = None, host: Host = "127.0.0.1", port: Port = 8000, web_port: WebPort = None) -> None:
     """Run the whole service on this machine until Ctrl-C."""
     from app.cli.local_stack.up import UpOptions, run
 
-    raise typer.Exit(run(UpOptions(find_layout(data_dir).root, host, port)))
+    raise typer.Exit(run(UpOptions(find_layout(data_dir).root, host, port, web_port)))
 
 
 @app.command()

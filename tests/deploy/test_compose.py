@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from app.cli.local_stack.services import programs
-from app.settings import Settings
+from app.settings import Settings, WebSettings
 from tests.deploy import compose, dockerfile, guide
 from tests.deploy.compose import ROOT, Service, is_ours, mounts, seconds, target
 from worker.node.worker_node import SHUTDOWN_TIMEOUT_SECONDS
@@ -23,10 +23,12 @@ DOCUMENT = compose.load()
 ALL = compose.services()
 OURS = {name: service for name, service in ALL.items() if is_ours(service)}
 TRAINERS = {name: ALL[name] for name in ("gpu-worker", "gpu-worker-without-gpu")}
+USERS_OF_THE_DATABASE = {name: service for name, service in OURS.items() if name != "web"}  # the dashboard is a client
 LASTING = {name: service for name, service in ALL.items() if name != "migrate"}
 
 each = pytest.mark.parametrize("name", ALL)
 each_of_ours = pytest.mark.parametrize("name", OURS)
+each_user = pytest.mark.parametrize("name", USERS_OF_THE_DATABASE)
 each_lasting = pytest.mark.parametrize("name", LASTING)
 each_trainer = pytest.mark.parametrize("name", TRAINERS)
 
@@ -90,15 +92,15 @@ class TestContainment:
     def test_logs_can_not_fill_the_disk(self, name: str) -> None:
         assert ALL[name]["logging"]["options"].keys() == {"max-size", "max-file"}
 
-    def test_only_the_api_publishes_a_port_and_only_to_this_host(self) -> None:
+    def test_only_the_api_and_the_dashboard_publish_a_port_and_only_to_this_host(self) -> None:
         published = {name: service["ports"] for name, service in ALL.items() if "ports" in service}
         port = dockerfile.load().environment("api")["UVICORN_PORT"]
-        assert published == {"api": [f"127.0.0.1:8000:{port}"]}
+        assert published == {"api": [f"127.0.0.1:8000:{port}"], "web": ["127.0.0.1:8001:8001"]}
 
-    def test_only_the_api_and_the_sender_of_webhooks_have_a_way_out(self) -> None:
+    def test_only_the_api_the_dashboard_and_the_sender_of_webhooks_have_a_way_out(self) -> None:
         inside = [name for name, network in DOCUMENT["networks"].items() if (network or {}).get("internal") is True]
         assert inside == ["backend"]
-        assert {name for name, service in ALL.items() if service["networks"] != inside} == {"api", "webhooks"}
+        assert {name for name, service in ALL.items() if service["networks"] != inside} == {"api", "web", "webhooks"}
 
     def test_other_hosts_need_a_network_with_a_way_out(self) -> None:
         assert compose.load({"BACKEND_INTERNAL": "false"})["networks"]["backend"]["internal"] is False
@@ -150,14 +152,21 @@ class TestOrder:
     def test_the_schema_waits_for_postgres(self) -> None:
         assert _waits(ALL["migrate"]) == {"postgres": "service_healthy"}
 
-    @pytest.mark.parametrize("name", sorted(set(OURS) - {"migrate"}))
+    @pytest.mark.parametrize("name", sorted(set(USERS_OF_THE_DATABASE) - {"migrate"}))
     def test_everything_of_ours_waits_for_the_schema_and_the_broker(self, name: str) -> None:
         assert _waits(ALL[name]) == {"migrate": "service_completed_successfully", "redis": "service_healthy"}
+
+    def test_the_dashboard_waits_for_the_api(self) -> None:
+        assert _waits(ALL["web"]) == {"api": "service_healthy"}
+
+    def test_the_dashboard_has_no_secret_no_data_and_no_address_of_a_server_but_the_api(self) -> None:
+        assert not {"secrets", "volumes"} & ALL["web"].keys()
+        assert {name for name in ALL["web"]["environment"] if not name.startswith("TUNERY_WEB_")} == set()
 
     @each
     def test_whoever_is_waited_for_healthy_is_checked(self, name: str) -> None:
         for other, condition in _waits(ALL[name]).items():
-            assert condition != "service_healthy" or "healthcheck" in ALL[other]
+            assert condition != "service_healthy" or _health_check(ALL[other])
 
     @each_lasting
     def test_what_lasts_is_started_again(self, name: str) -> None:
@@ -214,11 +223,11 @@ class TestState:
         sources = {source for source, _ in mounts(ALL[name]).values() if not source.startswith((".", "/"))}
         assert sources <= DOCUMENT["volumes"].keys()
 
-    @each_of_ours
+    @each_user
     def test_our_processes_share_one_data_directory(self, name: str) -> None:
         assert mounts(ALL[name])[ALL[name]["environment"]["TUNERY_DATA_DIR"]] == ("data", False)
 
-    @each_of_ours
+    @each_user
     def test_base_models_are_read_only_and_at_one_path_for_everybody(self, name: str) -> None:
         assert mounts(ALL[name])["/models"] == ("./models", True)
 
@@ -239,7 +248,8 @@ class TestSettings:
         text = compose.FILE.read_text(encoding="utf-8") + dockerfile.FILE.read_text(encoding="utf-8")
         named = set(re.findall(r"\bTUNERY_[A-Z_]*[A-Z]\b", text))
         assert named
-        assert named <= {f"TUNERY_{name.upper()}" for name in Settings.model_fields}
+        dashboard = {f"TUNERY_WEB_{name.upper()}" for name in WebSettings.model_fields}
+        assert named <= {f"TUNERY_{name.upper()}" for name in Settings.model_fields} | dashboard
 
     def test_the_variables_of_the_file_itself_are_not_called_like_settings(self) -> None:
         assert not [name for name in compose.variables() if name.startswith("TUNERY_")]
@@ -248,7 +258,7 @@ class TestSettings:
     def test_the_operator_has_a_file_for_every_other_setting(self, name: str) -> None:
         assert ALL[name]["env_file"] == [{"path": "tunery.env", "required": False}]
 
-    @each_of_ours
+    @each_user
     def test_nobody_calls_home(self, name: str) -> None:
         environment = ALL[name]["environment"]
         assert [environment[key] for key in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK")] == 3 * ["1"]

@@ -75,7 +75,7 @@ class JobSupervisor:
                 self.warm_trainer.ensure(lock)
                 return False
             job, keeper = claimed
-            with observed_attempt("train", keeper, job), keeper:
+            with observed_attempt("train", keeper), keeper:
                 self._run_job(job, keeper, lock)
         return True
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import app
 from app.cli.local_stack.errors import CannotStart
 from app.cli.local_stack.hardware import device_text, gpu_groups
-from app.cli.local_stack.ports import free_port
+from app.cli.local_stack.ports import base_url, free_port
 
 # The trainer saves its state within TUNERY_DRAIN_GRACE_SECONDS (100 s); containers have the same limit of 120 s.
 WORKER_GRACE_SECONDS = 120.0
 API_GRACE_SECONDS = 15.0  # open streams are closed after 5 s
+WEB_GRACE_SECONDS = 10.0
 RECONCILER_GRACE_SECONDS = 10.0
 WEBHOOKS_GRACE_SECONDS = 20.0  # a running delivery attempt may take TUNERY_WEBHOOK_TIMEOUT_SECONDS, 15 s
 
@@ -28,6 +29,7 @@ class Program:
     command: list[str]
     grace_seconds: float
     environment: Mapping[str, str] = field(default_factory=dict)
+    has_metrics: bool = True  # listens on TUNERY_METRICS_PORT
 
 
 def metrics_ports(names: Sequence[str]) -> dict[str, int]:
@@ -50,11 +52,12 @@ def metrics_ports(names: Sequence[str]) -> dict[str, int]:
         ) from None
 
 
-def programs(data_dir: Path, host: str, port: int) -> list[Program]:
+def programs(data_dir: Path, host: str, port: int, web_port: int = 8001) -> list[Program]:
     reconciler = [sys.executable, "-m", "worker.reconciler"]
     webhooks = [sys.executable, "-m", "worker.webhooks"]
     return [
         Program("api", f"listens on {host} port {port}", _api(host, port), API_GRACE_SECONDS),
+        _web(host, port, web_port),
         *(_gpu_worker(number, visible_devices, data_dir) for number, visible_devices in enumerate(gpu_groups())),
         Program("cpu-worker", "validates datasets", _worker("cpu0", data_dir), WORKER_GRACE_SECONDS),
         Program("reconciler", "recovers lost jobs", reconciler, RECONCILER_GRACE_SECONDS),
@@ -64,6 +67,24 @@ def programs(data_dir: Path, host: str, port: int) -> list[Program]:
 
 def _api(host: str, port: int) -> list[str]:
     return [sys.executable, "-m", "app.serve", "--host", host, "--port", str(port)]
+
+
+def _web(host: str, port: int, web_port: int) -> Program:
+    """The dashboard, a client of the API."""
+    environment = {
+        "TUNERY_WEB_API_URL": base_url(host, port),
+        "TUNERY_WEB_HOST": host,
+        "TUNERY_WEB_PORT": str(web_port),
+    }
+    command = [sys.executable, "-m", "app.web"]
+    return Program(
+        "web",
+        f"dashboard, listens on {host} port {web_port}",
+        command,
+        WEB_GRACE_SECONDS,
+        environment,
+        has_metrics=False,
+    )
 
 
 def _gpu_worker(number: int, visible_devices: str | None, data_dir: Path) -> Program:
@@ -93,5 +114,9 @@ def child_environment(data_dir: Path, urls: Mapping[str, str]) -> dict[str, str]
     source = str(Path(app.__file__).resolve().parents[1])  # a checkout that is not installed works too
     path = [source, *filter(None, [os.environ.get("PYTHONPATH")])]
     own = {"TUNERY_DATA_DIR": str(data_dir), "PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1"}
-    url_variables = {"DATABASE_URL": urls.get("database_url"), "REDIS_URL": urls.get("redis_url")}
+    url_variables = {
+        "DATABASE_URL": urls.get("database_url"),
+        "REDIS_URL": urls.get("redis_url"),
+        "TUNERY_WEB_URL": urls.get("web_url"),
+    }
     return {**os.environ, **own, **{name: url for name, url in url_variables.items() if url}}

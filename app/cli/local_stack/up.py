@@ -33,8 +33,9 @@ from app.db.engine import Sessions
 
 READY_TIMEOUT_SECONDS = 120.0  # for a cold disk and two slow cores; usually 4 s
 LEFTOVER_TIMEOUT_SECONDS = 10.0
+MAX_PORT = 65_535
 # Workers first, because they write their saved progress to the database; then the API; the servers last.
-STOP_ORDER = (("reconciler", "webhooks", "gpu-worker", "cpu-worker"), ("api",), ("valkey",), ("postgres",))
+STOP_ORDER = (("reconciler", "webhooks", "web", "gpu-worker", "cpu-worker"), ("api",), ("valkey",), ("postgres",))
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class UpOptions:
     data_dir: Path
     host: str = "127.0.0.1"
     port: int = 8000  # 0: any free port, see runtime.json
+    web_port: int | None = None  # of the dashboard; None: the port after `port` if it is free, else any
 
 
 def run(options: UpOptions, print_line: Print | None = None) -> int:
@@ -103,20 +105,32 @@ class _LocalStack:
     def _start(self) -> None:
         terminate_leftovers(self._layout.root, signal.SIGKILL, LEFTOVER_TIMEOUT_SECONDS)
         port = free_port(self._options.host, self._options.port)
+        web_port = self._free_web_port(port)
         self._urls["base_url"] = base_url(self._options.host, port)
+        self._urls["web_url"] = base_url(self._options.host, web_port)
         self._report("logs", f"{self._layout.logs}, a file for each process")
         self._start_conversion()
         self._start_servers()
         self._prepare_database()
-        self._start_services(port)
+        self._start_services(port, web_port)
         self._wait_until_ready()
         self._write_runtime()
         if not is_loopback(self._options.host):
             self._report(
                 "note", "other machines can connect without TLS: use a reverse proxy, or only a trusted network"
             )
+        self._report("dashboard", f"{self._urls['web_url']} (sign in with the key in {self._layout.admin_key})")
         duration_seconds = time.monotonic() - self._started_at
         self._report("ready", f"{self._urls['base_url']} after {duration_seconds:.1f} s; Ctrl-C stops everything")
+
+    def _free_web_port(self, port: int) -> int:
+        """The dashboard's port, different from the API's. Raises CannotStart if the chosen one is taken."""
+        host, chosen = self._options.host, self._options.web_port
+        if chosen is not None:
+            return free_port(host, chosen)
+        with contextlib.suppress(CannotStart):
+            return free_port(host, port + 1 if self._options.port and port < MAX_PORT else 0)
+        return free_port(host, 0)
 
     def _start_conversion(self) -> None:
         """Start the conversion of the base model, which runs while the servers start."""
@@ -175,14 +189,15 @@ class _LocalStack:
                 f"The end of {log} says:\n{tail(log)}"
             )
 
-    def _start_services(self, port: int) -> None:
+    def _start_services(self, port: int, web_port: int) -> None:
         env = child_environment(self._layout.root, self._urls)
-        started = programs(self._layout.root, self._options.host, port)
-        ports = metrics_ports([program.name for program in started])
+        started = programs(self._layout.root, self._options.host, port, web_port)
+        ports = metrics_ports([program.name for program in started if program.has_metrics])
         for program in started:
             log = self._layout.log(program.name)
-            metrics = {"TUNERY_METRICS_HOST": "127.0.0.1", "TUNERY_METRICS_PORT": str(ports[program.name])}
-            environment = {**env, **program.environment, **metrics, "TUNERY_LOG_FILE": str(log)}
+            environment = {**env, **program.environment, "TUNERY_LOG_FILE": str(log)}
+            if program.name in ports:
+                environment |= {"TUNERY_METRICS_HOST": "127.0.0.1", "TUNERY_METRICS_PORT": str(ports[program.name])}
             child = ChildProcess(
                 program.name, program.command, log, self._layout.root, environment, cwd=self._layout.root
             )
@@ -192,16 +207,20 @@ class _LocalStack:
         self._report("metrics", f"for Prometheus, on loopback; {self._layout.metrics_targets} lists the addresses")
 
     def _wait_until_ready(self) -> None:
-        """Wait for /readyz. A program that exits during the start is not restarted; its log is part of the error."""
+        """Wait for the API and the dashboard.
+
+        A program that exits during the start is not restarted; its log is part of the error.
+        """
         deadline = time.monotonic() + READY_TIMEOUT_SECONDS
-        while (response := http_get(self._urls["base_url"], "/readyz"))[0] != 200:
-            exited = self._supervisor.first_exited()
-            if exited is not None:
-                raise self._start_error(exited.name, describe_exit(exited.process.exit_code))
-            if time.monotonic() > deadline:
-                raise self._start_error("api", f"/readyz returns {response[0]} {response[1][:500]}")
-            self._stop.wait(0.1)
-            self._stop.check()
+        for name, url, path in (("api", "base_url", "/readyz"), ("web", "web_url", "/healthz")):
+            while (response := http_get(self._urls[url], path))[0] != 200:
+                exited = self._supervisor.first_exited()
+                if exited is not None:
+                    raise self._start_error(exited.name, describe_exit(exited.process.exit_code))
+                if time.monotonic() > deadline:
+                    raise self._start_error(name, f"{path} returns {response[0]} {response[1][:500]}")
+                self._stop.wait(0.1)
+                self._stop.check()
 
     def _start_error(self, name: str, reason: str) -> CannotStart:
         log = self._layout.log(name)

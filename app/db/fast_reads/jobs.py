@@ -28,10 +28,10 @@ LEFT JOIN queue_places AS place ON place.job_id = job.id AND job.state = 'queued
 JOB_BY_KEY = f"""
 SELECT
   key.*,
-  job.id, job.version, job.created_at, job.finished_at, job.base_model, job.training_file_id, job.validation_file_id,
-  job.spec, job.suffix, job.metadata AS user_metadata, job.state, job.desired, job.phase, job.train_attempts,
-  job.progress, job.trained_tokens, job.fine_tuned_model, job.result_file_ids, job.adapter_sha256, job.adapter_bytes,
-  job.adapter_archive_file_id, job.cloned_from, job.error_code, job.error_message, job.error_param,
+  job.id, job.version, job.created_at, job.started_at, job.finished_at, job.base_model, job.training_file_id,
+  job.validation_file_id, job.spec, job.suffix, job.metadata AS user_metadata, job.state, job.desired, job.phase,
+  job.train_attempts, job.progress, job.trained_tokens, job.fine_tuned_model, job.result_file_ids, job.adapter_sha256,
+  job.adapter_bytes, job.adapter_archive_file_id, job.cloned_from, job.error_code, job.error_message, job.error_param,
   checkpoint.file_ids AS adapter_file_ids, checkpoint.manifest -> 'compatibility' AS compatibility,
   job.priority, job.is_urgent, job.worker_labels, job.warnings,
   {QUEUE_COLUMNS}

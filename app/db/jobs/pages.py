@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import Select, func, or_, select
+from sqlalchemy import ColumnElement, Select, exists, func, or_, select
 from sqlalchemy.orm import Session
 
-from app.db.tables import Job
+from app.db.tables import File, Job
 
 Query = TypeVar("Query", bound=Select[*tuple[Any, ...]])
 
@@ -25,12 +25,14 @@ class JobFilter:
     created_until: datetime | None = None  # exclusive
     metadata: Mapping[str, str] = field(default_factory=dict)  # every pair must match
     without_metadata: bool = False
+    search: str | None = None  # a part of the id, suffix, model, `ft:` name or name of the training file
+    is_oldest_first: bool = False
 
     @property
     def is_selective(self) -> bool:
         """Whether a page may have to skip many jobs before it is full."""
         bounds = (self.created_from, self.created_until)
-        return bool(self.states or self.metadata) or any(bound is not None for bound in bounds)
+        return bool(self.states or self.metadata or self.search) or any(bound is not None for bound in bounds)
 
 
 def get(session: Session, project_id: str | None, job_id: str) -> Job | None:
@@ -55,9 +57,10 @@ def page_versions(
 
 
 def _page(query: Query, job_filter: JobFilter, limit: int, after: Job | None) -> Query:
-    query = query.order_by(Job.seq.desc()).limit(limit)
+    is_ascending = job_filter.is_oldest_first
+    query = query.order_by(Job.seq.asc() if is_ascending else Job.seq.desc()).limit(limit)
     if after is not None:
-        query = query.where(Job.seq < after.seq)
+        query = query.where(Job.seq > after.seq if is_ascending else Job.seq < after.seq)
     if job_filter.project_id is not None:
         query = query.where(Job.project_id == job_filter.project_id)
     if job_filter.states:
@@ -70,7 +73,16 @@ def _page(query: Query, job_filter: JobFilter, limit: int, after: Job | None) ->
         query = query.where(Job.user_metadata.contains(dict(job_filter.metadata)))
     if job_filter.without_metadata:
         query = query.where(or_(Job.user_metadata.is_(None), Job.user_metadata == {}))
+    if job_filter.search:
+        query = query.where(_matches(job_filter.search))
     return query
+
+
+def _matches(text: str) -> ColumnElement[bool]:
+    """Whether a job contains `text`, in any case, in one of the columns by which people know it."""
+    columns = (Job.id, Job.suffix, Job.base_model, Job.fine_tuned_model)
+    is_in_filename = exists().where(File.id == Job.training_file_id, File.filename.icontains(text, autoescape=True))
+    return or_(*(column.icontains(text, autoescape=True) for column in columns), is_in_filename)
 
 
 def _plan_for(session: Session, job_filter: JobFilter) -> None:

@@ -46,6 +46,7 @@ BY_SCHEMA = {
     "JobBody.progress": "The progress, from the start of training on.",
     "JobBody.result_files": "The results file, a CSV with a row per step. The adapter's files are in `adapter`.",
     "JobBody.sample_prompts": "Prompts that the model answers at every validation.",
+    "JobBody.started_at": "When training first started, in seconds since 1970; null until then.",
     "JobBody.status": "OpenAI's statuses, and `paused`.",
     "JobBody.trained_steps": "Optimizer steps done.",
     "JobBody.trained_tokens": "Tokens that the model processed, in all epochs; null until the job has ended.",

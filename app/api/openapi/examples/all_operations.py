@@ -71,6 +71,7 @@ NEW_JOB = {
     "id": JOB_ID,
     "object": "fine_tuning.job",
     "created_at": 1795000100,
+    "started_at": None,
     "finished_at": None,
     "estimated_finish": None,
     "model": MODEL,
@@ -108,6 +109,7 @@ NEW_JOB = {
     "compatibility": job_compatibility({"lora": LORA}, JOB_ID),
 }
 FINISHED_JOB = NEW_JOB | {
+    "started_at": 1795000340,
     "finished_at": 1795000460,
     "status": "succeeded",
     "fine_tuned_model": TUNED,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Query, Request
 from pydantic import AfterValidator, WithJsonSchema
@@ -58,6 +58,15 @@ async def job_filter(
     created_before: Annotated[
         UnixSeconds | None, Query(description="Only jobs with an earlier `created_at`, in seconds since 1970.")
     ] = None,
+    search: Annotated[
+        str | None,
+        Query(
+            max_length=200,
+            description="Only jobs with this text in their id, suffix, model, `ft:` name or name of the training file; "
+            "upper and lower case are the same.",
+        ),
+    ] = None,
+    order: Annotated[Literal["asc", "desc"], Query(description="`desc`: newest first; `asc`: oldest first.")] = "desc",
 ) -> JobFilter:
     """The filter of a request. Times are compared in whole seconds, as jobs show them.
 
@@ -70,6 +79,8 @@ async def job_filter(
         created_until=None if created_before is None else utc_datetime(created_before),
         metadata=metadata,
         without_metadata=without_metadata,
+        search=search,
+        is_oldest_first=order == "asc",
     )
 
 

@@ -69,6 +69,7 @@ class JobBody(Body):
     id: str
     object: Literal["fine_tuning.job"]
     created_at: int
+    started_at: int | None
     finished_at: int | None
     estimated_finish: int | None
     model: str
@@ -125,6 +126,8 @@ class JobView(Protocol):
     def id(self) -> str: ...
     @property
     def created_at(self) -> datetime: ...
+    @property
+    def started_at(self) -> datetime | None: ...
     @property
     def finished_at(self) -> datetime | None: ...
     @property
@@ -195,6 +198,7 @@ def render_job(
         "id": job.id,
         "object": "fine_tuning.job",
         "created_at": unix_seconds(job.created_at),
+        "started_at": unix_seconds_or_none(job.started_at),
         "finished_at": unix_seconds_or_none(job.finished_at),
         "estimated_finish": _estimated_finish(job, progress),
         "model": spec.get("continued_from") or job.base_model,

@@ -149,6 +149,24 @@ class TestCreated:
             assert error_of(client.get(JOBS, params={name: value}))["param"] == name
 
 
+class TestSearch:
+    def test_finds_a_part_of_id_suffix_model_and_file_in_any_case(
+        self, client: TestClient, sessions: Sessions, storage: LocalStorage, project: Project
+    ) -> None:
+        with transaction(sessions) as session:
+            file = make_file(session, storage, project, filename="Tickets_100%.jsonl")
+            job = make_job(session, project, file, suffix="Support-Bot").id
+            other = make_job(session, project, make_file(session, storage, project)).id
+        for text in ("port-b", "SUPPORT", job[8:20], "tickets_100%"):
+            assert ids(client.get(JOBS, params={"search": text})) == [job], text
+        assert ids(client.get(JOBS, params={"search": "tiny"})) == [other, job]
+        for text in ("100%j", "t_ny", "\\"):
+            assert ids(client.get(JOBS, params={"search": text})) == [], text
+
+    def test_order_and_pages_go_together(self, client: TestClient, by_time: list[str]) -> None:
+        assert pages(client, JOBS, search="ftjob", order="asc") == list(reversed(pages(client, JOBS, search="ftjob")))
+
+
 class TestTogether:
     def test_every_filter_must_match_on_every_page(
         self, client: TestClient, sessions: Sessions, storage: LocalStorage, project: Project

@@ -1,0 +1,1 @@
+"""The dashboard, `python -m app.web`: screens for people, a client of the public API and nothing else."""

@@ -1,0 +1,1 @@
+"""Parts that several screens use: tables, status pills, code tabs, charts, upload area, token view."""

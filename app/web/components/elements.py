@@ -1,0 +1,107 @@
+"""HTML elements by their names. Text is always a text node: user text cannot become markup."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from nicegui.elements.mixins.text_element import TextElement
+
+from app.web.formatting import clean
+
+
+def tag(name: str, text: str | None = None, classes: str = "", **attributes: Any) -> TextElement:
+    """An element; an underscore in the name of an attribute is a dash, one at its end is dropped."""
+    element = TextElement(tag=name, text=text or "")
+    if classes:
+        element.classes(classes)
+    for attribute, value in attributes.items():
+        if value is not None:
+            element.props[attribute.rstrip("_").replace("_", "-")] = value
+    return element
+
+
+def user_text(text: str | None, name: str = "bdi", classes: str = "", max_characters: int = 200) -> TextElement:
+    """Text of a user, isolated from the direction of the text around it."""
+    return tag(name, clean(text, max_characters), classes)
+
+
+def button(label: str, on_press: Callable[[], Any] | None = None, classes: str = "") -> TextElement:
+    element = tag("button", label, f"t-button {classes}", type="button")
+    if on_press is not None:
+        element.on("click", lambda: on_press())
+    return element
+
+
+def link(label: str, href: str, classes: str = "", **attributes: Any) -> TextElement:
+    return tag("a", label, classes, href=href, **attributes)
+
+
+def card(title: str | None = None, classes: str = "") -> TextElement:
+    element = tag("section", classes=f"t-card {classes}")
+    if title is not None:
+        with element:
+            tag("h2", title)
+    return element
+
+
+def facts(values: Mapping[str, str]) -> TextElement:
+    """Names with their values."""
+    with tag("dl", classes="t-facts") as element:
+        for name, value in values.items():
+            with tag("div"):
+                tag("dt", name)
+                tag("dd", value)
+    return element
+
+
+def note(title: str, text: str = "", tone: str = "", role: str | None = None) -> TextElement:
+    """A message: what happened, and what to do. `tone` is bad, warn, ok or empty."""
+    with tag("div", classes=f"t-note t-{tone}" if tone else "t-note", role=role) as element:
+        tag("div", title, "t-strong")
+        if text:
+            tag("p", text)
+    return element
+
+
+def busy(text: str) -> TextElement:
+    return tag("div", text, "t-busy", role="status")
+
+
+def pill(text: str, tone: str) -> TextElement:
+    return tag("span", text, f"t-pill t-{tone}")
+
+
+def code_block(text: str, classes: str = "") -> TextElement:
+    """Code with a button that copies it."""
+    with tag("div", classes="t-stack") as element:
+        tag("button", "Copy", "t-small-button t-copy", type="button").on(
+            "click", js_handler="(event) => copyText(event.currentTarget)"
+        )
+        with tag("pre", classes=f"t-code {classes}", tabindex="0"):
+            tag("code", text)
+    return element
+
+
+def tabs(label: str, panels: Sequence[tuple[str, Callable[[], Any]]], selected: int = 0) -> TextElement:
+    """A list of tabs with their panels; a panel is built when its tab is selected."""
+    with tag("div", classes="t-stack") as element:
+        bar = tag("div", classes="t-tabs", role="tablist", aria_label=label)
+        panel = tag("div", classes="t-stack", role="tabpanel", tabindex="0")
+    buttons: list[TextElement] = []
+
+    def select(number: int) -> None:
+        for index, one in enumerate(buttons):
+            one.props["aria-selected"] = "true" if index == number else "false"
+        panel.props["aria-label"] = panels[number][0]
+        panel.clear()
+        with panel:
+            panels[number][1]()
+
+    with bar:
+        for index, (name, _) in enumerate(panels):
+            one = tag("button", name, type="button", role="tab")
+            one.on("click", lambda index=index: select(index))
+            buttons.append(one)
+    select(selected)
+    return element

@@ -1,0 +1,120 @@
+"""Native form fields with a label, a hint and an error; the value is on the server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from nicegui.element import Element
+from nicegui.elements.mixins.text_element import TextElement
+
+from app.web.components.elements import tag
+
+TYPING_PAUSE_SECONDS = 0.3
+VALUE_OF_EVENT = "(event) => emit(event.target.value)"
+CHECKED_OF_EVENT = "(event) => emit(event.target.checked)"
+
+
+class Field:
+    """One input. `value` is the text in the browser as of the last event."""
+
+    def __init__(self, element: Element, value: str, error: TextElement | None = None) -> None:
+        self.element = element
+        self.value = value
+        self._error = error
+
+    def set_error(self, text: str) -> None:
+        if self._error is not None:
+            self._error.set_text(text)
+        self.element.props["aria-invalid"] = "true" if text else "false"
+
+    def set_value(self, value: str) -> None:
+        self.value = value
+        self.element.props["value"] = value
+
+
+def text_field(
+    label: str,
+    value: str = "",
+    hint: str = "",
+    on_change: Callable[[], Any] | None = None,
+    kind: str = "text",
+    classes: str = "",
+    **attributes: Any,
+) -> Field:
+    with tag("div", classes=f"t-field {classes}"):
+        name = _label(label)
+        element = tag("input", classes="t-input", type=kind, value=value, **attributes)
+        return _connect(element, name, value, hint, on_change, "input")
+
+
+def text_area(label: str, value: str = "", hint: str = "", on_change: Callable[[], Any] | None = None) -> Field:
+    with tag("div", classes="t-field"):
+        name = _label(label)
+        element = tag("textarea", classes="t-input", value=value)
+        return _connect(element, name, value, hint, on_change, "input")
+
+
+def select_field(
+    label: str,
+    options: Mapping[str, str],
+    value: str = "",
+    hint: str = "",
+    on_change: Callable[[], Any] | None = None,
+    classes: str = "",
+) -> Field:
+    """`options` are the texts by value."""
+    with tag("div", classes=f"t-field {classes}"):
+        name = _label(label)
+        with tag("select", classes="t-input", value=value) as element:
+            for option, text in options.items():
+                tag("option", text, value=option, selected=option == value or None)
+        return _connect(element, name, value, hint, on_change, "change")
+
+
+def filter_select(label: str, options: Mapping[str, str], value: str, on_change: Callable[[], Any]) -> Field:
+    """A select without a visible label."""
+    with tag("select", classes="t-input", value=value, aria_label=label) as element:
+        for option, text in options.items():
+            tag("option", text, value=option, selected=option == value or None)
+    return _connect(element, None, value, "", on_change, "change")
+
+
+def filter_text(label: str, value: str, on_change: Callable[[], Any]) -> Field:
+    element = tag("input", classes="t-input t-search", type="search", value=value, placeholder=label, aria_label=label)
+    return _connect(element, None, value, "", on_change, "input")
+
+
+def checkbox(label: str, value: bool, on_change: Callable[[bool], Any]) -> Element:
+    with tag("label", classes="t-row") as element:
+        box = tag("input", type="checkbox", checked=value or None)
+        box.on("change", lambda event: on_change(bool(event.args)), js_handler=CHECKED_OF_EVENT)
+        tag("span", label)
+    return element
+
+
+def _label(label: str) -> TextElement:
+    return tag("label", label)
+
+
+def _connect(
+    element: Element, label: TextElement | None, value: str, hint: str, on_change: Callable[[], Any] | None, event: str
+) -> Field:
+    if label is not None:
+        element.props["id"] = element.html_id
+        label.props["for"] = element.html_id
+    described = []
+    if hint:
+        described.append(tag("div", hint, "t-hint"))
+    error = tag("div", "", "t-hint t-error", aria_live="polite") if label is not None else None
+    if described:
+        element.props["aria-describedby"] = described[0].html_id
+    field = Field(element, value, error)
+
+    def changed(arguments: Any) -> Any:
+        field.value = str(arguments.args)
+        return on_change() if on_change is not None else None
+
+    throttle = TYPING_PAUSE_SECONDS if event == "input" else 0.0
+    element.on(event, changed, js_handler=VALUE_OF_EVENT, throttle=throttle, leading_events=event != "input")
+    return field

@@ -1,0 +1,106 @@
+"""Text of numbers, times and user data, as all screens show them: every number has its unit."""
+
+from __future__ import annotations
+
+import time
+import unicodedata
+from datetime import UTC, datetime
+
+MAX_TEXT_CHARACTERS = 200
+BYTE_UNITS = ("B", "kB", "MB", "GB", "TB")
+HIDDEN_CATEGORIES = ("Cc", "Cf", "Co", "Cs")  # control and format characters, among them changes of direction
+JOINER = "\u200d"  # joins emoji
+
+
+def clean(text: str | None, max_characters: int = MAX_TEXT_CHARACTERS) -> str:
+    """User text in one line: control and direction characters are shown as escapes, and a long text is cut."""
+    text = text or ""
+    shown = "".join(_visible(character) for character in text[:max_characters])
+    return shown if len(text) <= max_characters else f"{shown}…"
+
+
+def clean_lines(text: str, max_characters: int) -> str:
+    """As `clean`, with line breaks and tabs as they are."""
+    shown = "".join(character if character in "\n\t" else _visible(character) for character in text[:max_characters])
+    return shown if len(text) <= max_characters else f"{shown}…"
+
+
+def _visible(character: str) -> str:
+    if character == JOINER or unicodedata.category(character) not in HIDDEN_CATEGORIES:
+        return character
+    return f"\\u{ord(character):04x}"
+
+
+def size(size_bytes: float | None) -> str:
+    """1_234_567 -> 1.2 MB (decimal)."""
+    if size_bytes is None:
+        return "–"
+    value = float(size_bytes)
+    for unit in BYTE_UNITS:
+        if value < 1000 or unit == BYTE_UNITS[-1]:
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+
+
+def duration(seconds: float | None) -> str:
+    """90 -> 1 min 30 s; the two largest units."""
+    if seconds is None:
+        return "–"
+    if 0 < seconds < 1:
+        return "< 1 s"
+    left = round(max(seconds, 0))
+    if left < 60:
+        return f"{left} s"
+    if left < 3600:
+        return f"{left // 60} min {left % 60} s" if left % 60 and left < 600 else f"{round(left / 60)} min"
+    if left < 86_400:
+        hours, minutes = divmod(round(left / 60), 60)
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days, hours = divmod(round(left / 3600), 24)
+    return f"{days} d {hours} h" if hours else f"{days} d"
+
+
+def age(unix_seconds: float | None, now: float | None = None) -> str:
+    """The time since then: "12 min ago"."""
+    if unix_seconds is None:
+        return "–"
+    seconds = (now or time.time()) - unix_seconds
+    return "just now" if seconds < 5 else f"{_one_unit(seconds)} ago"
+
+
+def _one_unit(seconds: float) -> str:
+    for unit_seconds, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= unit_seconds:
+            return f"{seconds // unit_seconds:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def moment(unix_seconds: float | None) -> str:
+    """A time in UTC, to the second."""
+    return "–" if unix_seconds is None else f"{datetime.fromtimestamp(unix_seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def count(number: float | None) -> str:
+    """With a separator for thousands."""
+    if number is None:
+        return "–"
+    return f"{number:,.0f}"
+
+
+def counted(number: int, singular: str, plural: str | None = None) -> str:
+    """1 job, 2 jobs."""
+    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
+
+
+def loss(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}" if abs(value) < 100 else f"{value:.3g}"
+
+
+def short(value: float | None) -> str:
+    """Four significant digits."""
+    return "–" if value is None else f"{value:.4g}"
+
+
+def per_second(tokens: float | None) -> str:
+    return "–" if tokens is None else f"{tokens:,.0f} tokens/s" if tokens >= 10 else f"{tokens:.1f} tokens/s"

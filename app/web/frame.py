@@ -1,0 +1,219 @@
+"""The frame of every screen: navigation, account, mode; the session of its request; errors as messages."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from nicegui import background_tasks, ui
+from nicegui.elements.mixins.text_element import TextElement
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from app.log import get_logger
+from app.settings import WebSettings
+from app.web.api_client import ApiClient, ApiError
+from app.web.components.elements import button, link, note, tag
+from app.web.formatting import clean
+from app.web.sessions import SessionStore, WebSession
+
+BUILD_SECONDS = 35.0  # longer than the timeout of a request to the API
+REFRESH_PAUSE_SECONDS = 1.0  # a page refreshes at most this often
+THEME_COOKIE = "tunery_theme"
+THEMES = {"dark": True, "light": False}
+SECTIONS = (
+    ("jobs", "Jobs", "/jobs"),
+    ("datasets", "Datasets", "/datasets"),
+    ("adapters", "Adapters", "/adapters"),
+    ("queue", "Queue", "/queue"),
+    ("project", "Project", "/project"),
+)
+ADMIN_SECTION = ("admin", "Admin", "/admin")
+LOGO = (("path", "M4 19V9m5 10V5m5 14v-7m5 7V3"),)
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class View:
+    """One open page: its request, session and settings."""
+
+    request: Request
+    session: WebSession
+    settings: WebSettings
+
+    @property
+    def api(self) -> ApiClient:
+        return self.session.api
+
+    def path(self, name: str) -> str:
+        return str(self.request.path_params[name])
+
+    def query(self, name: str, default: str = "") -> str:
+        return str(self.request.query_params.get(name, default))
+
+
+Build = Callable[[View], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Screen:
+    path: str
+    title: str
+    section: str
+    build: Build
+
+
+SCREENS: list[Screen] = []
+
+
+def screen(path: str, title: str, section: str) -> Callable[[Build], Build]:
+    """Register a screen; `create_app` gives it its route."""
+
+    def register(build: Build) -> Build:
+        SCREENS.append(Screen(path, title, section, build))
+        return build
+
+    return register
+
+
+def add_screen(one: Screen, sessions: SessionStore, settings: WebSettings) -> None:
+    """Route a screen. Without a session its request is redirected to the sign-in form."""
+
+    async def page(request: Request) -> Response | None:
+        session = sessions.of(request)
+        if session is None:
+            target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+            return RedirectResponse(f"/sign-in?next={quote(target, safe='')}", 303)
+        view = View(request, session, settings)
+        _follow_session(session)
+        ui.dark_mode(THEMES.get(request.cookies.get(THEME_COOKIE, "")))
+        _header(view, one.section)
+        with tag("main", classes="t-main", id="content", tabindex="-1") as main:
+            await _build(one, view, main)
+        return None
+
+    ui.page(one.path, title=f"{one.title} · Tunery", response_timeout=BUILD_SECONDS)(page)
+
+
+async def _build(one: Screen, view: View, main: TextElement) -> None:
+    try:
+        await one.build(view)
+    except ApiError as error:
+        main.clear()
+        with main:
+            tag("h1", one.title)
+            error_note(error)
+            button("Try again", ui.navigate.reload)
+
+
+def error_note(error: ApiError, title: str | None = None) -> TextElement:
+    """What happened and what to do; the API's messages say both."""
+    if title is None:
+        title = "The API does not answer" if error.is_unreachable else "That did not work"
+    return note(title, clean(error.message, 2_000), "bad", role="alert")
+
+
+def set_query(path: str, **params: str) -> None:
+    """Show the state of the page in its URL, without loading it again."""
+    pairs = "&".join(f"{name}={quote(value, safe='')}" for name, value in params.items() if value)
+    ui.navigate.history.replace(f"{path}?{pairs}" if pairs else path)
+
+
+def refresh_live(
+    view: View, refresh: Callable[[], Awaitable[object]], job_id: str | None = None, interval_seconds: float = 15.0
+) -> None:
+    """Call `refresh` after each change of the project's jobs (or of `job_id` alone) and at least every interval,
+    until the page is closed. A failed refresh shows a banner until one succeeds.
+    """
+    client = ui.context.client
+    slot = ui.context.slot.parent
+    banner = tag("div", role="status")
+
+    async def follow() -> None:
+        with view.session.changes.subscribe() as changes:
+            while not client.is_deleted:
+                changed = await changes.wait(interval_seconds)
+                if client.is_deleted:
+                    return
+                if job_id is None or not changed or changed & {None, job_id}:
+                    with slot:
+                        await _refresh(refresh, banner)
+                    await asyncio.sleep(REFRESH_PAUSE_SECONDS)
+
+    task = background_tasks.create(follow(), name="refresh page")
+    client.on_delete(lambda: task.cancel())
+
+
+async def _refresh(refresh: Callable[[], Awaitable[object]], banner: TextElement) -> None:
+    try:
+        await refresh()
+        banner.clear()
+    except ApiError as error:
+        banner.clear()
+        with banner:
+            error_note(error)
+    except Exception:  # the next refresh may succeed, and the page stays as it was
+        log.exception("refresh of a page failed")
+
+
+def _follow_session(session: WebSession) -> None:
+    """Send this page to the sign-in form when its session ends."""
+    client = ui.context.client
+
+    def leave(reason: str) -> None:
+        client.open(f"/sign-in?reason={reason}")
+
+    session.on_end.add(leave)
+    client.on_delete(lambda: session.on_end.discard(leave))
+
+
+def _header(view: View, section: str) -> None:
+    sections = (*SECTIONS, ADMIN_SECTION) if view.session.is_admin else SECTIONS
+    link("Skip to content", "#content", "t-skip")
+    with tag("header", classes="t-header"):
+        with link("", "/jobs", "t-brand", aria_label="Tunery: jobs"):
+            _icon(*LOGO)
+            tag("span", "Tunery")
+        with tag("nav", classes="t-nav", aria_label="Main"):
+            for name, label, href in sections:
+                link(label, href, aria_current="page" if name == section else None)
+        with tag("div", classes="t-account"):
+            tag("bdi", clean(view.session.project["name"], 60), title="The project of your API key")
+            _theme_button()
+            with tag("form", method="post", action="/sign-out"):
+                tag("button", "Sign out", "t-small-button", type="submit")
+
+
+def _theme_button() -> None:
+    with tag("button", classes="t-icon", type="button", aria_label="Switch between light and dark") as element:
+        _icon(
+            ("circle", "12 12 4"),
+            (
+                "path",
+                "M12 2v2m0 16v2M4.9 4.9l1.4 1.4m11.4 11.4 1.4 1.4M2 12h2m16 0h2M4.9 19.1l1.4-1.4m11.4-11.4 1.4-1.4",
+            ),
+        )
+    element.on(
+        "click",
+        js_handler="""() => {
+            const dark = !document.body.classList.contains("body--dark");
+            setDark(dark);
+            keepTheme(dark ? "dark" : "light");
+            window.dispatchEvent(new Event("themechange"));
+        }""",
+    )
+
+
+def _icon(*shapes: tuple[str, str]) -> None:
+    """A drawing of 24 by 24; a circle is "x y radius", a path its commands."""
+    stroke = {"fill": "none", "stroke": "currentColor", "stroke-width": "2", "stroke-linecap": "round"}
+    with tag("svg", viewBox="0 0 24 24", aria_hidden="true"):
+        for shape, geometry in shapes:
+            if shape == "circle":
+                x, y, radius = geometry.split()
+                tag("circle", cx=x, cy=y, r=radius, **stroke)
+            else:
+                tag("path", d=geometry, **stroke)

@@ -1,0 +1,74 @@
+"""The losses of listed jobs: requested after the list itself is shown, and again only if a job has moved on."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from app.web.api_client import ApiClient, ApiError
+
+POINTS = 40
+PARALLEL_REQUESTS = 6
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Curve:
+    train_losses: list[float]
+    best_valid_loss: float | None
+
+    @property
+    def last_train_loss(self) -> float | None:
+        return self.train_losses[-1] if self.train_losses else None
+
+
+class Curves:
+    """The curves of the jobs of one page, and the names of their training files."""
+
+    def __init__(self, api: ApiClient) -> None:
+        self._api = api
+        self._curves: dict[str, tuple[Any, Curve]] = {}  # by job: its state as of the request
+        self._filenames: dict[str, str] = {}
+        self._limit = asyncio.Semaphore(PARALLEL_REQUESTS)
+
+    def of(self, job: Json) -> Curve | None:
+        found = self._curves.get(job["id"])
+        return found[1] if found else None
+
+    def filename(self, job: Json) -> str | None:
+        return self._filenames.get(job["training_file"])
+
+    async def load(self, jobs: list[Json]) -> None:
+        """Request what is missing or outdated. A failed request leaves its value unknown."""
+        stale = [job for job in jobs if self._is_stale(job)]
+        unnamed = {job["training_file"] for job in jobs} - self._filenames.keys()
+        await asyncio.gather(*map(self._load_curve, stale), *map(self._load_filename, unnamed))
+
+    def _is_stale(self, job: Json) -> bool:
+        known = self._curves.get(job["id"])
+        return bool(job["trained_steps"]) and (known is None or known[0] != _version(job))
+
+    async def _load_curve(self, job: Json) -> None:
+        async with self._limit:
+            try:
+                metrics = await self._api.get(f"fine_tuning/jobs/{job['id']}/metrics", max_points=POINTS)
+            except ApiError:
+                return
+        train = [row["train_loss"] for row in metrics["data"] if row.get("train_loss") is not None]
+        valid = [row["full_valid_loss"] for row in metrics["data"] if row.get("full_valid_loss") is not None]
+        self._curves[job["id"]] = (_version(job), Curve(train, min(valid, default=None)))
+
+    async def _load_filename(self, file_id: str) -> None:
+        async with self._limit:
+            try:
+                file = await self._api.get(f"files/{file_id}")
+                self._filenames[file_id] = str(file["filename"])
+            except ApiError as error:
+                if error.status == 404:
+                    self._filenames[file_id] = "deleted file"
+
+
+def _version(job: Json) -> tuple[Any, ...]:
+    return job["status"], job["trained_steps"]

@@ -1,0 +1,198 @@
+"""The list of jobs: filters, search, order, selection and page are in the URL; it updates by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nicegui import background_tasks, ui
+
+from app.web.components.data_table import DataTable, Row, column, sparkline
+from app.web.components.elements import button, link, note, tag
+from app.web.components.forms import filter_select, filter_text
+from app.web.formatting import age, clean, counted, duration, loss, moment
+from app.web.frame import View, refresh_live, screen, set_query
+from app.web.pages.jobs import first_job, wording
+from app.web.pages.jobs.curves import Curves
+
+PAGE_JOBS = 50
+MAX_COMPARED = 5
+STATUS_OPTIONS = {
+    "": "All statuses",
+    "validating_files,queued,running,paused": "Unfinished",
+    "running": "Training",
+    "queued": "Queued",
+    "succeeded": "Succeeded",
+    "failed": "Failed",
+    "cancelled": "Cancelled",
+    "paused": "Paused",
+}
+COLUMNS = (
+    column("name", "Job", lead=True),
+    column("status", "Status"),
+    column("model", "Base model and data"),
+    column("progress", "Progress"),
+    column("spark", "Loss"),
+    column("train_loss", "Train loss", "number"),
+    column("valid_loss", "Best valid. loss", "number"),
+    column("time", "Time", "number"),
+    column("created", "Created", "number", sortable=True),
+)
+ORDERS = {"created": "asc", "-created": "desc"}
+
+Json = dict[str, Any]
+
+
+@screen("/jobs", "Jobs", "jobs")
+async def build(view: View) -> None:
+    await JobsPage(view).build()
+
+
+class JobsPage:
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._sort = view.query("sort", "-created")
+        self._after = view.query("after")
+        self._selected = [one for one in view.query("select").split(",") if one][:MAX_COMPARED]
+        self._curves = Curves(view.api)
+        self._jobs: list[Json] = []
+
+    async def build(self) -> None:
+        view = self._view
+        with tag("div", classes="t-title"):
+            tag("h1", "Jobs")
+            link("New job", "/jobs/new", "t-button t-primary")
+        with tag("div", classes="t-filters", role="search"):
+            self._search = filter_text("Search name, id, model, file", view.query("q"), self._change)
+            self._status = filter_select("Status", STATUS_OPTIONS, view.query("status"), self._change)
+            self._compare = link("Compare", "#", "t-button")
+        self._message = tag("div")
+        self._table = DataTable("Jobs", COLUMNS)
+        self._table.on_sort(self._toggle_sort)
+        self._table.on_select(self._select)
+        self._footer = tag("div", classes="t-row")
+        await self.refresh()
+        background_tasks.create(self._load_curves(), name="curves of jobs")
+        refresh_live(view, self._refresh_all)
+
+    async def refresh(self) -> None:
+        page = await self._view.api.get(
+            "fine_tuning/jobs",
+            limit=PAGE_JOBS,
+            after=self._after or None,
+            status=self._status.value or None,
+            search=self._search.value.strip() or None,
+            order=ORDERS.get(self._sort),
+        )
+        self._jobs = page["data"]
+        self._show()
+        await self._show_footer(page)
+
+    async def _refresh_all(self) -> None:
+        await self.refresh()
+        await self._load_curves()
+
+    async def _load_curves(self) -> None:
+        await self._curves.load(self._jobs)
+        self._show()
+
+    def _show(self) -> None:
+        self._table.set_sort(self._sort)
+        self._table.set_selected(self._selected)
+        self._table.set_rows([self._row(job) for job in self._jobs])
+        self._table.set_visibility(bool(self._jobs))
+        self._compare.set_visibility(len(self._selected) > 1)
+        self._compare.set_text(f"Compare {len(self._selected)} jobs")
+        self._compare.props["href"] = f"/jobs/compare?jobs={','.join(self._selected)}"
+
+    def _row(self, job: Json) -> Row:
+        curve = self._curves.of(job)
+        filename = self._curves.filename(job)
+        job_name = wording.name(job)
+        waits = wording.waiting(job) if job["status"] == "queued" else None
+        return {
+            "id": job["id"],
+            "label": job_name,
+            "name": {"text": job_name, "href": f"/jobs/{job['id']}", "sub": wording.short_id(job["id"])},
+            "status": {"text": wording.label(job), "tone": wording.TONES[job["status"]], "sub": waits},
+            "model": {"text": clean(job["model"], 80), "sub": clean(filename, 80) if filename else "…"},
+            "progress": _progress(job),
+            "spark": sparkline(curve.train_losses, f"Train loss of {job_name}") if curve else None,
+            "train_loss": loss(curve.last_train_loss) if curve else "–",
+            "valid_loss": loss(curve.best_valid_loss) if curve else "–",
+            "time": _time(job),
+            "created": {"text": age(job["created_at"]), "title": moment(job["created_at"])},
+        }
+
+    async def _show_footer(self, page: Json) -> None:
+        self._message.clear()
+        self._footer.clear()
+        is_filtered = bool(self._search.value.strip() or self._status.value or self._after)
+        if not self._jobs:
+            with self._message:
+                if is_filtered:
+                    note("No job matches", "Change the search or the status filter.")
+                    button("Show all jobs", lambda: ui.navigate.to("/jobs"))
+                else:
+                    first_job.show(self._view.settings.public_api_url, await self._first_model())
+            return
+        with self._footer:
+            tag("span", f"{counted(len(self._jobs), 'job')} shown", "t-muted", role="status")
+            if self._after:
+                button("First page", lambda: self._turn(""))
+            if page["has_more"]:
+                button("Next page", lambda: self._turn(self._jobs[-1]["id"]))
+
+    async def _first_model(self) -> str:
+        models = await self._view.api.get("models")
+        names = [model["id"] for model in models["data"] if not model["id"].startswith("ft:")]
+        return clean(names[0], 80) if names else "MODEL"
+
+    async def _turn(self, after: str) -> None:
+        self._after = after
+        await self._reload()
+
+    async def _change(self) -> None:
+        self._after = ""
+        await self._reload()
+
+    async def _toggle_sort(self, _column: str) -> None:
+        self._sort = "created" if self._sort == "-created" else "-created"
+        await self._change()
+
+    async def _reload(self) -> None:
+        self._write_url()
+        await self._refresh_all()
+
+    def _select(self, job_id: str, is_selected: bool) -> None:
+        if is_selected and len(self._selected) >= MAX_COMPARED:
+            ui.notify(f"Up to {MAX_COMPARED} jobs can be compared.")
+        elif is_selected:
+            self._selected.append(job_id)
+        elif job_id in self._selected:
+            self._selected.remove(job_id)
+        self._show()
+        self._write_url()
+
+    def _write_url(self) -> None:
+        set_query(
+            "/jobs",
+            q=self._search.value.strip(),
+            status=self._status.value,
+            sort="" if self._sort == "-created" else self._sort,
+            after=self._after,
+            select=",".join(self._selected),
+        )
+
+
+def _progress(job: Json) -> Row:
+    fraction = wording.fraction_done(job)
+    return {"text": wording.steps(job)} if fraction is None else {"text": wording.steps(job), "progress": fraction}
+
+
+def _time(job: Json) -> Row:
+    remaining = wording.remaining_seconds(job)
+    return {
+        "text": duration(wording.elapsed_seconds(job)),
+        "title": "from the first start of the training",
+        "sub": f"{duration(remaining)} left" if remaining is not None else None,
+    }

@@ -1,0 +1,124 @@
+"""The state of a job in plain words."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from app.web.formatting import clean, count, counted, duration, size
+
+Json = dict[str, Any]
+
+TONES = {
+    "validating_files": "run",
+    "queued": "wait",
+    "running": "run",
+    "paused": "warn",
+    "succeeded": "ok",
+    "failed": "bad",
+    "cancelled": "wait",
+}
+LABELS = {
+    "validating_files": "Checking files",
+    "queued": "Queued",
+    "running": "Training",
+    "paused": "Paused",
+    "succeeded": "Succeeded",
+    "failed": "Failed",
+    "cancelled": "Cancelled",
+}
+PHASES = {
+    "loading": "Loading the model",
+    "training": "Training",
+    "publishing": "Saving the adapter",
+    "waiting_for_storage": "Waiting for disk space",
+}
+UNFINISHED = ("validating_files", "queued", "running", "paused")
+
+
+def label(job: Json) -> str:
+    if job["status"] in ("running", "queued") and job["phase"] in PHASES:
+        return PHASES[job["phase"]]
+    return LABELS[job["status"]]
+
+
+def name(job: Json) -> str:
+    """The suffix, or the short id of a job without one."""
+    return clean(job["user_provided_suffix"], 80) or short_id(job["id"])
+
+
+def short_id(job_id: str) -> str:
+    return job_id[:14]
+
+
+def fraction_done(job: Json) -> float | None:
+    if job["status"] == "succeeded":
+        return 1.0
+    step, total = job["trained_steps"], job["total_steps"]
+    return min(1.0, step / total) if step is not None and total else None
+
+
+def steps(job: Json) -> str:
+    if job["total_steps"] is None:
+        return "–"
+    return f"{count(job['trained_steps'] or 0)} of {counted(job['total_steps'], 'step')}"
+
+
+def elapsed_seconds(job: Json, now: float | None = None) -> float | None:
+    """From the first start of the training to its end, or until now."""
+    if job["started_at"] is None:
+        return None
+    return max(0.0, float((job["finished_at"] or now or time.time()) - job["started_at"]))
+
+
+def remaining_seconds(job: Json, now: float | None = None) -> float | None:
+    if job["status"] != "running" or job["estimated_finish"] is None:
+        return None
+    return max(0.0, float(job["estimated_finish"] - (now or time.time())))
+
+
+def waiting(job: Json, now: float | None = None) -> str:
+    """What a queued job waits for."""
+    if job["phase"] == "waiting_for_storage":
+        return "Waits for disk space; it is retried automatically."
+    if job["waiting_for"]:
+        return clean(job["waiting_for"], 300)
+    if job["queue_position"] is None:
+        return "Waits for a worker."
+    text = "Next in the queue" if job["queue_position"] == 1 else f"Position {job['queue_position']} in the queue"
+    if job["expected_start"] is None:
+        return f"{text}."
+    seconds = job["expected_start"] - (now or time.time())
+    return f"{text}, starts in about {duration(seconds)}." if seconds > 5 else f"{text}, starts soon."
+
+
+def sentence(job: Json, now: float | None = None) -> str:
+    """What is happening with the job, in one or two sentences."""
+    match job["status"]:
+        case "validating_files":
+            return "The files are being checked: format, roles, tokens. This usually takes seconds."
+        case "queued":
+            return f"The files are valid. {waiting(job, now)}"
+        case "running":
+            return _running_sentence(job, now)
+        case "paused":
+            return f"Paused at step {count(job['trained_steps'] or 0)}. Resume it to continue from there."
+        case "succeeded":
+            tokens = f" on {count(job['trained_tokens'])} tokens" if job["trained_tokens"] else ""
+            adapter = f" The adapter has {size(job['adapter']['bytes'])}." if job["adapter"] else ""
+            spent = f" in {duration(elapsed_seconds(job))}" if job["started_at"] else ""
+            return f"Trained {counted(job['trained_steps'] or 0, 'step')}{tokens}{spent}.{adapter}"
+        case "failed":
+            return "The training ended with an error. The cause and the remedy are below."
+        case _:
+            return f"Cancelled after {counted(job['trained_steps'] or 0, 'step')}."
+
+
+def _running_sentence(job: Json, now: float | None) -> str:
+    if job["phase"] in ("loading", "publishing"):
+        return f"{PHASES[job['phase']]}."
+    if job["trained_steps"] is None:
+        return "A worker has the job and prepares the training."
+    remaining = remaining_seconds(job, now)
+    rest = f" About {duration(remaining)} remain." if remaining is not None else ""
+    return f"Training: step {steps(job)}.{rest}".replace("step step", "step")

@@ -1,0 +1,106 @@
+"""The application of the dashboard: screens, sign-in, uploads, downloads, security headers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from nicegui import core, ui
+from starlette.responses import RedirectResponse
+from starlette.staticfiles import StaticFiles
+
+from app.settings import WebSettings
+from app.web import pages, sign_in
+from app.web.api_client import make_http
+from app.web.frame import SCREENS, add_screen
+from app.web.sessions import SessionStore
+
+STATIC = Path(__file__).parent / "static"
+RECONNECT_SECONDS = 20.0  # a browser on a slow network keeps its page for so long without a connection
+# NiceGUI compiles templates in the browser, which needs eval; nothing is loaded from another host.
+CONTENT_SECURITY_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' ws: wss:; object-src 'none'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+SECURITY_HEADERS = (
+    (b"content-security-policy", CONTENT_SECURITY_POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"same-origin"),
+)
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+def create_app(settings: WebSettings) -> FastAPI:
+    """Build the dashboard. It starts while the API is down, and its pages report that.
+
+    NiceGUI keeps its pages in the process, so a process has one dashboard.
+    """
+    http = make_http(settings.api_url)
+    sessions = SessionStore(http, settings.session_seconds)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        key_checks = asyncio.create_task(sessions.check_keys())
+        yield
+        key_checks.cancel()
+        with suppress(asyncio.CancelledError):
+            await key_checks
+        await http.aclose()
+
+    app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
+    app.add_middleware(SecurityHeadersMiddleware)
+    app.mount("/static", StaticFiles(directory=STATIC))
+    app.include_router(sign_in.router(sessions))
+
+    @app.get("/")
+    async def home() -> RedirectResponse:
+        return RedirectResponse("/jobs", 303)
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    pages.load()
+    for one in SCREENS:
+        add_screen(one, sessions, settings)
+    _configure_nicegui(app)
+    return app
+
+
+def _configure_nicegui(app: FastAPI) -> None:
+    core.sio.eio.cors_allowed_origins = None  # only pages of the same origin may connect; NiceGUI allows every site
+
+    ui.add_head_html(
+        '<link rel="stylesheet" href="/static/theme.css"><script src="/static/head.js"></script>', shared=True
+    )
+    ui.run_with(
+        app,
+        title="Tunery",
+        favicon=STATIC / "logo.svg",
+        dark=None,
+        language="en-US",
+        reconnect_timeout=RECONNECT_SECONDS,
+        tailwind=False,
+        show_welcome_message=False,
+    )
+
+
+class SecurityHeadersMiddleware:
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *SECURITY_HEADERS]
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers if scope["type"] == "http" else send)

@@ -1,0 +1,91 @@
+"""Signed-in browsers: an opaque id in a cookie; the API key stays in the memory of this process."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx2
+from starlette.requests import HTTPConnection
+
+from app.log import get_logger
+from app.web.api_client import ApiClient, ApiError
+from app.web.change_feed import ChangeFeed
+
+COOKIE = "tunery_session"
+KEY_CHECK_SECONDS = 20.0  # a revoked key loses its sessions within a minute
+MAX_SESSIONS = 10_000
+
+log = get_logger(__name__)
+
+
+@dataclass(eq=False)
+class WebSession:
+    """One signed-in browser. `project` is the response of GET /v1/project."""
+
+    token: str = field(repr=False)
+    api: ApiClient = field(repr=False)
+    changes: ChangeFeed = field(repr=False)
+    project: dict[str, Any]
+    expires_at: float  # of time.monotonic
+    on_end: set[Callable[[str], None]] = field(default_factory=set, repr=False)  # called with the reason
+
+    @property
+    def is_admin(self) -> bool:
+        return "admin" in self.project["api_key"]["scopes"]
+
+    @property
+    def key_id(self) -> str:
+        return str(self.project["api_key"]["id"])
+
+
+class SessionStore:
+    def __init__(self, http: httpx2.AsyncClient, session_seconds: float) -> None:
+        self._http = http
+        self.session_seconds = session_seconds
+        self._sessions: dict[str, WebSession] = {}
+
+    async def sign_in(self, api_key: str) -> WebSession:
+        """A new session of a key that the API accepts. Raises ApiError."""
+        token = secrets.token_urlsafe(32)
+        api = ApiClient(self._http, api_key, lambda: self.end(token, "revoked"))
+        project = await api.get("project")
+        while len(self._sessions) >= MAX_SESSIONS:
+            self.end(next(iter(self._sessions)), "expired")
+        session = WebSession(token, api, ChangeFeed(api), project, time.monotonic() + self.session_seconds)
+        self._sessions[token] = session
+        return session
+
+    def of(self, connection: HTTPConnection) -> WebSession | None:
+        """The session of a request; None without a valid cookie."""
+        session = self._sessions.get(connection.cookies.get(COOKIE, ""))
+        if session is not None and time.monotonic() > session.expires_at:
+            self.end(session.token, "expired")
+            return None
+        return session
+
+    def end(self, token: str, reason: str) -> None:
+        """Forget the key and send the session's pages to the sign-in form, which explains `reason`."""
+        session = self._sessions.pop(token, None)
+        if session is None:
+            return
+        log.info("session ended", reason=reason, key_id=session.key_id)
+        for callback in list(session.on_end):
+            callback(reason)
+
+    async def check_keys(self) -> None:
+        """End expired sessions, and those whose key the API does not accept any more, until cancelled."""
+        while True:
+            await asyncio.sleep(KEY_CHECK_SECONDS)
+            for session in list(self._sessions.values()):
+                if time.monotonic() > session.expires_at:
+                    self.end(session.token, "expired")
+                    continue
+                try:
+                    session.project = await session.api.get("project")
+                except ApiError as error:  # a 401 has ended the session; an unreachable API ends none
+                    log.debug("key not checked", status=error.status)

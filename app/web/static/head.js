@@ -1,0 +1,19 @@
+// Colours of charts follow the mode; the choice of a mode is kept in a cookie that the server reads.
+window.cssColor = (name) => getComputedStyle(document.body).getPropertyValue(name).trim();
+window.keepTheme = (mode) => {
+  document.cookie = `tunery_theme=${mode}; path=/; max-age=31536000; samesite=strict`;
+};
+window.copyText = async (button) => {
+  const text = button.parentElement.querySelector("code").innerText;
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    const area = Object.assign(document.createElement("textarea"), { value: text });
+    document.body.append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+  }
+  button.textContent = "Copied";
+  setTimeout(() => (button.textContent = "Copy"), 2000);
+};

@@ -1,0 +1,45 @@
+"""Numbers have units; user text stays in its place."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.web import formatting
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "–"),
+        (0, "0 s"),
+        (0.4, "< 1 s"),
+        (59, "59 s"),
+        (90, "1 min 30 s"),
+        (3_599, "60 min"),
+        (7_260, "2 h 1 min"),
+        (200_000, "2 d 8 h"),
+    ],
+)
+def test_a_duration_has_its_two_largest_units(seconds: float | None, text: str) -> None:
+    assert formatting.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [(None, "–"), (0, "0 B"), (999, "999 B"), (1_234_567, "1.2 MB"), (80e9, "80.0 GB"), (5e15, "5000 TB")],
+)
+def test_a_size_is_decimal(size_bytes: float | None, text: str) -> None:
+    assert formatting.size(size_bytes) == text
+
+
+@given(st.text())
+def test_shown_text_has_no_control_or_direction_character(text: str) -> None:
+    shown = formatting.clean(text, 10_000)
+    assert not any(ord(character) < 32 or "\u202a" <= character <= "\u202e" for character in shown)
+    assert not any("\u2066" <= character <= "\u2069" for character in shown)
+
+
+def test_a_long_text_is_cut_with_an_ellipsis() -> None:
+    assert formatting.clean("x" * 10_000) == "x" * formatting.MAX_TEXT_CHARACTERS + "…"

@@ -1,0 +1,77 @@
+"""The list of jobs."""
+
+from __future__ import annotations
+
+import re
+
+from playwright.sync_api import expect
+
+from app.db.engine import transaction
+from tests import factories
+from tests.browser.conftest import Open
+from tests.browser.world import MODEL, World
+
+
+def test_every_job_is_listed_with_its_state_curve_and_losses(open_page: Open) -> None:
+    page = open_page("/jobs")
+    row = page.get_by_role("row").filter(has_text="support-bot-v3")
+    expect(row).to_contain_text("Succeeded")
+    expect(row).to_contain_text("120 of 120 steps")
+    expect(row).to_contain_text("support-tickets.jsonl")
+    expect(row.get_by_role("img", name="Train loss of support-bot-v3")).to_be_visible()
+    expect(row).to_contain_text(re.compile(r"0\.\d{3}"))
+    running = page.get_by_role("row").filter(has_text="support-bot-v4")
+    expect(running.get_by_role("progressbar")).to_have_attribute("aria-valuenow", "47")
+    expect(running).to_contain_text("left")
+
+
+def test_filters_search_order_and_selection_are_in_the_url(open_page: Open) -> None:
+    page = open_page("/jobs")
+    page.get_by_label("Status").select_option("failed")
+    expect(page.get_by_text("2 jobs shown")).to_be_visible()
+    page.wait_for_url("**/jobs?status=failed")
+    page.get_by_label("Search").fill("LONG-con")
+    expect(page.get_by_text("1 job shown")).to_be_visible()
+    page.get_by_label("Select long-context").check()
+    page.wait_for_url(re.compile(r"q=LONG-con&status=failed&select=ftjob-"))
+    page.reload()
+    expect(page.get_by_text("1 job shown")).to_be_visible()
+    expect(page.get_by_label("Select long-context")).to_be_checked()
+
+
+def test_the_oldest_jobs_can_come_first(open_page: Open) -> None:
+    page = open_page("/jobs")
+    page.get_by_role("button", name="Created").click()
+    expect(page.get_by_role("row").nth(1)).to_contain_text("support-bot-v3")
+    page.wait_for_url("**/jobs?sort=created")
+
+
+def test_a_search_without_a_match_says_what_to_change(open_page: Open) -> None:
+    page = open_page("/jobs?q=nothing-like-this")
+    expect(page.get_by_text("No job matches")).to_be_visible()
+
+
+def test_a_new_job_appears_by_itself(open_page: Open, world: World) -> None:
+    page = open_page("/jobs?q=appears")
+    expect(page.get_by_text("No job matches")).to_be_visible()
+    with transaction(world.sessions) as session:
+        project = factories.make_project(session)
+        file = factories.make_file(session, world.storage, project)
+        factories.make_job(session, project, file, MODEL, suffix="appears-by-itself")
+    expect(page.get_by_role("link", name="appears-by-itself")).to_be_visible()
+
+
+def test_a_project_without_jobs_gets_the_first_job_as_curl_python_and_cli(open_page: Open, world: World) -> None:
+    with transaction(world.sessions) as session:
+        key = factories.make_key(session, factories.make_project(session, "empty"))
+    page = open_page("/jobs", key=key)
+    expect(page.get_by_text("No jobs yet")).to_be_visible()
+    expect(page.get_by_text(f"{world.api_url} KEY=")).to_be_visible()
+    page.get_by_role("tab", name="Command line").click()
+    expect(page.get_by_text(f"tunery jobs create --model {MODEL}")).to_be_visible()
+
+
+def test_a_hostile_name_is_shown_as_text(open_page: Open) -> None:
+    page = open_page("/jobs")
+    expect(page.get_by_text("<img src=x onerror=alert(1)>")).to_be_visible()
+    assert page.locator("main img").count() == 0

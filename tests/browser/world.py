@@ -1,0 +1,243 @@
+"""A project as its users have it: jobs in every state, with curves, samples, events, warnings and hostile names."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.db.access import keys
+from app.db.engine import Sessions, make_engine, make_sessions, transaction
+from app.db.jobs import claims
+from app.db.scheduling import workers
+from app.db.tables import File, Job, Project
+from app.domain.jobs.states import Reason
+from app.main import create_app
+from app.services.jobs import jobs
+from app.settings import Settings
+from app.storage import LocalStorage
+from tests import factories
+from tests.serving import serve
+
+MODEL = "SmolLM2-135M-Instruct"
+HOSTILE = "<img src=x onerror=alert(1)>\u202egnp.exe\x07 {{7*7}} `${1}` " + "very long " * 8
+ANSWERS = [
+    "Refund within 14 days.",
+    "Your card ships in two days.",
+    "Please restart the router.",
+    "Thanks for writing!",
+]
+GB = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class World:
+    api_url: str
+    admin_key: str
+    member_key: str
+    sessions: Sessions
+    storage: LocalStorage
+    jobs: Mapping[str, str]  # ids by a short name
+    files: Mapping[str, str]
+
+
+@contextmanager
+def serving_world(database_url: str, redis_url: str, directory: Path) -> Iterator[World]:
+    """The world behind a live API."""
+    settings = Settings(
+        database_url=database_url,
+        redis_url=redis_url,
+        data_dir=directory / "data",
+        device="cpu",
+        threads=1,
+        min_training_examples=10,
+    )
+    storage = LocalStorage(settings.storage_dir)
+    engine = make_engine(database_url)
+    sessions = make_sessions(engine)
+    with transaction(sessions) as session:
+        project = factories.make_project(session)
+        admin_key = keys.issue(session, project, "browser", keys.ADMIN_SCOPES).secret
+        member_key = factories.make_key(session, project, "member")
+        factories.make_base_model(session, directory / "models" / MODEL, MODEL)
+    with transaction(sessions) as session:
+        files, jobs = _fill(session, storage, factories.make_project(session))
+    with serve(create_app(settings, storage=storage)) as server:
+        yield World(server.root, admin_key, member_key, sessions, storage, jobs, files)
+    engine.dispose()
+
+
+def _fill(session: Session, storage: LocalStorage, project: Project) -> tuple[dict[str, str], dict[str, str]]:
+    tickets = factories.make_file(session, storage, project, tickets_jsonl(240), filename="support-tickets.jsonl")
+    held_out = factories.make_file(session, storage, project, tickets_jsonl(24, seed=2), filename="held-out.jsonl")
+    hostile = factories.make_file(
+        session, storage, project, hostile_jsonl(), filename="<script>alert(1)</script>.jsonl"
+    )
+    broken = factories.make_file(session, storage, project, b'{"messages": []}\n' * 12, filename="broken.jsonl")
+    files = {"tickets": tickets, "held_out": held_out, "hostile": hostile, "broken": broken}
+    made = {
+        "succeeded": _finished(session, storage, project, tickets, held_out, "support-bot-v3", 120, 2.0),
+        "earlier": _finished(
+            session, storage, project, tickets, held_out, "support-bot-v2", 80, 2.3, {"lora": {"r": 8}}
+        ),
+        "failed": _failed(session, project, tickets),
+        "invalid": _invalid(session, project, broken),
+        "paused": _paused(session, project, tickets),
+        "hostile": _finished(session, storage, project, hostile, None, HOSTILE[:60], 12, 3.0),
+        "running": _running(session, project, tickets, held_out),
+    }
+    for number in range(3):
+        queued = factories.make_job(session, project, tickets, MODEL, suffix=f"sweep-lr-{number + 1}")
+        factories.validate_job(session)
+        made[f"queued-{number}"] = queued
+    made["cancelled"] = _cancelled(session, project, tickets)
+    about = {
+        "kind": "cuda", "device": "NVIDIA H100 80GB HBM3", "memory_bytes": 80 * GB, "gpus_per_job": 1,
+        "models": [MODEL], "labels": ["h100"], "versions": {"torch": "2.14.0"},
+    }  # fmt: skip
+    workers.heartbeat(session, factories.WORKER, "gpu", "gpu-host-1", 4242, about)
+    return {name: file.id for name, file in files.items()}, {name: job.id for name, job in made.items()}
+
+
+def tickets_jsonl(rows: int, seed: int = 1) -> bytes:
+    """Chat examples of different lengths."""
+    choose = random.Random(seed)
+    lines = []
+    for number in range(rows):
+        question = f"Ticket {seed}-{number}: " + " ".join(
+            choose.choices(["card", "order", "late", "refund"], k=choose.randint(4, 40))
+        )
+        messages = [
+            {"role": "system", "content": "You answer support tickets briefly."},
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": choose.choice(ANSWERS)},
+        ]
+        lines.append(json.dumps({"messages": messages}))
+    return "\n".join(lines).encode() + b"\n"
+
+
+def hostile_jsonl() -> bytes:
+    """Examples with markup, control characters, changes of direction, and 10,000 characters."""
+    texts = [
+        HOSTILE,
+        "<script>window.pwned = 1</script>",
+        "\u202etxet desrever\u202c",
+        "x" * 10_000,
+        "'\"><svg/onload=window.pwned=1>",
+    ]
+    texts += [f"row {number} <b>bold</b> &amp; `tick` ${{x}}" for number in range(10)]
+    rows = [
+        {"messages": [{"role": "user", "content": one}, {"role": "assistant", "content": one[:200]}]} for one in texts
+    ]
+    return "\n".join(json.dumps(row) for row in rows).encode() + b"\n"
+
+
+def append_steps(
+    session: Session, job: Job, first: int, last: int, total: int, start_loss: float, validate_every: int = 0
+) -> None:
+    """Metrics of steps as a trainer sends them: a falling, noisy curve."""
+    noise = random.Random(total)
+    for step in range(first, last + 1):
+        loss = 0.4 + start_loss * math.exp(-3 * step / total) + noise.uniform(-0.08, 0.08)
+        data: dict[str, Any] = {
+            "step": step, "total_steps": total, "train_loss": loss, "train_mean_token_accuracy": 1 - loss / 4,
+            "learning_rate": 2e-4 * (1 - step / total), "grad_norm": 0.5 + noise.random(), "epoch": 3 * step / total,
+            "labelled_tokens": 300, "num_tokens": 900 * step, "tokens_per_second": 880 + noise.uniform(-60, 60),
+            "eta_seconds": (total - step) * 1.2, "peak_memory_bytes": int(1.1 * GB),
+        }  # fmt: skip
+        if validate_every and step % validate_every == 0:
+            data["full_valid_loss"] = data["valid_loss"] = (
+                0.55 + start_loss * math.exp(-3.2 * step / total) + 0.3 * (step / total) ** 4
+            )
+        progress = {key: data[key] for key in ("step", "total_steps", "epoch", "tokens_per_second", "eta_seconds")}
+        message = f"Step {step}/{total}: training loss={loss:.2f}"
+        claims.append_event(
+            session, factories.lease_of(job), message, type="metrics", data=data, progress=progress, phase="training"
+        )
+
+
+def _start(session: Session, project: Project, file: File, **arguments: Any) -> Job:
+    factories.make_job(session, project, file, MODEL, **arguments)
+    factories.validate_job(session)
+    return factories.start_job(session)
+
+
+def _finished(
+    session: Session,
+    storage: LocalStorage,
+    project: Project,
+    file: File,
+    validation_file: File | None,
+    suffix: str,
+    steps: int,
+    start_loss: float,
+    body: dict[str, Any] | None = None,
+) -> Job:
+    body = {"sample_prompts": ["My card has not arrived"]} | (body or {})
+    job = _start(session, project, file, suffix=suffix, validation_file=validation_file, body=body)
+    append_steps(session, job, 1, steps - 3, steps, start_loss, validate_every=10 if validation_file else 0)
+    for step in (10, steps // 2):
+        data = {"step": step, "prompt": "My card has not arrived", "base": "🌱🌱🌱", "tuned": ANSWERS[1]}
+        claims.append_event(session, factories.lease_of(job), "Sample answers", data=data)
+    name = f"ft:{MODEL}:tunery:{''.join(c for c in suffix if c.isalnum() or c == '-')}:{job.id[-8:]}"
+    last = None
+    for step in (steps - 2, steps - 1, steps):
+        factories.append_step_event(session, job, step, steps, 0.4 + 0.01 * (steps - step))
+        last = factories.make_checkpoint(session, storage, project, job, step, name if step == steps else None)
+        factories.models.add_tuned(session, job, last)
+    assert last is not None
+    archive = factories.files.get(session, project.id, last.archive_file_id)
+    assert archive is not None
+    return claims.finish_held_attempt(
+        session, factories.lease_of(job), Reason.DONE, "The job has successfully completed", trained_tokens=107_520,
+        fine_tuned_model=name, adapter_sha256=archive.sha256, adapter_bytes=archive.bytes,
+        adapter_archive_file_id=archive.id,
+    )  # fmt: skip
+
+
+def _running(session: Session, project: Project, file: File, validation_file: File) -> Job:
+    job = _start(session, project, file, suffix="support-bot-v4", validation_file=validation_file)
+    append_steps(session, job, 1, 140, 300, 2.2, validate_every=20)
+    return job
+
+
+def _failed(session: Session, project: Project, file: File) -> Job:
+    job = _start(session, project, file, suffix="long-context", body={"hyperparameters": {"batch_size": 8}})
+    append_steps(session, job, 1, 7, 90, 2.0)
+    message = (
+        "The base model, the adapter (r 16) and one document of up to 4,096 tokens do not fit into memory. Lower "
+        "hyperparameters.context_length first, then lora.r; without quantization, request 4 bits."
+    )
+    lease = factories.lease_of(job)
+    return claims.finish_held_attempt(
+        session, lease, Reason.OUT_OF_MEMORY, message, param="hyperparameters.context_length"
+    )
+
+
+def _invalid(session: Session, project: Project, file: File) -> Job:
+    factories.make_job(session, project, file, MODEL, suffix="first-try")
+    job = claims.claim(session, "validate", factories.WORKER, factories.TTL_SECONDS)
+    assert job is not None
+    message = "The job failed due to an invalid training file. Line 1: messages is empty, which is no conversation"
+    return claims.finish_held_attempt(
+        session, factories.lease_of(job), Reason.INVALID_TRAINING_FILE, message, param="training_file"
+    )
+
+
+def _paused(session: Session, project: Project, file: File) -> Job:
+    job = _start(session, project, file, suffix="night-run")
+    append_steps(session, job, 1, 25, 200, 1.8)
+    job = jobs.pause(session, project.id, job.id).job
+    return claims.finish_held_attempt(session, factories.lease_of(job), Reason.PAUSED, "The job was paused at step 25")
+
+
+def _cancelled(session: Session, project: Project, file: File) -> Job:
+    job = factories.make_job(session, project, file, MODEL, suffix="wrong-file")
+    return jobs.cancel(session, project.id, job.id).job
