@@ -42,7 +42,7 @@ from app.services.datasets.token_counter import TokenCounter
 from app.services.files.ingest import delete_stale_staged_files
 from app.services.jobs.event_fanout import EventFanout
 from app.settings import Settings, load_settings
-from app.storage import LocalStorage, Storage
+from app.storage import Storage, open_storage
 from app.system.cpu_info import usable_cores
 
 # routes are matched in order, so the router that clients poll most comes first
@@ -141,7 +141,7 @@ def _build_app_state(settings: Settings, storage: Storage | None) -> AppState:
         connections=connections,
         notifications=NotificationListener(database),
         event_fanout=EventFanout(connections, streams.render_event_bytes),
-        storage=storage or LocalStorage(settings.storage_dir),
+        storage=storage or open_storage(settings.storage_dir, settings.s3_location),
         worker_notifier=WorkerNotifier(settings.redis_url),
         token_counter=TokenCounter(settings.max_line_bytes),
         rate_limiter=RateLimiter(settings.max_requests_per_second),

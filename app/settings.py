@@ -8,11 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AliasChoices, Field, field_validator
+from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.domain.access.outbound_networks import Network, parse_networks
 from app.domain.scheduling.worker_capacity import LABEL, LABEL_RULE
+from app.domain.storage_location import S3Location, parse_storage_url
 
 
 class Settings(BaseSettings):
@@ -22,6 +23,18 @@ class Settings(BaseSettings):
     database_url: str = Field(validation_alias=AliasChoices("DATABASE_URL", "database_url"))
     redis_url: str = Field(validation_alias=AliasChoices("REDIS_URL", "redis_url"))
     data_dir: Path = Path("data")  # files, adapters, snapshots, work directories
+
+    # --- storage: files, adapters and snapshots. All processes of a service need the same values.
+    storage_url: str = ""  # file:///DIRECTORY or s3://BUCKET/PREFIX; default: the directory `storage` of `data_dir`
+    storage_endpoint: str | None = None  # of an S3 server other than Amazon's: https://s3.example.com
+    storage_region: str | None = None
+    storage_access_key_id: str | None = None  # default: as every AWS client finds its credentials
+    storage_secret_access_key: SecretStr | None = None
+    storage_redirects: bool = False  # downloads come from the bucket, by an address that is signed for 15 minutes
+    storage_redirect_endpoint: str | None = None  # the bucket's server as clients reach it; default: storage_endpoint
+    storage_retry_seconds: float = Field(  # a worker waits so long for a bucket that fails, before training is repeated
+        default=600, ge=0
+    )
 
     # --- the API
     organization: str = "tunery"  # `organization_id`, and the third part of ft:base:organization:suffix:id
@@ -131,13 +144,51 @@ class Settings(BaseSettings):
         parse_networks(text)
         return text
 
+    @field_validator("storage_url")
+    @classmethod
+    def _check_storage_url(cls, url: str) -> str:
+        if url:
+            parse_storage_url(url)
+        return url
+
+    @field_validator("storage_endpoint", "storage_redirect_endpoint")
+    @classmethod
+    def _check_endpoint(cls, url: str | None) -> str | None:
+        if url and not url.startswith(("http://", "https://")):
+            raise ValueError(f"{url!r} is no address of a server; it begins with https:// or http://")
+        return url or None
+
+    @model_validator(mode="after")
+    def _check_storage_key(self) -> Settings:
+        if (self.storage_access_key_id is None) != (self.storage_secret_access_key is None):
+            raise ValueError("TUNERY_STORAGE_ACCESS_KEY_ID and TUNERY_STORAGE_SECRET_ACCESS_KEY belong together")
+        return self
+
     @property
     def webhook_networks(self) -> tuple[Network, ...]:
         return parse_networks(self.webhook_allowed_networks)
 
     @property
     def storage_dir(self) -> Path:
-        return self.data_dir / "storage"
+        """The directory of local storage; with a bucket that of the staging area."""
+        place = parse_storage_url(self.storage_url) if self.storage_url else None
+        return place if isinstance(place, Path) else self.data_dir / "storage"
+
+    @property
+    def s3_location(self) -> S3Location | None:
+        """The bucket; None for local storage."""
+        place = parse_storage_url(self.storage_url) if self.storage_url else None
+        if place is None or isinstance(place, Path):
+            return None
+        secret, endpoint = self.storage_secret_access_key, self.storage_endpoint
+        return S3Location(
+            *place,
+            endpoint=endpoint,
+            region=self.storage_region,
+            access_key_id=self.storage_access_key_id,
+            secret_access_key=None if secret is None else secret.get_secret_value(),
+            redirect_endpoint=(self.storage_redirect_endpoint or endpoint or "") if self.storage_redirects else None,
+        )
 
     @property
     def work_dir(self) -> Path:

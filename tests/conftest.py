@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.testclient import TestClient
 
+    from tests.s3 import S3Server
+
 DISCONNECT_OTHERS = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
 """
@@ -71,6 +73,24 @@ def valkey_server() -> Iterator[str]:
     url, stop = start_valkey()
     yield url
     stop()
+
+
+@pytest.fixture(scope="session")
+def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """An S3 server with a bucket; tests use prefixes of their own."""
+    from tests.s3 import rclone_server  # imported here, because boto3 takes a third of a second
+
+    with rclone_server(tmp_path_factory.mktemp("rclone")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """Another S3 server, which has every operation of a bucket and checks no signatures."""
+    from tests.s3 import moto_server
+
+    with moto_server(tmp_path_factory.mktemp("moto")) as server:
+        yield server
 
 
 @pytest.fixture

@@ -37,6 +37,7 @@ from app.errors import (
     combine_errors,
 )
 from app.log import get_logger
+from app.storage import StorageError
 
 MAX_PROBLEMS = 200
 MAX_MESSAGE_CHARS = 4_000  # the first problems of a huge request are enough
@@ -103,7 +104,8 @@ def _headers(error: TuneryError) -> dict[str, str]:
 def _tunery_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, TuneryError)
     if error.status >= 500:
-        reason = getattr(error.__cause__, "orig", error.__cause__) or error
+        cause = error.__cause__
+        reason = getattr(cause, "orig", cause.__cause__ if isinstance(cause, StorageError) else cause) or error
         log.error("request failed", status=error.status, reason=str(reason))
     return error_response(error)
 
@@ -158,6 +160,9 @@ def _database_error(request: Request, error: Exception) -> Response:
 
 def _os_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, OSError)
+    if isinstance(error, StorageError):
+        text = f"The storage of files cannot be used: {error.strerror}. Nothing was changed; try again later."
+        return _tunery_error(request, _with_cause((StorageFull if is_disk_full(error) else Unavailable)(text), error))
     if not is_disk_full(error):
         raise error
     text = (

@@ -11,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.db import migrate, models
 from app.db.engine import Sessions
 from app.job_queue import WorkerNotifier
-from app.storage import Storage
+from app.storage import Storage, StorageError
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,9 @@ def _storage(storage: Storage) -> Check:
         with tempfile.TemporaryFile(dir=storage.staging) as file:
             file.write(b"ready")
             file.flush()
+        storage.check()
+    except StorageError as error:
+        return _check("storage", False, "", str(error.strerror))
     except OSError as error:
         return _check("storage", False, "", f"not writable: {error.strerror}")
     return _check("storage", True, "writable", "")

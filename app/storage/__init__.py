@@ -1,6 +1,8 @@
-"""Files and artifacts by key: staging, atomic publication, ranged reads. Today a local directory."""
+"""Files and artifacts by key: staging, atomic publication, ranged reads; in a local directory or a bucket."""
 
-from app.storage.base import Storage, StoredObject
+from app.domain.storage_location import S3Location
+from app.storage.base import DownloadHeaders, Storage, StorageError, StoredObject
+from app.storage.factory import open_storage
 from app.storage.local import LocalStorage
 
-__all__ = ["LocalStorage", "Storage", "StoredObject"]
+__all__ = ["DownloadHeaders", "LocalStorage", "S3Location", "Storage", "StorageError", "StoredObject", "open_storage"]

@@ -24,6 +24,7 @@ from app.domain.artifacts.exports import ExportErrorCode, ExportState
 from app.domain.artifacts.full_disk import is_disk_full
 from app.domain.jobs.states import ExitCode, Reason
 from app.log import get_logger
+from app.storage import StorageError
 from app.system.artifact_directory import MANIFEST, ManifestMismatch, read_manifest
 from worker.exports.merge_process import MERGE_COMMAND, MergeProcess, start_merge
 from worker.jobs import artifacts, parent_adapter, workdir
@@ -196,14 +197,14 @@ class Exporter:
     def _publish(self, export: Export, keeper: LeaseKeeper, merged: Path) -> None:
         """Store the files under the attempt's own prefix; the rows that name them make them visible."""
         manifest = read_manifest(merged)
-        prefix = f"exports/{export.id}/attempts/{export.attempt}"
+        prefix = artifacts.unique(f"exports/{export.id}/attempts/{export.attempt}")
 
         def has_succeeded(session: Session) -> bool:
             row = session.get(Export, export.id)
             return row is not None and row.state == ExportState.SUCCEEDED and row.attempt == export.attempt
 
         with artifacts.delete_unless_committed() as undo:
-            stored = artifacts.put_directory(self.resources.storage, merged, prefix)
+            stored = artifacts.put_directory(self.resources, merged, prefix, log.warning)
             undo.callback(artifacts.discard, self.resources.storage, [file.key for file in stored])
             _check_digests(stored, manifest)
             keeper.finish(
@@ -278,6 +279,9 @@ def _exit_failure(exit_code: int, merge: MergeProcess, is_oom: bool) -> ExportFa
 
 
 def _storage_failure(error: OSError) -> ExportFailed:
+    if isinstance(error, StorageError):
+        code = ExportErrorCode.STORAGE_FULL if is_disk_full(error) else ExportErrorCode.STORAGE_UNAVAILABLE
+        return ExportFailed(code, f"Files could not be read or written: {error.strerror}")
     if is_disk_full(error):
         return ExportFailed(ExportErrorCode.STORAGE_FULL, "The disk is full: there is no space for the merged model.")
     return ExportFailed(ExportErrorCode.STORAGE_UNAVAILABLE, "Files could not be read or written")

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from app.system.artifact_directory import (
     write_archive,
 )
 from worker.jobs.lease import LeaseUncertain
+from worker.node.resources import Resources
 
 ARCHIVE = "adapter.tar"
 CHUNK_BYTES = 1 << 20
@@ -82,23 +84,30 @@ def verify_in_place(directory: Path) -> None:
             raise ManifestMismatch(f"{directory.name}: the content of {name} differs from the manifest")
 
 
-def put_directory(storage: Storage, directory: Path, prefix: str) -> list[StoredFile]:
+def unique(prefix: str) -> str:
+    """A prefix for new keys: the deletion of earlier objects of the same name, still under way, cannot reach them."""
+    return f"{prefix}/{secrets.token_hex(4)}"
+
+
+def put_directory(
+    resources: Resources, directory: Path, prefix: str, notify: Callable[[str], None]
+) -> list[StoredFile]:
     """Move every file of `directory` into storage below `prefix`. On an error, delete what was stored."""
     stored: list[StoredFile] = []
     try:
         for path in sorted(directory.iterdir()):
-            stored.append(put_file(storage, path, f"{prefix}/{path.name}"))  # noqa: PERF401  (needed by `discard`)
+            stored.append(put_file(resources, path, f"{prefix}/{path.name}", notify))  # noqa: PERF401  (for `discard`)
     except BaseException:
-        discard(storage, (file.key for file in stored))
+        discard(resources.storage, (file.key for file in stored))
         raise
     return stored
 
 
-def put_file(storage: Storage, path: Path, key: str) -> StoredFile:
-    """Move a file into storage."""
+def put_file(resources: Resources, path: Path, key: str, notify: Callable[[str], None]) -> StoredFile:
+    """Move a file into storage; `notify` receives a message if the storage is unavailable for some time."""
     sha256 = sha256_file(path)
-    size_bytes = storage.put(key, path).size_bytes
-    return StoredFile(path.name, key, size_bytes, sha256)
+    stored = resources.storage_outage.retry(lambda: resources.storage.put(key, path), notify)
+    return StoredFile(path.name, key, stored.size_bytes, sha256)
 
 
 def pack(directory: Path, destination: Path) -> Path:

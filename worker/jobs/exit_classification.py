@@ -12,6 +12,7 @@ from typing import Any
 
 from app.domain.jobs.events import Done, Failed, Stopped
 from app.domain.jobs.states import CRASHES, FINAL_STATE, ExitCode, JobState, Reason
+from app.storage import StorageError
 from worker.jobs.sanitize import clean_text
 
 # Reasons that a trainer's own record may give. A success, a pause or a crash loop needs more evidence than its record.
@@ -52,6 +53,12 @@ class AttemptOutcome:
     @property
     def level(self) -> str:
         return "warn" if self.reason in CRASHES else "info"
+
+
+def storage_outcome(what: str, error: OSError, repeated: str = "the job") -> AttemptOutcome:
+    """The outcome of an attempt whose files could not be read or written. A bucket says why."""
+    why = f": {error.strerror}" if isinstance(error, StorageError) else ""
+    return AttemptOutcome(Reason.STORAGE_UNAVAILABLE, f"{what}{why}; {repeated} will be retried")
 
 
 def classify_exit(ended: TrainerExit) -> AttemptOutcome:

@@ -98,6 +98,8 @@ def reserve_space(resources: Resources, job: Job, base: BaseModelRow, directory:
         if outcome is not None:
             raise PreparationError(outcome)
     try:
+        if job.storage_full_since is not None:
+            resources.storage.check(needed.next_attempt_bytes)
         disk_space.reserve(resources, job, directory, needed)
     except OSError as error:
         if not is_disk_full(error):

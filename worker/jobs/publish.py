@@ -85,14 +85,14 @@ class Publisher:
         `suffix` distinguishes the keys of the result from those of an earlier checkpoint of the same step, whose
         objects are deleted with its files.
         """
-        prefix = f"jobs/{self.job.id}/attempts/{self.job.attempt}/checkpoints/step-{step:06d}{suffix}"
+        prefix = artifacts.unique(f"{self._prefix}/checkpoints/step-{step:06d}{suffix}")
         copy = self.directory / "outbox" / f"checkpoint-{step:06d}"
         manifest = artifacts.copy_verified(artifacts.resolve_inside(self.directory, directory), copy)
         archive = artifacts.put_file(
-            self.resources.storage, artifacts.pack(copy, copy.parent), f"{prefix}/{artifacts.ARCHIVE}"
+            self.resources, artifacts.pack(copy, copy.parent), f"{prefix}/{artifacts.ARCHIVE}", self._warn
         )
         undo.callback(artifacts.discard, self.resources.storage, [archive.key])
-        parts = artifacts.put_directory(self.resources.storage, copy, f"{prefix}/files")
+        parts = artifacts.put_directory(self.resources, copy, f"{prefix}/files", self._warn)
         undo.callback(artifacts.discard, self.resources.storage, [part.key for part in parts])
         copy.rmdir()
         return StoredCheckpoint(step, name, clean({"step": step} | metrics), clean(manifest), parts, archive)
@@ -101,9 +101,9 @@ class Publisher:
         rows = self.keeper.transact(lambda session: events.all_metrics(session, self.job.id)) or []
         path = self.directory / "outbox" / RESULTS
         path.write_bytes(results_csv(rows))
-        key = f"jobs/{self.job.id}/attempts/{self.job.attempt}/{RESULTS}"
+        key = f"{artifacts.unique(self._prefix)}/{RESULTS}"
         undo.callback(artifacts.discard, self.resources.storage, [key])
-        return artifacts.put_file(self.resources.storage, path, key)
+        return artifacts.put_file(self.resources, path, key, self._warn)
 
     def _add_checkpoint(self, session: Session, stored: StoredCheckpoint) -> Checkpoint:
         message = f"Checkpoint created at step {stored.step} with Snapshot ID: {stored.name}"
@@ -157,6 +157,13 @@ class Publisher:
             job_id=self.job.id,
         )
         return file.id
+
+    @property
+    def _prefix(self) -> str:
+        return f"jobs/{self.job.id}/attempts/{self.job.attempt}"
+
+    def _warn(self, message: str) -> None:
+        self.keeper.append_event(message, level="warn")
 
     def _is_published(self, session: Session, step: int) -> bool:
         return checkpoints.at_step(session, self.job.id, step) is not None

@@ -48,9 +48,14 @@ def move(resources: Resources, job: Job, keeper: LeaseKeeper, directory: Path, r
 def _put(resources: Resources, job: Job, keeper: LeaseKeeper, source: Path, record: SnapshotSaved) -> None:
     if sha256_file(source / MANIFEST) != record.manifest_sha256:
         raise ManifestMismatch(f"{record.directory}: the manifest differs from the one in the trainer's record")
-    prefix = f"jobs/{job.id}/attempts/{job.attempt}/snapshots/step-{record.step:06d}"
+    prefix = artifacts.unique(f"jobs/{job.id}/attempts/{job.attempt}/snapshots/step-{record.step:06d}")
+
+    def warn(message: str) -> None:
+        keeper.append_event(message, level="warn")
+
     with artifacts.delete_unless_committed() as undo:
-        keys = {file.filename: file.key for file in artifacts.put_directory(resources.storage, source, prefix)}
+        stored = artifacts.put_directory(resources, source, prefix, warn)
+        keys = {file.filename: file.key for file in stored}
         undo.callback(artifacts.discard, resources.storage, list(keys.values()))
         keeper.transact(
             lambda session: _add(session, keeper, record, keys), lambda session: _is_stored(session, job, record.step)

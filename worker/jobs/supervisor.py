@@ -23,7 +23,13 @@ from app.log import get_logger
 from app.system.artifact_directory import ManifestMismatch
 from app.telemetry import metrics
 from worker.jobs import snapshots, workdir
-from worker.jobs.exit_classification import STORAGE_RETRY_FACTOR, AttemptOutcome, TrainerExit, classify_exit
+from worker.jobs.exit_classification import (
+    STORAGE_RETRY_FACTOR,
+    AttemptOutcome,
+    TrainerExit,
+    classify_exit,
+    storage_outcome,
+)
 from worker.jobs.lease import DATABASE_UNAVAILABLE, Claimer, LeaseKeeper, first_line
 from worker.jobs.log_publisher import LogPublisher
 from worker.jobs.observed_attempt import observed_attempt
@@ -115,8 +121,7 @@ class JobSupervisor:
             log.exception("files or storage failed")
             if is_disk_full(error):
                 return self._disk_full(job, directory, needed, error)
-            text = "Files could not be read or written; the job will be retried"
-            return AttemptOutcome(Reason.STORAGE_UNAVAILABLE, text)
+            return storage_outcome("Files could not be read or written", error)
         except Exception:
             log.exception("the supervisor failed")
             return AttemptOutcome(Reason.TRAINER_CRASHED, "The worker had an internal error; its log has the details")
@@ -139,8 +144,8 @@ class JobSupervisor:
             log.exception("could not prepare the work directory")
             if is_disk_full(error):
                 raise PreparationError(self._disk_full(job, directory, None, error)) from error
-            text = "The job's files could not be copied to the worker; the job will be retried"
-            raise PreparationError(AttemptOutcome(Reason.STORAGE_UNAVAILABLE, text)) from error
+            text = "The job's files could not be copied to the worker"
+            raise PreparationError(storage_outcome(text, error)) from error
 
     def _stop_request(self, keeper: LeaseKeeper) -> AttemptOutcome | None:
         """The outcome of a stop that was requested during the preparation, before there was a trainer to stop."""

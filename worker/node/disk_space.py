@@ -21,6 +21,7 @@ from app.domain.base_models.catalog import CatalogEntry
 from app.domain.jobs.spec import JobSpec
 from app.domain.jobs.states import Reason
 from app.log import get_logger
+from app.storage import StorageError
 from app.system import model_files
 from worker.jobs.exit_classification import AttemptOutcome
 from worker.node.resources import Resources
@@ -111,7 +112,11 @@ def shortage_outcome(resources: Resources, directory: Path, required_bytes: int)
 def disk_full_outcome(
     resources: Resources, directory: Path, required_bytes: int | None, error: OSError | None = None
 ) -> AttemptOutcome:
-    """The outcome of an attempt that found a disk full. The free space under a quota (EDQUOT) is unknown."""
+    """The outcome of an attempt that found a disk or the bucket full. The free space of a bucket, or under a quota
+    (EDQUOT), is unknown."""
+    if isinstance(error, StorageError):
+        data = {"reason": Reason.STORAGE_FULL.value, "needed_bytes": required_bytes, "free_bytes": None}
+        return AttemptOutcome(Reason.STORAGE_FULL, f"Files cannot be stored: {error.strerror}.", data=data)
     all_disks = disks(resources, directory)
     full_disks = [disk for disk in all_disks if required_bytes is not None and disk.free_bytes < required_bytes]
     is_measured = error is None or error.errno != errno.EDQUOT

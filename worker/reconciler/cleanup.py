@@ -15,13 +15,14 @@ from itertools import islice
 from pathlib import Path
 
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from app.db.access import idempotency
 from app.db.engine import transaction
 from app.db.files import files, uploads
 from app.db.jobs import checkpoints, exports
 from app.db.scheduling import workers
-from app.db.tables import Job
+from app.db.tables import Export, Job
 from app.db.webhooks import deliveries
 from app.domain.artifacts.full_disk import RESERVED_SPACE_FILE
 from app.domain.jobs.states import TERMINAL
@@ -32,7 +33,8 @@ from worker.node.resources import Resources
 
 STAGED_FILE_MAX_AGE_SECONDS = 3600  # an upload without a write for this long was interrupted
 MIN_ORPHAN_AGE_SECONDS = 24 * 3600  # an object's row follows within milliseconds, or within minutes under heavy load
-ORPHAN_PREFIXES = ("files", "jobs", "uploads")  # prefixes for which `_keys_without_row` reads every table with keys
+# Prefixes for which `_keys_without_row` reads every table with keys; "probes" are never named by one.
+ORPHAN_PREFIXES = ("files", "jobs", "uploads", "exports", "probes")
 BATCH_SIZE = 500
 
 log = get_logger(__name__)
@@ -41,17 +43,17 @@ log = get_logger(__name__)
 def clean_up(resources: Resources) -> None:
     """Do everything but `delete_orphans`. Raises DATABASE_UNAVAILABLE, OSError."""
     expire_files(resources)
-    purge_files(resources)
     expire_uploads(resources)
-    purge_upload_parts(resources)
-    drop_snapshots(resources)
-    delete_staged_files(resources.storage.staging)
-    delete_reserved_space(resources)
-    clean_work_directories(resources)
     with transaction(resources.sessions) as session:
         workers.delete_stale(session)
         idempotency.delete_expired(session)
         deliveries.delete_old(session, resources.settings.webhook_keep_seconds)
+    delete_staged_files(resources.storage.staging)
+    delete_reserved_space(resources)
+    clean_work_directories(resources)
+    purge_files(resources)  # what needs storage comes last: a bucket that is away must not stop the rest
+    purge_upload_parts(resources)
+    drop_snapshots(resources)
 
 
 def expire_files(resources: Resources) -> None:
@@ -92,9 +94,10 @@ def delete_orphans(resources: Resources, older_than_seconds: float = MIN_ORPHAN_
     """Delete objects that no row names and return their number: their process was killed between storing and
     committing.
 
-    A row is written right after its object, so an object that has none after a day never gets one.
+    A row is written right after its object, so an object that has none after a day never gets one. What a running
+    attempt has written is kept at any age.
     """
-    count = 0
+    count = resources.storage.delete_unfinished(time.time() - older_than_seconds)
     for prefix in ORPHAN_PREFIXES:
         keys = resources.storage.older_than(prefix, time.time() - older_than_seconds)
         while batch := list(islice(keys, BATCH_SIZE)):
@@ -108,7 +111,18 @@ def delete_orphans(resources: Resources, older_than_seconds: float = MIN_ORPHAN_
 def _keys_without_row(resources: Resources, keys: list[str]) -> Iterable[str]:
     with transaction(resources.sessions) as session:
         named = files.keys_in_use(session, keys) | uploads.keys_in_use(session, keys)
-        return sorted(set(keys) - named - checkpoints.snapshot_storage_keys(session))
+        running = _running_attempts(session)
+        unnamed = set(keys) - named - checkpoints.snapshot_storage_keys(session)
+    return sorted(key for key in unnamed if tuple(key.split("/")[:4]) not in running)
+
+
+def _running_attempts(session: Session) -> set[tuple[str, ...]]:
+    """The first components of the keys that running attempts write."""
+    running: set[tuple[str, ...]] = set()
+    for prefix, table in (("jobs", Job), ("exports", Export)):
+        held = session.execute(select(table.id, table.attempt).where(table.lease_owner.is_not(None)))
+        running |= {(prefix, row.id, "attempts", str(row.attempt)) for row in held}
+    return running
 
 
 def drop_snapshots(resources: Resources) -> None:
@@ -143,7 +157,8 @@ def delete_staged_files(staging: Path) -> None:
 
 
 def clean_work_directories(resources: Resources) -> None:
-    """Empty the directories of attempts that are no longer running. Logs are kept for a week."""
+    """Empty the directories of attempts that are no longer running, in this process's data directory. Logs are kept for
+    a week."""
     attempts = workdir.attempts(resources.settings.work_dir)
     if not attempts:
         return

@@ -30,7 +30,7 @@ from app.domain.jobs.spec import JobSpec
 from app.domain.jobs.states import JobState, Reason
 from app.log import get_logger
 from app.system.tokenizer_files import load_renderer
-from worker.jobs.exit_classification import STORAGE_RETRY_FACTOR, AttemptOutcome
+from worker.jobs.exit_classification import STORAGE_RETRY_FACTOR, AttemptOutcome, storage_outcome
 from worker.jobs.lease import Claimer, LeaseKeeper
 from worker.jobs.observed_attempt import observed_attempt
 from worker.jobs.prepare import Inputs, PreparationError, base_model_error, load_inputs, lost_file_error
@@ -97,8 +97,7 @@ class Validator:
                     keeper, disk_space.disk_full_outcome(self.resources, self.settings.work_dir, None, error)
                 )
                 return
-            text = "The files could not be read; the validation will be retried"
-            self._end_attempt(keeper, AttemptOutcome(Reason.STORAGE_UNAVAILABLE, text))
+            self._end_attempt(keeper, storage_outcome("The files could not be read", error, "the validation"))
         except Exception:
             log.exception("the validator failed")
             text = "The worker had an internal error while it validated the files; its log has the details"

@@ -16,7 +16,7 @@ from app.api.idempotency import IdempotentRequestDep, IdempotentRoute
 from app.api.openapi.examples import all_operations
 from app.api.schemas.common import Deleted
 from app.api.schemas.files import FileBody, FileList, render_file
-from app.api.transport.file_response import file_response
+from app.api.transport.file_response import content_response
 from app.api.transport.multipart import MAX_FORM_OVERHEAD_BYTES, Form, read_form
 from app.api.transport.pagination import After, Limit, list_page
 from app.api.transport.upload_io import limit_body
@@ -118,8 +118,8 @@ def get_content(
     file. A matching `If-None-Match` receives 304.
     """
     file = files.get(session, caller.project_id, file_id)
-    reader = files.open_content(app_state.storage, file)
-    return file_response(file, reader, request, app_state.settings.results_csv_base64 and _is_results_csv(file))
+    as_base64 = app_state.settings.results_csv_base64 and _is_results_csv(file)
+    return content_response(app_state.storage, file, request, as_base64)
 
 
 def _fingerprint(form: Form, staged: StagedFile) -> str:

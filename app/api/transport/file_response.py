@@ -13,11 +13,13 @@ from urllib.parse import quote
 
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from app.api.transport.byte_ranges import matches_etag, requested_range
 from app.db.tables import File
+from app.services.files import files
+from app.storage import DownloadHeaders, Storage
 
 CHUNK_BYTES = (
     3 << 19
@@ -31,6 +33,19 @@ MEDIA_TYPES = {
 }
 
 
+def content_response(storage: Storage, file: File, request: Request, as_base64: bool = False) -> Response:
+    """The response with the stored content of `file`, or a redirect to it. Raises NotFound, RangeNotSatisfiable."""
+    is_plain = request.method == "GET" and not as_base64 and "if-range" not in request.headers
+    if is_plain and not matches_etag(request.headers, _etag(file)):  # a bucket's ETags are others
+        headers = _headers(file, _etag(file))
+        url = storage.download_url(
+            file.storage_key, DownloadHeaders(headers["Content-Type"], headers["Content-Disposition"])
+        )
+        if url is not None:
+            return RedirectResponse(url, headers={"Cache-Control": "no-store", "Vary": "Authorization"})
+    return file_response(file, files.open_content(storage, file), request, as_base64)
+
+
 def file_response(file: File, reader: BinaryIO, request: Request, as_base64: bool = False) -> Response:
     """The response for a request of `file`. It owns `reader` and closes it. Raises RangeNotSatisfiable."""
     try:
@@ -41,7 +56,7 @@ def file_response(file: File, reader: BinaryIO, request: Request, as_base64: boo
 
 
 def _file_response(file: File, reader: BinaryIO, request: Request) -> Response:
-    etag = f'"sha256-{file.sha256}"'
+    etag = _etag(file)
     digest = f"sha-256=:{base64.b64encode(bytes.fromhex(file.sha256)).decode()}:"
     headers = _headers(file, etag) | {"Accept-Ranges": "bytes", "Repr-Digest": digest}
     if matches_etag(request.headers, etag):
@@ -65,6 +80,10 @@ def _base64_response(file: File, reader: BinaryIO, request_headers: Mapping[str,
         return Response(status_code=304, headers=headers)
     headers |= {"Content-Length": str(4 * -(-file.bytes // 3)), "Content-Type": "text/plain; charset=ascii"}
     return _FileStream(reader, 0, file.bytes, 200, headers, as_base64=True)
+
+
+def _etag(file: File) -> str:
+    return f'"sha256-{file.sha256}"'
 
 
 def _headers(file: File, etag: str) -> dict[str, str]:

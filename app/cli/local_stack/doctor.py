@@ -9,6 +9,7 @@ import platform
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,9 @@ from app.cli.local_stack import base_model, hardware
 from app.cli.local_stack.data_directory import Layout
 from app.cli.local_stack.errors import CannotStart
 from app.cli.local_stack.ports import free_port, http_get, without_password
-from app.cli.local_stack.preflight import check_data_directory
+from app.cli.local_stack.preflight import check_data_directory, storage_settings
 from app.cli.local_stack.servers.valkey import as_redis_py
+from app.storage import StorageError, open_storage
 from app.system.cpu_info import cpu_flags, usable_cores
 
 Level = Literal["ok", "advice", "problem"]
@@ -70,6 +72,7 @@ def run_checks(data_dir: Path, host: str = "127.0.0.1", port: int = 8000) -> lis
         lambda: _data_dir(layout),
         _database,
         _broker,
+        lambda: _bucket(layout),
         lambda: _service(layout, host, port),
     )
     return [result for check in checks for result in check()]
@@ -224,6 +227,29 @@ def _broker() -> Iterator[CheckResult]:
         yield CheckResult("REDIS_URL", "problem", f"{without_password(url)}: {error}", "start it, or correct the URL")
     else:
         yield CheckResult("REDIS_URL", "ok", without_password(url))
+
+
+def _bucket(layout: Layout) -> Iterator[CheckResult]:
+    """Check that the bucket of TUNERY_STORAGE_URL can be written, read, listed and deleted from."""
+    if not os.environ.get("TUNERY_STORAGE_URL"):
+        return
+    subject = "TUNERY_STORAGE_URL"
+    try:
+        location = storage_settings(layout.root).s3_location
+    except CannotStart as error:
+        yield CheckResult(subject, "problem", "cannot be used", str(error))
+        return
+    if location is None:
+        yield CheckResult(subject, "ok", "a directory")
+        return
+    seen = f"s3://{location.bucket}/{location.prefix} at {location.endpoint or 'Amazon S3'}"
+    with tempfile.TemporaryDirectory() as directory:
+        try:
+            open_storage(Path(directory), location).check()
+        except StorageError as error:
+            yield CheckResult(subject, "problem", seen, str(error.strerror))
+        else:
+            yield CheckResult(subject, "ok", f"{seen}: objects can be written, read, listed and deleted")
 
 
 def _service(layout: Layout, host: str, port: int) -> Iterator[CheckResult]:

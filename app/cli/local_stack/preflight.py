@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from pathlib import Path
+
+from pydantic import ValidationError
 
 from app.cli.local_stack.data_directory import Layout
+from app.cli.local_stack.errors import CannotStart
 from app.cli.local_stack.servers.postgres import LocalPostgres
 from app.cli.local_stack.servers.unprivileged import Account, check_reachable, postgres_account
 from app.cli.local_stack.servers.valkey import LocalValkey
+from app.settings import Settings
+from app.storage import StorageError, open_storage
 
 
 def check_data_directory(layout: Layout) -> None:
@@ -18,6 +25,26 @@ def check_data_directory(layout: Layout) -> None:
         LocalPostgres(layout.postgres).check_installation()
     if not os.environ.get("REDIS_URL"):
         LocalValkey(layout.valkey).check_usable()
+
+
+def storage_settings(data_dir: Path) -> Settings:
+    """The settings of storage from the environment. Raises CannotStart for invalid settings."""
+    try:
+        return Settings(database_url="", redis_url="", data_dir=data_dir)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise CannotStart(f"The environment has invalid settings: {problems}") from None
+
+
+def check_bucket(data_dir: Path) -> None:
+    """Raises CannotStart if the bucket of the settings cannot be used."""
+    location = storage_settings(data_dir).s3_location
+    if location is not None:
+        with tempfile.TemporaryDirectory() as directory:
+            try:
+                open_storage(Path(directory), location).check()
+            except StorageError as error:
+                raise CannotStart(f"TUNERY_STORAGE_URL=s3://{location.bucket}: {error.strerror}.") from error
 
 
 def local_postgres_account() -> Account | None:

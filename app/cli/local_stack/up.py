@@ -23,7 +23,7 @@ from app.cli.local_stack import base_model, first_run
 from app.cli.local_stack.data_directory import Layout
 from app.cli.local_stack.errors import CannotStart
 from app.cli.local_stack.ports import base_url, free_port, http_get, is_loopback, without_password
-from app.cli.local_stack.preflight import check_data_directory, local_postgres_account
+from app.cli.local_stack.preflight import check_bucket, check_data_directory, local_postgres_account
 from app.cli.local_stack.processes import ChildProcess, exclusive_lock, tail, terminate_leftovers
 from app.cli.local_stack.servers.postgres import LocalPostgres
 from app.cli.local_stack.servers.valkey import LocalValkey
@@ -75,6 +75,7 @@ def _private_files() -> Iterator[None]:
 def _locked(layout: Layout) -> Iterator[Layout]:
     """Check, create and lock the data directory until the block ends."""
     check_data_directory(layout)
+    check_bucket(layout.root)
     is_traversable = local_postgres_account() is not None
     layout.create_root(is_traversable)
     with exclusive_lock(

@@ -74,10 +74,12 @@ class Check:
         """Return `function(*arguments, *files)`, computed in a child process, where each file is read from its start.
 
         `function` is one of a module; arguments and result are pickled. Raises CheckCancelledError; TimeoutError after
-        `deadline_seconds`; ChildProcessError if the child fails or is killed by another process.
+        `deadline_seconds`; ChildProcessError if the child fails or is killed by another process; OSError for a file
+        that cannot be read to its end.
         """
+        failures: list[OSError] = []
         with ExitStack() as opened:
-            descriptors = [opened.enter_context(_descriptor(file)) for file in files]
+            descriptors = [opened.enter_context(_descriptor(file, failures)) for file in files]
             with self._start(descriptors) as child:
                 try:
                     call = pickle.dumps((function, arguments, descriptors))
@@ -87,6 +89,8 @@ class Check:
                 finally:
                     child.kill()
         self.raise_if_cancelled()
+        if failures:
+            raise failures[0]
         if child.returncode != 0:
             raise ChildProcessError(f"{function.__qualname__} ended with {child.returncode}")
         value: Result = pickle.loads(result)  # written by our own child
@@ -113,13 +117,13 @@ def main(parent_pid: int) -> None:
 
 
 @contextmanager
-def _descriptor(file: BinaryIO) -> Iterator[int]:
+def _descriptor(file: BinaryIO, failures: list[OSError]) -> Iterator[int]:
     """Descriptor from which the child reads `file`: its own, or that of a pipe if it is not one file on the disk."""
     file.seek(0)
     try:
         descriptor = file.fileno()
     except (OSError, io.UnsupportedOperation):
-        with _pipe(file) as descriptor:
+        with _pipe(file, failures) as descriptor:
             yield descriptor
         return
     os.lseek(descriptor, 0, os.SEEK_SET)  # a buffered reader's seek may leave it behind the buffer
@@ -127,9 +131,9 @@ def _descriptor(file: BinaryIO) -> Iterator[int]:
 
 
 @contextmanager
-def _pipe(file: BinaryIO) -> Iterator[int]:
+def _pipe(file: BinaryIO, failures: list[OSError]) -> Iterator[int]:
     reading, writing = os.pipe()
-    feeder = threading.Thread(target=_feed, args=(file, writing), daemon=True)
+    feeder = threading.Thread(target=_feed, args=(file, writing, failures), daemon=True)
     feeder.start()
     try:
         yield reading
@@ -138,12 +142,15 @@ def _pipe(file: BinaryIO) -> Iterator[int]:
         feeder.join()
 
 
-def _feed(file: BinaryIO, writing: int) -> None:
+def _feed(file: BinaryIO, writing: int, failures: list[OSError]) -> None:
+    """Write the file into the pipe. An error of the file is added to `failures`: the child sees only an early end."""
     try:
         with os.fdopen(writing, "wb") as pipe:
             shutil.copyfileobj(file, pipe, 1 << 20)
-    except (OSError, ValueError):  # the child has read enough, or has ended
+    except (BrokenPipeError, ValueError):  # the child has read enough, or has ended
         return
+    except OSError as error:
+        failures.append(error)
 
 
 if __name__ == "__main__":

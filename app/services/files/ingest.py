@@ -20,6 +20,7 @@ from app.db.files import files
 from app.db.ids import new_id
 from app.db.tables import File
 from app.errors import TooLarge
+from app.log import get_logger
 from app.services.access import quotas
 from app.services.datasets.check_process import Check
 from app.services.datasets.line_check import count_lines
@@ -28,6 +29,8 @@ from app.storage.writeback import begin_writeback
 
 if TYPE_CHECKING:
     from app.services.files.rolling_digest import Digest
+
+log = get_logger(__name__)
 
 STAGED_PREFIX = "upload-"
 # Without early writeback, concurrent uploads flush at the same moment and wait for each other.
@@ -145,9 +148,17 @@ def ingest_file(
         # After the insert, the commit may have succeeded without a response, so the content must stay. Without a row it
         # is invisible, and the cleanup deletes it.
         if not inserted:
-            storage.delete(content.key)
+            discard_object(storage, content.key)
         raise
     return file
+
+
+def discard_object(storage: Storage, key: str) -> None:
+    """Delete an object that no row names. One that cannot be deleted now is deleted by the cleanup."""
+    try:
+        storage.delete(key)
+    except OSError as error:
+        log.warning("object not deleted", key=key, error=str(error))
 
 
 def insert_file(session: Session, project_id: str, file_id: str, new: NewFile, content: StoredContent) -> File:

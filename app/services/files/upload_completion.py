@@ -22,7 +22,7 @@ from app.errors import BadRequest
 from app.services.datasets.check_process import Check
 from app.services.datasets.line_check import count_lines
 from app.services.files import ingest
-from app.services.files.ingest import NewFile, StoredContent
+from app.services.files.ingest import NewFile, StoredContent, discard_object
 from app.services.files.rolling_digest import RollingDigest, RollingDigestCache
 from app.services.files.uploads import UploadView, require_pending, require_upload, view_of
 from app.storage import Storage
@@ -118,7 +118,7 @@ def _compose(
             with storage.open(key) as file:
                 line_count = count_lines(file, upload.bytes, max_line_bytes, check)
     except BaseException:
-        storage.delete(key)
+        discard_object(storage, key)
         raise
     return StoredContent(key, upload.bytes, sha256, line_count)
 
@@ -156,10 +156,10 @@ def _apply(
             view = view_of(session, current)
     except BaseException:
         if not inserted:  # else the commit may have succeeded without a response
-            storage.delete(content.key)
+            discard_object(storage, content.key)
         raise
     if not inserted:
-        storage.delete(content.key)
+        discard_object(storage, content.key)
     return view
 
 

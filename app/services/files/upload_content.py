@@ -16,7 +16,7 @@ from app.db.ids import new_id
 from app.db.tables import Upload, UploadPart
 from app.domain.uploads import UploadStatus
 from app.errors import BadRequest
-from app.services.files.ingest import StagedFile
+from app.services.files.ingest import StagedFile, discard_object
 from app.services.files.uploads import UploadView, part_key, require_pending, require_upload, view_of
 from app.storage import Storage
 
@@ -60,7 +60,7 @@ def begin_writing(
             project_id, upload_id, uploads.next_writer_number(session, upload), start or 0, upload.bytes
         )
     for piece in dropped:
-        storage.delete(piece.storage_key)
+        discard_object(storage, piece.storage_key)
     return writer
 
 
@@ -79,7 +79,7 @@ def add_piece(sessions: Sessions, storage: Storage, writer: UploadCursor, staged
             inserted = True
     except BaseException:
         if not inserted:  # else the commit may have succeeded without a response
-            storage.delete(key)
+            discard_object(storage, key)
         raise
     return piece
 

@@ -19,7 +19,7 @@ from app.domain.error_text.json_text import unquoted
 from app.domain.uploads import MAX_PART_BYTES, MAX_PARTS, UploadStatus, max_stored_bytes
 from app.errors import BadRequest, NotFound, TooLarge
 from app.services.access import quotas
-from app.services.files.ingest import StagedFile
+from app.services.files.ingest import StagedFile, discard_object
 from app.storage import Storage
 
 
@@ -106,7 +106,7 @@ def add_part(
             inserted = True
     except BaseException:
         if not inserted:  # else the commit may have succeeded without a response
-            storage.delete(key)
+            discard_object(storage, key)
         raise
     return part
 

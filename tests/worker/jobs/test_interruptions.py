@@ -326,7 +326,7 @@ class TestSnapshots:
         job, _ = self.crashed_after(harness, step_log, steps=5)
         assert [row.step for row in harness.snapshots(job)] == [5, 4]
         objects = harness.resources.settings.storage_dir / "objects"
-        kept = {path.parent.name for path in objects.glob("jobs/*/*/*/snapshots/*/*")}
+        kept = {path.parents[1].name for path in objects.glob("jobs/*/*/*/snapshots/*/*/*")}
         assert kept == {"step-000004", "step-000005"}
 
     def test_a_snapshot_that_cannot_be_deleted_keeps_its_row(

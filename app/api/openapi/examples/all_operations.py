@@ -360,15 +360,18 @@ def _bytes(description: str, media_type: str, example: str) -> dict[str, Any]:
     return {"description": description, "content": content}
 
 
+REDIRECT = {"description": "The content is at the address in Location: files are in a bucket, and redirects are set."}
 CONTENT: dict[int | str, dict[str, Any]] = {
     200: _bytes("The whole file; its media type is derived from its name.", "*/*", '{"messages": []}'),
     206: _bytes("The requested range.", "*/*", '{"mess'),
     304: {"description": "The client has the current content (If-None-Match)."},
+    307: REDIRECT,
 }
 ARCHIVE: dict[int | str, dict[str, Any]] = {
     200: _bytes("The whole archive.", "application/x-tar", "adapter/adapter_config.json ..."),
     206: _bytes("The requested range.", "application/x-tar", "adapter/adap"),
     304: {"description": "The client has the current content (If-None-Match)."},
+    307: REDIRECT,
 }
 NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "Unchanged since the ETag in If-None-Match."}}
 METRICS: dict[int | str, dict[str, Any]] = NOT_MODIFIED | {

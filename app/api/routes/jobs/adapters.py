@@ -11,8 +11,7 @@ from app.api.auth import CallerDep
 from app.api.dependencies import AppStateDep, SessionDep
 from app.api.openapi.examples import all_operations
 from app.api.schemas.jobs.checkpoints import AdapterBody, render_adapter
-from app.api.transport.file_response import file_response
-from app.services.files import files
+from app.api.transport.file_response import content_response
 from app.services.jobs import adapters
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs/{job_id}/adapter", tags=["Adapters"])
@@ -30,4 +29,4 @@ def get_archive(
 ) -> Response:
     """A deterministic tar; its SHA-256 is the job's `adapter.sha256`. Range and ETag as for any file."""
     archive = adapters.get(session, caller.project_id, job_id).archive
-    return file_response(archive, files.open_content(app_state.storage, archive), request)
+    return content_response(app_state.storage, archive, request)
