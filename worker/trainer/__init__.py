@@ -14,6 +14,10 @@ sys.modules["kernels"] = None  # type: ignore[assignment]
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
+# Every packed batch has another length: without segments that grow, the allocator of CUDA keeps blocks that fit no
+# later batch. Torch reads the variable when it initialises CUDA; the longer names are its earlier ones.
+if not os.environ.keys() & {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"}:
+    os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 # By default OpenMP's threads spin while they wait for each other. If other programs use the cores as well, a waiting
 # thread takes CPU time from the thread it waits for: on two busy cores training was 7 to 22 times slower. Threads that
 # sleep immediately wake up too slowly. So they spin for a short time (docs/decisions/0018). libgomp reads both

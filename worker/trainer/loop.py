@@ -10,7 +10,13 @@ import time
 from worker.trainer.distributed import parallel
 from worker.trainer.memory.out_of_memory import OutOfMemoryPolicy
 from worker.trainer.objective.objective import Objective
-from worker.trainer.objective.optimizer import clip_gradients, divide_gradients, learning_rate, set_learning_rate
+from worker.trainer.objective.optimizer import (
+    clip_gradients,
+    divide_gradients,
+    learning_rate,
+    set_learning_rate,
+    update_parameters,
+)
 from worker.trainer.records import Keepalive
 from worker.trainer.state import Run, Step
 from worker.trainer.step_actions import StepActions
@@ -45,16 +51,19 @@ def optimizer_step(run: Run, objective: Objective, row_tokens: int, keepalive: K
     started, hyperparameters = time.monotonic(), run.spec.hyperparameters
     step = Step(run, objective.base.device)
 
-    for batch in run.batches(row_tokens):
-        keepalive("at the next step")
-        step.add(objective.forward_backward(batch.to(objective.base.device)))  # sums, which can be added over batches
-    parallel.all_reduce(run.parameters, step)  # over the processes that share the step's examples; usually one
+    with parallel.out_of_memory_in_all():
+        for batch in run.batches(row_tokens):
+            keepalive("at the next step")
+            step.add(objective.forward_backward(batch.to(objective.base.device)))  # sums, to be added over batches
+        sums = parallel.sums_of(run.parameters, step)
+    run.is_reduced = bool(sums)
+    parallel.all_reduce(sums, step)  # over the processes that share the step's examples; usually one
     divide_gradients(run.parameters, step.denominator)  # the only division: sum -> mean over tokens, or over pairs
     step.grad_norm = clip_gradients(run.parameters, hyperparameters.max_grad_norm)
     if step.is_finite:
         step.learning_rate = learning_rate(hyperparameters, run.step, run.schedule.total_steps)
         set_learning_rate(run.optimizer, step.learning_rate)
-        run.optimizer.step()
+        update_parameters(run.optimizer, objective.base.device)
         run.step += 1
     run.clear_gradients()
 

@@ -34,7 +34,7 @@ from worker.trainer.memory.probe import probe
 from worker.trainer.model.base_check import check_base
 from worker.trainer.model.base_model import FrozenBase, open_base
 from worker.trainer.objective.objective import DpoObjective, Objective, SupervisedObjective
-from worker.trainer.objective.optimizer import make_optimizer
+from worker.trainer.objective.optimizer import allocate_moments, make_optimizer
 from worker.trainer.records import Emit, Keepalive, RecordWriter
 from worker.trainer.runtime.autotune import fastest_plan
 from worker.trainer.runtime.device import (
@@ -209,7 +209,12 @@ def _plan_memory(
 
 
 def _probe(run: Run, objective: Objective, policy: OutOfMemoryPolicy, emit: RecordWriter) -> None:
-    """Run the largest batch of a new plan before the first step; reduce the plan if it runs out of memory."""
+    """Run the largest batch of a new plan before the first step; reduce the plan if it runs out of memory.
+
+    The moments are allocated first, also without a probe: one of several processes cannot repeat a step that fails in
+    the optimizer.
+    """
+    policy.retry_step(run, lambda _: allocate_moments(run.optimizer))
     if policy.plan.probed:
         return
     measured = policy.retry_step(run, lambda row_tokens: probe(objective, run, row_tokens))

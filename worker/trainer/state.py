@@ -59,6 +59,8 @@ class Run:
     step_seconds: float = 0.0  # duration of this attempt's steps
     step_tokens: int = 0  # processed in this attempt's steps
     validation_seconds: float = 0.0
+    # The gradients are sums over all processes: a repetition of the step would wait for processes that have made it.
+    is_reduced: bool = False
     recent_step_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=ETA_WINDOW_STEPS))
 
     @property
@@ -84,6 +86,7 @@ class Run:
 
     def clear_gradients(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
+        self.is_reduced = False
 
     @contextmanager
     def at_best_step(self) -> Iterator[None]:

@@ -36,10 +36,10 @@ START_SECONDS = 10.0  # imports, loading the base, and the final verification
 BASE_BYTES_PER_SECOND = 1e9
 
 
-def relative_token_cost(entry: CatalogEntry, plan: ExecutionPlan, kind: DeviceKind, row_tokens: float) -> float:
+def relative_token_cost(decoder_layers: int, plan: ExecutionPlan, kind: DeviceKind, row_tokens: float) -> float:
     """Time per token in batches of `row_tokens`, relative to an infinitely long batch without recomputation."""
     extra = LAUNCH_TOKENS[kind] + (0 if plan.cache_weights else DEQUANTIZE_TOKENS[kind])
-    layers, elementwise = max(1, entry.decoder_layers), ELEMENTWISE_COST[kind]
+    layers, elementwise = max(1, decoder_layers), ELEMENTWISE_COST[kind]
     recompute_share = {
         "nothing": 0.0,
         "elementwise": elementwise,
@@ -59,7 +59,7 @@ def step_flop(
     if spec.method == "dpo":  # the reference model is another forward, without the adapter
         passes += _forward(entry, work, kind)
     optimizer = OPTIMIZER_FLOP[kind] * trained * work.steps / max(1, work.tokens)
-    return passes * relative_token_cost(entry, plan, kind, row_tokens) + optimizer
+    return passes * relative_token_cost(entry.decoder_layers, plan, kind, row_tokens) + optimizer
 
 
 def validation_flop(entry: CatalogEntry, spec: JobSpec, work: Workload, plan: ExecutionPlan, kind: DeviceKind) -> float:
@@ -68,7 +68,7 @@ def validation_flop(entry: CatalogEntry, spec: JobSpec, work: Workload, plan: Ex
     if spec.method == "dpo":
         forward += _forward(entry, work, kind)
     validation_plan = ExecutionPlan(row_tokens=plan.row_tokens, cache_weights=plan.cache_weights)
-    return forward * relative_token_cost(entry, validation_plan, kind, plan.row_tokens)
+    return forward * relative_token_cost(entry.decoder_layers, validation_plan, kind, plan.row_tokens)
 
 
 def estimated_flops(kind: DeviceKind, name: str, cores: int, core_flops: float) -> float:

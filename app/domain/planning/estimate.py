@@ -168,7 +168,8 @@ def estimate_placement(
 
 def _select(entry: CatalogEntry, device: Device, placements: Sequence[Placement]) -> Placement:
     """The placement with the least memory among those that are equally fast within TIME_TOLERANCE."""
-    costs = {each.plan: relative_token_cost(entry, each.plan, device.kind, each.plan.row_tokens) for each in placements}
+    plans = [each.plan for each in placements]
+    costs = {plan: relative_token_cost(entry.decoder_layers, plan, device.kind, plan.row_tokens) for plan in plans}
     bound = (1 + TIME_TOLERANCE) * min(costs.values())
     fastest = (each for each in placements if costs[each.plan] <= bound)
     return min(fastest, key=lambda each: (each.memory.total, costs[each.plan]))

@@ -1,4 +1,4 @@
-"""The environment variables that the package sets for OpenMP before torch is loaded."""
+"""The environment variables that the package sets for OpenMP and the allocator before torch is loaded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ import sys
 import pytest
 
 NAMES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-SHOW = f"import json, os, worker.trainer; print(json.dumps([os.environ.get(name) for name in {NAMES}]))"
+ALLOCATOR_NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+
+
+def environment_of_a_trainer(names: tuple[str, ...], operator_variables: dict[str, str]) -> list[str | None]:
+    show = f"import json, os, worker.trainer; print(json.dumps([os.environ.get(name) for name in {names}]))"
+    others = {name: value for name, value in os.environ.items() if name not in names}
+    shown = subprocess.run(
+        [sys.executable, "-c", show], env=others | operator_variables, capture_output=True, check=True
+    )
+    values: list[str | None] = json.loads(shown.stdout)
+    return values
 
 
 @pytest.mark.parametrize(
@@ -24,8 +34,18 @@ SHOW = f"import json, os, worker.trainer; print(json.dumps([os.environ.get(name)
 def test_threads_spin_for_a_short_time_unless_an_operator_has_set_it(
     operator_variables: dict[str, str], expected: list[str | None]
 ) -> None:
-    others = {name: value for name, value in os.environ.items() if name not in NAMES}
-    shown = subprocess.run(
-        [sys.executable, "-c", SHOW], env=others | operator_variables, capture_output=True, check=True
-    )
-    assert json.loads(shown.stdout) == expected
+    assert environment_of_a_trainer(NAMES, operator_variables) == expected
+
+
+@pytest.mark.parametrize(
+    ("operator_variables", "expected"),
+    [
+        ({}, ["expandable_segments:True", None]),
+        ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, ["max_split_size_mb:64", None]),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, [None, "max_split_size_mb:64"]),
+    ],
+)
+def test_segments_of_the_cuda_allocator_grow_unless_an_operator_has_set_it(
+    operator_variables: dict[str, str], expected: list[str | None]
+) -> None:
+    assert environment_of_a_trainer(ALLOCATOR_NAMES, operator_variables) == expected

@@ -16,8 +16,10 @@ import os
 import random
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -25,7 +27,7 @@ import torch.distributed as dist
 
 from app.domain.jobs.states import ExitCode, Reason
 from worker.trainer.adapter.lora import LoraAdapter
-from worker.trainer.runtime.failures import Failure
+from worker.trainer.runtime.failures import Failure, is_out_of_memory
 
 T = TypeVar("T")
 
@@ -46,11 +48,16 @@ def is_first() -> bool:
 
 
 def join(device: str) -> None:
-    """Join the process group of torchrun's environment; on CUDA, one process per GPU. Raises Failure(INVALID_SPEC)."""
+    """Join the process group of torchrun's environment; on CUDA, one process per GPU.
+
+    Raises Failure: INVALID_SPEC for too few GPUs, OUT_OF_MEMORY if NCCL's buffers do not fit.
+    """
     on_cuda = device != "cpu" and torch.cuda.is_available()
     if on_cuda:
         _set_gpu(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=COLLECTIVE_TIMEOUT)
+    if on_cuda:
+        _allocate_nccl_buffers()
 
 
 def leave() -> None:
@@ -84,18 +91,48 @@ class Sums(Protocol):
     def set_sums(self, sums: torch.Tensor) -> None: ...
 
 
-def all_reduce(parameters: Sequence[torch.nn.Parameter], step: Sums) -> None:
-    """Replace the gradients and sums of this process's examples by those of all processes."""
+@contextmanager
+def out_of_memory_in_all() -> Iterator[None]:
+    """If the block runs out of memory in one process, raise an out-of-memory error in every process.
+
+    Then all repeat the same work. Otherwise one would repeat it while the others wait for it in the next collective.
+    """
     if world_size() == 1:
+        yield
         return
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as raised:
+        if not is_out_of_memory(raised):
+            raise
+        error = raised
+    has_failed = torch.tensor([error is not None], dtype=torch.uint8)  # on the CPU, so by gloo
+    _run_collective(lambda: dist.all_reduce(has_failed, dist.ReduceOp.MAX))
+    if has_failed.item():
+        raise error or MemoryError("out of memory in another process of this job")
+
+
+def sums_of(parameters: Sequence[torch.nn.Parameter], step: Sums) -> list[torch.Tensor]:
+    """Return what the processes add: all gradients as one tensor (P), and the other sums. Empty with one process.
+
+    The gradients become views of that tensor, so that `all_reduce` allocates nothing.
+    """
+    if world_size() == 1:
+        return []
     gradient_P = torch.cat([_gradient(parameter).reshape(-1) for parameter in parameters])
-    _run_collective(lambda: dist.all_reduce(gradient_P))
     parts = torch.split(gradient_P, [parameter.numel() for parameter in parameters])
     for parameter, part in zip(parameters, parts, strict=True):
         parameter.grad = part.view_as(parameter)
-    sums = step.sums()
-    _run_collective(lambda: dist.all_reduce(sums))
-    step.set_sums(sums)
+    return [gradient_P, step.sums()]
+
+
+def all_reduce(sums: Sequence[torch.Tensor], step: Sums) -> None:
+    """Replace the gradients and sums of this process's examples (`sums_of`) by those of all processes."""
+    for tensor in sums:
+        _run_collective(partial(dist.all_reduce, tensor))
+    if sums:
+        step.set_sums(sums[-1])
 
 
 def broadcast(value: T) -> T:
@@ -148,6 +185,18 @@ def _set_gpu(local_rank: int, processes: int) -> None:
     torch.cuda.set_device(local_rank)
 
 
+def _allocate_nccl_buffers() -> None:
+    """Run one collective: NCCL allocates its buffers in the first one, and the memory plan measures what is left."""
+    try:
+        dist.all_reduce(torch.zeros(1, device="cuda"))
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        text = "NCCL's buffers do not fit into the memory of a GPU. Free memory on the GPUs, or train on one of them."
+        raise Failure(Reason.OUT_OF_MEMORY, text) from error
+
+
 def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
     """Return the gradient; zeros if this process had no example of the step."""
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -157,6 +206,6 @@ def _run_collective(operation: Callable[[], T]) -> T:
     """Run an operation of all processes. If another process has died, exit without a record: that process has one."""
     try:
         return operation()
-    except RuntimeError:  # errors of torch.distributed are RuntimeErrors
+    except RuntimeError as error:  # errors of torch.distributed are RuntimeErrors
         traceback.print_exc(file=sys.stderr)
-        sys.exit(ExitCode.INTERNAL)
+        sys.exit(ExitCode.OUT_OF_MEMORY if is_out_of_memory(error) else ExitCode.INTERNAL)

@@ -1,6 +1,7 @@
 """Out-of-memory policy: repeat the same work with less memory, until nothing can be reduced.
 
-    a step           from its start, with half as long batches, more recomputation, no cached weights
+    a step           from its start: first unchanged, after freeing the allocator's cache; then with one degree less at
+                     a time, whichever costs the least time: shorter batches, more recomputation, no cached weights
     cached weights   are not cached: every product dequantises its weight
     validation       half as long batches, down to the longest document; then without cached weights
     samples          half as many prompts per batch, down to one; without cached weights; then no answers
@@ -13,12 +14,15 @@ masks.) Every reduction is reported in an event, stored in the next snapshot, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from app.domain.jobs.spec import MAX_SAMPLE_PROMPTS
 from app.domain.jobs.states import Reason
+from app.domain.planning.duration import relative_token_cost
 from app.domain.planning.execution_plan import ExecutionPlan, Recompute
+from app.domain.planning.memory import DeviceKind
+from app.domain.planning.packing import largest_batch
 from worker.trainer.data.batch import TokenizedDataset
 from worker.trainer.distributed import parallel
 from worker.trainer.memory import device_memory
@@ -30,11 +34,8 @@ from worker.trainer.state import Run
 
 MAX_HEAP_GROWTH = 1.1  # of the planned peak: the heap is trimmed when fragmentation has added more
 RECOMPUTE_LEVELS: Sequence[Recompute] = ("nothing", "elementwise", "layers", "everything")  # by falling memory
-NEXT_RECOMPUTE: dict[Recompute, Recompute] = {
-    "nothing": "elementwise",
-    "elementwise": "everything",
-    "layers": "everything",
-}
+RECOMPUTE_DEGREES = 4  # from "elementwise" to "everything": a quarter of the layers each
+MAX_UNCHANGED_REPETITIONS = 3  # of steps in one attempt: fragmentation that returns needs a smaller plan
 NOT_CACHED = "Dequantised weights are no longer cached: results stay the same to the bit, but every step takes longer."
 
 Result = TypeVar("Result")
@@ -49,20 +50,28 @@ class OutOfMemoryPolicy:
         self._base = base
         self._recomputation = recomputation
         self._emit = emit
+        self._unchanged_repetitions = 0
         self._apply()
 
     def retry_step(self, run: Run, work: Callable[[int], Result]) -> Result:
-        """Return `work(row_tokens)`, repeated with a reduced plan after each out-of-memory error.
+        """Return `work(row_tokens)`, repeated after each out-of-memory error: once unchanged, then with a reduced plan.
 
-        Raises Failure(OUT_OF_MEMORY) when nothing is left to reduce.
+        Raises Failure(OUT_OF_MEMORY) when nothing is left to reduce, and the error if the processes have added their
+        gradients already.
         """
-        state, step = run.adapter.generator.get_state(), run.step
+        state, step, is_repeated = run.adapter.generator.get_state(), run.step, False
         while True:
-            with SuppressOutOfMemory(lambda: run.step == step):
+            with SuppressOutOfMemory(lambda: run.step == step and not run.is_reduced):
                 return work(self.plan.row_tokens)
             run.adapter.generator.set_state(state)
             self._free(run)
-            self._reduce_step(run)
+            if is_repeated or self._unchanged_repetitions >= MAX_UNCHANGED_REPETITIONS:
+                self._reduce_step(run)
+            else:
+                self._unchanged_repetitions += 1
+                text = f"Out of memory in step {run.step + 1} with {self.plan}. Cached memory is freed; "
+                self._emit.message(text + "the step is repeated unchanged.", "warn", step=run.step + 1)
+            is_repeated = True
 
     def retry(
         self, run: Run, doing: str, work: Callable[[], Result], reduce: Callable[[ExecutionPlan], Reduction]
@@ -108,13 +117,13 @@ class OutOfMemoryPolicy:
     def _free(self, run: Run) -> None:
         self._recomputation.free()
         run.clear_gradients()
-        if not run.step:
-            run.optimizer.state.clear()  # the first step allocates the moments and may have failed in the middle
         device_memory.free(self._base.device)
 
     def _reduce_step(self, run: Run) -> None:
-        before, longest = self.plan, run.dataset.lengths().max_tokens
-        after = reduce_plan(before, longest, can_recompute=bool(self._recomputation.layers))
+        before, lengths = self.plan, run.dataset.lengths()
+        largest_tokens = largest_batch(lengths, run.spec.hyperparameters, run.spec.seed, before.row_tokens)[1]
+        kind: DeviceKind = "cuda" if self._base.device.type == "cuda" else "cpu"
+        after = reduce_plan(before, largest_tokens, lengths.max_tokens, len(self._recomputation.layers), kind)
         if after is None:
             raise out_of_memory(run.spec)
         self.plan = after
@@ -167,18 +176,36 @@ def smallest_plan(plans: Sequence[ExecutionPlan]) -> ExecutionPlan:
     )
 
 
-def reduce_plan(plan: ExecutionPlan, longest_document: int, can_recompute: bool = True) -> ExecutionPlan | None:
-    """Halve the batches, recompute more, and cache no weights. Return None when nothing is left to reduce."""
-    half = max(longest_document, plan.row_tokens // 2)  # a longer document is a batch by itself anyway
-    after = plan.model_copy(
-        update={
-            "row_tokens": min(plan.row_tokens, half),
-            "recompute": NEXT_RECOMPUTE.get(plan.recompute, plan.recompute) if can_recompute else plan.recompute,
-            "recompute_layers": 0,
-            "cache_weights": False,
-        }
-    )
-    return after if after != plan else None
+def reduce_plan(
+    plan: ExecutionPlan, largest_tokens: int, longest_document: int, layers: int, kind: DeviceKind
+) -> ExecutionPlan | None:
+    """Return the fastest of the plans with one degree less memory; None when nothing is left to reduce.
+
+    `largest_tokens` are those of the largest packed batch, `layers` the decoder layers that can be recomputed.
+    """
+
+    def cost(each: ExecutionPlan) -> float:
+        return relative_token_cost(layers, each, kind, min(each.row_tokens, largest_tokens))
+
+    return min(_plans_with_less_memory(plan, largest_tokens, longest_document, layers), key=cost, default=None)
+
+
+def _plans_with_less_memory(
+    plan: ExecutionPlan, largest_tokens: int, longest_document: int, layers: int
+) -> Iterator[ExecutionPlan]:
+    """Yield the plan with half as long batches, without cached weights, and with the next degree of recomputation."""
+    half = max(longest_document, largest_tokens // 2)  # a longer document is a batch by itself anyway
+    if half < min(plan.row_tokens, largest_tokens):
+        yield plan.model_copy(update={"row_tokens": half})
+    if plan.cache_weights:
+        yield plan.model_copy(update={"cache_weights": False})
+    if plan.recompute == "nothing" and layers:
+        yield plan.model_copy(update={"recompute": "elementwise"})
+    elif plan.recompute in ("elementwise", "layers") and layers:
+        recomputed = plan.recompute_layers + max(1, layers // RECOMPUTE_DEGREES)
+        is_partial = recomputed < layers
+        recompute: Recompute = "layers" if is_partial else "everything"
+        yield plan.model_copy(update={"recompute": recompute, "recompute_layers": recomputed if is_partial else 0})
 
 
 def reduce_validation(dataset: TokenizedDataset, plan: ExecutionPlan) -> Reduction:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from app.domain.jobs.spec import Hyperparameters
+from worker.trainer.memory import device_memory
+from worker.trainer.runtime.failures import SuppressOutOfMemory
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
@@ -22,6 +24,16 @@ def make_optimizer(parameters: Sequence[torch.nn.Parameter], hyperparameters: Hy
         weight_decay=hyperparameters.weight_decay,
         fused=True,
     )
+
+
+def allocate_moments(optimizer: torch.optim.AdamW) -> None:
+    """Allocate the moments that are missing, as the first step would: then no step runs out of memory in AdamW."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if not optimizer.state.get(parameter):
+                step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                moments = (torch.zeros_like(parameter, requires_grad=False) for _ in range(2))
+                optimizer.state[parameter] = dict(zip(("step", "exp_avg", "exp_avg_sq"), (step, *moments), strict=True))
 
 
 def learning_rate(hyperparameters: Hyperparameters, step: int, total_steps: int) -> float:
@@ -46,6 +58,15 @@ def learning_rate(hyperparameters: Hyperparameters, step: int, total_steps: int)
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
+
+
+def update_parameters(optimizer: torch.optim.AdamW, device: torch.device) -> None:
+    """Make the optimizer's step; repeat it once after freeing memory. It changes nothing before it has its memory."""
+    with SuppressOutOfMemory():
+        optimizer.step()
+        return
+    device_memory.free(device)
+    optimizer.step()
 
 
 def divide_gradients(parameters: Sequence[torch.nn.Parameter], denominator: int) -> None:

@@ -20,6 +20,12 @@ OUT_OF_MEMORY_TEXTS = (
     "not enough memory",
     "std::bad_alloc",
     "could not create a memory object",
+    "cublas_status_alloc_failed",  # handles and workspaces of the libraries of CUDA
+    "cudnn_status_alloc_failed",
+    "cusolver_status_alloc_failed",
+    "failed to cuda calloc",  # NCCL's communicators and buffers
+    "failed to cuda malloc",
+    "failed to cuda host alloc",
 )
 ONEDNN_TEXT = "could not create a primitive"  # out of memory for compiled code; other oneDNN errors have a longer text
 

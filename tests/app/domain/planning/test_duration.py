@@ -61,7 +61,8 @@ class TestStepFlop:
 class TestCost:
     def test_recomputing_everything_is_another_forward_and_a_layer_is_its_part_of_that(self) -> None:
         def of(**changes: object) -> float:
-            return relative_token_cost(LLAMA_8B, ExecutionPlan.model_validate(MODE.model_dump() | changes), "cpu", 1e9)
+            plan = ExecutionPlan.model_validate(MODE.model_dump() | changes)
+            return relative_token_cost(LLAMA_8B.decoder_layers, plan, "cpu", 1e9)
 
         assert of(recompute="everything") / of() == pytest.approx(1.45)
         assert of() < of(recompute="elementwise") < of(recompute="layers", recompute_layers=16)

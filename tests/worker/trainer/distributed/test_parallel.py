@@ -17,17 +17,33 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from app.domain.jobs.events import Command, Control, Done, Failed, Metric, SnapshotSaved, Started, Stopped, parse_record
+from app.domain.jobs.events import (
+    Command,
+    Control,
+    Done,
+    Failed,
+    Message,
+    Metric,
+    SnapshotSaved,
+    Started,
+    Stopped,
+    parse_record,
+)
 from app.domain.jobs.states import ExitCode, Reason
 from tests.worker.trainer.helpers import failure, final_adapter, make_spec, run_trainer
 from tests.worker.worker_harness import until
 from worker.node.locks import try_lock
 from worker.trainer.distributed import parallel
+from worker.trainer.runtime.failures import Failure
 
 ROOT = Path(__file__).parents[4]
 MANY_STEPS = 1_000_000
 TIMEOUT_SECONDS = 120.0  # three processes import torch
 FLOAT32 = {"compute_dtype": "float32"}
+WITH_PLANTED_RANK = (
+    "import sys; from worker.trainer.distributed import torchrun; from worker.trainer.__main__ import main; "
+    "torchrun.PROGRAM = 'tests.worker.trainer.distributed.planted_rank'; sys.exit(main(sys.argv[1:]))"
+)
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -35,14 +51,18 @@ pytestmark = pytest.mark.timeout(240)
 class Trainer:
     """A trainer of two processes, started as the worker starts it."""
 
-    def __init__(self, workdir: Path, lock: int | None = None) -> None:
+    def __init__(self, workdir: Path, lock: int | None = None, planted: str | None = None) -> None:
         self.workdir = workdir
         self.records: list[Any] = []
         self.log = tempfile.TemporaryFile()  # noqa: SIM115  closed with the trainer
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "worker.trainer", str(workdir)],
+            [
+                sys.executable,
+                *(["-m", "worker.trainer"] if planted is None else ["-c", WITH_PLANTED_RANK]),
+                str(workdir),
+            ],
             cwd=ROOT,
-            env=os.environ | {"TUNERY_PARENT_PID": str(os.getpid())},
+            env=os.environ | {"TUNERY_PARENT_PID": str(os.getpid()), "PLANTED": planted or ""},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
@@ -96,12 +116,12 @@ class Trainer:
 def start(tiny: Path, examples: Path, tmp_path: Path) -> Iterator[Callable[..., Trainer]]:
     started: list[Trainer] = []
 
-    def start(lock: int | None = None, **changes: Any) -> Trainer:
+    def start(lock: int | None = None, planted: str | None = None, **changes: Any) -> Trainer:
         spec = make_spec(tiny, examples, **({"quantization": FLOAT32, "world_size": 2} | changes))
         workdir = tmp_path / f"work-{len(started)}"
         workdir.mkdir()
         (workdir / "spec.json").write_text(spec.model_dump_json())
-        started.append(Trainer(workdir, lock))
+        started.append(Trainer(workdir, lock, planted))
         return started[-1]
 
     yield start
@@ -156,6 +176,54 @@ class TestResume:
         code, log = run_trainer(single, tmp_path / "alone")
         assert code == ExitCode.BAD_SPEC
         assert "world_size was 2 and is 1" in failure(log).message
+
+
+class TestOutOfMemory:
+    @pytest.mark.parametrize("planted", ["rows", "update"])
+    def test_in_one_process_all_go_on_together_with_the_same_result(
+        self, start: Callable[..., Trainer], tiny: Path, examples: Path, tmp_path: Path, planted: str
+    ) -> None:
+        """Before, one process repeated the step, the other waited for it in the next collective until it was killed."""
+        code, single = run_trainer(make_spec(tiny, examples, quantization=FLOAT32), tmp_path / "alone")
+        two = start(planted=planted)
+        assert (code, two.wait()) == (0, 0), two.log_text()
+        assert "can't allocate memory" in two.log_text()
+        assert list(two.losses().values()) == pytest.approx(single.losses, rel=1e-5)
+        repeated = [record for record in two.records if isinstance(record, Message) and "repeated" in record.message]
+        assert bool(repeated) == (planted == "rows")
+
+    def test_after_the_gradients_were_added_it_ends_all_processes(self, start: Callable[..., Trainer]) -> None:
+        trainer = start(planted="full")
+        assert trainer.wait() == ExitCode.OUT_OF_MEMORY, trainer.log_text()
+
+
+class TestJoin:
+    def test_nccl_allocates_its_buffers_before_memory_is_measured(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        calls: list[object] = []
+        fake_cuda(monkeypatch, calls, reduce=lambda tensor: calls.append("all_reduce"))
+        parallel.join("auto")
+        assert calls == ["cpu:gloo,cuda:nccl", "all_reduce", "synchronize"]
+
+    def test_buffers_that_do_not_fit_are_out_of_memory(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def reduce(tensor: torch.Tensor) -> None:
+            raise torch.distributed.DistBackendError("ncclUnhandledCudaError\nFailed to CUDA calloc 4194304 bytes")
+
+        fake_cuda(monkeypatch, [], reduce)
+        with pytest.raises(Failure, match="NCCL's buffers") as caught:
+            parallel.join("auto")
+        assert caught.value.reason is Reason.OUT_OF_MEMORY
+
+
+def fake_cuda(monkeypatch: pytest.MonkeyPatch, calls: list[object], reduce: Callable[[torch.Tensor], None]) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: calls.append("synchronize"))
+    monkeypatch.setattr(torch, "zeros", lambda *_, device: torch.empty(1))
+    monkeypatch.setattr(parallel.dist, "init_process_group", lambda backend, **_: calls.append(backend))
+    monkeypatch.setattr(parallel.dist, "all_reduce", reduce)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
 
 
 class TestEnd:

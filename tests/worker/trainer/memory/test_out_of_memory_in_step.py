@@ -11,6 +11,7 @@ import torch
 from app.domain.jobs.events import Command, Done, Failed, Message, Metric, Planned, Probed, SnapshotSaved
 from app.domain.jobs.states import ExitCode, Reason
 from app.domain.planning.execution_plan import ExecutionPlan
+from app.domain.planning.memory import DeviceKind
 from tests.worker.trainer.helpers import final_adapter, load_tiny_base, make_one_step, make_spec, prepare, run_trainer
 from worker.trainer.distributed import parallel
 from worker.trainer.memory import device_memory, placement
@@ -48,44 +49,69 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int, int], boo
     return make
 
 
-def test_a_step_that_ran_out_of_memory_is_repeated_with_shorter_batches_and_the_same_result(
-    tiny: Path, examples: Path, tmp_path: Path, short: Callable[..., Shortage]
+@pytest.mark.parametrize("times", [1, 2, 4])
+def test_a_step_that_ran_out_of_memory_is_repeated_unchanged_and_then_with_one_degree_less_each_time(
+    tiny: Path, examples: Path, tmp_path: Path, short: Callable[..., Shortage], times: int
 ) -> None:
     """The third batch belongs to the second step, which restores the dropout generator."""
     spec = make_spec(tiny, examples, dropout=0.2, quantization={"compute_dtype": "float32"})
     code, plain = run_trainer(spec, tmp_path / "plain")
     assert code == ExitCode.DONE
-    short(lambda tokens, rows: rows == 3)
+    short(lambda tokens, rows: 3 <= rows < 3 + times)
     code, log = run_trainer(spec, tmp_path / "short")
     assert code == ExitCode.DONE
-    (event,) = [message for message in log.of(Message) if message.level == "warn"]
-    assert event.message.startswith("Out of memory in step 2 with packed batches of 1,024 tokens, norms and")
-    assert event.message.endswith("but the different packed batches draw different dropout masks.")
-    assert event.data["after"]["row_tokens"] == 512
-    assert event.data["after"]["recompute"] == "everything"
+    unchanged, *reductions = [message for message in log.of(Message) if message.level == "warn"]
+    assert unchanged.message.startswith("Out of memory in step 2 with packed batches of 1,024 tokens, norms and")
+    assert unchanged.message.endswith("Cached memory is freed; the step is repeated unchanged.")
+    assert len(reductions) == times - 1
+    for event in reductions:
+        before, after = event.data["before"], event.data["after"]
+        changed = {name.removesuffix("_layers") for name in before if before[name] != after[name]}
+        assert len(changed) == 1, changed
     assert log.losses == pytest.approx(plain.losses, rel=1e-6)
     mine, theirs = final_adapter(log, tmp_path / "short"), final_adapter(plain, tmp_path / "plain")
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)  # each step is still one row here
 
 
-def test_partially_allocated_moments_are_allocated_again(
+def test_moments_exist_before_the_first_step_and_a_failed_update_is_repeated(
     tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = make_spec(tiny, examples, quantization={"compute_dtype": "float32"})
     _, plain = run_trainer(spec, tmp_path / "plain")
     step, calls = torch.optim.AdamW.step, []
 
-    def half(optimizer: torch.optim.AdamW) -> None:
+    def first_time_short(optimizer: torch.optim.AdamW) -> None:
         calls.append(optimizer)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        assert all(set(optimizer.state[each]) == {"step", "exp_avg", "exp_avg_sq"} for each in parameters)
         if len(calls) == 1:
-            parameter = optimizer.param_groups[0]["params"][0]
-            optimizer.state[parameter]["step"] = torch.tensor(0.0)
             raise RuntimeError(SENTENCE)
         step(optimizer)
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", half)
-    code, log = run_trainer(spec, tmp_path / "half")
+    monkeypatch.setattr(torch.optim.AdamW, "step", first_time_short)
+    code, log = run_trainer(spec, tmp_path / "short")
     assert code == ExitCode.DONE
+    assert log.losses == pytest.approx(plain.losses, rel=1e-6)
+    assert not [message for message in log.of(Message) if message.level == "warn"]
+
+
+def test_moments_that_do_not_fit_are_allocated_again(
+    tiny: Path, examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zeros_like, calls = torch.zeros_like, []
+
+    def sixth_time_short(tensor: torch.Tensor, **options: Any) -> torch.Tensor:
+        calls.append(tensor)
+        if len(calls) == 6:
+            raise RuntimeError(SENTENCE)
+        return zeros_like(tensor, **options)
+
+    spec = make_spec(tiny, examples, quantization={"compute_dtype": "float32"})
+    _, plain = run_trainer(spec, tmp_path / "plain")
+    monkeypatch.setattr(torch, "zeros_like", sixth_time_short)
+    code, log = run_trainer(spec, tmp_path / "short")
+    assert code == ExitCode.DONE
+    assert len(calls) > 6
     assert log.losses == pytest.approx(plain.losses, rel=1e-6)
 
 
@@ -110,6 +136,7 @@ def test_batches_are_halved_until_they_fit(
     (probed,) = log.of(Probed)
     assert probed.row_tokens <= 200
     warnings = [message.message for message in log.of(Message) if message.level == "warn"]
+    assert warnings.pop(0).endswith("the step is repeated unchanged.")
     assert all(text.endswith("; its examples and the result stay the same, within rounding.") for text in warnings)
     assert not [message for message in log.of(Message) if message.level == "error"]
 
@@ -117,12 +144,13 @@ def test_batches_are_halved_until_they_fit(
 def test_the_next_attempt_keeps_the_reduced_plan_without_a_probe(
     tiny: Path, examples: Path, tmp_path: Path, short: Callable[..., Shortage]
 ) -> None:
-    short(lambda tokens, rows: rows == 2)
+    short(lambda tokens, rows: rows in (2, 3))
     spec = make_spec(tiny, examples)
     _, log = run_trainer(spec, tmp_path, stop_at=(1, Command.DRAIN))
     snapshot = tmp_path / log.of(SnapshotSaved)[-1].directory
     choices = json.loads((snapshot / "MANIFEST.json").read_text())["choices"]
-    assert (choices["row_tokens"], choices["recompute"]) == (512, "everything")
+    assert log.of(Planned)[0].mode.cache_weights
+    assert not choices["cache_weights"]
     resumed = spec.run.model_copy(update={"resume_from": snapshot})
     code, log = run_trainer(spec.model_copy(update={"runs": (resumed,)}), tmp_path / "again")
     assert code == ExitCode.DONE
@@ -133,7 +161,7 @@ def test_the_next_attempt_keeps_the_reduced_plan_without_a_probe(
 def test_a_reduced_plan_is_saved_before_the_next_step_for_any_interval(
     tiny: Path, examples: Path, tmp_path: Path, short: Callable[..., Shortage]
 ) -> None:
-    short(lambda tokens, rows: rows == 3)  # the second step's
+    short(lambda tokens, rows: rows in (3, 4))  # the second step's
     _, log = run_trainer(make_spec(tiny, examples, snapshot_interval_seconds=1e9), tmp_path)
     assert [saved.step for saved in log.of(SnapshotSaved)] == [0, 2]
 
@@ -231,16 +259,35 @@ class TestSmallestPlan:
 
 
 class TestReducePlan:
-    def test_batches_are_halved_down_to_the_longest_document(self) -> None:
-        seen, plan = [], ExecutionPlan(row_tokens=2048, cache_weights=True)
-        while (after := reduce_plan(plan, longest_document=300)) is not None:
-            seen.append((after.row_tokens, after.recompute, after.cache_weights))
-            plan = after
-        assert seen == [
-            (1024, "elementwise", False), (512, "everything", False), (300, "everything", False)
-        ]  # fmt: skip
+    def plans_below(self, plan: ExecutionPlan, kind: DeviceKind = "cuda", **changes: int) -> list[ExecutionPlan]:
+        sizes = {"largest_tokens": 8192, "longest_document": 300, "layers": 32} | changes
+        plans = [plan]
+        while (after := reduce_plan(plans[-1], kind=kind, **sizes)) is not None:
+            plans.append(after)
+        return plans[1:]
+
+    def test_each_reduction_changes_one_thing_and_the_cheapest_is_first(self) -> None:
+        plans = self.plans_below(ExecutionPlan(row_tokens=8192, cache_weights=True))
+        assert [str(plan) for plan in plans[:4]] == [
+            "packed batches of 8,192 tokens, no recomputation",
+            "packed batches of 8,192 tokens, norms and activations recomputed",
+            "packed batches of 4,096 tokens, norms and activations recomputed",
+            "packed batches of 4,096 tokens, the first 8 layers recomputed",
+        ]
+        assert plans[-1] == ExecutionPlan(row_tokens=300, recompute="everything")
+
+    def test_recomputation_grows_by_a_quarter_of_the_layers(self) -> None:
+        plans = self.plans_below(ExecutionPlan(row_tokens=300, recompute="layers", recompute_layers=3), "cpu")
+        assert [plan.recompute_layers for plan in plans] == [11, 19, 27, 0]
+        assert plans[-1].recompute == "everything"
+
+    def test_a_reduction_shortens_the_largest_batch_that_there_is(self) -> None:
+        """Half of 8,192 tokens would change nothing for a job whose largest batch has 700."""
+        plans = self.plans_below(ExecutionPlan(row_tokens=8192), layers=0, largest_tokens=700)
+        assert [plan.row_tokens for plan in plans] == [350, 300]
+
+    def test_a_model_without_known_layers_is_never_recomputed(self) -> None:
+        assert {plan.recompute for plan in self.plans_below(ExecutionPlan(row_tokens=8192), layers=0)} == {"nothing"}
 
     def test_batches_never_get_longer(self) -> None:
-        after = reduce_plan(ExecutionPlan(row_tokens=128), longest_document=300)
-        assert after is not None
-        assert after.row_tokens == 128
+        assert all(plan.row_tokens == 128 for plan in self.plans_below(ExecutionPlan(row_tokens=128)))

@@ -25,6 +25,14 @@ class TestExplain:
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
             RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried"),
             MemoryError(),
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            torch.distributed.DistBackendError(
+                "NCCL error in: ProcessGroupNCCL.cpp:3356, unhandled cuda error, NCCL version 2.27.5\n"
+                "ncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\nCuda failure 2 'out of memory'"
+            ),
+            torch.distributed.DistBackendError(
+                "ncclUnhandledCudaError\nLast error:\nFailed to CUDA calloc 8388608 bytes"
+            ),
         ],
     )
     def test_out_of_memory_names_the_parameter_to_change(self, run: RunSpec, error: Exception) -> None:
