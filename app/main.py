@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
@@ -23,6 +23,7 @@ from app.api.middleware import bootstrap_guard
 from app.api.middleware.absolute_targets import AbsoluteTargetMiddleware
 from app.api.middleware.azure import AzureCompatibilityMiddleware
 from app.api.middleware.request_context import RequestContextMiddleware
+from app.api.middleware.request_spans import telemetry_config
 from app.api.openapi.document import build_openapi
 from app.api.routes import file_reports, files, health, models, permissions, queue, streams, uploads, webhooks
 from app.api.routes.jobs import adapters, clones, exports, jobs, polling, records
@@ -44,6 +45,10 @@ from app.services.jobs.event_fanout import EventFanout
 from app.settings import Settings, load_settings
 from app.storage import Storage, open_storage
 from app.system.cpu_info import usable_cores
+from app.telemetry.tracing import configure_tracing
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
 
 # routes are matched in order, so the router that clients poll most comes first
 ROUTERS = (
@@ -74,10 +79,16 @@ GC_THRESHOLD = 20_000  # new objects; Python's default is 700
 log = get_logger(__name__)
 
 
-def create_app(settings: Settings, storage: Storage | None = None, host: str = bootstrap_guard.DEFAULT_HOST) -> FastAPI:
+def create_app(
+    settings: Settings,
+    storage: Storage | None = None,
+    host: str = bootstrap_guard.DEFAULT_HOST,
+    tracer_provider: TracerProvider | None = None,
+) -> FastAPI:
     """Build the application without connecting to anything: it starts while the database or the broker is down.
 
-    `host` is the bind address: on any address but loopback, the startup fails if no API key exists.
+    `host` is the bind address: on any address but loopback, the startup fails if no API key exists. With a
+    `tracer_provider` requests are traced.
     """
     app = FastAPI(
         title="Tunery",
@@ -87,6 +98,7 @@ def create_app(settings: Settings, storage: Storage | None = None, host: str = b
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        telemetry=telemetry_config(tracer_provider),
     )
     app_state = app.state.app_state = _build_app_state(settings, storage)
     app.state.host = host
@@ -114,7 +126,8 @@ def app_from_environment() -> FastAPI:
     configure_logging(settings.log_json, settings.log_file)
     if CONNECTION_MODULE not in sys.modules:  # uvicorn imports its protocol before it calls the factory
         log.warning("no limit on slow request headers; start the server with python -m app.serve to have one")
-    app = create_app(settings, host=bootstrap_guard.bind_host(sys.argv, os.environ))
+    tracer_provider = configure_tracing(settings, "api")
+    app = create_app(settings, host=bootstrap_guard.bind_host(sys.argv, os.environ), tracer_provider=tracer_provider)
     _tune_gc()
     return app
 

@@ -108,9 +108,10 @@ class Settings(BaseSettings):
     webhook_disable_seconds: float = 432_000  # an endpoint that fails for five days is disabled
     webhook_keep_seconds: float = 2_592_000  # deliveries are kept for 30 days
 
-    # --- metrics
+    # --- metrics and traces
     metrics_port: int | None = Field(default=None, ge=1, le=65_535)  # of this process; None: no metrics
     metrics_host: str = "127.0.0.1"  # the port has no authentication
+    otlp_endpoint: str | None = None  # URL of an OpenTelemetry collector (OTLP over HTTP); None: no traces
 
     # --- logs
     log_json: bool = True  # JSON lines; false: text for a terminal
@@ -137,6 +138,13 @@ class Settings(BaseSettings):
         if invalid := [label for label in labels if not LABEL.fullmatch(label)]:
             raise ValueError(f"{', '.join(map(repr, invalid))}: a label has {LABEL_RULE}")
         return labels
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _check_otlp_endpoint(cls, url: str | None) -> str | None:
+        if url is not None and not url.startswith(("http://", "https://")):
+            raise ValueError(f"{url!r} is no URL of a collector; write it like http://127.0.0.1:4318")
+        return url
 
     @field_validator("webhook_allowed_networks")
     @classmethod

@@ -1,1 +1,1 @@
-"""Metrics for Prometheus, in every process but the trainer."""
+"""Metrics for Prometheus and traces for OpenTelemetry, in every process but the trainer."""

@@ -81,11 +81,14 @@ ROUND_SECONDS = Gauge("tunery_reconciler_round_duration_seconds", "Duration of t
 
 def set_build(process: str) -> None:
     """Set the metric with the version, so that it names this process."""
+    BUILD.labels(process, own_version()).set(1)
+
+
+def own_version() -> str:
     try:
-        own_version = version("tunery")
+        return version("tunery")
     except PackageNotFoundError:
-        own_version = "unknown"
-    BUILD.labels(process, own_version).set(1)
+        return "unknown"
 
 
 def count_attempt(kind: str, reason: str, duration_seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""What operators see of an attempt while it runs: metrics, and the context of its log lines."""
+"""What operators see of an attempt while it runs: metrics, a span, and the context of its log lines."""
 
 from __future__ import annotations
 
@@ -9,25 +9,36 @@ from typing import Literal
 
 import structlog
 
-from app.telemetry import metrics
-from worker.jobs.lease import LeaseKeeper
+from app.db.tables import Job
+from app.domain.jobs.states import FINAL_STATE, JobState, Reason
+from app.telemetry import metrics, tracing
+from worker.jobs.lease import LEASE_LOST, LeaseKeeper
 
 AttemptKind = Literal["validate", "train", "export"]
+GOOD_REASONS = {reason.value for reason in Reason if FINAL_STATE[reason] != JobState.FAILED} | {LEASE_LOST}
 
 
 @contextmanager
-def observed_attempt(kind: AttemptKind, keeper: LeaseKeeper) -> Iterator[None]:
-    """Count the attempt of `keeper`, and add the ids of its job or export to all log lines of the block.
+def observed_attempt(kind: AttemptKind, keeper: LeaseKeeper, job: Job | None = None) -> Iterator[None]:
+    """Count the attempt of `keeper`, trace it, and add its ids to all log lines of the block.
 
-    Threads that are created within the block have the same context if they run `contextvars.copy_context().run`.
+    Its span belongs to the trace of the request that created `job`. Threads that are created within the block have
+    the same context if they run `contextvars.copy_context().run`.
     """
     lease, began_at = keeper.lease, time.monotonic()
-    subject = "export" if kind == "export" else "job"
+    ids: dict[str, str | int] = {"export" if kind == "export" else "job": lease.job_id, "attempt": lease.attempt}
+    if job is not None and job.request_id is not None:
+        ids["request_id"] = job.request_id
     metrics.CLAIMS.labels(kind).inc()
     metrics.ATTEMPTS_RUNNING.labels(kind).inc()
-    try:
-        with structlog.contextvars.bound_contextvars(**{subject: lease.job_id, "attempt": lease.attempt}):
+    attributes = {f"tunery.{name}": value for name, value in ids.items()}
+    with (
+        tracing.span(f"{kind} attempt", job.traceparent if job else None, attributes) as span,
+        structlog.contextvars.bound_contextvars(**ids),
+    ):
+        try:
             yield
-    finally:
-        metrics.ATTEMPTS_RUNNING.labels(kind).dec()
-        metrics.count_attempt(kind, keeper.outcome, time.monotonic() - began_at)
+        finally:
+            metrics.ATTEMPTS_RUNNING.labels(kind).dec()
+            metrics.count_attempt(kind, keeper.outcome, time.monotonic() - began_at)
+            tracing.end_reason(span, keeper.outcome, keeper.outcome not in GOOD_REASONS)

@@ -81,7 +81,7 @@ class JobSupervisor:
                 self.warm_trainer.ensure(lock)
                 return False
             job, keeper = claimed
-            with observed_attempt("train", keeper), keeper:
+            with observed_attempt("train", keeper, job), keeper:
                 self._run_job(job, keeper, lock)
         return True
 

@@ -10,6 +10,7 @@ from typing import Protocol
 from app.log import configure_logging
 from app.settings import load_settings
 from app.telemetry.exposition import start_metrics_server
+from app.telemetry.tracing import configure_tracing
 from worker.node.resources import Resources, open_resources
 
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
@@ -26,6 +27,7 @@ def run_service(name: str, make_service: Callable[[Resources], Service]) -> None
     configure_logging(settings.log_json, settings.log_file)
     resources = open_resources(settings)
     start_metrics_server(settings, name)
+    tracer_provider = configure_tracing(settings, name)
     # `sigwait` instead of a handler: a handler that sets an Event for which its own thread waits can deadlock.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     thread = threading.Thread(target=make_service(resources).run, name=name)
@@ -34,3 +36,5 @@ def run_service(name: str, make_service: Callable[[Resources], Service]) -> None
     resources.stop.set()
     thread.join()
     resources.close()
+    if tracer_provider is not None:
+        tracer_provider.shutdown()

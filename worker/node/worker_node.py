@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from prometheus_client import REGISTRY
 from sqlalchemy.orm import Session
@@ -17,6 +18,7 @@ from app.log import get_logger
 from app.settings import Settings
 from app.telemetry import metrics
 from app.telemetry.exposition import MetricsServer, start_metrics_server
+from app.telemetry.tracing import configure_tracing
 from worker.exports.exporter import Exporter, has_torch
 from worker.health import write_heartbeat
 from worker.jobs.lease import DATABASE_UNAVAILABLE, first_line
@@ -28,6 +30,9 @@ from worker.node.local_models import ModelInventory
 from worker.node.resources import Resources, open_resources
 from worker.node.slot import RunNext, Slot
 from worker.validation.validate import Validator
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
 
 SHUTDOWN_TIMEOUT_SECONDS = 15  # in addition to the grace period of a drain: to end the attempts in the database
 
@@ -47,10 +52,12 @@ class WorkerNode:
         self._heartbeat_thread: threading.Thread | None = None
         self._heartbeat_due = threading.Event()
         self._metrics_server: MetricsServer | None = None
+        self._tracer_provider: TracerProvider | None = None
 
     def open(self, node: str, queues: Iterable[Queue]) -> None:
         """Start a slot for each queue. `node` is Celery's name of this process: "gpu0@host"."""
         resources = self._resources = open_resources(self.settings)
+        self._tracer_provider = configure_tracing(self.settings, node.partition("@")[0])
         models = self._models = ModelInventory(resources, self._on_models_changed)
         for queue in queues:
             name = slot_name(queue, node)
@@ -103,6 +110,8 @@ class WorkerNode:
             self._heartbeat_thread.join(timeout=SHUTDOWN_TIMEOUT_SECONDS)
         if self._metrics_server is not None:
             self._metrics_server.close()
+        if self._tracer_provider is not None:
+            self._tracer_provider.shutdown()
         self._resources.close()
         self._resources = None
 

@@ -76,7 +76,7 @@ class Validator:
         if claimed is None:
             return False
         job, keeper = claimed
-        with observed_attempt("validate", keeper), keeper:
+        with observed_attempt("validate", keeper, job), keeper:
             self._run_validation(job, keeper)
         return True
 

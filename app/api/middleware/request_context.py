@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 
 import structlog
+from opentelemetry import trace
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -40,6 +41,7 @@ class RequestContextMiddleware:
         record = start_record(scope)
         response = _ResponseSender(send, record, _extra_response_headers(scope))
         structlog.contextvars.bind_contextvars(request_id=record.request_id)
+        trace.get_current_span().set_attribute("tunery.request_id", record.request_id)
         try:
             with audited_as(AuditContext(request_id=record.request_id, address=_address(scope))):
                 await self._respond(scope, _BodyReceiver(scope, receive, response), response)

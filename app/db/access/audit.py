@@ -62,6 +62,12 @@ def audited_as(context: AuditContext) -> Iterator[AuditContext]:
         CURRENT_CONTEXT.reset(token)
 
 
+def request_id() -> str | None:
+    """The id of the request that this thread or task handles."""
+    context = CURRENT_CONTEXT.get()
+    return None if context is None else context.request_id
+
+
 def audit_sessions(sessions: Sessions) -> None:
     """Write an audit entry for each transaction of these sessions that changes something within `audited_as`."""
     event.listen(sessions, "do_orm_execute", _on_statement)

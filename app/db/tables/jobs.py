@@ -67,6 +67,8 @@ class Job(Base):
         server_default=text("'[]'::jsonb")
     )  # the worker must have all of them
     cloned_from: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
+    request_id: Mapped[str | None]  # of the request that created the job, for the logs of its attempts
+    traceparent: Mapped[str | None]  # of that request's span (W3C Trace Context), if it was traced
 
     # what the owner may change
     user_metadata: Mapped[dict[str, Any] | None] = mapped_column("metadata")

@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from app.db.access import audit
 from app.db.jobs import checkpoints, events, jobs, pages
 from app.db.jobs.pages import JobFilter
 from app.db.scheduling import queue_positions
@@ -19,6 +20,7 @@ from app.errors import BadRequest, NotFound, NotPermitted
 from app.job_queue import WorkerNotifier
 from app.services.access import quotas
 from app.services.jobs.requests import JobRequest, SchedulingOptions, resolve_request
+from app.telemetry.tracing import current_traceparent
 
 QueueState = tuple[
     int | None, datetime | None, str | None
@@ -61,6 +63,8 @@ def create(
         worker_labels=list(request.scheduling.worker_labels),
         cloned_from=request.cloned_from,
         warnings=request.warnings,
+        request_id=audit.request_id(),
+        traceparent=current_traceparent(),
     )
     notifier.after_commit(session, "cpu")
     return JobView(job, None, None)

@@ -1,0 +1,149 @@
+"""Traces from a request to the attempts of its job, as an OpenTelemetry collector receives them."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from pydantic import ValidationError
+from starlette.testclient import TestClient
+
+from app.db.engine import Sessions, transaction
+from app.db.jobs import claims
+from app.db.tables import Project
+from app.main import create_app
+from app.settings import Settings
+from app.storage import LocalStorage
+from app.telemetry.tracing import TracingNotInstalled, configure_tracing
+from tests.factories import WORKER, lease_of, make_file
+from worker.jobs.lease import LeaseKeeper
+from worker.jobs.observed_attempt import observed_attempt
+from worker.node.resources import Resources, open_resources
+
+TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
+TRACEPARENT = f"00-{TRACE_ID}-b7ad6b7169203331-01"
+
+
+class Collector:
+    """An OTLP collector: keeps the spans that are posted to it."""
+
+    def __init__(self) -> None:
+        self.spans: list[Span] = []
+        collector = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                request = ExportTraceServiceRequest.FromString(body)
+                for resource in request.resource_spans:
+                    collector.spans += [span for scope in resource.scope_spans for span in scope.spans]
+                self.send_response(200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.thread = threading.Thread(target=self.server.serve_forever)
+        self.thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_port}"
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
+@pytest.fixture(scope="module")
+def collector() -> Iterator[Collector]:
+    collector = Collector()
+    yield collector
+    collector.close()
+
+
+@pytest.fixture(scope="module")
+def tracer_provider(collector: Collector) -> Iterator[object]:
+    """The provider of this test process; OpenTelemetry allows one."""
+    settings = Settings(database_url="postgresql://nowhere/x", redis_url="redis://nowhere", otlp_endpoint=collector.url)
+    provider = configure_tracing(settings, "test")
+    assert provider is not None
+    yield provider
+    provider.shutdown()
+
+
+@pytest.fixture
+def resources(settings: Settings) -> Iterator[Resources]:
+    resources = open_resources(settings)
+    yield resources
+    resources.close()
+
+
+def attributes_of(span: Span) -> dict[str, str]:
+    return {each.key: each.value.string_value for each in span.attributes}
+
+
+def test_an_attempt_belongs_to_the_trace_of_the_request_that_created_its_job(
+    settings: Settings,
+    storage: LocalStorage,
+    sessions: Sessions,
+    project: Project,
+    base_model: str,
+    api_key: str,
+    resources: Resources,
+    collector: Collector,
+    tracer_provider,
+) -> None:
+    collector.spans.clear()
+    with transaction(sessions) as session:
+        file_id = make_file(session, storage, project).id
+    headers = {"Authorization": f"Bearer {api_key}", "traceparent": TRACEPARENT, "X-Request-Id": "nightly-7"}
+    with TestClient(create_app(settings, storage, tracer_provider=tracer_provider), headers=headers) as client:
+        client.get("/healthz")
+        created = client.post("/v1/fine_tuning/jobs", json={"model": base_model, "training_file": file_id})
+        client.get("/v1/models?after=secret-value")
+    job_id = created.json()["id"]
+    with transaction(sessions) as session:
+        job = claims.claim(session, "validate", WORKER, 300)
+        assert job is not None
+        assert (job.id, job.request_id) == (job_id, "nightly-7")
+    keeper = LeaseKeeper(resources, lease_of(job), 0)
+    with observed_attempt("validate", keeper, job):
+        keeper.outcome = "invalid_training_file"
+    tracer_provider.force_flush()
+
+    spans = {span.name: span for span in collector.spans}
+    assert set(spans) == {"POST /v1/fine_tuning/jobs", "GET /v1/models", "validate attempt"}
+    assert {span.trace_id.hex() for span in spans.values()} == {TRACE_ID}
+    request, attempt = spans["POST /v1/fine_tuning/jobs"], spans["validate attempt"]
+    assert attempt.parent_span_id == request.span_id
+    assert attributes_of(request)["tunery.request_id"] == "nightly-7"
+    assert attributes_of(attempt)["tunery.job"] == job_id
+    assert attributes_of(attempt)["tunery.attempt.reason"] == "invalid_training_file"
+    assert attempt.status.code == attempt.status.STATUS_CODE_ERROR
+    assert attributes_of(spans["GET /v1/models"])["url.query"] == "after=***"
+
+
+def test_without_an_endpoint_nothing_is_traced(settings: Settings) -> None:
+    assert configure_tracing(settings, "api") is None
+
+
+def test_an_endpoint_that_is_no_url_is_refused(settings: Settings) -> None:
+    with pytest.raises(ValidationError, match="write it like http://127"):
+        Settings(database_url="postgresql://x/x", redis_url="redis://x", otlp_endpoint="collector:4318")
+
+
+def test_without_the_packages_the_start_says_what_to_install(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+    with pytest.raises(TracingNotInstalled, match=r"tunery\[tracing\]"):
+        configure_tracing(settings.model_copy(update={"otlp_endpoint": "http://127.0.0.1:1"}), "api")
