@@ -26,6 +26,7 @@ from app.cli.commands import (
     projects,
     queue,
     records,
+    storage,
     webhooks,
 )
 from app.cli.errors import INTERRUPTED, CliError, NotFoundError, UsageError
@@ -103,6 +104,7 @@ app.add_typer(projects.commands, name="projects")
 app.add_typer(keys.commands, name="keys")
 app.add_typer(audit.commands, name="audit")
 app.add_typer(webhooks.commands, name="webhooks")
+app.add_typer(storage.commands, name="storage")
 app.add_typer(queue.commands)  # no name: adds its commands to `tunery`
 
 

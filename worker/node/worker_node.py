@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -29,11 +30,13 @@ from worker.node.gpu_metrics import GpuMetrics
 from worker.node.local_models import ModelInventory
 from worker.node.resources import Resources, open_resources
 from worker.node.slot import RunNext, Slot
+from worker.reconciler.cleanup import clean_work_directories
 from worker.validation.validate import Validator
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
+CLEANUP_INTERVAL_SECONDS = 600
 SHUTDOWN_TIMEOUT_SECONDS = 15  # in addition to the grace period of a drain: to end the attempts in the database
 
 log = get_logger(__name__)
@@ -140,7 +143,11 @@ class WorkerNode:
             about = machine | models.describe()
             workers.heartbeat(session, slot.owner, slot.queue, socket.gethostname(), os.getpid(), about)
 
+        cleaned_up_at = -float("inf")
         while not resources.stop.is_set():
+            if time.monotonic() - cleaned_up_at > CLEANUP_INTERVAL_SECONDS:
+                cleaned_up_at = time.monotonic()
+                self._clean_up(resources)
             self._heartbeat_due.clear()
             self._write_heartbeat_files()
             self._write_rows(resources, refresh)
@@ -148,6 +155,13 @@ class WorkerNode:
         while any(not slot.join(self.settings.lease_renew_seconds) for slot in self._all_slots()):
             self._write_heartbeat_files()  # a worker that drains is alive
         self._write_rows(resources, lambda session, slot: workers.remove(session, slot.owner))
+
+    def _clean_up(self, resources: Resources) -> None:
+        """Empty the work directories of killed attempts: the reconciler may have another data directory."""
+        try:
+            clean_work_directories(resources)
+        except (OSError, *DATABASE_UNAVAILABLE) as error:
+            log.warning("work directories not cleaned up", error=first_line(error))
 
     def _write_heartbeat_files(self) -> None:
         for slot in self.slots.values():

@@ -1,0 +1,139 @@
+"""`tunery storage copy`: from a data directory to a bucket, with every digest checked; continued if interrupted."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app.db.engine import Sessions, transaction
+from app.db.files import files, uploads
+from app.db.jobs import checkpoints
+from app.db.tables import Project
+from app.storage import LocalStorage
+from app.storage.s3 import S3Storage
+from tests.app.cli.conftest import Tunery
+from tests.factories import make_file, make_job, put_bytes
+from tests.faulty_proxy import Fault, FaultyProxy
+from tests.s3 import S3Server, with_prefix
+
+UPLOAD = {"filename": "a", "purpose": "batch", "mime_type": "text/plain", "bytes": 9}
+
+
+@pytest.fixture
+def proxy(rclone: S3Server) -> Iterator[FaultyProxy]:
+    with FaultyProxy(rclone).running() as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def bucket(proxy: FaultyProxy, tmp_path: Path) -> S3Storage:
+    return S3Storage(with_prefix(proxy.location, secrets.token_hex(4)), tmp_path / "staging")
+
+
+@pytest.fixture
+def operator(
+    bare_tunery: Tunery, database_url: str, proxy: FaultyProxy, bucket: S3Storage, monkeypatch: pytest.MonkeyPatch
+) -> Tunery:
+    variables = proxy.server.environment | {
+        "DATABASE_URL": database_url,
+        "TUNERY_STORAGE_URL": f"s3://{bucket.location.bucket}/{bucket.location.prefix}",
+        "TUNERY_STORAGE_ENDPOINT": proxy.endpoint,
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return bare_tunery
+
+
+@pytest.fixture
+def contents(sessions: Sessions, storage: LocalStorage, project: Project, base_model: str) -> dict[str, bytes]:
+    """What rows name, by key: files, one of them composed of parts, a snapshot, and the part of a pending upload."""
+    with transaction(sessions) as session:
+        data = make_file(session, storage, project)
+        purged = make_file(session, storage, project, b"purged", "batch")
+        files.delete(session, purged)
+        files.mark_purged(session, purged)
+        for name, content in {"uploads/u/a": b"part", "uploads/u/b": b" and part"}.items():
+            put_bytes(storage, name, content)
+        storage.compose("files/whole", ["uploads/u/a", "uploads/u/b"])
+        sha256 = hashlib.sha256(b"part and part").hexdigest()
+        files.insert(session, project.id, "batch", "whole", 13, sha256, "files/whole")
+        upload = uploads.insert(session, project.id, 3600, **UPLOAD)
+        sha256 = hashlib.sha256(b" and part").hexdigest()
+        uploads.insert_part(session, upload, "part_b", 9, sha256, "uploads/u/b", None)
+        job = make_job(session, project, data, base_model=base_model)
+        snapshot = {"MANIFEST.json": b"{}", "state.safetensors": b"weights"}
+        keys = {name: f"jobs/{job.id}/attempts/1/snapshots/step-000001/{name}" for name in snapshot}
+        for name, content in snapshot.items():
+            put_bytes(storage, keys[name], content)
+        checkpoints.add_snapshot(session, job, 1, hashlib.sha256(b"{}").hexdigest(), keys)
+        names = [data.storage_key, "files/whole", "uploads/u/b", *keys.values()]
+    contents = {}
+    for key in names:
+        with storage.open(key) as file:
+            contents[key] = file.read()
+    return contents
+
+
+def stored(bucket: S3Storage) -> dict[str, bytes]:
+    contents = {}
+    for prefix in ("files", "uploads", "jobs"):
+        for key in bucket.older_than(prefix, 2e9):
+            with bucket.open(key) as file:
+                contents[key] = file.read()
+    return contents
+
+
+def test_copies_what_rows_name_and_nothing_else(
+    operator: Tunery, storage: LocalStorage, bucket: S3Storage, contents: dict[str, bytes]
+) -> None:
+    done = operator("storage", "copy", storage.root)
+    assert done.exit_code == 0, done.err
+    assert f"{len(contents)} of {len(contents)} objects" in done.out
+    assert stored(bucket) == contents
+    assert list(storage.staging.iterdir()) == []
+
+
+def test_continues_after_an_interruption_without_sending_objects_again(
+    operator: Tunery, storage: LocalStorage, bucket: S3Storage, proxy: FaultyProxy, contents: dict[str, bytes]
+) -> None:
+    proxy.fault = Fault(methods=("PUT",), skip=2, status=403, code="AccessDenied")
+    done = operator("storage", "copy", storage.root)
+    assert done.exit_code == 1
+    assert "Repeat the command to continue" in done.err
+    first = set(stored(bucket))
+    assert 0 < len(first) < len(contents)
+    proxy.fault, proxy.requests = None, []
+    assert operator("storage", "copy", storage.root).exit_code == 0
+    assert len([request for request in proxy.requests if request.startswith("PUT")]) == len(contents) - len(first)
+    assert stored(bucket) == contents
+    proxy.requests = []
+    assert operator("storage", "copy", storage.root).exit_code == 0
+    assert {request.split()[0] for request in proxy.requests} == {"HEAD"}  # verified objects are only looked up
+
+
+def test_names_objects_that_differ_from_their_rows_and_copies_the_others(
+    operator: Tunery, storage: LocalStorage, bucket: S3Storage, contents: dict[str, bytes]
+) -> None:
+    altered = next(key for key in contents if key.startswith("files/file-"))
+    missing = next(key for key in contents if key.endswith("state.safetensors"))
+    (storage.objects / altered).write_bytes(contents[altered].upper())
+    storage.delete(missing)
+    done = operator("storage", "copy", storage.root)
+    assert done.exit_code == 1
+    assert f"{altered} differs from its row: its SHA-256 is " in done.err
+    assert f"{missing} is missing in the directory." in done.err
+    assert "2 objects were not copied" in done.err
+    assert set(stored(bucket)) == set(contents) - {altered, missing}
+
+
+def test_without_a_bucket_or_a_directory_is_a_usage_error(
+    operator: Tunery, storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "has no directory `objects`" in operator("storage", "copy", tmp_path).err
+    monkeypatch.delenv("TUNERY_STORAGE_URL")
+    done = operator("storage", "copy", storage.root)
+    assert (done.exit_code, "TUNERY_STORAGE_URL names no bucket" in done.err) == (2, True)
