@@ -15,6 +15,7 @@ from app.cli.client.service_discovery import find_layout
 from app.cli.commands import (
     adapters,
     audit,
+    backups,
     clones,
     exports,
     file_reports,
@@ -105,7 +106,8 @@ app.add_typer(keys.commands, name="keys")
 app.add_typer(audit.commands, name="audit")
 app.add_typer(webhooks.commands, name="webhooks")
 app.add_typer(storage.commands, name="storage")
-app.add_typer(queue.commands)  # no name: adds its commands to `tunery`
+for module in (queue, backups):  # no name: adds their commands to `tunery`
+    app.add_typer(module.commands)
 
 
 @app.callback(invoke_without_command=True)

@@ -31,10 +31,10 @@ def upgrade(engine: Engine, revision: str = "head", on_migrated: OnMigrated | No
         connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": ADVISORY_LOCK})
         connection.commit()
         try:
-            before = _revision(connection)
+            before = revision_of(connection)
             command.upgrade(_config(connection), revision)
             connection.commit()
-            if on_migrated is not None and before != (after := _revision(connection)):
+            if on_migrated is not None and before != (after := revision_of(connection)):
                 on_migrated(before, after)
         finally:
             connection.rollback()
@@ -56,14 +56,19 @@ def check(engine: Engine) -> None:
 
 
 def is_current(connection: Connection) -> bool:
-    return _revision(connection) == head()
+    return revision_of(connection) == head()
 
 
 def head() -> str | None:
     return ScriptDirectory(str(MIGRATIONS)).get_current_head()
 
 
-def _revision(connection: Connection) -> str | None:
+def revisions() -> set[str]:
+    """All revisions of this release."""
+    return {script.revision for script in ScriptDirectory(str(MIGRATIONS)).walk_revisions()}
+
+
+def revision_of(connection: Connection) -> str | None:
     return MigrationContext.configure(connection).get_current_revision()
 
 

@@ -23,7 +23,7 @@ from app.settings import Settings
 from tests.deadline import until
 from tests.deploy import compose
 from tests.deploy.containers import Host, free_port
-from tests.deploy.guide import shell_block
+from tests.deploy.guide import FILE, shell_block
 from tests.stack import as_redis_py, open_directory, start_postgres
 from tests.tiny import make_tiny_base
 from worker.health import write_heartbeat
@@ -89,11 +89,18 @@ class TestMigrate:
 
 
 class TestBackup:
-    def test_what_was_dumped_comes_back(self, migrated: Host, database: dict[str, str]) -> None:
+    def test_what_was_backed_up_comes_back(self, migrated: Host, database: dict[str, str]) -> None:
+        """With the commands of docs/backups.md, in the containers that it names."""
         _psql(database, "INSERT INTO projects (id, name) VALUES ('proj_kept', 'kept')")
-        _in_postgres(migrated, database, shell_block("pg_dump"))
-        _psql(database, "DELETE FROM projects WHERE id = 'proj_kept'")
-        _in_postgres(migrated, database, shell_block("pg_restore"))
+        backup, restore = (_backup_command(migrated, name) for name in ("backup", "restore"))
+        done = migrated.run("cpu-worker", backup)
+        assert done.returncode == 0, done.stderr
+        refused = migrated.run("cpu-worker", restore)
+        assert refused.returncode == 1
+        assert "The database is not empty" in refused.stderr
+        _psql(database, "DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+        done = migrated.run("cpu-worker", restore)
+        assert done.returncode == 0, done.stderr
         assert "kept" in _psql(database, "SELECT name FROM projects WHERE id = 'proj_kept'")
         assert migrated.run("migrate").returncode == 0
 
@@ -176,12 +183,12 @@ def _point_at(service_file: Path, database_url: str) -> None:
     assert (url.database, url.username) == ("tunery", "tunery")
 
 
-def _in_postgres(host: Host, database: dict[str, str], block: str) -> None:
-    """Do here what `docker compose exec -T postgres` would do in the container, with the same redirection."""
-    line = block.split("\n", 1)[0].removeprefix("docker compose exec -T postgres ")
-    program = line.split(" ", 1)[0]
-    here = line.replace(program, str(binaries() / program), 1)
-    subprocess.run(["bash", "-euc", here], cwd=host.directory, env=database, check=True)
+def _backup_command(host: Host, name: str) -> list[str]:
+    """The command of docs/backups.md without docker's part; its volume is a directory of the host here."""
+    page = FILE.with_name("backups.md").read_text(encoding="utf-8")
+    words = next(line for line in page.split("\n") if line.startswith("docker") and f"tunery {name} " in line).split()
+    assert words[words.index("cpu-worker") - 1] == '"$PWD/backups":/backups'
+    return [word.replace("/backups", str(host.directory / "backups")) for word in words[words.index("tunery") :]]
 
 
 def _psql(database: dict[str, str], statement: str) -> str:

