@@ -82,6 +82,16 @@ class Client:
     def job(self, job_id: str) -> dict[str, Any]:
         return dict(self.send("GET", f"/fine_tuning/jobs/{job_id}"))
 
+    def messages(self, job_id: str) -> list[str]:
+        """The messages of all events of the job, oldest first."""
+        events: list[dict[str, Any]] = []
+        page: dict[str, Any] = {"has_more": True}
+        while page["has_more"]:
+            after = {"after": events[-1]["id"]} if events else {}
+            page = self.send("GET", f"/fine_tuning/jobs/{job_id}/events", params={"limit": 100, **after})
+            events += page["data"]
+        return [event["message"] for event in reversed(events)]
+
     def until_job(self, job_id: str, is_true: Callable[[dict[str, Any]], Any], what: str) -> None:
         until(lambda: is_true(self.job(job_id)), f"{job_id} {what}", 180)
 

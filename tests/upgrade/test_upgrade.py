@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -95,14 +94,7 @@ def succeed(client: Client, job_id: str) -> list[str]:
     client.until_job(job_id, lambda job: job["status"] in ("succeeded", "failed", "cancelled"), "has ended")
     job = client.job(job_id)
     assert job["status"] == "succeeded", job["error"]
-    path = f"/fine_tuning/jobs/{job_id}/events"
-    events: list[dict[str, Any]] = []
-    page: dict[str, Any] = {"has_more": True}
-    while page["has_more"]:
-        after = {"after": events[-1]["id"]} if events else {}
-        page = client.send("GET", path, params={"limit": 100, **after})
-        events += page["data"]
-    return [event["message"] for event in reversed(events)]
+    return client.messages(job_id)
 
 
 def download(client: Client, job_id: str, directory: Path) -> Path:
