@@ -164,9 +164,10 @@ def _check_apart(backups: Path, data: Path) -> None:
 
 def _storage(database_url: str, data_dir: Path) -> "Storage":
     from app.settings import Settings
-    from app.storage import LocalStorage
+    from app.storage import open_storage
 
-    return LocalStorage(Settings(database_url=database_url, redis_url="", data_dir=data_dir).storage_dir)
+    settings = Settings(database_url=database_url, redis_url="", data_dir=data_dir)
+    return open_storage(settings.storage_dir, settings.s3_location)
 
 
 def _record(database_url: str, name: str) -> None:
