@@ -17,6 +17,7 @@ from worker.trainer.objective.optimizer import (
     set_learning_rate,
     update_parameters,
 )
+from worker.trainer.objective.overflow import recover
 from worker.trainer.records import Keepalive
 from worker.trainer.state import Run, Step
 from worker.trainer.step_actions import StepActions
@@ -26,7 +27,11 @@ def train(run: Run, objective: Objective, policy: OutOfMemoryPolicy, actions: St
     """Train until the run has ended."""
     keepalive = policy.trim_between_batches(actions.emit.keepalive)
     while _between_steps(run, policy, actions):
-        step = policy.retry_step(run, lambda row_tokens: optimizer_step(run, objective, row_tokens, keepalive))
+        step = policy.retry_step(
+            run, lambda row_tokens: optimizer_step(run, objective, row_tokens, keepalive, policy.plan.loss_scale)
+        )
+        if recover(step, policy, objective.base.compute_dtype, actions.emit):
+            continue
         if parallel.is_first():
             with actions.emit.fail_run_on_error():
                 actions.after_step(step)
@@ -46,7 +51,9 @@ def _between_steps(run: Run, policy: OutOfMemoryPolicy, actions: StepActions) ->
     return actions.emit.ending is None
 
 
-def optimizer_step(run: Run, objective: Objective, row_tokens: int, keepalive: Keepalive) -> Step:
+def optimizer_step(
+    run: Run, objective: Objective, row_tokens: int, keepalive: Keepalive, loss_scale: float = 1.0
+) -> Step:
     """Make one optimizer step. If the loss or the gradient is not finite, the run stays unchanged."""
     started, hyperparameters = time.monotonic(), run.spec.hyperparameters
     step = Step(run, objective.base.device)
@@ -54,17 +61,21 @@ def optimizer_step(run: Run, objective: Objective, row_tokens: int, keepalive: K
     with parallel.out_of_memory_in_all():
         for batch in run.batches(row_tokens):
             keepalive("at the next step")
-            step.add(objective.forward_backward(batch.to(objective.base.device)))  # sums, to be added over batches
+            batch = batch.to(objective.base.device)
+            step.add(objective.forward_backward(batch, loss_scale))  # sums, which can be added over batches
         sums = parallel.sums_of(run.parameters, step)
     run.is_reduced = bool(sums)
     parallel.all_reduce(sums, step)  # over the processes that share the step's examples; usually one
-    divide_gradients(run.parameters, step.denominator)  # the only division: sum -> mean over tokens, or over pairs
+    divide_gradients(
+        run.parameters, step.denominator * loss_scale
+    )  # the only division: sum -> mean, of tokens or pairs
     step.grad_norm = clip_gradients(run.parameters, hyperparameters.max_grad_norm)
     if step.is_finite:
         step.learning_rate = learning_rate(hyperparameters, run.step, run.schedule.total_steps)
         set_learning_rate(run.optimizer, step.learning_rate)
         update_parameters(run.optimizer, objective.base.device)
         run.step += 1
+        run.skipped_steps = 0
     run.clear_gradients()
 
     step.finish(time.monotonic() - started)

@@ -175,7 +175,7 @@ def prepare(
         dataset=dataset,
         validation_dataset=validation,
         adapter=adapter,
-        optimizer=make_optimizer(adapter.parameters(), hyperparameters),
+        optimizer=make_optimizer(adapter.named_parameters(), hyperparameters),
         directory=workdir / "runs" / spec.run_id,
         provenance=provenance,
     )

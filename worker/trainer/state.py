@@ -61,6 +61,7 @@ class Run:
     validation_seconds: float = 0.0
     # The gradients are sums over all processes: a repetition of the step would wait for processes that have made it.
     is_reduced: bool = False
+    skipped_steps: int = 0  # the last ones in a row, after an overflow in float16
     recent_step_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=ETA_WINDOW_STEPS))
 
     @property

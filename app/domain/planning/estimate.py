@@ -194,9 +194,9 @@ def _packed_batches(spec: JobSpec, work: Workload, row_tokens: int) -> _PackedBa
 
 def _candidates(entry: CatalogEntry, spec: JobSpec, candidate_row_tokens: Sequence[int]) -> Iterator[ExecutionPlan]:
     """Every combination of batch length, cached weights and recomputation."""
-    is_4_bit = spec.quantization is not None and spec.quantization.bits == 4
+    is_quantized = spec.quantization is not None
     for row_tokens in candidate_row_tokens:
-        for is_cached in (True, False) if is_4_bit else (False,):
+        for is_cached in (True, False) if is_quantized else (False,):
             plan = ExecutionPlan(row_tokens=row_tokens, cache_weights=is_cached)
             yield plan
             yield plan.model_copy(update={"recompute": "elementwise"})

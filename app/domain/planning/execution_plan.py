@@ -43,6 +43,7 @@ class ExecutionPlan(BaseModel):
     validation_row_tokens: int | None = None  # fewer than `row_tokens` after a validation ran out of memory
     prompts_at_once: int | None = None  # batch size of sample prompts; None: all, 0: none is answered
     rendered_at: str | None = None  # ISO 8601: the time that chat templates print
+    loss_scale: float = 1.0  # less after a gradient overflowed in float16; gradients are divided by it again
 
     def __str__(self) -> str:
         recompute = RECOMPUTE_TEXTS[self.recompute].format(self.recompute_layers)

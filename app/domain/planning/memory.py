@@ -180,9 +180,8 @@ def fully_trained_modules(entry: CatalogEntry, lora: LoraSpec) -> list[str]:
 
 
 def weight_bytes(spec: JobSpec) -> int:
-    """Bytes per weight while its layer computes: two float32 copies with scales per row (8 bits) or norms (DoRA)."""
-    has_row_scales = spec.quantization is not None and spec.quantization.bits == 8
-    return 8 if has_row_scales or spec.lora.use_dora else compute_dtype_bytes(spec.quantization)
+    """Bytes per weight while its layer computes: two float32 copies with DoRA, whose norms need them."""
+    return 8 if spec.lora.use_dora else compute_dtype_bytes(spec.quantization)
 
 
 def _targets(entry: CatalogEntry, lora: LoraSpec) -> dict[str, tuple[int, int]]:

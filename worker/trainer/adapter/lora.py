@@ -108,8 +108,7 @@ def frozen_linear(x_T_K: torch.Tensor, base: FrozenLinear) -> torch.Tensor:
 def lora_linear(x_T_K: torch.Tensor, base: FrozenLinear, weights: LoraWeights, adapter: LoraAdapter) -> torch.Tensor:
     """Return x W^T + bias + scale * (drop(x) A^T) B^T; dropout applies only if gradients are enabled."""
     dropout = _Dropout(adapter.dropout if torch.is_grad_enabled() else 0.0, adapter.generator)
-    A_R_K, B_D_R = weights.A_R_K.to(x_T_K.dtype), weights.B_D_R.to(x_T_K.dtype)
-    y_T_D: torch.Tensor = _LoraLinear.apply(x_T_K, base, dropout, weights.scale, A_R_K, B_D_R)  # type: ignore[no-untyped-call]
+    y_T_D: torch.Tensor = _LoraLinear.apply(x_T_K, base, dropout, weights.scale, weights.A_R_K, weights.B_D_R)  # type: ignore[no-untyped-call]
     return y_T_D
 
 
@@ -127,7 +126,7 @@ class _FrozenLinear(torch.autograd.Function):
 
 
 class _LoraLinear(torch.autograd.Function):
-    """Gradients of x, A and B; W gets none."""
+    """Gradients of x, and of the float32 masters A and B; W gets none."""
 
     @staticmethod
     def forward(
@@ -139,6 +138,7 @@ class _LoraLinear(torch.autograd.Function):
         A_R_K: torch.Tensor,
         B_D_R: torch.Tensor,
     ) -> torch.Tensor:
+        A_R_K, B_D_R = A_R_K.to(x_T_K.dtype), B_D_R.to(x_T_K.dtype)
         y_T_D = F.linear(x_T_K, base.weight_in(x_T_K.dtype), base.bias_in(x_T_K.dtype))
         dropped_T_K, keep_T_K = drop(x_T_K, dropout.rate, dropout.generator)
         u_T_R = dropped_T_K @ A_R_K.t()
@@ -152,13 +152,22 @@ class _LoraLinear(torch.autograd.Function):
         x_T_K, A_R_K, B_D_R, u_T_R, keep_T_K = ctx.saved_tensors
         dx_T_K = dy_T_D @ ctx.base.weight_in(dy_T_D.dtype) if ctx.needs_input_grad[0] else None
         du_T_R = (dy_T_D @ B_D_R).mul_(ctx.scale)
-        dA_R_K = du_T_R.t() @ _apply_mask(x_T_K, keep_T_K, ctx.rate)
-        dB_D_R = (dy_T_D.t() @ u_T_R).mul_(ctx.scale)
+        dA_R_K = _sum_of_products(du_T_R, _apply_mask(x_T_K, keep_T_K, ctx.rate))
+        dB_D_R = _sum_of_products(dy_T_D, u_T_R, ctx.scale)
         if dx_T_K is not None and ctx.rate:
             dx_T_K.add_(_apply_mask(du_T_R @ A_R_K, keep_T_K, ctx.rate))
         elif dx_T_K is not None:
             dx_T_K.addmm_(du_T_R, A_R_K)  # needs no temporary of T x K
         return dx_T_K, None, None, None, dA_R_K, dB_D_R
+
+
+def _sum_of_products(left_T_M: torch.Tensor, right_T_N: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+    """Return scale * left^T right in float32. In float16 the sum over tokens may exceed the largest number, 65,504."""
+    if left_T_M.dtype != torch.float16:
+        return (left_T_M.t() @ right_T_N).mul_(scale).float()
+    if left_T_M.is_cuda:
+        return torch.mm(left_T_M.t(), right_T_N, out_dtype=torch.float32).mul_(scale)
+    return (left_T_M.float().t() @ right_T_N.float()).mul_(scale)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from worker.trainer.adapter.lora import AdaptedLinear, AdapterSwitch, LoraAdapte
 from worker.trainer.adapter.modules_to_save import ModuleToSave
 from worker.trainer.data.batch import PackedBatch
 from worker.trainer.model import attention
-from worker.trainer.model.frozen_linear import Frozen4, freeze, stored_bytes
+from worker.trainer.model.frozen_linear import Frozen4, Frozen8, freeze, stored_bytes
 from worker.trainer.model.memory_efficient_modules import use_memory_efficient_modules
 from worker.trainer.runtime.failures import Failure, is_out_of_memory
 
@@ -74,9 +74,9 @@ class FrozenBase:
         return layers + sum(parameter.numel() * parameter.element_size() for parameter in self._other_parameters())
 
     def cache_weights(self, are_cached: bool) -> None:
-        """Cache the dequantised weights of all 4-bit layers (2 bytes per weight), or free them. Results stay equal."""
+        """Cache the dequantised weights of quantised layers (2 bytes per weight), or free them. Results stay equal."""
         for layer in self.layers.values():
-            if isinstance(layer.base, Frozen4):
+            if isinstance(layer.base, Frozen4 | Frozen8):
                 layer.base.cache_weight(are_cached)
 
     def _other_parameters(self) -> Iterator[torch.nn.Parameter]:

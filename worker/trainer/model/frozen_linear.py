@@ -21,6 +21,8 @@ dequantize_4bit = bitsandbytes.functional.dequantize_4bit
 int8_vectorwise_dequant = bitsandbytes.functional.int8_vectorwise_dequant
 int8_vectorwise_quant = bitsandbytes.functional.int8_vectorwise_quant
 
+DEQUANTIZED_NUMBERS = 1 << 20  # of 8-bit weights at once: 8 MB in float32
+
 
 class FrozenLinear(Protocol):
     in_features: int
@@ -78,9 +80,28 @@ class Frozen4(bitsandbytes.nn.Linear4bit):  # type: ignore[misc]  # untyped libr
 class Frozen8(bitsandbytes.nn.Linear8bitLt):  # type: ignore[misc]  # untyped library
     """Rows of int8 with one scale each (LLM.int8, arXiv 2208.07339). Only the weight is int8; x is not rounded."""
 
+    cached: torch.Tensor | None = None
+    compute_dtype: torch.dtype
+
+    def cache_weight(self, is_cached: bool) -> None:
+        """Keep the dequantised weight in the compute dtype, or free it. Results stay equal to the bit."""
+        if is_cached != (self.cached is not None):
+            self.cached = self._dequantised(self.compute_dtype) if is_cached else None
+
     def weight_in(self, dtype: torch.dtype) -> torch.Tensor:
-        weight: torch.Tensor = int8_vectorwise_dequant(self.weight.data, self.state.SCB)
-        return weight.to(dtype)
+        if self.cached is not None and self.cached.dtype == dtype:
+            return self.cached
+        return self._dequantised(dtype)
+
+    def _dequantised(self, dtype: torch.dtype) -> torch.Tensor:
+        """Dequantise some rows at a time: bitsandbytes makes two float32 copies."""
+        codes_D_K, scales_D = self.weight.data, self.state.SCB
+        weight_D_K = torch.empty_like(codes_D_K, dtype=dtype)
+        rows = max(1, DEQUANTIZED_NUMBERS // codes_D_K.shape[1])
+        parts = (torch.split(tensor, rows) for tensor in (weight_D_K, codes_D_K, scales_D))
+        for weight, codes, scales in zip(*parts, strict=True):
+            weight.copy_(int8_vectorwise_dequant(codes, scales))
+        return weight_D_K
 
     def bias_in(self, dtype: torch.dtype) -> torch.Tensor | None:
         return None if self.bias is None else self.bias.to(dtype)
@@ -94,7 +115,7 @@ def freeze(weight_D_K: torch.Tensor, quantization: QuantizationSpec | None, comp
     if quantization is None:
         return _freeze_16_bits(weight_D_K, compute_dtype)
     if quantization.bits == 8:
-        return _freeze_8_bits(weight_D_K)
+        return _freeze_8_bits(weight_D_K, compute_dtype)
     return _freeze_4_bits(weight_D_K, quantization, compute_dtype)
 
 
@@ -114,12 +135,13 @@ def _freeze_16_bits(weight_D_K: torch.Tensor, compute_dtype: torch.dtype) -> Fro
     return layer
 
 
-def _freeze_8_bits(weight_D_K: torch.Tensor) -> Frozen8:
+def _freeze_8_bits(weight_D_K: torch.Tensor, compute_dtype: torch.dtype) -> Frozen8:
     """Quantise as bitsandbytes does: from float16, whatever the dtype of the weight."""
     codes, scales_D, _ = int8_vectorwise_quant(weight_D_K.contiguous().to(torch.float16))
     layer = Frozen8(weight_D_K.shape[1], weight_D_K.shape[0], bias=False, has_fp16_weights=False, device="meta")
     layer.weight = bitsandbytes.nn.Int8Params(codes, requires_grad=False, has_fp16_weights=False)
     layer.state.SCB = scales_D
+    layer.compute_dtype = compute_dtype
     return layer
 
 

@@ -24,8 +24,8 @@ class Objective(Protocol):
     @property
     def base(self) -> FrozenBase: ...
 
-    def forward_backward(self, batch: PackedBatch) -> BatchSums:
-        """Run forward and backward of one batch, and add its gradients to those of the adapter."""
+    def forward_backward(self, batch: PackedBatch, loss_scale: float = 1.0) -> BatchSums:
+        """Run forward and backward of one batch, and add its gradients times `loss_scale` to those of the adapter."""
 
     def evaluate(self, batch: PackedBatch) -> BatchSums:
         """Run the forward of one batch without dropout and gradients."""
@@ -38,11 +38,11 @@ class SupervisedObjective:
         self.base = base
         self._adapter = adapter
 
-    def forward_backward(self, batch: PackedBatch) -> BatchSums:
+    def forward_backward(self, batch: PackedBatch, loss_scale: float = 1.0) -> BatchSums:
         hidden_N_D = _hidden_states(self.base, batch, self._adapter)  # W x + scale * B A x in every adapted layer
         head_V_D = self.base.head_with(self._adapter)
         loss_sum, losses_N, is_correct_N = linear_cross_entropy(hidden_N_D, head_V_D, batch.targets_N)
-        loss_sum.backward()  # type: ignore[no-untyped-call]
+        (loss_sum * loss_scale).backward()  # type: ignore[no-untyped-call]
         return BatchSums.of_tokens(batch, losses_N, is_correct_N)
 
     @torch.no_grad()
@@ -64,7 +64,7 @@ class DpoObjective:
         self._beta = beta
         self._reference = reference
 
-    def forward_backward(self, batch: PackedBatch) -> BatchSums:
+    def forward_backward(self, batch: PackedBatch, loss_scale: float = 1.0) -> BatchSums:
         reference_N = self._reference_losses(batch)
         hidden_N_D = _hidden_states(self.base, batch, self._adapter)
         head_V_D = self.base.head_with(self._adapter)
@@ -72,7 +72,7 @@ class DpoObjective:
             losses_N = linear_cross_entropy(hidden_N_D.detach(), head_V_D, batch.targets_N)[1]
         pairs = dpo_loss(_pairs_of(batch), self._beta, losses_N, reference_N)
         loss_sum, _, is_correct_N = linear_cross_entropy(hidden_N_D, head_V_D, batch.targets_N, pairs.weights_N)
-        loss_sum.backward()  # type: ignore[no-untyped-call]
+        (loss_sum * loss_scale).backward()  # type: ignore[no-untyped-call]
         return BatchSums.of_pairs(batch, pairs, is_correct_N)
 
     @torch.no_grad()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -13,11 +15,18 @@ from worker.trainer.runtime.failures import SuppressOutOfMemory
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
+NOT_DECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")  # in lower-case names
 
 
-def make_optimizer(parameters: Sequence[torch.nn.Parameter], hyperparameters: Hyperparameters) -> torch.optim.AdamW:
+def make_optimizer(
+    named_parameters: Mapping[str, torch.nn.Parameter], hyperparameters: Hyperparameters
+) -> torch.optim.AdamW:
+    """Return AdamW with weight decay for all parameters but norms and biases, as transformers' Trainer has it."""
+    decayed = [parameter for name, parameter in named_parameters.items() if not NOT_DECAYED.search(name.lower())]
+    others = [parameter for name, parameter in named_parameters.items() if NOT_DECAYED.search(name.lower())]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(
-        parameters,
+        [group for group in groups if group["params"]],
         lr=hyperparameters.learning_rate,
         betas=BETAS,
         eps=EPSILON,
@@ -69,10 +78,10 @@ def update_parameters(optimizer: torch.optim.AdamW, device: torch.device) -> Non
     optimizer.step()
 
 
-def divide_gradients(parameters: Sequence[torch.nn.Parameter], denominator: int) -> None:
+def divide_gradients(parameters: Sequence[torch.nn.Parameter], denominator: float) -> None:
     """Turn the gradients of the summed loss into those of its mean over the step's tokens or pairs; once per step."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    torch._foreach_div_(gradients, float(denominator))
+    torch._foreach_div_(gradients, denominator)
 
 
 def clip_gradients(parameters: Sequence[torch.nn.Parameter], max_norm: float) -> float:

@@ -93,9 +93,9 @@ def granted_cores() -> int:
 def make_repeatable(device: torch.device, threads: int) -> None:
     """Fix the number of threads, and with it the order of float sums: a CPU run then repeats to the bit."""
     torch.set_num_threads(threads)
-    if device.type == "cpu":
-        torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs a pass
+    is_cpu = device.type == "cpu"
+    torch.use_deterministic_algorithms(is_cpu)  # set for both: a process may train on a CPU and then on a GPU
+    torch.utils.deterministic.fill_uninitialized_memory = not is_cpu  # type: ignore[attr-defined]  # costs a pass
 
 
 def _quota() -> int:

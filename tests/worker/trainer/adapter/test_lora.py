@@ -89,6 +89,27 @@ class TestAdaptedLinear:
         for one, other in zip(got, [theirs.grad, A.grad, B.grad], strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
+    def test_in_float16_a_gradient_above_its_largest_number_is_finite(self) -> None:
+        """One channel of 150 and 8,192 gradients of 0.1: the sum over tokens is 122,880 times a factor of B."""
+        tokens = 8192
+        adapted = layer()
+        adapted.base.weight.data = adapted.base.weight.data.half()
+        adapter = adapt(adapted, lora())
+        A, B = adapter.parameters()
+        gradients = []
+        for dtype in (torch.float16, torch.float32):
+            A.grad = B.grad = None
+            inputs = torch.ones(tokens, K, dtype=dtype)
+            inputs[:, 0] = 150
+            with adapted._switch.on(adapter):
+                adapted(inputs).backward(torch.full((tokens, D), 0.1, dtype=dtype))
+            gradients.append([A.grad, B.grad])
+        for in_float16, in_float32 in zip(*gradients, strict=True):
+            assert in_float16 is not None
+            assert in_float16.dtype == torch.float32
+            torch.testing.assert_close(in_float16, in_float32, rtol=5e-3, atol=5e-3 * float(in_float32.abs().max()))
+        assert gradients[0][0].abs().max() > torch.finfo(torch.float16).max
+
     def test_only_a_and_b_get_gradients(self) -> None:
         adapted = layer()
         adapter = adapt(adapted, lora())

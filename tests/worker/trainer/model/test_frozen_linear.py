@@ -82,3 +82,14 @@ class TestEightBits:
         x = torch.ones(3, WIDTH, dtype=torch.bfloat16)
         assert torch.equal(layer(x), layer(x))  # type: ignore[operator]
         assert torch.equal(layer.weight_in(torch.float32), before)
+
+    def test_cached_it_is_equal_to_the_bit_and_dequantised_once(self) -> None:
+        layer = freeze(matrix(4096), QuantizationSpec(bits=8), torch.bfloat16)  # dequantised in three parts
+        fresh, in_float32 = layer.weight_in(torch.bfloat16), layer.weight_in(torch.float32)
+        assert isinstance(layer, Frozen8)
+        layer.cache_weight(True)
+        assert torch.equal(layer.weight_in(torch.bfloat16), fresh)
+        assert layer.weight_in(torch.bfloat16).data_ptr() == layer.weight_in(torch.bfloat16).data_ptr()
+        assert torch.equal(layer.weight_in(torch.float32), in_float32)
+        layer.cache_weight(False)
+        assert layer.cached is None

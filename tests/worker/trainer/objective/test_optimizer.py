@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, Trainer
 
 from app.domain.jobs.spec import Hyperparameters
-from tests.worker.trainer.helpers import HYPERPARAMETERS
+from tests.worker.trainer.helpers import HYPERPARAMETERS, load_tiny_base, make_spec, prepare
 from worker.trainer.objective.optimizer import clip_gradients, divide_gradients, learning_rate, make_optimizer
 
 
@@ -46,8 +50,39 @@ class TestGradients:
     def test_adamw_equals_its_formula_on_the_first_step(self) -> None:
         parameter = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
         hyperparameters = Hyperparameters.model_validate(HYPERPARAMETERS | {"learning_rate": 0.1, "weight_decay": 0.5})
-        optimizer = make_optimizer([parameter], hyperparameters)
+        optimizer = make_optimizer({"q_proj.lora_A.weight": parameter}, hyperparameters)
         parameter.grad = torch.tensor([0.3, -0.7])
         optimizer.step()
         decayed = torch.tensor([1.0, -2.0]) * (1 - 0.1 * 0.5)
         torch.testing.assert_close(parameter.data, decayed - 0.1 * torch.tensor([1.0, -1.0]))
+
+
+class TestWeightDecay:
+    @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+    def test_the_same_parameters_decay_as_with_transformers_trainer(
+        self, tiny: Path, examples: Path, tmp_path: Path
+    ) -> None:
+        """Norms and biases do not decay; LoRA's factors, DoRA's magnitudes, and other matrices do."""
+        modules = ["norm", "input_layernorm"]
+        model = AutoModelForCausalLM.from_pretrained(tiny)
+        config = LoraConfig(r=4, use_dora=True, target_modules=["q_proj", "down_proj"], modules_to_save=modules)
+        peft_model = get_peft_model(model, config)
+        trained = {name for name, parameter in peft_model.named_parameters() if parameter.requires_grad}
+        expected = trained & set(Trainer.get_decay_parameter_names(None, peft_model))
+        spec = make_spec(
+            tiny, examples, use_dora=True, target_modules=["q_proj", "down_proj"], modules_to_save=modules,
+            weight_decay=0.1,
+        )  # fmt: skip
+        run = prepare(spec, load_tiny_base(tiny), tmp_path)
+        decayed = {
+            id(parameter)
+            for group in run.optimizer.param_groups
+            if group["weight_decay"]
+            for parameter in group["params"]
+        }
+        named = run.adapter.named_parameters()
+        assert {name for name, parameter in named.items() if id(parameter) in decayed} == {
+            name.replace(".default", "").replace(".modules_to_save", "").replace("_vector.weight", "_vector")
+            for name in expected
+        }
+        assert 0 < len(decayed) < len(named)

@@ -9,7 +9,13 @@ import torch
 from app.domain.jobs.spec import QuantizationSpec
 from tests.worker.trainer.helpers import CPU
 from worker.trainer.runtime import device
-from worker.trainer.runtime.device import choose_compute_dtype, choose_device, choose_threads, granted_cores
+from worker.trainer.runtime.device import (
+    choose_compute_dtype,
+    choose_device,
+    choose_threads,
+    granted_cores,
+    make_repeatable,
+)
 from worker.trainer.runtime.failures import Failure
 
 
@@ -56,3 +62,15 @@ class TestChooseDevice:
         assert choose_device("auto").type == "cpu"
         with pytest.raises(Failure, match="no NVIDIA GPU"):
             choose_device("cuda")
+
+
+class TestMakeRepeatable:
+    def test_a_run_on_a_gpu_after_one_on_a_cpu_uses_the_fast_algorithms(self) -> None:
+        before = torch.are_deterministic_algorithms_enabled()
+        try:
+            make_repeatable(torch.device("cpu"), torch.get_num_threads())
+            assert torch.are_deterministic_algorithms_enabled()
+            make_repeatable(torch.device("cuda", 0), torch.get_num_threads())
+            assert not torch.are_deterministic_algorithms_enabled()
+        finally:
+            torch.use_deterministic_algorithms(before)
