@@ -27,7 +27,7 @@ from app.api.middleware.request_spans import telemetry_config
 from app.api.openapi.document import build_openapi
 from app.api.routes import file_reports, files, health, models, permissions, queue, streams, uploads, webhooks
 from app.api.routes.jobs import adapters, clones, exports, jobs, polling, records
-from app.api.routes.organization import audit_logs, project_keys, projects
+from app.api.routes.organization import audit_logs, project_keys, projects, status
 from app.api.routes.organization import jobs as organization_jobs
 from app.api.transport.disconnect import on_shutdown_signal
 from app.api.transport.head import HeadResponseMiddleware, head_routes
@@ -41,6 +41,7 @@ from app.services.access.bootstrap_key import ensure_first_key
 from app.services.access.rate_limit import RateLimiter
 from app.services.datasets.token_counter import TokenCounter
 from app.services.files.ingest import delete_stale_staged_files
+from app.services.health import HealthChecks
 from app.services.jobs.event_fanout import EventFanout
 from app.settings import Settings, load_settings
 from app.storage import Storage, open_storage
@@ -70,6 +71,7 @@ ROUTERS = (
     project_keys.router,
     organization_jobs.router,
     audit_logs.router,
+    status.router,
     health.router,
 )
 
@@ -147,6 +149,8 @@ def _build_app_state(settings: Settings, storage: Storage | None) -> AppState:
     connections = AsyncConnections(database, settings.database_pool_size)
     sessions = make_sessions(database)
     audit.audit_sessions(sessions)
+    storage = storage or open_storage(settings.storage_dir, settings.s3_location)
+    notifier = WorkerNotifier(settings.redis_url)
     return AppState(
         settings=settings,
         database=database,
@@ -154,12 +158,13 @@ def _build_app_state(settings: Settings, storage: Storage | None) -> AppState:
         connections=connections,
         notifications=NotificationListener(database),
         event_fanout=EventFanout(connections, streams.render_event_bytes),
-        storage=storage or open_storage(settings.storage_dir, settings.s3_location),
-        worker_notifier=WorkerNotifier(settings.redis_url),
+        storage=storage,
+        worker_notifier=notifier,
         token_counter=TokenCounter(settings.max_line_bytes),
         rate_limiter=RateLimiter(settings.max_requests_per_second),
         connection_limiter=FairLimiter(settings.database_pool_size),
         check_limiter=CheckLimiter(settings.check_processes or usable_cores()),
+        health_checks=HealthChecks(sessions, storage, notifier, settings.data_dir, settings.low_disk_percent),
     )
 
 

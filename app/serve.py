@@ -12,6 +12,7 @@ import sys
 
 import uvicorn
 
+from app.log import configure_logging
 from app.settings import load_settings
 from app.telemetry.multiprocess import shared_metrics, worker_count
 
@@ -26,11 +27,14 @@ UVICORN_OPTIONS = (
 
 
 def main() -> None:
-    with shared_metrics(worker_count(sys.argv[1:], os.environ)):
+    processes = worker_count(sys.argv[1:], os.environ)
+    with shared_metrics(processes):
         from app.telemetry.exposition import start_metrics_server  # within the block: it creates the metrics
 
         if "--help" not in sys.argv:
-            start_metrics_server(load_settings(), "api")
+            settings = load_settings()
+            configure_logging(settings.log_json, settings.log_file if processes == 1 else None)
+            start_metrics_server(settings, "api")
         uvicorn.main([*UVICORN_OPTIONS, *sys.argv[1:]], prog_name="python -m app.serve")
 
 

@@ -108,6 +108,9 @@ class Settings(BaseSettings):
     webhook_disable_seconds: float = 432_000  # an endpoint that fails for five days is disabled
     webhook_keep_seconds: float = 2_592_000  # deliveries are kept for 30 days
 
+    # --- operators
+    low_disk_percent: float = Field(default=10, ge=0, le=100)  # of the data directory's disk that should be free
+
     # --- metrics and traces
     metrics_port: int | None = Field(default=None, ge=1, le=65_535)  # of this process; None: no metrics
     metrics_host: str = "127.0.0.1"  # the port has no authentication

@@ -149,6 +149,7 @@ def settings(database_url: str, redis_url: str, tmp_path: Path) -> Settings:
         database_pool_size=5,
         device="cpu",
         threads=1,
+        low_disk_percent=0,  # the tests may run on an almost full disk
     )
 
 

@@ -22,6 +22,7 @@ from app.job_queue import WorkerNotifier
 from app.services.access.rate_limit import RateLimiter
 from app.services.datasets.token_counter import TokenCounter
 from app.services.files.rolling_digest import RollingDigestCache
+from app.services.health import HealthChecks
 from app.services.jobs.event_fanout import EventFanout
 from app.settings import Settings
 from app.storage import Storage
@@ -43,6 +44,7 @@ class AppState:
     rate_limiter: RateLimiter
     connection_limiter: FairLimiter
     check_limiter: CheckLimiter
+    health_checks: HealthChecks
     io_pools: IoPools = field(default_factory=IoPools)
     upload_digests: RollingDigestCache = field(default_factory=RollingDigestCache)
 

@@ -27,6 +27,7 @@ from app.cli.commands import (
     projects,
     queue,
     records,
+    status,
     storage,
     webhooks,
 )
@@ -76,7 +77,7 @@ def up(data_dir: DataDir = None, host: Host = "127.0.0.1", port: Port = 8000, we
 
 @app.command()
 def doctor(data_dir: DataDir = None, host: Host = "127.0.0.1", port: Port = 8000) -> None:
-    """Check whether this machine can run `tunery up`, and print what to install or change."""
+    """Check this machine and the running service, and print what to install or change."""
     from app.cli.local_stack.doctor import print_results, run_checks
 
     raise typer.Exit(print_results(run_checks(find_layout(data_dir).root, host, port)))
@@ -106,7 +107,7 @@ app.add_typer(keys.commands, name="keys")
 app.add_typer(audit.commands, name="audit")
 app.add_typer(webhooks.commands, name="webhooks")
 app.add_typer(storage.commands, name="storage")
-for module in (queue, backups):  # no name: adds their commands to `tunery`
+for module in (queue, status, backups):  # no name: adds their commands to `tunery`
     app.add_typer(module.commands)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Any
 
-from sqlalchemy import func, literal, select, text
+from sqlalchemy import ColumnElement, func, literal, select, text
+from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
-from app.db.tables import Export, File, Job, Project, WebhookDelivery, WebhookEndpoint
+from app.db.tables import Export, File, Job, Project, ServiceState, WebhookDelivery, WebhookEndpoint
 from app.domain.artifacts.exports import UNFINISHED
 from app.domain.jobs.states import TERMINAL, Desired, JobState
 
@@ -44,11 +47,72 @@ class ProjectStorage:
 
 
 @dataclass(frozen=True)
+class Report:
+    data: dict[str, Any]
+    updated_at: datetime
+    age_seconds: float
+
+
+@dataclass(frozen=True)
 class Backlog:
     """Pending webhook deliveries that are due, of enabled endpoints."""
 
     deliveries: int
     oldest_seconds: float
+
+
+@dataclass(frozen=True)
+class FailedJob:
+    id: str
+    project_id: str
+    project: str
+    base_model: str
+    finished_at: datetime
+    code: str
+    message: str | None
+
+
+def report(session: Session, name: str, data: Mapping[str, Any] | None = None) -> None:
+    """Store that a process of the service works: `reconciler`, `webhooks`, or `backup` after a complete backup."""
+    values = {"data": dict(data or {}), "updated_at": NOW}
+    statement = upsert(ServiceState).values(name=name, **values)
+    session.execute(statement.on_conflict_do_update(index_elements=["name"], set_=values))
+
+
+def reports(session: Session) -> dict[str, Report]:
+    """The last report of each process."""
+    age_seconds = func.extract("epoch", NOW - ServiceState.updated_at)
+    rows = session.execute(select(ServiceState.name, ServiceState.data, ServiceState.updated_at, age_seconds))
+    return {name: Report(data, updated_at, float(seconds)) for name, data, updated_at, seconds in rows}
+
+
+def failed_jobs(session: Session, within: timedelta, limit: int) -> list[FailedJob]:
+    """The jobs that failed within the last time, the latest first."""
+    query = (
+        select(
+            Job.id,
+            Job.project_id,
+            Project.name.label("project"),
+            Job.base_model,
+            Job.finished_at,
+            Job.error_code.label("code"),
+            Job.error_message.label("message"),
+        )
+        .join(Project, Project.id == Job.project_id)
+        .where(*_failed_within(within))
+        .order_by(Job.finished_at.desc())
+        .limit(limit)
+    )
+    return [FailedJob(**row._mapping) for row in session.execute(query)]
+
+
+def failures_by_code(session: Session, within: timedelta) -> dict[str, int]:
+    query = select(Job.error_code, func.count()).where(*_failed_within(within)).group_by(Job.error_code)
+    return {code: count for code, count in session.execute(query) if code is not None}
+
+
+def has_webhooks(session: Session) -> bool:
+    return session.scalar(select(WebhookEndpoint.id).where(WebhookEndpoint.enabled).limit(1)) is not None
 
 
 def jobs_by_state(session: Session) -> dict[str, int]:
@@ -121,3 +185,12 @@ def webhook_backlog(session: Session) -> Backlog:
     )
     count, seconds = session.execute(query).one()
     return Backlog(count, float(seconds or 0))
+
+
+def _failed_within(within: timedelta) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return Job.state == JobState.FAILED, Job.finished_at > NOW - within
+
+
+def server_time(session: Session) -> datetime:
+    moment: datetime = session.scalars(select(NOW)).one()
+    return moment

@@ -1,17 +1,26 @@
-"""Readiness: checks of the database, storage and broker, each with an action if it fails."""
+"""Readiness: checks of database, storage, disk and broker, at the same time and each with its own timeout."""
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.db import migrate, models
 from app.db.engine import Sessions
+from app.domain.artifacts.full_disk import size_text
 from app.job_queue import WorkerNotifier
 from app.storage import Storage, StorageError
+
+TIMEOUT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -22,13 +31,71 @@ class Check:
     detail: str
 
 
-def readiness(sessions: Sessions, storage: Storage, notifier: WorkerNotifier) -> list[Check]:
-    """All checks. The broker is not required: jobs are accepted without it, and workers poll the database."""
-    return [
-        *_database(sessions),
-        _storage(storage),
-        _check("broker", notifier.can_connect(), "reachable", "not reachable: jobs start when workers poll", False),
-    ]
+class HealthChecks:
+    """The checks of one process. The broker is not required: jobs are accepted without it, and workers poll the
+    database. Nor is free disk space: a full disk refuses uploads, and reads still work."""
+
+    def __init__(
+        self, sessions: Sessions, storage: Storage, notifier: WorkerNotifier, data_dir: Path, low_disk_percent: float
+    ) -> None:
+        self._probes = [
+            _Probe("database", True, lambda: _database(sessions)),
+            _Probe("storage", True, lambda: [_storage(storage)]),
+            _Probe("disk", False, lambda: [disk_check(data_dir, low_disk_percent)]),
+            _Probe("broker", False, lambda: [_broker(notifier)]),
+        ]
+
+    def run(self, timeout_seconds: float = TIMEOUT_SECONDS) -> list[Check]:
+        """Run all checks at the same time. One that does not end within the timeout has failed."""
+        deadline = time.monotonic() + timeout_seconds
+        futures = [(probe, probe.start()) for probe in self._probes]
+        checks: list[Check] = []
+        for probe, future in futures:
+            try:
+                checks += future.result(timeout=max(0.0, deadline - time.monotonic()))
+            except TimeoutError:
+                detail = f"no response within {timeout_seconds:g} s"
+                checks.append(Check(probe.name, False, probe.is_required, detail))
+        return checks
+
+
+class _Probe:
+    """One check, in a daemon thread. A check that hangs (a file server that is away) is not started a second time."""
+
+    def __init__(self, name: str, is_required: bool, function: Callable[[], list[Check]]) -> None:
+        self.name = name
+        self.is_required = is_required
+        self._function = function
+        self._lock = threading.Lock()
+        self._future: Future[list[Check]] | None = None
+
+    def start(self) -> Future[list[Check]]:
+        with self._lock:
+            if self._future is None or self._future.done():
+                self._future = Future()
+                thread = threading.Thread(
+                    target=self._run, args=(self._future,), name=f"check-{self.name}", daemon=True
+                )
+                thread.start()
+            return self._future
+
+    def _run(self, future: Future[list[Check]]) -> None:
+        try:
+            future.set_result(self._function())
+        except BaseException as error:
+            future.set_exception(error)
+
+
+def disk_check(data_dir: Path, low_disk_percent: float) -> Check:
+    """Whether enough of the data directory's disk is free."""
+    try:
+        usage = shutil.disk_usage(data_dir)
+    except OSError as error:
+        return _check("disk", False, "", f"the data directory cannot be read: {error.strerror}", False)
+    space = f"{size_text(usage.free)} of {size_text(usage.total)} are free"
+    is_low = usage.free < usage.total * low_disk_percent / 100
+    bad = f"only {space}: delete files, checkpoints and exports that are not needed, or enlarge the disk"
+    return _check("disk", not is_low, space, bad, False)
 
 
 def _database(sessions: Sessions) -> list[Check]:
@@ -57,6 +124,10 @@ def _storage(storage: Storage) -> Check:
     except OSError as error:
         return _check("storage", False, "", f"not writable: {error.strerror}")
     return _check("storage", True, "writable", "")
+
+
+def _broker(notifier: WorkerNotifier) -> Check:
+    return _check("broker", notifier.can_connect(), "reachable", "not reachable: jobs start when workers poll", False)
 
 
 def _check(name: str, ok: bool, good: str, bad: str, required: bool = True) -> Check:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from app.domain.jobs.remedies import REMEDIES
 from app.domain.jobs.states import FINAL_STATE, Reason
 
 
@@ -17,56 +18,56 @@ class JobErrorCode:
 JOB_ERRORS: dict[Reason, JobErrorCode] = {
     Reason.INVALID_N_EXAMPLES: JobErrorCode(
         "The training file has fewer than ten examples.",
-        "Add some. An operator may lower `TUNERY_MIN_TRAINING_EXAMPLES`.",
+        REMEDIES[Reason.INVALID_N_EXAMPLES],
         "Training file has 9 example(s), but must have at least 10 examples",
     ),
     Reason.INVALID_TRAINING_FILE: JobErrorCode(
         "Invalid examples, a file for another method, or no example with a token to learn.",
-        "Correct the listed lines: up to ten findings with line numbers, and the number of the others.",
+        REMEDIES[Reason.INVALID_TRAINING_FILE],
         "The job failed due to an invalid training file. Line 3: message 2 has no role; allowed are …",
     ),
     Reason.INVALID_VALIDATION_FILE: JobErrorCode(
         "The same problems in the validation file.",
-        "Correct it, or omit it.",
+        REMEDIES[Reason.INVALID_VALIDATION_FILE],
         'The job failed due to an invalid validation file. Line 7: the last message is from "user", but it must be '
         'from "assistant", which is trained.',
     ),
     Reason.INVALID_SPEC: JobErrorCode(
         "The trainer found a contradiction between parameters and base model: a module that the model lacks, or a "
         "context length beyond its positions.",
-        "Change the parameter in `param`.",
+        REMEDIES[Reason.INVALID_SPEC],
         "hyperparameters.context_length is …, but the base model reads at most … tokens; choose up to ….",
     ),
     Reason.MODEL_UNAVAILABLE: JobErrorCode(
         "The base model's directory is missing, changed after its registration, or has parts that cannot be trained.",
-        "Ask the operator to register it again, or choose another.",
+        REMEDIES[Reason.MODEL_UNAVAILABLE],
         "The base model … cannot be used: …. The operator can register it again: `tunery models add`.",
     ),
     Reason.OUT_OF_MEMORY: JobErrorCode(
         "The job does not fit into memory, even with the smallest batch and full activation checkpointing.",
-        "Change the parameter in `param`; `POST /v1/fine_tuning/jobs/plan` predicts whether a job fits.",
+        REMEDIES[Reason.OUT_OF_MEMORY],
         "The base model, the adapter (r …) and one document of up to … tokens do not fit into memory. Lower "
         "hyperparameters.context_length first, then lora.r; without quantization, request 4 bits.",
     ),
     Reason.NON_FINITE_LOSS: JobErrorCode(
         "The loss became NaN or infinite.",
-        "Check the listed lines, or lower the learning rate.",
+        REMEDIES[Reason.NON_FINITE_LOSS],
         "Step … has the loss … and the gradient norm …. It trained on the lines … of the training file. Check those "
         "lines, or lower hyperparameters.learning_rate.",
     ),
     Reason.WORKER_CRASH_LOOP: JobErrorCode(
         "Three consecutive attempts crashed without a new snapshot between them.",
-        "Ask the operator: the log of the job has the reason of each crash.",
+        REMEDIES[Reason.WORKER_CRASH_LOOP],
         "…; gave up after … attempts in a row that ended like this",
     ),
     Reason.ADAPTER_MISMATCH: JobErrorCode(
         "The saved adapter differs from the trained one after loading: a defect. Nothing was published.",
-        "Report it.",
+        REMEDIES[Reason.ADAPTER_MISMATCH],
         "The saved adapter, loaded with PEFT, is not what was trained: …. It was not published.",
     ),
     Reason.SERVER_ERROR: JobErrorCode(
         "A defect of the server, such as missing content of a file.",
-        "Ask the operator.",
+        REMEDIES[Reason.SERVER_ERROR],
         "The content of … is missing in storage",
     ),
 }

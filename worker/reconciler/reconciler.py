@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from prometheus_client import REGISTRY
 from sqlalchemy import text
 
+from app.db import status
 from app.db.engine import transaction
 from app.db.jobs import claims, expired_leases, exports, full_disk
 from app.db.scheduling import workers
@@ -29,6 +30,7 @@ from worker.reconciler.service_metrics import ServiceMetrics
 
 ADVISORY_LOCK = 0x7265636F6E63  # "reconc"
 MIN_MASS_EXPIRY = 3  # this many expired leases at once, and more than half of all, indicate an outage, not dead workers
+MIN_SILENT_SECONDS = 60.0  # without a heartbeat, until a worker counts as lost
 CLEANUP_INTERVAL_SECONDS = 60
 ORPHAN_INTERVAL_SECONDS = 3600  # long, because it lists every object in storage
 KIND_BY_QUEUE: dict[Queue, Kind] = {"cpu": "validate", "gpu": "train"}
@@ -97,6 +99,7 @@ class Reconciler:
                 self.reap()
                 self.reap_exports()
                 self.pause_overdue()
+                self.find_lost_workers()
                 self.send_hints()
                 self.scheduler.tick()
                 self._clean_up_if_due()
@@ -139,6 +142,15 @@ class Reconciler:
             paused = full_disk.pause_overdue(session, self.settings.storage_full_wait_seconds)
         for job in paused:
             log.warning("job paused: the disk has been full for too long", job=job.id)
+
+    def find_lost_workers(self) -> None:
+        """Mark workers whose heartbeats have stopped without a shutdown, and report that this reconciler works."""
+        silent_seconds = max(MIN_SILENT_SECONDS, 3 * self.settings.lease_renew_seconds)
+        with transaction(self.resources.sessions) as session:
+            status.report(session, "reconciler")
+            lost = workers.mark_lost(session, silent_seconds)
+        for worker in lost:
+            log.warning("worker lost", worker=worker.id, queue=worker.queue)
 
     def send_hints(self) -> None:
         """Send hints for due work while a worker is free: a hint was lost, or a delay is over. Busy workers need

@@ -18,6 +18,7 @@ from http import HTTPStatus
 
 from sqlalchemy.orm import Session
 
+from app.db import status
 from app.db.engine import transaction
 from app.db.webhooks import deliveries, endpoints
 from app.db.webhooks.deliveries import ClaimedDelivery, DeliveryOutcome
@@ -32,6 +33,7 @@ from worker.webhooks.webhook_http import PostLimits, Resolve, WebhookResponse, p
 SENDER_THREADS = 32
 MAX_CONCURRENT_PER_ENDPOINT = 4  # per process; 1 for an endpoint whose last delivery failed
 LEASE_MARGIN_SECONDS = 60.0  # in addition to the timeout: resolving a name may hang, PostgreSQL may be unavailable
+REPORT_SECONDS = 10.0
 USER_AGENT = "Tunery-Webhooks/1"
 
 log = get_logger(__name__)
@@ -46,6 +48,7 @@ class WebhookSender:
         self._failing: set[str] = set()
         self._lock = threading.Lock()
         self._thread_freed = threading.Event()
+        self._reported_at = -float("inf")
 
     def run(self) -> None:
         """Run rounds until `resources.stop` is set; deliveries in flight are then finished."""
@@ -54,6 +57,7 @@ class WebhookSender:
             while not self.resources.stop.is_set():
                 try:
                     write_heartbeat(self.settings, "webhooks")
+                    self._report_if_due()
                     self.round(pool)
                 except DATABASE_UNAVAILABLE as error:
                     log.warning("database unavailable", error=first_line(error))
@@ -61,6 +65,13 @@ class WebhookSender:
                     log.exception("round failed")
                 self._thread_freed.wait(self.settings.webhook_poll_seconds)  # or until it is time to poll again
                 self._thread_freed.clear()
+
+    def _report_if_due(self) -> None:
+        """Report for the operator's status that this sender works."""
+        if time.monotonic() - self._reported_at >= REPORT_SECONDS:
+            with transaction(self.resources.sessions) as session:
+                status.report(session, "webhooks")
+            self._reported_at = time.monotonic()
 
     def round(self, pool: ThreadPoolExecutor) -> int:
         """Claim due deliveries and submit them while threads are free. Returns their number."""

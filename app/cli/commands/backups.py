@@ -171,9 +171,11 @@ def _storage(database_url: str, data_dir: Path) -> "Storage":
 
 
 def _record(database_url: str, name: str) -> None:
-    """Write the backup into the audit log, where `tunery status` finds the last one."""
+    """Write the backup into the audit log, and for `tunery status`, which shows the last one."""
     from app.cli.client.database import Database
+    from app.db import status
     from app.db.access import audit
 
     with Database(database_url, "backups.create").transaction() as session:
         audit.record(session, name)
+        status.report(session, "backup", {"name": name})

@@ -1,9 +1,11 @@
-"""`tunery doctor`: checks of this machine, with advice for each problem."""
+"""`tunery doctor`: checks of this machine and of the running service, with advice for each problem."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -255,7 +257,7 @@ def _bucket(layout: Layout) -> Iterator[CheckResult]:
 def _service(layout: Layout, host: str, port: int) -> Iterator[CheckResult]:
     """Check that the service is ready if it runs, and else that its port is free."""
     if _is_held(layout.lock):
-        yield _running_service(layout)
+        yield from _running_service(layout)
         return
     try:
         free_port(host, port)
@@ -265,15 +267,37 @@ def _service(layout: Layout, host: str, port: int) -> Iterator[CheckResult]:
         yield CheckResult(f"port {port}", "ok", f"free on {host}")
 
 
-def _running_service(layout: Layout) -> CheckResult:
+def _running_service(layout: Layout) -> Iterator[CheckResult]:
     runtime = layout.read_runtime()
     if runtime is None:
-        return CheckResult("tunery up", "advice", f"is starting on {layout.root}", "run this again in a few seconds")
-    status, answer = http_get(str(runtime["base_url"]), "/readyz")
-    if status == 200:
-        return CheckResult("tunery up", "ok", f"runs at {runtime['base_url']}")
-    advice = f"/readyz returns {status} {answer[:300]}; see the logs in {layout.log('api').parent}"
-    return CheckResult("tunery up", "problem", f"runs at {runtime['base_url']} but is not ready", advice)
+        yield CheckResult("tunery up", "advice", f"is starting on {layout.root}", "run this again in a few seconds")
+        return
+    base_url = str(runtime["base_url"])
+    status, answer = http_get(base_url, "/readyz")
+    if status != 200:
+        advice = f"/readyz returns {status} {answer[:300]}; see the logs in {layout.log('api').parent}"
+        yield CheckResult("tunery up", "problem", f"runs at {base_url} but is not ready", advice)
+        return
+    yield CheckResult("tunery up", "ok", f"runs at {base_url}")
+    yield from _service_status(layout, base_url)
+
+
+def _service_status(layout: Layout, base_url: str) -> Iterator[CheckResult]:
+    """The problems of GET /v1/organization/status, one result each."""
+    with contextlib.suppress(OSError):
+        key = layout.admin_key.read_text(encoding="utf-8").strip()
+        code, answer = http_get(base_url, "/v1/organization/status", {"Authorization": f"Bearer {key}"})
+        if code != 200:
+            advice = f"/v1/organization/status returns {code} {answer[:300]}"
+            yield CheckResult("service", "problem", "its status cannot be read", advice)
+            return
+        status = json.loads(answer)
+        queue = status["queue"]
+        if status["healthy"]:
+            counts = f"{len(status['workers'])} workers, {queue['running']} running and {queue['queued']} queued jobs"
+            yield CheckResult("service", "ok", counts)
+        for problem in status["problems"]:
+            yield CheckResult("service", problem["level"], problem["message"], problem["remedy"])
 
 
 def _is_held(lock: Path) -> bool:

@@ -6,10 +6,12 @@ import contextlib
 import http.client
 import ipaddress
 import socket
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from app.cli.local_stack.errors import CannotStart
 
+MAX_ANSWER_BYTES = 4 << 20
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 
 
@@ -39,14 +41,16 @@ def is_loopback(host: str) -> bool:
     return host == "localhost"
 
 
-def http_get(url: str, path: str, timeout_seconds: float = 5.0) -> tuple[int | None, str]:
+def http_get(
+    url: str, path: str, headers: Mapping[str, str] | None = None, timeout_seconds: float = 10.0
+) -> tuple[int | None, str]:
     """(status, body) of a request without a proxy; (None, error text) if there is no response."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=timeout_seconds)
     try:
-        connection.request("GET", path)
+        connection.request("GET", path, headers=dict(headers or {}))
         response = connection.getresponse()
-        return response.status, response.read(4096).decode(errors="replace")
+        return response.status, response.read(MAX_ANSWER_BYTES).decode(errors="replace")
     except (OSError, http.client.HTTPException) as error:
         return None, str(error) or type(error).__name__
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func, null, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
@@ -21,9 +21,28 @@ STALE_AFTER = timedelta(days=1)
 
 def heartbeat(session: Session, worker_id: str, queue: str, hostname: str, pid: int, about: dict[str, Any]) -> None:
     """Insert or update the row of a worker; `about` describes its device, models, labels and versions."""
-    values = {"queue": queue, "hostname": hostname, "pid": pid, "about": about, "seen_at": func.clock_timestamp()}
+    values: dict[str, Any] = {"queue": queue, "hostname": hostname, "pid": pid, "about": about}
+    values |= {"seen_at": func.clock_timestamp(), "lost_at": null()}
     statement = upsert(Worker).values(id=worker_id, **values)
     session.execute(statement.on_conflict_do_update(index_elements=["id"], set_=values))
+
+
+def mark_lost(session: Session, silent_seconds: float) -> list[Worker]:
+    """Mark the workers whose heartbeats have stopped; return those that were not marked before."""
+    silent_since = func.clock_timestamp() - timedelta(seconds=silent_seconds)
+    return list(
+        session.scalars(
+            update(Worker)
+            .where(Worker.seen_at < silent_since, Worker.lost_at.is_(None))
+            .values(lost_at=func.clock_timestamp())
+            .returning(Worker)
+        )
+    )
+
+
+def lost(session: Session) -> list[Worker]:
+    """The workers that were marked as lost, the latest first; their rows are deleted after a day."""
+    return list(session.scalars(select(Worker).where(Worker.lost_at.is_not(None)).order_by(Worker.lost_at.desc())))
 
 
 def alive(session: Session, within_seconds: float = 60) -> list[Worker]:

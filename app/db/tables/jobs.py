@@ -39,6 +39,7 @@ class Job(Base):
             "seq",
             postgresql_where=text("state IN ('queued', 'validating_files')"),
         ),
+        Index("ix_jobs_failed", "finished_at", postgresql_where=text("state = 'failed'")),
         Index("ix_jobs_lease", "lease_expires_at", postgresql_where=text("lease_owner IS NOT NULL")),
         Index(
             "ix_jobs_metadata",

@@ -24,6 +24,7 @@ class Worker(Base):
     about: Mapped[dict[str, Any]]  # device, versions
     started_at: Mapped[datetime] = now()
     seen_at: Mapped[datetime] = now()
+    lost_at: Mapped[datetime | None]  # when the reconciler found that the heartbeats had stopped without a shutdown
 
 
 class MeasurementRow(Base):

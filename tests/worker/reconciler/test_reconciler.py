@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text, update
 
+from app.db import status
 from app.db.engine import transaction
 from app.db.files import files
 from app.db.jobs import checkpoints, claims, expired_leases
@@ -318,3 +319,28 @@ def test_a_round_runs_every_step(harness: WorkerHarness) -> None:
     assert harness.job(job).state == "queued"
     with transaction(harness.sessions) as session:
         assert expired_leases.count_held(session) == 0
+
+
+class TestLostWorkers:
+    def test_a_worker_without_heartbeats_is_lost_until_it_returns(
+        self, harness: WorkerHarness, reconciler: Reconciler
+    ) -> None:
+        with transaction(harness.sessions) as session:
+            workers.heartbeat(session, "gpu0@host#1", "gpu", "host", 1, {})
+            workers.heartbeat(session, "gpu1@host#1", "gpu", "host", 2, {})
+            session.execute(
+                update(Worker)
+                .where(Worker.id == "gpu0@host#1")
+                .values(seen_at=text("clock_timestamp() - interval '10 minutes'"))
+            )
+        reconciler.find_lost_workers()
+        with transaction(harness.sessions) as session:
+            assert [worker.id for worker in workers.lost(session)] == ["gpu0@host#1"]
+            assert workers.mark_lost(session, 60) == []
+            workers.heartbeat(session, "gpu0@host#1", "gpu", "host", 1, {})
+            assert workers.lost(session) == []
+
+    def test_the_reconciler_reports_that_it_works(self, harness: WorkerHarness, reconciler: Reconciler) -> None:
+        reconciler.find_lost_workers()
+        with transaction(harness.sessions) as session:
+            assert status.reports(session)["reconciler"].age_seconds < 60

@@ -72,6 +72,60 @@ ENTRY = {
 }
 
 
+STATUS = {
+    "object": "organization.status",
+    "created_at": 1795000300,
+    "healthy": False,
+    "problems": [
+        {
+            "code": "no_gpu_worker",
+            "level": "problem",
+            "message": "2 jobs wait to train, and no GPU worker is alive.",
+            "remedy": "Start a worker and read its log.",
+        }
+    ],
+    "checks": [{"name": "database", "ok": True, "required": True, "observed": "reachable"}],
+    "workers": [],
+    "queue": {
+        "validating_files": 0,
+        "queued": 2,
+        "running": 0,
+        "paused": 1,
+        "oldest": [
+            {
+                "id": all_operations.JOB_ID,
+                "project_id": PROJECT_ID,
+                "status": "queued",
+                "due_at": 1794999000,
+                "waiting_seconds": 1300.0,
+            }
+        ],
+    },
+    "failed_jobs": {
+        "total": 1,
+        "by_code": {"model_unavailable": 1},
+        "data": [
+            {
+                "id": "ftjob-0123456789abcdef01234567",
+                "project_id": PROJECT_ID,
+                "project": "research",
+                "model": all_operations.MODEL,
+                "finished_at": 1794980000,
+                "code": "model_unavailable",
+                "message": "The base model cannot be used: config.json is missing.",
+                "remedy": "Ask the operator to register it again, or choose another.",
+            }
+        ],
+    },
+    "storage": {
+        "disk_free_bytes": 412_000_000_000,
+        "disk_bytes": 1_000_000_000_000,
+        "projects": [{"project_id": PROJECT_ID, "project": "research", "stored_bytes": 51_240_000}],
+    },
+    "last_backup": {"finished_at": 1794960000, "details": {"name": "2026-11-26T02-00-00.000000Z"}},
+}
+
+
 def _page(item: dict[str, Any]) -> dict[str, Any]:
     return {"object": "list", "data": [item], "has_more": False, "first_id": item["id"], "last_id": item["id"]}
 
@@ -93,6 +147,7 @@ RESPONSE_EXAMPLES: dict[str, Any] = {
     f"DELETE {KEYS}/{{key_id}}": {"id": KEY_ID, "object": "organization.project.api_key.deleted", "deleted": True},
     "GET /v1/organization/jobs": _page(all_operations.FINISHED_JOB | {"project_id": PROJECT_ID}),
     "GET /v1/organization/audit_logs": _page(ENTRY),
+    "GET /v1/organization/status": STATUS,
 }
 
 

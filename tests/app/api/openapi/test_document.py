@@ -31,6 +31,7 @@ from app.api.schemas.models import ModelBody, ModelList
 from app.api.schemas.organization.audit_logs import AuditList
 from app.api.schemas.organization.project_keys import KeyBody, KeyList, KeyRevoked, NewKey
 from app.api.schemas.organization.projects import OwnProject, ProjectBody, ProjectList, ProjectWithUsage
+from app.api.schemas.organization.status import StatusBody
 from app.api.schemas.permissions import PermissionList
 from app.api.schemas.queue import QueueBody, WorkerList
 from app.api.schemas.uploads import CompleteUpload, CreateUpload, PartBody, PartList, UploadBody
@@ -55,7 +56,7 @@ MODELS: tuple[type[BaseModel], ...] = (
     StepMetricsBody, OrganizationJobList, PartBody, PartList, UploadBody, QueueBody, WorkerList,
     WebhookDeliveryBody, WebhookDeliveryList, WebhookEndpointBody, WebhookEndpointDeleted,
     WebhookEndpointList, WebhookEndpointTestResult, WebhookEndpointWithSecret, WebhookEventTypeList,
-    DiffBody, ExportBody, ExportList, FileReportBody, PermissionList,
+    StatusBody, DiffBody, ExportBody, ExportList, FileReportBody, PermissionList,
 )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ import pytest
 
 from app.cli.local_stack import background, base_model
 from app.cli.local_stack.data_directory import Layout
+from app.cli.local_stack.doctor import CheckResult, run_checks
 from tests.app.cli.local_stack.support import (
     AS_ROOT,
     eventually,
@@ -112,6 +113,8 @@ class TestALife:
         assert first.get("/v1/models", key) == 200
         self._is_private(first.layout)
         self._logs_requests_as_json(first)
+        self._exposes_metrics(first)
+        self._reports_its_status_to_doctor(first)
         assert len(re.findall(r"^schema +migrated from revision none to \w+$", first.said, re.M)) == 1
 
         second = start(data_dir)
@@ -123,6 +126,7 @@ class TestALife:
         assert first.said.rstrip().split("\n")[-1].startswith("stopped ")
         assert processes_naming(data_dir) == {}
         assert first.layout.read_runtime() is None
+        assert not first.layout.metrics_targets.exists()
 
         third = start(data_dir)
         runtime = third.runtime()
@@ -148,6 +152,21 @@ class TestALife:
         lines = [json.loads(line) for line in running.layout.log("api").read_text().splitlines()]
         assert {line["route"] for line in lines if line["event"] == "request"} >= {"/readyz", "/v1/models"}
         assert not [line for line in lines if "alembic" in str(line) or "Context impl" in str(line)]
+
+    def _exposes_metrics(self, running: Running) -> None:
+        targets = json.loads(running.layout.metrics_targets.read_text())
+        assert {each["labels"]["process"] for each in targets} == SERVICES - {"postgres", "valkey"}
+        for each in targets:
+            answer = httpx2.get(f"http://{each['targets'][0]}/metrics", trust_env=False)
+            assert "tunery_build_info{process=" in answer.text
+
+    def _reports_its_status_to_doctor(self, running: Running) -> None:
+        def services() -> list[CheckResult]:
+            results = run_checks(running.layout.root)
+            return [result for result in results if result.subject == "service"]
+
+        eventually(lambda: "ok" in {result.level for result in services()}, START_SECONDS)
+        assert "No backup was made." in {result.observed for result in services()}
 
     def _is_private(self, layout: Layout) -> None:
         assert layout.root.stat().st_mode & 0o777 == (0o711 if os.geteuid() == 0 else 0o700)

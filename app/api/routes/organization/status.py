@@ -1,0 +1,22 @@
+"""/v1/organization/status, for admins: the state of the whole service."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from app.api.auth import CallerDep
+from app.api.dependencies import AppStateDep, SessionDep
+from app.api.schemas.organization.status import StatusBody, render_status
+from app.services import status
+
+router = APIRouter(prefix="/v1/organization/status", tags=["Health"])
+
+
+@router.get("", response_model=StatusBody, summary="Show the status of the service")
+def show_status(caller: CallerDep, session: SessionDep, app_state: AppStateDep) -> Any:
+    """Whether the service is healthy and what to do if not; workers, queue, the jobs that failed within the last day,
+    storage by project, and the last backup."""
+    checks = app_state.health_checks.run()
+    return render_status(status.view(session, caller.project_id, checks, app_state.settings.data_dir))

@@ -1,0 +1,148 @@
+"""The response body of the service's status."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from app.api.schemas.common import Body, unix_seconds
+from app.api.schemas.queue import WorkerBody, render_worker
+from app.db.status import FailedJob
+from app.domain.jobs.remedies import remedy
+from app.domain.jobs.states import JobState
+from app.services.status import StatusView
+
+
+class ProblemBody(Body):
+    code: str
+    level: Literal["problem", "advice"]
+    message: str
+    remedy: str
+
+
+class StatusCheck(Body):
+    name: str
+    ok: bool
+    required: bool
+    observed: str
+
+
+class OldestJob(Body):
+    id: str
+    project_id: str
+    status: Literal["validating_files", "queued"]
+    due_at: int
+    waiting_seconds: float
+
+
+class QueueStatus(Body):
+    validating_files: int
+    queued: int
+    running: int
+    paused: int
+    oldest: list[OldestJob]
+
+
+class FailedJobBody(Body):
+    id: str
+    project_id: str
+    project: str
+    model: str
+    finished_at: int
+    code: str
+    message: str | None
+    remedy: str | None
+
+
+class FailureStatus(Body):
+    total: int
+    by_code: dict[str, int]
+    data: list[FailedJobBody]
+
+
+class ProjectStorageBody(Body):
+    project_id: str
+    project: str
+    stored_bytes: int
+
+
+class StorageStatus(Body):
+    disk_free_bytes: int
+    disk_bytes: int
+    projects: list[ProjectStorageBody]
+
+
+class BackupStatus(Body):
+    finished_at: int
+    details: dict[str, Any]
+
+
+class StatusBody(Body):
+    object: Literal["organization.status"]
+    created_at: int
+    healthy: bool
+    problems: list[ProblemBody]
+    checks: list[StatusCheck]
+    workers: list[WorkerBody]
+    queue: QueueStatus
+    failed_jobs: FailureStatus
+    storage: StorageStatus
+    last_backup: BackupStatus | None
+
+
+def render_status(view: StatusView) -> dict[str, Any]:
+    return {
+        "object": "organization.status",
+        "created_at": unix_seconds(view.read_at),
+        "healthy": view.is_healthy,
+        "problems": [vars(problem) for problem in view.problems],
+        "checks": [
+            {"name": check.name, "ok": check.ok, "required": check.required, "observed": check.detail}
+            for check in view.checks
+        ],
+        "workers": [render_worker(worker) for worker in view.workers],
+        "queue": _queue(view),
+        "failed_jobs": {
+            "total": sum(view.failed_by_code.values()),
+            "by_code": dict(view.failed_by_code),
+            "data": [_failed_job(job) for job in view.failed],
+        },
+        "storage": {
+            "disk_free_bytes": view.disk_free_bytes,
+            "disk_bytes": view.disk_bytes,
+            "projects": [
+                {"project_id": each.project_id, "project": each.name, "stored_bytes": each.stored_bytes}
+                for each in view.storage
+            ],
+        },
+        "last_backup": None
+        if view.last_backup is None
+        else {"finished_at": unix_seconds(view.last_backup.updated_at), "details": view.last_backup.data},
+    }
+
+
+def _queue(view: StatusView) -> dict[str, Any]:
+    states = (JobState.VALIDATING, JobState.QUEUED, JobState.RUNNING, JobState.PAUSED)
+    oldest = [
+        {
+            "id": each.job_id,
+            "project_id": each.project_id,
+            "status": each.state.value,
+            "due_at": unix_seconds(each.due_since),
+            "waiting_seconds": round(each.age_seconds, 1),
+        }
+        for each in view.oldest
+    ]
+    return {state.value: view.jobs.get(state, 0) for state in states} | {"oldest": oldest}
+
+
+def _failed_job(job: FailedJob) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "project_id": job.project_id,
+        "project": job.project,
+        "model": job.base_model,
+        "finished_at": unix_seconds(job.finished_at),
+        "code": job.code,
+        "message": job.message,
+        "remedy": remedy(job.code),
+    }

@@ -1,0 +1,97 @@
+"""`tunery status`: the state of the whole service on one screen, for operators."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from app.cli.options import AsJson, with_client
+from app.cli.output.console import (
+    duration_text,
+    print_fields,
+    print_json,
+    print_line,
+    print_table,
+    size_text,
+    time_text,
+)
+
+if TYPE_CHECKING:
+    from app.cli.client.http import Client
+
+commands = typer.Typer()
+
+MAX_PROJECTS = 10
+UNHEALTHY = 1  # the exit code, for scripts
+
+
+@commands.command("status")
+@with_client
+def show(
+    client: "Client",
+    as_json: AsJson = False,
+    failed: Annotated[int, typer.Option(min=0, max=20, help="Maximum number of failed jobs.")] = 5,
+) -> None:
+    """Show whether the service is healthy, and what to do if it is not. Requires an admin key.
+
+    Workers, queue, jobs that failed within the last day, storage by project, last backup. The exit code is 1 if there
+    is a problem.
+    """
+    status = client.get("organization/status")
+    if as_json:
+        print_json(status)
+    else:
+        _print(status, failed)
+    if not status["healthy"]:
+        raise typer.Exit(UNHEALTHY)
+
+
+def _print(status: dict[str, Any], failed_limit: int) -> None:
+    print_line("The service is healthy." if status["healthy"] else "The service has problems.")
+    for problem in status["problems"]:
+        print_line(f"  {problem['level']}: {problem['message']}\n    -> {problem['remedy']}")
+    print_line("")
+    print_fields(
+        [
+            ("queue", _queue_text(status["queue"])),
+            ("oldest due", _oldest_text(status["queue"]["oldest"])),
+            ("disk", _disk_text(status["storage"])),
+            ("last backup", _backup_text(status["last_backup"])),
+        ]
+    )
+    print_line("\nWorkers")
+    rows = [[w["name"] or w["id"], w["queue"], w["status"], w["job_id"] or ""] for w in status["workers"]]
+    print_table(["worker", "queue", "status", "job"], rows, "No worker is alive.")
+    _print_failed(status["failed_jobs"], failed_limit)
+    print_line("\nStorage by project")
+    projects = [[each["project"], size_text(each["stored_bytes"])] for each in status["storage"]["projects"]]
+    print_table(["project", "stored"], projects[:MAX_PROJECTS], "No projects.")
+
+
+def _print_failed(failures: dict[str, Any], limit: int) -> None:
+    if not failures["total"]:
+        print_line("\nNo job failed within the last day.")
+        return
+    codes = ", ".join(f"{count} x {code}" for code, count in failures["by_code"].items())
+    print_line(f"\nFailed within the last day: {failures['total']} ({codes})")
+    for job in failures["data"][:limit]:
+        print_line(f"  {job['id']}  {job['project']}  {time_text(job['finished_at'])}  {job['code']}")
+        print_line(f"    {job['message'] or ''}")
+        if job["remedy"]:
+            print_line(f"    -> {job['remedy']}")
+
+
+def _queue_text(queue: dict[str, Any]) -> str:
+    names = {"running": "running", "queued": "queued", "validating_files": "validating", "paused": "paused"}
+    return ", ".join(f"{queue[state]} {name}" for state, name in names.items())
+
+
+def _oldest_text(oldest: list[dict[str, Any]]) -> str:
+    return ", ".join(f"{job['id']} ({job['status']}) for {duration_text(job['waiting_seconds'])}" for job in oldest)
+
+
+def _disk_text(storage: dict[str, Any]) -> str:
+    return f"{size_text(storage['disk_free_bytes'])} of {size_text(storage['disk_bytes'])} are free"
+
+
+def _backup_text(backup: dict[str, Any] | None) -> str:
+    return "none" if backup is None else time_text(backup["finished_at"])

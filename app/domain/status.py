@@ -1,0 +1,138 @@
+"""Whether a service is healthy, and what to do if it is not: rules on facts that the database and the disk give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from app.domain.jobs.remedies import OPERATOR_REASONS
+from app.domain.jobs.states import JobState
+
+MAX_SILENT_SECONDS = 60.0  # of a reconciler or webhook sender, which report every few seconds
+MAX_IDLE_WAIT_SECONDS = 900.0  # of a due job beside an idle worker
+MAX_BACKLOG_SECONDS = 600.0
+MAX_BACKUP_AGE_SECONDS = 7 * 86_400.0
+
+CHECK_REMEDIES = {
+    "database": "Start PostgreSQL, or free space on its disk.",
+    "storage": "Check the disk or the bucket, and the permissions of the data directory.",
+    "disk": "The storage by project below shows who uses the space; exports can be made again.",
+    "broker": "Start Redis or Valkey. No job is lost; until then jobs start a few seconds later.",
+}
+
+Level = Literal["problem", "advice"]
+Service = Literal["reconciler", "webhooks"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    code: str
+    level: Level
+    message: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class ServiceFacts:
+    """What is known of the service. Ages are seconds; None: never seen."""
+
+    jobs: Mapping[str, int]  # unfinished jobs by state
+    living_workers: Mapping[str, int]  # by queue
+    idle_workers: Mapping[str, int]
+    lost_workers: Sequence[str]  # that vanished within the last day without a shutdown
+    expired_leases: int
+    oldest_age_seconds: Mapping[str, float]  # of the oldest due job, by state
+    failed_by_code: Mapping[str, int]  # jobs of the last day
+    silent_seconds: Mapping[Service, float | None]
+    has_webhooks: bool
+    backlog_age_seconds: float
+    backup_age_seconds: float | None
+    failed_checks: Sequence[tuple[str, bool, str]] = field(default=())  # (name, is required, detail)
+
+
+def find_problems(facts: ServiceFacts) -> list[Problem]:
+    """All problems, those that stop jobs first."""
+    found = [
+        *_checks(facts),
+        *_workers(facts),
+        *_processes(facts),
+        *_queue(facts),
+        *_failures(facts),
+        *_webhooks(facts),
+        *_backups(facts),
+    ]
+    return sorted(found, key=lambda each: each.level != "problem")
+
+
+def _checks(facts: ServiceFacts) -> Iterator[Problem]:
+    for name, is_required, detail in facts.failed_checks:
+        level: Level = "problem" if is_required or name == "disk" else "advice"
+        yield Problem(
+            f"{name}_check_failed", level, f"{name}: {detail}.", CHECK_REMEDIES.get(name, "Read the API's log.")
+        )
+
+
+def _workers(facts: ServiceFacts) -> Iterator[Problem]:
+    for queue, state, work in (("gpu", JobState.QUEUED, "train"), ("cpu", JobState.VALIDATING, "be validated")):
+        waiting = facts.jobs.get(state, 0)
+        if waiting and not facts.living_workers.get(queue, 0):
+            message = f"{_count(waiting, 'job')} wait to {work}, and no {queue.upper()} worker is alive."
+            yield Problem(f"no_{queue}_worker", "problem", message, "Start a worker and read its log.")
+    if facts.lost_workers:
+        names = ", ".join(facts.lost_workers[:3]) + (", …" if len(facts.lost_workers) > 3 else "")
+        message = f"{_count(len(facts.lost_workers), 'worker')} vanished within the last day: {names}."
+        remedy = "Read the worker's log and the kernel's log of its host. Its jobs continue on other workers."
+        yield Problem("workers_lost", "advice", message, remedy)
+    if facts.expired_leases:
+        message = f"{_count(facts.expired_leases, 'lease')} expired: the workers that held the jobs do not respond."
+        yield Problem("leases_expired", "problem", message, "The reconciler ends these attempts; check the workers.")
+
+
+def _processes(facts: ServiceFacts) -> Iterator[Problem]:
+    silent = facts.silent_seconds.get("reconciler")
+    if silent is None or silent > MAX_SILENT_SECONDS:
+        message = f"No reconciler runs ({_last_seen(silent)}): lost jobs are not recovered, nothing is cleaned up."
+        yield Problem("no_reconciler", "problem", message, "Start `python -m worker.reconciler` and read its log.")
+    silent = facts.silent_seconds.get("webhooks")
+    if facts.has_webhooks and (silent is None or silent > MAX_SILENT_SECONDS):
+        message = f"No webhook sender runs ({_last_seen(silent)}): deliveries wait."
+        yield Problem("no_webhook_sender", "problem", message, "Start `python -m worker.webhooks` and read its log.")
+
+
+def _queue(facts: ServiceFacts) -> Iterator[Problem]:
+    age = facts.oldest_age_seconds.get(JobState.QUEUED, 0.0)
+    if age > MAX_IDLE_WAIT_SECONDS and facts.idle_workers.get("gpu", 0):
+        message = f"A due job has waited for {age / 60:.0f} minutes although a GPU worker is idle."
+        yield Problem("queue_stalled", "advice", message, "`tunery queue` shows what the job waits for.")
+
+
+def _failures(facts: ServiceFacts) -> Iterator[Problem]:
+    ours = {code: count for code, count in facts.failed_by_code.items() if code in OPERATOR_REASONS}
+    if ours:
+        codes = ", ".join(f"{count} x {code}" for code, count in sorted(ours.items()))
+        message = f"Jobs failed within the last day for reasons that are not their users': {codes}."
+        yield Problem("jobs_failed", "problem", message, "The list of failed jobs below has the remedy for each.")
+
+
+def _webhooks(facts: ServiceFacts) -> Iterator[Problem]:
+    if facts.backlog_age_seconds > MAX_BACKLOG_SECONDS:
+        message = f"A webhook delivery has been due for {facts.backlog_age_seconds / 60:.0f} minutes."
+        yield Problem("webhooks_delayed", "problem", message, "Read the log of the webhook sender.")
+
+
+def _backups(facts: ServiceFacts) -> Iterator[Problem]:
+    age = facts.backup_age_seconds
+    if age is None:
+        yield Problem("no_backup", "advice", "No backup was made.", "Make one: `tunery backup DIRECTORY`.")
+    elif age > MAX_BACKUP_AGE_SECONDS:
+        message = f"The last backup is {age / 86_400:.0f} days old."
+        yield Problem("backup_old", "advice", message, "Make one: `tunery backup DIRECTORY`.")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _last_seen(seconds: float | None) -> str:
+    return "none was ever seen" if seconds is None else f"last seen {seconds / 60:.0f} minutes ago"

@@ -1,0 +1,65 @@
+"""The status of the service, for admins: problems, workers, queue, failed jobs, storage, backup."""
+
+from __future__ import annotations
+
+import pytest
+from starlette.testclient import TestClient
+
+from app.db import status
+from app.db.access import keys
+from app.db.engine import Sessions, transaction
+from app.db.scheduling import workers
+from app.db.tables import Project
+from app.storage import LocalStorage
+from tests.factories import make_failed_job, make_file, make_job
+
+PATH = "/v1/organization/status"
+
+
+@pytest.fixture
+def admin(sessions: Sessions, project: Project) -> dict[str, str]:
+    with transaction(sessions) as session:
+        secret = keys.issue(session, project, "admin", key_scopes=["all", "admin"]).secret
+    return {"Authorization": f"Bearer {secret}"}
+
+
+def test_only_admins_see_it(client: TestClient) -> None:
+    assert client.get(PATH).status_code == 403
+
+
+def test_after_a_night_of_faults_one_answer_has_each_of_them(
+    client: TestClient,
+    admin: dict[str, str],
+    sessions: Sessions,
+    project: Project,
+    storage: LocalStorage,
+    base_model: str,
+) -> None:
+    with transaction(sessions) as session:
+        failed = make_failed_job(session, storage, project)
+        waiting = make_job(session, project, make_file(session, storage, project))
+        status.report(session, "backup", {"directory": "/backup"})
+        workers.heartbeat(session, "gpu0@host#1", "gpu", "host", 1, {})
+        workers.mark_lost(session, silent_seconds=-1)
+    body = client.get(PATH, headers=admin).json()
+    assert body["healthy"] is False
+    assert {problem["code"] for problem in body["problems"]} == {"no_cpu_worker", "no_reconciler", "workers_lost"}
+    assert body["queue"]["validating_files"] == 1
+    assert [job["id"] for job in body["queue"]["oldest"]] == [waiting.id]
+    (job,) = body["failed_jobs"]["data"]
+    assert (job["id"], job["project"], job["code"]) == (failed.id, "default", "invalid_training_file")
+    assert job["remedy"].startswith("Correct the listed lines")
+    assert body["failed_jobs"]["by_code"] == {"invalid_training_file": 1}
+    assert body["storage"]["projects"][0]["stored_bytes"] > 0
+    assert body["last_backup"]["details"] == {"directory": "/backup"}
+    assert [worker["name"] for worker in body["workers"]] == ["gpu0@host#1"]
+
+
+def test_a_service_whose_processes_report_is_healthy(
+    client: TestClient, admin: dict[str, str], sessions: Sessions, base_model: str
+) -> None:
+    with transaction(sessions) as session:
+        status.report(session, "reconciler")
+        status.report(session, "backup")
+    body = client.get(PATH, headers=admin).json()
+    assert (body["healthy"], body["problems"]) == (True, [])

@@ -1,0 +1,46 @@
+"""`tunery status`: one screen for operators, and an exit code for scripts."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.db import status
+from app.db.access import keys
+from app.db.engine import Sessions, transaction
+from app.db.scheduling import workers
+from app.db.tables import Project
+from app.storage import LocalStorage
+from tests.app.cli.conftest import Tunery
+from tests.factories import make_failed_job
+
+
+@pytest.fixture(autouse=True)
+def admin_key(tunery: Tunery, sessions: Sessions, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    with transaction(sessions) as session:
+        secret = keys.issue(session, project, "admin", key_scopes=["all", "admin"]).secret
+    monkeypatch.setenv("TUNERY_API_KEY", secret)
+
+
+def test_a_healthy_service_exits_with_0(tunery: Tunery, base_model: str, sessions: Sessions) -> None:
+    with transaction(sessions) as session:
+        status.report(session, "reconciler")
+        workers.heartbeat(session, "gpu0@host#1", "gpu", "host", 1, {})
+    shown = tunery("status")
+    assert shown.exit_code == 0, shown.err
+    assert shown.out.startswith("The service is healthy.\n  advice: No backup was made.\n")
+    assert "gpu0@host#1" in shown.out
+    assert "No job failed within the last day." in shown.out
+
+
+def test_each_failed_job_is_shown_with_its_reason_and_a_remedy(
+    tunery: Tunery, base_model: str, sessions: Sessions, project: Project, storage: LocalStorage
+) -> None:
+    with transaction(sessions) as session:
+        job = make_failed_job(session, storage, project)
+    shown = tunery("status")
+    assert shown.exit_code == 1
+    assert "problem: No reconciler runs (none was ever seen)" in shown.out
+    assert f"{job.id}  default  " in shown.out
+    assert "Line 3: message 2 has no role" in shown.out
+    assert "-> Correct the listed lines" in shown.out
+    assert "Failed within the last day: 1 (1 x invalid_training_file)" in shown.out
