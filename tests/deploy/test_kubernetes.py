@@ -1,0 +1,86 @@
+"""examples/kubernetes: valid objects, with the commands, checks and limits of docker-compose.yml."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from app.settings import Settings
+from tests.deploy import compose, dockerfile
+
+FILE = Path(__file__).parents[2] / "examples" / "kubernetes" / "tunery.yaml"
+OBJECTS: list[dict[str, Any]] = list(yaml.safe_load_all(FILE.read_text(encoding="utf-8")))
+PODS = {
+    each["metadata"]["name"]: each["spec"]["template"]["spec"] for each in OBJECTS if "template" in each.get("spec", {})
+}
+CONTAINERS = {name: pod["containers"][0] for name, pod in PODS.items()}
+COMPOSE = {name: service for name, service in compose.services().items() if compose.is_ours(service)}
+WITHOUT_SETTINGS = {"web"}  # a client of the API: no database, no secret
+
+
+@pytest.mark.parametrize("body", OBJECTS, ids=lambda body: f"{body['kind']} {body['metadata']['name']}")
+def test_every_object_is_valid(body: dict[str, Any]) -> None:
+    kubernetes_validate.validate(body, "1.37", strict=True)
+
+
+def test_every_process_of_compose_has_a_pod() -> None:
+    assert CONTAINERS.keys() == COMPOSE.keys() - {"gpu-worker-without-gpu"}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+class TestPod:
+    def test_runs_the_command_of_compose_in_the_same_image(self, name: str) -> None:
+        service, container = COMPOSE[name], CONTAINERS[name]
+        assert container["args"] == service["command"]
+        assert container["image"].rpartition("/")[2] == service["image"]
+
+    def test_has_the_check_of_compose(self, name: str) -> None:
+        service, container = COMPOSE[name], CONTAINERS[name]
+        check = service.get("healthcheck") or {
+            "test": ["CMD", *dockerfile.load().health_check(compose.target(service))]
+        }
+        if check.get("disable"):
+            assert "livenessProbe" not in container
+        elif "worker.health" in check["test"]:
+            assert container["livenessProbe"]["exec"]["command"] == check["test"][1:]
+        else:
+            paths = {container[kind]["httpGet"]["path"] for kind in container if kind.endswith("Probe")}
+            assert "/healthz" in paths
+
+    def test_has_as_long_to_stop(self, name: str) -> None:
+        seconds = int(str(COMPOSE[name].get("stop_grace_period", "30s")).removesuffix("s"))
+        assert PODS[name].get("terminationGracePeriodSeconds", 30) >= seconds
+
+    def test_is_unprivileged_and_writes_only_to_volumes(self, name: str) -> None:
+        pod, security = PODS[name]["securityContext"], CONTAINERS[name]["securityContext"]
+        assert (pod["runAsNonRoot"], pod["runAsUser"]) == (True, 10001)
+        assert security["readOnlyRootFilesystem"] is True
+        assert security["allowPrivilegeEscalation"] is False
+        assert security["capabilities"] == {"drop": ["ALL"]}
+        assert PODS[name]["automountServiceAccountToken"] is False
+
+    def test_reads_the_settings_unless_it_is_a_client(self, name: str) -> None:
+        has_settings = "envFrom" in CONTAINERS[name]
+        assert has_settings is (name not in WITHOUT_SETTINGS)
+
+    def test_mounts_only_volumes_that_exist(self, name: str) -> None:
+        owner = next(each for each in OBJECTS if each["metadata"]["name"] == name and "template" in each["spec"])
+        claimed = {each["metadata"]["name"] for each in owner["spec"].get("volumeClaimTemplates", [])}
+        volumes = {volume["name"] for volume in PODS[name].get("volumes", [])} | claimed
+        assert {mount["name"] for mount in CONTAINERS[name].get("volumeMounts", [])} == volumes
+
+
+def test_every_setting_is_one_that_tunery_reads() -> None:
+    (settings,) = [each["data"] for each in OBJECTS if each["kind"] == "ConfigMap"]
+    named = {*settings, *re.findall(r"TUNERY_\w+", FILE.with_name("README.md").read_text(encoding="utf-8"))}
+    known = {f"TUNERY_{field.upper()}" for field in Settings.model_fields} | {"TUNERY_ADMIN_KEY_FILE"}
+    assert {name for name in named if name.startswith("TUNERY_")} <= known
+
+
+def test_a_gpu_worker_has_one_gpu() -> None:
+    assert CONTAINERS["gpu-worker"]["resources"]["limits"]["nvidia.com/gpu"] == 1
