@@ -6,7 +6,7 @@ import math
 import resource
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,15 @@ from app.domain.jobs.events import CheckpointSaved, Command, Done, Measured, Met
 from app.domain.jobs.states import Reason
 from worker.trainer.checkpoint.checkpoint import save_checkpoint
 from worker.trainer.checkpoint.verify import verify_adapter
+from worker.trainer.distributed import parallel
 from worker.trainer.memory import device_memory
 from worker.trainer.memory.out_of_memory import OutOfMemoryPolicy, drop_moments, reduce_prompts, reduce_validation
 from worker.trainer.model.base_model import FrozenBase
 from worker.trainer.objective.metrics import StepMetrics
 from worker.trainer.objective.objective import Objective
 from worker.trainer.records import RecordWriter
+from worker.trainer.runtime.cpu_load import CpuSample, others_share, take_sample
+from worker.trainer.runtime.device import granted_cores
 from worker.trainer.runtime.failures import Failure
 from worker.trainer.runtime.process import working_seconds
 from worker.trainer.runtime.result_messages import result_messages
@@ -51,6 +54,7 @@ class StepActions:
     emit: RecordWriter
     stops: StopRequests
     full_disk_error: Exception | None = None  # raised by the checkpoint of the previous step
+    cpu_at_start: CpuSample = field(default_factory=take_sample)
 
     def after_step(self, step: Step) -> None:
         """Validate, report and save a checkpoint, each if it is due. Raises Failure(NON_FINITE_LOSS)."""
@@ -188,8 +192,15 @@ class StepActions:
                 step_seconds=run.step_seconds,
                 step_tokens=run.step_tokens,
                 validation_seconds=run.validation_seconds,
+                others_share=self._others_share(),
             )
         )
+
+    def _others_share(self) -> float | None:
+        """Return the share of the CPU that other programs used; None on CUDA, and for several processes of one job."""
+        if self.base.device.type == "cuda" or parallel.world_size() > 1:
+            return None
+        return others_share(self.cpu_at_start, take_sample(), granted_cores())
 
     def _checkpoint(self, run: Run, *, final: bool) -> Path:
         """Save and report the public checkpoint of this step, unless that has been done. Returns its directory."""

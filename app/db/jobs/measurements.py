@@ -15,7 +15,7 @@ from app.domain.jobs.states import Reason
 from app.domain.planning.execution_plan import Measurement
 from app.domain.planning.memory import DeviceKind
 
-MAX_SIMILAR = 20  # their median adapts quickly to a changed driver or library
+MAX_SIMILAR = 20  # their medians adapt quickly to a changed driver or library
 
 
 def add(
@@ -71,6 +71,7 @@ def finish(session: Session, job: Job, measured: Measured) -> None:
             step_seconds=measured.step_seconds,
             step_tokens=measured.step_tokens,
             validation_seconds=measured.validation_seconds,
+            others_share=measured.others_share,
         )
     )
 
@@ -124,6 +125,7 @@ def _measurement(row: MeasurementRow) -> Measurement:
             "tokens": row.step_tokens,
             "flops": _flops(row),
             "other_seconds": _other_seconds(row),
+            "others_share": row.others_share or 0.0,
         }
     )
 

@@ -59,3 +59,4 @@ class MeasurementRow(Base):
     step_flop: Mapped[float | None]  # per token, by the formula
     probe_seconds: Mapped[float | None]
     validation_seconds: Mapped[float | None]
+    others_share: Mapped[float | None]  # of the CPU, used by other programs meanwhile; NULL on CUDA

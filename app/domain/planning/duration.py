@@ -7,6 +7,8 @@ be computed in the same time. So the FLOP/s of one job also apply to jobs with o
 
 from __future__ import annotations
 
+import re
+
 from app.domain.base_models.catalog import CatalogEntry
 from app.domain.jobs.spec import JobSpec
 from app.domain.planning.execution_plan import ExecutionPlan
@@ -28,10 +30,47 @@ ATTENTION_COST: dict[DeviceKind, float] = {"cpu": 3.0, "cuda": 1.0}
 OPTIMIZER_FLOP: dict[DeviceKind, float] = {"cpu": 1000.0, "cuda": 4000.0}
 # bfloat16 FLOP/s of one core with AVX-512, and of a CPU whose flags are unknown; app.system.cpu_info refines it.
 DEFAULT_CORE_FLOPS = 2e11
-CUDA_FLOPS = 1e14  # of a GPU that is not in the table
-# Dense bfloat16 (T4: float16) peaks of the data sheets; UTILIZATION is the assumed share of it until measured.
-PEAK_FLOPS = {"H200": 9.9e14, "H100": 9.9e14, "A100": 3.1e14, "4090": 1.65e14, "L4": 1.2e14, "A10": 7e13, "T4": 6.5e13}
-UTILIZATION: dict[DeviceKind, float] = {"cpu": 0.6, "cuda": 0.4}
+CUDA_FLOPS = 1e14  # of a GPU that is not in the table and was not measured
+# Dense bfloat16 peaks of the data sheets with float32 accumulation (before sm80: float16), by the words of the name
+# without the vendor's; other words (memory, form) may follow. The longest entry applies.
+PEAK_FLOPS = {
+    "B300": 2.25e15,
+    "GB300": 2.5e15,
+    "B200": 2.25e15,
+    "GB200": 2.5e15,
+    "GH200": 9.9e14,
+    "H200": 9.9e14,
+    "H200 NVL": 8.35e14,
+    "H100": 9.9e14,
+    "H100 NVL": 8.35e14,
+    "H100 PCIe": 7.56e14,
+    "H800": 9.9e14,
+    "H20": 1.48e14,
+    "A100": 3.12e14,
+    "A800": 3.12e14,
+    "A40": 1.5e14,
+    "A30": 1.65e14,
+    "A10": 1.25e14,
+    "A10G": 7e13,
+    "L40S": 3.62e14,
+    "L40": 1.81e14,
+    "L4": 1.21e14,
+    "RTX PRO 6000": 5.0e14,
+    "RTX PRO 6000 Blackwell Max Q": 4.4e14,
+    "RTX 6000 Ada": 3.64e14,
+    "RTX A6000": 1.55e14,
+    "RTX 5090": 2.1e14,
+    "RTX 5080": 1.13e14,
+    "RTX 4090": 1.65e14,
+    "RTX 4080": 9.7e13,
+    "RTX 3090": 7.1e13,
+    "V100": 1.12e14,
+    "T4": 6.5e13,
+}
+VENDOR_WORDS = frozenset({"NVIDIA", "GeForce", "Tesla"})
+PARTIAL_WORDS = frozenset({"Laptop", "MIG"})
+PRODUCT_UTILIZATION = 0.55  # of one large product: it reaches 0.7 to 0.8 of the peak itself
+UTILIZATION: dict[DeviceKind, float] = {"cpu": 0.6, "cuda": 0.4}  # assumed share of the peak until a job was measured
 START_SECONDS = 10.0  # imports, loading the base, and the final verification
 BASE_BYTES_PER_SECOND = 1e9
 
@@ -71,11 +110,26 @@ def validation_flop(entry: CatalogEntry, spec: JobSpec, work: Workload, plan: Ex
     return forward * relative_token_cost(entry.decoder_layers, validation_plan, kind, plan.row_tokens)
 
 
-def estimated_flops(kind: DeviceKind, name: str, cores: int, core_flops: float) -> float:
-    """FLOP/s of a device before anything was measured."""
+def estimated_flops(
+    kind: DeviceKind, name: str, cores: int, core_flops: float, product_flops: float | None = None
+) -> float:
+    """FLOP/s of a device before a job was measured: from its flags, its name, or one measured product."""
     if kind == "cpu":
         return UTILIZATION[kind] * cores * core_flops
-    return UTILIZATION[kind] * next((flops for gpu, flops in PEAK_FLOPS.items() if gpu in name), CUDA_FLOPS)
+    peak_flops = gpu_peak_flops(name)
+    if peak_flops is None and product_flops is not None:
+        return PRODUCT_UTILIZATION * product_flops
+    return UTILIZATION[kind] * (peak_flops or CUDA_FLOPS)
+
+
+def gpu_peak_flops(name: str) -> float | None:
+    """The peak of a GPU by its exact name, as nvidia-smi or torch print it; None for an unknown one.
+
+    Laptop GPUs and MIG slices have the name of a faster GPU, so they count as unknown.
+    """
+    words = [word for word in re.findall(r"[A-Za-z0-9]+", name.removeprefix("cuda (")) if word not in VENDOR_WORDS]
+    matches = [gpu for gpu in PEAK_FLOPS if words[: len(gpu.split())] == gpu.split()]
+    return PEAK_FLOPS[max(matches, key=len)] if matches and not PARTIAL_WORDS & set(words) else None
 
 
 def _forward(entry: CatalogEntry, work: Workload, kind: DeviceKind) -> float:

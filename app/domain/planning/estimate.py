@@ -39,6 +39,8 @@ TIME_TOLERANCE = 0.012  # plans whose times differ by less count as equally fast
 # `estimate_memory` predicts (with 256 cached).
 ONEDNN_MAPPING_OVERHEAD_BYTES = 26_000_000  # per batch length
 MAX_CACHED_LENGTHS = 5  # 128 / 30, calculated, not measured
+RECENCY = 0.7  # weight of a measured duration over that of the next newer job: the last two have half of all weight
+MIN_QUIET_SHARE = 0.1
 USABLE_MEMORY_SHARE = 0.97  # of the available memory; the rest is a reserve for estimation errors
 
 
@@ -51,15 +53,19 @@ class Device:
     memory_bytes: int  # of the GPU; on a CPU the memory that the process may use
     cores: int = 1
     core_flops: float = DEFAULT_CORE_FLOPS  # FLOP/s of one CPU core, estimated from its flags
+    product_flops: float | None = None  # FLOP/s of one large matrix product, measured on a GPU without a known peak
 
     @property
     def estimated_flops(self) -> float:
-        return estimated_flops(self.kind, self.name, self.cores, self.core_flops)
+        return estimated_flops(self.kind, self.name, self.cores, self.core_flops, self.product_flops)
 
 
 @dataclass(frozen=True)
 class Correction:
-    """Medians over earlier jobs: measured / predicted memory, FLOP/s, seconds besides steps and validations."""
+    """What earlier jobs showed: measured / predicted memory, FLOP/s, seconds besides steps and validations.
+
+    Medians; those of FLOP/s and seconds are weighted, so that they follow the present.
+    """
 
     loaded: float = 1.0
     working: float = 1.0
@@ -71,7 +77,7 @@ class Correction:
     def of(
         cls, measurements: Sequence[Measurement], plan: ExecutionPlan, working_bytes: int, tokens: int
     ) -> Correction:
-        """From jobs with the same device, base and quantization, preferably with the same layout.
+        """From jobs with the same device, base and quantization, the newest first, preferably with the same layout.
 
         Without a job of the same layout all jobs count, because the formulas have similar errors in all layouts. Only
         jobs of a similar size lower the estimated working memory.
@@ -80,13 +86,15 @@ class Correction:
         relevant = same_layout or measurements
         similar = [each.working_ratio for each in relevant if each.is_similar_in_size(working_bytes, tokens)]
         at_least_one = [max(1.0, each.working_ratio) for each in relevant]
-        rates = [each.flops for each in relevant if each.flops]
-        other_seconds = [each.other_seconds for each in measurements if each.other_seconds is not None]
+        rates = [(each.flops, each.others_share) for each in relevant if each.flops]
+        other_seconds = [
+            (each.other_seconds, each.others_share) for each in measurements if each.other_seconds is not None
+        ]
         return cls(
             loaded=statistics.median([each.loaded_ratio for each in relevant] or [1.0]),
             working=statistics.median(similar or at_least_one or [1.0]),
-            flops=statistics.median(rates) if rates else None,
-            other_seconds=statistics.median(other_seconds) if other_seconds else None,
+            flops=_recent_median(rates),
+            other_seconds=_recent_median(other_seconds),
             jobs=len(same_layout),
         )
 
@@ -241,6 +249,20 @@ def _placement(
         seconds=other_seconds + flop / (correction.flops or device.estimated_flops),
         basis="measured" if correction.jobs else "formula",
     )
+
+
+def _recent_median(values: Sequence[tuple[float, float]]) -> float | None:
+    """The weighted median of (value, share of the CPU that others used), the newest first; None without values.
+
+    Two recent runs on a quiet machine outweigh any number of earlier ones, one run does not.
+    """
+    weights = [RECENCY**age * max(MIN_QUIET_SHARE, 1 - share) for age, (_, share) in enumerate(values)]
+    total = 0.0
+    for value, weight in sorted(zip((value for value, _ in values), weights, strict=True)):
+        total += weight
+        if total >= sum(weights) / 2:
+            return value
+    return None
 
 
 def _gigabytes(size_bytes: int) -> str:

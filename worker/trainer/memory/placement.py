@@ -13,6 +13,7 @@ import torch
 from app.domain.jobs.events import Planned
 from app.domain.jobs.spec import JobSpec, RunSpec, TrainerSpec
 from app.domain.planning import estimate
+from app.domain.planning.duration import gpu_peak_flops
 from app.domain.planning.estimate import Device, Placement
 from app.domain.planning.memory import DeviceKind
 from app.domain.planning.workload import Workload
@@ -21,7 +22,7 @@ from app.system.model_files import read_catalog_entry
 from worker.trainer.distributed import parallel
 from worker.trainer.memory import device_memory
 from worker.trainer.model.base_model import FrozenBase
-from worker.trainer.runtime.device import device_name
+from worker.trainer.runtime.device import device_name, product_flops
 from worker.trainer.state import Run
 
 MEMORY_FACTOR_AFTER_KILL = 0.7  # of the reported free memory, for each kill by the kernel
@@ -38,7 +39,10 @@ def place(spec: TrainerSpec, base: FrozenBase, run: Run, max_row_tokens: int | N
     factor = MEMORY_FACTOR_AFTER_KILL**spec.out_of_memory_kills
     capacity = memory.used_bytes + int(memory.free_bytes / sharing_processes * factor)
     kind: DeviceKind = "cuda" if base.device.type == "cuda" else "cpu"
-    device = Device(kind, device_name(base.device), capacity, torch.get_num_threads(), core_flops())
+    name, flops = device_name(base.device), None
+    if kind == "cuda" and gpu_peak_flops(name) is None:
+        flops = product_flops(base.device, base.compute_dtype)
+    device = Device(kind, name, capacity, torch.get_num_threads(), core_flops(), flops)
     job = job_spec_of(spec, run.spec)
     validation_tokens = run.validation_dataset.tokens if run.validation_dataset else 0
     work = Workload.of(job, run.dataset.lengths(), run.dataset.labelled_tokens, validation_tokens)

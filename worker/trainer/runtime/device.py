@@ -19,6 +19,7 @@ from app.system.cpu_info import cpu_name, usable_cores
 from worker.trainer.runtime.failures import Failure
 
 CPU_QUOTA = "cpu.max"
+PRODUCT_SIZE = 4096  # 0.1 TFLOP: a millisecond on a fast GPU, 100 MB in 16 bits
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -78,6 +79,19 @@ def _product_seconds(dtype: torch.dtype, device: torch.device) -> float:
         left @ right
         times.append(time.perf_counter() - started)
     return min(times)
+
+
+def product_flops(device: torch.device, dtype: torch.dtype, size: int = PRODUCT_SIZE) -> float:
+    """Return the FLOP/s of one square matrix product, the fastest of three."""
+    left, right = (torch.ones((size, size), dtype=dtype, device=device) for _ in range(2))
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        left @ right
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - started)
+    return 2 * size**3 / min(times)
 
 
 def choose_threads() -> int:

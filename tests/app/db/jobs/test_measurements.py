@@ -38,8 +38,9 @@ def found(sessions: Sessions, job: Job, device: str = "EPYC") -> list[dict[str, 
 
 
 DONE = Measured(
-    run_id="r", mode=MODE, peak_bytes=1_900, seconds=30.0, step_seconds=20.0, step_tokens=4_000, validation_seconds=4.0
-)
+    run_id="r", mode=MODE, peak_bytes=1_900, seconds=30.0, step_seconds=20.0, step_tokens=4_000, validation_seconds=4.0,
+    others_share=0.25,
+)  # fmt: skip
 
 
 def test_a_job_counts_when_it_is_done(sessions: Sessions, running: Job) -> None:
@@ -52,7 +53,7 @@ def test_a_job_counts_when_it_is_done(sessions: Sessions, running: Job) -> None:
     (row,) = found(sessions, running)
     assert (row["loaded_ratio"], row["working_ratio"]) == (1.1, 1.6)
     assert (row["working_bytes"], row["tokens"]) == (500, 4_000)
-    assert (row["flops"], row["other_seconds"]) == (200 * 3e9, 5.0)
+    assert (row["flops"], row["other_seconds"], row["others_share"]) == (200 * 3e9, 5.0, 0.25)
 
 
 def test_a_peak_of_the_probe_stays_where_the_steps_took_less(sessions: Sessions, running: Job) -> None:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from app.domain.jobs.spec import JobSpec
-from app.domain.planning.duration import estimated_flops, relative_token_cost, step_flop, validation_flop
-from app.domain.planning.estimate import Device, estimate_placement
+from app.domain.planning.duration import (
+    estimated_flops,
+    gpu_peak_flops,
+    relative_token_cost,
+    step_flop,
+    validation_flop,
+)
+from app.domain.planning.estimate import Correction, Device, estimate_placement
 from app.domain.planning.execution_plan import ExecutionPlan, Measurement
 from app.domain.planning.packing import SequenceLengths
 from app.domain.planning.workload import Workload
@@ -14,6 +22,7 @@ from tests.app.domain.planning.test_estimate import HYPERPARAMETERS, LLAMA_8B, s
 
 CPU = Device("cpu", "EPYC", 64 << 30, cores=2)
 MODE = ExecutionPlan(row_tokens=1024, cache_weights=True)
+PLAIN: dict[str, Any] = {"recompute": "nothing", "cache_weights": True, "loaded_ratio": 1, "working_ratio": 1}
 
 
 def work(job: JobSpec, length: int = 200, examples: int = 64, labelled: float = 1.0, validation: int = 0) -> Workload:
@@ -95,6 +104,19 @@ class TestSeconds:
         slow, quick = self.placed(one, work(one), learned), self.placed(many, work(many), learned)
         assert 1.2 < slow / quick < 1.4
 
+    @pytest.mark.parametrize("field", ["flops", "other_seconds"])
+    def test_after_a_busy_hour_two_quiet_jobs_determine_the_next_plan(self, field: str) -> None:
+        """The newest is first. One quiet job does not outweigh ten others, as it may be the exception."""
+        busy, quiet = ({"flops": 1e12, "other_seconds": 60.0}, {"flops": 2e12, "other_seconds": 20.0})
+        slow, quick = (Measurement(**PLAIN | busy), Measurement(**PLAIN | quiet))
+        found = [Correction.of([quick] * count + [slow] * 10, MODE, 1, 1) for count in range(3)]
+        assert [getattr(each, field) for each in found] == [busy[field], busy[field], quiet[field]]
+
+    def test_a_run_on_a_crowded_machine_counts_less(self) -> None:
+        crowded = [Measurement(**PLAIN, flops=1e12, others_share=share) for share in (0.0, 0.8)]
+        quiet = [Measurement(**PLAIN, flops=2e12)] * 3
+        assert [Correction.of([each, each, *quiet], MODE, 1, 1).flops for each in crowded] == [1e12, 2e12]
+
     def test_validations_are_counted_each_time(self) -> None:
         job = spec(hyperparameters=HYPERPARAMETERS | {"batch_size": 8, "n_epochs": 3})
         learned = self.measured(1e12, 0.0)
@@ -107,7 +129,44 @@ class TestSeconds:
     def test_before_measurements_it_is_estimated_from_the_data_sheet_or_the_cpu_flags(self) -> None:
         assert estimated_flops("cuda", "NVIDIA H100 80GB HBM3", 1, 2e11) == pytest.approx(0.4 * 9.9e14)
         assert estimated_flops("cuda", "Another", 1, 2e11) == pytest.approx(0.4 * 1e14)
+        assert estimated_flops("cuda", "Another", 1, 2e11, 3e14) == pytest.approx(0.55 * 3e14)
+        assert estimated_flops("cuda", "NVIDIA H100 80GB HBM3", 1, 2e11, 3e14) == pytest.approx(0.4 * 9.9e14)
         assert estimated_flops("cpu", "EPYC", 4, 5e11) == pytest.approx(4 * 0.6 * 5e11)
+
+
+class TestGpuPeakFlops:
+    @pytest.mark.parametrize(
+        ("name", "teraflops"),
+        [
+            ("NVIDIA B200", 2250),
+            ("NVIDIA H200", 990),
+            ("NVIDIA H20", 148),
+            ("NVIDIA H100 80GB HBM3", 990),
+            ("NVIDIA H100 PCIe", 756),
+            ("cuda (NVIDIA H100 NVL)", 835),
+            ("NVIDIA A100-SXM4-80GB", 312),
+            ("NVIDIA A40", 150),
+            ("NVIDIA A10", 125),
+            ("NVIDIA A10G", 70),
+            ("NVIDIA L40S", 362),
+            ("NVIDIA L40", 181),
+            ("NVIDIA L4", 121),
+            ("NVIDIA GeForce RTX 5090", 210),
+            ("NVIDIA GeForce RTX 4090", 165),
+            ("NVIDIA RTX PRO 6000 Blackwell Server Edition", 500),
+            ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", 440),
+            ("NVIDIA RTX 6000 Ada Generation", 364),
+            ("Tesla T4", 65),
+        ],
+    )
+    def test_is_that_of_the_exact_name(self, name: str, teraflops: float) -> None:
+        assert gpu_peak_flops(name) == pytest.approx(teraflops * 1e12)
+
+    @pytest.mark.parametrize(
+        "name", ["NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA A100-SXM4-80GB MIG 1g.10gb", "NVIDIA T400 4GB", "AMD"]
+    )
+    def test_another_name_is_unknown(self, name: str) -> None:
+        assert gpu_peak_flops(name) is None
 
 
 def test_the_workload_is_what_steps_and_validations_process() -> None:

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from worker.trainer.runtime.cpu_load import CpuSample, is_crowded, take_sample
+from worker.trainer.runtime.cpu_load import CpuSample, is_crowded, others_share, take_sample
 
 
 class TestIsCrowded:
@@ -32,6 +32,17 @@ class TestIsCrowded:
         before = CpuSample(0.0, 0.0, 0.0)
 
         assert not is_crowded(before, CpuSample(1.0, 2.0, 2.0), cores=2, threads=2)
+
+
+class TestOthersShare:
+    @pytest.mark.parametrize(
+        ("busy_seconds", "own_seconds", "expected"), [(8, 8, 0), (8, 2, 0.75), (8, 0, 1), (7, 8, 0)]
+    )
+    def test_is_what_other_programs_used_of_the_cores(
+        self, busy_seconds: float, own_seconds: float, expected: float
+    ) -> None:
+        before, after = CpuSample(0.0, 100.0, 10.0), CpuSample(4.0, 100.0 + busy_seconds, 10.0 + own_seconds)
+        assert others_share(before, after, cores=2) == expected
 
 
 class TestTakeSample:
