@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0017_others_share"
-down_revision = "0016_job_origin"
+revision = "0018_others_share"
+down_revision = "0017_service_state"
 branch_labels = None
 depends_on = None
 
