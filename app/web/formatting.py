@@ -77,8 +77,8 @@ def _one_unit(seconds: float) -> str:
 
 
 def moment(unix_seconds: float | None) -> str:
-    """A time in UTC, to the second."""
-    return "–" if unix_seconds is None else f"{datetime.fromtimestamp(unix_seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    """A time in UTC, to the minute."""
+    return "–" if unix_seconds is None else f"{datetime.fromtimestamp(unix_seconds, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def count(number: float | None) -> str:

@@ -16,6 +16,7 @@ from app.log import get_logger
 from app.settings import WebSettings
 from app.web.api_client import ApiClient, ApiError
 from app.web.components.elements import button, link, note, tag
+from app.web.csv_tables import TableStore
 from app.web.formatting import clean
 from app.web.sessions import SessionStore, WebSession
 
@@ -43,6 +44,7 @@ class View:
     request: Request
     session: WebSession
     settings: WebSettings
+    tables: TableStore
 
     @property
     def api(self) -> ApiClient:
@@ -79,7 +81,7 @@ def screen(path: str, title: str, section: str) -> Callable[[Build], Build]:
     return register
 
 
-def add_screen(one: Screen, sessions: SessionStore, settings: WebSettings) -> None:
+def add_screen(one: Screen, sessions: SessionStore, settings: WebSettings, tables: TableStore) -> None:
     """Route a screen. Without a session its request is redirected to the sign-in form."""
 
     async def page(request: Request) -> Response | None:
@@ -87,7 +89,7 @@ def add_screen(one: Screen, sessions: SessionStore, settings: WebSettings) -> No
         if session is None:
             target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
             return RedirectResponse(f"/sign-in?next={quote(target, safe='')}", 303)
-        view = View(request, session, settings)
+        view = View(request, session, settings, tables)
         _follow_session(session)
         ui.dark_mode(THEMES.get(request.cookies.get(THEME_COOKIE, "")))
         _header(view, one.section)

@@ -14,8 +14,9 @@ from starlette.responses import RedirectResponse
 from starlette.staticfiles import StaticFiles
 
 from app.settings import WebSettings
-from app.web import pages, sign_in
+from app.web import downloads, pages, sign_in, uploads
 from app.web.api_client import make_http
+from app.web.csv_tables import TableStore
 from app.web.frame import SCREENS, add_screen
 from app.web.sessions import SessionStore
 
@@ -45,6 +46,7 @@ def create_app(settings: WebSettings) -> FastAPI:
     """
     http = make_http(settings.api_url)
     sessions = SessionStore(http, settings.session_seconds)
+    tables = TableStore()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -54,11 +56,14 @@ def create_app(settings: WebSettings) -> FastAPI:
         with suppress(asyncio.CancelledError):
             await key_checks
         await http.aclose()
+        tables.close()
 
     app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
     app.add_middleware(SecurityHeadersMiddleware)
     app.mount("/static", StaticFiles(directory=STATIC))
     app.include_router(sign_in.router(sessions))
+    app.include_router(uploads.router(sessions, tables))
+    app.include_router(downloads.router(sessions))
 
     @app.get("/")
     async def home() -> RedirectResponse:
@@ -70,7 +75,7 @@ def create_app(settings: WebSettings) -> FastAPI:
 
     pages.load()
     for one in SCREENS:
-        add_screen(one, sessions, settings)
+        add_screen(one, sessions, settings, tables)
     _configure_nicegui(app)
     return app
 

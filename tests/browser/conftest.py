@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Route, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Route, expect, sync_playwright
 
 from tests.browser.dashboard import dashboard
 from tests.browser.world import World, serving_world
@@ -24,7 +24,10 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+PATIENCE_MILLISECONDS = 30_000
 WIDE, NARROW = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
+
+expect.set_options(timeout=PATIENCE_MILLISECONDS)
 
 Open = Callable[..., Page]
 
@@ -68,7 +71,7 @@ def open_page(browser: Browser, world: World, web_url: str) -> Iterator[Open]:
         context = browser.new_context(
             viewport=NARROW if is_narrow else WIDE, color_scheme="dark" if is_dark else "light"
         )
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(PATIENCE_MILLISECONDS)
         contexts.append(context)
         context.route("**/*", lambda route: _refuse_other_hosts(route, problems))
         page = context.new_page()

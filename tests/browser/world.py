@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ ANSWERS = [
     "Thanks for writing!",
 ]
 GB = 1_000_000_000
+HEARTBEAT_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,31 @@ def serving_world(database_url: str, redis_url: str, directory: Path) -> Iterato
         factories.make_base_model(session, directory / "models" / MODEL, MODEL)
     with transaction(sessions) as session:
         files, jobs = _fill(session, storage, factories.make_project(session))
-    with serve(create_app(settings, storage=storage)) as server:
+    with serve(create_app(settings, storage=storage)) as server, _living_worker(sessions):
         yield World(server.root, admin_key, member_key, sessions, storage, jobs, files)
     engine.dispose()
+
+
+@contextmanager
+def _living_worker(sessions: Sessions) -> Iterator[None]:
+    """A worker with a GPU that sends heartbeats until the block ends."""
+    about = {
+        "kind": "cuda", "device": "NVIDIA H100 80GB HBM3", "memory_bytes": 80 * GB, "gpus_per_job": 1,
+        "models": [MODEL], "labels": ["h100"], "versions": {"torch": "2.14.0"},
+    }  # fmt: skip
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.is_set():
+            with transaction(sessions) as session:
+                workers.heartbeat(session, factories.WORKER, "gpu", "gpu-host-1", 4242, about)
+            ended.wait(HEARTBEAT_SECONDS)
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    yield
+    ended.set()
+    thread.join()
 
 
 def _fill(session: Session, storage: LocalStorage, project: Project) -> tuple[dict[str, str], dict[str, str]]:
@@ -98,11 +122,6 @@ def _fill(session: Session, storage: LocalStorage, project: Project) -> tuple[di
         factories.validate_job(session)
         made[f"queued-{number}"] = queued
     made["cancelled"] = _cancelled(session, project, tickets)
-    about = {
-        "kind": "cuda", "device": "NVIDIA H100 80GB HBM3", "memory_bytes": 80 * GB, "gpus_per_job": 1,
-        "models": [MODEL], "labels": ["h100"], "versions": {"torch": "2.14.0"},
-    }  # fmt: skip
-    workers.heartbeat(session, factories.WORKER, "gpu", "gpu-host-1", 4242, about)
     return {name: file.id for name, file in files.items()}, {name: job.id for name, job in made.items()}
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from app.domain.jobs.failure_help import ATTEMPT_REASONS, JOB_ERRORS
 from tools.api_reference.error_codes import ERROR_CODES, ErrorCode
-from tools.api_reference.job_errors import ATTEMPT_REASONS, JOB_ERRORS
 
 EXCEPTIONS = {
     400: "BadRequestError",
@@ -15,7 +15,8 @@ EXCEPTIONS = {
     429: "RateLimitError",
 }
 RETRIED_STATUSES = (408, 409, 429)  # and 500 and above
-NOTE = "<!-- Written by `make reference` from tools/api_reference/error_codes.py and job_errors.py. -->\n"
+SOURCES = "tools/api_reference/error_codes.py and app/domain/jobs/failure_help.py"
+NOTE = f"<!-- Written by `make reference` from {SOURCES}. -->\n"
 INTRO = """\
 Every error has one shape, whatever its status:
 

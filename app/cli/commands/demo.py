@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import threading
 import time
@@ -41,6 +42,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 REMOVED_VARIABLES = ("DATABASE_URL", "REDIS_URL", "TUNERY_ADMIN_KEY_FILE")
 EPOCHS = 2  # at a rate of 1.3e-3, exact matches of 40 held-out answers: 19 after one epoch, 32 after two; "auto" is 3
 TAIL_SECONDS = 0.2
+WEB_URL = "http://127.0.0.1:8001"  # of the dashboard with the default ports of `tunery up`
 
 Json = dict[str, Any]
 
@@ -64,6 +66,9 @@ def run(directory: Path | None, examples: Path | None = None) -> None:
     print_comparison(answers)
     duration = duration_text(time.monotonic() - started_at)
     print_line(f"The adapter is in {adapter.directory}. The service is stopped. The demo took {duration}.")
+    data_dir = shlex.quote(str(demo_directory / "data"))
+    print_line(f"The job's page is {WEB_URL}/jobs/{job['id']} while this runs: tunery up --data-dir {data_dir}")
+    print_line(f"Sign in with the key in {Layout(demo_directory / 'data').admin_key}.")
 
 
 def _example_directory(requested: Path | None) -> Path:

@@ -49,11 +49,15 @@ def get(session: Session, job_id: str, event_id: str) -> JobEvent | None:
     return session.scalar(select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.id == event_id))
 
 
-def page(session: Session, job_id: str, limit: int, after: JobEvent | None = None) -> list[JobEvent]:
-    """A page of events, newest first; `after` is the last event of the previous page."""
+def page(
+    session: Session, job_id: str, limit: int, after: JobEvent | None = None, type: str | None = None
+) -> list[JobEvent]:
+    """A page of events, newest first, of one type or of both; `after` is the last event of the previous page."""
     query = select(JobEvent).where(JobEvent.job_id == job_id).order_by(JobEvent.seq.desc()).limit(limit)
     if after is not None:
         query = query.where(JobEvent.seq < after.seq)
+    if type is not None:
+        query = query.where(JobEvent.type == type)
     return list(session.scalars(query))
 
 
@@ -73,7 +77,10 @@ def loss_points(session: Session, job_id: str) -> list[Point]:
         .where(JobEvent.job_id == job_id, JobEvent.type == "metrics")
         .order_by(JobEvent.seq)
     )
-    latest = {row.step: Point(row.step, row.loss or 0.0, row.is_validated, row.seq) for row in rows}
+    latest = {
+        row.step: Point(row.step, row.loss or 0.0, row.is_validated, row.seq, is_finite=row.loss is not None)
+        for row in rows
+    }
     return [point for _, point in sorted(latest.items())]
 
 

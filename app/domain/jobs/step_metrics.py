@@ -35,6 +35,9 @@ REWARD_COLUMNS = {  # DPO only
 }
 
 
+MIN_POINTS_WITH_EXTREMES = 100  # as many as a chart has at least
+
+
 @dataclass(frozen=True)
 class Point:
     """A step of the loss chart; `row` is the index of its row."""
@@ -43,6 +46,7 @@ class Point:
     loss: float
     is_validated: bool
     row: int
+    is_finite: bool = True
 
 
 def results_csv(rows: Iterable[dict[str, Any]]) -> bytes:
@@ -61,11 +65,34 @@ def results_csv(rows: Iterable[dict[str, Any]]) -> bytes:
 def downsample(points: Sequence[Point], max_points: int) -> list[Point]:
     """At most `max_points` (at least 2) of the points, including the first and the last; measured points, not means.
 
-    Largest triangle three buckets (Steinarsson 2013): the point of each bucket that is farthest from a line through its
-    neighbours, so that spikes remain. Points with a validation are preferred.
+    From MIN_POINTS_WITH_EXTREMES on, the points with the lowest and the highest loss are among them. Largest triangle
+    three buckets (Steinarsson 2013): the point of each bucket that is farthest from a line through its neighbours, so
+    that spikes remain. Points with a validation are preferred.
     """
     if len(points) <= max_points:
         return list(points)
+    chosen = _largest_triangles(points, max_points)
+    losses = [point for point in points if point.is_finite]
+    if max_points >= MIN_POINTS_WITH_EXTREMES and losses:
+        for extreme in (min(losses, key=_loss), max(losses, key=_loss)):
+            _replace_nearest(chosen, extreme)
+    return chosen
+
+
+def _replace_nearest(chosen: list[Point], extreme: Point) -> None:
+    """Put `extreme` in the place of the chosen point nearest to it, but of neither end."""
+    if extreme in chosen:
+        return
+    inner = range(1, len(chosen) - 1)
+    nearest = min(inner, key=lambda index: abs(chosen[index].step - extreme.step))
+    chosen[nearest] = extreme
+
+
+def _loss(point: Point) -> float:
+    return point.loss
+
+
+def _largest_triangles(points: Sequence[Point], max_points: int) -> list[Point]:
     chosen = [points[0]]
     buckets = _buckets(points, max_points - 2)
     for bucket, following in zip(buckets, [*buckets, [points[-1]]][1:], strict=True):

@@ -152,14 +152,16 @@ def change(session: Session, project_id: str, job_id: str, new_values: Mapping[s
     return _views(session, [job])[0]
 
 
-def event_page(session: Session, project_id: str, job_id: str, limit: int, after: str | None) -> list[JobEvent]:
+def event_page(
+    session: Session, project_id: str, job_id: str, limit: int, after: str | None, type: str | None = None
+) -> list[JobEvent]:
     job = get(session, project_id, job_id)
     last = None
     if after is not None:
         last = events.get(session, job.id, after)
         if last is None:
             raise unknown_cursor_error("event", after)
-    return events.page(session, job.id, limit, last)
+    return events.page(session, job.id, limit, last, type)
 
 
 def checkpoint_page(

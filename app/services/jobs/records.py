@@ -7,8 +7,9 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from app.db.jobs import attempts as attempt_rows
 from app.db.jobs import events, logs
-from app.db.tables import JobLog
+from app.db.tables import Attempt, JobLog
 from app.domain.jobs.step_metrics import downsample
 from app.errors import NotFound
 from app.services.jobs import jobs
@@ -31,6 +32,11 @@ def metrics(session: Session, project_id: str, job_id: str, max_points: int | No
     points = events.loss_points(session, job.id)
     chosen = downsample(points, max_points)
     return MetricRows(events.event_data(session, job.id, [point.row for point in chosen]), len(points))
+
+
+def attempts(session: Session, project_id: str, job_id: str) -> list[Attempt]:
+    """The attempts of a job, oldest first. Raises NotFound."""
+    return attempt_rows.of_job(session, jobs.get(session, project_id, job_id).id)
 
 
 def log(session: Session, project_id: str, job_id: str, attempt: int | None) -> JobLog | None:

@@ -66,6 +66,7 @@ export default {
             </template>
           </td>
         </tr>
+        <tr v-if="!rows.length" class="t-none"><td :colspan="columns.length + (selectable ? 1 : 0)">None</td></tr>
       </tbody>
     </table>
   </div>`,

@@ -63,7 +63,8 @@ def select_field(
     on_change: Callable[[], Any] | None = None,
     classes: str = "",
 ) -> Field:
-    """`options` are the texts by value."""
+    """`options` are the texts by value; a value that is no option selects the first one."""
+    value = value if value in options else next(iter(options), "")
     with tag("div", classes=f"t-field {classes}"):
         name = _label(label)
         with tag("select", classes="t-input", value=value) as element:
@@ -112,9 +113,13 @@ def _connect(
     field = Field(element, value, error)
 
     def changed(arguments: Any) -> Any:
-        field.value = str(arguments.args)
+        value = str(arguments.args)
+        if value == field.value:
+            return None
+        field.value = value
         return on_change() if on_change is not None else None
 
-    throttle = TYPING_PAUSE_SECONDS if event == "input" else 0.0
-    element.on(event, changed, js_handler=VALUE_OF_EVENT, throttle=throttle, leading_events=event != "input")
+    element.on("change", changed, js_handler=VALUE_OF_EVENT)  # when the field is left, thus before a button is pressed
+    if event == "input":
+        element.on(event, changed, js_handler=VALUE_OF_EVENT, throttle=TYPING_PAUSE_SECONDS, leading_events=False)
     return field

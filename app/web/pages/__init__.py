@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from importlib import import_module
 
-MODULES = ("jobs.jobs", "jobs.job")
+# routes are matched in order: /jobs/new precedes /jobs/{job_id}
+MODULES = (
+    "jobs.jobs",
+    "jobs.new_job",
+    "jobs.compare",
+    "jobs.job",
+    "datasets.datasets",
+    "datasets.convert",
+    "datasets.dataset",
+    "adapters",
+    "queue",
+    "project",
+    "admin",
+)
 
 
 def load() -> None:

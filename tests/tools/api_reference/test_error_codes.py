@@ -15,12 +15,12 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from app import errors
+from app.domain.jobs.failure_help import ATTEMPT_REASONS, JOB_ERRORS
 from app.domain.jobs.states import FINAL_STATE, JobState, Reason
 from app.system import model_files
 from tests.tools.api_reference.provocations import PROVOCATIONS, Server
 from tools.api_reference.error_codes import ERROR_CODES, ErrorCode
 from tools.api_reference.errors_page import INTRO, exception_of, is_retried
-from tools.api_reference.job_errors import ATTEMPT_REASONS, JOB_ERRORS
 
 ROOT = Path(__file__).parents[3]
 SOURCES = [path for room in ("app", "worker") for path in (ROOT / room).rglob("*.py") if "reference" not in path.parts]

@@ -11,6 +11,14 @@ BY_SCHEMA = {
     "AdapterOfJob.archive_file_id": "All files as one tar: this file, or `/adapter/archive` of the job.",
     "AdapterOfJob.sha256": "SHA-256 of the archive.",
     "AdapterOfJob.bytes": "Size of the archive.",
+    "AttemptBody.attempt": "The number of the attempt; checks and trainings count together.",
+    "AttemptBody.ended_at": "Seconds since 1970; null while it runs.",
+    "AttemptBody.gpus": "GPUs that the attempt held.",
+    "AttemptBody.kind": "`validate` checks the files, `train` trains.",
+    "AttemptBody.reason": "Why it ended (docs/errors.md); null while it runs, and for a successful check.",
+    "AttemptBody.started_at": "Seconds since 1970.",
+    "AttemptBody.worker_id": "The worker, as in `GET /v1/workers`.",
+    "AttemptList.data": "Oldest first.",
     "CheckpointBody.adapter_archive_file_id": "The files of the adapter as one tar.",
     "CheckpointBody.best": "Whether it has the lowest full validation loss of the job.",
     "CheckpointBody.fine_tuned_model_checkpoint": "The `ft:` name; for the result it is the name of the job's model.",
@@ -27,6 +35,8 @@ BY_SCHEMA = {
     "EventBody.level": "The severity.",
     "EventBody.message": "The event in a sentence.",
     "EventBody.type": "`metrics` for the metrics of a step, else `message`.",
+    "JobError.cause": "What this code means; null for a code of an earlier version.",
+    "JobError.remedy": "What to do about it.",
     "JobBody.adapter": "The trained weights, once the job has succeeded.",
     "JobBody.compatibility": "Which inference engines serve the adapter as it is, and what to do for the others.",
     "JobBody.attempts": "How often training has started: more than once after a pause or a lost worker.",
@@ -100,31 +110,24 @@ BY_SCHEMA = {
     "DiffSection.differences": "The number of values that differ.",
     "DiffSection.values": "All values that at least one of the jobs has, equal ones included.",
     "ExportBody.attempts": "How often a worker has started the export.",
-    "ExportBody.base_model": "The base model of the adapter.",
+    "ExportBody.base_model": "The base model that the adapter is merged into.",
     "ExportBody.bytes": "The size of all its files; null until it has succeeded.",
     "ExportBody.checkpoint": "The id of the exported checkpoint; the result is a checkpoint, too.",
     "ExportBody.error": "Why the export failed; null in every other state.",
     "ExportBody.expected_bytes": (
-        "The estimated size, which counts as stored bytes of the project; of a merged model the size of the base model."
+        "The estimated size, which counts as stored bytes of the project: the size of the base model."
     ),
     "ExportBody.files": "All files, to download from `/v1/files/{file_id}/content`. Empty until it has succeeded.",
     "ExportBody.finished_at": "Seconds since 1970; null until it has succeeded or failed.",
-    "ExportBody.format": (
-        "`safetensors`: a directory that `from_pretrained` loads. `gguf`: one file for llama.cpp and Ollama."
-    ),
+    "ExportBody.format": "Weights as `safetensors`, in a directory that `from_pretrained` loads.",
     "ExportBody.model": "The `ft:` name of the exported model.",
     "ExportBody.phase": (
-        "`waiting_for_storage` while it is queued after an attempt that found a full disk, which is retried. "
-        "`waiting_for_worker` while no running worker makes exports of its type."
+        "`waiting_for_storage` while it is queued after an attempt that found a full disk; it is retried automatically."
     ),
-    "ExportBody.quantization": "The weights of a `gguf` export, in llama.cpp's names; null for other types.",
     "ExportBody.started_at": "When a worker first started it, in seconds since 1970; null until then.",
-    "ExportBody.status": "`queued` until a worker takes it, `running` while a worker makes it.",
+    "ExportBody.status": "`queued` until a worker takes it, `running` while a worker merges the model.",
     "ExportBody.step_number": "Optimizer steps that the adapter was trained for.",
-    "ExportBody.type": (
-        "`merged`: the base model with the adapter added to its weights. `gguf`: the same as one GGUF file. "
-        "`gguf_adapter`: the adapter alone as a GGUF file."
-    ),
+    "ExportBody.type": "`merged`: the base model with the adapter added to its weights.",
     "ExportErrorBody.code": "The error code for programs, such as `adapter_deleted`, `storage_full` or `worker_lost`.",
     "ExportErrorBody.message": "The error in a sentence.",
 }

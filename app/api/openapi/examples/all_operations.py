@@ -213,6 +213,21 @@ STEP_METRICS = {
         {"step": 90, "total_steps": 90, "train_loss": 0.61, "train_mean_token_accuracy": 0.85, "learning_rate": 0.0},
     ],
 }
+ATTEMPTS = {
+    "object": "list",
+    "data": [
+        {
+            "object": "fine_tuning.job.attempt",
+            "attempt": 2,
+            "kind": "train",
+            "worker_id": "worker_4f2a9c1d7e3b5a60",
+            "gpus": 1,
+            "started_at": 1795000340,
+            "ended_at": 1795000460,
+            "reason": "done",
+        }
+    ],
+}
 ADAPTER = {
     "object": "fine_tuning.job.adapter",
     "fine_tuning_job_id": JOB_ID,
@@ -286,6 +301,7 @@ RESPONSE_EXAMPLES: dict[str, Any] = {
     "GET /v1/fine_tuning/jobs/{job_id}/events": page_of(EVENT),
     "GET /v1/fine_tuning/jobs/{job_id}/checkpoints": page_of(CHECKPOINT),
     "GET /v1/fine_tuning/jobs/{job_id}/metrics": STEP_METRICS,
+    "GET /v1/fine_tuning/jobs/{job_id}/attempts": ATTEMPTS,
     "GET /v1/fine_tuning/jobs/{job_id}/adapter": ADAPTER,
     "GET /v1/models": {"object": "list", "data": [BASE_MODEL, TUNED_MODEL]},
     "GET /v1/models/{model}": BASE_MODEL,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 
 from app.api.auth import Caller, CallerDep
 from app.api.dependencies import AppState, AppStateDep, SessionDep
@@ -127,7 +127,15 @@ def resume_job(job_id: str, caller: CallerDep, session: SessionDep, app_state: A
     "/{job_id}/events", response_model=EventList, responses=all_operations.NOT_MODIFIED, summary="List events of a job"
 )
 def list_events(
-    request: Request, job_id: str, caller: CallerDep, session: SessionDep, after: After = None, limit: Limit = 20
+    request: Request,
+    job_id: str,
+    caller: CallerDep,
+    session: SessionDep,
+    after: After = None,
+    limit: Limit = 20,
+    type: Annotated[
+        Literal["message", "metrics"] | None, Query(description="Only events of this type. Default: both.")
+    ] = None,
 ) -> Any:
     """Newest first: messages, and the metrics of every step."""
     limit = min(limit, MAX_EVENTS)
@@ -135,7 +143,7 @@ def list_events(
     etag = events_etag(event_seq)
     if matches_etag(request.headers, etag):
         return not_modified(etag)
-    rows = jobs.event_page(session, caller.project_id, job_id, limit + 1, after)
+    rows = jobs.event_page(session, caller.project_id, job_id, limit + 1, after, type)
     return json_response(etag, list_page(rows, limit, render_event))
 
 

@@ -1,4 +1,4 @@
-"""/v1/fine_tuning/jobs/{id}/metrics and /logs: the metrics of a job, and the log of its trainer."""
+"""/v1/fine_tuning/jobs/{id}/metrics, /attempts and /logs: the metrics, the attempts and the log of a job."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from starlette.responses import Response
 from app.api.auth import CallerDep
 from app.api.dependencies import SessionDep
 from app.api.openapi.examples import all_operations
+from app.api.schemas.jobs.attempts import AttemptList, render_attempts
 from app.api.schemas.jobs.metrics import StepMetricsBody, render_metrics
 from app.api.transport.byte_ranges import matches_etag
 from app.api.transport.etags import etag_headers, events_etag, json_response, log_etag, not_modified
@@ -24,7 +25,8 @@ MaxPoints = Annotated[
     Query(
         ge=2,
         le=100_000,
-        description="Maximum number of steps; the selection keeps the shape of the loss curve, and both ends.",
+        description="Maximum number of steps; the selection keeps the shape of the loss curve, its "
+        "lowest and highest point (from 100 on), and both ends.",
     ),
 ]
 Attempt = Annotated[
@@ -58,6 +60,12 @@ def get_metrics(
     if form == "csv":
         return Response(results_csv(metrics.rows), headers=etag_headers(etag), media_type="text/csv")
     return json_response(etag, render_metrics(job_id, metrics))
+
+
+@router.get("/attempts", response_model=AttemptList, summary="List the attempts of a job")
+def list_attempts(job_id: str, caller: CallerDep, session: SessionDep) -> Any:
+    """Each check of the files and each training by a worker, oldest first, with the reason for which it ended."""
+    return render_attempts(records.attempts(session, caller.project_id, job_id))
 
 
 @router.get("/logs", response_class=Response, responses=all_operations.LOG, summary="Get the log of a job")

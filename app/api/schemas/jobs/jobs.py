@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 
 from app.api.schemas.common import Body, ListBody, WarningBody, unix_seconds, unix_seconds_or_none
 from app.domain.artifacts.compatibility import Compatibility, job_compatibility
+from app.domain.jobs.failure_help import JOB_ERRORS
 from app.domain.jobs.spec import Hyperparameters, LoraSpec, QuantizationSpec
 from app.domain.jobs.states import JobState
 
@@ -20,6 +21,8 @@ class JobError(Body):
     code: str
     message: str
     param: str | None
+    cause: str | None
+    remedy: str | None
 
 
 class LegacyHyperparameters(Body):
@@ -248,7 +251,14 @@ def _error(job: JobView) -> dict[str, Any] | None:
     """Null for a job without an error. OpenAI sends {}, which is easily mistaken for an error."""
     if job.error_code is None:
         return None
-    return {"code": job.error_code, "message": job.error_message or "", "param": job.error_param}
+    help_text = JOB_ERRORS.get(job.error_code)
+    return {
+        "code": job.error_code,
+        "message": job.error_message or "",
+        "param": job.error_param,
+        "cause": help_text.cause if help_text else None,
+        "remedy": help_text.remedy if help_text else None,
+    }
 
 
 def _adapter(job: JobView, file_ids: Sequence[str] | None) -> dict[str, Any] | None:

@@ -26,7 +26,7 @@ job = client.fine_tuning.jobs.create(model="{model}", training_file=file.id)
 print(job.id, job.status)"""
 CLI = """\
 export TUNERY_BASE_URL={url} TUNERY_API_KEY=tnry_...
-tunery jobs create --model {model} --training-file train.jsonl --wait"""
+tunery jobs create --model {model} --training-file train.jsonl --watch"""
 
 
 def show(url: str, model: str) -> None:

@@ -1,1 +1,183 @@
+"""One job: what is happening, its curves, events, log, samples, settings, attempts and files."""
+
 from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from nicegui import ui
+
+from app.web.api_client import ApiError
+from app.web.components.elements import busy, button, card, facts, link, note, pill, tag
+from app.web.formatting import clean, count, duration, moment, per_second
+from app.web.frame import View, error_note, refresh_live, screen, set_query
+from app.web.pages.jobs import wording
+from app.web.pages.jobs.actions import ACTIONS, confirm
+from app.web.pages.jobs.job_metrics import MetricsPanel
+from app.web.pages.jobs.job_panels import (
+    AttemptsPanel,
+    CheckpointsPanel,
+    ConfigurationPanel,
+    EventsPanel,
+    LogPanel,
+    SamplesPanel,
+)
+from app.web.pages.jobs.opened_job import OpenedJob
+
+
+class Panel(Protocol):
+    """A tab: it shows its subject when it is opened, and again after each change of the job."""
+
+    async def refresh(self, job: dict[str, Any]) -> None: ...
+
+
+PANELS: dict[str, tuple[str, Callable[[OpenedJob], Panel]]] = {
+    "metrics": ("Metrics", MetricsPanel),
+    "events": ("Events", EventsPanel),
+    "log": ("Log", LogPanel),
+    "samples": ("Samples", SamplesPanel),
+    "settings": ("Settings", ConfigurationPanel),
+    "attempts": ("Attempts", AttemptsPanel),
+    "files": ("Checkpoints", CheckpointsPanel),
+}
+
+Json = dict[str, Any]
+
+
+@screen("/jobs/{job_id}", "Job", "jobs")
+async def build(view: View) -> None:
+    await JobPage(view, view.path("job_id")).build()
+
+
+class JobPage:
+    def __init__(self, view: View, job_id: str) -> None:
+        self._view = view
+        self._path = f"fine_tuning/jobs/{job_id}"
+        self._job_id = job_id
+        self._tab = view.query("tab", "metrics")
+        self._job: Json = {}
+
+    async def build(self) -> None:
+        self._job = await self._view.api.get(self._path)
+        ui.page_title(f"{wording.name(self._job)} · Tunery")
+        self._head = tag("div", classes="t-stack")
+        self._show_head()
+        with tag("div", classes="t-tabs", role="tablist", aria_label="Details of the job"):
+            self._tabs = {name: tag("button", label, type="button", role="tab") for name, (label, _) in PANELS.items()}
+        self._body = tag("div", classes="t-stack", role="tabpanel", tabindex="0")
+        for name, element in self._tabs.items():
+            element.on("click", lambda name=name: self._select(name))
+        await self._select(self._tab if self._tab in PANELS else "metrics", is_new=False)
+        refresh_live(self._view, self._refresh, self._job_id)
+
+    async def _select(self, tab: str, is_new: bool = True) -> None:
+        self._tab = tab
+        for name, element in self._tabs.items():
+            element.props["aria-selected"] = "true" if name == tab else "false"
+        self._body.props["aria-label"] = PANELS[tab][0]
+        self._body.clear()
+        with self._body:
+            waiting = busy("Loading ...")
+            self._panel = PANELS[tab][1](OpenedJob(self._view, self._job))
+        if is_new:
+            set_query(f"/jobs/{self._job_id}", tab="" if tab == "metrics" else tab)
+        try:
+            with self._body:
+                await self._panel.refresh(self._job)
+        except ApiError as error:
+            with self._body:
+                error_note(error)
+        waiting.delete()
+
+    async def _refresh(self) -> None:
+        job = await self._view.api.get(self._path)
+        if job != self._job:
+            self._job = job
+            self._show_head()
+        with self._body:
+            await self._panel.refresh(job)
+
+    def _show_head(self) -> None:
+        self._head.clear()
+        with self._head:
+            self._show_title()
+            with card():
+                tag("p", wording.sentence(self._job), "t-strong", role="status")
+                self._show_progress()
+                facts(self._facts())
+            self._show_failure()
+            for warning in self._job["warnings"]:
+                note("Warning", clean(warning["message"], 1_000), "warn")
+
+    def _show_title(self) -> None:
+        job = self._job
+        with tag("div", classes="t-title"):
+            with tag("h1"):
+                tag("bdi", wording.name(job))
+                tag("span", " ")
+                pill(wording.label(job), wording.TONES[job["status"]])
+            with tag("div", classes="t-actions"):
+                for action in ACTIONS:
+                    if action.is_offered(job):
+                        button(action.label, self._perform(action.name), action.classes)
+                link("Clone", f"/jobs/new?clone={job['id']}", "t-button")
+                if job["adapter"]:
+                    link("Adapter", f"/adapters/{job['id']}", "t-button t-primary")
+        with tag("div", classes="t-row t-muted"):
+            tag("span", job["id"], "t-mono t-wrap")
+            tag("bdi", clean(job["model"], 100))
+            link("Training file", f"/datasets/{job['training_file']}")
+            if job["validation_file"]:
+                link("Validation file", f"/datasets/{job['validation_file']}")
+            if job["cloned_from"]:
+                link("Cloned from", f"/jobs/{job['cloned_from']}")
+
+    def _show_progress(self) -> None:
+        fraction = wording.fraction_done(self._job)
+        if fraction is not None and self._job["status"] in wording.UNFINISHED:
+            percent = f"{100 * fraction:.0f}"
+            with tag(
+                "div", classes="t-bar", role="progressbar", aria_label="Progress", aria_valuenow=percent,
+                aria_valuemin="0", aria_valuemax="100",
+            ):  # fmt: skip
+                tag("div", style=f"width: {percent}%")
+
+    def _facts(self) -> dict[str, str]:
+        job, progress = self._job, self._job["progress"] or {}
+        values = {
+            "Step": wording.steps(job),
+            "Speed": per_second(progress.get("tokens_per_second")) if job["status"] == "running" else None,
+            "Training time": duration(wording.elapsed_seconds(job)) if job["started_at"] else None,
+            "Remaining": duration(remaining) if (remaining := wording.remaining_seconds(job)) is not None else None,
+            "Attempts": count(job["attempts"]),
+            "Priority": str(job["priority"]) if job["priority"] else None,
+            "Created": moment(job["created_at"]),
+            "Ended": moment(job["finished_at"]) if job["finished_at"] else None,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+    def _show_failure(self) -> None:
+        error = self._job["error"]
+        if error is None:
+            return
+        with note("Why it failed", clean(error["message"], 4_000), "bad", role="alert"):
+            if error.get("cause"):
+                tag("p", error["cause"].replace("`", ""))
+            if error.get("remedy"):
+                tag("div", "What to do", "t-strong")
+                tag("p", error["remedy"].replace("`", ""))
+            with tag("div", classes="t-actions"):
+                link("Create a repaired job", f"/jobs/new?repair={self._job_id}", "t-button t-primary")
+
+    def _perform(self, name: str) -> Callable[[], Awaitable[None]]:
+        async def perform() -> None:
+            if not await confirm(name):
+                return
+            try:
+                self._job = await self._view.api.post(f"{self._path}/{name}")
+            except ApiError as error:
+                ui.notify(clean(error.message, 500), type="negative", timeout=10_000)
+                return
+            self._show_head()
+
+        return perform

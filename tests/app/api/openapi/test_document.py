@@ -19,6 +19,7 @@ from app.api.schemas.common import Deleted, ErrorBody
 from app.api.schemas.file_reports import FileReportBody
 from app.api.schemas.files import FileBody, FileList
 from app.api.schemas.jobs import parameters
+from app.api.schemas.jobs.attempts import AttemptList
 from app.api.schemas.jobs.checkpoints import AdapterBody, CheckpointList
 from app.api.schemas.jobs.diffs import DiffBody
 from app.api.schemas.jobs.events import EventList
@@ -51,7 +52,8 @@ from app.settings import Settings
 
 SNAPSHOT = Path(__file__).with_name("openapi.json")
 MODELS: tuple[type[BaseModel], ...] = (
-    AdapterBody, CheckpointList, Deleted, EventList, FileBody, FileList, JobBody, JobList, ModelBody, ModelList,
+    AdapterBody, AttemptList, CheckpointList, Deleted, EventList,
+    FileBody, FileList, JobBody, JobList, ModelBody, ModelList,
     PlanBody, AuditList, KeyBody, KeyList, KeyRevoked, NewKey, OwnProject, ProjectBody, ProjectList, ProjectWithUsage,
     StepMetricsBody, OrganizationJobList, PartBody, PartList, UploadBody, QueueBody, WorkerList,
     WebhookDeliveryBody, WebhookDeliveryList, WebhookEndpointBody, WebhookEndpointDeleted,

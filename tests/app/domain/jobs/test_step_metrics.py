@@ -34,6 +34,18 @@ def test_a_step_with_a_validation_is_preferred() -> None:
     assert sum(point.is_validated for point in downsample(points(losses), 12)) == 10
 
 
+@given(st.lists(st.floats(0, 100), min_size=101, max_size=400), st.integers(100, 200))
+def test_the_lowest_and_the_highest_loss_stay(losses: list[float], most: int) -> None:
+    chosen = {point.loss for point in downsample(points([(loss, False) for loss in losses]), most)}
+    assert {min(losses), max(losses)} <= chosen
+
+
+def test_a_loss_that_was_not_finite_is_no_extreme() -> None:
+    made = [Point(step, 2.0 if step != 50 else 0.0, False, step, is_finite=step != 50) for step in range(500)]
+    made[250] = Point(250, 1.0, False, 250)
+    assert made[250] in downsample(made, 100)
+
+
 def test_a_csv_has_a_line_per_step_and_blanks_where_nothing_was_measured() -> None:
     header, row = results_csv([{"step": 1, "train_loss": 0.5, "valid_loss": None}]).decode().splitlines()
     assert header.startswith("step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy,")

@@ -1,4 +1,4 @@
-"""The reasons for which a job fails or an attempt ends, one entry per `Reason`."""
+"""The reasons for which a job fails or an attempt ends, one entry per `Reason`: cause, remedy, and the message."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class JobErrorCode:
     message: str
 
 
-JOB_ERRORS: dict[Reason, JobErrorCode] = {
+JOB_ERRORS: dict[str, JobErrorCode] = {
     Reason.INVALID_N_EXAMPLES: JobErrorCode(
         "The training file has fewer than ten examples.",
         REMEDIES[Reason.INVALID_N_EXAMPLES],

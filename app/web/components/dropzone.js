@@ -1,0 +1,123 @@
+// Drag and drop of one or several files, sent in pieces. An interrupted file continues where the server's copy ends,
+// also after a reload of the page: its upload is remembered by name, size and time of change.
+const PIECE_BYTES = 4 * 1024 * 1024;
+const MAX_FAILURES = 6;
+
+class UploadError extends Error {}
+
+export default {
+  props: { label: String, hint: String, accept: String },
+  data() {
+    return { files: [], isOver: false };
+  },
+  methods: {
+    choose() {
+      this.$refs.input.click();
+    },
+    add(list) {
+      for (const file of list) {
+        const entry = { file, name: file.name, sent: 0, state: "sending", message: "" };
+        this.files.unshift(entry);
+        this.send(this.files[0]);
+      }
+    },
+    key(file) {
+      return `tunery-upload:${file.name}:${file.size}:${file.lastModified}`;
+    },
+    async request(url, options) {
+      const response = await fetch(window.path_prefix + url, { credentials: "same-origin", ...options });
+      if (response.status === 401) {
+        window.location.href = "/sign-in?reason=expired";
+      }
+      const text = await response.text();
+      let body = {};
+      try {
+        body = JSON.parse(text);
+      } catch {
+        throw new Error(`The server answered ${response.status}.`);
+      }
+      if (response.ok) return body;
+      if (response.status >= 500 && response.status !== 507) throw new Error(body.message);
+      throw new UploadError(body.message);
+    },
+    async begin(file) {
+      const known = localStorage.getItem(this.key(file));
+      if (known) {
+        try {
+          return await this.request(`/uploads/${known}`);
+        } catch (error) {
+          if (!(error instanceof UploadError)) throw error;
+          localStorage.removeItem(this.key(file)); // it has expired: begin again
+        }
+      }
+      const upload = await this.request("/uploads", {
+        method: "POST",
+        headers: { "Content-Type": "application/json" },
+        body: JSON.stringify({ filename: file.name, bytes: file.size }),
+      });
+      localStorage.setItem(this.key(file), upload.id);
+      return upload;
+    },
+    async send(entry) {
+      let failures = 0;
+      while (true) {
+        try {
+          entry.state = "sending";
+          entry.message = "";
+          let upload = await this.begin(entry.file);
+          entry.sent = upload.offset;
+          while (!upload.result) {
+            const end = Math.min(entry.sent + PIECE_BYTES, entry.file.size);
+            upload = await this.request(`/uploads/${upload.id}/content?offset=${entry.sent}`, {
+              method: "PUT",
+              body: entry.file.slice(entry.sent, end),
+            });
+            entry.sent = upload.offset;
+            failures = 0;
+          }
+          localStorage.removeItem(this.key(entry.file));
+          entry.state = "done";
+          this.$emit("uploaded", upload.result);
+          return;
+        } catch (error) {
+          failures += 1;
+          if (error instanceof UploadError || failures >= MAX_FAILURES) {
+            entry.state = "failed";
+            entry.message = error.message || "The connection was lost.";
+            return;
+          }
+          entry.state = "waiting";
+          entry.message = "The connection was lost; it continues by itself.";
+          await new Promise((resolve) => setTimeout(resolve, 1000 * failures));
+        }
+      }
+    },
+    percent(entry) {
+      return entry.file.size ? Math.round((100 * entry.sent) / entry.file.size) : 100;
+    },
+    describe(entry) {
+      const mb = (bytes) => (bytes / 1e6).toFixed(1) + " MB";
+      if (entry.state === "done") return "uploaded";
+      return `${mb(entry.sent)} of ${mb(entry.file.size)}`;
+    },
+  },
+  template: `
+  <div class="t-stack">
+    <div :class="['t-drop', { 't-over': isOver }]" @dragover.prevent="isOver = true" @dragleave="isOver = false"
+         @drop.prevent="isOver = false; add($event.dataTransfer.files)">
+      <input ref="input" type="file" multiple class="t-sr-only" tabindex="-1" aria-hidden="true" :accept="accept"
+             @change="add($event.target.files); $event.target.value = ''">
+      <p><button type="button" class="t-button t-primary" @click="choose">{{ label }}</button>
+        <span class="t-muted"> or drop files here</span></p>
+      <p class="t-hint">{{ hint }}</p>
+    </div>
+    <div v-for="entry in files" class="t-upload" role="status">
+      <div class="t-row"><bdi class="t-strong t-wrap">{{ entry.name }}</bdi><span class="t-muted">{{ describe(entry) }}</span>
+        <button v-if="entry.state === 'failed'" type="button" class="t-small-button" @click="send(entry)">Try again</button>
+      </div>
+      <div class="t-bar" role="progressbar" aria-valuemin="0" aria-valuemax="100" :aria-valuenow="percent(entry)"
+           :aria-label="'Upload of ' + entry.name"><div :style="{ width: percent(entry) + '%' }"></div></div>
+      <div v-if="entry.message" :class="entry.state === 'failed' ? 't-error' : 't-muted'">{{ entry.message }}</div>
+    </div>
+  </div>`,
+};

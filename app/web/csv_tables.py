@@ -1,0 +1,157 @@
+"""CSV files that wait for their conversion: in a temporary directory, one session each, deleted after an hour."""
+
+from __future__ import annotations
+
+import csv
+import json
+import secrets
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+MAX_TABLE_BYTES = 2 << 30
+MAX_FIELD_CHARACTERS = 4 << 20  # the limit for one example
+KEEP_SECONDS = 3_600
+SAMPLE_BYTES = 64 << 10
+DELIMITERS = ",;\t|"
+
+csv.field_size_limit(MAX_FIELD_CHARACTERS)
+
+
+class TableError(Exception):
+    """The file cannot be read as a table; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns become which messages."""
+
+    user: str
+    assistant: str
+    system: str | None = None
+
+
+@dataclass(eq=False)
+class Table:
+    """A received or partly received CSV file."""
+
+    id: str
+    owner: str  # the session
+    filename: str
+    size_bytes: int
+    path: Path = field(repr=False)
+    changed_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def offset(self) -> int:
+        return self.path.stat().st_size
+
+    def append(self, content: bytes) -> None:
+        """Raises OSError, such as for a full disk; what was written before remains."""
+        with self.path.open("ab") as file:
+            file.write(content)
+        self.changed_at = time.monotonic()
+
+    def header(self) -> list[str]:
+        """The names of the columns. Raises TableError."""
+        names = next(self._rows(), None)
+        if not names or not any(name.strip() for name in names):
+            raise TableError("The file is empty. Its first line must have the names of the columns.")
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise TableError(f"Two columns have the name {twice[:80]!r}. Give each column a name of its own.")
+        return names
+
+    def examples(self, columns: Columns, rows: int | None = None) -> Iterator[dict[str, Any]]:
+        """The first `rows` rows as chat examples (None: all); rows without question or answer are left out.
+
+        Raises TableError.
+        """
+        names = self.header()
+        user, assistant = names.index(columns.user), names.index(columns.assistant)
+        system = names.index(columns.system) if columns.system else None
+        found = 0
+        for number, row in enumerate(self._rows(), start=1):
+            if number == 1 or not row:
+                continue
+            if len(row) != len(names):
+                raise TableError(
+                    f"Row {number} has {len(row):,} fields, but the header has {len(names):,} columns. A field with "
+                    "the delimiter or a line break in it must be in double quotes."
+                )
+            if row[user].strip() and row[assistant].strip():
+                yield _example(row[user], row[assistant], row[system] if system is not None else "")
+                found += 1
+                if rows is not None and found >= rows:
+                    return
+
+    def _rows(self) -> Iterator[list[str]]:
+        with self.path.open("rb") as file:
+            sample = file.read(SAMPLE_BYTES)
+        if b"\0" in sample:
+            raise TableError("The file is binary. Save the sheet as CSV (UTF-8) and upload that file.")
+        with self.path.open(encoding="utf-8-sig", newline="") as text:
+            try:
+                yield from csv.reader(text, delimiter=_delimiter(sample))
+            except UnicodeDecodeError as error:
+                raise TableError(
+                    f"The file is not UTF-8 text ({error.reason} at byte {error.start:,}). Save it as CSV UTF-8."
+                ) from None
+            except csv.Error as error:
+                raise TableError(f"The file is not a valid CSV: {error}.") from None
+
+
+class TableStore:
+    def __init__(self) -> None:
+        self._directory = tempfile.TemporaryDirectory(prefix="tunery-web-")
+        self._tables: dict[str, Table] = {}
+
+    def create(self, owner: str, filename: str, size_bytes: int) -> Table:
+        """Raises TableError, OSError."""
+        if size_bytes > MAX_TABLE_BYTES:
+            raise TableError(
+                f"The file has {size_bytes:,} bytes; a CSV may have at most {MAX_TABLE_BYTES:,}. Split it, or convert "
+                "it to JSONL yourself: JSONL files may be larger."
+            )
+        self._forget_old()
+        table_id = f"table-{secrets.token_hex(12)}"
+        table = Table(table_id, owner, filename, size_bytes, Path(self._directory.name) / table_id)
+        table.path.touch()
+        self._tables[table_id] = table
+        return table
+
+    def get(self, owner: str, table_id: str) -> Table | None:
+        table = self._tables.get(table_id)
+        return table if table is not None and table.owner == owner else None
+
+    def discard(self, table: Table) -> None:
+        self._tables.pop(table.id, None)
+        table.path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        self._directory.cleanup()
+
+    def _forget_old(self) -> None:
+        for table in list(self._tables.values()):
+            if time.monotonic() - table.changed_at > KEEP_SECONDS:
+                self.discard(table)
+
+
+def json_line(example: dict[str, Any]) -> bytes:
+    return json.dumps(example, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+
+
+def _example(user: str, assistant: str, system: str) -> dict[str, Any]:
+    messages = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+    if system.strip():
+        messages.insert(0, {"role": "system", "content": system})
+    return {"messages": messages}
+
+
+def _delimiter(sample: bytes) -> str:
+    """The delimiter that the first line has most often; a comma if it has none."""
+    first_line = sample.decode("utf-8", "replace").split("\n", 1)[0]
+    return max(DELIMITERS, key=first_line.count)

@@ -1,0 +1,175 @@
+"""Finished adapters: files with sizes and digests, provenance, and lines that load them, each with its limits."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from functools import partial
+from typing import Any
+
+from app.web.api_client import ApiError
+from app.web.components.data_table import DataTable, column
+from app.web.components.elements import card, code_block, facts, link, note, tabs, tag
+from app.web.formatting import age, clean, count, counted, moment, size
+from app.web.frame import View, error_note, screen
+from app.web.pages.jobs import wording
+
+PAGE_JOBS = 100
+COLUMNS = (
+    column("name", "Adapter", lead=True),
+    column("base", "Base model"),
+    column("rank", "Rank", "number"),
+    column("size", "Size", "number"),
+    column("finished", "Finished", "number"),
+    column("file", "Archive"),
+)
+ENGINE_NAMES = {
+    "transformers": "PEFT",
+    "vllm": "vLLM",
+    "sglang": "SGLang",
+    "llama_cpp": "llama.cpp",
+    "ollama": "Ollama",
+}
+
+Json = dict[str, Any]
+
+
+@screen("/adapters", "Adapters", "adapters")
+async def build_list(view: View) -> None:
+    tag("h1", "Adapters")
+    after = view.query("after") or None
+    page = await view.api.get("fine_tuning/jobs", status="succeeded", limit=PAGE_JOBS, after=after)
+    if not page["data"]:
+        note("No adapters yet", "Each job that succeeds publishes one.")
+        link("New job", "/jobs/new", "t-button t-primary")
+        return
+    DataTable("Adapters", COLUMNS, [_row(job) for job in page["data"]])
+    with tag("div", classes="t-row"):
+        tag("span", f"{counted(len(page['data']), 'adapter')} shown", "t-muted")
+        if page["has_more"]:
+            link("Next page", f"/adapters?after={page['data'][-1]['id']}", "t-button")
+
+
+def _row(job: Json) -> Json:
+    adapter = job["adapter"] or {}
+    return {
+        "id": job["id"],
+        "label": wording.name(job),
+        "name": {
+            "text": wording.name(job),
+            "href": f"/adapters/{job['id']}",
+            "sub": clean(job["fine_tuned_model"], 120),
+        },
+        "base": clean(adapter.get("base_model"), 80),
+        "rank": str(job["lora"]["r"]),
+        "size": size(adapter.get("bytes")),
+        "finished": {"text": age(job["finished_at"]), "title": moment(job["finished_at"])},
+        "file": {"text": "Download", "href": f"/jobs/{job['id']}/adapter.tar", "download": ""},
+    }
+
+
+@screen("/adapters/{job_id}", "Adapter", "adapters")
+async def build(view: View) -> None:
+    job_id = view.path("job_id")
+    job = await view.api.get(f"fine_tuning/jobs/{job_id}")
+    with tag("div", classes="t-title"):
+        with tag("h1"):
+            tag("bdi", wording.name(job))
+        with tag("div", classes="t-actions"):
+            link("Job", f"/jobs/{job_id}", "t-button")
+            link("Download", f"/jobs/{job_id}/adapter.tar", "t-button t-primary", download="")
+    try:
+        adapter = await view.api.get(f"fine_tuning/jobs/{job_id}/adapter")
+    except ApiError as error:
+        error_note(error, "This job has no adapter")
+        return
+    _show_provenance(job, adapter)
+    _show_files(adapter)
+    _show_engines(job, adapter)
+
+
+def _show_provenance(job: Json, adapter: Json) -> None:
+    with card("Provenance"):
+        facts(
+            {
+                "Model": clean(adapter["fine_tuned_model"], 160),
+                "Base model": clean(adapter["base_model"], 100),
+                "Step": count(adapter["step_number"]),
+                "LoRA": f"rank {job['lora']['r']}, alpha {job['lora']['alpha']:g}",
+                "Trained with": "4-bit base (QLoRA)" if job["quantization"] else "16-bit base (LoRA)",
+                "Trained tokens": count(job["trained_tokens"]),
+                "Finished": moment(job["finished_at"]),
+            }
+        )
+        with tag("div", classes="t-row"):
+            link("Training file", f"/datasets/{job['training_file']}")
+            if job["validation_file"]:
+                link("Validation file", f"/datasets/{job['validation_file']}")
+
+
+def _show_files(adapter: Json) -> None:
+    rows = [
+        {
+            "id": file["id"],
+            "name": {"text": clean(file["filename"], 120), "href": f"/files/{file['id']}/content", "download": ""},
+            "size": size(file["bytes"]),
+            "sha256": file["sha256"],
+        }
+        for file in [*adapter["files"], adapter["archive"]]
+    ]
+    columns = (column("name", "File", lead=True), column("size", "Size", "number"), column("sha256", "SHA-256"))
+    DataTable("Files of the adapter", columns, rows)
+
+
+def _show_engines(job: Json, adapter: Json) -> None:
+    compatibility = job.get("compatibility") or {}
+    engines = [name for name in ENGINE_NAMES if name in compatibility] or list(ENGINE_NAMES)
+    with card("Use it"):
+        panels = [
+            (ENGINE_NAMES[one], partial(_show_engine, one, compatibility.get(one), job, adapter)) for one in engines
+        ]
+        tabs("Ways to use the adapter", panels)
+
+
+def _show_engine(engine: str, verdict: Json | None, job: Json, adapter: Json) -> None:
+    if verdict is not None:
+        title = "Serves this adapter as it is" if verdict["ok"] else "Does not serve this adapter as it is"
+        texts = [*verdict.get("reasons", []), *verdict.get("notes", [])]
+        version = clean(str(verdict.get("version", "")), 40)
+        note(
+            f"{title} ({version})" if version else title,
+            clean("\n".join(texts), 2_000),
+            "ok" if verdict["ok"] else "warn",
+        )
+    is_served = verdict is None or verdict["ok"]
+    flags = [str(flag) for flag in (verdict or {}).get("flags", [])]
+    code_block(snippet(engine, is_served, flags, job["id"], adapter))
+
+
+def snippet(engine: str, is_served: bool, flags: list[str], job_id: str, adapter: Json) -> str:
+    """Commands to paste. An engine that does not serve the adapter gets the merged model."""
+    download = f"tunery adapters download {job_id} -o adapter"
+    merged = f"tunery jobs export {job_id} -o merged"
+    base, name = shlex.quote(adapter["base_model"]), shlex.quote(adapter["fine_tuned_model"])
+    options = " ".join(shlex.quote(flag) for flag in flags)
+    if engine == "transformers":
+        return (
+            f"# {download}\n"
+            "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            f"base = AutoModelForCausalLM.from_pretrained({json.dumps(adapter['base_model'])})  # or its directory\n"
+            'model = PeftModel.from_pretrained(base, "adapter")\ntokenizer = AutoTokenizer.from_pretrained("adapter")'
+        )
+    if engine == "vllm":
+        served = f"vllm serve {base} {options or '--enable-lora'} --lora-modules {name}=adapter"
+        return f"{download}\n{served}" if is_served else f"{merged}\nvllm serve merged"
+    if engine == "sglang":
+        server = "python -m sglang.launch_server --model-path"
+        served = f"{server} {base} {options or '--enable-lora'} --lora-paths {name}=adapter"
+        return f"{download}\n{served}" if is_served else f"{merged}\n{server} merged"
+    convert = "python convert_hf_to_gguf.py merged --outfile model.gguf   # of the llama.cpp repository"
+    if engine == "ollama":
+        return f"{merged}\n{convert}\necho 'FROM ./model.gguf' > Modelfile && ollama create tuned -f Modelfile"
+    if is_served:
+        convert = "python convert_lora_to_gguf.py --base BASE_DIRECTORY adapter"
+        return f"{download}\n{convert}\nllama-server -m base.gguf --lora adapter.gguf"
+    return f"{merged}\n{convert}\nllama-server -m model.gguf"

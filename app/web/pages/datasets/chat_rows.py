@@ -1,0 +1,107 @@
+"""The first rows of a data set, each as a chat."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from app.web.api_client import ApiClient, ApiError
+from app.web.components.elements import button, tag
+from app.web.formatting import clean, clean_lines
+
+FIRST_BYTES = 512 << 10
+ROWS_SHOWN = 5
+MAX_MESSAGE_CHARACTERS = 3_000
+
+Json = dict[str, Any]
+
+
+async def show_rows(api: ApiClient, file_id: str, parent: Any) -> None:
+    """Read the beginning of the file and show its rows, a few at a time."""
+    try:
+        rows = await _first_rows(api, file_id)
+    except ApiError as error:
+        with parent:
+            tag("p", clean(error.message, 500), "t-muted")
+        return
+    with parent:
+        body = tag("div", classes="t-stack")
+        more = button("Show more rows")
+
+    shown = 0
+
+    def show_more() -> None:
+        nonlocal shown
+        with body:
+            for number, row in rows[shown : shown + ROWS_SHOWN]:
+                _show_row(number, row)
+        shown += ROWS_SHOWN
+        more.set_visibility(shown < len(rows))
+
+    more.on("click", show_more)
+    show_more()
+
+
+async def _first_rows(api: ApiClient, file_id: str) -> list[tuple[int, Any]]:
+    """(line number, row) of the lines that are complete within the first bytes; a line that is no JSON is text."""
+    content = b""
+    headers = {"Range": f"bytes=0-{FIRST_BYTES - 1}"}
+    async with api.stream("GET", f"files/{file_id}/content", headers=headers, read_seconds=20) as response:
+        async for chunk in response.aiter_bytes():
+            content += chunk
+            if len(content) >= FIRST_BYTES:
+                break
+    lines = content.split(b"\n")
+    complete = lines if len(content) < FIRST_BYTES else lines[:-1]
+    return [(number, _parse(line)) for number, line in enumerate(complete, start=1) if line.strip()]
+
+
+def _parse(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return line.decode("utf-8", "replace")
+
+
+def _show_row(number: int, row: Any) -> None:
+    with tag("div", classes="t-chat"):
+        tag("div", f"Line {number:,}", "t-label t-muted")
+        for role, text in _messages(row):
+            with tag(
+                "div", classes=f"t-message t-{role if role in ('system', 'user', 'assistant', 'tool') else 'user'}"
+            ):
+                tag("div", clean(role, 40), "t-role")
+                tag("p", clean_lines(text, MAX_MESSAGE_CHARACTERS), dir="auto")
+
+
+def _messages(row: Any) -> list[tuple[str, str]]:
+    """(role, text) of any of the formats; what is none of them is shown as it is."""
+    if not isinstance(row, dict):
+        return [("text", row if isinstance(row, str) else _json(row))]
+    if isinstance(row.get("messages"), list):
+        return [_message(one) for one in row["messages"]] or [("text", _json(row))]
+    if "prompt" in row and "completion" in row:
+        return [("user", _text(row["prompt"])), ("assistant", _text(row["completion"]))]
+    if isinstance(row.get("input"), dict) and isinstance(row["input"].get("messages"), list):
+        sides = (("preferred", "preferred_output"), ("other", "non_preferred_output"))
+        outputs = [(label, _text(row.get(key))) for label, key in sides]
+        return [*(_message(one) for one in row["input"]["messages"]), *outputs]
+    if isinstance(row.get("text"), str):
+        return [("text", row["text"])]
+    return [("text", _json(row))]
+
+
+def _message(message: Any) -> tuple[str, str]:
+    if not isinstance(message, dict):
+        return "text", _json(message)
+    rest = {name: value for name, value in message.items() if name not in ("role", "content")}
+    text = _text(message.get("content"))
+    return str(message.get("role", "no role")), f"{text}\n{_json(rest)}".strip() if rest else text
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else "" if value is None else _json(value)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,166 @@
+"""A CSV becomes JSONL: choose the columns, see the first examples, and upload the result."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import PurePath
+from typing import Any
+
+from nicegui import ui
+
+from app.web.api_client import ApiError
+from app.web.components.elements import busy, button, card, link, note, tag
+from app.web.components.forms import text_field
+from app.web.csv_tables import Columns, Table, TableError, json_line
+from app.web.formatting import clean, clean_lines, counted, size
+from app.web.frame import View, error_note, screen
+
+PREVIEW_ROWS = 3
+PIECE_BYTES = 4 << 20
+MAX_LISTED_COLUMNS = 500  # a select with more is slow; any column can be typed
+USER_NAMES = ("user", "prompt", "question", "input", "text", "instruction", "message")
+ASSISTANT_NAMES = ("assistant", "completion", "answer", "output", "label", "response", "target")
+
+Json = dict[str, Any]
+
+
+@screen("/datasets/convert/{table_id}", "CSV to JSONL", "datasets")
+async def build(view: View) -> None:
+    table = view.tables.get(view.session.token, view.path("table_id"))
+    tag("h1", "CSV to JSONL")
+    if table is None:
+        note("This upload has expired", "An uploaded CSV is kept for an hour. Drop the file again.", "warn")
+        link("Datasets", "/datasets", "t-button")
+        return
+    try:
+        names = await asyncio.to_thread(table.header)
+    except TableError as error:
+        note(f"{clean(table.filename, 80)} cannot be read", str(error), "bad", role="alert")
+        link("Datasets", "/datasets", "t-button")
+        return
+    Conversion(view, table, names).build()
+
+
+class Conversion:
+    def __init__(self, view: View, table: Table, names: list[str]) -> None:
+        self._view = view
+        self._table = table
+        self._names = names
+
+    def build(self) -> None:
+        names = self._names
+        tag(
+            "p",
+            f"{clean(self._table.filename, 80)}: {counted(len(names), 'column')}, {size(self._table.size_bytes)}.",
+            "t-lede",
+        )
+        with card("Columns"):
+            text = "Each row becomes a chat: the user's message, and the assistant's answer that the model learns. "
+            tag("p", text + "For a classification the answer is the label.", "t-lede")
+            with tag("datalist", id="columns"):
+                for name in names[:MAX_LISTED_COLUMNS]:
+                    tag("option", value=name)
+            with tag("div", classes="t-grid"):
+                first, last = _guess(names, USER_NAMES, 0), _guess(names, ASSISTANT_NAMES, len(names) - 1)
+                self._user = text_field("User (question)", first, "", self._show_preview, list="columns")
+                self._assistant = text_field("Assistant (answer)", last, "", self._show_preview, list="columns")
+                self._system = text_field(
+                    "System prompt (optional)", "", "A column; empty: none.", self._show_preview, list="columns"
+                )
+        with card("Preview"):
+            self._preview = tag("div", classes="t-stack")
+        with tag("div", classes="t-actions"):
+            self._start = button("Convert and upload", self._convert, "t-primary")
+            link("Cancel", "/datasets", "t-button")
+        self._result = tag("div")
+        ui.timer(0.05, self._show_preview, once=True)
+
+    def _columns(self) -> Columns | None:
+        """The chosen columns; None, with an error at the field, if one does not exist."""
+        is_valid = True
+        for field, is_required in ((self._user, True), (self._assistant, True), (self._system, False)):
+            is_known = field.value in self._names or (not field.value and not is_required)
+            field.set_error("" if is_known else "There is no column with this name.")
+            is_valid = is_valid and is_known
+        if not is_valid:
+            return None
+        return Columns(self._user.value, self._assistant.value, self._system.value or None)
+
+    async def _show_preview(self) -> None:
+        columns = self._columns()
+        self._preview.clear()
+        if columns is None:
+            return
+        try:
+            examples = await asyncio.to_thread(lambda: list(self._table.examples(columns, PREVIEW_ROWS)))
+        except TableError as error:
+            with self._preview:
+                note("The table has a problem", str(error), "bad")
+            return
+        with self._preview:
+            if not examples:
+                note("No row has both", "Every row has an empty question or an empty answer.", "warn")
+            for example in examples:
+                line = json_line(example).decode()
+                tag("pre", clean_lines(line, 1_500), "t-code t-log", tabindex="0")
+
+    async def _convert(self) -> None:
+        columns = self._columns()
+        if columns is None:
+            return
+        self._start.props["disabled"] = True
+        self._result.clear()
+        with self._result:
+            waiting = busy("Converting ...")
+        try:
+            file = await self._upload(columns, waiting.set_text)
+        except (TableError, ApiError) as error:
+            self._result.clear()
+            self._start.props["disabled"] = False
+            self._start.update()
+            with self._result:
+                error_note(error) if isinstance(error, ApiError) else note(
+                    "Not converted", str(error), "bad", role="alert"
+                )
+            return
+        self._view.tables.discard(self._table)
+        ui.navigate.to(f"/datasets/{file['id']}")
+
+    async def _upload(self, columns: Columns, show: Any) -> Json:
+        """Convert twice: for the size, and for the content; neither copy is kept in memory or on disk."""
+        total = await asyncio.to_thread(lambda: sum(map(len, self._lines(columns))))
+        if not total:
+            raise TableError("No row has both a question and an answer. Choose other columns.")
+        api = self._view.api
+        body = {
+            "filename": f"{PurePath(self._table.filename).stem[:200]}.jsonl",
+            "purpose": "fine-tune",
+            "bytes": total,
+            "mime_type": "application/jsonl",
+        }
+        upload = await api.post("uploads", body)
+        offset, lines = 0, self._lines(columns)
+        while offset < total:
+            piece = await asyncio.to_thread(_next_piece, lines)
+            headers = {"Content-Range": f"bytes {offset}-{offset + len(piece) - 1}/{total}"}
+            upload = await api.put(f"uploads/{upload['id']}/content", piece, headers)
+            offset += len(piece)
+            show(f"Uploading: {size(offset)} of {size(total)}")
+        return dict(upload["file"])
+
+    def _lines(self, columns: Columns) -> Iterator[bytes]:
+        return map(json_line, self._table.examples(columns))
+
+
+def _next_piece(lines: Iterator[bytes]) -> bytes:
+    piece = bytearray()
+    for line in lines:
+        piece += line
+        if len(piece) >= PIECE_BYTES:
+            break
+    return bytes(piece)
+
+
+def _guess(names: list[str], likely: tuple[str, ...], default: int) -> str:
+    return next((name for one in likely for name in names if name.strip().lower() == one), names[default])

@@ -1,0 +1,182 @@
+"""One data set: the report with warnings and line numbers, rows as a chat and as the model sees them, lengths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nicegui import ui
+
+from app.web.api_client import ApiError
+from app.web.components.data_table import DataTable, column
+from app.web.components.elements import busy, card, facts, link, note, tag
+from app.web.components.forms import select_field, text_field
+from app.web.components.token_view import TokenView
+from app.web.formatting import clean, count, counted, moment, size
+from app.web.frame import View, error_note, screen, set_query
+from app.web.models import base_model_names
+from app.web.pages.datasets.chat_rows import show_rows
+from app.web.pages.datasets.length_histogram import length_histogram
+
+REPORT_SECONDS = 120.0
+PREVIEW_ROWS = 5
+MAX_FILES = 100
+
+Json = dict[str, Any]
+
+
+@screen("/datasets/{file_id}", "Dataset", "datasets")
+async def build(view: View) -> None:
+    await DatasetPage(view, view.path("file_id")).build()
+
+
+class DatasetPage:
+    def __init__(self, view: View, file_id: str) -> None:
+        self._view = view
+        self._file_id = file_id
+
+    async def build(self) -> None:
+        file = await self._view.api.get(f"files/{self._file_id}")
+        ui.page_title(f"{clean(file['filename'], 60)} · Tunery")
+        with tag("div", classes="t-title"):
+            with tag("h1"):
+                tag("bdi", clean(file["filename"], 120))
+            with tag("div", classes="t-actions"):
+                link("Download", f"/files/{self._file_id}/content", "t-button", download="")
+                link("New job", f"/jobs/new?file={self._file_id}", "t-button t-primary")
+        with card():
+            facts(
+                {
+                    "Lines": count(file["line_count"]),
+                    "Size": size(file["bytes"]),
+                    "Uploaded": moment(file["created_at"]),
+                    "Id": file["id"],
+                    "SHA-256": f"{file['sha256'][:16]}…",
+                }
+            )
+        await self._build_choices()
+        self._report = tag("div", classes="t-stack")
+        ui.timer(0.05, self._load_report, once=True)  # after the page is shown: a large file takes a while
+        with card("Rows as chats") as rows:
+            await show_rows(self._view.api, self._file_id, rows)
+
+    async def _build_choices(self) -> None:
+        models = await base_model_names(self._view.api)
+        others = await self._view.api.items("files", MAX_FILES, purpose="fine-tune")
+        files = {"": "None"} | {one["id"]: clean(one["filename"], 60) for one in others if one["id"] != self._file_id}
+        with card("Check for"), tag("div", classes="t-grid"):
+            names = {name: clean(name, 80) for name in models} or {"": "No base model is registered"}
+            chosen = self._view.query("model", next(iter(names)))
+            self._model = select_field(
+                "Base model", names, chosen, "Its tokenizer and chat template are used.", self._change
+            )
+            self._validation = select_field(
+                "Validation file", files, "", "Rows in both files are listed.", self._change
+            )
+            self._context = text_field(
+                "Context length (tokens)", self._view.query("context"), "Default: the model's.", self._change, "number"
+            )
+
+    async def _change(self) -> None:
+        set_query(f"/datasets/{self._file_id}", model=self._model.value, context=self._context.value)
+        await self._load_report()
+
+    async def _load_report(self) -> None:
+        self._report.clear()
+        if not self._model.value:
+            with self._report:
+                note("No base model", "An operator registers one: tunery models add NAME DIRECTORY", "warn")
+            return
+        with self._report:
+            busy("Checking the file ...")
+        try:
+            report = await self._view.api.post(
+                f"files/{self._file_id}/validate",
+                model=self._model.value,
+                validation_file=self._validation.value or None,
+                context_length=self._context.value or None,
+                rows=PREVIEW_ROWS,
+                timeout_seconds=REPORT_SECONDS,
+            )
+        except ApiError as error:
+            self._report.clear()
+            with self._report:
+                error_note(error, "The file cannot be checked")
+            return
+        self._report.clear()
+        with self._report:
+            _show_report(report)
+
+
+def _show_report(report: Json) -> None:
+    note(
+        "Valid" if report["valid"] else "Not usable for training",
+        clean(report["message"], 2_000),
+        "ok" if report["valid"] else "bad",
+    )
+    for warning in report["warnings"]:
+        note(clean(warning["message"], 1_000), _lines_text(warning), "warn")
+    if report["findings"]["data"]:
+        _show_findings(report["findings"])
+    tokens = report["tokens"]
+    if tokens["lengths"]:
+        _show_lengths(report)
+    with card("As the model sees it"):
+        _legend()
+        for row in report["rows"]:
+            _show_row(row)
+        if not report["rows"]:
+            tag("p", "No row can be shown.", "t-muted")
+
+
+def _lines_text(warning: Json) -> str:
+    lines = warning.get("lines") or warning.get("first_lines") or []
+    return f"Lines: {', '.join(map(str, lines[:20]))}" if isinstance(lines, list) and lines else ""
+
+
+def _show_findings(findings: Json) -> None:
+    with card(f"{counted(findings['count'], 'finding')} in {counted(findings['lines'], 'line')}"):
+        rows = [
+            {"id": str(number), "line": f"{one['line']:,}", "message": clean(one["message"], 600)}
+            for number, one in enumerate(findings["data"])
+        ]
+        DataTable("Findings", (column("line", "Line", "number"), column("message", "Problem", lead=True)), rows)
+
+
+def _show_lengths(report: Json) -> None:
+    tokens, lengths, rows = report["tokens"], report["tokens"]["lengths"], report["coverage"]["rows"]
+    cut = report["cut"]["count"]
+    trained_percent = 100 * tokens["trained"] / max(tokens["total"], 1)
+    with card("Lengths"):
+        facts(
+            {
+                "Rows": count(rows),
+                "Tokens per epoch": count(tokens["total"]),
+                "Trained tokens": f"{count(tokens['trained'])} ({trained_percent:.0f} %)",
+                "Median": f"{count(lengths['median'])} tokens",
+                "99th percentile": f"{count(lengths['p99'])} tokens",
+                "Longest": f"{count(lengths['max'])} tokens",
+                "Truncated": f"{counted(cut, 'row')} ({100 * cut / max(rows, 1):.1f} %)",
+                "Duplicates": counted(report["duplicates"]["rows"], "row"),
+            }
+        )
+        length_histogram(tokens["histogram"], report["context_length"])
+
+
+def _legend() -> None:
+    with tag("div", classes="t-row t-hint"):
+        tag("mark", "trained tokens")
+        tag("span", "masked tokens", "t-muted")
+        tag("span", "special tokens", "t-special")
+        tag("s", "truncated", "t-cut")
+
+
+def _show_row(row: Json) -> None:
+    for document in row["documents"]:
+        side = {"preferred": " · preferred answer", "non_preferred": " · other answer"}.get(document["side"], "")
+        with tag("div", classes="t-stack"):
+            tokens = f"{count(document['tokens'])} tokens, {count(document['trained_tokens'])} trained"
+            cut = f", {count(row['cut_tokens'])} truncated" if row["cut_tokens"] else ""
+            tag("div", f"Line {row['line']:,}{side}: {tokens}{cut}", "t-label")
+            TokenView(document["segments"])
+            if document["omitted_tokens"]:
+                tag("div", f"… {counted(document['omitted_tokens'], 'more token')} not shown", "t-hint")

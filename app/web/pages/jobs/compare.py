@@ -1,0 +1,135 @@
+"""Two to five jobs: curves overlaid, and only the settings and results that differ."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from app.web.components.data_table import DataTable, Row, column
+from app.web.components.elements import card, link, note, tag
+from app.web.components.forms import checkbox, filter_select
+from app.web.formatting import clean, duration, loss
+from app.web.frame import View, screen
+from app.web.pages.jobs import metrics_chart, wording
+from app.web.pages.jobs.metrics_chart import AXES, SMOOTHING, Look, Run
+
+MAX_POINTS = 1_000
+MIN_JOBS, MAX_JOBS = 2, 5
+
+Json = dict[str, Any]
+
+
+@screen("/jobs/compare", "Compare jobs", "jobs")
+async def build(view: View) -> None:
+    tag("h1", "Compare jobs")
+    job_ids = list(dict.fromkeys(one for one in view.query("jobs").split(",") if one))
+    if not MIN_JOBS <= len(job_ids) <= MAX_JOBS:
+        note("Choose two to five jobs", "Select them in the list of jobs, then press Compare.", "warn")
+        link("Jobs", "/jobs", "t-button")
+        return
+    jobs = await asyncio.gather(*(view.api.get(f"fine_tuning/jobs/{one}") for one in job_ids))
+    metrics = await asyncio.gather(
+        *(view.api.get(f"fine_tuning/jobs/{one}/metrics", max_points=MAX_POINTS) for one in job_ids)
+    )
+    runs = [Run(wording.name(job), one["data"]) for job, one in zip(jobs, metrics, strict=True)]
+    _show_results(jobs, runs)
+    _Curves(runs)
+    _show_differences(jobs)
+
+
+class _Curves:
+    def __init__(self, runs: list[Run]) -> None:
+        self._runs = [run for run in runs if run.rows]
+        self._is_log = False
+        if not self._runs:
+            note("No metrics yet", "None of these jobs has trained a step.")
+            return
+        with card("Curves"):
+            with tag("div", classes="t-filters"):
+                self._axis = filter_select("Horizontal axis", AXES, "step", self._draw)
+                self._smoothing = filter_select("Smoothing", SMOOTHING, "0.6", self._draw)
+                checkbox("Log scale", False, self._set_log)
+            self._chart = metrics_chart.metrics_chart("Curves of the compared jobs")
+        self._draw()
+
+    def _set_log(self, is_log: bool) -> None:
+        self._is_log = is_log
+        self._draw()
+
+    def _draw(self) -> None:
+        look = Look(self._axis.value, self._is_log, float(self._smoothing.value or 0))
+        self._chart.style(f"height: {metrics_chart.height_px(self._runs)}px")
+        self._chart.options.clear()
+        self._chart.options.update(metrics_chart.options(self._runs, look))
+        self._chart.update()
+
+
+def _show_results(jobs: list[Json], runs: list[Run]) -> None:
+    columns = (
+        column("name", "Job", lead=True),
+        column("status", "Status"),
+        column("train", "Train loss", "number"),
+        column("valid", "Best valid. loss", "number"),
+        column("steps", "Progress", "number"),
+        column("time", "Training time", "number"),
+    )
+    DataTable("Results", columns, [_result_row(job, run) for job, run in zip(jobs, runs, strict=True)])
+
+
+def _result_row(job: Json, run: Run) -> Row:
+    best = metrics_chart.best_validation(run.rows)
+    losses = [row["train_loss"] for row in run.rows if row.get("train_loss") is not None]
+    return {
+        "id": job["id"],
+        "label": run.name,
+        "name": {"text": run.name, "href": f"/jobs/{job['id']}", "sub": wording.short_id(job["id"])},
+        "status": {"text": wording.label(job), "tone": wording.TONES[job["status"]]},
+        "train": loss(losses[-1] if losses else None),
+        "valid": loss(best["full_valid_loss"] if best else None),
+        "steps": wording.steps(job),
+        "time": duration(wording.elapsed_seconds(job)),
+    }
+
+
+def _show_differences(jobs: list[Json]) -> None:
+    settings = [flat_settings(job) for job in jobs]
+    names = list(dict.fromkeys(name for one in settings for name in one))
+    differing = [name for name in names if len({one.get(name, "–") for one in settings}) > 1]
+    with card("Settings that differ"):
+        if not differing:
+            tag("p", "All settings are the same.", "t-muted")
+            return
+        columns = [column("setting", "Setting", lead=True)]
+        columns += [column(f"job{number}", wording.name(job)) for number, job in enumerate(jobs)]
+        rows = [
+            {"id": name, "setting": name} | {f"job{number}": one.get(name, "–") for number, one in enumerate(settings)}
+            for name in differing
+        ]
+        DataTable("Settings that differ", columns, rows)
+
+
+def flat_settings(job: Json) -> dict[str, str]:
+    """Every setting by its dotted name, as text."""
+    method = job["method"]["type"]
+    tree = {
+        "model": job["model"],
+        "training_file": job["training_file"],
+        "validation_file": job["validation_file"],
+        "method": method,
+        "seed": job["seed"],
+        "hyperparameters": job["method"][method]["hyperparameters"],
+        "lora": job["lora"],
+        "quantization": job["quantization"] or "none",
+    }
+    return {name: clean(value, 200) for name, value in _flatten(tree)}
+
+
+def _flatten(tree: Json, prefix: str = "") -> list[tuple[str, str]]:
+    found = []
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            found += _flatten(value, f"{prefix}{name}.")
+        else:
+            found.append((f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)))
+    return found

@@ -1,0 +1,230 @@
+"""The curves of jobs as ECharts options: losses on the same axes, then the other metrics, with one cursor and zoom."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nicegui import ui
+
+Json = dict[str, Any]
+Points = list[tuple[float, float | None]]
+
+AXES = {"step": "Step", "tokens": "Tokens", "time": "Training time (s)"}
+SMOOTHING = {"": "No smoothing", "0.6": "Smooth", "0.9": "Very smooth"}
+COLOURS = ("--train", "--valid", "--ok", "--warn", "--bad")
+LOSS_HEIGHT_PX = 250
+METRIC_HEIGHT_PX = 92
+GAP_PX = 46
+TOP_PX = 56
+ZOOM_PX = 70
+BYTES_PER_GB = 1e9
+
+
+@dataclass(frozen=True)
+class Metric:
+    key: str
+    label: str
+    divisor: float = 1.0
+
+
+METRICS = (
+    Metric("learning_rate", "Learning rate"),
+    Metric("grad_norm", "Gradient norm"),
+    Metric("tokens_per_second", "Tokens/s"),
+    Metric("peak_memory_bytes", "Peak memory (GB)", BYTES_PER_GB),
+)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the controls above a chart select."""
+
+    axis: str = "step"
+    is_log: bool = False
+    smoothing: float = 0.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """The metrics of one job, oldest first."""
+
+    name: str
+    rows: Sequence[Json]
+
+
+def metrics_chart(label: str) -> ui.echart:
+    chart = ui.echart({}).classes("t-chart")
+    chart.props["role"] = "img"
+    chart.props["aria-label"] = label
+    return chart
+
+
+def options(runs: Sequence[Run], look: Look) -> Json:
+    """One job: train and validation loss. Several: one colour for each, validation dashed."""
+    shown = [metric for metric in METRICS if any(row.get(metric.key) is not None for run in runs for row in run.rows)]
+    grids = _grids(len(shown))
+    description = f"Curves of {runs[0].name}" if len(runs) == 1 else "Curves of the compared jobs"
+    series: list[Json] = []
+    for number, run in enumerate(runs):
+        x = x_values(run.rows, look.axis)
+        series += _loss_series(run, x, look, number, is_single=len(runs) == 1)
+        for index, metric in enumerate(shown, start=1):
+            values = [(at, _divided(row.get(metric.key), metric.divisor)) for at, row in zip(x, run.rows, strict=True)]
+            series.append(_line(run.name, values, index, COLOURS[number % len(COLOURS)], 1.2))
+    indexes = list(range(len(grids)))
+    return {
+        "animation": False,
+        "aria": {"enabled": True, "label": {"description": description}},
+        "grid": grids,
+        "title": [_title(text, grid) for text, grid in zip(["Loss", *(m.label for m in shown)], grids, strict=True)],
+        "legend": {"top": 4, "right": 80, "type": "scroll", "left": 90, "textStyle": _text(), "data": _legend(series)},
+        "toolbox": {
+            "right": 4,
+            "top": 0,
+            "feature": {"saveAsImage": {"title": "PNG", "name": "curves"}, "restore": {}},
+        },
+        "tooltip": {"trigger": "axis", "confine": True, **_tooltip_colours()},
+        "axisPointer": {"link": [{"xAxisIndex": "all"}]},
+        "xAxis": [_x_axis(index, index == indexes[-1], look.axis) for index in indexes],
+        "yAxis": [_y_axis(index, look.is_log and index == 0) for index in indexes],
+        "dataZoom": [
+            {"type": "inside", "xAxisIndex": indexes, "zoomOnMouseWheel": "ctrl"},
+            {"type": "slider", "xAxisIndex": indexes, "bottom": 8, "height": 20},
+        ],
+        "series": series,
+    }
+
+
+def height_px(runs: Sequence[Run]) -> int:
+    grids = _grids(sum(any(row.get(m.key) is not None for run in runs for row in run.rows) for m in METRICS))
+    return int(grids[-1]["top"] + grids[-1]["height"]) + ZOOM_PX
+
+
+def x_values(rows: Sequence[Json], axis: str) -> list[float]:
+    """The position of each row; the time is that of the tokens at the measured rate."""
+    if axis == "tokens":
+        return [float(row.get("num_tokens") or 0) for row in rows]
+    if axis == "time":
+        return _training_seconds(rows)
+    return [float(row["step"]) for row in rows]
+
+
+def smoothed(values: Sequence[float | None], weight: float) -> list[float | None]:
+    """The exponential moving average, corrected for its start; missing values stay missing."""
+    found: list[float | None] = []
+    average, count = 0.0, 0
+    for value in values:
+        if value is None:
+            found.append(None)
+            continue
+        average, count = weight * average + (1 - weight) * value, count + 1
+        found.append(average / (1 - weight**count))
+    return found
+
+
+def best_validation(rows: Sequence[Json]) -> Json | None:
+    """The row with the lowest full validation loss."""
+    measured = [row for row in rows if row.get("full_valid_loss") is not None]
+    return min(measured, key=lambda row: float(row["full_valid_loss"]), default=None)
+
+
+def _training_seconds(rows: Sequence[Json]) -> list[float]:
+    seconds, tokens = 0.0, 0.0
+    found = []
+    for row in rows:
+        now = float(row.get("num_tokens") or tokens)
+        seconds += (now - tokens) / (row.get("tokens_per_second") or 1.0)
+        tokens = now
+        found.append(round(seconds, 2))
+    return found
+
+
+def _loss_series(run: Run, x: Sequence[float], look: Look, number: int, is_single: bool) -> list[Json]:
+    train = [row.get("train_loss") for row in run.rows]
+    valid: Points = [
+        (at, row["full_valid_loss"])
+        for at, row in zip(x, run.rows, strict=True)
+        if row.get("full_valid_loss") is not None
+    ]
+    train_name = "Train loss" if is_single else run.name
+    colour = COLOURS[0] if is_single else COLOURS[number % len(COLOURS)]
+    series = []
+    if look.smoothing:
+        series.append(_line(f"{train_name} (raw)", list(zip(x, train, strict=True)), 0, colour, 1, opacity=0.3))
+    train = smoothed(train, look.smoothing) if look.smoothing else train
+    series.append(_line(train_name, list(zip(x, train, strict=True)), 0, colour, 2))
+    if valid:
+        name = "Validation loss" if is_single else f"{run.name} (validation)"
+        line = _line(name, valid, 0, "--valid" if is_single else colour, 2, symbol=True)
+        line["lineStyle"]["type"] = "solid" if is_single else "dashed"
+        best = min(valid, key=lambda point: float(point[1] or 0))
+        line["markPoint"] = {
+            "symbolSize": 12, "symbol": "diamond",
+            "label": {"show": True, "position": "top", "formatter": "best", **_text()},
+            "data": [{"coord": [best[0], best[1]], "name": "best checkpoint"}],
+        }  # fmt: skip
+        series.append(line)
+    return series
+
+
+def _line(
+    name: str, points: Points, axis: int, colour: str, width: float, symbol: bool = False, opacity: float = 1.0
+) -> Json:
+    css = f"cssColor('{colour}')"
+    return {
+        "type": "line", "name": name, "xAxisIndex": axis, "yAxisIndex": axis, "data": points, "showSymbol": symbol,
+        "symbolSize": 6, "lineStyle": {"width": width, "opacity": opacity, ":color": css}, "itemStyle": {":color": css},
+        "emphasis": {"disabled": True},
+    }  # fmt: skip
+
+
+def _grids(metrics: int) -> list[Json]:
+    grids = [{"left": 64, "right": 16, "top": TOP_PX, "height": LOSS_HEIGHT_PX}]
+    top = TOP_PX + LOSS_HEIGHT_PX + GAP_PX
+    for _ in range(metrics):
+        grids.append({"left": 64, "right": 16, "top": top, "height": METRIC_HEIGHT_PX})
+        top += METRIC_HEIGHT_PX + GAP_PX
+    return grids
+
+
+def _title(text: str, grid: Json) -> Json:
+    style = {"fontSize": 12, "fontWeight": 600, ":color": "cssColor('--text')"}
+    return {"text": text, "left": 8, "top": grid["top"] - 26, "textStyle": style}
+
+
+def _x_axis(index: int, is_last: bool, axis: str) -> Json:
+    return {
+        "type": "value", "gridIndex": index, "min": "dataMin", "max": "dataMax",
+        "axisLabel": {"show": is_last, **_text()},
+        "name": AXES[axis] if is_last else "", "nameLocation": "middle", "nameGap": 24, "nameTextStyle": _text(),
+        "splitLine": {"show": False}, "axisLine": {"lineStyle": {":color": "cssColor('--border')"}},
+    }  # fmt: skip
+
+
+def _y_axis(index: int, is_log: bool) -> Json:
+    return {
+        "type": "log" if is_log else "value", "gridIndex": index, "scale": True, "splitNumber": 5 if index == 0 else 2,
+        "axisLabel": _text(), "splitLine": {"lineStyle": {":color": "cssColor('--border')"}},
+    }  # fmt: skip
+
+
+def _legend(series: Sequence[Json]) -> list[str]:
+    return list(dict.fromkeys(one["name"] for one in series if one["yAxisIndex"] == 0 and "(raw)" not in one["name"]))
+
+
+def _text() -> Json:
+    return {":color": "cssColor('--muted')", "fontSize": 11}
+
+
+def _tooltip_colours() -> Json:
+    return {
+        ":backgroundColor": "cssColor('--surface')",
+        ":borderColor": "cssColor('--border')",
+        "textStyle": {":color": "cssColor('--text')", "fontSize": 12},
+    }
+
+
+def _divided(value: float | None, divisor: float) -> float | None:
+    return None if value is None else value / divisor

@@ -1,0 +1,226 @@
+"""A new job: the fields that people change, the live plan beside them, and the same request as a command."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from nicegui import ui
+
+from app.web.api_client import ApiError
+from app.web.components.elements import busy, button, card, code_block, facts, note, pill, tabs, tag
+from app.web.components.forms import Field, select_field, text_area, text_field
+from app.web.formatting import clean, count, counted, duration, size
+from app.web.frame import View, error_note, screen
+from app.web.models import base_model_names
+from app.web.pages.jobs import job_form, request_snippets
+from app.web.pages.jobs.job_form import FieldError, Prefilled
+
+MAX_FILES = 200
+PLAN_SECONDS = 120.0
+METHODS = {"supervised": "Supervised: learn the answers", "dpo": "DPO: learn a preference between two answers"}
+QUANTIZATIONS = {"4": "QLoRA: base model in 4 bits", "16": "LoRA: base model in 16 bits"}
+
+Json = dict[str, Any]
+
+
+@screen("/jobs/new", "New job", "jobs")
+async def build(view: View) -> None:
+    source = view.query("repair") or view.query("clone")
+    prefilled = Prefilled({"training_file": view.query("file")}, [])
+    if source:
+        job = await view.api.get(f"fine_tuning/jobs/{source}")
+        prefilled = job_form.repaired(job) if view.query("repair") else Prefilled(job_form.from_job(job), [])
+    await NewJob(view, prefilled).build()
+
+
+class NewJob:
+    def __init__(self, view: View, prefilled: Prefilled) -> None:
+        self._view = view
+        self._initial = prefilled.values
+        self._changes = prefilled.changes
+        self._fields: dict[str, Field] = {}
+        self._planned = 0  # the number of the latest request of a plan
+
+    async def build(self) -> None:
+        tag("h1", "New job")
+        if self._changes:
+            note("Changed compared with the failed job", "\n".join(self._changes), "warn")
+        models = await base_model_names(self._view.api)
+        files = await self._view.api.items("files", MAX_FILES, purpose="fine-tune")
+        file_names = {file["id"]: f"{clean(file['filename'], 60)} ({size(file['bytes'])})" for file in files}
+        with tag("div", classes="t-split"):
+            with card("Job"):
+                self._build_fields(models, file_names)
+                with tag("div", classes="t-actions"):
+                    self._create_button = button("Create job", self._create, "t-primary")
+                self._result = tag("div")
+            with tag("div", classes="t-stack"):
+                with card("Plan"):
+                    self._plan = tag("div", classes="t-stack", aria_live="polite")
+                with card("The same request"):
+                    self._request = tag("div")
+        ui.timer(0.05, self._update, once=True)
+
+    def _build_fields(self, models: list[str], files: dict[str, str]) -> None:
+        model_names = {name: clean(name, 80) for name in models}
+        if (current := self._initial.get("model", "")) and current not in model_names:
+            model_names[current] = clean(current, 80)
+        if not model_names:
+            note("No base model", "An operator registers one: tunery models add NAME DIRECTORY", "warn")
+        with tag("div", classes="t-form"):
+            self._add("model", partial(select_field, "Base model", model_names))
+            self._add("suffix", partial(text_field, "Name", hint="A word for the name of the result."))
+            choose = {"": "Choose a file"} if files else {"": "Upload a file on the page Datasets first"}
+            self._add("training_file", partial(select_field, "Training file", choose | files))
+            self._add("validation_file", partial(select_field, "Validation file", {"": "None"} | files))
+            self._add("n_epochs", partial(text_field, "Epochs", hint="1 to 50; empty: auto."))
+            self._add("batch_size", partial(text_field, "Batch size (examples)", hint="1 to 256; empty: auto."))
+            self._add("learning_rate", partial(text_field, "Learning rate", hint="Such as 2e-4; empty: auto."))
+            self._add("r", partial(text_field, "LoRA rank", hint="1 to 256; empty: 16."))
+        with tag("details"):
+            tag("summary", "More settings")
+            with tag("div", classes="t-form"):
+                self._build_more_fields()
+
+    def _build_more_fields(self) -> None:
+        self._add("method", partial(select_field, "Method", METHODS))
+        self._add("quantization", partial(select_field, "Quantization", QUANTIZATIONS))
+        self._add("context_length", partial(text_field, "Context length (tokens)", hint="Empty: auto."))
+        self._add("eval_steps", partial(text_field, "Steps between validations", hint="Empty: each epoch."))
+        self._add("alpha", partial(text_field, "LoRA alpha", hint="Empty: twice the rank."))
+        self._add("dropout", partial(text_field, "LoRA dropout", hint="0 to below 1; empty: 0."))
+        self._add("seed", partial(text_field, "Seed", hint="Empty: random."))
+        self._add("priority", partial(text_field, "Priority", hint="-100 to 100, among your jobs; empty: 0."))
+        self._add("sample_prompts", partial(text_area, "Sample prompts", hint="One per line, up to four."))
+        more = 'Other hyperparameters as JSON, such as {"warmup_ratio": 0.05}.'
+        self._add("more", partial(text_area, "More hyperparameters", hint=more))
+
+    def _add(self, name: str, make: Callable[..., Field]) -> None:
+        self._fields[name] = make(value=self._initial.get(name, ""), on_change=self._update)
+
+    def _body(self) -> Json | None:
+        """The request; None, with an error at its field, if a value is not usable."""
+        for field in self._fields.values():
+            field.set_error("")
+        try:
+            return job_form.request_body({name: field.value for name, field in self._fields.items()})
+        except FieldError as error:
+            self._fields[error.field].set_error(error.message)
+            return None
+
+    async def _update(self) -> None:
+        body = self._body()
+        self._show_request(body)
+        self._planned += 1
+        number = self._planned
+        self._plan.clear()
+        with self._plan:
+            if body is None:
+                tag("p", "The plan appears when the fields are complete.", "t-muted")
+                return
+            busy("Counting tokens and memory ...")
+        plan, queue = await asyncio.gather(
+            self._view.api.post("fine_tuning/jobs/plan", body, timeout_seconds=PLAN_SECONDS),
+            self._view.api.get("queue", limit=1),
+            return_exceptions=True,
+        )
+        if number != self._planned:  # a later change has its own plan
+            return
+        self._plan.clear()
+        with self._plan:
+            if isinstance(plan, ApiError):
+                error_note(plan, "This job would be refused")
+            elif isinstance(plan, dict):
+                _show_plan(plan, queue if isinstance(queue, dict) else None)
+
+    def _show_request(self, body: Json | None) -> None:
+        self._request.clear()
+        with self._request:
+            if body is None:
+                tag("p", "The commands appear when the fields are complete.", "t-muted")
+                return
+            url = self._view.settings.public_api_url
+            makers = {
+                "curl": request_snippets.curl,
+                "Python": request_snippets.python,
+                "Command line": request_snippets.command,
+            }
+            tabs("The same request", [(name, partial(_show_code, make(body, url))) for name, make in makers.items()])
+
+    async def _create(self) -> None:
+        body = self._body()
+        self._result.clear()
+        if body is None:
+            with self._result:
+                note("A field has a value that cannot be used", "It is marked above.", "bad", role="alert")
+            return
+        self._create_button.props["disabled"] = True
+        try:
+            job = await self._view.api.post("fine_tuning/jobs", body)
+        except ApiError as error:
+            self._create_button.props["disabled"] = False
+            with self._result:
+                error_note(error, "The job was not created")
+            return
+        ui.navigate.to(f"/jobs/{job['id']}")
+
+
+def _show_code(text: str) -> None:
+    code_block(text)
+
+
+def _show_plan(plan: Json, queue: Json | None) -> None:
+    tones = {"fits": "ok", "no_device_fits": "bad", "no_worker": "warn"}
+    note(clean(plan["message"], 1_000), "", tones.get(plan["verdict"], ""))
+    facts(
+        {
+            "Steps": count(plan["total_steps"]),
+            "Trained tokens": count(plan["trained_tokens"]),
+            "Examples": f"{count(plan['trained_examples'])} of {count(plan['examples'])}",
+            "Longest example": f"{count(plan['longest_document_tokens'])} tokens",
+            "Truncated": counted(plan["cut"]["count"], "example"),
+            "Expected start": _expected_start(queue),
+        }
+    )
+    values = plan["hyperparameters"]
+    facts(
+        {
+            "Epochs": count(values["n_epochs"]),
+            "Batch size": counted(values["batch_size"], "example"),
+            "Learning rate": f"{values['learning_rate']:g}" if values["learning_rate"] else "–",
+            "Context length": f"{count(values['context_length'])} tokens",
+        }
+    )
+    for device in plan["devices"]:
+        _show_device(device)
+
+
+def _show_device(device: Json) -> None:
+    peak, total = device["memory"]["peak"], device["memory_bytes"]
+    percent = min(100.0, 100 * peak / total) if total else 100.0
+    with tag("div", classes="t-device"):
+        with tag("div", classes="t-row"):
+            tag("span", clean(device["name"], 60), "t-strong")
+            pill("fits" if device["fits"] else "does not fit", "ok" if device["fits"] else "bad")
+            tag("span", counted(device["workers"], "worker"), "t-muted")
+        with tag("div", classes="t-bar", role="img", aria_label=f"Memory: {size(peak)} of {size(total)}"):
+            tag("div", style=f"width: {percent:.0f}%")
+        basis = "" if device["basis"] == "measured" else " (estimate: no such job has run here yet)"
+        tag("div", f"{size(peak)} of {size(total)} memory, about {duration(device['seconds'])}{basis}", "t-hint")
+
+
+def _expected_start(queue: Json | None) -> str:
+    if queue is None:
+        return "–"
+    workers, waiting = queue["workers"], queue["own"]["waiting"] + queue["others"]["waiting"]
+    if not workers["alive"]:
+        return "when a worker starts"
+    if workers["busy"] < workers["alive"] and not waiting:
+        return "at once"
+    ends = [one["expected_finish"] for one in queue["running"]]
+    first = f", first worker free in {duration(max(min(ends) - time.time(), 0))}" if ends else ""
+    return f"after {counted(waiting, 'queued job')}{first}"

@@ -1,0 +1,170 @@
+"""The queue and the workers: what is alive, what runs, who is next and why."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from app.web.components.data_table import DataTable, column
+from app.web.components.elements import card, facts, note, tag
+from app.web.formatting import age, clean, count, counted, duration, moment, size
+from app.web.frame import View, refresh_live, screen
+
+MAX_WAITING = 100
+REFRESH_SECONDS = 5.0
+WORKER_COLUMNS = (
+    column("name", "Worker", lead=True),
+    column("status", "Status"),
+    column("device", "Device"),
+    column("memory", "Memory", "number"),
+    column("job", "Job"),
+    column("models", "Models"),
+    column("seen", "Last heartbeat", "number"),
+)
+RUNNING_COLUMNS = (
+    column("job", "Running job", lead=True),
+    column("model", "Base model"),
+    column("phase", "Phase"),
+    column("started", "Started", "number"),
+    column("finish", "Expected end", "number"),
+)
+WAITING_COLUMNS = (
+    column("position", "Position", "number"),
+    column("job", "Queued job", lead=True),
+    column("model", "Base model"),
+    column("start", "Expected start", "number"),
+    column("time", "Planned time", "number"),
+    column("reason", "Waits for"),
+    column("age", "Created", "number"),
+)
+
+Json = dict[str, Any]
+
+
+@screen("/queue", "Queue and workers", "queue")
+async def build(view: View) -> None:
+    await QueuePage(view).build()
+
+
+class QueuePage:
+    def __init__(self, view: View) -> None:
+        self._view = view
+
+    async def build(self) -> None:
+        tag("h1", "Queue and workers")
+        self._head = tag("div", classes="t-stack")
+        tag("h2", "Workers")
+        self._workers = DataTable("Workers", WORKER_COLUMNS)
+        tag("h2", "Running")
+        self._running = DataTable("Running jobs", RUNNING_COLUMNS)
+        tag("h2", "Waiting")
+        self._waiting = DataTable("Waiting jobs", WAITING_COLUMNS)
+        self._shares = tag("div")
+        await self.refresh()
+        refresh_live(self._view, self.refresh, interval_seconds=REFRESH_SECONDS)
+
+    async def refresh(self) -> None:
+        queue = await self._view.api.get("queue", limit=MAX_WAITING)
+        workers = await self._view.api.get("workers")
+        self._show_head(queue)
+        self._workers.set_rows([_worker_row(worker) for worker in workers["data"]])
+        self._running.set_rows([_running_row(job) for job in queue["running"]])
+        self._waiting.set_rows([_waiting_row(job) for job in queue["waiting"]])
+        self._show_shares(queue["projects"])
+
+    def _show_head(self, queue: Json) -> None:
+        workers = queue["workers"]
+        self._head.clear()
+        with self._head:
+            if not workers["alive"]:
+                note("No training worker is running", "Queued jobs wait until an operator starts one.", "warn")
+            with card():
+                facts(
+                    {
+                        "Training workers": f"{workers['busy']} busy of {workers['alive']}",
+                        "Running": _both(queue, "running"),
+                        "Waiting": _both(queue, "waiting"),
+                        "Files being checked": _both(queue, "validating"),
+                    }
+                )
+
+    def _show_shares(self, projects: list[Json]) -> None:
+        self._shares.clear()
+        if len(projects) < 2:
+            return
+        rows = [
+            {
+                "id": one["project_id"],
+                "project": one["project_id"],
+                "used": duration(one["gpu_seconds"]),
+                "weight": f"{one['share_weight']:g}",
+                "running": count(one["running_jobs"]),
+            }
+            for one in projects
+        ]
+        columns = (
+            column("project", "Project (next first)", lead=True),
+            column("used", "GPU time counted", "number"),
+            column("weight", "Weight", "number"),
+            column("running", "Running jobs", "number"),
+        )
+        with self._shares, tag("div", classes="t-stack"):
+            tag("h2", "Fair shares")
+            DataTable("Fair shares", columns, rows)
+
+
+def _both(queue: Json, state: str) -> str:
+    own, others = queue["own"][state], queue["others"][state]
+    return f"{counted(own, 'job')}, {count(others)} of other projects" if others else counted(own, "job")
+
+
+def _worker_row(worker: Json) -> Json:
+    device, job_id = worker["device"], worker["job_id"]
+    name = clean(worker["name"] or worker["id"], 80)
+    kind = f"{device['count']} × {device['name']}" if device["count"] > 1 else device["name"]
+    return {
+        "id": worker["id"],
+        "label": name,
+        "name": {"text": name, "sub": "trains" if worker["queue"] == "gpu" else "checks files"},
+        "status": {"text": worker["status"], "tone": "run" if worker["status"] == "busy" else "ok"},
+        "device": clean(kind, 80) or "–",
+        "memory": size(device["memory_bytes"]),
+        "job": {"text": job_id[:14], "href": f"/jobs/{job_id}"} if job_id else "–",
+        "models": clean(", ".join(worker["models"]), 200) or "–",
+        "seen": {"text": age(worker["seen_at"]), "title": moment(worker["seen_at"])},
+    }
+
+
+def _running_row(job: Json) -> Json:
+    return {
+        "id": job["id"],
+        "job": {"text": job["id"][:14], "href": f"/jobs/{job['id']}", "sub": "urgent" if job["urgent"] else None},
+        "model": clean(job["model"], 80),
+        "phase": clean(job["phase"], 40) or "–",
+        "started": {"text": age(job["started_at"]), "title": moment(job["started_at"])},
+        "finish": _in(job["expected_finish"]),
+    }
+
+
+def _waiting_row(job: Json) -> Json:
+    reason = job["waiting_for"] or ("disk space" if job["phase"] == "waiting_for_storage" else "its turn")
+    notes = [f"priority {job['priority']}"] if job["priority"] else []
+    notes += ["urgent"] if job["urgent"] else []
+    notes += [f"needs {', '.join(job['worker_labels'])}"] if job["worker_labels"] else []
+    return {
+        "id": job["id"],
+        "position": str(job["position"]),
+        "job": {"text": job["id"][:14], "href": f"/jobs/{job['id']}", "sub": clean(", ".join(notes), 120) or None},
+        "model": clean(job["model"], 80),
+        "start": _in(job["expected_start"]),
+        "time": duration(job["planned_seconds"]),
+        "reason": clean(reason, 300),
+        "age": {"text": age(job["created_at"]), "title": moment(job["created_at"])},
+    }
+
+
+def _in(unix_seconds: float | None) -> str:
+    if unix_seconds is None:
+        return "–"
+    seconds = unix_seconds - time.time()
+    return f"in {duration(seconds)}" if seconds > 5 else "now"

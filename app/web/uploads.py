@@ -1,0 +1,128 @@
+"""Uploads from the browser in pieces: a JSONL file goes on to the API, a CSV file waits here for its conversion."""
+
+from __future__ import annotations
+
+import errno
+import json
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from app.web.api_client import ApiClient, ApiError
+from app.web.csv_tables import Table, TableError, TableStore
+from app.web.sessions import SessionStore, WebSession
+from app.web.sign_in import is_same_origin
+
+MAX_PIECE_BYTES = 16 << 20
+CSV_NAMES = (".csv", ".tsv")
+MIME_TYPE = "application/jsonl"
+DISK_FULL = "The dashboard's disk is full: {reason}. Ask the operator for space, then try again; the upload continues."
+
+Json = dict[str, Any]
+
+
+def router(sessions: SessionStore, tables: TableStore) -> APIRouter:
+    routes = APIRouter(prefix="/uploads")
+
+    @routes.post("")
+    async def create(request: Request) -> Response:
+        return await _answer(sessions, request, lambda session: _create(session, tables, request))
+
+    @routes.get("/{upload_id}")
+    async def read(request: Request, upload_id: str) -> Response:
+        return await _answer(sessions, request, lambda session: _read(session, tables, upload_id))
+
+    @routes.put("/{upload_id}/content")
+    async def append(request: Request, upload_id: str, offset: int) -> Response:
+        return await _answer(sessions, request, lambda session: _append(session, tables, request, upload_id, offset))
+
+    return routes
+
+
+async def _answer(sessions: SessionStore, request: Request, work: Any) -> Response:
+    """The result of `work` as JSON, and each failure as {message}."""
+    session = sessions.of(request)
+    if session is None:
+        return JSONResponse({"message": "Sign in again: the session has ended."}, 401)
+    if not is_same_origin(request):
+        return JSONResponse({"message": "The request came from another site."}, 403)
+    try:
+        return JSONResponse(await work(session))
+    except ApiError as error:
+        return JSONResponse({"message": error.message}, error.status or 503)
+    except TableError as error:
+        return JSONResponse({"message": str(error)}, 400)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return JSONResponse({"message": DISK_FULL.format(reason=error.strerror)}, 507)
+
+
+async def _create(session: WebSession, tables: TableStore, request: Request) -> Json:
+    body = json.loads(await _read_body(request, 1 << 16))
+    filename, size_bytes = str(body["filename"]), int(body["bytes"])
+    if filename.lower().endswith(CSV_NAMES):
+        return _table_state(tables.create(session.token, filename, size_bytes))
+    upload = await session.api.post(
+        "uploads", {"filename": filename, "purpose": "fine-tune", "bytes": size_bytes, "mime_type": MIME_TYPE}
+    )
+    return await _upload_state(session.api, upload)
+
+
+async def _read(session: WebSession, tables: TableStore, upload_id: str) -> Json:
+    if upload_id.startswith("table-"):
+        return _table_state(_own_table(session, tables, upload_id))
+    return await _upload_state(session.api, await session.api.get(f"uploads/{upload_id}"))
+
+
+async def _append(session: WebSession, tables: TableStore, request: Request, upload_id: str, offset: int) -> Json:
+    """Store a piece that begins at `offset`. One that the server has already is left out."""
+    piece = await _read_body(request, MAX_PIECE_BYTES)
+    if upload_id.startswith("table-"):
+        table = _own_table(session, tables, upload_id)
+        if offset == table.offset and table.offset + len(piece) <= table.size_bytes:
+            table.append(piece)
+        return _table_state(table)
+    upload = await session.api.get(f"uploads/{upload_id}")
+    total = int(upload["bytes"])
+    if total == 0:
+        return await _upload_state(session.api, await session.api.post(f"uploads/{upload_id}/complete", {}))
+    headers = {"Content-Range": f"bytes {offset}-{offset + len(piece) - 1}/{total}", "Content-Type": MIME_TYPE}
+    return await _upload_state(session.api, await session.api.put(f"uploads/{upload_id}/content", piece, headers))
+
+
+async def _upload_state(api: ApiClient, upload: Json) -> Json:
+    if upload["status"] == "completed":
+        file = upload["file"]
+        return {
+            "id": upload["id"],
+            "offset": upload["bytes"],
+            "result": {"file_id": file["id"], "filename": file["filename"]},
+        }
+    if upload["status"] != "pending":
+        raise ApiError(f"The upload is {upload['status']}. Drop the file again to start a new one.", 400)
+    headers = await api.head(f"uploads/{upload['id']}/content")
+    return {"id": upload["id"], "offset": int(headers["upload-offset"]), "result": None}
+
+
+def _table_state(table: Table) -> Json:
+    is_complete = table.offset == table.size_bytes
+    result = {"table_id": table.id, "filename": table.filename} if is_complete else None
+    return {"id": table.id, "offset": table.offset, "result": result}
+
+
+def _own_table(session: WebSession, tables: TableStore, table_id: str) -> Table:
+    table = tables.get(session.token, table_id)
+    if table is None:
+        raise TableError("The upload of this file has expired. Drop the file again.")
+    return table
+
+
+async def _read_body(request: Request, limit_bytes: int) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit_bytes:
+            raise TableError(f"A piece may have at most {limit_bytes:,} bytes.")
+    return bytes(body)

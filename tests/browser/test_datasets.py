@@ -1,0 +1,135 @@
+"""Uploads, the conversion of a CSV, and the report on a data set."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx2
+from playwright.sync_api import Page, Route, expect
+
+from tests.browser.conftest import Open
+from tests.browser.dashboard import sign_in
+from tests.browser.world import World, tickets_jsonl
+from tests.factories import chat_lines
+
+CSV = "question;answer;note\n" + "".join(f'"What, is {n}?";"It is\n{n}";=1+1\n' for n in range(12))
+
+
+def signed_in(web_url: str, key: str) -> httpx2.Client:
+    """A signed-in client."""
+    return httpx2.Client(base_url=web_url, cookies=sign_in(web_url, key), trust_env=False)
+
+
+def drop(page: Page, *files: Path) -> None:
+    page.locator("input[type=file]").set_input_files(list(files))
+
+
+def test_a_dropped_file_is_checked_line_by_line(open_page: Open, tmp_path: Path) -> None:
+    lines = chat_lines(12).split(b"\n")
+    lines[4] = b'{"messages": [{"content": "no role"}]}'
+    file = tmp_path / "broken lines.jsonl"
+    file.write_bytes(b"\n".join(lines))
+    page = open_page("/datasets")
+    drop(page, file)
+    page.wait_for_url(re.compile(r"/datasets/file-"))
+    expect(page.get_by_text("Not usable for training")).to_be_visible()
+    expect(page.get_by_role("row").filter(has_text="role").first).to_contain_text("5")
+
+
+def test_a_valid_file_is_shown_as_chats_and_as_the_model_sees_it(open_page: Open, world: World) -> None:
+    page = open_page(f"/datasets/{world.files['tickets']}")
+    expect(page.get_by_text("Valid", exact=True)).to_be_visible()
+    tokens = page.get_by_role("group", name="The text as the model sees it").first
+    expect(tokens.locator("mark").first).to_be_visible()
+    expect(tokens.locator(".t-special").first).to_have_text("<|im_start|>")
+    expect(page.get_by_role("img", name=re.compile("Histogram of lengths"))).to_be_visible()
+    expect(page.get_by_text("You answer support tickets briefly.").first).to_be_visible()
+    page.get_by_role("spinbutton", name="Context length").fill("32")
+    expect(page.get_by_text(re.compile(r"\(100\.0 %\)"))).to_be_visible()
+
+
+def test_hostile_rows_stay_text(open_page: Open, world: World) -> None:
+    page = open_page(f"/datasets/{world.files['hostile']}")
+    expect(page.get_by_text("<script>window.pwned = 1</script>").first).to_be_visible()
+    expect(page.get_by_text("\\u202etxet desrever\\u202c").first).to_be_visible()
+    assert page.evaluate("window.pwned") is None
+    assert page.locator("main img, main script").count() == 0
+
+
+def test_a_csv_becomes_examples_by_choosing_columns(open_page: Open, tmp_path: Path) -> None:
+    file = tmp_path / "tickets.csv"
+    file.write_text(CSV, encoding="utf-8-sig")
+    page = open_page("/datasets")
+    drop(page, file)
+    page.wait_for_url(re.compile("/datasets/convert/table-"))
+    expect(page.get_by_label("User (question)")).to_have_value("question")
+    page.get_by_label("Assistant (answer)").fill("missing")
+    expect(page.get_by_text("There is no column with this name.")).to_be_visible()
+    page.get_by_label("Assistant (answer)").fill("answer")
+    expect(page.get_by_text('"content": "What, is 0?"')).to_be_visible()
+    page.get_by_role("button", name="Convert and upload").click()
+    page.wait_for_url(re.compile(r"/datasets/file-"))
+    expect(page.get_by_text("tickets.jsonl").first).to_be_visible()
+    expect(page.get_by_text("Valid", exact=True)).to_be_visible()
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download").click()
+    rows = [json.loads(line) for line in download.value.path().read_text().splitlines()]
+    assert rows[1]["messages"][1]["content"] == "It is\n1"
+    assert len(rows) == 12
+
+
+def test_a_csv_of_ten_thousand_columns_can_be_converted(open_page: Open, tmp_path: Path) -> None:
+    names = [f"column {number}" for number in range(10_000)]
+    row = ",".join(f"={number}" for number in range(10_000))
+    (tmp_path / "wide.csv").write_text("\n".join([",".join(names), *[row] * 11]))
+    page = open_page("/datasets")
+    drop(page, tmp_path / "wide.csv")
+    page.wait_for_url(re.compile("/datasets/convert/table-"))
+    expect(page.get_by_text("10,000 columns")).to_be_visible()
+    page.get_by_label("User (question)").fill("column 9000")
+    expect(page.get_by_text('"content": "=9000"').first).to_be_visible()
+
+
+def test_a_file_that_is_no_table_says_what_to_save(open_page: Open, tmp_path: Path) -> None:
+    (tmp_path / "sheet.csv").write_bytes(b"PK\x03\x04\0\0binary")
+    page = open_page("/datasets")
+    drop(page, tmp_path / "sheet.csv")
+    expect(page.get_by_role("alert")).to_contain_text("Save the sheet as CSV (UTF-8)")
+
+
+def test_an_interrupted_upload_continues(open_page: Open, tmp_path: Path) -> None:
+    """The second piece fails twice; the upload continues at the byte that the server has."""
+    file = tmp_path / "large.jsonl"
+    file.write_bytes(tickets_jsonl(30_000))
+    assert file.stat().st_size > 2 * 4 * 1024 * 1024
+    page = open_page("/datasets")
+    failures = 0
+
+    def fail_twice(route: Route) -> None:
+        nonlocal failures
+        offset = int(urlsplit(route.request.url).query.removeprefix("offset="))
+        if offset > 0 and failures < 2:
+            failures += 1
+            route.abort()
+        else:
+            route.fallback()
+
+    page.route("**/uploads/*/content**", fail_twice)
+    drop(page, file)
+    page.wait_for_url(re.compile(r"/datasets/file-"), timeout=60_000)
+    assert failures == 2
+    expect(page.get_by_text("30,000").first).to_be_visible()
+
+
+def test_another_session_cannot_read_an_upload(open_page: Open, web_url: str, world: World, tmp_path: Path) -> None:
+    body = {"filename": "a.csv", "bytes": 3}
+    with signed_in(web_url, world.admin_key) as owner, signed_in(web_url, world.member_key) as other:
+        table_id = owner.post("/uploads", json=body).json()["id"]
+        assert other.get(f"/uploads/{table_id}").status_code == 400
+        other.cookies.clear()
+        assert other.get(f"/uploads/{table_id}").status_code == 401
+        foreign = owner.post("/uploads", json=body, headers={"Origin": "https://evil.test"})
+        assert foreign.status_code == 403

@@ -1,0 +1,44 @@
+"""The form of a new job with its live plan."""
+
+from __future__ import annotations
+
+import re
+
+from playwright.sync_api import expect
+
+from tests.browser.conftest import Open
+from tests.browser.world import World
+
+
+def test_the_plan_and_the_commands_follow_the_fields_and_the_job_is_created(open_page: Open, world: World) -> None:
+    page = open_page(f"/jobs/new?file={world.files['tickets']}")
+    expect(page.get_by_text(re.compile("^Fits NVIDIA H100"))).to_be_visible()
+    expect(page.get_by_text(re.compile(r"513 MB of 80\.0 GB|of 80\.0 GB memory"))).to_be_visible()
+    page.get_by_label("Epochs").fill("2")
+    page.get_by_label("LoRA rank").fill("8")
+    expect(page.get_by_text('"n_epochs": 2')).to_be_visible()
+    page.get_by_role("tab", name="Command line").click()
+    expect(page.get_by_text("--set lora.r=8")).to_be_visible()
+    page.get_by_label("Name").fill("made-in-a-browser")
+    page.get_by_role("button", name="Create job").click()
+    page.wait_for_url(re.compile("/jobs/ftjob-"))
+    expect(page.get_by_role("heading", name=re.compile("made-in-a-browser"))).to_be_visible()
+    page.get_by_role("tab", name="Settings").click()
+    expect(page.get_by_text("n_epochs", exact=True)).to_be_visible()
+
+
+def test_a_wrong_value_is_marked_at_its_field(open_page: Open, world: World) -> None:
+    page = open_page(f"/jobs/new?file={world.files['tickets']}")
+    page.get_by_label("Epochs").fill("many")
+    expect(page.get_by_text("'many' is not a whole number.")).to_be_visible()
+    page.get_by_label("Epochs").fill("99")
+    expect(page.get_by_role("alert")).to_contain_text("n_epochs")
+
+
+def test_a_clone_has_the_settings_of_its_original(open_page: Open, world: World) -> None:
+    page = open_page(f"/jobs/new?clone={world.jobs['earlier']}")
+    expect(page.get_by_label("LoRA rank")).to_have_value("8")
+    expect(page.get_by_label("Name")).to_have_value("support-bot-v2")
+    page.get_by_text("More settings").click()
+    expect(page.get_by_label("Seed")).to_have_value("7")
+    expect(page.get_by_label("More hyperparameters")).to_have_value(re.compile('"warmup_ratio": 0.03'))

@@ -1,1 +1,0 @@
-"""GGUF exports: conversion and quantization by llama.cpp, and a comparison of its answers with the merged model's."""
