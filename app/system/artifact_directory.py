@@ -1,4 +1,4 @@
-"""Artifact directories with a manifest, and a deterministic archive of one.
+"""Artifact directories with a manifest.
 
 A directory is valid only with its MANIFEST.json, which lists every other file with its size and SHA-256. The manifest
 is written last, so a crash leaves a directory without a manifest, never one with a wrong manifest.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -80,23 +79,6 @@ def verify(directory: Path, *, sealed: bool = False) -> dict[str, Any]:
     if messages := [problem for problem in problems if problem]:
         raise ManifestMismatch(f"{directory.name}: " + "; ".join(messages))
     return manifest
-
-
-def write_archive(directory: Path, destination: Path, prefix: str) -> None:
-    """Write `directory` as an uncompressed tar whose bytes depend only on the names and contents of the files.
-
-    Uncompressed, because float weights hardly compress, and because the output of zlib differs between its versions.
-    """
-    with (
-        destination.open("wb") as raw,
-        tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as archive,
-    ):
-        for path in sorted(path for path in directory.rglob("*") if path.is_file()):
-            info = tarfile.TarInfo(f"{prefix}/{path.relative_to(directory).as_posix()}")
-            info.size, info.mode, info.mtime = path.stat().st_size, 0o644, 0
-            with path.open("rb") as file:
-                archive.addfile(info, file)
-    _fsync(destination)
 
 
 def _as_text(body: Mapping[str, Any]) -> str:

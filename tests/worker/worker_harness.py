@@ -14,6 +14,7 @@ from sqlalchemy import select
 from app.db.engine import Sessions, transaction
 from app.db.jobs import checkpoints, claims, events, expired_leases, jobs
 from app.db.tables import Attempt, Checkpoint, File, Job, JobEvent, Project, Snapshot
+from app.storage import ArchiveMember, open_archive
 from tests.factories import make_file, make_job, validate_job
 from tests.worker.fake_trainer import TrainerPlan
 from worker.jobs.supervisor import JobSupervisor
@@ -91,7 +92,9 @@ class WorkerHarness:
             return session.get_one(File, file_id)
 
     def content(self, file_id: str) -> bytes:
-        with self.resources.storage.open(self.file(file_id).storage_key) as opened:
+        file, storage = self.file(file_id), self.resources.storage
+        members = [ArchiveMember(each["name"], each["key"], each["bytes"]) for each in file.archive_members or ()]
+        with open_archive(storage, members) if members else storage.open(file.storage_key) as opened:
             return opened.read()
 
     def stored_files(self, kind: str = "") -> list[Path]:

@@ -23,7 +23,6 @@ from app.system.artifact_directory import (
     ManifestMismatch,
     read_manifest,
     sha256_file,
-    write_archive,
 )
 from worker.jobs.lease import LeaseUncertain
 from worker.node.resources import Resources
@@ -108,13 +107,6 @@ def put_file(resources: Resources, path: Path, key: str, notify: Callable[[str],
     sha256 = sha256_file(path)
     stored = resources.storage_outage.retry(lambda: resources.storage.put(key, path), notify)
     return StoredFile(path.name, key, stored.size_bytes, sha256)
-
-
-def pack(directory: Path, destination: Path) -> Path:
-    """Write the files of `directory` into one archive in `destination`."""
-    archive = destination / ARCHIVE
-    write_archive(directory, archive, prefix="adapter")
-    return archive
 
 
 @contextmanager

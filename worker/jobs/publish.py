@@ -21,6 +21,7 @@ from app.db.tables import Checkpoint, Job
 from app.domain.jobs.events import CheckpointSaved, Done
 from app.domain.jobs.states import Reason
 from app.domain.jobs.step_metrics import results_csv
+from app.system.tar_layout import describe_archive
 from worker.jobs import artifacts
 from worker.jobs.artifacts import StoredFile
 from worker.jobs.lease import LeaseKeeper
@@ -41,7 +42,7 @@ class StoredCheckpoint:
     metrics: dict[str, Any]
     manifest: dict[str, Any]
     files: list[StoredFile]
-    archive: StoredFile
+    archive: StoredFile  # its size and SHA-256; the key names no object
 
 
 class Publisher:
@@ -80,7 +81,7 @@ class Publisher:
     def _store(
         self, undo: ExitStack, directory: str, step: int, name: str, metrics: dict[str, float | None], suffix: str
     ) -> StoredCheckpoint:
-        """Copy a checkpoint directory, verify it, pack it, and move it into storage. Closing `undo` deletes it again.
+        """Copy a checkpoint directory, verify it, and move it into storage. Closing `undo` deletes it again.
 
         `suffix` distinguishes the keys of the result from those of an earlier checkpoint of the same step, whose
         objects are deleted with its files.
@@ -88,10 +89,7 @@ class Publisher:
         prefix = artifacts.unique(f"{self._prefix}/checkpoints/step-{step:06d}{suffix}")
         copy = self.directory / "outbox" / f"checkpoint-{step:06d}"
         manifest = artifacts.copy_verified(artifacts.resolve_inside(self.directory, directory), copy)
-        archive = artifacts.put_file(
-            self.resources, artifacts.pack(copy, copy.parent), f"{prefix}/{artifacts.ARCHIVE}", self._warn
-        )
-        undo.callback(artifacts.discard, self.resources.storage, [archive.key])
+        archive = StoredFile(artifacts.ARCHIVE, f"{prefix}/{artifacts.ARCHIVE}", *describe_archive(copy))
         parts = artifacts.put_directory(self.resources, copy, f"{prefix}/files", self._warn)
         undo.callback(artifacts.discard, self.resources.storage, [part.key for part in parts])
         copy.rmdir()
@@ -115,7 +113,7 @@ class Publisher:
 
     def _write_checkpoint_row(self, session: Session, job: Job, stored: StoredCheckpoint) -> Checkpoint:
         parts = [self._insert_file(session, part) for part in stored.files]
-        row = (stored.name, stored.metrics, stored.manifest, parts, self._insert_file(session, stored.archive))
+        row = (stored.name, stored.metrics, stored.manifest, parts, self._insert_archive(session, stored))
         previous = checkpoints.at_step(session, job.id, stored.step)
         if previous is None:
             return checkpoints.add(session, job, stored.step, *row)
@@ -164,6 +162,23 @@ class Publisher:
 
     def _warn(self, message: str) -> None:
         self.keeper.append_event(message, level="warn")
+
+    def _insert_archive(self, session: Session, stored: StoredCheckpoint) -> str:
+        """The archive of the stored files, which is assembled when it is read."""
+        members = [{"name": part.filename, "key": part.key, "bytes": part.size_bytes} for part in stored.files]
+        archive = stored.archive
+        row = files.insert_archive(
+            session,
+            self.job.project_id,
+            PURPOSE,
+            archive.filename,
+            archive.size_bytes,
+            archive.sha256,
+            archive.key,
+            members,
+            self.job.id,
+        )
+        return row.id
 
     def _is_published(self, session: Session, step: int) -> bool:
         return checkpoints.at_step(session, self.job.id, step) is not None

@@ -35,7 +35,8 @@ MEDIA_TYPES = {
 
 def content_response(storage: Storage, file: File, request: Request, as_base64: bool = False) -> Response:
     """The response with the stored content of `file`, or a redirect to it. Raises NotFound, RangeNotSatisfiable."""
-    is_plain = request.method == "GET" and not as_base64 and "if-range" not in request.headers
+    is_stored = file.archive_members is None
+    is_plain = is_stored and request.method == "GET" and not as_base64 and "if-range" not in request.headers
     if is_plain and not matches_etag(request.headers, _etag(file)):  # a bucket's ETags are others
         headers = _headers(file, _etag(file))
         url = storage.download_url(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Select, SQLColumnExpression, and_, func, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from app.db.ids import new_id
 from app.db.jobs.jobs import ACTIVE_STATES
@@ -43,6 +43,24 @@ def insert(
     session.add(file)
     session.flush()
     session.refresh(file)
+    return file
+
+
+def insert_archive(
+    session: Session,
+    project_id: str,
+    purpose: str,
+    filename: str,
+    size_bytes: int,
+    sha256: str,
+    storage_key: str,
+    members: list[dict[str, Any]],
+    job_id: str,
+) -> File:
+    """A file whose content is assembled from `members` ({name, key, bytes}); its key names no object."""
+    file = insert(session, project_id, purpose, filename, size_bytes, sha256, storage_key, job_id=job_id)
+    file.archive_members, file.purged_at = members, func.clock_timestamp()
+    session.flush()
     return file
 
 
@@ -123,7 +141,7 @@ def lock_content(session: Session, project_id: str, file_ids: Sequence[str]) -> 
 
 
 def lock_purgeable(session: Session, limit: int = 100) -> list[File]:
-    """Lock and return deleted files whose content no unfinished job or export needs any more."""
+    """Lock and return deleted files whose content no unfinished job or export, and no archive, needs any more."""
     in_use = select(Job.id).where(
         or_(Job.training_file_id == File.id, Job.validation_file_id == File.id), Job.state.in_(ACTIVE_STATES)
     )
@@ -137,7 +155,18 @@ def lock_purgeable(session: Session, limit: int = 100) -> list[File]:
         Export.adapter_file_ids.has_key(File.id),
         Export.state.in_([state.value for state in UNFINISHED]),
     )
-    unneeded = (~in_use.exists(), ~continued.exists(), ~exported.exists())
+    archive = aliased(File)
+    archived = (
+        select(Checkpoint.id)
+        .join(archive, archive.id == Checkpoint.archive_file_id)
+        .where(
+            Checkpoint.job_id == File.job_id,
+            Checkpoint.file_ids.has_key(File.id),
+            archive.archive_members.is_not(None),
+            archive.deleted_at.is_(None),
+        )
+    )
+    unneeded = (~in_use.exists(), ~continued.exists(), ~exported.exists(), ~archived.exists())
     query = (
         select(File)
         .where(File.deleted_at.is_not(None), File.purged_at.is_(None), *unneeded)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
@@ -20,6 +21,7 @@ class File(Base):
             "ix_files_stored", "project_id", postgresql_include=["bytes"], postgresql_where=text("purged_at IS NULL")
         ),
         CheckConstraint("bytes >= 0", name="bytes"),
+        CheckConstraint("archive_members IS NULL OR purged_at IS NOT NULL", name="archive_has_no_object"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -36,4 +38,7 @@ class File(Base):
     created_at: Mapped[datetime] = now()
     expires_at: Mapped[datetime | None]
     deleted_at: Mapped[datetime | None]
-    purged_at: Mapped[datetime | None]  # when the content was deleted, which happens when no job needs it
+    purged_at: Mapped[datetime | None]  # since when storage has no object of this row: its content was deleted
+    archive_members: Mapped[
+        list[dict[str, Any]] | None
+    ]  # [{name, key, bytes}]: a tar that is assembled when it is read

@@ -21,7 +21,7 @@ RESERVED_SPACE_FILE = "reserved-space"  # in the work directory; the trainer rem
 OVERHEAD_BYTES = 512 << 10
 HEADER_BYTES = 1024  # per trained parameter
 TRAINED_BYTES = 4  # float32
-COPIES = 3  # of the adapter during its publication: the trainer's, the worker's, the archive
+COPIES = 2  # of the adapter during its publication: the trainer's and the worker's
 
 
 @dataclass(frozen=True)

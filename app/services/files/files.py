@@ -10,7 +10,7 @@ from app.db.files import files
 from app.db.tables import File
 from app.domain.error_text.json_text import as_json, unquoted
 from app.errors import BadRequest, NotFound
-from app.storage import Storage
+from app.storage import ArchiveMember, Storage, open_archive
 
 
 def get(session: Session, project_id: str, file_id: str) -> File:
@@ -47,7 +47,10 @@ def delete(session: Session, project_id: str, file_id: str) -> File:
 def open_content(storage: Storage, file: File) -> BinaryIO:
     """A reader of the content. Raises NotFound if it was purged since the row was read."""
     try:
-        return storage.open(file.storage_key)
+        if file.archive_members is None:
+            return storage.open(file.storage_key)
+        members = [ArchiveMember(each["name"], each["key"], each["bytes"]) for each in file.archive_members]
+        return open_archive(storage, members)
     except FileNotFoundError as error:
         raise file_not_found(file.id) from error
 

@@ -14,6 +14,7 @@ from app.db.tables import Checkpoint, File, Job, Project
 from app.domain.jobs.states import Reason
 from app.storage import Storage
 from app.system import artifact_directory
+from tests.archives import tar_of
 from tests.factories import append_step_event, lease_of, make_file, make_job, results_csv, start_job, validate_job
 
 STEPS = (2, 4)
@@ -63,7 +64,7 @@ def write_adapter(directory: Path, step: int = 4) -> Path:
 
 def pack(directory: Path) -> Path:
     archive = directory.with_suffix(".tar")
-    artifact_directory.write_archive(directory, archive, "adapter")
+    archive.write_bytes(tar_of(directory))
     return archive
 
 

@@ -1,10 +1,8 @@
-"""Manifests and archives: what they promise, and that they notice when it does not hold."""
+"""Manifests: what they promise, and that they notice when it does not hold."""
 
 from __future__ import annotations
 
 import json
-import shutil
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,26 +70,6 @@ def test_a_missing_manifest_is_told_without_the_path_of_the_machine(directory: P
     with pytest.raises(artifact_directory.ManifestMismatch) as refused:
         artifact_directory.read_manifest(directory)
     assert str(refused.value) == f"{directory.name}: MANIFEST.json is missing or unreadable (No such file or directory)"
-
-
-def test_the_same_files_give_the_same_archive_whatever_their_times_and_order(directory: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    other.mkdir()
-    for path in sorted((p for p in directory.rglob("*") if p.is_file()), reverse=True):
-        target = other / path.relative_to(directory)
-        target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, target)
-    other.joinpath("adapter_config.json").chmod(0o600)
-    artifact_directory.write_archive(directory, tmp_path / "a.tar", "job")
-    artifact_directory.write_archive(other, tmp_path / "b.tar", "job")
-    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
-
-
-def test_an_archive_unpacks_to_a_directory_that_verifies(directory: Path, tmp_path: Path) -> None:
-    artifact_directory.write_archive(directory, tmp_path / "a.tar", "job")
-    with tarfile.open(tmp_path / "a.tar") as archive:
-        archive.extractall(tmp_path / "out", filter="data")
-    assert artifact_directory.verify(tmp_path / "out" / "job") == artifact_directory.read_manifest(directory)
 
 
 def test_publishing_renames_a_whole_directory(directory: Path, tmp_path: Path) -> None:

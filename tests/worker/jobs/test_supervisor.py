@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import hashlib
 import io
 import shutil
 import tarfile
@@ -157,6 +158,8 @@ class TestSuccess:
         assert done.adapter_archive_file_id is not None
         archive = harness.file(done.adapter_archive_file_id)
         assert (archive.sha256, archive.bytes) == (done.adapter_sha256, done.adapter_bytes)
+        assert hashlib.sha256(harness.content(archive.id)).hexdigest() == archive.sha256
+        assert not harness.stored_files("adapter.tar"), "the archive is assembled when it is read"
         with tarfile.open(fileobj=io.BytesIO(harness.content(archive.id))) as packed:
             packed.extractall(tmp_path, filter="data")
         manifest = verify(tmp_path / "adapter")
